@@ -1,0 +1,120 @@
+# Verbs for people and for CI. `make` alone lists them; each one sets up what it needs.
+#
+#   PYTHON=/path/to/python  the CPython >= 3.12 to build the environment with (else one is looked for)
+#   VENV=DIR                where the environment goes (default .venv)
+#   ARGS="..."              more arguments for pytest, the benchmark or the demo
+#   RUNS=N                  inputs per fuzz target (default 20000)
+
+VENV ?= .venv
+RUNS ?= 20000
+PYTHON ?=
+ARGS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --no-input
+COMPILE = $(VENV)-lock/bin/pip-compile --quiet --upgrade --generate-hashes --allow-unsafe --strip-extras \
+	--no-emit-index-url --no-emit-trusted-host --no-emit-find-links
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test lint format bench fuzz requirements clean test-packages bench-packages
+.SUFFIXES:
+.DELETE_ON_ERROR:
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
+
+venv: $(VENV)/.dev ## the environment with all tools, in .venv
+
+demo: $(VENV)/.run ## exit and proxy in one process, ready for curl; Ctrl-C ends it
+	@$(BIN)/cryprq-proxy demo $(ARGS)
+
+test: $(VENV)/.dev test-packages ## all tests
+	$(BIN)/python -m pytest -q $(ARGS)
+
+lint: $(VENV)/.dev ## ruff, its formatter and strict mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.dev ## let ruff put things in order
+	$(BIN)/ruff check --fix --quiet .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.dev bench-packages ## side by side with a C proxy pair
+	$(BIN)/python bench/run.py $(ARGS)
+
+fuzz: $(VENV)/.fuzz ## every fuzz target, RUNS inputs each
+	@for target in tests/fuzz/fuzz_*.py; do \
+		echo "$$target"; \
+		$(BIN)/python "$$target" -runs=$(RUNS) -timeout=10 -verbosity=0 $(ARGS) || exit 1; \
+	done
+
+requirements: ## resolve the newest dependencies and pin them with hashes
+	@$(find_python); "$$python" -m venv --clear $(VENV)-lock
+	@$(VENV)-lock/bin/python -m pip --disable-pip-version-check --quiet --no-input install pip-tools
+	CUSTOM_COMPILE_COMMAND="make requirements" $(COMPILE) --all-build-deps -o requirements.txt pyproject.toml
+	CUSTOM_COMPILE_COMMAND="make requirements" $(COMPILE) --all-build-deps --extra dev -c requirements.txt \
+		-o requirements-dev.txt pyproject.toml
+	CUSTOM_COMPILE_COMMAND="make requirements" $(COMPILE) --extra fuzz -c requirements-dev.txt \
+		-o requirements-fuzz.txt pyproject.toml
+	@rm -rf $(VENV)-lock
+
+clean: ## remove the environment, caches and build output
+	rm -rf $(VENV) $(VENV)-* .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist bench/build
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Sets $python. Running a candidate is the only proof: a version manager's shim may stand in the path and refuse.
+define find_python
+python=; for candidate in $(if $(PYTHON),"$(PYTHON)",python3.12 python3.13 python3.14 python3 python); do \
+	if "$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 12))' >/dev/null 2>&1; \
+	then python="$$candidate"; break; fi; \
+done; \
+if [ -z "$$python" ]; then \
+	echo "No CPython 3.12 or newer was found$(if $(PYTHON), at $(PYTHON)): install one and say" \
+		"make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; \
+	exit 1; \
+fi
+endef
+
+# Built anew when the pins change, so that nothing that left them stays. Three depths: run, develop, fuzz.
+$(VENV)/.run: requirements.txt pyproject.toml
+	@$(find_python); echo "Setting up $(VENV) with $$("$$python" --version)"; \
+	rm -rf $(VENV); \
+	"$$python" -m venv $(VENV) || { \
+		echo "Python could not make an environment: on Debian and Ubuntu install python3-venv first" >&2; \
+		exit 1; \
+	}
+	@$(PIP) install --require-hashes -r requirements.txt
+	@$(PIP) install --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.run requirements-dev.txt
+	@$(PIP) install --require-hashes -r requirements-dev.txt
+	@touch $@
+
+$(VENV)/.fuzz: $(VENV)/.dev requirements-fuzz.txt
+	@$(PIP) install --require-hashes -r requirements-fuzz.txt
+	@touch $@
+
+# Debian packages, where that is possible; what needs a missing one says so and is skipped.
+# RUNLEVEL=1 keeps packages from starting their services. $(1): commands, any of which is enough; $(2): the package.
+define install_package
+if ! { $(foreach command,$(1),command -v $(command) ||) false; } >/dev/null; then \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo "Installing $(2)"; \
+		export DEBIAN_FRONTEND=noninteractive RUNLEVEL=1; \
+		{ apt-get update -qq && apt-get install -y -qq --no-install-recommends $(2); } >/dev/null 2>&1 \
+			</dev/null || echo "Could not install $(2): what needs it is skipped"; \
+	else \
+		echo "$(2) is not installed: what needs it is skipped"; \
+	fi; \
+fi
+endef
+
+test-packages:
+	@$(call install_package,curl,curl)
+	@$(call install_package,chromium chromium-browser google-chrome,chromium)
+
+bench-packages:
+	@$(call install_package,cc gcc clang,gcc libc6-dev)
+	@$(call install_package,ss-server,shadowsocks-libev)

@@ -1,0 +1,1 @@
+"""Carriers: what takes a session's records from one host to the other."""

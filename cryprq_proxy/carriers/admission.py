@@ -1,0 +1,120 @@
+"""From a connected socket to a carrier's first keys: the handshake's flights and the exit's verdict on them.
+
+Each flight stands behind its length, u16. After the third, the exit's first record says ACCEPT (a new session),
+RESUMED (the session that the client named goes on), NO_SESSION (it does not, this is a new one) or CLOSE. Until the
+exit knows whom it talks to, it reads no further than the third flight, and on any error it says nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Final
+
+from .. import wire
+from ..crypto.handshake import LENGTH, SECOND_SIZE, ClientHandshake, Established
+from ..crypto.payloads import ResumeRequest, resume_proof
+from ..crypto.primitives import constant_time_equal
+from ..errors import CarrierError, CloseReason, HandshakeError, PeerError
+from ..session.records import HEADER, MAX_RECORD, TAG, RecordOpener, RecordSealer
+from ..session.session import Session
+
+MAX_VERDICT: Final = 64
+"""Bytes of frames in the exit's first record at most."""
+
+type Offload = Callable[[Callable[[], bytes]], Awaitable[bytes]]
+"""Runs one step of a handshake, on another thread where it is slow."""
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """The client's view of a finished handshake.
+
+    `resumed` is the number of frames of the old session that the exit has, None if this is a new session.
+    """
+
+    established: Established
+    sealer: RecordSealer
+    opener: RecordOpener
+    resumed: int | None
+
+
+async def read_exactly(sock: socket.socket, size: int) -> bytes:
+    """Exactly `size` bytes of a non-blocking socket; raises CarrierError if it ends or breaks before."""
+    loop = asyncio.get_running_loop()
+    parts = bytearray()
+    while len(parts) < size:
+        try:
+            part = await loop.sock_recv(sock, size - len(parts))
+        except OSError as error:
+            raise CarrierError(CloseReason.TIMED_OUT, f"the connection broke: {error.strerror}") from None
+        if not part:
+            raise CarrierError(CloseReason.TIMED_OUT, "the other side ended the connection during the handshake")
+        parts += part
+    return bytes(parts)
+
+
+async def read_flight(sock: socket.socket, sizes: range) -> bytes:
+    """One flight; raises HandshakeError for a length outside of `sizes`, CarrierError if the socket ends."""
+    (size,) = LENGTH.unpack(await read_exactly(sock, LENGTH.size))
+    if size not in sizes:
+        raise HandshakeError("a flight of impossible length arrived")
+    return await read_exactly(sock, size)
+
+
+async def write(sock: socket.socket, data: bytes) -> None:
+    """All of `data`; raises CarrierError if the socket breaks."""
+    try:
+        await asyncio.get_running_loop().sock_sendall(sock, data)
+    except OSError as error:
+        raise CarrierError(CloseReason.TIMED_OUT, f"the connection broke: {error.strerror}") from None
+
+
+def frame_flight(flight: bytes) -> bytes:
+    return LENGTH.pack(len(flight)) + flight
+
+
+async def admit_client(
+    sock: socket.socket, handshake: ClientHandshake, session: Session | None, attempt: int, offload: Offload
+) -> Admission:
+    """The client's side. `session` is the one to resume, with the number of this attempt (from 1, rising).
+
+    Raises HandshakeError if the exit is not the pinned one, CarrierError if the connection ends, PeerError
+    (NOT_AUTHORISED and others) if the exit says no. The caller bounds the time.
+    """
+    await write(sock, frame_flight(await offload(handshake.write_first)))
+    second = await read_flight(sock, SECOND_SIZE)
+    received = 0 if session is None else session.received
+
+    def third() -> bytes:
+        handshake.read_second(second)
+        if session is None:
+            return handshake.write_third(None)
+        return handshake.write_third(
+            ResumeRequest.make(session.session_id, session.resume_secret, handshake.resume_hash, attempt, received)
+        )
+
+    await write(sock, frame_flight(await offload(third)))
+    established = handshake.result
+    opener = RecordOpener(established.cipher, established.epoch.exit_record)
+    header = await read_exactly(sock, HEADER)
+    length = int.from_bytes(header)
+    if not TAG < length <= min(TAG + MAX_VERDICT, MAX_RECORD):
+        raise CarrierError(CloseReason.BAD_RECORD, "the exit's first record has an impossible length")
+    plaintext, _ = opener.open(memoryview(header + await read_exactly(sock, length)), 0)
+    frames = wire.decode_frames(plaintext or b"")
+    kind, _, value = frames[0]
+    resumed: int | None = None
+    if kind == wire.CLOSE and isinstance(value, CloseReason):
+        raise PeerError(value, f"the exit closed the link: {value.name.lower().replace('_', ' ')}")
+    if kind == wire.RESUMED and session is not None and isinstance(value, tuple):
+        resumed, proof = value
+        expected = resume_proof(session.resume_secret, b"resume S", handshake.resume_hash, attempt, resumed)
+        if not constant_time_equal(proof, expected):
+            raise PeerError(CloseReason.RESUME, "the exit did not prove that it knows the session")
+    elif (kind, session is None) not in ((wire.ACCEPT, True), (wire.NO_SESSION, False)):
+        raise PeerError(CloseReason.PROTOCOL, "the exit's first record is not an answer to the handshake")
+    sealer = RecordSealer(established.cipher, established.epoch.client_record)
+    return Admission(established, sealer, opener, resumed)

@@ -1,0 +1,86 @@
+"""Dialling the exit: a TCP connection, straight or through an upstream SOCKS5 proxy."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+from dataclasses import dataclass
+
+from ..address import Destination
+from ..errors import CarrierError, CloseReason
+
+
+@dataclass(frozen=True, slots=True)
+class Upstream:
+    """A SOCKS5 proxy (RFC 1928, 1929) between here and the exit."""
+
+    address: Destination
+    user: str | None = None
+    password: str | None = None
+
+    def __repr__(self) -> str:
+        return f"Upstream({self.address})"
+
+
+def prepare(sock: socket.socket) -> socket.socket:
+    """The options that every carrier's socket has."""
+    sock.setblocking(False)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return sock
+
+
+async def dial(exit_address: Destination, upstream: Upstream | None) -> socket.socket:
+    """A connected, non-blocking socket to the exit.
+
+    A name is resolved here, by the system, unless there is an upstream: then it is resolved there. Addresses are tried
+    in the resolver's order. Raises CarrierError saying which host did not answer and why. The caller bounds the time.
+    """
+    if upstream is not None:
+        return await _dial_through(upstream, exit_address)
+    loop = asyncio.get_running_loop()
+    try:
+        found = await loop.getaddrinfo(exit_address.host, exit_address.port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise _failed(f"the exit's name {exit_address.host} could not be resolved", error) from None
+    last: OSError | None = None
+    for family, _, _, _, address in found:
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            prepare(sock)
+            await loop.sock_connect(sock, address)
+        except OSError as error:
+            sock.close()
+            last = error
+        except BaseException:
+            sock.close()
+            raise
+        else:
+            return sock
+    raise _failed(f"the exit at {exit_address} cannot be reached", last)
+
+
+async def _dial_through(upstream: Upstream, exit_address: Destination) -> socket.socket:
+    from asyncio_socks_server.client.client import connect
+    from asyncio_socks_server.core.protocol import ProtocolError
+    from asyncio_socks_server.core.types import Address
+
+    try:
+        connection = await connect(
+            Address(*upstream.address), Address(*exit_address), upstream.user, upstream.password
+        )
+    except (OSError, ProtocolError, asyncio.IncompleteReadError, ValueError) as error:
+        raise _failed(f"the upstream proxy at {upstream.address} did not connect to the exit", error) from None
+    # The exit says nothing before it has read, so no byte can be lost in the reader: take the connection over.
+    transport = connection.writer.transport
+    try:
+        return prepare(socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno())))
+    finally:
+        with contextlib.suppress(RuntimeError):
+            transport.abort()
+
+
+def _failed(what: str, error: BaseException | None) -> CarrierError:
+    why = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return CarrierError(CloseReason.TIMED_OUT, f"{what}: {why}")

@@ -1,0 +1,374 @@
+"""The handshake of the link: three flights, and from them all secrets of a session's first epoch.
+
+    client                                                     exit
+      -> psk, e, e1              payload 1: what the client offers
+      <- e, ee, ekem1, s, sig    payload 2: what the exit chose
+      -> s, sig                  payload 3: a new session, or one to resume
+
+It is Noise XX with signatures instead of static Diffie-Hellman keys, an ML-KEM exchange beside the X25519
+one, and a psk. The client knows the exit's id beforehand: id and psk are part of the very first key, so
+that who does not know the id cannot make a first flight that opens, and is to get not one byte. Whether the
+exit wants this client is for the caller to say after the third flight.
+
+No I/O here. Each method is one flight and pure computation, so that a driver may run any of them on an
+executor thread; it must not run two at the same time. On the wire each flight stands behind its length
+(`LENGTH`, two bytes); a driver refuses a length outside of `FIRST_SIZE`, `SECOND_SIZE` and `THIRD_SIZE`
+before it waits for the bytes.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Final, Self
+
+from ..errors import HandshakeError, LocalError
+from .identity import PUBLIC_SIZE, SIGNATURE_SIZE, Identity, PeerId, verify_signatures
+from .noise import PSK_SIZE, HandshakeState, message_overhead
+from .payloads import (
+    CHOICE_SIZE,
+    FEATURES,
+    OFFER_LIMIT,
+    OFFER_MIN,
+    PROOF_LIMIT,
+    PROOF_MIN,
+    SESSION_ID_SIZE,
+    VERSION,
+    Choice,
+    Offer,
+    choose,
+    decode_proof,
+    encode_proof,
+)
+from .payloads import RESUME_CLIENT as RESUME_CLIENT  # these four are part of this file's interface
+from .payloads import RESUME_EXIT as RESUME_EXIT
+from .payloads import ResumeRequest as ResumeRequest
+from .payloads import resume_proof as resume_proof
+from .primitives import AEAD_KEY_SIZE, Cipher, Entropy, Provider, ciphers_by_speed, sha256, system_entropy
+
+PATTERN = "XXhfs+sig+psk0"
+LENGTH = struct.Struct("!H")
+"""Stands before each flight."""
+
+
+def _sizes(index: int, least: int, most: int) -> range:
+    overhead = message_overhead(PATTERN, index, public_size=PUBLIC_SIZE, signature_size=SIGNATURE_SIZE)
+    return range(overhead + least, overhead + most + 1)
+
+
+FIRST_SIZE: Final = _sizes(0, OFFER_MIN, OFFER_LIMIT)
+"""The lengths that a first flight may have; the ranges leave later versions some room in the payloads."""
+SECOND_SIZE: Final = _sizes(1, CHOICE_SIZE, OFFER_LIMIT)
+THIRD_SIZE: Final = _sizes(2, PROOF_MIN, PROOF_LIMIT)
+FIRST_MAX: Final = FIRST_SIZE[-1]
+SECOND_MAX: Final = SECOND_SIZE[-1]
+THIRD_MAX: Final = THIRD_SIZE[-1]
+
+SECRET_SIZE = 32
+
+
+# --- what comes out ---
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class EpochSecrets:
+    """The secrets of one epoch, 32 bytes each. Each direction has keys of its own."""
+
+    client_record: bytes
+    """For records from the client to the exit."""
+    exit_record: bytes
+    """For records from the exit to the client."""
+    client_lane: bytes
+    """For datagrams from the client to the exit."""
+    exit_lane: bytes
+    chain: bytes
+    """The psk of the next rotation."""
+    hash: bytes
+    """The handshake hash; the next rotation binds it. Not a secret."""
+
+    @classmethod
+    def derive(cls, noise: HandshakeState) -> Self:
+        """Of a finished handshake or rotation, by `HandshakeState.export` with the labels below."""
+        labels = (b"client record", b"exit record", b"client lane", b"exit lane")
+        client_record, exit_record, client_lane, exit_lane = (
+            noise.export(label, AEAD_KEY_SIZE) for label in labels
+        )
+        chain = noise.export(b"chain", PSK_SIZE)
+        return cls(client_record, exit_record, client_lane, exit_lane, chain, noise.h)
+
+    def __repr__(self) -> str:
+        return "EpochSecrets(...)"
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Established:
+    """The result of a handshake. Both sides have the same, but for `peer`."""
+
+    cipher: Cipher
+    """Of the records."""
+    features: int
+    """The feature bits that both sides know."""
+    peer: PeerId
+    """The other side, authenticated."""
+    epoch: EpochSecrets
+    session_id: bytes
+    """16 bytes; for a new session. A resumed one keeps the id and the resume secret of its first handshake."""
+    resume_secret: bytes
+    """32 bytes; for a new session."""
+    provider: str
+    """Where this side's post-quantum primitives came from, for the status."""
+
+    def __repr__(self) -> str:
+        return f"Established(cipher={self.cipher.name}, peer={self.peer!r}, provider={self.provider!r})"
+
+
+# --- the two sides ---
+
+_PROLOGUE = b"cryprq/1 link"
+_PSK_LABEL = b"cryprq/1 psk0"
+_SIGNED_LABEL = b"cryprq/1 handshake\0"
+_ROLE_CLIENT = b"C"
+_ROLE_EXIT = b"S"
+
+
+def default_psk(exit_id: PeerId) -> bytes:
+    """The psk of an exit that has none configured."""
+    return sha256(_PSK_LABEL + exit_id.raw)
+
+
+class _Step(Enum):
+    NEW = auto()
+    FIRST_DONE = auto()
+    SECOND_DONE = auto()
+    DONE = auto()
+    FAILED = auto()
+
+
+_Transitions = Mapping[tuple[_Step, str], _Step]
+
+_CLIENT_STEPS: Final[_Transitions] = {
+    (_Step.NEW, "write_first"): _Step.FIRST_DONE,
+    (_Step.FIRST_DONE, "read_second"): _Step.SECOND_DONE,
+    (_Step.SECOND_DONE, "write_third"): _Step.DONE,
+}
+_EXIT_STEPS: Final[_Transitions] = {
+    (_Step.NEW, "read_first"): _Step.FIRST_DONE,
+    (_Step.FIRST_DONE, "write_second"): _Step.SECOND_DONE,
+    (_Step.SECOND_DONE, "read_third"): _Step.DONE,
+}
+
+
+class _Signer:
+    """What the tokens `s` and `sig` mean on the link: hybrid signatures, and for a client one pinned peer."""
+
+    public_size = PUBLIC_SIZE
+    signature_size = SIGNATURE_SIZE
+
+    def __init__(
+        self, identity: Identity, provider: Provider, role: bytes, expected: PeerId | None, entropy: Entropy
+    ) -> None:
+        self._identity = identity
+        self._provider = provider
+        self._role = role
+        self._expected = expected
+        self._entropy = entropy
+        self.peer: PeerId | None = None
+
+    @property
+    def public(self) -> bytes:
+        return self._identity.public
+
+    def sign(self, h: bytes) -> bytes:
+        return self._identity.sign(_SIGNED_LABEL + self._role + h, self._entropy)
+
+    def verify(self, public: bytes, signature: bytes, h: bytes) -> None:
+        peer = PeerId.of(public)
+        if self._expected is not None and peer != self._expected:
+            raise HandshakeError(f"the exit is {peer}, not the one that was asked for")
+        role = _ROLE_EXIT if self._role == _ROLE_CLIENT else _ROLE_CLIENT
+        if not verify_signatures(self._provider, public, signature, _SIGNED_LABEL + role + h):
+            raise HandshakeError(f"the signatures of {peer} do not hold")
+        self.peer = peer
+
+
+class _Side:
+    """What both sides share: the order of the flights, and the result.
+
+    A flight that raises ends the handshake: every later call is a LocalError.
+    """
+
+    def __init__(
+        self,
+        steps: _Transitions,
+        identity: Identity,
+        provider: Provider,
+        exit_id: PeerId,
+        psk: bytes | None,
+        entropy: Entropy,
+    ) -> None:
+        self._steps = steps
+        self._step = _Step.NEW
+        self._provider = provider
+        self._choice: Choice | None = None
+        self._resume_hash = b""
+        self._result: Established | None = None
+        initiator = steps is _CLIENT_STEPS
+        role, expected = (_ROLE_CLIENT, exit_id) if initiator else (_ROLE_EXIT, None)
+        self._signer = _Signer(identity, provider, role, expected, entropy)
+        self._noise = HandshakeState(
+            PATTERN,
+            initiator=initiator,
+            prologue=_PROLOGUE + exit_id.raw,
+            psk=default_psk(exit_id) if psk is None else psk,
+            provider=provider,
+            authenticator=self._signer,
+            entropy=entropy,
+        )
+
+    @contextmanager
+    def _flight(self, call: str) -> Iterator[None]:
+        following = self._steps.get((self._step, call))
+        if following is None:
+            raise LocalError(f"{call} is out of turn: the handshake is at {self._step.name}")
+        self._step = _Step.FAILED  # until it went well
+        yield
+        self._step = following
+
+    def _finish(self) -> None:
+        if self._signer.peer is None or self._choice is None:
+            raise LocalError("the handshake is not finished")
+        self._result = Established(
+            cipher=self._choice.cipher,
+            features=self._choice.features,
+            peer=self._signer.peer,
+            epoch=EpochSecrets.derive(self._noise),
+            session_id=self._noise.export(b"session id", SESSION_ID_SIZE),
+            resume_secret=self._noise.export(b"resume secret", SECRET_SIZE),
+            provider=self._provider.name,
+        )
+
+    @property
+    def resume_hash(self) -> bytes:
+        """The handshake hash after the second flight (32 bytes), which proofs of resumption cover."""
+        if not self._resume_hash:
+            raise LocalError("there is no resume hash before the second flight")
+        return self._resume_hash
+
+    @property
+    def result(self) -> Established:
+        """After the third flight. An exit must still decide whether it wants this peer."""
+        if self._result is None:
+            raise LocalError("the handshake is not finished")
+        return self._result
+
+
+class ClientHandshake(_Side):
+    """The side that dials: `write_first`, `read_second`, `write_third`, then `result`.
+
+    Raises HandshakeError where the exit is not who it should be or breaks the protocol; the driver closes
+    the carrier.
+    """
+
+    def __init__(
+        self,
+        identity: Identity,
+        exit_id: PeerId,
+        provider: Provider,
+        *,
+        psk: bytes | None = None,
+        ciphers: tuple[Cipher, ...] | None = None,
+        entropy: Entropy = system_entropy,
+    ) -> None:
+        """`psk`: the exit's 32 bytes if it has some; `ciphers`: what to offer, the preferred first."""
+        super().__init__(_CLIENT_STEPS, identity, provider, exit_id, psk, entropy)
+        self._offer = Offer((VERSION,), ciphers or ciphers_by_speed(), FEATURES)
+
+    def write_first(self) -> bytes:
+        """The first flight."""
+        with self._flight("write_first"):
+            return self._noise.write_message(self._offer.encode())
+
+    def read_second(self, flight: bytes) -> None:
+        """Checks that the exit is the pinned one, that both its signatures hold, and that it chose of the offer."""
+        with self._flight("read_second"):
+            if len(flight) not in SECOND_SIZE:
+                raise HandshakeError("the second flight has the wrong length")
+            choice = Choice.decode(self._noise.read_message(flight))
+            if (
+                choice.version not in self._offer.versions
+                or choice.cipher not in self._offer.ciphers
+                or choice.features & ~self._offer.features
+            ):
+                raise HandshakeError("the exit chose something that was not offered")
+            self._choice = choice
+            self._resume_hash = self._noise.h
+
+    def write_third(self, resume: ResumeRequest | None = None) -> bytes:
+        """The third flight; records may follow it at once. Slow: it signs."""
+        with self._flight("write_third"):
+            flight = self._noise.write_message(encode_proof(resume))
+            self._finish()
+            return flight
+
+
+class ExitHandshake(_Side):
+    """The side that listens: `read_first`, `write_second`, `read_third`, then `peer_id`, `resume` and
+    `result`.
+
+    Raises HandshakeError on whatever is wrong with the client's bytes; the driver must not answer, but
+    close in silence. It must open none of the records that follow the third flight before it has accepted
+    `peer_id`.
+    """
+
+    def __init__(
+        self,
+        identity: Identity,
+        provider: Provider,
+        *,
+        psk: bytes | None = None,
+        ciphers: tuple[Cipher, ...] | None = None,
+        entropy: Entropy = system_entropy,
+    ) -> None:
+        """`psk`: 32 configured bytes, if any; `ciphers`: the own ones, the preferred first."""
+        super().__init__(_EXIT_STEPS, identity, provider, identity.peer_id, psk, entropy)
+        self._ciphers = ciphers or ciphers_by_speed()
+        self._resume: ResumeRequest | None = None
+
+    def read_first(self, flight: bytes) -> None:
+        """Cheap enough for the event loop: a client that does not know this exit fails at the first AEAD."""
+        with self._flight("read_first"):
+            if len(flight) not in FIRST_SIZE:
+                raise HandshakeError("the first flight has the wrong length")
+            self._choice = choose(Offer.decode(self._noise.read_message(flight)), self._ciphers)
+
+    def write_second(self) -> bytes:
+        """The second flight. Slow: it signs."""
+        with self._flight("write_second"):
+            if self._choice is None:
+                raise LocalError("there is no choice before the first flight")
+            flight = self._noise.write_message(self._choice.encode())
+            self._resume_hash = self._noise.h
+            return flight
+
+    def read_third(self, flight: bytes) -> None:
+        """Checks both signatures of the client."""
+        with self._flight("read_third"):
+            if len(flight) not in THIRD_SIZE:
+                raise HandshakeError("the third flight has the wrong length")
+            self._resume = decode_proof(self._noise.read_message(flight))
+            self._finish()
+
+    @property
+    def peer_id(self) -> PeerId:
+        """Who the client is; after the third flight."""
+        return self.result.peer
+
+    @property
+    def resume(self) -> ResumeRequest | None:
+        """The session that the client wants to go on with, unchecked (`ResumeRequest.proves`); None for a new one."""
+        if self._result is None:
+            raise LocalError("the handshake is not finished")
+        return self._resume

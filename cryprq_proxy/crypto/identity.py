@@ -1,0 +1,207 @@
+"""Who a peer is: a hybrid signing key, and the id that names it.
+
+An identity is an Ed25519 key and an ML-DSA-65 key, each from a seed of 32 bytes; both seeds are one line of
+a file that only its owner may read. The peer id is the SHA-256 of both public keys, written as 52
+characters of base32. Signatures go in pairs as well: `verify_signatures` says yes only where both hold.
+Ed25519 alone would not do (a public key of small order has signatures that fit anything), nor would a key
+that an id does not cover.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+import re
+import stat
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Self
+
+from ..errors import ConfigError, LocalError
+from .primitives import (
+    ED25519_PUBLIC_SIZE,
+    ED25519_SIGNATURE_SIZE,
+    HASH_SIZE,
+    MLDSA_PUBLIC_SIZE,
+    MLDSA_SIGNATURE_SIZE,
+    SEED_SIZE,
+    Ed25519Key,
+    Entropy,
+    MldsaKey,
+    Provider,
+    ed25519_verify,
+    sha256,
+    system_entropy,
+)
+
+PUBLIC_SIZE = ED25519_PUBLIC_SIZE + MLDSA_PUBLIC_SIZE
+"""Ed25519 public key (32 bytes), ML-DSA-65 public key (1952)."""
+SIGNATURE_SIZE = ED25519_SIGNATURE_SIZE + MLDSA_SIGNATURE_SIZE
+"""Ed25519 signature (64 bytes), ML-DSA-65 signature (3309)."""
+PEER_ID_SIZE = HASH_SIZE
+PEER_ID_LENGTH = 52
+"""Characters of a peer id: 256 bits and 4 zero pad bits, 5 bits each."""
+SIGNATURE_CONTEXT = b"cryprq/1"
+"""The context string of the ML-DSA signatures (FIPS 204, section 5.2)."""
+
+
+@dataclass(frozen=True, slots=True, order=True, repr=False)
+class PeerId:
+    """The name of a peer; two are equal if their 32 bytes are, however they were spelled."""
+
+    raw: bytes
+
+    def __post_init__(self) -> None:
+        if len(self.raw) != PEER_ID_SIZE:
+            raise LocalError(f"a peer id has {PEER_ID_SIZE} bytes, not {len(self.raw)}")
+
+    @classmethod
+    def of(cls, public: bytes) -> Self:
+        """The id of a public key (1984 bytes, as in `Identity.public`)."""
+        return cls(sha256(public))
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """The id that `text` spells in base32, in either case and without padding (RFC 4648, section 6).
+
+        Raises ConfigError for every text but the one spelling that an id has, apart from case.
+        """
+        if len(text) != PEER_ID_LENGTH:
+            raise ConfigError(f"a peer id has {PEER_ID_LENGTH} characters, but this one has {len(text)}")
+        try:
+            raw = base64.b32decode(text + "====", casefold=True)
+        except (binascii.Error, ValueError):
+            raise ConfigError("a peer id consists of the letters a to z and the digits 2 to 7") from None
+        peer = cls(raw)
+        if str(peer) != text.lower():  # the last character has four bits that count for nothing
+            raise ConfigError(f"the last character of the peer id cannot be {text[-1]!r}; copy the id again")
+        return peer
+
+    def __bytes__(self) -> bytes:
+        return self.raw
+
+    def __str__(self) -> str:
+        return base64.b32encode(self.raw).decode().rstrip("=").lower()
+
+    def __repr__(self) -> str:
+        return f"PeerId({str(self)[:8]}...)"
+
+
+def verify_signatures(provider: Provider, public: bytes, signature: bytes, data: bytes) -> bool:
+    """Whether both signatures of `signature` (3373 bytes) over `data` hold under both keys of `public` (1984)."""
+    if len(public) != PUBLIC_SIZE or len(signature) != SIGNATURE_SIZE:
+        return False
+    return ed25519_verify(
+        public[:ED25519_PUBLIC_SIZE], signature[:ED25519_SIGNATURE_SIZE], data
+    ) and provider.mldsa_verify(
+        public[ED25519_PUBLIC_SIZE:], signature[ED25519_SIGNATURE_SIZE:], data, SIGNATURE_CONTEXT
+    )
+
+
+_FILE_FORMAT = re.compile(rb"cryprq-identity-1 ([A-Za-z0-9+/]{86}==)\n")
+_FILE_SIZE = len("cryprq-identity-1 ") + 88 + 1
+
+
+class Identity:
+    """The signing keys of this peer. Safe to use from several threads."""
+
+    def __init__(self, provider: Provider, ed25519_seed: bytes, mldsa_seed: bytes) -> None:
+        """From two seeds of 32 bytes; see also `generate` and `load`.
+
+        The ML-DSA key is expanded when it is first needed (0.4 ms, or 15 ms with the pure provider), so
+        that reading a file to check it costs nothing.
+        """
+        if len(ed25519_seed) != SEED_SIZE or len(mldsa_seed) != SEED_SIZE:
+            raise LocalError(f"an identity is made of two seeds of {SEED_SIZE} bytes")
+        self._provider = provider
+        self._seeds = ed25519_seed + mldsa_seed
+        self._ed25519 = Ed25519Key(ed25519_seed)
+
+    @classmethod
+    def generate(cls, provider: Provider, entropy: Entropy = system_entropy) -> Self:
+        """A new identity."""
+        return cls(provider, entropy(SEED_SIZE), entropy(SEED_SIZE))
+
+    @cached_property
+    def _mldsa(self) -> MldsaKey:
+        return self._provider.mldsa_key(self._seeds[SEED_SIZE:])
+
+    @cached_property
+    def public(self) -> bytes:
+        """Both public keys, 32 + 1952 bytes."""
+        return self._ed25519.public + self._mldsa.public
+
+    @cached_property
+    def peer_id(self) -> PeerId:
+        return PeerId.of(self.public)
+
+    def sign(self, data: bytes, entropy: Entropy = system_entropy) -> bytes:
+        """Both signatures over `data`, 64 + 3309 bytes. Slow (milliseconds): not for an event loop's thread."""
+        return self._ed25519.sign(data) + self._mldsa.sign(data, SIGNATURE_CONTEXT, entropy)
+
+    def __repr__(self) -> str:
+        return f"Identity({self.peer_id!r})"
+
+    # --- the file ---
+
+    def save(self, path: Path) -> None:
+        """Write the seeds to a new file that only its owner may read, and make it last (fsync).
+
+        Creates the directory too, for its owner alone. Raises ConfigError where the file exists already,
+        since a key that is overwritten is lost, and where it cannot be written.
+        """
+        line = b"cryprq-identity-1 " + base64.b64encode(self._seeds) + b"\n"
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        except FileExistsError:
+            raise ConfigError(f"{path} exists already; move it away to make a new identity") from None
+        except OSError as error:
+            raise ConfigError(f"the identity cannot be written to {path}: {error.strerror}") from None
+        try:
+            with open(fd, "wb") as file:
+                file.write(line)
+                file.flush()
+                os.fsync(fd)
+            directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.fsync(directory)
+            finally:
+                os.close(directory)
+        except OSError as error:
+            path.unlink(missing_ok=True)  # no half-written key that a later start would trip over
+            raise ConfigError(f"the identity cannot be written to {path}: {error.strerror}") from None
+
+    @classmethod
+    def load(cls, provider: Provider, path: Path) -> Self:
+        """The identity of a file that `save` wrote.
+
+        Raises ConfigError, saying what to do, where the file is missing, readable by others, or not of that
+        format.
+        """
+        try:
+            # Non-blocking, so that a FIFO in the file's place cannot stop the start.
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except FileNotFoundError:
+            raise ConfigError(f"there is no identity at {path}; make one first") from None
+        except OSError as error:
+            raise ConfigError(f"the identity {path} cannot be read: {error.strerror}") from None
+        try:
+            with open(fd, "rb") as file:
+                status = os.fstat(fd)
+                if not stat.S_ISREG(status.st_mode):
+                    raise ConfigError(f"{path} is not a file; name the file of an identity")
+                if status.st_mode & 0o077:
+                    raise ConfigError(f"others may read the identity {path}; run: chmod 600 {path}")
+                line = file.read(_FILE_SIZE + 1)
+        except OSError as error:
+            raise ConfigError(f"the identity {path} cannot be read: {error.strerror}") from None
+        match = _FILE_FORMAT.fullmatch(line)
+        seeds = b"" if match is None else base64.b64decode(match[1])
+        if match is None or base64.b64encode(seeds) != match[1]:
+            raise ConfigError(
+                f"{path} is not an identity of this version; restore it from a copy or make a new one"
+            )
+        return cls(provider, seeds[:SEED_SIZE], seeds[SEED_SIZE:])

@@ -1,0 +1,402 @@
+"""The Noise Protocol Framework, revision 34, as far as the link needs it, driven by tables.
+
+A pattern is a tuple of messages, a message a tuple of tokens; writing or reading a message is a walk along
+its tokens. The objects and their names are those of the specification, section 5. Besides its tokens `e`,
+`s`, `ee` and `psk` there are three of its published extensions:
+
+    e1      the initiator's ephemeral ML-KEM key, encrypted (hfs)
+    ekem1   an encapsulation to it, encrypted; its secret is mixed in (hfs)
+    sig     a signature of the handshake hash by the key that `s` carried, encrypted (sig)
+
+Here `s` is a signing key only: no Diffie-Hellman is done with it. What a signing key is, and which one is
+acceptable, is the business of an `Authenticator`. Cipher and hash are always ChaCha20-Poly1305 and SHA-256.
+One rule of the psk section counts as much as the tables: in a pattern with a psk, `e` is also mixed into
+the key (section 9.2), so that a first message is never encrypted under the psk alone.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Final, Literal, Protocol
+
+from ..errors import HandshakeError, LocalError
+from .primitives import (
+    AEAD_TAG_SIZE,
+    HASH_SIZE,
+    MLKEM_CIPHERTEXT_SIZE,
+    MLKEM_PUBLIC_SIZE,
+    X25519_SIZE,
+    Aead,
+    Cipher,
+    Entropy,
+    InvalidTag,
+    KemKey,
+    Provider,
+    X25519Key,
+    hkdf,
+    hmac_sha256,
+    new_aead,
+    sha256,
+    system_entropy,
+)
+
+type Token = Literal["psk", "e", "ee", "e1", "ekem1", "s", "sig"]
+type Pattern = tuple[tuple[Token, ...], ...]
+
+PATTERNS: Final[Mapping[str, Pattern]] = {
+    "NN": (("e",), ("e", "ee")),
+    "NNpsk0": (("psk", "e"), ("e", "ee")),
+    "NNhfs+psk0": (
+        ("psk", "e", "e1"),
+        ("e", "ee", "ekem1"),
+    ),
+    "XXhfs+sig+psk0": (
+        ("psk", "e", "e1"),
+        ("e", "ee", "ekem1", "s", "sig"),
+        ("s", "sig"),
+    ),
+}
+"""The initiator writes the first message, then the sides take turns."""
+
+MAX_MESSAGE = 65535
+PSK_SIZE = 32
+_NONCE = struct.Struct("<4xQ")
+_MAX_NONCE = 2**64 - 1
+
+
+_TOKENS = {
+    name: frozenset(token for message in pattern for token in message) for name, pattern in PATTERNS.items()
+}
+
+
+@cache
+def protocol_name(pattern: str) -> bytes:
+    """The name that starts the hash, for example Noise_NNhfs+psk0_25519+MLKEM768_ChaChaPoly_SHA256."""
+    tokens = _TOKENS[pattern]
+    keys = "25519" + ("+MLKEM768" if "e1" in tokens else "") + ("+Ed25519+MLDSA65" if "sig" in tokens else "")
+    return f"Noise_{pattern}_{keys}_ChaChaPoly_SHA256".encode()
+
+
+class CipherState:
+    """A key and a counter (section 5.1); with no key, data passes as it is."""
+
+    __slots__ = ("_aead", "_nonce")
+
+    def __init__(self, key: bytes | None = None) -> None:
+        self._aead: Aead | None = None if key is None else new_aead(Cipher.CHACHA20_POLY1305, key)
+        self._nonce = 0
+
+    @property
+    def has_key(self) -> bool:
+        return self._aead is not None
+
+    def _next_nonce(self) -> bytes:
+        if self._nonce == _MAX_NONCE:  # reserved for rekeying by the specification
+            raise LocalError("the nonces of this key are used up")
+        nonce = _NONCE.pack(self._nonce)
+        self._nonce += 1
+        return nonce
+
+    def encrypt(self, ad: bytes, plaintext: bytes) -> bytes:
+        """The ciphertext, 16 bytes longer than the plaintext."""
+        return plaintext if self._aead is None else self._aead.encrypt(self._next_nonce(), plaintext, ad)
+
+    def decrypt(self, ad: bytes, ciphertext: bytes) -> bytes:
+        """The plaintext; raises HandshakeError where it does not authenticate."""
+        if self._aead is None:
+            return ciphertext
+        try:
+            return self._aead.decrypt(self._next_nonce(), ciphertext, ad)
+        except InvalidTag:
+            raise HandshakeError("a message of the handshake does not authenticate") from None
+
+
+class SymmetricState:
+    """The chaining key `ck` and the handshake hash `h` (section 5.2)."""
+
+    __slots__ = ("_cipher", "_ck", "h")
+
+    def __init__(self, name: bytes) -> None:
+        self.h = name.ljust(HASH_SIZE, b"\0") if len(name) <= HASH_SIZE else sha256(name)
+        self._ck = self.h
+        self._cipher = CipherState()
+
+    @property
+    def has_key(self) -> bool:
+        return self._cipher.has_key
+
+    def _derive(self, material: bytes, count: int) -> list[bytes]:
+        """The HKDF of section 4.3: `count` outputs of 32 bytes."""
+        key, output, outputs = hmac_sha256(self._ck, material), b"", []
+        for index in range(1, count + 1):
+            output = hmac_sha256(key, output + bytes((index,)))
+            outputs.append(output)
+        return outputs
+
+    def mix_key(self, material: bytes) -> None:
+        self._ck, key = self._derive(material, 2)
+        self._cipher = CipherState(key)
+
+    def mix_hash(self, data: bytes) -> None:
+        self.h = sha256(self.h + data)
+
+    def mix_key_and_hash(self, material: bytes) -> None:
+        self._ck, hashed, key = self._derive(material, 3)
+        self.mix_hash(hashed)
+        self._cipher = CipherState(key)
+
+    def encrypt_and_hash(self, plaintext: bytes) -> bytes:
+        ciphertext = self._cipher.encrypt(self.h, plaintext)
+        self.mix_hash(ciphertext)
+        return ciphertext
+
+    def decrypt_and_hash(self, ciphertext: bytes) -> bytes:
+        plaintext = self._cipher.decrypt(self.h, ciphertext)
+        self.mix_hash(ciphertext)
+        return plaintext
+
+    def split(self) -> tuple[CipherState, CipherState]:
+        """The transport ciphers: initiator to responder, and back."""
+        first, second = self._derive(b"", 2)
+        return CipherState(first), CipherState(second)
+
+    def export(self, info: bytes, length: int) -> bytes:
+        return hkdf(self._ck, self.h, info, length)
+
+
+class Authenticator(Protocol):
+    """What the tokens `s` and `sig` stand for: a signing key of ours, and a judge of the peer's."""
+
+    @property
+    def public(self) -> bytes:
+        """What `s` carries."""
+
+    @property
+    def public_size(self) -> int: ...
+
+    @property
+    def signature_size(self) -> int: ...
+
+    def sign(self, h: bytes) -> bytes:
+        """What `sig` carries, for the handshake hash right after `s`."""
+
+    def verify(self, public: bytes, signature: bytes, h: bytes) -> None:
+        """Returns if the peer may go on; raises HandshakeError else."""
+
+
+class HandshakeState:
+    """One handshake of one side (section 5.3).
+
+    The owner calls `write_message` and `read_message` in turns, as the pattern has it, and drops the object
+    as soon as one of them raises: HandshakeError for bytes of the peer, LocalError for a call out of turn.
+    """
+
+    def __init__(
+        self,
+        pattern: str,
+        *,
+        initiator: bool,
+        prologue: bytes,
+        provider: Provider,
+        psk: bytes | None = None,
+        authenticator: Authenticator | None = None,
+        entropy: Entropy = system_entropy,
+    ) -> None:
+        """`psk` (32 bytes) and `authenticator` are needed exactly where the pattern has their tokens."""
+        self._messages = PATTERNS[pattern]
+        tokens = _TOKENS[pattern]
+        if (psk is not None) is not ("psk" in tokens) or (psk is not None and len(psk) != PSK_SIZE):
+            raise LocalError(f"the pattern {pattern} and this psk do not fit")
+        if (authenticator is not None) is not ("s" in tokens):
+            raise LocalError(f"the pattern {pattern} and this authenticator do not fit")
+        self._initiator = initiator
+        self._provider = provider
+        self._entropy = entropy
+        self._psk = psk
+        self._authenticator = authenticator
+        self._turn = 0
+        self._broken = False
+        self._e: X25519Key | None = None
+        self._re = b""
+        self._e1: KemKey | None = None
+        self._re1 = b""
+        self._rs = b""
+        self._input, self._offset = b"", 0
+        self._symmetric = SymmetricState(protocol_name(pattern))
+        self._symmetric.mix_hash(prologue)
+
+    @property
+    def h(self) -> bytes:
+        """The handshake hash over everything so far, 32 bytes, the same on both sides between messages."""
+        return self._symmetric.h
+
+    @property
+    def finished(self) -> bool:
+        return self._turn == len(self._messages) and not self._broken
+
+    def split(self) -> tuple[CipherState, CipherState]:
+        """The two transport ciphers of the specification; only after the last message."""
+        self._require_finished()
+        return self._symmetric.split()
+
+    def export(self, label: bytes, length: int) -> bytes:
+        """`length` bytes of key material for one purpose; only after the last message.
+
+        HKDF-SHA256 (RFC 5869) with ikm = the final chaining key, salt = the final handshake hash,
+        info = "cryprq/1 " || label.
+        """
+        self._require_finished()
+        return self._symmetric.export(b"cryprq/1 " + label, length)
+
+    def _require_finished(self) -> None:
+        if not self.finished:
+            raise LocalError("the handshake is not finished")
+
+    # --- a message ---
+
+    def write_message(self, payload: bytes = b"") -> bytes:
+        """The next message, which carries `payload`."""
+        tokens = self._begin(writing=True)
+        parts = [_WRITERS[token](self) for token in tokens]
+        parts.append(self._symmetric.encrypt_and_hash(payload))
+        message = b"".join(parts)
+        if len(message) > MAX_MESSAGE:
+            raise LocalError("a Noise message has at most 65535 bytes")
+        self._end()
+        return message
+
+    def read_message(self, message: bytes) -> bytes:
+        """The payload of the peer's next message."""
+        tokens = self._begin(writing=False)
+        if len(message) > MAX_MESSAGE:
+            raise HandshakeError("a Noise message has at most 65535 bytes")
+        self._input, self._offset = message, 0
+        for token in tokens:
+            _READERS[token](self)
+        payload = self._take_encrypted(max(0, len(message) - self._offset - self._tag_size))
+        self._end()
+        return payload
+
+    def _begin(self, *, writing: bool) -> tuple[Token, ...]:
+        ours = (self._turn % 2 == 0) is self._initiator
+        if self._broken or self._turn == len(self._messages) or ours is not writing:
+            raise LocalError("a message of the handshake out of turn")
+        self._broken = True  # until it went well
+        return self._messages[self._turn]
+
+    def _end(self) -> None:
+        self._turn += 1
+        self._broken = False
+
+    def _take(self, size: int) -> bytes:
+        end = self._offset + size
+        if end > len(self._input):
+            raise HandshakeError("a message of the handshake is too short")
+        piece, self._offset = self._input[self._offset : end], end
+        return piece
+
+    @property
+    def _tag_size(self) -> int:
+        return AEAD_TAG_SIZE if self._symmetric.has_key else 0
+
+    def _take_encrypted(self, size: int) -> bytes:
+        return self._symmetric.decrypt_and_hash(self._take(size + self._tag_size))
+
+    # --- the tokens, in the order of the patterns; a writer returns what goes into the message ---
+
+    def _mix_psk(self) -> bytes:
+        if self._psk is None:
+            raise LocalError("the pattern needs a psk")
+        self._symmetric.mix_key_and_hash(self._psk)
+        return b""
+
+    def _mix_e(self, public: bytes) -> None:
+        self._symmetric.mix_hash(public)
+        if self._psk is not None:
+            self._symmetric.mix_key(public)
+
+    def _write_e(self) -> bytes:
+        self._e = X25519Key(self._entropy)
+        self._mix_e(self._e.public)
+        return self._e.public
+
+    def _read_e(self) -> None:
+        self._re = self._take(X25519_SIZE)
+        self._mix_e(self._re)
+
+    def _mix_ee(self) -> bytes:
+        if self._e is None:
+            raise LocalError("ee before e")
+        self._symmetric.mix_key(self._e.exchange(self._re))
+        return b""
+
+    def _write_e1(self) -> bytes:
+        self._e1 = self._provider.generate_kem(self._entropy)
+        return self._symmetric.encrypt_and_hash(self._e1.public)
+
+    def _read_e1(self) -> None:
+        self._re1 = self._take_encrypted(MLKEM_PUBLIC_SIZE)
+
+    def _write_ekem1(self) -> bytes:
+        secret, ciphertext = self._provider.encapsulate(self._re1, self._entropy)
+        encrypted = self._symmetric.encrypt_and_hash(ciphertext)
+        self._symmetric.mix_key(secret)
+        return encrypted
+
+    def _read_ekem1(self) -> None:
+        if self._e1 is None:
+            raise LocalError("ekem1 before e1")
+        self._symmetric.mix_key(self._e1.decapsulate(self._take_encrypted(MLKEM_CIPHERTEXT_SIZE)))
+
+    def _our_authenticator(self) -> Authenticator:
+        if self._authenticator is None:
+            raise LocalError("the pattern needs an authenticator")
+        return self._authenticator
+
+    def _write_s(self) -> bytes:
+        return self._symmetric.encrypt_and_hash(self._our_authenticator().public)
+
+    def _read_s(self) -> None:
+        self._rs = self._take_encrypted(self._our_authenticator().public_size)
+
+    def _write_sig(self) -> bytes:
+        return self._symmetric.encrypt_and_hash(self._our_authenticator().sign(self.h))
+
+    def _read_sig(self) -> None:
+        authenticator, h = self._our_authenticator(), self.h
+        authenticator.verify(self._rs, self._take_encrypted(authenticator.signature_size), h)
+
+
+_WRITERS: Final[Mapping[Token, Callable[[HandshakeState], bytes]]] = {
+    "psk": HandshakeState._mix_psk,
+    "e": HandshakeState._write_e,
+    "ee": HandshakeState._mix_ee,
+    "e1": HandshakeState._write_e1,
+    "ekem1": HandshakeState._write_ekem1,
+    "s": HandshakeState._write_s,
+    "sig": HandshakeState._write_sig,
+}
+
+_READERS: Final[Mapping[Token, Callable[[HandshakeState], object]]] = {
+    "psk": HandshakeState._mix_psk,
+    "e": HandshakeState._read_e,
+    "ee": HandshakeState._mix_ee,
+    "e1": HandshakeState._read_e1,
+    "ekem1": HandshakeState._read_ekem1,
+    "s": HandshakeState._read_s,
+    "sig": HandshakeState._read_sig,
+}
+
+
+def message_overhead(pattern: str, index: int, *, public_size: int = 0, signature_size: int = 0) -> int:
+    """The size of message `index` without a payload, in a pattern with a psk: all but `e` is encrypted."""
+    sizes = {
+        "e": X25519_SIZE,
+        "e1": MLKEM_PUBLIC_SIZE + AEAD_TAG_SIZE,
+        "ekem1": MLKEM_CIPHERTEXT_SIZE + AEAD_TAG_SIZE,
+        "s": public_size + AEAD_TAG_SIZE,
+        "sig": signature_size + AEAD_TAG_SIZE,
+    }
+    return sum(sizes.get(token, 0) for token in PATTERNS[pattern][index]) + AEAD_TAG_SIZE

@@ -1,0 +1,190 @@
+"""What the three flights of the handshake carry besides keys: an offer, a choice, and a claim to a session.
+
+Each payload is encoded and decoded here and nowhere else. The decoders raise HandshakeError and nothing
+else; they take exactly the bytes that an encoder of this version could have written, apart from offered
+values that a later version may have and this one does not know. There is no second try with less: what does
+not fit ends the handshake.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import Final, Self
+
+from ..errors import HandshakeError, LocalError
+from .primitives import HASH_SIZE, Cipher, constant_time_equal, hmac_sha256
+
+VERSION = 1
+FEATURES = 0
+"""The feature bits that this version knows: none yet."""
+
+_CHOICE = struct.Struct("!BBI")
+_RESUME = struct.Struct("!B16sIQ32s")
+
+OFFER_MIN: Final = 8
+OFFER_LIMIT: Final = 64
+CHOICE_SIZE: Final = _CHOICE.size
+PROOF_MIN: Final = 1
+PROOF_LIMIT: Final = 128
+SESSION_ID_SIZE: Final = 16
+
+# --- payloads 1 and 2 ---
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """Payload 1: what the client can do, the preferred first.
+
+        versions  1 byte: how many (at least 1), then one byte each
+        ciphers   1 byte: how many (at least 1), then one byte each
+        features  4 bytes, big endian: one bit each
+
+    Values that the exit does not know are allowed and mean nothing to it. The whole is at most 64 bytes.
+    """
+
+    versions: tuple[int, ...]
+    ciphers: tuple[int, ...]
+    features: int
+
+    def encode(self) -> bytes:
+        lists = b"".join(bytes((len(values), *values)) for values in (self.versions, self.ciphers))
+        return lists + self.features.to_bytes(4)
+
+    @classmethod
+    def decode(cls, payload: bytes) -> Self:
+        """Raises HandshakeError on anything that `encode` would not write."""
+        if len(payload) > OFFER_LIMIT:
+            raise HandshakeError("the client's offer is too long")
+        lists, offset = [], 0
+        for _ in range(2):
+            end = offset + 1 + (payload[offset] if offset < len(payload) else 0)
+            if not offset + 1 < end <= len(payload):
+                raise HandshakeError("the client's offer is malformed")
+            lists.append(tuple(payload[offset + 1 : end]))
+            offset = end
+        if len(payload) != offset + 4:
+            raise HandshakeError("the client's offer has the wrong length")
+        return cls(lists[0], lists[1], int.from_bytes(payload[offset:]))
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Payload 2: what the exit took of the offer.
+
+    version   1 byte
+    cipher    1 byte
+    features  4 bytes, big endian: the bits that both sides know
+    """
+
+    version: int
+    cipher: Cipher
+    features: int
+
+    def encode(self) -> bytes:
+        return _CHOICE.pack(self.version, self.cipher, self.features)
+
+    @classmethod
+    def decode(cls, payload: bytes) -> Self:
+        """Raises HandshakeError on a wrong length and on a cipher that does not exist."""
+        if len(payload) != _CHOICE.size:
+            raise HandshakeError("the exit's choice has the wrong length")
+        version, cipher, features = _CHOICE.unpack(payload)
+        try:
+            return cls(version, Cipher(cipher), features)
+        except ValueError:
+            raise HandshakeError("the exit chose a cipher that does not exist") from None
+
+
+def choose(offer: Offer, ciphers: tuple[Cipher, ...]) -> Choice:
+    """The exit's choice, where `ciphers` is its own list, the preferred first.
+
+    AES-256-GCM needs the instructions on both sides, so it is taken only where it is first in both lists;
+    in all other cases it is ChaCha20-Poly1305. Raises HandshakeError where the client does not offer what
+    it takes.
+    """
+    if VERSION not in offer.versions:
+        raise HandshakeError("the client speaks no version of the protocol that this exit speaks")
+    cipher = Cipher.CHACHA20_POLY1305
+    if offer.ciphers[0] == ciphers[0] == Cipher.AES_256_GCM:
+        cipher = Cipher.AES_256_GCM
+    if cipher not in offer.ciphers or cipher not in ciphers:
+        raise HandshakeError("the client offers no cipher that this exit would use")
+    return Choice(VERSION, cipher, offer.features & FEATURES)
+
+
+# --- payload 3 ---
+
+RESUME_CLIENT = b"resume C"
+RESUME_EXIT = b"resume S"
+
+
+def resume_proof(resume_secret: bytes, role: bytes, h: bytes, attempt: int, rx: int) -> bytes:
+    """The proof (32 bytes) of a side that it holds the session: HMAC-SHA256 with the session's resume secret.
+
+    Over role (`RESUME_CLIENT` in the third flight, `RESUME_EXIT` in the answer to it), `resume_hash` of
+    this handshake, attempt (4 bytes, big endian) and rx, how many numbered frames that side has received (8
+    bytes, big endian).
+    """
+    if not (0 <= attempt < 2**32 and 0 <= rx < 2**64):
+        raise LocalError("an attempt has 32 bits and a count of frames 64")
+    return hmac_sha256(resume_secret, role + h + attempt.to_bytes(4) + rx.to_bytes(8))
+
+
+@dataclass(frozen=True, slots=True)
+class ResumeRequest:
+    """Payload 3 of a client that wants to go on with a session."""
+
+    session_id: bytes
+    """16 bytes, from the session's first handshake."""
+    attempt: int
+    """Counts the client's attempts to resume this session, from 1; below 2^32."""
+    rx: int
+    """How many numbered frames the client has received; below 2^64."""
+    proof: bytes
+    """32 bytes."""
+
+    def __post_init__(self) -> None:
+        if (len(self.session_id), len(self.proof)) != (SESSION_ID_SIZE, HASH_SIZE):
+            raise LocalError("a session id has 16 bytes and a proof 32")
+
+    @classmethod
+    def make(cls, session_id: bytes, resume_secret: bytes, h: bytes, attempt: int, rx: int) -> Self:
+        """The request of a client in the handshake whose `resume_hash` is `h`."""
+        return cls(session_id, attempt, rx, resume_proof(resume_secret, RESUME_CLIENT, h, attempt, rx))
+
+    def proves(self, resume_secret: bytes, h: bytes) -> bool:
+        """Whether the client knows the session's resume secret; `h` is the exit's `resume_hash`."""
+        return constant_time_equal(
+            self.proof, resume_proof(resume_secret, RESUME_CLIENT, h, self.attempt, self.rx)
+        )
+
+
+_KIND_NEW = 0
+_KIND_RESUME = 1
+"""2 is reserved for an invite."""
+
+
+def encode_proof(resume: ResumeRequest | None) -> bytes:
+    """Payload 3.
+
+    kind        1 byte: 0 = new session, 1 = resume; the rest only with 1
+    session id  16 bytes
+    attempt     4 bytes, big endian
+    rx          8 bytes, big endian
+    proof       32 bytes
+    """
+    if resume is None:
+        return bytes((_KIND_NEW,))
+    return _RESUME.pack(_KIND_RESUME, resume.session_id, resume.attempt, resume.rx, resume.proof)
+
+
+def decode_proof(payload: bytes) -> ResumeRequest | None:
+    """None for a new session; raises HandshakeError on an unknown kind and on a wrong length."""
+    kind = payload[0] if payload else None
+    if kind == _KIND_NEW and len(payload) == 1:
+        return None
+    if kind == _KIND_RESUME and len(payload) == _RESUME.size:
+        _, session_id, attempt, rx, proof = _RESUME.unpack(payload)
+        return ResumeRequest(session_id, attempt, rx, proof)
+    raise HandshakeError("the client's third flight asks for something unknown")

@@ -1,0 +1,108 @@
+"""All exceptions of the program, and the reasons that travel on the link.
+
+Two families: `LocalError` says that our own caller did something wrong, `PeerError` that the bytes from the other
+side did. The text of every exception is one sentence for a person: what is wrong and, where there is a remedy, what
+to do. Reasons are numbers on the wire (docs/protocol.md) and keep their meaning for ever.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class CloseReason(IntEnum):
+    """Why a side closes the link: the argument of a CLOSE frame, one byte."""
+
+    NORMAL = 0
+    NOT_AUTHORISED = 1
+    PROTOCOL = 2
+    """An unknown frame, a frame for an unknown stream, a malformed field."""
+    CREDIT = 3
+    """More data than the announced window."""
+    RESUME = 4
+    """An acknowledgement or a resume count outside of what was sent."""
+    REKEY = 5
+    """A rotation out of turn, failed or unfinished in time."""
+    BAD_RECORD = 6
+    """A record that does not authenticate, or a length out of range."""
+    TIMED_OUT = 7
+    SHUTTING_DOWN = 8
+    LIMIT = 9
+    """Too many sessions for this peer."""
+
+
+class StreamReason(IntEnum):
+    """Why a stream was refused or reset: the argument of REFUSED and RESET frames, one byte."""
+
+    GENERAL = 0
+    NOT_ALLOWED = 1
+    """The exit's egress policy forbids the target."""
+    NETWORK_UNREACHABLE = 2
+    HOST_UNREACHABLE = 3
+    CONNECTION_REFUSED = 4
+    TIMED_OUT = 5
+    NAME_NOT_FOUND = 6
+    """The name does not exist (NXDOMAIN) or has no address."""
+    NAME_FAILED = 7
+    """The exit's resolver gave no answer; trying again may help."""
+    LIMIT = 8
+    """The peer's limit on streams, or on their rate, is reached."""
+    SHUTTING_DOWN = 9
+    CONNECTION_RESET = 10
+    """The target's or application's TCP connection was reset."""
+    CANCELLED = 11
+    """The other side no longer wants the stream."""
+    LINK_DOWN = 12
+    """Never on the wire: the exit is not connected."""
+    SESSION_LOST = 13
+    """Never on the wire: the session ended while the stream was open."""
+
+
+class CryprqError(Exception):
+    """Base of all errors of this program; its text is one sentence for a person."""
+
+
+class LocalError(CryprqError):
+    """Our own caller broke the rules of an interface: a bug on this side."""
+
+
+class ConfigError(CryprqError):
+    """A configuration, a flag or a file that a person must change; the program ends with exit code 2."""
+
+
+class PeerError(CryprqError):
+    """The peer broke the protocol after it was authenticated; the session ends.
+
+    `reason` is what goes into the CLOSE frame.
+    """
+
+    def __init__(self, reason: CloseReason, text: str) -> None:
+        super().__init__(text)
+        self.reason = reason
+
+
+class CarrierError(PeerError):
+    """The bytes of this carrier are not to be trusted or no longer come; the session may resume on another one."""
+
+
+class HandshakeError(PeerError):
+    """A handshake that fails: wrong key, wrong id, wrong signature, wrong length. The carrier closes in silence."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(CloseReason.PROTOCOL, text)
+
+
+class StreamRefused(CryprqError):
+    """The exit (or this side, while the link is down) did not open a stream; `reason` says why."""
+
+    def __init__(self, reason: StreamReason) -> None:
+        super().__init__(f"the stream was refused: {reason.name.lower().replace('_', ' ')}")
+        self.reason = reason
+
+
+class StreamReset(CryprqError):
+    """A stream ended before its data did; `reason` says why."""
+
+    def __init__(self, reason: StreamReason) -> None:
+        super().__init__(f"the stream was reset: {reason.name.lower().replace('_', ' ')}")
+        self.reason = reason

@@ -1,0 +1,398 @@
+"""What an HTTP/1.1 forward proxy does to messages: pure functions on h11 events, no I/O.
+
+In the order in which a request passes: `check_request` and `parse_target` say whether and where it goes,
+`authorised` whether this client may ask, `forward_request` and `forward_response` make of the one side's message the
+other side's, `relay_body` moves the body, `error_page` is what the client gets instead when something fails.
+
+A message is never passed on as it came. Fields that speak about one connection only (RFC 9110 section 7.6.1) are
+left out, and those that say where the body ends are written anew from what h11 understood. Two parsers that read one
+message differently are what request smuggling lives on: here, only bytes that this side made reach the next.
+"""
+
+from __future__ import annotations
+
+import binascii
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Final
+
+import h11
+
+from ..address import AddressError, Destination, parse_host_port
+from ..errors import CryprqError, StreamReason
+from .credentials import Credentials
+
+Field = tuple[bytes, bytes]
+Message = h11.Request | h11.Response | h11.InformationalResponse
+
+_ABSOLUTE = re.compile(rb"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)([^#]*)(#.*)?")
+
+_HOP_BY_HOP: Final = frozenset(
+    (b"connection", b"proxy-connection", b"keep-alive", b"te", b"transfer-encoding", b"upgrade")
+)
+# They speak to or of the proxy. Ours must not reach the origin; an origin's would make the client ask its user for
+# the password of this proxy. HTTP2-Settings belongs to an upgrade that is not passed on.
+_OF_THE_PROXY: Final = frozenset(
+    (b"proxy-authorization", b"proxy-authenticate", b"proxy-authentication-info", b"http2-settings")
+)
+_WRITTEN_ANEW: Final = frozenset((b"host", b"content-length"))
+_NOT_FORWARDED: Final = _HOP_BY_HOP | _OF_THE_PROXY | _WRITTEN_ANEW
+# Fields that must stand in front of the body to be safe (RFC 9110 section 6.5.1).
+_NO_TRAILERS: Final = _NOT_FORWARDED | frozenset(
+    (b"authorization", b"content-encoding", b"content-range", b"content-type", b"set-cookie", b"trailer")
+)
+
+_REPEATABLE: Final = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"))
+
+HOW_TO_USE: Final = (
+    "This port is an HTTP and SOCKS proxy, not a web server. "
+    "Set it as the proxy of your application: for example curl -x http://HOST:PORT http://example.org/"
+)
+
+
+class RequestRefused(CryprqError):
+    """A request that the proxy answers itself; the text says what is wrong and what to do.
+
+    `error` is the type of RFC 9209 section 2.3 for the Proxy-Status field, `fields` are sent in addition, and `close`
+    asks for the connection to end behind the answer.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        text: str,
+        error: str = "http_request_error",
+        *,
+        fields: Iterable[Field] = (),
+        close: bool = False,
+    ) -> None:
+        super().__init__(text)
+        self.status = status
+        self.error = error
+        self.fields = tuple(fields)
+        self.close = close
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where a request goes."""
+
+    destination: Destination
+    authority: bytes
+    """Host and port as the client wrote them: the value of Host."""
+    path: bytes
+    """The request target for the origin: path and query, or an asterisk; empty for CONNECT."""
+
+
+# Reading a request
+
+
+def has_body(request: h11.Request) -> bool:
+    """Whether content follows (RFC 9112 section 6.3: a length other than 0 or chunks)."""
+    return any(
+        name == b"transfer-encoding" or (name == b"content-length" and int(value) > 0)
+        for name, value in request.headers
+    )
+
+
+def is_repeatable(request: h11.Request) -> bool:
+    """Whether it may be sent again after a reused connection died on it (RFC 9110 section 9.2.2)."""
+    return request.method in _REPEATABLE and not has_body(request)
+
+
+def check_request(request: h11.Request) -> None:
+    """Refuse what h11 lets through and a proxy must not. Raises RequestRefused."""
+    if not request.http_version.startswith(b"1."):
+        raise RequestRefused(505, "This proxy speaks HTTP/1.1 only.", close=True)
+    names = {name for name, _ in request.headers}
+    if b"transfer-encoding" in names and (b"content-length" in names or request.http_version == b"1.0"):
+        # RFC 9112 sections 6.1 and 6.3 let a proxy reject what another server may frame otherwise.
+        raise RequestRefused(400, "The request says in two ways where its body ends.", close=True)
+    if request.method in (b"CONNECT", b"TRACE") and has_body(request):
+        raise RequestRefused(400, f"A {request.method.decode()} request has no body.", close=True)
+    if _max_forwards(request) == 0:
+        raise RequestRefused(501, "Max-Forwards ends at this proxy, which has nothing to answer.")
+
+
+def parse_target(request: h11.Request) -> Target:
+    """The destination of a CONNECT or of an absolute `http://` URI (RFC 9112 section 3.2). Raises RequestRefused."""
+    target = request.target
+    if request.method == b"CONNECT":
+        destination = _parse_authority(target, None)
+        return Target(destination, target, b"")
+    match = _ABSOLUTE.fullmatch(target)
+    if not match:
+        # Also what a web page gets that makes the browser talk to this port.
+        raise RequestRefused(400, HOW_TO_USE, close=True)
+    scheme, authority, path, fragment = match.groups()
+    if scheme.lower() != b"http":
+        raise RequestRefused(
+            501, "Only http:// can be asked for in this way; use CONNECT for https:// and all else."
+        )
+    if fragment is not None:
+        raise RequestRefused(400, "The URI has a fragment, which is not for servers; leave out the # part.")
+    authority = authority.removesuffix(b":")
+    destination = _parse_authority(authority, 80)
+    if not path:
+        # RFC 9112 section 3.2.4: how a proxy is asked to send "OPTIONS *".
+        path = b"*" if request.method == b"OPTIONS" else b"/"
+    elif path.startswith(b"?"):
+        path = b"/" + path
+    return Target(destination, authority, path)
+
+
+def _parse_authority(authority: bytes, default_port: int | None) -> Destination:
+    if b"@" in authority:
+        # RFC 9110 section 4.2.4: mostly there to mislead about the host, and the password would stand in logs.
+        raise RequestRefused(400, "The URI holds a user or password; send them in an Authorization field.")
+    try:
+        if not authority.startswith(b"[") and authority.count(b":") > 1:
+            raise AddressError("an IPv6 address needs brackets in a URI, as in [2001:db8::1]")
+        destination = parse_host_port(authority.decode("ascii"), default_port)
+        if not destination.port:
+            raise AddressError("nothing listens on port 0")
+    except AddressError as error:
+        raise RequestRefused(400, f"The request names no valid host and port: {error}.") from None
+    return destination
+
+
+def authorised(request: h11.Request, credentials: Credentials) -> bool:
+    """Whether Proxy-Authorization holds the right user and password (Basic, RFC 7617)."""
+    for name, value in request.headers:
+        if name == b"proxy-authorization":
+            scheme, _, encoded = value.partition(b" ")
+            if scheme.lower() != b"basic":
+                return False
+            try:
+                user, colon, password = binascii.a2b_base64(encoded.strip(), strict_mode=True).partition(b":")
+            except binascii.Error:
+                return False
+            return credentials.check(user, password) and colon == b":"
+    return False
+
+
+def check_authorisation(request: h11.Request, credentials: Credentials) -> None:
+    """Raises RequestRefused, with the challenge, unless the request holds the right user and password."""
+    if not authorised(request, credentials):
+        raise RequestRefused(
+            407,
+            "This proxy asks for a user and a password; give them in the proxy settings of your application.",
+            "http_request_denied",
+            fields=[(b"Proxy-Authenticate", b'Basic realm="cryprq-proxy", charset="UTF-8"')],
+        )
+
+
+# Making the other side's message
+
+
+def _first(message: Message, wanted: bytes) -> bytes | None:
+    return next((value for name, value in message.headers if name == wanted), None)
+
+
+def _tokens(message: Message, wanted: bytes) -> set[bytes]:
+    """The members of a comma-separated field, in lower case and without parameters."""
+    return {
+        member.partition(b";")[0].strip().lower()
+        for name, value in message.headers
+        if name == wanted
+        for member in value.split(b",")
+    }
+
+
+def _end_to_end(message: Message, via: str | None) -> list[Field]:
+    """The fields that are meant for the far end, spelled as they came."""
+    dropped = _NOT_FORWARDED | _tokens(message, b"connection")
+    kept = [(raw, value) for raw, value in message.headers.raw_items() if raw.lower() not in dropped]
+    if via is not None:
+        kept.append((b"Via", message.http_version + b" " + via.encode("ascii")))
+    return kept
+
+
+def _max_forwards(request: h11.Request) -> int | None:
+    """The count that limits TRACE and OPTIONS to so many hops (RFC 9110 section 7.6.2)."""
+    value = _first(request, b"max-forwards") if request.method in (b"OPTIONS", b"TRACE") else None
+    return int(value) if value is not None and value.isdigit() and len(value) < 10 else None
+
+
+def forward_request(request: h11.Request, target: Target, via: str | None) -> h11.Request:
+    """The request as the origin shall see it; `via` is this proxy's pseudonym for Via, None to stay silent."""
+    # RFC 9112 section 3.2.2: the URI counts, whatever Host said.
+    fields: list[Field] = [(b"Host", target.authority)]
+    modern = request.http_version != b"1.0"
+    hops = _max_forwards(request)
+    for raw, value in _end_to_end(request, via):
+        name = raw.lower()
+        if name == b"max-forwards" and hops is not None:
+            fields.append((raw, b"%d" % (hops - 1)))
+        elif name != b"expect" or modern:  # RFC 9110 section 10.1.1: HTTP/1.0 knows no 100
+            fields.append((raw, value))
+    length = _first(request, b"content-length")
+    if _first(request, b"transfer-encoding") is not None:
+        fields.append((b"Transfer-Encoding", b"chunked"))
+    elif length is not None:
+        fields.append((b"Content-Length", length))
+    connection = []
+    if modern and (upgrades := _upgrades(request)):
+        fields.append((b"Upgrade", b", ".join(upgrades)))
+        connection.append(b"Upgrade")
+    if modern and b"trailers" in _tokens(request, b"te"):
+        fields.append((b"TE", b"trailers"))
+        connection.append(b"TE")
+    if connection:
+        fields.append((b"Connection", b", ".join(connection)))
+    return h11.Request(method=request.method, target=target.path, headers=fields)
+
+
+def _upgrades(message: Message) -> list[bytes]:
+    """The protocols to offer to the other side; never h2c, whose settings are a field of this hop."""
+    if b"upgrade" not in _tokens(message, b"connection"):
+        return []
+    members = [m.strip() for name, value in message.headers if name == b"upgrade" for m in value.split(b",")]
+    return [member for member in members if member and member.lower() != b"h2c"]
+
+
+def forward_response[R: (h11.Response, h11.InformationalResponse)](
+    response: R, via: str | None, *, close: bool = False
+) -> R:
+    """The response as the client shall see it; h11 adds what the client's version needs to find the body's end."""
+    status = response.status_code
+    fields = _end_to_end(response, via)
+    length = _first(response, b"content-length")
+    # RFC 9110 section 8.6 forbids a length in 1xx and 204; RFC 9112 section 6.3 lets chunks win over a length.
+    if length is not None and status >= 200 and status != 204 and not has_both_framings(response):
+        fields.append((b"Content-Length", length))
+    connection = [b"close"] if close else []
+    # 426 must say what to upgrade to (RFC 9110 section 15.5.22); elsewhere the offer is for this hop.
+    if status in (101, 426) and (upgrades := _upgrades(response)):
+        fields.append((b"Upgrade", b", ".join(upgrades)))
+        connection.append(b"Upgrade")
+    if connection:
+        fields.append((b"Connection", b", ".join(connection)))
+    return type(response)(status_code=status, reason=response.reason, headers=fields)
+
+
+def closes(response: h11.Response) -> bool:
+    """Whether the origin ends its connection behind this response (RFC 9112 section 9.3)."""
+    return response.http_version == b"1.0" or b"close" in _tokens(response, b"connection")
+
+
+def has_both_framings(response: Message) -> bool:
+    """Whether it has a length and chunks, after which its connection must not be trusted (RFC 9112 section 6.3)."""
+    names = {name for name, _ in response.headers}
+    return b"content-length" in names and b"transfer-encoding" in names
+
+
+def relay_body(source: h11.Connection, sink: h11.Connection, *, trailers: bool = True) -> tuple[bytes, bool]:
+    """Take all that `source` has received of a body and frame it for `sink`: the bytes to send, and whether it ended.
+
+    Pieces that came in one read leave as one, however small their chunks were. `trailers` says whether `sink` can
+    take trailer fields (HTTP/1.0 cannot). Raises h11.RemoteProtocolError when the body is malformed or cut short;
+    what was whole before that is lost then, as the message is.
+    """
+    pieces: list[bytes] = []
+    while type(event := source.next_event()) is h11.Data:
+        pieces.append(event.data)
+    output: list[bytes] = []
+    if pieces:
+        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        output += sink.send_with_data_passthrough(h11.Data(data=data)) or ()
+    if type(event) is not h11.EndOfMessage:
+        return b"".join(output), False
+    kept = [(raw, value) for raw, value in event.headers.raw_items() if raw.lower() not in _NO_TRAILERS]
+    output += sink.send_with_data_passthrough(h11.EndOfMessage(headers=kept if trailers else [])) or ()
+    return b"".join(output), True
+
+
+# Saying what went wrong
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """How a reason is told to an HTTP client."""
+
+    status: int
+    error: str
+    """RFC 9209 section 2.3."""
+    text: str
+
+
+FAILURES: Final[dict[StreamReason, Failure]] = {
+    StreamReason.GENERAL: Failure(
+        502, "destination_unavailable", "The exit could not reach the target. Look into the exit's log."
+    ),
+    StreamReason.NOT_ALLOWED: Failure(
+        403,
+        "destination_ip_prohibited",
+        "The exit's policy forbids this target. Private and local addresses need the consent of its operator.",
+    ),
+    StreamReason.NETWORK_UNREACHABLE: Failure(
+        502,
+        "destination_ip_unroutable",
+        "The exit has no route to the target's network, perhaps for lack of IPv6.",
+    ),
+    StreamReason.HOST_UNREACHABLE: Failure(
+        502, "destination_ip_unroutable", "The target's network says that the host is unreachable."
+    ),
+    StreamReason.CONNECTION_REFUSED: Failure(
+        502,
+        "connection_refused",
+        "The target refused the connection. Check the port, and whether the server runs.",
+    ),
+    StreamReason.TIMED_OUT: Failure(
+        504, "connection_timeout", "The target did not answer in time. Check the address, or try again later."
+    ),
+    StreamReason.NAME_NOT_FOUND: Failure(502, "dns_error", "There is no such host name. Check its spelling."),
+    StreamReason.NAME_FAILED: Failure(
+        502,
+        "dns_timeout",
+        "The exit's resolver gave no answer for the name. Try again; if it stays, tell its operator.",
+    ),
+    StreamReason.LIMIT: Failure(
+        503,
+        "connection_limit_reached",
+        "The exit allows no more connections for now. Close some, then try again.",
+    ),
+    StreamReason.SHUTTING_DOWN: Failure(
+        503, "destination_unavailable", "The exit or this proxy is shutting down. Try again in a moment."
+    ),
+    StreamReason.CONNECTION_RESET: Failure(
+        502, "connection_terminated", "The target ended the connection before it had answered. Try again."
+    ),
+    StreamReason.CANCELLED: Failure(
+        502, "connection_terminated", "The connection was given up before there was an answer. Try again."
+    ),
+    StreamReason.LINK_DOWN: Failure(
+        503,
+        "destination_unavailable",
+        "The exit is not connected, and nothing goes out without it. 'cryprq-proxy status' says more.",
+    ),
+    StreamReason.SESSION_LOST: Failure(
+        502, "connection_terminated", "The link to the exit was lost before there was an answer. Try again."
+    ),
+}
+"""The answer to each reason for which there is no stream, or no longer one."""
+
+
+def refusal_for(reason: StreamReason, destination: Destination) -> RequestRefused:
+    """What to tell a client whose stream failed before a byte of the response was sent."""
+    failure = FAILURES[reason]
+    return RequestRefused(failure.status, f"{failure.text} (Target: {destination})", failure.error)
+
+
+def error_page(refusal: RequestRefused, *, close: bool) -> tuple[h11.Response, bytes]:
+    """The response and its body, a short text for a person."""
+    phrase = HTTPStatus(refusal.status).phrase
+    body = f"{refusal.status} {phrase}\n\n{refusal}\n".encode()
+    fields: list[Field] = [
+        (b"Content-Type", b"text/plain; charset=utf-8"),
+        (b"Content-Length", b"%d" % len(body)),
+        (b"Cache-Control", b"no-store"),
+        (b"X-Content-Type-Options", b"nosniff"),
+        (b"Proxy-Status", f"cryprq-proxy; error={refusal.error}".encode("ascii")),
+        *refusal.fields,
+    ]
+    if close:
+        fields.append((b"Connection", b"close"))
+    return h11.Response(status_code=refusal.status, reason=phrase.encode("ascii"), headers=fields), body

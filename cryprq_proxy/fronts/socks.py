@@ -1,0 +1,286 @@
+"""SOCKS5, SOCKS4 and SOCKS4a as a server speaks them: bytes in, bytes out, no socket and no clock.
+
+The negotiation is a chain of states, one method each. A state looks at the buffer; when its message is complete it
+takes the message off, puts its answer into the output and names its successor, else it asks to wait:
+
+    version ── 5 ──> methods ── 2 ──> password ──┐
+       │                └────── 0 ───────────────┴──> request5 ──> request or failed
+       └────── 4 ──> request4 ──────────────────────> request or failed
+
+Every message has a largest size, so what a stranger can make us keep is bounded by `MAX_NEGOTIATION`. RFC 1928 and
+RFC 1929 define SOCKS5; SOCKS4 and 4a have no RFC, only the memos of their authors. SOCKS4 knows no password, and its
+user id is none: where credentials are asked for, SOCKS4 is refused.
+
+The lower half of the file is the header of SOCKS5 UDP datagrams (RFC 1928 section 7).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from asyncio_socks_server.core.address import encode_reply
+from asyncio_socks_server.core.types import AuthMethod, Cmd, Rep
+
+from ..address import AddressError, Buffer, Destination, canonical_host, decode, encode, encoded_size
+from ..errors import CryprqError, LocalError, StreamReason
+from .credentials import Credentials
+
+Command = Cmd
+"""CONNECT and UDP_ASSOCIATE, the commands that a `Request` can hold."""
+
+MAX_NEGOTIATION = (2 + 255) + (2 + 255 + 1 + 255) + (3 + 1 + 1 + 255 + 2)
+"""Bytes of the longest possible SOCKS5 methods, password and request; the same bound serves SOCKS4."""
+
+SOCKS4_GRANTED = 90
+SOCKS4_REJECTED = 91
+
+REPLIES: dict[StreamReason, Rep] = {
+    StreamReason.GENERAL: Rep.GENERAL_FAILURE,
+    StreamReason.NOT_ALLOWED: Rep.CONNECTION_NOT_ALLOWED,
+    StreamReason.NETWORK_UNREACHABLE: Rep.NETWORK_UNREACHABLE,
+    StreamReason.HOST_UNREACHABLE: Rep.HOST_UNREACHABLE,
+    StreamReason.CONNECTION_REFUSED: Rep.CONNECTION_REFUSED,
+    # RFC 1928 has no word for a time-out; other proxies say "TTL expired", and curl prints it as such.
+    StreamReason.TIMED_OUT: Rep.TTL_EXPIRED,
+    StreamReason.NAME_NOT_FOUND: Rep.HOST_UNREACHABLE,
+    StreamReason.NAME_FAILED: Rep.HOST_UNREACHABLE,
+    StreamReason.LIMIT: Rep.GENERAL_FAILURE,
+    StreamReason.SHUTTING_DOWN: Rep.GENERAL_FAILURE,
+    StreamReason.CONNECTION_RESET: Rep.GENERAL_FAILURE,
+    StreamReason.CANCELLED: Rep.GENERAL_FAILURE,
+    # Without its exit the proxy has no network at all, which is what the application then should tell its user;
+    # "general failure" would point at the target.
+    StreamReason.LINK_DOWN: Rep.NETWORK_UNREACHABLE,
+    StreamReason.SESSION_LOST: Rep.GENERAL_FAILURE,
+}
+"""The reply code (RFC 1928 section 6) that tells an application why it got no stream."""
+
+
+class DatagramError(CryprqError):
+    """A SOCKS5 UDP datagram that is truncated, is a fragment, or has no valid address: to be dropped."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the application asks for."""
+
+    command: Command
+    destination: Destination
+    """Where to connect; for UDP_ASSOCIATE where the application says its datagrams come from, often zeros."""
+    version: int
+    """4 or 5."""
+
+
+class SocksServer:
+    """One client's negotiation, until its request is known or is refused.
+
+    After each `receive` the caller must send what `take_output` returns. When `failed` is set it must then close the
+    connection; when `request` is set it acts on it, sends what `succeed` or `refuse` return, and after a success puts
+    `leftover` into the stream before anything else. It must bound the time that a negotiation takes.
+    """
+
+    def __init__(self, credentials: Credentials | None) -> None:
+        self.request: Request | None = None
+        self.failed: str | None = None
+        """Why the connection is to be closed, for the log; None while there is no reason."""
+        self._credentials = credentials
+        self._buffer = bytearray()
+        self._output = bytearray()
+        self._taken = 0
+        self._state: Callable[[], int] = self._version
+
+    @property
+    def leftover(self) -> bytes:
+        """What came behind the request; it belongs to the stream."""
+        return bytes(self._buffer) if self.request else b""
+
+    def receive(self, data: bytes) -> None:
+        """Take the client's bytes, however they are split. Raises nothing: what is wrong shows in `failed`."""
+        if self.failed:
+            return
+        self._buffer += data
+        while not self.request and not self.failed:
+            size = self._state()
+            if not size:
+                if self._taken + len(self._buffer) > MAX_NEGOTIATION and not self.failed:
+                    self.failed = "the SOCKS negotiation is longer than it can be"
+                return
+            self._taken += size
+            del self._buffer[:size]
+
+    def take_output(self) -> bytes:
+        """What to send to the client now; may be empty."""
+        output = bytes(self._output)
+        self._output.clear()
+        return output
+
+    # The states. Each returns the size of the message it has dealt with, or 0 when it needs more bytes.
+
+    def _version(self) -> int:
+        if self._buffer:
+            if self._buffer[0] == 5:
+                self._state = self._methods
+                return self._methods()
+            if self._buffer[0] == 4:
+                self._state = self._request4
+                return self._request4()
+            self.failed = f"{self._buffer[0]} is no SOCKS version"
+        return 0
+
+    def _methods(self) -> int:
+        """RFC 1928 section 3: VER 5 | NMETHODS | METHODS."""
+        buffer = self._buffer
+        if len(buffer) < 2 or len(buffer) < 2 + buffer[1]:
+            return 0
+        offered = buffer[2 : 2 + buffer[1]]
+        if self._credentials is None and AuthMethod.NO_AUTH in offered:
+            chosen, self._state = AuthMethod.NO_AUTH, self._request5
+        elif AuthMethod.USERNAME_PASSWORD in offered:
+            chosen, self._state = AuthMethod.USERNAME_PASSWORD, self._password
+        else:
+            chosen = AuthMethod.NO_ACCEPTABLE
+            self.failed = "the application offers no authentication method that this proxy accepts"
+        self._output += bytes((5, chosen))
+        return 2 + buffer[1]
+
+    def _password(self) -> int:
+        """RFC 1929 section 2: VER 1 | ULEN | UNAME | PLEN | PASSWD.
+
+        Without credentials of our own every pair is good: some applications offer this method alone.
+        """
+        buffer = self._buffer
+        if buffer and buffer[0] != 1:
+            self._output += b"\x01\x01"
+            self.failed = f"{buffer[0]} is no version of SOCKS password authentication"
+            return 0
+        if len(buffer) < 2 or len(buffer) < 3 + buffer[1]:
+            return 0
+        middle = 2 + buffer[1]
+        end = middle + 1 + buffer[middle]
+        if len(buffer) < end:
+            return 0
+        user, password = bytes(buffer[2:middle]), bytes(buffer[middle + 1 : end])
+        if self._credentials is None or self._credentials.check(user, password):
+            self._output += b"\x01\x00"
+            self._state = self._request5
+        else:
+            self._output += b"\x01\x01"
+            self.failed = "the SOCKS user or password is wrong"
+        return end
+
+    def _request5(self) -> int:
+        """RFC 1928 section 4: VER 5 | CMD | RSV | ATYP | DST.ADDR | DST.PORT."""
+        buffer = self._buffer
+        if buffer and buffer[0] != 5:
+            return self._deny5(Rep.GENERAL_FAILURE, f"{buffer[0]} is no version of a SOCKS5 request")
+        try:
+            size = encoded_size(buffer, 3)
+        except AddressError as error:
+            return self._deny5(Rep.ADDRESS_TYPE_NOT_SUPPORTED, str(error))
+        if not size or len(buffer) < 3 + size:
+            return 0
+        try:
+            command = Command(buffer[1])
+        except ValueError:
+            return self._deny5(Rep.COMMAND_NOT_SUPPORTED, f"SOCKS5 command {buffer[1]} is not supported")
+        try:
+            destination, end = decode(buffer, 3)
+        except AddressError as error:
+            # A name that cannot exist is answered like one that does not.
+            return self._deny5(REPLIES[StreamReason.NAME_NOT_FOUND], str(error))
+        if command is Command.CONNECT and not destination.port:
+            return self._deny5(REPLIES[StreamReason.CONNECTION_REFUSED], "nothing listens on port 0")
+        self.request = Request(command, destination, 5)
+        return end
+
+    def _request4(self) -> int:
+        """VER 4 | CMD | DSTPORT | DSTIP | USERID | 0, and for DSTIP 0.0.0.x (SOCKS4a) also DOMAIN | 0."""
+        buffer = self._buffer
+        user_end = buffer.find(0, 8)
+        if user_end < 0:
+            return 0
+        end = user_end + 1
+        host = ".".join(map(str, buffer[4:8]))
+        named = buffer[4:7] == b"\0\0\0" and buffer[7] != 0
+        if named:
+            end = buffer.find(0, user_end + 1) + 1
+            if not end:
+                return 0
+        if self._credentials is not None:
+            return self._deny4("SOCKS4 knows no password, which this proxy asks for; use SOCKS5")
+        if buffer[1] != Command.CONNECT:
+            return self._deny4(f"SOCKS4 command {buffer[1]} is not supported")
+        try:
+            if named:
+                host = canonical_host(bytes(buffer[user_end + 1 : end - 1]))
+        except AddressError as error:
+            return self._deny4(str(error))
+        port = int.from_bytes(buffer[2:4])
+        if not port:
+            return self._deny4("nothing listens on port 0")
+        self.request = Request(Command.CONNECT, Destination(host, port), 4)
+        return end
+
+    def _deny5(self, reply: Rep, why: str) -> int:
+        self._output += encode_reply(reply)
+        self.failed = why
+        return 0
+
+    def _deny4(self, why: str) -> int:
+        self._output += _reply4(SOCKS4_REJECTED, None)
+        self.failed = why
+        return 0
+
+    # The last answer, once the request's fate is known.
+
+    def succeed(self, bound: tuple[str, int] | None) -> bytes:
+        """The reply that says yes; `bound` is the proxy's own address and port for the application, None if unknown.
+
+        It matters for UDP_ASSOCIATE only: the application sends its datagrams there.
+        """
+        if self._version_asked() == 4:
+            return _reply4(SOCKS4_GRANTED, bound)
+        return encode_reply(Rep.SUCCEEDED, *bound) if bound else encode_reply(Rep.SUCCEEDED)
+
+    def refuse(self, reason: StreamReason) -> bytes:
+        """The reply that says why not; the connection is to be closed behind it."""
+        if self._version_asked() == 4:
+            return _reply4(SOCKS4_REJECTED, None)
+        return encode_reply(REPLIES[reason])
+
+    def _version_asked(self) -> int:
+        if self.request is None:
+            raise LocalError("a SOCKS reply was asked for before there is a request")
+        return self.request.version
+
+
+def _reply4(code: int, bound: tuple[str, int] | None) -> bytes:
+    """VN 0 | CD | DSTPORT | DSTIP; applications ignore the last two, which cannot hold IPv6 anyway."""
+    if bound and ":" not in bound[0]:
+        address = encode(Destination(*bound))
+        return bytes((0, code)) + address[5:7] + address[1:5]
+    return bytes((0, code)) + bytes(6)
+
+
+def parse_datagram(buffer: Buffer) -> tuple[Destination, bytes]:
+    """Split RSV 0 0 | FRAG | ATYP | DST.ADDR | DST.PORT | DATA into destination and data.
+
+    Fragments are refused, as section 7 lets a server do that does not reassemble. Raises DatagramError.
+    """
+    if len(buffer) < 4 or buffer[0] or buffer[1]:
+        raise DatagramError("the datagram has no SOCKS5 header")
+    if buffer[2]:
+        raise DatagramError("the datagram is a fragment, which this proxy does not reassemble")
+    try:
+        destination, end = decode(buffer, 3)
+    except AddressError as error:
+        raise DatagramError(str(error)) from None
+    if not destination.port:
+        raise DatagramError("the datagram goes to port 0")
+    return destination, bytes(buffer[end:])
+
+
+def encode_datagram(source: Destination, data: bytes) -> bytes:
+    """The same layout towards the application; `source` is who sent `data`. Raises AddressError."""
+    return b"\0\0\0" + encode(source) + data

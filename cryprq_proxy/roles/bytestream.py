@@ -1,0 +1,171 @@
+"""A stream as something to await: for front-ends that speak a protocol instead of relaying bytes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections import deque
+from typing import Protocol
+
+from ..address import Destination
+from ..errors import LocalError, StreamReason, StreamRefused, StreamReset
+from ..session.streams import Half, Stream
+from .relay import set_reset_on_close
+
+
+class ByteStream(Protocol):
+    """Bytes both ways, with back-pressure and half-close."""
+
+    async def read(self) -> bytes:
+        """1 to 65,536 bytes, or b"" at the end. Raises StreamReset."""
+
+    async def write(self, data: bytes) -> None:
+        """Returns when there is room for more. Raises StreamReset."""
+
+    def write_eof(self) -> None:
+        """Nothing more will be written."""
+
+    def abort(self) -> None:
+        """End both directions; harmless if they have ended."""
+
+
+class LinkStream:
+    """A ByteStream over a stream of the link, and that stream's handler until `detach`."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._incoming: deque[memoryview] = deque()
+        self._eof = False
+        self._reset: StreamReason | None = None
+        self._reader: asyncio.Future[None] | None = None
+        self._writer: asyncio.Future[None] | None = None
+        self._opening: asyncio.Future[None] = self._loop.create_future()
+        self._stream: Stream | None = None
+
+    def begin(self, stream: Stream) -> None:
+        """The stream has been asked for."""
+        self._stream = stream
+        if self._reset is not None:
+            stream.reset(self._reset)
+
+    @property
+    def stream(self) -> Stream:
+        if self._stream is None:
+            raise LocalError("the stream has not been opened")
+        return self._stream
+
+    async def wait_opened(self) -> None:
+        """Raises StreamRefused."""
+        await self._opening
+
+    def give_up(self) -> None:
+        """Nobody waits for the opening any more."""
+        self._reset = StreamReason.CANCELLED
+        if self._stream is not None:
+            self._stream.reset(StreamReason.CANCELLED)
+
+    async def read(self) -> bytes:
+        while not self._incoming:
+            if self._reset is not None:
+                raise StreamReset(self._reset)
+            if self._eof:
+                return b""
+            self._reader = self._loop.create_future()
+            await self._reader
+        data = self._incoming.popleft()
+        self.stream.consumed(len(data))
+        return bytes(data)
+
+    async def write(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            if self._reset is not None or self.stream.send_half is not Half.OPEN:
+                raise StreamReset(self._reset or StreamReason.CANCELLED)
+            room = self.stream.request_room()
+            if room:
+                self.stream.send(view[:room])
+                view = view[room:]
+            else:
+                self._writer = self._loop.create_future()
+                await self._writer
+
+    def write_eof(self) -> None:
+        if self.stream.send_half is Half.OPEN:
+            self.stream.finish()
+
+    def abort(self) -> None:
+        if self._reset is None:
+            self.stream.reset(StreamReason.CANCELLED)
+            self.reset(StreamReason.CANCELLED)
+
+    def detach(self) -> tuple[Stream, list[memoryview], bool]:
+        """Give the stream to another handler: the stream, the data not yet read and not yet consumed, and whether the
+        end came after it. Raises StreamReset."""
+        if self._reset is not None:
+            raise StreamReset(self._reset)
+        return self.stream, list(self._incoming), self._eof
+
+    # --- handler ---------------------------------------------------------------------------------------------------
+
+    def opened(self) -> None:
+        _wake(self._opening)
+
+    def refused(self, reason: StreamReason) -> None:
+        self._reset = reason
+        if not self._opening.done():
+            self._opening.set_exception(StreamRefused(reason))
+
+    def data_received(self, data: memoryview) -> None:
+        self._incoming.append(data)
+        _wake(self._reader)
+
+    def eof_received(self) -> None:
+        self._eof = True
+        _wake(self._reader)
+
+    def reset(self, reason: StreamReason) -> None:
+        self._reset = reason
+        if not self._opening.done():
+            self._opening.set_exception(StreamRefused(reason))
+        _wake(self._reader)
+        _wake(self._writer)
+
+    def writable(self) -> None:
+        _wake(self._writer)
+
+    def datagram_received(self, destination: Destination, payload: memoryview) -> None:
+        """Only UDP streams have datagrams."""
+
+
+class SocketStream:
+    """A ByteStream over a connected, non-blocking socket, which it owns."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self._loop = asyncio.get_running_loop()
+
+    async def read(self) -> bytes:
+        try:
+            return await self._loop.sock_recv(self.sock, 65_536)
+        except OSError:
+            raise StreamReset(StreamReason.CONNECTION_RESET) from None
+
+    async def write(self, data: bytes) -> None:
+        try:
+            await self._loop.sock_sendall(self.sock, data)
+        except OSError:
+            raise StreamReset(StreamReason.CONNECTION_RESET) from None
+
+    def write_eof(self) -> None:
+        with contextlib.suppress(OSError):
+            self.sock.shutdown(socket.SHUT_WR)
+
+    def abort(self) -> None:
+        set_reset_on_close(self.sock)
+        self.sock.close()
+
+
+def _wake(waiter: asyncio.Future[None] | None) -> None:
+    if waiter is not None and not waiter.done():
+        waiter.set_result(None)

@@ -1,0 +1,285 @@
+"""The client role: keeps one session with the exit alive, over one carrier after another.
+
+    dial -> handshake -> admission -> carrier up -> lost -> dial again, with the session's id and proof
+                                                   session kept while the exit may still have it
+
+Front-ends ask for streams with `request`. While the carrier is down they wait for a bounded time and are then refused;
+nothing ever goes out directly.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from ..address import Destination
+from ..carriers.admission import Admission, admit_client
+from ..carriers.dial import Upstream, dial
+from ..carriers.tcp import TcpCarrier, clock
+from ..crypto.handshake import ClientHandshake
+from ..crypto.identity import Identity, PeerId
+from ..crypto.primitives import Provider, system_entropy
+from ..errors import CarrierError, CloseReason, PeerError, StreamReason, StreamRefused
+from ..session.sendlog import MemoryBudget, SlotPool
+from ..session.session import Session, SessionLimits
+from ..session.streams import Stream, StreamHandler
+from ..tasks import spawn
+from ..wire import StreamProtocol
+from .bytestream import ByteStream, LinkStream
+from .offload import executor_offload
+from .status import session_status
+
+_log = logging.getLogger(__name__)
+
+DIAL_TIMEOUT: Final = 10.0
+HANDSHAKE_TIMEOUT: Final = 10.0
+BACKOFF_FIRST: Final = 0.25
+BACKOFF_LAST: Final = 15.0
+RESUME_SECONDS: Final = 300.0
+"""How long a session without a carrier is kept, as the exit does by default."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClientSettings:
+    """`wait_for_link` is in seconds: how long a request may wait for the link."""
+
+    peer: PeerId
+    address: Destination
+    psk: bytes | None = field(default=None, repr=False)
+    upstream: Upstream | None = None
+    wait_for_link: float = 10.0
+    limits: SessionLimits = field(default_factory=SessionLimits)
+
+
+class Client:
+    """Call `run` in a task; `stop` ends it."""
+
+    def __init__(self, identity: Identity, settings: ClientSettings, provider: Provider) -> None:
+        self._identity = identity
+        self._settings = settings
+        self._provider = provider
+        self.slots = SlotPool()
+        self._budget = MemoryBudget(settings.limits.retained)
+        self._session: Session | None = None
+        self._carrier: TcpCarrier | None = None
+        self._attempt = 0
+        self._carriers = 0
+        self._lost: asyncio.Future[PeerError | None] | None = None
+        self._waiting: deque[tuple[float, Callable[[], None], StreamHandler]] = deque()
+        self._sweeper: asyncio.TimerHandle | None = None
+        self._expiry: asyncio.TimerHandle | None = None
+        self._stopping = False
+        self._task: asyncio.Task[Any] | None = None
+        self._last_error: str | None = None
+        self._executor = ThreadPoolExecutor(1, "handshake")
+
+    # --- for the front-ends ----------------------------------------------------------------------------------------
+
+    def request(
+        self,
+        protocol: StreamProtocol,
+        destination: Destination,
+        handler: StreamHandler,
+        opening: Callable[[Stream], None],
+    ) -> None:
+        """Open a stream, now or when the link is up. `opening` gets it before anything is called on `handler`; if
+        the link does not come up in time, `handler.refused(LINK_DOWN)` is called without."""
+
+        def start() -> None:
+            session = self._session
+            try:
+                if session is None:
+                    raise StreamRefused(StreamReason.LINK_DOWN)
+                stream = session.open(protocol, destination, handler)
+            except StreamRefused as refusal:
+                handler.refused(refusal.reason)
+            else:
+                opening(stream)
+
+        if self._carrier is not None:
+            start()
+        elif self._stopping:
+            handler.refused(StreamReason.LINK_DOWN)
+        else:
+            loop = asyncio.get_running_loop()
+            self._waiting.append((loop.time() + self._settings.wait_for_link, start, handler))
+            if self._sweeper is None:
+                self._sweep()
+
+    async def open(self, destination: Destination) -> ByteStream:
+        """A TCP stream to `destination`. Raises StreamRefused."""
+        link = LinkStream()
+        self.request(StreamProtocol.TCP, destination, link, link.begin)
+        try:
+            await link.wait_opened()
+        except asyncio.CancelledError:
+            link.give_up()
+            raise
+        return link
+
+    def _sweep(self) -> None:
+        """Refuse who has waited long enough; they stand in the order of their deadlines."""
+        loop = asyncio.get_running_loop()
+        self._sweeper = None
+        while self._waiting and self._waiting[0][0] <= loop.time():
+            self._waiting.popleft()[2].refused(StreamReason.LINK_DOWN)
+        if self._waiting:
+            self._sweeper = loop.call_at(self._waiting[0][0], self._sweep)
+
+    # --- the link --------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Keep the link up until `stop` is called."""
+        self._task = asyncio.current_task()
+        backoff = BACKOFF_FIRST
+        with contextlib.suppress(asyncio.CancelledError):
+            while not self._stopping:
+                try:
+                    await self._connect()
+                except PeerError as error:
+                    if str(error) != self._last_error:
+                        self._last_error = str(error)
+                        _log.warning("no link to %s: %s%s", self._settings.address, error, self._advice(error))
+                    await asyncio.sleep(backoff * random.uniform(0.8, 1.2))  # noqa: S311 - not a secret
+                    backoff = min(backoff * 2, BACKOFF_LAST)
+                    continue
+                backoff = BACKOFF_FIRST
+                self._last_error = None
+                assert self._lost is not None
+                reason = await self._lost
+                if not self._stopping:
+                    _log.warning("link down: %s", reason or "closed")
+
+    async def stop(self) -> None:
+        """Close the link; what waits for it is refused."""
+        self._stopping = True
+        if self._carrier is not None:
+            self._carrier.close(CloseReason.NORMAL)
+        self._drop_session()
+        while self._waiting:
+            self._waiting.popleft()[2].refused(StreamReason.LINK_DOWN)
+        for timer in (self._sweeper, self._expiry):
+            if timer is not None:
+                timer.cancel()
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+    async def _connect(self) -> None:
+        """One attempt. Raises PeerError with the reason in a sentence."""
+        settings = self._settings
+        try:
+            async with asyncio.timeout(DIAL_TIMEOUT):
+                sock = await dial(settings.address, settings.upstream)
+        except TimeoutError:
+            raise CarrierError(CloseReason.TIMED_OUT, f"{settings.address} did not answer in time") from None
+        handshake = ClientHandshake(self._identity, settings.peer, self._provider, psk=settings.psk)
+        session = self._session
+        self._attempt += 1
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(HANDSHAKE_TIMEOUT):
+                admission = await admit_client(
+                    sock, handshake, session, self._attempt, lambda job: loop.run_in_executor(self._executor, job)
+                )
+            self._attach(sock, admission)
+        except TimeoutError:
+            sock.close()
+            raise CarrierError(CloseReason.TIMED_OUT, "the exit did not finish the handshake in time") from None
+        except BaseException:
+            sock.close()
+            raise
+
+    def _attach(self, sock: Any, admission: Admission) -> None:
+        established = admission.established
+        session = self._session
+        if admission.resumed is None:
+            if session is not None:
+                _log.warning("the exit no longer has the session: its %d streams end", len(session.streams))
+            self._drop_session()
+            session = self._session = Session(
+                dialler=True,
+                session_id=established.session_id,
+                resume_secret=established.resume_secret,
+                provider=self._provider,
+                entropy=system_entropy,
+                limits=self._settings.limits,
+                budget=self._budget,
+                slots=self.slots,
+                offload=executor_offload(self._provider, self._executor, self._carrier_failed),
+            )
+            self._attempt = 0
+        assert session is not None
+        session.attach(
+            established.cipher, established.epoch, admission.sealer, admission.opener, admission.resumed or 0, clock()
+        )
+        if self._expiry is not None:
+            self._expiry.cancel()
+        loop = asyncio.get_running_loop()
+        self._lost = loop.create_future()
+        self._carriers += 1
+        self._carrier = TcpCarrier(loop, sock, session, self)
+        _log.info(
+            "link %s: exit %s at %s, %s, ML-KEM by %s",
+            "resumed" if admission.resumed is not None else "up",
+            self._settings.peer,
+            self._settings.address,
+            established.cipher.name,
+            self._provider.name,
+        )
+        waiting, self._waiting = self._waiting, deque()
+        for _, start, _ in waiting:
+            start()
+
+    def carrier_lost(self, carrier: TcpCarrier, error: PeerError | None) -> None:
+        self._carrier = None
+        session = self._session
+        if session is not None:
+            if session.closed is not None:
+                self._session = None
+            else:
+                loop = asyncio.get_running_loop()
+                self._expiry = loop.call_later(RESUME_SECONDS, self._drop_session)
+        if self._lost is not None and not self._lost.done():
+            self._lost.set_result(error)
+
+    def _carrier_failed(self, error: PeerError) -> None:
+        if self._carrier is not None:
+            self._carrier.fail(error)
+
+    def _drop_session(self) -> None:
+        session, self._session = self._session, None
+        if session is not None:
+            session.close(CloseReason.NORMAL)
+
+    def _advice(self, error: PeerError) -> str:
+        if error.reason is CloseReason.NOT_AUTHORISED:
+            return f" - add this peer id to the exit's list: {self._identity.peer_id}"
+        return ""
+
+    def status(self) -> dict[str, Any]:
+        """What `cryprq-proxy status` shows."""
+        return {
+            "role": "client",
+            "peer_id": str(self._identity.peer_id),
+            "link": "up" if self._carrier is not None else "down",
+            "exit": {"peer_id": str(self._settings.peer), "address": str(self._settings.address)},
+            "provider": self._provider.name,
+            "carriers": self._carriers,
+            "waiting": len(self._waiting),
+            "last_error": self._last_error,
+            "session": None if self._session is None else session_status(self._session, clock()),
+        }
+
+
+def keep_up(client: Client) -> asyncio.Task[None]:
+    """Run `client` in a task of its own."""
+    return spawn(client.run(), "link")

@@ -1,0 +1,357 @@
+"""The exit role: who may come in, and which session each carrier belongs to.
+
+    accept -> bounds (in flight, per address) -> first flight opens? -> not seen before? -> second flight -> third flight
+           -> listed? -> a new session, or the one it proves to know -> verdict -> carrier
+
+Strangers cost little and learn nothing: everything before the verdict is bounded in number and time, and what fails is
+closed without a byte.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import socket
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from .. import wire
+from ..address import Destination
+from ..carriers.admission import frame_flight, read_flight, write
+from ..carriers.dial import prepare
+from ..carriers.tcp import TcpCarrier, clock
+from ..crypto.handshake import FIRST_SIZE, THIRD_SIZE, ExitHandshake
+from ..crypto.identity import Identity, PeerId
+from ..crypto.payloads import resume_proof
+from ..crypto.primitives import Provider, system_entropy
+from ..errors import CloseReason, HandshakeError, PeerError, StreamReason
+from ..session.records import RecordOpener, RecordSealer
+from ..session.sendlog import MemoryBudget, SlotPool
+from ..session.session import Session, SessionLimits
+from ..session.streams import Stream
+from ..tasks import spawn
+from ..wire import StreamProtocol
+from .dialer import Resolver
+from .egress import EgressPolicy
+from .limits import PrefixLimiter, ReplayMemory, TokenBucket
+from .offload import executor_offload
+from .opening import Targets
+from .status import session_status
+from .udp import UdpAssociation
+
+_log = logging.getLogger(__name__)
+
+HANDSHAKE_TIMEOUT: Final = 10.0
+BACKLOG: Final = 256
+ACCEPTS: Final = 64
+"""Connections accepted in one wake-up."""
+SIGNATURES_WAITING: Final = 8
+"""Handshakes that may be at the slow steps at once; more are closed."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExitSettings:
+    """Counts, and times in seconds; `handshakes_per_minute` is per IPv4 address or IPv6 /64."""
+
+    listen: tuple[Destination, ...]
+    psk: bytes | None = field(default=None, repr=False)
+    limits: SessionLimits = field(default_factory=SessionLimits)
+    retained_total: int = 256 << 20
+    opens_per_second: float = 10_000
+    handshakes_in_flight: int = 64
+    handshakes_per_minute: float = 60
+    sessions_per_peer: int = 8
+    detached_sessions_per_peer: int = 2
+    resume_seconds: float = 300.0
+    connect_timeout: float = 10.0
+
+
+class PeerSession:
+    """One session of one peer, and its carrier if it has one."""
+
+    def __init__(self, exit: Exit, peer: PeerId, session: Session) -> None:
+        self._exit = exit
+        self.peer = peer
+        self.session = session
+        self.carrier: TcpCarrier | None = None
+        self.attempt = 0
+        self.expiry: asyncio.TimerHandle | None = None
+
+    def carrier_lost(self, carrier: TcpCarrier, error: PeerError | None) -> None:
+        if self.carrier is carrier:
+            self.carrier = None
+        self._exit.carrier_lost(self, error)
+
+    def carrier_failed(self, error: PeerError) -> None:
+        if self.carrier is not None:
+            self.carrier.fail(error)
+
+
+class Exit:
+    """`start`, then `stop`. `authorised` is the set of peers let in; `authorise` replaces it."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        settings: ExitSettings,
+        authorised: frozenset[PeerId],
+        policy: EgressPolicy,
+        resolver: Resolver,
+        provider: Provider,
+    ) -> None:
+        self._identity = identity
+        self._settings = settings
+        self._authorised = authorised
+        self._policy = policy
+        self._resolver = resolver
+        self._provider = provider
+        self._loop = asyncio.get_running_loop()
+        self._slots = SlotPool()
+        self._budget = MemoryBudget(settings.retained_total)
+        self._targets = Targets(policy, resolver, self._slots, settings.connect_timeout)
+        self._listeners: list[socket.socket] = []
+        self._sessions: dict[bytes, PeerSession] = {}
+        self._opens: dict[PeerId, TokenBucket] = {}
+        self._handshakes: set[asyncio.Task[None]] = set()
+        per_minute = settings.handshakes_per_minute
+        self._per_address = PrefixLimiter(rate=per_minute / 60, burst=per_minute)
+        self._flights = ReplayMemory()
+        self._slow = 0
+        self._executor = ThreadPoolExecutor(1, "handshake")
+        self._stopping = False
+
+    async def start(self) -> list[Destination]:
+        """Listen; the addresses as bound. Raises OSError."""
+        try:
+            for host, port in self._settings.listen:
+                sock = socket.create_server(
+                    (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=BACKLOG
+                )
+                sock.setblocking(False)
+                self._listeners.append(sock)
+        except OSError:
+            self._close_listeners()
+            raise
+        for sock in self._listeners:
+            self._loop.add_reader(sock, self._on_acceptable, sock)
+        return [Destination(*sock.getsockname()[:2]) for sock in self._listeners]
+
+    def authorise(self, peers: frozenset[PeerId]) -> None:
+        """Let in `peers` and no others; sessions of those no longer listed end."""
+        self._authorised = peers
+        for entry in list(self._sessions.values()):
+            if entry.peer not in peers:
+                self._end(entry, CloseReason.NOT_AUTHORISED)
+
+    async def stop(self, grace: float) -> None:
+        """Let no one in, open no streams, give those that are open `grace` seconds to end, then close all links."""
+        self._stopping = True
+        self._close_listeners()
+        for task in self._handshakes:
+            task.cancel()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(grace):
+                while any(entry.carrier is not None and entry.session.streams for entry in self._sessions.values()):
+                    await asyncio.sleep(0.1)
+        for entry in list(self._sessions.values()):
+            self._end(entry, CloseReason.SHUTTING_DOWN)
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+    def _close_listeners(self) -> None:
+        for sock in self._listeners:
+            self._loop.remove_reader(sock)
+            sock.close()
+        self._listeners.clear()
+
+    # --- strangers -------------------------------------------------------------------------------------------------
+
+    def _on_acceptable(self, listener: socket.socket) -> None:
+        for _ in range(ACCEPTS):
+            try:
+                sock, address = listener.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                _log.warning("a connection could not be accepted: %s", error.strerror)
+                return
+            if len(self._handshakes) >= self._settings.handshakes_in_flight or not self._per_address.allow(
+                address[0], clock()
+            ):
+                sock.close()
+                continue
+            task = spawn(self._welcome(prepare(sock), address[0]), "handshake")
+            self._handshakes.add(task)
+            task.add_done_callback(self._handshakes.discard)
+
+    async def _welcome(self, sock: socket.socket, host: str) -> None:
+        """One connection, from its first byte to its carrier or its end."""
+        try:
+            async with asyncio.timeout(HANDSHAKE_TIMEOUT):
+                await self._handshake(sock, host)
+        except TimeoutError:
+            _log.debug("a handshake from %s was not finished in time", host)
+            sock.close()
+        except PeerError as error:
+            _log.debug("a handshake from %s failed: %s", host, error)
+            sock.close()
+        except BaseException:
+            sock.close()
+            raise
+
+    async def _handshake(self, sock: socket.socket, host: str) -> None:
+        handshake = ExitHandshake(self._identity, self._provider, psk=self._settings.psk)
+        first = await read_flight(sock, FIRST_SIZE)
+        if self._provider.fast:
+            handshake.read_first(first)
+        else:
+            await self._run(handshake.read_first, first)
+        if self._flights.seen(hashlib.sha256(first).digest(), clock()):
+            raise HandshakeError("its first flight was replayed")
+        await write(sock, frame_flight(await self._run(handshake.write_second)))
+        third = await read_flight(sock, THIRD_SIZE)
+        await self._run(handshake.read_third, third)
+        await self._admit(sock, host, handshake)
+
+    async def _run(self, step: Any, *args: Any) -> Any:
+        """A slow step, on the one thread for them; raises HandshakeError when too many wait."""
+        if self._slow >= SIGNATURES_WAITING:
+            raise HandshakeError("too many handshakes at once")
+        self._slow += 1
+        try:
+            return await self._loop.run_in_executor(self._executor, step, *args)
+        finally:
+            self._slow -= 1
+
+    # --- peers -----------------------------------------------------------------------------------------------------
+
+    async def _admit(self, sock: socket.socket, host: str, handshake: ExitHandshake) -> None:
+        """The verdict on a peer that has proved who it is."""
+        established, request = handshake.result, handshake.resume
+        peer = established.peer
+        sealer = RecordSealer(established.cipher, established.epoch.exit_record)
+        opener = RecordOpener(established.cipher, established.epoch.client_record)
+        refusal = self._refusal(peer)
+        if refusal is not None:
+            _log.warning("refused %s from %s: %s", peer, host, refusal.name.lower().replace("_", " "))
+            await write(sock, sealer.seal(wire.encode_close(refusal)))
+            sock.close()
+            return
+        entry = None if request is None else self._sessions.get(request.session_id)
+        resumed = (
+            entry is not None
+            and request is not None
+            and entry.peer == peer
+            and request.proves(entry.session.resume_secret, handshake.resume_hash)
+            and request.attempt > entry.attempt
+        )
+        if resumed and entry is not None and request is not None:
+            entry.attempt = request.attempt
+            if entry.carrier is not None:
+                entry.carrier.drop()
+            count = entry.session.received
+            proof = resume_proof(
+                entry.session.resume_secret, b"resume S", handshake.resume_hash, request.attempt, count
+            )
+            verdict, received = wire.encode_resumed(count, proof), request.rx
+        else:
+            entry = self._new_session(peer, established.session_id, established.resume_secret)
+            verdict, received = wire.encode_bare(wire.ACCEPT if request is None else wire.NO_SESSION), 0
+        await write(sock, sealer.seal(verdict))
+        if entry.session.closed is not None or entry.carrier is not None:
+            sock.close()  # ended, or overtaken by a later carrier, while the verdict was written
+            return
+        if entry.expiry is not None:
+            entry.expiry.cancel()
+        try:
+            entry.session.attach(established.cipher, established.epoch, sealer, opener, received, clock())
+        except PeerError:
+            self._end(entry, CloseReason.RESUME)
+            raise
+        entry.carrier = TcpCarrier(self._loop, sock, entry.session, entry)
+        _log.info("link %s: %s from %s, %s", "resumed" if resumed else "up", peer, host, established.cipher.name)
+
+    def _refusal(self, peer: PeerId) -> CloseReason | None:
+        if peer not in self._authorised:
+            return CloseReason.NOT_AUTHORISED
+        if self._stopping:
+            return CloseReason.SHUTTING_DOWN
+        attached = sum(entry.peer == peer and entry.carrier is not None for entry in self._sessions.values())
+        return CloseReason.LIMIT if attached >= self._settings.sessions_per_peer else None
+
+    def _new_session(self, peer: PeerId, session_id: bytes, resume_secret: bytes) -> PeerSession:
+        entry: PeerSession
+        session = Session(
+            dialler=False,
+            session_id=session_id,
+            resume_secret=resume_secret,
+            provider=self._provider,
+            entropy=system_entropy,
+            limits=self._settings.limits,
+            budget=self._budget,
+            slots=self._slots,
+            acceptor=lambda stream: self._accept_stream(entry, stream),
+            offload=executor_offload(self._provider, self._executor, lambda error: entry.carrier_failed(error)),
+        )
+        entry = self._sessions[session_id] = PeerSession(self, peer, session)
+        return entry
+
+    def _accept_stream(self, entry: PeerSession, stream: Stream) -> None:
+        peer, now = entry.peer, clock()
+        bucket = self._opens.get(peer)
+        if bucket is None:
+            rate = self._settings.opens_per_second
+            bucket = self._opens[peer] = TokenBucket(rate, rate, now)
+        if self._stopping:
+            stream.refuse(StreamReason.SHUTTING_DOWN)
+        elif not bucket.allow(now):
+            stream.refuse(StreamReason.LIMIT)
+        elif stream.protocol is StreamProtocol.UDP:
+            UdpAssociation(self._loop, stream, self._policy, self._resolver)
+        else:
+            self._targets.open(stream)
+
+    def carrier_lost(self, entry: PeerSession, error: PeerError | None) -> None:
+        """Keep the session for a resume, unless it is over or the peer has left too many."""
+        if entry.session.closed is not None:
+            self._forget(entry)
+        else:
+            entry.expiry = self._loop.call_later(self._settings.resume_seconds, self._end, entry, CloseReason.NORMAL)
+            detached = [e for e in self._sessions.values() if e.peer == entry.peer and e.carrier is None and e is not entry]
+            for old in detached[: len(detached) + 1 - self._settings.detached_sessions_per_peer]:
+                self._end(old, CloseReason.LIMIT)
+        if error is not None:
+            _log.info("link down: %s: %s", entry.peer, error)
+
+    def _end(self, entry: PeerSession, reason: CloseReason) -> None:
+        if entry.carrier is not None:
+            entry.carrier.close(reason)
+        else:
+            entry.session.close(reason)
+        self._forget(entry)
+
+    def _forget(self, entry: PeerSession) -> None:
+        if entry.expiry is not None:
+            entry.expiry.cancel()
+        self._sessions.pop(entry.session.session_id, None)
+        if not any(other.peer == entry.peer for other in self._sessions.values()):
+            self._opens.pop(entry.peer, None)
+
+    def status(self) -> dict[str, Any]:
+        """What `cryprq-proxy status` shows."""
+        now = clock()
+        return {
+            "role": "exit",
+            "peer_id": str(self._identity.peer_id),
+            "provider": self._provider.name,
+            "authorised": len(self._authorised),
+            "targets": len(self._targets.relays),
+            "handshakes": len(self._handshakes),
+            "sessions": [
+                {"peer_id": str(entry.peer), "link": "up" if entry.carrier is not None else "down"}
+                | session_status(entry.session, now)
+                for entry in self._sessions.values()
+            ],
+        }

@@ -1,0 +1,126 @@
+"""What strangers may cost: token buckets, one per address prefix for handshakes, and a memory of first flights.
+
+Everything is bounded in memory and constant in time, whoever sends. No clock: `now` is a parameter, in seconds, and
+never goes backwards. What is full forgets its oldest; so a flood from more prefixes than fit only gets the buckets
+of new prefixes, which the bound on handshakes in flight then meets.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections import OrderedDict
+from typing import Final
+
+HANDSHAKE_RATE: Final = 2.0
+"""Handshakes a second and prefix, in the long run."""
+HANDSHAKE_BURST: Final = 20.0
+MAX_PREFIXES: Final = 65_536
+
+REPLAY_SECONDS: Final = 600.0
+MAX_FLIGHTS: Final = 65_536
+
+
+class TokenBucket:
+    """At most `burst` at once and `rate` a second in the long run; full at first."""
+
+    __slots__ = ("_burst", "_rate", "_then", "_tokens")
+
+    def __init__(self, rate: float, burst: float, now: float) -> None:
+        self._rate = rate
+        self._burst = burst
+        self._tokens = burst
+        self._then = now
+
+    def allow(self, now: float, amount: float = 1.0) -> bool:
+        """Take `amount` tokens if that many are there; what is refused costs nothing."""
+        if now > self._then:
+            self._tokens = min(self._burst, self._tokens + (now - self._then) * self._rate)
+            self._then = now
+        if self._tokens < amount:
+            return False
+        self._tokens -= amount
+        return True
+
+
+class PrefixLimiter:
+    """A token bucket for each /32 of IPv4 and each /64 of IPv6, which is what one customer has at least.
+
+    Of more than `max_prefixes` the one not heard of for longest is forgotten. Costs about 250 bytes per prefix.
+    """
+
+    __slots__ = ("_buckets", "_burst", "_max_prefixes", "_rate")
+
+    def __init__(
+        self, rate: float = HANDSHAKE_RATE, burst: float = HANDSHAKE_BURST, max_prefixes: int = MAX_PREFIXES
+    ) -> None:
+        self._rate = rate
+        self._burst = burst
+        self._max_prefixes = max_prefixes
+        self._buckets: OrderedDict[bytes, TokenBucket] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._buckets)
+
+    def allow(self, ip: str, now: float) -> bool:
+        """Whether the prefix of `ip` (as `getpeername` gives it) has one more token, which is then taken."""
+        prefix = prefix_of(ip)
+        bucket = self._buckets.get(prefix)
+        if bucket is None:
+            bucket = self._buckets[prefix] = TokenBucket(self._rate, self._burst, now)
+            if len(self._buckets) > self._max_prefixes:
+                self._buckets.popitem(last=False)
+        else:
+            self._buckets.move_to_end(prefix)
+        return bucket.allow(now)
+
+
+def prefix_of(ip: str) -> bytes:
+    """The four bytes of an IPv4 address, v4-mapped too, the first eight of an IPv6 address.
+
+    Whatever is no address shares one prefix, the empty one.
+    """
+    try:
+        if ":" not in ip:
+            return socket.inet_pton(socket.AF_INET, ip)
+        address = socket.inet_pton(socket.AF_INET6, ip.partition("%")[0])
+    except (OSError, ValueError):
+        return b""
+    return address[12:] if address.startswith(_V4_MAPPED) else address[:8]
+
+
+_V4_MAPPED: Final = bytes(10) + b"\xff\xff"
+
+
+class ReplayMemory:
+    """Tells a first flight that was seen within the last `seconds` from a new one, by its hash.
+
+    All entries live equally long, so their order of arrival is that of their end. Each call drops at most two of
+    the oldest: faster than entries come, without ever a long pause for a large clean-up. Of more than
+    `max_entries` the oldest is forgotten early. Costs about 200 bytes per entry.
+    """
+
+    __slots__ = ("_ends", "_max_entries", "_seconds")
+
+    def __init__(self, seconds: float = REPLAY_SECONDS, max_entries: int = MAX_FLIGHTS) -> None:
+        self._seconds = seconds
+        self._max_entries = max_entries
+        self._ends: OrderedDict[bytes, float] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def seen(self, flight_hash: bytes, now: float) -> bool:
+        """Whether the hash is a repeat. A new one is remembered; a repeat does not prolong its time."""
+        ends = self._ends
+        end = ends.get(flight_hash)
+        if end is not None:
+            if now < end:
+                return True
+            del ends[flight_hash]
+        for _ in range(2):
+            if ends and ends[next(iter(ends))] <= now:
+                ends.popitem(last=False)
+        if len(ends) >= self._max_entries:
+            ends.popitem(last=False)
+        ends[flight_hash] = now + self._seconds
+        return False

@@ -1,0 +1,200 @@
+"""The relay: one TCP socket and one stream, each feeding the other.
+
+The socket is read only when the stream can take the bytes, and the stream's window is extended only when the socket
+has taken them, so a slow side slows the other down and nothing piles up here. Both directions end on their own:
+an end of one becomes a half-close of the other, a reset becomes a reset.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import struct
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from ..address import Destination
+from ..errors import StreamReason
+from ..session.sendlog import SLOT_HEADROOM, SlotPool
+from ..session.streams import Half, Stream
+
+READS: Final = 4
+"""Reads of up to 64 KiB in one wake-up."""
+_LINGER_RESET: Final = struct.pack("ii", 1, 0)
+
+
+def set_reset_on_close(sock: socket.socket) -> None:
+    """Let `close` send a TCP reset, so that the application sees an error and not an early end."""
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
+
+
+class Relay:
+    """Handler of an opened `stream` and owner of `sock`, which is connected and non-blocking.
+
+    `start` begins; `ended` is called once, when both are done with.
+    """
+
+    __slots__ = ("_armed", "_backlog", "_ended", "_fd", "_loop", "_slots", "_sock", "_stream", "_writing")
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        sock: socket.socket,
+        stream: Stream,
+        slots: SlotPool,
+        ended: Callable[[Relay], None],
+    ) -> None:
+        self._loop = loop
+        self._sock = sock
+        self._fd = sock.fileno()
+        self._stream = stream
+        self._slots = slots
+        self._ended = ended
+        self._backlog: deque[memoryview] | None = None
+        self._armed = False
+        self._writing = False
+
+    def start(self, early: bytes = b"") -> None:
+        """Begin to relay. `early` came from the socket before and goes first; at most INITIAL_WINDOW bytes."""
+        self._stream.handler = self
+        if early:
+            self._stream.send(early)
+        self._arm()
+
+    def abort(self, reason: StreamReason) -> None:
+        """End both sides at once, with resets."""
+        self._stream.reset(reason)
+        set_reset_on_close(self._sock)
+        self._close()
+
+    # --- socket to stream ------------------------------------------------------------------------------------------
+
+    def _arm(self) -> None:
+        if not self._armed:
+            self._armed = True
+            self._loop.add_reader(self._fd, self._on_readable)
+
+    def _disarm(self) -> None:
+        if self._armed:
+            self._armed = False
+            self._loop.remove_reader(self._fd)
+
+    def _on_readable(self) -> None:
+        for _ in range(READS):
+            if not self._read():
+                return
+
+    def _read(self) -> bool:
+        """Read once; True if there may be more to read and the stream may take more."""
+        room = self._stream.request_room()
+        if not room:
+            self._disarm()
+            return False
+        slot = self._slots.take()
+        try:
+            size = self._sock.recv_into(slot[SLOT_HEADROOM : SLOT_HEADROOM + room])
+        except (BlockingIOError, InterruptedError):
+            self._slots.give(slot)
+            return False
+        except OSError:
+            self._slots.give(slot)
+            self.abort(StreamReason.CONNECTION_RESET)
+            return False
+        if size:
+            self._stream.send_slot(slot, size)
+            return size == room
+        self._slots.give(slot)
+        self._disarm()
+        self._stream.finish()
+        self._close_if_done()
+        return False
+
+    def writable(self) -> None:
+        """The stream has room again and it is its turn: read at once, and take turns while there is more."""
+        if self._read():
+            self._stream.wait_for_turn()
+        elif self._fd >= 0 and self._stream.send_half is Half.OPEN and not self._stream.waits():
+            self._arm()
+
+    # --- stream to socket ------------------------------------------------------------------------------------------
+
+    def data_received(self, data: memoryview) -> None:
+        if self._backlog is not None:
+            self._backlog.append(data)
+            return
+        size = len(data)
+        try:
+            taken = self._sock.send(data)
+        except (BlockingIOError, InterruptedError):
+            taken = 0
+        except OSError:
+            self.abort(StreamReason.CONNECTION_RESET)
+            return
+        if taken:
+            self._stream.consumed(taken)
+        if taken < size:
+            self._backlog = deque((data[taken:],))
+            self._loop.add_writer(self._fd, self._on_writable)
+
+    def _on_writable(self) -> None:
+        backlog = self._backlog
+        while backlog:
+            data = backlog[0]
+            try:
+                taken = self._sock.send(data)
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError:
+                self.abort(StreamReason.CONNECTION_RESET)
+                return
+            self._stream.consumed(taken)
+            if taken < len(data):
+                backlog[0] = data[taken:]
+                return
+            backlog.popleft()
+        self._backlog = None
+        self._loop.remove_writer(self._fd)
+        if self._stream.receive_half is Half.CLOSED:
+            self._shut_down()
+
+    def eof_received(self) -> None:
+        if self._backlog is None:
+            self._shut_down()
+
+    def _shut_down(self) -> None:
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_WR)
+        self._close_if_done()
+
+    # --- the end ---------------------------------------------------------------------------------------------------
+
+    def reset(self, reason: StreamReason) -> None:
+        set_reset_on_close(self._sock)
+        self._close()
+
+    def refused(self, reason: StreamReason) -> None:
+        self.reset(reason)
+
+    def opened(self) -> None:
+        """The stream was open before the relay began."""
+
+    def datagram_received(self, destination: Destination, payload: memoryview) -> None:
+        """Datagrams belong to UDP streams; the session lets none come here."""
+
+    def _close_if_done(self) -> None:
+        if self._backlog is None and self._stream.receive_half is Half.CLOSED and self._stream.send_half is not Half.OPEN:
+            self._close()
+
+    def _close(self) -> None:
+        if self._fd < 0:
+            return
+        self._disarm()
+        if self._backlog is not None:
+            self._backlog = None
+            self._loop.remove_writer(self._fd)
+        self._fd = -1
+        self._sock.close()
+        self._ended(self)

@@ -1,0 +1,244 @@
+"""Rotation: fresh keys for a carrier every few minutes, by a hybrid exchange inside the link.
+
+    dialler                                   exit
+    IDLE --- REKEY ---------------------->    IDLE
+    ASKED                                     ANSWERING   (computes)
+          <--------------- REKEY_ANSWER ---   ANSWERED    its last record of epoch n; it sends with n+1 from here
+    IDLE, opens and sends with n+1
+          --- SWITCH -------------------->    IDLE        the dialler's last record of epoch n; opens with n+1
+
+Only the dialler starts; the exit may ask with REKEY_PLEASE. Both frames that end an epoch stand alone in their record.
+Nothing pauses: stream data goes on in the old epoch until the border. A lost carrier abandons the rotation, and the
+next carrier starts with keys of its own, so nonces never continue.
+
+The computation goes through `Offload`, so that a slow implementation of ML-KEM can run on another thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Final
+
+from .. import wire
+from ..crypto.handshake import EpochSecrets
+from ..crypto.primitives import Cipher, Entropy, Provider
+from ..crypto.rekey import RekeyInitiator, answer_rekey
+from ..errors import CarrierError, CloseReason, PeerError
+from .records import RecordOpener, RecordSealer
+
+UNFINISHED: Final = 30.0
+"""Seconds a rotation may take before the carrier is given up."""
+PLEASE_INTERVAL: Final = 1.0
+"""Seconds between rotations started because the exit asked."""
+MISSED_INTERVALS: Final = 3
+
+type Offload = Callable[[Callable[[], Any], Callable[[Callable[[], Any]], None]], None]
+"""`offload(job, done)` runs `job` somewhere, then calls `done(result)` on the session's thread; `result()` returns
+what the job returned or raises what it raised."""
+
+
+def inline(job: Callable[[], Any], done: Callable[[Callable[[], Any]], None]) -> None:
+    """The Offload for fast implementations: here and now."""
+    done(job)
+
+
+@dataclass(frozen=True, slots=True)
+class RotationLimits:
+    """When keys are rotated. The carrier is closed at twice `records` or `bytes`, or after three missed intervals."""
+
+    interval: float = 300.0
+    """Seconds."""
+    records: int = 1 << 22
+    bytes: int = 1 << 38
+
+
+class State(Enum):
+    IDLE = 1
+    ASKED = 2
+    ANSWERING = 3
+    ANSWERED = 4
+
+
+# (state, frame received) -> (state after it, who may receive it: the dialler?)
+_ON_FRAME: Final = {
+    (State.IDLE, wire.REKEY): (State.ANSWERING, False),
+    (State.ANSWERED, wire.SWITCH): (State.IDLE, False),
+    (State.ASKED, wire.REKEY_ANSWER): (State.IDLE, True),
+}
+
+
+class Rotation:
+    """The keys of one session's current carrier.
+
+    `sealer` and `opener` are the ones to use now. `frames` holds what to send in the current epoch; `final`, if not
+    None, must be sealed alone as the last record of the epoch, followed by a call of `final_sent`. While `paused`, no
+    further record may be opened: its key is being computed. `resume` is called when that, or a frame, is ready.
+    """
+
+    def __init__(
+        self,
+        *,
+        dialler: bool,
+        provider: Provider,
+        limits: RotationLimits,
+        entropy: Entropy,
+        offload: Offload,
+        ready: Callable[[], None],
+    ) -> None:
+        self._dialler = dialler
+        self._provider = provider
+        self._limits = limits
+        self._entropy = entropy
+        self._offload = offload
+        self._ready = ready
+        self._carrier = 0
+        self.rotations = 0
+
+    def attach(
+        self, cipher: Cipher, session_id: bytes, epoch: EpochSecrets, sealer: RecordSealer, opener: RecordOpener, now: float
+    ) -> None:
+        """A new carrier with the keys of its own handshake; `sealer` and `opener` go on where admission left them."""
+        self.cipher = cipher
+        self._session_id = session_id
+        self._epoch = epoch
+        self.sealer = sealer
+        self.opener = opener
+        self.number = 0
+        self.since = now
+        self._state = State.IDLE
+        self._started = now
+        self._asked_for = False
+        self._carrier += 1
+        self._next: tuple[EpochSecrets, RecordSealer] | None = None
+        self._next_opener: RecordOpener | None = None
+        self.frames: list[bytes] = []
+        self.final: bytes | None = None
+        self.paused = False
+
+    def deadline(self) -> float:
+        """When `tick` has something to do."""
+        if self._state is not State.IDLE:
+            return self._started + UNFINISHED
+        if self._dialler:
+            return self.since + self._limits.interval
+        return self.since + self._limits.interval * (MISSED_INTERVALS if self._asked_for else 1)
+
+    def tick(self, now: float) -> None:
+        """Start, ask for, or give up a rotation. Raises CarrierError (REKEY) if the peer does not do its part."""
+        age = now - self.since
+        limits = self._limits
+        records = max(self.sealer.records, self.opener.records)
+        size = max(self.sealer.bytes, self.opener.bytes)
+        if (
+            (self._state is not State.IDLE and now - self._started >= UNFINISHED)
+            or age >= limits.interval * MISSED_INTERVALS + UNFINISHED
+            or records >= 2 * limits.records
+            or size >= 2 * limits.bytes
+        ):
+            raise CarrierError(CloseReason.REKEY, "the keys could not be rotated in time")
+        if age < limits.interval and records < limits.records and size < limits.bytes:
+            return
+        if self._dialler:
+            self.start(now)
+        elif self._state is State.IDLE and not self._asked_for:
+            self._asked_for = True
+            self.frames.append(wire.encode_bare(wire.REKEY_PLEASE))
+            self._ready()
+
+    def start(self, now: float) -> None:
+        """At the dialler: begin a rotation, unless one is under way."""
+        if self._state is not State.IDLE:
+            return
+        self._state = State.ASKED
+        self._started = now
+        self._initiator = RekeyInitiator(
+            self._provider, self._session_id, self._epoch, self.number + 1, entropy=self._entropy
+        )
+        self._run(self._initiator.write, self._send_rekey)
+
+    def receive(self, kind: int, message: bytes | None, now: float) -> None:
+        """A frame of the rotation arrived, alone in its record where the epoch ends with it.
+
+        Raises PeerError (REKEY) for one out of turn, and HandshakeError for a message that does not open.
+        """
+        if kind == wire.REKEY_PLEASE:
+            if self._dialler and now - self.since >= PLEASE_INTERVAL:
+                self.start(now)
+            return
+        step = _ON_FRAME.get((self._state, kind))
+        if step is None or step[1] is not self._dialler:
+            raise PeerError(CloseReason.REKEY, "the peer sent a rotation frame out of turn")
+        self._state = step[0]
+        if kind == wire.SWITCH:
+            self._switch(now)
+            return
+        self._started = now
+        if kind == wire.REKEY:
+            self._run(lambda: self._answer(message or b""), self._send_answer)
+        else:
+            self.paused = True
+            self._state = State.ASKED
+            self._run(lambda: self._initiator.read(message or b""), lambda epoch: self._take_answer(epoch, now))
+
+    def final_sent(self, now: float) -> None:
+        """`final` has been sealed: the next record is the first of the new epoch."""
+        if self._next is None:
+            return
+        epoch, self.sealer = self._next
+        self._next = None
+        self.final = None
+        if self._dialler:
+            self._begin(epoch, now)
+        else:
+            self._pending = epoch
+
+    # --- the steps -------------------------------------------------------------------------------------------------
+
+    def _send_rekey(self, message: bytes) -> None:
+        self.frames.append(wire.encode_message(wire.REKEY, message))
+        self._ready()
+
+    def _answer(self, message: bytes) -> tuple[bytes, EpochSecrets]:
+        return answer_rekey(
+            self._provider, self._session_id, self._epoch, self.number + 1, message, entropy=self._entropy
+        )
+
+    def _send_answer(self, answer: tuple[bytes, EpochSecrets]) -> None:
+        message, epoch = answer
+        self._state = State.ANSWERED
+        self._next_opener = RecordOpener(self.cipher, epoch.client_record)
+        self._next = epoch, RecordSealer(self.cipher, epoch.exit_record)
+        self.final = wire.encode_message(wire.REKEY_ANSWER, message)
+        self._ready()
+
+    def _take_answer(self, epoch: EpochSecrets, now: float) -> None:
+        self.paused = False
+        self.opener = RecordOpener(self.cipher, epoch.exit_record)
+        self._next = epoch, RecordSealer(self.cipher, epoch.client_record)
+        self.final = wire.encode_bare(wire.SWITCH)
+        self._ready()
+
+    def _switch(self, now: float) -> None:
+        if self._next_opener is None or self._next is not None:
+            raise PeerError(CloseReason.REKEY, "the peer switched keys before it had the answer")
+        self.opener, self._next_opener = self._next_opener, None
+        self._begin(self._pending, now)
+
+    def _begin(self, epoch: EpochSecrets, now: float) -> None:
+        self._epoch = epoch
+        self.number += 1
+        self.rotations += 1
+        self.since = now
+        self._asked_for = False
+        self._state = State.IDLE
+
+    def _run[T](self, job: Callable[[], T], then: Callable[[T], None]) -> None:
+        carrier = self._carrier
+
+        def done(result: Callable[[], T]) -> None:
+            if carrier == self._carrier:
+                then(result())
+
+        self._offload(job, done)

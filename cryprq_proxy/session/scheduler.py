@@ -1,0 +1,136 @@
+"""The scheduler: whose data goes into the next record.
+
+What waits, waits in the sockets. Only as much is read from them as the carrier takes in a few milliseconds
+(`queue_target`); a stream that finds no room is remembered in `_waiting` and called back in turn, and then it reads.
+
+Two queues hold streams with data: *sparse* ones, which have sent little of the link's recent traffic, go first, so a
+small request does not wait behind bulk downloads; *bulk* ones take turns, a frame each. Time is counted in bytes sent:
+a stream is sparse for its first SPARSE_BURST bytes in every SPARSE_SPAN of the link's traffic. Bulk streams get every
+fifth frame at least, however many sparse ones there are.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final
+
+from ..wire import MAX_DATA
+from .sendlog import Chunk
+from .streams import Half, Stream
+
+SPARSE_BURST: Final = 32_768
+SPARSE_SPAN: Final = 1 << 20
+SPARSE_ROOM: Final = 16_384
+"""Bytes that a sparse stream may queue although the queue is full."""
+SPARSE_RUN: Final = 4
+FRAME_SECONDS: Final = 0.002
+QUEUE_SECONDS: Final = 0.004
+MIN_FRAME: Final = 4_096
+MIN_QUEUE: Final = 16_384
+MAX_QUEUE: Final = 262_144
+
+
+class Scheduler:
+    """Queues of one session. `frame_limit` and `queue_target` are in bytes and follow the carrier's rate."""
+
+    __slots__ = (
+        "_bulk",
+        "_clock",
+        "_run",
+        "_sparse",
+        "_turn",
+        "_waiting",
+        "frame_limit",
+        "open",
+        "queue_target",
+        "queued",
+    )
+
+    def __init__(self) -> None:
+        self._sparse: deque[Stream] = deque()
+        self._bulk: deque[Stream] = deque()
+        self._waiting: deque[Stream] = deque()
+        self._clock = 0
+        self._run = 0
+        self._turn: Stream | None = None
+        self.queued = 0
+        self.open = False
+        """Whether stream data may be queued: a carrier is attached and the send log has room."""
+        self.frame_limit = MAX_DATA
+        self.queue_target = MAX_QUEUE
+
+    def pace(self, rate: float) -> None:
+        """The carrier sends `rate` bytes a second: bound frames and queue by time."""
+        self.frame_limit = int(min(max(rate * FRAME_SECONDS, MIN_FRAME), MAX_DATA))
+        self.queue_target = int(min(max(rate * QUEUE_SECONDS, MIN_QUEUE), MAX_QUEUE))
+
+    def room_for(self, stream: Stream) -> int:
+        """Bytes that `stream` may queue now; 0 after noting that it waits for its turn."""
+        if self.open:
+            if self.queued < self.queue_target and (not self._waiting or stream is self._turn):
+                return self.frame_limit
+            if not stream.queue and self._is_sparse(stream):
+                return min(SPARSE_ROOM, self.frame_limit)
+        self.wait(stream)
+        return 0
+
+    def wait(self, stream: Stream) -> None:
+        """Call `stream`'s handler when it is its turn to read."""
+        if not stream.waiting:
+            stream.waiting = True
+            self._waiting.append(stream)
+
+    def enqueue(self, stream: Stream, chunk: Chunk) -> None:
+        """Data of `stream` is ready to be sent."""
+        if not stream.queue:
+            (self._sparse if self._is_sparse(stream) else self._bulk).append(stream)
+        stream.queue.append(chunk)
+        self.queued += chunk.size
+
+    def next(self) -> tuple[Stream, Chunk] | None:
+        """Take the next chunk out of the queues."""
+        sparse, bulk = self._sparse, self._bulk
+        while True:
+            if sparse and (self._run < SPARSE_RUN or not bulk):
+                self._run += 1
+                queue = sparse
+            elif bulk:
+                self._run = 0
+                queue = bulk
+            else:
+                return None
+            stream = queue.popleft()
+            if stream.queue:
+                break
+            # A reset emptied its queue while it stood here.
+        chunk = stream.queue.popleft()
+        self.queued -= chunk.size
+        self._clock += chunk.size
+        stream.burst += chunk.size
+        if stream.queue:
+            (sparse if stream.burst < SPARSE_BURST else bulk).append(stream)
+        return stream, chunk
+
+    def call_waiting(self) -> None:
+        """Let waiting streams read, in turn, until the queue is full. Their handlers queue data before they return."""
+        waiting = self._waiting
+        for _ in range(len(waiting)):
+            if self.queued >= self.queue_target or not self.open:
+                break
+            stream = self._turn = waiting.popleft()
+            stream.waiting = False
+            if stream.send_half is Half.OPEN:
+                stream.handler.writable()
+        self._turn = None
+
+    def forget(self, stream: Stream) -> None:
+        """The stream ended: what it had queued is no longer counted."""
+        for chunk in stream.queue:
+            self.queued -= chunk.size
+        stream.queue.clear()
+
+    def _is_sparse(self, stream: Stream) -> bool:
+        if self._clock - stream.burst_mark >= SPARSE_SPAN:
+            stream.burst_mark = self._clock
+            stream.burst = 0
+        return stream.burst < SPARSE_BURST

@@ -1,0 +1,164 @@
+"""The send log: every numbered frame from the moment it may be sent until the peer has acknowledged it.
+
+A session outlives its carrier because nothing numbered is forgotten before its ACK. Frames stand here in the order of
+their numbers: first those sent on this carrier (`_sent`), then those still to be sent (`_unsent`). When a carrier is
+lost and another takes over, everything the peer has not counted moves back to `_unsent`, as plaintext, and is sealed
+again with the new keys.
+
+The buffers that stream data is read into come from here too: a slot has room for the frame header in front of the
+data, so a chunk is read, framed, sealed and kept without being copied.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final
+
+from ..errors import CloseReason, PeerError
+from ..wire import DATA_HEADER, MAX_DATA
+
+SLOT_HEADROOM: Final = 8
+"""Bytes in front of the data of a slot; the DATA header stands in the last DATA_HEADER of them."""
+SLOT_SIZE: Final = SLOT_HEADROOM + MAX_DATA
+SLOT_MINIMUM: Final = 16_384
+"""Less data than this is copied out of its slot: keeping 64 KiB for a hundred bytes would waste the bound."""
+FRAME_COST: Final = 128
+"""What a kept frame is counted for beside its bytes: the objects around it."""
+
+
+class SlotPool:
+    """Reusable 64 KiB buffers, shared by all streams of a process; at most `keep` of them idle.
+
+    Last in, first out: the slot used last is the one still in the processor's cache.
+    """
+
+    def __init__(self, keep: int = 64) -> None:
+        self._free: list[memoryview] = []
+        self._keep = keep
+
+    def take(self) -> memoryview:
+        """A slot of SLOT_SIZE bytes with arbitrary content; data goes in from SLOT_HEADROOM on."""
+        return self._free.pop() if self._free else memoryview(bytearray(SLOT_SIZE))
+
+    def give(self, slot: memoryview) -> None:
+        """Take back a slot to which no other reference remains."""
+        if len(self._free) < self._keep:
+            self._free.append(slot)
+
+
+class MemoryBudget:
+    """The bound on bytes kept by all sessions of a process together."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self.used = 0
+
+
+class Chunk:
+    """A piece of one stream's data, framed: what the scheduler hands to the log.
+
+    `frame` is the whole DATA frame; `slot` the buffer it lies in, or None if the bytes are its own; `size` the bytes
+    of data; `cost` what keeping it counts for.
+    """
+
+    __slots__ = ("cost", "frame", "size", "slot")
+
+    def __init__(self, frame: bytes | memoryview, size: int, slot: memoryview | None) -> None:
+        self.frame = frame
+        self.size = size
+        self.slot = slot
+        self.cost = FRAME_COST + (SLOT_SIZE if slot is not None else size)
+
+
+def frame_slot(slot: memoryview, size: int, header: bytes, pool: SlotPool) -> Chunk:
+    """Frame `size` bytes of data that were read into `slot`. The slot belongs to the chunk or goes back to `pool`."""
+    start = SLOT_HEADROOM - DATA_HEADER
+    slot[start:SLOT_HEADROOM] = header
+    frame = slot[start : SLOT_HEADROOM + size]
+    if size >= SLOT_MINIMUM:
+        return Chunk(frame, size, slot)
+    chunk = Chunk(bytes(frame), size, None)
+    pool.give(slot)
+    return chunk
+
+
+class SendLog:
+    """Numbered frames of one direction of one session.
+
+    `acknowledged` and `sent` are counts since the session began: 0 <= acknowledged <= sent. `kept` is in bytes.
+    """
+
+    def __init__(self, bound: int, budget: MemoryBudget, pool: SlotPool) -> None:
+        self._sent: deque[Chunk] = deque()
+        self._unsent: deque[Chunk] = deque()
+        self._bound = bound
+        self._budget = budget
+        self._pool = pool
+        self._assured = bound // 16
+        self.acknowledged = 0
+        self.sent = 0
+        self.kept = 0
+
+    def has_room(self) -> bool:
+        """May stream data be added? Small frames always may: their number is bounded by the number of streams.
+
+        A session keeps its assured sixteenth of the bound even when the budget of the process is spent.
+        """
+        if self.kept >= self._bound:
+            return False
+        return self.kept < self._assured or self._budget.used < self._budget.total
+
+    def append(self, frame: bytes) -> None:
+        """Add a small numbered frame, to be sent in its turn."""
+        chunk = Chunk(frame, len(frame), None)
+        self._unsent.append(chunk)
+        self._charge(chunk.cost)
+
+    def append_sent(self, chunk: Chunk) -> None:
+        """Add a chunk that is being sent right now; only allowed when nothing waits (`next_unsent` is None)."""
+        self._sent.append(chunk)
+        self.sent += 1
+        self._charge(chunk.cost)
+
+    def next_unsent(self) -> bytes | memoryview | None:
+        """The next frame to send, left in place."""
+        return self._unsent[0].frame if self._unsent else None
+
+    def mark_sent(self) -> None:
+        """The frame that `next_unsent` showed has been sealed."""
+        self._sent.append(self._unsent.popleft())
+        self.sent += 1
+
+    def acknowledge(self, count: int) -> None:
+        """The peer has received the first `count` numbered frames of the session.
+
+        Raises PeerError (RESUME) for a count that goes back or is beyond what was sent.
+        """
+        if not self.acknowledged <= count <= self.sent:
+            raise PeerError(CloseReason.RESUME, "the peer acknowledged frames that were never sent")
+        freed = 0
+        for _ in range(count - self.acknowledged):
+            chunk = self._sent.popleft()
+            freed += chunk.cost
+            if chunk.slot is not None:
+                slot, chunk.slot = chunk.slot, None
+                self._pool.give(slot)
+        self.acknowledged = count
+        self._charge(-freed)
+
+    def rewind(self, received: int) -> None:
+        """A new carrier: the peer has `received` frames, the others are to be sent again. Raises as `acknowledge`."""
+        self.acknowledge(received)
+        self._sent.extend(self._unsent)
+        self._sent, self._unsent = deque(), self._sent
+        self.sent = received
+
+    def clear(self) -> None:
+        """The session ended: give everything back."""
+        self._sent.clear()
+        self._unsent.clear()
+        self._charge(-self.kept)
+
+    def _charge(self, cost: int) -> None:
+        self.kept += cost
+        self._budget.used += cost

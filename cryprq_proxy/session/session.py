@@ -1,0 +1,559 @@
+"""The session: one peer, many streams, one carrier at a time.
+
+The way of a byte out: a handler puts it into its stream's queue (streams.py), `ready` is called, the carrier calls
+`fill`, which lets the scheduler choose (scheduler.py), keeps the frame (sendlog.py) and seals it (records.py) straight
+into the carrier's buffer. The way in: the carrier calls `receive` with what it read; every record is opened, its
+frames are looked up in a table, and stream data goes to the stream's handler.
+
+No clock, no sockets: the carrier says what time it is. After each call it must look at `deadline` and call `tick` then.
+PeerError from any call means that the session is over (`close` it); CarrierError, which is one, that only the carrier
+is (`detach` it).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from .. import wire
+from ..address import Destination
+from ..crypto.handshake import EpochSecrets
+from ..crypto.primitives import Cipher, Entropy, Provider
+from ..errors import CloseReason, LocalError, PeerError, StreamReason, StreamRefused
+from ..wire import DATA, StreamProtocol
+from .liveness import Liveness
+from .records import OVERHEAD, RecordOpener, RecordSealer
+from .rotation import Offload, Rotation, RotationLimits, inline
+from .scheduler import Scheduler
+from .sendlog import MemoryBudget, SendLog, SlotPool
+from .streams import Half, Stream, StreamHandler, WindowPool
+
+ACK_DELAY: Final = 0.025
+"""Seconds until received frames are acknowledged at the latest."""
+JOIN_LIMIT: Final = 2_048
+"""Frames up to this many bytes share a record; a larger one is sealed where it lies."""
+MAX_JOINED: Final = 16_384
+DATAGRAM_QUEUE: Final = 65_536
+DATAGRAM_SECONDS: Final = 0.02
+FILL_MINIMUM: Final = wire.MAX_PLAINTEXT + MAX_JOINED + 4 * OVERHEAD
+"""Bytes of buffer that `fill` needs."""
+NEVER: Final = float("inf")
+
+type Acceptor = Callable[[Stream], None]
+"""Called at the exit for each OPEN; sets `stream.handler` before it returns, and sees to it that the stream is accepted
+or refused, now or later."""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionLimits:
+    """Bounds of one session; sizes in bytes, times in seconds."""
+
+    retained: int = 16 << 20
+    window_pool: int = 32 << 20
+    streams: int = 16_384
+    keepalive: float = 10.0
+    rotation: RotationLimits = field(default_factory=RotationLimits)
+
+
+def refuse_streams(stream: Stream) -> None:
+    """The dialler's Acceptor: the exit opens no streams."""
+    raise PeerError(CloseReason.PROTOCOL, "the exit tried to open a stream")
+
+
+class Session:
+    """One side of a session. `dialler` tells which.
+
+    `ready` is called (once until the next `fill`) when there is something to send; `offload` see rotation.py.
+    """
+
+    def __init__(
+        self,
+        *,
+        dialler: bool,
+        session_id: bytes,
+        resume_secret: bytes,
+        provider: Provider,
+        entropy: Entropy,
+        limits: SessionLimits,
+        budget: MemoryBudget,
+        slots: SlotPool,
+        acceptor: Acceptor = refuse_streams,
+        offload: Offload = inline,
+    ) -> None:
+        self.dialler = dialler
+        self.session_id = session_id
+        self.resume_secret = resume_secret
+        self.limits = limits
+        self.slots = slots
+        self.scheduler = Scheduler()
+        self.log = SendLog(limits.retained, budget, slots)
+        self.windows = WindowPool(limits.window_pool)
+        self.liveness = Liveness(limits.keepalive)
+        self.rotation = Rotation(
+            dialler=dialler,
+            provider=provider,
+            limits=limits.rotation,
+            entropy=entropy,
+            offload=offload,
+            ready=self.wake,
+        )
+        self.streams: dict[int, Stream] = {}
+        self.attached = False
+        self.closed: CloseReason | None = None
+        self.ready: Callable[[], None] = _nothing
+        self.received = 0
+        """Numbered frames received since the session began."""
+        self.bytes_sent = 0
+        self.bytes_received = 0
+        """Stream data and datagram payload since the session began."""
+        self._acceptor = acceptor
+        self._awaited: set[int] = set()
+        """Streams that have ended here and whose end on the other side is still to come."""
+        self._last_id = 0
+        self._acknowledged = 0
+        self._unacknowledged_bytes = 0
+        self._ack_bytes = limits.retained >> 4
+        self._ack_by = NEVER
+        self._windows_due: dict[int, Stream] = {}
+        self._pong: int | None = None
+        self._close_frame: bytes | None = None
+        self._datagrams: deque[tuple[float, bytes]] = deque()
+        self._datagram_bytes = 0
+        self._woken = False
+        self._now = 0.0
+
+    # --- life of a carrier -----------------------------------------------------------------------------------------
+
+    def attach(
+        self, cipher: Cipher, epoch: EpochSecrets, sealer: RecordSealer, opener: RecordOpener, received: int, now: float
+    ) -> None:
+        """A carrier stands; the peer has counted `received` numbered frames (0 for a new session).
+
+        Raises PeerError (RESUME) for a count out of range. Then call `fill`.
+        """
+        self.log.rewind(received)
+        self._now = now
+        self.rotation.attach(cipher, self.session_id, epoch, sealer, opener, now)
+        self.liveness.attach(now)
+        self._windows_due = {id: s for id, s in self.streams.items() if s.receive_half is Half.OPEN}
+        self._acknowledged = -1
+        self._pong = None
+        self.attached = True
+        self.scheduler.open = self.log.has_room()
+        self.wake()
+
+    def detach(self) -> None:
+        """The carrier is gone. Streams wait; datagrams are dropped."""
+        self.attached = False
+        self.scheduler.open = False
+        self._datagrams.clear()
+        self._datagram_bytes = 0
+
+    def close(self, reason: CloseReason, stream_reason: StreamReason = StreamReason.SESSION_LOST) -> None:
+        """End the session: all streams are reset, and what `fill` gives from now on is a CLOSE frame, once."""
+        if self.closed is not None:
+            return
+        self.closed = reason
+        self._close_frame = wire.encode_close(reason)
+        streams = list(self.streams.values())
+        self.streams.clear()
+        for stream in streams:
+            stream.send_half = stream.receive_half = Half.CLOSED
+            self.scheduler.forget(stream)
+            stream.handler.reset(stream_reason)
+        self._awaited.clear()
+        self._datagrams.clear()
+        self.log.clear()
+        self.wake()
+
+    def deadline(self) -> float:
+        """The time at which `tick` must be called."""
+        if not self.attached:
+            return NEVER
+        return min(self._ack_by, self.liveness.deadline(), self.rotation.deadline())
+
+    def tick(self, now: float) -> None:
+        """Time has passed. Raises CarrierError when the peer is silent or the keys are too old."""
+        self._now = now
+        if not self.attached or self.closed is not None:
+            return
+        self.rotation.tick(now)
+        if self.liveness.tick(now) or now >= self._ack_by:
+            self.wake()
+
+    def probe(self, within: float, now: float) -> None:
+        """Ask for a sign of life within so many seconds, as after a suspend."""
+        self.liveness.probe(within, now)
+        self.wake()
+
+    # --- streams ---------------------------------------------------------------------------------------------------
+
+    def open(self, protocol: StreamProtocol, destination: Destination, handler: StreamHandler) -> Stream:
+        """Open a stream, at the dialler. Data may be sent before `handler.opened` is called. Raises
+        StreamRefused (LIMIT) when there are too many, LocalError on a closed session."""
+        if self.closed is not None or not self.dialler:
+            raise LocalError("streams are opened by the dialler of a live session")
+        if len(self.streams) + len(self._awaited) >= self.limits.streams:
+            raise StreamRefused(StreamReason.LIMIT)
+        self._last_id += 1
+        stream = Stream(self, self._last_id, protocol, destination, handler, self._now)
+        self.streams[stream.id] = stream
+        self._append(wire.encode_open(stream.id, protocol, destination))
+        return stream
+
+    def send_opened(self, stream: Stream) -> None:
+        if stream.id in self.streams and not stream.opened:
+            stream.opened = True
+            self._append(wire.encode_opened(stream.id))
+
+    def send_refused(self, stream: Stream, reason: StreamReason) -> None:
+        if stream.id in self.streams:
+            self._append(wire.encode_refused(stream.id, reason))
+            self._end(stream)
+
+    def send_fin(self, stream: Stream) -> None:
+        stream.send_half = Half.CLOSED
+        self._append(wire.encode_fin(stream.id))
+        if stream.receive_half is Half.CLOSED:
+            self._remove(stream)
+
+    def send_reset(self, stream: Stream, reason: StreamReason) -> None:
+        if stream.id in self.streams:
+            self._append(wire.encode_reset(stream.id, reason))
+            self._end(stream)
+
+    def send_datagram(self, stream: Stream, destination: Destination, payload: bytes | memoryview) -> None:
+        if not self.attached or stream.id not in self.streams:
+            return
+        frame = wire.encode_datagram(stream.id, destination, payload)
+        self._datagrams.append((self._now, frame))
+        self._datagram_bytes += len(frame)
+        self.bytes_sent += len(payload)
+        while self._datagram_bytes > DATAGRAM_QUEUE and len(self._datagrams) > 1:
+            self._datagram_bytes -= len(self._datagrams.popleft()[1])
+        self.wake()
+
+    def window_due(self, stream: Stream) -> None:
+        self._windows_due[stream.id] = stream
+        self.wake()
+
+    def _end(self, stream: Stream) -> None:
+        """Both halves end on this side; wait for the peer's end unless it came."""
+        if stream.receive_half is not Half.CLOSED:
+            self._awaited.add(stream.id)
+        self._remove(stream)
+
+    def _remove(self, stream: Stream) -> None:
+        stream.send_half = stream.receive_half = Half.CLOSED
+        self.scheduler.forget(stream)
+        stream.release(self.windows)
+        self.streams.pop(stream.id, None)
+        self._windows_due.pop(stream.id, None)
+
+    # --- out -------------------------------------------------------------------------------------------------------
+
+    def wake(self) -> None:
+        """There is something to send."""
+        if not self._woken:
+            self._woken = True
+            self.ready()
+
+    def _append(self, frame: bytes) -> None:
+        self.log.append(frame)
+        self.wake()
+
+    def fill(self, out: memoryview, budget: int, now: float) -> int:
+        """Write records into `out` (at least FILL_MINIMUM + `budget` bytes) until about `budget` bytes are written or
+        nothing is left to send; return the number of bytes written."""
+        self._now = now
+        self._woken = False
+        if not self.attached:
+            return 0
+        writer = _RecordWriter(self.rotation.sealer, out)
+        if self._close_frame is not None:
+            frame, self._close_frame = self._close_frame, None
+            writer.add(frame)
+            return writer.flush()
+        if self.closed is not None:
+            return 0
+        self._woken = True  # what the handlers queue from here on goes out with this call or the one asked for below
+        self._write_unnumbered(writer, budget, now)
+        log, scheduler = self.log, self.scheduler
+        scheduler.open = log.has_room()
+        while True:
+            while writer.position < budget:
+                waiting = log.next_unsent()
+                if waiting is not None:
+                    writer.add(waiting)
+                    log.mark_sent()
+                    continue
+                if not scheduler.open or (turn := scheduler.next()) is None:
+                    break
+                stream, chunk = turn
+                writer.add(chunk.frame)
+                log.append_sent(chunk)
+                scheduler.open = log.has_room()
+                self.bytes_sent += chunk.size
+                if stream.send_half is Half.FINISHING and not stream.queue:
+                    self.send_fin(stream)
+            if writer.position >= budget:
+                break
+            queued = scheduler.queued
+            scheduler.call_waiting()
+            if scheduler.queued == queued and log.next_unsent() is None:
+                break
+        written = writer.flush()
+        if self.rotation.final is not None:
+            writer.add(self.rotation.final)
+            written = writer.flush()
+            self.rotation.final_sent(now)
+        self._woken = False
+        if log.next_unsent() is not None or self._windows_due or self._datagrams or (scheduler.open and scheduler.queued):
+            self.wake()
+        return written
+
+    def _write_unnumbered(self, writer: _RecordWriter, budget: int, now: float) -> None:
+        if self.received != self._acknowledged:
+            self._acknowledged = self.received
+            self._unacknowledged_bytes = 0
+            writer.add(wire.encode_number(wire.ACK, self.received))
+        self._ack_by = NEVER
+        if self._pong is not None:
+            writer.add(wire.encode_number(wire.PONG, self._pong))
+            self._pong = None
+        if self.liveness.ping is not None:
+            writer.add(wire.encode_number(wire.PING, self.liveness.ping))
+            self.liveness.ping_sent(now)
+        for frame in self.rotation.frames:
+            writer.add(frame)
+        self.rotation.frames.clear()
+        while self._windows_due and writer.position < budget:
+            _, stream = self._windows_due.popitem()
+            limit = stream.next_window(now, self.liveness.round_trip, self.windows)
+            writer.add(wire.encode_window(stream.id, limit))
+        while self._datagrams and writer.position < budget:
+            queued_at, frame = self._datagrams.popleft()
+            self._datagram_bytes -= len(frame)
+            if now - queued_at <= DATAGRAM_SECONDS:
+                writer.add(frame)
+
+    # --- in --------------------------------------------------------------------------------------------------------
+
+    def receive(self, data: memoryview, now: float) -> int:
+        """Open the records in `data` and act on them; return how many bytes were used up. What is left is the start
+        of a record, or, while keys are being computed, records to be offered again after the next `ready`.
+
+        Raises PeerError; see the head of the file.
+        """
+        self._now = now
+        position = 0
+        rotation = self.rotation
+        streams = self.streams
+        while not rotation.paused and self.attached and self.closed is None:
+            plaintext, position = rotation.opener.open(data, position)
+            if plaintext is None:
+                break
+            if plaintext and plaintext[0] == DATA and len(plaintext) > wire.DATA_HEADER:
+                self.received += 1
+                self._receive_data(int.from_bytes(plaintext[1:5]), memoryview(plaintext)[wire.DATA_HEADER :])
+                continue
+            frames = wire.decode_frames(plaintext)
+            for kind, id, value in frames:
+                if self.closed is not None:
+                    break
+                if kind <= wire.RESET:
+                    self.received += 1
+                    if kind == DATA:
+                        self._receive_data(id, value)  # type: ignore[arg-type]
+                    elif kind == wire.OPEN:
+                        self._receive_open(id, *value)  # type: ignore[misc]
+                    elif (stream := streams.get(id)) is not None:
+                        _ON_STREAM[kind](self, stream, value)
+                    else:
+                        self._receive_late(kind, id)
+                elif kind in _EPOCH_ENDS and len(frames) > 1:
+                    raise PeerError(CloseReason.REKEY, "the peer ended an epoch in the middle of a record")
+                else:
+                    _ON_SESSION[kind](self, id, value)
+        if position:
+            self.liveness.heard(now)
+            if self.received != self._acknowledged:
+                if self._unacknowledged_bytes >= self._ack_bytes:
+                    self.wake()
+                elif self._ack_by == NEVER:
+                    self._ack_by = now + ACK_DELAY
+        return position
+
+    def _receive_data(self, id: int, payload: memoryview) -> None:
+        size = len(payload)
+        self._unacknowledged_bytes += size
+        self.bytes_received += size
+        stream = self.streams.get(id)
+        if stream is None:
+            self._receive_late(DATA, id)
+        else:
+            stream.take_data(size)
+            stream.handler.data_received(payload)
+
+    def _receive_late(self, kind: int, id: int) -> None:
+        """A frame for a stream that is not there: its end, or what was on its way when it was reset."""
+        if id in self._awaited:
+            if kind in _ENDS:
+                self._awaited.discard(id)
+            return
+        if kind == wire.RESET and 0 < id <= self._last_id:
+            return
+        raise PeerError(CloseReason.PROTOCOL, "the peer sent a frame for an unknown stream")
+
+    def _receive_open(self, id: int, protocol: StreamProtocol, destination: Destination) -> None:
+        if self.dialler or id <= self._last_id:
+            raise PeerError(CloseReason.PROTOCOL, "the peer opened a stream that it may not open")
+        self._last_id = id
+        stream = Stream(self, id, protocol, destination, _UNBORN, self._now)
+        self.streams[id] = stream
+        if len(self.streams) + len(self._awaited) > self.limits.streams:
+            self.send_refused(stream, StreamReason.LIMIT)
+        else:
+            self._acceptor(stream)
+
+    def _receive_opened(self, stream: Stream, value: Any) -> None:
+        if not self.dialler or stream.opened:
+            raise PeerError(CloseReason.PROTOCOL, "the peer accepted a stream out of turn")
+        stream.opened = True
+        stream.receive_half = Half.OPEN
+        stream.handler.opened()
+
+    def _receive_refused(self, stream: Stream, reason: Any) -> None:
+        if not self.dialler or stream.opened:
+            raise PeerError(CloseReason.PROTOCOL, "the peer refused a stream out of turn")
+        self._answer_end(stream)
+        stream.handler.refused(reason)
+
+    def _receive_fin(self, stream: Stream, value: Any) -> None:
+        if stream.receive_half is not Half.OPEN:
+            raise PeerError(CloseReason.PROTOCOL, "the peer ended a stream twice")
+        stream.receive_half = Half.CLOSED
+        if stream.send_half is Half.CLOSED:
+            self._remove(stream)
+        stream.handler.eof_received()
+
+    def _receive_reset(self, stream: Stream, reason: Any) -> None:
+        self._answer_end(stream)
+        stream.handler.reset(reason)
+
+    def _answer_end(self, stream: Stream) -> None:
+        """The peer ended both halves. It waits for our end, unless that is on its way."""
+        if stream.send_half is not Half.CLOSED:
+            self._append(wire.encode_reset(stream.id, StreamReason.CANCELLED))
+        self._remove(stream)
+
+    def _receive_ack(self, id: int, count: Any) -> None:
+        self.log.acknowledge(count)
+        if not self.scheduler.open and self.log.has_room():
+            self.wake()
+
+    def _receive_window(self, id: int, limit: Any) -> None:
+        stream = self.streams.get(id)
+        if stream is not None:
+            if stream.raise_send_limit(limit):
+                self.scheduler.wait(stream)
+                self.wake()
+        elif not 0 < id <= self._last_id:
+            raise PeerError(CloseReason.PROTOCOL, "the peer sent a frame for an unknown stream")
+
+    def _receive_ping(self, id: int, token: Any) -> None:
+        self._pong = token
+        self.wake()
+
+    def _receive_pong(self, id: int, token: Any) -> None:
+        self.liveness.pong(token, self._now)
+
+    def _receive_datagram(self, id: int, value: Any) -> None:
+        stream = self.streams.get(id)
+        destination, payload = value
+        if stream is not None:
+            if stream.protocol is not StreamProtocol.UDP:
+                raise PeerError(CloseReason.PROTOCOL, "the peer sent a datagram on a stream of bytes")
+            self.bytes_received += len(payload)
+            stream.handler.datagram_received(destination, payload)
+        elif not 0 < id <= self._last_id:
+            raise PeerError(CloseReason.PROTOCOL, "the peer sent a frame for an unknown stream")
+
+    def _receive_close(self, id: int, reason: Any) -> None:
+        self.close(reason)
+        self._close_frame = None
+
+    def _receive_admission(self, id: int, value: Any) -> None:
+        raise PeerError(CloseReason.PROTOCOL, "the peer admitted us twice")
+
+
+class _RecordWriter:
+    """Packs frames into records: small ones together, a large one by itself, sealed where it lies."""
+
+    __slots__ = ("_joined", "_out", "_parts", "_sealer", "position")
+
+    def __init__(self, sealer: RecordSealer, out: memoryview) -> None:
+        self._sealer = sealer
+        self._out = out
+        self._parts: list[bytes | memoryview] = []
+        self._joined = 0
+        self.position = 0
+
+    def add(self, frame: bytes | memoryview) -> None:
+        size = len(frame)
+        if size > JOIN_LIMIT:
+            self.flush()
+            self.position = self._sealer.seal_into(frame, self._out, self.position)
+            return
+        self._parts.append(frame)
+        self._joined += size
+        if frame[0] == DATA or self._joined > MAX_JOINED - JOIN_LIMIT:
+            self.flush()
+
+    def flush(self) -> int:
+        """Seal what has been joined; the bytes written so far."""
+        if self._parts:
+            joined = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+            self._parts.clear()
+            self._joined = 0
+            self.position = self._sealer.seal_into(joined, self._out, self.position)
+        return self.position
+
+
+class _Unborn:
+    """The handler of a stream that was refused before it had one: nothing is ever called on it."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise LocalError(f"{name} was called on a stream that was never accepted")
+
+
+def _nothing() -> None:
+    """Until a carrier is attached, nobody needs to know that there is something to send."""
+
+
+_UNBORN: Final[Any] = _Unborn()
+_EPOCH_ENDS: Final = frozenset((wire.REKEY_ANSWER, wire.SWITCH))
+_ENDS: Final = frozenset((wire.FIN, wire.RESET, wire.REFUSED))
+_ON_STREAM: Final[dict[int, Callable[[Session, Stream, Any], None]]] = {
+    wire.OPENED: Session._receive_opened,
+    wire.REFUSED: Session._receive_refused,
+    wire.FIN: Session._receive_fin,
+    wire.RESET: Session._receive_reset,
+}
+_ON_SESSION: Final[dict[int, Callable[[Session, int, Any], None]]] = {
+    wire.ACK: Session._receive_ack,
+    wire.WINDOW: Session._receive_window,
+    wire.PING: Session._receive_ping,
+    wire.PONG: Session._receive_pong,
+    wire.REKEY: lambda session, _, message: session.rotation.receive(wire.REKEY, message, session._now),
+    wire.REKEY_ANSWER: lambda session, _, message: session.rotation.receive(wire.REKEY_ANSWER, message, session._now),
+    wire.SWITCH: lambda session, _, __: session.rotation.receive(wire.SWITCH, b"", session._now),
+    wire.REKEY_PLEASE: lambda session, _, __: session.rotation.receive(wire.REKEY_PLEASE, b"", session._now),
+    wire.DATAGRAM: Session._receive_datagram,
+    wire.CLOSE: Session._receive_close,
+    wire.ACCEPT: Session._receive_admission,
+    wire.RESUMED: Session._receive_admission,
+    wire.NO_SESSION: Session._receive_admission,
+}

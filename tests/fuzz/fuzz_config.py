@@ -1,0 +1,30 @@
+"""Whatever stands in a client.toml or exit.toml, decoding gives a configuration or raises ConfigError."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from pathlib import Path
+
+import atheris
+
+with atheris.instrument_imports(include=["cryprq_proxy", "tomllib"]):
+    from cryprq_proxy.config import ClientConfig, ExitConfig, client_from, exit_from
+    from cryprq_proxy.errors import ConfigError
+
+PEER = 'peer = "cryprq://' + "a" * 52 + '@exit.example:4433"\n'
+
+
+def one_input(data: bytes) -> None:
+    text = data.decode("utf-8", "replace")
+    with contextlib.suppress(ConfigError):
+        assert isinstance(client_from(text, Path("client.toml"), True, {}), ClientConfig)
+    with contextlib.suppress(ConfigError):
+        assert isinstance(client_from(PEER + text, Path("client.toml"), False, {}), ClientConfig)
+    with contextlib.suppress(ConfigError):
+        assert isinstance(exit_from(text, Path("exit.toml"), {}), ExitConfig)
+
+
+if __name__ == "__main__":
+    atheris.Setup(sys.argv, one_input)
+    atheris.Fuzz()

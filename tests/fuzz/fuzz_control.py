@@ -1,0 +1,21 @@
+"""Whatever line comes over the control socket, it is a command or raises RequestError."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+
+import atheris
+
+with atheris.instrument_imports(include=["cryprq_proxy"]):
+    from cryprq_proxy.control import RequestError, parse_request
+
+
+def one_input(data: bytes) -> None:
+    with contextlib.suppress(RequestError):
+        assert isinstance(parse_request(data), str)
+
+
+if __name__ == "__main__":
+    atheris.Setup(sys.argv, one_input)
+    atheris.Fuzz()

@@ -1,0 +1,211 @@
+"""The layers of the program, read from its imports: an arrow that runs the wrong way fails.
+
+A file imports from lower layers and from its own; `fronts` and `tun` are siblings and do not know each other.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+LAYERS = {
+    "cryprq_proxy.errors": 0,
+    "cryprq_proxy.address": 0,
+    "cryprq_proxy.wire": 0,
+    "cryprq_proxy.crypto": 1,
+    "cryprq_proxy.session": 2,
+    "cryprq_proxy.tasks": 3,
+    "cryprq_proxy.carriers": 3,
+    "cryprq_proxy.roles": 4,
+    "cryprq_proxy.fronts": 5,
+    "tun": 5,
+    "cryprq_proxy.places": 6,
+    "cryprq_proxy.decode": 6,
+    "cryprq_proxy.config": 6,
+    "cryprq_proxy.control": 6,
+    "cryprq_proxy.log": 6,
+    "cryprq_proxy.cli": 6,
+    "cryprq_proxy.demo": 6,
+    "cryprq_proxy.__main__": 6,
+}
+"""Longest prefix wins. A new top-level module gets a line here."""
+
+PRIMITIVES = "cryprq_proxy.crypto.primitives"
+ONLY_IN = {
+    "cryptography": PRIMITIVES,
+    "kyber_py": PRIMITIVES,
+    "dilithium_py": PRIMITIVES,
+    "tun": "cryprq_proxy.cli",
+}
+"""Package -> the one module outside of it that imports it."""
+
+OUTSIDE_WORLD = {"asyncio", "selectors", "select", "socket", "ssl", "subprocess", "time"}
+"""What a session must not know: bytes and `now` go in, bytes and events come out."""
+
+EXEMPT = {
+    ("cryprq_proxy.address", "socket"),  # inet_pton
+    (PRIMITIVES, "time"),  # measures once which AEAD is the faster one here
+}
+
+UNTRACKED = {"create_task", "ensure_future", "run_coroutine_threadsafe"}
+
+
+class Import(NamedTuple):
+    line: int
+    module: str
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(source: str, module: str, *, package: bool = False) -> Iterator[Import]:
+    """All modules that `source` imports, by their full names, also inside functions and under TYPE_CHECKING."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (Import(node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                anchor = module.split(".")
+                anchor = anchor[: len(anchor) - node.level + package]
+                base = ".".join([*anchor, base] if base else anchor)
+            # `from .. import errors` names modules, `from ..errors import X` names what is in one. Both get both
+            # readings: the longest known prefix decides.
+            yield from (Import(node.lineno, f"{base}.{alias.name}") for alias in node.names)
+
+
+def prefix_of(module: str) -> str | None:
+    found = [prefix for prefix in LAYERS if module == prefix or module.startswith(prefix + ".")]
+    return max(found, key=len, default=None)
+
+
+def offences(source: str, module: str, *, package: bool = False) -> list[str]:
+    """What is wrong with the imports and task starts of one file; nothing for a good one."""
+    found = []
+    own = prefix_of(module)
+    for line, target in imports(source, module, package=package):
+        root = target.partition(".")[0]
+        where = f"{module}:{line}"
+        if root in ONLY_IN and module != ONLY_IN[root] and not module.startswith(root):
+            found.append(f"{where}: only {ONLY_IN[root]} imports {root}")
+        if own is not None and LAYERS[own] == 2 and root in OUTSIDE_WORLD:
+            found.append(f"{where}: a session knows no {root}")
+        if own is not None and LAYERS[own] < 2 and root in OUTSIDE_WORLD and (module, root) not in EXEMPT:
+            found.append(f"{where}: values and crypto know no {root}")
+        other = prefix_of(target)
+        if other is None:
+            if root == "cryprq_proxy" and target != "cryprq_proxy.__version__":
+                found.append(f"{where}: {target} has no layer")
+        elif own is not None and own != other and root not in ONLY_IN:
+            if LAYERS[other] > LAYERS[own]:
+                found.append(f"{where}: layer {LAYERS[own]} imports {target} of layer {LAYERS[other]}")
+            elif LAYERS[other] == LAYERS[own] == 5:
+                found.append(f"{where}: {target} is a sibling")
+    if module != "cryprq_proxy.tasks":
+        found += [f"{module}:{line}: start tasks with tasks.spawn" for line in untracked_tasks(source)]
+    return found
+
+
+def untracked_tasks(source: str) -> Iterator[int]:
+    """Lines that start a task on asyncio or a loop. A TaskGroup keeps its tasks, so `group.create_task` is fine."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.module == "asyncio":
+            if any(alias.name in UNTRACKED for alias in node.names):
+                yield node.lineno
+        elif isinstance(node, ast.Attribute) and node.attr in UNTRACKED:
+            owner = ast.unparse(node.value)
+            if "group" not in owner.lower():
+                yield node.lineno
+
+
+def sources() -> list[Path]:
+    return sorted(path for package in ("cryprq_proxy", "tun") for path in (ROOT / package).rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", sources(), ids=module_name)
+def test_imports_run_downwards(path: Path) -> None:
+    module = module_name(path)
+    assert module in ("cryprq_proxy", "tun") or prefix_of(module) is not None, f"give {module} a layer"
+    assert offences(path.read_text("utf-8"), module, package=path.name == "__init__.py") == []
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "offence"),
+    [
+        ("cryprq_proxy.session.mux", "import asyncio", "knows no asyncio"),
+        ("cryprq_proxy.session.mux", "from time import monotonic", "knows no time"),
+        ("cryprq_proxy.session.mux", "def f():\n    import socket", "knows no socket"),
+        (
+            "cryprq_proxy.session.mux",
+            "from ..carriers import tcp",
+            "layer 2 imports cryprq_proxy.carriers.tcp",
+        ),
+        ("cryprq_proxy.session.mux", "from ..tasks import spawn", "layer 2 imports cryprq_proxy.tasks.spawn"),
+        ("cryprq_proxy.session.mux", "import cryprq_proxy.roles.relay", "layer 2 imports"),
+        ("cryprq_proxy.errors", "from .crypto.noise import Handshake", "layer 0 imports cryprq_proxy.crypto"),
+        ("cryprq_proxy.wire", "import time", "know no time"),
+        ("cryprq_proxy.crypto.noise", "import cryptography", "only cryprq_proxy.crypto.primitives imports"),
+        (
+            "cryprq_proxy.roles.exit",
+            "from kyber_py.ml_kem import ML_KEM_768",
+            "only cryprq_proxy.crypto.primitives",
+        ),
+        ("cryprq_proxy.roles.exit", "from ..fronts.socks import parse", "layer 4 imports"),
+        (
+            "cryprq_proxy.roles.exit",
+            "if TYPE_CHECKING:\n    from ..config import ExitConfig",
+            "layer 4 imports",
+        ),
+        ("cryprq_proxy.config", "import tun.device", "only cryprq_proxy.cli imports tun"),
+        ("cryprq_proxy.roles.exit", "from tun import device", "only cryprq_proxy.cli imports tun"),
+        ("tun.device", "from cryprq_proxy.fronts import socks", "is a sibling"),
+        ("cryprq_proxy.roles.exit", "from cryprq_proxy import nowhere", "has no layer"),
+        ("cryprq_proxy.roles.exit", "import asyncio\nasyncio.create_task(f())", "spawn"),
+        ("cryprq_proxy.roles.exit", "self._loop.create_task(f())", "spawn"),
+        ("cryprq_proxy.roles.exit", "from asyncio import ensure_future", "spawn"),
+    ],
+)
+def test_a_bad_arrow_is_found(module: str, source: str, offence: str) -> None:
+    found = offences(source, module)
+    assert len(found) == 1
+    assert offence in found[0]
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("cryprq_proxy.session.mux", "import struct\nfrom ..wire import Frame\nfrom .streams import Stream"),
+        ("cryprq_proxy.crypto.primitives", "from cryptography.hazmat.primitives import hashes"),
+        (
+            "cryprq_proxy.roles.exit",
+            "import asyncio\nfrom ..tasks import spawn\nfrom ..carriers.tcp import Pump",
+        ),
+        ("cryprq_proxy.fronts.mixed", "from . import socks\nfrom .http import Parser"),
+        ("cryprq_proxy.cli", "from . import __version__\nimport tun\nfrom .config import load_exit"),
+        ("cryprq_proxy.roles.dialer", "async with TaskGroup() as group:\n    group.create_task(f())"),
+        ("cryprq_proxy.address", "from socket import inet_pton\nfrom cryprq_proxy.errors import CryprqError"),
+    ],
+)
+def test_a_good_arrow_passes(module: str, source: str) -> None:
+    if "async with" in source:
+        source = "async def main():\n    " + source.replace("\n", "\n    ")
+    assert offences(source, module) == []
+
+
+def test_the_parsers_of_the_front_ends_do_no_io() -> None:
+    """They share files with nothing that does; the listener is the one that knows sockets."""
+    parsers = [ROOT / "cryprq_proxy/fronts/socks.py"]
+    for path in parsers:
+        if path.exists():
+            roots = {
+                target.partition(".")[0] for _, target in imports(path.read_text("utf-8"), module_name(path))
+            }
+            assert not roots & OUTSIDE_WORLD

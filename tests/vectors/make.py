@@ -1,0 +1,112 @@
+"""Makes frozen.json: one whole handshake and one rotation under fixed randomness.
+
+The tests call the same functions and compare. Run as a script, this file writes the vectors anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from cryprq_proxy.crypto.handshake import ClientHandshake, EpochSecrets, ExitHandshake, ResumeRequest
+from cryprq_proxy.crypto.identity import Identity
+from cryprq_proxy.crypto.primitives import Cipher, Entropy, KemKey, MldsaKey, Provider, select_provider
+from cryprq_proxy.crypto.rekey import RekeyInitiator, answer_rekey
+
+FROZEN = Path(__file__).with_name("frozen.json")
+CIPHERS = (Cipher.CHACHA20_POLY1305, Cipher.AES_256_GCM)
+
+
+class FixedEntropy:
+    """The same bytes in every run: call n gives SHAKE-256(label || n as 4 bytes, big endian)."""
+
+    def __init__(self, label: str) -> None:
+        self._label = label.encode()
+        self._calls = 0
+
+    def __call__(self, size: int, /) -> bytes:
+        self._calls += 1
+        return hashlib.shake_256(self._label + self._calls.to_bytes(4)).digest(size)
+
+
+class FastReader:
+    """The fast provider, but encapsulations and signatures come from the pure one, where they can be fixed.
+
+    So a run with it writes the frozen bytes, while all that reads them (decapsulation, verification) is fast.
+    """
+
+    name = "fast reader"
+    fast = True
+
+    def __init__(self) -> None:
+        self._fast = select_provider("cryptography")
+        self._pure = select_provider("pure")
+
+    def generate_kem(self, entropy: Entropy) -> KemKey:
+        return self._fast.generate_kem(entropy)
+
+    def encapsulate(self, public: bytes, entropy: Entropy) -> tuple[bytes, bytes]:
+        return self._pure.encapsulate(public, entropy)
+
+    def mldsa_key(self, seed: bytes) -> MldsaKey:
+        return self._pure.mldsa_key(seed)
+
+    def mldsa_verify(self, public: bytes, signature: bytes, data: bytes, context: bytes) -> bool:
+        return self._fast.mldsa_verify(public, signature, data, context)
+
+
+def _epoch(epoch: EpochSecrets) -> dict[str, str]:
+    names = ("client_record", "exit_record", "client_lane", "exit_lane", "chain", "hash")
+    return {name: getattr(epoch, name).hex() for name in names}
+
+
+def frozen(provider: Provider) -> dict[str, object]:
+    """A handshake that resumes a session, with the exit's default psk, and then the rotation to epoch 1."""
+    client_id = Identity.generate(provider, FixedEntropy("client identity"))
+    exit_id = Identity.generate(provider, FixedEntropy("exit identity"))
+    client = ClientHandshake(
+        client_id, exit_id.peer_id, provider, ciphers=CIPHERS, entropy=FixedEntropy("client")
+    )
+    exit_ = ExitHandshake(exit_id, provider, ciphers=CIPHERS, entropy=FixedEntropy("exit"))
+    first = client.write_first()
+    exit_.read_first(first)
+    second = exit_.write_second()
+    client.read_second(second)
+    old_session, old_secret = FixedEntropy("old session")(16), FixedEntropy("old secret")(32)
+    resume = ResumeRequest.make(old_session, old_secret, client.resume_hash, attempt=7, rx=2**33 + 1)
+    third = client.write_third(resume)
+    exit_.read_third(third)
+    if client.result.epoch != exit_.result.epoch or exit_.resume != resume:
+        raise AssertionError("the two sides do not agree")
+    session_id, epoch = client.result.session_id, client.result.epoch
+    initiator = RekeyInitiator(provider, session_id, epoch, 1, FixedEntropy("rekey"))
+    message = initiator.write()
+    answer, next_epoch = answer_rekey(provider, session_id, epoch, 1, message, FixedEntropy("rekey answer"))
+    if initiator.read(answer) != next_epoch:
+        raise AssertionError("the two sides do not agree")
+    return {
+        "client_id": str(client_id.peer_id),
+        "exit_id": str(exit_id.peer_id),
+        "first": first.hex(),
+        "second": second.hex(),
+        "third": third.hex(),
+        "cipher": client.result.cipher,
+        "features": client.result.features,
+        "resume_hash": client.resume_hash.hex(),
+        "resume_proof": resume.proof.hex(),
+        "session_id": session_id.hex(),
+        "resume_secret": client.result.resume_secret.hex(),
+        "epoch 0": _epoch(epoch),
+        "rekey": message.hex(),
+        "rekey_answer": answer.hex(),
+        "epoch 1": _epoch(next_epoch),
+    }
+
+
+if __name__ == "__main__":
+    FROZEN.write_text(json.dumps(frozen(select_provider("pure")), indent=1) + "\n")
