@@ -76,7 +76,7 @@ if [ -z "$$python" ]; then \
 fi
 endef
 
-# Built anew when the pins change, so that nothing that left them stays. Three depths: run, develop, fuzz.
+# Built anew when the pins of the runtime change, so that nothing that left them stays. Three depths: run, develop, fuzz.
 $(VENV)/.run: requirements.txt pyproject.toml
 	@$(find_python); echo "Setting up $(VENV) with $$("$$python" --version)"; \
 	rm -rf $(VENV); \

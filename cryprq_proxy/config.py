@@ -24,7 +24,7 @@ from urllib.parse import unquote_to_bytes
 import msgspec
 from msgspec import Struct
 
-from .address import Destination, parse_host_port
+from .address import AddressError, Destination, parse_host_port
 from .crypto.identity import PeerId
 from .decode import Text, choice, count, decode_file, decode_flags, path, seconds, size, switch
 from .errors import ConfigError
@@ -70,7 +70,10 @@ def parse_peer_url(text: str) -> PeerAddress:
     peer, at, where = rest.removesuffix("/").partition("@")
     if scheme.lower() != "cryprq" or not separator or not at:
         raise ConfigError(f"expected cryprq://PEERID@HOST:PORT, got {text[:100]!a}")
-    return PeerAddress(PeerId.parse(peer), _endpoint(where))
+    try:
+        return PeerAddress(PeerId.parse(peer), _endpoint(where))
+    except AddressError as error:
+        raise ConfigError(str(error)) from None
 
 
 def parse_upstream(text: str) -> Upstream:
@@ -81,13 +84,14 @@ def parse_upstream(text: str) -> Upstream:
     scheme, separator, rest = text.partition("://")
     login, at, where = rest.removesuffix("/").rpartition("@")
     user, colon, password = login.partition(":")
-    if scheme.lower() not in ("socks5", "socks5h") or not separator or (at and not colon):
-        # The text is not shown, since it may hold a password.
-        raise ConfigError("expected socks5://HOST:PORT or socks5://USER:PASSWORD@HOST:PORT")
-    address = _endpoint(where)
-    if not at:
-        return Upstream(address)
-    return Upstream(address, _login_part(user), _login_part(password))
+    try:
+        if scheme.lower() not in ("socks5", "socks5h") or not separator or (at and not colon):
+            raise AddressError("no address of a SOCKS5 proxy")
+        address = _endpoint(where)
+    except AddressError:
+        # Nothing of the text is shown: where a part is missing, another part may be the password.
+        raise ConfigError("expected socks5://HOST:PORT or socks5://USER:PASSWORD@HOST:PORT") from None
+    return Upstream(address, _login_part(user), _login_part(password)) if at else Upstream(address)
 
 
 def _login_part(quoted: str) -> str:
@@ -103,7 +107,7 @@ def _login_part(quoted: str) -> str:
 def _endpoint(text: str) -> Destination:
     address = parse_host_port(text)
     if address.port == 0:
-        raise ConfigError(f"expected a port from 1 to 65535 in {text!a}, got 0")
+        raise AddressError(f"expected a port from 1 to 65535 in {text!a}, got 0")
     return address
 
 

@@ -100,7 +100,7 @@ def decode_file(kind: type[Struct], text: str, source: Path) -> dict[str, Any]:
         # A recursion error has a text about Python; all others say what is wrong and in which line.
         reason = "too deeply nested" if isinstance(error, RecursionError) else str(error)
         raise ConfigError(f"{source}: not valid TOML: {reason}") from None
-    return _table(kind, document, "", source)
+    return decode_table(kind, document, source)
 
 
 def decode_flags(kind: type[Struct], flags: Mapping[str, object]) -> dict[str, Any]:
@@ -115,7 +115,10 @@ def decode_flags(kind: type[Struct], flags: Mapping[str, object]) -> dict[str, A
     }
 
 
-def _table(kind: type[Struct], table: Mapping[str, Any], prefix: str, source: Path) -> dict[str, Any]:
+def decode_table(
+    kind: type[Struct], table: Mapping[str, Any], source: Path, prefix: str = ""
+) -> dict[str, Any]:
+    """The same for a table that is read already; `prefix` is its name and a dot."""
     hints = get_type_hints(kind, include_extras=True)
     values: dict[str, Any] = {}
     for key, raw in table.items():
@@ -125,7 +128,7 @@ def _table(kind: type[Struct], table: Mapping[str, Any], prefix: str, source: Pa
         if not _is_table(hint):
             values[key] = _value(hint, raw, where, source.parent)
         elif isinstance(raw, dict):
-            inner = _table(hint, raw, f"{prefix}{key}.", source)
+            inner = decode_table(hint, raw, source, f"{prefix}{key}.")
             try:
                 values[key] = hint(**inner)
             except ConfigError as error:

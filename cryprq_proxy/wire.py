@@ -17,7 +17,7 @@ header of five bytes and one seal.
                   kind | length u16 | handshake message
     SWITCH, REKEY_PLEASE
                   kind
-    DATAGRAM      kind | stream u32 | length u16 | destination | payload
+    DATAGRAM      kind | stream u32 | length u16 | destination | payload, `length` bytes
     CLOSE         kind | reason u8
     ACCEPT, NO_SESSION
                   kind
@@ -43,6 +43,8 @@ MAX_DATA: Final = 65_536
 DATA_HEADER: Final = 5
 MAX_PLAINTEXT: Final = MAX_DATA + 512
 """Bytes of frames in one record at most: a full DATA or DATAGRAM frame with its header and address."""
+MAX_STREAM: Final = 0xFFFF_FFFF
+"""The last stream of a session; numbers are never used again."""
 MAX_DATAGRAM: Final = 65_507
 """Bytes of payload in one DATAGRAM frame at most: what fits one UDP packet over IPv4."""
 
@@ -144,7 +146,7 @@ def encode_bare(kind: int) -> bytes:
 
 def encode_datagram(stream: int, destination: Destination, payload: bytes | memoryview) -> bytes:
     address = encode_destination(destination)
-    return b"".join((_DATAGRAM.pack(DATAGRAM, stream, len(address) + len(payload)), address, payload))
+    return b"".join((_DATAGRAM.pack(DATAGRAM, stream, len(payload)), address, payload))
 
 
 def encode_close(reason: CloseReason) -> bytes:
@@ -202,8 +204,8 @@ def _reason(data: bytes, view: memoryview, at: int) -> tuple[Frame, int]:
 def _data(data: bytes, view: memoryview, at: int) -> tuple[Frame, int]:
     kind, stream = _STREAM.unpack_from(data, at)
     payload = view[at + DATA_HEADER :]
-    if not payload:
-        raise ValueError("no data")
+    if not 0 < len(payload) <= MAX_DATA:
+        raise ValueError("wrong length")
     return (kind, stream, payload), len(data)
 
 
@@ -231,10 +233,9 @@ def _bare(data: bytes, view: memoryview, at: int) -> tuple[Frame, int]:
 
 def _datagram(data: bytes, view: memoryview, at: int) -> tuple[Frame, int]:
     kind, stream, length = _DATAGRAM.unpack_from(data, at)
-    start = at + _DATAGRAM.size
+    destination, start = decode_destination(data, at + _DATAGRAM.size)
     end = start + length
-    destination, start = decode_destination(data, start)
-    if not start <= end <= len(data) or end - start > MAX_DATAGRAM:
+    if end > len(data) or length > MAX_DATAGRAM:
         raise ValueError("wrong length")
     return (kind, stream, (destination, view[start:end])), end
 

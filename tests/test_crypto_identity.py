@@ -199,8 +199,10 @@ def test_save_never_overwrites(tmp_path: Path) -> None:
 
 def test_save_where_it_cannot(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match="cannot be written"):
+    with pytest.raises(ConfigError, match="cannot be made"):
         IDENTITY.save(tmp_path / "file" / "identity")
+    with pytest.raises(ConfigError, match="cannot be written"):
+        IDENTITY.save(tmp_path / ("long" * 100))
 
 
 def test_failed_save_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

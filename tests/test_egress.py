@@ -283,13 +283,7 @@ short 04 40 00 82 eth0
 """
 
 
-def test_own_addresses_are_read_from_the_kernels_tables(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def in_tmp(path: str) -> Path:
-        return tmp_path / Path(path).name
-
-    monkeypatch.setattr(egress, "Path", in_tmp)
+def test_own_addresses_are_read_from_the_kernels_tables(tmp_path: Path) -> None:
     (tmp_path / "fib_trie").write_text(FIB_TRIE)
     v4 = {"192.0.2.2", "127.0.0.0/8", "127.0.0.1", "198.51.100.0/25"}
     assert own_addresses(tmp_path) == v4

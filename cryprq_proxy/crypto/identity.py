@@ -110,7 +110,7 @@ class Identity:
     def __init__(self, provider: Provider, ed25519_seed: bytes, mldsa_seed: bytes) -> None:
         """From two seeds of 32 bytes; see also `generate` and `load`.
 
-        The ML-DSA key is expanded when it is first needed (0.4 ms, or 15 ms with the pure provider), so
+        The ML-DSA key is expanded when it is first needed (0.3 ms, or 12 ms with the pure provider), so
         that reading a file to check it costs nothing.
         """
         if len(ed25519_seed) != SEED_SIZE or len(mldsa_seed) != SEED_SIZE:
@@ -155,6 +155,9 @@ class Identity:
         line = b"cryprq-identity-1 " + base64.b64encode(self._seeds) + b"\n"
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"the directory {path.parent} cannot be made: {error.strerror}") from None
+        try:
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         except FileExistsError:
             raise ConfigError(f"{path} exists already; move it away to make a new identity") from None

@@ -20,14 +20,16 @@ from __future__ import annotations
 import asyncio
 import re
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import h11
 
 from ..address import Destination
-from ..errors import LocalError, StreamRefused, StreamReset
+from ..errors import LocalError, StreamReason, StreamRefused, StreamReset
+from ..roles.bytestream import ByteStream
 from .credentials import Credentials
 from .http_messages import (
+    MAX_HEADER,
     RequestRefused,
     Target,
     check_authorisation,
@@ -37,16 +39,12 @@ from .http_messages import (
     forward_request,
     forward_response,
     has_body,
-    has_both_framings,
     is_repeatable,
     parse_target,
     refusal_for,
     relay_body,
 )
-from .streams import ByteStream, Opener
-
-MAX_HEADER = 64 * 1024
-"""Bytes of a request's or response's header section, or of its trailers, that are kept at most."""
+from .http_origin import Opener, Origin
 
 _PSEUDONYM = re.compile("[A-Za-z0-9._-]+")
 
@@ -65,7 +63,11 @@ class Tunnel:
 
 
 class _ClientGone(Exception):
-    """The client's connection was reset: nobody is left to answer."""
+    """The client's connection was reset, or is to be reset because its response was cut."""
+
+    def __init__(self, reason: StreamReason) -> None:
+        super().__init__(reason.name)
+        self.reason = reason
 
 
 class _ClientBroke(Exception):
@@ -82,46 +84,14 @@ class _OriginFailed(Exception):
         """Whether not one byte of a response had come."""
 
 
-@dataclass(slots=True)
-class _Origin:
-    """A stream to an origin server, and what h11 knows of it."""
-
-    destination: Destination
-    stream: ByteStream
-    http: h11.Connection = field(default_factory=lambda: h11.Connection(h11.CLIENT, MAX_HEADER))
-    silent: bool = True
-    """Whether nothing has come since the last request."""
-    trusted: bool = True
-    """Whether its last response said in one way only where it ends."""
-
-    async def event(self) -> h11.Response | h11.InformationalResponse:
-        """The next header section. Raises StreamReset, h11.RemoteProtocolError."""
-        while True:
-            event = self.http.next_event()
-            if isinstance(event, h11.Response | h11.InformationalResponse):
-                if not event.http_version.startswith(b"1."):
-                    raise h11.RemoteProtocolError("the response is not HTTP/1.x")
-                return event
-            await self.receive()
-
-    def is_reusable(self) -> bool:
-        """Whether both messages are complete, let the connection live, and nothing stands behind them."""
-        complete = self.http.states == {h11.CLIENT: h11.DONE, h11.SERVER: h11.DONE}
-        return complete and self.trusted and not any(self.http.trailing_data)
-
-    async def receive(self) -> None:
-        data = await self.stream.read()
-        self.silent = self.silent and not data
-        self.http.receive_data(data)
-
-
 class HttpProxy:
     """Serves the requests of one client connection.
 
-    Times are in seconds. `header_timeout` bounds how long a request's header section may take, `idle_timeout` how
-    long a kept connection may stay without a request (and how long an upload may go on once its response is
-    complete), `linger` how long what a client still sends is read and dropped, so that the last answer gets through.
+    Times are in seconds. `header_timeout` bounds how long a request's header section may take, `idle_timeout` how long
+    a kept connection may stay without a request, and how long an upload may go on once its response is complete.
     `via` is this proxy's name for the Via field, which is left out without it.
+
+    A `read` that is cancelled must have consumed nothing, on the client's connection and on the streams alike.
     """
 
     def __init__(
@@ -133,7 +103,6 @@ class HttpProxy:
         via: str | None = None,
         header_timeout: float = 30.0,
         idle_timeout: float = 120.0,
-        linger: float = 2.0,
     ) -> None:
         if via is not None and not _PSEUDONYM.fullmatch(via):
             raise LocalError(f"{via!r} cannot be a proxy's name in a Via field")
@@ -143,16 +112,17 @@ class HttpProxy:
         self._via = via
         self._header_timeout = header_timeout
         self._idle_timeout = idle_timeout
-        self._linger = linger
         self._http = h11.Connection(h11.SERVER, MAX_HEADER)
-        self._origin: _Origin | None = None
+        self._origin: Origin | None = None
         """The one stream that is ours to end: in use, or kept for the next request."""
 
     async def run(self, first_bytes: bytes) -> Tunnel | None:
         """Serve until the client or the protocol ends it; `first_bytes` were already read from the client.
 
-        Returns a Tunnel, or None when all is done: the caller then closes the client's connection, if it still is
-        open. Raises nothing but asyncio.CancelledError, and leaves no stream open behind it then.
+        Returns a Tunnel, or None when all is done: the caller then closes the client's connection, and reads on for a
+        while as the client may still be sending (RFC 9112 section 9.6). Raises StreamReset when that connection is to
+        be aborted: the client itself did so, or the response was cut. Raises nothing else but CancelledError, and
+        leaves no stream open behind it.
         """
         try:
             pending = first_bytes.lstrip(b"\r\n")
@@ -172,12 +142,11 @@ class HttpProxy:
                     self._http.receive_data(pending)
                     self._http.receive_data(b"")
                     pending = b""
-            await self._part()
-        except _ClientGone:
-            self._client.abort()
+            return None
+        except _ClientGone as gone:
+            raise StreamReset(gone.reason) from None
         finally:
             self._drop_origin()
-        return None
 
     # 1. The request
 
@@ -254,19 +223,17 @@ class HttpProxy:
         """Send the request to its origin, on the kept stream if that is the same origin's and still lives."""
         while True:
             kept = self._origin
-            reused = (
-                kept is not None and kept.destination == target.destination and await _is_idle(kept.stream)
-            )
+            reused = kept is not None and kept.destination == target.destination and await kept.is_idle()
             if kept is None or not reused:
                 self._drop_origin()
-                kept = _Origin(target.destination, await self._open(target.destination))
+                kept = Origin(target.destination, await self._open(target.destination))
                 self._origin = kept
             try:
                 switched = await self._exchange(kept, request, target)
             except _OriginFailed as failure:
                 self._drop_origin()
                 if self._http.our_state is not h11.SEND_RESPONSE:
-                    raise _ClientGone from None
+                    raise _ClientGone(StreamReason.CONNECTION_RESET) from None
                 if not (reused and failure.silent):
                     raise failure.refusal from None
                 if is_repeatable(request):
@@ -279,32 +246,31 @@ class HttpProxy:
                 if self._http.our_state is h11.SEND_RESPONSE:
                     raise RequestRefused(400, str(error), close=True) from None
                 if self._http.our_state is h11.SEND_BODY:
-                    raise _ClientGone from None
+                    raise _ClientGone(StreamReason.CONNECTION_RESET) from None
                 return None
             if switched is not None:
                 self._origin = None
                 reply = self._http.send(forward_response(switched, self._via))
                 return Tunnel(kept.stream, reply + kept.http.trailing_data[0], self._http.trailing_data[0])
-            if kept.is_reusable():
-                kept.http.start_next_cycle()
-                kept.silent = True
-            else:
+            if not kept.renew():
                 self._drop_origin()
             return None
 
     # 3. The exchange: both directions at once
 
     async def _exchange(
-        self, origin: _Origin, request: h11.Request, target: Target
+        self, origin: Origin, request: h11.Request, target: Target
     ) -> h11.InformationalResponse | None:
         """Move the request and its response; returns the 101 when the origin switches protocols.
 
         Raises _ClientGone, _ClientBroke, _OriginFailed.
         """
         uploaded = asyncio.Event()
+        # Before anything is read: an origin that speaks first must not confuse h11.
+        head = origin.http.send(forward_request(request, target, self._via))
         try:
             async with asyncio.TaskGroup() as group:
-                upload = group.create_task(self._upload(origin, request, target, uploaded))
+                upload = group.create_task(self._upload(origin, head, uploaded))
                 switched = await self._download(origin, request)
                 if switched is not None:
                     # RFC 9110 section 7.8: the client ends its request before it speaks the new protocol.
@@ -323,13 +289,10 @@ class HttpProxy:
             raise
         return switched
 
-    async def _upload(
-        self, origin: _Origin, request: h11.Request, target: Target, uploaded: asyncio.Event
-    ) -> None:
-        """Send the request, then keep an eye on the client: one read ahead shows when it goes away."""
+    async def _upload(self, origin: Origin, output: bytes, uploaded: asyncio.Event) -> None:
+        """Send the request, whose head is `output`; then read ahead within bounds, to see the client go away."""
         http = self._http
         try:
-            output = origin.http.send(forward_request(request, target, self._via))
             complete = False
             while True:
                 if http.their_state is h11.SEND_BODY:
@@ -350,22 +313,24 @@ class HttpProxy:
             return  # `_download` meets it too, and may have a response to finish before.
         finally:
             uploaded.set()
-        if not any(http.trailing_data):
+        while True:
+            ahead, ended = http.trailing_data
+            if ended or len(ahead) > MAX_HEADER:
+                return
             http.receive_data(await self._read())
 
-    async def _download(self, origin: _Origin, request: h11.Request) -> h11.InformationalResponse | None:
+    async def _download(self, origin: Origin, request: h11.Request) -> h11.InformationalResponse | None:
         """Pass the response on; returns the 101 when there is one."""
         http = self._http
         modern = request.http_version != b"1.0"
         try:
-            while isinstance(response := await origin.event(), h11.InformationalResponse):
+            while isinstance(response := await origin.head(), h11.InformationalResponse):
                 if response.status_code == 101:
                     return response
                 if modern:
                     await self._write(http.send(forward_response(response, self._via)))
             # A client that still sends a body which nobody will read should learn it now.
             ignored = http.their_state is h11.SEND_BODY and closes(response)
-            origin.trusted = not has_both_framings(response)
             output = http.send(forward_response(response, self._via, close=ignored))
             while True:
                 piece, complete = relay_body(origin.http, http, trailers=modern)
@@ -396,17 +361,6 @@ class HttpProxy:
         output += http.send(h11.EndOfMessage())
         await self._write(output)
 
-    async def _part(self) -> None:
-        """End our direction. What the client still sends is read and dropped for a while: closing a socket that holds
-        unread bytes resets the connection, and the client might never see the answer (RFC 9112 section 9.6)."""
-        self._client.write_eof()
-        unread, ended = self._http.trailing_data
-        if not ended and (unread or self._http.their_state in (h11.SEND_BODY, h11.ERROR)):
-            with suppress(TimeoutError):
-                async with asyncio.timeout(self._linger):
-                    while await self._read():
-                        pass
-
     def _drop_origin(self) -> None:
         if self._origin is not None:
             self._origin.stream.abort()
@@ -415,23 +369,11 @@ class HttpProxy:
     async def _read(self) -> bytes:
         try:
             return await self._client.read()
-        except StreamReset:
-            raise _ClientGone from None
+        except StreamReset as reset:
+            raise _ClientGone(reset.reason) from None
 
     async def _write(self, data: bytes) -> None:
         try:
             await self._client.write(data)
-        except StreamReset:
-            raise _ClientGone from None
-
-
-async def _is_idle(stream: ByteStream) -> bool:
-    """Whether a kept stream can be used again: nothing has come on it, not even its end."""
-    try:
-        async with asyncio.timeout(0):
-            await stream.read()
-    except TimeoutError:
-        return True
-    except StreamReset:
-        pass
-    return False
+        except StreamReset as reset:
+            raise _ClientGone(reset.reason) from None

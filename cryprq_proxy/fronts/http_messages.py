@@ -27,6 +27,9 @@ from .credentials import Credentials
 Field = tuple[bytes, bytes]
 Message = h11.Request | h11.Response | h11.InformationalResponse
 
+MAX_HEADER: Final = 64 * 1024
+"""Bytes of a message's header section, or of its trailers, that are kept at most."""
+
 _ABSOLUTE = re.compile(rb"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)([^#]*)(#.*)?")
 
 _HOP_BY_HOP: Final = frozenset(

@@ -34,7 +34,7 @@ class Liveness:
         self._heard = now
         self._pinged = now
         self._asked = False
-        self._answer_by: float | None = None
+        self._answer_by: float | None = now + self._interval
         self.ping: int | None = None
         self._ask()
 
@@ -73,6 +73,9 @@ class Liveness:
         if now >= self._pinged + self._interval:
             self._pinged = now
             self._ask()
+            if self._answer_by is None:
+                # Not only when it has been sent: a carrier that takes no more bytes may be dead, too.
+                self._answer_by = now + self._interval
             return True
         return False
 

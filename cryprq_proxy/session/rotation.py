@@ -1,11 +1,14 @@
 """Rotation: fresh keys for a carrier every few minutes, by a hybrid exchange inside the link.
 
     dialler                                   exit
-    IDLE --- REKEY ---------------------->    IDLE
+    IDLE
+    ASKING (computes)
+          --- REKEY ---------------------->   IDLE
     ASKED                                     ANSWERING   (computes)
           <--------------- REKEY_ANSWER ---   ANSWERED    its last record of epoch n; it sends with n+1 from here
-    IDLE, opens and sends with n+1
-          --- SWITCH -------------------->    IDLE        the dialler's last record of epoch n; opens with n+1
+    SWITCHING (computes), opens with n+1
+          --- SWITCH --------------------->   IDLE        the dialler's last record of epoch n; opens with n+1
+    IDLE, sends with n+1
 
 Only the dialler starts; the exit may ask with REKEY_PLEASE. Both frames that end an epoch stand alone in their record.
 Nothing pauses: stream data goes on in the old epoch until the border. A lost carrier abandons the rotation, and the
@@ -31,7 +34,7 @@ from .records import RecordOpener, RecordSealer
 UNFINISHED: Final = 30.0
 """Seconds a rotation may take before the carrier is given up."""
 PLEASE_INTERVAL: Final = 1.0
-"""Seconds between rotations started because the exit asked."""
+"""Seconds between rotations started because the exit asked; it is heeded later if it asks earlier."""
 MISSED_INTERVALS: Final = 3
 
 type Offload = Callable[[Callable[[], Any], Callable[[Callable[[], Any]], None]], None]
@@ -56,16 +59,18 @@ class RotationLimits:
 
 class State(Enum):
     IDLE = 1
-    ASKED = 2
-    ANSWERING = 3
-    ANSWERED = 4
+    ASKING = 2
+    ASKED = 3
+    SWITCHING = 4
+    ANSWERING = 5
+    ANSWERED = 6
 
 
 # (state, frame received) -> (state after it, who may receive it: the dialler?)
 _ON_FRAME: Final = {
     (State.IDLE, wire.REKEY): (State.ANSWERING, False),
     (State.ANSWERED, wire.SWITCH): (State.IDLE, False),
-    (State.ASKED, wire.REKEY_ANSWER): (State.IDLE, True),
+    (State.ASKED, wire.REKEY_ANSWER): (State.SWITCHING, True),
 }
 
 
@@ -119,30 +124,30 @@ class Rotation:
 
     def deadline(self) -> float:
         """When `tick` has something to do."""
+        interval, spent = self._limits.interval, self._spent()
+        if spent >= 2:
+            return self.since
         if self._state is not State.IDLE:
             return self._started + UNFINISHED
-        if self._dialler:
-            return self.since + self._limits.interval
-        return self.since + self._limits.interval * (MISSED_INTERVALS if self._asked_for else 1)
+        if self._asked_for and not self._dialler:
+            return self.since + interval * MISSED_INTERVALS + UNFINISHED
+        if spent:
+            return self.since
+        return self.since + (min(interval, PLEASE_INTERVAL) if self._asked_for else interval)
 
     def tick(self, now: float) -> None:
         """Start, ask for, or give up a rotation. Raises CarrierError (REKEY) if the peer does not do its part."""
-        age = now - self.since
-        limits = self._limits
-        records = max(self.sealer.records, self.opener.records)
-        size = max(self.sealer.bytes, self.opener.bytes)
+        interval, spent = self._limits.interval, self._spent()
         if (
-            (self._state is not State.IDLE and now - self._started >= UNFINISHED)
-            or age >= limits.interval * MISSED_INTERVALS + UNFINISHED
-            or records >= 2 * limits.records
-            or size >= 2 * limits.bytes
+            (self._state is not State.IDLE and now >= self._started + UNFINISHED)
+            or now >= self.since + interval * MISSED_INTERVALS + UNFINISHED
+            or spent >= 2
         ):
             raise CarrierError(CloseReason.REKEY, "the keys could not be rotated in time")
-        if age < limits.interval and records < limits.records and size < limits.bytes:
-            return
         if self._dialler:
-            self.start(now)
-        elif self._state is State.IDLE and not self._asked_for:
+            if spent or now >= self.since + (min(interval, PLEASE_INTERVAL) if self._asked_for else interval):
+                self.start(now)
+        elif (spent or now >= self.since + interval) and self._state is State.IDLE and not self._asked_for:
             self._asked_for = True
             self.frames.append(wire.encode_bare(wire.REKEY_PLEASE))
             self._ready()
@@ -151,7 +156,7 @@ class Rotation:
         """At the dialler: begin a rotation, unless one is under way."""
         if self._state is not State.IDLE:
             return
-        self._state = State.ASKED
+        self._state = State.ASKING
         self._started = now
         self._initiator = RekeyInitiator(
             self._provider, self._session_id, self._epoch, self.number + 1, entropy=self._entropy
@@ -163,9 +168,10 @@ class Rotation:
 
         Raises PeerError (REKEY) for one out of turn, and HandshakeError for a message that does not open.
         """
-        if kind == wire.REKEY_PLEASE:
-            if self._dialler and now - self.since >= PLEASE_INTERVAL:
-                self.start(now)
+        if kind == wire.REKEY_PLEASE and self._dialler:
+            if self._state is State.IDLE:
+                self._asked_for = True
+                self.tick(now)
             return
         step = _ON_FRAME.get((self._state, kind))
         if step is None or step[1] is not self._dialler:
@@ -179,7 +185,6 @@ class Rotation:
             self._run(lambda: self._answer(message or b""), self._send_answer)
         else:
             self.paused = True
-            self._state = State.ASKED
             self._run(lambda: self._initiator.read(message or b""), lambda epoch: self._take_answer(epoch, now))
 
     def final_sent(self, now: float) -> None:
@@ -196,7 +201,16 @@ class Rotation:
 
     # --- the steps -------------------------------------------------------------------------------------------------
 
+    def _spent(self) -> int:
+        """How many times the limits on records and bytes have been used up in the busier direction."""
+        sealer, opener, limits = self.sealer, self.opener, self._limits
+        return max(
+            max(sealer.records, opener.records) // limits.records,
+            max(sealer.bytes, opener.bytes) // limits.bytes,
+        )
+
     def _send_rekey(self, message: bytes) -> None:
+        self._state = State.ASKED
         self.frames.append(wire.encode_message(wire.REKEY, message))
         self._ready()
 

@@ -22,6 +22,8 @@ SPARSE_BURST: Final = 32_768
 SPARSE_SPAN: Final = 1 << 20
 SPARSE_ROOM: Final = 16_384
 """Bytes that a sparse stream may queue although the queue is full."""
+SPARSE_QUEUE: Final = 1 << 20
+"""Bytes that all of them together may queue beyond the full queue."""
 SPARSE_RUN: Final = 4
 FRAME_SECONDS: Final = 0.002
 QUEUE_SECONDS: Final = 0.004
@@ -69,7 +71,11 @@ class Scheduler:
         if self.open:
             if self.queued < self.queue_target and (not self._waiting or stream is self._turn):
                 return self.frame_limit
-            if not stream.queue and self._is_sparse(stream):
+            if (
+                not stream.queue
+                and self.queued < self.queue_target + SPARSE_QUEUE
+                and self._is_sparse(stream)
+            ):
                 return min(SPARSE_ROOM, self.frame_limit)
         self.wait(stream)
         return 0

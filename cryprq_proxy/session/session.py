@@ -37,6 +37,10 @@ JOIN_LIMIT: Final = 2_048
 MAX_JOINED: Final = 16_384
 DATAGRAM_QUEUE: Final = 65_536
 DATAGRAM_SECONDS: Final = 0.02
+MAX_AWAITED: Final = 65_536
+"""Ends of streams that the peer may owe at once."""
+MAX_SMALL: Final = 16 << 20
+"""Bytes of small frames that may be kept beyond the bound because a peer does not acknowledge them."""
 FILL_MINIMUM: Final = wire.MAX_PLAINTEXT + MAX_JOINED + 4 * OVERHEAD
 """Bytes of buffer that `fill` needs."""
 NEVER: Final = float("inf")
@@ -120,6 +124,7 @@ class Session:
         self._pong: int | None = None
         self._close_frame: bytes | None = None
         self._datagrams: deque[tuple[float, bytes]] = deque()
+        """With the time at which each was first passed over; until then NEVER."""
         self._datagram_bytes = 0
         self._woken = False
         self._now = 0.0
@@ -180,7 +185,10 @@ class Session:
         if not self.attached or self.closed is not None:
             return
         self.rotation.tick(now)
-        if self.liveness.tick(now) or now >= self._ack_by:
+        if self.liveness.tick(now):
+            self.wake()
+        if now >= self._ack_by:
+            self._ack_by = NEVER
             self.wake()
 
     def probe(self, within: float, now: float) -> None:
@@ -195,7 +203,7 @@ class Session:
         StreamRefused (LIMIT) when there are too many, LocalError on a closed session."""
         if self.closed is not None or not self.dialler:
             raise LocalError("streams are opened by the dialler of a live session")
-        if len(self.streams) + len(self._awaited) >= self.limits.streams:
+        if len(self.streams) + len(self._awaited) >= self.limits.streams or self._last_id >= wire.MAX_STREAM:
             raise StreamRefused(StreamReason.LIMIT)
         self._last_id += 1
         stream = Stream(self, self._last_id, protocol, destination, handler, self._now)
@@ -225,10 +233,10 @@ class Session:
             self._end(stream)
 
     def send_datagram(self, stream: Stream, destination: Destination, payload: bytes | memoryview) -> None:
-        if not self.attached or stream.id not in self.streams:
-            return
+        if not self.attached or not stream.opened or stream.id not in self.streams:
+            return  # also before OPENED: unnumbered frames overtake, and this one might arrive before its OPEN
         frame = wire.encode_datagram(stream.id, destination, payload)
-        self._datagrams.append((self._now, frame))
+        self._datagrams.append((NEVER, frame))
         self._datagram_bytes += len(frame)
         self.bytes_sent += len(payload)
         while self._datagram_bytes > DATAGRAM_QUEUE and len(self._datagrams) > 1:
@@ -333,11 +341,16 @@ class Session:
             _, stream = self._windows_due.popitem()
             limit = stream.next_window(now, self.liveness.round_trip, self.windows)
             writer.add(wire.encode_window(stream.id, limit))
-        while self._datagrams and writer.position < budget:
+        while self._datagrams and writer.position < (budget + 1) >> 1:  # the other half is for streams
             queued_at, frame = self._datagrams.popleft()
             self._datagram_bytes -= len(frame)
             if now - queued_at <= DATAGRAM_SECONDS:
                 writer.add(frame)
+        for index in range(len(self._datagrams) - 1, -1, -1):
+            queued_at, frame = self._datagrams[index]
+            if queued_at != NEVER:
+                break
+            self._datagrams[index] = (now, frame)
 
     # --- in --------------------------------------------------------------------------------------------------------
 
@@ -355,7 +368,7 @@ class Session:
             plaintext, position = rotation.opener.open(data, position)
             if plaintext is None:
                 break
-            if plaintext and plaintext[0] == DATA and len(plaintext) > wire.DATA_HEADER:
+            if plaintext[0] == DATA and wire.DATA_HEADER < len(plaintext) <= wire.DATA_HEADER + wire.MAX_DATA:
                 self.received += 1
                 self._receive_data(int.from_bytes(plaintext[1:5]), memoryview(plaintext)[wire.DATA_HEADER :])
                 continue
@@ -410,6 +423,8 @@ class Session:
     def _receive_open(self, id: int, protocol: StreamProtocol, destination: Destination) -> None:
         if self.dialler or id <= self._last_id:
             raise PeerError(CloseReason.PROTOCOL, "the peer opened a stream that it may not open")
+        if len(self._awaited) > MAX_AWAITED or self.log.kept > self.limits.retained + MAX_SMALL:
+            raise PeerError(CloseReason.LIMIT, "the peer opens streams without hearing how others ended")
         self._last_id = id
         stream = Stream(self, id, protocol, destination, _UNBORN, self._now)
         self.streams[id] = stream

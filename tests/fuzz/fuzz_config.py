@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from pathlib import Path
+from typing import get_type_hints
 
 import atheris
 
@@ -15,8 +16,14 @@ with atheris.instrument_imports(include=["cryprq_proxy", "tomllib"]):
 PEER = 'peer = "cryprq://' + "a" * 52 + '@exit.example:4433"\n'
 
 
+KEYS = sorted({*get_type_hints(ClientConfig), *get_type_hints(ExitConfig)})
+
+
 def one_input(data: bytes) -> None:
-    text = data.decode("utf-8", "replace")
+    text = data[1:].decode("utf-8", "replace")
+    if data[:1] > b"\x80":  # most random texts are no TOML: give it a key, and quotes
+        quote = "'" if data[0] & 1 else ""
+        text = f"{KEYS[data[0] % len(KEYS)]} = {quote}{text}{quote}\n"
     with contextlib.suppress(ConfigError):
         assert isinstance(client_from(text, Path("client.toml"), True, {}), ClientConfig)
     with contextlib.suppress(ConfigError):

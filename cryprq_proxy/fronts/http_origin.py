@@ -1,0 +1,75 @@
+"""The far side of the HTTP proxy: a stream to an origin server, and what h11 knows of the messages on it.
+
+A stream is kept for the next request to the same destination when both messages were complete and clear about where
+they end. Between requests a server may close it at any time. `is_idle` sees that when it has happened already; what
+happens while the next request is on its way shows as an end before the first byte of the response (`silent`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Protocol
+
+import h11
+
+from ..address import Destination
+from ..errors import StreamReset
+from ..roles.bytestream import ByteStream
+from .http_messages import MAX_HEADER, has_both_framings
+
+
+class Opener(Protocol):
+    """Opens streams to targets."""
+
+    async def open(self, destination: Destination) -> ByteStream:
+        """A stream to `destination`, within a bounded time. Raises StreamRefused."""
+
+
+class Origin:
+    """One server's stream. Its owner ends it with `stream.abort`, or hands it on."""
+
+    def __init__(self, destination: Destination, stream: ByteStream) -> None:
+        self.destination = destination
+        self.stream = stream
+        self.http = h11.Connection(h11.CLIENT, MAX_HEADER)
+        self.silent = True
+        """Whether nothing has come since the last request."""
+        self._clear = True
+        """Whether the response says in one way only where it ends."""
+
+    async def head(self) -> h11.Response | h11.InformationalResponse:
+        """The next header section. Raises StreamReset, h11.RemoteProtocolError."""
+        while True:
+            event = self.http.next_event()
+            if isinstance(event, h11.Response | h11.InformationalResponse):
+                if not event.http_version.startswith(b"1."):
+                    raise h11.RemoteProtocolError("the response is not HTTP/1.x")
+                self._clear = not has_both_framings(event)
+                return event
+            await self.receive()
+
+    async def receive(self) -> None:
+        """Give h11 what comes next, or the end. Raises StreamReset."""
+        data = await self.stream.read()
+        self.silent = self.silent and not data
+        self.http.receive_data(data)
+
+    def renew(self) -> bool:
+        """Make ready for another request; False when the stream cannot carry one."""
+        complete = self.http.states == {h11.CLIENT: h11.DONE, h11.SERVER: h11.DONE}
+        if not complete or not self._clear or any(self.http.trailing_data):
+            return False
+        self.http.start_next_cycle()
+        self.silent = True
+        return True
+
+    async def is_idle(self) -> bool:
+        """Whether nothing has come on the kept stream, not even its end."""
+        try:
+            async with asyncio.timeout(0):
+                await self.stream.read()
+        except TimeoutError:
+            return True
+        except StreamReset:
+            pass
+        return False

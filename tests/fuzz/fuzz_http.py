@@ -1,0 +1,65 @@
+"""Invariant: whatever client and origins send, only StreamReset leaves HttpProxy.run, and no stream is left open."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+import atheris
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parents[1])]
+with atheris.instrument_imports(include=["cryprq_proxy", "h11"]):
+    from http_fakes import FakeStream
+
+    from cryprq_proxy.address import Destination
+    from cryprq_proxy.errors import StreamReason, StreamRefused, StreamReset
+    from cryprq_proxy.fronts.http import HttpProxy
+
+CUT = b"\xff"
+"""Where this byte stands in the input, the next read begins; two of them end the client's part."""
+LOOP = asyncio.new_event_loop()
+
+
+class Origins:
+    """Opens streams that answer what the input says, one input piece per stream."""
+
+    def __init__(self, answers: list[bytes]) -> None:
+        self.answers = answers
+        self.opened: list[FakeStream] = []
+
+    async def open(self, destination: Destination) -> FakeStream:
+        if len(self.opened) >= len(self.answers):
+            raise StreamRefused(StreamReason.LIMIT)
+        stream = FakeStream(*filter(None, self.answers[len(self.opened)].split(b"\xfe")))
+        if destination.port % 2:
+            stream.feed_eof()
+        else:
+            stream.reset()
+        self.opened.append(stream)
+        return stream
+
+
+async def serve(data: bytes) -> None:
+    said, _, answers = data.partition(CUT + CUT)
+    client = FakeStream(*filter(None, said.split(CUT)))
+    client.feed_eof()
+    origins = Origins(answers.split(CUT))
+    tunnel = None
+    try:
+        async with asyncio.timeout(5):
+            tunnel = await HttpProxy(client, origins).run(b"")
+    except StreamReset:
+        pass
+    for stream in origins.opened:
+        if stream.aborted == (tunnel is not None and stream is tunnel.stream):
+            raise RuntimeError("a stream was left open")
+
+
+def fuzz(data: bytes) -> None:
+    LOOP.run_until_complete(serve(data))
+
+
+if __name__ == "__main__":
+    atheris.Setup(sys.argv, fuzz)
+    atheris.Fuzz()

@@ -1,0 +1,88 @@
+"""Invariant: damaged records raise CarrierError, sealed ones with any frames at most PeerError, and none hangs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import atheris
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+with atheris.instrument_imports(include=["cryprq_proxy"]):
+    from links import Link, ToyProvider
+
+    from cryprq_proxy.crypto.primitives import Cipher
+    from cryprq_proxy.errors import CarrierError, PeerError
+    from cryprq_proxy.session.records import RecordOpener, RecordSealer
+    from cryprq_proxy.session.session import Session
+    from cryprq_proxy.wire import MAX_PLAINTEXT, StreamProtocol
+
+KEY = bytes(32)
+
+
+def fuzz_opener(data: atheris.FuzzedDataProvider) -> None:
+    """Records with a few changed bytes: what opens, opens in order, up to the first damage."""
+    cipher = data.PickValueInList(list(Cipher))
+    sealer, opener = RecordSealer(cipher, KEY), RecordOpener(cipher, KEY)
+    plaintexts = [data.ConsumeBytes(data.ConsumeIntInRange(1, 40)) or b"-" for _ in range(3)]
+    stream = bytearray(b"".join(sealer.seal(plaintext) for plaintext in plaintexts))
+    for _ in range(data.ConsumeIntInRange(0, 3)):
+        stream[data.ConsumeIntInRange(0, len(stream) - 1)] = data.ConsumeIntInRange(0, 255)
+    opened, position = [], 0
+    try:
+        while True:
+            plaintext, position = opener.open(memoryview(stream), position)
+            if plaintext is None:
+                break
+            opened.append(plaintext)
+    except CarrierError:
+        pass
+    if opened != plaintexts[: len(opened)]:
+        raise RuntimeError("a changed record was opened")
+
+
+def fuzz_session(data: atheris.FuzzedDataProvider) -> None:
+    """A peer that knows the keys and sends what it likes, cut and joined as it likes."""
+    link = Link(provider=ToyProvider())
+    link.pair()
+    link.open(protocol=StreamProtocol.UDP)
+    link.quiesce()
+    victim, peer = (link.client, link.exit)[:: data.PickValueInList([1, -1])]
+    now, waiting = link.carrier.now, b""
+    out = memoryview(bytearray(200_000))
+    try:
+        while data.remaining_bytes():
+            plaintext = data.ConsumeBytes(data.ConsumeIntInRange(1, 60))
+            if not plaintext:
+                break
+            waiting += peer.rotation.sealer.seal(plaintext[:MAX_PLAINTEXT])
+            cut = data.ConsumeIntInRange(0, len(waiting))
+            waiting = waiting[victim.receive(memoryview(waiting[:cut]), now) :]
+            if data.ConsumeBool():
+                now += data.ConsumeFloatInRange(0.0, 400.0)
+                if victim.deadline() <= now:
+                    victim.tick(now)
+                victim.fill(out, 65_536, now)
+    except PeerError as error:
+        if not isinstance(error, CarrierError):
+            victim.close(error.reason)
+            check_closed(victim)
+
+
+def check_closed(session: Session) -> None:
+    if session.streams or session.log.kept:
+        raise RuntimeError("a closed session kept something")
+
+
+def fuzz(data: bytes) -> None:
+    provider = atheris.FuzzedDataProvider(data)
+    if provider.ConsumeBool():
+        fuzz_opener(provider)
+    else:
+        fuzz_session(provider)
+
+
+if __name__ == "__main__":
+    atheris.Setup(sys.argv, fuzz)
+    atheris.Fuzz()

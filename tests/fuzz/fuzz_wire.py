@@ -1,0 +1,58 @@
+"""Invariant: `decode_frames` raises PeerError (PROTOCOL) or nothing, and what it yields encodes to something equal."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import atheris
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+with atheris.instrument_imports(include=["cryprq_proxy"]):
+    from cryprq_proxy import wire
+    from cryprq_proxy.errors import CloseReason, PeerError
+
+
+def encode(kind: int, stream: int, value: Any) -> bytes:
+    if kind == wire.OPEN:
+        return wire.encode_open(stream, *value)
+    if kind == wire.OPENED:
+        return wire.encode_opened(stream)
+    if kind == wire.REFUSED:
+        return wire.encode_refused(stream, value)
+    if kind == wire.DATA:
+        return wire.encode_data_header(kind, stream) + bytes(value)
+    if kind == wire.FIN:
+        return wire.encode_fin(stream)
+    if kind == wire.RESET:
+        return wire.encode_reset(stream, value)
+    if kind == wire.WINDOW:
+        return wire.encode_window(stream, value)
+    if kind in (wire.ACK, wire.PING, wire.PONG):
+        return wire.encode_number(kind, value)
+    if kind in (wire.REKEY, wire.REKEY_ANSWER):
+        return wire.encode_message(kind, value)
+    if kind == wire.DATAGRAM:
+        return wire.encode_datagram(stream, *value)
+    if kind == wire.CLOSE:
+        return wire.encode_close(value)
+    if kind == wire.RESUMED:
+        return wire.encode_resumed(*value)
+    return wire.encode_bare(kind)
+
+
+def fuzz(data: bytes) -> None:
+    try:
+        frames = wire.decode_frames(data)
+    except PeerError as error:
+        if error.reason is not CloseReason.PROTOCOL:
+            raise RuntimeError(f"{error.reason} is not the reason for bad frames") from error
+        return
+    if wire.decode_frames(b"".join(encode(*frame) for frame in frames)) != frames:
+        raise RuntimeError(f"{frames!r} do not encode to themselves")
+
+
+if __name__ == "__main__":
+    atheris.Setup(sys.argv, fuzz)
+    atheris.Fuzz()
