@@ -18,29 +18,28 @@ UNKNOWN_ROUND_TRIP: Final = 0.1
 class Liveness:
     """Keepalive of one carrier: a PING after `interval` seconds, an end after `interval` more without any record.
 
-    `ping` is the token to send, if one is due; `round_trip` is smoothed, in seconds.
+    `ping` is the token to send, if one is due. In seconds: `round_trip` is smoothed, `least_round_trip` the shortest
+    that this carrier had, which is the path without its queues; UNKNOWN_ROUND_TRIP before the first answer.
     """
 
-    __slots__ = ("_answer_by", "_asked", "_heard", "_interval", "_pinged", "_token", "ping", "round_trip")
+    __slots__ = ("_answer_by", "_asked", "_interval", "_pinged", "_token", "least_round_trip", "ping", "round_trip")
 
     def __init__(self, interval: float) -> None:
         self._interval = interval
         self._token = 0
-        self.round_trip = UNKNOWN_ROUND_TRIP
         self.attach(0.0)
 
     def attach(self, now: float) -> None:
         """A new carrier: measure it at once."""
-        self._heard = now
         self._pinged = now
+        self.round_trip = self.least_round_trip = UNKNOWN_ROUND_TRIP
         self._asked = False
         self._answer_by: float | None = now + self._interval
         self.ping: int | None = None
         self._ask()
 
-    def heard(self, now: float) -> None:
+    def heard(self) -> None:
         """A record authenticated."""
-        self._heard = now
         self._answer_by = None
 
     def ping_sent(self, now: float) -> None:
@@ -54,7 +53,11 @@ class Liveness:
         """An answer came; one to an older PING says nothing."""
         if self._asked and token == self._token:
             self._asked = False
-            self.round_trip += SMOOTHING * ((now - self._pinged) - self.round_trip)
+            sample = now - self._pinged
+            if self.round_trip == UNKNOWN_ROUND_TRIP:
+                self.round_trip = sample
+            self.round_trip += SMOOTHING * (sample - self.round_trip)
+            self.least_round_trip = min(self.least_round_trip, sample)
 
     def probe(self, within: float, now: float) -> None:
         """Give the carrier up unless a record comes within `within` seconds."""

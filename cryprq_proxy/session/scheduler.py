@@ -69,8 +69,9 @@ class Scheduler:
     def room_for(self, stream: Stream) -> int:
         """Bytes that `stream` may queue now; 0 after noting that it waits for its turn."""
         if self.open:
-            if self.queued < self.queue_target and (not self._waiting or stream is self._turn):
-                return self.frame_limit
+            free = self.queue_target - self.queued
+            if free > 0 and (not self._waiting or stream is self._turn):
+                return max(free, self.frame_limit)
             if (
                 not stream.queue
                 and self.queued < self.queue_target + SPARSE_QUEUE

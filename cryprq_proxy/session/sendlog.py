@@ -45,6 +45,11 @@ class SlotPool:
         if len(self._free) < self._keep:
             self._free.append(slot)
 
+    def give_all(self, slots: list[memoryview]) -> None:
+        """As `give`, for each of `slots`."""
+        for slot in slots:
+            self.give(slot)
+
 
 class MemoryBudget:
     """The bound on bytes kept by all sessions of a process together."""

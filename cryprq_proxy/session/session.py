@@ -339,7 +339,7 @@ class Session:
         self.rotation.frames.clear()
         while self._windows_due and writer.position < budget:
             _, stream = self._windows_due.popitem()
-            limit = stream.next_window(now, self.liveness.round_trip, self.windows)
+            limit = stream.next_window(now, self.liveness.least_round_trip, self.windows)
             writer.add(wire.encode_window(stream.id, limit))
         while self._datagrams and writer.position < (budget + 1) >> 1:  # the other half is for streams
             queued_at, frame = self._datagrams.popleft()
@@ -391,7 +391,7 @@ class Session:
                 else:
                     _ON_SESSION[kind](self, id, value)
         if position:
-            self.liveness.heard(now)
+            self.liveness.heard()
             if self.received != self._acknowledged:
                 if self._unacknowledged_bytes >= self._ack_bytes:
                     self.wake()

@@ -10,8 +10,8 @@ A side that closes both halves before the peer has ended its own keeps the strea
 that what was still on its way is told apart from a frame for a stream that never was.
 
 Credit is counted in bytes since the stream began. Each direction starts with INITIAL_WINDOW and is extended by WINDOW
-frames with an absolute value. A stream that drains its window within a round trip gets a larger one, taken from the
-session's pool; a slow one gives it back.
+frames with an absolute value. A stream that drains its window within a round trip, or nearly to nothing, gets a
+larger one, taken from the session's pool; a slow one gives it back.
 """
 
 from __future__ import annotations
@@ -32,10 +32,11 @@ INITIAL_WINDOW: Final = 65_536
 """Bytes that may be sent on a new stream, in either direction, before the first WINDOW."""
 MAX_WINDOW: Final = 8 << 20
 """Bytes one stream's window may grow to."""
-FAST_DRAIN: Final = 0.05
-"""Seconds: a window that drains in less than this, or in two round trips, is too small."""
-SLOW_DRAIN: Final = 1.0
-"""Seconds: a window that took longer than this to drain is larger than it needs to be."""
+FAST_DRAIN: Final = 0.002
+"""Seconds: a window of which half drains in less than this, or than two round trips, is too small."""
+SLOW_DRAIN: Final = 8
+"""A window of which half took so many times longer to drain is larger than it needs to be: what is not needed to keep
+the stream going only waits on the way, and makes others wait."""
 
 
 class StreamHandler(Protocol):
@@ -138,7 +139,7 @@ class Stream:
     # --- for the handler -------------------------------------------------------------------------------------------
 
     def request_room(self) -> int:
-        """Bytes that may be sent now, at most MAX_DATA; 0 means that `handler.writable` will be called."""
+        """Bytes that may be sent now, in pieces of `frame_limit`; 0 means that `handler.writable` will be called."""
         if self.send_half is not Half.OPEN:
             return 0
         credit = self.send_limit - self.sent
@@ -147,6 +148,11 @@ class Stream:
             return 0
         room = self._session.scheduler.room_for(self)
         return room if room < credit else credit
+
+    @property
+    def frame_limit(self) -> int:
+        """Bytes in one DATA frame at most, at the carrier's present rate."""
+        return self._session.scheduler.frame_limit
 
     def wait_for_turn(self) -> None:
         """There is more to send: have `handler.writable` called when it is this stream's turn."""
@@ -157,13 +163,16 @@ class Stream:
         return self.waiting or self.starved
 
     def send_slot(self, slot: memoryview, size: int) -> None:
-        """Send `size` bytes (at most `request_room()`) that were read into `slot` behind its head-room; the slot is
+        """Send `size` bytes (at most `frame_limit` and `request_room()`) that were read into `slot` behind its head-room; the slot is
         no longer the caller's."""
         self._queue(frame_slot(slot, size, self._header, self._session.slots))
 
     def send(self, data: bytes | memoryview) -> None:
         """Send 1 to `request_room()` bytes, copied."""
-        self._queue(Chunk(b"".join((self._header, data)), len(data), None))
+        limit = self.frame_limit
+        for start in range(0, len(data), limit):
+            piece = data[start : start + limit]
+            self._queue(Chunk(b"".join((self._header, piece)), len(piece), None))
 
     def finish(self) -> None:
         """No more data will be sent: half-close. Raises LocalError if that was said before."""
@@ -221,12 +230,19 @@ class Stream:
             raise PeerError(CloseReason.CREDIT, "the peer sent more data than the window allows")
 
     def next_window(self, now: float, round_trip: float, pool: WindowPool) -> int:
-        """The limit to announce now, after adapting the window to how fast the last half of it was drained."""
+        """The limit to announce now, after adapting the window to how fast the last half of it was drained.
+
+        `round_trip` is that of the idle path: one that counts the queues would make them grow.
+        """
         elapsed = now - self._window_since
         self._window_since = now
-        if elapsed < max(FAST_DRAIN, 2 * round_trip):
-            growth = min(self._window, MAX_WINDOW - self._window, pool.free)
-        elif elapsed > SLOW_DRAIN:
+        fast = max(FAST_DRAIN, 2 * round_trip)
+        share = pool.free >> 1  # of what is left, so that streams that came first leave as much for each that comes later
+        if self._extra_window > share:
+            growth = (share - self._extra_window) >> 1
+        elif elapsed < fast or self.announced - self.consumed_bytes <= self._window >> 2:
+            growth = min(self._window, MAX_WINDOW - self._window, share - self._extra_window)
+        elif elapsed > SLOW_DRAIN * fast:
             growth = -(self._extra_window >> 1)
         else:
             growth = 0
