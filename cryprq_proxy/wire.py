@@ -173,11 +173,15 @@ def decode_frames(plaintext: bytes) -> list[Frame]:
         try:
             decoder = _DECODERS[kind]
         except KeyError:
-            raise PeerError(CloseReason.PROTOCOL, f"the peer sent a frame of unknown kind {kind:#04x}") from None
+            raise PeerError(
+                CloseReason.PROTOCOL, f"the peer sent a frame of unknown kind {kind:#04x}"
+            ) from None
         try:
             frame, position = decoder(plaintext, view, position)
         except (IndexError, ValueError, StructError, AddressError) as error:
-            raise PeerError(CloseReason.PROTOCOL, f"the peer sent a malformed {Kind(kind).name} frame") from error
+            raise PeerError(
+                CloseReason.PROTOCOL, f"the peer sent a malformed {Kind(kind).name} frame"
+            ) from error
         frames.append(frame)
     return frames
 

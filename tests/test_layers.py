@@ -32,6 +32,9 @@ LAYERS = {
     "cryprq_proxy.log": 6,
     "cryprq_proxy.cli": 6,
     "cryprq_proxy.demo": 6,
+    "cryprq_proxy.process": 6,
+    "cryprq_proxy.service": 6,
+    "cryprq_proxy.status_view": 6,
     "cryprq_proxy.__main__": 6,
 }
 """Longest prefix wins. A new top-level module gets a line here."""

@@ -51,7 +51,9 @@ async def read_exactly(sock: socket.socket, size: int) -> bytes:
         except OSError as error:
             raise CarrierError(CloseReason.TIMED_OUT, f"the connection broke: {error.strerror}") from None
         if not part:
-            raise CarrierError(CloseReason.TIMED_OUT, "the other side ended the connection during the handshake")
+            raise CarrierError(
+                CloseReason.TIMED_OUT, "the other side ended the connection during the handshake"
+            )
         parts += part
     return bytes(parts)
 
@@ -93,7 +95,9 @@ async def admit_client(
         if session is None:
             return handshake.write_third(None)
         return handshake.write_third(
-            ResumeRequest.make(session.session_id, session.resume_secret, handshake.resume_hash, attempt, received)
+            ResumeRequest.make(
+                session.session_id, session.resume_secret, handshake.resume_hash, attempt, received
+            )
         )
 
     await write(sock, frame_flight(await offload(third)))
@@ -105,7 +109,7 @@ async def admit_client(
         raise CarrierError(CloseReason.BAD_RECORD, "the exit's first record has an impossible length")
     plaintext, _ = opener.open(memoryview(header + await read_exactly(sock, length)), 0)
     frames = wire.decode_frames(plaintext or b"")
-    kind, _, value = frames[0]
+    kind, _, value = frames[0] if len(frames) == 1 else (0, 0, None)
     resumed: int | None = None
     if kind == wire.CLOSE and isinstance(value, CloseReason):
         raise PeerError(value, f"the exit closed the link: {value.name.lower().replace('_', ' ')}")

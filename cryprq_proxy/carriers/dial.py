@@ -71,7 +71,9 @@ async def _dial_through(upstream: Upstream, exit_address: Destination) -> socket
             Address(*upstream.address), Address(*exit_address), upstream.user, upstream.password
         )
     except (OSError, ProtocolError, asyncio.IncompleteReadError, ValueError) as error:
-        raise _failed(f"the upstream proxy at {upstream.address} did not connect to the exit", error) from None
+        raise _failed(
+            f"the upstream proxy at {upstream.address} did not connect to the exit", error
+        ) from None
     # The exit says nothing before it has read, so no byte can be lost in the reader: take the connection over.
     transport = connection.writer.transport
     try:
@@ -82,5 +84,11 @@ async def _dial_through(upstream: Upstream, exit_address: Destination) -> socket
 
 
 def _failed(what: str, error: BaseException | None) -> CarrierError:
-    why = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    number = getattr(error, "errno", None)
+    # asyncio puts the address into strerror; getaddrinfo's numbers are negative and mean something else.
+    why = (
+        os.strerror(number).lower()
+        if number and number > 0
+        else getattr(error, "strerror", None) or str(error)
+    )
     return CarrierError(CloseReason.TIMED_OUT, f"{what}: {why}")

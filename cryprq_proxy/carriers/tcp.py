@@ -14,12 +14,12 @@ import asyncio
 import contextlib
 import socket
 import time
-from collections.abc import Callable
 from typing import Final, Protocol
 
 from ..errors import CarrierError, CloseReason, PeerError
 from ..session.pacing import RateMeter
 from ..session.session import FILL_MINIMUM, NEVER, Session
+from .farewell import Farewell
 
 RECEIVE_SIZE: Final = 262_144
 """Bytes read from the carrier in one wake-up."""
@@ -38,7 +38,8 @@ MAX_LOWAT: Final = 524_288
 
 _incoming: Final = memoryview(bytearray(PARTIAL_SIZE + RECEIVE_SIZE))
 _outgoing: Final[list[memoryview]] = []
-"""Idle buffers for leaving records: one, unless carriers are waiting for their sockets with one each."""
+"""Idle buffers for leaving records. A carrier holds one only while its socket takes no bytes."""
+MAX_IDLE: Final = 4
 
 if hasattr(time, "CLOCK_BOOTTIME"):
 
@@ -59,7 +60,7 @@ class CarrierOwner(Protocol):
 
 
 class TcpCarrier:
-    """A session, already attached, on `sock`: connected, non-blocking; the carrier closes it."""
+    """A session, already attached, on `sock`: connected, non-blocking; the carrier closes it. Call `start`."""
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, sock: socket.socket, session: Session, owner: CarrierOwner
@@ -80,15 +81,17 @@ class TcpCarrier:
         self._sleep_offset = clock() - time.monotonic()
         self.open = True
         self._set_lowat(MAX_LOWAT >> 2)
-        session.ready = self._ready
-        loop.add_reader(self._fd, self._on_readable)
+
+    def start(self) -> None:
+        """Begin; the owner may be told at once that the carrier is lost."""
+        self._session.ready = self._ready
+        self._loop.add_reader(self._fd, self._on_readable)
         self._flush()
 
     def close(self, reason: CloseReason) -> None:
-        """End the session and the carrier; the peer is told if the socket takes the bytes at once."""
+        """End the session and the carrier; the peer is told (farewell.py)."""
         if self.open:
             self._session.close(reason)
-            self._send_close()
             self._end(None)
 
     def drop(self) -> None:
@@ -150,7 +153,8 @@ class TcpCarrier:
 
     def _release(self) -> None:
         """Nothing is waiting in the buffer."""
-        _outgoing.append(self._buffer)
+        if len(_outgoing) < MAX_IDLE:
+            _outgoing.append(self._buffer)
         self._unsent = None
 
     def _on_writable(self) -> None:
@@ -216,7 +220,6 @@ class TcpCarrier:
     def _after(self) -> None:
         """After every call of the session: has it ended, when must it be called again?"""
         if self._session.closed is not None:
-            self._send_close()
             reason = self._session.closed
             self._end(PeerError(reason, f"the peer closed the link: {reason.name.lower().replace('_', ' ')}"))
             return
@@ -252,16 +255,7 @@ class TcpCarrier:
             return
         if not isinstance(error, CarrierError):
             self._session.close(error.reason)
-            self._send_close()
         self._end(error)
-
-    def _send_close(self) -> None:
-        """The last record, as far as the socket takes it now."""
-        if self._unsent is None:
-            buffer = memoryview(bytearray(FILL_MINIMUM))
-            size = self._session.fill(buffer, 0, clock())
-            with contextlib.suppress(OSError):
-                self._sock.send(buffer[:size])
 
     def _end(self, error: PeerError | None) -> None:
         self.open = False
@@ -269,7 +263,12 @@ class TcpCarrier:
         self._loop.remove_writer(self._fd)
         if self._timer is not None:
             self._timer.cancel()
-        self._sock.close()
+        if self._session.closed is None:
+            self._sock.close()
+        else:
+            buffer = memoryview(bytearray(FILL_MINIMUM))
+            size = self._session.fill(buffer, 0, clock())
+            Farewell(self._loop, self._sock, bytes(self._unsent or b"") + bytes(buffer[:size]))
         self._session.detach()
         self._owner.carrier_lost(self, error)
 

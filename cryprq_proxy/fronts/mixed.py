@@ -10,15 +10,14 @@ A SOCKS connection is on the hot path: from accept to relay it takes no task and
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import socket
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
 from ..address import Destination
+from ..carriers.farewell import Farewell
 from ..errors import LocalError, StreamReason, StreamReset
 from ..roles.bytestream import LinkStream, SocketStream
 from ..roles.client import Client
@@ -27,7 +26,7 @@ from ..session.streams import Stream
 from ..tasks import spawn
 from ..wire import StreamProtocol
 from .credentials import Credentials
-from .http import HttpProxy
+from .http import HttpProxy, Tunnel
 from .socks import Command, SocksServer
 from .udp import UdpFront
 
@@ -36,7 +35,6 @@ _log = logging.getLogger(__name__)
 BACKLOG: Final = 1_024
 ACCEPTS: Final = 64
 """Connections accepted in one wake-up."""
-GOODBYE_SECONDS: Final = 2.0
 SOCKS_VERSIONS: Final = frozenset((4, 5))
 
 
@@ -85,7 +83,8 @@ class MixedListener:
         if self._sweeper is not None:
             self._sweeper.cancel()
         for _, connection in self._negotiating:
-            connection.close()
+            if connection.negotiating:
+                connection.close()
         for front in list(self._udp):
             front.close()
         for relay in list(self._relays):
@@ -156,7 +155,7 @@ class MixedListener:
 
     async def _serve_http(self, sock: socket.socket, first: bytes) -> None:
         application = SocketStream(sock)
-        relayed = False
+        handed_on = False
         try:
             proxy = HttpProxy(
                 application,
@@ -166,29 +165,36 @@ class MixedListener:
                 header_timeout=self.settings.negotiation_timeout,
             )
             tunnel = await proxy.run(first)
-            if tunnel is not None:
-                await application.write(tunnel.to_client)
-                link = tunnel.stream
-                if not isinstance(link, LinkStream):
-                    raise LocalError("a tunnel needs a stream of the link")
-                await link.write(tunnel.early)
-                stream, incoming, eof = link.detach()
-                relay = self.relay(sock, stream)
-                relayed = True
-                relay.start()
-                for data in incoming:
-                    relay.data_received(data)
-                if eof:
-                    relay.eof_received()
+            if tunnel is None:
+                Farewell(self.loop, sock, ended=self.ended)
             else:
-                Goodbye(self.loop, sock, self.ended)
-                relayed = True
+                await self._tunnel(application, tunnel)
+            handed_on = True
         except StreamReset:
             application.abort()
         finally:
-            if not relayed:
+            if not handed_on:
                 sock.close()
                 self.ended()
+
+    async def _tunnel(self, application: SocketStream, tunnel: Tunnel) -> None:
+        """From HTTP messages to raw bytes. Raises StreamReset."""
+        link = tunnel.stream
+        try:
+            if not isinstance(link, LinkStream):
+                raise LocalError("a tunnel needs a stream of the link")
+            await application.write(tunnel.to_client)
+            await link.write(tunnel.early)
+            stream, incoming, eof = link.detach()
+        except BaseException:
+            tunnel.stream.abort()
+            raise
+        relay = self.relay(application.sock, stream)
+        relay.start()
+        for data in incoming:
+            relay.data_received(data)
+        if eof:
+            relay.eof_received()
 
     def serve_udp(self, sock: socket.socket, socks: SocksServer) -> None:
         front = UdpFront(self.loop, sock, socks, self.client, self._udp_ended)
@@ -206,22 +212,23 @@ class SocksConnection:
     Also tells HTTP from SOCKS, and hands HTTP connections on.
     """
 
-    __slots__ = ("_listener", "_sock", "_socks", "_stream", "negotiating")
+    __slots__ = ("_fd", "_listener", "_sock", "_socks", "_stream", "negotiating")
 
     def __init__(self, listener: MixedListener, sock: socket.socket) -> None:
         self._listener = listener
         self._sock = sock
+        self._fd = sock.fileno()  # asyncio builds a repr of a socket object each time it registers one
         self._socks: SocksServer | None = None
         self._stream: Stream | None = None
         self.negotiating = True
-        listener.loop.add_reader(sock, self._on_readable)
+        listener.loop.add_reader(self._fd, self._on_readable)
 
     def close(self) -> None:
         """End it without another word."""
         self.negotiating = False
         if self._stream is not None:
             self._stream.reset(StreamReason.CANCELLED)
-        self._listener.loop.remove_reader(self._sock)
+        self._listener.loop.remove_reader(self._fd)
         self._sock.close()
         self._listener.ended()
 
@@ -229,7 +236,7 @@ class SocksConnection:
         loop, sock = self._listener.loop, self._sock
         if not self.negotiating:
             # Data, or the end, before the stream is open: the relay will find it.
-            loop.remove_reader(sock)
+            loop.remove_reader(self._fd)
             return
         try:
             data = sock.recv(4_096)
@@ -244,7 +251,7 @@ class SocksConnection:
         if socks is None:
             if data[0] not in SOCKS_VERSIONS:
                 self.negotiating = False
-                loop.remove_reader(sock)
+                loop.remove_reader(self._fd)
                 self._listener.serve_http(sock, data)
                 return
             socks = self._socks = SocksServer(self._listener.settings.credentials)
@@ -261,7 +268,7 @@ class SocksConnection:
                     StreamProtocol.TCP, socks.request.destination, self, self._opening
                 )
             else:
-                loop.remove_reader(sock)
+                loop.remove_reader(self._fd)
                 self._listener.serve_udp(sock, socks)
 
     def _say(self, reply: bytes) -> bool:
@@ -277,8 +284,8 @@ class SocksConnection:
     def _part(self) -> None:
         """The last reply was sent: let it arrive."""
         self.negotiating = False
-        self._listener.loop.remove_reader(self._sock)
-        Goodbye(self._listener.loop, self._sock, self._listener.ended)
+        self._listener.loop.remove_reader(self._fd)
+        Farewell(self._listener.loop, self._sock, ended=self._listener.ended)
 
     # --- handler of the stream -------------------------------------------------------------------------------------
 
@@ -310,34 +317,3 @@ class SocksConnection:
 
     def datagram_received(self, destination: Destination, payload: memoryview) -> None:
         """Only UDP streams have datagrams."""
-
-
-class Goodbye:
-    """Closes a socket so that what was sent last arrives: closing while bytes are unread would send a reset after it."""
-
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, sock: socket.socket, ended: Callable[[], None]
-    ) -> None:
-        self._loop = loop
-        self._sock = sock
-        self._ended = ended
-        with contextlib.suppress(OSError):
-            sock.shutdown(socket.SHUT_WR)
-        self._timer = loop.call_later(GOODBYE_SECONDS, self._close)
-        loop.add_reader(sock, self._on_readable)
-
-    def _on_readable(self) -> None:
-        try:
-            if self._sock.recv(65_536):
-                return
-        except (BlockingIOError, InterruptedError):
-            return
-        except OSError:
-            pass
-        self._close()
-
-    def _close(self) -> None:
-        self._timer.cancel()
-        self._loop.remove_reader(self._sock)
-        self._sock.close()
-        self._ended()

@@ -46,7 +46,7 @@ class UdpFront:
 
     def start(self) -> None:
         self._loop.add_reader(self._control, self._on_control)
-        self._client.request(StreamProtocol.UDP, Destination("0.0.0.0", 0), self, self._opening)  # noqa: S104
+        self._client.request(StreamProtocol.UDP, Destination("0.0.0.0", 0), self, self._opening)
 
     def close(self) -> None:
         """End the association."""

@@ -18,7 +18,7 @@ class ByteStream(Protocol):
     """Bytes both ways, with back-pressure and half-close."""
 
     async def read(self) -> bytes:
-        """1 to 65,536 bytes, or b"" at the end. Raises StreamReset."""
+        """1 to 65,536 bytes, or b"" at the end. Raises StreamReset. A cancelled `read` has consumed nothing."""
 
     async def write(self, data: bytes) -> None:
         """Returns when there is room for more. Raises StreamReset."""
@@ -143,13 +143,26 @@ class SocketStream:
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
+        self._fd = sock.fileno()
         self._loop = asyncio.get_running_loop()
 
     async def read(self) -> bytes:
+        # Not loop.sock_recv: that has taken the bytes off the socket when it is cancelled at the wrong moment.
+        while True:
+            try:
+                return self.sock.recv(65_536)
+            except (BlockingIOError, InterruptedError):
+                await self._readable()
+            except OSError:
+                raise StreamReset(StreamReason.CONNECTION_RESET) from None
+
+    async def _readable(self) -> None:
+        readable = self._loop.create_future()
+        self._loop.add_reader(self._fd, _wake, readable)
         try:
-            return await self._loop.sock_recv(self.sock, 65_536)
-        except OSError:
-            raise StreamReset(StreamReason.CONNECTION_RESET) from None
+            await readable
+        finally:
+            self._loop.remove_reader(self._fd)
 
     async def write(self, data: bytes) -> None:
         try:

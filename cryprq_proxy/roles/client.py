@@ -22,6 +22,7 @@ from typing import Any, Final
 from ..address import Destination
 from ..carriers.admission import Admission, admit_client
 from ..carriers.dial import Upstream, dial
+from ..carriers.farewell import all_said
 from ..carriers.tcp import TcpCarrier, clock
 from ..crypto.handshake import ClientHandshake
 from ..crypto.identity import Identity, PeerId
@@ -42,6 +43,8 @@ DIAL_TIMEOUT: Final = 10.0
 HANDSHAKE_TIMEOUT: Final = 10.0
 BACKOFF_FIRST: Final = 0.25
 BACKOFF_LAST: Final = 15.0
+STABLE_SECONDS: Final = 1.0
+"""A link that lasted so long is dialled again without delay."""
 RESUME_SECONDS: Final = 300.0
 """How long a session without a carrier is kept, as the exit does by default."""
 
@@ -146,16 +149,23 @@ class Client:
                 except PeerError as error:
                     if str(error) != self._last_error:
                         self._last_error = str(error)
-                        _log.warning("no link to %s: %s%s", self._settings.address, error, self._advice(error))
-                    await asyncio.sleep(backoff * random.uniform(0.8, 1.2))  # noqa: S311 - not a secret
+                        _log.warning(
+                            "no link to %s: %s%s", self._settings.address, error, self._advice(error)
+                        )
+                    await asyncio.sleep(backoff * random.uniform(0.8, 1.2))
                     backoff = min(backoff * 2, BACKOFF_LAST)
                     continue
-                backoff = BACKOFF_FIRST
                 self._last_error = None
+                since = clock()
                 assert self._lost is not None
                 reason = await self._lost
                 if not self._stopping:
                     _log.warning("link down: %s", reason or "closed")
+                if clock() - since >= STABLE_SECONDS:
+                    backoff = BACKOFF_FIRST
+                else:  # an exit that lets us in only to drop us is not asked again at once
+                    await asyncio.sleep(backoff)
+                    backoff = min(backoff * 2, BACKOFF_LAST)
 
     async def stop(self) -> None:
         """Close the link; what waits for it is refused."""
@@ -171,6 +181,7 @@ class Client:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
+        await all_said()
         self._executor.shutdown(wait=False, cancel_futures=True)
 
     async def _connect(self) -> None:
@@ -188,12 +199,18 @@ class Client:
         try:
             async with asyncio.timeout(HANDSHAKE_TIMEOUT):
                 admission = await admit_client(
-                    sock, handshake, session, self._attempt, lambda job: loop.run_in_executor(self._executor, job)
+                    sock,
+                    handshake,
+                    session,
+                    self._attempt,
+                    lambda job: loop.run_in_executor(self._executor, job),
                 )
             self._attach(sock, admission)
         except TimeoutError:
             sock.close()
-            raise CarrierError(CloseReason.TIMED_OUT, "the exit did not finish the handshake in time") from None
+            raise CarrierError(
+                CloseReason.TIMED_OUT, "the exit did not finish the handshake in time"
+            ) from None
         except BaseException:
             sock.close()
             raise
@@ -201,6 +218,8 @@ class Client:
     def _attach(self, sock: Any, admission: Admission) -> None:
         established = admission.established
         session = self._session
+        if admission.resumed is not None and session is None:
+            raise CarrierError(CloseReason.RESUME, "the session ended while it was being resumed")
         if admission.resumed is None:
             if session is not None:
                 _log.warning("the exit no longer has the session: its %d streams end", len(session.streams))
@@ -218,9 +237,18 @@ class Client:
             )
             self._attempt = 0
         assert session is not None
-        session.attach(
-            established.cipher, established.epoch, admission.sealer, admission.opener, admission.resumed or 0, clock()
-        )
+        try:
+            session.attach(
+                established.cipher,
+                established.epoch,
+                admission.sealer,
+                admission.opener,
+                admission.resumed or 0,
+                clock(),
+            )
+        except PeerError:
+            self._drop_session()
+            raise
         if self._expiry is not None:
             self._expiry.cancel()
         loop = asyncio.get_running_loop()
@@ -235,6 +263,7 @@ class Client:
             established.cipher.name,
             self._provider.name,
         )
+        self._carrier.start()
         waiting, self._waiting = self._waiting, deque()
         for _, start, _ in waiting:
             start()

@@ -169,7 +169,7 @@ class _Connecting:
         self._loop = loop
         self._sock: socket.socket | None = sock
         self._done = done
-        loop.add_writer(sock, self._writable)
+        loop.add_writer(sock.fileno(), self._writable)
         self._timer = loop.call_later(timeout, self._timed_out)
 
     def cancel(self) -> None:
@@ -197,7 +197,7 @@ class _Connecting:
     def _release(self) -> socket.socket | None:
         sock, self._sock = self._sock, None
         if sock is not None:
-            self._loop.remove_writer(sock)
+            self._loop.remove_writer(sock.fileno())
             self._timer.cancel()
         return sock
 

@@ -1,7 +1,7 @@
 """The exit role: who may come in, and which session each carrier belongs to.
 
-    accept -> bounds (in flight, per address) -> first flight opens? -> not seen before? -> second flight -> third flight
-           -> listed? -> a new session, or the one it proves to know -> verdict -> carrier
+    accept -> bounds (in flight, per address) -> first flight opens? -> not seen before? -> second flight
+           -> third flight -> listed? -> a new session, or the one it proves to know -> verdict -> carrier
 
 Strangers cost little and learn nothing: everything before the verdict is bounded in number and time, and what fails is
 closed without a byte.
@@ -22,6 +22,7 @@ from .. import wire
 from ..address import Destination
 from ..carriers.admission import frame_flight, read_flight, write
 from ..carriers.dial import prepare
+from ..carriers.farewell import all_said
 from ..carriers.tcp import TcpCarrier, clock
 from ..crypto.handshake import FIRST_SIZE, THIRD_SIZE, ExitHandshake
 from ..crypto.identity import Identity, PeerId
@@ -154,10 +155,13 @@ class Exit:
             task.cancel()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(grace):
-                while any(entry.carrier is not None and entry.session.streams for entry in self._sessions.values()):
+                while any(
+                    entry.carrier is not None and entry.session.streams for entry in self._sessions.values()
+                ):
                     await asyncio.sleep(0.1)
         for entry in list(self._sessions.values()):
             self._end(entry, CloseReason.SHUTTING_DOWN)
+        await all_said()
         self._executor.shutdown(wait=False, cancel_futures=True)
 
     def _close_listeners(self) -> None:
@@ -233,13 +237,13 @@ class Exit:
         peer = established.peer
         sealer = RecordSealer(established.cipher, established.epoch.exit_record)
         opener = RecordOpener(established.cipher, established.epoch.client_record)
-        refusal = self._refusal(peer)
+        entry = None if request is None else self._sessions.get(request.session_id)
+        refusal = self._refusal(peer, entry)
         if refusal is not None:
             _log.warning("refused %s from %s: %s", peer, host, refusal.name.lower().replace("_", " "))
             await write(sock, sealer.seal(wire.encode_close(refusal)))
             sock.close()
             return
-        entry = None if request is None else self._sessions.get(request.session_id)
         resumed = (
             entry is not None
             and request is not None
@@ -259,9 +263,11 @@ class Exit:
         else:
             entry = self._new_session(peer, established.session_id, established.resume_secret)
             verdict, received = wire.encode_bare(wire.ACCEPT if request is None else wire.NO_SESSION), 0
+        attempt = entry.attempt
+        self._keep_detached(entry)
         await write(sock, sealer.seal(verdict))
-        if entry.session.closed is not None or entry.carrier is not None:
-            sock.close()  # ended, or overtaken by a later carrier, while the verdict was written
+        if entry.session.closed is not None or entry.attempt != attempt:
+            sock.close()  # ended, or overtaken by a later attempt, while the verdict was written
             return
         if entry.expiry is not None:
             entry.expiry.cancel()
@@ -271,14 +277,20 @@ class Exit:
             self._end(entry, CloseReason.RESUME)
             raise
         entry.carrier = TcpCarrier(self._loop, sock, entry.session, entry)
-        _log.info("link %s: %s from %s, %s", "resumed" if resumed else "up", peer, host, established.cipher.name)
+        _log.info(
+            "link %s: %s from %s, %s", "resumed" if resumed else "up", peer, host, established.cipher.name
+        )
+        entry.carrier.start()
 
-    def _refusal(self, peer: PeerId) -> CloseReason | None:
+    def _refusal(self, peer: PeerId, resuming: PeerSession | None) -> CloseReason | None:
         if peer not in self._authorised:
             return CloseReason.NOT_AUTHORISED
         if self._stopping:
             return CloseReason.SHUTTING_DOWN
-        attached = sum(entry.peer == peer and entry.carrier is not None for entry in self._sessions.values())
+        attached = sum(
+            entry.peer == peer and entry.carrier is not None and entry is not resuming
+            for entry in self._sessions.values()
+        )
         return CloseReason.LIMIT if attached >= self._settings.sessions_per_peer else None
 
     def _new_session(self, peer: PeerId, session_id: bytes, resume_secret: bytes) -> PeerSession:
@@ -293,7 +305,9 @@ class Exit:
             budget=self._budget,
             slots=self._slots,
             acceptor=lambda stream: self._accept_stream(entry, stream),
-            offload=executor_offload(self._provider, self._executor, lambda error: entry.carrier_failed(error)),
+            offload=executor_offload(
+                self._provider, self._executor, lambda error: entry.carrier_failed(error)
+            ),
         )
         entry = self._sessions[session_id] = PeerSession(self, peer, session)
         return entry
@@ -318,12 +332,23 @@ class Exit:
         if entry.session.closed is not None:
             self._forget(entry)
         else:
-            entry.expiry = self._loop.call_later(self._settings.resume_seconds, self._end, entry, CloseReason.NORMAL)
-            detached = [e for e in self._sessions.values() if e.peer == entry.peer and e.carrier is None and e is not entry]
-            for old in detached[: len(detached) + 1 - self._settings.detached_sessions_per_peer]:
-                self._end(old, CloseReason.LIMIT)
+            self._keep_detached(entry)
         if error is not None:
             _log.info("link down: %s: %s", entry.peer, error)
+
+    def _keep_detached(self, entry: PeerSession) -> None:
+        """A session without a carrier: bounded in time, and those of one peer in number, the oldest going first."""
+        if entry.expiry is not None:
+            entry.expiry.cancel()
+        entry.expiry = self._loop.call_later(
+            self._settings.resume_seconds, self._end, entry, CloseReason.NORMAL
+        )
+        self._sessions[entry.session.session_id] = self._sessions.pop(entry.session.session_id)
+        detached = [
+            other for other in self._sessions.values() if other.peer == entry.peer and other.carrier is None
+        ]
+        for old in detached[: max(0, len(detached) - self._settings.detached_sessions_per_peer)]:
+            self._end(old, CloseReason.LIMIT)
 
     def _end(self, entry: PeerSession, reason: CloseReason) -> None:
         if entry.carrier is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+
 from ..address import Destination
 from ..errors import StreamReason, StreamRefused
 from ..session.sendlog import SlotPool

@@ -200,7 +200,11 @@ class Relay:
         """Datagrams belong to UDP streams; the session lets none come here."""
 
     def _close_if_done(self) -> None:
-        if self._backlog is None and self._stream.receive_half is Half.CLOSED and self._stream.send_half is not Half.OPEN:
+        if (
+            self._backlog is None
+            and self._stream.receive_half is Half.CLOSED
+            and self._stream.send_half is not Half.OPEN
+        ):
             self._close()
 
     def _close(self) -> None:

@@ -8,7 +8,6 @@ judged by the egress policy, after resolving, before sending.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
 from collections import OrderedDict
 from typing import Final
@@ -84,7 +83,7 @@ class UdpAssociation:
         sock = socket.socket(family, socket.SOCK_DGRAM)
         try:
             sock.setblocking(False)
-            sock.bind(("::" if family == socket.AF_INET6 else "0.0.0.0", 0))  # noqa: S104 - answers come from anywhere
+            sock.bind(("::" if family == socket.AF_INET6 else "0.0.0.0", 0))
         except OSError:
             sock.close()
             raise

@@ -22,7 +22,16 @@ class Liveness:
     that this carrier had, which is the path without its queues; UNKNOWN_ROUND_TRIP before the first answer.
     """
 
-    __slots__ = ("_answer_by", "_asked", "_interval", "_pinged", "_token", "least_round_trip", "ping", "round_trip")
+    __slots__ = (
+        "_answer_by",
+        "_asked",
+        "_interval",
+        "_pinged",
+        "_token",
+        "least_round_trip",
+        "ping",
+        "round_trip",
+    )
 
     def __init__(self, interval: float) -> None:
         self._interval = interval

@@ -79,7 +79,9 @@ class RecordOpener:
             return None, position
         length = int.from_bytes(header)
         if not TAG < length <= MAX_RECORD:
-            raise CarrierError(CloseReason.BAD_RECORD, "a record of impossible length arrived: the carrier is damaged")
+            raise CarrierError(
+                CloseReason.BAD_RECORD, "a record of impossible length arrived: the carrier is damaged"
+            )
         end = start + length
         if end > len(data):
             return None, position

@@ -28,7 +28,7 @@ from .. import wire
 from ..crypto.handshake import EpochSecrets
 from ..crypto.primitives import Cipher, Entropy, Provider
 from ..crypto.rekey import RekeyInitiator, answer_rekey
-from ..errors import CarrierError, CloseReason, PeerError
+from ..errors import CarrierError, CloseReason, HandshakeError, PeerError
 from .records import RecordOpener, RecordSealer
 
 UNFINISHED: Final = 30.0
@@ -99,10 +99,17 @@ class Rotation:
         self._offload = offload
         self._ready = ready
         self._carrier = 0
+        self._forget()
         self.rotations = 0
 
     def attach(
-        self, cipher: Cipher, session_id: bytes, epoch: EpochSecrets, sealer: RecordSealer, opener: RecordOpener, now: float
+        self,
+        cipher: Cipher,
+        session_id: bytes,
+        epoch: EpochSecrets,
+        sealer: RecordSealer,
+        opener: RecordOpener,
+        now: float,
     ) -> None:
         """A new carrier with the keys of its own handshake; `sealer` and `opener` go on where admission left them."""
         self.cipher = cipher
@@ -116,11 +123,22 @@ class Rotation:
         self._started = now
         self._asked_for = False
         self._carrier += 1
-        self._next: tuple[EpochSecrets, RecordSealer] | None = None
-        self._next_opener: RecordOpener | None = None
+        self._forget()
         self.frames: list[bytes] = []
         self.final: bytes | None = None
         self.paused = False
+
+    def detach(self) -> None:
+        """The carrier is gone, and its keys with it."""
+        del self.sealer, self.opener, self._epoch
+        self._forget()
+
+    def _forget(self) -> None:
+        """Drop what is only needed while a rotation is under way."""
+        self._initiator: RekeyInitiator | None = None
+        self._pending: EpochSecrets | None = None
+        self._next: tuple[EpochSecrets, RecordSealer] | None = None
+        self._next_opener: RecordOpener | None = None
 
     def deadline(self) -> float:
         """When `tick` has something to do."""
@@ -158,15 +176,15 @@ class Rotation:
             return
         self._state = State.ASKING
         self._started = now
-        self._initiator = RekeyInitiator(
+        initiator = self._initiator = RekeyInitiator(
             self._provider, self._session_id, self._epoch, self.number + 1, entropy=self._entropy
         )
-        self._run(self._initiator.write, self._send_rekey)
+        self._run(initiator.write, self._send_rekey)
 
     def receive(self, kind: int, message: bytes | None, now: float) -> None:
         """A frame of the rotation arrived, alone in its record where the epoch ends with it.
 
-        Raises PeerError (REKEY) for one out of turn, and HandshakeError for a message that does not open.
+        Raises PeerError (REKEY) for one out of turn or for a message that does not open.
         """
         if kind == wire.REKEY_PLEASE and self._dialler:
             if self._state is State.IDLE:
@@ -183,9 +201,9 @@ class Rotation:
         self._started = now
         if kind == wire.REKEY:
             self._run(lambda: self._answer(message or b""), self._send_answer)
-        else:
+        elif (initiator := self._initiator) is not None:
             self.paused = True
-            self._run(lambda: self._initiator.read(message or b""), lambda epoch: self._take_answer(epoch, now))
+            self._run(lambda: initiator.read(message or b""), lambda epoch: self._take_answer(epoch, now))
 
     def final_sent(self, now: float) -> None:
         """`final` has been sealed: the next record is the first of the new epoch."""
@@ -235,13 +253,14 @@ class Rotation:
         self._ready()
 
     def _switch(self, now: float) -> None:
-        if self._next_opener is None or self._next is not None:
+        if self._next_opener is None or self._pending is None:
             raise PeerError(CloseReason.REKEY, "the peer switched keys before it had the answer")
-        self.opener, self._next_opener = self._next_opener, None
+        self.opener = self._next_opener
         self._begin(self._pending, now)
 
     def _begin(self, epoch: EpochSecrets, now: float) -> None:
         self._epoch = epoch
+        self._forget()
         self.number += 1
         self.rotations += 1
         self.since = now
@@ -252,7 +271,11 @@ class Rotation:
         carrier = self._carrier
 
         def done(result: Callable[[], T]) -> None:
-            if carrier == self._carrier:
+            if carrier != self._carrier:
+                return
+            try:
                 then(result())
+            except HandshakeError as error:
+                raise PeerError(CloseReason.REKEY, str(error)) from error
 
         self._offload(job, done)

@@ -132,7 +132,13 @@ class Session:
     # --- life of a carrier -----------------------------------------------------------------------------------------
 
     def attach(
-        self, cipher: Cipher, epoch: EpochSecrets, sealer: RecordSealer, opener: RecordOpener, received: int, now: float
+        self,
+        cipher: Cipher,
+        epoch: EpochSecrets,
+        sealer: RecordSealer,
+        opener: RecordOpener,
+        received: int,
+        now: float,
     ) -> None:
         """A carrier stands; the peer has counted `received` numbered frames (0 for a new session).
 
@@ -151,7 +157,9 @@ class Session:
 
     def detach(self) -> None:
         """The carrier is gone. Streams wait; datagrams are dropped."""
-        self.attached = False
+        if self.attached:
+            self.attached = False
+            self.rotation.detach()
         self.scheduler.open = False
         self._datagrams.clear()
         self._datagram_bytes = 0
@@ -286,7 +294,9 @@ class Session:
             return writer.flush()
         if self.closed is not None:
             return 0
-        self._woken = True  # what the handlers queue from here on goes out with this call or the one asked for below
+        self._woken = (
+            True  # what the handlers queue from here on goes out with this call or the one asked for below
+        )
         self._write_unnumbered(writer, budget, now)
         log, scheduler = self.log, self.scheduler
         scheduler.open = log.has_room()
@@ -318,7 +328,12 @@ class Session:
             written = writer.flush()
             self.rotation.final_sent(now)
         self._woken = False
-        if log.next_unsent() is not None or self._windows_due or self._datagrams or (scheduler.open and scheduler.queued):
+        if (
+            log.next_unsent() is not None
+            or self._windows_due
+            or self._datagrams
+            or (scheduler.open and scheduler.queued)
+        ):
             self.wake()
         return written
 
@@ -563,7 +578,9 @@ _ON_SESSION: Final[dict[int, Callable[[Session, int, Any], None]]] = {
     wire.PING: Session._receive_ping,
     wire.PONG: Session._receive_pong,
     wire.REKEY: lambda session, _, message: session.rotation.receive(wire.REKEY, message, session._now),
-    wire.REKEY_ANSWER: lambda session, _, message: session.rotation.receive(wire.REKEY_ANSWER, message, session._now),
+    wire.REKEY_ANSWER: lambda session, _, message: session.rotation.receive(
+        wire.REKEY_ANSWER, message, session._now
+    ),
     wire.SWITCH: lambda session, _, __: session.rotation.receive(wire.SWITCH, b"", session._now),
     wire.REKEY_PLEASE: lambda session, _, __: session.rotation.receive(wire.REKEY_PLEASE, b"", session._now),
     wire.DATAGRAM: Session._receive_datagram,

@@ -93,8 +93,8 @@ class Stream:
         "opened",
         "protocol",
         "queue",
-        "received",
         "receive_half",
+        "received",
         "send_half",
         "send_limit",
         "sent",
@@ -163,8 +163,8 @@ class Stream:
         return self.waiting or self.starved
 
     def send_slot(self, slot: memoryview, size: int) -> None:
-        """Send `size` bytes (at most `frame_limit` and `request_room()`) that were read into `slot` behind its head-room; the slot is
-        no longer the caller's."""
+        """Send `size` bytes (at most `frame_limit` and `request_room()`) that were read into `slot` behind its
+        head-room; the slot is no longer the caller's."""
         self._queue(frame_slot(slot, size, self._header, self._session.slots))
 
     def send(self, data: bytes | memoryview) -> None:
@@ -222,7 +222,8 @@ class Stream:
         return starved
 
     def take_data(self, size: int) -> None:
-        """`size` bytes arrived. Raises PeerError for data before OPENED or after the end (PROTOCOL) or beyond the window (CREDIT)."""
+        """`size` bytes arrived. Raises PeerError for data before OPENED or after the end (PROTOCOL), or beyond the
+        window (CREDIT)."""
         if self.receive_half is not Half.OPEN:
             raise PeerError(CloseReason.PROTOCOL, "the peer sent data outside of a stream's life")
         self.received += size
@@ -237,7 +238,9 @@ class Stream:
         elapsed = now - self._window_since
         self._window_since = now
         fast = max(FAST_DRAIN, 2 * round_trip)
-        share = pool.free >> 1  # of what is left, so that streams that came first leave as much for each that comes later
+        share = (
+            pool.free >> 1
+        )  # of what is left, so that streams that came first leave as much for each that comes later
         if self._extra_window > share:
             growth = (share - self._extra_window) >> 1
         elif elapsed < fast or self.announced - self.consumed_bytes <= self._window >> 2:
@@ -258,5 +261,3 @@ class Stream:
         pool.free += self._extra_window
         self._extra_window = 0
         self.queue.clear()
-
-

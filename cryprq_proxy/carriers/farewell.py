@@ -1,0 +1,81 @@
+"""Closing a socket so that what was said last arrives.
+
+A `close` while bytes lie unread sends a reset, and a reset makes the other side throw away what it has not read yet.
+So: send the rest, end our direction, read away what still comes, and close when the other side has ended too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Callable
+from typing import Final
+
+SECONDS: Final = 2.0
+"""How long the other side has to take the last bytes and to end."""
+
+_pending: Final[set[Farewell]] = set()
+
+
+class Farewell:
+    """Takes over `sock` (connected, non-blocking) to send `last` and close it; `ended` is called once, at the end."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        sock: socket.socket,
+        last: bytes = b"",
+        ended: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._loop = loop
+        self._sock = sock
+        self._fd = sock.fileno()
+        self._last = memoryview(last)
+        self._ended = ended
+        self.done: asyncio.Future[None] = loop.create_future()
+        _pending.add(self)
+        self._timer = loop.call_later(SECONDS, self._close)
+        loop.add_reader(self._fd, self._on_readable)
+        loop.add_writer(self._fd, self._on_writable)
+        self._on_writable()
+
+    def _on_writable(self) -> None:
+        try:
+            while self._last:
+                self._last = self._last[self._sock.send(self._last) :]
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            self._close()
+            return
+        self._loop.remove_writer(self._fd)
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_WR)
+
+    def _on_readable(self) -> None:
+        try:
+            if self._sock.recv(65_536):
+                return
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            pass
+        self._close()
+
+    def _close(self) -> None:
+        if self.done.done():
+            return
+        self.done.set_result(None)
+        _pending.discard(self)
+        self._timer.cancel()
+        self._loop.remove_reader(self._fd)
+        self._loop.remove_writer(self._fd)
+        self._sock.close()
+        self._ended()
+
+
+async def all_said() -> None:
+    """Wait until every farewell of this process is over, SECONDS at most."""
+    if _pending:
+        await asyncio.wait([farewell.done for farewell in _pending])

@@ -1,0 +1,67 @@
+"""The demo: exit and client in one process and one event loop, over loopback, with identities that nobody keeps.
+
+It is the real thing but for the distance: the same roles, the same handshake, the same records. No file is read or
+written, and there is no control socket.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from pathlib import Path
+
+from .address import Destination
+from .config import client_from
+from .crypto.identity import Identity
+from .fronts.mixed import MixedListener
+from .process import Stop, settle
+from .roles.client import Client, keep_up
+from .roles.dialer import SystemResolver
+from .roles.egress import EgressPolicy
+from .roles.exit import Exit, ExitSettings
+from .service import choose_provider, client_settings, explained, listener_settings
+
+
+async def run_demo(listen: str | None, say: Callable[[str], None], stop: Stop) -> None:
+    """The demo until `stop`, with its proxy on `listen` or the default; `say` gets lines for the person.
+
+    Raises CryprqError.
+    """
+    provider = choose_provider("auto")
+    exit_identity, client_identity = Identity.generate(provider), Identity.generate(provider)
+    async with AsyncExitStack() as stack:
+        resolver = SystemResolver()
+        stack.callback(resolver.close)
+        settings = ExitSettings(listen=(Destination("127.0.0.1", 0),))
+        # Loopback is allowed, so that the demo also reaches a server of one's own.
+        policy = EgressPolicy(allow_private=True)
+        exit = Exit(exit_identity, settings, frozenset([client_identity.peer_id]), policy, resolver, provider)
+        with explained(settings.listen):
+            (address,) = await exit.start()
+        stack.push_async_callback(exit.stop, 0.0)
+
+        peer = f"cryprq://{exit_identity.peer_id}@{address}"
+        config = client_from("", Path("demo"), True, {"peer": peer, "listen": listen})
+        client = Client(client_identity, client_settings(config), provider)
+        listener = MixedListener(client, listener_settings(config))
+        try:
+            proxy = listener.start()
+        except OSError as error:
+            if listen is not None or error.errno != errno.EADDRINUSE:
+                with explained([config.listen]):
+                    raise
+            say(f"{config.listen} is in use by another program, so the demo takes a free port.")
+            free = replace(listener_settings(config), listen=Destination(config.listen.host, 0))
+            listener = MixedListener(client, free)
+            with explained([free.listen]):
+                proxy = listener.start()
+        stack.push_async_callback(client.stop)
+        stack.push_async_callback(listener.stop)
+        link = keep_up(client)
+        settle()
+        say(f"The proxy listens on {proxy}, for SOCKS5, SOCKS4a and HTTP. Try:")
+        say(f"  curl -x socks5h://{proxy} https://example.com/")
+        say("Ctrl-C ends the demo.")
+        await stop.wait(link)

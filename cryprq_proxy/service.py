@@ -1,0 +1,260 @@
+"""A configuration turned into a running client or exit, from the first check to the last connection closed.
+
+    configuration -> provider, identity, secrets -> control socket -> listener -> ready line -> signal -> all in reverse
+
+Whatever a person must mend is found before anything listens. `Stop` (process.py) brings the signals.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, contextmanager
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any, Final
+
+from . import __version__
+from .address import Destination
+from .carriers.dial import Upstream
+from .config import ClientConfig, ExitConfig, ProviderChoice, read_psk
+from .control import ControlServer
+from .crypto.identity import Identity, PeerId
+from .crypto.primitives import Provider, select_provider
+from .errors import ConfigError, CryprqError
+from .fronts.mixed import ListenerSettings, MixedListener
+from .log import describe
+from .process import Stop, settle
+from .roles.client import Client, ClientSettings, keep_up
+from .roles.dialer import SystemResolver
+from .roles.egress import EgressPolicy, own_addresses
+from .roles.exit import Exit, ExitSettings
+from .tasks import spawn
+
+_log = logging.getLogger(__name__)
+
+OWN_ADDRESSES_SECONDS: Final = 60.0
+"""How often the exit looks which addresses this machine has."""
+
+type Reload = Callable[[], frozenset[PeerId]]
+"""Reads again who is let in. Raises ConfigError."""
+
+
+# --- what both roles need ---
+
+
+def choose_provider(choice: ProviderChoice) -> Provider:
+    """The provider of that name, with a warning if it is the slow one. Raises ConfigError."""
+    provider = select_provider(None if choice == "auto" else choice)
+    if not provider.fast:
+        _log.warning(
+            "ML-KEM and ML-DSA come from %s: slow, and not in constant time; better is a `cryptography` package "
+            "with OpenSSL 3.5 or later",
+            provider.name,
+        )
+    return provider
+
+
+def own_identity(provider: Provider, path: Path) -> Identity:
+    """The identity in that file, made now if there is none. Raises ConfigError."""
+    if not os.path.lexists(path):
+        identity = Identity.generate(provider)
+        try:
+            identity.save(path)
+        except ConfigError:
+            if not os.path.lexists(path):
+                raise
+            # The other role, started at the same moment, made it.
+        else:
+            _log.info("a new identity is in %s: its peer id is %s", path, identity.peer_id)
+            return identity
+    return Identity.load(provider, path)
+
+
+@contextmanager
+def explained(listen: Sequence[Destination], flag: str = "--listen") -> Iterator[None]:
+    """Turns an OSError of listening into a CryprqError that names the address and says what to do."""
+    try:
+        yield
+    except OSError as error:
+        # The standard library puts the address into the text, and nowhere else.
+        named = [address for address in listen if repr((address.host, address.port)) in str(error)]
+        where = " or ".join(map(str, named or listen))
+        if isinstance(error, socket.gaierror):
+            text = f"there is no address for {where}; give another one with {flag}"
+        elif error.errno == errno.EADDRINUSE:
+            text = f"{where} is in use by another program; stop that one, or give another address with {flag}"
+        elif error.errno == errno.EADDRNOTAVAIL:
+            text = f"this machine has no address {where}; give one that it has with {flag}"
+        elif error.errno in (errno.EACCES, errno.EPERM):
+            text = f"listening on {where} needs more rights; give a port from 1024 on with {flag}"
+        else:
+            reason = os.strerror(error.errno).lower() if error.errno else describe(error)
+            text = f"listening on {where} failed: {reason}"
+        raise CryprqError(text) from None
+
+
+class Report:
+    """What the control socket tells: the role's own status, and what only the process knows."""
+
+    def __init__(self, status: Callable[[], Mapping[str, Any]]) -> None:
+        self._status = status
+        self._started = time.monotonic()
+        self.listen: tuple[Destination, ...] = ()
+
+    def __call__(self) -> dict[str, Any]:
+        return {
+            **self._status(),
+            "listen": [str(address) for address in self.listen],
+            "version": __version__,
+            "pid": os.getpid(),
+            "uptime": round(time.monotonic() - self._started, 3),
+        }
+
+
+# --- client ---
+
+
+def client_settings(config: ClientConfig) -> ClientSettings:
+    """Raises ConfigError if the pre-shared key cannot be read."""
+    upstream = config.upstream
+    return ClientSettings(
+        peer=config.peer.peer_id,
+        address=config.peer.address,
+        psk=None if config.psk_file is None else read_psk(config.psk_file),
+        upstream=None if upstream is None else Upstream(upstream.address, upstream.user, upstream.password),
+        wait_for_link=config.wait_for_link,
+        limits=config.session_limits(),
+    )
+
+
+def listener_settings(config: ClientConfig) -> ListenerSettings:
+    """Raises ConfigError if the user file cannot be read."""
+    return ListenerSettings(
+        listen=config.listen,
+        credentials=config.credentials(),
+        negotiation_timeout=config.negotiation_timeout,
+        max_connections=config.limits.max_connections,
+        via=config.via,
+    )
+
+
+async def run_client(config: ClientConfig, stop: Stop) -> None:
+    """The client until `stop`. Raises CryprqError and OSError."""
+    provider = choose_provider(config.provider)
+    settings, listening = client_settings(config), listener_settings(config)
+    client = Client(own_identity(provider, config.identity), settings, provider)
+    listener = MixedListener(client, listening)
+    report = Report(client.status)
+    async with AsyncExitStack() as stack:
+        control = ControlServer(config.control_socket, report)
+        await control.start()
+        stack.push_async_callback(control.stop)
+        stack.push_async_callback(client.stop)
+        with explained([config.listen]):
+            address = listener.start()
+        stack.push_async_callback(listener.stop)
+        report.listen = (address,)
+        link = keep_up(client)
+        settle()
+        _log.info(
+            "ready: SOCKS5, SOCKS4a and HTTP proxy on %s, exit %s at %s",
+            address,
+            settings.peer,
+            settings.address,
+        )
+        await stop.wait(link)
+        _log.info("stopping")
+
+
+# --- exit ---
+
+
+def exit_settings(config: ExitConfig) -> ExitSettings:
+    """Raises ConfigError if the pre-shared key cannot be read."""
+    limits = config.limits
+    return ExitSettings(
+        listen=config.listen,
+        psk=None if config.psk_file is None else read_psk(config.psk_file),
+        limits=config.session_limits(),
+        retained_total=limits.retained_total,
+        opens_per_second=limits.opens_per_second,
+        handshakes_in_flight=limits.handshakes_in_flight,
+        handshakes_per_minute=limits.handshakes_per_minute,
+        sessions_per_peer=limits.sessions_per_peer,
+        detached_sessions_per_peer=limits.detached_sessions_per_peer,
+        resume_seconds=limits.resume_seconds,
+        connect_timeout=limits.connect_timeout,
+    )
+
+
+async def run_exit(config: ExitConfig, reload: Reload, stop: Stop) -> None:
+    """The exit until `stop`. Raises CryprqError and OSError."""
+    provider = choose_provider(config.provider)
+    settings, authorised = exit_settings(config), config.authorised_peers()
+    identity = own_identity(provider, config.identity)
+    egress = config.egress
+    policy = EgressPolicy(egress.allow, egress.deny, egress.only, config.allow_private, own_addresses())
+    resolver = SystemResolver()
+    exit = Exit(identity, settings, authorised, policy, resolver, provider)
+    report = Report(exit.status)
+    async with AsyncExitStack() as stack:
+        stack.callback(resolver.close)
+        control = ControlServer(config.control_socket, report)
+        await control.start()
+        stack.push_async_callback(control.stop)
+        with explained(config.listen):
+            report.listen = tuple(await exit.start())
+        stack.push_async_callback(exit.stop, 0.0)
+        addresses = spawn(_follow_addresses(policy), "own addresses")
+        stack.callback(addresses.cancel)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _reload, exit, reload)
+        settle()
+        if not authorised:
+            _log.warning(
+                "no peer is allowed yet, so nobody gets in: add --allow PEERID, or a line to the file of --authorized"
+            )
+        _log.info(
+            "ready: exit on %s for %s; clients say --peer %s",
+            ", ".join(map(str, report.listen)),
+            _count(len(authorised), "peer"),
+            _peer_url(identity.peer_id, report.listen[0]),
+        )
+        await stop.wait(addresses)
+        _log.info(
+            "stopping: open streams have %g s to end; a second signal ends them now", config.shutdown_grace
+        )
+        if not await stop.hurry(exit.stop(config.shutdown_grace)):
+            _log.info("stopping at once")
+
+
+async def _follow_addresses(policy: EgressPolicy) -> None:
+    while True:
+        await asyncio.sleep(OWN_ADDRESSES_SECONDS)
+        policy.update_own_addresses(own_addresses())
+
+
+def _reload(exit: Exit, reload: Reload) -> None:
+    try:
+        peers = reload()
+    except ConfigError as error:
+        _log.error("the list of allowed peers stays as it was: %s", error)
+        return
+    exit.authorise(peers)
+    _log.info("reloaded: %s allowed", _count(len(peers), "peer"))
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _peer_url(peer: PeerId, address: Destination) -> str:
+    """What a client's --peer may look like; who listens on all addresses has no single host."""
+    host = "HOST" if ip_address(address.host).is_unspecified else str(address).rpartition(":")[0]
+    return f"cryprq://{peer}@{host}:{address.port}"

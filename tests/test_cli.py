@@ -1,0 +1,177 @@
+"""The commands that end by themselves: what they print, what they leave, and how they fail."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from cryprq_proxy import __version__
+from cryprq_proxy.cli import run_command
+from cryprq_proxy.crypto.identity import Identity, PeerId
+from cryprq_proxy.crypto.primitives import select_provider
+from tests.processes import call, command, environment
+
+PEER = "cryprq://" + "a" * 52 + "@127.0.0.1:4433"
+
+
+def complaint(stderr: str) -> str:
+    """The one sentence of a failed command."""
+    lines = stderr.splitlines()
+    assert len(lines) == 1, stderr
+    assert lines[0].startswith("cryprq-proxy: ")
+    return lines[0]
+
+
+# --- keygen, id ---
+
+
+def test_keygen_makes_a_private_file_and_prints_the_id_alone(tmp_path: Path) -> None:
+    file = tmp_path / "sub" / "key"
+    done = call("keygen", str(file))
+    assert (done.returncode, done.stderr) == (0, "")
+    peer = PeerId.parse(done.stdout.removesuffix("\n"))
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert file.parent.stat().st_mode & 0o777 == 0o700
+    assert Identity.load(select_provider(), file).peer_id == peer
+    again = call("id", str(file))
+    assert (again.returncode, again.stdout, again.stderr) == (0, done.stdout, "")
+
+
+def test_keygen_never_overwrites(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "key"
+    assert run_command(["keygen", str(file)]) == 0
+    before = file.read_bytes()
+    capsys.readouterr()
+    assert run_command(["keygen", str(file)]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "exists already" in complaint(err)
+    assert file.read_bytes() == before
+
+
+def test_the_default_identity_is_in_the_configuration_directory(
+    own_directories: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(["keygen"]) == 0
+    made = capsys.readouterr().out
+    assert (own_directories / ".config" / "cryprq" / "identity").exists()
+    assert run_command(["id"]) == 0
+    assert capsys.readouterr().out == made
+
+
+# --- how commands fail ---
+
+BAD = [
+    (["--no-such-flag"], "no such option"),
+    (["no-such-command"], "no such command"),
+    (["--listen"], "--listen"),
+    ([], "no exit is named"),
+    (["--peer", "x"], "--peer: expected cryprq://"),
+    (["--peer", "cryprq://a@127.0.0.1:1"], "a peer id has 52 characters"),
+    (["--peer", PEER, "--listen", "nonsense:port"], "--listen"),
+    (["--peer", PEER, "--listen", "0.0.0.0:0"], "lets other machines in"),
+    (["--peer", PEER, "--user", "name"], "NAME:PASSWORD"),
+    (["--peer", PEER, "--upstream", "http://127.0.0.1:1"], "socks5://"),
+    (["--log-format", "xml"], "'text', 'json'"),
+    (["--config", "/no/such/file"], "does not exist"),
+    (["--config", "/"], "cannot be read"),
+    (["--peer", PEER, "exit"], "--peer belongs behind 'exit'"),
+    (["--config", "x", "status"], "--config belongs behind 'status'"),
+    (["exit", "--allow", "x"], "a peer id has 52 characters"),
+    (["exit", "--listen", "x:y"], "--listen"),
+    (["exit", "--config", "/no/such/file"], "does not exist"),
+    (["exit", "--authorized", "/no/such/file"], "does not exist"),
+    (["exit", "too", "many"], "unexpected extra argument"),
+    (["id", "/no/such/file"], "there is no identity"),
+    (["id", "/"], "cannot be read"),
+    (["id", "\n\x1b[31m\udcff"], "there is no identity"),
+    (["keygen", "/proc/no/such/file"], "cannot be made"),
+    (["keygen", "/dev/null"], "exists already"),
+    (["keygen", "a", "b"], "unexpected extra argument"),
+    (["status", "--config", "/no/such/file"], "does not exist"),
+    (["demo", "--listen", "x:y"], "--listen"),
+    (["demo", "--listen", "0.0.0.0:0"], "lets other machines in"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "words"), BAD, ids=lambda value: ascii(value))
+def test_a_wrong_command_line_gets_one_sentence(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cryprq_proxy.cli.setup", lambda *_: None)  # pytest's own log handlers stay
+    assert run_command(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert words in complaint(err)
+    assert "\x1b" not in err
+
+
+def test_a_wrong_command_line_in_a_process_of_its_own() -> None:
+    done = call("--peer", "x")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--peer: expected cryprq://" in complaint(done.stderr)
+
+
+def test_a_wrong_configuration_names_file_and_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "client.toml"
+    file.write_text(f'peer = "{PEER}"\nlissten = 1\n')
+    assert run_command(["--config", str(file)]) == 2
+    assert f"{file}: lissten: unknown key" in complaint(capsys.readouterr().err)
+    assert run_command(["status", "--config", str(file)]) == 2
+    assert f"{file}: lissten: unknown key" in complaint(capsys.readouterr().err)
+
+
+def test_status_without_anybody_to_ask(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["status"]) == 1
+    assert "no cryprq-proxy is running" in complaint(capsys.readouterr().err)
+    file = tmp_path / "exit.toml"
+    file.write_text('control_socket = "mine.sock"\n')
+    assert run_command(["status", "--json", "--config", str(file)]) == 1
+    assert str(tmp_path / "mine.sock") in complaint(capsys.readouterr().err)
+
+
+def test_a_bug_is_a_sentence_too(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise KeyError("x")
+
+    monkeypatch.setattr(Identity, "load", broken)
+    monkeypatch.setattr("cryprq_proxy.cli._drop_output", lambda: None)
+    assert run_command(["id"]) == 1
+    assert "this is a bug in cryprq-proxy: KeyError: 'x'" in complaint(capsys.readouterr().err)
+
+
+# --- standard output ---
+
+
+def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["--version"]) == 0
+    assert capsys.readouterr().out == f"cryprq-proxy {__version__}\n"
+    for arguments in (["--help"], ["-h"], ["exit", "--help"], ["status", "-h"]):
+        assert run_command(arguments) == 0
+        out, err = capsys.readouterr()
+        assert out.startswith("Usage: cryprq-proxy")
+        assert err == ""
+
+
+def test_a_reader_that_has_gone_is_no_error() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        done = subprocess.run(
+            command("--help"), env=environment(), stdout=write, stderr=subprocess.PIPE, text=True, check=False
+        )
+    finally:
+        os.close(write)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_full_disk_is_an_error() -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            command("--help"), env=environment(), stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert done.returncode == 1
+    assert "no space left on device" in complaint(done.stderr)

@@ -1,0 +1,357 @@
+"""The documentation against the program: what README and docs/ promise exists, and their numbers are the code's."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+
+import msgspec
+import pytest
+from click.testing import CliRunner
+
+from cryprq_proxy import wire
+from cryprq_proxy.address import Destination
+from cryprq_proxy.carriers.admission import MAX_VERDICT
+from cryprq_proxy.cli import cli
+from cryprq_proxy.config import ClientConfig, ExitConfig, client_from, exit_from
+from cryprq_proxy.crypto.handshake import FIRST_SIZE, SECOND_SIZE, THIRD_SIZE, default_psk
+from cryprq_proxy.crypto.identity import PUBLIC_SIZE, SIGNATURE_SIZE, PeerId
+from cryprq_proxy.crypto.noise import SymmetricState, protocol_name
+from cryprq_proxy.crypto.payloads import VERSION, Offer, ResumeRequest, encode_proof
+from cryprq_proxy.crypto.primitives import Cipher
+from cryprq_proxy.crypto.rekey import REKEY_ANSWER_SIZE, REKEY_SIZE
+from cryprq_proxy.errors import CloseReason, StreamReason
+from cryprq_proxy.session.records import MAX_RECORD, RecordOpener, RecordSealer
+from cryprq_proxy.session.session import SessionLimits
+from cryprq_proxy.session.streams import INITIAL_WINDOW
+from cryprq_proxy.wire import Kind, StreamProtocol
+
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+PROTOCOL = ROOT / "docs" / "protocol.md"
+THREATS = ROOT / "docs" / "threat-model.md"
+PAGES = [README, *sorted((ROOT / "docs").glob("*.md")), ROOT / "tests" / "vectors" / "README.md"]
+OURS = [README, PROTOCOL, THREATS, ROOT / "docs" / "architecture.md"]
+BY_NAME = {"ids": lambda path: path.name}
+
+NO_KEYS = {"http_proxy", "https_proxy"}
+"""Environment variables of other programs, written like keys."""
+LATER = {"docs/benchmarks.md"}
+"""Written by `make bench` and by hand from measurements: the one target of a link that may be missing."""
+
+
+def table(page: Path, *heads: str) -> list[list[str]]:
+    """The cells, without back-ticks, of the one table whose header begins with `heads`."""
+    found: list[list[str]] = []
+    lines = iter(page.read_text().splitlines())
+    for line in lines:
+        if line.startswith("| " + " | ".join(heads) + " |"):
+            next(lines)
+            for row in lines:
+                if not row.startswith("|"):
+                    break
+                cells = re.split(r"(?<!\\)\|", row.strip().strip("|"))
+                found.append([cell.strip().replace("`", "").replace("\\|", "|") for cell in cells])
+            return found
+    raise AssertionError(f"{page.name} has no table with the columns {heads}")
+
+
+def number(text: str) -> int:
+    """The number at the beginning of a cell: "65,536 bytes" is 65536."""
+    match = re.match(r"[0-9,]+", text)
+    assert match, text
+    return int(match[0].replace(",", ""))
+
+
+def code_lines(page: Path) -> Iterator[str]:
+    """The lines of blocks marked as shell."""
+    for block in re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL):
+        yield from block.splitlines()
+
+
+# --- what is there ---
+
+
+@pytest.mark.parametrize("page", PAGES, **BY_NAME)
+def test_links_lead_to_files(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
+        if "://" not in target:
+            path = (page.parent / target).resolve()
+            assert path.exists() or str(path.relative_to(ROOT)) in LATER, f"{page.name}: {target}"
+
+
+@pytest.mark.parametrize("page", OURS, **BY_NAME)
+def test_places_named_in_the_text_exist(page: Path) -> None:
+    """Back-ticked names of files and directories of this project."""
+    tops = {path.name for path in (*ROOT.iterdir(), *(ROOT / "cryprq_proxy").iterdir()) if path.is_dir()}
+    for name in re.findall(r"`([a-z_]+/[a-zA-Z0-9_./-]*)`", page.read_text()):
+        if name.split("/")[0] in tops:
+            assert (ROOT / name).exists() or (ROOT / "cryprq_proxy" / name).exists(), f"{page.name}: {name}"
+
+
+def test_the_architecture_names_files_that_exist() -> None:
+    for row in table(ROOT / "docs" / "architecture.md", "layer", "files"):
+        folder = ""
+        for name in re.findall(r"[a-z_/]+\.py", row[1]):
+            folder = name.rpartition("/")[0] or folder
+            base = name.rpartition("/")[2]
+            assert (ROOT / "cryprq_proxy" / folder / base).exists() or (
+                ROOT / "cryprq_proxy" / base
+            ).exists(), name
+
+
+def test_the_architecture_names_every_module() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    for folder in ("crypto", "session", "carriers", "roles"):
+        for path in (ROOT / "cryprq_proxy" / folder).glob("*.py"):
+            exempt = path.name == "__init__.py" or path.name in ("offload.py", "status.py")
+            assert exempt or path.name in text, f"{folder}/{path.name}"
+
+
+def test_make_verbs_exist() -> None:
+    verbs = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for page in OURS:
+        shown = set(re.findall(r"`make (?:-C \S+ )?([a-z]+)", page.read_text()))
+        shown |= {m[1] for line in code_lines(page) if (m := re.match(r"make (?:-C \S+ )?([a-z]+)", line))}
+        assert shown <= verbs, page.name
+    assert {"make demo", "make test"} <= set(code_lines(README))
+
+
+def test_commands_and_flags_exist() -> None:
+    """Every `cryprq-proxy ...` that a page shows: the command is one, and its help has the flags."""
+    runner = CliRunner()
+    shown = 0
+    for page in OURS:
+        text = page.read_text()
+        lines = [*code_lines(page), *re.findall(r"`((?:sudo )?cryprq-proxy[^`]*)`", text)]
+        for line in lines:
+            match = re.search(r"(?<![\w/-])(?:\.venv/bin/)?cryprq-proxy(?: (.*))?$", line)
+            if not match or line.startswith(("ln ", "systemctl ", "cp ")):
+                continue
+            words = (match[1] or "").split()
+            command = [words[0]] if words and words[0] in cli.commands else []
+            assert command or not words or words[0].startswith("-"), line
+            help = runner.invoke(cli, [*command, "--help"])
+            assert help.exit_code == 0, help.output
+            for flag in (word for word in words if word.startswith("-") and word != "--help"):
+                assert re.search(rf"(?<![\w-]){re.escape(flag)}\b", help.output), f"{page.name}: {line}"
+            shown += 1
+    assert shown >= 8
+
+
+def test_flags_in_the_text_exist() -> None:
+    """Flags between back-ticks that belong to no other program's command line."""
+    known = {option for command in (cli, *cli.commands.values()) for p in command.params for option in p.opts}
+    known |= {"--help"}
+    for page in OURS:
+        for words in re.findall(r"`(-{1,2}[a-z][^`]*)`", page.read_text()):
+            for flag in words.split():
+                if flag.startswith("-"):
+                    assert flag in known or flag in ("--socks5-hostname", "--socks5"), f"{page.name}: {flag}"
+
+
+def test_configuration_keys_exist() -> None:
+    keys: set[str] = set()
+    for kind in (ClientConfig, ExitConfig):
+        for field in msgspec.structs.fields(kind):
+            keys.add(field.name)
+            if isinstance(field.type, type) and issubclass(field.type, msgspec.Struct):
+                keys |= {inner.name for inner in msgspec.structs.fields(field.type)}
+    for row in table(THREATS, "of whom", "what", "bound"):
+        for name in re.findall(r"[a-z]+(?:_[a-z]+)+", row[2]):
+            assert name in keys, name
+    for page in OURS:
+        for name in re.findall(r"`([a-z]+(?:_[a-z]+)+)`", page.read_text()):
+            assert name in keys | NO_KEYS, f"{page.name}: {name}"
+        for name in re.findall(r"`\[([a-z]+)\]`", page.read_text()):
+            assert name in keys, f"{page.name}: [{name}]"
+
+
+def test_bounds_in_the_threat_model_are_the_defaults() -> None:
+    peer = "cryprq://" + "a" * 52 + "@exit.example:4433"
+    client = client_from("", ROOT / "client.toml", True, {"peer": peer})
+    exit = exit_from("", ROOT / "exit.toml", {})
+    values: dict[str, object] = {}
+    for struct in (client, client.limits, exit, exit.limits):
+        values |= msgspec.structs.asdict(struct)
+    seen = 0
+    for row in table(THREATS, "of whom", "what", "bound"):
+        for name, digits, unit in re.findall(r"([a-z]+(?:_[a-z]+)+) ([0-9][0-9,]*)( MiB)?", row[2]):
+            assert int(digits.replace(",", "")) * (1 << 20 if unit else 1) == values[name], row
+            seen += 1
+    assert seen >= 12
+
+
+def test_units_and_examples_that_the_readme_installs_exist() -> None:
+    for line in code_lines(README):
+        if match := re.match(r"cp /opt/cryprq-proxy/(\S+) ", line):
+            assert (ROOT / match[1]).exists(), line
+    text = README.read_text()
+    for unit in re.findall(r"systemctl (?:enable --now|reload|stop) ([a-z-]+)", text):
+        assert (ROOT / "configs" / f"{unit}.service").exists(), unit
+    exit_unit = (ROOT / "configs" / "cryprq-exit.service").read_text()
+    assert "ExecReload=" in exit_unit
+    for path in (
+        "/etc/cryprq/exit.toml",
+        "/var/lib/cryprq/identity",
+        "/opt/cryprq-proxy/.venv/bin/cryprq-proxy",
+    ):
+        assert path in exit_unit
+        assert path in text or path.rpartition("/")[0] in text
+
+
+# --- the protocol's numbers ---
+
+
+def test_frames() -> None:
+    rows = table(PROTOCOL, "kind", "frame", "numbered", "sent by", "bytes", "layout behind the kind")
+    assert [(int(row[0], 16), row[1]) for row in rows] == [(int(kind), kind.name) for kind in Kind]
+    target = Destination("192.0.2.1", 80)
+    address = 7
+    made = {
+        "OPEN": (wire.encode_open(1, StreamProtocol.TCP, target), address),
+        "OPENED": (wire.encode_opened(1), 0),
+        "REFUSED": (wire.encode_refused(1, StreamReason.GENERAL), 0),
+        "DATA": (wire.encode_data_header(wire.DATA, 1) + b"x", 1),
+        "FIN": (wire.encode_fin(1), 0),
+        "RESET": (wire.encode_reset(1, StreamReason.GENERAL), 0),
+        "ACK": (wire.encode_number(wire.ACK, 1), 0),
+        "WINDOW": (wire.encode_window(1, 1), 0),
+        "PING": (wire.encode_number(wire.PING, 1), 0),
+        "PONG": (wire.encode_number(wire.PONG, 1), 0),
+        "REKEY": (wire.encode_message(wire.REKEY, b"xyz"), 3),
+        "REKEY_ANSWER": (wire.encode_message(wire.REKEY_ANSWER, b"xyz"), 3),
+        "SWITCH": (wire.encode_bare(wire.SWITCH), 0),
+        "REKEY_PLEASE": (wire.encode_bare(wire.REKEY_PLEASE), 0),
+        "DATAGRAM": (wire.encode_datagram(1, target, b"xyz"), address + 3),
+        "CLOSE": (wire.encode_close(CloseReason.NORMAL), 0),
+        "ACCEPT": (wire.encode_bare(wire.ACCEPT), 0),
+        "RESUMED": (wire.encode_resumed(1, bytes(32)), 0),
+        "NO_SESSION": (wire.encode_bare(wire.NO_SESSION), 0),
+    }
+    for row in rows:
+        frame, variable = made[row[1]]
+        assert len(frame) - variable == number(row[4]), row
+        assert (row[2] == "yes") is (int(row[0], 16) <= wire.RESET), row
+
+
+def test_reasons() -> None:
+    text = " ".join(PROTOCOL.read_text().split())
+    for reason in StreamReason:
+        assert re.search(rf"\b{int(reason)} {reason.name}\b", text), reason
+    close = text[text.index("Close reasons:") :]
+    for why in CloseReason:
+        assert re.search(rf"\b{int(why)} {why.name}\b", close[:300]), why
+
+
+def test_flights() -> None:
+    rows = table(PROTOCOL, "flight", "from", "without payload", "payload", "length accepted")
+    offer = Offer((VERSION,), tuple(Cipher), 0).encode()
+    proof = encode_proof(ResumeRequest(bytes(16), 1, 1, bytes(32)))
+    usual = ([len(offer)], [6], [len(encode_proof(None)), len(proof)])
+    for row, sizes, payloads in zip(rows, (FIRST_SIZE, SECOND_SIZE, THIRD_SIZE), usual, strict=True):
+        bare = int(row[2])
+        least, most = map(int, row[3].split(" to "))
+        assert [bare + least, bare + most] == [int(n) for n in row[4].split(" to ")] == [sizes[0], sizes[-1]]
+        assert [int(n) for n in re.findall(r"[0-9]+", row[5])] == [bare + size for size in payloads]
+    tokens = table(PROTOCOL, "flight", "token", "bytes on the wire")
+    for index, row in enumerate(rows, 1):
+        sizes_of = [number(token[2]) for token in tokens if token[0] == str(index)]
+        assert sum(sizes_of) == int(row[2])
+
+
+def test_sizes_and_names() -> None:
+    text = PROTOCOL.read_text()
+    for pattern in ("XXhfs+sig+psk0", "NNhfs+psk0"):
+        name = protocol_name(pattern).decode()
+        assert f"`{name}`" in text
+        assert f"{len(name)} bytes" in text
+    assert f"REKEY, {REKEY_SIZE} bytes" in text and f"REKEY_ANSWER, {REKEY_ANSWER_SIZE} bytes" in text
+    identity = {row[0]: int(row[1]) for row in table(PROTOCOL, "thing", "bytes", "layout")}
+    assert identity == {"public key": PUBLIC_SIZE, "signature": SIGNATURE_SIZE, "peer id": 32}
+
+
+def test_constants() -> None:
+    limits = SessionLimits()
+    ours = {
+        "largest DATA": wire.MAX_DATA,
+        "largest DATAGRAM payload": wire.MAX_DATAGRAM,
+        "largest plaintext of a record": wire.MAX_PLAINTEXT,
+        "largest value of a record's length": MAX_RECORD,
+        "largest verdict": MAX_VERDICT,
+        "first window of each stream and direction": INITIAL_WINDOW,
+    }
+    seen = 0
+    rows = [row for row in table(PROTOCOL, "constant", "value") if row[0] in ours]
+    for name, value in rows:
+        assert number(value) == ours[name], name
+        seen += 1
+    assert seen == len(ours)
+    assert (limits.rotation.records, limits.rotation.bytes, limits.rotation.interval) == (
+        1 << 22,
+        1 << 38,
+        300,
+    )
+    assert (limits.retained, limits.streams, limits.keepalive) == (16 << 20, 16_384, 10)
+
+
+# --- the worked example ---
+
+
+def test_example_of_the_first_flight() -> None:
+    frozen = json.loads((ROOT / "tests" / "vectors" / "frozen.json").read_text())
+    shown = {row[0]: bytes.fromhex(row[1]) for row in table(PROTOCOL, "step", "value")}
+    peer, flight = PeerId.parse(frozen["exit_id"]), bytes.fromhex(frozen["first"])
+    name = protocol_name("XXhfs+sig+psk0")
+    state = SymmetricState(name)
+    steps = [peer.raw, state.h]
+    assert state.h == sha256(name).digest()
+    state.mix_hash(b"cryprq/1 link" + peer.raw)
+    steps.append(state.h)
+    psk = default_psk(peer)
+    state.mix_key_and_hash(psk)
+    steps += [psk, state.h, flight[:32]]
+    state.mix_hash(flight[:32])
+    key = state._derive(flight[:32], 2)[1]
+    state.mix_key(flight[:32])
+    state.decrypt_and_hash(flight[32 : 32 + 1200])
+    steps += [key, state.decrypt_and_hash(flight[32 + 1200 :])]
+    assert list(shown.values()) == steps
+
+
+def test_examples_of_frames() -> None:
+    for row in table(PROTOCOL, "frame", "bytes"):
+        ((kind, stream, value),) = wire.decode_frames(bytes.fromhex(row[1]))
+        name, *parts = row[0].split(", ")
+        assert Kind(kind).name == name
+        streams = [int(part.removeprefix("stream ")) for part in parts if part.startswith("stream ")]
+        assert [stream] == (streams or [0])
+        if isinstance(value, StreamReason | CloseReason):
+            assert value.name == parts[-1]
+        elif isinstance(value, int):
+            assert str(value) in parts[-1].replace(",", "").split()
+        elif isinstance(value, memoryview):
+            assert f'"{bytes(value).decode()}"' == parts[-1]
+        elif isinstance(value, tuple) and kind == wire.OPEN:
+            protocol, destination = value
+            assert parts[1:] == [protocol.name, str(destination)][: len(parts) - 1]
+        elif isinstance(value, tuple):
+            assert parts[1:] == [str(value[0]), f"payload {value[1].hex()}"]
+
+
+def test_examples_of_records() -> None:
+    match = re.search(r"AES-256-GCM, key\s+`([0-9a-f]{64})`", PROTOCOL.read_text())
+    assert match
+    key = bytes.fromhex(match[1])
+    sealer, opener = RecordSealer(Cipher.AES_256_GCM, key), RecordOpener(Cipher.AES_256_GCM, key)
+    rows = table(PROTOCOL, "number", "plaintext", "record")
+    for index, row in enumerate(rows):
+        plaintext, record = bytes.fromhex(row[1]), bytes.fromhex(row[2])
+        assert int(row[0]) == index
+        assert sealer.seal(plaintext) == record
+        assert opener.open(memoryview(record), 0) == (plaintext, len(record))
+        wire.decode_frames(plaintext)
+    assert len(rows) == 3
