@@ -18,9 +18,9 @@ from .crypto.identity import Identity
 from .fronts.mixed import MixedListener
 from .process import Stop, settle
 from .roles.client import Client, keep_up
-from .roles.dialer import SystemResolver
 from .roles.egress import EgressPolicy
 from .roles.exit import Exit, ExitSettings
+from .roles.resolver import SystemResolver
 from .service import choose_provider, client_settings, explained, listener_settings
 
 

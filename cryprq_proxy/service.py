@@ -32,9 +32,9 @@ from .fronts.mixed import ListenerSettings, MixedListener
 from .log import describe
 from .process import Stop, settle
 from .roles.client import Client, ClientSettings, keep_up
-from .roles.dialer import SystemResolver
 from .roles.egress import EgressPolicy, own_addresses
 from .roles.exit import Exit, ExitSettings
+from .roles.resolver import SystemResolver
 from .tasks import spawn
 
 _log = logging.getLogger(__name__)

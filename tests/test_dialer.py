@@ -17,16 +17,14 @@ from cryprq_proxy.errors import StreamReason, StreamRefused
 from cryprq_proxy.roles import dialer
 from cryprq_proxy.roles.dialer import (
     CONNECT_REASONS,
-    Answer,
     Done,
-    SystemResolver,
     connect_first,
     connect_literal,
     dial,
     interleave,
-    look_up,
 )
 from cryprq_proxy.roles.egress import EgressPolicy
+from cryprq_proxy.roles.resolver import Answer, SystemResolver, look_up
 
 OPEN = EgressPolicy(allow_private=True)
 NEVER = 3600.0

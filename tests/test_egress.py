@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from cryprq_proxy.errors import ConfigError
 from cryprq_proxy.roles import egress
-from cryprq_proxy.roles.egress import EgressPolicy, own_addresses, parse_rule
+from cryprq_proxy.roles.egress import EgressPolicy, own_addresses
+from cryprq_proxy.roles.rules import parse_rule
 
 DEFAULT = EgressPolicy()
 PRIVATE = EgressPolicy(allow_private=True)

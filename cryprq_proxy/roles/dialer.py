@@ -2,7 +2,7 @@
 
     connect_literal  one literal, by callback: no task, no future
     connect_first    happy eyeballs (RFC 8305) over literals, each by `connect_literal`
-    SystemResolver   names to literals, off the event loop
+    Resolver         names to literals, off the event loop (resolver.py)
     dial             all of it for a task: resolves if need be, then `connect_first`
 
 The policy sees each literal right before the connection to that same literal starts, and nothing here connects
@@ -18,10 +18,8 @@ import asyncio
 import errno
 import logging
 import socket
-import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import chain, zip_longest
 from typing import Final, Protocol
@@ -29,6 +27,7 @@ from typing import Final, Protocol
 from ..address import Destination
 from ..errors import StreamReason, StreamRefused
 from .egress import EgressPolicy
+from .resolver import Resolver
 
 _log = logging.getLogger(__name__)
 
@@ -38,21 +37,6 @@ ATTEMPT_DELAY: Final = 0.25
 """Seconds that an attempt has before the next address gets its own: RFC 8305 section 5."""
 MAX_ADDRESSES: Final = 32
 """So many addresses of one name are looked at."""
-
-RESOLVER_THREADS: Final = 64
-RESOLVER_WAITING: Final = 256
-"""Names that may wait for a thread; more are refused, since a resolver that far behind answers nobody in time."""
-CACHE_SIZE: Final = 4096
-"""Names remembered."""
-CACHE_SECONDS: Final = 30.0
-
-type Answer = tuple[str, ...] | StreamReason
-"""What a name resolves to: literals, at least one, or why there are none."""
-
-FAILURE_SECONDS: Final[dict[StreamReason, float]] = {
-    StreamReason.NAME_NOT_FOUND: 5.0,
-    StreamReason.NAME_FAILED: 1.0,  # what RFC 9520 section 3.2 asks for at least
-}
 
 CONNECT_REASONS: Final[dict[int, StreamReason]] = {
     errno.ECONNREFUSED: StreamReason.CONNECTION_REFUSED,
@@ -70,16 +54,8 @@ CONNECT_REASONS: Final[dict[int, StreamReason]] = {
     errno.EPERM: StreamReason.NOT_ALLOWED,
 }
 
-RESOLVE_REASONS: Final[dict[int, StreamReason]] = {
-    socket.EAI_NONAME: StreamReason.NAME_NOT_FOUND,
-    socket.EAI_NODATA: StreamReason.NAME_NOT_FOUND,
-    socket.EAI_ADDRFAMILY: StreamReason.NAME_NOT_FOUND,
-}
-"""Everything else means that no answer came: NAME_FAILED."""
-
 _CONNECTED: Final = frozenset({0, errno.EISCONN})
 _IN_PROGRESS: Final = frozenset({errno.EINPROGRESS, errno.EALREADY})
-
 _TELLING: Final = (
     StreamReason.CONNECTION_REFUSED,
     StreamReason.TIMED_OUT,
@@ -304,97 +280,6 @@ class _Race:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-
-
-class Resolver(Protocol):
-    async def resolve(self, name: str) -> Sequence[str]:
-        """The IP literals of `name`, at least one, the best of its family first.
-
-        Raises `StreamRefused` with NAME_NOT_FOUND, NAME_FAILED or SHUTTING_DOWN.
-        """
-
-
-def look_up(name: str) -> Answer:
-    """Ask the C library; blocks. What it finds is in the order of RFC 6724."""
-    try:
-        # As bytes: otherwise the idna codec goes over a name that is in A-labels already.
-        found = socket.getaddrinfo(name.encode("ascii"), None, type=socket.SOCK_STREAM)
-    except socket.gaierror as error:
-        return RESOLVE_REASONS.get(error.errno or 0, StreamReason.NAME_FAILED)
-    except OSError:
-        return StreamReason.NAME_FAILED
-    except ValueError:  # not ASCII, or a null byte
-        return StreamReason.NAME_NOT_FOUND
-    return tuple(dict.fromkeys(str(entry[4][0]) for entry in found)) or StreamReason.NAME_NOT_FOUND
-
-
-class SystemResolver:
-    """The host's own resolver (hosts file, DNS, whatever nsswitch says) on threads, with a short memory.
-
-    At most `threads` names are asked for at once and `waiting` more may wait. Who asks for a name already asked for
-    waits for the same answer. `now` is in seconds; `lookup` runs on a thread and must not raise.
-    """
-
-    def __init__(
-        self,
-        *,
-        threads: int = RESOLVER_THREADS,
-        waiting: int = RESOLVER_WAITING,
-        cache_size: int = CACHE_SIZE,
-        now: Callable[[], float] = time.monotonic,
-        lookup: Callable[[str], Answer] = look_up,
-    ) -> None:
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="resolver")
-        self._most_pending = threads + waiting
-        self._pending: dict[str, asyncio.Future[Answer]] = {}
-        self._cache: OrderedDict[str, tuple[float, Answer]] = OrderedDict()
-        self._cache_size = cache_size
-        self._now = now
-        self._lookup = lookup
-        self._closed = False
-
-    async def resolve(self, name: str) -> Sequence[str]:
-        """See `Resolver`. Cancelling it does not disturb others who wait for the same name."""
-        expiry, answer = self._cache.get(name, (0.0, StreamReason.GENERAL))
-        if answer is StreamReason.GENERAL or expiry <= self._now():
-            answer = await asyncio.shield(self._pending.get(name) or self._ask(name))
-        if isinstance(answer, StreamReason):
-            raise StreamRefused(answer)
-        return answer
-
-    def close(self) -> None:
-        """Refuse everything from now on, and those who wait for a thread at once."""
-        self._closed = True
-        self._cache.clear()
-        self._pool.shutdown(wait=False, cancel_futures=True)
-
-    def _ask(self, name: str) -> asyncio.Future[Answer]:
-        if self._closed:
-            raise StreamRefused(StreamReason.SHUTTING_DOWN)
-        if len(self._pending) >= self._most_pending:
-            raise StreamRefused(StreamReason.NAME_FAILED)
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[Answer] = loop.create_future()
-        self._pending[name] = answer
-        loop.run_in_executor(self._pool, self._lookup, name).add_done_callback(partial(self._learn, name))
-        return answer
-
-    def _learn(self, name: str, asked: asyncio.Future[Answer]) -> None:
-        answer: Answer
-        if asked.cancelled():
-            answer = StreamReason.SHUTTING_DOWN
-        elif error := asked.exception():
-            _log.error("resolving failed unexpectedly", exc_info=error)
-            answer = StreamReason.NAME_FAILED
-        else:
-            answer = asked.result()
-        if not self._closed:
-            seconds = FAILURE_SECONDS[answer] if isinstance(answer, StreamReason) else CACHE_SECONDS
-            self._cache[name] = self._now() + seconds, answer
-            self._cache.move_to_end(name)
-            if len(self._cache) > self._cache_size:
-                self._cache.popitem(last=False)
-        self._pending.pop(name).set_result(answer)
 
 
 async def dial(

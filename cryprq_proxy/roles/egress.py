@@ -27,18 +27,14 @@ a LAN, but neither the exit's own 10.0.0.5 nor a metadata service in between.
 
 from __future__ import annotations
 
-import re
 import socket
-from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
-from ..address import canonical_host
 from ..errors import ConfigError
-
-type Network = IPv4Network | IPv6Network
+from .rules import LAST_PORT, AddressSet, Network, Rule, RuleList, faces, normalise, parse_rule
 
 PRIVATE: Final = (
     "10.0.0.0/8",  # RFC 1918
@@ -89,235 +85,6 @@ METADATA: Final = (
 TRANSLATED: Final = ("::ffff:0:0/96", "64:ff9b::/96")
 """Outside of 2000::/3 and good if the IPv4 address inside is: v4-mapped, and NAT64 (RFC 6052)."""
 
-LAST_PORT: Final = 65535
-
-_LOCAL_NAT64: Final = 0x0064_FF9B_0001
-_NUMBER: Final = re.compile(r"[0-9]+|0x[0-9a-f]*")
-_PORTS: Final = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?")
-_BRACKETED: Final = re.compile(r"\[([^\[\]]*)\](?::(.*))?")
-
-
-class Face(NamedTuple):
-    """An address as the policy compares it. `version` is 4 or 6."""
-
-    version: int
-    value: int
-
-
-def faces(ip: str) -> tuple[Face, ...]:
-    """`ip` itself, then each IPv4 address that it may become; nothing if it is no literal or has a zone."""
-    try:
-        if ":" not in ip:
-            return (Face(4, int.from_bytes(socket.inet_pton(socket.AF_INET, ip))),)
-        value = int.from_bytes(socket.inet_pton(socket.AF_INET6, ip))
-    except (OSError, ValueError):
-        return ()
-    return Face(6, value), *(Face(4, inner) for inner in _inside(value))
-
-
-def _inside(value: int) -> Sequence[int]:
-    """The IPv4 addresses that an IPv6 address may stand for."""
-    high, low = value >> 32, value & 0xFFFF_FFFF
-    if high == 0xFFFF or high == 0x0064_FF9B << 64:  # v4-mapped, NAT64
-        return (low,)
-    if high == 0:  # v4-compatible, but for :: and ::1
-        return (low,) if low > 1 else ()
-    if value >> 112 == 0x2002:  # 6to4, RFC 3056
-        return (value >> 80 & 0xFFFF_FFFF,)
-    if value >> 96 == 0x2001 << 16:  # Teredo, RFC 4380 section 4: the server, and the client inverted
-        return value >> 64 & 0xFFFF_FFFF, low ^ 0xFFFF_FFFF
-    if value >> 80 == _LOCAL_NAT64:
-        return _inside_local_nat64(value)
-    return ()
-
-
-def _inside_local_nat64(value: int) -> Sequence[int]:
-    """RFC 6052 section 2.2: prefixes of 48, 56, 64 and 96 bits, and bits 64 to 71 are skipped.
-
-    Which of them the local translator has is not known here, so all are judged. The wrong ones often give
-    0.x.x.x, which is nobody's address and says nothing, unless there is nothing else.
-    """
-    joined = (value >> 64) << 56 | value & (1 << 56) - 1
-    shifted = (joined >> shift & 0xFFFF_FFFF for shift in (40, 32, 24))
-    return [inner for inner in (*shifted, value & 0xFFFF_FFFF) if inner >> 24] or [0]
-
-
-class Ranges:
-    """Networks of one version as sorted borders, where every second one ends a range: one bisection tells."""
-
-    __slots__ = ("_borders",)
-
-    def __init__(self, networks: Iterable[Network]) -> None:
-        self._borders: list[int] = []
-        for first, last in sorted((int(n.network_address), int(n.broadcast_address)) for n in networks):
-            if self._borders and first <= self._borders[-1]:
-                self._borders[-1] = max(self._borders[-1], last + 1)
-            else:
-                self._borders += first, last + 1
-
-    def __contains__(self, value: int) -> bool:
-        return bisect_right(self._borders, value) & 1 == 1
-
-
-class AddressSet:
-    """Networks of both versions."""
-
-    __slots__ = ("v4", "v6")
-
-    def __init__(self, networks: Iterable[Network]) -> None:
-        networks = list(networks)
-        self.v4 = Ranges(n for n in networks if n.version == 4)
-        self.v6 = Ranges(n for n in networks if n.version == 6)
-
-    def __contains__(self, face: Face) -> bool:
-        return face.value in (self.v4 if face.version == 4 else self.v6)
-
-
-class Rule(NamedTuple):
-    """One entry of a list, decoded. Neither network nor name: any host."""
-
-    network: Network | None
-    name: str
-    """Lower case; "*.example.com" for all below; "" for none."""
-    first_port: int
-    last_port: int
-
-
-def parse_rule(entry: str, where: str = "egress rule") -> Rule:
-    """Decode one entry. `where` begins the error's text, like "deny" or "egress.deny in exit.toml".
-
-    Raises `ConfigError`, which names the entry and what is expected.
-    """
-    text = entry.strip()
-    bracketed = _BRACKETED.fullmatch(text)
-    host: str
-    ports: str | None
-    if bracketed:
-        host, ports = bracketed[1], bracketed[2]
-    elif text.count(":") > 1:
-        host, ports = text, None
-    else:
-        host, colon, rest = text.partition(":")
-        ports = rest if colon else None
-    try:
-        first, last = (1, LAST_PORT) if ports is None else _parse_ports(ports)
-        if not host.isascii():
-            host = host.encode("idna").decode("ascii")
-        if bracketed or ":" in host or "/" in host or _NUMBER.fullmatch(host.rpartition(".")[2].lower()):
-            network = _parse_network(host)
-            if bracketed and network.version == 4:
-                raise ValueError("only IPv6 addresses stand in brackets")
-            return Rule(network, "", first, last)
-        if host or ports is None:
-            return Rule(None, _parse_name(host), first, last)
-        return Rule(None, "", first, last)
-    except ValueError as error:
-        raise ConfigError(
-            f"{where}: {entry!r} is not understood ({error}); expected is an address or CIDR, a name or"
-            " *.name, with :PORT or :FROM-TO behind it or alone, like 10.0.0.0/8, *.example.com, :25 or"
-            " [2001:db8::/32]:80-90"
-        ) from None
-
-
-def _parse_ports(text: str) -> tuple[int, int]:
-    match = _PORTS.fullmatch(text)
-    if not match:
-        raise ValueError("a port is a number, a range two numbers with a hyphen")
-    first = int(match[1])
-    last = int(match[2] or match[1])
-    if not 1 <= first <= last <= LAST_PORT:
-        raise ValueError("ports go from 1 to 65535, and a range begins with the lower one")
-    return first, last
-
-
-def _parse_network(text: str) -> Network:
-    address, slash, length = text.partition("/")
-    if "%" in address:
-        raise ValueError("an address here has no zone")
-    if slash and not (length.isascii() and length.isdecimal()):
-        raise ValueError("a CIDR ends in a number of bits")
-    if address.isdecimal():
-        raise ValueError("a port alone is written with a colon before it")
-    try:
-        return ip_network(text)
-    except ValueError:
-        pass
-    try:
-        wider = ip_network(text, strict=False)
-    except ValueError:
-        raise ValueError("no valid IP address or CIDR") from None
-    raise ValueError(f"it has bits set behind its prefix; write {wider}")
-
-
-def _parse_name(text: str) -> str:
-    name = text.removeprefix("*.")
-    if "*" in name:
-        raise ValueError("a * stands only at the beginning, as *.name")
-    name = canonical_host(name.encode("ascii"))
-    return f"*.{name}" if text.startswith("*.") else name
-
-
-def _normalise(name: str) -> str:
-    return name.lower().removesuffix(".")
-
-
-class _PortGroup:
-    """All rules of one list with the same ports."""
-
-    __slots__ = ("addresses", "anywhere", "first", "has_addresses", "last", "names", "parents")
-
-    def __init__(self, first: int, last: int, rules: Sequence[Rule]) -> None:
-        self.first = first
-        self.last = last
-        networks = [rule.network for rule in rules if rule.network is not None]
-        self.addresses = AddressSet(networks)
-        self.has_addresses = bool(networks)
-        self.anywhere = any(rule.network is None and not rule.name for rule in rules)
-        self.names = frozenset(rule.name for rule in rules if rule.name)
-        self.parents = any(name.startswith("*.") for name in self.names)
-
-    def has_name(self, name: str) -> bool:
-        if name in self.names:
-            return True
-        if self.parents:
-            dot = name.find(".")
-            while dot >= 0:
-                if "*" + name[dot:] in self.names:
-                    return True
-                dot = name.find(".", dot + 1)
-        return False
-
-
-class RuleList:
-    """A list of rules, grouped by ports: few groups, whatever the number of rules."""
-
-    __slots__ = ("_groups",)
-
-    def __init__(self, rules: Iterable[Rule]) -> None:
-        by_ports: dict[tuple[int, int], list[Rule]] = {}
-        for rule in rules:
-            by_ports.setdefault((rule.first_port, rule.last_port), []).append(rule)
-        self._groups = [_PortGroup(*ports, group) for ports, group in by_ports.items()]
-
-    def __bool__(self) -> bool:
-        return bool(self._groups)
-
-    def has_address(self, face: Face, port: int) -> bool:
-        for group in self._groups:
-            if group.first <= port <= group.last and (group.anywhere or face in group.addresses):
-                return True
-        return False
-
-    def has_name(self, name: str, port: int) -> bool:
-        for group in self._groups:
-            if group.first <= port <= group.last and (group.anywhere or group.has_name(name)):
-                return True
-        return False
-
-    def may_have_address(self, port: int) -> bool:
-        """Whether there is any address that `has_address` would find with this port."""
-        return any(g.first <= port <= g.last and (g.anywhere or g.has_addresses) for g in self._groups)
-
 
 class EgressPolicy:
     """The exit's answer to "may a client go there?"; the module's text gives the meaning of the lists.
@@ -363,7 +130,7 @@ class EgressPolicy:
         """
         if faces(name):
             return self.check_address(name, port)
-        name = _normalise(name)
+        name = normalise(name)
         if not 1 <= port <= LAST_PORT or not name or not name.isascii():
             return False
         if not self._allow_private and (name == "localhost" or name.endswith(".localhost")):
@@ -388,7 +155,7 @@ class EgressPolicy:
                 if not allow.has_address(face, port):
                     return False
         if self._only and seen:
-            if name is not None and self._only.has_name(_normalise(name), port):
+            if name is not None and self._only.has_name(normalise(name), port):
                 return True
             return any(self._only.has_address(face, port) for face in seen)
         return bool(seen)

@@ -35,11 +35,11 @@ from ..session.session import Session, SessionLimits
 from ..session.streams import Stream
 from ..tasks import spawn
 from ..wire import StreamProtocol
-from .dialer import Resolver
 from .egress import EgressPolicy
 from .limits import PrefixLimiter, ReplayMemory, TokenBucket
 from .offload import executor_offload
 from .opening import Targets
+from .resolver import Resolver
 from .status import session_status
 from .udp import UdpAssociation
 

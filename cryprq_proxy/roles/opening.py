@@ -15,9 +15,10 @@ from ..errors import StreamReason, StreamRefused
 from ..session.sendlog import SlotPool
 from ..session.streams import Stream
 from ..tasks import spawn
-from .dialer import Cancellable, Resolver, connect_literal, dial
+from .dialer import Cancellable, connect_literal, dial
 from .egress import EgressPolicy
 from .relay import Relay
+from .resolver import Resolver
 
 
 class Targets:

@@ -17,8 +17,8 @@ from ..errors import StreamReason, StreamRefused
 from ..session.streams import Stream
 from ..tasks import spawn
 from ..wire import MAX_DATAGRAM
-from .dialer import Resolver
 from .egress import EgressPolicy
+from .resolver import Resolver
 
 MAX_HOSTS: Final = 1_024
 """Hosts that may answer one association; the one not sent to for longest is forgotten first."""

@@ -29,12 +29,10 @@ from .rotation import Offload, Rotation, RotationLimits, inline
 from .scheduler import Scheduler
 from .sendlog import MemoryBudget, SendLog, SlotPool
 from .streams import Half, Stream, StreamHandler, WindowPool
+from .writer import MAX_JOINED, RecordWriter
 
 ACK_DELAY: Final = 0.025
 """Seconds until received frames are acknowledged at the latest."""
-JOIN_LIMIT: Final = 2_048
-"""Frames up to this many bytes share a record; a larger one is sealed where it lies."""
-MAX_JOINED: Final = 16_384
 DATAGRAM_QUEUE: Final = 65_536
 DATAGRAM_SECONDS: Final = 0.02
 MAX_AWAITED: Final = 65_536
@@ -287,7 +285,7 @@ class Session:
         self._woken = False
         if not self.attached:
             return 0
-        writer = _RecordWriter(self.rotation.sealer, out)
+        writer = RecordWriter(self.rotation.sealer, out)
         if self._close_frame is not None:
             frame, self._close_frame = self._close_frame, None
             writer.add(frame)
@@ -337,7 +335,7 @@ class Session:
             self.wake()
         return written
 
-    def _write_unnumbered(self, writer: _RecordWriter, budget: int, now: float) -> None:
+    def _write_unnumbered(self, writer: RecordWriter, budget: int, now: float) -> None:
         if self.received != self._acknowledged:
             self._acknowledged = self.received
             self._unacknowledged_bytes = 0
@@ -517,39 +515,6 @@ class Session:
 
     def _receive_admission(self, id: int, value: Any) -> None:
         raise PeerError(CloseReason.PROTOCOL, "the peer admitted us twice")
-
-
-class _RecordWriter:
-    """Packs frames into records: small ones together, a large one by itself, sealed where it lies."""
-
-    __slots__ = ("_joined", "_out", "_parts", "_sealer", "position")
-
-    def __init__(self, sealer: RecordSealer, out: memoryview) -> None:
-        self._sealer = sealer
-        self._out = out
-        self._parts: list[bytes | memoryview] = []
-        self._joined = 0
-        self.position = 0
-
-    def add(self, frame: bytes | memoryview) -> None:
-        size = len(frame)
-        if size > JOIN_LIMIT:
-            self.flush()
-            self.position = self._sealer.seal_into(frame, self._out, self.position)
-            return
-        self._parts.append(frame)
-        self._joined += size
-        if frame[0] == DATA or self._joined > MAX_JOINED - JOIN_LIMIT:
-            self.flush()
-
-    def flush(self) -> int:
-        """Seal what has been joined; the bytes written so far."""
-        if self._parts:
-            joined = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
-            self._parts.clear()
-            self._joined = 0
-            self.position = self._sealer.seal_into(joined, self._out, self.position)
-        return self.position
 
 
 class _Unborn:

@@ -1,8 +1,8 @@
 """The program's roles as real processes, with what a test wants to know of them: log lines, status, memory.
 
     World.exit(...) and World.client(...) write a config file and start `python -m cryprq_proxy`
-    World.close     ends everything with SIGTERM and returns what was wrong: exit codes, errors, tracebacks; other people's
-                    programs are killed
+    World.close     ends them with SIGTERM and other programs with SIGKILL, and returns what was wrong: exit codes,
+                    errors, tracebacks
 
 Ports lie below the range from which the system takes those of outgoing connections: a process that is killed and
 started again finds its port free.

@@ -18,6 +18,8 @@ type MakeCutter = Callable[[int], Cutter]
 
 QUICK = {"keepalive": 0.3}
 """Dead carriers are found out soon."""
+CUTS = 4
+"""One soon after another; the client waits twice as long each time before it dials again."""
 
 
 @pytest.fixture
@@ -60,10 +62,10 @@ def test_cut_in_mid_download(
 ) -> None:
     exit, client, line = broken
     size = 120 * MIB + 7
-    line.cut_every(15 * MIB, 6, reset=reset)
+    line.cut_every(20 * MIB, CUTS, reset=reset)
     assert download(pool, curl, client, http, size).result() == digest(size)
     line.wait_cuts()
-    assert_resumed(exit, client, 6)
+    assert_resumed(exit, client, CUTS)
     until(lambda: exit.streams == client.streams == 0, "the stream is gone")
 
 
@@ -173,11 +175,11 @@ def test_address_of_the_client_changes(world: World, cutter: MakeCutter, echo_ta
     line = cutter(exit.port)
     client = world.client(exit, QUICK, through=line.port)
     with through(client.port, echo_target.port) as sock:
-        for _ in range(5):
+        for _ in range(CUTS):
             mark = client.written
             line.cut()
             client.says("link resumed", since=mark)
             sock.sendall(b"hello")
             assert read_exactly(sock, 5) == b"hello"
-    assert line.connections == 6
-    assert_resumed(exit, client, 5)
+    assert line.connections == CUTS + 1
+    assert_resumed(exit, client, CUTS)

@@ -1,0 +1,45 @@
+"""Packing frames into records: small ones together, a large one by itself, sealed where it lies."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from ..wire import DATA
+from .records import RecordSealer
+
+JOIN_LIMIT: Final = 2_048
+"""Frames up to this many bytes share a record; a larger one is sealed where it lies."""
+MAX_JOINED: Final = 16_384
+
+
+class RecordWriter:
+    """Packs frames into records: small ones together, a large one by itself, sealed where it lies."""
+
+    __slots__ = ("_joined", "_out", "_parts", "_sealer", "position")
+
+    def __init__(self, sealer: RecordSealer, out: memoryview) -> None:
+        self._sealer = sealer
+        self._out = out
+        self._parts: list[bytes | memoryview] = []
+        self._joined = 0
+        self.position = 0
+
+    def add(self, frame: bytes | memoryview) -> None:
+        size = len(frame)
+        if size > JOIN_LIMIT:
+            self.flush()
+            self.position = self._sealer.seal_into(frame, self._out, self.position)
+            return
+        self._parts.append(frame)
+        self._joined += size
+        if frame[0] == DATA or self._joined > MAX_JOINED - JOIN_LIMIT:
+            self.flush()
+
+    def flush(self) -> int:
+        """Seal what has been joined; the bytes written so far."""
+        if self._parts:
+            joined = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+            self._parts.clear()
+            self._joined = 0
+            self.position = self._sealer.seal_into(joined, self._out, self.position)
+        return self.position
