@@ -88,7 +88,8 @@ class LaterOffload:
 
 
 class App:
-    """One end of a stream. `eager` consumes what arrives at once; `slots` sends from slots, as a relay does.
+    """One end of a stream. `eager` consumes what arrives at once; `slots` sends from slots, as a relay does, one in
+    each turn, and without them a turn sends all that there is room for.
 
     `events` holds every call in order, "data" once for a run of them; `received` the bytes.
     """
@@ -121,8 +122,9 @@ class App:
         stream = self.stream
         assert stream is not None
         if self.outgoing and (room := stream.request_room()):
-            piece = bytes(self.outgoing[:room])
-            del self.outgoing[:room]
+            size = room if self.slots is None else min(room, stream.frame_limit)
+            piece = bytes(self.outgoing[:size])
+            del self.outgoing[:size]
             if self.slots is None:
                 stream.send(piece)
             else:
@@ -180,7 +182,7 @@ class App:
     def writable(self) -> None:
         assert not self.ended
         if self._pump() and self.stream is not None:
-            self.stream.wait_for_turn()  # as a relay does: a piece each
+            self.stream.wait_for_turn()  # as a relay does: not more than one turn
 
     def datagram_received(self, destination: Destination, payload: memoryview) -> None:
         self.datagrams.append((destination, bytes(payload)))

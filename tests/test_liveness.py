@@ -6,7 +6,7 @@ import pytest
 from links import Link
 
 from cryprq_proxy.errors import CarrierError, CloseReason
-from cryprq_proxy.session.liveness import UNKNOWN_ROUND_TRIP, Liveness
+from cryprq_proxy.session.liveness import SMOOTHING, UNKNOWN_ROUND_TRIP, Liveness
 from cryprq_proxy.session.session import SessionLimits
 
 INTERVAL = 10.0
@@ -41,7 +41,32 @@ def test_a_new_carrier_is_measured_at_once() -> None:
     liveness.ping_sent(100.5)
     assert liveness.ping is None
     liveness.pong(token, 100.7)
-    assert liveness.round_trip == pytest.approx(UNKNOWN_ROUND_TRIP + 0.25 * (0.2 - UNKNOWN_ROUND_TRIP))
+    assert liveness.round_trip == liveness.least_round_trip == pytest.approx(0.2), "not mixed with a guess"
+
+
+def measure(liveness: Liveness, now: float, sample: float) -> None:
+    liveness.probe(1.0, now)
+    assert liveness.ping is not None
+    token = liveness.ping
+    liveness.ping_sent(now)
+    liveness.pong(token, now + sample)
+    liveness.heard()
+
+
+def test_round_trips_are_smoothed_and_the_least_is_kept() -> None:
+    liveness = attached()
+    expected = 0.2
+    for index, sample in enumerate([0.2, 0.6, 0.05, 3.0, 0.3]):
+        measure(liveness, 101.0 + 5 * index, sample)
+        expected += SMOOTHING * (sample - expected)
+        assert liveness.round_trip == pytest.approx(expected)
+    assert liveness.least_round_trip == pytest.approx(0.05)
+    liveness.attach(200.0)
+    assert liveness.round_trip == liveness.least_round_trip == UNKNOWN_ROUND_TRIP
+    measure(liveness, 201.0, 0.7)
+    assert liveness.round_trip == liveness.least_round_trip == pytest.approx(0.7), (
+        "another path, a longer one"
+    )
 
 
 def test_only_the_answer_to_the_last_ping_counts() -> None:

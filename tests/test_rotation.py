@@ -13,7 +13,7 @@ from links import FAST, App, LaterOffload, Link, ToyProvider, epoch, seeded
 
 from cryprq_proxy import wire
 from cryprq_proxy.crypto.primitives import Cipher
-from cryprq_proxy.errors import CarrierError, CloseReason, HandshakeError, LocalError, PeerError
+from cryprq_proxy.errors import CarrierError, CloseReason, PeerError
 from cryprq_proxy.session.records import RecordOpener, RecordSealer
 from cryprq_proxy.session.rotation import (
     MISSED_INTERVALS,
@@ -228,6 +228,8 @@ def test_a_result_for_a_lost_carrier_is_dropped(moment: int, before: bool) -> No
     for job, done in late:
         done(job)
     if before:
+        assert_no_keys(link.client.rotation)
+        assert_no_keys(link.exit.rotation)
         link.resume()
     assert not link.client.rotation.paused and link.client.rotation.final is link.exit.rotation.final is None
     link.carrier.settle()
@@ -244,8 +246,79 @@ def test_a_failure_on_the_other_thread_reaches_the_session() -> None:
     client, exit_ = LaterOffload(), LaterOffload()
     link = Link(NEVER_AGAIN, offload=client, exit_offload=exit_)
     feed(link.exit.rotation, wire.REKEY, bytes(1248))
-    with pytest.raises(HandshakeError):
+    with pytest.raises(PeerError) as caught:
         exit_.run()
+    assert caught.value.reason is CloseReason.REKEY and not isinstance(caught.value, CarrierError)
+
+
+def test_a_failure_for_a_lost_carrier_reaches_nobody() -> None:
+    exit_ = LaterOffload()
+    link = Link(NEVER_AGAIN, exit_offload=exit_)
+    feed(link.exit.rotation, wire.REKEY, bytes(1248))
+    link.carrier.cut()
+    exit_.run()
+    link.resume()
+    link.client.rotation.start(link.carrier.now)
+    link.carrier.settle()
+    exit_.run()
+    link.carrier.settle()
+    assert rotations(link) == (1, 1) and link.carrier.open
+
+
+# --- keys that are no longer needed ---
+
+
+def assert_nothing_under_way(rotation: Rotation) -> None:
+    assert rotation._initiator is rotation._pending is rotation._next is rotation._next_opener is None
+
+
+def assert_no_keys(rotation: Rotation) -> None:
+    assert_nothing_under_way(rotation)
+    for name in ("sealer", "opener", "_epoch"):
+        assert not hasattr(rotation, name), name
+
+
+@pytest.mark.parametrize("steps", range(8))
+def test_keys_go_with_their_carrier(steps: int) -> None:
+    """At whatever moment of a rotation it is lost."""
+    link = Link(NEVER_AGAIN)
+    link.pair()
+    link.client.rotation.start(link.carrier.now)
+    moves = [
+        lambda path=path, move=move: getattr(path, move)(link.carrier.now)
+        for _ in range(2)
+        for path in (link.carrier.to_right, link.carrier.to_left)
+        for move in ("pull", "deliver")
+    ]
+    for move in moves[:steps]:
+        move()
+    link.carrier.cut()
+    assert_no_keys(link.client.rotation)
+    assert_no_keys(link.exit.rotation)
+
+
+def test_a_closed_session_has_no_keys() -> None:
+    link = Link(NEVER_AGAIN)
+    link.client.rotation.start(link.carrier.now)
+    link.client.close(CloseReason.NORMAL)
+    link.carrier.settle()
+    assert link.exit.closed is CloseReason.NORMAL
+    assert_no_keys(link.client.rotation)
+    assert_no_keys(link.exit.rotation)
+
+
+def test_a_finished_rotation_leaves_only_the_new_keys() -> None:
+    link = Link(NEVER_AGAIN)
+    old = link.client.rotation._epoch
+    for number in range(1, 4):
+        link.client.rotation.start(link.carrier.now)
+        assert link.client.rotation._initiator is not None
+        link.carrier.settle()
+        assert rotations(link) == (number, number)
+        for rotation in (link.client.rotation, link.exit.rotation):
+            assert_nothing_under_way(rotation)
+            assert rotation.final is None and rotation._epoch != old
+        old = link.client.rotation._epoch
 
 
 # --- a carrier that is lost ---
@@ -322,7 +395,7 @@ def feed(rotation: Rotation, kind: int, message: bytes | None = None) -> None:
     rotation.receive(kind, message, 1000.0)
 
 
-def assert_out_of_turn(rotation: Rotation, kind: int, message: bytes | None = None) -> None:
+def assert_ends_session(rotation: Rotation, kind: int, message: bytes | None = None) -> None:
     with pytest.raises(PeerError) as caught:
         feed(rotation, kind, message)
     assert caught.value.reason is CloseReason.REKEY and not isinstance(caught.value, CarrierError)
@@ -351,16 +424,16 @@ def lone(*, dialler: bool, offload: Any = inline) -> Rotation:
 
 def test_nothing_but_a_start_is_welcome_in_idle() -> None:
     for kind in (wire.REKEY, wire.REKEY_ANSWER, wire.SWITCH):
-        assert_out_of_turn(lone(dialler=True), kind, bytes(1152))
+        assert_ends_session(lone(dialler=True), kind, bytes(1152))
     for kind in (wire.REKEY_ANSWER, wire.SWITCH, wire.REKEY_PLEASE):
-        assert_out_of_turn(lone(dialler=False), kind, bytes(1248))
+        assert_ends_session(lone(dialler=False), kind, bytes(1248))
 
 
 def test_an_answer_before_the_question_has_been_computed() -> None:
     later = LaterOffload()
     rotation = lone(dialler=True, offload=later)
     rotation.start(1000.0)
-    assert_out_of_turn(rotation, wire.REKEY_ANSWER, bytes(1152))
+    assert_ends_session(rotation, wire.REKEY_ANSWER, bytes(1152))
 
 
 def test_a_second_answer() -> None:
@@ -373,7 +446,7 @@ def test_a_second_answer() -> None:
     link.carrier.to_left.pull(link.carrier.now)
     link.carrier.to_left.deliver(link.carrier.now)
     assert link.client.rotation.final is not None, "the switch is still to be sent"
-    assert_out_of_turn(link.client.rotation, wire.REKEY_ANSWER, answer[3:])
+    assert_ends_session(link.client.rotation, wire.REKEY_ANSWER, answer[3:])
 
 
 def test_frames_in_the_middle_of_a_rotation() -> None:
@@ -381,11 +454,11 @@ def test_frames_in_the_middle_of_a_rotation() -> None:
     link.client.rotation.start(link.carrier.now)
     link.carrier.to_right.pull(link.carrier.now)
     for kind in (wire.REKEY, wire.SWITCH):
-        assert_out_of_turn(link.client.rotation, kind, bytes(1248))
+        assert_ends_session(link.client.rotation, kind, bytes(1248))
     link.carrier.to_right.deliver(link.carrier.now)
     assert link.exit.rotation._state is State.ANSWERED
     for kind in (wire.REKEY, wire.REKEY_ANSWER):
-        assert_out_of_turn(link.exit.rotation, kind, bytes(1248))
+        assert_ends_session(link.exit.rotation, kind, bytes(1248))
 
 
 def test_a_switch_before_the_answer_was_sent() -> None:
@@ -393,21 +466,19 @@ def test_a_switch_before_the_answer_was_sent() -> None:
     link.client.rotation.start(link.carrier.now)
     link.carrier.to_right.pull(link.carrier.now)
     link.carrier.to_right.deliver(link.carrier.now)
-    assert_out_of_turn(link.exit.rotation, wire.SWITCH)
+    assert_ends_session(link.exit.rotation, wire.SWITCH)
 
 
 @pytest.mark.parametrize("size", [0, 1, 1247, 1248, 1249])
 def test_a_question_that_does_not_open(size: int) -> None:
-    with pytest.raises(HandshakeError):
-        feed(lone(dialler=False), wire.REKEY, bytes(size))
+    assert_ends_session(lone(dialler=False), wire.REKEY, bytes(size))
 
 
 @pytest.mark.parametrize("size", [0, 1, 1151, 1152, 1153])
 def test_an_answer_that_does_not_open(size: int) -> None:
     rotation = lone(dialler=True)
     rotation.start(1000.0)
-    with pytest.raises(HandshakeError):
-        feed(rotation, wire.REKEY_ANSWER, bytes(size))
+    assert_ends_session(rotation, wire.REKEY_ANSWER, bytes(size))
 
 
 @pytest.mark.parametrize("kind", [wire.REKEY_ANSWER, wire.SWITCH])
@@ -454,10 +525,8 @@ def test_only_peer_errors_come_out(dialler: bool, calls: list[tuple[int, int]]) 
             elif not rotation.paused:
                 feed(rotation, kind, bytes(size))
         later.run()
-    except LocalError:
-        raise
     except PeerError as error:
-        assert error.reason in (CloseReason.REKEY, CloseReason.PROTOCOL)
+        assert type(error) is PeerError and error.reason is CloseReason.REKEY
 
 
 def test_two_rotations_do_not_overlap() -> None:

@@ -131,16 +131,41 @@ def test_room_is_what_the_carrier_takes() -> None:
     scheduler, (one, two) = new(2)
     make_bulk(scheduler, one)
     make_bulk(scheduler, two)
-    assert scheduler.room_for(one) == MAX_DATA
-    while scheduler.room_for(one):
+    for queued in range(0, MAX_QUEUE, MAX_DATA):
+        assert scheduler.room_for(one) == MAX_QUEUE - queued
         put(scheduler, one)
-    assert scheduler.queued == MAX_QUEUE and one.waiting
+    assert scheduler.queued == MAX_QUEUE and not one.waiting
+    assert scheduler.room_for(one) == 0 and one.waiting
     assert scheduler.room_for(two) == 0 and two.waiting
     order(scheduler, 1)
     assert scheduler.room_for(two) == 0, "it is not its turn"
     scheduler.call_waiting()
     assert (one.called, two.called) == (1, 1) and not one.waiting and not two.waiting
     assert scheduler.room_for(two) == MAX_DATA
+
+
+def test_the_last_room_is_a_whole_frame() -> None:
+    """So that a full record is sent, and the queue is not exceeded by more than that."""
+    scheduler, (one,) = new(1)
+    make_bulk(scheduler, one)
+    put(scheduler, one, MAX_QUEUE - 1)
+    assert scheduler.room_for(one) == MAX_DATA
+    put(scheduler, one)
+    assert scheduler.room_for(one) == 0
+
+
+def test_the_room_is_for_whoever_s_turn_it_is() -> None:
+    scheduler, (one, two) = new(2)
+    make_bulk(scheduler, one)
+    make_bulk(scheduler, two)
+    put(scheduler, one, MAX_QUEUE)
+    assert scheduler.room_for(one) == scheduler.room_for(two) == 0
+    scheduler.next()
+    rooms = []
+    one.writable = lambda: rooms.append((scheduler.room_for(two), scheduler.room_for(one)))
+    two.writable = lambda: rooms.append((scheduler.room_for(one), scheduler.room_for(two)))
+    scheduler.call_waiting()
+    assert rooms == [(0, MAX_QUEUE), (MAX_QUEUE, MAX_QUEUE)], "the second time nobody else waits"
 
 
 def test_a_sparse_stream_may_overtake_a_full_queue_once() -> None:
@@ -196,7 +221,7 @@ def test_frames_and_queue_follow_the_rate(rate: float, frame: int, queue: int) -
     scheduler, (one,) = new(1)
     scheduler.pace(rate)
     assert (scheduler.frame_limit, scheduler.queue_target) == (frame, queue)
-    assert scheduler.room_for(one) == frame
+    assert scheduler.room_for(one) == queue >= frame
     assert frame in (MIN_FRAME, MAX_DATA) or frame == rate * FRAME_SECONDS
 
 
@@ -231,7 +256,9 @@ def test_nothing_is_lost_or_counted_twice(calls: list[tuple[int, str, int]]) -> 
         elif call == "pace":
             scheduler.pace(size * 1000.0)
         elif stream.send_half is Half.OPEN:
-            assert scheduler.room_for(stream) <= scheduler.frame_limit
+            limit, free = scheduler.frame_limit, scheduler.queue_target - scheduler.queued
+            rooms = {0, min(SPARSE_ROOM, limit)} | ({max(free, limit)} if free > 0 else set())
+            assert scheduler.room_for(stream) in rooms
         assert scheduler.queued == sum(chunk.size for chunks in inside.values() for chunk in chunks)
 
 
@@ -277,18 +304,21 @@ def test_a_small_request_is_in_the_next_record_behind_bulk_uploads() -> None:
     assert small.stream is not None and taken[0] == small.stream.id
 
 
-def test_bulk_streams_share_the_carrier_evenly() -> None:
+@pytest.mark.parametrize(("slots", "turn"), [(True, MAX_DATA), (False, MAX_QUEUE)])
+def test_bulk_streams_share_the_carrier_evenly(slots: bool, turn: int) -> None:
+    """They are never further apart than what one of them may send when it is its turn, and at first."""
     link = Link()
-    apps = [link.pair()[0] for _ in range(7)]
+    apps = [link.pair(slots=link.slots if slots else None)[0] for _ in range(7)]
     taken = record_order(link)
     for app in apps:
-        app.say(bytes(1 << 20))
+        app.say(bytes(8 << 20))
     link.carrier.to_right.budget = 65_536
-    for _ in range(40):
+    for _ in range(300):
         link.carrier.step()
     assert len(Counter(taken)) == 7
     sizes = [len(app.received) for app in link.served.values()]
-    assert max(sizes) - min(sizes) <= 2 * MAX_DATA + SPARSE_BURST
+    assert min(sizes) > 2 << 20 and all(app.outgoing for app in apps)
+    assert max(sizes) - min(sizes) <= 2 * turn + SPARSE_BURST
 
 
 def test_a_carrier_that_takes_nothing_bounds_what_is_read() -> None:

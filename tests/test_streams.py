@@ -14,10 +14,21 @@ from links import TARGET, App, Link, ToyProvider
 
 from cryprq_proxy import wire
 from cryprq_proxy.errors import CloseReason, LocalError, PeerError, StreamReason, StreamRefused
+from cryprq_proxy.session.liveness import UNKNOWN_ROUND_TRIP
 from cryprq_proxy.session.session import SessionLimits
-from cryprq_proxy.session.streams import FAST_DRAIN, INITIAL_WINDOW, MAX_WINDOW, SLOW_DRAIN, Half, Stream
+from cryprq_proxy.session.streams import (
+    FAST_DRAIN,
+    INITIAL_WINDOW,
+    MAX_WINDOW,
+    SLOW_DRAIN,
+    Half,
+    Stream,
+    WindowPool,
+)
 from cryprq_proxy.wire import StreamProtocol
 
+SLOW = 2 * SLOW_DRAIN * FAST_DRAIN
+"""Seconds: on a link without a round trip, nobody who takes so long needs a larger window."""
 GENERAL, CANCELLED = StreamReason.GENERAL, StreamReason.CANCELLED
 
 
@@ -180,6 +191,49 @@ def test_finishing_twice_is_a_bug_of_the_caller() -> None:
     assert one.stream.request_room() == 0
     with pytest.raises(LocalError):
         one.stream.send(b"more")
+
+
+# --- frames ---
+
+
+def sent_sizes(link: Link) -> list[int]:
+    """Sizes of the DATA frames that wait at the client."""
+    return [chunk.size for stream in link.client.streams.values() for chunk in stream.queue]
+
+
+@pytest.mark.parametrize("rate", [0.0, 1e7, 1e12])
+@pytest.mark.parametrize("kind", [bytes, memoryview])
+def test_what_is_sent_is_cut_into_frames(rate: float, kind: Callable[[bytes], bytes]) -> None:
+    link = Link()
+    one, other = link.pair()
+    stream, scheduler = one.stream, link.client.scheduler
+    assert stream is not None
+    scheduler.pace(rate)
+    limit = stream.frame_limit
+    for extra_bytes in (-1, 0, 1):
+        size = min(3 * limit + extra_bytes, stream.request_room())
+        text = bytes(index % 251 for index in range(size))
+        before = len(other.received)
+        stream.send(kind(text))
+        sizes = sent_sizes(link)
+        assert sum(sizes) == size and max(sizes) <= limit and len(sizes) == -(-size // limit)
+        assert sizes[:-1] == [limit] * (len(sizes) - 1), "none is smaller than it must be"
+        assert all(len(chunk.frame) == wire.DATA_HEADER + chunk.size for chunk in stream.queue)
+        link.quiesce()
+        assert other.received[before:] == text
+
+
+def test_all_the_room_may_be_sent_at_once() -> None:
+    link = Link()
+    one, _ = link.pair()
+    link.forge(link.client, wire.encode_window(1, 1 << 30))
+    stream = one.stream
+    assert stream is not None
+    room = stream.request_room()
+    assert room == link.client.scheduler.queue_target > stream.frame_limit
+    stream.send(bytes(room))
+    assert sent_sizes(link) == [stream.frame_limit] * (room // stream.frame_limit)
+    assert link.client.scheduler.queued == room
 
 
 # --- every order of ends ---
@@ -454,7 +508,24 @@ def test_a_lower_window_is_ignored() -> None:
         link.forge(link.client, wire.encode_window(1, limit))
         assert one.stream.send_limit == 200_000
     link.forge(link.client, wire.encode_window(1, 2**64 - 1))
-    assert one.stream.send_limit == 2**64 - 1 and 0 < one.stream.request_room() <= wire.MAX_DATA
+    assert one.stream.send_limit == 2**64 - 1
+    assert one.stream.request_room() == link.client.scheduler.queue_target
+
+
+def receiving() -> Stream:
+    """A stream of its own, at the exit, whose windows nobody sends."""
+    return Stream(Link().exit, 1, StreamProtocol.TCP, TARGET, App(), 0.0)
+
+
+def drain(stream: Stream, seconds: float, pool: WindowPool, round_trip: float = 0.0) -> None:
+    """Half of the window leaves the handler, and the next one is made."""
+    stream.consumed_bytes = stream.announced - stream._window // 2
+    stream.next_window(stream._window_since + seconds, round_trip, pool)
+
+
+def extra(app: App) -> int:
+    assert app.stream is not None
+    return app.stream._extra_window
 
 
 def test_fast_streams_get_larger_windows_and_slow_ones_give_them_back() -> None:
@@ -469,8 +540,8 @@ def test_fast_streams_get_larger_windows_and_slow_ones_give_them_back() -> None:
     other.eager = False
     one.say(bytes(64 << 20))
     for _ in range(400):
-        link.carrier.advance(2 * SLOW_DRAIN)
-        other.consume(256 << 10)
+        link.carrier.advance(SLOW)
+        other.consume(32 << 10)
     assert stream._window < 2 * INITIAL_WINDOW
     assert link.exit.windows.free > total - 2 * INITIAL_WINDOW
     stream.reset(GENERAL)
@@ -497,9 +568,127 @@ def test_the_pool_bounds_all_windows_together() -> None:
     link.assert_clean()
 
 
+def test_a_stream_that_keeps_its_pace_keeps_its_window() -> None:
+    pool = WindowPool(1 << 20)
+    stream = receiving()
+    drain(stream, 0.0, pool)
+    window = stream._window
+    assert window == 2 * INITIAL_WINDOW
+    for _ in range(10):
+        drain(stream, SLOW / 4, pool)
+        assert stream._window == window
+
+
+def test_a_stream_that_is_drained_to_the_last_quarter_gets_a_larger_window() -> None:
+    pool = WindowPool(1 << 20)
+    stream = receiving()
+    stream.consumed_bytes += INITIAL_WINDOW * 3 // 4 - 1
+    stream.next_window(SLOW, 0.0, pool)
+    assert stream._window == INITIAL_WINDOW
+    stream.consumed_bytes = stream.announced - INITIAL_WINDOW // 4
+    stream.next_window(2 * SLOW, 0.0, pool)
+    assert stream._window == 2 * INITIAL_WINDOW
+
+
+@pytest.mark.parametrize("round_trip", [0.01, 0.3])
+def test_what_is_slow_is_told_by_the_round_trip(round_trip: float) -> None:
+    pool = WindowPool(32 << 20)
+    stream = receiving()
+    drain(stream, 1.9 * round_trip, pool, round_trip)
+    assert stream._window == 2 * INITIAL_WINDOW, "no faster than the path"
+    drain(stream, 2.1 * round_trip, pool, round_trip)
+    drain(stream, 1.9 * SLOW_DRAIN * round_trip, pool, round_trip)
+    assert stream._window == 2 * INITIAL_WINDOW
+    drain(stream, 2.1 * SLOW_DRAIN * round_trip, pool, round_trip)
+    assert stream._window == 3 * INITIAL_WINDOW // 2
+
+
+def test_a_long_path_gets_large_windows_by_what_was_measured() -> None:
+    """Half of the window leaves in each round trip, which is much longer than the guess before the first answer."""
+    link = Link()
+    one, other = link.pair()
+    link.quiesce()
+    liveness, round_trip = link.exit.liveness, 4 * UNKNOWN_ROUND_TRIP
+    liveness.attach(link.carrier.now)
+    token = liveness.ping
+    assert token is not None
+    liveness.ping_sent(link.carrier.now)
+    liveness.pong(token, link.carrier.now + round_trip)
+    other.eager = False
+    one.say(bytes(8 << 20))
+    stream = other.stream
+    assert stream is not None
+    for _ in range(3):
+        window = stream._window
+        link.carrier.advance(round_trip)
+        other.consume(window // 2)
+        link.carrier.settle()
+        assert stream._window == 2 * window
+    link.carrier.cut()
+
+
+def test_streams_that_all_drain_share_the_pool() -> None:
+    """Those that came first leave as much for those that come later."""
+    pool = 2 << 20
+    link = Link(SessionLimits(window_pool=pool))
+    early = [link.pair() for _ in range(4)]
+    for one, _ in early:
+        one.say(bytes(4 << 20))
+    link.carrier.settle()
+    assert min(extra(other) for _, other in early) > INITIAL_WINDOW
+    late = [link.pair() for _ in range(4)]
+    for one, _ in early + late:
+        one.say(bytes(6 << 20))
+    link.carrier.settle()
+    assert all(len(other.received) == 10 << 20 for _, other in early)
+    shares = [extra(other) for _, other in early + late]
+    fair = pool // (len(shares) + 2)  # half as much as what all of them leave free
+    assert all(0.8 * fair <= share <= 1.25 * fair for share in shares)
+    assert link.exit.windows.free == pool - sum(shares)
+
+
 @given(
     st.lists(
-        st.tuples(st.integers(1, 1 << 20), st.sampled_from([0.0, FAST_DRAIN, 0.5, 2 * SLOW_DRAIN])),
+        st.tuples(
+            st.integers(0, 4),
+            st.sampled_from([0.0, SLOW / 4, SLOW]),
+            st.integers(0, 100),
+            st.booleans(),
+        ),
+        max_size=60,
+    ),
+    st.sampled_from([0, 1, 1000, 1 << 20, 64 << 20]),
+)
+def test_no_stream_takes_more_than_half_of_what_is_left(
+    steps: list[tuple[int, float, int, bool]], total: int
+) -> None:
+    pool = WindowPool(total)
+    streams = [receiving() for _ in range(5)]
+    for index, pause, percent, ends in steps:
+        stream = streams[index]
+        if ends:
+            stream.release(pool)
+            streams[index] = receiving()
+            continue
+        share, before, announced = pool.free >> 1, stream._extra_window, stream.announced
+        stream.consumed_bytes += (announced - stream.consumed_bytes) * percent // 100
+        assert stream.next_window(stream._window_since + pause, 0.0, pool) == stream.announced >= announced
+        if before > share:
+            assert stream._extra_window <= before - (before - share) // 2, (
+                "it gives back what is not its share"
+            )
+        assert stream._extra_window <= max(share, before)
+        assert stream._window == INITIAL_WINDOW + stream._extra_window <= MAX_WINDOW
+        assert min(pool.free, *(stream._extra_window for stream in streams)) >= 0
+        assert pool.free + sum(stream._extra_window for stream in streams) == total
+    for stream in streams:
+        stream.release(pool)
+    assert pool.free == total
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 1 << 20), st.sampled_from([0.0, FAST_DRAIN, 2 * FAST_DRAIN, SLOW, 20.0])),
         max_size=40,
     ),
     st.sampled_from([0, 1000, 1 << 20]),

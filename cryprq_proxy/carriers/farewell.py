@@ -33,6 +33,7 @@ class Farewell:
         self._fd = sock.fileno()
         self._last = memoryview(last)
         self._ended = ended
+        self._heard_end = False
         self.done: asyncio.Future[None] = loop.create_future()
         _pending.add(self)
         self._timer = loop.call_later(SECONDS, self._close)
@@ -50,6 +51,9 @@ class Farewell:
             self._close()
             return
         self._loop.remove_writer(self._fd)
+        if self._heard_end:
+            self._close()
+            return
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_WR)
 
@@ -60,8 +64,13 @@ class Farewell:
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
-            pass
-        self._close()
+            self._close()
+            return
+        if self._last:  # the other side may have ended its direction only, and still take the rest
+            self._heard_end = True
+            self._loop.remove_reader(self._fd)
+        else:
+            self._close()
 
     def _close(self) -> None:
         if self.done.done():

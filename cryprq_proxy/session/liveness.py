@@ -64,7 +64,7 @@ class Liveness:
             self._asked = False
             sample = now - self._pinged
             if self.round_trip == UNKNOWN_ROUND_TRIP:
-                self.round_trip = sample
+                self.round_trip = self.least_round_trip = sample
             self.round_trip += SMOOTHING * (sample - self.round_trip)
             self.least_round_trip = min(self.least_round_trip, sample)
 

@@ -22,6 +22,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from typing import Any, Final
 
 from .. import wire
@@ -131,6 +132,7 @@ class Rotation:
     def detach(self) -> None:
         """The carrier is gone, and its keys with it."""
         del self.sealer, self.opener, self._epoch
+        self._carrier += 1  # what is still being computed for it comes to nothing
         self._forget()
 
     def _forget(self) -> None:
@@ -200,7 +202,7 @@ class Rotation:
             return
         self._started = now
         if kind == wire.REKEY:
-            self._run(lambda: self._answer(message or b""), self._send_answer)
+            self._run(self._answer(message or b""), self._send_answer)
         elif (initiator := self._initiator) is not None:
             self.paused = True
             self._run(lambda: initiator.read(message or b""), lambda epoch: self._take_answer(epoch, now))
@@ -232,9 +234,16 @@ class Rotation:
         self.frames.append(wire.encode_message(wire.REKEY, message))
         self._ready()
 
-    def _answer(self, message: bytes) -> tuple[bytes, EpochSecrets]:
-        return answer_rekey(
-            self._provider, self._session_id, self._epoch, self.number + 1, message, entropy=self._entropy
+    def _answer(self, message: bytes) -> Callable[[], tuple[bytes, EpochSecrets]]:
+        """The computation of the answer, with the keys of now: they may be gone when its turn comes."""
+        return partial(
+            answer_rekey,
+            self._provider,
+            self._session_id,
+            self._epoch,
+            self.number + 1,
+            message,
+            entropy=self._entropy,
         )
 
     def _send_answer(self, answer: tuple[bytes, EpochSecrets]) -> None:

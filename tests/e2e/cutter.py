@@ -21,7 +21,8 @@ PIECE = 262_144
 class Cutter:
     """Listens on `port` and forwards to `target`. All methods may be called from the test's thread.
 
-    `bytes` counts what has passed in each direction, `connections` how many there have been.
+    `bytes` counts what has passed in each direction, `connections` how many there have been. Where `kept` is set to
+    an array, it gets all that passes.
     """
 
     def __init__(self, background: Background, target: int) -> None:
@@ -37,6 +38,7 @@ class Cutter:
         self._cuts_done = threading.Event()
         self._corrupted = threading.Event()
         self.bytes = [0, 0]
+        self.kept: bytearray | None = None
         self.connections = 0
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._listener.setblocking(False)
@@ -147,6 +149,8 @@ class Cutter:
             if direction in self._corrupt:
                 self._corrupt.pop(direction)(data)
                 self._corrupted.set()
+            if self.kept is not None:
+                self.kept += data
             await loop.sock_sendall(sink, data)
             passed += len(data)
             self.bytes[direction] += len(data)
