@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import pytest
-from applications import Refused, read_exactly, through
+from applications import Refused, UdpApplication, connect, read_exactly, through
 from programs import Exit, World, until
-from targets import TcpTarget
+from targets import HttpTarget, TcpTarget
 
 
 def talk(port: int, target: TcpTarget) -> None:
@@ -68,6 +69,64 @@ def refused(port: int, target: int) -> bool:
     except Refused:
         return True
     return False
+
+
+@pytest.mark.parametrize("up", [True, False], ids=["up", "down"])
+def test_client_stopped_in_the_middle_of_everything(
+    up: bool, world: World, http: HttpTarget, echo_target: TcpTarget
+) -> None:
+    """Negotiations, requests that wait, downloads, kept HTTP connections, datagrams: all end, and nothing complains."""
+    exit, client = world.pair()
+    url = b"http://127.0.0.1:%d" % http.port
+    with ExitStack() as stack:
+        negotiating = [stack.enter_context(connect(client.port)) for _ in range(4)]
+        for sock, data in zip(negotiating, (b"", b"\x05", b"GET", b"\x05\x01\x00"), strict=True):
+            sock.sendall(data)
+        udp = UdpApplication(client.port)
+        stack.callback(udp.close)
+        kept = stack.enter_context(connect(client.port))
+        kept.sendall(b"GET " + url + b"/hello HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert kept.recv(10)
+        download = stack.enter_context(connect(client.port))
+        download.sendall(b"GET " + url + b"/bytes?size=500000000 HTTP/1.1\r\nHost: x\r\n\r\n")
+        read_exactly(download, 100_000)
+        tunnel = stack.enter_context(through(client.port, echo_target.port))
+        tunnel.sendall(b"x" * 1_000)
+        if not up:
+            exit.kill()
+            until(lambda: not client.up, "the link is down")
+            for start in (
+                b"\x05\x01\x00\x05\x01\x00\x01\x7f\0\0\x01\0\x50",
+                b"GET " + url + b"/hello HTTP/1.0\r\n\r\n",
+            ):
+                stack.enter_context(connect(client.port)).sendall(start)
+            until(lambda: client.status()["waiting"] == 2, "two requests wait")
+        assert client.stop() == 0
+    if up:
+        until(lambda: not exit.sessions and not targets(exit), "the exit has nothing left of it")
+
+
+def test_exit_stopped_in_the_middle_of_everything(
+    world: World, http: HttpTarget, echo_target: TcpTarget
+) -> None:
+    """The grace is over before the download is: applications see resets, not early ends."""
+    exit, client = world.pair()
+    with (
+        through(client.port, http.port) as download,
+        through(client.port, echo_target.port) as tunnel,
+        connect(exit.port) as stranger,
+    ):
+        udp = UdpApplication(client.port)
+        download.sendall(b"GET /bytes?size=500000000 HTTP/1.0\r\n\r\n")
+        read_exactly(download, 100_000)
+        stranger.sendall(b"\x05")
+        assert exit.stop() == 0
+        for sock in (download, tunnel):
+            with pytest.raises(ConnectionResetError):
+                while sock.recv(1 << 20):
+                    pass
+        udp.close()
+    until(lambda: client.streams == 0, "no stream is left")
 
 
 def test_client_killed(world: World, echo_target: TcpTarget) -> None:
