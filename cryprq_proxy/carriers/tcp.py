@@ -21,7 +21,7 @@ from ..session.pacing import RateMeter
 from ..session.session import FILL_MINIMUM, NEVER, Session
 from .farewell import Farewell
 
-RECEIVE_SIZE: Final = 262_144
+RECEIVE_SIZE: Final = 524_288
 """Bytes read from the carrier in one wake-up."""
 PARTIAL_SIZE: Final = 131_072
 ROUNDS: Final = 4

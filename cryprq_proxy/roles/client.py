@@ -44,7 +44,7 @@ HANDSHAKE_TIMEOUT: Final = 10.0
 BACKOFF_FIRST: Final = 0.25
 BACKOFF_LAST: Final = 15.0
 STABLE_SECONDS: Final = 1.0
-"""A link that lasted so long is dialled again without delay."""
+"""A link that lasted so long, or carried data, is dialled again without delay."""
 RESUME_SECONDS: Final = 300.0
 """How long a session without a carrier is kept, as the exit does by default."""
 
@@ -156,12 +156,12 @@ class Client:
                     backoff = min(backoff * 2, BACKOFF_LAST)
                     continue
                 self._last_error = None
-                since = clock()
+                since, before = clock(), self._moved()
                 assert self._lost is not None
                 reason = await self._lost
                 if not self._stopping:
                     _log.warning("link down: %s", reason or "closed")
-                if clock() - since >= STABLE_SECONDS:
+                if clock() - since >= STABLE_SECONDS or self._moved() != before:
                     backoff = BACKOFF_FIRST
                 else:  # an exit that lets us in only to drop us is not asked again at once
                     await asyncio.sleep(backoff)
@@ -279,6 +279,10 @@ class Client:
                 self._expiry = loop.call_later(RESUME_SECONDS, self._drop_session)
         if self._lost is not None and not self._lost.done():
             self._lost.set_result(error)
+
+    def _moved(self) -> int:
+        """Bytes of the present session."""
+        return 0 if self._session is None else self._session.bytes_sent + self._session.bytes_received
 
     def _carrier_failed(self, error: PeerError) -> None:
         if self._carrier is not None:

@@ -69,6 +69,11 @@ class Opening:
             sock = await dial(destination, targets.policy, resolver=targets.resolver, timeout=targets.timeout)
         except StreamRefused as refusal:
             self._connected(None, refusal.reason)
+        except Exception:
+            self._connected(
+                None, StreamReason.GENERAL
+            )  # the application is not to wait for ever on a bug of ours
+            raise
         else:
             self._connected(sock, None)
 

@@ -32,7 +32,9 @@ INITIAL_WINDOW: Final = 65_536
 """Bytes that may be sent on a new stream, in either direction, before the first WINDOW."""
 MAX_WINDOW: Final = 8 << 20
 """Bytes one stream's window may grow to."""
-FAST_DRAIN: Final = 0.002
+MODEST_WINDOW: Final = 131_072
+"""Bytes up to which a window also grows because it was used up: enough for an even share of a busy link."""
+FAST_DRAIN: Final = 0.001
 """Seconds: a window of which half drains in less than this, or than two round trips, is too small."""
 SLOW_DRAIN: Final = 8
 """A window of which half took so many times longer to drain is larger than it needs to be: what is not needed to keep
@@ -243,7 +245,9 @@ class Stream:
         )  # of what is left, so that streams that came first leave as much for each that comes later
         if self._extra_window > share:
             growth = (share - self._extra_window) >> 1
-        elif elapsed < fast or self.announced - self.consumed_bytes <= self._window >> 2:
+        elif elapsed < fast or (
+            self._window < MODEST_WINDOW and self.announced - self.consumed_bytes <= self._window >> 2
+        ):
             growth = min(self._window, MAX_WINDOW - self._window, share - self._extra_window)
         elif elapsed > SLOW_DRAIN * fast:
             growth = -(self._extra_window >> 1)
