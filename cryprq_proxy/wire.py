@@ -1,13 +1,13 @@
 """The frames inside a record: every layout of the link's inner protocol, declared once.
 
 A record's plaintext is a sequence of frames without padding. All integers are big-endian; every frame starts with
-one byte of kind. A DATA frame comes last in its record and takes the rest, so that 64 KiB of stream data cost one
+one byte of kind. A DATA frame comes last in its record and takes the rest, so that 128 KiB of stream data cost one
 header of five bytes and one seal.
 
     OPEN          kind | stream u32 | protocol u8 | destination (RFC 1928 section 5)
     OPENED        kind | stream u32
     REFUSED       kind | stream u32 | reason u8
-    DATA          kind | stream u32 | rest of the record, 1 to 65,536 bytes
+    DATA          kind | stream u32 | rest of the record, 1 to 131,072 bytes
     FIN           kind | stream u32
     RESET         kind | stream u32 | reason u8
     ACK           kind | numbered frames received u64
@@ -38,7 +38,7 @@ from .address import decode as decode_destination
 from .address import encode as encode_destination
 from .errors import CloseReason, PeerError, StreamReason
 
-MAX_DATA: Final = 65_536
+MAX_DATA: Final = 131_072
 """Bytes of stream data in one DATA frame at most."""
 DATA_HEADER: Final = 5
 MAX_PLAINTEXT: Final = MAX_DATA + 512

@@ -18,12 +18,12 @@ from typing import Final, Protocol
 
 from ..errors import CarrierError, CloseReason, PeerError
 from ..session.pacing import RateMeter
+from ..session.records import HEADER, MAX_RECORD
 from ..session.session import FILL_MINIMUM, NEVER, Session
 from .farewell import Farewell
 
 RECEIVE_SIZE: Final = 524_288
 """Bytes read from the carrier in one wake-up."""
-PARTIAL_SIZE: Final = 131_072
 ROUNDS: Final = 4
 """Fills in one wake-up, before other sockets get their turn."""
 SEND_SIZE: Final = 262_144
@@ -36,7 +36,7 @@ LOWAT_SECONDS: Final = 0.004
 MIN_LOWAT: Final = 16_384
 MAX_LOWAT: Final = 524_288
 
-_incoming: Final = memoryview(bytearray(PARTIAL_SIZE + RECEIVE_SIZE))
+_incoming: Final = memoryview(bytearray(HEADER + MAX_RECORD + RECEIVE_SIZE))
 _outgoing: Final[list[memoryview]] = []
 """Idle buffers for leaving records. A carrier holds one only while its socket takes no bytes."""
 MAX_IDLE: Final = 4

@@ -22,8 +22,8 @@ from ..session.streams import Half, Stream
 
 READS: Final = 2
 """Reads in one wake-up."""
-SLOTS: Final = 4
-"""Pieces of up to 64 KiB taken in one read from a socket that keeps up."""
+SLOTS: Final = 2
+"""Pieces of up to 128 KiB taken in one read from a socket that keeps up."""
 _LINGER_RESET: Final = struct.pack("ii", 1, 0)
 
 

@@ -20,19 +20,19 @@ from ..wire import DATA_HEADER, MAX_DATA
 SLOT_HEADROOM: Final = 8
 """Bytes in front of the data of a slot; the DATA header stands in the last DATA_HEADER of them."""
 SLOT_SIZE: Final = SLOT_HEADROOM + MAX_DATA
-SLOT_MINIMUM: Final = 16_384
-"""Less data than this is copied out of its slot: keeping 64 KiB for a hundred bytes would waste the bound."""
+SLOT_MINIMUM: Final = 32_768
+"""Less data than this is copied out of its slot: keeping 128 KiB for a hundred bytes would waste the bound."""
 FRAME_COST: Final = 128
 """What a kept frame is counted for beside its bytes: the objects around it."""
 
 
 class SlotPool:
-    """Reusable 64 KiB buffers, shared by all streams of a process; at most `keep` of them idle.
+    """Reusable 128 KiB buffers, shared by all streams of a process; at most `keep` of them idle.
 
     Last in, first out: the slot used last is the one still in the processor's cache.
     """
 
-    def __init__(self, keep: int = 64) -> None:
+    def __init__(self, keep: int = 32) -> None:
         self._free: list[memoryview] = []
         self._keep = keep
 
