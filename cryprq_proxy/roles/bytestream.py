@@ -18,7 +18,7 @@ class ByteStream(Protocol):
     """Bytes both ways, with back-pressure and half-close."""
 
     async def read(self) -> bytes:
-        """Some bytes (MAX_DATA at most), or b"" at the end. Raises StreamReset. A cancelled `read` has consumed nothing."""
+        """Some bytes, or b"" at the end. Raises StreamReset. A cancelled `read` has consumed nothing."""
 
     async def write(self, data: bytes) -> None:
         """Returns when there is room for more. Raises StreamReset."""
