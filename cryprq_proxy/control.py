@@ -34,6 +34,7 @@ MAX_CONNECTIONS: Final = 16
 """At once; further ones are closed unanswered, so that a broken script cannot use up our files."""
 TIMEOUT: Final = 5.0
 """Seconds for the whole of a request, and for the whole of an answer."""
+LOCK_SECONDS: Final = 2.0
 
 type Status = Callable[[], Mapping[str, object]]
 
@@ -190,13 +191,20 @@ def _bind(path: Path) -> socket.socket:
 
 @contextlib.contextmanager
 def _locked(directory: Path) -> Iterator[None]:
-    """Keep two processes that start together from each replacing the socket of the other."""
+    """Keep two processes that start together from each replacing the socket of the other: one waits for the other,
+    which takes a moment, LOCK_SECONDS at most."""
     handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    give_up = time.monotonic() + LOCK_SECONDS
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= give_up:
+                    raise ConfigError(f"another cryprq-proxy is starting in {directory}; try again") from None
+                time.sleep(0.01)
         yield
-    except BlockingIOError:
-        raise ConfigError(f"another cryprq-proxy is starting in {directory}; try again") from None
     finally:
         os.close(handle)
 

@@ -171,8 +171,23 @@ async def test_a_place_that_cannot_be_is_a_config_error(tmp_path: Path) -> None:
         await ControlServer(tmp_path / "file" / "client.sock", lambda: {}).start()
 
 
-async def test_two_that_start_together_do_not_replace_each_other(path: Path) -> None:
+async def test_two_that_start_together_wait_for_each_other(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path.parent.mkdir()
+    first = control._locked(path.parent)
+    first.__enter__()
+    monkeypatch.setattr(control.time, "sleep", lambda _: first.__exit__(None, None, None))
+    second = ControlServer(path, lambda: {})
+    await second.start()
+    await second.stop()
+
+
+async def test_two_that_start_together_do_not_replace_each_other(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path.parent.mkdir()
+    monkeypatch.setattr(control, "LOCK_SECONDS", 0.0)
     with control._locked(path.parent), pytest.raises(ConfigError, match="is starting"):
         await ControlServer(path, lambda: {}).start()
 
