@@ -108,7 +108,7 @@ async def admit_client(
     if not TAG < length <= min(TAG + MAX_VERDICT, MAX_RECORD):
         raise CarrierError(CloseReason.BAD_RECORD, "the exit's first record has an impossible length")
     plaintext, _ = opener.open(memoryview(header + await read_exactly(sock, length)), 0)
-    frames = wire.decode_frames(plaintext or b"")
+    frames = wire.decode_frames(bytes(plaintext or b""))
     kind, _, value = frames[0] if len(frames) == 1 else (0, 0, None)
     resumed: int | None = None
     if kind == wire.CLOSE and isinstance(value, CloseReason):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from ..address import Destination
 from ..errors import CarrierError, CloseReason
+from .sockets import prepare
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,13 +23,6 @@ class Upstream:
 
     def __repr__(self) -> str:
         return f"Upstream({self.address})"
-
-
-def prepare(sock: socket.socket) -> socket.socket:
-    """The options that every carrier's socket has."""
-    sock.setblocking(False)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return sock
 
 
 async def dial(exit_address: Destination, upstream: Upstream | None) -> socket.socket:
@@ -48,7 +42,7 @@ async def dial(exit_address: Destination, upstream: Upstream | None) -> socket.s
     for family, _, _, _, address in found:
         sock = socket.socket(family, socket.SOCK_STREAM)
         try:
-            prepare(sock)
+            prepare(sock, str(address[0]))
             await loop.sock_connect(sock, address)
         except OSError as error:
             sock.close()
@@ -77,7 +71,8 @@ async def _dial_through(upstream: Upstream, exit_address: Destination) -> socket
     # The exit says nothing before it has read, so no byte can be lost in the reader: take the connection over.
     transport = connection.writer.transport
     try:
-        return prepare(socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno())))
+        sock = socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno()))
+        return prepare(sock, sock.getpeername()[0])
     finally:
         with contextlib.suppress(RuntimeError):
             transport.abort()

@@ -22,7 +22,7 @@ from ..session.records import HEADER, MAX_RECORD
 from ..session.session import FILL_MINIMUM, NEVER, Session
 from .farewell import Farewell
 
-RECEIVE_SIZE: Final = 524_288
+RECEIVE_SIZE: Final = 4 * (HEADER + MAX_RECORD)
 """Bytes read from the carrier in one wake-up."""
 ROUNDS: Final = 4
 """Fills in one wake-up, before other sockets get their turn."""
@@ -75,6 +75,8 @@ class TcpCarrier:
         self._unsent: memoryview | None = None
         """What the kernel has not taken of `_buffer`."""
         self._reading = True
+        self._record = 0
+        """Bytes of the last record that a read did not end with."""
         self._taken = 0
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = NEVER
@@ -184,7 +186,7 @@ class TcpCarrier:
         start = len(self._partial)
         _incoming[:start] = self._partial
         try:
-            size = self._sock.recv_into(_incoming[start : start + RECEIVE_SIZE])
+            size = self._sock.recv_into(_incoming[start : start + self._next_read(start)])
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
@@ -199,6 +201,15 @@ class TcpCarrier:
             self.fail(error)
         else:
             self._after()
+
+    def _next_read(self, partial: int) -> int:
+        """Bytes to read behind `partial` ones that wait: up to where a record ends if all to come are alike, so that
+        in a steady transfer none is cut in two, to be kept and put in front again."""
+        if partial >= HEADER:
+            self._record = HEADER + int.from_bytes(self._partial[:HEADER])
+        if partial < self._record <= HEADER + MAX_RECORD:
+            return RECEIVE_SIZE - RECEIVE_SIZE % self._record - partial
+        return RECEIVE_SIZE
 
     def _take(self, size: int) -> None:
         """Let the session have the first `size` bytes of the incoming buffer."""

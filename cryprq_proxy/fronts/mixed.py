@@ -18,6 +18,7 @@ from typing import Final
 
 from ..address import Destination
 from ..carriers.farewell import Farewell
+from ..carriers.sockets import prepare
 from ..errors import LocalError, StreamReason, StreamReset
 from ..roles.bytestream import LinkStream, SocketStream
 from ..roles.client import Client
@@ -106,14 +107,13 @@ class MixedListener:
                 self.loop.remove_reader(listener)
                 return
             try:
-                sock, _ = listener.accept()
+                sock, address = listener.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as error:
                 _log.warning("a connection could not be accepted: %s", error.strerror)
                 return
-            sock.setblocking(False)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            prepare(sock, address[0])
             self._connections += 1
             connection = SocksConnection(self, sock)
             self._negotiating.append((self.loop.time() + self.settings.negotiation_timeout, connection))

@@ -35,7 +35,7 @@ class LinkStream:
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._incoming: deque[memoryview] = deque()
+        self._incoming: deque[bytes] = deque()
         self._eof = False
         self._reset: StreamReason | None = None
         self._reader: asyncio.Future[None] | None = None
@@ -75,7 +75,7 @@ class LinkStream:
             await self._reader
         data = self._incoming.popleft()
         self.stream.consumed(len(data))
-        return bytes(data)
+        return data
 
     async def write(self, data: bytes) -> None:
         view = memoryview(data)
@@ -99,7 +99,7 @@ class LinkStream:
             self.stream.reset(StreamReason.CANCELLED)
             self.reset(StreamReason.CANCELLED)
 
-    def detach(self) -> tuple[Stream, list[memoryview], bool]:
+    def detach(self) -> tuple[Stream, list[bytes], bool]:
         """Give the stream to another handler: the stream, the data not yet read and not yet consumed, and whether the
         end came after it. Raises StreamReset."""
         if self._reset is not None:
@@ -117,7 +117,7 @@ class LinkStream:
             self._opening.set_exception(StreamRefused(reason))
 
     def data_received(self, data: memoryview) -> None:
-        self._incoming.append(data)
+        self._incoming.append(bytes(data))
         _wake(self._reader)
 
     def eof_received(self) -> None:

@@ -25,6 +25,7 @@ from itertools import chain, zip_longest
 from typing import Final, Protocol
 
 from ..address import Destination
+from ..carriers.sockets import prepare
 from ..errors import StreamReason, StreamRefused
 from .egress import EgressPolicy
 from .resolver import Resolver
@@ -111,8 +112,7 @@ def connect_literal(
         done(None, _reason(error.errno))
         return _NOTHING
     try:
-        sock.setblocking(False)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        prepare(sock, ip)
         code = sock.connect_ex((ip, port))
         if code == errno.EINPROGRESS:
             # Targets on this host are connected by now, though Linux says so only when asked again. That

@@ -21,8 +21,8 @@ from typing import Any, Final
 from .. import wire
 from ..address import Destination
 from ..carriers.admission import frame_flight, read_flight, write
-from ..carriers.dial import prepare
 from ..carriers.farewell import all_said
+from ..carriers.sockets import prepare
 from ..carriers.tcp import TcpCarrier, clock
 from ..crypto.handshake import FIRST_SIZE, THIRD_SIZE, ExitHandshake
 from ..crypto.identity import Identity, PeerId
@@ -186,7 +186,7 @@ class Exit:
             ):
                 sock.close()
                 continue
-            task = spawn(self._welcome(prepare(sock), address[0]), "handshake")
+            task = spawn(self._welcome(prepare(sock, address[0]), address[0]), "handshake")
             self._handshakes.add(task)
             task.add_done_callback(self._handshakes.discard)
 

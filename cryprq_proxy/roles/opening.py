@@ -45,7 +45,7 @@ class Opening:
     def __init__(self, targets: Targets, stream: Stream) -> None:
         self._targets = targets
         self._stream = stream
-        self._early: list[memoryview] = []
+        self._early: list[bytes] = []
         self._eof = False
         self._attempt: Cancellable | None = None
         self._task: asyncio.Task[None] | None = None
@@ -95,7 +95,7 @@ class Opening:
     # --- handler ---------------------------------------------------------------------------------------------------
 
     def data_received(self, data: memoryview) -> None:
-        self._early.append(data)
+        self._early.append(bytes(data))
 
     def eof_received(self) -> None:
         self._eof = True

@@ -55,7 +55,7 @@ class Relay:
         self._stream = stream
         self._slots = slots
         self._ended = ended
-        self._backlog: deque[memoryview] | None = None
+        self._backlog: deque[bytes | memoryview] | None = None
         self._armed = False
         self._flowing = False
 
@@ -136,9 +136,9 @@ class Relay:
 
     # --- stream to socket ------------------------------------------------------------------------------------------
 
-    def data_received(self, data: memoryview) -> None:
+    def data_received(self, data: bytes | memoryview) -> None:
         if self._backlog is not None:
-            self._backlog.append(data)
+            self._backlog.append(bytes(data))
             return
         size = len(data)
         try:
@@ -151,7 +151,7 @@ class Relay:
         if taken:
             self._stream.consumed(taken)
         if taken < size:
-            self._backlog = deque((data[taken:],))
+            self._backlog = deque((bytes(data[taken:]),))
             self._loop.add_writer(self._fd, self._on_writable)
 
     def _on_writable(self) -> None:
@@ -167,7 +167,7 @@ class Relay:
                 return
             self._stream.consumed(taken)
             if taken < len(data):
-                backlog[0] = data[taken:]
+                backlog[0] = memoryview(data)[taken:]
                 return
             backlog.popleft()
         self._backlog = None

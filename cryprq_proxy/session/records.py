@@ -19,6 +19,11 @@ TAG: Final = 16
 OVERHEAD: Final = HEADER + TAG
 MAX_RECORD: Final = MAX_PLAINTEXT + TAG
 """The largest value of the length field."""
+LARGE: Final = 16_384
+"""From this length on, a record is opened into one buffer that all carriers share: a new one each time would have to
+be found and cleared."""
+
+_plaintext: Final = memoryview(bytearray(MAX_PLAINTEXT))
 
 
 class RecordSealer:
@@ -59,16 +64,17 @@ class RecordSealer:
 class RecordOpener:
     """Opens one direction of one epoch; the counterpart of RecordSealer."""
 
-    __slots__ = ("_decrypt", "bytes", "records")
+    __slots__ = ("_decrypt", "_decrypt_into", "bytes", "records")
 
     def __init__(self, cipher: Cipher, key: bytes) -> None:
-        self._decrypt = new_aead(cipher, key).decrypt
+        aead = new_aead(cipher, key)
+        self._decrypt, self._decrypt_into = aead.decrypt, aead.decrypt_into
         self.records = 0
         self.bytes = 0
 
-    def open(self, data: memoryview, position: int) -> tuple[bytes | None, int]:
+    def open(self, data: memoryview, position: int) -> tuple[bytes | memoryview | None, int]:
         """Open the record that starts at `position`: (plaintext, position after it), or (None, position) if `data`
-        does not hold all of it yet.
+        does not hold all of it yet. A large plaintext is a view that is good until the next record is opened.
 
         Raises CarrierError (BAD_RECORD) for a length out of range or a record that does not authenticate; nothing
         may be read from the carrier after that.
@@ -85,8 +91,13 @@ class RecordOpener:
         end = start + length
         if end > len(data):
             return None, position
+        plaintext: bytes | memoryview
         try:
-            plaintext = self._decrypt(self.records.to_bytes(12), data[start:end], header)
+            if length < LARGE:
+                plaintext = self._decrypt(self.records.to_bytes(12), data[start:end], header)
+            else:
+                plaintext = _plaintext[: length - TAG]
+                self._decrypt_into(self.records.to_bytes(12), data[start:end], header, plaintext)
         except InvalidTag:
             raise CarrierError(
                 CloseReason.BAD_RECORD, "a record did not authenticate: it was changed, replayed or reordered"

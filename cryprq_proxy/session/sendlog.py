@@ -109,9 +109,8 @@ class SendLog:
 
         A session keeps its assured sixteenth of the bound even when the budget of the process is spent.
         """
-        if self.kept >= self._bound:
-            return False
-        return self.kept < self._assured or self._budget.used < self._budget.total
+        kept, budget = self.kept, self._budget
+        return kept < self._bound and (kept < self._assured or budget.used < budget.total)
 
     def append(self, frame: bytes) -> None:
         """Add a small numbered frame, to be sent in its turn."""
@@ -119,11 +118,17 @@ class SendLog:
         self._unsent.append(chunk)
         self._charge(chunk.cost)
 
-    def append_sent(self, chunk: Chunk) -> None:
-        """Add a chunk that is being sent right now; only allowed when nothing waits (`next_unsent` is None)."""
+    def append_sent(self, chunk: Chunk) -> bool:
+        """Add a chunk that is being sent right now, and say whether there is room for more (`has_room`).
+
+        Only allowed when nothing waits (`next_unsent` is None).
+        """
         self._sent.append(chunk)
         self.sent += 1
-        self._charge(chunk.cost)
+        cost, budget = chunk.cost, self._budget
+        self.kept = kept = self.kept + cost
+        budget.used += cost
+        return kept < self._bound and (kept < self._assured or budget.used < budget.total)
 
     def next_unsent(self) -> bytes | memoryview | None:
         """The next frame to send, left in place."""

@@ -309,8 +309,7 @@ class Session:
                     break
                 stream, chunk = turn
                 writer.add(chunk.frame)
-                log.append_sent(chunk)
-                scheduler.open = log.has_room()
+                scheduler.open = log.append_sent(chunk)
                 self.bytes_sent += chunk.size
                 if stream.send_half is Half.FINISHING and not stream.queue:
                     self.send_fin(stream)
@@ -385,7 +384,7 @@ class Session:
                 self.received += 1
                 self._receive_data(int.from_bytes(plaintext[1:5]), memoryview(plaintext)[wire.DATA_HEADER :])
                 continue
-            frames = wire.decode_frames(plaintext)
+            frames = wire.decode_frames(bytes(plaintext))
             for kind, id, value in frames:
                 if self.closed is not None:
                     break

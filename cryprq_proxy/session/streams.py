@@ -44,8 +44,8 @@ the stream going only waits on the way, and makes others wait."""
 class StreamHandler(Protocol):
     """What a stream calls; none of these may raise, and each may call the stream back.
 
-    `data_received` gets a view that stays valid; the handler must call `stream.consumed` once the bytes have left it,
-    or the peer stops sending. After `refused` or `reset` nothing more is called.
+    `data_received` gets a view that is good until it returns; the handler must call `stream.consumed` once the bytes
+    have left it, or the peer stops sending. After `refused` or `reset` nothing more is called.
     """
 
     def opened(self) -> None: ...
