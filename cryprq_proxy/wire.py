@@ -18,6 +18,9 @@ header of five bytes and one seal.
     SWITCH, REKEY_PLEASE
                   kind
     DATAGRAM      kind | stream u32 | length u16 | destination | payload, `length` bytes
+    LANE          kind | epoch u32 | index u32
+    PACKET        kind | flags u8 | segment size u16 | header size u16 | length u16 | IP packet, `length` bytes
+    NETWORK       kind | IPv4 address, 4 bytes | IPv6 address, 16 bytes
     CLOSE         kind | reason u8
     ACCEPT, NO_SESSION
                   kind
@@ -67,6 +70,9 @@ class Kind(IntEnum):
     SWITCH = 0x16
     REKEY_PLEASE = 0x17
     DATAGRAM = 0x18
+    LANE = 0x19
+    PACKET = 0x1A
+    NETWORK = 0x1B
     CLOSE = 0x1F
     ACCEPT = 0x20
     RESUMED = 0x21
@@ -74,15 +80,18 @@ class Kind(IntEnum):
 
 
 class StreamProtocol(IntEnum):
-    """What an OPEN asks for: a TCP connection to the destination, or a UDP association (destination ignored)."""
+    """What an OPEN asks for: a TCP connection to the destination, or, whatever the destination, a UDP association, or a
+    TCP connection to the exit's own DNS resolver (RFC 7766)."""
 
     TCP = 1
     UDP = 2
+    RESOLVER = 3
 
 
 # Plain integers for the data path: an IntEnum member costs an attribute look-up in a class dictionary per use.
 OPEN, OPENED, REFUSED, DATA, FIN, RESET = range(0x01, 0x07)
 ACK, WINDOW, PING, PONG, REKEY, REKEY_ANSWER, SWITCH, REKEY_PLEASE, DATAGRAM = range(0x10, 0x19)
+LANE, PACKET, NETWORK = range(0x19, 0x1C)
 CLOSE, ACCEPT, RESUMED, NO_SESSION = 0x1F, 0x20, 0x21, 0x22
 
 _STREAM = Struct("!BI")
@@ -93,12 +102,16 @@ _BYTE = Struct("!BB")
 _LENGTH = Struct("!BH")
 _DATAGRAM = Struct("!BIH")
 _RESUMED = Struct("!BQ32s")
+_LANE = Struct("!BII")
+_PACKET = Struct("!BBHHH")
+_NETWORK = Struct("!B4s16s")
 
 type Frame = tuple[int, int, object]
 """A decoded frame: kind, then the stream id (0 for frames of the whole session), then what is special to the kind:
 `(StreamProtocol, Destination)` for OPEN, `StreamReason` for REFUSED and RESET, a memoryview for DATA, an int for ACK,
-WINDOW, PING and PONG, bytes for REKEY and REKEY_ANSWER, `(Destination, memoryview)` for DATAGRAM, `CloseReason` for
-CLOSE, `(int, bytes)` for RESUMED, None for the rest."""
+WINDOW, PING and PONG, bytes for REKEY and REKEY_ANSWER, `(Destination, memoryview)` for DATAGRAM, `(int, int)` for
+LANE, `(int, int, int, memoryview)` for PACKET, `(bytes, bytes)` for NETWORK, `CloseReason` for CLOSE, `(int, bytes)` for
+RESUMED, None for the rest."""
 
 
 def encode_open(stream: int, protocol: StreamProtocol, destination: Destination) -> bytes:
@@ -147,6 +160,20 @@ def encode_bare(kind: int) -> bytes:
 def encode_datagram(stream: int, destination: Destination, payload: bytes | memoryview) -> bytes:
     address = encode_destination(destination)
     return b"".join((_DATAGRAM.pack(DATAGRAM, stream, len(payload)), address, payload))
+
+
+def encode_lane(epoch: int, index: int) -> bytes:
+    return _LANE.pack(LANE, epoch, index)
+
+
+def encode_packet(flags: int, segment: int, header: int, packet: bytes | memoryview) -> bytes:
+    """`packet` has 1 to 65,535 bytes; for the rest see session/slices.py."""
+    return b"".join((_PACKET.pack(PACKET, flags, segment, header, len(packet)), packet))
+
+
+def encode_network(ipv4: bytes, ipv6: bytes) -> bytes:
+    """The client's addresses inside the tunnel, 4 and 16 bytes; zeros where the exit has none of the family."""
+    return _NETWORK.pack(NETWORK, ipv4, ipv6)
 
 
 def encode_close(reason: CloseReason) -> bytes:
@@ -244,6 +271,25 @@ def _datagram(data: bytes, view: memoryview, at: int) -> tuple[Frame, int]:
     return (kind, stream, (destination, view[start:end])), end
 
 
+def _lane(data: bytes, view: memoryview, at: int) -> tuple[Frame, int]:
+    kind, epoch, index = _LANE.unpack_from(data, at)
+    return (kind, 0, (epoch, index)), at + _LANE.size
+
+
+def _packet(data: bytes, view: memoryview, at: int) -> tuple[Frame, int]:
+    kind, flags, segment, header, length = _PACKET.unpack_from(data, at)
+    start = at + _PACKET.size
+    end = start + length
+    if not start < end <= len(data):
+        raise ValueError("wrong length")
+    return (kind, 0, (flags, segment, header, view[start:end])), end
+
+
+def _network(data: bytes, view: memoryview, at: int) -> tuple[Frame, int]:
+    kind, ipv4, ipv6 = _NETWORK.unpack_from(data, at)
+    return (kind, 0, (ipv4, ipv6)), at + _NETWORK.size
+
+
 def _close(data: bytes, view: memoryview, at: int) -> tuple[Frame, int]:
     kind, reason = _BYTE.unpack_from(data, at)
     return (kind, 0, CloseReason(reason)), at + _BYTE.size
@@ -270,6 +316,9 @@ _DECODERS = {
     SWITCH: _bare,
     REKEY_PLEASE: _bare,
     DATAGRAM: _datagram,
+    LANE: _lane,
+    PACKET: _packet,
+    NETWORK: _network,
     CLOSE: _close,
     ACCEPT: _bare,
     RESUMED: _resumed,

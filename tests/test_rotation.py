@@ -14,6 +14,7 @@ from links import FAST, App, LaterOffload, Link, ToyProvider, epoch, seeded
 from cryprq_proxy import wire
 from cryprq_proxy.crypto.primitives import Cipher
 from cryprq_proxy.errors import CarrierError, CloseReason, PeerError
+from cryprq_proxy.session.datagrams import NoSideband
 from cryprq_proxy.session.records import RecordOpener, RecordSealer
 from cryprq_proxy.session.rotation import (
     MISSED_INTERVALS,
@@ -409,6 +410,7 @@ def lone(*, dialler: bool, offload: Any = inline) -> Rotation:
         entropy=seeded(0),
         offload=offload,
         ready=lambda: None,
+        sideband=NoSideband,
     )
     keys, cipher = epoch(1), Cipher.CHACHA20_POLY1305
     rotation.attach(

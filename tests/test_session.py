@@ -14,11 +14,11 @@ from cryprq_proxy import wire
 from cryprq_proxy.address import Destination
 from cryprq_proxy.crypto.primitives import Cipher
 from cryprq_proxy.errors import CarrierError, CloseReason, LocalError, PeerError, StreamReason
+from cryprq_proxy.session.datagrams import SECONDS
 from cryprq_proxy.session.records import OVERHEAD, RecordOpener
 from cryprq_proxy.session.session import (
     ACK_DELAY,
     DATAGRAM_QUEUE,
-    DATAGRAM_SECONDS,
     FILL_MINIMUM,
     MAX_AWAITED,
     MAX_SMALL,
@@ -221,13 +221,14 @@ def held(session: Session) -> int:
     """Everything that a peer could make longer."""
     return (
         len(session._windows_due)
-        + len(session._datagrams)
         + len(session._awaited)
         + len(session.streams)
         + len(session.rotation.frames)
         + len(session.scheduler._waiting)
         + session.log.kept
-        + session._datagram_bytes
+        + session.datagrams.bytes
+        + session.packets.bytes
+        + len(session._announcements)
     )
 
 
@@ -415,13 +416,13 @@ def test_old_datagrams_are_dropped() -> None:
     path = link.carrier.to_right
     path.budget = 8192
     path.pull(link.carrier.now)
-    link.carrier.now += 2 * DATAGRAM_SECONDS
+    link.carrier.now += 2 * SECONDS
     link.carrier.settle()
     assert 0 < len(other.datagrams) < 20
     one.stream.send_datagram(NAME, b"new")
     link.carrier.settle()
     assert other.datagrams[-1] == (NAME, b"new")
-    assert link.client._datagram_bytes == 0 and not link.client._datagrams
+    assert link.client.datagrams.bytes == 0 and not link.client.datagrams
 
 
 def test_the_queue_of_datagrams_is_bounded_and_drops_the_oldest() -> None:
@@ -430,7 +431,7 @@ def test_the_queue_of_datagrams_is_bounded_and_drops_the_oldest() -> None:
     assert one.stream is not None
     for number in range(1000):
         one.stream.send_datagram(NAME, b"%04d" % number + bytes(1000))
-        assert link.client._datagram_bytes <= DATAGRAM_QUEUE
+        assert link.client.datagrams.bytes <= DATAGRAM_QUEUE
     link.carrier.settle()
     numbers = [int(payload[:4]) for _, payload in other.datagrams]
     assert numbers == list(range(1000 - len(numbers), 1000)) and 50 < len(numbers) < 70

@@ -44,6 +44,9 @@ FRAMES: list[tuple[bytes, Expected]] = [
     (wire.encode_bare(wire.REKEY_PLEASE), (wire.REKEY_PLEASE, 0, None)),
     (wire.encode_datagram(13, V4, b"payload"), (wire.DATAGRAM, 13, (V4, b"payload"))),
     (wire.encode_datagram(13, NAME, b""), (wire.DATAGRAM, 13, (NAME, b""))),
+    (wire.encode_lane(7, 2**32 - 1), (wire.LANE, 0, (7, 2**32 - 1))),
+    (wire.encode_packet(3, 1400, 52, b"packet"), (wire.PACKET, 0, (3, 1400, 52, b"packet"))),
+    (wire.encode_network(bytes(4), bytes(16)), (wire.NETWORK, 0, (bytes(4), bytes(16)))),
     (wire.encode_close(CloseReason.LIMIT), (wire.CLOSE, 0, CloseReason.LIMIT)),
     (wire.encode_bare(wire.ACCEPT), (wire.ACCEPT, 0, None)),
     (wire.encode_resumed(5, bytes(range(32))), (wire.RESUMED, 0, (5, bytes(range(32))))),
@@ -103,7 +106,7 @@ def test_unknown_kinds_are_refused(kind: int) -> None:
 @pytest.mark.parametrize(
     "frame",
     [
-        b"\x01" + bytes(4) + b"\x03" + b"\x01" + bytes(6),  # unknown stream protocol
+        b"\x01" + bytes(4) + b"\x04" + b"\x01" + bytes(6),  # unknown stream protocol
         b"\x01" + bytes(4) + b"\x01" + b"\x02" + bytes(6),  # unknown address type
         b"\x01" + bytes(4) + b"\x01" + b"\x03\x00" + bytes(2),  # empty name
         b"\x01" + bytes(4) + b"\x01" + b"\x03\x03a b" + bytes(2),  # no name at all
@@ -112,6 +115,8 @@ def test_unknown_kinds_are_refused(kind: int) -> None:
         b"\x1f\xff",
         b"\x04" + bytes(4),  # no data
         b"\x18" + bytes(4) + b"\x00\x01" + b"\x01" + bytes(6),  # payload missing
+        b"\x1a" + bytes(5) + b"\x00\x00",  # no packet
+        b"\x1a" + bytes(5) + b"\x00\x02x",  # half a packet
         b"\x18" + bytes(4) + b"\xff\xff" + b"\x01" + bytes(6) + bytes(65_535),  # more than a UDP packet holds
     ],
 )
@@ -208,6 +213,21 @@ SMALL_FRAMES = st.one_of(
         STREAMS,
         DESTINATIONS,
         st.binary(max_size=40),
+    ),
+    st.builds(
+        lambda epoch, index: (wire.encode_lane(epoch, index), (wire.LANE, 0, (epoch, index))),
+        STREAMS,
+        STREAMS,
+    ),
+    st.builds(
+        lambda flags, segment, header, packet: (
+            wire.encode_packet(flags, segment, header, packet),
+            (wire.PACKET, 0, (flags, segment, header, packet)),
+        ),
+        st.integers(0, 255),
+        st.integers(0, 65_535),
+        st.integers(0, 65_535),
+        st.binary(min_size=1, max_size=40),
     ),
     st.builds(
         lambda received, proof: (wire.encode_resumed(received, proof), (wire.RESUMED, 0, (received, proof))),

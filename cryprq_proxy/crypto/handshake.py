@@ -30,7 +30,6 @@ from .identity import PUBLIC_SIZE, SIGNATURE_SIZE, Identity, PeerId, verify_sign
 from .noise import PSK_SIZE, HandshakeState, message_overhead
 from .payloads import (
     CHOICE_SIZE,
-    FEATURES,
     OFFER_LIMIT,
     OFFER_MIN,
     PROOF_LIMIT,
@@ -280,11 +279,13 @@ class ClientHandshake(_Side):
         *,
         psk: bytes | None = None,
         ciphers: tuple[Cipher, ...] | None = None,
+        features: int = 0,
         entropy: Entropy = system_entropy,
     ) -> None:
-        """`psk`: the exit's 32 bytes if it has some; `ciphers`: what to offer, the preferred first."""
+        """`psk`: the exit's 32 bytes if it has some; `ciphers`: what to offer, the preferred first; `features`: what
+        this side can do (payloads.Feature)."""
         super().__init__(_CLIENT_STEPS, identity, provider, exit_id, psk, entropy)
-        self._offer = Offer((VERSION,), ciphers or ciphers_by_speed(), FEATURES)
+        self._offer = Offer((VERSION,), ciphers or ciphers_by_speed(), features)
 
     def write_first(self) -> bytes:
         """The first flight."""
@@ -330,10 +331,13 @@ class ExitHandshake(_Side):
         *,
         psk: bytes | None = None,
         ciphers: tuple[Cipher, ...] | None = None,
+        features: int = 0,
         entropy: Entropy = system_entropy,
     ) -> None:
-        """`psk`: 32 configured bytes, if any; `ciphers`: the own ones, the preferred first."""
+        """`psk`: 32 configured bytes, if any; `ciphers`: the own ones, the preferred first; `features` as at the
+        client."""
         super().__init__(_EXIT_STEPS, identity, provider, identity.peer_id, psk, entropy)
+        self._features = features
         self._ciphers = ciphers or ciphers_by_speed()
         self._resume: ResumeRequest | None = None
 
@@ -342,7 +346,9 @@ class ExitHandshake(_Side):
         with self._flight("read_first"):
             if len(flight) not in FIRST_SIZE:
                 raise HandshakeError("the first flight has the wrong length")
-            self._choice = choose(Offer.decode(self._noise.read_message(flight)), self._ciphers)
+            self._choice = choose(
+                Offer.decode(self._noise.read_message(flight)), self._ciphers, self._features
+            )
 
     def write_second(self) -> bytes:
         """The second flight. Slow: it signs."""

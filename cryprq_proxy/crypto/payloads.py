@@ -10,14 +10,23 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from enum import IntFlag
 from typing import Final, Self
 
 from ..errors import HandshakeError, LocalError
 from .primitives import HASH_SIZE, Cipher, constant_time_equal, hmac_sha256
 
 VERSION = 1
-FEATURES = 0
-"""The feature bits that this version knows: none yet."""
+
+
+class Feature(IntFlag):
+    """What a side can do beside streams; a session has what both can."""
+
+    LANE = 1
+    """Datagrams beside the carrier, on the UDP port of the same number."""
+    PACKETS = 2
+    """IP packets of the whole system: the exit has a network interface for them."""
+
 
 _CHOICE = struct.Struct("!BBI")
 _RESUME = struct.Struct("!B16sIQ32s")
@@ -96,8 +105,8 @@ class Choice:
             raise HandshakeError("the exit chose a cipher that does not exist") from None
 
 
-def choose(offer: Offer, ciphers: tuple[Cipher, ...]) -> Choice:
-    """The exit's choice, where `ciphers` is its own list, the preferred first.
+def choose(offer: Offer, ciphers: tuple[Cipher, ...], features: int = 0) -> Choice:
+    """The exit's choice, where `ciphers` is its own list, the preferred first, and `features` what it can do.
 
     AES-256-GCM needs the instructions on both sides, so it is taken only where it is first in both lists;
     in all other cases it is ChaCha20-Poly1305. Raises HandshakeError where the client does not offer what
@@ -110,7 +119,7 @@ def choose(offer: Offer, ciphers: tuple[Cipher, ...]) -> Choice:
         cipher = Cipher.AES_256_GCM
     if cipher not in offer.ciphers or cipher not in ciphers:
         raise HandshakeError("the client offers no cipher that this exit would use")
-    return Choice(VERSION, cipher, offer.features & FEATURES)
+    return Choice(VERSION, cipher, offer.features & features)
 
 
 # --- payload 3 ---

@@ -30,6 +30,7 @@ from ..crypto.handshake import EpochSecrets
 from ..crypto.primitives import Cipher, Entropy, Provider
 from ..crypto.rekey import RekeyInitiator, answer_rekey
 from ..errors import CarrierError, CloseReason, HandshakeError, PeerError
+from .datagrams import Sideband
 from .records import RecordOpener, RecordSealer
 
 UNFINISHED: Final = 30.0
@@ -56,6 +57,8 @@ class RotationLimits:
     """Seconds."""
     records: int = 1 << 22
     bytes: int = 1 << 38
+    datagrams: int = 1 << 27
+    """On the lane."""
 
 
 class State(Enum):
@@ -92,6 +95,7 @@ class Rotation:
         entropy: Entropy,
         offload: Offload,
         ready: Callable[[], None],
+        sideband: Callable[[], Sideband],
     ) -> None:
         self._dialler = dialler
         self._provider = provider
@@ -99,6 +103,7 @@ class Rotation:
         self._entropy = entropy
         self._offload = offload
         self._ready = ready
+        self._sideband = sideband
         self._carrier = 0
         self._forget()
         self.rotations = 0
@@ -128,6 +133,7 @@ class Rotation:
         self.frames: list[bytes] = []
         self.final: bytes | None = None
         self.paused = False
+        self._sideband().epoch(cipher, 0, epoch, now)
 
     def detach(self) -> None:
         """The carrier is gone, and its keys with it."""
@@ -218,15 +224,17 @@ class Rotation:
             self._begin(epoch, now)
         else:
             self._pending = epoch
+            self._sideband().epoch(self.cipher, self.number + 1, epoch, now)
 
     # --- the steps -------------------------------------------------------------------------------------------------
 
     def _spent(self) -> int:
-        """How many times the limits on records and bytes have been used up in the busier direction."""
+        """How many times the limits on records, bytes and datagrams have been used up in the busier direction."""
         sealer, opener, limits = self.sealer, self.opener, self._limits
         return max(
             max(sealer.records, opener.records) // limits.records,
             max(sealer.bytes, opener.bytes) // limits.bytes,
+            self._sideband().datagrams() // limits.datagrams,
         )
 
     def _send_rekey(self, message: bytes) -> None:
@@ -259,6 +267,7 @@ class Rotation:
         self.opener = RecordOpener(self.cipher, epoch.exit_record)
         self._next = epoch, RecordSealer(self.cipher, epoch.client_record)
         self.final = wire.encode_bare(wire.SWITCH)
+        self._sideband().epoch(self.cipher, self.number + 1, epoch, now)
         self._ready()
 
     def _switch(self, now: float) -> None:

@@ -12,7 +12,6 @@ is (`detach` it).
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -23,6 +22,7 @@ from ..crypto.handshake import EpochSecrets
 from ..crypto.primitives import Cipher, Entropy, Provider
 from ..errors import CloseReason, LocalError, PeerError, StreamReason, StreamRefused
 from ..wire import DATA, StreamProtocol
+from .datagrams import DatagramQueue, NoSideband, Sideband
 from .liveness import Liveness
 from .records import OVERHEAD, RecordOpener, RecordSealer
 from .rotation import Offload, Rotation, RotationLimits, inline
@@ -34,7 +34,8 @@ from .writer import MAX_JOINED, RecordWriter
 ACK_DELAY: Final = 0.025
 """Seconds until received frames are acknowledged at the latest."""
 DATAGRAM_QUEUE: Final = 65_536
-DATAGRAM_SECONDS: Final = 0.02
+PACKET_QUEUE: Final = 262_144
+"""Bytes of datagrams and of packets that may wait for the carrier."""
 MAX_AWAITED: Final = 65_536
 """Ends of streams that the peer may owe at once."""
 MAX_SMALL: Final = 16 << 20
@@ -100,7 +101,9 @@ class Session:
             entropy=entropy,
             offload=offload,
             ready=self.wake,
+            sideband=lambda: self.sideband,
         )
+        self.sideband: Sideband = NoSideband()
         self.streams: dict[int, Stream] = {}
         self.attached = False
         self.closed: CloseReason | None = None
@@ -121,9 +124,9 @@ class Session:
         self._windows_due: dict[int, Stream] = {}
         self._pong: int | None = None
         self._close_frame: bytes | None = None
-        self._datagrams: deque[tuple[float, bytes]] = deque()
-        """With the time at which each was first passed over; until then NEVER."""
-        self._datagram_bytes = 0
+        self.datagrams = DatagramQueue(DATAGRAM_QUEUE)
+        self.packets = DatagramQueue(PACKET_QUEUE)
+        self._announcements: list[bytes] = []
         self._woken = False
         self._now = 0.0
 
@@ -159,8 +162,9 @@ class Session:
             self.attached = False
             self.rotation.detach()
         self.scheduler.open = False
-        self._datagrams.clear()
-        self._datagram_bytes = 0
+        self._announcements.clear()
+        self.datagrams.clear()
+        self.packets.clear()
 
     def close(self, reason: CloseReason, stream_reason: StreamReason = StreamReason.SESSION_LOST) -> None:
         """End the session: all streams are reset, and what `fill` gives from now on is a CLOSE frame, once."""
@@ -175,7 +179,8 @@ class Session:
             self.scheduler.forget(stream)
             stream.handler.reset(stream_reason)
         self._awaited.clear()
-        self._datagrams.clear()
+        self.datagrams.clear()
+        self.packets.clear()
         self.log.clear()
         self.wake()
 
@@ -239,15 +244,26 @@ class Session:
             self._end(stream)
 
     def send_datagram(self, stream: Stream, destination: Destination, payload: bytes | memoryview) -> None:
-        if not self.attached or not stream.opened or stream.id not in self.streams:
+        if not stream.opened or stream.id not in self.streams:
             return  # also before OPENED: unnumbered frames overtake, and this one might arrive before its OPEN
-        frame = wire.encode_datagram(stream.id, destination, payload)
-        self._datagrams.append((NEVER, frame))
-        self._datagram_bytes += len(frame)
-        self.bytes_sent += len(payload)
-        while self._datagram_bytes > DATAGRAM_QUEUE and len(self._datagrams) > 1:
-            self._datagram_bytes -= len(self._datagrams.popleft()[1])
-        self.wake()
+        if self.sideband.send_datagram(stream.id, destination, payload):
+            self.bytes_sent += len(payload)
+        elif self.attached:
+            self.bytes_sent += len(payload)
+            self.datagrams.add(wire.encode_datagram(stream.id, destination, payload))
+            self.wake()
+
+    def send_packet(self, flags: int, segment: int, header: int, packet: memoryview) -> None:
+        """Send an IP packet on the carrier, because there is no lane; it may be dropped."""
+        if self.attached:
+            self.packets.add(wire.encode_packet(flags, segment, header, packet))
+            self.wake()
+
+    def announce(self, frame: bytes) -> None:
+        """Send a LANE or NETWORK frame, unless the carrier is lost before."""
+        if self.attached:
+            self._announcements.append(frame)
+            self.wake()
 
     def window_due(self, stream: Stream) -> None:
         self._windows_due[stream.id] = stream
@@ -328,7 +344,8 @@ class Session:
         if (
             log.next_unsent() is not None
             or self._windows_due
-            or self._datagrams
+            or self.datagrams
+            or self.packets
             or (scheduler.open and scheduler.queued)
         ):
             self.wake()
@@ -346,23 +363,17 @@ class Session:
         if self.liveness.ping is not None:
             writer.add(wire.encode_number(wire.PING, self.liveness.ping))
             self.liveness.ping_sent(now)
-        for frame in self.rotation.frames:
-            writer.add(frame)
-        self.rotation.frames.clear()
+        for frames in (self.rotation.frames, self._announcements):
+            for frame in frames:
+                writer.add(frame)
+            frames.clear()
         while self._windows_due and writer.position < budget:
             _, stream = self._windows_due.popitem()
             limit = stream.next_window(now, self.liveness.least_round_trip, self.windows)
             writer.add(wire.encode_window(stream.id, limit))
-        while self._datagrams and writer.position < (budget + 1) >> 1:  # the other half is for streams
-            queued_at, frame = self._datagrams.popleft()
-            self._datagram_bytes -= len(frame)
-            if now - queued_at <= DATAGRAM_SECONDS:
-                writer.add(frame)
-        for index in range(len(self._datagrams) - 1, -1, -1):
-            queued_at, frame = self._datagrams[index]
-            if queued_at != NEVER:
-                break
-            self._datagrams[index] = (now, frame)
+        half = (budget + 1) >> 1  # the other half is for streams
+        self.datagrams.write(writer, half, now)
+        self.packets.write(writer, half, now)
 
     # --- in --------------------------------------------------------------------------------------------------------
 
@@ -508,6 +519,22 @@ class Session:
         elif not 0 < id <= self._last_id:
             raise PeerError(CloseReason.PROTOCOL, "the peer sent a frame for an unknown stream")
 
+    def datagram_from_lane(self, id: int, destination: Destination, payload: memoryview) -> None:
+        """A datagram came beside the carrier, perhaps before or after its stream's time: then it is dropped."""
+        stream = self.streams.get(id)
+        if stream is not None and stream.protocol is StreamProtocol.UDP:
+            self.bytes_received += len(payload)
+            stream.handler.datagram_received(destination, payload)
+
+    def _receive_lane(self, id: int, value: Any) -> None:
+        self.sideband.announced(*value)
+
+    def _receive_packet(self, id: int, value: Any) -> None:
+        self.sideband.packet_received(*value)
+
+    def _receive_network(self, id: int, value: Any) -> None:
+        self.sideband.network_received(*value)
+
     def _receive_close(self, id: int, reason: Any) -> None:
         self.close(reason)
         self._close_frame = None
@@ -548,6 +575,9 @@ _ON_SESSION: Final[dict[int, Callable[[Session, int, Any], None]]] = {
     wire.SWITCH: lambda session, _, __: session.rotation.receive(wire.SWITCH, b"", session._now),
     wire.REKEY_PLEASE: lambda session, _, __: session.rotation.receive(wire.REKEY_PLEASE, b"", session._now),
     wire.DATAGRAM: Session._receive_datagram,
+    wire.LANE: Session._receive_lane,
+    wire.PACKET: Session._receive_packet,
+    wire.NETWORK: Session._receive_network,
     wire.CLOSE: Session._receive_close,
     wire.ACCEPT: Session._receive_admission,
     wire.RESUMED: Session._receive_admission,

@@ -35,6 +35,12 @@ def encode(kind: int, stream: int, value: Any) -> bytes:
         return wire.encode_message(kind, value)
     if kind == wire.DATAGRAM:
         return wire.encode_datagram(stream, *value)
+    if kind == wire.LANE:
+        return wire.encode_lane(*value)
+    if kind == wire.PACKET:
+        return wire.encode_packet(*value)
+    if kind == wire.NETWORK:
+        return wire.encode_network(*value)
     if kind == wire.CLOSE:
         return wire.encode_close(value)
     if kind == wire.RESUMED:
