@@ -75,11 +75,36 @@ def _log_options[F: Callable[..., Any]](command: F) -> F:
 @click.option(
     "--upstream", metavar="socks5://[USER:PASSWORD@]HOST:PORT", help="Dial the exit through a SOCKS5 proxy."
 )
+@click.option("--tun", is_flag=True, help="Route the whole system, not only what uses the proxy; as root.")
+@click.option(
+    "--exclude", multiple=True, metavar="CIDR", help="With --tun: past the tunnel; may be repeated."
+)
+@click.option(
+    "--include", multiple=True, metavar="CIDR", help="With --tun: only this goes through the tunnel."
+)
+@click.option(
+    "--exclude-uid", multiple=True, metavar="USER", help="With --tun: this user's programs go past it."
+)
+@click.option("--lan", type=click.Choice(["allow", "block"]), help="With --tun: is the LAN reached directly?")
+@click.option(
+    "--kill-switch",
+    type=click.Choice(["on", "off"]),
+    help="With --tun: does nothing get out while it is down?",
+)
+@click.option(
+    "--inbound", type=click.Choice(["block", "keep"]), help="With --tun: do connections from outside go on?"
+)
+@click.option(
+    "--confirm",
+    type=float,
+    metavar="SECONDS",
+    help="With --tun: undo it all unless `confirm` is called in time.",
+)
 @_log_options
 @click.version_option(__version__, prog_name=PROGRAM, message="%(prog)s %(version)s")
 @click.pass_context
 def cli(
-    context: click.Context, /, config: Path | None, verbose: bool, log_format: str | None, **flags: str | None
+    context: click.Context, /, config: Path | None, verbose: bool, log_format: str | None, **flags: Any
 ) -> None:
     """A local SOCKS and HTTP proxy whose traffic goes to an exit peer of your own over a post-quantum-hybrid
     encrypted link.
@@ -94,9 +119,22 @@ def cli(
     from .process import run
     from .service import run_client
 
-    loaded = load_client(config, {**flags, **context.obj})
+    wide = {f"tun.{name}": flags.pop(name) for name in _WIDE}
+    wide["tun.enabled"] = flags.pop("tun") or None
+    loaded = load_client(config, {**flags, **wide, **context.obj})
     setup(loaded.log_level, loaded.log_format)
-    run(lambda stop: run_client(loaded, stop))
+    if not loaded.tun.enabled and any(value not in (None, ()) for value in wide.values()):
+        raise click.UsageError("--exclude, --include, --lan and their like need --tun")
+    tunnel = None
+    if loaded.tun.enabled:
+        from .system import make_tunnel
+
+        tunnel = make_tunnel
+    run(lambda stop: run_client(loaded, stop, tunnel))
+
+
+_WIDE: Final = ("exclude", "include", "exclude_uid", "lan", "kill_switch", "inbound", "confirm")
+"""Flags of the section [tun]."""
 
 
 def _refuse_misplaced(context: click.Context, command: str) -> None:
@@ -132,6 +170,13 @@ def _merged(context: click.Context, verbose: bool, log_format: str | None) -> di
     default=None,
     help="Clients may reach this machine and the private networks behind it.",
 )
+@click.option(
+    "--tun",
+    "tun",
+    is_flag=True,
+    default=None,
+    help="Take packets of whole systems too (cryprq-proxy --tun); as root.",
+)
 @_log_options
 @click.pass_context
 def exit_(
@@ -143,9 +188,15 @@ def exit_(
     from .service import run_exit
 
     flags |= _merged(context, verbose, log_format)
+    flags["tun.enabled"] = flags.pop("tun")
     loaded = load_exit(config, flags)
     setup(loaded.log_level, loaded.log_format)
-    run(lambda stop: run_exit(loaded, lambda: load_exit(config, flags).authorised_peers(), stop))
+    network = None
+    if loaded.tun.enabled:
+        from .system import make_network
+
+        network = make_network
+    run(lambda stop: run_exit(loaded, lambda: load_exit(config, flags).authorised_peers(), stop, network))
 
 
 @cli.command()
@@ -202,6 +253,35 @@ def status(as_json: bool, config: Path | None) -> None:
         click.echo(render(answer))
 
 
+@cli.command()
+@click.argument("seconds", type=click.IntRange(1, 3600))
+@_config_option
+def pause(seconds: int, config: Path | None) -> None:
+    """Let this machine past the tunnel for so many SECONDS, as for the login page of a hotel. Ends by itself."""
+    _ask(_control_sockets(config), "pause", seconds)
+    click.echo(f"open for {seconds} s; programs that are started now are not tunnelled")
+
+
+@cli.command()
+@_config_option
+def confirm(config: Path | None) -> None:
+    """Keep what `--tun --confirm SECONDS` has set up."""
+    _ask(_control_sockets(config), "confirm")
+    click.echo("confirmed")
+
+
+@cli.command()
+@click.option(
+    "--state-dir", type=_file, metavar="D", help="Where the journal is (default: /var/lib/cryprq-proxy)."
+)
+def cleanup(state_dir: Path | None) -> None:
+    """Undo what --tun has changed on this machine, after a crash. Harmless at any other time."""
+    from .system import clean_up
+    from .system_config import STATE
+
+    clean_up(state_dir or STATE, click.echo)
+
+
 def _control_sockets(config: Path | None) -> list[Path]:
     """The sockets to ask: that of the configuration, or those of the default ones and the default places."""
     from .config import load_client, load_exit
@@ -222,14 +302,14 @@ def _control_sockets(config: Path | None) -> list[Path]:
     return found[:1]
 
 
-def _ask(sockets: list[Path]) -> list[dict[str, Any]]:
+def _ask(sockets: list[Path], command: str = "status", seconds: int = 0) -> list[dict[str, Any]]:
     """The answers of all that answer. Raises CryprqError if nobody does."""
     from .control import query
 
     answers, errors = [], []
     for path in sockets:
         try:
-            answers.append(query(path))
+            answers.append(query(path, command, seconds=seconds))
         except CryprqError as error:
             errors.append((not path.exists(), error))
     if not answers:

@@ -34,6 +34,7 @@ from .places import config_dir, default_control_socket, default_identity, expose
 from .roles.egress import EgressPolicy
 from .session.rotation import RotationLimits
 from .session.session import SessionLimits
+from .system_config import ExitTun, Lane, Tun
 
 KIB: Final = 1 << 10
 MIB: Final = 1 << 20
@@ -169,6 +170,8 @@ class ClientConfig(Struct, frozen=True, kw_only=True):
     log_format: Annotated[LogFormat, choice("text", "json")] = "text"
     rotation: Rotation = Rotation()
     limits: ClientLimits = ClientLimits()
+    lane: Lane = Lane()
+    tun: Tun = Tun()
 
     def __post_init__(self) -> None:
         if self.user is not None and self.user_file is not None:
@@ -243,6 +246,8 @@ class ExitConfig(Struct, frozen=True, kw_only=True):
     egress: Egress = Egress()
     rotation: Rotation = Rotation()
     limits: ExitLimits = ExitLimits()
+    lane: Lane = Lane()
+    tun: ExitTun = ExitTun()
 
     def __post_init__(self) -> None:
         if not self.listen:
@@ -294,7 +299,7 @@ def client_from(text: str, source: Path, private: bool, flags: Mapping[str, obje
     upstream: Upstream | None = values.get("upstream")
     if not private and ("user" in values or (upstream is not None and upstream.password is not None)):
         raise exposed(source, "the configuration")
-    given = decode_flags(ClientConfig, flags)
+    given = _decoded(ClientConfig, Tun, values, flags)
     if "user" in given:
         values.pop("user_file", None)
     values |= given
@@ -307,8 +312,21 @@ def client_from(text: str, source: Path, private: bool, flags: Mapping[str, obje
 
 def exit_from(text: str, source: Path, flags: Mapping[str, object]) -> ExitConfig:
     """Decode the text of an exit.toml. Raises ConfigError."""
-    values = decode_file(ExitConfig, text, source) | decode_flags(ExitConfig, flags)
+    values = decode_file(ExitConfig, text, source)
+    values |= _decoded(ExitConfig, ExitTun, values, flags)
     return _build(ExitConfig, values, text, source)
+
+
+def _decoded(
+    kind: type[Struct], tun: type[Struct], values: Mapping[str, Any], flags: Mapping[str, object]
+) -> dict[str, Any]:
+    """The values that flags give; those called "tun.KEY" belong to that section, over what the file has there."""
+    inner = {key[4:]: value for key, value in flags.items() if key.startswith("tun.")}
+    given = decode_flags(kind, {key: value for key, value in flags.items() if not key.startswith("tun.")})
+    section = decode_flags(tun, inner)
+    if section:
+        given["tun"] = msgspec.structs.replace(values.get("tun", tun()), **section)
+    return given
 
 
 def _read(file: Path | None, name: str) -> tuple[str, Path, bool]:

@@ -20,9 +20,9 @@ import os
 import socket
 import stat
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 
@@ -37,6 +37,8 @@ TIMEOUT: Final = 5.0
 LOCK_SECONDS: Final = 2.0
 
 type Status = Callable[[], Mapping[str, object]]
+type Action = Callable[[int], Awaitable[Mapping[str, object]]]
+"""Does what a command asks for, with its seconds. Raises CryprqError saying why it cannot."""
 
 _log = logging.getLogger(__name__)
 
@@ -45,14 +47,17 @@ class RequestError(CryprqError):
     """A line on the control socket that is no request."""
 
 
-class _Request(msgspec.Struct, forbid_unknown_fields=True):
+class Request(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """One line of a client; `seconds` belongs to "pause"."""
+
     command: str
+    seconds: Annotated[int, msgspec.Meta(ge=0, le=86_400)] = 0
 
 
-def parse_request(line: bytes) -> str:
-    """The command that a request line asks for. Raises RequestError, and nothing else."""
+def parse_request(line: bytes) -> Request:
+    """What a request line asks for. Raises RequestError, and nothing else."""
     try:
-        return msgspec.json.decode(line, type=_Request).command
+        return msgspec.json.decode(line, type=Request)
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise RequestError('expected one line of JSON like {"command": "status"}') from None
 
@@ -60,12 +65,14 @@ def parse_request(line: bytes) -> str:
 class ControlServer:
     """Answers on the socket `path` from `start()` until `stop()`.
 
-    `status` is called in the event loop for every such request; what it returns must be plain JSON values.
+    `status` is called in the event loop for every such request, and `actions` for the commands of their names; what
+    they return must be plain JSON values.
     """
 
-    def __init__(self, path: Path, status: Status) -> None:
+    def __init__(self, path: Path, status: Status, actions: Mapping[str, Action] | None = None) -> None:
         self.path = path
-        self._commands: dict[str, Status] = {"status": status}
+        self._status = status
+        self._actions = dict(actions or {})
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.StreamWriter] = set()
 
@@ -103,35 +110,42 @@ class ControlServer:
         try:
             async with asyncio.timeout(TIMEOUT):
                 line = await reader.readuntil(b"\n")
-            answer = self._answer(line)
+            answer = await self._answer(line)
         except asyncio.LimitOverrunError:
             answer = {"error": f"a request has at most {MAX_REQUEST} bytes"}
         writer.write(json.dumps(answer).encode() + b"\n")
         async with asyncio.timeout(TIMEOUT):
             await writer.drain()
 
-    def _answer(self, line: bytes) -> dict[str, object]:
+    async def _answer(self, line: bytes) -> dict[str, object]:
         try:
-            command = parse_request(line)
+            request = parse_request(line)
         except RequestError as error:
             return {"error": str(error)}
-        handler = self._commands.get(command)
-        if handler is None:
-            return {"error": f"unknown command {command!r}; known: {', '.join(sorted(self._commands))}"}
+        command = request.command
+        action = self._actions.get(command)
+        if action is None and command != "status":
+            known = ", ".join(sorted(["status", *self._actions]))
+            return {"error": f"unknown command {command!r}; known: {known}"}
         try:
-            return {"ok": dict(handler())}
+            return {"ok": dict(self._status() if action is None else await action(request.seconds))}
+        except CryprqError as error:
+            return {"error": str(error)}
         except Exception:
             # A bug in a report must not cost the person the report that there is one.
             _log.exception("the command %r failed", command)
             return {"error": f"the {command} cannot be told; the log says why"}
 
 
-def query(path: Path, command: str = "status", timeout: float = TIMEOUT) -> dict[str, Any]:
+def query(
+    path: Path, command: str = "status", timeout: float = TIMEOUT, *, seconds: int = 0
+) -> dict[str, Any]:
     """Ask the process that listens at `path`; blocks for at most `timeout` seconds.
 
     Raises CryprqError if nobody answers there, or with the text of the answer if that is an error.
     """
-    request = json.dumps({"command": command}).encode() + b"\n"
+    arguments = {"seconds": seconds} if seconds else {}
+    request = json.dumps({"command": command, **arguments}).encode() + b"\n"
     try:
         answer = json.loads(_exchange(path, request, timeout))
     except PermissionError:

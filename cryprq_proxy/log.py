@@ -126,7 +126,8 @@ def setup(level: LogLevel = "info", style: LogFormat = "text", stream: IO[str] |
     root.addHandler(handler)
     root.setLevel(level.upper())
     # asyncio reports the selector it uses at debug; what we ask debug for is our own program.
-    logging.getLogger("asyncio").setLevel(logging.WARNING)
+    for chatty in ("asyncio", "pyroute2"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     # A log line that cannot be written (standard error is closed) must not become a traceback.
     logging.raiseExceptions = False
     logging.captureWarnings(True)

@@ -57,12 +57,31 @@ class Stop:
             asyncio.get_running_loop().remove_signal_handler(number)
 
     async def wait(self, work: asyncio.Task[Any]) -> None:
-        """Return when a stop is asked for. Raises CryprqError if `work`, which has no end of its own, ends first."""
+        """Return when a stop is asked for. Raises CryprqError if `work`, which has no end of its own, ends first: its
+        own if it ended with one."""
         asked = spawn(self.asked.wait(), "signals")
         await asyncio.wait({asked, work}, return_when=asyncio.FIRST_COMPLETED)
         if not asked.done():
             asked.cancel()
+            if not work.cancelled() and isinstance(error := work.exception(), CryprqError):
+                raise error
             raise CryprqError(f"the task {work.get_name()!r} ended unexpectedly; the log says why")
+
+    async def until[T](self, goal: Coroutine[Any, Any, T], work: asyncio.Task[Any]) -> bool:
+        """Whether `goal` was reached: not if a stop is asked for before. Raises what it raises, and as `wait` does if
+        `work` ends before."""
+        task, waiting = spawn(goal, "start"), spawn(self.wait(work), "stop")
+        try:
+            await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                task.result()
+                return True
+            waiting.result()
+            return False
+        finally:
+            for each in (task, waiting):
+                each.cancel()
+            await asyncio.wait({task, waiting})
 
     async def hurry(self, stopping: Coroutine[Any, Any, None]) -> bool:
         """Run `stopping` to its end, or cancel it when a second signal comes. Whether it came to its end.

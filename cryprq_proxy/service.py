@@ -18,23 +18,26 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from . import __version__
 from .address import Destination
-from .carriers.dial import Upstream
+from .carriers.dial import Upstream, by_system
+from .carriers.udp import UdpOffload
+from .carriers.udp_check import check_offload
 from .config import ClientConfig, ExitConfig, ProviderChoice, read_psk
-from .control import ControlServer
+from .control import Action, ControlServer
 from .crypto.identity import Identity, PeerId
 from .crypto.primitives import Provider, select_provider
 from .errors import ConfigError, CryprqError
 from .fronts.mixed import ListenerSettings, MixedListener
 from .log import describe
 from .process import Stop, settle
-from .roles.client import Client, ClientSettings, keep_up
+from .roles.client import Client, ClientNetwork, ClientSettings, keep_up
 from .roles.egress import EgressPolicy, own_addresses
-from .roles.exit import Exit, ExitSettings
+from .roles.exit import Exit, ExitSettings, PacketNetwork
 from .roles.resolver import SystemResolver
+from .system_config import Lane
 from .tasks import spawn
 
 _log = logging.getLogger(__name__)
@@ -121,7 +124,12 @@ class Report:
 # --- client ---
 
 
-def client_settings(config: ClientConfig) -> ClientSettings:
+def lane_offload(lane: Lane) -> UdpOffload | None:
+    """What the datagram lane may use of the kernel's batching; None for no lane at all."""
+    return check_offload(lane.offload) if lane.enabled else None
+
+
+def client_settings(config: ClientConfig, mark: int = 0) -> ClientSettings:
     """Raises ConfigError if the pre-shared key cannot be read."""
     upstream = config.upstream
     return ClientSettings(
@@ -130,6 +138,8 @@ def client_settings(config: ClientConfig) -> ClientSettings:
         psk=None if config.psk_file is None else read_psk(config.psk_file),
         upstream=None if upstream is None else Upstream(upstream.address, upstream.user, upstream.password),
         wait_for_link=config.wait_for_link,
+        lane=lane_offload(config.lane) if upstream is None else None,
+        mark=mark,
         limits=config.session_limits(),
     )
 
@@ -145,32 +155,88 @@ def listener_settings(config: ClientConfig) -> ListenerSettings:
     )
 
 
-async def run_client(config: ClientConfig, stop: Stop) -> None:
-    """The client until `stop`. Raises CryprqError and OSError."""
+async def run_client(
+    config: ClientConfig, stop: Stop, wide: Callable[[ClientConfig], System] | None = None
+) -> None:
+    """The client until `stop`; with `wide`, for the whole system. Raises CryprqError and OSError."""
     provider = choose_provider(config.provider)
-    settings, listening = client_settings(config), listener_settings(config)
-    client = Client(own_identity(provider, config.identity), settings, provider)
+    system = None if wide is None else wide(config)
+    settings = client_settings(config, 0 if system is None else system.mark)
+    listening = listener_settings(config)
+    identity = own_identity(provider, config.identity)
+    client = Client(identity, settings, provider, system, by_system if system is None else system.resolve)
     listener = MixedListener(client, listening)
-    report = Report(client.status)
+    report = Report(
+        client.status if system is None else lambda: {**client.status(), "system": system.status()}
+    )
     async with AsyncExitStack() as stack:
-        control = ControlServer(config.control_socket, report)
+        control = ControlServer(config.control_socket, report, None if system is None else _actions(system))
         await control.start()
         stack.push_async_callback(control.stop)
+        if system is not None:
+            stack.push_async_callback(system.close)
+            await system.prepare()
         stack.push_async_callback(client.stop)
         with explained([config.listen]):
             address = listener.start()
         stack.push_async_callback(listener.stop)
         report.listen = (address,)
         link = keep_up(client)
+        if system is not None:
+            _log.info("nothing gets out until the link is up")
+            if not await stop.until(system.run(client), link):
+                return
         settle()
         _log.info(
-            "ready: SOCKS5, SOCKS4a and HTTP proxy on %s, exit %s at %s",
+            "ready: %sSOCKS5, SOCKS4a and HTTP proxy on %s, exit %s at %s",
+            "" if system is None else "the whole system is routed; ",
             address,
             settings.peer,
             settings.address,
         )
+        if system is not None and not await _confirmed(system, config.tun.confirm, stop, link):
+            raise CryprqError("it was not confirmed in time, so everything is undone")
         await stop.wait(link)
         _log.info("stopping")
+
+
+class System(ClientNetwork, Protocol):
+    """System-wide mode as the client's process sees it: tun/tunnel.py."""
+
+    mark: int
+    confirmed: asyncio.Event
+
+    async def prepare(self) -> None: ...
+    async def resolve(self, name: str) -> Sequence[str]: ...
+    async def run(self, client: Client) -> None: ...
+    async def pause(self, seconds: int) -> None: ...
+    def status(self) -> dict[str, Any]: ...
+    async def close(self) -> None: ...
+
+
+def _actions(system: System) -> dict[str, Action]:
+    async def pause(seconds: int) -> dict[str, object]:
+        await system.pause(seconds)
+        return {"paused": seconds}
+
+    async def confirm(_: int) -> dict[str, object]:
+        system.confirmed.set()
+        return {"confirmed": True}
+
+    return {"pause": pause, "confirm": confirm}
+
+
+async def _confirmed(system: System, seconds: float, stop: Stop, link: asyncio.Task[None]) -> bool:
+    """Whether a person said in time that all is well; at once if nobody has to. Also when a stop is asked for."""
+    if not seconds:
+        return True
+    _log.warning("everything is undone in %g s unless you call: cryprq-proxy confirm", seconds)
+    try:
+        async with asyncio.timeout(seconds):
+            await stop.until(system.confirmed.wait(), link)
+    except TimeoutError:
+        return False
+    return True
 
 
 # --- exit ---
@@ -191,28 +257,46 @@ def exit_settings(config: ExitConfig) -> ExitSettings:
         detached_sessions_per_peer=limits.detached_sessions_per_peer,
         resume_seconds=limits.resume_seconds,
         connect_timeout=limits.connect_timeout,
+        lane=lane_offload(config.lane),
     )
 
 
-async def run_exit(config: ExitConfig, reload: Reload, stop: Stop) -> None:
-    """The exit until `stop`. Raises CryprqError and OSError."""
+class Network(PacketNetwork, Protocol):
+    """The exit's network interface as its process sees it: tun/exit_network.py."""
+
+    async def start(self) -> None: ...
+    async def close(self) -> None: ...
+    def policy_changed(self) -> None: ...
+
+
+async def run_exit(
+    config: ExitConfig,
+    reload: Reload,
+    stop: Stop,
+    wide: Callable[[ExitConfig, EgressPolicy], Network] | None = None,
+) -> None:
+    """The exit until `stop`; with `wide`, for packets of whole systems too. Raises CryprqError and OSError."""
     provider = choose_provider(config.provider)
     settings, authorised = exit_settings(config), config.authorised_peers()
     identity = own_identity(provider, config.identity)
     egress = config.egress
     policy = EgressPolicy(egress.allow, egress.deny, egress.only, config.allow_private, own_addresses())
     resolver = SystemResolver()
-    exit = Exit(identity, settings, authorised, policy, resolver, provider)
+    network = None if wide is None else wide(config, policy)
+    exit = Exit(identity, settings, authorised, policy, resolver, provider, network)
     report = Report(exit.status)
     async with AsyncExitStack() as stack:
         stack.callback(resolver.close)
         control = ControlServer(config.control_socket, report)
         await control.start()
         stack.push_async_callback(control.stop)
+        if network is not None:
+            await network.start()
+            stack.push_async_callback(network.close)
         with explained(config.listen):
             report.listen = tuple(await exit.start())
         stack.push_async_callback(exit.stop, 0.0)
-        addresses = spawn(_follow_addresses(policy), "own addresses")
+        addresses = spawn(_follow_addresses(policy, network), "own addresses")
         stack.callback(addresses.cancel)
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _reload, exit, reload)
         settle()
@@ -234,10 +318,12 @@ async def run_exit(config: ExitConfig, reload: Reload, stop: Stop) -> None:
             _log.info("stopping at once")
 
 
-async def _follow_addresses(policy: EgressPolicy) -> None:
+async def _follow_addresses(policy: EgressPolicy, network: Network | None) -> None:
     while True:
-        await asyncio.sleep(OWN_ADDRESSES_SECONDS)
         policy.update_own_addresses(own_addresses())
+        if network is not None:
+            network.policy_changed()
+        await asyncio.sleep(OWN_ADDRESSES_SECONDS)
 
 
 def _reload(exit: Exit, reload: Reload) -> None:

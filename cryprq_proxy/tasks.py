@@ -11,12 +11,15 @@ import logging
 from collections.abc import Coroutine
 from typing import Any
 
+from .errors import CryprqError, LocalError
+
 _log = logging.getLogger(__name__)
 _running: set[asyncio.Task[Any]] = set()
 
 
 def spawn[T](coroutine: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
-    """Start `coroutine` in the running loop as a task called `name`; a failure is logged under that name.
+    """Start `coroutine` in the running loop as a task called `name`; a failure is logged under that name, unless it
+    is one for a person (CryprqError): who awaits the task says that.
 
     The task is held until it ends. Its owner still cancels it, and may await it: the exception is raised there too.
     """
@@ -31,5 +34,5 @@ def _ended(task: asyncio.Task[Any]) -> None:
     if task.cancelled():
         return
     error = task.exception()
-    if error is not None:
+    if error is not None and (not isinstance(error, CryprqError) or isinstance(error, LocalError)):
         _log.error("the task %r failed", task.get_name(), exc_info=error)

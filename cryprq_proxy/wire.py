@@ -110,8 +110,8 @@ type Frame = tuple[int, int, object]
 """A decoded frame: kind, then the stream id (0 for frames of the whole session), then what is special to the kind:
 `(StreamProtocol, Destination)` for OPEN, `StreamReason` for REFUSED and RESET, a memoryview for DATA, an int for ACK,
 WINDOW, PING and PONG, bytes for REKEY and REKEY_ANSWER, `(Destination, memoryview)` for DATAGRAM, `(int, int)` for
-LANE, `(int, int, int, memoryview)` for PACKET, `(bytes, bytes)` for NETWORK, `CloseReason` for CLOSE, `(int, bytes)` for
-RESUMED, None for the rest."""
+LANE, `(int, int, int, memoryview)` for PACKET, `(bytes, bytes)` for NETWORK, `CloseReason` for CLOSE, `(int, bytes)`
+for RESUMED, None for the rest."""
 
 
 def encode_open(stream: int, protocol: StreamProtocol, destination: Destination) -> bytes:

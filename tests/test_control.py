@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cryprq_proxy import control
-from cryprq_proxy.control import ControlServer, RequestError, parse_request, query
+from cryprq_proxy.control import ControlServer, Request, RequestError, parse_request, query
 from cryprq_proxy.errors import ConfigError, CryprqError
 
 STATUS = {"role": "client", "link": "up", "streams": 3, "epoch": {"number": 1, "age": 2.5}}
@@ -213,8 +213,9 @@ def test_nobody_there_is_one_sentence(tmp_path: Path) -> None:
 @given(st.binary() | st.dictionaries(st.text(), st.text()).map(json.dumps).map(str.encode))
 def test_only_request_errors_leave_the_parser(line: bytes) -> None:
     with contextlib.suppress(RequestError):
-        assert isinstance(parse_request(line), str)
+        assert isinstance(parse_request(line), Request)
 
 
 def test_a_request_is_read() -> None:
-    assert parse_request(b'{"command": "status"}\n') == "status"
+    assert parse_request(b'{"command": "status"}\n') == Request("status")
+    assert parse_request(b'{"command": "pause", "seconds": 30}\n') == Request("pause", 30)

@@ -35,6 +35,8 @@ LAYERS = {
     "cryprq_proxy.process": 6,
     "cryprq_proxy.service": 6,
     "cryprq_proxy.status_view": 6,
+    "cryprq_proxy.system": 6,
+    "cryprq_proxy.system_config": 6,
     "cryprq_proxy.__main__": 6,
 }
 """Longest prefix wins. A new top-level module gets a line here."""
@@ -44,7 +46,7 @@ ONLY_IN = {
     "cryptography": PRIMITIVES,
     "kyber_py": PRIMITIVES,
     "dilithium_py": PRIMITIVES,
-    "tun": "cryprq_proxy.cli",
+    "tun": "cryprq_proxy.system",
 }
 """Package -> the one module outside of it that imports it."""
 
@@ -167,8 +169,8 @@ def test_imports_run_downwards(path: Path) -> None:
             "if TYPE_CHECKING:\n    from ..config import ExitConfig",
             "layer 4 imports",
         ),
-        ("cryprq_proxy.config", "import tun.device", "only cryprq_proxy.cli imports tun"),
-        ("cryprq_proxy.roles.exit", "from tun import device", "only cryprq_proxy.cli imports tun"),
+        ("cryprq_proxy.config", "import tun.device", "only cryprq_proxy.system imports tun"),
+        ("cryprq_proxy.roles.exit", "from tun import device", "only cryprq_proxy.system imports tun"),
         ("tun.device", "from cryprq_proxy.fronts import socks", "is a sibling"),
         ("cryprq_proxy.roles.exit", "from cryprq_proxy import nowhere", "has no layer"),
         ("cryprq_proxy.roles.exit", "import asyncio\nasyncio.create_task(f())", "spawn"),
@@ -192,7 +194,7 @@ def test_a_bad_arrow_is_found(module: str, source: str, offence: str) -> None:
             "import asyncio\nfrom ..tasks import spawn\nfrom ..carriers.tcp import Pump",
         ),
         ("cryprq_proxy.fronts.mixed", "from . import socks\nfrom .http import Parser"),
-        ("cryprq_proxy.cli", "from . import __version__\nimport tun\nfrom .config import load_exit"),
+        ("cryprq_proxy.system", "from . import __version__\nimport tun\nfrom .config import ExitConfig"),
         ("cryprq_proxy.roles.dialer", "async with TaskGroup() as group:\n    group.create_task(f())"),
         ("cryprq_proxy.address", "from socket import inet_pton\nfrom cryprq_proxy.errors import CryprqError"),
     ],

@@ -6,10 +6,11 @@ import asyncio
 import contextlib
 import os
 import socket
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from ..address import Destination
-from ..errors import CarrierError, CloseReason
+from ..errors import CarrierError, CloseReason, CryprqError
 from .sockets import prepare
 
 
@@ -25,25 +26,44 @@ class Upstream:
         return f"Upstream({self.address})"
 
 
-async def dial(exit_address: Destination, upstream: Upstream | None) -> socket.socket:
-    """A connected, non-blocking socket to the exit.
+type Resolve = Callable[[str], Awaitable[Sequence[str]]]
+"""Names to IP addresses, the best first. Raises CryprqError saying why there are none."""
 
-    A name is resolved here, by the system, unless there is an upstream: then it is resolved there. Addresses are tried
-    in the resolver's order. Raises CarrierError saying which host did not answer and why. The caller bounds the time.
+
+async def by_system(name: str) -> Sequence[str]:
+    """The Resolve of a client that leaves the system's resolver alone."""
+    loop = asyncio.get_running_loop()
+    try:
+        found = await loop.getaddrinfo(name, None, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise _failed(f"the exit's name {name} could not be resolved", error) from None
+    return [str(entry[4][0]) for entry in found]
+
+
+async def dial(
+    exit_address: Destination, upstream: Upstream | None, resolve: Resolve = by_system, mark: int = 0
+) -> socket.socket:
+    """A connected, non-blocking socket to the exit, with `mark` as its SO_MARK if that is not 0.
+
+    A name is resolved by `resolve`, unless there is an upstream: then it is resolved there. Addresses are tried in the
+    resolver's order. Raises CarrierError saying which host did not answer and why. The caller bounds the time.
     """
     if upstream is not None:
         return await _dial_through(upstream, exit_address)
     loop = asyncio.get_running_loop()
+    host, port = exit_address
     try:
-        found = await loop.getaddrinfo(exit_address.host, exit_address.port, type=socket.SOCK_STREAM)
-    except OSError as error:
-        raise _failed(f"the exit's name {exit_address.host} could not be resolved", error) from None
+        addresses = [host] if exit_address.is_ip else await resolve(host)
+    except CryprqError as error:
+        raise CarrierError(CloseReason.TIMED_OUT, str(error)) from None
     last: OSError | None = None
-    for family, _, _, _, address in found:
-        sock = socket.socket(family, socket.SOCK_STREAM)
+    for address in addresses:
+        sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
         try:
-            prepare(sock, str(address[0]))
-            await loop.sock_connect(sock, address)
+            if mark:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
+            prepare(sock, address)
+            await loop.sock_connect(sock, (address, port))
         except OSError as error:
             sock.close()
             last = error

@@ -17,24 +17,29 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from ..address import Destination
 from ..carriers.admission import Admission, admit_client
-from ..carriers.dial import Upstream, dial
+from ..carriers.dial import Resolve, Upstream, by_system, dial
 from ..carriers.farewell import all_said
+from ..carriers.lane import ClientLane
 from ..carriers.tcp import TcpCarrier, clock
+from ..carriers.udp import UdpOffload
 from ..crypto.handshake import ClientHandshake
 from ..crypto.identity import Identity, PeerId
+from ..crypto.payloads import Feature
 from ..crypto.primitives import Provider, system_entropy
-from ..errors import CarrierError, CloseReason, PeerError, StreamReason, StreamRefused
+from ..errors import CarrierError, CloseReason, CryprqError, PeerError, StreamReason, StreamRefused
 from ..session.sendlog import MemoryBudget, SlotPool
 from ..session.session import Session, SessionLimits
+from ..session.slices import Run, Shape
 from ..session.streams import Stream, StreamHandler
 from ..tasks import spawn
 from ..wire import StreamProtocol
 from .bytestream import ByteStream, LinkStream
 from .offload import executor_offload
+from .packets import PacketLink
 from .status import session_status
 
 _log = logging.getLogger(__name__)
@@ -45,26 +50,56 @@ BACKOFF_FIRST: Final = 0.25
 BACKOFF_LAST: Final = 15.0
 STABLE_SECONDS: Final = 1.0
 """A link that lasted so long, or carried data, is dialled again without delay."""
+NOWHERE: Final = Destination("0.0.0.0", 0)
 RESUME_SECONDS: Final = 300.0
 """How long a session without a carrier is kept, as the exit does by default."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClientSettings:
-    """`wait_for_link` is in seconds: how long a request may wait for the link."""
+    """`wait_for_link` is in seconds: how long a request may wait for the link. `lane`: what the kernel's batching can
+    do for the datagram lane; None: no lane. `mark` is the SO_MARK of the link's own sockets, or 0."""
 
     peer: PeerId
     address: Destination
     psk: bytes | None = field(default=None, repr=False)
     upstream: Upstream | None = None
     wait_for_link: float = 10.0
+    lane: UdpOffload | None = None
+    mark: int = 0
     limits: SessionLimits = field(default_factory=SessionLimits)
 
 
-class Client:
-    """Call `run` in a task; `stop` ends it."""
+class ClientNetwork(Protocol):
+    """Where the client's packets come from and go to: its network interface."""
 
-    def __init__(self, identity: Identity, settings: ClientSettings, provider: Provider) -> None:
+    def received(self, buffer: memoryview, start: int, end: int, run: Run) -> None:
+        """A packet came from the exit; see session/slices.py."""
+
+    def addressed(self, ipv4: bytes, ipv6: bytes) -> None:
+        """The exit hands out these addresses: 4 and 16 bytes, zeros for a family that it does not carry."""
+
+    def link_changed(self, up: bool) -> None:
+        """The link has come, or gone."""
+
+    def lane_changed(self) -> None:
+        """The datagram lane has come or gone, or its size is another (`Client.lane_size`)."""
+
+
+class Client:
+    """Call `run` in a task; `stop` ends it. With a `network`, packets are carried too, and `send_packet` sends them."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        settings: ClientSettings,
+        provider: Provider,
+        network: ClientNetwork | None = None,
+        resolve: Resolve = by_system,
+    ) -> None:
+        self._network = network
+        self._resolve = resolve
+        self._beside: PacketLink | None = None
         self._identity = identity
         self._settings = settings
         self._provider = provider
@@ -118,8 +153,15 @@ class Client:
 
     async def open(self, destination: Destination) -> ByteStream:
         """A TCP stream to `destination`. Raises StreamRefused."""
+        return await self._open(StreamProtocol.TCP, destination)
+
+    async def open_resolver(self) -> ByteStream:
+        """A stream to the exit's own DNS resolver (RFC 7766). Raises StreamRefused."""
+        return await self._open(StreamProtocol.RESOLVER, NOWHERE)
+
+    async def _open(self, protocol: StreamProtocol, destination: Destination) -> ByteStream:
         link = LinkStream()
-        self.request(StreamProtocol.TCP, destination, link, link.begin)
+        self.request(protocol, destination, link, link.begin)
         try:
             await link.wait_opened()
         except asyncio.CancelledError:
@@ -136,10 +178,26 @@ class Client:
         if self._waiting:
             self._sweeper = loop.call_at(self._waiting[0][0], self._sweep)
 
+    def send_packet(self, buffer: memoryview, start: int, end: int, shape: Shape) -> None:
+        """See PacketLink.send; without a session the packet is dropped."""
+        if self._beside is not None:
+            self._beside.send(buffer, start, end, shape)
+
+    @property
+    def lane_size(self) -> int | None:
+        """The largest UDP payload that the datagram lane takes now; None while it is not up."""
+        lane = None if self._beside is None else self._beside.lane
+        return lane.size if lane is not None and lane.up else None
+
+    def redial(self) -> None:
+        """The way to the exit has changed: leave the present carrier for a new one."""
+        if self._carrier is not None:
+            self._carrier.drop()
+
     # --- the link --------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Keep the link up until `stop` is called."""
+        """Keep the link up until `stop` is called. Raises CryprqError if the exit cannot do what is asked of it."""
         self._task = asyncio.current_task()
         backoff = BACKOFF_FIRST
         with contextlib.suppress(asyncio.CancelledError):
@@ -189,10 +247,17 @@ class Client:
         settings = self._settings
         try:
             async with asyncio.timeout(DIAL_TIMEOUT):
-                sock = await dial(settings.address, settings.upstream)
+                sock = await dial(settings.address, settings.upstream, self._resolve, settings.mark)
         except TimeoutError:
             raise CarrierError(CloseReason.TIMED_OUT, f"{settings.address} did not answer in time") from None
-        handshake = ClientHandshake(self._identity, settings.peer, self._provider, psk=settings.psk)
+        features = Feature(0)
+        if settings.lane is not None and settings.upstream is None:
+            features |= Feature.LANE
+        if self._network is not None:
+            features |= Feature.PACKETS
+        handshake = ClientHandshake(
+            self._identity, settings.peer, self._provider, psk=settings.psk, features=features
+        )
         session = self._session
         self._attempt += 1
         loop = asyncio.get_running_loop()
@@ -218,6 +283,11 @@ class Client:
     def _attach(self, sock: Any, admission: Admission) -> None:
         established = admission.established
         session = self._session
+        if self._network is not None and not established.features & Feature.PACKETS:
+            raise CryprqError(
+                f"the exit at {self._settings.address} carries no packets of whole systems; run it as root with "
+                "nftables installed, or use the local proxy without --tun"
+            )
         if admission.resumed is not None and session is None:
             raise CarrierError(CloseReason.RESUME, "the session ended while it was being resumed")
         if admission.resumed is None:
@@ -236,7 +306,13 @@ class Client:
                 offload=executor_offload(self._provider, self._executor, self._carrier_failed),
             )
             self._attempt = 0
-        assert session is not None
+            self._beside = session.sideband = self._make_beside(
+                session, bool(established.features & Feature.LANE)
+            )
+        assert session is not None and self._beside is not None
+        lane = self._beside.lane
+        if isinstance(lane, ClientLane):
+            lane.move(sock.getpeername())
         try:
             session.attach(
                 established.cipher,
@@ -264,16 +340,33 @@ class Client:
             self._provider.name,
         )
         self._carrier.start()
+        if self._network is not None:
+            self._network.link_changed(True)
         waiting, self._waiting = self._waiting, deque()
         for _, start, _ in waiting:
             start()
 
+    def _make_beside(self, session: Session, lane: bool) -> PacketLink:
+        network, settings = self._network, self._settings
+        beside = PacketLink(
+            session,
+            None if network is None else network.received,
+            None if network is None else network.addressed,
+            _nothing if network is None else network.lane_changed,
+        )
+        if lane and settings.lane is not None:
+            loop = asyncio.get_running_loop()
+            beside.lane = ClientLane(loop, beside, beside.announce, settings.lane, mark=settings.mark)
+        return beside
+
     def carrier_lost(self, carrier: TcpCarrier, error: PeerError | None) -> None:
         self._carrier = None
         session = self._session
+        if self._network is not None:
+            self._network.link_changed(False)
         if session is not None:
             if session.closed is not None:
-                self._session = None
+                self._drop_session()
             else:
                 loop = asyncio.get_running_loop()
                 self._expiry = loop.call_later(RESUME_SECONDS, self._drop_session)
@@ -290,6 +383,9 @@ class Client:
 
     def _drop_session(self) -> None:
         session, self._session = self._session, None
+        beside, self._beside = self._beside, None
+        if beside is not None:
+            beside.close()
         if session is not None:
             session.close(CloseReason.NORMAL)
 
@@ -310,7 +406,12 @@ class Client:
             "waiting": len(self._waiting),
             "last_error": self._last_error,
             "session": None if self._session is None else session_status(self._session, clock()),
+            "packets": None if self._beside is None else self._beside.status(),
         }
+
+
+def _nothing() -> None:
+    """A client without a network does not mind how large datagrams may be."""
 
 
 def keep_up(client: Client) -> asyncio.Task[None]:

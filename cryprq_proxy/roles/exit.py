@@ -16,22 +16,25 @@ import logging
 import socket
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from .. import wire
 from ..address import Destination
 from ..carriers.admission import frame_flight, read_flight, write
 from ..carriers.farewell import all_said
+from ..carriers.lane_listener import LaneListener
 from ..carriers.sockets import prepare
 from ..carriers.tcp import TcpCarrier, clock
-from ..crypto.handshake import FIRST_SIZE, THIRD_SIZE, ExitHandshake
+from ..carriers.udp import UdpOffload
+from ..crypto.handshake import FIRST_SIZE, THIRD_SIZE, Established, ExitHandshake
 from ..crypto.identity import Identity, PeerId
-from ..crypto.payloads import resume_proof
+from ..crypto.payloads import Feature, resume_proof
 from ..crypto.primitives import Provider, system_entropy
-from ..errors import CloseReason, HandshakeError, PeerError, StreamReason
+from ..errors import CloseReason, ConfigError, CryprqError, HandshakeError, PeerError, StreamReason
 from ..session.records import RecordOpener, RecordSealer
 from ..session.sendlog import MemoryBudget, SlotPool
 from ..session.session import Session, SessionLimits
+from ..session.slices import Run
 from ..session.streams import Stream
 from ..tasks import spawn
 from ..wire import StreamProtocol
@@ -39,6 +42,7 @@ from .egress import EgressPolicy
 from .limits import PrefixLimiter, ReplayMemory, TokenBucket
 from .offload import executor_offload
 from .opening import Targets
+from .packets import PacketLink
 from .resolver import Resolver
 from .status import session_status
 from .udp import UdpAssociation
@@ -55,10 +59,12 @@ SIGNATURES_WAITING: Final = 8
 
 @dataclass(frozen=True, slots=True)
 class ExitSettings:
-    """Counts, and times in seconds; `handshakes_per_minute` is per IPv4 address or IPv6 /64."""
+    """Counts, and times in seconds; `handshakes_per_minute` is per IPv4 address or IPv6 /64. `lane`: what the kernel's
+    batching can do for the datagram lane; None: no lane."""
 
     listen: tuple[Destination, ...]
     psk: bytes | None = field(default=None, repr=False)
+    lane: UdpOffload | None = None
     limits: SessionLimits = field(default_factory=SessionLimits)
     retained_total: int = 256 << 20
     opens_per_second: float = 10_000
@@ -70,10 +76,29 @@ class ExitSettings:
     connect_timeout: float = 10.0
 
 
+class PacketNetwork(Protocol):
+    """The exit's network interface, with which clients exchange packets."""
+
+    def join(self, peer: PeerId, link: PacketLink) -> tuple[bytes, bytes]:
+        """From now on packets for `peer` go to `link`, and to no earlier link of that peer. Its addresses: 4 and 16
+        bytes, zeros for a family that is not carried. Raises CryprqError if the interface cannot be had."""
+
+    def leave(self, link: PacketLink) -> None:
+        """`link` is over; harmless if it never joined."""
+
+    def received(self, link: PacketLink, buffer: memoryview, start: int, end: int, run: Run) -> None:
+        """A packet came from a client."""
+
+    def status(self) -> dict[str, Any]:
+        """What `cryprq-proxy status` shows."""
+
+
 class PeerSession:
-    """One session of one peer, and its carrier if it has one."""
+    """One session of one peer, its carrier if it has one, and what it has beside its streams."""
 
     def __init__(self, exit: Exit, peer: PeerId, session: Session) -> None:
+        self.beside: PacketLink | None = None
+        self.addresses: tuple[bytes, bytes] | None = None
         self._exit = exit
         self.peer = peer
         self.session = session
@@ -102,7 +127,10 @@ class Exit:
         policy: EgressPolicy,
         resolver: Resolver,
         provider: Provider,
+        network: PacketNetwork | None = None,
     ) -> None:
+        self._network = network
+        self._lanes: LaneListener | None = None
         self._identity = identity
         self._settings = settings
         self._authorised = authorised
@@ -125,7 +153,7 @@ class Exit:
         self._stopping = False
 
     async def start(self) -> list[Destination]:
-        """Listen; the addresses as bound. Raises OSError."""
+        """Listen; the addresses as bound. Raises OSError, or ConfigError for the datagram lane's."""
         try:
             for host, port in self._settings.listen:
                 sock = socket.create_server(
@@ -133,12 +161,15 @@ class Exit:
                 )
                 sock.setblocking(False)
                 self._listeners.append(sock)
-        except OSError:
+            addresses = [Destination(*sock.getsockname()[:2]) for sock in self._listeners]
+            if self._settings.lane is not None:
+                self._lanes = LaneListener(self._loop, addresses, self._settings.lane)
+        except (OSError, ConfigError):
             self._close_listeners()
             raise
         for sock in self._listeners:
             self._loop.add_reader(sock, self._on_acceptable, sock)
-        return [Destination(*sock.getsockname()[:2]) for sock in self._listeners]
+        return addresses
 
     def authorise(self, peers: frozenset[PeerId]) -> None:
         """Let in `peers` and no others; sessions of those no longer listed end."""
@@ -161,6 +192,8 @@ class Exit:
                     await asyncio.sleep(0.1)
         for entry in list(self._sessions.values()):
             self._end(entry, CloseReason.SHUTTING_DOWN)
+        if self._lanes is not None:
+            self._lanes.close()
         await all_said()
         self._executor.shutdown(wait=False, cancel_futures=True)
 
@@ -206,7 +239,12 @@ class Exit:
             raise
 
     async def _handshake(self, sock: socket.socket, host: str) -> None:
-        handshake = ExitHandshake(self._identity, self._provider, psk=self._settings.psk)
+        features = Feature(0)
+        if self._lanes is not None:
+            features |= Feature.LANE
+        if self._network is not None:
+            features |= Feature.PACKETS
+        handshake = ExitHandshake(self._identity, self._provider, psk=self._settings.psk, features=features)
         first = await read_flight(sock, FIRST_SIZE)
         if self._provider.fast:
             handshake.read_first(first)
@@ -261,7 +299,7 @@ class Exit:
             )
             verdict, received = wire.encode_resumed(count, proof), request.rx
         else:
-            entry = self._new_session(peer, established.session_id, established.resume_secret)
+            entry = self._new_session(established)
             verdict, received = wire.encode_bare(wire.ACCEPT if request is None else wire.NO_SESSION), 0
         attempt = entry.attempt
         self._keep_detached(entry)
@@ -280,6 +318,8 @@ class Exit:
         _log.info(
             "link %s: %s from %s, %s", "resumed" if resumed else "up", peer, host, established.cipher.name
         )
+        if entry.addresses is not None:
+            entry.session.announce(wire.encode_network(*entry.addresses))
         entry.carrier.start()
 
     def _refusal(self, peer: PeerId, resuming: PeerSession | None) -> CloseReason | None:
@@ -293,12 +333,13 @@ class Exit:
         )
         return CloseReason.LIMIT if attached >= self._settings.sessions_per_peer else None
 
-    def _new_session(self, peer: PeerId, session_id: bytes, resume_secret: bytes) -> PeerSession:
+    def _new_session(self, established: Established) -> PeerSession:
         entry: PeerSession
+        session_id = established.session_id
         session = Session(
             dialler=False,
             session_id=session_id,
-            resume_secret=resume_secret,
+            resume_secret=established.resume_secret,
             provider=self._provider,
             entropy=system_entropy,
             limits=self._settings.limits,
@@ -309,8 +350,29 @@ class Exit:
                 self._provider, self._executor, lambda error: entry.carrier_failed(error)
             ),
         )
-        entry = self._sessions[session_id] = PeerSession(self, peer, session)
+        entry = self._sessions[session_id] = PeerSession(self, established.peer, session)
+        self._equip(entry, established.features)
         return entry
+
+    def _equip(self, entry: PeerSession, features: int) -> None:
+        """Give a new session the lane and the way for packets that were agreed on."""
+        if not features:
+            return
+        network = self._network if features & Feature.PACKETS else None
+        link: PacketLink
+        if network is None:
+            link = PacketLink(entry.session)
+        else:
+            received = network.received
+            link = PacketLink(entry.session, lambda *packet: received(link, *packet))
+            try:
+                entry.addresses = network.join(entry.peer, link)
+            except CryprqError as error:
+                _log.error("%s gets no packets: %s", entry.peer, error)
+                entry.addresses = bytes(4), bytes(16)
+        if features & Feature.LANE and self._lanes is not None:
+            link.lane = self._lanes.carrier(link, link.announce)
+        entry.beside = entry.session.sideband = link
 
     def _accept_stream(self, entry: PeerSession, stream: Stream) -> None:
         peer, now = entry.peer, clock()
@@ -324,6 +386,8 @@ class Exit:
             stream.refuse(StreamReason.LIMIT)
         elif stream.protocol is StreamProtocol.UDP:
             UdpAssociation(self._loop, stream, self._policy, self._resolver)
+        elif stream.protocol is StreamProtocol.RESOLVER:
+            self._targets.open_resolver(stream)
         else:
             self._targets.open(stream)
 
@@ -361,6 +425,10 @@ class Exit:
         if entry.expiry is not None:
             entry.expiry.cancel()
         self._sessions.pop(entry.session.session_id, None)
+        if entry.beside is not None:
+            entry.beside.close()
+            if self._network is not None:
+                self._network.leave(entry.beside)
         if not any(other.peer == entry.peer for other in self._sessions.values()):
             self._opens.pop(entry.peer, None)
 
@@ -374,9 +442,12 @@ class Exit:
             "authorised": len(self._authorised),
             "targets": len(self._targets.relays),
             "handshakes": len(self._handshakes),
+            "lanes": None if self._lanes is None else self._lanes.status(),
+            "network": None if self._network is None else self._network.status(),
             "sessions": [
                 {"peer_id": str(entry.peer), "link": "up" if entry.carrier is not None else "down"}
                 | session_status(entry.session, now)
+                | {"packets": None if entry.beside is None else entry.beside.status()}
                 for entry in self._sessions.values()
             ],
         }

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from typing import Final
 
 from ..address import Destination
 from ..errors import StreamReason, StreamRefused
@@ -18,7 +19,9 @@ from ..tasks import spawn
 from .dialer import Cancellable, connect_literal, dial
 from .egress import EgressPolicy
 from .relay import Relay
-from .resolver import Resolver
+from .resolver import Resolver, name_servers
+
+DNS_PORT: Final = 53
 
 
 class Targets:
@@ -35,6 +38,10 @@ class Targets:
     def open(self, stream: Stream) -> None:
         """Connect a stream that was just opened, or refuse it."""
         Opening(self, stream).start()
+
+    def open_resolver(self, stream: Stream) -> None:
+        """Connect it to this host's own DNS server. No policy is asked: the peer chooses nothing here."""
+        Opening(self, stream).start_resolver()
 
 
 class Opening:
@@ -76,6 +83,21 @@ class Opening:
             raise
         else:
             self._connected(sock, None)
+
+    def start_resolver(self) -> None:
+        self._stream.handler = self
+        self._try_servers(name_servers())
+
+    def _try_servers(self, servers: list[str]) -> None:
+        targets = self._targets
+
+        def done(sock: socket.socket | None, reason: StreamReason | None) -> None:
+            if sock is None and servers[1:]:
+                targets.loop.call_soon(self._try_servers, servers[1:])
+            else:
+                self._connected(sock, reason)
+
+        self._attempt = connect_literal(targets.loop, servers[0], DNS_PORT, done, targets.timeout)
 
     def _connected(self, sock: socket.socket | None, reason: StreamReason | None) -> None:
         stream = self._stream

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 import time
@@ -10,6 +11,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from ipaddress import ip_address
+from pathlib import Path
 from typing import Final, Protocol
 
 from ..errors import StreamReason, StreamRefused
@@ -22,6 +25,8 @@ RESOLVER_WAITING: Final = 256
 CACHE_SIZE: Final = 4096
 """Names remembered."""
 CACHE_SECONDS: Final = 30.0
+MAX_SERVERS: Final = 3
+"""As many does the C library look at."""
 
 type Answer = tuple[str, ...] | StreamReason
 """What a name resolves to: literals, at least one, or why there are none."""
@@ -37,6 +42,22 @@ RESOLVE_REASONS: Final[dict[int, StreamReason]] = {
     socket.EAI_ADDRFAMILY: StreamReason.NAME_NOT_FOUND,
 }
 """Everything else means that no answer came: NAME_FAILED."""
+
+
+def name_servers(file: Path = Path("/etc/resolv.conf")) -> list[str]:
+    """The addresses of the host's DNS servers, the first MAX_SERVERS of resolv.conf(5); this host's own if there are
+    none."""
+    try:
+        lines = file.read_text("utf-8", "replace").splitlines()
+    except OSError:
+        lines = []
+    servers = []
+    for line in lines:
+        words = line.split()
+        if len(words) >= 2 and words[0] == "nameserver":
+            with contextlib.suppress(ValueError):
+                servers.append(str(ip_address(words[1])))
+    return servers[:MAX_SERVERS] or ["127.0.0.1"]
 
 
 class Resolver(Protocol):

@@ -147,12 +147,12 @@ class Session:
         """
         self.log.rewind(received)
         self._now = now
+        self.attached = True
         self.rotation.attach(cipher, self.session_id, epoch, sealer, opener, now)
         self.liveness.attach(now)
         self._windows_due = {id: s for id, s in self.streams.items() if s.receive_half is Half.OPEN}
         self._acknowledged = -1
         self._pong = None
-        self.attached = True
         self.scheduler.open = self.log.has_room()
         self.wake()
 

@@ -8,12 +8,12 @@ import sys
 import atheris
 
 with atheris.instrument_imports(include=["cryprq_proxy"]):
-    from cryprq_proxy.control import RequestError, parse_request
+    from cryprq_proxy.control import Request, RequestError, parse_request
 
 
 def one_input(data: bytes) -> None:
     with contextlib.suppress(RequestError):
-        assert isinstance(parse_request(data), str)
+        assert isinstance(parse_request(data), Request)
 
 
 if __name__ == "__main__":

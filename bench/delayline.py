@@ -1,0 +1,219 @@
+"""A long, lossy cable: forwards Ethernet frames between two TAP devices, each later by a set time, some not at all.
+
+    python bench/delayline.py HOST:DEVICE HOST:DEVICE --delay 0.020 --loss 0.01     HOST is a name of `ip netns`
+
+It makes both devices, says "ready", and at the end of its input or on SIGTERM prints what it did, as a line of JSON.
+The devices go with it. It stands in for netem, which many small kernels lack, and does what matters here:
+
+    read      a batch of frames from a device, and the time once for the batch
+    Line      each way has one: a frame waits `delay`, is lost by a seeded chance, or finds the line full
+    write     what is due, in order, to the other device
+
+A line holds up to `limit` bytes, as a router's buffer would; what comes then is dropped. With a rate, frames leave one
+after the other at that many bits a second, and the delay begins when a frame has left. Frames come as they go on a
+wire, one segment each, so that chance takes segments. With --offload (and no loss) the devices pass the kernel's
+super-packets of up to 64 KiB whole, with their virtio_net_hdr: that is for delays at several Gbit/s. Everything is one
+thread; the timer is that of select(2), good to some 100 us.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import json
+import os
+import random
+import select
+import signal
+import socket
+import struct
+import sys
+import time
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+
+# include/uapi/linux/if_tun.h and sockios.h
+TUNSETIFF = 0x400454CA
+TUNSETOFFLOAD = 0x400454D0
+IFF_TAP = 0x0002
+IFF_NO_PI = 0x1000
+IFF_VNET_HDR = 0x4000
+OFFLOADS = 0x01 | 0x02 | 0x04
+"""Checksum, TSOv4, TSOv6."""
+OFFLOADS_UDP = 0x20 | 0x40
+"""USOv4 and USOv6, from Linux 6.2 on."""
+SIOCSIFTXQLEN = 0x8943
+
+TX_QUEUE = 10_000
+"""Frames that the kernel keeps for us between two reads."""
+BATCH = 64
+FRAME = 9018
+"""The largest frame without offload: jumbo."""
+SUPER_FRAME = 10 + 14 + 4 + 65_535
+LIMIT = 64 << 20
+"""2.5 Gbit/s for 200 ms."""
+
+
+@dataclass
+class Counters:
+    """What one direction did, in frames."""
+
+    forwarded: int = 0
+    lost: int = 0
+    """By chance."""
+    overflowed: int = 0
+    """Because the line was full."""
+
+
+class Line:
+    """One direction: no I/O, no clock. Times are seconds of any clock that does not go back."""
+
+    def __init__(
+        self, delay: float, loss: float = 0.0, limit: int = LIMIT, seed: int = 0, rate: float = 0.0
+    ) -> None:
+        """`rate` is in bit/s, 0 for none. Raises ValueError."""
+        if delay < 0 or not 0 <= loss <= 1 or limit < 1 or rate < 0:
+            raise ValueError(
+                "delay is at least 0 s, loss from 0 to 1, the limit at least 1 byte, rate at least 0"
+            )
+        self.counters = Counters()
+        self._delay = delay
+        self._loss = loss
+        self._limit = limit
+        self._seconds_per_byte = 8 / rate if rate else 0.0
+        self._free = 0.0
+        self._random = random.Random(seed).random
+        self._waiting: deque[tuple[float, bytes]] = deque()
+        self._held = 0
+
+    def offer(self, now: float, frames: Iterable[bytes]) -> None:
+        """Frames that came at `now`, which is not before any earlier one."""
+        free = max(now, self._free)
+        for frame in frames:
+            # The chance is asked for each frame, full line or not: the same seed loses the same ones.
+            if self._loss and self._random() < self._loss:
+                self.counters.lost += 1
+            elif self._held + len(frame) > self._limit:
+                self.counters.overflowed += 1
+            else:
+                self._held += len(frame)
+                free += len(frame) * self._seconds_per_byte
+                self._waiting.append((free + self._delay, frame))
+        self._free = free
+
+    def due(self, now: float) -> list[bytes]:
+        """Takes out what has waited long enough, oldest first."""
+        waiting, out = self._waiting, []
+        while waiting and waiting[0][0] <= now:
+            out.append(waiting.popleft()[1])
+        self._held -= sum(map(len, out))
+        self.counters.forwarded += len(out)
+        return out
+
+    @property
+    def next(self) -> float | None:
+        """When the oldest frame is due; None if none waits."""
+        return self._waiting[0][0] if self._waiting else None
+
+
+def open_tap(end: str, offload: bool) -> int:
+    """A new TAP device at HOST:DEVICE, down and without address; its descriptor. Raises OSError."""
+    netns, _, device = end.partition(":")
+    flags = IFF_TAP | IFF_NO_PI | (IFF_VNET_HDR if offload else 0)
+    with open("/proc/thread-self/ns/net") as outside, open(Path("/run/netns", netns)) as inside:
+        os.setns(inside.fileno(), os.CLONE_NEWNET)
+        try:
+            tap = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+            fcntl.ioctl(tap, TUNSETIFF, struct.pack("16sH22x", device.encode(), flags))
+            with socket.socket() as control:
+                fcntl.ioctl(control, SIOCSIFTXQLEN, struct.pack("16si20x", device.encode(), TX_QUEUE))
+        finally:
+            os.setns(outside.fileno(), os.CLONE_NEWNET)
+    if offload:
+        try:
+            fcntl.ioctl(tap, TUNSETOFFLOAD, OFFLOADS | OFFLOADS_UDP)
+        except OSError:
+            fcntl.ioctl(tap, TUNSETOFFLOAD, OFFLOADS)
+    return tap
+
+
+def _read(tap: int, size: int) -> list[bytes]:
+    frames = []
+    with contextlib.suppress(BlockingIOError):
+        for _ in range(BATCH):
+            frames.append(os.read(tap, size))
+    return frames
+
+
+def _write(tap: int, frames: list[bytes]) -> None:
+    for frame in frames:
+        # EIO: the device is not up yet; EINVAL: an offload that this side does not take. The wire loses it.
+        with contextlib.suppress(OSError):
+            os.write(tap, frame)
+
+
+def forward(taps: tuple[int, int], lines: tuple[Line, Line], stop: int, size: int = FRAME) -> None:
+    """Runs until `stop` is readable. `lines[0]` goes from `taps[0]` to `taps[1]`, `lines[1]` back."""
+    ways = ((taps[0], taps[1], lines[0]), (taps[1], taps[0], lines[1]))
+    while True:
+        times = [line.next for line in lines]
+        first = min((at for at in times if at is not None), default=None)
+        wait = None if first is None else max(0.0, first - time.monotonic())
+        readable, _, _ = select.select([*taps, stop], [], [], wait)
+        if stop in readable:
+            return
+        for source, sink, line in ways:
+            if source in readable:
+                frames = _read(source, size)
+                line.offer(time.monotonic(), frames)
+            _write(sink, line.due(time.monotonic()))
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("ends", nargs=2, metavar="HOST:DEVICE", help="namespace and name of a TAP device")
+    parser.add_argument("--delay", type=float, default=0.020, help="seconds each way (%(default)s)")
+    parser.add_argument("--loss", type=float, default=0.0, help="chance of each frame (%(default)s)")
+    parser.add_argument("--rate", type=float, default=0.0, help="bit/s each way, 0 for none (%(default)s)")
+    parser.add_argument("--limit", type=int, default=LIMIT, help="bytes in the line each way (%(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="of the losses (%(default)s)")
+    parser.add_argument("--offload", action="store_true", help="pass super-packets whole; excludes --loss")
+    options = parser.parse_args()
+    if options.offload and options.loss:
+        parser.error("--loss takes frames of the wire; leave --offload out")
+    if not all(":" in end for end in options.ends):
+        parser.error("an end is HOST:DEVICE")
+    return options
+
+
+def main() -> int:
+    options = arguments()
+    taps = tuple(open_tap(end, options.offload) for end in options.ends)
+    lines = tuple(
+        Line(options.delay, options.loss, options.limit, options.seed + way, options.rate) for way in (0, 1)
+    )
+
+    def ended(signum: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, ended)
+    print("ready", flush=True)
+    with contextlib.suppress(KeyboardInterrupt):
+        forward(
+            (taps[0], taps[1]),
+            (lines[0], lines[1]),
+            sys.stdin.fileno(),
+            SUPER_FRAME if options.offload else FRAME,
+        )
+    print(json.dumps([asdict(line.counters) for line in lines]), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

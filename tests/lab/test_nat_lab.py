@@ -1,0 +1,267 @@
+"""The exit's table with real packets: what clients reach through it, under which address, and what they do not."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
+
+import pytest
+
+from cryprq_proxy.errors import ConfigError
+from tun import nft
+from tun.nat import ExitNat, NatSettings
+
+from .net import Lab, Namespace, until
+from .paths import LONG, Cable, family, open_tun
+
+TUN = "cryprq-exit0"
+EXIT4, EXIT6 = "5.75.10.2", "2a01:4f8:10::2"
+SERVER4, SERVER6 = "5.75.10.10", "2a01:4f8:10::10"
+OTHER4 = "169.254.169.254"
+GATE4, GATE6 = "100.96.0.1", "fd63:7279:7071::1"
+ONE4, ONE6 = "100.96.0.2", "fd63:7279:7071::2"
+TWO4, TWO6 = "100.96.0.3", "fd63:7279:7071::3"
+SETTINGS = NatSettings(
+    tun=TUN,
+    pool4=IPv4Network("100.96.0.0/16"),
+    address4=IPv4Address(GATE4),
+    pool6=IPv6Network("fd63:7279:7071::/64"),
+    address6=IPv6Address(GATE6),
+    denied=frozenset(map(ip_network, ("169.254.0.0/16", "169.254.169.254/32", "10.0.0.0/8", "fe80::/10"))),
+)
+
+
+class Exit:
+    """An exit, a server beside it, and two clients at the other end of its TUN device."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+        self.exit, self.server = lab.namespace("exit"), lab.namespace("server")
+        self.one, self.two = lab.namespace("one"), lab.namespace("two")
+        lab.veth(self.exit, "eth0", self.server, "eth0")
+        lab.address(self.exit, "eth0", f"{EXIT4}/24", f"{EXIT6}/64")
+        lab.address(self.server, "eth0", f"{SERVER4}/24", f"{SERVER6}/64", f"{OTHER4}/32")
+        self.exit.ip(f"route add {OTHER4} dev eth0")
+        lab.forward(self.exit)
+        tun = open_tun(self.exit, TUN)
+        lab.address(self.exit, TUN, f"{GATE4}/16", f"{GATE6}/64")
+        self.exit.ip(f"link set {TUN} mtu 1280")
+        devices = {}
+        for host, *addresses in ((self.one, ONE4, ONE6), (self.two, TWO4, TWO6)):
+            device = open_tun(host, "cryprq0")
+            for address in addresses:
+                devices[socket.inet_pton(family(address), address)] = device
+                lab.address(host, "cryprq0", f"{address}/{128 if ':' in address else 32}")
+            host.ip("route add default dev cryprq0")
+            host.ip("-6 route add default dev cryprq0")
+
+        def choose(device: int, packet: bytes) -> int | None:
+            if device != tun:
+                return tun
+            return devices.get(packet[16:20] if packet[0] >> 4 == 4 else packet[24:40])
+
+        lab.on_close(Cable(tun, *set(devices.values()), choose=choose).close)
+        self._sockets: list[socket.socket] = []
+        lab.on_close(self._close)
+        self.journal: list[Mapping[str, object]] = []
+        self.nat = ExitNat(SETTINGS, self.journal.append, ours=False)
+
+    def _close(self) -> None:
+        for each in self._sockets:
+            each.close()
+
+    def do[Result](self, method: Callable[[ExitNat], Result]) -> Result:
+        with self.exit.entered():
+            return method(self.nat)
+
+    def change(self, **changes: object) -> None:
+        self.do(lambda each: each.update(replace(each.settings, **changes)))  # type: ignore[arg-type]
+
+    def dropped(self, cause: str) -> int:
+        return self.do(ExitNat.counters)[cause].packets
+
+    def make(self, host: Namespace, address: str, kind: socket.SocketKind) -> socket.socket:
+        with host.entered():
+            made = socket.socket(family(address), kind)
+        self._sockets.append(made)
+        made.settimeout(LONG)
+        return made
+
+    def listen(self, host: Namespace, address: str, port: int = 80) -> socket.socket:
+        made = self.make(host, address, socket.SOCK_STREAM)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind((address, port))
+        made.listen()
+        return made
+
+    def seen(self, host: Namespace, listener: socket.socket) -> str | None:
+        """Connects; gives the source that the listener sees, or None if it was refused at once."""
+        address, port = listener.getsockname()[:2]
+        made = self.make(host, address, socket.SOCK_STREAM)
+        try:
+            made.connect((address, port))
+        except TimeoutError:
+            raise
+        except OSError:
+            return None
+        accepted, peer = listener.accept()
+        self._sockets.append(accepted)
+        self.accepted = accepted
+        return str(peer[0])
+
+    def pings(self, host: Namespace, address: str) -> bool:
+        return host.attempt(["ping", "-c1", "-W2", address]).returncode == 0
+
+
+@pytest.fixture
+def net(lab: Lab) -> Exit:
+    made = Exit(lab)
+    made.do(ExitNat.up)
+    return made
+
+
+@pytest.mark.parametrize(("server", "exit"), [(SERVER4, EXIT4), (SERVER6, EXIT6)], ids=["ipv4", "ipv6"])
+def test_clients_go_out_with_the_address_of_the_exit(net: Exit, server: str, exit: str) -> None:
+    listener = net.listen(net.server, server)
+    for host in (net.one, net.two):
+        assert net.seen(host, listener) == exit
+        # Segments fit the tunnel's MTU of 1280 on their way back.
+        assert net.accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG) <= 1280 - 40
+        assert net.pings(host, server)
+    there = net.make(net.server, server, socket.SOCK_DGRAM)
+    there.bind((server, 4433))
+    here = net.make(net.one, server, socket.SOCK_DGRAM)
+    here.sendto(b"question", (server, 4433))
+    question, peer = there.recvfrom(100)
+    there.sendto(b"answer", peer)
+    assert (question, peer[0], here.recv(100)) == (b"question", exit, b"answer")
+    assert not any(each.packets for each in net.do(ExitNat.counters).values())
+
+
+@pytest.mark.parametrize("other", [TWO4, TWO6], ids=["ipv4", "ipv6"])
+def test_clients_do_not_reach_each_other(net: Exit, other: str) -> None:
+    listener = net.listen(net.two, other)
+    assert net.seen(net.one, listener) is None
+    assert not net.pings(net.one, other)
+    assert net.dropped("isolated") == 2
+    net.change(isolate=False)
+    assert net.seen(net.one, listener) == (ONE6 if ":" in other else ONE4)
+    assert net.pings(net.one, other)
+    assert net.dropped("isolated") == 2
+
+
+@pytest.mark.parametrize("gate", [GATE4, GATE6], ids=["ipv4", "ipv6"])
+def test_clients_do_not_reach_the_exit(net: Exit, gate: str) -> None:
+    outer = EXIT6 if ":" in gate else EXIT4
+    for address in (gate, outer):
+        assert net.seen(net.one, net.listen(net.exit, address)) is None
+    assert net.pings(net.one, gate)
+    assert not net.pings(net.one, outer)
+    assert net.dropped("local") == 3
+
+
+def test_denied_prefixes(net: Exit) -> None:
+    listener = net.listen(net.server, OTHER4)
+    assert net.seen(net.one, listener) is None
+    assert net.dropped("denied") == 1
+    net.change(denied=frozenset())
+    assert net.seen(net.one, listener) == EXIT4
+
+
+def test_wrong_sources_are_dropped_in_silence(net: Exit) -> None:
+    net.lab.address(net.one, "cryprq0", "10.9.9.9/32", "2a01:1::9/128")
+    for source, right, server, gate in (
+        ("10.9.9.9", ONE4, SERVER4, GATE4),
+        ("2a01:1::9", ONE6, SERVER6, GATE6),
+    ):
+        there = net.make(net.server, server, socket.SOCK_DGRAM)
+        there.bind((server, 4433))
+        spoofed = net.make(net.one, server, socket.SOCK_DGRAM)
+        spoofed.bind((source, 0))
+        spoofed.sendto(b"spoofed", (server, 4433))
+        spoofed.sendto(b"spoofed", (gate, 9))
+        own = net.make(net.one, server, socket.SOCK_DGRAM)
+        own.bind((right, 0))
+        own.sendto(b"own", (server, 4433))
+        assert there.recv(100) == b"own"
+    assert net.dropped("spoofed") == 4
+
+
+def test_nothing_comes_in_unasked(net: Exit) -> None:
+    for pool, gateway in (("100.96.0.0/16", EXIT4), ("fd63:7279:7071::/64", EXIT6)):
+        net.server.ip(f"{'-6' if ':' in pool else ''} route add {pool} via {gateway}")
+    for address in (ONE4, GATE4, ONE6, GATE6):
+        net.make(net.server, address, socket.SOCK_DGRAM).sendto(b"probe", (address, 9))
+    until(lambda: net.dropped("guard") == 4, "four packets at the guard")
+    # Another table sends somebody's connection to a client.
+    net.exit.nft(
+        "table ip other {\nchain pre {\ntype nat hook prerouting priority -100;\n"
+        f"iifname eth0 udp dport 8080 dnat to {ONE4}\n}}\n}}\n"
+    )
+    net.make(net.server, EXIT4, socket.SOCK_DGRAM).sendto(b"probe", (EXIT4, 8080))
+    until(lambda: net.dropped("unsolicited") == 1, "one packet towards a client")
+
+
+def test_an_exit_without_ipv6(net: Exit) -> None:
+    net.change(pool6=None, address6=None)
+    there = net.make(net.server, SERVER6, socket.SOCK_DGRAM)
+    there.bind((SERVER6, 4433))
+    net.make(net.one, SERVER6, socket.SOCK_DGRAM).sendto(b"x", (SERVER6, 4433))
+    until(lambda: net.dropped("spoofed") == 1, "IPv6 was dropped")
+    there.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        there.recv(100)
+    assert net.seen(net.one, net.listen(net.server, SERVER4)) == EXIT4
+
+
+def test_the_rest_of_the_host_is_left_alone(net: Exit) -> None:
+    """Forwarding between other devices, connections to the exit and from it."""
+    net.lab.veth(net.exit, "eth1", net.two, "eth1")
+    net.lab.address(net.exit, "eth1", "172.30.0.1/24")
+    net.lab.address(net.two, "eth1", "172.30.0.2/24")
+    net.server.ip(f"route add 172.30.0.0/24 via {EXIT4}")
+    net.two.ip("route add 5.75.10.0/24 via 172.30.0.1")
+    assert net.seen(net.server, net.listen(net.two, "172.30.0.2")) == SERVER4
+    assert net.seen(net.server, net.listen(net.exit, EXIT4)) == SERVER4
+    assert net.seen(net.exit, net.listen(net.server, SERVER4)) == EXIT4
+
+
+def test_another_table_that_drops_is_named(net: Exit) -> None:
+    assert net.do(ExitNat.warnings) == []
+    net.exit.nft(
+        "table ip filter {\nchain FORWARD {\ntype filter hook forward priority 0; policy drop;\n}\n}\n"
+    )
+    assert net.seen(net.one, net.listen(net.server, SERVER6)) == EXIT6
+    (warning,) = net.do(ExitNat.warnings)
+    assert "FORWARD of table ip filter" in warning and TUN in warning
+
+
+def test_up_and_down_leave_nothing(lab: Lab) -> None:
+    net = Exit(lab)
+    before = net.exit.snapshot()
+    net.do(ExitNat.up)
+    assert net.journal == [{"kind": "nft_table", "table": "cryprq_exit"}]
+    assert net.do(ExitNat.standing)
+    net.exit.run(["nft", "flush", "ruleset"])
+    assert not net.do(ExitNat.standing)
+    net.change()
+    assert net.do(ExitNat.standing)
+    for _ in range(2):
+        with net.exit.entered():
+            nft.UNDO["nft_table"](net.journal[0])
+    net.do(ExitNat.down)
+    assert net.exit.snapshot() == before
+
+
+def test_a_table_of_somebody_else(lab: Lab) -> None:
+    net = Exit(lab)
+    net.exit.nft("table inet cryprq_exit {\n}\n")
+    before = net.exit.snapshot()
+    with pytest.raises(ConfigError, match="has not recorded"):
+        net.do(ExitNat.up)
+    assert (net.exit.snapshot(), net.journal) == (before, [])
+    with net.exit.entered():
+        ExitNat(SETTINGS, net.journal.append, ours=True).up()
+    assert net.seen(net.one, net.listen(net.server, SERVER4)) == EXIT4

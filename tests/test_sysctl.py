@@ -1,0 +1,156 @@
+"""Kernel settings: only those of the list, and back only where they are still ours. On a made-up /proc/sys."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cryprq_proxy.errors import ConfigError, CryprqError, LocalError
+from tun.journal import Entry
+from tun.sysctl import UNDO, set_sysctl, undo_sysctl
+
+FORWARD = "net.ipv4.ip_forward"
+FILES = {
+    "net/ipv4/ip_forward": "0",
+    "net/ipv4/conf/all/src_valid_mark": "0",
+    "net/ipv4/conf/all/accept_redirects": "0",
+    "net/ipv4/conf/all/forwarding": "0",
+    "net/ipv4/conf/eth0/forwarding": "0",
+    "net/ipv4/conf/eth0.100/forwarding": "1",
+    "net/ipv4/conf/eth0.100/rp_filter": "1",
+    "kernel/core_pattern": "core",
+}
+
+
+@pytest.fixture
+def proc(tmp_path: Path) -> Path:
+    for name, value in FILES.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{value}\n")
+    return tmp_path
+
+
+def test_recorded_before_it_is_written_and_put_back(proc: Path) -> None:
+    path = proc / "net/ipv4/conf/eth0.100/rp_filter"
+    entries: list[Entry] = []
+
+    def record(entry: Entry) -> None:
+        assert path.read_text() == "1\n"
+        entries.append(entry)
+
+    set_sysctl("net.ipv4.conf.eth0.100.rp_filter", "2", record, proc)
+    assert path.read_text() == "2"
+    assert entries == [
+        {"kind": "sysctl", "name": "net.ipv4.conf.eth0.100.rp_filter", "before": "1", "value": "2"}
+    ]
+    for _ in range(2):
+        undo_sysctl(entries[0], proc)
+        assert path.read_text() == "1"
+
+
+def test_a_value_that_is_there_is_nobodys_change(proc: Path) -> None:
+    entries: list[Entry] = []
+    set_sysctl(FORWARD, "0", entries.append, proc)
+    assert not entries
+
+
+def test_nothing_is_written_that_could_not_be_recorded(proc: Path) -> None:
+    def record(entry: Entry) -> None:
+        raise CryprqError("full")
+
+    with pytest.raises(CryprqError, match="full"):
+        set_sysctl(FORWARD, "1", record, proc)
+    assert (proc / "net/ipv4/ip_forward").read_text() == "0\n"
+
+
+def test_two_changes_are_undone_to_the_first_value(proc: Path) -> None:
+    entries: list[Entry] = []
+    for value in ("1", "2"):
+        set_sysctl("net.ipv4.conf.all.src_valid_mark", value, entries.append, proc)
+    for entry in reversed(entries):
+        undo_sysctl(entry, proc)
+    assert (proc / "net/ipv4/conf/all/src_valid_mark").read_text() == "0"
+
+
+def test_what_another_has_changed_since_stays(proc: Path) -> None:
+    entries: list[Entry] = []
+    set_sysctl("net.ipv4.conf.eth0.100.rp_filter", "2", entries.append, proc)
+    path = proc / "net/ipv4/conf/eth0.100/rp_filter"
+    path.write_text("0\n")
+    undo_sysctl(entries[0], proc)
+    assert path.read_text() == "0\n"
+
+
+def test_after_a_reboot_nothing_is_written(proc: Path) -> None:
+    entries: list[Entry] = []
+    set_sysctl(FORWARD, "1", entries.append, proc)
+    undo_sysctl({**entries[0], "boot": "another"}, proc)
+    assert (proc / "net/ipv4/ip_forward").read_text() == "1"
+
+
+def test_an_interface_that_is_gone_needs_no_undo(proc: Path) -> None:
+    undo_sysctl({"kind": "sysctl", "name": "net.ipv4.conf.tap9.rp_filter", "before": "1", "value": "2"}, proc)
+
+
+def test_what_the_kernel_changes_along_with_a_switch_is_kept(proc: Path) -> None:
+    entries: list[Entry] = []
+    set_sysctl(FORWARD, "1", entries.append, proc)
+    assert entries[0]["followers"] == {
+        "net.ipv4.conf.eth0.100.forwarding": "1",
+        "net.ipv4.conf.all.accept_redirects": "0",
+    }
+    # As the kernel does on the way back: all the same, and redirects the opposite.
+    (proc / "net/ipv4/conf/eth0.100/forwarding").write_text("0\n")
+    (proc / "net/ipv4/conf/all/accept_redirects").write_text("1\n")
+    undo_sysctl(entries[0], proc)
+    for name, value in FILES.items():
+        assert (proc / name).read_text().strip() == value
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("kernel.core_pattern", "1"),
+        ("net.ipv4.conf.../kernel.forwarding", "1"),
+        ("net.ipv4.conf....forwarding", "1"),
+        ("net.ipv4.conf...forwarding", "1"),
+        ("net.ipv4.conf.a/b.forwarding", "1"),
+        ("net.ipv4.conf.interface-too-long.forwarding", "1"),
+        ("net.ipv4.conf.eth0.log_martians", "1"),
+        ("net/ipv4/ip_forward", "1"),
+        ("net.ipv4.ip_forward\n", "1"),
+        (FORWARD, "|/bin/sh"),
+        (FORWARD, "1\n"),
+        (FORWARD, ""),
+    ],
+)
+def test_no_other_name_or_value(proc: Path, name: str, value: str) -> None:
+    entries: list[Entry] = []
+    with pytest.raises(LocalError):
+        set_sysctl(name, value, entries.append, proc)
+    assert not entries
+    for key in ("before", "value"):
+        entry = {"kind": "sysctl", "name": name, "before": "0", "value": "0", key: value}
+        with pytest.raises(CryprqError, match="does not change"):
+            undo_sysctl(entry, proc)
+    with pytest.raises(CryprqError):
+        undo_sysctl({"name": FORWARD, "before": "1", "value": "0", "followers": {name: value}}, proc)
+    assert (proc / "net/ipv4/ip_forward").read_text() == "0\n"
+
+
+ANYTHING = st.none() | st.integers() | st.text() | st.lists(st.text()) | st.dictionaries(st.text(), st.text())
+
+
+@given(st.fixed_dictionaries({}, optional=dict.fromkeys(("name", "before", "value", "followers"), ANYTHING)))
+def test_undo_raises_nothing_else(entry: Entry) -> None:
+    with pytest.raises(CryprqError):
+        UNDO["sysctl"](entry)
+
+
+def test_a_setting_that_the_kernel_does_not_have(proc: Path) -> None:
+    with pytest.raises(ConfigError, match="does not take"):
+        set_sysctl("net.ipv4.conf.nowhere.rp_filter", "1", lambda entry: None, proc)

@@ -1,0 +1,44 @@
+"""`cryprq-proxy cleanup`: undo what killed processes have left, of both roles.
+
+The journals say what that is. They are trusted to name nothing but what we change (each kind of entry is checked where
+it is undone), and needed for nothing that bears our own name or number: where a journal is lost, tables of the packet
+filter and rules of the routing are found and removed all the same.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cryprq_proxy.errors import CryprqError
+
+from . import exit_network, nft, routes
+from .journal import Journal, undo
+from .nft import CLIENT, EXIT
+from .rules import FIRST, LAST, TABLE
+from .settings import CLIENT_JOURNAL, EXIT_JOURNAL, TunnelSettings
+from .tunnel import undoers
+
+
+def clean(state: Path) -> list[str]:
+    """What was undone, in words. Raises CryprqError for what could not be, and ConfigError while one of us runs."""
+    done: list[str] = []
+    failed: list[str] = []
+    ways = {CLIENT_JOURNAL: undoers(TunnelSettings(state=state)), EXIT_JOURNAL: exit_network.UNDO}
+    for name, how in ways.items():
+        if not (state / name).exists():
+            continue
+        with Journal(state / name) as journal:
+            kinds = list(dict.fromkeys(entry["kind"] for entry in reversed(journal.entries())))
+            try:
+                undo(journal, how)
+            except CryprqError as error:
+                failed.append(str(error))
+            done += kinds
+    routes.undo_routing({"table": TABLE, "first": FIRST, "last": LAST})
+    for table in (CLIENT, EXIT):
+        if nft.exists(table):
+            nft.remove(table)
+            done.append(f"table {table}")
+    if failed:
+        raise CryprqError("; ".join(failed))
+    return done

@@ -1,0 +1,300 @@
+"""The forwarder: a question in, an answer out, with as little as possible asked of others.
+
+    parse -> special names, blocklist, no IPv6 -> cache -> an equal question under way -> upstreams
+                                                    `-- stale, when these fail or take too long (RFC 8767)
+
+`consider` does all that needs no waiting and answers most questions; `resolve` waits for upstreams. One task asks for
+each distinct question, whoever waits for it, and goes on when they all leave: its answer is for the cache. Waiting
+questions are bounded in number and in time, so whatever the network does, each question gets an answer soon.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from cryprq_proxy.tasks import spawn
+
+from .blocklist import Blocklist
+from .cache import Cache, Hit
+from .framed import UpstreamError
+from .messages import (
+    AAAA,
+    ANY,
+    EDE_BLOCKED,
+    EDE_NO_REACHABLE,
+    EDE_STALE,
+    EDE_STALE_NXDOMAIN,
+    MAX_MESSAGE,
+    NOERROR,
+    NXDOMAIN,
+    PTR,
+    SERVFAIL,
+    YXDOMAIN,
+    A,
+    Answer,
+    BadQuery,
+    Inquiry,
+    Key,
+    Query,
+    encode,
+    error,
+    parse_query,
+    synthesise,
+)
+from .names import Local, special
+from .settings import DnsSettings
+from .split import SuffixTable
+from .upstreams import Group, UpstreamStatus
+
+_log = logging.getLogger(__name__)
+
+FAILURE_SECONDS: Final = 5.0
+"""How long it is remembered that a server failed to find an answer."""
+UNREACHABLE_SECONDS: Final = 1.0
+"""The same when no server answered: what RFC 9520 section 3.2 asks for at least."""
+STALE_RECHECK_SECONDS: Final = 10.0
+"""How long stale answers are given at once after upstreams failed (RFC 8767 section 5 calls it the recheck timer)."""
+
+
+def boot_clock() -> float:
+    """Seconds that go on while the machine sleeps, where the system has such a clock."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
+
+
+@dataclass(slots=True)
+class Counters:
+    """Since the start. Each question counts once as `questions`, and in at most one of those up to `malformed`."""
+
+    questions: int = 0
+    cache_hits: int = 0
+    stale: int = 0
+    """Answered from beyond the end of an answer's life."""
+    local: int = 0
+    """Special names, and AAAA without IPv6."""
+    blocked: int = 0
+    merged: int = 0
+    """Waited for the answer to somebody else's equal question."""
+    upstream: int = 0
+    """Asked of an upstream and answered by it."""
+    failures: int = 0
+    """SERVFAIL, because no upstream had an answer."""
+    overload: int = 0
+    """SERVFAIL, because too many questions waited."""
+    malformed: int = 0
+    """Refused or dropped unread."""
+
+
+@dataclass(frozen=True, slots=True)
+class DnsStatus:
+    """What `status` shows of the forwarder."""
+
+    counters: Counters
+    waiting: int
+    """Questions that wait for upstreams now."""
+    cache_entries: int
+    cache_bytes: int
+    blocklist_names: int
+    in_use: str
+    """The upstream that answered last."""
+    upstreams: tuple[UpstreamStatus, ...]
+    split: dict[str, tuple[UpstreamStatus, ...]]
+
+
+class Forwarder:
+    """Answers questions. `clock` is in seconds; timers are those of the running loop."""
+
+    def __init__(
+        self,
+        settings: DnsSettings,
+        upstream: Group,
+        split: SuffixTable[Group],
+        blocklist: Blocklist,
+        clock: Callable[[], float] = boot_clock,
+    ) -> None:
+        self._settings = settings
+        self._upstream = upstream
+        self._split = split
+        self._blocklist = blocklist
+        self._clock = clock
+        self._ipv6 = settings.ipv6
+        self._cache = Cache(settings.cache_entries, settings.cache_bytes, settings.stale)
+        self._asking: dict[Key, asyncio.Task[Answer | None]] = {}
+        self._waiting = 0
+        self._closed = False
+        self.counters = Counters()
+
+    # --- questions -------------------------------------------------------------------------------------------------
+
+    async def answer(self, wire: bytes, *, tcp: bool) -> bytes | None:
+        """The reply to a client's message, or None if it gets none. Raises nothing, whatever the message."""
+        found = self.consider(wire, tcp=tcp)
+        return await self.resolve(found, tcp=tcp) if isinstance(found, Query) else found
+
+    def consider(self, wire: bytes, *, tcp: bool) -> bytes | Query | None:
+        """What can be said at once: the reply, None for no reply, or the question to be given to `resolve`."""
+        counters = self.counters
+        counters.questions += 1
+        try:
+            query = parse_query(wire)
+        except BadQuery as bad:
+            counters.malformed += 1
+            return bad.reply
+        limit = MAX_MESSAGE if tcp else query.payload
+        local = special(query.name, split=self._split.get(query.name) is not None)
+        if local is not None:
+            counters.local += 1
+            return encode(_local_answer(query, local), query, limit)
+        if self._blocklist.blocks(query.name):
+            counters.blocked += 1
+            return encode(self._blocked_answer(query), query, limit, ede=EDE_BLOCKED)
+        if query.rdtype == AAAA and not self._ipv6:
+            counters.local += 1
+            return encode(synthesise(query, NOERROR), query, limit)
+        hit = self._cache.get(query.key, self._clock())
+        if hit is not None and hit.fresh:
+            counters.cache_hits += 1
+            return encode(hit.answer, query, limit, age=hit.age)
+        if self._cache.failed(query.key, self._clock()):
+            return self._without_upstream(query, limit, hit)
+        return query
+
+    async def resolve(self, query: Query, *, tcp: bool) -> bytes:
+        """The reply to what `consider` left open, after at most the time set for upstreams."""
+        limit = MAX_MESSAGE if tcp else query.payload
+        key = query.key
+        task = self._asking.get(key)
+        most = self._settings.questions
+        if self._closed or self._waiting >= most or (task is None and len(self._asking) >= most):
+            self.counters.overload += 1
+            return error(query, SERVFAIL)
+        merged = task is not None
+        if task is None:
+            task = self._asking[key] = spawn(self._ask(key), "dns question")
+        self._waiting += 1
+        try:
+            stale = self._cache.get(key, self._clock()) is not None
+            done, _ = await asyncio.wait((task,), timeout=self._settings.stale_wait if stale else None)
+        finally:
+            self._waiting -= 1
+        answer = None if not done or task.cancelled() else task.result()
+        if answer is None:
+            return self._without_upstream(query, limit, self._cache.get(key, self._clock()))
+        if merged:
+            self.counters.merged += 1
+        else:
+            self.counters.upstream += 1
+        return encode(answer, query, limit)
+
+    async def _ask(self, key: Key) -> Answer | None:
+        """Ask upstreams for all who wait, and remember what came; None for a failure."""
+        group = self._split.get(key[0]) or self._upstream
+        ipv6 = self._ipv6
+        try:
+            answer = await group.ask(Inquiry(key), ipv6=ipv6)
+        except UpstreamError as failure:
+            _log.debug("a question failed: %s", failure)
+            failed_for = UNREACHABLE_SECONDS
+        else:
+            if answer.rcode in (NOERROR, NXDOMAIN, YXDOMAIN):
+                if ipv6 is self._ipv6:
+                    self._cache.put(key, answer, self._clock())
+                return answer
+            failed_for = FAILURE_SECONDS
+        finally:
+            del self._asking[key]
+        now = self._clock()
+        if self._cache.get(key, now) is not None:
+            failed_for = STALE_RECHECK_SECONDS
+        self._cache.fail(key, now, failed_for)
+        return None
+
+    def _without_upstream(self, query: Query, limit: int, hit: Hit | None) -> bytes:
+        """A stale answer, or SERVFAIL."""
+        if hit is None:
+            self.counters.failures += 1
+            return error(query, SERVFAIL, EDE_NO_REACHABLE)
+        self.counters.stale += 1
+        ede = EDE_STALE_NXDOMAIN if hit.answer.rcode == NXDOMAIN else EDE_STALE
+        return encode(hit.answer, query, limit, age=hit.age, stale=not hit.fresh, ede=ede)
+
+    def _blocked_answer(self, query: Query) -> Answer:
+        if self._settings.block_answer == "nxdomain":
+            return synthesise(query, NXDOMAIN)
+        zeros = {A: "0.0.0.0", ANY: "0.0.0.0", AAAA: "::"}.get(query.rdtype)
+        return synthesise(query, NOERROR, AAAA if query.rdtype == AAAA else A, (zeros,) if zeros else ())
+
+    # --- the world around ------------------------------------------------------------------------------------------
+
+    def offer_ipv6(self, offered: bool) -> None:
+        """The exit (another one, perhaps) carries IPv6 or not. What was filtered otherwise is forgotten."""
+        if offered is not self._ipv6:
+            self._ipv6 = offered
+            self._cache.clear()
+
+    def link_lost(self) -> None:
+        """The link is down. Streams that outlive that carry nothing meanwhile: new questions wait `link_wait`."""
+        for group in self._groups():
+            group.link_up = False
+
+    def link_restored(self) -> None:
+        """The link is up again: failures say nothing any more."""
+        self._cache.forget_failures()
+        for group in self._groups():
+            group.recover()
+
+    def flush(self) -> None:
+        """Forget all answers."""
+        self._cache.clear()
+
+    def status(self) -> DnsStatus:
+        return DnsStatus(
+            counters=self.counters,
+            waiting=self._waiting,
+            cache_entries=len(self._cache),
+            cache_bytes=self._cache.bytes,
+            blocklist_names=len(self._blocklist),
+            in_use=self._upstream.in_use.status.name,
+            upstreams=tuple(member.status for member in self._upstream.members),
+            split={
+                _shown(domain): tuple(member.status for member in group.members)
+                for domain, group in self._split.items()
+            },
+        )
+
+    def close(self) -> None:
+        """End all connections; whoever waits gets SERVFAIL, and so does who asks from now on."""
+        self._closed = True
+        for task in list(self._asking.values()):
+            task.cancel()
+        for group in self._groups():
+            group.close()
+
+    def _groups(self) -> list[Group]:
+        return [self._upstream, *(group for _, group in self._split.items())]
+
+
+def _local_answer(query: Query, local: Local) -> Answer:
+    if local is Local.NAME_ERROR:
+        return synthesise(query, NXDOMAIN)
+    if local is Local.LOCALHOST and query.rdtype in (A, ANY):
+        return synthesise(query, NOERROR, A, ("127.0.0.1",))
+    if local is Local.LOCALHOST and query.rdtype == AAAA:
+        return synthesise(query, NOERROR, AAAA, ("::1",))
+    if local is Local.REVERSE_LOCALHOST and query.rdtype in (PTR, ANY):
+        return synthesise(query, NOERROR, PTR, ("localhost.",))
+    return synthesise(query, NOERROR)
+
+
+def _shown(domain: bytes) -> str:
+    """Text of a wire-form name that a person wrote: it has no odd characters."""
+    labels = []
+    at = 0
+    while length := domain[at]:
+        labels.append(domain[at + 1 : at + 1 + length].decode("ascii"))
+        at += 1 + length
+    return ".".join(labels)

@@ -1,0 +1,147 @@
+"""DNS over HTTPS (RFC 8484), as POST over HTTP/1.1.
+
+A connection carries one request at a time, so there are several: those that are idle are used again, and beyond
+`MAX_CONNECTIONS` a question waits. POST, since it needs no encoding and is not kept by caches on the way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+import h11
+
+from cryprq_proxy.errors import StreamReset
+from cryprq_proxy.roles.bytestream import ByteStream
+
+from .framed import IDLE_SECONDS, OpenStream, UpstreamError, open_in_time
+from .messages import MAX_MESSAGE, PADDING, Inquiry
+
+MAX_CONNECTIONS: Final = 8
+MAX_HEADER: Final = 16_384
+"""Bytes of a response's header section."""
+MEDIA_TYPE: Final = b"application/dns-message"
+
+
+class _Connection:
+    """One stream and the state of HTTP on it."""
+
+    def __init__(self, stream: ByteStream) -> None:
+        self.stream = stream
+        self.http = h11.Connection(h11.CLIENT, MAX_HEADER)
+        self.idle: asyncio.TimerHandle | None = None
+        self.silent = True
+        """Whether nothing has come since the last request."""
+
+    async def fetch(self, host: str, path: str, body: bytes) -> bytes:
+        """POST `body`, and return the response's. Raises UpstreamError, StreamReset, h11.RemoteProtocolError."""
+        self.silent = True
+        headers = [
+            (b"Host", host.encode("ascii")),
+            (b"Accept", MEDIA_TYPE),
+            (b"Content-Type", MEDIA_TYPE),
+            (b"Content-Length", b"%d" % len(body)),
+        ]
+        request = h11.Request(method="POST", target=path, headers=headers)
+        events = (request, h11.Data(data=body), h11.EndOfMessage())
+        await self.stream.write(b"".join(self.http.send(event) or b"" for event in events))
+        content = bytearray()
+        while True:
+            event = self.http.next_event()
+            if event is h11.NEED_DATA:
+                data = await self.stream.read()
+                if self.silent and not data:
+                    raise UpstreamError("the server closed the connection without an answer")
+                self.silent = False
+                self.http.receive_data(data)
+            elif isinstance(event, h11.Response):
+                _check(event)
+            elif isinstance(event, h11.Data):
+                content += event.data
+                if len(content) > MAX_MESSAGE:
+                    raise UpstreamError("the server's answer is too long for DNS")
+            elif isinstance(event, h11.EndOfMessage):
+                return bytes(content)
+            elif not isinstance(event, h11.InformationalResponse):
+                raise UpstreamError("the server closed the connection without an answer")
+
+    def renew(self) -> bool:
+        """Make ready for another request; False when the stream cannot carry one."""
+        if self.http.states != {h11.CLIENT: h11.DONE, h11.SERVER: h11.DONE} or self.http.trailing_data[0]:
+            return False
+        self.http.start_next_cycle()
+        return True
+
+
+class HttpsUpstream:
+    """A server that is asked by HTTP on the streams that `open_stream` opens, which are in TLS already."""
+
+    def __init__(self, open_stream: OpenStream, host: str, path: str) -> None:
+        """`host` is the value of the Host field; `path` that of the request, with its query."""
+        self._open_stream = open_stream
+        self._host = host
+        self._path = path
+        self._free = asyncio.Semaphore(MAX_CONNECTIONS)
+        self._idle: list[_Connection] = []
+        self._busy: set[_Connection] = set()
+
+    async def ask(self, inquiry: Inquiry) -> bytes:
+        """See `Upstream`."""
+        async with self._free:
+            while True:
+                reused = bool(self._idle)
+                connection = self._take() if reused else _Connection(await open_in_time(self._open_stream))
+                self._busy.add(connection)
+                kept = False
+                try:
+                    message = await connection.fetch(self._host, self._path, inquiry.wire(PADDING))
+                    kept = connection.renew()
+                except (StreamReset, UpstreamError, h11.RemoteProtocolError) as error:
+                    # A kept connection may have been closed from the other side at any time.
+                    if reused and connection.silent:
+                        continue
+                    raise UpstreamError(_text(error)) from None
+                finally:
+                    self._busy.discard(connection)
+                    self._put(connection) if kept else connection.stream.abort()
+                if not inquiry.is_answered_by(message):
+                    raise UpstreamError("the server answered another question")
+                return message
+
+    def close(self) -> None:
+        """See `Upstream`."""
+        for connection in (*self._busy, *self._idle):
+            connection.stream.abort()
+        while self._idle:
+            self._take()
+
+    def _take(self) -> _Connection:
+        connection = self._idle.pop()
+        if connection.idle is not None:
+            connection.idle.cancel()
+        return connection
+
+    def _put(self, connection: _Connection) -> None:
+        connection.idle = asyncio.get_running_loop().call_later(IDLE_SECONDS, self._expire, connection)
+        self._idle.append(connection)
+
+    def _expire(self, connection: _Connection) -> None:
+        self._idle.remove(connection)
+        connection.stream.abort()
+
+
+def _check(response: h11.Response) -> None:
+    """Raises UpstreamError unless it brings a DNS message."""
+    if response.status_code != 200:
+        raise UpstreamError(f"the server answered with HTTP status {response.status_code}")
+    kinds = [value for name, value in response.headers if name == b"content-type"]
+    if len(kinds) != 1 or kinds[0].partition(b";")[0].strip().lower() != MEDIA_TYPE:
+        raise UpstreamError("the server's HTTP response is no DNS message")
+
+
+def _text(error: Exception) -> str:
+    if isinstance(error, StreamReset):
+        return "the server closed the connection without an answer"
+    if isinstance(error, h11.RemoteProtocolError):
+        return "the server's HTTP response is malformed"
+    return str(error)

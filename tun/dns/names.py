@@ -1,0 +1,117 @@
+"""Names in wire form, and the names that are answered here instead of anywhere else.
+
+A name is kept as its lower-case wire form (RFC 1035 section 3.1: a length and so many bytes for each label, a zero at
+the end). Unlike text it has no escapes, its suffixes at label borders are slices of it, and `bytes.lower` cannot hurt
+it, since no length reaches the code of a letter.
+
+Some names have no meaning in the public DNS; asking for them would tell the exit's resolver about this machine or its
+network, and could never be of use. They are answered here unless a split rule names a server for them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from enum import Enum
+from typing import Final
+
+from cryprq_proxy.errors import ConfigError
+
+MAX_WIRE: Final = 255
+"""RFC 1035 section 2.3.4."""
+
+_NAME: Final = re.compile(rb"[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*")
+_LENGTHS: Final = [bytes((length,)) for length in range(64)]
+
+
+def from_text(text: str) -> bytes:
+    """The wire form of a name as a person writes it; other scripts than ASCII become A-labels.
+
+    Raises `ConfigError`.
+    """
+    try:
+        raw = (text if text.isascii() else text.encode("idna").decode("ascii")).encode("ascii")
+    except ValueError:  # UnicodeError is one
+        raw = b""
+    wire = from_ascii(raw.lower())
+    if wire is None:
+        raise ConfigError(f"{text[:80]!r} is not a domain; write it like example.com")
+    return wire
+
+
+def from_ascii(name: bytes) -> bytes | None:
+    """The wire form of a lower-case name in ASCII with or without the dot at its end; None if it is no host name."""
+    if name.endswith(b"."):
+        name = name[:-1]
+    if not _NAME.fullmatch(name) or len(name) > MAX_WIRE - 2:
+        return None
+    return b"".join([_LENGTHS[len(label)] + label for label in name.split(b".")]) + b"\0"
+
+
+def suffixes(wire: bytes) -> Iterator[bytes]:
+    """The name itself, then its parents up to the top-level domain."""
+    at = 0
+    while length := wire[at]:
+        yield wire[at:]
+        at += 1 + length
+
+
+class Local(Enum):
+    """How a special name is answered."""
+
+    LOCALHOST = "localhost"
+    """127.0.0.1 and ::1."""
+    REVERSE_LOCALHOST = "reverse of localhost"
+    NAME_ERROR = "NXDOMAIN"
+    NO_DATA = "no data"
+
+
+def _wire(name: str) -> bytes:
+    return from_text(name)
+
+
+_ALWAYS: Final = {
+    _wire("localhost"): Local.LOCALHOST,  # RFC 6761 section 6.3
+    _wire("invalid"): Local.NAME_ERROR,  # RFC 6761 section 6.4
+    _wire("onion"): Local.NAME_ERROR,  # RFC 7686 section 2
+    _wire("alt"): Local.NAME_ERROR,  # RFC 9476 section 2
+    # Says to a browser that names here are under somebody's control, so that it leaves its own DNS over HTTPS off,
+    # which would go past blocklists and split DNS.
+    _wire("use-application-dns.net"): Local.NAME_ERROR,
+    # RFC 9462 section 6.4: nobody else may speak for the virtual address of this resolver.
+    _wire("resolver.arpa"): Local.NO_DATA,
+    _wire("1.0.0.127.in-addr.arpa"): Local.REVERSE_LOCALHOST,
+    _wire("1." + "0." * 31 + "ip6.arpa"): Local.REVERSE_LOCALHOST,
+}
+_UNLESS_SPLIT: Final = {
+    _wire(name): Local.NAME_ERROR
+    for name in (
+        "local",  # RFC 6762 section 3: asked by multicast, by others
+        "home.arpa",  # RFC 8375
+        "test",  # RFC 6761 section 6.2
+        # RFC 6303 section 4 and RFC 7793: reverse names of addresses that mean something here only
+        "10.in-addr.arpa",
+        "168.192.in-addr.arpa",
+        "254.169.in-addr.arpa",
+        "127.in-addr.arpa",
+        "0.in-addr.arpa",
+        "255.255.255.255.in-addr.arpa",
+        *(f"{part}.172.in-addr.arpa" for part in range(16, 32)),
+        *(f"{part}.100.in-addr.arpa" for part in range(64, 128)),
+        "0." * 32 + "ip6.arpa",
+        "c.f.ip6.arpa",
+        "d.f.ip6.arpa",
+        *(f"{digit}.e.f.ip6.arpa" for digit in "89ab"),
+    )
+}
+
+
+def special(name: bytes, *, split: bool) -> Local | None:
+    """How `name` (lower-case wire form) is answered if it is special. `split`: a rule names a server for it."""
+    for suffix in suffixes(name):
+        found = _ALWAYS.get(suffix)
+        if found is None and not split:
+            found = _UNLESS_SPLIT.get(suffix)
+        if found is not None:
+            return found
+    return None

@@ -1,0 +1,289 @@
+"""The sockets on which the forwarder is asked: UDP and TCP on the same addresses.
+
+A wake-up of a UDP socket takes at most `DRAIN` datagrams; most are answered within it, and only a question for an
+upstream becomes a task. On a socket bound to all addresses, a reply leaves from the address that the question came
+to: resolvers on hosts with several addresses drop others.
+
+A TCP connection carries questions as they come and answers as they are ready (RFC 7766 section 6.2.1.1). One that
+does not ask for `IDLE_SECONDS`, or does not take its answers for so long, is closed; who has many questions open, or
+answers untaken, is not read from.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import struct
+import sys
+from collections.abc import Sequence
+from typing import Any, Final
+
+from cryprq_proxy.errors import ConfigError
+from cryprq_proxy.tasks import spawn
+
+from .forwarder import Forwarder
+from .messages import Query
+
+_log = logging.getLogger(__name__)
+
+DRAIN: Final = 32
+"""Datagrams taken in one wake-up; polling brings the rest."""
+IDLE_SECONDS: Final = 10.0
+MAX_CONNECTIONS: Final = 128
+"""Over all addresses. The one that was silent for longest makes room for a new one."""
+MAX_PIPELINED: Final = 64
+"""Questions of one connection that may be open; then it is not read from until one is answered."""
+_BACKLOG: Final = 64
+_RECEIVE_BUFFER: Final = 1 << 18
+
+# Numbers that the socket module does not name in 3.12: linux/in.h, linux/in6.h and netinet/in.h of macOS.
+_LINUX: Final = sys.platform == "linux"
+_IP_PKTINFO: Final = 8 if _LINUX else 26
+_IPV6_RECVPKTINFO: Final = 49 if _LINUX else 61
+_IPV6_PKTINFO: Final = 50 if _LINUX else 46
+_PKTINFO4: Final = struct.Struct("=I4s4s")
+"""Interface, local address, destination of the header: ip(7)."""
+_PKTINFO6: Final = struct.Struct("=16sI")
+"""Destination, interface: RFC 3542 section 6."""
+_ANCILLARY: Final = socket.CMSG_SPACE(_PKTINFO6.size)
+
+type _Address = tuple[Any, ...]
+
+
+class DnsServer:
+    """UDP and TCP on each of `addresses` (IP literal and port; port 0 for any, the same for both)."""
+
+    def __init__(self, forwarder: Forwarder, addresses: Sequence[tuple[str, int]]) -> None:
+        self._forwarder = forwarder
+        self._wanted = tuple(addresses)
+        self._udp: list[_Datagrams] = []
+        self._tcp: list[asyncio.Server] = []
+        self._connections: dict[_Connection, None] = {}
+        self.addresses: list[tuple[str, int]] = []
+        """Where it listens, once started."""
+
+    async def start(self) -> None:
+        """Bind and listen on all addresses, or on none. Raises `ConfigError`."""
+        try:
+            for host, port in self._wanted:
+                try:
+                    await self._listen(host, port)
+                except OSError as error:
+                    raise ConfigError(
+                        f"the DNS forwarder cannot listen on {host}, port {port}: {error.strerror or error};"
+                        " end what else listens there"
+                    ) from None
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close everything; questions that wait get no answer."""
+        for datagrams in self._udp:
+            datagrams.close()
+        for server in self._tcp:
+            server.close()
+        for connection in list(self._connections):
+            connection.abort()
+        self._udp.clear()
+        self._tcp.clear()
+        self.addresses.clear()
+
+    async def _listen(self, host: str, port: int) -> None:
+        loop = asyncio.get_running_loop()
+        with contextlib.ExitStack() as undo:
+            stream = undo.enter_context(_bound(socket.SOCK_STREAM, host, port))
+            port = stream.getsockname()[1]
+            datagrams = undo.enter_context(_bound(socket.SOCK_DGRAM, host, port))
+            server = await loop.create_server(
+                lambda: _Connection(self._forwarder, self._connections), sock=stream, backlog=_BACKLOG
+            )
+            undo.pop_all()
+        self._tcp.append(server)
+        self._udp.append(_Datagrams(self._forwarder, datagrams, host))
+        self.addresses.append((host, port))
+
+
+def _bound(kind: socket.SocketKind, host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, kind)
+    try:
+        sock.setblocking(False)
+        if kind == socket.SOCK_STREAM:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        else:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind((host, port))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+class _Datagrams:
+    """One UDP socket."""
+
+    def __init__(self, forwarder: Forwarder, sock: socket.socket, host: str) -> None:
+        self._forwarder = forwarder
+        self._sock = sock
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._ancillary = 0
+        if host == "0.0.0.0":
+            sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
+            self._ancillary = _ANCILLARY
+        elif host == "::":
+            sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVPKTINFO, 1)
+            self._ancillary = _ANCILLARY
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(sock, self._readable)
+
+    def close(self) -> None:
+        self._loop.remove_reader(self._sock)
+        self._sock.close()
+        for task in list(self._tasks):
+            task.cancel()
+
+    def _readable(self) -> None:
+        for _ in range(DRAIN):
+            try:
+                message, ancillary, _, client = self._sock.recvmsg(65_535, self._ancillary)
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as error:  # an ICMP error to an earlier reply
+                _log.debug("receiving a DNS question failed: %s", error)
+                continue
+            source = _source(ancillary)
+            found = self._forwarder.consider(message, tcp=False)
+            if isinstance(found, Query):
+                task = spawn(self._resolve(found, client, source), "dns datagram")
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+            elif found is not None:
+                self._send(found, client, source)
+
+    async def _resolve(self, query: Query, client: _Address, source: list[tuple[int, int, bytes]]) -> None:
+        self._send(await self._forwarder.resolve(query, tcp=False), client, source)
+
+    def _send(self, reply: bytes, client: _Address, source: list[tuple[int, int, bytes]]) -> None:
+        try:
+            self._sock.sendmsg((reply,), source, 0, client)
+        except OSError as error:  # a full buffer, a client that is gone: it asks again
+            _log.debug("sending a DNS answer failed: %s", error)
+
+
+def _source(ancillary: list[tuple[int, int, bytes]]) -> list[tuple[int, int, bytes]]:
+    """What makes a reply leave from the address that the question came to."""
+    for level, kind, data in ancillary:
+        if (level, kind) == (socket.IPPROTO_IP, _IP_PKTINFO) and len(data) >= _PKTINFO4.size:
+            _, local, _ = _PKTINFO4.unpack_from(data)
+            return [(level, kind, _PKTINFO4.pack(0, local, bytes(4)))]
+        if (level, kind) == (socket.IPPROTO_IPV6, _IPV6_PKTINFO) and len(data) >= _PKTINFO6.size:
+            return [(level, kind, data)]
+    return []
+
+
+class _Connection(asyncio.Protocol):
+    """One TCP client."""
+
+    def __init__(self, forwarder: Forwarder, connections: dict[_Connection, None]) -> None:
+        self._forwarder = forwarder
+        self._connections = connections
+        self._loop = asyncio.get_running_loop()
+        self._buffer = bytearray()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._full = False
+        """Whether the client does not take its answers."""
+        self._eof = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        if len(self._connections) >= MAX_CONNECTIONS:
+            next(iter(self._connections)).abort()
+        self._connections[self] = None
+        self._idle = self._loop.call_later(IDLE_SECONDS, self._expire)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._connections.pop(self, None)
+        self._idle.cancel()
+        for task in list(self._tasks):
+            task.cancel()
+
+    def abort(self) -> None:
+        self._connections.pop(self, None)
+        self._transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        self._advance()
+
+    def eof_received(self) -> bool:
+        """Answers that are due are still sent."""
+        self._eof = True
+        self._advance()
+        return not self._transport.is_closing()
+
+    def pause_writing(self) -> None:
+        self._full = True
+
+    def resume_writing(self) -> None:
+        self._full = False
+        self._loop.call_soon(self._advance)
+
+    def _advance(self) -> None:
+        """Take up the questions that have arrived, as far as more may be open."""
+        buffer = self._buffer
+        at = 0
+        while not self._full and len(self._tasks) < MAX_PIPELINED and not self._transport.is_closing():
+            end = at + 2 + int.from_bytes(buffer[at : at + 2])
+            if len(buffer) - at < 2 or len(buffer) < end:
+                break
+            self._received(bytes(buffer[at + 2 : end]))
+            at = end
+        del buffer[:at]
+        if self._transport.is_closing():
+            return
+        if self._full or len(self._tasks) >= MAX_PIPELINED:
+            self._transport.pause_reading()
+        else:
+            self._transport.resume_reading()
+            if self._eof and not self._tasks:
+                self._transport.close()
+
+    def _received(self, message: bytes) -> None:
+        self._alive()
+        found = self._forwarder.consider(message, tcp=True)
+        if isinstance(found, Query):
+            task = spawn(self._resolve(found), "dns connection")
+            self._tasks.add(task)
+            task.add_done_callback(self._resolved)
+        elif found is not None:
+            self._send(found)
+        else:  # nothing that a client of DNS would send
+            self.abort()
+
+    async def _resolve(self, query: Query) -> None:
+        self._send(await self._forwarder.resolve(query, tcp=True))
+
+    def _resolved(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._alive()
+        self._advance()
+
+    def _send(self, reply: bytes) -> None:
+        if not self._transport.is_closing():
+            self._transport.write(len(reply).to_bytes(2) + reply)
+
+    def _alive(self) -> None:
+        """It asked or was answered: the idle time begins anew, and others go first when room is needed."""
+        if self in self._connections:
+            self._connections[self] = self._connections.pop(self)
+            self._idle.cancel()
+            self._idle = self._loop.call_later(IDLE_SECONDS, self._expire)
+
+    def _expire(self) -> None:
+        self.abort()

@@ -1,0 +1,149 @@
+"""What a person can set about the forwarder, and how the address of an upstream is written.
+
+    exit                                  the exit's own resolver
+    tcp://10.0.0.1   10.0.0.1:5353        a plain server behind the exit, DNS over TCP (RFC 7766), port 53
+    tls://1.1.1.1#cloudflare-dns.com      DNS over TLS (RFC 7858), port 853; the name is what the certificate must say
+    https://dns.example/dns-query         DNS over HTTPS (RFC 8484), port 443; may carry a #name as well
+
+A host given by name is resolved by the exit when the stream is opened, so nothing has to be known beforehand.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Final, Literal, NamedTuple
+
+from cryprq_proxy.address import AddressError, Destination, parse_host_port
+from cryprq_proxy.errors import ConfigError
+
+MAX_SPEC: Final = 1024
+"""Longest address of an upstream, in characters."""
+MAX_STALE: Final = 3 * 86_400.0
+"""RFC 8767 section 5 suggests one to three days."""
+MAX_UPSTREAMS: Final = 16
+"""Servers in one list."""
+
+_PATH: Final = re.compile(r"/[!-~]*")
+
+
+class Way(Enum):
+    """How a server is spoken to; the value is its default port."""
+
+    EXIT = 0
+    TCP = 53
+    TLS = 853
+    HTTPS = 443
+
+
+class UpstreamSpec(NamedTuple):
+    """One upstream, decoded."""
+
+    text: str
+    """As the person wrote it; what `status` shows."""
+    way: Way
+    destination: Destination
+    """Where the stream goes; without meaning for the exit's resolver."""
+    name: str
+    """What the certificate must be made out for: a name or an address."""
+    path: str
+    """Of the HTTP request, with its query."""
+
+
+@dataclass(frozen=True, slots=True)
+class DnsSettings:
+    """Everything the forwarder is told. Times are in seconds."""
+
+    upstreams: tuple[str, ...] = ("exit",)
+    """In the order of preference."""
+    split: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Domain (with all below it) -> the servers that are asked for it; the longest domain wins."""
+    blocklists: tuple[Path, ...] = ()
+    """Files of names that are not answered."""
+    block: tuple[str, ...] = ()
+    """Single names beside the files, each with all below it; `*.name` for those below only."""
+    allow: tuple[str, ...] = ()
+    """Names, each with all below it, that no list blocks."""
+    block_answer: Literal["nxdomain", "zero"] = "nxdomain"
+    """Whether a blocked name does not exist or has the addresses 0.0.0.0 and ::."""
+    ipv6: bool = True
+    """Whether the exit carries IPv6. Without it no AAAA record is handed out."""
+    cache_entries: int = 10_000
+    cache_bytes: int = 16 << 20
+    stale: float = 86_400.0
+    """How long after its end an answer may still be given while no upstream answers; 0 for never."""
+    stale_wait: float = 1.8
+    """How long a question waits for an upstream before a stale answer is given (RFC 8767 section 5)."""
+    hedge: float = 1.0
+    """How long one upstream may think before the next one is asked as well."""
+    timeout: float = 4.5
+    """How long a question waits at most. Common stub resolvers give up after 5."""
+    link_wait: float = 3.0
+    """How long a question waits for the link when no upstream can be reached at all."""
+    questions: int = 1024
+    """Questions that may wait for upstreams at once; more get SERVFAIL."""
+
+    def __post_init__(self) -> None:
+        if not self.upstreams:
+            raise ConfigError('dns.upstreams is empty; name at least one server, like "exit"')
+        if self.block_answer not in ("nxdomain", "zero"):
+            raise ConfigError(f'dns.block_answer is {self.block_answer!r}; expected is "nxdomain" or "zero"')
+        if not 0 <= self.stale <= MAX_STALE:
+            raise ConfigError(f"dns.stale is {self.stale:g} seconds; expected is 0 to {MAX_STALE:.0f}")
+        for name in ("hedge", "stale_wait", "timeout", "link_wait"):
+            if not 0 < getattr(self, name) <= 60:
+                raise ConfigError(f"dns.{name} is {getattr(self, name):g} seconds; expected is up to 60")
+        for name, most in (("cache_entries", 1_000_000), ("cache_bytes", 1 << 30), ("questions", 32_768)):
+            if not 1 <= getattr(self, name) <= most:
+                raise ConfigError(f"dns.{name} is {getattr(self, name)}; expected is 1 to {most}")
+
+
+def parse_upstream(text: str) -> UpstreamSpec:
+    """Decode the address of one upstream. Raises `ConfigError`, which names it and says what is expected."""
+    try:
+        return _parse(text.strip())
+    except ValueError as error:  # AddressError is one
+        raise ConfigError(
+            f"the DNS server {text[:80]!r} is not understood ({error}); expected is exit, tcp://ADDRESS,"
+            " tls://HOST#NAME or https://HOST/dns-query"
+        ) from None
+
+
+def _parse(text: str) -> UpstreamSpec:
+    if len(text) > MAX_SPEC:
+        raise ValueError("too long")
+    if text == "exit":
+        return UpstreamSpec(text, Way.EXIT, Destination("", 0), "", "")
+    scheme, separator, rest = text.partition("://")
+    if not separator:
+        scheme, rest = "tcp", text
+    if scheme not in ("tcp", "tls", "https"):
+        raise ValueError(f"{scheme} is no known scheme")
+    way = Way[scheme.upper()]
+    rest, hash_sign, name = rest.partition("#")
+    rest, slash, path = rest.partition("/")
+    if path and way is not Way.HTTPS:
+        raise ValueError("only https has a path")
+    if "@" in rest or not rest:
+        raise ValueError("a host is expected")
+    destination = parse_host_port(rest, way.value)
+    if way is Way.TCP and not destination.is_ip:
+        raise ValueError("a plain server is given by its address")
+    if way is Way.TCP and hash_sign:
+        raise ValueError("a plain server proves no name")
+    if not destination.port:
+        raise ValueError("port 0 is none")
+    if hash_sign:
+        checked = parse_host_port(f"[{name}]" if ":" in name else name, 0)
+        if checked.port or not name:
+            raise AddressError("a name without a port is expected behind #")
+        name = checked.host
+    else:
+        name = destination.host
+    path = slash + path or "/"
+    if not _PATH.fullmatch(path):
+        raise ValueError("the path has characters that no URL has")
+    return UpstreamSpec(text, way, destination, name, path if way is Way.HTTPS else "")

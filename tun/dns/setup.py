@@ -1,0 +1,94 @@
+"""The forwarder as the settings describe it: blocklists read, upstreams made, split rules in place."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Awaitable, Callable, Sequence
+
+from cryprq_proxy.address import Destination
+from cryprq_proxy.errors import ConfigError
+from cryprq_proxy.roles.bytestream import ByteStream
+
+from .blocklist import Blocklist, load
+from .forwarder import Forwarder, boot_clock
+from .framed import FramedUpstream, OpenStream, Upstream
+from .https import HttpsUpstream
+from .messages import PADDING
+from .names import from_text
+from .settings import MAX_UPSTREAMS, DnsSettings, UpstreamSpec, Way, parse_upstream
+from .split import SuffixTable
+from .tls import client_context, inside_tls
+from .upstreams import Group, Member
+
+type Connect = Callable[[Destination], Awaitable[ByteStream]]
+"""Opens a TCP stream to a target through the exit. Raises StreamRefused."""
+
+
+class _Maker:
+    """Makes upstreams. The TLS context is made only where one needs it."""
+
+    def __init__(self, resolver: OpenStream, connect: Connect, context: ssl.SSLContext | None) -> None:
+        self._resolver = resolver
+        self._connect = connect
+        self._context = context
+
+    def upstream(self, spec: UpstreamSpec) -> Upstream:
+        if spec.way is Way.EXIT:
+            return FramedUpstream(self._resolver, PADDING)
+
+        async def open_stream() -> ByteStream:
+            return await self._connect(spec.destination)
+
+        if spec.way is Way.TCP:
+            return FramedUpstream(open_stream)
+        if self._context is None:
+            self._context = client_context()
+        secured = inside_tls(open_stream, self._context, spec.name)
+        if spec.way is Way.TLS:
+            return FramedUpstream(secured, PADDING)
+        port = spec.destination.port
+        host = spec.name if ":" not in spec.name else f"[{spec.name}]"
+        return HttpsUpstream(secured, host if port == Way.HTTPS.value else f"{host}:{port}", spec.path)
+
+
+def parse_upstreams(texts: Sequence[str], where: str) -> list[UpstreamSpec]:
+    """Decode a list of servers; `where` begins the error's text. Raises `ConfigError`."""
+    if not 1 <= len(texts) <= MAX_UPSTREAMS:
+        raise ConfigError(f"{where} names {len(texts)} servers; expected are 1 to {MAX_UPSTREAMS}")
+    return [parse_upstream(text) for text in texts]
+
+
+def build(
+    settings: DnsSettings,
+    *,
+    resolver: OpenStream,
+    connect: Connect,
+    blocklist: Blocklist | None = None,
+    context: ssl.SSLContext | None = None,
+    clock: Callable[[], float] = boot_clock,
+) -> Forwarder:
+    """A forwarder whose every stream is opened by `resolver` (the exit's resolver, DNS over TCP framing) or `connect`.
+
+    `blocklist` saves reading the files here, which blocks for a second or two when they are large: `load` them on a
+    thread. `context` replaces the system's certificate authorities. Raises `ConfigError`.
+    """
+    maker = _Maker(resolver, connect, context)
+
+    def group(texts: Sequence[str], where: str) -> Group:
+        members = [Member(spec.text, maker.upstream(spec), clock) for spec in parse_upstreams(texts, where)]
+        return Group(
+            members,
+            hedge=settings.hedge,
+            timeout=settings.timeout,
+            link_wait=settings.link_wait,
+            clock=clock,
+        )
+
+    split = {
+        from_text(domain): group(texts, f"dns.split for {domain}") for domain, texts in settings.split.items()
+    }
+    if blocklist is None:
+        blocklist = load(settings.blocklists, settings.block, settings.allow)
+    return Forwarder(
+        settings, group(settings.upstreams, "dns.upstreams"), SuffixTable(split), blocklist, clock
+    )

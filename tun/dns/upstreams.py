@@ -1,0 +1,189 @@
+"""Which server is asked, when the next one, and which of them are well.
+
+Servers are asked in the order in which the person named them. The next one is asked as well as soon as one has
+failed, or has thought for `hedge` seconds; the first answer wins and the others are given up. A server that fails
+goes to the end of the order for a while, twice as long each time. When none can be reached at all, the link is
+probably down: that is tried again and again for `link_wait` seconds, since links come back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from cryprq_proxy.tasks import spawn
+
+from .framed import Upstream, UpstreamError
+from .messages import NOERROR, NXDOMAIN, YXDOMAIN, Answer, BadAnswer, Inquiry, digest
+
+FIRST_PENALTY: Final = 1.0
+MAX_PENALTY: Final = 60.0
+"""Seconds that a server which failed goes behind the others."""
+RETRY_SECONDS: Final = 0.25
+"""Between attempts to reach any server."""
+SHORT_MESSAGE: Final = 2048
+"""Bytes. Longer messages are judged on a thread: at 70 us a record, 64 KiB would hold up all traffic for 0.3 s."""
+SMOOTHING: Final = 0.25
+"""Weight of the newest latency in the average shown."""
+
+
+@dataclass(slots=True)
+class UpstreamStatus:
+    """One server, for `status`."""
+
+    name: str
+    healthy: bool
+    latency: float | None
+    """Seconds, a moving average; None before the first answer."""
+    answers: int
+    failures: int
+    last_error: str
+    """Empty while all is well."""
+
+
+class Member:
+    """A server within a group: how it is asked, and how it has been."""
+
+    def __init__(self, name: str, upstream: Upstream, clock: Callable[[], float]) -> None:
+        self.status = UpstreamStatus(name, True, None, 0, 0, "")
+        self.upstream = upstream
+        self._clock = clock
+        self._penalty = 0.0
+        self.down_until = 0.0
+
+    async def ask(self, inquiry: Inquiry, ipv6: bool) -> Answer | UpstreamError:
+        """The answer, which may be the server's own failure, or why there is none."""
+        begun = self._clock()
+        try:
+            message = await self.upstream.ask(inquiry)
+            if len(message) > SHORT_MESSAGE:
+                answer = await asyncio.to_thread(digest, message, inquiry, ipv6=ipv6)
+            else:
+                answer = digest(message, inquiry, ipv6=ipv6)
+        except UpstreamError as error:
+            self.failed(str(error))
+            return error
+        except BadAnswer as error:
+            self.failed(str(error))
+            return UpstreamError(str(error))
+        status = self.status
+        took = max(self._clock() - begun, 0.0)
+        status.latency = (
+            took if status.latency is None else status.latency + SMOOTHING * (took - status.latency)
+        )
+        status.answers += 1
+        self.recover()
+        return answer
+
+    def failed(self, text: str) -> None:
+        self._penalty = min(max(2 * self._penalty, FIRST_PENALTY), MAX_PENALTY)
+        self.down_until = self._clock() + self._penalty
+        self.status.failures += 1
+        self.status.last_error = text
+        self.status.healthy = False
+
+    def recover(self) -> None:
+        """It is well, or deserves a new chance."""
+        self._penalty = self.down_until = 0.0
+        self.status.healthy = True
+        self.status.last_error = ""
+
+
+class Group:
+    """Servers that know the same names. `name` is for `status`; times are in seconds."""
+
+    def __init__(
+        self,
+        members: Sequence[Member],
+        *,
+        hedge: float,
+        timeout: float,
+        link_wait: float,
+        clock: Callable[[], float],
+    ) -> None:
+        self.members = tuple(members)
+        self._hedge = hedge
+        self._timeout = timeout
+        self._link_wait = link_wait
+        self._clock = clock
+        self.in_use = self.members[0]
+        """Who answered last."""
+        self.link_up = True
+        """Whether there is any point in waiting for more than `link_wait`."""
+
+    async def ask(self, inquiry: Inquiry, *, ipv6: bool) -> Answer:
+        """An answer with NOERROR, NXDOMAIN or YXDOMAIN; or, when a server has failed to find one, with its error.
+
+        Raises UpstreamError after at most `timeout` seconds.
+        """
+        begun = asyncio.get_running_loop().time()
+        while True:
+            most = self._timeout if self.link_up else min(self._timeout, self._link_wait)
+            left = begun + most - asyncio.get_running_loop().time()
+            found = await self._round(inquiry, ipv6, left)
+            if isinstance(found, Answer):
+                return found
+            if not found.unreachable or (
+                asyncio.get_running_loop().time() + RETRY_SECONDS >= begun + self._link_wait
+            ):
+                raise found
+            await asyncio.sleep(RETRY_SECONDS)
+
+    def recover(self) -> None:
+        """The link is back: what was unreachable may be reached."""
+        self.link_up = True
+        for member in self.members:
+            member.recover()
+
+    def close(self) -> None:
+        for member in self.members:
+            member.upstream.close()
+
+    async def _round(self, inquiry: Inquiry, ipv6: bool, seconds: float) -> Answer | UpstreamError:
+        """Ask each server at most once. The error has `unreachable` only if it is true of all."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + seconds
+        waiting = self._order()
+        asked: dict[asyncio.Task[Answer | UpstreamError], Member] = {}
+        refusal: Answer | None = None
+        errors: list[UpstreamError] = []
+        try:
+            while True:
+                if waiting:
+                    member = waiting.pop(0)
+                    asked[spawn(member.ask(inquiry, ipv6), "dns ask")] = member
+                if not asked:
+                    return refusal or _worst(errors)
+                left = end - loop.time()
+                done, _ = await asyncio.wait(
+                    asked,
+                    timeout=min(left, self._hedge) if waiting else left,
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
+                for task in done:
+                    member = asked.pop(task)
+                    result = task.result()
+                    if isinstance(result, UpstreamError):
+                        errors.append(result)
+                    elif result.rcode in (NOERROR, NXDOMAIN, YXDOMAIN):
+                        self.in_use = member
+                        return result
+                    else:
+                        refusal = result
+                if not done and loop.time() >= end:
+                    for member in asked.values():
+                        member.failed("the server did not answer in time")
+                    return refusal or UpstreamError("the server did not answer in time")
+        finally:
+            for task in asked:
+                task.cancel()
+
+    def _order(self) -> list[Member]:
+        now = self._clock()
+        return sorted(self.members, key=lambda member: max(member.down_until - now, 0.0))
+
+
+def _worst(errors: list[UpstreamError]) -> UpstreamError:
+    return next((error for error in errors if not error.unreachable), errors[-1])

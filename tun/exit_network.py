@@ -1,0 +1,217 @@
+"""The exit's network interface: one TUN device through which the packets of all clients reach the internet.
+
+    client's packet -> whole? -> from the client's own address? -> allowed by the policy? -> TUN -> kernel: forward, NAT
+    kernel -> TUN -> whose address? -> that client's link
+
+What a client may send is decided here, packet by packet, by the same policy as its connections. The kernel's part is
+nat.py: it translates addresses and keeps clients apart.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter, OrderedDict
+from contextlib import AsyncExitStack
+from dataclasses import asdict
+from ipaddress import IPv4Interface, IPv6Interface
+from socket import AF_INET, AF_INET6, inet_ntop
+from typing import Any, Final
+
+from cryprq_proxy.crypto.identity import PeerId
+from cryprq_proxy.roles.egress import EgressPolicy
+from cryprq_proxy.roles.limits import TokenBucket
+from cryprq_proxy.roles.packets import PacketLink
+from cryprq_proxy.session.slices import HEADROOM, Run, Shape
+
+from . import nft, sysctl
+from .journal import Journal, undo
+from .linux_device import Tun
+from .nat import ExitNat, NatSettings
+from .offload import COMPLETE, fit
+from .packets import Drop, Packet, Unreachable, parse, unreachable
+from .pool import AddressPool
+from .routes import default_route
+from .settings import EXIT_JOURNAL, MTU, RESOLVER4, RESOLVER6, ExitNetworkSettings
+
+_log = logging.getLogger(__name__)
+
+UNDO: Final = {**nft.UNDO, **sysctl.UNDO}
+VERDICTS: Final = 8_192
+"""Destinations of which it is remembered whether they are allowed."""
+ANSWERS: Final = 200.0
+"""ICMP errors a second for packets that the policy refuses."""
+MAX_GSO: Final = 65_536
+"""The kernel's own limit for a super-packet."""
+NO_PORT: Final = 1
+"""What has no ports is judged as this one."""
+_SPOOFED: Final = "source is not the client's"
+_FORBIDDEN: Final = "forbidden by the policy"
+_NOBODY: Final = "for no client"
+
+
+class ExitNetwork:
+    """The PacketNetwork of an exit (roles/exit.py). `start`, then `close`."""
+
+    def __init__(self, settings: ExitNetworkSettings, policy: EgressPolicy) -> None:
+        self._settings = settings
+        self._policy = policy
+        self._pool4 = AddressPool(settings.pool4, settings.pool4[1], RESOLVER4)
+        self._pool6 = AddressPool(settings.pool6, settings.pool6[1], RESOLVER6)
+        self._ipv6 = False
+        self._members: dict[PacketLink, tuple[bytes, bytes]] = {}
+        self._links: dict[bytes, PacketLink] = {}
+        self._verdicts: OrderedDict[tuple[bytes, int], bool] = OrderedDict()
+        self._answers = TokenBucket(ANSWERS, ANSWERS, 0.0)
+        self._answer = memoryview(bytearray(HEADROOM + 1280))
+        self.drops: Counter[str] = Counter()
+        self._stack = AsyncExitStack()
+
+    async def start(self) -> None:
+        """Make the device and let its packets out. Raises ConfigError, with nothing changed, if that cannot be."""
+        settings = self._settings
+        async with AsyncExitStack() as stack:
+            journal = Journal(settings.state / EXIT_JOURNAL)
+            stack.callback(journal.close)
+            ours = any(entry["kind"] == nft.KIND for entry in journal.entries())
+            undo(journal, UNDO)
+            stack.callback(undo, journal, UNDO)
+            self._ipv6 = await default_route(6, settings.device) is not None
+            self._nat = ExitNat(
+                NatSettings(
+                    tun=settings.device,
+                    pool4=settings.pool4,
+                    address4=self._pool4.own,
+                    pool6=settings.pool6 if self._ipv6 else None,
+                    address6=self._pool6.own if self._ipv6 else None,
+                    isolate=settings.isolate,
+                ),
+                journal.record,
+                ours=ours,
+            )
+            self._tun = Tun.open(settings.device, mtu=MTU, offload="auto" if settings.offload else False)
+            stack.callback(self._tun.close)
+            self._nat.up()
+            sysctl.set_sysctl("net.ipv4.ip_forward", "1", journal.record)
+            addresses: list[IPv4Interface | IPv6Interface] = [
+                IPv4Interface((self._pool4.own.packed, settings.pool4.prefixlen))
+            ]
+            if self._ipv6:
+                await self._forward_ipv6(journal)
+                addresses.append(IPv6Interface((self._pool6.own.packed, settings.pool6.prefixlen)))
+            # No caps here: what is forwarded was made for other devices, and a super-packet above a cap is cut to
+            # single packets by the kernel. The lane sends a larger one in two pieces.
+            await self._tun.configure(addresses, gso_max_size=MAX_GSO, gso_max_segs=MAX_GSO - 1)
+            self._tun.start(asyncio.get_running_loop(), self._send, _nothing, self._lost)
+            self._stack = stack.pop_all()
+        for warning in self._nat.warnings():
+            _log.warning("%s", warning)
+        _log.info(
+            "packets: %s, clients in %s%s",
+            settings.device,
+            settings.pool4,
+            f" and {settings.pool6}" if self._ipv6 else "; no IPv6 here",
+        )
+
+    async def _forward_ipv6(self, journal: Journal) -> None:
+        """A host that forwards IPv6 takes no more router advertisements, and so may lose its own default route, unless
+        it is told to (accept_ra in ip-sysctl.rst)."""
+        way = await default_route(6, self._settings.device)
+        if way is not None:
+            sysctl.set_sysctl(f"net.ipv6.conf.{way.name}.accept_ra", "2", journal.record)
+        sysctl.set_sysctl("net.ipv6.conf.all.forwarding", "1", journal.record)
+
+    async def close(self) -> None:
+        """Undo everything. Raises CryprqError for what could not be undone."""
+        await self._stack.aclose()
+
+    def _lost(self, error: OSError) -> None:
+        _log.error("the device %s is gone (%s): start the exit again", self._settings.device, error.strerror)
+
+    # --- clients ---------------------------------------------------------------------------------------------------
+
+    def join(self, peer: PeerId, link: PacketLink) -> tuple[bytes, bytes]:
+        ipv4 = self._pool4.address(peer).packed
+        ipv6 = self._pool6.address(peer).packed if self._ipv6 else bytes(16)
+        self._members[link] = ipv4, ipv6
+        self._links[ipv4] = link
+        if self._ipv6:
+            self._links[ipv6] = link
+        return ipv4, ipv6
+
+    def leave(self, link: PacketLink) -> None:
+        for address in self._members.pop(link, ()):
+            if self._links.get(address) is link:
+                del self._links[address]
+
+    def policy_changed(self) -> None:
+        """What was remembered of the policy's answers is no longer true."""
+        self._verdicts.clear()
+
+    # --- packets ---------------------------------------------------------------------------------------------------
+
+    def received(self, link: PacketLink, buffer: memoryview, start: int, end: int, run: Run) -> None:
+        shape = fit(buffer, start, end, run)
+        if isinstance(shape, Drop):
+            self.drops[shape.value] += 1
+            return
+        packet = parse(buffer, start, end)
+        if isinstance(packet, Drop):
+            self.drops[packet.value] += 1
+            return
+        if packet.source not in self._members.get(link, ()):
+            self.drops[_SPOOFED] += 1
+            return
+        key = packet.destination, packet.destination_port
+        allowed = self._verdicts.get(key)
+        if allowed is None:
+            allowed = self._judge(key)
+        if allowed:
+            self._tun.write(buffer, start, end, shape)
+        else:
+            self.drops[_FORBIDDEN] += 1
+            self._refuse(link, buffer, start, end, packet)
+
+    def _judge(self, key: tuple[bytes, int]) -> bool:
+        destination, port = key
+        literal = inet_ntop(AF_INET if len(destination) == 4 else AF_INET6, destination)
+        allowed = self._policy.check_address(literal, port or NO_PORT)
+        self._verdicts[key] = allowed
+        if len(self._verdicts) > VERDICTS:
+            self._verdicts.popitem(last=False)
+        return allowed
+
+    def _refuse(self, link: PacketLink, buffer: memoryview, start: int, end: int, packet: Packet) -> None:
+        """Tell the client, so that its program fails at once and not by a time-out."""
+        if not self._answers.allow(asyncio.get_running_loop().time()):
+            return
+        own = (self._pool4 if packet.version == 4 else self._pool6).own.packed
+        answer = unreachable(buffer, start, end, packet, own, Unreachable.PROHIBITED)
+        if answer is not None:
+            stop = HEADROOM + len(answer)
+            self._answer[HEADROOM:stop] = answer
+            link.send(self._answer, HEADROOM, stop, COMPLETE)
+
+    def _send(self, buffer: memoryview, start: int, end: int, shape: Shape) -> None:
+        """The kernel has a packet for a client."""
+        if buffer[start] >> 4 == 4:
+            destination = bytes(buffer[start + 16 : start + 20])
+        else:
+            destination = bytes(buffer[start + 24 : start + 40])
+        link = self._links.get(destination)
+        if link is None:
+            self.drops[_NOBODY] += 1
+        else:
+            link.send(buffer, start, end, shape)
+
+    def status(self) -> dict[str, Any]:
+        return {
+            "device": asdict(self._tun.status()),
+            "clients": len(self._members),
+            "ipv6": self._ipv6,
+            "drops": dict(self.drops),
+        }
+
+
+def _nothing() -> None:
+    """What was read is sent already."""

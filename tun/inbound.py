@@ -1,0 +1,94 @@
+"""Which connections came in from outside, for `--inbound keep`.
+
+Once the tunnel stands, a reply to somebody who connected to this machine (ssh) would go into the tunnel and be lost.
+The filter marks connections that come in from then on. Those that are already open have to be found beforehand:
+they are the established TCP connections of a port on which something listens. All others began here, and moving
+them into the tunnel is what the tunnel is for.
+
+Between this look and the filter lies a moment; a connection that comes in just then is cut.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
+from typing import Final, NamedTuple
+
+Address = IPv4Address | IPv6Address
+
+_ESTABLISHED: Final = 0x01  # include/net/tcp_states.h
+_LISTEN: Final = 0x0A
+# Of the calling thread: its network namespace may not be that of the process.
+_TABLES: Final = ("/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6")
+_PORTS: Final = "/proc/sys/net/ipv4/ip_local_port_range"
+DEFAULT_PORTS: Final = (32768, 60999)
+MOST: Final = 4096
+"""Connections that are kept at most."""
+
+
+class Connection(NamedTuple):
+    """A TCP connection as this machine sees it."""
+
+    local: Address
+    local_port: int
+    remote: Address
+    remote_port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Inbound:
+    """What the filter needs to know to keep connections from outside."""
+
+    kept: frozenset[Connection] = field(default=frozenset())
+    """Open already."""
+    ephemeral: tuple[int, int] = DEFAULT_PORTS
+    """First and last port that the kernel gives to sockets which ask for none: UDP to these is no new conversation
+    from outside, but an answer to one that was begun here before the tunnel stood. The same goes for UDP from a
+    port below 1024."""
+
+
+def _endpoint(text: str) -> tuple[Address, int]:
+    """`0100007F:0016`: the address as 32-bit words in the machine's byte order, and the port."""
+    words, _, port = text.partition(":")
+    packed = b"".join(struct.pack("=I", int(words[at : at + 8], 16)) for at in range(0, len(words), 8))
+    if len(packed) == 4:
+        return IPv4Address(packed), int(port, 16)
+    address = IPv6Address(packed)
+    return address.ipv4_mapped or address, int(port, 16)
+
+
+def connections(lines: Iterable[str]) -> frozenset[Connection]:
+    """Reads the lines of /proc/net/tcp and tcp6 (proc_net_tcp(5)); lines that do not look like it are passed over."""
+    listening: set[int] = set()
+    established: list[Connection] = []
+    for line in lines:
+        fields = line.split()
+        try:
+            local, port = _endpoint(fields[1])
+            remote, remote_port = _endpoint(fields[2])
+            state = int(fields[3], 16)
+        except (LookupError, ValueError, struct.error):
+            continue
+        if state == _LISTEN:
+            listening.add(port)
+        elif state == _ESTABLISHED and not remote.is_loopback:
+            established.append(Connection(local, port, remote, remote_port))
+    return frozenset([each for each in established if each.local_port in listening][:MOST])
+
+
+def observe() -> Inbound:
+    """The connections of this moment in the network namespace of the calling thread."""
+    lines: list[str] = []
+    for path in _TABLES:
+        try:
+            lines += Path(path).read_text(encoding="ascii", errors="replace").splitlines()
+        except OSError:
+            continue  # a kernel without IPv6
+    try:
+        low, high = map(int, Path(_PORTS).read_text(encoding="ascii").split())
+    except (OSError, ValueError):
+        low, high = DEFAULT_PORTS
+    return Inbound(connections(lines), (low, high))

@@ -1,0 +1,293 @@
+"""What system-wide mode has changed on this machine, written down before each change, so that all of it can be undone.
+
+    record(entry)  ->  one line appended, on the disk (fsync)  ->  only then the change itself
+    undo()         ->  last entry first, each by the undoer of its kind  ->  the journal is empty
+
+The same undo serves the clean stop, the next start after a crash, and `cryprq-proxy cleanup`. It may be interrupted
+anywhere and run again: undoers find what they would undo already gone, and say nothing.
+
+A crash may leave half a line at the end. The change that it announced was never made, since `record` had not
+returned, so it is cut off. Every entry carries the boot id: after a reboot the kernel's part is gone by itself and
+undoers leave the kernel alone, while files are still put back.
+
+What stands in the file is not trusted any further than its owner is: the file and its directory must be ours alone,
+sizes are bounded, and an entry names a kind of change and plain values, never a command; each undoer checks them.
+
+The lock is a file of its own, since the journal is replaced by renaming when some of its entries remain.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import re
+import stat
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, Self
+
+from cryprq_proxy.errors import ConfigError, CryprqError, LocalError
+
+_log = logging.getLogger(__name__)
+
+type Entry = Mapping[str, Any]
+type Record = Callable[[Mapping[str, object]], None]
+type Undoer = Callable[[Entry], None]
+
+MAX_ENTRY: Final = 65_536
+"""Bytes of one line, its end included."""
+MAX_JOURNAL: Final = 4 * 1024 * 1024
+"""Bytes of the file. A run writes some dozens of entries of some hundred bytes."""
+
+_KIND: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+
+
+def boot_id() -> str:
+    """A name of the time since the machine was started, or nothing where the kernel gives none (random(4))."""
+    try:
+        return _BOOT_ID.read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
+
+
+def same_boot(entry: Entry) -> bool:
+    """Whether what `entry` changed in the kernel can still be there; an entry without a boot id counts as of now."""
+    return bool(entry.get("boot", boot_id()) == boot_id())
+
+
+def parse(content: bytes) -> tuple[list[Entry], int, int]:
+    """The entries in a journal's bytes, how many whole bytes they fill, and how many damaged lines stand between.
+
+    A last line that is damaged or has no end is neither counted nor among the bytes. Raises nothing.
+    """
+    entries: list[Entry] = []
+    whole = damaged = suspect = 0
+    position = 0
+    while (end := content.find(b"\n", position)) >= 0:
+        entry = _entry(content[position:end]) if end - position < MAX_ENTRY else None
+        position = end + 1
+        if entry is None:
+            suspect += 1
+            continue
+        # What came before a good line was not the last one: the disk has damaged it, no crash of ours.
+        damaged, suspect, whole = damaged + suspect, 0, position
+        entries.append(entry)
+    return entries, whole, damaged
+
+
+def _entry(line: bytes) -> Entry | None:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if (
+        not isinstance(value, dict)
+        or not isinstance(kind := value.get("kind"), str)
+        or not _KIND.fullmatch(kind)
+    ):
+        return None
+    return value
+
+
+class Journal:
+    """The journal at `path`, locked for this process until `close`. A context manager.
+
+    Directory and file are made where they are missing, for the owner only. Raises ConfigError if another process has
+    it, if it does not belong to this user alone or cannot be opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.damaged = 0
+        """Lines in the middle that could not be read when it was opened; what they recorded cannot be undone."""
+        self._entries: list[Entry] = []
+        self._size = 0
+        with contextlib.ExitStack() as undone, _readable(path):
+            _own_directory(path.parent)
+            self._lock = _open(path.with_name(path.name + ".lock"))
+            undone.callback(os.close, self._lock)
+            self._take_lock()
+            new = not path.exists()
+            self._file = _open(path)
+            undone.callback(os.close, self._file)
+            if new:
+                _sync_directory(path.parent)
+            self._read()
+            undone.pop_all()
+
+    def _take_lock(self) -> None:
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(self._lock, 20, 0).decode("ascii", "replace").strip()
+            pid = f" (pid {holder})" if holder.isdecimal() else ""
+            raise ConfigError(
+                f"another cryprq-proxy runs in system-wide mode{pid}: stop that one first"
+            ) from None
+        os.ftruncate(self._lock, 0)
+        os.pwrite(self._lock, b"%d\n" % os.getpid(), 0)
+
+    def _read(self) -> None:
+        if os.fstat(self._file).st_size > MAX_JOURNAL:
+            raise ConfigError(
+                f"the journal {self.path} is larger than we ever write it: look at it and remove it"
+            )
+        content = bytearray()
+        while piece := os.pread(self._file, MAX_JOURNAL, len(content)):
+            content += piece
+        self._entries, self._size, self.damaged = parse(bytes(content))
+        if self._size < len(content):
+            os.ftruncate(self._file, self._size)
+
+    def record(self, entry: Mapping[str, object]) -> None:
+        """Returns when `entry` is on the disk: a kind and plain values (what JSON holds), at most `MAX_ENTRY` bytes.
+
+        Raises CryprqError when it could not be written; then the change must not be made. Raises LocalError for an
+        entry without a proper kind or too large.
+        """
+        stamped = {**entry, "boot": boot_id()}
+        line = json.dumps(stamped, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+        if len(line) > MAX_ENTRY or (read_back := _entry(line)) is None:
+            raise LocalError(f"this is no entry for the journal: {entry!r:.200}")
+        if self._size + len(line) > MAX_JOURNAL:
+            raise CryprqError(f"the journal {self.path} is full: stop system-wide mode and start it again")
+        try:
+            _write_all(self._file, line, self._size)
+            os.fsync(self._file)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._file, self._size)  # or the next line would continue this one
+            raise CryprqError(
+                f"the journal {self.path} cannot be written, so nothing may be changed: {error.strerror}"
+            ) from error
+        self._size += len(line)
+        self._entries.append(read_back)
+
+    def entries(self) -> list[Entry]:
+        """What was recorded and is not undone, in the order of the changes."""
+        return list(self._entries)
+
+    def keep(self, entries: Sequence[Entry]) -> None:
+        """Keeps only these of its own entries, in one step that a crash cannot halve. Raises CryprqError."""
+        content = b"".join(json.dumps(entry, separators=(",", ":")).encode() + b"\n" for entry in entries)
+        fresh = self.path.with_name(self.path.name + ".new")
+        with contextlib.ExitStack() as undone, _readable(self.path):
+            file = _open(fresh, os.O_TRUNC)
+            undone.callback(os.close, file)
+            _write_all(file, content, 0)
+            os.fsync(file)
+            fresh.replace(self.path)
+            _sync_directory(self.path.parent)
+            undone.pop_all()
+            os.close(self._file)
+            self._file = file
+        self._entries, self._size = list(entries), len(content)
+
+    def clear(self) -> None:
+        """Empties the journal: everything in it is undone. Raises CryprqError."""
+        with _readable(self.path):
+            os.ftruncate(self._file, 0)
+            os.fsync(self._file)
+        self._entries, self._size, self.damaged = [], 0, 0
+
+    def close(self) -> None:
+        """Gives the lock free, and removes the file if nothing is left to undo. The object is of no use afterwards."""
+        with contextlib.suppress(OSError):
+            if not self._entries and not self.damaged:
+                self.path.unlink(missing_ok=True)
+            os.ftruncate(self._lock, 0)
+        os.close(self._file)
+        os.close(self._lock)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def undo(journal: Journal, undoers: Mapping[str, Undoer]) -> None:
+    """Undoes all that is recorded, the last change first, and empties the journal.
+
+    A failure stops nothing: all others are undone, the failed entries stay in the journal for the next time, and one
+    CryprqError names them. Safe to call again, and in a process that made none of the changes.
+    """
+    failed: list[Entry] = []
+    reasons: list[str] = []
+    if journal.damaged:
+        reasons.append(f"{journal.damaged} damaged line(s) in {journal.path}, now dropped")
+    for entry in reversed(journal.entries()):
+        kind = entry["kind"]
+        try:
+            if kind not in undoers:
+                raise CryprqError("this version does not know such changes")
+            undoers[kind](entry)
+        except Exception as error:  # whatever it was, the changes before it must still be undone
+            _log.debug("undoing %r failed", entry, exc_info=error)
+            failed.append(entry)
+            said = str(error) if isinstance(error, CryprqError) else f"{type(error).__name__}: {error}"
+            reasons.append(f"{kind}: {said}")
+    if failed:
+        journal.keep(failed[::-1])
+        journal.damaged = 0
+    else:
+        journal.clear()
+    if reasons:
+        hint = "; the rest is undone, run `cryprq-proxy cleanup` to try these again" if failed else ""
+        raise CryprqError(f"not everything could be undone: {'; '.join(reasons)}{hint}")
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turns what the file system refuses into a sentence."""
+    try:
+        yield
+    except PermissionError as error:
+        raise ConfigError(f"the journal {path} needs root: {error.strerror}") from error
+    except OSError as error:
+        raise ConfigError(f"the journal {path} cannot be used: {error.strerror}") from error
+
+
+def _own_directory(directory: Path) -> None:
+    """Makes it where it is missing; nobody else may be able to change what is in it. Raises ConfigError, OSError."""
+    if not directory.exists():
+        directory.mkdir(mode=0o700, parents=True)
+        _sync_directory(directory.parent)
+    status = directory.stat()
+    if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o022:
+        raise ConfigError(f"others can write to {directory}: make it this user's own, with mode 700")
+
+
+def _open(path: Path, more: int = 0) -> int:
+    """Raises ConfigError for anything but a plain file of ours; OSError."""
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | more, 0o600)
+    status = os.fstat(file)
+    if (
+        not stat.S_ISREG(status.st_mode)
+        or status.st_uid != os.geteuid()
+        or stat.S_IMODE(status.st_mode) & 0o077
+    ):
+        os.close(file)
+        raise ConfigError(f"{path} is not a file of this user alone (mode 600): look at it and remove it")
+    return file
+
+
+def _write_all(file: int, content: bytes, position: int) -> None:
+    view = memoryview(content)
+    while view:
+        written = os.pwrite(file, view, position)
+        view = view[written:]
+        position += written
+
+
+def _sync_directory(directory: Path) -> None:
+    """The names in it are on the disk too, not only the files."""
+    file = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)

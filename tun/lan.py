@@ -1,0 +1,299 @@
+"""What the kernel's tables say about the networks around this machine: what is LAN, and which is the way out.
+
+Pure functions over values; `read_route`, `read_link` and `read_address` make the values of pyroute2's messages.
+
+LAN is what is on the link, in a range for private use. Both words matter. A DHCP server may push any route
+(CVE-2024-3661, "TunnelVision"), and an access point may call any prefix its own (CVE-2023-36672, "TunnelCrack"): with a
+gateway, or a public prefix, it is no LAN, whatever the main table says, and its traffic stays in the tunnel.
+
+Behind some devices there are only guests of this machine: containers and virtual machines. Their replies need a way
+back to them even where the LAN is blocked, so that these prefixes are told apart.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
+from itertools import islice
+from socket import AF_INET, AF_INET6
+from typing import Any, Final, NamedTuple
+
+type Network = IPv4Network | IPv6Network
+type Message = Mapping[str, Any]
+"""Header fields by name, and the attributes as pairs under "attrs"."""
+
+MAIN: Final = 254
+UNICAST: Final = 1
+"""rtm_type of an ordinary route (rtnetlink(7))."""
+MAX_PREFIXES: Final = 256
+"""LAN prefixes of a family that get a rule: rules are searched one by one for every new connection."""
+
+PRIVATE: Final[tuple[Network, ...]] = tuple(
+    ipaddress.ip_network(text)
+    for text in (
+        "10.0.0.0/8",  # RFC 1918, section 3
+        "172.16.0.0/12",
+        "192.168.0.0/16",
+        "169.254.0.0/16",  # RFC 3927
+        "fc00::/7",  # RFC 4193
+        "fe80::/10",  # RFC 4291, section 2.5.6
+    )
+)
+
+_CLONED: Final = 0x200  # a cached copy of another route
+_NO_USE: Final = 0x1 | 0x10  # next hop dead, or without a carrier
+_UP, _LOOPBACK = 0x1, 0x8  # ifi_flags
+_TEMPORARY, _TENTATIVE, _DEPRECATED, _FAILED = (
+    0x01,
+    0x40,
+    0x20,
+    0x08,
+)  # ifa_flags; 0x01 is "secondary" in IPv4
+_OUTER: Final = frozenset({None, "vlan", "bond", "team", "macvlan", "ipvlan"})
+_GUESTS: Final = frozenset({"veth", "tun"})
+"""Kinds of the ports of a bridge that has only guests: cables into namespaces, and the TAPs of virtual machines."""
+
+
+class Hop(NamedTuple):
+    """One next hop of a route."""
+
+    device: int | None
+    gateway: str | None
+    flags: int = 0
+
+
+class Route(NamedTuple):
+    """One route. `hops` is empty where the next hop is a kernel object that does not show itself."""
+
+    version: int
+    table: int
+    kind: int
+    prefix: Network
+    hops: tuple[Hop, ...]
+    source: str | None = None
+    metric: int = 0
+    protocol: int = 0
+    wrapped: bool = False
+    """Encapsulated on its way, so what is at the other end is not on the link."""
+
+
+class Link(NamedTuple):
+    """One network device."""
+
+    device: int
+    name: str
+    up: bool
+    kind: str | None = None
+    """What rtnetlink calls a software device; None for hardware."""
+    master: int | None = None
+    loopback: bool = False
+
+
+class Address(NamedTuple):
+    """One address of this machine."""
+
+    device: int
+    interface: IPv4Interface | IPv6Interface
+    scope: int = 0
+    flags: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Lan:
+    """The local networks, each in as few disjoint prefixes as hold them all."""
+
+    prefixes: tuple[Network, ...] = ()
+    guests: tuple[Network, ...] = ()
+    """Those of `prefixes` behind which there are only this machine's containers and virtual machines."""
+    uplinks: frozenset[str] = frozenset()
+    """Names of the devices towards the networks outside."""
+
+
+class WayOut(NamedTuple):
+    """Where traffic past the tunnel leaves this machine."""
+
+    device: int
+    name: str
+    gateway: str | None
+    source: str | None
+    """The address it leaves with; a lasting one, where there are temporary ones as well (RFC 8981)."""
+
+
+def read_route(message: Message) -> Route | None:
+    """A route of RTM_NEWROUTE; None for a family that is neither IPv4 nor IPv6, and for cached copies."""
+    version = {AF_INET: 4, AF_INET6: 6}.get(message["family"])
+    if version is None or message["flags"] & _CLONED:
+        return None
+    attributes: Mapping[str, Any] = dict(message["attrs"])
+    if "RTA_MULTIPATH" in attributes:
+        hops = tuple(
+            _hop(hop["oif"], dict(hop["attrs"]), hop["flags"]) for hop in attributes["RTA_MULTIPATH"]
+        )
+    elif "RTA_OIF" in attributes:
+        hops = (_hop(attributes["RTA_OIF"], attributes, message["flags"]),)
+    else:
+        hops = ()
+    destination = attributes.get("RTA_DST", "0.0.0.0" if version == 4 else "::")
+    return Route(
+        version,
+        attributes.get("RTA_TABLE", message["table"]),
+        message["type"],
+        ipaddress.ip_network((destination, message["dst_len"])),
+        hops,
+        attributes.get("RTA_PREFSRC"),
+        attributes.get("RTA_PRIORITY", 0),
+        message["proto"],
+        "RTA_ENCAP" in attributes or "RTA_ENCAP_TYPE" in attributes,
+    )
+
+
+def _hop(device: int, attributes: Mapping[str, Any], flags: int) -> Hop:
+    gateway = attributes.get("RTA_GATEWAY")
+    if gateway is None and "RTA_VIA" in attributes:  # a gateway of the other family (RFC 5549)
+        gateway = attributes["RTA_VIA"]["addr"]
+    return Hop(device, gateway, flags)
+
+
+def read_link(message: Message) -> Link:
+    """A device of RTM_NEWLINK."""
+    attributes: Mapping[str, Any] = dict(message["attrs"])
+    information = attributes.get("IFLA_LINKINFO")
+    kind = dict(information["attrs"]).get("IFLA_INFO_KIND") if information else None
+    flags = message["flags"]
+    return Link(
+        message["index"],
+        attributes["IFLA_IFNAME"],
+        bool(flags & _UP),
+        kind,
+        attributes.get("IFLA_MASTER"),
+        bool(flags & _LOOPBACK),
+    )
+
+
+def read_address(message: Message) -> Address:
+    """An address of RTM_NEWADDR."""
+    attributes: Mapping[str, Any] = dict(message["attrs"])
+    local = attributes.get("IFA_LOCAL") or attributes["IFA_ADDRESS"]
+    interface = ipaddress.ip_interface(f"{local}/{message['prefixlen']}")
+    return Address(
+        message["index"], interface, message["scope"], attributes.get("IFA_FLAGS", message["flags"])
+    )
+
+
+def find_lan(routes: Collection[Route], links: Collection[Link], own: str) -> Lan:
+    """The local networks, by the main table; `own` is the name of our TUN device, whose routes are none of them."""
+    ours = {link.device for link in links if link.name == own}
+    outer: list[Network] = []
+    hosted: list[Network] = []
+    devices = _guest_devices(routes, links)
+    for route in routes:
+        if not _on_link(route) or not _private(route.prefix):
+            continue
+        device = route.hops[0].device
+        if device is not None and device not in ours:
+            # Every device has the same link-local prefixes, so they would let the others in where guests are allowed.
+            guest = device in devices and not route.prefix.is_link_local
+            (hosted if guest else outer).append(route.prefix)
+    return Lan(merged([*outer, *hosted]), merged(hosted), _uplinks(routes, links, own))
+
+
+def _on_link(route: Route) -> bool:
+    return (
+        route.table == MAIN
+        and route.kind == UNICAST
+        and not route.wrapped
+        and len(route.hops) == 1
+        and route.hops[0].gateway is None
+    )
+
+
+def _private(prefix: Network) -> bool:
+    return any(
+        prefix.version == private.version and prefix.subnet_of(private)  # type: ignore[arg-type]
+        for private in PRIVATE
+    )
+
+
+def merged(prefixes: Iterable[Network]) -> tuple[Network, ...]:
+    """The same addresses in as few prefixes as possible, IPv4 first, at most `MAX_PREFIXES` of each family."""
+    ranges = list(prefixes)
+    four = ipaddress.collapse_addresses(prefix for prefix in ranges if isinstance(prefix, IPv4Network))
+    six = ipaddress.collapse_addresses(prefix for prefix in ranges if isinstance(prefix, IPv6Network))
+    return (*islice(four, MAX_PREFIXES), *islice(six, MAX_PREFIXES))
+
+
+def _guest_devices(routes: Collection[Route], links: Collection[Link]) -> frozenset[int]:
+    """Bridges whose ports all lead to guests, and cables to guests; never what carries a default route."""
+    outward = _outward(routes)
+    found = set()
+    for link in links:
+        if link.kind == "bridge":
+            only_guests = all(port.kind in _GUESTS for port in links if port.master == link.device)
+        else:
+            only_guests = link.kind == "veth"
+        if only_guests and link.device not in outward:
+            found.add(link.device)
+    return frozenset(found)
+
+
+def _uplinks(routes: Collection[Route], links: Collection[Link], own: str) -> frozenset[str]:
+    """Hardware and what is built on it, and whatever carries a default route. Ports of a bridge speak through it."""
+    outward = _outward(routes)
+    return frozenset(
+        link.name
+        for link in links
+        if link.device in outward or (link.kind in _OUTER and link.master is None and not link.loopback)
+        if link.name != own
+    )
+
+
+def _outward(routes: Collection[Route]) -> frozenset[int | None]:
+    defaults = (route for route in routes if route.table == MAIN and not route.prefix.prefixlen)
+    return frozenset(hop.device for route in defaults for hop in route.hops)
+
+
+def way_out(
+    version: int,
+    routes: Collection[Route],
+    links: Collection[Link],
+    addresses: Collection[Address],
+    own: str,
+) -> WayOut | None:
+    """Where the main table's default route of one family leads, or None if there is none that works.
+
+    The one with the smallest metric wins, but the metric is not part of the result: connection managers change it
+    whenever they doubt the network, and the way stays the same.
+    """
+    usable = {link.device: link for link in links if link.up and link.name != own}
+    for route in sorted(routes, key=lambda route: route.metric):
+        if route.version != version or route.table != MAIN or route.kind != UNICAST or route.prefix.prefixlen:
+            continue
+        for hop in route.hops:
+            if hop.device in usable and not hop.flags & _NO_USE:
+                source = route.source or _source(version, hop, addresses)
+                return WayOut(hop.device, usable[hop.device].name, hop.gateway, source)
+    return None
+
+
+def _source(version: int, hop: Hop, addresses: Collection[Address]) -> str | None:
+    """The address of the device that traffic to the hop leaves with, roughly as RFC 6724, section 5 picks it."""
+    gateway = None if hop.gateway is None else ipaddress.ip_address(hop.gateway)
+
+    def rank(address: Address) -> tuple[bool, ...]:
+        return (
+            bool(address.flags & _DEPRECATED) and version == 6,
+            bool(address.flags & _TEMPORARY),
+            gateway is None or gateway not in address.interface.network,
+        )
+
+    candidates = [
+        address
+        for address in addresses
+        if address.device == hop.device
+        and address.interface.version == version
+        and not address.scope
+        and not address.flags & (_TENTATIVE | _FAILED)
+    ]
+    return str(min(candidates, key=rank).interface.ip) if candidates else None

@@ -1,0 +1,239 @@
+"""The exit's packet filter: where packets of clients go, and the address that they go out with.
+
+    input      clients do not reach the exit itself, but for a ping of its tunnel address
+    forward    from the tunnel: outwards only, not to other clients and not to denied prefixes; into it: answers only
+    sources    NAT: a client's packets leave with the exit's address
+
+The egress policy and the check of sources are done for each packet in the program (tun/exit.py); the prefixes here
+are a second line, and hold also for what is on its way while the program is replaced.
+
+The chains judge what comes from or goes to our tunnel device, and accept everything else: the host's own traffic is
+the host's matter. The reverse is not so: what another table drops stays dropped, whatever we accept. `warnings` says
+so where Docker or a firewall drops forwarded packets.
+
+Packets to the pool of addresses that come in on another device are dropped before they are routed (CVE-2019-14899).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import Final, NamedTuple
+
+from cryprq_proxy.errors import ConfigError, LocalError
+
+from . import nft
+from .nft import (
+    EXIT,
+    UNDO,
+    Count,
+    Network,
+    NftError,
+    Record,
+    block,
+    counter,
+    name,
+    prefixes,
+    replacing,
+    set_of,
+)
+
+__all__ = ["COUNTERS", "UNDO", "ExitNat", "NatSettings", "NftError", "script"]
+
+COUNTERS: Final = ("spoofed", "isolated", "denied", "local", "unsolicited", "guard")
+"""What was not let through, by cause: sources outside of the pool; between clients; to denied prefixes; to the exit
+itself; into the tunnel without having been asked for; to the pool from other devices."""
+
+_CLAMP: Final = "tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NatSettings:
+    """All that the exit's table depends on."""
+
+    tun: str
+    """Name of the tunnel device; it need not exist."""
+    pool4: IPv4Network
+    """What clients' addresses are taken from."""
+    address4: IPv4Address
+    """The exit's own in it."""
+    pool6: IPv6Network | None = None
+    address6: IPv6Address | None = None
+    """None: this exit has no IPv6, and refuses it."""
+    denied: frozenset[Network] = field(default=frozenset())
+    """Destinations that the policy denies without exception."""
+    isolate: bool = True
+    """Clients do not reach each other."""
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError."""
+        name(self.tun)
+        if self.address4 not in self.pool4:
+            raise ConfigError(
+                f"The exit's tunnel address {self.address4} is not inside of the pool {self.pool4}."
+            )
+        if (self.pool6 is None) != (self.address6 is None):
+            raise ConfigError("The exit needs an IPv6 pool and an IPv6 tunnel address, or neither.")
+        if self.pool6 is not None and self.address6 not in self.pool6:
+            raise ConfigError(
+                f"The exit's tunnel address {self.address6} is not inside of the pool {self.pool6}."
+            )
+
+
+class _Pool(NamedTuple):
+    version: int
+    ip: str
+    pool: Network
+    address: IPv4Address | IPv6Address
+
+
+def _pools(settings: NatSettings) -> list[_Pool]:
+    pools = [_Pool(4, "ip", settings.pool4, settings.address4)]
+    if settings.pool6 is not None and settings.address6 is not None:
+        pools.append(_Pool(6, "ip6", settings.pool6, settings.address6))
+    return pools
+
+
+def script(settings: NatSettings, counts: Mapping[str, Count] | None = None) -> str:
+    """The whole table as one transaction; `counts` are what the counters begin with."""
+    before = counts or {}
+    lines = [counter(each, before.get(each, Count(0, 0))) for each in COUNTERS]
+    lines += set_of("denied4", "ipv4_addr", "interval", prefixes(settings.denied, 4))
+    lines += set_of("denied6", "ipv6_addr", "interval", prefixes(settings.denied, 6))
+    lines += block(
+        "chain refuse", ["meta l4proto tcp reject with tcp reset", "reject with icmpx admin-prohibited"]
+    )
+    for title, rules in (
+        ("guard", _guard(settings)),
+        ("from_clients", _from_clients(settings)),
+        ("to_clients", _to_clients()),
+        ("input", _input(settings)),
+        ("forward", _forward(settings)),
+        ("sources", _sources(settings)),
+    ):
+        lines += block(f"chain {title}", rules)
+    return replacing(EXIT, lines)
+
+
+def _guard(settings: NatSettings) -> Iterable[str]:
+    yield "type filter hook prerouting priority raw; policy accept;"
+    for each in _pools(settings):
+        yield f'iifname != {{ {name(settings.tun)}, "lo" }} {each.ip} daddr {each.pool} counter name guard drop'
+
+
+def _sources_belong(settings: NatSettings) -> Iterable[str]:
+    """A wrong source gets no answer, which would go to somebody else."""
+    pools = _pools(settings)
+    for each in pools:
+        yield f"{each.ip} saddr != {each.pool} counter name spoofed drop"
+    if len(pools) == 1:
+        yield "meta nfproto ipv6 counter name spoofed drop"
+
+
+def _from_clients(settings: NatSettings) -> Iterable[str]:
+    yield from _sources_belong(settings)
+    tun = name(settings.tun)
+    if settings.isolate:
+        yield f"oifname {tun} counter name isolated goto refuse"
+    else:
+        yield f"oifname {tun} accept"
+    yield "ip daddr @denied4 counter name denied goto refuse"
+    yield "ip6 daddr @denied6 counter name denied goto refuse"
+    yield _CLAMP
+
+
+def _to_clients() -> Iterable[str]:
+    yield "ct state != { established, related } counter name unsolicited drop"
+    yield _CLAMP
+
+
+def _input(settings: NatSettings) -> Iterable[str]:
+    tun = name(settings.tun)
+    yield "type filter hook input priority filter; policy accept;"
+    yield f"iifname != {tun} accept"
+    yield from _sources_belong(settings)
+    yield "ct state established,related accept"
+    for each in _pools(settings):
+        echo = "icmp" if each.version == 4 else "icmpv6"
+        yield f"{each.ip} daddr {each.address} {echo} type echo-request accept"
+    yield "counter name local goto refuse"
+
+
+def _forward(settings: NatSettings) -> Iterable[str]:
+    tun = name(settings.tun)
+    yield "type filter hook forward priority filter; policy accept;"
+    yield f"iifname {tun} goto from_clients"
+    yield f"oifname {tun} goto to_clients"
+
+
+def _sources(settings: NatSettings) -> Iterable[str]:
+    """By the pool and not by the device: at this hook the device that a packet came in on is not known any more."""
+    tun = name(settings.tun)
+    # A number, and before other programs' rules, which may know the pool's range as something else.
+    yield "type nat hook postrouting priority 95; policy accept;"
+    for each in _pools(settings):
+        yield f'oifname != {{ {tun}, "lo" }} {each.ip} saddr {each.pool} masquerade'
+
+
+class ExitNat:
+    """The exit's table. All methods block for some milliseconds and raise NftError."""
+
+    def __init__(self, settings: NatSettings, record: Record, *, ours: bool) -> None:
+        """`record` is the journal's; `ours` says that an older entry of the journal names the table."""
+        self.settings = settings
+        self._record = record
+        self._ours = ours
+        self._up = False
+
+    def up(self) -> None:
+        """Journals the table and puts it up, in place of one that we left behind.
+
+        Forwarding itself (the sysctls) is the caller's. Raises ConfigError if the table is somebody else's; then
+        nothing was changed.
+        """
+        nft.claim(EXIT, self._ours, self._record)
+        self._ours = True
+        nft.run(script(self.settings))
+        self._up = True
+
+    def update(self, settings: NatSettings) -> None:
+        """Replaces the table, or puts it back if another program has removed it; the counters go on."""
+        if not self._up:
+            raise LocalError("the exit's NAT is not up")
+        nft.run(script(settings, nft.counters(EXIT)))
+        self.settings = settings
+
+    def standing(self) -> bool:
+        """Whether the kernel has our table. Other programs can remove it; ask now and then."""
+        return nft.exists(EXIT)
+
+    def counters(self) -> dict[str, Count]:
+        """What was not let through, by cause (COUNTERS); zeros if the table does not stand."""
+        found = nft.counters(EXIT)
+        return {cause: found.get(cause, Count(0, 0)) for cause in COUNTERS}
+
+    def warnings(self) -> list[str]:
+        """A sentence for each chain of another table that drops forwarded packets unless a rule of it accepts them.
+
+        Tables of the old iptables (iptables-legacy) are not seen.
+        """
+        found = []
+        for item in nft.ask("list", "chains") or []:
+            chain = item.get("chain", {})
+            if (
+                chain.get("hook") == "forward"
+                and chain.get("policy") == "drop"
+                and chain.get("table") != EXIT
+            ):
+                where = f"{chain['name']} of table {chain['family']} {chain['table']}"
+                found.append(
+                    f"The packet filter chain {where} drops forwarded packets: clients reach nothing unless a rule "
+                    f"there accepts what comes from and goes to {self.settings.tun}."
+                )
+        return found
+
+    def down(self) -> None:
+        """Removes the table, if it is there. The journal's undo does the same."""
+        nft.remove(EXIT)
+        self._up = False

@@ -1,0 +1,41 @@
+"""The addresses that clients get inside the tunnel: the same one for the same peer, also after a restart.
+
+An address follows from the peer's id. Where two ids lead to the same one, the peer that comes second gets the next free
+address; so it is stable as long as the peers before it are the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+
+from cryprq_proxy.crypto.identity import PeerId
+from cryprq_proxy.errors import CryprqError
+
+
+class AddressPool[A: (IPv4Address, IPv6Address)]:
+    """Addresses from `own`, the exit's, upwards to the end of the network; `reserved` is given to nobody."""
+
+    def __init__(self, network: IPv4Network | IPv6Network, own: A, reserved: A) -> None:
+        self.network = network
+        self.own: A = own
+        self._reserved: A = reserved
+        self._given: dict[PeerId, A] = {}
+        self._taken: set[A] = set()
+
+    def address(self, peer: PeerId) -> A:
+        """The address of `peer`. Raises CryprqError when there is none left."""
+        known = self._given.get(peer)
+        if known is not None:
+            return known
+        usable = (
+            self.network.num_addresses - 3
+        )  # without the network's own, the exit's and the broadcast address
+        first = int.from_bytes(hashlib.sha256(b"cryprq/1 address" + peer.raw).digest()[:16]) % usable
+        for step in range(min(usable, len(self._taken) + 2)):
+            candidate = self.own + (1 + (first + step) % usable)
+            if candidate not in self._taken and candidate != self._reserved:
+                self._given[peer] = candidate
+                self._taken.add(candidate)
+                return candidate
+        raise CryprqError(f"the pool {self.network} has no address left: give the exit a larger one")

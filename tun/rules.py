@@ -1,0 +1,164 @@
+"""The routing rules of the client as values: which there should be, and what a rule of the kernel is.
+
+For each family, in the order in which the kernel asks them (after its own rule 0 for local addresses):
+
+    link        marked packets: our own sockets', and what
+                the filter keeps outside of the tunnel          -> main, else unreachable
+    tunnel      the tunnel's own addresses                      -> our table
+    excluded    --exclude prefixes, --exclude-uid               -> main
+    lan         local prefixes, one rule each                   -> main
+    rest        everything, or only the --include prefixes      -> our table
+
+A marked packet never reaches the last rule: without a way out it fails, instead of going round inside the tunnel.
+There is no rule that asks the main table for everything but its default route (`suppress_prefixlength`), for then any
+route that the network pushes into main would lead past the tunnel.
+
+All of ours bear one protocol number, by which they are told from other people's and removed.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from socket import AF_INET, AF_INET6
+from typing import Any, Final, NamedTuple
+
+from cryprq_proxy.errors import ConfigError
+
+from .lan import MAIN, Lan, Message, Network
+
+TABLE: Final = 0x6372
+FIRST: Final = 25400
+LAST: Final = 25449
+"""The priorities that are ours, in each family."""
+PROTOCOL: Final = 0x72
+"""rtm_protocol and FRA_PROTOCOL of all that is ours; nobody has registered it (iproute2, rt_protos)."""
+
+LINK: Final = FIRST
+TUNNEL: Final = FIRST + 5
+EXCLUDED: Final = FIRST + 10
+EXCLUDED_USERS: Final = FIRST + 11
+LOCAL: Final = FIRST + 20
+REST: Final = FIRST + 30
+
+LOOKUP: Final = 1  # FR_ACT_TO_TBL
+UNREACHABLE: Final = 7  # FR_ACT_UNREACHABLE, and RTN_UNREACHABLE for routes
+_WHOLE_MARK: Final = 0xFFFF_FFFF
+_MAX_UID: Final = 0xFFFF_FFFE
+
+
+@dataclass(frozen=True, slots=True)
+class RouteSettings:
+    """What goes where. Raises ConfigError for values that cannot be meant."""
+
+    device: str
+    """The TUN device; it must be there and up."""
+    mark: int
+    """The mark of the link's own sockets."""
+    versions: frozenset[int] = frozenset({4, 6})
+    """The families that the exit offers; the other one is unreachable."""
+    tunnel: tuple[Network, ...] = ()
+    """The tunnel's own ranges, which lie in it even where a LAN has the same or only some prefixes are included."""
+    lan: bool = True
+    """Whether the LAN is reached directly; guests of this machine always are."""
+    exclude: tuple[Network, ...] = ()
+    include: tuple[Network, ...] = ()
+    """Only these go through the tunnel; empty for everything."""
+    exclude_uids: tuple[tuple[int, int], ...] = ()
+    """First and last user id of each range."""
+
+    def __post_init__(self) -> None:
+        if any(not prefix.prefixlen for prefix in self.exclude):
+            raise ConfigError(
+                "--exclude of every address leaves nothing for the tunnel: name smaller prefixes"
+            )
+        if any(not 0 <= first <= last <= _MAX_UID for first, last in self.exclude_uids):
+            raise ConfigError("--exclude-uid wants user ids, or ranges of them with the smaller one first")
+        if not 0 < self.mark <= _WHOLE_MARK:
+            raise ConfigError("the link's packets need a mark of their own")
+
+
+class Rule(NamedTuple):
+    """One rule; what is None matches everything."""
+
+    version: int
+    priority: int
+    action: int = LOOKUP
+    table: int = MAIN
+    to: Network | None = None
+    mark: int | None = None
+    uids: tuple[int, int] | None = None
+
+    def arguments(self) -> dict[str, Any]:
+        """What `AsyncIPRoute.rule` takes, to add it and to delete it."""
+        arguments: dict[str, Any] = {
+            "family": AF_INET if self.version == 4 else AF_INET6,
+            "priority": self.priority,
+            "action": self.action,
+            "protocol": PROTOCOL,
+        }
+        if self.action == LOOKUP:
+            arguments["table"] = self.table
+        if self.to is not None:
+            arguments |= {"dst": str(self.to.network_address), "dst_len": self.to.prefixlen}
+        if self.mark is not None:
+            arguments["fwmark"] = self.mark
+        if self.uids is not None:
+            arguments["uid_range"] = f"{self.uids[0]}:{self.uids[1]}"
+        return arguments
+
+
+def wanted_rules(settings: RouteSettings, lan: Lan, version: int) -> list[Rule]:
+    """All rules of one family, by priority."""
+    return list(_rules(settings, lan, version))
+
+
+def _rules(settings: RouteSettings, lan: Lan, version: int) -> Iterator[Rule]:
+    def of_family(prefixes: tuple[Network, ...]) -> Iterator[Network]:
+        # A set of its own for each purpose: the kernel refuses the same rule twice.
+        return (prefix for prefix in dict.fromkeys(prefixes) if prefix.version == version)
+
+    yield Rule(version, LINK, mark=settings.mark)
+    yield Rule(version, LINK + 1, UNREACHABLE, 0, mark=settings.mark)
+    for prefix in of_family(settings.tunnel):
+        yield Rule(version, TUNNEL, table=TABLE, to=prefix)
+    for prefix in of_family(settings.exclude):
+        yield Rule(version, EXCLUDED, to=prefix)
+    for uids in dict.fromkeys(settings.exclude_uids):
+        yield Rule(version, EXCLUDED_USERS, uids=uids)
+    for prefix in of_family(lan.prefixes if settings.lan else lan.guests):
+        yield Rule(version, LOCAL, to=prefix)
+    if not settings.include:
+        yield Rule(version, REST, table=TABLE)
+    for prefix in of_family(settings.include):
+        # The kernel has no prefix of length 0 in a rule: it is then one that matches everything.
+        yield Rule(version, REST, table=TABLE, to=prefix if prefix.prefixlen else None)
+
+
+def read_rule(message: Message) -> tuple[Rule, int]:
+    """A rule of RTM_NEWRULE and its protocol number.
+
+    Conditions that ours never have are left out, so this says what other people's rules are only roughly.
+    """
+    attributes: Mapping[str, Any] = dict(message["attrs"])
+    to = None
+    if "FRA_DST" in attributes:
+        to = ipaddress.ip_network((attributes["FRA_DST"], message["dst_len"]))
+    mark = attributes.get("FRA_FWMARK")
+    if mark is not None and attributes.get("FRA_FWMASK", _WHOLE_MARK) != _WHOLE_MARK:
+        mark = None
+    uids = None
+    if "FRA_UID_RANGE" in attributes:
+        first, _, last = attributes["FRA_UID_RANGE"].partition(":")
+        uids = (int(first), int(last))
+    found = Rule(
+        4 if message["family"] == AF_INET else 6,
+        attributes.get("FRA_PRIORITY", 0),
+        message["action"],
+        attributes.get("FRA_TABLE", message["table"]),
+        to,
+        mark,
+        uids,
+    )
+    return found, attributes.get("FRA_PROTOCOL", 0)

@@ -1,0 +1,75 @@
+"""What a person can set about system-wide mode, on both sides."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from pathlib import Path
+from typing import Final
+
+from cryprq_proxy.errors import ConfigError
+from cryprq_proxy.session.slices import SLICE_SIZE
+from cryprq_proxy.session.train import OVERHEAD
+
+from .dns.settings import DnsSettings
+from .lan import Network
+
+STATE: Final = Path("/var/lib/cryprq-proxy")
+"""Where the journals are; `cleanup` looks here and needs to be told nothing."""
+CLIENT_JOURNAL: Final = "client.journal"
+EXIT_JOURNAL: Final = "exit.journal"
+CLIENT_DEVICE: Final = "cryprq0"
+EXIT_DEVICE: Final = "cryprq-exit0"
+MARK: Final = 0x6372
+"""SO_MARK of the link's own sockets."""
+SLICE_OVERHEAD: Final = OVERHEAD + SLICE_SIZE
+"""Bytes of a datagram on the lane that are not the packet's."""
+MTU: Final = 1412
+"""So that a packet is one datagram where the path takes 1,500 bytes, over IPv6 too."""
+POOL4: Final = IPv4Network("100.96.0.0/16")
+POOL6: Final = IPv6Network("fd63:7279:7071::/64")
+"""The ranges of addresses inside the tunnel, unless the exit has others."""
+RESOLVER4: Final = IPv4Address("100.96.255.53")
+RESOLVER6: Final = IPv6Address("fd63:7279:7071::53")
+"""What the system asks for names: assigned nowhere, and brought to the forwarder by the filter."""
+_SMALLEST_POOL: Final = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TunnelSettings:
+    """The client's."""
+
+    device: str = CLIENT_DEVICE
+    mark: int = MARK
+    offload: bool = True
+    exclude: tuple[Network, ...] = ()
+    include: tuple[Network, ...] = ()
+    exclude_uids: tuple[tuple[int, int], ...] = ()
+    lan: bool = True
+    kill_switch: bool = True
+    keep_inbound: bool = False
+    confirm: float = 0.0
+    """Seconds after which everything is undone unless it is confirmed; 0 for never."""
+    dns: DnsSettings = field(default_factory=DnsSettings)
+    state: Path = STATE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExitNetworkSettings:
+    """The exit's."""
+
+    device: str = EXIT_DEVICE
+    offload: bool = True
+    pool4: IPv4Network = POOL4
+    """The first address is the exit's own, the others are for clients."""
+    pool6: IPv6Network = POOL6
+    isolate: bool = True
+    """Whether clients are kept from each other."""
+    state: Path = STATE
+
+    def __post_init__(self) -> None:
+        for pool in (self.pool4, self.pool6):
+            if pool.num_addresses < _SMALLEST_POOL:
+                raise ConfigError(
+                    f"the pool {pool} is too small: give one of {_SMALLEST_POOL} addresses or more"
+                )

@@ -1,0 +1,139 @@
+"""The kernel settings that system-wide mode changes, each with its way back.
+
+Only names from a fixed list are written, on undo as well: a journal that someone has tampered with can switch none of
+the others. Interface names may have dots; the fixed words around them leave no doubt where they begin and end.
+
+Undo writes the old value only where the live one is still what we wrote. Whoever has changed it since, a person or
+another program that needs it so, has the last word; and after a reboot the kernel has started from the machine's own
+settings, so nothing is written at all.
+
+The two switches that make a router reach further: the kernel sets every interface's own switch to match, and for IPv4
+the opposite for accepting redirects. What setting the switch back would not restore is kept in the same entry.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from cryprq_proxy.errors import ConfigError, CryprqError, LocalError
+
+from .journal import Entry, Record, Undoer, same_boot
+
+PROC: Final = Path("/proc/sys")
+
+KIND: Final = "sysctl"
+"""The kind of our entries in the journal."""
+
+_INTERFACE: Final = r"(?!\.{1,2}\.)[^/\s\x00]{1,15}"
+_ALLOWED: Final = tuple(
+    re.compile(pattern)
+    for pattern in (
+        r"(net)\.(ipv4)\.(ip_forward)",
+        rf"(net)\.(ipv4)\.(conf)\.({_INTERFACE})\.(forwarding|rp_filter|src_valid_mark|accept_redirects|send_redirects)",
+        rf"(net)\.(ipv6)\.(conf)\.({_INTERFACE})\.(forwarding|accept_ra|accept_redirects|disable_ipv6|addr_gen_mode)",
+        r"(net)\.(core)\.([rw]mem_max)",
+    )
+)
+_VALUE: Final = re.compile(r"-?[0-9]{1,10}")
+_MAX_FOLLOWERS: Final = 1024
+"""Values that one entry keeps beside its own."""
+
+_SWITCHES: Final = {
+    "net.ipv4.ip_forward": "net/ipv4/conf/*/forwarding",
+    "net.ipv4.conf.all.forwarding": "net/ipv4/conf/*/forwarding",
+    "net.ipv6.conf.all.forwarding": "net/ipv6/conf/*/forwarding",
+}
+"""A switch -> the files that the kernel gives the same value (devinet.c, addrconf.c)."""
+_REDIRECTS: Final = "net.ipv4.conf.all.accept_redirects"
+"""Gets the opposite of the IPv4 switch."""
+
+
+def set_sysctl(name: str, value: str, record: Record, proc: Path = PROC) -> None:
+    """Gives `name` (with dots, as in sysctl(8)) a number for a value; `record` first gets what it was.
+
+    Nothing is recorded or written if it has that value. Raises LocalError for a name or a value that is none of ours,
+    ConfigError if the kernel does not have it or does not allow it, and whatever `record` raises.
+    """
+    path = _path(name, proc)
+    if path is None or not _VALUE.fullmatch(value):
+        raise LocalError(f"{name}={value} is not among the settings that this program changes")
+    try:
+        before = _read(path)
+        if before == value:
+            return
+        entry: dict[str, object] = {"kind": KIND, "name": name, "before": before, "value": value}
+        if followers := dict(_followers(name, before, proc)):
+            entry["followers"] = followers
+        record(entry)
+        path.write_text(value, encoding="ascii")
+    except PermissionError as error:
+        raise ConfigError(f"setting {name}={value} needs root, and /proc/sys writable") from error
+    except OSError as error:
+        raise ConfigError(f"this kernel does not take {name}={value}: {error.strerror}") from error
+
+
+def undo_sysctl(entry: Entry, proc: Path = PROC) -> None:
+    """Puts back what an entry of the journal says, if the value is still ours. Raises CryprqError."""
+    followers = entry.get("followers", {})
+    if not isinstance(followers, Mapping) or len(followers) > _MAX_FOLLOWERS:
+        raise CryprqError("the journal's entry of a kernel setting is damaged")
+    path, before = _checked(entry.get("name"), entry.get("before"), proc)
+    _, ours = _checked(entry.get("name"), entry.get("value"), proc)
+    back = [_checked(name, value, proc) for name, value in followers.items()]
+    if not same_boot(entry):
+        return
+    try:
+        if _read(path) != ours:
+            return
+    except OSError:
+        return  # the interface is gone, and its settings with it
+    _restore(path, before)
+    for path, before in back:
+        _restore(path, before)
+
+
+UNDO: Final[dict[str, Undoer]] = {KIND: undo_sysctl}
+
+
+def _path(name: str, proc: Path) -> Path | None:
+    """The file of an allowed name."""
+    for pattern in _ALLOWED:
+        if match := pattern.fullmatch(name):
+            return proc.joinpath(*match.groups())
+    return None
+
+
+def _checked(name: Any, value: Any, proc: Path) -> tuple[Path, str]:
+    if isinstance(name, str) and isinstance(value, str) and _VALUE.fullmatch(value):
+        path = _path(name, proc)
+        if path is not None:
+            return path, value
+    raise CryprqError(f"the journal names a kernel setting that this program does not change ({name!r:.80})")
+
+
+def _followers(name: str, before: str, proc: Path) -> Iterator[tuple[str, str]]:
+    """What would not be as it is now after `name` was changed and changed back."""
+    if name not in _SWITCHES:
+        return
+    for path in sorted(proc.glob(_SWITCHES[name])):
+        if (value := _read(path)) != before:
+            yield ".".join(path.relative_to(proc).parts), value
+    if name.startswith("net.ipv4."):
+        yield _REDIRECTS, _read(proc.joinpath(*_REDIRECTS.split(".")))
+
+
+def _read(path: Path) -> str:
+    return path.read_text(encoding="ascii").strip()
+
+
+def _restore(path: Path, before: str) -> None:
+    try:
+        if _read(path) != before:
+            path.write_text(before, encoding="ascii")
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise CryprqError(f"{path} could not be set back to {before}: {error.strerror}") from error

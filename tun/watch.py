@@ -1,0 +1,80 @@
+"""Wakes whoever looks after routes and rules when the kernel says that something about them has changed.
+
+What has changed is not read from the message: a burst may overflow the socket, and then the kernel has left some out
+(netlink(7)). A message only says that it is time to look, and an overflow says the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+from typing import Final, Self
+
+GROUPS: Final = (
+    0x1  # links
+    | 0x10  # IPv4 addresses
+    | 0x40  # IPv4 routes
+    | 0x80  # IPv4 rules
+    | 0x100  # IPv6 addresses
+    | 0x400  # IPv6 routes
+    | 1 << 18  # IPv6 rules, RTNLGRP_IPV6_RULE
+)
+"""The multicast groups of rtnetlink(7), as the mask that bind takes."""
+
+LEAST_PAUSE: Final = 0.05
+MOST_PAUSE: Final = 0.5
+"""Seconds between two looks; what is taken away is to be back within a second."""
+_READS: Final = 64
+"""Messages taken in one wake-up; the loop calls again for the rest."""
+
+
+def pause(took: float) -> float:
+    """Seconds to wait after a look that took `took` seconds: a fifth of the time is enough for looking.
+
+    The first change after a quiet time is answered at once; a machine with very many routes, or another program that
+    always takes ours away, slows this down, but never beyond half a second.
+    """
+    return min(MOST_PAUSE, max(LEAST_PAUSE, 4 * took))
+
+
+class Changes:
+    """Changes of links, addresses, routes and rules in this thread's network namespace. A context manager."""
+
+    def __init__(self) -> None:
+        self._event = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+        self._socket = socket.socket(socket.AF_NETLINK, kind, socket.NETLINK_ROUTE)
+        try:
+            self._socket.bind((0, GROUPS))
+            self._loop.add_reader(self._socket, self._readable)
+        except BaseException:
+            self._socket.close()
+            raise
+
+    def _readable(self) -> None:
+        for _ in range(_READS):
+            try:
+                self._socket.recv(1)  # the rest of a datagram is dropped
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+            self._event.set()
+
+    async def wait(self) -> None:
+        """Returns when something has changed since it last returned, or since the beginning."""
+        await self._event.wait()
+        self._event.clear()
+
+    def close(self) -> None:
+        self._loop.remove_reader(self._socket)
+        self._socket.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
