@@ -71,13 +71,13 @@ class NatSettings:
         name(self.tun)
         if self.address4 not in self.pool4:
             raise ConfigError(
-                f"The exit's tunnel address {self.address4} is not inside of the pool {self.pool4}."
+                f"the exit's tunnel address {self.address4} is not inside of the pool {self.pool4}"
             )
         if (self.pool6 is None) != (self.address6 is None):
-            raise ConfigError("The exit needs an IPv6 pool and an IPv6 tunnel address, or neither.")
+            raise ConfigError("the exit needs an IPv6 pool and an IPv6 tunnel address, or neither")
         if self.pool6 is not None and self.address6 not in self.pool6:
             raise ConfigError(
-                f"The exit's tunnel address {self.address6} is not inside of the pool {self.pool6}."
+                f"the exit's tunnel address {self.address6} is not inside of the pool {self.pool6}"
             )
 
 
@@ -228,8 +228,8 @@ class ExitNat:
             ):
                 where = f"{chain['name']} of table {chain['family']} {chain['table']}"
                 found.append(
-                    f"The packet filter chain {where} drops forwarded packets: clients reach nothing unless a rule "
-                    f"there accepts what comes from and goes to {self.settings.tun}."
+                    f"the packet filter chain {where} drops forwarded packets: clients reach nothing unless a rule "
+                    f"there accepts what comes from and goes to {self.settings.tun}"
                 )
         return found
 

@@ -57,7 +57,7 @@ def name(device: str) -> str:
     """
     if _NAME.fullmatch(device) is None:
         raise ConfigError(
-            f"{device!r} cannot be the name of a network device: choose up to 15 letters and digits."
+            f"{device!r} cannot be the name of a network device: choose up to 15 letters and digits"
         )
     return f'"{device}"'
 
@@ -102,7 +102,7 @@ def program() -> str:
     found = shutil.which("nft") or shutil.which("nft", path=":".join(SBIN))
     if found is None:
         raise NftError(
-            "The program nft was not found: install the package nftables to use the system-wide mode."
+            "the program nft was not found: install the package nftables to use the system-wide mode"
         )
     return found
 
@@ -123,23 +123,23 @@ def _call(arguments: list[str], script: str | None = None) -> subprocess.Complet
             check=False,
         )
     except (OSError, subprocess.SubprocessError) as error:
-        raise NftError(f"The program {path} could not be run: {error}.") from error
+        raise NftError(f"the program {path} could not be run: {error}") from error
 
 
 def _reason(said: str) -> NftError:
     """One sentence about what nft wrote to its standard error."""
     if "Operation not permitted" in said or "must be root" in said:
-        return NftError("The packet filter may not be changed: run this as root (it needs CAP_NET_ADMIN).")
+        return NftError("the packet filter may not be changed: run this as root (it needs CAP_NET_ADMIN)")
     if "Unable to initialize Netlink socket" in said or "Protocol not supported" in said:
         return NftError(
-            "This kernel has no nftables: use one with CONFIG_NF_TABLES and CONFIG_NF_TABLES_INET."
+            "this kernel has no nftables: use one with CONFIG_NF_TABLES and CONFIG_NF_TABLES_INET"
         )
     first = next((line for line in said.splitlines() if "rror" in line), said.strip() or "no reason given")
     told = first.partition("Error: ")[2] or first
     # What the kernel answers where the module of an expression (fib, nat, reject, ...) is not there.
     if "Could not process rule" in told and ("No such file" in told or "not supported" in told):
-        return NftError(f"This kernel lacks a part of nftables that is needed here (nft says: {told}).")
-    return NftError(f"The packet filter was not changed because nft refused it: {told}.")
+        return NftError(f"this kernel lacks a part of nftables that is needed here (nft says: {told})")
+    return NftError(f"the packet filter was not changed because nft refused it: {told}")
 
 
 def run(script: str) -> None:
@@ -160,7 +160,7 @@ def ask(*command: str) -> list[dict[str, Any]] | None:
         listed = json.loads(done.stdout)["nftables"]
         return [item for item in listed if "metainfo" not in item]
     except (ValueError, LookupError, TypeError) as error:
-        raise NftError("The answer of nft cannot be read: update the package nftables.") from error
+        raise NftError("the answer of nft cannot be read: update the package nftables") from error
 
 
 def exists(table: str) -> bool:
@@ -178,8 +178,8 @@ def claim(table: str, ours: bool, record: Record) -> None:
         return
     if exists(table):
         raise ConfigError(
-            f'The packet filter already has a table "inet {table}" that this program has not recorded: run '
-            f'"cryprq-proxy cleanup", or "nft delete table inet {table}" if it is left over.'
+            f'the packet filter already has a table "inet {table}" that this program has not recorded: run '
+            f'"cryprq-proxy cleanup", or "nft delete table inet {table}" if it is left over'
         )
     record({"kind": KIND, "table": table})
 
@@ -187,9 +187,7 @@ def claim(table: str, ours: bool, record: Record) -> None:
 def remove(table: str) -> None:
     """Deletes one of TABLES, whether it stands or not. Raises NftError."""
     if table not in TABLES:
-        raise ConfigError(
-            f"The journal names the packet filter table {table!r}, which is not this program's."
-        )
+        raise ConfigError(f"the journal names the packet filter table {table!r}, which is not this program's")
     run(f"add table inet {table}\ndelete table inet {table}\n")
 
 

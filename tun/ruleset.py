@@ -105,17 +105,17 @@ class FilterSettings:
         for device in (self.tun, *self.uplinks):
             name(device)
         if self.tun in self.uplinks or self.tun == "lo":
-            raise ConfigError(f"The tunnel device cannot be {self.tun}: that is another device's name.")
+            raise ConfigError(f"the tunnel device cannot be {self.tun}: that is another device's name")
         if not 0 < self.mark <= 0xFFFFFFFF - PAUSED:
-            raise ConfigError(f"The mark {self.mark:#x} is out of range: choose one from 1 to 0xfffffffd.")
+            raise ConfigError(f"the mark {self.mark:#x} is out of range: choose one from 1 to 0xfffffffd")
         if self.dns_port is not None and not 0 < self.dns_port < 65536:
             raise ConfigError(
-                f"The DNS forwarder cannot use port {self.dns_port}: choose one from 1 to 65535."
+                f"the DNS forwarder cannot use port {self.dns_port}: choose one from 1 to 65535"
             )
         if any(not 0 < exit.port < 65536 for exit in self.exits):
-            raise ConfigError("An exit's port is out of range: choose one from 1 to 65535.")
+            raise ConfigError("an exit's port is out of range: choose one from 1 to 65535")
         if any(not 0 <= uid < 0xFFFFFFFF for uid in self.excluded_uids):
-            raise ConfigError("An excluded user id is out of range: choose one from 0 to 4294967294.")
+            raise ConfigError("an excluded user id is out of range: choose one from 0 to 4294967294")
 
 
 @dataclass(frozen=True, slots=True)

@@ -165,6 +165,8 @@ class Tunnel:
         if not self._addressed.done():
             self._addressed.set_result(None)
         elif before != self._addresses and self._device is not None:
+            if self._forwarder is not None:
+                self._forwarder.offer_ipv6(any(ipv6))
             self._spawn(self._readdress(), "tunnel addresses")
 
     def link_changed(self, up: bool) -> None:
@@ -243,6 +245,8 @@ class Tunnel:
         blocklist = await self._loop.run_in_executor(
             None, load, settings.blocklists, settings.block, settings.allow
         )
+        for problem in blocklist.problems:
+            _log.warning("blocklist: %s", problem)
 
         async def connect(destination: Destination) -> ByteStream:
             return await client.open(destination)

@@ -25,7 +25,7 @@ from ..carriers.farewell import all_said
 from ..carriers.lane_listener import LaneListener
 from ..carriers.sockets import prepare
 from ..carriers.tcp import TcpCarrier, clock
-from ..carriers.udp import UdpOffload
+from ..carriers.udp import SocketAddress, UdpOffload
 from ..crypto.handshake import FIRST_SIZE, THIRD_SIZE, Established, ExitHandshake
 from ..crypto.identity import Identity, PeerId
 from ..crypto.payloads import Feature, resume_proof
@@ -299,7 +299,7 @@ class Exit:
             )
             verdict, received = wire.encode_resumed(count, proof), request.rx
         else:
-            entry = self._new_session(established)
+            entry = self._new_session(established, sock.getpeername())
             verdict, received = wire.encode_bare(wire.ACCEPT if request is None else wire.NO_SESSION), 0
         attempt = entry.attempt
         self._keep_detached(entry)
@@ -333,7 +333,7 @@ class Exit:
         )
         return CloseReason.LIMIT if attached >= self._settings.sessions_per_peer else None
 
-    def _new_session(self, established: Established) -> PeerSession:
+    def _new_session(self, established: Established, client: SocketAddress) -> PeerSession:
         entry: PeerSession
         session_id = established.session_id
         session = Session(
@@ -351,10 +351,10 @@ class Exit:
             ),
         )
         entry = self._sessions[session_id] = PeerSession(self, established.peer, session)
-        self._equip(entry, established.features)
+        self._equip(entry, established.features, client)
         return entry
 
-    def _equip(self, entry: PeerSession, features: int) -> None:
+    def _equip(self, entry: PeerSession, features: int, client: SocketAddress) -> None:
         """Give a new session the lane and the way for packets that were agreed on."""
         if not features:
             return
@@ -371,7 +371,7 @@ class Exit:
                 _log.error("%s gets no packets: %s", entry.peer, error)
                 entry.addresses = bytes(4), bytes(16)
         if features & Feature.LANE and self._lanes is not None:
-            link.lane = self._lanes.carrier(link, link.announce)
+            link.lane = self._lanes.carrier(link, link.announce, client)
         entry.beside = entry.session.sideband = link
 
     def _accept_stream(self, entry: PeerSession, stream: Stream) -> None:
