@@ -135,6 +135,12 @@ class Lab:
         return Bootstrap(lambda: self.resolvers, self.opening, mark=0, port=self.port, hosts=hosts, **more)
 
 
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slow machine changes no result."""
+    monkeypatch.setattr(bootstrap, "OTHER_FAMILY_SECONDS", 60.0)
+
+
 @pytest.fixture
 async def lab() -> AsyncIterator[Lab]:
     async with contextlib.AsyncExitStack() as stack:
@@ -159,7 +165,11 @@ async def test_one_family_is_enough(lab: Lab, tmp_path: Path, kind: str, address
     assert await lab.bootstrap(tmp_path).resolve(NAME) == (address,)
 
 
-async def test_a_swallowed_question_does_not_hold_the_other(lab: Lab, tmp_path: Path) -> None:
+async def test_a_swallowed_question_does_not_hold_the_other(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bootstrap, "OTHER_FAMILY_SECONDS", 0.01)
+
     def no_aaaa(query: dns.message.Message) -> list[bytes]:
         return [] if query.question[0].rdtype == dns.rdatatype.AAAA else BOTH(query)
 
@@ -271,20 +281,21 @@ async def test_a_name_without_an_address(lab: Lab, tmp_path: Path, rcode: dns.rc
 
 async def test_failures_are_one_sentence(lab: Lab, tmp_path: Path) -> None:
     await lab.server(Server(zone({}, rcode=dns.rcode.SERVFAIL)))
-    await lab.server(Server(nothing))
     lab.resolvers.append("127.0.0.9")  # nobody is there
     with pytest.raises(BootstrapError) as caught:
-        await lab.bootstrap(tmp_path, seconds=0.05).resolve(NAME)
+        await lab.bootstrap(tmp_path).resolve(NAME)
     text = str(caught.value)
-    for part in (
-        "127.0.0.1: SERVFAIL",
-        "127.0.0.2: no answer",
-        "127.0.0.9: connection refused",
-        "on this machine",
-    ):
+    for part in ("127.0.0.1: SERVFAIL", "127.0.0.9: connection refused", "on this machine"):
         assert part in text
     assert "\n" not in text
-    assert lab.events == ["open 127.0.0.1 127.0.0.2 127.0.0.9", "close"]
+    assert lab.events == ["open 127.0.0.1 127.0.0.9", "close"]
+
+
+async def test_silence_is_one_sentence(lab: Lab, tmp_path: Path) -> None:
+    await lab.server(Server(nothing))
+    with pytest.raises(BootstrapError, match=r"cannot be resolved \(127.0.0.1: no answer\)"):
+        await lab.bootstrap(tmp_path, seconds=0.01).resolve(NAME)
+    assert lab.events == ["open 127.0.0.1", "close"]
 
 
 async def test_no_resolver_and_no_name(lab: Lab, tmp_path: Path) -> None:

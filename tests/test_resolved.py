@@ -30,8 +30,8 @@ pytestmark = pytest.mark.skipif(
 CONFIG = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"
  "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
 <busconfig>
-  <type>system</type>
-  <listen>unix:path={socket}</listen>
+  <listen>unix:path={directory}/bus</listen>
+  <servicedir>{directory}/services</servicedir>
   <auth>EXTERNAL</auth>
   <policy context="default">
     <allow send_destination="*" eavesdrop="true"/>
@@ -50,7 +50,12 @@ class Daemon:
     def __init__(self, directory: Path) -> None:
         self.address = f"unix:path={directory}/bus"
         self._config = directory / "bus.conf"
-        self._config.write_text(CONFIG.format(socket=directory / "bus"))
+        self._config.write_text(CONFIG.format(directory=directory))
+        # As where resolved is installed: a call would start it, here with a failure.
+        services = directory / "services"
+        services.mkdir()
+        service = f"[D-BUS Service]\nName={resolved.NAME}\nExec=/bin/false\n"
+        (services / f"{resolved.NAME}.service").write_text(service)
         self._socket = directory / "bus"
         self.start()
 

@@ -26,7 +26,9 @@ from tun.packets import Drop
 
 START: Final = HEADROOM + VNET_SIZE
 READS_PER_WAKEUP: Final = 32
-"""Packets taken before other sockets get their turn; polling is level-triggered and brings us back."""
+BYTES_PER_WAKEUP: Final = 131_072
+"""Packets, and about so many bytes, are taken before other sockets get their turn: half a millisecond, so that what
+comes the other way does not wait longer. Polling is level-triggered and brings us back."""
 
 type OnPacket = Callable[[memoryview, int, int, Shape], None]
 """(buffer, start, end, shape). `buffer[start - HEADROOM:end]` is the callee's until it returns, not longer."""
@@ -142,7 +144,10 @@ class PacketDevice:
     def _drain(self) -> None:
         buffer, inbox, begin = self._buffer, self._inbox, self._read_at
         readinto, shape_of, on_packet = self._file.readinto, self._shape, self._on_packet
+        enough = self.read_bytes + BYTES_PER_WAKEUP
         for _ in range(READS_PER_WAKEUP):
+            if self.read_bytes >= enough:
+                break
             try:
                 size = readinto(inbox)
             except OSError as error:

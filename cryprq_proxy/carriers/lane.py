@@ -32,7 +32,7 @@ from ..session.path import Path
 from ..session.slices import Run, Shape
 from ..session.train import OVERHEAD, Room
 from .tcp import clock
-from .udp import DRAIN, Batch, Peer, Sent, SocketAddress, UdpOffload, UdpSocket, error_name
+from .udp import DRAIN, DRAIN_BYTES, Batch, Peer, Sent, SocketAddress, UdpOffload, UdpSocket, error_name
 
 REOPEN_SECONDS: Final = 1.0
 """At least so long between two sockets of one client."""
@@ -423,6 +423,7 @@ class ClientLane(LaneCarrier):
 
     def _on_readable(self, sock: UdpSocket) -> None:
         now = self._clock()
+        taken = 0
         for _ in range(DRAIN):
             here = self._here
             if here is None or here.socket is not sock:
@@ -431,6 +432,9 @@ class ClientLane(LaneCarrier):
             if batch is None:
                 break
             self.receive(batch, here, now)
+            taken += batch.size
+            if taken >= DRAIN_BYTES:
+                break
         self.after(now)
 
     def _endpoint(self) -> Endpoint | None:

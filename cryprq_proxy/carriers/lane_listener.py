@@ -19,7 +19,7 @@ from ..errors import ConfigError
 from ..session.train import KIND, OVERHEAD
 from .lane import Announce, Endpoint, LaneCarrier, LaneHandler, Timers
 from .tcp import clock
-from .udp import DRAIN, ETHERNET_MTU, HEADERS, Batch, Peer, SocketAddress, UdpOffload, UdpSocket
+from .udp import DRAIN, DRAIN_BYTES, ETHERNET_MTU, HEADERS, Batch, Peer, SocketAddress, UdpOffload, UdpSocket
 
 ETHERNET_PAYLOAD: Final = ETHERNET_MTU - HEADERS[AF_INET6]
 """Of a UDP datagram, in either family."""
@@ -151,10 +151,12 @@ class LaneListener:
     def _on_readable(self, sock: UdpSocket) -> None:
         now = self._clock()
         last: ExitLane | None = None
+        taken = 0
         for _ in range(DRAIN):
             batch = sock.receive()
             if batch is None:
                 break
+            taken += batch.size
             lane = self._owner(batch)
             if lane is None:
                 self.strangers += -(-batch.size // batch.segment)
@@ -163,6 +165,8 @@ class LaneListener:
                 last.after(now)
             last = lane
             lane.receive(batch, Endpoint(sock, batch.peer), now)
+            if taken >= DRAIN_BYTES:
+                break
         if last is not None:
             last.after(now)
 

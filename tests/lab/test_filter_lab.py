@@ -330,6 +330,17 @@ def test_the_tunnel_address_is_reached_only_through_the_tunnel(paths: Paths) -> 
     until(lambda: client.dropped("guard") == 6, "six packets at the guard")
 
 
+@pytest.mark.parametrize("kill_switch", [True, False])
+def test_the_tunnel_address_leaves_by_no_other_device(paths: Paths, kill_switch: bool) -> None:
+    client = Client(paths, replace(SETTINGS, kill_switch=kill_switch)).up()
+    with Capture(paths.client, "eth0") as capture:
+        paths.sends(paths.client, WORLD4, 9, bind=(TUNNEL4, 0))
+        assert paths.sends(paths.client, WORLD4, 9, bind=(CLIENT4, 0))
+    assert CLIENT4 in {each.source for each in capture.packets if each.sent}
+    assert TUNNEL4 not in {each.source for each in capture.packets if each.sent}
+    assert client.dropped("stale") == 1
+
+
 def test_nobody_connects_through_the_tunnel(paths: Paths) -> None:
     client = Client(paths).up()
     paths.listen(paths.client, TUNNEL4, 2222)
