@@ -16,7 +16,8 @@ COMPILE = $(VENV)-lock/bin/pip-compile --quiet --upgrade --generate-hashes --all
 	--no-emit-index-url --no-emit-trusted-host --no-emit-find-links
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format bench fuzz requirements clean test-packages bench-packages
+.PHONY: help venv demo test lint format bench tunnelbench fuzz requirements clean
+.PHONY: test-packages lab-packages bench-packages
 .SUFFIXES:
 .DELETE_ON_ERROR:
 
@@ -40,8 +41,13 @@ format: $(VENV)/.dev ## let ruff put things in order
 	$(BIN)/ruff check --fix --quiet .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.dev bench-packages ## side by side with a C proxy pair
+bench: $(VENV)/.dev bench-packages ## the proxy, side by side with a C pair
 	$(BIN)/python bench/run.py $(ARGS)
+
+tunnelbench: $(VENV)/.dev lab-packages ## system-wide mode, side by side with wireguard-go; as root
+	@$(call install_package,wireguard-go,wireguard-go)
+	@$(call install_package,wg,wireguard-tools)
+	$(BIN)/python bench/tunnel.py $(ARGS)
 
 fuzz: $(VENV)/.fuzz ## every fuzz target, RUNS inputs each
 	@for target in tests/fuzz/fuzz_*.py; do \
@@ -111,9 +117,18 @@ if ! { $(foreach command,$(1),command -v $(command) ||) false; } >/dev/null; the
 fi
 endef
 
-test-packages:
+test-packages: lab-packages
 	@$(call install_package,curl,curl)
 	@$(call install_package,chromium chromium-browser google-chrome,chromium)
+
+# What the hosts of the lab run, all of them network namespaces.
+lab-packages:
+	@$(call install_package,ip,iproute2)
+	@$(call install_package,nft,nftables)
+	@$(call install_package,ping,iputils-ping)
+	@$(call install_package,dig,dnsutils)
+	@$(call install_package,iperf3,iperf3)
+	@$(call install_package,dbus-daemon,dbus)
 
 bench-packages:
 	@$(call install_package,cc gcc clang,gcc libc6-dev)
