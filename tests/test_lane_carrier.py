@@ -16,12 +16,13 @@ import struct
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, Final
 
 import pytest
 
 from cryprq_proxy.address import Destination
-from cryprq_proxy.carriers.lane import MAX_PAYLOAD, ClientLane, LaneCarrier
+from cryprq_proxy.carriers.lane import MAX_PAYLOAD, ClientLane, LaneCarrier, flush_packets
 from cryprq_proxy.carriers.lane_listener import LaneListener
 from cryprq_proxy.carriers.udp import Peer, Sent, SocketAddress, UdpOffload, UdpSocket
 from cryprq_proxy.crypto.handshake import EpochSecrets
@@ -29,7 +30,8 @@ from cryprq_proxy.crypto.primitives import Cipher
 from cryprq_proxy.errors import ConfigError, PeerError
 from cryprq_proxy.session.lane import OUT_SIZE
 from cryprq_proxy.session.path import SILENCE
-from cryprq_proxy.session.slices import HEADROOM, NEEDS_CSUM, TCP4, Run, Shape
+from cryprq_proxy.session.slices import HEADROOM, NEEDS_CSUM, SLICE_SIZE, TCP4, Run, Shape
+from cryprq_proxy.session.train import OVERHEAD
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the loopback device is synchronous on Linux")
 
@@ -326,10 +328,52 @@ def test_super_packets(join: Join, offload: UdpOffload, back: bool) -> None:
         number = -(-payload // 1_360)
         if offload.gro:
             assert handler.packets == [(data, Run(shape, 0, number, number))]
-        else:  # one by one, each with the headers
+        else:  # as many together as one wake-up brought
             assert b"".join(packet[40:] for packet, _ in handler.packets) == data[40:]
-            assert [run.first for _, run in handler.packets] == list(range(number))
+            runs = [run for _, run in handler.packets]
+            assert [run.first for run in runs] == [0, *accumulate(run.count for run in runs[:-1])]
+            assert sum(run.count for run in runs) == number
             assert {packet[:40] for packet, _ in handler.packets} == {data[:40]}
+
+
+def test_small_packets_of_one_wakeup_leave_together(join: Join, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = join()
+    session.start()
+    calls: list[tuple[int, int]] = []
+    original = UdpSocket.send
+
+    def send(self: UdpSocket, data: memoryview, segment: int, to: Peer | None = None) -> Sent:
+        calls.append((len(data), segment))
+        return original(self, data, segment, to)
+
+    monkeypatch.setattr(UdpSocket, "send", send)
+    packets = [plain_packet(size) for size in (300, 300, 300, 200, 400, 500, 500)]
+    for data in packets:
+        buffer = memoryview(bytearray(HEADROOM) + data)
+        assert session.client.send_packet(buffer, HEADROOM, len(buffer), Shape(0, 0, 0), True)
+    assert len(calls) == 2  # a shorter one ends a send, and so does a longer one
+    flush_packets()
+    overhead = OVERHEAD + SLICE_SIZE
+    assert calls == [
+        (300 * 3 + 200 + 4 * overhead, 300 + overhead),
+        (400 + overhead, 400 + overhead),
+        (500 * 2 + 2 * overhead, 500 + overhead),
+    ]
+    session.loop.settle()
+    assert [packet for packet, _ in session.at_exit.packets] == packets
+    flush_packets()
+    assert len(calls) == 3
+
+
+def test_a_closed_lane_sends_nothing_that_was_held_back(join: Join) -> None:
+    session = join()
+    session.start()
+    buffer = memoryview(bytearray(HEADROOM) + plain_packet(300))
+    assert session.client.send_packet(buffer, HEADROOM, len(buffer), Shape(0, 0, 0), True)
+    before = session.client.status()["sent"]
+    session.client.close()
+    flush_packets()
+    assert session.client.status()["sent"] == before
 
 
 def test_super_packet_is_one_call(join: Join, monkeypatch: pytest.MonkeyPatch) -> None:

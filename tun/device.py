@@ -26,7 +26,7 @@ from tun.packets import Drop
 
 START: Final = HEADROOM + VNET_SIZE
 READS_PER_WAKEUP: Final = 32
-BYTES_PER_WAKEUP: Final = 131_072
+BYTES_PER_WAKEUP: Final = 131072
 """Packets, and about so many bytes, are taken before other sockets get their turn: half a millisecond, so that what
 comes the other way does not wait longer. Polling is level-triggered and brings us back."""
 

@@ -29,10 +29,22 @@ from ..crypto.primitives import Cipher, Entropy, system_entropy
 from ..errors import ConfigError
 from ..session.lane import DATAGRAM, OUT_SIZE, Lane
 from ..session.path import Path
-from ..session.slices import Run, Shape
+from ..session.slices import SLICE_SIZE, Run, Shape
 from ..session.train import OVERHEAD, Room
 from .tcp import clock
-from .udp import DRAIN, DRAIN_BYTES, Batch, Peer, Sent, SocketAddress, UdpOffload, UdpSocket, error_name
+from .udp import (
+    DRAIN,
+    DRAIN_BYTES,
+    MAX_BATCH,
+    MAX_SEGMENTS,
+    Batch,
+    Peer,
+    Sent,
+    SocketAddress,
+    UdpOffload,
+    UdpSocket,
+    error_name,
+)
 
 REOPEN_SECONDS: Final = 1.0
 """At least so long between two sockets of one client."""
@@ -41,10 +53,12 @@ LEAST_DELAY: Final = 0.001
 MAX_PAYLOAD: Final = 8_972
 """Bytes of UDP payload at an MTU of 9,000; larger ones are those of loopback devices, where nothing is gained."""
 
+PACKET_OVERHEAD: Final = OVERHEAD + SLICE_SIZE
 _STREAM: Final = Struct("!BI")
 
 _output: Final = memoryview(bytearray(OUT_SIZE))
 """For everything that is sealed in this process: the kernel takes it, or it is dropped, before the next seal."""
+_joined: Final = memoryview(bytearray(MAX_BATCH))
 _room: Final = Room()
 
 _log = logging.getLogger(__name__)
@@ -86,6 +100,31 @@ class Endpoint(NamedTuple):
     socket: UdpSocket
     to: Peer | None
     """None: the socket is connected."""
+
+
+class _Train:
+    """Small packets of one wake-up and one lane that leave in one send: the kernel cuts them apart (UDP_SEGMENT)."""
+
+    __slots__ = ("count", "end", "endpoint", "lane", "segment")
+
+    def __init__(self) -> None:
+        self.lane: LaneCarrier | None = None
+        self.endpoint: Endpoint | None = None
+        self.segment = 0
+        self.end = 0
+        self.count = 0
+
+    def flush(self) -> None:
+        lane, endpoint, end = self.lane, self.endpoint, self.end
+        self.lane = self.endpoint = None
+        self.end = self.count = 0
+        if lane is not None and endpoint is not None and end:
+            lane.push_train(end, self.segment, endpoint)
+
+
+_train: Final = _Train()
+flush_packets: Final = _train.flush
+"""Send what `send_packet` was allowed to hold back, of whatever lane."""
 
 
 class LaneCarrier:
@@ -159,14 +198,32 @@ class LaneCarrier:
         """The largest UDP payload that the path takes now, in bytes, train.OVERHEAD included."""
         return self.path.size
 
-    def send_packet(self, buffer: memoryview, start: int, end: int, shape: Shape) -> bool:
-        """Send the packet at buffer[start:end] and overwrite it; False, with nothing done, if the lane is not up."""
+    def send_packet(self, buffer: memoryview, start: int, end: int, shape: Shape, more: bool = False) -> bool:
+        """Send the packet at buffer[start:end] and overwrite it; False, with nothing done, if the lane is not up.
+
+        `more` promises that `flush_packets` is called soon: a small packet then leaves together with others.
+        """
         endpoint = self._endpoint()
         if endpoint is None or not self.path.up or not self.lane.ready:
             return False
+        size = PACKET_OVERHEAD + end - start
+        if more and size <= self.path.size and not shape.gso_size:
+            train = _train
+            if train.lane is not self or size > train.segment or train.end + size > MAX_BATCH:
+                train.flush()
+                train.lane, train.endpoint, train.segment = self, endpoint, size
+            for _, finish, _ in self.lane.seal_super(
+                buffer, start, end, shape, self.path.size, _joined, train.end
+            ):
+                train.end = finish
+                train.count += 1
+            if size < train.segment or train.count == MAX_SEGMENTS:
+                train.flush()  # only the last datagram of a send may be shorter
+            return True
+        _train.flush()
         sends = self.lane.seal_super(buffer, start, end, shape, self.path.size, _output)
         for begin, finish, segment in sends:
-            self._push(begin, finish, segment, endpoint)
+            self._push(_output, begin, finish, segment, endpoint)
         if sends:
             self.path.sent(self._clock())
         return True
@@ -180,13 +237,18 @@ class LaneCarrier:
         if OVERHEAD + len(message) > self.path.size:
             return False
         size = self.lane.seal(message, _output, 0)
-        self._push(0, size, size, endpoint)
+        self._push(_output, 0, size, size, endpoint)
         self.path.sent(self._clock())
         return True
 
-    def _push(self, begin: int, end: int, segment: int, endpoint: Endpoint) -> None:
-        """Hand `_output[begin:end]` to the kernel, and its opinion to the path."""
-        outcome = endpoint.socket.send(_output[begin:end], segment, endpoint.to)
+    def push_train(self, end: int, segment: int, endpoint: Endpoint) -> None:
+        """Send the datagrams in `_joined[:end]`."""
+        self._push(_joined, 0, end, segment, endpoint)
+        self.path.sent(self._clock())
+
+    def _push(self, data: memoryview, begin: int, end: int, segment: int, endpoint: Endpoint) -> None:
+        """Hand `data[begin:end]` to the kernel, and its opinion to the path."""
+        outcome = endpoint.socket.send(data[begin:end], segment, endpoint.to)
         number = -(-(end - begin) // segment)
         if outcome is Sent.OK:
             self._sent += number
@@ -207,7 +269,7 @@ class LaneCarrier:
             endpoint = self._endpoint() if to is None else to
             if isinstance(endpoint, Endpoint) and self.lane.ready:
                 size = self.lane.seal(message, _output, 0)
-                self._push(0, size, size, endpoint)
+                self._push(_output, 0, size, size, endpoint)
 
     # --- in --------------------------------------------------------------------------------------------------------
 
@@ -246,6 +308,7 @@ class LaneCarrier:
         """After everything that came from outside: say what is to be said, and when to be called again."""
         if self._closed:
             return
+        self.lane.flush()
         for index in self.lane.dropped:
             self._unregister(index)
         self.lane.dropped.clear()
@@ -337,6 +400,8 @@ class LaneCarrier:
 
     def close(self) -> None:
         """Let go of sockets, indices and timers. Nothing is sent or delivered any more."""
+        if _train.lane is self:
+            _train.lane = None
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()

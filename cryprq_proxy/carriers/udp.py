@@ -55,7 +55,7 @@ MAX_BATCH: Final = 65_507
 """Bytes in one send: 65,535 without the headers of IPv4 and UDP."""
 RECEIVE_SIZE: Final = 65_536
 DRAIN: Final = 32
-DRAIN_BYTES: Final = 131_072
+DRAIN_BYTES: Final = 131072
 """Batches, and about so many bytes, are received in one wake-up before other sockets get their turn."""
 SOCKET_BUFFER: Final = 7 << 20
 ETHERNET_MTU: Final = 1_500

@@ -179,9 +179,9 @@ class Client:
             self._sweeper = loop.call_at(self._waiting[0][0], self._sweep)
 
     def send_packet(self, buffer: memoryview, start: int, end: int, shape: Shape) -> None:
-        """See PacketLink.send; without a session the packet is dropped."""
+        """See PacketLink.send, with `more`; without a session the packet is dropped."""
         if self._beside is not None:
-            self._beside.send(buffer, start, end, shape)
+            self._beside.send(buffer, start, end, shape, True)
 
     @property
     def lane_size(self) -> int | None:

@@ -90,14 +90,17 @@ class Opening:
 
     def _try_servers(self, servers: list[str]) -> None:
         targets = self._targets
+        self._attempt = None
 
         def done(sock: socket.socket | None, reason: StreamReason | None) -> None:
             if sock is None and servers[1:]:
-                targets.loop.call_soon(self._try_servers, servers[1:])
+                self._try_servers(servers[1:])
             else:
                 self._connected(sock, reason)
 
-        self._attempt = connect_literal(targets.loop, servers[0], DNS_PORT, done, targets.timeout)
+        attempt = connect_literal(targets.loop, servers[0], DNS_PORT, done, targets.timeout)
+        if self._attempt is None:  # else it has failed already, and that is the next server's
+            self._attempt = attempt
 
     def _connected(self, sock: socket.socket | None, reason: StreamReason | None) -> None:
         stream = self._stream

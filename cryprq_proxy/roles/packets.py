@@ -49,10 +49,10 @@ class PacketLink(NoSideband):
         self.received_on_carrier = 0
         self.malformed = 0
 
-    def send(self, buffer: memoryview, start: int, end: int, shape: Shape) -> None:
+    def send(self, buffer: memoryview, start: int, end: int, shape: Shape, more: bool = False) -> None:
         """Send the packet at `buffer[start:end]`, which may be overwritten, HEADROOM bytes in front of it too. It may
-        be dropped."""
-        if self.lane is None or not self.lane.send_packet(buffer, start, end, shape):
+        be dropped. `more` promises a call of carriers.lane.flush_packets before long."""
+        if self.lane is None or not self.lane.send_packet(buffer, start, end, shape, more):
             self.sent_on_carrier += 1
             self._session.send_packet(*shape, buffer[start:end])
 

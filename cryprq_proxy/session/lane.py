@@ -311,11 +311,15 @@ class Lane:
 
     # --- opening ---------------------------------------------------------------------------------------------------
 
+    def flush(self) -> None:
+        """At the end of a wake-up: hand on the slices that came one by one and were put together."""
+        self._opener.flush()
+
     def open_batch(self, data: memoryview, size: int, segment: int, now: float) -> int:
         """Open what one receive brought: data[:size], datagrams of `segment` bytes of which the last may be shorter.
 
-        Everything authentic goes to the sink before this returns, in the order of arrival. Returns the authentic
-        bytes (whole UDP payloads); `advanced` tells more. What answers these datagrams is sealed after this call.
+        Everything authentic goes to the sink, in the order of arrival, before this or the next `flush` returns. Returns
+        the authentic bytes (whole UDP payloads); `advanced` tells more. What answers is sealed after this call.
         """
         heard = self._opener.open_batch(data, size, segment)
         if self._opener.advanced and not self._dialler:

@@ -10,6 +10,9 @@ where the payload of the slice before it belongs:
     what remains | header, headers | payload 0 | payload 1 | payload 2 |
 
 So nothing is copied, and beside the decryption nothing is done per slice.
+
+Where the network hands datagrams over one by one, the slices that follow each other within a wake-up are put together
+by copying: what a super-packet saves behind us is worth more than that. `flush` ends it; nothing is held back longer.
 """
 
 from __future__ import annotations
@@ -67,10 +70,11 @@ type _Decrypt = Callable[[Buffer, Buffer, Buffer, Buffer], int]
 class Room:
     """The buffer into which datagrams are opened, and the kept views. One serves all lanes of a thread."""
 
-    __slots__ = ("opened", "row")
+    __slots__ = ("held", "opened", "row")
 
     def __init__(self) -> None:
         self.opened = memoryview(bytearray(_OPENED_SIZE))
+        self.held = memoryview(bytearray(HEADROOM + MAX_PACKET))
         self.row = Rows().row
 
 
@@ -92,13 +96,32 @@ class Receiving:
 class Opener:
     """Opens all datagrams of one session. `epochs` is a live view, by index."""
 
-    __slots__ = ("_epochs", "_room", "_sink", "_top", "advanced", "assembly", "drops", "heard")
+    __slots__ = (
+        "_epochs",
+        "_held",
+        "_held_end",
+        "_held_for",
+        "_held_from",
+        "_room",
+        "_sink",
+        "_top",
+        "advanced",
+        "assembly",
+        "drops",
+        "heard",
+    )
 
     def __init__(self, epochs: Mapping[int, Receiving], sink: LaneSink, room: Room, drops: Drops) -> None:
         self._epochs = epochs
         self._sink = sink
         self._room = room
         self._top = (-1, -1)
+        self._held = room.held
+        self._held_for: tuple[int, int, int, int, int, int] | None = (
+            None  # epoch, group, flags, of, gso, header
+        )
+        self._held_from = 0
+        self._held_end = 0
         self.drops = drops
         self.assembly = Assembly()
         self.heard = 0
@@ -109,7 +132,7 @@ class Opener:
     def open_batch(self, data: memoryview, size: int, segment: int) -> int:
         """Open what one receive brought: data[:size], datagrams of `segment` bytes of which the last may be shorter.
 
-        Everything authentic goes to the sink before this returns, in the order of arrival. Returns `heard`.
+        Everything authentic goes to the sink before this or `flush` returns, in the order of arrival. Returns `heard`.
         """
         self.heard = 0
         self.advanced = False
@@ -120,6 +143,7 @@ class Opener:
         if _LEAST <= size <= segment:
             self._open_one(data, size)
             return self.heard
+        self.flush()
         per_train = min(MAX_TRAIN, MAX_PACKET // segment)
         for begin in range(0, size, segment * per_train):
             count = min(per_train, -(-(size - begin) // segment))
@@ -174,12 +198,41 @@ class Opener:
             return
         _, flags, index, of, gso, header = _slice(out, _TOP, top)
         if of == 1 and not gso:
+            self.flush()
             self._sink.run(out, _TOP + SLICE_SIZE, top, _WHOLE[flags])
+        elif gso and of > 1:
+            self._hold(_TOP + SLICE_SIZE, top, index, (epoch.index, counter - index, flags, of, gso, header))
         elif of:
+            self.flush()
             run = Run(Shape(flags, gso, header), index, 1, of)
             self._deliver(out, _TOP + SLICE_SIZE, top, run, (epoch.index, counter - index))
         else:
             self.drops.malformed += 1
+
+    def _hold(self, start: int, end: int, index: int, group: tuple[int, int, int, int, int, int]) -> None:
+        """Put a slice that came alone behind those of its packet that came before it."""
+        held, (_, _, _, of, gso, header) = self._held, group
+        follows = HEADROOM + header + (index - self._held_from) * gso
+        if group != self._held_for or follows != self._held_end or follows + end - start > len(held):
+            self.flush()
+            self._held_for, self._held_from, self._held_end = group, index, HEADROOM
+        else:
+            start += header
+        after = self._held_end + end - start
+        held[self._held_end : after] = self._room.opened[start:end]
+        self._held_end = after
+        if index + 1 == of:
+            self.flush()
+
+    def flush(self) -> None:
+        """Hand on what is held."""
+        group, self._held_for = self._held_for, None
+        if group is not None:
+            index, number, flags, of, gso, header = group
+            first, end = self._held_from, self._held_end
+            count = max(1, -(-(end - HEADROOM - header) // gso))
+            run = Run(Shape(flags, gso, header), first, count, of)
+            self._deliver(self._held, HEADROOM, end, run, (index, number))
 
     def _open_mixture(
         self, fields: tuple[int, ...], data: memoryview, begin: int, segment: int, last: int
