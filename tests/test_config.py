@@ -456,7 +456,7 @@ def test_directories_follow_xdg(monkeypatch: pytest.MonkeyPatch, own_directories
 
 def uncommented(name: str) -> str:
     """The example with every key that it shows as a comment switched on."""
-    return re.sub(r"^#(?=[a-z_]+ = )", "", (CONFIGS / name).read_text("utf-8"), flags=re.MULTILINE)
+    return re.sub(r"^#(?=[a-z0-9_]+ = )", "", (CONFIGS / name).read_text("utf-8"), flags=re.MULTILINE)
 
 
 def keys(kind: type[msgspec.Struct]) -> dict[str, Any]:

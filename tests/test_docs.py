@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from hashlib import sha256
+from ipaddress import IPv4Address
 from pathlib import Path
 
 import msgspec
@@ -14,20 +16,25 @@ from click.testing import CliRunner
 
 from cryprq_proxy import wire
 from cryprq_proxy.address import Destination
+from cryprq_proxy.carriers import lane as lane_carrier
 from cryprq_proxy.carriers.admission import MAX_VERDICT
 from cryprq_proxy.cli import cli
 from cryprq_proxy.config import ClientConfig, ExitConfig, client_from, exit_from
 from cryprq_proxy.crypto.handshake import FIRST_SIZE, SECOND_SIZE, THIRD_SIZE, default_psk
 from cryprq_proxy.crypto.identity import PUBLIC_SIZE, SIGNATURE_SIZE, PeerId
 from cryprq_proxy.crypto.noise import SymmetricState, protocol_name
-from cryprq_proxy.crypto.payloads import VERSION, Offer, ResumeRequest, encode_proof
-from cryprq_proxy.crypto.primitives import Cipher
+from cryprq_proxy.crypto.payloads import VERSION, Feature, Offer, ResumeRequest, encode_proof
+from cryprq_proxy.crypto.primitives import Cipher, new_aead
 from cryprq_proxy.crypto.rekey import REKEY_ANSWER_SIZE, REKEY_SIZE
 from cryprq_proxy.errors import CloseReason, StreamReason
+from cryprq_proxy.session import lane, replay, slices, train
+from cryprq_proxy.session import path as lane_path
 from cryprq_proxy.session.records import MAX_RECORD, RecordOpener, RecordSealer
-from cryprq_proxy.session.session import SessionLimits
+from cryprq_proxy.session.session import DATAGRAM_QUEUE, PACKET_QUEUE, SessionLimits
 from cryprq_proxy.session.streams import INITIAL_WINDOW
 from cryprq_proxy.wire import Kind, StreamProtocol
+from tun import nft, rules
+from tun import settings as tun_settings
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -37,8 +44,8 @@ PAGES = [README, *sorted((ROOT / "docs").glob("*.md")), ROOT / "tests" / "vector
 OURS = [README, PROTOCOL, THREATS, ROOT / "docs" / "architecture.md"]
 BY_NAME = {"ids": lambda path: path.name}
 
-NO_KEYS = {"http_proxy", "https_proxy"}
-"""Environment variables of other programs, written like keys."""
+NO_KEYS = {"http_proxy", "https_proxy", "gso_size"}
+"""Environment variables of other programs and a field of the protocol, written like keys."""
 LATER = {"docs/benchmarks.md"}
 """Written by `make bench` and by hand from measurements: the one target of a link that may be missing."""
 
@@ -60,10 +67,16 @@ def table(page: Path, *heads: str) -> list[list[str]]:
 
 
 def number(text: str) -> int:
-    """The number at the beginning of a cell: "65,536 bytes" is 65536."""
-    match = re.match(r"[0-9,]+", text)
+    """The number at the beginning of a cell: "65,536 bytes" is 65536, and "2^28 at the most" is 268435456."""
+    match = re.match(r"([0-9,]+)(?:\^([0-9]+))?", text)
     assert match, text
-    return int(match[0].replace(",", ""))
+    base, power = int(match[1].replace(",", "")), int(match[2] or 1)
+    return math.prod([base] * power)
+
+
+def numbers(text: str) -> list[int]:
+    """All numbers in a cell, in order."""
+    return [int(digits.replace(",", "")) for digits in re.findall(r"[0-9][0-9,]*", text)]
 
 
 def code_lines(page: Path) -> Iterator[str]:
@@ -98,17 +111,17 @@ def test_the_architecture_names_files_that_exist() -> None:
         for name in re.findall(r"[a-z_/]+\.py", row[1]):
             folder = name.rpartition("/")[0] or folder
             base = name.rpartition("/")[2]
-            assert (ROOT / "cryprq_proxy" / folder / base).exists() or (
-                ROOT / "cryprq_proxy" / base
-            ).exists(), name
+            places = (ROOT / "cryprq_proxy" / folder, ROOT / "cryprq_proxy", ROOT / folder)
+            assert any((place / base).exists() for place in places), name
 
 
 def test_the_architecture_names_every_module() -> None:
     text = (ROOT / "docs" / "architecture.md").read_text()
-    for folder in ("crypto", "session", "carriers", "roles"):
-        for path in (ROOT / "cryprq_proxy" / folder).glob("*.py"):
-            exempt = path.name == "__init__.py" or path.name in ("offload.py", "status.py")
-            assert exempt or path.name in text, f"{folder}/{path.name}"
+    ours = [ROOT / "cryprq_proxy" / folder for folder in ("crypto", "session", "carriers", "roles")]
+    for folder in (*ours, ROOT / "tun", ROOT / "tun" / "dns"):
+        for path in folder.glob("*.py"):
+            exempt = path.name == "__init__.py" or path in (ours[-1] / "offload.py", ours[-1] / "status.py")
+            assert exempt or path.name in text, path.relative_to(ROOT)
 
 
 def test_make_verbs_exist() -> None:
@@ -153,21 +166,32 @@ def test_flags_in_the_text_exist() -> None:
                     assert flag in known or flag in ("--socks5-hostname", "--socks5"), f"{page.name}: {flag}"
 
 
+def dotted_keys(kind: type[msgspec.Struct]) -> set[str]:
+    """All keys of a configuration, those of sections as "section.key"."""
+    found: set[str] = set()
+    for field in msgspec.structs.fields(kind):
+        found.add(field.name)
+        if isinstance(field.type, type) and issubclass(field.type, msgspec.Struct):
+            found |= {f"{field.name}.{inner}" for inner in dotted_keys(field.type)}
+    return found
+
+
 def test_configuration_keys_exist() -> None:
-    keys: set[str] = set()
-    for kind in (ClientConfig, ExitConfig):
-        for field in msgspec.structs.fields(kind):
-            keys.add(field.name)
-            if isinstance(field.type, type) and issubclass(field.type, msgspec.Struct):
-                keys |= {inner.name for inner in msgspec.structs.fields(field.type)}
+    keys = {
+        key
+        for kind in (ClientConfig, ExitConfig)
+        for dotted in dotted_keys(kind)
+        for key in dotted.split(".")
+    }
+    sections = dotted_keys(ClientConfig) | dotted_keys(ExitConfig)
     for row in table(THREATS, "of whom", "what", "bound"):
         for name in re.findall(r"[a-z]+(?:_[a-z]+)+", row[2]):
             assert name in keys, name
     for page in OURS:
         for name in re.findall(r"`([a-z]+(?:_[a-z]+)+)`", page.read_text()):
             assert name in keys | NO_KEYS, f"{page.name}: {name}"
-        for name in re.findall(r"`\[([a-z]+)\]`", page.read_text()):
-            assert name in keys, f"{page.name}: [{name}]"
+        for name in re.findall(r"`\[([a-z.]+)\]`", page.read_text()):
+            assert name in sections, f"{page.name}: [{name}]"
 
 
 def test_bounds_in_the_threat_model_are_the_defaults() -> None:
@@ -175,14 +199,32 @@ def test_bounds_in_the_threat_model_are_the_defaults() -> None:
     client = client_from("", ROOT / "client.toml", True, {"peer": peer})
     exit = exit_from("", ROOT / "exit.toml", {})
     values: dict[str, object] = {}
-    for struct in (client, client.limits, exit, exit.limits):
+    for struct in (client, client.limits, client.tun.dns, exit, exit.limits):
         values |= msgspec.structs.asdict(struct)
     seen = 0
     for row in table(THREATS, "of whom", "what", "bound"):
         for name, digits, unit in re.findall(r"([a-z]+(?:_[a-z]+)+) ([0-9][0-9,]*)( MiB)?", row[2]):
             assert int(digits.replace(",", "")) * (1 << 20 if unit else 1) == values[name], row
             seen += 1
-    assert seen >= 12
+    assert seen >= 14
+
+
+def test_what_system_wide_mode_changes() -> None:
+    """The names and numbers in the README are those that the program uses."""
+    text = README.read_text()
+    for name in (
+        f"`inet {nft.CLIENT}`",
+        f"`inet {nft.EXIT}`",
+        f"`{tun_settings.CLIENT_DEVICE}`",
+        f"`{tun_settings.EXIT_DEVICE}`",
+        f"{rules.FIRST} to {rules.LAST}",
+        f"table {rules.TABLE}",
+        f"`{tun_settings.STATE}`",
+        str(tun_settings.POOL4),
+        str(tun_settings.POOL6),
+        str(tun_settings.RESOLVER4),
+    ):
+        assert name in text, name
 
 
 def test_units_and_examples_that_the_readme_installs_exist() -> None:
@@ -190,7 +232,7 @@ def test_units_and_examples_that_the_readme_installs_exist() -> None:
         if match := re.match(r"cp /opt/cryprq-proxy/(\S+) ", line):
             assert (ROOT / match[1]).exists(), line
     text = README.read_text()
-    for unit in re.findall(r"systemctl (?:enable --now|reload|stop) ([a-z-]+)", text):
+    for unit in re.findall(r"systemctl (?:enable --now|reload|restart|stop) ([a-z-]+)", text):
         assert (ROOT / "configs" / f"{unit}.service").exists(), unit
     exit_unit = (ROOT / "configs" / "cryprq-exit.service").read_text()
     assert "ExecReload=" in exit_unit
@@ -201,6 +243,15 @@ def test_units_and_examples_that_the_readme_installs_exist() -> None:
     ):
         assert path in exit_unit
         assert path in text or path.rpartition("/")[0] in text
+
+
+@pytest.mark.parametrize("name", ["cryprq-client-tun.service", "cryprq-exit-tun.conf"])
+def test_units_for_the_whole_system_let_it_do_what_it_does(name: str) -> None:
+    lines = (ROOT / "configs" / name).read_text().splitlines()
+    assert f"StateDirectory={tun_settings.STATE.name}" in lines
+    assert {"CapabilityBoundingSet=CAP_NET_ADMIN", "DeviceAllow=/dev/net/tun rw"} <= set(lines)
+    assert not {"PrivateDevices=yes", "ProtectKernelTunables=yes"} & set(lines)
+    assert any(line.startswith("ExecStart=/") and line.endswith(" --tun") for line in lines)
 
 
 # --- the protocol's numbers ---
@@ -227,6 +278,9 @@ def test_frames() -> None:
         "SWITCH": (wire.encode_bare(wire.SWITCH), 0),
         "REKEY_PLEASE": (wire.encode_bare(wire.REKEY_PLEASE), 0),
         "DATAGRAM": (wire.encode_datagram(1, target, b"xyz"), address + 3),
+        "LANE": (wire.encode_lane(1, 2), 0),
+        "PACKET": (wire.encode_packet(0, 0, 0, b"xyz"), 3),
+        "NETWORK": (wire.encode_network(bytes(4), bytes(16)), 0),
         "CLOSE": (wire.encode_close(CloseReason.NORMAL), 0),
         "ACCEPT": (wire.encode_bare(wire.ACCEPT), 0),
         "RESUMED": (wire.encode_resumed(1, bytes(32)), 0),
@@ -236,6 +290,22 @@ def test_frames() -> None:
         frame, variable = made[row[1]]
         assert len(frame) - variable == number(row[4]), row
         assert (row[2] == "yes") is (int(row[0], 16) <= wire.RESET), row
+    layout = next(row[5] for row in rows if row[1] == "OPEN")
+    assert f"({', '.join(f'{int(each)} {each.name}' for each in StreamProtocol)})" in layout
+
+
+def test_features() -> None:
+    assert [(row[0], int(row[1])) for row in table(PROTOCOL, "feature", "bit")] == [
+        (feature.name, int(feature)) for feature in Feature
+    ]
+
+
+def test_messages_of_the_lane() -> None:
+    shown = {row[1]: int(row[0], 16) for row in table(PROTOCOL, "type", "message")}
+    assert shown.pop("SLICE") == slices.SLICE
+    assert shown == {name: getattr(lane, name) for name in shown}
+    assert len(shown) == lane.KEEPALIVE - slices.SLICE
+    assert f"kind u8 = {train.KIND:#04x} |" in PROTOCOL.read_text()
 
 
 def test_reasons() -> None:
@@ -276,26 +346,60 @@ def test_sizes_and_names() -> None:
 
 def test_constants() -> None:
     limits = SessionLimits()
-    ours = {
+    ours: dict[str, int | list[float]] = {
         "largest DATA": wire.MAX_DATA,
         "largest DATAGRAM payload": wire.MAX_DATAGRAM,
         "largest plaintext of a record": wire.MAX_PLAINTEXT,
         "largest value of a record's length": MAX_RECORD,
         "largest verdict": MAX_VERDICT,
         "first window of each stream and direction": INITIAL_WINDOW,
+        "largest packet": slices.MAX_PACKET,
+        "bytes of a lane datagram around its message": [train.OVERHEAD, train.HEADER, train.TAG],
+        "header of a slice": slices.SLICE_SIZE,
+        "slices of one packet": slices.MAX_SLICES,
+        "window against replays on the lane": replay.WINDOW,
+        "datagrams per epoch and direction": lane.MAX_SEALED,
+        "receive keys of the lane live on": int(lane.LINGER),
+        "datagrams waiting for the carrier": DATAGRAM_QUEUE,
+        "packets waiting for the carrier": PACKET_QUEUE,
+        "datagrams in one send": [train.MAX_TRAIN, lane.MAX_SEND],
+        "epochs whose lane keys are kept": lane.MAX_EPOCHS,
+        "split packets of which a part has come": [slices.ASSEMBLED_GROUPS, slices.ASSEMBLED_BYTES],
+        "lane: sizes tried first": [lane_path.BASE, lane_path.LEAST],
+        "lane: largest size tried": lane_carrier.MAX_PAYLOAD,
+        "lane: the search ends within": lane_path.STEP,
+        "lane: tries for one size": [lane_path.TRIES, lane_path.PATIENCE, 4],
+        "lane: full-size probe": [lane_path.IDLE, lane_path.BUSY],
+        "lane: a larger size is tried again": int(lane_path.RAISE),
+        "lane: down after sending into silence for": int(lane_path.SILENCE),
+        "lane: tried again while down": int(lane_path.RETRY),
+        "lane: KEEPALIVE after only receiving for": int(lane_path.KEEPALIVE_AFTER),
     }
-    seen = 0
-    rows = [row for row in table(PROTOCOL, "constant", "value") if row[0] in ours]
-    for name, value in rows:
-        assert number(value) == ours[name], name
-        seen += 1
-    assert seen == len(ours)
-    assert (limits.rotation.records, limits.rotation.bytes, limits.rotation.interval) == (
+    shown = {name: value for name, value in both_tables_of_constants() if name in ours}
+    assert {
+        name: numbers(value) if isinstance(ours[name], list) else number(value)
+        for name, value in shown.items()
+    } == ours
+    rotation = limits.rotation
+    assert (rotation.records, rotation.bytes, rotation.datagrams, rotation.interval) == (
         1 << 22,
         1 << 38,
+        1 << 27,
         300,
     )
+    assert "300 s, 2^22 records, 2^38 bytes, 2^27 datagrams" in PROTOCOL.read_text()
     assert (limits.retained, limits.streams, limits.keepalive) == (16 << 20, 16_384, 10)
+
+
+def both_tables_of_constants() -> Iterator[list[str]]:
+    """Rows of the protocol's constants, then of this implementation's."""
+    rest = PROTOCOL.read_text()
+    for _ in range(2):
+        rest = rest[rest.index("| constant | value |") + 1 :]
+        for line in rest.splitlines()[2:]:
+            if not line.startswith("|"):
+                break
+            yield [cell.strip() for cell in line.strip("|").split("|")]
 
 
 # --- the worked example ---
@@ -338,6 +442,14 @@ def test_examples_of_frames() -> None:
         elif isinstance(value, tuple) and kind == wire.OPEN:
             protocol, destination = value
             assert parts[1:] == [protocol.name, str(destination)][: len(parts) - 1]
+        elif isinstance(value, tuple) and kind == wire.LANE:
+            assert parts == [f"epoch {value[0]}", f"index {value[1]:,}"]
+        elif isinstance(value, tuple) and kind == wire.PACKET:
+            assert value[:3] == (0, 0, 0)
+            assert parts == ["plain", f"packet {value[3].hex()}"]
+        elif isinstance(value, tuple) and kind == wire.NETWORK:
+            assert value[1] == bytes(16)
+            assert parts == [str(IPv4Address(value[0])), "no IPv6"]
         elif isinstance(value, tuple):
             assert parts[1:] == [str(value[0]), f"payload {value[1].hex()}"]
 
@@ -355,3 +467,22 @@ def test_examples_of_records() -> None:
         assert opener.open(memoryview(record), 0) == (plaintext, len(record))
         wire.decode_frames(plaintext)
     assert len(rows) == 3
+
+
+def test_examples_of_datagrams() -> None:
+    match = re.search(
+        r"direction, AES-256-GCM, key\s+`([0-9a-f]{64})`, index [0-9,]+ \(`([0-9a-f]{8})`\)",
+        PROTOCOL.read_text(),
+    )
+    assert match
+    key, index = bytes.fromhex(match[1]), bytes.fromhex(match[2])
+    assert f"index {int.from_bytes(index):,} " in match[0]
+    aead = new_aead(Cipher.AES_256_GCM, key)
+    rows = table(PROTOCOL, "counter", "message", "plaintext", "datagram")
+    for count, row in enumerate(rows):
+        plaintext, datagram = bytes.fromhex(row[2]), bytes.fromhex(row[3])
+        header = bytes((train.KIND,)) + index + count.to_bytes(8)
+        assert int(row[0]) == count
+        assert getattr(lane, row[1].split(",")[0]) == plaintext[0]
+        assert header + aead.encrypt(header[1:], plaintext, header) == datagram
+    assert len(rows) == 2
