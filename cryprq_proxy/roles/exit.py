@@ -387,7 +387,10 @@ class Exit:
         elif stream.protocol is StreamProtocol.UDP:
             UdpAssociation(self._loop, stream, self._policy, self._resolver)
         elif stream.protocol is StreamProtocol.RESOLVER:
-            self._targets.open_resolver(stream)
+            if entry.addresses is None:  # its names come from a whole system, or it has no business here
+                stream.refuse(StreamReason.NOT_ALLOWED)
+            else:
+                self._targets.open_resolver(stream)
         else:
             self._targets.open(stream)
 
