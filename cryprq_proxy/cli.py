@@ -271,6 +271,27 @@ def confirm(config: Path | None) -> None:
 
 
 @cli.command()
+@click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
+@click.option("--target", multiple=True, metavar="ADDRESS", help="Send to this address; may be repeated.")
+@_config_option
+def leaktest(as_json: bool, target: tuple[str, ...], config: Path | None) -> None:
+    """Send packets of the kinds that leak, and see from what leaves this machine whether any does; as root.
+
+    Without --target they go to public resolvers. Exit code 1 on a leak.
+    """
+    from .system import leak_test
+
+    sockets = _control_sockets(config)
+    try:
+        answers = _ask(sockets)
+    except CryprqError as error:
+        raise ConfigError(str(error)) from None
+    code, table, plain = leak_test(answers, target)
+    click.echo(json.dumps(plain, indent=2) if as_json else table)
+    raise click.exceptions.Exit(code)
+
+
+@cli.command()
 @click.option(
     "--state-dir", type=_file, metavar="D", help="Where the journal is (default: /var/lib/cryprq-proxy)."
 )

@@ -36,7 +36,7 @@ TIMEOUT: Final = 5.0
 """Seconds for the whole of a request, and for the whole of an answer."""
 LOCK_SECONDS: Final = 2.0
 
-type Status = Callable[[], Mapping[str, object]]
+type Status = Callable[[], Mapping[str, object] | Awaitable[Mapping[str, object]]]
 type Action = Callable[[int], Awaitable[Mapping[str, object]]]
 """Does what a command asks for, with its seconds. Raises CryprqError saying why it cannot."""
 
@@ -128,7 +128,8 @@ class ControlServer:
             known = ", ".join(sorted(["status", *self._actions]))
             return {"error": f"unknown command {command!r}; known: {known}"}
         try:
-            return {"ok": dict(self._status() if action is None else await action(request.seconds))}
+            told = self._status() if action is None else action(request.seconds)
+            return {"ok": dict(await told if isinstance(told, Awaitable) else told)}
         except CryprqError as error:
             return {"error": str(error)}
         except Exception:

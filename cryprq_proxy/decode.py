@@ -134,7 +134,7 @@ def decode_table(
             except ConfigError as error:
                 raise ConfigError(f"{source}: {error}") from None
         else:
-            raise ConfigError(f"{where}: expected a table, [{key}], got {_kind(raw)}")
+            raise ConfigError(f"{where}: expected a table, [{prefix}{key}], got {_kind(raw)}")
     return values
 
 

@@ -26,6 +26,8 @@ type LogLevel = Literal["debug", "info", "warning", "error"]
 _CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 """C0 and C1 controls, line and paragraph separators, bidirectional overrides, lone surrogates."""
 
+_CHATTY: Final = frozenset({"asyncio", "pyroute2"})
+"""Loggers that tell their insides at debug: the selector in use, each message of netlink."""
 _PRIORITY: Final = {
     logging.DEBUG: 7,
     logging.INFO: 6,
@@ -120,19 +122,22 @@ def setup(level: LogLevel = "info", style: LogFormat = "text", stream: IO[str] |
     else:
         formatter = TextFormatter(journal=_is_journal(handler.stream), tracebacks=tracebacks)
     handler.setFormatter(formatter)
+    handler.addFilter(_is_asked_for)
     root = logging.getLogger()
     for old in root.handlers[:]:
         root.removeHandler(old)
     root.addHandler(handler)
     root.setLevel(level.upper())
-    # asyncio reports the selector it uses at debug; what we ask debug for is our own program.
-    for chatty in ("asyncio", "pyroute2"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
     # A log line that cannot be written (standard error is closed) must not become a traceback.
     logging.raiseExceptions = False
     logging.captureWarnings(True)
     threading.excepthook = _thread_failed
     sys.unraisablehook = _unraisable
+
+
+def _is_asked_for(record: logging.LogRecord) -> bool:
+    """Debug is asked for our own program. Not by the level of those loggers: pyroute2 sets its own when imported."""
+    return record.levelno >= logging.WARNING or record.name.partition(".")[0] not in _CHATTY
 
 
 def _thread_failed(failure: threading.ExceptHookArgs) -> None:

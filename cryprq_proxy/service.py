@@ -14,7 +14,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from ipaddress import ip_address
 from pathlib import Path
@@ -104,16 +104,22 @@ def explained(listen: Sequence[Destination], flag: str = "--listen") -> Iterator
 
 
 class Report:
-    """What the control socket tells: the role's own status, and what only the process knows."""
+    """What the control socket tells: the role's status, that of system-wide mode, and what only the process knows."""
 
-    def __init__(self, status: Callable[[], Mapping[str, Any]]) -> None:
+    def __init__(
+        self,
+        status: Callable[[], Mapping[str, Any]],
+        wide: Callable[[], Awaitable[Mapping[str, Any]]] | None = None,
+    ) -> None:
         self._status = status
+        self._wide = wide
         self._started = time.monotonic()
         self.listen: tuple[Destination, ...] = ()
 
-    def __call__(self) -> dict[str, Any]:
+    async def __call__(self) -> dict[str, Any]:
         return {
             **self._status(),
+            "system": None if self._wide is None else await self._wide(),
             "listen": [str(address) for address in self.listen],
             "version": __version__,
             "pid": os.getpid(),
@@ -166,15 +172,13 @@ async def run_client(
     identity = own_identity(provider, config.identity)
     client = Client(identity, settings, provider, system, by_system if system is None else system.resolve)
     listener = MixedListener(client, listening)
-    report = Report(
-        client.status if system is None else lambda: {**client.status(), "system": system.status()}
-    )
+    report = Report(client.status, None if system is None else system.status)
     async with AsyncExitStack() as stack:
-        control = ControlServer(config.control_socket, report, None if system is None else _actions(system))
+        control = ControlServer(config.control_socket, report, _actions(system))
         await control.start()
         stack.push_async_callback(control.stop)
         if system is not None:
-            stack.push_async_callback(system.close)
+            stack.push_async_exit(system.close)
             await system.prepare()
         stack.push_async_callback(client.stop)
         with explained([config.listen]):
@@ -183,6 +187,7 @@ async def run_client(
         report.listen = (address,)
         link = keep_up(client)
         if system is not None:
+            link = spawn(_until_one_ends(link, spawn(system.lost(), "tunnel device")), "link")
             _log.info("nothing gets out until the link is up")
             if not await stop.until(system.run(client), link):
                 return
@@ -194,33 +199,57 @@ async def run_client(
             settings.peer,
             settings.address,
         )
-        if system is not None and not await _confirmed(system, config.tun.confirm, stop, link):
-            raise CryprqError("it was not confirmed in time, so everything is undone")
+        if system is not None:
+            if not await _confirmed(system, config.tun.confirm, stop, link):
+                system.fail_closed = False
+                raise CryprqError("it was not confirmed in time, so everything is undone")
+            system.fail_closed = True
         await stop.wait(link)
         _log.info("stopping")
 
 
+async def _until_one_ends(*works: asyncio.Task[None]) -> None:
+    """Raises what the first one that ends has raised; the others are cancelled."""
+    try:
+        done, _ = await asyncio.wait(works, return_when=asyncio.FIRST_COMPLETED)
+        for work in done:
+            work.result()
+    finally:
+        for work in works:
+            work.cancel()
+
+
 class System(ClientNetwork, Protocol):
-    """System-wide mode as the client's process sees it: tun/tunnel.py."""
+    """System-wide mode as the client's process sees it: tun/tunnel.py. `close` is like an __aexit__: after a failure,
+    `fail_closed` says whether the kill switch is to stay."""
 
     mark: int
     confirmed: asyncio.Event
+    fail_closed: bool
 
     async def prepare(self) -> None: ...
     async def resolve(self, name: str) -> Sequence[str]: ...
     async def run(self, client: Client) -> None: ...
+    async def lost(self) -> None: ...
     async def pause(self, seconds: int) -> None: ...
-    def status(self) -> dict[str, Any]: ...
-    async def close(self) -> None: ...
+    async def status(self) -> dict[str, Any]: ...
+    async def close(self, *failure: Any) -> None: ...
 
 
-def _actions(system: System) -> dict[str, Action]:
+def _actions(system: System | None) -> dict[str, Action]:
+    """What the control socket can ask of a client beside its status."""
+
+    def wide() -> System:
+        if system is None:
+            raise CryprqError("it does not run with --tun, so there is nothing to pause or confirm")
+        return system
+
     async def pause(seconds: int) -> dict[str, object]:
-        await system.pause(seconds)
+        await wide().pause(seconds)
         return {"paused": seconds}
 
     async def confirm(_: int) -> dict[str, object]:
-        system.confirmed.set()
+        wide().confirmed.set()
         return {"confirmed": True}
 
     return {"pause": pause, "confirm": confirm}
@@ -265,6 +294,7 @@ class Network(PacketNetwork, Protocol):
     """The exit's network interface as its process sees it: tun/exit_network.py."""
 
     async def start(self) -> None: ...
+    async def lost(self) -> None: ...
     async def close(self) -> None: ...
     def policy_changed(self) -> None: ...
 
@@ -298,6 +328,10 @@ async def run_exit(
         stack.push_async_callback(exit.stop, 0.0)
         addresses = spawn(_follow_addresses(policy, network), "own addresses")
         stack.callback(addresses.cancel)
+        work = addresses
+        if network is not None:
+            work = spawn(_until_one_ends(addresses, spawn(network.lost(), "exit's device")), "own addresses")
+            stack.callback(work.cancel)
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _reload, exit, reload)
         settle()
         if not authorised:
@@ -310,7 +344,7 @@ async def run_exit(
             _count(len(authorised), "peer"),
             _peer_url(identity.peer_id, report.listen[0]),
         )
-        await stop.wait(addresses)
+        await stop.wait(work)
         _log.info(
             "stopping: open streams have %g s to end; a second signal ends them now", config.shutdown_grace
         )

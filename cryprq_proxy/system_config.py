@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pwd
-from ipaddress import IPv4Network, IPv6Network, ip_network
+import re
+from ipaddress import IPv4Network, IPv6Network, ip_interface, ip_network
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
@@ -14,6 +15,10 @@ from .decode import Text, choice, count, path, seconds, size, switch
 from .errors import ConfigError
 
 STATE: Final = Path("/var/lib/cryprq-proxy")
+MAX_UID: Final = 4_294_967_294
+MAX_USERS: Final = 65_536
+"""User ids in one range: the filter has an element for each."""
+_IDS: Final = re.compile(r"([0-9]{1,10})(?:-([0-9]{1,10}))?")
 
 type Network = IPv4Network | IPv6Network
 
@@ -21,11 +26,14 @@ type Network = IPv4Network | IPv6Network
 def parse_prefix(text: str) -> Network:
     """Read "192.0.2.0/24" or a single address. Raises ConfigError."""
     try:
-        return ip_network(text)
-    except ValueError as error:
-        raise ConfigError(
-            f"expected an address or prefix like 192.0.2.0/24, got {text[:60]!a} ({error})"
-        ) from None
+        if "%" in text:
+            raise ValueError("a zone says nothing here")
+        network = ip_network(text, strict=False)
+    except ValueError:
+        raise ConfigError(f"expected an address or prefix like 192.0.2.0/24, got {text[:60]!a}") from None
+    if str(network.network_address) != str(ip_interface(text).ip):
+        raise ConfigError(f"{text} is an address within a prefix; write {network} for all of it")
+    return network
 
 
 def _parse_pool4(text: str) -> IPv4Network:
@@ -44,12 +52,18 @@ def _parse_pool6(text: str) -> IPv6Network:
 
 def parse_users(text: str) -> tuple[int, int]:
     """Read a user's name, an id, or a range of ids "1000-1999". Raises ConfigError."""
-    first, dash, last = text.partition("-")
-    if first.isdecimal() and (last.isdecimal() or not dash):
-        return int(first), int(last or first)
+    numbers = _IDS.fullmatch(text)
+    if numbers is not None:
+        first, last = int(numbers[1]), int(numbers[2] or numbers[1])
+        if first <= last <= MAX_UID and last - first < MAX_USERS:
+            return first, last
+        raise ConfigError(
+            f"{text} is no range of user ids: the smaller one comes first, none is above {MAX_UID}, "
+            f"and at most {MAX_USERS} fit"
+        )
     try:
         uid = pwd.getpwnam(text).pw_uid
-    except KeyError:
+    except (KeyError, ValueError):  # the latter for what can be no name, like one with a NUL in it
         raise ConfigError(
             f"there is no user {text[:60]!a} here; give a name, an id, or ids like 1000-1999"
         ) from None
@@ -58,10 +72,11 @@ def parse_users(text: str) -> tuple[int, int]:
 
 def parse_split(text: str) -> tuple[str, tuple[str, ...]]:
     """Read "corp.example=10.0.0.1,10.0.0.2". Raises ConfigError."""
-    domain, equals, servers = text.partition("=")
-    if not equals or not domain or not servers:
-        raise ConfigError(f"expected DOMAIN=SERVER, got {text[:60]!a}")
-    return domain, tuple(servers.split(","))
+    domain, _, servers = text.partition("=")
+    listed = tuple(server.strip() for server in servers.split(","))
+    if not domain or not all(listed):
+        raise ConfigError(f"expected DOMAIN=SERVER or DOMAIN=SERVER,SERVER, got {text[:60]!a}")
+    return domain.strip(), listed
 
 
 _PREFIXES: Final = Text(parse_prefix, 'a list of prefixes like "192.0.2.0/24"', many=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from pathlib import Path
@@ -12,6 +13,7 @@ from cryprq_proxy import __version__
 from cryprq_proxy.cli import run_command
 from cryprq_proxy.crypto.identity import Identity, PeerId
 from cryprq_proxy.crypto.primitives import select_provider
+from cryprq_proxy.system_config import STATE
 from tests.processes import call, command, environment
 
 PEER = "cryprq://" + "a" * 52 + "@127.0.0.1:4433"
@@ -94,6 +96,35 @@ BAD = [
     (["status", "--config", "/no/such/file"], "does not exist"),
     (["demo", "--listen", "x:y"], "--listen"),
     (["demo", "--listen", "0.0.0.0:0"], "lets other machines in"),
+    (["--peer", PEER, "--exclude", "10.0.0.0/8"], "need --tun"),
+    (["--peer", PEER, "--include", "10.0.0.0/8"], "need --tun"),
+    (["--peer", PEER, "--exclude-uid", "0"], "need --tun"),
+    (["--peer", PEER, "--lan", "block"], "need --tun"),
+    (["--peer", PEER, "--kill-switch", "on"], "need --tun"),
+    (["--peer", PEER, "--inbound", "block"], "need --tun"),
+    (["--peer", PEER, "--confirm", "1"], "need --tun"),
+    (["--peer", PEER, "--tun", "--exclude", "x"], "--exclude: expected an address or prefix"),
+    (["--peer", PEER, "--tun", "--include", "10.0.0.1/8"], "--include: 10.0.0.1/8 is an address within"),
+    (["--peer", PEER, "--tun", "--exclude-uid", "no such user"], "--exclude-uid: there is no user"),
+    (["--peer", PEER, "--tun", "--lan", "x"], "'allow', 'block'"),
+    (["--peer", PEER, "--tun", "--kill-switch", "x"], "'on', 'off'"),
+    (["--peer", PEER, "--tun", "--inbound", "x"], "'block', 'keep'"),
+    (["--peer", PEER, "--tun", "--confirm", "x"], "--confirm"),
+    (["--peer", PEER, "--tun", "--confirm", "-1"], "--confirm: expected a number of seconds from 0 to 3600"),
+    (
+        ["--peer", PEER, "--tun", "--upstream", "socks5://127.0.0.1:1"],
+        "--tun and --upstream exclude each other",
+    ),
+    (["--tun", "cleanup"], "--tun belongs behind 'cleanup'"),
+    (["--exclude", "10.0.0.0/8", "status"], "--exclude belongs behind 'status'"),
+    (["pause"], "missing argument 'SECONDS'"),
+    (["pause", "0"], "1<=x<=3600"),
+    (["pause", "3601"], "1<=x<=3600"),
+    (["pause", "10", "--config", "/no/such/file"], "does not exist"),
+    (["confirm", "--config", "/no/such/file"], "does not exist"),
+    (["cleanup", "too", "many"], "unexpected extra argument"),
+    (["leaktest"], "no cryprq-proxy is running"),
+    (["leaktest", "--config", "/no/such/file"], "does not exist"),
 ]
 
 
@@ -175,3 +206,93 @@ def test_a_full_disk_is_an_error() -> None:
         )
     assert done.returncode == 1
     assert "no space left on device" in complaint(done.stderr)
+
+
+# --- system-wide mode ---
+
+
+@pytest.mark.parametrize("command", [["pause", "5"], ["confirm"]])
+def test_pause_and_confirm_without_anybody_to_ask(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(command) == 1
+    assert "no cryprq-proxy is running" in complaint(capsys.readouterr().err)
+
+
+def test_the_commands_ask_the_running_client(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, int]] = []
+
+    def query(path: Path, command: str, *, seconds: int = 0) -> dict[str, object]:
+        asked.append((command, seconds))
+        return {}
+
+    monkeypatch.setattr("cryprq_proxy.control.query", query)
+    file = tmp_path / "client.toml"
+    file.write_text(f'peer = "{PEER}"\n')
+    assert run_command(["pause", "5", "--config", str(file)]) == 0
+    assert run_command(["confirm", "--config", str(file)]) == 0
+    assert asked == [("pause", 5), ("confirm", 0)]
+    out, err = capsys.readouterr()
+    assert "open for 5 s" in out and "confirmed" in out and err == ""
+
+
+def test_a_leak_test_needs_a_client_in_system_wide_mode(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cryprq_proxy.control.query", lambda *_, **__: {"role": "exit", "system": None})
+    monkeypatch.setattr("cryprq_proxy.system.os.geteuid", lambda: 0)
+    assert run_command(["leaktest"]) == 2
+    assert "no client in system-wide mode is running" in complaint(capsys.readouterr().err)
+    assert run_command(["leaktest", "--target", "one.one"]) == 2
+    assert "--target: expected an IP address, got 'one.one'" in complaint(capsys.readouterr().err)
+    monkeypatch.setattr("cryprq_proxy.system.os.geteuid", lambda: 1000)
+    assert run_command(["leaktest"]) == 2
+    assert "run it as root" in complaint(capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(("code", "leak"), [(0, False), (1, True)])
+def test_what_a_leak_test_prints(
+    code: int, leak: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    targets: list[object] = []
+
+    def leak_test(answers: list[object], to: object) -> tuple[int, str, dict[str, object]]:
+        targets.append(to)
+        return code, "the table", {"leak": leak}
+
+    monkeypatch.setattr("cryprq_proxy.control.query", lambda *_, **__: {"role": "client"})
+    monkeypatch.setattr("cryprq_proxy.system.leak_test", leak_test)
+    assert run_command(["leaktest", "--target", "192.0.2.1", "--target", "::1"]) == code
+    assert capsys.readouterr() == ("the table\n", "")
+    assert run_command(["leaktest", "--json"]) == code
+    assert json.loads(capsys.readouterr().out) == {"leak": leak}
+    assert targets == [("192.0.2.1", "::1"), ()]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--peer", PEER, "--tun", "--listen", "127.0.0.1:0"],
+        ["exit", "--tun", "--listen", "127.0.0.1:0"],
+        ["cleanup"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_system_wide_mode_needs_root(
+    arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cryprq_proxy.cli.setup", lambda *_: None)
+    monkeypatch.setattr("cryprq_proxy.system.os.geteuid", lambda: 1000)
+    assert run_command(arguments) == 2
+    assert "run it as root (sudo)" in complaint(capsys.readouterr().err)
+
+
+def test_cleanup_goes_to_the_state_directory(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cryprq_proxy.system.clean_up", lambda state, say: say(f"in {state}"))
+    assert run_command(["cleanup"]) == 0
+    assert run_command(["cleanup", "--state-dir", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == f"in {STATE}\nin {tmp_path}\n"

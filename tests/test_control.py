@@ -5,7 +5,7 @@ import contextlib
 import json
 import socket
 import stat
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,9 @@ from hypothesis import strategies as st
 from cryprq_proxy import control
 from cryprq_proxy.control import ControlServer, Request, RequestError, parse_request, query
 from cryprq_proxy.errors import ConfigError, CryprqError
+from cryprq_proxy.process import Stop
+from cryprq_proxy.service import Report, _actions, _confirmed
+from cryprq_proxy.tasks import spawn
 
 STATUS = {"role": "client", "link": "up", "streams": 3, "epoch": {"number": 1, "age": 2.5}}
 
@@ -219,3 +222,95 @@ def test_only_request_errors_leave_the_parser(line: bytes) -> None:
 def test_a_request_is_read() -> None:
     assert parse_request(b'{"command": "status"}\n') == Request("status")
     assert parse_request(b'{"command": "pause", "seconds": 30}\n') == Request("pause", 30)
+
+
+# --- commands ---
+
+
+async def test_a_status_may_take_its_time(path: Path) -> None:
+    async def status() -> dict[str, object]:
+        await asyncio.sleep(0)
+        return STATUS
+
+    server = ControlServer(path, status)
+    await server.start()
+    assert await asyncio.to_thread(query, path) == STATUS
+    await server.stop()
+
+
+async def test_actions(path: Path) -> None:
+    done: list[int] = []
+
+    async def pause(seconds: int) -> dict[str, object]:
+        if seconds > 100:
+            raise CryprqError("a pause lasts 100 seconds at most")
+        done.append(seconds)
+        return {"paused": seconds}
+
+    server = ControlServer(path, lambda: STATUS, {"pause": pause})
+    await server.start()
+    assert await asyncio.to_thread(query, path, "pause", seconds=30) == {"paused": 30}
+    assert await asyncio.to_thread(query, path) == STATUS
+    with pytest.raises(CryprqError, match="answers: a pause lasts 100 seconds at most"):
+        await asyncio.to_thread(query, path, "pause", seconds=200)
+    with pytest.raises(CryprqError, match="unknown command 'confirm'; known: pause, status"):
+        await asyncio.to_thread(query, path, "confirm")
+    for line in (b'{"command":"pause","seconds":-1}\n', b'{"command":"pause","seconds":"1"}\n'):
+        answer = await ask(path, line)
+        assert isinstance(answer, dict) and list(answer) == ["error"]
+    assert done == [30]
+    await server.stop()
+
+
+class FakeSystem:
+    """What `_actions` uses of system-wide mode."""
+
+    def __init__(self) -> None:
+        self.confirmed = asyncio.Event()
+        self.pauses: list[int] = []
+
+    async def pause(self, seconds: int) -> None:
+        self.pauses.append(seconds)
+
+
+async def test_pause_and_confirm_reach_system_wide_mode() -> None:
+    system = FakeSystem()
+    actions = _actions(system)  # type: ignore[arg-type]
+    assert await actions["pause"](5) == {"paused": 5}
+    assert await actions["confirm"](0) == {"confirmed": True}
+    assert (system.pauses, system.confirmed.is_set()) == ([5], True)
+
+
+async def test_without_system_wide_mode_there_is_nothing_to_pause_or_confirm() -> None:
+    for action in _actions(None).values():
+        with pytest.raises(
+            CryprqError, match="it does not run with --tun, so there is nothing to pause or confirm"
+        ):
+            await action(5)
+
+
+async def test_the_report_has_what_system_wide_mode_says() -> None:
+    async def wide() -> dict[str, object]:
+        return {"ipv6": True}
+
+    told = await Report(lambda: {"role": "client"}, wide)()
+    assert (told["role"], told["system"]) == ("client", {"ipv6": True})
+    assert (await Report(lambda: {"role": "exit"})())["system"] is None
+
+
+async def test_what_has_to_be_confirmed_in_time(caplog: pytest.LogCaptureFixture) -> None:
+    link = spawn(asyncio.Event().wait(), "link")
+    system, stop = FakeSystem(), Stop()
+
+    def confirmed(seconds: float) -> Coroutine[None, None, bool]:
+        return _confirmed(system, seconds, stop, link)  # type: ignore[arg-type]
+
+    assert await confirmed(0)
+    assert not await confirmed(0.001)
+    assert "everything is undone in 0.001 s unless you call: cryprq-proxy confirm" in caplog.text
+    system.confirmed.set()
+    assert await confirmed(60)
+    system.confirmed.clear()
+    stop.asked.set()
+    assert await confirmed(60)
+    link.cancel()

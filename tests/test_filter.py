@@ -175,6 +175,13 @@ def test_the_kill_switch_off() -> None:
     assert "ip daddr @lan4 counter name blocked goto refuse" in named(blocked, "chain", "output")
 
 
+def test_nothing_for_the_tunnel_address_leaves_by_another_device() -> None:
+    """A socket bound to a device asks for a name: sent to the forwarder, it would still take that device."""
+    leaving = named(script(SETTINGS), "chain", "leaving")
+    for ip, address in (("ip", SETTINGS.tunnel4), ("ip6", SETTINGS.tunnel6)):
+        assert f'oifname != {{ "cryprq0", "lo" }} {ip} daddr {address} counter name dns drop' in leaving
+
+
 def test_connections_from_outside() -> None:
     kept = Connection(ip_address("192.0.2.1"), 22, ip_address("198.51.100.7"), 50000)
     text = script(SETTINGS, Inbound(frozenset({kept}), (30000, 40000)))
@@ -186,6 +193,8 @@ def test_connections_from_outside() -> None:
         f"{fresh} udp sport >= 1024 udp dport != 30000-40000 ct mark set 0x6373",
         f"{fresh} icmp type echo-request ct mark set 0x6373",
         f"{fresh} icmpv6 type echo-request ct mark set 0x6373",
+        "ip daddr . tcp dport . ip saddr . tcp sport @kept4 ct mark set 0x6373",
+        "ip6 daddr . tcp dport . ip6 saddr . tcp sport @kept6 ct mark set 0x6373",
         "ct mark 0x6372-0x6374 meta mark set 0x6372",
     ]
     assert elements(text, "kept4") == ["192.0.2.1 . 22 . 198.51.100.7 . 50000"]

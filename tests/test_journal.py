@@ -258,6 +258,17 @@ def test_undo_goes_backwards_and_may_be_repeated(journal: Journal, path: Path) -
     assert done == [2, 1, 0]
 
 
+def test_kinds_to_keep_stay(path: Path) -> None:
+    done: list[object] = []
+    with Journal(path) as journal:
+        for number, kind in enumerate(("kept", "test", "kept", "test")):
+            journal.record({"kind": kind, "n": number})
+        undo(journal, {"test": undoer(done)}, keep={"kept"})
+        assert done == [3, 1] and values(journal.entries()) == [0, 2]
+    with Journal(path) as journal:
+        assert values(journal.entries()) == [0, 2]
+
+
 def test_a_failure_stops_nothing_and_stays(path: Path) -> None:
     done: list[object] = []
 

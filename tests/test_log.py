@@ -49,6 +49,21 @@ def test_text_is_one_line_with_time_and_level() -> None:
     assert line[2] == line[5] == ":"
 
 
+def test_debug_is_of_this_program_alone() -> None:
+    """Also of a library that sets the level of its logger when it is imported, later than our set-up."""
+    out = io.StringIO()
+    log.setup("debug", stream=out)
+    chatty = logging.getLogger("pyroute2")
+    chatty.setLevel(logging.NOTSET)
+    logging.getLogger("pyroute2.netlink.core").debug("a message")
+    chatty.warning("what a person should know")
+    logger.debug("asked for")
+    assert [line.split(maxsplit=2)[2] for line in out.getvalue().splitlines()] == [
+        "what a person should know",
+        "asked for",
+    ]
+
+
 def test_an_exception_is_a_sentence_without_traceback() -> None:
     out = io.StringIO()
     log.setup(stream=out)

@@ -30,6 +30,7 @@ table inet cryprq_exit {
     counter local { packets 0 bytes 0; }
     counter unsolicited { packets 0 bytes 0; }
     counter guard { packets 0 bytes 0; }
+    counter invalid { packets 0 bytes 0; }
     set denied4 {
         type ipv4_addr
         flags interval
@@ -54,6 +55,7 @@ table inet cryprq_exit {
         oifname "cryprq-exit0" counter name isolated goto refuse
         ip daddr @denied4 counter name denied goto refuse
         ip6 daddr @denied6 counter name denied goto refuse
+        ct state invalid counter name invalid drop
         tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu
     }
     chain to_clients {

@@ -86,3 +86,50 @@ def test_the_limit_of_open_files_is_raised() -> None:
         assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+# --- reaching a goal before the end ---
+
+
+async def test_a_goal_is_reached() -> None:
+    work = spawn(forever(), "work")
+    assert await Stop().until(asyncio.sleep(0, "goal"), work) is True
+    work.cancel()
+
+
+async def test_a_stop_comes_before_the_goal() -> None:
+    stop, work = Stop(), spawn(forever(), "work")
+    ended = asyncio.Event()
+
+    async def goal() -> None:
+        try:
+            await forever()
+        finally:
+            ended.set()
+
+    reaching = spawn(stop.until(goal(), work), "until")
+    await asyncio.sleep(0)
+    stop.asked.set()
+    assert await reaching is False
+    assert ended.is_set() and not work.done()
+    work.cancel()
+
+
+async def test_a_goal_that_fails_raises_its_error() -> None:
+    async def broken() -> None:
+        raise CryprqError("no way there")
+
+    work = spawn(forever(), "work")
+    with pytest.raises(CryprqError, match="no way there"):
+        await Stop().until(broken(), work)
+    work.cancel()
+
+
+async def test_work_that_ends_before_the_goal_raises_what_it_ended_with() -> None:
+    async def broken() -> None:
+        raise CryprqError("the link is no good")
+
+    with pytest.raises(CryprqError, match="the link is no good"):
+        await Stop().until(forever(), spawn(broken(), "link"))
+    with pytest.raises(CryprqError, match="'link' ended unexpectedly"):
+        await Stop().until(forever(), spawn(asyncio.sleep(0), "link"))

@@ -34,11 +34,17 @@ def clean(state: Path) -> list[str]:
             except CryprqError as error:
                 failed.append(str(error))
             done += kinds
-    routes.undo_routing({"table": TABLE, "first": FIRST, "last": LAST})
-    for table in (CLIENT, EXIT):
-        if nft.exists(table):
-            nft.remove(table)
-            done.append(f"table {table}")
+    try:
+        routes.undo_routing({"table": TABLE, "first": FIRST, "last": LAST})
+    except CryprqError as error:
+        failed.append(str(error))
+    try:
+        for table in (CLIENT, EXIT):
+            if nft.exists(table):
+                nft.remove(table)
+                done.append(f"table {table}")
+    except CryprqError as error:
+        failed.append(str(error))
     if failed:
         raise CryprqError("; ".join(failed))
     return done

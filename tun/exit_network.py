@@ -14,17 +14,20 @@ import logging
 from collections import Counter, OrderedDict
 from contextlib import AsyncExitStack
 from dataclasses import asdict
-from ipaddress import IPv4Interface, IPv6Interface
+from ipaddress import IPv4Interface, IPv6Interface, ip_address
 from socket import AF_INET, AF_INET6, inet_ntop
 from typing import Any, Final
 
+from cryprq_proxy.carriers.lane import flush_packets
 from cryprq_proxy.crypto.identity import PeerId
+from cryprq_proxy.errors import CryprqError
 from cryprq_proxy.roles.egress import EgressPolicy
 from cryprq_proxy.roles.limits import TokenBucket
 from cryprq_proxy.roles.packets import PacketLink
 from cryprq_proxy.session.slices import HEADROOM, Run, Shape
 
 from . import nft, sysctl
+from .join import UdpJoiner
 from .journal import Journal, undo
 from .linux_device import Tun
 from .nat import ExitNat, NatSettings
@@ -45,6 +48,9 @@ MAX_GSO: Final = 65_536
 """The kernel's own limit for a super-packet."""
 NO_PORT: Final = 1
 """What has no ports is judged as this one."""
+LIBERAL: Final = "net.netfilter.nf_conntrack_tcp_be_liberal"
+"""Connections that went on while the exit was not there have sequence numbers that the kernel did not see. It must not
+take their packets for invalid (nf_conntrack-sysctl.rst): it would translate their addresses no longer."""
 _SPOOFED: Final = "source is not the client's"
 _FORBIDDEN: Final = "forbidden by the policy"
 _NOBODY: Final = "for no client"
@@ -59,13 +65,15 @@ class ExitNetwork:
         self._pool4 = AddressPool(settings.pool4, settings.pool4[1], RESOLVER4)
         self._pool6 = AddressPool(settings.pool6, settings.pool6[1], RESOLVER6)
         self._ipv6 = False
-        self._members: dict[PacketLink, tuple[bytes, bytes]] = {}
+        self._members: dict[PacketLink, tuple[bytes, ...]] = {}
+        self._up = False
         self._links: dict[bytes, PacketLink] = {}
         self._verdicts: OrderedDict[tuple[bytes, int], bool] = OrderedDict()
         self._answers = TokenBucket(ANSWERS, ANSWERS, 0.0)
         self._answer = memoryview(bytearray(HEADROOM + 1280))
         self.drops: Counter[str] = Counter()
         self._stack = AsyncExitStack()
+        self._gone: asyncio.Future[OSError] = asyncio.get_running_loop().create_future()
 
     async def start(self) -> None:
         """Make the device and let its packets out. Raises ConfigError, with nothing changed, if that cannot be."""
@@ -73,8 +81,10 @@ class ExitNetwork:
         async with AsyncExitStack() as stack:
             journal = Journal(settings.state / EXIT_JOURNAL)
             stack.callback(journal.close)
-            ours = any(entry["kind"] == nft.KIND for entry in journal.entries())
-            undo(journal, UNDO)
+            # A table that a killed exit has left is not removed but replaced: without it the kernel would for a moment
+            # follow no connections, and afterwards take those that go on for invalid ones.
+            undo(journal, UNDO, keep={nft.KIND})
+            ours = bool(journal.entries())
             stack.callback(undo, journal, UNDO)
             self._ipv6 = await default_route(6, settings.device) is not None
             self._nat = ExitNat(
@@ -92,6 +102,7 @@ class ExitNetwork:
             self._tun = Tun.open(settings.device, mtu=MTU, offload="auto" if settings.offload else False)
             stack.callback(self._tun.close)
             self._nat.up()
+            sysctl.set_sysctl(LIBERAL, "1", journal.record)
             sysctl.set_sysctl("net.ipv4.ip_forward", "1", journal.record)
             addresses: list[IPv4Interface | IPv6Interface] = [
                 IPv4Interface((self._pool4.own.packed, settings.pool4.prefixlen))
@@ -102,7 +113,11 @@ class ExitNetwork:
             # No caps here: what is forwarded was made for other devices, and a super-packet above a cap is cut to
             # single packets by the kernel. The lane sends a larger one in two pieces.
             await self._tun.configure(addresses, gso_max_size=MAX_GSO, gso_max_segs=MAX_GSO - 1)
-            self._tun.start(asyncio.get_running_loop(), self._send, _nothing, self._lost)
+            self._joiner = UdpJoiner(self._send)
+            self._tun.start(
+                asyncio.get_running_loop(), self._joiner.packet, self._drained, self._gone.set_result
+            )
+            self._up = True
             self._stack = stack.pop_all()
         for warning in self._nat.warnings():
             _log.warning("%s", warning)
@@ -125,24 +140,30 @@ class ExitNetwork:
         """Undo everything. Raises CryprqError for what could not be undone."""
         await self._stack.aclose()
 
-    def _lost(self, error: OSError) -> None:
-        _log.error("the device %s is gone (%s): start the exit again", self._settings.device, error.strerror)
+    async def lost(self) -> None:
+        """Runs for as long as there is a device. Raises CryprqError when somebody has removed it."""
+        error = await self._gone
+        raise CryprqError(
+            f"another program removed the device {self._settings.device} ({error.strerror}); start the exit again"
+        )
 
     # --- clients ---------------------------------------------------------------------------------------------------
 
     def join(self, peer: PeerId, link: PacketLink) -> tuple[bytes, bytes]:
         ipv4 = self._pool4.address(peer).packed
-        ipv6 = self._pool6.address(peer).packed if self._ipv6 else bytes(16)
-        self._members[link] = ipv4, ipv6
-        self._links[ipv4] = link
-        if self._ipv6:
-            self._links[ipv6] = link
-        return ipv4, ipv6
+        ipv6 = self._pool6.address(peer).packed if self._ipv6 else b""
+        own = self._members[link] = (ipv4, ipv6) if ipv6 else (ipv4,)
+        self._links |= dict.fromkeys(own, link)
+        return ipv4, ipv6 or bytes(16)
 
     def leave(self, link: PacketLink) -> None:
         for address in self._members.pop(link, ()):
             if self._links.get(address) is link:
                 del self._links[address]
+                # The same peer may have another session, which this one had the address from.
+                for other, own in self._members.items():
+                    if address in own:
+                        self._links[address] = other
 
     def policy_changed(self) -> None:
         """What was remembered of the policy's answers is no longer true."""
@@ -175,11 +196,22 @@ class ExitNetwork:
     def _judge(self, key: tuple[bytes, int]) -> bool:
         destination, port = key
         literal = inet_ntop(AF_INET if len(destination) == 4 else AF_INET6, destination)
-        allowed = self._policy.check_address(literal, port or NO_PORT)
+        allowed = self._policy.check_address(literal, port or NO_PORT) or self._is_inside(literal)
         self._verdicts[key] = allowed
         if len(self._verdicts) > VERDICTS:
             self._verdicts.popitem(last=False)
         return allowed
+
+    def _is_inside(self, literal: str) -> bool:
+        """The tunnel's own addresses, though private: the exit's, where the kernel's filter lets a ping through and
+        nothing else, and those of other clients if they are not isolated."""
+        address = ip_address(literal)
+        pool, own = (
+            (self._settings.pool4, self._pool4.own)
+            if address.version == 4
+            else (self._settings.pool6, self._pool6.own)
+        )
+        return address == own or (not self._settings.isolate and address in pool)
 
     def _refuse(self, link: PacketLink, buffer: memoryview, start: int, end: int, packet: Packet) -> None:
         """Tell the client, so that its program fails at once and not by a time-out."""
@@ -192,6 +224,10 @@ class ExitNetwork:
             self._answer[HEADROOM:stop] = answer
             link.send(self._answer, HEADROOM, stop, COMPLETE)
 
+    def _drained(self) -> None:
+        self._joiner.flush()
+        flush_packets()
+
     def _send(self, buffer: memoryview, start: int, end: int, shape: Shape) -> None:
         """The kernel has a packet for a client."""
         if buffer[start] >> 4 == 4:
@@ -202,16 +238,12 @@ class ExitNetwork:
         if link is None:
             self.drops[_NOBODY] += 1
         else:
-            link.send(buffer, start, end, shape)
+            link.send(buffer, start, end, shape, True)
 
     def status(self) -> dict[str, Any]:
         return {
-            "device": asdict(self._tun.status()),
+            "device": asdict(self._tun.status()) if self._up else None,
             "clients": len(self._members),
             "ipv6": self._ipv6,
             "drops": dict(self.drops),
         }
-
-
-def _nothing() -> None:
-    """What was read is sent already."""

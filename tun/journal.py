@@ -25,7 +25,7 @@ import logging
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -210,18 +210,22 @@ class Journal:
         self.close()
 
 
-def undo(journal: Journal, undoers: Mapping[str, Undoer]) -> None:
-    """Undoes all that is recorded, the last change first, and empties the journal.
+def undo(journal: Journal, undoers: Mapping[str, Undoer], keep: Container[str] = ()) -> None:
+    """Undoes all that is recorded, the last change first, and empties the journal; entries of the kinds in `keep` stay.
 
     A failure stops nothing: all others are undone, the failed entries stay in the journal for the next time, and one
     CryprqError names them. Safe to call again, and in a process that made none of the changes.
     """
     failed: list[Entry] = []
+    kept: list[Entry] = []
     reasons: list[str] = []
     if journal.damaged:
         reasons.append(f"{journal.damaged} damaged line(s) in {journal.path}, now dropped")
     for entry in reversed(journal.entries()):
         kind = entry["kind"]
+        if kind in keep:
+            kept.append(entry)
+            continue
         try:
             if kind not in undoers:
                 raise CryprqError("this version does not know such changes")
@@ -229,10 +233,11 @@ def undo(journal: Journal, undoers: Mapping[str, Undoer]) -> None:
         except Exception as error:  # whatever it was, the changes before it must still be undone
             _log.debug("undoing %r failed", entry, exc_info=error)
             failed.append(entry)
+            kept.append(entry)
             said = str(error) if isinstance(error, CryprqError) else f"{type(error).__name__}: {error}"
             reasons.append(f"{kind}: {said}")
-    if failed:
-        journal.keep(failed[::-1])
+    if kept:
+        journal.keep(kept[::-1])
         journal.damaged = 0
     else:
         journal.clear()

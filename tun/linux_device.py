@@ -11,7 +11,7 @@ import fcntl
 import os
 import struct
 from collections.abc import Sequence
-from ipaddress import IPv4Interface, IPv6Interface
+from ipaddress import IPv4Interface, IPv6Interface, ip_interface
 from typing import Final, Literal
 
 from pyroute2 import AsyncIPRoute
@@ -217,12 +217,19 @@ async def _set_addresses(
 ) -> tuple[IPv4Interface | IPv6Interface, ...]:
     wanted = {(str(address.ip), address.network.prefixlen): address for address in addresses}
     present = set()
+    others: list[tuple[str, int]] = []
     async for message in await netlink.get_addr(index=index):
         found = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS"), message["prefixlen"]
         if found in wanted:
             present.add(wanted[found])
         else:
-            await netlink.addr("del", index=index, address=found[0], prefixlen=found[1])
+            others.append(found)
+    # With its last IPv4 address a device loses its routes, so the new one comes first; where it is of the same network,
+    # it would go with the old one.
+    for text, prefix in [*others]:
+        if any(address.network == ip_interface(f"{text}/{prefix}").network for address in addresses):
+            others.remove((text, prefix))
+            await netlink.addr("del", index=index, address=text, prefixlen=prefix)
     for (text, prefix), address in wanted.items():
         if address in present:
             continue
@@ -234,4 +241,6 @@ async def _set_addresses(
                 raise
         else:
             present.add(address)
+    for text, prefix in others:
+        await netlink.addr("del", index=index, address=text, prefixlen=prefix)
     return tuple(address for address in addresses if address in present)

@@ -41,9 +41,10 @@ from .nft import (
 
 __all__ = ["COUNTERS", "UNDO", "ExitNat", "NatSettings", "NftError", "script"]
 
-COUNTERS: Final = ("spoofed", "isolated", "denied", "local", "unsolicited", "guard")
+COUNTERS: Final = ("spoofed", "isolated", "denied", "local", "unsolicited", "guard", "invalid")
 """What was not let through, by cause: sources outside of the pool; between clients; to denied prefixes; to the exit
-itself; into the tunnel without having been asked for; to the pool from other devices."""
+itself; into the tunnel without having been asked for; to the pool from other devices; from clients and belonging to no
+connection, so that the address would not be translated."""
 
 _CLAMP: Final = "tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu"
 
@@ -140,6 +141,7 @@ def _from_clients(settings: NatSettings) -> Iterable[str]:
         yield f"oifname {tun} accept"
     yield "ip daddr @denied4 counter name denied goto refuse"
     yield "ip6 daddr @denied6 counter name denied goto refuse"
+    yield "ct state invalid counter name invalid drop"
     yield _CLAMP
 
 

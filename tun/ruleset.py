@@ -12,7 +12,8 @@ them:
     dns_out    output, NAT         brings our own DNS to the forwarder
     output                         the kill switch
     sources    postrouting, NAT    containers get the tunnel address
-    leaving    postrouting         a wrong source address never leaves, whatever the chains before have done
+    leaving    postrouting         a wrong source, or our own address as destination, never leaves, whatever the chains
+                                   before have done
 
 Nothing is accepted for being established: a socket that was open before the tunnel is not. What goes past the tunnel
 on purpose is known by its conntrack mark, which has three values: BYPASS for the link and excluded users, INBOUND
@@ -248,6 +249,12 @@ def _mark_in(settings: FilterSettings, inbound: Inbound | None) -> Iterable[str]
         yield f"{fresh} udp sport >= 1024 udp dport != {low}-{high} ct mark set {mark + INBOUND:#x}"
         yield f"{fresh} icmp type echo-request ct mark set {mark + INBOUND:#x}"
         yield f"{fresh} icmpv6 type echo-request ct mark set {mark + INBOUND:#x}"
+        # Also where the other end is the first to send: without the mark, a strict reverse path filter drops it.
+        for version, ip in ((4, "ip"), (6, "ip6")):
+            yield (
+                f"{ip} daddr . tcp dport . {ip} saddr . tcp sport @kept{version} "
+                f"ct mark set {mark + INBOUND:#x}"
+            )
     yield f"ct mark {mark + BYPASS:#x}-{mark + PAUSED:#x} meta mark set {mark:#x}"
 
 
@@ -405,4 +412,7 @@ def _leaving(settings: FilterSettings) -> Iterable[str]:
         if family.tunnel is not None:
             yield f"oifname {tun} {family.ip} saddr != {family.tunnel} counter name stale drop"
             yield (f'oifname != {{ {tun}, "lo" }} {family.ip} saddr {family.tunnel} counter name stale drop')
+            # A question for a name from a socket bound to another device: sent to the forwarder by `dns_out`, and still
+            # routed through that device, where it would stand in the clear.
+            yield f'oifname != {{ {tun}, "lo" }} {family.ip} daddr {family.tunnel} counter name dns drop'
     yield f"meta mark {mark:#x} ct mark 0 ct mark set {mark + BYPASS:#x}"

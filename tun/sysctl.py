@@ -35,6 +35,7 @@ _ALLOWED: Final = tuple(
         rf"(net)\.(ipv4)\.(conf)\.({_INTERFACE})\.(forwarding|rp_filter|src_valid_mark|accept_redirects|send_redirects)",
         rf"(net)\.(ipv6)\.(conf)\.({_INTERFACE})\.(forwarding|accept_ra|accept_redirects|disable_ipv6|addr_gen_mode)",
         r"(net)\.(core)\.([rw]mem_max)",
+        r"(net)\.(netfilter)\.(nf_conntrack_tcp_be_liberal)",
     )
 )
 _VALUE: Final = re.compile(r"-?[0-9]{1,10}")

@@ -8,7 +8,8 @@
     ready; then watch what others do to all of it
 
 Each change stands in the journal before it is made. A clean stop undoes the journal, as `cleanup` and the next start do
-after a crash: there is one way back. The filter was first in, so it is the last out.
+after a crash: there is one way back. The filter was first in, so it is the last out. An end that nobody asked for
+leaves the filter in place, as a crash does; so does a start that fails where an earlier end had left it.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, replace
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_address, ip_network
 from typing import Any, Final
 
 from cryprq_proxy.address import Destination
+from cryprq_proxy.carriers.lane import flush_packets
 from cryprq_proxy.errors import CryprqError
 from cryprq_proxy.roles.bytestream import ByteStream
 from cryprq_proxy.roles.client import Client
@@ -34,8 +36,9 @@ from .bootstrap import Bootstrap
 from .dns.blocklist import load
 from .dns.forwarder import Forwarder
 from .dns.server import DnsServer
-from .dns.setup import build
+from .dns.setup import build, check
 from .filter import Endpoint, Filter, FilterSettings
+from .join import UdpJoiner
 from .journal import Entry, Journal, Undoer, undo
 from .lan import Lan
 from .linux_device import MIN_MTU, Tun
@@ -56,9 +59,10 @@ def undoers(settings: TunnelSettings) -> dict[str, Undoer]:
 
 
 class Tunnel:
-    """The ClientNetwork of system-wide mode (roles/client.py).
+    """The ClientNetwork of system-wide mode (roles/client.py). Raises ConfigError for settings that make no sense.
 
-    `prepare`, then give it to the Client, then `run`; `close` in any case.
+    `prepare`, then give it to the Client, then `run`, then `lost`; `close` in any case, if it is not for an exception
+    of `prepare`.
     """
 
     def __init__(self, settings: TunnelSettings, exit: Destination) -> None:
@@ -71,14 +75,22 @@ class Tunnel:
         self._device: Tun | None = None
         self._routes: Routes | None = None
         self._forwarder: Forwarder | None = None
-        self._server: DnsServer | None = None
+        self._servers: list[DnsServer] = []
         self._client: Client | None = None
+        self._upstreams: Callable[[], tuple[str, ...]] = tuple
         self._exits: frozenset[Endpoint] = frozenset()
         self._lan = Lan()
         self._watchers: list[asyncio.Task[Any]] = []
         self._changing = asyncio.Lock()
+        self._open = False
+        self._ipv6_here = True
+        self._resizing = asyncio.Lock()
         self._stack = AsyncExitStack()
+        self._gone: asyncio.Future[OSError] = self._loop.create_future()
         self.confirmed = asyncio.Event()
+        self.fail_closed = False
+        self._route_settings()
+        check(settings.dns)
 
     # --- before the link -------------------------------------------------------------------------------------------
 
@@ -90,15 +102,19 @@ class Tunnel:
             stack.callback(journal.close)
             left = journal.entries()
             ours = any(entry["kind"] == nft.KIND for entry in left)
+            self.fail_closed = ours and nft.exists(nft.CLIENT)
             Tun.open(settings.device, mtu=MTU, offload="auto" if settings.offload else False).close()
             self._lan = await read_lan(settings.device)
             self._filter = Filter(
                 self._filter_settings(), journal.record, ours=ours, keep_inbound=settings.keep_inbound
             )
+            stack.push(self._undo)
             self._filter.up()
-            stack.callback(undo, journal, undoers(settings))
+            self._open = True
+            stack.callback(self._shut)
             _undo_all_but_the_filter(journal, undoers(settings))
             self._resolver: SystemResolver = await resolver.choose(state=settings.state)
+            self._upstreams = self._resolver.upstreams
             self._bootstrap = Bootstrap(self._resolver.upstreams, self._opening, mark=settings.mark)
             if self._exit.is_ip:
                 await self._set_exits([self._exit.host])
@@ -115,13 +131,35 @@ class Tunnel:
     async def _opening(self, resolvers: Sequence[str]) -> AsyncIterator[None]:
         """The filter lets the link's own questions for the exit's name through."""
         opening = self._filter.resolving([ip_address(address.partition("%")[0]) for address in resolvers])
-        async with self._changing:
-            await self._loop.run_in_executor(None, opening.__enter__)
+        entered = False
+
+        def enter() -> None:
+            nonlocal entered
+            opening.__enter__()
+            entered = True
+
         try:
+            await self._change(enter)
             yield
         finally:
-            async with self._changing:
-                await self._loop.run_in_executor(None, opening.__exit__, None, None, None)
+            if entered:
+                await self._change(opening.__exit__, None, None, None)
+
+    async def _change[*A](self, change: Callable[[*A], object], *arguments: *A) -> None:
+        """Change the filter, on a thread and one at a time. Also who is cancelled meanwhile waits for the end of it: no
+        change may come after the filter was taken away."""
+        async with self._changing:
+            if not self._open:
+                raise CryprqError("system-wide mode is just being set up or undone; try again in a moment")
+            changed = self._loop.run_in_executor(None, change, *arguments)
+            try:
+                await asyncio.shield(changed)
+            except asyncio.CancelledError:
+                await asyncio.wait([changed])
+                raise
+
+    def _shut(self) -> None:
+        self._open = False
 
     async def _set_exits(self, addresses: Iterable[str]) -> None:
         self._exits = frozenset(Endpoint(ip_address(address), self._exit.port) for address in addresses)
@@ -130,14 +168,14 @@ class Tunnel:
     def _filter_settings(self) -> FilterSettings:
         settings, lan = self._settings, self._lan
         ipv4, ipv6 = self._addresses
-        server = self._server
+        listening = [address for server in self._servers for address in server.addresses]
         return FilterSettings(
             tun=settings.device,
             mark=settings.mark,
             exits=self._exits,
             tunnel4=IPv4Address(ipv4) if any(ipv4) else None,
             tunnel6=IPv6Address(ipv6) if any(ipv6) else None,
-            dns_port=server.addresses[0][1] if server is not None and server.addresses else None,
+            dns_port=listening[0][1] if listening else None,
             lan=frozenset(lan.prefixes),
             lan_allowed=settings.lan,
             guests=frozenset(lan.guests),
@@ -148,11 +186,16 @@ class Tunnel:
                 uid for first, last in settings.exclude_uids for uid in range(first, last + 1)
             ),
             kill_switch=settings.kill_switch,
+            portal_resolvers=self._portal_resolvers(),
         )
 
+    def _portal_resolvers(self) -> tuple[IPv4Address | IPv6Address, ...]:
+        """Those from before, but for link-local ones: nft cannot send packets to an address with a zone."""
+        found = [ip_address(each) for each in self._upstreams()]
+        return tuple(address for address in found if not address.is_link_local)
+
     async def _update_filter(self) -> None:
-        async with self._changing:
-            await self._loop.run_in_executor(None, self._filter.update, self._filter_settings())
+        await self._change(lambda: self._filter.update(self._filter_settings()))
 
     # --- the link --------------------------------------------------------------------------------------------------
 
@@ -161,13 +204,14 @@ class Tunnel:
             self._device.write_run(buffer, start, end, run)
 
     def addressed(self, ipv4: bytes, ipv6: bytes) -> None:
-        before, self._addresses = self._addresses, (ipv4, ipv6)
+        if self._device is not None and not any(ipv4):
+            _log.error("the exit carries no packets any more; its log says why")
+            return
+        before, self._addresses = self._addresses, (ipv4, ipv6 if self._ipv6_here else bytes(16))
         if not self._addressed.done():
             self._addressed.set_result(None)
         elif before != self._addresses and self._device is not None:
-            if self._forwarder is not None:
-                self._forwarder.offer_ipv6(any(ipv6))
-            self._spawn(self._readdress(), "tunnel addresses")
+            self._spawn("tunnel addresses", self._readdress)
 
     def link_changed(self, up: bool) -> None:
         if self._forwarder is None:
@@ -179,14 +223,15 @@ class Tunnel:
 
     def lane_changed(self) -> None:
         if self._device is not None:
-            self._spawn(self._follow_lane(self._device), "tunnel MTU")
+            self._spawn("tunnel MTU", self._follow_lane, self._device)
 
     async def _follow_lane(self, device: Tun) -> None:
         """Packets as large as the lane takes them whole; smaller than MIN_MTU they are cut instead."""
-        size = None if self._client is None else self._client.lane_size
-        mtu = MTU if size is None else max(MIN_MTU, min(MTU, size - SLICE_OVERHEAD))
-        if mtu != device.mtu:
-            await device.set_mtu(mtu)
+        async with self._resizing:
+            size = None if self._client is None else self._client.lane_size
+            mtu = MTU if size is None else max(MIN_MTU, min(MTU, size - SLICE_OVERHEAD))
+            if mtu != device.mtu:
+                await device.set_mtu(mtu)
 
     # --- system-wide -----------------------------------------------------------------------------------------------
 
@@ -199,13 +244,22 @@ class Tunnel:
         settings = self._settings
         device = Tun.open(settings.device, mtu=MTU, offload="auto" if settings.offload else False)
         self._stack.callback(device.close)
-        await device.configure(self._interfaces())
+        configured = await device.configure(self._interfaces())
+        if len(configured) < len(self._interfaces()):
+            self._ipv6_here = False
+            self._addresses = self._addresses[0], bytes(16)
         await self._start_forwarder(client)
         await self._update_filter()
         self._routes = Routes(self._route_settings(), self._journal.record)
         await self._routes.apply()
         self._device = device
-        device.start(self._loop, client.send_packet, _nothing, self._device_lost)
+        joiner = UdpJoiner(client.send_packet)
+
+        def drained() -> None:
+            joiner.flush()
+            flush_packets()
+
+        device.start(self._loop, joiner.packet, drained, self._gone.set_result)
         await self._resolver.set(
             [str(address) for address in self._resolver_addresses()],
             socket.if_nametoindex(settings.device),
@@ -213,9 +267,9 @@ class Tunnel:
             self._journal.record,
         )
         self.lane_changed()
-        self._spawn(self._routes.watch(self._lan_changed, self._default_changed), "routes")
-        self._spawn(self._resolver.watch(), "system resolver")
-        self._spawn(self._watch_filter(), "kill switch")
+        self._spawn("routes", self._routes.watch, self._lan_changed, self._default_changed)
+        self._spawn("system resolver", self._resolver.watch)
+        self._spawn("kill switch", self._watch_filter)
 
     def _interfaces(self) -> list[IPv4Interface | IPv6Interface]:
         ipv4, ipv6 = self._addresses
@@ -253,28 +307,42 @@ class Tunnel:
 
         self._forwarder = build(settings, resolver=client.open_resolver, connect=connect, blocklist=blocklist)
         self._stack.callback(self._forwarder.close)
-        hosts = [str(interface.ip) for interface in self._interfaces()]
-        self._server = DnsServer(self._forwarder, [(hosts[0], 0)])
-        self._stack.callback(self._server.close)
-        await self._server.start()
-        port = self._server.addresses[0][1]
-        if hosts[1:]:
-            second = DnsServer(self._forwarder, [(hosts[1], port)])
-            self._stack.callback(second.close)
-            await second.start()
+        self._stack.callback(self._close_servers)
+        await self._listen(self._forwarder)
+
+    async def _listen(self, forwarder: Forwarder) -> None:
+        """Questions reach the forwarder on each address of the tunnel, on a port that is free."""
+        port = 0
+        for interface in self._interfaces():
+            server = DnsServer(forwarder, [(str(interface.ip), port)])
+            await server.start()
+            self._servers.append(server)
+            port = server.addresses[0][1]
+
+    def _close_servers(self) -> None:
+        for server in self._servers:
+            server.close()
+        self._servers.clear()
 
     async def _readdress(self) -> None:
         """The exit, started anew with another pool, hands out other addresses."""
-        assert self._device is not None and self._routes is not None
-        _log.warning("the exit hands out other addresses: connections through the tunnel end")
+        assert self._device is not None and self._forwarder is not None and self._routes is not None
+        self._close_servers()
+        self._forwarder.offer_ipv6(any(self._addresses[1]))
+        self._routes.settings = self._route_settings()
         await self._device.configure(self._interfaces())
+        await self._listen(self._forwarder)
         await self._update_filter()
+        _log.warning("the exit handed out other addresses: connections through the tunnel end")
 
     # --- what others do --------------------------------------------------------------------------------------------
 
     async def _lan_changed(self, lan: Lan) -> None:
         self._lan = lan
-        await self._update_filter()
+        try:
+            await self._update_filter()
+        except CryprqError as error:
+            _log.warning("the filter does not know the local networks of now yet: %s", error)
 
     async def _default_changed(self, version: int) -> None:
         if self._client is not None:
@@ -283,22 +351,30 @@ class Tunnel:
     async def _watch_filter(self) -> None:
         while True:
             await asyncio.sleep(CHECK_SECONDS)
-            async with self._changing:
-                if not await self._loop.run_in_executor(None, self._filter.standing):
-                    _log.warning("another program removed the kill switch; it is put back")
-                    await self._loop.run_in_executor(None, self._filter.restore)
+            try:
+                await self._change(self._look_after_filter)
+            except CryprqError as error:
+                _log.warning("the kill switch could not be looked after: %s", error)
 
-    def _device_lost(self, error: OSError) -> None:
-        _log.error(
-            "the device %s is gone (%s): start cryprq-proxy --tun again",
-            self._settings.device,
-            error.strerror,
+    def _look_after_filter(self) -> None:
+        if not self._filter.standing():
+            _log.warning("another program removed the kill switch; it is put back")
+            self._filter.restore()
+        self._filter.update(self._filter_settings())
+
+    async def lost(self) -> None:
+        """Runs for as long as there is a device. Raises CryprqError when somebody has removed it."""
+        error = await self._gone
+        stays = "; the kill switch stands until then" if self._settings.kill_switch else ""
+        raise CryprqError(
+            f"another program removed the device {self._settings.device} ({error.strerror}); "
+            f"start cryprq-proxy --tun again{stays}"
         )
 
-    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+    def _spawn[*A](self, name: str, work: Callable[[*A], Awaitable[None]], *arguments: *A) -> None:
         async def guarded() -> None:
             try:
-                await work
+                await work(*arguments)
             except CryprqError as error:
                 _log.error("%s: %s", name, error)
 
@@ -309,38 +385,67 @@ class Tunnel:
 
     async def pause(self, seconds: int) -> None:
         """Let this machine past the tunnel for so long. Raises CryprqError."""
-        async with self._changing:
-            await self._loop.run_in_executor(None, self._filter.pause, seconds)
+        await self._change(lambda: self._filter.pause(seconds))
 
-    def status(self) -> dict[str, Any]:
-        """What `cryprq-proxy status` shows."""
-        ipv4, ipv6 = self._addresses
-        filter = self._filter.counters()
+    async def status(self) -> dict[str, Any]:
+        """What `cryprq-proxy status` shows, and `cryprq-proxy leaktest` must know. Empty while nothing stands."""
+        if not self._open:
+            return {}
+        settings, lan, forwarder = self._settings, self._lan, self._forwarder
         return {
             "device": None if self._device is None else asdict(self._device.status()),
-            "addresses": [str(interface.ip) for interface in self._interfaces()] if any(ipv4) else [],
-            "ipv6": any(ipv6),
-            "kill_switch": {
-                "on": self._settings.kill_switch,
-                "standing": self._filter.standing(),
-                "paused": self._filter.paused(),
-                "kept_in": {cause: count.packets for cause, count in filter.items()},
-            },
-            "dns": {
+            "addresses": [str(interface.ip) for interface in self._interfaces()]
+            if any(self._addresses[0])
+            else [],
+            "ipv6": any(self._addresses[1]),
+            "kill_switch": {"on": settings.kill_switch}
+            | await self._loop.run_in_executor(None, self._filter_status),
+            "dns": {}
+            if forwarder is None
+            else {
                 "resolver": self._resolver.kind,
                 "repairs": self._resolver.repairs,
-                **({} if self._forwarder is None else asdict(self._forwarder.status())),
+                **asdict(forwarder.status()),
             },
             "repairs": 0 if self._routes is None else self._routes.repairs,
+            "exits": [[str(exit.address), exit.port] for exit in self._exits],
+            "uplinks": sorted(lan.uplinks),
+            "lan": [str(prefix) for prefix in lan.prefixes] if settings.lan else [],
+            "exclude": [str(prefix) for prefix in settings.exclude],
+            "include": [str(prefix) for prefix in settings.include],
+            "exclude_uids": settings.exclude_uids,
         }
 
-    async def close(self) -> None:
-        """Undo everything, in reverse. Raises CryprqError for what could not be undone."""
+    def _filter_status(self) -> dict[str, Any]:
+        """Asks nft, which takes some milliseconds."""
+        return {
+            "standing": self._filter.standing(),
+            "paused": self._filter.paused(),
+            "kept_in": {cause: count.packets for cause, count in self._filter.counters().items()},
+        }
+
+    async def close(self, *failure: Any) -> None:
+        """As __aexit__: undo everything, in reverse; with an exception, all but the kill switch if `fail_closed` is so.
+
+        Raises CryprqError for what could not be undone.
+        """
         for task in self._watchers:
             task.cancel()
         if self._watchers:
             await asyncio.wait(self._watchers)
-        await self._stack.aclose()
+        async with self._changing:
+            await self._stack.__aexit__(*failure)
+
+    def _undo(self, *failure: Any) -> None:
+        """What the journal holds, on the way out."""
+        ways = undoers(self._settings)
+        if failure[0] is None or not self.fail_closed or not self._settings.kill_switch:
+            undo(self._journal, ways)
+            return
+        _undo_all_but_the_filter(self._journal, ways)
+        _log.warning(
+            "the kill switch stands: nothing gets out until cryprq-proxy --tun runs again, or cryprq-proxy cleanup"
+        )
 
 
 def _undo_all_but_the_filter(journal: Journal, ways: Mapping[str, Undoer]) -> None:
@@ -356,7 +461,3 @@ def _undo_all_but_the_filter(journal: Journal, ways: Mapping[str, Undoer]) -> No
             _log.warning("what an earlier run changed could not be undone: %s", error)
             kept.append(entry)
     journal.keep(kept[::-1])
-
-
-def _nothing() -> None:
-    """What was read is sent already."""

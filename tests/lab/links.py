@@ -183,7 +183,9 @@ class Links:
             "limits": {"handshakes_per_minute": 100_000},
         }
         if tun:
-            defaults = merge(defaults, {"tun": {"enabled": True, "state_dir": str(self.directory / f"state-{name}")}})
+            defaults = merge(
+                defaults, {"tun": {"enabled": True, "state_dir": str(self.directory / f"state-{name}")}}
+            )
         return self._start(name, host, ["exit"], merge(defaults, settings or {}))
 
     def client(
@@ -231,14 +233,17 @@ def merge(*parts: Settings) -> dict[str, Any]:
     for part in parts:
         for key, value in part.items():
             known = merged.get(key)
-            merged[key] = {**known, **value} if isinstance(known, dict) else value
+            merged[key] = merge(known, value) if isinstance(known, dict) else value
     return merged
 
 
-def toml(settings: Settings) -> str:
-    """One level of tables. A JSON string, number, list or boolean of these values is a TOML one too."""
-    plain = [f"{key} = {json.dumps(value)}" for key, value in settings.items() if not isinstance(value, dict)]
-    for name, table in settings.items():
-        if isinstance(table, dict):
-            plain += ["", f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in table.items())]
-    return "\n".join(plain) + "\n"
+def toml(settings: Settings, table: str = "") -> str:
+    """With tables in tables. A JSON string, number, list or boolean of these values is a TOML one too."""
+    lines = [f"{key} = {json.dumps(value)}" for key, value in settings.items() if not isinstance(value, dict)]
+    parts = ["\n".join([*([f"[{table}]"] if table else []), *lines])]
+    parts += [
+        toml(value, f"{table}.{key}" if table else key)
+        for key, value in settings.items()
+        if isinstance(value, dict)
+    ]
+    return "\n\n".join(parts) + "\n"

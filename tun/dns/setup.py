@@ -58,6 +58,20 @@ def parse_upstreams(texts: Sequence[str], where: str) -> list[UpstreamSpec]:
     return [parse_upstream(text) for text in texts]
 
 
+def check(settings: DnsSettings) -> None:
+    """Raises ConfigError for what `build` and `load` would refuse, which is late: when half of the rest stands."""
+    parse_upstreams(settings.upstreams, "dns.upstreams")
+    for domain, texts in settings.split.items():
+        from_text(domain)
+        parse_upstreams(texts, f"dns.split for {domain}")
+    load((), settings.block, settings.allow)
+    for path in settings.blocklists:
+        try:
+            path.open("rb").close()
+        except OSError as error:
+            raise ConfigError(f"the blocklist {path} cannot be read: {error.strerror}") from None
+
+
 def build(
     settings: DnsSettings,
     *,
