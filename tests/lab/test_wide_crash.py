@@ -130,7 +130,7 @@ def test_killed_while_it_starts_on_clean_ground(resolver: Resolver, lab: Lab, li
     usual = time.monotonic() - started
     assert client.snapshot() == before
     closed = 0
-    for _ in range(5):
+    for _ in range(3):
         role = quickly(links, client)
         time.sleep(chance.uniform(usual / 3, usual))
         role.kill()
@@ -336,7 +336,7 @@ def test_an_exit_killed_while_it_starts(three_hosts: ThreeHosts, links: Links) -
     started = time.monotonic()
     assert links.exit(host, QUIET).stop() == 0
     usual = time.monotonic() - started
-    for _ in range(5):
+    for _ in range(3):
         command = links.command("exit", "--config", str(links.directory / "exit.toml"))
         process = host.popen(command, env=links.environment)
         time.sleep(chance.uniform(usual / 3, usual))
