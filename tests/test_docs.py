@@ -35,6 +35,7 @@ from cryprq_proxy.session.streams import INITIAL_WINDOW
 from cryprq_proxy.wire import Kind, StreamProtocol
 from tun import nft, rules
 from tun import settings as tun_settings
+from tun.join import MAX_URGENT
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -305,7 +306,8 @@ def test_messages_of_the_lane() -> None:
     assert shown.pop("SLICE") == slices.SLICE
     assert shown == {name: getattr(lane, name) for name in shown}
     assert len(shown) == lane.KEEPALIVE - slices.SLICE
-    assert f"kind u8 = {train.KIND:#04x} |" in PROTOCOL.read_text()
+    assert f"kind u8 = {train.KIND:#04x} or {train.EXPRESS_KIND:#04x} |" in PROTOCOL.read_text()
+    assert f"at most {MAX_URGENT} bytes" in PROTOCOL.read_text()
 
 
 def test_reasons() -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cryprq_proxy.session.slices import HEADROOM, NEEDS_CSUM, UDP_GSO, Run, Shape
+from cryprq_proxy.session.slices import EXPRESS, HEADROOM, NEEDS_CSUM, UDP_GSO, Run, Shape
 from tun.join import MIN_PAYLOAD, UdpJoiner
 from tun.linux_device import GSO_MAX_SEGS, GSO_MAX_SIZE
 from tun.offload import COMPLETE, UNSUMMED, fit, split
@@ -101,6 +101,35 @@ def test_one_packet_alone_stays_as_it_is() -> None:
     link.joiner.flush()
     link.joiner.flush()
     assert link.sent == [(packet, COMPLETE)]
+
+
+def tcp(payload: bytes, flags: int = 0x10, options: bytes = b"") -> bytes:
+    segment = pack(">HHIIBBHHH", 1, 2, 3, 4, (20 + len(options)) << 2, flags, 9, 0, 0) + options + payload
+    ip = pack(">BBHHBBBBH4s4s", 0x45, 0, 20 + len(segment), 0, 0x40, 0, 64, TCP, 0, HERE4, THERE4)
+    return ip[:10] + pack(">H", checksum(ip)) + ip[12:] + segment
+
+
+@pytest.mark.parametrize(
+    ("packet", "urgent"),
+    [
+        (tcp(b""), True),
+        (tcp(b"", options=bytes(12)), True),
+        (tcp(b"", flags=0x02), True),
+        (tcp(b"x"), False),
+        (tcp(b"", flags=0x11), False),
+        (tcp(b"", flags=0x14), False),
+        (udp(b"x" * 100), True),
+        (udp(b"x" * 100, version=6), True),
+        (udp(b"x" * 100, flags=0x20), False),
+        (udp(b"x" * 240), False),
+        (b"\x45", False),
+    ],
+)
+@pytest.mark.parametrize("shape", [COMPLETE, UNSUMMED])
+def test_small_packets_without_an_order_are_marked(packet: bytes, urgent: bool, shape: Shape) -> None:
+    link = Link()
+    link.feed(packet, shape=shape)
+    assert link.sent == [(packet, Shape(shape.flags | EXPRESS, 0, 0) if urgent else shape)]
 
 
 BASE = udp(b"a" * 600)

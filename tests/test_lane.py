@@ -32,6 +32,7 @@ from cryprq_proxy.session import lane as lane_module
 from cryprq_proxy.session.lane import DATAGRAM, KEEPALIVE, LINGER, MAX_EPOCHS, MAX_SEND, OUT_SIZE, Lane
 from cryprq_proxy.session.slices import (
     ASSEMBLED_BYTES,
+    EXPRESS,
     HEADROOM,
     MAX_SLICES,
     NEEDS_CSUM,
@@ -45,7 +46,7 @@ from cryprq_proxy.session.slices import (
     Run,
     Shape,
 )
-from cryprq_proxy.session.train import HEADER, KIND, MAX_TRAIN, OVERHEAD, TAG
+from cryprq_proxy.session.train import EXPRESS_KIND, HEADER, KIND, MAX_TRAIN, OVERHEAD, TAG
 
 CIPHERS = pytest.mark.parametrize("cipher", list(Cipher), ids=lambda cipher: cipher.name)
 GSO = Shape(NEEDS_CSUM | TCP4, 100, 40)
@@ -407,6 +408,69 @@ def test_whatever_the_order_nothing_is_lost_or_doubled(order: list[int], flushed
         found[run.first] = data[40:]
         assert run.count == -(-len(data[40:]) // 100)
     assert b"".join(found[first] for first in sorted(found)) == packet[40:]
+
+
+# --- what may overtake ---
+
+
+def test_an_express_packet_is_marked_in_clear_and_arrives_as_any_other() -> None:
+    client, exit_, _, at_exit = lanes()
+    first, second = tcp4(b"bulk" * 20), tcp4(b"")
+    ((slow, _),) = seal_packet(client, first, Shape(NEEDS_CSUM, 0, 0), 700)
+    ((fast, _),) = seal_packet(client, second, Shape(NEEDS_CSUM | EXPRESS, 0, 0), 700)
+    assert (slow[0], fast[0]) == (KIND, EXPRESS_KIND)
+    receive(exit_, fast)
+    receive(exit_, slow)
+    run = Run(Shape(NEEDS_CSUM, 0, 0), 0, 1, 1)
+    assert at_exit.runs == [(second, run), (first, run)]
+
+
+def test_a_train_overtaken_by_an_express_packet() -> None:
+    client, exit_, _, at_exit = lanes()
+    packet = tcp4(random.Random(8).randbytes(950))
+    ((sent, segment),) = seal_packet(client, packet, GSO, 700)
+    ((fast, _),) = seal_packet(client, tcp4(b""), Shape(EXPRESS, 0, 0), 700)
+    receive(exit_, fast)
+    receive(exit_, sent, segment)
+    assert at_exit.runs[1:] == [(packet, Run(GSO, 0, 10, 10))]
+
+
+def test_a_train_of_express_packets() -> None:
+    client, exit_, _, at_exit = lanes()
+    packets = [tcp4(bytes((number,))) for number in range(5)]
+    sent = b"".join(seal_packet(client, packet, Shape(EXPRESS, 0, 0), 700)[0][0] for packet in packets)
+    receive(exit_, sent, len(sent) // 5)
+    assert at_exit.runs == [(packet, WHOLE_PLAIN) for packet in packets]
+
+
+def test_the_mark_is_authentic() -> None:
+    client, exit_, _, at_exit = lanes()
+    ((fast, _),) = seal_packet(client, tcp4(b""), Shape(EXPRESS, 0, 0), 700)
+    receive(exit_, bytes((KIND,)) + fast[1:])
+    assert (at_exit.runs, exit_.drops.tag) == ([], 1)
+
+
+def test_what_must_be_cut_is_not_express() -> None:
+    client, exit_, _, at_exit = lanes()
+    packet = tcp4(b"x" * 1000)
+    ((sent, segment),) = seal_packet(client, packet, Shape(EXPRESS, 0, 0), 700)
+    assert sent[0] == sent[segment] == KIND
+    receive(exit_, sent, segment)
+    assert at_exit.runs == [(packet, Run(Shape(PLAIN, 0, 0), 0, 2, 2))]
+
+
+# --- packets that need more than one send ---
+
+
+def test_a_packet_in_two_sends_arrives_in_one_piece() -> None:
+    client, exit_, _, at_exit = lanes()
+    shape = Shape(NEEDS_CSUM | TCP4, 1_360, 40)
+    packet = tcp4(random.Random(9).randbytes(48 * 1_360 - 700))
+    sends = seal_packet(client, packet, shape, 1_472)
+    assert len(sends) == 2
+    for sent, segment in sends:
+        assert exit_.open_batch(memoryview(bytearray(sent)), len(sent), segment, 0.0)
+    assert at_exit.runs == [(packet, Run(shape, 0, 48, 48))]
 
 
 # --- nonsense from a peer that has the keys ---

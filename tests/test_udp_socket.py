@@ -17,6 +17,7 @@ import pytest
 
 from cryprq_proxy.carriers import udp, udp_check
 from cryprq_proxy.carriers.udp import (
+    RECEIVE_SIZE,
     SO_MARK,
     Peer,
     Sent,
@@ -26,6 +27,9 @@ from cryprq_proxy.carriers.udp import (
 )
 from cryprq_proxy.carriers.udp_check import check_offload
 from cryprq_proxy.errors import ConfigError
+
+ROOM = memoryview(bytearray(RECEIVE_SIZE))
+
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the loopback device is synchronous on Linux")
 
@@ -62,7 +66,7 @@ def pair(opened: Open, host: str, offload: UdpOffload) -> tuple[UdpSocket, UdpSo
 def datagrams(sock: UdpSocket) -> list[bytes]:
     """All that waits, one by one."""
     found: list[bytes] = []
-    while (batch := sock.receive()) is not None:
+    while (batch := sock.receive(ROOM)) is not None:
         data = bytes(batch.data[: batch.size])
         found += (data[start : start + batch.segment] for start in range(0, len(data), batch.segment))
     return found
@@ -119,10 +123,10 @@ def test_batch_is_one_call_each_way(opened: Open, monkeypatch: pytest.MonkeyPatc
     calls = Refusing(monkeypatch).calls
     left.send(memoryview(bytes(40 * 1_400)), 1_400)
     assert calls == [True]
-    batch = right.receive()
+    batch = right.receive(ROOM)
     assert batch is not None
     assert (batch.size, batch.segment, batch.peer) == (40 * 1_400, 1_400, right.peer)
-    assert right.receive() is None
+    assert right.receive(ROOM) is None
 
 
 @pytest.mark.parametrize(
@@ -150,9 +154,9 @@ def test_all_batches_stand_in_one_buffer(opened: Open) -> None:
     for data in (b"abc", b"de"):
         left.send(memoryview(data), 3)
         right.send(memoryview(data), 3)
-        forth.append(right.receive())
-        back.append(left.receive())
-    assert {id(batch.data) for batch in (*back, *forth) if batch is not None} == {id(udp._incoming)}
+        forth.append(right.receive(ROOM))
+        back.append(left.receive(ROOM))
+    assert {id(batch.data) for batch in (*back, *forth) if batch is not None} == {id(ROOM)}
 
 
 def test_empty_datagrams_are_passed_over(opened: Open) -> None:
@@ -175,7 +179,7 @@ def test_answer_leaves_from_the_address_that_was_asked(
     server, client = opened(wildcard, offload), opened(other, offload)
     client.connect((own, server.address[1]))
     client.send(memoryview(b"?" * 10), 4)
-    first = server.receive()
+    first = server.receive(ROOM)
     assert first is not None
     assert first.peer.address[:2] == client.address[:2]
     assert socket.inet_pton(server.family, own) in first.peer.local
@@ -191,7 +195,7 @@ def test_peers_are_told_apart_and_compared(opened: Open) -> None:
         client.connect((own, server.address[1]))
         for _ in range(2):
             client.send(memoryview(b"?"), 1)
-            batch = server.receive()
+            batch = server.receive(ROOM)
             assert batch is not None
             peers.append(batch.peer)
     assert peers[0] == peers[1] and peers[2] == peers[3] and peers[4] == peers[5]
@@ -204,7 +208,7 @@ def test_peers_are_told_apart_and_compared(opened: Open) -> None:
 def test_connected_socket_hears_no_stranger(opened: Open) -> None:
     left, right = pair(opened, "127.0.0.1", BOTH)
     opened("127.0.0.1").send(memoryview(b"x"), 1, Peer(right.address))
-    assert right.receive() is None
+    assert right.receive(ROOM) is None
     left.send(memoryview(b"y"), 1)
     assert datagrams(right) == [b"y"]
 
@@ -400,7 +404,7 @@ def test_nobody_listens(opened: Open) -> None:
     right.close()
     for _ in range(3):  # the ICMP error of each comes with the next
         assert left.send(memoryview(bytes(2_000)), 1_000) is Sent.OK
-    assert left.receive() is None
+    assert left.receive(ROOM) is None
     assert left.errors >= 3
     assert left.offload == BOTH
     back = opened("127.0.0.1", port=address[1])

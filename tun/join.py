@@ -7,6 +7,8 @@ follow each other within a wake-up are put together here, by copying, and cut ap
 What is joined is what a kernel would join: same addresses, ports, lengths, TTL, TOS, flow label; nothing with options
 or fragments; IPv4 ids that do not matter (DF, RFC 6864) or count up. Where the checksum is complete it is checked
 first, since the joined packet gets a new one.
+
+Small packets on which no order depends are marked: they may overtake the bulk on the way (carriers/inbox.py).
 """
 
 from __future__ import annotations
@@ -14,13 +16,15 @@ from __future__ import annotations
 from struct import Struct
 from typing import Final
 
-from cryprq_proxy.session.slices import HEADROOM, MAX_PACKET, NEEDS_CSUM, UDP_GSO, Shape
+from cryprq_proxy.session.slices import EXPRESS, HEADROOM, MAX_PACKET, NEEDS_CSUM, UDP_GSO, Shape
 
 from .device import OnPacket
 from .linux_device import GSO_MAX_SEGS, GSO_MAX_SIZE
 from .offload import COMPLETE
-from .packets import UDP, checksum, ones_sum, pseudo_sum
+from .packets import TCP, UDP, Drop, checksum, ones_sum, parse, pseudo_sum
 
+MAX_URGENT: Final = 256
+"""Bytes of a packet that may overtake; a larger one could as well be part of a transfer."""
 MIN_PAYLOAD: Final = 256
 """Smaller datagrams are sent as they are: voice and games, where each is alone in its wake-up."""
 _UDP_HEADER: Final = 8
@@ -29,6 +33,9 @@ _V4: Final = Struct(">4sH4s2s14sH")
 _V6: Final = Struct(">46sH")
 _U16: Final = Struct(">H")
 _DF: Final = 0x40
+_ENDS: Final = 0x05
+"""FIN and RST, which come after the data."""
+_EXPRESS: Final = {flags: Shape(flags | EXPRESS, 0, 0) for flags in (0, NEEDS_CSUM)}
 
 type _Key = tuple[bytes, bytes, bytes] | bytes
 
@@ -49,16 +56,18 @@ class UdpJoiner:
         if not shape.gso_size:
             first = buffer[start]
             if first == 0x45:
-                if buffer[start + 9] == UDP and end - start >= 28 + MIN_PAYLOAD:
+                if end - start >= 28 + MIN_PAYLOAD and buffer[start + 9] == UDP:
                     one, number, two, _, three, summed = _V4.unpack_from(buffer, start)
                     # Neither a fragment nor one to be made.
                     if two[0] & ~_DF == 0 and not two[1] and (shape.flags or summed):
                         key, header = (one, two, three), 28
-            elif first >> 4 == 6 and buffer[start + 6] == UDP and end - start >= 48 + MIN_PAYLOAD:
+            elif first >> 4 == 6 and end - start >= 48 + MIN_PAYLOAD and buffer[start + 6] == UDP:
                 key, summed = _V6.unpack_from(buffer, start)
                 number, header = 0, 48
         if key is None:
             self.flush()
+            if end - start <= MAX_URGENT and not shape.gso_size and _is_urgent(buffer, start, end):
+                shape = _EXPRESS[shape.flags]
             self._send(buffer, start, end, shape)
             return
         payload = end - start - header
@@ -115,6 +124,18 @@ class UdpJoiner:
         half = len(addresses) // 2
         _U16.pack_into(buffer, transport + 4, length)
         _U16.pack_into(buffer, transport + 6, pseudo_sum(addresses[:half], addresses[half:], UDP, length))
+
+
+def _is_urgent(buffer: memoryview, start: int, end: int) -> bool:
+    """Whether the small packet may overtake others: pings, datagrams that are not joined, TCP without data. TCP with
+    data may not, or it would overtake the data before it."""
+    packet = parse(buffer, start, end)
+    if isinstance(packet, Drop) or packet.fragment or packet.more:
+        return False
+    if packet.protocol != TCP:
+        return True
+    at = start + packet.transport
+    return end - at == (buffer[at + 12] >> 4) * 4 and not buffer[at + 13] & _ENDS
 
 
 def _sums(buffer: memoryview, start: int, end: int, header: int) -> bool:

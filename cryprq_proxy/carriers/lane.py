@@ -29,12 +29,11 @@ from ..crypto.primitives import Cipher, Entropy, system_entropy
 from ..errors import ConfigError
 from ..session.lane import DATAGRAM, OUT_SIZE, Lane
 from ..session.path import Path
-from ..session.slices import SLICE_SIZE, Run, Shape
+from ..session.slices import EXPRESS, SLICE_SIZE, Run, Shape
 from ..session.train import OVERHEAD, Room
+from .inbox import Inbox
 from .tcp import clock
 from .udp import (
-    DRAIN,
-    DRAIN_BYTES,
     MAX_BATCH,
     MAX_SEGMENTS,
     Batch,
@@ -91,6 +90,8 @@ class Timers(Protocol):
 
     def remove_reader(self, fd: Any, /) -> Any: ...
 
+    def call_soon(self, callback: Callable[..., Any], /, *args: Any) -> Any: ...
+
     def call_later(self, delay: float, callback: Callable[..., Any], /, *args: Any) -> Timer: ...
 
 
@@ -105,12 +106,14 @@ class Endpoint(NamedTuple):
 class _Train:
     """Small packets of one wake-up and one lane that leave in one send: the kernel cuts them apart (UDP_SEGMENT)."""
 
-    __slots__ = ("count", "end", "endpoint", "lane", "segment")
+    __slots__ = ("count", "end", "endpoint", "express", "lane", "segment")
 
     def __init__(self) -> None:
         self.lane: LaneCarrier | None = None
         self.endpoint: Endpoint | None = None
         self.segment = 0
+        self.express = 0
+        """Whether they may all overtake, or none."""
         self.end = 0
         self.count = 0
 
@@ -209,9 +212,15 @@ class LaneCarrier:
         size = PACKET_OVERHEAD + end - start
         if more and size <= self.path.size and not shape.gso_size:
             train = _train
-            if train.lane is not self or size > train.segment or train.end + size > MAX_BATCH:
+            if (
+                train.lane is not self
+                or size > train.segment
+                or train.end + size > MAX_BATCH
+                or shape.flags & EXPRESS != train.express
+            ):
                 train.flush()
                 train.lane, train.endpoint, train.segment = self, endpoint, size
+                train.express = shape.flags & EXPRESS
             for _, finish, _ in self.lane.seal_super(
                 buffer, start, end, shape, self.path.size, _joined, train.end
             ):
@@ -304,11 +313,13 @@ class LaneCarrier:
     def _begin(self, now: float) -> None:
         """Start the path as soon as something can be sent: probes before that would be taken for lost ones."""
 
-    def after(self, now: float) -> None:
-        """After everything that came from outside: say what is to be said, and when to be called again."""
+    def after(self, now: float, more: bool = False) -> None:
+        """After everything that came from outside: say what is to be said, and when to be called again. `more` has
+        come already: slices of one packet may go on being put together."""
         if self._closed:
             return
-        self.lane.flush()
+        if not more:
+            self.lane.flush()
         for index in self.lane.dropped:
             self._unregister(index)
         self.lane.dropped.clear()
@@ -403,6 +414,7 @@ class LaneCarrier:
         if _train.lane is self:
             _train.lane = None
         self._closed = True
+        self.lane.forget()
         if self._timer is not None:
             self._timer.cancel()
         for index in (*self.lane.indices, *self.lane.dropped):
@@ -430,6 +442,7 @@ class ClientLane(LaneCarrier):
         self._mark = mark
         self._exit: SocketAddress | None = None
         self._here: Endpoint | None = None
+        self._inbox: Inbox | None = None
         self._opened_at = -inf
         self._reopen_at = inf
 
@@ -468,7 +481,7 @@ class ClientLane(LaneCarrier):
         else:
             self._reopen_at = inf
             self._here = Endpoint(sock, None)
-            self._loop.add_reader(sock.fileno(), self._on_readable, sock)
+            self._inbox = Inbox(self._loop, sock, self._take, self._turned)
             self._started = False
             self._begin(now)
         self.after(now)
@@ -477,7 +490,8 @@ class ClientLane(LaneCarrier):
         if self._here is not None:
             sock = self._here.socket
             self._offload = sock.offload  # what failed at run time stays off
-            self._loop.remove_reader(sock.fileno())
+            if self._inbox is not None:
+                self._inbox.close()
             sock.close()
             self._here = None
 
@@ -486,21 +500,12 @@ class ClientLane(LaneCarrier):
             self._started = True
             self.path.restart(min(self._here.socket.mtu(), MAX_PAYLOAD), now)
 
-    def _on_readable(self, sock: UdpSocket) -> None:
-        now = self._clock()
-        taken = 0
-        for _ in range(DRAIN):
-            here = self._here
-            if here is None or here.socket is not sock:
-                return  # the handler made the lane move or close
-            batch = sock.receive()
-            if batch is None:
-                break
-            self.receive(batch, here, now)
-            taken += batch.size
-            if taken >= DRAIN_BYTES:
-                break
-        self.after(now)
+    def _take(self, batch: Batch) -> None:
+        if self._here is not None:
+            self.receive(batch, self._here, self._clock())
+
+    def _turned(self, more: bool) -> None:
+        self.after(self._clock(), more)
 
     def _endpoint(self) -> Endpoint | None:
         return self._here

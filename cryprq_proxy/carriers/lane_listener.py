@@ -11,15 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
+from functools import partial
 from socket import AF_INET6
 from typing import Any, Final
 
 from ..crypto.primitives import Entropy, system_entropy
 from ..errors import ConfigError
-from ..session.train import KIND, OVERHEAD
+from ..session.train import EXPRESS_KIND, KIND, OVERHEAD
+from .inbox import Inbox
 from .lane import Announce, Endpoint, LaneCarrier, LaneHandler, Timers
 from .tcp import clock
-from .udp import DRAIN, DRAIN_BYTES, ETHERNET_MTU, HEADERS, Batch, Peer, SocketAddress, UdpOffload, UdpSocket
+from .udp import ETHERNET_MTU, HEADERS, Batch, Peer, SocketAddress, UdpOffload, UdpSocket
 
 ETHERNET_PAYLOAD: Final = ETHERNET_MTU - HEADERS[AF_INET6]
 """Of a UDP datagram, in either family."""
@@ -86,6 +88,8 @@ class LaneListener:
         self._clock = clock
         self._lanes: dict[int, ExitLane] = {}
         self._sockets: list[UdpSocket] = []
+        self._inboxes: list[Inbox] = []
+        self._last: ExitLane | None = None
         self.strangers = 0
         """Datagrams that are nobody's: too short, of another kind, or with an index that is not in use."""
         for where in addresses:
@@ -101,7 +105,7 @@ class LaneListener:
                 self.close()
                 raise
             self._sockets.append(sock)
-            loop.add_reader(sock.fileno(), self._on_readable, sock)
+            self._inboxes.append(Inbox(loop, sock, partial(self._take, sock), self._turned))
 
     def carrier(
         self,
@@ -148,27 +152,21 @@ class LaneListener:
             "strangers": self.strangers,
         }
 
-    def _on_readable(self, sock: UdpSocket) -> None:
-        now = self._clock()
-        last: ExitLane | None = None
-        taken = 0
-        for _ in range(DRAIN):
-            batch = sock.receive()
-            if batch is None:
-                break
-            taken += batch.size
-            lane = self._owner(batch)
-            if lane is None:
-                self.strangers += -(-batch.size // batch.segment)
-                continue
-            if lane is not last and last is not None:
-                last.after(now)
-            last = lane
-            lane.receive(batch, Endpoint(sock, batch.peer), now)
-            if taken >= DRAIN_BYTES:
-                break
-        if last is not None:
-            last.after(now)
+    def _take(self, sock: UdpSocket, batch: Batch) -> None:
+        lane = self._owner(batch)
+        if lane is None:
+            self.strangers += -(-batch.size // batch.segment)
+            return
+        if lane is not self._last:
+            self._turned(False)
+            self._last = lane
+        lane.receive(batch, Endpoint(sock, batch.peer), self._clock())
+
+    def _turned(self, more: bool) -> None:
+        if self._last is not None:
+            self._last.after(self._clock(), more)
+            if not more:
+                self._last = None
 
     def _owner(self, batch: Batch) -> ExitLane | None:
         """Whose batch it is: that of the first index in it that is in use.
@@ -180,14 +178,16 @@ class LaneListener:
         if segment >= _LEAST:
             lanes = self._lanes
             for start in range(0, size - 4, segment):
-                if data[start] == KIND:
+                if data[start] in (KIND, EXPRESS_KIND):
                     lane = lanes.get(int.from_bytes(data[start + 1 : start + 5]))
                     if lane is not None:
                         return lane
         return None
 
     def close(self) -> None:
+        for inbox in self._inboxes:
+            inbox.close()
         for sock in self._sockets:
-            self._loop.remove_reader(sock.fileno())
             sock.close()
+        self._inboxes.clear()
         self._sockets.clear()

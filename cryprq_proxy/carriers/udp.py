@@ -54,9 +54,8 @@ MAX_SEGMENTS: Final = 64
 MAX_BATCH: Final = 65_507
 """Bytes in one send: 65,535 without the headers of IPv4 and UDP."""
 RECEIVE_SIZE: Final = 65_536
-DRAIN: Final = 32
-DRAIN_BYTES: Final = 131072
-"""Batches, and about so many bytes, are received in one wake-up before other sockets get their turn."""
+PASSED_OVER: Final = 32
+"""Errors and empty datagrams that one `receive` reads past."""
 SOCKET_BUFFER: Final = 7 << 20
 ETHERNET_MTU: Final = 1_500
 WILDCARDS: Final = ("0.0.0.0", "::")
@@ -79,10 +78,6 @@ _IPV6_INFO: Final = struct.Struct("=16si")
 _NUMBER: Final = struct.Struct("=H")
 _CONTROL_SIZE: Final = 128
 """More than CMSG_SPACE of the segment size and the larger local address need."""
-
-_incoming: Final = memoryview(bytearray(RECEIVE_SIZE))
-"""One for all sockets of the process: a batch is used up before the next receive."""
-_into: Final = [_incoming]
 
 _log = logging.getLogger(__name__)
 
@@ -125,10 +120,7 @@ class Peer(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Datagrams of one sender: `data[:size]`, valid until the next `receive` of any socket.
-
-    `data` is always the same object, so that views on it may be kept.
-    """
+    """Datagrams of one sender: `data[:size]`. `data` is the buffer that was received into, the very object."""
 
     data: memoryview
     size: int
@@ -384,11 +376,11 @@ class UdpSocket:
 
     # --- in --------------------------------------------------------------------------------------------------------
 
-    def receive(self) -> Batch | None:
-        """The next batch; None if nothing waits. Call it at most DRAIN times in one wake-up."""
-        for _ in range(DRAIN):  # errors and empty datagrams are passed over
+    def receive(self, buffer: memoryview) -> Batch | None:
+        """The next batch, in `buffer` of RECEIVE_SIZE bytes; None if nothing waits."""
+        for _ in range(PASSED_OVER):
             try:
-                size, control, _, address = self._sock.recvmsg_into(_into, _CONTROL_SIZE)
+                size, control, _, address = self._sock.recvmsg_into((buffer,), _CONTROL_SIZE)
             except (BlockingIOError, InterruptedError):
                 return None
             except OSError:
@@ -404,7 +396,7 @@ class UdpSocket:
                     local = value
             self.received += -(-size // segment)
             self.received_bytes += size
-            return Batch(_incoming, size, segment, self._peer or self._sender(address, local))
+            return Batch(buffer, size, segment, self._peer or self._sender(address, local))
         return None
 
     def _sender(self, address: SocketAddress, local: bytes | None) -> Peer:

@@ -15,7 +15,7 @@ import time
 from contextlib import ExitStack, closing
 from typing import Final, Literal
 
-from .udp import LINUX, UdpOffload, UdpSocket, error_name
+from .udp import LINUX, RECEIVE_SIZE, UdpOffload, UdpSocket, error_name
 
 CHECK_SECONDS: Final = 0.5
 """What the check may take in all; it needs a few milliseconds."""
@@ -81,8 +81,9 @@ def _collect(sock: UdpSocket, size: int, deadline: float) -> list[bytes]:
     poll = select.poll()
     poll.register(sock, select.POLLIN)
     datagrams: list[bytes] = []
+    buffer = memoryview(bytearray(RECEIVE_SIZE))
     while size > 0:
-        batch = sock.receive()
+        batch = sock.receive(buffer)
         if batch is not None:
             data = bytes(batch.data[: batch.size])
             datagrams += (data[start : start + batch.segment] for start in range(0, len(data), batch.segment))

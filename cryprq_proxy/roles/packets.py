@@ -54,7 +54,8 @@ class PacketLink(NoSideband):
         be dropped. `more` promises a call of carriers.lane.flush_packets before long."""
         if self.lane is None or not self.lane.send_packet(buffer, start, end, shape, more):
             self.sent_on_carrier += 1
-            self._session.send_packet(*shape, buffer[start:end])
+            flags, gso_size, header = shape
+            self._session.send_packet(flags & FLAGS_MASK, gso_size, header, buffer[start:end])
 
     def close(self) -> None:
         """The session is over."""

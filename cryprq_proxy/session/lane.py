@@ -26,8 +26,20 @@ from typing import Final
 from ..crypto.handshake import EpochSecrets
 from ..crypto.primitives import Cipher, Entropy, new_aead
 from ..errors import CloseReason, LocalError, PeerError
-from .slices import MAX_SLICES, SLICE, SLICE_HEADER, SLICE_SIZE, Drops, LaneSink, Shape, spaced
+from .slices import (
+    EXPRESS,
+    FLAGS_MASK,
+    MAX_SLICES,
+    SLICE,
+    SLICE_HEADER,
+    SLICE_SIZE,
+    Drops,
+    LaneSink,
+    Shape,
+    spaced,
+)
 from .train import (
+    EXPRESS_KIND,
     HEADER,
     KIND,
     LAYOUT,
@@ -241,6 +253,9 @@ class Lane:
         """
         epoch = self._sending
         flags, gso, header = shape
+        kind = KIND
+        if flags & EXPRESS:
+            kind, flags = EXPRESS_KIND, flags & FLAGS_MASK
         payload = end - start - header
         most = size - OVERHEAD - SLICE_SIZE - header
         if epoch is None or epoch.sealed >= MAX_SEALED or most < 1:
@@ -261,7 +276,7 @@ class Lane:
             SLICE_HEADER.pack_into(buffer, at, SLICE, flags, 0, 1, gso, header)
             body = position + HEADER
             finish = body + end - at + TAG
-            _HEADER.pack_into(out, position, KIND, index, counter)
+            _HEADER.pack_into(out, position, kind, index, counter)
             encrypt(out[position + 1 : body], buffer[at:end], out[position:body], out[body:finish])
             return [(position, finish, finish - position)]
         if count > MAX_SLICES:
@@ -310,6 +325,10 @@ class Lane:
         return sends
 
     # --- opening ---------------------------------------------------------------------------------------------------
+
+    def forget(self) -> None:
+        """The session is over: what `flush` would hand on is of no use."""
+        self._opener.forget()
 
     def flush(self) -> None:
         """At the end of a wake-up: hand on the slices that came one by one and were put together."""

@@ -30,6 +30,9 @@ UDP_GSO: Final = 0x06
 KIND_MASK: Final = 0x06
 FLAGS_MASK: Final = NEEDS_CSUM | KIND_MASK
 
+EXPRESS: Final = 0x08
+"""Flag, not sent with the others: a whole packet that may overtake what was sent before it (train.EXPRESS_KIND)."""
+
 MIN_HEADER: Final = {TCP4: 40, TCP6: 60, UDP_GSO: 28}
 """Kind -> the shortest headers of such a super-packet."""
 
@@ -43,7 +46,7 @@ MAX_SLICES: Final = 255
 MAX_PACKET: Final = 65_535
 ASSEMBLED_GROUPS: Final = 8
 ASSEMBLED_BYTES: Final = 128 * 1024
-ROWS: Final = 128
+ROWS: Final = 512
 
 _LENGTH: Final = struct.Struct("!H").unpack_from
 

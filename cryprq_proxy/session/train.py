@@ -11,8 +11,9 @@ where the payload of the slice before it belongs:
 
 So nothing is copied, and beside the decryption nothing is done per slice.
 
-Where the network hands datagrams over one by one, the slices that follow each other within a wake-up are put together
-by copying: what a super-packet saves behind us is worth more than that. `flush` ends it; nothing is held back longer.
+Where a packet comes in parts, because it was too large for one send or the network hands datagrams over one by one, the
+parts that follow each other within a wake-up are put together by copying: what a super-packet saves behind us is worth
+more than that. `flush` ends it; nothing is held back longer.
 """
 
 from __future__ import annotations
@@ -47,7 +48,11 @@ from .slices import (
 )
 
 KIND: Final = 0x01
-"""First byte of every lane datagram."""
+"""First byte of a lane datagram."""
+EXPRESS_KIND: Final = 0x02
+"""The same for one that may be opened before others that came earlier: a whole packet, of which nothing depends on
+the order, and small enough that an observer learns nothing from it."""
+_KINDS: Final = frozenset((KIND, EXPRESS_KIND))
 HEADER: Final = 13
 TAG: Final = 16
 OVERHEAD: Final = HEADER + TAG
@@ -70,11 +75,13 @@ type _Decrypt = Callable[[Buffer, Buffer, Buffer, Buffer], int]
 class Room:
     """The buffer into which datagrams are opened, and the kept views. One serves all lanes of a thread."""
 
-    __slots__ = ("held", "opened", "row")
+    __slots__ = ("held", "holder", "opened", "row")
 
     def __init__(self) -> None:
         self.opened = memoryview(bytearray(_OPENED_SIZE))
         self.held = memoryview(bytearray(HEADROOM + MAX_PACKET))
+        self.holder: Opener | None = None
+        """Whose slices lie in `held`."""
         self.row = Rows().row
 
 
@@ -99,6 +106,7 @@ class Opener:
     __slots__ = (
         "_epochs",
         "_held",
+        "_held_count",
         "_held_end",
         "_held_for",
         "_held_from",
@@ -121,6 +129,7 @@ class Opener:
             None  # epoch, group, flags, of, gso, header
         )
         self._held_from = 0
+        self._held_count = 0
         self._held_end = 0
         self.drops = drops
         self.assembly = Assembly()
@@ -143,7 +152,6 @@ class Opener:
         if _LEAST <= size <= segment:
             self._open_one(data, size)
             return self.heard
-        self.flush()
         per_train = min(MAX_TRAIN, MAX_PACKET // segment)
         for begin in range(0, size, segment * per_train):
             count = min(per_train, -(-(size - begin) // segment))
@@ -160,7 +168,8 @@ class Opener:
             if (
                 epoch is not None
                 and counter > epoch.window.highest
-                and fields[::3] == (KIND,) * count
+                and fields[0] in _KINDS
+                and fields[::3] == fields[:1] * count
                 and fields[1::3] == (index,) * count
                 and fields[2::3] == tuple(range(counter, counter + count))
             ):
@@ -174,7 +183,7 @@ class Opener:
         as long as a train of one would."""
         kind, index, counter = _HEADER.unpack_from(data)
         epoch = self._epochs.get(index)
-        if epoch is None or kind != KIND:
+        if epoch is None or kind not in _KINDS:
             self.drops.unknown += 1
             return
         window = epoch.window
@@ -201,7 +210,8 @@ class Opener:
             self.flush()
             self._sink.run(out, _TOP + SLICE_SIZE, top, _WHOLE[flags])
         elif gso and of > 1:
-            self._hold(_TOP + SLICE_SIZE, top, index, (epoch.index, counter - index, flags, of, gso, header))
+            group = epoch.index, counter - index, flags, of, gso, header
+            self._hold(_TOP + SLICE_SIZE, top, index, 1, group)
         elif of:
             self.flush()
             run = Run(Shape(flags, gso, header), index, 1, of)
@@ -209,30 +219,44 @@ class Opener:
         else:
             self.drops.malformed += 1
 
-    def _hold(self, start: int, end: int, index: int, group: tuple[int, int, int, int, int, int]) -> None:
-        """Put a slice that came alone behind those of its packet that came before it."""
+    def _hold(
+        self, start: int, end: int, index: int, count: int, group: tuple[int, int, int, int, int, int]
+    ) -> None:
+        """Put slices, `count` from `index` on, behind those of their packet that came before them."""
+        room = self._room
+        if room.holder is not self:
+            if room.holder is not None:
+                room.holder.flush()
+            room.holder = self
         held, (_, _, _, of, gso, header) = self._held, group
-        follows = HEADROOM + header + (index - self._held_from) * gso
-        if group != self._held_for or follows != self._held_end or follows + end - start > len(held):
-            self.flush()
-            self._held_for, self._held_from, self._held_end = group, index, HEADROOM
-        else:
+        if (
+            group == self._held_for
+            and index == self._held_from + self._held_count
+            and self._held_end == HEADROOM + header + self._held_count * gso
+            and self._held_end + end - start <= len(held)
+        ):
             start += header
+            self._held_count += count
+        else:
+            self.flush()
+            self._held_for, self._held_from, self._held_count, self._held_end = group, index, count, HEADROOM
         after = self._held_end + end - start
         held[self._held_end : after] = self._room.opened[start:end]
         self._held_end = after
-        if index + 1 == of:
+        if index + count == of:
             self.flush()
+
+    def forget(self) -> None:
+        """Hand on nothing any more."""
+        self._held_for = None
 
     def flush(self) -> None:
         """Hand on what is held."""
         group, self._held_for = self._held_for, None
-        if group is not None:
+        if group is not None and self._room.holder is self:
             index, number, flags, of, gso, header = group
-            first, end = self._held_from, self._held_end
-            count = max(1, -(-(end - HEADROOM - header) // gso))
-            run = Run(Shape(flags, gso, header), first, count, of)
-            self._deliver(self._held, HEADROOM, end, run, (index, number))
+            run = Run(Shape(flags, gso, header), self._held_from, self._held_count, of)
+            self._deliver(self._held, HEADROOM, self._held_end, run, (index, number))
 
     def _open_mixture(
         self, fields: tuple[int, ...], data: memoryview, begin: int, segment: int, last: int
@@ -243,7 +267,7 @@ class Opener:
         while at < count:
             index, counter = indices[at], counters[at]
             epoch = self._epochs.get(index)
-            if epoch is None or kinds[at] != KIND:
+            if epoch is None or kinds[at] not in _KINDS:
                 self.drops.unknown += 1
                 at += 1
                 continue
@@ -256,7 +280,7 @@ class Opener:
             stop = at + 1
             while (
                 stop < count
-                and kinds[stop] == KIND
+                and kinds[stop] == kinds[at]
                 and indices[stop] == index
                 and counters[stop] == counter + stop - at
                 and fresh(counters[stop])
@@ -354,7 +378,13 @@ class Opener:
         for start, top, size, found_run, group in reversed(found):
             if found_run is None:
                 message(out[start], out[start + 1 : top], size)
-            elif group < 0:
+                continue
+            (flags, gso, header), index, count, of = found_run
+            if gso and count < of:
+                self._hold(start, top, index, count, (epoch.index, group, flags, of, gso, header))
+                continue
+            self.flush()
+            if group < 0:
                 deliver(out, start, top, found_run)
             else:
                 self._deliver(out, start, top, found_run, (epoch.index, group))
