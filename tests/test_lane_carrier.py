@@ -22,7 +22,8 @@ from typing import Any, Final
 import pytest
 
 from cryprq_proxy.address import Destination
-from cryprq_proxy.carriers.lane import MAX_PAYLOAD, ClientLane, LaneCarrier, flush_packets
+from cryprq_proxy.carriers.lane import MAX_PAYLOAD, LaneCarrier, flush_packets
+from cryprq_proxy.carriers.lane_client import ClientLane
 from cryprq_proxy.carriers.lane_listener import LaneListener
 from cryprq_proxy.carriers.udp import RECEIVE_SIZE, Peer, Sent, SocketAddress, UdpOffload, UdpSocket
 from cryprq_proxy.crypto.handshake import EpochSecrets

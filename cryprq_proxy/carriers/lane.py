@@ -3,20 +3,16 @@
     packets, datagrams  --seal-->  one buffer of the process  --one sendmsg-->  UDP
     UDP  --one recvmsg-->  one buffer of the process  --open, in place-->  handler
 
-`LaneCarrier` is what both sides have in common. The client's is a `ClientLane`, with a connected socket of its own to
-the address and port number of its TCP carrier's peer. It is made anew when the carrier went elsewhere, when the
-socket's address is no longer one of this host, and when the path fell silent: a new local address and port are what
-it needs then. The exit's are in lane_listener.py.
+`LaneCarrier` is what both sides have in common; the client's is in lane_client.py, the exit's in lane_listener.py.
 
 A lane that is not up costs its session nothing but a probe now and then: what is to be sent goes over the reliable
-link. No task, future or queue exists here, and a wake-up takes a bounded number of batches.
+link. No task or future exists here, and a wake-up takes a bounded number of batches (inbox.py).
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Container
-from contextlib import closing
 from dataclasses import asdict
 from math import inf
 from struct import Struct
@@ -26,12 +22,10 @@ from .. import address
 from ..address import AddressError, Destination
 from ..crypto.handshake import EpochSecrets
 from ..crypto.primitives import Cipher, Entropy, system_entropy
-from ..errors import ConfigError
 from ..session.lane import DATAGRAM, OUT_SIZE, Lane
 from ..session.path import Path
 from ..session.slices import EXPRESS, SLICE_SIZE, Run, Shape
 from ..session.train import OVERHEAD, Room
-from .inbox import Inbox
 from .tcp import clock
 from .udp import (
     MAX_BATCH,
@@ -39,19 +33,15 @@ from .udp import (
     Batch,
     Peer,
     Sent,
-    SocketAddress,
     UdpOffload,
     UdpSocket,
-    error_name,
 )
 
-REOPEN_SECONDS: Final = 1.0
-"""At least so long between two sockets of one client."""
 LEAST_DELAY: Final = 0.001
 """Of a timer: whatever the deadlines are, other callbacks get their turn."""
+
 MAX_PAYLOAD: Final = 8_972
 """Bytes of UDP payload at an MTU of 9,000; larger ones are those of loopback devices, where nothing is gained."""
-
 PACKET_OVERHEAD: Final = OVERHEAD + SLICE_SIZE
 _STREAM: Final = Struct("!BI")
 
@@ -419,120 +409,3 @@ class LaneCarrier:
             self._timer.cancel()
         for index in (*self.lane.indices, *self.lane.dropped):
             self._unregister(index)
-
-
-class ClientLane(LaneCarrier):
-    """The client's side. It has no socket until `move` is called."""
-
-    def __init__(
-        self,
-        loop: Timers,
-        handler: LaneHandler,
-        announce: Announce,
-        offload: UdpOffload,
-        *,
-        mark: int = 0,
-        entropy: Entropy = system_entropy,
-        clock: Callable[[], float] = clock,
-    ) -> None:
-        super().__init__(
-            loop, handler, announce, dialler=True, ceiling=MAX_PAYLOAD, entropy=entropy, clock=clock
-        )
-        self._offload = offload
-        self._mark = mark
-        self._exit: SocketAddress | None = None
-        self._here: Endpoint | None = None
-        self._inbox: Inbox | None = None
-        self._opened_at = -inf
-        self._reopen_at = inf
-
-    def move(self, exit: SocketAddress) -> None:
-        """The TCP carrier is connected to `exit` now: use the same address and port number.
-
-        A lane that is up, and would leave from the same address as before, goes on as it is. Raises ConfigError if
-        the link's packets are to be marked and may not be.
-        """
-        if exit == self._exit and self.up and self._stays():
-            return
-        self._exit = exit
-        self._open(self._clock())
-
-    def _stays(self) -> bool:
-        """Whether a new socket would have the local address of the present one."""
-        if self._exit is None or self._here is None:
-            return False
-        try:
-            with closing(UdpSocket.connected(self._exit, self._offload, self._mark)) as other:
-                return other.address[0] == self._here.socket.address[0]
-        except OSError:
-            return False
-
-    def _open(self, now: float) -> None:
-        """Make the socket anew, and judge the path anew; without a route, try again later."""
-        if self._exit is None or self._closed:
-            return
-        self._shut()
-        self._opened_at = now
-        try:
-            sock = UdpSocket.connected(self._exit, self._offload, self._mark)
-        except OSError as error:
-            _log.debug("no socket for the datagram lane: %s", error_name(error))
-            self._reopen_at = now + REOPEN_SECONDS
-        else:
-            self._reopen_at = inf
-            self._here = Endpoint(sock, None)
-            self._inbox = Inbox(self._loop, sock, self._take, self._turned)
-            self._started = False
-            self._begin(now)
-        self.after(now)
-
-    def _shut(self) -> None:
-        if self._here is not None:
-            sock = self._here.socket
-            self._offload = sock.offload  # what failed at run time stays off
-            if self._inbox is not None:
-                self._inbox.close()
-            sock.close()
-            self._here = None
-
-    def _begin(self, now: float) -> None:
-        if not self._started and self._here is not None and self.lane.ready:
-            self._started = True
-            self.path.restart(min(self._here.socket.mtu(), MAX_PAYLOAD), now)
-
-    def _take(self, batch: Batch) -> None:
-        if self._here is not None:
-            self.receive(batch, self._here, self._clock())
-
-    def _turned(self, more: bool) -> None:
-        self.after(self._clock(), more)
-
-    def _endpoint(self) -> Endpoint | None:
-        return self._here
-
-    def _unreachable(self, now: float) -> None:
-        """Also while packets are being sent: only make a note, and let the reliable lane have what follows."""
-        self._shut()
-        self._reopen_at = max(now, self._opened_at + REOPEN_SECONDS)
-        self._arm(now)
-
-    def _fell(self, now: float) -> None:
-        self._reopen_at = min(self._reopen_at, max(now, self._opened_at + REOPEN_SECONDS))
-
-    def _deadline(self) -> float:
-        if self._here is None:
-            return min(self.lane.deadline(), self._reopen_at)
-        return min(super()._deadline(), self._reopen_at)
-
-    def _tick(self, now: float) -> None:
-        if self._reopen_at <= now:
-            try:
-                self._open(now)
-            except ConfigError as error:  # the right to mark packets is gone since the start
-                _log.warning("there is no datagram lane any more: %s", error)
-                self._reopen_at = inf
-        super()._tick(now)
-
-    def close(self) -> None:
-        super().close()
-        self._shut()

@@ -23,7 +23,7 @@ from ..address import Destination
 from ..carriers.admission import Admission, admit_client
 from ..carriers.dial import Resolve, Upstream, by_system, dial
 from ..carriers.farewell import all_said
-from ..carriers.lane import ClientLane
+from ..carriers.lane_client import ClientLane
 from ..carriers.tcp import TcpCarrier, clock
 from ..carriers.udp import UdpOffload
 from ..crypto.handshake import ClientHandshake
