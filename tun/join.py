@@ -33,8 +33,6 @@ _V4: Final = Struct(">4sH4s2s14sH")
 _V6: Final = Struct(">46sH")
 _U16: Final = Struct(">H")
 _DF: Final = 0x40
-_ENDS: Final = 0x05
-"""FIN and RST, which come after the data."""
 _EXPRESS: Final = {flags: Shape(flags | EXPRESS, 0, 0) for flags in (0, NEEDS_CSUM)}
 
 type _Key = tuple[bytes, bytes, bytes] | bytes
@@ -127,15 +125,10 @@ class UdpJoiner:
 
 
 def _is_urgent(buffer: memoryview, start: int, end: int) -> bool:
-    """Whether the small packet may overtake others: pings, datagrams that are not joined, TCP without data. TCP with
-    data may not, or it would overtake the data before it."""
+    """Whether the small packet may overtake others: pings, and datagrams that are not joined. TCP may not: its data
+    would overtake the data before it, and to single out its acknowledgements costs more than it brings."""
     packet = parse(buffer, start, end)
-    if isinstance(packet, Drop) or packet.fragment or packet.more:
-        return False
-    if packet.protocol != TCP:
-        return True
-    at = start + packet.transport
-    return end - at == (buffer[at + 12] >> 4) * 4 and not buffer[at + 13] & _ENDS
+    return not isinstance(packet, Drop) and packet.protocol != TCP and not packet.fragment and not packet.more
 
 
 def _sums(buffer: memoryview, start: int, end: int, header: int) -> bool:
