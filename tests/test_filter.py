@@ -89,13 +89,13 @@ def test_the_output_chain() -> None:
 
 def test_the_way_into_the_tunnel() -> None:
     assert named(script(SETTINGS), "chain", "tunnel") == [
-        "ip6 saddr fe80::/10 drop",
+        "ip6 saddr { ::, fe80::/10 } drop",
         "ip saddr 100.96.0.2 accept",
         "ip6 saddr fd63::2 accept",
         "counter name stale goto refuse",
     ]
     assert named(script(MINIMAL), "chain", "tunnel") == [
-        "ip6 saddr fe80::/10 drop",
+        "ip6 saddr { ::, fe80::/10 } drop",
         "counter name stale goto refuse",
     ]
 

@@ -341,7 +341,7 @@ def _dns_out(settings: FilterSettings) -> Iterable[str]:
 
 def _tunnel(settings: FilterSettings) -> Iterable[str]:
     """A socket from before the tunnel has another source address, and learns here that it is over."""
-    yield "ip6 saddr fe80::/10 drop"
+    yield "ip6 saddr { ::, fe80::/10 } drop"  # the kernel's own reports on multicast (RFC 3810 section 5.2.13)
     for family in _families(settings):
         if family.tunnel is not None:
             yield f"{family.ip} saddr {family.tunnel} accept"
