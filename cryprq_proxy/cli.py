@@ -1,4 +1,4 @@
-"""The command line: what each command is called, which flags it has, and how it ends.
+"""The command line: the client's flags, the other commands (commands/), and how each run ends.
 
     0  clean, also after Ctrl-C or SIGTERM of what runs until then
     2  the command line or a configuration is wrong
@@ -11,23 +11,20 @@ need when they run, so that `--help` is quick and a Ctrl-C while the program loa
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import Any, Final, NoReturn
 
 import click
 from click.core import ParameterSource
 
 from . import __version__
+from .commands import keys, looking, roles, wide
+from .commands.common import config_option, identity_option, log_flags, log_options
 from .errors import ConfigError, CryprqError
 from .log import describe, one_line, setup
-
-if TYPE_CHECKING:
-    from .config import ClientConfig, ExitConfig
 
 PROGRAM: Final = "cryprq-proxy"
 OK: Final = 0
@@ -36,34 +33,13 @@ WRONG_USAGE: Final = 2
 
 _log = logging.getLogger(__name__)
 
-_file = click.Path(path_type=Path)
-
-
-def _config_option[F: Callable[..., Any]](command: F) -> F:
-    return click.option(
-        "--config", type=_file, metavar="F", help="The configuration (default: in $XDG_CONFIG_HOME/cryprq/)."
-    )(command)
-
-
-def _identity_option[F: Callable[..., Any]](command: F) -> F:
-    return click.option("--identity", metavar="F", help="The file of this side's keys; made on first use.")(
-        command
-    )
-
-
-def _log_options[F: Callable[..., Any]](command: F) -> F:
-    command = click.option(
-        "--log-format", type=click.Choice(["text", "json"]), help="How the log on standard error looks."
-    )(command)
-    return click.option("-v", "--verbose", is_flag=True, help="Log everything.")(command)
-
 
 @click.group(
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-@_config_option
-@_identity_option
+@config_option
+@identity_option
 @click.option("--peer", metavar="cryprq://PEERID@HOST:PORT", help="The exit.")
 @click.option("--listen", metavar="HOST:PORT", help="Where applications connect (default: 127.0.0.1:1080).")
 @click.option(
@@ -100,7 +76,7 @@ def _log_options[F: Callable[..., Any]](command: F) -> F:
     metavar="SECONDS",
     help="With --tun: undo it all unless `confirm` is called in time.",
 )
-@_log_options
+@log_options
 @click.version_option(__version__, prog_name=PROGRAM, message="%(prog)s %(version)s")
 @click.pass_context
 def cli(
@@ -111,7 +87,7 @@ def cli(
 
     Without a command it runs the proxy.
     """
-    context.obj = _log_flags(verbose, log_format)
+    context.obj = log_flags(verbose, log_format)
     if context.invoked_subcommand is not None:
         _refuse_misplaced(context, context.invoked_subcommand)
         return
@@ -119,11 +95,11 @@ def cli(
     from .process import run
     from .service import run_client
 
-    wide = {f"tun.{name}": flags.pop(name) for name in _WIDE}
-    wide["tun.enabled"] = flags.pop("tun") or None
-    loaded = load_client(config, {**flags, **wide, **context.obj})
+    whole = {f"tun.{name}": flags.pop(name) for name in _WIDE}
+    whole["tun.enabled"] = flags.pop("tun") or None
+    loaded = load_client(config, {**flags, **whole, **context.obj})
     setup(loaded.log_level, loaded.log_format)
-    if not loaded.tun.enabled and any(value not in (None, ()) for value in wide.values()):
+    if not loaded.tun.enabled and any(value not in (None, ()) for value in whole.values()):
         raise click.UsageError("--exclude, --include, --lan and their like need --tun")
     tunnel = None
     if loaded.tun.enabled:
@@ -146,197 +122,8 @@ def _refuse_misplaced(context: click.Context, command: str) -> None:
             raise click.UsageError(f"{parameter.opts[-1]} belongs behind {command!r}, if it has that flag")
 
 
-def _log_flags(verbose: bool, log_format: str | None) -> dict[str, str | None]:
-    return {"log_level": "debug" if verbose else None, "log_format": log_format}
-
-
-def _merged(context: click.Context, verbose: bool, log_format: str | None) -> dict[str, str | None]:
-    """-v and --log-format may stand before or behind the command."""
-    behind = _log_flags(verbose, log_format)
-    return {name: value or context.obj[name] for name, value in behind.items()}
-
-
-@cli.command("exit", short_help="Run the exit peer.")
-@_config_option
-@_identity_option
-@click.option(
-    "--listen", multiple=True, metavar="HOST:PORT", help="Where clients connect (default: 0.0.0.0:4433)."
-)
-@click.option("--allow", multiple=True, metavar="PEERID", help="Let this peer in; may be repeated.")
-@click.option("--authorized", metavar="F", help="A file with the peers to let in; SIGHUP reads it again.")
-@click.option(
-    "--allow-private",
-    is_flag=True,
-    default=None,
-    help="Clients may reach this machine and the private networks behind it.",
-)
-@click.option(
-    "--tun",
-    "tun",
-    is_flag=True,
-    default=None,
-    help="Take packets of whole systems too (cryprq-proxy --tun); as root.",
-)
-@_log_options
-@click.pass_context
-def exit_(
-    context: click.Context, /, config: Path | None, verbose: bool, log_format: str | None, **flags: Any
-) -> None:
-    """Run the exit peer: it takes links from the listed peers and opens their connections."""
-    from .config import load_exit
-    from .process import run
-    from .service import run_exit
-
-    flags |= _merged(context, verbose, log_format)
-    flags["tun.enabled"] = flags.pop("tun")
-    loaded = load_exit(config, flags)
-    setup(loaded.log_level, loaded.log_format)
-    network = None
-    if loaded.tun.enabled:
-        from .system import make_network
-
-        network = make_network
-    run(lambda stop: run_exit(loaded, lambda: load_exit(config, flags).authorised_peers(), stop, network))
-
-
-@cli.command()
-@click.argument("file", type=_file, required=False, metavar="[F]")
-def keygen(file: Path | None) -> None:
-    """Create an identity in the file F and print its peer id. Never overwrites one."""
-    from .crypto.identity import Identity
-    from .crypto.primitives import select_provider
-    from .places import default_identity
-
-    identity = Identity.generate(select_provider())
-    identity.save(default_identity() if file is None else file)
-    click.echo(identity.peer_id)
-
-
-@cli.command("id")
-@click.argument("file", type=_file, required=False, metavar="[F]")
-def id_(file: Path | None) -> None:
-    """Print the peer id of the identity in the file F."""
-    from .crypto.identity import Identity
-    from .crypto.primitives import select_provider
-    from .places import default_identity
-
-    click.echo(Identity.load(select_provider(), default_identity() if file is None else file).peer_id)
-
-
-@cli.command()
-@click.option("--listen", metavar="HOST:PORT", help="Where applications connect (default: 127.0.0.1:1080).")
-@_log_options
-@click.pass_context
-def demo(context: click.Context, listen: str | None, verbose: bool, log_format: str | None) -> None:
-    """Run exit and proxy in this one process, to try it out. Ctrl-C ends it; nothing is left behind."""
-    from .demo import run_demo
-    from .process import run
-
-    flags = _merged(context, verbose, log_format)
-    setup("debug" if flags["log_level"] else "info", "json" if flags["log_format"] == "json" else "text")
-    run(lambda stop: run_demo(listen, click.echo, stop))
-
-
-@cli.command()
-@click.option("--json", "as_json", is_flag=True, help="As JSON, one object for each that runs.")
-@_config_option
-def status(as_json: bool, config: Path | None) -> None:
-    """Ask the running client or exit how it is."""
-    answers = _ask(_control_sockets(config))
-    if as_json:
-        for answer in answers:
-            click.echo(json.dumps(answer, indent=2))
-        return
-    from .status_view import render
-
-    for answer in answers:
-        click.echo(render(answer))
-
-
-@cli.command()
-@click.argument("seconds", type=click.IntRange(1, 3600))
-@_config_option
-def pause(seconds: int, config: Path | None) -> None:
-    """Let this machine past the tunnel for so many SECONDS, as for the login page of a hotel. Ends by itself."""
-    _ask(_control_sockets(config), "pause", seconds)
-    click.echo(f"open for {seconds} s; programs that are started now are not tunnelled")
-
-
-@cli.command()
-@_config_option
-def confirm(config: Path | None) -> None:
-    """Keep what `--tun --confirm SECONDS` has set up."""
-    _ask(_control_sockets(config), "confirm")
-    click.echo("confirmed")
-
-
-@cli.command()
-@click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
-@click.option("--target", multiple=True, metavar="ADDRESS", help="Send to this address; may be repeated.")
-@_config_option
-def leaktest(as_json: bool, target: tuple[str, ...], config: Path | None) -> None:
-    """Send packets of the kinds that leak, and see from what leaves this machine whether any does; as root.
-
-    Without --target they go to public resolvers. Exit code 1 on a leak.
-    """
-    from .system import leak_test
-
-    sockets = _control_sockets(config)
-    try:
-        answers = _ask(sockets)
-    except CryprqError as error:
-        raise ConfigError(str(error)) from None
-    code, table, plain = leak_test(answers, target)
-    click.echo(json.dumps(plain, indent=2) if as_json else table)
-    raise click.exceptions.Exit(code)
-
-
-@cli.command()
-@click.option(
-    "--state-dir", type=_file, metavar="D", help="Where the journal is (default: /var/lib/cryprq-proxy)."
-)
-def cleanup(state_dir: Path | None) -> None:
-    """Undo what --tun has changed on this machine, after a crash. Harmless at any other time."""
-    from .system import clean_up
-    from .system_config import STATE
-
-    clean_up(state_dir or STATE, click.echo)
-
-
-def _control_sockets(config: Path | None) -> list[Path]:
-    """The sockets to ask: that of the configuration, or those of the default ones and the default places."""
-    from .config import load_client, load_exit
-    from .places import control_sockets
-
-    loaders: tuple[Callable[[Path | None], ClientConfig | ExitConfig], ...] = (load_client, load_exit)
-    errors, found = [], []
-    for load in loaders:
-        try:
-            found.append(load(config).control_socket)
-        except ConfigError as error:
-            errors.append(error)
-    if config is None:
-        return list(dict.fromkeys([*found, *control_sockets()]))
-    if not found:
-        # It is a configuration of neither kind; its name tells which one it was meant to be.
-        raise errors[1 if "exit" in config.name else 0]
-    return found[:1]
-
-
-def _ask(sockets: list[Path], command: str = "status", seconds: int = 0) -> list[dict[str, Any]]:
-    """The answers of all that answer. Raises CryprqError if nobody does."""
-    from .control import query
-
-    answers, errors = [], []
-    for path in sockets:
-        try:
-            answers.append(query(path, command, seconds=seconds))
-        except CryprqError as error:
-            errors.append((not path.exists(), error))
-    if not answers:
-        # One that is there and does not answer tells more than one that is not there.
-        raise min(errors, key=lambda item: item[0])[1]
-    return answers
+for _command in (*roles.COMMANDS, *keys.COMMANDS, *looking.COMMANDS, *wide.COMMANDS):
+    cli.add_command(_command)
 
 
 # --- the end ---

@@ -37,8 +37,8 @@ TIMEOUT: Final = 5.0
 LOCK_SECONDS: Final = 2.0
 
 type Status = Callable[[], Mapping[str, object] | Awaitable[Mapping[str, object]]]
-type Action = Callable[[int], Awaitable[Mapping[str, object]]]
-"""Does what a command asks for, with its seconds. Raises CryprqError saying why it cannot."""
+type Action = Callable[[str], Awaitable[Mapping[str, object]]]
+"""Does what a command asks for, with its argument. Raises CryprqError saying why it cannot."""
 
 _log = logging.getLogger(__name__)
 
@@ -48,10 +48,10 @@ class RequestError(CryprqError):
 
 
 class Request(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """One line of a client; `seconds` belongs to "pause"."""
+    """One line of a client: a command and, for those that need one, its argument."""
 
     command: str
-    seconds: Annotated[int, msgspec.Meta(ge=0, le=86_400)] = 0
+    argument: Annotated[str, msgspec.Meta(max_length=1024)] = ""
 
 
 def parse_request(line: bytes) -> Request:
@@ -128,7 +128,7 @@ class ControlServer:
             known = ", ".join(sorted(["status", *self._actions]))
             return {"error": f"unknown command {command!r}; known: {known}"}
         try:
-            told = self._status() if action is None else action(request.seconds)
+            told = self._status() if action is None else action(request.argument)
             return {"ok": dict(await told if isinstance(told, Awaitable) else told)}
         except CryprqError as error:
             return {"error": str(error)}
@@ -139,13 +139,13 @@ class ControlServer:
 
 
 def query(
-    path: Path, command: str = "status", timeout: float = TIMEOUT, *, seconds: int = 0
+    path: Path, command: str = "status", timeout: float = TIMEOUT, *, argument: str = ""
 ) -> dict[str, Any]:
     """Ask the process that listens at `path`; blocks for at most `timeout` seconds.
 
     Raises CryprqError if nobody answers there, or with the text of the answer if that is an error.
     """
-    arguments = {"seconds": seconds} if seconds else {}
+    arguments = {"argument": argument} if argument else {}
     request = json.dumps({"command": command, **arguments}).encode() + b"\n"
     try:
         answer = json.loads(_exchange(path, request, timeout))

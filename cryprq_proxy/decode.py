@@ -13,7 +13,7 @@ import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final, get_type_hints
+from typing import Any, Final, get_args, get_origin, get_type_hints
 
 import msgspec
 from msgspec import Meta, Struct
@@ -22,6 +22,8 @@ from .errors import ConfigError, CryprqError
 
 _BARE_KEY: Final = re.compile("[A-Za-z0-9_-]{1,60}")
 _SIZE: Final = re.compile(r"([0-9]{1,15}) ?([KMGT]iB)?")
+MAX_TABLES: Final = 10_000
+"""Tables of one name, as [[rule]]."""
 _UNITS: Final = {None: 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 
 
@@ -125,17 +127,35 @@ def decode_table(
         if key not in hints:
             raise ConfigError(f"{source}: {prefix}{_shown(key)}: unknown key; {_advice(kind, key, prefix)}")
         hint, where = hints[key], f"{source}: {prefix}{key}"
-        if not _is_table(hint):
-            values[key] = _value(hint, raw, where, source.parent)
-        elif isinstance(raw, dict):
-            inner = decode_table(hint, raw, source, f"{prefix}{key}.")
-            try:
-                values[key] = hint(**inner)
-            except ConfigError as error:
-                raise ConfigError(f"{source}: {error}") from None
+        if (row := _row(hint)) is not None:
+            if not isinstance(raw, list):
+                raise ConfigError(f"{where}: expected tables, each under [[{prefix}{key}]], got {_kind(raw)}")
+            if len(raw) > MAX_TABLES:
+                raise ConfigError(f"{where}: at most {MAX_TABLES} of these tables are read, got {len(raw)}")
+            values[key] = tuple(
+                _table(row, each, source, f"{prefix}{key}[{number}]") for number, each in enumerate(raw, 1)
+            )
+        elif _is_table(hint):
+            values[key] = _table(hint, raw, source, f"{prefix}{key}")
         else:
-            raise ConfigError(f"{where}: expected a table, [{prefix}{key}], got {_kind(raw)}")
+            values[key] = _value(hint, raw, where, source.parent)
     return values
+
+
+def _table(kind: type[Struct], raw: object, source: Path, name: str) -> Struct:
+    """The struct that one table stands for; `name` is how errors call it."""
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{source}: {name}: expected a table, [{name}], got {_kind(raw)}")
+    inner = decode_table(kind, raw, source, f"{name}.")
+    missing = [
+        field.name for field in msgspec.structs.fields(kind) if field.required and field.name not in inner
+    ]
+    if missing:
+        raise ConfigError(f"{source}: {name}: {missing[0]} is missing; every one of these tables needs it")
+    try:
+        return kind(**inner)
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {name}: {error}" if "[" in name else f"{source}: {error}") from None
 
 
 def _value(hint: Any, raw: object, where: str, base: Path) -> Any:
@@ -167,6 +187,15 @@ def _text(mark: Text, raw: object, where: str, base: Path) -> Any:
 
 def _is_table(hint: Any) -> bool:
     return isinstance(hint, type) and issubclass(hint, Struct)
+
+
+def _row(hint: Any) -> type[Struct] | None:
+    """The struct of each table in a field that is a `tuple[Struct, ...]`."""
+    arguments = get_args(hint)
+    if get_origin(hint) is tuple and len(arguments) == 2 and _is_table(arguments[0]):
+        row: type[Struct] = arguments[0]
+        return row
+    return None
 
 
 # --- words ---
@@ -209,6 +238,7 @@ def _keys(kind: type[Struct]) -> Iterator[str]:
     """The dotted names of all keys; those of this table last, so that they win over a namesake further down."""
     hints = get_type_hints(kind)
     for name, hint in hints.items():
-        if _is_table(hint):
-            yield from (f"{name}.{inner}" for inner in _keys(hint))
+        table = hint if _is_table(hint) else _row(hint)
+        if table is not None:
+            yield from (f"{name}.{inner}" for inner in _keys(table))
     yield from hints

@@ -42,6 +42,7 @@ from .tasks import spawn
 
 _log = logging.getLogger(__name__)
 
+MAX_PAUSE: Final = 3600
 OWN_ADDRESSES_SECONDS: Final = 60.0
 """How often the exit looks which addresses this machine has."""
 
@@ -244,11 +245,13 @@ def _actions(system: System | None) -> dict[str, Action]:
             raise CryprqError("it does not run with --tun, so there is nothing to pause or confirm")
         return system
 
-    async def pause(seconds: int) -> dict[str, object]:
-        await wide().pause(seconds)
-        return {"paused": seconds}
+    async def pause(argument: str) -> dict[str, object]:
+        if not (argument.isascii() and argument.isdecimal()) or not 1 <= int(argument) <= MAX_PAUSE:
+            raise CryprqError(f"a pause has 1 to {MAX_PAUSE} seconds")
+        await wide().pause(int(argument))
+        return {"paused": int(argument)}
 
-    async def confirm(_: int) -> dict[str, object]:
+    async def confirm(_: str) -> dict[str, object]:
         wide().confirmed.set()
         return {"confirmed": True}
 

@@ -132,7 +132,8 @@ BAD = [
 def test_a_wrong_command_line_gets_one_sentence(
     arguments: list[str], words: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cryprq_proxy.cli.setup", lambda *_: None)  # pytest's own log handlers stay
+    for module in ("cli", "commands.roles"):
+        monkeypatch.setattr(f"cryprq_proxy.{module}.setup", lambda *_: None)  # pytest's own log handlers stay
     assert run_command(arguments) == 2
     out, err = capsys.readouterr()
     assert out == ""
@@ -222,10 +223,10 @@ def test_pause_and_confirm_without_anybody_to_ask(
 def test_the_commands_ask_the_running_client(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[tuple[str, int]] = []
+    asked: list[tuple[str, str]] = []
 
-    def query(path: Path, command: str, *, seconds: int = 0) -> dict[str, object]:
-        asked.append((command, seconds))
+    def query(path: Path, command: str, *, argument: str = "") -> dict[str, object]:
+        asked.append((command, argument))
         return {}
 
     monkeypatch.setattr("cryprq_proxy.control.query", query)
@@ -233,7 +234,7 @@ def test_the_commands_ask_the_running_client(
     file.write_text(f'peer = "{PEER}"\n')
     assert run_command(["pause", "5", "--config", str(file)]) == 0
     assert run_command(["confirm", "--config", str(file)]) == 0
-    assert asked == [("pause", 5), ("confirm", 0)]
+    assert asked == [("pause", "5"), ("confirm", "")]
     out, err = capsys.readouterr()
     assert "open for 5 s" in out and "confirmed" in out and err == ""
 
@@ -283,7 +284,8 @@ def test_what_a_leak_test_prints(
 def test_system_wide_mode_needs_root(
     arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cryprq_proxy.cli.setup", lambda *_: None)
+    for module in ("cli", "commands.roles"):
+        monkeypatch.setattr(f"cryprq_proxy.{module}.setup", lambda *_: None)
     monkeypatch.setattr("cryprq_proxy.system.os.geteuid", lambda: 1000)
     assert run_command(arguments) == 2
     assert "run it as root (sudo)" in complaint(capsys.readouterr().err)

@@ -221,7 +221,7 @@ def test_only_request_errors_leave_the_parser(line: bytes) -> None:
 
 def test_a_request_is_read() -> None:
     assert parse_request(b'{"command": "status"}\n') == Request("status")
-    assert parse_request(b'{"command": "pause", "seconds": 30}\n') == Request("pause", 30)
+    assert parse_request(b'{"command": "pause", "argument": "30"}\n') == Request("pause", "30")
 
 
 # --- commands ---
@@ -239,26 +239,26 @@ async def test_a_status_may_take_its_time(path: Path) -> None:
 
 
 async def test_actions(path: Path) -> None:
-    done: list[int] = []
+    done: list[str] = []
 
-    async def pause(seconds: int) -> dict[str, object]:
-        if seconds > 100:
+    async def pause(argument: str) -> dict[str, object]:
+        if argument == "long":
             raise CryprqError("a pause lasts 100 seconds at most")
-        done.append(seconds)
-        return {"paused": seconds}
+        done.append(argument)
+        return {"paused": argument}
 
     server = ControlServer(path, lambda: STATUS, {"pause": pause})
     await server.start()
-    assert await asyncio.to_thread(query, path, "pause", seconds=30) == {"paused": 30}
+    assert await asyncio.to_thread(query, path, "pause", argument="30") == {"paused": "30"}
     assert await asyncio.to_thread(query, path) == STATUS
     with pytest.raises(CryprqError, match="answers: a pause lasts 100 seconds at most"):
-        await asyncio.to_thread(query, path, "pause", seconds=200)
+        await asyncio.to_thread(query, path, "pause", argument="long")
     with pytest.raises(CryprqError, match="unknown command 'confirm'; known: pause, status"):
         await asyncio.to_thread(query, path, "confirm")
-    for line in (b'{"command":"pause","seconds":-1}\n', b'{"command":"pause","seconds":"1"}\n'):
+    for line in (b'{"command":"pause","argument":1}\n', b'{"command":"pause","argument":"%b"}\n' % (b"1" * 1025)):
         answer = await ask(path, line)
         assert isinstance(answer, dict) and list(answer) == ["error"]
-    assert done == [30]
+    assert done == ["30"]
     await server.stop()
 
 
@@ -276,8 +276,11 @@ class FakeSystem:
 async def test_pause_and_confirm_reach_system_wide_mode() -> None:
     system = FakeSystem()
     actions = _actions(system)  # type: ignore[arg-type]
-    assert await actions["pause"](5) == {"paused": 5}
-    assert await actions["confirm"](0) == {"confirmed": True}
+    assert await actions["pause"]("5") == {"paused": 5}
+    for wrong in ("", "0", "3601", "-1", "five", "\u0665"):
+        with pytest.raises(CryprqError, match="a pause has 1 to 3600 seconds"):
+            await actions["pause"](wrong)
+    assert await actions["confirm"]("") == {"confirmed": True}
     assert (system.pauses, system.confirmed.is_set()) == ([5], True)
 
 
@@ -286,7 +289,7 @@ async def test_without_system_wide_mode_there_is_nothing_to_pause_or_confirm() -
         with pytest.raises(
             CryprqError, match="it does not run with --tun, so there is nothing to pause or confirm"
         ):
-            await action(5)
+            await action("5")
 
 
 async def test_the_report_has_what_system_wide_mode_says() -> None:

@@ -1,0 +1,81 @@
+"""What several commands share: options that mean the same everywhere, and asking the running client or exit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from ..errors import ConfigError, CryprqError
+
+if TYPE_CHECKING:
+    from ..config import ClientConfig, ExitConfig
+
+FILE: Final = click.Path(path_type=Path)
+
+
+def config_option[F: Callable[..., Any]](command: F) -> F:
+    return click.option(
+        "--config", type=FILE, metavar="F", help="The configuration (default: in $XDG_CONFIG_HOME/cryprq/)."
+    )(command)
+
+
+def identity_option[F: Callable[..., Any]](command: F) -> F:
+    return click.option("--identity", metavar="F", help="The file of this side's keys; made on first use.")(
+        command
+    )
+
+
+def log_options[F: Callable[..., Any]](command: F) -> F:
+    command = click.option(
+        "--log-format", type=click.Choice(["text", "json"]), help="How the log on standard error looks."
+    )(command)
+    return click.option("-v", "--verbose", is_flag=True, help="Log everything.")(command)
+
+
+def log_flags(verbose: bool, log_format: str | None) -> dict[str, str | None]:
+    return {"log_level": "debug" if verbose else None, "log_format": log_format}
+
+
+def merged(context: click.Context, verbose: bool, log_format: str | None) -> dict[str, str | None]:
+    """-v and --log-format may stand before or behind the command."""
+    behind = log_flags(verbose, log_format)
+    return {name: value or context.obj[name] for name, value in behind.items()}
+
+
+def control_sockets(config: Path | None) -> list[Path]:
+    """The sockets to ask: that of the configuration, or those of the default ones and the default places."""
+    from ..config import load_client, load_exit
+    from ..places import control_sockets as usual_places
+
+    loaders: tuple[Callable[[Path | None], ClientConfig | ExitConfig], ...] = (load_client, load_exit)
+    errors, found = [], []
+    for load in loaders:
+        try:
+            found.append(load(config).control_socket)
+        except ConfigError as error:
+            errors.append(error)
+    if config is None:
+        return list(dict.fromkeys([*found, *usual_places()]))
+    if not found:
+        # It is a configuration of neither kind; its name tells which one it was meant to be.
+        raise errors[1 if "exit" in config.name else 0]
+    return found[:1]
+
+
+def ask(sockets: list[Path], command: str = "status", argument: str = "") -> list[dict[str, Any]]:
+    """The answers of all that answer. Raises CryprqError if nobody does."""
+    from ..control import query
+
+    answers, errors = [], []
+    for path in sockets:
+        try:
+            answers.append(query(path, command, argument=argument))
+        except CryprqError as error:
+            errors.append((not path.exists(), error))
+    if not answers:
+        # One that is there and does not answer tells more than one that is not there.
+        raise min(errors, key=lambda item: item[0])[1]
+    return answers
