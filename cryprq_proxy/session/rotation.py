@@ -31,6 +31,7 @@ from ..crypto.primitives import Cipher, Entropy, Provider
 from ..crypto.rekey import RekeyInitiator, answer_rekey
 from ..errors import CarrierError, CloseReason, HandshakeError, PeerError
 from .datagrams import Sideband
+from .epochs import EpochLedger
 from .records import RecordOpener, RecordSealer
 
 UNFINISHED: Final = 30.0
@@ -105,6 +106,8 @@ class Rotation:
         self._ready = ready
         self._sideband = sideband
         self._carrier = 0
+        self._carriers = 0
+        self._ledger = EpochLedger()
         self._forget()
         self.rotations = 0
 
@@ -133,13 +136,22 @@ class Rotation:
         self.frames: list[bytes] = []
         self.final: bytes | None = None
         self.paused = False
+        self._carriers += 1
+        self._ledger.begin(self._carriers, 0, cipher.name, now)
         self._sideband().epoch(cipher, 0, epoch, now)
 
-    def detach(self) -> None:
+    def detach(self, now: float) -> None:
         """The carrier is gone, and its keys with it."""
+        self._ledger.sealed(self.sealer)
+        self._ledger.opened(self.opener)
+        self._ledger.end(now)
         del self.sealer, self.opener, self._epoch
         self._carrier += 1  # what is still being computed for it comes to nothing
         self._forget()
+
+    def epochs(self, now: float) -> list[dict[str, Any]]:
+        """The ledger (epochs.py), newest first, with what the epoch in use has carried so far."""
+        return self._ledger.report(now, getattr(self, "sealer", None), getattr(self, "opener", None))
 
     def _forget(self) -> None:
         """Drop what is only needed while a rotation is under way."""
@@ -217,6 +229,7 @@ class Rotation:
         """`final` has been sealed: the next record is the first of the new epoch."""
         if self._next is None:
             return
+        self._ledger.sealed(self.sealer)
         epoch, self.sealer = self._next
         self._next = None
         self.final = None
@@ -264,6 +277,7 @@ class Rotation:
 
     def _take_answer(self, epoch: EpochSecrets, now: float) -> None:
         self.paused = False
+        self._ledger.opened(self.opener)
         self.opener = RecordOpener(self.cipher, epoch.exit_record)
         self._next = epoch, RecordSealer(self.cipher, epoch.client_record)
         self.final = wire.encode_bare(wire.SWITCH)
@@ -273,6 +287,7 @@ class Rotation:
     def _switch(self, now: float) -> None:
         if self._next_opener is None or self._pending is None:
             raise PeerError(CloseReason.REKEY, "the peer switched keys before it had the answer")
+        self._ledger.opened(self.opener)
         self.opener = self._next_opener
         self._begin(self._pending, now)
 
@@ -282,6 +297,7 @@ class Rotation:
         self.number += 1
         self.rotations += 1
         self.since = now
+        self._ledger.begin(self._carriers, self.number, self.cipher.name, now)
         self._asked_for = False
         self._state = State.IDLE
 
