@@ -3,7 +3,7 @@
     raise the limit of open files -> event loop -> role starts -> settle -> ... -> signal -> role stops -> threads end
 
 The first SIGINT or SIGTERM asks the role to stop in good order, the second one to do so at once; a third one meets the
-system's own handlers.
+system's own handlers. SIGHUP reads files again, or tells that the terminal is gone.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 from .errors import CryprqError
+from .notify import Notifier
 from .tasks import spawn
 
 _log = logging.getLogger(__name__)
@@ -33,20 +34,35 @@ LOOKUP_THREADS: Final = 4
 
 
 class Stop:
-    """What the signals ask for: `asked` in good order, then `urgent`."""
+    """What the signals ask for: `asked` in good order, then `urgent`; and `notifier`, which the manager of this process
+    is told by."""
 
-    def __init__(self) -> None:
+    def __init__(self, notifier: Notifier | None = None) -> None:
         self.asked = asyncio.Event()
         self.urgent = asyncio.Event()
+        self.notifier = notifier or Notifier()
+        self._reload: Callable[[], None] | None = None
+        self._terminal = False
+        self.reload: Callable[[], None] | None = None
+        """What SIGHUP does, once a role can read its files again."""
+        self._terminal = has_terminal()
+        self._stays = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 
     def listen(self) -> None:
         """Take the signals from now on."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._signal)
-        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-            # The terminal is closed. Not so with nohup(1); and the exit takes this signal for itself.
-            loop.add_signal_handler(signal.SIGHUP, self._signal)
+        loop.add_signal_handler(signal.SIGHUP, self._hang_up)
+
+    def _hang_up(self) -> None:
+        """SIGHUP has two meanings: the terminal is closed, which ends us unless nohup(1) says otherwise, or a person
+        wants the files to be read again."""
+        closed = self.reload is None or (self._terminal and not has_terminal())
+        if closed and not self._stays:
+            self._signal()
+        elif self.reload is not None:
+            self.reload()
 
     def _signal(self) -> None:
         if not self.asked.is_set():
@@ -111,9 +127,12 @@ async def _run(role: Callable[[Stop], Coroutine[Any, Any, None]]) -> None:
     # The loop looks up names on these; held here so that they can be let go without waiting for them.
     lookups = ThreadPoolExecutor(LOOKUP_THREADS, thread_name_prefix="lookup")
     asyncio.get_running_loop().set_default_executor(lookups)
-    stop = Stop()
+    stop = Stop(Notifier.from_environment())
     stop.listen()
-    await role(stop)
+    try:
+        await role(stop)
+    finally:
+        stop.notifier.close()
     lookups.shutdown(wait=False, cancel_futures=True)
     _end_with_threads()
 
@@ -134,6 +153,24 @@ def _end_with_threads() -> None:
                     with contextlib.suppress(OSError, ValueError, AttributeError):
                         stream.flush()
                 os._exit(0)
+
+
+def has_terminal() -> bool:
+    """Whether this process has a controlling terminal that is still there."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
+
+
+def has_terminal() -> bool:
+    """Whether this process has a controlling terminal. Once that is closed, it cannot be opened any more."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
 
 
 def settle() -> None:

@@ -11,11 +11,11 @@ import asyncio
 import errno
 import logging
 import os
-import signal
 import socket
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, contextmanager
+from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -335,7 +335,7 @@ async def run_exit(
         if network is not None:
             work = spawn(_until_one_ends(addresses, spawn(network.lost(), "exit's device")), "own addresses")
             stack.callback(work.cancel)
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _reload, exit, reload)
+        stop.reload = partial(_reload, exit, reload)
         settle()
         if not authorised:
             _log.warning(

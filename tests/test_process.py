@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import pty
 import resource
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 
@@ -133,3 +136,66 @@ async def test_work_that_ends_before_the_goal_raises_what_it_ended_with() -> Non
         await Stop().until(forever(), spawn(broken(), "link"))
     with pytest.raises(CryprqError, match="'link' ended unexpectedly"):
         await Stop().until(forever(), spawn(asyncio.sleep(0), "link"))
+
+
+_TELLS = """
+import asyncio, os, signal, sys
+from cryprq_proxy.process import Stop
+
+async def main():
+    if sys.stdin.isatty():
+        os.open(os.ttyname(0), os.O_RDWR)  # a session's leader gets its controlling terminal by this
+    if "nohup" in sys.argv:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    stop = Stop()
+    stop.reload = lambda: print("reload", flush=True)
+    stop.listen()
+    print("ready", flush=True)
+    await stop.asked.wait()
+    print("stop", flush=True)
+
+asyncio.run(main())
+"""
+
+
+@contextlib.contextmanager
+def telling(stdin: int, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """A process, in a session of its own, that says what a SIGHUP does."""
+    with subprocess.Popen(
+        [sys.executable, "-c", _TELLS, *arguments],
+        stdin=stdin,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment(),
+        start_new_session=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def said(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def test_a_hangup_without_a_terminal_reads_files_again() -> None:
+    with telling(subprocess.DEVNULL) as process:
+        assert said(process) == "ready"
+        process.send_signal(signal.SIGHUP)
+        assert said(process) == "reload"
+        process.send_signal(signal.SIGTERM)
+        assert said(process) == "stop"
+
+
+@pytest.mark.parametrize(("arguments", "end"), [([], "stop"), (["nohup"], "reload")])
+def test_a_hangup_is_a_stop_when_the_terminal_is_gone(arguments: list[str], end: str) -> None:
+    master, slave = pty.openpty()
+    with telling(slave, *arguments) as process:
+        os.close(slave)
+        assert said(process) == "ready"
+        process.send_signal(signal.SIGHUP)
+        assert said(process) == "reload"
+        os.close(master)  # the kernel sends SIGHUP to the session's leader
+        assert said(process) == end
