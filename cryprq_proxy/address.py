@@ -142,6 +142,14 @@ def canonical_host(raw: bytes) -> str:
         raise AddressError(f"{_shown(raw)} is neither a host name nor an address") from None
 
 
+def packed(host: str) -> bytes | None:
+    """The 4 or 16 bytes of an address literal (no brackets, no zone), None for anything else."""
+    try:
+        return inet_pton(AF_INET6 if ":" in host else AF_INET, host)
+    except (OSError, ValueError):
+        return None
+
+
 def parse_host_port(text: str, default_port: int | None = None) -> Destination:
     """Read "host:port" or "[v6]:port" and, where there is a `default_port`, "host", "[v6]" and "v6".
 

@@ -33,12 +33,14 @@ _UNITS: Final = {None: 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB":
 class Text(Struct, frozen=True):
     """Annotates a field that a person writes as a string (if `many`: as one, or as a list of them).
 
-    `parse` raises CryprqError; its text follows the place. `expected` completes "expected ..., got an integer".
+    `parse` raises CryprqError; its text follows the place. `expected` completes "expected ..., got an integer", unless
+    `integers` lets those stand for their decimal digits.
     """
 
     parse: Callable[[str], Any]
     expected: str
     many: bool = False
+    integers: bool = False
 
 
 def seconds(low: float, high: float) -> Meta:
@@ -176,6 +178,8 @@ def _value(hint: Any, raw: object, where: str, base: Path) -> Any:
 
 
 def _text(mark: Text, raw: object, where: str, base: Path) -> Any:
+    if mark.integers and isinstance(raw, int) and not isinstance(raw, bool) and abs(raw) < 10**18:
+        raw = str(raw)
     if not isinstance(raw, str):
         raise ConfigError(f"{where}: expected {mark.expected}, got {_kind(raw)}")
     try:

@@ -34,7 +34,8 @@ from pathlib import Path
 from typing import Final
 
 from ..errors import ConfigError
-from .rules import LAST_PORT, AddressSet, Network, Rule, RuleList, faces, normalise, parse_rule
+from ..rules.ranges import LAST_PORT, AddressSet, Network
+from .rules import Rule, RuleList, faces, normalise, parse_rule
 
 PRIVATE: Final = (
     "10.0.0.0/8",  # RFC 1918

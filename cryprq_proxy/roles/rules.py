@@ -1,35 +1,23 @@
 """Egress rules as a person writes them, compiled for one look-up per new connection.
 
-An address is an integer of its family, a list of rules a few sorted ranges per group of ports, and a look-up one
-bisection. Where an IPv6 address carries an IPv4 address, it has several `faces`, and egress.py judges each.
+An address is an integer of its family, a list of rules a few sorted ranges (rules/ranges.py) per group of ports, and
+a look-up one bisection. Where an IPv6 address carries an IPv4 address, it has several `faces`; egress.py judges each.
 """
 
 from __future__ import annotations
 
 import re
 import socket
-from bisect import bisect_right
 from collections.abc import Iterable, Sequence
-from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Final, NamedTuple
 
 from ..address import canonical_host
 from ..errors import ConfigError
+from ..rules.ranges import LAST_PORT, AddressSet, Face, Network, parse_network, parse_ports
 
-type Network = IPv4Network | IPv6Network
-
-LAST_PORT: Final = 65535
 _LOCAL_NAT64: Final = 0x0064_FF9B_0001
 _NUMBER: Final = re.compile(r"[0-9]+|0x[0-9a-f]*")
-_PORTS: Final = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?")
 _BRACKETED: Final = re.compile(r"\[([^\[\]]*)\](?::(.*))?")
-
-
-class Face(NamedTuple):
-    """An address as the policy compares it. `version` is 4 or 6."""
-
-    version: int
-    value: int
 
 
 def faces(ip: str) -> tuple[Face, ...]:
@@ -70,37 +58,6 @@ def _inside_local_nat64(value: int) -> Sequence[int]:
     return [inner for inner in (*shifted, value & 0xFFFF_FFFF) if inner >> 24] or [0]
 
 
-class Ranges:
-    """Networks of one version as sorted borders, where every second one ends a range: one bisection tells."""
-
-    __slots__ = ("_borders",)
-
-    def __init__(self, networks: Iterable[Network]) -> None:
-        self._borders: list[int] = []
-        for first, last in sorted((int(n.network_address), int(n.broadcast_address)) for n in networks):
-            if self._borders and first <= self._borders[-1]:
-                self._borders[-1] = max(self._borders[-1], last + 1)
-            else:
-                self._borders += first, last + 1
-
-    def __contains__(self, value: int) -> bool:
-        return bisect_right(self._borders, value) & 1 == 1
-
-
-class AddressSet:
-    """Networks of both versions."""
-
-    __slots__ = ("v4", "v6")
-
-    def __init__(self, networks: Iterable[Network]) -> None:
-        networks = list(networks)
-        self.v4 = Ranges(n for n in networks if n.version == 4)
-        self.v6 = Ranges(n for n in networks if n.version == 6)
-
-    def __contains__(self, face: Face) -> bool:
-        return face.value in (self.v4 if face.version == 4 else self.v6)
-
-
 class Rule(NamedTuple):
     """One entry of a list, decoded. Neither network nor name: any host."""
 
@@ -128,11 +85,13 @@ def parse_rule(entry: str, where: str = "egress rule") -> Rule:
         host, colon, rest = text.partition(":")
         ports = rest if colon else None
     try:
-        first, last = (1, LAST_PORT) if ports is None else _parse_ports(ports)
+        first, last = (1, LAST_PORT) if ports is None else parse_ports(ports)
         if not host.isascii():
             host = host.encode("idna").decode("ascii")
         if bracketed or ":" in host or "/" in host or _NUMBER.fullmatch(host.rpartition(".")[2].lower()):
-            network = _parse_network(host)
+            if host.isdecimal():
+                raise ValueError("a port alone is written with a colon before it")
+            network = parse_network(host)
             if bracketed and network.version == 4:
                 raise ValueError("only IPv6 addresses stand in brackets")
             return Rule(network, "", first, last)
@@ -145,36 +104,6 @@ def parse_rule(entry: str, where: str = "egress rule") -> Rule:
             " *.name, with :PORT or :FROM-TO behind it or alone, like 10.0.0.0/8, *.example.com, :25 or"
             " [2001:db8::/32]:80-90"
         ) from None
-
-
-def _parse_ports(text: str) -> tuple[int, int]:
-    match = _PORTS.fullmatch(text)
-    if not match:
-        raise ValueError("a port is a number, a range two numbers with a hyphen")
-    first = int(match[1])
-    last = int(match[2] or match[1])
-    if not 1 <= first <= last <= LAST_PORT:
-        raise ValueError("ports go from 1 to 65535, and a range begins with the lower one")
-    return first, last
-
-
-def _parse_network(text: str) -> Network:
-    address, slash, length = text.partition("/")
-    if "%" in address:
-        raise ValueError("an address here has no zone")
-    if slash and not (length.isascii() and length.isdecimal()):
-        raise ValueError("a CIDR ends in a number of bits")
-    if address.isdecimal():
-        raise ValueError("a port alone is written with a colon before it")
-    try:
-        return ip_network(text)
-    except ValueError:
-        pass
-    try:
-        wider = ip_network(text, strict=False)
-    except ValueError:
-        raise ValueError("no valid IP address or CIDR") from None
-    raise ValueError(f"it has bits set behind its prefix; write {wider}")
 
 
 def _parse_name(text: str) -> str:

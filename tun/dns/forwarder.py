@@ -66,6 +66,10 @@ def boot_clock() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
 
 
+type Blocked = Callable[[bytes], bool]
+"""Whether a name has no answer."""
+
+
 @dataclass(slots=True)
 class Counters:
     """Since the start. Each question counts once as `questions`, and in at most one of those up to `malformed`."""
@@ -115,8 +119,11 @@ class Forwarder:
         split: SuffixTable[Group],
         blocklist: Blocklist,
         clock: Callable[[], float] = boot_clock,
+        blocked: Blocked | None = None,
     ) -> None:
+        """`blocked` is asked beside the blocklist: for names in lower-case wire form."""
         self._settings = settings
+        self._blocked = blocked
         self._upstream = upstream
         self._split = split
         self._blocklist = blocklist
@@ -149,7 +156,7 @@ class Forwarder:
         if local is not None:
             counters.local += 1
             return encode(_local_answer(query, local), query, limit)
-        if self._blocklist.blocks(query.name):
+        if self._blocklist.blocks(query.name) or (self._blocked is not None and self._blocked(query.name)):
             counters.blocked += 1
             return encode(self._blocked_answer(query), query, limit, ede=EDE_BLOCKED)
         if query.rdtype == AAAA and not self._ipv6:

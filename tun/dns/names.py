@@ -21,6 +21,7 @@ MAX_WIRE: Final = 255
 """RFC 1035 section 2.3.4."""
 
 _NAME: Final = re.compile(rb"[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*")
+_ODD: Final = re.compile(rb"[^a-z0-9_-]")
 _LENGTHS: Final = [bytes((length,)) for length in range(64)]
 
 
@@ -46,6 +47,19 @@ def from_ascii(name: bytes) -> bytes | None:
     if not _NAME.fullmatch(name) or len(name) > MAX_WIRE - 2:
         return None
     return b"".join([_LENGTHS[len(label)] + label for label in name.split(b".")]) + b"\0"
+
+
+def to_host(wire: bytes) -> str:
+    """The text of a lower-case wire form, as hosts are written elsewhere in the program.
+
+    Characters that no host name has become "?", so that nobody's name is mistaken for another one, and what is above
+    it still counts.
+    """
+    labels, at = [], 0
+    while length := wire[at]:
+        labels.append(_ODD.sub(b"?", wire[at + 1 : at + 1 + length]))
+        at += 1 + length
+    return b".".join(labels).decode("ascii")
 
 
 def suffixes(wire: bytes) -> Iterator[bytes]:

@@ -10,7 +10,7 @@ from cryprq_proxy.errors import ConfigError
 from cryprq_proxy.roles.bytestream import ByteStream
 
 from .blocklist import Blocklist, load
-from .forwarder import Forwarder, boot_clock
+from .forwarder import Blocked, Forwarder, boot_clock
 from .framed import FramedUpstream, OpenStream, Upstream
 from .https import HttpsUpstream
 from .messages import PADDING
@@ -80,11 +80,12 @@ def build(
     blocklist: Blocklist | None = None,
     context: ssl.SSLContext | None = None,
     clock: Callable[[], float] = boot_clock,
+    blocked: Blocked | None = None,
 ) -> Forwarder:
     """A forwarder whose every stream is opened by `resolver` (the exit's resolver, DNS over TCP framing) or `connect`.
 
     `blocklist` saves reading the files here, which blocks for a second or two when they are large: `load` them on a
-    thread. `context` replaces the system's certificate authorities. Raises `ConfigError`.
+    thread. `blocked` is asked beside it. `context` replaces the system's certificate authorities. Raises `ConfigError`.
     """
     maker = _Maker(resolver, connect, context)
 
@@ -104,5 +105,5 @@ def build(
     if blocklist is None:
         blocklist = load(settings.blocklists, settings.block, settings.allow)
     return Forwarder(
-        settings, group(settings.upstreams, "dns.upstreams"), SuffixTable(split), blocklist, clock
+        settings, group(settings.upstreams, "dns.upstreams"), SuffixTable(split), blocklist, clock, blocked
     )

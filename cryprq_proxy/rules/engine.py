@@ -1,0 +1,200 @@
+"""All rules together: one decision per connection, whatever the number of rules and of names in their lists.
+
+Each rule is a bit, the first rule the lowest one. Names, networks and ports are each looked up once, in tables whose
+answers are masks of such bits; a connection belongs to the lowest bit that its host and its port have in common.
+
+    host   a dictionary of names, one of suffixes, patterns by the suffix they end in, hashes for lists;
+           for an address literal one bisection
+    port   one bisection
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from ..address import packed
+from . import lists
+from .lists import ListedNames, Problem, Progress
+from .ranges import LAST_PORT, Steps, spans
+from .syntax import Action, Rule, Verdict, shown
+
+_MAPPED: Final = bytes(10) + b"\xff\xff"
+
+
+class Decision(NamedTuple):
+    """What becomes of a connection, and why."""
+
+    action: Action
+    rule: str
+    """What people read: the rule's name, "rule 3", or "default"."""
+    index: int  # type: ignore[assignment]  # of `tuple.index` nobody needs the name
+    """That of the rule; -1 for the default."""
+
+
+class RuleSet:
+    """Rules that are ready to decide. Never changes, so it may be replaced while others use it."""
+
+    __slots__ = (
+        "_any_host",
+        "_below",
+        "_decisions",
+        "_listed",
+        "_names",
+        "_patterns",
+        "_ports",
+        "_v4",
+        "_v6",
+        "default",
+        "rules",
+    )
+
+    def __init__(self, rules: Sequence[Rule], default: Action, listed: ListedNames = lists.NOTHING) -> None:
+        """`listed` are the names of the rules' lists; `load_rules` reads them."""
+        self.rules = tuple(rules)
+        self.default = default
+        self._listed = listed
+        self._decisions = [
+            Decision(each, shown(self.rules, index), index)
+            for index, each in [*enumerate(rule.action for rule in self.rules), (-1, default)]
+        ]
+        self._any_host = sum(bit for bit, rule in _bits(rules) if rule.any_host)
+        self._names: dict[str, int] = {}
+        self._below: dict[str, int] = {}
+        self._patterns: dict[str, _Patterns] = {}
+        for bit, rule in _bits(rules):
+            for domain in rule.domains:
+                self._add_domain(domain, bit)
+        for patterns in self._patterns.values():
+            patterns.seal()
+        self._v4 = Steps((bit, spans(rule.cidrs, 4)) for bit, rule in _bits(rules))
+        self._v6 = Steps((bit, spans(rule.cidrs, 6)) for bit, rule in _bits(rules))
+        self._ports = Steps((bit, rule.ports or ((0, LAST_PORT),)) for bit, rule in _bits(rules))
+
+    def _add_domain(self, domain: str, bit: int) -> None:
+        if domain.startswith("."):
+            self._names[domain[1:]] = self._names.get(domain[1:], 0) | bit
+            self._below[domain[1:]] = self._below.get(domain[1:], 0) | bit
+        elif "*" not in domain:
+            self._names[domain] = self._names.get(domain, 0) | bit
+        elif domain.startswith("*.") and "*" not in domain[2:]:
+            self._below[domain[2:]] = self._below.get(domain[2:], 0) | bit
+        else:
+            # Only names that end like the pattern need to be compared with it. What follows the last star may begin
+            # in the middle of a label; whole labels can be looked up.
+            ending = domain.rpartition("*")[2].partition(".")[2]
+            self._patterns.setdefault(ending, _Patterns()).add(bit, domain)
+
+    @property
+    def problems(self) -> Sequence[Problem]:
+        """Broken lines of lists that were passed over, at most 20 of them."""
+        return self._listed.problems
+
+    @property
+    def broken(self) -> int:
+        """How many lines of lists were passed over."""
+        return self._listed.broken
+
+    @property
+    def listed(self) -> int:
+        """How many names the lists hold, exceptions included."""
+        return len(self._listed)
+
+    def decide(self, host: str, port: int) -> Decision:
+        """What becomes of a connection to `host`, canonical as in a `Destination`. Takes microseconds."""
+        mask = (self._host(host) | self._any_host) & self._ports[port]
+        return self._decisions[(mask & -mask).bit_length() - 1]
+
+    def _host(self, host: str) -> int:
+        """The rules whose domains, networks or lists hold `host`."""
+        address = None
+        if ":" in host or host[-1:].isdecimal():
+            address = packed(host)
+        if address is not None:
+            if len(address) == 16 and address.startswith(_MAPPED):
+                address = address[12:]
+            return (self._v4 if len(address) == 4 else self._v6)[int.from_bytes(address)]
+        found = self._names.get(host, 0)
+        if self._below:
+            dot = host.find(".")
+            while dot >= 0:
+                found |= self._below.get(host[dot + 1 :], 0)
+                dot = host.find(".", dot + 1)
+        if self._patterns:
+            found |= self._matching(host)
+        if self._listed:
+            found |= self._listed.mask(host)
+        return found
+
+    def _matching(self, host: str) -> int:
+        """The rules that have a pattern which matches `host`."""
+        found, ending = 0, host
+        while True:
+            if ending in self._patterns:
+                found |= self._patterns[ending].mask(host)
+            if not ending:
+                return found
+            ending = ending.partition(".")[2]
+
+    def in_lists(self, index: int, host: str) -> bool:
+        """Whether the lists of rule `index` hold the name `host`, and no exception of theirs does."""
+        return bool(self._listed.mask(host) >> index & 1)
+
+
+def _bits(rules: Sequence[Rule]) -> list[tuple[int, Rule]]:
+    return [(1 << index, rule) for index, rule in enumerate(rules)]
+
+
+class _Patterns:
+    """Domains with * that end alike. One regular expression for all says that none matches, as nearly always."""
+
+    __slots__ = ("_any", "_each")
+
+    def __init__(self) -> None:
+        self._each: list[tuple[int, re.Pattern[str]]] = []
+
+    def add(self, bit: int, domain: str) -> None:
+        """Only before `seal`."""
+        self._each.append((bit, pattern(domain)))
+
+    def seal(self) -> None:
+        self._any = re.compile("|".join(each.pattern for _, each in self._each), re.DOTALL).fullmatch
+
+    def mask(self, host: str) -> int:
+        found = 0
+        if self._any(host):
+            for bit, each in self._each:
+                if not found & bit and each.fullmatch(host):
+                    found |= bit
+        return found
+
+
+def pattern(domain: str) -> re.Pattern[str]:
+    """A domain with * as a regular expression for the whole name.
+
+    Each run between two stars is taken where it comes first (atomic groups): enough to find a match, and time grows
+    with the length of the name only, however many stars there are.
+    """
+    first, *middle, last = map(re.escape, domain.split("*"))
+    return re.compile(first + "".join(f"(?>.*?{each})" for each in middle if each) + ".*" + last, re.DOTALL)
+
+
+def load_rules(rules: Sequence[Rule], default: Action, *, progress: Progress | None = None) -> RuleSet:
+    """Read the lists of all rules; takes a second or two for a million lines, so not on the event loop.
+
+    `progress` gets the bytes that are read and those that there are. Broken lines are in `problems`. Raises
+    ConfigError for a list that cannot be read, and for more than `lists.MAX_NAMES` names in all of them.
+    """
+    masks: dict[Path, int] = {}
+    for bit, rule in _bits(rules):
+        for path in rule.lists:
+            masks[path] = masks.get(path, 0) | bit
+    if not masks:
+        return RuleSet(rules, default)
+    return RuleSet(rules, default, lists.load(list(masks), list(masks.values()), progress))
+
+
+EVERYTHING: Final = RuleSet((), Action(Verdict.TUNNEL))
+"""No rules: everything goes through the tunnel."""

@@ -1,0 +1,65 @@
+"""A decision in words: what the proxy does with a connection, by which rule, and which part of that rule holds it.
+
+rules/pac.py and system-wide mode have the words for what they make of the same rules.
+"""
+
+from __future__ import annotations
+
+from ..address import packed
+from .engine import RuleSet
+from .ranges import LAST_PORT
+from .syntax import Action, Rule, Verdict
+
+
+def explain(rules: RuleSet, host: str, port: int) -> str:
+    """One sentence about `host`, canonical as in a `Destination`."""
+    decision = rules.decide(host, port)
+    what = _what(decision.action)
+    if decision.index < 0:
+        return f"the proxy {what}, by default: no rule applies"
+    reason = _reason(rules, decision.index, host, port)
+    return f"the proxy {what}, by {decision.rule}: {reason}"
+
+
+def _what(action: Action) -> str:
+    match action.verdict:
+        case Verdict.TUNNEL:
+            return "sends it through the tunnel"
+        case Verdict.EXIT:
+            return f"sends it through the exit {action.exit}"
+        case Verdict.DIRECT:
+            return "connects directly, past the tunnel"
+        case Verdict.BLOCK:
+            return "refuses it"
+
+
+def _reason(rules: RuleSet, index: int, host: str, port: int) -> str:
+    """Which part of a rule that applies does so, host first."""
+    rule = rules.rules[index]
+    address = packed(host) is not None
+    for domain in () if address else rule.domains:
+        if _holds(Rule(action=rule.action, domains=(domain,)), host, port):
+            return f"its domain {domain} holds the name"
+    for network in rule.cidrs if address else ():
+        if _holds(Rule(action=rule.action, cidrs=(network,)), host, port):
+            return f"its network {network} holds the address"
+    if rule.lists and rules.in_lists(index, host):
+        return f"{_files(rule)} the name"
+    for first, last in rule.ports:
+        if first <= port <= last:
+            return (
+                f"its port {first} is this one"
+                if first == last
+                else f"its ports {first}-{last} hold this one"
+            )
+    return f"it is about every port from 1 to {LAST_PORT} of every host"
+
+
+def _holds(part: Rule, host: str, port: int) -> bool:
+    return RuleSet([part], part.action).decide(host, port).index == 0
+
+
+def _files(rule: Rule) -> str:
+    if len(rule.lists) == 1:
+        return f"its list {rule.lists[0].name} holds"
+    return f"one of its {len(rule.lists)} lists holds"

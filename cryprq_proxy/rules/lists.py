@@ -1,0 +1,316 @@
+"""Files of names, with up to millions of lines: the one parser of lists, and the table of their names.
+
+Three formats, line by line, also mixed in one file:
+
+    0.0.0.0 ads.example tracker.example     as in a hosts file: exactly these names
+    ads.example    .ads.example             plain domains: the name and everything below it
+    *.ads.example                           everything below it, not the name itself
+    ||ads.example^                          as in filter lists of browsers: the name and everything below it
+    @@||ok.ads.example^                     an exception: not this name, nor anything below it
+
+`#` begins a comment at the beginning of a line or behind a space, `!` a whole line. What else filter lists hold (paths,
+options, parts of pages) says nothing about a host alone. The files are the person's own, but often come from strangers:
+a line that makes no sense is reported, and the rest counts.
+
+Only hashes are kept: 62 bits of Python's own keyed hash of the name and two bits of the kind of entry, sorted in an
+array of machine words, with the number of the file beside it, and where in the array each value of the highest bits
+begins. That is 14 to 18 bytes for a name where a set of strings takes 100, and by chance one name in 10^12 is found for
+another.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from array import array
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, groupby
+from pathlib import Path
+from typing import BinaryIO, Final
+
+from ..address import MAX_NAME
+from ..errors import ConfigError
+
+MAX_NAMES: Final = 4_000_000
+"""Over all files: 60 MB, and 300 MB for a moment while they are sorted."""
+MAX_FILES: Final = 1 << 16
+MAX_FILE: Final = 1 << 28
+"""Bytes in a file: those of 4,000,000 long lines."""
+MAX_LINE: Final = 4096
+"""Bytes; longer lines count as broken."""
+MAX_PROBLEMS: Final = 20
+"""Broken lines that are described; the others are counted."""
+
+EXACT, TREE, BELOW, ALLOWED = range(4)
+"""The kinds of entries: the name, the name and all below, all below, an exception for the name and all below."""
+
+_CHUNK: Final = 1 << 18
+_PIECES: Final = 1 << 8
+_PIECE_SHIFT: Final = 64 - 8
+
+# A host name in lower-case ASCII. No top-level domain is a number: this is an address, or a wrong cut.
+_NAME: Final = rb"(?:[a-z0-9_-]{1,63}\.)*(?!(?:[0-9]+|0x[0-9a-f]*)(?:[\s.^]|\Z))[a-z0-9_-]{1,63}"
+_HOST: Final = re.compile(_NAME)
+# Nearly every line of nearly every list is one of these; group 1 decides about the kind.
+_COMMON: Final = re.compile(
+    rb"(0\.0\.0\.0[ \t]+|127\.0\.0\.1[ \t]+|@@\|\||\|\||\*\.|\.|)(" + _NAME + rb")\.?(\^?)\s*"
+)
+_KINDS: Final = {b"||": TREE, b"@@||": ALLOWED, b"*.": BELOW, b".": TREE, b"": TREE}
+_COMMENT: Final = re.compile(rb"(?:\A|\s)#.*")
+
+# What hosts files say of the machine itself.
+_ITSELF: Final = frozenset(
+    (
+        *(b"localhost", b"localhost.localdomain", b"local", b"broadcasthost", b"0.0.0.0"),
+        *(b"ip6-localhost", b"ip6-loopback", b"ip6-localnet", b"ip6-mcastprefix"),
+        *(b"ip6-allnodes", b"ip6-allrouters", b"ip6-allhosts"),
+    )
+)
+_SINKS: Final = frozenset((b"0.0.0.0", b"127.0.0.1", b"::", b"::1", b"0"))
+# hosts files from systems carry these lines as well
+_SYSTEM: Final = frozenset(
+    (b"255.255.255.255", b"fe80::1%lo0", b"ff00::0", b"ff02::1", b"ff02::2", b"ff02::3")
+)
+
+type Progress = Callable[[int, int], None]
+"""Called with the bytes that are read and those that there are, some times a second."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A line that was passed over."""
+
+    path: Path
+    line: int
+    text: str
+    """What is wrong with it."""
+
+    def __str__(self) -> str:
+        return f"{self.path}, line {self.line}: {self.text}"
+
+
+class ListedNames:
+    """The names of some files. Filled by `add` and `read`, closed by `seal`, then only asked."""
+
+    __slots__ = ("_half", "_keys", "_masks", "_shift", "_sources", "_starts", "broken", "problems")
+
+    def __init__(self) -> None:
+        self._keys = array("q")
+        self._sources = array("H")
+        self._masks: Sequence[int] = ()
+        self._starts = array("I")
+        self._shift = self._half = 0
+        self.problems: list[Problem] = []
+        """The first `MAX_PROBLEMS` broken lines."""
+        self.broken = 0
+        """How many there were."""
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def add(self, entry: str, source: int, *, allowed: bool = False) -> None:
+        """Take one name, spelled as in a list of plain domains, for the file with the number `source`.
+
+        Raises ValueError with a text for a person.
+        """
+        kind, name = parse_plain(entry.encode("utf-8", "replace").lower())
+        self._append(ALLOWED if allowed else kind, name, source)
+
+    def _append(self, kind: int, name: bytes, source: int) -> None:
+        self._keys.append(hash(name) & ~3 | kind)
+        self._sources.append(source)
+
+    def read(self, file: BinaryIO, path: Path, source: int, progress: Callable[[int], None]) -> None:
+        """Take all lines of a file; `progress` gets the bytes of each part. Raises ConfigError for too many names."""
+        number = 0
+        rest = file.read(3).removeprefix(b"\xef\xbb\xbf")
+        while chunk := file.read(_CHUNK):
+            lines = (rest + chunk).lower().split(b"\n")
+            rest = lines.pop()[: MAX_LINE + 1]
+            self._take_lines(lines, path, number, source)
+            number += len(lines)
+            if len(self) > MAX_NAMES:
+                raise ConfigError(
+                    f"the lists hold more than {MAX_NAMES} names at {path}, line {number}; use shorter ones"
+                )
+            progress(len(chunk))
+        self._take_lines([rest.lower()], path, number, source)
+
+    def _take_lines(self, lines: Iterable[bytes], path: Path, number: int, source: int) -> None:
+        """`number` is that of the line before. This loop is what loading a list costs."""
+        common, kinds = _COMMON.fullmatch, _KINDS
+        keys, sources = self._keys.append, self._sources.append
+        for line in lines:
+            number += 1
+            match = common(line) if len(line) <= MAX_NAME else None
+            if match:
+                before, name, after = match.groups()
+                kind = kinds.get(before, EXACT)
+                if (before[-1:] == b"|") == (after == b"^") and not (kind == EXACT and name in _ITSELF):
+                    keys(hash(name) & ~3 | kind)
+                    sources(source)
+                    continue
+            wrong = self._take(line, source) if len(line) <= MAX_LINE else "the line is too long"
+            if wrong:
+                self.broken += 1
+                if len(self.problems) < MAX_PROBLEMS:
+                    self.problems.append(Problem(path, number, wrong))
+
+    def _take(self, line: bytes, source: int) -> str:
+        """The names of one lower-case line; what is wrong with it, or nothing."""
+        words = _COMMENT.sub(b"", line).split()
+        if not words or words[0] in _SYSTEM or words[0].startswith(b"!"):
+            return ""
+        if words[0].startswith(b"[") and words[-1].endswith(b"]"):  # "[Adblock Plus 2.0]"
+            return ""
+        first, *names = words
+        try:
+            if first in _SINKS and names:
+                for name in names:
+                    if name not in _ITSELF:
+                        self._append(EXACT, _to_host(name), source)
+            elif names:
+                return f"{_shown(first)} is followed by something, but is not 0.0.0.0, 127.0.0.1, :: or ::1"
+            elif first.startswith((b"||", b"@@||")) and first.endswith(b"^"):
+                kind = ALLOWED if first.startswith(b"@@") else TREE
+                self._append(kind, _to_host(first[:-1].removeprefix(b"@@")[2:]), source)
+            else:
+                self._append(*parse_plain(first), source)
+        except ValueError as error:
+            return str(error)
+        return ""
+
+    def seal(self, masks: Sequence[int]) -> None:
+        """Sort all names. `masks` has the bits that `mask` gives for the names of each source."""
+        # In many small pieces: one sort of all would hold up the other threads of the process for a second.
+        pieces: list[list[int]] = [[] for _ in range(_PIECES)]
+        for key, source in zip(self._keys, self._sources, strict=True):
+            pieces[key >> _PIECE_SHIFT].append(key << 16 | source)
+        self._keys, self._sources = array("q"), array("H")
+        for number in range(-_PIECES // 2, _PIECES // 2):  # hashes have signs
+            piece = pieces[number]
+            piece.sort()
+            for each, _ in groupby(piece):  # without repetitions, of which a look-up would read all
+                self._keys.append(each >> 16)
+                self._sources.append(each & 0xFFFF)
+            piece.clear()
+        # About as many buckets as names: a look-up reads one or two names, or finds that its bucket is empty.
+        bits = max(len(self).bit_length() - 1, 1)
+        self._shift, self._half = 64 - bits, 1 << (bits - 1)
+        counts = array("I", bytes(4 * ((1 << bits) + 1)))
+        for key in self._keys:
+            counts[(key >> self._shift) + self._half + 1] += 1
+        self._starts = array("I", accumulate(counts))
+        self._masks = masks
+
+    def mask(self, host: str) -> int:
+        """The bits of all sources that list `host`, a lower-case A-label name."""
+        if not self._keys:
+            return 0
+        name = host.encode("ascii", "replace")
+        keys, starts, shift, half = self._keys, self._starts, self._shift, self._half
+        found = allowed = 0
+        itself = True
+        while name:
+            key = hash(name) & ~3
+            bucket = (key >> shift) + half
+            at, end = starts[bucket], starts[bucket + 1]
+            while at < end:
+                kind = keys[at] ^ key
+                if kind > ALLOWED or kind < EXACT:
+                    pass  # another name
+                elif kind == ALLOWED:
+                    allowed |= self._masks[self._sources[at]]
+                elif kind == TREE or (kind == EXACT) == itself:
+                    found |= self._masks[self._sources[at]]
+                at += 1
+            itself = False
+            name = name.partition(b".")[2]
+        return found & ~allowed
+
+
+NOTHING: Final = ListedNames()
+
+
+def load(paths: Sequence[Path], masks: Sequence[int], progress: Progress | None = None) -> ListedNames:
+    """Read each file once; `masks` has the bits for the names of each. About a second per million lines.
+
+    Raises ConfigError for a file that cannot be read, and for more than `MAX_NAMES` names in all of them.
+    """
+    names = ListedNames()
+    read_files(names, paths, progress)
+    names.seal(masks)
+    return names
+
+
+def read_files(names: ListedNames, paths: Sequence[Path], progress: Progress | None = None) -> None:
+    """As `load`, of one that is filled from elsewhere as well: the number of the source is the index in `paths`."""
+    if len(paths) > MAX_FILES:
+        raise ConfigError(
+            f"{len(paths)} lists are named, and at most {MAX_FILES} are read; join some of them"
+        )
+    done, total = 0, sum(map(_size, paths))
+
+    def read(count: int) -> None:
+        nonlocal done
+        done += count
+        if progress is not None:
+            progress(min(done, total), total)
+
+    for source, path in enumerate(paths):
+        try:
+            with path.open("rb") as file:
+                names.read(file, path, source, read)
+        except OSError as error:
+            raise _unreadable(path, error.strerror) from None
+    if progress is not None:
+        progress(total, total)
+
+
+def _size(path: Path) -> int:
+    """Bytes in a file. Raises ConfigError if it is none: devices and pipes may have no end."""
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, getattr(error, "strerror", "") or "no such file") from None
+    if stat.S_ISDIR(found.st_mode):
+        raise _unreadable(path, "Is a directory")
+    if not stat.S_ISREG(found.st_mode):
+        raise _unreadable(path, "it is no regular file")
+    if found.st_size > MAX_FILE:
+        raise _unreadable(path, f"it has more than {MAX_FILE >> 20} MiB")
+    return found.st_size
+
+
+def _unreadable(path: Path, reason: str | None) -> ConfigError:
+    return ConfigError(f"the list {path} cannot be read: {reason}")
+
+
+# --- words ---
+
+
+def parse_plain(word: bytes) -> tuple[int, bytes]:
+    """Kind and name of a lower-case word in a list of plain domains. Raises ValueError with a text for a person."""
+    if word.startswith(b"*."):
+        return BELOW, _to_host(word[2:], word)
+    return TREE, _to_host(word.removeprefix(b"."), word)
+
+
+def _to_host(word: bytes, whole: bytes = b"") -> bytes:
+    """The name in lower-case A-labels, without a dot at its end. Raises ValueError; its text shows `whole`."""
+    name = word
+    if not word.isascii():
+        try:
+            name = word.decode("utf-8").lower().encode("idna").lower()
+        except UnicodeError:
+            name = b""
+    name = name.removesuffix(b".")
+    if len(name) > MAX_NAME or not _HOST.fullmatch(name):
+        raise ValueError(f"{_shown(whole or word)} is not a domain")
+    return name
+
+
+def _shown(word: bytes) -> str:
+    return ascii(word[:60].decode("utf-8", "replace"))
