@@ -1,25 +1,27 @@
-"""From a connected socket to a carrier's first keys: the handshake's flights and the exit's verdict on them.
+"""From a connection to a carrier's first keys: the handshake's flights and the exit's verdict on them.
 
 Each flight stands behind its length, u16. After the third, the exit's first record says ACCEPT (a new session),
 RESUMED (the session that the client named goes on), NO_SESSION (it does not, this is a new one) or CLOSE. Until the
 exit knows whom it talks to, it reads no further than the third flight, and on any error it says nothing.
+
+The client goes in two steps. After `meet_exit` it knows that the right exit is on the other side, and the exit has not
+heard who asks; so several connections may come that far at a time. `admit_client` goes on with one of them.
 """
 
 from __future__ import annotations
 
-import asyncio
-import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
 
 from .. import wire
 from ..crypto.handshake import LENGTH, SECOND_SIZE, ClientHandshake, Established
-from ..crypto.payloads import ResumeRequest, resume_proof
+from ..crypto.payloads import InviteClaim, ResumeRequest, resume_proof
 from ..crypto.primitives import constant_time_equal
 from ..errors import CarrierError, CloseReason, HandshakeError, PeerError
 from ..session.records import HEADER, MAX_RECORD, TAG, RecordOpener, RecordSealer
 from ..session.session import Session
+from .pipe import Pipe
 
 MAX_VERDICT: Final = 64
 """Bytes of frames in the exit's first record at most."""
@@ -41,73 +43,64 @@ class Admission:
     resumed: int | None
 
 
-async def read_exactly(sock: socket.socket, size: int) -> bytes:
-    """Exactly `size` bytes of a non-blocking socket; raises CarrierError if it ends or breaks before."""
-    loop = asyncio.get_running_loop()
-    parts = bytearray()
-    while len(parts) < size:
-        try:
-            part = await loop.sock_recv(sock, size - len(parts))
-        except OSError as error:
-            raise CarrierError(CloseReason.TIMED_OUT, f"the connection broke: {error.strerror}") from None
-        if not part:
-            raise CarrierError(
-                CloseReason.TIMED_OUT, "the other side ended the connection during the handshake"
-            )
-        parts += part
-    return bytes(parts)
-
-
-async def read_flight(sock: socket.socket, sizes: range) -> bytes:
-    """One flight; raises HandshakeError for a length outside of `sizes`, CarrierError if the socket ends."""
-    (size,) = LENGTH.unpack(await read_exactly(sock, LENGTH.size))
+async def read_flight(pipe: Pipe, sizes: range) -> bytes:
+    """One flight; raises HandshakeError for a length outside of `sizes`, CarrierError if the connection ends."""
+    (size,) = LENGTH.unpack(await pipe.read_exactly(LENGTH.size))
     if size not in sizes:
         raise HandshakeError("a flight of impossible length arrived")
-    return await read_exactly(sock, size)
-
-
-async def write(sock: socket.socket, data: bytes) -> None:
-    """All of `data`; raises CarrierError if the socket breaks."""
-    try:
-        await asyncio.get_running_loop().sock_sendall(sock, data)
-    except OSError as error:
-        raise CarrierError(CloseReason.TIMED_OUT, f"the connection broke: {error.strerror}") from None
+    return await pipe.read_exactly(size)
 
 
 def frame_flight(flight: bytes) -> bytes:
     return LENGTH.pack(len(flight)) + flight
 
 
-async def admit_client(
-    sock: socket.socket, handshake: ClientHandshake, session: Session | None, attempt: int, offload: Offload
-) -> Admission:
-    """The client's side. `session` is the one to resume, with the number of this attempt (from 1, rising).
+async def meet_exit(pipe: Pipe, handshake: ClientHandshake, offload: Offload) -> None:
+    """The client's first two flights. Raises HandshakeError if the exit is not the pinned one, CarrierError if the
+    connection ends. The caller bounds the time."""
+    await pipe.write(frame_flight(await offload(handshake.write_first)))
+    second = await read_flight(pipe, SECOND_SIZE)
 
-    Raises HandshakeError if the exit is not the pinned one, CarrierError if the connection ends, PeerError
-    (NOT_AUTHORISED and others) if the exit says no. The caller bounds the time.
+    def read() -> bytes:
+        handshake.read_second(second)
+        return b""
+
+    await offload(read)
+
+
+async def admit_client(
+    pipe: Pipe,
+    handshake: ClientHandshake,
+    session: Session | None,
+    attempt: int,
+    offload: Offload,
+    invite: bytes | None = None,
+) -> Admission:
+    """The rest of the client's side, after `meet_exit`. `session` is the one to resume, with the number of this attempt
+    (from 1, rising); `invite` the secret that is shown where there is none.
+
+    Raises CarrierError if the connection ends, PeerError (NOT_AUTHORISED and others) if the exit says no. The caller
+    bounds the time.
     """
-    await write(sock, frame_flight(await offload(handshake.write_first)))
-    second = await read_flight(sock, SECOND_SIZE)
     received = 0 if session is None else session.received
 
     def third() -> bytes:
-        handshake.read_second(second)
         if session is None:
-            return handshake.write_third(None)
+            return handshake.write_third(None if invite is None else InviteClaim(invite))
         return handshake.write_third(
             ResumeRequest.make(
                 session.session_id, session.resume_secret, handshake.resume_hash, attempt, received
             )
         )
 
-    await write(sock, frame_flight(await offload(third)))
+    await pipe.write(frame_flight(await offload(third)))
     established = handshake.result
     opener = RecordOpener(established.cipher, established.epoch.exit_record)
-    header = await read_exactly(sock, HEADER)
+    header = await pipe.read_exactly(HEADER)
     length = int.from_bytes(header)
     if not TAG < length <= min(TAG + MAX_VERDICT, MAX_RECORD):
         raise CarrierError(CloseReason.BAD_RECORD, "the exit's first record has an impossible length")
-    plaintext, _ = opener.open(memoryview(header + await read_exactly(sock, length)), 0)
+    plaintext, _ = opener.open(memoryview(header + await pipe.read_exactly(length)), 0)
     frames = wire.decode_frames(bytes(plaintext or b""))
     kind, _, value = frames[0] if len(frames) == 1 else (0, 0, None)
     resumed: int | None = None

@@ -1,4 +1,7 @@
-"""Dialling the exit: a TCP connection, straight or through an upstream SOCKS5 proxy."""
+"""Dialling the exit: a TCP connection, straight or through an upstream proxy, and what stands on it.
+
+The WebSocket carrier's part is loaded only when it is used: aiohttp takes a third of a second.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +10,25 @@ import contextlib
 import os
 import socket
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
 
 from ..address import Destination
 from ..errors import CarrierError, CloseReason, CryprqError
+from .endpoint import Endpoint
+from .pipe import Pipe, TcpPipe
 from .sockets import prepare
 
 
 @dataclass(frozen=True, slots=True)
 class Upstream:
-    """A SOCKS5 proxy (RFC 1928, 1929) between here and the exit."""
+    """A proxy between here and the exit: SOCKS5 (RFC 1928, 1929), or HTTP with CONNECT (RFC 9110 section 9.3.6)."""
 
     address: Destination
     user: str | None = None
-    password: str | None = None
+    password: str | None = field(default=None, repr=False)
+    kind: Literal["socks5", "http"] = "socks5"
 
     def __repr__(self) -> str:
         return f"Upstream({self.address})"
@@ -40,7 +48,28 @@ async def by_system(name: str) -> Sequence[str]:
     return [str(entry[4][0]) for entry in found]
 
 
-async def dial(
+@dataclass(frozen=True, slots=True)
+class Dialling:
+    """How an exit is dialled, whatever the carrier. `mark` is the SO_MARK of the sockets, or 0; `ca` a file with the
+    certificates that are trusted for wss instead of the system's."""
+
+    upstream: Upstream | None = None
+    resolve: Resolve = by_system
+    mark: int = 0
+    ca: Path | None = None
+
+
+async def dial(endpoint: Endpoint, how: Dialling) -> Pipe:
+    """A connection to the exit on which the handshake can begin. Raises CarrierError saying what did not answer and
+    why, ConfigError for an unusable `ca`. The caller bounds the time."""
+    if endpoint.carrier == "tcp":
+        return TcpPipe(await connect(endpoint.address, how.upstream, how.resolve, how.mark))
+    from .websocket_dial import dial_websocket
+
+    return await dial_websocket(endpoint, how)
+
+
+async def connect(
     exit_address: Destination, upstream: Upstream | None, resolve: Resolve = by_system, mark: int = 0
 ) -> socket.socket:
     """A connected, non-blocking socket to the exit, with `mark` as its SO_MARK if that is not 0.
@@ -49,6 +78,10 @@ async def dial(
     resolver's order. Raises CarrierError saying which host did not answer and why. The caller bounds the time.
     """
     if upstream is not None:
+        if upstream.kind == "http":
+            from .http_connect import connect_through
+
+            return await connect_through(upstream, exit_address, resolve, mark)
         return await _dial_through(upstream, exit_address)
     loop = asyncio.get_running_loop()
     host, port = exit_address

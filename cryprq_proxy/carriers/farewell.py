@@ -1,4 +1,4 @@
-"""Closing a socket so that what was said last arrives.
+"""Closing a connection so that what was said last arrives.
 
 A `close` while bytes lie unread sends a reset, and a reset makes the other side throw away what it has not read yet.
 So: send the rest, end our direction, read away what still comes, and close when the other side has ended too.
@@ -15,7 +15,8 @@ from typing import Final
 SECONDS: Final = 2.0
 """How long the other side has to take the last bytes and to end."""
 
-_pending: Final[set[Farewell]] = set()
+_pending: Final[set[asyncio.Future[None]]] = set()
+"""Farewells that are not over."""
 
 
 class Farewell:
@@ -35,7 +36,7 @@ class Farewell:
         self._ended = ended
         self._heard_end = False
         self.done: asyncio.Future[None] = loop.create_future()
-        _pending.add(self)
+        wait_for(self.done)
         self._timer = loop.call_later(SECONDS, self._close)
         loop.add_reader(self._fd, self._on_readable)
         loop.add_writer(self._fd, self._on_writable)
@@ -76,7 +77,6 @@ class Farewell:
         if self.done.done():
             return
         self.done.set_result(None)
-        _pending.discard(self)
         self._timer.cancel()
         self._loop.remove_reader(self._fd)
         self._loop.remove_writer(self._fd)
@@ -84,7 +84,13 @@ class Farewell:
         self._ended()
 
 
+def wait_for(done: asyncio.Future[None]) -> None:
+    """`all_said` waits for this one too; it must be done within SECONDS."""
+    _pending.add(done)
+    done.add_done_callback(_pending.discard)
+
+
 async def all_said() -> None:
     """Wait until every farewell of this process is over, SECONDS at most."""
     if _pending:
-        await asyncio.wait([farewell.done for farewell in _pending])
+        await asyncio.wait(list(_pending))

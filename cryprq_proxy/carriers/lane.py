@@ -26,7 +26,7 @@ from ..session.lane import DATAGRAM, OUT_SIZE, Lane
 from ..session.path import Path
 from ..session.slices import EXPRESS, SLICE_SIZE, Run, Shape
 from ..session.train import OVERHEAD, Room
-from .tcp import clock
+from .carrier import clock
 from .udp import (
     MAX_BATCH,
     MAX_SEGMENTS,

@@ -14,9 +14,9 @@ from typing import Final
 
 from ..crypto.primitives import Entropy, system_entropy
 from ..errors import ConfigError
+from .carrier import clock
 from .inbox import Inbox
 from .lane import MAX_PAYLOAD, Announce, Endpoint, LaneCarrier, LaneHandler, Timers
-from .tcp import clock
 from .udp import Batch, SocketAddress, UdpOffload, UdpSocket, error_name
 
 REOPEN_SECONDS: Final = 1.0

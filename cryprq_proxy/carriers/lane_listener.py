@@ -18,9 +18,9 @@ from typing import Any, Final
 from ..crypto.primitives import Entropy, system_entropy
 from ..errors import ConfigError
 from ..session.train import EXPRESS_KIND, KIND, OVERHEAD
+from .carrier import clock
 from .inbox import Inbox
 from .lane import Announce, Endpoint, LaneCarrier, LaneHandler, Timers
-from .tcp import clock
 from .udp import ETHERNET_MTU, HEADERS, Batch, Peer, SocketAddress, UdpOffload, UdpSocket
 
 ETHERNET_PAYLOAD: Final = ETHERNET_MTU - HEADERS[AF_INET6]

@@ -11,66 +11,30 @@ what the scheduler puts first also leaves first.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
-import time
-from typing import Final, Protocol
+from typing import Final
 
 from ..errors import CarrierError, CloseReason, PeerError
-from ..session.pacing import RateMeter
 from ..session.records import HEADER, MAX_RECORD
-from ..session.session import FILL_MINIMUM, NEVER, Session
+from ..session.session import Session
+from .carrier import ROUNDS, Carrier, CarrierOwner, broken, clock, give_buffer, take_buffer
 from .farewell import Farewell
 
 RECEIVE_SIZE: Final = 4 * (HEADER + MAX_RECORD)
 """Bytes read from the carrier in one wake-up."""
-ROUNDS: Final = 4
-"""Fills in one wake-up, before other sockets get their turn."""
-SEND_SIZE: Final = 262_144
-CHECK_SECONDS: Final = 5.0
-"""How often, at least, the clock is looked at for a suspend."""
-SUSPEND_JUMP: Final = 2.0
-PROBE_SECONDS: Final = 2.0
-TCP_NOTSENT_LOWAT: Final = getattr(socket, "TCP_NOTSENT_LOWAT", None)
-LOWAT_SECONDS: Final = 0.004
-MIN_LOWAT: Final = 16_384
-MAX_LOWAT: Final = 524_288
 
 _incoming: Final = memoryview(bytearray(HEADER + MAX_RECORD + RECEIVE_SIZE))
-_outgoing: Final[list[memoryview]] = []
-"""Idle buffers for leaving records. A carrier holds one only while its socket takes no bytes."""
-MAX_IDLE: Final = 4
-
-if hasattr(time, "CLOCK_BOOTTIME"):
-
-    def clock() -> float:
-        """Seconds of a clock that goes on while the machine sleeps."""
-        return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-else:
-    clock = time.monotonic
 
 
-class CarrierOwner(Protocol):
-    """Who is told that a carrier has ended."""
-
-    def carrier_lost(self, carrier: TcpCarrier, error: PeerError | None) -> None:
-        """`error` says why; None for an orderly end by this side. The session is detached, or closed if the error (or
-        the peer) ended it."""
-
-
-class TcpCarrier:
+class TcpCarrier(Carrier):
     """A session, already attached, on `sock`: connected, non-blocking; the carrier closes it. Call `start`."""
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, sock: socket.socket, session: Session, owner: CarrierOwner
     ) -> None:
-        self._loop = loop
+        super().__init__(loop, sock, session, owner)
         self._sock = sock
         self._fd = sock.fileno()
-        self._session = session
-        self._owner = owner
-        self._meter = RateMeter()
         self._partial = b""
         self._unsent: memoryview | None = None
         """What the kernel has not taken of `_buffer`."""
@@ -78,28 +42,11 @@ class TcpCarrier:
         self._record = 0
         """Bytes of the last record that a read did not end with."""
         self._taken = 0
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_at = NEVER
-        self._sleep_offset = clock() - time.monotonic()
-        self.open = True
-        self._set_lowat(MAX_LOWAT >> 2)
 
     def start(self) -> None:
-        """Begin; the owner may be told at once that the carrier is lost."""
         self._session.ready = self._ready
         self._loop.add_reader(self._fd, self._on_readable)
         self._flush()
-
-    def close(self, reason: CloseReason) -> None:
-        """End the session and the carrier; the peer is told (farewell.py)."""
-        if self.open:
-            self._session.close(reason)
-            self._end(None)
-
-    def drop(self) -> None:
-        """End the carrier only; what was not read from it is lost and comes again after a resume."""
-        if self.open:
-            self._end(None)
 
     # --- out -------------------------------------------------------------------------------------------------------
 
@@ -118,7 +65,7 @@ class TcpCarrier:
         except PeerError as error:
             self.fail(error)
         except OSError as error:
-            self.fail(_broken(error))
+            self.fail(broken(error))
         else:
             self._after()
 
@@ -126,7 +73,7 @@ class TcpCarrier:
         session = self._session
         for _ in range(ROUNDS):
             now = clock()
-            buffer = _outgoing.pop() if _outgoing else memoryview(bytearray(FILL_MINIMUM + SEND_SIZE))
+            buffer = take_buffer()
             size = session.fill(buffer, session.scheduler.queue_target, now)
             self._buffer, self._unsent = buffer, buffer[:size]
             if not size:
@@ -135,7 +82,7 @@ class TcpCarrier:
                 return
             if not self._push():
                 self._loop.add_writer(self._fd, self._on_writable)
-                self._measure(now)
+                self._measure(self._taken, now)
                 return
         session.wake()
 
@@ -155,8 +102,7 @@ class TcpCarrier:
 
     def _release(self) -> None:
         """Nothing is waiting in the buffer."""
-        if len(_outgoing) < MAX_IDLE:
-            _outgoing.append(self._buffer)
+        give_buffer(self._buffer)
         self._unsent = None
 
     def _on_writable(self) -> None:
@@ -164,21 +110,11 @@ class TcpCarrier:
             if self._unsent is not None and not self._push():
                 return
         except OSError as error:
-            self.fail(_broken(error))
+            self.fail(broken(error))
             return
         self._flush()
         if self.open and self._unsent is None:
             self._loop.remove_writer(self._fd)
-
-    def _measure(self, now: float) -> None:
-        if self._meter.full(self._taken, now) and self._meter.rate is not None:
-            self._session.scheduler.pace(self._meter.rate)
-            self._set_lowat(int(min(max(self._meter.rate * LOWAT_SECONDS, MIN_LOWAT), MAX_LOWAT)))
-
-    def _set_lowat(self, size: int) -> None:
-        if TCP_NOTSENT_LOWAT is not None:
-            with contextlib.suppress(OSError):
-                self._sock.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, size)
 
     # --- in --------------------------------------------------------------------------------------------------------
 
@@ -190,7 +126,7 @@ class TcpCarrier:
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
-            self.fail(_broken(error))
+            self.fail(broken(error))
             return
         if not size:
             self.fail(CarrierError(CloseReason.TIMED_OUT, "the peer ended the connection"))
@@ -226,63 +162,12 @@ class TcpCarrier:
         _incoming[:size] = self._partial
         self._take(size)
 
-    # --- time and end ----------------------------------------------------------------------------------------------
+    # --- end -------------------------------------------------------------------------------------------------------
 
-    def _after(self) -> None:
-        """After every call of the session: has it ended, when must it be called again?"""
-        if self._session.closed is not None:
-            reason = self._session.closed
-            self._end(PeerError(reason, f"the peer closed the link: {reason.name.lower().replace('_', ' ')}"))
-            return
-        deadline = self._session.deadline()
-        if deadline < self._timer_at:
-            if self._timer is not None:
-                self._timer.cancel()
-            self._arm(deadline)
-
-    def _arm(self, deadline: float) -> None:
-        now = clock()
-        self._timer_at = min(deadline, now + CHECK_SECONDS)
-        self._timer = self._loop.call_later(max(self._timer_at - now, 0.0), self._on_timer)
-
-    def _on_timer(self) -> None:
-        now = clock()
-        self._timer, self._timer_at = None, NEVER
-        offset = now - time.monotonic()
-        jumped = offset - self._sleep_offset > SUSPEND_JUMP
-        self._sleep_offset = offset
-        if jumped:
-            self._session.probe(PROBE_SECONDS, now)
-        try:
-            self._session.tick(now)
-        except PeerError as error:
-            self.fail(error)
-        else:
-            self._after()
-
-    def fail(self, error: PeerError) -> None:
-        """End the carrier because of `error`, and the session too unless it is a CarrierError."""
-        if not self.open:
-            return
-        if not isinstance(error, CarrierError):
-            self._session.close(error.reason)
-        self._end(error)
-
-    def _end(self, error: PeerError | None) -> None:
-        self.open = False
+    def _finish(self, last: bytes | None, error: PeerError | None) -> None:
         self._loop.remove_reader(self._fd)
         self._loop.remove_writer(self._fd)
-        if self._timer is not None:
-            self._timer.cancel()
-        if self._session.closed is None:
+        if last is None:
             self._sock.close()
         else:
-            buffer = memoryview(bytearray(FILL_MINIMUM))
-            size = self._session.fill(buffer, 0, clock())
-            Farewell(self._loop, self._sock, bytes(self._unsent or b"") + bytes(buffer[:size]))
-        self._session.detach()
-        self._owner.carrier_lost(self, error)
-
-
-def _broken(error: OSError) -> CarrierError:
-    return CarrierError(CloseReason.TIMED_OUT, f"the connection to the peer broke: {error.strerror or error}")
+            Farewell(self._loop, self._sock, bytes(self._unsent or b"") + last)

@@ -1,7 +1,7 @@
 """The exit role: who may come in, and which session each carrier belongs to.
 
     accept -> bounds (in flight, per address) -> first flight opens? -> not seen before? -> second flight
-           -> third flight -> listed? -> a new session, or the one it proves to know -> verdict -> carrier
+           -> third flight -> listed, or invited? -> a new session, or the one it proves to know -> verdict -> carrier
 
 Strangers cost little and learn nothing: everything before the verdict is bounded in number and time, and what fails is
 closed without a byte.
@@ -14,17 +14,20 @@ import contextlib
 import hashlib
 import logging
 import socket
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from .. import wire
 from ..address import Destination
-from ..carriers.admission import frame_flight, read_flight, write
+from ..carriers.admission import frame_flight, read_flight
+from ..carriers.carrier import Carrier, clock
 from ..carriers.farewell import all_said
 from ..carriers.lane_listener import LaneListener
+from ..carriers.pipe import Pipe, TcpPipe
 from ..carriers.sockets import prepare
-from ..carriers.tcp import TcpCarrier, clock
 from ..carriers.udp import SocketAddress, UdpOffload
 from ..crypto.handshake import FIRST_SIZE, THIRD_SIZE, Established, ExitHandshake
 from ..crypto.identity import Identity, PeerId
@@ -44,8 +47,11 @@ from .offload import executor_offload
 from .opening import Targets
 from .packets import PacketLink
 from .resolver import Resolver
-from .status import session_status
+from .status import Totals, by_name, session_status
 from .udp import UdpAssociation
+
+if TYPE_CHECKING:
+    from .web_entrance import WebEntrance
 
 _log = logging.getLogger(__name__)
 
@@ -55,14 +61,30 @@ ACCEPTS: Final = 64
 """Connections accepted in one wake-up."""
 SIGNATURES_WAITING: Final = 8
 """Handshakes that may be at the slow steps at once; more are closed."""
+REFUSALS_LOGGED: Final = 20
+"""Lines about peers that are refused, at once; after that one every REFUSAL_SECONDS, with the number of the others."""
+REFUSAL_SECONDS: Final = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class WebSocketSettings:
+    """`certificate` and `key` are PEM files, None where a reverse proxy ends TLS. `forwarded`: connections from this
+    machine are those of a reverse proxy, and the last entry of their X-Forwarded-For says who the client is."""
+
+    listen: Destination
+    path: str
+    certificate: Path | None = None
+    key: Path | None = None
+    forwarded: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class ExitSettings:
     """Counts, and times in seconds; `handshakes_per_minute` is per IPv4 address or IPv6 /64. `lane`: what the kernel's
-    batching can do for the datagram lane; None: no lane."""
+    batching can do for the datagram lane; None: no lane. `websocket`: the second entrance, if there is one."""
 
     listen: tuple[Destination, ...]
+    websocket: WebSocketSettings | None = None
     psk: bytes | None = field(default=None, repr=False)
     lane: UdpOffload | None = None
     limits: SessionLimits = field(default_factory=SessionLimits)
@@ -93,6 +115,14 @@ class PacketNetwork(Protocol):
         """What `cryprq-proxy status` shows."""
 
 
+class Invites(Protocol):
+    """Who else may come in, once, and is on the list from then on."""
+
+    async def redeem(self, secret: bytes, peer: PeerId) -> bool:
+        """Use up the invite that has this secret (16 bytes) and write `peer` down as let in, both for good when this
+        returns True. False for a secret that is good for nothing. Never raises."""
+
+
 class PeerSession:
     """One session of one peer, its carrier if it has one, and what it has beside its streams."""
 
@@ -102,11 +132,11 @@ class PeerSession:
         self._exit = exit
         self.peer = peer
         self.session = session
-        self.carrier: TcpCarrier | None = None
+        self.carrier: Carrier | None = None
         self.attempt = 0
         self.expiry: asyncio.TimerHandle | None = None
 
-    def carrier_lost(self, carrier: TcpCarrier, error: PeerError | None) -> None:
+    def carrier_lost(self, carrier: Carrier, error: PeerError | None) -> None:
         if self.carrier is carrier:
             self.carrier = None
         self._exit.carrier_lost(self, error)
@@ -117,7 +147,7 @@ class PeerSession:
 
 
 class Exit:
-    """`start`, then `stop`. `authorised` is the set of peers let in; `authorise` replaces it."""
+    """`start`, then `stop`. `authorised` is the set of peers let in; `authorise` replaces it, `invites` add to it."""
 
     def __init__(
         self,
@@ -128,8 +158,10 @@ class Exit:
         resolver: Resolver,
         provider: Provider,
         network: PacketNetwork | None = None,
+        invites: Invites | None = None,
     ) -> None:
         self._network = network
+        self._invites = invites
         self._lanes: LaneListener | None = None
         self._identity = identity
         self._settings = settings
@@ -142,34 +174,55 @@ class Exit:
         self._budget = MemoryBudget(settings.retained_total)
         self._targets = Targets(policy, resolver, self._slots, settings.connect_timeout)
         self._listeners: list[socket.socket] = []
+        self._entrances: dict[socket.socket, WebEntrance] = {}
+        """Of the listeners that are not for bare TCP."""
         self._sessions: dict[bytes, PeerSession] = {}
         self._opens: dict[PeerId, TokenBucket] = {}
         self._handshakes: set[asyncio.Task[None]] = set()
         per_minute = settings.handshakes_per_minute
         self._per_address = PrefixLimiter(rate=per_minute / 60, burst=per_minute)
         self._flights = ReplayMemory()
+        self._refusals = TokenBucket(1 / REFUSAL_SECONDS, REFUSALS_LOGGED, clock())
+        self._unsaid = 0
         self._slow = 0
         self._executor = ThreadPoolExecutor(1, "handshake")
         self._stopping = False
+        self._totals = Totals()
+        self._streams_total = 0
+        self._refused: Counter[CloseReason] = Counter()
+        """Peers that proved who they are and were not let in."""
+        self._strangers: Counter[str] = Counter()
+        """Connections that came to nothing before that, by cause."""
 
     async def start(self) -> list[Destination]:
-        """Listen; the addresses as bound. Raises OSError, or ConfigError for the datagram lane's."""
+        """Listen; the addresses as bound, that for WebSocket last. Raises OSError, or ConfigError for the datagram
+        lane's or a certificate."""
         try:
-            for host, port in self._settings.listen:
-                sock = socket.create_server(
-                    (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=BACKLOG
-                )
-                sock.setblocking(False)
-                self._listeners.append(sock)
-            addresses = [Destination(*sock.getsockname()[:2]) for sock in self._listeners]
+            addresses = [self._listen(address) for address in self._settings.listen]
             if self._settings.lane is not None:
                 self._lanes = LaneListener(self._loop, addresses, self._settings.lane)
+            if self._settings.websocket is not None:
+                from .web_entrance import WebEntrance  # aiohttp takes a third of a second to load
+
+                entrance = WebEntrance(self._settings.websocket, self._welcome, self._allow)
+                addresses.append(self._listen(self._settings.websocket.listen))
+                self._entrances[self._listeners[-1]] = entrance
         except (OSError, ConfigError):
             self._close_listeners()
             raise
         for sock in self._listeners:
             self._loop.add_reader(sock, self._on_acceptable, sock)
         return addresses
+
+    def _listen(self, address: Destination) -> Destination:
+        """Begin to; the address as bound. Raises OSError."""
+        host, port = address
+        sock = socket.create_server(
+            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=BACKLOG
+        )
+        sock.setblocking(False)
+        self._listeners.append(sock)
+        return Destination(*sock.getsockname()[:2])
 
     def authorise(self, peers: frozenset[PeerId]) -> None:
         """Let in `peers` and no others; sessions of those no longer listed end."""
@@ -195,6 +248,8 @@ class Exit:
         if self._lanes is not None:
             self._lanes.close()
         await all_said()
+        for entrance in self._entrances.values():
+            await entrance.close()
         self._executor.shutdown(wait=False, cancel_futures=True)
 
     def _close_listeners(self) -> None:
@@ -214,48 +269,59 @@ class Exit:
             except OSError as error:
                 _log.warning("a connection could not be accepted: %s", error.strerror)
                 return
-            if len(self._handshakes) >= self._settings.handshakes_in_flight or not self._per_address.allow(
-                address[0], clock()
-            ):
+            host, entrance = address[0], self._entrances.get(listener)
+            free = len(self._handshakes) < self._settings.handshakes_in_flight
+            # Whom a reverse proxy brings is counted once it has said who that is.
+            behind = entrance is not None and entrance.is_proxy(host)
+            if not free or not (behind or self._allow(host)):
+                self._strangers["too_many"] += 1
                 sock.close()
                 continue
-            task = spawn(self._welcome(prepare(sock, address[0]), address[0]), "handshake")
+            prepare(sock, host)
+            work = self._welcome(TcpPipe(sock), host) if entrance is None else entrance.visit(sock, host)
+            task = spawn(work, "handshake")
             self._handshakes.add(task)
             task.add_done_callback(self._handshakes.discard)
 
-    async def _welcome(self, sock: socket.socket, host: str) -> None:
+    def _allow(self, host: str) -> bool:
+        """Whether one more handshake may come from there."""
+        return self._per_address.allow(host, clock())
+
+    async def _welcome(self, pipe: Pipe, host: str) -> None:
         """One connection, from its first byte to its carrier or its end."""
         try:
             async with asyncio.timeout(HANDSHAKE_TIMEOUT):
-                await self._handshake(sock, host)
+                await self._handshake(pipe, host)
         except TimeoutError:
             _log.debug("a handshake from %s was not finished in time", host)
-            sock.close()
+            self._strangers["too_slow"] += 1
+            pipe.close()
         except PeerError as error:
             _log.debug("a handshake from %s failed: %s", host, error)
-            sock.close()
+            self._strangers["no_handshake"] += 1
+            pipe.close()
         except BaseException:
-            sock.close()
+            pipe.close()
             raise
 
-    async def _handshake(self, sock: socket.socket, host: str) -> None:
+    async def _handshake(self, pipe: Pipe, host: str) -> None:
         features = Feature(0)
         if self._lanes is not None:
             features |= Feature.LANE
         if self._network is not None:
             features |= Feature.PACKETS
         handshake = ExitHandshake(self._identity, self._provider, psk=self._settings.psk, features=features)
-        first = await read_flight(sock, FIRST_SIZE)
+        first = await read_flight(pipe, FIRST_SIZE)
         if self._provider.fast:
             handshake.read_first(first)
         else:
             await self._run(handshake.read_first, first)
         if self._flights.seen(hashlib.sha256(first).digest(), clock()):
             raise HandshakeError("its first flight was replayed")
-        await write(sock, frame_flight(await self._run(handshake.write_second)))
-        third = await read_flight(sock, THIRD_SIZE)
+        await pipe.write(frame_flight(await self._run(handshake.write_second)))
+        third = await read_flight(pipe, THIRD_SIZE)
         await self._run(handshake.read_third, third)
-        await self._admit(sock, host, handshake)
+        await self._admit(pipe, host, handshake)
 
     async def _run(self, step: Any, *args: Any) -> Any:
         """A slow step, on the one thread for them; raises HandshakeError when too many wait."""
@@ -269,18 +335,23 @@ class Exit:
 
     # --- peers -----------------------------------------------------------------------------------------------------
 
-    async def _admit(self, sock: socket.socket, host: str, handshake: ExitHandshake) -> None:
+    async def _admit(self, pipe: Pipe, host: str, handshake: ExitHandshake) -> None:
         """The verdict on a peer that has proved who it is."""
         established, request = handshake.result, handshake.resume
         peer = established.peer
         sealer = RecordSealer(established.cipher, established.epoch.exit_record)
         opener = RecordOpener(established.cipher, established.epoch.client_record)
         entry = None if request is None else self._sessions.get(request.session_id)
+        secret = handshake.invite
+        if secret is not None and peer not in self._authorised and not self._stopping:
+            # A connection that breaks meanwhile does not stop it: an invite that is used up has let somebody in.
+            await asyncio.shield(spawn(self._redeem(secret, peer), "invite"))
         refusal = self._refusal(peer, entry)
         if refusal is not None:
-            _log.warning("refused %s from %s: %s", peer, host, refusal.name.lower().replace("_", " "))
-            await write(sock, sealer.seal(wire.encode_close(refusal)))
-            sock.close()
+            self._refused[refusal] += 1
+            self._log_refusal(peer, host, refusal, secret is not None)
+            await pipe.write(sealer.seal(wire.encode_close(refusal)))
+            pipe.close()
             return
         resumed = (
             entry is not None
@@ -299,13 +370,13 @@ class Exit:
             )
             verdict, received = wire.encode_resumed(count, proof), request.rx
         else:
-            entry = self._new_session(established, sock.getpeername())
+            entry = self._new_session(established, pipe.direct)
             verdict, received = wire.encode_bare(wire.ACCEPT if request is None else wire.NO_SESSION), 0
         attempt = entry.attempt
         self._keep_detached(entry)
-        await write(sock, sealer.seal(verdict))
+        await pipe.write(sealer.seal(verdict))
         if entry.session.closed is not None or entry.attempt != attempt:
-            sock.close()  # ended, or overtaken by a later attempt, while the verdict was written
+            pipe.close()  # ended, or overtaken by a later attempt, while the verdict was written
             return
         if entry.expiry is not None:
             entry.expiry.cancel()
@@ -314,13 +385,34 @@ class Exit:
         except PeerError:
             self._end(entry, CloseReason.RESUME)
             raise
-        entry.carrier = TcpCarrier(self._loop, sock, entry.session, entry)
+        entry.carrier = pipe.carrier(entry.session, entry)
         _log.info(
             "link %s: %s from %s, %s", "resumed" if resumed else "up", peer, host, established.cipher.name
         )
         if entry.addresses is not None:
             entry.session.announce(wire.encode_network(*entry.addresses))
         entry.carrier.start()
+
+    async def _redeem(self, secret: bytes, peer: PeerId) -> None:
+        if self._invites is not None and await self._invites.redeem(secret, peer):
+            self._authorised |= {peer}
+
+    def _log_refusal(self, peer: PeerId, host: str, refusal: CloseReason, invited: bool) -> None:
+        """Bounded, since anybody who knows the exit's id can make as many identities as they like."""
+        if not self._refusals.allow(clock()):
+            self._unsaid += 1
+            return
+        others, self._unsaid = self._unsaid, 0
+        _log.warning(
+            "refused %s from %s%s: %s%s",
+            peer,
+            host,
+            " with an invite that is good for nothing"
+            if invited and refusal is CloseReason.NOT_AUTHORISED
+            else "",
+            refusal.name.lower().replace("_", " "),
+            f" ({others} other refusals were not written down)" if others else "",
+        )
 
     def _refusal(self, peer: PeerId, resuming: PeerSession | None) -> CloseReason | None:
         if peer not in self._authorised:
@@ -333,7 +425,7 @@ class Exit:
         )
         return CloseReason.LIMIT if attached >= self._settings.sessions_per_peer else None
 
-    def _new_session(self, established: Established, client: SocketAddress) -> PeerSession:
+    def _new_session(self, established: Established, client: SocketAddress | None) -> PeerSession:
         entry: PeerSession
         session_id = established.session_id
         session = Session(
@@ -354,7 +446,7 @@ class Exit:
         self._equip(entry, established.features, client)
         return entry
 
-    def _equip(self, entry: PeerSession, features: int, client: SocketAddress) -> None:
+    def _equip(self, entry: PeerSession, features: int, client: SocketAddress | None) -> None:
         """Give a new session the lane and the way for packets that were agreed on."""
         if not features:
             return
@@ -376,6 +468,7 @@ class Exit:
 
     def _accept_stream(self, entry: PeerSession, stream: Stream) -> None:
         peer, now = entry.peer, clock()
+        self._streams_total += 1
         bucket = self._opens.get(peer)
         if bucket is None:
             rate = self._settings.opens_per_second
@@ -427,7 +520,8 @@ class Exit:
     def _forget(self, entry: PeerSession) -> None:
         if entry.expiry is not None:
             entry.expiry.cancel()
-        self._sessions.pop(entry.session.session_id, None)
+        if self._sessions.pop(entry.session.session_id, None) is not None:
+            self._totals.add(entry.session)
         if entry.beside is not None:
             entry.beside.close()
             if self._network is not None:
@@ -445,6 +539,12 @@ class Exit:
             "authorised": len(self._authorised),
             "targets": len(self._targets.relays),
             "handshakes": len(self._handshakes),
+            **self._totals.status(*(entry.session for entry in self._sessions.values())),
+            "streams_total": self._streams_total,
+            "streams_refused": by_name(
+                self._totals.refused, *(entry.session.refused for entry in self._sessions.values())
+            ),
+            "refused": by_name(self._refused) | self._strangers,
             "lanes": None if self._lanes is None else self._lanes.status(),
             "network": None if self._network is None else self._network.status(),
             "sessions": [

@@ -85,10 +85,11 @@ def test_upstream_killed(world: World, upstream: Callable[..., tuple[Program, in
     client.says("no link to .*the upstream proxy", since=mark)
 
 
-def test_link_within_a_link(world: World, echo_target: TcpTarget) -> None:
+@pytest.mark.parametrize("scheme", ["socks5", "http"])
+def test_link_within_a_link(scheme: str, world: World, echo_target: TcpTarget) -> None:
     """The upstream is another client of ours, with a password; it resolves nothing either."""
     outer = world.client(world.exit(), {"user": "alice:secret"})
     inner_exit = world.exit(identity="inner-exit")
-    inner = world.client(inner_exit, {"upstream": f"socks5://alice:secret@127.0.0.1:{outer.port}"})
+    inner = world.client(inner_exit, {"upstream": f"{scheme}://alice:secret@127.0.0.1:{outer.port}"})
     works(inner.port, echo_target)
     assert outer.streams == 1

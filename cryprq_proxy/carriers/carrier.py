@@ -1,0 +1,179 @@
+"""What every carrier does, whatever its bytes travel in: it asks its session when to be called again, looks for a
+suspend, measures how fast bytes leave, and ends in one of three ways.
+
+    close(reason)   the session ends with it; the peer is told with the last record
+    drop()          only the carrier ends; the session may go on with another one
+    fail(error)     one or the other, as the error says
+
+A carrier of a kind says how bytes get in and out (`start`) and what is to be done at the end (`_finish`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import time
+from typing import Final, Protocol
+
+from ..errors import CarrierError, CloseReason, PeerError
+from ..session.pacing import RateMeter
+from ..session.session import FILL_MINIMUM, NEVER, Session
+
+ROUNDS: Final = 4
+"""Fills in one wake-up, before other sockets get their turn."""
+SEND_SIZE: Final = 262_144
+CHECK_SECONDS: Final = 5.0
+"""How often, at least, the clock is looked at for a suspend."""
+SUSPEND_JUMP: Final = 2.0
+PROBE_SECONDS: Final = 2.0
+TCP_NOTSENT_LOWAT: Final = getattr(socket, "TCP_NOTSENT_LOWAT", None)
+LOWAT_SECONDS: Final = 0.004
+MIN_LOWAT: Final = 16_384
+MAX_LOWAT: Final = 524_288
+
+_outgoing: Final[list[memoryview]] = []
+"""Idle buffers for leaving records. A carrier holds one only while its socket takes no bytes."""
+MAX_IDLE: Final = 4
+
+if hasattr(time, "CLOCK_BOOTTIME"):
+
+    def clock() -> float:
+        """Seconds of a clock that goes on while the machine sleeps."""
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+else:
+    clock = time.monotonic
+
+
+class CarrierOwner(Protocol):
+    """Who is told that a carrier has ended."""
+
+    def carrier_lost(self, carrier: Carrier, error: PeerError | None) -> None:
+        """`error` says why; None for an orderly end by this side. The session is detached, or closed if the error (or
+        the peer) ended it."""
+
+
+class SocketOptions(Protocol):
+    """What is set on a socket while it carries: that of `socket` and of asyncio's transports."""
+
+    def setsockopt(self, level: int, name: int, value: int, /) -> None: ...
+
+
+class Carrier:
+    """A session, already attached, on a connection that the carrier closes. Call `start`."""
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, sock: SocketOptions, session: Session, owner: CarrierOwner
+    ) -> None:
+        self._loop = loop
+        self._options = sock
+        self._session = session
+        self._owner = owner
+        self._meter = RateMeter()
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = NEVER
+        self._sleep_offset = clock() - time.monotonic()
+        self.open = True
+        self._set_lowat(MAX_LOWAT >> 2)
+
+    def start(self) -> None:
+        """Begin; the owner may be told at once that the carrier is lost."""
+        raise NotImplementedError
+
+    def close(self, reason: CloseReason) -> None:
+        """End the session and the carrier; the peer is told."""
+        if self.open:
+            self._session.close(reason)
+            self._end(None)
+
+    def drop(self) -> None:
+        """End the carrier only; what was not read from it is lost and comes again after a resume."""
+        if self.open:
+            self._end(None)
+
+    def fail(self, error: PeerError) -> None:
+        """End the carrier because of `error`, and the session too unless it is a CarrierError."""
+        if not self.open:
+            return
+        if not isinstance(error, CarrierError):
+            self._session.close(error.reason)
+        self._end(error)
+
+    # --- for the kinds of carriers ---------------------------------------------------------------------------------
+
+    def _finish(self, last: bytes | None, error: PeerError | None) -> None:
+        """Read and write no more, and close the connection: after `last`, the session's last record, if it ended."""
+        raise NotImplementedError
+
+    def _after(self) -> None:
+        """After every call of the session: has it ended, when must it be called again?"""
+        if self._session.closed is not None:
+            reason = self._session.closed
+            self._end(PeerError(reason, f"the peer closed the link: {reason.name.lower().replace('_', ' ')}"))
+            return
+        deadline = self._session.deadline()
+        if deadline < self._timer_at:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._arm(deadline)
+
+    def _measure(self, taken: int, now: float) -> None:
+        """The connection is full and has taken `taken` bytes since it began."""
+        if self._meter.full(taken, now) and self._meter.rate is not None:
+            self._session.scheduler.pace(self._meter.rate)
+            self._set_lowat(int(min(max(self._meter.rate * LOWAT_SECONDS, MIN_LOWAT), MAX_LOWAT)))
+
+    def _set_lowat(self, size: int) -> None:
+        if TCP_NOTSENT_LOWAT is not None:
+            with contextlib.suppress(OSError):
+                self._options.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, size)
+
+    # --- time and end ----------------------------------------------------------------------------------------------
+
+    def _arm(self, deadline: float) -> None:
+        now = clock()
+        self._timer_at = min(deadline, now + CHECK_SECONDS)
+        self._timer = self._loop.call_later(max(self._timer_at - now, 0.0), self._on_timer)
+
+    def _on_timer(self) -> None:
+        now = clock()
+        self._timer, self._timer_at = None, NEVER
+        offset = now - time.monotonic()
+        jumped = offset - self._sleep_offset > SUSPEND_JUMP
+        self._sleep_offset = offset
+        if jumped:
+            self._session.probe(PROBE_SECONDS, now)
+        try:
+            self._session.tick(now)
+        except PeerError as error:
+            self.fail(error)
+        else:
+            self._after()
+
+    def _end(self, error: PeerError | None) -> None:
+        self.open = False
+        if self._timer is not None:
+            self._timer.cancel()
+        last: bytes | None = None
+        if self._session.closed is not None:
+            buffer = memoryview(bytearray(FILL_MINIMUM))
+            last = bytes(buffer[: self._session.fill(buffer, 0, clock())])
+        self._finish(last, error)
+        self._session.detach()
+        self._owner.carrier_lost(self, error)
+
+
+def take_buffer() -> memoryview:
+    """A buffer in which one fill of SEND_SIZE has room."""
+    return _outgoing.pop() if _outgoing else memoryview(bytearray(FILL_MINIMUM + SEND_SIZE))
+
+
+def give_buffer(buffer: memoryview) -> None:
+    """Nothing is waiting in `buffer` any more."""
+    if len(_outgoing) < MAX_IDLE:
+        _outgoing.append(buffer)
+
+
+def broken(error: OSError) -> CarrierError:
+    return CarrierError(CloseReason.TIMED_OUT, f"the connection to the peer broke: {error.strerror or error}")

@@ -1,0 +1,298 @@
+"""The WebSocket carrier: runs a session over binary messages (RFC 6455), of which aiohttp makes and reads the frames.
+
+The messages together are the same stream of bytes as on TCP; where one ends means nothing. This side sends whole
+records in each, so that the other one need not put them together. Two tasks run: one for each direction.
+
+The session knows best what should leave first, so little may wait behind its back. aiohttp's transport reports every
+byte that the kernel has not taken (its high-water mark is 0), the kernel keeps few (TCP_NOTSENT_LOWAT), and the next
+records are made only when all have gone.
+
+Who the peer is, and whether it still lives, is the session's business: no pings of WebSocket are sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, Protocol
+
+from ..errors import CarrierError, CloseReason, PeerError
+from ..session.session import Session
+from ..tasks import spawn
+from .carrier import ROUNDS, Carrier, CarrierOwner, clock, give_buffer, take_buffer
+from .farewell import SECONDS, wait_for
+from .udp import SocketAddress
+
+MAX_MESSAGE: Final = 1 << 20
+"""Bytes of the largest message that is taken, more than twice what this side sends."""
+MESSAGE: Final = 131_072
+"""A message is ended by the record with which it reaches so many bytes."""
+MASKED_MESSAGE: Final = 32_768
+"""The same for what the client sends. Masking copies it several times, which is cheap only within the CPU's cache."""
+
+_TEXT, _BINARY, _ERROR = 1, 2, 258
+"""Of aiohttp.WSMsgType, which is loaded only where a WebSocket is opened."""
+_GOOD_BYE, _GOING_AWAY, _PROTOCOL_ERROR, _NO_TEXT = 1000, 1001, 1002, 1003
+"""Codes of RFC 6455 section 7.4.1."""
+
+
+class Message(Protocol):
+    """aiohttp's WSMessage."""
+
+    @property
+    def type(self) -> int: ...
+    @property
+    def data(self) -> Any: ...
+
+
+class WebSocket(Protocol):
+    """What is used of aiohttp's two classes."""
+
+    async def receive(self) -> Message: ...
+    async def send_bytes(self, data: Any) -> None: ...
+    async def close(self, *, code: int = ..., message: bytes = ...) -> bool: ...
+
+
+class Watched(asyncio.Protocol):
+    """Mixed into aiohttp's protocols: says when the transport has nothing more to send."""
+
+    emptied: Callable[[], None] | None = None
+    full = False
+    """Whether the transport had to keep something since this was last set to False."""
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self.full = True
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self.emptied is not None:
+            self.emptied()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        super().connection_lost(exc)  # type: ignore[arg-type]
+        if self.emptied is not None:
+            self.emptied()
+
+
+def report_all(transport: asyncio.Transport) -> None:
+    """Let `transport` report each byte that waits in it, not only many."""
+    if transport.get_extra_info("sslcontext") is None:
+        transport.set_write_buffer_limits(high=0)
+        return
+    transport.set_write_buffer_limits(
+        high=1, low=0
+    )  # asyncio's TLS counts a queue of `high` bytes as too long
+    # Below it there is a second transport with a buffer of its own. There is no official way to it; without it,
+    # 64 KiB more may wait.
+    below = getattr(getattr(transport, "_ssl_protocol", None), "_transport", None)
+    if below is not None:
+        below.set_write_buffer_limits(high=0)
+
+
+class WebSocketPipe:
+    """`socket` is open, on `transport`, whose protocol is `watched`. `ended` is awaited once all is over. Messages are
+    sent of about `message` bytes."""
+
+    direct: SocketAddress | None = None
+
+    def __init__(
+        self,
+        socket: WebSocket,
+        transport: asyncio.Transport,
+        watched: Watched,
+        ended: Callable[[], Awaitable[object]],
+        message: int = MESSAGE,
+    ) -> None:
+        self.socket = socket
+        self.transport = transport
+        self.rest = bytearray()
+        """Read and not yet used."""
+        self.message = message
+        self._ended = ended
+        self._emptied = asyncio.Event()
+        self._closing: asyncio.Task[None] | None = None
+        self._watched = watched
+        watched.emptied = self._emptied.set
+        report_all(transport)
+
+    async def read_exactly(self, size: int) -> bytes:
+        while len(self.rest) < size:
+            self.rest += await self.receive()
+        data = bytes(self.rest[:size])
+        del self.rest[:size]
+        return data
+
+    async def receive(self) -> bytes:
+        """The next message. Raises CarrierError if there is none, or one that may not be."""
+        message = await self.socket.receive()
+        if message.type == _BINARY:
+            data: bytes = message.data
+            return data
+        if message.type == _TEXT:
+            raise _NoBytes(CloseReason.BAD_RECORD, "a text message arrived where only bytes may")
+        if message.type == _ERROR:
+            raise CarrierError(CloseReason.BAD_RECORD, f"a message was too large or damaged: {message.data}")
+        raise CarrierError(CloseReason.TIMED_OUT, "the peer ended the connection")
+
+    async def write(self, data: bytes) -> None:
+        await self.send(data)
+
+    async def send(self, data: bytes | memoryview) -> bool:
+        """Send one message; it must not be changed before this returns, which is when the kernel has taken all of it.
+        True if it did not do so at once. Raises CarrierError."""
+        self._watched.full = False
+        self._emptied.clear()
+        try:
+            await self.socket.send_bytes(data)
+            if self.transport.get_write_buffer_size():
+                await self._emptied.wait()
+            return self._watched.full
+        except OSError as error:
+            raise CarrierError(
+                CloseReason.TIMED_OUT, f"the connection to the peer broke: {error.strerror or error}"
+            ) from None
+
+    def close(self) -> None:
+        self.part(None, _GOOD_BYE)
+
+    def part(self, last: bytes | None, code: int, *tasks: asyncio.Task[None]) -> None:
+        """Wait for `tasks`, send `last` if there is one, say goodbye with `code` (RFC 6455 section 7.4), and close the
+        connection, all within SECONDS."""
+        if self._closing is None:
+            self._closing = spawn(self._part(last, code, tasks), "farewell")
+            wait_for(self._closing)
+
+    async def _part(self, last: bytes | None, code: int, tasks: tuple[asyncio.Task[None], ...]) -> None:
+        try:
+            with contextlib.suppress(OSError, TimeoutError, RuntimeError, CarrierError):
+                async with asyncio.timeout(SECONDS):
+                    if tasks:
+                        await asyncio.wait(tasks)
+                    if last:
+                        await self.write(last)
+                    await self.socket.close(code=code)
+        finally:
+            self.transport.abort()
+            await self._ended()
+
+    def carrier(self, session: Session, owner: CarrierOwner) -> Carrier:
+        return WebSocketCarrier(asyncio.get_running_loop(), self, session, owner)
+
+
+class _NoBytes(CarrierError):
+    """The other side does not speak the link."""
+
+
+class WebSocketCarrier(Carrier):
+    """A session, already attached, on `pipe`, which the carrier closes. Call `start`."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        pipe: WebSocketPipe,
+        session: Session,
+        owner: CarrierOwner,
+    ) -> None:
+        super().__init__(loop, pipe.transport.get_extra_info("socket"), session, owner)
+        self._pipe = pipe
+        self._wanted = asyncio.Event()
+        """There is something to send."""
+        self._readable = asyncio.Event()
+        """The session takes what was read."""
+        self._written = 0
+        self._tasks: tuple[asyncio.Task[None], ...] = ()
+
+    def start(self) -> None:
+        self._session.ready = self._ready
+        self._tasks = (spawn(self._read(), "websocket in"), spawn(self._write(), "websocket out"))
+        self._ready()
+
+    def _ready(self) -> None:
+        self._wanted.set()
+        self._readable.set()
+
+    # --- out -------------------------------------------------------------------------------------------------------
+
+    async def _write(self) -> None:
+        while self.open:
+            await self._wanted.wait()
+            self._wanted.clear()
+            try:
+                await self._send()
+            except PeerError as error:
+                self.fail(error)
+            else:
+                self._readable.set()  # the session says only once that it wants to be called, and that was for both
+                if self.open:
+                    self._after()
+
+    async def _send(self) -> None:
+        session, pipe = self._session, self._pipe
+        for _ in range(ROUNDS):
+            now = clock()
+            buffer = take_buffer()
+            size = session.fill(buffer, min(session.scheduler.queue_target, pipe.message), now)
+            if not size:
+                give_buffer(buffer)
+                self._meter.idle()
+                return
+            full = await pipe.send(buffer[:size])
+            give_buffer(buffer)
+            self._written += size
+            if not self.open:
+                return
+            if full:
+                self._measure(self._written, clock())
+        self._wanted.set()
+        await asyncio.sleep(0)
+
+    # --- in --------------------------------------------------------------------------------------------------------
+
+    async def _read(self) -> None:
+        pending = self._pipe.rest
+        try:
+            while self.open:
+                if pending:
+                    self._take_pending(pending)
+                    self._after()
+                    while self.open and self._session.rotation.paused:
+                        self._readable.clear()
+                        await self._readable.wait()
+                        self._take_pending(pending)
+                        self._after()
+                if not self.open:
+                    return
+                message = await self._pipe.receive()
+                if not self.open:
+                    return
+                if pending:
+                    pending += message
+                    continue
+                view = memoryview(message)
+                used = self._session.receive(view, clock())
+                pending += view[used:]
+                self._after()
+        except PeerError as error:
+            self.fail(error)
+
+    def _take_pending(self, pending: bytearray) -> None:
+        """Let the session have what waits; the start of a record stays."""
+        with memoryview(pending) as view:
+            used = self._session.receive(view, clock())
+        del pending[:used]
+
+    # --- end -------------------------------------------------------------------------------------------------------
+
+    def _finish(self, last: bytes | None, error: PeerError | None) -> None:
+        current = asyncio.current_task(self._loop)
+        for task in self._tasks:
+            if task is not current:
+                task.cancel()
+        code = _GOOD_BYE if last is not None else _GOING_AWAY
+        if isinstance(error, _NoBytes):
+            code = _NO_TEXT
+        elif isinstance(error, CarrierError) and error.reason is CloseReason.BAD_RECORD:
+            code = _PROTOCOL_ERROR
+        self._pipe.part(last, code, *self._tasks)

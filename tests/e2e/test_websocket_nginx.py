@@ -1,0 +1,169 @@
+"""The exit behind a real nginx that ends TLS, set up as configs/nginx.conf says, and clients that come by wss."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import ssl
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from applications import connect, read_exactly, through
+from programs import Exit, World, free_port, until
+from targets import TcpTarget
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from web_links import make_certificates
+
+ROOT = Path(__file__).resolve().parents[2]
+PATH = "/cryprq"
+
+pytestmark = pytest.mark.skipif(shutil.which("nginx") is None, reason="nginx is not installed")
+
+FRAME = """
+daemon off;
+pid {directory}/nginx.pid;
+error_log stderr warn;
+{user}
+worker_processes 1;
+events {{ worker_connections 256; }}
+http {{
+    client_body_temp_path {directory}/t1;
+    proxy_temp_path {directory}/t2;
+    fastcgi_temp_path {directory}/t3;
+    uwsgi_temp_path {directory}/t4;
+    scgi_temp_path {directory}/t5;
+    {fragment}
+}}
+"""
+
+
+class Nginx:
+    """nginx with the fragment of configs/, for the exit that listens on `behind`."""
+
+    def __init__(self, directory: Path, behind: int) -> None:
+        self.directory = directory / "nginx"
+        self.directory.mkdir()
+        self.ca, certificate, key = make_certificates(self.directory)
+        self.port = free_port()
+        fragment = (ROOT / "configs" / "nginx.conf").read_text()
+        for old, new in (
+            ("listen 443 ssl;", f"listen 127.0.0.1:{self.port} ssl;"),
+            ("server_name exit.example;", "server_name localhost;"),
+            ("/etc/ssl/exit.example/fullchain.pem", str(certificate)),
+            ("/etc/ssl/exit.example/privkey.pem", str(key)),
+            ("127.0.0.1:8443;\n\n", f"127.0.0.1:{behind};\n\n"),
+        ):
+            assert fragment.count(old) == 1, old
+            fragment = fragment.replace(old, new)
+        file = self.directory / "nginx.conf"
+        user = "user root;" if os.geteuid() == 0 else ""
+        file.write_text(FRAME.format(directory=self.directory, fragment=fragment, user=user))
+        self._command = ["nginx", "-p", str(self.directory), "-c", str(file)]
+        self._log = self.directory / "log"
+        self.start()
+
+    def start(self) -> None:
+        with self._log.open("ab") as log:
+            self.process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stderr=log, stdout=log)
+        until(self._answers, "nginx is ready")
+
+    def _answers(self) -> bool:
+        assert self.process.poll() is None, self._log.read_text()
+        try:
+            socket.create_connection(("127.0.0.1", self.port)).close()
+        except OSError:
+            return False
+        return True
+
+    def stop(self) -> None:
+        self.process.terminate()  # at once, with all connections
+        self.process.wait(20)
+
+    def peer(self, exit: Exit, path: str = PATH) -> str:
+        return f"cryprq+wss://{exit.peer_id}@127.0.0.1:{self.port}{path}"
+
+
+@pytest.fixture
+def web_port() -> int:
+    return free_port()
+
+
+@pytest.fixture
+def exit(world: World, web_port: int) -> Exit:
+    return world.exit({"websocket": {"listen": f"127.0.0.1:{web_port}", "path": PATH, "forwarded": True}})
+
+
+@pytest.fixture
+def nginx(tmp_path: Path, web_port: int) -> Iterator[Nginx]:
+    nginx = Nginx(tmp_path, web_port)
+    yield nginx
+    nginx.stop()
+
+
+def test_a_link_through_nginx(world: World, exit: Exit, nginx: Nginx, echo_target: TcpTarget) -> None:
+    client = world.client(None, {"peer": nginx.peer(exit), "ca": str(nginx.ca)})
+    with through(client.port, echo_target.port) as sock:
+        sock.sendall(b"hello")
+        assert read_exactly(sock, 5) == b"hello"
+        for _ in range(40):
+            block = os.urandom(100_000)
+            sock.sendall(block)
+            assert read_exactly(sock, len(block)) == block
+        assert client.status()["carrier"] == {
+            "kind": "wss",
+            "address": f"wss://127.0.0.1:{nginx.port}{PATH}",
+            "why": "the only one given",
+        }
+    assert len(exit.sessions) == 1
+
+
+def test_it_goes_on_by_tcp_when_nginx_ends(
+    world: World, exit: Exit, nginx: Nginx, echo_target: TcpTarget
+) -> None:
+    """The same stream, in the same session; and by the same way back when TCP is gone."""
+    peers = [nginx.peer(exit), f"cryprq://{exit.peer_id}@127.0.0.1:{exit.port}"]
+    client = world.client(None, {"peer": peers, "ca": str(nginx.ca)})
+    assert client.status()["carrier"]["kind"] == "wss"
+    with through(client.port, echo_target.port) as sock:
+        sock.sendall(b"hello")
+        assert read_exactly(sock, 5) == b"hello"
+        nginx.stop()
+        sock.sendall(b"again")
+        assert read_exactly(sock, 5) == b"again"
+    assert client.status()["carrier"]["kind"] == "tcp"
+    assert len(exit.sessions) == 1
+    nginx.start()
+
+
+def test_a_wrong_path(world: World, exit: Exit, nginx: Nginx) -> None:
+    client = world.client(None, {"peer": nginx.peer(exit, "/elsewhere"), "ca": str(nginx.ca)}, wait=False)
+    client.says(r"no link to .*has nothing at this path \(404\)")
+
+
+def test_a_certificate_that_nobody_vouches_for(world: World, exit: Exit, nginx: Nginx) -> None:
+    client = world.client(None, {"peer": nginx.peer(exit)}, wait=False)
+    client.says("no link to .*shows a certificate that does not hold")
+
+
+def test_the_exit_is_down_behind_nginx(world: World, exit: Exit, nginx: Nginx) -> None:
+    assert exit.stop() == 0
+    client = world.client(None, {"peer": nginx.peer(exit), "ca": str(nginx.ca)}, wait=False)
+    client.says(r"no link to .*is a reverse proxy that does not reach the exit behind it \(502\)")
+
+
+def test_a_page_from_another_origin(exit: Exit, nginx: Nginx) -> None:
+    """nginx passes on what a browser says of itself, and the exit turns it away."""
+    context = ssl.create_default_context(cafile=nginx.ca)
+    with connect(nginx.port) as plain, context.wrap_socket(plain, server_hostname="localhost") as sock:
+        sock.sendall(
+            f"GET {PATH} HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
+            "Origin: https://page.example\r\n\r\n".encode()
+        )
+        assert re.match(rb"HTTP/1.1 404 ", read_exactly(sock, 13))
