@@ -27,12 +27,13 @@ from cryprq_proxy.crypto.handshake import (
     ClientHandshake,
     EpochSecrets,
     ExitHandshake,
+    InviteClaim,
     ResumeRequest,
     default_psk,
     resume_proof,
 )
 from cryprq_proxy.crypto.identity import Identity, PeerId
-from cryprq_proxy.crypto.payloads import Choice, Offer, choose, decode_proof, encode_proof
+from cryprq_proxy.crypto.payloads import Choice, Claim, Offer, choose, decode_proof, encode_proof
 from cryprq_proxy.crypto.primitives import (
     Cipher,
     Ed25519Key,
@@ -52,6 +53,7 @@ FAST = select_provider()
 CLIENT = Identity.generate(FAST)
 EXIT = Identity.generate(FAST)
 RESUME = ResumeRequest(bytes(range(16)), 7, 2**40, bytes(range(32)))
+INVITE = InviteClaim(bytes(range(100, 116)))
 
 
 def new_client(**changes: Any) -> ClientHandshake:
@@ -69,14 +71,12 @@ def new_exit(**changes: Any) -> ExitHandshake:
     return ExitHandshake(**(arguments | changes))
 
 
-def flights(
-    client: ClientHandshake, exit_: ExitHandshake, resume: ResumeRequest | None = None
-) -> tuple[bytes, bytes, bytes]:
+def flights(client: ClientHandshake, exit_: ExitHandshake, claim: Claim = None) -> tuple[bytes, bytes, bytes]:
     first = client.write_first()
     exit_.read_first(first)
     second = exit_.write_second()
     client.read_second(second)
-    third = client.write_third(resume)
+    third = client.write_third(claim)
     exit_.read_third(third)
     return first, second, third
 
@@ -100,9 +100,9 @@ def test_every_pair_of_providers(ours: str, theirs: str) -> None:
     assert client.resume_hash == exit_.resume_hash
 
 
-@pytest.mark.parametrize("resume", [None, RESUME], ids=["new", "resume"])
-def test_sizes(resume: ResumeRequest | None) -> None:
-    first, second, third = flights(new_client(), new_exit(), resume)
+@pytest.mark.parametrize("claim", [None, RESUME, INVITE], ids=["new", "resume", "invite"])
+def test_sizes(claim: Claim) -> None:
+    first, second, third = flights(new_client(), new_exit(), claim)
     assert len(first) in FIRST_SIZE
     assert len(second) in SECOND_SIZE
     assert len(third) in THIRD_SIZE
@@ -158,7 +158,20 @@ def test_resume() -> None:
     assert resume_proof(secret, RESUME_EXIT, h, 3, 99) != request.proof
 
 
+@pytest.mark.parametrize(
+    ("claim", "resume", "invite"),
+    [(None, None, None), (RESUME, RESUME, None), (INVITE, None, INVITE.secret)],
+    ids=["new", "resume", "invite"],
+)
+def test_what_the_client_asks_for(claim: Claim, resume: ResumeRequest | None, invite: bytes | None) -> None:
+    client, exit_ = new_client(), new_exit()
+    flights(client, exit_, claim)
+    assert (exit_.resume, exit_.invite) == (resume, invite)
+    assert client.result.session_id == exit_.result.session_id
+
+
 def test_no_secrets_in_repr() -> None:
+    assert repr(INVITE) == "InviteClaim(...)"
     client = new_client()
     flights(client, new_exit())
     result = client.result
@@ -538,10 +551,13 @@ requests = st.builds(
 )
 
 
-@given(st.none() | requests)
-def test_proof_round_trip(request_: ResumeRequest | None) -> None:
-    encoded = encode_proof(request_)
-    assert decode_proof(encoded) == request_
+invites = st.binary(min_size=16, max_size=16).map(InviteClaim)
+
+
+@given(st.none() | requests | invites)
+def test_proof_round_trip(claim: Claim) -> None:
+    encoded = encode_proof(claim)
+    assert decode_proof(encoded) == claim
     for size in range(len(encoded)):
         with pytest.raises(HandshakeError):
             decode_proof(encoded[:size])
@@ -549,18 +565,31 @@ def test_proof_round_trip(request_: ResumeRequest | None) -> None:
         decode_proof(encoded + b"\0")
 
 
-@given(st.binary(max_size=130) | st.binary(min_size=61, max_size=61))
+@given(
+    st.binary(max_size=130)
+    | st.builds(lambda kind, rest: bytes((kind,)) + rest, st.integers(0, 3), st.binary(max_size=62))
+)
 def test_proof_of_any_bytes(payload: bytes) -> None:
     try:
-        request_ = decode_proof(payload)
+        claim = decode_proof(payload)
     except HandshakeError:
         return
-    assert encode_proof(request_) == payload
+    assert encode_proof(claim) == payload
 
 
-@pytest.mark.parametrize("kind", [2, 3, 255])
+def test_an_invite_is_seventeen_bytes() -> None:
+    assert encode_proof(INVITE) == b"\2" + INVITE.secret
+    assert decode_proof(b"\2" + bytes(16)) == InviteClaim(bytes(16))
+    for size in (0, 15, 17, 60):
+        with pytest.raises(HandshakeError):
+            decode_proof(b"\2" + bytes(size))
+        with pytest.raises(LocalError):
+            InviteClaim(bytes(size))
+
+
+@pytest.mark.parametrize("kind", [3, 255])
 def test_unknown_kinds_abort(kind: int) -> None:
-    for size in (1, 61):
+    for size in (1, 17, 61):
         with pytest.raises(HandshakeError):
             decode_proof(bytes((kind,)) + bytes(size - 1))
 
@@ -612,6 +641,7 @@ def test_exit_calls_out_of_turn() -> None:
         lambda: exit_.read_third(b""),
         lambda: exit_.result,
         lambda: exit_.resume,
+        lambda: exit_.invite,
         lambda: exit_.peer_id,
         lambda: exit_.resume_hash,
     ):

@@ -3,7 +3,7 @@
     client                                                     exit
       -> psk, e, e1              payload 1: what the client offers
       <- e, ee, ekem1, s, sig    payload 2: what the exit chose
-      -> s, sig                  payload 3: a new session, or one to resume
+      -> s, sig                  payload 3: a new session (perhaps with an invite), or one to resume
 
 It is Noise XX with signatures instead of static Diffie-Hellman keys, an ML-KEM exchange beside the X25519
 one, and a psk. The client knows the exit's id beforehand: id and psk are part of the very first key, so
@@ -37,13 +37,15 @@ from .payloads import (
     SESSION_ID_SIZE,
     VERSION,
     Choice,
+    Claim,
     Offer,
     choose,
     decode_proof,
     encode_proof,
 )
-from .payloads import RESUME_CLIENT as RESUME_CLIENT  # these four are part of this file's interface
+from .payloads import RESUME_CLIENT as RESUME_CLIENT  # these five are part of this file's interface
 from .payloads import RESUME_EXIT as RESUME_EXIT
+from .payloads import InviteClaim as InviteClaim
 from .payloads import ResumeRequest as ResumeRequest
 from .payloads import resume_proof as resume_proof
 from .primitives import AEAD_KEY_SIZE, Cipher, Entropy, Provider, ciphers_by_speed, sha256, system_entropy
@@ -307,17 +309,17 @@ class ClientHandshake(_Side):
             self._choice = choice
             self._resume_hash = self._noise.h
 
-    def write_third(self, resume: ResumeRequest | None = None) -> bytes:
+    def write_third(self, claim: Claim = None) -> bytes:
         """The third flight; records may follow it at once. Slow: it signs."""
         with self._flight("write_third"):
-            flight = self._noise.write_message(encode_proof(resume))
+            flight = self._noise.write_message(encode_proof(claim))
             self._finish()
             return flight
 
 
 class ExitHandshake(_Side):
-    """The side that listens: `read_first`, `write_second`, `read_third`, then `peer_id`, `resume` and
-    `result`.
+    """The side that listens: `read_first`, `write_second`, `read_third`, then `peer_id`, `resume`,
+    `invite` and `result`.
 
     Raises HandshakeError on whatever is wrong with the client's bytes; the driver must not answer, but
     close in silence. It must open none of the records that follow the third flight before it has accepted
@@ -339,7 +341,7 @@ class ExitHandshake(_Side):
         super().__init__(_EXIT_STEPS, identity, provider, identity.peer_id, psk, entropy)
         self._features = features
         self._ciphers = ciphers or ciphers_by_speed()
-        self._resume: ResumeRequest | None = None
+        self._claim: Claim = None
 
     def read_first(self, flight: bytes) -> None:
         """Cheap enough for the event loop: a client that does not know this exit fails at the first AEAD."""
@@ -364,7 +366,7 @@ class ExitHandshake(_Side):
         with self._flight("read_third"):
             if len(flight) not in THIRD_SIZE:
                 raise HandshakeError("the third flight has the wrong length")
-            self._resume = decode_proof(self._noise.read_message(flight))
+            self._claim = decode_proof(self._noise.read_message(flight))
             self._finish()
 
     @property
@@ -375,6 +377,16 @@ class ExitHandshake(_Side):
     @property
     def resume(self) -> ResumeRequest | None:
         """The session that the client wants to go on with, unchecked (`ResumeRequest.proves`); None for a new one."""
+        claim = self._claimed()
+        return claim if isinstance(claim, ResumeRequest) else None
+
+    @property
+    def invite(self) -> bytes | None:
+        """The secret of the invite (16 bytes) that the client presents for a new session, unchecked; None without."""
+        claim = self._claimed()
+        return claim.secret if isinstance(claim, InviteClaim) else None
+
+    def _claimed(self) -> Claim:
         if self._result is None:
             raise LocalError("the handshake is not finished")
-        return self._resume
+        return self._claim

@@ -1,4 +1,4 @@
-"""What the three flights of the handshake carry besides keys: an offer, a choice, and a claim to a session.
+"""What the three flights of the handshake carry besides keys: an offer, a choice, and what the client asks for.
 
 Each payload is encoded and decoded here and nowhere else. The decoders raise HandshakeError and nothing
 else; they take exactly the bytes that an encoder of this version could have written, apart from offered
@@ -30,6 +30,7 @@ class Feature(IntFlag):
 
 _CHOICE = struct.Struct("!BBI")
 _RESUME = struct.Struct("!B16sIQ32s")
+_INVITE = struct.Struct("!B16s")
 
 OFFER_MIN: Final = 8
 OFFER_LIMIT: Final = 64
@@ -37,6 +38,7 @@ CHOICE_SIZE: Final = _CHOICE.size
 PROOF_MIN: Final = 1
 PROOF_LIMIT: Final = 128
 SESSION_ID_SIZE: Final = 16
+INVITE_SIZE: Final = 16
 
 # --- payloads 1 and 2 ---
 
@@ -169,31 +171,51 @@ class ResumeRequest:
         )
 
 
+@dataclass(frozen=True, slots=True, repr=False)
+class InviteClaim:
+    """Payload 3 of a client that begins a session and is perhaps not on the exit's list yet, but was invited."""
+
+    secret: bytes
+    """16 bytes, good for one peer."""
+
+    def __post_init__(self) -> None:
+        if len(self.secret) != INVITE_SIZE:
+            raise LocalError(f"the secret of an invite has {INVITE_SIZE} bytes")
+
+    def __repr__(self) -> str:
+        return "InviteClaim(...)"
+
+
+type Claim = ResumeRequest | InviteClaim | None
+"""What payload 3 asks for; None: a new session, and nothing else."""
+
 _KIND_NEW = 0
 _KIND_RESUME = 1
-"""2 is reserved for an invite."""
+_KIND_INVITE = 2
 
 
-def encode_proof(resume: ResumeRequest | None) -> bytes:
-    """Payload 3.
+def encode_proof(claim: Claim) -> bytes:
+    """Payload 3: kind (1 byte), and what belongs to it.
 
-    kind        1 byte: 0 = new session, 1 = resume; the rest only with 1
-    session id  16 bytes
-    attempt     4 bytes, big endian
-    rx          8 bytes, big endian
-    proof       32 bytes
+    0, new session
+    1, resume: session id (16 bytes), attempt (4, big endian), rx (8, big endian), proof (32)
+    2, new session with an invite: secret (16)
     """
-    if resume is None:
+    if claim is None:
         return bytes((_KIND_NEW,))
-    return _RESUME.pack(_KIND_RESUME, resume.session_id, resume.attempt, resume.rx, resume.proof)
+    if isinstance(claim, InviteClaim):
+        return _INVITE.pack(_KIND_INVITE, claim.secret)
+    return _RESUME.pack(_KIND_RESUME, claim.session_id, claim.attempt, claim.rx, claim.proof)
 
 
-def decode_proof(payload: bytes) -> ResumeRequest | None:
-    """None for a new session; raises HandshakeError on an unknown kind and on a wrong length."""
+def decode_proof(payload: bytes) -> Claim:
+    """What `encode_proof` was given; raises HandshakeError on an unknown kind and on a wrong length."""
     kind = payload[0] if payload else None
     if kind == _KIND_NEW and len(payload) == 1:
         return None
     if kind == _KIND_RESUME and len(payload) == _RESUME.size:
         _, session_id, attempt, rx, proof = _RESUME.unpack(payload)
         return ResumeRequest(session_id, attempt, rx, proof)
+    if kind == _KIND_INVITE and len(payload) == _INVITE.size:
+        return InviteClaim(payload[1:])
     raise HandshakeError("the client's third flight asks for something unknown")

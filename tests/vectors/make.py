@@ -1,4 +1,4 @@
-"""Makes frozen.json: one whole handshake and one rotation under fixed randomness.
+"""Makes frozen.json: one whole handshake, one rotation and one invite under fixed randomness.
 
 The tests call the same functions and compare. Run as a script, this file writes the vectors anew.
 """
@@ -13,7 +13,13 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from cryprq_proxy.crypto.handshake import ClientHandshake, EpochSecrets, ExitHandshake, ResumeRequest
+from cryprq_proxy.crypto.handshake import (
+    ClientHandshake,
+    EpochSecrets,
+    ExitHandshake,
+    InviteClaim,
+    ResumeRequest,
+)
 from cryprq_proxy.crypto.identity import Identity
 from cryprq_proxy.crypto.primitives import Cipher, Entropy, KemKey, MldsaKey, Provider, select_provider
 from cryprq_proxy.crypto.rekey import RekeyInitiator, answer_rekey
@@ -105,6 +111,28 @@ def frozen(provider: Provider) -> dict[str, object]:
         "rekey": message.hex(),
         "rekey_answer": answer.hex(),
         "epoch 1": _epoch(next_epoch),
+        "invite": _invite(provider, client_id, exit_id),
+    }
+
+
+def _invite(provider: Provider, client_id: Identity, exit_id: Identity) -> dict[str, str]:
+    """A handshake that begins a session with an invite, between the same two; its first flights need no freezing."""
+    client = ClientHandshake(
+        client_id, exit_id.peer_id, provider, ciphers=CIPHERS, entropy=FixedEntropy("invited client")
+    )
+    exit_ = ExitHandshake(exit_id, provider, ciphers=CIPHERS, entropy=FixedEntropy("inviting exit"))
+    exit_.read_first(client.write_first())
+    client.read_second(exit_.write_second())
+    secret = FixedEntropy("invite")(16)
+    third = client.write_third(InviteClaim(secret))
+    exit_.read_third(third)
+    if client.result.epoch != exit_.result.epoch or exit_.invite != secret:
+        raise AssertionError("the two sides do not agree")
+    return {
+        "secret": secret.hex(),
+        "resume_hash": client.resume_hash.hex(),
+        "third": third.hex(),
+        "session_id": client.result.session_id.hex(),
     }
 
 

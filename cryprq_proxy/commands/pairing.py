@@ -1,0 +1,235 @@
+"""Pairing: inviting a client, joining an exit, and looking after the list of those who are let in."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from ..errors import ConfigError
+from ..log import one_line
+from .common import FILE, config_option
+
+if TYPE_CHECKING:
+    from ..crypto.identity import PeerId
+    from ..invites import InviteStore
+    from ..pairing import ExitHere
+    from ..peers_file import PeersFile
+
+
+# --- the exit's side ---
+
+
+@click.command()
+@click.argument("name", required=False)
+@click.option("--expires", default="1h", metavar="TIME", help="How long it holds: 30m, 1h, 7d (default: 1h).")
+@click.option(
+    "--address",
+    metavar="HOST[:PORT]",
+    help="Where clients reach this exit; also wss://HOST/PATH (default: found out).",
+)
+@click.option("--qr/--no-qr", default=None, help="Show it as a QR code too (default: on a terminal).")
+@click.option("--list", "listing", is_flag=True, help="Show the open invites instead.")
+@click.option("--cancel", metavar="NAME", help="Withdraw an open invite instead.")
+@config_option
+def invite(
+    name: str | None,
+    expires: str,
+    address: str | None,
+    qr: bool | None,
+    listing: bool,
+    cancel: str | None,
+    config: Path | None,
+) -> None:
+    """Invite a client to this exit: prints what `cryprq-proxy join` takes over there. It works once.
+
+    The client will be on the exit's list of peers under NAME.
+    """
+    import time
+
+    here, _, store = _lists(config)
+    if [name is not None, listing, cancel is not None].count(True) != 1:
+        raise click.UsageError("give one of NAME, --list and --cancel NAME")
+    if listing:
+        _show_invites(store)
+        return
+    if cancel is not None:
+        store.cancel(cancel, time.time())
+        click.echo(f"the invite for {one_line(cancel)} is withdrawn")
+        return
+    from ..pairing import make_invite, parse_expiry
+
+    assert name is not None
+    seconds, now = parse_expiry(expires), time.time()
+    offer = make_invite(here, name, seconds, address, now)
+    click.echo(str(offer.invitation))
+    if qr or (qr is None and sys.stdout.isatty()):
+        import segno
+
+        segno.make(str(offer.invitation), error="l", micro=False).terminal(sys.stdout, compact=True)
+    click.echo(f"for {one_line(name)}, to be used once, until {_when(now + seconds)}; over there:", err=True)
+    shown = f"'{offer.invitation}'" if sys.stdout.isatty() else "'...', with that line between the quotes"
+    click.echo(f"  cryprq-proxy join {shown}", err=True)
+    for warning in offer.warnings:
+        click.echo(f"note: {warning}", err=True)
+
+
+@click.group(invoke_without_command=True)
+@click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
+@config_option
+@click.pass_context
+def peers(context: click.Context, as_json: bool, config: Path | None) -> None:
+    """Who this exit lets in; also `peers rename` and `peers revoke`."""
+    context.obj = config
+    if context.invoked_subcommand is None:
+        _list(as_json, config)
+
+
+@peers.command("list")
+@click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
+@config_option
+@click.pass_obj
+def list_(outer: Path | None, /, as_json: bool, config: Path | None) -> None:
+    """Show the peers, and the open invites."""
+    _list(as_json, config or outer)
+
+
+@peers.command()
+@click.argument("old")
+@click.argument("new")
+@config_option
+@click.pass_obj
+def rename(outer: Path | None, /, old: str, new: str, config: Path | None) -> None:
+    """Give the peer OLD (its name or its id) the name NEW."""
+    from ..pairing import reload_exit
+
+    here, listed, _ = _lists(config or outer)
+    peer = listed.rename(old, new)
+    reload_exit(here)
+    click.echo(f"{peer.peer_id} is called {peer.shown} now")
+
+
+@peers.command()
+@click.argument("who", metavar="NAME_OR_ID")
+@config_option
+@click.pass_obj
+def revoke(outer: Path | None, /, who: str, config: Path | None) -> None:
+    """Take a peer off the list: what it has open at a running exit ends at once."""
+    from ..pairing import reload_exit
+
+    here, listed, _ = _lists(config or outer)
+    if any(str(peer) == who.lower() for peer in here.config.allow):
+        raise ConfigError(
+            "that peer is in `allow` of the exit's configuration; take it out there, and send SIGHUP"
+        )
+    peer = listed.revoke(who)
+    reload_exit(here)
+    click.echo(f"{peer.shown} is let in no more")
+    if peer.peer_id in here.config.allow:
+        raise ConfigError(
+            f"{peer.shown} is in `allow` of the exit's configuration too; take it out there as well"
+        )
+
+
+def _lists(config: Path | None) -> tuple[ExitHere, PeersFile, InviteStore]:
+    from ..invites import InviteStore, beside
+    from ..pairing import exit_here
+    from ..peers_file import PeersFile
+
+    here = exit_here(config)
+    return here, PeersFile(here.authorized), InviteStore(beside(here.authorized))
+
+
+def _list(as_json: bool, config: Path | None) -> None:
+    import time
+
+    here, listed, store = _lists(config)
+    known, invites = listed.read(), store.open(time.time())
+    if as_json:
+        by_id = {peer.peer_id: peer.name for peer in known}
+        everybody = by_id | {peer: by_id.get(peer, "") for peer in here.config.allow}
+        told = {
+            "peers": [{"name": name, "peer_id": str(peer)} for peer, name in everybody.items()],
+            "invites": [
+                {"name": invite.name, "created": invite.created, "expires": invite.expires}
+                for invite in invites
+            ],
+        }
+        click.echo(json.dumps(told, indent=2))
+        return
+    rows = [(one_line(peer.name) or "-", str(peer.peer_id)) for peer in known]
+    rows += [
+        ("(allow)", str(peer)) for peer in here.config.allow if peer not in {each.peer_id for each in known}
+    ]
+    width = max((len(name) for name, _ in rows), default=0)
+    for name, peer_id in rows:
+        click.echo(f"{name:{width}}  {peer_id}")
+    if not rows:
+        click.echo("no peers; invite one with: cryprq-proxy invite NAME")
+    if invites:
+        click.echo("\nopen invites:")
+        _show_invites(store)
+
+
+def _show_invites(store: InviteStore) -> None:
+    import time
+
+    invites = store.open(time.time())
+    for each in invites:
+        click.echo(f"{one_line(each.name)}, until {_when(each.expires)}")
+    if not invites:
+        click.echo("no open invites")
+
+
+def _when(moment: float) -> str:
+    from datetime import datetime
+
+    return f"{datetime.fromtimestamp(moment).astimezone():%Y-%m-%d %H:%M %Z}"
+
+
+# --- the client's side ---
+
+
+@click.command()
+@click.argument("uri", metavar="URI")
+@click.option("--name", help="What the exit is called in the configuration.")
+@click.option("--force", is_flag=True, help="Begin a new configuration; the old file is kept beside it.")
+@click.option("--config", type=FILE, metavar="F", help="The configuration to write (default: client.toml).")
+def join(uri: str, name: str | None, force: bool, config: Path | None) -> None:
+    """Join an exit with the URI that `cryprq-proxy invite` has printed there; - reads it from standard input.
+
+    Makes this machine's keys, lets the exit add them to its list, and writes the configuration.
+    """
+    from ..join import join_unless, plan
+    from ..log import setup
+    from ..pairing import MAX_URI, Invitation
+    from ..process import Stop, run
+
+    setup("warning")
+    invitation = Invitation.parse(sys.stdin.readline(MAX_URI + 1) if uri == "-" else uri)
+    planned = plan(invitation, config, name, force)
+    joined: PeerId | None = None
+
+    async def role(stop: Stop) -> None:
+        nonlocal joined
+        joined = await join_unless(stop, invitation, planned)
+
+    run(role)
+    if joined is None:
+        raise click.Abort
+    click.echo(f"joined: the exit knows this machine as {joined}")
+    if planned.keep is not None:
+        click.echo(f"the old configuration is in {planned.keep}")
+    click.echo(
+        f"the exit is in {planned.file}" if planned.changed else f"{planned.file} named the exit already"
+    )
+    start = "cryprq-proxy" if config is None else f"cryprq-proxy --config {shlex.quote(str(config))}"
+    click.echo(f"\nNow start the proxy:\n  {start}\nand try it:")
+    click.echo(f"  curl -x socks5h://{planned.config.listen} https://example.com/")
+
+
+COMMANDS: Final = (invite, join, peers)
