@@ -100,6 +100,18 @@ class StreamRefused(CryprqError):
         self.reason = reason
 
 
+class StreamBlocked(StreamRefused):
+    """A rule of this side forbids the destination; `rule` is what people read of it."""
+
+    def __init__(self, rule: str) -> None:
+        super().__init__(StreamReason.NOT_ALLOWED)
+        self.rule = rule
+
+
+class DirectRefused(StreamRefused):
+    """A direct connection, which no exit has a part in, came to nothing; `reason` says why."""
+
+
 class StreamReset(CryprqError):
     """A stream ended before its data did; `reason` says why."""
 

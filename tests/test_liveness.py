@@ -50,7 +50,7 @@ def measure(liveness: Liveness, now: float, sample: float) -> None:
     token = liveness.ping
     liveness.ping_sent(now)
     liveness.pong(token, now + sample)
-    liveness.heard()
+    liveness.heard(now + sample)
 
 
 def test_round_trips_are_smoothed_and_the_least_is_kept() -> None:
@@ -73,7 +73,7 @@ def test_only_the_answer_to_the_last_ping_counts() -> None:
     liveness = attached()
     first = liveness.ping
     liveness.ping_sent(100.0)
-    liveness.heard()
+    liveness.heard(100.0)
     assert liveness.tick(110.0)
     assert first is not None and liveness.ping not in (None, first)
     before = liveness.round_trip
@@ -92,7 +92,7 @@ def test_only_the_answer_to_the_last_ping_counts() -> None:
 def test_a_silent_peer_is_given_up_after_two_intervals() -> None:
     liveness = attached()
     liveness.ping_sent(100.0)
-    liveness.heard()
+    liveness.heard(100.0)
     assert dies_at(liveness, 103.0) == 100.0 + 2 * INTERVAL
 
 
@@ -103,7 +103,7 @@ def test_a_peer_that_never_says_a_word() -> None:
 def test_a_carrier_that_takes_no_ping_is_given_up_too() -> None:
     liveness = attached()
     liveness.ping_sent(100.0)
-    liveness.heard()
+    liveness.heard(100.0)
     assert liveness.tick(110.0)
     with pytest.raises(CarrierError):
         liveness.tick(120.0)
@@ -116,13 +116,13 @@ def test_a_peer_that_talks_lives() -> None:
         assert asked == (second > 101 and second % 10 == 1)
         if liveness.ping is not None:
             liveness.ping_sent(float(second))
-        liveness.heard()
+        liveness.heard(float(second))
 
 
 def test_deadlines_lie_in_the_future() -> None:
     liveness, now = attached(), 100.0
     for _ in range(20):
-        liveness.heard()
+        liveness.heard(now)
         now = liveness.deadline()
         liveness.tick(now)
         assert liveness.deadline() > now
@@ -131,7 +131,7 @@ def test_deadlines_lie_in_the_future() -> None:
 def test_a_probe_is_short() -> None:
     liveness = attached()
     liveness.ping_sent(100.0)
-    liveness.heard()
+    liveness.heard(100.0)
     liveness.probe(2.0, 102.0)
     assert liveness.ping is not None and liveness.deadline() == 104.0
     assert not liveness.tick(103.9)
@@ -143,7 +143,7 @@ def test_an_answered_probe_is_over() -> None:
     liveness = attached()
     liveness.probe(2.0, 102.0)
     liveness.ping_sent(102.0)
-    liveness.heard()
+    liveness.heard(102.0)
     assert not liveness.tick(104.0)
 
 
@@ -220,3 +220,32 @@ def test_probing_a_session() -> None:
     link.client.probe(2.0, link.carrier.now)
     link.carrier.advance(2.0)
     assert not link.carrier.open
+
+
+def test_measuring_asks_once_and_ends_nothing_sooner() -> None:
+    liveness = attached()
+    assert not liveness.measure(), "the first PING is still to be sent"
+    token = liveness.ping
+    assert token is not None
+    liveness.ping_sent(100.0)
+    assert not liveness.measure(), "the answer may be on its way"
+    liveness.pong(token, 100.3)
+    liveness.heard(100.3)
+    assert liveness.last == 100.3
+    assert liveness.measure()
+    assert liveness.ping not in (None, token)
+    liveness.ping_sent(101.0)
+    assert dies_at(liveness, 101.0) == 101.0 + INTERVAL
+
+
+def test_a_session_tells_when_it_last_heard_of_its_peer() -> None:
+    link = Link(LIMITS)
+    link.carrier.settle()
+    before = link.client.liveness.last
+    link.carrier.advance(1.0)
+    link.client.measure()
+    link.carrier.advance(0.5)
+    assert link.client.liveness.last > before
+    link.client.detach()
+    link.client.measure()
+    assert link.client.liveness.ping is None, "there is no carrier to ask on"

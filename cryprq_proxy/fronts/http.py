@@ -25,13 +25,14 @@ from dataclasses import dataclass
 import h11
 
 from ..address import Destination
-from ..errors import LocalError, StreamReason, StreamRefused, StreamReset
+from ..errors import DirectRefused, LocalError, StreamBlocked, StreamReason, StreamRefused, StreamReset
 from ..roles.bytestream import ByteStream
 from .credentials import Credentials
 from .http_messages import (
     MAX_HEADER,
     RequestRefused,
     Target,
+    blocked,
     check_authorisation,
     check_request,
     closes,
@@ -207,6 +208,10 @@ class HttpProxy:
     async def _open(self, destination: Destination) -> ByteStream:
         try:
             return await self._opener.open(destination)
+        except StreamBlocked as failure:
+            raise blocked(failure.rule, destination) from None
+        except DirectRefused as failure:
+            raise refusal_for(failure.reason, destination, direct=True) from None
         except (StreamRefused, StreamReset) as failure:
             raise refusal_for(failure.reason, destination) from None
 

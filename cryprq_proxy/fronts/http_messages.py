@@ -378,10 +378,25 @@ FAILURES: Final[dict[StreamReason, Failure]] = {
 """The answer to each reason for which there is no stream, or no longer one."""
 
 
-def refusal_for(reason: StreamReason, destination: Destination) -> RequestRefused:
-    """What to tell a client whose stream failed before a byte of the response was sent."""
+def refusal_for(reason: StreamReason, destination: Destination, *, direct: bool = False) -> RequestRefused:
+    """What to tell a client whose stream failed before a byte of the response was sent; `direct`: without an exit."""
     failure = FAILURES[reason]
-    return RequestRefused(failure.status, f"{failure.text} (Target: {destination})", failure.error)
+    text = failure.text
+    if direct:
+        text = (
+            "A rule sends this target past the exit, and the direct connection failed: "
+            f"{reason.name.lower().replace('_', ' ')}."
+        )
+    return RequestRefused(failure.status, f"{text} (Target: {destination})", failure.error)
+
+
+def blocked(rule: str, destination: Destination) -> RequestRefused:
+    """What to tell a client whose target a rule blocks; `rule` is the name of it."""
+    return RequestRefused(
+        403,
+        f"This target is blocked by your rules: {rule}. `cryprq-proxy explain` tells more. (Target: {destination})",
+        "http_request_denied",
+    )
 
 
 def error_page(refusal: RequestRefused, *, close: bool) -> tuple[h11.Response, bytes]:

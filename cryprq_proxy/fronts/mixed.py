@@ -21,9 +21,9 @@ from ..carriers.farewell import Farewell
 from ..carriers.sockets import prepare
 from ..errors import LocalError, StreamReason, StreamReset
 from ..roles.bytestream import LinkStream, SocketStream
-from ..roles.client import Client
 from ..roles.relay import Relay
-from ..session.streams import Stream
+from ..roles.requests import Opener
+from ..session.streams import AnyStream
 from ..tasks import spawn
 from ..wire import StreamProtocol
 from .credentials import Credentials
@@ -53,8 +53,8 @@ class ListenerSettings:
 class MixedListener:
     """`start`, then `stop`."""
 
-    def __init__(self, client: Client, settings: ListenerSettings) -> None:
-        self.client = client
+    def __init__(self, opener: Opener, settings: ListenerSettings) -> None:
+        self.opener = opener
         self.settings = settings
         self.loop = asyncio.get_running_loop()
         self._sock: socket.socket | None = None
@@ -138,9 +138,9 @@ class MixedListener:
         self._connections -= 1
         self._listen()
 
-    def relay(self, sock: socket.socket, stream: Stream) -> Relay:
+    def relay(self, sock: socket.socket, stream: AnyStream) -> Relay:
         """The relay between an application's socket and its stream, not yet started."""
-        relay = Relay(self.loop, sock, stream, self.client.slots, self._relay_ended)
+        relay = Relay(self.loop, sock, stream, self.opener.slots, self._relay_ended)
         self._relays.add(relay)
         return relay
 
@@ -159,7 +159,7 @@ class MixedListener:
         try:
             proxy = HttpProxy(
                 application,
-                self.client,
+                self.opener,
                 credentials=self.settings.credentials,
                 via="cryprq-proxy" if self.settings.via else None,
                 header_timeout=self.settings.negotiation_timeout,
@@ -197,7 +197,7 @@ class MixedListener:
             relay.eof_received()
 
     def serve_udp(self, sock: socket.socket, socks: SocksServer) -> None:
-        front = UdpFront(self.loop, sock, socks, self.client, self._udp_ended)
+        front = UdpFront(self.loop, sock, socks, self.opener, self._udp_ended)
         self._udp.add(front)
         front.start()
 
@@ -219,7 +219,7 @@ class SocksConnection:
         self._sock = sock
         self._fd = sock.fileno()  # asyncio builds a repr of a socket object each time it registers one
         self._socks: SocksServer | None = None
-        self._stream: Stream | None = None
+        self._stream: AnyStream | None = None
         self.negotiating = True
         listener.loop.add_reader(self._fd, self._on_readable)
 
@@ -264,7 +264,7 @@ class SocksConnection:
         elif socks.request is not None:
             self.negotiating = False
             if socks.request.command is Command.CONNECT:
-                self._listener.client.request(
+                self._listener.opener.request(
                     StreamProtocol.TCP, socks.request.destination, self, self._opening
                 )
             else:
@@ -289,7 +289,7 @@ class SocksConnection:
 
     # --- handler of the stream -------------------------------------------------------------------------------------
 
-    def _opening(self, stream: Stream) -> None:
+    def _opening(self, stream: AnyStream) -> None:
         self._stream = stream
 
     def opened(self) -> None:

@@ -14,8 +14,8 @@ from typing import Final
 
 from ..address import Destination
 from ..errors import StreamReason
-from ..roles.client import Client
-from ..session.streams import Stream
+from ..roles.requests import NOWHERE, Opener
+from ..session.streams import AnyStream
 from ..wire import MAX_DATAGRAM, StreamProtocol
 from .socks import DatagramError, SocksServer, encode_datagram, parse_datagram
 
@@ -31,22 +31,22 @@ class UdpFront:
         loop: asyncio.AbstractEventLoop,
         control: socket.socket,
         socks: SocksServer,
-        client: Client,
+        opener: Opener,
         ended: Callable[[UdpFront], None],
     ) -> None:
         self._loop = loop
         self._control = control
         self._socks = socks
-        self._client = client
+        self._opener = opener
         self._ended = ended
-        self._stream: Stream | None = None
+        self._stream: AnyStream | None = None
         self._sock: socket.socket | None = None
         self._application: tuple[str, int] | None = None
         self._closed = False
 
     def start(self) -> None:
         self._loop.add_reader(self._control, self._on_control)
-        self._client.request(StreamProtocol.UDP, Destination("0.0.0.0", 0), self, self._opening)
+        self._opener.request(StreamProtocol.UDP, NOWHERE, self, self._opening)
 
     def close(self) -> None:
         """End the association."""
@@ -100,7 +100,7 @@ class UdpFront:
 
     # --- handler of the stream -------------------------------------------------------------------------------------
 
-    def _opening(self, stream: Stream) -> None:
+    def _opening(self, stream: AnyStream) -> None:
         self._stream = stream
         if self._closed:
             stream.reset(StreamReason.CANCELLED)

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from ..address import Destination
 from ..errors import LocalError, StreamReason, StreamRefused, StreamReset
-from ..session.streams import Half, Stream
+from ..session.streams import AnyStream, Half
 from .relay import set_reset_on_close
 
 
@@ -41,16 +41,16 @@ class LinkStream:
         self._reader: asyncio.Future[None] | None = None
         self._writer: asyncio.Future[None] | None = None
         self._opening: asyncio.Future[None] = self._loop.create_future()
-        self._stream: Stream | None = None
+        self._stream: AnyStream | None = None
 
-    def begin(self, stream: Stream) -> None:
+    def begin(self, stream: AnyStream) -> None:
         """The stream has been asked for."""
         self._stream = stream
         if self._reset is not None:
             stream.reset(self._reset)
 
     @property
-    def stream(self) -> Stream:
+    def stream(self) -> AnyStream:
         if self._stream is None:
             raise LocalError("the stream has not been opened")
         return self._stream
@@ -99,7 +99,7 @@ class LinkStream:
             self.stream.reset(StreamReason.CANCELLED)
             self.reset(StreamReason.CANCELLED)
 
-    def detach(self) -> tuple[Stream, list[bytes], bool]:
+    def detach(self) -> tuple[AnyStream, list[bytes], bool]:
         """Give the stream to another handler: the stream, the data not yet read and not yet consumed, and whether the
         end came after it. Raises StreamReset."""
         if self._reset is not None:

@@ -27,7 +27,6 @@ from typing import Final, Protocol
 from ..address import Destination
 from ..carriers.sockets import prepare
 from ..errors import StreamReason, StreamRefused
-from .egress import EgressPolicy
 from .resolver import Resolver
 
 _log = logging.getLogger(__name__)
@@ -67,6 +66,16 @@ _TELLING: Final = (
 )
 """If all addresses fail, the reason that says most about the target is reported: the first of these that occurred.
 That an exit has no IPv6 must not hide that the target refuses on IPv4; NOT_ALLOWED stands if there is no other."""
+
+
+class Policy(Protocol):
+    """Where connections may go: egress.EgressPolicy at the exit."""
+
+    def check_name(self, name: str, port: int) -> bool:
+        """Whether to resolve the name at all."""
+
+    def check_address(self, ip: str, port: int, name: str | None = None) -> bool:
+        """Whether to connect to this literal, which `name` resolved to."""
 
 
 class Cancellable(Protocol):
@@ -284,7 +293,7 @@ class _Race:
 
 async def dial(
     destination: Destination,
-    policy: EgressPolicy,
+    policy: Policy,
     *,
     resolver: Resolver,
     timeout: float = DIAL_TIMEOUT,

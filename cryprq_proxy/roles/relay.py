@@ -18,7 +18,7 @@ from typing import Final
 from ..address import Destination
 from ..errors import StreamReason
 from ..session.sendlog import SLOT_HEADROOM, SlotPool
-from ..session.streams import Half, Stream
+from ..session.streams import AnyStream, Half
 
 READS: Final = 2
 """Reads in one wake-up."""
@@ -45,7 +45,7 @@ class Relay:
         self,
         loop: asyncio.AbstractEventLoop,
         sock: socket.socket,
-        stream: Stream,
+        stream: AnyStream,
         slots: SlotPool,
         ended: Callable[[Relay], None],
     ) -> None:

@@ -10,14 +10,14 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections import OrderedDict
-from typing import Final
+from typing import Final, Protocol
 
 from ..address import Destination
 from ..errors import StreamReason, StreamRefused
-from ..session.streams import Stream
+from ..session.streams import StreamHandler
 from ..tasks import spawn
 from ..wire import MAX_DATAGRAM
-from .egress import EgressPolicy
+from .dialer import Policy
 from .resolver import Resolver
 
 MAX_HOSTS: Final = 1_024
@@ -28,11 +28,21 @@ READS: Final = 32
 """Datagrams read in one wake-up."""
 
 
+class DatagramStream(Protocol):
+    """What an association needs of its stream: session.streams.Stream at the exit."""
+
+    handler: StreamHandler
+
+    def accept(self) -> None: ...
+    def send_datagram(self, destination: Destination, payload: bytes | memoryview) -> None: ...
+    def reset(self, reason: StreamReason) -> None: ...
+
+
 class UdpAssociation:
-    """Handler of a UDP stream at the exit."""
+    """Handler of a UDP stream at the exit, and of a direct one at the client (direct.py)."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, stream: Stream, policy: EgressPolicy, resolver: Resolver
+        self, loop: asyncio.AbstractEventLoop, stream: DatagramStream, policy: Policy, resolver: Resolver
     ) -> None:
         self._loop = loop
         self._stream = stream
@@ -45,14 +55,14 @@ class UdpAssociation:
         stream.handler = self
         stream.accept()
 
-    def datagram_received(self, destination: Destination, payload: memoryview) -> None:
+    def datagram_received(self, destination: Destination, payload: bytes | memoryview) -> None:
         if destination.is_ip:
             self._send(destination.host, destination.port, payload, None)
         elif self._resolving < MAX_RESOLVING and self._policy.check_name(destination.host, destination.port):
             self._resolving += 1
             spawn(self._send_to_name(destination, payload), "resolve for UDP")
 
-    async def _send_to_name(self, destination: Destination, payload: memoryview) -> None:
+    async def _send_to_name(self, destination: Destination, payload: bytes | memoryview) -> None:
         try:
             addresses = await self._resolver.resolve(destination.host)
         except StreamRefused:
@@ -63,7 +73,7 @@ class UdpAssociation:
             if self._closed or self._send(address, destination.port, payload, destination.host):
                 return
 
-    def _send(self, host: str, port: int, payload: memoryview, name: str | None) -> bool:
+    def _send(self, host: str, port: int, payload: bytes | memoryview, name: str | None) -> bool:
         """Whether the datagram was allowed and taken."""
         if not port or not self._policy.check_address(host, port, name):
             return False

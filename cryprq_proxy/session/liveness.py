@@ -19,7 +19,8 @@ class Liveness:
     """Keepalive of one carrier: a PING after `interval` seconds, an end after `interval` more without any record.
 
     `ping` is the token to send, if one is due. In seconds: `round_trip` is smoothed, `least_round_trip` the shortest
-    that this carrier had, which is the path without its queues; UNKNOWN_ROUND_TRIP before the first answer.
+    that this carrier had, which is the path without its queues; UNKNOWN_ROUND_TRIP before the first answer. `last` is
+    when the last record came, or the carrier.
     """
 
     __slots__ = (
@@ -28,6 +29,7 @@ class Liveness:
         "_interval",
         "_pinged",
         "_token",
+        "last",
         "least_round_trip",
         "ping",
         "round_trip",
@@ -40,16 +42,17 @@ class Liveness:
 
     def attach(self, now: float) -> None:
         """A new carrier: measure it at once."""
-        self._pinged = now
+        self._pinged = self.last = now
         self.round_trip = self.least_round_trip = UNKNOWN_ROUND_TRIP
         self._asked = False
         self._answer_by: float | None = now + self._interval
         self.ping: int | None = None
         self._ask()
 
-    def heard(self) -> None:
+    def heard(self, now: float) -> None:
         """A record authenticated."""
         self._answer_by = None
+        self.last = now
 
     def ping_sent(self, now: float) -> None:
         self.ping = None
@@ -67,6 +70,14 @@ class Liveness:
                 self.round_trip = self.least_round_trip = sample
             self.round_trip += SMOOTHING * (sample - self.round_trip)
             self.least_round_trip = min(self.least_round_trip, sample)
+
+    def measure(self) -> bool:
+        """True if a PING is to be sent now: none is on its way. An answer that stays out ends the carrier no sooner
+        than a keepalive's."""
+        if self._asked or self.ping is not None:
+            return False
+        self._ask()
+        return True
 
     def probe(self, within: float, now: float) -> None:
         """Give the carrier up unless a record comes within `within` seconds."""

@@ -151,7 +151,7 @@ class Rotation:
 
     def epochs(self, now: float) -> list[dict[str, Any]]:
         """The ledger (epochs.py), newest first, with what the epoch in use has carried so far."""
-        return self._ledger.report(now, getattr(self, "sealer", None), getattr(self, "opener", None))
+        return self._ledger.report(now, (self.sealer, self.opener) if self._ledger.running else None)
 
     def _forget(self) -> None:
         """Drop what is only needed while a rotation is under way."""

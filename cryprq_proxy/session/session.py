@@ -12,6 +12,7 @@ is (`detach` it).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -113,6 +114,10 @@ class Session:
         self.bytes_sent = 0
         self.bytes_received = 0
         """Stream data and datagram payload since the session began."""
+        self.refused: Counter[StreamReason] = Counter()
+        """Streams that the exit refused, on either side."""
+        self.turned_away: Callable[[Stream, StreamReason], bool] = _not_seen_to
+        """Called at the dialler when the exit has refused a stream; True if its handler need not know."""
         self._acceptor = acceptor
         self._awaited: set[int] = set()
         """Streams that have ended here and whose end on the other side is still to come."""
@@ -160,7 +165,7 @@ class Session:
         """The carrier is gone. Streams wait; datagrams are dropped."""
         if self.attached:
             self.attached = False
-            self.rotation.detach()
+            self.rotation.detach(self._now)
         self.scheduler.open = False
         self._announcements.clear()
         self.datagrams.clear()
@@ -207,6 +212,11 @@ class Session:
         self.liveness.probe(within, now)
         self.wake()
 
+    def measure(self) -> None:
+        """Have the round trip measured now; see Liveness.measure."""
+        if self.attached and self.liveness.measure():
+            self.wake()
+
     # --- streams ---------------------------------------------------------------------------------------------------
 
     def open(self, protocol: StreamProtocol, destination: Destination, handler: StreamHandler) -> Stream:
@@ -229,6 +239,7 @@ class Session:
 
     def send_refused(self, stream: Stream, reason: StreamReason) -> None:
         if stream.id in self.streams:
+            self.refused[reason] += 1
             self._append(wire.encode_refused(stream.id, reason))
             self._end(stream)
 
@@ -414,7 +425,7 @@ class Session:
                 else:
                     _ON_SESSION[kind](self, id, value)
         if position:
-            self.liveness.heard()
+            self.liveness.heard(now)
             if self.received != self._acknowledged:
                 if self._unacknowledged_bytes >= self._ack_bytes:
                     self.wake()
@@ -466,8 +477,10 @@ class Session:
     def _receive_refused(self, stream: Stream, reason: Any) -> None:
         if not self.dialler or stream.opened:
             raise PeerError(CloseReason.PROTOCOL, "the peer refused a stream out of turn")
+        self.refused[reason] += 1
         self._answer_end(stream)
-        stream.handler.refused(reason)
+        if not self.turned_away(stream, reason):
+            stream.handler.refused(reason)
 
     def _receive_fin(self, stream: Stream, value: Any) -> None:
         if stream.receive_half is not Half.OPEN:
@@ -552,6 +565,11 @@ class _Unborn:
 
 def _nothing() -> None:
     """Until a carrier is attached, nobody needs to know that there is something to send."""
+
+
+def _not_seen_to(stream: Stream, reason: StreamReason) -> bool:
+    """Nobody but the handler minds."""
+    return False
 
 
 _UNBORN: Final[Any] = _Unborn()

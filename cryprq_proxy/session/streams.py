@@ -57,6 +57,29 @@ class StreamHandler(Protocol):
     def datagram_received(self, destination: Destination, payload: memoryview) -> None: ...
 
 
+class AnyStream(Protocol):
+    """What a handler may do with its stream, be it one of the link (Stream, where the words are) or one that leaves
+    this machine past it (roles/direct.py)."""
+
+    handler: StreamHandler
+
+    @property
+    def send_half(self) -> Half: ...
+    @property
+    def receive_half(self) -> Half: ...
+    @property
+    def frame_limit(self) -> int: ...
+    def request_room(self) -> int: ...
+    def wait_for_turn(self) -> None: ...
+    def waits(self) -> bool: ...
+    def send_slot(self, slot: memoryview, size: int) -> None: ...
+    def send(self, data: bytes | memoryview) -> None: ...
+    def finish(self) -> None: ...
+    def reset(self, reason: StreamReason) -> None: ...
+    def consumed(self, size: int) -> None: ...
+    def send_datagram(self, destination: Destination, payload: bytes | memoryview) -> None: ...
+
+
 class Half(Enum):
     """State of one half of a stream. UNBORN: the dialler has not heard OPENED yet, so nothing may arrive. FINISHING:
     FIN waits behind queued data."""
@@ -77,7 +100,10 @@ class WindowPool:
 
 
 class Stream:
-    """One side of a stream. Made by `Session.open` or handed to the acceptor; not constructed by others."""
+    """One side of a stream. Made by `Session.open` or handed to the acceptor; not constructed by others.
+
+    `label` is for whoever opened it, to find what the stream is for among all of a session.
+    """
 
     __slots__ = (
         "_extra_window",
@@ -92,6 +118,7 @@ class Stream:
         "destination",
         "handler",
         "id",
+        "label",
         "opened",
         "protocol",
         "queue",
@@ -118,6 +145,7 @@ class Stream:
         self.protocol = protocol
         self.destination = destination
         self.handler = handler
+        self.label: object = None
         self.opened = False
         self._header = encode_data_header(DATA, id)
         # Sending: bytes queued or sent so far, and how many may be.

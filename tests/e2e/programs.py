@@ -166,7 +166,8 @@ class Role(Program):
         self.control = world.directory / f"{name}.sock"
         self.peer_id = peer_id
         self.port = port
-        config = {"control_socket": str(self.control), "log_level": "debug", **config}
+        own: Settings = {"control_socket": str(self.control), "log_level": "debug"}
+        config = own | ({} if isinstance(self, Exit) else {"admin": "off"}) | config
         file = world.directory / f"{name}.toml"
         file.write_text(toml(config))
         file.chmod(0o600)
@@ -260,25 +261,24 @@ class World:
 
     def client(
         self,
-        exit: Exit | tuple[str, int],
+        exit: Exit | tuple[str, int] | None,
         settings: Settings | None = None,
         *,
         through: int | None = None,
         identity: str = "client",
         wait: bool = True,
     ) -> Client:
-        """Start a client of `exit`, which is reached at port `through` if that is given.
+        """Start a client of `exit`, which is reached at port `through` if that is given; None: `settings` say of which.
 
         With `wait` the link is up when this returns.
         """
         file, _ = self.identity(identity)
-        peer_id, port = exit if isinstance(exit, tuple) else (exit.peer_id, exit.port)
         listen = free_port()
-        config = {
-            "identity": str(file),
-            "peer": f"cryprq://{peer_id}@127.0.0.1:{through or port}",
-            "listen": f"127.0.0.1:{listen}",
-        }
+        config = {"identity": str(file), "listen": f"127.0.0.1:{listen}"}
+        peer_id = ""
+        if exit is not None:
+            peer_id, port = exit if isinstance(exit, tuple) else (exit.peer_id, exit.port)
+            config["peer"] = f"cryprq://{peer_id}@127.0.0.1:{through or port}"
         role = Client(self._name("client"), [], self, merge(config, settings or {}), peer_id, listen)
         self.programs.append(role)
         role.says("ready: ")
@@ -328,9 +328,19 @@ def merge(*parts: Settings) -> dict[str, Any]:
 
 
 def toml(settings: Settings) -> str:
-    """Strings, numbers, booleans and lists of these are written in TOML as in JSON."""
-    lines = [f"{key} = {json.dumps(value)}" for key, value in settings.items() if not isinstance(value, dict)]
-    for table, values in settings.items():
-        if isinstance(values, dict):
-            lines += [f"[{table}]", *(f"{key} = {json.dumps(value)}" for key, value in values.items())]
+    """Strings, numbers, booleans and lists of these are written in TOML as in JSON; lists of tables are not."""
+
+    def pairs(table: Settings) -> list[str]:
+        return [f"{key} = {json.dumps(value)}" for key, value in table.items() if not _tables(value)]
+
+    lines = pairs(settings)
+    for name, value in settings.items():
+        for table in _tables(value):
+            lines += [f"[[{name}]]" if isinstance(value, list) else f"[{name}]", *pairs(table)]
     return "\n".join(lines) + "\n"
+
+
+def _tables(value: Any) -> list[Settings]:
+    """The tables that a value is, or consists of."""
+    values = value if isinstance(value, list) else [value]
+    return [each for each in values if isinstance(each, dict)]

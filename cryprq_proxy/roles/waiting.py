@@ -1,0 +1,58 @@
+"""Requests that wait for a link, each for a bounded time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+
+from .requests import Request
+
+
+class WaitingRoom:
+    """`refuse` is called for who has waited `seconds`, and for all who are left at `close`."""
+
+    def __init__(
+        self,
+        seconds: float,
+        refuse: Callable[[Request], None],
+        loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        self._seconds = seconds
+        self._refuse = refuse
+        self._loop = loop
+        self._waiting: deque[tuple[float, Request]] = deque()
+        """In the order of their deadlines."""
+        self._sweeper: asyncio.TimerHandle | None = None
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def add(self, request: Request) -> None:
+        """Let it wait; with no time to wait, it is refused before this returns."""
+        loop = self._loop = self._loop or asyncio.get_running_loop()
+        self._waiting.append((loop.time() + self._seconds, request))
+        if self._sweeper is None:
+            self._sweep(loop)
+
+    def take(self, served: Callable[[Request], bool] = lambda request: True) -> list[Request]:
+        """Those who need not wait any more: all for whom `served` says so."""
+        taken = [request for _, request in self._waiting if served(request)]
+        if taken:
+            gone = set(map(id, taken))
+            self._waiting = deque(each for each in self._waiting if id(each[1]) not in gone)
+        return taken
+
+    def close(self) -> None:
+        """Nobody will be served."""
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        while self._waiting:
+            self._refuse(self._waiting.popleft()[1])
+
+    def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._sweeper = None
+        while self._waiting and self._waiting[0][0] <= loop.time():
+            self._refuse(self._waiting.popleft()[1])
+        if self._waiting:
+            self._sweeper = loop.call_at(self._waiting[0][0], self._sweep, loop)
