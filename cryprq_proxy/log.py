@@ -69,7 +69,7 @@ class TextFormatter(logging.Formatter):
     def __init__(self, *, journal: bool = False, tracebacks: bool = False) -> None:
         super().__init__()
         self._journal = journal
-        self._tracebacks = tracebacks
+        self.tracebacks = tracebacks
 
     def format(self, record: logging.LogRecord) -> str:
         line = one_line(record.getMessage())
@@ -81,7 +81,7 @@ class TextFormatter(logging.Formatter):
         else:
             when = datetime.fromtimestamp(record.created).strftime("%H:%M:%S")
             line = f"{when} {record.levelname.lower():<7} {line}"
-        if error is not None and self._tracebacks:
+        if error is not None and self.tracebacks:
             line += "".join(f"\n    {one_line(part)}" for part in _traceback(error).split("\n"))
         return line
 
@@ -91,7 +91,7 @@ class JsonFormatter(logging.Formatter):
 
     def __init__(self, *, tracebacks: bool = False) -> None:
         super().__init__()
-        self._tracebacks = tracebacks
+        self.tracebacks = tracebacks
 
     def format(self, record: logging.LogRecord) -> str:
         when = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
@@ -104,7 +104,7 @@ class JsonFormatter(logging.Formatter):
         error = record.exc_info[1] if record.exc_info else None
         if error is not None:
             fields["error"] = describe(error)
-            if self._tracebacks:
+            if self.tracebacks:
                 fields["traceback"] = _traceback(error)
         return json.dumps(fields)
 
@@ -133,6 +133,15 @@ def setup(level: LogLevel = "info", style: LogFormat = "text", stream: IO[str] |
     logging.captureWarnings(True)
     threading.excepthook = _thread_failed
     sys.unraisablehook = _unraisable
+
+
+def set_level(level: LogLevel) -> None:
+    """Another level from now on, for what `setup` has set up. At debug, tracebacks follow."""
+    root = logging.getLogger()
+    root.setLevel(level.upper())
+    for handler in root.handlers:
+        if isinstance(handler.formatter, TextFormatter | JsonFormatter):
+            handler.formatter.tracebacks = level == "debug"
 
 
 def _is_asked_for(record: logging.LogRecord) -> bool:

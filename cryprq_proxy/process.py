@@ -41,8 +41,6 @@ class Stop:
         self.asked = asyncio.Event()
         self.urgent = asyncio.Event()
         self.notifier = notifier or Notifier()
-        self._reload: Callable[[], None] | None = None
-        self._terminal = False
         self.reload: Callable[[], None] | None = None
         """What SIGHUP does, once a role can read its files again."""
         self._terminal = has_terminal()
@@ -67,6 +65,7 @@ class Stop:
     def _signal(self) -> None:
         if not self.asked.is_set():
             self.asked.set()
+            self.notifier.stopping()
             return
         self.urgent.set()
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -159,15 +158,6 @@ def has_terminal() -> bool:
     """Whether this process has a controlling terminal that is still there."""
     try:
         os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC))
-    except OSError:
-        return False
-    return True
-
-
-def has_terminal() -> bool:
-    """Whether this process has a controlling terminal. Once that is closed, it cannot be opened any more."""
-    try:
-        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
     except OSError:
         return False
     return True

@@ -64,6 +64,22 @@ def test_debug_is_of_this_program_alone() -> None:
     ]
 
 
+def test_the_level_changes_while_it_runs() -> None:
+    out = io.StringIO()
+    log.setup(stream=out)
+    logger.debug("not asked for")
+    log.set_level("debug")
+    logger.debug("asked for")
+    fail(ValueError("odd"))
+    log.set_level("warning")
+    logger.info("no more")
+    fail(ValueError("even"))
+    lines = out.getvalue().splitlines()
+    assert "asked for" in lines[0] and "odd" in lines[1]
+    assert "Traceback" in lines[2]
+    assert "even" in lines[-1] and "Traceback" not in "".join(lines[3:])
+
+
 def test_an_exception_is_a_sentence_without_traceback() -> None:
     out = io.StringIO()
     log.setup(stream=out)

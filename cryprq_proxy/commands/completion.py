@@ -1,0 +1,43 @@
+"""Completion of commands and flags in a shell: click's scripts, which ask the program itself what may follow."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import click
+
+PROGRAM: Final = "cryprq-proxy"
+SHELLS: Final = ("bash", "zsh", "fish")
+VARIABLE: Final = "_CRYPRQ_PROXY_COMPLETE"
+"""Set by the script, to have the program answer instead of run."""
+
+
+@click.command()
+@click.argument("shell", type=click.Choice(SHELLS))
+@click.pass_context
+def completion(context: click.Context, shell: str) -> None:
+    """Print what makes SHELL complete this program's commands and flags.
+
+    \b
+    bash:  cryprq-proxy completion bash > ~/.local/share/bash-completion/completions/cryprq-proxy
+    zsh:   cryprq-proxy completion zsh > "${fpath[1]}/_cryprq-proxy"
+    fish:  cryprq-proxy completion fish > ~/.config/fish/completions/cryprq-proxy.fish
+    """
+    from click.shell_completion import get_completion_class
+
+    kind = get_completion_class(shell)
+    if kind is None:
+        raise click.UsageError(f"this version of click has no completion for {shell}")
+    # Not kind.source(): for bash that starts a bash of this machine to see its version.
+    made = kind(context.find_root().command, {}, PROGRAM, VARIABLE)
+    click.echo(kind.source_template % made.source_vars())
+
+
+def answer(cli: click.Command, instruction: str) -> int:
+    """What a shell's script asks for with VARIABLE, like "bash_complete"; the exit code."""
+    from click.shell_completion import shell_complete
+
+    return shell_complete(cli, {}, PROGRAM, VARIABLE, instruction)
+
+
+COMMANDS: Final = (completion,)

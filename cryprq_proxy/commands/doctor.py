@@ -1,0 +1,76 @@
+"""Finding out what is wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Final
+
+import click
+
+from .common import config_option
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
+@click.option("--exit", "as_exit", is_flag=True, help="Check this machine as an exit (default: as a client).")
+@click.option("--speed", metavar="URL", help="Measure throughput with this large file; http:// or https://.")
+@click.option("--no-speed", is_flag=True, help="Do not measure throughput, whatever --speed says.")
+@config_option
+def doctor(as_json: bool, as_exit: bool, speed: str | None, no_speed: bool, config: Path | None) -> None:
+    """Check step by step what can be wrong, and say how to mend it. Changes nothing.
+
+    Exit code 1 if a check fails.
+    """
+    import asyncio
+    import shutil
+    import sys
+
+    from ..doctor import lists
+    from ..doctor.checks import Context, Finding, State, examine
+    from ..doctor.report import COLOURS, lines, summary
+    from ..log import setup
+    from ..progress import bar, unseen
+
+    # What the parts log, the findings say in other words.
+    setup("error")
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 200
+
+    def told(finding: Finding) -> None:
+        if not as_json:
+            mark, body = lines(finding, width)
+            click.echo(click.style(mark, fg=COLOURS[finding.state]) + "\n".join(body))
+
+    context = Context(file=config, speed=None if no_speed else speed, progress=unseen if as_json else bar)
+    checks = lists.EXIT if as_exit or _is_exit(config) else lists.CLIENT
+    findings = asyncio.run(examine(checks, context, told))
+    healthy = all(finding.state is not State.FAIL for finding in findings)
+    if as_json:
+        click.echo(
+            json.dumps({"ok": healthy, "checks": [finding._asdict() for finding in findings]}, indent=2)
+        )
+    else:
+        click.echo(summary(findings))
+    if not healthy:
+        raise click.exceptions.Exit(1)
+
+
+def _is_exit(config: Path | None) -> bool:
+    """Whether a configuration that was named is an exit's: valid as one, and not as a client's."""
+    from ..config import load_client, load_exit
+    from ..errors import ConfigError
+
+    if config is None:
+        return False
+    try:
+        load_exit(config)
+    except ConfigError:
+        return False
+    try:
+        load_client(config)
+    except ConfigError:
+        return True
+    return False
+
+
+COMMANDS: Final = (doctor,)

@@ -1,0 +1,150 @@
+"""What a check is, what it may answer, and in which order they run.
+
+    configuration --> identity --> handshake --> lane --> throughput
+          |                            ^
+          +--> name --> reach ---------+          an arrow: what the next one needs
+
+A check is a small async function over a `Context`. It returns a `Verdict`: how it stands, one sentence, and a remedy
+where something is wrong. What needs a check that did not succeed is skipped, and says for want of what; a warning is
+no obstacle. Nothing here changes the machine.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ..errors import CryprqError
+from ..log import describe, one_line
+from ..progress import Progress, unseen
+
+if TYPE_CHECKING:
+    from ..config import ClientConfig, ExitConfig
+    from ..crypto.identity import Identity
+    from ..crypto.primitives import Provider
+    from ..roles.client import Client
+
+
+class State(StrEnum):
+    """How a check ended."""
+
+    OK = "ok"
+    WARN = "warn"
+    """Works, but not as well as it could, or a person should know."""
+    FAIL = "fail"
+    SKIP = "skip"
+
+
+class Verdict(NamedTuple):
+    """`text` says what was found, in one sentence; `remedy` what to do, where there is something to do."""
+
+    state: State
+    text: str
+    remedy: str = ""
+
+
+class Finding(NamedTuple):
+    """A verdict with the name of its check, free of control characters."""
+
+    name: str
+    state: State
+    text: str
+    remedy: str
+
+
+@dataclass(slots=True)
+class Context:
+    """What the checks know: what was asked for, what earlier checks have found, and the world around, which tests
+    replace."""
+
+    file: Path | None = None
+    """--config."""
+    speed: str | None = None
+    """The URL to measure throughput with."""
+    progress: Callable[[str], Progress] = unseen
+
+    # What earlier checks found.
+    client: ClientConfig | None = None
+    exit: ExitConfig | None = None
+    provider: Provider | None = None
+    identity: Identity | None = None
+    running: Mapping[str, Any] | None = None
+    """The status of the role that runs here."""
+    link: Client | None = None
+    """A link of our own, while it is up."""
+    closing: list[Callable[[], Awaitable[object]]] = field(default_factory=list)
+    """Called at the end, the last one first."""
+
+    # The world.
+    environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
+    now: Callable[[], float] = time.time
+    which: Callable[[str], str | None] = shutil.which
+    root: Path = Path("/")
+    """Where /dev, /proc and the like are."""
+    euid: int = field(default_factory=os.geteuid)
+
+    async def close(self) -> None:
+        while self.closing:
+            await self.closing.pop()()
+
+
+class Check(NamedTuple):
+    """`needs`: names of checks that must have ended with OK or WARN."""
+
+    name: str
+    run: Callable[[Context], Awaitable[Verdict]]
+    needs: tuple[str, ...] = ()
+
+
+def ok(text: str) -> Verdict:
+    return Verdict(State.OK, text)
+
+
+def warn(text: str, remedy: str = "") -> Verdict:
+    return Verdict(State.WARN, text, remedy)
+
+
+def fail(text: str, remedy: str) -> Verdict:
+    return Verdict(State.FAIL, text, remedy)
+
+
+def skip(text: str) -> Verdict:
+    return Verdict(State.SKIP, text)
+
+
+async def examine(
+    checks: Sequence[Check], context: Context, told: Callable[[Finding], None] = lambda _: None
+) -> list[Finding]:
+    """Run `checks` in their order; `told` gets each finding at once. What a check raises becomes a finding too."""
+    passed: set[str] = set()
+    findings = []
+    try:
+        for check in checks:
+            missing = next((need for need in check.needs if need not in passed), None)
+            verdict = (
+                await _verdict(check, context)
+                if missing is None
+                else skip(f"not tried: it needs {missing!r} to be in order first")
+            )
+            if verdict.state in (State.OK, State.WARN):
+                passed.add(check.name)
+            finding = Finding(check.name, verdict.state, one_line(verdict.text), one_line(verdict.remedy))
+            findings.append(finding)
+            told(finding)
+    finally:
+        await context.close()
+    return findings
+
+
+async def _verdict(check: Check, context: Context) -> Verdict:
+    try:
+        return await check.run(context)
+    except (CryprqError, OSError) as error:
+        # A sentence that says what to do, mostly: a check that knows better has caught it itself.
+        return fail(describe(error), "mend what this sentence names, then ask again")

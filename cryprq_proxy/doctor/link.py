@@ -1,0 +1,193 @@
+"""What a link to the exit is like: does UDP get through beside it, how large may a datagram be, how long is the way?
+
+While a client runs and has its link, that is read from its status. Otherwise a short link of our own is made, with the
+same code and the same keys, and closed at the end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, Final
+
+from ..carriers.dial import by_system
+from ..config import read_psk
+from ..roles.client import Client, ClientSettings
+from ..service import lane_offload
+from ..status_words import milliseconds, part
+from ..tasks import spawn
+from .checks import Context, Verdict, fail, ok, skip, warn
+from .way import linked, settings, upstream
+
+LINK_SECONDS: Final = 10.0
+LANE_SECONDS: Final = 4.0
+"""In which the datagram lane comes up where UDP gets through."""
+PINGS: Final = 3
+PING_SECONDS: Final = 1.0
+POLL: Final = 0.05
+SLOW: Final = 0.4
+"""A round trip from which on pages load slowly."""
+GOOD_SIZE: Final = 1280
+"""UDP payload that every path of today carries (RFC 8200 asks for as much in IPv6)."""
+
+IP_MTU: Final = (socket.IPPROTO_IP, 14)
+IPV6_MTU: Final = (socket.IPPROTO_IPV6, 24)
+"""Linux's numbers, which Python has no names for (ip(7), ipv6(7))."""
+
+
+async def link(context: Context) -> Verdict:
+    """A link of our own to the first exit that gives one; it stays up for the checks that follow."""
+    if status := linked(context):
+        return ok(f"it is that of the running client, to {part(status, 'exit').get('address', '?')}")
+    config, exits = settings(context)
+    assert context.identity is not None and context.provider is not None
+    last = "no exit answered"
+    for exit in exits:
+        limits = replace(config.session_limits(), keepalive=0.5)  # asks soon, and so measures soon
+        client = Client(
+            context.identity,
+            ClientSettings(
+                peer=exit.peer_id,
+                endpoints=exit.endpoints,
+                psk=None if exit.psk_file is None else read_psk(exit.psk_file),
+                upstream=upstream(config),
+                lane=lane_offload(config.lane) if config.upstream is None else None,
+                limits=limits,
+                ca=exit.ca,
+            ),
+            context.provider,
+        )
+        if await _comes_up(client):
+            context.link = client
+            context.closing.append(client.stop)
+            return ok(f"a link to {exit.name} is up, by {_by(client.status())}")
+        last = str(client.status()["last_error"] or last)
+        await client.stop()
+    return fail(f"no link came up within {LINK_SECONDS:g} s: {last}", "see the handshake above")
+
+
+async def _comes_up(client: Client) -> bool:
+    running = spawn(client.run(), "doctor's link")
+    await _until(lambda: client.status()["link"] == "up" or running.done(), LINK_SECONDS)
+    return client.status()["link"] == "up" and not running.done()
+
+
+def _by(status: Mapping[str, Any]) -> str:
+    carrier = part(status, "carrier")
+    return f"{carrier.get('kind', '?')} ({carrier.get('why', '?')})"
+
+
+async def _until(reached: Callable[[], object], seconds: float) -> bool:
+    """Wait until `reached`, for some seconds at most; whether it was."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            while not reached():
+                await asyncio.sleep(POLL)
+    return bool(reached())
+
+
+def status_of(context: Context) -> Mapping[str, Any]:
+    """Of the link that there is: ours, or the running client's."""
+    return context.link.status() if context.link is not None else linked(context) or {}
+
+
+async def lane(context: Context) -> Verdict:
+    """Does UDP get through? Without it everything goes by the carrier."""
+    config, _ = settings(context)
+    if not config.lane.enabled:
+        return skip("the datagram lane is switched off in the configuration")
+    if config.upstream is not None:
+        return skip("an upstream proxy carries no UDP, so everything goes by TCP")
+
+    def found() -> Mapping[str, Any]:
+        return part(part(status_of(context), "packets"), "lane")
+
+    if context.link is not None:
+        await _until(lambda: found().get("up"), LANE_SECONDS)
+    state = found()
+    if not state:
+        return warn(
+            "this link has no datagram lane: the exit has switched it off, or is reached by WebSocket only",
+            "everything goes by the carrier, which is slower for calls and games; give a cryprq:// address too",
+        )
+    if state.get("up"):
+        return ok(f"UDP gets through, and comes back in {milliseconds(state.get('round_trip'))}")
+    return warn(
+        f"UDP does not get through to the exit: {state.get('why', 'no answer')}",
+        "let UDP in on the exit's port in its firewall (and its provider's); until then everything goes by TCP",
+    )
+
+
+async def mtu(context: Context) -> Verdict:
+    """What the lane has measured: the path's, not that of the first cable."""
+    state = part(part(status_of(context), "packets"), "lane")
+    if not state.get("up"):
+        return await _route_mtu(context)
+    largest = state.get("size")
+    if not isinstance(largest, int):
+        return skip("the running client does not tell it")
+    if largest < GOOD_SIZE:
+        return warn(
+            f"the path carries UDP payloads of {largest} bytes only",
+            "another tunnel or a PPPoE line on the way takes room: raise its MTU if it is yours",
+        )
+    return ok(f"the path carries UDP payloads of {largest} bytes")
+
+
+async def _route_mtu(context: Context) -> Verdict:
+    """Without a lane, what the kernel knows of the way: the first network's, or less after an ICMP message."""
+    config, exits = settings(context)
+    nothing = "it is measured by the datagram lane, which is not up; TCP finds its own"
+    target = next((end.address for exit in exits for end in exit.endpoints if end.carrier == "tcp"), None)
+    if target is None or config.upstream is not None:
+        return skip(nothing)
+    (host, *_) = [target.host] if target.is_ip else await by_system(target.host)
+    size = route_mtu(host, target.port)
+    if size is None:
+        return skip(nothing)
+    if size < GOOD_SIZE:
+        return warn(
+            f"the route to {host} has an MTU of {size} bytes only",
+            "raise it if it is that of a tunnel of yours",
+        )
+    return ok(f"the route to {host} has an MTU of {size} bytes; whether all of the path does, TCP finds out")
+
+
+def route_mtu(host: str, port: int) -> int | None:
+    """Bytes of an IP packet; None where the system does not tell. Connecting a UDP socket sends nothing."""
+    six = ":" in host
+    try:
+        with socket.socket(socket.AF_INET6 if six else socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect((host, port))
+            return probe.getsockopt(*(IPV6_MTU if six else IP_MTU))
+    except OSError:
+        return None
+
+
+async def round_trip(context: Context) -> Verdict:
+    """The answer to a PING on the link: there and back, without any target behind the exit."""
+    if context.link is not None:
+        measured = await measure(context.link)
+    else:
+        told = part(status_of(context), "session").get("round_trip")
+        measured = float(told) if isinstance(told, int | float) else None
+    if not measured:
+        return skip("no answer to a PING came in time to measure it")
+    if measured > SLOW:
+        return warn(
+            f"there and back takes {milliseconds(measured)}, and every page some of these",
+            "choose an exit that is nearer, or look for what fills the line",
+        )
+    return ok(f"there and back takes {milliseconds(measured)}")
+
+
+async def measure(client: Client) -> float | None:
+    """The shortest of some PINGs, in seconds; None if no answer came."""
+    for _ in range(PINGS):
+        before = client.round_trip
+        client.measure()
+        await _until(lambda before=before: client.round_trip != before, PING_SECONDS)  # type: ignore[misc]
+    return client.least_round_trip

@@ -1,0 +1,292 @@
+"""What is on this machine around the client: the proxy's port, PAC file, variables and settings that lead programs to
+it, and what system-wide mode needs and leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import subprocess
+import urllib.error
+import urllib.request
+from ipaddress import ip_address
+from typing import Final
+from urllib.parse import urlsplit
+
+from ..address import Destination
+from ..config import ClientConfig
+from ..proxy_env import reachable
+from ..rules.engine import load_rules
+from .checks import Context, Verdict, fail, ok, skip, warn
+
+SECONDS: Final = 3.0
+VARIABLES: Final = ("ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY")
+SCHEMA: Final = "org.gnome.system.proxy"
+CLIENT_TABLE: Final = "cryprq"
+EXIT_TABLE: Final = "cryprq_exit"
+JOURNALS: Final = ("client.journal", "exit.journal")
+PAC_TYPE: Final = "application/x-ns-proxy-autoconfig"
+
+
+def _client(context: Context) -> ClientConfig:
+    assert context.client is not None
+    return context.client
+
+
+def runs(context: Context) -> bool:
+    return context.running is not None
+
+
+# --- rules, port, PAC ---
+
+
+async def rules(context: Context) -> Verdict:
+    """The lists are read as at a start."""
+    config = _client(context)
+    given = config.rules()
+    if not given:
+        return ok(f"there are no rules: everything goes to {config.default}")
+    with context.progress("reading lists") as report:
+        loaded = await asyncio.to_thread(load_rules, given, config.default, progress=report)
+    text = f"{len(given)} rules, {loaded.listed} names in lists"
+    if loaded.problems:
+        return warn(
+            f"{text}; some lines are left out, the first one is {loaded.problems[0]}",
+            "mend or delete these lines; the rest counts",
+        )
+    return ok(text)
+
+
+async def port(context: Context) -> Verdict:
+    """Is the proxy's port ours, or free?"""
+    listen = _client(context).listen
+    if runs(context):
+        if await _accepts(reachable(listen)):
+            return ok(f"the running proxy listens on {listen}")
+        told = (context.running or {}).get("listen")
+        where = ", ".join(map(str, told)) if isinstance(told, list) and told else "somewhere else"
+        return warn(
+            f"nothing answers on {listen}, though the client runs: it listens on {where}",
+            "restart it, so that it takes the configuration as it is now",
+        )
+    return bindable([listen])
+
+
+def bindable(addresses: list[Destination]) -> Verdict:
+    """Whether each could be listened on now."""
+    for address in addresses:
+        family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+        try:
+            with socket.socket(family, socket.SOCK_STREAM) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind((address.host, address.port))
+                probe.listen(1)
+        except OSError as error:
+            return fail(
+                f"{address} cannot be listened on: {(error.strerror or str(error)).lower()}",
+                f"find who has it (ss -ltnp 'sport = :{address.port}'), or choose another `listen`",
+            )
+    return ok(f"{', '.join(map(str, addresses))} {'is' if len(addresses) == 1 else 'are'} free to listen on")
+
+
+async def _accepts(address: Destination) -> bool:
+    with contextlib.suppress(OSError, TimeoutError):
+        async with asyncio.timeout(SECONDS):
+            _, writer = await asyncio.open_connection(address.host, address.port)
+            writer.close()
+            return True
+    return False
+
+
+async def pac(context: Context) -> Verdict:
+    admin = _client(context).admin
+    if admin is None:
+        return skip("the dashboard is off (admin), and with it the PAC file")
+    if not runs(context):
+        return skip("the PAC file is there when the client runs")
+    url = f"http://{reachable(admin)}/proxy.pac"
+    try:
+        kind = await asyncio.to_thread(_content_type, url)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", None) or error
+        return warn(
+            f"{url} does not answer: {reason}",
+            "another program may have that port: see the client's log, or set another `admin`",
+        )
+    if kind != PAC_TYPE:
+        return fail(
+            f"{url} answers with {kind!a}, which is no PAC file: something else listens there",
+            "set another `admin` in the configuration, and restart",
+        )
+    return ok(f"{url} is served")
+
+
+def _content_type(url: str) -> str:
+    # Never by a proxy that the environment names.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(url, timeout=SECONDS) as answer:
+        return str(answer.headers.get_content_type())
+
+
+# --- where programs look for a proxy ---
+
+
+async def variables(context: Context) -> Verdict:
+    """Each variable that names a proxy: is it ours, does it answer?"""
+    ours = reachable(_client(context).listen)
+    found: dict[str, str] = {}
+    for wanted in VARIABLES:
+        for spelling in (wanted, wanted.lower()):
+            if value := context.environment.get(spelling):
+                found[spelling] = value
+    if not found:
+        return ok(
+            "no variable names a proxy: programs in a terminal go past it unless they are told (cryprq-proxy env)"
+        )
+    dead, others = [], []
+    for variable, value in found.items():
+        address = _address(value)
+        if address is None:
+            dead.append(f"{variable} is no address of a proxy")
+        elif not await _accepts(address):
+            dead.append(f"{variable} names {address}, where nothing answers")
+        elif not _same(address, ours):
+            others.append(f"{variable} names {address}, which is not this proxy")
+    if dead:
+        return fail("; ".join(dead), "start the proxy there, or: unset " + " ".join(found))
+    if others:
+        return warn("; ".join(others), 'eval "$(cryprq-proxy env)" sets them to this proxy')
+    return ok(f"{', '.join(found)} name this proxy")
+
+
+def _address(value: str) -> Destination | None:
+    try:
+        parts = urlsplit(value if "://" in value else f"http://{value}")
+        if parts.hostname:
+            return Destination(parts.hostname, parts.port or 1080)
+    except ValueError:
+        pass
+    return None
+
+
+def _same(one: Destination, other: Destination) -> bool:
+    return one.port == other.port and (
+        one.host == other.host or {one.host, other.host} <= _here({one, other})
+    )
+
+
+def _here(addresses: set[Destination]) -> set[str]:
+    """Those of the hosts that mean this machine."""
+    return {
+        address.host
+        for address in addresses
+        if address.host == "localhost" or (address.is_ip and ip_address(address.host).is_loopback)
+    }
+
+
+async def desktop(context: Context) -> Verdict:
+    """GNOME's settings, which most browsers on Linux follow."""
+    program = context.which("gsettings")
+    if program is None:
+        return skip("there is no gsettings here: look into the settings of the desktop or the browser")
+    mode = await asyncio.to_thread(_gsetting, program, SCHEMA, "mode")
+    if mode is None:
+        return skip("the desktop's proxy settings cannot be read from here")
+    ours = reachable(_client(context).listen)
+    if mode == "none":
+        return warn(
+            "browsers that follow the desktop use no proxy",
+            "cryprq-proxy system-proxy on; or set the proxy in the browser itself",
+        )
+    if mode == "auto":
+        url = await asyncio.to_thread(_gsetting, program, SCHEMA, "autoconfig-url") or ""
+        admin = _client(context).admin
+        if admin is not None and url.startswith(f"http://{reachable(admin)}/"):
+            return ok(f"the desktop uses this proxy's PAC file, {url}")
+        return warn(
+            f"the desktop uses another PAC file, {url or 'without a URL'}", "cryprq-proxy system-proxy on"
+        )
+    host = await asyncio.to_thread(_gsetting, program, f"{SCHEMA}.socks", "host") or ""
+    number = await asyncio.to_thread(_gsetting, program, f"{SCHEMA}.socks", "port") or "0"
+    set_to = Destination(host or "?", int(number) if number.isdecimal() and len(number) < 6 else 0)
+    if not _same(set_to, ours):
+        return warn(f"the desktop uses another proxy, {set_to}", "cryprq-proxy system-proxy on")
+    if not await _accepts(ours):
+        return fail(f"the desktop uses this proxy, {ours}, but nothing answers there", "start cryprq-proxy")
+    return ok(f"the desktop uses this proxy, {ours}")
+
+
+def _gsetting(program: str, schema: str, key: str) -> str | None:
+    try:
+        done = subprocess.run(
+            [program, "get", schema, key], capture_output=True, text=True, timeout=SECONDS, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip().strip("'") if done.returncode == 0 else None
+
+
+# --- system-wide mode ---
+
+
+async def tun(context: Context) -> Verdict:
+    """What --tun needs, of either role. Where it is not asked for, a lack is no fault."""
+    config = context.client or context.exit
+    assert config is not None
+    asked = config.tun.enabled
+    lacks = []
+    if not (context.root / "dev/net/tun").exists():
+        lacks.append(("there is no /dev/net/tun", "modprobe tun; in a container, give it that device"))
+    if context.which("nft") is None and not os.path.exists("/usr/sbin/nft"):
+        lacks.append(("nft is not installed", "apt install nftables"))
+    if asked and context.euid:
+        lacks.append(("this is not root", "run it with sudo, or by its systemd unit"))
+    ipv6 = (context.root / "proc/sys/net/ipv6").exists()
+    note = "" if ipv6 else "; this kernel has no IPv6, so only IPv4 is carried"
+    if not lacks:
+        return ok(f"what --tun needs is there{note}")
+    text, remedy = "; ".join(lack for lack, _ in lacks) + note, "; ".join(mend for _, mend in lacks)
+    return fail(text, remedy) if asked else skip(f"--tun is not in use, and would not work here: {text}")
+
+
+async def leftovers(context: Context) -> Verdict:
+    """Changes of a --tun that was killed: its journal, its table of the packet filter."""
+    config = context.client or context.exit
+    assert config is not None
+    if (context.running or {}).get("system") or (context.running or {}).get("network"):
+        return ok("system-wide mode runs; what it has changed is undone when it ends")
+    left = []
+    for journal in JOURNALS:
+        with contextlib.suppress(OSError):
+            if (config.tun.state_dir / journal).stat().st_size:
+                left.append(f"the journal {config.tun.state_dir / journal}")
+    tables = await asyncio.to_thread(_tables, context)
+    left += [f"the table {table} of the packet filter" for table in tables or ()]
+    if left:
+        return fail(
+            f"a --tun that ended badly has left {' and '.join(left)}: while it stands, nothing may get out",
+            "sudo cryprq-proxy cleanup",
+        )
+    return ok(
+        "nothing is left of system-wide mode"
+        + ("" if tables is not None else ", as far as can be seen without root")
+    )
+
+
+def _tables(context: Context) -> list[str] | None:
+    """Our tables that stand; None where they cannot be listed."""
+    program = context.which("nft") or "/usr/sbin/nft"
+    if context.euid:
+        return None
+    try:
+        done = subprocess.run(
+            [program, "list", "tables"], capture_output=True, text=True, timeout=5, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    if done.returncode:
+        return None
+    # As "table inet cryprq".
+    names = {line.split()[-1] for line in done.stdout.splitlines() if line.startswith("table ")}
+    return sorted(names & {CLIENT_TABLE, EXIT_TABLE})

@@ -1,0 +1,43 @@
+"""Findings on a terminal: a mark, the name, the sentence, and below it what to do."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from typing import Final
+
+from .checks import Finding, State
+
+_NAME: Final = 15
+_MARKS: Final = {State.OK: "ok  ", State.WARN: "warn", State.FAIL: "FAIL", State.SKIP: "-   "}
+COLOURS: Final = {State.OK: "green", State.WARN: "yellow", State.FAIL: "red", State.SKIP: "bright_black"}
+
+
+def lines(finding: Finding, width: int) -> tuple[str, list[str]]:
+    """The mark, and what stands behind it, in lines of at most `width` columns with the mark."""
+    first = f" {finding.name:<{_NAME}}"
+    body = _wrapped(finding.text, first, " " * len(first), width)
+    if finding.remedy and finding.state is not State.OK:
+        body += _wrapped(finding.remedy, " " * len(first) + "-> ", " " * (len(first) + 3), width)
+    # The mark stands before the first line; the others begin below what follows it.
+    return _MARKS[finding.state], [body[0], *("    " + line for line in body[1:])]
+
+
+def _wrapped(text: str, first: str, rest: str, width: int) -> list[str]:
+    # Long words (ids, URLs) are not broken: a person copies them.
+    return textwrap.wrap(
+        text,
+        max(width - 4, 40),
+        initial_indent=first,
+        subsequent_indent=rest,
+        break_long_words=False,
+        break_on_hyphens=False,
+    ) or [first]
+
+
+def summary(findings: Sequence[Finding]) -> str:
+    counts = {state: sum(finding.state is state for finding in findings) for state in State}
+    if counts[State.FAIL]:
+        return f"{counts[State.FAIL]} of {len(findings)} checks failed"
+    warned = f", {counts[State.WARN]} with a warning" if counts[State.WARN] else ""
+    return f"nothing is broken{warned}"

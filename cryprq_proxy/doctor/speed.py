@@ -1,0 +1,90 @@
+"""Throughput through the exit, to a server that the person names.
+
+There is no server of ours to measure against, and none is chosen for anybody: which one is asked, and so learns the
+exit's address, is the person's choice. One download over one connection is read for some seconds and thrown away. What
+is measured is the whole way: server, exit, link, this machine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Final
+
+from ..address import Destination
+from ..errors import CryprqError
+from ..fronts.mixed import ListenerSettings, MixedListener
+from ..proxy_env import reachable
+from ..status_words import milliseconds, size
+from .checks import Context, Verdict, fail, ok, skip, warn
+from .way import linked
+
+SECONDS: Final = 8.0
+BYTES: Final = 100_000_000
+"""Whichever comes first ends the measurement."""
+LEAST: Final = 1_000_000
+"""Less than this says little about a line."""
+FIRST_SECONDS: Final = 15.0
+PIECE: Final = 1 << 16
+
+
+async def throughput(context: Context) -> Verdict:
+    if context.speed is None:
+        return skip(
+            "give --speed URL of a large file to measure it (there is no server of ours to measure against)"
+        )
+    if not context.speed.startswith(("http://", "https://")):
+        return fail(
+            "--speed takes a URL that begins with http:// or https://", "name a large file on a web server"
+        )
+    if context.link is not None:
+        listener = MixedListener(context.link, ListenerSettings(Destination("127.0.0.1", 0)))
+        proxy = listener.start()
+        context.closing.append(listener.stop)
+        return await _download(context, context.speed, proxy)
+    assert context.client is not None
+    if linked(context) and context.client.credentials() is None:
+        return await _download(context, context.speed, reachable(context.client.listen))
+    return skip("the running proxy wants a password, which is kept as a digest here: stop it, then measure")
+
+
+async def _download(context: Context, url: str, proxy: Destination) -> Verdict:
+    import aiohttp  # a third of a second
+
+    got, started = 0, time.monotonic()
+    first = last = started
+    try:
+        async with (
+            asyncio.timeout(FIRST_SECONDS + SECONDS),
+            aiohttp.ClientSession(headers={"Accept-Encoding": "identity"}) as web,
+            web.get(
+                url, proxy=f"http://{proxy}", timeout=aiohttp.ClientTimeout(sock_read=FIRST_SECONDS)
+            ) as answer,
+        ):
+            if answer.status != 200:
+                return fail(
+                    f"the server answers {answer.status} instead of a file", "give another URL with --speed"
+                )
+            first = time.monotonic()
+            with context.progress("measuring") as report:
+                async for piece in answer.content.iter_chunked(PIECE):
+                    got += len(piece)
+                    last = time.monotonic()
+                    report(got, answer.content_length or 0)
+                    if last - first > SECONDS or got > BYTES:
+                        break
+    except TimeoutError:
+        if not got:
+            return fail(f"nothing came within {FIRST_SECONDS:g} s", "does the URL work without the proxy?")
+    except (aiohttp.ClientError, OSError, ValueError) as error:
+        return fail(
+            f"the download failed: {type(error).__name__}: {error}", "does the URL work without the proxy?"
+        )
+    except CryprqError as error:
+        return fail(str(error), "see the link above")
+    rate = got / max(last - first, 1e-3)
+    text = f"{size(got)} came at {size(rate)}/s ({rate * 8 / 1e6:.1f} Mbit/s), the first byte after "
+    text += milliseconds(first - started)
+    if got < LEAST:
+        return warn(f"{text}; that is too little to measure", "give the URL of a larger file")
+    return ok(text)

@@ -1,0 +1,177 @@
+"""The first questions, for both roles: configuration, keys, clock, and whether one of us runs already."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import stat
+import subprocess
+import time
+from pathlib import Path
+from typing import Final
+
+from ..config import load_client, load_exit, read_psk
+from ..control import NotRunning, query
+from ..crypto.identity import Identity
+from ..crypto.primitives import select_provider
+from ..errors import ConfigError, CryprqError
+from ..places import config_dir
+from ..status_words import duration
+from .checks import Context, Verdict, fail, ok, skip, warn
+
+BUILT: Final = 1_760_000_000.0
+"""October 2025, in seconds since 1970: no clock that is right says less."""
+FAR: Final = 4_000_000_000.0
+"""The year 2096."""
+
+
+async def client_configuration(context: Context) -> Verdict:
+    file = context.file or config_dir() / "client.toml"
+    try:
+        config = context.client = load_client(context.file)
+        exits = config.exits()
+    except ConfigError as error:
+        return fail(
+            str(error),
+            f"change {file} as it says; `cryprq-proxy join URI` writes one for you"
+            if file.exists()
+            else "ask for an invite (`cryprq-proxy invite NAME` at the exit), then: cryprq-proxy join URI",
+        )
+    named = ", ".join(exit.name for exit in exits)
+    return ok(f"{file} is valid and names {len(exits)} exit{'' if len(exits) == 1 else 's'}: {named}")
+
+
+async def exit_configuration(context: Context) -> Verdict:
+    file = context.file or config_dir() / "exit.toml"
+    try:
+        context.exit = load_exit(context.file)
+    except ConfigError as error:
+        return fail(str(error), f"change {file} as it says; configs/exit.toml lists all keys")
+    return ok(f"{file} is valid" if file.exists() else f"there is no {file}, so all is as by default")
+
+
+async def identity(context: Context) -> Verdict:
+    """Exists, is ours alone, and can be read; and so can the pre-shared keys."""
+    config = context.client or context.exit
+    assert config is not None
+    file = config.identity
+    provider = context.provider = select_provider(None if config.provider == "auto" else config.provider)
+    if not os.path.lexists(file):
+        return fail(
+            f"there are no keys in {file} yet",
+            "they are made at the first start; or make them now: cryprq-proxy keygen",
+        )
+    try:
+        found = context.identity = Identity.load(provider, file)
+    except ConfigError as error:
+        return fail(str(error), _mend_identity(file))
+    psk_files = [exit.psk_file for exit in context.client.exits()] if context.client else [config.psk_file]
+    for psk in filter(None, psk_files):
+        try:
+            read_psk(psk)
+        except ConfigError as error:
+            return fail(str(error), "copy the same 64 digits to both sides, with mode 0600")
+    return ok(f"{file} holds the keys of {found.peer_id}, and only its owner can read it")
+
+
+def _mend_identity(file: Path) -> str:
+    try:
+        mode = file.stat().st_mode
+    except OSError:
+        return f"run this as the owner of {file}"
+    if stat.S_ISREG(mode) and mode & 0o077:
+        return f"chmod 600 {file}"
+    return (
+        f"restore {file} from a backup, or move it away and make new keys, which every exit must then let in"
+    )
+
+
+async def clock(context: Context) -> Verdict:
+    """Invites, certificates and logs need it; the link itself does not."""
+    now = context.now()
+    shown = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(now))
+    if not BUILT < now < FAR:
+        return fail(
+            f"the clock says {shown}, which cannot be: certificates and invites are judged by it",
+            "set it: timedatectl set-ntp true, or date -s",
+        )
+    synchronised = await asyncio.to_thread(_synchronised, context)
+    if synchronised is False:
+        return warn(
+            f"the clock says {shown}, but nothing keeps it in step",
+            "timedatectl set-ntp true; a wrong clock spoils wss:// certificates and the end of invites",
+        )
+    known = "is kept in step by NTP" if synchronised else "looks right; whether NTP keeps it is not told here"
+    return ok(f"the clock says {shown} and {known}")
+
+
+def _synchronised(context: Context) -> bool | None:
+    """What systemd says; None where it does not say."""
+    program = context.which("timedatectl")
+    if program is None:
+        return None
+    try:
+        done = subprocess.run(
+            [program, "show", "--property=NTPSynchronized", "--value"],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return {"yes": True, "no": False}.get(done.stdout.strip()) if done.returncode == 0 else None
+
+
+async def running(context: Context) -> Verdict:
+    """Does one of us run with this configuration, and how is it?"""
+    config = context.client or context.exit
+    assert config is not None
+    path = config.control_socket
+    if not os.path.lexists(path):
+        return ok(f"nothing runs with this configuration (no control socket {path})")
+    try:
+        status = context.running = await asyncio.to_thread(query, path)
+    except NotRunning:
+        return ok(
+            f"nothing runs with this configuration; {path} is left of one that was killed, and does no harm"
+        )
+    except CryprqError as error:
+        return warn(str(error), "ask as the user that it runs as")
+    role, uptime = status.get("role", "?"), duration(status.get("uptime"))
+    errors = status.get("errors")
+    last = (
+        errors[-1].get("text")
+        if isinstance(errors, list) and errors and isinstance(errors[-1], dict)
+        else None
+    )
+    text = f"the {role} has been running for {uptime}, process {status.get('pid', '?')}"
+    if role == "client" and status.get("link") != "up":
+        return warn(
+            f"{text}, but has no link: {status.get('last_error') or last or 'it is being made'}",
+            "the steps below say where it ends",
+        )
+    rules = status.get("rules")
+    if isinstance(rules, dict) and rules.get("error"):
+        return warn(
+            f"{text}, with old rules, since {rules['error']}", "mend the file; it is read again by itself"
+        )
+    return ok(text)
+
+
+async def disk(context: Context) -> Verdict:
+    """A full disk loses keys, journals and the lists of peers."""
+    config = context.client or context.exit
+    assert config is not None
+    try:
+        free = shutil.disk_usage(config.identity.parent).free
+    except OSError as error:
+        return skip(
+            f"{config.identity.parent} cannot be looked at: {(error.strerror or 'no reason').lower()}"
+        )
+    if free < 1 << 20:
+        return fail(
+            f"the disk of {config.identity.parent} is full", "make room: keys and lists cannot be written"
+        )
+    return ok(f"there is room in {config.identity.parent}")

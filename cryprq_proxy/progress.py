@@ -1,0 +1,48 @@
+"""How far something has come that takes a person's time: a bar on standard error, if that is a terminal.
+
+    with bar("reading lists") as report:
+        load_rules(rules, default, progress=report)
+
+In pipes, logs and the journal there is nothing to be seen.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+type Report = Callable[[int, int], None]
+"""How much is done, and of how much; 0 for an amount that nobody knows."""
+type Progress = AbstractContextManager[Report]
+
+
+def unseen(_: str) -> Progress:
+    """A bar that nobody sees."""
+    return _nothing()
+
+
+@contextmanager
+def _nothing() -> Iterator[Report]:
+    yield lambda done, total: None
+
+
+def bar(what: str) -> Progress:
+    """A bar with the words `what` before it, in bytes; gone when it is done."""
+    return _shown(what) if sys.stderr.isatty() else _nothing()
+
+
+@contextmanager
+def _shown(what: str) -> Iterator[Report]:
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
+        task = shown.add_task(what, total=None)
+        yield lambda done, total: shown.update(task, completed=done, total=total or None)
