@@ -1,0 +1,84 @@
+"""The connections of the admin server: how many, how long they may be silent, and what is no HTTP at all.
+
+aiohttp closes a connection that is idle between two requests, but waits without end for the first one. A program that
+opens connections and says nothing would use up our files, and then nobody could be proxied any more. And aiohttp logs
+what it cannot parse as an error, with a traceback: here that is a stranger's business, and worth a line at debug.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Final
+
+from aiohttp import web
+
+MAX_CONNECTIONS: Final = 64
+FIRST_REQUEST_SECONDS: Final = 10.0
+KEEPALIVE_SECONDS: Final = 30.0
+
+_log = logging.getLogger(__name__)
+
+
+class _Connection(web.RequestHandler):
+    __slots__ = ()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """The answer to what is no request, or to what failed in our own code; nothing of either is in it."""
+        if status >= 500:
+            _log.error("a request to the admin server failed", exc_info=exc)
+        else:
+            _log.debug("the admin server was sent what is no request: %s", exc)
+        if request.writer.output_size:
+            raise ConnectionError("part of another answer is already out")
+        # An empty name of the server: left out, aiohttp would put in its own.
+        response = web.Response(status=status, text="this cannot be answered\n", headers={"Server": ""})
+        response.force_close()
+        return response
+
+
+class Bounded:
+    """A protocol factory for `loop.create_server`, in the place of aiohttp's own."""
+
+    def __init__(self, server: web.Server) -> None:
+        self._server = server
+        self._loop = asyncio.get_running_loop()
+        self._silent: set[asyncio.BaseProtocol] = set()
+
+    def __call__(self) -> asyncio.BaseProtocol:
+        if len(self._server.connections) >= MAX_CONNECTIONS:
+            return _Closing()
+        connection = _Connection(
+            self._server,
+            loop=self._loop,
+            keepalive_timeout=KEEPALIVE_SECONDS,
+            access_log=None,  # type: ignore[arg-type]  # which is what its documentation says
+            auto_decompress=False,
+        )
+        self._silent.add(connection)
+        self._loop.call_later(FIRST_REQUEST_SECONDS, self._look, connection)
+        return connection
+
+    def heard(self, connection: asyncio.BaseProtocol) -> None:
+        """A request came on that connection; from here on aiohttp's own timer watches it."""
+        self._silent.discard(connection)
+
+    def _look(self, connection: web.RequestHandler) -> None:
+        if connection in self._silent:
+            self._silent.discard(connection)
+            if connection.transport is not None:
+                connection.transport.abort()
+
+
+class _Closing(asyncio.Protocol):
+    """Ends a connection as soon as it is there."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        transport.abort()

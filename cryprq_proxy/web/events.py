@@ -1,0 +1,146 @@
+"""Live data for the pages: one ticker for all who listen, and none while nobody does.
+
+    first listener -> ticker starts: ask the sources, encode once, wake all, sleep a second -> last one gone: it ends
+
+A listener gets the newest events when it is ready for them; what it could not take in the meantime it never sees, so
+a slow one costs no memory. One that takes nothing for WRITE_SECONDS is cut off. The events (server-sent events, HTML
+standard section 9.2): `status`, with `at` (Unix seconds) beside it, and `streams`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Final, NamedTuple
+
+import msgspec
+from aiohttp import web
+
+from ..tasks import spawn
+from .sources import Sources
+
+MAX_LISTENERS: Final = 16
+"""Open pages at once; further ones are refused."""
+SECONDS: Final = 1.0
+"""Between two events."""
+WRITE_SECONDS: Final = 10.0
+MANY: Final = 300
+"""Open streams from which on their list comes with every third event only, so that looking stays cheap."""
+
+_log = logging.getLogger(__name__)
+
+
+def encode(value: Any) -> bytes:
+    """JSON in UTF-8. Text that is no Unicode (lone surrogates) is escaped."""
+    try:
+        return msgspec.json.encode(value)
+    except UnicodeEncodeError:
+        return json.dumps(value).encode()
+
+
+class Events:
+    """`serve` answers one request for live data; `stop` ends all of them. `clock` gives Unix seconds."""
+
+    def __init__(
+        self, sources: Sources, seconds: float = SECONDS, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._sources = sources
+        self._seconds = seconds
+        self._clock = clock
+        self._ticked = asyncio.Event()
+        self._latest: _Event | None = None
+        self._ticker: asyncio.Task[None] | None = None
+        self._stopping = False
+        self._failing = False
+        self.listeners = 0
+        self.ticks = 0
+        """Events made since the start; told apart from listeners times seconds by the tests."""
+
+    async def serve(self, request: web.Request) -> web.StreamResponse:
+        """Events until the page is closed, the server stops or the listener is too slow."""
+        if self.listeners >= MAX_LISTENERS or self._stopping:
+            raise web.HTTPServiceUnavailable(text="too many pages are open; close one\n")
+        response = web.StreamResponse(
+            headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store"}
+        )
+        self.listeners += 1
+        try:
+            await response.prepare(request)
+            await self._follow(request, response)
+        except (ConnectionError, TimeoutError):
+            if request.transport is not None:
+                request.transport.abort()
+        finally:
+            self.listeners -= 1
+            if self.listeners == 0 and self._ticker is not None:
+                self._ticker.cancel()
+                self._ticker, self._latest = None, None
+        return response
+
+    async def _follow(self, request: web.Request, response: web.StreamResponse) -> None:
+        if self._ticker is None:
+            self._ticker = spawn(self._tick(), "dashboard")
+        taken: _Event | None = None
+        while not self._stopping and request.transport is not None:
+            latest = self._latest
+            if latest is None or latest is taken:
+                ticked = self._ticked
+                await ticked.wait()
+                continue
+            whole = latest.fresh or taken is None
+            taken = latest
+            async with asyncio.timeout(WRITE_SECONDS):
+                await response.write(latest.status + latest.streams if whole else latest.status)
+
+    async def _tick(self) -> None:
+        while True:
+            with suppress(_Failed):
+                self._latest = await self._event()
+                self.ticks += 1
+            self._wake()  # also without an event: who has gone is noticed then
+            await asyncio.sleep(self._seconds)
+
+    def _wake(self) -> None:
+        ticked, self._ticked = self._ticked, asyncio.Event()
+        ticked.set()
+
+    async def _event(self) -> _Event:
+        try:
+            status = encode({"at": self._clock(), "status": await self._sources.status()})
+            before = self._latest
+            fresh = before is None or before.rows < MANY or self.ticks % 3 == 0
+            if fresh or before is None:
+                rows = self._sources.streams()
+                count, streams = len(rows), b"event: streams\ndata: %b\n\n" % encode(rows)
+            else:
+                count, streams = before.rows, before.streams
+        except Exception:
+            # A bug in a report must not end the reports; it is said once.
+            if not self._failing:
+                _log.exception("the dashboard's data cannot be told")
+            self._failing = True
+            raise _Failed from None
+        self._failing = False
+        return _Event(b"event: status\ndata: %b\n\n" % status, streams, fresh, count)
+
+    def stop(self) -> None:
+        """End all answers, at once for those that wait."""
+        self._stopping = True
+        self._wake()
+
+
+class _Event(NamedTuple):
+    """Of one tick, as it is sent: `streams`, of so many `rows`, is the last list that was made, now if `fresh`."""
+
+    status: bytes
+    streams: bytes
+    fresh: bool
+    rows: int
+
+
+class _Failed(Exception):
+    """This second has no event."""

@@ -1,0 +1,30 @@
+"""Where the pages get what they show, and whom they ask to change something.
+
+This package knows neither the client nor its rules: whoever starts the server hands these in (service.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+type Status = Callable[[], Awaitable[Mapping[str, Any]]]
+"""What `cryprq-proxy status --json` tells; plain JSON values."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sources:
+    """All are called in the event loop. `pac` and `streams` are to answer within milliseconds."""
+
+    status: Status
+    streams: Callable[[], Sequence[Mapping[str, Any]]]
+    """The open streams, newest first, at most 1000."""
+    pac: Callable[[], str]
+    """The PAC file. Raises CryprqError if there can be none."""
+    close: Callable[[str], bool]
+    """Ends the stream of that id; False if there is none."""
+    choose_exit: Callable[[str], None]
+    """Takes the exit of that name for new streams; "auto": by priority and health again. Raises CryprqError."""
+    reload: Callable[[], Awaitable[Mapping[str, Any]]]
+    """Reads rules and lists again. Raises CryprqError if they stay as they were."""
