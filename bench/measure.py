@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 import subprocess
 import tempfile
+import threading
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -267,6 +269,65 @@ def rotation(bench: Bench) -> Rotation:
             bench.say(f"  {result['bytes']} bytes {direction}, each compared, in {result['seconds']:.1f} s")
         last = fast.epoch()
     return Rotation(samples, None if first is None or last is None else last - first, verified)
+
+
+class Watcher:
+    """Somebody with the dashboard open, and a Prometheus that asks every second. Use it as a context manager."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._over = threading.Event()
+        self._threads = [threading.Thread(target=work) for work in (self._listen, self._scrape)]
+        self.events = 0
+        """Bytes of events that came."""
+        self.scrapes = 0
+
+    def _get(self, path: str) -> socket.socket:
+        sock = socket.create_connection(("127.0.0.1", self._port), 5.0)
+        host = f"127.0.0.1:{self._port}"
+        sock.sendall(f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+        sock.settimeout(1.0)
+        return sock
+
+    def _listen(self) -> None:
+        with self._get("/api/events") as sock:
+            while not self._over.is_set():
+                with suppress(TimeoutError):
+                    self.events += len(sock.recv(1 << 16))
+
+    def _scrape(self) -> None:
+        while not self._over.wait(1.0):
+            with self._get("/metrics") as sock:
+                while sock.recv(1 << 16):
+                    pass
+            self.scrapes += 1
+
+    def __enter__(self) -> Watcher:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        for thread in self._threads:
+            thread.join()
+
+
+def watched(bench: Bench) -> Samples:
+    """Bulk with the dashboard open and metrics asked for every second, against bulk with neither."""
+    with ExitStack() as stack:
+        seen, unseen = Cryprq(dashboard=True), Cryprq()
+        for pair in (seen, unseen):
+            stack.enter_context(pair)
+        for pair in (seen, unseen):
+            bench.start(pair)
+        watcher = stack.enter_context(Watcher(seen.admin_port))
+        pairs: dict[str, Pair] = {"watched": seen, "not watched": unseen}
+        samples = bulk(bench, pairs, 1, "down", 10 * bench.rounds, max(1.0, bench.seconds / 2))
+        if not watcher.events or not watcher.scrapes:
+            raise BenchError("The dashboard told nothing, so there is nothing to compare.")
+        bench.say(f"  {watcher.events} bytes of events, {watcher.scrapes} scrapes")
+    return samples
 
 
 def makers(labels: Iterable[str]) -> dict[str, Callable[[], Pair]]:

@@ -204,9 +204,10 @@ class Cryprq(Pair):
 
     name = "cryprq-proxy"
 
-    def __init__(self, rotation: float | None = None) -> None:
+    def __init__(self, rotation: float | None = None, dashboard: bool = False) -> None:
         super().__init__()
         self.rotation = rotation
+        self.admin_port = free_port() if dashboard else 0
 
     def _command(self, *arguments: str) -> list[str]:
         return [sys.executable, "-m", "cryprq_proxy", *arguments]
@@ -257,7 +258,11 @@ class Cryprq(Pair):
         )
         client_config = self._write(
             "client",
-            {"listen": f"127.0.0.1:{self.socks_port}", "peer": f"cryprq://{exit_id}@127.0.0.1:{port}"},
+            {
+                "listen": f"127.0.0.1:{self.socks_port}",
+                "peer": f"cryprq://{exit_id}@127.0.0.1:{port}",
+                "admin": f"127.0.0.1:{self.admin_port}" if self.admin_port else "off",
+            },
         )
         environ = self._environ()
         exit_ = Process("exit", self._command("exit", "--config", exit_config), self.directory, environ)

@@ -21,7 +21,7 @@ import click
 from click.core import ParameterSource
 
 from . import __version__
-from .commands import keys, looking, roles, wide
+from .commands import completion, dashboard, desktop, doctor, explain, keys, looking, pairing, roles, wide
 from .commands.common import config_option, identity_option, log_flags, log_options
 from .errors import ConfigError, CryprqError
 from .log import describe, one_line, setup
@@ -40,7 +40,12 @@ _log = logging.getLogger(__name__)
 )
 @config_option
 @identity_option
-@click.option("--peer", metavar="cryprq://PEERID@HOST:PORT", help="The exit.")
+@click.option(
+    "--peer",
+    multiple=True,
+    metavar="cryprq://PEERID@HOST:PORT",
+    help="The exit; may be repeated, for further ways to it or further exits.",
+)
 @click.option("--listen", metavar="HOST:PORT", help="Where applications connect (default: 127.0.0.1:1080).")
 @click.option(
     "--user",
@@ -49,7 +54,9 @@ _log = logging.getLogger(__name__)
     "user_file in the configuration keeps it from them.",
 )
 @click.option(
-    "--upstream", metavar="socks5://[USER:PASSWORD@]HOST:PORT", help="Dial the exit through a SOCKS5 proxy."
+    "--upstream",
+    metavar="socks5://[USER:PASSWORD@]HOST:PORT",
+    help="Dial the exit through a SOCKS5 proxy; with http:// through an HTTP proxy.",
 )
 @click.option("--tun", is_flag=True, help="Route the whole system, not only what uses the proxy; as root.")
 @click.option(
@@ -91,13 +98,15 @@ def cli(
     if context.invoked_subcommand is not None:
         _refuse_misplaced(context, context.invoked_subcommand)
         return
+    from .client_service import run_client
     from .config import load_client
+    from .places import config_dir
     from .process import run
-    from .service import run_client
 
     whole = {f"tun.{name}": flags.pop(name) for name in _WIDE}
     whole["tun.enabled"] = flags.pop("tun") or None
-    loaded = load_client(config, {**flags, **whole, **context.obj})
+    merged = {**flags, **whole, **context.obj}
+    loaded = load_client(config, merged)
     setup(loaded.log_level, loaded.log_format)
     if not loaded.tun.enabled and any(value not in (None, ()) for value in whole.values()):
         raise click.UsageError("--exclude, --include, --lan and their like need --tun")
@@ -106,7 +115,8 @@ def cli(
         from .system import make_tunnel
 
         tunnel = make_tunnel
-    run(lambda stop: run_client(loaded, stop, tunnel))
+    file = config_dir() / "client.toml" if config is None else config
+    run(lambda stop: run_client(loaded, lambda: load_client(config, merged), stop, tunnel, file))
 
 
 _WIDE: Final = ("exclude", "include", "exclude_uid", "lan", "kill_switch", "inbound", "confirm")
@@ -122,7 +132,18 @@ def _refuse_misplaced(context: click.Context, command: str) -> None:
             raise click.UsageError(f"{parameter.opts[-1]} belongs behind {command!r}, if it has that flag")
 
 
-for _command in (*roles.COMMANDS, *keys.COMMANDS, *looking.COMMANDS, *wide.COMMANDS):
+for _command in (
+    *roles.COMMANDS,
+    *keys.COMMANDS,
+    *looking.COMMANDS,
+    *dashboard.COMMANDS,
+    *explain.COMMANDS,
+    *pairing.COMMANDS,
+    *wide.COMMANDS,
+    *desktop.COMMANDS,
+    *completion.COMMANDS,
+    *doctor.COMMANDS,
+):
     cli.add_command(_command)
 
 
@@ -131,6 +152,8 @@ for _command in (*roles.COMMANDS, *keys.COMMANDS, *looking.COMMANDS, *wide.COMMA
 
 def main() -> NoReturn:
     """The console script."""
+    if instruction := os.environ.get(completion.VARIABLE):
+        sys.exit(completion.answer(cli, instruction))
     sys.exit(run_command())
 
 

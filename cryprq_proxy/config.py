@@ -15,101 +15,38 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
-from urllib.parse import unquote_to_bytes
 
 import msgspec
 from msgspec import Struct
 
-from .address import AddressError, Destination, parse_host_port
+from .address import Destination, parse_host_port
 from .crypto.identity import PeerId
 from .decode import Text, choice, count, decode_file, decode_flags, path, seconds, size, switch
 from .errors import ConfigError
+from .exits_config import PEER, ExitChoice, ExitTable, exit_choices
 from .fronts.credentials import Credentials
 from .log import LogFormat, LogLevel
+from .peers_file import read_peers
 from .places import config_dir, default_control_socket, default_identity, exposed, read_text
 from .roles.egress import EgressPolicy
+from .rules.syntax import Action, Rule
+from .rules_config import ACTION, DEFAULT, RuleTable, check_exits, to_rules
 from .session.rotation import RotationLimits
 from .session.session import SessionLimits
 from .system_config import ExitTun, Lane, Tun
+from .urls import PeerUrl, Upstream, parse_listen_or_off, parse_public, parse_upstream, parse_web_path
 
 KIB: Final = 1 << 10
 MIB: Final = 1 << 20
 GIB: Final = 1 << 30
 PSK_SIZE: Final = 32
+TOKEN_SIZE: Final = 16
 _HEX: Final = re.compile("[0-9A-Fa-f]+")
 
 type ProviderChoice = Literal["auto", "cryptography", "pure"]
-
-
-# --- values that a person writes as a string ---
-
-
-@dataclass(frozen=True, slots=True)
-class PeerAddress:
-    """An exit: who it must prove to be, and where it listens."""
-
-    peer_id: PeerId
-    address: Destination
-
-
-@dataclass(frozen=True, slots=True)
-class Upstream:
-    """A SOCKS5 proxy to dial the exit through; user and password (RFC 1929) are both there or both None."""
-
-    address: Destination
-    user: str | None = None
-    password: str | None = field(default=None, repr=False)
-
-
-def parse_peer_url(text: str) -> PeerAddress:
-    """Read "cryprq://PEERID@HOST:PORT". Raises ConfigError."""
-    scheme, separator, rest = text.partition("://")
-    peer, at, where = rest.removesuffix("/").partition("@")
-    if scheme.lower() != "cryprq" or not separator or not at:
-        raise ConfigError(f"expected cryprq://PEERID@HOST:PORT, got {text[:100]!a}")
-    try:
-        return PeerAddress(PeerId.parse(peer), _endpoint(where))
-    except AddressError as error:
-        raise ConfigError(str(error)) from None
-
-
-def parse_upstream(text: str) -> Upstream:
-    """Read "socks5://[USER:PASSWORD@]HOST:PORT", both parts percent-encoded where needed. Raises ConfigError.
-
-    Names are always left to the proxy, so "socks5h" means the same.
-    """
-    scheme, separator, rest = text.partition("://")
-    login, at, where = rest.removesuffix("/").rpartition("@")
-    user, colon, password = login.partition(":")
-    try:
-        if scheme.lower() not in ("socks5", "socks5h") or not separator or (at and not colon):
-            raise AddressError("no address of a SOCKS5 proxy")
-        address = _endpoint(where)
-    except AddressError:
-        # Nothing of the text is shown: where a part is missing, another part may be the password.
-        raise ConfigError("expected socks5://HOST:PORT or socks5://USER:PASSWORD@HOST:PORT") from None
-    return Upstream(address, _login_part(user), _login_part(password)) if at else Upstream(address)
-
-
-def _login_part(quoted: str) -> str:
-    try:
-        part = unquote_to_bytes(quoted)
-        if 1 <= len(part) <= 255:
-            return part.decode("utf-8")
-    except UnicodeError:
-        pass
-    raise ConfigError("user and password of a SOCKS5 proxy have 1 to 255 bytes of UTF-8 each (RFC 1929)")
-
-
-def _endpoint(text: str) -> Destination:
-    address = parse_host_port(text)
-    if address.port == 0:
-        raise AddressError(f"expected a port from 1 to 65535 in {text!a}, got 0")
-    return address
 
 
 def _is_loopback(address: Destination) -> bool:
@@ -120,7 +57,9 @@ def _is_loopback(address: Destination) -> bool:
 
 # --- the keys ---
 
-_PEER: Final = Text(parse_peer_url, 'a string like "cryprq://PEERID@exit.example:4433"')
+DEFAULT_ADMIN: Final = Destination("127.0.0.1", 1081)
+_ADMIN: Final = Text(parse_listen_or_off, 'a string like "127.0.0.1:1081", or "off"')
+_METRICS: Final = Text(parse_listen_or_off, 'a string like "127.0.0.1:9108", or "off"')
 _LISTEN: Final = Text(parse_host_port, 'a string like "127.0.0.1:1080"')
 _UPSTREAM: Final = Text(parse_upstream, 'a string like "socks5://127.0.0.1:9050"')
 _USER: Final = Text(Credentials.parse, 'a string like "NAME:PASSWORD"')
@@ -151,16 +90,22 @@ class ClientLimits(Struct, frozen=True, kw_only=True):
 class ClientConfig(Struct, frozen=True, kw_only=True):
     """Everything that `cryprq-proxy` runs with. Raises ConfigError for combinations that are not safe."""
 
-    peer: Annotated[PeerAddress, _PEER]
+    peer: Annotated[tuple[PeerUrl, ...], PEER] = ()
     identity: Annotated[Path, path()] = msgspec.field(default_factory=default_identity)
     psk_file: Annotated[Path | None, path()] = None
     listen: Annotated[Destination, _LISTEN] = Destination("127.0.0.1", 1080)
     user: Annotated[Credentials | None, _USER] = None
     user_file: Annotated[Path | None, path()] = None
     upstream: Annotated[Upstream | None, _UPSTREAM] = None
+    ca: Annotated[Path | None, path()] = None
+    exit: tuple[ExitTable, ...] = ()
+    failback: Annotated[float, seconds(0, 86_400)] = 30.0
     wait_for_link: Annotated[float, seconds(0, 3600)] = 10.0
     negotiation_timeout: Annotated[float, seconds(0.1, 600)] = 10.0
     via: Annotated[bool, switch()] = False
+    admin: Annotated[Destination | None, _ADMIN] = DEFAULT_ADMIN
+    default: Annotated[Action, ACTION] = DEFAULT
+    rule: tuple[RuleTable, ...] = ()
     keepalive: Annotated[float, seconds(0.1, 600)] = 10.0
     provider: Annotated[ProviderChoice, choice("auto", "cryptography", "pure")] = "auto"
     control_socket: Annotated[Path, path()] = msgspec.field(
@@ -181,6 +126,15 @@ class ClientConfig(Struct, frozen=True, kw_only=True):
                 f"listening on {self.listen} lets other machines in: add --user NAME:PASSWORD or user_file, "
                 "or listen on 127.0.0.1"
             )
+        check_exits(self.rules(), self.default, {exit.name for exit in self.exits()})
+
+    def rules(self) -> tuple[Rule, ...]:
+        """The rules, of which the lists are still to be read (rules/engine.py)."""
+        return to_rules(self.rule)
+
+    def exits(self) -> tuple[ExitChoice, ...]:
+        """All exits, at least one. Raises ConfigError where two cannot be told apart."""
+        return exit_choices(self.peer, self.exit, self.psk_file, self.ca)
 
     def credentials(self) -> Credentials | None:
         """What applications must present, read from `user_file` if that is set. Raises ConfigError."""
@@ -226,6 +180,20 @@ class ExitLimits(Struct, frozen=True, kw_only=True):
     connect_timeout: Annotated[float, seconds(0.1, 600)] = 10.0
 
 
+class WebSocket(Struct, frozen=True, kw_only=True):
+    """The exit's second entrance, for networks where only HTTP passes."""
+
+    listen: Annotated[Destination | None, _ADMIN] = None
+    path: Annotated[str, Text(parse_web_path, 'a string like "/cryprq"')] = "/cryprq"
+    certificate: Annotated[Path | None, path()] = None
+    key: Annotated[Path | None, path()] = None
+    forwarded: Annotated[bool, switch()] = False
+
+    def __post_init__(self) -> None:
+        if (self.certificate is None) != (self.key is None):
+            raise ConfigError("websocket.certificate and websocket.key belong together; give both or neither")
+
+
 class ExitConfig(Struct, frozen=True, kw_only=True):
     """Everything that `cryprq-proxy exit` runs with."""
 
@@ -235,6 +203,9 @@ class ExitConfig(Struct, frozen=True, kw_only=True):
     authorized: Annotated[Path | None, path()] = None
     psk_file: Annotated[Path | None, path()] = None
     allow_private: Annotated[bool, switch()] = False
+    public: Annotated[str, Text(parse_public, 'a string like "exit.example:4433"')] = ""
+    metrics: Annotated[Destination | None, _METRICS] = None
+    metrics_token_file: Annotated[Path | None, path()] = None
     shutdown_grace: Annotated[float, seconds(0, 3600)] = 30.0
     keepalive: Annotated[float, seconds(0.1, 600)] = 10.0
     provider: Annotated[ProviderChoice, choice("auto", "cryptography", "pure")] = "auto"
@@ -248,15 +219,29 @@ class ExitConfig(Struct, frozen=True, kw_only=True):
     limits: ExitLimits = ExitLimits()
     lane: Lane = Lane()
     tun: ExitTun = ExitTun()
+    websocket: WebSocket = WebSocket()
 
     def __post_init__(self) -> None:
         if not self.listen:
             raise ConfigError("listen is empty: name at least one address")
+        if self.metrics is not None and not _is_loopback(self.metrics) and self.metrics_token_file is None:
+            raise ConfigError(
+                f"metrics on {self.metrics} could be read by other machines: name a metrics_token_file, or listen on "
+                "127.0.0.1"
+            )
+
+    def metrics_token(self) -> str | None:
+        """What Prometheus must present. Raises ConfigError if the file cannot be read or holds too little."""
+        return None if self.metrics_token_file is None else read_token(self.metrics_token_file)
 
     def authorised_peers(self) -> frozenset[PeerId]:
         """Who is let in: `allow` and what stands in the file `authorized` at this moment. Raises ConfigError."""
-        listed = frozenset[PeerId]() if self.authorized is None else read_authorized(self.authorized)
-        return listed.union(self.allow)
+        return frozenset(self.named_peers())
+
+    def named_peers(self) -> dict[PeerId, str]:
+        """The same, each with its name in that file; empty for those who have none. Raises ConfigError."""
+        listed = () if self.authorized is None else read_peers(self.authorized)
+        return dict.fromkeys(self.allow, "") | {peer.peer_id: peer.name for peer in listed}
 
     def session_limits(self) -> SessionLimits:
         return SessionLimits(
@@ -290,6 +275,13 @@ def load_exit(file: Path | None = None, flags: Mapping[str, object] | None = Non
     return config
 
 
+def authorized_file(file: Path | None, config: ExitConfig) -> Path:
+    """Where peers that come with an invite are written down: `authorized`, else the file of that name beside `file`,
+    which `load_exit` was given. It may not exist yet; the next `load_exit` finds it."""
+    source = config_dir() / "exit.toml" if file is None else file
+    return source.with_name("authorized") if config.authorized is None else config.authorized
+
+
 def client_from(text: str, source: Path, private: bool, flags: Mapping[str, object]) -> ClientConfig:
     """Decode the text of a client.toml. `private` says that only its owner can read it, so that it may hold secrets.
 
@@ -302,8 +294,10 @@ def client_from(text: str, source: Path, private: bool, flags: Mapping[str, obje
     given = _decoded(ClientConfig, Tun, values, flags)
     if "user" in given:
         values.pop("user_file", None)
+    if "peer" in given:
+        values.pop("exit", None)
     values |= given
-    if "peer" not in values:
+    if not values.get("peer") and not values.get("exit"):
         raise ConfigError(
             f'no exit is named: give --peer cryprq://PEERID@HOST:PORT, or write peer = "cryprq://..." into {source}'
         )
@@ -354,6 +348,18 @@ def read_user(file: Path) -> Credentials:
         raise ConfigError(f"{file}: {error}") from None
 
 
+def read_token(file: Path) -> str:
+    """A token, 16 or more printable characters, from the first line of a file that only its owner can read. Raises
+    ConfigError."""
+    text, _ = read_text(file, "the token file", private=True)
+    token = text.split("\n", 1)[0].strip()
+    if len(token) >= TOKEN_SIZE and token.isascii() and token.isprintable() and " " not in token:
+        return token
+    raise ConfigError(
+        f"{file}: expected at least {TOKEN_SIZE} characters, as made by: openssl rand -hex {TOKEN_SIZE}"
+    )
+
+
 def read_psk(file: Path) -> bytes:
     """The pre-shared key, 32 bytes, from 64 hexadecimal digits in a file that only its owner can read.
 
@@ -366,17 +372,3 @@ def read_psk(file: Path) -> bytes:
     raise ConfigError(
         f"{file}: expected {2 * PSK_SIZE} hexadecimal digits, as made by: openssl rand -hex {PSK_SIZE}"
     )
-
-
-def read_authorized(file: Path) -> frozenset[PeerId]:
-    """The peer ids of a file: one a line, then perhaps a space and a remark; # begins a comment. Raises ConfigError."""
-    text, _ = read_text(file, "the list of authorized peers")
-    peers = set()
-    for number, line in enumerate(text.splitlines(), 1):
-        words = line.partition("#")[0].split(maxsplit=1)
-        if words:
-            try:
-                peers.add(PeerId.parse(words[0]))
-            except ConfigError as error:
-                raise ConfigError(f"{file}: line {number}: {error}") from None
-    return frozenset(peers)

@@ -47,6 +47,10 @@ class RequestError(CryprqError):
     """A line on the control socket that is no request."""
 
 
+class NotRunning(CryprqError):
+    """Nobody answers on the control socket."""
+
+
 class Request(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """One line of a client: a command and, for those that need one, its argument."""
 
@@ -143,7 +147,7 @@ def query(
 ) -> dict[str, Any]:
     """Ask the process that listens at `path`; blocks for at most `timeout` seconds.
 
-    Raises CryprqError if nobody answers there, or with the text of the answer if that is an error.
+    Raises NotRunning if nobody answers there, or CryprqError with the text of the answer if that is an error.
     """
     arguments = {"argument": argument} if argument else {}
     request = json.dumps({"command": command, **arguments}).encode() + b"\n"
@@ -154,7 +158,7 @@ def query(
             f"the cryprq-proxy at {path} belongs to another user; ask as that user or as root"
         ) from None
     except (OSError, ValueError, RecursionError):
-        raise CryprqError(f"no cryprq-proxy is running (no answer at {path})") from None
+        raise NotRunning(f"no cryprq-proxy is running (no answer at {path})") from None
     match answer:
         case {"ok": dict(result)}:
             return result

@@ -13,15 +13,19 @@ from dataclasses import replace
 from pathlib import Path
 
 from .address import Destination
+from .client_service import client_settings, listener_settings
 from .config import client_from
 from .crypto.identity import Identity
 from .fronts.mixed import MixedListener
 from .process import Stop, settle
-from .roles.client import Client, keep_up
+from .roles.dispatch import Dispatcher
 from .roles.egress import EgressPolicy
 from .roles.exit import Exit, ExitSettings
+from .roles.exits import Plan, keep_up, plan_exits
 from .roles.resolver import SystemResolver
-from .service import choose_provider, client_settings, explained, listener_settings
+from .rules.engine import EVERYTHING
+from .service import choose_provider, explained
+from .winners import Winners
 
 
 async def run_demo(listen: str | None, say: Callable[[str], None], stop: Stop) -> None:
@@ -44,8 +48,11 @@ async def run_demo(listen: str | None, say: Callable[[str], None], stop: Stop) -
 
         peer = f"cryprq://{exit_identity.peer_id}@{address}"
         config = client_from("", Path("demo"), True, {"peer": peer, "listen": listen})
-        client = Client(client_identity, client_settings(config), provider)
-        listener = MixedListener(client, listener_settings(config))
+        (choice,) = config.exits()
+        link_settings = client_settings(config, choice, Winners(None, {}))
+        exits = plan_exits(client_identity, provider, [Plan("exit", 1, link_settings)])
+        dispatcher = Dispatcher(exits, EVERYTHING)
+        listener = MixedListener(dispatcher, listener_settings(config))
         try:
             proxy = listener.start()
         except OSError as error:
@@ -54,12 +61,14 @@ async def run_demo(listen: str | None, say: Callable[[str], None], stop: Stop) -
                     raise
             say(f"{config.listen} is in use by another program, so the demo takes a free port.")
             free = replace(listener_settings(config), listen=Destination(config.listen.host, 0))
-            listener = MixedListener(client, free)
+            listener = MixedListener(dispatcher, free)
             with explained([free.listen]):
                 proxy = listener.start()
-        stack.push_async_callback(client.stop)
+        dispatcher.direct.never_to(proxy)
+        stack.push_async_callback(exits.stop)
+        stack.callback(dispatcher.stop)
         stack.push_async_callback(listener.stop)
-        link = keep_up(client)
+        link = keep_up(exits)
         settle()
         say(f"The proxy listens on {proxy}, for SOCKS5, SOCKS4a and HTTP. Try:")
         say(f"  curl -x socks5h://{proxy} https://example.com/")

@@ -32,6 +32,18 @@ def config_dir() -> Path:
         ) from None
 
 
+def state_dir() -> Path:
+    """`$XDG_STATE_HOME/cryprq`, else `~/.local/state/cryprq`: what is kept, and can be lost. Raises ConfigError where
+    there is no home either."""
+    root = _absolute("XDG_STATE_HOME")
+    if root is not None:
+        return root / "cryprq"
+    try:
+        return Path.home() / ".local" / "state" / "cryprq"
+    except RuntimeError:
+        raise ConfigError("there is no home directory to keep things in: set XDG_STATE_HOME") from None
+
+
 def default_identity() -> Path:
     """The identity of both roles, unless the configuration names another."""
     return config_dir() / "identity"

@@ -76,7 +76,7 @@ BAD = [
     (["--peer", PEER, "--listen", "nonsense:port"], "--listen"),
     (["--peer", PEER, "--listen", "0.0.0.0:0"], "lets other machines in"),
     (["--peer", PEER, "--user", "name"], "NAME:PASSWORD"),
-    (["--peer", PEER, "--upstream", "http://127.0.0.1:1"], "socks5://"),
+    (["--peer", PEER, "--upstream", "ftp://127.0.0.1:1"], "socks5://"),
     (["--log-format", "xml"], "'text', 'json'"),
     (["--config", "/no/such/file"], "does not exist"),
     (["--config", "/"], "cannot be read"),

@@ -6,7 +6,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import msgspec
 import pytest
@@ -14,26 +14,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cryprq_proxy.address import Destination
+from cryprq_proxy.carriers.endpoint import Endpoint
 from cryprq_proxy.config import (
     ClientConfig,
     ExitConfig,
-    PeerAddress,
-    Upstream,
     client_from,
     exit_from,
     load_client,
     load_exit,
-    parse_peer_url,
-    parse_upstream,
-    read_authorized,
     read_psk,
     read_user,
 )
 from cryprq_proxy.crypto.identity import PeerId
 from cryprq_proxy.decode import decode_table
 from cryprq_proxy.errors import ConfigError
+from cryprq_proxy.peers_file import read_peers
 from cryprq_proxy.places import config_dir, control_sockets, default_control_socket
 from cryprq_proxy.session.session import SessionLimits
+from cryprq_proxy.urls import PeerUrl, Upstream, parse_peer_url, parse_upstream
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 ID = "a" * 52
@@ -62,7 +60,7 @@ def secret_file(path: Path, text: str) -> Path:
 
 def test_a_client_needs_a_peer_and_nothing_else() -> None:
     read = client()
-    assert read.peer == PeerAddress(PeerId(bytes(32)), Destination("exit.example", 4433))
+    assert read.peer == (PeerUrl(PeerId(bytes(32)), Endpoint("tcp", Destination("exit.example", 4433))),)
     assert read.listen == Destination("127.0.0.1", 1080)
     assert read.credentials() is None
     assert read.identity == config_dir() / "identity"
@@ -160,8 +158,8 @@ def test_flags_override_the_file() -> None:
     assert read.listen.port == 2
     assert read.wait_for_link == 1.0
     peer = f"cryprq://{OTHER_ID}@[2001:db8::7]:1"
-    assert client("", {"peer": peer}).peer == PeerAddress(
-        PeerId(bytes(range(32))), Destination("2001:db8::7", 1)
+    assert client("", {"peer": peer}).peer == (
+        PeerUrl(PeerId(bytes(range(32))), Endpoint("tcp", Destination("2001:db8::7", 1))),
     )
 
 
@@ -310,14 +308,14 @@ def test_what_is_no_peer_url(text: str) -> None:
 
 
 def test_peer_urls_have_spellings() -> None:
-    expected = PeerAddress(PeerId(bytes(32)), Destination("exit.example", 4433))
+    expected = PeerUrl(PeerId(bytes(32)), Endpoint("tcp", Destination("exit.example", 4433)))
     assert parse_peer_url(f"CRYPRQ://{ID.upper()}@Exit.Example.:4433/") == expected
 
 
 @pytest.mark.parametrize(
     "text",
     [
-        "", "127.0.0.1:9050", "http://h:1", "socks5://", "socks5://h", "socks5://h:0", "socks5://user@h:1",
+        "", "127.0.0.1:9050", "ftp://h:1", "http://h", "http://u%3A:p@h:1", "socks5://", "socks5://h", "socks5://h:0", "socks5://user@h:1",
         "socks5://:@h:1", "socks5://user:@h:1", "socks5://:password@h:1", "socks5://u:%ff@h:1",
         "socks5://u:" + "p" * 256 + "@h:1",
     ],
@@ -331,6 +329,7 @@ def test_upstreams() -> None:
     assert parse_upstream("socks5://[::1]:9050") == Upstream(Destination("::1", 9050))
     assert parse_upstream("socks5h://u:p:q@h:1/") == Upstream(Destination("h", 1), "u", "p:q")
     assert parse_upstream("socks5://u%3A:p%40@h:1") == Upstream(Destination("h", 1), "u:", "p@")
+    assert parse_upstream("http://u:p@h:3128") == Upstream(Destination("h", 3128), "u", "p", "http")
 
 
 # --- secrets ---
@@ -394,7 +393,7 @@ def test_odd_files_are_one_sentence(tmp_path: Path) -> None:
         with pytest.raises(ConfigError):
             load_client(tmp_path / name)
         with pytest.raises(ConfigError):
-            read_authorized(tmp_path / name)
+            read_peers(tmp_path / name)
 
 
 # --- who is authorised, and default places ---
@@ -456,17 +455,24 @@ def test_directories_follow_xdg(monkeypatch: pytest.MonkeyPatch, own_directories
 
 def uncommented(name: str) -> str:
     """The example with every key that it shows as a comment switched on."""
-    return re.sub(r"^#(?=[a-z0-9_]+ = )", "", (CONFIGS / name).read_text("utf-8"), flags=re.MULTILINE)
+    return re.sub(r"^#(?=[a-z0-9_]+ = |\[\[)", "", (CONFIGS / name).read_text("utf-8"), flags=re.MULTILINE)
 
 
 def keys(kind: type[msgspec.Struct]) -> dict[str, Any]:
-    hints = get_type_hints(kind)
-    return {name: keys(hint) if isinstance(hint, type) and issubclass(hint, msgspec.Struct) else None
-            for name, hint in hints.items()}  # fmt: skip
+    found: dict[str, Any] = {}
+    for name, hint in get_type_hints(kind).items():
+        table = get_args(hint)[0] if get_origin(hint) is tuple and get_args(hint) else hint
+        found[name] = keys(table) if isinstance(table, type) and issubclass(table, msgspec.Struct) else None
+    return found
 
 
 def shape(table: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: shape(value) if isinstance(value, dict) else None for name, value in table.items()}
+    """The keys of a document; of [[tables]], those of the first."""
+    found: dict[str, Any] = {}
+    for name, value in table.items():
+        each = value[0] if isinstance(value, list) and value and isinstance(value[0], dict) else value
+        found[name] = shape(each) if isinstance(each, dict) else None
+    return found
 
 
 @pytest.mark.parametrize(("name", "kind"), [("client.toml", ClientConfig), ("exit.toml", ExitConfig)])
@@ -478,7 +484,10 @@ def test_the_examples_are_read_and_show_the_defaults() -> None:
     client_text = (CONFIGS / "client.toml").read_text("utf-8")
     assert client_from(client_text, CONFIGS / "client.toml", False, {}) == client()
     assert exit_from((CONFIGS / "exit.toml").read_text("utf-8"), CONFIGS / "exit.toml", {}) == exit_peer()
-    placeful = {"identity", "psk_file", "control_socket", "user", "upstream", "allow", "authorized"}
+    placeful = {
+        *("identity", "psk_file", "control_socket", "user", "upstream", "allow", "authorized"),
+        *("ca", "exit", "rule", "public", "metrics", "metrics_token_file", "websocket"),
+    }
     shown = re.sub("^user_file = .*$", "", uncommented("client.toml"), flags=re.MULTILINE)
     for text, defaults in ((shown, client()), (uncommented("exit.toml"), exit_peer())):
         read = (client_from if defaults.__class__ is ClientConfig else _exit_with_privacy)(
@@ -551,3 +560,120 @@ def test_texts_raise_nothing_but_config_errors(text: str) -> None:
         parse_upstream(text)
     with contextlib.suppress(ConfigError):
         parse_upstream("socks5://" + text)
+
+
+# --- several exits, and rules ---
+
+
+def two_exits(more: str = "") -> str:
+    return (
+        f'[[exit]]\npeer = ["cryprq://{OTHER_ID}@a.example:1", "cryprq+wss://{OTHER_ID}@a.example/x"]\n'
+        f'priority = 1\npsk_file = "a.psk"\n[[exit]]\nname = "b"\npeer = "cryprq://{THIRD_ID}@192.0.2.1:2"\n{more}'
+    )
+
+
+THIRD_ID = str(PeerId(bytes(range(1, 33))))
+
+
+def test_one_exit_may_be_reached_in_several_ways() -> None:
+    (exit,) = client("", {"peer": (f"cryprq://{ID}@a.example:1", f"cryprq+wss://{ID}@a.example/x")}).exits()
+    assert (exit.name, exit.peer_id) == ("a.example", PeerId(bytes(32)))
+    assert [str(endpoint) for endpoint in exit.endpoints] == ["a.example:1", "wss://a.example/x"]
+
+
+def test_exits_of_both_spellings_stand_beside_each_other() -> None:
+    first, second, third = client(f'ca = "ca.pem"\npsk_file = "psk"\n{two_exits()}').exits()
+    assert (first.name, first.priority, first.psk_file) == ("exit.example", 1, Path("psk"))
+    assert (second.name, second.priority, second.psk_file) == ("a.example", 1, Path("a.psk"))
+    assert (third.name, third.priority, third.psk_file) == ("b", 10, Path("psk"))
+    assert len(second.endpoints) == 2 and third.ca == Path("ca.pem")
+
+
+def test_several_peers_are_several_exits_in_their_order() -> None:
+    exits = client(
+        "", {"peer": (f"cryprq://{OTHER_ID}@[2001:db8::1]:1", f"cryprq://{ID}@b.example:1")}
+    ).exits()
+    assert [(exit.name, exit.priority) for exit in exits] == [("exit-1", 1), ("b.example", 2)]
+
+
+def test_a_peer_on_the_command_line_replaces_all_exits_of_the_file() -> None:
+    exits = client(two_exits(), {"peer": (f"cryprq://{THIRD_ID}@c.example:1",)}).exits()
+    assert [exit.name for exit in exits] == ["c.example"]
+
+
+def test_exits_alone_are_enough() -> None:
+    assert len(client_from(two_exits(), Path("x"), True, {}).exits()) == 2
+    with pytest.raises(ConfigError, match="no exit is named: give --peer"):
+        client_from("", Path("x"), True, {})
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        (two_exits(f'[[exit]]\npeer = "cryprq://{ID}@c.example:1"\n'), "two exits are aaaa"),
+        (
+            f'[[exit]]\nname = "exit.example"\npeer = "cryprq://{OTHER_ID}@c.example:1"',
+            "two exits are exit.example",
+        ),
+        (
+            f'[[exit]]\npeer = ["cryprq://{OTHER_ID}@a.example:1", "cryprq://{THIRD_ID}@a.example:1"]',
+            "exit[1]: peer names one exit, by one id",
+        ),
+        ('[[exit]]\nname = "a"', "exit[1]: peer is missing"),
+        ('[[exit]]\nname = "auto"\npeer = "x"', "exit[1].name: expected 1 to 60 letters"),
+        ("exit = 1", "exit: expected tables, each under [[exit]], got the integer 1"),
+        ("[exit]\npriority = 1", "exit: expected tables, each under [[exit]], got a table"),
+        ('[[rule]]\nto = "exit:nowhere"\nports = [1]', 'rule 1: there is no exit called "nowhere"'),
+        ('default = "exit:nowhere"', 'default: there is no exit called "nowhere"'),
+        ('[[rule]]\nto = "direct"', "rule[1]: expected at least one of domains"),
+        ("[[rule]]\nports = [1]", "rule[1]: to is missing"),
+    ],
+)
+def test_exits_and_rules_that_make_no_sense(text: str, error: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        client(text)
+    assert error in str(raised.value)
+
+
+def test_rules_and_what_they_send_to_an_exit_by_name() -> None:
+    read = client(
+        'default = "block"\n[[rule]]\nto = "exit:exit.example"\nports = [22, "80-81"]\nlists = ["l"]'
+    )
+    (rule,) = read.rules()
+    assert (str(rule.action), rule.ports, rule.lists) == (
+        "exit:exit.example",
+        ((22, 22), (80, 81)),
+        (Path("l"),),
+    )
+    assert str(read.default) == "block"
+
+
+def test_the_dashboard_and_the_second_entrance() -> None:
+    assert client('admin = "off"').admin is None
+    assert client().admin == Destination("127.0.0.1", 1081)
+    web = exit_peer('metrics = "127.0.0.1:9108"\n[websocket]\nlisten = "[::1]:8443"\npath = "/a/b"').websocket
+    assert (web.listen, web.path, web.forwarded) == (Destination("::1", 8443), "/a/b", False)
+    with pytest.raises(ConfigError, match=r"websocket\.certificate and websocket.key belong together"):
+        exit_peer('[websocket]\nkey = "k"')
+    with pytest.raises(ConfigError, match=r"websocket\.path: expected a path like"):
+        exit_peer('[websocket]\npath = "x?y"')
+    for public in ("exit.example", "exit.example:1", "wss://exit.example/x"):
+        assert exit_peer(f'public = "{public}"').public == public
+    for public in ("", "http://exit.example", "exit.example:x", "wss://"):
+        with pytest.raises(ConfigError, match="public: expected an address like"):
+            exit_peer(f'public = "{public}"')
+
+
+def test_metrics_beyond_loopback_need_a_token(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="could be read by other machines: name a metrics_token_file"):
+        exit_peer('metrics = "0.0.0.0:9108"')
+    assert exit_peer('metrics = "[::1]:9108"').metrics_token() is None
+    file = secret_file(tmp_path / "token", "0123456789abcdef\n")
+    assert (
+        exit_peer(f'metrics = "0.0.0.0:9108"\nmetrics_token_file = "{file}"').metrics_token()
+        == "0123456789abcdef"
+    )
+    for text in ("", "short", "0123456789 abcdef", "0123456789\x00abcdef"):
+        file.write_text(text)
+        with pytest.raises(ConfigError, match="expected at least 16 characters"):
+            exit_peer(f'metrics_token_file = "{file}"').metrics_token()

@@ -13,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cryprq_proxy import control
+from cryprq_proxy.client_service import _confirmed, wide_actions
 from cryprq_proxy.control import ControlServer, Request, RequestError, parse_request, query
 from cryprq_proxy.errors import ConfigError, CryprqError
 from cryprq_proxy.process import Stop
-from cryprq_proxy.service import Report, _actions, _confirmed
+from cryprq_proxy.service import Report
 from cryprq_proxy.tasks import spawn
 
 STATUS = {"role": "client", "link": "up", "streams": 3, "epoch": {"number": 1, "age": 2.5}}
@@ -238,7 +239,7 @@ async def test_a_status_may_take_its_time(path: Path) -> None:
     await server.stop()
 
 
-async def test_actions(path: Path) -> None:
+async def testwide_actions(path: Path) -> None:
     done: list[str] = []
 
     async def pause(argument: str) -> dict[str, object]:
@@ -255,7 +256,10 @@ async def test_actions(path: Path) -> None:
         await asyncio.to_thread(query, path, "pause", argument="long")
     with pytest.raises(CryprqError, match="unknown command 'confirm'; known: pause, status"):
         await asyncio.to_thread(query, path, "confirm")
-    for line in (b'{"command":"pause","argument":1}\n', b'{"command":"pause","argument":"%b"}\n' % (b"1" * 1025)):
+    for line in (
+        b'{"command":"pause","argument":1}\n',
+        b'{"command":"pause","argument":"%b"}\n' % (b"1" * 1025),
+    ):
         answer = await ask(path, line)
         assert isinstance(answer, dict) and list(answer) == ["error"]
     assert done == ["30"]
@@ -263,7 +267,7 @@ async def test_actions(path: Path) -> None:
 
 
 class FakeSystem:
-    """What `_actions` uses of system-wide mode."""
+    """What `wide_actions` uses of system-wide mode."""
 
     def __init__(self) -> None:
         self.confirmed = asyncio.Event()
@@ -275,7 +279,7 @@ class FakeSystem:
 
 async def test_pause_and_confirm_reach_system_wide_mode() -> None:
     system = FakeSystem()
-    actions = _actions(system)  # type: ignore[arg-type]
+    actions = wide_actions(system)  # type: ignore[arg-type]
     assert await actions["pause"]("5") == {"paused": 5}
     for wrong in ("", "0", "3601", "-1", "five", "\u0665"):
         with pytest.raises(CryprqError, match="a pause has 1 to 3600 seconds"):
@@ -285,7 +289,7 @@ async def test_pause_and_confirm_reach_system_wide_mode() -> None:
 
 
 async def test_without_system_wide_mode_there_is_nothing_to_pause_or_confirm() -> None:
-    for action in _actions(None).values():
+    for action in wide_actions(None).values():
         with pytest.raises(
             CryprqError, match="it does not run with --tun, so there is nothing to pause or confirm"
         ):

@@ -38,9 +38,10 @@ def exit_(
     context: click.Context, /, config: Path | None, verbose: bool, log_format: str | None, **flags: Any
 ) -> None:
     """Run the exit peer: it takes links from the listed peers and opens their connections."""
-    from ..config import load_exit
+    from ..config import authorized_file, load_exit
+    from ..exit_service import run_exit
+    from ..places import config_dir
     from ..process import run
-    from ..service import run_exit
 
     flags |= merged(context, verbose, log_format)
     flags["tun.enabled"] = flags.pop("tun")
@@ -51,7 +52,9 @@ def exit_(
         from ..system import make_network
 
         network = make_network
-    run(lambda stop: run_exit(loaded, lambda: load_exit(config, flags).authorised_peers(), stop, network))
+    file = config_dir() / "exit.toml" if config is None else config
+    listed = authorized_file(config, loaded)
+    run(lambda stop: run_exit(loaded, lambda: load_exit(config, flags), stop, network, [file], listed))
 
 
 @click.command()

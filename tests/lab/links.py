@@ -238,12 +238,19 @@ def merge(*parts: Settings) -> dict[str, Any]:
 
 
 def toml(settings: Settings, table: str = "") -> str:
-    """With tables in tables. A JSON string, number, list or boolean of these values is a TOML one too."""
-    lines = [f"{key} = {json.dumps(value)}" for key, value in settings.items() if not isinstance(value, dict)]
+    """With tables in tables, and arrays of tables. A JSON string, number, list or boolean of these values is a TOML one
+    too."""
+    inner = {key: value for key, value in settings.items() if isinstance(value, dict) or _tables(value)}
+    lines = [f"{key} = {json.dumps(value)}" for key, value in settings.items() if key not in inner]
     parts = ["\n".join([*([f"[{table}]"] if table else []), *lines])]
-    parts += [
-        toml(value, f"{table}.{key}" if table else key)
-        for key, value in settings.items()
-        if isinstance(value, dict)
-    ]
+    for key, value in inner.items():
+        name = f"{table}.{key}" if table else key
+        if isinstance(value, dict):
+            parts.append(toml(value, name))
+        else:
+            parts += [f"[[{name}]]\n{toml(each)}" for each in value]
     return "\n\n".join(parts) + "\n"
+
+
+def _tables(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(each, dict) for each in value)
