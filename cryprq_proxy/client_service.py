@@ -14,7 +14,6 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -30,6 +29,7 @@ from .fronts.mixed import ListenerSettings, MixedListener
 from .log import set_level
 from .notify import summary
 from .process import Stop, settle
+from .proxy_env import reachable
 from .recent import RecentErrors
 from .reload import Reloader
 from .roles.client import ClientNetwork, ClientSettings
@@ -150,6 +150,7 @@ async def run_client(
             address = listener.start()
         running.dispatcher.direct.never_to(address)
         running.proxy = address
+        await running.make_pac(rules)
         stack.push_async_callback(listener.stop)
         report.listen = (address,)
         link = keep_up(exits)
@@ -193,7 +194,7 @@ class Running:
         self._admin: Destination | None = None
         self.proxy = config.listen
         """Where the proxy listens."""
-        self._pac: tuple[RuleSet, str] | None = None
+        self._pac = ""
 
     # --- what can be told ---
 
@@ -221,11 +222,12 @@ class Running:
 
     def pac(self) -> str:
         """The PAC file of the rules in force."""
-        rules = self.dispatcher.rules
-        if self._pac is None or self._pac[0] is not rules:
-            reached = _reached(self.proxy)
-            self._pac = rules, pac(rules, reached, reached)
-        return self._pac[1]
+        return self._pac
+
+    async def make_pac(self, rules: RuleSet) -> None:
+        """Nearly a second where there are more rules than fit, so on a thread."""
+        reached = reachable(self.proxy)
+        self._pac = await asyncio.to_thread(pac, rules, reached, reached)
 
     def files(self, config: Path | None) -> list[Path]:
         """What to watch for changes."""
@@ -244,6 +246,7 @@ class Running:
         except BaseException:
             self.dispatcher.rules = before
             raise
+        await self.make_pac(rules)
         set_level(loaded.config.log_level)
         said = f"{count(len(rules.rules), 'rule')}, {count(rules.listed, 'listed name')}"
         if _but_for_rules(loaded.config) != _but_for_rules(self._config):
@@ -275,7 +278,7 @@ class Running:
         async def dashboard(_: str) -> dict[str, object]:
             if self._admin is None:
                 raise CryprqError('there is no dashboard: set admin = "127.0.0.1:1081" in the configuration')
-            return {"url": f"http://{_reached(self._admin)}/#token={self._token}"}
+            return {"url": f"http://{reachable(self._admin)}/#token={self._token}"}
 
         return {
             "streams": streams,
@@ -317,13 +320,6 @@ class Running:
             _log.warning("there is no dashboard and no PAC file: %s", error)
             return
         stack.push_async_callback(server.stop)
-
-
-def _reached(listening: Destination) -> Destination:
-    """Where programs of this machine find what listens there."""
-    if not listening.is_ip or not ip_address(listening.host).is_unspecified:
-        return listening
-    return Destination("::1" if ":" in listening.host else "127.0.0.1", listening.port)
 
 
 def _but_for_rules(config: ClientConfig) -> ClientConfig:

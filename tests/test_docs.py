@@ -10,6 +10,7 @@ from hashlib import sha256
 from ipaddress import IPv4Address
 from pathlib import Path
 
+import click
 import msgspec
 import pytest
 from click.testing import CliRunner
@@ -23,7 +24,7 @@ from cryprq_proxy.config import ClientConfig, ExitConfig, client_from, exit_from
 from cryprq_proxy.crypto.handshake import FIRST_SIZE, SECOND_SIZE, THIRD_SIZE, default_psk
 from cryprq_proxy.crypto.identity import PUBLIC_SIZE, SIGNATURE_SIZE, PeerId
 from cryprq_proxy.crypto.noise import SymmetricState, protocol_name
-from cryprq_proxy.crypto.payloads import VERSION, Feature, Offer, ResumeRequest, encode_proof
+from cryprq_proxy.crypto.payloads import VERSION, Feature, InviteClaim, Offer, ResumeRequest, encode_proof
 from cryprq_proxy.crypto.primitives import Cipher, new_aead
 from cryprq_proxy.crypto.rekey import REKEY_ANSWER_SIZE, REKEY_SIZE
 from cryprq_proxy.errors import CloseReason, StreamReason
@@ -158,7 +159,9 @@ def test_commands_and_flags_exist() -> None:
 
 def test_flags_in_the_text_exist() -> None:
     """Flags between back-ticks that belong to no other program's command line."""
-    known = {option for command in (cli, *cli.commands.values()) for p in command.params for option in p.opts}
+    commands = [cli, *cli.commands.values()]
+    commands += [each for group in commands if isinstance(group, click.Group) for each in group.commands.values()]
+    known = {option for command in commands for parameter in command.params for option in parameter.opts}
     known |= {"--help"}
     for page in OURS:
         for words in re.findall(r"`(-{1,2}[a-z][^`]*)`", page.read_text()):
@@ -237,11 +240,7 @@ def test_units_and_examples_that_the_readme_installs_exist() -> None:
         assert (ROOT / "configs" / f"{unit}.service").exists(), unit
     exit_unit = (ROOT / "configs" / "cryprq-exit.service").read_text()
     assert "ExecReload=" in exit_unit
-    for path in (
-        "/etc/cryprq/exit.toml",
-        "/var/lib/cryprq/identity",
-        "/opt/cryprq-proxy/.venv/bin/cryprq-proxy",
-    ):
+    for path in ("/var/lib/cryprq", "/opt/cryprq-proxy/.venv/bin/cryprq-proxy"):
         assert path in exit_unit
         assert path in text or path.rpartition("/")[0] in text
 
@@ -323,7 +322,8 @@ def test_flights() -> None:
     rows = table(PROTOCOL, "flight", "from", "without payload", "payload", "length accepted")
     offer = Offer((VERSION,), tuple(Cipher), 0).encode()
     proof = encode_proof(ResumeRequest(bytes(16), 1, 1, bytes(32)))
-    usual = ([len(offer)], [6], [len(encode_proof(None)), len(proof)])
+    invited = encode_proof(InviteClaim(bytes(16)))
+    usual = ([len(offer)], [6], [len(encode_proof(None)), len(invited), len(proof)])
     for row, sizes, payloads in zip(rows, (FIRST_SIZE, SECOND_SIZE, THIRD_SIZE), usual, strict=True):
         bare = int(row[2])
         least, most = map(int, row[3].split(" to "))

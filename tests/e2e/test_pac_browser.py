@@ -1,0 +1,231 @@
+"""The PAC file in headless Chromium: where real requests go, and what the function says of thousands of targets.
+
+The browser's names are mapped to this machine, except those that only the exit knows. So a request that goes past the
+proxy arrives if and only if the browser knows the name, and one that goes to the proxy if and only if the exit does.
+"""
+
+from __future__ import annotations
+
+import queue
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Any
+
+import pytest
+import rule_cases
+from aiohttp import web
+from background import PATIENCE, Background
+from programs import Client, free_port
+from test_browser import FLAGS, NAMES, end_group
+
+from cryprq_proxy.address import AddressError, Destination, encode
+from cryprq_proxy.rules.engine import RuleSet, load_rules
+from cryprq_proxy.rules.pac import MIME_TYPE, pac
+from cryprq_proxy.rules.syntax import Action, Rule, Verdict
+
+pytestmark = pytest.mark.slow
+
+OFF = ("--proxy-bypass-list", "--timeout", "--virtual-time-budget")
+"""Flags of the other tests that these do without: a PAC file has no bypass list, and the page itself says its end."""
+
+MAPPED = ("*near.test*", "192.0.2.7", "*2001*db8*", "blocked.test", "listed.test", "else.test")
+
+ASK = """<!doctype html><title>asking</title><script>
+function open(url) {
+  if (url.slice(0, 2) !== "ws") return fetch(url, {cache: "no-store"}).then(r => r.text());
+  return new Promise((done, failed) => {
+    const socket = new WebSocket(url);
+    socket.onmessage = event => { socket.close(); done(event.data); };
+    socket.onerror = failed;
+  });
+}
+fetch("/urls").then(r => r.json()).then(urls =>
+  Promise.all(urls.map(url => open(url).then(text => [url, text], () => [url, ""])))
+).then(found => fetch("/done", {method: "POST", body: JSON.stringify(Object.fromEntries(found))}));
+</script>
+"""
+
+EVALUATE = """<!doctype html><title>evaluating</title><script src="/proxy.pac"></script><script>
+fetch("/urls").then(r => r.json()).then(asked =>
+  fetch("/done", {method: "POST", body: JSON.stringify(asked.map(each => FindProxyForURL(each[0], each[1])))}));
+</script>
+"""
+
+
+class Site:
+    """Serves a PAC file and a page, is the target of requests, and gets to know what the page found."""
+
+    def __init__(self, background: Background) -> None:
+        self._background = background
+        self.page = ""
+        self.script = ""
+        self.urls: list[Any] = []
+        self.asked: list[str] = []
+        self.results: queue.Queue[Any] = queue.Queue()
+        self.port = background.run(self._start())
+
+    async def _start(self) -> int:
+        app = web.Application(client_max_size=1 << 30)
+        app.router.add_get("/", self._page)
+        app.router.add_get("/proxy.pac", self._pac)
+        app.router.add_get("/urls", self._urls)
+        app.router.add_post("/done", self._done)
+        app.router.add_get("/target", self._target)
+        app.router.add_get("/ws", self._ws)
+        self._runner = web.AppRunner(app, shutdown_timeout=0.1)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
+        return int(self._runner.addresses[0][1])
+
+    def close(self) -> None:
+        self._background.run(self._runner.cleanup())
+
+    async def _page(self, request: web.Request) -> web.Response:
+        return web.Response(text=self.page, content_type="text/html")
+
+    async def _pac(self, request: web.Request) -> web.Response:
+        return web.Response(body=self.script.encode("ascii"), content_type=MIME_TYPE)
+
+    async def _urls(self, request: web.Request) -> web.Response:
+        return web.json_response(self.urls)
+
+    async def _done(self, request: web.Request) -> web.Response:
+        self.results.put(await request.json())
+        return web.Response()
+
+    async def _target(self, request: web.Request) -> web.Response:
+        self.asked.append(request.host)
+        return web.Response(text=f"here {request.host}", headers={"Access-Control-Allow-Origin": "*"})
+
+    async def _ws(self, request: web.Request) -> web.WebSocketResponse:
+        self.asked.append(request.host)
+        socket = web.WebSocketResponse()
+        await socket.prepare(request)
+        await socket.send_str(f"here {request.host}")
+        await socket.close()
+        return socket
+
+
+@pytest.fixture
+def site(background: Background) -> Iterator[Site]:
+    site = Site(background)
+    yield site
+    site.close()
+
+
+@contextmanager
+def chromium(url: str, directory: Path, *flags: str) -> Iterator[None]:
+    program = next(filter(None, map(shutil.which, NAMES)), None)
+    if program is None:
+        pytest.skip("Chromium is not installed; on Debian: apt-get install chromium")
+    usual = [flag for flag in FLAGS if not flag.startswith(OFF)]
+    browser = subprocess.Popen(
+        [program, *usual, f"--user-data-dir={directory}/profile", *flags, url],
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True,
+        start_new_session=True, env={"PATH": "/usr/bin:/bin", "HOME": str(directory)},
+    )  # fmt: skip
+    try:
+        yield
+    finally:
+        end_group(browser)
+        browser.wait(PATIENCE)
+
+
+def browse(site: Site, directory: Path, rules: RuleSet, proxy: int, urls: list[str]) -> dict[str, str]:
+    """What came of each URL in a browser that has the PAC file of `rules`: the answer, or "" for none."""
+    site.page, site.urls = ASK, urls
+    address = Destination("127.0.0.1", proxy)
+    site.script = pac(rules, address, address)
+    mapped = ", ".join(f"MAP {name} 127.0.0.1" for name in MAPPED)
+    flags = (
+        f"--proxy-pac-url=http://127.0.0.1:{site.port}/proxy.pac",
+        f"--host-resolver-rules={mapped}, MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+    )
+    with chromium(f"http://127.0.0.1:{site.port}/", directory, *flags):
+        found: dict[str, str] = site.results.get(timeout=2 * PATIENCE)
+    assert found.keys() == set(urls)
+    return found
+
+
+@pytest.fixture
+def rules(tmp_path: Path, site: Site) -> RuleSet:
+    listed = tmp_path / "list.txt"
+    listed.write_text("listed.test\n")
+    direct = Action(Verdict.DIRECT)
+    return load_rules(
+        [
+            Rule(action=Action(Verdict.BLOCK), domains=("blocked.test",)),
+            Rule(action=Action(Verdict.TUNNEL), domains=("far.near.test",)),
+            Rule(
+                action=direct,
+                domains=(".near.test",),
+                cidrs=(ip_network("192.0.2.0/24"), ip_network("2001:db8::/32")),
+                ports=((site.port, site.port),),
+            ),
+            Rule(action=Action(Verdict.BLOCK), lists=(listed,)),
+            Rule(action=direct, domains=("*.test",), ports=((1, 1),)),
+        ],
+        Action(Verdict.TUNNEL),
+    )
+
+
+def test_requests_go_where_the_rules_say(site: Site, rules: RuleSet, client: Client, tmp_path: Path) -> None:
+    near = [
+        f"http://near.test:{site.port}/target",
+        f"http://A.B.Near.Test.:{site.port}/target?query#fragment",
+        f"http://192.0.2.7:{site.port}/target",
+        f"http://[2001:db8::7]:{site.port}/target",
+        f"http://[2001:db8:0:0::0.0.0.7]:{site.port}/target",
+        f"ws://near.test:{site.port}/ws",
+    ]
+    proxied = [f"http://site.test:{site.port}/target", f"ws://site.test:{site.port}/ws"]
+    lost = [
+        f"http://{name}:{site.port}/target"
+        for name in ("blocked.test", "listed.test", "else.test", "far.near.test")
+    ]
+    found = browse(site, tmp_path, rules, client.port, [*near, *proxied, *lost])
+    assert {url for url, text in found.items() if text.startswith("here ")} == {*near, *proxied}, found
+    assert {host.partition(":")[0] for host in site.asked}.isdisjoint(
+        {"blocked.test", "listed.test", "else.test", "far.near.test"}
+    )
+
+
+def test_without_the_proxy_nothing_goes_past_it(site: Site, rules: RuleSet, tmp_path: Path) -> None:
+    """No silent DIRECT: the names are known to the browser, and it does not use that."""
+    near = f"http://near.test:{site.port}/target"
+    others = [f"http://{name}:{site.port}/target" for name in ("else.test", "listed.test", "blocked.test")]
+    found = browse(site, tmp_path, rules, free_port(), [near, *others])
+    assert {url for url, text in found.items() if text} == {near}
+    assert site.asked == [f"near.test:{site.port}"]
+
+
+def is_canonical(target: Destination) -> bool:
+    """Whether a browser could ask for it; the cases hold a few that it could not."""
+    try:
+        return bool(encode(target))
+    except AddressError:
+        return False
+
+
+@pytest.mark.parametrize("lists", [False, True], ids=["certain", "with lists"])
+def test_thousands_of_targets(lists: bool, site: Site, tmp_path: Path) -> None:
+    cases = rule_cases.cases(7, rules=80, targets=4000, directory=tmp_path if lists else None)
+    rules = load_rules(cases.rules, cases.default)
+    targets = list(filter(is_canonical, cases.targets))
+    site.page = EVALUATE
+    site.script = pac(rules, Destination("127.0.0.1", 1080), Destination("127.0.0.1", 1080))
+    site.urls = [(f"http://{target}/", target.host) for target in targets]
+    with chromium(f"http://127.0.0.1:{site.port}/", tmp_path):
+        answers = site.results.get(timeout=2 * PATIENCE)
+    decided = [rules.decide(*target).action.verdict is Verdict.DIRECT for target in targets]
+    said = [answer == "DIRECT" for answer in answers]
+    assert set(answers) == {"DIRECT", "PROXY 127.0.0.1:1080; SOCKS5 127.0.0.1:1080"}
+    if lists:
+        assert not any(bold and not right for bold, right in zip(said, decided, strict=True))
+    else:
+        assert said == decided
+    assert 200 < sum(said) < len(said) - 200
