@@ -16,6 +16,7 @@ from typing import Any
 from .config import ClientConfig, ExitConfig
 from .errors import ConfigError
 from .roles.egress import EgressPolicy
+from .rules.engine import RuleSet
 from .system_config import Network
 
 
@@ -26,8 +27,8 @@ def _need_linux_and_root(what: str) -> None:
         raise ConfigError(f"{what} changes routes and filters of this machine: run it as root (sudo)")
 
 
-def make_tunnel(config: ClientConfig) -> Any:
-    """The Tunnel (tun/tunnel.py) of a client. Raises ConfigError."""
+def make_tunnel(config: ClientConfig, rules: RuleSet) -> Any:
+    """The Tunnel (tun/tunnel.py) of a client. Raises ConfigError, also for rules that it cannot keep."""
     if config.upstream is not None:
         raise ConfigError(
             "--tun and --upstream exclude each other: the packets of the link could not be told apart"
@@ -62,8 +63,17 @@ def make_tunnel(config: ClientConfig) -> Any:
                 stale=dns.stale,
             ),
         ),
-        config.peer.address,
+        [endpoint.address for exit in config.exits() for endpoint in exit.endpoints],
+        rules,
     )
+
+
+def explain_rules(rules: RuleSet, host: str, port: int) -> str:
+    """What system-wide mode does with a connection to `host` (canonical, as in a Destination), or why it refuses these
+    rules: one sentence. Works everywhere, without root."""
+    from tun.policy import explain
+
+    return explain(rules, host, port)
 
 
 def make_network(config: ExitConfig, policy: EgressPolicy) -> Any:
@@ -124,6 +134,7 @@ def leak_test(answers: Iterable[Mapping[str, Any]], to: Sequence[str]) -> tuple[
         allowed = list(_let_out(system))
         excused = any(first <= os.geteuid() <= last for first, last in system["exclude_uids"])
         paused = int(system["kill_switch"]["paused"])
+        ruled_out = system["rules"]["direct"] is None
     except (KeyError, TypeError, ValueError):
         raise ConfigError(
             "the client is not ready yet, or of another version: try again when it is"
@@ -131,6 +142,11 @@ def leak_test(answers: Iterable[Mapping[str, Any]], to: Sequence[str]) -> tuple[
     if excused:
         raise ConfigError(
             "--exclude-uid lets root past the tunnel, and so this test: run the client without it"
+        )
+    if ruled_out:
+        raise ConfigError(
+            "the rules send so much past the tunnel that this test cannot tell a wish from a leak: run the client "
+            "without them"
         )
     if paused:
         raise ConfigError(f"the client is paused, so all may get out: test again in {paused} s")
@@ -154,7 +170,7 @@ def leak_test(answers: Iterable[Mapping[str, Any]], to: Sequence[str]) -> tuple[
 
 def _let_out(system: Mapping[str, Any]) -> Iterator[Network]:
     """What the client's settings let past the tunnel."""
-    yield from map(ip_network, (*system["lan"], *system["exclude"]))
+    yield from map(ip_network, (*system["lan"], *system["exclude"], *(system["rules"]["direct"] or ())))
     included = list(map(ip_network, system["include"]))
     if included:
         outside: list[Network] = [IPv4Network("0.0.0.0/0"), IPv6Network("::/0")]

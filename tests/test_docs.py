@@ -160,7 +160,9 @@ def test_commands_and_flags_exist() -> None:
 def test_flags_in_the_text_exist() -> None:
     """Flags between back-ticks that belong to no other program's command line."""
     commands = [cli, *cli.commands.values()]
-    commands += [each for group in commands if isinstance(group, click.Group) for each in group.commands.values()]
+    commands += [
+        each for group in commands if isinstance(group, click.Group) for each in group.commands.values()
+    ]
     known = {option for command in commands for parameter in command.params for option in parameter.opts}
     known |= {"--help"}
     for page in OURS:

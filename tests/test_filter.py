@@ -14,10 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cryprq_proxy.errors import ConfigError, LocalError
+from cryprq_proxy.rules.syntax import Verdict
 from tun import nft
 from tun.filter import Endpoint, Filter, FilterSettings
 from tun.inbound import Connection, Inbound, connections, observe
 from tun.ruleset import COUNTERS, Openings, script
+from tun.ruleset_rules import FilterRule, FilterRules
 
 FOUR, SIX = IPv4Address("100.96.0.2"), IPv6Address("fd63::2")
 SETTINGS = FilterSettings(
@@ -64,7 +66,8 @@ def test_the_output_chain() -> None:
         "meta mark 0x6372 meta l4proto { tcp, udp } th dport 53 ip daddr @bootstrap4 accept",
         "meta mark 0x6372 meta l4proto { tcp, udp } ip6 daddr . th dport @exits6 accept",
         "meta mark 0x6372 meta l4proto { tcp, udp } th dport 53 ip6 daddr @bootstrap6 accept",
-        "ct mark 0x6373 accept",
+        "ct mark 0x6376 counter name by_rule goto refuse",
+        "ct mark { 0x6373, 0x6375 } accept",
         "ct mark 0x6374 meta nfproto @open accept",
         'oifname != "cryprq0" meta nfproto ipv4 udp sport 68 udp dport 67 accept',
         'oifname != "cryprq0" ip6 saddr fe80::/10 ip6 daddr { fe80::/10, ff02::1:2 } '
@@ -107,10 +110,11 @@ def test_the_forward_chain() -> None:
         f'iifname "cryprq0" {_CLAMP}',
         'iifname "cryprq0" ct state established,related accept',
         'iifname "cryprq0" counter name unsolicited drop',
+        "ct mark 0x6376 counter name by_rule goto refuse",
         'oifname "cryprq0" iifname @uplinks counter name forwarded goto refuse',
         'oifname "cryprq0" ct state established ct status & snat == 0 counter name stale goto refuse',
         'oifname "cryprq0" accept',
-        "ct mark 0x6373 accept",
+        "ct mark { 0x6373, 0x6375 } accept",
         "meta l4proto { tcp, udp } th dport { 53, 853, 5355 } counter name dns goto refuse",
         "ip daddr @excluded4 accept",
         "ip saddr @excluded4 ct state established,related accept",
@@ -120,6 +124,51 @@ def test_the_forward_chain() -> None:
         "ip6 saddr @lan6 ip6 daddr @lan6 accept",
         "counter name forwarded goto refuse",
     ]
+
+
+def test_the_rules_of_a_person() -> None:
+    ten, office, six = map(ip_network, ("10.0.0.0/8", "10.1.0.0/16", "2001:db8::/32"))
+    rules = FilterRules(
+        (
+            FilterRule(Verdict.TUNNEL, (office,)),
+            FilterRule(Verdict.DIRECT, (ten, office, six), ((22, 22), (80, 90), (85, 91))),
+            FilterRule(Verdict.BLOCK, None, ((25, 25),)),
+            FilterRule(Verdict.BLOCK, (six,)),
+        ),
+        Verdict.DIRECT,
+    )
+    text = script(replace(SETTINGS, rules=rules))
+    assert named(text, "chain", "rules") == [
+        "meta l4proto { tcp, udp } th dport 53 return",
+        "meta nfproto ipv4 udp sport 68 udp dport 67 return",
+        "meta nfproto ipv6 udp sport 546 udp dport 547 return",
+        "ip daddr @rule1_4 return",
+        "ip daddr @rule2_4 meta l4proto { tcp, udp } th dport { 22, 80-91 } goto past_the_tunnel",
+        "ip6 daddr @rule2_6 meta l4proto { tcp, udp } th dport { 22, 80-91 } goto past_the_tunnel",
+        "meta l4proto { tcp, udp } th dport { 25 } goto blocked",
+        "ip6 daddr @rule4_6 goto blocked",
+        "goto past_the_tunnel",
+    ]
+    assert named(text, "chain", "past_the_tunnel") == [
+        "meta l4proto { tcp, udp } th dport { 53, 853, 5355 } return",
+        "ct mark set 0x6375",
+    ]
+    assert named(text, "chain", "blocked") == ["ct mark set 0x6376"]
+    assert elements(text, "rule2_4") == ["10.0.0.0-10.255.255.255"]
+    assert elements(text, "rule2_6") == ["2001:db8::-2001:db8:ffff:ffff:ffff:ffff:ffff:ffff"]
+    first = "ct state new ct mark 0 ct status & confirmed == 0 jump rules"
+    assert f"iifname != @uplinks fib daddr type != local {first}" in named(text, "chain", "mark_in")
+    out = named(text, "chain", "mark_out")
+    # What is excused altogether is so before, and never judged.
+    assert out.index(f"meta mark != 0x6372 {first}") > max(
+        index for index, line in enumerate(out) if "@uids" in line or "@kept" in line or "set 0x6374" in line
+    )
+
+
+def test_rules_that_do_nothing_cost_nothing() -> None:
+    idle = FilterRules((FilterRule(Verdict.TUNNEL, (ip_network("10.0.0.0/8"),)),))
+    assert script(replace(SETTINGS, rules=idle)) == script(SETTINGS)
+    assert "jump rules" not in script(SETTINGS)
 
 
 def test_dns_is_redirected_once_the_forwarder_is_known() -> None:
@@ -195,7 +244,7 @@ def test_connections_from_outside() -> None:
         f"{fresh} icmpv6 type echo-request ct mark set 0x6373",
         "ip daddr . tcp dport . ip saddr . tcp sport @kept4 ct mark set 0x6373",
         "ip6 daddr . tcp dport . ip6 saddr . tcp sport @kept6 ct mark set 0x6373",
-        "ct mark 0x6372-0x6374 meta mark set 0x6372",
+        "ct mark 0x6372-0x6375 meta mark set 0x6372",
     ]
     assert elements(text, "kept4") == ["192.0.2.1 . 22 . 198.51.100.7 . 50000"]
     assert len(named(script(SETTINGS), "chain", "mark_in")) == 3
@@ -234,7 +283,7 @@ networks = st.frozensets(st.ip_addresses().map(ip_network), max_size=4)
 settings = st.builds(
     FilterSettings,
     tun=st.just("cryprq0"),
-    mark=st.integers(1, 0xFFFFFFFD),
+    mark=st.integers(1, 0xFFFFFFFB),
     exits=st.frozensets(st.builds(Endpoint, st.ip_addresses(), st.integers(1, 65535)), max_size=3),
     tunnel4=st.none() | st.ip_addresses(v=4),
     tunnel6=st.none() | st.ip_addresses(v=6),
@@ -286,7 +335,7 @@ def test_a_device_name_is_quoted_or_refused(text: str) -> None:
         {"uplinks": frozenset({"eth 0"})},
         {"uplinks": frozenset({"cryprq0"})},
         {"mark": 0},
-        {"mark": 0xFFFFFFFE},
+        {"mark": 0xFFFFFFFC},
         {"dns_port": 0},
         {"dns_port": 65536},
         {"exits": frozenset({Endpoint(FOUR, 0)})},

@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cryprq_proxy import system
-from cryprq_proxy.address import Destination
 from cryprq_proxy.config import ClientConfig, ExitConfig, client_from, exit_from
 from cryprq_proxy.errors import ConfigError, CryprqError
 from cryprq_proxy.roles.egress import EgressPolicy
+from cryprq_proxy.rules.engine import EVERYTHING
 from cryprq_proxy.system import clean_up, leak_test, make_network, make_tunnel
 from tun import leakprobe, nft, routes
 from tun.exit_network import ExitNetwork
@@ -53,7 +53,7 @@ def nobody(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_without_root_it_is_one_sentence(nobody: None) -> None:
     for make in (
-        lambda: make_tunnel(client()),
+        lambda: make_tunnel(client(), EVERYTHING),
         lambda: make_network(exit_peer(), EgressPolicy()),
         lambda: clean_up(Path("/nowhere"), print),
         lambda: leak_test([], []),
@@ -65,7 +65,7 @@ async def test_without_root_it_is_one_sentence(nobody: None) -> None:
 async def test_on_another_system_it_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
     with pytest.raises(ConfigError, match="works on Linux only so far; the local proxy works everywhere"):
-        make_tunnel(client())
+        make_tunnel(client(), EVERYTHING)
     with pytest.raises(ConfigError, match="--tun at the exit works on Linux only so far"):
         make_network(exit_peer(), EgressPolicy())
 
@@ -73,7 +73,7 @@ async def test_on_another_system_it_is_one_sentence(monkeypatch: pytest.MonkeyPa
 async def test_not_through_an_upstream_proxy(nobody: None) -> None:
     """Found before the right to do it is: sudo would not help."""
     with pytest.raises(ConfigError, match="--tun and --upstream exclude each other"):
-        make_tunnel(client('upstream = "socks5://127.0.0.1:9"'))
+        make_tunnel(client('upstream = "socks5://127.0.0.1:9"'), EVERYTHING)
 
 
 async def test_what_the_tunnel_is_told(root: None) -> None:
@@ -92,10 +92,10 @@ async def test_what_the_tunnel_is_told(root: None) -> None:
     split = "corp.example=10.0.0.2"
     block_answer = "zero"
     """
-    tunnel = make_tunnel(client(text))
+    tunnel = make_tunnel(client(text), EVERYTHING)
     assert isinstance(tunnel, Tunnel)
     settings = tunnel._settings
-    assert tunnel._exit == Destination("192.0.2.1", 4433)
+    assert {(str(exit.address), exit.port) for exit in tunnel._exits.known()} == {("192.0.2.1", 4433)}
     assert (settings.exclude, settings.include) == (
         (IPv4Network("192.0.2.0/24"),),
         (IPv4Network("198.51.100.0/24"),),
@@ -111,7 +111,15 @@ async def test_what_the_tunnel_is_told(root: None) -> None:
     assert settings.dns.upstreams == ("tcp://10.0.0.1",)
     assert settings.dns.split == {"corp.example": ("10.0.0.2",)}
     assert settings.dns.block_answer == "zero"
-    plain = make_tunnel(client())._settings
+    other = (
+        f"[[exit]]\npeer = ['cryprq+wss://{'q' * 52}@192.0.2.9/p', 'cryprq://{'q' * 52}@exit.example:443']"
+    )
+    several = make_tunnel(client(other), EVERYTHING)
+    assert {(str(exit.address), exit.port) for exit in several._exits.known()} == {
+        ("192.0.2.1", 4433),
+        ("192.0.2.9", 443),
+    }
+    plain = make_tunnel(client(), EVERYTHING)._settings
     assert (plain.lan, plain.kill_switch, plain.keep_inbound, plain.offload) == (True, True, False, True)
 
 
@@ -135,7 +143,7 @@ async def test_settings_that_make_no_sense_are_refused_before_anything_changes(
     root: None, text: str, message: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:
-        make_tunnel(client(text))
+        make_tunnel(client(text), EVERYTHING)
     assert str(caught.value).startswith(message)
 
 
@@ -245,6 +253,7 @@ SYSTEM: dict[str, Any] = {
     "include": [],
     "exclude_uids": [[4_000_000, 4_000_001]],
     "kill_switch": {"paused": 0},
+    "rules": {"direct": ["203.0.113.0/24"]},
 }
 
 
@@ -267,7 +276,7 @@ def test_the_probe_is_told_what_the_client_has_and_lets_out(asked: dict[str, Any
         [{"role": "exit", "system": None}, {"system": SYSTEM}], ["192.0.2.7", "2001:DB8::7"]
     )
     assert (asked["tunnel"], asked["exits"]) == ("cryprq0", [("192.0.2.1", 4433)])
-    assert asked["allowed"] == [ip_network("192.168.1.0/24"), ip_network("198.51.100.0/24")]
+    assert asked["allowed"] == list(map(ip_network, ("192.168.1.0/24", "198.51.100.0/24", "203.0.113.0/24")))
     assert asked["targets"].dns == asked["targets"].hosts == ["192.0.2.7", "2001:db8::7"]
     assert asked["targets"].devices == ["eth0"]
     assert code == 1
@@ -312,6 +321,8 @@ def test_a_prefix_without_another(size: int, base: int, hole_size: int, hole_bas
     [
         ({"kill_switch": {"paused": 9}}, "the client is paused, so all may get out: test again in 9 s"),
         ({"exclude_uids": [[0, 5], [os.geteuid(), os.geteuid()]]}, "--exclude-uid lets root past the tunnel"),
+        ({"rules": {"direct": None}}, "the rules send so much past the tunnel that this test cannot tell"),
+        ({"rules": None}, "not ready yet, or of another version"),
         ({"device": None}, "not ready yet, or of another version"),
         ({"device": "x"}, "not ready yet, or of another version"),
         ({"exits": [["x", 1]]}, "not ready yet, or of another version"),

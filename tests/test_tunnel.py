@@ -19,8 +19,12 @@ import pytest
 
 from cryprq_proxy.address import Destination
 from cryprq_proxy.errors import ConfigError, CryprqError
+from cryprq_proxy.rules.engine import EVERYTHING, RuleSet
+from cryprq_proxy.rules.syntax import Action, Rule, Verdict
 from cryprq_proxy.session.slices import HEADROOM, Run, Shape
 from tun import nft, tunnel
+from tun.dns.names import from_text
+from tun.endpoints import MAX_ADDRESSES
 from tun.filter import FilterSettings
 from tun.journal import Journal
 from tun.lan import Lan
@@ -40,6 +44,8 @@ class Machine:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, state: Path) -> None:
         self.steps: list[str] = []
         self.fails = ""
+        self.during: dict[str, Callable[[], None]] = {}
+        """What else happens at a step, once."""
         self.state = state
         self.filter: FakeFilter
         self.devices: list[FakeDevice] = []
@@ -47,6 +53,7 @@ class Machine:
         self.ipv6 = True
         self.blocked: threading.Event | None = None
         self.routes: FakeRoutes
+        self.blocked_name: Callable[[bytes], bool]
         self.lan_watch: list[Callable[[Lan], Awaitable[None]]] = []
         machine = self
 
@@ -61,8 +68,9 @@ class Machine:
             machine.step("choose resolver")
             return FakeResolver(machine)
 
-        def build(settings: Any, **_: Any) -> FakeForwarder:
+        def build(settings: Any, *, blocked: Callable[[bytes], bool], **_: Any) -> FakeForwarder:
             machine.step(f"forwarder ipv6={settings.ipv6}")
+            machine.blocked_name = blocked
             return FakeForwarder(machine)
 
         kinds = (nft.KIND, ROUTING, "resolver")
@@ -81,6 +89,12 @@ class Machine:
         if what == self.fails:
             raise CryprqError(f"the kernel refused to {what}")
         self.steps.append(what)
+        self.during.pop(what, lambda: None)()
+
+    async def reached(self, step: str) -> None:
+        """Waits for a step that is made after a change of the filter, which is made on a thread."""
+        while step not in self.steps:
+            await asyncio.sleep(0.001)
 
     def take(self) -> list[str]:
         steps, self.steps = self.steps, []
@@ -149,6 +163,8 @@ class FakeDevice:
         self.gate: asyncio.Event | None = None
 
     async def configure(self, interfaces: list[Any]) -> tuple[Any, ...]:
+        if self.gate is not None:
+            await self.gate.wait()
         self.machine.step("configure device")
         configured = tuple(each for each in interfaces if each.version == 4 or self.machine.ipv6)
         self.addresses = [str(each.ip) for each in configured]
@@ -263,10 +279,12 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
 class Wide:
     """The tunnel, up to whatever a test asks for."""
 
-    def __init__(self, machine: Machine, exit: Destination = EXIT, **settings: Any) -> None:
+    def __init__(
+        self, machine: Machine, *exits: Destination, rules: RuleSet = EVERYTHING, **settings: Any
+    ) -> None:
         self.machine = machine
         self.client: Any = FakeClient()
-        self.tunnel = Tunnel(TunnelSettings(state=machine.state, **settings), exit)
+        self.tunnel = Tunnel(TunnelSettings(state=machine.state, **settings), exits or (EXIT,), rules)
 
     async def up(self, ipv6: bytes = OWN6) -> FakeDevice:
         await self.tunnel.prepare()
@@ -517,17 +535,8 @@ async def test_other_addresses_move_everything(machine: Machine) -> None:
     wide.tunnel.addressed(OWN4, OWN6)
     await wide.settle()
     assert machine.take() == []
-    updated = asyncio.Event()
-    record = machine.filter.update
-    loop = asyncio.get_running_loop()
-
-    def update(settings: FilterSettings) -> None:
-        record(settings)
-        loop.call_soon_threadsafe(updated.set)
-
-    machine.filter.update = update  # type: ignore[method-assign]
     wide.tunnel.addressed(other, bytes(16))
-    await updated.wait()
+    await machine.reached("resolver 100.96.255.53")
     assert machine.take() == [
         "leave 100.96.0.7",
         "leave fd63:7279:7071::7",
@@ -535,10 +544,51 @@ async def test_other_addresses_move_everything(machine: Machine) -> None:
         "configure device",
         "listen 10.9.0.5",
         "filter update",
+        "resolver 100.96.255.53",
     ]
     assert device.addresses == ["10.9.0.5"]
     assert (str(machine.filter.settings.tunnel4), machine.filter.settings.tunnel6) == ("10.9.0.5", None)
     assert machine.routes.settings.versions == {4}
+    wide.tunnel.addressed(OWN4, OWN6)
+    await machine.reached("resolver 100.96.255.53 fd63:7279:7071::53")
+    assert "offer ipv6=True" in machine.take()
+    assert machine.routes.settings.versions == {4, 6}
+    assert str(machine.filter.settings.tunnel6) == "fd63:7279:7071::7"
+    await wide.close()
+
+
+async def test_addresses_that_change_at_once_are_taken_one_after_the_other(machine: Machine) -> None:
+    """An exit that is lost as soon as it has taken over: the last word counts, and no step comes between others."""
+    wide = Wide(machine)
+    device = await wide.up()
+    machine.take()
+    wide.tunnel.addressed(bytes([10, 9, 0, 5]), bytes(16))
+    device.gate = asyncio.Event()
+    await wide.settle()
+    wide.tunnel.addressed(bytes([10, 9, 0, 6]), OWN6)
+    await wide.settle()
+    device.gate.set()
+    while str(machine.filter.settings.tunnel4) != "10.9.0.6":
+        await asyncio.sleep(0.001)
+    await wide.close()
+    listening = [step for step in machine.take() if step.startswith(("listen", "leave"))]
+    assert listening == [
+        *("leave 100.96.0.7", "leave fd63:7279:7071::7"),
+        *("listen 10.9.0.5", "leave 10.9.0.5"),
+        *("listen 10.9.0.6", "listen fd63:7279:7071::7"),
+        *("leave 10.9.0.6", "leave fd63:7279:7071::7"),
+    ]
+
+
+async def test_addresses_that_change_during_the_start_are_not_forgotten(machine: Machine) -> None:
+    wide = Wide(machine)
+    await wide.tunnel.prepare()
+    wide.tunnel.addressed(OWN4, OWN6)
+    machine.during["routes"] = lambda: wide.tunnel.addressed(bytes([10, 9, 0, 5]), OWN6)
+    await wide.tunnel.run(wide.client)
+    while machine.devices[-1].addresses != ["10.9.0.5", "fd63:7279:7071::7"]:
+        await asyncio.sleep(0.001)
+    assert "listen 100.96.0.7" in machine.steps
     await wide.close()
 
 
@@ -630,6 +680,115 @@ async def test_the_filter_is_open_for_the_question_only(
     await wide.close()
 
 
+async def test_each_exit_keeps_its_own_addresses(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where two endpoints have one name, and where a name has moved while a link to its old address is up."""
+    wide = Wide(
+        machine,
+        Destination("one.example", 4433),
+        Destination("one.example", 443),
+        Destination("two.example", 443),
+        Destination("2001:db8::9", 80),
+    )
+    await wide.tunnel.prepare()
+    answers = {"one.example": ("192.0.2.1",), "two.example": ("192.0.2.2", "2001:db8::2")}
+
+    async def resolve(name: str) -> tuple[str, ...]:
+        return answers[name]
+
+    def exits() -> set[str]:
+        return {f"{exit.address} {exit.port}" for exit in machine.filter.settings.exits}
+
+    monkeypatch.setattr(wide.tunnel._bootstrap, "resolve", resolve)
+    assert exits() == {"2001:db8::9 80"}
+    await wide.tunnel.resolve("one.example")
+    await wide.tunnel.resolve("two.example")
+    every = {
+        *("192.0.2.1 4433", "192.0.2.1 443", "192.0.2.2 443"),
+        *("2001:db8::2 443", "2001:db8::9 80"),
+    }
+    assert exits() == every
+    answers["one.example"] = ("192.0.2.7",)
+    assert await wide.tunnel.resolve("one.example") == ("192.0.2.7",)
+    assert exits() == {*every, "192.0.2.7 4433", "192.0.2.7 443"}
+    for number in range(2 * MAX_ADDRESSES):
+        answers["one.example"] = (f"198.51.100.{number}",)
+        await wide.tunnel.resolve("one.example")
+    assert len(exits()) == 2 * MAX_ADDRESSES + 3
+    assert "198.51.100.63 443" in exits()
+    await wide.close()
+
+
+# --- rules ---
+
+
+def rules(*found: Rule, default: Verdict = Verdict.TUNNEL) -> RuleSet:
+    return RuleSet(found, Action(default))
+
+
+BLOCK_ADS = Rule(action=Action(Verdict.BLOCK), domains=(".ads.example",), cidrs=(ip_network("192.0.2.0/24"),))
+ADS, OTHER = from_text("www.ads.example"), from_text("www.example")
+
+
+async def test_rules_stand_from_the_first_moment(machine: Machine) -> None:
+    wide = Wide(machine, rules=rules(BLOCK_ADS))
+    await wide.up()
+    (blocked,) = machine.filter.settings.rules.rules
+    assert (blocked.verdict, blocked.networks) == (Verdict.BLOCK, (ip_network("192.0.2.0/24"),))
+    assert (machine.blocked_name(ADS), machine.blocked_name(OTHER)) == (True, False)
+    assert (await wide.tunnel.status())["rules"] == {
+        "rules": 1,
+        "dns": 1,
+        "filter": 1,
+        "default": "tunnel",
+        "direct": [],
+    }
+    await wide.close()
+
+
+async def test_rules_are_replaced_while_it_runs(machine: Machine) -> None:
+    wide = Wide(machine)
+    with pytest.raises(CryprqError, match="just being set up or undone"):
+        await wide.tunnel.apply_rules(rules(BLOCK_ADS))
+    await wide.up()
+    assert not machine.blocked_name(ADS)
+    machine.take()
+    await wide.tunnel.apply_rules(rules(BLOCK_ADS))
+    assert machine.take() == ["filter update"]
+    assert machine.blocked_name(ADS)
+    assert len(machine.filter.settings.rules.rules) == 1
+    await wide.tunnel.apply_rules(EVERYTHING)
+    assert not machine.blocked_name(ADS)
+    assert not machine.filter.settings.rules
+    await wide.close()
+
+
+async def test_rules_that_cannot_be_kept_or_set_change_nothing(machine: Machine) -> None:
+    wide = Wide(machine, rules=rules(BLOCK_ADS), lan=False)
+    await wide.up()
+    machine.take()
+    home = Rule(action=Action(Verdict.EXIT, "home"), cidrs=(ip_network("10.0.0.0/8"),), name="the office")
+    with pytest.raises(ConfigError, match='do not work with --tun: the office says "exit:home"'):
+        await wide.tunnel.apply_rules(rules(home))
+    with pytest.raises(ConfigError, match='the default "direct" lets out what --lan block is to keep in'):
+        await wide.tunnel.apply_rules(rules(default=Verdict.DIRECT))
+    machine.fails = "filter update"
+    with pytest.raises(CryprqError, match="refused to filter update"):
+        await wide.tunnel.apply_rules(EVERYTHING)
+    machine.fails = ""
+    assert machine.take() == []
+    assert machine.blocked_name(ADS)
+    assert len(machine.filter.settings.rules.rules) == 1
+    await wide.close()
+
+
+async def test_a_start_with_rules_that_cannot_be_kept(machine: Machine) -> None:
+    with pytest.raises(ConfigError, match=r"rule 1 says \"direct\" for names"):
+        Wide(machine, rules=rules(Rule(action=Action(Verdict.DIRECT), domains=("corp.example",))))
+    with pytest.raises(ConfigError, match='--include and the default "block" both say'):
+        Wide(machine, rules=rules(default=Verdict.BLOCK), include=(ip_network("10.0.0.0/8"),))
+    assert machine.steps == []
+
+
 # --- commands ---
 
 
@@ -654,6 +813,7 @@ async def test_status(machine: Machine) -> None:
         "exclude": ["10.0.0.0/8"],
         "include": [],
         "exclude_uids": ((5, 7),),
+        "rules": {"rules": 0, "dns": 0, "filter": 0, "default": "tunnel", "direct": []},
     }
     await wide.close()
     assert await wide.tunnel.status() == {}

@@ -46,6 +46,7 @@ class Filter:
         self._keep = keep_inbound
         self._inbound: Inbound | None = None
         self._up = False
+        self._asked: list[frozenset[Address]] = []
 
     def up(self) -> None:
         """Journals the table and puts it up, in place of one that we left behind.
@@ -93,8 +94,11 @@ class Filter:
         self.settings = settings
 
     def standing(self) -> bool:
-        """Whether the kernel has our table. Other programs can remove it; ask now and then."""
-        return nft.exists(CLIENT)
+        """Whether the kernel has our table. Other programs can remove it; ask now and then.
+
+        One small set is asked for: to list tables, nft reads all that is in them, which is much with long rules.
+        """
+        return nft.ask("list", "set", "inet", CLIENT, "open") is not None
 
     def counters(self) -> dict[str, Count]:
         """What was kept in, by cause (COUNTERS); zeros if the table does not stand."""
@@ -103,12 +107,21 @@ class Filter:
 
     @contextmanager
     def resolving(self, resolvers: Iterable[Address]) -> Iterator[None]:
-        """While inside, at most RESOLVING seconds: marked sockets may ask these resolvers on port 53."""
-        self._replace(self.settings, bootstrap=dict.fromkeys(resolvers, RESOLVING))
+        """While inside, at most RESOLVING seconds: marked sockets may ask these resolvers on port 53.
+
+        May be entered again before it is left: the last one out closes.
+        """
+        asked = frozenset(resolvers)
+        self._asked.append(asked)
         try:
+            self._open_resolvers()
             yield
         finally:
-            self._replace(self.settings, bootstrap={})
+            self._asked.remove(asked)
+            self._open_resolvers()
+
+    def _open_resolvers(self) -> None:
+        self._replace(self.settings, bootstrap=dict.fromkeys(frozenset().union(*self._asked), RESOLVING))
 
     def pause(self, seconds: int) -> None:
         """New connections of this machine go past the tunnel, DNS to the network's resolvers, for `seconds`.

@@ -4,11 +4,12 @@
 them:
 
     guard      prerouting, first   packets to the tunnel address that did not come through the tunnel
-    mark_in    prerouting          gives answers of connections that go past the tunnel the mark of the link
+    mark_in    prerouting          gives answers of connections that go past the tunnel the mark of the link, and
+                                   calls `rules` for containers
     dns_in     prerouting, NAT     brings the DNS of containers to the forwarder
     input                          nobody connects to us through the tunnel
     forward                        containers and virtual machines: into the tunnel, or to the LAN
-    mark_out   output, routing     gives the mark to what goes past the tunnel
+    mark_out   output, routing     gives the mark to what goes past the tunnel, and calls `rules` for ourselves
     dns_out    output, NAT         brings our own DNS to the forwarder
     output                         the kill switch
     sources    postrouting, NAT    containers get the tunnel address
@@ -16,9 +17,10 @@ them:
                                    before have done
 
 Nothing is accepted for being established: a socket that was open before the tunnel is not. What goes past the tunnel
-on purpose is known by its conntrack mark, which has three values: BYPASS for the link and excluded users, INBOUND
-for connections from outside, PAUSED for those begun while the filter is open for a captive portal. All three get the
-link's fwmark, so that a single routing rule serves, and the kernel's reverse path filter sees the right route.
+on purpose is known by its conntrack mark, which has four values: BYPASS for the link and excluded users, INBOUND
+for connections from outside, PAUSED for those begun while the filter is open for a captive portal, DIRECT for those
+that a person's rule sends there (tun/ruleset_rules.py). All four get the link's fwmark, so that a single routing rule
+serves, and the kernel's reverse path filter sees the right route. A fifth value, BLOCKED, is for what a rule refuses.
 
 In output hooks `oifname` is the device that was chosen *before* marks and NAT changed the route. Hence `fib daddr
 type local` next to `oifname lo`, and marked connections are judged before the tunnel's rule.
@@ -37,16 +39,19 @@ from cryprq_proxy.errors import ConfigError
 
 from .inbound import Address, Inbound
 from .nft import CLIENT, Count, Network, block, counter, name, prefixes, replacing, set_of
+from .ruleset_rules import DNS_PORTS, FilterRules, rule_chains, rule_sets
 
 BYPASS: Final = 0
 INBOUND: Final = 1
 PAUSED: Final = 2
+DIRECT: Final = 3
+BLOCKED: Final = 4
 """What is added to the link's fwmark to make the conntrack marks."""
 
-COUNTERS: Final = ("dns", "blocked", "stale", "guard", "unsolicited", "forwarded")
+COUNTERS: Final = ("dns", "blocked", "stale", "guard", "unsolicited", "forwarded", "by_rule")
 """What was kept in, by cause: DNS past the forwarder; anything else past the tunnel; packets whose source address
 does not belong to the device that they leave by; packets to the tunnel address from other devices; new connections
-out of the tunnel; packets of containers and neighbours."""
+out of the tunnel; packets of containers and neighbours; what a person's rule blocks."""
 
 # Priorities as numbers: older versions of nft know no name for NAT in the output hook.
 BEFORE_OTHERS_DNAT: Final = "-105"
@@ -54,11 +59,15 @@ BEFORE_OTHERS_SNAT: Final = "95"
 AFTER_NAT: Final = "300"
 # Discovery on the LAN: mDNS, SSDP, broadcast. No router passes them on.
 _LAN4: Final = "{ 224.0.0.0/24, 239.255.255.250, 255.255.255.255 }"
-# LLMNR (5355) asks the LAN for any name that was typed without a dot; refused with DNS and DNS over TLS.
-_DNS_PORTS: Final = "{ 53, 853, 5355 }"
+_DNS_PORTS: Final = f"{{ {', '.join(map(str, DNS_PORTS))} }}"
 _PORT_53: Final = "meta l4proto { tcp, udp } th dport 53"
+# A connection has no mark and is not known to conntrack before its first packet is let through.
+_FIRST: Final = "ct state new ct mark 0 ct status & confirmed == 0"
 _TCP_SYN: Final = "tcp flags & (syn | ack) == syn"
 _CLAMP: Final = "tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu"
+
+
+_LAST_MARK: Final = 0xFFFFFFFF - BLOCKED
 
 
 class Endpoint(NamedTuple):
@@ -75,7 +84,7 @@ class FilterSettings:
     tun: str
     """Name of the tunnel device; it need not exist."""
     mark: int
-    """fwmark of the link's sockets; it and the two values above must be free for us."""
+    """fwmark of the link's sockets; it and the four values above must be free for us."""
     exits: frozenset[Endpoint]
     """All configured exits, as far as their addresses are known."""
     tunnel4: IPv4Address | None = None
@@ -98,6 +107,8 @@ class FilterSettings:
     """What these users' programs send goes past the tunnel (their DNS does not)."""
     kill_switch: bool = True
     """False: nothing is kept in but DNS past the forwarder's redirection and stale sources; no policy of drop."""
+    rules: FilterRules = field(default=FilterRules())
+    """What a person's rules say about packets."""
     portal_resolvers: tuple[Address, ...] = ()
     """The network's own resolvers, asked while the filter is paused; the first of each family counts."""
 
@@ -107,8 +118,10 @@ class FilterSettings:
             name(device)
         if self.tun in self.uplinks or self.tun == "lo":
             raise ConfigError(f"the tunnel device cannot be {self.tun}: that is another device's name")
-        if not 0 < self.mark <= 0xFFFFFFFF - PAUSED:
-            raise ConfigError(f"the mark {self.mark:#x} is out of range: choose one from 1 to 0xfffffffd")
+        if not 0 < self.mark <= _LAST_MARK:
+            raise ConfigError(
+                f"the mark {self.mark:#x} is out of range: choose one from 1 to {_LAST_MARK:#x}"
+            )
         if self.dns_port is not None and not 0 < self.dns_port < 65536:
             raise ConfigError(
                 f"the DNS forwarder cannot use port {self.dns_port}: choose one from 1 to 65535"
@@ -163,6 +176,7 @@ def script(
     lines += block(
         "chain refuse", ["meta l4proto tcp reject with tcp reset", "reject with icmpx admin-prohibited"]
     )
+    lines += rule_chains(settings.rules, settings.mark + DIRECT, settings.mark + BLOCKED)
     for title, rules in (
         ("guard", _guard(settings)),
         ("mark_in", _mark_in(settings, inbound)),
@@ -224,6 +238,7 @@ def _sets(settings: FilterSettings, inbound: Inbound | None, openings: Openings)
             ("included", settings.included),
         ):
             lines += set_of(f"{title}{version}", kind, "interval", prefixes(networks, version))
+    lines += rule_sets(settings.rules)
     return lines
 
 
@@ -255,7 +270,9 @@ def _mark_in(settings: FilterSettings, inbound: Inbound | None) -> Iterable[str]
                 f"{ip} daddr . tcp dport . {ip} saddr . tcp sport @kept{version} "
                 f"ct mark set {mark + INBOUND:#x}"
             )
-    yield f"ct mark {mark + BYPASS:#x}-{mark + PAUSED:#x} meta mark set {mark:#x}"
+    if settings.rules:
+        yield f"iifname != @uplinks fib daddr type != local {_FIRST} jump rules"
+    yield f"ct mark {mark + BYPASS:#x}-{mark + DIRECT:#x} meta mark set {mark:#x}"
 
 
 def _dns_in(settings: FilterSettings) -> Iterable[str]:
@@ -292,13 +309,14 @@ def _forward(settings: FilterSettings) -> Iterable[str]:
     yield f"iifname {tun} {_CLAMP}"
     yield f"iifname {tun} ct state established,related accept"
     yield f"iifname {tun} counter name unsolicited drop"
+    yield f"ct mark {mark + BLOCKED:#x} counter name by_rule goto refuse"
     if not settings.kill_switch:
         return
     yield f"oifname {tun} iifname @uplinks counter name forwarded goto refuse"
     # Begun before the filter, so without our NAT: its other end could not answer.
     yield f"oifname {tun} ct state established ct status & snat == 0 counter name stale goto refuse"
     yield f"oifname {tun} accept"
-    yield f"ct mark {mark + INBOUND:#x} accept"
+    yield f"ct mark {{ {mark + INBOUND:#x}, {mark + DIRECT:#x} }} accept"
     yield f"meta l4proto {{ tcp, udp }} th dport {_DNS_PORTS} counter name dns goto refuse"
     for family in _families(settings):
         version, ip = family.version, family.ip
@@ -324,7 +342,9 @@ def _mark_out(settings: FilterSettings) -> Iterable[str]:
             f"{ip} saddr . tcp sport . {ip} daddr . tcp dport @kept{version} ct mark set {mark + INBOUND:#x}"
         )
     yield f"meta mark != {mark:#x} ct state new ct mark 0 meta nfproto @open ct mark set {mark + PAUSED:#x}"
-    yield f"ct mark {mark + INBOUND:#x} meta mark set {mark:#x}"
+    if settings.rules:
+        yield f"meta mark != {mark:#x} {_FIRST} jump rules"
+    yield f"ct mark {{ {mark + INBOUND:#x}, {mark + DIRECT:#x} }} meta mark set {mark:#x}"
     yield f"ct mark {mark + PAUSED:#x} meta nfproto @open meta mark set {mark:#x}"
 
 
@@ -356,7 +376,8 @@ def _output(settings: FilterSettings) -> Iterable[str]:
     for version, ip in ((4, "ip"), (6, "ip6")):
         yield f"meta mark {mark:#x} meta l4proto {{ tcp, udp }} {ip} daddr . th dport @exits{version} accept"
         yield f"meta mark {mark:#x} {_PORT_53} {ip} daddr @bootstrap{version} accept"
-    yield f"ct mark {mark + INBOUND:#x} accept"
+    yield f"ct mark {mark + BLOCKED:#x} counter name by_rule goto refuse"
+    yield f"ct mark {{ {mark + INBOUND:#x}, {mark + DIRECT:#x} }} accept"
     yield f"ct mark {mark + PAUSED:#x} meta nfproto @open accept"
     if settings.kill_switch:
         # RFC 2131, RFC 8415, RFC 4861 (133 router solicitation, 135 and 136 neighbours), RFC 3810.
@@ -400,7 +421,7 @@ def _sources(settings: FilterSettings) -> Iterable[str]:
             yield f"oifname {tun} {family.ip} saddr != {family.tunnel} masquerade"
             yield (
                 f'oifname != {{ {tun}, "lo" }} {family.ip} saddr {family.tunnel} '
-                f"ct mark {settings.mark + PAUSED:#x} masquerade"
+                f"ct mark {{ {settings.mark + PAUSED:#x}, {settings.mark + DIRECT:#x} }} masquerade"
             )
 
 

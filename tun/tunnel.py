@@ -2,7 +2,7 @@
 
     journal: undo what a killed process left, but for the filter
     filter up                        nothing gets out any more but the link and the LAN
-    exit's name resolved             through the filter's narrow opening
+    exits' names resolved            through the filter's narrow opening
     link up, addresses from the exit
     device -> routes -> forwarder -> system resolver
     ready; then watch what others do to all of it
@@ -17,18 +17,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, replace
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_address, ip_network
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from cryprq_proxy.address import Destination
 from cryprq_proxy.carriers.lane import flush_packets
-from cryprq_proxy.errors import CryprqError
+from cryprq_proxy.errors import ConfigError, CryprqError
 from cryprq_proxy.roles.bytestream import ByteStream
-from cryprq_proxy.roles.client import Client
-from cryprq_proxy.session.slices import Run
+from cryprq_proxy.rules.engine import EVERYTHING, RuleSet
+from cryprq_proxy.session.slices import Run, Shape
 from cryprq_proxy.tasks import spawn
 
 from . import nft, resolver, routes, sysctl
@@ -37,11 +37,13 @@ from .dns.blocklist import load
 from .dns.forwarder import Forwarder
 from .dns.server import DnsServer
 from .dns.setup import build, check
-from .filter import Endpoint, Filter, FilterSettings
+from .endpoints import ExitEndpoints
+from .filter import Filter, FilterSettings
 from .join import UdpJoiner
 from .journal import Entry, Journal, Undoer, undo
 from .lan import Lan
 from .linux_device import MIN_MTU, Tun
+from .policy import Policy, contradiction
 from .resolver import SystemResolver
 from .routes import Routes, RouteSettings, read_lan
 from .settings import CLIENT_JOURNAL, MTU, RESOLVER4, RESOLVER6, SLICE_OVERHEAD, TunnelSettings
@@ -58,33 +60,49 @@ def undoers(settings: TunnelSettings) -> dict[str, Undoer]:
     return {**nft.UNDO, **sysctl.UNDO, **routes.UNDO, **resolver.undoers(state=settings.state)}
 
 
+class Link(Protocol):
+    """What carries the packets: a Client, or several exits that look like one (roles/exits.py)."""
+
+    send_packet: Callable[[memoryview, int, int, Shape], None]
+
+    @property
+    def lane_size(self) -> int | None: ...
+    async def open(self, destination: Destination) -> ByteStream: ...
+    async def open_resolver(self) -> ByteStream: ...
+    def redial(self) -> None: ...
+
+
 class Tunnel:
-    """The ClientNetwork of system-wide mode (roles/client.py). Raises ConfigError for settings that make no sense.
+    """The ClientNetwork of system-wide mode (roles/client.py). `exits` are all places where the link may be dialled.
 
     `prepare`, then give it to the Client, then `run`, then `lost`; `close` in any case, if it is not for an exception
-    of `prepare`.
+    of `prepare`. Raises ConfigError for settings that make no sense, and for rules that cannot be kept.
     """
 
-    def __init__(self, settings: TunnelSettings, exit: Destination) -> None:
+    def __init__(
+        self, settings: TunnelSettings, exits: Sequence[Destination], rules: RuleSet = EVERYTHING
+    ) -> None:
         self._settings = settings
         self.mark = settings.mark
-        self._exit = exit
+        self._exits = ExitEndpoints(exits)
+        self._policy = self._checked(rules)
         self._loop = asyncio.get_running_loop()
         self._addressed: asyncio.Future[None] = self._loop.create_future()
-        self._addresses = bytes(4), bytes(16)
+        self._offered = self._addresses = bytes(4), bytes(16)
         self._device: Tun | None = None
         self._routes: Routes | None = None
         self._forwarder: Forwarder | None = None
         self._servers: list[DnsServer] = []
-        self._client: Client | None = None
+        self._client: Link | None = None
         self._upstreams: Callable[[], tuple[str, ...]] = tuple
-        self._exits: frozenset[Endpoint] = frozenset()
         self._lan = Lan()
         self._watchers: list[asyncio.Task[Any]] = []
         self._changing = asyncio.Lock()
         self._open = False
         self._ipv6_here = True
         self._resizing = asyncio.Lock()
+        self._readdressing = asyncio.Lock()
+        self._asked_at: list[str] = []
         self._stack = AsyncExitStack()
         self._gone: asyncio.Future[OSError] = self._loop.create_future()
         self.confirmed = asyncio.Event()
@@ -116,15 +134,15 @@ class Tunnel:
             self._resolver: SystemResolver = await resolver.choose(state=settings.state)
             self._upstreams = self._resolver.upstreams
             self._bootstrap = Bootstrap(self._resolver.upstreams, self._opening, mark=settings.mark)
-            if self._exit.is_ip:
-                await self._set_exits([self._exit.host])
+            await self._update_filter()
             self._stack = stack.pop_all()
 
     async def resolve(self, name: str) -> Sequence[str]:
-        """The Resolve of the link: the exit's name, asked for past the tunnel. Raises CryprqError."""
+        """The Resolve of the link: an exit's name, asked for past the tunnel. Raises CryprqError."""
         async with asyncio.timeout(RESOLVING_SECONDS):
             addresses = await self._bootstrap.resolve(name)
-        await self._set_exits(addresses)
+        self._exits.learn(name, addresses)
+        await self._update_filter()
         return addresses
 
     @asynccontextmanager
@@ -161,9 +179,13 @@ class Tunnel:
     def _shut(self) -> None:
         self._open = False
 
-    async def _set_exits(self, addresses: Iterable[str]) -> None:
-        self._exits = frozenset(Endpoint(ip_address(address), self._exit.port) for address in addresses)
-        await self._update_filter()
+    def _checked(self, rules: RuleSet) -> Policy:
+        """Raises ConfigError."""
+        policy = Policy(rules)
+        wrong = contradiction(rules, lan=self._settings.lan, include=bool(self._settings.include))
+        if wrong:
+            raise ConfigError(wrong)
+        return policy
 
     def _filter_settings(self) -> FilterSettings:
         settings, lan = self._settings, self._lan
@@ -172,7 +194,7 @@ class Tunnel:
         return FilterSettings(
             tun=settings.device,
             mark=settings.mark,
-            exits=self._exits,
+            exits=self._exits.known(),
             tunnel4=IPv4Address(ipv4) if any(ipv4) else None,
             tunnel6=IPv6Address(ipv6) if any(ipv6) else None,
             dns_port=listening[0][1] if listening else None,
@@ -186,6 +208,7 @@ class Tunnel:
                 uid for first, last in settings.exclude_uids for uid in range(first, last + 1)
             ),
             kill_switch=settings.kill_switch,
+            rules=self._policy.filter,
             portal_resolvers=self._portal_resolvers(),
         )
 
@@ -207,10 +230,10 @@ class Tunnel:
         if self._device is not None and not any(ipv4):
             _log.error("the exit carries no packets any more; its log says why")
             return
-        before, self._addresses = self._addresses, (ipv4, ipv6 if self._ipv6_here else bytes(16))
+        self._offered = ipv4, ipv6
         if not self._addressed.done():
             self._addressed.set_result(None)
-        elif before != self._addresses and self._device is not None:
+        elif self._device is not None:
             self._spawn("tunnel addresses", self._readdress)
 
     def link_changed(self, up: bool) -> None:
@@ -235,10 +258,11 @@ class Tunnel:
 
     # --- system-wide -----------------------------------------------------------------------------------------------
 
-    async def run(self, client: Client) -> None:
+    async def run(self, client: Link) -> None:
         """Route everything into the tunnel, as soon as the exit has handed out addresses. Raises CryprqError."""
         self._client = client
         await self._addressed
+        self._addresses = self._offered
         if not any(self._addresses[0]):
             raise CryprqError("the exit carries no packets at the moment; its log says why")
         settings = self._settings
@@ -260,16 +284,12 @@ class Tunnel:
             flush_packets()
 
         device.start(self._loop, joiner.packet, drained, self._gone.set_result)
-        await self._resolver.set(
-            [str(address) for address in self._resolver_addresses()],
-            socket.if_nametoindex(settings.device),
-            settings.device,
-            self._journal.record,
-        )
+        await self._set_resolver()
         self.lane_changed()
         self._spawn("routes", self._routes.watch, self._lan_changed, self._default_changed)
         self._spawn("system resolver", self._resolver.watch)
         self._spawn("kill switch", self._watch_filter)
+        self._spawn("tunnel addresses", self._readdress)  # others may have come meanwhile
 
     def _interfaces(self) -> list[IPv4Interface | IPv6Interface]:
         ipv4, ipv6 = self._addresses
@@ -291,10 +311,15 @@ class Tunnel:
             exclude_uids=settings.exclude_uids,
         )
 
-    def _resolver_addresses(self) -> list[IPv4Address | IPv6Address]:
-        return [RESOLVER4, RESOLVER6] if any(self._addresses[1]) else [RESOLVER4]
+    async def _set_resolver(self) -> None:
+        """The system asks us for names, over each family that the exit carries."""
+        addresses = [str(RESOLVER4), *([str(RESOLVER6)] if any(self._addresses[1]) else [])]
+        if addresses != self._asked_at:
+            device = self._settings.device
+            await self._resolver.set(addresses, socket.if_nametoindex(device), device, self._journal.record)
+            self._asked_at = addresses
 
-    async def _start_forwarder(self, client: Client) -> None:
+    async def _start_forwarder(self, client: Link) -> None:
         settings = replace(self._settings.dns, ipv6=self._settings.dns.ipv6 and any(self._addresses[1]))
         blocklist = await self._loop.run_in_executor(
             None, load, settings.blocklists, settings.block, settings.allow
@@ -305,7 +330,13 @@ class Tunnel:
         async def connect(destination: Destination) -> ByteStream:
             return await client.open(destination)
 
-        self._forwarder = build(settings, resolver=client.open_resolver, connect=connect, blocklist=blocklist)
+        self._forwarder = build(
+            settings,
+            resolver=client.open_resolver,
+            connect=connect,
+            blocklist=blocklist,
+            blocked=lambda name: self._policy.blocks(name),
+        )
         self._stack.callback(self._forwarder.close)
         self._stack.callback(self._close_servers)
         await self._listen(self._forwarder)
@@ -325,14 +356,21 @@ class Tunnel:
         self._servers.clear()
 
     async def _readdress(self) -> None:
-        """The exit, started anew with another pool, hands out other addresses."""
+        """Another exit, or one that was started anew with another pool, hands out other addresses."""
         assert self._device is not None and self._forwarder is not None and self._routes is not None
-        self._close_servers()
-        self._forwarder.offer_ipv6(any(self._addresses[1]))
-        self._routes.settings = self._route_settings()
-        await self._device.configure(self._interfaces())
-        await self._listen(self._forwarder)
-        await self._update_filter()
+        async with self._readdressing:
+            ipv4, ipv6 = self._offered
+            offered = ipv4, ipv6 if self._ipv6_here else bytes(16)
+            if offered == self._addresses:
+                return
+            self._addresses = offered
+            self._close_servers()
+            self._forwarder.offer_ipv6(any(self._addresses[1]))
+            self._routes.settings = self._route_settings()
+            await self._device.configure(self._interfaces())
+            await self._listen(self._forwarder)
+            await self._update_filter()
+            await self._set_resolver()
         _log.warning("the exit handed out other addresses: connections through the tunnel end")
 
     # --- what others do --------------------------------------------------------------------------------------------
@@ -383,6 +421,16 @@ class Tunnel:
 
     # --- commands --------------------------------------------------------------------------------------------------
 
+    async def apply_rules(self, rules: RuleSet) -> None:
+        """Other rules, for connections and questions from now on. Raises CryprqError; then those from before stay."""
+        policy = self._checked(rules)
+        before, self._policy = self._policy, policy
+        try:
+            await self._update_filter()
+        except BaseException:
+            self._policy = before
+            raise
+
     async def pause(self, seconds: int) -> None:
         """Let this machine past the tunnel for so long. Raises CryprqError."""
         await self._change(lambda: self._filter.pause(seconds))
@@ -408,12 +456,13 @@ class Tunnel:
                 **asdict(forwarder.status()),
             },
             "repairs": 0 if self._routes is None else self._routes.repairs,
-            "exits": [[str(exit.address), exit.port] for exit in self._exits],
+            "exits": sorted([str(exit.address), exit.port] for exit in self._exits.known()),
             "uplinks": sorted(lan.uplinks),
             "lan": [str(prefix) for prefix in lan.prefixes] if settings.lan else [],
             "exclude": [str(prefix) for prefix in settings.exclude],
             "include": [str(prefix) for prefix in settings.include],
             "exclude_uids": settings.exclude_uids,
+            "rules": self._policy.status(),
         }
 
     def _filter_status(self) -> dict[str, Any]:

@@ -16,8 +16,10 @@ from pathlib import Path
 import pytest
 
 from cryprq_proxy.errors import ConfigError, LocalError
+from cryprq_proxy.rules.syntax import Verdict
 from tun import nft
 from tun.filter import Endpoint, Filter, FilterSettings
+from tun.ruleset_rules import FilterRule, FilterRules
 
 from .capture import Capture
 from .net import Lab, until
@@ -696,7 +698,7 @@ def test_nft_takes_extreme_settings(lab: Lab) -> None:
     for chosen in (frozenset(map(ip_network, prefixes)), frozenset(map(ip_network, half))):
         extreme = FilterSettings(
             tun="a.b-c:d_e",
-            mark=0xFFFFFFFD,
+            mark=0xFFFFFFFB,
             exits=frozenset({Endpoint(ip_address("::"), 1), Endpoint(ip_address("0.0.0.0"), 65535)}),
             tunnel4=ip_address("255.255.255.255"),  # type: ignore[arg-type]
             tunnel6=ip_address("::ffff:1.2.3.4"),  # type: ignore[arg-type]
@@ -707,6 +709,14 @@ def test_nft_takes_extreme_settings(lab: Lab) -> None:
             excluded=chosen,
             included=chosen,
             excluded_uids=frozenset({0, 0xFFFFFFFE}),
+            rules=FilterRules(
+                tuple(
+                    FilterRule(verdict, networks, ((1, 65535), (22, 22)))
+                    for verdict in (Verdict.BLOCK, Verdict.DIRECT, Verdict.TUNNEL)
+                    for networks in (None, tuple(chosen))
+                ),
+                Verdict.DIRECT,
+            ),
             portal_resolvers=(ip_address("fe80::1"), ip_address("127.0.0.1")),
         )
         with host.entered():

@@ -1,0 +1,77 @@
+"""Two exits in system-wide mode: when one is gone, the other's addresses come into force, and the first one's again.
+
+The second exit has another pool and carries no IPv6, so that device, routes, forwarder, filter and resolver all have to
+follow. It runs on the far server; what is asked through it is a web server on the first exit's host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from .hosts import EXIT4, EXIT6, SERVER4, SERVER6
+from .links import PORT
+from .net import until
+from .server import FarServer
+from .stage import TUN, Stage, beside_the_link
+
+POOL4 = "100.97.0.0/16"
+
+
+@pytest.fixture
+def stage(namespaces: None) -> Iterator[Stage]:
+    with Stage() as stage:
+        stage.server.dns.answers[("a.example.com.", "A")] = ["192.0.2.7"]
+        stage.hosts.server.ip("-6 route del default")
+        stage.hosts.server.ip("-6 route add 2a01:4f8:10::/64 via 2606:2800:20::1")
+        yield stage
+
+
+@pytest.mark.slow
+def test_another_exit_takes_over_and_gives_back(stage: Stage) -> None:
+    second = stage.links.exit(stage.hosts.server, {"tun": {"pool4": POOL4}}, name="exit2")
+    exits = [
+        {"name": "one", "priority": 1, "peer": f"cryprq://{stage.links.identity('exit')[1]}@{EXIT4}:{PORT}"},
+        {
+            "name": "two",
+            "priority": 2,
+            "peer": f"cryprq://{stage.links.identity('exit2')[1]}@{SERVER4}:{PORT}",
+        },
+    ]
+    settings = {"peer": [], "exit": exits, "failback": 1.0}
+
+    def nameservers() -> list[str]:
+        lines = stage.client.resolv_conf.read_text().splitlines()
+        return [line.partition(" ")[2] for line in lines if line.startswith("nameserver")]
+
+    def addresses() -> list[str]:
+        found: list[str] = stage.status()["addresses"]
+        return found
+
+    def named() -> str:
+        return stage.client.attempt(["dig", "+short", "+tries=1", "+time=2", "a.example.com"]).stdout
+
+    with FarServer(stage.lab, stage.hosts.exit, only=("http",)), stage.tunnel(settings=settings) as client:
+        with stage.wire() as wire:
+            first = addresses()
+            assert sorted(stage.status()["exits"]) == [[EXIT4, PORT], [SERVER4, PORT]]
+            assert stage.fetch(SERVER6) == EXIT6
+            assert len(nameservers()) == 2
+
+            def meanwhile() -> None:
+                client.says("handed out other addresses")
+                until(lambda: stage.fetches(EXIT4) == SERVER4, "packets go through the second exit")
+                assert addresses()[0].startswith("100.97.")
+                assert len(addresses()) == len(nameservers()) == 1
+                assert stage.client.ip(f"-6 addr show dev {TUN}") == ""
+                assert named() == "192.0.2.7\n"
+                assert not stage.fetches(SERVER6), "no IPv6 there"
+
+            stage.restart_exit(meanwhile)
+            until(lambda: stage.fetches(SERVER6) == EXIT6, "the first one has taken over again")
+            assert addresses() == first
+            assert len(nameservers()) == 2
+            assert named() == "192.0.2.7\n"
+        assert not beside_the_link(wire, (EXIT4, EXIT6, SERVER4))
+        assert second.process.poll() is None
