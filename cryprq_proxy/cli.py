@@ -21,7 +21,19 @@ import click
 from click.core import ParameterSource
 
 from . import __version__
-from .commands import completion, dashboard, desktop, doctor, explain, keys, looking, pairing, roles, wide
+from .commands import (
+    changing,
+    completion,
+    dashboard,
+    desktop,
+    doctor,
+    explain,
+    keys,
+    looking,
+    pairing,
+    roles,
+    wide,
+)
 from .commands.common import config_option, identity_option, log_flags, log_options
 from .errors import ConfigError, CryprqError
 from .log import describe, one_line, setup
@@ -136,6 +148,7 @@ for _command in (
     *roles.COMMANDS,
     *keys.COMMANDS,
     *looking.COMMANDS,
+    *changing.COMMANDS,
     *dashboard.COMMANDS,
     *explain.COMMANDS,
     *pairing.COMMANDS,

@@ -299,7 +299,8 @@ def client_from(text: str, source: Path, private: bool, flags: Mapping[str, obje
     values |= given
     if not values.get("peer") and not values.get("exit"):
         raise ConfigError(
-            f'no exit is named: give --peer cryprq://PEERID@HOST:PORT, or write peer = "cryprq://..." into {source}'
+            f'no exit is named: give --peer cryprq://PEERID@HOST:PORT, write peer = "cryprq://..." into {source}, '
+            "or run cryprq-proxy join with an invite"
         )
     return _build(ClientConfig, values, text, source)
 

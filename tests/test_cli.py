@@ -225,7 +225,7 @@ def test_the_commands_ask_the_running_client(
 ) -> None:
     asked: list[tuple[str, str]] = []
 
-    def query(path: Path, command: str, *, argument: str = "") -> dict[str, object]:
+    def query(path: Path, command: str, timeout: float, *, argument: str = "") -> dict[str, object]:
         asked.append((command, argument))
         return {}
 

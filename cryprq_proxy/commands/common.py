@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ..config import ClientConfig, ExitConfig
 
 FILE: Final = click.Path(path_type=Path)
+ANSWER_SECONDS: Final = 5.0
 
 
 def config_option[F: Callable[..., Any]](command: F) -> F:
@@ -65,14 +66,16 @@ def control_sockets(config: Path | None) -> list[Path]:
     return found[:1]
 
 
-def ask(sockets: list[Path], command: str = "status", argument: str = "") -> list[dict[str, Any]]:
+def ask(
+    sockets: list[Path], command: str = "status", argument: str = "", timeout: float = ANSWER_SECONDS
+) -> list[dict[str, Any]]:
     """The answers of all that answer. Raises CryprqError if nobody does."""
     from ..control import query
 
     answers, errors = [], []
     for path in sockets:
         try:
-            answers.append(query(path, command, argument=argument))
+            answers.append(query(path, command, timeout, argument=argument))
         except CryprqError as error:
             errors.append((not path.exists(), error))
     if not answers:

@@ -1,0 +1,33 @@
+"""Changing what runs: which exit is used, and reading the configuration again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import click
+
+from .common import ask, config_option, control_sockets
+
+READING_SECONDS: Final = 60.0
+"""For lists with millions of names."""
+
+
+@click.command()
+@click.argument("name", metavar="NAME|auto")
+@config_option
+def switch(name: str, config: Path | None) -> None:
+    """Send new connections through the exit NAME and no other; "auto": choose by priority and health again."""
+    ask(control_sockets(config), "exit", name)
+    click.echo("new connections go " + ("where they are best off" if name == "auto" else f"through {name}"))
+
+
+@click.command()
+@config_option
+def reload(config: Path | None) -> None:
+    """Have the running client or exit read its configuration and lists again, as it does by itself when they change."""
+    for answer in ask(control_sockets(config), "reload", timeout=READING_SECONDS):
+        click.echo(answer["reloaded"])
+
+
+COMMANDS: Final = (switch, reload)
