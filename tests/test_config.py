@@ -280,7 +280,8 @@ def test_an_error_names_the_flag(flags: Mapping[str, object], message: str) -> N
 
 def test_a_missing_peer_says_what_to_give() -> None:
     with pytest.raises(
-        ConfigError, match=r"no exit is named: give --peer cryprq://PEERID@HOST:PORT, or write"
+        ConfigError,
+        match=r"no exit is named: give --peer cryprq://PEERID@HOST:PORT, write .* or run cryprq-proxy join",
     ):
         load_client()
 
