@@ -133,6 +133,12 @@ def serving(server: socketserver.BaseServer) -> Iterator[None]:
         server.server_close()
 
 
+@pytest.fixture(autouse=True)
+def own_log_handlers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command sets up the process's logging; pytest's own is to stay."""
+    monkeypatch.setattr("cryprq_proxy.log.setup", lambda *_: None)
+
+
 @pytest.fixture
 def pair(tmp_path: Path) -> Setup:
     return Setup(tmp_path)

@@ -168,6 +168,7 @@ class FakeClient:
             "carriers": 1,
             "waiting": 0,
             "bytes": {"sent": 1, "received": 2},
+            "rotations": 3,
         }
 
     async def run(self) -> None:
@@ -402,6 +403,7 @@ async def test_the_status_has_all_exits(world: World) -> None:
     ]
     assert report["link"] == "up"
     assert report["bytes"] == {"sent": 2, "received": 4}
+    assert report["rotations"] == 6
 
 
 async def test_an_exit_that_cannot_do_it_is_one_less(world: World) -> None:
