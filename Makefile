@@ -120,6 +120,7 @@ endef
 test-packages: lab-packages
 	@$(call install_package,curl,curl)
 	@$(call install_package,chromium chromium-browser google-chrome,chromium)
+	@$(call install_package,nginx /usr/sbin/nginx,nginx-light)
 
 # What the hosts of the lab run, all of them network namespaces.
 lab-packages:
