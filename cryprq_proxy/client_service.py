@@ -19,6 +19,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 import msgspec
 
+from . import progress
 from .address import Destination
 from .carriers.dial import Upstream, by_system
 from .config import DEFAULT_ADMIN, ClientConfig, read_psk
@@ -66,9 +67,9 @@ class Loaded(NamedTuple):
     rules: RuleSet
 
 
-def load(config: ClientConfig) -> Loaded:
+def load(config: ClientConfig, shown: progress.Report | None = None) -> Loaded:
     """Read the rule lists that `config` names; takes seconds where they are long. Raises ConfigError."""
-    return Loaded(config, load_rules(config.rules(), config.default))
+    return Loaded(config, load_rules(config.rules(), config.default, progress=shown))
 
 
 def client_settings(
@@ -114,7 +115,9 @@ async def run_client(
     """The client until `stop`; with `wide`, for the whole system. `read` gives the configuration as it is later, when
     `file` or a rule list has changed. Raises CryprqError and OSError."""
     provider = choose_provider(config.provider)
-    rules = (await asyncio.to_thread(load, config)).rules
+    lists = any(rule.lists for rule in config.rule)
+    with (progress.bar if lists else progress.unseen)("reading lists") as shown:
+        rules = (await asyncio.to_thread(load, config, shown)).rules
     system = None if wide is None else wide(config, rules)
     choices = config.exits()
     winners = Winners.load(choice.peer_id for choice in choices)

@@ -204,6 +204,13 @@ async def test_sets_and_restores(service: Service) -> None:
     assert service.fake.calls == []
 
 
+async def restart(service: Service, caplog: pytest.LogCaptureFixture, times: int = 1) -> None:
+    """Resolved goes and comes back. Both are signals of their own, and each has its effect only if it is seen alone."""
+    await service.leave()
+    await until(lambda: caplog.text.count("systemd-resolved has stopped") == times)
+    await service.come()
+
+
 async def test_sets_again_after_each_restart(service: Service, caplog: pytest.LogCaptureFixture) -> None:
     system = resolver_for(service)
     await system.set(OURS, *LINK, Entries(service))
@@ -211,11 +218,9 @@ async def test_sets_again_after_each_restart(service: Service, caplog: pytest.Lo
     watching = spawn(system.watch(), "watch")
     for times in (1, 2):
         service.fake.calls.clear()
-        await service.leave()
-        await service.come()
+        await restart(service, caplog, times)
         await service.fake.flushed.get()
         assert service.fake.calls == settings()
-        await asyncio.sleep(0)  # the answer to the last call is on its way
         await until(lambda times=times: system.repairs == times)
     watching.cancel()
     service.fake.calls.clear()
@@ -223,7 +228,7 @@ async def test_sets_again_after_each_restart(service: Service, caplog: pytest.Lo
     assert service.fake.calls == [("RevertLink", 7), ("FlushCaches",)]
 
 
-async def test_a_restarted_resolved_gets_time(service: Service) -> None:
+async def test_a_restarted_resolved_gets_time(service: Service, caplog: pytest.LogCaptureFixture) -> None:
     """It owns its name before it knows all interfaces."""
     pauses: list[float] = []
 
@@ -236,8 +241,7 @@ async def test_a_restarted_resolved_gets_time(service: Service) -> None:
     watching = spawn(system.watch(), "watch")
     service.fake.calls.clear()
     service.fake.errors["SetLinkLLMNR"] = ["org.freedesktop.resolve1.NoSuchLink"] * 2
-    await service.leave()
-    await service.come()
+    await restart(service, caplog)
     await service.fake.flushed.get()
     assert service.fake.calls == settings()
     assert pauses == [0.5, 1.0]
