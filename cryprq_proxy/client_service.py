@@ -89,7 +89,10 @@ def client_settings(
         mark=mark,
         limits=config.session_limits(),
         remembered=winners.of(exit.peer_id),
-        on_winner=lambda endpoint: winners.remember(exit.peer_id, endpoint),
+        # Of a single way there is nothing to remember.
+        on_winner=(lambda endpoint: winners.remember(exit.peer_id, endpoint))
+        if len(exit.endpoints) > 1
+        else None,
         ca=exit.ca,
     )
 
