@@ -21,7 +21,7 @@ import msgspec
 
 from . import progress
 from .address import Destination
-from .carriers.dial import Upstream, by_system
+from .carriers.dial import by_system
 from .config import DEFAULT_ADMIN, ClientConfig, read_psk
 from .control import Action, ControlServer
 from .errors import CryprqError
@@ -76,16 +76,13 @@ def client_settings(
     config: ClientConfig, exit: ExitChoice, winners: Winners, mark: int = 0
 ) -> ClientSettings:
     """Those of the link to one exit. Raises ConfigError if its pre-shared key cannot be read."""
-    upstream = config.upstream
     return ClientSettings(
         peer=exit.peer_id,
         endpoints=exit.endpoints,
         psk=None if exit.psk_file is None else read_psk(exit.psk_file),
-        upstream=None
-        if upstream is None
-        else Upstream(upstream.address, upstream.user, upstream.password, upstream.kind),
+        upstream=config.upstream,
         wait_for_link=config.wait_for_link,
-        lane=lane_offload(config.lane) if upstream is None else None,
+        lane=lane_offload(config.lane) if config.upstream is None else None,
         mark=mark,
         limits=config.session_limits(),
         remembered=winners.of(exit.peer_id),

@@ -23,6 +23,7 @@ import msgspec
 from msgspec import Struct
 
 from .address import Destination, parse_host_port
+from .carriers.dial import Upstream
 from .crypto.identity import PeerId
 from .decode import Text, choice, count, decode_file, decode_flags, path, seconds, size, switch
 from .errors import ConfigError
@@ -37,7 +38,7 @@ from .rules_config import ACTION, DEFAULT, RuleTable, check_exits, to_rules
 from .session.rotation import RotationLimits
 from .session.session import SessionLimits
 from .system_config import ExitTun, Lane, Tun
-from .urls import PeerUrl, Upstream, parse_listen_or_off, parse_public, parse_upstream, parse_web_path
+from .urls import PeerUrl, parse_listen_or_off, parse_public, parse_upstream, parse_web_path
 
 KIB: Final = 1 << 10
 MIB: Final = 1 << 20

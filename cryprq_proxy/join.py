@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from .carriers.dial import Upstream
 from .config import ClientConfig, client_from, read_psk
 from .crypto.identity import PeerId
 from .errors import CloseReason, ConfigError, CryprqError, PeerError
@@ -171,14 +170,11 @@ async def join(invitation: Invitation, plan: Plan) -> PeerId:
 def _settings(invitation: Invitation, config: ClientConfig) -> ClientSettings:
     """What is needed to show an invite to its exit, at the address that it names. Raises ConfigError."""
     known = next(each for each in config.exits() if each.peer_id == invitation.peer_id)
-    upstream = config.upstream
     return ClientSettings(
         peer=known.peer_id,
         endpoints=(parse_peer_url(invitation.url).endpoint,),
         psk=None if known.psk_file is None else read_psk(known.psk_file),
-        upstream=None
-        if upstream is None
-        else Upstream(upstream.address, upstream.user, upstream.password, upstream.kind),
+        upstream=config.upstream,
         ca=known.ca,
         invite=invitation.secret,
     )

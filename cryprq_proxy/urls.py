@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final, Literal
 from urllib.parse import unquote_to_bytes
 
 from .address import AddressError, Destination, parse_host_port
+from .carriers.dial import Upstream
 from .carriers.endpoint import CarrierKind, Endpoint, is_path, parse_endpoint
 from .crypto.identity import PeerId
 from .errors import ConfigError
@@ -19,16 +20,6 @@ class PeerUrl:
 
     peer_id: PeerId
     endpoint: Endpoint
-
-
-@dataclass(frozen=True, slots=True)
-class Upstream:
-    """A SOCKS5 or HTTP proxy to dial the exit through; user and password are both there or both None."""
-
-    address: Destination
-    user: str | None = None
-    password: str | None = field(default=None, repr=False)
-    kind: Literal["socks5", "http"] = "socks5"
 
 
 _CARRIERS: Final[Mapping[str, CarrierKind]] = {"cryprq": "tcp", "cryprq+ws": "ws", "cryprq+wss": "wss"}

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cryprq_proxy.address import Destination
+from cryprq_proxy.carriers.dial import Upstream
 from cryprq_proxy.carriers.endpoint import Endpoint
 from cryprq_proxy.config import (
     ClientConfig,
@@ -31,7 +32,7 @@ from cryprq_proxy.errors import ConfigError
 from cryprq_proxy.peers_file import read_peers
 from cryprq_proxy.places import config_dir, control_sockets, default_control_socket
 from cryprq_proxy.session.session import SessionLimits
-from cryprq_proxy.urls import PeerUrl, Upstream, parse_peer_url, parse_upstream
+from cryprq_proxy.urls import PeerUrl, parse_peer_url, parse_upstream
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 ID = "a" * 52

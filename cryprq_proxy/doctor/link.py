@@ -20,7 +20,7 @@ from ..service import lane_offload
 from ..status_words import milliseconds, part
 from ..tasks import spawn
 from .checks import Context, Verdict, fail, ok, skip, warn
-from .way import linked, settings, upstream
+from .way import linked, settings
 
 LINK_SECONDS: Final = 10.0
 LANE_SECONDS: Final = 4.0
@@ -53,7 +53,7 @@ async def link(context: Context) -> Verdict:
                 peer=exit.peer_id,
                 endpoints=exit.endpoints,
                 psk=None if exit.psk_file is None else read_psk(exit.psk_file),
-                upstream=upstream(config),
+                upstream=config.upstream,
                 lane=lane_offload(config.lane) if config.upstream is None else None,
                 limits=limits,
                 ca=exit.ca,

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from ..carriers.admission import admit_client, meet_exit
-from ..carriers.dial import Dialling, Upstream, by_system, connect, dial
+from ..carriers.dial import Dialling, by_system, connect, dial
 from ..carriers.endpoint import Endpoint
 from ..config import ClientConfig, read_psk
 from ..crypto.handshake import ClientHandshake
@@ -38,12 +38,7 @@ def settings(context: Context) -> tuple[ClientConfig, tuple[ExitChoice, ...]]:
 
 
 def dialling(config: ClientConfig, exit: ExitChoice) -> Dialling:
-    return Dialling(upstream(config), by_system, 0, exit.ca)
-
-
-def upstream(config: ClientConfig) -> Upstream | None:
-    given = config.upstream
-    return None if given is None else Upstream(given.address, given.user, given.password, given.kind)
+    return Dialling(config.upstream, by_system, 0, exit.ca)
 
 
 def linked(context: Context) -> Mapping[str, Any] | None:
