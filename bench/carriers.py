@@ -28,7 +28,7 @@ from measure import Bench
 from pairs import ROOT, BenchError, Pair, Process, free_port
 from run import NONE, gbit, machine, median, percentiles, ratios, spread
 
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path.insert(0, str(ROOT))
 
 CARRIERS = ("tcp", "ws", "wss")
 GOAL = 0.5
@@ -43,10 +43,9 @@ class Carried(Pair):
         self.name = name
 
     def launch(self) -> list[Process]:
-        from web_links import make_certificates
-
         from cryprq_proxy.crypto.identity import Identity
         from cryprq_proxy.crypto.primitives import select_provider
+        from tests.support.web_links import make_certificates
 
         self.socks_port = free_port()
         setting = {"carrier": self.name, "socks": self.socks_port, "tcp": free_port(), "web": free_port()}
@@ -81,9 +80,9 @@ async def _serve_exit(setting: dict[str, Any], stop: asyncio.Event) -> None:
     from cryprq_proxy.address import Destination
     from cryprq_proxy.crypto.identity import Identity, PeerId
     from cryprq_proxy.crypto.primitives import select_provider
-    from cryprq_proxy.roles.egress import EgressPolicy
-    from cryprq_proxy.roles.exit import Exit, ExitSettings, WebSocketSettings
-    from cryprq_proxy.roles.resolver import SystemResolver
+    from cryprq_proxy.exit.egress import EgressPolicy
+    from cryprq_proxy.exit.exit import Exit, ExitSettings, WebSocketSettings
+    from cryprq_proxy.outbound.resolver import SystemResolver
 
     provider = select_provider()
     tls = (Path("certificate.pem"), Path("key.pem")) if setting["carrier"] == "wss" else (None, None)
@@ -103,13 +102,13 @@ async def _serve_exit(setting: dict[str, Any], stop: asyncio.Event) -> None:
 
 async def _serve_client(setting: dict[str, Any], stop: asyncio.Event) -> None:
     from cryprq_proxy.address import Destination
-    from cryprq_proxy.carriers.endpoint import Endpoint
+    from cryprq_proxy.carriers.dial.endpoint import Endpoint
+    from cryprq_proxy.client.client import ClientSettings
+    from cryprq_proxy.client.dispatcher import Dispatcher
+    from cryprq_proxy.client.exits import Plan, keep_up, plan_exits
     from cryprq_proxy.crypto.identity import Identity, PeerId
     from cryprq_proxy.crypto.primitives import select_provider
-    from cryprq_proxy.fronts.mixed import ListenerSettings, MixedListener
-    from cryprq_proxy.roles.client import ClientSettings
-    from cryprq_proxy.roles.dispatch import Dispatcher
-    from cryprq_proxy.roles.exits import Plan, keep_up, plan_exits
+    from cryprq_proxy.fronts.listener import ListenerSettings, MixedListener
     from cryprq_proxy.rules.engine import EVERYTHING
 
     provider, carrier = select_provider(), setting["carrier"]

@@ -1,6 +1,6 @@
 """What asking `connect_ex` a second time saves for a target on the exit's own host: microseconds per connection.
 
-Run it as `python bench/dial.py`. See `connect_literal` in cryprq_proxy/roles/dialer.py.
+Run it as `python bench/dial.py`. See `connect_literal` in cryprq_proxy/outbound/dialer.py.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 
 from cryprq_proxy.errors import StreamReason
-from cryprq_proxy.roles import dialer
+from cryprq_proxy.outbound import dialer
 
 COUNT = 200
 ROUNDS = 15

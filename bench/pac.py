@@ -26,7 +26,7 @@ from typing import Final
 
 from cryprq_proxy.address import Destination
 from cryprq_proxy.rules.engine import RuleSet, load_rules
-from cryprq_proxy.rules.pac import MAX_WILDCARDS, pac
+from cryprq_proxy.rules.pac.script import MAX_WILDCARDS, pac
 from cryprq_proxy.rules.syntax import Action, Rule, Verdict
 
 PROXY: Final = Destination("127.0.0.1", 1080)

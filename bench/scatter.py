@@ -1,6 +1,6 @@
 """What one read of several pieces costs against a read of each: CPU seconds per GB, on loopback.
 
-Run it as `python bench/scatter.py`. The relay (cryprq_proxy/roles/relay.py) reads up to four pieces at a time from a
+Run it as `python bench/scatter.py`. The relay (cryprq_proxy/outbound/relay.py) reads up to four pieces at a time from a
 socket that keeps up; this is why.
 """
 

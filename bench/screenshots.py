@@ -14,15 +14,14 @@ from pathlib import Path
 from typing import Literal
 
 ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "e2e")]
-
-from devtools import Browser, Tab, chromium  # noqa: E402
-from web_fakes import SYSTEM, World  # noqa: E402
+sys.path.insert(0, str(ROOT))
 
 from cryprq_proxy.address import Destination  # noqa: E402
 from cryprq_proxy.web.events import Events  # noqa: E402
 from cryprq_proxy.web.guard import new_token  # noqa: E402
 from cryprq_proxy.web.server import AdminServer  # noqa: E402
+from tests.support.devtools import Browser, Tab, chromium  # noqa: E402
+from tests.support.web_fakes import SYSTEM, World  # noqa: E402
 
 MAX_SIZE = 150 << 10
 SAMPLES = 125

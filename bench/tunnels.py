@@ -19,9 +19,9 @@ from typing import Self
 
 from pairs import ROOT, BenchError
 
-sys.path.insert(0, str(ROOT / "tests"))
-from lab.links import PORT, Links
-from lab.net import Lab, LabError, until
+sys.path.insert(0, str(ROOT))
+from tests.support.lab.links import PORT, Links
+from tests.support.lab.net import Lab, LabError, until
 
 CLIENT = "45.83.20.2"
 EXIT = "45.83.20.1"

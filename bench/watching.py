@@ -19,12 +19,12 @@ from pathlib import Path
 import aiohttp
 
 ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "e2e")]
+sys.path.insert(0, str(ROOT))
 
-from applications import through  # noqa: E402
-from background import Background  # noqa: E402
-from programs import Client, World, free_port  # noqa: E402
-from targets import TcpTarget, echo  # noqa: E402
+from tests.support.applications import through  # noqa: E402
+from tests.support.background import Background  # noqa: E402
+from tests.support.programs import Client, World, free_port  # noqa: E402
+from tests.support.targets import TcpTarget, echo  # noqa: E402
 
 
 def spent(client: Client) -> float:

@@ -180,6 +180,13 @@ def parse_host_port(text: str, default_port: int | None = None) -> Destination:
     return Destination(_parse_host(host), int(port_text))
 
 
+def reachable(address: Destination) -> Destination:
+    """Where a program on this machine finds what listens on `address`: on this machine, if it listens everywhere."""
+    if address.host in ("0.0.0.0", "::"):
+        return Destination("::1" if ":" in address.host else "127.0.0.1", address.port)
+    return address
+
+
 def _parse_host(host: str) -> str:
     if host.isascii():
         return canonical_host(host.encode("ascii"))

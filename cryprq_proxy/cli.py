@@ -21,22 +21,12 @@ import click
 from click.core import ParameterSource
 
 from . import __version__
-from .commands import (
-    changing,
-    completion,
-    dashboard,
-    desktop,
-    doctor,
-    explain,
-    keys,
-    looking,
-    pairing,
-    roles,
-    wide,
-)
+from .base.log import describe, one_line, setup
+from .commands import completion, control, dashboard, doctor, explain, keys, pairing, run, tun
 from .commands.common import config_option, identity_option, log_flags, log_options
+from .commands.desktop import command as desktop
+from .commands.status import command as status
 from .errors import ConfigError, CryprqError
-from .log import describe, one_line, setup
 
 PROGRAM: Final = "cryprq-proxy"
 OK: Final = 0
@@ -110,10 +100,10 @@ def cli(
     if context.invoked_subcommand is not None:
         _refuse_misplaced(context, context.invoked_subcommand)
         return
-    from .client_service import run_client
-    from .config import load_client
-    from .places import config_dir
-    from .process import run
+    from .base.paths import config_dir
+    from .config.client import load_client
+    from .process.lifecycle import run as run_process
+    from .service.client import run_client
 
     whole = {f"tun.{name}": flags.pop(name) for name in _WIDE}
     whole["tun.enabled"] = flags.pop("tun") or None
@@ -124,11 +114,11 @@ def cli(
         raise click.UsageError("--exclude, --include, --lan and their like need --tun")
     tunnel = None
     if loaded.tun.enabled:
-        from .system import make_tunnel
+        from .service.system_wide import make_tunnel
 
         tunnel = make_tunnel
     file = config_dir() / "client.toml" if config is None else config
-    run(lambda stop: run_client(loaded, lambda: load_client(config, merged), stop, tunnel, file))
+    run_process(lambda stop: run_client(loaded, lambda: load_client(config, merged), stop, tunnel, file))
 
 
 _WIDE: Final = ("exclude", "include", "exclude_uid", "lan", "kill_switch", "inbound", "confirm")
@@ -145,14 +135,14 @@ def _refuse_misplaced(context: click.Context, command: str) -> None:
 
 
 for _command in (
-    *roles.COMMANDS,
+    *run.COMMANDS,
     *keys.COMMANDS,
-    *looking.COMMANDS,
-    *changing.COMMANDS,
+    *status.COMMANDS,
+    *control.COMMANDS,
     *dashboard.COMMANDS,
     *explain.COMMANDS,
     *pairing.COMMANDS,
-    *wide.COMMANDS,
+    *tun.COMMANDS,
     *desktop.COMMANDS,
     *completion.COMMANDS,
     *doctor.COMMANDS,

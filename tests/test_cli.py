@@ -11,10 +11,10 @@ import pytest
 
 from cryprq_proxy import __version__
 from cryprq_proxy.cli import run_command
+from cryprq_proxy.config.tun import STATE
 from cryprq_proxy.crypto.identity import Identity, PeerId
 from cryprq_proxy.crypto.primitives import select_provider
-from cryprq_proxy.system_config import STATE
-from tests.processes import call, command, environment
+from tests.support.processes import call, command, environment
 
 PEER = "cryprq://" + "a" * 52 + "@127.0.0.1:4433"
 
@@ -132,7 +132,7 @@ BAD = [
 def test_a_wrong_command_line_gets_one_sentence(
     arguments: list[str], words: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("cli", "commands.roles"):
+    for module in ("cli", "commands.run"):
         monkeypatch.setattr(f"cryprq_proxy.{module}.setup", lambda *_: None)  # pytest's own log handlers stay
     assert run_command(arguments) == 2
     out, err = capsys.readouterr()
@@ -229,7 +229,7 @@ def test_the_commands_ask_the_running_client(
         asked.append((command, argument))
         return {}
 
-    monkeypatch.setattr("cryprq_proxy.control.query", query)
+    monkeypatch.setattr("cryprq_proxy.process.control.query", query)
     file = tmp_path / "client.toml"
     file.write_text(f'peer = "{PEER}"\n')
     assert run_command(["pause", "5", "--config", str(file)]) == 0
@@ -242,13 +242,15 @@ def test_the_commands_ask_the_running_client(
 def test_a_leak_test_needs_a_client_in_system_wide_mode(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cryprq_proxy.control.query", lambda *_, **__: {"role": "exit", "system": None})
-    monkeypatch.setattr("cryprq_proxy.system.os.geteuid", lambda: 0)
+    monkeypatch.setattr(
+        "cryprq_proxy.process.control.query", lambda *_, **__: {"role": "exit", "system": None}
+    )
+    monkeypatch.setattr("cryprq_proxy.service.system_wide.os.geteuid", lambda: 0)
     assert run_command(["leaktest"]) == 2
     assert "no client in system-wide mode is running" in complaint(capsys.readouterr().err)
     assert run_command(["leaktest", "--target", "one.one"]) == 2
     assert "--target: expected an IP address, got 'one.one'" in complaint(capsys.readouterr().err)
-    monkeypatch.setattr("cryprq_proxy.system.os.geteuid", lambda: 1000)
+    monkeypatch.setattr("cryprq_proxy.service.system_wide.os.geteuid", lambda: 1000)
     assert run_command(["leaktest"]) == 2
     assert "run it as root" in complaint(capsys.readouterr().err)
 
@@ -263,8 +265,8 @@ def test_what_a_leak_test_prints(
         targets.append(to)
         return code, "the table", {"leak": leak}
 
-    monkeypatch.setattr("cryprq_proxy.control.query", lambda *_, **__: {"role": "client"})
-    monkeypatch.setattr("cryprq_proxy.system.leak_test", leak_test)
+    monkeypatch.setattr("cryprq_proxy.process.control.query", lambda *_, **__: {"role": "client"})
+    monkeypatch.setattr("cryprq_proxy.service.system_wide.leak_test", leak_test)
     assert run_command(["leaktest", "--target", "192.0.2.1", "--target", "::1"]) == code
     assert capsys.readouterr() == ("the table\n", "")
     assert run_command(["leaktest", "--json"]) == code
@@ -284,9 +286,9 @@ def test_what_a_leak_test_prints(
 def test_system_wide_mode_needs_root(
     arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("cli", "commands.roles"):
+    for module in ("cli", "commands.run"):
         monkeypatch.setattr(f"cryprq_proxy.{module}.setup", lambda *_: None)
-    monkeypatch.setattr("cryprq_proxy.system.os.geteuid", lambda: 1000)
+    monkeypatch.setattr("cryprq_proxy.service.system_wide.os.geteuid", lambda: 1000)
     assert run_command(arguments) == 2
     assert "run it as root (sudo)" in complaint(capsys.readouterr().err)
 
@@ -294,7 +296,7 @@ def test_system_wide_mode_needs_root(
 def test_cleanup_goes_to_the_state_directory(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cryprq_proxy.system.clean_up", lambda state, say: say(f"in {state}"))
+    monkeypatch.setattr("cryprq_proxy.service.system_wide.clean_up", lambda state, say: say(f"in {state}"))
     assert run_command(["cleanup"]) == 0
     assert run_command(["cleanup", "--state-dir", str(tmp_path)]) == 0
     assert capsys.readouterr().out == f"in {STATE}\nin {tmp_path}\n"

@@ -11,10 +11,12 @@ from pathlib import Path
 
 from cryprq_proxy.errors import CryprqError
 
-from . import exit_network, nft, routes
+from . import exit_network
+from .firewall import nft
+from .firewall.nft import CLIENT, EXIT
 from .journal import Journal, undo
-from .nft import CLIENT, EXIT
-from .rules import FIRST, LAST, TABLE
+from .routing import routes
+from .routing.route_rules import FIRST, LAST, TABLE
 from .settings import CLIENT_JOURNAL, EXIT_JOURNAL, TunnelSettings
 from .tunnel import undoers
 

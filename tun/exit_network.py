@@ -4,7 +4,7 @@
     kernel -> TUN -> whose address? -> that client's link
 
 What a client may send is decided here, packet by packet, by the same policy as its connections. The kernel's part is
-nat.py: it translates addresses and keeps clients apart.
+tun/firewall/exit_table.py: it translates addresses and keeps clients apart.
 """
 
 from __future__ import annotations
@@ -18,23 +18,24 @@ from ipaddress import IPv4Interface, IPv6Interface, ip_address
 from socket import AF_INET, AF_INET6, inet_ntop
 from typing import Any, Final
 
-from cryprq_proxy.carriers.lane import flush_packets
+from cryprq_proxy.carriers.lane.carrier import flush_packets
+from cryprq_proxy.carriers.lane.packet_link import PacketLink
 from cryprq_proxy.crypto.identity import PeerId
 from cryprq_proxy.errors import CryprqError
-from cryprq_proxy.roles.egress import EgressPolicy
-from cryprq_proxy.roles.limits import TokenBucket
-from cryprq_proxy.roles.packets import PacketLink
-from cryprq_proxy.session.slices import HEADROOM, Run, Shape
+from cryprq_proxy.exit.egress import EgressPolicy
+from cryprq_proxy.exit.limits import TokenBucket
+from cryprq_proxy.lane.slices import HEADROOM, Run, Shape
 
-from . import nft, sysctl
-from .join import UdpJoiner
+from . import sysctl
+from .device.coalesce import UdpJoiner
+from .device.linux import Tun
+from .device.offload import COMPLETE, fit
+from .device.packets import Drop, Packet, Unreachable, parse, unreachable
+from .firewall import nft
+from .firewall.exit_table import ExitNat, NatSettings
 from .journal import Journal, undo
-from .linux_device import Tun
-from .nat import ExitNat, NatSettings
-from .offload import COMPLETE, fit
-from .packets import Drop, Packet, Unreachable, parse, unreachable
-from .pool import AddressPool
-from .routes import default_route
+from .routing.address_pool import AddressPool
+from .routing.routes import default_route
 from .settings import EXIT_JOURNAL, MTU, RESOLVER4, RESOLVER6, ExitNetworkSettings
 
 _log = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ _NOBODY: Final = "for no client"
 
 
 class ExitNetwork:
-    """The PacketNetwork of an exit (roles/exit.py). `start`, then `close`."""
+    """The PacketNetwork of an exit (exit/exit.py). `start`, then `close`."""
 
     def __init__(self, settings: ExitNetworkSettings, policy: EgressPolicy) -> None:
         self._settings = settings

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Final
 
 from cryprq_proxy.errors import ConfigError
-from cryprq_proxy.session.slices import SLICE_SIZE
-from cryprq_proxy.session.train import OVERHEAD
+from cryprq_proxy.lane.opening import OVERHEAD
+from cryprq_proxy.lane.slices import SLICE_SIZE
 
 from .dns.settings import DnsSettings
-from .lan import Network
+from .routing.lan import Network
 
 STATE: Final = Path("/var/lib/cryprq-proxy")
 """Where the journals are; `cleanup` looks here and needs to be told nothing."""

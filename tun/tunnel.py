@@ -24,28 +24,31 @@ from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip
 from typing import Any, Final, Protocol
 
 from cryprq_proxy.address import Destination
-from cryprq_proxy.carriers.lane import flush_packets
+from cryprq_proxy.base.tasks import spawn
+from cryprq_proxy.carriers.lane.carrier import flush_packets
 from cryprq_proxy.errors import ConfigError, CryprqError
-from cryprq_proxy.roles.bytestream import ByteStream
+from cryprq_proxy.lane.slices import Run, Shape
+from cryprq_proxy.outbound.bytestream import ByteStream
 from cryprq_proxy.rules.engine import EVERYTHING, RuleSet
-from cryprq_proxy.session.slices import Run, Shape
-from cryprq_proxy.tasks import spawn
 
-from . import nft, resolver, routes, sysctl
-from .bootstrap import Bootstrap
+from . import sysctl
+from .device.coalesce import UdpJoiner
+from .device.linux import MIN_MTU, Tun
 from .dns.blocklist import load
 from .dns.forwarder import Forwarder
 from .dns.server import DnsServer
 from .dns.setup import build, check
-from .endpoints import ExitEndpoints
-from .filter import Filter, FilterSettings
-from .join import UdpJoiner
+from .firewall import nft
+from .firewall.kill_switch import Filter, FilterSettings
+from .firewall.policy import Policy, contradiction
 from .journal import Entry, Journal, Undoer, undo
-from .lan import Lan
-from .linux_device import MIN_MTU, Tun
-from .policy import Policy, contradiction
-from .resolver import SystemResolver
-from .routes import Routes, RouteSettings, read_lan
+from .resolver import choose as resolver
+from .resolver.bootstrap import Bootstrap
+from .resolver.choose import SystemResolver
+from .routing import routes
+from .routing.exit_endpoints import ExitEndpoints
+from .routing.lan import Lan
+from .routing.routes import Routes, RouteSettings, read_lan
 from .settings import CLIENT_JOURNAL, MTU, RESOLVER4, RESOLVER6, SLICE_OVERHEAD, TunnelSettings
 
 _log = logging.getLogger(__name__)
@@ -61,7 +64,7 @@ def undoers(settings: TunnelSettings) -> dict[str, Undoer]:
 
 
 class Link(Protocol):
-    """What carries the packets: a Client, or several exits that look like one (roles/exits.py)."""
+    """What carries the packets: a Client, or several exits that look like one (client/exits.py)."""
 
     send_packet: Callable[[memoryview, int, int, Shape], None]
 
@@ -73,7 +76,7 @@ class Link(Protocol):
 
 
 class Tunnel:
-    """The ClientNetwork of system-wide mode (roles/client.py). `exits` are all places where the link may be dialled.
+    """The ClientNetwork of system-wide mode (client/client.py). `exits` are all places where the link may be dialled.
 
     `prepare`, then give it to the Client, then `run`, then `lost`; `close` in any case, if it is not for an exception
     of `prepare`. Raises ConfigError for settings that make no sense, and for rules that cannot be kept.

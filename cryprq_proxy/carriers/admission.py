@@ -14,11 +14,11 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
 
-from .. import wire
 from ..crypto.handshake import LENGTH, SECOND_SIZE, ClientHandshake, Established
 from ..crypto.payloads import InviteClaim, ResumeRequest, resume_proof
 from ..crypto.primitives import constant_time_equal
 from ..errors import CarrierError, CloseReason, HandshakeError, PeerError
+from ..session import wire
 from ..session.records import HEADER, MAX_RECORD, TAG, RecordOpener, RecordSealer
 from ..session.session import Session
 from .pipe import Pipe

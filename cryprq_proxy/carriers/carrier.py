@@ -17,8 +17,8 @@ import time
 from typing import Final, Protocol
 
 from ..errors import CarrierError, CloseReason, PeerError
-from ..session.pacing import RateMeter
 from ..session.session import FILL_MINIMUM, NEVER, Session
+from .pacing import RateMeter
 
 ROUNDS: Final = 4
 """Fills in one wake-up, before other sockets get their turn."""

@@ -13,8 +13,8 @@ from typing import Protocol
 from ..errors import CarrierError, CloseReason
 from ..session.session import Session
 from .carrier import Carrier, CarrierOwner
+from .lane.udp_socket import SocketAddress
 from .tcp import TcpCarrier
-from .udp import SocketAddress
 
 
 class Pipe(Protocol):

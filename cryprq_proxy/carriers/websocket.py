@@ -17,12 +17,12 @@ import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, Protocol
 
+from ..base.linger import SECONDS, wait_for
+from ..base.tasks import spawn
 from ..errors import CarrierError, CloseReason, PeerError
 from ..session.session import Session
-from ..tasks import spawn
 from .carrier import ROUNDS, Carrier, CarrierOwner, clock, give_buffer, take_buffer
-from .farewell import SECONDS, wait_for
-from .udp import SocketAddress
+from .lane.udp_socket import SocketAddress
 
 MAX_MESSAGE: Final = 1 << 20
 """Bytes of the largest message that is taken, more than twice what this side sends."""

@@ -11,7 +11,7 @@ import click
 from ..errors import ConfigError, CryprqError
 
 if TYPE_CHECKING:
-    from ..config import ClientConfig, ExitConfig
+    from ..config.client import ClientConfig, ExitConfig
 
 FILE: Final = click.Path(path_type=Path)
 ANSWER_SECONDS: Final = 5.0
@@ -48,8 +48,8 @@ def merged(context: click.Context, verbose: bool, log_format: str | None) -> dic
 
 def control_sockets(config: Path | None) -> list[Path]:
     """The sockets to ask: that of the configuration, or those of the default ones and the default places."""
-    from ..config import load_client, load_exit
-    from ..places import control_sockets as usual_places
+    from ..base.paths import control_sockets as usual_places
+    from ..config.client import load_client, load_exit
 
     loaders: tuple[Callable[[Path | None], ClientConfig | ExitConfig], ...] = (load_client, load_exit)
     errors, found = [], []
@@ -70,7 +70,7 @@ def ask(
     sockets: list[Path], command: str = "status", argument: str = "", timeout: float = ANSWER_SECONDS
 ) -> list[dict[str, Any]]:
     """The answers of all that answer. Raises CryprqError if nobody does."""
-    from ..control import query
+    from ..process.control import query
 
     answers, errors = [], []
     for path in sockets:

@@ -24,7 +24,7 @@ def dashboard(print_it: bool, config: Path | None) -> None:
     """Open the running client's dashboard, with the token that lets the page change things."""
     import webbrowser
 
-    from ..places import default_control_socket
+    from ..base.paths import default_control_socket
 
     url = ask(control_sockets(config)[:1] if config else _clients(), "dashboard")[0].get("url")
     if not isinstance(url, str):

@@ -26,11 +26,11 @@ def doctor(as_json: bool, as_exit: bool, speed: str | None, no_speed: bool, conf
     import shutil
     import sys
 
-    from ..doctor import lists
+    from ..base.log import setup
+    from ..base.progress import bar, unseen
+    from ..doctor import order as lists
     from ..doctor.checks import Context, Finding, State, examine
     from ..doctor.report import COLOURS, lines, summary
-    from ..log import setup
-    from ..progress import bar, unseen
 
     # What the parts log, the findings say in other words.
     setup("error")
@@ -57,7 +57,7 @@ def doctor(as_json: bool, as_exit: bool, speed: str | None, no_speed: bool, conf
 
 def _is_exit(config: Path | None) -> bool:
     """Whether a configuration that was named is an exit's: valid as one, and not as a client's."""
-    from ..config import load_client, load_exit
+    from ..config.client import load_client, load_exit
     from ..errors import ConfigError
 
     if config is None:

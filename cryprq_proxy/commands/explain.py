@@ -35,13 +35,13 @@ def explain(target: str, as_json: bool, config: Path | None) -> None:
 
     Without a port it is that of the URL's scheme, or 443.
     """
-    from .. import system
-    from ..config import load_client
-    from ..log import one_line
-    from ..progress import bar, unseen
-    from ..rules import pac
+    from ..base.log import one_line
+    from ..base.progress import bar, unseen
+    from ..config.client import load_client
     from ..rules.engine import load_rules
     from ..rules.explain import explain as explain_proxy
+    from ..rules.pac import script as pac
+    from ..service import system_wide as system
 
     destination = parse_target(target)
     settings = load_client(config)

@@ -14,9 +14,9 @@ from .common import FILE
 @click.argument("file", type=FILE, required=False, metavar="[F]")
 def keygen(file: Path | None) -> None:
     """Create an identity in the file F and print its peer id. Never overwrites one."""
+    from ..base.paths import default_identity
     from ..crypto.identity import Identity
     from ..crypto.primitives import select_provider
-    from ..places import default_identity
 
     identity = Identity.generate(select_provider())
     identity.save(default_identity() if file is None else file)
@@ -27,9 +27,9 @@ def keygen(file: Path | None) -> None:
 @click.argument("file", type=FILE, required=False, metavar="[F]")
 def id_(file: Path | None) -> None:
     """Print the peer id of the identity in the file F."""
+    from ..base.paths import default_identity
     from ..crypto.identity import Identity
     from ..crypto.primitives import select_provider
-    from ..places import default_identity
 
     click.echo(Identity.load(select_provider(), default_identity() if file is None else file).peer_id)
 

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from ..base.log import one_line
 from ..errors import ConfigError
-from ..log import one_line
 from .common import FILE, config_option
 
 if TYPE_CHECKING:
+    from ..config.authorized import PeersFile
     from ..crypto.identity import PeerId
-    from ..invites import InviteStore
-    from ..pairing import ExitHere
-    from ..peers_file import PeersFile
+    from ..pairing.invitation import ExitHere
+    from ..pairing.invite_store import InviteStore
 
 
 # --- the exit's side ---
@@ -61,7 +61,7 @@ def invite(
         store.cancel(cancel, time.time())
         click.echo(f"the invite for {one_line(cancel)} is withdrawn")
         return
-    from ..pairing import make_invite, parse_expiry
+    from ..pairing.invitation import make_invite, parse_expiry
 
     assert name is not None
     seconds, now = parse_expiry(expires), time.time()
@@ -105,7 +105,7 @@ def list_(outer: Path | None, /, as_json: bool, config: Path | None) -> None:
 @click.pass_obj
 def rename(outer: Path | None, /, old: str, new: str, config: Path | None) -> None:
     """Give the peer OLD (its name or its id) the name NEW."""
-    from ..pairing import reload_exit
+    from ..pairing.invitation import reload_exit
 
     here, listed, _ = _lists(config or outer)
     peer = listed.rename(old, new)
@@ -119,7 +119,7 @@ def rename(outer: Path | None, /, old: str, new: str, config: Path | None) -> No
 @click.pass_obj
 def revoke(outer: Path | None, /, who: str, config: Path | None) -> None:
     """Take a peer off the list: what it has open at a running exit ends at once."""
-    from ..pairing import reload_exit
+    from ..pairing.invitation import reload_exit
 
     here, listed, _ = _lists(config or outer)
     if any(str(peer) == who.lower() for peer in here.config.allow):
@@ -136,9 +136,9 @@ def revoke(outer: Path | None, /, who: str, config: Path | None) -> None:
 
 
 def _lists(config: Path | None) -> tuple[ExitHere, PeersFile, InviteStore]:
-    from ..invites import InviteStore, beside
-    from ..pairing import exit_here
-    from ..peers_file import PeersFile
+    from ..config.authorized import PeersFile
+    from ..pairing.invitation import exit_here
+    from ..pairing.invite_store import InviteStore, beside
 
     here = exit_here(config)
     return here, PeersFile(here.authorized), InviteStore(beside(here.authorized))
@@ -204,10 +204,10 @@ def join(uri: str, name: str | None, force: bool, config: Path | None) -> None:
 
     Makes this machine's keys, lets the exit add them to its list, and writes the configuration.
     """
-    from ..join import join_unless, plan
-    from ..log import setup
-    from ..pairing import MAX_URI, Invitation
-    from ..process import Stop, run
+    from ..base.log import setup
+    from ..pairing.invitation import MAX_URI, Invitation
+    from ..pairing.join import join_unless, plan
+    from ..process.lifecycle import Stop, run
 
     setup("warning")
     invitation = Invitation.parse(sys.stdin.readline(MAX_URI + 1) if uri == "-" else uri)

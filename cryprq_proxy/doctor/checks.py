@@ -20,15 +20,15 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..base.log import describe, one_line
+from ..base.progress import Progress, unseen
 from ..errors import CryprqError
-from ..log import describe, one_line
-from ..progress import Progress, unseen
 
 if TYPE_CHECKING:
-    from ..config import ClientConfig, ExitConfig
+    from ..client.client import Client
+    from ..config.client import ClientConfig, ExitConfig
     from ..crypto.identity import Identity
     from ..crypto.primitives import Provider
-    from ..roles.client import Client
 
 
 class State(StrEnum):

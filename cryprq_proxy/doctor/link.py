@@ -13,14 +13,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
-from ..carriers.dial import by_system
-from ..config import read_psk
-from ..roles.client import Client, ClientSettings
-from ..service import lane_offload
-from ..status_words import milliseconds, part
-from ..tasks import spawn
+from ..base.tasks import spawn
+from ..base.text import milliseconds, part
+from ..carriers.dial.dial import by_system
+from ..client.client import Client, ClientSettings
+from ..config.client import read_psk
+from ..service.startup import lane_offload
 from .checks import Context, Verdict, fail, ok, skip, warn
-from .way import linked, settings
+from .reach import linked, settings
 
 LINK_SECONDS: Final = 10.0
 LANE_SECONDS: Final = 4.0

@@ -14,9 +14,8 @@ from ipaddress import ip_address
 from typing import Final
 from urllib.parse import urlsplit
 
-from ..address import Destination
-from ..config import ClientConfig
-from ..proxy_env import reachable
+from ..address import Destination, reachable
+from ..config.client import ClientConfig
 from ..rules.engine import load_rules
 from .checks import Context, Verdict, fail, ok, skip, warn
 

@@ -11,13 +11,12 @@ import asyncio
 import time
 from typing import Final
 
-from ..address import Destination
+from ..address import Destination, reachable
+from ..base.text import milliseconds, size
 from ..errors import CryprqError
-from ..fronts.mixed import ListenerSettings, MixedListener
-from ..proxy_env import reachable
-from ..status_words import milliseconds, size
+from ..fronts.listener import ListenerSettings, MixedListener
 from .checks import Context, Verdict, fail, ok, skip, warn
-from .way import linked
+from .reach import linked
 
 SECONDS: Final = 8.0
 BYTES: Final = 100_000_000

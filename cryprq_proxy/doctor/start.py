@@ -11,13 +11,13 @@ import time
 from pathlib import Path
 from typing import Final
 
-from ..config import load_client, load_exit, read_psk
-from ..control import NotRunning, query
+from ..base.paths import config_dir
+from ..base.text import duration
+from ..config.client import load_client, load_exit, read_psk
 from ..crypto.identity import Identity
 from ..crypto.primitives import select_provider
 from ..errors import ConfigError, CryprqError
-from ..places import config_dir
-from ..status_words import duration
+from ..process.control import NotRunning, query
 from .checks import Context, Verdict, fail, ok, skip, warn
 
 BUILT: Final = 1_760_000_000.0

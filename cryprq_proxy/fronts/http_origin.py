@@ -14,7 +14,7 @@ import h11
 
 from ..address import Destination
 from ..errors import StreamReset
-from ..roles.bytestream import ByteStream
+from ..outbound.bytestream import ByteStream
 from .http_messages import MAX_HEADER, has_both_framings
 
 

@@ -1,6 +1,6 @@
 """A decision in words: what the proxy does with a connection, by which rule, and which part of that rule holds it.
 
-rules/pac.py and system-wide mode have the words for what they make of the same rules.
+rules/pac/script.py and system-wide mode have the words for what they make of the same rules.
 """
 
 from __future__ import annotations

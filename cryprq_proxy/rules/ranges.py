@@ -1,7 +1,7 @@
 """Addresses and ports as ranges of integers: one bisection tells what a value belongs to.
 
 A set of ranges is a sorted list of borders, where every second one ends a range. `Ranges` says whether a value is in
-one such set, `Steps` in which of many. Rules at both ends of the link (rules/engine.py here, roles/egress.py there)
+one such set, `Steps` in which of many. Rules at both ends of the link (rules/engine.py here, exit/egress.py there)
 are made of these.
 """
 

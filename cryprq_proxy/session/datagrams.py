@@ -3,7 +3,7 @@
 They leave by the datagram lane where it is up, else as frames on the carrier. There they wait in a queue that is
 bounded in bytes and in time, and lose the oldest first: a late datagram is worth less than the one behind it.
 
-`Sideband` is the session's view of the lane and of whoever takes its packets (carriers/lane.py, roles/packets.py).
+`Sideband` is the session's view of the lane and of whoever takes its packets (carriers/lane/).
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from typing import Final
 
 from ..crypto.primitives import Cipher, InvalidTag, new_aead
 from ..errors import CarrierError, CloseReason
-from ..wire import MAX_PLAINTEXT
+from .wire import MAX_PLAINTEXT
 
 HEADER: Final = 4
 TAG: Final = 16

@@ -25,11 +25,11 @@ from enum import Enum
 from functools import partial
 from typing import Any, Final
 
-from .. import wire
 from ..crypto.handshake import EpochSecrets
 from ..crypto.primitives import Cipher, Entropy, Provider
 from ..crypto.rekey import RekeyInitiator, answer_rekey
 from ..errors import CarrierError, CloseReason, HandshakeError, PeerError
+from . import wire
 from .datagrams import Sideband
 from .epochs import EpochLedger
 from .records import RecordOpener, RecordSealer

@@ -14,9 +14,9 @@ from __future__ import annotations
 from collections import deque
 from typing import Final
 
-from ..wire import MAX_DATA
 from .sendlog import Chunk
 from .streams import Half, Stream
+from .wire import MAX_DATA
 
 SPARSE_BURST: Final = 32_768
 SPARSE_SPAN: Final = 1 << 20

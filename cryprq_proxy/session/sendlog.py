@@ -15,7 +15,7 @@ from collections import deque
 from typing import Final
 
 from ..errors import CloseReason, PeerError
-from ..wire import DATA_HEADER, MAX_DATA
+from .wire import DATA_HEADER, MAX_DATA
 
 SLOT_HEADROOM: Final = 8
 """Bytes in front of the data of a slot; the DATA header stands in the last DATA_HEADER of them."""

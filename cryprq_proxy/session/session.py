@@ -17,12 +17,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from .. import wire
 from ..address import Destination
 from ..crypto.handshake import EpochSecrets
 from ..crypto.primitives import Cipher, Entropy, Provider
 from ..errors import CloseReason, LocalError, PeerError, StreamReason, StreamRefused
-from ..wire import DATA, StreamProtocol
+from . import wire
 from .datagrams import DatagramQueue, NoSideband, Sideband
 from .liveness import Liveness
 from .records import OVERHEAD, RecordOpener, RecordSealer
@@ -30,6 +29,7 @@ from .rotation import Offload, Rotation, RotationLimits, inline
 from .scheduler import Scheduler
 from .sendlog import MemoryBudget, SendLog, SlotPool
 from .streams import Half, Stream, StreamHandler, WindowPool
+from .wire import DATA, StreamProtocol
 from .writer import MAX_JOINED, RecordWriter
 
 ACK_DELAY: Final = 0.025

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from ..address import Destination
 from ..errors import CloseReason, LocalError, PeerError, StreamReason
-from ..wire import DATA, StreamProtocol, encode_data_header
 from .sendlog import Chunk, frame_slot
+from .wire import DATA, StreamProtocol, encode_data_header
 
 if TYPE_CHECKING:
     from .session import Session
@@ -59,7 +59,7 @@ class StreamHandler(Protocol):
 
 class AnyStream(Protocol):
     """What a handler may do with its stream, be it one of the link (Stream, where the words are) or one that leaves
-    this machine past it (roles/direct.py)."""
+    this machine past it (client/direct.py)."""
 
     handler: StreamHandler
 

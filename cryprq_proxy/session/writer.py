@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from ..wire import DATA
 from .records import RecordSealer
+from .wire import DATA
 
 JOIN_LIMIT: Final = 2_048
 """Frames up to this many bytes share a record; a larger one is sealed where it lies."""

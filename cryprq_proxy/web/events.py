@@ -20,7 +20,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 from aiohttp import web
 
-from ..tasks import spawn
+from ..base.tasks import spawn
 from .sources import Sources
 
 MAX_LISTENERS: Final = 16

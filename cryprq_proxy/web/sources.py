@@ -1,6 +1,6 @@
 """Where the pages get what they show, and whom they ask to change something.
 
-This package knows neither the client nor its rules: whoever starts the server hands these in (service.py).
+This package knows neither the client nor its rules: whoever starts the server hands these in (service/startup.py).
 """
 
 from __future__ import annotations

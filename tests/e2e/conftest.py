@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from applications import Curl
-from background import Background
-from cutter import Cutter
-from programs import Client, Exit, World
-from targets import HttpTarget, Manner, TcpTarget, UdpEcho, echo, has_ipv6
+
+from tests.support.applications import Curl
+from tests.support.background import Background
+from tests.support.cutter import Cutter
+from tests.support.programs import Client, Exit, World
+from tests.support.targets import HttpTarget, Manner, TcpTarget, UdpEcho, echo, has_ipv6
 
 
 @pytest.fixture(scope="session")

@@ -10,16 +10,16 @@ from collections.abc import Callable
 import aiohttp
 import pytest
 import websockets
-from applications import connect, read_all, read_exactly, request, through
 from asyncio_socks_server.client.client import connect as socks_server_connect
 from asyncio_socks_server.core.types import Address
-from background import PATIENCE
-from programs import Client, Exit, World, until
 from python_socks import ProxyError
 from python_socks.async_.asyncio import Proxy
-from targets import BLOCK, EndFirst, HttpTarget, Manner, TcpTarget, answer_after_end
 
-from cryprq_proxy.roles.relay import set_reset_on_close
+from cryprq_proxy.outbound.relay import set_reset_on_close
+from tests.support.applications import connect, read_all, read_exactly, request, through
+from tests.support.background import PATIENCE
+from tests.support.programs import Client, Exit, World, until
+from tests.support.targets import BLOCK, EndFirst, HttpTarget, Manner, TcpTarget, answer_after_end
 
 type Serve = Callable[[Manner], TcpTarget]
 

@@ -10,9 +10,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from background import PATIENCE
-from programs import Client
-from targets import RESOURCES, HttpTarget
+
+from tests.support.background import PATIENCE
+from tests.support.programs import Client
+from tests.support.targets import RESOURCES, HttpTarget
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 

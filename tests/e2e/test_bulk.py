@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from applications import through
-from background import PATIENCE
-from programs import World
-from targets import BLOCK, MIB
+
+from tests.support.applications import through
+from tests.support.background import PATIENCE
+from tests.support.programs import World
+from tests.support.targets import BLOCK, MIB
 
 SIZE = 2 << 30
 GROWTH = 48 * MIB

@@ -9,13 +9,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from applications import Curl, read_exactly, through
-from cutter import DOWN, UP, Cutter
-from programs import Client, Exit, World, until
-from targets import BLOCK, MIB, HttpTarget, TcpTarget, digest
 
 from cryprq_proxy.crypto.identity import Identity
 from cryprq_proxy.crypto.primitives import select_provider
+from tests.support.applications import Curl, read_exactly, through
+from tests.support.cutter import DOWN, UP, Cutter
+from tests.support.programs import Client, Exit, World, until
+from tests.support.targets import BLOCK, MIB, HttpTarget, TcpTarget, digest
 
 type MakeCutter = Callable[[int], Cutter]
 

@@ -7,9 +7,10 @@ import json
 from pathlib import Path
 
 import pytest
-from applications import Curl
-from programs import Client, Exit, World, free_port
-from targets import BLOCK, MIB, HttpTarget, digest
+
+from tests.support.applications import Curl
+from tests.support.programs import Client, Exit, World, free_port
+from tests.support.targets import BLOCK, MIB, HttpTarget, digest
 
 USER = "alice:se:cret ü"
 

@@ -13,19 +13,19 @@ from typing import Any, Literal, NamedTuple
 import aiohttp
 import pytest
 from aiohttp import web
-from applications import read_exactly, through
-from devtools import Browser, Tab, chromium, each_of, find
-from programs import World as Programs
-from programs import free_port
-from targets import TcpTarget
-from web_fakes import SYSTEM, World
 
 from cryprq_proxy.address import Destination
 from cryprq_proxy.commands.dashboard import signpost
-from cryprq_proxy.control import query
+from cryprq_proxy.process.control import query
 from cryprq_proxy.web.events import Events
 from cryprq_proxy.web.guard import new_token
 from cryprq_proxy.web.server import AdminServer
+from tests.support.applications import read_exactly, through
+from tests.support.devtools import Browser, Tab, chromium, each_of, find
+from tests.support.programs import World as Programs
+from tests.support.programs import free_port
+from tests.support.targets import TcpTarget
+from tests.support.web_fakes import SYSTEM, World
 
 pytestmark = pytest.mark.slow
 LOOPBACK = Destination("127.0.0.1", 0)

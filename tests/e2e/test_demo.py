@@ -6,10 +6,10 @@ import shlex
 import signal
 import subprocess
 
-from applications import Curl
-from background import PATIENCE
-from programs import World, free_port
-from targets import HttpTarget
+from tests.support.applications import Curl
+from tests.support.background import PATIENCE
+from tests.support.programs import World, free_port
+from tests.support.targets import HttpTarget
 
 
 def test_demo(world: World, curl: Curl, http: HttpTarget) -> None:

@@ -12,11 +12,11 @@ from contextlib import ExitStack, closing
 from typing import Any
 
 import pytest
-from applications import Refused, UdpApplication, read_exactly, through
-from programs import Client, Exit, World, until
-from targets import HttpTarget, TcpTarget, UdpEcho
 
-from cryprq_proxy.control import query
+from cryprq_proxy.process.control import query
+from tests.support.applications import Refused, UdpApplication, read_exactly, through
+from tests.support.programs import Client, Exit, World, until
+from tests.support.targets import HttpTarget, TcpTarget, UdpEcho
 
 pytestmark = pytest.mark.slow
 

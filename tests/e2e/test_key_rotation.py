@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 
 import pytest
-from applications import Curl
-from programs import World
-from targets import MIB, HttpTarget, digest
+
+from tests.support.applications import Curl
+from tests.support.programs import World
+from tests.support.targets import MIB, HttpTarget, digest
 
 
 def rotating(provider: str, interval: float = 0.2) -> dict[str, object]:

@@ -7,9 +7,10 @@ import time
 from collections.abc import Callable
 
 import pytest
-from applications import Curl, Refused, connect, read_all, read_exactly, request, through
-from programs import Client, World, free_port, until
-from targets import HttpTarget, TcpTarget, UdpEcho
+
+from tests.support.applications import Curl, Refused, connect, read_all, read_exactly, request, through
+from tests.support.programs import Client, World, free_port, until
+from tests.support.targets import HttpTarget, TcpTarget, UdpEcho
 
 WAIT = 1.0
 

@@ -7,8 +7,9 @@ import resource
 from collections.abc import Iterator
 
 import pytest
-from programs import Client, Exit, World, until
-from targets import TcpTarget
+
+from tests.support.programs import Client, Exit, World, until
+from tests.support.targets import TcpTarget
 
 STREAMS = 5_000
 FILES = 2 * STREAMS + 1_000

@@ -16,16 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import rule_cases
 from aiohttp import web
-from background import PATIENCE, Background
-from programs import Client, free_port
-from test_browser import FLAGS, NAMES, end_group
 
 from cryprq_proxy.address import AddressError, Destination, encode
 from cryprq_proxy.rules.engine import RuleSet, load_rules
-from cryprq_proxy.rules.pac import MIME_TYPE, pac
+from cryprq_proxy.rules.pac.script import MIME_TYPE, pac
 from cryprq_proxy.rules.syntax import Action, Rule, Verdict
+from tests.e2e.test_browser import FLAGS, NAMES, end_group
+from tests.support import rule_cases
+from tests.support.background import PATIENCE, Background
+from tests.support.programs import Client, free_port
 
 pytestmark = pytest.mark.slow
 

@@ -6,9 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
 import pytest
-from applications import Refused, UdpApplication, connect, read_exactly, through
-from programs import Exit, World, until
-from targets import HttpTarget, TcpTarget
+
+from tests.support.applications import Refused, UdpApplication, connect, read_exactly, through
+from tests.support.programs import Exit, World, until
+from tests.support.targets import HttpTarget, TcpTarget
 
 
 def talk(port: int, target: TcpTarget) -> None:

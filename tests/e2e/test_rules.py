@@ -10,11 +10,11 @@ import urllib.request
 from typing import Any
 
 import pytest
-from applications import Curl, Refused, read_exactly, through
-from programs import Client, Exit, World, free_port, until
-from targets import HttpTarget, TcpTarget
 
-from cryprq_proxy.control import query
+from cryprq_proxy.process.control import query
+from tests.support.applications import Curl, Refused, read_exactly, through
+from tests.support.programs import Client, Exit, World, free_port, until
+from tests.support.targets import HttpTarget, TcpTarget
 
 pytestmark = pytest.mark.slow
 

@@ -10,14 +10,14 @@ import subprocess
 import time
 
 import pytest
-from applications import connect, read_all, read_exactly, through
-from background import PATIENCE
-from programs import Client, Exit, World, until
-from targets import HttpTarget, TcpTarget
 
 from cryprq_proxy.crypto.handshake import FIRST_SIZE, ClientHandshake
 from cryprq_proxy.crypto.identity import Identity, PeerId
 from cryprq_proxy.crypto.primitives import select_provider
+from tests.support.applications import connect, read_all, read_exactly, through
+from tests.support.background import PATIENCE
+from tests.support.programs import Client, Exit, World, until
+from tests.support.targets import HttpTarget, TcpTarget
 
 GARBAGE = random.Random(2)
 

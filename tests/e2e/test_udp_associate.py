@@ -6,10 +6,11 @@ import socket
 from collections.abc import Iterator
 
 import pytest
-from applications import UdpApplication, connect, request
-from background import PATIENCE
-from programs import Client, Exit, until
-from targets import UdpEcho
+
+from tests.support.applications import UdpApplication, connect, request
+from tests.support.background import PATIENCE
+from tests.support.programs import Client, Exit, until
+from tests.support.targets import UdpEcho
 
 
 @pytest.fixture

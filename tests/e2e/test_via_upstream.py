@@ -7,9 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from applications import read_exactly, through
-from programs import Program, World, free_port, until
-from targets import TcpTarget
+
+from tests.support.applications import read_exactly, through
+from tests.support.programs import Program, World, free_port, until
+from tests.support.targets import TcpTarget
 
 
 @pytest.fixture

@@ -8,17 +8,15 @@ import shutil
 import socket
 import ssl
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from applications import connect, read_exactly, through
-from programs import Exit, World, free_port, until
-from targets import TcpTarget
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from web_links import make_certificates
+from tests.support.applications import connect, read_exactly, through
+from tests.support.programs import Exit, World, free_port, until
+from tests.support.targets import TcpTarget
+from tests.support.web_links import make_certificates
 
 ROOT = Path(__file__).resolve().parents[2]
 PATH = "/cryprq"

@@ -11,8 +11,8 @@ import atheris
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 with atheris.instrument_imports(include=["cryprq_proxy"]):
     from cryprq_proxy.address import AddressError
-    from cryprq_proxy.carriers.endpoint import CarrierKind, parse_endpoint
-    from cryprq_proxy.carriers.http_connect import answer
+    from cryprq_proxy.carriers.dial.endpoint import CarrierKind, parse_endpoint
+    from cryprq_proxy.carriers.dial.http_connect import answer
 
 KINDS: tuple[CarrierKind, ...] = ("tcp", "ws", "wss")
 

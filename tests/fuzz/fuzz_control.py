@@ -8,7 +8,7 @@ import sys
 import atheris
 
 with atheris.instrument_imports(include=["cryprq_proxy"]):
-    from cryprq_proxy.control import Request, RequestError, parse_request
+    from cryprq_proxy.process.control import Request, RequestError, parse_request
 
 
 def one_input(data: bytes) -> None:

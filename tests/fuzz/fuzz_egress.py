@@ -10,8 +10,8 @@ import atheris
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 with atheris.instrument_imports(include=["cryprq_proxy"]):
     from cryprq_proxy.errors import ConfigError
-    from cryprq_proxy.roles.egress import EgressPolicy
-    from cryprq_proxy.roles.rules import faces, parse_rule
+    from cryprq_proxy.exit.egress import EgressPolicy
+    from cryprq_proxy.exit.egress_rules import faces, parse_rule
 
 BUILT_IN = EgressPolicy()
 NARROW = EgressPolicy(allow=["::/0", "10.0.0.0/8"], deny=["*.a", ":25"], only=["b", ":443", "8.0.0.0/7:1-99"])

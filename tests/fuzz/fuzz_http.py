@@ -8,13 +8,12 @@ from pathlib import Path
 
 import atheris
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parents[1])]
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 with atheris.instrument_imports(include=["cryprq_proxy", "h11"]):
-    from http_fakes import FakeStream
-
     from cryprq_proxy.address import Destination
     from cryprq_proxy.errors import StreamReason, StreamRefused, StreamReset
-    from cryprq_proxy.fronts.http import HttpProxy
+    from cryprq_proxy.fronts.http_proxy import HttpProxy
+    from tests.support.http_fakes import FakeStream
 
 CUT = b"\xff"
 """Where this byte stands in the input, the next read begins; two of them end the client's part."""

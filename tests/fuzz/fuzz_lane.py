@@ -9,15 +9,14 @@ from pathlib import Path
 import atheris
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path.insert(0, str(ROOT))
 with atheris.instrument_imports(include=["cryprq_proxy"]):
-    from vectors.make_lane import CLIENT_INDEX, EPOCH, EXIT_INDEX, lanes
-
     from cryprq_proxy.crypto.primitives import Cipher, new_aead
-    from cryprq_proxy.session.path import LEAST
-    from cryprq_proxy.session.path import Path as LanePath
-    from cryprq_proxy.session.slices import ASSEMBLED_BYTES, HEADROOM, SLICE, Run
-    from cryprq_proxy.session.train import KIND
+    from cryprq_proxy.lane.opening import KIND
+    from cryprq_proxy.lane.path import LEAST
+    from cryprq_proxy.lane.path import Path as LanePath
+    from cryprq_proxy.lane.slices import ASSEMBLED_BYTES, HEADROOM, SLICE, Run
+    from tests.vectors.make_lane import CLIENT_INDEX, EPOCH, EXIT_INDEX, lanes
 
 AEAD = new_aead(Cipher.AES_256_GCM, EPOCH.client_lane)
 CEILING = 1472

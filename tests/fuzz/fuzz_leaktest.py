@@ -9,7 +9,7 @@ import atheris
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 with atheris.instrument_imports(include=["tun"]):
-    from tun.leaktest import Targets, Watch, canaries, parse_packet, render
+    from tun.leaktest.canaries import Targets, Watch, canaries, parse_packet, render
 
 SENT = canaries(Targets(dns=("192.0.2.53",), hosts=("192.0.2.1", "2001:db8::1")))
 

@@ -10,9 +10,9 @@ import atheris
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 with atheris.instrument_imports(include=["tun"]):
-    from cryprq_proxy.session.slices import Run, Shape
-    from tun.offload import VNET_SIZE, describe, fit, split
-    from tun.packets import Drop, Unreachable, parse, unreachable
+    from cryprq_proxy.lane.slices import Run, Shape
+    from tun.device.offload import VNET_SIZE, describe, fit, split
+    from tun.device.packets import Drop, Unreachable, parse, unreachable
 
 HEAD = struct.Struct(">BHHBBB")
 

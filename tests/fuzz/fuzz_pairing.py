@@ -9,11 +9,11 @@ import atheris
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 with atheris.instrument_imports(include=["cryprq_proxy"]):
+    from cryprq_proxy.config.authorized import check_name, find, parse_peers
     from cryprq_proxy.crypto.identity import PeerId
     from cryprq_proxy.errors import ConfigError
-    from cryprq_proxy.invites import parse_invites
-    from cryprq_proxy.pairing import Invitation, parse_expiry, public_url
-    from cryprq_proxy.peers_file import check_name, find, parse_peers
+    from cryprq_proxy.pairing.invitation import Invitation, parse_expiry, public_url
+    from cryprq_proxy.pairing.invite_store import parse_invites
 
 ID = PeerId(bytes(32))
 URL = f"cryprq://{ID}@exit.example:4433"

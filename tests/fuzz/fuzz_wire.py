@@ -10,8 +10,8 @@ import atheris
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 with atheris.instrument_imports(include=["cryprq_proxy"]):
-    from cryprq_proxy import wire
     from cryprq_proxy.errors import CloseReason, PeerError
+    from cryprq_proxy.session import wire
 
 
 def encode(kind: int, stream: int, value: Any) -> bytes:

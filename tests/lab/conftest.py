@@ -10,12 +10,12 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
-from .hosts import ThreeHosts
-from .hosts import three_hosts as make_three_hosts
-from .links import Links
-from .net import Lab, missing
-from .server import FarServer
-from .snapshot import snapshot
+from tests.support.lab.hosts import ThreeHosts
+from tests.support.lab.hosts import three_hosts as make_three_hosts
+from tests.support.lab.links import Links
+from tests.support.lab.net import Lab, missing
+from tests.support.lab.server import FarServer
+from tests.support.lab.snapshot import snapshot
 
 
 def _machine() -> str:

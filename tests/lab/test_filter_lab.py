@@ -17,13 +17,9 @@ import pytest
 
 from cryprq_proxy.errors import ConfigError, LocalError
 from cryprq_proxy.rules.syntax import Verdict
-from tun import nft
-from tun.filter import Endpoint, Filter, FilterSettings
-from tun.ruleset_rules import FilterRule, FilterRules
-
-from .capture import Capture
-from .net import Lab, until
-from .paths import (
+from tests.support.lab.capture import Capture
+from tests.support.lab.net import Lab, until
+from tests.support.lab.paths import (
     CLIENT4,
     CLIENT6,
     EXIT4,
@@ -45,6 +41,9 @@ from .paths import (
     WORLD6,
     Paths,
 )
+from tun.firewall import nft
+from tun.firewall.kill_switch import Endpoint, Filter, FilterSettings
+from tun.firewall.user_rules import FilterRule, FilterRules
 
 DNS_PORT = 5300
 UID = 4711

@@ -12,11 +12,20 @@ import dns.message
 import dns.query
 import pytest
 
-from .capture import Capture, Packet, parse
-from .hosts import CLIENT4, CLIENT6, EXIT4, EXIT6, ROUTER_SERVER4, SERVER4, SERVER6, ThreeHosts
-from .links import Links
-from .net import Lab, LabError, sweep
-from .server import BLOCK, DNS_PORT, ECHO_PORT, FarServer
+from tests.support.lab.capture import Capture, Packet, parse
+from tests.support.lab.hosts import (
+    CLIENT4,
+    CLIENT6,
+    EXIT4,
+    EXIT6,
+    ROUTER_SERVER4,
+    SERVER4,
+    SERVER6,
+    ThreeHosts,
+)
+from tests.support.lab.links import Links
+from tests.support.lab.net import Lab, LabError, sweep
+from tests.support.lab.server import BLOCK, DNS_PORT, ECHO_PORT, FarServer
 
 
 def need(program: str, package: str) -> None:

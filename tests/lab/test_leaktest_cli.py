@@ -7,10 +7,10 @@ import subprocess
 from collections import Counter
 from typing import Any
 
-from .hosts import ROUTER_LAN4, SERVER4, SERVER6, ThreeHosts
-from .links import Links
-from .net import Namespace
-from .server import FarServer
+from tests.support.lab.hosts import ROUTER_LAN4, SERVER4, SERVER6, ThreeHosts
+from tests.support.lab.links import Links
+from tests.support.lab.net import Namespace
+from tests.support.lab.server import FarServer
 
 LIMIT = 60.0
 

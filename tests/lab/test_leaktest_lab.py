@@ -14,10 +14,9 @@ from collections.abc import Callable
 import pytest
 
 from cryprq_proxy.errors import ConfigError
-from tun import leakprobe
-from tun.leaktest import Report, Targets, Verdict
-
-from .net import Lab, Namespace
+from tests.support.lab.net import Lab, Namespace
+from tun.leaktest import probe as leakprobe
+from tun.leaktest.canaries import Report, Targets, Verdict
 
 TARGETS = Targets(dns=("198.51.100.53",), hosts=("198.51.100.1", "2001:db8:1::1"), devices=())
 TUNSETIFF, IFF_TUN, IFF_NO_PI = 0x400454CA, 0x0001, 0x1000

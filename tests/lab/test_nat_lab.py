@@ -10,11 +10,10 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_net
 import pytest
 
 from cryprq_proxy.errors import ConfigError
-from tun import nft
-from tun.nat import ExitNat, NatSettings
-
-from .net import Lab, Namespace, until
-from .paths import LONG, Cable, family, open_tun
+from tests.support.lab.net import Lab, Namespace, until
+from tests.support.lab.paths import LONG, Cable, family, open_tun
+from tun.firewall import nft
+from tun.firewall.exit_table import ExitNat, NatSettings
 
 TUN = "cryprq-exit0"
 EXIT4, EXIT6 = "5.75.10.2", "2a01:4f8:10::2"

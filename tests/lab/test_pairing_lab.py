@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from .hosts import EXIT4, SERVER4, ThreeHosts
-from .links import Links, Role
-from .net import Namespace
-from .server import FarServer
+from tests.support.lab.hosts import EXIT4, SERVER4, ThreeHosts
+from tests.support.lab.links import Links, Role
+from tests.support.lab.net import Namespace
+from tests.support.lab.server import FarServer
 
 pytestmark = pytest.mark.slow
 

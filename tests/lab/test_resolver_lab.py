@@ -15,11 +15,10 @@ import dns.rrset
 import pytest
 
 from cryprq_proxy.errors import ConfigError
-from tun import resolver
-from tun.bootstrap import Bootstrap, BootstrapError
-from tun.resolvconf import RESOLV_CONF, ResolvConf, nameservers
-
-from .net import RESOLVER, Lab, Namespace
+from tests.support.lab.net import RESOLVER, Lab, Namespace
+from tun.resolver import choose as resolver
+from tun.resolver.bootstrap import Bootstrap, BootstrapError
+from tun.resolver.resolvconf import RESOLV_CONF, ResolvConf, nameservers
 
 MARK = 0x6372
 OURS = ("100.96.255.53", "fd63:7279:7071::53")

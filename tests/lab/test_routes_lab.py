@@ -19,13 +19,13 @@ from typing import Any
 import pytest
 
 from cryprq_proxy.errors import ConfigError, CryprqError
-from tun import routes, sysctl
+from tests.support.lab.net import NETNS, Lab, Namespace
+from tun import sysctl
 from tun.journal import Journal, undo
-from tun.lan import Lan, WayOut
-from tun.routes import Routes, RouteSettings, default_route, read_lan
-from tun.watch import Changes
-
-from .net import NETNS, Lab, Namespace
+from tun.routing import routes
+from tun.routing.lan import Lan, WayOut
+from tun.routing.netlink_watch import Changes
+from tun.routing.routes import Routes, RouteSettings, default_route, read_lan
 
 MARK = 0x6372
 DEVICE = "cryprq0"

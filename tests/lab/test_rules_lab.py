@@ -15,18 +15,15 @@ from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
 import pytest
-from test_rules_agree import SEEDS, accepted
 
 from cryprq_proxy.address import Destination
 from cryprq_proxy.rules.engine import RuleSet
 from cryprq_proxy.rules.syntax import Action, Rule, Verdict, parse_cidr, parse_ports
-from tun.filter import Filter
-from tun.policy import Policy
-from tun.ruleset_rules import FilterRules
-
-from .capture import Capture
-from .net import Lab, Namespace
-from .paths import (
+from tests.lab.test_filter_lab import DNS_PORT, SETTINGS, UID, Client, Journal
+from tests.rules.test_agreement import SEEDS, accepted
+from tests.support.lab.capture import Capture
+from tests.support.lab.net import Lab, Namespace
+from tests.support.lab.paths import (
     CLIENT4,
     CLIENT6,
     EXIT4,
@@ -45,7 +42,9 @@ from .paths import (
     Paths,
     open_tun,
 )
-from .test_filter_lab import DNS_PORT, SETTINGS, UID, Client, Journal
+from tun.firewall.kill_switch import Filter
+from tun.firewall.policy import Policy
+from tun.firewall.user_rules import FilterRules
 
 BOTH = pytest.mark.parametrize("public", [PUBLIC4, PUBLIC6], ids=["ipv4", "ipv6"])
 TUNNEL, DIRECT, BLOCK = Verdict.TUNNEL, Verdict.DIRECT, Verdict.BLOCK

@@ -14,16 +14,15 @@ from contextlib import contextmanager
 
 import pytest
 
+from tests.support.lab.capture import Capture, Packet
+from tests.support.lab.flows import Flow, lane_is, status
+from tests.support.lab.hosts import EXIT4, ROUTER_LAN4, SERVER4, SERVER6, ThreeHosts
+from tests.support.lab.hosts import three_hosts as three_hosts_of
+from tests.support.lab.links import PORT, Links, Role, Settings
+from tests.support.lab.net import Lab, Namespace, Resolver, until
+from tests.support.lab.noise import Noise
+from tests.support.lab.server import FarServer
 from tun.journal import boot_id
-
-from .capture import Capture, Packet
-from .flows import Flow, lane_is, status
-from .hosts import EXIT4, ROUTER_LAN4, SERVER4, SERVER6, ThreeHosts
-from .hosts import three_hosts as three_hosts_of
-from .links import PORT, Links, Role, Settings
-from .net import Lab, Namespace, Resolver, until
-from .noise import Noise
-from .server import FarServer
 
 QUIET: Settings = {"log_level": "info"}
 KILLS = 50

@@ -20,10 +20,10 @@ import dns.query
 import dns.rcode
 import pytest
 
-from .capture import Capture
-from .hosts import EXIT4, ROUTER_EXIT4, SERVER4
-from .net import RESOLVER, Resolver, until
-from .stage import Stage, beside_the_link
+from tests.support.lab.capture import Capture
+from tests.support.lab.hosts import EXIT4, ROUTER_EXIT4, SERVER4
+from tests.support.lab.net import RESOLVER, Resolver, until
+from tests.support.lab.stage import Stage, beside_the_link
 
 VIRTUAL4, VIRTUAL6 = "100.96.255.53", "fd63:7279:7071::53"
 ELSEWHERE: Final = ("8.8.8.8", "2001:4860:4860::8888", "192.168.77.1", SERVER4)

@@ -10,11 +10,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from .hosts import EXIT4, EXIT6, SERVER4, SERVER6
-from .links import PORT
-from .net import until
-from .server import FarServer
-from .stage import TUN, Stage, beside_the_link
+from tests.support.lab.hosts import EXIT4, EXIT6, SERVER4, SERVER6
+from tests.support.lab.links import PORT
+from tests.support.lab.net import until
+from tests.support.lab.server import FarServer
+from tests.support.lab.stage import TUN, Stage, beside_the_link
 
 POOL4 = "100.97.0.0/16"
 

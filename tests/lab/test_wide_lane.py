@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from .capture import Capture
-from .flows import Flow, lane, lane_is, status
-from .hosts import (
+from tests.support.lab.capture import Capture
+from tests.support.lab.flows import Flow, lane, lane_is, status
+from tests.support.lab.hosts import (
     EXIT4,
     EXIT6,
     ROUTER_EXIT4,
@@ -22,9 +22,9 @@ from .hosts import (
     SERVER6,
     ThreeHosts,
 )
-from .links import PORT, Links, Settings
-from .net import until
-from .server import FarServer
+from tests.support.lab.links import PORT, Links, Settings
+from tests.support.lab.net import until
+from tests.support.lab.server import FarServer
 
 pytestmark = pytest.mark.slow
 

@@ -13,8 +13,8 @@ from contextlib import ExitStack, contextmanager, suppress
 
 import pytest
 
-from .capture import Capture, is_neighbourly
-from .hosts import (
+from tests.support.lab.capture import Capture, is_neighbourly
+from tests.support.lab.hosts import (
     CLIENT6,
     EXIT4,
     EXIT6,
@@ -24,10 +24,10 @@ from .hosts import (
     SERVER4,
     SERVER6,
 )
-from .links import PORT
-from .net import Namespace, until
-from .server import ECHO_PORT
-from .stage import Stage, beside_the_link, host_of
+from tests.support.lab.links import PORT
+from tests.support.lab.net import Namespace, until
+from tests.support.lab.server import ECHO_PORT
+from tests.support.lab.stage import Stage, beside_the_link, host_of
 
 DIRECT = {4: ROUTER_SERVER4, 6: CLIENT6}
 THROUGH = {4: EXIT4, 6: EXIT6}

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from .hosts import (
+from tests.support.lab.hosts import (
     CLIENT4,
     CLIENT6,
     EXIT4,
@@ -26,9 +26,9 @@ from .hosts import (
     SERVER4,
     SERVER6,
 )
-from .net import Namespace, until
-from .server import ECHO_PORT
-from .stage import OTHER4, OTHER6, SECONDS, Stage, beside_the_link, host_of
+from tests.support.lab.net import Namespace, until
+from tests.support.lab.server import ECHO_PORT
+from tests.support.lab.stage import OTHER4, OTHER6, SECONDS, Stage, beside_the_link, host_of
 
 DIRECT = {4: ROUTER_SERVER4, 6: CLIENT6}
 THROUGH = {4: EXIT4, 6: EXIT6}

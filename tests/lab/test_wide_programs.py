@@ -20,11 +20,11 @@ from typing import Any, Final, NamedTuple
 
 import pytest
 
-from .capture import Capture
-from .hosts import EXIT4, EXIT6, SERVER4, SERVER6
-from .net import Namespace, until
-from .server import BLOCK, ECHO_PORT, IPERF_PORT
-from .stage import TUN, Stage, beside_the_link, family
+from tests.support.lab.capture import Capture
+from tests.support.lab.hosts import EXIT4, EXIT6, SERVER4, SERVER6
+from tests.support.lab.net import Namespace, until
+from tests.support.lab.server import BLOCK, ECHO_PORT, IPERF_PORT
+from tests.support.lab.stage import TUN, Stage, beside_the_link, family
 
 SECOND4, SECOND6 = "192.168.77.3", "2a01:e0a:77::3"
 NAME: Final = "www.example.com"

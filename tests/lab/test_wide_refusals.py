@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from .hosts import EXIT4, SERVER4
-from .links import PORT
-from .net import Namespace
-from .stage import TUN, Stage
+from tests.support.lab.hosts import EXIT4, SERVER4
+from tests.support.lab.links import PORT
+from tests.support.lab.net import Namespace
+from tests.support.lab.stage import TUN, Stage
 
 
 @pytest.fixture(scope="module")

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from .flows import Flow, Numbers, lane, lane_is, status
-from .hosts import SERVER4, SERVER6, ThreeHosts
-from .links import Links, Settings
-from .net import until
-from .server import FarServer
+from tests.support.lab.flows import Flow, Numbers, lane, lane_is, status
+from tests.support.lab.hosts import SERVER4, SERVER6, ThreeHosts
+from tests.support.lab.links import Links, Settings
+from tests.support.lab.net import until
+from tests.support.lab.server import FarServer
 
 pytestmark = pytest.mark.slow
 

@@ -13,10 +13,10 @@ from typing import Any, Final
 
 import pytest
 
-from .hosts import CLIENT6, EXIT4, EXIT6, ROUTER_SERVER4, SERVER4, SERVER6
-from .links import Role, Settings, toml
-from .server import ECHO_PORT
-from .stage import OTHER4, OTHER6, SECONDS, Stage, beside_the_link, host_of
+from tests.support.lab.hosts import CLIENT6, EXIT4, EXIT6, ROUTER_SERVER4, SERVER4, SERVER6
+from tests.support.lab.links import Role, Settings, toml
+from tests.support.lab.server import ECHO_PORT
+from tests.support.lab.stage import OTHER4, OTHER6, SECONDS, Stage, beside_the_link, host_of
 
 VIRTUAL4: Final = "100.96.255.53"
 WAYS: Final = ((SERVER4, ROUTER_SERVER4, EXIT4), (SERVER6, CLIENT6, EXIT6))

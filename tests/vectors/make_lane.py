@@ -16,9 +16,9 @@ if __name__ == "__main__":
 
 from cryprq_proxy.crypto.handshake import EpochSecrets
 from cryprq_proxy.crypto.primitives import Cipher
-from cryprq_proxy.session.lane import KEEPALIVE, OUT_SIZE, PROBE, Lane
-from cryprq_proxy.session.slices import HEADROOM, NEEDS_CSUM, PLAIN, TCP4, Run, Shape
-from cryprq_proxy.session.train import Room
+from cryprq_proxy.lane.opening import Room
+from cryprq_proxy.lane.sealing import KEEPALIVE, OUT_SIZE, PROBE, Lane
+from cryprq_proxy.lane.slices import HEADROOM, NEEDS_CSUM, PLAIN, TCP4, Run, Shape
 
 FROZEN = Path(__file__).with_name("lane.json")
 EPOCH = EpochSecrets(*(bytes((number,)) * 32 for number in range(1, 7)))

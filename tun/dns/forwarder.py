@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from cryprq_proxy.tasks import spawn
+from cryprq_proxy.base.tasks import spawn
 
 from .blocklist import Blocklist
 from .cache import Cache, Hit

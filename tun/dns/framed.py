@@ -16,9 +16,9 @@ import secrets
 from collections.abc import Awaitable, Callable
 from typing import Final, Protocol
 
+from cryprq_proxy.base.tasks import spawn
 from cryprq_proxy.errors import CryprqError, StreamReset
-from cryprq_proxy.roles.bytestream import ByteStream
-from cryprq_proxy.tasks import spawn
+from cryprq_proxy.outbound.bytestream import ByteStream
 
 from .messages import Inquiry
 

@@ -12,7 +12,7 @@ from typing import Final
 import h11
 
 from cryprq_proxy.errors import StreamReset
-from cryprq_proxy.roles.bytestream import ByteStream
+from cryprq_proxy.outbound.bytestream import ByteStream
 
 from .framed import IDLE_SECONDS, OpenStream, UpstreamError, open_in_time
 from .messages import MAX_MESSAGE, PADDING, Inquiry

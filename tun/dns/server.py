@@ -20,8 +20,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any, Final
 
+from cryprq_proxy.base.tasks import spawn
 from cryprq_proxy.errors import ConfigError
-from cryprq_proxy.tasks import spawn
 
 from .forwarder import Forwarder
 from .messages import Query

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from cryprq_proxy.address import Destination
 from cryprq_proxy.errors import ConfigError
-from cryprq_proxy.roles.bytestream import ByteStream
+from cryprq_proxy.outbound.bytestream import ByteStream
 
 from .blocklist import Blocklist, load
 from .forwarder import Blocked, Forwarder, boot_clock

@@ -10,7 +10,7 @@ import asyncio
 import ssl
 from typing import Final
 
-from cryprq_proxy.roles.bytestream import ByteStream
+from cryprq_proxy.outbound.bytestream import ByteStream
 
 from .framed import OpenStream, UpstreamError
 

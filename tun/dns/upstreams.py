@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from cryprq_proxy.tasks import spawn
+from cryprq_proxy.base.tasks import spawn
 
 from .framed import Upstream, UpstreamError
 from .messages import NOERROR, NXDOMAIN, YXDOMAIN, Answer, BadAnswer, Inquiry, digest

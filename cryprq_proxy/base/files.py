@@ -1,0 +1,119 @@
+"""Small text files that several processes read and change: whole files, one writer at a time, nothing half-written.
+
+    lock the directory -> read -> change -> write beside it -> fsync -> rename over it -> fsync the directory
+
+Readers need no lock: they find the old file or the new one. The lock is flock(2) on the directory, so that there is no
+lock file to forget, and it goes with the process that holds it. A file keeps its mode and its owner: the exit runs as
+one user, and root, who changes its lists, must not take them away from it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from ..errors import ConfigError
+from .paths import MAX_FILE, read_text
+
+LOCK_SECONDS: Final = 5.0
+"""How long a writer waits for the others. Each takes a few milliseconds."""
+_POLL: Final = 0.005
+
+
+class SharedFile:
+    """One such file. `what` names it in errors, like "the list of invites"."""
+
+    def __init__(self, path: Path, what: str) -> None:
+        self.path = path
+        self.what = what
+
+    def read(self) -> str:
+        """Its text; none if it does not exist. Raises ConfigError."""
+        return read_text(self.path, self.what)[0] if os.path.lexists(self.path) else ""
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Nobody else changes files of this directory meanwhile; makes the directory. Blocks, for LOCK_SECONDS at most.
+
+        Raises ConfigError.
+        """
+        directory = self.path.parent
+        try:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise self._unwritable(error) from None
+        give_up = time.monotonic() + LOCK_SECONDS
+        try:
+            while True:
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() >= give_up:
+                        raise ConfigError(
+                            f"another program keeps {directory} locked, so {self.what} cannot be changed; try again"
+                        ) from None
+                    time.sleep(_POLL)
+            yield
+        finally:
+            os.close(handle)
+
+    def replace(self, text: str) -> None:
+        """Make this its text, on the disk when this returns. Call it inside of `locked`. Raises ConfigError."""
+        data = text.encode("utf-8")
+        if len(data) > MAX_FILE:
+            raise ConfigError(f"{self.what} {self.path} would become larger than {MAX_FILE >> 20} MiB")
+        try:
+            _replace(Path(os.path.realpath(self.path)), data)
+        except OSError as error:
+            raise self._unwritable(error) from None
+
+    def _unwritable(self, error: OSError) -> ConfigError:
+        reason = (error.strerror or "no reason given").lower()
+        return ConfigError(f"{self.what} {self.path} cannot be written: {reason}")
+
+
+def _replace(path: Path, data: bytes) -> None:
+    beside = path.with_name(f".{path.name}.new")
+    with contextlib.suppress(FileNotFoundError):
+        beside.unlink()  # of a writer that was killed; no other one writes now
+    handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        with open(handle, "wb") as file:
+            _inherit(handle, path)
+            file.write(data)
+            file.flush()
+            os.fsync(handle)
+        os.replace(beside, path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
+def _inherit(handle: int, path: Path) -> None:
+    """The mode and owner of the file that is replaced; root makes a new one for whom the directory belongs to."""
+    try:
+        old = path.stat()
+    except FileNotFoundError:
+        old = None
+    owner = path.parent.stat() if old is None else old
+    if os.geteuid() == 0 and (owner.st_uid, owner.st_gid) != (0, os.getegid()):
+        os.fchown(handle, owner.st_uid, owner.st_gid)
+    if old is not None:
+        os.fchmod(handle, old.st_mode & 0o777)
+
+
+def sync_directory(directory: Path) -> None:
+    """Make renames in it last. Raises OSError."""
+    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

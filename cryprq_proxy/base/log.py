@@ -1,0 +1,168 @@
+"""Log records as lines on standard error, for a person, for a machine or for the journal.
+
+Every record is one line: control characters in it are escaped, so that nothing a peer or an application sent can
+forge a line or reach the terminal. Exceptions become a sentence; only at level debug does the traceback follow, since
+that is asked for by whoever works on the program itself. Secrets have no place here: the types that hold them
+(credentials, keys) leave them out of their repr().
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import sys
+import threading
+import traceback
+from datetime import UTC, datetime
+from typing import IO, Any, Final, Literal
+
+from ..errors import CryprqError
+
+type LogFormat = Literal["text", "json"]
+type LogLevel = Literal["debug", "info", "warning", "error"]
+
+_CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""C0 and C1 controls, line and paragraph separators, bidirectional overrides, lone surrogates."""
+
+_CHATTY: Final = frozenset({"asyncio", "pyroute2"})
+"""Loggers that tell their insides at debug: the selector in use, each message of netlink."""
+_PRIORITY: Final = {
+    logging.DEBUG: 7,
+    logging.INFO: 6,
+    logging.WARNING: 4,
+    logging.ERROR: 3,
+    logging.CRITICAL: 2,
+}
+"""Python's levels as syslog priorities (sd-daemon(3))."""
+
+
+def one_line(text: str) -> str:
+    """`text` with every control character written as an escape."""
+    return _CONTROL.sub(
+        lambda match: match[0].encode("unicode_escape", "surrogatepass").decode("ascii"), text
+    )
+
+
+def describe(error: BaseException) -> str:
+    """An exception as part of a sentence, without control characters.
+
+    The text of our own errors is a sentence already; of others it helps only together with the type.
+    """
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        name = f": {error.filename}" if error.filename else ""
+        return one_line(f"{error.strerror.lower()}{name}")
+    if isinstance(error, CryprqError) and text:
+        return one_line(text)
+    return one_line(f"{type(error).__name__}: {text}" if text else type(error).__name__)
+
+
+def _traceback(error: BaseException) -> str:
+    return "".join(traceback.format_exception(error)).rstrip("\n")
+
+
+class TextFormatter(logging.Formatter):
+    """`15:04:05 info  the link is up`; to the journal `<6>the link is up`, which brings time and level itself."""
+
+    def __init__(self, *, journal: bool = False, tracebacks: bool = False) -> None:
+        super().__init__()
+        self._journal = journal
+        self.tracebacks = tracebacks
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = one_line(record.getMessage())
+        error = record.exc_info[1] if record.exc_info else None
+        if error is not None:
+            line += f": {describe(error)}"
+        if self._journal:
+            line = f"<{_PRIORITY.get(record.levelno, 6)}>{line}"
+        else:
+            when = datetime.fromtimestamp(record.created).strftime("%H:%M:%S")
+            line = f"{when} {record.levelname.lower():<7} {line}"
+        if error is not None and self.tracebacks:
+            line += "".join(f"\n    {one_line(part)}" for part in _traceback(error).split("\n"))
+        return line
+
+
+class JsonFormatter(logging.Formatter):
+    """One object a line: time (RFC 3339, UTC), level, logger, message; error and traceback where there is one."""
+
+    def __init__(self, *, tracebacks: bool = False) -> None:
+        super().__init__()
+        self.tracebacks = tracebacks
+
+    def format(self, record: logging.LogRecord) -> str:
+        when = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        fields: dict[str, str] = {
+            "time": when.replace("+00:00", "Z"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": one_line(record.getMessage()),
+        }
+        error = record.exc_info[1] if record.exc_info else None
+        if error is not None:
+            fields["error"] = describe(error)
+            if self.tracebacks:
+                fields["traceback"] = _traceback(error)
+        return json.dumps(fields)
+
+
+def setup(level: LogLevel = "info", style: LogFormat = "text", stream: IO[str] | None = None) -> None:
+    """Send all records from `level` on to `stream` (default: standard error), one line each.
+
+    Replaces what an earlier call set up. Errors that nobody caught, in threads and destructors, go the same way.
+    """
+    tracebacks = level == "debug"
+    handler = logging.StreamHandler(stream if stream is not None else sys.stderr)
+    formatter: logging.Formatter
+    if style == "json":
+        formatter = JsonFormatter(tracebacks=tracebacks)
+    else:
+        formatter = TextFormatter(journal=_is_journal(handler.stream), tracebacks=tracebacks)
+    handler.setFormatter(formatter)
+    handler.addFilter(_is_asked_for)
+    root = logging.getLogger()
+    for old in root.handlers[:]:
+        root.removeHandler(old)
+    root.addHandler(handler)
+    root.setLevel(level.upper())
+    # A log line that cannot be written (standard error is closed) must not become a traceback.
+    logging.raiseExceptions = False
+    logging.captureWarnings(True)
+    threading.excepthook = _thread_failed
+    sys.unraisablehook = _unraisable
+
+
+def set_level(level: LogLevel) -> None:
+    """Another level from now on, for what `setup` has set up. At debug, tracebacks follow."""
+    root = logging.getLogger()
+    root.setLevel(level.upper())
+    for handler in root.handlers:
+        if isinstance(handler.formatter, TextFormatter | JsonFormatter):
+            handler.formatter.tracebacks = level == "debug"
+
+
+def _is_asked_for(record: logging.LogRecord) -> bool:
+    """Debug is asked for our own program. Not by the level of those loggers: pyroute2 sets its own when imported."""
+    return record.levelno >= logging.WARNING or record.name.partition(".")[0] not in _CHATTY
+
+
+def _thread_failed(failure: threading.ExceptHookArgs) -> None:
+    if failure.exc_value is not None and not isinstance(failure.exc_value, SystemExit):
+        name = failure.thread.name if failure.thread is not None else "?"
+        logging.getLogger(__name__).error("the thread %r failed", name, exc_info=failure.exc_value)
+
+
+def _unraisable(failure: Any) -> None:
+    logging.getLogger(__name__).error("an error could not be raised", exc_info=failure.exc_value)
+
+
+def _is_journal(stream: IO[str]) -> bool:
+    """Whether `stream` is the journal's socket: JOURNAL_STREAM names its device and inode (systemd.exec(5))."""
+    try:
+        status = os.fstat(stream.fileno())
+    except (OSError, ValueError):
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"

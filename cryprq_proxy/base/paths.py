@@ -1,0 +1,114 @@
+"""Where files are: the XDG directories, the control sockets, and files that must stay private.
+
+The XDG Base Directory Specification says that a relative path in its variables counts as unset.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import Final, Literal
+
+from ..errors import ConfigError
+
+type Role = Literal["client", "exit"]
+
+ROLES: Final[tuple[Role, ...]] = ("client", "exit")
+MAX_FILE: Final = 1 << 20
+"""Bytes that are read of any configuration file; no honest one comes near."""
+
+
+def config_dir() -> Path:
+    """`$XDG_CONFIG_HOME/cryprq`, else `~/.config/cryprq`. Raises ConfigError where there is no home either."""
+    root = _absolute("XDG_CONFIG_HOME")
+    if root is not None:
+        return root / "cryprq"
+    try:
+        return Path.home() / ".config" / "cryprq"
+    except RuntimeError:
+        raise ConfigError(
+            "there is no home directory to look in: set XDG_CONFIG_HOME, or give --config"
+        ) from None
+
+
+def state_dir() -> Path:
+    """`$XDG_STATE_HOME/cryprq`, else `~/.local/state/cryprq`: what is kept, and can be lost. Raises ConfigError where
+    there is no home either."""
+    root = _absolute("XDG_STATE_HOME")
+    if root is not None:
+        return root / "cryprq"
+    try:
+        return Path.home() / ".local" / "state" / "cryprq"
+    except RuntimeError:
+        raise ConfigError("there is no home directory to keep things in: set XDG_STATE_HOME") from None
+
+
+def default_identity() -> Path:
+    """The identity of both roles, unless the configuration names another."""
+    return config_dir() / "identity"
+
+
+def default_control_socket(role: Role) -> Path:
+    """In the user's runtime directory, in /run for root, else beside the configuration."""
+    return _socket_dir() / f"{role}.sock"
+
+
+def control_sockets() -> list[Path]:
+    """Where to ask for a running client or exit if nothing names the socket: this user's places, then the system's."""
+    directories = dict.fromkeys((_socket_dir(), Path("/run/cryprq")))
+    return [directory / f"{role}.sock" for directory in directories for role in ROLES]
+
+
+def _socket_dir() -> Path:
+    runtime = _absolute("XDG_RUNTIME_DIR")
+    if runtime is not None:
+        return runtime / "cryprq"
+    return Path("/run/cryprq") if os.geteuid() == 0 else config_dir()
+
+
+def _absolute(variable: str) -> Path | None:
+    value = os.environ.get(variable, "")
+    return Path(value) if os.path.isabs(value) else None
+
+
+def read_text(path: Path, what: str, *, private: bool = False) -> tuple[str, bool]:
+    """The text of a file, and whether only its owner can read it. `what` names it in errors, like "the user file".
+
+    Raises ConfigError where it cannot be read, is no UTF-8 or, if `private`, is open to others.
+    """
+    try:
+        # Non-blocking, so that a FIFO in its place cannot stop the start.
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        with open(handle, "rb") as file:
+            status = os.fstat(handle)
+            if not stat.S_ISREG(status.st_mode):
+                raise ConfigError(f"{what} {path} is not a regular file")
+            closed = _is_private(status)
+            if private and not closed:
+                raise exposed(path, what)
+            data = file.read(MAX_FILE + 1)
+    except FileNotFoundError:
+        raise ConfigError(f"{what} {path} does not exist") from None
+    except OSError as error:
+        raise ConfigError(
+            f"{what} {path} cannot be read: {(error.strerror or 'no reason given').lower()}"
+        ) from None
+    except ValueError:
+        raise ConfigError(f"{what} has a path that no file can have") from None
+    if len(data) > MAX_FILE:
+        raise ConfigError(f"{what} {path} is larger than {MAX_FILE >> 20} MiB")
+    try:
+        return data.decode("utf-8"), closed
+    except UnicodeDecodeError:
+        raise ConfigError(f"{what} {path} is not text in UTF-8") from None
+
+
+def exposed(path: Path, what: str) -> ConfigError:
+    return ConfigError(f"others can read {what} {path}, which holds a secret; run: chmod 600 {path}")
+
+
+def _is_private(status: os.stat_result) -> bool:
+    """No access for others, nor for a group but root's: systemd gives its credentials to a service by an ACL, whose
+    mask looks like a permission of the group."""
+    return not status.st_mode & 0o007 and (not status.st_mode & 0o070 or status.st_gid == 0)

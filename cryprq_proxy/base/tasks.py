@@ -1,0 +1,38 @@
+"""Starting asyncio tasks so that none is lost and none fails in silence.
+
+The event loop keeps only weak references to its tasks: one that nobody else holds may vanish in mid-air, and its
+exception with it. All tasks of the program start here (tests/test_layers.py forbids the bare calls).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from typing import Any
+
+from ..errors import CryprqError, LocalError
+
+_log = logging.getLogger(__name__)
+_running: set[asyncio.Task[Any]] = set()
+
+
+def spawn[T](coroutine: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
+    """Start `coroutine` in the running loop as a task called `name`; a failure is logged under that name, unless it
+    is one for a person (CryprqError): who awaits the task says that.
+
+    The task is held until it ends. Its owner still cancels it, and may await it: the exception is raised there too.
+    """
+    task = asyncio.get_running_loop().create_task(coroutine, name=name)
+    _running.add(task)
+    task.add_done_callback(_ended)
+    return task
+
+
+def _ended(task: asyncio.Task[Any]) -> None:
+    _running.discard(task)
+    if task.cancelled():
+        return
+    error = task.exception()
+    if error is not None and (not isinstance(error, CryprqError) or isinstance(error, LocalError)):
+        _log.error("the task %r failed", task.get_name(), exc_info=error)

@@ -1,0 +1,99 @@
+"""Trying several ways at once, with a head start for the better ones (after RFC 8305, for whole handshakes).
+
+first ----------------------.        still nothing after the delay: the second starts too
+         second ---------------- ok  the first one that succeeds wins, the others are cancelled
+                 third ----x         one that fails lets the next one start at once
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any, NamedTuple
+
+from ...base.tasks import spawn
+from ...errors import CryprqError, PeerError
+
+
+class Outcome[T](NamedTuple):
+    """How a race went."""
+
+    winner: int
+    """Its number."""
+    value: T
+    errors: tuple[PeerError | None, ...]
+    """Of each contestant: why it failed; None for the winner, and for who was too slow or did not start."""
+
+
+class AllFailed(CryprqError):
+    """Nobody won; `errors` has the reason of each contestant."""
+
+    def __init__(self, errors: Sequence[PeerError]) -> None:
+        super().__init__("; ".join(map(str, errors)))
+        self.errors = tuple(errors)
+
+
+async def race[T](
+    starts: Sequence[Callable[[], Coroutine[Any, Any, T]]],
+    delay: float,
+    discard: Callable[[T], None],
+    pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    *,
+    abreast: int = 1,
+) -> Outcome[T]:
+    """Start the first `abreast`, then one after the other, `delay` seconds apart or as soon as one fails, until one
+    returns.
+
+    When this returns or raises, no contestant is running any more; `discard` gets what late ones have returned. Raises
+    AllFailed; any exception of a contestant but PeerError ends the race and is raised.
+    """
+    errors: list[PeerError | None] = [None] * len(starts)
+    running: dict[asyncio.Future[T], int] = {}
+    head_start: asyncio.Future[None] | None = None
+    started = 0
+    try:
+        while True:
+            if started < len(starts) and head_start is None:
+                for number in range(started, max(started + 1, min(abreast, len(starts)))):
+                    running[spawn(starts[number](), "dial")] = number
+                    started = number + 1
+                if started < len(starts):
+                    head_start = spawn(_awaited(pause, delay), "head start")
+            if not running:
+                raise AllFailed([error for error in errors if error is not None])
+            waited_for: set[asyncio.Future[Any]] = {*running}
+            if head_start is not None:
+                waited_for.add(head_start)
+            await asyncio.wait(waited_for, return_when=asyncio.FIRST_COMPLETED)
+            for contestant in [each for each in running if each.done()]:
+                index = running[contestant]
+                try:
+                    value = contestant.result()
+                except PeerError as error:
+                    errors[index] = error
+                    _stop(head_start)
+                    head_start = None
+                else:
+                    del running[contestant]
+                    return Outcome(index, value, tuple(errors))
+                del running[contestant]
+            if head_start is not None and head_start.done():
+                head_start = None
+    finally:
+        _stop(head_start)
+        for contestant in running:
+            contestant.cancel()
+        if running:
+            await asyncio.wait(running)
+        for contestant in running:
+            if not contestant.cancelled() and contestant.exception() is None:
+                discard(contestant.result())
+
+
+async def _awaited(pause: Callable[[float], Awaitable[None]], delay: float) -> None:
+    await pause(delay)
+
+
+def _stop(head_start: asyncio.Future[None] | None) -> None:
+    if head_start is not None:
+        head_start.cancel()

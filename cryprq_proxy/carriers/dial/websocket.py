@@ -1,0 +1,139 @@
+"""Dialling the exit's WebSocket: the connection is ours (dial.py), TLS is asyncio's, the upgrade aiohttp's.
+
+So resolver, SO_MARK and upstream proxies are the same as for TCP. A redirect is not followed: whoever answers with one
+is not the exit, and most often a page that wants a login first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import aiohttp
+from aiohttp.client_proto import ResponseHandler
+
+from ...base.linger import SECONDS
+from ...errors import CarrierError, CloseReason, ConfigError
+from ..websocket import MASKED_MESSAGE, MAX_MESSAGE, Watched, WebSocketPipe
+from .dial import Dialling, connect
+from .endpoint import Endpoint
+
+if TYPE_CHECKING:
+    from aiohttp import ClientRequest, ClientTimeout
+    from aiohttp.tracing import Trace
+
+TLS_SECONDS: Final = 10.0
+
+
+class _Protocol(Watched, ResponseHandler):
+    """aiohttp's, watched."""
+
+
+class _Connector(aiohttp.BaseConnector):
+    """One connection to one endpoint."""
+
+    def __init__(self, endpoint: Endpoint, how: Dialling) -> None:
+        super().__init__(force_close=True, limit=1)
+        self._endpoint = endpoint
+        self._how = how
+        self.protocol: _Protocol | None = None
+
+    async def _create_connection(
+        self, req: ClientRequest, traces: list[Trace], timeout: ClientTimeout
+    ) -> ResponseHandler:
+        endpoint, how = self._endpoint, self._how
+        if self.protocol is not None:
+            if req.url.path == endpoint.path and req.url.host == endpoint.address.host:
+                raise _failed(
+                    endpoint, "ended the connection without an answer"
+                )  # and aiohttp would try again
+            raise _failed(endpoint, "sends its visitors elsewhere; perhaps this network wants a login first")
+        loop = asyncio.get_running_loop()
+        context = None
+        if endpoint.carrier == "wss":
+            context = await loop.run_in_executor(None, _context, how.ca)
+        sock = await connect(endpoint.address, how.upstream, how.resolve, how.mark)
+        tls: dict[str, Any] = {}
+        if context is not None:
+            tls = {
+                "ssl": context,
+                "server_hostname": endpoint.address.host,
+                "ssl_handshake_timeout": TLS_SECONDS,
+                "ssl_shutdown_timeout": SECONDS,
+            }
+        try:
+            _, self.protocol = await loop.create_connection(lambda: _Protocol(loop), sock=sock, **tls)
+        except ssl.SSLCertVerificationError as error:
+            raise _failed(endpoint, f"shows a certificate that does not hold: {_why(error)}") from None
+        except ssl.SSLError as error:
+            raise _failed(endpoint, f"does not speak TLS as it should: {error.reason or error}") from None
+        except OSError as error:
+            raise _failed(endpoint, f"broke the connection: {error.strerror or error}") from None
+        finally:
+            if self.protocol is None:
+                sock.close()
+        return self.protocol
+
+
+async def dial_websocket(endpoint: Endpoint, how: Dialling) -> WebSocketPipe:
+    """An open WebSocket to `endpoint`. Raises CarrierError with the reason in a sentence, ConfigError for an unusable
+    `ca`. The caller bounds the time."""
+    connector = _Connector(endpoint, how)
+    http = aiohttp.ClientSession(
+        connector=connector,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding"),
+        timeout=aiohttp.ClientTimeout(total=None),
+    )
+    url = f"{endpoint.carrier}://{endpoint.address}{endpoint.path}"
+    try:
+        try:
+            socket = await http.ws_connect(
+                url,
+                max_msg_size=MAX_MESSAGE,
+                compress=0,
+                timeout=aiohttp.ClientWSTimeout(ws_close=SECONDS),
+            )
+        except aiohttp.WSServerHandshakeError as error:
+            raise _failed(endpoint, _refusal(error.status)) from None
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise _failed(endpoint, f"does not answer as a web server: {type(error).__name__}") from None
+        protocol = connector.protocol
+        if protocol is None or protocol.transport is None:
+            raise _failed(endpoint, "broke the connection")
+    except BaseException:
+        await http.close()
+        raise
+    return WebSocketPipe(socket, protocol.transport, protocol, http.close, MASKED_MESSAGE)
+
+
+def _refusal(status: int) -> str:
+    if status == 101:
+        return "answers the upgrade wrongly"
+    if status == 404:
+        return "has nothing at this path (404); compare it with the exit's [websocket] path and the reverse proxy's"
+    if status in (502, 503, 504):
+        return f"is a reverse proxy that does not reach the exit behind it ({status})"
+    if status in (401, 403, 407):
+        return f"does not let us in ({status})"
+    return f"answers, but not as an exit does ({status}); does the reverse proxy pass on the Upgrade header?"
+
+
+def _context(ca: Path | None) -> ssl.SSLContext:
+    """Reads the trusted certificates: some milliseconds."""
+    try:
+        context = ssl.create_default_context(cafile=ca)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(f"{ca}: no certificates could be read from it: {error}") from None
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+
+
+def _why(error: ssl.SSLCertVerificationError) -> str:
+    return error.verify_message.rstrip(".") or "unknown reason"
+
+
+def _failed(endpoint: Endpoint, what: str) -> CarrierError:
+    return CarrierError(CloseReason.TIMED_OUT, f"{endpoint} {what}")

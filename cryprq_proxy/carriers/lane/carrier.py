@@ -1,0 +1,403 @@
+"""The lane carrier: runs a session's datagram lane over UDP sockets.
+
+    packets, datagrams  --seal-->  one buffer of the process  --one sendmsg-->  UDP
+    UDP  --one recvmsg-->  one buffer of the process  --open, in place-->  handler
+
+`LaneCarrier` is what both sides have in common; the client's is in client.py, the exit's in listener.py.
+
+A lane that is not up costs its session nothing but a probe now and then: what is to be sent goes over the reliable
+link. No task or future exists here, and a wake-up takes a bounded number of batches (inbox.py).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Container
+from dataclasses import asdict
+from math import inf
+from struct import Struct
+from typing import Any, Final, NamedTuple, Protocol
+
+from ... import address
+from ...address import AddressError, Destination
+from ...crypto.handshake import EpochSecrets
+from ...crypto.primitives import Cipher, Entropy, system_entropy
+from ...lane.opening import OVERHEAD, Room
+from ...lane.path import Path
+from ...lane.sealing import DATAGRAM, OUT_SIZE, Lane
+from ...lane.slices import EXPRESS, SLICE_SIZE, Run, Shape
+from ..carrier import clock
+from .udp_socket import MAX_BATCH, MAX_SEGMENTS, Batch, Peer, Sent, UdpOffload, UdpSocket
+
+LEAST_DELAY: Final = 0.001
+"""Of a timer: whatever the deadlines are, other callbacks get their turn."""
+
+MAX_PAYLOAD: Final = 8_972
+"""Bytes of UDP payload at an MTU of 9,000; larger ones are those of loopback devices, where nothing is gained."""
+PACKET_OVERHEAD: Final = OVERHEAD + SLICE_SIZE
+_STREAM: Final = Struct("!BI")
+
+_output: Final = memoryview(bytearray(OUT_SIZE))
+"""For everything that is sealed in this process: the kernel takes it, or it is dropped, before the next seal."""
+_joined: Final = memoryview(bytearray(MAX_BATCH))
+_room: Final = Room()
+
+_log = logging.getLogger(__name__)
+
+type Announce = Callable[[int, int], None]
+"""`announce(number, index)`: tell the peer, in a LANE frame on the present carrier."""
+
+
+class LaneHandler(Protocol):
+    """Where a lane delivers. Buffers are valid during the call only."""
+
+    def packet(self, buffer: memoryview, start: int, end: int, run: Run) -> None:
+        """Slices of a packet stand at buffer[start:end], with slices.HEADROOM bytes in front to be written over."""
+
+    def datagram(self, stream: int, destination: Destination, payload: memoryview) -> None:
+        """A datagram of a proxied UDP stream, which may not exist (any more)."""
+
+    def lane_changed(self) -> None:
+        """`up` or `size` of the lane is another than before."""
+
+
+class Timer(Protocol):
+    def cancel(self) -> None: ...
+
+
+class Timers(Protocol):
+    """What a lane uses of an event loop."""
+
+    def add_reader(self, fd: Any, callback: Callable[..., Any], /, *args: Any) -> None: ...
+
+    def remove_reader(self, fd: Any, /) -> Any: ...
+
+    def call_soon(self, callback: Callable[..., Any], /, *args: Any) -> Any: ...
+
+    def call_later(self, delay: float, callback: Callable[..., Any], /, *args: Any) -> Timer: ...
+
+
+class Endpoint(NamedTuple):
+    """Where datagrams go: for a path, an address like any other."""
+
+    socket: UdpSocket
+    to: Peer | None
+    """None: the socket is connected."""
+
+
+class _Train:
+    """Small packets of one wake-up and one lane that leave in one send: the kernel cuts them apart (UDP_SEGMENT)."""
+
+    __slots__ = ("count", "end", "endpoint", "express", "lane", "segment")
+
+    def __init__(self) -> None:
+        self.lane: LaneCarrier | None = None
+        self.endpoint: Endpoint | None = None
+        self.segment = 0
+        self.express = 0
+        """Whether they may all overtake, or none."""
+        self.end = 0
+        self.count = 0
+
+    def flush(self) -> None:
+        lane, endpoint, end = self.lane, self.endpoint, self.end
+        self.lane = self.endpoint = None
+        self.end = self.count = 0
+        if lane is not None and endpoint is not None and end:
+            lane.push_train(end, self.segment, endpoint)
+
+
+_train: Final = _Train()
+flush_packets: Final = _train.flush
+"""Send what `send_packet` was allowed to hold back, of whatever lane."""
+
+
+class LaneCarrier:
+    """One session's lane on one side; a `ClientLane`, or made by `LaneListener.carrier`. Close it.
+
+    `epoch`, `announced`, `datagrams` and `send_datagram` are as `session.datagrams.Sideband` has them.
+    """
+
+    def __init__(
+        self,
+        loop: Timers,
+        handler: LaneHandler,
+        announce: Announce,
+        *,
+        dialler: bool,
+        ceiling: int,
+        taken: Container[int] = (),
+        entropy: Entropy = system_entropy,
+        clock: Callable[[], float] = clock,
+    ) -> None:
+        self._loop = loop
+        self._handler = handler
+        self._announce = announce
+        self._clock = clock
+        self._dialler = dialler
+        self.lane = Lane(dialler, entropy, self, _room, taken)
+        self.path = Path(dialler, min(ceiling, MAX_PAYLOAD), entropy, clock())
+        self._source: Endpoint | None = None
+        self._now = 0.0
+        self._started = not dialler
+        self._shown = (False, self.path.size)
+        self._falls = 0
+        self._timer: Timer | None = None
+        self._timer_at = inf
+        self._closed = False
+        self._sent = self._sent_bytes = self._received = self._received_bytes = 0
+        self._unsent = dict.fromkeys(Sent, 0)
+        self._malformed = 0
+
+    # --- keys ------------------------------------------------------------------------------------------------------
+
+    def epoch(self, cipher: Cipher, number: int, secrets: EpochSecrets, now: float) -> None:
+        """The peer knows these secrets too; the index under which it may use them is announced."""
+        if self._closed:
+            return
+        index = self.lane.install(cipher, number, secrets, now)
+        self._register(index)
+        self._announce(number, index)
+        self.after(now)
+
+    def announced(self, number: int, index: int) -> None:
+        """The peer's LANE frame. Raises PeerError."""
+        now = self._clock()
+        self.lane.announced(number, index, now)
+        self._begin(now)
+        self.after(now)
+
+    def datagrams(self) -> int:
+        """Datagrams under the newest keys, in the busier direction."""
+        return self.lane.spent
+
+    # --- out -------------------------------------------------------------------------------------------------------
+
+    @property
+    def up(self) -> bool:
+        """Whether packets may take the lane."""
+        return self.path.up and self.lane.ready and self._endpoint() is not None
+
+    @property
+    def size(self) -> int:
+        """The largest UDP payload that the path takes now, in bytes, train.OVERHEAD included."""
+        return self.path.size
+
+    def send_packet(self, buffer: memoryview, start: int, end: int, shape: Shape, more: bool = False) -> bool:
+        """Send the packet at buffer[start:end] and overwrite it; False, with nothing done, if the lane is not up.
+
+        `more` promises that `flush_packets` is called soon: a small packet then leaves together with others.
+        """
+        endpoint = self._endpoint()
+        if endpoint is None or not self.path.up or not self.lane.ready:
+            return False
+        size = PACKET_OVERHEAD + end - start
+        if more and size <= self.path.size and not shape.gso_size:
+            train = _train
+            if (
+                train.lane is not self
+                or size > train.segment
+                or train.end + size > MAX_BATCH
+                or shape.flags & EXPRESS != train.express
+            ):
+                train.flush()
+                train.lane, train.endpoint, train.segment = self, endpoint, size
+                train.express = shape.flags & EXPRESS
+            for _, finish, _ in self.lane.seal_super(
+                buffer, start, end, shape, self.path.size, _joined, train.end
+            ):
+                train.end = finish
+                train.count += 1
+            if size < train.segment or train.count == MAX_SEGMENTS:
+                train.flush()  # only the last datagram of a send may be shorter
+            return True
+        _train.flush()
+        sends = self.lane.seal_super(buffer, start, end, shape, self.path.size, _output)
+        for begin, finish, segment in sends:
+            self._push(_output, begin, finish, segment, endpoint)
+        if sends:
+            self.path.sent(self._clock())
+        return True
+
+    def send_datagram(self, stream: int, destination: Destination, payload: bytes | memoryview) -> bool:
+        """Send a proxied datagram; False, with nothing done, if the lane is not up or the datagram too large."""
+        endpoint = self._endpoint()
+        if endpoint is None or not self.path.up or not self.lane.ready:
+            return False
+        message = b"".join((_STREAM.pack(DATAGRAM, stream), address.encode(destination), payload))
+        if OVERHEAD + len(message) > self.path.size:
+            return False
+        size = self.lane.seal(message, _output, 0)
+        self._push(_output, 0, size, size, endpoint)
+        self.path.sent(self._clock())
+        return True
+
+    def push_train(self, end: int, segment: int, endpoint: Endpoint) -> None:
+        """Send the datagrams in `_joined[:end]`."""
+        self._push(_joined, 0, end, segment, endpoint)
+        self.path.sent(self._clock())
+
+    def _push(self, data: memoryview, begin: int, end: int, segment: int, endpoint: Endpoint) -> None:
+        """Hand `data[begin:end]` to the kernel, and its opinion to the path."""
+        outcome = endpoint.socket.send(data[begin:end], segment, endpoint.to)
+        number = -(-(end - begin) // segment)
+        if outcome is Sent.OK:
+            self._sent += number
+            self._sent_bytes += end - begin
+            return
+        self._unsent[outcome] += number
+        now = self._clock()
+        if outcome is Sent.TOO_BIG:
+            self.path.too_big(segment, now)
+            self._arm(now)
+        elif outcome is Sent.UNREACHABLE:
+            self._unreachable(now)
+
+    def _flush(self) -> None:
+        """Send what the path has to say."""
+        messages, self.path.outgoing = self.path.outgoing, []
+        for message, to in messages:
+            endpoint = self._endpoint() if to is None else to
+            if isinstance(endpoint, Endpoint) and self.lane.ready:
+                size = self.lane.seal(message, _output, 0)
+                self._push(_output, 0, size, size, endpoint)
+
+    # --- in --------------------------------------------------------------------------------------------------------
+
+    def receive(self, batch: Batch, source: Endpoint, now: float) -> None:
+        """What one receive brought. `after` must follow, at the latest at the end of the wake-up."""
+        data, size, segment, _ = batch
+        self._source, self._now = source, now
+        self._received += -(-size // segment)
+        self._received_bytes += size
+        heard = self.lane.open_batch(data, size, segment, now)
+        if heard:
+            self.path.received_from(source, heard, self.lane.advanced, now)
+
+    def run(self, buffer: memoryview, start: int, end: int, run: Run) -> None:
+        """Called by the lane."""
+        self._handler.packet(buffer, start, end, run)
+
+    def message(self, kind: int, body: memoryview, size: int) -> None:
+        """Called by the lane."""
+        if kind == DATAGRAM:
+            try:
+                destination, end = address.decode(body, 4)
+            except AddressError:
+                self._malformed += 1
+            else:
+                self._handler.datagram(int.from_bytes(body[:4]), destination, body[end:])
+        elif self._source is not None:
+            self.path.message(kind, body, size, self._source, self._now)
+
+    # --- time ------------------------------------------------------------------------------------------------------
+
+    def _begin(self, now: float) -> None:
+        """Start the path as soon as something can be sent: probes before that would be taken for lost ones."""
+
+    def after(self, now: float, more: bool = False) -> None:
+        """After everything that came from outside: say what is to be said, and when to be called again. `more` has
+        come already: slices of one packet may go on being put together."""
+        if self._closed:
+            return
+        if not more:
+            self.lane.flush()
+        for index in self.lane.dropped:
+            self._unregister(index)
+        self.lane.dropped.clear()
+        self._flush()
+        shown = (self.up, self.path.size)
+        if shown != self._shown:
+            changed, self._shown = self._shown[0] != shown[0], shown
+            if changed:
+                _log.info("the datagram lane is %s: %s", "up" if shown[0] else "down", self.why)
+            self._handler.lane_changed()
+        if self._falls != self.path.counters.falls:
+            self._falls = self.path.counters.falls
+            self._fell(now)
+        self._arm(now)
+
+    def _deadline(self) -> float:
+        return min(self.lane.deadline(), self.path.deadline() if self._started else inf)
+
+    def _arm(self, now: float) -> None:
+        deadline = self._deadline()
+        if deadline < self._timer_at and not self._closed:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer_at = deadline
+            self._timer = self._loop.call_later(max(deadline - now, LEAST_DELAY), self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer, self._timer_at = None, inf
+        self._tick(self._clock())
+
+    def _tick(self, now: float) -> None:
+        if self.lane.deadline() <= now:
+            self.lane.expire(now)
+        if self._started:
+            self.path.tick(now)
+        self.after(now)
+
+    # --- what the two sides do in their own way --------------------------------------------------------------------
+
+    def _endpoint(self) -> Endpoint | None:
+        """Where to send; None as long as there is no such place."""
+        raise NotImplementedError
+
+    def _register(self, index: int) -> None:
+        """Datagrams with `index` are for this lane."""
+
+    def _unregister(self, index: int) -> None:
+        """No longer."""
+
+    def _unreachable(self, now: float) -> None:
+        """The kernel has no way to the peer."""
+
+    def _fell(self, now: float) -> None:
+        """The path fell silent."""
+
+    # --- the rest --------------------------------------------------------------------------------------------------
+
+    @property
+    def why(self) -> str:
+        """Why the lane is up or down: part of a sentence."""
+        if self._endpoint() is None and self._dialler:
+            return "there is no route to the exit"
+        return self.path.reason if self._started else "the peer has not announced its side yet"
+
+    def status(self) -> dict[str, Any]:
+        """For `status`: sizes in bytes, times in seconds, the rest in datagrams."""
+        endpoint = self._endpoint()
+        unused = UdpOffload(False, False, "no socket")
+        offload = unused if endpoint is None else endpoint.socket.offload
+        drops = asdict(self.lane.drops)
+        drops["malformed"] += self._malformed
+        drops["incomplete"] = self.lane.incomplete
+        for outcome in (Sent.FULL, Sent.TOO_BIG, Sent.UNREACHABLE, Sent.FAILED):
+            drops[outcome.name.lower()] = self._unsent[outcome]
+        return {
+            "up": self.up,
+            "why": self.why,
+            "peer": "" if endpoint is None else str(endpoint.to or endpoint.socket.peer),
+            "size": self.path.size,
+            "round_trip": self.path.round_trip,
+            "offload": offload._asdict(),
+            "sent": self._sent,
+            "sent_bytes": self._sent_bytes,
+            "received": self._received,
+            "received_bytes": self._received_bytes,
+            "drops": drops,
+            "path": asdict(self.path.counters),
+        }
+
+    def close(self) -> None:
+        """Let go of sockets, indices and timers. Nothing is sent or delivered any more."""
+        if _train.lane is self:
+            _train.lane = None
+        self._closed = True
+        self.lane.forget()
+        if self._timer is not None:
+            self._timer.cancel()
+        for index in (*self.lane.indices, *self.lane.dropped):
+            self._unregister(index)

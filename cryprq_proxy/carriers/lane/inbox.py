@@ -1,0 +1,102 @@
+"""What a UDP socket has for us: read as soon as it comes, opened a little at a time, the urgent things first.
+
+A bulk transfer keeps a queue of a megabyte in front of the slowest part of the way, and that is us. In the socket a
+ping, or the question for a name, would wait behind all of it. So whatever has come is read at once, which is cheap;
+what its sender has marked as able to overtake (train.EXPRESS_KIND) is opened at once too; and of the rest so much in
+each turn of the loop that nobody else waits long.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from ...lane.opening import EXPRESS_KIND
+from .udp_socket import RECEIVE_SIZE, Batch, UdpSocket
+
+BUFFERS: Final = 32
+"""Batches that wait here at most, of 64 KiB each; what comes then waits in the socket."""
+TURN_BYTES: Final = 131_072
+"""Opened in one turn, about: half a millisecond."""
+
+_free: Final[list[memoryview]] = []
+"""Buffers of sockets that are gone. Used again and again, because lanes keep views of them."""
+
+
+class Loop(Protocol):
+    """What an inbox uses of an event loop."""
+
+    def add_reader(self, fd: int, callback: Callable[[], None], /) -> None: ...
+
+    def remove_reader(self, fd: int, /) -> object: ...
+
+    def call_soon(self, callback: Callable[[], None], /) -> object: ...
+
+
+class Inbox:
+    """Reads `sock` and gives each batch to `handle`, which may use it until it returns. After each turn `turned` is
+    told whether more is waiting here already."""
+
+    def __init__(
+        self, loop: Loop, sock: UdpSocket, handle: Callable[[Batch], None], turned: Callable[[bool], None]
+    ) -> None:
+        self._loop = loop
+        self._sock = sock
+        self._handle = handle
+        self._turned = turned
+        self._waiting: deque[Batch] = deque()
+        self._spare: list[memoryview] = []
+        self._again = False
+        self._closed = False
+        loop.add_reader(sock.fileno(), self._turn)
+
+    def close(self) -> None:
+        """Read no more, and forget what waits. The socket is the caller's."""
+        self._closed = True
+        self._loop.remove_reader(self._sock.fileno())
+        _free.extend(self._spare)
+        _free.extend(batch.data for batch in self._waiting)
+        del _free[BUFFERS:]
+        self._waiting.clear()
+
+    def _turn(self) -> None:
+        if not self._closed:
+            self._read()
+        if self._closed:
+            return
+        waiting, taken = self._waiting, 0
+        while waiting and taken < TURN_BYTES:
+            batch = waiting.popleft()
+            taken += batch.size
+            self._handle(batch)
+            if self._closed:
+                return
+            self._spare.append(batch.data)
+        self._turned(bool(waiting))
+        if waiting and not self._again and not self._closed:
+            self._again = True
+            self._loop.call_soon(self._next_turn)
+
+    def _next_turn(self) -> None:
+        self._again = False
+        self._turn()
+
+    def _read(self) -> None:
+        """Empty the socket as far as there are buffers."""
+        sock, waiting, spare = self._sock, self._waiting, self._spare
+        for _ in range(4 * BUFFERS):
+            if len(waiting) >= BUFFERS:
+                return
+            buffer = spare.pop() if spare else _free.pop() if _free else memoryview(bytearray(RECEIVE_SIZE))
+            batch = sock.receive(buffer)
+            if batch is None:
+                spare.append(buffer)
+                return
+            if buffer[0] != EXPRESS_KIND:
+                waiting.append(batch)
+                continue
+            self._handle(batch)
+            if self._closed:
+                return
+            spare.append(buffer)

@@ -1,0 +1,193 @@
+"""The datagram lanes of an exit: one UDP socket per listening address, for all sessions.
+
+    datagram -> index (5 bytes) -> the session's lane -> its handler
+
+Each lane draws the indices under which it receives, one per epoch, and they stand in one table here. What carries no
+known index is counted and dropped: strangers get no answer, whatever they send, so that a port with a lane looks like
+one without. What carries a known one is for the lane to judge; only what it can open makes it say anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
+from functools import partial
+from socket import AF_INET6
+from typing import Any, Final
+
+from ...crypto.primitives import Entropy, system_entropy
+from ...errors import ConfigError
+from ...lane.opening import EXPRESS_KIND, KIND, OVERHEAD
+from ..carrier import clock
+from .carrier import Announce, Endpoint, LaneCarrier, LaneHandler, Timers
+from .inbox import Inbox
+from .udp_socket import ETHERNET_MTU, HEADERS, Batch, Peer, SocketAddress, UdpOffload, UdpSocket
+
+ETHERNET_PAYLOAD: Final = ETHERNET_MTU - HEADERS[AF_INET6]
+"""Of a UDP datagram, in either family."""
+
+_LEAST: Final = OVERHEAD + 1
+
+
+class ExitLane(LaneCarrier):
+    """The exit's side; made by LaneListener."""
+
+    def __init__(
+        self,
+        loop: Timers,
+        handler: LaneHandler,
+        announce: Announce,
+        lanes: dict[int, ExitLane],
+        *,
+        ceiling: int,
+        entropy: Entropy,
+        clock: Callable[[], float],
+    ) -> None:
+        super().__init__(
+            loop,
+            handler,
+            announce,
+            dialler=False,
+            ceiling=ceiling,
+            taken=lanes,
+            entropy=entropy,
+            clock=clock,
+        )
+        self._lanes = lanes
+
+    def _endpoint(self) -> Endpoint | None:
+        address = self.path.address
+        return address if isinstance(address, Endpoint) and not self._closed else None
+
+    def _register(self, index: int) -> None:
+        self._lanes[index] = self
+
+    def _unregister(self, index: int) -> None:
+        self._lanes.pop(index, None)
+
+
+class LaneListener:
+    """The exit's sockets, for all of its sessions. Close it after the lanes.
+
+    `addresses` are those on which the exit listens for TCP: the same port numbers. Raises ConfigError if one of them
+    cannot be had.
+    """
+
+    def __init__(
+        self,
+        loop: Timers,
+        addresses: Iterable[SocketAddress],
+        offload: UdpOffload,
+        *,
+        mark: int = 0,
+        clock: Callable[[], float] = clock,
+    ) -> None:
+        self._loop = loop
+        self._offload = offload
+        self._mark = mark
+        self._clock = clock
+        self._lanes: dict[int, ExitLane] = {}
+        self._sockets: list[UdpSocket] = []
+        self._inboxes: list[Inbox] = []
+        self._last: ExitLane | None = None
+        self.strangers = 0
+        """Datagrams that are nobody's: too short, of another kind, or with an index that is not in use."""
+        for where in addresses:
+            try:
+                sock = UdpSocket(where, offload, mark)
+            except OSError as error:
+                self.close()
+                raise ConfigError(
+                    f"the datagram lane cannot listen on UDP {Peer(where)}"
+                    f" ({error.strerror or error}); free the port or choose another one to listen on"
+                ) from None
+            except ConfigError:
+                self.close()
+                raise
+            self._sockets.append(sock)
+            self._inboxes.append(Inbox(loop, sock, partial(self._take, sock), self._turned))
+
+    def carrier(
+        self,
+        handler: LaneHandler,
+        announce: Announce,
+        client: SocketAddress | None = None,
+        entropy: Entropy = system_entropy,
+    ) -> LaneCarrier:
+        """The lane of a new session. `client` is where its TCP carrier comes from; it tells which device is used, and
+        with it the largest datagram. Without it, that of an Ethernet is taken."""
+        return ExitLane(
+            self._loop,
+            handler,
+            announce,
+            self._lanes,
+            ceiling=self._ceiling(client),
+            entropy=entropy,
+            clock=self._clock,
+        )
+
+    def _ceiling(self, client: SocketAddress | None) -> int:
+        """The largest UDP payload that the device on the way to `client` takes, in bytes."""
+        if client is None:
+            return ETHERNET_PAYLOAD
+        try:
+            # Nothing is sent: connecting makes the kernel look for the route.
+            with closing(UdpSocket.connected(client, self._offload, self._mark)) as sock:
+                return sock.mtu()
+        except OSError:
+            return ETHERNET_PAYLOAD
+
+    @property
+    def addresses(self) -> Sequence[SocketAddress]:
+        """Where the sockets are bound."""
+        return [sock.address for sock in self._sockets]
+
+    def status(self) -> dict[str, Any]:
+        """For `status`; in datagrams."""
+        return {
+            "sockets": [
+                {"address": str(Peer(sock.address)), "offload": sock.offload._asdict()}
+                for sock in self._sockets
+            ],
+            "strangers": self.strangers,
+        }
+
+    def _take(self, sock: UdpSocket, batch: Batch) -> None:
+        lane = self._owner(batch)
+        if lane is None:
+            self.strangers += -(-batch.size // batch.segment)
+            return
+        if lane is not self._last:
+            self._turned(False)
+            self._last = lane
+        lane.receive(batch, Endpoint(sock, batch.peer), self._clock())
+
+    def _turned(self, more: bool) -> None:
+        if self._last is not None:
+            self._last.after(self._clock(), more)
+            if not more:
+                self._last = None
+
+    def _owner(self, batch: Batch) -> ExitLane | None:
+        """Whose batch it is: that of the first index in it that is in use.
+
+        Who forges a client's address can get a datagram of his own in front of the client's, into the same batch. It
+        must not take them with it; the lane drops it.
+        """
+        data, size, segment, _ = batch
+        if segment >= _LEAST:
+            lanes = self._lanes
+            for start in range(0, size - 4, segment):
+                if data[start] in (KIND, EXPRESS_KIND):
+                    lane = lanes.get(int.from_bytes(data[start + 1 : start + 5]))
+                    if lane is not None:
+                        return lane
+        return None
+
+    def close(self) -> None:
+        for inbox in self._inboxes:
+            inbox.close()
+        for sock in self._sockets:
+            sock.close()
+        self._inboxes.clear()
+        self._sockets.clear()

@@ -1,0 +1,129 @@
+"""IP packets over a session: by its datagram lane where that is up, else on its carrier.
+
+    a network interface -> `send` -> lane, or PACKET frame  ==  lane or PACKET frame -> `receive` -> a network interface
+
+The client's network interface has one PacketLink, that of its exit; the exit's has one for each client.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from ...address import Destination
+from ...crypto.handshake import EpochSecrets
+from ...crypto.primitives import Cipher
+from ...lane.slices import FLAGS_MASK, HEADROOM, KIND_MASK, MAX_PACKET, PLAIN, Run, Shape
+from ...session.datagrams import NoSideband
+from ...session.session import Session
+from ...session.wire import encode_lane
+from .carrier import LaneCarrier
+
+type Receiver = Callable[[memoryview, int, int, Run], None]
+"""Gets packets as (buffer, start, end, run); see lane/slices.py for who may overwrite what, and until when."""
+
+_room: Final = memoryview(bytearray(HEADROOM + MAX_PACKET))
+
+
+class PacketLink(NoSideband):
+    """The Sideband of one session. `lane` is None where there is none.
+
+    `receive` gets the peer's packets and `network` the addresses that the exit hands out; a side that expects no such
+    thing leaves them out, and a peer that sends it all the same breaks the protocol. `lane_changed` is called when the
+    lane comes or goes, or takes packets of another size.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        receive: Receiver | None = None,
+        network: Callable[[bytes, bytes], None] | None = None,
+        lane_changed: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._lane_changed = lane_changed
+        self._session = session
+        self._receive = receive
+        self._network = network
+        self.lane: LaneCarrier | None = None
+        self.sent_on_carrier = 0
+        self.received_on_carrier = 0
+        self.malformed = 0
+
+    def send(self, buffer: memoryview, start: int, end: int, shape: Shape, more: bool = False) -> None:
+        """Send the packet at `buffer[start:end]`, which may be overwritten, HEADROOM bytes in front of it too. It may
+        be dropped. `more` promises a call of carriers.lane.flush_packets before long."""
+        if self.lane is None or not self.lane.send_packet(buffer, start, end, shape, more):
+            self.sent_on_carrier += 1
+            flags, gso_size, header = shape
+            self._session.send_packet(flags & FLAGS_MASK, gso_size, header, buffer[start:end])
+
+    def close(self) -> None:
+        """The session is over."""
+        if self.lane is not None:
+            self.lane.close()
+
+    # --- Sideband --------------------------------------------------------------------------------------------------
+
+    def epoch(self, cipher: Cipher, number: int, secrets: EpochSecrets, now: float) -> None:
+        if self.lane is not None:
+            self.lane.epoch(cipher, number, secrets, now)
+
+    def announce(self, number: int, index: int) -> None:
+        """The lane expects datagrams under `index`: tell the peer."""
+        self._session.announce(encode_lane(number, index))
+
+    def announced(self, number: int, index: int) -> None:
+        if self.lane is None:
+            super().announced(number, index)
+        else:
+            self.lane.announced(number, index)
+
+    def datagrams(self) -> int:
+        return 0 if self.lane is None else self.lane.datagrams()
+
+    def send_datagram(self, stream: int, destination: Destination, payload: bytes | memoryview) -> bool:
+        return self.lane is not None and self.lane.send_datagram(stream, destination, payload)
+
+    def packet_received(self, flags: int, segment: int, header: int, packet: memoryview) -> None:
+        if self._receive is None:
+            super().packet_received(flags, segment, header, packet)
+            return
+        size = len(packet)
+        kind = flags & KIND_MASK
+        if flags & ~FLAGS_MASK or (not 0 < segment < size - header if kind != PLAIN else segment or header):
+            self.malformed += 1
+            return
+        self.received_on_carrier += 1
+        count = 1 if kind == PLAIN else -(-(size - header) // segment)
+        _room[HEADROOM : HEADROOM + size] = packet
+        self._receive(_room, HEADROOM, HEADROOM + size, Run(Shape(flags, segment, header), 0, count, count))
+
+    def network_received(self, ipv4: bytes, ipv6: bytes) -> None:
+        if self._network is None:
+            super().network_received(ipv4, ipv6)
+        else:
+            self._network(ipv4, ipv6)
+
+    # --- the lane's handler ----------------------------------------------------------------------------------------
+
+    def packet(self, buffer: memoryview, start: int, end: int, run: Run) -> None:
+        if self._receive is not None:
+            self._receive(buffer, start, end, run)
+
+    def datagram(self, stream: int, destination: Destination, payload: memoryview) -> None:
+        self._session.datagram_from_lane(stream, destination, payload)
+
+    def lane_changed(self) -> None:
+        self._lane_changed()
+
+    def status(self) -> dict[str, Any]:
+        """What `cryprq-proxy status` shows of the way beside the streams."""
+        return {
+            "lane": None if self.lane is None else self.lane.status(),
+            "on_carrier": {"sent": self.sent_on_carrier, "received": self.received_on_carrier},
+            "dropped": {
+                "datagrams": self._session.datagrams.dropped,
+                "packets": self._session.packets.dropped,
+                "malformed": self.malformed,
+            },
+        }

@@ -1,0 +1,421 @@
+"""A UDP socket that moves batches: many datagrams in one system call, each way.
+
+    send:     [d d d d d d d l]  --sendmsg + UDP_SEGMENT-->  the kernel cuts it into datagrams
+    receive:  the kernel joins datagrams of one sender  --recvmsg + UDP_GRO-->  [d d d d d d d l]
+
+In a batch all datagrams have the same size (`segment`) apart from the last, which may be shorter. The size goes with
+each send and is never set on the socket, where it would stay and cut later sends. What the kernel cannot do is done
+one by one, with the same result: the check at the start
+(offload_check.py) compares, a refused batch switches to single sends for
+good, and both say why.
+
+A datagram may be lost at any time, so nothing waits here: what the socket does not take is dropped and counted, and
+no error of the network is raised. `send` says what became of the batch, because three of the errors are for the path
+to act on: too big, unreachable, and a full queue.
+
+A socket that is bound to a wildcard address takes note of the local address that each batch came to, as a part of
+`Peer`, and answers leave from there: the other side's socket is connected, and drops what comes from elsewhere.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket
+import struct
+import sys
+from contextlib import suppress
+from enum import Enum
+from typing import Final, NamedTuple
+
+from ...errors import ConfigError
+
+LINUX: Final = sys.platform == "linux"
+
+# Linux (socket(7), ip(7), ipv6(7), udp(7)); the socket module does not have them all.
+SO_SNDBUFFORCE: Final = 32
+SO_RCVBUFFORCE: Final = 33
+SO_MARK: Final = 36
+SOL_UDP: Final = 17
+UDP_SEGMENT: Final = 103
+UDP_GRO: Final = 104
+IP_PKTINFO: Final = 8
+IP_MTU_DISCOVER: Final = 10
+IP_MTU: Final = 14
+IP_PMTUDISC_PROBE: Final = 3
+"""Never fragmented, and sent at any size that the device takes: what a router said by ICMP is not believed."""
+IPV6_MTU_DISCOVER: Final = 23
+IPV6_MTU: Final = 24
+IPV6_RECVPKTINFO: Final = 49
+IPV6_PKTINFO: Final = 50
+
+MAX_SEGMENTS: Final = 64
+"""Datagrams in one send; newer kernels take 128."""
+MAX_BATCH: Final = 65_507
+"""Bytes in one send: 65,535 without the headers of IPv4 and UDP."""
+RECEIVE_SIZE: Final = 65_536
+PASSED_OVER: Final = 32
+"""Errors and empty datagrams that one `receive` reads past."""
+SOCKET_BUFFER: Final = 7 << 20
+ETHERNET_MTU: Final = 1_500
+WILDCARDS: Final = ("0.0.0.0", "::")
+HEADERS: Final = {socket.AF_INET: 28, socket.AF_INET6: 48}
+"""IP and UDP headers in front of a payload."""
+
+_FULL: Final = frozenset({errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR, errno.ENOBUFS, errno.ENOMEM})
+_UNREACHABLE: Final = frozenset(
+    {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL, errno.ENETDOWN, errno.ENODEV, errno.EINVAL}
+)
+"""EINVAL, on a plain send, is Linux's answer when the socket's own address is no longer one of this host."""
+_UNSUPPORTED: Final = frozenset(
+    {errno.EIO, errno.EINVAL, errno.ENOPROTOOPT, errno.EOPNOTSUPP, errno.EMSGSIZE}
+)
+"""EIO comes from a device without checksum offload."""
+
+_IPV4_INFO: Final = struct.Struct("=i4s4s")
+"""struct in_pktinfo: interface, local address, address in the header."""
+_IPV6_INFO: Final = struct.Struct("=16si")
+_NUMBER: Final = struct.Struct("=H")
+_CONTROL_SIZE: Final = 128
+"""More than CMSG_SPACE of the segment size and the larger local address need."""
+
+_log = logging.getLogger(__name__)
+
+type SocketAddress = tuple[str, int] | tuple[str, int, int, int]
+"""As the socket module has it, for IPv4 and IPv6; the host is a literal."""
+
+
+class Sent(Enum):
+    """What became of a batch."""
+
+    OK = "ok"
+    FULL = "the socket's queue is full"
+    """What was not taken is dropped."""
+    TOO_BIG = "larger than the device takes"
+    """`segment` must become smaller; nothing of this size went out."""
+    UNREACHABLE = "no route, or the socket's own address is gone"
+    """A connected socket that stays like this is to be made anew: its local address never changes."""
+    FAILED = "refused"
+    """By a filter, or by the other side (ICMP)."""
+
+
+class UdpOffload(NamedTuple):
+    """What sockets may use, and why not the rest (one sentence part for `status`; empty if all is in use)."""
+
+    gso: bool
+    gro: bool
+    reason: str = ""
+
+
+class Peer(NamedTuple):
+    """Where a batch came from; answers go to it. Opaque to the layers above: compared, never looked into."""
+
+    address: SocketAddress
+    local: bytes = b""
+    """Control data that makes answers leave from the address that the batch came to; empty if the socket has one."""
+
+    def __str__(self) -> str:
+        host, port = self.address[:2]
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+class Batch(NamedTuple):
+    """Datagrams of one sender: `data[:size]`. `data` is the buffer that was received into, the very object."""
+
+    data: memoryview
+    size: int
+    segment: int
+    """Size of each datagram but the last, at least 1."""
+    peer: Peer
+
+
+class UdpSocket:
+    """A non-blocking UDP socket of one family, bound to `address`: (host literal, port), port 0 for any.
+
+    `mark` is the fwmark of its packets (0: none). Raises OSError if the address cannot be had, ConfigError if the
+    mark may not be set. Close it. Counters are in datagrams and in bytes of UDP payload.
+    """
+
+    def __init__(self, address: SocketAddress, offload: UdpOffload, mark: int = 0) -> None:
+        self.family: Final = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        self._sock = socket.socket(self.family, socket.SOCK_DGRAM)
+        self._gso, self._gro, self._reason = offload
+        self._peer: Peer | None = None
+        self._last = Peer(("", 0))
+        self._last_local: bytes | None = None
+        self._control_for: tuple[int, bytes] = (0, b"")
+        self._control: list[tuple[int, int, bytes]] = []
+        self.sent = 0
+        self.sent_bytes = 0
+        self.received = 0
+        self.received_bytes = 0
+        self.dropped = 0
+        """Datagrams that the kernel's queue had no room for."""
+        self.errors = 0
+        """Errors that the kernel reported: ICMP messages, filters, missing routes."""
+        try:
+            self._sock.setblocking(False)
+            self._configure(mark)
+            self._sock.bind(address)
+            self._report_local(address[0] in WILDCARDS)
+        except BaseException:
+            self._sock.close()
+            raise
+
+    @classmethod
+    def connected(cls, address: SocketAddress, offload: UdpOffload, mark: int = 0) -> UdpSocket:
+        """A socket that talks to `address` alone; the kernel drops what others send. Raises like the class."""
+        sock = cls(("::" if ":" in address[0] else "0.0.0.0", 0), offload, mark)
+        try:
+            sock.connect(address)
+        except OSError:
+            sock.close()
+            raise
+        return sock
+
+    def connect(self, address: SocketAddress) -> None:
+        """Talk to `address` alone, from now on. Raises OSError, also if there is no route."""
+        self._sock.connect(address)
+        self._peer = Peer(address)
+        self._report_local(False)
+
+    def _configure(self, mark: int) -> None:
+        sock = self._sock
+        if self.family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        # The packets inside have DSCP and ECN of their own; the outer ones tell nothing about them.
+        if self.family == socket.AF_INET:
+            sock.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, 0)
+        else:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_TCLASS, 0)
+        if LINUX:
+            self._configure_linux(mark)
+        else:
+            self._gso = self._gro = False
+            self._reason = self._reason or "this system has none"
+        for name in (socket.SO_RCVBUF, socket.SO_SNDBUF):
+            if sock.getsockopt(socket.SOL_SOCKET, name) < SOCKET_BUFFER:
+                with suppress(OSError):  # some systems refuse what others cut down
+                    sock.setsockopt(socket.SOL_SOCKET, name, SOCKET_BUFFER)
+
+    def _configure_linux(self, mark: int) -> None:
+        sock = self._sock
+        if self.family == socket.AF_INET:
+            sock.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_PROBE)
+        else:
+            sock.setsockopt(socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER, IP_PMTUDISC_PROBE)
+        if mark:
+            try:
+                sock.setsockopt(socket.SOL_SOCKET, SO_MARK, mark)
+            except PermissionError:
+                raise ConfigError(
+                    "the link's packets cannot be marked without the right to administer the network;"
+                    " start the program as root"
+                ) from None
+        for name in (SO_RCVBUFFORCE, SO_SNDBUFFORCE):
+            with suppress(OSError):  # not allowed; the ordinary option follows
+                sock.setsockopt(socket.SOL_SOCKET, name, SOCKET_BUFFER)
+        if self._gro:
+            try:
+                sock.setsockopt(SOL_UDP, UDP_GRO, 1)
+            except OSError as error:
+                self._gro = False
+                self._reason = f"the kernel does not join datagrams ({error_name(error)})"
+
+    def _report_local(self, wanted: bool) -> None:
+        """Whether batches come with the local address that they were sent to."""
+        if not LINUX:
+            return
+        if self.family == socket.AF_INET:
+            self._sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, wanted)
+        else:
+            self._sock.setsockopt(socket.IPPROTO_IPV6, IPV6_RECVPKTINFO, wanted)
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    @property
+    def address(self) -> SocketAddress:
+        """Where the socket is bound."""
+        address: SocketAddress = self._sock.getsockname()
+        return address
+
+    @property
+    def peer(self) -> Peer | None:
+        """Whom the socket is connected to."""
+        return self._peer
+
+    @property
+    def offload(self) -> UdpOffload:
+        """What is in use now."""
+        return UdpOffload(self._gso, self._gro, self._reason)
+
+    def mtu(self) -> int:
+        """The largest UDP payload in bytes that the route's device takes, as far as the kernel tells.
+
+        1,472 (IPv4) or 1,452 (IPv6) where it does not: the socket is not connected, or the system has no such option.
+        """
+        mtu = ETHERNET_MTU
+        if LINUX and self._peer is not None:
+            with suppress(OSError):
+                if self.family == socket.AF_INET:
+                    mtu = self._sock.getsockopt(socket.IPPROTO_IP, IP_MTU)
+                else:
+                    mtu = self._sock.getsockopt(socket.IPPROTO_IPV6, IPV6_MTU)
+        return min(mtu - HEADERS[self.family], MAX_BATCH)
+
+    def close(self) -> None:
+        self._sock.close()
+
+    # --- out -------------------------------------------------------------------------------------------------------
+
+    def send(self, data: memoryview, segment: int, to: Peer | None = None) -> Sent:
+        """Send `data` as datagrams of `segment` bytes each, the last one shorter if it does not come out even.
+
+        One system call for up to 64 datagrams and 65,507 bytes. `to` is left out on a connected socket. Never raises
+        for anything that the network or the kernel does.
+        """
+        size = len(data)
+        if size <= segment or not self._gso:
+            return self._send_plain(data, segment, to)
+        most = min(MAX_SEGMENTS, MAX_BATCH // segment) * segment
+        if size <= most:
+            return self._send_batch(data, segment, to)
+        if not most:
+            return Sent.TOO_BIG
+        for start in range(0, size, most):
+            outcome = self._send_batch(data[start : start + most], segment, to)
+            if outcome is not Sent.OK:
+                self.dropped += -(-max(size - start - most, 0) // segment)
+                return outcome
+        return Sent.OK
+
+    def _send_batch(self, data: memoryview, segment: int, to: Peer | None) -> Sent:
+        try:
+            self._push(data, segment, to)
+        except OSError as error:
+            return self._batch_failed(error, data, segment, to)
+        self.sent += -(-len(data) // segment)
+        self.sent_bytes += len(data)
+        return Sent.OK
+
+    def _push(self, data: memoryview, segment: int, to: Peer | None) -> None:
+        """One sendmsg; `segment` 0 for a single datagram. Raises OSError."""
+        local = b"" if to is None else to.local
+        if self._control_for != (segment, local):
+            self._control = [(SOL_UDP, UDP_SEGMENT, _NUMBER.pack(segment))] if segment else []
+            if local and self.family == socket.AF_INET:
+                self._control.append((socket.IPPROTO_IP, IP_PKTINFO, local))
+            elif local:
+                self._control.append((socket.IPPROTO_IPV6, IPV6_PKTINFO, local))
+            self._control_for = (segment, local)
+        if to is None:
+            self._sock.sendmsg((data,), self._control)
+        else:
+            self._sock.sendmsg((data,), self._control, 0, to.address)
+
+    def _batch_failed(self, error: OSError, data: memoryview, segment: int, to: Peer | None) -> Sent:
+        """Find out whose fault it is: of an earlier datagram, of the size, or of the batch as such."""
+        if error.errno not in _FULL:
+            self.errors += 1
+            try:  # an ICMP error is reported once, in place of the next send
+                self._push(data, segment, to)
+            except OSError as again:
+                error = again
+            else:
+                self.sent += -(-len(data) // segment)
+                self.sent_bytes += len(data)
+                return Sent.OK
+        if error.errno in _FULL:
+            self.dropped += -(-len(data) // segment)
+            return Sent.FULL
+        outcome = self._send_plain(data, segment, to)
+        if outcome is Sent.OK and error.errno in _UNSUPPORTED:
+            self._gso = False
+            self._reason = f"the kernel refused a batch ({error_name(error)})"
+            _log.warning("UDP datagrams are sent one by one from now on: %s", self._reason)
+        return outcome
+
+    def _send_plain(self, data: memoryview, segment: int, to: Peer | None) -> Sent:
+        size = len(data)
+        if size <= segment:
+            return self._send_one(data, to)
+        for start in range(0, size, segment):
+            outcome = self._send_one(data[start : start + segment], to)
+            if outcome is not Sent.OK:
+                self.dropped += -(-max(size - start - segment, 0) // segment)
+                return outcome
+        return Sent.OK
+
+    def _send_one(self, datagram: memoryview, to: Peer | None) -> Sent:
+        try:
+            self._push(datagram, 0, to)
+        except OSError as error:
+            outcome = self._one_failed(error, datagram, to)
+            if outcome is not Sent.OK:
+                return outcome
+        self.sent += 1
+        self.sent_bytes += len(datagram)
+        return Sent.OK
+
+    def _one_failed(self, error: OSError, datagram: memoryview, to: Peer | None) -> Sent:
+        if error.errno not in _FULL:
+            self.errors += 1
+            try:  # as above; EMSGSIZE too can be what a router said about an earlier datagram
+                self._push(datagram, 0, to)
+            except OSError as again:
+                error = again
+            else:
+                return Sent.OK
+        if error.errno in _FULL:
+            self.dropped += 1
+            return Sent.FULL
+        if error.errno == errno.EMSGSIZE:
+            return Sent.TOO_BIG
+        return Sent.UNREACHABLE if error.errno in _UNREACHABLE else Sent.FAILED
+
+    # --- in --------------------------------------------------------------------------------------------------------
+
+    def receive(self, buffer: memoryview) -> Batch | None:
+        """The next batch, in `buffer` of RECEIVE_SIZE bytes; None if nothing waits."""
+        for _ in range(PASSED_OVER):
+            try:
+                size, control, _, address = self._sock.recvmsg_into((buffer,), _CONTROL_SIZE)
+            except (BlockingIOError, InterruptedError):
+                return None
+            except OSError:
+                self.errors += 1
+                continue
+            if not size:
+                continue
+            segment, local = size, None
+            for _, kind, value in control:
+                if kind == UDP_GRO:
+                    segment = int.from_bytes(value, sys.byteorder)
+                else:
+                    local = value
+            self.received += -(-size // segment)
+            self.received_bytes += size
+            return Batch(buffer, size, segment, self._peer or self._sender(address, local))
+        return None
+
+    def _sender(self, address: SocketAddress, local: bytes | None) -> Peer:
+        """The sender of a batch: mostly the same as before."""
+        if self._last.address != address or self._last_local != local:
+            self._last, self._last_local = Peer(address, self._answer(local)), local
+        return self._last
+
+    def _answer(self, local: bytes | None) -> bytes:
+        """What the kernel told of the local address, as it wants to be told. The interface is left to the routes."""
+        if local is None:
+            return b""
+        if self.family == socket.AF_INET:
+            _, specific, _ = _IPV4_INFO.unpack(local)
+            return _IPV4_INFO.pack(0, specific, bytes(4))
+        own, _ = _IPV6_INFO.unpack(local)
+        return _IPV6_INFO.pack(own, 0)
+
+
+def error_name(error: OSError) -> str:
+    """The symbol of the error, as errno(3) has it."""
+    return errno.errorcode.get(error.errno or 0, str(error))

@@ -1,0 +1,388 @@
+"""Direct connections: from this machine to the destination, past every exit, because a rule says so.
+
+A DirectStream looks to its handler like a stream of the link (AnyStream), with the destination's socket where a stream
+of the link has the peer. So the front-ends and the Relay serve both alike:
+
+    application's socket <-> Relay, or HTTP <-> DirectStream <-> destination's socket
+
+What the destination does not take stays in the application's socket, what the application does not take stays in the
+destination's; half-closes and resets pass in both directions.
+
+Names are asked of this machine's own resolver, off the event loop. There is no egress policy here: whoever may use the
+proxy is on this machine or was let in by its owner. One thing is forbidden: a connection to the proxy itself
+(own_listeners.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections import Counter, deque
+from typing import Any, Final
+
+from ..address import Destination
+from ..base.tasks import spawn
+from ..errors import LocalError, StreamReason, StreamRefused
+from ..outbound.dialer import DIAL_TIMEOUT, Cancellable, connect_literal, dial
+from ..outbound.relay import SLOTS, set_reset_on_close
+from ..outbound.resolver import Resolver, SystemResolver
+from ..outbound.udp_association import UdpAssociation
+from ..session.sendlog import SLOT_HEADROOM, SlotPool
+from ..session.streams import Half, StreamHandler
+from ..session.wire import MAX_DATA, StreamProtocol
+from .own_listeners import NotOurselves
+from .requests import Request
+from .split_association import DatagramsOnly
+
+WINDOW: Final = 262_144
+"""Bytes that the handler may have received and not yet consumed."""
+
+_incoming: Final = memoryview(bytearray(WINDOW))
+
+
+class Direct:
+    """All direct connections of a client. `stop` ends them. `refused` counts those that came to nothing, by reason."""
+
+    def __init__(
+        self, slots: SlotPool, resolver: Resolver | None = None, timeout: float = DIAL_TIMEOUT
+    ) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.slots = slots
+        self.timeout = timeout
+        self.policy = NotOurselves()
+        self._own_resolver = None if resolver is not None else SystemResolver()
+        self.resolver: Resolver = resolver or self._own_resolver  # type: ignore[assignment]
+        self.streams: dict[int, DirectStream | DirectAssociation] = {}
+        """By number, oldest first."""
+        self.refused: Counter[Any] = Counter()
+        self._last = 0
+
+    def start(self, request: Request) -> None:
+        """Serve a request as a session would: with a stream, whose label it becomes, or with a refusal."""
+        self._last += 1
+        if request.protocol is StreamProtocol.UDP:
+            association = DirectAssociation(self, self._last, request)
+            self.streams[self._last] = association
+            request.opening(association)
+            association.start()
+        else:
+            stream = DirectStream(self, self._last, request)
+            self.streams[self._last] = stream
+            request.opening(stream)
+            stream.start()
+
+    def never_to(self, listening: Destination) -> None:
+        """The proxy listens there."""
+        self.policy.listening.append(listening)
+
+    def stop(self) -> None:
+        """End all of them, with resets; what the resolver still looks for is given up."""
+        for stream in list(self.streams.values()):
+            handler = stream.handler
+            stream.reset(StreamReason.SHUTTING_DOWN)
+            handler.reset(StreamReason.SHUTTING_DOWN)
+        if self._own_resolver is not None:
+            self._own_resolver.close()
+
+
+class DirectStream:
+    """A stream to a destination that this machine itself connects to; see session.streams.Stream for the calls."""
+
+    __slots__ = (
+        "_attempt", "_backlog", "_consumed", "_direct", "_failed", "_fd", "_reading", "_sock", "_starved", "_task",
+        "_turn", "destination", "handler", "id", "label", "opened", "protocol", "receive_half", "received",
+        "send_half", "sent",
+    )  # fmt: skip
+
+    def __init__(self, direct: Direct, id: int, request: Request) -> None:
+        self._direct = direct
+        self.id = id
+        self.protocol = request.protocol
+        self.destination = request.destination
+        self.handler = request.handler
+        self.label = request
+        self.opened = False
+        self.send_half = Half.OPEN
+        self.receive_half = Half.UNBORN
+        self.sent = 0
+        self.received = 0
+        self._consumed = 0
+        self._sock: socket.socket | None = None
+        self._fd = -1
+        self._attempt: Cancellable | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._backlog: deque[bytes | memoryview] = deque()
+        self._starved = False
+        self._turn = False
+        self._reading = False
+        self._failed = False
+
+    # --- connecting ------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Connect, unless the stream was reset already."""
+        if self.send_half is Half.CLOSED:
+            return
+        direct, (host, port) = self._direct, self.destination
+        if not self.destination.is_ip:
+            self._task = spawn(self._dial(), "direct connection")
+        elif not direct.policy.check_address(host, port):
+            self._connected(None, StreamReason.NOT_ALLOWED)
+        else:
+            attempt = connect_literal(direct.loop, host, port, self._connected, direct.timeout)
+            if not self.opened:
+                self._attempt = attempt
+
+    async def _dial(self) -> None:
+        direct = self._direct
+        try:
+            sock = await dial(
+                self.destination, direct.policy, resolver=direct.resolver, timeout=direct.timeout
+            )
+        except StreamRefused as refusal:
+            self._connected(None, refusal.reason)
+        except Exception:
+            # The application is not to wait for ever on a bug of ours.
+            self._connected(None, StreamReason.GENERAL)
+            raise
+        else:
+            self._connected(sock, None)
+
+    def _connected(self, sock: socket.socket | None, reason: StreamReason | None) -> None:
+        self._attempt = self._task = None
+        if self.send_half is Half.CLOSED:
+            if sock is not None:
+                sock.close()
+        elif sock is None:
+            self._end()
+            self._direct.refused[reason] += 1
+            self.handler.refused(reason or StreamReason.GENERAL)
+        else:
+            self._sock, self._fd = sock, sock.fileno()
+            self.opened = True
+            self.receive_half = Half.OPEN
+            self.handler.opened()
+            self._read_on()
+
+    # --- from the destination --------------------------------------------------------------------------------------
+
+    def _read_on(self) -> None:
+        if self.receive_half is Half.OPEN and not self._reading:
+            self._reading = True
+            self._direct.loop.add_reader(self._fd, self._on_readable)
+
+    def _pause(self) -> None:
+        if self._reading:
+            self._reading = False
+            self._direct.loop.remove_reader(self._fd)
+
+    def _on_readable(self) -> None:
+        room = WINDOW - (self.received - self._consumed)
+        if room <= 0 or self._sock is None:
+            self._pause()
+            return
+        try:
+            size = self._sock.recv_into(_incoming[:room])
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            self._fail()
+            return
+        if size:
+            self.received += size
+            self.handler.data_received(_incoming[:size])
+            return
+        self._pause()
+        self.receive_half = Half.CLOSED
+        done = self.send_half is Half.CLOSED
+        if done:
+            self._end()
+        self.handler.eof_received()
+
+    def consumed(self, size: int) -> None:
+        self._consumed += size
+        if self.received - self._consumed <= WINDOW >> 1:
+            self._read_on()
+
+    # --- to the destination ----------------------------------------------------------------------------------------
+
+    @property
+    def frame_limit(self) -> int:
+        return MAX_DATA
+
+    def request_room(self) -> int:
+        if self.send_half is not Half.OPEN or self._failed:
+            return 0
+        if self._backlog or self._sock is None:
+            self._starved = True
+            return 0
+        return SLOTS * MAX_DATA
+
+    def wait_for_turn(self) -> None:
+        if not self._turn:
+            self._turn = True
+            self._direct.loop.call_soon(self._take_turn)
+
+    def _take_turn(self) -> None:
+        self._turn = False
+        if self.send_half is Half.OPEN and not self._failed:
+            self.handler.writable()
+
+    def waits(self) -> bool:
+        return self._turn or self._starved
+
+    def send_slot(self, slot: memoryview, size: int) -> None:
+        self.send(slot[SLOT_HEADROOM : SLOT_HEADROOM + size])
+        self._direct.slots.give(slot)
+
+    def send(self, data: bytes | memoryview) -> None:
+        if self.send_half is not Half.OPEN:
+            raise LocalError("data was sent on a stream whose sending half has ended")
+        size = len(data)
+        self.sent += size
+        if self._failed:
+            return
+        taken = 0
+        if not self._backlog and self._sock is not None:
+            try:
+                taken = self._sock.send(data)
+            except (BlockingIOError, InterruptedError):
+                pass
+            except OSError:
+                # Not from within a call of the handler's own.
+                self._failed = True
+                self._direct.loop.call_soon(self._fail)
+                return
+        if taken < size:
+            if not self._backlog and self._sock is not None:
+                self._direct.loop.add_writer(self._fd, self._on_writable)
+            self._backlog.append(bytes(data[taken:]))
+
+    def _on_writable(self) -> None:
+        backlog = self._backlog
+        while backlog and self._sock is not None:
+            data = backlog[0]
+            try:
+                taken = self._sock.send(data)
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError:
+                self._fail()
+                return
+            if taken < len(data):
+                backlog[0] = memoryview(data)[taken:]
+                return
+            backlog.popleft()
+        self._direct.loop.remove_writer(self._fd)
+        if self.send_half is Half.FINISHING:
+            self._shut_down()
+        elif self._starved:
+            self._starved = False
+            self.handler.writable()
+
+    def finish(self) -> None:
+        if self.send_half is not Half.OPEN:
+            raise LocalError("a stream was finished twice")
+        self.send_half = Half.FINISHING
+        if not self._backlog:
+            self._shut_down()
+
+    def _shut_down(self) -> None:
+        self.send_half = Half.CLOSED
+        if self._sock is not None:
+            with contextlib.suppress(OSError):
+                self._sock.shutdown(socket.SHUT_WR)
+        if self.receive_half is Half.CLOSED:
+            self._end()
+
+    def send_datagram(self, destination: Destination, payload: bytes | memoryview) -> None:
+        raise LocalError("a datagram was sent on a stream of bytes")
+
+    # --- the end ---------------------------------------------------------------------------------------------------
+
+    def reset(self, reason: StreamReason) -> None:
+        if self._direct.streams.get(self.id) is not self:
+            return
+        if self._attempt is not None:
+            self._attempt.cancel()
+        if self._task is not None:
+            self._task.cancel()
+        if self._sock is not None:
+            set_reset_on_close(self._sock)
+        self._end()
+
+    def _fail(self) -> None:
+        """The destination, or the way to it, broke the connection."""
+        if self._direct.streams.get(self.id) is self:
+            self._end()
+            self.handler.reset(StreamReason.CONNECTION_RESET)
+
+    def _end(self) -> None:
+        self._direct.streams.pop(self.id, None)
+        self.send_half = self.receive_half = Half.CLOSED
+        self._starved = False
+        self._backlog.clear()
+        self._pause()
+        if self._sock is not None:
+            self._direct.loop.remove_writer(self._fd)
+            self._sock.close()
+            self._sock = None
+
+
+class DirectAssociation(DatagramsOnly):
+    """A UDP association of this machine's own sockets: one for each family, as at the exit."""
+
+    protocol = StreamProtocol.UDP
+
+    def __init__(self, direct: Direct, id: int, request: Request) -> None:
+        self._direct = direct
+        self.id = id
+        self.destination = request.destination
+        self.handler: StreamHandler = request.handler
+        self.label = request
+        self.opened = False
+        self.sent = 0
+        self.received = 0
+        self._sockets: UdpAssociation | None = None
+
+    def start(self) -> None:
+        """Nothing has to be connected."""
+        direct = self._direct
+        if self.id in direct.streams:
+            self._sockets = UdpAssociation(direct.loop, _Back(self), direct.policy, direct.resolver)
+            self.opened = True
+            self.handler.opened()
+
+    def send_datagram(self, destination: Destination, payload: bytes | memoryview) -> None:
+        if self._sockets is not None:
+            self.sent += len(payload)
+            self._sockets.datagram_received(destination, payload)
+
+    def came(self, source: Destination, payload: bytes) -> None:
+        """A datagram for the application."""
+        self.received += len(payload)
+        self.handler.datagram_received(source, memoryview(payload))
+
+    def reset(self, reason: StreamReason) -> None:
+        self._direct.streams.pop(self.id, None)
+        sockets, self._sockets = self._sockets, None
+        if sockets is not None:
+            sockets.reset(reason)
+
+
+class _Back:
+    """What the sockets take for their stream (udp.DatagramStream): the way back to the application."""
+
+    def __init__(self, association: DirectAssociation) -> None:
+        self._association = association
+        self.handler: Any = None
+
+    def accept(self) -> None:
+        """It is open as it is."""
+
+    def send_datagram(self, destination: Destination, payload: bytes | memoryview) -> None:
+        self._association.came(destination, bytes(payload))
+
+    def reset(self, reason: StreamReason) -> None:
+        """Only an end that came from the application would be answered, and none does."""

@@ -1,0 +1,230 @@
+"""The rules, applied: for each connection through the local proxy, which way it goes.
+
+    request -> rules -> tunnel   the active exit     exits.py
+                        exit     one exit, by name   exits.py
+                        direct   this machine        direct.py
+                        block    refused, NOT_ALLOWED
+
+Where there are rules, the datagrams of one UDP association may go different ways, so each is judged on its own:
+split_association.py. Without rules there is nothing to judge, the default holds for all; but with several exits the way
+through the tunnel may have to be opened anew at another one, which is the same to such an association.
+
+A connection keeps the decision that it began with; rules that are loaded later hold for those that come later.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, Final, NamedTuple
+
+from ..address import Destination
+from ..errors import ConfigError, DirectRefused, StreamBlocked, StreamReason, StreamRefused
+from ..outbound.bytestream import ByteStream
+from ..rules.engine import Decision, RuleSet
+from ..rules.syntax import Action, Verdict
+from ..session.sendlog import SlotPool
+from ..session.status import by_name
+from ..session.streams import Stream, StreamHandler
+from ..session.wire import StreamProtocol
+from .direct import Direct, DirectAssociation, DirectStream
+from .exits import Exits
+from .requests import Opening, Request, opened
+from .split_association import SplitAssociation
+
+MAX_ROWS: Final = 1_000
+"""Connections that are listed; of the oldest only the number is told."""
+DIRECT_NAME: Final = "direct"
+"""Stands where an exit's name does in the id of a direct connection: no exit may be called so."""
+
+
+class Row(NamedTuple):
+    """One open connection, for people. Sizes in bytes, `age` in seconds."""
+
+    id: str
+    """What `Dispatcher.close` takes: the exit's name or "direct", a slash, and a number."""
+    target: str
+    protocol: str
+    """"tcp" or "udp"; "dns" for a question of this side to the exit's resolver."""
+    to: str
+    """As in a rule."""
+    rule: str
+    exit: str
+    """The name of the exit; "" if it is direct."""
+    age: float
+    sent: int
+    received: int
+
+
+class Dispatcher:
+    """The Opener of the front-ends. Call `stop` in the end; the exits are the caller's own to stop."""
+
+    def __init__(self, exits: Exits, rules: RuleSet, direct: Direct | None = None) -> None:
+        if DIRECT_NAME in exits.names:
+            raise ConfigError(f'an exit cannot be called "{DIRECT_NAME}"; give it another name')
+        self.exits = exits
+        self.direct = direct or Direct(exits.slots)
+        self._tunnelled = 0
+        self._named = 0
+        self._directly = 0
+        self._blocked = 0
+        self._rules: RuleSet
+        self._always: Decision | None
+        self._splits: bool
+        self.rules = rules
+
+    @property
+    def slots(self) -> SlotPool:
+        return self.exits.slots
+
+    @property
+    def rules(self) -> RuleSet:
+        """May be set at any time. Raises ConfigError for rules that name an exit which is not there."""
+        return self._rules
+
+    @rules.setter
+    def rules(self, rules: RuleSet) -> None:
+        known = self.exits.names
+        for action in (*(rule.action for rule in rules.rules), rules.default):
+            if action.verdict is Verdict.EXIT and action.exit not in known:
+                raise ConfigError(
+                    f"a rule sends connections to the exit {action.exit}, which is not configured; "
+                    f"there are: {', '.join(known)}"
+                )
+        self._rules = rules
+        self._always = None if rules.rules else Decision(rules.default, "default", -1)
+        self._splits = bool(rules.rules) or (rules.default.verdict is Verdict.TUNNEL and len(known) > 1)
+
+    # --- Opener ----------------------------------------------------------------------------------------------------
+
+    def request(
+        self, protocol: StreamProtocol, destination: Destination, handler: StreamHandler, opening: Opening
+    ) -> None:
+        """See requests.Opener; `handler.refused(NOT_ALLOWED)` where a rule blocks the destination."""
+        if protocol is StreamProtocol.UDP and self._splits:
+            association = SplitAssociation(handler, self.decide, self.start, self._count_blocked)
+            opening(association)
+            handler.opened()
+            return
+        decision = self._always or self._rules.decide(*destination)
+        self.start(Request(protocol, destination, handler, opening, decision.action.exit, decision))
+
+    async def open(self, destination: Destination) -> ByteStream:
+        """See requests.Opener. Raises StreamBlocked where a rule blocks the destination, DirectRefused where it cannot
+        be reached from this machine, and StreamRefused."""
+        decision = self.decide(destination)
+        verdict = decision.action.verdict
+        if verdict is Verdict.BLOCK:
+            self._count_blocked()
+            raise StreamBlocked(decision.rule)
+        try:
+            return await opened(self.start, StreamProtocol.TCP, destination, decision.action.exit, decision)
+        except StreamRefused as refusal:
+            if verdict is Verdict.DIRECT:
+                raise DirectRefused(refusal.reason) from None
+            raise
+
+    def decide(self, destination: Destination) -> Decision:
+        """What the rules say of it."""
+        return self._always or self._rules.decide(*destination)
+
+    def start(self, request: Request) -> None:
+        """Send a request its way."""
+        verdict = Verdict.TUNNEL if request.decision is None else request.decision.action.verdict
+        if verdict is Verdict.TUNNEL:
+            self._tunnelled += 1
+            self.exits.start(request)
+        elif verdict is Verdict.EXIT:
+            self._named += 1
+            self.exits.start(request)
+        elif verdict is Verdict.DIRECT:
+            self._directly += 1
+            self.direct.start(request)
+        else:
+            self._count_blocked()
+            request.handler.refused(StreamReason.NOT_ALLOWED)
+
+    def _count_blocked(self) -> None:
+        self._blocked += 1
+
+    def stop(self) -> None:
+        """End the direct connections."""
+        self.direct.stop()
+
+    # --- what others read ------------------------------------------------------------------------------------------
+
+    def connections(self) -> list[Row]:
+        """The open connections, newest first, at most MAX_ROWS."""
+        now = time.monotonic()
+        found = [
+            (request.since, name, stream, request)
+            for name, stream in self._all()
+            if isinstance(request := stream.label, Request)
+        ]
+        found.sort(key=lambda each: each[0], reverse=True)
+        return [_row(name, stream, request, now) for _, name, stream, request in found[:MAX_ROWS]]
+
+    def _all(self) -> Iterator[tuple[str, Stream | DirectStream | DirectAssociation]]:
+        """The newest MAX_ROWS of each way, with the first part of their ids."""
+        for entry in self.exits.entries:
+            for stream in entry.client.streams()[-MAX_ROWS:]:
+                yield entry.name, stream
+        for direct in list(self.direct.streams.values())[-MAX_ROWS:]:
+            yield DIRECT_NAME, direct
+
+    def close(self, id: str) -> bool:
+        """Reset a connection by the id of its row, on both sides; False if it is not there (any more)."""
+        name, _, number = id.rpartition("/")
+        if not (number.isascii() and number.isdecimal() and len(number) <= 20):
+            return False
+        stream = self._find(name, int(number))
+        if stream is None:
+            return False
+        handler = stream.handler
+        stream.reset(StreamReason.CANCELLED)
+        handler.reset(StreamReason.CANCELLED)
+        return True
+
+    def _find(self, name: str, number: int) -> Stream | DirectStream | DirectAssociation | None:
+        if name == DIRECT_NAME:
+            return self.direct.streams.get(number)
+        for entry in self.exits.entries:
+            if entry.name == name:
+                return entry.client.stream(number)
+        return None
+
+    def counts(self) -> dict[str, Any]:
+        """How many connections there are and were, which way they went, and how many were refused."""
+        by = {
+            Verdict.TUNNEL.value: self._tunnelled,
+            Verdict.DIRECT.value: self._directly,
+            Verdict.BLOCK.value: self._blocked,
+            Verdict.EXIT.value: self._named,
+        }
+        blocked: Counter[Any] = Counter({StreamReason.NOT_ALLOWED: self._blocked} if self._blocked else {})
+        return {
+            "open": sum(entry.client.open_streams for entry in self.exits.entries) + len(self.direct.streams),
+            "total": sum(by.values()),
+            "by": by,
+            "refused": by_name(self.exits.refused(), self.direct.refused, blocked),
+        }
+
+
+def _row(name: str, stream: Stream | DirectStream | DirectAssociation, request: Request, now: float) -> Row:
+    decision = request.decision
+    return Row(
+        id=f"{name}/{stream.id}",
+        target=str(request.destination) if request.destination.port else "*",
+        protocol=_PROTOCOLS[request.protocol],
+        to=str(_TUNNEL if decision is None else decision.action),
+        rule="" if decision is None else decision.rule,
+        exit="" if name == DIRECT_NAME else name,
+        age=round(now - request.since, 3),
+        sent=stream.sent,
+        received=stream.received,
+    )
+
+
+_TUNNEL: Final = Action(Verdict.TUNNEL)
+_PROTOCOLS: Final = {StreamProtocol.TCP: "tcp", StreamProtocol.UDP: "udp", StreamProtocol.RESOLVER: "dns"}

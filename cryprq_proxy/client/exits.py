@@ -1,0 +1,363 @@
+"""Several exits, seen as one: each has a Client of its own, and new streams go to the active one of them.
+
+    request -> active exit healthy?  yes -> its Client
+                                     no  -> wait for whichever is healthy first, `wait_for_link` seconds at most
+    request for one exit by name    -> that one, or wait for it, and nowhere else
+
+Which one is active is for selection.py to say; here its eyes and hands are: links are asked for a sign of life every
+second, and at a change what the exit that was lost has not answered is asked for again at the next. Streams that are
+open stay with their session, which resumes when its exit comes back.
+
+In system-wide mode each Client has an ExitPort (packet_ports.py) for its network interface. With a single exit
+nothing of all this happens: the one Client does what it would do alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NamedTuple
+
+from ..address import Destination
+from ..base.tasks import spawn
+from ..carriers.carrier import clock
+from ..carriers.dial.dial import Resolve, by_system
+from ..crypto.identity import Identity
+from ..crypto.primitives import Provider
+from ..errors import ConfigError, CryprqError, StreamReason
+from ..lane.slices import Shape
+from ..outbound.bytestream import ByteStream
+from ..session.sendlog import SlotPool
+from ..session.streams import StreamHandler
+from ..session.wire import StreamProtocol
+from .client import Client, ClientNetwork, ClientSettings
+from .packet_ports import ExitPort
+from .requests import NOWHERE, Opening, Request, opened
+from .selection import PROBE_SECONDS, Seen, Selection
+from .waiting import WaitingRoom
+
+_log = logging.getLogger(__name__)
+
+FAILBACK_SECONDS: Final = 30.0
+RETRY_SECONDS: Final = 60.0
+"""An exit that cannot do what is asked of it is asked again so much later."""
+
+
+class Plan(NamedTuple):
+    """One exit of the configuration; the smaller `priority` is preferred."""
+
+    name: str
+    priority: int
+    settings: ClientSettings
+
+
+class ExitEntry:
+    """One exit. `healthy` says whether new streams may go there; `failure` why not, if the link is not to blame."""
+
+    def __init__(self, name: str, priority: int, client: Client, port: ExitPort | None = None) -> None:
+        self.name = name
+        self.priority = priority
+        self.client = client
+        self.port = port
+        self.healthy = False
+        self.failure: str | None = None
+
+    @property
+    def problem(self) -> str | None:
+        """Why it cannot be used though its link may be up."""
+        return self.failure or (None if self.port is None else self.port.complaint)
+
+    def seen(self) -> Seen:
+        client = self.client
+        up = client.up and self.failure is None and (self.port is None or self.port.usable)
+        return Seen(up, client.heard, client.round_trip, client.least_round_trip)
+
+
+def plan_exits(
+    identity: Identity,
+    provider: Provider,
+    plans: Sequence[Plan],
+    network: ClientNetwork | None = None,
+    resolve: Resolve = by_system,
+    *,
+    failback: float = FAILBACK_SECONDS,
+) -> Exits:
+    """The exits of a configuration, with one pool of buffers; each session keeps its own bound of bytes, so that an
+    exit that has fallen silent takes nothing from the others. Raises ConfigError for names that are taken."""
+    slots = SlotPool()
+    entries = []
+    for name, priority, settings in plans:
+        port = ExitPort(network) if network is not None and len(plans) > 1 else None
+        client = Client(identity, settings, provider, port or network, resolve, slots)
+        entries.append(ExitEntry(name, priority, client, port))
+    wait = max(plan.settings.wait_for_link for plan in plans)
+    return Exits(entries, slots, wait_for_link=wait, failback=failback)
+
+
+class Exits:
+    """Call `run` in a task; `stop` ends it. Times are in seconds."""
+
+    def __init__(
+        self,
+        entries: Sequence[ExitEntry],
+        slots: SlotPool,
+        *,
+        wait_for_link: float = 10.0,
+        failback: float = FAILBACK_SECONDS,
+        clock: Callable[[], float] = clock,
+        loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        names = [entry.name for entry in entries]
+        for name in names:
+            if names.count(name) > 1:
+                raise ConfigError(f"two exits are called {name}; give one of them another name")
+        self.entries = tuple(entries)
+        self.slots = slots
+        self._clock = clock
+        self._loop = loop or asyncio.get_running_loop()
+        self._by_name = dict(zip(names, self.entries, strict=True))
+        self._selection = Selection([entry.priority for entry in self.entries], failback, clock())
+        self._single = len(self.entries) == 1
+        self.active = self.entries[self._selection.active]
+        self.send_packet: Callable[[memoryview, int, int, Shape], None] = self._send_packet
+        """See Client.send_packet: to the active exit."""
+        self._waiting = WaitingRoom(wait_for_link, self._refuse, self._loop)
+        self._refused: Counter[Any] = Counter()
+        self._timer: asyncio.TimerHandle | None = None
+        self._probed = clock()
+        self._stopping = False
+        if self._single:
+            self.active.healthy = True  # its Client lets requests wait
+            self.send_packet = self.active.client.send_packet
+        else:
+            for entry in self.entries:
+                entry.client.changed = self._look
+                entry.client.redirect = self._redirect
+                if entry.port is not None:
+                    entry.port.changed = self._look
+            if self.active.port is not None:
+                self.active.port.activate()
+
+    # --- for the front-ends ----------------------------------------------------------------------------------------
+
+    def request(
+        self,
+        protocol: StreamProtocol,
+        destination: Destination,
+        handler: StreamHandler,
+        opening: Opening,
+        exit: str = "",
+    ) -> None:
+        """As `Opener.request`, through the active exit, or through the one called `exit` and no other."""
+        self.start(Request(protocol, destination, handler, opening, exit))
+
+    def start(self, request: Request) -> None:
+        """As `request`."""
+        entry = self._entry(request)
+        if entry is None or self._stopping:
+            self._refuse(request)
+        elif entry.healthy:
+            entry.client.start(request)
+        else:
+            self._waiting.add(request)
+
+    def _redirect(self, request: Request) -> bool:
+        """An exit that shuts down has refused it: whether another one gets it."""
+        if request.exit or not self.active.healthy:
+            return False
+        self.start(request)
+        return True
+
+    def _entry(self, request: Request) -> ExitEntry | None:
+        return self._by_name.get(request.exit) if request.exit else self.active
+
+    def _refuse(self, request: Request) -> None:
+        self._refused[StreamReason.LINK_DOWN] += 1
+        request.handler.refused(StreamReason.LINK_DOWN)
+
+    async def open(self, destination: Destination, exit: str = "") -> ByteStream:
+        """A TCP stream to `destination`. Raises StreamRefused."""
+        return await opened(self.start, StreamProtocol.TCP, destination, exit)
+
+    async def open_resolver(self) -> ByteStream:
+        """A stream to the active exit's own DNS resolver (RFC 7766). Raises StreamRefused."""
+        return await opened(self.start, StreamProtocol.RESOLVER, NOWHERE)
+
+    # --- for system-wide mode --------------------------------------------------------------------------------------
+
+    def _send_packet(self, buffer: memoryview, start: int, end: int, shape: Shape) -> None:
+        self.active.client.send_packet(buffer, start, end, shape)
+
+    @property
+    def lane_size(self) -> int | None:
+        """See Client.lane_size: that of the active exit."""
+        return self.active.client.lane_size
+
+    def redial(self) -> None:
+        """The way to the network has changed, and with it the way to every exit: leave all carriers for new ones."""
+        self._selection.begin_anew(self._clock())
+        for entry in self.entries:
+            entry.client.redial()
+
+    # --- for a person ----------------------------------------------------------------------------------------------
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._by_name)
+
+    def pin(self, name: str | None) -> None:
+        """Use this exit and no other, also while it cannot be reached; None: choose among them again.
+
+        Raises CryprqError if there is none of that name.
+        """
+        if name is not None and name not in self._by_name:
+            raise CryprqError(f"there is no exit of that name; choose one of: {', '.join(self.names)}")
+        self._selection.pin(None if name is None else self.names.index(name), self._clock())
+        self._look()
+
+    # --- the choice ------------------------------------------------------------------------------------------------
+
+    def _look(self) -> None:
+        """Something may have changed, or it is time to look."""
+        if self._single or self._stopping:
+            return
+        selection, now = self._selection, self._clock()
+        selection.observe([entry.seen() for entry in self.entries], now)
+        changed = False
+        for entry, healthy in zip(self.entries, selection.healthy, strict=True):
+            if entry.healthy != healthy:
+                changed = True
+                entry.healthy = healthy
+                _log.log(
+                    logging.INFO if healthy else logging.WARNING,
+                    "exit %s %s",
+                    entry.name,
+                    "answers" if healthy else "does not answer",
+                )
+        active = self.entries[selection.active]
+        if active is not self.active:
+            changed = True
+            self._switch(active)
+        if changed:
+            self._move()
+
+    def _switch(self, active: ExitEntry) -> None:
+        before, self.active = self.active, active
+        _log.warning("new connections go through exit %s, no longer through %s", active.name, before.name)
+        if before.port is not None:
+            before.port.deactivate()
+        if active.port is not None:
+            active.port.activate()
+
+    def _move(self) -> None:
+        """Serve who waits for an exit that is healthy now, and who has no answer from one that no longer is."""
+        for request in self._waiting.take(self._can_be_served):
+            self.start(request)
+        if self.active.healthy:
+            for entry in self.entries:
+                if not entry.healthy:
+                    for request in entry.client.withdraw():
+                        self.start(request)
+
+    def _can_be_served(self, request: Request) -> bool:
+        entry = self._entry(request)
+        return entry is not None and entry.healthy
+
+    def _tick(self) -> None:
+        now = self._clock()
+        if now - self._probed >= PROBE_SECONDS:
+            self._probed = now
+            for entry in self.entries:
+                entry.client.measure()
+        self._look()
+        due = min(self._probed + PROBE_SECONDS, self._selection.deadline())
+        self._timer = self._loop.call_later(max(due - self._clock(), 0.0), self._tick)
+
+    # --- life ------------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Keep the links up until `stop`. Raises CryprqError if no exit can do what is asked of it."""
+        if self._single:
+            await self.active.client.run()
+            return
+        self._tick()
+        links = [spawn(self._keep(entry), f"link to {entry.name}") for entry in self.entries]
+        try:
+            done, _ = await asyncio.wait(links, return_when=asyncio.FIRST_EXCEPTION)
+            for link in done:
+                if not link.cancelled():
+                    link.result()
+        finally:
+            for link in links:
+                link.cancel()
+
+    async def _keep(self, entry: ExitEntry) -> None:
+        """Keep one link up. Raises CryprqError if no exit is left that can do what is asked of it."""
+        while not self._stopping:
+            try:
+                entry.failure = None
+                await entry.client.run()
+                return
+            except CryprqError as error:
+                entry.failure = str(error)
+                if all(each.failure is not None for each in self.entries):
+                    raise
+                _log.error("exit %s is not used: %s", entry.name, error)
+                self._look()
+            await asyncio.sleep(RETRY_SECONDS)
+
+    async def stop(self) -> None:
+        """Close all links; what waits for one is refused."""
+        self._stopping = True
+        if self._timer is not None:
+            self._timer.cancel()
+        self._waiting.close()
+        for entry in self.entries:
+            await entry.client.stop()
+
+    # --- what others read ------------------------------------------------------------------------------------------
+
+    def refused(self) -> Counter[Any]:
+        """How many requests were refused since the start, by reason."""
+        return sum((entry.client.refused() for entry in self.entries), self._refused)
+
+    def status(self) -> list[dict[str, Any]]:
+        """One entry for each exit: what `cryprq-proxy status` and the dashboard show of the choice."""
+        return [self._entry_status(entry, entry.client.status()) for entry in self.entries]
+
+    def _entry_status(self, entry: ExitEntry, link: dict[str, Any]) -> dict[str, Any]:
+        pinned = self._selection.pinned
+        round_trip = entry.client.round_trip
+        return {
+            "name": entry.name,
+            "priority": entry.priority,
+            "active": entry is self.active,
+            "pinned": pinned is not None and entry is self.entries[pinned],
+            "healthy": entry.client.up if self._single else entry.healthy,
+            "link": link["link"],
+            **link["exit"],
+            "carrier": link.get("carrier"),
+            "round_trip": None if round_trip is None else round(round_trip, 6),
+            "last_error": entry.problem or link["last_error"],
+            "session": link["session"],
+            "carriers": link["carriers"],
+        }
+
+    def report(self) -> dict[str, Any]:
+        """The status of the client: that of the active exit's link, and all exits."""
+        links = [(entry, entry.client.status()) for entry in self.entries]
+        [active] = [link for entry, link in links if entry is self.active]
+        moved = [link["bytes"] for _, link in links]
+        return active | {
+            "waiting": active["waiting"] + len(self._waiting),
+            "bytes": {way: sum(each[way] for each in moved) for way in ("sent", "received")},
+            "rotations": sum(link["rotations"] for _, link in links),
+            "exits": [self._entry_status(entry, link) for entry, link in links],
+        }
+
+
+def keep_up(exits: Exits) -> asyncio.Task[None]:
+    """Run `exits` in a task of its own."""
+    return spawn(exits.run(), "link")

@@ -1,0 +1,67 @@
+"""The network interface of system-wide mode, shared by several exits: each has a port to it, and one port is active.
+
+What the active exit's Client says passes through. Of the others only the state is kept, to be told to the interface
+when they become active; so it moves to another exit by the same calls by which it follows a link that comes back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..lane.slices import Run
+from .client import ClientNetwork
+
+
+class ExitPort:
+    """The ClientNetwork of one exit. `changed` is called when `usable` may have changed."""
+
+    def __init__(self, network: ClientNetwork) -> None:
+        self._network = network
+        self._active = False
+        self._up = False
+        self._addresses: tuple[bytes, bytes] | None = None
+        self.changed: Callable[[], None] = lambda: None
+
+    @property
+    def complaint(self) -> str | None:
+        """What is wrong with an exit that says it carries nothing."""
+        if self._addresses is None or self.usable:
+            return None
+        return "the exit carries no packets at the moment; its log says why"
+
+    @property
+    def usable(self) -> bool:
+        """Whether the exit has handed out an address: without one it carries no packets."""
+        return self._addresses is not None and any(self._addresses[0])
+
+    def activate(self) -> None:
+        """This exit's packets are those of the interface from now on."""
+        self._active = True
+        if self._addresses is not None and any(self._addresses[0]):
+            self._network.addressed(*self._addresses)
+        self._network.link_changed(self._up)
+        self._network.lane_changed()
+
+    def deactivate(self) -> None:
+        """Another exit's are."""
+        self._active = False
+
+    def received(self, buffer: memoryview, start: int, end: int, run: Run) -> None:
+        if self._active:
+            self._network.received(buffer, start, end, run)
+
+    def addressed(self, ipv4: bytes, ipv6: bytes) -> None:
+        """None at all are kept from the interface: another exit's will follow, or its own once it has some again."""
+        self._addresses = ipv4, ipv6
+        if self._active and any(ipv4):
+            self._network.addressed(ipv4, ipv6)
+        self.changed()
+
+    def link_changed(self, up: bool) -> None:
+        self._up = up
+        if self._active:
+            self._network.link_changed(up)
+
+    def lane_changed(self) -> None:
+        if self._active:
+            self._network.lane_changed()

@@ -1,0 +1,87 @@
+"""What is asked for: a stream to a destination. Front-ends ask, an `Opener` gives, now or when the link is up.
+
+    front-end -> Dispatcher (rules: which way?) -> Exits (which exit?) -> Client -> a stream of its session
+                                                -> Direct              -> a DirectStream
+
+A Request stays with its stream, as its label, to tell later what the stream is for, and to ask again elsewhere when
+the exit fell silent before it had answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from ..address import Destination
+from ..outbound.bytestream import ByteStream, LinkStream
+from ..rules.engine import Decision
+from ..session.sendlog import SlotPool
+from ..session.streams import AnyStream, StreamHandler
+from ..session.wire import StreamProtocol
+
+NOWHERE: Final = Destination("0.0.0.0", 0)
+"""Of a stream whose destinations come later, or that has none."""
+
+type Opening = Callable[[AnyStream], None]
+"""Gets the stream before anything is called on its handler."""
+
+
+class Request:
+    """One stream that was asked for. `exit` is the name of the only exit that may serve it, or ""; `decision` what the
+    rules said, None for a stream of our own; `since` by time.monotonic."""
+
+    __slots__ = ("decision", "destination", "exit", "handler", "opening", "protocol", "since")
+
+    def __init__(
+        self,
+        protocol: StreamProtocol,
+        destination: Destination,
+        handler: StreamHandler,
+        opening: Opening,
+        exit: str = "",
+        decision: Decision | None = None,
+    ) -> None:
+        self.protocol = protocol
+        self.destination = destination
+        self.handler = handler
+        self.opening = opening
+        self.exit = exit
+        self.decision = decision
+        self.since = time.monotonic()
+
+
+class Opener(Protocol):
+    """Who gives streams to the front-ends."""
+
+    @property
+    def slots(self) -> SlotPool:
+        """The buffers for what is sent on them."""
+
+    def request(
+        self, protocol: StreamProtocol, destination: Destination, handler: StreamHandler, opening: Opening
+    ) -> None:
+        """Ask for a stream. `opening` gets it, and then `handler.opened` is called, or `handler.refused`; that may be
+        called without the other, and before this returns."""
+
+    async def open(self, destination: Destination) -> ByteStream:
+        """A TCP stream to `destination`, within a bounded time. Raises StreamRefused."""
+
+
+async def opened(
+    start: Callable[[Request], None],
+    protocol: StreamProtocol,
+    destination: Destination,
+    exit: str = "",
+    decision: Decision | None = None,
+) -> ByteStream:
+    """The stream that `start` gives, as something to await. Raises StreamRefused."""
+    link = LinkStream()
+    start(Request(protocol, destination, link, link.begin, exit, decision))
+    try:
+        await link.wait_opened()
+    except asyncio.CancelledError:
+        link.give_up()
+        raise
+    return link

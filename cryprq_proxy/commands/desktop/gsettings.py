@@ -1,0 +1,216 @@
+"""The proxy of the desktop: GNOME's settings, which Chromium, Firefox and all GLib programs follow.
+
+    on    what is set now is kept in a file, then this proxy is set
+    off   what was set before is set again
+
+A key that somebody else has changed between the two belongs to them: `off` leaves it as it is. So nothing is lost if
+`on` is called twice, or is killed half-way, or if a person picks another proxy meanwhile.
+
+There are two ways. "manual" names the proxy for every protocol; without it nothing gets out, and it sends direct what
+the rules say. "auto" names the PAC file, so that direct connections do not pass the proxy at all; but browsers that
+cannot load the file, because the client does not run yet, go past the proxy without a word. Hence manual by default.
+
+The settings are spoken to through the program `gsettings`. It says nothing when there is no session to keep a setting
+for (and ends with 0), so all values are read back.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from ...address import Destination
+from ...base.files import SharedFile
+from ...base.log import one_line
+from ...base.paths import read_text
+from ...errors import ConfigError, CryprqError
+
+SCHEMA: Final = "org.gnome.system.proxy"
+MODE: Final = f"{SCHEMA} mode"
+TIMEOUT: Final = 20.0
+"""Seconds for one call of gsettings; it asks a daemon over the session's bus."""
+
+type Settings = Mapping[str, str]
+"""GNOME's values, as gsettings writes them, by "SCHEMA KEY"."""
+
+
+class Kept(NamedTuple):
+    """What the state file holds."""
+
+    before: dict[str, str | None]
+    """What was set; None for what the desktop has of its own."""
+    applied: dict[str, str]
+    """What was set instead."""
+
+
+def state_file() -> Path:
+    """`$XDG_STATE_HOME/cryprq/system-proxy.json`, else in ~/.local/state. Raises ConfigError where there is no home."""
+    root = os.environ.get("XDG_STATE_HOME", "")
+    try:
+        place = Path(root) if os.path.isabs(root) else Path.home() / ".local" / "state"
+    except RuntimeError:
+        raise ConfigError(
+            "there is no home directory to keep the old settings in: set XDG_STATE_HOME"
+        ) from None
+    return place / "cryprq" / "system-proxy.json"
+
+
+def manual(proxy: Destination) -> dict[str, str]:
+    """The settings that name the proxy for all protocols; the mode last, when all else is there."""
+    host = f"[{proxy.host}]" if ":" in proxy.host else proxy.host
+    settings = {}
+    for kind in ("http", "https", "socks"):
+        settings[f"{SCHEMA}.{kind} host"] = _text(host)
+        settings[f"{SCHEMA}.{kind} port"] = str(proxy.port)
+    # Of another proxy: its password must not come here, and FTP must not go there.
+    settings[f"{SCHEMA}.http use-authentication"] = "false"
+    settings[f"{SCHEMA}.ftp host"] = _text("")
+    settings[f"{SCHEMA}.ftp port"] = "0"
+    settings[MODE] = _text("manual")
+    return settings
+
+
+def automatic(url: str) -> dict[str, str]:
+    """The settings that name a PAC file."""
+    return {f"{SCHEMA} autoconfig-url": _text(url), MODE: _text("auto")}
+
+
+def _text(value: str) -> str:
+    """A string as GVariant writes it. Hosts and URLs of ours hold nothing that needs an escape."""
+    return f"'{value}'"
+
+
+def turn_on(wanted: Settings, file: Path) -> None:
+    """Set `wanted` and keep in `file` what was set before. Raises ConfigError, CryprqError."""
+    gsettings = _Gsettings()
+    state = SharedFile(file, "the record of the old proxy settings")
+    with state.locked():
+        current, own = gsettings.read(), gsettings.defaults()
+        if lacking := wanted.keys() - current.keys():
+            raise CryprqError(f"this desktop's settings have no {min(lacking)}, so its proxy cannot be set")
+        kept = _load(file) or Kept({}, {})
+        for name in wanted:
+            if name not in kept.applied or current[name] != kept.applied[name]:
+                kept.before[name] = None if current[name] == own.get(name) else current[name]
+        kept.applied.update(wanted)
+        # First the record, then the settings: whoever is killed between them has changed nothing that is not kept.
+        state.replace(json.dumps(kept._asdict(), indent=1) + "\n")
+        gsettings.write(wanted)
+
+
+def turn_off(file: Path) -> list[str] | None:
+    """Set again what was set before; the keys that others have changed since and that stay as they are.
+
+    None if there is nothing to restore. Raises ConfigError, CryprqError.
+    """
+    if not file.exists():
+        return None
+    gsettings = _Gsettings()
+    with SharedFile(file, "the record of the old proxy settings").locked():
+        kept = _load(file)
+        if kept is None:
+            return None
+        current, own = gsettings.read(), gsettings.defaults()
+        ours = [name for name, value in kept.applied.items() if current.get(name) == value]
+        # The mode first: no program shall see half of another proxy.
+        gsettings.write({name: kept.before[name] for name in sorted(ours, key=lambda name: name != MODE)})
+        file.unlink()
+    wanted = {name: own.get(name) if value is None else value for name, value in kept.before.items()}
+    return sorted(name for name in wanted.keys() - set(ours) if current.get(name) != wanted[name])
+
+
+def _load(file: Path) -> Kept | None:
+    """What `turn_on` has kept. Raises ConfigError for anything else."""
+    if not file.exists():
+        return None
+    text, _ = read_text(file, "the record of the old proxy settings")
+    try:
+        raw = json.loads(text)
+        before, applied = dict(raw["before"]), dict(raw["applied"])
+    except (ValueError, TypeError, KeyError, RecursionError):
+        before, applied = {}, {"": ""}
+    good = before.keys() == applied.keys() and all(
+        name.startswith(SCHEMA) and name.count(" ") == 1 and isinstance(applied[name], str)
+        and isinstance(value, str | None) for name, value in before.items()
+    )  # fmt: skip
+    if not good:
+        raise ConfigError(
+            f"{file} is not what this program wrote there: delete it, and set the proxy in the desktop's settings"
+        )
+    return Kept(before, applied)
+
+
+class _Gsettings:
+    """The program of that name. Raises CryprqError."""
+
+    def __init__(self) -> None:
+        program = shutil.which("gsettings")
+        if program is None:
+            raise CryprqError(
+                "gsettings was not found: this command is for GNOME and desktops that share its settings;"
+                " elsewhere set the proxy in the desktop's settings, or use `cryprq-proxy env`"
+            )
+        self._program = program
+
+    def read(self, **environment: str) -> dict[str, str]:
+        """All that is set, or else the desktop's own values."""
+        lines = self._run("list-recursively", SCHEMA, **environment).splitlines()
+        found = {}
+        for line in lines:
+            schema, _, rest = line.partition(" ")
+            key, _, value = rest.partition(" ")
+            found[f"{schema} {key}"] = value
+        return found
+
+    def defaults(self) -> dict[str, str]:
+        """The desktop's own values: what a store that is empty has."""
+        return self.read(GSETTINGS_BACKEND="memory")
+
+    def write(self, values: Mapping[str, str | None]) -> None:
+        """Set what is not so yet, in this order, and see that it is; None is the desktop's own value."""
+        own, before = self.defaults(), self.read()
+        wanted = {name: own.get(name) if value is None else value for name, value in values.items()}
+        for name, value in values.items():
+            where = name.split(" ")
+            if value is None:
+                self._run("reset", *where)
+            elif value != before.get(name):
+                self._run("set", *where, value)
+        now = self.read()
+        for name in wanted:
+            if now.get(name) != wanted[name]:
+                raise CryprqError(
+                    f"the desktop did not take the setting {name}: run this in a terminal of the desktop session,"
+                    " as the user whose session it is"
+                )
+
+    def _run(self, *arguments: str, **environment: str) -> str:
+        try:
+            done = subprocess.run(
+                [self._program, *arguments],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=TIMEOUT,
+                env={**os.environ, **environment},
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise CryprqError(
+                f"gsettings gave no answer within {TIMEOUT:g} s; is the desktop session running?"
+            ) from None
+        except OSError as error:
+            reason = (error.strerror or "no reason given").lower()
+            raise CryprqError(f"gsettings cannot be run: {reason}") from None
+        if done.returncode == 0:
+            return done.stdout
+        said = one_line(done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "no reason given")[
+            :200
+        ]
+        raise CryprqError(f"the desktop's proxy settings cannot be used, because gsettings says: {said}")

@@ -1,0 +1,74 @@
+"""The commands that run until they are stopped, but for the client, which is no command but the program itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from ..base.log import setup
+from .common import config_option, identity_option, log_options, merged
+
+
+@click.command("exit", short_help="Run the exit peer.")
+@config_option
+@identity_option
+@click.option(
+    "--listen", multiple=True, metavar="HOST:PORT", help="Where clients connect (default: 0.0.0.0:4433)."
+)
+@click.option("--allow", multiple=True, metavar="PEERID", help="Let this peer in; may be repeated.")
+@click.option("--authorized", metavar="F", help="A file with the peers to let in; SIGHUP reads it again.")
+@click.option(
+    "--allow-private",
+    is_flag=True,
+    default=None,
+    help="Clients may reach this machine and the private networks behind it.",
+)
+@click.option(
+    "--tun",
+    "tun",
+    is_flag=True,
+    default=None,
+    help="Take packets of whole systems too (cryprq-proxy --tun); as root.",
+)
+@log_options
+@click.pass_context
+def exit_(
+    context: click.Context, /, config: Path | None, verbose: bool, log_format: str | None, **flags: Any
+) -> None:
+    """Run the exit peer: it takes links from the listed peers and opens their connections."""
+    from ..base.paths import config_dir
+    from ..config.client import authorized_file, load_exit
+    from ..process.lifecycle import run
+    from ..service.exit import run_exit
+
+    flags |= merged(context, verbose, log_format)
+    flags["tun.enabled"] = flags.pop("tun")
+    loaded = load_exit(config, flags)
+    setup(loaded.log_level, loaded.log_format)
+    network = None
+    if loaded.tun.enabled:
+        from ..service.system_wide import make_network
+
+        network = make_network
+    file = config_dir() / "exit.toml" if config is None else config
+    listed = authorized_file(config, loaded)
+    run(lambda stop: run_exit(loaded, lambda: load_exit(config, flags), stop, network, [file], listed))
+
+
+@click.command()
+@click.option("--listen", metavar="HOST:PORT", help="Where applications connect (default: 127.0.0.1:1080).")
+@log_options
+@click.pass_context
+def demo(context: click.Context, listen: str | None, verbose: bool, log_format: str | None) -> None:
+    """Run exit and proxy in this one process, to try it out. Ctrl-C ends it; nothing is left behind."""
+    from ..process.lifecycle import run
+    from ..service.demo import run_demo
+
+    flags = merged(context, verbose, log_format)
+    setup("debug" if flags["log_level"] else "info", "json" if flags["log_format"] == "json" else "text")
+    run(lambda stop: run_demo(listen, click.echo, stop))
+
+
+COMMANDS: Final = (exit_, demo)

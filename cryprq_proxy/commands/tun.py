@@ -1,0 +1,65 @@
+"""What belongs to system-wide mode: opening it for a moment, keeping it, testing it, undoing it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Final
+
+import click
+
+from ..errors import ConfigError, CryprqError
+from .common import FILE, ask, config_option, control_sockets
+
+
+@click.command()
+@click.argument("seconds", type=click.IntRange(1, 3600))
+@config_option
+def pause(seconds: int, config: Path | None) -> None:
+    """Let this machine past the tunnel for so many SECONDS, as for the login page of a hotel. Ends by itself."""
+    ask(control_sockets(config), "pause", str(seconds))
+    click.echo(f"open for {seconds} s; programs that are started now are not tunnelled")
+
+
+@click.command()
+@config_option
+def confirm(config: Path | None) -> None:
+    """Keep what `--tun --confirm SECONDS` has set up."""
+    ask(control_sockets(config), "confirm")
+    click.echo("confirmed")
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
+@click.option("--target", multiple=True, metavar="ADDRESS", help="Send to this address; may be repeated.")
+@config_option
+def leaktest(as_json: bool, target: tuple[str, ...], config: Path | None) -> None:
+    """Send packets of the kinds that leak, and see from what leaves this machine whether any does; as root.
+
+    Without --target they go to public resolvers. Exit code 1 on a leak.
+    """
+    from ..service.system_wide import leak_test
+
+    sockets = control_sockets(config)
+    try:
+        answers = ask(sockets)
+    except CryprqError as error:
+        raise ConfigError(str(error)) from None
+    code, table, plain = leak_test(answers, target)
+    click.echo(json.dumps(plain, indent=2) if as_json else table)
+    raise click.exceptions.Exit(code)
+
+
+@click.command()
+@click.option(
+    "--state-dir", type=FILE, metavar="D", help="Where the journal is (default: /var/lib/cryprq-proxy)."
+)
+def cleanup(state_dir: Path | None) -> None:
+    """Undo what --tun has changed on this machine, after a crash. Harmless at any other time."""
+    from ..config.tun import STATE
+    from ..service.system_wide import clean_up
+
+    clean_up(state_dir or STATE, click.echo)
+
+
+COMMANDS: Final = (pause, confirm, leaktest, cleanup)

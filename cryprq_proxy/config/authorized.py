@@ -1,0 +1,152 @@
+"""The exit's list of peers, the file `authorized`: reading it, and changing it line by line.
+
+    # friends
+    aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa laptop of Alice   # since May
+
+One peer id a line, then perhaps a name; # begins a comment. People edit this file too, so a change touches the lines of
+that peer alone, and whatever text stands behind an id counts as its name. Names that are given here are unique.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from ..base.files import SharedFile
+from ..base.log import one_line
+from ..base.paths import read_text
+from ..crypto.identity import PEER_ID_LENGTH, PeerId
+from ..errors import ConfigError
+
+WHAT: Final = "the list of authorized peers"
+MAX_NAME: Final = 64
+"""Characters."""
+_ID_LIKE: Final = re.compile(f"[a-z2-7]{{{PEER_ID_LENGTH}}}", re.IGNORECASE)
+_LINE: Final = re.compile(r"(\s*)(?P<id>[^\s#]+)(?P<name>[^#]*?)(?P<rest>\s*(?:#.*)?)", re.DOTALL)
+
+
+class Peer(NamedTuple):
+    """One line of the list."""
+
+    peer_id: PeerId
+    name: str
+    """As written there; may be empty."""
+
+    @property
+    def shown(self) -> str:
+        """Its name for a terminal, or the id of one that has none."""
+        return one_line(self.name) or str(self.peer_id)
+
+
+def check_name(name: str) -> str:
+    """`name`, if it can name a peer; raises ConfigError with the reason."""
+    if not 1 <= len(name) <= MAX_NAME:
+        raise ConfigError(f"a peer's name has 1 to {MAX_NAME} characters, but this one has {len(name)}")
+    if not name.isprintable() or "#" in name or name != name.strip():
+        raise ConfigError(
+            f"{name!a} cannot name a peer: use printable characters without #, and no space at the ends"
+        )
+    if _ID_LIKE.fullmatch(name):
+        raise ConfigError("a peer's name must not look like a peer id")
+    return name
+
+
+def free_name(wanted: str, taken: Iterable[str]) -> str:
+    """`wanted`, or that with a number behind it where it is taken."""
+    names, number, name = set(taken), 1, wanted
+    while name in names:
+        number += 1
+        suffix = f"-{number}"
+        name = wanted[: MAX_NAME - len(suffix)].rstrip() + suffix
+    return name
+
+
+def parse_peers(text: str, file: Path) -> tuple[Peer, ...]:
+    """The peers of such a text; `file` is its name in errors. Raises ConfigError with the line that is wrong."""
+    peers = []
+    for number, line in enumerate(text.splitlines(), 1):
+        words = line.partition("#")[0].split(maxsplit=1)
+        if words:
+            try:
+                peers.append(Peer(PeerId.parse(words[0]), words[1].strip() if len(words) > 1 else ""))
+            except ConfigError as error:
+                raise ConfigError(f"{file}: line {number}: {error}") from None
+    return tuple(peers)
+
+
+def read_peers(file: Path) -> tuple[Peer, ...]:
+    """The peers of a file that must exist. Raises ConfigError."""
+    return parse_peers(read_text(file, WHAT)[0], file)
+
+
+class PeersFile:
+    """Reads and changes the list; a missing file is an empty one. All methods block a moment and raise ConfigError."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = SharedFile(file, WHAT)
+
+    def read(self) -> tuple[Peer, ...]:
+        return parse_peers(self._file.read(), self._file.path)
+
+    def add(self, peer_id: PeerId, name: str) -> Peer:
+        """Add a peer that is not on the list under `name`, or under a free one like it. One that is stays as it is."""
+        check_name(name)
+        with self._file.locked():
+            text = self._file.read()
+            peers = parse_peers(text, self._file.path)
+            for peer in peers:
+                if peer.peer_id == peer_id:
+                    return peer
+            new = Peer(peer_id, free_name(name, (peer.name for peer in peers)))
+            end = "\n" if text and not text.endswith("\n") else ""
+            self._file.replace(f"{text}{end}{peer_id} {new.name}\n")
+        return new
+
+    def rename(self, old: str, new: str) -> Peer:
+        """Give the peer of that name or id another name."""
+        check_name(new)
+        with self._file.locked():
+            text = self._file.read()
+            peers = parse_peers(text, self._file.path)
+            peer = find(peers, old)
+            if any(other.name == new and other.peer_id != peer.peer_id for other in peers):
+                raise ConfigError(f"another peer is called {one_line(new)} already; choose another name")
+            lines = text.splitlines(keepends=True)
+            self._file.replace("".join(_renamed(line, peer.peer_id, new) for line in lines))
+        return Peer(peer.peer_id, new)
+
+    def revoke(self, who: str) -> Peer:
+        """Take the peer of that name or id off the list."""
+        with self._file.locked():
+            text = self._file.read()
+            peer = find(parse_peers(text, self._file.path), who)
+            lines = text.splitlines(keepends=True)
+            self._file.replace("".join(line for line in lines if _id_of(line) != peer.peer_id))
+        return peer
+
+
+def find(peers: Iterable[Peer], who: str) -> Peer:
+    """The peer of that name or id. Raises ConfigError if there is none, or if several have that name."""
+    wanted = PeerId.parse(who) if _ID_LIKE.fullmatch(who) else None
+    found = {peer.peer_id: peer for peer in peers if peer.peer_id == wanted or peer.name == who}
+    if len(found) > 1:
+        raise ConfigError(
+            f"{len(found)} peers are called {one_line(who[:MAX_NAME])}; say which one by its peer id"
+        )
+    if not found:
+        raise ConfigError(f"no peer is called {one_line(who[:MAX_NAME])}; `cryprq-proxy peers` lists them")
+    return next(iter(found.values()))
+
+
+def _id_of(line: str) -> PeerId | None:
+    words = line.partition("#")[0].split(maxsplit=1)
+    return PeerId.parse(words[0]) if words else None
+
+
+def _renamed(line: str, peer_id: PeerId, name: str) -> str:
+    match = _LINE.fullmatch(line)
+    if match is None or _id_of(line) != peer_id:
+        return line
+    return f"{match[1]}{match['id']} {name}{match['rest']}"

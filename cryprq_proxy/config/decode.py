@@ -1,0 +1,248 @@
+"""From TOML and flags to the values of a struct, strictly, and with errors that a person can act upon.
+
+The fields of a msgspec struct are the known keys. Each is annotated with a type, and with what the helpers below make:
+a range or choice that msgspec checks, or a `Text` that reads a string. An error says where the value stands (file and
+key, or flag), what is expected there and what came instead.
+"""
+
+from __future__ import annotations
+
+import datetime
+import difflib
+import re
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final, get_args, get_origin, get_type_hints
+
+import msgspec
+from msgspec import Meta, Struct
+
+from ..errors import ConfigError, CryprqError
+
+_BARE_KEY: Final = re.compile("[A-Za-z0-9_-]{1,60}")
+_SIZE: Final = re.compile(r"([0-9]{1,15}) ?([KMGT]iB)?")
+MAX_TABLES: Final = 10_000
+"""Tables of one name, as [[rule]]."""
+_UNITS: Final = {None: 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
+
+
+# --- what a field's annotation may hold ---
+
+
+class Text(Struct, frozen=True):
+    """Annotates a field that a person writes as a string (if `many`: as one, or as a list of them).
+
+    `parse` raises CryprqError; its text follows the place. `expected` completes "expected ..., got an integer", unless
+    `integers` lets those stand for their decimal digits.
+    """
+
+    parse: Callable[[str], Any]
+    expected: str
+    many: bool = False
+    integers: bool = False
+
+
+def seconds(low: float, high: float) -> Meta:
+    """A duration in seconds within a range, borders included."""
+    return Meta(ge=low, le=high, description=f"a number of seconds from {low:g} to {high:g}")
+
+
+def count(low: int, high: int) -> Meta:
+    """A whole number within a range, borders included."""
+    return Meta(ge=low, le=high, description=f"a whole number from {low} to {high}")
+
+
+def size(low: int, high: int) -> Meta:
+    """A number of bytes within a range, borders included; strings like "16 MiB" are read as well."""
+    expected = f'a size from {in_units(low)} to {in_units(high)}, in bytes or like "16 MiB"'
+    return Meta(ge=low, le=high, description=expected, extra={"size": True})
+
+
+def choice(*names: str) -> Meta:
+    """One of the strings of a Literal type."""
+    return Meta(description="one of " + ", ".join(f'"{name}"' for name in names))
+
+
+def switch() -> Meta:
+    return Meta(description="true or false")
+
+
+def path() -> Text:
+    """A file name; `~` is the home directory. `decode` resolves relative ones."""
+    return Text(_parse_path, "a string with the path of a file")
+
+
+def _parse_path(text: str) -> Path:
+    if not text or not text.isprintable():
+        raise ConfigError("expected the path of a file, without control characters")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise ConfigError(f"{text} is in a home directory that is not known here") from None
+
+
+def in_units(number: int) -> str:
+    """A size in the largest unit that divides it: 65536 is "64 KiB"."""
+    unit, scale = max(
+        ((unit, scale) for unit, scale in _UNITS.items() if number % scale == 0), key=lambda pair: pair[1]
+    )
+    return f"{number // scale} {unit or 'bytes'}"
+
+
+# --- decoding ---
+
+
+def decode_file(kind: type[Struct], text: str, source: Path) -> dict[str, Any]:
+    """The values that the TOML in `text` gives to the fields of `kind`. Raises ConfigError.
+
+    `source` begins every error, and relative paths start beside it.
+    """
+    try:
+        document = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        # A recursion error has a text about Python; all others say what is wrong and in which line.
+        reason = "too deeply nested" if isinstance(error, RecursionError) else str(error)
+        raise ConfigError(f"{source}: not valid TOML: {reason}") from None
+    return decode_table(kind, document, source)
+
+
+def decode_flags(kind: type[Struct], flags: Mapping[str, object]) -> dict[str, Any]:
+    """The values that command-line flags give to the fields of `kind`; None and () count as not given.
+
+    Relative paths start at the working directory. Raises ConfigError.
+    """
+    hints = get_type_hints(kind, include_extras=True)
+    given = {key: value for key, value in flags.items() if value is not None and value != ()}
+    return {
+        key: _value(hints[key], value, f"--{key.replace('_', '-')}", Path()) for key, value in given.items()
+    }
+
+
+def decode_table(
+    kind: type[Struct], table: Mapping[str, Any], source: Path, prefix: str = ""
+) -> dict[str, Any]:
+    """The same for a table that is read already; `prefix` is its name and a dot."""
+    hints = get_type_hints(kind, include_extras=True)
+    values: dict[str, Any] = {}
+    for key, raw in table.items():
+        if key not in hints:
+            raise ConfigError(f"{source}: {prefix}{_shown(key)}: unknown key; {_advice(kind, key, prefix)}")
+        hint, where = hints[key], f"{source}: {prefix}{key}"
+        if (row := _row(hint)) is not None:
+            if not isinstance(raw, list):
+                raise ConfigError(f"{where}: expected tables, each under [[{prefix}{key}]], got {_kind(raw)}")
+            if len(raw) > MAX_TABLES:
+                raise ConfigError(f"{where}: at most {MAX_TABLES} of these tables are read, got {len(raw)}")
+            values[key] = tuple(
+                _table(row, each, source, f"{prefix}{key}[{number}]") for number, each in enumerate(raw, 1)
+            )
+        elif _is_table(hint):
+            values[key] = _table(hint, raw, source, f"{prefix}{key}")
+        else:
+            values[key] = _value(hint, raw, where, source.parent)
+    return values
+
+
+def _table(kind: type[Struct], raw: object, source: Path, name: str) -> Struct:
+    """The struct that one table stands for; `name` is how errors call it."""
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{source}: {name}: expected a table, [{name}], got {_kind(raw)}")
+    inner = decode_table(kind, raw, source, f"{name}.")
+    missing = [
+        field.name for field in msgspec.structs.fields(kind) if field.required and field.name not in inner
+    ]
+    if missing:
+        raise ConfigError(f"{source}: {name}: {missing[0]} is missing; every one of these tables needs it")
+    try:
+        return kind(**inner)
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {name}: {error}" if "[" in name else f"{source}: {error}") from None
+
+
+def _value(hint: Any, raw: object, where: str, base: Path) -> Any:
+    """`raw` as a value of the annotated type `hint`."""
+    mark: Text | Meta = hint.__metadata__[0]
+    if isinstance(mark, Text):
+        if not mark.many:
+            return _text(mark, raw, where, base)
+        items = raw if isinstance(raw, list | tuple) else (raw,)
+        return tuple(_text(mark, item, where, base) for item in items)
+    if mark.extra and isinstance(raw, str):
+        match = _SIZE.fullmatch(raw)
+        raw = int(match[1]) * _UNITS[match[2]] if match else raw
+    try:
+        return msgspec.convert(raw, hint)
+    except msgspec.ValidationError:
+        raise ConfigError(f"{where}: expected {mark.description}, got {_kind(raw)}") from None
+
+
+def _text(mark: Text, raw: object, where: str, base: Path) -> Any:
+    if mark.integers and isinstance(raw, int) and not isinstance(raw, bool) and abs(raw) < 10**18:
+        raw = str(raw)
+    if not isinstance(raw, str):
+        raise ConfigError(f"{where}: expected {mark.expected}, got {_kind(raw)}")
+    try:
+        value = mark.parse(raw)
+    except CryprqError as error:
+        raise ConfigError(f"{where}: {error}") from None
+    return base / value if isinstance(value, Path) else value
+
+
+def _is_table(hint: Any) -> bool:
+    return isinstance(hint, type) and issubclass(hint, Struct)
+
+
+def _row(hint: Any) -> type[Struct] | None:
+    """The struct of each table in a field that is a `tuple[Struct, ...]`."""
+    arguments = get_args(hint)
+    if get_origin(hint) is tuple and len(arguments) == 2 and _is_table(arguments[0]):
+        row: type[Struct] = arguments[0]
+        return row
+    return None
+
+
+# --- words ---
+
+
+def _kind(raw: object) -> str:
+    """What came instead. Strings are not repeated, since they may be secrets in the wrong place."""
+    match raw:
+        case bool():
+            return "true" if raw else "false"
+        case int():
+            return f"the integer {raw}" if abs(raw) < 10**18 else "an enormous integer"
+        case float():
+            return f"the number {raw:g}"
+        case str():
+            return "a string"
+        case list() | tuple():
+            return "a list"
+        case dict():
+            return "a table"
+        case datetime.datetime() | datetime.date() | datetime.time():
+            return "a date or time"
+    return f"a {type(raw).__name__}"
+
+
+def _shown(key: str) -> str:
+    return key if _BARE_KEY.fullmatch(key) else ascii(key[:60])
+
+
+def _advice(kind: type[Struct], key: str, prefix: str) -> str:
+    """The known key that is nearest, wherever in the file it belongs; else the keys that this table has."""
+    below = {name.rpartition(".")[2]: f"{prefix}{name}" for name in _keys(kind)}
+    names = difflib.get_close_matches(key[:60].lower().replace("-", "_"), below, n=1)
+    if names:
+        return f'did you mean "{below[names[0]]}"?'
+    return f"known keys are {', '.join(get_type_hints(kind))}"
+
+
+def _keys(kind: type[Struct]) -> Iterator[str]:
+    """The dotted names of all keys; those of this table last, so that they win over a namesake further down."""
+    hints = get_type_hints(kind)
+    for name, hint in hints.items():
+        table = hint if _is_table(hint) else _row(hint)
+        if table is not None:
+            yield from (f"{name}.{inner}" for inner in _keys(table))
+    yield from hints

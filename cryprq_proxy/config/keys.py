@@ -1,0 +1,42 @@
+"""From a configuration to the keys: which implementation of ML-KEM and ML-DSA, and the identity in its file."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+from ..crypto.identity import Identity
+from ..crypto.primitives import Provider, select_provider
+from ..errors import ConfigError
+from .client import ProviderChoice
+
+_log = logging.getLogger(__name__)
+
+
+def choose_provider(choice: ProviderChoice) -> Provider:
+    """The provider of that name, with a warning if it is the slow one. Raises ConfigError."""
+    provider = select_provider(None if choice == "auto" else choice)
+    if not provider.fast:
+        _log.warning(
+            "ML-KEM and ML-DSA come from %s: slow, and not in constant time; better is a `cryptography` package "
+            "with OpenSSL 3.5 or later",
+            provider.name,
+        )
+    return provider
+
+
+def own_identity(provider: Provider, path: Path) -> Identity:
+    """The identity in that file, made now if there is none. Raises ConfigError."""
+    if not os.path.lexists(path):
+        identity = Identity.generate(provider)
+        try:
+            identity.save(path)
+        except ConfigError:
+            if not os.path.lexists(path):
+                raise
+            # The other role, started at the same moment, made it.
+        else:
+            _log.info("a new identity is in %s: its peer id is %s", path, identity.peer_id)
+            return identity
+    return Identity.load(provider, path)

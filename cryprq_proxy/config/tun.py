@@ -1,0 +1,137 @@
+"""The parts of the configuration about packets: the datagram lane, system-wide mode and its DNS, the exit's network."""
+
+from __future__ import annotations
+
+import pwd
+import re
+from ipaddress import IPv4Network, IPv6Network, ip_interface, ip_network
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+import msgspec
+from msgspec import Struct
+
+from ..errors import ConfigError
+from .decode import Text, choice, count, path, seconds, size, switch
+
+STATE: Final = Path("/var/lib/cryprq-proxy")
+MAX_UID: Final = 4_294_967_294
+MAX_USERS: Final = 65_536
+"""User ids in one range: the filter has an element for each."""
+_IDS: Final = re.compile(r"([0-9]{1,10})(?:-([0-9]{1,10}))?")
+
+type Network = IPv4Network | IPv6Network
+
+
+def parse_prefix(text: str) -> Network:
+    """Read "192.0.2.0/24" or a single address. Raises ConfigError."""
+    try:
+        if "%" in text:
+            raise ValueError("a zone says nothing here")
+        network = ip_network(text, strict=False)
+    except ValueError:
+        raise ConfigError(f"expected an address or prefix like 192.0.2.0/24, got {text[:60]!a}") from None
+    if str(network.network_address) != str(ip_interface(text).ip):
+        raise ConfigError(f"{text} is an address within a prefix; write {network} for all of it")
+    return network
+
+
+def _parse_pool4(text: str) -> IPv4Network:
+    network = parse_prefix(text)
+    if isinstance(network, IPv4Network):
+        return network
+    raise ConfigError(f"expected an IPv4 prefix, got {text}")
+
+
+def _parse_pool6(text: str) -> IPv6Network:
+    network = parse_prefix(text)
+    if isinstance(network, IPv6Network):
+        return network
+    raise ConfigError(f"expected an IPv6 prefix, got {text}")
+
+
+def parse_users(text: str) -> tuple[int, int]:
+    """Read a user's name, an id, or a range of ids "1000-1999". Raises ConfigError."""
+    numbers = _IDS.fullmatch(text)
+    if numbers is not None:
+        first, last = int(numbers[1]), int(numbers[2] or numbers[1])
+        if first <= last <= MAX_UID and last - first < MAX_USERS:
+            return first, last
+        raise ConfigError(
+            f"{text} is no range of user ids: the smaller one comes first, none is above {MAX_UID}, "
+            f"and at most {MAX_USERS} fit"
+        )
+    try:
+        uid = pwd.getpwnam(text).pw_uid
+    except (KeyError, ValueError):  # the latter for what can be no name, like one with a NUL in it
+        raise ConfigError(
+            f"there is no user {text[:60]!a} here; give a name, an id, or ids like 1000-1999"
+        ) from None
+    return uid, uid
+
+
+def parse_split(text: str) -> tuple[str, tuple[str, ...]]:
+    """Read "corp.example=10.0.0.1,10.0.0.2". Raises ConfigError."""
+    domain, _, servers = text.partition("=")
+    listed = tuple(server.strip() for server in servers.split(","))
+    if not domain or not all(listed):
+        raise ConfigError(f"expected DOMAIN=SERVER or DOMAIN=SERVER,SERVER, got {text[:60]!a}")
+    return domain.strip(), listed
+
+
+_PREFIXES: Final = Text(parse_prefix, 'a list of prefixes like "192.0.2.0/24"', many=True)
+_USERS: Final = Text(parse_users, 'a list of users like "alice", "1000" or "1000-1999"', many=True)
+_NAMES: Final = Text(str, 'a list of names like "ads.example"', many=True)
+_SERVERS: Final = Text(str, 'a list of servers like "exit" or "tls://1.1.1.1#cloudflare-dns.com"', many=True)
+_SPLIT: Final = Text(parse_split, 'a list of strings like "corp.example=10.0.0.1"', many=True)
+_FILES: Final = Text(lambda text: Path(text), "a list of files", many=True)
+_POOL4: Final = Text(_parse_pool4, 'a prefix like "100.96.0.0/16"')
+_POOL6: Final = Text(_parse_pool6, 'a prefix like "fd63:7279:7071::/64"')
+
+
+class Lane(Struct, frozen=True, kw_only=True):
+    """The datagram lane beside the link."""
+
+    enabled: Annotated[bool, switch()] = True
+    offload: Annotated[Literal["auto", "off"], choice("auto", "off")] = "auto"
+
+
+class Dns(Struct, frozen=True, kw_only=True):
+    """The DNS forwarder of system-wide mode."""
+
+    upstreams: Annotated[tuple[str, ...], _SERVERS] = ("exit",)
+    split: Annotated[tuple[tuple[str, tuple[str, ...]], ...], _SPLIT] = ()
+    blocklists: Annotated[tuple[Path, ...], _FILES] = ()
+    block: Annotated[tuple[str, ...], _NAMES] = ()
+    allow: Annotated[tuple[str, ...], _NAMES] = ()
+    block_answer: Annotated[Literal["nxdomain", "zero"], choice("nxdomain", "zero")] = "nxdomain"
+    cache_entries: Annotated[int, count(1, 1_000_000)] = 10_000
+    cache_bytes: Annotated[int, size(1 << 16, 1 << 30)] = 16 << 20
+    stale: Annotated[float, seconds(0, 259_200)] = 86_400.0
+
+
+class Tun(Struct, frozen=True, kw_only=True):
+    """System-wide mode of the client."""
+
+    enabled: Annotated[bool, switch()] = False
+    exclude: Annotated[tuple[Network, ...], _PREFIXES] = ()
+    include: Annotated[tuple[Network, ...], _PREFIXES] = ()
+    exclude_uid: Annotated[tuple[tuple[int, int], ...], _USERS] = ()
+    lan: Annotated[Literal["allow", "block"], choice("allow", "block")] = "allow"
+    kill_switch: Annotated[Literal["on", "off"], choice("on", "off")] = "on"
+    inbound: Annotated[Literal["block", "keep"], choice("block", "keep")] = "block"
+    confirm: Annotated[float, seconds(0, 3600)] = 0.0
+    offload: Annotated[Literal["auto", "off"], choice("auto", "off")] = "auto"
+    state_dir: Annotated[Path, path()] = STATE
+    dns: Dns = msgspec.field(default_factory=Dns)
+
+
+class ExitTun(Struct, frozen=True, kw_only=True):
+    """The network interface of the exit, for clients in system-wide mode."""
+
+    enabled: Annotated[bool, switch()] = False
+    pool4: Annotated[IPv4Network, _POOL4] = IPv4Network("100.96.0.0/16")
+    pool6: Annotated[IPv6Network, _POOL6] = IPv6Network("fd63:7279:7071::/64")
+    isolate: Annotated[bool, switch()] = True
+    offload: Annotated[Literal["auto", "off"], choice("auto", "off")] = "auto"
+    state_dir: Annotated[Path, path()] = STATE

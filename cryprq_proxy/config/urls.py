@@ -1,0 +1,116 @@
+"""Addresses as a person writes them: an exit, a proxy on the way to it, and where to listen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, Literal
+from urllib.parse import unquote_to_bytes
+
+from ..address import AddressError, Destination, parse_host_port
+from ..carriers.dial.dial import Upstream
+from ..carriers.dial.endpoint import CarrierKind, Endpoint, is_path, parse_endpoint
+from ..crypto.identity import PeerId
+from ..errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class PeerUrl:
+    """An exit: who it must prove to be, and how it is reached."""
+
+    peer_id: PeerId
+    endpoint: Endpoint
+
+
+_CARRIERS: Final[Mapping[str, CarrierKind]] = {"cryprq": "tcp", "cryprq+ws": "ws", "cryprq+wss": "wss"}
+_PROXIES: Final[Mapping[str, Literal["socks5", "http"]]] = {
+    "socks5": "socks5",
+    "socks5h": "socks5",  # names are always left to the proxy
+    "http": "http",
+}
+
+
+def parse_peer_url(text: str) -> PeerUrl:
+    """Read "cryprq://PEERID@HOST:PORT", "cryprq+wss://PEERID@HOST[:PORT][/PATH]" or the same with ws. Raises
+    ConfigError."""
+    scheme, separator, rest = text.partition("://")
+    peer, at, where = rest.partition("@")
+    carrier = _CARRIERS.get(scheme.lower())
+    if carrier is None or not separator or not at:
+        raise ConfigError(
+            f"expected cryprq://PEERID@HOST:PORT or cryprq+wss://PEERID@HOST/PATH, got {text[:100]!a}"
+        )
+    try:
+        return PeerUrl(PeerId.parse(peer), parse_endpoint(carrier, where))
+    except AddressError as error:
+        raise ConfigError(str(error)) from None
+
+
+def parse_upstream(text: str) -> Upstream:
+    """Read "socks5://[USER:PASSWORD@]HOST:PORT" or the same with http, user and password percent-encoded where needed.
+    Raises ConfigError."""
+    scheme, separator, rest = text.partition("://")
+    login, at, where = rest.removesuffix("/").rpartition("@")
+    user, colon, password = login.partition(":")
+    kind = _PROXIES.get(scheme.lower())
+    try:
+        if kind is None or not separator or (at and not colon):
+            raise AddressError("no address of a proxy")
+        address = _endpoint(where)
+    except AddressError:
+        # Nothing of the text is shown: where a part is missing, another part may be the password.
+        raise ConfigError(
+            "expected socks5://HOST:PORT or http://HOST:PORT, perhaps with USER:PASSWORD@ before the host"
+        ) from None
+    if not at:
+        return Upstream(address, kind=kind)
+    upstream = Upstream(address, _login_part(user), _login_part(password), kind)
+    if kind == "http" and ":" in (upstream.user or ""):
+        raise ConfigError("the user of an HTTP proxy has no colon (RFC 7617)")
+    return upstream
+
+
+def _login_part(quoted: str) -> str:
+    try:
+        part = unquote_to_bytes(quoted)
+        if 1 <= len(part) <= 255:
+            return part.decode("utf-8")
+    except UnicodeError:
+        pass
+    raise ConfigError("user and password of an upstream proxy have 1 to 255 bytes of UTF-8 each")
+
+
+def _endpoint(text: str) -> Destination:
+    address = parse_host_port(text)
+    if address.port == 0:
+        raise AddressError(f"expected a port from 1 to 65535 in {text!a}, got 0")
+    return address
+
+
+def parse_listen_or_off(text: str) -> Destination | None:
+    """Read "HOST:PORT", or "off" as None. Raises ConfigError."""
+    return None if text == "off" else parse_host_port(text)
+
+
+def parse_web_path(text: str) -> str:
+    """Read the path of a WebSocket listener, like "/cryprq". Raises ConfigError."""
+    if is_path(text):
+        return text
+    raise ConfigError(f'expected a path like "/cryprq", without a query or a fragment, got {text[:100]!a}')
+
+
+def parse_public(text: str) -> str:
+    """Read where clients reach an exit: "HOST", "HOST:PORT" or "wss://HOST[:PORT]/PATH". Raises ConfigError."""
+    scheme, separator, rest = text.partition("://")
+    try:
+        if not separator:
+            parse_host_port(text, 1)
+        elif scheme in ("ws", "wss"):
+            parse_endpoint(_CARRIERS[f"cryprq+{scheme}"], rest)
+        else:
+            raise AddressError("no address of an exit")
+    except AddressError:
+        raise ConfigError(
+            f"expected an address like exit.example:4433 or wss://exit.example/path, got {text[:100]!a}"
+        ) from None
+    return text

@@ -1,0 +1,98 @@
+"""What only an exit is asked: who is let in, whether clients can reach it, and whether it reaches the Internet."""
+
+from __future__ import annotations
+
+import time
+
+from ..config.client import ExitConfig
+from ..errors import ConfigError
+from ..exit.egress import own_addresses
+from ..pairing.invitation import is_global, own_address
+from ..pairing.invite_store import InviteStore, beside
+from .checks import Context, Verdict, fail, ok, skip, warn
+from .machine import bindable, runs
+
+
+def _exit(context: Context) -> ExitConfig:
+    assert context.exit is not None
+    return context.exit
+
+
+async def peers(context: Context) -> Verdict:
+    config = _exit(context)
+    listed = config.authorised_peers()
+    if not listed:
+        return fail("no client is on the list, so nobody gets in", "invite one: cryprq-proxy invite NAME")
+    text = f"{len(listed)} client{'' if len(listed) == 1 else 's'} may come in"
+    now = (context.running or {}).get("authorised")
+    if isinstance(now, int) and now != len(listed):
+        return warn(
+            f"{text}, but the running exit knows {now}",
+            "send it SIGHUP, and look into its log if that does not help",
+        )
+    return ok(text)
+
+
+async def invites(context: Context) -> Verdict:
+    config = _exit(context)
+    if config.authorized is None:
+        return skip("there is no list `authorized` yet; the first invite makes it")
+    open_ones = InviteStore(beside(config.authorized)).open(time.time())
+    if not open_ones:
+        return ok("no invite is open")
+    names = ", ".join(invite.name for invite in open_ones[:5])
+    return ok(f"{len(open_ones)} open invite{'' if len(open_ones) == 1 else 's'}: {names}")
+
+
+async def listeners(context: Context) -> Verdict:
+    """TCP ports; the lane's UDP ports have the same numbers."""
+    config = _exit(context)
+    addresses = [*config.listen, *([config.websocket.listen] if config.websocket.listen else [])]
+    if not runs(context):
+        return bindable(addresses)
+    told = (context.running or {}).get("listen")
+    shown = ", ".join(map(str, told)) if isinstance(told, list) else "?"
+    missing = [
+        str(address) for address in config.listen if isinstance(told, list) and str(address) not in told
+    ]
+    if missing and all(address.port for address in config.listen):
+        return warn(
+            f"the running exit listens on {shown}, not on {', '.join(missing)}",
+            "restart it, so that it takes the configuration as it is now",
+        )
+    return ok(f"the running exit listens on {shown}")
+
+
+async def public(context: Context) -> Verdict:
+    """Where clients find it."""
+    config = _exit(context)
+    if config.public:
+        return ok(f"invites name {config.public}, as the configuration says")
+    try:
+        address = own_address(config.listen)
+    except ConfigError:
+        return warn(
+            f"it listens on {', '.join(map(str, config.listen))}, which nobody else can reach",
+            "listen on 0.0.0.0:4433 or [::]:4433; or set `public` to the reverse proxy's address",
+        )
+    if is_global(address):
+        return ok(f"invites name {address}, this machine's own address on the Internet")
+    return warn(
+        f"this machine has no address of its own on the Internet (the best one is {address.host})",
+        f"forward TCP and UDP port {address.port} on the router to it, and set `public` to the name or address outside",
+    )
+
+
+async def outward(context: Context) -> Verdict:
+    """What clients can reach: which families this machine has."""
+    addresses = own_addresses()
+    six = [
+        each for each in addresses if ":" in each and not each.lower().startswith(("fe80", "::1", "fc", "fd"))
+    ]
+    four = [each for each in addresses if ":" not in each and not each.startswith("127.")]
+    if not four and not six:
+        return fail(
+            "this machine has no address but loopback, so clients get nowhere", "mend its network first"
+        )
+    families = " and ".join(name for name, found in (("IPv4", four), ("IPv6", six)) if found)
+    return ok(f"clients reach the network by {families}")

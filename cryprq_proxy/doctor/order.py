@@ -1,0 +1,48 @@
+"""Which checks there are, in their order: for a client and for an exit."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from . import exit as exit_side
+from . import link, machine, speed, start
+from . import reach as way
+from .checks import Check
+
+CLIENT: Final = (
+    Check("configuration", start.client_configuration),
+    Check("identity", start.identity, ("configuration",)),
+    Check("clock", start.clock),
+    Check("disk", start.disk, ("configuration",)),
+    Check("running", start.running, ("configuration",)),
+    Check("rules", machine.rules, ("configuration",)),
+    Check("name", way.name, ("configuration",)),
+    Check("reach", way.reach, ("configuration",)),
+    Check("handshake", way.handshake, ("identity", "reach")),
+    Check("link", link.link, ("handshake",)),
+    Check("UDP", link.lane, ("link",)),
+    Check("MTU", link.mtu, ("link",)),
+    Check("round trip", link.round_trip, ("link",)),
+    Check("throughput", speed.throughput, ("link",)),
+    Check("port", machine.port, ("configuration",)),
+    Check("PAC", machine.pac, ("configuration",)),
+    Check("variables", machine.variables, ("configuration",)),
+    Check("desktop", machine.desktop, ("configuration",)),
+    Check("system-wide", machine.tun, ("configuration",)),
+    Check("leftovers", machine.leftovers, ("configuration",)),
+)
+
+EXIT: Final = (
+    Check("configuration", start.exit_configuration),
+    Check("identity", start.identity, ("configuration",)),
+    Check("clock", start.clock),
+    Check("disk", start.disk, ("configuration",)),
+    Check("running", start.running, ("configuration",)),
+    Check("peers", exit_side.peers, ("configuration",)),
+    Check("invites", exit_side.invites, ("configuration",)),
+    Check("listeners", exit_side.listeners, ("configuration",)),
+    Check("public address", exit_side.public, ("configuration",)),
+    Check("outward", exit_side.outward),
+    Check("system-wide", machine.tun, ("configuration",)),
+    Check("leftovers", machine.leftovers, ("configuration",)),
+)

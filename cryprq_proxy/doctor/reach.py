@@ -1,0 +1,233 @@
+"""The way to the exits, step by step as a link is made: name, connection, handshake.
+
+While a client runs and has its link, its status is the proof that all of this works.
+
+An exit answers strangers with silence, so that nobody can find out what listens there. Therefore some things cannot
+be told apart from here: a wrong peer id in the URL, a wrong pre-shared key, and a port on which something else listens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from ..base.text import parts
+from ..carriers.admission import admit_client, meet_exit
+from ..carriers.dial.dial import Dialling, by_system, connect, dial
+from ..carriers.dial.endpoint import Endpoint
+from ..config.client import ClientConfig, read_psk
+from ..config.exits import ExitChoice
+from ..crypto.handshake import ClientHandshake
+from ..crypto.payloads import Feature
+from ..errors import CarrierError, CloseReason, CryprqError, HandshakeError, PeerError
+from ..session.wire import encode_close
+from .checks import Context, State, Verdict, fail, ok, skip, warn
+
+SECONDS: Final = 10.0
+"""For each connection and each handshake."""
+
+_ADD_PEER: Final = (
+    "at the exit, add this line to its file `authorized` (it is read again by itself): {peer} NAME"
+)
+
+
+def settings(context: Context) -> tuple[ClientConfig, tuple[ExitChoice, ...]]:
+    assert context.client is not None
+    return context.client, context.client.exits()
+
+
+def dialling(config: ClientConfig, exit: ExitChoice) -> Dialling:
+    return Dialling(config.upstream, by_system, 0, exit.ca)
+
+
+def linked(context: Context) -> Mapping[str, Any] | None:
+    """The status of the client that runs here, if its link is up."""
+    status = context.running
+    return (
+        status
+        if status is not None and status.get("role") == "client" and status.get("link") == "up"
+        else None
+    )
+
+
+# --- name, connection ---
+
+
+async def name(context: Context) -> Verdict:
+    config, exits = settings(context)
+    if config.upstream is not None:
+        return skip(f"names are resolved by the upstream proxy at {config.upstream.address}")
+    names = list(
+        dict.fromkeys(end.address.host for exit in exits for end in exit.endpoints if not end.address.is_ip)
+    )
+    if not names:
+        return ok("the exits are given by address, so no name is asked for")
+    found, errors = [], []
+    for host in names:
+        try:
+            async with asyncio.timeout(SECONDS):
+                addresses = list(dict.fromkeys(await by_system(host)))
+            found.append(f"{host} is {', '.join(addresses[:4])}")
+        except TimeoutError:
+            errors.append(f"the name {host} got no answer in {SECONDS:g} s")
+        except CryprqError as error:
+            errors.append(str(error))
+    remedy = (
+        "compare the name with the invite; try `getent hosts NAME`; or put the exit's address into the URL"
+    )
+    return _judge(found, errors, remedy)
+
+
+async def reach(context: Context) -> Verdict:
+    """A connection to each address, of whatever carrier: nothing is said on it."""
+    if status := linked(context):
+        ill = [
+            f"the exit {each.get('name', '?')} is not well: {each.get('last_error') or 'no answer'}"
+            for each in parts(status, "exits")
+            if each.get("healthy") is False
+        ]
+        if ill:
+            return warn(
+                "; ".join(ill),
+                "the others are used meanwhile; look at that exit (cryprq-proxy doctor --exit)",
+            )
+        return ok("the running client's link is up, so the exit is reached")
+    if (context.running or {}).get("system"):
+        return fail(
+            f"the running client has no link: {context.running and context.running.get('last_error')}",
+            "system-wide mode keeps all else in, this test too: stop it (sudo cryprq-proxy cleanup if it was killed), "
+            "then ask again",
+        )
+    config, exits = settings(context)
+    if config.upstream is not None and not await _listens(config.upstream.address):
+        return fail(
+            f"nothing answers at the upstream proxy {config.upstream.address}",
+            "start that proxy, or take `upstream` out of the configuration",
+        )
+    found, errors = [], []
+    for exit in exits:
+        for endpoint in exit.endpoints:
+            try:
+                async with asyncio.timeout(SECONDS):
+                    (await dial(endpoint, dialling(config, exit))).close()
+                found.append(f"{endpoint} answers")
+            except TimeoutError:
+                errors.append(f"{endpoint} did not answer within {SECONDS:g} s")
+            except CryprqError as error:
+                errors.append(str(error))
+    remedy = (
+        "look whether the exit runs (`cryprq-proxy status` there) and its firewall lets the port in; where a network "
+        "lets out nothing but the web, the exit needs a cryprq+wss:// address"
+    )
+    return _judge(found, errors, remedy)
+
+
+async def _listens(address: Any) -> bool:
+    try:
+        async with asyncio.timeout(SECONDS):
+            (await connect(address, None)).close()
+    except (CarrierError, TimeoutError):
+        return False
+    return True
+
+
+def _judge(found: list[str], errors: list[str], remedy: str) -> Verdict:
+    """All well, some of several, or none."""
+    if not errors:
+        return ok("; ".join(found))
+    text = "; ".join(errors + found)
+    return warn(text, remedy) if found else fail(text, remedy)
+
+
+# --- handshake ---
+
+
+async def handshake(context: Context) -> Verdict:
+    """With each exit: is it the right one, and does it let us in?"""
+    if linked(context):
+        return ok("the running client's link is up: each side has proved who it is")
+    config, exits = settings(context)
+    verdicts = [await _first_answer(context, config, exit) for exit in exits]
+    if len(verdicts) == 1:
+        return verdicts[0]
+    text = "; ".join(f"{exit.name}: {verdict.text}" for exit, verdict in zip(exits, verdicts, strict=True))
+    bad = [verdict for verdict in verdicts if verdict.state is State.FAIL]
+    if not bad:
+        return ok(text)
+    return warn(text, bad[0].remedy) if len(bad) < len(verdicts) else fail(text, bad[0].remedy)
+
+
+async def _first_answer(context: Context, config: ClientConfig, exit: ExitChoice) -> Verdict:
+    """By the first of its addresses that leads anywhere."""
+    verdict = fail("no address leads anywhere", "see the step before")
+    for endpoint in exit.endpoints:
+        verdict = await _shake(context, config, exit, endpoint)
+        if verdict.state is State.OK:
+            break
+    return verdict
+
+
+async def _shake(context: Context, config: ClientConfig, exit: ExitChoice, endpoint: Endpoint) -> Verdict:
+    assert context.identity is not None and context.provider is not None
+    me = context.identity.peer_id
+    psk = None if exit.psk_file is None else read_psk(exit.psk_file)
+    try:
+        async with asyncio.timeout(SECONDS):
+            pipe = await dial(endpoint, dialling(config, exit))
+    except TimeoutError:
+        return fail(f"{endpoint} did not answer within {SECONDS:g} s", "see the step before")
+    except PeerError as error:
+        return fail(str(error), "see the step before")
+    shaking = ClientHandshake(context.identity, exit.peer_id, context.provider, psk=psk, features=Feature(0))
+    known = False
+    try:
+        async with asyncio.timeout(SECONDS):
+            await meet_exit(pipe, shaking, _on_a_thread)
+            known = True
+            admission = await admit_client(pipe, shaking, None, 1, _on_a_thread)
+            await pipe.write(admission.sealer.seal(encode_close(CloseReason.NORMAL)))
+    except HandshakeError as error:
+        return fail(
+            f"what answers at {endpoint} is not the exit that the URL names: {error}",
+            "compare the peer id with the output of `cryprq-proxy id` at the exit; for new keys, ask for a new URL",
+        )
+    except (CarrierError, TimeoutError) as error:
+        if known:
+            return fail(
+                f"the exit at {endpoint} proved who it is, and then broke off: {error or 'no answer in time'}",
+                "its log says why; try again in a minute",
+            )
+        key = (
+            "the pre-shared key is another one than the exit's, "
+            if psk is not None
+            else ("the exit wants a pre-shared key (psk_file), ")
+        )
+        return fail(
+            f"{endpoint} takes the connection and then falls silent, as an exit does with strangers: the peer id in "
+            f"the URL is not this exit's, or {key}or something else listens there",
+            "compare the URL with a new invite, and psk_file on both sides; after many attempts, wait a minute",
+        )
+    except PeerError as error:
+        return _refused(error, endpoint, str(me))
+    finally:
+        pipe.close()
+    return ok(f"{endpoint} is {exit.name}: it proved its identity, and lets this client in")
+
+
+def _refused(error: PeerError, endpoint: Endpoint, me: str) -> Verdict:
+    if error.reason is CloseReason.NOT_AUTHORISED:
+        return fail(
+            f"the exit at {endpoint} is the right one, but does not let this client in (peer id {me})",
+            f"use an invite (cryprq-proxy join URI), or {_ADD_PEER.format(peer=me)}",
+        )
+    if error.reason is CloseReason.LIMIT:
+        return fail(
+            f"the exit at {endpoint} has too many sessions of this client already",
+            "stop other clients that use the same keys: each machine has its own; or wait some minutes",
+        )
+    return fail(f"the exit at {endpoint} says no: {error}", "its log says why; are both of the same version?")
+
+
+async def _on_a_thread(job: Callable[[], bytes]) -> bytes:
+    return await asyncio.to_thread(job)

@@ -1,0 +1,194 @@
+"""The exit's second entrance: WebSocket upgrades on one path, for networks and hosts that pass only HTTP.
+
+    connection -> TLS, if it ends here -> one HTTP request -> the path? -> upgrade -> the same handshake as on TCP
+
+The exit accepts the connections and bounds them as it does those on TCP (exit.py); here they become pipes. Whatever is
+no upgrade on the path is answered like the empty web server that this is to everybody else. The request is read by
+aiohttp, which is loaded only for an exit that has this entrance.
+
+A page in somebody's browser can open WebSockets too. It could say nothing that opens, as any stranger, but it is turned
+away before: browsers name the page's origin, and the program does not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections.abc import Awaitable, Callable
+from ipaddress import ip_address
+from typing import Any, Final
+
+from aiohttp import web
+
+from ..address import AddressError, canonical_host
+from ..base.linger import SECONDS
+from ..carriers.pipe import Pipe
+from ..carriers.websocket import MAX_MESSAGE, Watched, WebSocketPipe
+from ..errors import ConfigError
+from .exit import WebSocketSettings
+
+SECONDS_IN_ALL: Final = 10.0
+"""For TLS, the request and the handshake together."""
+CLOSE_SECONDS: Final = 0.5
+"""For what is left when all links are closed."""
+MAX_LINE: Final = 8_190
+MAX_HEADERS: Final = 64
+NEVER_DRAIN: Final = 1 << 62
+"""aiohttp is not to wait for an empty transport; the carrier does."""
+
+type Welcome = Callable[[Pipe, str], Awaitable[None]]
+"""Runs the handshake on a pipe of a client at that address. What fails is closed; nothing is raised."""
+
+
+class _Request(web.BaseRequest):
+    async def _prepare_hook(self, response: web.StreamResponse) -> None:
+        """Where aiohttp lets its applications change a response: nobody is told what runs here."""
+        response.headers.pop("Server", None)
+
+
+class _Connection(Watched, web.RequestHandler):
+    """One HTTP connection. `ended` is done when the link stands, or nothing will come of it."""
+
+    def __init__(self, server: web.Server, host: str, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(
+            server,
+            loop=loop,
+            access_log=None,  # type: ignore[arg-type]
+            max_line_size=MAX_LINE,
+            max_field_size=MAX_LINE,
+            max_headers=MAX_HEADERS,
+            lingering_time=0,
+            tcp_keepalive=False,
+        )
+        self.host = host
+        self.ended = loop.create_future()
+
+    def end(self) -> None:
+        if not self.ended.done():
+            self.ended.set_result(None)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        super().connection_lost(exc)
+        self.end()
+
+    def handle_error(self, *_: Any, **__: Any) -> web.StreamResponse:
+        """For what is no HTTP: as for all the rest, and nothing into the log."""
+        return _nothing_here()
+
+
+class WebEntrance:
+    """Makes pipes of connections for `welcome`. `allow` says whether one more handshake may come from an address."""
+
+    def __init__(self, settings: WebSocketSettings, welcome: Welcome, allow: Callable[[str], bool]) -> None:
+        self._settings = settings
+        self._welcome = welcome
+        self._allow = allow
+        self._loop = asyncio.get_running_loop()
+        self._server = web.Server(self._handle, request_factory=self._request)
+        self._tls = _context(settings)
+
+    def is_proxy(self, host: str) -> bool:
+        """Whether a connection from `host` is that of a reverse proxy, which says itself who the client is."""
+        return self._settings.forwarded and ip_address(host.partition("%")[0]).is_loopback
+
+    async def visit(self, sock: socket.socket, host: str) -> None:
+        """Take over `sock`, accepted from `host` and non-blocking. Returns when the link stands or nothing will come of
+        the connection."""
+        connection = _Connection(self._server, host, self._loop)
+        tls: dict[str, Any] = {}
+        if self._tls is not None:
+            tls = {
+                "ssl": self._tls,
+                "ssl_handshake_timeout": SECONDS_IN_ALL,
+                "ssl_shutdown_timeout": SECONDS,
+            }
+        transport: asyncio.Transport | None = None
+        try:
+            async with asyncio.timeout(SECONDS_IN_ALL):
+                transport, _ = await self._loop.connect_accepted_socket(lambda: connection, sock, **tls)
+                await connection.ended
+        except (OSError, TimeoutError):
+            _cut(transport, sock)
+        except BaseException:
+            _cut(transport, sock)
+            raise
+
+    async def close(self) -> None:
+        """All connections that still stand are cut."""
+        await self._server.shutdown(CLOSE_SECONDS)
+
+    def _request(self, message: Any, payload: Any, protocol: Any, writer: Any, task: Any) -> web.BaseRequest:
+        return _Request(message, payload, protocol, writer, task, self._loop)
+
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        connection = request.protocol
+        if not isinstance(connection, _Connection) or connection.transport is None:
+            return _nothing_here()
+        host = self._client(connection.host, request)
+        response = web.WebSocketResponse(
+            timeout=SECONDS, compress=False, max_msg_size=MAX_MESSAGE, writer_limit=NEVER_DRAIN
+        )
+        if (
+            request.path != self._settings.path
+            or request.method != "GET"
+            or "Origin" in request.headers
+            or "Sec-WebSocket-Protocol" in request.headers
+            or not response.can_prepare(request)
+            or (self.is_proxy(connection.host) and not self._allow(host))
+        ):
+            return _nothing_here()
+        transport = connection.transport
+        await response.prepare(request)
+        over = self._loop.create_future()
+
+        async def ended() -> None:
+            if not over.done():
+                over.set_result(None)
+
+        try:
+            await self._welcome(WebSocketPipe(response, transport, connection, ended), host)
+        finally:
+            connection.end()
+        await over
+        return response
+
+    def _client(self, host: str, request: web.BaseRequest) -> str:
+        """Who is to be counted: not the reverse proxy, but whom it names last, which it did itself."""
+        if not self.is_proxy(host):
+            return host
+        named = request.headers.getall("X-Forwarded-For", [""])[-1].rpartition(",")[2].strip()
+        try:
+            client = canonical_host(named.encode("ascii"))
+            ip_address(client)
+        except (AddressError, ValueError):
+            return host
+        return client
+
+
+def _nothing_here() -> web.Response:
+    response = web.Response(status=404, text="404: Not Found")
+    response.force_close()
+    return response
+
+
+def _cut(transport: asyncio.Transport | None, sock: socket.socket) -> None:
+    if transport is None:
+        sock.close()
+    else:
+        transport.abort()
+
+
+def _context(settings: WebSocketSettings) -> ssl.SSLContext | None:
+    """Raises ConfigError for a certificate or a key that cannot be used."""
+    if settings.certificate is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(settings.certificate, settings.key, password=lambda: "")
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(
+            f"the certificate {settings.certificate} and its key cannot be used: {error.strerror or error}"
+        ) from None
+    context.set_alpn_protocols(["http/1.1"])
+    return context

@@ -1,0 +1,384 @@
+"""The HTTP/1.1 proxy for one client connection: a driver around two h11 connections.
+
+    client ──bytes──> h11 SERVER ──request──> h11 CLIENT ──bytes──> stream to the origin
+           <─bytes──            <─response──            <─bytes──
+
+`HttpProxy.run` serves one request after another. While a request is under way two coroutines work: `_upload` moves
+the request, `_download` the response. So a server may answer before it has read everything, a 100-continue comes
+through while the client waits for it, and a client that goes away in the middle ends the exchange at once. Neither
+makes a task, a future or a copy in a queue per piece; a body is never held back to be completed.
+
+What can end an exchange is an exception here and nowhere else: `_ClientGone`, `_ClientBroke`, `_OriginFailed`. When
+no byte of the response was sent the client gets an error page, else its connection is aborted: a response that ends
+cleanly although it was cut would be taken for whole.
+
+After a CONNECT or an upgrade the bytes are no longer HTTP; `run` then returns a `Tunnel` and has no further part.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from contextlib import suppress
+from dataclasses import dataclass
+
+import h11
+
+from ..address import Destination
+from ..errors import DirectRefused, LocalError, StreamBlocked, StreamReason, StreamRefused, StreamReset
+from ..outbound.bytestream import ByteStream
+from .credentials import Credentials
+from .http_messages import (
+    MAX_HEADER,
+    RequestRefused,
+    Target,
+    blocked,
+    check_authorisation,
+    check_request,
+    closes,
+    error_page,
+    forward_request,
+    forward_response,
+    has_body,
+    is_repeatable,
+    parse_target,
+    refusal_for,
+    relay_body,
+)
+from .http_origin import Opener, Origin
+
+_PSEUDONYM = re.compile("[A-Za-z0-9._-]+")
+
+ESTABLISHED = b"HTTP/1.1 200 Connection established\r\n\r\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Tunnel:
+    """A connection that speaks no HTTP any more. The caller owns `stream` from here on and relays raw bytes."""
+
+    stream: ByteStream
+    to_client: bytes
+    """Goes to the client before anything that is read from `stream`."""
+    early: bytes
+    """Goes into `stream` before anything that is read from the client."""
+
+
+class _ClientGone(Exception):
+    """The client's connection was reset, or is to be reset because its response was cut."""
+
+    def __init__(self, reason: StreamReason) -> None:
+        super().__init__(reason.name)
+        self.reason = reason
+
+
+class _ClientBroke(Exception):
+    """The client's request body is malformed or was cut short."""
+
+
+class _OriginFailed(Exception):
+    """The stream to the origin ended badly."""
+
+    def __init__(self, refusal: RequestRefused, *, silent: bool) -> None:
+        super().__init__(str(refusal))
+        self.refusal = refusal
+        self.silent = silent
+        """Whether not one byte of a response had come."""
+
+
+class HttpProxy:
+    """Serves the requests of one client connection.
+
+    Times are in seconds. `header_timeout` bounds how long a request's header section may take, `idle_timeout` how long
+    a kept connection may stay without a request, and how long an upload may go on once its response is complete.
+    `via` is this proxy's name for the Via field, which is left out without it.
+
+    A `read` that is cancelled must have consumed nothing, on the client's connection and on the streams alike.
+    """
+
+    def __init__(
+        self,
+        client: ByteStream,
+        opener: Opener,
+        *,
+        credentials: Credentials | None = None,
+        via: str | None = None,
+        header_timeout: float = 30.0,
+        idle_timeout: float = 120.0,
+    ) -> None:
+        if via is not None and not _PSEUDONYM.fullmatch(via):
+            raise LocalError(f"{via!r} cannot be a proxy's name in a Via field")
+        self._client = client
+        self._opener = opener
+        self._credentials = credentials
+        self._via = via
+        self._header_timeout = header_timeout
+        self._idle_timeout = idle_timeout
+        self._http = h11.Connection(h11.SERVER, MAX_HEADER)
+        self._origin: Origin | None = None
+        """The one stream that is ours to end: in use, or kept for the next request."""
+
+    async def run(self, first_bytes: bytes) -> Tunnel | None:
+        """Serve until the client or the protocol ends it; `first_bytes` were already read from the client.
+
+        Returns a Tunnel, or None when all is done: the caller then closes the client's connection, and reads on for a
+        while as the client may still be sending (RFC 9112 section 9.6). Raises StreamReset when that connection is to
+        be aborted: the client itself did so, or the response was cut. Raises nothing else but CancelledError, and
+        leaves no stream open behind it.
+        """
+        try:
+            pending = first_bytes.lstrip(b"\r\n")
+            while (request := await self._next_request(pending)) is not None:
+                tunnel = await self._serve(request)
+                if tunnel is not None:
+                    return tunnel
+                if self._http.states != {h11.CLIENT: h11.DONE, h11.SERVER: h11.DONE}:
+                    break
+                pending, ended = self._http.trailing_data
+                pending = pending.lstrip(b"\r\n")
+                if ended and not pending:
+                    break
+                self._http = h11.Connection(h11.SERVER, MAX_HEADER)
+                if ended:
+                    # Whole requests that came before the end are still served, half ones are not.
+                    self._http.receive_data(pending)
+                    self._http.receive_data(b"")
+                    pending = b""
+            return None
+        except _ClientGone as gone:
+            raise StreamReset(gone.reason) from None
+        finally:
+            self._drop_origin()
+
+    # 1. The request
+
+    async def _next_request(self, pending: bytes) -> h11.Request | None:
+        """The next request, or None when there is none (any more) or it was answered with an error."""
+        http = self._http
+        try:
+            if not http.trailing_data[1]:
+                async with asyncio.timeout(self._idle_timeout):
+                    while not pending:
+                        data = await self._read()
+                        if not data:
+                            return None
+                        # RFC 9112 section 2.2: empty lines before a request are to be ignored.
+                        pending = data.lstrip(b"\r\n")
+                http.receive_data(pending)
+        except TimeoutError:
+            return None
+        try:
+            async with asyncio.timeout(self._header_timeout):
+                while (event := http.next_event()) is h11.NEED_DATA:
+                    http.receive_data(await self._read())
+        except TimeoutError:
+            await self._refuse(RequestRefused(408, "The request did not arrive in time.", close=True))
+            return None
+        except h11.RemoteProtocolError as error:
+            # No word of what came: h11's own texts quote it.
+            status = error.error_status_hint
+            text = {
+                431: "The header fields of the request are too large.",
+                501: "This transfer coding is unknown.",
+            }
+            await self._refuse(
+                RequestRefused(status, text.get(status, "This is no valid HTTP/1.1 request."), close=True)
+            )
+            return None
+        return event if isinstance(event, h11.Request) else None
+
+    async def _serve(self, request: h11.Request) -> Tunnel | None:
+        """Answer one request."""
+        try:
+            if not has_body(request):
+                # Nothing follows, so it is complete at once, and an error page need not cost the connection.
+                self._http.next_event()
+            check_request(request)
+            target = parse_target(request)
+            if self._credentials is not None:
+                check_authorisation(request, self._credentials)
+            if request.method == b"CONNECT":
+                return await self._connect(target)
+            return await self._forward(request, target)
+        except RequestRefused as refusal:
+            await self._refuse(refusal, head=request.method == b"HEAD")
+            return None
+
+    # 2. The stream
+
+    async def _open(self, destination: Destination) -> ByteStream:
+        try:
+            return await self._opener.open(destination)
+        except StreamBlocked as failure:
+            raise blocked(failure.rule, destination) from None
+        except DirectRefused as failure:
+            raise refusal_for(failure.reason, destination, direct=True) from None
+        except (StreamRefused, StreamReset) as failure:
+            raise refusal_for(failure.reason, destination) from None
+
+    async def _connect(self, target: Target) -> Tunnel:
+        try:
+            stream = await self._open(target.destination)
+        except RequestRefused as refusal:
+            # What the client may have sent ahead for the tunnel is no HTTP.
+            refusal.close = True
+            raise
+        return Tunnel(stream, ESTABLISHED, self._http.trailing_data[0])
+
+    async def _forward(self, request: h11.Request, target: Target) -> Tunnel | None:
+        """Send the request to its origin, on the kept stream if that is the same origin's and still lives."""
+        while True:
+            kept = self._origin
+            reused = kept is not None and kept.destination == target.destination and await kept.is_idle()
+            if kept is None or not reused:
+                self._drop_origin()
+                kept = Origin(target.destination, await self._open(target.destination))
+                self._origin = kept
+            try:
+                switched = await self._exchange(kept, request, target)
+            except _OriginFailed as failure:
+                self._drop_origin()
+                if self._http.our_state is not h11.SEND_RESPONSE:
+                    raise _ClientGone(StreamReason.CONNECTION_RESET) from None
+                if not (reused and failure.silent):
+                    raise failure.refusal from None
+                if is_repeatable(request):
+                    continue
+                # Whether the origin acted on it, nobody knows. To close without an answer lets the client apply
+                # the rule that it has for such a loss of its own connections (RFC 9112 section 9.3.1).
+                return None
+            except _ClientBroke as error:
+                self._drop_origin()
+                if self._http.our_state is h11.SEND_RESPONSE:
+                    raise RequestRefused(400, str(error), close=True) from None
+                if self._http.our_state is h11.SEND_BODY:
+                    raise _ClientGone(StreamReason.CONNECTION_RESET) from None
+                return None
+            if switched is not None:
+                self._origin = None
+                reply = self._http.send(forward_response(switched, self._via))
+                return Tunnel(kept.stream, reply + kept.http.trailing_data[0], self._http.trailing_data[0])
+            if not kept.renew():
+                self._drop_origin()
+            return None
+
+    # 3. The exchange: both directions at once
+
+    async def _exchange(
+        self, origin: Origin, request: h11.Request, target: Target
+    ) -> h11.InformationalResponse | None:
+        """Move the request and its response; returns the 101 when the origin switches protocols.
+
+        Raises _ClientGone, _ClientBroke, _OriginFailed.
+        """
+        uploaded = asyncio.Event()
+        # Before anything is read: an origin that speaks first must not confuse h11.
+        head = origin.http.send(forward_request(request, target, self._via))
+        try:
+            async with asyncio.TaskGroup() as group:
+                upload = group.create_task(self._upload(origin, head, uploaded))
+                switched = await self._download(origin, request)
+                if switched is not None:
+                    # RFC 9110 section 7.8: the client ends its request before it speaks the new protocol.
+                    await uploaded.wait()
+                elif origin.http.their_state is h11.DONE:
+                    # The origin answered early but keeps the connection: it wants the rest of the body.
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(self._idle_timeout):
+                            await uploaded.wait()
+                upload.cancel()
+        except ExceptionGroup as failures:
+            for kind in (_ClientGone, _ClientBroke, _OriginFailed):
+                for failure in failures.exceptions:
+                    if isinstance(failure, kind):
+                        raise failure from None
+            raise
+        return switched
+
+    async def _upload(self, origin: Origin, output: bytes, uploaded: asyncio.Event) -> None:
+        """Send the request, whose head is `output`; then read ahead within bounds, to see the client go away."""
+        http = self._http
+        try:
+            complete = False
+            while True:
+                if http.their_state is h11.SEND_BODY:
+                    piece, complete = relay_body(http, origin.http)
+                    output += piece
+                elif not complete:
+                    output += origin.http.send(h11.EndOfMessage())
+                    complete = True
+                if output:
+                    await origin.stream.write(output)
+                    output = b""
+                if complete:
+                    break
+                http.receive_data(await self._read())
+        except h11.RemoteProtocolError:
+            raise _ClientBroke("The body of the request is malformed or ends too early.") from None
+        except StreamReset:
+            return  # `_download` meets it too, and may have a response to finish before.
+        finally:
+            uploaded.set()
+        while True:
+            ahead, ended = http.trailing_data
+            if ended or len(ahead) > MAX_HEADER:
+                return
+            http.receive_data(await self._read())
+
+    async def _download(self, origin: Origin, request: h11.Request) -> h11.InformationalResponse | None:
+        """Pass the response on; returns the 101 when there is one."""
+        http = self._http
+        modern = request.http_version != b"1.0"
+        try:
+            while isinstance(response := await origin.head(), h11.InformationalResponse):
+                if response.status_code == 101:
+                    return response
+                if modern:
+                    await self._write(http.send(forward_response(response, self._via)))
+            # A client that still sends a body which nobody will read should learn it now.
+            ignored = http.their_state is h11.SEND_BODY and closes(response)
+            output = http.send(forward_response(response, self._via, close=ignored))
+            while True:
+                piece, complete = relay_body(origin.http, http, trailers=modern)
+                if output or piece:
+                    await self._write(output + piece)
+                    output = b""
+                if complete:
+                    break
+                await origin.receive()
+        except StreamReset as reset:
+            raise _OriginFailed(refusal_for(reset.reason, origin.destination), silent=origin.silent) from None
+        except h11.RemoteProtocolError:
+            text = "The target's answer is incomplete or no valid HTTP."
+            error = "http_response_incomplete" if origin.silent else "http_protocol_error"
+            raise _OriginFailed(RequestRefused(502, text, error), silent=origin.silent) from None
+        return None
+
+    # 4. Errors and the end
+
+    async def _refuse(self, refusal: RequestRefused, *, head: bool = False) -> None:
+        """Send an error page, to a HEAD without its body; the connection lives on only if the request is complete."""
+        http = self._http
+        close = refusal.close or http.their_state in (h11.SEND_BODY, h11.ERROR)
+        response, body = error_page(refusal, close=close)
+        output = http.send(response)
+        if not head:
+            output += http.send(h11.Data(data=body))
+        output += http.send(h11.EndOfMessage())
+        await self._write(output)
+
+    def _drop_origin(self) -> None:
+        if self._origin is not None:
+            self._origin.stream.abort()
+            self._origin = None
+
+    async def _read(self) -> bytes:
+        try:
+            return await self._client.read()
+        except StreamReset as reset:
+            raise _ClientGone(reset.reason) from None
+
+    async def _write(self, data: bytes) -> None:
+        try:
+            await self._client.write(data)
+        except StreamReset as reset:
+            raise _ClientGone(reset.reason) from None

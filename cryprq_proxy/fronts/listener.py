@@ -1,0 +1,319 @@
+"""The local proxy's listener: one port, the protocol told by the first byte.
+
+    accept -> first byte 4 or 5 -> SOCKS negotiation, by callbacks -> stream -> reply -> relay
+                                                                   -> UDP association (socks_udp.py)
+           -> anything else     -> HTTP (http_proxy.py), a task of its own -> maybe a tunnel -> relay
+
+A SOCKS connection is on the hot path: from accept to relay it takes no task and no future.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections import deque
+from dataclasses import dataclass
+from typing import Final
+
+from ..address import Destination
+from ..base.linger import Farewell
+from ..base.sockets import prepare
+from ..base.tasks import spawn
+from ..client.requests import Opener
+from ..errors import LocalError, StreamReason, StreamReset
+from ..outbound.bytestream import LinkStream, SocketStream
+from ..outbound.relay import Relay
+from ..session.streams import AnyStream
+from ..session.wire import StreamProtocol
+from .credentials import Credentials
+from .http_proxy import HttpProxy, Tunnel
+from .socks import Command, SocksServer
+from .socks_udp import UdpFront
+
+_log = logging.getLogger(__name__)
+
+BACKLOG: Final = 1_024
+ACCEPTS: Final = 64
+"""Connections accepted in one wake-up."""
+SOCKS_VERSIONS: Final = frozenset((4, 5))
+
+
+@dataclass(frozen=True, slots=True)
+class ListenerSettings:
+    """`negotiation_timeout` in seconds bounds SOCKS negotiations and the head of each HTTP request."""
+
+    listen: Destination
+    credentials: Credentials | None = None
+    negotiation_timeout: float = 10.0
+    max_connections: int = 16_384
+    via: bool = False
+
+
+class MixedListener:
+    """`start`, then `stop`."""
+
+    def __init__(self, opener: Opener, settings: ListenerSettings) -> None:
+        self.opener = opener
+        self.settings = settings
+        self.loop = asyncio.get_running_loop()
+        self._sock: socket.socket | None = None
+        self._accepting = False
+        self._connections = 0
+        self._negotiating: deque[tuple[float, SocksConnection]] = deque()
+        self._sweeper: asyncio.TimerHandle | None = None
+        self._relays: set[Relay] = set()
+        self._udp: set[UdpFront] = set()
+        self._http: set[asyncio.Task[None]] = set()
+
+    def start(self) -> Destination:
+        """Listen; the address as bound. Raises OSError."""
+        host, port = self.settings.listen
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._sock = socket.create_server((host, port), family=family, backlog=BACKLOG)
+        self._sock.setblocking(False)
+        self._listen()
+        return Destination(*self._sock.getsockname()[:2])
+
+    async def stop(self) -> None:
+        """Listen no more and end all connections."""
+        if self._sock is not None:
+            self.loop.remove_reader(self._sock)
+            self._sock.close()
+            self._sock = None
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        for _, connection in self._negotiating:
+            if connection.negotiating:
+                connection.close()
+        for front in list(self._udp):
+            front.close()
+        for relay in list(self._relays):
+            relay.abort(StreamReason.SHUTTING_DOWN)
+        for task in self._http:
+            task.cancel()
+        if self._http:
+            await asyncio.wait(self._http)
+
+    def _listen(self) -> None:
+        if self._sock is not None and not self._accepting:
+            self._accepting = True
+            self.loop.add_reader(self._sock, self._on_acceptable, self._sock)
+
+    def _on_acceptable(self, listener: socket.socket) -> None:
+        for _ in range(ACCEPTS):
+            if self._connections >= self.settings.max_connections:
+                self._accepting = False
+                self.loop.remove_reader(listener)
+                return
+            try:
+                sock, address = listener.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                _log.warning("a connection could not be accepted: %s", error.strerror)
+                return
+            prepare(sock, address[0])
+            self._connections += 1
+            connection = SocksConnection(self, sock)
+            self._negotiating.append((self.loop.time() + self.settings.negotiation_timeout, connection))
+            if self._sweeper is None:
+                self._sweep()
+
+    def _sweep(self) -> None:
+        """End negotiations that take too long; they stand in the order of their deadlines."""
+        now = self.loop.time()
+        while self._negotiating and (
+            self._negotiating[0][0] <= now or not self._negotiating[0][1].negotiating
+        ):
+            _, connection = self._negotiating.popleft()
+            if connection.negotiating:
+                connection.close()
+        self._sweeper = self.loop.call_later(1.0, self._sweep) if self._negotiating else None
+
+    # --- what becomes of a connection ------------------------------------------------------------------------------
+
+    def ended(self) -> None:
+        """A connection is gone."""
+        self._connections -= 1
+        self._listen()
+
+    def relay(self, sock: socket.socket, stream: AnyStream) -> Relay:
+        """The relay between an application's socket and its stream, not yet started."""
+        relay = Relay(self.loop, sock, stream, self.opener.slots, self._relay_ended)
+        self._relays.add(relay)
+        return relay
+
+    def _relay_ended(self, relay: Relay) -> None:
+        self._relays.discard(relay)
+        self.ended()
+
+    def serve_http(self, sock: socket.socket, first: bytes) -> None:
+        task = spawn(self._serve_http(sock, first), "http connection")
+        self._http.add(task)
+        task.add_done_callback(self._http.discard)
+
+    async def _serve_http(self, sock: socket.socket, first: bytes) -> None:
+        application = SocketStream(sock)
+        handed_on = False
+        try:
+            proxy = HttpProxy(
+                application,
+                self.opener,
+                credentials=self.settings.credentials,
+                via="cryprq-proxy" if self.settings.via else None,
+                header_timeout=self.settings.negotiation_timeout,
+            )
+            tunnel = await proxy.run(first)
+            if tunnel is None:
+                Farewell(self.loop, sock, ended=self.ended)
+            else:
+                await self._tunnel(application, tunnel)
+            handed_on = True
+        except StreamReset:
+            application.abort()
+        finally:
+            if not handed_on:
+                sock.close()
+                self.ended()
+
+    async def _tunnel(self, application: SocketStream, tunnel: Tunnel) -> None:
+        """From HTTP messages to raw bytes. Raises StreamReset."""
+        link = tunnel.stream
+        try:
+            if not isinstance(link, LinkStream):
+                raise LocalError("a tunnel needs a stream of the link")
+            await application.write(tunnel.to_client)
+            await link.write(tunnel.early)
+            stream, incoming, eof = link.detach()
+        except BaseException:
+            tunnel.stream.abort()
+            raise
+        relay = self.relay(application.sock, stream)
+        relay.start()
+        for data in incoming:
+            relay.data_received(data)
+        if eof:
+            relay.eof_received()
+
+    def serve_udp(self, sock: socket.socket, socks: SocksServer) -> None:
+        front = UdpFront(self.loop, sock, socks, self.opener, self._udp_ended)
+        self._udp.add(front)
+        front.start()
+
+    def _udp_ended(self, front: UdpFront) -> None:
+        self._udp.discard(front)
+        self.ended()
+
+
+class SocksConnection:
+    """One application's connection until its stream is open: negotiates, asks for the stream, answers.
+
+    Also tells HTTP from SOCKS, and hands HTTP connections on.
+    """
+
+    __slots__ = ("_fd", "_listener", "_sock", "_socks", "_stream", "negotiating")
+
+    def __init__(self, listener: MixedListener, sock: socket.socket) -> None:
+        self._listener = listener
+        self._sock = sock
+        self._fd = sock.fileno()  # asyncio builds a repr of a socket object each time it registers one
+        self._socks: SocksServer | None = None
+        self._stream: AnyStream | None = None
+        self.negotiating = True
+        listener.loop.add_reader(self._fd, self._on_readable)
+
+    def close(self) -> None:
+        """End it without another word."""
+        self.negotiating = False
+        if self._stream is not None:
+            self._stream.reset(StreamReason.CANCELLED)
+        self._listener.loop.remove_reader(self._fd)
+        self._sock.close()
+        self._listener.ended()
+
+    def _on_readable(self) -> None:
+        loop, sock = self._listener.loop, self._sock
+        if not self.negotiating:
+            # Data, or the end, before the stream is open: the relay will find it.
+            loop.remove_reader(self._fd)
+            return
+        try:
+            data = sock.recv(4_096)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self.close()
+            return
+        socks = self._socks
+        if socks is None:
+            if data[0] not in SOCKS_VERSIONS:
+                self.negotiating = False
+                loop.remove_reader(self._fd)
+                self._listener.serve_http(sock, data)
+                return
+            socks = self._socks = SocksServer(self._listener.settings.credentials)
+        socks.receive(data)
+        output = socks.take_output()
+        if output and not self._say(output):
+            return
+        if socks.failed is not None:
+            self._part()
+        elif socks.request is not None:
+            self.negotiating = False
+            if socks.request.command is Command.CONNECT:
+                self._listener.opener.request(
+                    StreamProtocol.TCP, socks.request.destination, self, self._opening
+                )
+            else:
+                loop.remove_reader(self._fd)
+                self._listener.serve_udp(sock, socks)
+
+    def _say(self, reply: bytes) -> bool:
+        """Send a few bytes; a socket that does not take them at once is not worth waiting for."""
+        try:
+            if self._sock.send(reply) == len(reply):
+                return True
+        except OSError:
+            pass
+        self.close()
+        return False
+
+    def _part(self) -> None:
+        """The last reply was sent: let it arrive."""
+        self.negotiating = False
+        self._listener.loop.remove_reader(self._fd)
+        Farewell(self._listener.loop, self._sock, ended=self._listener.ended)
+
+    # --- handler of the stream -------------------------------------------------------------------------------------
+
+    def _opening(self, stream: AnyStream) -> None:
+        self._stream = stream
+
+    def opened(self) -> None:
+        stream, socks = self._stream, self._socks
+        if stream is None or socks is None or not self._say(socks.succeed(None)):
+            return
+        self._listener.relay(self._sock, stream).start(socks.leftover)
+
+    def refused(self, reason: StreamReason) -> None:
+        self._stream = None
+        if self._socks is not None and self._say(self._socks.refuse(reason)):
+            self._part()
+
+    def reset(self, reason: StreamReason) -> None:
+        self.refused(reason)
+
+    def data_received(self, data: memoryview) -> None:
+        """The session lets no data through before `opened`."""
+
+    def eof_received(self) -> None:
+        """As data."""
+
+    def writable(self) -> None:
+        """Nothing is sent before `opened`."""
+
+    def datagram_received(self, destination: Destination, payload: memoryview) -> None:
+        """Only UDP streams have datagrams."""

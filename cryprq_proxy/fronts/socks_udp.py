@@ -1,0 +1,147 @@
+"""SOCKS5 UDP ASSOCIATE (RFC 1928 section 7) at the client: the application's UDP socket, and a UDP stream.
+
+The socket is bound where the control connection came in and lives as long as that connection. Datagrams are taken
+from the associated application only: from the host of the control connection, and from the first port that sent one
+(or the one that the request named).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from typing import Final
+
+from ..address import Destination
+from ..client.requests import NOWHERE, Opener
+from ..errors import StreamReason
+from ..session.streams import AnyStream
+from ..session.wire import MAX_DATAGRAM, StreamProtocol
+from .socks import DatagramError, SocksServer, encode_datagram, parse_datagram
+
+READS: Final = 32
+"""Datagrams read in one wake-up."""
+
+
+class UdpFront:
+    """One association: handler of its stream. `ended` is called once."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        control: socket.socket,
+        socks: SocksServer,
+        opener: Opener,
+        ended: Callable[[UdpFront], None],
+    ) -> None:
+        self._loop = loop
+        self._control = control
+        self._socks = socks
+        self._opener = opener
+        self._ended = ended
+        self._stream: AnyStream | None = None
+        self._sock: socket.socket | None = None
+        self._application: tuple[str, int] | None = None
+        self._closed = False
+
+    def start(self) -> None:
+        self._loop.add_reader(self._control, self._on_control)
+        self._opener.request(StreamProtocol.UDP, NOWHERE, self, self._opening)
+
+    def close(self) -> None:
+        """End the association."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._stream is not None:
+            self._stream.reset(StreamReason.CANCELLED)
+        if self._sock is not None:
+            self._loop.remove_reader(self._sock)
+            self._sock.close()
+        self._loop.remove_reader(self._control)
+        self._control.close()
+        self._ended(self)
+
+    def _on_control(self) -> None:
+        try:
+            if self._control.recv(4_096):
+                return
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            pass
+        self.close()
+
+    def _on_readable(self) -> None:
+        sock, stream = self._sock, self._stream
+        if sock is None or stream is None:
+            return
+        for _ in range(READS):
+            try:
+                data, address = sock.recvfrom(MAX_DATAGRAM)
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError:
+                continue  # an ICMP error of an earlier datagram
+            if not self._is_application(address):
+                continue
+            try:
+                destination, payload = parse_datagram(data)
+            except DatagramError:
+                continue
+            stream.send_datagram(destination, payload)
+
+    def _is_application(self, address: tuple[str, int]) -> bool:
+        if self._application is None:
+            named = self._socks.request.destination.port if self._socks.request is not None else 0
+            if address[0] == self._control.getpeername()[0] and named in (0, address[1]):
+                self._application = address
+        return self._application == address
+
+    # --- handler of the stream -------------------------------------------------------------------------------------
+
+    def _opening(self, stream: AnyStream) -> None:
+        self._stream = stream
+        if self._closed:
+            stream.reset(StreamReason.CANCELLED)
+
+    def opened(self) -> None:
+        host = self._control.getsockname()[0]
+        try:
+            self._sock = socket.socket(self._control.family, socket.SOCK_DGRAM)
+            self._sock.setblocking(False)
+            self._sock.bind((host, 0))
+            self._control.send(self._socks.succeed(self._sock.getsockname()[:2]))
+        except OSError:
+            self.close()
+            return
+        self._loop.add_reader(self._sock, self._on_readable)
+
+    def refused(self, reason: StreamReason) -> None:
+        self._stream = None
+        try:
+            if not self._closed:
+                self._control.send(self._socks.refuse(reason))
+        except OSError:
+            pass
+        self.close()
+
+    def reset(self, reason: StreamReason) -> None:
+        self._stream = None
+        self.close()
+
+    def eof_received(self) -> None:
+        self.close()
+
+    def datagram_received(self, destination: Destination, payload: memoryview) -> None:
+        if self._sock is not None and self._application is not None:
+            try:
+                self._sock.sendto(encode_datagram(destination, bytes(payload)), self._application)
+            except OSError:
+                return  # the application does not listen, or its queue is full: a datagram may be lost
+
+    def data_received(self, data: memoryview) -> None:
+        """A UDP stream carries no bytes: what comes is dropped, and never consumed."""
+
+    def writable(self) -> None:
+        """No bytes are sent."""

@@ -1,0 +1,477 @@
+"""Opening what one receive brought: the receiving half of the datagram lane (sealing.py has the layout).
+
+A *train* is what the kernel hands over with UDP_GRO: datagrams of one size, but for the last. Most hold one
+super-packet, whole. Its slices are opened from the last to the first into one buffer, so that each one's header lands
+where the payload of the slice before it belongs:
+
+    opened 3rd   | header, headers | payload 0 |
+    opened 2nd         | header, headers | payload 1 |
+    opened 1st               | header, headers | payload 2 |
+    what remains | header, headers | payload 0 | payload 1 | payload 2 |
+
+So nothing is copied, and beside the decryption nothing is done per slice.
+
+Where a packet comes in parts, because it was too large for one send or the network hands datagrams over one by one, the
+parts that follow each other within a wake-up are put together by copying: what a super-packet saves behind us is worth
+more than that. `flush` ends it; nothing is held back longer.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import deque
+from collections.abc import Callable, Mapping
+from operator import length_hint
+from typing import Final
+
+from ..crypto.primitives import Aead, Buffer, InvalidTag
+from .replay import ReplayWindow
+from .slices import (
+    FLAGS_MASK,
+    HEADROOM,
+    KIND_MASK,
+    MAX_PACKET,
+    MIN_HEADER,
+    NEEDS_CSUM,
+    PLAIN,
+    SLICE,
+    SLICE_HEADER,
+    SLICE_SIZE,
+    Assembly,
+    Drops,
+    LaneSink,
+    Rows,
+    Run,
+    Shape,
+    spaced,
+    total_length,
+)
+
+KIND: Final = 0x01
+"""First byte of a lane datagram."""
+EXPRESS_KIND: Final = 0x02
+"""The same for one that may be opened before others that came earlier: a whole packet, of which nothing depends on
+the order, and small enough that an observer learns nothing from it."""
+_KINDS: Final = frozenset((KIND, EXPRESS_KIND))
+HEADER: Final = 13
+TAG: Final = 16
+OVERHEAD: Final = HEADER + TAG
+"""Bytes of a UDP payload that are not plaintext."""
+MAX_TRAIN: Final = 64
+"""Datagrams in one send; older kernels take no more with UDP_SEGMENT."""
+LAYOUT: Final = "BIQ"
+_HEADER: Final = struct.Struct("!" + LAYOUT)
+
+_LEAST: Final = OVERHEAD + 1
+# Below _TOP the earlier datagrams of a train are opened, at it the last one.
+_TOP: Final = HEADROOM + MAX_PACKET
+_OPENED_SIZE: Final = _TOP + MAX_PACKET
+_NOTHING: Final = (0, 0, 0, 0, 0, 0)
+_WHOLE: Final = {flags: Run(Shape(flags, 0, 0), 0, 1, 1) for flags in (PLAIN, PLAIN | NEEDS_CSUM)}
+
+type _Decrypt = Callable[[Buffer, Buffer, Buffer, Buffer], int]
+
+
+class Room:
+    """The buffer into which datagrams are opened, and the kept views. One serves all lanes of a thread."""
+
+    __slots__ = ("held", "holder", "opened", "row")
+
+    def __init__(self) -> None:
+        self.opened = memoryview(bytearray(_OPENED_SIZE))
+        self.held = memoryview(bytearray(HEADROOM + MAX_PACKET))
+        self.holder: Opener | None = None
+        """Whose slices lie in `held`."""
+        self.row = Rows().row
+
+
+class Receiving:
+    """What opens the datagrams that carry one index."""
+
+    __slots__ = ("decrypt", "heard", "index", "serial", "window")
+
+    def __init__(self, aead: Aead, index: int, serial: int) -> None:
+        """`serial` rises from epoch to epoch."""
+        self.decrypt = aead.decrypt_into
+        self.index = index
+        self.serial = serial
+        self.heard = 0
+        """Authentic datagrams."""
+        self.window = ReplayWindow()
+
+
+class Opener:
+    """Opens all datagrams of one session. `epochs` is a live view, by index."""
+
+    __slots__ = (
+        "_epochs",
+        "_held",
+        "_held_count",
+        "_held_end",
+        "_held_for",
+        "_held_from",
+        "_room",
+        "_sink",
+        "_top",
+        "advanced",
+        "assembly",
+        "drops",
+        "heard",
+    )
+
+    def __init__(self, epochs: Mapping[int, Receiving], sink: LaneSink, room: Room, drops: Drops) -> None:
+        self._epochs = epochs
+        self._sink = sink
+        self._room = room
+        self._top = (-1, -1)
+        self._held = room.held
+        self._held_for: tuple[int, int, int, int, int, int] | None = (
+            None  # epoch, group, flags, of, gso, header
+        )
+        self._held_from = 0
+        self._held_count = 0
+        self._held_end = 0
+        self.drops = drops
+        self.assembly = Assembly()
+        self.heard = 0
+        """Authentic bytes (whole UDP payloads) of the last batch."""
+        self.advanced = False
+        """Whether the last batch had the highest counter so far."""
+
+    def open_batch(self, data: memoryview, size: int, segment: int) -> int:
+        """Open what one receive brought: data[:size], datagrams of `segment` bytes of which the last may be shorter.
+
+        Everything authentic goes to the sink before this or `flush` returns, in the order of arrival. Returns `heard`.
+        """
+        self.heard = 0
+        self.advanced = False
+        drops = self.drops
+        if not _LEAST <= segment <= MAX_PACKET:
+            drops.length += 1
+            return 0
+        if _LEAST <= size <= segment:
+            self._open_one(data, size)
+            return self.heard
+        per_train = min(MAX_TRAIN, MAX_PACKET // segment)
+        for begin in range(0, size, segment * per_train):
+            count = min(per_train, -(-(size - begin) // segment))
+            last = min(segment, size - begin - segment * (count - 1))
+            if last < _LEAST:
+                drops.length += 1
+                count -= 1
+                last = segment
+                if not count:
+                    break
+            fields = spaced(LAYOUT, count, segment - HEADER).unpack_from(data, begin)
+            index, counter = fields[1], fields[2]
+            epoch = self._epochs.get(index)
+            if (
+                epoch is not None
+                and counter > epoch.window.highest
+                and fields[0] in _KINDS
+                and fields[::3] == fields[:1] * count
+                and fields[1::3] == (index,) * count
+                and fields[2::3] == tuple(range(counter, counter + count))
+            ):
+                self._open_train(epoch, counter, data, begin, segment, 0, count, last)
+            else:
+                self._open_mixture(fields, data, begin, segment, last)
+        return self.heard
+
+    def _open_one(self, data: memoryview, size: int) -> None:
+        """A datagram that came alone: the way of small packets, and of all where there is no UDP_GRO. It takes half
+        as long as a train of one would."""
+        kind, index, counter = _HEADER.unpack_from(data)
+        epoch = self._epochs.get(index)
+        if epoch is None or kind not in _KINDS:
+            self.drops.unknown += 1
+            return
+        window = epoch.window
+        if not window.fresh(counter):
+            self.drops.replay += 1
+            return
+        out, top = self._room.opened, _TOP + size - OVERHEAD
+        try:
+            epoch.decrypt(data[1:HEADER], data[HEADER:size], data[:HEADER], out[_TOP:top])
+        except InvalidTag:
+            self.drops.tag += 1
+            return
+        window.mark_range(counter, counter)
+        epoch.heard += 1
+        self.heard = size
+        if (epoch.serial, counter) > self._top:
+            self._top = (epoch.serial, counter)
+            self.advanced = True
+        if out[_TOP] != SLICE:
+            self._sink.message(out[_TOP], out[_TOP + 1 : top], size)
+            return
+        _, flags, index, of, gso, header = _slice(out, _TOP, top)
+        if of == 1 and not gso:
+            self.flush()
+            self._sink.run(out, _TOP + SLICE_SIZE, top, _WHOLE[flags])
+        elif gso and of > 1:
+            group = epoch.index, counter - index, flags, of, gso, header
+            self._hold(_TOP + SLICE_SIZE, top, index, 1, group)
+        elif of:
+            self.flush()
+            run = Run(Shape(flags, gso, header), index, 1, of)
+            self._deliver(out, _TOP + SLICE_SIZE, top, run, (epoch.index, counter - index))
+        else:
+            self.drops.malformed += 1
+
+    def _hold(
+        self, start: int, end: int, index: int, count: int, group: tuple[int, int, int, int, int, int]
+    ) -> None:
+        """Put slices, `count` from `index` on, behind those of their packet that came before them."""
+        room = self._room
+        if room.holder is not self:
+            if room.holder is not None:
+                room.holder.flush()
+            room.holder = self
+        held, (_, _, _, of, gso, header) = self._held, group
+        if (
+            group == self._held_for
+            and index == self._held_from + self._held_count
+            and self._held_end == HEADROOM + header + self._held_count * gso
+            and self._held_end + end - start <= len(held)
+        ):
+            start += header
+            self._held_count += count
+        else:
+            self.flush()
+            self._held_for, self._held_from, self._held_count, self._held_end = group, index, count, HEADROOM
+        after = self._held_end + end - start
+        held[self._held_end : after] = self._room.opened[start:end]
+        self._held_end = after
+        if index + count == of:
+            self.flush()
+
+    def forget(self) -> None:
+        """Hand on nothing any more."""
+        self._held_for = None
+
+    def flush(self) -> None:
+        """Hand on what is held."""
+        group, self._held_for = self._held_for, None
+        if group is not None and self._room.holder is self:
+            index, number, flags, of, gso, header = group
+            run = Run(Shape(flags, gso, header), self._held_from, self._held_count, of)
+            self._deliver(self._held, HEADROOM, self._held_end, run, (index, number))
+
+    def _open_mixture(
+        self, fields: tuple[int, ...], data: memoryview, begin: int, segment: int, last: int
+    ) -> None:
+        """What is not one train above all before it: cut into trains, without what is not ours or not fresh."""
+        kinds, indices, counters = fields[::3], fields[1::3], fields[2::3]
+        at, count = 0, len(kinds)
+        while at < count:
+            index, counter = indices[at], counters[at]
+            epoch = self._epochs.get(index)
+            if epoch is None or kinds[at] not in _KINDS:
+                self.drops.unknown += 1
+                at += 1
+                continue
+            # Asked anew for each train: the one before may have had the same counters.
+            fresh = epoch.window.fresh
+            if not fresh(counter):
+                self.drops.replay += 1
+                at += 1
+                continue
+            stop = at + 1
+            while (
+                stop < count
+                and kinds[stop] == kinds[at]
+                and indices[stop] == index
+                and counters[stop] == counter + stop - at
+                and fresh(counters[stop])
+            ):
+                stop += 1
+            self._open_train(
+                epoch, counter, data, begin, segment, at, stop, last if stop == count else segment
+            )
+            at = stop
+
+    def _open_train(
+        self,
+        epoch: Receiving,
+        counter: int,
+        data: memoryview,
+        begin: int,
+        segment: int,
+        first: int,
+        stop: int,
+        last: int,
+    ) -> None:
+        """Datagrams `first` to `stop` - 1 of those that stand in `data` from `begin` on: one epoch, fresh, with
+        consecutive counters from `counter` on. The last one has `last` bytes.
+
+        A train may hold several packets and other messages, and begin or end inside of a packet. The last datagram
+        of each packet is opened alone. It tells how many before it belong to the same one, and these are opened
+        without looking in between: whoever has the keys can write any payload, so a field that disagrees unseen in
+        the middle gains nothing; the first and the last of a run are compared.
+        """
+        drops, window, decrypt, out = self.drops, epoch.window, epoch.decrypt, self._room.opened
+        plain = segment - OVERHEAD
+        found: list[tuple[int, int, int, Run | None, int]] = []
+        failed: list[int] = []
+        heard = 0
+        at, size, place = stop - 1, last, _TOP
+        while at >= first:
+            number = counter + at - first
+            top = place + size - OVERHEAD
+            try:
+                _open(decrypt, data, begin + segment * at, size, out, place)
+            except InvalidTag:
+                failed.append(number)
+                at -= 1
+                size = segment
+                continue
+            count = 1
+            if out[place] != SLICE:
+                found.append((place, top, size, None, number))
+                place -= plain
+            else:
+                fields = _, flags, index, of, gso, header = _slice(out, place, top)
+                lowest = place
+                if index and at > first and plain > SLICE_SIZE + header:
+                    below = min(index, at - first)
+                    count += self._open_below(decrypt, data, begin, segment, at, below, size, place, header)
+                    lowest -= (plain - SLICE_SIZE - header) * (count - 1)
+                if of == 1 and not gso:
+                    found.append((place + SLICE_SIZE, top, 0, _WHOLE[flags], -1))
+                    place += SLICE_SIZE - plain
+                elif not of:
+                    drops.malformed += 1
+                elif count > 1 and SLICE_HEADER.unpack_from(out, lowest) != (
+                    *fields[:2],
+                    index - count + 1,
+                    *fields[3:],
+                ):
+                    drops.disagreement += count
+                else:
+                    run = Run(Shape(flags, gso, header), index - count + 1, count, of)
+                    found.append((lowest + SLICE_SIZE, top, 0, run, number - index))
+                    place = lowest + SLICE_SIZE - plain
+            heard += size + segment * (count - 1)
+            at -= count
+            size = segment
+
+        newest = counter + stop - first - 1
+        if failed:
+            drops.tag += len(failed)
+            opened = sorted(set(range(counter, newest + 1)).difference(failed))
+            if not opened:
+                return
+            for number in opened:
+                window.mark(number)
+            epoch.heard += len(opened)
+            newest = opened[-1]
+        else:
+            window.mark_range(counter, newest)
+            epoch.heard += stop - first
+        self.heard += heard
+        if (epoch.serial, newest) > self._top:
+            self._top = (epoch.serial, newest)
+            self.advanced = True
+        # In ascending order: what is in front of a run has been handed on, so its headroom may lie there.
+        message, deliver = self._sink.message, self._sink.run
+        for start, top, size, found_run, group in reversed(found):
+            if found_run is None:
+                message(out[start], out[start + 1 : top], size)
+                continue
+            (flags, gso, header), index, count, of = found_run
+            if gso and count < of:
+                self._hold(start, top, index, count, (epoch.index, group, flags, of, gso, header))
+                continue
+            self.flush()
+            if group < 0:
+                deliver(out, start, top, found_run)
+            else:
+                self._deliver(out, start, top, found_run, (epoch.index, group))
+
+    def _open_below(
+        self,
+        decrypt: _Decrypt,
+        data: memoryview,
+        begin: int,
+        segment: int,
+        at: int,
+        below: int,
+        size: int,
+        place: int,
+        header: int,
+    ) -> int:
+        """Open the `below` datagrams before the one at `at`, which has `size` bytes and was opened at `place`, each
+        below the one before. Returns how many opened, before the first that did not."""
+        row, out, low = self._room.row, self._room.opened, at - below
+        plain = segment - OVERHEAD
+        payload = plain - SLICE_SIZE - header
+        places = iter(row(out, place - payload, -payload, plain, below)[:below])
+        try:
+            deque(
+                map(
+                    decrypt,
+                    reversed(row(data, begin + 1, segment, HEADER - 1, at)[low:at]),
+                    reversed(row(data, begin + HEADER, segment, segment - HEADER, at)[low:at]),
+                    reversed(row(data, begin, segment, HEADER, at)[low:at]),
+                    places,
+                ),
+                maxlen=0,
+            )
+        except InvalidTag:
+            # It is counted when its turn comes again. It has spoilt the headers of the one above, which opens anew.
+            opened = below - length_hint(places) - 1
+            _open(
+                decrypt,
+                data,
+                begin + segment * (at - opened),
+                segment if opened else size,
+                out,
+                place - payload * opened,
+            )
+            return opened
+        return below
+
+    def _deliver(self, out: memoryview, start: int, end: int, run: Run, key: tuple[int, int]) -> None:
+        """Hand on a run whose sizes agree with the packet's own length; keep a part of a split packet."""
+        (flags, gso, header), first, count, of = run
+        if gso:
+            payload = total_length(out, start, flags & KIND_MASK) - header
+            size = end - start - header
+            if payload < 1 or (count == of and size != payload):
+                self.drops.disagreement += count
+                return
+            segments = of == -(-payload // gso) and size == min(payload, (first + count) * gso) - first * gso
+            deliverable = segments or count == of
+        else:
+            deliverable = count == of
+        if deliverable:
+            self._sink.run(out, start, end, run)
+            return
+        packet = self.assembly.add(key, run, out[start:end])
+        if packet is not None:
+            self._sink.run(memoryview(packet), HEADROOM, len(packet), Run(run.shape, 0, of, of))
+
+
+def _open(decrypt: _Decrypt, data: memoryview, position: int, size: int, out: memoryview, place: int) -> None:
+    """Open the datagram of `size` bytes at `position` of `data` to `place` of `out`. Raises InvalidTag."""
+    body = position + HEADER
+    decrypt(
+        data[position + 1 : body],
+        data[body : position + size],
+        data[position:body],
+        out[place : place + size - OVERHEAD],
+    )
+
+
+def _slice(out: memoryview, start: int, end: int) -> tuple[int, int, int, int, int, int]:
+    """The fields of the slice header at `start`; all zero where they make no sense."""
+    if end - start > SLICE_SIZE:
+        fields: tuple[int, int, int, int, int, int] = SLICE_HEADER.unpack_from(out, start)
+        _, flags, index, of, gso, header = fields
+        kind = flags & KIND_MASK
+        if index < of and not flags & ~FLAGS_MASK and start + SLICE_SIZE + header < end:
+            sensible = gso and header >= MIN_HEADER[kind] if kind else not gso and not header
+            if sensible:
+                return fields
+    return _NOTHING

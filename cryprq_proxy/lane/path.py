@@ -1,0 +1,381 @@
+"""The path of the datagram lane: whether datagrams get through, how large, and at the exit to which address.
+
+    CONFIRM --- a probe is answered ---> SEARCH --- nothing larger passes ---> STEADY
+       ^                                                                          |
+       +------------ a full-size probe fails three times, the peer moved ---------+
+
+Each side probes its own direction. In CONFIRM two small probes go out together, of BASE and of LEAST bytes. SEARCH
+tries the largest size that the interface allows and then halves the distance to what is known to pass (in the spirit
+of RFC 8899). STEADY repeats a probe of the full size. `up` says whether packets may take the lane: it falls when
+small probes fail too, or when SILENCE seconds of sending brought nothing back, and CONFIRM goes on at a slow pace
+until one is answered. A side that only receives sends KEEPALIVE, so that silence means something.
+
+At the exit the client's address may change. A new one must come with the highest counter so far and then answer a
+CHALLENGE from there (RFC 9000 section 9.3 has the same idea); until it has, everything goes to the old one.
+
+No I/O, no clock. Messages to be sealed and sent collect in `outgoing`; all sizes are UDP payloads, the lane's own 29
+bytes included.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from enum import Enum
+from math import inf
+from typing import Any, Final
+
+from ..crypto.primitives import Entropy
+from .opening import OVERHEAD
+from .sealing import CHALLENGE, KEEPALIVE, PROBE, PROBE_ACK, RESPONSE
+
+BASE: Final = 1200
+"""A size that nearly every path takes."""
+LEAST: Final = 600
+"""Tried beside it; a path that does not take this is not used."""
+STEP: Final = 16
+"""The search ends within so many bytes."""
+TRIES: Final = 3
+PATIENCE: Final = 1.0
+"""Seconds between two tries, at the most; less once the round trip is known."""
+HASTE: Final = 0.25
+"""At the least."""
+RETRY: Final = 5.0
+"""Seconds between probes while the path is down."""
+IDLE: Final = 10.0
+"""Seconds between full-size probes."""
+BUSY: Final = 2.0
+"""The same while something is sent: where only the way there died, what comes in hides it from SILENCE."""
+RAISE: Final = 600.0
+"""Seconds until a larger size is tried again (RFC 8899 section 5.1.1)."""
+KEEPALIVE_AFTER: Final = 1.0
+SILENCE: Final = 3.0
+AMPLIFICATION: Final = 3
+"""Bytes sent to an unproven address per byte that came from it."""
+CHALLENGE_INTERVAL: Final = 0.5
+
+_TOKEN: Final = struct.Struct("!Q")
+_PROBE: Final = struct.Struct("!BQ")
+_ACK: Final = struct.Struct("!BQH")
+_ACK_BODY: Final = struct.Struct("!QH")
+_CHALLENGE_SIZE: Final = OVERHEAD + _PROBE.size
+_CONTROL: Final = OVERHEAD + _ACK.size
+"""Up to this size a datagram is KEEPALIVE, CHALLENGE, RESPONSE or PROBE_ACK, which no KEEPALIVE answers: DATAGRAM and
+SLICE are larger. Else two idle sides would answer each other for ever."""
+_OUTSTANDING: Final = 16
+
+type Address = tuple[Any, ...]
+"""A socket address, as the socket gives it."""
+
+
+class _Phase(Enum):
+    WAITING = 1
+    """At the exit, before the client's first datagram."""
+    CONFIRM = 2
+    SEARCH = 3
+    STEADY = 4
+
+
+@dataclass(slots=True)
+class _Candidate:
+    """An address from which the client may be sending now."""
+
+    address: Address
+    token: int
+    received: int = 0
+    sent: int = 0
+    challenged: float = -inf
+
+
+@dataclass(slots=True)
+class PathCounters:
+    probes: int = 0
+    answered: int = 0
+    falls: int = 0
+    """Times that `up` became false."""
+    shrinks: int = 0
+    migrations: int = 0
+
+
+class Path:
+    """One side's path.
+
+    The owner calls `tick` at `deadline`, and after every call but `sent` sends what is in `outgoing`: (message,
+    address), where None stands for the current address (`address`; at the client, the exit's). While the path is up
+    it is enough to look at `deadline` after each `tick`.
+    """
+
+    def __init__(self, dialler: bool, ceiling: int, entropy: Entropy, now: float) -> None:
+        """`ceiling`: the largest UDP payload that the interface allows (1472 and 1452 at an MTU of 1500)."""
+        self._dialler = dialler
+        self._entropy = entropy
+        self.address: Address | None = None
+        """Where the client is; at the exit, after its first datagram."""
+        self.outgoing: list[tuple[bytes, Address | None]] = []
+        self.counters = PathCounters()
+        self.up = False
+        self.reason = "no datagram of the client has come yet"
+        self.round_trip: float | None = None
+        """Seconds; smoothed."""
+        self._candidate: _Candidate | None = None
+        self._probes: dict[int, tuple[int, float]] = {}  # token -> size, when sent
+        self._phase = _Phase.WAITING
+        self._reset(ceiling, now)
+        if dialler:
+            self.restart(ceiling, now)
+
+    def restart(self, ceiling: int, now: float) -> None:
+        """At the client: the network changed. What was known about the path is void."""
+        self.up = False
+        self.reason = "the first probes are under way"
+        self._reset(ceiling, now)
+        self._confirm(now)
+
+    def _reset(self, ceiling: int, now: float) -> None:
+        self._ceiling = max(ceiling, LEAST)
+        self.size = min(BASE, self._ceiling)
+        """The largest UDP payload to be sent now."""
+        self.round_trip = None
+        self._probes.clear()
+        self._high = self._ceiling + 1  # the smallest size believed not to pass
+        self._test = self.size  # the size being probed
+        self._tries = 0
+        self._next = inf  # when the next probe is due
+        self._verified = now
+        self._sent_at = -inf
+        self._answered_at = -inf  # when a probe of whatever size was acknowledged
+        self._raise_at = inf
+        self._owed = inf  # when something came that still deserves an answer
+        self._silent_since = inf  # when something was sent that had no answer yet
+        self._probed_by = 0  # bytes of probes in the present receive, which PROBE_ACK answers
+        self._probed = -inf  # when the last probe was sent
+        self._ticked = now
+
+    # --- what the owner reports ------------------------------------------------------------------------------------
+
+    def sent(self, now: float) -> None:
+        """Packets or datagrams were sent to the peer. On the hot path."""
+        self._owed = inf
+        if self._silent_since == inf:
+            self._silent_since = now
+        self._sent_at = now
+
+    def too_big(self, size: int, now: float) -> None:
+        """The kernel refused a datagram of `size` bytes (EMSGSIZE)."""
+        if size >= self._high:
+            return
+        self._high = size
+        if size <= LEAST:
+            self._fall("the local network takes no datagrams of a useful size", now)
+            return
+        if self.size >= size:
+            self.counters.shrinks += 1
+            self.size = BASE if size > BASE else LEAST
+        if self._phase in (_Phase.SEARCH, _Phase.STEADY):
+            self._search(now)
+
+    def received_from(self, address: Address, size: int, highest: bool, now: float) -> None:
+        """`size` authentic bytes came from `address`; `highest`: with the highest counter so far.
+
+        Call it after the messages of the same receive were given to `message`.
+        """
+        self._silent_since = inf
+        if size - self._probed_by > _CONTROL and self._owed == inf:
+            self._owed = now
+        self._probed_by = 0
+        if not self._dialler:
+            if self.address is None:
+                self.address = address
+                self.up = True
+                self.reason = "the client's datagrams come in"
+                self._confirm(now)
+            elif address != self.address and highest:
+                self._challenge(address, size, now)
+        if not self.up and self._phase is _Phase.CONFIRM:
+            # One direction works again; do not wait long to try the other.
+            self._next = min(self._next, max(now, self._probed + PATIENCE))
+
+    def message(self, kind: int, body: memoryview, size: int, address: Address, now: float) -> None:
+        """A message of the lane that came in a datagram of `size` bytes from `address`; others than ours, and
+        malformed ones, are ignored."""
+        if kind == PROBE and len(body) >= _TOKEN.size:
+            self._probed_by += size
+            self._emit(_ACK.pack(PROBE_ACK, _TOKEN.unpack_from(body)[0], min(size, 0xFFFF)))
+        elif kind == PROBE_ACK and len(body) == _ACK_BODY.size:
+            token, arrived = _ACK_BODY.unpack(body)
+            self._acknowledged(token, arrived, now)
+        elif kind == CHALLENGE and len(body) == _TOKEN.size and self._dialler:
+            self._emit(_PROBE.pack(RESPONSE, *_TOKEN.unpack(body)))
+            if self._phase is _Phase.CONFIRM:
+                self._next = now  # the answers to the probes so far went to our old address
+        elif kind == RESPONSE and len(body) == _TOKEN.size:
+            self._migrate(_TOKEN.unpack(body)[0], address, now)
+
+    # --- time ------------------------------------------------------------------------------------------------------
+
+    def deadline(self) -> float:
+        """When `tick` has something to do. `sent` never makes it earlier."""
+        if self._phase is _Phase.WAITING:
+            return inf
+        due = min(self._due(), self._owed + KEEPALIVE_AFTER)
+        return min(due, self._ticked + 1.0) if self.up else due
+
+    def tick(self, now: float) -> None:
+        """Probe, keep alive, notice silence."""
+        self._ticked = now
+        if self._phase is _Phase.WAITING:
+            return
+        if self.up and now - self._silent_since >= SILENCE:
+            self._fall(f"nothing came back in {SILENCE:.0f} s of sending", now)
+        if now >= self._due():
+            self._probe(now)
+        if now - self._owed >= KEEPALIVE_AFTER:
+            self._emit(bytes((KEEPALIVE,)))
+
+    def _due(self) -> float:
+        if self._phase is not _Phase.STEADY or self._tries:
+            return self._next
+        return min(self._verified + (BUSY if self._sent_at > self._verified else IDLE), self._raise_at)
+
+    def _timeout(self) -> float:
+        # A false alarm in STEADY costs speed for a while, so there the full patience holds.
+        if self.round_trip is None or self._phase is _Phase.STEADY:
+            return PATIENCE
+        return min(PATIENCE, max(HASTE, 4 * self.round_trip))
+
+    # --- probing ---------------------------------------------------------------------------------------------------
+
+    def _probe(self, now: float) -> None:
+        """The next probe is due: because the last was not answered, or because time went by."""
+        if self._phase is _Phase.STEADY and not self._tries and now >= self._raise_at:
+            self._high = self._ceiling + 1
+            self._search(now)
+            return
+        if self._tries >= TRIES:
+            if self._phase is _Phase.SEARCH:
+                self._high = self._test
+                self._search(now)
+                return
+            if self._phase is _Phase.STEADY and self._answered_at > self._verified:
+                self.counters.shrinks += 1
+                self._high = self._ceiling + 1
+                self.size = BASE if self.size > BASE else LEAST
+                self._confirm(now)
+            elif self.up:
+                self._fall("probes are not answered: UDP is blocked or lost on the way", now)
+            elif self._tries == TRIES:
+                self.reason = "probes are not answered: UDP is blocked or lost on the way"
+        self._tries += 1
+        self._next = now + (self._timeout() if self._tries <= TRIES else RETRY)
+        if self._phase is _Phase.CONFIRM:
+            base = min(BASE, self._ceiling)
+            self._send_probe(base, now)
+            if base > LEAST:
+                self._send_probe(LEAST, now)
+        else:
+            self._send_probe(self._test, now)
+            if self._phase is _Phase.STEADY and self._tries > 1 and self._test > LEAST:
+                self._send_probe(LEAST, now)  # is it the size, or everything?
+
+    def _send_probe(self, size: int, now: float) -> None:
+        token = int.from_bytes(self._entropy(8))
+        self._probes[token] = (size, now)
+        if len(self._probes) > _OUTSTANDING:
+            del self._probes[next(iter(self._probes))]
+        self._probed = now
+        self.counters.probes += 1
+        self._emit(_PROBE.pack(PROBE, token).ljust(size - OVERHEAD, b"\0"))
+
+    def _confirm(self, now: float) -> None:
+        """Ask whether anything passes at all."""
+        self._phase = _Phase.CONFIRM
+        self._tries = 0
+        self._next = now
+        self._raise_at = inf
+
+    def _search(self, now: float) -> None:
+        """Choose the next size to try, between `size`, which passes, and `_high`, which does not."""
+        self._tries = 0
+        if self._high - self.size <= min(STEP, self._ceiling - self.size):
+            self._phase = _Phase.STEADY
+            self._test = self.size
+            self._verified = now
+            self._raise_at = now + RAISE
+        elif self.size >= self._ceiling:
+            self._phase = _Phase.STEADY
+            self._test = self.size
+            self._verified = now
+            self._raise_at = inf
+        else:
+            self._phase = _Phase.SEARCH
+            self._test = self._ceiling if self._high > self._ceiling else (self.size + self._high) // 2
+            self._next = now
+
+    def _acknowledged(self, token: int, size: int, now: float) -> None:
+        probe = self._probes.pop(token, None)
+        if probe is None or probe[0] != size:
+            return
+        self.counters.answered += 1
+        self._answered_at = now
+        sample = max(now - probe[1], 0.0)
+        self.round_trip = sample if self.round_trip is None else 0.75 * self.round_trip + 0.25 * sample
+        if size >= self._high:
+            self._high = self._ceiling + 1  # it passes after all
+        if self._phase is _Phase.CONFIRM:
+            self.up = True
+            self.reason = "probes are answered"
+            self._silent_since = inf
+            self.size = size
+            self._search(now)
+        elif size > self.size:
+            self.size = size
+            self._search(now)
+        elif self._phase is _Phase.STEADY and size == self.size:
+            self._tries = 0
+            self._verified = now
+
+    def _fall(self, reason: str, now: float) -> None:
+        if self.up:
+            self.counters.falls += 1
+        self.up = False
+        self.reason = reason
+        self._silent_since = self._owed = inf
+        self.size = min(BASE, self._ceiling)
+        self._confirm(now)
+        self._tries = TRIES - 1
+        self._next = now + RETRY
+        self._high = self._ceiling + 1
+
+    def _emit(self, message: bytes, address: Address | None = None) -> None:
+        self.outgoing.append((message, address))
+        if address is None:
+            self._owed = inf
+
+    # --- the client's address, at the exit ---------------------------------------------------------------------------
+
+    def _challenge(self, address: Address, size: int, now: float) -> None:
+        """The client may be at `address` now. One candidate at a time: the one that spoke last."""
+        candidate = self._candidate
+        if candidate is None or candidate.address != address:
+            candidate = self._candidate = _Candidate(address, int.from_bytes(self._entropy(8)))
+        candidate.received += size
+        if (
+            now >= candidate.challenged + CHALLENGE_INTERVAL
+            and candidate.sent + _CHALLENGE_SIZE <= AMPLIFICATION * candidate.received
+        ):
+            candidate.challenged = now
+            candidate.sent += _CHALLENGE_SIZE
+            self._emit(_PROBE.pack(CHALLENGE, candidate.token), address)
+
+    def _migrate(self, token: int, address: Address, now: float) -> None:
+        candidate = self._candidate
+        if candidate is None or candidate.address != address or candidate.token != token:
+            return
+        self.address = address
+        self._candidate = None
+        self.counters.migrations += 1
+        # The new path is another one: its size and round trip are not known.
+        self._reset(self._ceiling, now)
+        self.up = True
+        self.reason = "the client's datagrams come in from its new address"
+        self._confirm(now)

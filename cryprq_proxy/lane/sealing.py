@@ -1,0 +1,336 @@
+"""The datagram lane: UDP datagrams beside the reliable link, keyed from the session's epochs.
+
+    kind u8 = 0x01 | index u32 | counter u64 | ciphertext | tag 16
+    |<------ associated data, 13 bytes ----->|
+              |<-- nonce, 12 bytes --------->|
+
+`index` was drawn by the receiver for one epoch and told over the link, so under one key it never changes, and the
+counter never repeats: the nonce is unique. The plaintext begins with the type of the message: a SLICE of a packet
+(slices.py), or a small message (DATAGRAM to KEEPALIVE below).
+
+The way of a packet. Out: `seal_super` puts the header of slice k + 1 over the tail of slice k, which is sealed
+already. In: `open_batch` takes all datagrams of one receive and opens the slices of a group from the last to the
+first, so that each one's header lands where the payload of the slice before it belongs; what remains is the packet in
+one piece. Both do nothing per slice that can be done per packet (bench figures in docs/benchmarks.md).
+
+No I/O here, no clock. Unauthenticated and malformed input is counted in `drops` and never raises.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Collection, Container
+from math import inf
+from typing import Final
+
+from ..crypto.handshake import EpochSecrets
+from ..crypto.primitives import Cipher, Entropy, new_aead
+from ..errors import CloseReason, LocalError, PeerError
+from .opening import EXPRESS_KIND, HEADER, KIND, LAYOUT, MAX_TRAIN, OVERHEAD, TAG, Opener, Receiving, Room
+from .slices import (
+    EXPRESS,
+    FLAGS_MASK,
+    MAX_SLICES,
+    SLICE,
+    SLICE_HEADER,
+    SLICE_SIZE,
+    Drops,
+    LaneSink,
+    Shape,
+    spaced,
+)
+
+DATAGRAM: Final = 0x02
+PROBE: Final = 0x03
+PROBE_ACK: Final = 0x04
+CHALLENGE: Final = 0x05
+RESPONSE: Final = 0x06
+KEEPALIVE: Final = 0x07
+
+MAX_SEND: Final = 65_000
+"""Bytes in one send."""
+OUT_SIZE: Final = 128 * 1024
+"""A buffer of this size holds every packet sealed at position 0, whatever the sizes."""
+LINGER: Final = 10.0
+"""Seconds that receive keys live on after the next epoch came into use."""
+MAX_EPOCHS: Final = 4
+MAX_SEALED: Final = 1 << 28
+"""Datagrams under one key at the most; the session rotates at half of it."""
+
+_HEADER: Final = struct.Struct("!" + LAYOUT)
+
+type Send = tuple[int, int, int]
+"""`out[begin:end]` for one send, and the size of each datagram in it but the last, which may be shorter."""
+
+
+class _Epoch(Receiving):
+    """The keys of one epoch, both directions."""
+
+    __slots__ = ("carrier", "encrypt", "number", "peer_index", "retire_at", "sealed")
+
+    def __init__(
+        self, cipher: Cipher, send: bytes, receive: bytes, carrier: int, number: int, serial: int, index: int
+    ) -> None:
+        super().__init__(new_aead(cipher, receive), index, serial)
+        self.encrypt = new_aead(cipher, send).encrypt_into
+        self.carrier = carrier
+        self.number = number
+        self.peer_index = 0
+        self.sealed = 0
+        self.retire_at = inf
+
+
+class Lane:
+    """One session's lane, on one side. Its owner calls `expire` at `deadline`, and after each `install`, `expire` or
+    `open_batch` takes the indices in `dropped` out of its dispatch.
+
+    Buffers that are passed in should be the same memoryview objects each time: views on them are kept.
+    """
+
+    def __init__(
+        self,
+        dialler: bool,
+        entropy: Entropy,
+        sink: LaneSink,
+        room: Room | None = None,
+        taken: Container[int] = (),
+    ) -> None:
+        """`taken`: indices that other lanes behind the same socket use (a live collection)."""
+        self._dialler = dialler
+        self._entropy = entropy
+        self._taken = taken
+        self._carrier = 0
+        self._serial = 0
+        self._epochs: dict[int, _Epoch] = {}  # by the index under which it receives, oldest first
+        self._newest: _Epoch | None = None
+        self._sending: _Epoch | None = None
+        room = room or Room()
+        self._row = room.row
+        self.drops = Drops()
+        self._opener = Opener(self._epochs, sink, room, self.drops)
+        self.dropped: list[int] = []
+        """Receive indices no longer in use; the owner removes what it has seen."""
+
+    # --- epochs ----------------------------------------------------------------------------------------------------
+
+    def install(self, cipher: Cipher, number: int, epoch: EpochSecrets, now: float) -> int:
+        """The secrets of an epoch of the present carrier are known here; number 0 says that the carrier is new.
+
+        Returns the index under which datagrams are received from now on; announce it to the peer in a LANE frame.
+        """
+        if number == 0:
+            self._carrier += 1
+        elif self._newest is None or number != self._newest.number + 1:
+            raise LocalError(f"epoch {number} of the lane does not follow the one before")
+        index = 0
+        while not index or index in self._epochs or index in self._taken:
+            index = int.from_bytes(self._entropy(4))
+        send, receive = epoch.client_lane, epoch.exit_lane
+        if not self._dialler:
+            send, receive = receive, send
+        self._serial += 1
+        self._newest = _Epoch(cipher, send, receive, self._carrier, number, self._serial, index)
+        self._epochs[index] = self._newest
+        self.expire(now)
+        if len(self._epochs) > MAX_EPOCHS:
+            self._drop(next(epoch for epoch in self._epochs.values() if epoch is not self._sending))
+        return index
+
+    def announced(self, number: int, index: int, now: float) -> None:
+        """The peer's LANE frame: datagrams under epoch `number` of the present carrier are to carry `index`.
+
+        Raises PeerError (PROTOCOL) for index 0 and for a second one.
+        """
+        for epoch in self._epochs.values():
+            if epoch.carrier == self._carrier and epoch.number == number:
+                if not index or epoch.peer_index not in (0, index):
+                    raise PeerError(
+                        CloseReason.PROTOCOL, "the peer announced two lane indices for one epoch, or 0"
+                    )
+                epoch.peer_index = index
+                self._move(epoch, now)
+                return
+
+    def expire(self, now: float) -> None:
+        """Drop receive keys whose time is over."""
+        for epoch in [epoch for epoch in self._epochs.values() if epoch.retire_at <= now]:
+            self._drop(epoch)
+
+    def deadline(self) -> float:
+        """When `expire` has something to do."""
+        return min((epoch.retire_at for epoch in self._epochs.values()), default=inf)
+
+    @property
+    def indices(self) -> Collection[int]:
+        """The receive indices in use."""
+        return self._epochs.keys()
+
+    @property
+    def ready(self) -> bool:
+        """Whether anything can be sealed."""
+        return self._sending is not None and self._sending.sealed < MAX_SEALED
+
+    @property
+    def spent(self) -> int:
+        """Datagrams under the keys of the newest epoch, in the busier direction: rotate at 2^27."""
+        return max(self._newest.sealed, self._newest.heard) if self._newest else 0
+
+    @property
+    def incomplete(self) -> int:
+        """Packets in several pieces that never became whole."""
+        return self._opener.assembly.given_up
+
+    @property
+    def advanced(self) -> bool:
+        """Whether the last `open_batch` had the highest counter so far: nobody who repeats or delays datagrams can
+        bring that about."""
+        return self._opener.advanced
+
+    def _move(self, epoch: _Epoch, now: float) -> None:
+        """Send with `epoch` if its turn has come. The exit waits for a datagram of it: until then the client may not
+        know the keys."""
+        sending = self._sending
+        if (
+            not epoch.peer_index
+            or (not self._dialler and not epoch.heard)
+            or (sending is not None and sending.serial >= epoch.serial)
+        ):
+            return
+        self._sending = epoch
+        for earlier in self._epochs.values():
+            if earlier.serial < epoch.serial and earlier.retire_at == inf:
+                earlier.retire_at = now + LINGER
+
+    def _drop(self, epoch: _Epoch) -> None:
+        del self._epochs[epoch.index]
+        self._opener.assembly.forget(epoch.index)
+        self.dropped.append(epoch.index)
+
+    # --- sealing ---------------------------------------------------------------------------------------------------
+
+    def seal(self, message: bytes, out: memoryview, position: int) -> int:
+        """Write one datagram with `message` (type byte first) to `out` at `position`; the position behind it.
+
+        Raises LocalError unless `ready`.
+        """
+        epoch = self._sending
+        if epoch is None or not self.ready:
+            raise LocalError("the lane has no key to send with")
+        counter = epoch.sealed
+        epoch.sealed = counter + 1
+        body = position + HEADER
+        end = body + len(message) + TAG
+        _HEADER.pack_into(out, position, KIND, epoch.peer_index, counter)
+        epoch.encrypt(out[position + 1 : body], message, out[position:body], out[body:end])
+        return end
+
+    def seal_super(
+        self,
+        buffer: memoryview,
+        start: int,
+        end: int,
+        shape: Shape,
+        size: int,
+        out: memoryview,
+        position: int = 0,
+    ) -> list[Send]:
+        """Seal the packet at buffer[start:end] in slices, to `out` from `position` on.
+
+        `size` is the largest UDP payload that the path takes. Returns what is to be sent, each in one call: nearly
+        always one send, several where there are more than MAX_TRAIN datagrams or MAX_SEND bytes, none if the packet
+        had to be dropped. Overwrites buffer[start - HEADROOM:end]. `out` needs OUT_SIZE bytes behind `position`.
+        """
+        epoch = self._sending
+        flags, gso, header = shape
+        kind = KIND
+        if flags & EXPRESS:
+            kind, flags = EXPRESS_KIND, flags & FLAGS_MASK
+        payload = end - start - header
+        most = size - OVERHEAD - SLICE_SIZE - header
+        if epoch is None or epoch.sealed >= MAX_SEALED or most < 1:
+            self.drops.unsent += 1
+            return []
+        if 0 < gso <= most and payload <= gso * MAX_SLICES:
+            piece = gso
+            count = -(-payload // piece)
+        else:
+            count = -(-payload // most)
+            piece = -(-payload // count)
+        counter = epoch.sealed
+        # Before anything is sealed: no error may let a counter be used twice.
+        epoch.sealed = counter + count
+        encrypt, index = epoch.encrypt, epoch.peer_index
+        at = start - SLICE_SIZE
+        if count == 1:
+            SLICE_HEADER.pack_into(buffer, at, SLICE, flags, 0, 1, gso, header)
+            body = position + HEADER
+            finish = body + end - at + TAG
+            _HEADER.pack_into(out, position, kind, index, counter)
+            encrypt(out[position + 1 : body], buffer[at:end], out[position:body], out[body:finish])
+            return [(position, finish, finish - position)]
+        if count > MAX_SLICES:
+            self.drops.unsent += 1
+            return []
+
+        width = SLICE_SIZE + header
+        prefix = bytearray(width)
+        SLICE_HEADER.pack_into(prefix, 0, SLICE, flags, 0, count, gso, header)
+        prefix[SLICE_SIZE:] = buffer[start : start + header]
+        segment = OVERHEAD + width + piece
+        per_send = min(MAX_TRAIN, MAX_SEND // segment)
+        row = self._row
+        sends = []
+        for done in range(0, count, per_send):
+            number = min(per_send, count - done)
+            fields = [KIND, index, 0] * number
+            fields[2::3] = range(counter + done, counter + done + number)
+            spaced(LAYOUT, number, segment - HEADER).pack_into(out, position, *fields)
+            k = done
+            for top, plain, nonce, head, place in zip(
+                row(buffer, at, piece, width, number)[: number - 1],
+                row(buffer, at, piece, width + piece, number),
+                row(out, position + 1, segment, HEADER - 1, number),
+                row(out, position, segment, HEADER, number),
+                row(out, position + HEADER, segment, segment - HEADER, number),
+                strict=False,
+            ):
+                prefix[2] = k
+                k += 1
+                top[:] = prefix
+                encrypt(nonce, plain, head, place)
+            # The last one of a send may be shorter.
+            prefix[2] = k
+            at += piece * (number - 1)
+            final = position + segment * (number - 1)
+            body = final + HEADER
+            finish = min(at + width + piece, end)
+            buffer[at : at + width] = prefix
+            plain = buffer[at:finish]
+            finish = body + finish - at + TAG
+            encrypt(out[final + 1 : body], plain, out[final:body], out[body:finish])
+            sends.append((position, finish, segment))
+            at += piece
+            position = finish
+        return sends
+
+    # --- opening ---------------------------------------------------------------------------------------------------
+
+    def forget(self) -> None:
+        """The session is over: what `flush` would hand on is of no use."""
+        self._opener.forget()
+
+    def flush(self) -> None:
+        """At the end of a wake-up: hand on the slices that came one by one and were put together."""
+        self._opener.flush()
+
+    def open_batch(self, data: memoryview, size: int, segment: int, now: float) -> int:
+        """Open what one receive brought: data[:size], datagrams of `segment` bytes of which the last may be shorter.
+
+        Everything authentic goes to the sink, in the order of arrival, before this or the next `flush` returns. Returns
+        the authentic bytes (whole UDP payloads); `advanced` tells more. What answers is sealed after this call.
+        """
+        heard = self._opener.open_batch(data, size, segment)
+        if self._opener.advanced and not self._dialler:
+            for epoch in list(self._epochs.values()):
+                self._move(epoch, now)
+        return heard

@@ -1,0 +1,222 @@
+"""Slices: the pieces in which an IP packet, or a super-packet, crosses the datagram lane.
+
+    SLICE 0x01 | flags u8 | index u8 | count u8 | gso_size u16 | header u16 | headers, `header` bytes | payload
+
+A super-packet is what the kernel would cut into segments of `gso_size` payload bytes only at the very end (TSO, USO).
+Each slice carries the super-packet's own headers unchanged and, wherever the path allows it, the payload of exactly
+one segment, so that a lost datagram costs one segment and all others are of use without it.
+
+Where the path is too small for that, and for a plain packet that does not fit, the pieces are cut smaller. Such a
+*split* group is of use only as a whole; `Assembly` keeps the parts of a few while they come in separate receives.
+
+A packet in memory is (buffer, start, end) with HEADROOM bytes in front that whoever holds it may overwrite. Neither
+side copies a payload: see sealing.py.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Final, NamedTuple, Protocol
+
+NEEDS_CSUM: Final = 0x01
+"""Flag: the transport checksum field holds the pseudo-header sum, not inverted; the rest is to be added."""
+PLAIN: Final = 0x00
+"""Kinds, bits 1 and 2 of the flags: one packet."""
+TCP4: Final = 0x02
+TCP6: Final = 0x04
+UDP_GSO: Final = 0x06
+KIND_MASK: Final = 0x06
+FLAGS_MASK: Final = NEEDS_CSUM | KIND_MASK
+
+EXPRESS: Final = 0x08
+"""Flag, not sent with the others: a whole packet that may overtake what was sent before it (train.EXPRESS_KIND)."""
+
+MIN_HEADER: Final = {TCP4: 40, TCP6: 60, UDP_GSO: 28}
+"""Kind -> the shortest headers of such a super-packet."""
+
+HEADROOM: Final = 64
+"""Bytes in front of every packet in memory that may be overwritten."""
+SLICE: Final = 0x01
+SLICE_HEADER: Final = struct.Struct("!BBBBHH")
+SLICE_SIZE: Final = SLICE_HEADER.size
+MAX_SLICES: Final = 255
+"""Of one group: `index` and `count` are bytes."""
+MAX_PACKET: Final = 65_535
+ASSEMBLED_GROUPS: Final = 8
+ASSEMBLED_BYTES: Final = 128 * 1024
+ROWS: Final = 512
+
+_LENGTH: Final = struct.Struct("!H").unpack_from
+
+
+class Shape(NamedTuple):
+    """What a packet is, beside its bytes."""
+
+    flags: int
+    """NEEDS_CSUM, and PLAIN, TCP4, TCP6 or UDP_GSO."""
+    gso_size: int
+    """Payload bytes per segment; 0 for a plain packet."""
+    header: int
+    """Bytes of IP and transport headers in front of the payload; 0 for a plain packet."""
+
+
+class Run(NamedTuple):
+    """Consecutive slices of one packet, in a buffer: the headers once, then their payloads in one piece."""
+
+    shape: Shape
+    first: int
+    """Index of the first slice that is present."""
+    count: int  # type: ignore[assignment]  # hides tuple.count, which nobody needs here
+    """How many are present."""
+    of: int
+    """How many the sender made. `first == 0 and count == of`: the packet is whole. Else it is a super-packet, and
+    all slices but the packet's last have exactly `gso_size` bytes: the payload begins at `first * gso_size`."""
+
+
+class LaneSink(Protocol):
+    """Where `open_batch` delivers. What is handed over is valid during the call only."""
+
+    def run(self, buffer: memoryview, start: int, end: int, run: Run) -> None:
+        """Slices of a packet: headers and payload at buffer[start:end], HEADROOM bytes in front to be overwritten."""
+
+    def message(self, kind: int, body: memoryview, size: int) -> None:
+        """Another message, without its type byte; `size` is that of the UDP payload it came in. Unknown kinds are
+        to be ignored."""
+
+
+@dataclass(slots=True)
+class Drops:
+    """What was dropped, in datagrams unless said otherwise."""
+
+    length: int = 0
+    """Too short to be ours, or too long."""
+    unknown: int = 0
+    """Not our kind, or an index that is not in use."""
+    replay: int = 0
+    tag: int = 0
+    """Did not authenticate."""
+    malformed: int = 0
+    """Authentic, with fields that make no sense."""
+    disagreement: int = 0
+    """Authentic slices whose sizes do not fit each other or the packet's own length."""
+    unsent: int = 0
+    """Packets that found no key or did not fit the path in 255 slices."""
+
+
+def total_length(buffer: memoryview, start: int, kind: int) -> int:
+    """The bytes of the whole packet by its IP header (RFC 791 section 3.1, RFC 8200 section 3) at `start`; -1 where
+    the version does not go with the kind. At least 28 bytes must be there."""
+    version = buffer[start] >> 4
+    if version == 4 and kind != TCP6:
+        length: int = _LENGTH(buffer, start + 2)[0]
+        return length
+    if version == 6 and kind != TCP4:
+        length = _LENGTH(buffer, start + 4)[0]
+        return length + 40
+    return -1
+
+
+class Rows:
+    """Views of equal pieces of a buffer, made once.
+
+    A view costs 0.1 us and a slice takes five, two thirds of what its encryption takes. Buffers of the data path live
+    long and are cut at the same places again and again, so the views are kept: at most ROWS rows, then all go.
+    """
+
+    __slots__ = ("_rows",)
+
+    def __init__(self) -> None:
+        # An entry keeps its buffer alive, so no other object can have the same id.
+        self._rows: dict[tuple[int, int, int, int], tuple[memoryview, list[memoryview]]] = {}
+
+    def row(self, buffer: memoryview, at: int, step: int, size: int, count: int) -> list[memoryview]:
+        """At least `count` views of `size` bytes, the first at `at`, each `step` (may be negative) behind the one
+        before. Pass the same memoryview object each time; do not change the list."""
+        key = (id(buffer), at, step, size)
+        entry = self._rows.get(key)
+        if entry is None:
+            if len(self._rows) >= ROWS:
+                self._rows.clear()
+            entry = self._rows[key] = (buffer, [])
+        views = entry[1]
+        if len(views) < count:
+            for begin in range(at + step * len(views), at + step * count, step):
+                views.append(buffer[begin : begin + size])
+        return views
+
+
+@lru_cache(512)
+def spaced(layout: str, count: int, gap: int) -> struct.Struct:
+    """`count` times the same fields with `gap` bytes between them: one call instead of `count`."""
+    return struct.Struct("!" + f"{layout}{gap}x" * (count - 1) + layout)
+
+
+class _Group:
+    __slots__ = ("count", "parts", "present", "shape", "size")
+
+    def __init__(self, shape: Shape, count: int) -> None:
+        self.shape = shape
+        self.count = count
+        self.parts: dict[int, bytes] = {}  # first index -> headers and payload
+        self.present = 0
+        self.size = 0
+
+
+class Assembly:
+    """Split groups of which a part has come. Bounded: the oldest group goes first."""
+
+    __slots__ = ("_groups", "_size", "given_up")
+
+    def __init__(self) -> None:
+        self._groups: dict[tuple[int, int], _Group] = {}
+        self._size = 0
+        self.given_up = 0
+        """Groups dropped before they were whole."""
+
+    def add(self, key: tuple[int, int], run: Run, data: memoryview) -> bytearray | None:
+        """A part of the group `key`: headers and payloads. The whole packet with HEADROOM in front once all parts
+        are there, else None. Parts that do not agree drop the group.
+
+        The caller sees to it that no slice comes twice (the replay window does).
+        """
+        shape, first, count, of = run
+        group = self._groups.get(key)
+        if group is None:
+            group = self._groups[key] = _Group(shape, of)
+        elif group.shape != shape or group.count != of:
+            self._drop(key)
+            return None
+        group.parts[first] = bytes(data)
+        group.present += count
+        group.size += len(data)
+        self._size += len(data)
+        if group.present < of:
+            while len(self._groups) > ASSEMBLED_GROUPS or self._size > ASSEMBLED_BYTES:
+                self._drop(next(iter(self._groups)))
+            return None
+        del self._groups[key]
+        self._size -= group.size
+        header = shape.header
+        parts = [group.parts[first] for first in sorted(group.parts)]
+        packet = bytearray(HEADROOM) + parts[0]
+        for part in parts[1:]:
+            packet += memoryview(part)[header:]
+        size = len(packet) - HEADROOM
+        whole = size <= MAX_PACKET and (
+            not header or total_length(memoryview(packet), HEADROOM, shape.flags & KIND_MASK) == size
+        )
+        if whole:
+            return packet
+        self.given_up += 1
+        return None
+
+    def forget(self, index: int) -> None:
+        """Give up the groups whose key begins with `index`."""
+        for key in [key for key in self._groups if key[0] == index]:
+            self._drop(key)
+
+    def _drop(self, key: tuple[int, int]) -> None:
+        self._size -= self._groups.pop(key).size
+        self.given_up += 1

@@ -1,0 +1,140 @@
+"""UDP associations at the exit: a stream of datagrams on one side, UDP sockets on the other.
+
+An association has one socket per family, so an application keeps its outer port for all its targets. What comes back
+is passed on only from hosts that were sent to (address-dependent filtering, RFC 4787 section 5). Each datagram is
+judged by the egress policy, after resolving, before sending.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections import OrderedDict
+from typing import Final, Protocol
+
+from ..address import Destination
+from ..base.tasks import spawn
+from ..errors import StreamReason, StreamRefused
+from ..session.streams import StreamHandler
+from ..session.wire import MAX_DATAGRAM
+from .dialer import Policy
+from .resolver import Resolver
+
+MAX_HOSTS: Final = 1_024
+"""Hosts that may answer one association; the one not sent to for longest is forgotten first."""
+MAX_RESOLVING: Final = 64
+"""Datagrams of one association that may wait for a name; more are dropped."""
+READS: Final = 32
+"""Datagrams read in one wake-up."""
+
+
+class DatagramStream(Protocol):
+    """What an association needs of its stream: session.streams.Stream at the exit."""
+
+    handler: StreamHandler
+
+    def accept(self) -> None: ...
+    def send_datagram(self, destination: Destination, payload: bytes | memoryview) -> None: ...
+    def reset(self, reason: StreamReason) -> None: ...
+
+
+class UdpAssociation:
+    """Handler of a UDP stream at the exit, and of a direct one at the client (client/direct.py)."""
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, stream: DatagramStream, policy: Policy, resolver: Resolver
+    ) -> None:
+        self._loop = loop
+        self._stream = stream
+        self._policy = policy
+        self._resolver = resolver
+        self._sockets: dict[int, socket.socket] = {}
+        self._hosts: OrderedDict[str, None] = OrderedDict()
+        self._resolving = 0
+        self._closed = False
+        stream.handler = self
+        stream.accept()
+
+    def datagram_received(self, destination: Destination, payload: bytes | memoryview) -> None:
+        if destination.is_ip:
+            self._send(destination.host, destination.port, payload, None)
+        elif self._resolving < MAX_RESOLVING and self._policy.check_name(destination.host, destination.port):
+            self._resolving += 1
+            spawn(self._send_to_name(destination, payload), "resolve for UDP")
+
+    async def _send_to_name(self, destination: Destination, payload: bytes | memoryview) -> None:
+        try:
+            addresses = await self._resolver.resolve(destination.host)
+        except StreamRefused:
+            return
+        finally:
+            self._resolving -= 1
+        for address in sorted(addresses, key=lambda address: ":" in address):
+            if self._closed or self._send(address, destination.port, payload, destination.host):
+                return
+
+    def _send(self, host: str, port: int, payload: bytes | memoryview, name: str | None) -> bool:
+        """Whether the datagram was allowed and taken."""
+        if not port or not self._policy.check_address(host, port, name):
+            return False
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        try:
+            sock = self._sockets.get(family) or self._bind(family)
+            sock.sendto(payload, (host, port))
+        except OSError:
+            return False
+        self._hosts[host] = None
+        self._hosts.move_to_end(host)
+        if len(self._hosts) > MAX_HOSTS:
+            self._hosts.popitem(last=False)
+        return True
+
+    def _bind(self, family: int) -> socket.socket:
+        sock = socket.socket(family, socket.SOCK_DGRAM)
+        try:
+            sock.setblocking(False)
+            sock.bind(("::" if family == socket.AF_INET6 else "0.0.0.0", 0))
+        except OSError:
+            sock.close()
+            raise
+        self._sockets[family] = sock
+        self._loop.add_reader(sock, self._on_readable, sock)
+        return sock
+
+    def _on_readable(self, sock: socket.socket) -> None:
+        for _ in range(READS):
+            try:
+                payload, address = sock.recvfrom(MAX_DATAGRAM)
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError:
+                continue  # an ICMP error of an earlier datagram
+            host = address[0]
+            if host in self._hosts:
+                self._stream.send_datagram(Destination(host, address[1]), payload)
+
+    def eof_received(self) -> None:
+        self._stream.reset(StreamReason.CANCELLED)
+        self._close()
+
+    def reset(self, reason: StreamReason) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        self._closed = True
+        for sock in self._sockets.values():
+            self._loop.remove_reader(sock)
+            sock.close()
+        self._sockets.clear()
+
+    def refused(self, reason: StreamReason) -> None:
+        """The exit refuses, it is not refused."""
+
+    def opened(self) -> None:
+        """The exit accepts, it is not accepted."""
+
+    def writable(self) -> None:
+        """No bytes are sent."""
+
+    def data_received(self, data: memoryview) -> None:
+        """A UDP stream carries no bytes: what comes is dropped, and never consumed."""

@@ -1,0 +1,258 @@
+"""Pairing, the exit's side: what an invite looks like, and which address stands in it.
+
+    cryprq://PEERID@exit.example:4433#abcdefghijklmnopqrstuvwxyz
+    ------------- a peer URL -------- # the secret, 16 bytes in base32
+
+An invite is what a client says as `peer`, and behind it the secret of a permission to be added, once, to the exit's
+list. Whoever gets hold of it before it is used may come in instead; later, and after its time, it is worth nothing.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import contextlib
+import re
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from ipaddress import IPv6Address, ip_address
+from pathlib import Path
+from typing import Final, Self
+
+import msgspec
+from msgspec import Struct
+
+from ..address import Destination, parse_host_port
+from ..base.log import one_line
+from ..config.authorized import PeersFile, check_name
+from ..config.client import ExitConfig, authorized_file, load_exit
+from ..config.keys import choose_provider, own_identity
+from ..config.urls import parse_peer_url, parse_public
+from ..crypto.identity import PeerId
+from ..crypto.payloads import INVITE_SIZE
+from ..errors import ConfigError
+from ..process.control import NotRunning, query
+from .invite_store import LEAST_SECONDS, MOST_SECONDS, InviteStore, beside
+
+SECRET_LENGTH: Final = 26
+"""Characters of a secret: 128 bits and 2 zero pad bits, 5 bits each."""
+MAX_URI: Final = 2048
+USUAL_PORT: Final = 4433
+_EXPIRY: Final = re.compile("([1-9][0-9]{0,6})([mhd])")
+_UNITS: Final = {"m": 60, "h": 3600, "d": 86_400}
+_OUTSIDE: Final = {socket.AF_INET: "192.0.2.1", socket.AF_INET6: "2001:db8::1"}
+"""Addresses for documentation (RFC 5737, RFC 3849): the way there is the way to everywhere, and nothing is sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Invitation:
+    """What one person gives to another."""
+
+    url: str
+    """The exit, as `peer` in a client's configuration names it."""
+    secret: bytes = field(repr=False)
+    """16 bytes."""
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read an invite. Raises ConfigError, which never shows the secret."""
+        url, mark, secret = text.strip().partition("#")
+        if len(text) > MAX_URI or not mark:
+            raise ConfigError(
+                f"an invite ends with # and {SECRET_LENGTH} characters; copy it whole, as cryprq-proxy invite showed it"
+            )
+        if not url.isascii() or not url.isprintable() or " " in url:
+            raise ConfigError("an invite has no spaces and no control characters; copy it again")
+        parse_peer_url(url)
+        return cls(url, _parse_secret(secret))
+
+    @property
+    def peer_id(self) -> PeerId:
+        """Who the exit must prove to be."""
+        return parse_peer_url(self.url).peer_id
+
+    def __str__(self) -> str:
+        return f"{self.url}#{base64.b32encode(self.secret).decode().rstrip('=').lower()}"
+
+
+def _parse_secret(text: str) -> bytes:
+    try:
+        secret = base64.b32decode(text + "=" * 6, casefold=True) if len(text) == SECRET_LENGTH else b""
+    except (binascii.Error, ValueError):
+        secret = b""
+    if len(secret) != INVITE_SIZE or base64.b32encode(secret).decode().rstrip("=") != text.upper():
+        raise ConfigError(
+            f"behind # there are {SECRET_LENGTH} characters, letters a to z and digits 2 to 7; copy the invite again"
+        )
+    return secret
+
+
+def parse_expiry(text: str) -> int:
+    """Seconds of a time like "30m", "1h" or "7d". Raises ConfigError."""
+    match = _EXPIRY.fullmatch(text)
+    seconds = int(match[1]) * _UNITS[match[2]] if match else 0
+    if not LEAST_SECONDS <= seconds <= MOST_SECONDS:
+        raise ConfigError("--expires: expected a time from 1m to 30d, like 30m, 1h or 7d")
+    return seconds
+
+
+# --- the address ---
+
+
+def public_url(peer_id: PeerId, address: str, port: int) -> str:
+    """The peer URL of an exit that is reached at `address`: HOST, HOST:PORT, wss://HOST/PATH or ws://HOST/PATH.
+
+    `port` is for an address without one. Raises ConfigError.
+    """
+    scheme, separator, rest = parse_public(address).partition("://")
+    carrier, where = (f"cryprq+{scheme}", rest) if separator else ("cryprq", parse_host_port(address, port))
+    url = f"{carrier}://{peer_id}@{where}"
+    parse_peer_url(url)
+    return url
+
+
+def own_address(listen: Sequence[Destination]) -> Destination:
+    """Where clients reach an exit that listens there, as far as this machine knows: a global address if there is one.
+
+    Raises ConfigError where it has no address that could be told to anybody.
+    """
+    found = []
+    for host, port in listen:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        told = Destination(host, port)
+        if told.is_ip and ip_address(host).is_unspecified:
+            outward = _outward(family)
+            if outward is None:
+                continue
+            told = Destination(outward, port)
+        if port:
+            found.append(told)
+    if not found:
+        raise ConfigError("this machine does not know its own address; give it with --address HOST:PORT")
+    return next((each for each in found if is_global(each)), found[0])
+
+
+def is_global(address: Destination) -> bool:
+    """Whether all of the internet can reach it; names are believed."""
+    return not address.is_ip or ip_address(address.host).is_global
+
+
+def _outward(family: socket.AddressFamily) -> str | None:
+    """The address that packets to the internet would have as their source. Connecting a UDP socket sends none."""
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as sock:
+            sock.connect((_OUTSIDE[family], 9))
+            own = ip_address(sock.getsockname()[0])
+    except OSError:
+        return None
+    if own.is_loopback or own.is_unspecified or (isinstance(own, IPv6Address) and own.is_link_local):
+        return None
+    return str(own)
+
+
+# --- an invite ---
+
+
+class Running(Struct, frozen=True):
+    """What a running exit tells of itself (service/exit.py), for who wants to invite a client to it."""
+
+    authorized: str | None
+    public: str
+    psk: bool
+    listen: tuple[str, ...]
+
+
+class _Status(Struct, frozen=True):
+    peer_id: str
+    pairing: Running
+
+
+@dataclass(frozen=True, slots=True)
+class ExitHere:
+    """The exit of this machine that a command is about."""
+
+    config: ExitConfig
+    authorized: Path
+    """Its list of peers; the invites are beside it."""
+    runs: bool
+    peer_id: PeerId | None
+    """None while it does not run: then it is that of the identity."""
+    listen: Sequence[Destination]
+    public: str
+    psk: bool
+
+
+def exit_here(file: Path | None) -> ExitHere:
+    """The exit of the configuration `file`, or of the default one. If it runs, it knows better: flags may have changed
+    this or that, and for root the exit that runs may be a service. Raises CryprqError."""
+    config = load_exit(file)
+    authorized = authorized_file(file, config)
+    try:
+        status = msgspec.convert(query(config.control_socket), _Status)
+        told = status.pairing
+        return ExitHere(
+            config,
+            authorized if told.authorized is None else Path(told.authorized),
+            True,
+            PeerId.parse(status.peer_id),
+            [parse_host_port(each) for each in told.listen],
+            told.public,
+            told.psk,
+        )
+    except (NotRunning, msgspec.ValidationError):  # nothing, or a client
+        return ExitHere(
+            config, authorized, False, None, config.listen, config.public, config.psk_file is not None
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A new invite, and what to say of it beside."""
+
+    invitation: Invitation
+    warnings: tuple[str, ...]
+
+
+def make_invite(here: ExitHere, name: str, seconds: int, address: str | None, now: float) -> Offer:
+    """Open an invite for `seconds` from `now` on (seconds since 1970).
+
+    Without `address`, or `public` in the configuration, it names this machine's own. Raises CryprqError.
+    """
+    check_name(name)
+    if any(peer.name == name for peer in PeersFile(here.authorized).read()):
+        raise ConfigError(
+            f"a peer is called {one_line(name)} already; choose another name, or revoke that one first"
+        )
+    told = here.public if address is None else parse_public(address)
+    warnings = []
+    if not here.runs:
+        warnings.append(
+            "no exit with this configuration runs now: start it with cryprq-proxy exit, or name its file with --config"
+        )
+    if not told:
+        own = own_address(here.listen)
+        if not is_global(own):
+            warnings.append(
+                f"{own.host} is not an address of the internet: clients elsewhere need an invite made with --address"
+            )
+        told = str(own)
+    if here.psk:
+        warnings.append(
+            "this exit has a pre-shared key: a client needs psk_file in its client.toml before it joins"
+        )
+    config, port = here.config, next((port for _, port in here.listen if port), USUAL_PORT)
+    peer_id = here.peer_id or own_identity(choose_provider(config.provider), config.identity).peer_id
+    url = public_url(peer_id, told, port)
+    secret = InviteStore(beside(here.authorized)).create(name, seconds, now)
+    return Offer(Invitation(url, secret), tuple(warnings))
+
+
+def reload_exit(here: ExitHere) -> None:
+    """Let the running exit read its list again, so that revoked peers are out at once. No exit, nothing to do.
+
+    Raises CryprqError if one runs and cannot be told.
+    """
+    if here.runs:
+        with contextlib.suppress(NotRunning):
+            query(here.config.control_socket, "reload")

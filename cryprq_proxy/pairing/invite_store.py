@@ -1,0 +1,186 @@
+"""The exit's open invites, the file `invites`: who may add a peer to the list, once and for a time.
+
+One JSON object a line, with the name that the peer will have, the SHA-256 of the secret, and two times in seconds since
+1970. The secret itself is shown to a person once and kept nowhere. It has 128 bits from the system's generator, so a
+plain hash is enough: there is nothing to guess from it.
+
+Who redeems an invite finds out under a lock, and the file without the invite is on the disk before anybody is let in.
+So of two at the same time exactly one wins, and a crash at any moment leaves no secret that works twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Annotated, Final
+
+import msgspec
+from msgspec import Meta, Struct
+
+from ..base.files import SharedFile
+from ..base.log import one_line
+from ..config.authorized import MAX_NAME, PeersFile, check_name
+from ..crypto.identity import PeerId
+from ..crypto.payloads import INVITE_SIZE
+from ..crypto.primitives import Entropy, constant_time_equal, sha256
+from ..errors import ConfigError
+
+_log = logging.getLogger(__name__)
+
+WHAT: Final = "the list of invites"
+MAX_OPEN: Final = 1000
+LEAST_SECONDS: Final = 60
+MOST_SECONDS: Final = 30 * 86_400
+_TIME: Final = Meta(ge=0, lt=1 << 48)
+
+
+class Invite(Struct, frozen=True, forbid_unknown_fields=True):
+    """One line of the file."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=MAX_NAME)]
+    hash: Annotated[str, Meta(pattern="^[0-9a-f]{64}\\Z")]
+    """SHA-256 of the secret, in hexadecimal digits."""
+    created: Annotated[int, _TIME]
+    expires: Annotated[int, _TIME]
+    """From this second on it is worth nothing."""
+
+
+def parse_invites(text: str, file: Path) -> tuple[Invite, ...]:
+    """The invites of such a text; `file` is its name in errors. Raises ConfigError with the line that is wrong."""
+    invites = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line:
+            continue
+        try:
+            invite = msgspec.json.decode(line.encode("utf-8"), type=Invite)
+            check_name(invite.name)
+        except (msgspec.DecodeError, UnicodeError, RecursionError, ConfigError):
+            raise ConfigError(
+                f"{file}: line {number} is no invite; delete that line, or the file with all open invites"
+            ) from None
+        invites.append(invite)
+    if len(invites) > MAX_OPEN:
+        raise ConfigError(f"{file}: more than {MAX_OPEN} invites; delete some lines")
+    return tuple(invites)
+
+
+class InviteStore:
+    """Reads and changes the file; a missing one holds no invites. All methods block for a moment and raise ConfigError.
+
+    `now` is always in seconds since 1970.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = SharedFile(file, WHAT)
+
+    def open(self, now: float) -> tuple[Invite, ...]:
+        """Those that can be redeemed now."""
+        return tuple(invite for invite in self._read() if now < invite.expires)
+
+    def create(self, name: str, seconds: int, now: float, entropy: Entropy = secrets.token_bytes) -> bytes:
+        """Open an invite for `seconds` and give its secret, 16 bytes. Those that have expired are swept."""
+        check_name(name)
+        if not LEAST_SECONDS <= seconds <= MOST_SECONDS:
+            raise ConfigError("an invite holds for 1 minute to 30 days, as in 30m, 1h or 7d")
+        secret = entropy(INVITE_SIZE)
+        with self._file.locked():
+            invites = self.open(now)
+            if any(invite.name == name for invite in invites):
+                raise ConfigError(
+                    f"there is an open invite for {one_line(name)} already; withdraw it with: invite --cancel NAME"
+                )
+            if len(invites) >= MAX_OPEN:
+                raise ConfigError(f"{MAX_OPEN} invites are open, which is the most; withdraw some first")
+            created = int(now)
+            self._write((*invites, Invite(name, sha256(secret).hex(), created, created + seconds)))
+        return secret
+
+    def cancel(self, name: str, now: float) -> None:
+        """Withdraw the open invite of that name; ConfigError if there is none."""
+        with self._file.locked():
+            invites = self.open(now)
+            rest = [invite for invite in invites if invite.name != name]
+            if len(rest) == len(invites):
+                raise ConfigError(f"there is no open invite for {one_line(name[:MAX_NAME])}")
+            self._write(rest)
+
+    def knows(self, secret: bytes, now: float) -> bool:
+        """Whether `redeem` would find it. Waits for nobody and writes nothing, so that guesses are cheap."""
+        return _match(self.open(now), secret) is not None
+
+    def redeem(self, secret: bytes, now: float) -> str | None:
+        """The name of the invite that has this secret, which is used up when this returns; None for a wrong secret,
+        and for one that was used, has expired or was withdrawn."""
+        with self._file.locked():
+            invites = self.open(now)
+            found = _match(invites, secret)
+            if found is None:
+                return None
+            self._write(invite for invite in invites if invite is not found)
+        return found.name
+
+    def _read(self) -> tuple[Invite, ...]:
+        return parse_invites(self._file.read(), self._file.path)
+
+    def _write(self, invites: Iterable[Invite]) -> None:
+        self._file.replace("".join(msgspec.json.encode(invite).decode() + "\n" for invite in invites))
+
+
+def _match(invites: Iterable[Invite], secret: bytes) -> Invite | None:
+    """Looks at all of them, however early it finds one."""
+    wanted, found = sha256(secret).hex().encode(), None
+    for invite in invites:
+        if constant_time_equal(invite.hash.encode(), wanted):
+            found = invite
+    return found
+
+
+def beside(authorized: Path) -> Path:
+    """Where the invites of an exit are whose list of peers is the file `authorized`."""
+    return authorized.with_name("invites")
+
+
+class Redeemer:
+    """What a running exit asks when a peer comes with an invite: see exit.exit.Invites. Files are touched on a thread.
+
+    Every call reads the files anew, so what `cryprq-proxy invite` does holds at once.
+    """
+
+    def __init__(self, authorized: Path, now: Callable[[], float] = time.time) -> None:
+        self._peers = PeersFile(authorized)
+        self._store = InviteStore(beside(authorized))
+        self._now = now
+        self._executor = ThreadPoolExecutor(1, "invites")
+        self._complaint = ""
+
+    async def redeem(self, secret: bytes, peer: PeerId) -> bool:
+        """Whether the invite was good; by then it is used up and `peer` is on the list, both on the disk."""
+        loop = asyncio.get_running_loop()
+        try:
+            name = await loop.run_in_executor(self._executor, self.redeem_now, secret, peer)
+        except ConfigError as error:
+            if str(error) != self._complaint:  # who keeps on knocking does not fill the log
+                self._complaint = str(error)
+                _log.error("an invite could not be redeemed: %s", error)
+            return False
+        self._complaint = ""
+        if name is not None:
+            _log.info("%s came with an invite and is on the list of peers now, as %s", peer, name)
+        return name is not None
+
+    def redeem_now(self, secret: bytes, peer: PeerId) -> str | None:
+        """The same, blocking: the name under which the peer was listed. Raises ConfigError."""
+        now = self._now()
+        if not self._store.knows(secret, now):
+            return None
+        self._peers.read()  # a list that is broken must not cost anybody the invite
+        name = self._store.redeem(secret, now)
+        return None if name is None else self._peers.add(peer, name).name
+
+    def close(self) -> None:
+        self._executor.shutdown(wait=False, cancel_futures=True)

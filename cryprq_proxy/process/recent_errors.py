@@ -1,0 +1,78 @@
+"""The last warnings and errors, kept for who asks later: the status, the dashboard, doctor.
+
+A log handler beside the one that writes: each record is one line of plain words, without a traceback and without
+control characters, and at most MAX_TEXT long. A line that comes again and again counts up instead of pushing the
+others out.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+from ..base.log import describe, one_line
+
+MAX_ENTRIES: Final = 50
+MAX_TEXT: Final = 500
+"""Characters of one entry."""
+
+
+@dataclass(slots=True)
+class Entry:
+    """`at` is in Unix seconds, of the last time; `count` is how many times it came in a row."""
+
+    at: float
+    level: str
+    text: str
+    count: int = 1
+
+
+class RecentErrors(logging.Handler):
+    """Holds the last MAX_ENTRIES warnings and errors. Use as a context manager: inside, it listens to all loggers."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._entries: deque[Entry] = deque(maxlen=MAX_ENTRIES)
+        self._totals = {"warning": 0, "error": 0}
+
+    def __enter__(self) -> RecentErrors:
+        logging.getLogger().addHandler(self)
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        logging.getLogger().removeHandler(self)
+        self.close()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Called with the handler's lock held, on whatever thread logs."""
+        try:
+            text = one_line(record.getMessage())
+        except (TypeError, ValueError):  # a log call with the wrong arguments is a bug, but not ours to raise
+            text = one_line(str(record.msg))
+        error = record.exc_info[1] if record.exc_info else None
+        if error is not None:
+            text += f": {describe(error)}"
+        if len(text) > MAX_TEXT:
+            text = text[: MAX_TEXT - 1] + "\N{HORIZONTAL ELLIPSIS}"
+        level = "error" if record.levelno >= logging.ERROR else "warning"
+        self._totals[level] += 1
+        last = self._entries[-1] if self._entries else None
+        if last is not None and (last.level, last.text) == (level, text):
+            last.at = record.created
+            last.count += 1
+        else:
+            self._entries.append(Entry(record.created, level, text))
+
+    def status(self) -> list[dict[str, Any]]:
+        """For the key "errors" of the status, newest first."""
+        self.acquire()
+        try:
+            return [asdict(entry) for entry in reversed(self._entries)]
+        finally:
+            self.release()
+
+    def totals(self) -> dict[str, int]:
+        """For the key "logged" of the status: how many there were of each level since the start."""
+        return dict(self._totals)

@@ -1,0 +1,82 @@
+"""Reading the configuration again while the program runs: after SIGHUP, a change of a file, or a person's command.
+
+    asked -> read and check everything on a thread -> apply it in the event loop, in one step
+                          |
+                          +-- not valid: nothing is applied, and one sentence says why
+
+Reading may take seconds (long lists), during which data moves on. Who asks while a reload is under way gets another
+one after it, since that one may have read the files before the change; any number of such calls share it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from ..errors import ConfigError, CryprqError
+from .sd_notify import Notifier
+
+_log = logging.getLogger(__name__)
+
+UNCHANGED: Final = "everything stays as it was"
+
+
+class Reloader[T]:
+    """`read` gives the new state, or raises ConfigError; it runs on a thread. `apply` puts it in force and returns what
+    is to be said of it, like "12 rules, 3 peers allowed"."""
+
+    def __init__(
+        self,
+        read: Callable[[], T],
+        apply: Callable[[T], Awaitable[str]],
+        notifier: Notifier,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._read = read
+        self._apply = apply
+        self._notifier = notifier
+        self._now = now
+        self._turn = asyncio.Lock()
+        self._asked = 0
+        self._served = 0
+        self._said = ""
+        self.loaded_at = now()
+        """When the state in force was read; seconds since 1970."""
+        self.error: str | None = None
+        """Why the last reload changed nothing; None if it did."""
+
+    async def reload(self) -> str:
+        """Read and apply; what was said of it. Raises ConfigError where the old state stays, after it was logged."""
+        self._asked += 1
+        number = self._asked
+        async with self._turn:
+            if self._served < number:
+                # Who asks from here on may have changed something that is being read.
+                self._served = self._asked
+                await self._once()
+            if self.error is not None:
+                raise ConfigError(self.error)
+            return self._said
+
+    async def quietly(self) -> None:
+        """As `reload`, for a signal or a changed file: the log is told, and nobody else."""
+        try:
+            await self.reload()
+        except ConfigError:
+            return
+
+    async def _once(self) -> None:
+        with self._notifier.reloading():
+            at = self._now()
+            try:
+                state = await asyncio.to_thread(self._read)
+                self._said = await self._apply(state)
+            except CryprqError as error:
+                self.error = f"{UNCHANGED}: {error}"
+                _log.error("%s", self.error)
+                return
+            self.loaded_at, self.error = at, None
+            _log.info("reloaded: %s", self._said)

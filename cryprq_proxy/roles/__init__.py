@@ -1,1 +1,0 @@
-"""The two roles of the program, client and exit, and what they share."""

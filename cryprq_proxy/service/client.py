@@ -1,0 +1,379 @@
+"""The client's process: from its configuration to a listening proxy, and to its end.
+
+    configuration, rules -> provider, identity, secrets -> control socket -> [system-wide mode: filter]
+        -> exits, rules in force -> proxy's port -> dashboard -> [device, routes, resolver] -> ready
+    SIGHUP, a changed file, or a person -> rules, lists and log level
+    signal -> all in reverse
+
+Whatever a person must mend is found before anything listens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any, Final, NamedTuple, Protocol
+
+import msgspec
+
+from ..address import Destination, reachable
+from ..base import progress
+from ..base.log import set_level
+from ..base.tasks import spawn
+from ..carriers.dial.dial import by_system
+from ..client.client import ClientNetwork, ClientSettings
+from ..client.dispatcher import Dispatcher
+from ..client.exits import Exits, Plan, keep_up, plan_exits
+from ..client.remembered import Winners
+from ..config.client import DEFAULT_ADMIN, ClientConfig, read_psk
+from ..config.exits import ExitChoice
+from ..config.keys import choose_provider, own_identity
+from ..config.rules import DEFAULT
+from ..errors import CryprqError
+from ..fronts.listener import ListenerSettings, MixedListener
+from ..process.control import Action, ControlServer
+from ..process.lifecycle import Stop, settle
+from ..process.recent_errors import RecentErrors
+from ..process.reload import Reloader
+from ..process.sd_notify import summary
+from ..rules.engine import RuleSet, load_rules
+from ..rules.pac.script import pac
+from ..web.guard import new_token
+from .startup import (
+    Report,
+    count,
+    explained,
+    lane_offload,
+    read_again,
+    until_one_ends,
+)
+
+_log = logging.getLogger(__name__)
+
+MAX_PAUSE: Final = 3600
+AUTO: Final = "auto"
+"""In place of an exit's name: choose by priority and health."""
+
+
+class Loaded(NamedTuple):
+    """What can be read again while the program runs. Only rules and log level of the configuration are."""
+
+    config: ClientConfig
+    rules: RuleSet
+
+
+def load(config: ClientConfig, shown: progress.Report | None = None) -> Loaded:
+    """Read the rule lists that `config` names; takes seconds where they are long. Raises ConfigError."""
+    return Loaded(config, load_rules(config.rules(), config.default, progress=shown))
+
+
+def client_settings(
+    config: ClientConfig, exit: ExitChoice, winners: Winners, mark: int = 0
+) -> ClientSettings:
+    """Those of the link to one exit. Raises ConfigError if its pre-shared key cannot be read."""
+    return ClientSettings(
+        peer=exit.peer_id,
+        endpoints=exit.endpoints,
+        psk=None if exit.psk_file is None else read_psk(exit.psk_file),
+        upstream=config.upstream,
+        wait_for_link=config.wait_for_link,
+        lane=lane_offload(config.lane) if config.upstream is None else None,
+        mark=mark,
+        limits=config.session_limits(),
+        remembered=winners.of(exit.peer_id),
+        # Of a single way there is nothing to remember.
+        on_winner=(lambda endpoint: winners.remember(exit.peer_id, endpoint))
+        if len(exit.endpoints) > 1
+        else None,
+        ca=exit.ca,
+    )
+
+
+def listener_settings(config: ClientConfig) -> ListenerSettings:
+    """Raises ConfigError if the user file cannot be read."""
+    return ListenerSettings(
+        listen=config.listen,
+        credentials=config.credentials(),
+        negotiation_timeout=config.negotiation_timeout,
+        max_connections=config.limits.max_connections,
+        via=config.via,
+    )
+
+
+async def run_client(
+    config: ClientConfig,
+    read: Callable[[], ClientConfig],
+    stop: Stop,
+    wide: Callable[[ClientConfig, RuleSet], System] | None = None,
+    file: Path | None = None,
+) -> None:
+    """The client until `stop`; with `wide`, for the whole system. `read` gives the configuration as it is later, when
+    `file` or a rule list has changed. Raises CryprqError and OSError."""
+    provider = choose_provider(config.provider)
+    lists = any(rule.lists for rule in config.rule)
+    with (progress.bar if lists else progress.unseen)("reading lists") as shown:
+        rules = (await asyncio.to_thread(load, config, shown)).rules
+    system = None if wide is None else wide(config, rules)
+    choices = config.exits()
+    winners = Winners.load(choice.peer_id for choice in choices)
+    plans = [
+        Plan(
+            choice.name,
+            choice.priority,
+            client_settings(config, choice, winners, 0 if system is None else system.mark),
+        )
+        for choice in choices
+    ]
+    listening = listener_settings(config)
+    identity = own_identity(provider, config.identity)
+    resolve = by_system if system is None else system.resolve
+    exits = plan_exits(identity, provider, plans, system, resolve, failback=config.failback)
+    running = Running(config, exits, Dispatcher(exits, rules), system)
+    reloader = Reloader(lambda: load(read()), running.apply, stop.notifier)
+    listener = MixedListener(running.dispatcher, listening)
+    async with AsyncExitStack() as stack:
+        recent = stack.enter_context(RecentErrors())
+        report = Report(
+            lambda: running.status(reloader), None if system is None else system.status, recent=recent
+        )
+        control = ControlServer(config.control_socket, report, running.actions(reloader))
+        await control.start()
+        stack.push_async_callback(control.stop)
+        if system is not None:
+            stack.push_async_exit(system.close)
+            await system.prepare()
+        stack.push_async_callback(exits.stop)
+        stack.callback(running.dispatcher.stop)
+        with explained([config.listen]):
+            address = listener.start()
+        running.dispatcher.direct.never_to(address)
+        running.proxy = address
+        await running.make_pac(rules)
+        stack.push_async_callback(listener.stop)
+        report.listen = (address,)
+        link = keep_up(exits)
+        await running.open_admin(stack, report, reloader)
+        if system is not None:
+            link = spawn(until_one_ends(link, spawn(system.lost(), "tunnel device")), "link")
+            _log.info("nothing gets out until the link is up")
+            if not await stop.until(system.run(exits), link):
+                return
+        read_again(stack, stop, reloader, lambda: running.files(file))
+        settle()
+        _log.info(
+            "ready: %sSOCKS5, SOCKS4a and HTTP proxy on %s, %s",
+            "" if system is None else "the whole system is routed; ",
+            address,
+            ", ".join(
+                f"exit {choice.name} ({choice.peer_id}) at {choice.endpoints[0]}" for choice in choices
+            ),
+        )
+        stop.notifier.ready(lambda: summary(exits.report()))
+        if system is not None:
+            if not await _confirmed(system, config.tun.confirm, stop, link):
+                system.fail_closed = False
+                raise CryprqError("it was not confirmed in time, so everything is undone")
+            system.fail_closed = True
+        await stop.wait(link)
+        _log.info("stopping")
+
+
+class Running:
+    """The parts of a client that runs, as the control socket and the dashboard see them."""
+
+    def __init__(
+        self, config: ClientConfig, exits: Exits, dispatcher: Dispatcher, system: System | None
+    ) -> None:
+        self._config = config
+        self._exits = exits
+        self.dispatcher = dispatcher
+        self._system = system
+        self._token = new_token()
+        self._admin: Destination | None = None
+        self.proxy = config.listen
+        """Where the proxy listens."""
+        self._pac = ""
+
+    # --- what can be told ---
+
+    def status(self, reloader: Reloader[Loaded]) -> dict[str, Any]:
+        """Plain JSON values."""
+        rules = self.dispatcher.rules
+        return {
+            **self._exits.report(),
+            "connections": self.dispatcher.counts(),
+            "rules": {
+                "rules": len(rules.rules),
+                "names": rules.listed,
+                "default": str(rules.default),
+                "broken": rules.broken,
+                "problems": [str(problem) for problem in rules.problems],
+                "loaded_at": round(reloader.loaded_at, 3),
+                "error": reloader.error,
+            },
+            "admin": None if self._admin is None else f"http://{self._admin}/",
+        }
+
+    def streams(self) -> list[dict[str, Any]]:
+        """The open connections, newest first."""
+        return [row._asdict() for row in self.dispatcher.connections()]
+
+    def pac(self) -> str:
+        """The PAC file of the rules in force."""
+        return self._pac
+
+    async def make_pac(self, rules: RuleSet) -> None:
+        """Nearly a second where there are more rules than fit, so on a thread."""
+        reached = reachable(self.proxy)
+        self._pac = await asyncio.to_thread(pac, rules, reached, reached)
+
+    def files(self, config: Path | None) -> list[Path]:
+        """What to watch for changes."""
+        lists = [path for rule in self.dispatcher.rules.rules for path in rule.lists]
+        return [*([] if config is None else [config]), *dict.fromkeys(lists)]
+
+    # --- what can be changed ---
+
+    async def apply(self, loaded: Loaded) -> str:
+        """Put rules and log level in force, for connections from now on. Raises CryprqError; then all is as before."""
+        before, rules = self.dispatcher.rules, loaded.rules
+        self.dispatcher.rules = rules
+        try:
+            if self._system is not None:
+                await self._system.apply_rules(rules)
+        except BaseException:
+            self.dispatcher.rules = before
+            raise
+        await self.make_pac(rules)
+        set_level(loaded.config.log_level)
+        said = f"{count(len(rules.rules), 'rule')}, {count(rules.listed, 'listed name')}"
+        if _but_for_rules(loaded.config) != _but_for_rules(self._config):
+            said += "; what else has changed in the configuration needs a restart"
+        return said
+
+    def choose_exit(self, name: str) -> None:
+        """Use the exit of that name, or "auto". Raises CryprqError."""
+        self._exits.pin(None if name == AUTO else name)
+
+    def actions(self, reloader: Reloader[Loaded]) -> dict[str, Action]:
+        """What the control socket can ask beside the status."""
+
+        async def streams(_: str) -> dict[str, object]:
+            return {"streams": self.streams()}
+
+        async def close(id: str) -> dict[str, object]:
+            if not self.dispatcher.close(id):
+                raise CryprqError(f"there is no open connection {id[:60]!a} (any more)")
+            return {"closed": id}
+
+        async def exit(name: str) -> dict[str, object]:
+            self.choose_exit(name)
+            return {"exit": name}
+
+        async def reload(_: str) -> dict[str, object]:
+            return {"reloaded": await reloader.reload()}
+
+        async def dashboard(_: str) -> dict[str, object]:
+            if self._admin is None:
+                raise CryprqError('there is no dashboard: set admin = "127.0.0.1:1081" in the configuration')
+            return {"url": f"http://{reachable(self._admin)}/#token={self._token}"}
+
+        return {
+            "streams": streams,
+            "close": close,
+            "exit": exit,
+            "reload": reload,
+            "dashboard": dashboard,
+            **wide_actions(self._system),
+        }
+
+    async def open_admin(self, stack: AsyncExitStack, report: Report, reloader: Reloader[Loaded]) -> None:
+        """Serve the dashboard until the stack ends. Raises CryprqError where the address cannot be had; the default one
+        may be taken by another client of this machine, which is no reason not to start."""
+        listen = self._config.admin
+        if listen is None:
+            return
+        from ..web.server import AdminServer  # with aiohttp, which takes a third of a second to load
+        from ..web.sources import Sources
+
+        async def reload() -> dict[str, Any]:
+            return {"reloaded": await reloader.reload()}
+
+        sources = Sources(
+            status=report,
+            streams=self.streams,
+            pac=self.pac,
+            close=self.dispatcher.close,
+            choose_exit=self.choose_exit,
+            reload=reload,
+        )
+        server = AdminServer(listen, sources, self._token)
+        try:
+            with explained([listen], "admin in the configuration"):
+                self._admin = await server.start()
+                self.dispatcher.direct.never_to(self._admin)
+        except CryprqError as error:
+            if listen != DEFAULT_ADMIN:
+                raise
+            _log.warning("there is no dashboard and no PAC file: %s", error)
+            return
+        stack.push_async_callback(server.stop)
+
+
+def _but_for_rules(config: ClientConfig) -> ClientConfig:
+    return msgspec.structs.replace(config, rule=(), default=DEFAULT, log_level="info")
+
+
+class System(ClientNetwork, Protocol):
+    """System-wide mode as the client's process sees it: tun/tunnel.py. `close` is like an __aexit__: after a failure,
+    `fail_closed` says whether the kill switch is to stay."""
+
+    mark: int
+    confirmed: asyncio.Event
+    fail_closed: bool
+
+    async def prepare(self) -> None: ...
+    async def resolve(self, name: str) -> Sequence[str]: ...
+    async def run(self, client: Exits) -> None: ...
+    async def lost(self) -> None: ...
+    async def pause(self, seconds: int) -> None: ...
+    async def apply_rules(self, rules: RuleSet) -> None: ...
+    async def status(self) -> dict[str, Any]: ...
+    async def close(self, *failure: Any) -> None: ...
+
+
+def wide_actions(system: System | None) -> dict[str, Action]:
+    """What the control socket can ask of system-wide mode."""
+
+    def wide() -> System:
+        if system is None:
+            raise CryprqError("it does not run with --tun, so there is nothing to pause or confirm")
+        return system
+
+    async def pause(argument: str) -> dict[str, object]:
+        if not (argument.isascii() and argument.isdecimal()) or not 1 <= int(argument) <= MAX_PAUSE:
+            raise CryprqError(f"a pause has 1 to {MAX_PAUSE} seconds")
+        await wide().pause(int(argument))
+        return {"paused": int(argument)}
+
+    async def confirm(_: str) -> dict[str, object]:
+        wide().confirmed.set()
+        return {"confirmed": True}
+
+    return {"pause": pause, "confirm": confirm}
+
+
+async def _confirmed(system: System, seconds: float, stop: Stop, link: asyncio.Task[None]) -> bool:
+    """Whether a person said in time that all is well; at once if nobody has to. Also when a stop is asked for."""
+    if not seconds:
+        return True
+    _log.warning("everything is undone in %g s unless you call: cryprq-proxy confirm", seconds)
+    try:
+        async with asyncio.timeout(seconds):
+            await stop.until(system.confirmed.wait(), link)
+    except TimeoutError:
+        return False
+    return True

@@ -1,0 +1,218 @@
+"""The exit's process: from its configuration to a listening exit, and to its end.
+
+    configuration -> provider, identity, secrets -> control socket -> [network interface] -> listeners -> ready
+    SIGHUP, or a changed file -> who is let in, and the log level
+    signal -> no new streams, the open ones have their time -> all in reverse
+
+Whatever a person must mend is found before anything listens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AsyncExitStack
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from ..address import Destination
+from ..base.log import set_level
+from ..base.tasks import spawn
+from ..config.client import ExitConfig, read_psk
+from ..config.keys import choose_provider, own_identity
+from ..crypto.identity import PeerId
+from ..exit.egress import EgressPolicy, own_addresses
+from ..exit.exit import Exit, ExitSettings, PacketNetwork, WebSocketSettings
+from ..outbound.resolver import SystemResolver
+from ..pairing.invite_store import Redeemer
+from ..process.control import Action, ControlServer
+from ..process.lifecycle import Stop, settle
+from ..process.recent_errors import RecentErrors
+from ..process.reload import Reloader
+from ..process.sd_notify import summary
+from ..web.guard import new_token
+from .startup import (
+    Report,
+    count,
+    explained,
+    lane_offload,
+    read_again,
+    until_one_ends,
+)
+
+_log = logging.getLogger(__name__)
+
+OWN_ADDRESSES_SECONDS: Final = 60.0
+"""How often the exit looks which addresses this machine has."""
+MAX_PEERS_TOLD: Final = 1000
+"""In the status."""
+
+
+def exit_settings(config: ExitConfig) -> ExitSettings:
+    """Raises ConfigError if the pre-shared key cannot be read."""
+    limits, web = config.limits, config.websocket
+    return ExitSettings(
+        listen=config.listen,
+        psk=None if config.psk_file is None else read_psk(config.psk_file),
+        limits=config.session_limits(),
+        retained_total=limits.retained_total,
+        opens_per_second=limits.opens_per_second,
+        handshakes_in_flight=limits.handshakes_in_flight,
+        handshakes_per_minute=limits.handshakes_per_minute,
+        sessions_per_peer=limits.sessions_per_peer,
+        detached_sessions_per_peer=limits.detached_sessions_per_peer,
+        resume_seconds=limits.resume_seconds,
+        connect_timeout=limits.connect_timeout,
+        lane=lane_offload(config.lane),
+        websocket=None
+        if web.listen is None
+        else WebSocketSettings(web.listen, web.path, web.certificate, web.key, web.forwarded),
+    )
+
+
+class Network(PacketNetwork, Protocol):
+    """The exit's network interface as its process sees it: tun/exit_network.py."""
+
+    async def start(self) -> None: ...
+    async def lost(self) -> None: ...
+    async def close(self) -> None: ...
+    def policy_changed(self) -> None: ...
+
+
+async def run_exit(
+    config: ExitConfig,
+    read: Callable[[], ExitConfig],
+    stop: Stop,
+    wide: Callable[[ExitConfig, EgressPolicy], Network] | None = None,
+    files: Iterable[Path] = (),
+    authorized: Path | None = None,
+) -> None:
+    """The exit until `stop`; with `wide`, for packets of whole systems too. `read` gives the configuration as it is
+    later, when one of `files` has changed. Peers that come with an invite are written into the file `authorized`; None:
+    invites are of no use. Raises CryprqError and OSError."""
+    provider = choose_provider(config.provider)
+    settings, names = exit_settings(config), config.named_peers()
+    identity = own_identity(provider, config.identity)
+    egress = config.egress
+    policy = EgressPolicy(egress.allow, egress.deny, egress.only, config.allow_private, own_addresses())
+    resolver = SystemResolver()
+    network = None if wide is None else wide(config, policy)
+    redeemer = None if authorized is None else Redeemer(authorized)
+    exit = Exit(identity, settings, frozenset(names), policy, resolver, provider, network, redeemer)
+
+    def again() -> tuple[ExitConfig, dict[PeerId, str]]:
+        changed = read()
+        return changed, changed.named_peers()
+
+    async def apply(state: tuple[ExitConfig, dict[PeerId, str]]) -> str:
+        nonlocal names
+        changed, names = state
+        set_level(changed.log_level)
+        exit.authorise(frozenset(names))
+        return f"{count(len(names), 'peer')} allowed"
+
+    def status() -> dict[str, Any]:
+        told = exit.status()
+        return told | {
+            "peers": peers_told(names, [str(session["peer_id"]) for session in told["sessions"]]),
+            "pairing": _pairing(config, authorized, report),
+        }
+
+    reloader = Reloader(again, apply, stop.notifier)
+    async with AsyncExitStack() as stack:
+        recent = stack.enter_context(RecentErrors())
+        report = Report(status, recent=recent)
+        stack.callback(resolver.close)
+        if redeemer is not None:
+            stack.callback(redeemer.close)
+        control = ControlServer(config.control_socket, report, _actions(reloader))
+        await control.start()
+        stack.push_async_callback(control.stop)
+        if network is not None:
+            await network.start()
+            stack.push_async_callback(network.close)
+        websocket = config.websocket.listen
+        with explained([*config.listen, *([] if websocket is None else [websocket])]):
+            report.listen = tuple(await exit.start())
+        stack.push_async_callback(exit.stop, 0.0)
+        if config.metrics is not None:
+            from ..web.server import MetricsServer  # with aiohttp, which takes a third of a second to load
+
+            metrics = MetricsServer(config.metrics, report, config.metrics_token() or new_token())
+            with explained([config.metrics], "metrics in the configuration"):
+                await metrics.start()
+            stack.push_async_callback(metrics.stop)
+        addresses = spawn(_follow_addresses(policy, network), "own addresses")
+        stack.callback(addresses.cancel)
+        work = addresses
+        if network is not None:
+            work = spawn(until_one_ends(addresses, spawn(network.lost(), "exit's device")), "own addresses")
+            stack.callback(work.cancel)
+        listed = [*files, *([] if authorized is None else [authorized])]
+        read_again(stack, stop, reloader, lambda: listed)
+        settle()
+        if not names:
+            _log.warning(
+                "no peer is allowed yet, so nobody gets in: invite one with `cryprq-proxy invite NAME`, or use --allow"
+            )
+        _log.info(
+            "ready: exit on %s for %s; clients say --peer %s",
+            ", ".join(map(str, report.listen)),
+            count(len(names), "peer"),
+            _peer_url(identity.peer_id, report.listen[0]),
+        )
+        stop.notifier.ready(lambda: summary(exit.status()))
+        await stop.wait(work)
+        _log.info(
+            "stopping: open streams have %g s to end; a second signal ends them now", config.shutdown_grace
+        )
+        if not await stop.hurry(exit.stop(config.shutdown_grace)):
+            _log.info("stopping at once")
+
+
+def peers_told(names: Mapping[PeerId, str], sessions: Iterable[str]) -> list[dict[str, object]]:
+    """Peers for the status, with how many of `sessions` (a peer id for each) they have; first those who have most. Who
+    came with an invite a moment ago has no name yet: it is read with the list."""
+    counts = Counter(sessions)
+    known = {str(peer): name for peer, name in names.items()}
+    everybody = sorted(dict.fromkeys(counts) | known, key=lambda peer: -counts[peer])
+    return [
+        {"peer_id": peer, "name": known.get(peer, ""), "sessions": counts[peer]}
+        for peer in everybody[:MAX_PEERS_TOLD]
+    ]
+
+
+def _pairing(config: ExitConfig, authorized: Path | None, report: Report) -> dict[str, object]:
+    """What `cryprq-proxy invite` and `peers` need to know of a running exit, whatever configuration they look at."""
+    return {
+        "authorized": None if authorized is None else str(authorized.absolute()),
+        "public": config.public,
+        "psk": config.psk_file is not None,
+        "listen": [str(address) for address in report.listen[: len(config.listen)]],
+    }
+
+
+def _actions(reloader: Reloader[tuple[ExitConfig, dict[PeerId, str]]]) -> dict[str, Action]:
+    """What the control socket can ask of an exit beside its status."""
+
+    async def reload(_: str) -> dict[str, object]:
+        return {"reloaded": await reloader.reload()}
+
+    return {"reload": reload}
+
+
+async def _follow_addresses(policy: EgressPolicy, network: Network | None) -> None:
+    while True:
+        policy.update_own_addresses(own_addresses())
+        if network is not None:
+            network.policy_changed()
+        await asyncio.sleep(OWN_ADDRESSES_SECONDS)
+
+
+def _peer_url(peer: PeerId, address: Destination) -> str:
+    """What a client's --peer may look like; who listens on all addresses has no single host."""
+    host = "HOST" if ip_address(address.host).is_unspecified else str(address).rpartition(":")[0]
+    return f"cryprq://{peer}@{host}:{address.port}"

@@ -1,0 +1,119 @@
+"""What the client's process and the exit's have in common: words for what fails, the status, reading files again.
+
+client.py and exit.py turn a configuration into the running thing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import socket
+import time
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+from ..address import Destination
+from ..base.log import describe
+from ..base.tasks import spawn
+from ..carriers.lane.offload_check import check_offload
+from ..carriers.lane.udp_socket import UdpOffload
+from ..config.tun import Lane
+from ..errors import CryprqError
+from ..process.file_watch import FileWatch
+from ..process.lifecycle import Stop
+from ..process.recent_errors import RecentErrors
+from ..process.reload import Reloader
+
+_log = logging.getLogger(__name__)
+
+
+@contextmanager
+def explained(listen: Sequence[Destination], flag: str = "--listen") -> Iterator[None]:
+    """Turns an OSError of listening into a CryprqError that names the address and says what to do."""
+    try:
+        yield
+    except OSError as error:
+        # The standard library puts the address into the text, and nowhere else.
+        named = [address for address in listen if repr((address.host, address.port)) in str(error)]
+        where = " or ".join(map(str, named or listen))
+        if isinstance(error, socket.gaierror):
+            text = f"there is no address for {where}; give another one with {flag}"
+        elif error.errno == errno.EADDRINUSE:
+            text = f"{where} is in use by another program; stop that one, or give another address with {flag}"
+        elif error.errno == errno.EADDRNOTAVAIL:
+            text = f"this machine has no address {where}; give one that it has with {flag}"
+        elif error.errno in (errno.EACCES, errno.EPERM):
+            text = f"listening on {where} needs more rights; give a port from 1024 on with {flag}"
+        else:
+            reason = os.strerror(error.errno).lower() if error.errno else describe(error)
+            text = f"listening on {where} failed: {reason}"
+        raise CryprqError(text) from None
+
+
+class Report:
+    """What the control socket tells: the role's status, that of system-wide mode, and what only the process knows."""
+
+    def __init__(
+        self,
+        status: Callable[[], Mapping[str, Any]],
+        wide: Callable[[], Awaitable[Mapping[str, Any]]] | None = None,
+        recent: RecentErrors | None = None,
+    ) -> None:
+        self._status = status
+        self._wide = wide
+        self._recent = recent
+        self._started = time.monotonic()
+        self.listen: tuple[Destination, ...] = ()
+
+    async def __call__(self) -> dict[str, Any]:
+        recent = self._recent
+        return {
+            **self._status(),
+            "system": None if self._wide is None else await self._wide(),
+            "listen": [str(address) for address in self.listen],
+            "log_level": logging.getLevelName(logging.getLogger().level).lower(),
+            "errors": [] if recent is None else recent.status(),
+            "logged": {} if recent is None else recent.totals(),
+            "version": __version__,
+            "pid": os.getpid(),
+            "uptime": round(time.monotonic() - self._started, 3),
+        }
+
+
+def lane_offload(lane: Lane) -> UdpOffload | None:
+    """What the datagram lane may use of the kernel's batching; None for no lane at all."""
+    return check_offload(lane.offload) if lane.enabled else None
+
+
+def read_again[T](
+    stack: AsyncExitStack, stop: Stop, reloader: Reloader[T], files: Callable[[], Iterable[Path]]
+) -> None:
+    """From now until the stack ends: reload at a SIGHUP, and when one of `files` has changed."""
+
+    def asked() -> None:
+        spawn(reloader.quietly(), "reload")
+
+    watching = spawn(FileWatch(files, reloader.quietly).run(), "file watch")
+    stack.callback(watching.cancel)
+    stop.reload = asked
+
+
+async def until_one_ends(*works: asyncio.Task[None]) -> None:
+    """Raises what the first one that ends has raised; the others are cancelled."""
+    try:
+        done, _ = await asyncio.wait(works, return_when=asyncio.FIRST_COMPLETED)
+        for work in done:
+            work.result()
+    finally:
+        for work in works:
+            work.cancel()
+
+
+def count(number: int, noun: str) -> str:
+    """ "1 peer", "2 peers"."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"

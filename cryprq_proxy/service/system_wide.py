@@ -1,0 +1,195 @@
+"""System-wide mode: from the configuration to what is in `tun`. The only module that imports it, and only when asked.
+
+It stands apart so that the proxy runs where no TUN device, netlink or packet filter exists.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from pathlib import Path
+from typing import Any
+
+from ..config.client import ClientConfig, ExitConfig
+from ..config.tun import Network
+from ..errors import ConfigError
+from ..exit.egress import EgressPolicy
+from ..rules.engine import RuleSet
+
+
+def _need_linux_and_root(what: str) -> None:
+    if sys.platform != "linux":
+        raise ConfigError(f"{what} works on Linux only so far; the local proxy works everywhere")
+    if os.geteuid():
+        raise ConfigError(f"{what} changes routes and filters of this machine: run it as root (sudo)")
+
+
+def make_tunnel(config: ClientConfig, rules: RuleSet) -> Any:
+    """The Tunnel (tun/tunnel.py) of a client. Raises ConfigError, also for rules that it cannot keep."""
+    if config.upstream is not None:
+        raise ConfigError(
+            "--tun and --upstream exclude each other: the packets of the link could not be told apart"
+        )
+    _need_linux_and_root("--tun")
+    from tun.dns.settings import DnsSettings
+    from tun.settings import TunnelSettings
+    from tun.tunnel import Tunnel
+
+    tun = config.tun
+    dns = tun.dns
+    return Tunnel(
+        TunnelSettings(
+            offload=tun.offload == "auto",
+            exclude=tun.exclude,
+            include=tun.include,
+            exclude_uids=tun.exclude_uid,
+            lan=tun.lan == "allow",
+            kill_switch=tun.kill_switch == "on",
+            keep_inbound=tun.inbound == "keep",
+            confirm=tun.confirm,
+            state=tun.state_dir,
+            dns=DnsSettings(
+                upstreams=dns.upstreams,
+                split=dict(dns.split),
+                blocklists=dns.blocklists,
+                block=dns.block,
+                allow=dns.allow,
+                block_answer=dns.block_answer,
+                cache_entries=dns.cache_entries,
+                cache_bytes=dns.cache_bytes,
+                stale=dns.stale,
+            ),
+        ),
+        [endpoint.address for exit in config.exits() for endpoint in exit.endpoints],
+        rules,
+    )
+
+
+def explain_rules(rules: RuleSet, host: str, port: int) -> str:
+    """What system-wide mode does with a connection to `host` (canonical, as in a Destination), or why it refuses these
+    rules: one sentence. Works everywhere, without root."""
+    from tun.firewall.policy import explain
+
+    return explain(rules, host, port)
+
+
+def make_network(config: ExitConfig, policy: EgressPolicy) -> Any:
+    """The ExitNetwork (tun/exit_network.py) of an exit. Raises ConfigError."""
+    _need_linux_and_root("--tun at the exit")
+    from tun.exit_network import ExitNetwork
+    from tun.settings import ExitNetworkSettings
+
+    tun = config.tun
+    return ExitNetwork(
+        ExitNetworkSettings(
+            offload=tun.offload == "auto",
+            pool4=tun.pool4,
+            pool6=tun.pool6,
+            isolate=tun.isolate,
+            state=tun.state_dir,
+        ),
+        policy,
+    )
+
+
+def clean_up(state: Path, say: Callable[[str], None]) -> None:
+    """Undo what a process that was killed has left of either role. Raises CryprqError.
+
+    Needs no configuration. Does nothing, and says so, where nothing is left.
+    """
+    _need_linux_and_root("cleanup")
+    from tun.cleanup import clean
+
+    done = clean(state)
+    say(f"undone: {', '.join(done)}" if done else "nothing was left to undo")
+
+
+# --- leak test ---
+
+
+def leak_test(answers: Iterable[Mapping[str, Any]], to: Sequence[str]) -> tuple[int, str, dict[str, Any]]:
+    """Send canaries and watch where they go: the exit code (1 on a leak), a table, and the same as plain values.
+
+    `answers` are those of the control sockets. `to` are the addresses to send to instead of the usual ones. Takes
+    some seconds. Raises ConfigError without root, without a running client in system-wide mode, and where a setting
+    lets this test itself past the tunnel.
+    """
+    addresses = [_literal(text) for text in to]
+    _need_linux_and_root("leaktest")
+    from tun.leaktest import canaries as leaktest
+    from tun.leaktest import probe as leakprobe
+
+    system = next((each["system"] for each in answers if each.get("system")), None)
+    if system is None:
+        raise ConfigError(
+            "no client in system-wide mode is running: start cryprq-proxy --tun first, then test"
+        )
+    try:
+        device = system["device"] or {}
+        tunnel = str(device["name"])
+        exits = [(str(ip_address(host)), int(port)) for host, port in system["exits"]]
+        uplinks = [str(name) for name in system["uplinks"]]
+        allowed = list(_let_out(system))
+        excused = any(first <= os.geteuid() <= last for first, last in system["exclude_uids"])
+        paused = int(system["kill_switch"]["paused"])
+        ruled_out = system["rules"]["direct"] is None
+    except (KeyError, TypeError, ValueError):
+        raise ConfigError(
+            "the client is not ready yet, or of another version: try again when it is"
+        ) from None
+    if excused:
+        raise ConfigError(
+            "--exclude-uid lets root past the tunnel, and so this test: run the client without it"
+        )
+    if ruled_out:
+        raise ConfigError(
+            "the rules send so much past the tunnel that this test cannot tell a wish from a leak: run the client "
+            "without them"
+        )
+    if paused:
+        raise ConfigError(f"the client is paused, so all may get out: test again in {paused} s")
+    targets = leaktest.Targets(devices=uplinks)
+    if addresses:
+        targets = leaktest.Targets(dns=addresses, hosts=addresses, devices=uplinks)
+    report = asyncio.run(leakprobe.run(tunnel=tunnel, exits=exits, allowed=allowed, targets=targets))
+    plain = {
+        "leak": bool(report.leaks),
+        "canaries": [row._asdict() for row in report.rows],
+        "link_packets": report.link,
+        "others": [
+            {"interface": interface, "what": what, "packets": packets}
+            for interface, what, packets in report.others
+        ],
+        "missed": report.missed,
+        "packets_sent": report.counters,
+    }
+    return report.exit_code, leaktest.render(report), plain
+
+
+def _let_out(system: Mapping[str, Any]) -> Iterator[Network]:
+    """What the client's settings let past the tunnel."""
+    yield from map(ip_network, (*system["lan"], *system["exclude"], *(system["rules"]["direct"] or ())))
+    included = list(map(ip_network, system["include"]))
+    if included:
+        outside: list[Network] = [IPv4Network("0.0.0.0/0"), IPv6Network("::/0")]
+        for network in included:
+            outside = [rest for each in outside for rest in _without(each, network)]
+        yield from outside
+
+
+def _without(network: Any, hole: Network) -> Iterator[Network]:
+    """What is left of `network`. Of two prefixes that overlap, one is inside of the other."""
+    if network.version != hole.version or not network.overlaps(hole):
+        yield network
+    elif network.prefixlen < hole.prefixlen:
+        yield from network.address_exclude(hole)
+
+
+def _literal(text: str) -> str:
+    try:
+        return str(ip_address(text))
+    except ValueError:
+        raise ConfigError(f"--target: expected an IP address, got {text[:60]!a}") from None

@@ -1,0 +1,296 @@
+"""Dialling: what is said when it is no exit that answers, and the way through an HTTP proxy."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import socket
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cryprq_proxy.address import Destination
+from cryprq_proxy.base.linger import all_said
+from cryprq_proxy.carriers.dial.dial import Dialling, Upstream, dial
+from cryprq_proxy.carriers.dial.endpoint import CarrierKind, Endpoint
+from cryprq_proxy.carriers.dial.http_connect import MAX_HEAD, answer, request
+from cryprq_proxy.carriers.websocket import WebSocketPipe
+from cryprq_proxy.errors import CarrierError, ConfigError
+from tests.support.web_links import HERE, PATH, Place, make_certificates, place
+
+type Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+@asynccontextmanager
+async def server(serve: Serve) -> AsyncIterator[Destination]:
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        tasks.add(task)
+        with suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            await serve(reader, writer)
+        writer.close()
+
+    listening = await asyncio.start_server(handle, *HERE)
+    try:
+        yield Destination(*listening.sockets[0].getsockname()[:2])
+    finally:
+        listening.close()
+        await all_said()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks)
+        await listening.wait_closed()
+
+
+def says(text: str) -> Serve:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(text.replace("\n", "\r\n").encode())
+        await writer.drain()
+
+    return serve
+
+
+# --- sentences ---
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("HTTP/1.1 404 Not Found\nContent-Length: 0\n\n", r"has nothing at this path \(404\); compare it"),
+        (
+            "HTTP/1.1 502 Bad Gateway\nContent-Length: 0\n\n",
+            "is a reverse proxy that does not reach the exit",
+        ),
+        ("HTTP/1.1 403 No\nContent-Length: 0\n\n", r"does not let us in \(403\)"),
+        ("HTTP/1.1 200 OK\nContent-Length: 2\n\nhi", r"not as an exit does \(200\); .* the Upgrade header"),
+        (
+            "HTTP/1.1 302 Found\nLocation: http://login.example/\nContent-Length: 0\n\n",
+            "sends its visitors elsewhere; perhaps this network wants a login",
+        ),
+        (
+            "HTTP/1.1 101 Switching\nUpgrade: websocket\nConnection: Upgrade\n\n",
+            "answers the upgrade wrongly",
+        ),
+        ("SSH-2.0-OpenSSH_9.9\n", "does not answer as a web server"),
+        ("", "ended the connection without an answer"),
+    ],
+)
+async def test_who_is_no_exit(text: str, sentence: str) -> None:
+    async with server(says(text)) as address:
+        with pytest.raises(CarrierError, match=f"^ws://{address}{PATH} .*{sentence}"):
+            await dial(Endpoint("ws", address, PATH), Dialling())
+
+
+async def test_nobody_there() -> None:
+    with socket.create_server(tuple(HERE)) as taken:
+        address = Destination(*taken.getsockname())
+    with pytest.raises(CarrierError, match=f"^the exit at {address} cannot be reached: connection refused$"):
+        await dial(Endpoint("ws", address, PATH), Dialling())
+
+
+async def test_certificates(tmp_path: Path) -> None:
+    ca, certificate, key = make_certificates(tmp_path, "exit.example")
+    other = tmp_path / "other"
+    other.mkdir()
+    foreign, _, _ = make_certificates(other)
+
+    async def loopback(name: str) -> Sequence[str]:
+        return ["127.0.0.1"]
+
+    async def reach(host: str, trusted: Path | None) -> None:
+        endpoint = Endpoint("wss", Destination(host, here.web.port), PATH)
+        pipe = await dial(endpoint, Dialling(ca=trusted, resolve=loopback))
+        pipe.close()
+        await all_said()
+
+    async with place(certificate=certificate, key=key) as here:
+        await reach("exit.example", ca)
+        await reach("127.0.0.1", ca)
+        for trusted in (None, foreign):
+            with pytest.raises(CarrierError, match="shows a certificate that does not hold: unable to get"):
+                await reach("exit.example", trusted)
+        with pytest.raises(CarrierError, match=r"does not hold: Hostname mismatch, .* 'www.example'"):
+            await reach("www.example", ca)
+        with pytest.raises(ConfigError, match=r"nowhere.pem: no certificates could be read"):
+            await reach("exit.example", tmp_path / "nowhere.pem")
+    async with place() as here:
+        with pytest.raises(CarrierError, match="does not speak TLS as it should"):
+            await reach("127.0.0.1", ca)
+
+
+# --- through an HTTP proxy ---
+
+
+class Proxy:
+    """CONNECT, and nothing else; with a password if one is given."""
+
+    def __init__(self, login: bytes | None = None) -> None:
+        self._login = login
+        self.lines: list[bytes] = []
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        self.lines.append(head.partition(b"\r\n")[0])
+        wanted = None if self._login is None else b"\r\nProxy-Authorization: Basic " + self._login + b"\r\n"
+        if wanted is not None and wanted not in head:
+            writer.write(b"HTTP/1.1 407 Who are you?\r\nContent-Length: 0\r\n\r\n")
+            return
+        host, _, port = self.lines[-1].split()[1].decode().rpartition(":")
+        there_reader, there = await asyncio.open_connection(host, int(port))
+        writer.write(b"HTTP/1.1 200 OK\r\nVia: 1.1 proxy.example\r\n\r\n")
+
+        async def copy(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+            with suppress(ConnectionError):
+                while data := await source.read(65_536):
+                    sink.write(data)
+                    await sink.drain()
+            sink.close()
+
+        await asyncio.gather(copy(reader, there), copy(there_reader, writer))
+
+
+@pytest.mark.parametrize("carrier", ["tcp", "ws", "wss"])
+async def test_all_carriers_go_through_a_proxy(tmp_path: Path, carrier: str) -> None:
+    ca, certificate, key = make_certificates(tmp_path)
+    tls: dict[str, Any] = {"certificate": certificate, "key": key} if carrier == "wss" else {}
+    proxy = Proxy(base64.b64encode(b"alice:p:ss"))
+    async with server(proxy) as address, place(**tls) as here:
+        client = await_client(here, carrier, Upstream(address, "alice", "p:ss", "http"), ca)
+        assert await client
+        where = here.tcp if carrier == "tcp" else here.web
+        assert proxy.lines == [f"CONNECT {where} HTTP/1.1".encode()]
+        for each in here.clients:
+            await each.stop()
+
+
+async def await_client(here: Place, carrier: str, upstream: Upstream, ca: Path) -> bool:
+    client = here.client(here.endpoint(carrier), upstream=upstream, ca=ca)  # type: ignore[arg-type]
+    return await here.echoes(client, bytes(300_000))
+
+
+@pytest.mark.parametrize("carrier", ["tcp", "ws"])
+async def test_a_wrong_password_is_not_shown(carrier: str) -> None:
+    async with server(Proxy(base64.b64encode(b"alice:right"))) as address:
+        upstream = Upstream(address, "alice", "hunter2", "http")
+        assert "hunter2" not in repr(upstream)
+        with pytest.raises(CarrierError, match=f"upstream proxy at {address} .* wants a user") as caught:
+            endpoint = Endpoint(carrier, Destination("exit.example", 1), PATH)  # type: ignore[arg-type]
+            await dial(endpoint, Dialling(upstream))
+        assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("HTTP/1.1 403 Forbidden\n\n", "it does not allow this"),
+        ("HTTP/1.1 500 Oh\n\n", "it answered with status 500"),
+        ("HTTP/1.1 200 OK\n\nhello", "something of its own behind its answer"),
+        ("SSH-2.0\n", "it is no HTTP proxy"),
+        ("HTTP/1.1 OK\n\n", "it is no HTTP proxy"),
+        ("HTTP/1.1 200 OK\n", "it ended the connection"),
+        ("HTTP/1.1 200 OK\n" + "X: y\n" * MAX_HEAD, "its answer has no end"),
+    ],
+)
+async def test_what_proxies_answer(text: str, sentence: str) -> None:
+    async with server(says(text)) as address:
+        with pytest.raises(
+            CarrierError, match=f"the upstream proxy at {address} did not connect .*{sentence}"
+        ):
+            await dial(
+                Endpoint("tcp", Destination("exit.example", 1)), Dialling(Upstream(address, kind="http"))
+            )
+
+
+async def test_no_proxy() -> None:
+    with socket.create_server(tuple(HERE)) as taken:
+        address = Destination(*taken.getsockname())
+    with pytest.raises(CarrierError, match=f"the upstream proxy at {address} .*refused"):
+        await dial(Endpoint("tcp", Destination("exit.example", 1)), Dialling(Upstream(address, kind="http")))
+
+
+def test_what_is_asked() -> None:
+    upstream = Upstream(Destination("proxy.example", 3128), "alice", "ä", "http")
+    assert request(upstream, Destination("2001:db8::1", 443)).decode() == (
+        "CONNECT [2001:db8::1]:443 HTTP/1.1\r\nHost: [2001:db8::1]:443\r\n"
+        "Proxy-Authorization: Basic YWxpY2U6w6Q=\r\n\r\n"
+    )
+
+
+@given(st.binary(max_size=200) | st.binary(max_size=100).map(lambda tail: b"HTTP/1.1 200" + tail))
+def test_answers(head: bytes) -> None:
+    """However it is cut, the same comes out; never anything but a status or a ValueError."""
+
+    def read(data: bytes) -> int | str | None:
+        try:
+            return answer(data)
+        except ValueError as error:
+            return str(error)
+
+    whole = read(head)
+    assert whole is None or isinstance(whole, str) or 0 <= whole <= 999
+    for size in range(len(head)):
+        if isinstance(read(head[:size]), str):
+            assert whole is None or isinstance(whole, str)
+
+
+# --- back-pressure ---
+
+
+@pytest.mark.parametrize("carrier", ["ws", "wss"])
+async def test_what_the_kernel_does_not_take_is_not_piled_up(tmp_path: Path, carrier: CarrierKind) -> None:
+    """A peer that reads nothing: one message waits at most, and the next is not asked for."""
+    ca, certificate, key = make_certificates(tmp_path)
+    released = asyncio.Event()
+
+    async def handle(request: web.Request) -> web.WebSocketResponse:
+        response = web.WebSocketResponse(max_msg_size=0)
+        await response.prepare(request)
+        await released.wait()
+        async for _ in response:
+            pass
+        return response
+
+    app = web.Application()
+    app.router.add_get(PATH, handle)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    context = None
+    if carrier == "wss":
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(certificate, key)
+    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context).start()
+    address = Destination(*runner.addresses[0][:2])
+    pipe = await dial(Endpoint(carrier, address, PATH), Dialling(ca=ca))
+    assert isinstance(pipe, WebSocketPipe)
+    sent = 0
+
+    async def send() -> None:
+        nonlocal sent
+        for _ in range(2_000):
+            await pipe.send(bytes(pipe.message))
+            sent += 1
+
+    sending = asyncio.ensure_future(send())
+    before = -1
+    while sent != before or not pipe.transport.get_write_buffer_size():
+        before = sent
+        await asyncio.sleep(0.05)
+    assert not sending.done()
+    assert 0 < pipe.transport.get_write_buffer_size() < pipe.message + 2_000
+    released.set()
+    await sending  # it goes on by itself
+    assert pipe.transport.get_write_buffer_size() == 0
+    pipe.close()
+    await all_said()
+    await runner.cleanup()

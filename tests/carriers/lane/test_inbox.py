@@ -1,0 +1,152 @@
+"""What a UDP socket has for a lane, in which order and how much at a time: carriers/lane/inbox.py."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from cryprq_proxy.carriers.lane import inbox as module
+from cryprq_proxy.carriers.lane.inbox import BUFFERS, TURN_BYTES, Inbox
+from cryprq_proxy.carriers.lane.udp_socket import Batch, Peer
+from cryprq_proxy.lane.opening import EXPRESS_KIND, KIND
+
+PEER = Peer(("192.0.2.1", 1))
+
+
+class Loop:
+    def __init__(self) -> None:
+        self.readers: dict[int, Callable[[], None]] = {}
+        self.soon: deque[Callable[[], None]] = deque()
+
+    def add_reader(self, fd: int, callback: Callable[[], None], /) -> None:
+        self.readers[fd] = callback
+
+    def remove_reader(self, fd: int, /) -> object:
+        return self.readers.pop(fd, None)
+
+    def call_soon(self, callback: Callable[[], None], /) -> object:
+        return self.soon.append(callback)
+
+
+class Socket:
+    """Batches of (kind, number, size)."""
+
+    def __init__(self) -> None:
+        self.queue: deque[tuple[int, int, int]] = deque()
+
+    def fileno(self) -> int:
+        return 7
+
+    def receive(self, buffer: memoryview) -> Batch | None:
+        if not self.queue:
+            return None
+        kind, number, size = self.queue.popleft()
+        buffer[0], buffer[1] = kind, number
+        return Batch(buffer, size, size, PEER)
+
+
+class Stage:
+    def __init__(self) -> None:
+        self.loop, self.sock = Loop(), Socket()
+        self.seen: list[int] = []
+        self.turns: list[bool] = []
+        self.on_batch: Callable[[], None] = lambda: None
+        sock: Any = self.sock
+        self.inbox = Inbox(self.loop, sock, self.handle, self.turns.append)
+
+    def handle(self, batch: Batch) -> None:
+        self.seen.append(batch.data[1])
+        self.on_batch()
+
+    def readable(self) -> None:
+        self.loop.readers[7]()
+
+    def again(self) -> None:
+        self.loop.soon.popleft()()
+
+
+@pytest.fixture
+def stage() -> Iterator[Stage]:
+    module._free.clear()
+    yield Stage()
+    module._free.clear()
+
+
+def test_a_little_at_a_time_in_the_order_of_arrival(stage: Stage) -> None:
+    size = TURN_BYTES // 2
+    stage.sock.queue.extend((KIND, number, size) for number in range(5))
+    stage.readable()
+    assert (stage.seen, stage.turns) == ([0, 1], [True])
+    assert not stage.sock.queue
+    stage.again()
+    assert (stage.seen, stage.turns) == ([0, 1, 2, 3], [True, True])
+    stage.again()
+    assert (stage.seen, stage.turns) == ([0, 1, 2, 3, 4], [True, True, False])
+    assert not stage.loop.soon
+
+
+def test_what_is_urgent_overtakes(stage: Stage) -> None:
+    stage.sock.queue.extend((KIND, number, TURN_BYTES) for number in range(3))
+    stage.sock.queue.append((EXPRESS_KIND, 9, 100))
+    stage.readable()
+    assert stage.seen == [9, 0]
+    stage.sock.queue.extend([(KIND, 3, 100), (EXPRESS_KIND, 8, 100), (EXPRESS_KIND, 7, 100)])
+    stage.again()
+    assert stage.seen == [9, 0, 8, 7, 1]
+    stage.again()
+    assert stage.seen == [9, 0, 8, 7, 1, 2]
+    stage.again()
+    assert stage.seen == [9, 0, 8, 7, 1, 2, 3]
+
+
+def test_a_readable_socket_and_the_next_turn_do_not_double_the_work(stage: Stage) -> None:
+    stage.sock.queue.extend((KIND, number, TURN_BYTES) for number in range(4))
+    stage.readable()
+    stage.readable()
+    assert stage.seen == [0, 1]
+    assert len(stage.loop.soon) == 1
+
+
+def test_what_waits_is_bounded(stage: Stage) -> None:
+    stage.sock.queue.extend((KIND, number % 256, TURN_BYTES) for number in range(10 * BUFFERS))
+    stage.readable()
+    assert len(stage.inbox._waiting) < BUFFERS
+    assert len(stage.sock.queue) >= 9 * BUFFERS
+
+
+def test_a_flood_of_urgent_ones_ends_the_turn(stage: Stage) -> None:
+    stage.sock.queue.extend((EXPRESS_KIND, 1, 100) for _ in range(100 * BUFFERS))
+    stage.readable()
+    assert len(stage.seen) <= 4 * BUFFERS
+    assert stage.turns == [False]
+
+
+def test_buffers_are_used_again(stage: Stage) -> None:
+    for _ in range(3):
+        stage.sock.queue.extend((KIND, number, 100) for number in range(4))
+        stage.readable()
+    assert len(stage.inbox._spare) <= 5
+    used = {id(buffer) for buffer in stage.inbox._spare}
+    stage.inbox.close()
+    stage.inbox.close()
+    assert {id(buffer) for buffer in module._free} == used
+
+
+@pytest.mark.parametrize("kind", [KIND, EXPRESS_KIND])
+def test_nothing_comes_after_a_close_in_mid_turn(stage: Stage, kind: int) -> None:
+    stage.on_batch = stage.inbox.close
+    stage.sock.queue.extend((kind, number, 100) for number in range(4))
+    stage.readable()
+    assert (stage.seen, stage.turns) == ([0], [])
+    assert not stage.loop.readers and not stage.loop.soon
+
+
+def test_a_turn_that_was_asked_for_before_a_close_does_nothing(stage: Stage) -> None:
+    stage.sock.queue.extend((KIND, number, TURN_BYTES) for number in range(4))
+    stage.readable()
+    stage.inbox.close()
+    stage.again()
+    assert stage.seen == [0]

@@ -1,0 +1,402 @@
+"""The WebSocket carrier between a real client and a real exit, and what strangers see of the exit's entrance."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import aiohttp
+import pytest
+from aiohttp import WSMsgType, web
+
+from cryprq_proxy.address import Destination
+from cryprq_proxy.carriers.dial.endpoint import Endpoint
+from cryprq_proxy.carriers.lane.client import ClientLane
+from cryprq_proxy.carriers.lane.udp_socket import UdpOffload
+from cryprq_proxy.carriers.websocket import MAX_MESSAGE
+from cryprq_proxy.client.client import Client
+from cryprq_proxy.errors import CloseReason
+from cryprq_proxy.exit import websocket_listener as web_entrance
+from cryprq_proxy.session.rotation import RotationLimits
+from cryprq_proxy.session.session import SessionLimits
+from tests.support.web_links import CLIENT_IDENTITY, PATH, Place, Relay, make_certificates, place
+
+PLAIN = UdpOffload(gso=False, gro=False)
+
+
+@pytest.fixture
+async def here() -> AsyncIterator[Place]:
+    async with place() as made:
+        yield made
+
+
+async def until(true: Callable[[], bool]) -> None:
+    """Let everything else run until it is; pytest-timeout ends what never is."""
+    while not true():
+        await asyncio.sleep(0.001)
+
+
+def sessions(here: Place) -> int:
+    return len(here.exit.status()["sessions"])
+
+
+# --- a link ---
+
+
+async def test_both_ways(here: Place) -> None:
+    client = here.client(here.endpoint("ws"))
+    assert await here.echoes(client)
+    assert await here.echoes(client, random.Random(1).randbytes(5_000_000))
+    assert client.status()["carrier"] == {
+        "kind": "ws",
+        "address": f"ws://{here.web}{PATH}",
+        "why": "the only one given",
+    }
+
+
+async def test_many_streams_at_once(here: Place) -> None:
+    client = here.client(here.endpoint("ws"))
+    data = [random.Random(seed).randbytes(200_000) for seed in range(20)]
+    assert all(await asyncio.gather(*(here.echoes(client, each) for each in data)))
+
+
+async def test_tls_at_the_exit(tmp_path: Path) -> None:
+    ca, certificate, key = make_certificates(tmp_path)
+    async with place(certificate=certificate, key=key) as here:
+        client = here.client(here.endpoint("wss"), ca=ca)
+        assert await here.echoes(client, os.urandom(3_000_000))
+
+
+async def test_keys_change_under_way() -> None:
+    """Reading stops while new keys are computed, and goes on with what came meanwhile."""
+    limits = SessionLimits(rotation=RotationLimits(records=16))
+    async with place(limits=limits) as here:
+        client = here.client(here.endpoint("ws"), limits=limits)
+        data = random.Random(4).randbytes(2_000_000)
+        await here.echoes(client)
+        while client.status()["session"]["epoch"] <= 5:  # how much goes in one epoch is a matter of speed
+            assert await here.echoes(client, data)
+        assert client.status()["carriers"] == 1
+
+
+async def test_the_last_word_arrives(here: Place) -> None:
+    """The client's farewell ends the session at the exit, which would wait for a resume otherwise."""
+    client = here.client(here.endpoint("ws"))
+    await here.echoes(client)
+    assert sessions(here) == 1
+    await client.stop()
+    await until(lambda: sessions(here) == 0)
+
+
+async def test_the_exits_last_word_arrives(here: Place, caplog: pytest.LogCaptureFixture) -> None:
+    client = here.client(here.endpoint("ws"))
+    await here.echoes(client)
+    here.exit.authorise(frozenset())
+    await until(lambda: "not authorised" in caplog.text)
+    here.exit.authorise(frozenset({CLIENT_IDENTITY.peer_id}))
+
+
+async def test_a_session_goes_on_by_another_carrier(here: Place) -> None:
+    """In the middle of a transfer TCP breaks and stays dead: the rest comes by WebSocket, in the same session."""
+    relay = Relay(here.tcp)
+    tcp = here.endpoint("tcp", await relay.start())
+    client = here.client(tcp, here.endpoint("ws"))
+
+    def break_it() -> None:
+        if relay.passed > 1_000_000:
+            relay.on_passed = lambda: None
+            asyncio.get_running_loop().call_soon(die)
+
+    def die() -> None:
+        assert relay.server is not None
+        relay.server.close()
+        relay.cut()
+
+    relay.on_passed = break_it
+    data = random.Random(2).randbytes(6_000_000)
+    assert await here.echoes(client, data)
+    status = client.status()
+    assert (status["carriers"], sessions(here)) == (2, 1)
+    assert status["carrier"]["kind"] == "ws"
+    assert status["carrier"]["why"].startswith("tcp failed: the exit at 127.0.0.1")
+    await relay.stop()
+
+
+async def test_and_back(here: Place) -> None:
+    relay = Relay(here.web)
+    ws = here.endpoint("ws", await relay.start())
+    client = here.client(ws, here.endpoint("tcp"))
+    await here.echoes(client)
+    assert client.status()["carrier"]["kind"] == "ws"
+    stream = await client.open(here.echo)
+    await relay.stop()
+    await stream.write(b"still the same")
+    assert await stream.read() == b"still the same"
+    assert client.status()["carrier"]["kind"] == "tcp"
+    assert sessions(here) == 1
+    stream.abort()
+
+
+async def test_what_worked_is_told_once_and_taken_first(here: Place) -> None:
+    told: list[Endpoint] = []
+    ws, tcp = here.endpoint("ws"), here.endpoint("tcp")
+    client = here.client(ws, tcp, remembered=str(ws), on_winner=told.append)
+    await here.echoes(client)
+    assert client.status()["carrier"]["kind"] == "ws"
+    client.redial()
+    await here.echoes(client)
+    assert client.status()["carriers"] == 2
+    assert told == []
+    other = here.client(tcp, ws, on_winner=told.append)
+    await here.echoes(other)
+    other.redial()
+    await here.echoes(other)
+    assert told == [tcp]
+
+
+# --- what stands between ---
+
+
+@asynccontextmanager
+async def between(
+    here: Place, change: Callable[[bytes, web.WebSocketResponse], Awaitable[None]]
+) -> AsyncIterator[Endpoint]:
+    """A WebSocket proxy; what the exit says goes through `change`, which sends it on."""
+
+    async def handle(request: web.Request) -> web.WebSocketResponse:
+        client = web.WebSocketResponse(max_msg_size=0)
+        await client.prepare(request)
+        async with (
+            aiohttp.ClientSession() as http,
+            http.ws_connect(f"ws://{here.web}{PATH}", max_msg_size=0) as exit,
+        ):
+
+            async def up() -> None:
+                async for message in client:
+                    await exit.send_bytes(message.data)
+                await exit.close()
+
+            upwards = asyncio.ensure_future(up())
+            with suppress(ConnectionError):
+                async for message in exit:
+                    await change(message.data, client)
+            upwards.cancel()
+        await client.close()
+        return client
+
+    app = web.Application()
+    app.router.add_get(PATH, handle)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    yield here.endpoint("ws", Destination(*runner.addresses[0][:2]))
+    for client in here.clients:
+        await client.stop()
+    await runner.cleanup()
+
+
+async def test_messages_may_be_cut_anywhere(here: Place) -> None:
+    luck = random.Random(3)
+    kept = bytearray()
+
+    async def change(data: bytes, client: web.WebSocketResponse) -> None:
+        kept.extend(data)
+        while kept:
+            size = luck.choice((1, 2, 3, 1000, 50_000, 300_000))
+            await client.send_bytes(bytes(kept[:size]))
+            del kept[:size]
+
+    async with between(here, change) as endpoint:
+        client = here.client(endpoint)
+        assert await here.echoes(client, luck.randbytes(2_000_000))
+        assert client.status()["carriers"] == 1
+
+
+@pytest.mark.parametrize(
+    ("send", "reason"),
+    [
+        (lambda client: client.send_str("hello"), "a text message arrived"),
+        (lambda client: client.send_bytes(bytes(MAX_MESSAGE + 1)), "a message was too large or damaged"),
+        (lambda client: client.send_bytes(b"\xff" * 100), "a record of impossible length"),
+        (lambda client: client.close(), "the peer ended the connection"),
+    ],
+)
+async def test_what_no_exit_sends_ends_the_carrier_only(
+    here: Place,
+    caplog: pytest.LogCaptureFixture,
+    send: Callable[[web.WebSocketResponse], Awaitable[None]],
+    reason: str,
+) -> None:
+    caplog.set_level(logging.INFO)
+    spoil = False
+
+    async def change(data: bytes, client: web.WebSocketResponse) -> None:
+        nonlocal spoil
+        if spoil:
+            spoil = False
+            await send(client)
+        else:
+            await client.send_bytes(data)
+
+    async with between(here, change) as endpoint:
+        client = here.client(endpoint)
+        stream = await client.open(here.echo)
+        spoil = True
+        await stream.write(b"before and after")
+        assert await stream.read() == b"before and after"
+        assert f"link down: {reason}" in caplog.text
+        assert client.status()["carriers"] == 2
+        assert sessions(here) == 1
+        stream.abort()
+
+
+# --- strangers ---
+
+
+async def answer(address: Destination, text: str) -> bytes:
+    """All that a server says to these lines."""
+    reader, writer = await asyncio.open_connection(*address)
+    writer.write(text.replace("\n", "\r\n").encode())
+    data = await reader.read()
+    writer.close()
+    return data
+
+
+UPGRADE = f"""GET {PATH} HTTP/1.1
+Host: exit.example
+Upgrade: websocket
+Connection: Upgrade
+Sec-WebSocket-Version: 13
+Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==
+"""
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "GET / HTTP/1.1\nHost: exit.example\n\n",
+        f"GET {PATH} HTTP/1.1\nHost: exit.example\n\n",
+        f"POST {PATH} HTTP/1.1\nHost: exit.example\nContent-Length: 3\n\nabc",
+        UPGRADE.replace(PATH, PATH + "/") + "\n",
+        UPGRADE.replace("GET", "PUT") + "\n",
+        UPGRADE.replace("AAAA", "") + "\n",
+        UPGRADE + "Origin: https://page.example\n\n",
+        UPGRADE + "Origin: null\n\n",
+        UPGRADE + "Sec-WebSocket-Protocol: chat\n\n",
+        "complete nonsense\n\n",
+        "GET / HTTP/1.1\nX: " + "y" * 10_000 + "\n\n",
+        "GET / HTTP/1.1\n" + "".join(f"X{number}: y\n" for number in range(1000)) + "\n",
+    ],
+)
+async def test_all_else_meets_an_empty_web_server(
+    here: Place, caplog: pytest.LogCaptureFixture, text: str
+) -> None:
+    head, _, body = (await answer(here.web, text)).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.") and b" 404 Not Found\r\n" in head
+    assert b"erver:" not in head and b"iohttp" not in head
+    assert body == b"404: Not Found"
+    assert not caplog.records
+    await until(lambda: here.exit.status()["handshakes"] == 0)
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [[b"\x00" * 10], [b"\x04\xe9" + b"x" * 1257], [b"x"] * 3000, ["text"], [bytes(MAX_MESSAGE + 5)]],
+)
+async def test_a_stranger_hears_nothing(here: Place, messages: list[bytes | str]) -> None:
+    async with aiohttp.ClientSession() as http, http.ws_connect(f"ws://{here.web}{PATH}") as socket:
+        with suppress(ConnectionError):
+            for message in messages:
+                await (socket.send_str(message) if isinstance(message, str) else socket.send_bytes(message))
+        said = await socket.receive()
+    assert said.type in (WSMsgType.CLOSE, WSMsgType.CLOSED, WSMsgType.ERROR)
+    await until(lambda: here.exit.status()["handshakes"] == 0)
+    assert sessions(here) == 0
+
+
+async def test_no_server_header_on_an_upgrade(here: Place) -> None:
+    reader, writer = await asyncio.open_connection(*here.web)
+    writer.write((UPGRADE + "\n").replace("\n", "\r\n").encode())
+    head = await reader.readuntil(b"\r\n\r\n")
+    writer.close()
+    assert head.startswith(b"HTTP/1.1 101 ")
+    assert b"erver:" not in head
+    assert b"Extensions" not in head
+
+
+async def test_who_says_nothing_is_cut(monkeypatch: pytest.MonkeyPatch, here: Place) -> None:
+    monkeypatch.setattr(web_entrance, "SECONDS_IN_ALL", 0.05)
+    for text in ("", "GET / HTT", UPGRADE, UPGRADE + "\n"):
+        assert (await answer(here.web, text)).partition(b"\r\n\r\n")[2] in (b"", b"\x88\x02\x03\xe8")
+    await until(lambda: here.exit.status()["handshakes"] == 0)
+
+
+async def test_limits_are_those_of_the_client_behind_a_proxy() -> None:
+    async def upgrade(web: Destination, forwarded: str) -> bool:
+        reader, writer = await asyncio.open_connection(*web)
+        writer.write(f"{UPGRADE}X-Forwarded-For: {forwarded}\n\n".replace("\n", "\r\n").encode())
+        with suppress(ConnectionError):
+            line = await reader.readline()
+            writer.close()
+            return b" 101 " in line
+        return False
+
+    async with place(forwarded=True, per_minute=2) as here:
+        for forwarded in ("192.0.2.1", "192.0.2.7, 192.0.2.1"):
+            assert await upgrade(here.web, forwarded)
+        assert not await upgrade(here.web, "192.0.2.8,192.0.2.1")
+        assert await upgrade(here.web, "192.0.2.1, 192.0.2.2")
+        assert await upgrade(here.web, "2001:db8::1")
+        assert await upgrade(here.web, "no address")  # counts for the proxy itself
+        assert await upgrade(here.web, "also none")
+        assert not await upgrade(here.web, "")
+    async with place(per_minute=2) as here:
+        assert await upgrade(here.web, "192.0.2.1")
+        assert await upgrade(here.web, "192.0.2.2")
+        assert not await upgrade(here.web, "192.0.2.3")
+
+
+# --- the lane ---
+
+
+def lane_of(client: Client) -> ClientLane:
+    assert client._beside is not None
+    lane = client._beside.lane
+    assert isinstance(lane, ClientLane)
+    return lane
+
+
+async def test_the_lane_needs_an_address_that_tcp_gave() -> None:
+    async with place(lane=PLAIN) as here:
+        client = here.client(here.endpoint("ws"), lane=PLAIN)
+        await here.echoes(client)
+        assert lane_of(client)._exit is None
+        assert client.lane_size is None
+
+
+async def test_the_lane_stays_when_the_carrier_goes_elsewhere() -> None:
+    async with place(lane=PLAIN) as here:
+        relay = Relay(here.tcp)
+        tcp = here.endpoint("tcp", await relay.start())
+        client = here.client(tcp, here.endpoint("ws"), lane=PLAIN)
+        await here.echoes(client)
+        assert lane_of(client)._exit == tuple(tcp.address)
+        await relay.stop()
+        await here.echoes(client)
+        assert client.status()["carrier"]["kind"] == "ws"
+        assert lane_of(client)._exit == tuple(tcp.address)
+
+
+async def test_close_reasons_reach_the_owner(here: Place) -> None:
+    client = here.client(here.endpoint("ws"))
+    await here.echoes(client)
+    assert client._carrier is not None
+    client._carrier.close(CloseReason.NORMAL)
+    await until(lambda: sessions(here) == 0)
+    assert await here.echoes(client)

@@ -1,0 +1,215 @@
+"""Which of an exit's ways is taken, why, and what the exit hears on the others."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from cryprq_proxy.address import Destination
+from cryprq_proxy.carriers.admission import frame_flight
+from cryprq_proxy.carriers.carrier import Carrier
+from cryprq_proxy.carriers.dial.dial import Dialling
+from cryprq_proxy.carriers.dial.endpoint import Endpoint
+from cryprq_proxy.carriers.lane.udp_socket import SocketAddress
+from cryprq_proxy.carriers.pipe import Pipe
+from cryprq_proxy.client.ways import Ways
+from cryprq_proxy.crypto.handshake import LENGTH, ClientHandshake, ExitHandshake
+from cryprq_proxy.crypto.identity import Identity
+from cryprq_proxy.errors import CarrierError, CloseReason, ConfigError, PeerError
+from tests.support.links import FAST
+
+EXIT, OTHER, CLIENT = (Identity.generate(FAST) for _ in range(3))
+TCP = Endpoint("tcp", Destination("192.0.2.1", 4433))
+TCP2 = Endpoint("tcp", Destination("192.0.2.2", 4433))
+WSS = Endpoint("wss", Destination("exit.example", 443), "/x")
+
+
+class ExitPipe:
+    """The exit on the other side. `gate` holds its answer back."""
+
+    direct: SocketAddress | None = None
+
+    def __init__(self, identity: Identity = EXIT) -> None:
+        self._handshake = ExitHandshake(identity, FAST)
+        self._answer = b""
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.flights = 0
+        self.closed = 0
+
+    async def write(self, data: bytes) -> None:
+        self.flights += 1
+        self._handshake.read_first(data[LENGTH.size :])
+        self._answer = frame_flight(self._handshake.write_second())
+
+    async def read_exactly(self, size: int) -> bytes:
+        await self.gate.wait()
+        data, self._answer = self._answer[:size], self._answer[size:]
+        return data
+
+    def close(self) -> None:
+        self.closed += 1
+
+    def carrier(self, session: Any, owner: Any) -> Carrier:
+        raise NotImplementedError
+
+
+class Net:
+    """What is dialled: a pipe, an error, or nothing until the test says so."""
+
+    def __init__(self, **found: ExitPipe | Exception) -> None:
+        self.found = found
+        self.dialled: list[str] = []
+        self.delays: list[asyncio.Future[None]] = []
+
+    async def dial(self, endpoint: Endpoint, how: Dialling) -> Pipe:
+        name = {TCP: "tcp", TCP2: "tcp2", WSS: "wss"}[endpoint]
+        self.dialled.append(name)
+        found = self.found.get(name)
+        if isinstance(found, Exception):
+            raise found
+        if found is None:
+            await asyncio.get_running_loop().create_future()
+        assert isinstance(found, ExitPipe)
+        return found
+
+    async def pause(self, seconds: float) -> None:
+        self.delays.append(asyncio.get_running_loop().create_future())
+        await self.delays[-1]
+
+    def ways(self, *endpoints: Endpoint, remembered: str | None = None) -> Ways:
+        return Ways(endpoints, Dialling(), remembered, dial=self.dial, pause=self.pause)
+
+
+async def offload(job: Callable[[], bytes]) -> bytes:
+    return job()
+
+
+def handshake() -> ClientHandshake:
+    return ClientHandshake(CLIENT, EXIT.peer_id, FAST)
+
+
+def failure(text: str) -> CarrierError:
+    return CarrierError(CloseReason.TIMED_OUT, text)
+
+
+async def settle() -> None:
+    for _ in range(30):
+        await asyncio.sleep(0)
+
+
+async def test_the_first_one_given() -> None:
+    net = Net(tcp=ExitPipe(), wss=ExitPipe())
+    met = await net.ways(TCP, WSS).meet(handshake, offload)
+    assert (met.endpoint, met.why) == (TCP, "the first one given")
+    assert net.dialled == ["tcp"]
+
+
+async def test_what_worked_last_time_starts_beside_the_first_one() -> None:
+    net = Net(wss=ExitPipe())
+    met = await net.ways(TCP, TCP2, WSS, remembered=str(WSS)).meet(handshake, offload)
+    assert (met.endpoint, met.why) == (WSS, f"it worked last time, and {TCP} did not answer sooner")
+    assert net.dialled == ["tcp", "wss"]
+
+
+async def test_the_first_one_wins_again_where_it_works_again() -> None:
+    net = Net(tcp=ExitPipe(), wss=ExitPipe())
+    met = await net.ways(TCP, WSS, remembered=str(WSS)).meet(handshake, offload)
+    assert (met.endpoint, met.why) == (TCP, "the first one given")
+    assert sorted(net.dialled) == ["tcp", "wss"]
+
+
+async def test_where_the_first_one_fails_at_once_what_worked_last_time_is_there() -> None:
+    net = Net(tcp=failure("no route"), wss=ExitPipe())
+    met = await net.ways(TCP, WSS, remembered=str(WSS)).meet(handshake, offload)
+    assert (met.endpoint, met.why) == (WSS, "tcp failed: no route")
+
+
+async def test_what_is_remembered_and_no_longer_given_does_not_count() -> None:
+    assert Net().ways(TCP, WSS, remembered="wss://old.example/x").order() == [TCP, WSS]
+
+
+async def test_who_accepts_and_says_nothing_loses() -> None:
+    """A middlebox: the connection stands, the handshake does not."""
+    silent = ExitPipe()
+    silent.gate.clear()
+    net = Net(tcp=silent, wss=ExitPipe())
+    meeting = asyncio.ensure_future(net.ways(TCP, WSS).meet(handshake, offload))
+    await settle()
+    assert net.dialled == ["tcp"] and silent.flights == 1
+    net.delays[-1].set_result(None)
+    met = await meeting
+    assert (met.endpoint, met.why) == (WSS, "tcp did not answer within 0.5 s")
+    assert silent.closed == 1
+    assert silent.flights == 1  # the exit never heard who asked there
+
+
+async def test_another_exit_loses() -> None:
+    stranger = ExitPipe(OTHER)
+    net = Net(tcp=failure("it is closed"), wss=ExitPipe())
+    met = await net.ways(TCP, WSS).meet(handshake, offload)
+    assert met.why == "tcp failed: it is closed"
+    net = Net(tcp=ExitPipe(), tcp2=stranger)
+    met = await net.ways(TCP2, TCP).meet(handshake, offload)
+    assert met.endpoint == TCP
+    assert met.why.startswith("192.0.2.2:4433 failed: ")
+    assert stranger.closed == 1
+
+
+async def test_a_loser_that_was_met_too_is_closed_before_it_hears_who_asks() -> None:
+    first, second = ExitPipe(), ExitPipe()
+    first.gate.clear()
+    second.gate.clear()
+    net = Net(tcp=first, wss=second)
+    meeting = asyncio.ensure_future(net.ways(TCP, WSS).meet(handshake, offload))
+    await settle()
+    net.delays[-1].set_result(None)
+    await settle()
+    first.gate.set()
+    second.gate.set()
+    met = await meeting
+    assert met.endpoint == TCP
+    assert (first.closed, second.closed) == (0, 1)
+    assert (first.flights, second.flights) == (1, 1)
+
+
+async def test_what_broke_at_once_comes_last_and_only_once() -> None:
+    net = Net(tcp=ExitPipe(), wss=ExitPipe())
+    ways = net.ways(TCP, WSS)
+    assert ways.worked(TCP) and not ways.worked(TCP)
+    ways.shun(TCP)
+    met = await ways.meet(handshake, offload)
+    assert (met.endpoint, met.why) == (WSS, "the others broke")
+    assert ways.order() == [TCP, WSS]
+
+
+async def test_nothing_works() -> None:
+    both = Net(tcp=failure("tcp is closed"), wss=failure("wss is closed"))
+    with pytest.raises(PeerError) as caught:
+        await both.ways(TCP, WSS).meet(handshake, offload)
+    assert str(caught.value) == (
+        "no way to the exit works (192.0.2.1:4433: tcp is closed; wss://exit.example/x: wss is closed)"
+    )
+    with pytest.raises(PeerError, match=r"^tcp is closed$"):
+        await both.ways(TCP).meet(handshake, offload)
+
+
+async def test_a_setting_that_does_not_work_is_said() -> None:
+    net = Net(tcp=ConfigError("no such file"), wss=ExitPipe())
+    with pytest.raises(ConfigError):
+        await net.ways(TCP, WSS).meet(handshake, offload)
+
+
+async def test_cancelled() -> None:
+    silent = ExitPipe()
+    silent.gate.clear()
+    meeting: Awaitable[Any] = asyncio.ensure_future(Net(tcp=silent).ways(TCP).meet(handshake, offload))
+    await settle()
+    assert isinstance(meeting, asyncio.Future)
+    meeting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await meeting
+    assert silent.closed == 1

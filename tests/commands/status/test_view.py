@@ -1,0 +1,504 @@
+"""The table of `cryprq-proxy status`."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import io
+import os
+import pty
+import signal
+import struct
+import subprocess
+import termios
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from cryprq_proxy.base.text import duration, size
+from cryprq_proxy.commands.status.live import Rates, watch
+from cryprq_proxy.commands.status.view import render
+from cryprq_proxy.errors import CryprqError
+from tests.service.test_service import Setup
+from tests.support.processes import PATIENCE, call, command, environment
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1024, "1.0 KiB"),
+        (5 << 20, "5.0 MiB"),
+        (3 << 50, "3072.0 TiB"),
+        (None, "-"),
+    ],
+)
+def test_size(count: object, text: str) -> None:
+    assert size(count) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.9, "0 s"), (61, "1 min 1 s"), (7500, "2 h 5 min"), (90_000, "1 d 1 h"), ("x", "-")],
+)
+def test_duration(seconds: object, text: str) -> None:
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    "status",
+    [
+        {},
+        {"role": "exit"},
+        {"role": "client", "session": None, "exit": None},
+        {"role": "exit", "sessions": [{}, None, {"link": "down"}]},
+        {"role": "client", "session": {"epoch": 3}, "listen": None},
+    ],
+)
+def test_missing_fields_are_no_error(status: dict[str, Any]) -> None:
+    assert "?" in render(status)
+
+
+def test_nothing_reaches_the_terminal_raw() -> None:
+    out = render({"role": "client", "link": "down", "last_error": "bad \x1b[31m [red]news\n", "waiting": 2})
+    assert "\x1b" not in out
+    assert r"down (bad \x1b[31m [red]news\n)" in out
+    assert "2 requests" in out
+
+
+# --- system-wide mode ---
+
+LANE = {
+    "up": True,
+    "why": "probes are answered",
+    "size": 1472,
+    "round_trip": 0.0009,
+    "offload": {"gso": True, "gro": False, "reason": ""},
+    "sent": 12,
+    "sent_bytes": 5300,
+    "received": 11,
+    "received_bytes": 100,
+    "drops": {"replay": 2, "tag": 0, "malformed": 1},
+    "path": {"falls": 3},
+}
+DEVICE = {
+    "name": "cryprq0",
+    "mtu": 1412,
+    "reads": ["csum", "tso4"],
+    "writes": [],
+    "read_packets": 3,
+    "read_bytes": 292,
+    "written_packets": 4,
+    "written_bytes": 2048,
+    "drops": {"device queue full": 5},
+}
+SYSTEM: dict[str, Any] = {
+    "device": DEVICE,
+    "addresses": ["100.96.0.7", "fd63:7279:7071::7"],
+    "ipv6": True,
+    "kill_switch": {"on": True, "standing": True, "paused": 0, "kept_in": {"dns": 0, "blocked": 16}},
+    "dns": {
+        "resolver": "resolv.conf",
+        "repairs": 0,
+        "in_use": "exit",
+        "counters": {"questions": 9, "cache_hits": 4, "blocked": 1, "stale": 0, "failures": 2},
+        "upstreams": [{"name": "tls://x", "healthy": False, "last_error": "refused"}, {"name": "exit"}],
+    },
+    "repairs": 2,
+}
+WIDE: dict[str, Any] = {
+    "role": "client",
+    "packets": {
+        "lane": LANE,
+        "on_carrier": {"sent": 6, "received": 0},
+        "dropped": {"packets": 1, "malformed": 1},
+    },
+    "system": SYSTEM,
+}
+
+
+def rows(status: dict[str, Any]) -> dict[str, str]:
+    """The first column as keys."""
+    lines = [line for line in render(status).splitlines() if "  " in line]
+    return {name.strip(): value.strip() for name, _, value in (line.partition("  ") for line in lines)}
+
+
+def test_system_wide_mode() -> None:
+    shown = rows(WIDE)
+    assert shown["lane"] == (
+        "up (probes are answered), 1472-byte datagrams, round trip 0.9 ms, UDP GSO, fell back 3 times so far"
+    )
+    assert shown["system-wide"] == "100.96.0.7, fd63:7279:7071::7 on cryprq0, MTU 1412"
+    assert shown["offloads"] == "TUN reads csum tso4, TUN writes none"
+    assert shown["packets"] == "3 sent (292 B), 4 received (2.0 KiB); a super-packet counts as one"
+    assert shown["datagrams"] == "12 sent (5.2 KiB), 11 received (100 B)"
+    assert shown["without lane"] == "6 packets sent, 0 received on the link"
+    assert shown["dropped"] == (
+        "2 replay, 2 malformed, 1 packets for want of room on the link, 5 device queue full"
+    )
+    assert shown["kill switch"] == "on; kept in: 16 blocked"
+    assert shown["DNS"] == (
+        "by resolv.conf, asks exit; 9 questions, 4 from the cache, 1 blocked, 0 stale, 2 failed, "
+        "tls://x fails (refused)"
+    )
+    assert shown["put back"] == "2 routes"
+
+
+@pytest.mark.parametrize(
+    ("state", "text"),
+    [
+        ({"on": False}, "off"),
+        ({"on": True, "standing": False}, "on, but another program has removed it: it comes back in 2 s"),
+        ({"on": True, "standing": True, "paused": 61}, "on, PAUSED for 1 min 1 s more"),
+    ],
+)
+def test_kill_switch(state: dict[str, Any], text: str) -> None:
+    assert rows({**WIDE, "system": {**SYSTEM, "kill_switch": state}})["kill switch"] == text
+
+
+def test_a_lane_that_is_down_says_why_and_nothing_measured() -> None:
+    lane = {**LANE, "up": False, "why": "UDP is blocked", "path": {}, "offload": {"reason": "switched off"}}
+    shown = rows({"role": "client", "packets": {"lane": lane}})
+    assert shown["lane"] == "down (UDP is blocked), no UDP offload: switched off"
+    assert "kill switch" not in shown
+
+
+def test_nothing_is_said_of_what_is_not_there() -> None:
+    shown = rows(
+        {**WIDE, "packets": {"lane": None, "dropped": {"packets": 0}}, "system": {**SYSTEM, "dns": {}}}
+    )
+    assert not {"lane", "datagrams", "without lane", "DNS"} & shown.keys()
+    quiet = {**SYSTEM, "device": {**DEVICE, "drops": {}}, "repairs": 0}
+    assert not {"dropped", "put back"} & rows({**WIDE, "packets": None, "system": quiet}).keys()
+    assert rows({**WIDE, "system": {**SYSTEM, "device": None}})["system-wide"] == "is being set up"
+    assert "system-wide" not in rows({**WIDE, "system": {}})
+
+
+def test_the_network_of_an_exit() -> None:
+    status = {
+        "role": "exit",
+        "network": {
+            "device": DEVICE,
+            "clients": 2,
+            "ipv6": False,
+            "drops": {"device queue full": 1, "spoofed": 7},
+        },
+        "lanes": {
+            "sockets": [{"address": "0.0.0.0:4433", "offload": {"gso": True, "gro": True}}],
+            "strangers": 9,
+        },
+        "sessions": [
+            {"peer_id": "a" * 52, "packets": {"lane": LANE}},
+            {"peer_id": "b" * 52, "packets": None},
+        ],
+    }
+    shown = rows(status)
+    assert shown["lane sockets"] == "0.0.0.0:4433 (UDP GSO and GRO)"
+    assert shown["network"] == "cryprq0, MTU 1412, 2 sessions with packets, IPv4 only"
+    assert shown["packets"].startswith("3 to clients (292 B), 4 from clients (2.0 KiB)")
+    assert shown["dropped"] == "6 device queue full, 7 spoofed, 9 datagrams of nobody known"
+    assert shown["a" * 12].split()[:2] == ["?", "up"]
+    assert shown["b" * 12].split()[:2] == ["?", "-"]
+
+
+@pytest.mark.parametrize("part", ["packets", "system", "network", "lanes"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        {},
+        [],
+        "x",
+        {"lane": {"x": 1}, "device": {"x": 1}, "sockets": [{}, None], "on_carrier": {"sent": 1}},
+        {
+            "lane": "x",
+            "device": [],
+            "kill_switch": None,
+            "dns": {"upstreams": [None, {}]},
+            "drops": {"a": "b"},
+        },
+    ],
+)
+@pytest.mark.parametrize("role", ["client", "exit"])
+def test_parts_of_another_version_are_no_error(role: str, part: str, value: object) -> None:
+    assert "?" in render({"role": role, part: value})
+
+
+def test_nothing_of_the_lane_or_the_resolver_reaches_the_terminal_raw() -> None:
+    dns = {
+        "resolver": "\x1b[2J",
+        "in_use": "\x07",
+        "upstreams": [{"healthy": False, "last_error": "\x9b31m"}],
+    }
+    out = render({"packets": {"lane": {**LANE, "why": "\x1b]0;t\x07"}}, "system": {**SYSTEM, "dns": dns}})
+    assert not {"\x1b", "\x07", "\x9b"} & set(out)
+
+
+# --- exits, rules, connections, epochs, errors ---
+
+EPOCHS = [
+    {
+        "number": 9 - place,
+        "since": 10.0 + 300 * place,
+        "bytes_sent": 2048,
+        "bytes_received": 1 << 20,
+        "exchange": "X25519 + ML-KEM-768",
+        "cipher": "CHACHA20_POLY1305",
+    }
+    for place in range(8)
+]
+EXITS = [
+    {
+        "name": "home",
+        "priority": 1,
+        "active": False,
+        "pinned": False,
+        "healthy": False,
+        "link": "down",
+        "carrier": None,
+        "round_trip": None,
+        "last_error": "the exit at home.example:4433 cannot be reached: connection refused",
+    },
+    {
+        "name": "work",
+        "priority": 2,
+        "active": True,
+        "pinned": True,
+        "healthy": True,
+        "link": "up",
+        "carrier": {"kind": "wss", "address": "wss://work.example/x", "why": "it answered first"},
+        "round_trip": 0.0123,
+        "last_error": "of yesterday",
+    },
+]
+DAILY: dict[str, Any] = {
+    "role": "client",
+    "pid": 7,
+    "peer_id": "a" * 52,
+    "link": "up",
+    "exit": {"peer_id": "b" * 52, "address": "wss://work.example/x"},
+    "carrier": EXITS[1]["carrier"],
+    "session": {"epoch": 9, "epoch_age": 10, "cipher": "x", "round_trip": 0.0123, "epochs": EPOCHS},
+    "exits": EXITS,
+    "rules": {
+        "rules": 12,
+        "names": 500_000,
+        "default": "tunnel",
+        "problems": [f"ads.txt, line {line}: no name" for line in range(1, 6)],
+        "loaded_at": 0,
+        "error": "everything stays as it was: client.toml: rule 3: no such exit",
+    },
+    "connections": {
+        "open": 3,
+        "total": 40,
+        "by": {"tunnel": 30, "direct": 8, "block": 2, "exit": 0},
+        "refused": {"not_allowed": 2},
+    },
+    "bytes": {"sent": 1000, "received": 5 << 20},
+    "errors": [{"at": 0, "level": "warning", "text": f"number {each}"} for each in range(9)],
+    "admin": "http://127.0.0.1:1081/",
+}
+
+
+def test_what_daily_use_shows() -> None:
+    shown = rows(DAILY)
+    assert shown["carrier"] == "wss to wss://work.example/x: it answered first"
+    assert shown["traffic"] == "1000 B sent, 5.0 MiB received since the start"
+    assert shown["connections"] == "3 open, 40 so far: 30 tunnel, 8 direct, 2 block"
+    assert shown["refused"] == "2 not allowed"
+    assert shown["rules"].startswith("12 and 500000 names of lists, all else tunnel, read ")
+    assert shown["rules failed"].endswith("rule 3: no such exit")
+    assert shown["broken lines"] == (
+        "ads.txt, line 1: no name; ads.txt, line 2: no name; ads.txt, line 3: no name; and 2 more"
+    )
+    assert shown["dashboard"].startswith("http://127.0.0.1:1081/")
+    assert " ".join(shown["home"].split()) == (
+        "1 - ill down - - the exit at home.example:4433 cannot be reached: connection refused"
+    )
+    assert " ".join(shown["work"].split()) == "2 pinned healthy up wss 12.3 ms"
+    assert [shown[str(number)].split()[-1] for number in (9, 5)] == ["CHACHA20_POLY1305"] * 2
+    assert "X25519 + ML-KEM-768" in shown["9"]
+    assert "4" not in shown  # only the newest ones
+    text = render(DAILY)
+    assert "number 8" in text and "number 4" in text and "number 3" not in text
+
+
+def test_what_came_again_and_again_is_one_line() -> None:
+    errors = [{"at": 0, "text": "once", "count": 1}, {"at": 0, "text": "often", "count": 7}]
+    text = render({"errors": errors})
+    assert "often (7 times)" in text
+    assert "once (" not in text
+
+
+def test_one_exit_is_no_table() -> None:
+    assert "last error" not in render({**DAILY, "exits": EXITS[1:]})
+
+
+def test_an_exit_and_who_is_allowed() -> None:
+    peers = [{"peer_id": f"{n:052}", "name": f"guest {n}", "sessions": int(n == 70)} for n in range(80)]
+    status = {
+        "role": "exit",
+        "peers": peers,
+        "streams_total": 12,
+        "refused": {"NAME_NOT_FOUND": 3},
+        "bytes": {"sent": 1, "received": 2},
+    }
+    text, shown = render(status), rows(status)
+    assert shown["streams"] == "12 so far"
+    assert shown["refused"] == "3 NAME NOT FOUND"
+    assert text.index("guest 70") < text.index("guest 0")
+    assert "... and 30 more" in text
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+@pytest.mark.parametrize(
+    "status",
+    [
+        DAILY,
+        WIDE,
+        {
+            "role": "exit",
+            "sessions": [
+                {
+                    "peer_id": "a" * 52,
+                    "link": "up",
+                    "packets": {"lane": LANE},
+                    "epoch": 12345,
+                    "epoch_age": 299,
+                    "cipher": "CHACHA20_POLY1305",
+                    "round_trip": 0.2345,
+                    "streams": 16384,
+                    "bytes_sent": 1 << 40,
+                    "bytes_received": 1 << 40,
+                }
+            ],
+        },
+    ],
+    ids=["daily", "wide", "exit"],
+)
+def test_every_line_fits_the_terminal(status: dict[str, Any], width: int) -> None:
+    text = render(status, width)
+    assert max(map(len, text.splitlines())) <= width
+    if width >= 80:
+        assert "\u2026" not in text  # nothing is cut off
+
+
+@pytest.mark.parametrize(
+    "key", ["exits", "rules", "connections", "errors", "bytes", "carrier", "peers", "refused"]
+)
+@pytest.mark.parametrize(
+    "value",
+    [None, 1, "x", [], {}, [None, 1, {}], [{}, {}], {"by": 3, "problems": 1, "loaded_at": "x", "sent": []}],
+)
+@pytest.mark.parametrize("role", ["client", "exit"])
+def test_daily_parts_of_another_version_are_no_error(role: str, key: str, value: object) -> None:
+    assert "?" in render({"role": role, key: value})
+
+
+def test_times_that_no_clock_has_are_no_error() -> None:
+    render({"errors": [{"at": at} for at in (1e300, -1e300, float("nan"), float("inf"))]})
+    render({"session": {"epochs": [{"since": float("nan")}, {"since": float("inf")}]}})
+
+
+def test_no_name_of_a_peer_or_rule_reaches_the_terminal_raw() -> None:
+    evil = "\x1b]0;t\x07\x9b2J\u202e"
+    out = render(
+        {
+            "exits": [{"name": evil, "link": evil, "last_error": evil, "carrier": {"kind": evil}}] * 2,
+            "rules": {"rules": 1, "error": evil, "problems": [evil], "default": evil},
+            "errors": [{"at": 0, "level": evil, "text": evil}],
+            "connections": {"by": {evil: 1}, "refused": {evil: 1}},
+            "session": {"epochs": [{"exchange": evil, "cipher": evil}]},
+            "carrier": {"kind": evil, "address": evil, "why": evil},
+            "admin": evil,
+        }
+    ) + render({"role": "exit", "peers": [{"peer_id": evil, "name": evil}], "refused": {evil: 1}})
+    assert not {"\x1b", "\x07", "\x9b", "\u202e"} & set(out)
+
+
+# --- status --watch ---
+
+
+def test_rates_are_between_two_answers_of_one_process() -> None:
+    rates = Rates()
+
+    def row(pid: int, sent: object, now: float) -> str:
+        return rates.row({"role": "client", "pid": pid, "bytes": {"sent": sent, "received": 0}}, now).get(
+            "now", ""
+        )
+
+    assert row(1, 0, 0) == ""
+    assert row(1, 4096, 2) == "2.0 KiB/s sent, 0 B/s received"
+    assert row(2, 0, 3) == ""
+    assert row(1, 4096, 2) == ""  # no time has passed
+    assert row(1, 0, 4) == "0 B/s sent, 0 B/s received"
+    assert row(1, "x", 5) == ""
+    assert row(1, 1, 6) == ""
+    assert rates.row({}, 7) == {}
+
+
+def test_watching_shows_what_comes_and_goes_until_ctrl_c() -> None:
+    screen, slept = io.StringIO(), []
+    answers = iter(
+        [
+            [{**DAILY, "bytes": {"sent": 0, "received": 0}}],
+            [{**DAILY, "bytes": {"sent": 3 << 20, "received": 0}}],
+            CryprqError("no cryprq-proxy is running \x1b[31m"),
+        ]
+    )
+
+    def ask() -> list[dict[str, Any]]:
+        answer = next(answers)
+        if isinstance(answer, CryprqError):
+            raise answer
+        return answer
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == 3:
+            raise KeyboardInterrupt
+
+    console = Console(file=screen, force_terminal=True, width=80, height=60, color_system=None)
+    watch(ask, 2.5, console, sleep, iter([10.0, 11.0]).__next__)
+    out = screen.getvalue()
+    assert slept == [2.5] * 3
+    assert "3.0 MiB/s sent, 0 B/s received" in out
+    assert r"no cryprq-proxy is running \x1b[31m" in out
+
+
+@pytest.mark.slow
+def test_the_command_on_a_terminal_and_in_a_pipe(tmp_path: Path) -> None:
+    """Real processes: an exit, and `status --watch` on a terminal of 80 columns until Ctrl-C."""
+    pair = Setup(tmp_path)
+    with pair.exit():
+        config = str(tmp_path / "exit.toml")
+        refused = call("status", "--watch", "--config", config)
+        assert (refused.returncode, "needs a terminal" in refused.stderr) == (2, True)
+        master, slave = pty.openpty()
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 80, 0, 0))
+        watching = subprocess.Popen(
+            command("status", "--watch", "0.2", "--config", config),
+            env={**environment(), "TERM": "xterm"},
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            start_new_session=True,
+        )
+        try:
+            os.close(slave)
+            shown = b""
+            while shown.count(b"allowed peers") < 2:  # drawn, and drawn again
+                shown += os.read(master, 65536)
+            assert pair.exit_id.encode() in shown
+            watching.send_signal(signal.SIGINT)
+            with contextlib.suppress(OSError):  # EIO is the end of a terminal
+                while os.read(master, 65536):
+                    pass
+            assert watching.wait(PATIENCE) == 0
+        finally:
+            watching.kill()
+            watching.wait()
+            os.close(master)

@@ -1,0 +1,573 @@
+"""`cryprq-proxy doctor`: each thing that can be wrong is wrong once here, with the real part where there is one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import socketserver
+import stat
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from cryprq_proxy.carriers.dial.endpoint import parse_endpoint
+from cryprq_proxy.cli import run_command
+from cryprq_proxy.doctor import link
+from cryprq_proxy.doctor import order as lists
+from cryprq_proxy.doctor import reach as way
+from cryprq_proxy.doctor.checks import Check, Context, Finding, State, Verdict, examine, fail, ok, skip, warn
+from cryprq_proxy.doctor.machine import desktop, leftovers, tun, variables
+from cryprq_proxy.doctor.report import lines, summary
+from cryprq_proxy.doctor.start import clock
+from cryprq_proxy.errors import CarrierError, CloseReason, ConfigError, PeerError
+from tests.service.test_service import Setup, new_identity
+from tests.support.processes import call
+
+# --- the order of checks ---
+
+
+def answering(verdict: Verdict | Exception) -> Callable[[Context], object]:
+    async def check(_: Context) -> Verdict:
+        if isinstance(verdict, Exception):
+            raise verdict
+        return verdict
+
+    return check
+
+
+async def states(*checks: tuple[str, Verdict | Exception, tuple[str, ...]]) -> dict[str, Finding]:
+    made = [Check(name, answering(verdict), needs) for name, verdict, needs in checks]  # type: ignore[arg-type]
+    return {finding.name: finding for finding in await examine(made, Context())}
+
+
+async def test_what_needs_a_failed_check_is_skipped_and_says_so() -> None:
+    found = await states(
+        ("a", ok("good"), ()),
+        ("b", warn("so so", "try"), ("a",)),
+        ("c", fail("bad", "mend"), ("b",)),
+        ("d", ok("good"), ("c",)),
+        ("e", ok("good"), ("a", "d")),
+        ("f", skip("not here"), ("a",)),
+        ("g", ok("good"), ("f",)),
+        ("h", ok("good"), ("b",)),
+    )
+    assert {name: str(finding.state) for name, finding in found.items()} == {
+        "a": "ok", "b": "warn", "c": "fail", "d": "skip", "e": "skip", "f": "skip", "g": "skip", "h": "ok",
+    }  # fmt: skip
+    assert found["d"].text == "not tried: it needs 'c' to be in order first"
+    assert found["e"].text == "not tried: it needs 'd' to be in order first"
+
+
+async def test_an_error_is_a_finding_and_carries_no_control_characters() -> None:
+    found = await states(
+        ("a", ConfigError("bad \x1b[31m line\nhere"), ()),
+        ("b", PermissionError(13, "Permission denied", "/x"), ()),
+        ("c", fail("\x07", "\x9b"), ()),
+    )
+    assert found["a"].text == r"bad \x1b[31m line\nhere"
+    assert found["b"].text == "permission denied: /x"
+    assert (found["c"].text, found["c"].remedy) == (r"\x07", r"\x9b")
+
+
+async def test_what_was_opened_is_closed_also_after_a_bug() -> None:
+    context, closed = Context(), []
+
+    async def close(name: str) -> None:
+        closed.append(name)
+
+    context.closing += [lambda: close("first"), lambda: close("second")]
+    with pytest.raises(ZeroDivisionError):
+        await examine([Check("a", answering(ZeroDivisionError()))], context)  # type: ignore[arg-type]
+    assert closed == ["second", "first"]
+
+
+@pytest.mark.parametrize("checks", [lists.CLIENT, lists.EXIT])
+def test_a_check_needs_only_what_stands_before_it(checks: tuple[Check, ...]) -> None:
+    for place, check in enumerate(checks):
+        assert set(check.needs) <= {before.name for before in checks[:place]}
+    assert len({check.name for check in checks}) == len(checks)
+
+
+def test_findings_fit_a_terminal_of_80_columns() -> None:
+    finding = Finding("handshake", State.FAIL, "word " * 40, "mend " * 40)
+    mark, body = lines(finding, 80)
+    assert max(len(mark + body[0]), *map(len, body[1:])) <= 80
+    assert any("-> mend" in line for line in body)
+    assert len(lines(Finding("a", State.OK, "", "unneeded"), 80)[1]) == 1
+    assert summary([finding]) == "1 of 1 checks failed"
+    assert summary([Finding("a", State.WARN, "", "")]) == "nothing is broken, 1 with a warning"
+
+
+# --- a real exit ---
+
+
+class Web(BaseHTTPRequestHandler):
+    """A server of large files, and of one that is not there."""
+
+    def do_GET(self) -> None:
+        if self.path != "/big":
+            self.send_error(404)
+            return
+        self.send_response(200)
+        self.send_header("Content-Length", str(4 << 20))
+        self.end_headers()
+        self.wfile.write(bytes(4 << 20))
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nobody reads it."""
+
+
+@contextmanager
+def serving(server: socketserver.BaseServer) -> Iterator[None]:
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    try:
+        yield
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.fixture(autouse=True)
+def own_log_handlers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command sets up the process's logging; pytest's own is to stay."""
+    monkeypatch.setattr("cryprq_proxy.base.log.setup", lambda *_: None)
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Setup:
+    return Setup(tmp_path)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def client_config(pair: Setup, more: str = "", peer_id: str = "", port: int = 0) -> Path:
+    file = pair.directory / "client.toml"
+    file.write_text(
+        f'identity = "client.key"\nlisten = "127.0.0.1:{free_port()}"\ncontrol_socket = "c.sock"\nadmin = "off"\n'
+        f'peer = "cryprq://{peer_id or pair.exit_id}@127.0.0.1:{port or pair.exit_port}"\n{more}'
+    )
+    return file
+
+
+async def diagnose(file: Path, *, exit: bool = False, **more: object) -> dict[str, Finding]:
+    context = Context(file=file, environment={}, which=lambda _: None, **more)  # type: ignore[arg-type]
+    return {found.name: found for found in await examine(lists.EXIT if exit else lists.CLIENT, context)}
+
+
+def failed(found: dict[str, Finding]) -> list[str]:
+    return [name for name, finding in found.items() if finding.state is State.FAIL]
+
+
+@pytest.mark.slow
+async def test_all_is_well(pair: Setup) -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Web)
+    url = f"http://127.0.0.1:{server.server_address[1]}/big"
+    with serving(server), pair.exit() as exit:
+        found = await diagnose(client_config(pair), speed=url)
+        assert failed(found) == []
+        for name in ("handshake", "link", "UDP", "MTU", "round trip", "throughput", "port"):
+            assert found[name].state is State.OK, found[name]
+        assert "4.0 MiB came at" in found["throughput"].text
+        found = await diagnose(client_config(pair), speed=url.replace("big", "none"))
+        assert failed(found) == ["throughput"]
+        assert "answers 404" in found["throughput"].text
+        # Nothing of these visits stays at the exit: the sessions were closed, not lost.
+        exit.log.wait("closed the link: normal")
+        assert pair.status("exit")["sessions"] == []
+
+
+@pytest.mark.slow
+async def test_a_running_client_is_asked_instead_of_a_link_of_our_own(pair: Setup) -> None:
+    with pair.exit() as exit, pair.client() as client:
+        client.log.wait("link up")
+        listening = client.log.wait(r"proxy on (127\.0\.0\.1:\d+)")[1]
+        file = pair.directory / "client.toml"
+        file.write_text(file.read_text().replace("127.0.0.1:0", listening))
+        links = sum("link up" in line for line in exit.log.lines)
+        found = await diagnose(file)
+        assert failed(found) == []
+        assert found["running"].text.startswith("the client has been running for")
+        assert "running client" in found["handshake"].text
+        assert found["port"].text == f"the running proxy listens on {listening}"
+        assert sum("link up" in line for line in exit.log.lines) == links
+
+
+@pytest.mark.slow
+async def test_an_unlisted_client(pair: Setup) -> None:
+    (pair.directory / "authorized").write_text("")
+    with pair.exit():
+        found = await diagnose(client_config(pair))
+    assert failed(found) == ["handshake"]
+    assert "does not let this client in" in found["handshake"].text
+    assert pair.client_id in found["handshake"].remedy
+    assert found["link"].state is State.SKIP
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wrong", ["id", "psk", "no psk"])
+async def test_strangers_get_silence_and_doctor_says_what_that_may_mean(pair: Setup, wrong: str) -> None:
+    key = pair.directory / "psk"
+    key.write_text("ab" * 32)
+    key.chmod(0o600)
+    other = new_identity(pair.directory / "other.key") if wrong == "id" else ""
+    if wrong == "no psk":
+        (pair.directory / "exit.toml").write_text("")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Path, "write_text", _adding(Path.write_text, 'psk_file = "psk"\n'))
+            exit = pair.exit()
+    else:
+        exit = pair.exit()
+    with exit:
+        found = await diagnose(
+            client_config(pair, 'psk_file = "psk"\n' if wrong == "psk" else "", peer_id=other)
+        )
+    assert failed(found) == ["handshake"]
+    text = found["handshake"].text
+    assert "as an exit does with strangers" in text and "the peer id in the URL is not this exit's" in text
+    assert ("another one than the exit's" in text) == (wrong == "psk")
+    assert "psk_file" in found["handshake"].remedy
+
+
+def _adding(plain: Callable[..., int], more: str) -> Callable[..., int]:
+    """A Path.write_text that writes something more into an exit.toml."""
+    return lambda path, text, *rest, **named: plain(
+        path, text + more if path.name == "exit.toml" else text, *rest, **named
+    )
+
+
+@pytest.mark.slow
+async def test_something_else_listens_there(pair: Setup) -> None:
+    class Mute(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(65536)
+
+    server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Mute)
+    with serving(server):
+        found = await diagnose(client_config(pair, port=server.server_address[1]))
+    assert failed(found) == ["handshake"]
+    assert "something else listens there" in found["handshake"].text
+
+
+async def test_a_dead_port(pair: Setup) -> None:
+    found = await diagnose(client_config(pair, port=free_port()))
+    assert failed(found) == ["reach"]
+    assert "connection refused" in found["reach"].text
+    assert "cryprq-proxy status" in found["reach"].remedy
+    assert found["handshake"].text == "not tried: it needs 'reach' to be in order first"
+
+
+async def test_one_way_of_two_is_a_warning(pair: Setup) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as answers:
+        peer = f"cryprq://{pair.exit_id}@127.0.0.1"
+        file = client_config(pair, port=1)
+        text = file.read_text().replace(
+            f'peer = "{peer}:1"', f'peer = ["{peer}:{free_port()}", "{peer}:{answers.getsockname()[1]}"]'
+        )
+        file.write_text(text)
+        checks = [check for check in lists.CLIENT if check.name in ("configuration", "reach")]
+        findings = await examine(checks, Context(file=file))
+    assert [finding.state for finding in findings] == [State.OK, State.WARN]
+
+
+async def test_a_name_that_does_not_exist(pair: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def no_such(name: str) -> list[str]:
+        raise CarrierError(
+            CloseReason.TIMED_OUT, f"the exit's name {name} could not be resolved: no such name"
+        )
+
+    monkeypatch.setattr(way, "by_system", no_such)
+    file = client_config(pair, port=1)
+    file.write_text(file.read_text().replace("@127.0.0.1:", "@exit.example:"))
+    found = await diagnose(file)
+    assert failed(found) == ["name", "reach"]
+    assert "exit.example" in found["name"].text
+    assert "getent" in found["name"].remedy
+
+
+async def test_behind_the_kill_switch_only_the_running_client_knows(pair: Setup) -> None:
+    context = Context(file=client_config(pair, port=1))
+    await examine([lists.CLIENT[0]], context)
+    context.running = {"role": "client", "link": "down", "last_error": "no route", "system": {"device": None}}
+    verdict = await way.reach(context)
+    assert verdict.state is State.FAIL
+    assert "no route" in verdict.text and "cleanup" in verdict.remedy
+
+
+async def test_the_mtu_without_a_lane_is_that_of_the_route(pair: Setup) -> None:
+    context = Context(file=client_config(pair, port=4433))
+    await examine([lists.CLIENT[0]], context)
+    context.running = {"role": "client", "link": "up", "packets": {"lane": {"up": False}}}
+    verdict = await link.mtu(context)
+    assert verdict.state is State.OK
+    assert f"MTU of {link.route_mtu('127.0.0.1', 4433)} bytes" in verdict.text
+    context.running = {"role": "client", "link": "up", "packets": {"lane": {"up": True, "size": 1100}}}
+    assert (await link.mtu(context)).state is State.WARN
+
+
+async def test_an_exit_that_is_not_well_is_named(pair: Setup) -> None:
+    exits = [{"name": "home", "healthy": False, "last_error": "refused"}, {"name": "work", "healthy": True}]
+    context = Context(file=client_config(pair, port=1))
+    context.running = {"role": "client", "link": "up", "exits": exits}
+    verdict = await way.reach(context)
+    assert verdict.state is State.WARN
+    assert verdict.text == "the exit home is not well: refused"
+
+
+@pytest.mark.parametrize(
+    ("reason", "words"),
+    [
+        (CloseReason.NOT_AUTHORISED, "does not let this client in"),
+        (CloseReason.LIMIT, "too many sessions"),
+        (CloseReason.SHUTTING_DOWN, "says no: the exit closed the link"),
+    ],
+)
+def test_refusals(reason: CloseReason, words: str) -> None:
+    endpoint = parse_endpoint("tcp", "exit.example:4433")
+    verdict = way._refused(PeerError(reason, "the exit closed the link"), endpoint, "me")
+    assert verdict.state is State.FAIL
+    assert words in verdict.text and verdict.remedy
+
+
+# --- configuration, identity, clock ---
+
+
+async def test_a_broken_configuration_stops_nearly_all(tmp_path: Path) -> None:
+    file = tmp_path / "client.toml"
+    file.write_text('peer = "nonsense"')
+    found = await diagnose(file)
+    assert failed(found) == ["configuration"]
+    assert found["configuration"].remedy.startswith(f"change {file}")
+    assert {name for name, finding in found.items() if finding.state is not State.SKIP} <= {
+        "configuration",
+        "clock",
+    }
+
+
+@pytest.mark.parametrize(
+    ("spoil", "text", "remedy"),
+    [
+        (lambda key: key.unlink(), "there are no keys", "keygen"),
+        (lambda key: key.chmod(0o644), "others may read", "chmod 600"),
+        (lambda key: key.write_bytes(b"x"), "", "restore"),
+    ],
+)
+async def test_identity(pair: Setup, spoil: Callable[[Path], object], text: str, remedy: str) -> None:
+    key = pair.directory / "client.key"
+    assert stat.S_IMODE(key.stat().st_mode) == 0o600
+    spoil(key)
+    found = await diagnose(client_config(pair, port=free_port()))
+    assert found["identity"].state is State.FAIL
+    assert text in found["identity"].text and remedy in found["identity"].remedy
+    assert found["handshake"].state is State.SKIP
+
+
+@pytest.mark.parametrize(
+    ("now", "state"), [(0.0, State.FAIL), (5e9, State.FAIL), (1_790_000_000.0, State.OK)]
+)
+async def test_clock(now: float, state: State) -> None:
+    assert (await clock(Context(now=lambda: now, which=lambda _: None))).state is state
+
+
+@pytest.mark.parametrize(("says", "state"), [("yes", State.OK), ("no", State.WARN), ("", State.OK)])
+async def test_whether_the_clock_is_kept_in_step(tmp_path: Path, says: str, state: State) -> None:
+    program = tmp_path / "timedatectl"
+    program.write_text(f"#!/bin/sh\necho {says}\n")
+    program.chmod(0o755)
+    verdict = await clock(Context(now=lambda: 1_790_000_000.0, which=lambda _: str(program)))
+    assert verdict.state is state
+
+
+async def test_broken_lines_of_a_list_are_a_warning(pair: Setup) -> None:
+    (pair.directory / "ads.txt").write_text("ads.example\nno/thing\n")
+    file = client_config(pair, '[[rule]]\nto = "block"\nlists = ["ads.txt"]\n', port=free_port())
+    found = await diagnose(file)
+    assert found["rules"].state is State.WARN
+    assert "ads.txt, line 2" in found["rules"].text
+    (pair.directory / "ads.txt").unlink()
+    assert (await diagnose(file))["rules"].state is State.FAIL
+
+
+# --- the machine ---
+
+
+async def with_client(pair: Setup, check: Callable[[Context], object], **more: object) -> Verdict:
+    context = Context(file=client_config(pair, port=1), **more)  # type: ignore[arg-type]
+    await examine([lists.CLIENT[0]], context)
+    verdict = await check(context)  # type: ignore[misc]
+    assert isinstance(verdict, Verdict)
+    return verdict
+
+
+async def test_a_port_that_another_program_has(pair: Setup) -> None:
+    file = client_config(pair, port=free_port())
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        text = file.read_text().splitlines()
+        file.write_text(
+            "\n".join(f'listen = "127.0.0.1:{port}"' if "listen" in line else line for line in text)
+        )
+        found = await diagnose(file)
+    assert "port" in failed(found)
+    assert f"sport = :{port}" in found["port"].remedy
+
+
+@pytest.mark.parametrize(
+    ("value", "state", "words"),
+    [
+        (None, State.OK, "no variable"),
+        ("http://127.0.0.1:{dead}", State.FAIL, "nothing answers"),
+        ("http://127.0.0.1:{other}", State.WARN, "not this proxy"),
+        ("socks5h://user:secret@localhost:{ours}", State.OK, "name this proxy"),
+        ("127.0.0.1:{ours}", State.OK, "name this proxy"),
+        ("http://[::1", State.FAIL, "no address"),
+        ("http://127.0.0.1:99999", State.FAIL, "no address"),
+    ],
+)
+async def test_variables(pair: Setup, value: str | None, state: State, words: str) -> None:
+    context = Context(file=client_config(pair, port=1))
+    await examine([lists.CLIENT[0]], context)
+    assert context.client is not None
+    ours = context.client.listen.port
+    with (
+        socket.create_server(("127.0.0.1", ours)),
+        socket.create_server(("127.0.0.1", 0)) as other,
+    ):
+        if value is not None:
+            filled = value.format(ours=ours, other=other.getsockname()[1], dead=free_port())
+            context.environment = {"https_proxy": filled}
+        else:
+            context.environment = {}
+        verdict = await variables(context)
+    assert (verdict.state, words in verdict.text) == (state, True), verdict
+    assert "secret" not in verdict.text + verdict.remedy
+
+
+_GSETTINGS = """#!/bin/sh
+case "$2 $3" in
+"org.gnome.system.proxy mode") echo "'{mode}'" ;;
+"org.gnome.system.proxy autoconfig-url") echo "'http://other.example/proxy.pac'" ;;
+"org.gnome.system.proxy.socks host") echo "'127.0.0.1'" ;;
+"org.gnome.system.proxy.socks port") echo "{port}" ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(
+    ("mode", "listening", "other", "state"),
+    [
+        ("none", True, False, State.WARN),
+        ("auto", True, False, State.WARN),
+        ("manual", True, False, State.OK),
+        ("manual", False, False, State.FAIL),
+        ("manual", True, True, State.WARN),
+    ],
+)
+async def test_desktop(pair: Setup, mode: str, listening: bool, other: bool, state: State) -> None:
+    program = pair.directory / "gsettings"
+    context = Context(file=client_config(pair, port=1), which=lambda _: str(program))
+    await examine([lists.CLIENT[0]], context)
+    assert context.client is not None
+    ours = context.client.listen.port
+    program.write_text(_GSETTINGS.format(mode=mode, port=1 if other else ours))
+    program.chmod(0o755)
+    server = socket.create_server(("127.0.0.1", ours))
+    if not listening:
+        server.close()
+    with server:
+        assert (await desktop(context)).state is state
+    context.which = lambda _: None
+    assert (await desktop(context)).state is State.SKIP
+
+
+async def test_what_system_wide_mode_needs(pair: Setup, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    (root / "dev/net").mkdir(parents=True)
+    there = {"root": root, "which": lambda _: "/usr/sbin/nft", "euid": 0}
+    assert (await with_client(pair, tun, **there)).state is State.SKIP
+    (root / "dev/net/tun").touch()
+    verdict = await with_client(pair, tun, **there)
+    assert verdict.state is State.OK and "no IPv6" in verdict.text
+    context = Context(file=client_config(pair, "[tun]\nenabled = true\n", port=1), root=root, euid=1000)
+    await examine([lists.CLIENT[0]], context)
+    verdict = await tun(context)
+    assert verdict.state is State.FAIL and "not root" in verdict.text
+
+
+async def test_what_a_killed_one_has_left(pair: Setup) -> None:
+    state = pair.directory / "state"
+    state.mkdir()
+    nft = pair.directory / "nft"
+    nft.write_text("#!/bin/sh\necho table inet filter\n")
+    nft.chmod(0o755)
+    file = client_config(pair, '[tun]\nstate_dir = "state"\n', port=1)
+    context = Context(file=file, which=lambda _: str(nft), euid=0)
+    await examine([lists.CLIENT[0]], context)
+    assert (await leftovers(context)).state is State.OK
+    (state / "client.journal").write_text("{}\n")
+    nft.write_text("#!/bin/sh\necho table inet filter\necho table inet cryprq\n")
+    verdict = await leftovers(context)
+    assert verdict.state is State.FAIL
+    assert "client.journal" in verdict.text and "table cryprq" in verdict.text
+    assert verdict.remedy == "sudo cryprq-proxy cleanup"
+    context.running = {"system": {"device": {}}}
+    assert (await leftovers(context)).state is State.OK
+    context.running, context.euid = None, 1000
+    (state / "client.journal").unlink()
+    assert "without root" in (await leftovers(context)).text
+
+
+# --- an exit ---
+
+
+@pytest.mark.slow
+async def test_an_exit(pair: Setup) -> None:
+    with pair.exit() as exit:
+        found = await diagnose(pair.directory / "exit.toml", exit=True)
+        assert failed(found) == []
+        assert found["peers"].text == "1 client may come in"
+        assert "127.0.0.1" in found["listeners"].text
+        assert found["public address"].state is State.WARN
+        exit.end(signal.SIGTERM)
+    (pair.directory / "authorized").write_text("")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        config = pair.directory / "exit.toml"
+        config.write_text(f'identity = "exit.key"\nlisten = "127.0.0.1:{taken.getsockname()[1]}"\n')
+        found = await diagnose(config, exit=True)
+    assert failed(found) == ["peers", "listeners"]
+    assert found["peers"].remedy == "invite one: cryprq-proxy invite NAME"
+
+
+# --- the command ---
+
+
+def test_the_command(pair: Setup, capsys: pytest.CaptureFixture[str]) -> None:
+    file = client_config(pair, port=free_port())
+    assert run_command(["doctor", "--config", str(file), "--json"]) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert told["ok"] is False
+    assert [check["name"] for check in told["checks"]] == [check.name for check in lists.CLIENT]
+    assert {check["state"] for check in told["checks"]} <= {"ok", "warn", "fail", "skip"}
+    assert run_command(["doctor", "--config", str(file)]) == 1
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert "FAIL reach" in out and out.endswith("checks failed\n")
+
+
+@pytest.mark.slow
+def test_an_exits_configuration_is_recognised(pair: Setup) -> None:
+    with pair.exit():
+        done = call("doctor", "--config", str(pair.directory / "exit.toml"))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "peers" in done.stdout and os.linesep + "ok   listeners" in done.stdout

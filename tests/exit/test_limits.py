@@ -1,0 +1,133 @@
+"""Token buckets, the limiter by prefix and the memory of first flights, on a clock of their own."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cryprq_proxy.exit.limits import PrefixLimiter, ReplayMemory, TokenBucket, prefix_of
+
+
+def test_a_bucket_gives_its_burst_and_then_its_rate() -> None:
+    bucket = TokenBucket(rate=2.0, burst=3.0, now=100.0)
+    assert [bucket.allow(100.0) for _ in range(4)] == [True, True, True, False]
+    assert not bucket.allow(100.25)
+    assert bucket.allow(100.5)
+    assert not bucket.allow(100.5)
+    assert [bucket.allow(1000.0) for _ in range(4)] == [True, True, True, False]
+
+
+def test_a_bucket_takes_amounts_and_charges_nothing_for_a_refusal() -> None:
+    bucket = TokenBucket(rate=1.0, burst=10.0, now=0.0)
+    assert not bucket.allow(0.0, 11.0)
+    assert bucket.allow(0.0, 10.0)
+    assert not bucket.allow(4.0, 5.0)
+    assert bucket.allow(5.0, 5.0)
+
+
+def test_a_bucket_gains_nothing_from_a_clock_that_goes_back() -> None:
+    bucket = TokenBucket(rate=1.0, burst=1.0, now=10.0)
+    assert bucket.allow(10.0)
+    assert not bucket.allow(0.0)
+    assert not bucket.allow(10.5)
+    assert bucket.allow(11.0)
+
+
+@given(st.lists(st.floats(0, 5), max_size=60), st.integers(1, 5), st.integers(1, 5))
+def test_a_bucket_never_gives_more_than_burst_plus_rate(steps: list[float], rate: int, burst: int) -> None:
+    bucket = TokenBucket(rate, burst, 0.0)
+    now = 0.0
+    given_out = 0
+    for step in steps:
+        now += step
+        given_out += bucket.allow(now)
+        assert given_out <= burst + now * rate + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("192.0.2.1", "192.0.2.1", True),
+        ("192.0.2.1", "192.0.2.2", False),
+        ("192.0.2.1", "::ffff:192.0.2.1", True),
+        ("::ffff:192.0.2.1", "::ffff:192.0.2.2", False),
+        ("2001:db8:1:2::1", "2001:db8:1:2:ffff::9", True),
+        ("2001:db8:1:2::1", "2001:db8:1:3::1", False),
+        ("fe80::1%eth0", "fe80::2%eth1", True),
+        ("192.0.2.1", "::192.0.2.1", False),
+    ],
+)
+def test_prefixes(one: str, other: str, same: bool) -> None:
+    assert (prefix_of(one) == prefix_of(other)) is same
+
+
+@given(st.text())
+def test_any_text_has_a_prefix(text: str) -> None:
+    assert len(prefix_of(text)) in (0, 4, 8)
+
+
+def test_each_prefix_has_a_bucket_of_its_own() -> None:
+    limiter = PrefixLimiter(rate=1.0, burst=2.0)
+    assert [limiter.allow("192.0.2.1", 0.0) for _ in range(3)] == [True, True, False]
+    assert limiter.allow("192.0.2.2", 0.0)
+    assert [limiter.allow(f"2001:db8::{n}", 0.0) for n in range(3)] == [True, True, False]
+    assert limiter.allow("2001:db8:0:1::", 0.0)
+    assert limiter.allow("192.0.2.1", 1.0)
+    assert [limiter.allow(text, 0.0) for text in ("", "x", "y")] == [True, True, False]
+
+
+def test_the_prefix_not_heard_of_for_longest_is_forgotten() -> None:
+    limiter = PrefixLimiter(rate=0.0, burst=1.0, max_prefixes=2)
+    assert limiter.allow("192.0.2.1", 0.0)
+    assert limiter.allow("192.0.2.2", 0.0)
+    assert not limiter.allow("192.0.2.1", 0.0)
+    assert limiter.allow("192.0.2.3", 0.0)
+    assert len(limiter) == 2
+    assert not limiter.allow("192.0.2.1", 0.0)
+    assert limiter.allow("192.0.2.2", 0.0)
+
+
+def test_a_repeat_is_seen_until_its_time_is_over() -> None:
+    memory = ReplayMemory(seconds=600.0)
+    assert not memory.seen(b"a", 0.0)
+    assert memory.seen(b"a", 0.0)
+    assert memory.seen(b"a", 599.9)
+    assert not memory.seen(b"a", 600.0)
+    assert memory.seen(b"a", 1199.0)
+
+
+def test_a_full_memory_forgets_its_oldest() -> None:
+    memory = ReplayMemory(seconds=600.0, max_entries=3)
+    for flight in (b"a", b"b", b"c", b"d"):
+        assert not memory.seen(flight, 0.0)
+    assert len(memory) == 3
+    assert all(memory.seen(flight, 1.0) for flight in (b"b", b"c", b"d"))
+    assert not memory.seen(b"a", 1.0)
+
+
+def test_what_is_over_drains_two_for_each_new_one() -> None:
+    memory = ReplayMemory(seconds=10.0, max_entries=100)
+    for n in range(50):
+        memory.seen(b"old %d" % n, 0.0)
+    for n in range(50):
+        assert not memory.seen(b"new %d" % n, 10.0)
+        assert len(memory) == max(50 - 2 * (n + 1), 0) + n + 1
+    assert len(memory) == 50
+    assert all(memory.seen(b"new %d" % n, 10.0) for n in range(50))
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.floats(0, 4)), max_size=80))
+def test_the_memory_agrees_with_a_plain_one(calls: list[tuple[int, float]]) -> None:
+    memory = ReplayMemory(seconds=10.0, max_entries=100)
+    plain: OrderedDict[int, float] = OrderedDict()
+    now = 0.0
+    for flight, step in calls:
+        now += step
+        expected = flight in plain and now < plain[flight]
+        if not expected:
+            plain[flight] = now + 10.0
+        assert memory.seen(bytes([flight]), now) is expected
+    assert len(memory) <= 10

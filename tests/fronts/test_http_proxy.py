@@ -1,0 +1,814 @@
+"""The HTTP proxy as scripts: the client says, the origin gets, the origin answers, the client gets."""
+
+from __future__ import annotations
+
+import asyncio
+from base64 import b64encode
+
+import pytest
+
+from cryprq_proxy.address import Destination
+from cryprq_proxy.errors import LocalError, StreamReason
+from cryprq_proxy.fronts.credentials import Credentials
+from cryprq_proxy.fronts.http_messages import FAILURES
+from cryprq_proxy.fronts.http_proxy import ESTABLISHED, HttpProxy
+from tests.support.http_fakes import Stage
+
+GET = b"GET http://example.org/a HTTP/1.1\r\nHost: example.org\r\n\r\n"
+GET_FORWARDED = b"GET /a HTTP/1.1\r\nHost: example.org\r\n\r\n"
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+POST_HEAD = b"POST http://example.org/ HTTP/1.1\r\nHost: example.org\r\nContent-Length: %d\r\n\r\n"
+POST_FORWARDED = b"POST / HTTP/1.1\r\nHost: example.org\r\nContent-Length: %d\r\n\r\n"
+EXAMPLE = Destination("example.org", 80)
+USER = Credentials.parse("alice:secret")
+
+
+def status(message: bytes) -> int:
+    return int(message.split(b" ", 2)[1])
+
+
+# Plain requests
+
+
+async def test_get() -> None:
+    async with Stage() as stage:
+        stage.says(GET)
+        origin = await stage.origin()
+        assert stage.opened[0][0] == EXAMPLE
+        await origin.gets(GET_FORWARDED)
+        origin.feed(OK)
+        await stage.client.gets(OK)
+        stage.client.feed_eof()
+        await stage.ends()
+    assert (stage.reset, stage.tunnel) == (None, None)
+
+
+async def test_a_request_byte_by_byte_and_a_response_byte_by_byte() -> None:
+    async with Stage() as stage:
+        for i in range(len(GET)):
+            stage.says(GET[i : i + 1])
+        origin = await stage.origin()
+        await origin.gets(GET_FORWARDED)
+        for i in range(len(OK)):
+            origin.feed(OK[i : i + 1])
+        await stage.client.gets(OK)
+
+
+async def test_head_has_a_length_and_no_body() -> None:
+    async with Stage() as stage:
+        stage.says(b"HEAD http://example.org/ HTTP/1.1\r\nHost: example.org\r\n\r\n")
+        origin = await stage.origin()
+        await origin.gets(b"HEAD / HTTP/1.1\r\nHost: example.org\r\n\r\n")
+        origin.feed(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+        await stage.client.gets(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+        stage.says(GET)
+        await origin.gets(GET_FORWARDED)
+        origin.feed(OK)
+        await stage.client.gets(OK)
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        b"HTTP/1.1 204 No Content\r\n\r\n",
+        b"HTTP/1.1 304 Not Modified\r\nETag: x\r\nContent-Length: 5\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
+    ],
+)
+async def test_responses_without_body_keep_both_connections(response: bytes) -> None:
+    async with Stage() as stage:
+        stage.says(GET)
+        origin = await stage.origin()
+        for _ in range(3):
+            await origin.gets(GET_FORWARDED)
+            origin.feed(response)
+            await stage.client.gets(response)
+            stage.says(GET)
+        await origin.gets(GET_FORWARDED)
+    assert len(stage.opened) == 1
+
+
+@pytest.mark.parametrize("method", [b"DELETE", b"PROPFIND", b"FROBNICATE", b"TRACE"])
+async def test_every_method_passes(method: bytes) -> None:
+    async with Stage() as stage:
+        stage.says(method + b" http://example.org/x?y HTTP/1.1\r\nHost: example.org\r\n\r\n")
+        origin = await stage.origin()
+        await origin.gets(method + b" /x?y HTTP/1.1\r\nHost: example.org\r\n\r\n")
+        origin.feed(OK)
+        await stage.client.gets(OK)
+
+
+async def test_chunked_both_ways_with_trailers() -> None:
+    async with Stage() as stage:
+        head = b"Host: example.org\r\nTransfer-Encoding: chunked\r\n\r\n"
+        stage.says(b"PUT http://example.org/ HTTP/1.1\r\n" + head + b"3\r\nabc\r\n")
+        origin = await stage.origin()
+        await origin.gets(b"PUT / HTTP/1.1\r\n" + head + b"3\r\nabc\r\n")
+        stage.says(b"1;ext=1\r\nd\r\n1\r\ne\r\n0\r\nChecksum: 1\r\nContent-Length: 9\r\n\r\n")
+        await origin.gets(b"2\r\nde\r\n0\r\nChecksum: 1\r\n\r\n")
+        origin.feed(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: Checksum\r\n\r\n2\r\nxy\r\n")
+        await stage.client.gets(
+            b"HTTP/1.1 200 OK\r\nTrailer: Checksum\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nxy\r\n"
+        )
+        origin.feed(b"0\r\nChecksum: 2\r\n\r\n")
+        await stage.client.gets(b"0\r\nChecksum: 2\r\n\r\n")
+
+
+async def test_bodies_are_streamed_not_collected() -> None:
+    piece = b"x" * 60_000
+    async with Stage() as stage:
+        stage.says(POST_HEAD % (100 * len(piece)))
+        origin = await stage.origin()
+        await origin.gets(POST_FORWARDED % (100 * len(piece)))
+        for _ in range(100):
+            stage.says(piece)
+            await origin.gets(piece)
+        origin.feed(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (100 * len(piece)))
+        await stage.client.gets_message_head()
+        for _ in range(100):
+            origin.feed(piece)
+            await stage.client.gets(piece)
+
+
+async def test_a_client_that_does_not_read_stops_the_reading_from_the_origin() -> None:
+    async with Stage() as stage:
+        stage.says(GET)
+        origin = await stage.origin()
+        await origin.gets(GET_FORWARDED)
+        stage.client.block()
+        origin.feed(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\na")
+        await stage.client.gets_message_head()
+        await stage.client.gets(b"a")
+        reads = origin.reads
+        origin.feed(b"bc")
+        origin.feed(b"def")
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert origin.reads == reads
+        stage.client.unblock()
+        await stage.client.gets(b"bcdef")
+
+
+async def test_a_close_delimited_body_becomes_chunks_and_the_client_stays() -> None:
+    async with Stage() as stage:
+        stage.says(GET)
+        origin = await stage.origin()
+        origin.feed(b"HTTP/1.0 200 OK\r\n\r\nabc")
+        await stage.client.gets(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n")
+        origin.feed_eof()
+        await stage.client.gets(b"0\r\n\r\n")
+        second = stage.expect(OK)
+        stage.says(GET)
+        await second.gets(GET_FORWARDED)
+        await stage.client.gets(OK)
+
+
+async def test_an_http_1_0_client_gets_no_chunks_no_1xx_and_the_end() -> None:
+    async with Stage() as stage:
+        stage.says(b"GET http://example.org/a HTTP/1.0\r\nExpect: 100-continue\r\n\r\n")
+        origin = await stage.origin()
+        await origin.gets(GET_FORWARDED)
+        origin.feed(b"HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        origin.feed(b"3\r\nabc\r\n0\r\nTrailer-Field: 1\r\n\r\n")
+        await stage.client.gets(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nabc")
+        await stage.ends()
+    assert (stage.reset, bytes(stage.client.sent)) == (None, b"")
+
+
+async def test_connection_close_of_the_client_is_obeyed() -> None:
+    async with Stage() as stage:
+        stage.says(GET[:-2] + b"Connection: close\r\n\r\n")
+        origin = await stage.origin()
+        await origin.gets(GET_FORWARDED)
+        origin.feed(OK)
+        await stage.client.gets(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok")
+        await stage.ends()
+
+
+async def test_pipelined_requests_and_stray_empty_lines() -> None:
+    async with Stage() as stage:
+        stage.says(b"\r\n\r\n" + POST_HEAD % 2 + b"hi\r\n" + GET + GET)
+        origin = await stage.origin()
+        await origin.gets(POST_FORWARDED % 2 + b"hi")
+        origin.feed(OK)
+        for _ in range(2):
+            await stage.client.gets(OK)
+            await origin.gets(GET_FORWARDED)
+            origin.feed(OK)
+        await stage.client.gets(OK)
+
+
+async def test_a_client_that_half_closes_still_gets_its_answers() -> None:
+    async with Stage() as stage:
+        stage.says(GET + GET)
+        stage.client.feed_eof()
+        origin = await stage.origin()
+        for _ in range(2):
+            await origin.gets(GET_FORWARDED)
+            origin.feed(OK)
+            await stage.client.gets(OK)
+        await stage.ends()
+    assert stage.reset is None
+
+
+# Keep-alive towards the origin
+
+
+async def test_another_authority_gets_another_stream() -> None:
+    async with Stage() as stage:
+        stage.says(GET)
+        first = await stage.origin()
+        first.feed(OK)
+        await stage.client.gets(OK)
+        second = stage.expect(OK)
+        stage.says(GET.replace(b"example.org/", b"example.org:81/"))
+        await second.gets(GET_FORWARDED.replace(b"example.org", b"example.org:81"))
+        await stage.client.gets(OK)
+        assert first.aborted
+    assert [destination.port for destination, _ in stage.opened] == [80, 81]
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok and more",
+        b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nok",
+    ],
+)
+async def test_a_stream_that_cannot_be_used_again_is_not(response: bytes) -> None:
+    async with Stage() as stage:
+        stage.says(GET)
+        first = await stage.origin()
+        first.feed(response)
+        await stage.client.gets(OK)
+        second = stage.expect(OK)
+        stage.says(GET)
+        await second.gets(GET_FORWARDED)
+        await stage.client.gets(OK)
+        assert first.aborted
+
+
+async def test_length_and_chunks_at_once_are_taken_as_chunks_and_not_trusted() -> None:
+    async with Stage() as stage:
+        stage.says(GET)
+        first = await stage.origin()
+        first.feed(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n")
+        await stage.client.gets(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n")
+        second = stage.expect(OK)
+        stage.says(GET)
+        await stage.client.gets(OK)
+        assert first.aborted
+        assert not second.aborted
+
+
+@pytest.mark.parametrize("how", ["eof", "reset", "unasked"])
+async def test_a_kept_stream_that_ended_meanwhile_is_replaced(how: str) -> None:
+    async with Stage() as stage:
+        stage.says(GET)
+        first = await stage.origin()
+        first.feed(OK)
+        await stage.client.gets(OK)
+        await first.gets(GET_FORWARDED)
+        if how == "eof":
+            first.feed_eof()
+        elif how == "reset":
+            first.reset()
+        else:
+            first.feed(b"HTTP/1.1 408 Request Timeout\r\n\r\n")
+        second = stage.expect(OK)
+        stage.says(POST_HEAD % 2 + b"hi")
+        await second.gets(POST_FORWARDED % 2 + b"hi")
+        await stage.client.gets(OK)
+        assert bytes(first.sent) == b""
+
+
+@pytest.mark.parametrize("how", ["eof", "reset"])
+@pytest.mark.parametrize("method", [b"GET", b"POST"])
+async def test_a_kept_stream_that_dies_under_a_request(how: str, method: bytes) -> None:
+    """What may be sent twice is; for the rest the client sees what it would have seen without a proxy: a close."""
+    async with Stage() as stage:
+        stage.says(GET)
+        first = await stage.origin()
+        first.feed(OK)
+        await stage.client.gets(OK)
+        await first.gets(GET_FORWARDED)
+        second = stage.expect(OK)
+        stage.says(method + GET[3:])
+        await first.gets(method + GET_FORWARDED[3:])
+        if how == "eof":
+            first.feed_eof()
+        else:
+            first.reset()
+        if method == b"GET":
+            await second.gets(GET_FORWARDED)
+            await stage.client.gets(OK)
+        else:
+            await stage.ends()
+            assert (stage.reset, bytes(stage.client.sent), len(stage.opened)) == (None, b"", 1)
+
+
+async def test_a_kept_stream_that_dies_in_mid_response_is_not_asked_again() -> None:
+    async with Stage() as stage:
+        stage.says(GET)
+        first = await stage.origin()
+        first.feed(OK)
+        await stage.client.gets(OK)
+        stage.says(GET)
+        await first.gets(GET_FORWARDED + GET_FORWARDED)
+        first.feed(b"HTTP/1.1 200")
+        first.feed_eof()
+        assert status(await stage.client.gets_message()) == 502
+    assert len(stage.opened) == 1
+
+
+# Expect, early answers, both directions at once
+
+
+async def test_100_continue_comes_from_the_origin() -> None:
+    head = b"Host: example.org\r\nExpect: 100-continue\r\nContent-Length: 4\r\n\r\n"
+    async with Stage() as stage:
+        stage.says(b"POST http://example.org/ HTTP/1.1\r\n" + head)
+        origin = await stage.origin()
+        await origin.gets(b"POST / HTTP/1.1\r\n" + head)
+        origin.feed(b"HTTP/1.1 100 Continue\r\n\r\n")
+        await stage.client.gets(b"HTTP/1.1 100 Continue\r\n\r\n")
+        stage.says(b"data")
+        await origin.gets(b"data")
+        origin.feed(OK)
+        await stage.client.gets(OK)
+
+
+async def test_a_refusal_instead_of_100_and_the_client_stops() -> None:
+    async with Stage() as stage:
+        stage.says((POST_HEAD % 4)[:-2] + b"Expect: 100-continue\r\n\r\n")
+        origin = await stage.origin()
+        origin.feed(b"HTTP/1.1 417 Expectation Failed\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+        await stage.client.gets(
+            b"HTTP/1.1 417 Expectation Failed\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+        )
+        await stage.ends()
+    assert stage.reset is None
+
+
+async def test_an_early_answer_and_the_upload_goes_on() -> None:
+    async with Stage() as stage:
+        stage.says(POST_HEAD % 6 + b"ab")
+        origin = await stage.origin()
+        await origin.gets(POST_FORWARDED % 6 + b"ab")
+        origin.feed(OK)
+        await stage.client.gets(OK)
+        stage.says(b"cd")
+        await origin.gets(b"cd")
+        stage.says(b"ef")
+        await origin.gets(b"ef")
+        stage.says(GET)
+        await origin.gets(GET_FORWARDED)
+    assert len(stage.opened) == 1
+
+
+async def test_an_early_answer_from_an_origin_that_stops_reading() -> None:
+    async with Stage() as stage:
+        stage.says(POST_HEAD % 1000 + b"ab")
+        origin = await stage.origin()
+        await origin.gets(POST_FORWARDED % 1000 + b"ab")
+        origin.block()
+        stage.says(b"cd")
+        origin.feed(b"HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\nno")
+        await stage.client.gets(b"HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\nno")
+        origin.reset()
+        await stage.ends()
+    assert stage.reset is None
+
+
+async def test_full_duplex() -> None:
+    async with Stage() as stage:
+        stage.says(POST_HEAD % 4)
+        origin = await stage.origin()
+        await origin.gets(POST_FORWARDED % 4)
+        origin.feed(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n")
+        await stage.client.gets(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n")
+        for letter in (b"a", b"b", b"c", b"d"):
+            stage.says(letter)
+            await origin.gets(letter)
+            origin.feed(letter)
+            await stage.client.gets(letter)
+
+
+# Upgrade and CONNECT
+
+
+UPGRADE = b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: x\r\n\r\n"
+
+
+async def test_websocket() -> None:
+    async with Stage() as stage:
+        stage.says(GET[:-2] + UPGRADE + b"early")
+        origin = await stage.origin()
+        await origin.gets(
+            GET_FORWARDED[:-2] + b"Sec-WebSocket-Key: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n"
+        )
+        switch = b"HTTP/1.1 101 Switching Protocols\r\nSec-WebSocket-Accept: y\r\n"
+        hop = b"Upgrade: websocket\r\nConnection: Upgrade\r\n\r\n"
+        origin.feed(switch + hop + b"frame")
+        await stage.ends()
+        assert stage.tunnel is not None
+        assert stage.tunnel.stream is origin
+        assert stage.tunnel.to_client == switch + hop + b"frame"
+        assert stage.tunnel.early == b"early"
+
+
+async def test_an_upgrade_that_is_declined_is_an_ordinary_request() -> None:
+    async with Stage() as stage:
+        stage.says(GET[:-2] + UPGRADE)
+        origin = await stage.origin()
+        await origin.gets_message()
+        origin.feed(OK)
+        await stage.client.gets(OK)
+        stage.says(GET)
+        await origin.gets(GET_FORWARDED)
+        origin.feed(
+            b"HTTP/1.1 426 Upgrade Required\r\nUpgrade: foo\r\nConnection: Upgrade\r\nContent-Length: 0\r\n\r\n"
+        )
+        await stage.client.gets(
+            b"HTTP/1.1 426 Upgrade Required\r\nContent-Length: 0\r\nUpgrade: foo\r\nConnection: Upgrade\r\n\r\n"
+        )
+
+
+async def test_an_upgrade_with_a_body_switches_behind_the_body() -> None:
+    async with Stage() as stage:
+        stage.says((POST_HEAD % 4)[:-2] + UPGRADE)
+        origin = await stage.origin()
+        origin.feed(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n")
+        await origin.gets_message_head()
+        stage.says(b"data")
+        await origin.gets(b"data")
+        await stage.ends()
+        assert stage.tunnel is not None
+
+
+async def test_a_switch_that_nobody_asked_for() -> None:
+    async with Stage() as stage:
+        stage.says(GET)
+        origin = await stage.origin()
+        origin.feed(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n")
+        assert status(await stage.client.gets_message()) == 502
+
+
+@pytest.mark.parametrize(
+    ("target", "destination"),
+    [
+        (b"example.org:443", ("example.org", 443)),
+        (b"[2001:DB8::1]:443", ("2001:db8::1", 443)),
+        (b"192.0.2.1:22", ("192.0.2.1", 22)),
+    ],
+)
+@pytest.mark.parametrize("version", [b"1.0", b"1.1"])
+async def test_connect(target: bytes, destination: tuple[str, int], version: bytes) -> None:
+    async with Stage() as stage:
+        stage.says(b"CONNECT %s HTTP/%s\r\nHost: %s\r\n\r\n\x16\x03\x01" % (target, version, target))
+        await stage.ends()
+        assert stage.tunnel is not None
+        assert stage.opened == [(destination, stage.tunnel.stream)]
+        assert (stage.tunnel.to_client, stage.tunnel.early) == (ESTABLISHED, b"\x16\x03\x01")
+    assert bytes(stage.client.sent) == b""
+
+
+@pytest.mark.parametrize(
+    "target",
+    [b"example.org", b"example.org:", b"example.org:0", b"u@example.org:1", b"::1:443", b"/", b"a:1/"],
+)
+async def test_connect_to_nowhere(target: bytes) -> None:
+    async with Stage() as stage:
+        stage.says(b"CONNECT " + target + b" HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert status(await stage.client.gets_message()) == 400
+    assert stage.opened == []
+
+
+async def test_connect_with_a_body_is_refused() -> None:
+    async with Stage() as stage:
+        stage.says(b"CONNECT a:1 HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc")
+        assert status(await stage.client.gets_message()) == 400
+        await stage.ends()
+
+
+# Failures
+
+
+@pytest.mark.parametrize("reason", StreamReason)
+@pytest.mark.parametrize("request_line", [b"GET http://example.org/", b"CONNECT example.org:80"])
+async def test_refused_streams(reason: StreamReason, request_line: bytes) -> None:
+    async with Stage() as stage:
+        stage.refusals[EXAMPLE] = reason
+        stage.says(request_line + b" HTTP/1.1\r\nHost: example.org\r\n\r\n")
+        page = await stage.client.gets_message()
+        assert status(page) == FAILURES[reason].status
+        assert b"Proxy-Status: cryprq-proxy; error=" + FAILURES[reason].error.encode() in page
+        assert b"Content-Type: text/plain" in page
+        assert b"example.org:80" in page
+        if request_line.startswith(b"GET"):
+            stage.refusals.clear()
+            stage.says(GET)
+            origin = await stage.origin()
+            origin.feed(OK)
+            await stage.client.gets(OK)
+        else:
+            assert b"Connection: close" in page
+            await stage.ends()
+
+
+async def test_a_refused_head_request_has_no_page() -> None:
+    async with Stage() as stage:
+        stage.refusals[EXAMPLE] = StreamReason.NAME_NOT_FOUND
+        stage.says(b"HEAD http://example.org/ HTTP/1.1\r\nHost: example.org\r\n\r\n")
+        head = await stage.client.gets_message_head()
+        assert status(head) == 502
+    assert bytes(stage.client.sent) == b""
+
+
+async def test_a_refused_upload_ends_the_connection() -> None:
+    async with Stage() as stage:
+        stage.refusals[EXAMPLE] = StreamReason.CONNECTION_REFUSED
+        stage.says(POST_HEAD % 100 + b"abc")
+        page = await stage.client.gets_message()
+        assert status(page) == 502
+        assert b"Connection: close" in page
+        await stage.ends()
+    assert stage.reset is None
+
+
+@pytest.mark.parametrize(
+    "answer", [b"", b"HTTP/1.1 200", b"garbage\r\n\r\n", b"HTTP/2.0 200 OK\r\n\r\n", b"X: " + b"y" * 70_000]
+)
+async def test_a_bad_answer_is_a_502(answer: bytes) -> None:
+    async with Stage() as stage:
+        stage.says(GET)
+        origin = await stage.origin()
+        if answer:
+            origin.feed(answer)
+        origin.feed_eof()
+        assert status(await stage.client.gets_message()) == 502
+        second = stage.expect(OK)
+        stage.says(GET)
+        await second.gets(GET_FORWARDED)
+        await stage.client.gets(OK)
+
+
+async def test_a_reset_before_the_answer_says_why() -> None:
+    async with Stage() as stage:
+        stage.says(GET)
+        origin = await stage.origin()
+        origin.reset(StreamReason.SESSION_LOST)
+        page = await stage.client.gets_message()
+        assert status(page) == 502
+        assert b"link to the exit" in page
+
+
+@pytest.mark.parametrize(
+    "head",
+    [b"Content-Length: 10\r\n\r\nabc", b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n", b"\r\nabc"],
+    ids=["sized", "chunked", "close-delimited"],
+)
+async def test_a_cut_response_never_looks_whole(head: bytes) -> None:
+    async with Stage() as stage:
+        stage.says(GET)
+        origin = await stage.origin()
+        origin.feed(b"HTTP/1.1 200 OK\r\n" + head)
+        await stage.client.gets_message_head()
+        origin.reset()
+        await stage.ends()
+        assert stage.reset is StreamReason.CONNECTION_RESET
+        assert b"0\r\n\r\n" not in stage.client.sent
+
+
+async def test_a_body_cut_by_the_origins_close() -> None:
+    async with Stage() as stage:
+        stage.says(GET)
+        origin = await stage.origin()
+        origin.feed(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc")
+        origin.feed_eof()
+        await stage.ends()
+        assert stage.reset is StreamReason.CONNECTION_RESET
+
+
+async def test_a_client_that_resets_is_noticed_behind_pipelined_bytes() -> None:
+    async with Stage() as stage:
+        stage.says(GET + GET)
+        origin = await stage.origin()
+        await origin.gets(GET_FORWARDED)
+        stage.says(b"x" * 1000)
+        stage.client.reset()
+        await stage.ends()
+        assert stage.reset is StreamReason.CONNECTION_RESET
+
+
+async def test_a_client_cannot_make_us_keep_without_bound() -> None:
+    async with Stage() as stage:
+        stage.says(GET)
+        for _ in range(100):
+            stage.client.feed(b"x" * 10_000)
+        origin = await stage.origin()
+        await origin.gets(GET_FORWARDED)
+        for _ in range(200):
+            await asyncio.sleep(0)
+        assert stage.client.reads < 10
+        origin.feed(OK)
+        await stage.client.gets(OK)
+        assert status(await stage.client.gets_message()) == 431
+        await stage.ends()
+
+
+@pytest.mark.parametrize("when", ["waiting", "receiving", "sending", "idle"])
+async def test_a_client_that_resets_ends_the_stream_to_the_origin(when: str) -> None:
+    async with Stage() as stage:
+        stage.says(POST_HEAD % 10 if when == "sending" else GET)
+        origin = await stage.origin()
+        await origin.gets_message_head()
+        if when == "receiving":
+            origin.feed(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc")
+            await stage.client.gets_message_head()
+        elif when == "idle":
+            origin.feed(OK)
+            await stage.client.gets(OK)
+        stage.client.reset()
+        await stage.ends()
+        assert stage.reset is StreamReason.CONNECTION_RESET
+        assert origin.aborted
+
+
+@pytest.mark.parametrize("body", [b"zz\r\n", b"3\r\nabcX"])
+async def test_a_malformed_upload(body: bytes) -> None:
+    async with Stage() as stage:
+        stage.says(
+            b"POST http://example.org/ HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n" + body
+        )
+        page = await stage.client.gets_message()
+        assert status(page) == 400
+        await stage.ends()
+        assert (await stage.origin()).aborted
+
+
+async def test_an_upload_cut_short_aborts_the_stream() -> None:
+    async with Stage() as stage:
+        stage.says(POST_HEAD % 10 + b"abc")
+        origin = await stage.origin()
+        await origin.gets(POST_FORWARDED % 10 + b"abc")
+        stage.client.feed_eof()
+        assert status(await stage.client.gets_message()) == 400
+        await stage.ends()
+        assert origin.aborted
+        assert not origin.ended
+
+
+async def test_an_upload_cut_short_in_mid_response_aborts_both() -> None:
+    async with Stage() as stage:
+        stage.says(POST_HEAD % 10 + b"abc")
+        origin = await stage.origin()
+        origin.feed(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc")
+        await stage.client.gets_message_head()
+        stage.client.feed_eof()
+        await stage.ends()
+        assert stage.reset is StreamReason.CONNECTION_RESET
+
+
+# What is no request to a proxy
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "expected"),
+    [
+        (b"GET / HTTP/1.1\r\nHost: 127.0.0.1:1080\r\n\r\n", 400),
+        (b"OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+        (b"GET https://example.org/ HTTP/1.1\r\nHost: a\r\n\r\n", 501),
+        (b"GET ftp://example.org/ HTTP/1.1\r\nHost: a\r\n\r\n", 501),
+        (b"GET http://u:p@example.org/ HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+        (b"GET http:///path HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+        (b"GET http://a/#f HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+        (b"GET http://a:0/ HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+        (b"GET http://::1/ HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+        (b"GET http://127.1/ HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+        (b"GET http://a/ HTTP/1.1\r\n\r\n", 400),
+        (b"GET http://a/ HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", 400),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400),
+        (b"SSH-2.0-OpenSSH_9\r\n\r\n", 400),
+        (b"GET http://a/ HTTP/1.1\r\nHost: a\r\n" + b"X: y\r\n" * 20_000, 431),
+        (
+            b"POST http://a/ HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+            400,
+        ),
+        (b"POST http://a/ HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n", 400),
+        (b"POST http://a/ HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", 400),
+        (b"POST http://a/ HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", 501),
+        (b"TRACE http://a/ HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\nx", 400),
+        (b"TRACE http://a/ HTTP/1.1\r\nHost: a\r\nMax-Forwards: 0\r\n\r\n", 501),
+        (b"GET http://a/ HTTP/1.1\r\nHost : a\r\n\r\n", 400),
+        (b"GET http://a/", 400),
+    ],
+)
+async def test_refused_requests(request_bytes: bytes, expected: int) -> None:
+    async with Stage() as stage:
+        stage.says(request_bytes)
+        stage.client.feed_eof()
+        page = await stage.client.gets_message()
+        assert status(page) == expected
+        await stage.ends()
+    assert (stage.opened, stage.reset) == ([], None)
+
+
+async def test_a_slow_request_is_a_408_and_an_idle_connection_ends_in_silence() -> None:
+    async with Stage(header_timeout=0) as stage:
+        stage.says(b"GET http://exam")
+        assert status(await stage.client.gets_message()) == 408
+        await stage.ends()
+    async with Stage(idle_timeout=0) as stage:
+        stage.says(GET)
+        origin = await stage.origin()
+        origin.feed(OK)
+        await stage.client.gets(OK)
+        await stage.ends()
+    assert (stage.reset, bytes(stage.client.sent)) == (None, b"")
+
+
+async def test_nothing_at_all() -> None:
+    async with Stage() as stage:
+        stage.says(b"")
+        stage.client.feed_eof()
+        await stage.ends()
+    assert (stage.reset, stage.tunnel, bytes(stage.client.sent)) == (None, None, b"")
+
+
+# Credentials
+
+
+def basic(pair: bytes) -> bytes:
+    return b"Proxy-Authorization: Basic " + b64encode(pair) + b"\r\n\r\n"
+
+
+async def test_the_right_password_passes_and_stays_here() -> None:
+    async with Stage(USER) as stage:
+        stage.says(GET)
+        page = await stage.client.gets_message()
+        assert status(page) == 407
+        assert b'Proxy-Authenticate: Basic realm="cryprq-proxy"' in page
+        stage.says(GET[:-2] + basic(b"alice:secret"))
+        origin = await stage.origin()
+        await origin.gets(GET_FORWARDED)
+        origin.feed(OK)
+        await stage.client.gets(OK)
+        stage.says(GET)
+        assert status(await stage.client.gets_message()) == 407
+        stage.says(b"CONNECT example.org:443 HTTP/1.1\r\nHost: a\r\n" + basic(b"alice:secret"))
+        await stage.ends()
+        assert stage.tunnel is not None
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        basic(b"alice:Secret"),
+        basic(b"alice"),
+        basic(b"alicesecret"),
+        b"Proxy-Authorization: Basic !!!\r\n\r\n",
+        b"Proxy-Authorization: Bearer YWxpY2U6c2VjcmV0\r\n\r\n",
+        b"Proxy-Authorization:\r\n\r\n",
+        b"Authorization: Basic YWxpY2U6c2VjcmV0\r\n\r\n",
+    ],
+)
+async def test_wrong_passwords(field: bytes) -> None:
+    async with Stage(USER) as stage:
+        stage.says(GET[:-2] + field)
+        assert status(await stage.client.gets_message()) == 407
+    assert stage.opened == []
+
+
+async def test_a_password_is_never_forwarded_even_where_none_is_asked_for() -> None:
+    async with Stage() as stage:
+        stage.says(GET[:-2] + basic(b"alice:secret"))
+        await (await stage.origin()).gets(GET_FORWARDED)
+
+
+# Via, cancelling
+
+
+async def test_via() -> None:
+    async with Stage(via="cryprq") as stage:
+        stage.says(GET[:-2] + b"Via: 1.1 before\r\n\r\n")
+        origin = await stage.origin()
+        await origin.gets(GET_FORWARDED[:-2] + b"Via: 1.1 before\r\nVia: 1.1 cryprq\r\n\r\n")
+        origin.feed(b"HTTP/1.0 204 No\r\n\r\n")
+        await stage.client.gets(b"HTTP/1.1 204 No\r\nVia: 1.0 cryprq\r\n\r\n")
+    with pytest.raises(LocalError):
+        HttpProxy(stage.client, stage, via="a b")
+
+
+async def test_cancelling_leaves_nothing_open() -> None:
+    stage = Stage()
+    stage.says(b"")  # before it runs: what the listener had is given to `run` below
+    task = asyncio.create_task(stage.proxy.run(GET))
+    origin = await stage.origin()
+    await origin.gets(GET_FORWARDED)
+    task.cancel()
+    await asyncio.wait([task])
+    assert task.cancelled()
+    assert origin.aborted

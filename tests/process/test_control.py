@@ -1,0 +1,323 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+import stat
+from collections.abc import AsyncIterator, Coroutine
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cryprq_proxy.base.tasks import spawn
+from cryprq_proxy.errors import ConfigError, CryprqError
+from cryprq_proxy.process import control
+from cryprq_proxy.process.control import ControlServer, Request, RequestError, parse_request, query
+from cryprq_proxy.process.lifecycle import Stop
+from cryprq_proxy.service.client import _confirmed, wide_actions
+from cryprq_proxy.service.startup import Report
+
+STATUS = {"role": "client", "link": "up", "streams": 3, "epoch": {"number": 1, "age": 2.5}}
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "run" / "client.sock"
+
+
+@pytest.fixture
+async def server(path: Path) -> AsyncIterator[ControlServer]:
+    server = ControlServer(path, lambda: STATUS)
+    await server.start()
+    yield server
+    await server.stop()
+
+
+async def ask(path: Path, line: bytes) -> object:
+    reader, writer = await asyncio.open_unix_connection(path)
+    writer.write(line)
+    answer = await reader.read()
+    writer.close()
+    await writer.wait_closed()
+    assert answer.endswith(b"\n")
+    return json.loads(answer)
+
+
+async def test_status_crosses_the_socket(server: ControlServer) -> None:
+    assert await asyncio.to_thread(query, server.path) == STATUS
+
+
+async def test_only_the_owner_may_connect(server: ControlServer) -> None:
+    assert stat.S_IMODE(server.path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(server.path.parent.stat().st_mode) == 0o700
+
+
+async def test_an_unknown_command_gets_an_error(server: ControlServer) -> None:
+    assert await ask(server.path, b'{"command":"dance"}\n') == {
+        "error": "unknown command 'dance'; known: status"
+    }
+    with pytest.raises(CryprqError, match="unknown command 'dance'"):
+        await asyncio.to_thread(query, server.path, "dance")
+
+
+@pytest.mark.parametrize(
+    "line", [b"\n", b"status\n", b"{}\n", b'{"command":1}\n', b"\xff\xfe\n", b'{"command":"s']
+)
+async def test_what_is_no_request_gets_an_error_or_nothing(server: ControlServer, line: bytes) -> None:
+    reader, writer = await asyncio.open_unix_connection(server.path)
+    writer.write(line)
+    writer.write_eof()
+    answer = await reader.read()
+    writer.close()
+    assert not answer or list(json.loads(answer)) == ["error"]
+
+
+async def test_a_request_is_bounded(server: ControlServer) -> None:
+    answer = await ask(server.path, b"x" * (control.MAX_REQUEST + 1))
+    assert answer == {"error": "a request has at most 4096 bytes"}
+
+
+async def test_a_slow_request_times_out(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "TIMEOUT", 0.01)
+    server = ControlServer(path, lambda: STATUS)
+    await server.start()
+    reader, writer = await asyncio.open_unix_connection(path)
+    with pytest.raises(ConnectionResetError):
+        # A reset shows as such, or as an end without a byte.
+        if not await reader.read():
+            raise ConnectionResetError
+    writer.close()
+    await server.stop()
+
+
+async def test_connections_are_bounded(server: ControlServer) -> None:
+    idle = [await asyncio.open_unix_connection(server.path) for _ in range(control.MAX_CONNECTIONS)]
+    while len(server._connections) < control.MAX_CONNECTIONS:
+        await asyncio.sleep(0)
+    with pytest.raises(CryprqError, match="no cryprq-proxy is running"):
+        await asyncio.to_thread(query, server.path)
+    for _, writer in idle:
+        writer.close()
+    while server._connections:
+        await asyncio.sleep(0)
+    assert await asyncio.to_thread(query, server.path) == STATUS
+
+
+async def test_a_failing_status_leaves_the_server_alive(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def fail() -> dict[str, object]:
+        raise ZeroDivisionError
+
+    server = ControlServer(path, fail)
+    await server.start()
+    for _ in range(2):
+        with pytest.raises(CryprqError, match="the status cannot be told"):
+            await asyncio.to_thread(query, path)
+    await server.stop()
+    assert len(caplog.records) == 2
+
+
+async def test_the_socket_is_gone_after_stop(server: ControlServer) -> None:
+    _, writer = await asyncio.open_unix_connection(server.path)
+    while not server._connections:
+        await asyncio.sleep(0)
+    await server.stop()
+    await server.stop()
+    assert not server.path.exists()
+    writer.close()
+    with pytest.raises(CryprqError, match=f"no cryprq-proxy is running .no answer at {server.path}"):
+        query(server.path)
+
+
+async def test_a_second_server_is_refused(server: ControlServer) -> None:
+    with pytest.raises(ConfigError, match="another cryprq-proxy is running"):
+        await ControlServer(server.path, lambda: {}).start()
+    assert await asyncio.to_thread(query, server.path) == STATUS
+
+
+async def test_a_stale_socket_is_replaced(path: Path) -> None:
+    path.parent.mkdir()
+    with socket.socket(socket.AF_UNIX) as crashed:
+        crashed.bind(str(path))
+    with pytest.raises(CryprqError, match="no cryprq-proxy is running"):
+        query(path)
+    server = ControlServer(path, lambda: STATUS)
+    await server.start()
+    assert await asyncio.to_thread(query, path) == STATUS
+    await server.stop()
+
+
+async def test_a_server_with_a_full_backlog_counts_as_alive(path: Path) -> None:
+    path.parent.mkdir()
+    with socket.socket(socket.AF_UNIX) as busy, socket.socket(socket.AF_UNIX) as waiting:
+        busy.bind(str(path))
+        busy.listen(0)
+        waiting.connect(str(path))
+        with pytest.raises(ConfigError, match="another cryprq-proxy is running"):
+            await ControlServer(path, lambda: {}).start()
+
+
+async def test_another_file_is_never_removed(path: Path) -> None:
+    path.parent.mkdir()
+    path.write_text("precious")
+    with pytest.raises(ConfigError, match="is no socket"):
+        await ControlServer(path, lambda: {}).start()
+    assert path.read_text() == "precious"
+
+
+async def test_a_place_that_cannot_be_is_a_config_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="too long"):
+        await ControlServer(tmp_path / ("x" * 120), lambda: {}).start()
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="cannot be made"):
+        await ControlServer(tmp_path / "file" / "client.sock", lambda: {}).start()
+
+
+async def test_two_that_start_together_wait_for_each_other(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path.parent.mkdir()
+    first = control._locked(path.parent)
+    first.__enter__()
+    monkeypatch.setattr(control.time, "sleep", lambda _: first.__exit__(None, None, None))
+    second = ControlServer(path, lambda: {})
+    await second.start()
+    await second.stop()
+
+
+async def test_two_that_start_together_do_not_replace_each_other(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path.parent.mkdir()
+    monkeypatch.setattr(control, "LOCK_SECONDS", 0.0)
+    with control._locked(path.parent), pytest.raises(ConfigError, match="is starting"):
+        await ControlServer(path, lambda: {}).start()
+
+
+@pytest.mark.parametrize("answer", [b"", b"{", b"[]\n", b'{"ok":1}\n', b"\xff\n", b"[" * 100_000 + b"\n"])
+async def test_a_strange_answer_is_one_sentence(tmp_path: Path, answer: bytes) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readline()
+        writer.write(answer)
+        writer.close()
+
+    path = tmp_path / "odd.sock"
+    async with await asyncio.start_unix_server(serve, path):
+        with pytest.raises(CryprqError):
+            await asyncio.to_thread(query, path)
+
+
+def test_nobody_there_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(CryprqError, match="no cryprq-proxy is running"):
+        query(tmp_path / "nowhere.sock")
+
+
+@given(st.binary() | st.dictionaries(st.text(), st.text()).map(json.dumps).map(str.encode))
+def test_only_request_errors_leave_the_parser(line: bytes) -> None:
+    with contextlib.suppress(RequestError):
+        assert isinstance(parse_request(line), Request)
+
+
+def test_a_request_is_read() -> None:
+    assert parse_request(b'{"command": "status"}\n') == Request("status")
+    assert parse_request(b'{"command": "pause", "argument": "30"}\n') == Request("pause", "30")
+
+
+# --- commands ---
+
+
+async def test_a_status_may_take_its_time(path: Path) -> None:
+    async def status() -> dict[str, object]:
+        await asyncio.sleep(0)
+        return STATUS
+
+    server = ControlServer(path, status)
+    await server.start()
+    assert await asyncio.to_thread(query, path) == STATUS
+    await server.stop()
+
+
+async def testwide_actions(path: Path) -> None:
+    done: list[str] = []
+
+    async def pause(argument: str) -> dict[str, object]:
+        if argument == "long":
+            raise CryprqError("a pause lasts 100 seconds at most")
+        done.append(argument)
+        return {"paused": argument}
+
+    server = ControlServer(path, lambda: STATUS, {"pause": pause})
+    await server.start()
+    assert await asyncio.to_thread(query, path, "pause", argument="30") == {"paused": "30"}
+    assert await asyncio.to_thread(query, path) == STATUS
+    with pytest.raises(CryprqError, match="answers: a pause lasts 100 seconds at most"):
+        await asyncio.to_thread(query, path, "pause", argument="long")
+    with pytest.raises(CryprqError, match="unknown command 'confirm'; known: pause, status"):
+        await asyncio.to_thread(query, path, "confirm")
+    for line in (
+        b'{"command":"pause","argument":1}\n',
+        b'{"command":"pause","argument":"%b"}\n' % (b"1" * 1025),
+    ):
+        answer = await ask(path, line)
+        assert isinstance(answer, dict) and list(answer) == ["error"]
+    assert done == ["30"]
+    await server.stop()
+
+
+class FakeSystem:
+    """What `wide_actions` uses of system-wide mode."""
+
+    def __init__(self) -> None:
+        self.confirmed = asyncio.Event()
+        self.pauses: list[int] = []
+
+    async def pause(self, seconds: int) -> None:
+        self.pauses.append(seconds)
+
+
+async def test_pause_and_confirm_reach_system_wide_mode() -> None:
+    system = FakeSystem()
+    actions = wide_actions(system)  # type: ignore[arg-type]
+    assert await actions["pause"]("5") == {"paused": 5}
+    for wrong in ("", "0", "3601", "-1", "five", "\u0665"):
+        with pytest.raises(CryprqError, match="a pause has 1 to 3600 seconds"):
+            await actions["pause"](wrong)
+    assert await actions["confirm"]("") == {"confirmed": True}
+    assert (system.pauses, system.confirmed.is_set()) == ([5], True)
+
+
+async def test_without_system_wide_mode_there_is_nothing_to_pause_or_confirm() -> None:
+    for action in wide_actions(None).values():
+        with pytest.raises(
+            CryprqError, match="it does not run with --tun, so there is nothing to pause or confirm"
+        ):
+            await action("5")
+
+
+async def test_the_report_has_what_system_wide_mode_says() -> None:
+    async def wide() -> dict[str, object]:
+        return {"ipv6": True}
+
+    told = await Report(lambda: {"role": "client"}, wide)()
+    assert (told["role"], told["system"]) == ("client", {"ipv6": True})
+    assert (await Report(lambda: {"role": "exit"})())["system"] is None
+
+
+async def test_what_has_to_be_confirmed_in_time(caplog: pytest.LogCaptureFixture) -> None:
+    link = spawn(asyncio.Event().wait(), "link")
+    system, stop = FakeSystem(), Stop()
+
+    def confirmed(seconds: float) -> Coroutine[None, None, bool]:
+        return _confirmed(system, seconds, stop, link)  # type: ignore[arg-type]
+
+    assert await confirmed(0)
+    assert not await confirmed(0.001)
+    assert "everything is undone in 0.001 s unless you call: cryprq-proxy confirm" in caplog.text
+    system.confirmed.set()
+    assert await confirmed(60)
+    system.confirmed.clear()
+    stop.asked.set()
+    assert await confirmed(60)
+    link.cancel()

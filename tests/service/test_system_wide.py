@@ -1,0 +1,352 @@
+"""From the configuration to `tun`: what is refused, what is handed on, cleaning up, what a leak test asks."""
+
+from __future__ import annotations
+
+import os
+import sys
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cryprq_proxy.config.client import ClientConfig, ExitConfig, client_from, exit_from
+from cryprq_proxy.errors import ConfigError, CryprqError
+from cryprq_proxy.exit.egress import EgressPolicy
+from cryprq_proxy.rules.engine import EVERYTHING
+from cryprq_proxy.service import system_wide as system
+from cryprq_proxy.service.system_wide import clean_up, leak_test, make_network, make_tunnel
+from tun.exit_network import ExitNetwork
+from tun.firewall import nft
+from tun.journal import Journal
+from tun.leaktest import probe as leakprobe
+from tun.leaktest.canaries import Report, Row, Targets, Verdict
+from tun.routing import routes
+from tun.routing.route_rules import FIRST, LAST, TABLE
+from tun.settings import CLIENT_JOURNAL, EXIT_JOURNAL
+from tun.tunnel import Tunnel
+
+PEER = f'peer = "cryprq://{"a" * 52}@192.0.2.1:4433"\n'
+
+
+def client(text: str = "") -> ClientConfig:
+    return client_from(PEER + text, Path("client.toml"), True, {"tun.enabled": True})
+
+
+def exit_peer(text: str = "") -> ExitConfig:
+    return exit_from(text, Path("exit.toml"), {"tun.enabled": True})
+
+
+@pytest.fixture
+def root(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or so this module believes; the journal's own checks stay."""
+    monkeypatch.setattr(system, "_need_linux_and_root", lambda what: None)
+
+
+@pytest.fixture
+def nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+
+
+# --- making ---
+
+
+async def test_without_root_it_is_one_sentence(nobody: None) -> None:
+    for make in (
+        lambda: make_tunnel(client(), EVERYTHING),
+        lambda: make_network(exit_peer(), EgressPolicy()),
+        lambda: clean_up(Path("/nowhere"), print),
+        lambda: leak_test([], []),
+    ):
+        with pytest.raises(ConfigError, match=r"run it as root \(sudo\)$"):
+            make()
+
+
+async def test_on_another_system_it_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with pytest.raises(ConfigError, match="works on Linux only so far; the local proxy works everywhere"):
+        make_tunnel(client(), EVERYTHING)
+    with pytest.raises(ConfigError, match="--tun at the exit works on Linux only so far"):
+        make_network(exit_peer(), EgressPolicy())
+
+
+async def test_not_through_an_upstream_proxy(nobody: None) -> None:
+    """Found before the right to do it is: sudo would not help."""
+    with pytest.raises(ConfigError, match="--tun and --upstream exclude each other"):
+        make_tunnel(client('upstream = "socks5://127.0.0.1:9"'), EVERYTHING)
+
+
+async def test_what_the_tunnel_is_told(root: None) -> None:
+    text = """
+    [tun]
+    exclude = "192.0.2.0/24"
+    include = "198.51.100.0/24"
+    exclude_uid = "5-7"
+    lan = "block"
+    kill_switch = "off"
+    inbound = "keep"
+    offload = "off"
+    state_dir = "/run/x"
+    [tun.dns]
+    upstreams = "tcp://10.0.0.1"
+    split = "corp.example=10.0.0.2"
+    block_answer = "zero"
+    """
+    tunnel = make_tunnel(client(text), EVERYTHING)
+    assert isinstance(tunnel, Tunnel)
+    settings = tunnel._settings
+    assert {(str(exit.address), exit.port) for exit in tunnel._exits.known()} == {("192.0.2.1", 4433)}
+    assert (settings.exclude, settings.include) == (
+        (IPv4Network("192.0.2.0/24"),),
+        (IPv4Network("198.51.100.0/24"),),
+    )
+    assert settings.exclude_uids == ((5, 7),)
+    assert (settings.lan, settings.kill_switch, settings.keep_inbound, settings.offload) == (
+        False,
+        False,
+        True,
+        False,
+    )
+    assert settings.state == Path("/run/x")
+    assert settings.dns.upstreams == ("tcp://10.0.0.1",)
+    assert settings.dns.split == {"corp.example": ("10.0.0.2",)}
+    assert settings.dns.block_answer == "zero"
+    other = (
+        f"[[exit]]\npeer = ['cryprq+wss://{'q' * 52}@192.0.2.9/p', 'cryprq://{'q' * 52}@exit.example:443']"
+    )
+    several = make_tunnel(client(other), EVERYTHING)
+    assert {(str(exit.address), exit.port) for exit in several._exits.known()} == {
+        ("192.0.2.1", 4433),
+        ("192.0.2.9", 443),
+    }
+    plain = make_tunnel(client(), EVERYTHING)._settings
+    assert (plain.lan, plain.kill_switch, plain.keep_inbound, plain.offload) == (True, True, False, True)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[tun]\nexclude = "0.0.0.0/0"', "--exclude of every address leaves nothing for the tunnel"),
+        ("[tun.dns]\nupstreams = []", "dns.upstreams is empty"),
+        ('[tun.dns]\nupstreams = "ftp://x"', "the DNS server 'ftp://x' is not understood"),
+        (
+            '[tun.dns]\nsplit = "corp.example=dns.corp.example"',
+            "the DNS server 'dns.corp.example' is not understood",
+        ),
+        ('[tun.dns]\nsplit = "a b=10.0.0.1"', "'a b' is not a domain"),
+        ('[tun.dns]\nblock = "a b"', "'a b' is not a domain"),
+        ('[tun.dns]\nallow = "a b"', "'a b' is not a domain"),
+        ('[tun.dns]\nblocklists = "/no/such/file"', "the blocklist /no/such/file cannot be read"),
+    ],
+)
+async def test_settings_that_make_no_sense_are_refused_before_anything_changes(
+    root: None, text: str, message: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make_tunnel(client(text), EVERYTHING)
+    assert str(caught.value).startswith(message)
+
+
+async def test_what_the_exits_network_is_told(root: None) -> None:
+    text = '[tun]\npool4 = "10.9.0.0/24"\npool6 = "fd00::/64"\nisolate = false\noffload = "off"\nstate_dir = "/run/x"'
+    network = make_network(exit_peer(text), EgressPolicy())
+    assert isinstance(network, ExitNetwork)
+    settings = network._settings
+    assert (settings.pool4, settings.pool6) == (IPv4Network("10.9.0.0/24"), IPv6Network("fd00::/64"))
+    assert (settings.isolate, settings.offload, settings.state) == (False, False, Path("/run/x"))
+    with pytest.raises(ConfigError, match=r"the pool 10\.9\.0\.0/30 is too small"):
+        make_network(exit_peer('[tun]\npool4 = "10.9.0.0/30"'), EgressPolicy())
+
+
+# --- cleanup ---
+
+
+class Kernel:
+    """Stands for the tables of nft and the routing rules: what is there, and what was removed."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.tables: set[str] = set()
+        self.removed: list[str] = []
+        self.broken = False
+        monkeypatch.setattr(routes, "undo_routing", self.undo_routing)
+        monkeypatch.setattr(nft, "exists", lambda table: table in self.tables)
+        monkeypatch.setattr(nft, "remove", self.remove)
+        monkeypatch.setitem(nft.UNDO, nft.KIND, lambda entry: self.remove(entry["table"]))
+
+    def undo_routing(self, entry: object) -> None:
+        assert entry == {"table": TABLE, "first": FIRST, "last": LAST}
+        if self.broken:
+            raise CryprqError("the kernel said no")
+        self.removed.append("routing")
+
+    def remove(self, table: str) -> None:
+        self.tables.discard(table)
+        self.removed.append(table)
+
+
+@pytest.fixture
+def kernel(root: None, monkeypatch: pytest.MonkeyPatch) -> Kernel:
+    return Kernel(monkeypatch)
+
+
+def test_nothing_to_clean_up(kernel: Kernel, tmp_path: Path) -> None:
+    said: list[str] = []
+    for _ in range(2):
+        clean_up(tmp_path / "nowhere", said.append)
+    assert said == ["nothing was left to undo"] * 2
+    assert kernel.removed == ["routing"] * 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tables_are_found_without_a_journal(kernel: Kernel, tmp_path: Path) -> None:
+    kernel.tables = {nft.CLIENT, "somebody_elses"}
+    said: list[str] = []
+    clean_up(tmp_path, said.append)
+    assert said == [f"undone: table {nft.CLIENT}"]
+    assert kernel.tables == {"somebody_elses"}
+
+
+def test_journals_of_both_roles_are_undone(kernel: Kernel, tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    for name, table in ((CLIENT_JOURNAL, nft.CLIENT), (EXIT_JOURNAL, nft.EXIT)):
+        with Journal(state / name) as journal:
+            journal.record({"kind": nft.KIND, "table": table})
+    said: list[str] = []
+    clean_up(state, said.append)
+    assert said == [f"undone: {nft.KIND}, {nft.KIND}"]
+    assert kernel.removed == [nft.CLIENT, nft.EXIT, "routing"]
+    clean_up(state, said.append)
+    assert said[1:] == ["nothing was left to undo"]
+
+
+def test_what_cannot_be_undone_is_told_and_the_rest_is_undone(kernel: Kernel, tmp_path: Path) -> None:
+    kernel.broken, kernel.tables = True, {nft.EXIT}
+    with Journal(tmp_path / CLIENT_JOURNAL) as journal:
+        journal.record({"kind": "of_the_future"})
+        journal.record({"kind": nft.KIND, "table": nft.CLIENT})
+    tmp_path.chmod(0o700)
+    with pytest.raises(
+        CryprqError, match=r"of_the_future: this version does not know .*; the kernel said no"
+    ):
+        clean_up(tmp_path, print)
+    assert kernel.removed == [nft.CLIENT, nft.EXIT]
+    with Journal(tmp_path / CLIENT_JOURNAL) as journal:
+        assert [entry["kind"] for entry in journal.entries()] == ["of_the_future"]
+
+
+def test_not_while_one_of_us_runs(kernel: Kernel, tmp_path: Path) -> None:
+    with Journal(tmp_path / "state" / CLIENT_JOURNAL) as journal:
+        journal.record({"kind": nft.KIND, "table": nft.CLIENT})
+        with pytest.raises(ConfigError):
+            clean_up(tmp_path / "state", print)
+        assert kernel.removed == []
+
+
+# --- leak test ---
+
+SYSTEM: dict[str, Any] = {
+    "device": {"name": "cryprq0"},
+    "exits": [["192.0.2.1", 4433]],
+    "uplinks": ["eth0"],
+    "lan": ["192.168.1.0/24"],
+    "exclude": ["198.51.100.0/24"],
+    "include": [],
+    "exclude_uids": [[4_000_000, 4_000_001]],
+    "kill_switch": {"paused": 0},
+    "rules": {"direct": ["203.0.113.0/24"]},
+}
+
+
+@pytest.fixture
+def asked(root: None, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the probe is told; it finds one leak."""
+    told: dict[str, Any] = {}
+
+    async def run(**arguments: Any) -> Report:
+        told.update(arguments)
+        row = Row("ping", "192.0.2.7", Verdict.LEAKED, "eth0 x1")
+        return Report((row,), 3, (("eth0", "UDP to 192.0.2.9:1", 2),), 2, 0, {"eth0": 9})
+
+    monkeypatch.setattr(leakprobe, "run", run)
+    return told
+
+
+def test_the_probe_is_told_what_the_client_has_and_lets_out(asked: dict[str, Any]) -> None:
+    code, table, plain = leak_test(
+        [{"role": "exit", "system": None}, {"system": SYSTEM}], ["192.0.2.7", "2001:DB8::7"]
+    )
+    assert (asked["tunnel"], asked["exits"]) == ("cryprq0", [("192.0.2.1", 4433)])
+    assert asked["allowed"] == list(map(ip_network, ("192.168.1.0/24", "198.51.100.0/24", "203.0.113.0/24")))
+    assert asked["targets"].dns == asked["targets"].hosts == ["192.0.2.7", "2001:db8::7"]
+    assert asked["targets"].devices == ["eth0"]
+    assert code == 1
+    assert "LEAK: 1 LEAKED" in table
+    assert plain == {
+        "leak": True,
+        "canaries": [{"name": "ping", "target": "192.0.2.7", "verdict": "LEAKED", "seen": "eth0 x1"}],
+        "link_packets": 3,
+        "others": [{"interface": "eth0", "what": "UDP to 192.0.2.9:1", "packets": 2}],
+        "missed": 0,
+        "packets_sent": {"eth0": 9},
+    }
+    leak_test([{"system": SYSTEM}], [])
+    assert asked["targets"] == Targets(devices=["eth0"])
+
+
+def test_with_include_all_else_may_get_out(asked: dict[str, Any]) -> None:
+    leak_test([{"system": {**SYSTEM, "include": ["10.0.0.0/8", "10.1.0.0/16", "2001:db8::/32"]}}], [])
+    allowed = asked["allowed"]
+
+    def may_leave(text: str) -> bool:
+        address = ip_address(text)
+        return any(address in network for network in allowed)
+
+    assert not any(map(may_leave, ("10.0.0.0", "10.1.2.3", "10.255.255.255", "2001:db8::1")))
+    assert all(map(may_leave, ("9.255.255.255", "11.0.0.0", "2001:db7::1", "2001:db9::1", "255.255.255.255")))
+
+
+@given(st.integers(0, 32), st.integers(0, 2**32 - 1), st.integers(0, 32), st.integers(0, 2**32 - 1))
+def test_a_prefix_without_another(size: int, base: int, hole_size: int, hole_base: int) -> None:
+    network = IPv4Network((base, size), strict=False)
+    hole = IPv4Network((hole_base, hole_size), strict=False)
+    left = list(system._without(network, hole))
+    common = min(network.num_addresses, hole.num_addresses) if network.overlaps(hole) else 0
+    assert sum(each.num_addresses for each in left) == network.num_addresses - common
+    assert all(isinstance(each, IPv4Network) and each.subnet_of(network) for each in left)
+    assert not any(each.overlaps(hole) for each in left)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kill_switch": {"paused": 9}}, "the client is paused, so all may get out: test again in 9 s"),
+        ({"exclude_uids": [[0, 5], [os.geteuid(), os.geteuid()]]}, "--exclude-uid lets root past the tunnel"),
+        ({"rules": {"direct": None}}, "the rules send so much past the tunnel that this test cannot tell"),
+        ({"rules": None}, "not ready yet, or of another version"),
+        ({"device": None}, "not ready yet, or of another version"),
+        ({"device": "x"}, "not ready yet, or of another version"),
+        ({"exits": [["x", 1]]}, "not ready yet, or of another version"),
+        ({"exits": 5}, "not ready yet, or of another version"),
+        ({"lan": ["x"]}, "not ready yet, or of another version"),
+        ({"exclude_uids": [5]}, "not ready yet, or of another version"),
+        ({"uplinks": None}, "not ready yet, or of another version"),
+    ],
+)
+def test_what_proves_nothing_is_not_tested(
+    change: dict[str, Any], message: str, asked: dict[str, Any]
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        leak_test([{"system": {**SYSTEM, **change}}], [])
+    assert asked == {}
+
+
+def test_without_a_tunnel_there_is_nothing_to_test(asked: dict[str, Any]) -> None:
+    nothing: list[list[dict[str, Any]]] = [[], [{}], [{"system": None}], [{"system": {}}]]
+    for answers in nothing:
+        with pytest.raises(ConfigError, match="no client in system-wide mode is running"):
+            leak_test(answers, [])
+    with pytest.raises(ConfigError, match=r"--target: expected an IP address, got 'example\.com'"):
+        leak_test([{"system": SYSTEM}], ["example.com"])
+    assert asked == {}

@@ -1,0 +1,620 @@
+"""The session as a whole: floods, bad input, datagrams, and its end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cryprq_proxy.address import Destination
+from cryprq_proxy.crypto.primitives import Cipher
+from cryprq_proxy.errors import CarrierError, CloseReason, LocalError, PeerError, StreamReason
+from cryprq_proxy.session import wire
+from cryprq_proxy.session.datagrams import SECONDS
+from cryprq_proxy.session.records import OVERHEAD, RecordOpener
+from cryprq_proxy.session.session import (
+    ACK_DELAY,
+    DATAGRAM_QUEUE,
+    FILL_MINIMUM,
+    MAX_AWAITED,
+    MAX_SMALL,
+    NEVER,
+    Session,
+    SessionLimits,
+)
+from cryprq_proxy.session.streams import Stream
+from cryprq_proxy.session.wire import StreamProtocol
+from tests.session.test_wire import SMALL_FRAMES
+from tests.support.links import TARGET, App, Link, ToyProvider
+
+SIDES = pytest.mark.parametrize("side", ["client", "exit"])
+NAME = Destination("example.com", 53)
+
+
+def udp(link: Link) -> tuple[App, App]:
+    app = link.open(protocol=StreamProtocol.UDP)
+    link.carrier.settle()
+    assert app.stream is not None
+    return app, link.served[app.stream.id]
+
+
+def spy(link: Link, session: Session) -> RecordOpener:
+    """Opens what `session` sends from its next record on; the session continues under the same keys."""
+    sealer = session.rotation.sealer
+    keys = session.rotation._epoch
+    opener = RecordOpener(
+        Cipher.CHACHA20_POLY1305, keys.client_record if session.dialler else keys.exit_record
+    )
+    opener.records = sealer.records
+    return opener
+
+
+def sent_frames(link: Link, session: Session, budget: int = 65_536) -> list[wire.Frame]:
+    """What one `fill` of `session` would put on the carrier, which does not get it."""
+    opener, out = spy(link, session), memoryview(bytearray(FILL_MINIMUM + budget))
+    data = out[: session.fill(out, budget, link.carrier.now)]
+    frames, position = [], 0
+    while True:
+        plaintext, position = opener.open(data, position)
+        if plaintext is None:
+            assert position == len(data)
+            return frames
+        frames += wire.decode_frames(plaintext)
+
+
+def kinds(frames: list[wire.Frame]) -> list[int]:
+    return [kind for kind, _, _ in frames]
+
+
+# --- bad input ---
+
+
+def ends_with(link: Link, reason: CloseReason, *, carrier_only: bool = False) -> None:
+    """Moving what is in flight ends the link, with this reason on both sides."""
+    link.carrier.settle()
+    assert not link.carrier.open
+    error = link.carrier.error
+    assert error is not None and error.reason is reason and str(error)
+    assert isinstance(error, CarrierError) is carrier_only
+    for session in (link.client, link.exit):
+        assert not session.attached
+        assert session.closed == (None if carrier_only else reason)
+
+
+def misbehave(link: Link, side: str, *frames: bytes) -> None:
+    """The peer of `side` sends one record with these frames."""
+    path = link.carrier.to_left if side == "client" else link.carrier.to_right
+    path.in_flight += path.source.rotation.sealer.seal(b"".join(frames))
+
+
+@SIDES
+@pytest.mark.parametrize(
+    ("frame", "reason"),
+    [
+        (b"\x77", CloseReason.PROTOCOL),
+        (b"\x00" * 40, CloseReason.PROTOCOL),
+        (wire.encode_window(1, 5)[:-1], CloseReason.PROTOCOL),
+        (wire.encode_bare(wire.ACCEPT), CloseReason.PROTOCOL),
+        (wire.encode_bare(wire.NO_SESSION), CloseReason.PROTOCOL),
+        (wire.encode_resumed(0, bytes(32)), CloseReason.PROTOCOL),
+        (wire.encode_fin(99), CloseReason.PROTOCOL),
+        (wire.encode_number(wire.ACK, 1 << 40), CloseReason.RESUME),
+        (wire.encode_bare(wire.SWITCH), CloseReason.REKEY),
+        (wire.encode_message(wire.REKEY_ANSWER, b""), CloseReason.REKEY),
+        (wire.encode_data_header(wire.DATA, 1) + bytes(wire.MAX_DATA + 1), CloseReason.PROTOCOL),
+        (wire.encode_datagram(1, TARGET, b"on a stream of bytes"), CloseReason.PROTOCOL),
+    ],
+)
+def test_bad_frames_close_the_link(side: str, frame: bytes, reason: CloseReason) -> None:
+    link = Link()
+    ends = link.pair()
+    link.quiesce()
+    misbehave(link, side, frame)
+    ends_with(link, reason)
+    assert [app.events[-1] for app in ends] == [("reset", StreamReason.SESSION_LOST)] * 2
+    for session, budget in zip((link.client, link.exit), link.budgets, strict=True):
+        assert session.log.kept == budget.used == 0 and not session.streams
+
+
+@SIDES
+def test_credit_violations_close_the_link(side: str) -> None:
+    link = Link()
+    for app in link.pair():
+        app.eager = False
+    for _ in range(3):
+        misbehave(link, side, wire.encode_data_header(wire.DATA, 1) + bytes(30_000))
+    ends_with(link, CloseReason.CREDIT)
+
+
+def test_an_acknowledgement_that_goes_back() -> None:
+    link = Link()
+    link.pair()
+    link.quiesce()
+    misbehave(link, "client", wire.encode_number(wire.ACK, 0))
+    ends_with(link, CloseReason.RESUME)
+
+
+@SIDES
+@pytest.mark.parametrize("position", [0, 1, 2, 3, 4, 10, -1])
+def test_any_changed_byte_ends_the_carrier_only(side: str, position: int) -> None:
+    link = Link(SessionLimits(keepalive=5.0))
+    one, other = link.pair()[:: 1 if side == "exit" else -1]
+    link.quiesce()
+    path = link.carrier.to_left if side == "client" else link.carrier.to_right
+    one.say(b"damaged on its way")
+    path.pull(link.carrier.now)
+    path.in_flight[position] ^= 0x01 if position != 2 else 0x80
+    link.carrier.advance(11.0)
+    assert not link.carrier.open and isinstance(link.carrier.error, CarrierError)
+    assert link.client.closed is None and link.exit.closed is None
+    assert other.received == b""
+    link.resume()
+    link.quiesce()
+    assert other.received == b"damaged on its way"
+
+
+@SIDES
+@pytest.mark.parametrize("damage", ["replay", "reorder", "drop", "garbage", "oversized", "empty"])
+def test_damaged_carriers(side: str, damage: str) -> None:
+    link = Link()
+    one, other = link.pair()[:: 1 if side == "exit" else -1]
+    link.quiesce()
+    path = link.carrier.to_left if side == "client" else link.carrier.to_right
+    records = []
+    for text in (b"first ", b"second ", b"third"):
+        one.say(text)
+        path.pull(link.carrier.now)
+        records.append(bytes(path.in_flight))
+        path.in_flight.clear()
+    path.in_flight += b"".join(
+        {
+            "replay": [records[0], records[0]],
+            "reorder": [records[0], records[2], records[1]],
+            "drop": [records[0], records[2]],
+            "garbage": [records[0], bytes(range(50, 200))],
+            "oversized": [records[0], (1 << 20).to_bytes(4)],
+            "empty": [records[0], bytes(4) + bytes(16)],
+        }[damage]
+    )
+    ends_with(link, CloseReason.BAD_RECORD, carrier_only=True)
+    assert other.received == b"first "
+    link.resume()
+    link.quiesce()
+    assert other.received == b"first second third"
+
+
+def test_nothing_is_read_after_a_bad_record() -> None:
+    link = Link()
+    link.pair()
+    good = link.exit.rotation.sealer.seal(wire.encode_number(wire.PING, 1))
+    with pytest.raises(CarrierError):
+        link.client.receive(memoryview(good[:-1] + b"\xff" + good), link.now)
+    assert link.client._pong is None
+
+
+@given(
+    st.lists(st.binary(min_size=1, max_size=60) | SMALL_FRAMES.map(lambda f: f[0]), max_size=6), st.booleans()
+)
+def test_only_peer_errors_come_out(records: list[bytes], dialler: bool) -> None:
+    """Records with anything in them, sealed properly."""
+    link = Link(provider=ToyProvider())
+    link.pair()
+    udp(link)
+    victim = link.client if dialler else link.exit
+    try:
+        for record in records:
+            link.forge(victim, record)
+        link.carrier.advance(1.0)
+    except LocalError:
+        raise
+    except PeerError as error:
+        victim.close(error.reason)
+        assert not victim.streams
+
+
+# --- floods ---
+
+
+def held(session: Session) -> int:
+    """Everything that a peer could make longer."""
+    return (
+        len(session._windows_due)
+        + len(session._awaited)
+        + len(session.streams)
+        + len(session.rotation.frames)
+        + len(session.scheduler._waiting)
+        + session.log.kept
+        + session.datagrams.bytes
+        + session.packets.bytes
+        + len(session._announcements)
+    )
+
+
+@SIDES
+@pytest.mark.parametrize(
+    "flood",
+    [
+        wire.encode_number(wire.PING, 77),
+        wire.encode_number(wire.PONG, 77),
+        wire.encode_window(1, 70_000),
+        wire.encode_datagram(2, TARGET, bytes(1000)),
+        wire.encode_reset(3, StreamReason.GENERAL),
+    ],
+    ids=["PING", "PONG", "WINDOW", "DATAGRAM", "late RESET"],
+)
+def test_floods_leave_nothing_behind(side: str, flood: bytes) -> None:
+    link = Link()
+    link.pair()
+    udp(link)
+    one, other = link.pair()
+    link.quiesce()
+    for app in (one, other):
+        app.say(b"", finish=True)
+    link.quiesce()
+    victim: Session = getattr(link, side)
+    link.forge(victim, flood)
+    before = held(victim)
+    for _ in range(200):
+        link.forge(victim, flood * 20)
+    assert held(victim) <= before + 1
+    frames = sent_frames(link, victim)
+    assert len(frames) <= 3
+    assert kinds(frames).count(wire.PONG) <= 1
+
+
+def test_a_flood_of_pings_is_answered_once_with_the_last() -> None:
+    link = Link()
+    link.quiesce()
+    for token in range(5000):
+        link.forge(link.exit, wire.encode_number(wire.PING, token))
+    assert sent_frames(link, link.exit) == [(wire.PONG, 0, 4999)]
+
+
+def test_windows_coalesce() -> None:
+    link = Link()
+    one, other = link.pair()
+    other.eager = False
+    one.say(bytes(60_000))
+    link.quiesce()
+    for _ in range(60):
+        other.consume(1000)
+    assert kinds(sent_frames(link, link.exit)) == [wire.WINDOW]
+
+
+def test_acknowledgements_coalesce() -> None:
+    link = Link()
+    one, _ = link.pair()
+    link.quiesce()
+    for _ in range(50):
+        one.say(b"a frame of its own")
+        link.carrier.to_right.pull(link.carrier.now)
+    link.carrier.to_right.deliver(link.carrier.now)
+    assert link.exit.deadline() <= link.carrier.now + ACK_DELAY
+    link.exit.tick(link.carrier.now + ACK_DELAY)
+    assert sent_frames(link, link.exit) == [(wire.ACK, 0, link.exit.received)]
+    assert sent_frames(link, link.exit) == []
+
+
+def test_much_data_is_acknowledged_before_the_delay() -> None:
+    link = Link(SessionLimits(retained=1 << 20))
+    one, other = link.pair()
+    one.say(bytes(8 << 20), finish=True)
+    link.carrier.settle()
+    assert len(other.received) == 8 << 20 and link.carrier.now == 1000.0
+
+
+def test_an_acknowledgement_that_cannot_be_sent_is_no_busy_loop() -> None:
+    link = Link()
+    one, other = link.pair()
+    link.quiesce()
+    link.carrier.to_left.capacity = 0
+    one.say(b"hello")
+    link.carrier.advance(1.0)
+    assert other.received == b"hello" and link.exit.deadline() > link.carrier.now
+
+
+def churn(session: Session, link: Link, number: int, *, ends: bool) -> None:
+    opening = wire.encode_open(number, StreamProtocol.TCP, TARGET)
+    link.forge(session, opening + (wire.encode_reset(number, StreamReason.GENERAL) if ends else b""))
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_opening_without_acknowledging_is_bounded(ends: bool) -> None:
+    """The exit's answers must be kept; a peer that never acknowledges them goes too far at some point."""
+    link = Link(SessionLimits(streams=10, retained=1 << 16))
+    with pytest.raises(PeerError) as caught:
+        for number in range(1, 400_000):
+            churn(link.exit, link, number, ends=ends)
+            if number % 1000 == 0:
+                while link.carrier.to_left.pull(link.carrier.now):
+                    link.carrier.to_left.in_flight.clear()
+    assert caught.value.reason is CloseReason.LIMIT
+    assert link.exit.log.kept <= MAX_SMALL + (1 << 17) and len(link.exit._awaited) <= MAX_AWAITED + 1
+
+
+def test_opening_without_ending_is_bounded() -> None:
+    """It acknowledges, but never answers a refusal."""
+    link = Link(SessionLimits(streams=10))
+    with pytest.raises(PeerError) as caught:
+        for number in range(1, 400_000):
+            churn(link.exit, link, number, ends=False)
+            if number % 1000 == 0:
+                while link.carrier.to_left.pull(link.carrier.now):
+                    link.carrier.to_left.in_flight.clear()
+                link.forge(link.exit, wire.encode_number(wire.ACK, link.exit.log.sent))
+    assert caught.value.reason is CloseReason.LIMIT
+    assert len(link.exit._awaited) <= MAX_AWAITED + 1
+
+
+def test_what_a_peer_does_not_acknowledge_is_bounded() -> None:
+    link = Link(SessionLimits(retained=1 << 20))
+    apps = [link.pair() for _ in range(30)]
+    link.quiesce()
+    link.exit._acknowledged = link.exit.received
+    link.exit._write_unnumbered = lambda *_: None  # type: ignore[method-assign]
+    for one, _ in apps:
+        one.say(bytes(1 << 20))
+    link.carrier.settle()
+    assert (1 << 20) <= link.client.log.kept <= (1 << 20) + 2 * wire.MAX_DATA
+    del link.exit._write_unnumbered  # type: ignore[method-assign]
+    link.exit.wake()
+    link.carrier.advance(1.0)
+    assert all(len(other.received) == 1 << 20 for _, other in apps)
+
+
+def test_an_acknowledgement_alone_lets_a_full_log_go_on() -> None:
+    link = Link(SessionLimits(retained=1 << 18))
+    one, _ = link.pair()
+    link.quiesce()
+    link.forge(link.client, wire.encode_window(1, 1 << 40))
+    one.say(bytes(4 << 20))
+    path = link.carrier.to_right
+    while path.pull(link.carrier.now):
+        pass
+    assert one.outgoing and not link.client.log.has_room()
+    link.forge(link.client, wire.encode_number(wire.ACK, link.client.log.sent))
+    assert path.pull(link.carrier.now)
+
+
+# --- datagrams ---
+
+
+def test_datagrams_both_ways() -> None:
+    link = Link()
+    one, other = udp(link)
+    assert one.stream is not None and other.stream is not None
+    one.stream.send_datagram(NAME, b"question")
+    link.carrier.settle()
+    other.stream.send_datagram(TARGET, b"")
+    other.stream.send_datagram(TARGET, bytes(wire.MAX_DATAGRAM))
+    link.carrier.settle()
+    assert other.datagrams == [(NAME, b"question")]
+    assert one.datagrams == [(TARGET, b""), (TARGET, bytes(wire.MAX_DATAGRAM))]
+
+
+def test_a_datagram_after_a_long_silence() -> None:
+    """Nobody tells the session the time while nothing happens."""
+    link = Link()
+    one, other = udp(link)
+    link.quiesce()
+    link.carrier.now += 5.0
+    assert one.stream is not None
+    one.stream.send_datagram(NAME, b"first")
+    link.carrier.settle()
+    assert other.datagrams == [(NAME, b"first")]
+
+
+def test_old_datagrams_are_dropped() -> None:
+    link = Link()
+    one, other = udp(link)
+    link.quiesce()
+    assert one.stream is not None
+    for number in range(50):
+        one.stream.send_datagram(NAME, b"%d" % number * 500)
+    path = link.carrier.to_right
+    path.budget = 8192
+    path.pull(link.carrier.now)
+    link.carrier.now += 2 * SECONDS
+    link.carrier.settle()
+    assert 0 < len(other.datagrams) < 20
+    one.stream.send_datagram(NAME, b"new")
+    link.carrier.settle()
+    assert other.datagrams[-1] == (NAME, b"new")
+    assert link.client.datagrams.bytes == 0 and not link.client.datagrams
+
+
+def test_the_queue_of_datagrams_is_bounded_and_drops_the_oldest() -> None:
+    link = Link()
+    one, other = udp(link)
+    assert one.stream is not None
+    for number in range(1000):
+        one.stream.send_datagram(NAME, b"%04d" % number + bytes(1000))
+        assert link.client.datagrams.bytes <= DATAGRAM_QUEUE
+    link.carrier.settle()
+    numbers = [int(payload[:4]) for _, payload in other.datagrams]
+    assert numbers == list(range(1000 - len(numbers), 1000)) and 50 < len(numbers) < 70
+
+
+def test_datagrams_do_not_starve_streams() -> None:
+    link = Link()
+    sender, _ = udp(link)
+    bulk, receiver = link.pair()
+    link.quiesce()
+    bulk.say(bytes(1 << 20))
+    path = link.carrier.to_right
+    path.budget = 16_384
+    assert sender.stream is not None
+    for _ in range(200):
+        for _ in range(70):
+            sender.stream.send_datagram(NAME, bytes(1000))
+        link.carrier.step()
+    assert len(receiver.received) == 1 << 20
+
+
+def test_datagrams_are_not_kept_for_the_next_carrier() -> None:
+    link = Link()
+    one, other = udp(link)
+    assert one.stream is not None
+    one.stream.send_datagram(NAME, b"lost")
+    link.carrier.cut()
+    one.stream.send_datagram(NAME, b"lost, too")
+    link.resume()
+    link.quiesce()
+    assert other.datagrams == []
+    one.stream.send_datagram(NAME, b"arrives")
+    link.quiesce()
+    assert other.datagrams == [(NAME, b"arrives")]
+
+
+def test_a_datagram_never_overtakes_its_open() -> None:
+    link = Link(serve=lambda stream: App())
+    one = link.open(protocol=StreamProtocol.UDP)
+    assert one.stream is not None
+    one.stream.send_datagram(NAME, b"too early: dropped")
+    link.quiesce()
+    assert link.carrier.open and link.served[1].datagrams == []
+    one.stream.send_datagram(NAME, b"still")
+    served = link.served[1].stream
+    assert served is not None
+    served.accept()
+    link.quiesce()
+    one.stream.send_datagram(NAME, b"now")
+    link.quiesce()
+    assert link.served[1].datagrams == [(NAME, b"now")]
+
+
+def test_datagrams_for_a_stream_that_ended_are_ignored() -> None:
+    link = Link()
+    one, other = udp(link)
+    assert one.stream is not None and other.stream is not None
+    one.stream.send_datagram(NAME, b"late")
+    other.stream.reset(StreamReason.GENERAL)
+    link.quiesce()
+    assert link.carrier.open and other.datagrams == []
+    one.stream.send_datagram(NAME, b"nobody")
+    link.assert_clean()
+
+
+# --- filling ---
+
+
+def test_small_frames_share_a_record() -> None:
+    link = Link()
+    link.quiesce()
+    before = link.client.rotation.sealer.records
+    for _ in range(20):
+        link.open()
+    link.carrier.to_right.pull(link.carrier.now)
+    assert link.client.rotation.sealer.records == before + 1
+
+
+@given(st.lists(st.integers(0, 70_000), max_size=12), st.integers(1, 100_000), st.booleans())
+def test_fill_keeps_to_its_buffer(sizes: list[int], budget: int, slots: bool) -> None:
+    """FILL_MINIMUM + budget bytes are enough whatever waits."""
+    link = Link(provider=ToyProvider())
+    sender, _ = udp(link)
+    pairs = [link.pair(slots=link.slots if slots else None) for _ in sizes]
+    link.quiesce()
+    link.client.rotation.start(link.carrier.now)
+    assert sender.stream is not None
+    for (one, _), size in zip(pairs, sizes, strict=True):
+        one.say(bytes(size), finish=True)
+        sender.stream.send_datagram(NAME, bytes(min(size, wire.MAX_DATAGRAM)))
+        link.open()
+    out = memoryview(bytearray(FILL_MINIMUM + budget))
+    for _ in range(200):
+        if not link.client.fill(out, budget, link.carrier.now):
+            break
+    else:
+        raise AssertionError("there is always something more to send")
+
+
+def test_the_overhead_of_bulk_data() -> None:
+    link = Link()
+    one, _ = link.pair(slots=link.slots)
+    link.quiesce()
+    before = link.carrier.to_right.sent
+    one.say(bytes(8 << 20))
+    link.carrier.settle()
+    records = (8 << 20) / wire.MAX_DATA
+    overhead = link.carrier.to_right.sent - before - (8 << 20)
+    assert overhead <= 1.5 * records * (OVERHEAD + wire.DATA_HEADER)
+
+
+# --- the end ---
+
+
+@SIDES
+def test_closing_tells_the_peer(side: str) -> None:
+    link = Link()
+    one, other = link.pair()
+    session: Session = getattr(link, side)
+    session.close(CloseReason.SHUTTING_DOWN, StreamReason.SHUTTING_DOWN)
+    session.close(CloseReason.PROTOCOL)
+    link.carrier.settle()
+    assert not link.carrier.open and link.client.closed is link.exit.closed is CloseReason.SHUTTING_DOWN
+    mine, theirs = (one, other)[:: 1 if side == "client" else -1]
+    assert mine.events[-1] == ("reset", StreamReason.SHUTTING_DOWN)
+    assert theirs.events[-1] == ("reset", StreamReason.SESSION_LOST)
+    assert link.client.deadline() == link.exit.deadline() == NEVER
+    link.client.tick(2000.0)
+
+
+def test_a_detached_session_is_quiet() -> None:
+    link = Link()
+    one, _ = link.pair()
+    link.carrier.cut()
+    one.say(b"later")
+    assert link.client.fill(memoryview(bytearray(FILL_MINIMUM)), 0, link.now) == 0
+    assert link.client.deadline() == NEVER
+    link.client.tick(link.now + 1e6)
+    assert link.client.closed is None
+    assert link.client.receive(memoryview(b"\xff" * 100), link.now) == 0
+
+
+def test_closing_without_a_carrier() -> None:
+    link = Link(connected=False)
+    app = link.open()
+    link.client.close(CloseReason.NORMAL)
+    assert app.events == [("reset", StreamReason.SESSION_LOST)]
+    assert link.budgets[0].used == 0
+
+
+def test_handlers_may_open_and_reset_while_the_session_closes() -> None:
+    link = Link()
+    one, _ = link.pair()
+    two, _ = link.pair()
+
+    def reset(reason: StreamReason) -> None:
+        assert two.stream is not None
+        two.stream.reset(StreamReason.GENERAL)
+        with pytest.raises(LocalError):
+            link.open()
+
+    one.reset = reset  # type: ignore[method-assign]
+    link.client.close(CloseReason.NORMAL)
+    assert link.budgets[0].used == 0 and not link.client.streams
+
+
+@SIDES
+def test_a_peer_may_close_in_the_middle_of_a_record(side: str) -> None:
+    link = Link()
+    link.pair()
+    victim: Session = getattr(link, side)
+    link.forge(victim, wire.encode_close(CloseReason.LIMIT), wire.encode_fin(99))
+    assert victim.closed is CloseReason.LIMIT
+    assert sent_frames(link, victim) == [], "nobody answers a CLOSE"
+
+
+def test_the_acceptor_may_refuse_at_once() -> None:
+    def serve(stream: Stream) -> Any:
+        stream.refuse(StreamReason.NOT_ALLOWED)
+        return App()
+
+    link = Link(serve=serve)
+    apps = [link.open() for _ in range(3)]
+    link.quiesce()
+    assert [app.events for app in apps] == [[("refused", StreamReason.NOT_ALLOWED)]] * 3
+    link.assert_clean()

@@ -1,0 +1,304 @@
+"""Two sessions joined in memory, and applications that talk through them.
+
+`Link` is the pair: `connect` gives it a carrier with keys of its own (made from a counter, as if a handshake had
+agreed on them), `resume` does what the two roles do with each other's counts after a loss. `App` plays the
+application on one end of a stream: it sends what it is told to, keeps what arrives, and writes down every call.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable
+from typing import Any
+
+from cryprq_proxy.address import Destination
+from cryprq_proxy.carriers.memory import MemoryCarrier
+from cryprq_proxy.crypto.handshake import EpochSecrets
+from cryprq_proxy.crypto.primitives import Cipher, Entropy, KemKey, Provider, select_provider, sha256
+from cryprq_proxy.errors import StreamReason
+from cryprq_proxy.session.records import RecordOpener, RecordSealer
+from cryprq_proxy.session.rotation import Offload, inline
+from cryprq_proxy.session.sendlog import SLOT_HEADROOM, MemoryBudget, SlotPool
+from cryprq_proxy.session.session import Session, SessionLimits
+from cryprq_proxy.session.streams import Half, Stream
+from cryprq_proxy.session.wire import StreamProtocol
+
+FAST = select_provider()
+TARGET = Destination("192.0.2.1", 443)
+SESSION_ID = bytes(range(16))
+RESUME_SECRET = bytes(range(32))
+
+
+def epoch(number: int) -> EpochSecrets:
+    """The secrets of a carrier's first epoch."""
+    labels = (b"client record", b"exit record", b"client lane", b"exit lane", b"chain", b"hash")
+    return EpochSecrets(*(sha256(number.to_bytes(4) + label) for label in labels))
+
+
+def seeded(seed: int) -> Entropy:
+    source = random.Random(seed)
+    return lambda size: source.randbytes(size)
+
+
+class ToyProvider:
+    """Sizes of ML-KEM-768 and nothing of its strength: for runs that rotate many thousand times."""
+
+    name = "toy"
+    fast = True
+
+    class Key:
+        public = bytes(1184)
+
+        def decapsulate(self, ciphertext: bytes) -> bytes:
+            return hashlib.sha256(ciphertext).digest()
+
+    def generate_kem(self, entropy: Entropy = random.randbytes) -> KemKey:
+        return self.Key()  # type: ignore[return-value]
+
+    def encapsulate(self, public: bytes, entropy: Entropy = random.randbytes) -> tuple[bytes, bytes]:
+        ciphertext = entropy(32) * 34
+        return hashlib.sha256(ciphertext).digest(), ciphertext
+
+
+class LaterOffload:
+    """An Offload that runs nothing until it is told to."""
+
+    def __init__(self) -> None:
+        self.waiting: list[tuple[Callable[[], Any], Callable[[Callable[[], Any]], None]]] = []
+
+    def __call__(self, job: Callable[[], Any], done: Callable[[Callable[[], Any]], None]) -> None:
+        self.waiting.append((job, done))
+
+    def run(self) -> None:
+        """Everything that waits now; what a job raises comes out of its result, as from a future."""
+        waiting, self.waiting = self.waiting, []
+        for job, done in waiting:
+            try:
+                value = job()
+            except Exception as error:
+                failure = error
+
+                def failed(failure: Exception = failure) -> Any:
+                    raise failure
+
+                done(failed)
+            else:
+                done(lambda value=value: value)
+
+
+class App:
+    """One end of a stream. `eager` consumes what arrives at once; `slots` sends from slots, as a relay does, one in
+    each turn, and without them a turn sends all that there is room for.
+
+    `events` holds every call in order, "data" once for a run of them; `received` the bytes.
+    """
+
+    def __init__(self, *, eager: bool = True, slots: SlotPool | None = None) -> None:
+        self.stream: Stream | None = None
+        self.eager = eager
+        self.slots = slots
+        self.events: list[Any] = []
+        self.received = bytearray()
+        self.unconsumed = 0
+        self.datagrams: list[tuple[Destination, bytes]] = []
+        self.outgoing = bytearray()
+        self.finishing = False
+        self.on_data: Callable[[], None] | None = None
+        self.on_eof: Callable[[], None] | None = None
+
+    def say(self, data: bytes, *, finish: bool = False) -> None:
+        """Send `data` as soon as the stream takes it, and then end this direction if told to."""
+        self.outgoing += data
+        self.finishing |= finish
+        self.pump()
+
+    def pump(self) -> None:
+        while self._pump():
+            pass
+
+    def _pump(self) -> bool:
+        """Send one piece, or the end; True if there may be more to send."""
+        stream = self.stream
+        assert stream is not None
+        if self.outgoing and (room := stream.request_room()):
+            size = room if self.slots is None else min(room, stream.frame_limit)
+            piece = bytes(self.outgoing[:size])
+            del self.outgoing[:size]
+            if self.slots is None:
+                stream.send(piece)
+            else:
+                slot = self.slots.take()
+                slot[SLOT_HEADROOM : SLOT_HEADROOM + len(piece)] = piece
+                stream.send_slot(slot, len(piece))
+            if self.outgoing or self.finishing:
+                return True
+        if self.finishing and not self.outgoing and stream.send_half is Half.OPEN:
+            stream.finish()
+        return False
+
+    def consume(self, size: int | None = None) -> None:
+        size = self.unconsumed if size is None else min(size, self.unconsumed)
+        self.unconsumed -= size
+        if size and self.stream is not None:
+            self.stream.consumed(size)
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more may be called."""
+        return bool(self.events) and self.events[-1][0] in ("refused", "reset")
+
+    def _note(self, *event: Any) -> None:
+        assert not self.ended, f"{event} after {self.events[-1]}"
+        self.events.append(event)
+
+    # --- handler ---
+
+    def opened(self) -> None:
+        self._note("opened")
+
+    def refused(self, reason: StreamReason) -> None:
+        self._note("refused", reason)
+
+    def data_received(self, data: memoryview) -> None:
+        assert data
+        if not self.events or self.events[-1] != ("data",):
+            self._note("data")
+        self.received += data
+        self.unconsumed += len(data)
+        if self.eager:
+            self.consume()
+        if self.on_data is not None:
+            self.on_data()
+
+    def eof_received(self) -> None:
+        self._note("eof")
+        if self.on_eof is not None:
+            self.on_eof()
+
+    def reset(self, reason: StreamReason) -> None:
+        self._note("reset", reason)
+
+    def writable(self) -> None:
+        assert not self.ended
+        if self._pump() and self.stream is not None:
+            self.stream.wait_for_turn()  # as a relay does: not more than one turn
+
+    def datagram_received(self, destination: Destination, payload: memoryview) -> None:
+        self.datagrams.append((destination, bytes(payload)))
+
+
+class Link:
+    """A client's and an exit's session. `serve` makes the App of each stream that arrives at the exit; without it
+    they are accepted at once. `served` has them by stream id."""
+
+    def __init__(
+        self,
+        limits: SessionLimits | None = None,
+        *,
+        exit_limits: SessionLimits | None = None,
+        serve: Callable[[Stream], App] | None = None,
+        provider: Provider = FAST,
+        cipher: Cipher = Cipher.CHACHA20_POLY1305,
+        offload: Offload = inline,
+        exit_offload: Offload = inline,
+        connected: bool = True,
+    ) -> None:
+        limits = limits or SessionLimits()
+        self.budgets = (MemoryBudget(256 << 20), MemoryBudget(256 << 20))
+        self.slots = SlotPool()
+        self.cipher = cipher
+        self.served: dict[int, App] = {}
+        self.serve = serve or self.accept
+        self.carriers = 0
+        self.now = 1000.0
+
+        def session(dialler: bool, limits: SessionLimits, offload: Offload, **more: Any) -> Session:
+            return Session(
+                dialler=dialler,
+                session_id=SESSION_ID,
+                resume_secret=RESUME_SECRET,
+                provider=provider,
+                entropy=seeded(int(dialler)),
+                limits=limits,
+                budget=self.budgets[not dialler],
+                slots=self.slots,
+                offload=offload,
+                **more,
+            )
+
+        self.client = session(True, limits, offload)
+        self.exit = session(False, exit_limits or limits, exit_offload, acceptor=self._accept)
+        self.carrier: MemoryCarrier
+        if connected:
+            self.connect()
+
+    def _accept(self, stream: Stream) -> None:
+        app = self.serve(stream)
+        app.stream = stream
+        stream.handler = app
+        self.served[stream.id] = app
+
+    @staticmethod
+    def accept(stream: Stream) -> App:
+        stream.accept()
+        return App()
+
+    def open(
+        self,
+        app: App | None = None,
+        protocol: StreamProtocol = StreamProtocol.TCP,
+        destination: Destination = TARGET,
+    ) -> App:
+        app = app or App()
+        app.stream = self.client.open(protocol, destination, app)
+        return app
+
+    def pair(self, **options: Any) -> tuple[App, App]:
+        """Both ends of a new stream, open."""
+        app = self.open(App(**options))
+        self.carrier.settle()
+        assert app.stream is not None
+        return app, self.served[app.stream.id]
+
+    def connect(self, client_has: int = 0, exit_has: int = 0) -> MemoryCarrier:
+        """A new carrier with new keys; the counts are what each side says it has."""
+        self.carriers += 1
+        keys, cipher = epoch(self.carriers), self.cipher
+        for session, peer_has in ((self.client, exit_has), (self.exit, client_has)):
+            out, into = (keys.client_record, keys.exit_record)[:: 1 if session.dialler else -1]
+            session.attach(
+                cipher, keys, RecordSealer(cipher, out), RecordOpener(cipher, into), peer_has, self.now
+            )
+        self.carrier = MemoryCarrier(self.client, self.exit, self.now)
+        return self.carrier
+
+    def resume(self) -> MemoryCarrier:
+        """After a loss: go on where the counts say."""
+        self.now = self.carrier.now
+        self.carrier.cut()
+        return self.connect(self.client.received, self.exit.received)
+
+    def forge(self, victim: Session, *frames: bytes) -> None:
+        """Let `victim` receive one record with these frames, as from a peer that breaks the rules."""
+        peer = self.exit if victim is self.client else self.client
+        record = peer.rotation.sealer.seal(b"".join(frames))
+        assert victim.receive(memoryview(record), self.carrier.now) == len(record)
+
+    def quiesce(self) -> None:
+        """Let everything be sent and acknowledged."""
+        self.carrier.advance(0.1)
+
+    def assert_clean(self) -> None:
+        """No trace of any stream is left on either side."""
+        for session, budget in zip((self.client, self.exit), self.budgets, strict=True):
+            assert not session.streams
+            assert not session._awaited
+            assert session.log.kept == 0 and session.log.acknowledged == session.log.sent
+            assert budget.used == 0
+            assert session.windows.free == session.limits.window_pool
+            assert session.scheduler.queued == 0
+            assert session.scheduler.next() is None
+            assert not session._windows_due
+        assert self.client.log.sent == self.exit.received
+        assert self.exit.log.sent == self.client.received

@@ -1,0 +1,348 @@
+"""The program's roles as real processes, with what a test wants to know of them: log lines, status, memory.
+
+    World.exit(...) and World.client(...) write a config file and start `python -m cryprq_proxy`
+    World.close     ends them with SIGTERM and other programs with SIGKILL, and returns what was wrong: exit codes,
+                    errors, tracebacks
+
+Ports lie below the range from which the system takes those of outgoing connections: a process that is killed and
+started again finds its port free.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from cryprq_proxy.crypto.identity import Identity
+from cryprq_proxy.crypto.primitives import select_provider
+from cryprq_proxy.process.control import query
+from tests.support.background import PATIENCE
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+MODULE = ("-m", "cryprq_proxy")
+HOSTS = "site.test=127.0.0.1 six.test=::1"
+"""Names that exits know, and nobody else."""
+BUGS = re.compile(r"Traceback|this is a bug")
+UNWANTED = re.compile(rf"{BUGS.pattern}|^\S+ (error|critical) ", re.MULTILINE)
+
+Settings = Mapping[str, Any]
+
+
+def until(condition: Callable[[], bool], what: str, seconds: float = PATIENCE) -> None:
+    """Return as soon as `condition` holds, for what can only be asked for again and again."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
+        time.sleep(0.01)
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    while True:
+        port = random.randrange(12_000, 32_000)
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            try:
+                probe.bind((host, port))
+            except OSError:
+                continue
+            return port
+
+
+class Program:
+    """One process, whose standard error is read line by line as it comes."""
+
+    def __init__(
+        self, name: str, arguments: list[str], environment: Mapping[str, str], directory: Path
+    ) -> None:
+        self.name = name
+        self.may_complain = False
+        """Whether errors in its log are no surprise."""
+        self.lines: list[str] = []
+        self._changed = threading.Condition()
+        self._ended = False
+        self.process = subprocess.Popen(
+            [sys.executable, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            cwd=directory,
+            env=dict(environment),
+        )
+        self._reader = threading.Thread(target=self._read, name=f"log of {name}")
+        self._reader.start()
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def log(self) -> str:
+        with self._changed:
+            return "\n".join(self.lines)
+
+    @property
+    def written(self) -> int:
+        """How many lines there are by now, for `since`."""
+        with self._changed:
+            return len(self.lines)
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            with self._changed:
+                self.lines.append(line.rstrip("\n"))
+                self._changed.notify_all()
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+
+    def says(self, pattern: str, *, since: int = 0, seconds: float = PATIENCE) -> re.Match[str]:
+        """Wait for a line with `pattern` in it, from line number `since` on."""
+        expression = re.compile(pattern)
+        deadline = time.monotonic() + seconds
+        with self._changed:
+            while True:
+                for line in self.lines[since:]:
+                    if match := expression.search(line):
+                        return match
+                since = max(since, len(self.lines))
+                rest = deadline - time.monotonic()
+                if self._ended or rest <= 0:
+                    log = "\n".join(self.lines)
+                    raise AssertionError(f"{self.name} did not say {pattern!r}; it said:\n{log}")
+                self._changed.wait(rest)
+
+    def memory(self) -> int:
+        """Resident memory in bytes."""
+        for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
+            if line.startswith("VmRSS:"):
+                return int(line.split()[1]) * 1024
+        raise AssertionError(f"{self.name} has no memory")
+
+    def files(self) -> int:
+        """Open file descriptors."""
+        return len(os.listdir(f"/proc/{self.pid}/fd"))
+
+    def kill(self) -> None:
+        """As `kill -9`, and wait for its end."""
+        self.process.kill()
+        self.wait_end()
+
+    def stop(self, seconds: float = PATIENCE) -> int:
+        """SIGTERM, and the exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+        return self.wait_end()
+
+    def wait_end(self) -> int:
+        """The exit code of a process that ends."""
+        code = self.process.wait(PATIENCE)
+        self._reader.join(PATIENCE)
+        assert self.process.stderr is not None
+        self.process.stderr.close()
+        return code
+
+
+class Role(Program):
+    """An exit or a client: listens on `port`, answers `status`."""
+
+    def __init__(
+        self, name: str, arguments: list[str], world: World, config: Settings, peer_id: str, port: int
+    ) -> None:
+        self.control = world.directory / f"{name}.sock"
+        self.peer_id = peer_id
+        self.port = port
+        own: Settings = {"control_socket": str(self.control), "log_level": "debug"}
+        config = own | ({} if isinstance(self, Exit) else {"admin": "off"}) | config
+        file = world.directory / f"{name}.toml"
+        file.write_text(toml(config))
+        file.chmod(0o600)
+        # An exit knows some names, a client none.
+        environment = world.environment | ({"E2E_HOSTS": HOSTS} if isinstance(self, Exit) else {})
+        super().__init__(name, [*MODULE, *arguments, "--config", str(file)], environment, world.directory)
+
+    def status(self) -> dict[str, Any]:
+        return query(self.control, timeout=PATIENCE)
+
+
+class Exit(Role):
+    @property
+    def sessions(self) -> list[dict[str, Any]]:
+        return self.status()["sessions"]
+
+    @property
+    def streams(self) -> int:
+        return sum(session["streams"] for session in self.sessions)
+
+
+class Client(Role):
+    @property
+    def up(self) -> bool:
+        return self.status()["link"] == "up"
+
+    @property
+    def session(self) -> dict[str, Any]:
+        return self.status()["session"] or {}
+
+    @property
+    def streams(self) -> int:
+        return self.session.get("streams", 0)
+
+    def wait_up(self) -> None:
+        self.says("link (up|resumed)")
+
+
+class World:
+    """All processes of a test, and their directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        home = str(directory)
+        self.environment = {
+            name: value
+            for name, value in os.environ.items()
+            if name in ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH")
+        }
+        self.environment |= {
+            "HOME": home,
+            "XDG_CONFIG_HOME": f"{home}/config",
+            "XDG_RUNTIME_DIR": f"{home}/run",
+            "PYTHONPATH": os.pathsep.join((str(HERE / "startup"), str(ROOT))),
+            "PYTHONUNBUFFERED": "1",
+        }
+        self.programs: list[Program] = []
+        self._count = 0
+
+    def identity(self, name: str) -> tuple[Path, str]:
+        """The file of an identity, made when first asked for, and its peer id."""
+        provider = select_provider()
+        file = self.directory / f"{name}.key"
+        if not file.exists():
+            Identity.generate(provider).save(file)
+        return file, str(Identity.load(provider, file).peer_id)
+
+    def exit(
+        self,
+        settings: Settings | None = None,
+        *,
+        clients: tuple[str, ...] = ("client",),
+        identity: str = "exit",
+        port: int | None = None,
+        private: bool = True,
+    ) -> Exit:
+        """Start an exit that lets in the identities of `clients`."""
+        file, peer_id = self.identity(identity)
+        port = port or free_port()
+        config = {
+            "identity": str(file),
+            "listen": [f"127.0.0.1:{port}"],
+            "allow": [self.identity(client)[1] for client in clients],
+            "allow_private": private,
+            "shutdown_grace": 0.5,
+        }
+        role = Exit(self._name("exit"), ["exit"], self, merge(config, LIMITS, settings or {}), peer_id, port)
+        self.programs.append(role)
+        role.says("ready: ")
+        return role
+
+    def client(
+        self,
+        exit: Exit | tuple[str, int] | None,
+        settings: Settings | None = None,
+        *,
+        through: int | None = None,
+        identity: str = "client",
+        wait: bool = True,
+    ) -> Client:
+        """Start a client of `exit`, which is reached at port `through` if that is given; None: `settings` say of which.
+
+        With `wait` the link is up when this returns.
+        """
+        file, _ = self.identity(identity)
+        listen = free_port()
+        config = {"identity": str(file), "listen": f"127.0.0.1:{listen}"}
+        peer_id = ""
+        if exit is not None:
+            peer_id, port = exit if isinstance(exit, tuple) else (exit.peer_id, exit.port)
+            config["peer"] = f"cryprq://{peer_id}@127.0.0.1:{through or port}"
+        role = Client(self._name("client"), [], self, merge(config, settings or {}), peer_id, listen)
+        self.programs.append(role)
+        role.says("ready: ")
+        if wait:
+            role.wait_up()
+        return role
+
+    def pair(self, settings: Settings | None = None, *, through: int | None = None) -> tuple[Exit, Client]:
+        """An exit and its client, both with `settings`."""
+        exit = self.exit(settings)
+        return exit, self.client(exit, settings, through=through)
+
+    def command(self, *arguments: str) -> list[str]:
+        """A command line of the program, for what ends by itself."""
+        return [sys.executable, *MODULE, *arguments]
+
+    def _name(self, kind: str) -> str:
+        self._count += 1
+        return f"{kind}{self._count}"
+
+    def close(self) -> list[str]:
+        """End all processes, clients first; what went wrong in any of them."""
+        wrong = []
+        for program in sorted(self.programs, key=lambda program: isinstance(program, Exit)):
+            if program.process.returncode is None:
+                if not isinstance(program, Role):
+                    program.kill()
+                elif code := program.stop(10.0):
+                    wrong.append(f"{program.name} ended with {code} on SIGTERM:\n{program.log}")
+            if (BUGS if program.may_complain else UNWANTED).search(program.log):
+                wrong.append(f"{program.name} had an error:\n{program.log}")
+        return wrong
+
+
+LIMITS: Settings = {"limits": {"handshakes_per_minute": 100_000}}
+"""All the world comes from one address here."""
+
+
+def merge(*parts: Settings) -> dict[str, Any]:
+    """Later settings win, table by table."""
+    merged: dict[str, Any] = {}
+    for part in parts:
+        for key, value in part.items():
+            known = merged.get(key)
+            merged[key] = {**known, **value} if isinstance(known, dict) else value
+    return merged
+
+
+def toml(settings: Settings) -> str:
+    """Strings, numbers, booleans and lists of these are written in TOML as in JSON; lists of tables are not."""
+
+    def pairs(table: Settings) -> list[str]:
+        return [f"{key} = {json.dumps(value)}" for key, value in table.items() if not _tables(value)]
+
+    lines = pairs(settings)
+    for name, value in settings.items():
+        for table in _tables(value):
+            lines += [f"[[{name}]]" if isinstance(value, list) else f"[{name}]", *pairs(table)]
+    return "\n".join(lines) + "\n"
+
+
+def _tables(value: Any) -> list[Settings]:
+    """The tables that a value is, or consists of."""
+    values = value if isinstance(value, list) else [value]
+    return [each for each in values if isinstance(each, dict)]

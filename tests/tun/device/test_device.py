@@ -1,0 +1,622 @@
+"""TUN devices: the drain and its fall-backs on a pair of sockets, and real devices in namespaces of their own.
+
+A namespace here has no name: it belongs to threads that entered it and to the descriptors made in it, and the kernel
+removes it, devices and all, with the last of them. So nothing is left behind, whatever happens to the test.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import random
+import socket
+import struct
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from ipaddress import ip_interface
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyroute2 import AsyncIPRoute
+
+from cryprq_proxy.errors import ConfigError
+from cryprq_proxy.lane.slices import HEADROOM, MAX_PACKET, Run, Shape
+from tests.tun.device.test_offload import KINDS, PAYLOAD, Flow, segments, super_packet
+from tun.device.device import READS_PER_WAKEUP, PacketDevice
+from tun.device.linux import GSO_MAX_SEGS, GSO_MAX_SIZE, Tun
+from tun.device.offload import COMPLETE, UNSUMMED, VNET, VNET_SIZE
+from tun.device.packets import TCP, UDP, Drop
+
+TSO = 0x07
+USO = 0x60
+NO_LAB = (
+    "needs root" if os.geteuid() else "" if Path("/dev/net/tun").exists() else "there is no /dev/net/tun here"
+)
+lab = pytest.mark.skipif(bool(NO_LAB), reason=NO_LAB)
+
+
+class Namespace:
+    """A network namespace; `run` does something inside of it, on a thread of its own."""
+
+    def __init__(self) -> None:
+        self._fd = self._thread(self._make)
+
+    def run[T](self, function: Callable[[], T]) -> T:
+        def inside() -> T:
+            os.setns(self._fd, os.CLONE_NEWNET)
+            return function()
+
+        return self._thread(inside)
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+    @staticmethod
+    def _make() -> int:
+        os.unshare(os.CLONE_NEWNET)
+        return os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+
+    @staticmethod
+    def _thread[T](function: Callable[[], T]) -> T:
+        results: list[T] = []
+        errors: list[BaseException] = []
+
+        def run() -> None:
+            try:
+                results.append(function())
+            except BaseException as error:
+                errors.append(error)
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        thread.join()
+        if errors:
+            raise errors[0]
+        return results[0]
+
+
+@pytest.fixture
+def namespaces() -> Iterator[tuple[Namespace, Namespace]]:
+    with contextlib.ExitStack() as stack:
+        pair = Namespace(), Namespace()
+        for namespace in pair:
+            stack.callback(namespace.close)
+        yield pair
+
+
+def lost(error: OSError) -> None:
+    raise error
+
+
+def nothing() -> None:
+    pass
+
+
+class Inbox:
+    """Collects what a device hands over."""
+
+    def __init__(self) -> None:
+        self.packets: list[tuple[bytes, Shape]] = []
+        self.wakeups: list[int] = []
+        self.changed = asyncio.Event()
+
+    def take(self, buffer: memoryview, start: int, end: int, shape: Shape) -> None:
+        assert start >= HEADROOM
+        self.packets.append((bytes(buffer[start:end]), shape))
+
+    def drained(self) -> None:
+        self.wakeups.append(len(self.packets))
+        self.changed.set()
+
+    async def until(self, count: int) -> list[tuple[bytes, Shape]]:
+        while len(self.packets) < count:
+            self.changed.clear()
+            await self.changed.wait()
+        return self.packets
+
+
+@pytest.fixture
+async def pair() -> AsyncIterator[Callable[[int | None], tuple[Tun, socket.socket]]]:
+    """Makes a Tun on one end of a socket pair that keeps messages apart, and gives the other: the "kernel"."""
+    with contextlib.ExitStack() as stack:
+
+        def make(offloads: int | None) -> tuple[Tun, socket.socket]:
+            near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            near.setblocking(False)
+            far.setblocking(False)
+            stack.callback(far.close)
+            tun = Tun(near.detach(), "fake0", 1400, offloads)
+            stack.callback(tun.close)
+            return tun, far
+
+        yield make
+
+
+type Pair = Callable[[int | None], tuple[Tun, socket.socket]]
+
+
+async def test_a_drain_is_bounded_and_comes_back(pair: Pair) -> None:
+    tun, kernel = pair(None)
+    count = READS_PER_WAKEUP + 5
+    for number in range(count):
+        kernel.send(b"packet %d" % number)
+    inbox = Inbox()
+    tun.start(asyncio.get_running_loop(), inbox.take, inbox.drained, lost)
+    packets = await inbox.until(count)
+    assert packets == [(b"packet %d" % number, COMPLETE) for number in range(count)]
+    assert inbox.wakeups == [READS_PER_WAKEUP, count]
+    assert (tun.read_packets, tun.read_bytes) == (count, sum(len(packet) for packet, _ in packets))
+    tun.stop()
+    kernel.send(b"later")
+    await asyncio.sleep(0)
+    assert len(inbox.packets) == count
+    inbox.changed.clear()
+    tun.start(asyncio.get_running_loop(), inbox.take, inbox.drained, lost)
+    assert (await inbox.until(count + 1))[-1] == (b"later", COMPLETE)
+
+
+async def test_a_callback_may_close_the_device(pair: Pair) -> None:
+    tun, kernel = pair(None)
+    kernel.send(b"one")
+    kernel.send(b"two")
+    closed = asyncio.Event()
+
+    def take(buffer: memoryview, start: int, end: int, shape: Shape) -> None:
+        assert not closed.is_set()
+        tun.close()
+        closed.set()
+
+    tun.start(asyncio.get_running_loop(), take, nothing, lost)
+    await closed.wait()
+    tun.close()
+
+
+async def test_reading_with_and_without_offloads(pair: Pair) -> None:
+    flow = Flow(4, TCP, PAYLOAD, 1400)
+    inbox = Inbox()
+    tun, kernel = pair(TSO)
+    kernel.send(VNET.pack(1, 1, 0, 1400, 20, 16) + super_packet(flow))
+    kernel.send(VNET.pack(1, 0x81, 0, 1400, 20, 16) + super_packet(flow))  # ECN, which we did not ask for
+    kernel.send(b"short")
+    kernel.send(VNET.pack(0, 0, 0, 0, 0, 0) + segments(flow)[0])
+    tun.start(asyncio.get_running_loop(), inbox.take, inbox.drained, lost)
+    assert await inbox.until(2) == [(super_packet(flow), flow.shape), (segments(flow)[0], COMPLETE)]
+    assert tun.drops == {Drop.OFFLOAD: 1, Drop.SHORT: 1}
+    status = tun.status()
+    assert status.reads == ("csum", "tso4", "tso6")
+    assert status.writes == ("tso4", "tso6")
+    assert status.drops == {"bad offload description": 1, "shorter than its headers": 1}
+    assert status.read_packets == 2
+
+
+async def test_read_into_gives_a_whole_message_or_nothing(pair: Pair) -> None:
+    tun, kernel = pair(None)
+    buffer = memoryview(bytearray(100))
+    assert tun.read_into(buffer) == 0
+    kernel.send(b"packet")
+    assert tun.read_into(buffer) == 6
+    assert bytes(buffer[:6]) == b"packet"
+
+
+def put(tun: PacketDevice, packet: bytes, shape: Shape) -> bool:
+    buffer = memoryview(bytearray(HEADROOM) + packet)
+    return tun.write(buffer, HEADROOM, HEADROOM + len(packet), shape)
+
+
+def received(kernel: socket.socket) -> list[bytes]:
+    messages = []
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            messages.append(kernel.recv(VNET_SIZE + MAX_PACKET))
+    return messages
+
+
+@pytest.mark.parametrize(("version", "protocol"), KINDS)
+async def test_writing_with_and_without_offloads(pair: Pair, version: int, protocol: int) -> None:
+    flow = Flow(version, protocol, PAYLOAD, 1400)
+    offset = 16 if protocol == TCP else 6
+    kind = flow.flags_and_type[1]
+    whole = VNET.pack(1, kind, flow.header, 1400, flow.network, offset) + super_packet(flow)
+    plain = [bytes(VNET_SIZE) + segment for segment in segments(flow)]
+
+    tun, kernel = pair(TSO | USO)
+    assert put(tun, super_packet(flow), flow.shape)
+    assert received(kernel) == [whole]
+    assert (tun.written_packets, tun.written_bytes) == (1, len(super_packet(flow)))
+
+    tun, kernel = pair(TSO)
+    assert put(tun, super_packet(flow), flow.shape)
+    assert received(kernel) == (plain if protocol == UDP else [whole])
+
+    tun, kernel = pair(None)
+    assert put(tun, super_packet(flow), flow.shape)
+    assert received(kernel) == segments(flow)
+    assert tun.written_packets == len(plain)
+    one = Flow(version, protocol, b"x" * 99, 1400)
+    assert put(tun, super_packet(one), UNSUMMED)
+    assert received(kernel) == segments(one)
+
+
+async def test_a_run_that_does_not_fit_is_counted(pair: Pair) -> None:
+    tun, kernel = pair(TSO)
+    flow = Flow(4, TCP, PAYLOAD, 1400)
+    buffer = memoryview(bytearray(HEADROOM) + super_packet(flow)[: flow.header + 1400])
+    assert tun.write_run(buffer, HEADROOM, len(buffer), Run(flow.shape, 1, 1, 4))
+    assert len(received(kernel)) == 1
+    assert not tun.write_run(buffer, HEADROOM, len(buffer), Run(flow.shape, 1, 2, 4))
+    assert received(kernel) == []
+    assert tun.drops == {Drop.LENGTH: 1}
+
+
+async def test_a_full_queue_drops_and_counts(pair: Pair) -> None:
+    tun, _ = pair(None)
+    while put(tun, bytes(4096), COMPLETE):
+        pass
+    assert tun.drops == {Drop.BUSY: 1}
+
+
+class Choosy(Tun):
+    """A device whose kernel refuses super-packets: all of them, or those after the first."""
+
+    def __init__(self, fd: int, accepted: int) -> None:
+        super().__init__(fd, "fake0", 1400, TSO)
+        self.accepted = accepted
+        self.tried = 0
+
+    def _write_message(self, message: memoryview, size: int) -> int:
+        if message[1]:
+            self.tried += 1
+            if self.tried > self.accepted:
+                return errno.EINVAL
+        return super()._write_message(message, size)
+
+
+def test_super_packets_are_cut_once_the_kernel_refuses_them() -> None:
+    flow = Flow(4, TCP, PAYLOAD, 1400)
+    near, kernel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    near.setblocking(False)
+    kernel.setblocking(False)
+    plain = [bytes(VNET_SIZE) + segment for segment in segments(flow)]
+    with kernel, contextlib.closing(Choosy(near.detach(), 0)) as tun:
+        for _ in range(2):
+            assert put(tun, super_packet(flow), flow.shape)
+            assert received(kernel) == plain
+        assert tun.tried == 1
+        assert tun.status().writes == ("tso6",)
+
+
+def test_one_strange_super_packet_does_not_end_offload() -> None:
+    flow = Flow(4, TCP, PAYLOAD, 1400)
+    near, kernel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    near.setblocking(False)
+    kernel.setblocking(False)
+    with kernel, contextlib.closing(Choosy(near.detach(), 1)) as tun:
+        assert put(tun, super_packet(flow), flow.shape)
+        assert put(tun, super_packet(flow), flow.shape)
+        assert len(received(kernel)) == 1 + flow.of
+        tun.accepted = 9
+        assert put(tun, super_packet(flow), flow.shape)
+        assert len(received(kernel)) == 1
+        assert tun.status().writes == ("tso4", "tso6")
+
+
+@pytest.mark.parametrize("name", ["", "a" * 16, "a/b", "a b", "tun%d", "a:b", "a\n"])
+def test_names_that_are_none(name: str) -> None:
+    with pytest.raises(ConfigError, match="no name for a network device"):
+        Tun.open(name, mtu=1400)
+
+
+@pytest.mark.parametrize("mtu", [0, 1279, 65536])
+def test_an_mtu_out_of_range(mtu: int) -> None:
+    with pytest.raises(ConfigError, match="MTU"):
+        Tun.open("cqt0", mtu=mtu)
+
+
+def test_no_device_and_no_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    for number, text in (
+        (errno.ENOENT, "load the kernel module tun"),
+        (errno.ENXIO, "load the kernel module tun"),
+        (errno.EACCES, "run as root"),
+    ):
+
+        def refuse(*_: object, number: int = number) -> int:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(os, "open", refuse)
+        with pytest.raises(ConfigError, match=text):
+            Tun.open("cqt0", mtu=1400)
+
+
+# Real devices from here on.
+
+OURS4, THEIRS4 = ip_interface("100.96.7.1/32"), ip_interface("100.96.7.2/32")
+OURS6, THEIRS6 = ip_interface("fd63:7279:7071:7::1/128"), ip_interface("fd63:7279:7071:7::2/128")
+
+
+async def links(name: str) -> list[Any]:
+    async with AsyncIPRoute() as netlink:
+        return [link async for link in await netlink.get_links(ifname=name)]
+
+
+async def routed(name: str) -> None:
+    """A default route of both families into the device."""
+    async with AsyncIPRoute() as netlink:
+        index = (await netlink.link_lookup(ifname=name))[0]
+        for destination in ("0.0.0.0/0", "::/0"):
+            await netlink.route("add", dst=destination, oif=index)
+
+
+def opened(namespace: Namespace, name: str, offload: bool, *addresses: Any, mtu: int = 1400) -> Tun:
+    """A configured device with a default route in a namespace."""
+
+    async def configure(tun: Tun) -> None:
+        assert await tun.configure(addresses) == addresses
+        await routed(name)
+
+    def inside() -> Tun:
+        tun = Tun.open(name, mtu=mtu, offload=offload)
+        asyncio.run(configure(tun))
+        return tun
+
+    return namespace.run(inside)
+
+
+@lab
+def test_a_device_is_set_up_as_asked(namespaces: tuple[Namespace, Namespace]) -> None:
+    async def look(tun: Tun) -> None:
+        assert await tun.configure([OURS4, OURS6]) == (OURS4, OURS6)
+        assert tun.gso_capped
+        (link,) = await links("cqt0")
+        assert link["flags"] & 1
+        for attribute, value in (
+            ("IFLA_MTU", 1400),
+            ("IFLA_TXQLEN", 1000),
+            ("IFLA_GSO_MAX_SIZE", GSO_MAX_SIZE),
+            ("IFLA_GSO_MAX_SEGS", GSO_MAX_SEGS),
+        ):
+            assert link.get_attr(attribute) == value, attribute
+        legacy = link.get_attr("IFLA_GSO_IPV4_MAX_SIZE")
+        assert legacy in (None, GSO_MAX_SIZE)
+        assert await tun.configure([THEIRS4, OURS6]) == (THEIRS4, OURS6)  # another address from the exit
+        await tun.set_mtu(1300)
+        assert tun.mtu == 1300
+        async with AsyncIPRoute() as netlink:
+            present = {
+                (message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS"), message["prefixlen"])
+                async for message in await netlink.get_addr(index=link["index"])
+            }
+        assert present == {(str(THEIRS4.ip), 32), (str(OURS6.ip), 128)}
+        (link,) = await links("cqt0")
+        assert link.get_attr("IFLA_MTU") == 1300
+        with pytest.raises(ConfigError, match="MTU"):
+            await tun.set_mtu(1000)
+
+    def inside() -> None:
+        tun = Tun.open("cqt0", mtu=1400, offload=True)
+        with pytest.raises(ConfigError, match="there is a network device cqt0 already"):
+            Tun.open("cqt0", mtu=1400)
+        with pytest.raises(ConfigError, match="there is a network device lo already"):
+            Tun.open("lo", mtu=1400)
+        asyncio.run(look(tun))
+        tun.close()
+        with pytest.raises(ConfigError, match="cannot be set up"):
+            asyncio.run(tun.configure([OURS4]))
+        Tun.open("cqt0", mtu=1400, offload=False).close()  # the name is free again
+
+    namespaces[0].run(inside)
+
+
+@lab
+def test_a_kernel_without_ipv6_gets_ipv4_alone(namespaces: tuple[Namespace, Namespace]) -> None:
+    def inside() -> None:
+        tun = Tun.open("cqt0", mtu=1400)
+        Path("/proc/sys/net/ipv6/conf/cqt0/disable_ipv6").write_text("1")
+        assert asyncio.run(tun.configure([OURS4, OURS6])) == (OURS4,)
+        tun.close()
+
+    namespaces[0].run(inside)
+
+
+@lab
+async def test_a_device_that_somebody_removes(namespaces: tuple[Namespace, Namespace]) -> None:
+    tun = opened(namespaces[0], "cqt0", True, OURS4)
+    gone: asyncio.Future[OSError] = asyncio.get_running_loop().create_future()
+    inbox = Inbox()
+    tun.start(asyncio.get_running_loop(), inbox.take, inbox.drained, gone.set_result)
+
+    async def remove() -> None:
+        async with AsyncIPRoute() as netlink:
+            await netlink.link("del", index=(await netlink.link_lookup(ifname="cqt0"))[0])
+
+    namespaces[0].run(lambda: asyncio.run(remove()))
+    assert (await gone).errno == errno.EBADFD
+    assert not put(tun, segments(Flow(4, TCP, b"x", 9))[0], COMPLETE)
+    assert tun.drops[Drop.REFUSED] == 1
+    tun.close()
+
+
+@lab
+@pytest.mark.parametrize(("version", "protocol"), KINDS)
+async def test_the_kernel_cuts_super_packets_as_we_do(
+    namespaces: tuple[Namespace, Namespace], version: int, protocol: int
+) -> None:
+    """A super-packet written to a device with offloads is forwarded to one without: the kernel has to cut it."""
+    namespace = namespaces[0]
+    near = opened(namespace, "cqt0", True, OURS4, OURS6)
+
+    async def reach() -> None:
+        async with AsyncIPRoute() as netlink:
+            index = (await netlink.link_lookup(ifname="cqt1"))[0]
+            for destination in ("198.51.100.0/24", "2001:db8:ffff::/48"):
+                await netlink.route("add", dst=destination, oif=index)
+
+    def inside() -> Tun:
+        for knob in ("ipv4/ip_forward", "ipv6/conf/all/forwarding"):
+            Path(f"/proc/sys/net/{knob}").write_text("1")
+        tun = Tun.open("cqt1", mtu=1500, offload=False)
+        asyncio.run(tun.configure([THEIRS4, THEIRS6]))
+        asyncio.run(reach())
+        return tun
+
+    far = namespace.run(inside)
+    inbox = Inbox()
+    far.start(asyncio.get_running_loop(), inbox.take, inbox.drained, lost)
+    flow = Flow(version, protocol, PAYLOAD * 3, 1400)
+    ahead = super_packet(flow)
+    if version == 4:  # one hop more, which the kernel will take off
+        head = bytearray(ahead[:20])
+        head[8] += 1
+        head[10] -= 1
+        ahead = bytes(head) + ahead[20:]
+    else:
+        ahead = ahead[:7] + bytes([ahead[7] + 1]) + ahead[8:]
+    assert put(near, ahead, flow.shape)
+    expected = segments(flow)
+    got: list[bytes] = []
+    while len(got) < len(expected):
+        await inbox.until(len(inbox.packets) + 1)
+        got = [
+            packet
+            for packet, _ in inbox.packets
+            if packet[0] >> 4 == version and packet[9 if version == 4 else 6] == protocol
+        ]
+    assert got == expected
+    near.close()
+    far.close()
+
+
+class Wire:
+    """Carries what one device reads to another, like the lane: in slices, some of which get lost."""
+
+    def __init__(self, out: Tun, loss: random.Random | None, in_software: bool) -> None:
+        self.out = out
+        self.loss = loss
+        self.super_packets = self.partial = self.lost = 0
+        self.in_software = in_software
+        if in_software:
+            out._whole = dict.fromkeys(out._whole, False)
+
+    def carry(self, buffer: memoryview, start: int, end: int, shape: Shape) -> None:
+        _, gso_size, header = shape
+        if not gso_size:
+            self.out.write_run(buffer, start, end, Run(shape, 0, 1, 1))
+            return
+        self.super_packets += 1
+        of = -(-(end - start - header) // gso_size)
+        keep = [self.loss is None or self.loss.random() > 0.02 for _ in range(of)]
+        self.lost += keep.count(False)
+        headers, payload = bytes(buffer[start : start + header]), bytes(buffer[start + header : end])
+        first = 0
+        while first < of:
+            count = 0
+            while first + count < of and keep[first + count]:
+                count += 1
+            if count:
+                self.partial += count < of
+                piece = headers + payload[first * gso_size : (first + count) * gso_size]
+                room = memoryview(bytearray(HEADROOM) + piece)
+                assert self.out.write_run(room, HEADROOM, len(room), Run(shape, first, count, of)), (
+                    self.out.drops
+                )
+            first += count + 1
+
+
+DATA = random.Random(1).randbytes(1 << 16)
+BLOCKS = 64
+
+
+async def transfer(namespaces: tuple[Namespace, Namespace], version: int) -> None:
+    """4 MiB each way over TCP, compared byte by byte."""
+    loop = asyncio.get_running_loop()
+    family = socket.AF_INET if version == 4 else socket.AF_INET6
+    ours, theirs = (OURS4, THEIRS4) if version == 4 else (OURS6, THEIRS6)
+
+    def endpoint() -> socket.socket:
+        end = socket.socket(family)
+        end.setblocking(False)
+        return end
+
+    async def send(end: socket.socket) -> None:
+        for _ in range(BLOCKS):
+            await loop.sock_sendall(end, DATA)
+
+    async def receive(end: socket.socket) -> None:
+        left = b""
+        for _ in range(BLOCKS):
+            while len(left) < len(DATA):
+                more = await loop.sock_recv(end, 1 << 20)
+                assert more
+                left += more
+            assert left[: len(DATA)] == DATA
+            left = left[len(DATA) :]
+        assert left == b""
+
+    with namespaces[0].run(endpoint) as near, namespaces[1].run(endpoint) as listener:
+        near.bind((str(ours.ip), 0))
+        listener.bind((str(theirs.ip), 4433))
+        listener.listen()
+        await loop.sock_connect(near, (str(theirs.ip), 4433))
+        far, _ = await loop.sock_accept(listener)
+        with far:
+            far.setblocking(False)
+            await asyncio.gather(send(near), receive(far), send(far), receive(near))
+
+
+@lab
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("mode", ["offloads", "lossy", "cut by us", "without offloads"])
+async def test_tcp_between_two_namespaces(
+    namespaces: tuple[Namespace, Namespace], version: int, mode: str
+) -> None:
+    offload = mode != "without offloads"
+    near = opened(namespaces[0], "cqt0", offload, OURS4, OURS6)
+    far = opened(namespaces[1], "cqt1", offload, THEIRS4, THEIRS6)
+    loss = random.Random(7) if mode == "lossy" else None
+    loop = asyncio.get_running_loop()
+    wires = []
+    for tun, out in ((near, far), (far, near)):
+        wire = Wire(out, loss, mode == "cut by us")
+        wires.append(wire)
+        tun.start(loop, wire.carry, nothing, lost)
+    await transfer(namespaces, version)
+    for wire, tun in zip(wires, (near, far), strict=True):
+        assert (wire.super_packets > 0) is offload
+        assert (wire.partial > 0 and wire.lost > 0) is (mode == "lossy")
+        assert not tun.drops
+        assert tun.read_bytes > BLOCKS * len(DATA)
+        if mode == "offloads":
+            assert tun.status().writes[:2] == ("tso4", "tso6")
+            assert tun.read_packets < tun.read_bytes / 3000  # super-packets and not segments
+    near.close()
+    far.close()
+
+
+@lab
+async def test_udp_super_packets_between_two_namespaces(namespaces: tuple[Namespace, Namespace]) -> None:
+    """An application's own UDP_SEGMENT sends cross as super-packets and arrive as the datagrams that they are."""
+    near = opened(namespaces[0], "cqt0", True, OURS4, OURS6)
+    far = opened(namespaces[1], "cqt1", True, THEIRS4, THEIRS6)
+    if "uso" not in near.status().reads:
+        pytest.skip("this kernel has no UDP segmentation for TUN (Linux 6.2)")
+    loop = asyncio.get_running_loop()
+    wire = Wire(far, None, False)
+    sent = DATA[:12345]
+    near.start(loop, wire.carry, nothing, lost)
+
+    def endpoint() -> socket.socket:
+        end = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        end.setblocking(False)
+        return end
+
+    with namespaces[0].run(endpoint) as sender, namespaces[1].run(endpoint) as receiver:
+        receiver.bind((str(THEIRS4.ip), 4433))
+        sender.bind((str(OURS4.ip), 0))
+        sender.sendmsg([sent], [(socket.SOL_UDP, 103, struct.pack("H", 1200))], 0, (str(THEIRS4.ip), 4433))
+        got = [await loop.sock_recv(receiver, 65536) for _ in range(11)]
+    assert got == [sent[at : at + 1200] for at in range(0, len(sent), 1200)]
+    assert wire.super_packets == 1
+    near.close()
+    far.close()

@@ -1,0 +1,284 @@
+"""The sockets of the forwarder, on loopback, with raw sockets and with dig."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import socket
+import sys
+from collections.abc import AsyncIterator
+
+import dns.message
+import pytest
+
+from cryprq_proxy.errors import ConfigError
+from tests.support.dns_fakes import FramedServer, address, query, reply
+from tun.dns import server as module
+from tun.dns.forwarder import Forwarder
+from tun.dns.server import DRAIN, MAX_PIPELINED, DnsServer
+from tun.dns.settings import DnsSettings
+from tun.dns.setup import build
+
+MANY = "|".join(f"192.0.2.{i}" for i in range(200))
+
+
+def handler(question: dns.message.Message) -> bytes | None:
+    name = str(question.question[0].name)
+    if name.startswith("big."):
+        return reply(question, f"{name} 300 IN A {MANY}")
+    return None if name.startswith("never.") else address(question)
+
+
+@pytest.fixture
+def upstream() -> FramedServer:
+    return FramedServer(handler)
+
+
+@pytest.fixture
+async def forwarder(upstream: FramedServer) -> AsyncIterator[Forwarder]:
+    found = build(
+        DnsSettings(block=("ads.example",)), resolver=upstream.open, connect=lambda _: upstream.open()
+    )
+    yield found
+    found.close()
+
+
+@pytest.fixture
+async def port(forwarder: Forwarder) -> AsyncIterator[int]:
+    server = DnsServer(forwarder, [("127.0.0.1", 0)])
+    await server.start()
+    yield server.addresses[0][1]
+    server.close()
+
+
+class Udp:
+    """A client's socket."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self.sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM)
+        self.sock.setblocking(False)
+        self.sock.connect((host, port))  # takes replies from there only
+
+    async def exchange(self, message: bytes) -> bytes:
+        self.sock.send(message)
+        return await asyncio.get_running_loop().sock_recv(self.sock, 65_535)
+
+    def __enter__(self) -> Udp:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.sock.close()
+
+
+async def frame(reader: asyncio.StreamReader) -> dns.message.Message:
+    return dns.message.from_wire(await reader.readexactly(int.from_bytes(await reader.readexactly(2))))
+
+
+def framed(*messages: bytes) -> bytes:
+    return b"".join(len(message).to_bytes(2) + message for message in messages)
+
+
+async def test_udp(port: int, forwarder: Forwarder) -> None:
+    with Udp("127.0.0.1", port) as client:
+        for _ in range(2):
+            answer = dns.message.from_wire(await client.exchange(query()))
+            assert str(answer.answer[0][0]) == "192.0.2.1"
+        assert forwarder.counters.cache_hits == 1
+        # What gets no reply does not disturb what comes behind it.
+        for junk in (b"", b"x", b"\xff" * 600, bytes(11)):
+            client.sock.send(junk)
+        assert dns.message.from_wire(await client.exchange(query("ads.example."))).rcode() == 3
+        assert dns.message.from_wire(await client.exchange(bytes(60_000))).rcode() == 1
+
+
+async def test_more_datagrams_than_one_wake_up_takes(port: int) -> None:
+    with Udp("127.0.0.1", port) as client:
+        wanted = set()
+        for number in range(3 * DRAIN):
+            client.sock.send(query("ads.example.", id=number))
+            wanted.add(number)
+        loop = asyncio.get_running_loop()
+        while wanted:
+            wanted.remove(int.from_bytes((await loop.sock_recv(client.sock, 512))[:2]))
+
+
+async def test_tcp_carries_many_questions_at_once(port: int) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    total = 3 * MAX_PIPELINED
+    for number in range(total):
+        writer.write(framed(query(f"n{number}.example.", id=number)))
+    ids = {(await frame(reader)).id for _ in range(total)}
+    assert ids == set(range(total))
+    writer.write(framed(query("big.example.")))
+    assert len((await frame(reader)).answer[0]) == 200
+    data = framed(query("slow.example."))
+    for at in range(len(data)):
+        writer.write(data[at : at + 1])
+        await writer.drain()
+    assert (await frame(reader)).answer
+    writer.close()
+
+
+async def test_a_tcp_client_that_has_nothing_more_to_say_still_gets_its_answer(port: int) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(framed(query(), query("ads.example.")))
+    writer.write_eof()
+    assert {(await frame(reader)).rcode() for _ in range(2)} == {0, 3}
+    assert await reader.read() == b""
+    writer.close()
+
+
+async def test_who_does_not_speak_dns_is_disconnected(port: int) -> None:
+    for junk in (b"\0\0", b"\0\1x", framed(address(dns.message.from_wire(query())))):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(junk)
+        with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):
+            await reader.readexactly(1)
+        writer.close()
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(framed(bytes(65_535)))
+    assert (await frame(reader)).rcode() == 1
+    writer.close()
+
+
+async def test_a_silent_connection_is_closed(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "IDLE_SECONDS", 0.0)
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):
+        await reader.readexactly(1)
+    writer.close()
+
+
+async def test_connections_are_bounded_and_the_most_silent_one_makes_room(
+    port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_CONNECTIONS", 3)
+    clients = []
+    for _ in range(3):
+        clients.append(await asyncio.open_connection("127.0.0.1", port))
+        clients[-1][1].write(framed(query()))
+        await frame(clients[-1][0])
+    clients[0][1].write(framed(query()))
+    await frame(clients[0][0])
+    clients.append(await asyncio.open_connection("127.0.0.1", port))
+    with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):
+        await clients[1][0].readexactly(1)
+    for index in (0, 2, 3):
+        clients[index][1].write(framed(query()))
+        assert (await frame(clients[index][0])).answer
+    for _, writer in clients:
+        writer.close()
+
+
+async def test_a_client_that_takes_no_answers_is_not_read_from(forwarder: Forwarder) -> None:
+    server = DnsServer(forwarder, [("127.0.0.1", 0)])
+    await server.start()
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.addresses[0][1], limit=4096)
+    writer.write(framed(query("big.example.")))
+    await frame(reader)
+    total = 200_000  # 6 MB of questions, 600 MB of answers
+    writer.write(framed(query("big.example.")) * total)
+    before = -1
+    while forwarder.counters.questions != before:
+        before = forwarder.counters.questions
+        for _ in range(500):
+            await asyncio.sleep(0)
+    assert forwarder.counters.questions < total
+    (connection,) = server._connections
+    assert len(connection._buffer) < 1 << 20
+    writer.transport.abort()
+    server.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has all of 127/8 on loopback")
+async def test_replies_leave_from_where_the_question_came_to(forwarder: Forwarder) -> None:
+    server = DnsServer(forwarder, [("0.0.0.0", 0)])
+    await server.start()
+    for host in ("127.0.0.1", "127.0.0.2", "127.3.4.5"):
+        with Udp(host, server.addresses[0][1]) as client:
+            assert dns.message.from_wire(await client.exchange(query())).answer
+            assert dns.message.from_wire(await client.exchange(query(f"new{host[-1]}.example."))).answer
+    server.close()
+
+
+@pytest.mark.parametrize("host", ["::1", "::"])
+async def test_ipv6(forwarder: Forwarder, host: str) -> None:
+    server = DnsServer(forwarder, [(host, 0)])
+    try:
+        await server.start()
+    except ConfigError as error:
+        pytest.skip(f"no IPv6 here: {error}")
+    with Udp("::1", server.addresses[0][1]) as client:
+        assert dns.message.from_wire(await client.exchange(query())).answer
+    server.close()
+
+
+async def test_an_address_that_is_taken_is_said_in_one_sentence(forwarder: Forwarder, port: int) -> None:
+    server = DnsServer(forwarder, [("127.0.0.2", 0), ("127.0.0.1", port)])
+    with pytest.raises(
+        ConfigError, match=rf"cannot listen on 127\.0\.0\.1, port {port}: Address already in use"
+    ):
+        await server.start()
+    assert server.addresses == []
+
+
+async def test_closing_with_questions_that_wait(forwarder: Forwarder, upstream: FramedServer) -> None:
+    server = DnsServer(forwarder, [("127.0.0.1", 0)])
+    await server.start()
+    _, port = server.addresses[0]
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    with Udp("127.0.0.1", port) as client:
+        client.sock.send(query("never.example."))
+        writer.write(framed(query("never.again.example.")))
+        while len(upstream.questions) < 2:
+            await asyncio.sleep(0)
+        server.close()
+        with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):
+            await reader.readexactly(1)
+    writer.close()
+    while forwarder.status().waiting:
+        await asyncio.sleep(0)
+
+
+# --- dig -----------------------------------------------------------------------------------------------------------
+
+DIG = shutil.which("dig")
+
+
+async def dig(port: int, *arguments: str) -> str:
+    assert DIG
+    process = await asyncio.create_subprocess_exec(
+        *(DIG, "@127.0.0.1", "-p", str(port), "+tries=1", "+time=5", *arguments),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    output, _ = await process.communicate()
+    return output.decode()
+
+
+@pytest.mark.skipif(DIG is None, reason="dig is not installed")
+@pytest.mark.parametrize(
+    ("arguments", "expected", "unexpected"),
+    [
+        ("www.example A", ["status: NOERROR", "192.0.2.1", "udp: 1232"], ["WARNING", "Warning"]),
+        ("www.example A +tcp", ["status: NOERROR", "(TCP)"], ["WARNING"]),
+        ("wWw.ExAmPlE A +noedns", ["wWw.ExAmPlE.\t"], ["EDNS"]),
+        ("big.example A +ignore", [" tc ", "ANSWER: 0"], []),
+        ("big.example A", ["ANSWER: 200", "retrying in TCP mode", "(TCP)"], []),
+        ("www.example A +dnssec +cd", ["flags: do", " cd"], []),
+        ("www.example A +edns=1 +noednsneg", ["BADVERS"], []),
+        ("www.example A +subnet=198.51.100.0/24", ["status: NOERROR"], ["CLIENT-SUBNET"]),
+        ("ads.example A", ["status: NXDOMAIN", "EDE: 15 (Blocked)"], []),
+        ("localhost AAAA", ["::1"], []),
+        ("example AXFR", ["Transfer failed"], []),
+        ("version.bind TXT CH", ["status: REFUSED"], []),
+        ("+opcode=notify www.example", ["status: NOTIMP"], []),
+        ("+header-only", ["status: FORMERR"], []),
+    ],
+)
+async def test_dig(port: int, arguments: str, expected: list[str], unexpected: list[str]) -> None:
+    output = await dig(port, *arguments.split())
+    for text in expected:
+        assert text in output, output
+    for text in unexpected:
+        assert text not in output, output

@@ -1,0 +1,472 @@
+"""The client's filter as text: its rules and their order, its sets, and what cannot get into it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cryprq_proxy.errors import ConfigError, LocalError
+from cryprq_proxy.rules.syntax import Verdict
+from tun.firewall import nft
+from tun.firewall.client_table import COUNTERS, Openings, script
+from tun.firewall.inbound import Connection, Inbound, connections, observe
+from tun.firewall.kill_switch import Endpoint, Filter, FilterSettings
+from tun.firewall.user_rules import FilterRule, FilterRules
+
+FOUR, SIX = IPv4Address("100.96.0.2"), IPv6Address("fd63::2")
+SETTINGS = FilterSettings(
+    tun="cryprq0",
+    mark=0x6372,
+    exits=frozenset({Endpoint(ip_address("5.75.10.2"), 443), Endpoint(ip_address("2a01::2"), 443)}),
+    tunnel4=FOUR,
+    tunnel6=SIX,
+    dns_port=5300,
+)
+MINIMAL = FilterSettings(tun="cryprq0", mark=0x6372, exits=frozenset())
+_CLAMP = "tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu"
+
+
+def named(text: str, kind: str, title: str) -> list[str]:
+    """The lines inside of `chain title` or `set title`."""
+    lines = text.splitlines()
+    start = lines.index(f"    {kind} {title} {{")
+    return [line.strip() for line in lines[start + 1 : lines.index("    }", start)]]
+
+
+def elements(text: str, title: str) -> list[str]:
+    for line in named(text, "set", title):
+        if line.startswith("elements = { "):
+            return line.removeprefix("elements = { ").removesuffix(" }").split(", ")
+    return []
+
+
+def test_the_table_is_replaced_in_one_transaction() -> None:
+    first, second, third, *_ = script(MINIMAL).splitlines()
+    assert (first, second, third) == (
+        "add table inet cryprq",
+        "delete table inet cryprq",
+        "table inet cryprq {",
+    )
+
+
+def test_the_output_chain() -> None:
+    assert named(script(SETTINGS), "chain", "output") == [
+        "type filter hook output priority filter; policy drop;",
+        'oifname "lo" accept',
+        "fib daddr type local accept",
+        "meta mark 0x6372 meta l4proto { tcp, udp } ip daddr . th dport @exits4 accept",
+        "meta mark 0x6372 meta l4proto { tcp, udp } th dport 53 ip daddr @bootstrap4 accept",
+        "meta mark 0x6372 meta l4proto { tcp, udp } ip6 daddr . th dport @exits6 accept",
+        "meta mark 0x6372 meta l4proto { tcp, udp } th dport 53 ip6 daddr @bootstrap6 accept",
+        "ct mark 0x6376 counter name by_rule goto refuse",
+        "ct mark { 0x6373, 0x6375 } accept",
+        "ct mark 0x6374 meta nfproto @open accept",
+        'oifname != "cryprq0" meta nfproto ipv4 udp sport 68 udp dport 67 accept',
+        'oifname != "cryprq0" ip6 saddr fe80::/10 ip6 daddr { fe80::/10, ff02::1:2 } '
+        "udp sport 546 udp dport 547 accept",
+        'oifname != "cryprq0" ip6 hoplimit 255 icmpv6 type { 133, 135, 136 } accept',
+        'oifname != "cryprq0" ip6 daddr ff02::/16 icmpv6 type { 131, 132, 143 } accept',
+        'oifname "cryprq0" goto tunnel',
+        "ct direction reply ct status dnat th sport 5300 accept",
+        "meta l4proto { tcp, udp } th dport { 53, 853, 5355 } counter name dns goto refuse",
+        "meta skuid @uids accept",
+        "ip daddr @excluded4 accept",
+        "ip daddr @guests4 accept",
+        "ip daddr @lan4 accept",
+        "ip6 daddr @excluded6 accept",
+        "ip6 daddr @guests6 accept",
+        "ip6 daddr @lan6 accept",
+        "ip daddr { 224.0.0.0/24, 239.255.255.250, 255.255.255.255 } accept",
+        "ip6 daddr ff02::/16 accept",
+        "counter name blocked goto refuse",
+    ]
+
+
+def test_the_way_into_the_tunnel() -> None:
+    assert named(script(SETTINGS), "chain", "tunnel") == [
+        "ip6 saddr { ::, fe80::/10 } drop",
+        "ip saddr 100.96.0.2 accept",
+        "ip6 saddr fd63::2 accept",
+        "counter name stale goto refuse",
+    ]
+    assert named(script(MINIMAL), "chain", "tunnel") == [
+        "ip6 saddr { ::, fe80::/10 } drop",
+        "counter name stale goto refuse",
+    ]
+
+
+def test_the_forward_chain() -> None:
+    assert named(script(replace(SETTINGS, tunnel6=None)), "chain", "forward") == [
+        "type filter hook forward priority filter; policy drop;",
+        f'oifname "cryprq0" {_CLAMP}',
+        f'iifname "cryprq0" {_CLAMP}',
+        'iifname "cryprq0" ct state established,related accept',
+        'iifname "cryprq0" counter name unsolicited drop',
+        "ct mark 0x6376 counter name by_rule goto refuse",
+        'oifname "cryprq0" iifname @uplinks counter name forwarded goto refuse',
+        'oifname "cryprq0" ct state established ct status & snat == 0 counter name stale goto refuse',
+        'oifname "cryprq0" accept',
+        "ct mark { 0x6373, 0x6375 } accept",
+        "meta l4proto { tcp, udp } th dport { 53, 853, 5355 } counter name dns goto refuse",
+        "ip daddr @excluded4 accept",
+        "ip saddr @excluded4 ct state established,related accept",
+        "ip saddr @lan4 ip daddr @lan4 accept",
+        "ip6 daddr @excluded6 accept",
+        "ip6 saddr @excluded6 ct state established,related accept",
+        "ip6 saddr @lan6 ip6 daddr @lan6 accept",
+        "counter name forwarded goto refuse",
+    ]
+
+
+def test_the_rules_of_a_person() -> None:
+    ten, office, six = map(ip_network, ("10.0.0.0/8", "10.1.0.0/16", "2001:db8::/32"))
+    rules = FilterRules(
+        (
+            FilterRule(Verdict.TUNNEL, (office,)),
+            FilterRule(Verdict.DIRECT, (ten, office, six), ((22, 22), (80, 90), (85, 91))),
+            FilterRule(Verdict.BLOCK, None, ((25, 25),)),
+            FilterRule(Verdict.BLOCK, (six,)),
+        ),
+        Verdict.DIRECT,
+    )
+    text = script(replace(SETTINGS, rules=rules))
+    assert named(text, "chain", "rules") == [
+        "meta l4proto { tcp, udp } th dport 53 return",
+        "meta nfproto ipv4 udp sport 68 udp dport 67 return",
+        "meta nfproto ipv6 udp sport 546 udp dport 547 return",
+        "ip daddr @rule1_4 return",
+        "ip daddr @rule2_4 meta l4proto { tcp, udp } th dport { 22, 80-91 } goto past_the_tunnel",
+        "ip6 daddr @rule2_6 meta l4proto { tcp, udp } th dport { 22, 80-91 } goto past_the_tunnel",
+        "meta l4proto { tcp, udp } th dport { 25 } goto blocked",
+        "ip6 daddr @rule4_6 goto blocked",
+        "goto past_the_tunnel",
+    ]
+    assert named(text, "chain", "past_the_tunnel") == [
+        "meta l4proto { tcp, udp } th dport { 53, 853, 5355 } return",
+        "ct mark set 0x6375",
+    ]
+    assert named(text, "chain", "blocked") == ["ct mark set 0x6376"]
+    assert elements(text, "rule2_4") == ["10.0.0.0-10.255.255.255"]
+    assert elements(text, "rule2_6") == ["2001:db8::-2001:db8:ffff:ffff:ffff:ffff:ffff:ffff"]
+    first = "ct state new ct mark 0 ct status & confirmed == 0 jump rules"
+    assert f"iifname != @uplinks fib daddr type != local {first}" in named(text, "chain", "mark_in")
+    out = named(text, "chain", "mark_out")
+    # What is excused altogether is so before, and never judged.
+    assert out.index(f"meta mark != 0x6372 {first}") > max(
+        index for index, line in enumerate(out) if "@uids" in line or "@kept" in line or "set 0x6374" in line
+    )
+
+
+def test_rules_that_do_nothing_cost_nothing() -> None:
+    idle = FilterRules((FilterRule(Verdict.TUNNEL, (ip_network("10.0.0.0/8"),)),))
+    assert script(replace(SETTINGS, rules=idle)) == script(SETTINGS)
+    assert "jump rules" not in script(SETTINGS)
+
+
+def test_dns_is_redirected_once_the_forwarder_is_known() -> None:
+    text = script(SETTINGS)
+    assert named(text, "chain", "dns_out") == [
+        "type nat hook output priority -105; policy accept;",
+        'oifname "lo" return',
+        "meta mark 0x6372 return",
+        "meta l4proto { tcp, udp } th dport 53 dnat ip to 100.96.0.2:5300",
+        "meta l4proto { tcp, udp } th dport 53 dnat ip6 to [fd63::2]:5300",
+    ]
+    assert named(text, "chain", "dns_in")[1:4] == [
+        'iifname { "cryprq0", "lo" } return',
+        "iifname @uplinks return",
+        "fib daddr type local return",
+    ]
+    assert "dnat" not in script(replace(SETTINGS, dns_port=None))
+    only4 = script(replace(SETTINGS, tunnel6=None))
+    assert "dnat ip to" in only4 and "dnat ip6" not in only4
+
+
+def test_dns_while_paused_goes_to_the_first_resolver_of_each_family() -> None:
+    settings = replace(SETTINGS, portal_resolvers=(ip_address("192.0.2.1"), ip_address("192.0.2.2")))
+    paused = [line for line in named(script(settings), "chain", "dns_out") if "0x6374" in line]
+    assert paused == ["ct mark 0x6374 meta l4proto { tcp, udp } th dport 53 dnat ip to 192.0.2.1:53"]
+
+
+def test_the_lan_blocked() -> None:
+    text = script(replace(SETTINGS, lan_allowed=False))
+    output = named(text, "chain", "output")
+    assert "ip daddr @guests4 accept" in output
+    assert not [line for line in output if "@lan" in line or "224.0.0.0" in line]
+    assert "ip saddr @guests4 ip daddr @guests4 accept" in named(text, "chain", "forward")
+
+
+def test_only_included_prefixes() -> None:
+    text = script(replace(SETTINGS, included=frozenset({ip_network("192.0.2.0/24")})))
+    output = named(text, "chain", "output")
+    direct = output.index("ip daddr != @included4 ip daddr != @lan4 accept")
+    assert direct > output.index(
+        "meta l4proto { tcp, udp } th dport { 53, 853, 5355 } counter name dns goto refuse"
+    )
+    assert "ip6 daddr != @included6 ip6 daddr != @lan6 accept" in output
+
+
+def test_the_kill_switch_off() -> None:
+    text = script(replace(SETTINGS, kill_switch=False))
+    assert "policy drop" not in text
+    assert named(text, "chain", "output")[-1] == 'oifname "cryprq0" goto tunnel'
+    assert named(text, "chain", "guard") == named(script(SETTINGS), "chain", "guard")
+    assert named(text, "chain", "dns_out") == named(script(SETTINGS), "chain", "dns_out")
+    blocked = script(replace(SETTINGS, kill_switch=False, lan_allowed=False))
+    assert "ip daddr @lan4 counter name blocked goto refuse" in named(blocked, "chain", "output")
+
+
+def test_nothing_for_the_tunnel_address_leaves_by_another_device() -> None:
+    """A socket bound to a device asks for a name: sent to the forwarder, it would still take that device."""
+    leaving = named(script(SETTINGS), "chain", "leaving")
+    for ip, address in (("ip", SETTINGS.tunnel4), ("ip6", SETTINGS.tunnel6)):
+        assert f'oifname != {{ "cryprq0", "lo" }} {ip} daddr {address} counter name dns drop' in leaving
+
+
+def test_connections_from_outside() -> None:
+    kept = Connection(ip_address("192.0.2.1"), 22, ip_address("198.51.100.7"), 50000)
+    text = script(SETTINGS, Inbound(frozenset({kept}), (30000, 40000)))
+    fresh = "ct state new ct mark 0 fib daddr type local"
+    assert named(text, "chain", "mark_in") == [
+        "type filter hook prerouting priority mangle; policy accept;",
+        'iifname { "cryprq0", "lo" } return',
+        f"{fresh} tcp flags & (syn | ack) == syn ct mark set 0x6373",
+        f"{fresh} udp sport >= 1024 udp dport != 30000-40000 ct mark set 0x6373",
+        f"{fresh} icmp type echo-request ct mark set 0x6373",
+        f"{fresh} icmpv6 type echo-request ct mark set 0x6373",
+        "ip daddr . tcp dport . ip saddr . tcp sport @kept4 ct mark set 0x6373",
+        "ip6 daddr . tcp dport . ip6 saddr . tcp sport @kept6 ct mark set 0x6373",
+        "ct mark 0x6372-0x6375 meta mark set 0x6372",
+    ]
+    assert elements(text, "kept4") == ["192.0.2.1 . 22 . 198.51.100.7 . 50000"]
+    assert len(named(script(SETTINGS), "chain", "mark_in")) == 3
+
+
+def test_the_sets() -> None:
+    networks = frozenset(map(ip_network, ("10.0.0.0/8", "10.1.0.0/16", "192.168.0.0/24", "192.168.1.0/24")))
+    text = script(
+        replace(
+            SETTINGS,
+            lan=networks | {ip_network("fe80::/10")},
+            uplinks=frozenset({"wlan0", "eth0"}),
+            excluded_uids=frozenset({1000, 7}),
+        ),
+        None,
+        Openings(9, {ip_address("192.0.2.1"): 3, ip_address("2001:db8::1"): 4, ip_address("192.0.2.2"): 0}),
+    )
+    assert elements(text, "lan4") == ["10.0.0.0/8", "192.168.0.0/23"]
+    assert elements(text, "lan6") == ["fe80::/10"]
+    assert elements(text, "uplinks") == ['"eth0"', '"wlan0"']
+    assert elements(text, "uids") == ["7", "1000"]
+    assert elements(text, "exits4") == ["5.75.10.2 . 443"]
+    assert elements(text, "exits6") == ["2a01::2 . 443"]
+    assert elements(text, "open") == ["ipv4 timeout 9s", "ipv6 timeout 9s"]
+    assert elements(text, "bootstrap4") == ["192.0.2.1 timeout 3s"]
+    assert elements(text, "bootstrap6") == ["2001:db8::1 timeout 4s"]
+
+
+def test_counters_begin_with_what_they_had() -> None:
+    text = script(MINIMAL, counts={"dns": nft.Count(3, 99)})
+    assert "    counter dns { packets 3 bytes 99; }" in text
+    assert all(f"counter {each} {{" in text for each in COUNTERS)
+
+
+networks = st.frozensets(st.ip_addresses().map(ip_network), max_size=4)
+settings = st.builds(
+    FilterSettings,
+    tun=st.just("cryprq0"),
+    mark=st.integers(1, 0xFFFFFFFB),
+    exits=st.frozensets(st.builds(Endpoint, st.ip_addresses(), st.integers(1, 65535)), max_size=3),
+    tunnel4=st.none() | st.ip_addresses(v=4),
+    tunnel6=st.none() | st.ip_addresses(v=6),
+    dns_port=st.none() | st.integers(1, 65535),
+    lan=networks,
+    guests=networks,
+    excluded=networks,
+    included=networks,
+    excluded_uids=st.frozensets(st.integers(0, 0xFFFFFFFE), max_size=3),
+    lan_allowed=st.booleans(),
+    kill_switch=st.booleans(),
+)
+
+
+@given(settings)
+def test_what_holds_for_all_settings(some: FilterSettings) -> None:
+    """Braces balance, whatever is used is declared, and the kill switch decides about the policies."""
+    text = script(some)
+    assert text.count("{") == text.count("}")
+    declared = {line.split()[1] for line in text.splitlines() if line.strip().startswith("set ")}
+    used = {word[1:] for word in text.split() if word.startswith("@")}
+    assert used <= declared
+    for chain in ("output", "forward"):
+        head, *_ = named(text, "chain", chain)
+        assert head.endswith("policy drop;" if some.kill_switch else "policy accept;")
+    if some.kill_switch:
+        assert named(text, "chain", "output")[-1] == "counter name blocked goto refuse"
+
+
+@given(st.text(max_size=20))
+def test_a_device_name_is_quoted_or_refused(text: str) -> None:
+    """Nothing that could end the quotes, or match more than one device, gets into a script."""
+    try:
+        quoted = nft.name(text)
+    except ConfigError:
+        return
+    assert quoted == f'"{text}"'
+    assert text.isascii() and len(text) <= 15 and not set(text) & set('"*\\/ \n{};')
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"tun": "cryprq*"},
+        {"tun": 'a"b'},
+        {"tun": ""},
+        {"tun": "lo"},
+        {"tun": "sixteen-letters-"},
+        {"uplinks": frozenset({"eth 0"})},
+        {"uplinks": frozenset({"cryprq0"})},
+        {"mark": 0},
+        {"mark": 0xFFFFFFFC},
+        {"dns_port": 0},
+        {"dns_port": 65536},
+        {"exits": frozenset({Endpoint(FOUR, 0)})},
+        {"excluded_uids": frozenset({-1})},
+    ],
+)
+def test_settings_that_cannot_be(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError):
+        replace(SETTINGS, **wrong)
+
+
+# Connections from outside, as the kernel lists them
+
+TCP = """\
+  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
+   0: 00000000:0016 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 1 1
+   1: 0100007F:0016 0100007F:C350 01 00000000:00000000 00:00000000 00000000     0        0 1 1
+   2: 024DA8C0:0016 020A4B05:C351 01 00000000:00000000 00:00000000 00000000     0        0 1 1
+   3: 024DA8C0:C352 020A4B05:01BB 01 00000000:00000000 00:00000000 00000000     0        0 1 1
+   4: 024DA8C0:0016 020A4B05:C353 06 00000000:00000000 00:00000000 00000000     0        0 1 1
+   5: 0000000000000000FFFF0000024DA8C0:0016 0000000000000000FFFF0000020A4B05:C354 01 00 00 00 00
+"""
+
+
+@pytest.mark.skipif(sys.byteorder != "little", reason="the sample is of a little-endian machine")
+def test_established_connections_of_listening_ports() -> None:
+    local, remote = ip_address("192.168.77.2"), ip_address("5.75.10.2")
+    assert connections(TCP.splitlines()) == {
+        Connection(local, 22, remote, 0xC351),
+        Connection(local, 22, remote, 0xC354),
+    }
+
+
+@given(
+    st.lists(
+        st.text()
+        | st.from_regex(r"\w{1,3}: [0-9A-F]{0,34}:\w{0,5} [0-9A-F]{8}:[0-9A-F]{4} 0[1A] ", fullmatch=True)
+    )
+)
+def test_strange_lines_are_passed_over(lines: list[str]) -> None:
+    """Nothing is raised, whatever a future kernel writes."""
+    assert isinstance(connections(lines), frozenset)
+
+
+def test_this_machine_can_be_observed() -> None:
+    low, high = observe().ephemeral
+    assert 0 < low <= high < 65536
+
+
+# nft
+
+
+def fake_nft(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, said: str, code: int = 1, out: str = ""
+) -> None:
+    """In place of nft, a program that says this; what it is given goes to the file `given`."""
+    (directory / "said").write_text(said)
+    (directory / "out").write_text(out)
+    program = directory / "nft"
+    program.write_text(
+        f'#!/bin/sh\necho "$@" >>{directory}/called\n[ "$1" = -f ] && /bin/cat >>{directory}/given\n'
+        f"/bin/cat {directory}/out\n/bin/cat {directory}/said >&2\nexit {code}\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(directory))
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (
+            "Operation not permitted (you must be root)\nnetlink: Error: cache initialization failed",
+            "as root",
+        ),
+        ("/dev/stdin:1:1-9: Error: Could not process rule: Operation not permitted\nadd ^^^", "as root"),
+        ("nft: Unable to initialize Netlink socket: Protocol not supported", "no nftables"),
+        ("/dev/stdin:4:1-9: Error: Could not process rule: No such file or directory\nx\n^", "lacks a part"),
+        ("/dev/stdin:4:1-9: Error: Could not process rule: Operation not supported\nx\n^", "lacks a part"),
+        (
+            "/dev/stdin:4:1-9: Error: syntax error, unexpected x\nx\n^",
+            "refused it: syntax error, unexpected x",
+        ),
+        ("", "refused it: no reason given"),
+    ],
+)
+def test_errors_of_nft_are_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, told: str
+) -> None:
+    fake_nft(tmp_path, monkeypatch, said)
+    with pytest.raises(ConfigError) as caught:
+        nft.run("x")
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_nft_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(nft, "SBIN", (str(tmp_path),))
+    with pytest.raises(ConfigError, match="install the package nftables"):
+        nft.run("x")
+
+
+def test_an_answer_that_is_no_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_nft(tmp_path, monkeypatch, "", 0, out="[]")
+    with pytest.raises(nft.NftError, match="cannot be read"):
+        nft.exists("cryprq")
+
+
+def test_the_journal_is_written_before_the_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_nft(tmp_path, monkeypatch, "", 0, out='{"nftables": []}')
+    written: list[Mapping[str, object]] = []
+
+    def record(entry: Mapping[str, object]) -> None:
+        assert not (tmp_path / "given").exists()
+        written.append(entry)
+
+    made = Filter(SETTINGS, record, ours=False)
+    with pytest.raises(LocalError):
+        made.update(MINIMAL)
+    made.up()
+    assert written == [{"kind": "nft_table", "table": "cryprq"}]
+    assert (tmp_path / "given").read_text() == script(SETTINGS)
+    made.up()
+    assert len(written) == 1
+
+
+@pytest.mark.parametrize("table", ["filter", "cryprq; flush ruleset", "", None, 7, ["cryprq"]])
+def test_the_undo_touches_no_other_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, table: object
+) -> None:
+    fake_nft(tmp_path, monkeypatch, "", 0)
+    with pytest.raises(ConfigError, match="not this program's"):
+        nft.UNDO["nft_table"]({"kind": "nft_table", "table": table})
+    assert not (tmp_path / "called").exists()

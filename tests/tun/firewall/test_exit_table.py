@@ -1,0 +1,124 @@
+"""The exit's table as text."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
+from typing import Any
+
+import pytest
+
+from cryprq_proxy.errors import ConfigError, LocalError
+from tun.firewall.exit_table import COUNTERS, ExitNat, NatSettings, script
+from tun.firewall.nft import Count
+
+SETTINGS = NatSettings(
+    tun="cryprq-exit0",
+    pool4=IPv4Network("100.96.0.0/16"),
+    address4=IPv4Address("100.96.0.1"),
+    denied=frozenset(map(ip_network, ("10.0.0.0/8", "10.1.0.0/16", "fc00::/7"))),
+)
+BOTH = replace(SETTINGS, pool6=IPv6Network("fd63::/64"), address6=IPv6Address("fd63::1"))
+
+EXPECTED = """\
+add table inet cryprq_exit
+delete table inet cryprq_exit
+table inet cryprq_exit {
+    counter spoofed { packets 0 bytes 0; }
+    counter isolated { packets 0 bytes 0; }
+    counter denied { packets 4 bytes 5; }
+    counter local { packets 0 bytes 0; }
+    counter unsolicited { packets 0 bytes 0; }
+    counter guard { packets 0 bytes 0; }
+    counter invalid { packets 0 bytes 0; }
+    set denied4 {
+        type ipv4_addr
+        flags interval
+        elements = { 10.0.0.0/8 }
+    }
+    set denied6 {
+        type ipv6_addr
+        flags interval
+        elements = { fc00::/7 }
+    }
+    chain refuse {
+        meta l4proto tcp reject with tcp reset
+        reject with icmpx admin-prohibited
+    }
+    chain guard {
+        type filter hook prerouting priority raw; policy accept;
+        iifname != { "cryprq-exit0", "lo" } ip daddr 100.96.0.0/16 counter name guard drop
+    }
+    chain from_clients {
+        ip saddr != 100.96.0.0/16 counter name spoofed drop
+        meta nfproto ipv6 counter name spoofed drop
+        oifname "cryprq-exit0" counter name isolated goto refuse
+        ip daddr @denied4 counter name denied goto refuse
+        ip6 daddr @denied6 counter name denied goto refuse
+        ct state invalid counter name invalid drop
+        tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu
+    }
+    chain to_clients {
+        ct state != { established, related } counter name unsolicited drop
+        tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu
+    }
+    chain input {
+        type filter hook input priority filter; policy accept;
+        iifname != "cryprq-exit0" accept
+        ip saddr != 100.96.0.0/16 counter name spoofed drop
+        meta nfproto ipv6 counter name spoofed drop
+        ct state established,related accept
+        ip daddr 100.96.0.1 icmp type echo-request accept
+        counter name local goto refuse
+    }
+    chain forward {
+        type filter hook forward priority filter; policy accept;
+        iifname "cryprq-exit0" goto from_clients
+        oifname "cryprq-exit0" goto to_clients
+    }
+    chain sources {
+        type nat hook postrouting priority 95; policy accept;
+        oifname != { "cryprq-exit0", "lo" } ip saddr 100.96.0.0/16 masquerade
+    }
+}
+"""
+
+
+def test_the_whole_script() -> None:
+    assert script(SETTINGS, {"denied": Count(4, 5)}) == EXPECTED
+
+
+def test_both_families() -> None:
+    text = script(BOTH)
+    assert "meta nfproto ipv6" not in text
+    assert text.count("ip6 saddr != fd63::/64 counter name spoofed drop") == 2
+    assert 'oifname != { "cryprq-exit0", "lo" } ip6 saddr fd63::/64 masquerade' in text
+    assert "ip6 daddr fd63::1 icmpv6 type echo-request accept" in text
+    assert 'iifname != { "cryprq-exit0", "lo" } ip6 daddr fd63::/64 counter name guard drop' in text
+    assert all(f"counter {each} {{" in text for each in COUNTERS)
+
+
+def test_clients_that_may_reach_each_other() -> None:
+    text = script(replace(SETTINGS, isolate=False))
+    assert 'oifname "cryprq-exit0" accept' in text
+    assert "counter name isolated goto" not in text
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"tun": "x*"},
+        {"address4": IPv4Address("100.97.0.1")},
+        {"pool6": IPv6Network("fd63::/64")},
+        {"address6": IPv6Address("fd63::1")},
+        {"pool6": IPv6Network("fd63::/64"), "address6": IPv6Address("fd64::1")},
+    ],
+)
+def test_settings_that_cannot_be(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError):
+        replace(SETTINGS, **wrong)
+
+
+def test_an_update_needs_a_table() -> None:
+    with pytest.raises(LocalError):
+        ExitNat(SETTINGS, lambda entry: None, ours=False).update(BOTH)

@@ -1,0 +1,440 @@
+"""systemd-resolved as the system's resolver, against a fake one on a bus of the test's own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dbus_fast import Message, MessageType, NameFlag
+from dbus_fast.aio import MessageBus
+
+from cryprq_proxy.base.tasks import spawn
+from cryprq_proxy.errors import ConfigError
+from tun.resolver import choose as resolver
+from tun.resolver import resolved
+from tun.resolver.resolvconf import ResolvConf
+from tun.resolver.resolved import Resolved
+
+pytestmark = pytest.mark.skipif(
+    shutil.which("dbus-daemon") is None,
+    reason="dbus-daemon is not installed; on Debian: apt-get install dbus",
+)
+
+CONFIG = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"
+ "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
+<busconfig>
+  <listen>unix:path={directory}/bus</listen>
+  <servicedir>{directory}/services</servicedir>
+  <auth>EXTERNAL</auth>
+  <policy context="default">
+    <allow send_destination="*" eavesdrop="true"/>
+    <allow receive_sender="*"/>
+    <allow own="*"/>
+  </policy>
+</busconfig>
+"""
+OURS = ("100.96.255.53", "fd63:7279:7071::53")
+LINK = (7, "cryprq0")
+
+
+class Daemon:
+    """A dbus-daemon with a socket of its own, which can be restarted."""
+
+    def __init__(self, directory: Path) -> None:
+        self.address = f"unix:path={directory}/bus"
+        self._config = directory / "bus.conf"
+        self._config.write_text(CONFIG.format(directory=directory))
+        # As where resolved is installed: a call would start it, here with a failure.
+        services = directory / "services"
+        services.mkdir()
+        service = f"[D-BUS Service]\nName={resolved.NAME}\nExec=/bin/false\n"
+        (services / f"{resolved.NAME}.service").write_text(service)
+        self._socket = directory / "bus"
+        self.start()
+
+    def start(self) -> None:
+        self._socket.unlink(missing_ok=True)
+        command = [
+            "dbus-daemon",
+            f"--config-file={self._config}",
+            "--nofork",
+            "--nopidfile",
+            "--print-address=1",
+        ]
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE)
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline().startswith(b"unix:")  # it listens now
+
+    def stop(self) -> None:
+        self._process.kill()  # without goodbyes
+        self._process.communicate()
+
+
+SIGNATURES = {
+    "SetLinkDNS": "ia(iay)",
+    "SetLinkDomains": "ia(sb)",
+    "SetLinkDefaultRoute": "ib",
+    "SetLinkLLMNR": "is",
+    "SetLinkMulticastDNS": "is",
+    "SetLinkDNSSEC": "is",
+    "SetLinkDNSOverTLS": "is",
+    "RevertLink": "i",
+    "FlushCaches": "",
+}
+"""Of org.freedesktop.resolve1.Manager (org.freedesktop.resolve1(5))."""
+
+
+class Fake:
+    """Keeps the calls, and answers as `errors` says: member -> names of D-Bus errors, one for each call."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+        self.errors: dict[str, list[str]] = {}
+        self.flushed = asyncio.Queue[None]()
+
+    def answer(self, message: Message) -> Message | None:
+        if message.message_type is not MessageType.METHOD_CALL or message.path != "/org/freedesktop/resolve1":
+            return None
+        assert message.interface == "org.freedesktop.resolve1.Manager"
+        assert message.member is not None
+        if message.signature != SIGNATURES[message.member]:
+            return Message.new_error(message, "org.freedesktop.DBus.Error.InvalidArgs", message.signature)
+        errors = self.errors.get(message.member)
+        if errors:
+            return Message.new_error(message, errors.pop(0), f"no {message.member} today")
+        self.calls.append((message.member, *message.body))
+        if message.member == "FlushCaches":
+            self.flushed.put_nowait(None)
+        return Message.new_method_return(message)
+
+
+class Service:
+    """The fake on a bus; `leave` and `come` are a restart as others on the bus see it."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self.daemon = daemon
+        self.fake = Fake()
+
+    async def connect(self) -> None:
+        self._bus = await MessageBus(bus_address=self.daemon.address).connect()
+        self._bus.add_message_handler(self.fake.answer)
+        await self.come()
+
+    async def come(self) -> None:
+        await self._bus.request_name(resolved.NAME, NameFlag.DO_NOT_QUEUE)
+
+    async def leave(self) -> None:
+        await self._bus.release_name(resolved.NAME)
+
+    async def disconnect(self) -> None:
+        if self._bus.connected:
+            self._bus.disconnect()
+        with contextlib.suppress(OSError, EOFError):
+            await self._bus.wait_for_disconnect()
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[Daemon]:
+    daemon = Daemon(tmp_path)
+    yield daemon
+    daemon.stop()
+
+
+@pytest.fixture
+async def service(daemon: Daemon) -> AsyncIterator[Service]:
+    service = Service(daemon)
+    await service.connect()
+    yield service
+    await service.disconnect()
+
+
+class Entries(list[Mapping[str, object]]):
+    """A journal; with a service it also keeps how many calls had come when an entry was written."""
+
+    def __init__(self, service: Service) -> None:
+        super().__init__()
+        self._service = service
+        self.calls_before: list[int] = []
+
+    def __call__(self, entry: Mapping[str, object]) -> None:
+        self.append(entry)
+        self.calls_before.append(len(self._service.fake.calls))
+
+
+def settings(index: int = 7) -> list[tuple[Any, ...]]:
+    return [
+        ("SetLinkLLMNR", index, "no"),
+        ("SetLinkMulticastDNS", index, "no"),
+        ("SetLinkDNSSEC", index, "no"),
+        ("SetLinkDNSOverTLS", index, "no"),
+        (
+            "SetLinkDNS",
+            index,
+            [(2, socket.inet_aton(OURS[0])), (10, socket.inet_pton(socket.AF_INET6, OURS[1]))],
+        ),
+        ("SetLinkDomains", index, [(".", True)]),
+        ("SetLinkDefaultRoute", index, True),
+        ("FlushCaches",),
+    ]
+
+
+def resolver_for(service: Service, **more: Any) -> Resolved:
+    return Resolved(bus_address=service.daemon.address, **more)
+
+
+async def test_sets_and_restores(service: Service) -> None:
+    entries = Entries(service)
+    system = resolver_for(service)
+    await system.set(OURS, *LINK, entries)
+    assert service.fake.calls == settings()
+    assert entries == [{"kind": "resolved", "index": 7, "name": "cryprq0"}]
+    assert entries.calls_before == [0]
+    service.fake.calls.clear()
+    await system.restore()
+    assert service.fake.calls == [("RevertLink", 7), ("FlushCaches",)]
+    service.fake.calls.clear()
+    await system.restore()
+    assert service.fake.calls == []
+
+
+async def restart(service: Service, caplog: pytest.LogCaptureFixture, times: int = 1) -> None:
+    """Resolved goes and comes back. Both are signals of their own, and each has its effect only if it is seen alone."""
+    await service.leave()
+    await until(lambda: caplog.text.count("systemd-resolved has stopped") == times)
+    await service.come()
+
+
+async def test_sets_again_after_each_restart(service: Service, caplog: pytest.LogCaptureFixture) -> None:
+    system = resolver_for(service)
+    await system.set(OURS, *LINK, Entries(service))
+    await service.fake.flushed.get()
+    watching = spawn(system.watch(), "watch")
+    for times in (1, 2):
+        service.fake.calls.clear()
+        await restart(service, caplog, times)
+        await service.fake.flushed.get()
+        assert service.fake.calls == settings()
+        await until(lambda times=times: system.repairs == times)
+    watching.cancel()
+    service.fake.calls.clear()
+    await system.restore()
+    assert service.fake.calls == [("RevertLink", 7), ("FlushCaches",)]
+
+
+async def test_a_restarted_resolved_gets_time(service: Service, caplog: pytest.LogCaptureFixture) -> None:
+    """It owns its name before it knows all interfaces."""
+    pauses: list[float] = []
+
+    async def pause(seconds: float) -> None:
+        pauses.append(seconds)
+
+    system = resolver_for(service, retries=(0.5, 1.0), pause=pause)
+    await system.set(OURS, *LINK, Entries(service))
+    await service.fake.flushed.get()
+    watching = spawn(system.watch(), "watch")
+    service.fake.calls.clear()
+    service.fake.errors["SetLinkLLMNR"] = ["org.freedesktop.resolve1.NoSuchLink"] * 2
+    await restart(service, caplog)
+    await service.fake.flushed.get()
+    assert service.fake.calls == settings()
+    assert pauses == [0.5, 1.0]
+    watching.cancel()
+    await system.restore()
+
+
+async def test_comes_back_when_the_bus_does(daemon: Daemon) -> None:
+    """A restart of the bus ends all connections, also that of resolved."""
+    service = Service(daemon)
+    await service.connect()
+    proceed = asyncio.Semaphore(0)
+    asked = asyncio.Event()
+
+    async def pause(seconds: float) -> None:
+        asked.set()
+        await proceed.acquire()
+
+    system = resolver_for(service, retries=(1.0,), pause=pause)
+    await system.set(OURS, *LINK, Entries(service))
+    watching = spawn(system.watch(), "watch")
+    daemon.stop()
+    await asked.wait()  # it has found that nobody listens
+    await service.disconnect()
+    daemon.start()
+    again = Service(daemon)
+    await again.connect()
+    proceed.release()
+    await again.fake.flushed.get()
+    assert again.fake.calls == settings()
+    watching.cancel()
+    await system.restore()
+    await again.disconnect()
+
+
+async def test_an_older_resolved_lacks_some_calls(service: Service) -> None:
+    for member in ("SetLinkDNSOverTLS", "SetLinkDefaultRoute"):
+        service.fake.errors[member] = ["org.freedesktop.DBus.Error.UnknownMethod"]
+    system = resolver_for(service)
+    await system.set(OURS, *LINK, Entries(service))
+    left_out = ("SetLinkDNSOverTLS", "SetLinkDefaultRoute")
+    assert service.fake.calls == [call for call in settings() if call[0] not in left_out]
+    await system.restore()
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        ("org.freedesktop.DBus.Error.AccessDenied", "does not let this user change the resolver of cryprq0"),
+        (
+            "org.freedesktop.DBus.Error.InteractiveAuthorizationRequired",
+            "does not let this user change the resolver of cryprq0",
+        ),
+        ("org.freedesktop.resolve1.LinkBusy", "Unmanaged=yes"),
+        ("org.freedesktop.resolve1.NoSuchLink", "no SetLinkDNS today"),
+        ("org.freedesktop.DBus.Error.UnknownMethod", "no SetLinkDNS today"),
+    ],
+)
+async def test_a_refusal_is_one_sentence_and_changes_nothing(
+    service: Service, error: str, sentence: str
+) -> None:
+    service.fake.errors["SetLinkDNS"] = [error]
+    system = resolver_for(service)
+    with pytest.raises(ConfigError) as caught:
+        await system.set(OURS, *LINK, Entries(service))
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert service.fake.calls[-2:] == [("RevertLink", 7), ("FlushCaches",)]
+    service.fake.calls.clear()
+    await system.restore()
+    assert service.fake.calls == []
+
+
+async def test_no_bus_is_one_sentence(tmp_path: Path) -> None:
+    system = Resolved(bus_address=f"unix:path={tmp_path}/none")
+    with pytest.raises(ConfigError, match=r"cannot be reached over D-Bus .*: no such file"):
+        await system.set(OURS, *LINK, [].append)
+
+
+async def test_no_answer_is_one_sentence(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resolved, "CALL_SECONDS", 0.0)
+    with pytest.raises(ConfigError, match="did not answer within 0 s"):
+        await resolver_for(service).set(OURS, *LINK, Entries(service))
+
+
+@pytest.fixture
+def interface() -> tuple[int, str]:
+    """One that exists; the undo goes by its number and its name."""
+    return next((index, name) for index, name in socket.if_nameindex())
+
+
+async def test_undo_from_the_journal(service: Service, interface: tuple[int, str]) -> None:
+    """The undo blocks, so it runs on a thread here, as the service has to answer on this loop."""
+    index, name = interface
+    undo = resolver.undoers(bus_address=service.daemon.address)["resolved"]
+    entry = {"kind": "resolved", "index": index, "name": name}
+    for _ in range(2):
+        await asyncio.to_thread(undo, entry)
+        assert service.fake.calls == [("RevertLink", index), ("FlushCaches",)]
+        service.fake.calls.clear()
+    service.fake.errors["RevertLink"] = ["org.freedesktop.resolve1.NoSuchLink"]
+    await asyncio.to_thread(undo, entry)
+    service.fake.errors["RevertLink"] = ["org.freedesktop.DBus.Error.AccessDenied"]
+    with pytest.raises(ConfigError, match="run this as root"):
+        await asyncio.to_thread(undo, entry)
+    service.fake.calls.clear()
+    await asyncio.to_thread(undo, {**entry, "index": index + 1000})  # after a reboot: another's number
+    await asyncio.to_thread(undo, {**entry, "name": "cq-not-there"})
+    await asyncio.to_thread(undo, {**entry, "boot": "another"})
+    await service.leave()
+    await asyncio.to_thread(undo, entry)  # resolved does not run, and is not started for this
+    assert service.fake.calls == []
+
+
+def test_undo_without_a_bus(tmp_path: Path, interface: tuple[int, str]) -> None:
+    index, name = interface
+    resolved.undo({"index": index, "name": name}, bus_address=f"unix:path={tmp_path}/none")
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {},
+        {"index": 0, "name": "lo"},
+        {"index": "1", "name": "lo"},
+        {"index": 1, "name": ""},
+        {"index": 1, "name": "a/b"},
+        {"index": 1 << 40, "name": "lo"},
+    ],
+)
+def test_undo_judges_the_entry(entry: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match="did not write"):
+        resolved.undo(entry)
+
+
+def test_upstreams_come_from_the_uplink_file(tmp_path: Path) -> None:
+    uplink = tmp_path / "resolv.conf"
+    system = Resolved(uplink=uplink)
+    assert system.upstreams() == ()
+    uplink.write_text("# resolved's\nnameserver 192.0.2.1\nnameserver fe80::1%eth0\nsearch lan\n")
+    assert system.upstreams() == ("192.0.2.1", "fe80::1%eth0")
+
+
+async def test_our_own_address_is_no_upstream(service: Service, tmp_path: Path) -> None:
+    uplink = tmp_path / "resolv.conf"
+    uplink.write_text(f"nameserver {OURS[0]}\nnameserver 192.0.2.1\nnameserver {OURS[1]}\n")
+    system = resolver_for(service, uplink=uplink)
+    await system.set(OURS, *LINK, Entries(service))
+    assert system.upstreams() == ("192.0.2.1",)
+    await system.restore()
+
+
+# The choice
+
+
+async def test_choice(service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "stub-resolv.conf").write_text("nameserver 127.0.0.53\n")
+    monkeypatch.setattr(resolver, "RESOLVED_FILES", (run,))
+    file = tmp_path / "resolv.conf"
+
+    async def chosen() -> str:
+        made = await resolver.choose(path=file, state=tmp_path, bus_address=service.daemon.address)
+        assert isinstance(made, Resolved | ResolvConf)
+        return made.kind
+
+    assert await chosen() == "resolv.conf"  # no file
+    file.symlink_to(run / "stub-resolv.conf")
+    assert await chosen() == "systemd-resolved"
+    file.unlink()
+    file.symlink_to(os.path.relpath(run / "resolv.conf", tmp_path))  # even while resolved has not written it
+    assert await chosen() == "systemd-resolved"
+    file.unlink()
+    file.write_text("nameserver 127.0.0.53\noptions edns0\n")
+    assert await chosen() == "systemd-resolved"
+    for other in ("nameserver 192.0.2.1\n", "nameserver 127.0.0.53\nnameserver 192.0.2.1\n", ""):
+        file.write_text(other)
+        assert await chosen() == "resolv.conf"
+    file.write_text("nameserver 127.0.0.53\n")
+    await service.leave()
+    assert await chosen() == "resolv.conf"
+
+
+async def test_choice_without_a_bus(tmp_path: Path) -> None:
+    file = tmp_path / "resolv.conf"
+    file.write_text("nameserver 127.0.0.53\n")
+    made = await resolver.choose(path=file, state=tmp_path, bus_address=f"unix:path={tmp_path}/none")
+    assert made.kind == "resolv.conf"
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Let other tasks run until `condition` holds; the test's time limit bounds it."""
+    while not condition():
+        await asyncio.sleep(0.001)

@@ -1,0 +1,87 @@
+"""Addresses inside the tunnel: stable, disjoint, and never one that is somebody else's."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cryprq_proxy.crypto.identity import PeerId
+from cryprq_proxy.errors import CryprqError
+from tun.routing.address_pool import AddressPool
+from tun.settings import POOL4, POOL6, RESOLVER4, RESOLVER6
+
+
+def pool4(text: str = str(POOL4)) -> AddressPool[IPv4Address]:
+    network = IPv4Network(text)
+    return AddressPool(network, network[1], RESOLVER4)
+
+
+def pool6(text: str = str(POOL6)) -> AddressPool[IPv6Address]:
+    network = IPv6Network(text)
+    return AddressPool(network, network[1], RESOLVER6)
+
+
+def peer(number: int) -> PeerId:
+    return PeerId(number.to_bytes(32))
+
+
+@pytest.mark.parametrize("make", [pool4, pool6])
+def test_a_peer_keeps_its_address_also_in_the_exits_next_life(make: Any) -> None:
+    first, second = make(), make()
+    addresses = [first.address(peer(number)) for number in range(50)]
+    assert [first.address(peer(number)) for number in range(50)] == addresses
+    # In another order, too, as long as no two of them want the same one.
+    assert [second.address(peer(number)) for number in reversed(range(50))] == addresses[::-1]
+
+
+def test_the_default_addresses_are_what_they_were_in_all_versions() -> None:
+    """A change here gives every client of an updated exit another address."""
+    assert str(pool4().address(peer(7))) == "100.96.203.37"
+    assert str(pool6().address(peer(7))) == "fd63:7279:7071:0:4ece:fe33:5d8f:2a2c"
+
+
+@pytest.mark.parametrize("text", ["10.0.0.0/29", "10.0.0.0/28", "100.96.255.48/28"])
+def test_all_of_a_pool_is_given_out_and_no_more(text: str) -> None:
+    """What is left out: the network's own address, the exit's, the broadcast address, and that of the resolver."""
+    pool = pool4(text)
+    hosts = set(pool.network) - {pool.network[0], pool.network[1], pool.network[-1], RESOLVER4}
+    given_out = {pool.address(peer(number)) for number in range(len(hosts))}
+    assert given_out == hosts
+    with pytest.raises(CryprqError, match=f"the pool {text} has no address left: give the exit a larger one"):
+        pool.address(peer(1000))
+    assert pool.address(peer(0)) in hosts, "who has one keeps it"
+
+
+def test_who_comes_second_gets_the_next_free_one() -> None:
+    """Of 100 peers in 13 addresses, some collide: the first keeps what it would have had alone."""
+    alone = {number: pool4("10.0.0.0/28").address(peer(number)) for number in range(100)}
+    first, second = next((a, b) for a in range(100) for b in range(a + 1, 100) if alone[a] == alone[b])
+    pool = pool4("10.0.0.0/28")
+    assert pool.address(peer(first)) == alone[first]
+    behind = int(alone[second]) + 1
+    expected = IPv4Address(behind) if behind < int(pool.network[-1]) else pool.network[2]
+    assert pool.address(peer(second)) == expected
+
+
+@given(
+    st.sampled_from(
+        ["10.0.0.0/29", "10.0.0.0/24", "100.96.255.0/24", "fd00::/125", "fd63:7279:7071::50/124"]
+    ),
+    st.lists(st.binary(min_size=32, max_size=32), max_size=40),
+)
+def test_addresses_are_hosts_of_the_pool_and_of_one_peer_each(text: str, ids: list[bytes]) -> None:
+    pool: AddressPool[Any] = pool6(text) if ":" in text else pool4(text)
+    owners: dict[Any, bytes] = {}
+    for raw in ids:
+        try:
+            address = pool.address(PeerId(raw))
+        except CryprqError:
+            assert len(owners) >= pool.network.num_addresses - 4
+            continue
+        assert address in pool.network
+        assert address not in (pool.network[0], pool.network[1], pool.network[-1], RESOLVER4, RESOLVER6)
+        assert owners.setdefault(address, raw) == raw

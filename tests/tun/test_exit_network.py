@@ -1,0 +1,469 @@
+"""What a client's packets may do at the exit, and where the kernel's packets go; device and kernel are fakes."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cryprq_proxy.carriers.lane.packet_link import PacketLink
+from cryprq_proxy.crypto.identity import PeerId
+from cryprq_proxy.errors import ConfigError, CryprqError
+from cryprq_proxy.exit.egress import EgressPolicy
+from cryprq_proxy.lane.slices import HEADROOM, NEEDS_CSUM, TCP4, Run, Shape
+from tun import exit_network, sysctl
+from tun.device.linux import Tun
+from tun.device.packets import Drop, parse
+from tun.exit_network import ANSWERS, VERDICTS, ExitNetwork
+from tun.firewall import nft
+from tun.journal import Journal
+from tun.routing.lan import WayOut
+from tun.settings import EXIT_JOURNAL, ExitNetworkSettings
+
+ALICE, BOB = PeerId(bytes(32)), PeerId(b"\1" * 32)
+WHOLE = Run(Shape(0, 0, 0), 0, 1, 1)
+WEB4, WEB6 = ip_address("93.184.20.10").packed, ip_address("2606:2800:20::10").packed
+INSIDE4, INSIDE6 = ip_address("10.0.0.1").packed, ip_address("fd00::1").packed
+
+
+class FakeTun:
+    """A device that keeps what is written. The first one of its name takes `Tun.open`'s place."""
+
+    def __init__(self) -> None:
+        self.written: list[tuple[bytes, Shape]] = []
+        self.steps: list[str] = []
+        self.addresses: list[str] = []
+        self.refusal: Exception | None = None
+
+    def open(self, name: str, **_: Any) -> FakeTun:
+        self.steps.append(f"open {name}")
+        return self
+
+    async def configure(self, addresses: list[Any], **_: Any) -> None:
+        if self.refusal is not None:
+            raise self.refusal
+        self.addresses = [str(address) for address in addresses]
+
+    def start(
+        self, loop: Any, on_packet: Callable[..., None], drained: Any, lost: Callable[[OSError], None]
+    ) -> None:
+        self.on_packet, self.on_drained, self.on_lost = on_packet, drained, lost
+
+    def write(self, buffer: memoryview, start: int, end: int, shape: Shape) -> bool:
+        self.written.append((bytes(buffer[start:end]), shape))
+        return True
+
+    def status(self) -> Any:
+        return _Status("cryprq-exit0")
+
+    def close(self) -> None:
+        self.steps.append("close")
+
+
+@dataclass
+class _Status:
+    name: str
+
+
+class FakeLink:
+    """A client's PacketLink: keeps what is sent to it."""
+
+    def __init__(self) -> None:
+        self.sent: list[bytes] = []
+
+    def send(self, buffer: memoryview, start: int, end: int, shape: Shape, more: bool = False) -> None:
+        self.sent.append(bytes(buffer[start:end]))
+
+
+class Stage:
+    """An ExitNetwork on a fake device, in a state directory of its own."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, state: Path, *, ipv6: bool = True) -> None:
+        self.tun = FakeTun()
+        self.state = state
+        self.refusal: Exception | None = None
+        steps = self.tun.steps
+        stage = self
+
+        class FakeNat:
+            def __init__(self, settings: Any, record: Callable[[Any], None], *, ours: bool) -> None:
+                self.record = record
+                if ours:
+                    steps.append("the table is ours")
+
+            def up(self) -> None:
+                self.record({"kind": nft.KIND, "table": nft.EXIT})
+                steps.append("nat")
+                if stage.refusal is not None:
+                    raise stage.refusal
+
+            def warnings(self) -> list[str]:
+                return []
+
+        async def default_route(version: int, own: str) -> WayOut | None:
+            return WayOut(2, "eth0", None, None) if version == 4 or ipv6 else None
+
+        def set_sysctl(name: str, value: str, record: Callable[[Any], None]) -> None:
+            steps.append(f"{name}={value}")
+
+        monkeypatch.setattr(Tun, "open", self.tun.open)
+        monkeypatch.setattr(exit_network, "ExitNat", FakeNat)
+        monkeypatch.setattr(exit_network, "default_route", default_route)
+        monkeypatch.setattr(sysctl, "set_sysctl", set_sysctl)
+        monkeypatch.setitem(exit_network.UNDO, nft.KIND, lambda entry: steps.append(f"undo {entry['table']}"))
+        monkeypatch.setitem(exit_network.UNDO, sysctl.KIND, lambda entry: steps.append("undo a sysctl"))
+
+    def make(self, policy: EgressPolicy | None = None) -> ExitNetwork:
+        return ExitNetwork(ExitNetworkSettings(state=self.state), policy or EgressPolicy())
+
+    @asynccontextmanager
+    async def running(self, policy: EgressPolicy | None = None) -> AsyncIterator[Exit]:
+        network = self.make(policy)
+        await network.start()
+        yield Exit(network, self.tun)
+        await network.close()
+
+
+class Exit:
+    """A running one with a client."""
+
+    def __init__(self, network: ExitNetwork, tun: FakeTun) -> None:
+        self.network, self.tun = network, tun
+        self.links: list[FakeLink] = []
+        self.alice, (self.alice4, self.alice6) = self.join(ALICE)
+
+    def join(self, peer: PeerId) -> tuple[FakeLink, tuple[bytes, bytes]]:
+        link = FakeLink()
+        self.links.append(link)
+        return link, self.network.join(peer, link)  # type: ignore[arg-type]
+
+    def leave(self, link: FakeLink) -> None:
+        self.network.leave(link)  # type: ignore[arg-type]
+
+    def receive(self, packet: bytes, run: Run = WHOLE, link: FakeLink | None = None) -> None:
+        """A packet comes from a client, by default the first one."""
+        room = memoryview(bytearray(HEADROOM) + packet)
+        sender: PacketLink = link or self.alice  # type: ignore[assignment]
+        self.network.received(sender, room, HEADROOM, len(room), run)
+
+    def from_kernel(self, packet: bytes) -> None:
+        room = memoryview(bytearray(HEADROOM) + packet)
+        self.tun.on_packet(room, HEADROOM, len(room), WHOLE.shape)
+        self.tun.on_drained()
+
+    def counted(self) -> dict[str, int]:
+        drops: dict[str, int] = self.network.status()["drops"]
+        return drops
+
+
+@pytest.fixture
+def stage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Stage:
+    return Stage(monkeypatch, tmp_path / "state")
+
+
+def udp(source: bytes, destination: bytes, port: int = 443, payload: bytes = b"data") -> bytes:
+    inner = struct.pack(">HHHH", 40_000, port, 8 + len(payload), 0) + payload
+    if len(source) == 4:
+        return (
+            struct.pack(">BBHHHBBH", 0x45, 0, 20 + len(inner), 1, 0, 64, 17, 0) + source + destination + inner
+        )
+    return struct.pack(">IHBB", 6 << 28, len(inner), 17, 64) + source + destination + inner
+
+
+# --- from a client ---
+
+
+async def test_what_is_allowed_is_written(stage: Stage) -> None:
+    async with stage.running() as exit:
+        packets = [udp(exit.alice4, WEB4), udp(exit.alice6, WEB6), udp(exit.alice4, WEB4, 53)]
+        for packet in packets:
+            exit.receive(packet)
+        assert [data for data, _ in stage.tun.written] == packets
+        assert exit.counted() == {}
+        assert exit.alice.sent == []
+
+
+async def test_a_super_packet_is_written_in_one_piece(stage: Stage) -> None:
+    async with stage.running() as exit:
+        tcp = struct.pack(">HHIIBBHHH", 40_000, 443, 1, 1, 5 << 4, 0x10, 9, 0, 0)
+        payload = bytes(2_500)
+        head = struct.pack(">BBHHHBBH", 0x45, 0, 40 + len(payload), 1, 0, 64, 6, 0)
+        shape = Shape(TCP4 | NEEDS_CSUM, 1000, 40)
+        exit.receive(head + exit.alice4 + WEB4 + tcp + payload, Run(shape, 0, 3, 3))
+        assert [(len(data), shape) for data, shape in stage.tun.written] == [(2_540, shape)]
+        exit.receive(head + exit.alice4 + WEB4 + tcp + payload[:700], Run(shape, 0, 3, 3))
+        assert exit.counted() == {Drop.LENGTH.value: 1}
+
+
+@pytest.mark.parametrize("version", [4, 6])
+async def test_a_source_that_is_not_the_clients_own_is_dropped(stage: Stage, version: int) -> None:
+    async with stage.running() as exit:
+        bob, bobs = exit.join(BOB)
+        own = exit.alice4 if version == 4 else exit.alice6
+        destination = WEB4 if version == 4 else WEB6
+        for source in (bobs[version == 6], bytes(len(own)), destination, own[:-1] + bytes([own[-1] ^ 1])):
+            exit.receive(udp(source, destination))
+        exit.receive(udp(own, destination), link=bob)
+        assert stage.tun.written == []
+        assert exit.counted() == {"source is not the client's": 5}
+        # A spoofer is not answered: the answer would go to somebody else's address.
+        assert exit.alice.sent == bob.sent == []
+        exit.receive(udp(bobs[version == 6], destination), link=bob)
+        assert len(stage.tun.written) == 1
+
+
+async def test_without_ipv6_nothing_of_it_is_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    stage = Stage(monkeypatch, tmp_path / "state", ipv6=False)
+    async with stage.running() as exit:
+        assert exit.alice6 == bytes(16)
+        exit.receive(udp(exit.alice6, WEB6))
+        assert stage.tun.written == []
+        assert exit.counted() == {"source is not the client's": 1}
+        assert not exit.network.status()["ipv6"]
+        assert stage.tun.addresses == ["100.96.0.1/16"]
+
+
+@pytest.mark.parametrize(
+    ("packet", "drop"),
+    [
+        (b"", Drop.SHORT),
+        (b"\x45", Drop.SHORT),
+        (bytes(40), Drop.VERSION),
+        (udp(bytes(4), WEB4)[:-1], Drop.LENGTH),
+        (udp(bytes(4), WEB4) + b"x", Drop.LENGTH),
+        (b"\x44" + udp(bytes(4), WEB4)[1:], Drop.HEADER),
+        (udp(bytes(16), WEB6)[:-1], Drop.LENGTH),
+    ],
+)
+async def test_malformed_packets_are_counted(stage: Stage, packet: bytes, drop: Drop) -> None:
+    async with stage.running() as exit:
+        exit.receive(packet)
+        assert (stage.tun.written, exit.counted()) == ([], {drop.value: 1})
+
+
+async def test_slices_of_a_plain_packet_are_not_taken_for_it(stage: Stage) -> None:
+    async with stage.running() as exit:
+        exit.receive(udp(exit.alice4, WEB4), Run(WHOLE.shape, 0, 1, 2))
+        assert (stage.tun.written, exit.counted()) == ([], {Drop.PARTIAL.value: 1})
+
+
+@pytest.mark.parametrize("isolate", [True, False])
+async def test_the_tunnels_own_addresses(stage: Stage, isolate: bool) -> None:
+    """The exit's own is for pings, to which the kernel's filter sees; other clients only without isolation."""
+    network = ExitNetwork(ExitNetworkSettings(state=stage.state, isolate=isolate), EgressPolicy())
+    await network.start()
+    exit = Exit(network, stage.tun)
+    _, (bob4, bob6) = exit.join(BOB)
+    for destination in (ip_address("100.96.0.1").packed, ip_address("fd63:7279:7071::1").packed, bob4, bob6):
+        exit.receive(udp(exit.alice4 if len(destination) == 4 else exit.alice6, destination))
+    assert len(stage.tun.written) == (2 if isolate else 4)
+    await network.close()
+
+
+@pytest.mark.parametrize(("version", "destination"), [(4, INSIDE4), (6, INSIDE6), (4, bytes([127, 0, 0, 1]))])
+async def test_what_the_policy_forbids_is_answered(stage: Stage, version: int, destination: bytes) -> None:
+    async with stage.running() as exit:
+        own, exits = (exit.alice4, "100.96.0.1") if version == 4 else (exit.alice6, "fd63:7279:7071::1")
+        exit.receive(udp(own, destination))
+        assert (stage.tun.written, exit.counted()) == ([], {"forbidden by the policy": 1})
+        (answer,) = exit.alice.sent
+        seen = parse(answer, 0, len(answer))
+        assert not isinstance(seen, Drop)
+        assert (seen.source, seen.destination) == (ip_address(exits).packed, own)
+        assert tuple(answer[seen.transport : seen.transport + 2]) == ((3, 13) if version == 4 else (1, 1))
+        assert udp(own, destination)[:28] in answer
+
+
+async def test_answers_are_limited_in_rate(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with stage.running() as exit:
+        time = [1e6]
+        monkeypatch.setattr("asyncio.get_running_loop", lambda: _Clock(time))
+        for _ in range(1000):
+            exit.receive(udp(exit.alice4, INSIDE4))
+        assert len(exit.alice.sent) == ANSWERS
+        assert exit.counted() == {"forbidden by the policy": 1000}
+        time[0] += 0.5
+        for _ in range(1000):
+            exit.receive(udp(exit.alice4, INSIDE4))
+        assert len(exit.alice.sent) == ANSWERS * 1.5
+        monkeypatch.undo()
+
+
+class _Clock:
+    def __init__(self, now: list[float]) -> None:
+        self._now = now
+
+    def time(self) -> float:
+        return self._now[0]
+
+
+async def test_ports_are_judged_too(stage: Stage) -> None:
+    async with stage.running(EgressPolicy(deny=(":25",))) as exit:
+        exit.receive(udp(exit.alice4, WEB4, 25))
+        exit.receive(udp(exit.alice4, WEB4, 26))
+        assert [data[22:24] for data, _ in stage.tun.written] == [(26).to_bytes(2)]
+
+
+async def test_what_the_policy_said_is_remembered_until_it_changes(stage: Stage) -> None:
+    policy = EgressPolicy()
+    asked: list[tuple[str, int]] = []
+    check = policy.check_address
+
+    def counting(ip: str, port: int, name: str | None = None) -> bool:
+        asked.append((ip, port))
+        return check(ip, port, name)
+
+    policy.check_address = counting  # type: ignore[method-assign]
+    async with stage.running(policy) as exit:
+        for _ in range(3):
+            exit.receive(udp(exit.alice4, WEB4))
+        assert asked == [("93.184.20.10", 443)]
+        policy.update_own_addresses(["93.184.20.10"])
+        exit.network.policy_changed()
+        exit.receive(udp(exit.alice4, WEB4))
+        assert len(asked) == 2
+        assert exit.counted() == {"forbidden by the policy": 1}
+        for port in range(VERDICTS + 10):
+            exit.receive(udp(exit.alice4, WEB4, port))
+        assert len(exit.network._verdicts) == VERDICTS
+
+
+async def test_what_has_no_port_is_judged_by_its_address(stage: Stage) -> None:
+    def ping(source: bytes, destination: bytes) -> bytes:
+        inner = b"\x08\0\xf7\xff" + bytes(4)
+        return struct.pack(">BBHHHBBH", 0x45, 0, 28, 1, 0, 64, 1, 0) + source + destination + inner
+
+    async with stage.running() as exit:
+        exit.receive(ping(exit.alice4, WEB4))
+        exit.receive(ping(exit.alice4, INSIDE4))
+        assert len(stage.tun.written) == 1
+        assert exit.counted() == {"forbidden by the policy": 1}
+
+
+# --- to a client ---
+
+
+async def test_the_kernels_packets_go_to_whose_address_it_is(stage: Stage) -> None:
+    async with stage.running() as exit:
+        bob, (bob4, bob6) = exit.join(BOB)
+        for packet in (udp(WEB4, exit.alice4), udp(WEB6, exit.alice6), udp(WEB4, bob4), udp(WEB6, bob6)):
+            exit.from_kernel(packet)
+        exit.from_kernel(udp(WEB4, bytes([100, 96, 0, 1])))
+        assert exit.alice.sent == [udp(WEB4, exit.alice4), udp(WEB6, exit.alice6)]
+        assert bob.sent == [udp(WEB4, bob4), udp(WEB6, bob6)]
+        assert exit.counted() == {"for no client": 1}
+
+
+async def test_a_new_session_of_the_same_peer_takes_the_address_over(stage: Stage) -> None:
+    async with stage.running() as exit:
+        again, addresses = exit.join(ALICE)
+        assert addresses == (exit.alice4, exit.alice6)
+        packet = udp(WEB4, exit.alice4)
+        exit.from_kernel(packet)
+        assert (exit.alice.sent, again.sent) == ([], [packet])
+        exit.receive(udp(exit.alice4, WEB4))  # what the old one still has under way
+        assert len(stage.tun.written) == 1
+        exit.leave(exit.alice)
+        exit.from_kernel(packet)
+        assert len(again.sent) == 2
+        exit.leave(again)
+        exit.from_kernel(packet)
+        assert exit.counted() == {"for no client": 1}
+        assert exit.network.status()["clients"] == 0
+
+
+async def test_the_older_session_gets_the_address_back(stage: Stage) -> None:
+    async with stage.running() as exit:
+        again, _ = exit.join(ALICE)
+        exit.leave(again)
+        exit.leave(again)
+        exit.from_kernel(udp(WEB4, exit.alice4))
+        exit.from_kernel(udp(WEB6, exit.alice6))
+        assert len(exit.alice.sent) == 2
+
+
+async def test_who_has_left_sends_nothing(stage: Stage) -> None:
+    async with stage.running() as exit:
+        exit.leave(exit.alice)
+        exit.receive(udp(exit.alice4, WEB4))
+        assert (stage.tun.written, exit.counted()) == ([], {"source is not the client's": 1})
+
+
+@given(st.binary(max_size=100), st.sampled_from([None, 4, 6]), st.integers(0, 9), st.integers(0, 70_000))
+async def test_whatever_comes_is_written_counted_or_answered(
+    noise: bytes, version: int | None, flags: int, segment: int
+) -> None:
+    """Nothing that a client sends raises, and nothing leaves from another address than its own."""
+    network = ExitNetwork(ExitNetworkSettings(state=Path("/nowhere")), EgressPolicy())
+    tun = network._tun = FakeTun()  # type: ignore[assignment]
+    network._ipv6 = True
+    exit = Exit(network, tun)
+    packet = noise
+    if version is not None:
+        packet = udp(*((exit.alice4, WEB4) if version == 4 else (exit.alice6, WEB6)), payload=noise)
+    exit.receive(packet, Run(Shape(flags, segment, segment), 0, 1, 1))
+    assert len(tun.written) + sum(network.drops.values()) == 1
+    for data, _ in tun.written:
+        seen = parse(data, 0, len(data))
+        assert not isinstance(seen, Drop)
+        assert seen.source in (exit.alice4, exit.alice6)
+
+
+# --- start and end ---
+
+
+async def test_all_is_set_up_and_undone_in_reverse(stage: Stage) -> None:
+    network = stage.make()
+    assert network.status() == {"device": None, "clients": 0, "ipv6": False, "drops": {}}
+    await network.start()
+    assert network.status()["device"] == {"name": "cryprq-exit0"}
+    assert stage.tun.addresses == ["100.96.0.1/16", "fd63:7279:7071::1/64"]
+    made = list(stage.tun.steps)
+    assert made.index("open cryprq-exit0") < made.index("nat") < made.index("net.ipv4.ip_forward=1")
+    assert made.index("net.ipv6.conf.eth0.accept_ra=2") < made.index("net.ipv6.conf.all.forwarding=1")
+    with pytest.raises(ConfigError):
+        Journal(stage.state / EXIT_JOURNAL)
+    await network.close()
+    assert stage.tun.steps[len(made) :] == ["close", f"undo {nft.EXIT}"]
+    assert list(stage.state.glob(EXIT_JOURNAL)) == []
+
+
+@pytest.mark.parametrize("where", ["nat", "device"])
+async def test_a_failure_in_the_middle_undoes_what_was_done(stage: Stage, where: str) -> None:
+    refusal = ConfigError("no")
+    if where == "nat":
+        stage.refusal = refusal
+    else:
+        stage.tun.refusal = refusal
+    network = stage.make()
+    with pytest.raises(ConfigError, match="no"):
+        await network.start()
+    assert stage.tun.steps[-2:] == ["close", f"undo {nft.EXIT}"]
+    assert network.status()["device"] is None
+    with Journal(stage.state / EXIT_JOURNAL) as journal:  # free again, and empty
+        assert journal.entries() == []
+    await network.close()
+
+
+async def test_what_a_killed_exit_left_is_undone_first_but_for_its_table(stage: Stage) -> None:
+    with Journal(stage.state / EXIT_JOURNAL) as journal:
+        journal.record({"kind": nft.KIND, "table": nft.EXIT})
+        journal.record({"kind": sysctl.KIND})
+    async with stage.running():
+        assert stage.tun.steps[:3] == ["undo a sysctl", "the table is ours", "open cryprq-exit0"]
+    assert stage.tun.steps[-1] == f"undo {nft.EXIT}"
+
+
+async def test_a_device_that_goes_ends_the_exit_with_a_sentence(stage: Stage) -> None:
+    async with stage.running() as exit:
+        stage.tun.on_lost(OSError(77, "File descriptor in bad state"))
+        with pytest.raises(CryprqError, match=r"removed the device cryprq-exit0 .*; start the exit again"):
+            await exit.network.lost()

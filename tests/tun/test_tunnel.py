@@ -1,0 +1,865 @@
+"""System-wide mode from its first change to its last: in which order, and what is left after a failure anywhere.
+
+Whatever touches the system is a fake that writes down its step. The journal is a real one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cryprq_proxy.address import Destination
+from cryprq_proxy.errors import ConfigError, CryprqError
+from cryprq_proxy.lane.slices import HEADROOM, Run, Shape
+from cryprq_proxy.rules.engine import EVERYTHING, RuleSet
+from cryprq_proxy.rules.syntax import Action, Rule, Verdict
+from tun import tunnel
+from tun.device.linux import MIN_MTU, Tun
+from tun.dns.names import from_text
+from tun.firewall import nft
+from tun.firewall.kill_switch import FilterSettings
+from tun.journal import Journal
+from tun.routing.exit_endpoints import MAX_ADDRESSES
+from tun.routing.lan import Lan
+from tun.routing.routes import KIND as ROUTING
+from tun.settings import CLIENT_JOURNAL, MTU, SLICE_OVERHEAD, TunnelSettings
+from tun.tunnel import Tunnel
+
+EXIT = Destination("192.0.2.1", 4433)
+OWN4, OWN6 = bytes([100, 96, 0, 7]), ip_address("fd63:7279:7071::7").packed
+LAN = Lan((ip_network("192.168.1.0/24"),), (), frozenset({"eth0"}))
+
+
+class Machine:
+    """The system around the tunnel: `steps` in their order, and `fails`, the step that is refused."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, state: Path) -> None:
+        self.steps: list[str] = []
+        self.fails = ""
+        self.during: dict[str, Callable[[], None]] = {}
+        """What else happens at a step, once."""
+        self.state = state
+        self.filter: FakeFilter
+        self.devices: list[FakeDevice] = []
+        self.standing = True
+        self.ipv6 = True
+        self.blocked: threading.Event | None = None
+        self.routes: FakeRoutes
+        self.blocked_name: Callable[[bytes], bool]
+        self.lan_watch: list[Callable[[Lan], Awaitable[None]]] = []
+        machine = self
+
+        def undoer(entry: Any) -> None:
+            machine.step(f"undo {entry['kind']}")
+
+        async def read_lan(own: str) -> Lan:
+            machine.step("look")
+            return LAN
+
+        async def choose(*, state: Path) -> FakeResolver:
+            machine.step("choose resolver")
+            return FakeResolver(machine)
+
+        def build(settings: Any, *, blocked: Callable[[bytes], bool], **_: Any) -> FakeForwarder:
+            machine.step(f"forwarder ipv6={settings.ipv6}")
+            machine.blocked_name = blocked
+            return FakeForwarder(machine)
+
+        kinds = (nft.KIND, ROUTING, "resolver")
+        monkeypatch.setattr(tunnel, "undoers", lambda settings: dict.fromkeys(kinds, undoer))
+        monkeypatch.setattr(tunnel, "read_lan", read_lan)
+        monkeypatch.setattr(tunnel, "Filter", lambda *given, **named: FakeFilter(machine, *given, **named))
+        monkeypatch.setattr(tunnel, "Routes", lambda *given: FakeRoutes(machine, *given))
+        monkeypatch.setattr(tunnel, "build", build)
+        monkeypatch.setattr(tunnel, "DnsServer", lambda forwarder, where: FakeServer(machine, where))
+        monkeypatch.setattr("tun.resolver.choose.choose", choose)
+        monkeypatch.setattr(nft, "exists", lambda table: machine.standing)
+        monkeypatch.setattr("socket.if_nametoindex", lambda name: 7)
+        monkeypatch.setattr(Tun, "open", lambda name, **_: FakeDevice(machine, name))
+
+    def step(self, what: str) -> None:
+        if what == self.fails:
+            raise CryprqError(f"the kernel refused to {what}")
+        self.steps.append(what)
+        self.during.pop(what, lambda: None)()
+
+    async def reached(self, step: str) -> None:
+        """Waits for a step that is made after a change of the filter, which is made on a thread."""
+        while step not in self.steps:
+            await asyncio.sleep(0.001)
+
+    def take(self) -> list[str]:
+        steps, self.steps = self.steps, []
+        return steps
+
+    def journal(self) -> list[str]:
+        with Journal(self.state / CLIENT_JOURNAL) as journal:
+            return [entry["kind"] for entry in journal.entries()]
+
+
+class FakeFilter:
+    def __init__(
+        self, machine: Machine, settings: FilterSettings, record: Any, *, ours: bool, keep_inbound: bool
+    ) -> None:
+        machine.filter = self
+        self.machine, self.settings, self.record, self.ours = machine, settings, record, ours
+
+    def up(self) -> None:
+        self.record({"kind": nft.KIND, "table": nft.CLIENT})
+        self.machine.step("filter up")
+
+    def update(self, settings: FilterSettings) -> None:
+        if settings != self.settings:
+            self.machine.step("filter update")
+            self.settings = settings
+
+    def standing(self) -> bool:
+        return self.machine.standing
+
+    def restore(self) -> None:
+        self.machine.step("filter restored")
+        self.machine.standing = True
+
+    def paused(self) -> int:
+        return 3
+
+    def counters(self) -> dict[str, nft.Count]:
+        return {"dns": nft.Count(4, 400)}
+
+    def pause(self, seconds: int) -> None:
+        if self.machine.blocked is not None:
+            assert self.machine.blocked.wait(20)
+        self.machine.step(f"pause {seconds}")
+
+    @contextmanager
+    def resolving(self, resolvers: Any) -> Iterator[None]:
+        self.machine.step(f"open for {', '.join(map(str, resolvers))}")
+        try:
+            yield
+        finally:
+            self.machine.step("closed")
+
+
+@dataclass
+class _Status:
+    name: str
+
+
+class FakeDevice:
+    def __init__(self, machine: Machine, name: str) -> None:
+        machine.step("open device")
+        machine.devices.append(self)
+        self.machine, self.mtu = machine, MTU
+        self.written: list[bytes] = []
+        self.addresses: list[str] = []
+        self.gate: asyncio.Event | None = None
+
+    async def configure(self, interfaces: list[Any]) -> tuple[Any, ...]:
+        if self.gate is not None:
+            await self.gate.wait()
+        self.machine.step("configure device")
+        configured = tuple(each for each in interfaces if each.version == 4 or self.machine.ipv6)
+        self.addresses = [str(each.ip) for each in configured]
+        return configured
+
+    def start(self, loop: Any, on_packet: Any, drained: Any, lost: Callable[[OSError], None]) -> None:
+        self.machine.step("start device")
+        self.on_packet, self.on_lost = on_packet, lost
+
+    async def set_mtu(self, mtu: int) -> None:
+        if self.gate is not None:
+            await self.gate.wait()
+        self.machine.step(f"mtu {mtu}")
+        self.mtu = mtu
+
+    def write_run(self, buffer: memoryview, start: int, end: int, run: Run) -> bool:
+        self.written.append(bytes(buffer[start:end]))
+        return True
+
+    def status(self) -> _Status:
+        return _Status("cryprq0")
+
+    def close(self) -> None:
+        self.machine.step("close device")
+
+
+class FakeRoutes:
+    repairs = 2
+
+    def __init__(self, machine: Machine, settings: Any, record: Any) -> None:
+        machine.routes = self
+        self.machine, self.settings, self.record = machine, settings, record
+
+    async def apply(self) -> None:
+        self.record({"kind": ROUTING})
+        self.machine.step("routes")
+
+    async def watch(self, lan_changed: Any, default_changed: Any) -> None:
+        self.machine.lan_watch.append(lan_changed)
+        self.default_changed = default_changed
+        await asyncio.Event().wait()
+
+
+class FakeResolver:
+    kind, repairs = "resolv.conf", 1
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+
+    async def set(self, addresses: list[str], index: int, name: str, record: Any) -> None:
+        record({"kind": "resolver"})
+        self.machine.step(f"resolver {' '.join(addresses)}")
+
+    async def watch(self) -> None:
+        await asyncio.Event().wait()
+
+    def upstreams(self) -> tuple[str, ...]:
+        return ("192.168.1.1", "fe80::1%eth0")
+
+
+class FakeForwarder:
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+
+    def status(self) -> _Status:
+        return _Status("x")
+
+    def link_lost(self) -> None:
+        self.machine.step("link lost")
+
+    def link_restored(self) -> None:
+        self.machine.step("link restored")
+
+    def offer_ipv6(self, offered: bool) -> None:
+        self.machine.step(f"offer ipv6={offered}")
+
+    def close(self) -> None:
+        self.machine.step("close forwarder")
+
+
+class FakeServer:
+    def __init__(self, machine: Machine, where: list[tuple[str, int]]) -> None:
+        self.machine, self.where = machine, where
+        self.addresses: list[tuple[str, int]] = []
+
+    async def start(self) -> None:
+        ((host, port),) = self.where
+        self.machine.step(f"listen {host}")
+        self.addresses = [(host, port or 5300)]
+
+    def close(self) -> None:
+        if self.addresses:
+            self.machine.step(f"leave {self.addresses.pop()[0]}")
+
+
+class FakeClient:
+    lane_size: int | None = None
+    redials = 0
+
+    def send_packet(self, *packet: Any) -> None: ...
+    def open_resolver(self) -> None: ...
+
+    def redial(self) -> None:
+        self.redials += 1
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
+    return Machine(monkeypatch, tmp_path / "state")
+
+
+class Wide:
+    """The tunnel, up to whatever a test asks for."""
+
+    def __init__(
+        self, machine: Machine, *exits: Destination, rules: RuleSet = EVERYTHING, **settings: Any
+    ) -> None:
+        self.machine = machine
+        self.client: Any = FakeClient()
+        self.tunnel = Tunnel(TunnelSettings(state=machine.state, **settings), exits or (EXIT,), rules)
+
+    async def up(self, ipv6: bytes = OWN6) -> FakeDevice:
+        await self.tunnel.prepare()
+        self.tunnel.addressed(OWN4, ipv6)
+        await self.tunnel.run(self.client)
+        await self.settle()
+        return self.machine.devices[-1]
+
+    async def settle(self) -> None:
+        """Let the tunnel's own tasks come to where they wait."""
+        for _ in range(20):
+            await asyncio.sleep(0)
+
+    async def close(self, error: BaseException | None = None) -> None:
+        await self.tunnel.close(type(error) if error else None, error, None)
+
+
+# --- the order ---
+
+
+async def test_the_filter_is_first_in_and_last_out(machine: Machine) -> None:
+    wide = Wide(machine)
+    await wide.tunnel.prepare()
+    assert machine.take() == [
+        "open device",
+        "close device",
+        "look",
+        "filter up",
+        "choose resolver",
+        "filter update",
+    ]
+    first = machine.filter.settings
+    assert {(str(exit.address), exit.port) for exit in first.exits} == {("192.0.2.1", 4433)}
+    assert (first.tunnel4, first.tunnel6, first.dns_port) == (None, None, None)
+
+    wide.tunnel.addressed(OWN4, OWN6)
+    await wide.tunnel.run(wide.client)
+    assert machine.take() == [
+        "open device",
+        "configure device",
+        "forwarder ipv6=True",
+        "listen 100.96.0.7",
+        "listen fd63:7279:7071::7",
+        "filter update",
+        "routes",
+        "start device",
+        "resolver 100.96.255.53 fd63:7279:7071::53",
+    ]
+    then = machine.filter.settings
+    assert (str(then.tunnel4), str(then.tunnel6), then.dns_port) == ("100.96.0.7", "fd63:7279:7071::7", 5300)
+    with pytest.raises(ConfigError):
+        machine.journal()  # locked
+
+    await wide.close()
+    assert machine.take() == [
+        "leave 100.96.0.7",
+        "leave fd63:7279:7071::7",
+        "close forwarder",
+        "close device",
+        "undo resolver",
+        f"undo {ROUTING}",
+        f"undo {nft.KIND}",
+    ]
+    assert machine.journal() == []
+
+
+async def test_an_exit_without_ipv6(machine: Machine) -> None:
+    wide = Wide(machine)
+    await wide.up(bytes(16))
+    assert {"forwarder ipv6=False", "listen 100.96.0.7", "resolver 100.96.255.53"} <= set(machine.steps)
+    assert machine.routes.settings.versions == {4}
+    assert machine.filter.settings.tunnel6 is None
+    await wide.close()
+
+
+async def test_a_kernel_without_ipv6(machine: Machine) -> None:
+    """What the exit offers of it is not used, also not later."""
+    machine.ipv6 = False
+    wide = Wide(machine)
+    await wide.up()
+    assert {"forwarder ipv6=False", "resolver 100.96.255.53"} <= set(machine.steps)
+    assert machine.routes.settings.versions == {4}
+    machine.take()
+    wide.tunnel.addressed(OWN4, OWN6)
+    await wide.settle()
+    assert machine.take() == []
+    await wide.close()
+
+
+@pytest.mark.parametrize("step", ["open device", "look", "filter up", "choose resolver", "filter update"])
+async def test_a_failure_while_preparing_leaves_nothing(machine: Machine, step: str) -> None:
+    machine.fails = step
+    wide = Wide(machine)
+    with pytest.raises(CryprqError, match=f"the kernel refused to {step}"):
+        await wide.tunnel.prepare()
+    assert await wide.tunnel.status() == {}
+    up = "filter up" in machine.steps or step == "filter up"
+    assert (f"undo {nft.KIND}" in machine.steps) == up
+    assert machine.journal() == []
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        "open device",
+        "configure device",
+        "forwarder ipv6=True",
+        "listen 100.96.0.7",
+        "listen fd63:7279:7071::7",
+        "filter update",
+        "routes",
+        "start device",
+        "resolver 100.96.255.53 fd63:7279:7071::53",
+    ],
+)
+async def test_a_failure_in_the_middle_undoes_everything(machine: Machine, step: str) -> None:
+    wide = Wide(machine)
+    await wide.tunnel.prepare()
+    wide.tunnel.addressed(OWN4, OWN6)
+    machine.take()
+    machine.fails = step
+    with pytest.raises(CryprqError, match=f"the kernel refused to {step}") as caught:
+        await wide.tunnel.run(wide.client)
+    await wide.close(caught.value)
+    assert machine.steps[-1] == f"undo {nft.KIND}"
+    for made, undone in (
+        ("open device", "close device"),
+        ("forwarder ipv6=True", "close forwarder"),
+        ("listen 100.96.0.7", "leave 100.96.0.7"),
+    ):
+        assert machine.steps.count(made) == machine.steps.count(undone)
+    assert machine.journal() == []
+
+
+async def test_an_exit_that_hands_out_nothing_is_one_sentence(machine: Machine) -> None:
+    wide = Wide(machine)
+    await wide.tunnel.prepare()
+    machine.take()
+    running = asyncio.ensure_future(wide.tunnel.run(wide.client))
+    await asyncio.sleep(0)
+    assert not running.done()
+    wide.tunnel.addressed(bytes(4), bytes(16))
+    with pytest.raises(CryprqError, match=r"^the exit carries no packets at the moment; its log says why$"):
+        await running
+    assert machine.take() == []
+    await wide.close()
+
+
+# --- what a killed process left ---
+
+
+async def test_the_filter_of_a_killed_process_is_replaced_and_the_rest_undone(machine: Machine) -> None:
+    with Journal(machine.state / CLIENT_JOURNAL) as journal:
+        for kind in (nft.KIND, ROUTING, "resolver"):
+            journal.record({"kind": kind})
+    wide = Wide(machine)
+    await wide.tunnel.prepare()
+    assert machine.filter.ours
+    steps = machine.take()
+    assert steps[steps.index("filter up") + 1 :][:2] == ["undo resolver", f"undo {ROUTING}"]
+    assert f"undo {nft.KIND}" not in steps
+    await wide.close()
+    assert machine.journal() == []
+
+
+async def test_a_start_that_fails_leaves_the_filter_of_a_killed_process(machine: Machine) -> None:
+    with Journal(machine.state / CLIENT_JOURNAL) as journal:
+        journal.record({"kind": nft.KIND})
+    machine.fails = "choose resolver"
+    with pytest.raises(CryprqError):
+        await Wide(machine).tunnel.prepare()
+    assert f"undo {nft.KIND}" not in machine.steps
+    assert set(machine.journal()) == {nft.KIND}
+
+
+async def test_what_cannot_be_undone_is_kept_for_cleanup(machine: Machine) -> None:
+    with Journal(machine.state / CLIENT_JOURNAL) as journal:
+        journal.record({"kind": "of_the_future"})
+        journal.record({"kind": ROUTING})
+    machine.fails = f"undo {ROUTING}"
+    wide = Wide(machine)
+    await wide.tunnel.prepare()
+    with pytest.raises(CryprqError, match="not everything could be undone"):
+        await wide.close()
+    assert machine.journal() == ["of_the_future", ROUTING]
+
+
+# --- an end that nobody asked for ---
+
+
+@pytest.mark.parametrize(("kill_switch", "stays"), [(True, True), (False, False)])
+async def test_the_kill_switch_outlives_a_failure(machine: Machine, kill_switch: bool, stays: bool) -> None:
+    wide = Wide(machine, kill_switch=kill_switch)
+    device = await wide.up()
+    wide.tunnel.fail_closed = True
+    device.on_lost(OSError(77, "File descriptor in bad state"))
+    with pytest.raises(CryprqError, match="another program removed the device cryprq0") as caught:
+        await wide.tunnel.lost()
+    await wide.close(caught.value)
+    assert (f"undo {nft.KIND}" not in machine.steps) == stays
+    assert {"undo resolver", f"undo {ROUTING}"} <= set(machine.steps)
+    assert machine.journal() == ([nft.KIND] if stays else [])
+
+
+# --- while it runs ---
+
+
+async def test_packets_go_to_the_device_once_there_is_one(machine: Machine) -> None:
+    wide = Wide(machine)
+    room, run = memoryview(bytearray(HEADROOM) + b"packet"), Run(Shape(0, 0, 0), 0, 1, 1)
+    wide.tunnel.received(room, HEADROOM, len(room), run)
+    device = await wide.up()
+    wide.tunnel.received(room, HEADROOM, len(room), run)
+    assert device.written == [b"packet"]
+    await wide.close()
+
+
+async def test_the_mtu_follows_the_lane(machine: Machine) -> None:
+    wide = Wide(machine)
+    device = await wide.up()
+    for size, mtu in ((1400, 1400 - SLICE_OVERHEAD), (600, MIN_MTU), (9000, MTU), (None, MTU)):
+        wide.client.lane_size = size
+        wide.tunnel.lane_changed()
+        await wide.settle()
+        assert device.mtu == mtu
+    await wide.close()
+
+
+async def test_a_lane_that_changes_its_mind_at_once_gets_the_last_word(machine: Machine) -> None:
+    wide = Wide(machine)
+    device = await wide.up()
+    device.gate = asyncio.Event()
+    for size in (1300, 1500):
+        wide.client.lane_size = size
+        wide.tunnel.lane_changed()
+        await wide.settle()
+    device.gate.set()
+    await wide.settle()
+    assert device.mtu == MTU
+    await wide.close()
+
+
+async def test_other_addresses_move_everything(machine: Machine) -> None:
+    wide = Wide(machine)
+    device = await wide.up()
+    machine.take()
+    other = bytes([10, 9, 0, 5])
+    wide.tunnel.addressed(OWN4, OWN6)
+    await wide.settle()
+    assert machine.take() == []
+    wide.tunnel.addressed(other, bytes(16))
+    await machine.reached("resolver 100.96.255.53")
+    assert machine.take() == [
+        "leave 100.96.0.7",
+        "leave fd63:7279:7071::7",
+        "offer ipv6=False",
+        "configure device",
+        "listen 10.9.0.5",
+        "filter update",
+        "resolver 100.96.255.53",
+    ]
+    assert device.addresses == ["10.9.0.5"]
+    assert (str(machine.filter.settings.tunnel4), machine.filter.settings.tunnel6) == ("10.9.0.5", None)
+    assert machine.routes.settings.versions == {4}
+    wide.tunnel.addressed(OWN4, OWN6)
+    await machine.reached("resolver 100.96.255.53 fd63:7279:7071::53")
+    assert "offer ipv6=True" in machine.take()
+    assert machine.routes.settings.versions == {4, 6}
+    assert str(machine.filter.settings.tunnel6) == "fd63:7279:7071::7"
+    await wide.close()
+
+
+async def test_addresses_that_change_at_once_are_taken_one_after_the_other(machine: Machine) -> None:
+    """An exit that is lost as soon as it has taken over: the last word counts, and no step comes between others."""
+    wide = Wide(machine)
+    device = await wide.up()
+    machine.take()
+    wide.tunnel.addressed(bytes([10, 9, 0, 5]), bytes(16))
+    device.gate = asyncio.Event()
+    await wide.settle()
+    wide.tunnel.addressed(bytes([10, 9, 0, 6]), OWN6)
+    await wide.settle()
+    device.gate.set()
+    while str(machine.filter.settings.tunnel4) != "10.9.0.6":
+        await asyncio.sleep(0.001)
+    await wide.close()
+    listening = [step for step in machine.take() if step.startswith(("listen", "leave"))]
+    assert listening == [
+        *("leave 100.96.0.7", "leave fd63:7279:7071::7"),
+        *("listen 10.9.0.5", "leave 10.9.0.5"),
+        *("listen 10.9.0.6", "listen fd63:7279:7071::7"),
+        *("leave 10.9.0.6", "leave fd63:7279:7071::7"),
+    ]
+
+
+async def test_addresses_that_change_during_the_start_are_not_forgotten(machine: Machine) -> None:
+    wide = Wide(machine)
+    await wide.tunnel.prepare()
+    wide.tunnel.addressed(OWN4, OWN6)
+    machine.during["routes"] = lambda: wide.tunnel.addressed(bytes([10, 9, 0, 5]), OWN6)
+    await wide.tunnel.run(wide.client)
+    while machine.devices[-1].addresses != ["10.9.0.5", "fd63:7279:7071::7"]:
+        await asyncio.sleep(0.001)
+    assert "listen 100.96.0.7" in machine.steps
+    await wide.close()
+
+
+async def test_an_exit_that_stops_carrying_packets_changes_nothing_here(
+    machine: Machine, caplog: pytest.LogCaptureFixture
+) -> None:
+    wide = Wide(machine)
+    device = await wide.up()
+    machine.take()
+    wide.tunnel.addressed(bytes(4), bytes(16))
+    await wide.settle()
+    assert machine.take() == []
+    assert device.addresses == ["100.96.0.7", "fd63:7279:7071::7"]
+    assert "the exit carries no packets any more" in caplog.text
+    await wide.close()
+
+
+async def test_the_forwarder_hears_of_the_link(machine: Machine) -> None:
+    wide = Wide(machine)
+    wide.tunnel.link_changed(True)
+    await wide.up()
+    machine.take()
+    wide.tunnel.link_changed(False)
+    wide.tunnel.link_changed(True)
+    assert machine.take() == ["link lost", "link restored"]
+    await wide.close()
+
+
+async def test_the_filter_follows_the_networks_around(
+    machine: Machine, caplog: pytest.LogCaptureFixture
+) -> None:
+    wide = Wide(machine)
+    await wide.up()
+    (lan_changed,) = machine.lan_watch
+    other = Lan((ip_network("10.1.0.0/16"),), (), frozenset({"wlan0"}))
+    await lan_changed(other)
+    assert machine.filter.settings.lan == {ip_network("10.1.0.0/16")}
+    assert machine.filter.settings.uplinks == {"wlan0"}
+    machine.fails = "filter update"
+    await lan_changed(LAN)  # the watch goes on
+    assert "the filter does not know the local networks of now yet" in caplog.text
+    machine.fails = ""
+    await machine.routes.default_changed(4)
+    assert wide.client.redials == 1
+    await wide.close()
+
+
+async def test_a_filter_that_others_removed_is_put_back(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tunnel, "CHECK_SECONDS", 0.0)
+    wide = Wide(machine)
+    await wide.up()
+    machine.standing = False
+    while not machine.standing:
+        await asyncio.sleep(0.001)
+    assert "filter restored" in machine.steps
+    machine.fails = "filter restored"  # what fails is tried again
+    machine.standing = False
+    for _ in range(5):
+        await asyncio.sleep(0.001)
+    machine.fails = ""
+    while not machine.standing:
+        await asyncio.sleep(0.001)
+    await wide.close()
+
+
+# --- the exit's name ---
+
+
+async def test_the_filter_is_open_for_the_question_only(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wide = Wide(machine, Destination("exit.example", 4433))
+    await wide.tunnel.prepare()
+    assert machine.filter.settings.exits == frozenset()
+    machine.take()
+
+    async def ask(name: str) -> tuple[str, ...]:
+        async with wide.tunnel._opening(["192.168.1.1", "fe80::1%eth0"]):
+            machine.step(f"ask {name}")
+        return ("192.0.2.7", "2001:db8::7")
+
+    monkeypatch.setattr(wide.tunnel._bootstrap, "resolve", ask)
+    assert await wide.tunnel.resolve("exit.example") == ("192.0.2.7", "2001:db8::7")
+    assert machine.take() == ["open for 192.168.1.1, fe80::1", "ask exit.example", "closed", "filter update"]
+    exits = {(str(exit.address), exit.port) for exit in machine.filter.settings.exits}
+    assert exits == {("192.0.2.7", 4433), ("2001:db8::7", 4433)}
+    await wide.close()
+
+
+async def test_each_exit_keeps_its_own_addresses(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where two endpoints have one name, and where a name has moved while a link to its old address is up."""
+    wide = Wide(
+        machine,
+        Destination("one.example", 4433),
+        Destination("one.example", 443),
+        Destination("two.example", 443),
+        Destination("2001:db8::9", 80),
+    )
+    await wide.tunnel.prepare()
+    answers = {"one.example": ("192.0.2.1",), "two.example": ("192.0.2.2", "2001:db8::2")}
+
+    async def resolve(name: str) -> tuple[str, ...]:
+        return answers[name]
+
+    def exits() -> set[str]:
+        return {f"{exit.address} {exit.port}" for exit in machine.filter.settings.exits}
+
+    monkeypatch.setattr(wide.tunnel._bootstrap, "resolve", resolve)
+    assert exits() == {"2001:db8::9 80"}
+    await wide.tunnel.resolve("one.example")
+    await wide.tunnel.resolve("two.example")
+    every = {
+        *("192.0.2.1 4433", "192.0.2.1 443", "192.0.2.2 443"),
+        *("2001:db8::2 443", "2001:db8::9 80"),
+    }
+    assert exits() == every
+    answers["one.example"] = ("192.0.2.7",)
+    assert await wide.tunnel.resolve("one.example") == ("192.0.2.7",)
+    assert exits() == {*every, "192.0.2.7 4433", "192.0.2.7 443"}
+    for number in range(2 * MAX_ADDRESSES):
+        answers["one.example"] = (f"198.51.100.{number}",)
+        await wide.tunnel.resolve("one.example")
+    assert len(exits()) == 2 * MAX_ADDRESSES + 3
+    assert "198.51.100.63 443" in exits()
+    await wide.close()
+
+
+# --- rules ---
+
+
+def rules(*found: Rule, default: Verdict = Verdict.TUNNEL) -> RuleSet:
+    return RuleSet(found, Action(default))
+
+
+BLOCK_ADS = Rule(action=Action(Verdict.BLOCK), domains=(".ads.example",), cidrs=(ip_network("192.0.2.0/24"),))
+ADS, OTHER = from_text("www.ads.example"), from_text("www.example")
+
+
+async def test_rules_stand_from_the_first_moment(machine: Machine) -> None:
+    wide = Wide(machine, rules=rules(BLOCK_ADS))
+    await wide.up()
+    (blocked,) = machine.filter.settings.rules.rules
+    assert (blocked.verdict, blocked.networks) == (Verdict.BLOCK, (ip_network("192.0.2.0/24"),))
+    assert (machine.blocked_name(ADS), machine.blocked_name(OTHER)) == (True, False)
+    assert (await wide.tunnel.status())["rules"] == {
+        "rules": 1,
+        "dns": 1,
+        "filter": 1,
+        "default": "tunnel",
+        "direct": [],
+    }
+    await wide.close()
+
+
+async def test_rules_are_replaced_while_it_runs(machine: Machine) -> None:
+    wide = Wide(machine)
+    with pytest.raises(CryprqError, match="just being set up or undone"):
+        await wide.tunnel.apply_rules(rules(BLOCK_ADS))
+    await wide.up()
+    assert not machine.blocked_name(ADS)
+    machine.take()
+    await wide.tunnel.apply_rules(rules(BLOCK_ADS))
+    assert machine.take() == ["filter update"]
+    assert machine.blocked_name(ADS)
+    assert len(machine.filter.settings.rules.rules) == 1
+    await wide.tunnel.apply_rules(EVERYTHING)
+    assert not machine.blocked_name(ADS)
+    assert not machine.filter.settings.rules
+    await wide.close()
+
+
+async def test_rules_that_cannot_be_kept_or_set_change_nothing(machine: Machine) -> None:
+    wide = Wide(machine, rules=rules(BLOCK_ADS), lan=False)
+    await wide.up()
+    machine.take()
+    home = Rule(action=Action(Verdict.EXIT, "home"), cidrs=(ip_network("10.0.0.0/8"),), name="the office")
+    with pytest.raises(ConfigError, match='do not work with --tun: the office says "exit:home"'):
+        await wide.tunnel.apply_rules(rules(home))
+    with pytest.raises(ConfigError, match='the default "direct" lets out what --lan block is to keep in'):
+        await wide.tunnel.apply_rules(rules(default=Verdict.DIRECT))
+    machine.fails = "filter update"
+    with pytest.raises(CryprqError, match="refused to filter update"):
+        await wide.tunnel.apply_rules(EVERYTHING)
+    machine.fails = ""
+    assert machine.take() == []
+    assert machine.blocked_name(ADS)
+    assert len(machine.filter.settings.rules.rules) == 1
+    await wide.close()
+
+
+async def test_a_start_with_rules_that_cannot_be_kept(machine: Machine) -> None:
+    with pytest.raises(ConfigError, match=r"rule 1 says \"direct\" for names"):
+        Wide(machine, rules=rules(Rule(action=Action(Verdict.DIRECT), domains=("corp.example",))))
+    with pytest.raises(ConfigError, match='--include and the default "block" both say'):
+        Wide(machine, rules=rules(default=Verdict.BLOCK), include=(ip_network("10.0.0.0/8"),))
+    assert machine.steps == []
+
+
+# --- commands ---
+
+
+async def test_status(machine: Machine) -> None:
+    wide = Wide(machine, exclude=(ip_network("10.0.0.0/8"),), exclude_uids=((5, 7),))
+    assert await wide.tunnel.status() == {}
+    await wide.tunnel.prepare()
+    early = await wide.tunnel.status()
+    assert (early["device"], early["addresses"], early["dns"]) == (None, [], {})
+    wide.tunnel.addressed(OWN4, OWN6)
+    await wide.tunnel.run(wide.client)
+    assert await wide.tunnel.status() == {
+        "device": {"name": "cryprq0"},
+        "addresses": ["100.96.0.7", "fd63:7279:7071::7"],
+        "ipv6": True,
+        "kill_switch": {"on": True, "standing": True, "paused": 3, "kept_in": {"dns": 4}},
+        "dns": {"resolver": "resolv.conf", "repairs": 1, "name": "x"},
+        "repairs": 2,
+        "exits": [["192.0.2.1", 4433]],
+        "uplinks": ["eth0"],
+        "lan": ["192.168.1.0/24"],
+        "exclude": ["10.0.0.0/8"],
+        "include": [],
+        "exclude_uids": ((5, 7),),
+        "rules": {"rules": 0, "dns": 0, "filter": 0, "default": "tunnel", "direct": []},
+    }
+    await wide.close()
+    assert await wide.tunnel.status() == {}
+    assert (await _blocked_lan(machine))["lan"] == []
+
+
+async def _blocked_lan(machine: Machine) -> dict[str, Any]:
+    wide = Wide(machine, lan=False)
+    await wide.up()
+    told = await wide.tunnel.status()
+    await wide.close()
+    return told
+
+
+async def test_a_pause_is_for_what_stands(machine: Machine) -> None:
+    wide = Wide(machine)
+    with pytest.raises(CryprqError, match="just being set up or undone"):
+        await wide.tunnel.pause(5)
+    await wide.up()
+    await wide.tunnel.pause(5)
+    assert machine.steps[-1] == "pause 5"
+    await wide.close()
+    with pytest.raises(CryprqError, match="just being set up or undone"):
+        await wide.tunnel.pause(5)
+    assert machine.steps[-1] == f"undo {nft.KIND}"
+
+
+async def test_no_change_of_the_filter_comes_after_its_end(machine: Machine) -> None:
+    """One that is under way on its thread when the end comes is waited for, also if who asked for it is cancelled."""
+    wide = Wide(machine)
+    await wide.up()
+    machine.blocked = threading.Event()
+    under_way = asyncio.ensure_future(wide.tunnel.pause(5))
+    late = asyncio.ensure_future(wide.tunnel.pause(6))
+    await wide.settle()
+    under_way.cancel()
+    closing = asyncio.ensure_future(wide.close())
+    await wide.settle()
+    assert not closing.done()
+    machine.blocked.set()
+    await closing
+    with pytest.raises(asyncio.CancelledError):
+        await under_way
+    changes = [step for step in machine.steps if step.startswith(("pause", f"undo {nft.KIND}"))]
+    assert changes[0] == "pause 5"
+    assert changes[-1] == f"undo {nft.KIND}"
+    with contextlib.suppress(CryprqError):
+        await late

@@ -1,0 +1,186 @@
+"""The metrics, read back by Prometheus' own parsers: names, types, help, and counters that never fall."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import REGISTRY
+from prometheus_client.metrics_core import Metric
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_open
+from prometheus_client.parser import text_string_to_metric_families as parse_text
+
+from cryprq_proxy.web.metrics import MAX_LABEL, MAX_SERIES, Exposition
+from tests.support.web_fakes import SYSTEM, World, client_status
+
+OPEN = "application/openmetrics-text; version=1.0.0"
+
+EXIT: dict[str, Any] = {
+    "role": "exit", "version": "0.1.0", "uptime": 12.5, "authorised": 3, "targets": 7, "handshakes": 1,
+    "bytes": {"sent": 1000, "received": 2000}, "rotations": 5, "streams_total": 90,
+    "streams_refused": {"not_allowed": 2}, "refused": {"not_authorised": 4, "no_handshake": 11},
+    "lanes": {"sockets": [], "strangers": 6},
+    "network": {"device": {"drops": {"no_link": 1}}, "drops": {"no_client": 2}},
+    "sessions": [
+        {"peer_id": "a" * 52, "link": "up", "streams": 4, "retained": 10},
+        {"peer_id": "b" * 52, "link": "down", "streams": 1, "retained": 20},
+    ],
+}  # fmt: skip
+
+
+def client(**changes: Any) -> dict[str, Any]:
+    world = World()
+    world.system = SYSTEM
+    return client_status(world) | changes
+
+
+def families(status: dict[str, Any], exposition: Exposition | None = None) -> dict[str, Metric]:
+    body, kind = (exposition or Exposition()).write(status, "text/plain")
+    assert kind.startswith("text/plain")
+    return {family.name: family for family in parse_text(body.decode())}
+
+
+def values(family: Metric) -> dict[tuple[str, ...], float]:
+    """By the values of the labels, in the order of their names."""
+    return {
+        tuple(value for _, value in sorted(sample.labels.items())): sample.value for sample in family.samples
+    }
+
+
+def test_client() -> None:
+    found = families(client())
+    assert values(found["cryprq_link_up"]) == {(): 1}
+    assert values(found["cryprq_link_bytes"]) == {("sent",): 48_300_000, ("received",): 1_260_000_000}
+    assert values(found["cryprq_streams_opened"])[("block",)] == 1187
+    assert values(found["cryprq_streams"]) == {(): 12}
+    assert values(found["cryprq_streams_refused"]) == {("name_not_found",): 12, ("timed_out",): 3}
+    assert values(found["cryprq_exit_healthy"]) == {("home",): 1, ("office",): 1, ("far",): 0}
+    assert values(found["cryprq_exit_active"]) == {("home",): 1, ("office",): 0, ("far",): 0}
+    trips = values(found["cryprq_round_trip_seconds"])
+    assert trips.keys() == {("home",), ("office",)}, "what was not measured is left out"
+    assert trips[("office",)] == 0.0412
+    assert values(found["cryprq_epoch"])[("home",)] == 2
+    assert values(found["cryprq_rotations"]) == {(): 13}
+    assert values(found["cryprq_tunnel_drops"])[("replay", "home", "lane")] == 1
+    assert values(found["cryprq_tunnel_drops"])[("no_link", "home", "device")] == 3
+    assert values(found["cryprq_kill_switch_active"]) == {(): 1}
+    assert values(found["cryprq_dns_events"])[("cache_hits",)] == 2870
+    assert values(found["cryprq_rule_names"]) == {(): 148_212}
+    assert found["cryprq_build_info"].samples[0].labels == {"version": "0.1.0", "role": "client"}
+    assert values(found["cryprq_log_messages"]) == {("warning",): 4, ("error",): 0}
+
+
+def test_exit() -> None:
+    found = families(EXIT)
+    assert values(found["cryprq_sessions"]) == {("up",): 1, ("down",): 1}
+    assert values(found["cryprq_streams"]) == {(): 5}
+    assert values(found["cryprq_streams_opened"]) == {(): 90}
+    assert values(found["cryprq_connections_refused"]) == {("not_authorised",): 4, ("no_handshake",): 11}
+    assert values(found["cryprq_tunnel_drops"]) == {("no_link", "device"): 1, ("no_client", "network"): 2}
+    assert values(found["cryprq_retained_bytes"]) == {(): 30}
+    assert "cryprq_link_up" not in found
+
+
+@pytest.mark.parametrize("make", [client, lambda: EXIT], ids=["client", "exit"])
+def test_names_types_and_help(make: Callable[[], dict[str, Any]]) -> None:
+    text = Exposition().write(make(), "")[0].decode()
+    found = list(parse_text(text))
+    assert any(family.name.startswith("process_cpu") for family in found)
+    names = set()
+    for family in found:
+        assert family.documentation, family.name
+        assert re.fullmatch("(cryprq|process)_[a-z][a-z0-9_]*", family.name)
+        assert family.type in ("counter", "gauge")
+        for sample in family.samples:
+            assert (family.type == "counter") == sample.name.endswith("_total"), sample.name
+            assert all(re.fullmatch("[a-z_]+", label) for label in sample.labels)
+            key = sample.name, *sorted(sample.labels.items())
+            assert key not in names, f"{key} stands there twice"
+            names.add(key)
+    assert "_ms" not in text and "_kib" not in text.lower(), "base units only"
+
+
+def test_openmetrics_is_well_formed() -> None:
+    """Its parser refuses what the conventions forbid: a counter without _total, an unknown suffix, a missing end."""
+    for status in (client(), EXIT):
+        body, kind = Exposition().write(status, OPEN)
+        assert kind.startswith("application/openmetrics-text")
+        parsed = {family.name: family for family in parse_open(body.decode())}
+        assert parsed["cryprq_build"].type == "info"
+        assert parsed["cryprq_link_bytes"].type == "counter"
+
+
+def test_a_counter_never_falls() -> None:
+    """Not when a link gets a new session, and not when another exit is in use: its lane has counters of its own."""
+    exposition = Exposition()
+    steps = []
+    for sent in (10, 25, 3, 7, 0, 4):
+        lane = {"up": True, "sent": sent, "received": 0, "drops": {"replay": sent}}
+        found = families(client(packets={"lane": lane}), exposition)
+        steps.append(values(found["cryprq_lane_datagrams"])[("sent", "home")])
+    assert steps == [10, 25, 28, 32, 32, 36]
+
+
+@given(
+    st.lists(
+        st.fixed_dictionaries(
+            {
+                "role": st.just("client"),
+                "bytes": st.fixed_dictionaries(
+                    {"sent": st.integers(0, 100), "received": st.integers(0, 100)}
+                ),
+                "rotations": st.integers(0, 5),
+                "connections": st.fixed_dictionaries(
+                    {"by": st.dictionaries(st.sampled_from(["tunnel", "direct"]), st.integers(0, 9))}
+                ),
+            }
+        ),
+        max_size=6,
+    )
+)
+def test_whatever_the_status_says_counters_are_monotonic(statuses: list[dict[str, Any]]) -> None:
+    exposition = Exposition()
+    last: dict[tuple[str, ...], float] = {}
+    for status in statuses:
+        for family in families(status, exposition).values():
+            for sample in family.samples:
+                if sample.name.endswith("_total"):
+                    key = (sample.name, *sample.labels.values())
+                    assert sample.value >= last.get(key, 0)
+                    last[key] = sample.value
+
+
+JUNK = st.recursive(
+    st.none() | st.booleans() | st.integers(-5, 1 << 70) | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=10,
+)
+KEYS = st.sampled_from([*client(), *EXIT])
+
+
+@given(st.dictionaries(KEYS, JUNK, max_size=8))
+def test_a_status_of_another_version_is_no_error(status: dict[str, Any]) -> None:
+    list(parse_text(Exposition().write(status, "")[0].decode()))
+
+
+def test_labels_are_bounded_and_quoted() -> None:
+    refused = {f"reason {number}": 1 for number in range(2 * MAX_SERIES)}
+    hostile = 'x"} 1\ncryprq_link_up 0\n\\' + "y" * 2 * MAX_LABEL + "\ud800"
+    row = {"name": hostile, "active": True, "healthy": True, "link": "up"}
+    found = families(client(connections={"refused": refused}, exits=[row]))
+    assert len(found["cryprq_streams_refused"].samples) == MAX_SERIES
+    assert values(found["cryprq_link_up"]) == {(): 1}
+    (label,) = (sample.labels["exit"] for sample in found["cryprq_exit_healthy"].samples)
+    assert label == hostile[:MAX_LABEL]
+
+
+def test_there_is_no_global_state() -> None:
+    before = list(REGISTRY._collector_to_names)
+    one, two = Exposition(), Exposition()
+    families(client(), one)
+    assert list(REGISTRY._collector_to_names) == before
+    assert values(families(EXIT, two)["cryprq_link_bytes"])[("sent",)] == 1000

@@ -1,0 +1,246 @@
+"""The TUN device of Linux, with the kernel's offloads where it has them.
+
+With vnet_hdr, one read or write moves a super-packet of up to 57,344 bytes (offload.py); without, a packet. The device
+is not persistent: it goes when its descriptor is closed, also by a crash, and its addresses and routes go with it.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import struct
+from collections.abc import Sequence
+from ipaddress import IPv4Interface, IPv6Interface, ip_interface
+from typing import Final, Literal
+
+from pyroute2 import AsyncIPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from cryprq_proxy.errors import ConfigError
+from cryprq_proxy.lane.slices import KIND_MASK, MAX_PACKET, TCP4, TCP6, UDP_GSO, Shape
+from tun.device.device import PacketDevice
+from tun.device.offload import COMPLETE, VNET_SIZE, describe, split, vnet_header
+from tun.device.packets import Drop
+
+MIN_MTU: Final = 1280
+"""Below it Linux takes the device's IPv6 addresses away and does not bring them back (RFC 8200 section 5)."""
+GSO_MAX_SIZE: Final = 57_344
+GSO_MAX_SEGS: Final = 40
+"""Caps of a super-packet, so that with the lane's own bytes it fits one UDP GSO send."""
+
+_TUN_PATH: Final = "/dev/net/tun"
+# linux/if_tun.h
+_TUNSETIFF: Final = 0x400454CA
+_TUNSETOFFLOAD: Final = 0x400454D0
+_IFF_TUN, _IFF_NO_PI, _IFF_VNET_HDR, _IFF_TUN_EXCL = 0x0001, 0x1000, 0x4000, 0x8000
+_TSO: Final = 0x01 | 0x02 | 0x04  # TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO6. TUN_F_TSO_ECN stays off.
+_USO: Final = 0x20 | 0x40  # TUN_F_USO4, TUN_F_USO6: Linux 6.2
+_IFREQ: Final = struct.Struct("16sH22x")
+_NAME_SIZE: Final = 15
+_ADDR_GEN_MODE_NONE: Final = 1
+_IFA_F_NODAD: Final = 0x02
+_KINDS: Final = {TCP4: "tso4", TCP6: "tso6", UDP_GSO: "uso"}
+_NO_IPV6: Final = frozenset({errno.EACCES, errno.EOPNOTSUPP, errno.EAFNOSUPPORT})
+
+
+class Tun(PacketDevice):
+    """A TUN device of Linux, with vnet_hdr and offloads or without."""
+
+    def __init__(self, fd: int, name: str, mtu: int, offloads: int | None) -> None:
+        """For a descriptor that is set up; else use `open`. `offloads`: TUN_F_ bits, None without vnet_hdr."""
+        super().__init__(fd, name, mtu, 0 if offloads is None else VNET_SIZE)
+        self._vnet = offloads is not None
+        self._offloads = offloads or 0
+        # By kind of super-packet: may it be written whole, and has one ever been?
+        self._whole = {
+            0: self._vnet,
+            TCP4: self._vnet,
+            TCP6: self._vnet,
+            UDP_GSO: bool(self._offloads & _USO),
+        }
+        self._proved: set[int] = set()
+        self.gso_capped = False
+        """Whether the kernel took the caps of `configure`; if not, super-packets may be longer."""
+
+    @classmethod
+    def open(cls, name: str, *, mtu: int, offload: bool | Literal["auto"] = "auto") -> Tun:
+        """Create the device `name`, down and without addresses: `configure` is the next step.
+
+        `offload`: True insists on vnet_hdr with TCP offloads, "auto" takes what the kernel gives, False does without.
+        Raises ConfigError.
+        """
+        if not 0 < len(name.encode()) <= _NAME_SIZE or not name.isprintable() or set(name) & set("/: %"):
+            raise ConfigError(f"{name!r} is no name for a network device: use at most 15 letters and digits")
+        _check_mtu(mtu)
+        try:
+            fd = os.open(_TUN_PATH, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        except PermissionError as error:
+            raise ConfigError(f"{_TUN_PATH} may not be opened: run as root") from error
+        except OSError as error:
+            raise ConfigError(
+                f"there is no TUN device here ({_TUN_PATH}: {error.strerror}): "
+                "load the kernel module tun, or give the container this device"
+            ) from error
+        try:
+            offloads = _attach(fd, name, offload)
+        except BaseException:
+            os.close(fd)
+            raise
+        return cls(fd, name, mtu, offloads)
+
+    async def configure(
+        self,
+        addresses: Sequence[IPv4Interface | IPv6Interface],
+        *,
+        gso_max_size: int = GSO_MAX_SIZE,
+        gso_max_segs: int = GSO_MAX_SEGS,
+        queue: int = 1000,
+    ) -> tuple[IPv4Interface | IPv6Interface, ...]:
+        """Give the device these addresses and no others, its MTU and caps, and bring it up. May be called again.
+
+        `queue` is in packets. Returns the addresses that are set: without IPv6 in this kernel, the IPv4 ones only.
+        Raises ConfigError.
+        """
+        try:
+            async with AsyncIPRoute() as netlink:
+                index = (await netlink.link_lookup(ifname=self.name))[0]
+                self.gso_capped = await _cap(netlink, index, gso_max_size, gso_max_segs)
+                await _no_link_local(netlink, index)
+                await netlink.link("set", index=index, mtu=self.mtu, txqlen=queue, state="up")
+                return await _set_addresses(netlink, index, addresses)
+        except (NetlinkError, IndexError, OSError) as error:
+            raise ConfigError(f"{self.name} cannot be set up ({error}): run as root") from error
+
+    async def set_mtu(self, mtu: int) -> None:
+        """Change the MTU, `MIN_MTU` or more. Raises ConfigError."""
+        _check_mtu(mtu)
+        try:
+            async with AsyncIPRoute() as netlink:
+                index = (await netlink.link_lookup(ifname=self.name))[0]
+                await netlink.link("set", index=index, mtu=mtu)
+        except (NetlinkError, IndexError, OSError) as error:
+            raise ConfigError(
+                f"the MTU of {self.name} cannot be changed ({error}): is the device gone?"
+            ) from error
+        self.mtu = mtu
+
+    def write(self, buffer: memoryview, start: int, end: int, shape: Shape) -> bool:
+        kind = shape.flags & KIND_MASK
+        if self._whole[kind]:
+            at = vnet_header(buffer, start, end, shape)
+            failed = self._write_message(buffer[at:end], end - start)
+            if not failed:
+                if kind:
+                    self._proved.add(kind)
+                return True
+            if not kind or failed != errno.EINVAL:
+                return self._dropped(failed)
+            # Some kernels refuse all super-packets of a kind. One that has taken any only dislikes this packet.
+            self._whole[kind] = kind in self._proved
+        for low, high in split(buffer, start, end, shape):
+            at = vnet_header(buffer, low, high, COMPLETE) if self._vnet else low
+            failed = self._write_message(buffer[at:high], high - low)
+            if failed:
+                return self._dropped(failed)
+        return True
+
+    def _shape(self, buffer: memoryview, start: int, end: int) -> Shape | Drop:
+        return describe(buffer, start, end) if self._vnet else COMPLETE
+
+    def _read_offloads(self) -> tuple[str, ...]:
+        named = ((0x01, "csum"), (0x02, "tso4"), (0x04, "tso6"), (0x20, "uso"))
+        return tuple(name for bit, name in named if self._offloads & bit)
+
+    def _write_offloads(self) -> tuple[str, ...]:
+        return tuple(name for kind, name in _KINDS.items() if self._whole[kind])
+
+
+def _check_mtu(mtu: int) -> None:
+    if not MIN_MTU <= mtu <= MAX_PACKET:
+        raise ConfigError(
+            f"the tunnel's MTU cannot be {mtu}: it must be from {MIN_MTU} to {MAX_PACKET} bytes"
+        )
+
+
+def _attach(fd: int, name: str, offload: bool | Literal["auto"]) -> int | None:
+    """Make the descriptor a device; the offloads that are on, None without vnet_hdr. Raises ConfigError."""
+    flags = _IFF_TUN | _IFF_NO_PI | _IFF_TUN_EXCL | (_IFF_VNET_HDR if offload else 0)
+    try:
+        fcntl.ioctl(fd, _TUNSETIFF, _IFREQ.pack(name.encode(), flags))
+    except PermissionError as error:
+        raise ConfigError(f"the network device {name} may not be created: run as root") from error
+    except OSError as error:
+        if error.errno in (errno.EBUSY, errno.EEXIST):
+            raise ConfigError(
+                f"there is a network device {name} already: stop what uses it, or choose another name"
+            ) from error
+        raise ConfigError(
+            f"the kernel does not create the network device {name}: {error.strerror}"
+        ) from error
+    if not offload:
+        return None
+    for offloads in (_TSO | _USO, _TSO):
+        try:
+            fcntl.ioctl(fd, _TUNSETOFFLOAD, offloads)
+        except OSError:
+            continue
+        return offloads
+    if offload is True:
+        raise ConfigError(f"this kernel has no TCP offload for {name}: turn the tunnel's offload off")
+    return 0
+
+
+async def _cap(netlink: AsyncIPRoute, index: int, size: int, segments: int) -> bool:
+    """Cap super-packets; a `gso_max_size` of at most 65,536 holds for both families. False on an old kernel."""
+    try:
+        await netlink.link("set", index=index, gso_max_size=size, gso_max_segs=segments)
+    except NetlinkError as error:
+        if error.code == errno.EPERM:
+            raise
+        return False
+    return True
+
+
+async def _no_link_local(netlink: AsyncIPRoute, index: int) -> None:
+    """No link-local address: with one, the kernel would look for routers in the tunnel."""
+    mode = {"attrs": [("IFLA_INET6_ADDR_GEN_MODE", _ADDR_GEN_MODE_NONE)]}
+    try:
+        await netlink.link("set", index=index, attrs=[("IFLA_AF_SPEC", {"attrs": [("AF_INET6", mode)]})])
+    except NetlinkError as error:
+        if error.code not in _NO_IPV6:
+            raise
+
+
+async def _set_addresses(
+    netlink: AsyncIPRoute, index: int, addresses: Sequence[IPv4Interface | IPv6Interface]
+) -> tuple[IPv4Interface | IPv6Interface, ...]:
+    wanted = {(str(address.ip), address.network.prefixlen): address for address in addresses}
+    present = set()
+    others: list[tuple[str, int]] = []
+    async for message in await netlink.get_addr(index=index):
+        found = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS"), message["prefixlen"]
+        if found in wanted:
+            present.add(wanted[found])
+        else:
+            others.append(found)
+    # With its last IPv4 address a device loses its routes, so the new one comes first; where it is of the same network,
+    # it would go with the old one.
+    for text, prefix in [*others]:
+        if any(address.network == ip_interface(f"{text}/{prefix}").network for address in addresses):
+            others.remove((text, prefix))
+            await netlink.addr("del", index=index, address=text, prefixlen=prefix)
+    for (text, prefix), address in wanted.items():
+        if address in present:
+            continue
+        flags = _IFA_F_NODAD if address.version == 6 else 0
+        try:
+            await netlink.addr("add", index=index, address=text, prefixlen=prefix, flags=flags)
+        except NetlinkError as error:
+            if address.version == 4 or error.code not in _NO_IPV6:
+                raise
+        else:
+            present.add(address)
+    for text, prefix in others:
+        await netlink.addr("del", index=index, address=text, prefixlen=prefix)
+    return tuple(address for address in addresses if address in present)

@@ -1,0 +1,211 @@
+"""Packet filter tables of our own, through the program `nft`.
+
+A change is a script, and a script is one transaction in the kernel: all of it stands afterwards, or nothing of it.
+There is no packet in between that sees half of it. The program touches two tables only, both of family `inet`:
+CLIENT (the kill switch, kill_switch.py) and EXIT (forwarding and NAT, exit_table.py). Each is replaced as a whole, so
+nothing of an older version stays behind. They are not bound to the process: whatever happens to it, they stay.
+
+Everything here blocks for the few milliseconds that `nft` takes; it works on the network namespace of the calling
+thread.
+
+What is written into a script comes through `name`, `prefixes` and numbers, never as text from outside.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Iterable, Mapping
+from ipaddress import IPv4Network, IPv6Network, collapse_addresses
+from typing import Any, Final, NamedTuple
+
+from cryprq_proxy.errors import ConfigError
+
+CLIENT: Final = "cryprq"
+EXIT: Final = "cryprq_exit"
+TABLES: Final = frozenset({CLIENT, EXIT})
+KIND: Final = "nft_table"
+"""Of this module's entries in the journal; the other field is `table`, one of TABLES."""
+
+LIMIT: Final = 15.0
+"""Seconds that one call of nft may take."""
+SBIN: Final = ("/usr/sbin", "/sbin", "/usr/local/sbin")
+"""Often missing in the PATH of sudo and of services."""
+_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,14}")
+
+Network = IPv4Network | IPv6Network
+Record = Callable[[Mapping[str, object]], None]
+
+
+class NftError(ConfigError):
+    """nft is missing, not permitted, not supported or refused the script; nothing was changed."""
+
+
+class Count(NamedTuple):
+    """What a rule has seen."""
+
+    packets: int
+    bytes: int
+
+
+def name(device: str) -> str:
+    """A network device's name as nft wants it, quoted. A `*` would match many devices, so it is not let through.
+
+    Raises ConfigError if it cannot be the name of a device.
+    """
+    if _NAME.fullmatch(device) is None:
+        raise ConfigError(
+            f"{device!r} cannot be the name of a network device: choose up to 15 letters and digits"
+        )
+    return f'"{device}"'
+
+
+def prefixes(networks: Iterable[Network], version: int) -> list[str]:
+    """The networks of IP `version` 4 or 6 as elements of an interval set: sorted, and none inside of another."""
+    if version == 4:
+        four = (network for network in networks if isinstance(network, IPv4Network))
+        return [str(network) for network in collapse_addresses(four)]
+    six = (network for network in networks if isinstance(network, IPv6Network))
+    return [str(network) for network in collapse_addresses(six)]
+
+
+def set_of(title: str, kind: str, flags: str, elements: Iterable[str]) -> list[str]:
+    """The lines that declare a set; an empty one has no `elements` line."""
+    lines = [f"set {title} {{", f"    type {kind}"]
+    if flags:
+        lines.append(f"    flags {flags}")
+    if listed := ", ".join(elements):
+        lines.append(f"    elements = {{ {listed} }}")
+    return [*lines, "}"]
+
+
+def counter(title: str, count: Count) -> str:
+    """The line that declares a counter, beginning at `count`."""
+    return f"counter {title} {{ packets {count.packets} bytes {count.bytes}; }}"
+
+
+def block(head: str, lines: Iterable[str]) -> list[str]:
+    """`head { lines }`, indented."""
+    return [f"{head} {{", *(f"    {line}" for line in lines), "}"]
+
+
+def replacing(table: str, lines: Iterable[str]) -> str:
+    """The script that makes `table` anew whether it stood before or not: adding it first lets the delete succeed."""
+    body = block(f"table inet {table}", lines)
+    return "\n".join([f"add table inet {table}", f"delete table inet {table}", *body, ""])
+
+
+def program() -> str:
+    """Where nft is. Raises NftError."""
+    found = shutil.which("nft") or shutil.which("nft", path=":".join(SBIN))
+    if found is None:
+        raise NftError(
+            "the program nft was not found: install the package nftables to use the system-wide mode"
+        )
+    return found
+
+
+def _call(arguments: list[str], script: str | None = None) -> subprocess.CompletedProcess[str]:
+    path = program()
+    try:
+        return subprocess.run(
+            [path, *arguments],
+            input=script,
+            stdin=subprocess.DEVNULL if script is None else None,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=LIMIT,
+            # nft translates the kernel's errors, and `_reason` reads them.
+            env={"LC_ALL": "C", "PATH": ":".join(SBIN)},
+            check=False,
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        raise NftError(f"the program {path} could not be run: {error}") from error
+
+
+def _reason(said: str) -> NftError:
+    """One sentence about what nft wrote to its standard error."""
+    if "Operation not permitted" in said or "must be root" in said:
+        return NftError("the packet filter may not be changed: run this as root (it needs CAP_NET_ADMIN)")
+    if "Unable to initialize Netlink socket" in said or "Protocol not supported" in said:
+        return NftError(
+            "this kernel has no nftables: use one with CONFIG_NF_TABLES and CONFIG_NF_TABLES_INET"
+        )
+    first = next((line for line in said.splitlines() if "rror" in line), said.strip() or "no reason given")
+    told = first.partition("Error: ")[2] or first
+    # What the kernel answers where the module of an expression (fib, nat, reject, ...) is not there.
+    if "Could not process rule" in told and ("No such file" in told or "not supported" in told):
+        return NftError(f"this kernel lacks a part of nftables that is needed here (nft says: {told})")
+    return NftError(f"the packet filter was not changed because nft refused it: {told}")
+
+
+def run(script: str) -> None:
+    """Carries out `script` in one transaction. Raises NftError; then nothing was changed."""
+    done = _call(["-f", "-"], script)
+    if done.returncode:
+        raise _reason(done.stderr)
+
+
+def ask(*command: str) -> list[dict[str, Any]] | None:
+    """What `nft -j` lists, without its own header; None if the asked-for thing does not exist. Raises NftError."""
+    done = _call(["-j", *command])
+    if done.returncode:
+        if "No such file or directory" in done.stderr:
+            return None
+        raise _reason(done.stderr)
+    try:
+        listed = json.loads(done.stdout)["nftables"]
+        return [item for item in listed if "metainfo" not in item]
+    except (ValueError, LookupError, TypeError) as error:
+        raise NftError("the answer of nft cannot be read: update the package nftables") from error
+
+
+def exists(table: str) -> bool:
+    """Whether `inet table` stands. Raises NftError."""
+    listed = ask("list", "tables", "inet") or []
+    return any(item.get("table", {}).get("name") == table for item in listed)
+
+
+def claim(table: str, ours: bool, record: Record) -> None:
+    """Journals `table` before it is made. `ours`: the journal has it already, so it may be replaced.
+
+    Raises ConfigError if somebody else's table has that name, and NftError.
+    """
+    if ours:
+        return
+    if exists(table):
+        raise ConfigError(
+            f'the packet filter already has a table "inet {table}" that this program has not recorded: run '
+            f'"cryprq-proxy cleanup", or "nft delete table inet {table}" if it is left over'
+        )
+    record({"kind": KIND, "table": table})
+
+
+def remove(table: str) -> None:
+    """Deletes one of TABLES, whether it stands or not. Raises NftError."""
+    if table not in TABLES:
+        raise ConfigError(f"the journal names the packet filter table {table!r}, which is not this program's")
+    run(f"add table inet {table}\ndelete table inet {table}\n")
+
+
+def counters(table: str) -> dict[str, Count]:
+    """The named counters of `inet table`; empty if it does not stand. Raises NftError."""
+    return counts(ask("list", "counters", "table", "inet", table) or [])
+
+
+def counts(listed: Iterable[Mapping[str, Any]]) -> dict[str, Count]:
+    """The counters among what `ask` gave."""
+    found = (item["counter"] for item in listed if "counter" in item)
+    return {each["name"]: Count(each["packets"], each["bytes"]) for each in found}
+
+
+def _undo(entry: Mapping[str, Any]) -> None:
+    table = entry.get("table")
+    remove(table if isinstance(table, str) else repr(table))
+
+
+UNDO: Final[dict[str, Callable[[Mapping[str, Any]], None]]] = {KIND: _undo}
+"""For the journal: deletes the recorded table."""

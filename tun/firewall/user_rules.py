@@ -1,0 +1,130 @@
+"""A person's rules as a part of the packet filter: the first of them that applies to a connection decides.
+
+The chain `rules` is called for the first packet of each connection, our own in `mark_out` and that of a container in
+`mark_in` (client_table.py), and leaves its verdict in the conntrack mark:
+
+    direct    the mark DIRECT: all packets of the connection get the link's fwmark and so go past the tunnel
+    block     the mark BLOCKED: the packet is refused where it would leave, and the connection never comes to be
+    tunnel    no mark: what the other settings say of it, which is the tunnel for what is no LAN
+
+So a connection keeps the verdict that it began with, whatever rules come later. Each rule has a named interval set of
+its prefixes for each family: looking one up costs the same for ten prefixes and for ten thousand.
+
+Whatever the rules say, DNS stays with the forwarder (port 53), DNS over TLS and LLMNR do not go past the tunnel, and
+DHCP goes on. Ports are those of TCP and UDP; a rule with ports says nothing about other protocols.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+from typing import Final
+
+from cryprq_proxy.rules.ranges import borders, spans
+from cryprq_proxy.rules.syntax import Verdict
+
+from .nft import Network, block, set_of
+
+DNS_PORTS: Final = (53, 853, 5355)
+"""DNS, DNS over TLS, and LLMNR, which asks the LAN for any name that was typed without a dot."""
+
+_DIRECT_CHAIN: Final = "past_the_tunnel"
+_BLOCK_CHAIN: Final = "blocked"
+_CHAINS: Final = {Verdict.DIRECT: _DIRECT_CHAIN, Verdict.BLOCK: _BLOCK_CHAIN}
+_TCP_UDP: Final = "meta l4proto { tcp, udp } th dport"
+
+
+@dataclass(frozen=True, slots=True)
+class FilterRule:
+    """What one rule says about packets."""
+
+    verdict: Verdict
+    """All but `EXIT`."""
+    networks: tuple[Network, ...] | None = None
+    """None: every address."""
+    ports: tuple[tuple[int, int], ...] = ()
+    """First and last; empty for every port, and for protocols without ports."""
+
+
+@dataclass(frozen=True, slots=True)
+class FilterRules:
+    """Rules in their order, and what becomes of the rest."""
+
+    rules: tuple[FilterRule, ...] = ()
+    default: Verdict = Verdict.TUNNEL
+
+    def __bool__(self) -> bool:
+        """Whether they do anything."""
+        return self.default is not Verdict.TUNNEL or any(
+            rule.verdict is not Verdict.TUNNEL for rule in self.rules
+        )
+
+
+def rule_sets(rules: FilterRules) -> Iterator[str]:
+    """The lines of the sets."""
+    for index, rule in enumerate(rules.rules if rules else ()):
+        for version in (4, 6):
+            if listed := _merged_networks(rule.networks or (), version):
+                yield from set_of(_title(index, version), f"ipv{version}_addr", "interval", listed)
+
+
+def rule_chains(rules: FilterRules, direct: int, blocked: int) -> Iterator[str]:
+    """The lines of the chains; `direct` and `blocked` are the conntrack marks."""
+    if not rules:
+        return
+    yield from block(
+        f"chain {_DIRECT_CHAIN}", [f"{_TCP_UDP} {_set(DNS_PORTS)} return", f"ct mark set {direct:#x}"]
+    )
+    yield from block(f"chain {_BLOCK_CHAIN}", [f"ct mark set {blocked:#x}"])
+    yield from block("chain rules", _rules(rules))
+
+
+def _rules(rules: FilterRules) -> Iterator[str]:
+    yield f"{_TCP_UDP} 53 return"
+    yield "meta nfproto ipv4 udp sport 68 udp dport 67 return"  # RFC 2131
+    yield "meta nfproto ipv6 udp sport 546 udp dport 547 return"  # RFC 8415
+    for index, rule in enumerate(rules.rules):
+        ports = f"{_TCP_UDP} {_set(_merged(rule.ports))} " if rule.ports else ""
+        for hosts in _hosts(rule, index):
+            yield f"{hosts}{ports}{_verdict(rule.verdict)}"
+    yield _verdict(rules.default)
+
+
+def _hosts(rule: FilterRule, index: int) -> Iterator[str]:
+    if rule.networks is None:
+        yield ""
+        return
+    for version, ip in ((4, "ip"), (6, "ip6")):
+        if any(network.version == version for network in rule.networks):
+            yield f"{ip} daddr @{_title(index, version)} "
+
+
+def _verdict(verdict: Verdict) -> str:
+    return f"goto {_CHAINS[verdict]}" if verdict in _CHAINS else "return"
+
+
+def _title(index: int, version: int) -> str:
+    return f"rule{index + 1}_{version}"
+
+
+def _set(members: tuple[object, ...]) -> str:
+    return f"{{ {', '.join(map(str, members))} }}"
+
+
+def _merged_networks(networks: tuple[Network, ...], version: int) -> list[str]:
+    """As elements of an interval set. By numbers: a list of blocks has thousands, and their objects are slow."""
+    make = IPv4Address if version == 4 else IPv6Address
+    edges = borders(spans(networks, version))
+    return [
+        f"{make(first)}-{make(behind - 1)}" for first, behind in zip(edges[::2], edges[1::2], strict=True)
+    ]
+
+
+def _merged(ports: tuple[tuple[int, int], ...]) -> tuple[str, ...]:
+    """As elements of a set, none of which overlaps another."""
+    edges = borders(ports)
+    return tuple(
+        str(first) if first == behind - 1 else f"{first}-{behind - 1}"
+        for first, behind in zip(edges[::2], edges[1::2], strict=True)
+    )

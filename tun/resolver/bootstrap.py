@@ -1,0 +1,374 @@
+"""The exit's own name, resolved outside of the tunnel: the one question that cannot go through it.
+
+    /etc/hosts  ->  open the filter for the resolvers from before  ->  ask them, A and AAAA at once  ->  close it again
+
+The system's resolver is ours while the tunnel stands, and it answers through the tunnel; so the questions are asked
+here, over sockets that carry the link's mark, and only to the resolvers that the filter has just been opened for. It is
+closed again however the asking ends.
+
+dnspython reads and writes the messages (RFC 1035), this file moves them: its own transport knows no mark. An answer
+counts if it comes from where the question went, with its id and its question (RFC 5452 section 9.1); anything else is
+passed over until the time is up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import socket
+import struct
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Final
+
+import dns.exception
+import dns.flags
+import dns.message
+import dns.name
+import dns.rcode
+import dns.rdataclass
+import dns.rdatatype
+
+from cryprq_proxy.base.tasks import spawn
+from cryprq_proxy.errors import CryprqError
+
+_log = logging.getLogger(__name__)
+
+type Opening = Callable[[Sequence[str]], AbstractAsyncContextManager[None]]
+"""`async with opening(resolvers)`: while it lasts, marked packets to port 53 of these addresses pass the filter."""
+
+PORT: Final = 53
+HOSTS: Final = Path("/etc/hosts")
+MAX_HOSTS: Final = 1 << 20
+"""Bytes of the hosts file that are read; blocklists in this shape go behind it."""
+SECONDS: Final = 2.0
+"""For one resolver, over UDP; as much again where its answer was too long for that."""
+OTHER_FAMILY_SECONDS: Final = 0.3
+"""What is waited for the second answer once the first has given addresses: some resolvers swallow AAAA questions."""
+ROUNDS: Final = 2
+"""How often each resolver is asked."""
+MAX_RESOLVERS: Final = 4
+MAX_ADDRESSES: Final = 16
+MAX_DATAGRAM: Final = 4096
+MAX_MESSAGE: Final = 16_384
+"""Bytes of an answer over TCP."""
+MAX_STRAYS: Final = 32
+"""Datagrams passed over in one question; then somebody floods, and TCP is tried."""
+MAX_RESTARTS: Final = 4
+"""How often the question is asked again for the name at the end of a chain of CNAMEs."""
+
+_LENGTH: Final = struct.Struct("!H")
+_TYPES: Final = (dns.rdatatype.A, dns.rdatatype.AAAA)
+
+
+class BootstrapError(CryprqError):
+    """The exit's name could not be resolved; the text says why."""
+
+
+class NameNotFoundError(BootstrapError):
+    """The resolvers say that the name does not exist or has no address: asking again soon will not help."""
+
+
+class AnswerError(CryprqError):
+    """An answer that is none: malformed, to another question, or a failure of the resolver's."""
+
+
+class Answer:
+    """What one answer says about one name and type: addresses, a name to go on with, or neither (NODATA, NXDOMAIN)."""
+
+    def __init__(self, addresses: tuple[str, ...] = (), alias: dns.name.Name | None = None) -> None:
+        self.addresses = addresses
+        self.alias = alias
+
+
+class Truncated(AnswerError):
+    """The answer did not fit a datagram (TC): the question has to be asked over TCP."""
+
+
+class Bootstrap:
+    """Resolves the exit's name. `resolvers` gives those from before at the time of asking; `mark` is the link's fwmark.
+
+    `opening` brackets the asking. What was found last is given again when later nobody answers: an exit that has
+    moved is not found that way, but one that is where it was stays reachable while the resolvers are not.
+    """
+
+    def __init__(
+        self,
+        resolvers: Callable[[], Sequence[str]],
+        opening: Opening,
+        *,
+        mark: int,
+        port: int = PORT,
+        hosts: Path = HOSTS,
+        seconds: float = SECONDS,
+        rounds: int = ROUNDS,
+    ) -> None:
+        self._resolvers = resolvers
+        self._opening = opening
+        self._mark = mark
+        self._port = port
+        self._hosts = hosts
+        self._seconds = seconds
+        self._rounds = rounds
+        self._known: dict[str, tuple[str, ...]] = {}
+
+    async def resolve(self, name: str) -> tuple[str, ...]:
+        """The addresses of `name` (an A-label name or a literal), at least one, at most `MAX_ADDRESSES`.
+
+        IPv6 comes first, and what this machine has no route to comes last.
+
+        Takes at most `rounds` x resolvers x 2 x `seconds`, per CNAME that is asked for on its own. Raises
+        NameNotFoundError or BootstrapError.
+        """
+        with contextlib.suppress(ValueError):
+            return (str(ipaddress.ip_address(name)),)
+        found = from_hosts(_read_hosts(self._hosts), name)
+        if found:
+            return self._by_route(found)
+        try:
+            found = await self._ask_outside(name)
+        except NameNotFoundError:
+            self._known.pop(name, None)
+            raise
+        except BootstrapError as error:
+            if name not in self._known:
+                raise
+            _log.warning("%s; its last known address is used", error)
+            return self._known[name]
+        found = self._by_route(found)
+        self._known[name] = found
+        return found
+
+    async def _ask_outside(self, name: str) -> tuple[str, ...]:
+        resolvers = tuple(dict.fromkeys(self._resolvers()))[:MAX_RESOLVERS]
+        if not resolvers:
+            raise BootstrapError(
+                f"the exit's name {name} cannot be resolved, since this system names no resolver; "
+                f"give the exit's IP address instead"
+            )
+        try:
+            question = dns.name.from_text(name)
+        except (dns.exception.DNSException, UnicodeError):
+            raise NameNotFoundError(
+                f"the exit's name {name[:255]!r} is not a name that DNS can hold"
+            ) from None
+        failures: dict[str, str] = {}
+        async with self._opening(resolvers):
+            for _ in range(self._rounds):
+                for resolver in resolvers:
+                    try:
+                        found = await self._ask(resolver, question)
+                    except (AnswerError, OSError) as error:  # TimeoutError is one
+                        failures[resolver] = _why(error)
+                        continue
+                    if not found:
+                        raise NameNotFoundError(
+                            f"the exit's name {name} does not exist or has no address, says {resolver}; "
+                            f"check its spelling"
+                        )
+                    return found
+        said = ", ".join(f"{resolver}: {why}" for resolver, why in failures.items())
+        local = all(_is_local(resolver) for resolver in resolvers)
+        hint = " (a resolver on this machine cannot ask others while the tunnel is down)" if local else ""
+        raise BootstrapError(
+            f"the exit's name {name} cannot be resolved ({said}){hint}; give the exit's IP address if this lasts"
+        )
+
+    async def _ask(self, resolver: str, name: dns.name.Name) -> tuple[str, ...]:
+        """Both families from one resolver; nothing if it says that there is no address. Raises AnswerError, OSError."""
+        asking = [
+            spawn(self._ask_family(resolver, name, kind), f"{kind.name} of the exit") for kind in _TYPES
+        ]
+        try:
+            await asyncio.wait(asking, return_when=asyncio.FIRST_COMPLETED)
+            if any(_good(task) for task in asking):
+                await asyncio.wait(asking, timeout=OTHER_FAMILY_SECONDS)
+            else:
+                await asyncio.wait(asking)
+        finally:
+            for task in asking:
+                task.cancel()
+            results = await asyncio.gather(*asking, return_exceptions=True)
+        found = [address for task in reversed(asking) for address in _good(task)]
+        if found:
+            return tuple(found[:MAX_ADDRESSES])
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+        return ()
+
+    async def _ask_family(
+        self, resolver: str, name: dns.name.Name, kind: dns.rdatatype.RdataType
+    ) -> tuple[str, ...] | AnswerError | OSError:
+        """The failure is returned, not raised: it is one of two answers, and no task has failed."""
+        try:
+            for _ in range(MAX_RESTARTS + 1):
+                answer = await self._exchange(resolver, dns.message.make_query(name, kind))
+                if answer.alias is None:
+                    return answer.addresses
+                name = answer.alias
+        except (AnswerError, OSError) as error:
+            return error
+        return AnswerError("too many CNAMEs")
+
+    async def _exchange(self, resolver: str, query: dns.message.Message) -> Answer:
+        address = socket.getaddrinfo(
+            resolver, self._port, flags=socket.AI_NUMERICHOST, type=socket.SOCK_DGRAM
+        )[0]
+        family, destination = address[0], address[4]
+        try:
+            async with asyncio.timeout(self._seconds):
+                return await self._over_udp(family, destination, query)
+        except Truncated:
+            async with asyncio.timeout(self._seconds):
+                return await self._over_tcp(family, destination, query)
+
+    async def _over_udp(self, family: int, destination: _Sockaddr, query: dns.message.Message) -> Answer:
+        """A socket for each question: its port, chosen by the kernel, is as hard to guess as the id."""
+        loop = asyncio.get_running_loop()
+        with self._socket(family, socket.SOCK_DGRAM) as sock:
+            await loop.sock_connect(sock, destination)  # what others send does not reach us then
+            await loop.sock_sendall(sock, query.to_wire())
+            for _ in range(MAX_STRAYS):
+                wire = await loop.sock_recv(sock, MAX_DATAGRAM)
+                try:
+                    return read_answer(wire, query)
+                except Truncated:
+                    raise
+                except AnswerError as error:
+                    if not is_answer(wire, query):
+                        continue  # not from the resolver, or damaged: the right one may still come
+                    raise error
+        raise Truncated("too many datagrams that are no answers")
+
+    async def _over_tcp(self, family: int, destination: _Sockaddr, query: dns.message.Message) -> Answer:
+        loop = asyncio.get_running_loop()
+        with self._socket(family, socket.SOCK_STREAM) as sock:
+            await loop.sock_connect(sock, destination)
+            wire = query.to_wire()
+            await loop.sock_sendall(sock, _LENGTH.pack(len(wire)) + wire)
+            (length,) = _LENGTH.unpack(await _exactly(loop, sock, _LENGTH.size))
+            if length > MAX_MESSAGE:
+                raise AnswerError(f"an answer of {length} bytes")
+            return read_answer(await _exactly(loop, sock, length), query, stream=True)
+
+    def _by_route(self, addresses: Sequence[str]) -> tuple[str, ...]:
+        """Connecting a datagram socket sends nothing, it only looks for a route."""
+
+        def unreachable(address: str) -> bool:
+            with self._socket(
+                socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM
+            ) as sock:
+                return sock.connect_ex((address, self._port)) != 0
+
+        try:
+            return tuple(sorted(addresses, key=unreachable))
+        except OSError:  # no socket of this family, or no right to mark one: whoever dials will say so
+            return tuple(addresses)
+
+    def _socket(self, family: int, kind: int) -> socket.socket:
+        sock = socket.socket(family, kind)
+        try:
+            sock.setblocking(False)
+            if self._mark:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, self._mark)
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+
+type _Sockaddr = tuple[str, int] | tuple[str, int, int, int] | tuple[int, bytes]
+
+
+def read_answer(wire: bytes, query: dns.message.Message, *, stream: bool = False) -> Answer:
+    """What `wire` answers to `query`. Raises AnswerError, and Truncated where it is cut off (never over a stream)."""
+    if not is_answer(wire, query):
+        raise AnswerError("an answer to another question")
+    try:
+        message = dns.message.from_wire(wire, ignore_trailing=True, raise_on_truncation=False)
+        if message.flags & dns.flags.TC:
+            raise AnswerError("a cut answer over TCP") if stream else Truncated("the answer is cut off")
+        rcode = message.rcode()
+        if rcode == dns.rcode.NXDOMAIN:
+            return Answer()
+        if rcode != dns.rcode.NOERROR:
+            raise AnswerError(dns.rcode.to_text(rcode))
+        if not isinstance(message, dns.message.QueryMessage):
+            raise AnswerError("an answer of another kind")
+        chain = message.resolve_chaining()
+    except (dns.exception.DNSException, ValueError, struct.error) as error:
+        raise AnswerError(f"a malformed answer ({type(error).__name__})") from None
+    if chain.answer is not None:
+        return Answer(tuple(rdata.address for rdata in list(chain.answer)[:MAX_ADDRESSES]))
+    if chain.cnames:
+        return Answer(alias=chain.canonical_name)
+    return Answer()
+
+
+def is_answer(wire: bytes, query: dns.message.Message) -> bool:
+    """Whether `wire` begins like the answer to `query`: its id, QR set, and exactly its question (in any case)."""
+    asked = query.to_wire()
+    end = len(asked)
+    return (
+        len(wire) >= end
+        and wire[:2] == asked[:2]
+        and wire[2] & 0xF8 == 0x80  # QR, and opcode QUERY
+        and wire[4:6] == b"\x00\x01"
+        and wire[12:end].lower() == asked[12:].lower()
+    )
+
+
+def from_hosts(content: bytes, name: str) -> tuple[str, ...]:
+    """The addresses that a hosts file (hosts(5)) gives `name`, IPv6 first, at most `MAX_ADDRESSES`."""
+    wanted = name.lower().rstrip(".").encode("ascii", "replace")
+    found: dict[str, int] = {}
+    for line in content.split(b"\n"):
+        words = line.partition(b"#")[0].split()
+        if len(words) > 1 and any(word.lower().rstrip(b".") == wanted for word in words[1:]):
+            try:
+                address = ipaddress.ip_address(words[0].decode("ascii"))
+            except ValueError:  # UnicodeDecodeError is one
+                continue
+            found[str(address)] = address.version
+    return tuple(sorted(found, key=lambda address: -found[address]))[:MAX_ADDRESSES]
+
+
+def _read_hosts(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(MAX_HOSTS)
+    except OSError:
+        return b""
+
+
+async def _exactly(loop: asyncio.AbstractEventLoop, sock: socket.socket, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        piece = await loop.sock_recv(sock, size - len(data))
+        if not piece:
+            raise AnswerError("it hung up")
+        data += piece
+    return data
+
+
+def _good(task: asyncio.Task[tuple[str, ...] | AnswerError | OSError]) -> tuple[str, ...]:
+    if not task.done() or task.cancelled():
+        return ()
+    result = task.result()
+    return result if isinstance(result, tuple) else ()
+
+
+def _is_local(resolver: str) -> bool:
+    return resolver.startswith("127.") or resolver == "::1"
+
+
+def _why(error: AnswerError | OSError) -> str:
+    if isinstance(error, TimeoutError):
+        return "no answer"
+    if isinstance(error, OSError):
+        return (error.strerror or str(error)).lower()
+    return str(error)

@@ -1,0 +1,361 @@
+"""The system's resolver where systemd-resolved runs: the tunnel's interface gets name servers and all names.
+
+    off: LLMNR, mDNS, DNSSEC, DNS over TLS  ->  name servers  ->  the domain "~."  ->  default route  ->  flush caches
+
+All of it belongs to the interface, so it ends with the interface whatever becomes of us, and `RevertLink` ends it
+earlier. The domain "~." says that all names go this way; the default route says it again for versions and set-ups in
+which another interface claims the same (org.freedesktop.resolve1(5)). resolved forgets settings of this kind when it
+restarts: then they are made again, as soon as it owns its name on the bus.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import os
+import re
+import socket
+import threading
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from dbus_fast import DBusFastError, Message, MessageFlag, MessageType
+from dbus_fast.aio import MessageBus
+from dbus_fast.constants import BusType
+
+from cryprq_proxy.base.tasks import spawn
+from cryprq_proxy.errors import ConfigError
+
+from ..journal import Record, Undoer, same_boot
+from .resolvconf import nameservers
+
+_log = logging.getLogger(__name__)
+
+NAME: Final = "org.freedesktop.resolve1"
+KIND: Final = "resolved"
+"""The kind of our entry in the journal."""
+UPLINK: Final = Path("/run/systemd/resolve/resolv.conf")
+"""Where resolved writes the servers that it asks, of all interfaces."""
+MAX_UPLINK: Final = 65_536
+
+CALL_SECONDS: Final = 5.0
+RETRIES: Final = (0.5, 1.0, 2.0, 5.0, 15.0)
+"""Pauses in seconds between attempts to set it again after a restart, which may find resolved still busy starting."""
+
+_PATH: Final = "/org/freedesktop/resolve1"
+_MANAGER: Final = "org.freedesktop.resolve1.Manager"
+_BUS: Final = "org.freedesktop.DBus"
+_WATCHED: Final = f"type='signal',sender='{_BUS}',interface='{_BUS}',member='NameOwnerChanged',arg0='{NAME}'"
+_INTERFACE: Final = re.compile(r"[^\s/]{1,15}")
+
+_BUS_ERRORS: Final = (DBusFastError, OSError, EOFError)
+"""What a call raises when the bus is not there or goes away; TimeoutError is an OSError."""
+
+_REFUSED: Final = {
+    "org.freedesktop.DBus.Error.AccessDenied",
+    "org.freedesktop.DBus.Error.InteractiveAuthorizationRequired",
+}
+_GONE: Final = {
+    f"{NAME}.NoSuchLink",
+    "org.freedesktop.DBus.Error.ServiceUnknown",
+    "org.freedesktop.DBus.Error.NameHasNoOwner",
+}
+_OLD: Final = {"org.freedesktop.DBus.Error.UnknownMethod", "org.freedesktop.DBus.Error.NotSupported"}
+
+
+class _CallFailed(Exception):
+    """A method call that resolved (or the bus) answered with an error."""
+
+    def __init__(self, member: str, name: str, text: str) -> None:
+        super().__init__(f"{member} gave {name}: {text}" if text else f"{member} gave {name}")
+        self.name = name
+
+
+class Resolved:
+    """`SystemResolver` by way of systemd-resolved. All parameters are for tests but for the bus's address."""
+
+    kind: Final = "systemd-resolved"
+
+    def __init__(
+        self,
+        *,
+        bus_address: str | None = None,
+        uplink: Path = UPLINK,
+        retries: Sequence[float] = RETRIES,
+        pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._bus_address = bus_address
+        self._uplink = uplink
+        self._retries = tuple(retries)
+        self._pause = pause
+        self._bus: MessageBus | None = None
+        self._following: asyncio.Task[None] | None = None
+        self._link: tuple[int, str] | None = None
+        self._addresses: tuple[str, ...] = ()
+        self._restarted = asyncio.Event()
+        self._repairs = 0
+
+    @property
+    def repairs(self) -> int:
+        """How often resolved had restarted and its settings were made again."""
+        return self._repairs
+
+    async def set(self, addresses: Sequence[str], index: int, name: str, record: Record) -> None:
+        """Let the interface `name`, whose index is `index`, resolve all names at `addresses` (literals).
+
+        `record` gets the journal's entry before the first change. Raises ConfigError.
+        """
+        self._link, self._addresses = (index, name), tuple(addresses)
+        record({"kind": KIND, "index": index, "name": name})
+        self._restarted.clear()
+        try:
+            await self._apply(await self._connect(), index)
+        except (_CallFailed, *_BUS_ERRORS) as error:
+            self._link = None
+            with contextlib.suppress(_CallFailed, *_BUS_ERRORS):
+                if self._bus is not None:
+                    await _revert(self._bus, index)
+            await self._disconnect()
+            raise _failure(name, error) from None
+
+    async def watch(self) -> None:
+        """Make the settings again whenever resolved (or the bus) has restarted; runs until cancelled."""
+        while self._link is not None:
+            if self._bus is not None:
+                await self._restarted.wait()
+            for delay in (*self._retries, None):
+                self._restarted.clear()
+                try:
+                    bus = await self._connect()
+                    if await owns_name(bus):
+                        await self._apply(bus, self._link[0])
+                        self._repairs += 1
+                        _log.info("systemd-resolved has restarted: our resolver is set again")
+                    else:
+                        _log.warning("systemd-resolved has stopped: names are not resolved until it is back")
+                    break
+                except (_CallFailed, *_BUS_ERRORS) as error:
+                    if delay is None:
+                        _log.warning("%s", _failure(self._link[1], error))
+                        if self._bus is None:  # nothing would wake us: try the bus again at our slowest
+                            await self._pause(self._retries[-1] if self._retries else 0.0)
+                    else:
+                        await self._pause(delay)
+
+    async def restore(self) -> None:
+        """Take the settings back, if the interface still has them, and leave the bus. Raises ConfigError."""
+        link, self._link = self._link, None
+        try:
+            if link is not None:
+                await _revert(await self._connect(), link[0])
+        except (_CallFailed, *_BUS_ERRORS) as error:
+            raise _failure(link[1] if link is not None else "?", error) from None
+        finally:
+            await self._disconnect()
+
+    def upstreams(self) -> tuple[str, ...]:
+        """The servers that resolved asks on other interfaces: what the exit's own name is resolved with."""
+        try:
+            with self._uplink.open("rb") as file:
+                found = nameservers(file.read(MAX_UPLINK))
+        except OSError:
+            return ()
+        return tuple(address for address in found if address not in self._addresses)
+
+    async def _connect(self) -> MessageBus:
+        if self._bus is not None and self._bus.connected:
+            return self._bus
+        await self._disconnect()
+        bus = await _open(self._bus_address)
+        try:
+            bus.add_message_handler(self._signal)
+            await _call(bus, "AddMatch", "s", [_WATCHED], on_bus=True)
+        except BaseException:
+            await _close(bus)
+            raise
+        self._bus = bus
+        self._following = spawn(self._follow(bus), "connection to the bus")
+        return bus
+
+    async def _disconnect(self) -> None:
+        bus, self._bus = self._bus, None
+        following, self._following = self._following, None
+        if bus is not None and bus.connected:
+            bus.disconnect()
+        if following is not None:
+            await following  # until the socket is closed
+
+    async def _follow(self, bus: MessageBus) -> None:
+        await _ended(bus)
+        self._restarted.set()
+
+    def _signal(self, message: Message) -> None:
+        if (
+            message.message_type is MessageType.SIGNAL
+            and message.member == "NameOwnerChanged"
+            and message.sender == _BUS
+            and message.body[:1] == [NAME]
+        ):
+            self._restarted.set()
+
+    async def _apply(self, bus: MessageBus, index: int) -> None:
+        for member in ("SetLinkLLMNR", "SetLinkMulticastDNS", "SetLinkDNSSEC", "SetLinkDNSOverTLS"):
+            try:
+                await _call(bus, member, "is", [index, "no"])
+            except _CallFailed as error:  # a resolved that does not know the thing does not do it
+                if error.name not in _OLD:
+                    raise
+        servers = [ipaddress.ip_address(address) for address in self._addresses]
+        families = {4: int(socket.AF_INET), 6: int(socket.AF_INET6)}
+        await _call(
+            bus,
+            "SetLinkDNS",
+            "ia(iay)",
+            [index, [[families[server.version], server.packed] for server in servers]],
+        )
+        await _call(bus, "SetLinkDomains", "ia(sb)", [index, [[".", True]]])
+        try:
+            await _call(bus, "SetLinkDefaultRoute", "ib", [index, True])
+        except _CallFailed as error:  # before systemd 240 "~." means it too
+            if error.name not in _OLD:
+                raise
+        await _call(bus, "FlushCaches", "", [])
+
+
+async def runs(bus_address: str | None = None) -> bool:
+    """Whether systemd-resolved owns its name on the system bus (or on that of `bus_address`); does not start it."""
+    try:
+        bus = await _open(bus_address)
+    except _BUS_ERRORS:
+        return False
+    try:
+        return await owns_name(bus)
+    except (_CallFailed, *_BUS_ERRORS):
+        return False
+    finally:
+        await _close(bus)
+
+
+async def owns_name(bus: MessageBus) -> bool:
+    """Whether somebody is systemd-resolved on this bus."""
+    return bool(await _call(bus, "NameHasOwner", "s", [NAME], on_bus=True))
+
+
+def undo(entry: Mapping[str, Any], *, bus_address: str | None = None) -> None:
+    """Take back the settings of the interface in `entry`; nothing if it or resolved is gone. Idempotent.
+
+    Blocks, also inside of a running event loop: it works on a thread with a loop of its own. Raises ConfigError.
+    """
+    index, name = entry.get("index"), entry.get("name")
+    if not (
+        isinstance(index, int)
+        and 0 < index < 1 << 31
+        and isinstance(name, str)
+        and _INTERFACE.fullmatch(name)
+    ):
+        raise ConfigError("the journal holds an entry for systemd-resolved that this program did not write")
+    try:
+        if not same_boot(entry) or socket.if_nametoindex(name) != index:
+            return  # another interface may have taken the name or the number
+    except OSError:
+        return
+    failed: list[ConfigError] = []
+
+    def work() -> None:
+        try:
+            asyncio.run(_undo(index, bus_address))
+        except (_CallFailed, *_BUS_ERRORS) as error:
+            failed.append(_failure(name, error))
+
+    thread = threading.Thread(target=work, name="undo of the resolver")
+    thread.start()
+    thread.join()
+    if failed:
+        raise failed[0]
+
+
+UNDO: Final[dict[str, Undoer]] = {KIND: undo}
+
+
+async def _undo(index: int, bus_address: str | None) -> None:
+    try:
+        bus = await _open(bus_address)
+    except (FileNotFoundError, ConnectionRefusedError):
+        return  # no bus, no resolved
+    try:
+        await _revert(bus, index)
+    finally:
+        await _close(bus)
+
+
+async def _revert(bus: MessageBus, index: int) -> None:
+    for member, signature, body in (("RevertLink", "i", [index]), ("FlushCaches", "", [])):
+        try:
+            await _call(bus, member, signature, body)
+        except _CallFailed as error:
+            if error.name not in _GONE:
+                raise
+
+
+async def _open(address: str | None) -> MessageBus:
+    bus = MessageBus(bus_address=address, bus_type=BusType.SYSTEM)
+    async with asyncio.timeout(CALL_SECONDS):
+        return await bus.connect()
+
+
+async def _close(bus: MessageBus) -> None:
+    if bus.connected:
+        bus.disconnect()
+    await _ended(bus)
+
+
+async def _ended(bus: MessageBus) -> None:
+    """Returns when the connection's socket is closed."""
+    ended: Awaitable[None] = bus.wait_for_disconnect()  # type: ignore[no-untyped-call]
+    with contextlib.suppress(*_BUS_ERRORS):
+        await ended
+
+
+async def _call(
+    bus: MessageBus, member: str, signature: str, body: list[Any], *, on_bus: bool = False
+) -> Any:
+    """The first value of the answer, or None. Raises _CallFailed, TimeoutError, and what dbus-fast raises."""
+    message = Message(
+        destination=_BUS if on_bus else NAME,
+        path="/org/freedesktop/DBus" if on_bus else _PATH,
+        interface=_BUS if on_bus else _MANAGER,
+        member=member,
+        signature=signature,
+        body=body,
+        flags=MessageFlag.NO_AUTOSTART,  # a resolved that does not run has nothing of ours
+    )
+    async with asyncio.timeout(CALL_SECONDS):
+        reply = await bus.call(message)
+    if reply.message_type is MessageType.ERROR:
+        text = reply.body[0] if reply.body and isinstance(reply.body[0], str) else ""
+        raise _CallFailed(member, reply.error_name or "an error", text[:200])
+    return reply.body[0] if reply.body else None
+
+
+def _failure(name: str, error: Exception) -> ConfigError:
+    if isinstance(error, _CallFailed):
+        if error.name in _REFUSED:
+            return ConfigError(
+                f"systemd-resolved does not let this user change the resolver of {name}; run this as root"
+            )
+        if error.name == f"{NAME}.LinkBusy":
+            return ConfigError(
+                f"systemd-resolved takes the resolver of {name} from systemd-networkd; let networkd leave that "
+                f"interface alone (Unmanaged=yes in its [Link] section)"
+            )
+        return ConfigError(f"systemd-resolved did not take the resolver of {name}: {error}")
+    if isinstance(error, TimeoutError):
+        return ConfigError(
+            f"systemd-resolved did not answer within {CALL_SECONDS:g} s about the resolver of {name}; see whether it "
+            f"hangs (systemctl status systemd-resolved)"
+        )
+    why = os.strerror(error.errno).lower() if isinstance(error, OSError) and error.errno else str(error)
+    return ConfigError(f"systemd-resolved cannot be reached over D-Bus to set the resolver of {name}: {why}")

@@ -1,0 +1,42 @@
+"""Where the link may be dialled: all endpoints of all exits, as names become addresses.
+
+The filter lets the link's sockets to these addresses and ports, and to no others. An answer about one name says nothing
+about another; and an older answer about the same name stays good for the filter, since another link may be up at one of
+its addresses, while the newest are what is dialled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from ipaddress import ip_address
+from typing import Final
+
+from cryprq_proxy.address import Destination
+
+from ..firewall.client_table import Endpoint
+
+MAX_ADDRESSES: Final = 32
+"""Of one name; the newest stay."""
+
+
+class ExitEndpoints:
+    """The endpoints of the exits as far as their addresses are known."""
+
+    def __init__(self, exits: Iterable[Destination]) -> None:
+        self._exits = tuple(dict.fromkeys(exits))
+        self._known: dict[str, tuple[str, ...]] = {
+            exit.host: (exit.host,) for exit in self._exits if exit.is_ip
+        }
+
+    def learn(self, name: str, addresses: Sequence[str]) -> None:
+        """The newest answer about one of the names, as IP literals."""
+        known = dict.fromkeys((*addresses, *self._known.get(name, ())))
+        self._known[name] = tuple(known)[:MAX_ADDRESSES]
+
+    def known(self) -> frozenset[Endpoint]:
+        """Each address that one of the names has had, with each port that goes with the name."""
+        return frozenset(
+            Endpoint(ip_address(address), exit.port)
+            for exit in self._exits
+            for address in self._known.get(exit.host, ())
+        )

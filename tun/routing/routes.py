@@ -1,0 +1,382 @@
+"""The client's policy routing: everything goes into the tunnel but what the rules in route_rules.py name.
+
+    apply   look -> refuse what is not ours -> journal -> sysctl -> repair
+    watch   a change -> look -> repair -> tell who needs to know
+    remove  delete all that is ours
+
+One function, `_repair`, compares what the kernel has with what there should be and makes up the difference. So a start
+on clean ground, a start on what a killed process left behind, and the answer to another program that has deleted our
+rules are the same thing. What is ours bears our protocol number; the rest of our table and priorities belongs to
+somebody else, and then nothing is done at all.
+
+Our table has a default route into the TUN for each family that the exit offers, and below it an unreachable one: it
+stays when the device and all its routes vanish with a killed process, and it is all there is of a family not offered.
+Order of repair: unreachable, TUN, rules from the link's mark to the rest, so that nothing is ever caught half-way.
+
+With the reverse path filter on (rp_filter=1), the kernel asks these same rules where an incoming packet's source is.
+Without its mark, a packet from the exit would seem to belong to the tunnel. The filter gives such packets the link's
+mark from conntrack, and `src_valid_mark` makes the kernel use it (ip-sysctl.rst); elsewhere it changes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from socket import AF_INET, AF_INET6, AF_UNSPEC
+from typing import Any, Final, NamedTuple
+
+from pyroute2 import AsyncIPRoute, NetlinkDumpInterrupted, NetlinkError
+
+from cryprq_proxy.errors import ConfigError, CryprqError
+
+from .. import sysctl
+from ..journal import Entry, Record, Undoer
+from . import lan as network
+from .lan import UNICAST, Lan, Link, Message, Route, WayOut
+from .netlink_watch import MOST_PAUSE, Changes, pause
+from .route_rules import FIRST, LAST, PROTOCOL, TABLE, RouteSettings, Rule, read_rule, wanted_rules
+
+__all__ = ["KIND", "UNDO", "RouteSettings", "Routes", "default_route", "read_lan", "undo_routing"]
+
+_log = logging.getLogger(__name__)
+
+KIND: Final = "routing"
+"""The kind of our entry in the journal: one for all rules and routes, since they are known by their numbers."""
+VALID_MARK: Final = "net.ipv4.conf.all.src_valid_mark"
+LAST_RESORT: Final = 4_294_967_295
+"""Metric of the unreachable routes: any other one wins."""
+
+_FAMILIES: Final[Mapping[int, int]] = {4: AF_INET, 6: AF_INET6}
+_EVERYTHING: Final = {4: "0.0.0.0/0", 6: "::/0"}
+_DUMPS: Final = 5
+"""Tries to read a table that changes while it is read."""
+_ROUNDS: Final = 5
+"""Tries to delete everything of ours, while something may be putting it back."""
+_SETTLED: Final = {
+    "add": frozenset({errno.EEXIST}),
+    "del": frozenset({errno.ENOENT, errno.ESRCH, errno.ENODEV}),
+}
+"""Errors that say: it is so already."""
+_QUIET: Final = 10.0
+"""Seconds between two log lines about repairs."""
+
+type LanChanged = Callable[[Lan], Awaitable[None]]
+type DefaultChanged = Callable[[int], Awaitable[None]]
+
+
+class _Default(NamedTuple):
+    """A default route in our table: into a device, or into none at all."""
+
+    version: int
+    device: int | None
+
+    def arguments(self) -> dict[str, Any]:
+        """What `AsyncIPRoute.route` takes, to add it and to delete it."""
+        arguments: dict[str, Any] = {
+            "family": _FAMILIES[self.version],
+            "dst": _EVERYTHING[self.version],
+            "table": TABLE,
+            "proto": PROTOCOL,
+        }
+        if self.device is None:
+            return arguments | {"type": "unreachable", "priority": LAST_RESORT}
+        return arguments | {"oif": self.device}
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    """What the kernel has, at one look."""
+
+    rules: list[tuple[Rule, int]]
+    routes: list[Route]
+    links: list[Link]
+    addresses: list[network.Address]
+
+    def our_rules(self, version: int) -> list[Rule]:
+        return [
+            rule
+            for rule, protocol in self.rules
+            if rule.version == version and protocol == PROTOCOL and FIRST <= rule.priority <= LAST
+        ]
+
+    def our_routes(self, version: int) -> list[_Default]:
+        """All in our table that bear our number are of the two forms that we make."""
+        return [
+            _Default(version, route.hops[0].device if route.kind == UNICAST and route.hops else None)
+            for route in self.routes
+            if route.version == version and route.table == TABLE and route.protocol == PROTOCOL
+        ]
+
+    def device(self, name: str) -> int | None:
+        """The index of a device that is up."""
+        return next((link.device for link in self.links if link.name == name and link.up), None)
+
+    def way_out(self, version: int, own: str) -> WayOut | None:
+        return network.way_out(version, self.routes, self.links, self.addresses, own)
+
+
+class Routes:
+    """The routing of one client in this thread's network namespace.
+
+    `record` is called before each change. After `apply`, also if it failed, the owner calls `remove` or undoes the
+    journal; `watch` runs in between, and is cancelled first.
+    """
+
+    def __init__(self, settings: RouteSettings, record: Record) -> None:
+        self.settings = settings
+        self.repairs = 0
+        """How often rules or routes had to be put back since `apply`."""
+        self.lan = Lan()
+        """The local networks at the last look."""
+        self._record = record
+        self._recorded: list[Entry] = []
+        self._ways: dict[int, WayOut | None] = {}
+        self._logged = -_QUIET
+
+    async def apply(self) -> None:
+        """All traffic goes where the settings say.
+
+        Raises ConfigError, with nothing changed, where the device is missing, others use our table or priorities, or
+        the right is missing; CryprqError if the kernel refuses something in between.
+        """
+        async with _kernel() as kernel:
+            state = await _look(kernel)
+            _refuse_others(state)
+            if state.device(self.settings.device) is None:
+                raise ConfigError(f"the tunnel device {self.settings.device} is not there or not up")
+            self._note({"kind": KIND, "table": TABLE, "first": FIRST, "last": LAST})
+            sysctl.set_sysctl(VALID_MARK, "1", self._note)
+            self.lan = network.find_lan(state.routes, state.links, self.settings.device)
+            self._ways = {version: state.way_out(version, self.settings.device) for version in _FAMILIES}
+            await self._repair(kernel, state, self.lan)
+
+    def _note(self, entry: Mapping[str, object]) -> None:
+        self._record(entry)
+        self._recorded.append(entry)
+
+    async def remove(self) -> None:
+        """Rules, routes and settings are as they were. Can be called again. Raises CryprqError."""
+        async with _kernel() as kernel:
+            await _delete_ours(kernel)
+        while self._recorded:
+            entry = self._recorded[-1]
+            if entry["kind"] == sysctl.KIND:
+                sysctl.undo_sysctl(entry)
+            self._recorded.pop()
+
+    async def watch(self, lan_changed: LanChanged, default_changed: DefaultChanged) -> None:
+        """Runs until it is cancelled: puts back what others remove, and follows the networks around.
+
+        `lan_changed` gets the local networks when they are others than before. `default_changed` gets the IP version
+        whose way out has another device, gateway or source address; while there is none at all it is not called.
+        What they raise ends the watch; what the kernel refuses is logged and tried again.
+        """
+        clock = asyncio.get_running_loop().time
+        with Changes() as changes:
+            while True:
+                started = clock()
+                try:
+                    lan, moved = await self._check()
+                except CryprqError as error:
+                    _log.warning("the routes could not be looked after: %s", error)
+                    await asyncio.sleep(MOST_PAUSE)
+                    continue
+                if lan != self.lan:
+                    self.lan = lan
+                    await lan_changed(lan)
+                for version in moved:
+                    await default_changed(version)
+                await asyncio.sleep(pause(clock() - started))
+                await changes.wait()
+
+    async def _check(self) -> tuple[Lan, list[int]]:
+        """Looks and repairs. Returns the local networks, and the IP versions with a new way out."""
+        async with _kernel() as kernel:
+            state = await _look(kernel)
+            lan = network.find_lan(state.routes, state.links, self.settings.device)
+            # By the networks of before: that rules for a new one are missing is nobody's doing.
+            missing = sum(len(wanted - live) for wanted, live in self._compare(state, self.lan))
+            await self._repair(kernel, state, lan)
+        if missing:
+            self.repairs += 1
+            self._report(missing)
+        moved = []
+        for version in _FAMILIES:
+            way = state.way_out(version, self.settings.device)
+            if way is not None and way != self._ways.get(version):
+                self._ways[version] = way
+                moved.append(version)
+        return lan, moved
+
+    def _report(self, missing: int) -> None:
+        now = asyncio.get_running_loop().time()
+        if now - self._logged >= _QUIET:
+            self._logged = now
+            _log.warning(
+                "%d of our rules and routes were gone, and are put back (%d times so far)",
+                missing,
+                self.repairs,
+            )
+
+    def _wanted_routes(self, state: _State, version: int) -> list[_Default]:
+        device = state.device(self.settings.device)
+        wanted: list[_Default] = [_Default(version, None)]
+        if device is not None and version in self.settings.versions:
+            wanted.append(_Default(version, device))
+        return wanted
+
+    def _compare(self, state: _State, lan: Lan) -> Iterator[tuple[set[object], set[object]]]:
+        """What there should be and what there is, rules and routes of each family."""
+        for version in _versions():
+            yield set(wanted_rules(self.settings, lan, version)), set(state.our_rules(version))
+            yield set(self._wanted_routes(state, version)), set(state.our_routes(version))
+
+    async def _repair(self, kernel: Any, state: _State, lan: Lan) -> None:
+        """Makes up the difference between what the kernel has of ours and what it should have. Raises CryprqError."""
+        steps: list[tuple[Any, str, Rule | _Default]] = []
+        for version in _versions():
+            routes, had_routes = self._wanted_routes(state, version), state.our_routes(version)
+            rules, had_rules = wanted_rules(self.settings, lan, version), state.our_rules(version)
+            steps += [(kernel.route, "add", route) for route in routes if route not in had_routes]
+            steps += [(kernel.rule, "add", rule) for rule in rules if rule not in had_rules]
+            steps += [(kernel.rule, "del", rule) for rule in had_rules if rule not in rules]
+            steps += [(kernel.route, "del", route) for route in had_routes if route not in routes]
+        first: CryprqError | None = None
+        for method, command, what in steps:
+            try:
+                await _do(method, command, what)
+            except CryprqError as error:
+                first = first or error  # what does not depend on it is still put right
+        if first is not None:
+            raise first
+
+
+async def read_lan(own: str) -> Lan:
+    """The local networks around this machine; `own` is the TUN device, there or not. Raises CryprqError."""
+    async with _kernel() as kernel:
+        state = await _look(kernel)
+    return network.find_lan(state.routes, state.links, own)
+
+
+async def default_route(version: int, own: str) -> WayOut | None:
+    """How traffic of one IP version leaves this machine past the tunnel, whose device is `own`. Raises CryprqError."""
+    async with _kernel() as kernel:
+        return (await _look(kernel)).way_out(version, own)
+
+
+def undo_routing(entry: Entry) -> None:
+    """Deletes all rules and routes that are ours, by their numbers. Needs no device. Raises CryprqError.
+
+    May be called in a thread whose loop is running, which stands still meanwhile (some milliseconds).
+    """
+    if (entry.get("table"), entry.get("first"), entry.get("last")) != (TABLE, FIRST, LAST):
+        raise CryprqError("the journal names a routing table or rules that are not ours")
+
+    async def delete() -> None:
+        async with _kernel() as kernel:
+            await _delete_ours(kernel)
+
+    # asyncio.run wants a thread without a loop. A new thread has the network namespace of the one that makes it.
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(asyncio.run, delete()).result()
+
+
+UNDO: Final[dict[str, Undoer]] = {KIND: undo_routing}
+
+
+@asynccontextmanager
+async def _kernel() -> AsyncIterator[Any]:
+    """An AsyncIPRoute; what it and the system raise becomes a sentence."""
+    try:
+        async with AsyncIPRoute() as kernel:
+            yield kernel
+    except NetlinkError as error:
+        raise _refused("routing table", error) from error
+    except OSError as error:
+        raise CryprqError(f"the kernel's routing tables cannot be reached: {error.strerror}") from error
+
+
+def _refused(what: str, error: NetlinkError) -> CryprqError:
+    if error.code == errno.EPERM:
+        return ConfigError(f"changing the {what} needs root (CAP_NET_ADMIN)")
+    return CryprqError(f"the kernel refused to change the {what}: {os.strerror(error.code)}")
+
+
+async def _do(method: Any, command: str, what: Rule | _Default) -> None:
+    """Adds or deletes a rule or route; that it is so already is no error. Raises CryprqError."""
+    try:
+        await method(command, **what.arguments())
+    except NetlinkError as error:
+        if error.code not in _SETTLED[command]:
+            raise _refused("rules and routes", error) from error
+
+
+async def _dump(method: Any, family: int) -> list[Message]:
+    for _ in range(_DUMPS):
+        with contextlib.suppress(NetlinkDumpInterrupted):
+            return [message async for message in await method("dump", family=family)]
+    raise CryprqError(
+        "the kernel's routing tables change faster than they can be read; trying again may help"
+    )
+
+
+async def _look(kernel: Any) -> _State:
+    rules: list[tuple[Rule, int]] = []
+    routes: list[Route] = []
+    for version in _versions():
+        family = _FAMILIES[version]
+        rules += [read_rule(message) for message in await _dump(kernel.rule, family)]
+        found = [network.read_route(message) for message in await _dump(kernel.route, family)]
+        routes += [route for route in found if route is not None]
+    links = [network.read_link(message) for message in await _dump(kernel.link, AF_UNSPEC)]
+    addresses = [network.read_address(message) for message in await _dump(kernel.addr, AF_UNSPEC)]
+    return _State(rules, routes, links, addresses)
+
+
+def _versions() -> tuple[int, ...]:
+    """The families that this kernel has. Where IPv6 is switched off altogether there is nothing to take of it."""
+    try:
+        socket.socket(AF_INET6, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC).close()
+    except OSError as error:
+        if error.errno != errno.EAFNOSUPPORT:
+            raise
+        return (4,)
+    return (4, 6)
+
+
+def _refuse_others(state: _State) -> None:
+    for rule, protocol in state.rules:
+        if FIRST <= rule.priority <= LAST and protocol != PROTOCOL:
+            raise ConfigError(
+                f"another program has a routing rule with priority {rule.priority}, and {FIRST} to {LAST} are ours: "
+                "remove it (`ip rule`, `ip -6 rule`)"
+            )
+    for route in state.routes:
+        if route.table == TABLE and route.protocol != PROTOCOL:
+            raise ConfigError(
+                f"another program has a route to {route.prefix} in routing table {TABLE}, which is ours: "
+                f"remove it (`ip route show table {TABLE}`, also with -6)"
+            )
+
+
+async def _delete_ours(kernel: Any) -> None:
+    """Rules first, from the last to the first, so that nothing goes into a table without routes. Raises CryprqError."""
+    for _ in range(_ROUNDS):
+        state = await _look(kernel)
+        rules = [rule for version in _versions() for rule in state.our_rules(version)]
+        routes = [route for version in _versions() for route in state.our_routes(version)]
+        if not rules and not routes:
+            return
+        for rule in reversed(rules):
+            await _do(kernel.rule, "del", rule)
+        for route in routes:
+            await _do(kernel.route, "del", route)
+    raise CryprqError("another program puts our routing rules back: stop it, then run `cryprq-proxy cleanup`")
