@@ -634,7 +634,8 @@ def test_the_filter_outlives_the_process(paths: Paths) -> None:
     program = f"""
 from dataclasses import replace
 from ipaddress import ip_address
-from tun.filter import Endpoint, Filter, FilterSettings
+from tun.firewall.client_table import Endpoint, FilterSettings
+from tun.firewall.kill_switch import Filter
 settings = FilterSettings(tun={TUN!r}, mark={MARK}, exits=frozenset({{Endpoint(ip_address({EXIT4!r}), 443)}}))
 filter = Filter(settings, lambda entry: None, ours=True)
 filter.up()
