@@ -16,7 +16,7 @@ COMPILE = $(VENV)-lock/bin/pip-compile --quiet --upgrade --generate-hashes --all
 	--no-emit-index-url --no-emit-trusted-host --no-emit-find-links
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format bench tunnelbench fuzz requirements clean
+.PHONY: help venv demo test mutants lint format bench tunnelbench fuzz requirements clean
 .PHONY: test-packages lab-packages bench-packages
 .SUFFIXES:
 .DELETE_ON_ERROR:
@@ -31,6 +31,9 @@ demo: $(VENV)/.run ## exit and proxy in one process, ready for curl; Ctrl-C ends
 
 test: $(VENV)/.dev test-packages ## all tests
 	$(BIN)/python -m pytest -q $(ARGS)
+
+mutants: $(VENV)/.dev ## small faults, each of which the unit tests of its module must find
+	$(BIN)/python -m tests.mutants.run $(ARGS)
 
 lint: $(VENV)/.dev ## ruff, its formatter and strict mypy
 	$(BIN)/ruff check .
