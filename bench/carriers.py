@@ -81,7 +81,8 @@ async def _serve_exit(setting: dict[str, Any], stop: asyncio.Event) -> None:
     from cryprq_proxy.crypto.identity import Identity, PeerId
     from cryprq_proxy.crypto.primitives import select_provider
     from cryprq_proxy.exit.egress import EgressPolicy
-    from cryprq_proxy.exit.exit import Exit, ExitSettings, WebSocketSettings
+    from cryprq_proxy.exit.exit import Exit
+    from cryprq_proxy.exit.settings import ExitSettings, WebSocketSettings
     from cryprq_proxy.outbound.resolver import SystemResolver
 
     provider = select_provider()

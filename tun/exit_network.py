@@ -21,6 +21,7 @@ from typing import Any, Final
 from cryprq_proxy.carriers.lane.carrier import flush_packets
 from cryprq_proxy.carriers.lane.packet_link import PacketLink
 from cryprq_proxy.crypto.identity import PeerId
+from cryprq_proxy.crypto.payloads import Feature
 from cryprq_proxy.errors import CryprqError
 from cryprq_proxy.exit.egress import EgressPolicy
 from cryprq_proxy.exit.limits import TokenBucket
@@ -58,7 +59,9 @@ _NOBODY: Final = "for no client"
 
 
 class ExitNetwork:
-    """The PacketNetwork of an exit (exit/exit.py). `start`, then `close`."""
+    """The PacketNetwork of an exit (exit/providers.py). `start`, then `close`."""
+
+    features = Feature.PACKETS
 
     def __init__(self, settings: ExitNetworkSettings, policy: EgressPolicy) -> None:
         self._settings = settings

@@ -235,7 +235,7 @@ class ExitConfig(Struct, frozen=True, kw_only=True):
         """What Prometheus must present. Raises ConfigError if the file cannot be read or holds too little."""
         return None if self.metrics_token_file is None else read_token(self.metrics_token_file)
 
-    def authorised_peers(self) -> frozenset[PeerId]:
+    def authorized_peers(self) -> frozenset[PeerId]:
         """Who is let in: `allow` and what stands in the file `authorized` at this moment. Raises ConfigError."""
         return frozenset(self.named_peers())
 

@@ -20,7 +20,7 @@ def _exit(context: Context) -> ExitConfig:
 
 async def peers(context: Context) -> Verdict:
     config = _exit(context)
-    listed = config.authorised_peers()
+    listed = config.authorized_peers()
     if not listed:
         return fail("no client is on the list, so nobody gets in", "invite one: cryprq-proxy invite NAME")
     text = f"{len(listed)} client{'' if len(listed) == 1 else 's'} may come in"

@@ -2,12 +2,12 @@
 
     connection -> TLS, if it ends here -> one HTTP request -> the path? -> upgrade -> the same handshake as on TCP
 
-The exit accepts the connections and bounds them as it does those on TCP (exit.py); here they become pipes. Whatever is
-no upgrade on the path is answered like the empty web server that this is to everybody else. The request is read by
-aiohttp, which is loaded only for an exit that has this entrance.
+listener.py accepts the connections and bounds them as it does those on TCP; here they become pipes. A request that is
+no upgrade on the path gets the answer of an empty web server. aiohttp reads the request; it is loaded only for an exit
+that has this entrance.
 
-A page in somebody's browser can open WebSockets too. It could say nothing that opens, as any stranger, but it is turned
-away before: browsers name the page's origin, and the program does not.
+A page in a browser can open WebSockets too. It knows no key and could finish no handshake, but it is refused earlier:
+browsers send the page's origin, and the client does not.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ..base.linger import SECONDS
 from ..carriers.pipe import Pipe
 from ..carriers.websocket import MAX_MESSAGE, Watched, WebSocketPipe
 from ..errors import ConfigError
-from .exit import WebSocketSettings
+from .settings import WebSocketSettings
 
 SECONDS_IN_ALL: Final = 10.0
 """For TLS, the request and the handshake together."""

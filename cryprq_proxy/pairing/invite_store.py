@@ -146,7 +146,7 @@ def beside(authorized: Path) -> Path:
 
 
 class Redeemer:
-    """What a running exit asks when a peer comes with an invite: see exit.exit.Invites. Files are touched on a thread.
+    """The Invites (exit/providers.py) of a running exit. Files are touched on a thread.
 
     Every call reads the files anew, so what `cryprq-proxy invite` does holds at once.
     """

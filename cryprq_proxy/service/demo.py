@@ -20,7 +20,8 @@ from ..config.client import client_from
 from ..config.keys import choose_provider
 from ..crypto.identity import Identity
 from ..exit.egress import EgressPolicy
-from ..exit.exit import Exit, ExitSettings
+from ..exit.exit import Exit
+from ..exit.settings import ExitSettings
 from ..fronts.listener import MixedListener
 from ..outbound.resolver import SystemResolver
 from ..process.lifecycle import Stop, settle

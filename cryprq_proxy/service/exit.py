@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import AsyncExitStack
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from ..address import Destination
 from ..base.log import set_level
@@ -25,7 +25,9 @@ from ..config.client import ExitConfig, read_psk
 from ..config.keys import choose_provider, own_identity
 from ..crypto.identity import PeerId
 from ..exit.egress import EgressPolicy, own_addresses
-from ..exit.exit import Exit, ExitSettings, PacketNetwork, WebSocketSettings
+from ..exit.exit import Exit
+from ..exit.providers import NO_INVITES, NO_PACKETS, PacketNetwork
+from ..exit.settings import ExitSettings, WebSocketSettings
 from ..outbound.resolver import SystemResolver
 from ..pairing.invite_store import Redeemer
 from ..process.control import Action, ControlServer
@@ -73,20 +75,11 @@ def exit_settings(config: ExitConfig) -> ExitSettings:
     )
 
 
-class Network(PacketNetwork, Protocol):
-    """The exit's network interface as its process sees it: tun/exit_network.py."""
-
-    async def start(self) -> None: ...
-    async def lost(self) -> None: ...
-    async def close(self) -> None: ...
-    def policy_changed(self) -> None: ...
-
-
 async def run_exit(
     config: ExitConfig,
     read: Callable[[], ExitConfig],
     stop: Stop,
-    wide: Callable[[ExitConfig, EgressPolicy], Network] | None = None,
+    wide: Callable[[ExitConfig, EgressPolicy], PacketNetwork] | None = None,
     files: Iterable[Path] = (),
     authorized: Path | None = None,
 ) -> None:
@@ -99,9 +92,11 @@ async def run_exit(
     egress = config.egress
     policy = EgressPolicy(egress.allow, egress.deny, egress.only, config.allow_private, own_addresses())
     resolver = SystemResolver()
-    network = None if wide is None else wide(config, policy)
+    network = NO_PACKETS if wide is None else wide(config, policy)
     redeemer = None if authorized is None else Redeemer(authorized)
-    exit = Exit(identity, settings, frozenset(names), policy, resolver, provider, network, redeemer)
+    exit = Exit(
+        identity, settings, frozenset(names), policy, resolver, provider, network, redeemer or NO_INVITES
+    )
 
     def again() -> tuple[ExitConfig, dict[PeerId, str]]:
         changed = read()
@@ -111,7 +106,7 @@ async def run_exit(
         nonlocal names
         changed, names = state
         set_level(changed.log_level)
-        exit.authorise(frozenset(names))
+        exit.authorize(frozenset(names))
         return f"{count(len(names), 'peer')} allowed"
 
     def status() -> dict[str, Any]:
@@ -131,9 +126,8 @@ async def run_exit(
         control = ControlServer(config.control_socket, report, _actions(reloader))
         await control.start()
         stack.push_async_callback(control.stop)
-        if network is not None:
-            await network.start()
-            stack.push_async_callback(network.close)
+        await network.start()
+        stack.push_async_callback(network.close)
         websocket = config.websocket.listen
         with explained([*config.listen, *([] if websocket is None else [websocket])]):
             report.listen = tuple(await exit.start())
@@ -147,10 +141,8 @@ async def run_exit(
             stack.push_async_callback(metrics.stop)
         addresses = spawn(_follow_addresses(policy, network), "own addresses")
         stack.callback(addresses.cancel)
-        work = addresses
-        if network is not None:
-            work = spawn(until_one_ends(addresses, spawn(network.lost(), "exit's device")), "own addresses")
-            stack.callback(work.cancel)
+        work = spawn(until_one_ends(addresses, spawn(network.lost(), "exit's device")), "own addresses")
+        stack.callback(work.cancel)
         listed = [*files, *([] if authorized is None else [authorized])]
         read_again(stack, stop, reloader, lambda: listed)
         settle()
@@ -204,11 +196,10 @@ def _actions(reloader: Reloader[tuple[ExitConfig, dict[PeerId, str]]]) -> dict[s
     return {"reload": reload}
 
 
-async def _follow_addresses(policy: EgressPolicy, network: Network | None) -> None:
+async def _follow_addresses(policy: EgressPolicy, network: PacketNetwork) -> None:
     while True:
         policy.update_own_addresses(own_addresses())
-        if network is not None:
-            network.policy_changed()
+        network.policy_changed()
         await asyncio.sleep(OWN_ADDRESSES_SECONDS)
 
 

@@ -70,7 +70,7 @@ def test_a_client_needs_a_peer_and_nothing_else() -> None:
 def test_an_exit_needs_nothing() -> None:
     read = exit_peer()
     assert read.listen == (Destination("0.0.0.0", 4433),)
-    assert read.authorised_peers() == frozenset()
+    assert read.authorized_peers() == frozenset()
 
 
 def test_both_sides_take_the_defaults_of_the_session() -> None:
@@ -136,7 +136,7 @@ def test_all_lists_of_an_exit() -> None:
         """
     )
     assert read.listen == (Destination("192.0.2.1", 443), Destination("2001:db8::1", 443))
-    assert read.authorised_peers() == {PeerId(bytes(32)), PeerId(bytes(range(32)))}
+    assert read.authorized_peers() == {PeerId(bytes(32)), PeerId(bytes(range(32)))}
     assert read.allow_private
     assert read.egress.deny == (":25", "*.example.com")
     assert read.limits.detached_sessions_per_peer == 0
@@ -167,7 +167,7 @@ def test_flags_override_the_file() -> None:
 def test_flags_that_were_not_given_change_nothing() -> None:
     text = f'allow = ["{ID}"]\nallow_private = true'
     assert exit_peer(text, {"allow": (), "allow_private": None}) == exit_peer(text)
-    assert exit_peer(text, {"allow": (OTHER_ID,)}).authorised_peers() == {PeerId(bytes(range(32)))}
+    assert exit_peer(text, {"allow": (OTHER_ID,)}).authorized_peers() == {PeerId(bytes(range(32)))}
 
 
 def test_a_user_on_the_command_line_replaces_the_file_of_the_configuration() -> None:
@@ -401,22 +401,22 @@ def test_odd_files_are_one_sentence(tmp_path: Path) -> None:
 # --- who is authorised, and default places ---
 
 
-def test_authorised_peers_come_from_both_and_are_read_anew(tmp_path: Path) -> None:
+def test_authorized_peers_come_from_both_and_are_read_anew(tmp_path: Path) -> None:
     listed = tmp_path / "authorized"
     listed.write_text(f"# friends\n\n{OTHER_ID} laptop of Alice\n  {OTHER_ID}#again\n")
     (tmp_path / "exit.toml").write_text(f'allow = ["{ID}"]')
     read = load_exit(tmp_path / "exit.toml")
-    assert read.authorised_peers() == {PeerId(bytes(32)), PeerId(bytes(range(32)))}
+    assert read.authorized_peers() == {PeerId(bytes(32)), PeerId(bytes(range(32)))}
     listed.write_text("")
-    assert read.authorised_peers() == {PeerId(bytes(32))}
+    assert read.authorized_peers() == {PeerId(bytes(32))}
     listed.write_text(f"{ID}\nnobody\n")
     with pytest.raises(ConfigError, match="authorized: line 2: a peer id has 52 characters"):
-        read.authorised_peers()
+        read.authorized_peers()
 
 
 def test_a_named_list_must_exist(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"the list of authorized peers .* does not exist"):
-        load_exit(None, {"authorized": str(tmp_path / "gone")}).authorised_peers()
+        load_exit(None, {"authorized": str(tmp_path / "gone")}).authorized_peers()
 
 
 def test_a_named_configuration_must_exist(tmp_path: Path) -> None:

@@ -25,7 +25,9 @@ from cryprq_proxy.crypto.identity import Identity, PeerId
 from cryprq_proxy.crypto.primitives import select_provider
 from cryprq_proxy.errors import CloseReason, ConfigError, CryprqError, PeerError
 from cryprq_proxy.exit.egress import EgressPolicy
-from cryprq_proxy.exit.exit import REFUSALS_LOGGED, Exit, ExitSettings, Invites, WebSocketSettings
+from cryprq_proxy.exit.exit import REFUSALS_LOGGED, Exit
+from cryprq_proxy.exit.providers import Invites
+from cryprq_proxy.exit.settings import ExitSettings, WebSocketSettings
 from cryprq_proxy.outbound.resolver import SystemResolver
 from cryprq_proxy.pairing import invitation as pairing
 from cryprq_proxy.pairing.invitation import Invitation, own_address, parse_expiry, public_url
@@ -369,7 +371,7 @@ async def test_a_revoked_peer_is_out_at_once(tmp_path: Path) -> None:
         assert client.up
         changed.clear()
         world.listed.revoke("laptop")
-        world.exit.authorise(frozenset(peer.peer_id for peer in world.listed.read()))
+        world.exit.authorize(frozenset(peer.peer_id for peer in world.listed.read()))
         assert world.exit.status()["sessions"] == []
         await changed.wait()
         assert not client.up
@@ -380,7 +382,7 @@ async def test_a_revoked_peer_is_out_at_once(tmp_path: Path) -> None:
 async def test_one_who_is_listed_does_not_use_up_an_invite(tmp_path: Path) -> None:
     async with running(tmp_path) as world:
         laptop = Identity.generate(FAST)
-        world.exit.authorise(frozenset([laptop.peer_id]))
+        world.exit.authorize(frozenset([laptop.peer_id]))
         secret = world.store.create("phone", 60, world.now)
         assert await world.comes_in(secret, laptop)
         assert world.store.knows(secret, world.now)
@@ -413,7 +415,7 @@ async def test_guesses_over_the_link(tmp_path: Path, caplog: pytest.LogCaptureFi
                 assert not await world.comes_in(secrets.token_bytes(16))
             refused = [line for line in caplog.messages if "refused" in line]
             assert 0 < len(refused) <= REFUSALS_LOGGED + 1
-            assert "with an invite that is good for nothing" in refused[0]
+            assert "with an invite that is invalid, used or expired" in refused[0]
             assert world.names() == []
             assert await world.comes_in(secret)
         assert secret.hex() not in caplog.text

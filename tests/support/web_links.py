@@ -24,7 +24,8 @@ from cryprq_proxy.client.client import Client, ClientSettings
 from cryprq_proxy.crypto.identity import Identity
 from cryprq_proxy.crypto.primitives import select_provider
 from cryprq_proxy.exit.egress import EgressPolicy
-from cryprq_proxy.exit.exit import Exit, ExitSettings, WebSocketSettings
+from cryprq_proxy.exit.exit import Exit
+from cryprq_proxy.exit.settings import ExitSettings, WebSocketSettings
 from cryprq_proxy.outbound.resolver import SystemResolver
 from cryprq_proxy.session.session import SessionLimits
 

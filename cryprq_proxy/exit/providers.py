@@ -1,0 +1,98 @@
+"""What the process around an exit may hand in, each with the object that stands for its absence.
+
+A packet network exchanges IP packets with clients in system-wide mode (tun/exit_network.py has the real one). Invites
+let peers in that are not listed yet (pairing/invite_store.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Final, Protocol
+
+from ..carriers.lane.packet_link import PacketLink
+from ..crypto.identity import PeerId
+from ..crypto.payloads import Feature
+from ..errors import CryprqError
+from ..lane.slices import Run
+
+
+class PacketNetwork(Protocol):
+    """The exit's network interface: `start`, then `close`. `features` is what clients are offered because of it."""
+
+    features: Feature
+
+    async def start(self) -> None:
+        """Make the interface. Raises CryprqError and OSError."""
+
+    async def lost(self) -> None:
+        """Return or raise when the interface is gone."""
+
+    async def close(self) -> None:
+        """Remove the interface; harmless if it never started."""
+
+    def policy_changed(self) -> None:
+        """Judge destinations anew: the egress policy has other addresses."""
+
+    def join(self, peer: PeerId, link: PacketLink) -> tuple[bytes, bytes]:
+        """Send packets for `peer` to `link` from now on, and to no earlier link of that peer. Returns its addresses: 4
+        and 16 bytes, zeros for a family that is not carried. Raises CryprqError if no address is free."""
+
+    def leave(self, link: PacketLink) -> None:
+        """Forget `link`; harmless if it never joined."""
+
+    def received(self, link: PacketLink, buffer: memoryview, start: int, end: int, run: Run) -> None:
+        """Send a packet that came from a client."""
+
+    def status(self) -> dict[str, Any] | None:
+        """What `cryprq-proxy status` shows."""
+
+
+class NoPacketNetwork:
+    """For an exit that carries streams and datagrams only."""
+
+    features = Feature(0)
+
+    async def start(self) -> None:
+        """Start nothing."""
+
+    async def lost(self) -> None:
+        await asyncio.get_running_loop().create_future()
+
+    async def close(self) -> None:
+        """Nothing was started."""
+
+    def policy_changed(self) -> None:
+        """No packet is judged."""
+
+    def join(self, peer: PeerId, link: PacketLink) -> tuple[bytes, bytes]:
+        raise CryprqError("this exit carries no packets")
+
+    def leave(self, link: PacketLink) -> None:
+        """No link joins."""
+
+    def received(self, link: PacketLink, buffer: memoryview, start: int, end: int, run: Run) -> None:
+        """Drop the packet."""
+
+    def status(self) -> None:
+        return None
+
+
+NO_PACKETS: Final = NoPacketNetwork()
+
+
+class Invites(Protocol):
+    """One-time secrets that put a peer on the list."""
+
+    async def redeem(self, secret: bytes, peer: PeerId) -> bool:
+        """Use up the invite with this secret (16 bytes) and list `peer`, both on disk when this returns True. False for
+        an invalid, used or expired secret. Never raises."""
+
+
+class NoInvites:
+    """For an exit whose list is not to be changed."""
+
+    async def redeem(self, secret: bytes, peer: PeerId) -> bool:
+        return False
+
+
+NO_INVITES: Final = NoInvites()

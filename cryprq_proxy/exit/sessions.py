@@ -1,0 +1,231 @@
+"""The sessions of an exit: which peer has which, what each is given, and how long one without a carrier is kept.
+
+A session outlives its carriers: until `resume_seconds` have passed its peer may attach a new carrier to it. What one
+peer may hold is bounded in number: sessions without a carrier here, those with one in exit.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Executor
+
+from ..carriers.carrier import Carrier, clock
+from ..carriers.lane.listener import LaneListener
+from ..carriers.lane.packet_link import PacketLink
+from ..carriers.lane.udp_socket import SocketAddress
+from ..carriers.rekey_thread import executor_offload
+from ..crypto.handshake import Established
+from ..crypto.identity import PeerId
+from ..crypto.payloads import Feature, ResumeRequest
+from ..crypto.primitives import Provider, system_entropy
+from ..errors import CloseReason, CryprqError, PeerError, StreamReason
+from ..outbound.udp_association import UdpAssociation
+from ..session.sendlog import MemoryBudget
+from ..session.session import Session
+from ..session.status import Totals
+from ..session.streams import Stream
+from ..session.wire import StreamProtocol
+from .limits import TokenBucket
+from .providers import PacketNetwork
+from .settings import ExitSettings
+from .targets import Targets
+
+_log = logging.getLogger(__name__)
+
+
+class PeerSession:
+    """One session of one peer, its carrier if it has one, and its packet link if it agreed on one.
+
+    `attempt` is the number of the last resume that was accepted. `addresses` are those inside the tunnel.
+    """
+
+    __slots__ = (
+        "_sessions",
+        "addresses",
+        "attempt",
+        "carrier",
+        "expiry",
+        "packet_link",
+        "peer",
+        "session",
+    )
+
+    def __init__(self, sessions: Sessions, peer: PeerId, session: Session) -> None:
+        self._sessions = sessions
+        self.peer = peer
+        self.session = session
+        self.carrier: Carrier | None = None
+        self.packet_link: PacketLink | None = None
+        self.addresses: tuple[bytes, bytes] | None = None
+        self.attempt = 0
+        self.expiry: asyncio.TimerHandle | None = None
+
+    def carrier_lost(self, carrier: Carrier, error: PeerError | None) -> None:
+        if self.carrier is carrier:
+            self.carrier = None
+        self._sessions.carrier_lost(self, error)
+
+    def carrier_failed(self, error: PeerError) -> None:
+        if self.carrier is not None:
+            self.carrier.fail(error)
+
+
+class Sessions:
+    """All sessions of an exit, those whose carrier was lost last at the end."""
+
+    def __init__(
+        self,
+        settings: ExitSettings,
+        provider: Provider,
+        executor: Executor,
+        targets: Targets,
+        network: PacketNetwork,
+    ) -> None:
+        self._settings = settings
+        self._provider = provider
+        self._executor = executor
+        self._targets = targets
+        self._network = network
+        self._loop = asyncio.get_running_loop()
+        self._budget = MemoryBudget(settings.retained_total)
+        self._by_id: dict[bytes, PeerSession] = {}
+        self._opens: dict[PeerId, TokenBucket] = {}
+        self.lanes: LaneListener | None = None
+        self.closing = False
+        """Whether new streams are refused."""
+        self.totals = Totals()
+        self.streams_total = 0
+
+    def __iter__(self) -> Iterator[PeerSession]:
+        return iter(list(self._by_id.values()))
+
+    def named_in(self, request: ResumeRequest | None) -> PeerSession | None:
+        """The session that a client asks for; whether it may have it is not judged here."""
+        return None if request is None else self._by_id.get(request.session_id)
+
+    def attached(self, peer: PeerId, *, but: PeerSession | None) -> int:
+        """How many sessions of `peer` have a carrier, without `but`."""
+        return sum(
+            entry.peer == peer and entry.carrier is not None and entry is not but
+            for entry in self._by_id.values()
+        )
+
+    # --- beginning ---
+
+    def new(self, established: Established, client: SocketAddress | None) -> PeerSession:
+        """A session for a peer that was let in. `client` is its UDP address, if the lane can use that."""
+        entry: PeerSession
+        session = Session(
+            dialler=False,
+            session_id=established.session_id,
+            resume_secret=established.resume_secret,
+            provider=self._provider,
+            entropy=system_entropy,
+            limits=self._settings.limits,
+            budget=self._budget,
+            slots=self._targets.slots,
+            acceptor=lambda stream: self._accept_stream(entry, stream),
+            offload=executor_offload(
+                self._provider, self._executor, lambda error: entry.carrier_failed(error)
+            ),
+        )
+        entry = self._by_id[established.session_id] = PeerSession(self, established.peer, session)
+        if established.features:
+            self._link_packets(entry, established.features, client)
+        return entry
+
+    def _link_packets(self, entry: PeerSession, features: int, client: SocketAddress | None) -> None:
+        """Give a new session the packets and the lane that were agreed on."""
+        link: PacketLink
+        if features & Feature.PACKETS:
+            received = self._network.received
+            link = PacketLink(entry.session, lambda *packet: received(link, *packet))
+            try:
+                entry.addresses = self._network.join(entry.peer, link)
+            except CryprqError as error:
+                _log.error("%s gets no packets: %s", entry.peer, error)
+                entry.addresses = bytes(4), bytes(16)
+        else:
+            link = PacketLink(entry.session)
+        if features & Feature.LANE and self.lanes is not None:
+            link.lane = self.lanes.carrier(link, link.announce, client)
+        entry.packet_link = entry.session.sideband = link
+
+    def _accept_stream(self, entry: PeerSession, stream: Stream) -> None:
+        peer, now, targets = entry.peer, clock(), self._targets
+        self.streams_total += 1
+        bucket = self._opens.get(peer)
+        if bucket is None:
+            rate = self._settings.opens_per_second
+            bucket = self._opens[peer] = TokenBucket(rate, rate, now)
+        if self.closing:
+            stream.refuse(StreamReason.SHUTTING_DOWN)
+        elif not bucket.allow(now):
+            stream.refuse(StreamReason.LIMIT)
+        elif stream.protocol is StreamProtocol.UDP:
+            UdpAssociation(self._loop, stream, targets.policy, targets.resolver)
+        elif stream.protocol is StreamProtocol.RESOLVER:
+            if entry.addresses is None:  # only a client in system-wide mode sends its system's questions here
+                stream.refuse(StreamReason.NOT_ALLOWED)
+            else:
+                targets.open_resolver(stream)
+        else:
+            targets.open(stream)
+
+    # --- without a carrier, and ending ---
+
+    def carrier_lost(self, entry: PeerSession, error: PeerError | None) -> None:
+        """Keep the session for a resume, unless it is closed or its peer has too many of them."""
+        if entry.session.closed is not None:
+            self._forget(entry)
+        else:
+            self.keep_detached(entry)
+        if error is not None:
+            _log.info("link down: %s: %s", entry.peer, error)
+
+    def keep_detached(self, entry: PeerSession) -> None:
+        """Bound a session without a carrier in time, and those of its peer in number: the oldest ends first."""
+        if entry.expiry is not None:
+            entry.expiry.cancel()
+        entry.expiry = self._loop.call_later(
+            self._settings.resume_seconds, self.end, entry, CloseReason.NORMAL
+        )
+        session_id = entry.session.session_id
+        self._by_id[session_id] = self._by_id.pop(session_id)
+        detached = [other for other in self._of(entry.peer) if other.carrier is None]
+        for old in detached[: max(0, len(detached) - self._settings.detached_sessions_per_peer)]:
+            self.end(old, CloseReason.LIMIT)
+
+    def end_unlisted(self, peers: frozenset[PeerId]) -> None:
+        """End the sessions of all peers but these."""
+        for entry in self:
+            if entry.peer not in peers:
+                self.end(entry, CloseReason.NOT_AUTHORISED)
+
+    def end_all(self) -> None:
+        for entry in self:
+            self.end(entry, CloseReason.SHUTTING_DOWN)
+
+    def end(self, entry: PeerSession, reason: CloseReason) -> None:
+        """Tell the peer if it has a carrier, and forget the session."""
+        if entry.carrier is not None:
+            entry.carrier.close(reason)
+        else:
+            entry.session.close(reason)
+        self._forget(entry)
+
+    def _forget(self, entry: PeerSession) -> None:
+        if entry.expiry is not None:
+            entry.expiry.cancel()
+        if self._by_id.pop(entry.session.session_id, None) is not None:
+            self.totals.add(entry.session)
+        if entry.packet_link is not None:
+            entry.packet_link.close()
+            self._network.leave(entry.packet_link)
+        if not any(self._of(entry.peer)):
+            self._opens.pop(entry.peer, None)
+
+    def _of(self, peer: PeerId) -> Iterable[PeerSession]:
+        return (entry for entry in self._by_id.values() if entry.peer == peer)
