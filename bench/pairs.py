@@ -18,6 +18,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from cryprq_proxy.base.text import reason_of
+
 ROOT = Path(__file__).resolve().parent.parent
 START_LIMIT = 30.0
 """Seconds a pair may take until its first request comes back."""
@@ -86,7 +88,7 @@ class Process:
                     command, cwd=directory, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environ
                 )
             except OSError as error:
-                raise BenchError(f"Cannot start {command[0]}: {error.strerror}.") from error
+                raise BenchError(f"Cannot start {command[0]}: {reason_of(error)}.") from error
 
     @property
     def pid(self) -> int:

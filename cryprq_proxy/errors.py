@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from enum import IntEnum
 
+from .base.text import words_of
+
 
 class CloseReason(IntEnum):
     """Why a side closes the link: the argument of a CLOSE frame, one byte."""
@@ -96,7 +98,7 @@ class StreamRefused(CryprqError):
     """The exit (or this side, while the link is down) did not open a stream; `reason` says why."""
 
     def __init__(self, reason: StreamReason) -> None:
-        super().__init__(f"the stream was refused: {reason.name.lower().replace('_', ' ')}")
+        super().__init__(f"the stream was refused: {words_of(reason)}")
         self.reason = reason
 
 
@@ -116,5 +118,5 @@ class StreamReset(CryprqError):
     """A stream ended before its data did; `reason` says why."""
 
     def __init__(self, reason: StreamReason) -> None:
-        super().__init__(f"the stream was reset: {reason.name.lower().replace('_', ' ')}")
+        super().__init__(f"the stream was reset: {words_of(reason)}")
         self.reason = reason

@@ -117,7 +117,7 @@ def test_the_architecture_has_a_line_for_every_package() -> None:
     layer_of: dict[str, int] = {}
     for layer, places, _ in table(page, "layer", "package"):
         for place in places.split(", "):
-            name = place.rstrip("/").removesuffix(".py")
+            name = place.rstrip("/").removesuffix(".py").replace("/", ".")
             layer_of["tun" if name == "tun" else f"cryprq_proxy.{name}"] = int(layer)
     outside = {"cryprq_proxy.cli": 12, "cryprq_proxy.__main__": 13}
     assert layer_of | outside == LAYERS

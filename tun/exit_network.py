@@ -18,6 +18,7 @@ from ipaddress import IPv4Interface, IPv6Interface, ip_address
 from socket import AF_INET, AF_INET6, inet_ntop
 from typing import Any, Final
 
+from cryprq_proxy.base.text import reason_of
 from cryprq_proxy.carriers.lane.carrier import flush_packets
 from cryprq_proxy.carriers.lane.packet_link import PacketLink
 from cryprq_proxy.crypto.identity import PeerId
@@ -148,7 +149,7 @@ class ExitNetwork:
         """Runs for as long as there is a device. Raises CryprqError when somebody has removed it."""
         error = await self._gone
         raise CryprqError(
-            f"another program removed the device {self._settings.device} ({error.strerror}); start the exit again"
+            f"another program removed the device {self._settings.device} ({reason_of(error)}); start the exit again"
         )
 
     # --- clients ---------------------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Self
 
+from cryprq_proxy.base.text import reason_of
 from cryprq_proxy.errors import ConfigError, CryprqError, LocalError
 
 _log = logging.getLogger(__name__)
@@ -162,7 +163,7 @@ class Journal:
             with contextlib.suppress(OSError):
                 os.ftruncate(self._file, self._size)  # or the next line would continue this one
             raise CryprqError(
-                f"the journal {self.path} cannot be written, so nothing may be changed: {error.strerror}"
+                f"the journal {self.path} cannot be written, so nothing may be changed: {reason_of(error)}"
             ) from error
         self._size += len(line)
         self._entries.append(read_back)
@@ -252,9 +253,9 @@ def _readable(path: Path) -> Iterator[None]:
     try:
         yield
     except PermissionError as error:
-        raise ConfigError(f"the journal {path} needs root: {error.strerror}") from error
+        raise ConfigError(f"the journal {path} needs root: {reason_of(error)}") from error
     except OSError as error:
-        raise ConfigError(f"the journal {path} cannot be used: {error.strerror}") from error
+        raise ConfigError(f"the journal {path} cannot be used: {reason_of(error)}") from error
 
 
 def _own_directory(directory: Path) -> None:

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from cryprq_proxy.base.text import reason_of
 from cryprq_proxy.errors import ConfigError, CryprqError, LocalError
 
 from .journal import Entry, Record, Undoer, same_boot
@@ -73,7 +74,7 @@ def set_sysctl(name: str, value: str, record: Record, proc: Path = PROC) -> None
     except PermissionError as error:
         raise ConfigError(f"setting {name}={value} needs root, and /proc/sys writable") from error
     except OSError as error:
-        raise ConfigError(f"this kernel does not take {name}={value}: {error.strerror}") from error
+        raise ConfigError(f"this kernel does not take {name}={value}: {reason_of(error)}") from error
 
 
 def undo_sysctl(entry: Entry, proc: Path = PROC) -> None:
@@ -137,4 +138,4 @@ def _restore(path: Path, before: str) -> None:
     except FileNotFoundError:
         return
     except OSError as error:
-        raise CryprqError(f"{path} could not be set back to {before}: {error.strerror}") from error
+        raise CryprqError(f"{path} could not be set back to {before}: {reason_of(error)}") from error

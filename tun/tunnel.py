@@ -25,6 +25,7 @@ from typing import Any, Final, Protocol
 
 from cryprq_proxy.address import Destination
 from cryprq_proxy.base.tasks import spawn
+from cryprq_proxy.base.text import reason_of
 from cryprq_proxy.carriers.lane.carrier import flush_packets
 from cryprq_proxy.errors import ConfigError, CryprqError
 from cryprq_proxy.lane.slices import Run, Shape
@@ -408,7 +409,7 @@ class Tunnel:
         error = await self._gone
         stays = "; the kill switch stands until then" if self._settings.kill_switch else ""
         raise CryprqError(
-            f"another program removed the device {self._settings.device} ({error.strerror}); "
+            f"another program removed the device {self._settings.device} ({reason_of(error)}); "
             f"start cryprq-proxy --tun again{stays}"
         )
 

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from ..base.text import reason_of
 from ..errors import ConfigError
 from .paths import MAX_FILE, read_text
 
@@ -75,8 +76,7 @@ class SharedFile:
             raise self._unwritable(error) from None
 
     def _unwritable(self, error: OSError) -> ConfigError:
-        reason = (error.strerror or "no reason given").lower()
-        return ConfigError(f"{self.what} {self.path} cannot be written: {reason}")
+        return ConfigError(f"{self.what} {self.path} cannot be written: {reason_of(error)}")
 
 
 def _replace(path: Path, data: bytes) -> None:

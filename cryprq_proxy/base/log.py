@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from typing import IO, Any, Final, Literal
 
 from ..errors import CryprqError
+from .text import reason_of
 
 type LogFormat = Literal["text", "json"]
 type LogLevel = Literal["debug", "info", "warning", "error"]
@@ -51,9 +52,9 @@ def describe(error: BaseException) -> str:
     The text of our own errors is a sentence already; of others it helps only together with the type.
     """
     text = str(error)
-    if isinstance(error, OSError) and error.strerror:
+    if isinstance(error, OSError):
         name = f": {error.filename}" if error.filename else ""
-        return one_line(f"{error.strerror.lower()}{name}")
+        return one_line(f"{reason_of(error)}{name}")
     if isinstance(error, CryprqError) and text:
         return one_line(text)
     return one_line(f"{type(error).__name__}: {text}" if text else type(error).__name__)

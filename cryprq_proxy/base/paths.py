@@ -10,6 +10,7 @@ import stat
 from pathlib import Path
 from typing import Final, Literal
 
+from ..base.text import reason_of
 from ..errors import ConfigError
 
 type Role = Literal["client", "exit"]
@@ -91,9 +92,7 @@ def read_text(path: Path, what: str, *, private: bool = False) -> tuple[str, boo
     except FileNotFoundError:
         raise ConfigError(f"{what} {path} does not exist") from None
     except OSError as error:
-        raise ConfigError(
-            f"{what} {path} cannot be read: {(error.strerror or 'no reason given').lower()}"
-        ) from None
+        raise ConfigError(f"{what} {path} cannot be read: {reason_of(error)}") from None
     except ValueError:
         raise ConfigError(f"{what} has a path that no file can have") from None
     if len(data) > MAX_FILE:

@@ -1,13 +1,35 @@
-"""Numbers and parts of a status in words: what the rows and the tables of `cryprq-proxy status` share."""
+"""Words for people: why the system or the peer refused something, and the numbers and parts of a status."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from enum import Enum
 from typing import Any, Final
 
 _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB")
 SHORT_ID: Final = 12
 """Characters of a peer id in a table of several: enough to tell peers apart by eye."""
+
+
+def reason_of(error: OSError) -> str:
+    """Why the system refused, as the end of a sentence: "connection refused", "no such file or directory".
+
+    Never empty and never "None", also for errors without a number and for those of getaddrinfo and of TLS.
+    """
+    # The numbers of gaierror and SSLError are not the system's. What asyncio raises has the address in its text.
+    if error.errno and error.errno > 0 and type(error).__module__ == "builtins":
+        text = os.strerror(error.errno)
+    else:
+        unnamed = "timed out" if isinstance(error, TimeoutError) else "no reason given"
+        texts = (error.strerror, *error.args, unnamed)
+        text = next(text for text in texts if isinstance(text, str) and text)
+    return text[:1].lower() + text[1:]
+
+
+def words_of(reason: Enum) -> str:
+    """A CloseReason or a StreamReason in words: "connection refused", "shutting down"."""
+    return reason.name.lower().replace("_", " ")
 
 
 def part(status: Mapping[str, Any], key: str) -> Mapping[str, Any]:

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
 
+from ..base.text import words_of
 from ..crypto.handshake import LENGTH, SECOND_SIZE, ClientHandshake, Established
 from ..crypto.payloads import InviteClaim, ResumeRequest, resume_proof
 from ..crypto.primitives import constant_time_equal
@@ -105,7 +106,7 @@ async def admit_client(
     kind, _, value = frames[0] if len(frames) == 1 else (0, 0, None)
     resumed: int | None = None
     if kind == wire.CLOSE and isinstance(value, CloseReason):
-        raise PeerError(value, f"the exit closed the link: {value.name.lower().replace('_', ' ')}")
+        raise PeerError(value, f"the exit closed the link: {words_of(value)}")
     if kind == wire.RESUMED and session is not None and isinstance(value, tuple):
         resumed, proof = value
         expected = resume_proof(session.resume_secret, b"resume S", handshake.resume_hash, attempt, resumed)

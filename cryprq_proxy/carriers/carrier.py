@@ -16,6 +16,8 @@ import socket
 import time
 from typing import Final, Protocol
 
+from ..base.clock import clock
+from ..base.text import reason_of, words_of
 from ..errors import CarrierError, CloseReason, PeerError
 from ..session.session import FILL_MINIMUM, NEVER, Session
 from .pacing import RateMeter
@@ -35,15 +37,6 @@ MAX_LOWAT: Final = 524_288
 _outgoing: Final[list[memoryview]] = []
 """Idle buffers for leaving records. A carrier holds one only while its socket takes no bytes."""
 MAX_IDLE: Final = 4
-
-if hasattr(time, "CLOCK_BOOTTIME"):
-
-    def clock() -> float:
-        """Seconds of a clock that goes on while the machine sleeps."""
-        return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-else:
-    clock = time.monotonic
 
 
 class CarrierOwner(Protocol):
@@ -110,7 +103,7 @@ class Carrier:
         """After every call of the session: has it ended, when must it be called again?"""
         if self._session.closed is not None:
             reason = self._session.closed
-            self._end(PeerError(reason, f"the peer closed the link: {reason.name.lower().replace('_', ' ')}"))
+            self._end(PeerError(reason, f"the peer closed the link: {words_of(reason)}"))
             return
         deadline = self._session.deadline()
         if deadline < self._timer_at:
@@ -176,4 +169,4 @@ def give_buffer(buffer: memoryview) -> None:
 
 
 def broken(error: OSError) -> CarrierError:
-    return CarrierError(CloseReason.TIMED_OUT, f"the connection to the peer broke: {error.strerror or error}")
+    return CarrierError(CloseReason.TIMED_OUT, f"the connection to the peer broke: {reason_of(error)}")

@@ -10,6 +10,7 @@ import asyncio
 import socket
 from typing import Protocol
 
+from ..base.text import reason_of
 from ..errors import CarrierError, CloseReason
 from ..session.session import Session
 from .carrier import Carrier, CarrierOwner
@@ -59,7 +60,9 @@ class TcpPipe:
             try:
                 part = await self._loop.sock_recv(self._sock, size - len(parts))
             except OSError as error:
-                raise CarrierError(CloseReason.TIMED_OUT, f"the connection broke: {error.strerror}") from None
+                raise CarrierError(
+                    CloseReason.TIMED_OUT, f"the connection broke: {reason_of(error)}"
+                ) from None
             if not part:
                 raise CarrierError(
                     CloseReason.TIMED_OUT, "the other side ended the connection during the handshake"
@@ -71,7 +74,7 @@ class TcpPipe:
         try:
             await self._loop.sock_sendall(self._sock, data)
         except OSError as error:
-            raise CarrierError(CloseReason.TIMED_OUT, f"the connection broke: {error.strerror}") from None
+            raise CarrierError(CloseReason.TIMED_OUT, f"the connection broke: {reason_of(error)}") from None
 
     def close(self) -> None:
         self._sock.close()

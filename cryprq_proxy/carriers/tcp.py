@@ -14,11 +14,12 @@ import asyncio
 import socket
 from typing import Final
 
+from ..base.clock import clock
 from ..base.linger import Farewell
 from ..errors import CarrierError, CloseReason, PeerError
 from ..session.records import HEADER, MAX_RECORD
 from ..session.session import Session
-from .carrier import ROUNDS, Carrier, CarrierOwner, broken, clock, give_buffer, take_buffer
+from .carrier import ROUNDS, Carrier, CarrierOwner, broken, give_buffer, take_buffer
 
 RECEIVE_SIZE: Final = 4 * (HEADER + MAX_RECORD)
 """Bytes read from the carrier in one wake-up."""

@@ -17,11 +17,13 @@ import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, Protocol
 
+from ..base.clock import clock
 from ..base.linger import SECONDS, wait_for
 from ..base.tasks import spawn
+from ..base.text import reason_of
 from ..errors import CarrierError, CloseReason, PeerError
 from ..session.session import Session
-from .carrier import ROUNDS, Carrier, CarrierOwner, clock, give_buffer, take_buffer
+from .carrier import ROUNDS, Carrier, CarrierOwner, give_buffer, take_buffer
 from .lane.udp_socket import SocketAddress
 
 MAX_MESSAGE: Final = 1 << 20
@@ -151,7 +153,7 @@ class WebSocketPipe:
             return self._watched.full
         except OSError as error:
             raise CarrierError(
-                CloseReason.TIMED_OUT, f"the connection to the peer broke: {error.strerror or error}"
+                CloseReason.TIMED_OUT, f"the connection to the peer broke: {reason_of(error)}"
             ) from None
 
     def close(self) -> None:

@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from ..address import Destination
+from ..base.clock import clock
 from ..base.linger import all_said
 from ..carriers.admission import Admission, admit_client
-from ..carriers.carrier import Carrier, clock
+from ..carriers.carrier import Carrier
 from ..carriers.dial.dial import Dialling, Resolve, Upstream, by_system
 from ..carriers.dial.endpoint import Endpoint
 from ..carriers.lane.client import ClientLane

@@ -21,8 +21,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
 from ..address import Destination
+from ..base.clock import clock
 from ..base.tasks import spawn
-from ..carriers.carrier import clock
 from ..carriers.dial.dial import Resolve, by_system
 from ..crypto.identity import Identity
 from ..crypto.primitives import Provider

@@ -95,7 +95,7 @@ class SplitAssociation(DatagramsOnly):
             del self._ways[way.action]
 
 
-class _Way:
+class _Way(StreamHandler):
     """Handler of the stream of one way."""
 
     def __init__(self, association: SplitAssociation, action: Action) -> None:
@@ -144,9 +144,3 @@ class _Way:
     def datagram_received(self, destination: Destination, payload: memoryview) -> None:
         if self._reset is None:
             self._association.handler.datagram_received(destination, payload)
-
-    def data_received(self, data: memoryview) -> None:
-        """A UDP stream carries no bytes."""
-
-    def writable(self) -> None:
-        """No bytes are sent."""

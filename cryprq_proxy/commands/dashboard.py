@@ -13,6 +13,7 @@ from typing import Final
 
 import click
 
+from ..base.text import reason_of
 from ..errors import CryprqError
 from .common import ask, config_option, control_sockets
 
@@ -62,8 +63,7 @@ def signpost(url: str, directory: Path) -> Path:
         with open(handle, "w", encoding="utf-8") as file:
             file.write(page)
     except OSError as error:
-        reason = (error.strerror or "no reason given").lower()
-        raise CryprqError(f"{path} cannot be written ({reason}); use --print") from None
+        raise CryprqError(f"{path} cannot be written ({reason_of(error)}); use --print") from None
     return path
 
 

@@ -19,6 +19,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Self
 
+from ..base.text import reason_of
 from ..errors import ConfigError, LocalError
 from .primitives import (
     ED25519_PUBLIC_SIZE,
@@ -156,13 +157,13 @@ class Identity:
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
-            raise ConfigError(f"the directory {path.parent} cannot be made: {error.strerror}") from None
+            raise ConfigError(f"the directory {path.parent} cannot be made: {reason_of(error)}") from None
         try:
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         except FileExistsError:
             raise ConfigError(f"{path} exists already; move it away to make a new identity") from None
         except OSError as error:
-            raise ConfigError(f"the identity cannot be written to {path}: {error.strerror}") from None
+            raise ConfigError(f"the identity cannot be written to {path}: {reason_of(error)}") from None
         try:
             with open(fd, "wb") as file:
                 file.write(line)
@@ -175,7 +176,7 @@ class Identity:
                 os.close(directory)
         except OSError as error:
             path.unlink(missing_ok=True)  # no half-written key that a later start would trip over
-            raise ConfigError(f"the identity cannot be written to {path}: {error.strerror}") from None
+            raise ConfigError(f"the identity cannot be written to {path}: {reason_of(error)}") from None
 
     @classmethod
     def load(cls, provider: Provider, path: Path) -> Self:
@@ -190,7 +191,7 @@ class Identity:
         except FileNotFoundError:
             raise ConfigError(f"there is no identity at {path}; make one first") from None
         except OSError as error:
-            raise ConfigError(f"the identity {path} cannot be read: {error.strerror}") from None
+            raise ConfigError(f"the identity {path} cannot be read: {reason_of(error)}") from None
         try:
             with open(fd, "rb") as file:
                 status = os.fstat(fd)
@@ -200,7 +201,7 @@ class Identity:
                     raise ConfigError(f"others may read the identity {path}; run: chmod 600 {path}")
                 line = file.read(_FILE_SIZE + 1)
         except OSError as error:
-            raise ConfigError(f"the identity {path} cannot be read: {error.strerror}") from None
+            raise ConfigError(f"the identity {path} cannot be read: {reason_of(error)}") from None
         match = _FILE_FORMAT.fullmatch(line)
         seeds = b"" if match is None else base64.b64decode(match[1])
         if match is None or base64.b64encode(seeds) != match[1]:

@@ -15,6 +15,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from ..address import Destination, reachable
+from ..base.text import reason_of
 from ..config.client import ClientConfig
 from ..rules.engine import load_rules
 from .checks import Context, Verdict, fail, ok, skip, warn
@@ -83,7 +84,7 @@ def bindable(addresses: list[Destination]) -> Verdict:
                 probe.listen(1)
         except OSError as error:
             return fail(
-                f"{address} cannot be listened on: {(error.strerror or str(error)).lower()}",
+                f"{address} cannot be listened on: {reason_of(error)}",
                 f"find who has it (ss -ltnp 'sport = :{address.port}'), or choose another `listen`",
             )
     return ok(f"{', '.join(map(str, addresses))} {'is' if len(addresses) == 1 else 'are'} free to listen on")

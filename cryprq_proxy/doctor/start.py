@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from ..base.paths import config_dir
-from ..base.text import duration
+from ..base.text import duration, reason_of
 from ..config.client import load_client, load_exit, read_psk
 from ..crypto.identity import Identity
 from ..crypto.primitives import select_provider
@@ -167,9 +167,7 @@ async def disk(context: Context) -> Verdict:
     try:
         free = shutil.disk_usage(config.identity.parent).free
     except OSError as error:
-        return skip(
-            f"{config.identity.parent} cannot be looked at: {(error.strerror or 'no reason').lower()}"
-        )
+        return skip(f"{config.identity.parent} cannot be looked at: {reason_of(error)}")
     if free < 1 << 20:
         return fail(
             f"the disk of {config.identity.parent} is full", "make room: keys and lists cannot be written"

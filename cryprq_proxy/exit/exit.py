@@ -13,9 +13,10 @@ from collections import Counter
 from typing import Any, Final
 
 from ..address import Destination
+from ..base.clock import clock
 from ..base.linger import all_said
 from ..base.tasks import spawn
-from ..carriers.carrier import clock
+from ..base.text import words_of
 from ..carriers.lane.listener import LaneListener
 from ..carriers.pipe import Pipe
 from ..crypto.handshake import Established, ExitHandshake
@@ -186,7 +187,7 @@ class Exit:
             peer,
             host,
             " with an invite that is invalid, used or expired" if useless else "",
-            refusal.name.lower().replace("_", " "),
+            words_of(refusal),
             f" ({others} other refusals were not logged)" if others else "",
         )
 

@@ -19,10 +19,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final
 
 from ..address import Destination
+from ..base.clock import clock
 from ..base.sockets import prepare
 from ..base.tasks import spawn
+from ..base.text import reason_of
 from ..carriers.admission import frame_flight, read_flight
-from ..carriers.carrier import clock
 from ..carriers.pipe import Pipe, TcpPipe
 from ..crypto.handshake import FIRST_SIZE, THIRD_SIZE, ExitHandshake
 from ..crypto.identity import Identity
@@ -155,7 +156,7 @@ class ExitListener:
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as error:
-                _log.warning("a connection could not be accepted: %s", error.strerror)
+                _log.warning("a connection could not be accepted: %s", reason_of(error))
                 return
             self._accepted(sock, address[0], self._entrances.get(listener))
 

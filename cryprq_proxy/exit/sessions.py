@@ -11,7 +11,8 @@ import logging
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor
 
-from ..carriers.carrier import Carrier, clock
+from ..base.clock import clock
+from ..carriers.carrier import Carrier
 from ..carriers.lane.listener import LaneListener
 from ..carriers.lane.packet_link import PacketLink
 from ..carriers.lane.udp_socket import SocketAddress

@@ -18,7 +18,7 @@ from ..outbound.dialer import Cancellable, connect_literal, dial
 from ..outbound.relay import Relay
 from ..outbound.resolver import Resolver, name_servers
 from ..session.sendlog import SlotPool
-from ..session.streams import Stream
+from ..session.streams import Stream, StreamHandler
 from .egress import EgressPolicy
 
 DNS_PORT: Final = 53
@@ -44,7 +44,7 @@ class Targets:
         Opening(self, stream).start_resolver()
 
 
-class Opening:
+class Opening(StreamHandler):
     """Handler of a stream until its target is connected; then a Relay takes over."""
 
     __slots__ = ("_attempt", "_early", "_eof", "_stream", "_targets", "_task")
@@ -130,15 +130,3 @@ class Opening:
             self._attempt.cancel()
         if self._task is not None:
             self._task.cancel()
-
-    def refused(self, reason: StreamReason) -> None:
-        """The exit refuses, it is not refused."""
-
-    def opened(self) -> None:
-        """The exit accepts, it is not accepted."""
-
-    def writable(self) -> None:
-        """Nothing is sent before the target is connected."""
-
-    def datagram_received(self, destination: Destination, payload: memoryview) -> None:
-        """Only UDP streams have datagrams."""

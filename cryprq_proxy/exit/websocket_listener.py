@@ -23,6 +23,7 @@ from aiohttp import web
 
 from ..address import AddressError, canonical_host
 from ..base.linger import SECONDS
+from ..base.text import reason_of
 from ..carriers.pipe import Pipe
 from ..carriers.websocket import MAX_MESSAGE, Watched, WebSocketPipe
 from ..errors import ConfigError
@@ -188,7 +189,7 @@ def _context(settings: WebSocketSettings) -> ssl.SSLContext | None:
         context.load_cert_chain(settings.certificate, settings.key, password=lambda: "")
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(
-            f"the certificate {settings.certificate} and its key cannot be used: {error.strerror or error}"
+            f"the certificate {settings.certificate} and its key cannot be used: {reason_of(error)}"
         ) from None
     context.set_alpn_protocols(["http/1.1"])
     return context

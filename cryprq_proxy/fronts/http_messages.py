@@ -21,6 +21,7 @@ from typing import Final
 import h11
 
 from ..address import AddressError, Destination, parse_host_port
+from ..base.text import words_of
 from ..errors import CryprqError, StreamReason
 from .credentials import Credentials
 
@@ -384,8 +385,7 @@ def refusal_for(reason: StreamReason, destination: Destination, *, direct: bool 
     text = failure.text
     if direct:
         text = (
-            "A rule sends this target past the exit, and the direct connection failed: "
-            f"{reason.name.lower().replace('_', ' ')}."
+            f"A rule sends this target past the exit, and the direct connection failed: {words_of(reason)}."
         )
     return RequestRefused(failure.status, f"{text} (Target: {destination})", failure.error)
 

@@ -20,11 +20,12 @@ from ..address import Destination
 from ..base.linger import Farewell
 from ..base.sockets import prepare
 from ..base.tasks import spawn
+from ..base.text import reason_of
 from ..client.requests import Opener
 from ..errors import LocalError, StreamReason, StreamReset
 from ..outbound.bytestream import LinkStream, SocketStream
 from ..outbound.relay import Relay
-from ..session.streams import AnyStream
+from ..session.streams import AnyStream, StreamHandler
 from ..session.wire import StreamProtocol
 from .credentials import Credentials
 from .http_proxy import HttpProxy, Tunnel
@@ -111,7 +112,7 @@ class MixedListener:
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as error:
-                _log.warning("a connection could not be accepted: %s", error.strerror)
+                _log.warning("a connection could not be accepted: %s", reason_of(error))
                 return
             prepare(sock, address[0])
             self._connections += 1
@@ -206,7 +207,7 @@ class MixedListener:
         self.ended()
 
 
-class SocksConnection:
+class SocksConnection(StreamHandler):
     """One application's connection until its stream is open: negotiates, asks for the stream, answers.
 
     Also tells HTTP from SOCKS, and hands HTTP connections on.
@@ -305,15 +306,3 @@ class SocksConnection:
 
     def reset(self, reason: StreamReason) -> None:
         self.refused(reason)
-
-    def data_received(self, data: memoryview) -> None:
-        """The session lets no data through before `opened`."""
-
-    def eof_received(self) -> None:
-        """As data."""
-
-    def writable(self) -> None:
-        """Nothing is sent before `opened`."""
-
-    def datagram_received(self, destination: Destination, payload: memoryview) -> None:
-        """Only UDP streams have datagrams."""

@@ -15,7 +15,7 @@ from typing import Final
 from ..address import Destination
 from ..client.requests import NOWHERE, Opener
 from ..errors import StreamReason
-from ..session.streams import AnyStream
+from ..session.streams import AnyStream, StreamHandler
 from ..session.wire import MAX_DATAGRAM, StreamProtocol
 from .socks import DatagramError, SocksServer, encode_datagram, parse_datagram
 
@@ -23,7 +23,7 @@ READS: Final = 32
 """Datagrams read in one wake-up."""
 
 
-class UdpFront:
+class UdpFront(StreamHandler):
     """One association: handler of its stream. `ended` is called once."""
 
     def __init__(
@@ -139,9 +139,3 @@ class UdpFront:
                 self._sock.sendto(encode_datagram(destination, bytes(payload)), self._application)
             except OSError:
                 return  # the application does not listen, or its queue is full: a datagram may be lost
-
-    def data_received(self, data: memoryview) -> None:
-        """A UDP stream carries no bytes: what comes is dropped, and never consumed."""
-
-    def writable(self) -> None:
-        """No bytes are sent."""

@@ -8,9 +8,8 @@ import socket
 from collections import deque
 from typing import Protocol
 
-from ..address import Destination
 from ..errors import LocalError, StreamReason, StreamRefused, StreamReset
-from ..session.streams import AnyStream, Half
+from ..session.streams import AnyStream, Half, StreamHandler
 from .relay import set_reset_on_close
 
 
@@ -30,7 +29,7 @@ class ByteStream(Protocol):
         """End both directions; harmless if they have ended."""
 
 
-class LinkStream:
+class LinkStream(StreamHandler):
     """A ByteStream over a stream of the link, and that stream's handler until `detach`."""
 
     def __init__(self) -> None:
@@ -133,9 +132,6 @@ class LinkStream:
 
     def writable(self) -> None:
         _wake(self._writer)
-
-    def datagram_received(self, destination: Destination, payload: memoryview) -> None:
-        """Only UDP streams have datagrams."""
 
 
 class SocketStream:

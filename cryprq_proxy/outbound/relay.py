@@ -15,10 +15,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from ..address import Destination
 from ..errors import StreamReason
 from ..session.sendlog import SLOT_HEADROOM, SlotPool
-from ..session.streams import AnyStream, Half
+from ..session.streams import AnyStream, Half, StreamHandler
 
 READS: Final = 2
 """Reads in one wake-up."""
@@ -33,7 +32,7 @@ def set_reset_on_close(sock: socket.socket) -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
 
 
-class Relay:
+class Relay(StreamHandler):
     """Handler of an opened `stream` and owner of `sock`, which is connected and non-blocking.
 
     `start` begins; `ended` is called once, when both are done with.
@@ -192,12 +191,6 @@ class Relay:
 
     def refused(self, reason: StreamReason) -> None:
         self.reset(reason)
-
-    def opened(self) -> None:
-        """The stream was open before the relay began."""
-
-    def datagram_received(self, destination: Destination, payload: memoryview) -> None:
-        """Datagrams belong to UDP streams; the session lets none come here."""
 
     def _close_if_done(self) -> None:
         if (

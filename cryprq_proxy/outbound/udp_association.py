@@ -38,7 +38,7 @@ class DatagramStream(Protocol):
     def reset(self, reason: StreamReason) -> None: ...
 
 
-class UdpAssociation:
+class UdpAssociation(StreamHandler):
     """Handler of a UDP stream at the exit, and of a direct one at the client (client/direct.py)."""
 
     def __init__(
@@ -126,15 +126,3 @@ class UdpAssociation:
             self._loop.remove_reader(sock)
             sock.close()
         self._sockets.clear()
-
-    def refused(self, reason: StreamReason) -> None:
-        """The exit refuses, it is not refused."""
-
-    def opened(self) -> None:
-        """The exit accepts, it is not accepted."""
-
-    def writable(self) -> None:
-        """No bytes are sent."""
-
-    def data_received(self, data: memoryview) -> None:
-        """A UDP stream carries no bytes: what comes is dropped, and never consumed."""

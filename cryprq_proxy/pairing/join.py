@@ -19,6 +19,7 @@ from typing import Any, Final
 from ..base.files import SharedFile
 from ..base.paths import config_dir, read_text
 from ..base.tasks import spawn
+from ..base.text import reason_of
 from ..client.client import Client, ClientSettings
 from ..config.client import ClientConfig, client_from, read_psk
 from ..config.keys import choose_provider, own_identity
@@ -125,7 +126,7 @@ def write(plan: Plan) -> None:
             try:
                 os.rename(plan.file, plan.keep)
             except OSError as error:
-                raise ConfigError(f"{plan.file} cannot be moved to {plan.keep}: {error.strerror}") from None
+                raise ConfigError(f"{plan.file} cannot be moved to {plan.keep}: {reason_of(error)}") from None
         elif shared.read() != plan.before:
             raise ConfigError(f"{plan.file} was changed by somebody else meanwhile; join once more")
         shared.replace(plan.text)

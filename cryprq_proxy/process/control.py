@@ -26,6 +26,7 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
+from ..base.text import reason_of
 from ..errors import ConfigError, CryprqError
 
 MAX_REQUEST: Final = 4096
@@ -202,7 +203,7 @@ def _bind(path: Path) -> socket.socket:
                 raise
             return listener
     except (OSError, ValueError) as error:
-        reason = (getattr(error, "strerror", None) or str(error)).lower()
+        reason = reason_of(error) if isinstance(error, OSError) else str(error)
         raise ConfigError(
             f"the control socket {path} cannot be made ({reason}); choose another place with control_socket"
         ) from None

@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from ..address import MAX_NAME
+from ..base.text import reason_of
 from ..errors import ConfigError
 
 MAX_NAMES: Final = 4_000_000
@@ -264,7 +265,7 @@ def read_files(names: ListedNames, paths: Sequence[Path], progress: Progress | N
             with path.open("rb") as file:
                 names.read(file, path, source, read)
         except OSError as error:
-            raise _unreadable(path, error.strerror) from None
+            raise _unreadable(path, reason_of(error)) from None
     if progress is not None:
         progress(total, total)
 
@@ -273,10 +274,12 @@ def _size(path: Path) -> int:
     """Bytes in a file. Raises ConfigError if it is none: devices and pipes may have no end."""
     try:
         found = os.stat(path)
-    except (OSError, ValueError) as error:
-        raise _unreadable(path, getattr(error, "strerror", "") or "no such file") from None
+    except OSError as error:
+        raise _unreadable(path, reason_of(error)) from None
+    except ValueError:
+        raise _unreadable(path, "no file can have this path") from None
     if stat.S_ISDIR(found.st_mode):
-        raise _unreadable(path, "Is a directory")
+        raise _unreadable(path, "is a directory")
     if not stat.S_ISREG(found.st_mode):
         raise _unreadable(path, "it is no regular file")
     if found.st_size > MAX_FILE:

@@ -18,8 +18,8 @@ from typing import Any
 
 from .. import __version__
 from ..address import Destination
-from ..base.log import describe
 from ..base.tasks import spawn
+from ..base.text import reason_of
 from ..carriers.lane.offload_check import check_offload
 from ..carriers.lane.udp_socket import UdpOffload
 from ..config.tun import Lane
@@ -50,7 +50,7 @@ def explained(listen: Sequence[Destination], flag: str = "--listen") -> Iterator
         elif error.errno in (errno.EACCES, errno.EPERM):
             text = f"listening on {where} needs more rights; give a port from 1024 on with {flag}"
         else:
-            reason = os.strerror(error.errno).lower() if error.errno else describe(error)
+            reason = reason_of(error)
             text = f"listening on {where} failed: {reason}"
         raise CryprqError(text) from None
 

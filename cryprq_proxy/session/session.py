@@ -556,13 +556,6 @@ class Session:
         raise PeerError(CloseReason.PROTOCOL, "the peer admitted us twice")
 
 
-class _Unborn:
-    """The handler of a stream that was refused before it had one: nothing is ever called on it."""
-
-    def __getattr__(self, name: str) -> Any:
-        raise LocalError(f"{name} was called on a stream that was never accepted")
-
-
 def _nothing() -> None:
     """Until a carrier is attached, nobody needs to know that there is something to send."""
 
@@ -572,7 +565,8 @@ def _not_seen_to(stream: Stream, reason: StreamReason) -> bool:
     return False
 
 
-_UNBORN: Final[Any] = _Unborn()
+_UNBORN: Final = StreamHandler()
+"""Of a stream that was refused before it had a handler."""
 _EPOCH_ENDS: Final = frozenset((wire.REKEY_ANSWER, wire.SWITCH))
 _ENDS: Final = frozenset((wire.FIN, wire.RESET, wire.REFUSED))
 _ON_STREAM: Final[dict[int, Callable[[Session, Stream, Any], None]]] = {

@@ -41,20 +41,37 @@ SLOW_DRAIN: Final = 8
 the stream going only waits on the way, and makes others wait."""
 
 
-class StreamHandler(Protocol):
-    """What a stream calls; none of these may raise, and each may call the stream back.
+class StreamHandler:
+    """What a stream calls: override what concerns you, the others do nothing.
 
-    `data_received` gets a view that is good until it returns; the handler must call `stream.consumed` once the bytes
-    have left it, or the peer stops sending. After `refused` or `reset` nothing more is called.
+    No method may raise; each may call the stream back. After `refused` or `reset` nothing more is called.
     """
 
-    def opened(self) -> None: ...
-    def refused(self, reason: StreamReason) -> None: ...
-    def data_received(self, data: memoryview) -> None: ...
-    def eof_received(self) -> None: ...
-    def reset(self, reason: StreamReason) -> None: ...
-    def writable(self) -> None: ...
-    def datagram_received(self, destination: Destination, payload: memoryview) -> None: ...
+    __slots__ = ()
+
+    def opened(self) -> None:
+        """At the client: the exit has connected the destination."""
+
+    def refused(self, reason: StreamReason) -> None:
+        """At the client: the exit has not connected the destination."""
+
+    def data_received(self, data: memoryview) -> None:
+        """Bytes arrived. `data` is valid until this returns.
+
+        Call `stream.consumed` once the bytes have left the handler, or the peer stops sending.
+        """
+
+    def eof_received(self) -> None:
+        """The peer sends no more bytes."""
+
+    def reset(self, reason: StreamReason) -> None:
+        """The peer ended both halves, or the session is lost."""
+
+    def writable(self) -> None:
+        """It is the stream's turn to send: see `Stream.request_room`."""
+
+    def datagram_received(self, destination: Destination, payload: memoryview) -> None:
+        """A datagram arrived on a UDP stream. `payload` is valid until this returns."""
 
 
 class AnyStream(Protocol):

@@ -91,7 +91,7 @@ def test_an_exception_is_a_sentence_without_traceback() -> None:
         "the peer sent more than its window",
         "ValueError: odd",
         "no such file or directory: /nowhere",
-        "TimeoutError",
+        "timed out",
     ]
 
 

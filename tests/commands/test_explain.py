@@ -186,7 +186,7 @@ def test_as_json(tmp_path: Path) -> None:
 
 
 def test_what_a_person_must_change(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="cannot be read: No such file"):
+    with pytest.raises(ConfigError, match="cannot be read: no such file"):
         run(tmp_path, "[[rule]]\nto = 'block'\nlists = 'ads.txt'", "a.example")
     with pytest.raises(ConfigError, match='rule 1: there is no exit called "work"; the exits are exit'):
         run(tmp_path, "[[rule]]\nto = 'exit:work'\nports = 1", "a.example")

@@ -205,7 +205,7 @@ def test_failed_save_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(os, "fsync", full)
     path = tmp_path / "identity"
-    with pytest.raises(ConfigError, match="No space left"):
+    with pytest.raises(ConfigError, match="no space left"):
         IDENTITY.save(path)
     assert not path.exists()
 

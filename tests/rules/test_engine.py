@@ -189,7 +189,7 @@ def test_each_file_is_read_once(tmp_path: Path) -> None:
 def test_what_a_person_must_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "list.txt"
     rule = Rule(action=BLOCK, lists=(path,))
-    with pytest.raises(ConfigError, match="cannot be read: No such file"):
+    with pytest.raises(ConfigError, match="cannot be read: no such file"):
         load_rules([rule], TUNNEL)
     path.write_text("a.example\nb.example\n")
     monkeypatch.setattr(lists, "MAX_NAMES", 1)

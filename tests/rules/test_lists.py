@@ -190,9 +190,9 @@ def test_a_name_a_thousand_times_is_one_entry() -> None:
 
 
 def test_what_a_person_must_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match=r"the list .*none\.txt cannot be read: No such file"):
+    with pytest.raises(ConfigError, match=r"the list .*none\.txt cannot be read: no such file"):
         load([tmp_path / "none.txt"], [1])
-    with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
+    with pytest.raises(ConfigError, match="cannot be read: is a directory"):
         load([tmp_path], [1])
     with pytest.raises(ConfigError, match="cannot be read: it is no regular file"):
         load([Path("/dev/zero")], [1])

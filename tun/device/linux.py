@@ -17,6 +17,7 @@ from typing import Final, Literal
 from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
+from cryprq_proxy.base.text import reason_of
 from cryprq_proxy.errors import ConfigError
 from cryprq_proxy.lane.slices import KIND_MASK, MAX_PACKET, TCP4, TCP6, UDP_GSO, Shape
 from tun.device.device import PacketDevice
@@ -79,7 +80,7 @@ class Tun(PacketDevice):
             raise ConfigError(f"{_TUN_PATH} may not be opened: run as root") from error
         except OSError as error:
             raise ConfigError(
-                f"there is no TUN device here ({_TUN_PATH}: {error.strerror}): "
+                f"there is no TUN device here ({_TUN_PATH}: {reason_of(error)}): "
                 "load the kernel module tun, or give the container this device"
             ) from error
         try:
@@ -176,7 +177,7 @@ def _attach(fd: int, name: str, offload: bool | Literal["auto"]) -> int | None:
                 f"there is a network device {name} already: stop what uses it, or choose another name"
             ) from error
         raise ConfigError(
-            f"the kernel does not create the network device {name}: {error.strerror}"
+            f"the kernel does not create the network device {name}: {reason_of(error)}"
         ) from error
     if not offload:
         return None

@@ -16,6 +16,7 @@ import socket
 import struct
 from typing import Final
 
+from cryprq_proxy.base.text import reason_of
 from cryprq_proxy.errors import ConfigError
 from cryprq_proxy.lane.slices import Shape
 from tun.device.device import PacketDevice
@@ -54,7 +55,7 @@ class Utun(PacketDevice):
             control = socket.socket(_AF_SYSTEM, socket.SOCK_DGRAM, _SYSPROTO_CONTROL)
         except OSError as error:
             raise ConfigError(
-                f"this system has no kernel control sockets ({error.strerror}): is it macOS?"
+                f"this system has no kernel control sockets ({reason_of(error)}): is it macOS?"
             ) from error
         with control:
             try:
@@ -67,7 +68,7 @@ class Utun(PacketDevice):
                 if error.errno == errno.EBUSY:
                     text = f"there is a network device {name} already: take another number, or utun alone"
                     raise ConfigError(text) from error
-                raise ConfigError(f"the kernel does not create {name}: {error.strerror}") from error
+                raise ConfigError(f"the kernel does not create {name}: {reason_of(error)}") from error
             control.setblocking(False)
             return cls(control.detach(), given.split(b"\0")[0].decode("ascii", "replace"), mtu)
 

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from cryprq_proxy.base.clock import clock
 from cryprq_proxy.base.tasks import spawn
 
 from .blocklist import Blocklist
@@ -59,11 +59,6 @@ UNREACHABLE_SECONDS: Final = 1.0
 """The same when no server answered: what RFC 9520 section 3.2 asks for at least."""
 STALE_RECHECK_SECONDS: Final = 10.0
 """How long stale answers are given at once after upstreams failed (RFC 8767 section 5 calls it the recheck timer)."""
-
-
-def boot_clock() -> float:
-    """Seconds that go on while the machine sleeps, where the system has such a clock."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
 
 
 type Blocked = Callable[[bytes], bool]
@@ -118,7 +113,7 @@ class Forwarder:
         upstream: Group,
         split: SuffixTable[Group],
         blocklist: Blocklist,
-        clock: Callable[[], float] = boot_clock,
+        clock: Callable[[], float] = clock,
         blocked: Blocked | None = None,
     ) -> None:
         """`blocked` is asked beside the blocklist: for names in lower-case wire form."""

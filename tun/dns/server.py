@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from cryprq_proxy.base.tasks import spawn
+from cryprq_proxy.base.text import reason_of
 from cryprq_proxy.errors import ConfigError
 
 from .forwarder import Forwarder
@@ -72,7 +73,7 @@ class DnsServer:
                     await self._listen(host, port)
                 except OSError as error:
                     raise ConfigError(
-                        f"the DNS forwarder cannot listen on {host}, port {port}: {error.strerror or error};"
+                        f"the DNS forwarder cannot listen on {host}, port {port}: {reason_of(error)};"
                         " end what else listens there"
                     ) from None
         except BaseException:

@@ -6,11 +6,13 @@ import ssl
 from collections.abc import Awaitable, Callable, Sequence
 
 from cryprq_proxy.address import Destination
+from cryprq_proxy.base.clock import clock
+from cryprq_proxy.base.text import reason_of
 from cryprq_proxy.errors import ConfigError
 from cryprq_proxy.outbound.bytestream import ByteStream
 
 from .blocklist import Blocklist, load
-from .forwarder import Blocked, Forwarder, boot_clock
+from .forwarder import Blocked, Forwarder
 from .framed import FramedUpstream, OpenStream, Upstream
 from .https import HttpsUpstream
 from .messages import PADDING
@@ -69,7 +71,7 @@ def check(settings: DnsSettings) -> None:
         try:
             path.open("rb").close()
         except OSError as error:
-            raise ConfigError(f"the blocklist {path} cannot be read: {error.strerror}") from None
+            raise ConfigError(f"the blocklist {path} cannot be read: {reason_of(error)}") from None
 
 
 def build(
@@ -79,7 +81,7 @@ def build(
     connect: Connect,
     blocklist: Blocklist | None = None,
     context: ssl.SSLContext | None = None,
-    clock: Callable[[], float] = boot_clock,
+    clock: Callable[[], float] = clock,
     blocked: Blocked | None = None,
 ) -> Forwarder:
     """A forwarder whose every stream is opened by `resolver` (the exit's resolver, DNS over TCP framing) or `connect`.

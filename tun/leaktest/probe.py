@@ -13,7 +13,6 @@ import contextlib
 import ctypes
 import errno
 import logging
-import os
 import secrets
 import socket
 import struct
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Final, Self
 
 from cryprq_proxy.base.tasks import spawn
+from cryprq_proxy.base.text import reason_of
 from cryprq_proxy.errors import ConfigError
 
 from .canaries import ICMP, ICMPV6, TCP, UDP, Canary, Network, Report, Targets, Watch, canaries
@@ -244,4 +244,4 @@ def _checksum(data: bytes) -> int:
 def _why(error: OSError) -> str:
     if error.errno == errno.EPERM:
         return "refused by the filter"
-    return os.strerror(error.errno).lower() if error.errno else str(error)
+    return reason_of(error)

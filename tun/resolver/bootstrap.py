@@ -33,6 +33,7 @@ import dns.rdataclass
 import dns.rdatatype
 
 from cryprq_proxy.base.tasks import spawn
+from cryprq_proxy.base.text import reason_of
 from cryprq_proxy.errors import CryprqError
 
 _log = logging.getLogger(__name__)
@@ -370,5 +371,5 @@ def _why(error: AnswerError | OSError) -> str:
     if isinstance(error, TimeoutError):
         return "no answer"
     if isinstance(error, OSError):
-        return (error.strerror or str(error)).lower()
+        return reason_of(error)
     return str(error)

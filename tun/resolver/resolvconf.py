@@ -33,6 +33,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from cryprq_proxy.base.text import reason_of
 from cryprq_proxy.errors import ConfigError
 
 from ..journal import Record, Undoer
@@ -294,7 +295,7 @@ def _put_back(path: Path, backup: Path, was: str) -> None:
     else:
         found = backup.lstat()
         if not stat.S_ISREG(found.st_mode):
-            raise OSError(errno.EINVAL, "the backup is not a file")
+            raise OSError("the backup is not a file")
         _write(path, _read(backup), stat.S_IMODE(found.st_mode) & 0o777, found)
 
 
@@ -308,7 +309,7 @@ def _copy(path: Path, backup: Path) -> str:
         os.symlink(os.readlink(path), backup)
         return "link"
     if not stat.S_ISREG(found.st_mode):
-        raise OSError(errno.EINVAL, "it is neither a file nor a link")
+        raise OSError("it is neither a file nor a link")
     _create(backup, _read(path), stat.S_IMODE(found.st_mode) & 0o777, found)
     return "file"
 
@@ -407,4 +408,4 @@ def _why(error: OSError) -> str:
         return "its file system is read-only"
     if error.errno in (errno.EPERM, errno.EACCES):
         return "permission denied; run this as root"
-    return (error.strerror or str(error)).lower()
+    return reason_of(error)

@@ -14,7 +14,6 @@ import asyncio
 import contextlib
 import ipaddress
 import logging
-import os
 import re
 import socket
 import threading
@@ -27,6 +26,7 @@ from dbus_fast.aio import MessageBus
 from dbus_fast.constants import BusType
 
 from cryprq_proxy.base.tasks import spawn
+from cryprq_proxy.base.text import reason_of
 from cryprq_proxy.errors import ConfigError
 
 from ..journal import Record, Undoer, same_boot
@@ -357,5 +357,5 @@ def _failure(name: str, error: Exception) -> ConfigError:
             f"systemd-resolved did not answer within {CALL_SECONDS:g} s about the resolver of {name}; see whether it "
             f"hangs (systemctl status systemd-resolved)"
         )
-    why = os.strerror(error.errno).lower() if isinstance(error, OSError) and error.errno else str(error)
+    why = reason_of(error) if isinstance(error, OSError) else str(error)
     return ConfigError(f"systemd-resolved cannot be reached over D-Bus to set the resolver of {name}: {why}")

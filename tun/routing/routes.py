@@ -24,7 +24,6 @@ import asyncio
 import contextlib
 import errno
 import logging
-import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -35,6 +34,7 @@ from typing import Any, Final, NamedTuple
 
 from pyroute2 import AsyncIPRoute, NetlinkDumpInterrupted, NetlinkError
 
+from cryprq_proxy.base.text import reason_of
 from cryprq_proxy.errors import ConfigError, CryprqError
 
 from .. import sysctl
@@ -301,13 +301,13 @@ async def _kernel() -> AsyncIterator[Any]:
     except NetlinkError as error:
         raise _refused("routing table", error) from error
     except OSError as error:
-        raise CryprqError(f"the kernel's routing tables cannot be reached: {error.strerror}") from error
+        raise CryprqError(f"the kernel's routing tables cannot be reached: {reason_of(error)}") from error
 
 
 def _refused(what: str, error: NetlinkError) -> CryprqError:
     if error.code == errno.EPERM:
         return ConfigError(f"changing the {what} needs root (CAP_NET_ADMIN)")
-    return CryprqError(f"the kernel refused to change the {what}: {os.strerror(error.code)}")
+    return CryprqError(f"the kernel refused to change the {what}: {reason_of(OSError(error.code, ''))}")
 
 
 async def _do(method: Any, command: str, what: Rule | _Default) -> None:

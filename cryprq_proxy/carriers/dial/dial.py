@@ -16,6 +16,7 @@ from typing import Literal
 
 from ...address import Destination
 from ...base.sockets import prepare
+from ...base.text import reason_of
 from ...errors import CarrierError, CloseReason, CryprqError
 from ..pipe import Pipe, TcpPipe
 from .endpoint import Endpoint
@@ -132,11 +133,5 @@ async def _dial_through(upstream: Upstream, exit_address: Destination) -> socket
 
 
 def _failed(what: str, error: BaseException | None) -> CarrierError:
-    number = getattr(error, "errno", None)
-    # asyncio puts the address into strerror; getaddrinfo's numbers are negative and mean something else.
-    why = (
-        os.strerror(number).lower()
-        if number and number > 0
-        else getattr(error, "strerror", None) or str(error)
-    )
+    why = reason_of(error) if isinstance(error, OSError) else str(error)
     return CarrierError(CloseReason.TIMED_OUT, f"{what}: {why}")

@@ -13,6 +13,7 @@ import socket
 from typing import TYPE_CHECKING, Final
 
 from ...address import Destination
+from ...base.text import reason_of
 from ...errors import CarrierError, CloseReason
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ async def connect_through(
             raise _failed(upstream, _MEANINGS.get(status, f"it answered with status {status}"))
     except OSError as error:
         sock.close()
-        raise _failed(upstream, (error.strerror or str(error)).lower()) from None
+        raise _failed(upstream, reason_of(error)) from None
     except ValueError as error:
         sock.close()
         raise _failed(upstream, str(error)) from None

@@ -15,6 +15,7 @@ import aiohttp
 from aiohttp.client_proto import ResponseHandler
 
 from ...base.linger import SECONDS
+from ...base.text import reason_of
 from ...errors import CarrierError, CloseReason, ConfigError
 from ..websocket import MASKED_MESSAGE, MAX_MESSAGE, Watched, WebSocketPipe
 from .dial import Dialling, connect
@@ -70,7 +71,7 @@ class _Connector(aiohttp.BaseConnector):
         except ssl.SSLError as error:
             raise _failed(endpoint, f"does not speak TLS as it should: {error.reason or error}") from None
         except OSError as error:
-            raise _failed(endpoint, f"broke the connection: {error.strerror or error}") from None
+            raise _failed(endpoint, f"broke the connection: {reason_of(error)}") from None
         finally:
             if self.protocol is None:
                 sock.close()

@@ -20,13 +20,13 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from ... import address
 from ...address import AddressError, Destination
+from ...base.clock import clock
 from ...crypto.handshake import EpochSecrets
 from ...crypto.primitives import Cipher, Entropy, system_entropy
 from ...lane.opening import OVERHEAD, Room
 from ...lane.path import Path
 from ...lane.sealing import DATAGRAM, OUT_SIZE, Lane
 from ...lane.slices import EXPRESS, SLICE_SIZE, Run, Shape
-from ..carrier import clock
 from .udp_socket import MAX_BATCH, MAX_SEGMENTS, Batch, Peer, Sent, UdpOffload, UdpSocket
 
 LEAST_DELAY: Final = 0.001

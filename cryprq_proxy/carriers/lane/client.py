@@ -12,9 +12,9 @@ from contextlib import closing
 from math import inf
 from typing import Final
 
+from ...base.clock import clock
 from ...crypto.primitives import Entropy, system_entropy
 from ...errors import ConfigError
-from ..carrier import clock
 from .carrier import MAX_PAYLOAD, Announce, Endpoint, LaneCarrier, LaneHandler, Timers
 from .inbox import Inbox
 from .udp_socket import Batch, SocketAddress, UdpOffload, UdpSocket, error_name

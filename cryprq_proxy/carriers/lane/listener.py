@@ -15,10 +15,11 @@ from functools import partial
 from socket import AF_INET6
 from typing import Any, Final
 
+from ...base.clock import clock
+from ...base.text import reason_of
 from ...crypto.primitives import Entropy, system_entropy
 from ...errors import ConfigError
 from ...lane.opening import EXPRESS_KIND, KIND, OVERHEAD
-from ..carrier import clock
 from .carrier import Announce, Endpoint, LaneCarrier, LaneHandler, Timers
 from .inbox import Inbox
 from .udp_socket import ETHERNET_MTU, HEADERS, Batch, Peer, SocketAddress, UdpOffload, UdpSocket
@@ -99,7 +100,7 @@ class LaneListener:
                 self.close()
                 raise ConfigError(
                     f"the datagram lane cannot listen on UDP {Peer(where)}"
-                    f" ({error.strerror or error}); free the port or choose another one to listen on"
+                    f" ({reason_of(error)}); free the port or choose another one to listen on"
                 ) from None
             except ConfigError:
                 self.close()

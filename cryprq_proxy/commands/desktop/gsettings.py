@@ -28,6 +28,7 @@ from ...address import Destination
 from ...base.files import SharedFile
 from ...base.log import one_line
 from ...base.paths import read_text
+from ...base.text import reason_of
 from ...errors import ConfigError, CryprqError
 
 SCHEMA: Final = "org.gnome.system.proxy"
@@ -206,8 +207,7 @@ class _Gsettings:
                 f"gsettings gave no answer within {TIMEOUT:g} s; is the desktop session running?"
             ) from None
         except OSError as error:
-            reason = (error.strerror or "no reason given").lower()
-            raise CryprqError(f"gsettings cannot be run: {reason}") from None
+            raise CryprqError(f"gsettings cannot be run: {reason_of(error)}") from None
         if done.returncode == 0:
             return done.stdout
         said = one_line(done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "no reason given")[

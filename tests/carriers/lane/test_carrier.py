@@ -881,7 +881,7 @@ def test_port_that_is_taken(loop: Loop) -> None:
     first = LaneListener(loop, [("127.0.0.1", 0)], BOTH, clock=loop.clock)
     try:
         with pytest.raises(
-            ConfigError, match=r"cannot listen on UDP 127\.0\.0\.1:\d+ \(Address already in use\)"
+            ConfigError, match=r"cannot listen on UDP 127\.0\.0\.1:\d+ \(address already in use\)"
         ):
             LaneListener(loop, [("127.0.0.1", 0), first.addresses[0]], BOTH, clock=loop.clock)
     finally:

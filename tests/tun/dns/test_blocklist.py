@@ -68,7 +68,7 @@ def test_odd_labels_are_themselves_no_entry_and_hide_nothing_above_them() -> Non
 
 
 def test_what_a_person_must_change(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"none\.txt cannot be read: No such file"):
+    with pytest.raises(ConfigError, match=r"none\.txt cannot be read: no such file"):
         load([tmp_path / "none.txt"])
     with pytest.raises(ConfigError, match="'a b' is not a domain; write it like"):
         load(block=("a b",))

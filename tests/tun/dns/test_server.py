@@ -216,7 +216,7 @@ async def test_ipv6(forwarder: Forwarder, host: str) -> None:
 async def test_an_address_that_is_taken_is_said_in_one_sentence(forwarder: Forwarder, port: int) -> None:
     server = DnsServer(forwarder, [("127.0.0.2", 0), ("127.0.0.1", port)])
     with pytest.raises(
-        ConfigError, match=rf"cannot listen on 127\.0\.0\.1, port {port}: Address already in use"
+        ConfigError, match=rf"cannot listen on 127\.0\.0\.1, port {port}: address already in use"
     ):
         await server.start()
     assert server.addresses == []
