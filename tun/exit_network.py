@@ -33,8 +33,8 @@ from .device.coalesce import UdpJoiner
 from .device.linux import Tun
 from .device.offload import COMPLETE, fit
 from .device.packets import Drop, Packet, Unreachable, parse, unreachable
-from .firewall import nft
-from .firewall.exit_table import ExitNat, NatSettings
+from .firewall import exit_table, nft
+from .firewall.exit_table import NatSettings
 from .journal import Journal, undo
 from .routing.address_pool import AddressPool
 from .routing.routes import default_route
@@ -92,21 +92,17 @@ class ExitNetwork:
             ours = bool(journal.entries())
             stack.callback(undo, journal, UNDO)
             self._ipv6 = await default_route(6, settings.device) is not None
-            self._nat = ExitNat(
-                NatSettings(
-                    tun=settings.device,
-                    pool4=settings.pool4,
-                    address4=self._pool4.own,
-                    pool6=settings.pool6 if self._ipv6 else None,
-                    address6=self._pool6.own if self._ipv6 else None,
-                    isolate=settings.isolate,
-                ),
-                journal.record,
-                ours=ours,
+            nat = NatSettings(
+                tun=settings.device,
+                pool4=settings.pool4,
+                address4=self._pool4.own,
+                pool6=settings.pool6 if self._ipv6 else None,
+                address6=self._pool6.own if self._ipv6 else None,
+                isolate=settings.isolate,
             )
             self._tun = Tun.open(settings.device, mtu=MTU, offload="auto" if settings.offload else False)
             stack.callback(self._tun.close)
-            self._nat.up()
+            exit_table.put_up(nat, journal.record, ours=ours)
             sysctl.set_sysctl(LIBERAL, "1", journal.record)
             sysctl.set_sysctl("net.ipv4.ip_forward", "1", journal.record)
             addresses: list[IPv4Interface | IPv6Interface] = [
@@ -124,7 +120,7 @@ class ExitNetwork:
             )
             self._up = True
             self._stack = stack.pop_all()
-        for warning in self._nat.warnings():
+        for warning in exit_table.warnings(settings.device):
             _log.warning("%s", warning)
         _log.info(
             "packets: %s, clients in %s%s",

@@ -40,7 +40,8 @@ from .dns.forwarder import Forwarder
 from .dns.server import DnsServer
 from .dns.setup import build, check
 from .firewall import nft
-from .firewall.kill_switch import Filter, FilterSettings
+from .firewall.filter_settings import FilterSettings
+from .firewall.kill_switch import Filter
 from .firewall.policy import Policy, contradiction
 from .journal import Entry, Journal, Undoer, undo
 from .resolver import choose as resolver
@@ -127,11 +128,10 @@ class Tunnel:
             self.fail_closed = ours and nft.exists(nft.CLIENT)
             Tun.open(settings.device, mtu=MTU, offload="auto" if settings.offload else False).close()
             self._lan = await read_lan(settings.device)
-            self._filter = Filter(
+            stack.push(self._undo)
+            self._filter = Filter.up(
                 self._filter_settings(), journal.record, ours=ours, keep_inbound=settings.keep_inbound
             )
-            stack.push(self._undo)
-            self._filter.up()
             self._open = True
             stack.callback(self._shut)
             _undo_all_but_the_filter(journal, undoers(settings))

@@ -42,7 +42,8 @@ from tests.support.lab.paths import (
     Paths,
 )
 from tun.firewall import nft
-from tun.firewall.kill_switch import Endpoint, Filter, FilterSettings
+from tun.firewall.filter_settings import ExitEndpoint, FilterSettings
+from tun.firewall.kill_switch import Filter
 from tun.firewall.user_rules import FilterRule, FilterRules
 
 DNS_PORT = 5300
@@ -50,7 +51,7 @@ UID = 4711
 SETTINGS = FilterSettings(
     tun=TUN,
     mark=MARK,
-    exits=frozenset({Endpoint(ip_address(EXIT4), 443), Endpoint(ip_address(EXIT6), 443)}),
+    exits=frozenset({ExitEndpoint(ip_address(EXIT4), 443), ExitEndpoint(ip_address(EXIT6), 443)}),
     tunnel4=ip_address(TUNNEL4),  # type: ignore[arg-type]
     tunnel6=ip_address(TUNNEL6),  # type: ignore[arg-type]
     dns_port=DNS_PORT,
@@ -72,14 +73,16 @@ class Client:
     def __init__(self, paths: Paths, settings: FilterSettings = SETTINGS, *, keep: bool = False) -> None:
         self.paths = paths
         self.journal = Journal()
-        self.filter = Filter(settings, self.journal.append, ours=False, keep_inbound=keep)
+        self.keep = keep
+        self.settings = settings
 
     def do[Result](self, method: Callable[[Filter], Result]) -> Result:
         with self.paths.client.entered():
             return method(self.filter)
 
     def up(self) -> Client:
-        self.do(Filter.up)
+        with self.paths.client.entered():
+            self.filter = Filter.up(self.settings, self.journal.append, ours=False, keep_inbound=self.keep)
         return self
 
     def change(self, **changes: object) -> None:
@@ -184,7 +187,7 @@ def test_resolvers_from_before_are_asked_only_while_a_name_is_resolved(paths: Pa
             assert paths.sends(paths.client, RESOLVER6, 53, mark=MARK)
             assert not paths.sends(paths.client, RESOLVER6, 5353, mark=MARK)
             # Still open after the table was replaced.
-            client.change(exits=SETTINGS.exits | {Endpoint(ip_address(PUBLIC4), 443)})
+            client.change(exits=SETTINGS.exits | {ExitEndpoint(ip_address(PUBLIC4), 443)})
             assert paths.sends(paths.client, WORLD4, 53, mark=MARK)
     assert not paths.sends(paths.client, WORLD4, 53, mark=MARK)
     assert client.dropped("dns") >= 5
@@ -597,7 +600,9 @@ def test_a_pause_without_a_tunnel(paths: Paths) -> None:
     client.do(lambda each: each.pause(60))
     assert paths.tcp(paths.client, PUBLIC4, 80) == ("world", CLIENT4)
     assert paths.sends(paths.client, WORLD4, 53)
-    client.do(Filter.resume)
+    client.do(lambda each: each.pause(1))
+    shown = ["nft", "list", "set", "inet", "cryprq", "open"]
+    until(lambda: "expires" not in paths.client.run(shown), "the pause is over")
     assert paths.tcp(paths.client, PUBLIC4, 80) is None
     assert client.do(Filter.paused) == 0
     for seconds in (0, 3601):
@@ -634,11 +639,10 @@ def test_the_filter_outlives_the_process(paths: Paths) -> None:
     program = f"""
 from dataclasses import replace
 from ipaddress import ip_address
-from tun.firewall.client_table import Endpoint, FilterSettings
+from tun.firewall.filter_settings import ExitEndpoint, FilterSettings
 from tun.firewall.kill_switch import Filter
-settings = FilterSettings(tun={TUN!r}, mark={MARK}, exits=frozenset({{Endpoint(ip_address({EXIT4!r}), 443)}}))
-filter = Filter(settings, lambda entry: None, ours=True)
-filter.up()
+settings = FilterSettings(tun={TUN!r}, mark={MARK}, exits=frozenset({{ExitEndpoint(ip_address({EXIT4!r}), 443)}}))
+filter = Filter.up(settings, lambda entry: None, ours=True)
 print("up", flush=True)
 while True:
     filter.update(replace(filter.settings, lan_allowed=not filter.settings.lan_allowed))
@@ -664,10 +668,9 @@ def test_up_and_down_leave_nothing(paths: Paths) -> None:
     assert client.do(Filter.counters)["guard"].packets == 0
     client.do(Filter.restore)
     assert client.do(Filter.standing)
-    client.do(Filter.down)
-    client.do(Filter.down)
-    with paths.client.entered():
-        nft.UNDO["nft_table"](client.journal[0])
+    for _ in range(2):
+        with paths.client.entered():
+            nft.UNDO["nft_table"](client.journal[0])
     assert paths.client.snapshot() == before
 
 
@@ -687,7 +690,7 @@ def test_a_table_of_somebody_else(paths: Paths) -> None:
         client.up()
     assert (paths.client.snapshot(), list(client.journal)) == (before, [])
     with paths.client.entered():
-        Filter(SETTINGS, client.journal.append, ours=True).up()
+        Filter.up(SETTINGS, client.journal.append, ours=True)
     assert paths.tcp(paths.client, PUBLIC4, 80) == ("beyond", TUNNEL4)
 
 
@@ -699,7 +702,7 @@ def test_nft_takes_extreme_settings(lab: Lab) -> None:
         extreme = FilterSettings(
             tun="a.b-c:d_e",
             mark=0xFFFFFFFB,
-            exits=frozenset({Endpoint(ip_address("::"), 1), Endpoint(ip_address("0.0.0.0"), 65535)}),
+            exits=frozenset({ExitEndpoint(ip_address("::"), 1), ExitEndpoint(ip_address("0.0.0.0"), 65535)}),
             tunnel4=ip_address("255.255.255.255"),  # type: ignore[arg-type]
             tunnel6=ip_address("::ffff:1.2.3.4"),  # type: ignore[arg-type]
             dns_port=65535,
@@ -720,8 +723,7 @@ def test_nft_takes_extreme_settings(lab: Lab) -> None:
             portal_resolvers=(ip_address("fe80::1"), ip_address("127.0.0.1")),
         )
         with host.entered():
-            made = Filter(extreme, Journal().append, ours=True, keep_inbound=True)
-            made.up()
+            made = Filter.up(extreme, Journal().append, ours=True, keep_inbound=True)
             made.update(replace(extreme, exits=frozenset(), lan_allowed=False, kill_switch=False))
             made.pause(3600)
             assert made.paused() > 3590
@@ -739,7 +741,7 @@ def test_without_the_right(paths: Paths) -> None:
     def without() -> str:
         os.setuid(UID)
         try:
-            Filter(SETTINGS, Journal().append, ours=True).up()
+            Filter.up(SETTINGS, Journal().append, ours=True)
         except nft.NftError as error:
             return str(error)
         return "up"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 
@@ -12,8 +12,8 @@ import pytest
 from cryprq_proxy.errors import ConfigError
 from tests.support.lab.net import Lab, Namespace, until
 from tests.support.lab.paths import LONG, Cable, family, open_tun
-from tun.firewall import nft
-from tun.firewall.exit_table import ExitNat, NatSettings
+from tun.firewall import exit_table, nft
+from tun.firewall.exit_table import NatSettings
 
 TUN = "cryprq-exit0"
 EXIT4, EXIT6 = "5.75.10.2", "2a01:4f8:10::2"
@@ -65,21 +65,25 @@ class Exit:
         self._sockets: list[socket.socket] = []
         lab.on_close(self._close)
         self.journal: list[Mapping[str, object]] = []
-        self.nat = ExitNat(SETTINGS, self.journal.append, ours=False)
 
     def _close(self) -> None:
         for each in self._sockets:
             each.close()
 
-    def do[Result](self, method: Callable[[ExitNat], Result]) -> Result:
+    def put_up(self, settings: NatSettings = SETTINGS, *, ours: bool = False) -> None:
         with self.exit.entered():
-            return method(self.nat)
+            exit_table.put_up(settings, self.journal.append, ours=ours)
 
-    def change(self, **changes: object) -> None:
-        self.do(lambda each: each.update(replace(each.settings, **changes)))  # type: ignore[arg-type]
+    def counts(self) -> dict[str, nft.Count]:
+        with self.exit.entered():
+            return nft.counts(nft.ask("list", "counters", "table", "inet", nft.EXIT) or [])
 
     def dropped(self, cause: str) -> int:
-        return self.do(ExitNat.counters)[cause].packets
+        return self.counts()[cause].packets
+
+    def warnings(self) -> list[str]:
+        with self.exit.entered():
+            return exit_table.warnings(TUN)
 
     def make(self, host: Namespace, address: str, kind: socket.SocketKind) -> socket.socket:
         with host.entered():
@@ -117,7 +121,7 @@ class Exit:
 @pytest.fixture
 def net(lab: Lab) -> Exit:
     made = Exit(lab)
-    made.do(ExitNat.up)
+    made.put_up()
     return made
 
 
@@ -136,7 +140,7 @@ def test_clients_go_out_with_the_address_of_the_exit(net: Exit, server: str, exi
     question, peer = there.recvfrom(100)
     there.sendto(b"answer", peer)
     assert (question, peer[0], here.recv(100)) == (b"question", exit, b"answer")
-    assert not any(each.packets for each in net.do(ExitNat.counters).values())
+    assert not any(each.packets for each in net.counts().values())
 
 
 @pytest.mark.parametrize("other", [TWO4, TWO6], ids=["ipv4", "ipv6"])
@@ -145,10 +149,10 @@ def test_clients_do_not_reach_each_other(net: Exit, other: str) -> None:
     assert net.seen(net.one, listener) is None
     assert not net.pings(net.one, other)
     assert net.dropped("isolated") == 2
-    net.change(isolate=False)
+    net.put_up(replace(SETTINGS, isolate=False), ours=True)
     assert net.seen(net.one, listener) == (ONE6 if ":" in other else ONE4)
     assert net.pings(net.one, other)
-    assert net.dropped("isolated") == 2
+    assert net.dropped("isolated") == 0
 
 
 @pytest.mark.parametrize("gate", [GATE4, GATE6], ids=["ipv4", "ipv6"])
@@ -165,7 +169,7 @@ def test_denied_prefixes(net: Exit) -> None:
     listener = net.listen(net.server, OTHER4)
     assert net.seen(net.one, listener) is None
     assert net.dropped("denied") == 1
-    net.change(denied=frozenset())
+    net.put_up(replace(SETTINGS, denied=frozenset()), ours=True)
     assert net.seen(net.one, listener) == EXIT4
 
 
@@ -204,7 +208,7 @@ def test_nothing_comes_in_unasked(net: Exit) -> None:
 
 
 def test_an_exit_without_ipv6(net: Exit) -> None:
-    net.change(pool6=None, address6=None)
+    net.put_up(replace(SETTINGS, pool6=None, address6=None), ours=True)
     there = net.make(net.server, SERVER6, socket.SOCK_DGRAM)
     there.bind((SERVER6, 4433))
     net.make(net.one, SERVER6, socket.SOCK_DGRAM).sendto(b"x", (SERVER6, 4433))
@@ -228,29 +232,24 @@ def test_the_rest_of_the_host_is_left_alone(net: Exit) -> None:
 
 
 def test_another_table_that_drops_is_named(net: Exit) -> None:
-    assert net.do(ExitNat.warnings) == []
+    assert net.warnings() == []
     net.exit.nft(
         "table ip filter {\nchain FORWARD {\ntype filter hook forward priority 0; policy drop;\n}\n}\n"
     )
     assert net.seen(net.one, net.listen(net.server, SERVER6)) == EXIT6
-    (warning,) = net.do(ExitNat.warnings)
+    (warning,) = net.warnings()
     assert "FORWARD of table ip filter" in warning and TUN in warning
 
 
 def test_up_and_down_leave_nothing(lab: Lab) -> None:
     net = Exit(lab)
     before = net.exit.snapshot()
-    net.do(ExitNat.up)
+    net.put_up()
     assert net.journal == [{"kind": "nft_table", "table": "cryprq_exit"}]
-    assert net.do(ExitNat.standing)
-    net.exit.run(["nft", "flush", "ruleset"])
-    assert not net.do(ExitNat.standing)
-    net.change()
-    assert net.do(ExitNat.standing)
-    for _ in range(2):
+    for stands in (True, False):
         with net.exit.entered():
+            assert nft.exists(nft.EXIT) == stands
             nft.UNDO["nft_table"](net.journal[0])
-    net.do(ExitNat.down)
     assert net.exit.snapshot() == before
 
 
@@ -259,8 +258,7 @@ def test_a_table_of_somebody_else(lab: Lab) -> None:
     net.exit.nft("table inet cryprq_exit {\n}\n")
     before = net.exit.snapshot()
     with pytest.raises(ConfigError, match="has not recorded"):
-        net.do(ExitNat.up)
+        net.put_up()
     assert (net.exit.snapshot(), net.journal) == (before, [])
-    with net.exit.entered():
-        ExitNat(SETTINGS, net.journal.append, ours=True).up()
+    net.put_up(ours=True)
     assert net.seen(net.one, net.listen(net.server, SERVER4)) == EXIT4

@@ -22,7 +22,7 @@ from cryprq_proxy.rules.syntax import Action, Rule, Verdict, parse_cidr, parse_p
 from tests.lab.test_filter_lab import DNS_PORT, SETTINGS, UID, Client, Journal
 from tests.rules.test_agreement import SEEDS, accepted
 from tests.support.lab.capture import Capture
-from tests.support.lab.net import Lab, Namespace
+from tests.support.lab.net import Lab, Namespace, until
 from tests.support.lab.paths import (
     CLIENT4,
     CLIENT6,
@@ -277,7 +277,9 @@ def test_a_pause_is_a_pause_of_the_rules_as_well(paths: Paths) -> None:
     client = ruled(paths, rule(BLOCK, PUBLIC4))
     client.do(lambda each: each.pause(60))
     assert paths.tcp(paths.client, PUBLIC4, 80) == ("world", CLIENT4)
-    client.do(lambda each: each.resume())
+    client.do(lambda each: each.pause(1))
+    shown = ["nft", "list", "set", "inet", "cryprq", "open"]
+    until(lambda: "expires" not in paths.client.run(shown), "the pause is over")
     assert paths.tcp(paths.client, PUBLIC4, 80) is None
 
 
@@ -365,8 +367,7 @@ def test_the_kernel_decides_as_the_rules_do(lab: Lab) -> None:
         host.nft(_WITNESS)
         refused: set[Destination] = set()
         with host.entered():
-            client = Filter(settings, Journal().append, ours=seed > 0)
-            client.up()
+            Filter.up(settings, Journal().append, ours=seed > 0)
             four = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
             six = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
         with four, six:

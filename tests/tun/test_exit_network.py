@@ -23,7 +23,7 @@ from tun import exit_network, sysctl
 from tun.device.linux import Tun
 from tun.device.packets import Drop, parse
 from tun.exit_network import ANSWERS, VERDICTS, ExitNetwork
-from tun.firewall import nft
+from tun.firewall import exit_table, nft
 from tun.journal import Journal
 from tun.routing.lan import WayOut
 from tun.settings import EXIT_JOURNAL, ExitNetworkSettings
@@ -93,20 +93,13 @@ class Stage:
         steps = self.tun.steps
         stage = self
 
-        class FakeNat:
-            def __init__(self, settings: Any, record: Callable[[Any], None], *, ours: bool) -> None:
-                self.record = record
-                if ours:
-                    steps.append("the table is ours")
-
-            def up(self) -> None:
-                self.record({"kind": nft.KIND, "table": nft.EXIT})
-                steps.append("nat")
-                if stage.refusal is not None:
-                    raise stage.refusal
-
-            def warnings(self) -> list[str]:
-                return []
+        def put_up(settings: Any, record: Callable[[Any], None], *, ours: bool) -> None:
+            if ours:
+                steps.append("the table is ours")
+            record({"kind": nft.KIND, "table": nft.EXIT})
+            steps.append("nat")
+            if stage.refusal is not None:
+                raise stage.refusal
 
         async def default_route(version: int, own: str) -> WayOut | None:
             return WayOut(2, "eth0", None, None) if version == 4 or ipv6 else None
@@ -115,7 +108,8 @@ class Stage:
             steps.append(f"{name}={value}")
 
         monkeypatch.setattr(Tun, "open", self.tun.open)
-        monkeypatch.setattr(exit_network, "ExitNat", FakeNat)
+        monkeypatch.setattr(exit_table, "put_up", put_up)
+        monkeypatch.setattr(exit_table, "warnings", lambda tun: [])
         monkeypatch.setattr(exit_network, "default_route", default_route)
         monkeypatch.setattr(sysctl, "set_sysctl", set_sysctl)
         monkeypatch.setitem(exit_network.UNDO, nft.KIND, lambda entry: steps.append(f"undo {entry['table']}"))
@@ -458,7 +452,7 @@ async def test_what_a_killed_exit_left_is_undone_first_but_for_its_table(stage: 
         journal.record({"kind": nft.KIND, "table": nft.EXIT})
         journal.record({"kind": sysctl.KIND})
     async with stage.running():
-        assert stage.tun.steps[:3] == ["undo a sysctl", "the table is ours", "open cryprq-exit0"]
+        assert stage.tun.steps[:3] == ["undo a sysctl", "open cryprq-exit0", "the table is ours"]
     assert stage.tun.steps[-1] == f"undo {nft.EXIT}"
 
 

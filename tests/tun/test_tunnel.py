@@ -26,7 +26,7 @@ from tun import tunnel
 from tun.device.linux import MIN_MTU, Tun
 from tun.dns.names import from_text
 from tun.firewall import nft
-from tun.firewall.kill_switch import FilterSettings
+from tun.firewall.filter_settings import FilterSettings
 from tun.journal import Journal
 from tun.routing.exit_endpoints import MAX_ADDRESSES
 from tun.routing.lan import Lan
@@ -77,7 +77,7 @@ class Machine:
         kinds = (nft.KIND, ROUTING, "resolver")
         monkeypatch.setattr(tunnel, "undoers", lambda settings: dict.fromkeys(kinds, undoer))
         monkeypatch.setattr(tunnel, "read_lan", read_lan)
-        monkeypatch.setattr(tunnel, "Filter", lambda *given, **named: FakeFilter(machine, *given, **named))
+        monkeypatch.setattr(tunnel, "Filter", FilterFactory(machine))
         monkeypatch.setattr(tunnel, "Routes", lambda *given: FakeRoutes(machine, *given))
         monkeypatch.setattr(tunnel, "build", build)
         monkeypatch.setattr(tunnel, "DnsServer", lambda forwarder, where: FakeServer(machine, where))
@@ -106,16 +106,20 @@ class Machine:
             return [entry["kind"] for entry in journal.entries()]
 
 
-class FakeFilter:
-    def __init__(
-        self, machine: Machine, settings: FilterSettings, record: Any, *, ours: bool, keep_inbound: bool
-    ) -> None:
-        machine.filter = self
-        self.machine, self.settings, self.record, self.ours = machine, settings, record, ours
+@dataclass
+class FilterFactory:
+    machine: Machine
 
-    def up(self) -> None:
-        self.record({"kind": nft.KIND, "table": nft.CLIENT})
+    def up(self, settings: FilterSettings, record: Any, *, ours: bool, keep_inbound: bool) -> FakeFilter:
+        record({"kind": nft.KIND, "table": nft.CLIENT})
+        self.machine.filter = FakeFilter(self.machine, settings, ours=ours)
         self.machine.step("filter up")
+        return self.machine.filter
+
+
+class FakeFilter:
+    def __init__(self, machine: Machine, settings: FilterSettings, *, ours: bool) -> None:
+        self.machine, self.settings, self.ours = machine, settings, ours
 
     def update(self, settings: FilterSettings) -> None:
         if settings != self.settings:

@@ -30,23 +30,13 @@ Devices are matched by name, so all of this stands before the tunnel device exis
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv6Address
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final, NamedTuple
 
-from cryprq_proxy.errors import ConfigError
-
-from .inbound import Address, Inbound
-from .nft import CLIENT, Count, Network, block, counter, name, prefixes, replacing, set_of
-from .user_rules import DNS_PORTS, FilterRules, rule_chains, rule_sets
-
-BYPASS: Final = 0
-INBOUND: Final = 1
-PAUSED: Final = 2
-DIRECT: Final = 3
-BLOCKED: Final = 4
-"""What is added to the link's fwmark to make the conntrack marks."""
+from .filter_settings import BLOCKED, BYPASS, DIRECT, INBOUND, NOTHING_OPEN, PAUSED, FilterSettings, Openings
+from .inbound import NOT_KEPT, Address, Inbound
+from .nft import CLAMP, CLIENT, NO_COUNTS, REFUSE, Count, block, counters, name, prefixes, replacing, set_of
+from .user_rules import DNS_PORTS, rule_chains, rule_sets
 
 COUNTERS: Final = ("dns", "blocked", "stale", "guard", "unsolicited", "forwarded", "by_rule")
 """What was kept in, by cause: DNS past the forwarder; anything else past the tunnel; packets whose source address
@@ -64,82 +54,6 @@ _PORT_53: Final = "meta l4proto { tcp, udp } th dport 53"
 # A connection has no mark and is not known to conntrack before its first packet is let through.
 _FIRST: Final = "ct state new ct mark 0 ct status & confirmed == 0"
 _TCP_SYN: Final = "tcp flags & (syn | ack) == syn"
-_CLAMP: Final = "tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu"
-
-
-_LAST_MARK: Final = 0xFFFFFFFF - BLOCKED
-
-
-class Endpoint(NamedTuple):
-    """Where an exit (or the upstream proxy in front of it) is reached, by TCP and UDP."""
-
-    address: Address
-    port: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FilterSettings:
-    """All that the filter depends on. The collections are what the tables of the routes are made from, too."""
-
-    tun: str
-    """Name of the tunnel device; it need not exist."""
-    mark: int
-    """fwmark of the link's sockets; it and the four values above must be free for us."""
-    exits: frozenset[Endpoint]
-    """All configured exits, as far as their addresses are known."""
-    tunnel4: IPv4Address | None = None
-    tunnel6: IPv6Address | None = None
-    """Addresses of the tunnel device; without one, nothing of that family enters the tunnel."""
-    dns_port: int | None = None
-    """UDP and TCP port of the forwarder, on the tunnel addresses; None: DNS is not redirected, only kept in."""
-    lan: frozenset[Network] = field(default=frozenset())
-    """On-link private prefixes, those of local bridges included."""
-    lan_allowed: bool = True
-    guests: frozenset[Network] = field(default=frozenset())
-    """Those of `lan` that are behind local bridges: reachable even if the LAN is not."""
-    uplinks: frozenset[str] = field(default=frozenset())
-    """Devices towards the network outside: who is there may not use our tunnel and forwarder as a router."""
-    excluded: frozenset[Network] = field(default=frozenset())
-    """These go past the tunnel."""
-    included: frozenset[Network] = field(default=frozenset())
-    """If not empty, only these go through the tunnel."""
-    excluded_uids: frozenset[int] = field(default=frozenset())
-    """What these users' programs send goes past the tunnel (their DNS does not)."""
-    kill_switch: bool = True
-    """False: nothing is kept in but DNS past the forwarder's redirection and stale sources; no policy of drop."""
-    rules: FilterRules = field(default=FilterRules())
-    """What a person's rules say about packets."""
-    portal_resolvers: tuple[Address, ...] = ()
-    """The network's own resolvers, asked while the filter is paused; the first of each family counts."""
-
-    def __post_init__(self) -> None:
-        """Raises ConfigError."""
-        for device in (self.tun, *self.uplinks):
-            name(device)
-        if self.tun in self.uplinks or self.tun == "lo":
-            raise ConfigError(f"the tunnel device cannot be {self.tun}: that is another device's name")
-        if not 0 < self.mark <= _LAST_MARK:
-            raise ConfigError(
-                f"the mark {self.mark:#x} is out of range: choose one from 1 to {_LAST_MARK:#x}"
-            )
-        if self.dns_port is not None and not 0 < self.dns_port < 65536:
-            raise ConfigError(
-                f"the DNS forwarder cannot use port {self.dns_port}: choose one from 1 to 65535"
-            )
-        if any(not 0 < exit.port < 65536 for exit in self.exits):
-            raise ConfigError("an exit's port is out of range: choose one from 1 to 65535")
-        if any(not 0 <= uid < 0xFFFFFFFF for uid in self.excluded_uids):
-            raise ConfigError("an excluded user id is out of range: choose one from 0 to 4294967294")
-
-
-@dataclass(frozen=True, slots=True)
-class Openings:
-    """What is open for a time. The kernel closes it, so it closes also if this process does not live to do so."""
-
-    pause: int = 0
-    """Seconds left of a pause."""
-    bootstrap: Mapping[Address, int] = field(default_factory=dict)
-    """Resolver from before -> seconds left in which the link may ask it for an exit's address."""
 
 
 class _Family(NamedTuple):
@@ -160,22 +74,26 @@ def _families(settings: FilterSettings) -> tuple[_Family, _Family]:
     )
 
 
+def _tunnels(settings: FilterSettings) -> Iterator[tuple[str, Address]]:
+    """`ip` or `ip6` and the tunnel address, for each family that enters the tunnel."""
+    for family in _families(settings):
+        if family.tunnel is not None:
+            yield family.ip, family.tunnel
+
+
 def script(
     settings: FilterSettings,
-    inbound: Inbound | None = None,
-    openings: Openings = Openings(),
-    counts: Mapping[str, Count] | None = None,
+    inbound: Inbound = NOT_KEPT,
+    openings: Openings = NOTHING_OPEN,
+    counts: Mapping[str, Count] = NO_COUNTS,
 ) -> str:
-    """The whole table as one transaction. `inbound` None: connections from outside are not kept.
+    """The whole table as one transaction, which replaces the table that stands.
 
-    `counts` are what the counters begin with. Every text in `settings` has been checked by its constructor.
+    `counts` are what the counters begin with. The constructor of `settings` has checked every text in it.
     """
-    before = counts or {}
-    lines = [counter(each, before.get(each, Count(0, 0))) for each in COUNTERS]
+    lines = counters(COUNTERS, counts)
     lines += _sets(settings, inbound, openings)
-    lines += block(
-        "chain refuse", ["meta l4proto tcp reject with tcp reset", "reject with icmpx admin-prohibited"]
-    )
+    lines += REFUSE
     lines += rule_chains(settings.rules, settings.mark + DIRECT, settings.mark + BLOCKED)
     for title, rules in (
         ("guard", _guard(settings)),
@@ -198,7 +116,7 @@ def _hook(kind: str, hook: str, priority: str, policy: str = "accept") -> str:
     return f"type {kind} hook {hook} priority {priority}; policy {policy};"
 
 
-def _sets(settings: FilterSettings, inbound: Inbound | None, openings: Openings) -> list[str]:
+def _sets(settings: FilterSettings, inbound: Inbound, openings: Openings) -> list[str]:
     paused = [f"{each} timeout {openings.pause}s" for each in ("ipv4", "ipv6") if openings.pause]
     lines = set_of("open", "nf_proto", "timeout", paused)
     lines += set_of("uids", "uid", "", map(str, sorted(settings.excluded_uids)))
@@ -213,7 +131,6 @@ def _sets(settings: FilterSettings, inbound: Inbound | None, openings: Openings)
                 if address.version == version
             ]
 
-        kept = inbound.kept if inbound is not None else ()
         resolvers = [
             f"{address} timeout {left}s"
             for address, left in sorted(openings.bootstrap.items(), key=str)
@@ -227,7 +144,7 @@ def _sets(settings: FilterSettings, inbound: Inbound | None, openings: Openings)
             "",
             [
                 f"{each.local} . {each.local_port} . {each.remote} . {each.remote_port}"
-                for each in sorted(kept, key=str)
+                for each in sorted(inbound.connections, key=str)
                 if each.local.version == each.remote.version == version
             ],
         )
@@ -245,19 +162,15 @@ def _sets(settings: FilterSettings, inbound: Inbound | None, openings: Openings)
 def _guard(settings: FilterSettings) -> Iterable[str]:
     """CVE-2019-14899: a neighbour probes the tunnel address. Before NAT, as redirected DNS is sent to it after."""
     yield _hook("filter", "prerouting", "raw")
-    for family in _families(settings):
-        if family.tunnel is not None:
-            yield (
-                f'iifname != {{ {name(settings.tun)}, "lo" }} {family.ip} daddr {family.tunnel} '
-                "counter name guard drop"
-            )
+    for ip, tunnel in _tunnels(settings):
+        yield f'iifname != {{ {name(settings.tun)}, "lo" }} {ip} daddr {tunnel} counter name guard drop'
 
 
-def _mark_in(settings: FilterSettings, inbound: Inbound | None) -> Iterable[str]:
+def _mark_in(settings: FilterSettings, inbound: Inbound) -> Iterable[str]:
     mark = settings.mark
     yield _hook("filter", "prerouting", "mangle")
     yield f'iifname {{ {name(settings.tun)}, "lo" }} return'
-    if inbound is not None:
+    if inbound.keep:
         fresh = "ct state new ct mark 0 fib daddr type local"
         low, high = inbound.ephemeral
         yield f"{fresh} {_TCP_SYN} ct mark set {mark + INBOUND:#x}"
@@ -287,13 +200,12 @@ def _dns_in(settings: FilterSettings) -> Iterable[str]:
 def _to_forwarder(settings: FilterSettings) -> Iterable[str]:
     if settings.dns_port is None:
         return
-    for family in _families(settings):
-        if family.tunnel is not None:
-            yield f"{_PORT_53} {_dnat(family, family.tunnel, settings.dns_port)}"
+    for ip, tunnel in _tunnels(settings):
+        yield f"{_PORT_53} {_dnat(ip, tunnel, settings.dns_port)}"
 
 
-def _dnat(family: _Family, address: Address, port: int) -> str:
-    return f"dnat {family.ip} to " + (f"{address}:{port}" if family.version == 4 else f"[{address}]:{port}")
+def _dnat(ip: str, address: Address, port: int) -> str:
+    return f"dnat {ip} to " + (f"{address}:{port}" if address.version == 4 else f"[{address}]:{port}")
 
 
 def _input(settings: FilterSettings) -> Iterable[str]:
@@ -305,8 +217,8 @@ def _input(settings: FilterSettings) -> Iterable[str]:
 def _forward(settings: FilterSettings) -> Iterable[str]:
     tun, mark = name(settings.tun), settings.mark
     yield _hook("filter", "forward", "filter", "drop" if settings.kill_switch else "accept")
-    yield f"oifname {tun} {_CLAMP}"
-    yield f"iifname {tun} {_CLAMP}"
+    yield f"oifname {tun} {CLAMP}"
+    yield f"iifname {tun} {CLAMP}"
     yield f"iifname {tun} ct state established,related accept"
     yield f"iifname {tun} counter name unsolicited drop"
     yield f"ct mark {mark + BLOCKED:#x} counter name by_rule goto refuse"
@@ -354,7 +266,7 @@ def _dns_out(settings: FilterSettings) -> Iterable[str]:
     for family in _families(settings):
         if family.resolver is not None:
             paused = f"ct mark {settings.mark + PAUSED:#x} {_PORT_53}"
-            yield f"{paused} {_dnat(family, family.resolver, 53)}"
+            yield f"{paused} {_dnat(family.ip, family.resolver, 53)}"
     yield f"meta mark {settings.mark:#x} return"
     yield from _to_forwarder(settings)
 
@@ -362,9 +274,8 @@ def _dns_out(settings: FilterSettings) -> Iterable[str]:
 def _tunnel(settings: FilterSettings) -> Iterable[str]:
     """A socket from before the tunnel has another source address, and learns here that it is over."""
     yield "ip6 saddr { ::, fe80::/10 } drop"  # the kernel's own reports on multicast (RFC 3810 section 5.2.13)
-    for family in _families(settings):
-        if family.tunnel is not None:
-            yield f"{family.ip} saddr {family.tunnel} accept"
+    for ip, tunnel in _tunnels(settings):
+        yield f"{ip} saddr {tunnel} accept"
     yield "counter name stale goto refuse"
 
 
@@ -416,24 +327,22 @@ def _output(settings: FilterSettings) -> Iterable[str]:
 def _sources(settings: FilterSettings) -> Iterable[str]:
     tun = name(settings.tun)
     yield _hook("nat", "postrouting", BEFORE_OTHERS_SNAT)
-    for family in _families(settings):
-        if family.tunnel is not None:
-            yield f"oifname {tun} {family.ip} saddr != {family.tunnel} masquerade"
-            yield (
-                f'oifname != {{ {tun}, "lo" }} {family.ip} saddr {family.tunnel} '
-                f"ct mark {{ {settings.mark + PAUSED:#x}, {settings.mark + DIRECT:#x} }} masquerade"
-            )
+    for ip, tunnel in _tunnels(settings):
+        yield f"oifname {tun} {ip} saddr != {tunnel} masquerade"
+        yield (
+            f'oifname != {{ {tun}, "lo" }} {ip} saddr {tunnel} '
+            f"ct mark {{ {settings.mark + PAUSED:#x}, {settings.mark + DIRECT:#x} }} masquerade"
+        )
 
 
 def _leaving(settings: FilterSettings) -> Iterable[str]:
     """After NAT. And the link's own connections get their mark here, once they have been let through."""
     tun, mark = name(settings.tun), settings.mark
     yield _hook("filter", "postrouting", AFTER_NAT)
-    for family in _families(settings):
-        if family.tunnel is not None:
-            yield f"oifname {tun} {family.ip} saddr != {family.tunnel} counter name stale drop"
-            yield (f'oifname != {{ {tun}, "lo" }} {family.ip} saddr {family.tunnel} counter name stale drop')
-            # A question for a name from a socket bound to another device: sent to the forwarder by `dns_out`, and still
-            # routed through that device, where it would stand in the clear.
-            yield f'oifname != {{ {tun}, "lo" }} {family.ip} daddr {family.tunnel} counter name dns drop'
+    for ip, tunnel in _tunnels(settings):
+        yield f"oifname {tun} {ip} saddr != {tunnel} counter name stale drop"
+        yield f'oifname != {{ {tun}, "lo" }} {ip} saddr {tunnel} counter name stale drop'
+        # A socket bound to another device asks for a name: `dns_out` has sent the question to the forwarder, but the
+        # kernel still routes it through that device, where it would leave in the clear.
+        yield f'oifname != {{ {tun}, "lo" }} {ip} daddr {tunnel} counter name dns drop'
     yield f"meta mark {mark:#x} ct mark 0 ct mark set {mark + BYPASS:#x}"

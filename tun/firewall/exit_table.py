@@ -16,37 +16,34 @@ Packets to the pool of addresses that come in on another device are dropped befo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Final, NamedTuple
 
-from cryprq_proxy.errors import ConfigError, LocalError
+from cryprq_proxy.errors import ConfigError
+from cryprq_proxy.rules.ranges import Network
 
+from ..journal import Record
 from . import nft
 from .nft import (
+    CLAMP,
     EXIT,
-    UNDO,
-    Count,
-    Network,
-    NftError,
-    Record,
+    REFUSE,
+    Ask,
+    Run,
     block,
-    counter,
+    counters,
     name,
     prefixes,
     replacing,
     set_of,
 )
 
-__all__ = ["COUNTERS", "UNDO", "ExitNat", "NatSettings", "NftError", "script"]
-
 COUNTERS: Final = ("spoofed", "isolated", "denied", "local", "unsolicited", "guard", "invalid")
 """What was not let through, by cause: sources outside of the pool; between clients; to denied prefixes; to the exit
 itself; into the tunnel without having been asked for; to the pool from other devices; from clients and belonging to no
 connection, so that the address would not be translated."""
-
-_CLAMP: Final = "tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,15 +93,12 @@ def _pools(settings: NatSettings) -> list[_Pool]:
     return pools
 
 
-def script(settings: NatSettings, counts: Mapping[str, Count] | None = None) -> str:
-    """The whole table as one transaction; `counts` are what the counters begin with."""
-    before = counts or {}
-    lines = [counter(each, before.get(each, Count(0, 0))) for each in COUNTERS]
+def script(settings: NatSettings) -> str:
+    """The whole table as one transaction; the counters begin at 0."""
+    lines = counters(COUNTERS, {})
     lines += set_of("denied4", "ipv4_addr", "interval", prefixes(settings.denied, 4))
     lines += set_of("denied6", "ipv6_addr", "interval", prefixes(settings.denied, 6))
-    lines += block(
-        "chain refuse", ["meta l4proto tcp reject with tcp reset", "reject with icmpx admin-prohibited"]
-    )
+    lines += REFUSE
     for title, rules in (
         ("guard", _guard(settings)),
         ("from_clients", _from_clients(settings)),
@@ -142,12 +136,12 @@ def _from_clients(settings: NatSettings) -> Iterable[str]:
     yield "ip daddr @denied4 counter name denied goto refuse"
     yield "ip6 daddr @denied6 counter name denied goto refuse"
     yield "ct state invalid counter name invalid drop"
-    yield _CLAMP
+    yield CLAMP
 
 
 def _to_clients() -> Iterable[str]:
     yield "ct state != { established, related } counter name unsolicited drop"
-    yield _CLAMP
+    yield CLAMP
 
 
 def _input(settings: NatSettings) -> Iterable[str]:
@@ -178,64 +172,31 @@ def _sources(settings: NatSettings) -> Iterable[str]:
         yield f'oifname != {{ {tun}, "lo" }} {each.ip} saddr {each.pool} masquerade'
 
 
-class ExitNat:
-    """The exit's table. All methods block for some milliseconds and raise NftError."""
+def put_up(
+    settings: NatSettings, record: Record, *, ours: bool, run: Run = nft.run, ask: Ask = nft.ask
+) -> None:
+    """Write the exit's table to the journal and put it up, in place of one that an earlier run left behind.
 
-    def __init__(self, settings: NatSettings, record: Record, *, ours: bool) -> None:
-        """`record` is the journal's; `ours` says that an older entry of the journal names the table."""
-        self.settings = settings
-        self._record = record
-        self._ours = ours
-        self._up = False
+    `record` is the journal's; `ours` says that an older entry of the journal names the table. Forwarding itself (the
+    sysctls) is the caller's. Blocks for some milliseconds. Raises NftError, and ConfigError if the table belongs to
+    another program; then nothing was changed.
+    """
+    nft.claim(EXIT, ours, record, ask)
+    run(script(settings))
 
-    def up(self) -> None:
-        """Journals the table and puts it up, in place of one that we left behind.
 
-        Forwarding itself (the sysctls) is the caller's. Raises ConfigError if the table is somebody else's; then
-        nothing was changed.
-        """
-        nft.claim(EXIT, self._ours, self._record)
-        self._ours = True
-        nft.run(script(self.settings))
-        self._up = True
+def warnings(tun: str, ask: Ask = nft.ask) -> list[str]:
+    """A sentence for each chain of another table that drops forwarded packets unless a rule of it accepts them.
 
-    def update(self, settings: NatSettings) -> None:
-        """Replaces the table, or puts it back if another program has removed it; the counters go on."""
-        if not self._up:
-            raise LocalError("the exit's NAT is not up")
-        nft.run(script(settings, nft.counters(EXIT)))
-        self.settings = settings
-
-    def standing(self) -> bool:
-        """Whether the kernel has our table. Other programs can remove it; ask now and then."""
-        return nft.exists(EXIT)
-
-    def counters(self) -> dict[str, Count]:
-        """What was not let through, by cause (COUNTERS); zeros if the table does not stand."""
-        found = nft.counters(EXIT)
-        return {cause: found.get(cause, Count(0, 0)) for cause in COUNTERS}
-
-    def warnings(self) -> list[str]:
-        """A sentence for each chain of another table that drops forwarded packets unless a rule of it accepts them.
-
-        Tables of the old iptables (iptables-legacy) are not seen.
-        """
-        found = []
-        for item in nft.ask("list", "chains") or []:
-            chain = item.get("chain", {})
-            if (
-                chain.get("hook") == "forward"
-                and chain.get("policy") == "drop"
-                and chain.get("table") != EXIT
-            ):
-                where = f"{chain['name']} of table {chain['family']} {chain['table']}"
-                found.append(
-                    f"the packet filter chain {where} drops forwarded packets: clients reach nothing unless a rule "
-                    f"there accepts what comes from and goes to {self.settings.tun}"
-                )
-        return found
-
-    def down(self) -> None:
-        """Removes the table, if it is there. The journal's undo does the same."""
-        nft.remove(EXIT)
-        self._up = False
+    Tables of the old iptables (iptables-legacy) are not seen. Raises NftError.
+    """
+    found = []
+    for item in ask("list", "chains") or []:
+        chain = item.get("chain", {})
+        if chain.get("hook") == "forward" and chain.get("policy") == "drop" and chain.get("table") != EXIT:
+            where = f"{chain['name']} of table {chain['family']} {chain['table']}"
+            found.append(
+                f"the packet filter chain {where} drops forwarded packets: clients reach nothing unless a rule "
+                f"there accepts what comes from and goes to {tun}"
+            )
+    return found

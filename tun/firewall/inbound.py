@@ -17,7 +17,7 @@ from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Final, NamedTuple
 
-Address = IPv4Address | IPv6Address
+type Address = IPv4Address | IPv6Address
 
 _ESTABLISHED: Final = 0x01  # include/net/tcp_states.h
 _LISTEN: Final = 0x0A
@@ -29,7 +29,7 @@ MOST: Final = 4096
 """Connections that are kept at most."""
 
 
-class Connection(NamedTuple):
+class InboundConnection(NamedTuple):
     """A TCP connection as this machine sees it."""
 
     local: Address
@@ -42,12 +42,17 @@ class Connection(NamedTuple):
 class Inbound:
     """What the filter needs to know to keep connections from outside."""
 
-    kept: frozenset[Connection] = field(default=frozenset())
-    """Open already."""
+    connections: frozenset[InboundConnection] = field(default=frozenset())
+    """Those that are open already."""
     ephemeral: tuple[int, int] = DEFAULT_PORTS
     """First and last port that the kernel gives to sockets which ask for none: UDP to these is no new conversation
     from outside, but an answer to one that was begun here before the tunnel stood. The same goes for UDP from a
     port below 1024."""
+    keep: bool = True
+    """False: the filter keeps none."""
+
+
+NOT_KEPT: Final = Inbound(keep=False)
 
 
 def _endpoint(text: str) -> tuple[Address, int]:
@@ -60,10 +65,10 @@ def _endpoint(text: str) -> tuple[Address, int]:
     return address.ipv4_mapped or address, int(port, 16)
 
 
-def connections(lines: Iterable[str]) -> frozenset[Connection]:
+def connections(lines: Iterable[str]) -> frozenset[InboundConnection]:
     """Reads the lines of /proc/net/tcp and tcp6 (proc_net_tcp(5)); lines that do not look like it are passed over."""
     listening: set[int] = set()
-    established: list[Connection] = []
+    established: list[InboundConnection] = []
     for line in lines:
         fields = line.split()
         try:
@@ -75,7 +80,7 @@ def connections(lines: Iterable[str]) -> frozenset[Connection]:
         if state == _LISTEN:
             listening.add(port)
         elif state == _ESTABLISHED and not remote.is_loopback:
-            established.append(Connection(local, port, remote, remote_port))
+            established.append(InboundConnection(local, port, remote, remote_port))
     return frozenset([each for each in established if each.local_port in listening][:MOST])
 
 

@@ -1,11 +1,10 @@
-"""The kill switch at work: puts up the table of client_table.py, keeps it current, opens it for a while, takes it away.
+"""The kill switch at work: puts up the table of client_table.py, keeps it current, opens it for a while.
 
-The order of things: `up` before anything else changes, with the device's name and no tunnel address yet; `update` when
-addresses, exits, LAN prefixes or the forwarder's port are known or change; `down` last of all. If the process ends in
-any other way, the filter stays and holds everything in.
+`Filter.up` comes before anything else changes, with the device's name and no tunnel address yet. `update` follows when
+addresses, exits, LAN prefixes or the forwarder's port become known or change. The journal's undo (nft.py) takes the
+table away, last of all. If the process ends in any other manner, the filter stays and holds everything in.
 
-Whatever opens does so through an element of a set with a time limit. The kernel closes it in time, whether this
-process lives or not.
+Each opening is an element of a set with a time limit. The kernel closes it in time, whether this process lives or not.
 """
 
 from __future__ import annotations
@@ -13,16 +12,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from ipaddress import ip_address
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from cryprq_proxy.errors import LocalError
 
+from ..journal import Record
 from . import nft
-from .client_table import COUNTERS, Endpoint, FilterSettings, Openings, script
-from .inbound import Address, Inbound, observe
-from .nft import CLIENT, UNDO, Count, NftError, Record
-
-__all__ = ["UNDO", "Endpoint", "Filter", "FilterSettings", "NftError"]
+from .client_table import COUNTERS, script
+from .filter_settings import FilterSettings, Openings
+from .inbound import NOT_KEPT, Address, Inbound, observe
+from .nft import CLIENT, Ask, Count, Run
 
 RESOLVING: Final = 30
 """Seconds after which the opening for an exit's name closes by itself."""
@@ -31,50 +30,49 @@ LONGEST_PAUSE: Final = 3600
 
 
 class Filter:
-    """One packet filter of the client. All methods block for some milliseconds and raise NftError."""
+    """The client's packet filter, made by `up`. All methods block for some milliseconds and raise NftError."""
 
-    def __init__(
-        self, settings: FilterSettings, record: Record, *, ours: bool, keep_inbound: bool = False
-    ) -> None:
-        """`record` is the journal's; `ours` says that an older entry of the journal names the table.
-
-        `keep_inbound`: connections from outside, those open now included, go on past the tunnel.
-        """
+    def __init__(self, settings: FilterSettings, inbound: Inbound, run: Run, ask: Ask) -> None:
+        """For `up` only: the table stands already."""
         self.settings = settings
-        self._record = record
-        self._ours = ours
-        self._keep = keep_inbound
-        self._inbound: Inbound | None = None
-        self._up = False
+        self._inbound = inbound
+        self._run = run
+        self._ask = ask
         self._asked: list[frozenset[Address]] = []
 
-    def up(self) -> None:
-        """Journals the table and puts it up, in place of one that we left behind.
+    @classmethod
+    def up(
+        cls,
+        settings: FilterSettings,
+        record: Record,
+        *,
+        ours: bool,
+        keep_inbound: bool = False,
+        run: Run = nft.run,
+        ask: Ask = nft.ask,
+    ) -> Self:
+        """Write the table to the journal and put it up, in place of one that an earlier run left behind.
 
-        Raises ConfigError if the table is somebody else's; then nothing was changed.
+        `record` is the journal's; `ours` says that an older entry of the journal names the table. `keep_inbound`:
+        connections from outside, those open now included, go on past the tunnel. `run` and `ask` reach the kernel.
+
+        Raises ConfigError if the table belongs to another program; then nothing was changed.
         """
-        nft.claim(CLIENT, self._ours, self._record)
-        self._ours = True
-        if self._keep:
-            self._inbound = observe()
-        nft.run(script(self.settings, self._inbound))
-        self._up = True
+        nft.claim(CLIENT, ours, record, ask)
+        inbound = observe() if keep_inbound else NOT_KEPT
+        run(script(settings, inbound))
+        return cls(settings, inbound, run, ask)
 
     def update(self, settings: FilterSettings) -> None:
         """From now on, the filter is that of `settings`; what is open stays open and the counters go on.
 
         The table is replaced in one transaction, also if another program has removed it in between.
         """
-        if not self._up:
-            raise LocalError("the filter is not up")
-        if settings == self.settings:
-            return
-        self._replace(settings)
+        if settings != self.settings:
+            self._replace(settings)
 
     def restore(self) -> None:
-        """Puts the table back if another program has removed it (`nft flush ruleset`): see `standing`."""
-        if not self._up:
-            raise LocalError("the filter is not up")
+        """Put the table back if another program has removed it (`nft flush ruleset`): see `standing`."""
         self._replace(self.settings)
 
     def _replace(
@@ -85,12 +83,12 @@ class Filter:
         bootstrap: Mapping[Address, int] | None = None,
     ) -> None:
         """What is not given stays as it is."""
-        listed = nft.ask("list", "table", "inet", CLIENT) or []
-        now = _openings(listed)
-        openings = Openings(
+        listed = self._ask("list", "table", "inet", CLIENT) or []
+        now = openings(listed)
+        wanted = Openings(
             now.pause if pause is None else pause, now.bootstrap if bootstrap is None else bootstrap
         )
-        nft.run(script(settings, self._inbound, openings, nft.counts(listed)))
+        self._run(script(settings, self._inbound, wanted, nft.counts(listed)))
         self.settings = settings
 
     def standing(self) -> bool:
@@ -98,11 +96,11 @@ class Filter:
 
         One small set is asked for: to list tables, nft reads all that is in them, which is much with long rules.
         """
-        return nft.ask("list", "set", "inet", CLIENT, "open") is not None
+        return self._ask("list", "set", "inet", CLIENT, "open") is not None
 
     def counters(self) -> dict[str, Count]:
         """What was kept in, by cause (COUNTERS); zeros if the table does not stand."""
-        found = nft.counters(CLIENT)
+        found = nft.counts(self._ask("list", "counters", "table", "inet", CLIENT) or [])
         return {cause: found.get(cause, Count(0, 0)) for cause in COUNTERS}
 
     @contextmanager
@@ -133,26 +131,17 @@ class Filter:
             raise LocalError(f"a pause lasts from 1 to {LONGEST_PAUSE} seconds")
         self._replace(self.settings, pause=seconds)
 
-    def resume(self) -> None:
-        """Ends a pause at once. Connections begun in it are cut when they next send."""
-        self._replace(self.settings, pause=0)
-
     def paused(self) -> int:
         """Whole seconds that are left of the pause."""
-        return _openings(nft.ask("list", "set", "inet", CLIENT, "open") or []).pause
-
-    def down(self) -> None:
-        """Removes the table, if it is there. The journal's undo does the same."""
-        nft.remove(CLIENT)
-        self._up = False
+        return openings(self._ask("list", "set", "inet", CLIENT, "open") or []).pause
 
 
-def _openings(listed: Iterable[Mapping[str, Any]]) -> Openings:
+def openings(listed: Iterable[Mapping[str, Any]]) -> Openings:
     """What is open now, from what `nft -j` lists."""
     pause = 0
     bootstrap: dict[Address, int] = {}
-    for each in listed:
-        found = each.get("set", {})
+    for item in listed:
+        found = item.get("set", {})
         title = str(found.get("name", ""))
         for wrapped in found.get("elem", ()):
             if not isinstance(wrapped, dict) or "elem" not in wrapped:

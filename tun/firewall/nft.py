@@ -22,6 +22,9 @@ from ipaddress import IPv4Network, IPv6Network, collapse_addresses
 from typing import Any, Final, NamedTuple
 
 from cryprq_proxy.errors import ConfigError
+from cryprq_proxy.rules.ranges import Network
+
+from ..journal import Entry, Record, Undoer
 
 CLIENT: Final = "cryprq"
 EXIT: Final = "cryprq_exit"
@@ -35,8 +38,10 @@ SBIN: Final = ("/usr/sbin", "/sbin", "/usr/local/sbin")
 """Often missing in the PATH of sudo and of services."""
 _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,14}")
 
-Network = IPv4Network | IPv6Network
-Record = Callable[[Mapping[str, object]], None]
+type Listed = list[dict[str, Any]]
+"""What `nft -j` lists: each item has one key, which says its kind."""
+type Ask = Callable[..., Listed | None]
+type Run = Callable[[str], None]
 
 
 class NftError(ConfigError):
@@ -48,6 +53,9 @@ class Count(NamedTuple):
 
     packets: int
     bytes: int
+
+
+NO_COUNTS: Final[Mapping[str, Count]] = {}
 
 
 def name(device: str) -> str:
@@ -81,14 +89,23 @@ def set_of(title: str, kind: str, flags: str, elements: Iterable[str]) -> list[s
     return [*lines, "}"]
 
 
-def counter(title: str, count: Count) -> str:
-    """The line that declares a counter, beginning at `count`."""
-    return f"counter {title} {{ packets {count.packets} bytes {count.bytes}; }}"
+def counters(titles: Iterable[str], before: Mapping[str, Count]) -> list[str]:
+    """The lines that declare counters; those that are not in `before` begin at 0."""
+    found = [(title, before.get(title, Count(0, 0))) for title in titles]
+    return [f"counter {title} {{ packets {count.packets} bytes {count.bytes}; }}" for title, count in found]
 
 
 def block(head: str, lines: Iterable[str]) -> list[str]:
     """`head { lines }`, indented."""
     return [f"{head} {{", *(f"    {line}" for line in lines), "}"]
+
+
+CLAMP: Final = "tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu"
+"""Lets a TCP connection know the MTU of its route."""
+REFUSE: Final = block(
+    "chain refuse", ["meta l4proto tcp reject with tcp reset", "reject with icmpx admin-prohibited"]
+)
+"""A chain to go to: the sender's program fails at once."""
 
 
 def replacing(table: str, lines: Iterable[str]) -> str:
@@ -149,7 +166,7 @@ def run(script: str) -> None:
         raise _reason(done.stderr)
 
 
-def ask(*command: str) -> list[dict[str, Any]] | None:
+def ask(*command: str) -> Listed | None:
     """What `nft -j` lists, without its own header; None if the asked-for thing does not exist. Raises NftError."""
     done = _call(["-j", *command])
     if done.returncode:
@@ -163,20 +180,20 @@ def ask(*command: str) -> list[dict[str, Any]] | None:
         raise NftError("the answer of nft cannot be read: update the package nftables") from error
 
 
-def exists(table: str) -> bool:
+def exists(table: str, ask: Ask = ask) -> bool:
     """Whether `inet table` stands. Raises NftError."""
     listed = ask("list", "tables", "inet") or []
     return any(item.get("table", {}).get("name") == table for item in listed)
 
 
-def claim(table: str, ours: bool, record: Record) -> None:
-    """Journals `table` before it is made. `ours`: the journal has it already, so it may be replaced.
+def claim(table: str, ours: bool, record: Record, ask: Ask = ask) -> None:
+    """Writes `table` to the journal before it is made. `ours`: the journal has it already, so it may be replaced.
 
-    Raises ConfigError if somebody else's table has that name, and NftError.
+    Raises ConfigError if another program's table has that name, and NftError.
     """
     if ours:
         return
-    if exists(table):
+    if exists(table, ask):
         raise ConfigError(
             f'the packet filter already has a table "inet {table}" that this program has not recorded: run '
             f'"cryprq-proxy cleanup", or "nft delete table inet {table}" if it is left over'
@@ -191,21 +208,16 @@ def remove(table: str) -> None:
     run(f"add table inet {table}\ndelete table inet {table}\n")
 
 
-def counters(table: str) -> dict[str, Count]:
-    """The named counters of `inet table`; empty if it does not stand. Raises NftError."""
-    return counts(ask("list", "counters", "table", "inet", table) or [])
-
-
 def counts(listed: Iterable[Mapping[str, Any]]) -> dict[str, Count]:
     """The counters among what `ask` gave."""
     found = (item["counter"] for item in listed if "counter" in item)
     return {each["name"]: Count(each["packets"], each["bytes"]) for each in found}
 
 
-def _undo(entry: Mapping[str, Any]) -> None:
+def _undo(entry: Entry) -> None:
     table = entry.get("table")
     remove(table if isinstance(table, str) else repr(table))
 
 
-UNDO: Final[dict[str, Callable[[Mapping[str, Any]], None]]] = {KIND: _undo}
+UNDO: Final[dict[str, Undoer]] = {KIND: _undo}
 """For the journal: deletes the recorded table."""

@@ -21,10 +21,10 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
-from cryprq_proxy.rules.ranges import borders, spans
+from cryprq_proxy.rules.ranges import Network, borders, spans
 from cryprq_proxy.rules.syntax import Verdict
 
-from .nft import Network, block, set_of
+from .nft import block, set_of
 
 DNS_PORTS: Final = (53, 853, 5355)
 """DNS, DNS over TLS, and LLMNR, which asks the LAN for any name that was typed without a dot."""

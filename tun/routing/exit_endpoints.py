@@ -13,7 +13,7 @@ from typing import Final
 
 from cryprq_proxy.address import Destination
 
-from ..firewall.client_table import Endpoint
+from ..firewall.filter_settings import ExitEndpoint
 
 MAX_ADDRESSES: Final = 32
 """Of one name; the newest stay."""
@@ -33,10 +33,10 @@ class ExitEndpoints:
         known = dict.fromkeys((*addresses, *self._known.get(name, ())))
         self._known[name] = tuple(known)[:MAX_ADDRESSES]
 
-    def known(self) -> frozenset[Endpoint]:
+    def known(self) -> frozenset[ExitEndpoint]:
         """Each address that one of the names has had, with each port that goes with the name."""
         return frozenset(
-            Endpoint(ip_address(address), exit.port)
+            ExitEndpoint(ip_address(address), exit.port)
             for exit in self._exits
             for address in self._known.get(exit.host, ())
         )

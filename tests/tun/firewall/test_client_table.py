@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Mapping
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
-from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cryprq_proxy.errors import ConfigError, LocalError
+from cryprq_proxy.errors import ConfigError
 from cryprq_proxy.rules.syntax import Verdict
 from tun.firewall import nft
-from tun.firewall.client_table import COUNTERS, Openings, script
-from tun.firewall.inbound import Connection, Inbound, connections, observe
-from tun.firewall.kill_switch import Endpoint, Filter, FilterSettings
+from tun.firewall.client_table import COUNTERS, script
+from tun.firewall.filter_settings import ExitEndpoint, FilterSettings, Openings
+from tun.firewall.inbound import NOT_KEPT, Inbound, InboundConnection
 from tun.firewall.user_rules import FilterRule, FilterRules
 
 FOUR, SIX = IPv4Address("100.96.0.2"), IPv6Address("fd63::2")
 SETTINGS = FilterSettings(
     tun="cryprq0",
     mark=0x6372,
-    exits=frozenset({Endpoint(ip_address("5.75.10.2"), 443), Endpoint(ip_address("2a01::2"), 443)}),
+    exits=frozenset({ExitEndpoint(ip_address("5.75.10.2"), 443), ExitEndpoint(ip_address("2a01::2"), 443)}),
     tunnel4=FOUR,
     tunnel6=SIX,
     dns_port=5300,
@@ -232,7 +229,7 @@ def test_nothing_for_the_tunnel_address_leaves_by_another_device() -> None:
 
 
 def test_connections_from_outside() -> None:
-    kept = Connection(ip_address("192.0.2.1"), 22, ip_address("198.51.100.7"), 50000)
+    kept = InboundConnection(ip_address("192.0.2.1"), 22, ip_address("198.51.100.7"), 50000)
     text = script(SETTINGS, Inbound(frozenset({kept}), (30000, 40000)))
     fresh = "ct state new ct mark 0 fib daddr type local"
     assert named(text, "chain", "mark_in") == [
@@ -259,7 +256,7 @@ def test_the_sets() -> None:
             uplinks=frozenset({"wlan0", "eth0"}),
             excluded_uids=frozenset({1000, 7}),
         ),
-        None,
+        NOT_KEPT,
         Openings(9, {ip_address("192.0.2.1"): 3, ip_address("2001:db8::1"): 4, ip_address("192.0.2.2"): 0}),
     )
     assert elements(text, "lan4") == ["10.0.0.0/8", "192.168.0.0/23"]
@@ -284,7 +281,7 @@ settings = st.builds(
     FilterSettings,
     tun=st.just("cryprq0"),
     mark=st.integers(1, 0xFFFFFFFB),
-    exits=st.frozensets(st.builds(Endpoint, st.ip_addresses(), st.integers(1, 65535)), max_size=3),
+    exits=st.frozensets(st.builds(ExitEndpoint, st.ip_addresses(), st.integers(1, 65535)), max_size=3),
     tunnel4=st.none() | st.ip_addresses(v=4),
     tunnel6=st.none() | st.ip_addresses(v=6),
     dns_port=st.none() | st.integers(1, 65535),
@@ -313,17 +310,6 @@ def test_what_holds_for_all_settings(some: FilterSettings) -> None:
         assert named(text, "chain", "output")[-1] == "counter name blocked goto refuse"
 
 
-@given(st.text(max_size=20))
-def test_a_device_name_is_quoted_or_refused(text: str) -> None:
-    """Nothing that could end the quotes, or match more than one device, gets into a script."""
-    try:
-        quoted = nft.name(text)
-    except ConfigError:
-        return
-    assert quoted == f'"{text}"'
-    assert text.isascii() and len(text) <= 15 and not set(text) & set('"*\\/ \n{};')
-
-
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -338,135 +324,10 @@ def test_a_device_name_is_quoted_or_refused(text: str) -> None:
         {"mark": 0xFFFFFFFC},
         {"dns_port": 0},
         {"dns_port": 65536},
-        {"exits": frozenset({Endpoint(FOUR, 0)})},
+        {"exits": frozenset({ExitEndpoint(FOUR, 0)})},
         {"excluded_uids": frozenset({-1})},
     ],
 )
 def test_settings_that_cannot_be(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         replace(SETTINGS, **wrong)
-
-
-# Connections from outside, as the kernel lists them
-
-TCP = """\
-  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
-   0: 00000000:0016 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 1 1
-   1: 0100007F:0016 0100007F:C350 01 00000000:00000000 00:00000000 00000000     0        0 1 1
-   2: 024DA8C0:0016 020A4B05:C351 01 00000000:00000000 00:00000000 00000000     0        0 1 1
-   3: 024DA8C0:C352 020A4B05:01BB 01 00000000:00000000 00:00000000 00000000     0        0 1 1
-   4: 024DA8C0:0016 020A4B05:C353 06 00000000:00000000 00:00000000 00000000     0        0 1 1
-   5: 0000000000000000FFFF0000024DA8C0:0016 0000000000000000FFFF0000020A4B05:C354 01 00 00 00 00
-"""
-
-
-@pytest.mark.skipif(sys.byteorder != "little", reason="the sample is of a little-endian machine")
-def test_established_connections_of_listening_ports() -> None:
-    local, remote = ip_address("192.168.77.2"), ip_address("5.75.10.2")
-    assert connections(TCP.splitlines()) == {
-        Connection(local, 22, remote, 0xC351),
-        Connection(local, 22, remote, 0xC354),
-    }
-
-
-@given(
-    st.lists(
-        st.text()
-        | st.from_regex(r"\w{1,3}: [0-9A-F]{0,34}:\w{0,5} [0-9A-F]{8}:[0-9A-F]{4} 0[1A] ", fullmatch=True)
-    )
-)
-def test_strange_lines_are_passed_over(lines: list[str]) -> None:
-    """Nothing is raised, whatever a future kernel writes."""
-    assert isinstance(connections(lines), frozenset)
-
-
-def test_this_machine_can_be_observed() -> None:
-    low, high = observe().ephemeral
-    assert 0 < low <= high < 65536
-
-
-# nft
-
-
-def fake_nft(
-    directory: Path, monkeypatch: pytest.MonkeyPatch, said: str, code: int = 1, out: str = ""
-) -> None:
-    """In place of nft, a program that says this; what it is given goes to the file `given`."""
-    (directory / "said").write_text(said)
-    (directory / "out").write_text(out)
-    program = directory / "nft"
-    program.write_text(
-        f'#!/bin/sh\necho "$@" >>{directory}/called\n[ "$1" = -f ] && /bin/cat >>{directory}/given\n'
-        f"/bin/cat {directory}/out\n/bin/cat {directory}/said >&2\nexit {code}\n"
-    )
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", str(directory))
-
-
-@pytest.mark.parametrize(
-    ("said", "told"),
-    [
-        (
-            "Operation not permitted (you must be root)\nnetlink: Error: cache initialization failed",
-            "as root",
-        ),
-        ("/dev/stdin:1:1-9: Error: Could not process rule: Operation not permitted\nadd ^^^", "as root"),
-        ("nft: Unable to initialize Netlink socket: Protocol not supported", "no nftables"),
-        ("/dev/stdin:4:1-9: Error: Could not process rule: No such file or directory\nx\n^", "lacks a part"),
-        ("/dev/stdin:4:1-9: Error: Could not process rule: Operation not supported\nx\n^", "lacks a part"),
-        (
-            "/dev/stdin:4:1-9: Error: syntax error, unexpected x\nx\n^",
-            "refused it: syntax error, unexpected x",
-        ),
-        ("", "refused it: no reason given"),
-    ],
-)
-def test_errors_of_nft_are_one_sentence(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, told: str
-) -> None:
-    fake_nft(tmp_path, monkeypatch, said)
-    with pytest.raises(ConfigError) as caught:
-        nft.run("x")
-    assert told in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-def test_nft_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(nft, "SBIN", (str(tmp_path),))
-    with pytest.raises(ConfigError, match="install the package nftables"):
-        nft.run("x")
-
-
-def test_an_answer_that_is_no_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake_nft(tmp_path, monkeypatch, "", 0, out="[]")
-    with pytest.raises(nft.NftError, match="cannot be read"):
-        nft.exists("cryprq")
-
-
-def test_the_journal_is_written_before_the_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake_nft(tmp_path, monkeypatch, "", 0, out='{"nftables": []}')
-    written: list[Mapping[str, object]] = []
-
-    def record(entry: Mapping[str, object]) -> None:
-        assert not (tmp_path / "given").exists()
-        written.append(entry)
-
-    made = Filter(SETTINGS, record, ours=False)
-    with pytest.raises(LocalError):
-        made.update(MINIMAL)
-    made.up()
-    assert written == [{"kind": "nft_table", "table": "cryprq"}]
-    assert (tmp_path / "given").read_text() == script(SETTINGS)
-    made.up()
-    assert len(written) == 1
-
-
-@pytest.mark.parametrize("table", ["filter", "cryprq; flush ruleset", "", None, 7, ["cryprq"]])
-def test_the_undo_touches_no_other_table(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, table: object
-) -> None:
-    fake_nft(tmp_path, monkeypatch, "", 0)
-    with pytest.raises(ConfigError, match="not this program's"):
-        nft.UNDO["nft_table"]({"kind": "nft_table", "table": table})
-    assert not (tmp_path / "called").exists()

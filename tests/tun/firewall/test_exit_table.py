@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from typing import Any
 
 import pytest
 
-from cryprq_proxy.errors import ConfigError, LocalError
-from tun.firewall.exit_table import COUNTERS, ExitNat, NatSettings, script
-from tun.firewall.nft import Count
+from cryprq_proxy.errors import ConfigError
+from tests.support.nft_fakes import Kernel
+from tun.firewall.exit_table import COUNTERS, NatSettings, put_up, script, warnings
 
 SETTINGS = NatSettings(
     tun="cryprq-exit0",
@@ -26,7 +27,7 @@ delete table inet cryprq_exit
 table inet cryprq_exit {
     counter spoofed { packets 0 bytes 0; }
     counter isolated { packets 0 bytes 0; }
-    counter denied { packets 4 bytes 5; }
+    counter denied { packets 0 bytes 0; }
     counter local { packets 0 bytes 0; }
     counter unsolicited { packets 0 bytes 0; }
     counter guard { packets 0 bytes 0; }
@@ -85,7 +86,7 @@ table inet cryprq_exit {
 
 
 def test_the_whole_script() -> None:
-    assert script(SETTINGS, {"denied": Count(4, 5)}) == EXPECTED
+    assert script(SETTINGS) == EXPECTED
 
 
 def test_both_families() -> None:
@@ -119,6 +120,33 @@ def test_settings_that_cannot_be(wrong: dict[str, Any]) -> None:
         replace(SETTINGS, **wrong)
 
 
-def test_an_update_needs_a_table() -> None:
-    with pytest.raises(LocalError):
-        ExitNat(SETTINGS, lambda entry: None, ours=False).update(BOTH)
+def test_the_table_is_journalled_and_put_up() -> None:
+    kernel = Kernel()
+    written: list[Mapping[str, object]] = []
+    put_up(SETTINGS, written.append, ours=False, run=kernel.run, ask=kernel.ask)
+    put_up(BOTH, written.append, ours=True, run=kernel.run, ask=kernel.ask)
+    assert written == [{"kind": "nft_table", "table": "cryprq_exit"}]
+    assert kernel.scripts == [script(SETTINGS), script(BOTH)]
+
+
+def test_a_table_of_another_program_is_left_alone() -> None:
+    kernel = Kernel()
+    kernel.tables["cryprq_exit"] = {}
+    with pytest.raises(ConfigError, match="has not recorded"):
+        put_up(SETTINGS, lambda entry: None, ours=False, run=kernel.run, ask=kernel.ask)
+    assert not kernel.scripts
+
+
+def test_only_other_tables_that_drop_forwarded_packets_are_named() -> None:
+    kernel = Kernel()
+    drops = {"family": "ip", "table": "filter", "name": "FORWARD", "hook": "forward", "policy": "drop"}
+    kernel.chains = [
+        drops | {"policy": "accept"},
+        drops | {"hook": "input"},
+        drops | {"table": "cryprq_exit"},
+        {"family": "ip", "table": "filter", "name": "DOCKER"},
+    ]
+    assert warnings("cryprq-exit0", kernel.ask) == []
+    kernel.chains.append(drops)
+    (warning,) = warnings("cryprq-exit0", kernel.ask)
+    assert "FORWARD of table ip filter" in warning and "cryprq-exit0" in warning

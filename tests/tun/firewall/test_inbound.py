@@ -1,0 +1,54 @@
+"""Connections from outside, as the kernel lists them."""
+
+from __future__ import annotations
+
+import sys
+from ipaddress import ip_address
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tun.firewall.inbound import MOST, InboundConnection, connections, observe
+
+TCP = """\
+  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
+   0: 00000000:0016 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 1 1
+   1: 0100007F:0016 0100007F:C350 01 00000000:00000000 00:00000000 00000000     0        0 1 1
+   2: 024DA8C0:0016 020A4B05:C351 01 00000000:00000000 00:00000000 00000000     0        0 1 1
+   3: 024DA8C0:C352 020A4B05:01BB 01 00000000:00000000 00:00000000 00000000     0        0 1 1
+   4: 024DA8C0:0016 020A4B05:C353 06 00000000:00000000 00:00000000 00000000     0        0 1 1
+   5: 0000000000000000FFFF0000024DA8C0:0016 0000000000000000FFFF0000020A4B05:C354 01 00 00 00 00
+"""
+
+
+@pytest.mark.skipif(sys.byteorder != "little", reason="the sample is of a little-endian machine")
+def test_established_connections_of_listening_ports() -> None:
+    local, remote = ip_address("192.168.77.2"), ip_address("5.75.10.2")
+    assert connections(TCP.splitlines()) == {
+        InboundConnection(local, 22, remote, 0xC351),
+        InboundConnection(local, 22, remote, 0xC354),
+    }
+
+
+@given(
+    st.lists(
+        st.text()
+        | st.from_regex(r"\w{1,3}: [0-9A-F]{0,34}:\w{0,5} [0-9A-F]{8}:[0-9A-F]{4} 0[1A] ", fullmatch=True)
+    )
+)
+def test_strange_lines_are_passed_over(lines: list[str]) -> None:
+    """Nothing is raised, whatever a future kernel writes."""
+    assert isinstance(connections(lines), frozenset)
+
+
+def test_this_machine_can_be_observed() -> None:
+    low, high = observe().ephemeral
+    assert 0 < low <= high < 65536
+
+
+def test_a_flood_of_connections_is_bounded() -> None:
+    """What an attacker opens from outside does not make the filter's set larger than MOST."""
+    lines = ["0: 024DA8C0:0016 00000000:0000 0A"]
+    lines += [f"{number}: 024DA8C0:0016 020A4B05:{number:04X} 01" for number in range(1, MOST + 10)]
+    assert len(connections(lines)) == MOST
