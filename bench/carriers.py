@@ -104,9 +104,9 @@ async def _serve_exit(setting: dict[str, Any], stop: asyncio.Event) -> None:
 async def _serve_client(setting: dict[str, Any], stop: asyncio.Event) -> None:
     from cryprq_proxy.address import Destination
     from cryprq_proxy.carriers.dial.endpoint import Endpoint
-    from cryprq_proxy.client.client import ClientSettings
     from cryprq_proxy.client.dispatcher import Dispatcher
     from cryprq_proxy.client.exits import Plan, keep_up, plan_exits
+    from cryprq_proxy.client.settings import ClientSettings
     from cryprq_proxy.crypto.identity import Identity, PeerId
     from cryprq_proxy.crypto.primitives import select_provider
     from cryprq_proxy.fronts.listener import ListenerSettings, MixedListener

@@ -78,7 +78,7 @@ class Link(Protocol):
 
 
 class Tunnel:
-    """The ClientNetwork of system-wide mode (client/client.py). `exits` are all places where the link may be dialled.
+    """The ClientNetwork of system-wide mode (packet_ports.py). `exits` are all places where the link may be dialled.
 
     `prepare`, then give it to the Client, then `run`, then `lost`; `close` in any case, if it is not for an exception
     of `prepare`. Raises ConfigError for settings that make no sense, and for rules that cannot be kept.

@@ -32,7 +32,7 @@ from ..session.sendlog import SLOT_HEADROOM, SlotPool
 from ..session.streams import Half, StreamHandler
 from ..session.wire import MAX_DATA, StreamProtocol
 from .own_listeners import NotOurselves
-from .requests import Request
+from .requests import StreamRequest
 from .split_association import DatagramsOnly
 
 WINDOW: Final = 262_144
@@ -58,18 +58,18 @@ class Direct:
         self.refused: Counter[Any] = Counter()
         self._last = 0
 
-    def start(self, request: Request) -> None:
+    def start(self, request: StreamRequest) -> None:
         """Serve a request as a session would: with a stream, whose label it becomes, or with a refusal."""
         self._last += 1
         if request.protocol is StreamProtocol.UDP:
             association = DirectAssociation(self, self._last, request)
             self.streams[self._last] = association
-            request.opening(association)
+            request.begin(association)
             association.start()
         else:
             stream = DirectStream(self, self._last, request)
             self.streams[self._last] = stream
-            request.opening(stream)
+            request.begin(stream)
             stream.start()
 
     def never_to(self, listening: Destination) -> None:
@@ -95,7 +95,7 @@ class DirectStream:
         "send_half", "sent",
     )  # fmt: skip
 
-    def __init__(self, direct: Direct, id: int, request: Request) -> None:
+    def __init__(self, direct: Direct, id: int, request: StreamRequest) -> None:
         self._direct = direct
         self.id = id
         self.protocol = request.protocol
@@ -335,7 +335,7 @@ class DirectAssociation(DatagramsOnly):
 
     protocol = StreamProtocol.UDP
 
-    def __init__(self, direct: Direct, id: int, request: Request) -> None:
+    def __init__(self, direct: Direct, id: int, request: StreamRequest) -> None:
         self._direct = direct
         self.id = id
         self.destination = request.destination

@@ -30,7 +30,7 @@ from ..session.streams import Stream, StreamHandler
 from ..session.wire import StreamProtocol
 from .direct import Direct, DirectAssociation, DirectStream
 from .exits import Exits
-from .requests import Opening, Request, opened
+from .requests import Begin, StreamRequest, opened
 from .split_association import SplitAssociation
 
 MAX_ROWS: Final = 1_000
@@ -58,7 +58,7 @@ class Row(NamedTuple):
 
 
 class Dispatcher:
-    """The Opener of the front-ends. Call `stop` in the end; the exits are the caller's own to stop."""
+    """The StreamSource of the front-ends. Call `stop` in the end; the exits are the caller's own to stop."""
 
     def __init__(self, exits: Exits, rules: RuleSet, direct: Direct | None = None) -> None:
         if DIRECT_NAME in exits.names:
@@ -96,23 +96,23 @@ class Dispatcher:
         self._always = None if rules.rules else Decision(rules.default, "default", -1)
         self._splits = bool(rules.rules) or (rules.default.verdict is Verdict.TUNNEL and len(known) > 1)
 
-    # --- Opener ----------------------------------------------------------------------------------------------------
+    # --- StreamSource ----------------------------------------------------------------------------------------------
 
     def request(
-        self, protocol: StreamProtocol, destination: Destination, handler: StreamHandler, opening: Opening
+        self, protocol: StreamProtocol, destination: Destination, handler: StreamHandler, begin: Begin
     ) -> None:
-        """See requests.Opener; `handler.refused(NOT_ALLOWED)` where a rule blocks the destination."""
+        """See requests.StreamSource; `handler.refused(NOT_ALLOWED)` where a rule blocks the destination."""
         if protocol is StreamProtocol.UDP and self._splits:
             association = SplitAssociation(handler, self.decide, self.start, self._count_blocked)
-            opening(association)
+            begin(association)
             handler.opened()
             return
         decision = self._always or self._rules.decide(*destination)
-        self.start(Request(protocol, destination, handler, opening, decision.action.exit, decision))
+        self.start(StreamRequest(protocol, destination, handler, begin, decision.action.exit, decision))
 
     async def open(self, destination: Destination) -> ByteStream:
-        """See requests.Opener. Raises StreamBlocked where a rule blocks the destination, DirectRefused where it cannot
-        be reached from this machine, and StreamRefused."""
+        """See requests.StreamSource. Raises StreamBlocked where a rule blocks the destination, DirectRefused where it
+        cannot be reached from this machine, and StreamRefused."""
         decision = self.decide(destination)
         verdict = decision.action.verdict
         if verdict is Verdict.BLOCK:
@@ -129,7 +129,7 @@ class Dispatcher:
         """What the rules say of it."""
         return self._always or self._rules.decide(*destination)
 
-    def start(self, request: Request) -> None:
+    def start(self, request: StreamRequest) -> None:
         """Send a request its way."""
         verdict = Verdict.TUNNEL if request.decision is None else request.decision.action.verdict
         if verdict is Verdict.TUNNEL:
@@ -160,7 +160,7 @@ class Dispatcher:
         found = [
             (request.since, name, stream, request)
             for name, stream in self._all()
-            if isinstance(request := stream.label, Request)
+            if isinstance(request := stream.label, StreamRequest)
         ]
         found.sort(key=lambda each: each[0], reverse=True)
         return [_row(name, stream, request, now) for _, name, stream, request in found[:MAX_ROWS]]
@@ -211,7 +211,9 @@ class Dispatcher:
         }
 
 
-def _row(name: str, stream: Stream | DirectStream | DirectAssociation, request: Request, now: float) -> Row:
+def _row(
+    name: str, stream: Stream | DirectStream | DirectAssociation, request: StreamRequest, now: float
+) -> Row:
     decision = request.decision
     return Row(
         id=f"{name}/{stream.id}",

@@ -32,10 +32,12 @@ from ..outbound.bytestream import ByteStream
 from ..session.sendlog import SlotPool
 from ..session.streams import StreamHandler
 from ..session.wire import StreamProtocol
-from .client import Client, ClientNetwork, ClientSettings
-from .packet_ports import ExitPort
-from .requests import NOWHERE, Opening, Request, opened
+from .client import Client
+from .observer import ClientObserver
+from .packet_ports import NO_NETWORK, ClientNetwork, ExitPort
+from .requests import NOWHERE, Begin, StreamRequest, opened
 from .selection import PROBE_SECONDS, Seen, Selection
+from .settings import ClientSettings
 from .waiting import WaitingRoom
 
 _log = logging.getLogger(__name__)
@@ -79,7 +81,7 @@ def plan_exits(
     identity: Identity,
     provider: Provider,
     plans: Sequence[Plan],
-    network: ClientNetwork | None = None,
+    network: ClientNetwork = NO_NETWORK,
     resolve: Resolve = by_system,
     *,
     failback: float = FAILBACK_SECONDS,
@@ -89,14 +91,14 @@ def plan_exits(
     slots = SlotPool()
     entries = []
     for name, priority, settings in plans:
-        port = ExitPort(network) if network is not None and len(plans) > 1 else None
+        port = ExitPort(network) if network is not NO_NETWORK and len(plans) > 1 else None
         client = Client(identity, settings, provider, port or network, resolve, slots)
         entries.append(ExitEntry(name, priority, client, port))
     wait = max(plan.settings.wait_for_link for plan in plans)
     return Exits(entries, slots, wait_for_link=wait, failback=failback)
 
 
-class Exits:
+class Exits(ClientObserver):
     """Call `run` in a task; `stop` ends it. Times are in seconds."""
 
     def __init__(
@@ -133,10 +135,9 @@ class Exits:
             self.send_packet = self.active.client.send_packet
         else:
             for entry in self.entries:
-                entry.client.changed = self._look
-                entry.client.redirect = self._redirect
+                entry.client.observer = self
                 if entry.port is not None:
-                    entry.port.changed = self._look
+                    entry.port.observer = self
             if self.active.port is not None:
                 self.active.port.activate()
 
@@ -147,13 +148,13 @@ class Exits:
         protocol: StreamProtocol,
         destination: Destination,
         handler: StreamHandler,
-        opening: Opening,
+        begin: Begin,
         exit: str = "",
     ) -> None:
-        """As `Opener.request`, through the active exit, or through the one called `exit` and no other."""
-        self.start(Request(protocol, destination, handler, opening, exit))
+        """As `StreamSource.request`, through the active exit, or through the one called `exit` and no other."""
+        self.start(StreamRequest(protocol, destination, handler, begin, exit))
 
-    def start(self, request: Request) -> None:
+    def start(self, request: StreamRequest) -> None:
         """As `request`."""
         entry = self._entry(request)
         if entry is None or self._stopping:
@@ -163,17 +164,16 @@ class Exits:
         else:
             self._waiting.add(request)
 
-    def _redirect(self, request: Request) -> bool:
-        """An exit that shuts down has refused it: whether another one gets it."""
+    def take_over(self, request: StreamRequest) -> bool:
         if request.exit or not self.active.healthy:
             return False
         self.start(request)
         return True
 
-    def _entry(self, request: Request) -> ExitEntry | None:
+    def _entry(self, request: StreamRequest) -> ExitEntry | None:
         return self._by_name.get(request.exit) if request.exit else self.active
 
-    def _refuse(self, request: Request) -> None:
+    def _refuse(self, request: StreamRequest) -> None:
         self._refused[StreamReason.LINK_DOWN] += 1
         request.handler.refused(StreamReason.LINK_DOWN)
 
@@ -219,6 +219,12 @@ class Exits:
 
     # --- the choice ------------------------------------------------------------------------------------------------
 
+    def link_changed(self) -> None:
+        self._look()
+
+    def packets_changed(self) -> None:
+        self._look()
+
     def _look(self) -> None:
         """Something may have changed, or it is time to look."""
         if self._single or self._stopping:
@@ -261,7 +267,7 @@ class Exits:
                     for request in entry.client.withdraw():
                         self.start(request)
 
-    def _can_be_served(self, request: Request) -> bool:
+    def _can_be_served(self, request: StreamRequest) -> bool:
         entry = self._entry(request)
         return entry is not None and entry.healthy
 

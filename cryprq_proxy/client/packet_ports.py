@@ -1,26 +1,62 @@
-"""The network interface of system-wide mode, shared by several exits: each has a port to it, and one port is active.
+"""Where a client's packets come from and go to: the network interface of system-wide mode, or nowhere.
 
-What the active exit's Client says passes through. Of the others only the state is kept, to be told to the interface
-when they become active; so it moves to another exit by the same calls by which it follows a link that comes back.
+With several exits each one has a port to the interface, and one port is active. What the active exit's Client tells
+passes through. Of the others only the state is kept. The interface is told it when they become active, so it moves to
+another exit by the same calls by which it follows a link that comes back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Final, Protocol
 
 from ..lane.slices import Run
-from .client import ClientNetwork
+from .observer import NO_OBSERVER, ClientObserver
+
+
+class ClientNetwork(Protocol):
+    """A network interface, as a client sees it."""
+
+    def received(self, buffer: memoryview, start: int, end: int, run: Run) -> None:
+        """A packet came from the exit; see lane/slices.py."""
+
+    def addressed(self, ipv4: bytes, ipv6: bytes) -> None:
+        """The exit hands out these addresses: 4 and 16 bytes, zeros for a family that it does not carry."""
+
+    def link_changed(self, up: bool) -> None:
+        """The link has come, or gone."""
+
+    def lane_changed(self) -> None:
+        """The datagram lane has come or gone, or its size is another (`Client.lane_size`)."""
+
+
+class NoNetwork:
+    """The ClientNetwork of a client that carries no packets."""
+
+    def received(self, buffer: memoryview, start: int, end: int, run: Run) -> None:
+        """Never called: the session ends where a peer sends packets that were not agreed on."""
+
+    def addressed(self, ipv4: bytes, ipv6: bytes) -> None:
+        """Never called either."""
+
+    def link_changed(self, up: bool) -> None:
+        """No interface follows the link."""
+
+    def lane_changed(self) -> None:
+        """No interface has a size to adapt."""
+
+
+NO_NETWORK: Final = NoNetwork()
 
 
 class ExitPort:
-    """The ClientNetwork of one exit. `changed` is called when `usable` may have changed."""
+    """The ClientNetwork of one exit. `observer` is told when `usable` may have changed."""
 
     def __init__(self, network: ClientNetwork) -> None:
         self._network = network
         self._active = False
         self._up = False
         self._addresses: tuple[bytes, bytes] | None = None
-        self.changed: Callable[[], None] = lambda: None
+        self.observer: ClientObserver = NO_OBSERVER
 
     @property
     def complaint(self) -> str | None:
@@ -55,7 +91,7 @@ class ExitPort:
         self._addresses = ipv4, ipv6
         if self._active and any(ipv4):
             self._network.addressed(ipv4, ipv6)
-        self.changed()
+        self.observer.packets_changed()
 
     def link_changed(self, up: bool) -> None:
         self._up = up

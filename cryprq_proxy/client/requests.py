@@ -1,10 +1,10 @@
-"""What is asked for: a stream to a destination. Front-ends ask, an `Opener` gives, now or when the link is up.
+"""Requests for streams. Front-ends ask a `StreamSource`, which gives a stream, now or when the link is up.
 
-    front-end -> Dispatcher (rules: which way?) -> Exits (which exit?) -> Client -> a stream of its session
-                                                -> Direct              -> a DirectStream
+    front-end -> Dispatcher (rules: which route?) -> Exits (which exit?) -> Client -> a stream of its session
+                                                  -> Direct              -> a DirectStream
 
-A Request stays with its stream, as its label, to tell later what the stream is for, and to ask again elsewhere when
-the exit fell silent before it had answered.
+A StreamRequest stays with its stream as its label. It tells later what the stream is for, and it is made again at
+another exit when its exit fell silent before it had answered.
 """
 
 from __future__ import annotations
@@ -22,47 +22,47 @@ from ..session.streams import AnyStream, StreamHandler
 from ..session.wire import StreamProtocol
 
 NOWHERE: Final = Destination("0.0.0.0", 0)
-"""Of a stream whose destinations come later, or that has none."""
+"""The destination of a stream whose destinations come later, or that has none."""
 
-type Opening = Callable[[AnyStream], None]
+type Begin = Callable[[AnyStream], None]
 """Gets the stream before anything is called on its handler."""
 
 
-class Request:
-    """One stream that was asked for. `exit` is the name of the only exit that may serve it, or ""; `decision` what the
-    rules said, None for a stream of our own; `since` by time.monotonic."""
+class StreamRequest:
+    """One requested stream. `exit` is the name of the only exit that may serve it, or "". `decision` is what the rules
+    said, None for a stream of the program's own. `since` is by time.monotonic."""
 
-    __slots__ = ("decision", "destination", "exit", "handler", "opening", "protocol", "since")
+    __slots__ = ("begin", "decision", "destination", "exit", "handler", "protocol", "since")
 
     def __init__(
         self,
         protocol: StreamProtocol,
         destination: Destination,
         handler: StreamHandler,
-        opening: Opening,
+        begin: Begin,
         exit: str = "",
         decision: Decision | None = None,
     ) -> None:
         self.protocol = protocol
         self.destination = destination
         self.handler = handler
-        self.opening = opening
+        self.begin = begin
         self.exit = exit
         self.decision = decision
         self.since = time.monotonic()
 
 
-class Opener(Protocol):
-    """Who gives streams to the front-ends."""
+class StreamSource(Protocol):
+    """What gives streams to the front-ends."""
 
     @property
     def slots(self) -> SlotPool:
         """The buffers for what is sent on them."""
 
     def request(
-        self, protocol: StreamProtocol, destination: Destination, handler: StreamHandler, opening: Opening
+        self, protocol: StreamProtocol, destination: Destination, handler: StreamHandler, begin: Begin
     ) -> None:
-        """Ask for a stream. `opening` gets it, and then `handler.opened` is called, or `handler.refused`; that may be
+        """Ask for a stream. `begin` gets it, and then `handler.opened` is called, or `handler.refused`; that may be
         called without the other, and before this returns."""
 
     async def open(self, destination: Destination) -> ByteStream:
@@ -70,7 +70,7 @@ class Opener(Protocol):
 
 
 async def opened(
-    start: Callable[[Request], None],
+    start: Callable[[StreamRequest], None],
     protocol: StreamProtocol,
     destination: Destination,
     exit: str = "",
@@ -78,7 +78,7 @@ async def opened(
 ) -> ByteStream:
     """The stream that `start` gives, as something to await. Raises StreamRefused."""
     link = LinkStream()
-    start(Request(protocol, destination, link, link.begin, exit, decision))
+    start(StreamRequest(protocol, destination, link, link.begin, exit, decision))
     try:
         await link.wait_opened()
     except asyncio.CancelledError:

@@ -17,7 +17,7 @@ from ..rules.engine import Decision
 from ..rules.syntax import Action, Verdict
 from ..session.streams import AnyStream, Half, StreamHandler
 from ..session.wire import StreamProtocol
-from .requests import NOWHERE, Request
+from .requests import NOWHERE, StreamRequest
 
 MAX_EARLY: Final = 16
 """Datagrams of one way that may wait until it is open; more are dropped."""
@@ -61,7 +61,7 @@ class SplitAssociation(DatagramsOnly):
         self,
         handler: StreamHandler,
         decide: Callable[[Destination], Decision],
-        start: Callable[[Request], None],
+        start: Callable[[StreamRequest], None],
         blocked: Callable[[], None],
     ) -> None:
         self.handler = handler
@@ -81,7 +81,9 @@ class SplitAssociation(DatagramsOnly):
         way = self._ways.get(decision.action)
         if way is None:
             way = self._ways[decision.action] = _Way(self, decision.action)
-            self._start(Request(StreamProtocol.UDP, NOWHERE, way, way.begin, decision.action.exit, decision))
+            self._start(
+                StreamRequest(StreamProtocol.UDP, NOWHERE, way, way.begin, decision.action.exit, decision)
+            )
         way.send(destination, payload)
 
     def reset(self, reason: StreamReason) -> None:

@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
-from .requests import Request
+from .requests import StreamRequest
 
 
 class WaitingRoom:
@@ -15,27 +15,27 @@ class WaitingRoom:
     def __init__(
         self,
         seconds: float,
-        refuse: Callable[[Request], None],
+        refuse: Callable[[StreamRequest], None],
         loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         self._seconds = seconds
         self._refuse = refuse
         self._loop = loop
-        self._waiting: deque[tuple[float, Request]] = deque()
+        self._waiting: deque[tuple[float, StreamRequest]] = deque()
         """In the order of their deadlines."""
         self._sweeper: asyncio.TimerHandle | None = None
 
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def add(self, request: Request) -> None:
+    def add(self, request: StreamRequest) -> None:
         """Let it wait; with no time to wait, it is refused before this returns."""
         loop = self._loop = self._loop or asyncio.get_running_loop()
         self._waiting.append((loop.time() + self._seconds, request))
         if self._sweeper is None:
             self._sweep(loop)
 
-    def take(self, served: Callable[[Request], bool] = lambda request: True) -> list[Request]:
+    def take(self, served: Callable[[StreamRequest], bool] = lambda request: True) -> list[StreamRequest]:
         """Those who need not wait any more: all for whom `served` says so."""
         taken = [request for _, request in self._waiting if served(request)]
         if taken:

@@ -16,7 +16,8 @@ from typing import Any, Final
 from ..base.tasks import spawn
 from ..base.text import milliseconds, part
 from ..carriers.dial.dial import by_system
-from ..client.client import Client, ClientSettings
+from ..client.client import Client
+from ..client.settings import ClientSettings
 from ..config.client import read_psk
 from ..service.startup import lane_offload
 from .checks import Context, Verdict, fail, ok, skip, warn

@@ -18,7 +18,7 @@ from ..outbound.bytestream import ByteStream
 from .http_messages import MAX_HEADER, has_both_framings
 
 
-class Opener(Protocol):
+class TcpSource(Protocol):
     """Opens streams to targets."""
 
     async def open(self, destination: Destination) -> ByteStream:

@@ -45,7 +45,7 @@ from .http_messages import (
     refusal_for,
     relay_body,
 )
-from .http_origin import Opener, Origin
+from .http_origin import Origin, TcpSource
 
 _PSEUDONYM = re.compile("[A-Za-z0-9._-]+")
 
@@ -98,7 +98,7 @@ class HttpProxy:
     def __init__(
         self,
         client: ByteStream,
-        opener: Opener,
+        source: TcpSource,
         *,
         credentials: Credentials | None = None,
         via: str | None = None,
@@ -108,7 +108,7 @@ class HttpProxy:
         if via is not None and not _PSEUDONYM.fullmatch(via):
             raise LocalError(f"{via!r} cannot be a proxy's name in a Via field")
         self._client = client
-        self._opener = opener
+        self._source = source
         self._credentials = credentials
         self._via = via
         self._header_timeout = header_timeout
@@ -207,7 +207,7 @@ class HttpProxy:
 
     async def _open(self, destination: Destination) -> ByteStream:
         try:
-            return await self._opener.open(destination)
+            return await self._source.open(destination)
         except StreamBlocked as failure:
             raise blocked(failure.rule, destination) from None
         except DirectRefused as failure:

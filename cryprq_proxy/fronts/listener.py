@@ -21,7 +21,7 @@ from ..base.linger import Farewell
 from ..base.sockets import prepare
 from ..base.tasks import spawn
 from ..base.text import reason_of
-from ..client.requests import Opener
+from ..client.requests import StreamSource
 from ..errors import LocalError, StreamReason, StreamReset
 from ..outbound.bytestream import LinkStream, SocketStream
 from ..outbound.relay import Relay
@@ -54,8 +54,8 @@ class ListenerSettings:
 class MixedListener:
     """`start`, then `stop`."""
 
-    def __init__(self, opener: Opener, settings: ListenerSettings) -> None:
-        self.opener = opener
+    def __init__(self, source: StreamSource, settings: ListenerSettings) -> None:
+        self.source = source
         self.settings = settings
         self.loop = asyncio.get_running_loop()
         self._sock: socket.socket | None = None
@@ -141,7 +141,7 @@ class MixedListener:
 
     def relay(self, sock: socket.socket, stream: AnyStream) -> Relay:
         """The relay between an application's socket and its stream, not yet started."""
-        relay = Relay(self.loop, sock, stream, self.opener.slots, self._relay_ended)
+        relay = Relay(self.loop, sock, stream, self.source.slots, self._relay_ended)
         self._relays.add(relay)
         return relay
 
@@ -160,7 +160,7 @@ class MixedListener:
         try:
             proxy = HttpProxy(
                 application,
-                self.opener,
+                self.source,
                 credentials=self.settings.credentials,
                 via="cryprq-proxy" if self.settings.via else None,
                 header_timeout=self.settings.negotiation_timeout,
@@ -198,7 +198,7 @@ class MixedListener:
             relay.eof_received()
 
     def serve_udp(self, sock: socket.socket, socks: SocksServer) -> None:
-        front = UdpFront(self.loop, sock, socks, self.opener, self._udp_ended)
+        front = UdpFront(self.loop, sock, socks, self.source, self._udp_ended)
         self._udp.add(front)
         front.start()
 
@@ -265,8 +265,8 @@ class SocksConnection(StreamHandler):
         elif socks.request is not None:
             self.negotiating = False
             if socks.request.command is Command.CONNECT:
-                self._listener.opener.request(
-                    StreamProtocol.TCP, socks.request.destination, self, self._opening
+                self._listener.source.request(
+                    StreamProtocol.TCP, socks.request.destination, self, self._begin
                 )
             else:
                 loop.remove_reader(self._fd)
@@ -290,7 +290,7 @@ class SocksConnection(StreamHandler):
 
     # --- handler of the stream -------------------------------------------------------------------------------------
 
-    def _opening(self, stream: AnyStream) -> None:
+    def _begin(self, stream: AnyStream) -> None:
         self._stream = stream
 
     def opened(self) -> None:

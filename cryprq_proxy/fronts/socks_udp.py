@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Final
 
 from ..address import Destination
-from ..client.requests import NOWHERE, Opener
+from ..client.requests import NOWHERE, StreamSource
 from ..errors import StreamReason
 from ..session.streams import AnyStream, StreamHandler
 from ..session.wire import MAX_DATAGRAM, StreamProtocol
@@ -31,13 +31,13 @@ class UdpFront(StreamHandler):
         loop: asyncio.AbstractEventLoop,
         control: socket.socket,
         socks: SocksServer,
-        opener: Opener,
+        source: StreamSource,
         ended: Callable[[UdpFront], None],
     ) -> None:
         self._loop = loop
         self._control = control
         self._socks = socks
-        self._opener = opener
+        self._source = source
         self._ended = ended
         self._stream: AnyStream | None = None
         self._sock: socket.socket | None = None
@@ -46,7 +46,7 @@ class UdpFront(StreamHandler):
 
     def start(self) -> None:
         self._loop.add_reader(self._control, self._on_control)
-        self._opener.request(StreamProtocol.UDP, NOWHERE, self, self._opening)
+        self._source.request(StreamProtocol.UDP, NOWHERE, self, self._begin)
 
     def close(self) -> None:
         """End the association."""
@@ -100,7 +100,7 @@ class UdpFront(StreamHandler):
 
     # --- handler of the stream -------------------------------------------------------------------------------------
 
-    def _opening(self, stream: AnyStream) -> None:
+    def _begin(self, stream: AnyStream) -> None:
         self._stream = stream
         if self._closed:
             stream.reset(StreamReason.CANCELLED)

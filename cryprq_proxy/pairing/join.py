@@ -20,7 +20,8 @@ from ..base.files import SharedFile
 from ..base.paths import config_dir, read_text
 from ..base.tasks import spawn
 from ..base.text import reason_of
-from ..client.client import Client, ClientSettings
+from ..client.client import Client
+from ..client.settings import ClientSettings
 from ..config.client import ClientConfig, client_from, read_psk
 from ..config.keys import choose_provider, own_identity
 from ..config.urls import parse_peer_url

@@ -24,10 +24,11 @@ from ..base import progress
 from ..base.log import set_level
 from ..base.tasks import spawn
 from ..carriers.dial.dial import by_system
-from ..client.client import ClientNetwork, ClientSettings
 from ..client.dispatcher import Dispatcher
+from ..client.endpoint_memory import EndpointFile
 from ..client.exits import Exits, Plan, keep_up, plan_exits
-from ..client.remembered import Winners
+from ..client.packet_ports import NO_NETWORK, ClientNetwork
+from ..client.settings import ClientSettings, EndpointMemory
 from ..config.client import DEFAULT_ADMIN, ClientConfig, read_psk
 from ..config.exits import ExitChoice
 from ..config.keys import choose_provider, own_identity
@@ -71,7 +72,7 @@ def load(config: ClientConfig, shown: progress.Report | None = None) -> Loaded:
 
 
 def client_settings(
-    config: ClientConfig, exit: ExitChoice, winners: Winners, mark: int = 0
+    config: ClientConfig, exit: ExitChoice, memory: EndpointMemory, mark: int = 0
 ) -> ClientSettings:
     """Those of the link to one exit. Raises ConfigError if its pre-shared key cannot be read."""
     return ClientSettings(
@@ -83,11 +84,8 @@ def client_settings(
         lane=lane_offload(config.lane) if config.upstream is None else None,
         mark=mark,
         limits=config.session_limits(),
-        remembered=winners.of(exit.peer_id),
-        # Of a single way there is nothing to remember.
-        on_winner=(lambda endpoint: winners.remember(exit.peer_id, endpoint))
-        if len(exit.endpoints) > 1
-        else None,
+        # Of a single endpoint there is nothing to remember.
+        memory=memory if len(exit.endpoints) > 1 else EndpointMemory(),
         ca=exit.ca,
     )
 
@@ -118,19 +116,21 @@ async def run_client(
         rules = (await asyncio.to_thread(load, config, shown)).rules
     system = None if wide is None else wide(config, rules)
     choices = config.exits()
-    winners = Winners.load(choice.peer_id for choice in choices)
+    memories = EndpointFile.load(choice.peer_id for choice in choices)
     plans = [
         Plan(
             choice.name,
             choice.priority,
-            client_settings(config, choice, winners, 0 if system is None else system.mark),
+            client_settings(
+                config, choice, memories.of(choice.peer_id), 0 if system is None else system.mark
+            ),
         )
         for choice in choices
     ]
     listening = listener_settings(config)
     identity = own_identity(provider, config.identity)
     resolve = by_system if system is None else system.resolve
-    exits = plan_exits(identity, provider, plans, system, resolve, failback=config.failback)
+    exits = plan_exits(identity, provider, plans, system or NO_NETWORK, resolve, failback=config.failback)
     running = Running(config, exits, Dispatcher(exits, rules), system)
     reloader = Reloader(lambda: load(read()), running.apply, stop.notifier)
     listener = MixedListener(running.dispatcher, listening)

@@ -15,7 +15,7 @@ from pathlib import Path
 from ..address import Destination
 from ..client.dispatcher import Dispatcher
 from ..client.exits import Plan, keep_up, plan_exits
-from ..client.remembered import Winners
+from ..client.settings import EndpointMemory
 from ..config.client import client_from
 from ..config.keys import choose_provider
 from ..crypto.identity import Identity
@@ -51,7 +51,7 @@ async def run_demo(listen: str | None, say: Callable[[str], None], stop: Stop) -
         peer = f"cryprq://{exit_identity.peer_id}@{address}"
         config = client_from("", Path("demo"), True, {"peer": peer, "listen": listen})
         (choice,) = config.exits()
-        link_settings = client_settings(config, choice, Winners(None, {}))
+        link_settings = client_settings(config, choice, EndpointMemory())
         exits = plan_exits(client_identity, provider, [Plan("exit", 1, link_settings)])
         dispatcher = Dispatcher(exits, EVERYTHING)
         listener = MixedListener(dispatcher, listener_settings(config))

@@ -20,6 +20,7 @@ from cryprq_proxy.carriers.lane.client import ClientLane
 from cryprq_proxy.carriers.lane.udp_socket import UdpOffload
 from cryprq_proxy.carriers.websocket import MAX_MESSAGE
 from cryprq_proxy.client.client import Client
+from cryprq_proxy.client.settings import EndpointMemory
 from cryprq_proxy.errors import CloseReason
 from cryprq_proxy.exit import websocket_listener as web_entrance
 from cryprq_proxy.session.rotation import RotationLimits
@@ -142,21 +143,34 @@ async def test_and_back(here: Place) -> None:
     stream.abort()
 
 
+class Memory(EndpointMemory):
+    def __init__(self, last: str | None = None, told: list[Endpoint] | None = None) -> None:
+        self._last = last
+        self.told: list[Endpoint] = [] if told is None else told
+
+    @property
+    def last(self) -> str | None:
+        return self._last
+
+    def remember(self, endpoint: Endpoint) -> None:
+        self.told.append(endpoint)
+
+
 async def test_what_worked_is_told_once_and_taken_first(here: Place) -> None:
-    told: list[Endpoint] = []
+    memory = Memory()
     ws, tcp = here.endpoint("ws"), here.endpoint("tcp")
-    client = here.client(ws, tcp, remembered=str(ws), on_winner=told.append)
+    client = here.client(ws, tcp, memory=Memory(str(ws), memory.told))
     await here.echoes(client)
     assert client.status()["carrier"]["kind"] == "ws"
     client.redial()
     await here.echoes(client)
     assert client.status()["carriers"] == 2
-    assert told == []
-    other = here.client(tcp, ws, on_winner=told.append)
+    assert memory.told == []
+    other = here.client(tcp, ws, memory=memory)
     await here.echoes(other)
     other.redial()
     await here.echoes(other)
-    assert told == [tcp]
+    assert memory.told == [tcp]
 
 
 # --- what stands between ---
@@ -366,8 +380,8 @@ async def test_limits_are_those_of_the_client_behind_a_proxy() -> None:
 
 
 def lane_of(client: Client) -> ClientLane:
-    assert client._beside is not None
-    lane = client._beside.lane
+    assert client._kept.packet_link is not None
+    lane = client._kept.packet_link.lane
     assert isinstance(lane, ClientLane)
     return lane
 
@@ -396,7 +410,7 @@ async def test_the_lane_stays_when_the_carrier_goes_elsewhere() -> None:
 async def test_close_reasons_reach_the_owner(here: Place) -> None:
     client = here.client(here.endpoint("ws"))
     await here.echoes(client)
-    assert client._carrier is not None
-    client._carrier.close(CloseReason.NORMAL)
+    assert client._link._carrier is not None
+    client._link._carrier.close(CloseReason.NORMAL)
     await until(lambda: sessions(here) == 0)
     assert await here.echoes(client)

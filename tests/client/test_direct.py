@@ -20,7 +20,7 @@ from cryprq_proxy.address import Destination
 from cryprq_proxy.client.direct import WINDOW, Direct, DirectStream
 from cryprq_proxy.client.dispatcher import Dispatcher
 from cryprq_proxy.client.own_listeners import NotOurselves
-from cryprq_proxy.client.requests import Request
+from cryprq_proxy.client.requests import StreamRequest
 from cryprq_proxy.errors import DirectRefused, LocalError, StreamReason, StreamRefused
 from cryprq_proxy.fronts.listener import ListenerSettings, MixedListener
 from cryprq_proxy.fronts.socks import encode_datagram, parse_datagram
@@ -367,7 +367,7 @@ async def direct() -> AsyncIterator[Direct]:
 
 def ask(direct: Direct, port: int) -> tuple[App, DirectStream]:
     app, got = App(), list[AnyStream]()
-    direct.start(Request(StreamProtocol.TCP, Destination("127.0.0.1", port), app, got.append))
+    direct.start(StreamRequest(StreamProtocol.TCP, Destination("127.0.0.1", port), app, got.append))
     [stream] = got
     assert isinstance(stream, DirectStream)
     app.stream = stream  # type: ignore[assignment]
@@ -434,7 +434,7 @@ async def test_a_stream_that_is_not_wanted_any_more_is_not_connected(direct: Dir
     async with target(serve) as port:
         app = App()
         direct.start(
-            Request(
+            StreamRequest(
                 StreamProtocol.TCP,
                 Destination("127.0.0.1", port),
                 app,

@@ -14,8 +14,9 @@ import pytest
 
 from cryprq_proxy.address import Destination
 from cryprq_proxy.client.exits import ExitEntry, Exits
+from cryprq_proxy.client.observer import ClientObserver
 from cryprq_proxy.client.packet_ports import ExitPort
-from cryprq_proxy.client.requests import Request
+from cryprq_proxy.client.requests import StreamRequest
 from cryprq_proxy.client.selection import SILENT_SECONDS
 from cryprq_proxy.errors import ConfigError, CryprqError, StreamReason, StreamRefused
 from cryprq_proxy.lane.slices import PLAIN, Run, Shape
@@ -64,7 +65,7 @@ class Timers:
 class FakeStream:
     """A stream of a session, as far as it is looked at from outside."""
 
-    def __init__(self, client: FakeClient, request: Request) -> None:
+    def __init__(self, client: FakeClient, request: StreamRequest) -> None:
         self._client = client
         self.id = client.last = client.last + 1
         self.label = request
@@ -99,8 +100,7 @@ class FakeClient:
         self.heard = 0.0
         self.round_trip: float | None = 0.05
         self.least_round_trip: float | None = 0.05
-        self.changed: Callable[[], None] = lambda: None
-        self.redirect: Callable[[Request], bool] = lambda request: False
+        self.observer = ClientObserver()
         self.open: list[FakeStream] = []
         self.last = 0
         self.probes = 0
@@ -111,19 +111,19 @@ class FakeClient:
         self.ended = asyncio.Event()
 
     @property
-    def requests(self) -> list[Request]:
+    def requests(self) -> list[StreamRequest]:
         return [stream.label for stream in self.open]
 
     def link(self, up: bool) -> None:
         self.up = up
         if up:
             self.heard = self._timers.now
-        self.changed()
+        self.observer.link_changed()
 
-    def start(self, request: Request) -> None:
+    def start(self, request: StreamRequest) -> None:
         stream = FakeStream(self, request)
         self.open.append(stream)
-        request.opening(stream)  # type: ignore[arg-type]
+        request.begin(stream)  # type: ignore[arg-type]
 
     def streams(self) -> list[FakeStream]:
         return self.open
@@ -140,7 +140,7 @@ class FakeClient:
         if self.up and not self.mute:
             self.heard = self._timers.now
 
-    def withdraw(self) -> list[Request]:
+    def withdraw(self) -> list[StreamRequest]:
         movable = [stream for stream in self.open if not stream.label.exit]
         for stream in movable:
             if not stream.opened:
@@ -272,12 +272,12 @@ async def test_what_an_exit_refuses_because_it_shuts_down_moves(world: World) ->
     world.ask("a")
     anywhere, by_name = world.clients[0].requests
     world.clients[0].open.clear()
-    assert not world.clients[0].redirect(by_name)
+    assert not world.clients[0].observer.take_over(by_name)
     world.clients[0].link(False)  # what the Client says of an exit that shuts down
-    assert world.clients[0].redirect(anywhere)
+    assert world.clients[0].observer.take_over(anywhere)
     assert world.clients[1].requests == [anywhere]
     world.clients[1].link(False)
-    assert not world.clients[1].redirect(anywhere), "there is nobody else"
+    assert not world.clients[1].observer.take_over(anywhere), "there is nobody else"
 
 
 async def test_what_the_lost_exit_has_not_answered_moves(world: World) -> None:

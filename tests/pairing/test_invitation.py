@@ -18,7 +18,9 @@ from hypothesis import strategies as st
 from cryprq_proxy.address import Destination
 from cryprq_proxy.base.tasks import spawn
 from cryprq_proxy.carriers.dial.endpoint import Endpoint
-from cryprq_proxy.client.client import Client, ClientSettings
+from cryprq_proxy.client.client import Client
+from cryprq_proxy.client.observer import ClientObserver
+from cryprq_proxy.client.settings import ClientSettings
 from cryprq_proxy.config.authorized import PeersFile
 from cryprq_proxy.config.client import ClientConfig, load_client
 from cryprq_proxy.crypto.identity import Identity, PeerId
@@ -365,7 +367,12 @@ async def test_a_revoked_peer_is_out_at_once(tmp_path: Path) -> None:
     async with running(tmp_path) as world:
         secret = world.store.create("laptop", 60, world.now)
         client, changed = world.client(secret), asyncio.Event()
-        client.changed = changed.set
+
+        class Watcher(ClientObserver):
+            def link_changed(self) -> None:
+                changed.set()
+
+        client.observer = Watcher()
         link = spawn(client.run(), "link")
         await changed.wait()
         assert client.up

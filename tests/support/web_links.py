@@ -20,7 +20,8 @@ from cryprq_proxy.address import Destination
 from cryprq_proxy.base.tasks import spawn
 from cryprq_proxy.carriers.dial.endpoint import CarrierKind, Endpoint
 from cryprq_proxy.carriers.lane.udp_socket import UdpOffload
-from cryprq_proxy.client.client import Client, ClientSettings
+from cryprq_proxy.client.client import Client
+from cryprq_proxy.client.settings import ClientSettings
 from cryprq_proxy.crypto.identity import Identity
 from cryprq_proxy.crypto.primitives import select_provider
 from cryprq_proxy.exit.egress import EgressPolicy

@@ -1,12 +1,12 @@
-"""The ways to one exit: which are tried in which order, and how the race between them is decided.
+"""The endpoints of one exit: which are tried in which order, and how the race between them is decided.
 
-A way has won when the exit at its end has proved who it is. That somebody accepts a connection says little: captive
-portals and middleboxes accept everything. The losers are closed before the exit has heard who asked, so nothing of
-them remains there.
+An endpoint has won when the exit there has proved its identity. An accepted connection says little: captive portals and
+middleboxes accept everything. The losers are closed before the exit has heard which client asks, so nothing of them
+remains there.
 
-Their order is that of the configuration, but for two: what worked last starts at the same moment as the first one, and
-what led to a link that broke at once comes last, once. So a network where only a detour passes costs no time, and who
-comes back from it does not stay on the detour.
+Their order is that of the configuration, with two exceptions. The one that worked last starts at the same moment as
+the first one. One that led to a link that broke at once comes last in the next race. So a network where only a detour
+passes costs no time, and a client that returns from such a network does not stay on the detour.
 """
 
 from __future__ import annotations
@@ -27,44 +27,44 @@ from ..errors import CarrierError, CloseReason, PeerError
 DIAL_TIMEOUT: Final = 10.0
 HANDSHAKE_TIMEOUT: Final = 10.0
 HEAD_START: Final = 0.5
-"""Seconds before the next way is tried too."""
+"""Seconds before the next endpoint is tried too."""
 
 type Dial = Callable[[Endpoint, Dialling], Awaitable[Pipe]]
 
 
-class Met(NamedTuple):
-    """The exit, found: the handshake is at the client's third flight."""
+class ReachedExit(NamedTuple):
+    """A connection to the exit, which has proved its identity. The handshake is at the client's third flight."""
 
     endpoint: Endpoint
     pipe: Pipe
     handshake: ClientHandshake
     why: str
-    """Why this way and no other, in a sentence part for people."""
+    """Why this endpoint and no other, in a sentence part for people."""
 
 
-class Ways:
+class Endpoints:
     """`remembered` is the text of the endpoint that worked last, if one is known."""
 
     def __init__(
         self,
         endpoints: Sequence[Endpoint],
-        how: Dialling,
+        dialling: Dialling,
         remembered: str | None = None,
         *,
         dial: Dial = dial,
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._endpoints = tuple(endpoints)
-        self._how = how
+        self._dialling = dialling
         self._dial = dial
         self._pause = pause
-        self._worked = next((each for each in endpoints if str(each) == remembered), None)
+        self._worked = next((one for one in endpoints if str(one) == remembered), None)
         self._shunned: Endpoint | None = None
 
     def order(self) -> list[Endpoint]:
         """The next race's starters."""
         ahead = {self._endpoints[0], self._worked}
-        return sorted(self._endpoints, key=lambda each: (each == self._shunned, each not in ahead))
+        return sorted(self._endpoints, key=lambda one: (one == self._shunned, one not in ahead))
 
     def worked(self, endpoint: Endpoint) -> bool:
         """There is a link by `endpoint`; True if it was another one before."""
@@ -72,10 +72,10 @@ class Ways:
         return new
 
     def shun(self, endpoint: Endpoint) -> None:
-        """It let us in and brought nothing: in the next race the others come first."""
+        """It brought a link that broke at once: in the next race the others come first."""
         self._shunned = endpoint
 
-    async def meet(self, handshake: Callable[[], ClientHandshake], offload: Offload) -> Met:
+    async def race(self, handshake: Callable[[], ClientHandshake], offload: Offload) -> ReachedExit:
         """One race. Raises PeerError with the reason in a sentence, ConfigError for settings that do not work."""
         order = self.order()
         self._shunned = None
@@ -84,20 +84,20 @@ class Ways:
             winner, (pipe, shaken), errors = await race(
                 [partial(self._try, endpoint, handshake, offload) for endpoint in order],
                 HEAD_START,
-                lambda late: late[0].close(),
+                lambda loser: loser[0].close(),
                 self._pause,
                 abreast=2 if both else 1,
             )
         except AllFailed as failure:
             raise _all_failed(order, failure.errors) from None
-        return Met(order[winner], pipe, shaken, self._why(order, winner, errors))
+        return ReachedExit(order[winner], pipe, shaken, self._why(order, winner, errors))
 
     async def _try(
         self, endpoint: Endpoint, make: Callable[[], ClientHandshake], offload: Offload
     ) -> tuple[Pipe, ClientHandshake]:
         try:
             async with asyncio.timeout(DIAL_TIMEOUT):
-                pipe = await self._dial(endpoint, self._how)
+                pipe = await self._dial(endpoint, self._dialling)
         except TimeoutError:
             raise CarrierError(CloseReason.TIMED_OUT, f"{endpoint} did not answer in time") from None
         handshake = make()
@@ -106,7 +106,7 @@ class Ways:
                 await meet_exit(pipe, handshake, offload)
         except TimeoutError:
             pipe.close()
-            raise late() from None
+            raise handshake_late() from None
         except BaseException:
             pipe.close()
             raise
@@ -129,7 +129,7 @@ class Ways:
         return f"{name} failed: {error}"
 
 
-def late() -> CarrierError:
+def handshake_late() -> CarrierError:
     """The exit accepted the connection and then took too long."""
     return CarrierError(CloseReason.TIMED_OUT, "the exit did not finish the handshake in time")
 
@@ -138,4 +138,4 @@ def _all_failed(order: Sequence[Endpoint], errors: Sequence[PeerError]) -> PeerE
     if len(errors) == 1:
         return errors[0]
     reasons = "; ".join(f"{endpoint}: {error}" for endpoint, error in zip(order, errors, strict=True))
-    return CarrierError(CloseReason.TIMED_OUT, f"no way to the exit works ({reasons})")
+    return CarrierError(CloseReason.TIMED_OUT, f"no endpoint of the exit works ({reasons})")

@@ -1,6 +1,6 @@
-"""Which way to each exit worked last time, kept for the next start: a small file in the user's state directory.
+"""Which endpoint of each exit worked last, kept for the next start in a small file in the user's state directory.
 
-It saves seconds where only one way gets through, and no more: what cannot be read or written is done without.
+It saves seconds where only one endpoint is reached. A file that cannot be read or written is no failure.
 """
 
 from __future__ import annotations
@@ -18,25 +18,27 @@ from ..base.paths import read_text, state_dir
 from ..carriers.dial.endpoint import Endpoint
 from ..crypto.identity import PeerId
 from ..errors import ConfigError
+from .settings import EndpointMemory
 
 _log = logging.getLogger(__name__)
 
-FILE: Final = "ways.json"
-WHAT: Final = "the file of the ways that worked"
+FILE: Final = "endpoints.json"
+WHAT: Final = "the file of the endpoints that worked"
 MAX_TEXT: Final = 1024
 """Characters of one endpoint."""
 
 
-class Winners:
-    """The text of the endpoint that worked, for each of some exits. `path` is None where there is no place for it."""
+class EndpointFile:
+    """The text of the endpoint that worked last, by the text of the exit's peer id. `path` is None where there is no
+    place for a file."""
 
     def __init__(self, path: Path | None, known: dict[str, str]) -> None:
         self._path = path
-        self._known = known
+        self.known = known
 
     @classmethod
     def load(cls, exits: Iterable[PeerId]) -> Self:
-        """What is known of these exits; of others it is forgotten at the next change."""
+        """What is known of these exits; other exits are forgotten at the next change."""
         try:
             path = state_dir() / FILE
         except ConfigError:
@@ -56,17 +58,30 @@ class Winners:
             },
         )
 
-    def of(self, exit: PeerId) -> str | None:
-        return self._known.get(str(exit))
+    def of(self, exit: PeerId) -> EndpointMemory:
+        """The part of one exit."""
+        return _FileMemory(self, str(exit))
 
-    def remember(self, exit: PeerId, endpoint: Endpoint) -> None:
-        """Write it down, if it is news."""
-        if self._known.get(str(exit)) == str(endpoint):
-            return
-        self._known[str(exit)] = str(endpoint)
+    def save(self) -> None:
+        """Write it down, on another thread."""
         if self._path is not None:
             file = SharedFile(self._path, WHAT)
-            asyncio.get_running_loop().run_in_executor(None, _write, file, json.dumps(self._known))
+            asyncio.get_running_loop().run_in_executor(None, _write, file, json.dumps(self.known))
+
+
+class _FileMemory(EndpointMemory):
+    def __init__(self, file: EndpointFile, exit: str) -> None:
+        self._file = file
+        self._exit = exit
+
+    @property
+    def last(self) -> str | None:
+        return self._file.known.get(self._exit)
+
+    def remember(self, endpoint: Endpoint) -> None:
+        if self.last != str(endpoint):
+            self._file.known[self._exit] = str(endpoint)
+            self._file.save()
 
 
 def _write(file: SharedFile, text: str) -> None:

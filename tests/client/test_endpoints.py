@@ -1,4 +1,4 @@
-"""Which of an exit's ways is taken, why, and what the exit hears on the others."""
+"""Which of an exit's endpoints is taken, why, and what the exit hears on the others."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cryprq_proxy.carriers.dial.dial import Dialling
 from cryprq_proxy.carriers.dial.endpoint import Endpoint
 from cryprq_proxy.carriers.lane.udp_socket import SocketAddress
 from cryprq_proxy.carriers.pipe import Pipe
-from cryprq_proxy.client.ways import Ways
+from cryprq_proxy.client.endpoints import Endpoints
 from cryprq_proxy.crypto.handshake import LENGTH, ClientHandshake, ExitHandshake
 from cryprq_proxy.crypto.identity import Identity
 from cryprq_proxy.errors import CarrierError, CloseReason, ConfigError, PeerError
@@ -80,8 +80,8 @@ class Net:
         self.delays.append(asyncio.get_running_loop().create_future())
         await self.delays[-1]
 
-    def ways(self, *endpoints: Endpoint, remembered: str | None = None) -> Ways:
-        return Ways(endpoints, Dialling(), remembered, dial=self.dial, pause=self.pause)
+    def endpoints(self, *endpoints: Endpoint, remembered: str | None = None) -> Endpoints:
+        return Endpoints(endpoints, Dialling(), remembered, dial=self.dial, pause=self.pause)
 
 
 async def offload(job: Callable[[], bytes]) -> bytes:
@@ -103,33 +103,33 @@ async def settle() -> None:
 
 async def test_the_first_one_given() -> None:
     net = Net(tcp=ExitPipe(), wss=ExitPipe())
-    met = await net.ways(TCP, WSS).meet(handshake, offload)
+    met = await net.endpoints(TCP, WSS).race(handshake, offload)
     assert (met.endpoint, met.why) == (TCP, "the first one given")
     assert net.dialled == ["tcp"]
 
 
 async def test_what_worked_last_time_starts_beside_the_first_one() -> None:
     net = Net(wss=ExitPipe())
-    met = await net.ways(TCP, TCP2, WSS, remembered=str(WSS)).meet(handshake, offload)
+    met = await net.endpoints(TCP, TCP2, WSS, remembered=str(WSS)).race(handshake, offload)
     assert (met.endpoint, met.why) == (WSS, f"it worked last time, and {TCP} did not answer sooner")
     assert net.dialled == ["tcp", "wss"]
 
 
 async def test_the_first_one_wins_again_where_it_works_again() -> None:
     net = Net(tcp=ExitPipe(), wss=ExitPipe())
-    met = await net.ways(TCP, WSS, remembered=str(WSS)).meet(handshake, offload)
+    met = await net.endpoints(TCP, WSS, remembered=str(WSS)).race(handshake, offload)
     assert (met.endpoint, met.why) == (TCP, "the first one given")
     assert sorted(net.dialled) == ["tcp", "wss"]
 
 
 async def test_where_the_first_one_fails_at_once_what_worked_last_time_is_there() -> None:
     net = Net(tcp=failure("no route"), wss=ExitPipe())
-    met = await net.ways(TCP, WSS, remembered=str(WSS)).meet(handshake, offload)
+    met = await net.endpoints(TCP, WSS, remembered=str(WSS)).race(handshake, offload)
     assert (met.endpoint, met.why) == (WSS, "tcp failed: no route")
 
 
 async def test_what_is_remembered_and_no_longer_given_does_not_count() -> None:
-    assert Net().ways(TCP, WSS, remembered="wss://old.example/x").order() == [TCP, WSS]
+    assert Net().endpoints(TCP, WSS, remembered="wss://old.example/x").order() == [TCP, WSS]
 
 
 async def test_who_accepts_and_says_nothing_loses() -> None:
@@ -137,7 +137,7 @@ async def test_who_accepts_and_says_nothing_loses() -> None:
     silent = ExitPipe()
     silent.gate.clear()
     net = Net(tcp=silent, wss=ExitPipe())
-    meeting = asyncio.ensure_future(net.ways(TCP, WSS).meet(handshake, offload))
+    meeting = asyncio.ensure_future(net.endpoints(TCP, WSS).race(handshake, offload))
     await settle()
     assert net.dialled == ["tcp"] and silent.flights == 1
     net.delays[-1].set_result(None)
@@ -150,10 +150,10 @@ async def test_who_accepts_and_says_nothing_loses() -> None:
 async def test_another_exit_loses() -> None:
     stranger = ExitPipe(OTHER)
     net = Net(tcp=failure("it is closed"), wss=ExitPipe())
-    met = await net.ways(TCP, WSS).meet(handshake, offload)
+    met = await net.endpoints(TCP, WSS).race(handshake, offload)
     assert met.why == "tcp failed: it is closed"
     net = Net(tcp=ExitPipe(), tcp2=stranger)
-    met = await net.ways(TCP2, TCP).meet(handshake, offload)
+    met = await net.endpoints(TCP2, TCP).race(handshake, offload)
     assert met.endpoint == TCP
     assert met.why.startswith("192.0.2.2:4433 failed: ")
     assert stranger.closed == 1
@@ -164,7 +164,7 @@ async def test_a_loser_that_was_met_too_is_closed_before_it_hears_who_asks() -> 
     first.gate.clear()
     second.gate.clear()
     net = Net(tcp=first, wss=second)
-    meeting = asyncio.ensure_future(net.ways(TCP, WSS).meet(handshake, offload))
+    meeting = asyncio.ensure_future(net.endpoints(TCP, WSS).race(handshake, offload))
     await settle()
     net.delays[-1].set_result(None)
     await settle()
@@ -178,35 +178,35 @@ async def test_a_loser_that_was_met_too_is_closed_before_it_hears_who_asks() -> 
 
 async def test_what_broke_at_once_comes_last_and_only_once() -> None:
     net = Net(tcp=ExitPipe(), wss=ExitPipe())
-    ways = net.ways(TCP, WSS)
-    assert ways.worked(TCP) and not ways.worked(TCP)
-    ways.shun(TCP)
-    met = await ways.meet(handshake, offload)
+    choice = net.endpoints(TCP, WSS)
+    assert choice.worked(TCP) and not choice.worked(TCP)
+    choice.shun(TCP)
+    met = await choice.race(handshake, offload)
     assert (met.endpoint, met.why) == (WSS, "the others broke")
-    assert ways.order() == [TCP, WSS]
+    assert choice.order() == [TCP, WSS]
 
 
 async def test_nothing_works() -> None:
     both = Net(tcp=failure("tcp is closed"), wss=failure("wss is closed"))
     with pytest.raises(PeerError) as caught:
-        await both.ways(TCP, WSS).meet(handshake, offload)
+        await both.endpoints(TCP, WSS).race(handshake, offload)
     assert str(caught.value) == (
-        "no way to the exit works (192.0.2.1:4433: tcp is closed; wss://exit.example/x: wss is closed)"
+        "no endpoint of the exit works (192.0.2.1:4433: tcp is closed; wss://exit.example/x: wss is closed)"
     )
     with pytest.raises(PeerError, match=r"^tcp is closed$"):
-        await both.ways(TCP).meet(handshake, offload)
+        await both.endpoints(TCP).race(handshake, offload)
 
 
 async def test_a_setting_that_does_not_work_is_said() -> None:
     net = Net(tcp=ConfigError("no such file"), wss=ExitPipe())
     with pytest.raises(ConfigError):
-        await net.ways(TCP, WSS).meet(handshake, offload)
+        await net.endpoints(TCP, WSS).race(handshake, offload)
 
 
 async def test_cancelled() -> None:
     silent = ExitPipe()
     silent.gate.clear()
-    meeting: Awaitable[Any] = asyncio.ensure_future(Net(tcp=silent).ways(TCP).meet(handshake, offload))
+    meeting: Awaitable[Any] = asyncio.ensure_future(Net(tcp=silent).endpoints(TCP).race(handshake, offload))
     await settle()
     assert isinstance(meeting, asyncio.Future)
     meeting.cancel()

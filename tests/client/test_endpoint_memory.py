@@ -11,11 +11,11 @@ import pytest
 from cryprq_proxy.address import Destination
 from cryprq_proxy.base.paths import state_dir
 from cryprq_proxy.carriers.dial.endpoint import Endpoint
-from cryprq_proxy.client.remembered import FILE, Winners
+from cryprq_proxy.client.endpoint_memory import FILE, EndpointFile
 from cryprq_proxy.crypto.identity import PeerId
 
 HOME, OTHER = PeerId(bytes(32)), PeerId(bytes(range(32)))
-WAY = Endpoint("wss", Destination("exit.example", 443), "/x")
+ENDPOINT = Endpoint("wss", Destination("exit.example", 443), "/x")
 
 
 @pytest.fixture(autouse=True)
@@ -30,21 +30,21 @@ async def written() -> None:
 
 
 async def test_what_worked_is_known_after_a_restart(state: Path) -> None:
-    winners = Winners.load([HOME, OTHER])
-    assert winners.of(HOME) is None
-    winners.remember(HOME, WAY)
+    memory = EndpointFile.load([HOME, OTHER])
+    assert memory.of(HOME).last is None
+    memory.of(HOME).remember(ENDPOINT)
     await written()
     assert state.stat().st_mode & 0o777 == 0o600
-    again = Winners.load([HOME])
-    assert (again.of(HOME), again.of(OTHER)) == ("wss://exit.example/x", None)
+    again = EndpointFile.load([HOME])
+    assert (again.of(HOME).last, again.of(OTHER).last) == ("wss://exit.example/x", None)
 
 
 async def test_the_same_again_is_no_news(state: Path) -> None:
-    winners = Winners.load([HOME])
-    winners.remember(HOME, WAY)
+    memory = EndpointFile.load([HOME])
+    memory.of(HOME).remember(ENDPOINT)
     await written()
     state.unlink()
-    winners.remember(HOME, WAY)
+    memory.of(HOME).remember(ENDPOINT)
     assert not state.exists()
 
 
@@ -52,7 +52,7 @@ async def test_the_same_again_is_no_news(state: Path) -> None:
 def test_a_file_that_makes_no_sense_says_nothing(state: Path, text: str) -> None:
     state.parent.mkdir(parents=True)
     state.write_text(text)
-    assert Winners.load([HOME]).of(HOME) is None
+    assert EndpointFile.load([HOME]).of(HOME).last is None
 
 
 async def test_without_a_place_it_is_remembered_as_long_as_the_process_lives(
@@ -61,8 +61,8 @@ async def test_without_a_place_it_is_remembered_as_long_as_the_process_lives(
     blocked = tmp_path / "file"
     blocked.write_text("")
     monkeypatch.setenv("XDG_STATE_HOME", str(blocked))
-    winners = Winners.load([HOME])
-    winners.remember(HOME, WAY)
+    memory = EndpointFile.load([HOME])
+    memory.of(HOME).remember(ENDPOINT)
     await written()
-    assert winners.of(HOME) == "wss://exit.example/x"
-    assert Winners(None, {}).of(HOME) is None
+    assert memory.of(HOME).last == "wss://exit.example/x"
+    assert EndpointFile(None, {}).of(HOME).last is None

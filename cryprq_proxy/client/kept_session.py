@@ -1,0 +1,171 @@
+"""The session with the exit, which outlives its carriers, and the packet link beside it.
+
+admitted -> new session, or the old one resumed -> attached to a carrier -> detached -> resumed ...
+                                                                                     -> dropped, RESUME_SECONDS later
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import Executor
+from typing import Any, Final
+
+from ..base.clock import clock
+from ..carriers.admission import Admission
+from ..carriers.lane.client import ClientLane
+from ..carriers.lane.packet_link import PacketLink
+from ..carriers.lane.udp_socket import SocketAddress
+from ..carriers.rekey_thread import executor_offload
+from ..crypto.payloads import Feature
+from ..crypto.primitives import Provider, system_entropy
+from ..errors import CarrierError, CloseReason, PeerError, StreamReason
+from ..lane.slices import Shape
+from ..session.sendlog import MemoryBudget, SlotPool
+from ..session.session import Session
+from ..session.status import Totals
+from ..session.streams import Stream
+from .packet_ports import NO_NETWORK, ClientNetwork
+from .settings import ClientSettings
+
+_log = logging.getLogger(__name__)
+
+RESUME_SECONDS: Final = 300.0
+"""How long a session without a carrier is kept, as the exit does by default."""
+
+
+class KeptSession:
+    """Owner of the session. `failed` is told what the peer did wrong in a slow key exchange, `stream_refused` which
+    stream it refused and why; see `Session.turned_away`."""
+
+    def __init__(
+        self,
+        settings: ClientSettings,
+        provider: Provider,
+        network: ClientNetwork,
+        slots: SlotPool,
+        executor: Executor,
+        failed: Callable[[PeerError], None],
+        stream_refused: Callable[[Stream, StreamReason], bool],
+    ) -> None:
+        self._settings = settings
+        self._provider = provider
+        self._network = network
+        self._slots = slots
+        self._executor = executor
+        self._failed = failed
+        self._stream_refused = stream_refused
+        self._budget = MemoryBudget(settings.limits.retained)
+        self._attempts = 0
+        self._expiry: asyncio.TimerHandle | None = None
+        self.session: Session | None = None
+        self.packet_link: PacketLink | None = None
+        self.totals = Totals()
+        self.leaving = False
+        """The exit takes no new streams of this session."""
+
+    @property
+    def moved(self) -> int:
+        """Bytes of the present session, both directions together."""
+        return 0 if self.session is None else self.session.bytes_sent + self.session.bytes_received
+
+    def next_attempt(self) -> int:
+        """The number of one more attempt to resume the session, from 1."""
+        self._attempts += 1
+        return self._attempts
+
+    def refused(self) -> Counter[Any]:
+        """How many streams were refused since the start, by reason."""
+        live: Counter[Any] = Counter() if self.session is None else self.session.refused
+        return self.totals.refused + live
+
+    def attach(self, admission: Admission, address: SocketAddress | None) -> Session:
+        """Go on with what the exit has admitted. `address` is that of the exit where UDP reaches it too, else None.
+
+        Raises PeerError; a session that could not be attached is dropped.
+        """
+        session = self._begin(admission) if admission.resumed is None else self.session
+        if session is None:
+            raise CarrierError(CloseReason.RESUME, "the session ended while it was being resumed")
+        lane = None if self.packet_link is None else self.packet_link.lane
+        if isinstance(lane, ClientLane) and address is not None:
+            # By another carrier the exit's UDP address is not known: the lane stays where it is, if it is anywhere.
+            lane.move(address)
+        established = admission.established
+        try:
+            session.attach(
+                established.cipher,
+                established.epoch,
+                admission.sealer,
+                admission.opener,
+                admission.resumed or 0,
+                clock(),
+            )
+        except PeerError:
+            self.drop()
+            raise
+        self._stop_expiry()
+        return session
+
+    def _begin(self, admission: Admission) -> Session:
+        if self.session is not None:
+            _log.warning("the exit no longer has the session: its %d streams end", len(self.session.streams))
+        self.drop()
+        established = admission.established
+        session = self.session = Session(
+            dialler=True,
+            session_id=established.session_id,
+            resume_secret=established.resume_secret,
+            provider=self._provider,
+            entropy=system_entropy,
+            limits=self._settings.limits,
+            budget=self._budget,
+            slots=self._slots,
+            offload=executor_offload(self._provider, self._executor, self._failed),
+        )
+        self._attempts = 0
+        self.leaving = False
+        session.turned_away = self._stream_refused
+        network, lane = self._network, self._settings.lane
+        link = (
+            PacketLink(session)
+            if network is NO_NETWORK
+            else PacketLink(session, network.received, network.addressed, network.lane_changed)
+        )
+        self.packet_link = session.sideband = link
+        if lane is not None and established.features & Feature.LANE:
+            loop = asyncio.get_running_loop()
+            link.lane = ClientLane(loop, link, link.announce, lane, mark=self._settings.mark)
+        return session
+
+    def send_packet(self, buffer: memoryview, start: int, end: int, shape: Shape) -> None:
+        """See PacketLink.send, with `more`; without a session the packet is dropped."""
+        if self.packet_link is not None:
+            self.packet_link.send(buffer, start, end, shape, True)
+
+    def carrier_lost(self) -> None:
+        """Keep the session for RESUME_SECONDS, if it has not ended."""
+        if self.session is None:
+            return
+        if self.session.closed is not None:
+            self.drop()
+        else:
+            self._expiry = asyncio.get_running_loop().call_later(RESUME_SECONDS, self.drop)
+
+    def drop(self) -> None:
+        """End the session, if there is one."""
+        self._stop_expiry()
+        session, self.session = self.session, None
+        link, self.packet_link = self.packet_link, None
+        if link is not None:
+            link.close()
+        if session is not None:
+            session.close(CloseReason.NORMAL)
+            self.totals.add(session)
+
+    def _stop_expiry(self) -> None:
+        if self._expiry is not None:
+            self._expiry.cancel()
+            self._expiry = None

@@ -1,0 +1,217 @@
+"""The link to one exit: one session, kept up over one carrier after another.
+
+    dial -> handshake -> admission -> carrier up -> lost -> dial again, with the session's id and proof
+     ^                                                       session kept while the exit may still have it
+     └── backoff <── an attempt failed, or the link broke at once
+
+exit_dialer.py makes an attempt, kept_session.py owns the session, backoff.py says how long to wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+
+from ..base.clock import clock
+from ..base.linger import all_said
+from ..carriers.admission import Admission
+from ..carriers.carrier import Carrier
+from ..carriers.dial.dial import Resolve
+from ..carriers.dial.endpoint import Endpoint
+from ..crypto.identity import Identity
+from ..crypto.payloads import Feature
+from ..crypto.primitives import Provider
+from ..errors import CloseReason, CryprqError, PeerError, StreamReason
+from ..session.sendlog import SlotPool
+from ..session.streams import Stream
+from .backoff import STABLE_SECONDS, Backoff
+from .endpoints import ReachedExit
+from .exit_dialer import ExitDialer
+from .kept_session import KeptSession
+from .packet_ports import NO_NETWORK, ClientNetwork
+from .settings import ClientSettings
+
+_log = logging.getLogger(__name__)
+
+type Pause = Callable[[float], Awaitable[None]]
+
+
+class LinkUser(Protocol):
+    """What is told of a link's life."""
+
+    def link_up(self) -> None: ...
+    def link_down(self) -> None: ...
+    def stream_refused(self, stream: Stream, reason: StreamReason) -> bool: ...
+
+
+class ClientLink:
+    """Owner of the carrier. Call `run` in a task; `close` and `ended` end it."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        settings: ClientSettings,
+        provider: Provider,
+        network: ClientNetwork,
+        resolve: Resolve,
+        slots: SlotPool,
+        user: LinkUser,
+        pause: Pause,
+    ) -> None:
+        self._identity = identity
+        self._settings = settings
+        self._provider = provider
+        self._user = user
+        self._pause = pause
+        self._packets = network is not NO_NETWORK
+        features = Feature.PACKETS if self._packets else Feature(0)
+        if settings.lane is not None and settings.upstream is None:
+            features |= Feature.LANE
+        self._dialer = ExitDialer(identity, settings, provider, features, resolve)
+        self.kept = KeptSession(
+            settings,
+            provider,
+            network,
+            slots,
+            self._dialer.executor,
+            self._fail,
+            user.stream_refused,
+        )
+        self._carrier: Carrier | None = None
+        self._reached: ReachedExit | None = None
+        self._lost: asyncio.Future[PeerError | None] | None = None
+        self._task: asyncio.Task[Any] | None = None
+        self.stopping = False
+        self.carriers = 0
+        """How many there have been since the start."""
+        self.last_error: str | None = None
+
+    @property
+    def up(self) -> bool:
+        return self._carrier is not None
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """By which the exit is reached now, or first tried."""
+        if self._carrier is not None and self._reached is not None:
+            return self._reached.endpoint
+        return self._settings.endpoints[0]
+
+    async def run(self) -> None:
+        """Keep the link up until `close` is called. Raises CryprqError if the exit cannot do what is asked of it."""
+        self._task = asyncio.current_task()
+        backoff = Backoff()
+        with contextlib.suppress(asyncio.CancelledError):
+            while not self.stopping:
+                try:
+                    await self.connect()
+                except PeerError as error:
+                    self._note(error)
+                    await self._pause(backoff.next())
+                    continue
+                self.last_error = None
+                if await self._was_of_use():
+                    backoff.reset()
+                else:
+                    await self._pause(backoff.next())
+
+    async def connect(self) -> None:
+        """One attempt to bring the link up. Raises PeerError with the reason in a sentence."""
+        kept, dialer = self.kept, self._dialer
+        reached = await dialer.find()
+        invite = None if self.carriers else self._settings.invite
+        try:
+            admission = await dialer.admit(reached, kept.session, kept.next_attempt(), invite)
+            self._attach(reached, admission)
+        except BaseException as error:
+            dialer.discard(reached, error)
+            raise
+
+    def close(self) -> None:
+        """End the link, for good. Await `ended` behind it."""
+        self.stopping = True
+        if self._carrier is not None:
+            self._carrier.close(CloseReason.NORMAL)
+        self.kept.drop()
+
+    async def ended(self) -> None:
+        """Return when the last record has left and nothing runs any more."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        await all_said()
+        self._dialer.close()
+
+    def drop_carrier(self) -> None:
+        """Leave the present carrier for a new one."""
+        if self._carrier is not None:
+            self._carrier.drop()
+
+    def carrier_status(self) -> dict[str, str] | None:
+        if self._carrier is None or self._reached is None:
+            return None
+        endpoint = self._reached.endpoint
+        return {"kind": endpoint.carrier, "address": str(endpoint), "why": self._reached.why}
+
+    def _attach(self, reached: ReachedExit, admission: Admission) -> None:
+        endpoint, pipe, _, why = reached
+        established = admission.established
+        if self._packets and not established.features & Feature.PACKETS:
+            raise CryprqError(
+                f"the exit at {endpoint} carries no packets of whole systems; run it as root with "
+                "nftables installed, or use the local proxy without --tun"
+            )
+        session = self.kept.attach(admission, pipe.direct)
+        self._lost = asyncio.get_running_loop().create_future()
+        self.carriers += 1
+        self._carrier = pipe.carrier(session, self)
+        self._reached = reached
+        self._dialer.worked(endpoint)
+        _log.info(
+            "link %s: exit %s at %s (%s), %s, ML-KEM by %s",
+            "resumed" if admission.resumed is not None else "up",
+            self._settings.peer,
+            endpoint,
+            why,
+            established.cipher.name,
+            self._provider.name,
+        )
+        self._carrier.start()
+        if self._carrier is not None:
+            self._user.link_up()
+
+    async def _was_of_use(self) -> bool:
+        """Wait for the end of the link. False: it broke at once, and its endpoint is shunned."""
+        assert self._lost is not None and self._reached is not None
+        since, before = clock(), self.kept.moved
+        reason = await self._lost
+        if not self.stopping:
+            _log.warning("link down: %s", reason or "closed")
+        if clock() - since >= STABLE_SECONDS or self.kept.moved != before:
+            return True
+        self._dialer.shun(self._reached.endpoint)
+        return False
+
+    def carrier_lost(self, carrier: Carrier, error: PeerError | None) -> None:
+        self._carrier = None
+        self._user.link_down()
+        self.kept.carrier_lost()
+        if self._lost is not None and not self._lost.done():
+            self._lost.set_result(error)
+
+    def _fail(self, error: PeerError) -> None:
+        if self._carrier is not None:
+            self._carrier.fail(error)
+
+    def _note(self, error: PeerError) -> None:
+        """Log why there is no link, once for each reason."""
+        if str(error) == self.last_error:
+            return
+        self.last_error = str(error)
+        advice = ""
+        if error.reason is CloseReason.NOT_AUTHORISED:
+            advice = f" - add this peer id to the exit's list: {self._identity.peer_id}"
+        _log.warning("no link to %s: %s%s", self.endpoint, error, advice)

@@ -1,0 +1,49 @@
+"""What a client knows of one exit before it dials it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..carriers.dial.dial import Upstream
+from ..carriers.dial.endpoint import Endpoint
+from ..carriers.lane.udp_socket import UdpOffload
+from ..crypto.identity import PeerId
+from ..session.session import SessionLimits
+
+
+class EndpointMemory:
+    """Which endpoint of one exit worked last. This one knows of none, and forgets each."""
+
+    @property
+    def last(self) -> str | None:
+        """The endpoint's text."""
+        return None
+
+    def remember(self, endpoint: Endpoint) -> None:
+        """A link came up by `endpoint`."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClientSettings:
+    """The link to one exit.
+
+    `endpoints` are the exit's addresses, the preferred one first. They are raced (endpoints.py). `memory` knows which
+    one worked in an earlier run. `wait_for_link` is the time in seconds that a request may wait for the link. `lane`
+    says what the kernel's batching can do for the datagram lane; None: no lane. `mark` is the SO_MARK of the link's own
+    sockets, or 0. `invite` is the secret (16 bytes) that gets this client onto the exit's list; it is shown until the
+    exit has admitted the client. `ca` is a file with the certificates that are trusted for wss instead of the
+    system's.
+    """
+
+    peer: PeerId
+    endpoints: tuple[Endpoint, ...]
+    psk: bytes | None = field(default=None, repr=False)
+    upstream: Upstream | None = None
+    wait_for_link: float = 10.0
+    lane: UdpOffload | None = None
+    mark: int = 0
+    limits: SessionLimits = field(default_factory=SessionLimits)
+    invite: bytes | None = field(default=None, repr=False)
+    memory: EndpointMemory = field(default_factory=EndpointMemory)
+    ca: Path | None = None
