@@ -19,7 +19,8 @@ from cryprq_proxy.address import Destination
 from cryprq_proxy.carriers.admission import MAX_VERDICT
 from cryprq_proxy.carriers.lane import carrier as lane_carrier
 from cryprq_proxy.cli import cli
-from cryprq_proxy.config.client import ClientConfig, ExitConfig, client_from, exit_from
+from cryprq_proxy.config.client import ClientConfig, client_from
+from cryprq_proxy.config.exit import ExitConfig, exit_from
 from cryprq_proxy.crypto.handshake import FIRST_SIZE, SECOND_SIZE, THIRD_SIZE, default_psk
 from cryprq_proxy.crypto.identity import PUBLIC_SIZE, SIGNATURE_SIZE, PeerId
 from cryprq_proxy.crypto.noise import SymmetricState, protocol_name

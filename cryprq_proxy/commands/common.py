@@ -11,7 +11,8 @@ import click
 from ..errors import ConfigError, CryprqError
 
 if TYPE_CHECKING:
-    from ..config.client import ClientConfig, ExitConfig
+    from ..config.client import ClientConfig
+    from ..config.exit import ExitConfig
 
 FILE: Final = click.Path(path_type=Path)
 ANSWER_SECONDS: Final = 5.0
@@ -49,7 +50,8 @@ def merged(context: click.Context, verbose: bool, log_format: str | None) -> dic
 def control_sockets(config: Path | None) -> list[Path]:
     """The sockets to ask: that of the configuration, or those of the default ones and the default places."""
     from ..base.paths import control_sockets as usual_places
-    from ..config.client import load_client, load_exit
+    from ..config.client import load_client
+    from ..config.exit import load_exit
 
     loaders: tuple[Callable[[Path | None], ClientConfig | ExitConfig], ...] = (load_client, load_exit)
     errors, found = [], []

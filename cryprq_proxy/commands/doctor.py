@@ -57,7 +57,8 @@ def doctor(as_json: bool, as_exit: bool, speed: str | None, no_speed: bool, conf
 
 def _is_exit(config: Path | None) -> bool:
     """Whether a configuration that was named is an exit's: valid as one, and not as a client's."""
-    from ..config.client import load_client, load_exit
+    from ..config.client import load_client
+    from ..config.exit import load_exit
     from ..errors import ConfigError
 
     if config is None:

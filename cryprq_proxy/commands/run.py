@@ -39,7 +39,7 @@ def exit_(
 ) -> None:
     """Run the exit peer: it takes links from the listed peers and opens their connections."""
     from ..base.paths import config_dir
-    from ..config.client import authorized_file, load_exit
+    from ..config.exit import authorized_file, load_exit
     from ..process.lifecycle import run
     from ..service.exit import run_exit
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime
 import difflib
+import os
 import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +19,7 @@ from typing import Any, Final, get_args, get_origin, get_type_hints
 import msgspec
 from msgspec import Meta, Struct
 
+from ..base.paths import config_dir, read_text
 from ..errors import ConfigError, CryprqError
 
 _BARE_KEY: Final = re.compile("[A-Za-z0-9_-]{1,60}")
@@ -200,6 +202,37 @@ def _row(hint: Any) -> type[Struct] | None:
         row: type[Struct] = arguments[0]
         return row
     return None
+
+
+# --- a whole configuration ---
+
+
+def with_flags(
+    kind: type[Struct], tun: type[Struct], values: Mapping[str, Any], flags: Mapping[str, object]
+) -> dict[str, Any]:
+    """The values that flags give; those called "tun.KEY" belong to that section, over what the file has there."""
+    inner = {key[4:]: value for key, value in flags.items() if key.startswith("tun.")}
+    given = decode_flags(kind, {key: value for key, value in flags.items() if not key.startswith("tun.")})
+    section = decode_flags(tun, inner)
+    if section:
+        given["tun"] = msgspec.structs.replace(values.get("tun", tun()), **section)
+    return given
+
+
+def read_source(file: Path | None, name: str) -> tuple[str, Path, bool]:
+    """Text, path and privacy of the configuration; no text if it is the default one and does not exist."""
+    source = config_dir() / name if file is None else file
+    if file is None and not os.path.exists(source):
+        return "", source, True
+    text, private = read_text(source, "the configuration")
+    return text, source, private
+
+
+def build[T: Struct](kind: type[T], values: Mapping[str, Any], text: str, source: Path) -> T:
+    try:
+        return kind(**values)
+    except ConfigError as error:
+        raise (ConfigError(f"{source}: {error}") if text else error) from None
 
 
 # --- words ---

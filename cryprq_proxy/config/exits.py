@@ -18,6 +18,7 @@ from ..carriers.dial.endpoint import Endpoint
 from ..crypto.identity import PeerId
 from ..errors import ConfigError
 from .decode import Text, count, path
+from .secret_files import read_psk
 from .urls import PeerUrl, parse_peer_url
 
 MAX_EXITS: Final = 32
@@ -67,6 +68,10 @@ class ExitChoice(NamedTuple):
     endpoints: tuple[Endpoint, ...]
     psk_file: Path | None
     ca: Path | None
+
+    def psk(self) -> bytes | None:
+        """The pre-shared key, if there is one. Raises ConfigError if its file cannot be read."""
+        return None if self.psk_file is None else read_psk(self.psk_file)
 
 
 def exit_choices(

@@ -1,4 +1,4 @@
-"""The parts of the configuration about packets: the datagram lane, system-wide mode and its DNS, the exit's network."""
+"""The parts of the configuration about packets: system-wide mode and its DNS, the exit's network."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from ipaddress import IPv4Network, IPv6Network, ip_interface, ip_network
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
-import msgspec
 from msgspec import Struct
 
 from ..errors import ConfigError
 from .decode import Text, choice, count, path, seconds, size, switch
+from .role import AutoOrOff
 
 STATE: Final = Path("/var/lib/cryprq-proxy")
 MAX_UID: Final = 4_294_967_294
@@ -89,14 +89,7 @@ _POOL4: Final = Text(_parse_pool4, 'a prefix like "100.96.0.0/16"')
 _POOL6: Final = Text(_parse_pool6, 'a prefix like "fd63:7279:7071::/64"')
 
 
-class Lane(Struct, frozen=True, kw_only=True):
-    """The datagram lane beside the link."""
-
-    enabled: Annotated[bool, switch()] = True
-    offload: Annotated[Literal["auto", "off"], choice("auto", "off")] = "auto"
-
-
-class Dns(Struct, frozen=True, kw_only=True):
+class DnsTable(Struct, frozen=True, kw_only=True):
     """The DNS forwarder of system-wide mode."""
 
     upstreams: Annotated[tuple[str, ...], _SERVERS] = ("exit",)
@@ -110,7 +103,7 @@ class Dns(Struct, frozen=True, kw_only=True):
     stale: Annotated[float, seconds(0, 259_200)] = 86_400.0
 
 
-class Tun(Struct, frozen=True, kw_only=True):
+class TunTable(Struct, frozen=True, kw_only=True):
     """System-wide mode of the client."""
 
     enabled: Annotated[bool, switch()] = False
@@ -121,17 +114,17 @@ class Tun(Struct, frozen=True, kw_only=True):
     kill_switch: Annotated[Literal["on", "off"], choice("on", "off")] = "on"
     inbound: Annotated[Literal["block", "keep"], choice("block", "keep")] = "block"
     confirm: Annotated[float, seconds(0, 3600)] = 0.0
-    offload: Annotated[Literal["auto", "off"], choice("auto", "off")] = "auto"
+    offload: Annotated[AutoOrOff, choice("auto", "off")] = "auto"
     state_dir: Annotated[Path, path()] = STATE
-    dns: Dns = msgspec.field(default_factory=Dns)
+    dns: DnsTable = DnsTable()
 
 
-class ExitTun(Struct, frozen=True, kw_only=True):
+class ExitTunTable(Struct, frozen=True, kw_only=True):
     """The network interface of the exit, for clients in system-wide mode."""
 
     enabled: Annotated[bool, switch()] = False
     pool4: Annotated[IPv4Network, _POOL4] = IPv4Network("100.96.0.0/16")
     pool6: Annotated[IPv6Network, _POOL6] = IPv6Network("fd63:7279:7071::/64")
     isolate: Annotated[bool, switch()] = True
-    offload: Annotated[Literal["auto", "off"], choice("auto", "off")] = "auto"
+    offload: Annotated[AutoOrOff, choice("auto", "off")] = "auto"
     state_dir: Annotated[Path, path()] = STATE

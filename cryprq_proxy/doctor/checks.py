@@ -26,7 +26,8 @@ from ..errors import CryprqError
 
 if TYPE_CHECKING:
     from ..client.client import Client
-    from ..config.client import ClientConfig, ExitConfig
+    from ..config.client import ClientConfig
+    from ..config.exit import ExitConfig
     from ..crypto.identity import Identity
     from ..crypto.primitives import Provider
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from ..config.client import ExitConfig
+from ..config.exit import ExitConfig
 from ..errors import ConfigError
 from ..exit.egress import own_addresses
 from ..pairing.invitation import is_global, own_address

@@ -18,7 +18,6 @@ from ..base.text import milliseconds, part
 from ..carriers.dial.dial import by_system
 from ..client.client import Client
 from ..client.settings import ClientSettings
-from ..config.client import read_psk
 from ..service.startup import lane_offload
 from .checks import Context, Verdict, fail, ok, skip, warn
 from .reach import linked, settings
@@ -53,7 +52,7 @@ async def link(context: Context) -> Verdict:
             ClientSettings(
                 peer=exit.peer_id,
                 endpoints=exit.endpoints,
-                psk=None if exit.psk_file is None else read_psk(exit.psk_file),
+                psk=exit.psk(),
                 upstream=config.upstream,
                 lane=lane_offload(config.lane) if config.upstream is None else None,
                 limits=limits,

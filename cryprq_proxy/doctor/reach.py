@@ -16,7 +16,7 @@ from ..base.text import parts
 from ..carriers.admission import admit_client, meet_exit
 from ..carriers.dial.dial import Dialling, by_system, connect, dial
 from ..carriers.dial.endpoint import Endpoint
-from ..config.client import ClientConfig, read_psk
+from ..config.client import ClientConfig
 from ..config.exits import ExitChoice
 from ..crypto.handshake import ClientHandshake
 from ..crypto.payloads import Feature
@@ -171,7 +171,7 @@ async def _first_answer(context: Context, config: ClientConfig, exit: ExitChoice
 async def _shake(context: Context, config: ClientConfig, exit: ExitChoice, endpoint: Endpoint) -> Verdict:
     assert context.identity is not None and context.provider is not None
     me = context.identity.peer_id
-    psk = None if exit.psk_file is None else read_psk(exit.psk_file)
+    psk = exit.psk()
     try:
         async with asyncio.timeout(SECONDS):
             pipe = await dial(endpoint, dialling(config, exit))

@@ -13,7 +13,9 @@ from typing import Final
 
 from ..base.paths import config_dir
 from ..base.text import duration, reason_of
-from ..config.client import load_client, load_exit, read_psk
+from ..config.client import load_client
+from ..config.exit import load_exit
+from ..config.secret_files import read_psk
 from ..crypto.identity import Identity
 from ..crypto.primitives import select_provider
 from ..errors import ConfigError, CryprqError

@@ -26,7 +26,7 @@ from msgspec import Struct
 from ..address import Destination, parse_host_port
 from ..base.log import one_line
 from ..config.authorized import PeersFile, check_name
-from ..config.client import ExitConfig, authorized_file, load_exit
+from ..config.exit import ExitConfig, authorized_file, load_exit
 from ..config.keys import choose_provider, own_identity
 from ..config.urls import parse_peer_url, parse_public
 from ..crypto.identity import PeerId

@@ -22,7 +22,7 @@ from ..base.tasks import spawn
 from ..base.text import reason_of
 from ..client.client import Client
 from ..client.settings import ClientSettings
-from ..config.client import ClientConfig, client_from, read_psk
+from ..config.client import ClientConfig, client_from
 from ..config.keys import choose_provider, own_identity
 from ..config.urls import parse_peer_url
 from ..crypto.identity import PeerId
@@ -175,7 +175,7 @@ def _settings(invitation: Invitation, config: ClientConfig) -> ClientSettings:
     return ClientSettings(
         peer=known.peer_id,
         endpoints=(parse_peer_url(invitation.url).endpoint,),
-        psk=None if known.psk_file is None else read_psk(known.psk_file),
+        psk=known.psk(),
         upstream=config.upstream,
         ca=known.ca,
         invite=invitation.secret,

@@ -29,7 +29,7 @@ from ..client.endpoint_memory import EndpointFile
 from ..client.exits import Exits, Plan, keep_up, plan_exits
 from ..client.packet_ports import NO_NETWORK, ClientNetwork
 from ..client.settings import ClientSettings, EndpointMemory
-from ..config.client import DEFAULT_ADMIN, ClientConfig, read_psk
+from ..config.client import DEFAULT_ADMIN, ClientConfig
 from ..config.exits import ExitChoice
 from ..config.keys import choose_provider, own_identity
 from ..config.rules import DEFAULT
@@ -78,7 +78,7 @@ def client_settings(
     return ClientSettings(
         peer=exit.peer_id,
         endpoints=exit.endpoints,
-        psk=None if exit.psk_file is None else read_psk(exit.psk_file),
+        psk=exit.psk(),
         upstream=config.upstream,
         wait_for_link=config.wait_for_link,
         lane=lane_offload(config.lane) if config.upstream is None else None,

@@ -21,7 +21,7 @@ from typing import Any, Final
 from ..address import Destination
 from ..base.log import set_level
 from ..base.tasks import spawn
-from ..config.client import ExitConfig, read_psk
+from ..config.exit import ExitConfig
 from ..config.keys import choose_provider, own_identity
 from ..crypto.identity import PeerId
 from ..exit.egress import EgressPolicy, own_addresses
@@ -58,7 +58,7 @@ def exit_settings(config: ExitConfig) -> ExitSettings:
     limits, web = config.limits, config.websocket
     return ExitSettings(
         listen=config.listen,
-        psk=None if config.psk_file is None else read_psk(config.psk_file),
+        psk=config.psk(),
         limits=config.session_limits(),
         retained_total=limits.retained_total,
         opens_per_second=limits.opens_per_second,

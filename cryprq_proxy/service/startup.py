@@ -22,7 +22,7 @@ from ..base.tasks import spawn
 from ..base.text import reason_of
 from ..carriers.lane.offload_check import check_offload
 from ..carriers.lane.udp_socket import UdpOffload
-from ..config.tun import Lane
+from ..config.role import LaneTable
 from ..errors import CryprqError
 from ..process.file_watch import FileWatch
 from ..process.lifecycle import Stop
@@ -85,7 +85,7 @@ class Report:
         }
 
 
-def lane_offload(lane: Lane) -> UdpOffload | None:
+def lane_offload(lane: LaneTable) -> UdpOffload | None:
     """What the datagram lane may use of the kernel's batching; None for no lane at all."""
     return check_offload(lane.offload) if lane.enabled else None
 

@@ -13,7 +13,8 @@ from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
-from ..config.client import ClientConfig, ExitConfig
+from ..config.client import ClientConfig
+from ..config.exit import ExitConfig
 from ..config.tun import Network
 from ..errors import ConfigError
 from ..exit.egress import EgressPolicy

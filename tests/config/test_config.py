@@ -18,17 +18,10 @@ from cryprq_proxy.base.paths import config_dir, control_sockets, default_control
 from cryprq_proxy.carriers.dial.dial import Upstream
 from cryprq_proxy.carriers.dial.endpoint import Endpoint
 from cryprq_proxy.config.authorized import read_peers
-from cryprq_proxy.config.client import (
-    ClientConfig,
-    ExitConfig,
-    client_from,
-    exit_from,
-    load_client,
-    load_exit,
-    read_psk,
-    read_user,
-)
+from cryprq_proxy.config.client import ClientConfig, client_from, load_client
 from cryprq_proxy.config.decode import decode_table
+from cryprq_proxy.config.exit import ExitConfig, exit_from, load_exit
+from cryprq_proxy.config.secret_files import read_psk, read_user
 from cryprq_proxy.config.urls import PeerUrl, parse_peer_url, parse_upstream
 from cryprq_proxy.crypto.identity import PeerId
 from cryprq_proxy.errors import ConfigError
@@ -226,7 +219,7 @@ def test_relative_paths_start_at_the_file_but_those_of_flags_do_not(tmp_path: Pa
         ("retained_bytes = 1", 'retained_bytes: unknown key; did you mean "limits.retained_bytes"?'),
         ("[rotation]\nintervall = 1", 'rotation.intervall: unknown key; did you mean "rotation.interval"?'),
         ("[rotation]\nx = 1", "rotation.x: unknown key; known keys are interval, records, bytes"),
-        ('"\\u001b[1m" = 1\n', "'\\x1b[1m': unknown key; known keys are peer, identity, "),
+        ('"\\u001b[1m" = 1\n', "'\\x1b[1m': unknown key; known keys are identity, psk_file, "),
         ("listen = ", "not valid TOML: Invalid value (at "),
         ("x = " + "[" * 5000, "not valid TOML: too deeply nested"),
         ("x = " + "1" * 5000, "not valid TOML: "),

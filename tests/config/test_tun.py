@@ -13,15 +13,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cryprq_proxy.config.client import ClientConfig, ExitConfig, client_from, exit_from
+from cryprq_proxy.config.client import ClientConfig, client_from
+from cryprq_proxy.config.exit import ExitConfig, exit_from
+from cryprq_proxy.config.role import LaneTable
 from cryprq_proxy.config.tun import (
     MAX_UID,
     MAX_USERS,
     STATE,
-    Dns,
-    ExitTun,
-    Lane,
-    Tun,
+    DnsTable,
+    ExitTunTable,
+    TunTable,
     parse_prefix,
     parse_split,
     parse_users,
@@ -41,8 +42,8 @@ def exit_peer(text: str = "", flags: Mapping[str, object] | None = None) -> Exit
 
 
 def test_without_a_word_the_system_is_left_alone() -> None:
-    assert (client().tun, client().lane) == (Tun(), Lane())
-    assert (exit_peer().tun, exit_peer().lane) == (ExitTun(), Lane())
+    assert (client().tun, client().lane) == (TunTable(), LaneTable())
+    assert (exit_peer().tun, exit_peer().lane) == (ExitTunTable(), LaneTable())
     assert not client().tun.enabled and not exit_peer().tun.enabled
     assert (client().tun.kill_switch, client().tun.state_dir) == ("on", STATE)
 
@@ -76,8 +77,8 @@ def test_every_key_of_a_client(tmp_path: Path) -> None:
         stale = 0
         """
     )
-    assert read.lane == Lane(enabled=False, offload="off")
-    assert read.tun == Tun(
+    assert read.lane == LaneTable(enabled=False, offload="off")
+    assert read.tun == TunTable(
         enabled=True,
         exclude=(ip_network("192.0.2.0/24"), ip_network("2001:db8::1")),
         include=(ip_network("198.51.100.0/24"),),
@@ -88,7 +89,7 @@ def test_every_key_of_a_client(tmp_path: Path) -> None:
         confirm=60.0,
         offload="off",
         state_dir=Path("state"),
-        dns=Dns(
+        dns=DnsTable(
             upstreams=("exit", "tls://1.1.1.1#cloudflare-dns.com"),
             split=(("corp.example", ("10.0.0.1", "10.0.0.2")),),
             blocklists=(Path("ads.txt"), Path("/etc/hosts.ads")),
@@ -114,7 +115,7 @@ def test_every_key_of_an_exit() -> None:
         state_dir = "/run/x"
         """
     )
-    assert read.tun == ExitTun(
+    assert read.tun == ExitTunTable(
         enabled=True,
         pool4=IPv4Network("10.99.0.0/24"),
         pool6=IPv6Network("fd00:1::/64"),
@@ -132,7 +133,7 @@ def test_flags_win_over_the_section_and_leave_the_rest_of_it() -> None:
     assert read.tun.dns.stale == 7.0
     untouched = {"tun.enabled": None, "tun.exclude": (), "tun.lan": None, "tun.confirm": None}
     assert client(text, untouched) == client(text)
-    assert exit_peer("[tun]\nisolate = false", {"tun.enabled": True}).tun == ExitTun(
+    assert exit_peer("[tun]\nisolate = false", {"tun.enabled": True}).tun == ExitTunTable(
         enabled=True, isolate=False
     )
 

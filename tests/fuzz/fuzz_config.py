@@ -10,7 +10,8 @@ from typing import get_type_hints
 import atheris
 
 with atheris.instrument_imports(include=["cryprq_proxy", "tomllib"]):
-    from cryprq_proxy.config.client import ClientConfig, ExitConfig, client_from, exit_from
+    from cryprq_proxy.config.client import ClientConfig, client_from
+    from cryprq_proxy.config.exit import ExitConfig, exit_from
     from cryprq_proxy.errors import ConfigError
 
 PEER = 'peer = "cryprq://' + "a" * 52 + '@exit.example:4433"\n'

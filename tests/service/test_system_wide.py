@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cryprq_proxy.config.client import ClientConfig, ExitConfig, client_from, exit_from
+from cryprq_proxy.config.client import ClientConfig, client_from
+from cryprq_proxy.config.exit import ExitConfig, exit_from
 from cryprq_proxy.errors import ConfigError, CryprqError
 from cryprq_proxy.exit.egress import EgressPolicy
 from cryprq_proxy.rules.engine import EVERYTHING

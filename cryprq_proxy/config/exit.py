@@ -1,0 +1,145 @@
+"""The exit's configuration, exit.toml: its keys with their defaults, and reading it. client.py explains the form."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Final
+
+import msgspec
+from msgspec import Struct
+
+from ..address import Destination, parse_host_port
+from ..base.paths import config_dir, default_control_socket
+from ..crypto.identity import PeerId
+from ..errors import ConfigError
+from ..exit.egress import EgressPolicy
+from ..session.session import SessionLimits
+from .authorized import read_peers
+from .decode import Text, build, count, decode_file, path, read_source, seconds, size, switch, with_flags
+from .role import GIB, KIB, MIB, LinkLimits, RoleConfig, is_loopback
+from .secret_files import read_psk, read_token
+from .tun import ExitTunTable
+from .urls import parse_listen_or_off, parse_public, parse_web_path
+
+_METRICS: Final = Text(parse_listen_or_off, 'a string like "127.0.0.1:9108", or "off"')
+_WEBSOCKET: Final = Text(parse_listen_or_off, 'a string like "127.0.0.1:8443", or "off"')
+_LISTEN: Final = Text(parse_host_port, 'a string like "0.0.0.0:4433", or a list of such', many=True)
+_PEERS: Final = Text(PeerId.parse, "a list of peer ids", many=True)
+_RULES: Final = Text(str, 'a list of strings like "10.0.0.0/8", "*.example.com" or ":25"', many=True)
+
+
+class EgressTable(Struct, frozen=True, kw_only=True):
+    """Where clients may go; exit/egress.py gives the meaning of the lists and of their entries."""
+
+    allow: Annotated[tuple[str, ...], _RULES] = ()
+    deny: Annotated[tuple[str, ...], _RULES] = ()
+    only: Annotated[tuple[str, ...], _RULES] = ()
+
+    def __post_init__(self) -> None:
+        try:
+            EgressPolicy(allow=self.allow, deny=self.deny, only=self.only)
+        except ConfigError as error:
+            raise ConfigError(f"egress.{error}") from None
+
+
+class ExitLimitsTable(LinkLimits, frozen=True, kw_only=True):
+    """Rates and times are per second or in seconds; `handshakes_per_minute` is per IPv4 address or IPv6 /64."""
+
+    streams_per_peer: Annotated[int, count(1, 1_000_000)] = 16_384
+    opens_per_second: Annotated[int, count(1, 1_000_000)] = 10_000
+    handshakes_in_flight: Annotated[int, count(1, 65_536)] = 64
+    handshakes_per_minute: Annotated[int, count(1, 1_000_000)] = 60
+    sessions_per_peer: Annotated[int, count(1, 65_536)] = 8
+    detached_sessions_per_peer: Annotated[int, count(0, 65_536)] = 2
+    resume_seconds: Annotated[float, seconds(0, 86_400)] = 300.0
+    retained_total: Annotated[int, size(64 * KIB, 1024 * GIB)] = 256 * MIB
+    connect_timeout: Annotated[float, seconds(0.1, 600)] = 10.0
+
+
+class WebSocketTable(Struct, frozen=True, kw_only=True):
+    """The exit's second entrance, for networks where only HTTP passes."""
+
+    listen: Annotated[Destination | None, _WEBSOCKET] = None
+    path: Annotated[str, Text(parse_web_path, 'a string like "/cryprq"')] = "/cryprq"
+    certificate: Annotated[Path | None, path()] = None
+    key: Annotated[Path | None, path()] = None
+    forwarded: Annotated[bool, switch()] = False
+
+    def __post_init__(self) -> None:
+        if (self.certificate is None) != (self.key is None):
+            raise ConfigError("websocket.certificate and websocket.key belong together; give both or neither")
+
+
+class ExitConfig(RoleConfig, frozen=True, kw_only=True):
+    """Everything that `cryprq-proxy exit` runs with."""
+
+    listen: Annotated[tuple[Destination, ...], _LISTEN] = (Destination("0.0.0.0", 4433),)
+    allow: Annotated[tuple[PeerId, ...], _PEERS] = ()
+    authorized: Annotated[Path | None, path()] = None
+    allow_private: Annotated[bool, switch()] = False
+    public: Annotated[str, Text(parse_public, 'a string like "exit.example:4433"')] = ""
+    metrics: Annotated[Destination | None, _METRICS] = None
+    metrics_token_file: Annotated[Path | None, path()] = None
+    shutdown_grace: Annotated[float, seconds(0, 3600)] = 30.0
+    control_socket: Annotated[Path, path()] = msgspec.field(
+        default_factory=lambda: default_control_socket("exit")
+    )
+    egress: EgressTable = EgressTable()
+    limits: ExitLimitsTable = ExitLimitsTable()
+    tun: ExitTunTable = ExitTunTable()
+    websocket: WebSocketTable = WebSocketTable()
+
+    def __post_init__(self) -> None:
+        if not self.listen:
+            raise ConfigError("listen is empty: name at least one address")
+        if self.metrics is not None and not is_loopback(self.metrics) and self.metrics_token_file is None:
+            raise ConfigError(
+                f"metrics on {self.metrics} could be read by other machines: name a metrics_token_file, or listen on "
+                "127.0.0.1"
+            )
+
+    def psk(self) -> bytes | None:
+        """The pre-shared key, if there is one. Raises ConfigError if its file cannot be read."""
+        return None if self.psk_file is None else read_psk(self.psk_file)
+
+    def metrics_token(self) -> str | None:
+        """What Prometheus must present. Raises ConfigError if the file cannot be read or holds too little."""
+        return None if self.metrics_token_file is None else read_token(self.metrics_token_file)
+
+    def authorized_peers(self) -> frozenset[PeerId]:
+        """Who is let in: `allow` and what stands in the file `authorized` at this moment. Raises ConfigError."""
+        return frozenset(self.named_peers())
+
+    def named_peers(self) -> dict[PeerId, str]:
+        """The same, each with its name in that file; empty for those who have none. Raises ConfigError."""
+        listed = () if self.authorized is None else read_peers(self.authorized)
+        return dict.fromkeys(self.allow, "") | {peer.peer_id: peer.name for peer in listed}
+
+    def session_limits(self) -> SessionLimits:
+        return self.limits_of_session(self.limits, self.limits.streams_per_peer)
+
+
+def load_exit(file: Path | None = None, flags: Mapping[str, object] | None = None) -> ExitConfig:
+    """As `load_client`, from exit.toml. Where `authorized` is not set, a file of that name beside it counts too."""
+    text, source, _ = read_source(file, "exit.toml")
+    config = exit_from(text, source, flags or {})
+    beside = source.with_name("authorized")
+    if config.authorized is None and os.path.exists(beside):
+        return msgspec.structs.replace(config, authorized=beside)
+    return config
+
+
+def authorized_file(file: Path | None, config: ExitConfig) -> Path:
+    """Where peers that come with an invite are written down: `authorized`, else the file of that name beside `file`,
+    which `load_exit` was given. It may not exist yet; the next `load_exit` finds it."""
+    source = config_dir() / "exit.toml" if file is None else file
+    return source.with_name("authorized") if config.authorized is None else config.authorized
+
+
+def exit_from(text: str, source: Path, flags: Mapping[str, object]) -> ExitConfig:
+    """Decode the text of an exit.toml. Raises ConfigError."""
+    values = decode_file(ExitConfig, text, source)
+    values |= with_flags(ExitConfig, ExitTunTable, values, flags)
+    return build(ExitConfig, values, text, source)

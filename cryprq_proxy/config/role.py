@@ -1,0 +1,79 @@
+"""What both roles are told: the keys that client.toml and exit.toml have in common, with their defaults."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+import msgspec
+from msgspec import Struct
+
+from ..address import Destination
+from ..base.log import LogFormat, LogLevel
+from ..base.paths import default_identity
+from ..session.rotation import RotationLimits
+from ..session.session import SessionLimits
+from .decode import choice, count, path, seconds, size, switch
+
+KIB: Final = 1 << 10
+MIB: Final = 1 << 20
+GIB: Final = 1 << 30
+
+type ProviderChoice = Literal["auto", "cryptography", "pure"]
+type AutoOrOff = Literal["auto", "off"]
+
+
+class RotationTable(Struct, frozen=True, kw_only=True):
+    """When the link's keys are changed: whichever comes first. More than the default is not safe."""
+
+    interval: Annotated[float, seconds(0.1, 86_400)] = 300.0
+    records: Annotated[int, count(16, 1 << 22)] = 1 << 22
+    bytes: Annotated[int, size(64 * KIB, 1 << 38)] = 1 << 38
+
+    def limits(self) -> RotationLimits:
+        return RotationLimits(interval=self.interval, records=self.records, bytes=self.bytes)
+
+
+class LaneTable(Struct, frozen=True, kw_only=True):
+    """The datagram lane beside the link."""
+
+    enabled: Annotated[bool, switch()] = True
+    offload: Annotated[AutoOrOff, choice("auto", "off")] = "auto"
+
+
+class LinkLimits(Struct, frozen=True, kw_only=True):
+    """`retained_bytes` and the round-trip time bound the throughput; the pool is shared by all streams."""
+
+    retained_bytes: Annotated[int, size(64 * KIB, GIB)] = 16 * MIB
+    window_pool: Annotated[int, size(64 * KIB, GIB)] = 32 * MIB
+
+
+class RoleConfig(Struct, frozen=True, kw_only=True):
+    """The part of a configuration that does not depend on the role."""
+
+    identity: Annotated[Path, path()] = msgspec.field(default_factory=default_identity)
+    psk_file: Annotated[Path | None, path()] = None
+    keepalive: Annotated[float, seconds(0.1, 600)] = 10.0
+    provider: Annotated[ProviderChoice, choice("auto", "cryptography", "pure")] = "auto"
+    log_level: Annotated[LogLevel, choice("debug", "info", "warning", "error")] = "info"
+    log_format: Annotated[LogFormat, choice("text", "json")] = "text"
+    rotation: RotationTable = RotationTable()
+    lane: LaneTable = LaneTable()
+
+    def limits_of_session(self, limits: LinkLimits, streams: int) -> SessionLimits:
+        """What one session may use, with at most `streams` streams."""
+        return SessionLimits(
+            retained=limits.retained_bytes,
+            window_pool=limits.window_pool,
+            streams=streams,
+            keepalive=self.keepalive,
+            rotation=self.rotation.limits(),
+        )
+
+
+def is_loopback(address: Destination) -> bool:
+    """Whether only this machine can connect to `address`."""
+    if address.is_ip:
+        return ip_address(address.host).is_loopback
+    return address.host == "localhost"
