@@ -22,9 +22,8 @@ from collections import Counter, deque
 from typing import Any, Final
 
 from ..address import Destination
-from ..base.tasks import spawn
-from ..errors import LocalError, StreamReason, StreamRefused
-from ..outbound.dialer import DIAL_TIMEOUT, Cancellable, connect_literal, dial
+from ..errors import LocalError, StreamReason
+from ..outbound.dialer import DIAL_TIMEOUT, Cancellable, connect_target
 from ..outbound.relay import SLOTS, set_reset_on_close
 from ..outbound.resolver import Resolver, SystemResolver
 from ..outbound.udp_association import UdpAssociation
@@ -90,7 +89,7 @@ class DirectStream:
     """A stream to a destination that this machine itself connects to; see session.streams.Stream for the calls."""
 
     __slots__ = (
-        "_attempt", "_backlog", "_consumed", "_direct", "_failed", "_fd", "_reading", "_sock", "_starved", "_task",
+        "_attempt", "_backlog", "_consumed", "_direct", "_failed", "_fd", "_reading", "_sock", "_starved",
         "_turn", "destination", "handler", "id", "label", "opened", "protocol", "receive_half", "received",
         "send_half", "sent",
     )  # fmt: skip
@@ -111,7 +110,6 @@ class DirectStream:
         self._sock: socket.socket | None = None
         self._fd = -1
         self._attempt: Cancellable | None = None
-        self._task: asyncio.Task[None] | None = None
         self._backlog: deque[bytes | memoryview] = deque()
         self._starved = False
         self._turn = False
@@ -124,33 +122,15 @@ class DirectStream:
         """Connect, unless the stream was reset already."""
         if self.send_half is Half.CLOSED:
             return
-        direct, (host, port) = self._direct, self.destination
-        if not self.destination.is_ip:
-            self._task = spawn(self._dial(), "direct connection")
-        elif not direct.policy.check_address(host, port):
-            self._connected(None, StreamReason.NOT_ALLOWED)
-        else:
-            attempt = connect_literal(direct.loop, host, port, self._connected, direct.timeout)
-            if not self.opened:
-                self._attempt = attempt
-
-    async def _dial(self) -> None:
         direct = self._direct
-        try:
-            sock = await dial(
-                self.destination, direct.policy, resolver=direct.resolver, timeout=direct.timeout
-            )
-        except StreamRefused as refusal:
-            self._connected(None, refusal.reason)
-        except Exception:
-            # The application is not to wait for ever on a bug of ours.
-            self._connected(None, StreamReason.GENERAL)
-            raise
-        else:
-            self._connected(sock, None)
+        attempt = connect_target(
+            direct.loop, self.destination, direct.policy, direct.resolver, self._connected, direct.timeout
+        )
+        if not self.opened:
+            self._attempt = attempt
 
     def _connected(self, sock: socket.socket | None, reason: StreamReason | None) -> None:
-        self._attempt = self._task = None
+        self._attempt = None
         if self.send_half is Half.CLOSED:
             if sock is not None:
                 sock.close()
@@ -306,8 +286,6 @@ class DirectStream:
             return
         if self._attempt is not None:
             self._attempt.cancel()
-        if self._task is not None:
-            self._task.cancel()
         if self._sock is not None:
             set_reset_on_close(self._sock)
         self._end()

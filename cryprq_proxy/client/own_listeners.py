@@ -13,7 +13,7 @@ from ..address import Destination
 
 
 class NotOurselves:
-    """The policy (dialer.Policy) of direct connections: everywhere but to where the proxy listens."""
+    """The policy (dialer.TargetPolicy) of direct connections: everywhere but to where the proxy listens."""
 
     def __init__(self) -> None:
         self.listening: list[Destination] = []

@@ -1,8 +1,6 @@
 """At the exit: from an OPEN frame to a relay, or to a refusal with the precise reason.
 
-A literal address is judged and connected by callbacks, without a task: this is the way of every new connection whose
-name the client's system has resolved, and of every benchmark. A name takes a task, which resolves and races.
-Data that comes before the target is connected is kept; the stream's window bounds it.
+outbound/dialer.py connects. Data that comes before the target is connected is kept; the stream's window bounds it.
 """
 
 from __future__ import annotations
@@ -11,10 +9,8 @@ import asyncio
 import socket
 from typing import Final
 
-from ..address import Destination
-from ..base.tasks import spawn
-from ..errors import StreamReason, StreamRefused
-from ..outbound.dialer import Cancellable, connect_literal, dial
+from ..errors import StreamReason
+from ..outbound.dialer import Cancellable, connect_literal, connect_target
 from ..outbound.relay import Relay
 from ..outbound.resolver import Resolver, name_servers
 from ..session.sendlog import SlotPool
@@ -37,17 +33,17 @@ class Targets:
 
     def open(self, stream: Stream) -> None:
         """Connect a stream that was just opened, or refuse it."""
-        Opening(self, stream).start()
+        PendingTarget(self, stream).start()
 
     def open_resolver(self, stream: Stream) -> None:
         """Connect it to this host's own DNS server. No policy is asked: the peer chooses nothing here."""
-        Opening(self, stream).start_resolver()
+        PendingTarget(self, stream).start_resolver()
 
 
-class Opening(StreamHandler):
+class PendingTarget(StreamHandler):
     """Handler of a stream until its target is connected; then a Relay takes over."""
 
-    __slots__ = ("_attempt", "_early", "_eof", "_stream", "_targets", "_task")
+    __slots__ = ("_attempt", "_early", "_eof", "_stream", "_targets")
 
     def __init__(self, targets: Targets, stream: Stream) -> None:
         self._targets = targets
@@ -55,34 +51,18 @@ class Opening(StreamHandler):
         self._early: list[bytes] = []
         self._eof = False
         self._attempt: Cancellable | None = None
-        self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        self._stream.handler = self
-        targets = self._targets
-        destination = self._stream.destination
-        if not destination.is_ip:
-            self._task = spawn(self._dial(destination), "dial")
-        elif not targets.policy.check_address(destination.host, destination.port):
-            self._stream.refuse(StreamReason.NOT_ALLOWED)
-        else:
-            self._attempt = connect_literal(
-                targets.loop, destination.host, destination.port, self._connected, targets.timeout
-            )
-
-    async def _dial(self, destination: Destination) -> None:
-        targets = self._targets
-        try:
-            sock = await dial(destination, targets.policy, resolver=targets.resolver, timeout=targets.timeout)
-        except StreamRefused as refusal:
-            self._connected(None, refusal.reason)
-        except Exception:
-            self._connected(
-                None, StreamReason.GENERAL
-            )  # the application is not to wait for ever on a bug of ours
-            raise
-        else:
-            self._connected(sock, None)
+        stream, targets = self._stream, self._targets
+        stream.handler = self
+        self._attempt = connect_target(
+            targets.loop,
+            stream.destination,
+            targets.policy,
+            targets.resolver,
+            self._connected,
+            targets.timeout,
+        )
 
     def start_resolver(self) -> None:
         self._stream.handler = self
@@ -111,11 +91,7 @@ class Opening(StreamHandler):
         relay = Relay(targets.loop, sock, stream, targets.slots, targets.relays.discard)
         targets.relays.add(relay)
         stream.accept()
-        relay.start()
-        for data in self._early:
-            relay.data_received(data)
-        if self._eof:
-            relay.eof_received()
+        relay.start(received=self._early, ended=self._eof)
 
     # --- handler ---------------------------------------------------------------------------------------------------
 
@@ -128,5 +104,3 @@ class Opening(StreamHandler):
     def reset(self, reason: StreamReason) -> None:
         if self._attempt is not None:
             self._attempt.cancel()
-        if self._task is not None:
-            self._task.cancel()

@@ -190,12 +190,7 @@ class MixedListener:
         except BaseException:
             tunnel.stream.abort()
             raise
-        relay = self.relay(application.sock, stream)
-        relay.start()
-        for data in incoming:
-            relay.data_received(data)
-        if eof:
-            relay.eof_received()
+        self.relay(application.sock, stream).start(received=incoming, ended=eof)
 
     def serve_udp(self, sock: socket.socket, socks: SocksServer) -> None:
         front = UdpFront(self.loop, sock, socks, self.source, self._udp_ended)

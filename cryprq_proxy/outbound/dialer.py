@@ -1,9 +1,10 @@
-"""From a destination to a connected socket: resolve at the exit, ask the policy, race the addresses.
+"""From a destination to a connected socket: resolve, ask the policy, race the addresses.
 
+    connect_target   a literal by `connect_literal`, a name by `dial` in a task of its own
     connect_literal  one literal, by callback: no task, no future
+    dial             all of it for a task: resolves if need be, then `connect_first`
     connect_first    happy eyeballs (RFC 8305) over literals, each by `connect_literal`
     Resolver         names to literals, off the event loop (resolver.py)
-    dial             all of it for a task: resolves if need be, then `connect_first`
 
 The policy sees each literal right before the connection to that same literal starts, and nothing here connects
 to a name; so it does not matter what the name resolves to at another moment (DNS rebinding).
@@ -26,6 +27,7 @@ from typing import Final, Protocol
 
 from ..address import Destination
 from ..base.sockets import prepare
+from ..base.tasks import spawn
 from ..errors import StreamReason, StreamRefused
 from .resolver import Resolver
 
@@ -68,8 +70,8 @@ _TELLING: Final = (
 That an exit has no IPv6 must not hide that the target refuses on IPv4; NOT_ALLOWED stands if there is no other."""
 
 
-class Policy(Protocol):
-    """Where connections may go: egress.EgressPolicy at the exit."""
+class TargetPolicy(Protocol):
+    """Where connections may go: EgressPolicy at the exit, NotOurselves for direct connections."""
 
     def check_name(self, name: str, port: int) -> bool:
         """Whether to resolve the name at all."""
@@ -79,7 +81,7 @@ class Policy(Protocol):
 
 
 class Cancellable(Protocol):
-    def cancel(self) -> None:
+    def cancel(self) -> object:
         """End it and close its sockets; `done` is no longer called. Does nothing after `done` was called."""
 
 
@@ -87,7 +89,7 @@ type Done = Callable[[socket.socket | None, StreamReason | None], None]
 """Called once, with a connected non-blocking socket that from then on is the callee's, or with a reason."""
 
 
-class Connect(Protocol):
+class ConnectLiteral(Protocol):
     """The signature of `connect_literal`; tests have their own."""
 
     def __call__(
@@ -95,8 +97,8 @@ class Connect(Protocol):
     ) -> Cancellable: ...
 
 
-class _Nothing:
-    """What stands for an attempt that is over."""
+class _Over:
+    """Stands for an attempt that is over."""
 
     __slots__ = ()
 
@@ -104,7 +106,43 @@ class _Nothing:
         pass
 
 
-_NOTHING: Final = _Nothing()
+_OVER: Final = _Over()
+
+
+def connect_target(
+    loop: asyncio.AbstractEventLoop,
+    destination: Destination,
+    policy: TargetPolicy,
+    resolver: Resolver,
+    done: Done,
+    timeout: float,
+) -> Cancellable:
+    """Connect to `destination` within `timeout` seconds, if the policy allows it.
+
+    A literal takes no task: most new connections go to one. `done` may be called before this returns.
+    """
+    host, port = destination
+    if not destination.is_ip:
+        return spawn(_dial_for(destination, policy, resolver, done, timeout), "dial")
+    if policy.check_address(host, port):
+        return connect_literal(loop, host, port, done, timeout)
+    done(None, StreamReason.NOT_ALLOWED)
+    return _OVER
+
+
+async def _dial_for(
+    destination: Destination, policy: TargetPolicy, resolver: Resolver, done: Done, timeout: float
+) -> None:
+    try:
+        sock = await dial(destination, policy, resolver=resolver, timeout=timeout)
+    except StreamRefused as refusal:
+        done(None, refusal.reason)
+    except Exception:
+        # The application is not to wait for ever on a bug of ours.
+        done(None, StreamReason.GENERAL)
+        raise
+    else:
+        done(sock, None)
 
 
 def connect_literal(
@@ -119,7 +157,7 @@ def connect_literal(
         sock = socket.socket(socket.AF_INET6 if ":" in ip else socket.AF_INET, socket.SOCK_STREAM)
     except OSError as error:
         done(None, _reason(error.errno))
-        return _NOTHING
+        return _OVER
     try:
         prepare(sock, ip)
         code = sock.connect_ex((ip, port))
@@ -136,7 +174,7 @@ def connect_literal(
     else:
         sock.close()
         done(None, _reason(code))
-    return _NOTHING
+    return _OVER
 
 
 def _reason(code: int | None) -> StreamReason:
@@ -203,7 +241,7 @@ def connect_first(
     done: Done,
     timeout: float = DIAL_TIMEOUT,
     attempt_delay: float = ATTEMPT_DELAY,
-    connect: Connect = connect_literal,
+    connect: ConnectLiteral = connect_literal,
 ) -> Cancellable:
     """Connect to whichever of the literals answers first, the next one starting `attempt_delay` seconds later.
 
@@ -229,7 +267,7 @@ class _Race:
         done: Done,
         deadline: float,
         delay: float,
-        connect: Connect,
+        connect: ConnectLiteral,
     ) -> None:
         self._loop = loop
         self._waiting = deque(interleave(addresses)[:MAX_ADDRESSES])
@@ -269,7 +307,7 @@ class _Race:
 
     def _start(self, ip: str, left: float) -> None:
         number = self._number = self._number + 1
-        self._running[number] = _NOTHING  # for an end that comes before `connect` returns
+        self._running[number] = _OVER  # for an end that comes before `connect` returns
         attempt = self._connect(self._loop, ip, self._port, partial(self._ended, number), left)
         if number in self._running:
             self._running[number] = attempt
@@ -293,12 +331,12 @@ class _Race:
 
 async def dial(
     destination: Destination,
-    policy: Policy,
+    policy: TargetPolicy,
     *,
     resolver: Resolver,
     timeout: float = DIAL_TIMEOUT,
     attempt_delay: float = ATTEMPT_DELAY,
-    connect: Connect = connect_literal,
+    connect: ConnectLiteral = connect_literal,
     loop: asyncio.AbstractEventLoop | None = None,
 ) -> socket.socket:
     """A TCP connection to `destination`: connected, non-blocking, without Nagle's delay.

@@ -12,7 +12,7 @@ import contextlib
 import socket
 import struct
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from ..errors import StreamReason
@@ -58,12 +58,17 @@ class Relay(StreamHandler):
         self._armed = False
         self._flowing = False
 
-    def start(self, early: bytes = b"") -> None:
-        """Begin to relay. `early` came from the socket before and goes first; at most INITIAL_WINDOW bytes."""
+    def start(self, early: bytes = b"", received: Iterable[bytes] = (), ended: bool = False) -> None:
+        """Begin to relay. `early` came from the socket before and goes first; at most INITIAL_WINDOW bytes. `received`
+        came from the stream before and is not yet consumed. `ended`: the end of the stream came, too."""
         self._stream.handler = self
         if early:
             self._stream.send(early)
         self._arm()
+        for data in received:
+            self.data_received(data)
+        if ended:
+            self.eof_received()
 
     def abort(self, reason: StreamReason) -> None:
         """End both sides at once, with resets."""

@@ -17,7 +17,7 @@ from ..base.tasks import spawn
 from ..errors import StreamReason, StreamRefused
 from ..session.streams import StreamHandler
 from ..session.wire import MAX_DATAGRAM
-from .dialer import Policy
+from .dialer import TargetPolicy
 from .resolver import Resolver
 
 MAX_HOSTS: Final = 1_024
@@ -42,7 +42,11 @@ class UdpAssociation(StreamHandler):
     """Handler of a UDP stream at the exit, and of a direct one at the client (client/direct.py)."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, stream: DatagramStream, policy: Policy, resolver: Resolver
+        self,
+        loop: asyncio.AbstractEventLoop,
+        stream: DatagramStream,
+        policy: TargetPolicy,
+        resolver: Resolver,
     ) -> None:
         self._loop = loop
         self._stream = stream
