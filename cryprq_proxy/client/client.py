@@ -12,7 +12,7 @@ from typing import Any
 
 from ..address import Destination
 from ..base.clock import clock
-from ..carriers.dial.dial import Resolve, by_system
+from ..carriers.dial.tcp import Resolve, by_system
 from ..crypto.identity import Identity
 from ..crypto.primitives import Provider
 from ..errors import StreamReason, StreamRefused

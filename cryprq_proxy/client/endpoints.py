@@ -17,7 +17,8 @@ from functools import partial
 from typing import Final, NamedTuple
 
 from ..carriers.admission import Offload, meet_exit
-from ..carriers.dial.dial import Dialling, dial
+from ..carriers.dial.connect import Dialling
+from ..carriers.dial.dial import dial
 from ..carriers.dial.endpoint import Endpoint
 from ..carriers.dial.race import AllFailed, race
 from ..carriers.pipe import Pipe

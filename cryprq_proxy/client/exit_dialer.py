@@ -10,8 +10,9 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from ..carriers.admission import Admission, admit_client
-from ..carriers.dial.dial import Dialling, Resolve
+from ..carriers.dial.connect import Dialling
 from ..carriers.dial.endpoint import Endpoint
+from ..carriers.dial.tcp import Resolve
 from ..crypto.handshake import ClientHandshake
 from ..crypto.identity import Identity
 from ..crypto.payloads import Feature

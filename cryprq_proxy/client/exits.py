@@ -23,7 +23,7 @@ from typing import Any, Final, NamedTuple
 from ..address import Destination
 from ..base.clock import clock
 from ..base.tasks import spawn
-from ..carriers.dial.dial import Resolve, by_system
+from ..carriers.dial.tcp import Resolve, by_system
 from ..crypto.identity import Identity
 from ..crypto.primitives import Provider
 from ..errors import ConfigError, CryprqError, StreamReason

@@ -19,8 +19,8 @@ from ..base.clock import clock
 from ..base.linger import all_said
 from ..carriers.admission import Admission
 from ..carriers.carrier import Carrier
-from ..carriers.dial.dial import Resolve
 from ..carriers.dial.endpoint import Endpoint
+from ..carriers.dial.tcp import Resolve
 from ..crypto.identity import Identity
 from ..crypto.payloads import Feature
 from ..crypto.primitives import Provider

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..carriers.dial.dial import Upstream
 from ..carriers.dial.endpoint import Endpoint
+from ..carriers.dial.upstream import UpstreamProxy
 from ..carriers.lane.udp_socket import UdpOffload
 from ..crypto.identity import PeerId
 from ..session.session import SessionLimits
@@ -39,7 +39,7 @@ class ClientSettings:
     peer: PeerId
     endpoints: tuple[Endpoint, ...]
     psk: bytes | None = field(default=None, repr=False)
-    upstream: Upstream | None = None
+    upstream: UpstreamProxy | None = None
     wait_for_link: float = 10.0
     lane: UdpOffload | None = None
     mark: int = 0

@@ -21,7 +21,7 @@ import msgspec
 
 from ..address import Destination, parse_host_port
 from ..base.paths import default_control_socket, exposed
-from ..carriers.dial.dial import Upstream
+from ..carriers.dial.upstream import UpstreamProxy
 from ..errors import ConfigError
 from ..fronts.credentials import Credentials
 from ..rules.syntax import Action, Rule
@@ -54,7 +54,7 @@ class ClientConfig(RoleConfig, frozen=True, kw_only=True):
     listen: Annotated[Destination, _LISTEN] = Destination("127.0.0.1", 1080)
     user: Annotated[Credentials | None, _USER] = None
     user_file: Annotated[Path | None, path()] = None
-    upstream: Annotated[Upstream | None, _UPSTREAM] = None
+    upstream: Annotated[UpstreamProxy | None, _UPSTREAM] = None
     ca: Annotated[Path | None, path()] = None
     exit: tuple[ExitTable, ...] = ()
     failback: Annotated[float, seconds(0, 86_400)] = 30.0
@@ -111,7 +111,7 @@ def client_from(text: str, source: Path, private: bool, flags: Mapping[str, obje
     `source` is its name, for errors and for relative paths. Raises ConfigError.
     """
     values = decode_file(ClientConfig, text, source)
-    upstream: Upstream | None = values.get("upstream")
+    upstream: UpstreamProxy | None = values.get("upstream")
     if not private and ("user" in values or (upstream is not None and upstream.password is not None)):
         raise exposed(source, "the configuration")
     given = with_flags(ClientConfig, TunTable, values, flags)

@@ -8,8 +8,8 @@ from typing import Final, Literal
 from urllib.parse import unquote_to_bytes
 
 from ..address import AddressError, Destination, parse_host_port
-from ..carriers.dial.dial import Upstream
 from ..carriers.dial.endpoint import CarrierKind, Endpoint, is_path, parse_endpoint
+from ..carriers.dial.upstream import UpstreamProxy
 from ..crypto.identity import PeerId
 from ..errors import ConfigError
 
@@ -46,7 +46,7 @@ def parse_peer_url(text: str) -> PeerUrl:
         raise ConfigError(str(error)) from None
 
 
-def parse_upstream(text: str) -> Upstream:
+def parse_upstream(text: str) -> UpstreamProxy:
     """Read "socks5://[USER:PASSWORD@]HOST:PORT" or the same with http, user and password percent-encoded where needed.
     Raises ConfigError."""
     scheme, separator, rest = text.partition("://")
@@ -63,8 +63,8 @@ def parse_upstream(text: str) -> Upstream:
             "expected socks5://HOST:PORT or http://HOST:PORT, perhaps with USER:PASSWORD@ before the host"
         ) from None
     if not at:
-        return Upstream(address, kind=kind)
-    upstream = Upstream(address, _login_part(user), _login_part(password), kind)
+        return UpstreamProxy(address, kind=kind)
+    upstream = UpstreamProxy(address, _login_part(user), _login_part(password), kind)
     if kind == "http" and ":" in (upstream.user or ""):
         raise ConfigError("the user of an HTTP proxy has no colon (RFC 7617)")
     return upstream

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from ..base.tasks import spawn
 from ..base.text import milliseconds, part
-from ..carriers.dial.dial import by_system
+from ..carriers.dial.tcp import by_system
 from ..client.client import Client
 from ..client.settings import ClientSettings
 from ..service.startup import lane_offload

@@ -14,8 +14,10 @@ from typing import Any, Final
 
 from ..base.text import parts
 from ..carriers.admission import admit_client, meet_exit
-from ..carriers.dial.dial import Dialling, by_system, connect, dial
+from ..carriers.dial.connect import Dialling
+from ..carriers.dial.dial import dial
 from ..carriers.dial.endpoint import Endpoint
+from ..carriers.dial.tcp import by_system, connect_tcp
 from ..config.client import ClientConfig
 from ..config.exits import ExitChoice
 from ..crypto.handshake import ClientHandshake
@@ -126,7 +128,7 @@ async def reach(context: Context) -> Verdict:
 async def _listens(address: Any) -> bool:
     try:
         async with asyncio.timeout(SECONDS):
-            (await connect(address, None)).close()
+            (await connect_tcp(address)).close()
     except (CarrierError, TimeoutError):
         return False
     return True

@@ -23,7 +23,7 @@ from ..address import Destination, reachable
 from ..base import progress
 from ..base.log import set_level
 from ..base.tasks import spawn
-from ..carriers.dial.dial import by_system
+from ..carriers.dial.tcp import by_system
 from ..client.dispatcher import Dispatcher
 from ..client.endpoint_memory import EndpointFile
 from ..client.exits import Exits, Plan, keep_up, plan_exits

@@ -11,7 +11,7 @@ import pytest
 from cryprq_proxy.address import Destination
 from cryprq_proxy.carriers.admission import frame_flight
 from cryprq_proxy.carriers.carrier import Carrier
-from cryprq_proxy.carriers.dial.dial import Dialling
+from cryprq_proxy.carriers.dial.connect import Dialling
 from cryprq_proxy.carriers.dial.endpoint import Endpoint
 from cryprq_proxy.carriers.lane.udp_socket import SocketAddress
 from cryprq_proxy.carriers.pipe import Pipe

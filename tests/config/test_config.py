@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from cryprq_proxy.address import Destination
 from cryprq_proxy.base.paths import config_dir, control_sockets, default_control_socket
-from cryprq_proxy.carriers.dial.dial import Upstream
 from cryprq_proxy.carriers.dial.endpoint import Endpoint
+from cryprq_proxy.carriers.dial.upstream import UpstreamProxy
 from cryprq_proxy.config.authorized import read_peers
 from cryprq_proxy.config.client import ClientConfig, client_from, load_client
 from cryprq_proxy.config.decode import decode_table
@@ -102,7 +102,7 @@ def test_all_of_a_client() -> None:
     credentials = read.credentials()
     assert credentials is not None
     assert credentials.check(b"alice", b"a:secret")
-    assert read.upstream == Upstream(Destination("127.0.0.1", 9050), "tor user", "p@ss")
+    assert read.upstream == UpstreamProxy(Destination("127.0.0.1", 9050), "tor user", "p@ss")
     assert (read.wait_for_link, read.negotiation_timeout, read.keepalive) == (2.0, 0.5, 20.0)
     assert isinstance(read.wait_for_link, float)
     assert read.via
@@ -321,10 +321,10 @@ def test_what_is_no_upstream(text: str) -> None:
 
 
 def test_upstreams() -> None:
-    assert parse_upstream("socks5://[::1]:9050") == Upstream(Destination("::1", 9050))
-    assert parse_upstream("socks5h://u:p:q@h:1/") == Upstream(Destination("h", 1), "u", "p:q")
-    assert parse_upstream("socks5://u%3A:p%40@h:1") == Upstream(Destination("h", 1), "u:", "p@")
-    assert parse_upstream("http://u:p@h:3128") == Upstream(Destination("h", 3128), "u", "p", "http")
+    assert parse_upstream("socks5://[::1]:9050") == UpstreamProxy(Destination("::1", 9050))
+    assert parse_upstream("socks5h://u:p:q@h:1/") == UpstreamProxy(Destination("h", 1), "u", "p:q")
+    assert parse_upstream("socks5://u%3A:p%40@h:1") == UpstreamProxy(Destination("h", 1), "u:", "p@")
+    assert parse_upstream("http://u:p@h:3128") == UpstreamProxy(Destination("h", 3128), "u", "p", "http")
 
 
 # --- secrets ---

@@ -1,7 +1,7 @@
-"""Dialling through an HTTP proxy: CONNECT (RFC 9110 section 9.3.6), with Basic credentials (RFC 7617) where given.
+"""Asking an HTTP proxy for a connection: CONNECT (RFC 9110 section 9.3.6), with Basic credentials (RFC 7617).
 
-Whoever we dial says nothing before it has heard from us, so what the proxy sends is its answer and nothing else. A body
-that comes with a refusal is not read.
+The exit says nothing before it has heard from the client, so what the proxy sends is its answer and nothing else. A
+body that comes with a refusal is not read.
 """
 
 from __future__ import annotations
@@ -10,64 +10,46 @@ import asyncio
 import base64
 import re
 import socket
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from ...address import Destination
 from ...base.text import reason_of
-from ...errors import CarrierError, CloseReason
-
-if TYPE_CHECKING:
-    from .dial import Resolve, Upstream
+from .upstream import UpstreamProxy
 
 MAX_HEAD: Final = 16_384
 """Bytes of a proxy's answer."""
 
 _STATUS: Final = re.compile(rb"HTTP/1\.[01] ([0-9]{3})(?: [^\r\n]*)?\r?\n")
 _END: Final = re.compile(rb"\r?\n\r?\n")
-
-
-async def connect_through(
-    upstream: Upstream, exit_address: Destination, resolve: Resolve, mark: int
-) -> socket.socket:
-    """A connected, non-blocking socket to the exit. Raises CarrierError. The caller bounds the time."""
-    from .dial import connect
-
-    loop = asyncio.get_running_loop()
-    try:
-        sock = await connect(upstream.address, None, resolve, mark)
-    except CarrierError as error:
-        raise _failed(upstream, str(error)) from None
-    try:
-        await loop.sock_sendall(sock, request(upstream, exit_address))
-        head = b""
-        while (status := answer(head)) is None:
-            part = await loop.sock_recv(sock, MAX_HEAD)
-            if not part:
-                raise _failed(upstream, "it ended the connection")
-            head += part
-        if not 200 <= status < 300:
-            raise _failed(upstream, _MEANINGS.get(status, f"it answered with status {status}"))
-    except OSError as error:
-        sock.close()
-        raise _failed(upstream, reason_of(error)) from None
-    except ValueError as error:
-        sock.close()
-        raise _failed(upstream, str(error)) from None
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
 _MEANINGS: Final = {
     403: "it does not allow this (status 403)",
     407: "it wants a user and a password, or others than those given (status 407)",
 }
 
 
-def request(upstream: Upstream, exit_address: Destination) -> bytes:
+async def request_connection(sock: socket.socket, upstream: UpstreamProxy, target: Destination) -> None:
+    """Let the proxy, to which `sock` is connected, connect it to `target`. Raises CarrierError. The caller bounds the
+    time."""
+    loop = asyncio.get_running_loop()
+    try:
+        await loop.sock_sendall(sock, request(upstream, target))
+        head = b""
+        while (status := answer(head)) is None:
+            part = await loop.sock_recv(sock, MAX_HEAD)
+            if not part:
+                raise upstream.failed("it ended the connection")
+            head += part
+    except OSError as error:
+        raise upstream.failed(reason_of(error)) from None
+    except ValueError as error:
+        raise upstream.failed(str(error)) from None
+    if not 200 <= status < 300:
+        raise upstream.failed(_MEANINGS.get(status, f"it answered with status {status}"))
+
+
+def request(upstream: UpstreamProxy, target: Destination) -> bytes:
     """What is sent to the proxy."""
-    lines = [f"CONNECT {exit_address} HTTP/1.1", f"Host: {exit_address}"]
+    lines = [f"CONNECT {target} HTTP/1.1", f"Host: {target}"]
     if upstream.user is not None:
         login = base64.b64encode(f"{upstream.user}:{upstream.password or ''}".encode())
         lines.append(f"Proxy-Authorization: Basic {login.decode()}")
@@ -89,10 +71,3 @@ def answer(head: bytes) -> int | None:
     if end.end() < len(head) and status[1].startswith(b"2"):
         raise ValueError("it sent something of its own behind its answer")
     return int(status[1])
-
-
-def _failed(upstream: Upstream, why: str) -> CarrierError:
-    return CarrierError(
-        CloseReason.TIMED_OUT,
-        f"the upstream proxy at {upstream.address} did not connect to the exit: {why}",
-    )

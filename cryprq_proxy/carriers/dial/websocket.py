@@ -18,7 +18,7 @@ from ...base.linger import SECONDS
 from ...base.text import reason_of
 from ...errors import CarrierError, CloseReason, ConfigError
 from ..websocket import MASKED_MESSAGE, MAX_MESSAGE, Watched, WebSocketPipe
-from .dial import Dialling, connect
+from .connect import Dialling, connect
 from .endpoint import Endpoint
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class _Connector(aiohttp.BaseConnector):
         context = None
         if endpoint.carrier == "wss":
             context = await loop.run_in_executor(None, _context, how.ca)
-        sock = await connect(endpoint.address, how.upstream, how.resolve, how.mark)
+        sock = await connect(endpoint.address, how)
         tls: dict[str, Any] = {}
         if context is not None:
             tls = {

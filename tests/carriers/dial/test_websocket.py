@@ -18,9 +18,11 @@ from hypothesis import strategies as st
 
 from cryprq_proxy.address import Destination
 from cryprq_proxy.base.linger import all_said
-from cryprq_proxy.carriers.dial.dial import Dialling, Upstream, dial
+from cryprq_proxy.carriers.dial.connect import Dialling
+from cryprq_proxy.carriers.dial.dial import dial
 from cryprq_proxy.carriers.dial.endpoint import CarrierKind, Endpoint
 from cryprq_proxy.carriers.dial.http_connect import MAX_HEAD, answer, request
+from cryprq_proxy.carriers.dial.upstream import UpstreamProxy
 from cryprq_proxy.carriers.websocket import WebSocketPipe
 from cryprq_proxy.errors import CarrierError, ConfigError
 from tests.support.web_links import HERE, PATH, Place, make_certificates, place
@@ -166,7 +168,7 @@ async def test_all_carriers_go_through_a_proxy(tmp_path: Path, carrier: str) -> 
     tls: dict[str, Any] = {"certificate": certificate, "key": key} if carrier == "wss" else {}
     proxy = Proxy(base64.b64encode(b"alice:p:ss"))
     async with server(proxy) as address, place(**tls) as here:
-        client = await_client(here, carrier, Upstream(address, "alice", "p:ss", "http"), ca)
+        client = await_client(here, carrier, UpstreamProxy(address, "alice", "p:ss", "http"), ca)
         assert await client
         where = here.tcp if carrier == "tcp" else here.web
         assert proxy.lines == [f"CONNECT {where} HTTP/1.1".encode()]
@@ -174,7 +176,7 @@ async def test_all_carriers_go_through_a_proxy(tmp_path: Path, carrier: str) -> 
             await each.stop()
 
 
-async def await_client(here: Place, carrier: str, upstream: Upstream, ca: Path) -> bool:
+async def await_client(here: Place, carrier: str, upstream: UpstreamProxy, ca: Path) -> bool:
     client = here.client(here.endpoint(carrier), upstream=upstream, ca=ca)  # type: ignore[arg-type]
     return await here.echoes(client, bytes(300_000))
 
@@ -182,7 +184,7 @@ async def await_client(here: Place, carrier: str, upstream: Upstream, ca: Path) 
 @pytest.mark.parametrize("carrier", ["tcp", "ws"])
 async def test_a_wrong_password_is_not_shown(carrier: str) -> None:
     async with server(Proxy(base64.b64encode(b"alice:right"))) as address:
-        upstream = Upstream(address, "alice", "hunter2", "http")
+        upstream = UpstreamProxy(address, "alice", "hunter2", "http")
         assert "hunter2" not in repr(upstream)
         with pytest.raises(CarrierError, match=f"upstream proxy at {address} .* wants a user") as caught:
             endpoint = Endpoint(carrier, Destination("exit.example", 1), PATH)  # type: ignore[arg-type]
@@ -208,7 +210,7 @@ async def test_what_proxies_answer(text: str, sentence: str) -> None:
             CarrierError, match=f"the upstream proxy at {address} did not connect .*{sentence}"
         ):
             await dial(
-                Endpoint("tcp", Destination("exit.example", 1)), Dialling(Upstream(address, kind="http"))
+                Endpoint("tcp", Destination("exit.example", 1)), Dialling(UpstreamProxy(address, kind="http"))
             )
 
 
@@ -216,11 +218,13 @@ async def test_no_proxy() -> None:
     with socket.create_server(tuple(HERE)) as taken:
         address = Destination(*taken.getsockname())
     with pytest.raises(CarrierError, match=f"the upstream proxy at {address} .*refused"):
-        await dial(Endpoint("tcp", Destination("exit.example", 1)), Dialling(Upstream(address, kind="http")))
+        await dial(
+            Endpoint("tcp", Destination("exit.example", 1)), Dialling(UpstreamProxy(address, kind="http"))
+        )
 
 
 def test_what_is_asked() -> None:
-    upstream = Upstream(Destination("proxy.example", 3128), "alice", "ä", "http")
+    upstream = UpstreamProxy(Destination("proxy.example", 3128), "alice", "ä", "http")
     assert request(upstream, Destination("2001:db8::1", 443)).decode() == (
         "CONNECT [2001:db8::1]:443 HTTP/1.1\r\nHost: [2001:db8::1]:443\r\n"
         "Proxy-Authorization: Basic YWxpY2U6w6Q=\r\n\r\n"

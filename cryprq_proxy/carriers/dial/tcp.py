@@ -1,0 +1,99 @@
+"""One TCP connection to a host, by whichever of its addresses answers first (RFC 8305, by aiohappyeyeballs).
+
+    2001:db8::1  ---------------- no answer          families take turns, the resolver's first one begins
+       192.0.2.1  ----- connected                    each attempt starts STAGGER after the one before it,
+         2001:db8::2                                 or as soon as that one fails; the first success ends the rest
+
+An address can fail in many ways, also before anything is sent: no IPv6 in the kernel, no route, no file descriptor.
+Each is one failed address and lets the next one start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import Final
+
+import aiohappyeyeballs
+
+from ...address import Destination
+from ...base.sockets import prepare
+from ...base.text import reason_of
+from ...errors import CarrierError, CloseReason, CryprqError
+
+STAGGER: Final = 0.25
+"""Seconds between two attempts: the "Connection Attempt Delay" of RFC 8305 section 5."""
+
+_ERRNO: Final = re.compile(r"\[Errno (\d+)\]")
+
+type Resolve = Callable[[str], Awaitable[Sequence[str]]]
+"""Names to IP addresses, the best first. Raises CryprqError saying why there are none."""
+
+
+async def by_system(name: str) -> Sequence[str]:
+    """The Resolve of a client that leaves the system's resolver alone."""
+    loop = asyncio.get_running_loop()
+    try:
+        found = await loop.getaddrinfo(name, None, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise _failed(f"the name {name} could not be resolved: {_reason(error)}") from None
+    return [str(entry[4][0]) for entry in found]
+
+
+async def connect_tcp(
+    address: Destination, resolve: Resolve = by_system, mark: int = 0, *, what: str = "the exit"
+) -> socket.socket:
+    """A connected, non-blocking socket, with `mark` as its SO_MARK if that is not 0.
+
+    Raises CarrierError saying that `what` cannot be reached and why. The caller bounds the time.
+    """
+    host, port = address
+    try:
+        addresses = [host] if address.is_ip else await resolve(host)
+    except CryprqError as error:
+        raise _failed(str(error)) from None
+    # Without an address there is nothing to try, and no error that would say so.
+    if not addresses:
+        raise _failed(f"the name {host} could not be resolved: it has no address")
+    try:
+        return await aiohappyeyeballs.start_connection(
+            [_info(found, port) for found in dict.fromkeys(addresses)],
+            happy_eyeballs_delay=STAGGER,
+            socket_factory=partial(_open, mark),
+        )
+    except OSError as error:
+        raise _failed(f"{what} at {address} cannot be reached: {_reason(error)}") from None
+
+
+def _info(address: str, port: int) -> aiohappyeyeballs.AddrInfoType:
+    """As getaddrinfo has it."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    return family, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (address, port)
+
+
+def _open(mark: int, info: aiohappyeyeballs.AddrInfoType) -> socket.socket:
+    family, kind, protocol, _, (host, *_) = info
+    sock = socket.socket(family, kind, protocol)
+    try:
+        if mark:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
+        return prepare(sock, host)
+    except BaseException:
+        sock.close()
+        raise
+
+
+def _failed(text: str) -> CarrierError:
+    return CarrierError(CloseReason.TIMED_OUT, text)
+
+
+def _reason(error: OSError) -> str:
+    """Why, as a sentence part. Several addresses that fail in different ways come as one error without a number, which
+    quotes theirs."""
+    numbers = dict.fromkeys(_ERRNO.findall(str(error)))
+    if error.errno is not None or not numbers:
+        return reason_of(error)
+    return ", ".join(reason_of(OSError(int(number), "")) for number in numbers)
