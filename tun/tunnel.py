@@ -339,7 +339,7 @@ class Tunnel:
             resolver=client.open_resolver,
             connect=connect,
             blocklist=blocklist,
-            blocked=lambda name: self._policy.blocks(name),
+            also_blocks=lambda name: self._policy.blocks(name),
         )
         self._stack.callback(self._forwarder.close)
         self._stack.callback(self._close_servers)
@@ -349,8 +349,7 @@ class Tunnel:
         """Questions reach the forwarder on each address of the tunnel, on a port that is free."""
         port = 0
         for interface in self._interfaces():
-            server = DnsServer(forwarder, [(str(interface.ip), port)])
-            await server.start()
+            server = await DnsServer.listen(forwarder, [(str(interface.ip), port)])
             self._servers.append(server)
             port = server.addresses[0][1]
 

@@ -11,17 +11,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 with atheris.instrument_imports(include=["dns", "tun"]):
     import dns.message
 
-    from tun.dns.messages import (
-        MAX_MESSAGE,
-        SERVFAIL,
-        BadAnswer,
-        BadQuery,
-        Inquiry,
-        digest,
-        encode,
-        error,
-        parse_query,
-    )
+    from tun.dns.answer import encode
+    from tun.dns.codes import MAX_MESSAGE, SERVFAIL
+    from tun.dns.inquiry import BadAnswer, Inquiry, digest
+    from tun.dns.query import BadQuery, error_reply, parse_query
 
 QUESTION = b"\3www\7example\0\0\1\0\1"
 INQUIRY = Inquiry((QUESTION[:-4], 1, 0))
@@ -36,7 +29,7 @@ def query(wire: bytes) -> None:
             return
         reply = bad.reply
     else:
-        reply = error(asked, SERVFAIL)
+        reply = error_reply(asked, SERVFAIL)
         if reply[12 : 12 + len(asked.question)] != asked.question:
             raise RuntimeError("the question is not echoed")
     if reply[:2] != wire[:2] or not dns.message.from_wire(reply).flags & 0x8000:

@@ -13,7 +13,10 @@ import dns.rrset
 
 from cryprq_proxy.base.tasks import spawn
 from cryprq_proxy.errors import StreamReason, StreamRefused, StreamReset
-from tun.dns.messages import Inquiry
+from tun.dns.answer import Answer, encode
+from tun.dns.forwarder import Forwarder
+from tun.dns.inquiry import Inquiry, digest
+from tun.dns.query import Query, parse_query
 
 
 class _Selector(selectors.DefaultSelector):
@@ -182,3 +185,23 @@ def inquiry(name: str = "www.example.", rdtype: str = "A") -> Inquiry:
 
 def query(name: str = "www.example.", rdtype: str = "A", **options: Any) -> bytes:
     return dns.message.make_query(name, rdtype, **options).to_wire()
+
+
+def answered(
+    *records: str, rdtype: str = "A", name: str = "www.example.", ipv6: bool = True, **more: str
+) -> Answer:
+    asked = inquiry(name, rdtype)
+    return digest(reply(dns.message.from_wire(asked.wire()), *records, **more), asked, ipv6=ipv6)  # type: ignore[arg-type]
+
+
+def text(answer: Answer, asked: bytes, limit: int = 65_535, **options: object) -> dns.message.Message:
+    return dns.message.from_wire(encode(answer, parse_query(asked), limit, **options))  # type: ignore[arg-type]
+
+
+# --- questions -----------------------------------------------------------------------------------------------------
+
+
+async def answer_of(forwarder: Forwarder, wire: bytes, *, tcp: bool) -> bytes | None:
+    """The reply to a client's message, got as the sockets of server.py get it."""
+    found = forwarder.consider(wire, tcp=tcp)
+    return await forwarder.resolve(found, tcp=tcp) if isinstance(found, Query) else found

@@ -69,9 +69,9 @@ class Machine:
             machine.step("choose resolver")
             return FakeResolver(machine)
 
-        def build(settings: Any, *, blocked: Callable[[bytes], bool], **_: Any) -> FakeForwarder:
+        def build(settings: Any, *, also_blocks: Callable[[bytes], bool], **_: Any) -> FakeForwarder:
             machine.step(f"forwarder ipv6={settings.ipv6}")
-            machine.blocked_name = blocked
+            machine.blocked_name = also_blocks
             return FakeForwarder(machine)
 
         kinds = (nft.KIND, ROUTING, "resolver")
@@ -80,7 +80,7 @@ class Machine:
         monkeypatch.setattr(tunnel, "Filter", FilterFactory(machine))
         monkeypatch.setattr(tunnel, "Routes", lambda *given: FakeRoutes(machine, *given))
         monkeypatch.setattr(tunnel, "build", build)
-        monkeypatch.setattr(tunnel, "DnsServer", lambda forwarder, where: FakeServer(machine, where))
+        monkeypatch.setattr(tunnel, "DnsServer", ServerFactory(machine))
         monkeypatch.setattr("tun.resolver.choose.choose", choose)
         monkeypatch.setattr(nft, "exists", lambda table: machine.standing)
         monkeypatch.setattr("socket.if_nametoindex", lambda name: 7)
@@ -250,15 +250,20 @@ class FakeForwarder:
         self.machine.step("close forwarder")
 
 
-class FakeServer:
-    def __init__(self, machine: Machine, where: list[tuple[str, int]]) -> None:
-        self.machine, self.where = machine, where
-        self.addresses: list[tuple[str, int]] = []
+@dataclass
+class ServerFactory:
+    machine: Machine
 
-    async def start(self) -> None:
-        ((host, port),) = self.where
+    async def listen(self, forwarder: FakeForwarder, addresses: list[tuple[str, int]]) -> FakeServer:
+        ((host, port),) = addresses
         self.machine.step(f"listen {host}")
-        self.addresses = [(host, port or 5300)]
+        return FakeServer(self.machine, [(host, port or 5300)])
+
+
+@dataclass
+class FakeServer:
+    machine: Machine
+    addresses: list[tuple[str, int]]
 
     def close(self) -> None:
         if self.addresses:

@@ -1,18 +1,20 @@
-"""The DNS forwarder of the system-wide mode: every name that this machine asks for goes through the link.
+"""The DNS forwarder of system-wide mode: every name that this machine asks for goes through the link.
 
 In the order in which a question passes:
 
-    server      UDP and TCP sockets on the addresses that the packet filter brings port 53 to
-    messages    a question's bytes to a `Query`, an upstream's bytes to an `Answer`, and back to bytes
+    server      UDP and TCP sockets on the addresses to which the packet filter sends port 53
+    query       a client's bytes to a `Query`; what is refused or dropped (the numbers of DNS are in codes)
     names       names in wire form; those that no server in the world is asked for (RFC 6761 and its kin)
-    blocklist   names that are answered here because a person does not want them
-    cache       answers until their time is over, and beyond when nobody can be asked (RFC 8767)
+    blocklist   names that a person blocks
+    cache       answers until their time is over, and beyond it while no upstream answers (RFC 8767)
     forwarder   puts these together: one upstream question for many equal ones, bounds, counters
-    upstreams   which server is asked, when the next one, and which of them are well
+    upstreams   which server is asked, when the next one is, and which of them are healthy (split: by domain)
+    inquiry     what a server is asked, and which of its messages is believed
     framed, tls, https
-                the three ways to ask one: messages on a byte stream, inside TLS, as HTTP
-    setup       all of it from `settings`
+                three transports: messages on a byte stream, inside TLS, as HTTP
+    answer      an answer as it is kept and as a client gets it
+    setup       makes all of it from settings
 
-No module here opens a socket towards the network: upstreams are reached by streams that the caller opens through the
-link, so that a question cannot leave by another way, whatever fails.
+No module here opens a socket towards the network. Upstreams are reached by streams that the caller opens through the
+link, so whatever fails, no question can leave past the link.
 """

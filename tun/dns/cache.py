@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Final, NamedTuple
 
-from .messages import Answer, Key
+from .answer import Answer
+from .codes import Key
 
 ENTRY_BYTES: Final = 600
 """What an entry takes beside its message, about: the objects, the key, the table. A TTL's place takes 120 more."""

@@ -19,10 +19,10 @@ from typing import Final
 from cryprq_proxy.base.clock import clock
 from cryprq_proxy.base.tasks import spawn
 
+from .answer import Answer, encode, synthesise
 from .blocklist import Blocklist
 from .cache import Cache, Hit
-from .framed import UpstreamError
-from .messages import (
+from .codes import (
     AAAA,
     ANY,
     EDE_BLOCKED,
@@ -36,17 +36,12 @@ from .messages import (
     SERVFAIL,
     YXDOMAIN,
     A,
-    Answer,
-    BadQuery,
-    Inquiry,
     Key,
-    Query,
-    encode,
-    error,
-    parse_query,
-    synthesise,
 )
-from .names import Local, special
+from .framed import UpstreamError
+from .inquiry import Inquiry
+from .names import Local, special, to_host
+from .query import BadQuery, Query, error_reply, parse_query
 from .settings import DnsSettings
 from .split import SuffixTable
 from .upstreams import Group, UpstreamStatus
@@ -61,8 +56,13 @@ STALE_RECHECK_SECONDS: Final = 10.0
 """How long stale answers are given at once after upstreams failed (RFC 8767 section 5 calls it the recheck timer)."""
 
 
-type Blocked = Callable[[bytes], bool]
-"""Whether a name has no answer."""
+type Blocks = Callable[[bytes], bool]
+"""Whether a name, in lower-case wire form, has no answer."""
+
+
+def blocks_nothing(name: bytes) -> bool:
+    """The `Blocks` of no rules."""
+    return False
 
 
 @dataclass(slots=True)
@@ -114,11 +114,11 @@ class Forwarder:
         split: SuffixTable[Group],
         blocklist: Blocklist,
         clock: Callable[[], float] = clock,
-        blocked: Blocked | None = None,
+        also_blocks: Blocks = blocks_nothing,
     ) -> None:
-        """`blocked` is asked beside the blocklist: for names in lower-case wire form."""
+        """`also_blocks` is asked beside the blocklist."""
         self._settings = settings
-        self._blocked = blocked
+        self._also_blocks = also_blocks
         self._upstream = upstream
         self._split = split
         self._blocklist = blocklist
@@ -132,13 +132,11 @@ class Forwarder:
 
     # --- questions -------------------------------------------------------------------------------------------------
 
-    async def answer(self, wire: bytes, *, tcp: bool) -> bytes | None:
-        """The reply to a client's message, or None if it gets none. Raises nothing, whatever the message."""
-        found = self.consider(wire, tcp=tcp)
-        return await self.resolve(found, tcp=tcp) if isinstance(found, Query) else found
-
     def consider(self, wire: bytes, *, tcp: bool) -> bytes | Query | None:
-        """What can be said at once: the reply, None for no reply, or the question to be given to `resolve`."""
+        """What can be said of a client's message at once: the reply, None for no reply, or a question for `resolve`.
+
+        Raises nothing, whatever the message.
+        """
         counters = self.counters
         counters.questions += 1
         try:
@@ -151,7 +149,7 @@ class Forwarder:
         if local is not None:
             counters.local += 1
             return encode(_local_answer(query, local), query, limit)
-        if self._blocklist.blocks(query.name) or (self._blocked is not None and self._blocked(query.name)):
+        if self._blocklist.blocks(query.name) or self._also_blocks(query.name):
             counters.blocked += 1
             return encode(self._blocked_answer(query), query, limit, ede=EDE_BLOCKED)
         if query.rdtype == AAAA and not self._ipv6:
@@ -173,7 +171,7 @@ class Forwarder:
         most = self._settings.questions
         if self._closed or self._waiting >= most or (task is None and len(self._asking) >= most):
             self.counters.overload += 1
-            return error(query, SERVFAIL)
+            return error_reply(query, SERVFAIL)
         merged = task is not None
         if task is None:
             task = self._asking[key] = spawn(self._ask(key), "dns question")
@@ -219,7 +217,7 @@ class Forwarder:
         """A stale answer, or SERVFAIL."""
         if hit is None:
             self.counters.failures += 1
-            return error(query, SERVFAIL, EDE_NO_REACHABLE)
+            return error_reply(query, SERVFAIL, EDE_NO_REACHABLE)
         self.counters.stale += 1
         ede = EDE_STALE_NXDOMAIN if hit.answer.rcode == NXDOMAIN else EDE_STALE
         return encode(hit.answer, query, limit, age=hit.age, stale=not hit.fresh, ede=ede)
@@ -249,10 +247,6 @@ class Forwarder:
         for group in self._groups():
             group.recover()
 
-    def flush(self) -> None:
-        """Forget all answers."""
-        self._cache.clear()
-
     def status(self) -> DnsStatus:
         return DnsStatus(
             counters=self.counters,
@@ -263,7 +257,7 @@ class Forwarder:
             in_use=self._upstream.in_use.status.name,
             upstreams=tuple(member.status for member in self._upstream.members),
             split={
-                _shown(domain): tuple(member.status for member in group.members)
+                to_host(domain): tuple(member.status for member in group.members)
                 for domain, group in self._split.items()
             },
         )
@@ -290,13 +284,3 @@ def _local_answer(query: Query, local: Local) -> Answer:
     if local is Local.REVERSE_LOCALHOST and query.rdtype in (PTR, ANY):
         return synthesise(query, NOERROR, PTR, ("localhost.",))
     return synthesise(query, NOERROR)
-
-
-def _shown(domain: bytes) -> str:
-    """Text of a wire-form name that a person wrote: it has no odd characters."""
-    labels = []
-    at = 0
-    while length := domain[at]:
-        labels.append(domain[at + 1 : at + 1 + length].decode("ascii"))
-        at += 1 + length
-    return ".".join(labels)

@@ -20,7 +20,7 @@ from cryprq_proxy.base.tasks import spawn
 from cryprq_proxy.errors import CryprqError, StreamReset
 from cryprq_proxy.outbound.bytestream import ByteStream
 
-from .messages import Inquiry
+from .inquiry import Inquiry
 
 _log = logging.getLogger(__name__)
 
@@ -34,6 +34,11 @@ STALL_SECONDS: Final = 2.0
 """A connection that brought nothing for this long while a question was given up is no longer used."""
 MAX_IN_FLIGHT: Final = 4096
 """Questions on one connection: far fewer than ids, so that a free one is found at once."""
+
+
+def message_end(buffer: bytearray, at: int) -> int:
+    """Where the message ends whose length stands at `at`; beyond the buffer if not all of it is there yet."""
+    return at + 2 + (int.from_bytes(buffer[at : at + 2]) if len(buffer) - at >= 2 else 0)
 
 
 class UpstreamError(CryprqError):
@@ -54,7 +59,7 @@ class Upstream(Protocol):
         """End all connections and the questions on them. It can be used again."""
 
 
-class _Connection:
+class FramedConnection:
     """One stream and the questions on it."""
 
     def __init__(self, stream: ByteStream, padding: int) -> None:
@@ -64,7 +69,7 @@ class _Connection:
         self._waiting: dict[int, tuple[Inquiry, asyncio.Future[bytes | None]]] = {}
         self._unsent = bytearray()
         self._wake_writer = asyncio.Event()
-        self._idle: asyncio.TimerHandle | None = self._loop.call_later(IDLE_SECONDS, self.end)
+        self._idle = self._loop.call_later(IDLE_SECONDS, self.end)
         self.heard = 0.0
         """When something came last."""
         self.used = False
@@ -76,9 +81,7 @@ class _Connection:
         """The answer; None if the connection ended before it came."""
         if len(self._waiting) >= MAX_IN_FLIGHT:
             raise UpstreamError("too many questions wait for the server")
-        if self._idle is not None:
-            self._idle.cancel()
-            self._idle = None
+        self._idle.cancel()
         id_ = secrets.randbelow(65_536)
         while id_ in self._waiting:
             id_ = secrets.randbelow(65_536)
@@ -104,8 +107,7 @@ class _Connection:
         if self.ended:
             return
         self.ended = True
-        if self._idle is not None:
-            self._idle.cancel()
+        self._idle.cancel()
         for task in self._tasks:
             task.cancel()
         self._stream.abort()
@@ -120,10 +122,7 @@ class _Connection:
                 self.heard = self._loop.time()
                 buffer += data
                 at = 0
-                while len(buffer) - at >= 2:
-                    end = at + 2 + int.from_bytes(buffer[at : at + 2])
-                    if len(buffer) < end:
-                        break
+                while (end := message_end(buffer, at)) <= len(buffer):
                     self._received(bytes(buffer[at + 2 : end]))
                     at = end
                 del buffer[:at]
@@ -162,8 +161,8 @@ class FramedUpstream:
     def __init__(self, open_stream: OpenStream, padding: int = 0) -> None:
         self._open_stream = open_stream
         self._padding = padding
-        self._connection: _Connection | None = None
-        self._opening: asyncio.Task[_Connection | UpstreamError] | None = None
+        self._connection: FramedConnection | None = None
+        self._opening: asyncio.Task[FramedConnection | UpstreamError] | None = None
 
     async def ask(self, inquiry: Inquiry) -> bytes:
         """See `Upstream`."""
@@ -186,7 +185,7 @@ class FramedUpstream:
             self._connection.end()
             self._connection = None
 
-    async def _connect(self) -> _Connection:
+    async def _connect(self) -> FramedConnection:
         """The open connection, or a new one; all who need it at once wait for the same."""
         if self._connection is not None and not self._connection.ended:
             return self._connection
@@ -203,10 +202,10 @@ class FramedUpstream:
             raise opened
         return opened
 
-    async def _open(self) -> _Connection | UpstreamError:
+    async def _open(self) -> FramedConnection | UpstreamError:
         """The error is returned: perhaps nobody waits any more, and that is no failure of the task."""
         try:
-            self._connection = _Connection(await open_in_time(self._open_stream), self._padding)
+            self._connection = FramedConnection(await open_in_time(self._open_stream), self._padding)
         except UpstreamError as error:
             return error
         return self._connection

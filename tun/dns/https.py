@@ -14,8 +14,9 @@ import h11
 from cryprq_proxy.errors import StreamReset
 from cryprq_proxy.outbound.bytestream import ByteStream
 
+from .codes import MAX_MESSAGE, PADDING
 from .framed import IDLE_SECONDS, OpenStream, UpstreamError, open_in_time
-from .messages import MAX_MESSAGE, PADDING, Inquiry
+from .inquiry import Inquiry
 
 MAX_CONNECTIONS: Final = 8
 MAX_HEADER: Final = 16_384
@@ -23,13 +24,12 @@ MAX_HEADER: Final = 16_384
 MEDIA_TYPE: Final = b"application/dns-message"
 
 
-class _Connection:
+class HttpsConnection:
     """One stream and the state of HTTP on it."""
 
     def __init__(self, stream: ByteStream) -> None:
         self.stream = stream
         self.http = h11.Connection(h11.CLIENT, MAX_HEADER)
-        self.idle: asyncio.TimerHandle | None = None
         self.silent = True
         """Whether nothing has come since the last request."""
 
@@ -82,15 +82,18 @@ class HttpsUpstream:
         self._host = host
         self._path = path
         self._free = asyncio.Semaphore(MAX_CONNECTIONS)
-        self._idle: list[_Connection] = []
-        self._busy: set[_Connection] = set()
+        self._idle: dict[HttpsConnection, asyncio.TimerHandle] = {}
+        """Connection -> what ends it."""
+        self._busy: set[HttpsConnection] = set()
 
     async def ask(self, inquiry: Inquiry) -> bytes:
         """See `Upstream`."""
         async with self._free:
             while True:
                 reused = bool(self._idle)
-                connection = self._take() if reused else _Connection(await open_in_time(self._open_stream))
+                connection = (
+                    self._take() if reused else HttpsConnection(await open_in_time(self._open_stream))
+                )
                 self._busy.add(connection)
                 kept = False
                 try:
@@ -115,18 +118,17 @@ class HttpsUpstream:
         while self._idle:
             self._take()
 
-    def _take(self) -> _Connection:
-        connection = self._idle.pop()
-        if connection.idle is not None:
-            connection.idle.cancel()
+    def _take(self) -> HttpsConnection:
+        """The connection that was used last."""
+        connection, timer = self._idle.popitem()
+        timer.cancel()
         return connection
 
-    def _put(self, connection: _Connection) -> None:
-        connection.idle = asyncio.get_running_loop().call_later(IDLE_SECONDS, self._expire, connection)
-        self._idle.append(connection)
+    def _put(self, connection: HttpsConnection) -> None:
+        self._idle[connection] = asyncio.get_running_loop().call_later(IDLE_SECONDS, self._expire, connection)
 
-    def _expire(self, connection: _Connection) -> None:
-        self._idle.remove(connection)
+    def _expire(self, connection: HttpsConnection) -> None:
+        del self._idle[connection]
         connection.stream.abort()
 
 

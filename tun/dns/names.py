@@ -55,11 +55,16 @@ def to_host(wire: bytes) -> str:
     Characters that no host name has become "?", so that nobody's name is mistaken for another one, and what is above
     it still counts.
     """
-    labels, at = [], 0
+    return b".".join([_ODD.sub(b"?", label) for label in labels(wire)]).decode("ascii")
+
+
+def labels(wire: bytes) -> list[bytes]:
+    """The labels of a wire form, without the root."""
+    found, at = [], 0
     while length := wire[at]:
-        labels.append(_ODD.sub(b"?", wire[at + 1 : at + 1 + length]))
+        found.append(wire[at + 1 : at + 1 + length])
         at += 1 + length
-    return b".".join(labels).decode("ascii")
+    return found
 
 
 def suffixes(wire: bytes) -> Iterator[bytes]:
@@ -80,25 +85,21 @@ class Local(Enum):
     NO_DATA = "no data"
 
 
-def _wire(name: str) -> bytes:
-    return from_text(name)
-
-
 _ALWAYS: Final = {
-    _wire("localhost"): Local.LOCALHOST,  # RFC 6761 section 6.3
-    _wire("invalid"): Local.NAME_ERROR,  # RFC 6761 section 6.4
-    _wire("onion"): Local.NAME_ERROR,  # RFC 7686 section 2
-    _wire("alt"): Local.NAME_ERROR,  # RFC 9476 section 2
+    from_text("localhost"): Local.LOCALHOST,  # RFC 6761 section 6.3
+    from_text("invalid"): Local.NAME_ERROR,  # RFC 6761 section 6.4
+    from_text("onion"): Local.NAME_ERROR,  # RFC 7686 section 2
+    from_text("alt"): Local.NAME_ERROR,  # RFC 9476 section 2
     # Says to a browser that names here are under somebody's control, so that it leaves its own DNS over HTTPS off,
     # which would go past blocklists and split DNS.
-    _wire("use-application-dns.net"): Local.NAME_ERROR,
+    from_text("use-application-dns.net"): Local.NAME_ERROR,
     # RFC 9462 section 6.4: nobody else may speak for the virtual address of this resolver.
-    _wire("resolver.arpa"): Local.NO_DATA,
-    _wire("1.0.0.127.in-addr.arpa"): Local.REVERSE_LOCALHOST,
-    _wire("1." + "0." * 31 + "ip6.arpa"): Local.REVERSE_LOCALHOST,
+    from_text("resolver.arpa"): Local.NO_DATA,
+    from_text("1.0.0.127.in-addr.arpa"): Local.REVERSE_LOCALHOST,
+    from_text("1." + "0." * 31 + "ip6.arpa"): Local.REVERSE_LOCALHOST,
 }
 _UNLESS_SPLIT: Final = {
-    _wire(name): Local.NAME_ERROR
+    from_text(name): Local.NAME_ERROR
     for name in (
         "local",  # RFC 6762 section 3: asked by multicast, by others
         "home.arpa",  # RFC 8375

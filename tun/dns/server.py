@@ -18,14 +18,15 @@ import socket
 import struct
 import sys
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from cryprq_proxy.base.tasks import spawn
 from cryprq_proxy.base.text import reason_of
 from cryprq_proxy.errors import ConfigError
 
 from .forwarder import Forwarder
-from .messages import Query
+from .framed import message_end
+from .query import Query
 
 _log = logging.getLogger(__name__)
 
@@ -54,31 +55,37 @@ type _Address = tuple[Any, ...]
 
 
 class DnsServer:
-    """UDP and TCP on each of `addresses` (IP literal and port; port 0 for any, the same for both)."""
+    """UDP and TCP sockets on which a forwarder is asked, made by `listen`."""
 
-    def __init__(self, forwarder: Forwarder, addresses: Sequence[tuple[str, int]]) -> None:
+    def __init__(self, forwarder: Forwarder) -> None:
+        """For `listen` only."""
         self._forwarder = forwarder
-        self._wanted = tuple(addresses)
         self._udp: list[_Datagrams] = []
         self._tcp: list[asyncio.Server] = []
-        self._connections: dict[_Connection, None] = {}
+        self._clients: dict[_TcpClient, None] = {}
         self.addresses: list[tuple[str, int]] = []
-        """Where it listens, once started."""
+        """Where it listens."""
 
-    async def start(self) -> None:
-        """Bind and listen on all addresses, or on none. Raises `ConfigError`."""
+    @classmethod
+    async def listen(cls, forwarder: Forwarder, addresses: Sequence[tuple[str, int]]) -> Self:
+        """A server that listens on all addresses (IP literal and port; port 0 for any, the same for UDP and TCP).
+
+        Raises `ConfigError`; then it listens on none.
+        """
+        server = cls(forwarder)
         try:
-            for host, port in self._wanted:
+            for host, port in addresses:
                 try:
-                    await self._listen(host, port)
+                    await server._listen(host, port)
                 except OSError as error:
                     raise ConfigError(
                         f"the DNS forwarder cannot listen on {host}, port {port}: {reason_of(error)};"
                         " end what else listens there"
                     ) from None
         except BaseException:
-            self.close()
+            server.close()
             raise
+        return server
 
     def close(self) -> None:
         """Close everything; questions that wait get no answer."""
@@ -86,8 +93,8 @@ class DnsServer:
             datagrams.close()
         for server in self._tcp:
             server.close()
-        for connection in list(self._connections):
-            connection.abort()
+        for client in list(self._clients):
+            client.abort()
         self._udp.clear()
         self._tcp.clear()
         self.addresses.clear()
@@ -99,7 +106,7 @@ class DnsServer:
             port = stream.getsockname()[1]
             datagrams = undo.enter_context(_bound(socket.SOCK_DGRAM, host, port))
             server = await loop.create_server(
-                lambda: _Connection(self._forwarder, self._connections), sock=stream, backlog=_BACKLOG
+                lambda: _TcpClient(self._forwarder, self._clients), sock=stream, backlog=_BACKLOG
             )
             undo.pop_all()
         self._tcp.append(server)
@@ -187,12 +194,13 @@ def _source(ancillary: list[tuple[int, int, bytes]]) -> list[tuple[int, int, byt
     return []
 
 
-class _Connection(asyncio.Protocol):
-    """One TCP client."""
+class _TcpClient(asyncio.Protocol):
+    """One TCP connection of a client."""
 
-    def __init__(self, forwarder: Forwarder, connections: dict[_Connection, None]) -> None:
+    def __init__(self, forwarder: Forwarder, clients: dict[_TcpClient, None]) -> None:
+        """`clients` are all of the server, the one that was silent for longest first."""
         self._forwarder = forwarder
-        self._connections = connections
+        self._clients = clients
         self._loop = asyncio.get_running_loop()
         self._buffer = bytearray()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -203,19 +211,19 @@ class _Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
-        if len(self._connections) >= MAX_CONNECTIONS:
-            next(iter(self._connections)).abort()
-        self._connections[self] = None
+        if len(self._clients) >= MAX_CONNECTIONS:
+            next(iter(self._clients)).abort()
+        self._clients[self] = None
         self._idle = self._loop.call_later(IDLE_SECONDS, self._expire)
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._connections.pop(self, None)
+        self._clients.pop(self, None)
         self._idle.cancel()
         for task in list(self._tasks):
             task.cancel()
 
     def abort(self) -> None:
-        self._connections.pop(self, None)
+        self._clients.pop(self, None)
         self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
@@ -240,8 +248,8 @@ class _Connection(asyncio.Protocol):
         buffer = self._buffer
         at = 0
         while not self._full and len(self._tasks) < MAX_PIPELINED and not self._transport.is_closing():
-            end = at + 2 + int.from_bytes(buffer[at : at + 2])
-            if len(buffer) - at < 2 or len(buffer) < end:
+            end = message_end(buffer, at)
+            if end > len(buffer):
                 break
             self._received(bytes(buffer[at + 2 : end]))
             at = end
@@ -281,8 +289,8 @@ class _Connection(asyncio.Protocol):
 
     def _alive(self) -> None:
         """It asked or was answered: the idle time begins anew, and others go first when room is needed."""
-        if self in self._connections:
-            self._connections[self] = self._connections.pop(self)
+        if self in self._clients:
+            self._clients[self] = self._clients.pop(self)
             self._idle.cancel()
             self._idle = self._loop.call_later(IDLE_SECONDS, self._expire)
 

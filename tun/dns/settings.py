@@ -30,8 +30,8 @@ MAX_UPSTREAMS: Final = 16
 _PATH: Final = re.compile(r"/[!-~]*")
 
 
-class Way(Enum):
-    """How a server is spoken to; the value is its default port."""
+class Scheme(Enum):
+    """The protocol in which a server is asked; the value is its default port."""
 
     EXIT = 0
     TCP = 53
@@ -44,7 +44,7 @@ class UpstreamSpec(NamedTuple):
 
     text: str
     """As the person wrote it; what `status` shows."""
-    way: Way
+    scheme: Scheme
     destination: Destination
     """Where the stream goes; without meaning for the exit's resolver."""
     name: str
@@ -116,34 +116,41 @@ def _parse(text: str) -> UpstreamSpec:
     if len(text) > MAX_SPEC:
         raise ValueError("too long")
     if text == "exit":
-        return UpstreamSpec(text, Way.EXIT, Destination("", 0), "", "")
-    scheme, separator, rest = text.partition("://")
+        return UpstreamSpec(text, Scheme.EXIT, Destination("", 0), "", "")
+    prefix, separator, rest = text.partition("://")
     if not separator:
-        scheme, rest = "tcp", text
-    if scheme not in ("tcp", "tls", "https"):
-        raise ValueError(f"{scheme} is no known scheme")
-    way = Way[scheme.upper()]
+        prefix, rest = "tcp", text
+    if prefix not in ("tcp", "tls", "https"):
+        raise ValueError(f"{prefix} is no known scheme")
+    scheme = Scheme[prefix.upper()]
     rest, hash_sign, name = rest.partition("#")
-    rest, slash, path = rest.partition("/")
-    if path and way is not Way.HTTPS:
-        raise ValueError("only https has a path")
-    if "@" in rest or not rest:
+    host, slash, path = rest.partition("/")
+    if "@" in host or not host:
         raise ValueError("a host is expected")
-    destination = parse_host_port(rest, way.value)
-    if way is Way.TCP and not destination.is_ip:
-        raise ValueError("a plain server is given by its address")
-    if way is Way.TCP and hash_sign:
-        raise ValueError("a plain server proves no name")
+    destination = parse_host_port(host, scheme.value)
     if not destination.port:
         raise ValueError("port 0 is none")
-    if hash_sign:
-        checked = parse_host_port(f"[{name}]" if ":" in name else name, 0)
-        if checked.port or not name:
-            raise AddressError("a name without a port is expected behind #")
-        name = checked.host
-    else:
-        name = destination.host
+    if path and scheme is not Scheme.HTTPS:
+        raise ValueError("only https has a path")
+    if scheme is Scheme.TCP and not destination.is_ip:
+        raise ValueError("a plain server is given by its address")
+    if scheme is Scheme.TCP and hash_sign:
+        raise ValueError("a plain server proves no name")
     path = slash + path or "/"
     if not _PATH.fullmatch(path):
         raise ValueError("the path has characters that no URL has")
-    return UpstreamSpec(text, way, destination, name, path if way is Way.HTTPS else "")
+    return UpstreamSpec(
+        text,
+        scheme,
+        destination,
+        _certified_name(name) if hash_sign else destination.host,
+        path if scheme is Scheme.HTTPS else "",
+    )
+
+
+def _certified_name(text: str) -> str:
+    """The name or address behind the #, which the certificate must be made out for. Raises AddressError."""
+    checked = parse_host_port(f"[{text}]" if ":" in text else text, 0)
+    if checked.port or not text:
+        raise AddressError("a name without a port is expected behind #")
+    return checked.host

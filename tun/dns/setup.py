@@ -12,45 +12,45 @@ from cryprq_proxy.errors import ConfigError
 from cryprq_proxy.outbound.bytestream import ByteStream
 
 from .blocklist import Blocklist, load
-from .forwarder import Blocked, Forwarder
+from .codes import PADDING
+from .forwarder import Blocks, Forwarder, blocks_nothing
 from .framed import FramedUpstream, OpenStream, Upstream
 from .https import HttpsUpstream
-from .messages import PADDING
 from .names import from_text
-from .settings import MAX_UPSTREAMS, DnsSettings, UpstreamSpec, Way, parse_upstream
+from .settings import MAX_UPSTREAMS, DnsSettings, Scheme, UpstreamSpec, parse_upstream
 from .split import SuffixTable
 from .tls import client_context, inside_tls
 from .upstreams import Group, Member
 
-type Connect = Callable[[Destination], Awaitable[ByteStream]]
+type OpenTarget = Callable[[Destination], Awaitable[ByteStream]]
 """Opens a TCP stream to a target through the exit. Raises StreamRefused."""
 
 
-class _Maker:
+class _UpstreamMaker:
     """Makes upstreams. The TLS context is made only where one needs it."""
 
-    def __init__(self, resolver: OpenStream, connect: Connect, context: ssl.SSLContext | None) -> None:
+    def __init__(self, resolver: OpenStream, connect: OpenTarget, context: ssl.SSLContext | None) -> None:
         self._resolver = resolver
         self._connect = connect
         self._context = context
 
     def upstream(self, spec: UpstreamSpec) -> Upstream:
-        if spec.way is Way.EXIT:
+        if spec.scheme is Scheme.EXIT:
             return FramedUpstream(self._resolver, PADDING)
 
         async def open_stream() -> ByteStream:
             return await self._connect(spec.destination)
 
-        if spec.way is Way.TCP:
+        if spec.scheme is Scheme.TCP:
             return FramedUpstream(open_stream)
         if self._context is None:
             self._context = client_context()
         secured = inside_tls(open_stream, self._context, spec.name)
-        if spec.way is Way.TLS:
+        if spec.scheme is Scheme.TLS:
             return FramedUpstream(secured, PADDING)
         port = spec.destination.port
         host = spec.name if ":" not in spec.name else f"[{spec.name}]"
-        return HttpsUpstream(secured, host if port == Way.HTTPS.value else f"{host}:{port}", spec.path)
+        return HttpsUpstream(secured, host if port == Scheme.HTTPS.value else f"{host}:{port}", spec.path)
 
 
 def parse_upstreams(texts: Sequence[str], where: str) -> list[UpstreamSpec]:
@@ -78,18 +78,20 @@ def build(
     settings: DnsSettings,
     *,
     resolver: OpenStream,
-    connect: Connect,
+    connect: OpenTarget,
     blocklist: Blocklist | None = None,
     context: ssl.SSLContext | None = None,
     clock: Callable[[], float] = clock,
-    blocked: Blocked | None = None,
+    also_blocks: Blocks = blocks_nothing,
 ) -> Forwarder:
     """A forwarder whose every stream is opened by `resolver` (the exit's resolver, DNS over TCP framing) or `connect`.
 
     `blocklist` saves reading the files here, which blocks for a second or two when they are large: `load` them on a
-    thread. `blocked` is asked beside it. `context` replaces the system's certificate authorities. Raises `ConfigError`.
+    thread. `also_blocks` is asked beside it. `context` replaces the system's certificate authorities.
+
+    Raises `ConfigError`.
     """
-    maker = _Maker(resolver, connect, context)
+    maker = _UpstreamMaker(resolver, connect, context)
 
     def group(texts: Sequence[str], where: str) -> Group:
         members = [Member(spec.text, maker.upstream(spec), clock) for spec in parse_upstreams(texts, where)]
@@ -107,5 +109,10 @@ def build(
     if blocklist is None:
         blocklist = load(settings.blocklists, settings.block, settings.allow)
     return Forwarder(
-        settings, group(settings.upstreams, "dns.upstreams"), SuffixTable(split), blocklist, clock, blocked
+        settings,
+        group(settings.upstreams, "dns.upstreams"),
+        SuffixTable(split),
+        blocklist,
+        clock,
+        also_blocks,
     )

@@ -15,8 +15,10 @@ from typing import Final
 
 from cryprq_proxy.base.tasks import spawn
 
+from .answer import Answer
+from .codes import NOERROR, NXDOMAIN, YXDOMAIN
 from .framed import Upstream, UpstreamError
-from .messages import NOERROR, NXDOMAIN, YXDOMAIN, Answer, BadAnswer, Inquiry, digest
+from .inquiry import BadAnswer, Inquiry, digest
 
 FIRST_PENALTY: Final = 1.0
 MAX_PENALTY: Final = 60.0

@@ -30,6 +30,7 @@ from cryprq_proxy.rules.engine import EVERYTHING, Decision, RuleSet
 from cryprq_proxy.rules.ranges import LAST_PORT, borders
 from cryprq_proxy.rules.syntax import Rule, Verdict, shown
 
+from ..dns.names import labels
 from .nft import prefixes
 from .user_rules import DNS_PORTS, FilterRule, FilterRules
 
@@ -200,15 +201,11 @@ def _blocked_by(rules: RuleSet, host: str) -> Decision | None:
 
 def _host_name(wire: bytes) -> str | None:
     """The text of a name; None for one that no rule can mean, since it is no host name."""
-    labels = []
-    at = 0
-    while length := wire[at]:
-        labels.append(wire[at + 1 : at + 1 + length])
-        at += 1 + length
-    if any(b"." in label for label in labels):
+    found = labels(wire)
+    if any(b"." in label for label in found):
         return None
     try:
-        host = canonical_host(b".".join(labels))
+        host = canonical_host(b".".join(found))
     except AddressError:
         return None
     return None if Destination(host, 0).is_ip else host

@@ -5,8 +5,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tun.dns.answer import Answer
 from tun.dns.cache import ENTRY_BYTES, MAX_FAILURES, Cache
-from tun.dns.messages import Answer, Key
+from tun.dns.codes import Key
 
 DAY = 86_400.0
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from cryprq_proxy.address import Destination
 from cryprq_proxy.errors import ConfigError
 from tun.dns.names import Local, from_ascii, from_text, special, suffixes
-from tun.dns.settings import DnsSettings, Way, parse_upstream
+from tun.dns.settings import DnsSettings, Scheme, parse_upstream
 from tun.dns.split import SuffixTable
 
 LABEL = st.text("abcdefghijklmnopqrstuvwxyz0123456789-_", min_size=1, max_size=63)
@@ -82,32 +82,34 @@ def test_the_longest_domain_wins() -> None:
 @pytest.mark.parametrize(
     ("text", "way", "destination", "name", "path"),
     [
-        ("exit", Way.EXIT, Destination("", 0), "", ""),
-        ("10.0.0.1", Way.TCP, Destination("10.0.0.1", 53), "10.0.0.1", ""),
-        ("10.0.0.1:5353", Way.TCP, Destination("10.0.0.1", 5353), "10.0.0.1", ""),
-        ("tcp://[2001:db8::1]", Way.TCP, Destination("2001:db8::1", 53), "2001:db8::1", ""),
-        ("tls://1.1.1.1#One.Example", Way.TLS, Destination("1.1.1.1", 853), "one.example", ""),
-        ("tls://1.1.1.1", Way.TLS, Destination("1.1.1.1", 853), "1.1.1.1", ""),
-        ("tls://dns.example:8853", Way.TLS, Destination("dns.example", 8853), "dns.example", ""),
-        ("tls://192.0.2.1#2001:db8::1", Way.TLS, Destination("192.0.2.1", 853), "2001:db8::1", ""),
+        ("exit", Scheme.EXIT, Destination("", 0), "", ""),
+        ("10.0.0.1", Scheme.TCP, Destination("10.0.0.1", 53), "10.0.0.1", ""),
+        ("10.0.0.1:5353", Scheme.TCP, Destination("10.0.0.1", 5353), "10.0.0.1", ""),
+        ("tcp://[2001:db8::1]", Scheme.TCP, Destination("2001:db8::1", 53), "2001:db8::1", ""),
+        ("tls://1.1.1.1#One.Example", Scheme.TLS, Destination("1.1.1.1", 853), "one.example", ""),
+        ("tls://1.1.1.1", Scheme.TLS, Destination("1.1.1.1", 853), "1.1.1.1", ""),
+        ("tls://dns.example:8853", Scheme.TLS, Destination("dns.example", 8853), "dns.example", ""),
+        ("tls://192.0.2.1#2001:db8::1", Scheme.TLS, Destination("192.0.2.1", 853), "2001:db8::1", ""),
         (
             "https://dns.example/dns-query",
-            Way.HTTPS,
+            Scheme.HTTPS,
             Destination("dns.example", 443),
             "dns.example",
             "/dns-query",
         ),
         (
             "https://9.9.9.9:444/q/x?k=v#dns.example",
-            Way.HTTPS,
+            Scheme.HTTPS,
             Destination("9.9.9.9", 444),
             "dns.example",
             "/q/x?k=v",
         ),
-        ("https://dns.example", Way.HTTPS, Destination("dns.example", 443), "dns.example", "/"),
+        ("https://dns.example", Scheme.HTTPS, Destination("dns.example", 443), "dns.example", "/"),
     ],
 )
-def test_addresses_of_upstreams(text: str, way: Way, destination: Destination, name: str, path: str) -> None:
+def test_addresses_of_upstreams(
+    text: str, way: Scheme, destination: Destination, name: str, path: str
+) -> None:
     assert parse_upstream(text) == (text, way, destination, name, path)
 
 

@@ -45,8 +45,7 @@ async def forwarder(upstream: FramedServer) -> AsyncIterator[Forwarder]:
 
 @pytest.fixture
 async def port(forwarder: Forwarder) -> AsyncIterator[int]:
-    server = DnsServer(forwarder, [("127.0.0.1", 0)])
-    await server.start()
+    server = await DnsServer.listen(forwarder, [("127.0.0.1", 0)])
     yield server.addresses[0][1]
     server.close()
 
@@ -171,8 +170,7 @@ async def test_connections_are_bounded_and_the_most_silent_one_makes_room(
 
 
 async def test_a_client_that_takes_no_answers_is_not_read_from(forwarder: Forwarder) -> None:
-    server = DnsServer(forwarder, [("127.0.0.1", 0)])
-    await server.start()
+    server = await DnsServer.listen(forwarder, [("127.0.0.1", 0)])
     reader, writer = await asyncio.open_connection("127.0.0.1", server.addresses[0][1], limit=4096)
     writer.write(framed(query("big.example.")))
     await frame(reader)
@@ -184,7 +182,7 @@ async def test_a_client_that_takes_no_answers_is_not_read_from(forwarder: Forwar
         for _ in range(500):
             await asyncio.sleep(0)
     assert forwarder.counters.questions < total
-    (connection,) = server._connections
+    (connection,) = server._clients
     assert len(connection._buffer) < 1 << 20
     writer.transport.abort()
     server.close()
@@ -192,8 +190,7 @@ async def test_a_client_that_takes_no_answers_is_not_read_from(forwarder: Forwar
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has all of 127/8 on loopback")
 async def test_replies_leave_from_where_the_question_came_to(forwarder: Forwarder) -> None:
-    server = DnsServer(forwarder, [("0.0.0.0", 0)])
-    await server.start()
+    server = await DnsServer.listen(forwarder, [("0.0.0.0", 0)])
     for host in ("127.0.0.1", "127.0.0.2", "127.3.4.5"):
         with Udp(host, server.addresses[0][1]) as client:
             assert dns.message.from_wire(await client.exchange(query())).answer
@@ -203,9 +200,8 @@ async def test_replies_leave_from_where_the_question_came_to(forwarder: Forwarde
 
 @pytest.mark.parametrize("host", ["::1", "::"])
 async def test_ipv6(forwarder: Forwarder, host: str) -> None:
-    server = DnsServer(forwarder, [(host, 0)])
     try:
-        await server.start()
+        server = await DnsServer.listen(forwarder, [(host, 0)])
     except ConfigError as error:
         pytest.skip(f"no IPv6 here: {error}")
     with Udp("::1", server.addresses[0][1]) as client:
@@ -214,17 +210,15 @@ async def test_ipv6(forwarder: Forwarder, host: str) -> None:
 
 
 async def test_an_address_that_is_taken_is_said_in_one_sentence(forwarder: Forwarder, port: int) -> None:
-    server = DnsServer(forwarder, [("127.0.0.2", 0), ("127.0.0.1", port)])
     with pytest.raises(
         ConfigError, match=rf"cannot listen on 127\.0\.0\.1, port {port}: address already in use"
     ):
-        await server.start()
-    assert server.addresses == []
+        await DnsServer.listen(forwarder, [("127.0.0.2", port), ("127.0.0.1", port)])
+    (await DnsServer.listen(forwarder, [("127.0.0.2", port)])).close()  # the first one was let go
 
 
 async def test_closing_with_questions_that_wait(forwarder: Forwarder, upstream: FramedServer) -> None:
-    server = DnsServer(forwarder, [("127.0.0.1", 0)])
-    await server.start()
+    server = await DnsServer.listen(forwarder, [("127.0.0.1", 0)])
     _, port = server.addresses[0]
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     with Udp("127.0.0.1", port) as client:

@@ -23,11 +23,11 @@ from cryprq_proxy.address import Destination
 from cryprq_proxy.base.tasks import spawn
 from cryprq_proxy.errors import StreamReset
 from cryprq_proxy.outbound.bytestream import ByteStream, SocketStream
-from tests.support.dns_fakes import address, inquiry, query, stream_pair
+from tests.support.dns_fakes import address, answer_of, inquiry, query, stream_pair
+from tun.dns.codes import SERVFAIL
 from tun.dns.forwarder import Forwarder
 from tun.dns.framed import UpstreamError
 from tun.dns.https import MAX_CONNECTIONS, HttpsUpstream
-from tun.dns.messages import SERVFAIL
 from tun.dns.settings import DnsSettings
 from tun.dns.setup import build
 from tun.dns.tls import TlsStream, client_context
@@ -159,7 +159,7 @@ def forwarder(upstream: str, context: ssl.SSLContext, **options: float) -> Forwa
 
 
 async def ask(forwarder: Forwarder, name: str = "www.example.") -> dns.message.Message:
-    answer = await forwarder.answer(query(name), tcp=True)
+    answer = await answer_of(forwarder, query(name), tcp=True)
     assert answer is not None
     return dns.message.from_wire(answer)
 

@@ -9,8 +9,10 @@ import dns.message
 import pytest
 
 from tests.support.dns_fakes import address, inquiry, now, reply, run
+from tun.dns.answer import Answer
+from tun.dns.codes import NXDOMAIN, SERVFAIL
 from tun.dns.framed import UpstreamError
-from tun.dns.messages import NXDOMAIN, SERVFAIL, Answer, Inquiry
+from tun.dns.inquiry import Inquiry
 from tun.dns.upstreams import Group, Member
 
 

@@ -1,0 +1,168 @@
+"""What upstreams are asked and say: an `Inquiry` to bytes, and a server's bytes to an `Answer`.
+
+dnspython reads and writes the messages. What this file adds is the judgement: whether a message answers the question,
+what of it is passed on, and how long it lives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import dns.exception
+import dns.message
+import dns.name
+import dns.rdata
+import dns.rdataclass
+import dns.rdatatype
+import dns.rrset
+from dns.rdtypes.svcbbase import ParamKey, SVCBBase
+
+from cryprq_proxy.errors import CryprqError
+
+from .answer import Answer, empty, keep
+from .codes import (
+    AAAA,
+    AD,
+    ANY,
+    BADVERS,
+    CD,
+    DAY,
+    FORMERR,
+    HEADER,
+    NEGATIVE_SECONDS,
+    NOERROR,
+    NOTIMP,
+    NXDOMAIN,
+    PAYLOAD,
+    QUESTION,
+    RD,
+    REFUSED,
+    RRSIG,
+    SERVFAIL,
+    SOA,
+    TC,
+    YXDOMAIN,
+    Key,
+)
+
+
+class BadAnswer(CryprqError):
+    """An upstream's message that is no answer to the question asked, or no message."""
+
+
+class Inquiry:
+    """A question as upstreams get it: nothing of the client but name, type and the DO and CD bits.
+
+    So no cookie and no client subnet (RFC 7871) of an application ever reaches a server. Recursion is always desired,
+    and AD asked for, whatever the client said: the answer serves others too.
+    """
+
+    __slots__ = ("_written", "key", "question")
+
+    def __init__(self, key: Key) -> None:
+        self.key = key
+        self.question = key[0] + QUESTION.pack(key[1], 1)
+        self._written: dict[int, bytes] = {}
+
+    def wire(self, padding: int = 0) -> bytes:
+        """The message with the id 0, padded to a multiple of `padding` bytes."""
+        found = self._written.get(padding)
+        if found is None:
+            name, rdtype, bits = self.key
+            message = dns.message.make_query(
+                dns.name.from_wire(name, 0)[0],
+                dns.rdatatype.RdataType.make(rdtype),
+                use_edns=0,
+                want_dnssec=bool(bits & 2),
+                payload=PAYLOAD,
+                id=0,
+                flags=RD | AD | CD * (bits & 1),
+                pad=padding,
+            )
+            found = self._written[padding] = message.to_wire()
+        return found
+
+    def is_answered_by(self, wire: bytes) -> bool:
+        """Whether a message is an answer to this very question. An error may come without a question."""
+        if len(wire) < HEADER.size or not wire[2] & 0x80 or wire[2] & 0x78:
+            return False
+        if wire[4:6] == b"\0\0":
+            return wire[3] & 15 in (FORMERR, SERVFAIL, NOTIMP, REFUSED)
+        end = HEADER.size + len(self.question)
+        spelled = wire[HEADER.size : end]
+        return (
+            wire[4:6] == b"\0\1"
+            and spelled[:-4].lower() == self.question[:-4]
+            and spelled[-4:] == self.question[-4:]
+        )
+
+
+def digest(wire: bytes, inquiry: Inquiry, *, ipv6: bool) -> Answer:
+    """Judge an upstream's message: at most 65,535 bytes, any content. Raises `BadAnswer`.
+
+    The answer may be an error of the server (`rcode` tells); it then has no records. Without `ipv6` all AAAA records
+    and all IPv6 hints of service bindings (RFC 9460) are taken out, and the signatures that no longer fit.
+    """
+    if not inquiry.is_answered_by(wire):
+        raise BadAnswer("the server answered another question")
+    if wire[2] & TC >> 8:
+        raise BadAnswer("the server cut its answer short on a stream")
+    try:
+        message = dns.message.from_wire(wire, keyring=False, ignore_trailing=True)
+        rcode = int(message.rcode())
+        if rcode not in (NOERROR, NXDOMAIN, YXDOMAIN):
+            return empty(*inquiry.key[:2], rcode if rcode < BADVERS else SERVFAIL, 0)
+        return keep(message, _prepare(message, inquiry.key[1], ipv6))
+    except dns.exception.DNSException:
+        raise BadAnswer("the server sent a malformed answer") from None
+
+
+def _prepare(message: dns.message.Message, rdtype: int, ipv6: bool) -> int:
+    """Take out what is not passed on, and bound all TTLs. Returns how long the answer lives, in seconds."""
+    message.opt = None
+    message.tsig = None
+    for number in (1, 2, 3):
+        section = [rrset for rrset in message.sections[number] if rrset.rdclass == dns.rdataclass.IN]
+        message.sections[number] = section if ipv6 else _without_ipv6(section)
+        for rrset in message.sections[number]:
+            rrset.ttl = min(rrset.ttl, DAY)
+    if message.rcode() == YXDOMAIN:
+        return 0
+    found = message.rcode() == NOERROR and any(rdtype in (ANY, rrset.rdtype) for rrset in message.answer)
+    if not found:
+        # RFC 2308 section 5: an absence lives as long as its SOA record says; without one it is not kept.
+        soa = next((rrset for rrset in message.authority if rrset.rdtype == SOA), None)
+        if soa is None:
+            return 0
+        soa.ttl = min(soa.ttl, soa[0].minimum, NEGATIVE_SECONDS)
+    return min((rrset.ttl for section in message.sections[1:] for rrset in section), default=0)
+
+
+def _without_ipv6(section: Iterable[dns.rrset.RRset]) -> list[dns.rrset.RRset]:
+    kept = []
+    changed: set[tuple[dns.name.Name | None, int]] = {(None, AAAA)}
+    for rrset in section:
+        if any(isinstance(rd, SVCBBase) and ParamKey.IPV6HINT in rd.params for rd in rrset):
+            changed.add((rrset.name, int(rrset.rdtype)))
+            bindings = [binding for rd in rrset if (binding := _without_hint(rd)) is not None]
+            if bindings:
+                kept.append(dns.rrset.from_rdata_list(rrset.name, rrset.ttl, bindings))
+        elif rrset.rdtype != AAAA:
+            kept.append(rrset)
+    return [
+        rrset
+        for rrset in kept
+        if rrset.rdtype != RRSIG
+        or changed.isdisjoint({(None, int(rrset.covers)), (rrset.name, int(rrset.covers))})
+    ]
+
+
+def _without_hint(rd: dns.rdata.Rdata) -> dns.rdata.Rdata | None:
+    """A service binding without its IPv6 addresses; None if it says that nobody may do without them."""
+    if not isinstance(rd, SVCBBase) or ParamKey.IPV6HINT not in rd.params:
+        return rd
+    params = {key: value for key, value in rd.params.items() if key != ParamKey.IPV6HINT}
+    try:
+        return type(rd)(rd.rdclass, rd.rdtype, rd.priority, rd.target, params)
+    except ValueError:  # it is among the mandatory keys
+        return None
