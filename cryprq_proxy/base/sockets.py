@@ -1,10 +1,39 @@
-"""What every TCP socket of the program is set to, whatever it connects."""
+"""TCP sockets: the loop that accepts connections, and the options that every socket gets."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import logging
 import socket
-from typing import Final
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from .text import reason_of
+
+_log = logging.getLogger(__name__)
+
+ACCEPTS: Final = 64
+"""Connections accepted in one wake-up; then other work has its turn."""
+FIRST_PAUSE: Final = 0.1
+MAX_PAUSE: Final = 1.0
+"""Seconds without accepting after a failure. The pause doubles until accepting works again."""
+_OF_ONE_CONNECTION: Final = frozenset(
+    getattr(errno, name)
+    for name in (
+        "ECONNABORTED",
+        "EHOSTDOWN",
+        "EHOSTUNREACH",
+        "ENETDOWN",
+        "ENETUNREACH",
+        "ENONET",
+        "ENOPROTOOPT",
+        "EPERM",
+        "EPROTO",
+    )
+    if hasattr(errno, name)
+)
+"""Errors of the connection that accept(2) takes off the queue. The next one may be fine."""
 
 _CONGESTION: Final = getattr(socket, "TCP_CONGESTION", None)
 _UNPACED: Final = b"reno"
@@ -23,3 +52,79 @@ def prepare(sock: socket.socket, host: str) -> socket.socket:
         with contextlib.suppress(OSError):
             sock.setsockopt(socket.IPPROTO_TCP, _CONGESTION, _UNPACED)
     return sock
+
+
+class AcceptTimer(Protocol):
+    def cancel(self) -> None: ...
+
+
+class AcceptLoop(Protocol):
+    """What an Acceptor needs of an event loop."""
+
+    def add_reader(self, fd: socket.socket, callback: Callable[[], None], /) -> object: ...
+    def remove_reader(self, fd: socket.socket, /) -> object: ...
+    def call_later(self, delay: float, callback: Callable[[], None], /) -> AcceptTimer: ...
+
+
+class Acceptor:
+    """Accepts the connections of one listening socket, which it owns, between `start` and `stop`.
+
+    `accepted` gets each connection and the IP address of its other end; it may call `stop`. When accepting fails, as
+    it does without free descriptors or memory, the queued connections keep the listening socket readable: the acceptor
+    looks away for a moment instead of spinning, and logs one warning until accepting works again.
+    """
+
+    def __init__(
+        self, loop: AcceptLoop, listener: socket.socket, accepted: Callable[[socket.socket, str], None]
+    ) -> None:
+        listener.setblocking(False)
+        self._loop = loop
+        self._listener = listener
+        self._accepted = accepted
+        self._reading = False
+        self._pause = 0.0
+        """Seconds of the last pause; 0 while accepting works."""
+        self._timer: AcceptTimer | None = None
+
+    def start(self) -> None:
+        """Accept from now on. Harmless if it does."""
+        if not self._reading:
+            self._reading = True
+            self._loop.add_reader(self._listener, self._on_acceptable)
+
+    def stop(self) -> None:
+        """Leave new connections in the queue of the listening socket."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._reading:
+            self._reading = False
+            self._loop.remove_reader(self._listener)
+
+    def close(self) -> None:
+        """Accept no more; the address is free."""
+        self.stop()
+        self._listener.close()
+
+    def _on_acceptable(self) -> None:
+        for _ in range(ACCEPTS):
+            try:
+                sock, address = self._listener.accept()
+            except (BlockingIOError, InterruptedError):
+                break
+            except OSError as error:
+                if error.errno in _OF_ONE_CONNECTION:
+                    continue
+                self._look_away(error)
+                return
+            self._accepted(sock, address[0])
+            if not self._reading:
+                break
+        self._pause = 0.0
+
+    def _look_away(self, error: OSError) -> None:
+        if not self._pause:
+            _log.warning("new connections cannot be accepted for now: %s", reason_of(error))
+        self._pause = min(2 * self._pause, MAX_PAUSE) or FIRST_PAUSE
+        self.stop()
+        self._timer = self._loop.call_later(self._pause, self.start)

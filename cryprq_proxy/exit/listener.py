@@ -16,13 +16,13 @@ import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from ..address import Destination
 from ..base.clock import clock
-from ..base.sockets import prepare
+from ..base.sockets import Acceptor, prepare
 from ..base.tasks import spawn
-from ..base.text import reason_of
 from ..carriers.admission import frame_flight, read_flight
 from ..carriers.pipe import Pipe, TcpPipe
 from ..crypto.handshake import FIRST_SIZE, THIRD_SIZE, ExitHandshake
@@ -41,8 +41,6 @@ _log = logging.getLogger(__name__)
 HANDSHAKE_TIMEOUT: Final = 10.0
 """Seconds from the first byte to the verdict."""
 BACKLOG: Final = 256
-ACCEPTS: Final = 64
-"""Connections accepted in one wake-up."""
 SIGNATURES_WAITING: Final = 8
 """Handshakes that may be at the slow steps at once; more are closed."""
 
@@ -89,9 +87,9 @@ class ExitListener:
         self._admit = admit
         self._features = Feature(0)
         self._loop = asyncio.get_running_loop()
-        self._sockets: list[socket.socket] = []
-        self._entrances: dict[socket.socket, WebEntrance] = {}
-        """Of the listening sockets that are not for bare TCP."""
+        self._acceptors: list[Acceptor] = []
+        self._entrance: WebEntrance | None = None
+        """What accepts WebSocket connections."""
         self._handshakes: set[asyncio.Task[None]] = set()
         per_minute = settings.handshakes_per_minute
         self._per_prefix = PrefixLimiter(rate=per_minute / 60, burst=per_minute)
@@ -113,54 +111,40 @@ class ExitListener:
             if websocket is not None:
                 from .websocket_listener import WebEntrance  # aiohttp takes a third of a second to load
 
-                entrance = WebEntrance(websocket, self._welcome, self._allow)
-                addresses.append(self._listen(websocket.listen))
-                self._entrances[self._sockets[-1]] = entrance
+                self._entrance = WebEntrance(websocket, self._welcome, self._allow)
+                addresses.append(self._listen(websocket.listen, self._entrance))
         except (OSError, ConfigError):
             self.stop_accepting()
             raise
         return addresses
 
-    def _listen(self, address: Destination) -> Destination:
+    def _listen(self, address: Destination, entrance: WebEntrance | None = None) -> Destination:
         host, port = address
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         sock = socket.create_server((host, port), family=family, backlog=BACKLOG)
-        sock.setblocking(False)
-        self._sockets.append(sock)
+        self._acceptors.append(Acceptor(self._loop, sock, partial(self._accepted, entrance)))
         return Destination(*sock.getsockname()[:2])
 
     def start(self, features: Feature) -> None:
         """Accept connections on what `bind` took, and offer them `features`."""
         self._features = features
-        for sock in self._sockets:
-            self._loop.add_reader(sock, self._on_acceptable, sock)
+        for acceptor in self._acceptors:
+            acceptor.start()
 
     def stop_accepting(self) -> None:
         """Close the listening sockets and end all handshakes; established links go on."""
-        for sock in self._sockets:
-            self._loop.remove_reader(sock)
-            sock.close()
-        self._sockets.clear()
+        for acceptor in self._acceptors:
+            acceptor.close()
+        self._acceptors.clear()
         for task in self._handshakes:
             task.cancel()
 
     async def close(self) -> None:
         """Cut what is left of the HTTP connections."""
-        for entrance in self._entrances.values():
-            await entrance.close()
+        if self._entrance is not None:
+            await self._entrance.close()
 
-    def _on_acceptable(self, listener: socket.socket) -> None:
-        for _ in range(ACCEPTS):
-            try:
-                sock, address = listener.accept()
-            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-                return
-            except OSError as error:
-                _log.warning("a connection could not be accepted: %s", reason_of(error))
-                return
-            self._accepted(sock, address[0], self._entrances.get(listener))
-
-    def _accepted(self, sock: socket.socket, host: str, entrance: WebEntrance | None) -> None:
+    def _accepted(self, entrance: WebEntrance | None, sock: socket.socket, host: str) -> None:
         free = len(self._handshakes) < self._settings.handshakes_in_flight
         # A client behind a reverse proxy is counted later, once the proxy has named its address.
         behind = entrance is not None and entrance.is_proxy(host)

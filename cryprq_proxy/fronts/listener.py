@@ -18,9 +18,8 @@ from typing import Final
 
 from ..address import Destination
 from ..base.linger import Farewell
-from ..base.sockets import prepare
+from ..base.sockets import Acceptor, prepare
 from ..base.tasks import spawn
-from ..base.text import reason_of
 from ..client.requests import StreamSource
 from ..errors import LocalError, StreamReason, StreamReset
 from ..outbound.bytestream import LinkStream, SocketStream
@@ -35,7 +34,6 @@ from .socks_udp import UdpFront
 _log = logging.getLogger(__name__)
 
 BACKLOG: Final = 1_024
-ACCEPTS: Final = 64
 """Connections accepted in one wake-up."""
 SOCKS_VERSIONS: Final = frozenset((4, 5))
 
@@ -58,8 +56,7 @@ class MixedListener:
         self.source = source
         self.settings = settings
         self.loop = asyncio.get_running_loop()
-        self._sock: socket.socket | None = None
-        self._accepting = False
+        self._acceptor: Acceptor | None = None
         self._connections = 0
         self._negotiating: deque[tuple[float, SocksConnection]] = deque()
         self._sweeper: asyncio.TimerHandle | None = None
@@ -71,17 +68,16 @@ class MixedListener:
         """Listen; the address as bound. Raises OSError."""
         host, port = self.settings.listen
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._sock = socket.create_server((host, port), family=family, backlog=BACKLOG)
-        self._sock.setblocking(False)
-        self._listen()
-        return Destination(*self._sock.getsockname()[:2])
+        sock = socket.create_server((host, port), family=family, backlog=BACKLOG)
+        self._acceptor = Acceptor(self.loop, sock, self._accepted)
+        self._acceptor.start()
+        return Destination(*sock.getsockname()[:2])
 
     async def stop(self) -> None:
         """Listen no more and end all connections."""
-        if self._sock is not None:
-            self.loop.remove_reader(self._sock)
-            self._sock.close()
-            self._sock = None
+        if self._acceptor is not None:
+            self._acceptor.close()
+            self._acceptor = None
         if self._sweeper is not None:
             self._sweeper.cancel()
         for _, connection in self._negotiating:
@@ -96,30 +92,15 @@ class MixedListener:
         if self._http:
             await asyncio.wait(self._http)
 
-    def _listen(self) -> None:
-        if self._sock is not None and not self._accepting:
-            self._accepting = True
-            self.loop.add_reader(self._sock, self._on_acceptable, self._sock)
-
-    def _on_acceptable(self, listener: socket.socket) -> None:
-        for _ in range(ACCEPTS):
-            if self._connections >= self.settings.max_connections:
-                self._accepting = False
-                self.loop.remove_reader(listener)
-                return
-            try:
-                sock, address = listener.accept()
-            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-                return
-            except OSError as error:
-                _log.warning("a connection could not be accepted: %s", reason_of(error))
-                return
-            prepare(sock, address[0])
-            self._connections += 1
-            connection = SocksConnection(self, sock)
-            self._negotiating.append((self.loop.time() + self.settings.negotiation_timeout, connection))
-            if self._sweeper is None:
-                self._sweep()
+    def _accepted(self, sock: socket.socket, host: str) -> None:
+        prepare(sock, host)
+        self._connections += 1
+        if self._acceptor is not None and self._connections >= self.settings.max_connections:
+            self._acceptor.stop()
+        connection = SocksConnection(self, sock)
+        self._negotiating.append((self.loop.time() + self.settings.negotiation_timeout, connection))
+        if self._sweeper is None:
+            self._sweep()
 
     def _sweep(self) -> None:
         """End negotiations that take too long; they stand in the order of their deadlines."""
@@ -137,7 +118,8 @@ class MixedListener:
     def ended(self) -> None:
         """A connection is gone."""
         self._connections -= 1
-        self._listen()
+        if self._acceptor is not None:
+            self._acceptor.start()
 
     def relay(self, sock: socket.socket, stream: AnyStream) -> Relay:
         """The relay between an application's socket and its stream, not yet started."""
