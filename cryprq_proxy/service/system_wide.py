@@ -120,8 +120,9 @@ def leak_test(answers: Iterable[Mapping[str, Any]], to: Sequence[str]) -> tuple[
     """
     addresses = [_literal(text) for text in to]
     _need_linux_and_root("leaktest")
-    from tun.leaktest import canaries as leaktest
     from tun.leaktest import probe as leakprobe
+    from tun.leaktest.canaries import CanaryTargets
+    from tun.leaktest.report import render
 
     system = next((each["system"] for each in answers if each.get("system")), None)
     if system is None:
@@ -152,9 +153,9 @@ def leak_test(answers: Iterable[Mapping[str, Any]], to: Sequence[str]) -> tuple[
         )
     if paused:
         raise ConfigError(f"the client is paused, so all may get out: test again in {paused} s")
-    targets = leaktest.Targets(devices=uplinks)
+    targets = CanaryTargets(devices=uplinks)
     if addresses:
-        targets = leaktest.Targets(dns=addresses, hosts=addresses, devices=uplinks)
+        targets = CanaryTargets(dns=addresses, hosts=addresses, devices=uplinks)
     report = asyncio.run(leakprobe.run(tunnel=tunnel, exits=exits, allowed=allowed, targets=targets))
     plain = {
         "leak": bool(report.leaks),
@@ -167,7 +168,7 @@ def leak_test(answers: Iterable[Mapping[str, Any]], to: Sequence[str]) -> tuple[
         "missed": report.missed,
         "packets_sent": report.counters,
     }
-    return report.exit_code, leaktest.render(report), plain
+    return report.exit_code, render(report), plain
 
 
 def _let_out(system: Mapping[str, Any]) -> Iterator[Network]:

@@ -9,9 +9,12 @@ import atheris
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 with atheris.instrument_imports(include=["tun"]):
-    from tun.leaktest.canaries import Targets, Watch, canaries, parse_packet, render
+    from tun.leaktest.canaries import CanaryTargets, canaries
+    from tun.leaktest.packets import parse_packet
+    from tun.leaktest.report import render
+    from tun.leaktest.watch import Watch
 
-SENT = canaries(Targets(dns=("192.0.2.53",), hosts=("192.0.2.1", "2001:db8::1")))
+SENT = canaries(CanaryTargets(dns=("192.0.2.53",), hosts=("192.0.2.1", "2001:db8::1")))
 
 
 def fuzz(data: bytes) -> None:

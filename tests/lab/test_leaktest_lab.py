@@ -16,9 +16,10 @@ import pytest
 from cryprq_proxy.errors import ConfigError
 from tests.support.lab.net import Lab, Namespace
 from tun.leaktest import probe as leakprobe
-from tun.leaktest.canaries import Report, Targets, Verdict
+from tun.leaktest.canaries import CanaryTargets
+from tun.leaktest.report import CanaryVerdict, LeakReport
 
-TARGETS = Targets(dns=("198.51.100.53",), hosts=("198.51.100.1", "2001:db8:1::1"), devices=())
+TARGETS = CanaryTargets(dns=("198.51.100.53",), hosts=("198.51.100.1", "2001:db8:1::1"), devices=())
 TUNSETIFF, IFF_TUN, IFF_NO_PI = 0x400454CA, 0x0001, 0x1000
 EXIT = ("192.0.2.9", 4433)
 
@@ -42,8 +43,10 @@ def host(lab: Lab) -> Namespace:
     return host
 
 
-def leak_test(host: Namespace, targets: Targets = TARGETS, seconds: float = 0.6, **more: object) -> Report:
-    def run() -> Report:
+def leak_test(
+    host: Namespace, targets: CanaryTargets = TARGETS, seconds: float = 0.6, **more: object
+) -> LeakReport:
+    def run() -> LeakReport:
         return asyncio.run(
             leakprobe.run(
                 tunnel="cryprq0",
@@ -57,13 +60,13 @@ def leak_test(host: Namespace, targets: Targets = TARGETS, seconds: float = 0.6,
     return host.call(run)
 
 
-def by_name(report: Report) -> dict[tuple[str, str], Verdict]:
+def by_name(report: LeakReport) -> dict[tuple[str, str], CanaryVerdict]:
     return {(row.name, row.target): row.verdict for row in report.rows}
 
 
 def test_all_goes_into_the_tunnel(host: Namespace) -> None:
     report = leak_test(host)
-    assert {row.verdict for row in report.rows} == {Verdict.TUNNELLED}
+    assert {row.verdict for row in report.rows} == {CanaryVerdict.TUNNELLED}
     assert report.exit_code == 0
     assert (report.missed, report.others) == (0, ())
     assert report.counters["eth0"] < len(report.rows)  # neighbours, no canaries
@@ -73,7 +76,7 @@ def test_all_goes_out(host: Namespace) -> None:
     host.ip("route replace default via 192.0.2.1")
     host.ip("-6 route replace default via 2001:db8::1")
     report = leak_test(host, seconds=10.0)  # it ends early: everything is answered or refused
-    assert {row.verdict for row in report.rows} == {Verdict.LEAKED}
+    assert {row.verdict for row in report.rows} == {CanaryVerdict.LEAKED}
     assert report.exit_code == 1
     assert report.counters["eth0"] >= len(report.rows)
     pings = [row for row in report.rows if row.name == "ping"]
@@ -84,7 +87,7 @@ def test_all_goes_out(host: Namespace) -> None:
 def test_one_family_goes_out(host: Namespace) -> None:
     host.ip("-6 route replace default via 2001:db8::1")
     report = leak_test(host)
-    assert {row.verdict for row in report.leaks} == {Verdict.LEAKED}
+    assert {row.verdict for row in report.leaks} == {CanaryVerdict.LEAKED}
     assert {row.target for row in report.leaks} == {
         "[2001:db8:1::1]:443",
         "[2001:db8:1::1]:3478",
@@ -101,7 +104,7 @@ def test_a_pushed_route_lets_one_address_out(host: Namespace) -> None:
 def test_what_a_setting_lets_out(host: Namespace) -> None:
     host.ip("route add 198.51.100.0/24 via 192.0.2.1")
     report = leak_test(host, allowed=[ipaddress.ip_network("198.51.100.0/24")])
-    assert {row.verdict for row in report.rows} == {Verdict.ALLOWED, Verdict.TUNNELLED}
+    assert {row.verdict for row in report.rows} == {CanaryVerdict.ALLOWED, CanaryVerdict.TUNNELLED}
     assert report.exit_code == 0
 
 
@@ -110,15 +113,15 @@ def test_a_filter_blocks(host: Namespace) -> None:
     host.ip("-6 route replace default via 2001:db8::1")
     host.nft('table inet t { chain o { type filter hook output priority 0; oifname "eth0" reject; }\n}')
     report = leak_test(host)
-    assert {row.verdict for row in report.rows} == {Verdict.BLOCKED}
+    assert {row.verdict for row in report.rows} == {CanaryVerdict.BLOCKED}
     assert report.exit_code == 0
 
 
 def test_sockets_bound_to_the_outer_interface(host: Namespace) -> None:
     host.ip("route add default via 192.0.2.1 metric 1000")
-    report = leak_test(host, Targets(dns=(), hosts=("198.51.100.1",), devices=("eth0",)))
+    report = leak_test(host, CanaryTargets(dns=(), hosts=("198.51.100.1",), devices=("eth0",)))
     assert all(
-        row.verdict is (Verdict.LEAKED if row.target.endswith("on eth0") else Verdict.TUNNELLED)
+        row.verdict is (CanaryVerdict.LEAKED if row.target.endswith("on eth0") else CanaryVerdict.TUNNELLED)
         for row in report.rows
     )
 
@@ -133,8 +136,8 @@ def test_a_question_that_a_forwarder_sends_on_in_the_clear(host: Namespace) -> N
 
 
 def test_a_question_that_is_answered_here(host: Namespace) -> None:
-    def run() -> Report:
-        async def forwarder_and_test() -> Report:
+    def run() -> LeakReport:
+        async def forwarder_and_test() -> LeakReport:
             class Forwarder(asyncio.DatagramProtocol):
                 def connection_made(self, transport: asyncio.DatagramTransport) -> None:  # type: ignore[override]
                     self.transport = transport
@@ -153,7 +156,7 @@ def test_a_question_that_is_answered_here(host: Namespace) -> None:
         "table ip t { chain o { type nat hook output priority -100; udp dport 53 dnat to 100.96.0.2:5353; }\n}"
     )
     rows = by_name(host.call(run))
-    assert rows["DNS over UDP", "198.51.100.53:53"] is Verdict.HERE
+    assert rows["DNS over UDP", "198.51.100.53:53"] is CanaryVerdict.HERE
 
 
 def test_no_tunnel_is_one_sentence(host: Namespace) -> None:
@@ -163,8 +166,8 @@ def test_no_tunnel_is_one_sentence(host: Namespace) -> None:
 
 
 def test_the_link_is_told_from_the_rest(host: Namespace, lab: Lab) -> None:
-    def meanwhile(send: Callable[[], None]) -> Report:
-        async def run() -> Report:
+    def meanwhile(send: Callable[[], None]) -> LeakReport:
+        async def run() -> LeakReport:
             asyncio.get_running_loop().call_later(0.2, send)
             return await leakprobe.run(tunnel="cryprq0", exits=[EXIT], targets=TARGETS, seconds=0.6)
 

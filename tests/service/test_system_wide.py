@@ -23,7 +23,8 @@ from tun.exit_network import ExitNetwork
 from tun.firewall import nft
 from tun.journal import Journal
 from tun.leaktest import probe as leakprobe
-from tun.leaktest.canaries import Report, Row, Targets, Verdict
+from tun.leaktest.canaries import CanaryTargets
+from tun.leaktest.report import CanaryRow, CanaryVerdict, LeakReport
 from tun.routing import routes
 from tun.routing.route_rules import FIRST, LAST, TABLE
 from tun.settings import CLIENT_JOURNAL, EXIT_JOURNAL
@@ -265,10 +266,10 @@ def asked(root: None, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What the probe is told; it finds one leak."""
     told: dict[str, Any] = {}
 
-    async def run(**arguments: Any) -> Report:
+    async def run(**arguments: Any) -> LeakReport:
         told.update(arguments)
-        row = Row("ping", "192.0.2.7", Verdict.LEAKED, "eth0 x1")
-        return Report((row,), 3, (("eth0", "UDP to 192.0.2.9:1", 2),), 2, 0, {"eth0": 9})
+        row = CanaryRow("ping", "192.0.2.7", CanaryVerdict.LEAKED, "eth0 x1")
+        return LeakReport((row,), 3, (("eth0", "UDP to 192.0.2.9:1", 2),), 2, 0, {"eth0": 9})
 
     monkeypatch.setattr(leakprobe, "run", run)
     return told
@@ -293,7 +294,7 @@ def test_the_probe_is_told_what_the_client_has_and_lets_out(asked: dict[str, Any
         "packets_sent": {"eth0": 9},
     }
     leak_test([{"system": SYSTEM}], [])
-    assert asked["targets"] == Targets(devices=["eth0"])
+    assert asked["targets"] == CanaryTargets(devices=["eth0"])
 
 
 def test_with_include_all_else_may_get_out(asked: dict[str, Any]) -> None:

@@ -3,7 +3,7 @@
     open the capture  ->  all canaries at once, a few times  ->  answers, or the time is up  ->  read the capture
 
 The capture is one AF_PACKET socket for every interface there is or comes, without the link header, and a small filter
-in the kernel that keeps only what leaves, and of that the first bytes. `leaktest` judges what it sees.
+in the kernel that keeps only what leaves, and of that the first bytes. watch.py judges what it sees.
 """
 
 from __future__ import annotations
@@ -23,8 +23,12 @@ from typing import Final, Self
 from cryprq_proxy.base.tasks import spawn
 from cryprq_proxy.base.text import reason_of
 from cryprq_proxy.errors import ConfigError
+from cryprq_proxy.rules.ranges import Network
 
-from .canaries import ICMP, ICMPV6, TCP, UDP, Canary, Network, Report, Targets, Watch, canaries
+from .canaries import Canary, CanaryTargets, canaries
+from .packets import ICMP, ICMPV6, TCP, UDP
+from .report import LeakReport
+from .watch import Watch
 
 _log = logging.getLogger(__name__)
 
@@ -126,17 +130,17 @@ async def run(
     tunnel: str,
     exits: Sequence[tuple[str, int]],
     allowed: Sequence[Network] = (),
-    targets: Targets | None = None,
+    targets: CanaryTargets | None = None,
     seconds: float = SECONDS,
     rounds: int = ROUNDS,
-) -> Report:
-    """Do the test, which takes `seconds` and a little more: see `leaktest.Watch` for the parameters.
+) -> LeakReport:
+    """Do the test, which takes `seconds` and a little more: see `Watch` for the parameters.
 
     Raises ConfigError without root, and where there is no such tunnel.
     """
     if tunnel not in {name for _, name in socket.if_nameindex()}:
         raise ConfigError(f"there is no interface {tunnel}: start cryprq-proxy --tun first, then test")
-    sent = canaries(targets or Targets())
+    sent = canaries(targets or CanaryTargets())
     watch = Watch(sent, tunnel=tunnel, exits=exits, allowed=allowed)
     before = packets_sent()
     with Capture(watch) as capture:
