@@ -209,6 +209,12 @@ def _bind(path: Path) -> socket.socket:
         ) from None
 
 
+def check_free(path: Path) -> None:
+    """Raise ConfigError if another process answers at `path`, before anything else of this machine is changed."""
+    with contextlib.suppress(OSError), _locked(path.parent):
+        _remove_stale(path)
+
+
 @contextlib.contextmanager
 def _locked(directory: Path) -> Iterator[None]:
     """Keep two processes that start together from each replacing the socket of the other: one waits for the other,

@@ -35,7 +35,7 @@ from ..config.keys import choose_provider, own_identity
 from ..config.rules import DEFAULT
 from ..errors import CryprqError
 from ..fronts.listener import ListenerSettings, MixedListener
-from ..process.control import Action, ControlServer
+from ..process.control import Action, ControlServer, check_free
 from ..process.lifecycle import Stop, settle
 from ..process.recent_errors import RecentErrors
 from ..process.reload import Reloader
@@ -105,7 +105,7 @@ async def run_client(
     config: ClientConfig,
     read: Callable[[], ClientConfig],
     stop: Stop,
-    wide: Callable[[ClientConfig, RuleSet], System] | None = None,
+    wide: Callable[[ClientConfig, RuleSet], SystemPlan] | None = None,
     file: Path | None = None,
 ) -> None:
     """The client until `stop`; with `wide`, for the whole system. `read` gives the configuration as it is later, when
@@ -114,37 +114,36 @@ async def run_client(
     lists = any(rule.lists for rule in config.rule)
     with (progress.bar if lists else progress.unseen)("reading lists") as shown:
         rules = (await asyncio.to_thread(load, config, shown)).rules
-    system = None if wide is None else wide(config, rules)
+    plan = None if wide is None else wide(config, rules)
     choices = config.exits()
     memories = EndpointFile.load(choice.peer_id for choice in choices)
     plans = [
         Plan(
             choice.name,
             choice.priority,
-            client_settings(
-                config, choice, memories.of(choice.peer_id), 0 if system is None else system.mark
-            ),
+            client_settings(config, choice, memories.of(choice.peer_id), 0 if plan is None else plan.mark),
         )
         for choice in choices
     ]
     listening = listener_settings(config)
     identity = own_identity(provider, config.identity)
-    resolve = by_system if system is None else system.resolve
-    exits = plan_exits(identity, provider, plans, system or NO_NETWORK, resolve, failback=config.failback)
-    running = Running(config, exits, Dispatcher(exits, rules), system)
-    reloader = Reloader(lambda: load(read()), running.apply, stop.notifier)
-    listener = MixedListener(running.dispatcher, listening)
     async with AsyncExitStack() as stack:
         recent = stack.enter_context(RecentErrors())
+        check_free(config.control_socket)
+        system = None if plan is None else await plan.start()
+        if system is not None:
+            stack.push_async_exit(system.close)
+        resolve = by_system if system is None else system.resolve
+        exits = plan_exits(identity, provider, plans, system or NO_NETWORK, resolve, failback=config.failback)
+        running = Running(config, exits, Dispatcher(exits, rules), system)
+        reloader = Reloader(lambda: load(read()), running.apply, stop.notifier)
+        listener = MixedListener(running.dispatcher, listening)
         report = Report(
             lambda: running.status(reloader), None if system is None else system.status, recent=recent
         )
         control = ControlServer(config.control_socket, report, running.actions(reloader))
         await control.start()
         stack.push_async_callback(control.stop)
-        if system is not None:
-            stack.push_async_exit(system.close)
-            await system.prepare()
         stack.push_async_callback(exits.stop)
         stack.callback(running.dispatcher.stop)
         with explained([config.listen]):
@@ -327,15 +326,21 @@ def _but_for_rules(config: ClientConfig) -> ClientConfig:
     return msgspec.structs.replace(config, rule=(), default=DEFAULT, log_level="info")
 
 
+class SystemPlan(Protocol):
+    """System-wide mode before it has changed anything: tun/tunnel.py. `mark` is the SO_MARK of the link's sockets."""
+
+    @property
+    def mark(self) -> int: ...
+    async def start(self) -> System: ...
+
+
 class System(ClientNetwork, Protocol):
     """System-wide mode as the client's process sees it: tun/tunnel.py. `close` is like an __aexit__: after a failure,
     `fail_closed` says whether the kill switch is to stay."""
 
-    mark: int
     confirmed: asyncio.Event
     fail_closed: bool
 
-    async def prepare(self) -> None: ...
     async def resolve(self, name: str) -> Sequence[str]: ...
     async def run(self, client: Exits) -> None: ...
     async def lost(self) -> None: ...

@@ -29,7 +29,7 @@ def _need_linux_and_root(what: str) -> None:
 
 
 def make_tunnel(config: ClientConfig, rules: RuleSet) -> Any:
-    """The Tunnel (tun/tunnel.py) of a client. Raises ConfigError, also for rules that it cannot keep."""
+    """The TunnelPlan (tun/tunnel.py) of a client. Raises ConfigError, also for rules that it cannot keep."""
     if config.upstream is not None:
         raise ConfigError(
             "--tun and --upstream exclude each other: the packets of the link could not be told apart"
@@ -37,11 +37,11 @@ def make_tunnel(config: ClientConfig, rules: RuleSet) -> Any:
     _need_linux_and_root("--tun")
     from tun.dns.settings import DnsSettings
     from tun.settings import TunnelSettings
-    from tun.tunnel import Tunnel
+    from tun.tunnel import TunnelPlan
 
     tun = config.tun
     dns = tun.dns
-    return Tunnel(
+    return TunnelPlan.of(
         TunnelSettings(
             offload=tun.offload == "auto",
             exclude=tun.exclude,

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cryprq_proxy.address import Destination
 from cryprq_proxy.config.client import ClientConfig, client_from
 from cryprq_proxy.config.exit import ExitConfig, exit_from
 from cryprq_proxy.errors import ConfigError, CryprqError
@@ -28,7 +29,7 @@ from tun.leaktest.report import CanaryRow, CanaryVerdict, LeakReport
 from tun.routing import routes
 from tun.routing.route_rules import FIRST, LAST, TABLE
 from tun.settings import CLIENT_JOURNAL, EXIT_JOURNAL
-from tun.tunnel import Tunnel
+from tun.tunnel import TunnelPlan
 
 PEER = f'peer = "cryprq://{"a" * 52}@192.0.2.1:4433"\n'
 
@@ -96,10 +97,10 @@ async def test_what_the_tunnel_is_told(root: None) -> None:
     split = "corp.example=10.0.0.2"
     block_answer = "zero"
     """
-    tunnel = make_tunnel(client(text), EVERYTHING)
-    assert isinstance(tunnel, Tunnel)
-    settings = tunnel._settings
-    assert {(str(exit.address), exit.port) for exit in tunnel._exits.known()} == {("192.0.2.1", 4433)}
+    plan = make_tunnel(client(text), EVERYTHING)
+    assert isinstance(plan, TunnelPlan)
+    settings = plan.settings
+    assert plan.exits == (Destination("192.0.2.1", 4433),)
     assert (settings.exclude, settings.include) == (
         (IPv4Network("192.0.2.0/24"),),
         (IPv4Network("198.51.100.0/24"),),
@@ -119,11 +120,12 @@ async def test_what_the_tunnel_is_told(root: None) -> None:
         f"[[exit]]\npeer = ['cryprq+wss://{'q' * 52}@192.0.2.9/p', 'cryprq://{'q' * 52}@exit.example:443']"
     )
     several = make_tunnel(client(other), EVERYTHING)
-    assert {(str(exit.address), exit.port) for exit in several._exits.known()} == {
-        ("192.0.2.1", 4433),
-        ("192.0.2.9", 443),
-    }
-    plain = make_tunnel(client(), EVERYTHING)._settings
+    assert several.exits == (
+        Destination("192.0.2.1", 4433),
+        Destination("192.0.2.9", 443),
+        Destination("exit.example", 443),
+    )
+    plain = make_tunnel(client(), EVERYTHING).settings
     assert (plain.lan, plain.kill_switch, plain.keep_inbound, plain.offload) == (True, True, False, True)
 
 

@@ -22,7 +22,7 @@ from cryprq_proxy.errors import ConfigError, CryprqError
 from cryprq_proxy.lane.slices import HEADROOM, Run, Shape
 from cryprq_proxy.rules.engine import EVERYTHING, RuleSet
 from cryprq_proxy.rules.syntax import Action, Rule, Verdict
-from tun import tunnel
+from tun import guard, interface, tunnel
 from tun.device.linux import MIN_MTU, Tun
 from tun.dns.names import from_text
 from tun.firewall import nft
@@ -32,7 +32,7 @@ from tun.routing.exit_endpoints import MAX_ADDRESSES
 from tun.routing.lan import Lan
 from tun.routing.routes import KIND as ROUTING
 from tun.settings import CLIENT_JOURNAL, MTU, SLICE_OVERHEAD, TunnelSettings
-from tun.tunnel import Tunnel
+from tun.tunnel import Tunnel, TunnelPlan
 
 EXIT = Destination("192.0.2.1", 4433)
 OWN4, OWN6 = bytes([100, 96, 0, 7]), ip_address("fd63:7279:7071::7").packed
@@ -77,10 +77,10 @@ class Machine:
         kinds = (nft.KIND, ROUTING, "resolver")
         monkeypatch.setattr(tunnel, "undoers", lambda settings: dict.fromkeys(kinds, undoer))
         monkeypatch.setattr(tunnel, "read_lan", read_lan)
-        monkeypatch.setattr(tunnel, "Filter", FilterFactory(machine))
-        monkeypatch.setattr(tunnel, "Routes", lambda *given: FakeRoutes(machine, *given))
-        monkeypatch.setattr(tunnel, "build", build)
-        monkeypatch.setattr(tunnel, "DnsServer", ServerFactory(machine))
+        monkeypatch.setattr(guard, "Filter", FilterFactory(machine))
+        monkeypatch.setattr(interface, "Routes", lambda *given: FakeRoutes(machine, *given))
+        monkeypatch.setattr(interface, "build", build)
+        monkeypatch.setattr(interface, "DnsServer", ServerFactory(machine))
         monkeypatch.setattr("tun.resolver.choose.choose", choose)
         monkeypatch.setattr(nft, "exists", lambda table: machine.standing)
         monkeypatch.setattr("socket.if_nametoindex", lambda name: 7)
@@ -294,10 +294,17 @@ class Wide:
     ) -> None:
         self.machine = machine
         self.client: Any = FakeClient()
-        self.tunnel = Tunnel(TunnelSettings(state=machine.state, **settings), exits or (EXIT,), rules)
+        self.plan = TunnelPlan.of(TunnelSettings(state=machine.state, **settings), exits or (EXIT,), rules)
+        self.tunnel: Tunnel
+
+    async def start(self) -> None:
+        self.tunnel = await self.plan.start()
 
     async def up(self, ipv6: bytes = OWN6) -> FakeDevice:
-        await self.tunnel.prepare()
+        await self.start()
+        return await self.run(ipv6)
+
+    async def run(self, ipv6: bytes = OWN6) -> FakeDevice:
         self.tunnel.addressed(OWN4, ipv6)
         await self.tunnel.run(self.client)
         await self.settle()
@@ -317,7 +324,7 @@ class Wide:
 
 async def test_the_filter_is_first_in_and_last_out(machine: Machine) -> None:
     wide = Wide(machine)
-    await wide.tunnel.prepare()
+    await wide.start()
     assert machine.take() == [
         "open device",
         "close device",
@@ -389,8 +396,7 @@ async def test_a_failure_while_preparing_leaves_nothing(machine: Machine, step: 
     machine.fails = step
     wide = Wide(machine)
     with pytest.raises(CryprqError, match=f"the kernel refused to {step}"):
-        await wide.tunnel.prepare()
-    assert await wide.tunnel.status() == {}
+        await wide.start()
     up = "filter up" in machine.steps or step == "filter up"
     assert (f"undo {nft.KIND}" in machine.steps) == up
     assert machine.journal() == []
@@ -412,7 +418,7 @@ async def test_a_failure_while_preparing_leaves_nothing(machine: Machine, step: 
 )
 async def test_a_failure_in_the_middle_undoes_everything(machine: Machine, step: str) -> None:
     wide = Wide(machine)
-    await wide.tunnel.prepare()
+    await wide.start()
     wide.tunnel.addressed(OWN4, OWN6)
     machine.take()
     machine.fails = step
@@ -431,7 +437,7 @@ async def test_a_failure_in_the_middle_undoes_everything(machine: Machine, step:
 
 async def test_an_exit_that_hands_out_nothing_is_one_sentence(machine: Machine) -> None:
     wide = Wide(machine)
-    await wide.tunnel.prepare()
+    await wide.start()
     machine.take()
     running = asyncio.ensure_future(wide.tunnel.run(wide.client))
     await asyncio.sleep(0)
@@ -451,7 +457,7 @@ async def test_the_filter_of_a_killed_process_is_replaced_and_the_rest_undone(ma
         for kind in (nft.KIND, ROUTING, "resolver"):
             journal.record({"kind": kind})
     wide = Wide(machine)
-    await wide.tunnel.prepare()
+    await wide.start()
     assert machine.filter.ours
     steps = machine.take()
     assert steps[steps.index("filter up") + 1 :][:2] == ["undo resolver", f"undo {ROUTING}"]
@@ -465,7 +471,7 @@ async def test_a_start_that_fails_leaves_the_filter_of_a_killed_process(machine:
         journal.record({"kind": nft.KIND})
     machine.fails = "choose resolver"
     with pytest.raises(CryprqError):
-        await Wide(machine).tunnel.prepare()
+        await Wide(machine).start()
     assert f"undo {nft.KIND}" not in machine.steps
     assert set(machine.journal()) == {nft.KIND}
 
@@ -476,7 +482,7 @@ async def test_what_cannot_be_undone_is_kept_for_cleanup(machine: Machine) -> No
         journal.record({"kind": ROUTING})
     machine.fails = f"undo {ROUTING}"
     wide = Wide(machine)
-    await wide.tunnel.prepare()
+    await wide.start()
     with pytest.raises(CryprqError, match="not everything could be undone"):
         await wide.close()
     assert machine.journal() == ["of_the_future", ROUTING]
@@ -505,8 +511,9 @@ async def test_the_kill_switch_outlives_a_failure(machine: Machine, kill_switch:
 async def test_packets_go_to_the_device_once_there_is_one(machine: Machine) -> None:
     wide = Wide(machine)
     room, run = memoryview(bytearray(HEADROOM) + b"packet"), Run(Shape(0, 0, 0), 0, 1, 1)
+    await wide.start()
     wide.tunnel.received(room, HEADROOM, len(room), run)
-    device = await wide.up()
+    device = await wide.run()
     wide.tunnel.received(room, HEADROOM, len(room), run)
     assert device.written == [b"packet"]
     await wide.close()
@@ -592,7 +599,7 @@ async def test_addresses_that_change_at_once_are_taken_one_after_the_other(machi
 
 async def test_addresses_that_change_during_the_start_are_not_forgotten(machine: Machine) -> None:
     wide = Wide(machine)
-    await wide.tunnel.prepare()
+    await wide.start()
     wide.tunnel.addressed(OWN4, OWN6)
     machine.during["routes"] = lambda: wide.tunnel.addressed(bytes([10, 9, 0, 5]), OWN6)
     await wide.tunnel.run(wide.client)
@@ -618,8 +625,9 @@ async def test_an_exit_that_stops_carrying_packets_changes_nothing_here(
 
 async def test_the_forwarder_hears_of_the_link(machine: Machine) -> None:
     wide = Wide(machine)
+    await wide.start()
     wide.tunnel.link_changed(True)
-    await wide.up()
+    await wide.run()
     machine.take()
     wide.tunnel.link_changed(False)
     wide.tunnel.link_changed(True)
@@ -639,7 +647,7 @@ async def test_the_filter_follows_the_networks_around(
     assert machine.filter.settings.uplinks == {"wlan0"}
     machine.fails = "filter update"
     await lan_changed(LAN)  # the watch goes on
-    assert "the filter does not know the local networks of now yet" in caplog.text
+    assert "the filter does not know the present local networks yet" in caplog.text
     machine.fails = ""
     await machine.routes.default_changed(4)
     assert wide.client.redials == 1
@@ -649,7 +657,7 @@ async def test_the_filter_follows_the_networks_around(
 async def test_a_filter_that_others_removed_is_put_back(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tunnel, "CHECK_SECONDS", 0.0)
+    monkeypatch.setattr(guard, "CHECK_SECONDS", 0.0)
     wide = Wide(machine)
     await wide.up()
     machine.standing = False
@@ -673,12 +681,12 @@ async def test_the_filter_is_open_for_the_question_only(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wide = Wide(machine, Destination("exit.example", 4433))
-    await wide.tunnel.prepare()
+    await wide.start()
     assert machine.filter.settings.exits == frozenset()
     machine.take()
 
     async def ask(name: str) -> tuple[str, ...]:
-        async with wide.tunnel._opening(["192.168.1.1", "fe80::1%eth0"]):
+        async with wide.tunnel._gate.open_for(["192.168.1.1", "fe80::1%eth0"]):
             machine.step(f"ask {name}")
         return ("192.0.2.7", "2001:db8::7")
 
@@ -699,7 +707,7 @@ async def test_each_exit_keeps_its_own_addresses(machine: Machine, monkeypatch: 
         Destination("two.example", 443),
         Destination("2001:db8::9", 80),
     )
-    await wide.tunnel.prepare()
+    await wide.start()
     answers = {"one.example": ("192.0.2.1",), "two.example": ("192.0.2.2", "2001:db8::2")}
 
     async def resolve(name: str) -> tuple[str, ...]:
@@ -757,8 +765,6 @@ async def test_rules_stand_from_the_first_moment(machine: Machine) -> None:
 
 async def test_rules_are_replaced_while_it_runs(machine: Machine) -> None:
     wide = Wide(machine)
-    with pytest.raises(CryprqError, match="just being set up or undone"):
-        await wide.tunnel.apply_rules(rules(BLOCK_ADS))
     await wide.up()
     assert not machine.blocked_name(ADS)
     machine.take()
@@ -804,8 +810,7 @@ async def test_a_start_with_rules_that_cannot_be_kept(machine: Machine) -> None:
 
 async def test_status(machine: Machine) -> None:
     wide = Wide(machine, exclude=(ip_network("10.0.0.0/8"),), exclude_uids=((5, 7),))
-    assert await wide.tunnel.status() == {}
-    await wide.tunnel.prepare()
+    await wide.start()
     early = await wide.tunnel.status()
     assert (early["device"], early["addresses"], early["dns"]) == (None, [], {})
     wide.tunnel.addressed(OWN4, OWN6)
@@ -826,7 +831,6 @@ async def test_status(machine: Machine) -> None:
         "rules": {"rules": 0, "dns": 0, "filter": 0, "default": "tunnel", "direct": []},
     }
     await wide.close()
-    assert await wide.tunnel.status() == {}
     assert (await _blocked_lan(machine))["lan"] == []
 
 
@@ -840,13 +844,11 @@ async def _blocked_lan(machine: Machine) -> dict[str, Any]:
 
 async def test_a_pause_is_for_what_stands(machine: Machine) -> None:
     wide = Wide(machine)
-    with pytest.raises(CryprqError, match="just being set up or undone"):
-        await wide.tunnel.pause(5)
     await wide.up()
     await wide.tunnel.pause(5)
     assert machine.steps[-1] == "pause 5"
     await wide.close()
-    with pytest.raises(CryprqError, match="just being set up or undone"):
+    with pytest.raises(CryprqError, match="is being undone"):
         await wide.tunnel.pause(5)
     assert machine.steps[-1] == f"undo {nft.KIND}"
 

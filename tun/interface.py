@@ -1,0 +1,314 @@
+"""The network interface of a running tunnel: device, forwarder, routes and system resolver, on the exit's addresses.
+
+    device -> forwarder, its servers -> filter -> routes -> packets -> system resolver -> guard
+
+`TunInterface.start` builds it in this order, and `close` takes it down in reverse. Routes and resolver stand in the
+journal, whose owner undoes them. The exit may hand out other addresses at any time, and the lane may take packets of
+another size: one task follows both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import asdict, dataclass, replace
+from ipaddress import ip_network
+from typing import Any, Protocol
+
+from cryprq_proxy.address import Destination
+from cryprq_proxy.base.tasks import spawn
+from cryprq_proxy.carriers.lane.carrier import flush_packets
+from cryprq_proxy.lane.slices import Run, Shape
+from cryprq_proxy.outbound.bytestream import ByteStream
+
+from .device.coalesce import UdpJoiner
+from .device.linux import MIN_MTU, Tun
+from .dns.blocklist import load
+from .dns.forwarder import Forwarder
+from .dns.server import DnsServer
+from .dns.settings import DnsSettings
+from .dns.setup import build
+from .guard import FilterGate, Guard, reported
+from .journal import Record
+from .resolver.choose import SystemResolver
+from .routing.routes import Routes, RouteSettings
+from .routing.tunnel_addresses import TunnelAddresses
+from .settings import MTU, RESOLVER4, RESOLVER6, SLICE_OVERHEAD, TunnelSettings
+
+_log = logging.getLogger(__name__)
+
+
+class PacketSender(Protocol):
+    """What carries the packets: a Client, or several exits that look like one (client/exits.py)."""
+
+    send_packet: Callable[[memoryview, int, int, Shape], None]
+
+    @property
+    def lane_size(self) -> int | None: ...
+    async def open(self, destination: Destination) -> ByteStream: ...
+    async def open_resolver(self) -> ByteStream: ...
+    def redial(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Foundation:
+    """What stands before the link is up, and what the interface is built on."""
+
+    settings: TunnelSettings
+    gate: FilterGate
+    resolver: SystemResolver
+    record: Record
+
+
+type WriteRun = Callable[[memoryview, int, int, Run], bool]
+"""As PacketDevice.write_run."""
+
+
+def _dropped(buffer: memoryview, start: int, end: int, run: Run) -> bool:
+    return False
+
+
+class NoInterface:
+    """In place of a TunInterface while there is none: packets are dropped, and nothing follows."""
+
+    def __init__(self) -> None:
+        self.write_run: WriteRun = _dropped
+
+    def offer(self, addresses: TunnelAddresses) -> None: ...
+    def link_changed(self, up: bool) -> None: ...
+    def lane_changed(self) -> None: ...
+
+    def status(self) -> dict[str, Any]:
+        return {"device": None, "addresses": [], "ipv6": False, "dns": {}, "repairs": 0}
+
+
+class TunInterface(NoInterface):
+    """A running interface, made by `start`; `close` ends it."""
+
+    def __init__(
+        self,
+        foundation: Foundation,
+        link: PacketSender,
+        device: Tun,
+        names: Names,
+        routes: Routes,
+        offered: TunnelAddresses,
+        addresses: TunnelAddresses,
+        stack: AsyncExitStack,
+    ) -> None:
+        """`addresses` are those of `offered` that this kernel has taken. `stack` undoes what stands already."""
+        super().__init__()
+        self.write_run = device.write_run
+        self._foundation = foundation
+        self._link = link
+        self._device = device
+        self._names = names
+        self._routes = routes
+        self._offered = offered
+        self._addresses = addresses
+        self._ipv6_here = addresses == offered
+        self._asked_at = resolver_addresses(addresses)
+        self._stack = stack
+        self._changed = asyncio.Event()
+        self._guard = Guard(foundation.gate, routes, foundation.resolver, link.redial)
+        self._following = spawn(self._follow(), "tunnel interface")
+        self.lane_changed()
+
+    @classmethod
+    async def start(
+        cls,
+        foundation: Foundation,
+        link: PacketSender,
+        offered: TunnelAddresses,
+        lost: Callable[[OSError], None],
+    ) -> TunInterface:
+        """Route everything into the tunnel. `offered` has an IPv4 address.
+
+        `lost` is called once, when another program has removed the device. Raises CryprqError; then device and
+        forwarder are gone, and the filter still stands.
+        """
+        settings, gate = foundation.settings, foundation.gate
+        async with AsyncExitStack() as stack:
+            device = Tun.open(settings.device, mtu=MTU, offload="auto" if settings.offload else False)
+            stack.callback(device.close)
+            configured = await device.configure(offered.interfaces())
+            addresses = offered if len(configured) == len(offered.interfaces()) else offered.without_ipv6()
+            names = await Names.start(settings.dns, gate, link, addresses)
+            stack.callback(names.close)
+            await gate.follow_addresses(addresses, names.port)
+            routes = Routes(route_settings(settings, addresses), foundation.record)
+            await routes.apply()
+            joiner = UdpJoiner(link.send_packet)
+
+            def drained() -> None:
+                joiner.flush()
+                flush_packets()
+
+            device.start(asyncio.get_running_loop(), joiner.packet, drained, lost)
+            await set_resolver(foundation, resolver_addresses(addresses))
+            return cls(foundation, link, device, names, routes, offered, addresses, stack.pop_all())
+
+    async def close(self) -> None:
+        """Restore and follow nothing any more, then end forwarder and device."""
+        await self._guard.stop()
+        self._following.cancel()
+        await asyncio.wait([self._following])
+        await self._stack.aclose()
+
+    # --- what changes while it runs ---
+
+    def offer(self, addresses: TunnelAddresses) -> None:
+        """The exit hands out these addresses, perhaps others than before."""
+        if addresses.ipv4 is None:
+            _log.error("the exit carries no packets any more; its log says why")
+            return
+        self._offered = addresses
+        self._changed.set()
+
+    def link_changed(self, up: bool) -> None:
+        self._names.link_changed(up)
+
+    def lane_changed(self) -> None:
+        """The link's `lane_size` may be another."""
+        self._changed.set()
+
+    async def _follow(self) -> None:
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            await reported("tunnel addresses", self._readdress)
+            await reported("tunnel MTU", self._resize)
+
+    async def _readdress(self) -> None:
+        """Another exit, or one that was started anew with another pool, hands out other addresses."""
+        addresses = self._offered if self._ipv6_here else self._offered.without_ipv6()
+        if addresses == self._addresses:
+            return
+        self._addresses = addresses
+        self._names.leave()
+        self._names.offer_ipv6(addresses.ipv6 is not None)
+        self._routes.settings = route_settings(self._foundation.settings, addresses)
+        await self._device.configure(addresses.interfaces())
+        await self._names.listen(addresses)
+        await self._foundation.gate.follow_addresses(addresses, self._names.port)
+        asked_at = resolver_addresses(addresses)
+        if asked_at != self._asked_at:
+            await set_resolver(self._foundation, asked_at)
+            self._asked_at = asked_at
+        _log.warning("the exit handed out other addresses: connections through the tunnel end")
+
+    async def _resize(self) -> None:
+        """Make packets as large as the lane takes them whole; smaller than MIN_MTU they are cut instead."""
+        size = self._link.lane_size
+        mtu = MTU if size is None else max(MIN_MTU, min(MTU, size - SLICE_OVERHEAD))
+        if mtu != self._device.mtu:
+            await self._device.set_mtu(mtu)
+
+    def status(self) -> dict[str, Any]:
+        return {
+            "device": asdict(self._device.status()),
+            "addresses": [str(interface.ip) for interface in self._addresses.interfaces()],
+            "ipv6": self._addresses.ipv6 is not None,
+            "dns": {
+                "resolver": self._foundation.resolver.kind,
+                "repairs": self._foundation.resolver.repairs,
+                **asdict(self._names.forwarder.status()),
+            },
+            "repairs": self._routes.repairs,
+        }
+
+
+class Names:
+    """The forwarder, and the servers where it is asked: one on each address of the tunnel, all on one port."""
+
+    def __init__(self, forwarder: Forwarder) -> None:
+        self.forwarder = forwarder
+        self.port = 0
+        """Where the servers listen. Any free one at first."""
+        self._servers: list[DnsServer] = []
+
+    @classmethod
+    async def start(
+        cls, settings: DnsSettings, gate: FilterGate, link: PacketSender, addresses: TunnelAddresses
+    ) -> Names:
+        """Read the blocklists, make the forwarder and listen. Raises CryprqError."""
+        settings = replace(settings, ipv6=settings.ipv6 and addresses.ipv6 is not None)
+        blocklist = await asyncio.get_running_loop().run_in_executor(
+            None, load, settings.blocklists, settings.block, settings.allow
+        )
+        for problem in blocklist.problems:
+            _log.warning("blocklist: %s", problem)
+
+        async def connect(destination: Destination) -> ByteStream:
+            return await link.open(destination)
+
+        names = cls(
+            build(
+                settings,
+                resolver=link.open_resolver,
+                connect=connect,
+                blocklist=blocklist,
+                also_blocks=lambda name: gate.policy.blocks(name),
+            )
+        )
+        try:
+            await names.listen(addresses)
+        except BaseException:
+            names.close()
+            raise
+        return names
+
+    async def listen(self, addresses: TunnelAddresses) -> None:
+        """Answer on these addresses, on a port that is free on all of them."""
+        port = 0
+        for interface in addresses.interfaces():
+            server = await DnsServer.listen(self.forwarder, [(str(interface.ip), port)])
+            self._servers.append(server)
+            port = server.addresses[0][1]
+        self.port = port
+
+    def leave(self) -> None:
+        """Answer nowhere any more."""
+        for server in self._servers:
+            server.close()
+        self._servers.clear()
+
+    def offer_ipv6(self, offered: bool) -> None:
+        self.forwarder.offer_ipv6(offered)
+
+    def link_changed(self, up: bool) -> None:
+        if up:
+            self.forwarder.link_restored()
+        else:
+            self.forwarder.link_lost()
+
+    def close(self) -> None:
+        self.leave()
+        self.forwarder.close()
+
+
+def route_settings(settings: TunnelSettings, addresses: TunnelAddresses) -> RouteSettings:
+    """What goes where. Raises ConfigError for settings that contradict each other."""
+    return RouteSettings(
+        device=settings.device,
+        mark=settings.mark,
+        versions=frozenset({4, 6} if addresses.ipv6 is not None else {4}),
+        tunnel=tuple(ip_network(f"{address}") for address in (RESOLVER4, RESOLVER6)),
+        lan=settings.lan,
+        exclude=settings.exclude,
+        include=settings.include,
+        exclude_uids=settings.exclude_uids,
+    )
+
+
+def resolver_addresses(addresses: TunnelAddresses) -> list[str]:
+    """Where the system asks for names, over each family that the exit carries."""
+    return [str(RESOLVER4), *([] if addresses.ipv6 is None else [str(RESOLVER6)])]
+
+
+async def set_resolver(foundation: Foundation, asked_at: Sequence[str]) -> None:
+    device = foundation.settings.device
+    await foundation.resolver.set(asked_at, socket.if_nametoindex(device), device, foundation.record)

@@ -1,0 +1,36 @@
+"""The addresses that an exit hands out to this client, one of each family at most."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
+from typing import NamedTuple, Self
+
+
+class TunnelAddresses(NamedTuple):
+    """The addresses of this machine inside the tunnel. None for a family that the exit does not carry."""
+
+    ipv4: IPv4Address | None = None
+    """None only before an exit has handed out addresses, and from an exit that carries no packets."""
+    ipv6: IPv6Address | None = None
+
+    @classmethod
+    def of(cls, ipv4: bytes, ipv6: bytes) -> Self:
+        """From 4 and 16 bytes, as they cross the link: zeros for a family that is not carried."""
+        return cls(
+            IPv4Address(ipv4) if any(ipv4) else None,
+            IPv6Address(ipv6) if any(ipv6) else None,
+        )
+
+    def interfaces(self) -> list[IPv4Interface | IPv6Interface]:
+        """Each address as an interface of its own."""
+        return list(self._interfaces())
+
+    def _interfaces(self) -> Iterator[IPv4Interface | IPv6Interface]:
+        if self.ipv4 is not None:
+            yield IPv4Interface((self.ipv4, 32))
+        if self.ipv6 is not None:
+            yield IPv6Interface((self.ipv6, 128))
+
+    def without_ipv6(self) -> TunnelAddresses:
+        return TunnelAddresses(self.ipv4)
