@@ -16,7 +16,7 @@ class CloseReason(IntEnum):
     """Why a side closes the link: the argument of a CLOSE frame, one byte."""
 
     NORMAL = 0
-    NOT_AUTHORISED = 1
+    NOT_AUTHORIZED = 1
     PROTOCOL = 2
     """An unknown frame, a frame for an unknown stream, a malformed field."""
     CREDIT = 3

@@ -80,7 +80,7 @@ async def admit_client(
     """The rest of the client's side, after `meet_exit`. `session` is the one to resume, with the number of this attempt
     (from 1, rising); `invite` the secret that is shown where there is none.
 
-    Raises CarrierError if the connection ends, PeerError (NOT_AUTHORISED and others) if the exit says no. The caller
+    Raises CarrierError if the connection ends, PeerError (NOT_AUTHORIZED and others) if the exit says no. The caller
     bounds the time.
     """
     received = 0 if session is None else session.received

@@ -134,7 +134,7 @@ class KeptSession:
             if network is NO_NETWORK
             else PacketLink(session, network.received, network.addressed, network.lane_changed)
         )
-        self.packet_link = session.sideband = link
+        self.packet_link = session.packet_link = link
         if lane is not None and established.features & Feature.LANE:
             loop = asyncio.get_running_loop()
             link.lane = ClientLane(loop, link, link.announce, lane, mark=self._settings.mark)

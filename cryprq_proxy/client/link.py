@@ -212,6 +212,6 @@ class ClientLink:
             return
         self.last_error = str(error)
         advice = ""
-        if error.reason is CloseReason.NOT_AUTHORISED:
+        if error.reason is CloseReason.NOT_AUTHORIZED:
             advice = f" - add this peer id to the exit's list: {self._identity.peer_id}"
         _log.warning("no link to %s: %s%s", self.endpoint, error, advice)

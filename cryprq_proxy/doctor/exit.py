@@ -24,7 +24,7 @@ async def peers(context: Context) -> Verdict:
     if not listed:
         return fail("no client is on the list, so nobody gets in", "invite one: cryprq-proxy invite NAME")
     text = f"{len(listed)} client{'' if len(listed) == 1 else 's'} may come in"
-    now = (context.running or {}).get("authorised")
+    now = (context.running or {}).get("authorized")
     if isinstance(now, int) and now != len(listed):
         return warn(
             f"{text}, but the running exit knows {now}",

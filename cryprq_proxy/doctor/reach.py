@@ -218,7 +218,7 @@ async def _shake(context: Context, config: ClientConfig, exit: ExitChoice, endpo
 
 
 def _refused(error: PeerError, endpoint: Endpoint, me: str) -> Verdict:
-    if error.reason is CloseReason.NOT_AUTHORISED:
+    if error.reason is CloseReason.NOT_AUTHORIZED:
         return fail(
             f"the exit at {endpoint} is the right one, but does not let this client in (peer id {me})",
             f"use an invite (cryprq-proxy join URI), or {_ADD_PEER.format(peer=me)}",

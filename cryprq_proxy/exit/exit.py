@@ -169,7 +169,7 @@ class Exit:
 
     def _refusal(self, peer: PeerId, resuming: PeerSession | None) -> CloseReason | None:
         if peer not in self._authorized:
-            return CloseReason.NOT_AUTHORISED
+            return CloseReason.NOT_AUTHORIZED
         if self._stopping:
             return CloseReason.SHUTTING_DOWN
         attached = self._sessions.attached(peer, but=resuming)
@@ -181,7 +181,7 @@ class Exit:
             self._unlogged += 1
             return
         others, self._unlogged = self._unlogged, 0
-        useless = invited and refusal is CloseReason.NOT_AUTHORISED
+        useless = invited and refusal is CloseReason.NOT_AUTHORIZED
         _log.warning(
             "refused %s from %s%s: %s%s",
             peer,
@@ -201,7 +201,7 @@ class Exit:
             "role": "exit",
             "peer_id": str(self._identity.peer_id),
             "provider": self._provider.name,
-            "authorised": len(self._authorized),
+            "authorized": len(self._authorized),
             "targets": len(self._targets.relays),
             "handshakes": self._listener.in_flight,
             **totals.status(*(entry.session for entry in sessions)),

@@ -152,7 +152,7 @@ class Sessions:
             link = PacketLink(entry.session)
         if features & Feature.LANE and self.lanes is not None:
             link.lane = self.lanes.carrier(link, link.announce, client)
-        entry.packet_link = entry.session.sideband = link
+        entry.packet_link = entry.session.packet_link = link
 
     def _accept_stream(self, entry: PeerSession, stream: Stream) -> None:
         peer, now, targets = entry.peer, clock(), self._targets
@@ -203,7 +203,7 @@ class Sessions:
         """End the sessions of all peers but these."""
         for entry in self:
             if entry.peer not in peers:
-                self.end(entry, CloseReason.NOT_AUTHORISED)
+                self.end(entry, CloseReason.NOT_AUTHORIZED)
 
     def end_all(self) -> None:
         for entry in self:

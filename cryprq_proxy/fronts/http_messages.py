@@ -1,7 +1,7 @@
 """What an HTTP/1.1 forward proxy does to messages: pure functions on h11 events, no I/O.
 
 In the order in which a request passes: `check_request` and `parse_target` say whether and where it goes,
-`authorised` whether this client may ask, `forward_request` and `forward_response` make of the one side's message the
+`authorized` whether this client may ask, `forward_request` and `forward_response` make of the one side's message the
 other side's, `relay_body` moves the body, `error_page` is what the client gets instead when something fails.
 
 A message is never passed on as it came. Fields that speak about one connection only (RFC 9110 section 7.6.1) are
@@ -162,7 +162,7 @@ def _parse_authority(authority: bytes, default_port: int | None) -> Destination:
     return destination
 
 
-def authorised(request: h11.Request, credentials: Credentials) -> bool:
+def authorized(request: h11.Request, credentials: Credentials) -> bool:
     """Whether Proxy-Authorization holds the right user and password (Basic, RFC 7617)."""
     for name, value in request.headers:
         if name == b"proxy-authorization":
@@ -177,9 +177,9 @@ def authorised(request: h11.Request, credentials: Credentials) -> bool:
     return False
 
 
-def check_authorisation(request: h11.Request, credentials: Credentials) -> None:
+def check_authorization(request: h11.Request, credentials: Credentials) -> None:
     """Raises RequestRefused, with the challenge, unless the request holds the right user and password."""
-    if not authorised(request, credentials):
+    if not authorized(request, credentials):
         raise RequestRefused(
             407,
             "This proxy asks for a user and a password; give them in the proxy settings of your application.",

@@ -33,7 +33,7 @@ from .http_messages import (
     RequestRefused,
     Target,
     blocked,
-    check_authorisation,
+    check_authorization,
     check_request,
     closes,
     error_page,
@@ -195,7 +195,7 @@ class HttpProxy:
             check_request(request)
             target = parse_target(request)
             if self._credentials is not None:
-                check_authorisation(request, self._credentials)
+                check_authorization(request, self._credentials)
             if request.method == b"CONNECT":
                 return await self._connect(target)
             return await self._forward(request, target)

@@ -156,7 +156,7 @@ async def join(invitation: Invitation, plan: Plan) -> PeerId:
     try:
         await client.reach()
     except PeerError as error:
-        if error.reason is CloseReason.NOT_AUTHORISED:
+        if error.reason is CloseReason.NOT_AUTHORIZED:
             raise CryprqError(
                 "the exit does not take this invite: it was used, has expired or was withdrawn; ask for a new one"
             ) from None

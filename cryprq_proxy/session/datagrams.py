@@ -3,13 +3,13 @@
 They leave by the datagram lane where it is up, else as frames on the carrier. There they wait in a queue that is
 bounded in bytes and in time, and lose the oldest first: a late datagram is worth less than the one behind it.
 
-`Sideband` is the session's view of the lane and of whoever takes its packets (carriers/lane/).
+`BasePacketLink` is the session's view of the packet link: the lane and the receiver of packets (carriers/lane/).
 """
 
 from __future__ import annotations
 
 from collections import deque
-from typing import Final, Protocol
+from typing import Final
 
 from ..address import Destination
 from ..crypto.handshake import EpochSecrets
@@ -70,47 +70,33 @@ class DatagramQueue:
         return entry
 
 
-class Sideband(Protocol):
-    """What stands beside a session's streams. None of these may raise but for PeerError where it says so."""
+class BasePacketLink:
+    """What a session calls of the packet link beside it: this one has neither a lane nor packets.
+
+    Only the methods that say so may raise, and only PeerError.
+    """
 
     def epoch(self, cipher: Cipher, number: int, secrets: EpochSecrets, now: float) -> None:
         """From now on the peer knows these secrets too. `number` counts from 0 with each carrier."""
 
     def announced(self, number: int, index: int) -> None:
-        """The peer awaits datagrams of that epoch under `index`. Raises PeerError."""
-
-    def datagrams(self) -> int:
-        """Datagrams sealed or opened with the newest secrets: too many of them call for a rotation."""
-
-    def send_datagram(self, stream: int, destination: Destination, payload: bytes | memoryview) -> bool:
-        """Whether the lane took it."""
-
-    def packet_received(self, flags: int, segment: int, header: int, packet: memoryview) -> None:
-        """A PACKET frame. Raises PeerError where none may come."""
-
-    def network_received(self, ipv4: bytes, ipv6: bytes) -> None:
-        """A NETWORK frame. Raises PeerError where none may come."""
-
-
-class NoSideband:
-    """The Sideband of a session that has neither lane nor packets."""
-
-    def epoch(self, cipher: Cipher, number: int, secrets: EpochSecrets, now: float) -> None:
-        """Nobody needs the lane's keys."""
-
-    def announced(self, number: int, index: int) -> None:
+        """The peer awaits datagrams of that epoch under `index`. Raises PeerError where no lane was agreed on."""
         raise _unwanted("lane")
 
     def datagrams(self) -> int:
+        """Datagrams sealed or opened with the newest secrets: too many of them call for a rotation."""
         return 0
 
     def send_datagram(self, stream: int, destination: Destination, payload: bytes | memoryview) -> bool:
+        """Whether the lane took it."""
         return False
 
     def packet_received(self, flags: int, segment: int, header: int, packet: memoryview) -> None:
+        """A PACKET frame. Raises PeerError where packets were not agreed on."""
         raise _unwanted("packet")
 
     def network_received(self, ipv4: bytes, ipv6: bytes) -> None:
+        """A NETWORK frame. Raises PeerError where none may come."""
         raise _unwanted("network")
 
 

@@ -30,7 +30,7 @@ from ..crypto.primitives import Cipher, Entropy, Provider
 from ..crypto.rekey import RekeyInitiator, answer_rekey
 from ..errors import CarrierError, CloseReason, HandshakeError, PeerError
 from . import wire
-from .datagrams import Sideband
+from .datagrams import BasePacketLink
 from .epochs import EpochLedger
 from .records import RecordOpener, RecordSealer
 
@@ -96,7 +96,7 @@ class Rotation:
         entropy: Entropy,
         offload: Offload,
         ready: Callable[[], None],
-        sideband: Callable[[], Sideband],
+        packet_link: Callable[[], BasePacketLink],
     ) -> None:
         self._dialler = dialler
         self._provider = provider
@@ -104,7 +104,7 @@ class Rotation:
         self._entropy = entropy
         self._offload = offload
         self._ready = ready
-        self._sideband = sideband
+        self._packet_link = packet_link
         self._carrier = 0
         self._carriers = 0
         self._ledger = EpochLedger()
@@ -138,7 +138,7 @@ class Rotation:
         self.paused = False
         self._carriers += 1
         self._ledger.begin(self._carriers, 0, cipher.name, now)
-        self._sideband().epoch(cipher, 0, epoch, now)
+        self._packet_link().epoch(cipher, 0, epoch, now)
 
     def detach(self, now: float) -> None:
         """The carrier is gone, and its keys with it."""
@@ -237,7 +237,7 @@ class Rotation:
             self._begin(epoch, now)
         else:
             self._pending = epoch
-            self._sideband().epoch(self.cipher, self.number + 1, epoch, now)
+            self._packet_link().epoch(self.cipher, self.number + 1, epoch, now)
 
     # --- the steps -------------------------------------------------------------------------------------------------
 
@@ -247,7 +247,7 @@ class Rotation:
         return max(
             max(sealer.records, opener.records) // limits.records,
             max(sealer.bytes, opener.bytes) // limits.bytes,
-            self._sideband().datagrams() // limits.datagrams,
+            self._packet_link().datagrams() // limits.datagrams,
         )
 
     def _send_rekey(self, message: bytes) -> None:
@@ -281,7 +281,7 @@ class Rotation:
         self.opener = RecordOpener(self.cipher, epoch.exit_record)
         self._next = epoch, RecordSealer(self.cipher, epoch.client_record)
         self.final = wire.encode_bare(wire.SWITCH)
-        self._sideband().epoch(self.cipher, self.number + 1, epoch, now)
+        self._packet_link().epoch(self.cipher, self.number + 1, epoch, now)
         self._ready()
 
     def _switch(self, now: float) -> None:

@@ -22,7 +22,7 @@ from ..crypto.handshake import EpochSecrets
 from ..crypto.primitives import Cipher, Entropy, Provider
 from ..errors import CloseReason, LocalError, PeerError, StreamReason, StreamRefused
 from . import wire
-from .datagrams import DatagramQueue, NoSideband, Sideband
+from .datagrams import BasePacketLink, DatagramQueue
 from .liveness import Liveness
 from .records import OVERHEAD, RecordOpener, RecordSealer
 from .rotation import Offload, Rotation, RotationLimits, inline
@@ -102,9 +102,9 @@ class Session:
             entropy=entropy,
             offload=offload,
             ready=self.wake,
-            sideband=lambda: self.sideband,
+            packet_link=lambda: self.packet_link,
         )
-        self.sideband: Sideband = NoSideband()
+        self.packet_link = BasePacketLink()
         self.streams: dict[int, Stream] = {}
         self.attached = False
         self.closed: CloseReason | None = None
@@ -257,7 +257,7 @@ class Session:
     def send_datagram(self, stream: Stream, destination: Destination, payload: bytes | memoryview) -> None:
         if not stream.opened or stream.id not in self.streams:
             return  # also before OPENED: unnumbered frames overtake, and this one might arrive before its OPEN
-        if self.sideband.send_datagram(stream.id, destination, payload):
+        if self.packet_link.send_datagram(stream.id, destination, payload):
             self.bytes_sent += len(payload)
         elif self.attached:
             self.bytes_sent += len(payload)
@@ -540,13 +540,13 @@ class Session:
             stream.handler.datagram_received(destination, payload)
 
     def _receive_lane(self, id: int, value: Any) -> None:
-        self.sideband.announced(*value)
+        self.packet_link.announced(*value)
 
     def _receive_packet(self, id: int, value: Any) -> None:
-        self.sideband.packet_received(*value)
+        self.packet_link.packet_received(*value)
 
     def _receive_network(self, id: int, value: Any) -> None:
-        self.sideband.network_received(*value)
+        self.packet_link.network_received(*value)
 
     def _receive_close(self, id: int, reason: Any) -> None:
         self.close(reason)

@@ -67,13 +67,13 @@ function permit() {
   for (const node of document.querySelectorAll(".close, #exits input")) node.disabled = !token;
 }
 
-const authorised = () => (token ? {Authorization: `Bearer ${token}`} : {});
+const authorized = () => (token ? {Authorization: `Bearer ${token}`} : {});
 
 async function change(path, body, done) {
   let message, bad = true;
   try {
     const answer = await fetch(path, {
-      method: "POST", headers: {"Content-Type": "application/json", ...authorised()}, body: JSON.stringify(body),
+      method: "POST", headers: {"Content-Type": "application/json", ...authorized()}, body: JSON.stringify(body),
       cache: "no-store", redirect: "error",
     });
     if (answer.ok) [message, bad] = [done, false];
@@ -127,7 +127,7 @@ async function follow(heard) {
   const stop = () => controller && controller.abort();
   let watch = setTimeout(stop, SILENCE);
   try {
-    const answer = await fetch("/api/events", {headers: authorised(), cache: "no-store", signal: controller.signal});
+    const answer = await fetch("/api/events", {headers: authorized(), cache: "no-store", signal: controller.signal});
     if (!answer.ok) {
       if (answer.status === 401 && token) forgetToken();
       return part(await answer.json()).error ?? "";
@@ -219,7 +219,7 @@ function showLink(status) {
 function advice(status, exit) {
   const error = show(exit.last_error ?? status.last_error ?? ""), steps = [];
   if (error) steps.push(`What the program last saw: ${error}.`);
-  if (/authoris|allowed/i.test(error)) steps.push("The exit does not know this client. There, ask for an invite with: cryprq-proxy invite NAME. Here, use it with: cryprq-proxy join URI.");
+  if (/authoriz|allowed/i.test(error)) steps.push("The exit does not know this client. There, ask for an invite with: cryprq-proxy invite NAME. Here, use it with: cryprq-proxy join URI.");
   else if (/time|answer/i.test(error)) steps.push("See whether the exit runs, and whether a firewall before it lets its port through.");
   else if (/refused/i.test(error)) steps.push("The machine answers, but no exit listens on that port. Start it there: cryprq-proxy exit.");
   else if (/name|address|resolve/i.test(error)) steps.push("See whether this machine has a network and can look up names.");

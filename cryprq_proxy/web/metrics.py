@@ -234,7 +234,7 @@ def _exit(status: Mapping[str, Any]) -> Iterator[Metric]:
         ("link",),
         [((state,), sum(each.get("link") == state for each in sessions)) for state in ("up", "down")],
     )
-    yield from _gauge("peers_authorised", "Peers that may come in.", status.get("authorised"))
+    yield from _gauge("peers_authorized", "Peers that may come in.", status.get("authorized"))
     yield from _gauge(
         "streams", "Streams that are open.", sum(_number(each.get("streams")) for each in sessions)
     )

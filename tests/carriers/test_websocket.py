@@ -98,7 +98,7 @@ async def test_the_exits_last_word_arrives(here: Place, caplog: pytest.LogCaptur
     client = here.client(here.endpoint("ws"))
     await here.echoes(client)
     here.exit.authorize(frozenset())
-    await until(lambda: "not authorised" in caplog.text)
+    await until(lambda: "not authorized" in caplog.text)
     here.exit.authorize(frozenset({CLIENT_IDENTITY.peer_id}))
 
 

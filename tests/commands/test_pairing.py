@@ -213,7 +213,7 @@ def test_from_nothing_to_a_proxy_and_out_again(own_directories: Path, tmp_path: 
             sock, _ = socks_connect(port, target)
             with sock:
                 assert call("peers", "revoke", "laptop").stdout == "laptop is let in no more\n"
-                client.log.wait("link down: .*not authorised")
+                client.log.wait("link down: .*not authorized")
                 with contextlib.suppress(ConnectionResetError):
                     assert sock.recv(1) == b""
             assert client.end() == 0

@@ -391,7 +391,7 @@ def test_odd_files_are_one_sentence(tmp_path: Path) -> None:
             read_peers(tmp_path / name)
 
 
-# --- who is authorised, and default places ---
+# --- who is authorized, and default places ---
 
 
 def test_authorized_peers_come_from_both_and_are_read_anew(tmp_path: Path) -> None:

@@ -328,7 +328,7 @@ async def test_an_exit_that_is_not_well_is_named(pair: Setup) -> None:
 @pytest.mark.parametrize(
     ("reason", "words"),
     [
-        (CloseReason.NOT_AUTHORISED, "does not let this client in"),
+        (CloseReason.NOT_AUTHORIZED, "does not let this client in"),
         (CloseReason.LIMIT, "too many sessions"),
         (CloseReason.SHUTTING_DOWN, "says no: the exit closed the link"),
     ],

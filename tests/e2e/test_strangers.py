@@ -139,7 +139,7 @@ def test_unlisted_peer(world: World, echo_target: TcpTarget) -> None:
     exit = world.exit({"authorized": str(authorized)}, clients=())
     client = world.client(exit, wait=False)
     peer_id = world.identity("client")[1]
-    client.says(f"not authorised.*add this peer id to the exit's list: {peer_id}")
+    client.says(f"not authorized.*add this peer id to the exit's list: {peer_id}")
     exit.says(f"refused {peer_id} from 127.0.0.1")
     assert not exit.sessions
     authorized.write_text(f"{peer_id} a remark\n")
@@ -149,7 +149,7 @@ def test_unlisted_peer(world: World, echo_target: TcpTarget) -> None:
         mark = client.written
         authorized.write_text("# nobody\n")
         reload(exit)
-        client.says("link down.*not authorised", since=mark)
+        client.says("link down.*not authorized", since=mark)
         with pytest.raises(ConnectionResetError):
             sock.sendall(b"x")
             sock.recv(1)

@@ -14,7 +14,7 @@ from cryprq_proxy.fronts.credentials import Credentials
 from cryprq_proxy.fronts.http_messages import (
     FAILURES,
     RequestRefused,
-    check_authorisation,
+    check_authorization,
     check_request,
     error_page,
     forward_request,
@@ -171,13 +171,13 @@ def test_every_reason_has_a_page() -> None:
 
 
 @given(st.binary(max_size=60))
-def test_any_authorisation_is_right_or_refused(value: bytes) -> None:
+def test_any_authorization_is_right_or_refused(value: bytes) -> None:
     try:
         asked = request(b"http://a/", [(b"Proxy-Authorization", b"Basic " + value)])
     except h11.LocalProtocolError:
         return
     with pytest.raises(RequestRefused) as caught:
-        check_authorisation(asked, Credentials.parse("alice:secret"))
+        check_authorization(asked, Credentials.parse("alice:secret"))
     assert caught.value.status == 407
 
 

@@ -78,4 +78,4 @@ def test_two_commands_there_and_two_here(
     assert not any(secret in path.read_text() for path in kept)
 
     there.command("peers", "revoke", "laptop")
-    client.says("link down: .*not authorised")
+    client.says("link down: .*not authorized")

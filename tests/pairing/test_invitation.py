@@ -294,7 +294,7 @@ class World:
             await client.reach()
             return True
         except PeerError as error:
-            assert error.reason is CloseReason.NOT_AUTHORISED
+            assert error.reason is CloseReason.NOT_AUTHORIZED
             return False
         finally:
             await client.stop()

@@ -100,7 +100,7 @@ def test_status_tells_of_a_running_pair(pair: Setup, target: int) -> None:
             assert session["epoch_age"] >= 0 <= session["round_trip"]
             told = pair.status("exit")
             assert isinstance(told["sessions"], list)
-            assert (told["role"], told["authorised"]) == ("exit", 1)
+            assert (told["role"], told["authorized"]) == ("exit", 1)
             assert [(s["peer_id"], s["link"]) for s in told["sessions"]] == [(pair.client_id, "up")]
 
             shown = call("status", "--config", str(pair.directory / "client.toml"))
@@ -168,7 +168,7 @@ def test_reload_lets_a_new_peer_in_and_a_removed_one_go(pair: Setup) -> None:
         (pair.directory / "authorized").write_text(f"# only the guest\n{guest}\n")
         exit.send(signal.SIGHUP)
         exit.log.wait("reloaded: 1 peer allowed")
-        client.log.wait("link down: .*not authorised")
+        client.log.wait("link down: .*not authorized")
         late.log.wait("link up")
         assert late.end() == 0
         assert client.end() == 0

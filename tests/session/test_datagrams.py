@@ -11,7 +11,7 @@ from cryprq_proxy.crypto.handshake import EpochSecrets
 from cryprq_proxy.crypto.primitives import Cipher
 from cryprq_proxy.errors import CloseReason, PeerError
 from cryprq_proxy.session import wire
-from cryprq_proxy.session.datagrams import NoSideband
+from cryprq_proxy.session.datagrams import BasePacketLink
 from cryprq_proxy.session.rotation import RotationLimits
 from cryprq_proxy.session.session import PACKET_QUEUE, SessionLimits
 from cryprq_proxy.session.wire import StreamProtocol
@@ -21,8 +21,8 @@ NAME = Destination("example.com", 53)
 
 
 @dataclass
-class Recorder(NoSideband):
-    """A Sideband that keeps what it is told."""
+class Recorder(BasePacketLink):
+    """A packet link that keeps what it is told."""
 
     takes: bool = False
     count: int = 0
@@ -57,7 +57,7 @@ class Recorder(NoSideband):
 def equipped(limits: SessionLimits | None = None) -> tuple[Link, Recorder, Recorder]:
     link = Link(limits, connected=False)
     client, exit = Recorder(), Recorder()
-    link.client.sideband, link.exit.sideband = client, exit
+    link.client.packet_link, link.exit.packet_link = client, exit
     link.connect()
     return link, client, exit
 
@@ -100,7 +100,7 @@ def test_announcements_made_on_an_epoch_find_it_known_to_the_peer() -> None:
             known.append(number)
 
     answering = [Answering(), Answering()]
-    link.client.sideband, link.exit.sideband = answering
+    link.client.packet_link, link.exit.packet_link = answering
     link.carrier.advance(25.0)
     assert sorted(known) == [1, 1, 2, 2]
 

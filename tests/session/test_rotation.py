@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from cryprq_proxy.crypto.primitives import Cipher
 from cryprq_proxy.errors import CarrierError, CloseReason, PeerError
 from cryprq_proxy.session import wire
-from cryprq_proxy.session.datagrams import NoSideband
+from cryprq_proxy.session.datagrams import BasePacketLink
 from cryprq_proxy.session.records import RecordOpener, RecordSealer
 from cryprq_proxy.session.rotation import (
     MISSED_INTERVALS,
@@ -410,7 +410,7 @@ def lone(*, dialler: bool, offload: Any = inline) -> Rotation:
         entropy=seeded(0),
         offload=offload,
         ready=lambda: None,
-        sideband=NoSideband,
+        packet_link=BasePacketLink,
     )
     keys, cipher = epoch(1), Cipher.CHACHA20_POLY1305
     rotation.attach(

@@ -20,9 +20,9 @@ from tests.support.web_fakes import SYSTEM, World, client_status
 OPEN = "application/openmetrics-text; version=1.0.0"
 
 EXIT: dict[str, Any] = {
-    "role": "exit", "version": "0.1.0", "uptime": 12.5, "authorised": 3, "targets": 7, "handshakes": 1,
+    "role": "exit", "version": "0.1.0", "uptime": 12.5, "authorized": 3, "targets": 7, "handshakes": 1,
     "bytes": {"sent": 1000, "received": 2000}, "rotations": 5, "streams_total": 90,
-    "streams_refused": {"not_allowed": 2}, "refused": {"not_authorised": 4, "no_handshake": 11},
+    "streams_refused": {"not_allowed": 2}, "refused": {"not_authorized": 4, "no_handshake": 11},
     "lanes": {"sockets": [], "strangers": 6},
     "network": {"device": {"drops": {"no_link": 1}}, "drops": {"no_client": 2}},
     "sessions": [
@@ -79,7 +79,7 @@ def test_exit() -> None:
     assert values(found["cryprq_sessions"]) == {("up",): 1, ("down",): 1}
     assert values(found["cryprq_streams"]) == {(): 5}
     assert values(found["cryprq_streams_opened"]) == {(): 90}
-    assert values(found["cryprq_connections_refused"]) == {("not_authorised",): 4, ("no_handshake",): 11}
+    assert values(found["cryprq_connections_refused"]) == {("not_authorized",): 4, ("no_handshake",): 11}
     assert values(found["cryprq_tunnel_drops"]) == {("no_link", "device"): 1, ("no_client", "network"): 2}
     assert values(found["cryprq_retained_bytes"]) == {(): 30}
     assert "cryprq_link_up" not in found

@@ -115,7 +115,7 @@ flush_packets: Final = _train.flush
 class LaneCarrier:
     """One session's lane on one side; a `ClientLane`, or made by `LaneListener.carrier`. Close it.
 
-    `epoch`, `announced`, `datagrams` and `send_datagram` are as `session.datagrams.Sideband` has them.
+    `epoch`, `announced`, `datagrams` and `send_datagram` are as `session.datagrams.BasePacketLink` has them.
     """
 
     def __init__(

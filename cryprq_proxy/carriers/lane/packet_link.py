@@ -14,7 +14,7 @@ from ...address import Destination
 from ...crypto.handshake import EpochSecrets
 from ...crypto.primitives import Cipher
 from ...lane.slices import FLAGS_MASK, HEADROOM, KIND_MASK, MAX_PACKET, PLAIN, Run, Shape
-from ...session.datagrams import NoSideband
+from ...session.datagrams import BasePacketLink
 from ...session.session import Session
 from ...session.wire import encode_lane
 from .carrier import LaneCarrier
@@ -25,8 +25,8 @@ type Receiver = Callable[[memoryview, int, int, Run], None]
 _room: Final = memoryview(bytearray(HEADROOM + MAX_PACKET))
 
 
-class PacketLink(NoSideband):
-    """The Sideband of one session. `lane` is None where there is none.
+class PacketLink(BasePacketLink):
+    """The packet link of one session. `lane` is None where there is none.
 
     `receive` gets the peer's packets and `network` the addresses that the exit hands out; a side that expects no such
     thing leaves them out, and a peer that sends it all the same breaks the protocol. `lane_changed` is called when the
@@ -62,7 +62,7 @@ class PacketLink(NoSideband):
         if self.lane is not None:
             self.lane.close()
 
-    # --- Sideband --------------------------------------------------------------------------------------------------
+    # --- for the session -------------------------------------------------------------------------------------------
 
     def epoch(self, cipher: Cipher, number: int, secrets: EpochSecrets, now: float) -> None:
         if self.lane is not None:
@@ -117,7 +117,7 @@ class PacketLink(NoSideband):
         self._lane_changed()
 
     def status(self) -> dict[str, Any]:
-        """What `cryprq-proxy status` shows of the way beside the streams."""
+        """What `cryprq-proxy status` shows of what crosses the link beside the streams."""
         return {
             "lane": None if self.lane is None else self.lane.status(),
             "on_carrier": {"sent": self.sent_on_carrier, "received": self.received_on_carrier},

@@ -80,7 +80,7 @@ def _client_rows(status: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _exit_rows(status: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "exit", str(status.get("peer_id", "?"))
-    yield "allowed peers", str(status.get("authorised", "?"))
+    yield "allowed peers", str(status.get("authorized", "?"))
     yield "ML-KEM", str(status.get("provider", "?"))
     yield "targets", str(status.get("targets", "?"))
     if isinstance(status.get("streams_total"), int):

@@ -78,7 +78,7 @@ class Ends:
         self.lanes = FakeLane(), FakeLane()
         if lanes:
             self.client.lane, self.exit.lane = self.lanes  # type: ignore[assignment]
-        self.link.client.sideband, self.link.exit.sideband = self.client, self.exit
+        self.link.client.packet_link, self.link.exit.packet_link = self.client, self.exit
         self.link.connect()
 
     def received(self, buffer: memoryview, start: int, end: int, run: Run) -> None:
