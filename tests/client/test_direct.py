@@ -29,7 +29,7 @@ from cryprq_proxy.rules.syntax import Rule, parse_action
 from cryprq_proxy.session.sendlog import SLOT_HEADROOM, SlotPool
 from cryprq_proxy.session.streams import AnyStream, Half
 from cryprq_proxy.session.wire import StreamProtocol
-from tests.client.test_exits import World
+from tests.support.fake_exits import FakeExits
 from tests.support.links import App
 
 BIG = bytes(range(256)) * 16_384  # 4 MiB
@@ -80,7 +80,7 @@ class Proxy:
 
 @pytest.fixture
 async def proxy() -> AsyncIterator[Proxy]:
-    exits = World(1).exits
+    exits = FakeExits(1).exits
     direct = Direct(exits.slots, Names(), 5.0)
     dispatcher = Dispatcher(exits, RuleSet((), parse_action("direct")), direct)
     listener = MixedListener(dispatcher, ListenerSettings(Destination("127.0.0.1", 0)))

@@ -21,7 +21,7 @@ from cryprq_proxy.rules.engine import EVERYTHING, RuleSet
 from cryprq_proxy.rules.syntax import Rule, parse_action
 from cryprq_proxy.session.streams import AnyStream
 from cryprq_proxy.session.wire import StreamProtocol
-from tests.client.test_exits import FakeStream, World
+from tests.support.fake_exits import FakeExits, FakeStream
 from tests.support.links import App
 
 LOOPBACK = ipaddress.ip_network("127.0.0.0/8")
@@ -38,7 +38,7 @@ TUNNEL, ADS, NAMED = (Destination(name, 443) for name in ("www.example", "x.ads.
 MAIL = Destination("www.example", 25)
 
 
-class Office(World):
+class Office(FakeExits):
     """Exits a and b with links, and a dispatcher over them."""
 
     def __init__(self, rules: RuleSet = RULES) -> None:
@@ -131,7 +131,7 @@ async def test_rules_are_replaced(office: Office) -> None:
 
 
 async def test_no_exit_is_called_direct() -> None:
-    world = World()
+    world = FakeExits()
     world.exits._by_name["direct"] = world.exits.entries[0]
     with pytest.raises(ConfigError, match='cannot be called "direct"'):
         Dispatcher(world.exits, EVERYTHING)
@@ -179,7 +179,7 @@ def datagrams(stream: FakeStream) -> list[tuple[str, bytes]]:
 
 
 async def test_without_rules_an_association_is_one_stream() -> None:
-    world = World(1)
+    world = FakeExits(1)
     dispatcher = Dispatcher(world.exits, EVERYTHING)
     app = App()
     dispatcher.request(StreamProtocol.UDP, NOWHERE, app, lambda stream: None)

@@ -3,232 +3,35 @@
 from __future__ import annotations
 
 import asyncio
-import heapq
-from collections import Counter
-from collections.abc import Callable
-from functools import partial
-from itertools import count
 from typing import Any
 
 import pytest
 
-from cryprq_proxy.address import Destination
 from cryprq_proxy.client.exits import ExitEntry, Exits
-from cryprq_proxy.client.observer import ClientObserver
 from cryprq_proxy.client.packet_ports import ExitPort
-from cryprq_proxy.client.requests import StreamRequest
 from cryprq_proxy.client.selection import SILENT_SECONDS
 from cryprq_proxy.errors import ConfigError, CryprqError, StreamReason, StreamRefused
 from cryprq_proxy.lane.slices import PLAIN, Run, Shape
 from cryprq_proxy.session.sendlog import SlotPool
-from cryprq_proxy.session.wire import StreamProtocol
-from tests.support.links import App
-
-TARGET = Destination("192.0.2.1", 443)
-WAIT, FAILBACK = 10.0, 30.0
-
-
-class Timers:
-    """A loop's clock and timers, moved by `advance`."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-        self._due: list[tuple[float, int, Callable[[], object], list[bool]]] = []
-        self._count = count()
-
-    def time(self) -> float:
-        return self.now
-
-    def call_at(self, when: float, call: Callable[..., object], *arguments: Any) -> Any:
-        live = [True]
-        heapq.heappush(self._due, (when, next(self._count), partial(call, *arguments), live))
-
-        class Handle:
-            def cancel(self) -> None:
-                live[0] = False
-
-        return Handle()
-
-    def call_later(self, delay: float, call: Callable[[], None]) -> Any:
-        return self.call_at(self.now + delay, call)
-
-    def advance(self, seconds: float) -> None:
-        end = self.now + seconds
-        while self._due and self._due[0][0] <= end:
-            when, _, call, live = heapq.heappop(self._due)
-            self.now = max(self.now, when)
-            if live[0]:
-                call()
-        self.now = end
-
-
-class FakeStream:
-    """A stream of a session, as far as it is looked at from outside."""
-
-    def __init__(self, client: FakeClient, request: StreamRequest) -> None:
-        self._client = client
-        self.id = client.last = client.last + 1
-        self.label = request
-        self.handler = request.handler
-        self.opened = False
-        self.sent = 0
-        self.received = 0
-        self.ended: StreamReason | None = None
-        self.datagrams: list[tuple[Destination, bytes]] = []
-
-    def reset(self, reason: StreamReason) -> None:
-        self.ended = reason
-        self._client.open.remove(self)
-
-    def accept(self) -> None:
-        """As the exit."""
-        self.opened = True
-        self.handler.opened()
-
-    def send_datagram(self, destination: Destination, payload: bytes) -> None:
-        assert self.opened
-        self.datagrams.append((destination, payload))
-
-
-class FakeClient:
-    """A Client whose link the test holds in its hands. It answers probes unless it is `mute`."""
-
-    def __init__(self, timers: Timers) -> None:
-        self._timers = timers
-        self.up = False
-        self.mute = False
-        self.heard = 0.0
-        self.round_trip: float | None = 0.05
-        self.least_round_trip: float | None = 0.05
-        self.observer = ClientObserver()
-        self.open: list[FakeStream] = []
-        self.last = 0
-        self.probes = 0
-        self.redials = 0
-        self.packets: list[bytes] = []
-        self.lane_size: int | None = None
-        self.failing: CryprqError | None = None
-        self.ended = asyncio.Event()
-
-    @property
-    def requests(self) -> list[StreamRequest]:
-        return [stream.label for stream in self.open]
-
-    def link(self, up: bool) -> None:
-        self.up = up
-        if up:
-            self.heard = self._timers.now
-        self.observer.link_changed()
-
-    def start(self, request: StreamRequest) -> None:
-        stream = FakeStream(self, request)
-        self.open.append(stream)
-        request.begin(stream)  # type: ignore[arg-type]
-
-    def streams(self) -> list[FakeStream]:
-        return self.open
-
-    def stream(self, id: int) -> FakeStream | None:
-        return next((stream for stream in self.open if stream.id == id), None)
-
-    @property
-    def open_streams(self) -> int:
-        return len(self.open)
-
-    def measure(self) -> None:
-        self.probes += 1
-        if self.up and not self.mute:
-            self.heard = self._timers.now
-
-    def withdraw(self) -> list[StreamRequest]:
-        movable = [stream for stream in self.open if not stream.label.exit]
-        for stream in movable:
-            if not stream.opened:
-                stream.reset(StreamReason.CANCELLED)
-            elif stream.label.protocol is StreamProtocol.UDP:
-                stream.reset(StreamReason.CANCELLED)
-                stream.handler.reset(StreamReason.SESSION_LOST)
-        return [stream.label for stream in movable if not stream.opened]
-
-    def send_packet(self, buffer: memoryview, start: int, end: int, shape: Shape) -> None:
-        self.packets.append(bytes(buffer[start:end]))
-
-    def redial(self) -> None:
-        self.redials += 1
-
-    def refused(self) -> Counter[Any]:
-        return Counter()
-
-    def status(self) -> dict[str, Any]:
-        return {
-            "link": "up" if self.up else "down",
-            "exit": {"peer_id": "id", "address": "exit.example:4433"},
-            "last_error": None,
-            "session": None,
-            "carriers": 1,
-            "waiting": 0,
-            "bytes": {"sent": 1, "received": 2},
-            "rotations": 3,
-        }
-
-    async def run(self) -> None:
-        if self.failing is not None:
-            raise self.failing
-        await self.ended.wait()
-
-    async def stop(self) -> None:
-        self.ended.set()
-
-
-class World:
-    """Exits called a, b, c with priorities 1, 2, 3."""
-
-    def __init__(self, number: int = 2, ports: list[ExitPort] | None = None) -> None:
-        self.timers = Timers()
-        self.clients = [FakeClient(self.timers) for _ in range(number)]
-        entries = [
-            ExitEntry("abc"[index], index + 1, client, None if ports is None else ports[index])  # type: ignore[arg-type]
-            for index, client in enumerate(self.clients)
-        ]
-        self.exits = Exits(
-            entries,
-            SlotPool(),
-            wait_for_link=WAIT,
-            failback=FAILBACK,
-            clock=self.timers.time,
-            loop=self.timers,  # type: ignore[arg-type]
-        )
-        if number > 1:
-            self.exits._tick()
-
-    def up(self, *names: str) -> None:
-        for name in names:
-            self.clients["abc".index(name)].link(True)
-
-    def ask(self, exit: str = "") -> App:
-        app = App()
-        self.exits.request(StreamProtocol.TCP, TARGET, app, lambda stream: None, exit)
-        return app
-
-    def served(self) -> list[int]:
-        return [len(client.open) for client in self.clients]
+from tests.support.fake_exits import FAILBACK, WAIT, FakeClient, FakeExits, Timers
+from tests.support.links import TARGET
 
 
 @pytest.fixture
-async def world() -> World:
-    return World()
+async def world() -> FakeExits:
+    return FakeExits()
 
 
 REFUSED = [("refused", StreamReason.LINK_DOWN)]
 
 
-async def test_new_streams_go_to_the_preferred_exit(world: World) -> None:
+async def test_new_streams_go_to_the_preferred_exit(world: FakeExits) -> None:
     world.up("b", "a")
     world.ask()
     assert world.served() == [1, 0]
 
 
-async def test_requests_wait_for_whichever_comes_first(world: World) -> None:
+async def test_requests_wait_for_whichever_comes_first(world: FakeExits) -> None:
     app = world.ask()
     world.timers.advance(WAIT - 1)
     assert not app.events
@@ -236,7 +39,7 @@ async def test_requests_wait_for_whichever_comes_first(world: World) -> None:
     assert world.served() == [0, 1]
 
 
-async def test_the_wait_is_bounded(world: World) -> None:
+async def test_the_wait_is_bounded(world: FakeExits) -> None:
     first = world.ask()
     world.timers.advance(1.0)
     second = world.ask()
@@ -247,14 +50,14 @@ async def test_the_wait_is_bounded(world: World) -> None:
     assert world.exits.refused() == {StreamReason.LINK_DOWN: 2}
 
 
-async def test_a_lost_link_sends_new_streams_elsewhere_at_once(world: World) -> None:
+async def test_a_lost_link_sends_new_streams_elsewhere_at_once(world: FakeExits) -> None:
     world.up("a", "b")
     world.clients[0].link(False)
     world.ask()
     assert world.served() == [0, 1]
 
 
-async def test_a_silent_exit_is_found_out_by_probes(world: World) -> None:
+async def test_a_silent_exit_is_found_out_by_probes(world: FakeExits) -> None:
     world.up("a", "b")
     world.timers.advance(20.0)
     assert world.exits.active.name == "a"
@@ -266,7 +69,7 @@ async def test_a_silent_exit_is_found_out_by_probes(world: World) -> None:
     assert [entry["healthy"] for entry in world.exits.status()] == [False, True]
 
 
-async def test_what_an_exit_refuses_because_it_shuts_down_moves(world: World) -> None:
+async def test_what_an_exit_refuses_because_it_shuts_down_moves(world: FakeExits) -> None:
     world.up("a", "b")
     world.ask()
     world.ask("a")
@@ -280,7 +83,7 @@ async def test_what_an_exit_refuses_because_it_shuts_down_moves(world: World) ->
     assert not world.clients[1].observer.take_over(anywhere), "there is nobody else"
 
 
-async def test_what_the_lost_exit_has_not_answered_moves(world: World) -> None:
+async def test_what_the_lost_exit_has_not_answered_moves(world: FakeExits) -> None:
     world.up("a", "b")
     world.ask()
     world.ask()
@@ -291,7 +94,7 @@ async def test_what_the_lost_exit_has_not_answered_moves(world: World) -> None:
     assert world.clients[1].requests == [unanswered]
 
 
-async def test_unanswered_requests_stay_while_nobody_could_serve_them(world: World) -> None:
+async def test_unanswered_requests_stay_while_nobody_could_serve_them(world: FakeExits) -> None:
     world.up("a")
     world.ask()
     world.clients[0].link(False)
@@ -300,7 +103,7 @@ async def test_unanswered_requests_stay_while_nobody_could_serve_them(world: Wor
     assert world.served() == [0, 1]
 
 
-async def test_an_exit_by_name_is_never_replaced(world: World) -> None:
+async def test_an_exit_by_name_is_never_replaced(world: FakeExits) -> None:
     world.up("a", "b")
     world.ask("b")
     assert world.served() == [0, 1]
@@ -314,12 +117,12 @@ async def test_an_exit_by_name_is_never_replaced(world: World) -> None:
     assert world.served() == [0, 2]
 
 
-async def test_an_exit_that_is_not_there(world: World) -> None:
+async def test_an_exit_that_is_not_there(world: FakeExits) -> None:
     world.up("a", "b")
     assert world.ask("nowhere").events == REFUSED
 
 
-async def test_it_fails_back_after_a_while(world: World) -> None:
+async def test_it_fails_back_after_a_while(world: FakeExits) -> None:
     world.up("a", "b")
     world.timers.advance(20.0)
     world.clients[0].link(False)
@@ -331,7 +134,7 @@ async def test_it_fails_back_after_a_while(world: World) -> None:
     assert world.exits.active.name == "a"
 
 
-async def test_a_person_pins_an_exit(world: World) -> None:
+async def test_a_person_pins_an_exit(world: FakeExits) -> None:
     world.up("a", "b")
     world.exits.pin("b")
     world.ask()
@@ -347,7 +150,7 @@ async def test_a_person_pins_an_exit(world: World) -> None:
         world.exits.pin("c\x1b[2J")
 
 
-async def test_pinning_serves_who_waits(world: World) -> None:
+async def test_pinning_serves_who_waits(world: FakeExits) -> None:
     world.up("b")
     world.exits.pin("a")
     world.ask()
@@ -355,7 +158,7 @@ async def test_pinning_serves_who_waits(world: World) -> None:
     assert world.served() == [0, 1]
 
 
-async def test_all_are_dialled_again_and_the_choice_stays(world: World) -> None:
+async def test_all_are_dialled_again_and_the_choice_stays(world: FakeExits) -> None:
     world.up("a", "b")
     world.timers.advance(10.0)
     world.exits.redial()
@@ -369,7 +172,7 @@ async def test_all_are_dialled_again_and_the_choice_stays(world: World) -> None:
 
 
 async def test_a_single_exit_is_left_alone() -> None:
-    world = World(1)
+    world = FakeExits(1)
     world.timers.advance(100.0)
     assert world.clients[0].probes == 0
     world.ask()
@@ -378,7 +181,7 @@ async def test_a_single_exit_is_left_alone() -> None:
     assert world.exits.send_packet == world.clients[0].send_packet
 
 
-async def test_stopping_refuses_who_waits(world: World) -> None:
+async def test_stopping_refuses_who_waits(world: FakeExits) -> None:
     app = world.ask()
     await world.exits.stop()
     assert app.events == REFUSED
@@ -394,7 +197,7 @@ async def test_names_are_unique() -> None:
         Exits(entries, SlotPool(), clock=timers.time)
 
 
-async def test_the_status_has_all_exits(world: World) -> None:
+async def test_the_status_has_all_exits(world: FakeExits) -> None:
     world.up("b")
     report = world.exits.report()
     assert [(e["name"], e["active"], e["healthy"], e["link"]) for e in report["exits"]] == [
@@ -406,7 +209,7 @@ async def test_the_status_has_all_exits(world: World) -> None:
     assert report["rotations"] == 6
 
 
-async def test_an_exit_that_cannot_do_it_is_one_less(world: World) -> None:
+async def test_an_exit_that_cannot_do_it_is_one_less(world: FakeExits) -> None:
     world.clients[0].failing = CryprqError("the exit carries no packets")
     running = asyncio.ensure_future(world.exits.run())
     world.up("b")
@@ -419,14 +222,14 @@ async def test_an_exit_that_cannot_do_it_is_one_less(world: World) -> None:
     await asyncio.wait([running])
 
 
-async def test_without_any_that_can_it_is_the_end(world: World) -> None:
+async def test_without_any_that_can_it_is_the_end(world: FakeExits) -> None:
     for client in world.clients:
         client.failing = CryprqError("the exit carries no packets")
     with pytest.raises(CryprqError, match="carries no packets"):
         await world.exits.run()
 
 
-async def test_running_ends_with_stop(world: World) -> None:
+async def test_running_ends_with_stop(world: FakeExits) -> None:
     running = asyncio.ensure_future(world.exits.run())
     await asyncio.sleep(0)
     await world.exits.stop()
@@ -462,7 +265,7 @@ class Interface:
         return told
 
 
-class WideWorld(World):
+class WideWorld(FakeExits):
     def __init__(self) -> None:
         self.interface = Interface()
         self.ports = [ExitPort(self.interface), ExitPort(self.interface)]

@@ -1,0 +1,210 @@
+"""Exits whose links a test holds in its hands, on a clock that the test moves."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from itertools import count
+from typing import Any
+
+from cryprq_proxy.address import Destination
+from cryprq_proxy.client.exits import ExitEntry, Exits
+from cryprq_proxy.client.observer import ClientObserver
+from cryprq_proxy.client.packet_ports import ExitPort
+from cryprq_proxy.client.requests import StreamRequest
+from cryprq_proxy.errors import CryprqError, StreamReason
+from cryprq_proxy.lane.slices import Shape
+from cryprq_proxy.session.sendlog import SlotPool
+from cryprq_proxy.session.wire import StreamProtocol
+from tests.support.links import TARGET, App
+
+WAIT, FAILBACK = 10.0, 30.0
+
+
+class Timers:
+    """A loop's clock and timers, moved by `advance`."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self._due: list[tuple[float, int, Callable[[], object], list[bool]]] = []
+        self._count = count()
+
+    def time(self) -> float:
+        return self.now
+
+    def call_at(self, when: float, call: Callable[..., object], *arguments: Any) -> Any:
+        live = [True]
+        heapq.heappush(self._due, (when, next(self._count), partial(call, *arguments), live))
+
+        class Handle:
+            def cancel(self) -> None:
+                live[0] = False
+
+        return Handle()
+
+    def call_later(self, delay: float, call: Callable[[], None]) -> Any:
+        return self.call_at(self.now + delay, call)
+
+    def advance(self, seconds: float) -> None:
+        end = self.now + seconds
+        while self._due and self._due[0][0] <= end:
+            when, _, call, live = heapq.heappop(self._due)
+            self.now = max(self.now, when)
+            if live[0]:
+                call()
+        self.now = end
+
+
+class FakeStream:
+    """A stream of a session, as far as it is looked at from outside."""
+
+    def __init__(self, client: FakeClient, request: StreamRequest) -> None:
+        self._client = client
+        self.id = client.last = client.last + 1
+        self.label = request
+        self.handler = request.handler
+        self.opened = False
+        self.sent = 0
+        self.received = 0
+        self.ended: StreamReason | None = None
+        self.datagrams: list[tuple[Destination, bytes]] = []
+
+    def reset(self, reason: StreamReason) -> None:
+        self.ended = reason
+        self._client.open.remove(self)
+
+    def accept(self) -> None:
+        """As the exit."""
+        self.opened = True
+        self.handler.opened()
+
+    def send_datagram(self, destination: Destination, payload: bytes) -> None:
+        assert self.opened
+        self.datagrams.append((destination, payload))
+
+
+class FakeClient:
+    """A Client whose link the test holds in its hands. It answers probes unless it is `mute`."""
+
+    def __init__(self, timers: Timers) -> None:
+        self._timers = timers
+        self.up = False
+        self.mute = False
+        self.heard = 0.0
+        self.round_trip: float | None = 0.05
+        self.least_round_trip: float | None = 0.05
+        self.observer = ClientObserver()
+        self.open: list[FakeStream] = []
+        self.last = 0
+        self.probes = 0
+        self.redials = 0
+        self.packets: list[bytes] = []
+        self.lane_size: int | None = None
+        self.failing: CryprqError | None = None
+        self.ended = asyncio.Event()
+
+    @property
+    def requests(self) -> list[StreamRequest]:
+        return [stream.label for stream in self.open]
+
+    def link(self, up: bool) -> None:
+        self.up = up
+        if up:
+            self.heard = self._timers.now
+        self.observer.link_changed()
+
+    def start(self, request: StreamRequest) -> None:
+        stream = FakeStream(self, request)
+        self.open.append(stream)
+        request.begin(stream)  # type: ignore[arg-type]
+
+    def streams(self) -> list[FakeStream]:
+        return self.open
+
+    def stream(self, id: int) -> FakeStream | None:
+        return next((stream for stream in self.open if stream.id == id), None)
+
+    @property
+    def open_streams(self) -> int:
+        return len(self.open)
+
+    def measure(self) -> None:
+        self.probes += 1
+        if self.up and not self.mute:
+            self.heard = self._timers.now
+
+    def withdraw(self) -> list[StreamRequest]:
+        movable = [stream for stream in self.open if not stream.label.exit]
+        for stream in movable:
+            if not stream.opened:
+                stream.reset(StreamReason.CANCELLED)
+            elif stream.label.protocol is StreamProtocol.UDP:
+                stream.reset(StreamReason.CANCELLED)
+                stream.handler.reset(StreamReason.SESSION_LOST)
+        return [stream.label for stream in movable if not stream.opened]
+
+    def send_packet(self, buffer: memoryview, start: int, end: int, shape: Shape) -> None:
+        self.packets.append(bytes(buffer[start:end]))
+
+    def redial(self) -> None:
+        self.redials += 1
+
+    def refused(self) -> Counter[Any]:
+        return Counter()
+
+    def status(self) -> dict[str, Any]:
+        return {
+            "link": "up" if self.up else "down",
+            "exit": {"peer_id": "id", "address": "exit.example:4433"},
+            "last_error": None,
+            "session": None,
+            "carriers": 1,
+            "waiting": 0,
+            "bytes": {"sent": 1, "received": 2},
+            "rotations": 3,
+        }
+
+    async def run(self) -> None:
+        if self.failing is not None:
+            raise self.failing
+        await self.ended.wait()
+
+    async def stop(self) -> None:
+        self.ended.set()
+
+
+class FakeExits:
+    """Exits called a, b, c with priorities 1, 2, 3."""
+
+    def __init__(self, number: int = 2, ports: list[ExitPort] | None = None) -> None:
+        self.timers = Timers()
+        self.clients = [FakeClient(self.timers) for _ in range(number)]
+        entries = [
+            ExitEntry("abc"[index], index + 1, client, None if ports is None else ports[index])  # type: ignore[arg-type]
+            for index, client in enumerate(self.clients)
+        ]
+        self.exits = Exits(
+            entries,
+            SlotPool(),
+            wait_for_link=WAIT,
+            failback=FAILBACK,
+            clock=self.timers.time,
+            loop=self.timers,  # type: ignore[arg-type]
+        )
+        if number > 1:
+            self.exits._tick()
+
+    def up(self, *names: str) -> None:
+        for name in names:
+            self.clients["abc".index(name)].link(True)
+
+    def ask(self, exit: str = "") -> App:
+        app = App()
+        self.exits.request(StreamProtocol.TCP, TARGET, app, lambda stream: None, exit)
+        return app
+
+    def served(self) -> list[int]:
+        return [len(client.open) for client in self.clients]
