@@ -35,6 +35,8 @@ _log = logging.getLogger(__name__)
 
 BACKLOG: Final = 1_024
 """Connections accepted in one wake-up."""
+SWEEP_SECONDS: Final = 1.0
+"""How often the negotiations that take too long are looked for."""
 SOCKS_VERSIONS: Final = frozenset((4, 5))
 
 
@@ -111,7 +113,8 @@ class MixedListener:
             _, connection = self._negotiating.popleft()
             if connection.negotiating:
                 connection.close()
-        self._sweeper = self.loop.call_later(1.0, self._sweep) if self._negotiating else None
+        seconds = min(SWEEP_SECONDS, self.settings.negotiation_timeout)
+        self._sweeper = self.loop.call_later(seconds, self._sweep) if self._negotiating else None
 
     # --- what becomes of a connection ------------------------------------------------------------------------------
 

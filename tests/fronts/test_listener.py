@@ -1,0 +1,254 @@
+"""The local proxy's listener: real connections on loopback, streams of the test behind it."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import pytest
+
+from cryprq_proxy.address import Destination
+from cryprq_proxy.errors import StreamReason
+from cryprq_proxy.fronts.credentials import Credentials
+from cryprq_proxy.fronts.listener import ListenerSettings, MixedListener
+from cryprq_proxy.session.streams import Half
+from cryprq_proxy.session.wire import StreamProtocol
+from tests.support.fake_source import FakeSource
+from tests.support.raw_client import RawClient
+from tests.support.settle import settle, until
+
+HERE = ListenerSettings(Destination("127.0.0.1", 0), max_connections=64)
+TARGET = Destination("192.0.2.1", 443)
+GREETING = b"\x05\x01\x00"
+CONNECT = b"\x05\x01\x00\x01\xc0\x00\x02\x01\x01\xbb"
+SUCCEEDED = b"\x05\x00\x00\x01" + bytes(6)
+
+
+class Application(RawClient):
+    async def greet(self) -> None:
+        self.send(GREETING)
+        assert await self.read(2) == b"\x05\x00"
+
+
+class Proxy:
+    def __init__(self, settings: ListenerSettings, source: FakeSource | None = None) -> None:
+        self.source = source or FakeSource()
+        self.listener = MixedListener(self.source, settings)
+        self.address = self.listener.start()
+        self.applications: list[Application] = []
+
+    def application(self) -> Application:
+        self.applications.append(Application(self.address))
+        return self.applications[-1]
+
+    async def connected(self) -> Application:
+        """An application whose stream has been asked for."""
+        application, before = self.application(), len(self.source.asked)
+        await application.greet()
+        application.send(CONNECT)
+        await until(lambda: len(self.source.asked) > before)
+        return application
+
+    async def close(self) -> None:
+        await self.listener.stop()
+        for application in self.applications:
+            application.sock.close()
+
+
+@pytest.fixture
+async def proxies() -> AsyncIterator[list[Proxy]]:
+    started: list[Proxy] = []
+    yield started
+    for proxy in started:
+        await proxy.close()
+
+
+@pytest.fixture
+async def proxy(proxies: list[Proxy]) -> Proxy:
+    proxies.append(Proxy(HERE))
+    return proxies[0]
+
+
+# --- the life of a connection ---
+
+
+async def test_from_a_negotiation_to_a_relay(proxy: Proxy) -> None:
+    application = await proxy.connected()
+    [asked] = proxy.source.asked
+    assert (asked.protocol, asked.destination) == (StreamProtocol.TCP, TARGET)
+    assert await application.is_ignored(), "success is not claimed before the stream is open"
+    asked.open()
+    assert await application.read(10) == SUCCEEDED
+    application.send(b"question")
+    await until(lambda: asked.stream.sent == b"question")
+    asked.stream.handler.data_received(memoryview(b"answer"))
+    assert await application.read(6) == b"answer"
+
+
+async def test_what_comes_behind_the_request_goes_first_into_the_stream(proxy: Proxy) -> None:
+    application = proxy.application()
+    application.send(GREETING + CONNECT + b"early")
+    await until(lambda: proxy.source.asked)
+    application.send(b", late")
+    await settle()
+    [asked] = proxy.source.asked
+    assert not asked.stream.sent
+    asked.open()
+    await until(lambda: asked.stream.sent == b"early, late")
+
+
+async def test_a_refusal_arrives_and_then_the_end(proxy: Proxy) -> None:
+    application = await proxy.connected()
+    proxy.source.asked[0].refuse(StreamReason.CONNECTION_REFUSED)
+    assert await application.read(100) == b"\x05\x05\x00\x01" + bytes(6)
+
+
+async def test_a_refusal_that_comes_at_once(proxies: list[Proxy]) -> None:
+    proxies.append(Proxy(HERE, FakeSource(StreamReason.NOT_ALLOWED)))
+    application = proxies[0].application()
+    application.send(GREETING + CONNECT)
+    assert await application.read(100) == b"\x05\x00\x05\x02\x00\x01" + bytes(6)
+
+
+async def test_an_application_that_leaves_while_it_waits(proxy: Proxy) -> None:
+    application = await proxy.connected()
+    application.sock.close()
+    await settle()
+    [asked] = proxy.source.asked
+    asked.open()
+    await until(lambda: asked.stream.send_half is not Half.OPEN)
+
+
+async def test_an_end_in_the_middle_of_a_negotiation(proxy: Proxy) -> None:
+    application = proxy.application()
+    await application.greet()
+    application.sock.shutdown(socket.SHUT_WR)
+    assert await application.read(1) == b""
+
+
+async def test_wrong_credentials(proxies: list[Proxy]) -> None:
+    proxies.append(Proxy(replace(HERE, credentials=Credentials.parse("user:secret"))))
+    application = proxies[0].application()
+    application.send(b"\x05\x01\x02\x01\x04user\x05wrong")
+    assert await application.read(100) == b"\x05\x02\x01\x01"
+    assert not proxies[0].source.asked
+
+
+async def test_http_by_its_first_byte(proxy: Proxy) -> None:
+    application = proxy.application()
+    application.send(b"CONNECT 192.0.2.1:443 HTTP/1.1\r\nHost: x\r\n\r\nearly")
+    await until(lambda: proxy.source.asked)
+    [asked] = proxy.source.asked
+    assert asked.destination == TARGET
+    asked.open()
+    assert (await application.read(12)) == b"HTTP/1.1 200"
+    await until(lambda: asked.stream.sent == b"early")
+
+
+async def test_what_a_tunnel_has_received_before_its_relay_is_not_lost(proxy: Proxy) -> None:
+    application = proxy.application()
+    application.send(b"CONNECT 192.0.2.1:443 HTTP/1.1\r\nHost: x\r\n\r\n")
+    await until(lambda: proxy.source.asked)
+    stream = proxy.source.asked[0].stream
+    stream.handler.opened()
+    stream.handler.data_received(memoryview(b"banner"))
+    stream.end()
+    assert (await application.read(1_000)).endswith(b"\r\n\r\nbanner")
+    assert stream.taken == 6
+
+
+# --- bounds ---
+
+
+async def test_no_more_connections_than_the_bound(proxies: list[Proxy]) -> None:
+    proxies.append(Proxy(replace(HERE, max_connections=2)))
+    [proxy] = proxies
+    first, second = proxy.application(), proxy.application()
+    await first.greet()
+    await second.greet()
+    third = proxy.application()
+    third.send(GREETING)
+    assert await third.is_ignored()
+    first.sock.close()
+    assert await third.read(2) == b"\x05\x00", "it waited in the kernel's queue"
+
+
+@pytest.mark.parametrize("kind", ["socks", "relay", "refused", "udp", "http", "tunnel"])
+async def test_every_connection_gives_its_place_back(proxies: list[Proxy], kind: str) -> None:
+    proxies.append(Proxy(replace(HERE, max_connections=1)))
+    [proxy] = proxies
+    for _ in range(3):
+        application = proxy.application()
+        proxy.source.asked.clear()
+        if kind == "http":
+            application.send(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            assert (await application.read(12)).startswith(b"HTTP/1.1 4")
+        elif kind == "tunnel":
+            application.send(b"CONNECT 192.0.2.1:443 HTTP/1.1\r\nHost: x\r\n\r\n")
+            await until(lambda: proxy.source.asked)
+            proxy.source.asked[0].open()
+            assert await application.read(12) == b"HTTP/1.1 200"
+        else:
+            await application.greet()
+        if kind in ("relay", "refused", "udp"):
+            application.send(CONNECT.replace(b"\x05\x01", b"\x05\x03") if kind == "udp" else CONNECT)
+            await until(lambda: proxy.source.asked)
+            if kind == "refused":
+                proxy.source.asked[0].refuse(StreamReason.TIMED_OUT)
+            else:
+                proxy.source.asked[0].open()
+            assert await application.read(10)
+        if kind in ("relay", "tunnel"):
+            proxy.source.asked[0].stream.end()
+        application.sock.close()
+
+
+@pytest.mark.parametrize("said", [b"", b"\x05", GREETING, b"\x04\x01\x01\xbb\xc0\x00\x02\x01"])
+async def test_slow_negotiations_are_ended(proxies: list[Proxy], said: bytes) -> None:
+    proxies.append(Proxy(replace(HERE, negotiation_timeout=0.05)))
+    [proxy] = proxies
+    application = proxy.application()
+    application.send(said)
+    got = await application.read(100)
+    assert got in (b"", b"\x05\x00")
+    again = proxy.application()
+    assert await again.read(1) == b"", "and the next ones, too"
+
+
+async def test_a_slow_head_of_http_is_answered_and_ended(proxies: list[Proxy]) -> None:
+    proxies.append(Proxy(replace(HERE, negotiation_timeout=0.05)))
+    application = proxies[0].application()
+    application.send(b"GET http://x/ HT")
+    async with asyncio.timeout(20):  # the proxy's own default is 30 s
+        assert (await application.read(1_000)).startswith(b"HTTP/1.1 408 ")
+
+
+async def test_the_time_of_a_negotiation_ends_with_the_negotiation(proxies: list[Proxy]) -> None:
+    proxies.append(Proxy(replace(HERE, negotiation_timeout=0.05)))
+    [proxy] = proxies
+    application = await proxy.connected()
+    assert await proxy.application().read(1) == b"", "the time is over"
+    proxy.source.asked[0].open()
+    assert await application.read(10) == SUCCEEDED
+
+
+# --- the end ---
+
+
+async def test_stopping_ends_everything(proxy: Proxy) -> None:
+    negotiating = proxy.application()
+    await negotiating.greet()
+    relayed = await proxy.connected()
+    proxy.source.asked[0].open()
+    assert await relayed.read(10) == SUCCEEDED
+    http = proxy.application()
+    http.send(b"CONNECT 192.0.2.1:443 HTTP/1.1\r\nHost: x\r\n\r\n")
+    await until(lambda: len(proxy.source.asked) == 2)
+    await proxy.listener.stop()
+    assert await negotiating.read(1) == b""
+    assert proxy.source.asked[0].stream.resets == [StreamReason.SHUTTING_DOWN]
+    assert proxy.source.asked[1].stream.resets == [StreamReason.CANCELLED]
+    with pytest.raises(ConnectionRefusedError):
+        proxy.application()

@@ -1,0 +1,192 @@
+"""UDP ASSOCIATE as an application sees it: a control connection and datagrams on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from cryprq_proxy.address import Destination
+from cryprq_proxy.client.requests import NOWHERE
+from cryprq_proxy.errors import StreamReason
+from cryprq_proxy.fronts import socks_udp
+from cryprq_proxy.fronts.listener import ListenerSettings, MixedListener
+from cryprq_proxy.fronts.socks import encode_datagram, parse_datagram
+from cryprq_proxy.session.wire import StreamProtocol
+from tests.support.fake_source import Asked, FakeSource
+from tests.support.raw_client import RawClient
+from tests.support.settle import settle, until
+
+TARGET = Destination("192.0.2.1", 53)
+
+
+def associate(port: int = 0) -> bytes:
+    return b"\x05\x01\x00" + b"\x05\x03\x00\x01\0\0\0\0" + port.to_bytes(2)
+
+
+def udp_socket(ip: str = "127.0.0.1") -> socket.socket:
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.setblocking(False)
+    sock.bind((ip, 0))
+    return sock
+
+
+class Association:
+    """An application that has asked for an association, and the stream that the test holds."""
+
+    def __init__(self) -> None:
+        self.source = FakeSource()
+        self.listener = MixedListener(self.source, ListenerSettings(Destination("127.0.0.1", 0)))
+        self.address = self.listener.start()
+        self.sock = udp_socket()
+        self.control = RawClient(self.address)
+        self.proxy: tuple[str, int]
+
+    @property
+    def asked(self) -> Asked:
+        return self.source.asked[0]
+
+    async def ask(self, port: int = 0) -> None:
+        self.control.send(associate(port))
+        assert await self.control.read(2) == b"\x05\x00"
+        await until(lambda: self.source.asked)
+
+    async def open(self, port: int = 0) -> None:
+        await self.ask(port)
+        self.asked.open()
+        reply = await self.control.read(10)
+        assert reply[:4] == b"\x05\x00\x00\x01"
+        self.proxy = socket.inet_ntoa(reply[4:8]), int.from_bytes(reply[8:])
+
+    def send(self, payload: bytes, sock: socket.socket | None = None) -> None:
+        (sock or self.sock).sendto(encode_datagram(TARGET, payload), self.proxy)
+
+    async def arrived(self, *payloads: bytes) -> None:
+        """These datagrams have come to the stream, and no others."""
+        expected = [(TARGET, payload) for payload in payloads]
+        await until(lambda: len(self.asked.stream.datagrams) >= len(expected))
+        await settle()
+        assert self.asked.stream.datagrams == expected
+
+
+@pytest.fixture
+async def association() -> AsyncIterator[Association]:
+    association = Association()
+    yield association
+    await association.listener.stop()
+    association.sock.close()
+    association.control.sock.close()
+
+
+@pytest.fixture
+def stranger() -> Iterator[socket.socket]:
+    with udp_socket("127.0.0.2") as sock:
+        yield sock
+
+
+async def test_datagrams_both_ways(association: Association) -> None:
+    await association.open()
+    assert (association.asked.protocol, association.asked.destination) == (StreamProtocol.UDP, NOWHERE)
+    association.send(b"question")
+    await association.arrived(b"question")
+    association.asked.stream.handler.datagram_received(TARGET, memoryview(b"answer"))
+    data = await asyncio.get_running_loop().sock_recv(association.sock, 100)
+    assert parse_datagram(data) == (TARGET, b"answer")
+
+
+async def test_another_host_is_no_part_of_it(association: Association, stranger: socket.socket) -> None:
+    await association.open()
+    association.send(b"injected", stranger)
+    association.send(b"mine")
+    await association.arrived(b"mine")
+    association.send(b"injected", stranger)
+    association.send(b"mine too")
+    await association.arrived(b"mine", b"mine too")
+
+
+async def test_the_first_port_is_the_only_one(association: Association) -> None:
+    await association.open()
+    association.send(b"mine")
+    await association.arrived(b"mine")
+    with udp_socket() as other:
+        association.send(b"from another port", other)
+        association.send(b"mine too")
+        await association.arrived(b"mine", b"mine too")
+
+
+async def test_a_port_that_the_request_names_is_the_only_one(association: Association) -> None:
+    await association.open(association.sock.getsockname()[1])
+    with udp_socket() as other:
+        association.send(b"first, and from another port", other)
+        association.send(b"mine")
+        await association.arrived(b"mine")
+
+
+async def test_nothing_is_sent_to_an_application_that_is_not_known_yet(association: Association) -> None:
+    await association.open()
+    association.asked.stream.handler.datagram_received(TARGET, memoryview(b"unsolicited"))
+    association.send(b"mine")
+    await association.arrived(b"mine")
+    with pytest.raises(BlockingIOError):
+        association.sock.recv(100)
+
+
+async def test_what_makes_no_sense_is_dropped(association: Association) -> None:
+    await association.open()
+    good = encode_datagram(TARGET, b"good")
+    for bad in (b"", b"\0\0\0", b"\0\0\1" + good[3:], b"\0\0\0\x09" + good[4:], good[:6]):
+        association.sock.sendto(bad, association.proxy)
+    association.send(b"good")
+    await association.arrived(b"good")
+
+
+async def test_one_wake_up_reads_a_bounded_number_of_datagrams(
+    association: Association, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(socks_udp, "READS", 2)
+    await association.open()
+    for number in range(5):
+        association.send(bytes((number,)))
+    steps = []
+    while len(association.asked.stream.datagrams) < 5:
+        before = len(association.asked.stream.datagrams)
+        await asyncio.sleep(0)
+        steps.append(len(association.asked.stream.datagrams) - before)
+    assert max(steps) == 2
+
+
+async def test_the_association_lives_as_long_as_its_connection(association: Association) -> None:
+    await association.open()
+    association.control.send(b"what is said here means nothing")
+    association.send(b"one")
+    await association.arrived(b"one")
+    association.control.sock.close()
+    await until(lambda: association.asked.stream.resets)
+    assert association.asked.stream.resets == [StreamReason.CANCELLED]
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as again:
+        again.bind(association.proxy)
+
+
+async def test_an_application_that_leaves_while_it_waits(association: Association) -> None:
+    await association.ask()
+    association.control.sock.close()
+    await until(lambda: association.asked.stream.resets)
+
+
+async def test_a_refusal_is_a_reply_and_the_end(association: Association) -> None:
+    await association.ask()
+    association.asked.refuse(StreamReason.LINK_DOWN)
+    assert (await association.control.read(100))[:2] == b"\x05\x03"
+
+
+@pytest.mark.parametrize("end", ["reset", "eof"])
+async def test_the_end_of_the_stream_ends_the_connection(association: Association, end: str) -> None:
+    await association.open()
+    handler = association.asked.stream.handler
+    if end == "reset":
+        handler.reset(StreamReason.SESSION_LOST)
+    else:
+        handler.eof_received()
+    assert await association.control.read(1) == b""

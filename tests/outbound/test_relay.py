@@ -1,0 +1,224 @@
+"""The relay between a socket and a stream: a real socket pair on one side, a stream of the test on the other."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+
+import pytest
+
+from cryprq_proxy.errors import StreamReason
+from cryprq_proxy.outbound.relay import READS, SLOTS, Relay
+from cryprq_proxy.session.sendlog import SlotPool
+from cryprq_proxy.session.streams import Half
+from tests.support.fake_streams import FakeStream
+from tests.support.settle import settle, until
+
+BIG = bytes(range(256)) * 16_384  # 4 MiB, more than a socket pair holds
+
+
+class Wire:
+    """A relay; `application` is the other end of its socket."""
+
+    def __init__(self, room: int = 1 << 20) -> None:
+        self.application, self.sock = socket.socketpair()
+        self.application.setblocking(False)
+        self.sock.setblocking(False)
+        self.slots = SlotPool()
+        self.stream = FakeStream(self.slots, room)
+        self.ended: list[Relay] = []
+        self.relay = Relay(asyncio.get_running_loop(), self.sock, self.stream, self.slots, self.ended.append)
+
+    async def read(self, size: int) -> bytes:
+        """What the application gets: `size` bytes, or all up to the end."""
+        loop, got = asyncio.get_running_loop(), bytearray()
+        while len(got) < size and (data := await loop.sock_recv(self.application, size - len(got))):
+            got += data
+        return bytes(got)
+
+    def is_reset(self) -> bool:
+        """Whether the relay has closed its socket."""
+        return self.sock.fileno() < 0
+
+
+@pytest.fixture
+async def wire() -> AsyncIterator[Wire]:
+    wire = Wire()
+    yield wire
+    if not wire.ended:
+        wire.relay.abort(StreamReason.CANCELLED)
+    wire.application.close()
+
+
+# --- socket to stream ---
+
+
+async def test_what_the_application_says_is_sent(wire: Wire) -> None:
+    wire.relay.start(b"early ")
+    wire.application.send(b"and late")
+    await until(lambda: wire.stream.sent == b"early and late")
+
+
+async def test_one_wake_up_reads_a_bounded_number_of_times(wire: Wire) -> None:
+    wire.stream.frame_limit = 1_000
+    wire.relay.start()
+    wire.application.send(bytes(50_000))
+    steps = []
+    while len(wire.stream.sent) < 50_000:
+        before = len(wire.stream.sent)
+        await asyncio.sleep(0)
+        steps.append(len(wire.stream.sent) - before)
+    assert max(steps) <= READS * SLOTS * 1_000, "others get their turn"
+
+
+async def test_no_more_is_read_than_the_stream_takes(wire: Wire) -> None:
+    wire.stream.room = 10
+    wire.relay.start()
+    wire.application.send(bytes(25))
+    await until(lambda: len(wire.stream.sent) == 25)  # FakeStream counts what it grants
+
+
+async def test_a_starved_stream_leaves_the_bytes_in_the_socket(wire: Wire) -> None:
+    wire.stream.room = 0
+    wire.relay.start()
+    wire.application.send(b"later")
+    await settle()
+    assert wire.stream.asked == 1, "the socket is not watched while the stream takes nothing"
+    wire.stream.room = 100
+    wire.stream.turn()
+    assert wire.stream.sent == b"later"
+
+
+async def test_a_relay_that_waits_for_its_turn_is_not_armed(wire: Wire) -> None:
+    """Armed, it would read beside its turns, and the fairness among streams would be gone."""
+    wire.stream.room = 0
+    wire.relay.start()
+    wire.application.send(bytes(4_000))
+    await settle()
+    wire.stream.room = 1_000
+    wire.stream.turn()
+    assert (len(wire.stream.sent), wire.stream.turns) == (1_000, 1), "there is more: wait for another turn"
+    await settle()
+    assert len(wire.stream.sent) == 1_000
+    wire.stream.room = 0
+    wire.stream.turn()
+    asked = wire.stream.asked
+    await settle()
+    assert wire.stream.asked == asked, "starved once more, it waits for the stream and not for the socket"
+
+
+async def test_a_socket_that_is_read_empty_is_watched_again(wire: Wire) -> None:
+    wire.stream.room = 0
+    wire.relay.start()
+    wire.application.send(b"one")
+    await settle()
+    wire.stream.room = 1_000
+    wire.stream.turn()
+    assert wire.stream.sent == b"one" and not wire.stream.turns
+    wire.application.send(b" two")
+    await until(lambda: wire.stream.sent == b"one two")
+
+
+async def test_slots_come_back_to_the_pool(wire: Wire) -> None:
+    class CountingPool(SlotPool):
+        out = 0
+
+        def take(self) -> memoryview:
+            self.out += 1
+            return super().take()
+
+        def give(self, slot: memoryview) -> None:
+            self.out -= 1
+            super().give(slot)
+
+    pool = CountingPool()
+    stream = FakeStream(pool)
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    relay = Relay(asyncio.get_running_loop(), ours, stream, pool, lambda _: None)
+    relay.start()
+    for size in (1, 5_000, 100):
+        before = len(stream.sent)
+        theirs.send(bytes(size))
+        await until(lambda before=before, size=size: len(stream.sent) == before + size)  # type: ignore[misc]
+    await settle()
+    assert pool.out == 0
+    theirs.close()
+    relay.abort(StreamReason.CANCELLED)
+
+
+# --- half-close ---
+
+
+async def test_the_end_of_the_socket_is_the_end_of_one_direction_only(wire: Wire) -> None:
+    wire.relay.start()
+    wire.application.send(b"question")
+    wire.application.shutdown(socket.SHUT_WR)
+    await until(lambda: wire.stream.send_half is Half.CLOSED)
+    assert wire.stream.sent == b"question" and not wire.ended and not wire.stream.resets
+    wire.relay.data_received(b"answer")
+    wire.stream.end()
+    assert await wire.read(100) == b"answer"
+    assert wire.ended == [wire.relay] and wire.is_reset()
+
+
+async def test_the_end_of_the_stream_is_the_end_of_one_direction_only(wire: Wire) -> None:
+    wire.relay.start()
+    wire.stream.end()
+    assert await wire.read(1) == b""
+    wire.application.send(b"still here")
+    await until(lambda: wire.stream.sent == b"still here")
+    assert not wire.ended
+    wire.application.shutdown(socket.SHUT_WR)
+    await until(lambda: wire.ended)
+
+
+async def test_the_end_waits_behind_what_the_socket_has_not_taken(wire: Wire) -> None:
+    wire.relay.start()
+    wire.relay.data_received(BIG)
+    wire.stream.end()
+    assert await wire.read(len(BIG) + 1) == BIG
+    assert wire.stream.taken == len(BIG)
+
+
+# --- stream to socket ---
+
+
+async def test_only_what_the_socket_took_is_consumed(wire: Wire) -> None:
+    """The stream's window is what bounds the bytes that wait here."""
+    wire.relay.start()
+    wire.relay.data_received(BIG)
+    wire.relay.data_received(b"end")
+    held = wire.stream.taken
+    assert 0 < held < len(BIG)
+    await settle()
+    assert wire.stream.taken == held, "the application reads nothing"
+    assert await wire.read(len(BIG) + 3) == BIG + b"end"
+    await until(lambda: wire.stream.taken == len(BIG) + 3)
+
+
+async def test_what_the_stream_brought_before_the_relay_comes_first(wire: Wire) -> None:
+    wire.stream.receive_half = Half.CLOSED
+    wire.relay.start(received=[b"one ", b"two"], ended=True)
+    assert await wire.read(100) == b"one two"
+    assert wire.stream.taken == 7
+
+
+# --- the end ---
+
+
+async def test_a_reset_of_the_application_resets_the_stream(wire: Wire) -> None:
+    wire.relay.start()
+    wire.relay.data_received(BIG)
+    wire.application.close()
+    await until(lambda: wire.ended)
+    assert wire.stream.resets == [StreamReason.CONNECTION_RESET]
+
+
+async def test_a_reset_of_the_stream_closes_the_socket(wire: Wire) -> None:
+    wire.relay.start()
+    wire.relay.reset(StreamReason.CONNECTION_RESET)
+    assert wire.ended == [wire.relay] and wire.is_reset()
+    wire.relay.abort(StreamReason.CANCELLED)
+    assert wire.ended == [wire.relay], "it ends once"

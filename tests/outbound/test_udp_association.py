@@ -1,0 +1,220 @@
+"""UDP associations over real sockets on loopback; the stream and the resolver are the test's."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Sequence
+
+import pytest
+
+from cryprq_proxy.address import Destination
+from cryprq_proxy.errors import StreamReason, StreamRefused
+from cryprq_proxy.outbound import udp_association
+from cryprq_proxy.outbound.udp_association import MAX_HOSTS, MAX_RESOLVING, UdpAssociation
+from tests.support.fake_streams import FakeStream
+from tests.support.settle import settle, until
+
+
+class Names:
+    """A resolver that answers when the test says so."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.answers: asyncio.Future[Sequence[str]] = asyncio.get_running_loop().create_future()
+
+    async def resolve(self, name: str) -> Sequence[str]:
+        self.asked.append(name)
+        return await asyncio.shield(self.answers)
+
+
+class Policy:
+    """`closed` are addresses and names that are forbidden."""
+
+    def __init__(self) -> None:
+        self.closed: set[str] = set()
+
+    def check_name(self, name: str, port: int) -> bool:
+        return name not in self.closed
+
+    def check_address(self, ip: str, port: int, name: str | None = None) -> bool:
+        return ip not in self.closed
+
+
+class Host:
+    """A UDP socket of a host on loopback."""
+
+    def __init__(self, ip: str = "127.0.0.1") -> None:
+        self.sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.sock.setblocking(False)
+        self.sock.bind((ip, 0))
+        self.address = Destination(*self.sock.getsockname())
+
+    async def receive(self) -> tuple[bytes, tuple[str, int]]:
+        data, sender = await asyncio.get_running_loop().sock_recvfrom(self.sock, 2_000)
+        return data, sender
+
+
+class Place:
+    def __init__(self) -> None:
+        self.stream = FakeStream()
+        self.policy = Policy()
+        self.names = Names()
+        self.association = UdpAssociation(asyncio.get_running_loop(), self.stream, self.policy, self.names)
+        self.hosts: list[Host] = []
+
+    def host(self, ip: str = "127.0.0.1") -> Host:
+        self.hosts.append(Host(ip))
+        return self.hosts[-1]
+
+    def send(self, host: str, port: int, payload: bytes = b"hello") -> None:
+        self.association.datagram_received(Destination(host, port), payload)
+
+
+@pytest.fixture
+async def place() -> AsyncIterator[Place]:
+    place = Place()
+    yield place
+    place.association.reset(StreamReason.CANCELLED)
+    for host in place.hosts:
+        host.sock.close()
+    if not place.names.answers.done():
+        place.names.answers.cancel()
+    await settle()
+
+
+async def test_a_question_and_its_answer(place: Place) -> None:
+    host = place.host()
+    assert place.stream.accepted and place.stream.handler is place.association
+    place.send(*host.address)
+    data, sender = await host.receive()
+    assert data == b"hello"
+    host.sock.sendto(b"answer", sender)
+    await until(lambda: place.stream.datagrams)
+    assert place.stream.datagrams == [(host.address, b"answer")]
+
+
+async def test_one_outer_port_for_all_targets(place: Place) -> None:
+    first, second = place.host(), place.host("127.0.0.2")
+    place.send(*first.address)
+    place.send(*second.address)
+    assert (await first.receive())[1][1] == (await second.receive())[1][1]
+
+
+async def test_hosts_that_were_not_sent_to_are_not_heard(place: Place) -> None:
+    known, stranger = place.host(), place.host("127.0.0.2")
+    place.send(*known.address)
+    _, (_, port) = await known.receive()
+    stranger.sock.sendto(b"injected", ("127.0.0.1", port))
+    other_port = place.host()
+    other_port.sock.sendto(b"from another port", ("127.0.0.1", port))
+    await until(lambda: place.stream.datagrams)
+    await settle()
+    assert place.stream.datagrams == [(other_port.address, b"from another port")]
+
+
+async def test_the_host_sent_to_least_recently_is_forgotten_at_the_bound(place: Place) -> None:
+    first, second = place.host("127.0.0.1"), place.host("127.0.0.2")
+    place.send(*first.address)
+    place.send(*second.address)
+    _, (_, port) = await first.receive()
+    place.send(*first.address)
+    for number in range(MAX_HOSTS - 1):
+        place.send(f"127.1.{number >> 8}.{number & 255}", 9)
+    second.sock.sendto(b"forgotten", ("127.0.0.1", port))
+    first.sock.sendto(b"remembered", ("127.0.0.1", port))
+    await until(lambda: place.stream.datagrams)
+    await settle()
+    assert place.stream.datagrams == [(first.address, b"remembered")]
+
+
+async def test_the_policy_judges_each_datagram(place: Place) -> None:
+    closed, opened = place.host("127.0.0.2"), place.host()
+    place.policy.closed = {"127.0.0.2", "closed.example"}
+    place.send(*closed.address)
+    place.send("closed.example", closed.address.port)
+    place.send(opened.address.host, 0)
+    place.names.answers.set_result(["127.0.0.2", "127.0.0.1"])
+    place.send("both.example", opened.address.port)
+    assert (await opened.receive())[0] == b"hello"
+    assert place.names.asked == ["both.example"]
+    with pytest.raises(BlockingIOError):
+        closed.sock.recv(100)
+
+
+async def test_datagrams_that_wait_for_a_name_are_bounded(place: Place) -> None:
+    host = place.host()
+    for _ in range(MAX_RESOLVING + 10):
+        place.send("slow.example", host.address.port)
+    await settle()
+    assert len(place.names.asked) == MAX_RESOLVING
+    place.names.answers.set_result(["127.0.0.1"])
+    for _ in range(MAX_RESOLVING):
+        await host.receive()
+    await settle()
+    with pytest.raises(BlockingIOError):
+        host.sock.recv(100)
+    place.send("slow.example", host.address.port)
+    await host.receive()
+
+
+async def test_a_name_that_is_not_found_is_a_lost_datagram(place: Place) -> None:
+    place.names.answers.set_exception(StreamRefused(StreamReason.NAME_NOT_FOUND))
+    for _ in range(MAX_RESOLVING + 1):
+        place.send("nowhere.example", 9)
+        await settle()
+    assert len(place.names.asked) == MAX_RESOLVING + 1, "it counts no longer as one that waits"
+
+
+async def test_a_name_that_is_found_too_late_sends_nothing(place: Place) -> None:
+    host = place.host()
+    place.send("slow.example", host.address.port)
+    await settle()
+    place.association.reset(StreamReason.CANCELLED)
+    place.names.answers.set_result(["127.0.0.1"])
+    await settle()
+    with pytest.raises(BlockingIOError):
+        host.sock.recv(100)
+
+
+async def test_one_wake_up_reads_a_bounded_number_of_datagrams(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(udp_association, "READS", 2)
+    host = place.host()
+    place.send(*host.address)
+    _, sender = await host.receive()
+    for number in range(5):
+        host.sock.sendto(bytes((number,)), sender)
+    seen = []
+    while len(place.stream.datagrams) < 5:
+        before = len(place.stream.datagrams)
+        await asyncio.sleep(0)
+        seen.append(len(place.stream.datagrams) - before)
+    assert max(seen) == 2
+
+
+async def test_a_port_that_nobody_listens_on_ends_nothing(place: Place) -> None:
+    closed = Host()
+    closed.sock.close()
+    host = place.host()
+    place.send(*closed.address)
+    await settle()
+    place.send(*host.address)
+    _, sender = await host.receive()
+    host.sock.sendto(b"answer", sender)
+    await until(lambda: place.stream.datagrams)
+
+
+@pytest.mark.parametrize("end", ["eof", "reset"])
+async def test_the_end_closes_the_sockets(place: Place, end: str) -> None:
+    host = place.host()
+    place.send(*host.address)
+    _, sender = await host.receive()
+    if end == "eof":
+        place.association.eof_received()
+        assert place.stream.resets == [StreamReason.CANCELLED]
+    else:
+        place.association.reset(StreamReason.SESSION_LOST)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as again:
+        again.bind(("0.0.0.0", sender[1]))
