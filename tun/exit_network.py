@@ -18,9 +18,10 @@ from ipaddress import IPv4Interface, IPv6Interface, ip_address
 from socket import AF_INET, AF_INET6, inet_ntop
 from typing import Any, Final
 
+from cryprq_proxy.base.buffers import SHARED
 from cryprq_proxy.base.text import reason_of
-from cryprq_proxy.carriers.lane.carrier import flush_packets
 from cryprq_proxy.carriers.lane.packet_link import PacketLink
+from cryprq_proxy.carriers.lane.train import PacketTrain
 from cryprq_proxy.crypto.identity import PeerId
 from cryprq_proxy.crypto.payloads import Feature
 from cryprq_proxy.errors import CryprqError
@@ -75,6 +76,7 @@ class ExitNetwork:
         self._links: dict[bytes, PacketLink] = {}
         self._verdicts: OrderedDict[tuple[bytes, int], bool] = OrderedDict()
         self._answers = TokenBucket(ANSWERS, ANSWERS, 0.0)
+        self._train = SHARED.one(PacketTrain)
         self._answer = memoryview(bytearray(HEADROOM + 1280))
         self.drops: Counter[str] = Counter()
         self._stack = AsyncExitStack()
@@ -227,7 +229,7 @@ class ExitNetwork:
 
     def _drained(self) -> None:
         self._joiner.flush()
-        flush_packets()
+        self._train.flush()
 
     def _send(self, buffer: memoryview, start: int, end: int, shape: Shape) -> None:
         """The kernel has a packet for a client."""

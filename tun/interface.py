@@ -19,8 +19,9 @@ from ipaddress import ip_network
 from typing import Any, Protocol
 
 from cryprq_proxy.address import Destination
+from cryprq_proxy.base.buffers import SHARED
 from cryprq_proxy.base.tasks import spawn
-from cryprq_proxy.carriers.lane.carrier import flush_packets
+from cryprq_proxy.carriers.lane.train import PacketTrain
 from cryprq_proxy.lane.slices import Run, Shape
 from cryprq_proxy.outbound.bytestream import ByteStream
 
@@ -142,10 +143,11 @@ class TunInterface(NoInterface):
             routes = Routes(route_settings(settings, addresses), foundation.record)
             await routes.apply()
             joiner = UdpJoiner(link.send_packet)
+            train = SHARED.one(PacketTrain)
 
             def drained() -> None:
                 joiner.flush()
-                flush_packets()
+                train.flush()
 
             device.start(asyncio.get_running_loop(), joiner.packet, drained, lost)
             await set_resolver(foundation, resolver_addresses(addresses))

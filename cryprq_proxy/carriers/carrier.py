@@ -16,6 +16,7 @@ import socket
 import time
 from typing import Final, Protocol
 
+from ..base.buffers import SHARED
 from ..base.clock import clock
 from ..base.text import reason_of, words_of
 from ..errors import CarrierError, CloseReason, PeerError
@@ -34,9 +35,8 @@ LOWAT_SECONDS: Final = 0.004
 MIN_LOWAT: Final = 16_384
 MAX_LOWAT: Final = 524_288
 
-_outgoing: Final[list[memoryview]] = []
-"""Idle buffers for leaving records. A carrier holds one only while its socket takes no bytes."""
 MAX_IDLE: Final = 4
+"""Idle buffers for leaving records. A carrier holds one only while its socket takes no bytes."""
 
 
 class CarrierOwner(Protocol):
@@ -64,6 +64,8 @@ class Carrier:
         self._session = session
         self._owner = owner
         self._meter = RateMeter()
+        # In each buffer one fill of SEND_SIZE has room.
+        self._buffers = SHARED.pool("leaving records", FILL_MINIMUM + SEND_SIZE, MAX_IDLE)
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = NEVER
         self._sleep_offset = clock() - time.monotonic()
@@ -155,17 +157,6 @@ class Carrier:
         self._finish(last, error)
         self._session.detach()
         self._owner.carrier_lost(self, error)
-
-
-def take_buffer() -> memoryview:
-    """A buffer in which one fill of SEND_SIZE has room."""
-    return _outgoing.pop() if _outgoing else memoryview(bytearray(FILL_MINIMUM + SEND_SIZE))
-
-
-def give_buffer(buffer: memoryview) -> None:
-    """Nothing is waiting in `buffer` any more."""
-    if len(_outgoing) < MAX_IDLE:
-        _outgoing.append(buffer)
 
 
 def broken(error: OSError) -> CarrierError:

@@ -14,7 +14,7 @@ from ..base.text import reason_of
 from ..errors import CarrierError, CloseReason
 from ..session.session import Session
 from .carrier import Carrier, CarrierOwner
-from .lane.udp_socket import SocketAddress
+from .lane.batch import SocketAddress
 from .tcp import TcpCarrier
 
 

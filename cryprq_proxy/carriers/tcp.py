@@ -14,17 +14,16 @@ import asyncio
 import socket
 from typing import Final
 
+from ..base.buffers import SHARED
 from ..base.clock import clock
 from ..base.linger import Farewell
 from ..errors import CarrierError, CloseReason, PeerError
 from ..session.records import HEADER, MAX_RECORD
 from ..session.session import Session
-from .carrier import ROUNDS, Carrier, CarrierOwner, broken, give_buffer, take_buffer
+from .carrier import ROUNDS, Carrier, CarrierOwner, broken
 
 RECEIVE_SIZE: Final = 4 * (HEADER + MAX_RECORD)
 """Bytes read from the carrier in one wake-up."""
-
-_incoming: Final = memoryview(bytearray(HEADER + MAX_RECORD + RECEIVE_SIZE))
 
 
 class TcpCarrier(Carrier):
@@ -36,6 +35,7 @@ class TcpCarrier(Carrier):
         super().__init__(loop, sock, session, owner)
         self._sock = sock
         self._fd = sock.fileno()
+        self._incoming = SHARED.scratch("arriving records", HEADER + MAX_RECORD + RECEIVE_SIZE)
         self._partial = b""
         self._unsent: memoryview | None = None
         """What the kernel has not taken of `_buffer`."""
@@ -74,7 +74,7 @@ class TcpCarrier(Carrier):
         session = self._session
         for _ in range(ROUNDS):
             now = clock()
-            buffer = take_buffer()
+            buffer = self._buffers.take()
             size = session.fill(buffer, session.scheduler.queue_target, now)
             self._buffer, self._unsent = buffer, buffer[:size]
             if not size:
@@ -103,7 +103,7 @@ class TcpCarrier(Carrier):
 
     def _release(self) -> None:
         """Nothing is waiting in the buffer."""
-        give_buffer(self._buffer)
+        self._buffers.give(self._buffer)
         self._unsent = None
 
     def _on_writable(self) -> None:
@@ -121,9 +121,9 @@ class TcpCarrier(Carrier):
 
     def _on_readable(self) -> None:
         start = len(self._partial)
-        _incoming[:start] = self._partial
+        self._incoming[:start] = self._partial
         try:
-            size = self._sock.recv_into(_incoming[start : start + self._next_read(start)])
+            size = self._sock.recv_into(self._incoming[start : start + self._next_read(start)])
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
@@ -150,8 +150,8 @@ class TcpCarrier(Carrier):
 
     def _take(self, size: int) -> None:
         """Let the session have the first `size` bytes of the incoming buffer."""
-        used = self._session.receive(_incoming[:size], clock())
-        self._partial = bytes(_incoming[used:size])
+        used = self._session.receive(self._incoming[:size], clock())
+        self._partial = bytes(self._incoming[used:size])
         if self._session.rotation.paused and self._reading:
             self._reading = False
             self._loop.remove_reader(self._fd)
@@ -160,7 +160,7 @@ class TcpCarrier(Carrier):
         self._reading = True
         self._loop.add_reader(self._fd, self._on_readable)
         size = len(self._partial)
-        _incoming[:size] = self._partial
+        self._incoming[:size] = self._partial
         self._take(size)
 
     # --- end -------------------------------------------------------------------------------------------------------

@@ -23,8 +23,8 @@ from ..base.tasks import spawn
 from ..base.text import reason_of
 from ..errors import CarrierError, CloseReason, PeerError
 from ..session.session import Session
-from .carrier import ROUNDS, Carrier, CarrierOwner, give_buffer, take_buffer
-from .lane.udp_socket import SocketAddress
+from .carrier import ROUNDS, Carrier, CarrierOwner
+from .lane.batch import SocketAddress
 
 MAX_MESSAGE: Final = 1 << 20
 """Bytes of the largest message that is taken, more than twice what this side sends."""
@@ -39,7 +39,7 @@ _GOOD_BYE, _GOING_AWAY, _PROTOCOL_ERROR, _NO_TEXT = 1000, 1001, 1002, 1003
 """Codes of RFC 6455 section 7.4.1."""
 
 
-class Message(Protocol):
+class WebSocketMessage(Protocol):
     """aiohttp's WSMessage."""
 
     @property
@@ -48,10 +48,10 @@ class Message(Protocol):
     def data(self) -> Any: ...
 
 
-class WebSocket(Protocol):
+class OpenWebSocket(Protocol):
     """What is used of aiohttp's two classes."""
 
-    async def receive(self) -> Message: ...
+    async def receive(self) -> WebSocketMessage: ...
     async def send_bytes(self, data: Any) -> None: ...
     async def close(self, *, code: int = ..., message: bytes = ...) -> bool: ...
 
@@ -101,7 +101,7 @@ class WebSocketPipe:
 
     def __init__(
         self,
-        socket: WebSocket,
+        socket: OpenWebSocket,
         transport: asyncio.Transport,
         watched: Watched,
         ended: Callable[[], Awaitable[object]],
@@ -234,14 +234,14 @@ class WebSocketCarrier(Carrier):
         session, pipe = self._session, self._pipe
         for _ in range(ROUNDS):
             now = clock()
-            buffer = take_buffer()
+            buffer = self._buffers.take()
             size = session.fill(buffer, min(session.scheduler.queue_target, pipe.message), now)
             if not size:
-                give_buffer(buffer)
+                self._buffers.give(buffer)
                 self._meter.idle()
                 return
             full = await pipe.send(buffer[:size])
-            give_buffer(buffer)
+            self._buffers.give(buffer)
             self._written += size
             if not self.open:
                 return

@@ -22,6 +22,7 @@ from collections import Counter, deque
 from typing import Any, Final
 
 from ..address import Destination
+from ..base.buffers import SHARED
 from ..errors import LocalError, StreamReason
 from ..outbound.dialer import DIAL_TIMEOUT, Cancellable, connect_target
 from ..outbound.relay import SLOTS, set_reset_on_close
@@ -37,8 +38,6 @@ from .split_association import DatagramsOnly
 WINDOW: Final = 262_144
 """Bytes that the handler may have received and not yet consumed."""
 
-_incoming: Final = memoryview(bytearray(WINDOW))
-
 
 class Direct:
     """All direct connections of a client. `stop` ends them. `refused` counts those that came to nothing, by reason."""
@@ -49,6 +48,7 @@ class Direct:
         self.loop = asyncio.get_running_loop()
         self.slots = slots
         self.timeout = timeout
+        self.incoming = SHARED.scratch("arriving from direct targets", WINDOW)
         self.policy = NotOurselves()
         self._own_resolver = None if resolver is not None else SystemResolver()
         self.resolver: Resolver = resolver or self._own_resolver  # type: ignore[assignment]
@@ -158,12 +158,12 @@ class DirectStream:
             self._direct.loop.remove_reader(self._fd)
 
     def _on_readable(self) -> None:
-        room = WINDOW - (self.received - self._consumed)
+        incoming, room = self._direct.incoming, WINDOW - (self.received - self._consumed)
         if room <= 0 or self._sock is None:
             self._pause()
             return
         try:
-            size = self._sock.recv_into(_incoming[:room])
+            size = self._sock.recv_into(incoming[:room])
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
@@ -171,7 +171,7 @@ class DirectStream:
             return
         if size:
             self.received += size
-            self.handler.data_received(_incoming[:size])
+            self.handler.data_received(incoming[:size])
             return
         self._pause()
         self.receive_half = Half.CLOSED

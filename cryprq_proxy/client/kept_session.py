@@ -15,9 +15,9 @@ from typing import Any, Final
 
 from ..base.clock import clock
 from ..carriers.admission import Admission
+from ..carriers.lane.batch import SocketAddress
 from ..carriers.lane.client import ClientLane
 from ..carriers.lane.packet_link import PacketLink
-from ..carriers.lane.udp_socket import SocketAddress
 from ..carriers.rekey_thread import executor_offload
 from ..crypto.payloads import Feature
 from ..crypto.primitives import Provider, system_entropy

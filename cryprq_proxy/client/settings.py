@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..carriers.dial.endpoint import Endpoint
 from ..carriers.dial.upstream import UpstreamProxy
-from ..carriers.lane.udp_socket import UdpOffload
+from ..carriers.lane.batch import UdpOffload
 from ..crypto.identity import PeerId
 from ..session.session import SessionLimits
 

@@ -13,9 +13,9 @@ from concurrent.futures import Executor
 
 from ..base.clock import clock
 from ..carriers.carrier import Carrier
+from ..carriers.lane.batch import SocketAddress
 from ..carriers.lane.listener import LaneListener
 from ..carriers.lane.packet_link import PacketLink
-from ..carriers.lane.udp_socket import SocketAddress
 from ..carriers.rekey_thread import executor_offload
 from ..crypto.handshake import Established
 from ..crypto.identity import PeerId

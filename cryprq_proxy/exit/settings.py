@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..address import Destination
-from ..carriers.lane.udp_socket import UdpOffload
+from ..carriers.lane.batch import UdpOffload
 from ..session.session import SessionLimits
 
 

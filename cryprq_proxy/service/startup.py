@@ -20,8 +20,8 @@ from .. import __version__
 from ..address import Destination
 from ..base.tasks import spawn
 from ..base.text import reason_of
+from ..carriers.lane.batch import UdpOffload
 from ..carriers.lane.offload_check import check_offload
-from ..carriers.lane.udp_socket import UdpOffload
 from ..config.role import LaneTable
 from ..errors import CryprqError
 from ..process.file_watch import FileWatch

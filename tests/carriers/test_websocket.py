@@ -16,8 +16,8 @@ from aiohttp import WSMsgType, web
 
 from cryprq_proxy.address import Destination
 from cryprq_proxy.carriers.dial.endpoint import Endpoint
+from cryprq_proxy.carriers.lane.batch import UdpOffload
 from cryprq_proxy.carriers.lane.client import ClientLane
-from cryprq_proxy.carriers.lane.udp_socket import UdpOffload
 from cryprq_proxy.carriers.websocket import MAX_MESSAGE
 from cryprq_proxy.client.client import Client
 from cryprq_proxy.client.settings import EndpointMemory

@@ -13,7 +13,7 @@ from cryprq_proxy.carriers.admission import frame_flight
 from cryprq_proxy.carriers.carrier import Carrier
 from cryprq_proxy.carriers.dial.connect import Dialling
 from cryprq_proxy.carriers.dial.endpoint import Endpoint
-from cryprq_proxy.carriers.lane.udp_socket import SocketAddress
+from cryprq_proxy.carriers.lane.batch import SocketAddress
 from cryprq_proxy.carriers.pipe import Pipe
 from cryprq_proxy.client.endpoints import Endpoints
 from cryprq_proxy.crypto.handshake import LENGTH, ClientHandshake, ExitHandshake

@@ -14,7 +14,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cryprq_proxy.address import Destination
-from cryprq_proxy.carriers.memory import MemoryCarrier
 from cryprq_proxy.crypto.handshake import ClientHandshake, ExitHandshake, ResumeRequest, resume_proof
 from cryprq_proxy.crypto.identity import Identity
 from cryprq_proxy.errors import CloseReason, PeerError, StreamReason
@@ -23,6 +22,7 @@ from cryprq_proxy.session.records import RecordOpener, RecordSealer
 from cryprq_proxy.session.session import SessionLimits
 from cryprq_proxy.session.streams import Half, Stream
 from tests.support.links import FAST, RESUME_SECRET, SESSION_ID, App, Link, ToyProvider
+from tests.support.memory import MemoryCarrier
 
 GENERAL = StreamReason.GENERAL
 RIGHT, LEFT = "to the exit", "to the client"

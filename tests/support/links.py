@@ -13,7 +13,6 @@ from collections.abc import Callable
 from typing import Any
 
 from cryprq_proxy.address import Destination
-from cryprq_proxy.carriers.memory import MemoryCarrier
 from cryprq_proxy.crypto.handshake import EpochSecrets
 from cryprq_proxy.crypto.primitives import Cipher, Entropy, KemKey, Provider, select_provider, sha256
 from cryprq_proxy.errors import StreamReason
@@ -23,6 +22,7 @@ from cryprq_proxy.session.sendlog import SLOT_HEADROOM, MemoryBudget, SlotPool
 from cryprq_proxy.session.session import Session, SessionLimits
 from cryprq_proxy.session.streams import Half, Stream
 from cryprq_proxy.session.wire import StreamProtocol
+from tests.support.memory import MemoryCarrier
 
 FAST = select_provider()
 TARGET = Destination("192.0.2.1", 443)

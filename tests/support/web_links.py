@@ -19,7 +19,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from cryprq_proxy.address import Destination
 from cryprq_proxy.base.tasks import spawn
 from cryprq_proxy.carriers.dial.endpoint import CarrierKind, Endpoint
-from cryprq_proxy.carriers.lane.udp_socket import UdpOffload
+from cryprq_proxy.carriers.lane.batch import UdpOffload
 from cryprq_proxy.client.client import Client
 from cryprq_proxy.client.settings import ClientSettings
 from cryprq_proxy.crypto.identity import Identity

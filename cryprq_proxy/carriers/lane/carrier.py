@@ -16,10 +16,11 @@ from collections.abc import Callable, Container
 from dataclasses import asdict
 from math import inf
 from struct import Struct
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, Protocol
 
 from ... import address
 from ...address import AddressError, Destination
+from ...base.buffers import SHARED
 from ...base.clock import clock
 from ...crypto.handshake import EpochSecrets
 from ...crypto.primitives import Cipher, Entropy, system_entropy
@@ -27,7 +28,8 @@ from ...lane.opening import OVERHEAD, Room
 from ...lane.path import Path
 from ...lane.sealing import DATAGRAM, OUT_SIZE, Lane
 from ...lane.slices import EXPRESS, SLICE_SIZE, Run, Shape
-from .udp_socket import MAX_BATCH, MAX_SEGMENTS, Batch, Peer, Sent, UdpOffload, UdpSocket
+from .batch import MAX_BATCH, MAX_SEGMENTS, Batch, Sent, UdpOffload
+from .train import Outlet, PacketTrain
 
 LEAST_DELAY: Final = 0.001
 """Of a timer: whatever the deadlines are, other callbacks get their turn."""
@@ -36,11 +38,6 @@ MAX_PAYLOAD: Final = 8_972
 """Bytes of UDP payload at an MTU of 9,000; larger ones are those of loopback devices, where nothing is gained."""
 PACKET_OVERHEAD: Final = OVERHEAD + SLICE_SIZE
 _STREAM: Final = Struct("!BI")
-
-_output: Final = memoryview(bytearray(OUT_SIZE))
-"""For everything that is sealed in this process: the kernel takes it, or it is dropped, before the next seal."""
-_joined: Final = memoryview(bytearray(MAX_BATCH))
-_room: Final = Room()
 
 _log = logging.getLogger(__name__)
 
@@ -77,41 +74,6 @@ class Timers(Protocol):
     def call_later(self, delay: float, callback: Callable[..., Any], /, *args: Any) -> Timer: ...
 
 
-class Endpoint(NamedTuple):
-    """Where datagrams go: for a path, an address like any other."""
-
-    socket: UdpSocket
-    to: Peer | None
-    """None: the socket is connected."""
-
-
-class _Train:
-    """Small packets of one wake-up and one lane that leave in one send: the kernel cuts them apart (UDP_SEGMENT)."""
-
-    __slots__ = ("count", "end", "endpoint", "express", "lane", "segment")
-
-    def __init__(self) -> None:
-        self.lane: LaneCarrier | None = None
-        self.endpoint: Endpoint | None = None
-        self.segment = 0
-        self.express = 0
-        """Whether they may all overtake, or none."""
-        self.end = 0
-        self.count = 0
-
-    def flush(self) -> None:
-        lane, endpoint, end = self.lane, self.endpoint, self.end
-        self.lane = self.endpoint = None
-        self.end = self.count = 0
-        if lane is not None and endpoint is not None and end:
-            lane.push_train(end, self.segment, endpoint)
-
-
-_train: Final = _Train()
-flush_packets: Final = _train.flush
-"""Send what `send_packet` was allowed to hold back, of whatever lane."""
-
-
 class LaneCarrier:
     """One session's lane on one side; a `ClientLane`, or made by `LaneListener.carrier`. Close it.
 
@@ -135,9 +97,12 @@ class LaneCarrier:
         self._announce = announce
         self._clock = clock
         self._dialler = dialler
-        self.lane = Lane(dialler, entropy, self, _room, taken)
+        self.lane = Lane(dialler, entropy, self, SHARED.one(Room), taken)
+        self._train = SHARED.one(PacketTrain)
+        # The kernel takes what is sealed here, or it is dropped, before the next seal.
+        self._output = SHARED.scratch("leaving datagrams", OUT_SIZE)
         self.path = Path(dialler, min(ceiling, MAX_PAYLOAD), entropy, clock())
-        self._source: Endpoint | None = None
+        self._source: Outlet | None = None
         self._now = 0.0
         self._started = not dialler
         self._shown = (False, self.path.size)
@@ -176,7 +141,7 @@ class LaneCarrier:
     @property
     def up(self) -> bool:
         """Whether packets may take the lane."""
-        return self.path.up and self.lane.ready and self._endpoint() is not None
+        return self.path.up and self.lane.ready and self._outlet() is not None
 
     @property
     def size(self) -> int:
@@ -186,60 +151,60 @@ class LaneCarrier:
     def send_packet(self, buffer: memoryview, start: int, end: int, shape: Shape, more: bool = False) -> bool:
         """Send the packet at buffer[start:end] and overwrite it; False, with nothing done, if the lane is not up.
 
-        `more` promises that `flush_packets` is called soon: a small packet then leaves together with others.
+        `more` promises that the process's PacketTrain is flushed soon: a small packet then leaves together with others.
         """
-        endpoint = self._endpoint()
-        if endpoint is None or not self.path.up or not self.lane.ready:
+        outlet = self._outlet()
+        if outlet is None or not self.path.up or not self.lane.ready:
             return False
         size = PACKET_OVERHEAD + end - start
         if more and size <= self.path.size and not shape.gso_size:
-            train = _train
+            train = self._train
             if (
-                train.lane is not self
+                train.sender is not self
                 or size > train.segment
                 or train.end + size > MAX_BATCH
                 or shape.flags & EXPRESS != train.express
             ):
                 train.flush()
-                train.lane, train.endpoint, train.segment = self, endpoint, size
+                train.sender, train.outlet, train.segment = self, outlet, size
                 train.express = shape.flags & EXPRESS
             for _, finish, _ in self.lane.seal_super(
-                buffer, start, end, shape, self.path.size, _joined, train.end
+                buffer, start, end, shape, self.path.size, train.buffer, train.end
             ):
                 train.end = finish
                 train.count += 1
             if size < train.segment or train.count == MAX_SEGMENTS:
                 train.flush()  # only the last datagram of a send may be shorter
             return True
-        _train.flush()
-        sends = self.lane.seal_super(buffer, start, end, shape, self.path.size, _output)
+        self._train.flush()
+        sends = self.lane.seal_super(buffer, start, end, shape, self.path.size, self._output)
         for begin, finish, segment in sends:
-            self._push(_output, begin, finish, segment, endpoint)
+            self._push(self._output, begin, finish, segment, outlet)
         if sends:
             self.path.sent(self._clock())
         return True
 
     def send_datagram(self, stream: int, destination: Destination, payload: bytes | memoryview) -> bool:
         """Send a proxied datagram; False, with nothing done, if the lane is not up or the datagram too large."""
-        endpoint = self._endpoint()
-        if endpoint is None or not self.path.up or not self.lane.ready:
+        outlet = self._outlet()
+        if outlet is None or not self.path.up or not self.lane.ready:
             return False
         message = b"".join((_STREAM.pack(DATAGRAM, stream), address.encode(destination), payload))
         if OVERHEAD + len(message) > self.path.size:
             return False
-        size = self.lane.seal(message, _output, 0)
-        self._push(_output, 0, size, size, endpoint)
+        size = self.lane.seal(message, self._output, 0)
+        self._push(self._output, 0, size, size, outlet)
         self.path.sent(self._clock())
         return True
 
-    def push_train(self, end: int, segment: int, endpoint: Endpoint) -> None:
-        """Send the datagrams in `_joined[:end]`."""
-        self._push(_joined, 0, end, segment, endpoint)
+    def push_train(self, data: memoryview, segment: int, outlet: Outlet) -> None:
+        """Send `data`, datagrams of `segment` bytes; called by the train."""
+        self._push(data, 0, len(data), segment, outlet)
         self.path.sent(self._clock())
 
-    def _push(self, data: memoryview, begin: int, end: int, segment: int, endpoint: Endpoint) -> None:
+    def _push(self, data: memoryview, begin: int, end: int, segment: int, outlet: Outlet) -> None:
         """Hand `data[begin:end]` to the kernel, and its opinion to the path."""
-        outcome = endpoint.socket.send(data[begin:end], segment, endpoint.to)
+        outcome = outlet.socket.send(data[begin:end], segment, outlet.to)
         number = -(-(end - begin) // segment)
         if outcome is Sent.OK:
             self._sent += number
@@ -257,14 +222,14 @@ class LaneCarrier:
         """Send what the path has to say."""
         messages, self.path.outgoing = self.path.outgoing, []
         for message, to in messages:
-            endpoint = self._endpoint() if to is None else to
-            if isinstance(endpoint, Endpoint) and self.lane.ready:
-                size = self.lane.seal(message, _output, 0)
-                self._push(_output, 0, size, size, endpoint)
+            outlet = self._outlet() if to is None else to
+            if isinstance(outlet, Outlet) and self.lane.ready:
+                size = self.lane.seal(message, self._output, 0)
+                self._push(self._output, 0, size, size, outlet)
 
     # --- in --------------------------------------------------------------------------------------------------------
 
-    def receive(self, batch: Batch, source: Endpoint, now: float) -> None:
+    def receive(self, batch: Batch, source: Outlet, now: float) -> None:
         """What one receive brought. `after` must follow, at the latest at the end of the wake-up."""
         data, size, segment, _ = batch
         self._source, self._now = source, now
@@ -341,7 +306,7 @@ class LaneCarrier:
 
     # --- what the two sides do in their own way --------------------------------------------------------------------
 
-    def _endpoint(self) -> Endpoint | None:
+    def _outlet(self) -> Outlet | None:
         """Where to send; None as long as there is no such place."""
         raise NotImplementedError
 
@@ -362,15 +327,15 @@ class LaneCarrier:
     @property
     def why(self) -> str:
         """Why the lane is up or down: part of a sentence."""
-        if self._endpoint() is None and self._dialler:
+        if self._outlet() is None and self._dialler:
             return "there is no route to the exit"
         return self.path.reason if self._started else "the peer has not announced its side yet"
 
     def status(self) -> dict[str, Any]:
         """For `status`: sizes in bytes, times in seconds, the rest in datagrams."""
-        endpoint = self._endpoint()
+        outlet = self._outlet()
         unused = UdpOffload(False, False, "no socket")
-        offload = unused if endpoint is None else endpoint.socket.offload
+        offload = unused if outlet is None else outlet.socket.offload
         drops = asdict(self.lane.drops)
         drops["malformed"] += self._malformed
         drops["incomplete"] = self.lane.incomplete
@@ -379,7 +344,7 @@ class LaneCarrier:
         return {
             "up": self.up,
             "why": self.why,
-            "peer": "" if endpoint is None else str(endpoint.to or endpoint.socket.peer),
+            "peer": "" if outlet is None else str(outlet.to or outlet.socket.peer),
             "size": self.path.size,
             "round_trip": self.path.round_trip,
             "offload": offload._asdict(),
@@ -393,8 +358,7 @@ class LaneCarrier:
 
     def close(self) -> None:
         """Let go of sockets, indices and timers. Nothing is sent or delivered any more."""
-        if _train.lane is self:
-            _train.lane = None
+        self._train.forget(self)
         self._closed = True
         self.lane.forget()
         if self._timer is not None:

@@ -15,9 +15,11 @@ from typing import Final
 from ...base.clock import clock
 from ...crypto.primitives import Entropy, system_entropy
 from ...errors import ConfigError
-from .carrier import MAX_PAYLOAD, Announce, Endpoint, LaneCarrier, LaneHandler, Timers
+from .batch import Batch, SocketAddress, UdpOffload
+from .carrier import MAX_PAYLOAD, Announce, LaneCarrier, LaneHandler, Timers
 from .inbox import Inbox
-from .udp_socket import Batch, SocketAddress, UdpOffload, UdpSocket, error_name
+from .train import Outlet
+from .udp_socket import UdpSocket, error_name
 
 REOPEN_SECONDS: Final = 1.0
 """At least so long between two sockets of one client."""
@@ -45,7 +47,7 @@ class ClientLane(LaneCarrier):
         self._offload = offload
         self._mark = mark
         self._exit: SocketAddress | None = None
-        self._here: Endpoint | None = None
+        self._here: Outlet | None = None
         self._inbox: Inbox | None = None
         self._opened_at = -inf
         self._reopen_at = inf
@@ -84,7 +86,7 @@ class ClientLane(LaneCarrier):
             self._reopen_at = now + REOPEN_SECONDS
         else:
             self._reopen_at = inf
-            self._here = Endpoint(sock, None)
+            self._here = Outlet(sock, None)
             self._inbox = Inbox(self._loop, sock, self._take, self._turned)
             self._started = False
             self._begin(now)
@@ -111,7 +113,7 @@ class ClientLane(LaneCarrier):
     def _turned(self, more: bool) -> None:
         self.after(self._clock(), more)
 
-    def _endpoint(self) -> Endpoint | None:
+    def _outlet(self) -> Outlet | None:
         return self._here
 
     def _unreachable(self, now: float) -> None:

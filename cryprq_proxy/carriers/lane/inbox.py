@@ -12,16 +12,15 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final, Protocol
 
+from ...base.buffers import SHARED
 from ...lane.opening import EXPRESS_KIND
-from .udp_socket import RECEIVE_SIZE, Batch, UdpSocket
+from .batch import RECEIVE_SIZE, Batch
+from .udp_socket import UdpSocket
 
 BUFFERS: Final = 32
 """Batches that wait here at most, of 64 KiB each; what comes then waits in the socket."""
 TURN_BYTES: Final = 131_072
 """Opened in one turn, about: half a millisecond."""
-
-_free: Final[list[memoryview]] = []
-"""Buffers of sockets that are gone. Used again and again, because lanes keep views of them."""
 
 
 class Loop(Protocol):
@@ -47,6 +46,8 @@ class Inbox:
         self._turned = turned
         self._waiting: deque[Batch] = deque()
         self._spare: list[memoryview] = []
+        # Those of sockets that are gone are used again, because lanes keep views of them.
+        self._buffers = SHARED.pool("arriving datagrams", RECEIVE_SIZE, BUFFERS)
         self._again = False
         self._closed = False
         loop.add_reader(sock.fileno(), self._turn)
@@ -55,9 +56,9 @@ class Inbox:
         """Read no more, and forget what waits. The socket is the caller's."""
         self._closed = True
         self._loop.remove_reader(self._sock.fileno())
-        _free.extend(self._spare)
-        _free.extend(batch.data for batch in self._waiting)
-        del _free[BUFFERS:]
+        for buffer in self._spare + [batch.data for batch in self._waiting]:
+            self._buffers.give(buffer)
+        self._spare.clear()
         self._waiting.clear()
 
     def _turn(self) -> None:
@@ -88,7 +89,7 @@ class Inbox:
         for _ in range(4 * BUFFERS):
             if len(waiting) >= BUFFERS:
                 return
-            buffer = spare.pop() if spare else _free.pop() if _free else memoryview(bytearray(RECEIVE_SIZE))
+            buffer = spare.pop() if spare else self._buffers.take()
             batch = sock.receive(buffer)
             if batch is None:
                 spare.append(buffer)

@@ -20,9 +20,11 @@ from ...base.text import reason_of
 from ...crypto.primitives import Entropy, system_entropy
 from ...errors import ConfigError
 from ...lane.opening import EXPRESS_KIND, KIND, OVERHEAD
-from .carrier import Announce, Endpoint, LaneCarrier, LaneHandler, Timers
+from .batch import Batch, SocketAddress, UdpOffload, UdpPeer
+from .carrier import Announce, LaneCarrier, LaneHandler, Timers
 from .inbox import Inbox
-from .udp_socket import ETHERNET_MTU, HEADERS, Batch, Peer, SocketAddress, UdpOffload, UdpSocket
+from .train import Outlet
+from .udp_socket import ETHERNET_MTU, HEADERS, UdpSocket
 
 ETHERNET_PAYLOAD: Final = ETHERNET_MTU - HEADERS[AF_INET6]
 """Of a UDP datagram, in either family."""
@@ -56,9 +58,9 @@ class ExitLane(LaneCarrier):
         )
         self._lanes = lanes
 
-    def _endpoint(self) -> Endpoint | None:
+    def _outlet(self) -> Outlet | None:
         address = self.path.address
-        return address if isinstance(address, Endpoint) and not self._closed else None
+        return address if isinstance(address, Outlet) and not self._closed else None
 
     def _register(self, index: int) -> None:
         self._lanes[index] = self
@@ -99,7 +101,7 @@ class LaneListener:
             except OSError as error:
                 self.close()
                 raise ConfigError(
-                    f"the datagram lane cannot listen on UDP {Peer(where)}"
+                    f"the datagram lane cannot listen on UDP {UdpPeer(where)}"
                     f" ({reason_of(error)}); free the port or choose another one to listen on"
                 ) from None
             except ConfigError:
@@ -147,7 +149,7 @@ class LaneListener:
         """For `status`; in datagrams."""
         return {
             "sockets": [
-                {"address": str(Peer(sock.address)), "offload": sock.offload._asdict()}
+                {"address": str(UdpPeer(sock.address)), "offload": sock.offload._asdict()}
                 for sock in self._sockets
             ],
             "strangers": self.strangers,
@@ -161,7 +163,7 @@ class LaneListener:
         if lane is not self._last:
             self._turned(False)
             self._last = lane
-        lane.receive(batch, Endpoint(sock, batch.peer), self._clock())
+        lane.receive(batch, Outlet(sock, batch.peer), self._clock())
 
     def _turned(self, more: bool) -> None:
         if self._last is not None:

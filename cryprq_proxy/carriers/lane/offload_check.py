@@ -15,7 +15,8 @@ import time
 from contextlib import ExitStack, closing
 from typing import Final, Literal
 
-from .udp_socket import LINUX, RECEIVE_SIZE, UdpOffload, UdpSocket, error_name
+from .batch import RECEIVE_SIZE, UdpOffload
+from .udp_socket import LINUX, UdpSocket, error_name
 
 CHECK_SECONDS: Final = 0.5
 """What the check may take in all; it needs a few milliseconds."""

@@ -8,9 +8,10 @@ The client's network interface has one PacketLink, that of its exit; the exit's 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any
 
 from ...address import Destination
+from ...base.buffers import SHARED
 from ...crypto.handshake import EpochSecrets
 from ...crypto.primitives import Cipher
 from ...lane.slices import FLAGS_MASK, HEADROOM, KIND_MASK, MAX_PACKET, PLAIN, Run, Shape
@@ -21,8 +22,6 @@ from .carrier import LaneCarrier
 
 type Receiver = Callable[[memoryview, int, int, Run], None]
 """Gets packets as (buffer, start, end, run); see lane/slices.py for who may overwrite what, and until when."""
-
-_room: Final = memoryview(bytearray(HEADROOM + MAX_PACKET))
 
 
 class PacketLink(BasePacketLink):
@@ -41,6 +40,7 @@ class PacketLink(BasePacketLink):
         lane_changed: Callable[[], None] = lambda: None,
     ) -> None:
         self._lane_changed = lane_changed
+        self._room = SHARED.scratch("arriving packets", HEADROOM + MAX_PACKET)
         self._session = session
         self._receive = receive
         self._network = network
@@ -51,7 +51,7 @@ class PacketLink(BasePacketLink):
 
     def send(self, buffer: memoryview, start: int, end: int, shape: Shape, more: bool = False) -> None:
         """Send the packet at `buffer[start:end]`, which may be overwritten, HEADROOM bytes in front of it too. It may
-        be dropped. `more` promises a call of carriers.lane.flush_packets before long."""
+        be dropped. `more` promises that the PacketTrain is flushed before long."""
         if self.lane is None or not self.lane.send_packet(buffer, start, end, shape, more):
             self.sent_on_carrier += 1
             flags, gso_size, header = shape
@@ -95,8 +95,10 @@ class PacketLink(BasePacketLink):
             return
         self.received_on_carrier += 1
         count = 1 if kind == PLAIN else -(-(size - header) // segment)
-        _room[HEADROOM : HEADROOM + size] = packet
-        self._receive(_room, HEADROOM, HEADROOM + size, Run(Shape(flags, segment, header), 0, count, count))
+        self._room[HEADROOM : HEADROOM + size] = packet
+        self._receive(
+            self._room, HEADROOM, HEADROOM + size, Run(Shape(flags, segment, header), 0, count, count)
+        )
 
     def network_received(self, ipv4: bytes, ipv6: bytes) -> None:
         if self._network is None:

@@ -14,7 +14,7 @@ no error of the network is raised. `send` says what became of the batch, because
 to act on: too big, unreachable, and a full queue.
 
 A socket that is bound to a wildcard address takes note of the local address that each batch came to, as a part of
-`Peer`, and answers leave from there: the other side's socket is connected, and drops what comes from elsewhere.
+`UdpPeer`, and answers leave from there: the other side's socket is connected, and drops what comes from elsewhere.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ import socket
 import struct
 import sys
 from contextlib import suppress
-from enum import Enum
-from typing import Final, NamedTuple
+from typing import Final
 
 from ...errors import ConfigError
+from .batch import MAX_BATCH, MAX_SEGMENTS, Batch, Sent, SocketAddress, UdpOffload, UdpPeer
 
 LINUX: Final = sys.platform == "linux"
 
@@ -49,11 +49,6 @@ IPV6_MTU: Final = 24
 IPV6_RECVPKTINFO: Final = 49
 IPV6_PKTINFO: Final = 50
 
-MAX_SEGMENTS: Final = 64
-"""Datagrams in one send; newer kernels take 128."""
-MAX_BATCH: Final = 65_507
-"""Bytes in one send: 65,535 without the headers of IPv4 and UDP."""
-RECEIVE_SIZE: Final = 65_536
 PASSED_OVER: Final = 32
 """Errors and empty datagrams that one `receive` reads past."""
 SOCKET_BUFFER: Final = 7 << 20
@@ -81,53 +76,6 @@ _CONTROL_SIZE: Final = 128
 
 _log = logging.getLogger(__name__)
 
-type SocketAddress = tuple[str, int] | tuple[str, int, int, int]
-"""As the socket module has it, for IPv4 and IPv6; the host is a literal."""
-
-
-class Sent(Enum):
-    """What became of a batch."""
-
-    OK = "ok"
-    FULL = "the socket's queue is full"
-    """What was not taken is dropped."""
-    TOO_BIG = "larger than the device takes"
-    """`segment` must become smaller; nothing of this size went out."""
-    UNREACHABLE = "no route, or the socket's own address is gone"
-    """A connected socket that stays like this is to be made anew: its local address never changes."""
-    FAILED = "refused"
-    """By a filter, or by the other side (ICMP)."""
-
-
-class UdpOffload(NamedTuple):
-    """What sockets may use, and why not the rest (one sentence part for `status`; empty if all is in use)."""
-
-    gso: bool
-    gro: bool
-    reason: str = ""
-
-
-class Peer(NamedTuple):
-    """Where a batch came from; answers go to it. Opaque to the layers above: compared, never looked into."""
-
-    address: SocketAddress
-    local: bytes = b""
-    """Control data that makes answers leave from the address that the batch came to; empty if the socket has one."""
-
-    def __str__(self) -> str:
-        host, port = self.address[:2]
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-class Batch(NamedTuple):
-    """Datagrams of one sender: `data[:size]`. `data` is the buffer that was received into, the very object."""
-
-    data: memoryview
-    size: int
-    segment: int
-    """Size of each datagram but the last, at least 1."""
-    peer: Peer
-
 
 class UdpSocket:
     """A non-blocking UDP socket of one family, bound to `address`: (host literal, port), port 0 for any.
@@ -140,8 +88,8 @@ class UdpSocket:
         self.family: Final = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         self._sock = socket.socket(self.family, socket.SOCK_DGRAM)
         self._gso, self._gro, self._reason = offload
-        self._peer: Peer | None = None
-        self._last = Peer(("", 0))
+        self._peer: UdpPeer | None = None
+        self._last = UdpPeer(("", 0))
         self._last_local: bytes | None = None
         self._control_for: tuple[int, bytes] = (0, b"")
         self._control: list[tuple[int, int, bytes]] = []
@@ -176,7 +124,7 @@ class UdpSocket:
     def connect(self, address: SocketAddress) -> None:
         """Talk to `address` alone, from now on. Raises OSError, also if there is no route."""
         self._sock.connect(address)
-        self._peer = Peer(address)
+        self._peer = UdpPeer(address)
         self._report_local(False)
 
     def _configure(self, mark: int) -> None:
@@ -241,7 +189,7 @@ class UdpSocket:
         return address
 
     @property
-    def peer(self) -> Peer | None:
+    def peer(self) -> UdpPeer | None:
         """Whom the socket is connected to."""
         return self._peer
 
@@ -269,7 +217,7 @@ class UdpSocket:
 
     # --- out -------------------------------------------------------------------------------------------------------
 
-    def send(self, data: memoryview, segment: int, to: Peer | None = None) -> Sent:
+    def send(self, data: memoryview, segment: int, to: UdpPeer | None = None) -> Sent:
         """Send `data` as datagrams of `segment` bytes each, the last one shorter if it does not come out even.
 
         One system call for up to 64 datagrams and 65,507 bytes. `to` is left out on a connected socket. Never raises
@@ -290,7 +238,7 @@ class UdpSocket:
                 return outcome
         return Sent.OK
 
-    def _send_batch(self, data: memoryview, segment: int, to: Peer | None) -> Sent:
+    def _send_batch(self, data: memoryview, segment: int, to: UdpPeer | None) -> Sent:
         try:
             self._push(data, segment, to)
         except OSError as error:
@@ -299,7 +247,7 @@ class UdpSocket:
         self.sent_bytes += len(data)
         return Sent.OK
 
-    def _push(self, data: memoryview, segment: int, to: Peer | None) -> None:
+    def _push(self, data: memoryview, segment: int, to: UdpPeer | None) -> None:
         """One sendmsg; `segment` 0 for a single datagram. Raises OSError."""
         local = b"" if to is None else to.local
         if self._control_for != (segment, local):
@@ -314,7 +262,7 @@ class UdpSocket:
         else:
             self._sock.sendmsg((data,), self._control, 0, to.address)
 
-    def _batch_failed(self, error: OSError, data: memoryview, segment: int, to: Peer | None) -> Sent:
+    def _batch_failed(self, error: OSError, data: memoryview, segment: int, to: UdpPeer | None) -> Sent:
         """Find out whose fault it is: of an earlier datagram, of the size, or of the batch as such."""
         if error.errno not in _FULL:
             self.errors += 1
@@ -336,7 +284,7 @@ class UdpSocket:
             _log.warning("UDP datagrams are sent one by one from now on: %s", self._reason)
         return outcome
 
-    def _send_plain(self, data: memoryview, segment: int, to: Peer | None) -> Sent:
+    def _send_plain(self, data: memoryview, segment: int, to: UdpPeer | None) -> Sent:
         size = len(data)
         if size <= segment:
             return self._send_one(data, to)
@@ -347,7 +295,7 @@ class UdpSocket:
                 return outcome
         return Sent.OK
 
-    def _send_one(self, datagram: memoryview, to: Peer | None) -> Sent:
+    def _send_one(self, datagram: memoryview, to: UdpPeer | None) -> Sent:
         try:
             self._push(datagram, 0, to)
         except OSError as error:
@@ -358,7 +306,7 @@ class UdpSocket:
         self.sent_bytes += len(datagram)
         return Sent.OK
 
-    def _one_failed(self, error: OSError, datagram: memoryview, to: Peer | None) -> Sent:
+    def _one_failed(self, error: OSError, datagram: memoryview, to: UdpPeer | None) -> Sent:
         if error.errno not in _FULL:
             self.errors += 1
             try:  # as above; EMSGSIZE too can be what a router said about an earlier datagram
@@ -399,10 +347,10 @@ class UdpSocket:
             return Batch(buffer, size, segment, self._peer or self._sender(address, local))
         return None
 
-    def _sender(self, address: SocketAddress, local: bytes | None) -> Peer:
+    def _sender(self, address: SocketAddress, local: bytes | None) -> UdpPeer:
         """The sender of a batch: mostly the same as before."""
         if self._last.address != address or self._last_local != local:
-            self._last, self._last_local = Peer(address, self._answer(local)), local
+            self._last, self._last_local = UdpPeer(address, self._answer(local)), local
         return self._last
 
     def _answer(self, local: bytes | None) -> bytes:

@@ -22,17 +22,13 @@ from typing import Any, Final
 import pytest
 
 from cryprq_proxy.address import Destination
-from cryprq_proxy.carriers.lane.carrier import MAX_PAYLOAD, LaneCarrier, flush_packets
+from cryprq_proxy.base.buffers import SHARED
+from cryprq_proxy.carriers.lane.batch import RECEIVE_SIZE, Sent, SocketAddress, UdpOffload, UdpPeer
+from cryprq_proxy.carriers.lane.carrier import MAX_PAYLOAD, LaneCarrier
 from cryprq_proxy.carriers.lane.client import ClientLane
 from cryprq_proxy.carriers.lane.listener import LaneListener
-from cryprq_proxy.carriers.lane.udp_socket import (
-    RECEIVE_SIZE,
-    Peer,
-    Sent,
-    SocketAddress,
-    UdpOffload,
-    UdpSocket,
-)
+from cryprq_proxy.carriers.lane.train import PacketTrain
+from cryprq_proxy.carriers.lane.udp_socket import UdpSocket
 from cryprq_proxy.crypto.handshake import EpochSecrets
 from cryprq_proxy.crypto.primitives import Cipher
 from cryprq_proxy.errors import ConfigError, PeerError
@@ -196,7 +192,7 @@ class Network:
         self.answer: Callable[[UdpSocket, int], Sent | None] = lambda sock, segment: None
         original = UdpSocket.send
 
-        def send(sock: UdpSocket, data: memoryview, segment: int, to: Peer | None = None) -> Sent:
+        def send(sock: UdpSocket, data: memoryview, segment: int, to: UdpPeer | None = None) -> Sent:
             answer = self.answer(sock, segment)
             if answer is not None:
                 return answer
@@ -357,7 +353,7 @@ def test_small_packets_of_one_wakeup_leave_together(join: Join, monkeypatch: pyt
     calls: list[tuple[int, int]] = []
     original = UdpSocket.send
 
-    def send(self: UdpSocket, data: memoryview, segment: int, to: Peer | None = None) -> Sent:
+    def send(self: UdpSocket, data: memoryview, segment: int, to: UdpPeer | None = None) -> Sent:
         calls.append((len(data), segment))
         return original(self, data, segment, to)
 
@@ -367,7 +363,7 @@ def test_small_packets_of_one_wakeup_leave_together(join: Join, monkeypatch: pyt
         buffer = memoryview(bytearray(HEADROOM) + data)
         assert session.client.send_packet(buffer, HEADROOM, len(buffer), Shape(0, 0, 0), True)
     assert len(calls) == 2  # a shorter one ends a send, and so does a longer one
-    flush_packets()
+    SHARED.one(PacketTrain).flush()
     overhead = OVERHEAD + SLICE_SIZE
     assert calls == [
         (300 * 3 + 200 + 4 * overhead, 300 + overhead),
@@ -376,7 +372,7 @@ def test_small_packets_of_one_wakeup_leave_together(join: Join, monkeypatch: pyt
     ]
     session.loop.settle()
     assert [packet for packet, _ in session.at_exit.packets] == packets
-    flush_packets()
+    SHARED.one(PacketTrain).flush()
     assert len(calls) == 3
 
 
@@ -387,7 +383,7 @@ def test_a_closed_lane_sends_nothing_that_was_held_back(join: Join) -> None:
     assert session.client.send_packet(buffer, HEADROOM, len(buffer), Shape(0, 0, 0), True)
     before = session.client.status()["sent"]
     session.client.close()
-    flush_packets()
+    SHARED.one(PacketTrain).flush()
     assert session.client.status()["sent"] == before
 
 
@@ -397,7 +393,7 @@ def test_super_packet_is_one_call(join: Join, monkeypatch: pytest.MonkeyPatch) -
     calls = []
     original = UdpSocket.send
 
-    def send(sock: UdpSocket, data: memoryview, segment: int, to: Peer | None = None) -> Sent:
+    def send(sock: UdpSocket, data: memoryview, segment: int, to: UdpPeer | None = None) -> Sent:
         calls.append((len(data), segment))
         return original(sock, data, segment, to)
 
@@ -589,7 +585,7 @@ def test_new_local_address_makes_a_new_socket(
         session.client.move(session.where)
     loop.advance(2.0)
     assert session.client.up
-    endpoint = session.client._endpoint()
+    endpoint = session.client._outlet()
     assert endpoint is not None and endpoint.socket.address[0] == "127.0.0.3"
     session.send(plain_packet(100))
     loop.advance(2.0)
@@ -812,7 +808,7 @@ def test_forged_datagram_in_front_of_a_batch_takes_nothing_with_it(
     session.start()
     original = UdpSocket.send
 
-    def send(sock: UdpSocket, data: memoryview, segment: int, to: Peer | None = None) -> Sent:
+    def send(sock: UdpSocket, data: memoryview, segment: int, to: UdpPeer | None = None) -> Sent:
         return original(sock, memoryview(os.urandom(segment) + data), segment, to)
 
     data = tcp_packet(10 * 1_360)
@@ -835,7 +831,7 @@ def test_authentic_datagram_without_a_destination(join: Join, loop: Loop) -> Non
     out = memoryview(bytearray(OUT_SIZE))
     for message in (b"\x02", b"\x02\0\0\0\1", b"\x02\0\0\0\1\x07abc", b"\x02\0\0\0\1\x03\x02..\0\1"):
         size = session.client.lane.seal(message, out, 0)
-        here = session.client._endpoint()
+        here = session.client._outlet()
         assert here is not None
         here.socket.send(out[:size], size)
     loop.settle()

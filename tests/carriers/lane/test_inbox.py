@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from cryprq_proxy.base.buffers import SharedBuffers
 from cryprq_proxy.carriers.lane import inbox as module
+from cryprq_proxy.carriers.lane.batch import Batch, UdpPeer
 from cryprq_proxy.carriers.lane.inbox import BUFFERS, TURN_BYTES, Inbox
-from cryprq_proxy.carriers.lane.udp_socket import Batch, Peer
 from cryprq_proxy.lane.opening import EXPRESS_KIND, KIND
 
-PEER = Peer(("192.0.2.1", 1))
+PEER = UdpPeer(("192.0.2.1", 1))
 
 
 class Loop:
@@ -69,10 +70,9 @@ class Stage:
 
 
 @pytest.fixture
-def stage() -> Iterator[Stage]:
-    module._free.clear()
-    yield Stage()
-    module._free.clear()
+def stage(monkeypatch: pytest.MonkeyPatch) -> Stage:
+    monkeypatch.setattr(module, "SHARED", SharedBuffers())
+    return Stage()
 
 
 def test_a_little_at_a_time_in_the_order_of_arrival(stage: Stage) -> None:
@@ -129,10 +129,13 @@ def test_buffers_are_used_again(stage: Stage) -> None:
         stage.sock.queue.extend((KIND, number, 100) for number in range(4))
         stage.readable()
     assert len(stage.inbox._spare) <= 5
-    used = {id(buffer) for buffer in stage.inbox._spare}
+    used = sorted(id(buffer) for buffer in stage.inbox._spare)
     stage.inbox.close()
     stage.inbox.close()
-    assert {id(buffer) for buffer in module._free} == used
+    pool = stage.inbox._buffers
+    kept = [pool.take() for _ in range(len(used) + 1)]
+    assert sorted(id(buffer) for buffer in kept[:-1]) == used
+    assert id(kept[-1]) not in used, "none is given twice"
 
 
 @pytest.mark.parametrize("kind", [KIND, EXPRESS_KIND])

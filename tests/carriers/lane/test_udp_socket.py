@@ -17,16 +17,9 @@ import pytest
 
 from cryprq_proxy.carriers.lane import offload_check as udp_check
 from cryprq_proxy.carriers.lane import udp_socket as udp
+from cryprq_proxy.carriers.lane.batch import RECEIVE_SIZE, Sent, SocketAddress, UdpOffload, UdpPeer
 from cryprq_proxy.carriers.lane.offload_check import check_offload
-from cryprq_proxy.carriers.lane.udp_socket import (
-    RECEIVE_SIZE,
-    SO_MARK,
-    Peer,
-    Sent,
-    SocketAddress,
-    UdpOffload,
-    UdpSocket,
-)
+from cryprq_proxy.carriers.lane.udp_socket import SO_MARK, UdpSocket
 from cryprq_proxy.errors import ConfigError
 
 ROOM = memoryview(bytearray(RECEIVE_SIZE))
@@ -208,7 +201,7 @@ def test_peers_are_told_apart_and_compared(opened: Open) -> None:
 
 def test_connected_socket_hears_no_stranger(opened: Open) -> None:
     left, right = pair(opened, "127.0.0.1", BOTH)
-    opened("127.0.0.1").send(memoryview(b"x"), 1, Peer(right.address))
+    opened("127.0.0.1").send(memoryview(b"x"), 1, UdpPeer(right.address))
     assert right.receive(ROOM) is None
     left.send(memoryview(b"y"), 1)
     assert datagrams(right) == [b"y"]
@@ -219,7 +212,7 @@ def test_connected_makes_a_socket_of_the_right_family(opened: Open) -> None:
         server = opened(host)
         client = UdpSocket.connected(server.address, BOTH)
         try:
-            assert client.peer == Peer(server.address)
+            assert client.peer == UdpPeer(server.address)
             client.send(memoryview(b"x"), 1)
         finally:
             client.close()
@@ -230,7 +223,7 @@ def test_connected_makes_a_socket_of_the_right_family(opened: Open) -> None:
     ("address", "text"), [(("127.0.0.1", 5), "127.0.0.1:5"), (("::1", 5, 0, 0), "[::1]:5")]
 )
 def test_peer_as_text(address: SocketAddress, text: str) -> None:
-    assert str(Peer(address)) == text
+    assert str(UdpPeer(address)) == text
 
 
 def test_address_that_cannot_be_had(opened: Open) -> None:

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from ..errors import CarrierError, LocalError, PeerError
-from ..session.session import FILL_MINIMUM, Session
+from cryprq_proxy.errors import CarrierError, LocalError, PeerError
+from cryprq_proxy.session.session import FILL_MINIMUM, Session
 
 CAPACITY: Final = 1 << 20
 """Bytes in flight in one direction, unless the test of a slow carrier says otherwise."""
@@ -24,7 +24,7 @@ PATIENCE: Final = 8
 """Ticks in a row that may pass without any effect."""
 
 
-class Path:
+class Direction:
     """One direction. Sizes in bytes.
 
     `in_flight` has left `source` and not yet arrived at `target`. `sent` and `arrived` count since the carrier began.
@@ -91,8 +91,8 @@ class MemoryCarrier:
 
     def __init__(self, left: Session, right: Session, now: float = 0.0) -> None:
         self.now = now
-        self.to_right = Path(left, right)
-        self.to_left = Path(right, left)
+        self.to_right = Direction(left, right)
+        self.to_left = Direction(right, left)
         self.open = True
         self.error: PeerError | None = None
         self._sessions = (left, right)
