@@ -33,7 +33,7 @@ from . import sysctl
 from .device.coalesce import UdpJoiner
 from .device.linux import Tun
 from .device.offload import COMPLETE, fit
-from .device.packets import Drop, Packet, Unreachable, parse, unreachable
+from .device.packets import Drop, Packet, parse, prohibited
 from .firewall import exit_table, nft
 from .firewall.exit_table import NatSettings
 from .journal import Journal, undo
@@ -221,7 +221,7 @@ class ExitNetwork:
         if not self._answers.allow(asyncio.get_running_loop().time()):
             return
         own = (self._pool4 if packet.version == 4 else self._pool6).own.packed
-        answer = unreachable(buffer, start, end, packet, own, Unreachable.PROHIBITED)
+        answer = prohibited(buffer, start, end, packet, own)
         if answer is not None:
             stop = HEADROOM + len(answer)
             self._answer[HEADROOM:stop] = answer

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 with atheris.instrument_imports(include=["tun"]):
     from cryprq_proxy.lane.slices import Run, Shape
     from tun.device.offload import VNET_SIZE, describe, fit, split
-    from tun.device.packets import Drop, Unreachable, parse, unreachable
+    from tun.device.packets import Drop, parse, prohibited
 
 HEAD = struct.Struct(">BHHBBB")
 
@@ -31,7 +31,7 @@ def fuzz(data: bytes) -> None:
     flags &= 0x0F
     parsed = parse(room, start, end)
     if not isinstance(parsed, Drop):
-        unreachable(room, start, end, parsed, parsed.destination, Unreachable.PROHIBITED)
+        prohibited(room, start, end, parsed, parsed.destination)
     read = memoryview(bytearray(room))
     received = memoryview(bytearray(room))
     shapes = (

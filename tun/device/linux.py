@@ -61,8 +61,6 @@ class Tun(PacketDevice):
             UDP_GSO: bool(self._offloads & _USO),
         }
         self._proved: set[int] = set()
-        self.gso_capped = False
-        """Whether the kernel took the caps of `configure`; if not, super-packets may be longer."""
 
     @classmethod
     def open(cls, name: str, *, mtu: int, offload: bool | Literal["auto"] = "auto") -> Tun:
@@ -106,7 +104,7 @@ class Tun(PacketDevice):
         try:
             async with AsyncIPRoute() as netlink:
                 index = (await netlink.link_lookup(ifname=self.name))[0]
-                self.gso_capped = await _cap(netlink, index, gso_max_size, gso_max_segs)
+                await _cap(netlink, index, gso_max_size, gso_max_segs)
                 await _no_link_local(netlink, index)
                 await netlink.link("set", index=index, mtu=self.mtu, txqlen=queue, state="up")
                 return await _set_addresses(netlink, index, addresses)
@@ -192,15 +190,14 @@ def _attach(fd: int, name: str, offload: bool | Literal["auto"]) -> int | None:
     return 0
 
 
-async def _cap(netlink: AsyncIPRoute, index: int, size: int, segments: int) -> bool:
-    """Cap super-packets; a `gso_max_size` of at most 65,536 holds for both families. False on an old kernel."""
+async def _cap(netlink: AsyncIPRoute, index: int, size: int, segments: int) -> None:
+    """Cap super-packets; a `gso_max_size` of at most 65,536 holds for both families. An old kernel takes no caps, and
+    super-packets may be longer then."""
     try:
         await netlink.link("set", index=index, gso_max_size=size, gso_max_segs=segments)
     except NetlinkError as error:
         if error.code == errno.EPERM:
             raise
-        return False
-    return True
 
 
 async def _no_link_local(netlink: AsyncIPRoute, index: int) -> None:

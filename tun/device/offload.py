@@ -132,14 +132,6 @@ def fit(buffer: memoryview, start: int, end: int, run: Run) -> Shape | Drop:
     return Shape(flags, gso_size, header) if payload > gso_size else UNSUMMED
 
 
-def finish(buffer: memoryview, start: int, end: int, run: Run) -> int | Drop:
-    """`fit`, and the virtio_net_hdr in front: `buffer[returned:end]` is what a TUN with vnet_hdr takes."""
-    shape = fit(buffer, start, end, run)
-    if isinstance(shape, Drop):
-        return shape
-    return vnet_header(buffer, start, end, shape)
-
-
 def vnet_header(buffer: memoryview, start: int, end: int, shape: Shape) -> int:
     """Write the virtio_net_hdr of a packet whose shape `describe` or `fit` gave, and return where it begins."""
     flags, gso_size, header = shape

@@ -11,7 +11,7 @@ Header checksums are left to the kernel that gets the packet; it checks them any
 from __future__ import annotations
 
 import struct
-from enum import Enum, StrEnum
+from enum import StrEnum
 from typing import Final, NamedTuple
 
 type Buffer = bytes | bytearray | memoryview
@@ -73,7 +73,6 @@ _V6: Final = struct.Struct(">IHBB16s16s")
 _PORTS: Final = struct.Struct(">HH")
 _FRAGMENT: Final = struct.Struct(">BBHI")
 _ICMP: Final = struct.Struct(">BBHI")
-_TCP: Final = struct.Struct(">HHIIBBHHH")
 
 _HOP_BY_HOP, _ROUTING, _FRAGMENTED, _AUTHENTICATION, _DESTINATION = 0, 43, 44, 51, 60
 _EXTENSIONS: Final = frozenset({_HOP_BY_HOP, _ROUTING, _FRAGMENTED, _AUTHENTICATION, _DESTINATION})
@@ -240,56 +239,21 @@ def checksum(data: Buffer, initial: int = 0) -> int:
 # Answers. The exit gives them for packets that its policy refuses, so that programs fail at once and not by a time-out.
 
 
-class Unreachable(Enum):
-    """Why a packet does not reach its destination: the codes of ICMP (RFC 792, RFC 1812) and ICMPv6 (RFC 4443)."""
-
-    NO_ROUTE = (0, 0)
-    HOST = (1, 3)
-    PORT = (3, 4)
-    PROHIBITED = (13, 1)
-
-
-def unreachable(
-    buffer: Buffer, start: int, end: int, packet: Packet, source: bytes, reason: Unreachable
-) -> bytes | None:
-    """The ICMP error that tells the sender of `packet` why it went nowhere; `source` is the address we answer from.
+def prohibited(buffer: Buffer, start: int, end: int, packet: Packet, source: bytes) -> bytes | None:
+    """The ICMP error that tells the sender of `packet` that a policy forbids it (RFC 1812 section 5.2.7.1, RFC 4443
+    section 3.1, code 1); `source` is the address we answer from.
 
     None where no error may be sent: RFC 1122 section 3.2.2, RFC 4443 section 2.4 (e).
     """
-    if not _answerable(buffer, start, packet) or packet.destination[0] in _MULTICAST[packet.version]:
-        return None
-    four = packet.version == 4
-    kind, code = (3, reason.value[0]) if four else (1, reason.value[1])
-    return _icmp_error(buffer, start, end, packet, source, (kind, code, 0))
-
-
-def too_big(buffer: Buffer, start: int, end: int, packet: Packet, source: bytes, mtu: int) -> bytes | None:
-    """The ICMP error for a packet longer than `mtu` bytes: RFC 1191 section 4, RFC 4443 section 3.2. None as above."""
     if not _answerable(buffer, start, packet):
         return None
-    kind, code = (3, 4) if packet.version == 4 else (2, 0)
-    return _icmp_error(buffer, start, end, packet, source, (kind, code, mtu))
-
-
-def tcp_reset(buffer: Buffer, start: int, end: int, packet: Packet) -> bytes | None:
-    """The segment that refuses a TCP packet in its destination's name: RFC 9293 section 3.5.2. None for a reset."""
-    at = start + packet.transport
-    if packet.protocol != TCP or packet.fragment or packet.more:
-        return None
-    _, _, sequence, acknowledged, offset, flags, _, _, _ = _TCP.unpack_from(buffer, at)
-    if flags & 0x04:
-        return None
-    if flags & 0x10:
-        numbers = acknowledged, 0, 0x04
-    else:
-        occupied = end - at - (offset >> 4) * 4 + (flags & 1) + (flags >> 1 & 1)
-        numbers = 0, (sequence + occupied) & 0xFFFFFFFF, 0x14
-    sequence, acknowledged, flags = numbers
-    ports = packet.destination_port, packet.source_port
-    segment = bytearray(_TCP.pack(*ports, sequence, acknowledged, 0x50, flags, 0, 0, 0))
-    initial = pseudo_sum(packet.destination, packet.source, TCP, len(segment))
-    segment[16:18] = checksum(segment, initial).to_bytes(2)
-    return datagram(packet.destination, packet.source, TCP, segment)
+    kind, code = (3, 13) if packet.version == 4 else (1, 1)
+    message = bytearray(_ICMP.pack(kind, code, 0, 0))
+    message += buffer[start : min(end, start + _QUOTED[packet.version])]
+    protocol = ICMP if packet.version == 4 else ICMP6
+    initial = 0 if packet.version == 4 else pseudo_sum(source, packet.source, ICMP6, len(message))
+    message[2:4] = checksum(message, initial).to_bytes(2)
+    return datagram(source, packet.source, protocol, message)
 
 
 def datagram(source: bytes, destination: bytes, protocol: int, payload: Buffer) -> bytes:
@@ -314,22 +278,12 @@ _QUOTED: Final = {4: 576 - V4_HEADER - 8, 6: 1280 - V6_HEADER - 8}
 
 def _answerable(buffer: Buffer, start: int, packet: Packet) -> bool:
     """Errors about errors, about later fragments and to no one in particular would multiply."""
-    origin = packet.source
-    if packet.fragment or origin[0] in _MULTICAST[packet.version] or not any(origin):
+    multicast = _MULTICAST[packet.version]
+    if packet.destination[0] in multicast or packet.source[0] in multicast or not any(packet.source):
+        return False
+    if packet.fragment:
         return False
     kind = buffer[start + packet.transport] if packet.protocol in (ICMP, ICMP6) else 0
     if packet.protocol == ICMP:
         return kind not in _ICMP_ERRORS
     return packet.protocol != ICMP6 or (kind >= 128 and kind != 137)
-
-
-def _icmp_error(
-    buffer: Buffer, start: int, end: int, packet: Packet, source: bytes, fields: tuple[int, int, int]
-) -> bytes:
-    kind, code, rest = fields
-    message = bytearray(_ICMP.pack(kind, code, 0, rest))
-    message += buffer[start : min(end, start + _QUOTED[packet.version])]
-    protocol = ICMP if packet.version == 4 else ICMP6
-    initial = 0 if packet.version == 4 else pseudo_sum(source, packet.source, ICMP6, len(message))
-    message[2:4] = checksum(message, initial).to_bytes(2)
-    return datagram(source, packet.source, protocol, message)

@@ -21,7 +21,6 @@ from tun.device.offload import (
     VNET,
     VNET_SIZE,
     describe,
-    finish,
     fit,
     split,
     vnet_header,
@@ -232,12 +231,14 @@ def test_a_run_becomes_the_super_packet_of_its_segments(flow: Flow, data: st.Dat
 
 
 @pytest.mark.parametrize(("version", "protocol"), KINDS)
-def test_finish_writes_the_header_that_describe_reads(version: int, protocol: int) -> None:
+def test_what_is_written_in_front_is_what_describe_reads(version: int, protocol: int) -> None:
     flow = Flow(version, protocol, PAYLOAD, 1400)
     for first, count in ((0, 4), (1, 2), (3, 1)):
         payload = flow.payload[first * 1400 : (first + count) * 1400]
         buffer, start, end = placed(super_packet(flow)[: flow.header] + payload)
-        at = finish(buffer, start, end, Run(flow.shape, first, count, flow.of))
+        shape = fit(buffer, start, end, Run(flow.shape, first, count, flow.of))
+        assert isinstance(shape, Shape)
+        at = vnet_header(buffer, start, end, shape)
         assert at == start - VNET_SIZE
         bits, kind, hdr_len, gso_size, csum_start, csum_offset = VNET.unpack_from(buffer, at)
         assert (bits, csum_start, csum_offset) == (1, flow.network, 16 if protocol == TCP else 6)
@@ -252,7 +253,8 @@ def test_plain_packets_pass_as_they_are() -> None:
     for flow in (Flow(version, protocol, b"hello", 100) for version, protocol in KINDS):
         packet = built(flow, 0, 1, True)
         buffer, start, end = placed(packet)
-        assert finish(buffer, start, end, Run(COMPLETE, 0, 1, 1)) == start - VNET_SIZE
+        assert fit(buffer, start, end, Run(COMPLETE, 0, 1, 1)) == COMPLETE
+        assert vnet_header(buffer, start, end, COMPLETE) == start - VNET_SIZE
         assert bytes(buffer[start - VNET_SIZE : start]) == bytes(VNET_SIZE)
         assert cut(buffer, start, end, COMPLETE) == [packet]
         buffer, start, end = placed(super_packet(flow))
