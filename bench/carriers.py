@@ -20,6 +20,7 @@ import statistics
 import sys
 import time
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,7 @@ async def serve(role: str) -> None:
 
 async def _serve_exit(setting: dict[str, Any], stop: asyncio.Event) -> None:
     from cryprq_proxy.address import Destination
+    from cryprq_proxy.config.exit import ExitConfig
     from cryprq_proxy.crypto.identity import Identity, PeerId
     from cryprq_proxy.crypto.primitives import select_provider
     from cryprq_proxy.exit.egress import EgressPolicy
@@ -87,10 +89,13 @@ async def _serve_exit(setting: dict[str, Any], stop: asyncio.Event) -> None:
 
     provider = select_provider()
     tls = (Path("certificate.pem"), Path("key.pem")) if setting["carrier"] == "wss" else (None, None)
+    config = ExitConfig()
     web = WebSocketSettings(Destination("127.0.0.1", setting["web"]), PATH, *tls)
     exit = Exit(
         Identity.load(provider, Path("exit-identity")),
-        ExitSettings((Destination("127.0.0.1", setting["tcp"]),), web),
+        ExitSettings(
+            (Destination("127.0.0.1", setting["tcp"]),), config.session_limits(), config.bounds(), web
+        ),
         frozenset({PeerId.parse(setting["client"])}),
         EgressPolicy(allow_private=True),
         SystemResolver(),
@@ -107,21 +112,26 @@ async def _serve_client(setting: dict[str, Any], stop: asyncio.Event) -> None:
     from cryprq_proxy.client.dispatcher import Dispatcher
     from cryprq_proxy.client.exits import Plan, keep_up, plan_exits
     from cryprq_proxy.client.settings import ClientSettings
+    from cryprq_proxy.config.client import ClientConfig
     from cryprq_proxy.crypto.identity import Identity, PeerId
     from cryprq_proxy.crypto.primitives import select_provider
-    from cryprq_proxy.fronts.listener import ListenerSettings, MixedListener
+    from cryprq_proxy.fronts.listener import MixedListener
     from cryprq_proxy.rules.engine import EVERYTHING
+    from cryprq_proxy.service.client import listener_settings
 
     provider, carrier = select_provider(), setting["carrier"]
     port, path = (setting["tcp"], "") if carrier == "tcp" else (setting["web"], PATH)
+    config = ClientConfig()
     settings = ClientSettings(
         PeerId.parse(setting["exit"]),
         (Endpoint(carrier, Destination("127.0.0.1", port), path),),
+        config.session_limits(),
+        config.wait_for_link,
         ca=Path("ca.pem") if carrier == "wss" else None,
     )
     identity = Identity.load(provider, Path("client-identity"))
-    exits = plan_exits(identity, provider, [Plan("exit", 1, settings)])
-    listen = ListenerSettings(Destination("127.0.0.1", setting["socks"]))
+    exits = plan_exits(identity, provider, [Plan("exit", 1, settings)], failback=config.failback)
+    listen = replace(listener_settings(config), listen=Destination("127.0.0.1", setting["socks"]))
     listener = MixedListener(Dispatcher(exits, EVERYTHING), listen)
     listener.start()
     keep_up(exits)

@@ -19,6 +19,7 @@ from cryprq_proxy.address import Destination
 from cryprq_proxy.carriers.admission import MAX_VERDICT
 from cryprq_proxy.carriers.lane import carrier as lane_carrier
 from cryprq_proxy.cli import cli
+from cryprq_proxy.config import tun as config_tun
 from cryprq_proxy.config.client import ClientConfig, client_from
 from cryprq_proxy.config.exit import ExitConfig, exit_from
 from cryprq_proxy.crypto.handshake import FIRST_SIZE, SECOND_SIZE, THIRD_SIZE, default_psk
@@ -34,7 +35,7 @@ from cryprq_proxy.lane import replay, slices
 from cryprq_proxy.lane import sealing as lane
 from cryprq_proxy.session import wire
 from cryprq_proxy.session.records import MAX_RECORD, RecordOpener, RecordSealer
-from cryprq_proxy.session.session import DATAGRAM_QUEUE, PACKET_QUEUE, SessionLimits
+from cryprq_proxy.session.session import DATAGRAM_QUEUE, PACKET_QUEUE
 from cryprq_proxy.session.streams import INITIAL_WINDOW
 from cryprq_proxy.session.wire import Kind, StreamProtocol
 from tests.test_layers import LAYERS
@@ -225,9 +226,9 @@ def test_what_system_wide_mode_changes() -> None:
         f"`{tun_settings.EXIT_DEVICE}`",
         f"{rules.FIRST} to {rules.LAST}",
         f"table {rules.TABLE}",
-        f"`{tun_settings.STATE}`",
-        str(tun_settings.POOL4),
-        str(tun_settings.POOL6),
+        f"`{config_tun.STATE}`",
+        str(config_tun.POOL4),
+        str(config_tun.POOL6),
         str(tun_settings.RESOLVER4),
     ):
         assert name in text, name
@@ -250,7 +251,7 @@ def test_units_and_examples_that_the_readme_installs_exist() -> None:
 @pytest.mark.parametrize("name", ["cryprq-client-tun.service", "cryprq-exit-tun.conf"])
 def test_units_for_the_whole_system_let_it_do_what_it_does(name: str) -> None:
     lines = (ROOT / "configs" / name).read_text().splitlines()
-    assert f"StateDirectory={tun_settings.STATE.name}" in lines
+    assert f"StateDirectory={config_tun.STATE.name}" in lines
     assert {"CapabilityBoundingSet=CAP_NET_ADMIN", "DeviceAllow=/dev/net/tun rw"} <= set(lines)
     assert not {"PrivateDevices=yes", "ProtectKernelTunables=yes"} & set(lines)
     assert any(line.startswith("ExecStart=/") and line.endswith(" --tun") for line in lines)
@@ -349,7 +350,7 @@ def test_sizes_and_names() -> None:
 
 
 def test_constants() -> None:
-    limits = SessionLimits()
+    limits = ClientConfig().session_limits()
     ours: dict[str, int | list[float]] = {
         "largest DATA": wire.MAX_DATA,
         "largest DATAGRAM payload": wire.MAX_DATAGRAM,

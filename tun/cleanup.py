@@ -17,7 +17,7 @@ from .firewall.nft import CLIENT, EXIT
 from .journal import Journal, undo
 from .routing import routes
 from .routing.route_rules import FIRST, LAST, TABLE
-from .settings import CLIENT_JOURNAL, EXIT_JOURNAL, TunnelSettings
+from .settings import CLIENT_JOURNAL, EXIT_JOURNAL
 from .tunnel import undoers
 
 
@@ -25,7 +25,7 @@ def clean(state: Path) -> list[str]:
     """What was undone, in words. Raises CryprqError for what could not be, and ConfigError while one of us runs."""
     done: list[str] = []
     failed: list[str] = []
-    ways = {CLIENT_JOURNAL: undoers(TunnelSettings(state=state)), EXIT_JOURNAL: exit_network.UNDO}
+    ways = {CLIENT_JOURNAL: undoers(state), EXIT_JOURNAL: exit_network.UNDO}
     for name, how in ways.items():
         if not (state / name).exists():
             continue

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 from typing import Final
@@ -14,8 +14,6 @@ from cryprq_proxy.lane.slices import SLICE_SIZE
 from .dns.settings import DnsSettings
 from .routing.lan import Network
 
-STATE: Final = Path("/var/lib/cryprq-proxy")
-"""Where the journals are; `cleanup` looks here and needs to be told nothing."""
 CLIENT_JOURNAL: Final = "client.journal"
 EXIT_JOURNAL: Final = "exit.journal"
 CLIENT_DEVICE: Final = "cryprq0"
@@ -26,9 +24,6 @@ SLICE_OVERHEAD: Final = OVERHEAD + SLICE_SIZE
 """Bytes of a datagram on the lane that are not the packet's."""
 MTU: Final = 1412
 """So that a packet is one datagram where the path takes 1,500 bytes, over IPv6 too."""
-POOL4: Final = IPv4Network("100.96.0.0/16")
-POOL6: Final = IPv6Network("fd63:7279:7071::/64")
-"""The ranges of addresses inside the tunnel, unless the exit has others."""
 RESOLVER4: Final = IPv4Address("100.96.255.53")
 RESOLVER6: Final = IPv6Address("fd63:7279:7071::53")
 """What the system asks for names: assigned nowhere, and brought to the forwarder by the filter."""
@@ -41,17 +36,18 @@ class TunnelSettings:
 
     device: str = CLIENT_DEVICE
     mark: int = MARK
-    offload: bool = True
-    exclude: tuple[Network, ...] = ()
-    include: tuple[Network, ...] = ()
-    exclude_uids: tuple[tuple[int, int], ...] = ()
-    lan: bool = True
-    kill_switch: bool = True
-    keep_inbound: bool = False
-    confirm: float = 0.0
+    offload: bool
+    exclude: tuple[Network, ...]
+    include: tuple[Network, ...]
+    exclude_uids: tuple[tuple[int, int], ...]
+    lan: bool
+    kill_switch: bool
+    keep_inbound: bool
+    confirm: float
     """Seconds after which everything is undone unless it is confirmed; 0 for never."""
-    dns: DnsSettings = field(default_factory=DnsSettings)
-    state: Path = STATE
+    dns: DnsSettings
+    state: Path
+    """The directory of the journal."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,13 +55,14 @@ class ExitNetworkSettings:
     """The exit's."""
 
     device: str = EXIT_DEVICE
-    offload: bool = True
-    pool4: IPv4Network = POOL4
+    offload: bool
+    pool4: IPv4Network
     """The first address is the exit's own, the others are for clients."""
-    pool6: IPv6Network = POOL6
-    isolate: bool = True
+    pool6: IPv6Network
+    isolate: bool
     """Whether clients are kept from each other."""
-    state: Path = STATE
+    state: Path
+    """The directory of the journal."""
 
     def __post_init__(self) -> None:
         for pool in (self.pool4, self.pool6):

@@ -19,6 +19,7 @@ import logging
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from cryprq_proxy.address import Destination
@@ -48,9 +49,9 @@ _log = logging.getLogger(__name__)
 RESOLVING_SECONDS: Final = 20.0
 
 
-def undoers(settings: TunnelSettings) -> dict[str, Undoer]:
+def undoers(state: Path) -> dict[str, Undoer]:
     """How each kind of entry in the client's journal is undone."""
-    return {**nft.UNDO, **sysctl.UNDO, **routes.UNDO, **resolver.undoers(state=settings.state)}
+    return {**nft.UNDO, **sysctl.UNDO, **routes.UNDO, **resolver.undoers(state=state)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +231,7 @@ class JournalEnding:
 
     def __init__(self, journal: Journal, settings: TunnelSettings, *, fail_closed: bool) -> None:
         self._journal = journal
-        self._undoers = undoers(settings)
+        self._undoers = undoers(settings.state)
         self._kill_switch = settings.kill_switch
         self.fail_closed = fail_closed
 

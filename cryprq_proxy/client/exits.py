@@ -42,7 +42,6 @@ from .waiting import WaitingRoom
 
 _log = logging.getLogger(__name__)
 
-FAILBACK_SECONDS: Final = 30.0
 RETRY_SECONDS: Final = 60.0
 """An exit that cannot do what is asked of it is asked again so much later."""
 
@@ -84,7 +83,7 @@ def plan_exits(
     network: ClientNetwork = NO_NETWORK,
     resolve: Resolve = by_system,
     *,
-    failback: float = FAILBACK_SECONDS,
+    failback: float,
 ) -> Exits:
     """The exits of a configuration, with one pool of buffers; each session keeps its own bound of bytes, so that an
     exit that has fallen silent takes nothing from the others. Raises ConfigError for names that are taken."""
@@ -106,8 +105,8 @@ class Exits(ClientObserver):
         entries: Sequence[ExitEntry],
         slots: SlotPool,
         *,
-        wait_for_link: float = 10.0,
-        failback: float = FAILBACK_SECONDS,
+        wait_for_link: float,
+        failback: float,
         clock: Callable[[], float] = clock,
         loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:

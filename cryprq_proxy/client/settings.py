@@ -38,12 +38,12 @@ class ClientSettings:
 
     peer: PeerId
     endpoints: tuple[Endpoint, ...]
+    limits: SessionLimits
+    wait_for_link: float
     psk: bytes | None = field(default=None, repr=False)
     upstream: UpstreamProxy | None = None
-    wait_for_link: float = 10.0
     lane: UdpOffload | None = None
     mark: int = 0
-    limits: SessionLimits = field(default_factory=SessionLimits)
     invite: bytes | None = field(default=None, repr=False)
     memory: EndpointMemory = field(default_factory=EndpointMemory)
     ca: Path | None = None

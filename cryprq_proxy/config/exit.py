@@ -15,6 +15,7 @@ from ..base.paths import config_dir, default_control_socket
 from ..crypto.identity import PeerId
 from ..errors import ConfigError
 from ..exit.egress import EgressPolicy
+from ..exit.settings import ExitBounds
 from ..session.session import SessionLimits
 from .authorized import read_peers
 from .decode import Text, build, count, decode_file, path, read_source, seconds, size, switch, with_flags
@@ -119,6 +120,9 @@ class ExitConfig(RoleConfig, frozen=True, kw_only=True):
 
     def session_limits(self) -> SessionLimits:
         return self.limits_of_session(self.limits, self.limits.streams_per_peer)
+
+    def bounds(self) -> ExitBounds:
+        return msgspec.convert(self.limits, ExitBounds, from_attributes=True)
 
 
 def load_exit(file: Path | None = None, flags: Mapping[str, object] | None = None) -> ExitConfig:

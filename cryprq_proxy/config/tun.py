@@ -15,6 +15,9 @@ from .decode import Text, choice, count, path, seconds, size, switch
 from .role import AutoOrOff
 
 STATE: Final = Path("/var/lib/cryprq-proxy")
+POOL4: Final = IPv4Network("100.96.0.0/16")
+POOL6: Final = IPv6Network("fd63:7279:7071::/64")
+"""The ranges of addresses inside the tunnel."""
 MAX_UID: Final = 4_294_967_294
 MAX_USERS: Final = 65_536
 """User ids in one range: the filter has an element for each."""
@@ -30,7 +33,7 @@ def parse_prefix(text: str) -> Network:
             raise ValueError("a zone says nothing here")
         network = ip_network(text, strict=False)
     except ValueError:
-        raise ConfigError(f"expected an address or prefix like 192.0.2.0/24, got {text[:60]!a}") from None
+        raise ConfigError(f"expected an address or prefix like 192.0.2.0/24, got {text[:24]!a}") from None
     if str(network.network_address) != str(ip_interface(text).ip):
         raise ConfigError(f"{text} is an address within a prefix; write {network} for all of it")
     return network
@@ -65,7 +68,7 @@ def parse_users(text: str) -> tuple[int, int]:
         uid = pwd.getpwnam(text).pw_uid
     except (KeyError, ValueError):  # the latter for what can be no name, like one with a NUL in it
         raise ConfigError(
-            f"there is no user {text[:60]!a} here; give a name, an id, or ids like 1000-1999"
+            f"there is no user {text[:20]!a} here; give a name, an id, or ids like 1000-1999"
         ) from None
     return uid, uid
 
@@ -75,7 +78,7 @@ def parse_split(text: str) -> tuple[str, tuple[str, ...]]:
     domain, _, servers = text.partition("=")
     listed = tuple(server.strip() for server in servers.split(","))
     if not domain or not all(listed):
-        raise ConfigError(f"expected DOMAIN=SERVER or DOMAIN=SERVER,SERVER, got {text[:60]!a}")
+        raise ConfigError(f"expected DOMAIN=SERVER or DOMAIN=SERVER,SERVER, got {text[:24]!a}")
     return domain.strip(), listed
 
 
@@ -123,8 +126,8 @@ class ExitTunTable(Struct, frozen=True, kw_only=True):
     """The network interface of the exit, for clients in system-wide mode."""
 
     enabled: Annotated[bool, switch()] = False
-    pool4: Annotated[IPv4Network, _POOL4] = IPv4Network("100.96.0.0/16")
-    pool6: Annotated[IPv6Network, _POOL6] = IPv6Network("fd63:7279:7071::/64")
+    pool4: Annotated[IPv4Network, _POOL4] = POOL4
+    pool6: Annotated[IPv6Network, _POOL6] = POOL6
     isolate: Annotated[bool, switch()] = True
     offload: Annotated[AutoOrOff, choice("auto", "off")] = "auto"
     state_dir: Annotated[Path, path()] = STATE

@@ -55,6 +55,7 @@ async def link(context: Context) -> Verdict:
                 psk=exit.psk(),
                 upstream=config.upstream,
                 lane=lane_offload(config.lane) if config.upstream is None else None,
+                wait_for_link=config.wait_for_link,
                 limits=limits,
                 ca=exit.ca,
             ),

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 from typing import Final
 
 from ..address import Destination, reachable
 from ..base.text import milliseconds, size
 from ..errors import CryprqError
-from ..fronts.listener import ListenerSettings, MixedListener
+from ..fronts.listener import MixedListener
+from ..service.client import listener_settings
 from .checks import Context, Verdict, fail, ok, skip, warn
 from .reach import linked
 
@@ -36,12 +38,15 @@ async def throughput(context: Context) -> Verdict:
         return fail(
             "--speed takes a URL that begins with http:// or https://", "name a large file on a web server"
         )
+    assert context.client is not None
     if context.link is not None:
-        listener = MixedListener(context.link, ListenerSettings(Destination("127.0.0.1", 0)))
+        settings = replace(
+            listener_settings(context.client), listen=Destination("127.0.0.1", 0), credentials=None
+        )
+        listener = MixedListener(context.link, settings)
         proxy = listener.start()
         context.closing.append(listener.stop)
         return await _download(context, context.speed, proxy)
-    assert context.client is not None
     if linked(context) and context.client.credentials() is None:
         return await _download(context, context.speed, reachable(context.client.listen))
     return skip("the running proxy wants a password, which is kept as a digest here: stop it, then measure")

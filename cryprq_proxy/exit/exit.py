@@ -65,7 +65,7 @@ class Exit:
         self._network = network
         self._invites = invites
         self._thread = HandshakeThread()
-        self._targets = Targets(policy, resolver, SlotPool(), settings.connect_timeout)
+        self._targets = Targets(policy, resolver, SlotPool(), settings.bounds.connect_timeout)
         self._sessions = Sessions(settings, provider, self._thread.executor, self._targets, self._network)
         self._listener = ExitListener(identity, settings, provider, self._thread, self._admit)
         self._stopping = False
@@ -173,7 +173,7 @@ class Exit:
         if self._stopping:
             return CloseReason.SHUTTING_DOWN
         attached = self._sessions.attached(peer, but=resuming)
-        return CloseReason.LIMIT if attached >= self._settings.sessions_per_peer else None
+        return CloseReason.LIMIT if attached >= self._settings.bounds.sessions_per_peer else None
 
     def _log_refusal(self, peer: PeerId, host: str, refusal: CloseReason, *, invited: bool) -> None:
         """Bounded, since anybody who knows the exit's id can make as many identities as they like."""

@@ -11,9 +11,6 @@ import socket
 from collections import OrderedDict
 from typing import Final
 
-HANDSHAKE_RATE: Final = 2.0
-"""Handshakes a second and prefix, in the long run."""
-HANDSHAKE_BURST: Final = 20.0
 MAX_PREFIXES: Final = 65_536
 
 REPLAY_SECONDS: Final = 600.0
@@ -50,9 +47,7 @@ class PrefixLimiter:
 
     __slots__ = ("_buckets", "_burst", "_max_prefixes", "_rate")
 
-    def __init__(
-        self, rate: float = HANDSHAKE_RATE, burst: float = HANDSHAKE_BURST, max_prefixes: int = MAX_PREFIXES
-    ) -> None:
+    def __init__(self, rate: float, burst: float, max_prefixes: int = MAX_PREFIXES) -> None:
         self._rate = rate
         self._burst = burst
         self._max_prefixes = max_prefixes

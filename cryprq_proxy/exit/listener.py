@@ -91,7 +91,7 @@ class ExitListener:
         self._entrance: WebEntrance | None = None
         """What accepts WebSocket connections."""
         self._handshakes: set[asyncio.Task[None]] = set()
-        per_minute = settings.handshakes_per_minute
+        per_minute = settings.bounds.handshakes_per_minute
         self._per_prefix = PrefixLimiter(rate=per_minute / 60, burst=per_minute)
         self._flights = ReplayMemory()
         self.failed: Counter[str] = Counter()
@@ -145,7 +145,7 @@ class ExitListener:
             await self._entrance.close()
 
     def _accepted(self, entrance: WebEntrance | None, sock: socket.socket, host: str) -> None:
-        free = len(self._handshakes) < self._settings.handshakes_in_flight
+        free = len(self._handshakes) < self._settings.bounds.handshakes_in_flight
         # A client behind a reverse proxy is counted later, once the proxy has named its address.
         behind = entrance is not None and entrance.is_proxy(host)
         if not free or not (behind or self._allow(host)):

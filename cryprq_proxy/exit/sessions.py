@@ -90,7 +90,7 @@ class Sessions:
         self._targets = targets
         self._network = network
         self._loop = asyncio.get_running_loop()
-        self._budget = MemoryBudget(settings.retained_total)
+        self._budget = MemoryBudget(settings.bounds.retained_total)
         self._by_id: dict[bytes, PeerSession] = {}
         self._opens: dict[PeerId, TokenBucket] = {}
         self.lanes: LaneListener | None = None
@@ -159,7 +159,7 @@ class Sessions:
         self.streams_total += 1
         bucket = self._opens.get(peer)
         if bucket is None:
-            rate = self._settings.opens_per_second
+            rate = self._settings.bounds.opens_per_second
             bucket = self._opens[peer] = TokenBucket(rate, rate, now)
         if self.closing:
             stream.refuse(StreamReason.SHUTTING_DOWN)
@@ -191,12 +191,12 @@ class Sessions:
         if entry.expiry is not None:
             entry.expiry.cancel()
         entry.expiry = self._loop.call_later(
-            self._settings.resume_seconds, self.end, entry, CloseReason.NORMAL
+            self._settings.bounds.resume_seconds, self.end, entry, CloseReason.NORMAL
         )
         session_id = entry.session.session_id
         self._by_id[session_id] = self._by_id.pop(session_id)
         detached = [other for other in self._of(entry.peer) if other.carrier is None]
-        for old in detached[: max(0, len(detached) - self._settings.detached_sessions_per_peer)]:
+        for old in detached[: max(0, len(detached) - self._settings.bounds.detached_sessions_per_peer)]:
             self.end(old, CloseReason.LIMIT)
 
     def end_unlisted(self, peers: frozenset[PeerId]) -> None:

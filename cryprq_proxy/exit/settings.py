@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from msgspec import Struct
+
 from ..address import Destination
 from ..carriers.lane.batch import UdpOffload
 from ..session.session import SessionLimits
@@ -22,21 +24,31 @@ class WebSocketSettings:
     forwarded: bool = False
 
 
+class ExitBounds(Struct, frozen=True, kw_only=True):
+    """Counts, and times in seconds; `handshakes_per_minute` is per IPv4 address or IPv6 /64."""
+
+    retained_total: int
+    """Bytes that the sessions of all peers may keep until they are acknowledged."""
+    opens_per_second: int
+    """New streams of one peer."""
+    handshakes_in_flight: int
+    handshakes_per_minute: int
+    sessions_per_peer: int
+    """With a carrier."""
+    detached_sessions_per_peer: int
+    """Without one, for `resume_seconds` at most."""
+    resume_seconds: float
+    connect_timeout: float
+
+
 @dataclass(frozen=True, slots=True)
 class ExitSettings:
-    """Counts, and times in seconds; `handshakes_per_minute` is per IPv4 address or IPv6 /64. `lane`: what the kernel's
-    batching can do for the datagram lane; None: no lane. `websocket`: the second entrance, if there is one."""
+    """`limits` bound one session, `bounds` what there is of them. `lane`: what the kernel's batching can do for the
+    datagram lane; None: no lane. `websocket`: the second entrance, if there is one."""
 
     listen: tuple[Destination, ...]
+    limits: SessionLimits
+    bounds: ExitBounds
     websocket: WebSocketSettings | None = None
     psk: bytes | None = field(default=None, repr=False)
     lane: UdpOffload | None = None
-    limits: SessionLimits = field(default_factory=SessionLimits)
-    retained_total: int = 256 << 20
-    opens_per_second: float = 10_000
-    handshakes_in_flight: int = 64
-    handshakes_per_minute: float = 60
-    sessions_per_peer: int = 8
-    detached_sessions_per_peer: int = 2
-    resume_seconds: float = 300.0
-    connect_timeout: float = 10.0

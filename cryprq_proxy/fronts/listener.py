@@ -45,10 +45,10 @@ class ListenerSettings:
     """`negotiation_timeout` in seconds bounds SOCKS negotiations and the head of each HTTP request."""
 
     listen: Destination
+    negotiation_timeout: float
+    max_connections: int
+    via: bool
     credentials: Credentials | None = None
-    negotiation_timeout: float = 10.0
-    max_connections: int = 16_384
-    via: bool = False
 
 
 class MixedListener:

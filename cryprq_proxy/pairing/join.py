@@ -177,6 +177,8 @@ def _settings(invitation: Invitation, config: ClientConfig) -> ClientSettings:
         endpoints=(parse_peer_url(invitation.url).endpoint,),
         psk=known.psk(),
         upstream=config.upstream,
+        wait_for_link=config.wait_for_link,
+        limits=config.session_limits(),
         ca=known.ca,
         invite=invitation.secret,
     )

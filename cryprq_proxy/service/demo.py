@@ -17,16 +17,18 @@ from ..client.dispatcher import Dispatcher
 from ..client.exits import Plan, keep_up, plan_exits
 from ..client.settings import EndpointMemory
 from ..config.client import client_from
+from ..config.exit import ExitConfig
 from ..config.keys import choose_provider
+from ..config.role import LaneTable
 from ..crypto.identity import Identity
 from ..exit.egress import EgressPolicy
 from ..exit.exit import Exit
-from ..exit.settings import ExitSettings
 from ..fronts.listener import MixedListener
 from ..outbound.resolver import SystemResolver
 from ..process.lifecycle import Stop, settle
 from ..rules.engine import EVERYTHING
 from .client import client_settings, listener_settings
+from .exit import exit_settings
 from .startup import explained
 
 
@@ -40,7 +42,9 @@ async def run_demo(listen: str | None, say: Callable[[str], None], stop: Stop) -
     async with AsyncExitStack() as stack:
         resolver = SystemResolver()
         stack.callback(resolver.close)
-        settings = ExitSettings(listen=(Destination("127.0.0.1", 0),))
+        settings = exit_settings(
+            ExitConfig(listen=(Destination("127.0.0.1", 0),), lane=LaneTable(enabled=False))
+        )
         # Loopback is allowed, so that the demo also reaches a server of one's own.
         policy = EgressPolicy(allow_private=True)
         exit = Exit(exit_identity, settings, frozenset([client_identity.peer_id]), policy, resolver, provider)
@@ -52,7 +56,9 @@ async def run_demo(listen: str | None, say: Callable[[str], None], stop: Stop) -
         config = client_from("", Path("demo"), True, {"peer": peer, "listen": listen})
         (choice,) = config.exits()
         link_settings = client_settings(config, choice, EndpointMemory())
-        exits = plan_exits(client_identity, provider, [Plan("exit", 1, link_settings)])
+        exits = plan_exits(
+            client_identity, provider, [Plan("exit", 1, link_settings)], failback=config.failback
+        )
         dispatcher = Dispatcher(exits, EVERYTHING)
         listener = MixedListener(dispatcher, listener_settings(config))
         try:

@@ -55,19 +55,12 @@ MAX_PEERS_TOLD: Final = 1000
 
 def exit_settings(config: ExitConfig) -> ExitSettings:
     """Raises ConfigError if the pre-shared key cannot be read."""
-    limits, web = config.limits, config.websocket
+    web = config.websocket
     return ExitSettings(
         listen=config.listen,
         psk=config.psk(),
         limits=config.session_limits(),
-        retained_total=limits.retained_total,
-        opens_per_second=limits.opens_per_second,
-        handshakes_in_flight=limits.handshakes_in_flight,
-        handshakes_per_minute=limits.handshakes_per_minute,
-        sessions_per_peer=limits.sessions_per_peer,
-        detached_sessions_per_peer=limits.detached_sessions_per_peer,
-        resume_seconds=limits.resume_seconds,
-        connect_timeout=limits.connect_timeout,
+        bounds=config.bounds(),
         lane=lane_offload(config.lane),
         websocket=None
         if web.listen is None

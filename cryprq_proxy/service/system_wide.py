@@ -11,14 +11,19 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from ..config.client import ClientConfig
 from ..config.exit import ExitConfig
-from ..config.tun import Network
+from ..config.tun import ExitTunTable, Network, TunTable
 from ..errors import ConfigError
 from ..exit.egress import EgressPolicy
 from ..rules.engine import RuleSet
+
+if TYPE_CHECKING:
+    from tun.settings import ExitNetworkSettings, TunnelSettings
 
 
 def _need_linux_and_root(what: str) -> None:
@@ -35,35 +40,10 @@ def make_tunnel(config: ClientConfig, rules: RuleSet) -> Any:
             "--tun and --upstream exclude each other: the packets of the link could not be told apart"
         )
     _need_linux_and_root("--tun")
-    from tun.dns.settings import DnsSettings
-    from tun.settings import TunnelSettings
     from tun.tunnel import TunnelPlan
 
-    tun = config.tun
-    dns = tun.dns
     return TunnelPlan.of(
-        TunnelSettings(
-            offload=tun.offload == "auto",
-            exclude=tun.exclude,
-            include=tun.include,
-            exclude_uids=tun.exclude_uid,
-            lan=tun.lan == "allow",
-            kill_switch=tun.kill_switch == "on",
-            keep_inbound=tun.inbound == "keep",
-            confirm=tun.confirm,
-            state=tun.state_dir,
-            dns=DnsSettings(
-                upstreams=dns.upstreams,
-                split=dict(dns.split),
-                blocklists=dns.blocklists,
-                block=dns.block,
-                allow=dns.allow,
-                block_answer=dns.block_answer,
-                cache_entries=dns.cache_entries,
-                cache_bytes=dns.cache_bytes,
-                stale=dns.stale,
-            ),
-        ),
+        tunnel_settings(config.tun),
         [endpoint.address for exit in config.exits() for endpoint in exit.endpoints],
         rules,
     )
@@ -77,23 +57,45 @@ def explain_rules(rules: RuleSet, host: str, port: int) -> str:
     return explain(rules, host, port)
 
 
+def tunnel_settings(table: TunTable) -> TunnelSettings:
+    """Those of the client, in the terms of `tun`. Raises ConfigError."""
+    from tun.dns.settings import DnsSettings
+    from tun.settings import TunnelSettings
+
+    dns = msgspec.structs.asdict(table.dns) | {"split": dict(table.dns.split)}
+    return TunnelSettings(
+        offload=table.offload == "auto",
+        exclude=table.exclude,
+        include=table.include,
+        exclude_uids=table.exclude_uid,
+        lan=table.lan == "allow",
+        kill_switch=table.kill_switch == "on",
+        keep_inbound=table.inbound == "keep",
+        confirm=table.confirm,
+        state=table.state_dir,
+        dns=DnsSettings(**dns),
+    )
+
+
+def exit_network_settings(table: ExitTunTable) -> ExitNetworkSettings:
+    """Those of the exit, in the terms of `tun`. Raises ConfigError."""
+    from tun.settings import ExitNetworkSettings
+
+    return ExitNetworkSettings(
+        offload=table.offload == "auto",
+        pool4=table.pool4,
+        pool6=table.pool6,
+        isolate=table.isolate,
+        state=table.state_dir,
+    )
+
+
 def make_network(config: ExitConfig, policy: EgressPolicy) -> Any:
     """The ExitNetwork (tun/exit_network.py) of an exit. Raises ConfigError."""
     _need_linux_and_root("--tun at the exit")
     from tun.exit_network import ExitNetwork
-    from tun.settings import ExitNetworkSettings
 
-    tun = config.tun
-    return ExitNetwork(
-        ExitNetworkSettings(
-            offload=tun.offload == "auto",
-            pool4=tun.pool4,
-            pool6=tun.pool6,
-            isolate=tun.isolate,
-            state=tun.state_dir,
-        ),
-        policy,
-    )
+    return ExitNetwork(exit_network_settings(config.tun), policy)
 
 
 def clean_up(state: Path, say: Callable[[str], None]) -> None:

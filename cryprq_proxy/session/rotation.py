@@ -54,10 +54,10 @@ def inline(job: Callable[[], Any], done: Callable[[Callable[[], Any]], None]) ->
 class RotationLimits:
     """When keys are rotated. The carrier is closed at twice `records` or `bytes`, or after three missed intervals."""
 
-    interval: float = 300.0
+    interval: float
     """Seconds."""
-    records: int = 1 << 22
-    bytes: int = 1 << 38
+    records: int
+    bytes: int
     datagrams: int = 1 << 27
     """On the lane."""
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 from ..address import Destination
@@ -54,11 +54,11 @@ or refused, now or later."""
 class SessionLimits:
     """Bounds of one session; sizes in bytes, times in seconds."""
 
-    retained: int = 16 << 20
-    window_pool: int = 32 << 20
-    streams: int = 16_384
-    keepalive: float = 10.0
-    rotation: RotationLimits = field(default_factory=RotationLimits)
+    retained: int
+    window_pool: int
+    streams: int
+    keepalive: float
+    rotation: RotationLimits
 
 
 def refuse_streams(stream: Stream) -> None:

@@ -23,8 +23,7 @@ from cryprq_proxy.client.client import Client
 from cryprq_proxy.client.settings import EndpointMemory
 from cryprq_proxy.errors import CloseReason
 from cryprq_proxy.exit import websocket_listener as web_entrance
-from cryprq_proxy.session.rotation import RotationLimits
-from cryprq_proxy.session.session import SessionLimits
+from tests.support.settings import rotation_limits, session_limits
 from tests.support.web_links import CLIENT_IDENTITY, PATH, Place, Relay, make_certificates, place
 
 PLAIN = UdpOffload(gso=False, gro=False)
@@ -75,7 +74,7 @@ async def test_tls_at_the_exit(tmp_path: Path) -> None:
 
 async def test_keys_change_under_way() -> None:
     """Reading stops while new keys are computed, and goes on with what came meanwhile."""
-    limits = SessionLimits(rotation=RotationLimits(records=16))
+    limits = session_limits(rotation=rotation_limits(records=16))
     async with place(limits=limits) as here:
         client = here.client(here.endpoint("ws"), limits=limits)
         data = random.Random(4).randbytes(2_000_000)

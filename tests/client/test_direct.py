@@ -22,7 +22,7 @@ from cryprq_proxy.client.dispatcher import Dispatcher
 from cryprq_proxy.client.own_listeners import NotOurselves
 from cryprq_proxy.client.requests import StreamRequest
 from cryprq_proxy.errors import DirectRefused, LocalError, StreamReason, StreamRefused
-from cryprq_proxy.fronts.listener import ListenerSettings, MixedListener
+from cryprq_proxy.fronts.listener import MixedListener
 from cryprq_proxy.fronts.socks import encode_datagram, parse_datagram
 from cryprq_proxy.rules.engine import RuleSet
 from cryprq_proxy.rules.syntax import Rule, parse_action
@@ -31,6 +31,7 @@ from cryprq_proxy.session.streams import AnyStream, Half
 from cryprq_proxy.session.wire import StreamProtocol
 from tests.support.fake_exits import FakeExits
 from tests.support.links import App
+from tests.support.settings import listener_settings
 
 BIG = bytes(range(256)) * 16_384  # 4 MiB
 
@@ -83,7 +84,7 @@ async def proxy() -> AsyncIterator[Proxy]:
     exits = FakeExits(1).exits
     direct = Direct(exits.slots, Names(), 5.0)
     dispatcher = Dispatcher(exits, RuleSet((), parse_action("direct")), direct)
-    listener = MixedListener(dispatcher, ListenerSettings(Destination("127.0.0.1", 0)))
+    listener = MixedListener(dispatcher, listener_settings(Destination("127.0.0.1", 0)))
     address = listener.start()
     direct.never_to(address)
     yield Proxy(dispatcher, address)

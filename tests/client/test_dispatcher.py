@@ -16,13 +16,14 @@ from cryprq_proxy.client.dispatcher import MAX_ROWS, Dispatcher
 from cryprq_proxy.client.requests import NOWHERE
 from cryprq_proxy.client.split_association import MAX_EARLY, DatagramsOnly
 from cryprq_proxy.errors import ConfigError, LocalError, StreamBlocked, StreamReason, StreamRefused
-from cryprq_proxy.fronts.listener import ListenerSettings, MixedListener
+from cryprq_proxy.fronts.listener import MixedListener
 from cryprq_proxy.rules.engine import EVERYTHING, RuleSet
 from cryprq_proxy.rules.syntax import Rule, parse_action
 from cryprq_proxy.session.streams import AnyStream
 from cryprq_proxy.session.wire import StreamProtocol
 from tests.support.fake_exits import FakeExits, FakeStream
 from tests.support.links import App
+from tests.support.settings import listener_settings
 
 LOOPBACK = ipaddress.ip_network("127.0.0.0/8")
 RULES = RuleSet(
@@ -141,7 +142,7 @@ async def test_no_exit_is_called_direct() -> None:
 
 
 async def through(office: Office, said: bytes) -> bytes:
-    listener = MixedListener(office.dispatcher, ListenerSettings(Destination("127.0.0.1", 0)))
+    listener = MixedListener(office.dispatcher, listener_settings(Destination("127.0.0.1", 0)))
     reader, writer = await asyncio.open_connection(*listener.start())
     writer.write(said)
     answer = await reader.read()

@@ -194,7 +194,7 @@ async def test_names_are_unique() -> None:
     timers = Timers()
     entries: Any = [ExitEntry("a", 1, FakeClient(timers)), ExitEntry("a", 2, FakeClient(timers))]  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="two exits are called a"):
-        Exits(entries, SlotPool(), clock=timers.time)
+        Exits(entries, SlotPool(), wait_for_link=WAIT, failback=FAILBACK, clock=timers.time)
 
 
 async def test_the_status_has_all_exits(world: FakeExits) -> None:

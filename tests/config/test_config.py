@@ -25,7 +25,6 @@ from cryprq_proxy.config.secret_files import read_psk, read_user
 from cryprq_proxy.config.urls import PeerUrl, parse_peer_url, parse_upstream
 from cryprq_proxy.crypto.identity import PeerId
 from cryprq_proxy.errors import ConfigError
-from cryprq_proxy.session.session import SessionLimits
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs"
 ID = "a" * 52
@@ -67,7 +66,7 @@ def test_an_exit_needs_nothing() -> None:
 
 
 def test_both_sides_take_the_defaults_of_the_session() -> None:
-    assert client().session_limits() == exit_peer().session_limits() == SessionLimits()
+    assert client().session_limits() == exit_peer().session_limits()
 
 
 def test_all_of_a_client() -> None:

@@ -17,9 +17,10 @@ from cryprq_proxy.session.streams import Half
 from cryprq_proxy.session.wire import StreamProtocol
 from tests.support.fake_source import FakeSource
 from tests.support.raw_client import RawClient
+from tests.support.settings import listener_settings
 from tests.support.settle import settle, until
 
-HERE = ListenerSettings(Destination("127.0.0.1", 0), max_connections=64)
+HERE = listener_settings(Destination("127.0.0.1", 0), max_connections=64)
 TARGET = Destination("192.0.2.1", 443)
 GREETING = b"\x05\x01\x00"
 CONNECT = b"\x05\x01\x00\x01\xc0\x00\x02\x01\x01\xbb"

@@ -12,11 +12,12 @@ from cryprq_proxy.address import Destination
 from cryprq_proxy.client.requests import NOWHERE
 from cryprq_proxy.errors import StreamReason
 from cryprq_proxy.fronts import socks_udp
-from cryprq_proxy.fronts.listener import ListenerSettings, MixedListener
+from cryprq_proxy.fronts.listener import MixedListener
 from cryprq_proxy.fronts.socks import encode_datagram, parse_datagram
 from cryprq_proxy.session.wire import StreamProtocol
 from tests.support.fake_source import Asked, FakeSource
 from tests.support.raw_client import RawClient
+from tests.support.settings import listener_settings
 from tests.support.settle import settle, until
 
 TARGET = Destination("192.0.2.1", 53)
@@ -38,7 +39,7 @@ class Association:
 
     def __init__(self) -> None:
         self.source = FakeSource()
-        self.listener = MixedListener(self.source, ListenerSettings(Destination("127.0.0.1", 0)))
+        self.listener = MixedListener(self.source, listener_settings(Destination("127.0.0.1", 0)))
         self.address = self.listener.start()
         self.sock = udp_socket()
         self.control = RawClient(self.address)

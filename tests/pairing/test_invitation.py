@@ -20,7 +20,6 @@ from cryprq_proxy.base.tasks import spawn
 from cryprq_proxy.carriers.dial.endpoint import Endpoint
 from cryprq_proxy.client.client import Client
 from cryprq_proxy.client.observer import ClientObserver
-from cryprq_proxy.client.settings import ClientSettings
 from cryprq_proxy.config.authorized import PeersFile
 from cryprq_proxy.config.client import ClientConfig, load_client
 from cryprq_proxy.crypto.identity import Identity, PeerId
@@ -29,13 +28,14 @@ from cryprq_proxy.errors import CloseReason, ConfigError, CryprqError, PeerError
 from cryprq_proxy.exit.egress import EgressPolicy
 from cryprq_proxy.exit.exit import REFUSALS_LOGGED, Exit
 from cryprq_proxy.exit.providers import Invites
-from cryprq_proxy.exit.settings import ExitSettings, WebSocketSettings
+from cryprq_proxy.exit.settings import WebSocketSettings
 from cryprq_proxy.outbound.resolver import SystemResolver
 from cryprq_proxy.pairing import invitation as pairing
 from cryprq_proxy.pairing.invitation import Invitation, own_address, parse_expiry, public_url
 from cryprq_proxy.pairing.invite_store import InviteStore, Redeemer, beside
 from cryprq_proxy.pairing.join import join, plan, write
 from cryprq_proxy.service.exit import MAX_PEERS_TOLD, peers_told
+from tests.support.settings import client_settings, exit_settings
 
 FAST = select_provider()
 ID = PeerId(bytes(range(32)))
@@ -285,7 +285,7 @@ class World:
         self.now = 1_800_000_000.0
 
     def client(self, secret: bytes | None, identity: Identity | None = None) -> Client:
-        settings = ClientSettings(peer=self.peer, endpoints=(self.endpoint,), invite=secret)
+        settings = client_settings(peer=self.peer, endpoints=(self.endpoint,), invite=secret)
         return Client(identity or Identity.generate(FAST), settings, FAST)
 
     async def comes_in(self, secret: bytes | None, identity: Identity | None = None) -> bool:
@@ -310,9 +310,9 @@ async def running(
     redeemer = Redeemer(directory / "authorized", lambda: world.now)
     identity, resolver = Identity.generate(FAST), SystemResolver()
     anywhere = Destination("127.0.0.1", 0)
-    settings = ExitSettings(
-        listen=(anywhere,),
-        handshakes_per_minute=1e6,
+    settings = exit_settings(
+        anywhere,
+        bounds={"handshakes_per_minute": 1_000_000},
         websocket=WebSocketSettings(anywhere, "/link") if websocket else None,
     )
     exit = Exit(identity, settings, frozenset(), EgressPolicy(), resolver, FAST, invites=invites or redeemer)

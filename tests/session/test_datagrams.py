@@ -12,10 +12,10 @@ from cryprq_proxy.crypto.primitives import Cipher
 from cryprq_proxy.errors import CloseReason, PeerError
 from cryprq_proxy.session import wire
 from cryprq_proxy.session.datagrams import BasePacketLink
-from cryprq_proxy.session.rotation import RotationLimits
 from cryprq_proxy.session.session import PACKET_QUEUE, SessionLimits
 from cryprq_proxy.session.wire import StreamProtocol
 from tests.support.links import Link
+from tests.support.settings import rotation_limits, session_limits
 
 NAME = Destination("example.com", 53)
 
@@ -76,7 +76,7 @@ def test_what_was_not_agreed_on_ends_the_session(frame: bytes, side: str) -> Non
 
 
 def test_both_sides_learn_the_same_secrets_of_every_epoch() -> None:
-    link, client, exit = equipped(SessionLimits(rotation=RotationLimits(interval=10.0)))
+    link, client, exit = equipped(session_limits(rotation=rotation_limits(interval=10.0)))
     link.carrier.advance(25.0)
     assert [number for number, _ in client.epochs] == [0, 1, 2]
     assert client.epochs == exit.epochs
@@ -86,7 +86,7 @@ def test_both_sides_learn_the_same_secrets_of_every_epoch() -> None:
 
 def test_announcements_made_on_an_epoch_find_it_known_to_the_peer() -> None:
     """An exit that announces its index when it is told of the epoch must not be early for the client."""
-    link, _, _ = equipped(SessionLimits(rotation=RotationLimits(interval=10.0)))
+    link, _, _ = equipped(session_limits(rotation=rotation_limits(interval=10.0)))
     known: list[int] = []
 
     class Answering(Recorder):
@@ -162,7 +162,7 @@ def test_datagrams_from_the_lane_reach_only_streams_of_datagrams() -> None:
 
 
 def test_too_many_datagrams_call_for_new_keys() -> None:
-    link, client, exit = equipped(SessionLimits(rotation=RotationLimits(datagrams=1000)))
+    link, client, exit = equipped(session_limits(rotation=rotation_limits(datagrams=1000)))
     link.quiesce()
     client.count = 1000
     link.client.wake()

@@ -6,11 +6,11 @@ import pytest
 
 from cryprq_proxy.errors import CarrierError, CloseReason
 from cryprq_proxy.session.liveness import SMOOTHING, UNKNOWN_ROUND_TRIP, Liveness
-from cryprq_proxy.session.session import SessionLimits
 from tests.support.links import Link
+from tests.support.settings import session_limits
 
 INTERVAL = 10.0
-LIMITS = SessionLimits(keepalive=INTERVAL)
+LIMITS = session_limits(keepalive=INTERVAL)
 
 
 def attached(now: float = 100.0) -> Liveness:

@@ -19,10 +19,10 @@ from cryprq_proxy.crypto.identity import Identity
 from cryprq_proxy.errors import CloseReason, PeerError, StreamReason
 from cryprq_proxy.session import wire
 from cryprq_proxy.session.records import RecordOpener, RecordSealer
-from cryprq_proxy.session.session import SessionLimits
 from cryprq_proxy.session.streams import Half, Stream
 from tests.support.links import FAST, RESUME_SECRET, SESSION_ID, App, Link, ToyProvider
 from tests.support.memory import MemoryCarrier
+from tests.support.settings import session_limits
 
 GENERAL = StreamReason.GENERAL
 RIGHT, LEFT = "to the exit", "to the client"
@@ -190,7 +190,7 @@ def test_a_loss_while_bytes_trickle(cut: Cut, piece: int) -> None:
 )
 def test_losses_in_bulk_transfers(cuts: list[Cut], slots: bool) -> None:
     """Full frames in slots, both ways, with windows that grow: none may be lost with a WINDOW frame."""
-    link = Link(SessionLimits(retained=1 << 18), provider=ToyProvider())
+    link = Link(session_limits(retained=1 << 18), provider=ToyProvider())
     data = bytes(index * 7 % 251 for index in range(300_000))
     pairs = [link.pair(slots=link.slots if slots else None) for _ in range(2)]
     play = Play(link, cuts)
@@ -352,7 +352,7 @@ def test_streams_that_end_while_there_is_no_carrier() -> None:
 
 
 def test_what_waits_without_a_carrier_is_bounded() -> None:
-    link = Link(SessionLimits(retained=1 << 18))
+    link = Link(session_limits(retained=1 << 18))
     one, other = link.pair()
     link.carrier.cut()
     one.say(bytes(4 << 20), finish=True)

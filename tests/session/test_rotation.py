@@ -20,20 +20,20 @@ from cryprq_proxy.session.rotation import (
     PLEASE_INTERVAL,
     UNFINISHED,
     Rotation,
-    RotationLimits,
     State,
     inline,
 )
 from cryprq_proxy.session.session import SessionLimits
 from tests.support.links import FAST, App, LaterOffload, Link, ToyProvider, epoch, seeded
+from tests.support.settings import rotation_limits, session_limits
 
 INTERVAL = 60.0
-LIMITS = SessionLimits(rotation=RotationLimits(interval=INTERVAL))
-NEVER_AGAIN = SessionLimits(rotation=RotationLimits(interval=1e9))
+LIMITS = session_limits(rotation=rotation_limits(interval=INTERVAL))
+NEVER_AGAIN = session_limits(rotation=rotation_limits(interval=1e9))
 
 
 def limits(**changes: Any) -> SessionLimits:
-    return SessionLimits(rotation=replace(RotationLimits(interval=1e9), **changes))
+    return session_limits(rotation=replace(rotation_limits(interval=1e9), **changes))
 
 
 def rotations(link: Link) -> tuple[int, int]:
@@ -406,7 +406,7 @@ def lone(*, dialler: bool, offload: Any = inline) -> Rotation:
     rotation = Rotation(
         dialler=dialler,
         provider=FAST,
-        limits=RotationLimits(),
+        limits=rotation_limits(),
         entropy=seeded(0),
         offload=offload,
         ready=lambda: None,

@@ -22,12 +22,12 @@ from cryprq_proxy.session.session import (
     MAX_SMALL,
     NEVER,
     Session,
-    SessionLimits,
 )
 from cryprq_proxy.session.streams import Stream
 from cryprq_proxy.session.wire import StreamProtocol
 from tests.session.test_wire import SMALL_FRAMES
 from tests.support.links import TARGET, App, Link, ToyProvider
+from tests.support.settings import session_limits
 
 SIDES = pytest.mark.parametrize("side", ["client", "exit"])
 NAME = Destination("example.com", 53)
@@ -139,7 +139,7 @@ def test_an_acknowledgement_that_goes_back() -> None:
 @SIDES
 @pytest.mark.parametrize("position", [0, 1, 2, 3, 4, 10, -1])
 def test_any_changed_byte_ends_the_carrier_only(side: str, position: int) -> None:
-    link = Link(SessionLimits(keepalive=5.0))
+    link = Link(session_limits(keepalive=5.0))
     one, other = link.pair()[:: 1 if side == "exit" else -1]
     link.quiesce()
     path = link.carrier.to_left if side == "client" else link.carrier.to_right
@@ -298,7 +298,7 @@ def test_acknowledgements_coalesce() -> None:
 
 
 def test_much_data_is_acknowledged_before_the_delay() -> None:
-    link = Link(SessionLimits(retained=1 << 20))
+    link = Link(session_limits(retained=1 << 20))
     one, other = link.pair()
     one.say(bytes(8 << 20), finish=True)
     link.carrier.settle()
@@ -323,7 +323,7 @@ def churn(session: Session, link: Link, number: int, *, ends: bool) -> None:
 @pytest.mark.parametrize("ends", [True, False])
 def test_opening_without_acknowledging_is_bounded(ends: bool) -> None:
     """The exit's answers must be kept; a peer that never acknowledges them goes too far at some point."""
-    link = Link(SessionLimits(streams=10, retained=1 << 16))
+    link = Link(session_limits(streams=10, retained=1 << 16))
     with pytest.raises(PeerError) as caught:
         for number in range(1, 400_000):
             churn(link.exit, link, number, ends=ends)
@@ -336,7 +336,7 @@ def test_opening_without_acknowledging_is_bounded(ends: bool) -> None:
 
 def test_opening_without_ending_is_bounded() -> None:
     """It acknowledges, but never answers a refusal."""
-    link = Link(SessionLimits(streams=10))
+    link = Link(session_limits(streams=10))
     with pytest.raises(PeerError) as caught:
         for number in range(1, 400_000):
             churn(link.exit, link, number, ends=False)
@@ -349,7 +349,7 @@ def test_opening_without_ending_is_bounded() -> None:
 
 
 def test_what_a_peer_does_not_acknowledge_is_bounded() -> None:
-    link = Link(SessionLimits(retained=1 << 20))
+    link = Link(session_limits(retained=1 << 20))
     apps = [link.pair() for _ in range(30)]
     link.quiesce()
     link.exit._acknowledged = link.exit.received
@@ -365,7 +365,7 @@ def test_what_a_peer_does_not_acknowledge_is_bounded() -> None:
 
 
 def test_an_acknowledgement_alone_lets_a_full_log_go_on() -> None:
-    link = Link(SessionLimits(retained=1 << 18))
+    link = Link(session_limits(retained=1 << 18))
     one, _ = link.pair()
     link.quiesce()
     link.forge(link.client, wire.encode_window(1, 1 << 40))

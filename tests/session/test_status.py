@@ -7,13 +7,13 @@ from typing import Any
 
 from cryprq_proxy.errors import CloseReason, StreamReason
 from cryprq_proxy.session.epochs import EXCHANGE, MAX_EPOCHS
-from cryprq_proxy.session.rotation import RotationLimits
-from cryprq_proxy.session.session import Session, SessionLimits
+from cryprq_proxy.session.session import Session
 from cryprq_proxy.session.status import Totals, by_name, session_status
 from tests.support.links import App, Link
+from tests.support.settings import rotation_limits, session_limits
 
 INTERVAL = 60.0
-LIMITS = SessionLimits(rotation=RotationLimits(interval=INTERVAL))
+LIMITS = session_limits(rotation=rotation_limits(interval=INTERVAL))
 PIECE = 100_000
 
 

@@ -14,7 +14,6 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from cryprq_proxy.errors import CloseReason, LocalError, PeerError, StreamReason, StreamRefused
 from cryprq_proxy.session import wire
 from cryprq_proxy.session.liveness import UNKNOWN_ROUND_TRIP
-from cryprq_proxy.session.session import SessionLimits
 from cryprq_proxy.session.streams import (
     FAST_DRAIN,
     INITIAL_WINDOW,
@@ -26,6 +25,7 @@ from cryprq_proxy.session.streams import (
 )
 from cryprq_proxy.session.wire import StreamProtocol
 from tests.support.links import TARGET, App, Link, ToyProvider
+from tests.support.settings import session_limits
 
 SLOW = 2 * SLOW_DRAIN * FAST_DRAIN
 """Seconds: on a link without a round trip, nobody who takes so long needs a larger window."""
@@ -96,7 +96,7 @@ def test_a_refusal_after_the_other_half_has_ended() -> None:
 
 
 def test_too_many_streams() -> None:
-    link = Link(SessionLimits(streams=3))
+    link = Link(session_limits(streams=3))
     apps = [link.open() for _ in range(3)]
     with pytest.raises(StreamRefused) as caught:
         link.open()
@@ -113,7 +113,7 @@ def test_too_many_streams() -> None:
 
 
 def test_more_streams_than_the_exit_allows() -> None:
-    link = Link(exit_limits=SessionLimits(streams=2))
+    link = Link(exit_limits=session_limits(streams=2))
     apps = [link.open() for _ in range(4)]
     link.quiesce()
     assert [app.events for app in apps] == [
@@ -529,7 +529,7 @@ def extra(app: App) -> int:
 
 
 def test_fast_streams_get_larger_windows_and_slow_ones_give_them_back() -> None:
-    link = Link(SessionLimits(window_pool=32 << 20))
+    link = Link(session_limits(window_pool=32 << 20))
     one, other = link.pair()
     total = link.exit.limits.window_pool
     one.say(bytes(64 << 20))
@@ -552,7 +552,7 @@ def test_fast_streams_get_larger_windows_and_slow_ones_give_them_back() -> None:
 
 def test_the_pool_bounds_all_windows_together() -> None:
     pool = 1 << 20
-    link = Link(SessionLimits(window_pool=pool))
+    link = Link(session_limits(window_pool=pool))
     apps = [link.pair() for _ in range(30)]
     for one, _ in apps:
         one.say(bytes(1 << 20))
@@ -630,7 +630,7 @@ def test_a_long_path_gets_large_windows_by_what_was_measured() -> None:
 def test_streams_that_all_drain_share_the_pool() -> None:
     """Those that came first leave as much for those that come later."""
     pool = 2 << 20
-    link = Link(SessionLimits(window_pool=pool))
+    link = Link(session_limits(window_pool=pool))
     early = [link.pair() for _ in range(4)]
     for one, _ in early:
         one.say(bytes(4 << 20))
@@ -695,7 +695,7 @@ def test_no_stream_takes_more_than_half_of_what_is_left(
 )
 def test_windows_are_never_taken_back(steps: list[tuple[int, float]], pool: int) -> None:
     """Whatever the reader does: limits only rise, the pool is conserved, and who consumes everything gets more."""
-    link = Link(SessionLimits(window_pool=pool))
+    link = Link(session_limits(window_pool=pool))
     one, other = link.pair()
     other.eager = False
     stream = other.stream
@@ -737,7 +737,7 @@ class Walk(RuleBasedStateMachine):
 
     @initialize(pool=st.sampled_from([0, 1 << 16, 32 << 20]), retained=st.sampled_from([1 << 16, 16 << 20]))
     def start(self, pool: int, retained: int) -> None:
-        limits = SessionLimits(window_pool=pool, retained=retained, streams=6)
+        limits = session_limits(window_pool=pool, retained=retained, streams=6)
         self.link = Link(limits, serve=hold, provider=ToyProvider())
 
     def apps(self) -> list[App]:

@@ -23,6 +23,7 @@ from cryprq_proxy.session.session import Session, SessionLimits
 from cryprq_proxy.session.streams import Half, Stream
 from cryprq_proxy.session.wire import StreamProtocol
 from tests.support.memory import MemoryCarrier
+from tests.support.settings import session_limits
 
 FAST = select_provider()
 TARGET = Destination("192.0.2.1", 443)
@@ -204,7 +205,7 @@ class Link:
         exit_offload: Offload = inline,
         connected: bool = True,
     ) -> None:
-        limits = limits or SessionLimits()
+        limits = limits or session_limits()
         self.budgets = (MemoryBudget(256 << 20), MemoryBudget(256 << 20))
         self.slots = SlotPool()
         self.cipher = cipher

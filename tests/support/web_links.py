@@ -21,14 +21,14 @@ from cryprq_proxy.base.tasks import spawn
 from cryprq_proxy.carriers.dial.endpoint import CarrierKind, Endpoint
 from cryprq_proxy.carriers.lane.batch import UdpOffload
 from cryprq_proxy.client.client import Client
-from cryprq_proxy.client.settings import ClientSettings
 from cryprq_proxy.crypto.identity import Identity
 from cryprq_proxy.crypto.primitives import select_provider
 from cryprq_proxy.exit.egress import EgressPolicy
 from cryprq_proxy.exit.exit import Exit
-from cryprq_proxy.exit.settings import ExitSettings, WebSocketSettings
+from cryprq_proxy.exit.settings import WebSocketSettings
 from cryprq_proxy.outbound.resolver import SystemResolver
 from cryprq_proxy.session.session import SessionLimits
+from tests.support.settings import client_settings, exit_settings, session_limits
 
 PATH = "/a/path"
 HERE = Destination("127.0.0.1", 0)
@@ -54,7 +54,7 @@ class Place:
 
     def client(self, *endpoints: Endpoint, **options: Any) -> Client:
         """A client that keeps up its link by these."""
-        settings = ClientSettings(EXIT_IDENTITY.peer_id, endpoints, **options)
+        settings = client_settings(EXIT_IDENTITY.peer_id, endpoints, **options)
         client = Client(CLIENT_IDENTITY, settings, FAST)
         self.clients.append(client)
         spawn(client.run(), "link")
@@ -92,12 +92,12 @@ async def place(
     server = await asyncio.start_server(_echo, *HERE)
     echo = Destination(*server.sockets[0].getsockname()[:2])
     resolver = SystemResolver()
-    settings = ExitSettings(
-        (HERE,),
-        WebSocketSettings(HERE, PATH, **websocket),
+    settings = exit_settings(
+        HERE,
+        websocket=WebSocketSettings(HERE, PATH, **websocket),
         lane=lane,
-        limits=limits or SessionLimits(),
-        handshakes_per_minute=per_minute,
+        limits=limits or session_limits(),
+        bounds={"handshakes_per_minute": per_minute},
     )
     exit = Exit(
         EXIT_IDENTITY,

@@ -19,6 +19,7 @@ from cryprq_proxy.crypto.identity import PeerId
 from cryprq_proxy.errors import ConfigError, CryprqError
 from cryprq_proxy.exit.egress import EgressPolicy
 from cryprq_proxy.lane.slices import HEADROOM, NEEDS_CSUM, TCP4, Run, Shape
+from tests.support.settings import exit_network_settings
 from tun import exit_network, sysctl
 from tun.device.linux import Tun
 from tun.device.packets import Drop, parse
@@ -26,7 +27,7 @@ from tun.exit_network import ANSWERS, VERDICTS, ExitNetwork
 from tun.firewall import exit_table, nft
 from tun.journal import Journal
 from tun.routing.lan import WayOut
-from tun.settings import EXIT_JOURNAL, ExitNetworkSettings
+from tun.settings import EXIT_JOURNAL
 
 ALICE, BOB = PeerId(bytes(32)), PeerId(b"\1" * 32)
 WHOLE = Run(Shape(0, 0, 0), 0, 1, 1)
@@ -116,7 +117,7 @@ class Stage:
         monkeypatch.setitem(exit_network.UNDO, sysctl.KIND, lambda entry: steps.append("undo a sysctl"))
 
     def make(self, policy: EgressPolicy | None = None) -> ExitNetwork:
-        return ExitNetwork(ExitNetworkSettings(state=self.state), policy or EgressPolicy())
+        return ExitNetwork(exit_network_settings(state=self.state), policy or EgressPolicy())
 
     @asynccontextmanager
     async def running(self, policy: EgressPolicy | None = None) -> AsyncIterator[Exit]:
@@ -252,7 +253,7 @@ async def test_slices_of_a_plain_packet_are_not_taken_for_it(stage: Stage) -> No
 @pytest.mark.parametrize("isolate", [True, False])
 async def test_the_tunnels_own_addresses(stage: Stage, isolate: bool) -> None:
     """The exit's own is for pings, to which the kernel's filter sees; other clients only without isolation."""
-    network = ExitNetwork(ExitNetworkSettings(state=stage.state, isolate=isolate), EgressPolicy())
+    network = ExitNetwork(exit_network_settings(state=stage.state, isolate=isolate), EgressPolicy())
     await network.start()
     exit = Exit(network, stage.tun)
     _, (bob4, bob6) = exit.join(BOB)
@@ -396,7 +397,7 @@ async def test_whatever_comes_is_written_counted_or_answered(
     noise: bytes, version: int | None, flags: int, segment: int
 ) -> None:
     """Nothing that a client sends raises, and nothing leaves from another address than its own."""
-    network = ExitNetwork(ExitNetworkSettings(state=Path("/nowhere")), EgressPolicy())
+    network = ExitNetwork(exit_network_settings(state=Path("/nowhere")), EgressPolicy())
     tun = network._tun = FakeTun()  # type: ignore[assignment]
     network._ipv6 = True
     exit = Exit(network, tun)

@@ -22,6 +22,7 @@ from cryprq_proxy.errors import ConfigError, CryprqError
 from cryprq_proxy.lane.slices import HEADROOM, Run, Shape
 from cryprq_proxy.rules.engine import EVERYTHING, RuleSet
 from cryprq_proxy.rules.syntax import Action, Rule, Verdict
+from tests.support.settings import tunnel_settings
 from tun import guard, interface, tunnel
 from tun.device.linux import MIN_MTU, Tun
 from tun.dns.names import from_text
@@ -31,7 +32,7 @@ from tun.journal import Journal
 from tun.routing.exit_endpoints import MAX_ADDRESSES
 from tun.routing.lan import Lan
 from tun.routing.routes import KIND as ROUTING
-from tun.settings import CLIENT_JOURNAL, MTU, SLICE_OVERHEAD, TunnelSettings
+from tun.settings import CLIENT_JOURNAL, MTU, SLICE_OVERHEAD
 from tun.tunnel import Tunnel, TunnelPlan
 
 EXIT = Destination("192.0.2.1", 4433)
@@ -294,7 +295,7 @@ class Wide:
     ) -> None:
         self.machine = machine
         self.client: Any = FakeClient()
-        self.plan = TunnelPlan.of(TunnelSettings(state=machine.state, **settings), exits or (EXIT,), rules)
+        self.plan = TunnelPlan.of(tunnel_settings(state=machine.state, **settings), exits or (EXIT,), rules)
         self.tunnel: Tunnel
 
     async def start(self) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
@@ -53,28 +53,28 @@ class UpstreamSpec(NamedTuple):
     """Of the HTTP request, with its query."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DnsSettings:
     """Everything the forwarder is told. Times are in seconds."""
 
-    upstreams: tuple[str, ...] = ("exit",)
+    upstreams: tuple[str, ...]
     """In the order of preference."""
-    split: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    split: Mapping[str, tuple[str, ...]]
     """Domain (with all below it) -> the servers that are asked for it; the longest domain wins."""
-    blocklists: tuple[Path, ...] = ()
+    blocklists: tuple[Path, ...]
     """Files of names that are not answered."""
-    block: tuple[str, ...] = ()
+    block: tuple[str, ...]
     """Single names beside the files, each with all below it; `*.name` for those below only."""
-    allow: tuple[str, ...] = ()
+    allow: tuple[str, ...]
     """Names, each with all below it, that no list blocks."""
-    block_answer: Literal["nxdomain", "zero"] = "nxdomain"
+    block_answer: Literal["nxdomain", "zero"]
     """Whether a blocked name does not exist or has the addresses 0.0.0.0 and ::."""
+    cache_entries: int
+    cache_bytes: int
+    stale: float
+    """How long after its end an answer may still be given while no upstream answers; 0 for never."""
     ipv6: bool = True
     """Whether the exit carries IPv6. Without it no AAAA record is handed out."""
-    cache_entries: int = 10_000
-    cache_bytes: int = 16 << 20
-    stale: float = 86_400.0
-    """How long after its end an answer may still be given while no upstream answers; 0 for never."""
     stale_wait: float = 1.8
     """How long a question waits for an upstream before a stale answer is given (RFC 8767 section 5)."""
     hedge: float = 1.0

@@ -24,10 +24,10 @@ from tests.support.dns_fakes import (
     reply,
     run,
 )
+from tests.support.settings import dns_settings
 from tun.dns.blocklist import load
 from tun.dns.codes import NXDOMAIN, SERVFAIL
 from tun.dns.forwarder import Forwarder
-from tun.dns.settings import DnsSettings
 from tun.dns.setup import build
 
 
@@ -39,7 +39,7 @@ class Net:
     ) -> None:
         self.exit = FramedServer(handler)
         self.servers: dict[str, FramedServer] = {}
-        settings = DnsSettings(**options)
+        settings = dns_settings(**options)
         self.forwarder: Forwarder = build(settings, resolver=self.exit.open, connect=self.connect, clock=now)
 
     async def connect(self, destination: Destination) -> MemoryStream:
@@ -436,7 +436,7 @@ def test_a_blocklist_may_be_given_ready() -> None:
     async def main() -> None:
         server = FramedServer()
         forwarder = build(
-            DnsSettings(),
+            dns_settings(),
             resolver=server.open,
             connect=Net().connect,
             blocklist=load(block=("a.example",)),

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from cryprq_proxy.address import Destination
 from cryprq_proxy.errors import ConfigError
+from tests.support.settings import dns_settings
 from tun.dns.names import Local, from_ascii, from_text, special, suffixes
-from tun.dns.settings import DnsSettings, Scheme, parse_upstream
+from tun.dns.settings import Scheme, parse_upstream
 from tun.dns.split import SuffixTable
 
 LABEL = st.text("abcdefghijklmnopqrstuvwxyz0123456789-_", min_size=1, max_size=63)
@@ -151,4 +152,4 @@ def test_any_text_is_an_upstream_or_a_config_error(text: str) -> None:
 )
 def test_settings_out_of_range(wrong: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=r"^dns\."):
-        DnsSettings(**wrong)  # type: ignore[arg-type]
+        dns_settings(**wrong)  # type: ignore[arg-type]

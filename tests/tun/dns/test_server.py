@@ -13,10 +13,10 @@ import pytest
 
 from cryprq_proxy.errors import ConfigError
 from tests.support.dns_fakes import FramedServer, address, query, reply
+from tests.support.settings import dns_settings
 from tun.dns import server as module
 from tun.dns.forwarder import Forwarder
 from tun.dns.server import DRAIN, MAX_PIPELINED, DnsServer
-from tun.dns.settings import DnsSettings
 from tun.dns.setup import build
 
 MANY = "|".join(f"192.0.2.{i}" for i in range(200))
@@ -37,7 +37,7 @@ def upstream() -> FramedServer:
 @pytest.fixture
 async def forwarder(upstream: FramedServer) -> AsyncIterator[Forwarder]:
     found = build(
-        DnsSettings(block=("ads.example",)), resolver=upstream.open, connect=lambda _: upstream.open()
+        dns_settings(block=("ads.example",)), resolver=upstream.open, connect=lambda _: upstream.open()
     )
     yield found
     found.close()

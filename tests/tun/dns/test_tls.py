@@ -24,11 +24,11 @@ from cryprq_proxy.base.tasks import spawn
 from cryprq_proxy.errors import StreamReset
 from cryprq_proxy.outbound.bytestream import ByteStream, SocketStream
 from tests.support.dns_fakes import address, answer_of, inquiry, query, stream_pair
+from tests.support.settings import dns_settings
 from tun.dns.codes import SERVFAIL
 from tun.dns.forwarder import Forwarder
 from tun.dns.framed import UpstreamError
 from tun.dns.https import MAX_CONNECTIONS, HttpsUpstream
-from tun.dns.settings import DnsSettings
 from tun.dns.setup import build
 from tun.dns.tls import TlsStream, client_context
 
@@ -154,7 +154,7 @@ def forwarder(upstream: str, context: ssl.SSLContext, **options: float) -> Forwa
     async def no_resolver() -> ByteStream:
         raise AssertionError("the exit's resolver must not be asked")
 
-    settings = DnsSettings(upstreams=(upstream,), **options)  # type: ignore[arg-type]
+    settings = dns_settings(upstreams=(upstream,), **options)  # type: ignore[arg-type]
     return build(settings, resolver=no_resolver, connect=to_loopback, context=context)
 
 

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cryprq_proxy.config.tun import POOL4, POOL6
 from cryprq_proxy.crypto.identity import PeerId
 from cryprq_proxy.errors import CryprqError
 from tun.routing.address_pool import AddressPool
-from tun.settings import POOL4, POOL6, RESOLVER4, RESOLVER6
+from tun.settings import RESOLVER4, RESOLVER6
 
 
 def pool4(text: str = str(POOL4)) -> AddressPool[IPv4Address]:
