@@ -29,6 +29,7 @@ from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Self
 
+from cryprq_proxy.base.files import replace_file, sync_directory, write_all
 from cryprq_proxy.base.text import reason_of
 from cryprq_proxy.errors import ConfigError, CryprqError, LocalError
 
@@ -116,7 +117,7 @@ class Journal:
             self._file = _open(path)
             undone.callback(os.close, self._file)
             if new:
-                _sync_directory(path.parent)
+                sync_directory(path.parent)
             self._read()
             undone.pop_all()
 
@@ -157,7 +158,7 @@ class Journal:
         if self._size + len(line) > MAX_JOURNAL:
             raise CryprqError(f"the journal {self.path} is full: stop system-wide mode and start it again")
         try:
-            _write_all(self._file, line, self._size)
+            write_all(self._file, line, self._size)
             os.fsync(self._file)
         except OSError as error:
             with contextlib.suppress(OSError):
@@ -175,17 +176,10 @@ class Journal:
     def keep(self, entries: Sequence[Entry]) -> None:
         """Keeps only these of its own entries, in one step that a crash cannot halve. Raises CryprqError."""
         content = b"".join(json.dumps(entry, separators=(",", ":")).encode() + b"\n" for entry in entries)
-        fresh = self.path.with_name(self.path.name + ".new")
-        with contextlib.ExitStack() as undone, _readable(self.path):
-            file = _open(fresh, os.O_TRUNC)
-            undone.callback(os.close, file)
-            _write_all(file, content, 0)
-            os.fsync(file)
-            fresh.replace(self.path)
-            _sync_directory(self.path.parent)
-            undone.pop_all()
-            os.close(self._file)
-            self._file = file
+        with _readable(self.path):
+            file = replace_file(self.path, content)
+        os.close(self._file)
+        self._file = file
         self._entries, self._size = list(entries), len(content)
 
     def clear(self) -> None:
@@ -262,15 +256,15 @@ def _own_directory(directory: Path) -> None:
     """Makes it where it is missing; nobody else may be able to change what is in it. Raises ConfigError, OSError."""
     if not directory.exists():
         directory.mkdir(mode=0o700, parents=True)
-        _sync_directory(directory.parent)
+        sync_directory(directory.parent)
     status = directory.stat()
     if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o022:
         raise ConfigError(f"others can write to {directory}: make it this user's own, with mode 700")
 
 
-def _open(path: Path, more: int = 0) -> int:
+def _open(path: Path) -> int:
     """Raises ConfigError for anything but a plain file of ours; OSError."""
-    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | more, 0o600)
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
     status = os.fstat(file)
     if (
         not stat.S_ISREG(status.st_mode)
@@ -280,20 +274,3 @@ def _open(path: Path, more: int = 0) -> int:
         os.close(file)
         raise ConfigError(f"{path} is not a file of this user alone (mode 600): look at it and remove it")
     return file
-
-
-def _write_all(file: int, content: bytes, position: int) -> None:
-    view = memoryview(content)
-    while view:
-        written = os.pwrite(file, view, position)
-        view = view[written:]
-        position += written
-
-
-def _sync_directory(directory: Path) -> None:
-    """The names in it are on the disk too, not only the files."""
-    file = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)

@@ -39,31 +39,17 @@ class SharedFile:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Nobody else changes files of this directory meanwhile; makes the directory. Blocks, for LOCK_SECONDS at most.
+        """Hold the lock of the directory, which is made if it is missing. Blocks, for LOCK_SECONDS at most.
 
         Raises ConfigError.
         """
-        directory = self.path.parent
-        try:
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError as error:
-            raise self._unwritable(error) from None
-        give_up = time.monotonic() + LOCK_SECONDS
-        try:
-            while True:
-                try:
-                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() >= give_up:
-                        raise ConfigError(
-                            f"another program keeps {directory} locked, so {self.what} cannot be changed; try again"
-                        ) from None
-                    time.sleep(_POLL)
+        with contextlib.ExitStack() as held:
+            try:
+                self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                held.enter_context(locked_directory(self.path.parent))
+            except OSError as error:
+                raise self._unwritable(error) from None
             yield
-        finally:
-            os.close(handle)
 
     def replace(self, text: str) -> None:
         """Make this its text, on the disk when this returns. Call it inside of `locked`. Raises ConfigError."""
@@ -71,7 +57,7 @@ class SharedFile:
         if len(data) > MAX_FILE:
             raise ConfigError(f"{self.what} {self.path} would become larger than {MAX_FILE >> 20} MiB")
         try:
-            _replace(Path(os.path.realpath(self.path)), data)
+            os.close(replace_file(Path(os.path.realpath(self.path)), data))
         except OSError as error:
             raise self._unwritable(error) from None
 
@@ -79,26 +65,74 @@ class SharedFile:
         return ConfigError(f"{self.what} {self.path} cannot be written: {reason_of(error)}")
 
 
-def _replace(path: Path, data: bytes) -> None:
-    beside = path.with_name(f".{path.name}.new")
-    with contextlib.suppress(FileNotFoundError):
-        beside.unlink()  # of a writer that was killed; no other one writes now
-    handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+@contextlib.contextmanager
+def locked_directory(directory: Path) -> Iterator[None]:
+    """Keep other processes that ask for this lock out. Blocks, for LOCK_SECONDS at most.
+
+    Raises ConfigError when the time is over, and OSError.
+    """
+    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    give_up = time.monotonic() + LOCK_SECONDS
     try:
-        with open(handle, "wb") as file:
-            _inherit(handle, path)
-            file.write(data)
-            file.flush()
-            os.fsync(handle)
-        os.replace(beside, path)
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= give_up:
+                    raise ConfigError(f"another program keeps {directory} locked; try again") from None
+                time.sleep(_POLL)
+        yield
+    finally:
+        os.close(handle)
+
+
+def replace_file(path: Path, data: bytes) -> int:
+    """Make `data` the content of the file at `path` in one step, on the disk when this returns.
+
+    A crash leaves the old file or the new one. One process at a time may do this for a file: hold a lock. Returns the
+    descriptor of the new file, which the caller closes. Raises OSError.
+    """
+    fresh = path.with_name(f".{path.name}.new")
+    # A writer that was killed may have left one.
+    fresh.unlink(missing_ok=True)
+    handle = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        _inherit(handle, path)
+        write_all(handle, data, 0)
+        os.fsync(handle)
+        os.replace(fresh, path)
+        sync_directory(path.parent)
     except BaseException:
-        beside.unlink(missing_ok=True)
+        os.close(handle)
+        fresh.unlink(missing_ok=True)
         raise
-    sync_directory(path.parent)
+    return handle
+
+
+def write_all(handle: int, data: bytes, position: int) -> None:
+    """Write `data` at `position`. Raises OSError."""
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(handle, view, position)
+        view = view[written:]
+        position += written
+
+
+def sync_directory(directory: Path) -> None:
+    """Put the names in it on the disk: a new or renamed file is there after a crash. Raises OSError."""
+    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _inherit(handle: int, path: Path) -> None:
-    """The mode and owner of the file that is replaced; root makes a new one for whom the directory belongs to."""
+    """Give a new file the mode and owner of the one that it replaces.
+
+    If there is none, root gives the file to the owner of the directory.
+    """
     try:
         old = path.stat()
     except FileNotFoundError:
@@ -108,12 +142,3 @@ def _inherit(handle: int, path: Path) -> None:
         os.fchown(handle, owner.st_uid, owner.st_gid)
     if old is not None:
         os.fchmod(handle, old.st_mode & 0o777)
-
-
-def sync_directory(directory: Path) -> None:
-    """Make renames in it last. Raises OSError."""
-    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -13,19 +13,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import json
 import logging
 import os
 import socket
 import stat
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import msgspec
 
+from ..base.files import locked_directory
 from ..base.text import reason_of
 from ..errors import ConfigError, CryprqError
 
@@ -35,7 +35,6 @@ MAX_CONNECTIONS: Final = 16
 """At once; further ones are closed unanswered, so that a broken script cannot use up our files."""
 TIMEOUT: Final = 5.0
 """Seconds for the whole of a request, and for the whole of an answer."""
-LOCK_SECONDS: Final = 2.0
 
 type Status = Callable[[], Mapping[str, object] | Awaitable[Mapping[str, object]]]
 type Action = Callable[[str], Awaitable[Mapping[str, object]]]
@@ -189,7 +188,8 @@ def _bind(path: Path) -> socket.socket:
     """A listening socket at `path`, mode 0600; ConfigError if that cannot be."""
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with _locked(path.parent):
+        # Of two processes that start together, one must not replace the socket of the other.
+        with locked_directory(path.parent):
             _remove_stale(path)
             listener = _unix_socket()
             try:
@@ -211,28 +211,8 @@ def _bind(path: Path) -> socket.socket:
 
 def check_free(path: Path) -> None:
     """Raise ConfigError if another process answers at `path`, before anything else of this machine is changed."""
-    with contextlib.suppress(OSError), _locked(path.parent):
+    with contextlib.suppress(OSError), locked_directory(path.parent):
         _remove_stale(path)
-
-
-@contextlib.contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """Keep two processes that start together from each replacing the socket of the other: one waits for the other,
-    which takes a moment, LOCK_SECONDS at most."""
-    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    give_up = time.monotonic() + LOCK_SECONDS
-    try:
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= give_up:
-                    raise ConfigError(f"another cryprq-proxy is starting in {directory}; try again") from None
-                time.sleep(0.01)
-        yield
-    finally:
-        os.close(handle)
 
 
 def _remove_stale(path: Path) -> None:

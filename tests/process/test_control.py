@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cryprq_proxy.base import files
 from cryprq_proxy.base.tasks import spawn
 from cryprq_proxy.errors import ConfigError, CryprqError
 from cryprq_proxy.process import control
@@ -179,9 +180,9 @@ async def test_two_that_start_together_wait_for_each_other(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path.parent.mkdir()
-    first = control._locked(path.parent)
+    first = files.locked_directory(path.parent)
     first.__enter__()
-    monkeypatch.setattr(control.time, "sleep", lambda _: first.__exit__(None, None, None))
+    monkeypatch.setattr(files.time, "sleep", lambda _: first.__exit__(None, None, None))
     second = ControlServer(path, lambda: {})
     await second.start()
     await second.stop()
@@ -191,8 +192,8 @@ async def test_two_that_start_together_do_not_replace_each_other(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path.parent.mkdir()
-    monkeypatch.setattr(control, "LOCK_SECONDS", 0.0)
-    with control._locked(path.parent), pytest.raises(ConfigError, match="is starting"):
+    monkeypatch.setattr(files, "LOCK_SECONDS", 0.0)
+    with files.locked_directory(path.parent), pytest.raises(ConfigError, match="locked"):
         await ControlServer(path, lambda: {}).start()
 
 

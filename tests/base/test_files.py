@@ -1,0 +1,157 @@
+"""Tests of cryprq_proxy/base/files.py: what is written is on the disk, whole, and one process writes at a time."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from cryprq_proxy.base import files
+from cryprq_proxy.base.files import SharedFile, locked_directory, replace_file, sync_directory
+from cryprq_proxy.errors import ConfigError
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What reaches the disk, in order: each fsync by the kind of what it is for, and each renaming."""
+    seen: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def note_fsync(handle: int) -> None:
+        mode = os.fstat(handle).st_mode
+        seen.append(
+            "fsync of the directory" if stat.S_ISDIR(mode) else f"fsync of {os.fstat(handle).st_size} bytes"
+        )
+        fsync(handle)
+
+    def note_replace(source: Path, target: Path) -> None:
+        seen.append("rename")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", note_fsync)
+    monkeypatch.setattr(os, "replace", note_replace)
+    return seen
+
+
+def test_content_and_name_are_on_the_disk_in_that_order(tmp_path: Path, steps: list[str]) -> None:
+    path = tmp_path / "list"
+    os.close(replace_file(path, b"whole"))
+    assert path.read_bytes() == b"whole"
+    assert steps == ["fsync of 5 bytes", "rename", "fsync of the directory"]
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_a_directory_is_synced(tmp_path: Path, steps: list[str]) -> None:
+    sync_directory(tmp_path)
+    assert steps == ["fsync of the directory"]
+
+
+def test_the_returned_descriptor_is_the_new_file(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    path.write_bytes(b"old")
+    handle = replace_file(path, b"new")
+    try:
+        os.pwrite(handle, b"er", 3)
+        assert path.read_bytes() == b"newer"
+    finally:
+        os.close(handle)
+
+
+def test_a_file_keeps_its_mode(tmp_path: Path) -> None:
+    path = tmp_path / "list"
+    path.write_bytes(b"old")
+    path.chmod(0o640)
+    os.close(replace_file(path, b"new"))
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_root_leaves_files_with_their_owner(tmp_path: Path) -> None:
+    kept, fresh = tmp_path / "kept", tmp_path / "fresh"
+    kept.write_bytes(b"old")
+    os.chown(kept, 4_321, 4_322)
+    os.close(replace_file(kept, b"new"))
+    assert (kept.stat().st_uid, kept.stat().st_gid) == (4_321, 4_322)
+    os.chown(tmp_path, 4_323, 4_324)
+    os.close(replace_file(fresh, b"new"))
+    assert (fresh.stat().st_uid, fresh.stat().st_gid) == (4_323, 4_324)
+
+
+def test_a_failure_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "list"
+    path.write_bytes(b"old")
+    (tmp_path / ".list.new").write_bytes(b"of a writer that was killed")
+
+    def full(handle: int) -> None:
+        raise OSError(28, os.strerror(28))
+
+    before = len(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        replace_file(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["list"]
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_the_lock_keeps_others_out_and_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "LOCK_SECONDS", 0.0)
+    other = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with locked_directory(tmp_path), pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with pytest.raises(ConfigError, match=r"^another program keeps .* locked; try again$"):
+            locked_directory(tmp_path).__enter__()
+    finally:
+        os.close(other)
+
+
+def test_a_lock_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = locked_directory(tmp_path)
+    first.__enter__()
+    waits: list[float] = []
+
+    def wait(seconds: float) -> None:
+        waits.append(seconds)
+        first.__exit__(None, None, None)
+
+    monkeypatch.setattr(files.time, "sleep", wait)
+    with locked_directory(tmp_path):
+        assert len(waits) == 1
+
+
+def test_what_the_holder_of_a_lock_raises_is_not_an_error_of_the_file(tmp_path: Path) -> None:
+    with pytest.raises(TimeoutError), SharedFile(tmp_path / "list", "the list").locked():
+        raise TimeoutError
+
+
+def test_a_shared_file_is_replaced_whole(tmp_path: Path, steps: list[str]) -> None:
+    shared = SharedFile(tmp_path / "made" / "list", "the list")
+    assert shared.read() == ""
+    with shared.locked():
+        shared.replace("grüße")
+    assert shared.read() == "grüße"
+    assert steps == ["fsync of 7 bytes", "rename", "fsync of the directory"]
+
+
+def test_a_link_stays_a_link(tmp_path: Path) -> None:
+    (tmp_path / "real").write_text("old")
+    (tmp_path / "link").symlink_to("real")
+    SharedFile(tmp_path / "link", "the list").replace("new")
+    assert (tmp_path / "real").read_text() == "new"
+    assert (tmp_path / "link").is_symlink()
+
+
+def test_a_file_does_not_grow_without_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "MAX_FILE", 4)
+    shared = SharedFile(tmp_path / "list", "the list")
+    shared.replace("four")
+    with pytest.raises(ConfigError, match="would become larger"):
+        shared.replace("fours")
+    assert shared.read() == "four"
