@@ -13,10 +13,9 @@ import asyncio
 import logging
 from collections import Counter, OrderedDict
 from contextlib import AsyncExitStack
-from dataclasses import asdict
 from ipaddress import IPv4Interface, IPv6Interface, ip_address
 from socket import AF_INET, AF_INET6, inet_ntop
-from typing import Any, Final
+from typing import Final
 
 from cryprq_proxy.base.buffers import SHARED
 from cryprq_proxy.base.text import reason_of
@@ -28,6 +27,7 @@ from cryprq_proxy.errors import CryprqError
 from cryprq_proxy.exit.egress import EgressPolicy
 from cryprq_proxy.exit.limits import TokenBucket
 from cryprq_proxy.lane.slices import HEADROOM, Run, Shape
+from cryprq_proxy.status import TunNetworkStatus
 
 from . import sysctl
 from .device.coalesce import UdpJoiner
@@ -243,10 +243,10 @@ class ExitNetwork:
         else:
             link.send(buffer, start, end, shape, True)
 
-    def status(self) -> dict[str, Any]:
-        return {
-            "device": asdict(self._tun.status()) if self._up else None,
-            "clients": len(self._members),
-            "ipv6": self._ipv6,
-            "drops": dict(self.drops),
-        }
+    def status(self) -> TunNetworkStatus:
+        return TunNetworkStatus(
+            device=self._tun.status() if self._up else None,
+            clients=len(self._members),
+            ipv6=self._ipv6,
+            drops=dict(self.drops),
+        )

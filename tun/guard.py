@@ -15,10 +15,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import Any, Final
+from typing import Final
 
 from cryprq_proxy.base.tasks import spawn
 from cryprq_proxy.errors import CryprqError
+from cryprq_proxy.status import KillSwitchStatus
 
 from .firewall.filter_settings import FilterSettings
 from .firewall.kill_switch import Filter
@@ -185,14 +186,14 @@ class FilterGate:
             self._filter.restore()
         self._filter.update(self._wanted())
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> KillSwitchStatus:
         """Ask nft; blocks for some milliseconds."""
-        return {
-            "on": self._settings.kill_switch,
-            "standing": self._filter.standing(),
-            "paused": self._filter.paused(),
-            "kept_in": {cause: count.packets for cause, count in self._filter.counters().items()},
-        }
+        return KillSwitchStatus(
+            on=self._settings.kill_switch,
+            standing=self._filter.standing(),
+            paused=self._filter.paused(),
+            kept_in={cause: count.packets for cause, count in self._filter.counters().items()},
+        )
 
 
 class Guard:

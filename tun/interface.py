@@ -14,9 +14,11 @@ import logging
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from ipaddress import ip_network
-from typing import Any, Protocol
+from typing import Protocol
+
+from msgspec import structs
 
 from cryprq_proxy.address import Destination
 from cryprq_proxy.base.buffers import SHARED
@@ -24,6 +26,7 @@ from cryprq_proxy.base.tasks import spawn
 from cryprq_proxy.carriers.lane.train import PacketTrain
 from cryprq_proxy.lane.slices import Run, Shape
 from cryprq_proxy.outbound.bytestream import ByteStream
+from cryprq_proxy.status import TunStatus
 
 from .device.coalesce import UdpJoiner
 from .device.linux import MIN_MTU, Tun
@@ -82,8 +85,9 @@ class NoInterface:
     def link_changed(self, up: bool) -> None: ...
     def lane_changed(self) -> None: ...
 
-    def status(self) -> dict[str, Any]:
-        return {"device": None, "addresses": [], "ipv6": False, "dns": {}, "repairs": 0}
+    def status(self) -> TunStatus:
+        """The interface's part of it."""
+        return TunStatus()
 
 
 class TunInterface(NoInterface):
@@ -209,18 +213,16 @@ class TunInterface(NoInterface):
         if mtu != self._device.mtu:
             await self._device.set_mtu(mtu)
 
-    def status(self) -> dict[str, Any]:
-        return {
-            "device": asdict(self._device.status()),
-            "addresses": [str(interface.ip) for interface in self._addresses.interfaces()],
-            "ipv6": self._addresses.ipv6 is not None,
-            "dns": {
-                "resolver": self._foundation.resolver.kind,
-                "repairs": self._foundation.resolver.repairs,
-                **asdict(self._names.forwarder.status()),
-            },
-            "repairs": self._routes.repairs,
-        }
+    def status(self) -> TunStatus:
+        resolver = self._foundation.resolver
+        dns = self._names.forwarder.status()
+        return TunStatus(
+            device=self._device.status(),
+            addresses=tuple(str(interface.ip) for interface in self._addresses.interfaces()),
+            ipv6=self._addresses.ipv6 is not None,
+            dns=structs.replace(dns, resolver=resolver.kind, repairs=resolver.repairs),
+            repairs=self._routes.repairs,
+        )
 
 
 class Names:

@@ -22,11 +22,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from msgspec import structs
+
 from cryprq_proxy.address import Destination
 from cryprq_proxy.base.text import reason_of
 from cryprq_proxy.errors import ConfigError, CryprqError
 from cryprq_proxy.lane.slices import Run
 from cryprq_proxy.rules.engine import RuleSet
+from cryprq_proxy.status import TunStatus
 
 from . import sysctl
 from .device.linux import Tun
@@ -209,21 +212,20 @@ class Tunnel:
         """Let this machine past the tunnel for so long. Raises CryprqError."""
         await self._gate.pause(seconds)
 
-    async def status(self) -> dict[str, Any]:
+    async def status(self) -> TunStatus:
         """What `cryprq-proxy status` shows, and `cryprq-proxy leaktest` must know."""
         settings, gate = self._settings, self._gate
-        kill_switch = await asyncio.get_running_loop().run_in_executor(None, gate.status)
-        return {
-            **self._interface.status(),
-            "kill_switch": kill_switch,
-            "exits": sorted([str(exit.address), exit.port] for exit in gate.exits.known()),
-            "uplinks": sorted(gate.lan.uplinks),
-            "lan": [str(prefix) for prefix in gate.lan.prefixes] if settings.lan else [],
-            "exclude": [str(prefix) for prefix in settings.exclude],
-            "include": [str(prefix) for prefix in settings.include],
-            "exclude_uids": settings.exclude_uids,
-            "rules": gate.policy.status(),
-        }
+        return structs.replace(
+            self._interface.status(),
+            kill_switch=await asyncio.get_running_loop().run_in_executor(None, gate.status),
+            exits=tuple(sorted((str(exit.address), exit.port) for exit in gate.exits.known())),
+            uplinks=tuple(sorted(gate.lan.uplinks)),
+            lan=tuple(map(str, gate.lan.prefixes)) if settings.lan else (),
+            exclude=tuple(map(str, settings.exclude)),
+            include=tuple(map(str, settings.include)),
+            exclude_uids=settings.exclude_uids,
+            rules=gate.policy.status(),
+        )
 
 
 class JournalEnding:

@@ -1,11 +1,11 @@
-"""Words for people: why the system or the peer refused something, and the numbers and parts of a status."""
+"""Words for people: why the system or the peer refused something, and numbers."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
 from enum import Enum
-from typing import Any, Final
+from typing import Final
 
 _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB")
 SHORT_ID: Final = 12
@@ -32,54 +32,31 @@ def words_of(reason: Enum) -> str:
     return reason.name.lower().replace("_", " ")
 
 
-def part(status: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    """The object under `key`; an empty one where there is none."""
-    found = status.get(key)
-    return found if isinstance(found, dict) else {}
-
-
-def parts(status: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
-    """The objects in the list under `key`."""
-    found = status.get(key)
-    return [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
-
-
-def nonzero(*counts: Mapping[str, Any]) -> list[str]:
+def nonzero(*counts: Mapping[str, int]) -> list[str]:
     """As "3 replay", for each cause that there was; what bears the same name is added up."""
     total: dict[str, int] = {}
     for each in counts:
         for cause, count in each.items():
-            if isinstance(count, int) and count:
-                total[cause] = total.get(cause, 0) + count
-    return [f"{count} {cause.replace('_', ' ')}" for cause, count in total.items()]
+            total[cause] = total.get(cause, 0) + count
+    return [f"{count} {cause.replace('_', ' ')}" for cause, count in total.items() if count]
 
 
-def number(value: object) -> str:
-    return str(value) if isinstance(value, int | float) else "?"
+def milliseconds(seconds: float | None) -> str:
+    """A measured time; None and 0 mean that none was measured yet."""
+    return f"{seconds * 1e3:.1f} ms" if seconds else "-"
 
 
-def up(lane: Mapping[str, Any]) -> str:
-    return "-" if not lane else "up" if lane.get("up") else "down"
-
-
-def milliseconds(seconds: object) -> str:
-    """A measured time; 0 means that none was measured yet."""
-    return f"{seconds * 1e3:.1f} ms" if isinstance(seconds, int | float) and seconds else "-"
-
-
-def size(count: object) -> str:
+def size(count: float) -> str:
     """A number of bytes, in the largest unit of which there is at least one."""
-    if not isinstance(count, int | float):
-        return "-"
     value, unit = float(count), 0
     while value >= 1024 and unit < len(_UNITS) - 1:
         value, unit = value / 1024, unit + 1
     return f"{value:.1f} {_UNITS[unit]}" if unit else f"{count:.0f} B"
 
 
-def duration(seconds: object) -> str:
+def duration(seconds: float | None) -> str:
     """A time in its two largest units, like "2 h 5 min"."""
-    if not isinstance(seconds, int | float) or not 0 <= seconds < 1e15:
+    if seconds is None or not 0 <= seconds < 1e15:
         return "-"
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)

@@ -22,6 +22,7 @@ from ..session.sendlog import SlotPool
 from ..session.status import session_status
 from ..session.streams import Stream, StreamHandler
 from ..session.wire import StreamProtocol
+from ..status import ClientStatus, ExitAddress
 from .link import ClientLink, Pause
 from .observer import NO_OBSERVER, ClientObserver
 from .packet_ports import NO_NETWORK, ClientNetwork
@@ -220,21 +221,22 @@ class Client:
 
     # --- what others read --------------------------------------------------------------------------------------------
 
-    def status(self) -> dict[str, Any]:
-        """What `cryprq-proxy status` shows."""
+    def status(self) -> ClientStatus:
+        """What `cryprq-proxy status` shows of this link."""
         link, kept = self._link, self._kept
         session, packet_link = kept.session, kept.packet_link
-        return {
-            "role": "client",
-            "peer_id": str(self._identity.peer_id),
-            "link": "up" if link.up else "down",
-            "exit": {"peer_id": str(self._settings.peer), "address": str(link.endpoint)},
-            "carrier": link.carrier_status(),
-            "provider": self._provider.name,
-            "carriers": link.carriers,
-            "waiting": len(self._waiting),
-            "last_error": link.last_error,
-            "session": None if session is None else session_status(session, clock()),
-            **kept.totals.status(*[] if session is None else [session]),
-            "packets": None if packet_link is None else packet_link.status(),
-        }
+        live = [] if session is None else [session]
+        return ClientStatus(
+            peer_id=str(self._identity.peer_id),
+            link="up" if link.up else "down",
+            exit=ExitAddress(peer_id=str(self._settings.peer), address=str(link.endpoint)),
+            carrier=link.carrier_status(),
+            provider=self._provider.name,
+            carriers=link.carriers,
+            waiting=len(self._waiting),
+            last_error=link.last_error,
+            session=None if session is None else session_status(session, clock()),
+            bytes=kept.totals.bytes(*live),
+            rotations=kept.totals.rotations(*live),
+            packets=None if packet_link is None else packet_link.status(),
+        )

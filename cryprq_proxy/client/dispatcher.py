@@ -17,7 +17,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from ..address import Destination
 from ..errors import ConfigError, DirectRefused, StreamBlocked, StreamReason, StreamRefused
@@ -28,6 +28,7 @@ from ..session.sendlog import SlotPool
 from ..session.status import by_name
 from ..session.streams import Stream, StreamHandler
 from ..session.wire import StreamProtocol
+from ..status import ConnectionCounts, OpenConnection
 from .direct import Direct, DirectAssociation, DirectStream
 from .exits import Exits
 from .requests import Begin, StreamRequest, opened
@@ -37,24 +38,6 @@ MAX_ROWS: Final = 1_000
 """Connections that are listed; of the oldest only the number is told."""
 DIRECT_NAME: Final = "direct"
 """Stands where an exit's name does in the id of a direct connection: no exit may be called so."""
-
-
-class Row(NamedTuple):
-    """One open connection, for people. Sizes in bytes, `age` in seconds."""
-
-    id: str
-    """What `Dispatcher.close` takes: the exit's name or "direct", a slash, and a number."""
-    target: str
-    protocol: str
-    """"tcp" or "udp"; "dns" for a question of this side to the exit's resolver."""
-    to: str
-    """As in a rule."""
-    rule: str
-    exit: str
-    """The name of the exit; "" if it is direct."""
-    age: float
-    sent: int
-    received: int
 
 
 class Dispatcher:
@@ -154,7 +137,7 @@ class Dispatcher:
 
     # --- what others read ------------------------------------------------------------------------------------------
 
-    def connections(self) -> list[Row]:
+    def connections(self) -> list[OpenConnection]:
         """The open connections, newest first, at most MAX_ROWS."""
         now = time.monotonic()
         found = [
@@ -194,8 +177,8 @@ class Dispatcher:
                 return entry.client.stream(number)
         return None
 
-    def counts(self) -> dict[str, Any]:
-        """How many connections there are and were, which way they went, and how many were refused."""
+    def counts(self) -> ConnectionCounts:
+        """How many connections there are and were, by which routes, and how many were refused."""
         by = {
             Verdict.TUNNEL.value: self._tunnelled,
             Verdict.DIRECT.value: self._directly,
@@ -203,19 +186,19 @@ class Dispatcher:
             Verdict.EXIT.value: self._named,
         }
         blocked: Counter[Any] = Counter({StreamReason.NOT_ALLOWED: self._blocked} if self._blocked else {})
-        return {
-            "open": sum(entry.client.open_streams for entry in self.exits.entries) + len(self.direct.streams),
-            "total": sum(by.values()),
-            "by": by,
-            "refused": by_name(self.exits.refused(), self.direct.refused, blocked),
-        }
+        return ConnectionCounts(
+            open=sum(entry.client.open_streams for entry in self.exits.entries) + len(self.direct.streams),
+            total=sum(by.values()),
+            by=by,
+            refused=by_name(self.exits.refused(), self.direct.refused, blocked),
+        )
 
 
 def _row(
     name: str, stream: Stream | DirectStream | DirectAssociation, request: StreamRequest, now: float
-) -> Row:
+) -> OpenConnection:
     decision = request.decision
-    return Row(
+    return OpenConnection(
         id=f"{name}/{stream.id}",
         target=str(request.destination) if request.destination.port else "*",
         protocol=_PROTOCOLS[request.protocol],

@@ -20,6 +20,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
+from msgspec import structs
+
 from ..address import Destination
 from ..base.clock import clock
 from ..base.tasks import spawn
@@ -32,6 +34,7 @@ from ..outbound.bytestream import ByteStream
 from ..session.sendlog import SlotPool
 from ..session.streams import StreamHandler
 from ..session.wire import StreamProtocol
+from ..status import ClientStatus, KnownExit, Traffic
 from .client import Client
 from .observer import ClientObserver
 from .packet_ports import NO_NETWORK, ClientNetwork, ExitPort
@@ -328,39 +331,39 @@ class Exits(ClientObserver):
         """How many requests were refused since the start, by reason."""
         return sum((entry.client.refused() for entry in self.entries), self._refused)
 
-    def status(self) -> list[dict[str, Any]]:
-        """One entry for each exit: what `cryprq-proxy status` and the dashboard show of the choice."""
-        return [self._entry_status(entry, entry.client.status()) for entry in self.entries]
-
-    def _entry_status(self, entry: ExitEntry, link: dict[str, Any]) -> dict[str, Any]:
-        pinned = self._selection.pinned
-        round_trip = entry.client.round_trip
-        return {
-            "name": entry.name,
-            "priority": entry.priority,
-            "active": entry is self.active,
-            "pinned": pinned is not None and entry is self.entries[pinned],
-            "healthy": entry.client.up if self._single else entry.healthy,
-            "link": link["link"],
-            **link["exit"],
-            "carrier": link.get("carrier"),
-            "round_trip": None if round_trip is None else round(round_trip, 6),
-            "last_error": entry.problem or link["last_error"],
-            "session": link["session"],
-            "carriers": link["carriers"],
-        }
-
-    def report(self) -> dict[str, Any]:
-        """The status of the client: that of the active exit's link, and all exits."""
+    def status(self) -> ClientStatus:
+        """That of the active exit's link, and all exits."""
         links = [(entry, entry.client.status()) for entry in self.entries]
         [active] = [link for entry, link in links if entry is self.active]
-        moved = [link["bytes"] for _, link in links]
-        return active | {
-            "waiting": active["waiting"] + len(self._waiting),
-            "bytes": {way: sum(each[way] for each in moved) for way in ("sent", "received")},
-            "rotations": sum(link["rotations"] for _, link in links),
-            "exits": [self._entry_status(entry, link) for entry, link in links],
-        }
+        return structs.replace(
+            active,
+            waiting=active.waiting + len(self._waiting),
+            bytes=Traffic(
+                sent=sum(link.bytes.sent for _, link in links),
+                received=sum(link.bytes.received for _, link in links),
+            ),
+            rotations=sum(link.rotations for _, link in links),
+            exits=tuple(self._entry_status(entry, link) for entry, link in links),
+        )
+
+    def _entry_status(self, entry: ExitEntry, link: ClientStatus) -> KnownExit:
+        pinned = self._selection.pinned
+        round_trip = entry.client.round_trip
+        return KnownExit(
+            name=entry.name,
+            priority=entry.priority,
+            active=entry is self.active,
+            pinned=pinned is not None and entry is self.entries[pinned],
+            healthy=entry.client.up if self._single else entry.healthy,
+            link=link.link,
+            peer_id=link.exit.peer_id,
+            address=link.exit.address,
+            carrier=link.carrier,
+            round_trip=None if round_trip is None else round(round_trip, 6),
+            last_error=entry.problem or link.last_error,
+            session=link.session,
+            carriers=link.carriers,
+        )
 
 
 def keep_up(exits: Exits) -> asyncio.Task[None]:

@@ -27,6 +27,7 @@ from ..crypto.primitives import Provider
 from ..errors import CloseReason, CryprqError, PeerError, StreamReason
 from ..session.sendlog import SlotPool
 from ..session.streams import Stream
+from ..status import CarrierStatus
 from .backoff import STABLE_SECONDS, Backoff
 from .endpoints import ReachedExit
 from .exit_dialer import ExitDialer
@@ -150,11 +151,11 @@ class ClientLink:
         if self._carrier is not None:
             self._carrier.drop()
 
-    def carrier_status(self) -> dict[str, str] | None:
+    def carrier_status(self) -> CarrierStatus | None:
         if self._carrier is None or self._reached is None:
             return None
         endpoint = self._reached.endpoint
-        return {"kind": endpoint.carrier, "address": str(endpoint), "why": self._reached.why}
+        return CarrierStatus(kind=endpoint.carrier, address=str(endpoint), why=self._reached.why)
 
     def _attach(self, reached: ReachedExit, admission: Admission) -> None:
         endpoint, pipe, _, why = reached

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from ..errors import ConfigError, CryprqError
+from ..status import Status
 
 if TYPE_CHECKING:
     from ..config.client import ClientConfig
@@ -71,13 +72,28 @@ def control_sockets(config: Path | None) -> list[Path]:
 def ask(
     sockets: list[Path], command: str = "status", argument: str = "", timeout: float = ANSWER_SECONDS
 ) -> list[dict[str, Any]]:
-    """The answers of all that answer. Raises CryprqError if nobody does."""
+    """The answers of all that answer, as plain JSON values. Raises CryprqError if none does."""
     from ..process.control import query
 
+    return [
+        answer
+        for _, answer in _answers(sockets, lambda path: query(path, command, timeout, argument=argument))
+    ]
+
+
+def ask_status(sockets: list[Path]) -> list[Status]:
+    """The status of all that answer. Raises CryprqError if none does."""
+    from ..process.control import query, read_status
+
+    answers = _answers(sockets, lambda path: query(path, timeout=ANSWER_SECONDS))
+    return [read_status(answer, path) for path, answer in answers]
+
+
+def _answers[T](sockets: list[Path], query: Callable[[Path], T]) -> list[tuple[Path, T]]:
     answers, errors = [], []
     for path in sockets:
         try:
-            answers.append(query(path, command, timeout, argument=argument))
+            answers.append((path, query(path)))
         except CryprqError as error:
             errors.append((not path.exists(), error))
     if not answers:

@@ -9,7 +9,7 @@ from typing import Final
 import click
 
 from ..errors import ConfigError, CryprqError
-from .common import FILE, ask, config_option, control_sockets
+from .common import FILE, ask, ask_status, config_option, control_sockets
 
 
 @click.command()
@@ -42,10 +42,10 @@ def leaktest(as_json: bool, target: tuple[str, ...], config: Path | None) -> Non
 
     sockets = control_sockets(config)
     try:
-        answers = ask(sockets)
+        running = ask_status(sockets)
     except CryprqError as error:
         raise ConfigError(str(error)) from None
-    code, table, plain = leak_test(answers, target)
+    code, table, plain = leak_test(running, target)
     click.echo(json.dumps(plain, indent=2) if as_json else table)
     raise click.exceptions.Exit(code)
 

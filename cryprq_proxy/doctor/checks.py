@@ -18,11 +18,12 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..base.log import describe, one_line
 from ..base.progress import Progress, unseen
 from ..errors import CryprqError
+from ..status import ClientStatus, ExitStatus, Status
 
 if TYPE_CHECKING:
     from ..client.client import Client
@@ -75,7 +76,7 @@ class Context:
     exit: ExitConfig | None = None
     provider: Provider | None = None
     identity: Identity | None = None
-    running: Mapping[str, Any] | None = None
+    running: Status | None = None
     """The status of the role that runs here."""
     link: Client | None = None
     """A link of our own, while it is up."""
@@ -89,6 +90,14 @@ class Context:
     root: Path = Path("/")
     """Where /dev, /proc and the like are."""
     euid: int = field(default_factory=os.geteuid)
+
+    @property
+    def running_client(self) -> ClientStatus | None:
+        return self.running if isinstance(self.running, ClientStatus) else None
+
+    @property
+    def running_exit(self) -> ExitStatus | None:
+        return self.running if isinstance(self.running, ExitStatus) else None
 
     async def close(self) -> None:
         while self.closing:

@@ -10,7 +10,7 @@ from ..exit.egress import own_addresses
 from ..pairing.invitation import is_global, own_address
 from ..pairing.invite_store import InviteStore, beside
 from .checks import Context, Verdict, fail, ok, skip, warn
-from .machine import bindable, runs
+from .machine import bindable
 
 
 def _exit(context: Context) -> ExitConfig:
@@ -24,10 +24,10 @@ async def peers(context: Context) -> Verdict:
     if not listed:
         return fail("no client is on the list, so nobody gets in", "invite one: cryprq-proxy invite NAME")
     text = f"{len(listed)} client{'' if len(listed) == 1 else 's'} may come in"
-    now = (context.running or {}).get("authorized")
-    if isinstance(now, int) and now != len(listed):
+    running = context.running_exit
+    if running is not None and running.authorized != len(listed):
         return warn(
-            f"{text}, but the running exit knows {now}",
+            f"{text}, but the running exit knows {running.authorized}",
             "send it SIGHUP, and look into its log if that does not help",
         )
     return ok(text)
@@ -48,13 +48,11 @@ async def listeners(context: Context) -> Verdict:
     """TCP ports; the lane's UDP ports have the same numbers."""
     config = _exit(context)
     addresses = [*config.listen, *([config.websocket.listen] if config.websocket.listen else [])]
-    if not runs(context):
+    if context.running is None:
         return bindable(addresses)
-    told = (context.running or {}).get("listen")
-    shown = ", ".join(map(str, told)) if isinstance(told, list) else "?"
-    missing = [
-        str(address) for address in config.listen if isinstance(told, list) and str(address) not in told
-    ]
+    told = context.running.listen
+    shown = ", ".join(told)
+    missing = [str(address) for address in config.listen if str(address) not in told]
     if missing and all(address.port for address in config.listen):
         return warn(
             f"the running exit listens on {shown}, not on {', '.join(missing)}",

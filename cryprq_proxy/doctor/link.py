@@ -9,16 +9,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Final
+from typing import Final
 
 from ..base.tasks import spawn
-from ..base.text import milliseconds, part
+from ..base.text import milliseconds
 from ..carriers.dial.tcp import by_system
 from ..client.client import Client
 from ..client.settings import ClientSettings
 from ..service.startup import lane_offload
+from ..status import ClientStatus, LaneStatus
 from .checks import Context, Verdict, fail, ok, skip, warn
 from .reach import linked, settings
 
@@ -41,7 +42,7 @@ IPV6_MTU: Final = (socket.IPPROTO_IPV6, 24)
 async def link(context: Context) -> Verdict:
     """A link of our own to the first exit that gives one; it stays up for the checks that follow."""
     if status := linked(context):
-        return ok(f"it is that of the running client, to {part(status, 'exit').get('address', '?')}")
+        return ok(f"it is that of the running client, to {status.exit.address}")
     config, exits = settings(context)
     assert context.identity is not None and context.provider is not None
     last = "no exit answered"
@@ -65,20 +66,20 @@ async def link(context: Context) -> Verdict:
             context.link = client
             context.closing.append(client.stop)
             return ok(f"a link to {exit.name} is up, by {_by(client.status())}")
-        last = str(client.status()["last_error"] or last)
+        last = client.status().last_error or last
         await client.stop()
     return fail(f"no link came up within {LINK_SECONDS:g} s: {last}", "see the handshake above")
 
 
 async def _comes_up(client: Client) -> bool:
     running = spawn(client.run(), "doctor's link")
-    await _until(lambda: client.status()["link"] == "up" or running.done(), LINK_SECONDS)
-    return client.status()["link"] == "up" and not running.done()
+    await _until(lambda: client.up or running.done(), LINK_SECONDS)
+    return client.up and not running.done()
 
 
-def _by(status: Mapping[str, Any]) -> str:
-    carrier = part(status, "carrier")
-    return f"{carrier.get('kind', '?')} ({carrier.get('why', '?')})"
+def _by(status: ClientStatus) -> str:
+    carrier = status.carrier
+    return "a carrier that is gone" if carrier is None else f"{carrier.kind} ({carrier.why})"
 
 
 async def _until(reached: Callable[[], object], seconds: float) -> bool:
@@ -90,9 +91,14 @@ async def _until(reached: Callable[[], object], seconds: float) -> bool:
     return bool(reached())
 
 
-def status_of(context: Context) -> Mapping[str, Any]:
+def status_of(context: Context) -> ClientStatus | None:
     """Of the link that there is: ours, or the running client's."""
-    return context.link.status() if context.link is not None else linked(context) or {}
+    return context.link.status() if context.link is not None else linked(context)
+
+
+def lane_of(context: Context) -> LaneStatus | None:
+    status = status_of(context)
+    return None if status is None or status.packets is None else status.packets.lane
 
 
 async def lane(context: Context) -> Verdict:
@@ -103,33 +109,28 @@ async def lane(context: Context) -> Verdict:
     if config.upstream is not None:
         return skip("an upstream proxy carries no UDP, so everything goes by TCP")
 
-    def found() -> Mapping[str, Any]:
-        return part(part(status_of(context), "packets"), "lane")
-
     if context.link is not None:
-        await _until(lambda: found().get("up"), LANE_SECONDS)
-    state = found()
-    if not state:
+        await _until(lambda: (found := lane_of(context)) is not None and found.up, LANE_SECONDS)
+    state = lane_of(context)
+    if state is None:
         return warn(
             "this link has no datagram lane: the exit has switched it off, or is reached by WebSocket only",
             "everything goes by the carrier, which is slower for calls and games; give a cryprq:// address too",
         )
-    if state.get("up"):
-        return ok(f"UDP gets through, and comes back in {milliseconds(state.get('round_trip'))}")
+    if state.up:
+        return ok(f"UDP gets through, and comes back in {milliseconds(state.round_trip)}")
     return warn(
-        f"UDP does not get through to the exit: {state.get('why', 'no answer')}",
+        f"UDP does not get through to the exit: {state.why}",
         "let UDP in on the exit's port in its firewall (and its provider's); until then everything goes by TCP",
     )
 
 
 async def mtu(context: Context) -> Verdict:
     """What the lane has measured: the path's, not that of the first cable."""
-    state = part(part(status_of(context), "packets"), "lane")
-    if not state.get("up"):
+    state = lane_of(context)
+    if state is None or not state.up:
         return await _route_mtu(context)
-    largest = state.get("size")
-    if not isinstance(largest, int):
-        return skip("the running client does not tell it")
+    largest = state.size
     if largest < GOOD_SIZE:
         return warn(
             f"the path carries UDP payloads of {largest} bytes only",
@@ -173,8 +174,8 @@ async def round_trip(context: Context) -> Verdict:
     if context.link is not None:
         measured = await measure(context.link)
     else:
-        told = part(status_of(context), "session").get("round_trip")
-        measured = float(told) if isinstance(told, int | float) else None
+        running = linked(context)
+        measured = None if running is None or running.session is None else running.session.round_trip
     if not measured:
         return skip("no answer to a PING came in time to measure it")
     if measured > SLOW:

@@ -34,10 +34,6 @@ def _client(context: Context) -> ClientConfig:
     return context.client
 
 
-def runs(context: Context) -> bool:
-    return context.running is not None
-
-
 # --- rules, port, PAC ---
 
 
@@ -61,11 +57,10 @@ async def rules(context: Context) -> Verdict:
 async def port(context: Context) -> Verdict:
     """Is the proxy's port ours, or free?"""
     listen = _client(context).listen
-    if runs(context):
+    if context.running is not None:
         if await _accepts(reachable(listen)):
             return ok(f"the running proxy listens on {listen}")
-        told = (context.running or {}).get("listen")
-        where = ", ".join(map(str, told)) if isinstance(told, list) and told else "somewhere else"
+        where = ", ".join(context.running.listen) or "somewhere else"
         return warn(
             f"nothing answers on {listen}, though the client runs: it listens on {where}",
             "restart it, so that it takes the configuration as it is now",
@@ -103,7 +98,7 @@ async def pac(context: Context) -> Verdict:
     admin = _client(context).admin
     if admin is None:
         return skip("the dashboard is off (admin), and with it the PAC file")
-    if not runs(context):
+    if context.running is None:
         return skip("the PAC file is there when the client runs")
     url = f"http://{reachable(admin)}/proxy.pac"
     try:
@@ -254,7 +249,8 @@ async def leftovers(context: Context) -> Verdict:
     """Changes of a --tun that was killed: its journal, its table of the packet filter."""
     config = context.client or context.exit
     assert config is not None
-    if (context.running or {}).get("system") or (context.running or {}).get("network"):
+    client, exit = context.running_client, context.running_exit
+    if (client is not None and client.tun) or (exit is not None and exit.network):
         return ok("system-wide mode runs; what it has changed is undone when it ends")
     left = []
     for journal in JOURNALS:

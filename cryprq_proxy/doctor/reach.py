@@ -9,10 +9,9 @@ be told apart from here: a wrong peer id in the URL, a wrong pre-shared key, and
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Final
 
-from ..base.text import parts
 from ..carriers.admission import admit_client, meet_exit
 from ..carriers.dial.connect import Dialling
 from ..carriers.dial.dial import dial
@@ -24,6 +23,7 @@ from ..crypto.handshake import ClientHandshake
 from ..crypto.payloads import Feature
 from ..errors import CarrierError, CloseReason, CryprqError, HandshakeError, PeerError
 from ..session.wire import encode_close
+from ..status import ClientStatus
 from .checks import Context, State, Verdict, fail, ok, skip, warn
 
 SECONDS: Final = 10.0
@@ -43,14 +43,10 @@ def dialling(config: ClientConfig, exit: ExitChoice) -> Dialling:
     return Dialling(config.upstream, by_system, 0, exit.ca)
 
 
-def linked(context: Context) -> Mapping[str, Any] | None:
+def linked(context: Context) -> ClientStatus | None:
     """The status of the client that runs here, if its link is up."""
-    status = context.running
-    return (
-        status
-        if status is not None and status.get("role") == "client" and status.get("link") == "up"
-        else None
-    )
+    client = context.running_client
+    return client if client is not None and client.link == "up" else None
 
 
 # --- name, connection ---
@@ -85,9 +81,9 @@ async def reach(context: Context) -> Verdict:
     """A connection to each address, of whatever carrier: nothing is said on it."""
     if status := linked(context):
         ill = [
-            f"the exit {each.get('name', '?')} is not well: {each.get('last_error') or 'no answer'}"
-            for each in parts(status, "exits")
-            if each.get("healthy") is False
+            f"the exit {exit.name} is not well: {exit.last_error or 'no answer'}"
+            for exit in status.exits
+            if not exit.healthy
         ]
         if ill:
             return warn(
@@ -95,9 +91,10 @@ async def reach(context: Context) -> Verdict:
                 "the others are used meanwhile; look at that exit (cryprq-proxy doctor --exit)",
             )
         return ok("the running client's link is up, so the exit is reached")
-    if (context.running or {}).get("system"):
+    client = context.running_client
+    if client is not None and client.tun:
         return fail(
-            f"the running client has no link: {context.running and context.running.get('last_error')}",
+            f"the running client has no link: {client.last_error}",
             "system-wide mode keeps all else in, this test too: stop it (sudo cryprq-proxy cleanup if it was killed), "
             "then ask again",
         )

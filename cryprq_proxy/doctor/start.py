@@ -19,7 +19,8 @@ from ..config.secret_files import read_psk
 from ..crypto.identity import Identity
 from ..crypto.primitives import select_provider
 from ..errors import ConfigError, CryprqError
-from ..process.control import NotRunning, query
+from ..process.control import NotRunning, query_status
+from ..status import ClientStatus, ExitStatus
 from .checks import Context, Verdict, fail, ok, skip, warn
 
 BUILT: Final = 1_760_000_000.0
@@ -134,30 +135,24 @@ async def running(context: Context) -> Verdict:
     if not os.path.lexists(path):
         return ok(f"nothing runs with this configuration (no control socket {path})")
     try:
-        status = context.running = await asyncio.to_thread(query, path)
+        status = context.running = await asyncio.to_thread(query_status, path)
     except NotRunning:
         return ok(
             f"nothing runs with this configuration; {path} is left of one that was killed, and does no harm"
         )
     except CryprqError as error:
         return warn(str(error), "ask as the user that it runs as")
-    role, uptime = status.get("role", "?"), duration(status.get("uptime"))
-    errors = status.get("errors")
-    last = (
-        errors[-1].get("text")
-        if isinstance(errors, list) and errors and isinstance(errors[-1], dict)
-        else None
-    )
-    text = f"the {role} has been running for {uptime}, process {status.get('pid', '?')}"
-    if role == "client" and status.get("link") != "up":
+    role = "exit" if isinstance(status, ExitStatus) else "client"
+    text = f"the {role} has been running for {duration(status.uptime)}, process {status.pid}"
+    if not isinstance(status, ClientStatus):
+        return ok(text)
+    if status.link != "up":
+        last = status.last_error or next((error.text for error in status.errors), "it is being made")
+        return warn(f"{text}, but has no link: {last}", "the steps below say where it ends")
+    if status.rules is not None and status.rules.error:
         return warn(
-            f"{text}, but has no link: {status.get('last_error') or last or 'it is being made'}",
-            "the steps below say where it ends",
-        )
-    rules = status.get("rules")
-    if isinstance(rules, dict) and rules.get("error"):
-        return warn(
-            f"{text}, with old rules, since {rules['error']}", "mend the file; it is read again by itself"
+            f"{text}, with old rules, since {status.rules.error}",
+            "mend the file; it is read again by itself",
         )
     return ok(text)
 

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 from collections import Counter
-from typing import Any, Final
+from typing import Final
 
 from ..address import Destination
 from ..base.clock import clock
@@ -28,7 +28,8 @@ from ..outbound.resolver import Resolver
 from ..session import wire
 from ..session.records import RecordOpener, RecordSealer
 from ..session.sendlog import SlotPool
-from ..session.status import by_name, session_status
+from ..session.status import by_name
+from ..status import ExitStatus
 from .egress import EgressPolicy
 from .limits import TokenBucket
 from .listener import ExitListener, HandshakeThread
@@ -193,30 +194,26 @@ class Exit:
 
     # --- status ----------------------------------------------------------------------------------------------------
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> ExitStatus:
         """What `cryprq-proxy status` shows."""
-        now, sessions = clock(), list(self._sessions)
+        now, entries = clock(), list(self._sessions)
         totals, lanes = self._sessions.totals, self._sessions.lanes
-        return {
-            "role": "exit",
-            "peer_id": str(self._identity.peer_id),
-            "provider": self._provider.name,
-            "authorized": len(self._authorized),
-            "targets": len(self._targets.relays),
-            "handshakes": self._listener.in_flight,
-            **totals.status(*(entry.session for entry in sessions)),
-            "streams_total": self._sessions.streams_total,
-            "streams_refused": by_name(totals.refused, *(entry.session.refused for entry in sessions)),
-            "refused": by_name(self._refused) | self._listener.failed,
-            "lanes": None if lanes is None else lanes.status(),
-            "network": self._network.status(),
-            "sessions": [
-                {"peer_id": str(entry.peer), "link": "up" if entry.carrier is not None else "down"}
-                | session_status(entry.session, now)
-                | {"packets": None if entry.packet_link is None else entry.packet_link.status()}
-                for entry in sessions
-            ],
-        }
+        sessions = [entry.session for entry in entries]
+        return ExitStatus(
+            peer_id=str(self._identity.peer_id),
+            provider=self._provider.name,
+            authorized=len(self._authorized),
+            targets=len(self._targets.relays),
+            handshakes=self._listener.in_flight,
+            bytes=totals.bytes(*sessions),
+            rotations=totals.rotations(*sessions),
+            streams_total=self._sessions.streams_total,
+            streams_refused=by_name(totals.refused, *(session.refused for session in sessions)),
+            refused=by_name(self._refused) | self._listener.failed,
+            lanes=None if lanes is None else lanes.status(),
+            network=self._network.status(),
+            sessions=tuple(entry.status(now) for entry in entries),
+        )
 
 
 def _may_resume(entry: PeerSession, peer: PeerId, request: ResumeRequest, handshake: ExitHandshake) -> bool:

@@ -7,13 +7,14 @@ let peers in that are not listed yet (pairing/invite_store.py).
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from ..carriers.lane.packet_link import PacketLink
 from ..crypto.identity import PeerId
 from ..crypto.payloads import Feature
 from ..errors import CryprqError
 from ..lane.slices import Run
+from ..status import TunNetworkStatus
 
 
 class PacketNetwork(Protocol):
@@ -43,7 +44,7 @@ class PacketNetwork(Protocol):
     def received(self, link: PacketLink, buffer: memoryview, start: int, end: int, run: Run) -> None:
         """Send a packet that came from a client."""
 
-    def status(self) -> dict[str, Any] | None:
+    def status(self) -> TunNetworkStatus | None:
         """What `cryprq-proxy status` shows."""
 
 

@@ -11,6 +11,8 @@ import logging
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor
 
+from msgspec import structs
+
 from ..base.clock import clock
 from ..carriers.carrier import Carrier
 from ..carriers.lane.batch import SocketAddress
@@ -25,9 +27,10 @@ from ..errors import CloseReason, CryprqError, PeerError, StreamReason
 from ..outbound.udp_association import UdpAssociation
 from ..session.sendlog import MemoryBudget
 from ..session.session import Session
-from ..session.status import Totals
+from ..session.status import Totals, session_status
 from ..session.streams import Stream
 from ..session.wire import StreamProtocol
+from ..status import PeerSessionStatus
 from .limits import TokenBucket
 from .providers import PacketNetwork
 from .settings import ExitSettings
@@ -62,6 +65,14 @@ class PeerSession:
         self.addresses: tuple[bytes, bytes] | None = None
         self.attempt = 0
         self.expiry: asyncio.TimerHandle | None = None
+
+    def status(self, now: float) -> PeerSessionStatus:
+        return PeerSessionStatus(
+            peer_id=str(self.peer),
+            link="down" if self.carrier is None else "up",
+            packets=None if self.packet_link is None else self.packet_link.status(),
+            **structs.asdict(session_status(self.session, now)),
+        )
 
     def carrier_lost(self, carrier: Carrier, error: PeerError | None) -> None:
         if self.carrier is carrier:

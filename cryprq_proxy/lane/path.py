@@ -26,6 +26,7 @@ from math import inf
 from typing import Any, Final
 
 from ..crypto.primitives import Entropy
+from ..status import PathCounters
 from .opening import OVERHEAD
 from .sealing import CHALLENGE, KEEPALIVE, PROBE, PROBE_ACK, RESPONSE
 
@@ -85,16 +86,6 @@ class _Candidate:
     received: int = 0
     sent: int = 0
     challenged: float = -inf
-
-
-@dataclass(slots=True)
-class PathCounters:
-    probes: int = 0
-    answered: int = 0
-    falls: int = 0
-    """Times that `up` became false."""
-    shrinks: int = 0
-    migrations: int = 0
 
 
 class Path:

@@ -20,9 +20,6 @@ from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 from typing import Final, Self
 
-import msgspec
-from msgspec import Struct
-
 from ..address import Destination, parse_host_port
 from ..base.log import one_line
 from ..config.authorized import PeersFile, check_name
@@ -32,7 +29,8 @@ from ..config.urls import parse_peer_url, parse_public
 from ..crypto.identity import PeerId
 from ..crypto.payloads import INVITE_SIZE
 from ..errors import ConfigError
-from ..process.control import NotRunning, query
+from ..process.control import NotRunning, query, query_status
+from ..status import ExitStatus, Status
 from .invite_store import LEAST_SECONDS, MOST_SECONDS, InviteStore, beside
 
 SECRET_LENGTH: Final = 26
@@ -154,20 +152,6 @@ def _outward(family: socket.AddressFamily) -> str | None:
 # --- an invite ---
 
 
-class Running(Struct, frozen=True):
-    """What a running exit tells of itself (service/exit.py), for who wants to invite a client to it."""
-
-    authorized: str | None
-    public: str
-    psk: bool
-    listen: tuple[str, ...]
-
-
-class _Status(Struct, frozen=True):
-    peer_id: str
-    pairing: Running
-
-
 @dataclass(frozen=True, slots=True)
 class ExitHere:
     """The exit of this machine that a command is about."""
@@ -188,22 +172,23 @@ def exit_here(file: Path | None) -> ExitHere:
     this or that, and for root the exit that runs may be a service. Raises CryprqError."""
     config = load_exit(file)
     authorized = authorized_file(file, config)
-    try:
-        status = msgspec.convert(query(config.control_socket), _Status)
-        told = status.pairing
-        return ExitHere(
-            config,
-            authorized if told.authorized is None else Path(told.authorized),
-            True,
-            PeerId.parse(status.peer_id),
-            [parse_host_port(each) for each in told.listen],
-            told.public,
-            told.psk,
-        )
-    except (NotRunning, msgspec.ValidationError):  # nothing, or a client
+    told: Status | None = None
+    with contextlib.suppress(NotRunning):
+        told = query_status(config.control_socket)
+    if not isinstance(told, ExitStatus) or told.pairing is None:
         return ExitHere(
             config, authorized, False, None, config.listen, config.public, config.psk_file is not None
         )
+    pairing = told.pairing
+    return ExitHere(
+        config,
+        authorized if pairing.authorized is None else Path(pairing.authorized),
+        True,
+        PeerId.parse(told.peer_id),
+        [parse_host_port(listen) for listen in pairing.listen],
+        pairing.public,
+        pairing.psk,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,8 +26,10 @@ from typing import Annotated, Any, Final
 import msgspec
 
 from ..base.files import locked_directory
+from ..base.log import one_line
 from ..base.text import reason_of
 from ..errors import ConfigError, CryprqError
+from ..status import Status, encode, read
 
 MAX_REQUEST: Final = 4096
 MAX_ANSWER: Final = 4 << 20
@@ -36,7 +38,7 @@ MAX_CONNECTIONS: Final = 16
 TIMEOUT: Final = 5.0
 """Seconds for the whole of a request, and for the whole of an answer."""
 
-type Status = Callable[[], Mapping[str, object] | Awaitable[Mapping[str, object]]]
+type Report = Callable[[], Awaitable[Status]]
 type Action = Callable[[str], Awaitable[Mapping[str, object]]]
 """Does what a command asks for, with its argument. Raises CryprqError saying why it cannot."""
 
@@ -69,11 +71,10 @@ def parse_request(line: bytes) -> Request:
 class ControlServer:
     """Answers on the socket `path` from `start()` until `stop()`.
 
-    `status` is called in the event loop for every such request, and `actions` for the commands of their names; what
-    they return must be plain JSON values.
+    `status` is called in the event loop for every such request, and `actions` for the commands of their names.
     """
 
-    def __init__(self, path: Path, status: Status, actions: Mapping[str, Action] | None = None) -> None:
+    def __init__(self, path: Path, status: Report, actions: Mapping[str, Action] | None = None) -> None:
         self.path = path
         self._status = status
         self._actions = dict(actions or {})
@@ -116,30 +117,29 @@ class ControlServer:
                 line = await reader.readuntil(b"\n")
             answer = await self._answer(line)
         except asyncio.LimitOverrunError:
-            answer = {"error": f"a request has at most {MAX_REQUEST} bytes"}
-        writer.write(json.dumps(answer).encode() + b"\n")
+            answer = encode({"error": f"a request has at most {MAX_REQUEST} bytes"})
+        writer.write(answer + b"\n")
         async with asyncio.timeout(TIMEOUT):
             await writer.drain()
 
-    async def _answer(self, line: bytes) -> dict[str, object]:
+    async def _answer(self, line: bytes) -> bytes:
         try:
             request = parse_request(line)
         except RequestError as error:
-            return {"error": str(error)}
+            return encode({"error": str(error)})
         command = request.command
         action = self._actions.get(command)
         if action is None and command != "status":
             known = ", ".join(sorted(["status", *self._actions]))
-            return {"error": f"unknown command {command!r}; known: {known}"}
+            return encode({"error": f"unknown command {command!r}; known: {known}"})
         try:
-            told = self._status() if action is None else action(request.argument)
-            return {"ok": dict(await told if isinstance(told, Awaitable) else told)}
+            return encode({"ok": await (self._status() if action is None else action(request.argument))})
         except CryprqError as error:
-            return {"error": str(error)}
+            return encode({"error": str(error)})
         except Exception:
             # A bug in a report must not cost the person the report that there is one.
             _log.exception("the command %r failed", command)
-            return {"error": f"the {command} cannot be told; the log says why"}
+            return encode({"error": f"the {command} cannot be told; the log says why"})
 
 
 def query(
@@ -165,6 +165,22 @@ def query(
         case {"error": str(text)}:
             raise CryprqError(f"the cryprq-proxy at {path} answers: {text}")
     raise CryprqError(f"what answers at {path} is no cryprq-proxy, or one of another version")
+
+
+def query_status(path: Path, timeout: float = TIMEOUT) -> Status:
+    """The status of the process that listens at `path`. Raises as `query`."""
+    return read_status(query(path, timeout=timeout), path)
+
+
+def read_status(told: dict[str, Any], path: Path) -> Status:
+    """What the process at `path` has told. Raises CryprqError if it is of a version that tells it differently."""
+    try:
+        return read(told)
+    except msgspec.ValidationError as error:
+        raise CryprqError(
+            f"the cryprq-proxy at {path} is of another version, restart it: its status cannot be read "
+            f"({one_line(str(error))})"
+        ) from None
 
 
 def _exchange(path: Path, request: bytes, timeout: float) -> bytes:

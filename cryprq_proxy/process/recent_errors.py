@@ -9,24 +9,16 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from dataclasses import asdict, dataclass
-from typing import Any, Final
+from typing import Final
+
+from msgspec.structs import replace
 
 from ..base.log import describe, one_line
+from ..status import LoggedError
 
 MAX_ENTRIES: Final = 50
 MAX_TEXT: Final = 500
 """Characters of one entry."""
-
-
-@dataclass(slots=True)
-class Entry:
-    """`at` is in Unix seconds, of the last time; `count` is how many times it came in a row."""
-
-    at: float
-    level: str
-    text: str
-    count: int = 1
 
 
 class RecentErrors(logging.Handler):
@@ -34,7 +26,7 @@ class RecentErrors(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
-        self._entries: deque[Entry] = deque(maxlen=MAX_ENTRIES)
+        self._entries: deque[LoggedError] = deque(maxlen=MAX_ENTRIES)
         self._totals = {"warning": 0, "error": 0}
 
     def __enter__(self) -> RecentErrors:
@@ -63,13 +55,13 @@ class RecentErrors(logging.Handler):
             last.at = record.created
             last.count += 1
         else:
-            self._entries.append(Entry(record.created, level, text))
+            self._entries.append(LoggedError(at=record.created, level=level, text=text))
 
-    def status(self) -> list[dict[str, Any]]:
+    def status(self) -> tuple[LoggedError, ...]:
         """For the key "errors" of the status, newest first."""
         self.acquire()
         try:
-            return [asdict(entry) for entry in reversed(self._entries)]
+            return tuple(replace(entry) for entry in reversed(self._entries))
         finally:
             self.release()
 

@@ -17,11 +17,12 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Final
 
 from ..base.log import describe, one_line
+from ..status import ExitStatus, Status
 
 _log = logging.getLogger(__name__)
 
@@ -143,15 +144,14 @@ class Notifier:
                 _log.warning("the service manager does not take our messages: %s", describe(error))
 
 
-def summary(status: Mapping[str, Any]) -> str:
-    """A role's status (`Client.status`, `Exit.status`) as the status text: one short line."""
-    if status.get("role") == "exit":
-        sessions = status.get("sessions") or ()
-        return f"{_count(len(sessions), 'session')}, {_count(status.get('targets') or 0, 'target')}"
-    exit, session = status.get("exit") or {}, status.get("session") or {}
-    if status.get("link") != "up":
-        return f"no link to {exit.get('address', '?')}: {status.get('last_error') or 'connecting'}"
-    return f"link up to {exit.get('address', '?')}, {_count(session.get('streams') or 0, 'stream')}"
+def summary(status: Status) -> str:
+    """A role's status as the status text: one short line."""
+    if isinstance(status, ExitStatus):
+        return f"{_count(len(status.sessions), 'session')}, {_count(status.targets, 'target')}"
+    if status.link != "up":
+        return f"no link to {status.exit.address}: {status.last_error or 'connecting'}"
+    streams = 0 if status.session is None else status.session.streams
+    return f"link up to {status.exit.address}, {_count(streams, 'stream')}"
 
 
 def _count(number: int, noun: str) -> str:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
 
 import msgspec
+from msgspec import structs
 
 from ..address import Destination, reachable
 from ..base import progress
@@ -42,6 +43,7 @@ from ..process.reload import Reloader
 from ..process.sd_notify import summary
 from ..rules.engine import RuleSet, load_rules
 from ..rules.pac.script import pac
+from ..status import ClientStatus, RulesStatus, TunStatus
 from ..web.guard import new_token
 from .startup import (
     Report,
@@ -138,9 +140,7 @@ async def run_client(
         running = Running(config, exits, Dispatcher(exits, rules), system)
         reloader = Reloader(lambda: load(read()), running.apply, stop.notifier)
         listener = MixedListener(running.dispatcher, listening)
-        report = Report(
-            lambda: running.status(reloader), None if system is None else system.status, recent=recent
-        )
+        report = Report(lambda: running.status(reloader), recent)
         control = ControlServer(config.control_socket, report, running.actions(reloader))
         await control.start()
         stack.push_async_callback(control.stop)
@@ -170,7 +170,7 @@ async def run_client(
                 f"exit {choice.name} ({choice.peer_id}) at {choice.endpoints[0]}" for choice in choices
             ),
         )
-        stop.notifier.ready(lambda: summary(exits.report()))
+        stop.notifier.ready(lambda: summary(exits.status()))
         if system is not None:
             if not await _confirmed(system, config.tun.confirm, stop, link):
                 system.fail_closed = False
@@ -198,27 +198,23 @@ class Running:
 
     # --- what can be told ---
 
-    def status(self, reloader: Reloader[Loaded]) -> dict[str, Any]:
-        """Plain JSON values."""
+    async def status(self, reloader: Reloader[Loaded]) -> ClientStatus:
         rules = self.dispatcher.rules
-        return {
-            **self._exits.report(),
-            "connections": self.dispatcher.counts(),
-            "rules": {
-                "rules": len(rules.rules),
-                "names": rules.listed,
-                "default": str(rules.default),
-                "broken": rules.broken,
-                "problems": [str(problem) for problem in rules.problems],
-                "loaded_at": round(reloader.loaded_at, 3),
-                "error": reloader.error,
-            },
-            "admin": None if self._admin is None else f"http://{self._admin}/",
-        }
-
-    def streams(self) -> list[dict[str, Any]]:
-        """The open connections, newest first."""
-        return [row._asdict() for row in self.dispatcher.connections()]
+        return structs.replace(
+            self._exits.status(),
+            connections=self.dispatcher.counts(),
+            rules=RulesStatus(
+                rules=len(rules.rules),
+                names=rules.listed,
+                default=str(rules.default),
+                broken=rules.broken,
+                problems=tuple(map(str, rules.problems)),
+                loaded_at=round(reloader.loaded_at, 3),
+                error=reloader.error,
+            ),
+            admin=None if self._admin is None else f"http://{self._admin}/",
+            tun=None if self._system is None else await self._system.status(),
+        )
 
     def pac(self) -> str:
         """The PAC file of the rules in force."""
@@ -261,7 +257,7 @@ class Running:
         """What the control socket can ask beside the status."""
 
         async def streams(_: str) -> dict[str, object]:
-            return {"streams": self.streams()}
+            return {"streams": self.dispatcher.connections()}
 
         async def close(id: str) -> dict[str, object]:
             if not self.dispatcher.close(id):
@@ -303,7 +299,7 @@ class Running:
 
         sources = Sources(
             status=report,
-            streams=self.streams,
+            streams=self.dispatcher.connections,
             pac=self.pac,
             close=self.dispatcher.close,
             choose_exit=self.choose_exit,
@@ -346,7 +342,7 @@ class System(ClientNetwork, Protocol):
     async def lost(self) -> None: ...
     async def pause(self, seconds: int) -> None: ...
     async def apply_rules(self, rules: RuleSet) -> None: ...
-    async def status(self) -> dict[str, Any]: ...
+    async def status(self) -> TunStatus: ...
     async def close(self, *failure: Any) -> None: ...
 
 

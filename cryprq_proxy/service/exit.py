@@ -16,7 +16,9 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import AsyncExitStack
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
+
+from msgspec import structs
 
 from ..address import Destination
 from ..base.log import set_level
@@ -35,6 +37,7 @@ from ..process.lifecycle import Stop, settle
 from ..process.recent_errors import RecentErrors
 from ..process.reload import Reloader
 from ..process.sd_notify import summary
+from ..status import ExitStatus, PairingStatus, PeerStatus
 from ..web.guard import new_token
 from .startup import (
     Report,
@@ -102,17 +105,18 @@ async def run_exit(
         exit.authorize(frozenset(names))
         return f"{count(len(names), 'peer')} allowed"
 
-    def status() -> dict[str, Any]:
+    async def status() -> ExitStatus:
         told = exit.status()
-        return told | {
-            "peers": peers_told(names, [str(session["peer_id"]) for session in told["sessions"]]),
-            "pairing": _pairing(config, authorized, report),
-        }
+        return structs.replace(
+            told,
+            peers=peers_told(names, (session.peer_id for session in told.sessions)),
+            pairing=_pairing(config, authorized, report.listen[: len(config.listen)]),
+        )
 
     reloader = Reloader(again, apply, stop.notifier)
     async with AsyncExitStack() as stack:
         recent = stack.enter_context(RecentErrors())
-        report = Report(status, recent=recent)
+        report = Report(status, recent)
         stack.callback(resolver.close)
         if redeemer is not None:
             stack.callback(redeemer.close)
@@ -158,26 +162,25 @@ async def run_exit(
             _log.info("stopping at once")
 
 
-def peers_told(names: Mapping[PeerId, str], sessions: Iterable[str]) -> list[dict[str, object]]:
+def peers_told(names: Mapping[PeerId, str], sessions: Iterable[str]) -> tuple[PeerStatus, ...]:
     """Peers for the status, with how many of `sessions` (a peer id for each) they have; first those who have most. Who
     came with an invite a moment ago has no name yet: it is read with the list."""
     counts = Counter(sessions)
     known = {str(peer): name for peer, name in names.items()}
     everybody = sorted(dict.fromkeys(counts) | known, key=lambda peer: -counts[peer])
-    return [
-        {"peer_id": peer, "name": known.get(peer, ""), "sessions": counts[peer]}
+    return tuple(
+        PeerStatus(peer_id=peer, name=known.get(peer, ""), sessions=counts[peer])
         for peer in everybody[:MAX_PEERS_TOLD]
-    ]
+    )
 
 
-def _pairing(config: ExitConfig, authorized: Path | None, report: Report) -> dict[str, object]:
-    """What `cryprq-proxy invite` and `peers` need to know of a running exit, whatever configuration they look at."""
-    return {
-        "authorized": None if authorized is None else str(authorized.absolute()),
-        "public": config.public,
-        "psk": config.psk_file is not None,
-        "listen": [str(address) for address in report.listen[: len(config.listen)]],
-    }
+def _pairing(config: ExitConfig, authorized: Path | None, listen: Iterable[Destination]) -> PairingStatus:
+    return PairingStatus(
+        authorized=None if authorized is None else str(authorized.absolute()),
+        public=config.public,
+        psk=config.psk_file is not None,
+        listen=tuple(map(str, listen)),
+    )
 
 
 def _actions(reloader: Reloader[tuple[ExitConfig, dict[PeerId, str]]]) -> dict[str, Action]:

@@ -11,10 +11,11 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+
+from msgspec import structs
 
 from .. import __version__
 from ..address import Destination
@@ -28,6 +29,7 @@ from ..process.file_watch import FileWatch
 from ..process.lifecycle import Stop
 from ..process.recent_errors import RecentErrors
 from ..process.reload import Reloader
+from ..status import Status
 
 _log = logging.getLogger(__name__)
 
@@ -56,33 +58,25 @@ def explained(listen: Sequence[Destination], flag: str = "--listen") -> Iterator
 
 
 class Report:
-    """What the control socket tells: the role's status, that of system-wide mode, and what only the process knows."""
+    """What the control socket tells: the role's status, and what only the process knows."""
 
-    def __init__(
-        self,
-        status: Callable[[], Mapping[str, Any]],
-        wide: Callable[[], Awaitable[Mapping[str, Any]]] | None = None,
-        recent: RecentErrors | None = None,
-    ) -> None:
+    def __init__(self, status: Callable[[], Awaitable[Status]], recent: RecentErrors) -> None:
         self._status = status
-        self._wide = wide
         self._recent = recent
         self._started = time.monotonic()
         self.listen: tuple[Destination, ...] = ()
 
-    async def __call__(self) -> dict[str, Any]:
-        recent = self._recent
-        return {
-            **self._status(),
-            "system": None if self._wide is None else await self._wide(),
-            "listen": [str(address) for address in self.listen],
-            "log_level": logging.getLevelName(logging.getLogger().level).lower(),
-            "errors": [] if recent is None else recent.status(),
-            "logged": {} if recent is None else recent.totals(),
-            "version": __version__,
-            "pid": os.getpid(),
-            "uptime": round(time.monotonic() - self._started, 3),
-        }
+    async def __call__(self) -> Status:
+        return structs.replace(
+            await self._status(),
+            listen=tuple(map(str, self.listen)),
+            log_level=logging.getLevelName(logging.getLogger().level).lower(),
+            errors=self._recent.status(),
+            logged=self._recent.totals(),
+            version=__version__,
+            pid=os.getpid(),
+            uptime=round(time.monotonic() - self._started, 3),
+        )
 
 
 def lane_offload(lane: LaneTable) -> UdpOffload | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from ..config.tun import ExitTunTable, Network, TunTable
 from ..errors import ConfigError
 from ..exit.egress import EgressPolicy
 from ..rules.engine import RuleSet
+from ..status import ClientStatus, Status, TunStatus
 
 if TYPE_CHECKING:
     from tun.settings import ExitNetworkSettings, TunnelSettings
@@ -113,10 +114,10 @@ def clean_up(state: Path, say: Callable[[str], None]) -> None:
 # --- leak test ---
 
 
-def leak_test(answers: Iterable[Mapping[str, Any]], to: Sequence[str]) -> tuple[int, str, dict[str, Any]]:
+def leak_test(running: Iterable[Status], to: Sequence[str]) -> tuple[int, str, dict[str, Any]]:
     """Send canaries and watch where they go: the exit code (1 on a leak), a table, and the same as plain values.
 
-    `answers` are those of the control sockets. `to` are the addresses to send to instead of the usual ones. Takes
+    `running` are the roles that run here. `to` are the addresses to send to instead of the usual ones. Takes
     some seconds. Raises ConfigError without root, without a running client in system-wide mode, and where a setting
     lets this test itself past the tunnel.
     """
@@ -126,39 +127,34 @@ def leak_test(answers: Iterable[Mapping[str, Any]], to: Sequence[str]) -> tuple[
     from tun.leaktest.canaries import CanaryTargets
     from tun.leaktest.report import render
 
-    system = next((each["system"] for each in answers if each.get("system")), None)
-    if system is None:
+    tun = next((role.tun for role in running if isinstance(role, ClientStatus) and role.tun), None)
+    if tun is None:
         raise ConfigError(
             "no client in system-wide mode is running: start cryprq-proxy --tun first, then test"
         )
     try:
-        device = system["device"] or {}
-        tunnel = str(device["name"])
-        exits = [(str(ip_address(host)), int(port)) for host, port in system["exits"]]
-        uplinks = [str(name) for name in system["uplinks"]]
-        allowed = list(_let_out(system))
-        excused = any(first <= os.geteuid() <= last for first, last in system["exclude_uids"])
-        paused = int(system["kill_switch"]["paused"])
-        ruled_out = system["rules"]["direct"] is None
-    except (KeyError, TypeError, ValueError):
-        raise ConfigError(
-            "the client is not ready yet, or of another version: try again when it is"
-        ) from None
-    if excused:
+        exits = [(str(ip_address(host)), port) for host, port in tun.exits]
+        allowed = list(_let_out(tun))
+    except ValueError:
+        raise ConfigError("the client is of another version: restart it, then test") from None
+    if tun.device is None:
+        raise ConfigError("the client is not ready yet: try again when it is")
+    if any(first <= os.geteuid() <= last for first, last in tun.exclude_uids):
         raise ConfigError(
             "--exclude-uid lets root past the tunnel, and so this test: run the client without it"
         )
-    if ruled_out:
+    if tun.rules.direct is None:
         raise ConfigError(
             "the rules send so much past the tunnel that this test cannot tell a wish from a leak: run the client "
             "without them"
         )
-    if paused:
+    if paused := tun.kill_switch.paused:
         raise ConfigError(f"the client is paused, so all may get out: test again in {paused} s")
+    uplinks = list(tun.uplinks)
     targets = CanaryTargets(devices=uplinks)
     if addresses:
         targets = CanaryTargets(dns=addresses, hosts=addresses, devices=uplinks)
-    report = asyncio.run(leakprobe.run(tunnel=tunnel, exits=exits, allowed=allowed, targets=targets))
+    report = asyncio.run(leakprobe.run(tunnel=tun.device.name, exits=exits, allowed=allowed, targets=targets))
     plain = {
         "leak": bool(report.leaks),
         "canaries": [row._asdict() for row in report.rows],
@@ -173,10 +169,10 @@ def leak_test(answers: Iterable[Mapping[str, Any]], to: Sequence[str]) -> tuple[
     return report.exit_code, render(report), plain
 
 
-def _let_out(system: Mapping[str, Any]) -> Iterator[Network]:
+def _let_out(tun: TunStatus) -> Iterator[Network]:
     """What the client's settings let past the tunnel."""
-    yield from map(ip_network, (*system["lan"], *system["exclude"], *(system["rules"]["direct"] or ())))
-    included = list(map(ip_network, system["include"]))
+    yield from map(ip_network, (*tun.lan, *tun.exclude, *(tun.rules.direct or ())))
+    included = list(map(ip_network, tun.include))
     if included:
         outside: list[Network] = [IPv4Network("0.0.0.0/0"), IPv6Network("::/0")]
         for network in included:

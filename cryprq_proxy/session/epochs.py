@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
+from ..status import EpochStatus
 from .records import RecordOpener, RecordSealer
 
 MAX_EPOCHS: Final = 32
@@ -65,23 +66,22 @@ class EpochLedger:
         """Whether there is an epoch in use."""
         return bool(self._epochs) and self._epochs[-1].ended is None
 
-    def report(self, now: float, keys: tuple[RecordSealer, RecordOpener] | None) -> list[dict[str, Any]]:
-        """For `status`, newest first; `keys` are those in use, None if none are. Times are in seconds: `since` is how
-        long ago an epoch began, `lasted` how long it was in use."""
-        told: list[dict[str, Any]] = []
+    def report(self, now: float, keys: tuple[RecordSealer, RecordOpener] | None) -> tuple[EpochStatus, ...]:
+        """For `status`, newest first; `keys` are those in use, None if none are."""
+        told: list[EpochStatus] = []
         for epoch in reversed(self._epochs):
             current = keys is not None and not told
             told.append(
-                {
-                    "carrier": epoch.carrier,
-                    "number": epoch.number,
-                    "current": current,
-                    "since": round(now - epoch.began, 3),
-                    "lasted": round((now if epoch.ended is None else epoch.ended) - epoch.began, 3),
-                    "bytes_sent": epoch.sent + (keys[0].bytes if keys is not None and current else 0),
-                    "bytes_received": epoch.received + (keys[1].bytes if keys is not None and current else 0),
-                    "exchange": EXCHANGE,
-                    "cipher": epoch.cipher,
-                }
+                EpochStatus(
+                    carrier=epoch.carrier,
+                    number=epoch.number,
+                    current=current,
+                    since=round(now - epoch.began, 3),
+                    lasted=round((now if epoch.ended is None else epoch.ended) - epoch.began, 3),
+                    bytes_sent=epoch.sent + (keys[0].bytes if keys is not None and current else 0),
+                    bytes_received=epoch.received + (keys[1].bytes if keys is not None and current else 0),
+                    exchange=EXCHANGE,
+                    cipher=epoch.cipher,
+                )
             )
-        return told
+        return tuple(told)

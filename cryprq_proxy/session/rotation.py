@@ -29,6 +29,7 @@ from ..crypto.handshake import EpochSecrets
 from ..crypto.primitives import Cipher, Entropy, Provider
 from ..crypto.rekey import RekeyInitiator, answer_rekey
 from ..errors import CarrierError, CloseReason, HandshakeError, PeerError
+from ..status import EpochStatus
 from . import wire
 from .datagrams import BasePacketLink
 from .epochs import EpochLedger
@@ -149,7 +150,7 @@ class Rotation:
         self._carrier += 1  # what is still being computed for it comes to nothing
         self._forget()
 
-    def epochs(self, now: float) -> list[dict[str, Any]]:
+    def epochs(self, now: float) -> tuple[EpochStatus, ...]:
         """The ledger (epochs.py), newest first, with what the epoch in use has carried so far."""
         return self._ledger.report(now, (self.sealer, self.opener) if self._ledger.running else None)
 

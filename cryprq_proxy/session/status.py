@@ -6,6 +6,7 @@ from collections import Counter
 from enum import Enum
 from typing import Any
 
+from ..status import SessionStatus, Traffic
 from .session import Session
 
 
@@ -26,15 +27,16 @@ class Totals:
         self._rotations += session.rotation.rotations
         self.refused.update(session.refused)
 
-    def status(self, *live: Session) -> dict[str, Any]:
-        """Part of a role's status, with what the sessions have moved that are not over."""
-        return {
-            "bytes": {
-                "sent": self._sent + sum(session.bytes_sent for session in live),
-                "received": self._received + sum(session.bytes_received for session in live),
-            },
-            "rotations": self._rotations + sum(session.rotation.rotations for session in live),
-        }
+    def bytes(self, *live: Session) -> Traffic:
+        """With what the sessions have moved that are not over."""
+        return Traffic(
+            sent=self._sent + sum(session.bytes_sent for session in live),
+            received=self._received + sum(session.bytes_received for session in live),
+        )
+
+    def rotations(self, *live: Session) -> int:
+        """With those of the sessions that are not over."""
+        return self._rotations + sum(session.rotation.rotations for session in live)
 
 
 def by_name(*counts: Counter[Any]) -> dict[str, int]:
@@ -45,22 +47,20 @@ def by_name(*counts: Counter[Any]) -> dict[str, int]:
     return {reason.name.lower(): count for reason, count in total.items()}
 
 
-def session_status(session: Session, now: float) -> dict[str, Any]:
-    """Sizes in bytes, times in seconds; the part on the carrier is left out while there is none."""
-    status: dict[str, Any] = {
-        "attached": session.attached,
-        "streams": len(session.streams),
-        "bytes_sent": session.bytes_sent,
-        "bytes_received": session.bytes_received,
-        "retained": session.log.kept,
-        "rotations": session.rotation.rotations,
-        "epochs": session.rotation.epochs(now),
-    }
-    if session.attached:
-        status |= {
-            "cipher": session.rotation.cipher.name,
-            "epoch": session.rotation.number,
-            "epoch_age": round(now - session.rotation.since, 3),
-            "round_trip": round(session.liveness.round_trip, 6),
-        }
-    return status
+def session_status(session: Session, now: float) -> SessionStatus:
+    """The part on the carrier is None while there is none."""
+    attached = session.attached
+    rotation = session.rotation
+    return SessionStatus(
+        attached=attached,
+        streams=len(session.streams),
+        bytes_sent=session.bytes_sent,
+        bytes_received=session.bytes_received,
+        retained=session.log.kept,
+        rotations=rotation.rotations,
+        epochs=rotation.epochs(now),
+        cipher=rotation.cipher.name if attached else None,
+        epoch=rotation.number if attached else None,
+        epoch_age=round(now - rotation.since, 3) if attached else None,
+        round_trip=round(session.liveness.round_trip, 6) if attached else None,
+    )

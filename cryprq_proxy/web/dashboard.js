@@ -189,7 +189,7 @@ function showStatus(status, at) {
   showExits(status);
   showPath(status);
   showRules(status);
-  showSystem(status.system);
+  showTun(status.tun);
   showEpochs(part(status.session));
   showErrors(list(status.errors));
   permit();
@@ -285,10 +285,10 @@ function showRules(status) {
   fill($("problems"), list(rules.problems));
 }
 
-function showSystem(system) {
-  $("system-card").hidden = !system || !Object.keys(system).length;
-  if ($("system-card").hidden) return;
-  const kill = part(system.kill_switch), dns = part(system.dns), counts = part(dns.counters), device = part(system.device), rows = [];
+function showTun(tun) {
+  $("tun-card").hidden = !tun || !Object.keys(tun).length;
+  if ($("tun-card").hidden) return;
+  const kill = part(tun.kill_switch), dns = part(tun.dns), counts = part(dns.counters), device = part(tun.device), rows = [];
   const kept = Object.entries(part(kill.kept_in)).filter(([, count]) => count > 0).map(([cause, count]) => `${cause.replaceAll("_", " ")} ${count}`);
   if (!kill.on) rows.push(["Kill switch", "off", "Traffic may get out if the link fails.", "warn"]);
   else if (kill.paused) rows.push(["Kill switch", `paused for ${duration(kill.paused)} more`, "", "warn"]);
@@ -299,8 +299,8 @@ function showSystem(system) {
     rows.push(["DNS", `by ${dns.resolver}, asks ${dns.in_use ?? "nobody"}`, `${counts.questions ?? 0} questions, ${counts.cache_hits ?? 0} from the cache, ${counts.blocked ?? 0} blocked, ${counts.failures ?? 0} failed`]);
     if (ill.length) rows.push(["DNS trouble", ill.join("; "), "", "bad"]);
   }
-  if (device.name) rows.push(["Interface", `${device.name}, MTU ${device.mtu}`, list(system.addresses).join(", ")]);
-  facts($("system"), rows);
+  if (device.name) rows.push(["Interface", `${device.name}, MTU ${device.mtu}`, list(tun.addresses).join(", ")]);
+  facts($("tun"), rows);
 }
 
 // --- exits ---
@@ -493,7 +493,7 @@ const samples = [];               // {at, up, down} in bytes a second, oldest fi
 let before = null;
 
 function showThroughput(status, at) {
-  const total = part(status.bytes), device = part(part(status.system).device);
+  const total = part(status.bytes), device = part(part(status.tun).device);
   const up = (total.sent ?? 0) + (device.read_bytes ?? 0), down = (total.received ?? 0) + (device.written_bytes ?? 0);
   text($("total-up"), size(up));
   text($("total-down"), size(down));

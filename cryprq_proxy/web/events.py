@@ -10,17 +10,16 @@ standard section 9.2): `status`, with `at` (Unix seconds) beside it, and `stream
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
-import msgspec
 from aiohttp import web
 
 from ..base.tasks import spawn
+from ..status import encode
 from .sources import Sources
 
 MAX_LISTENERS: Final = 16
@@ -32,14 +31,6 @@ MANY: Final = 300
 """Open streams from which on their list comes with every third event only, so that looking stays cheap."""
 
 _log = logging.getLogger(__name__)
-
-
-def encode(value: Any) -> bytes:
-    """JSON in UTF-8. Text that is no Unicode (lone surrogates) is escaped."""
-    try:
-        return msgspec.json.encode(value)
-    except UnicodeEncodeError:
-        return json.dumps(value).encode()
 
 
 class Events:

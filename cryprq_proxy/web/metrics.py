@@ -1,28 +1,43 @@
 """The status as Prometheus metrics: names, units and types after its conventions, the same on client and exit.
 
-    status (plain JSON values) -> families(status) -> Steady: counters never fall -> text or OpenMetrics
+    status -> families(status) -> Steady: counters never fall -> text or OpenMetrics
 
 Every label has few values: names of configured exits and listed causes. What a stranger can choose (targets, peers'
-own words) never becomes one. Whatever the status does not have gives no metric, rather than a zero that means nothing.
+own words) never becomes one. What was not measured gives no metric, rather than a zero that means nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Final
 
+from msgspec import structs
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from ..status import (
+    ClientStatus,
+    ConnectionCounts,
+    DeviceStatus,
+    ExitStatus,
+    KnownExit,
+    LaneStatus,
+    PacketLinkStatus,
+    RulesStatus,
+    Status,
+    TunNetworkStatus,
+    TunStatus,
+)
+
 MAX_LABEL: Final = 64
 """Characters of a label's value."""
 MAX_SERIES: Final = 256
 """Sets of labels of one metric; further ones are left out."""
 
-type _Row = tuple[tuple[str, ...], object]
+type _Row = tuple[tuple[str, ...], float | None]
 """The values of a metric's labels, and its own."""
 
 
@@ -35,7 +50,7 @@ class Exposition:
         self._registry.register(self._status)
         ProcessCollector(registry=self._registry)
 
-    def write(self, status: Mapping[str, Any], accept: str) -> tuple[bytes, str]:
+    def write(self, status: Status, accept: str) -> tuple[bytes, str]:
         """The metrics of this `status`, and their media type: OpenMetrics for who accepts it, else the text format."""
         encoder, kind = choose_encoder(accept)
         self._status.status = status
@@ -44,7 +59,7 @@ class Exposition:
 
 class _StatusCollector(Collector):
     def __init__(self) -> None:
-        self.status: Mapping[str, Any] = {}
+        self.status: Status = ClientStatus()
         self._steady = Steady()
 
     def collect(self) -> Iterator[Metric]:
@@ -74,215 +89,168 @@ class Steady:
                 family.samples[index] = sample._replace(value=base + sample.value)
 
 
-def families(status: Mapping[str, Any]) -> Iterator[Metric]:
-    """All metrics of a role's status. Unknown and missing keys are left out: it may come from any version."""
-    build = {name: _label(status.get(name, "?")) for name in ("version", "role")}
+def families(status: Status) -> Iterator[Metric]:
+    """All metrics of a role's status."""
+    role = "exit" if isinstance(status, ExitStatus) else "client"
+    build = {"version": _label(status.version), "role": role}
     yield InfoMetricFamily("cryprq_build", "Which program this is, and in which role it runs.", build)
-    yield from _gauge("uptime_seconds", "How long the process has been running.", status.get("uptime"))
-    yield from _moved(status)
-    if status.get("role") == "exit":
-        yield from _exit(status)
-    else:
-        yield from _client(status)
+    yield from _gauge("uptime_seconds", "How long the process has been running.", status.uptime)
+    rows = [(("sent",), status.bytes.sent), (("received",), status.bytes.received)]
+    yield from _counters("link_bytes", "Payload that crossed the link, in bytes.", ("direction",), rows)
+    yield from _counters("rotations", "Key rotations inside the link.", (), [((), status.rotations)])
+    yield from _exit(status) if isinstance(status, ExitStatus) else _client(status)
     yield from _counters(
-        "log_messages", "Warnings and errors that were logged.", ("level",), _counts(status.get("logged"))
+        "log_messages", "Warnings and errors that were logged.", ("level",), _counts(status.logged)
     )
 
 
-def _moved(status: Mapping[str, Any]) -> Iterator[Metric]:
-    moved = _part(status, "bytes")
-    rows = [((way,), moved.get(way)) for way in ("sent", "received")]
-    yield from _counters("link_bytes", "Payload that crossed the link, in bytes.", ("direction",), rows)
-    yield from _counters("rotations", "Key rotations inside the link.", (), [((), status.get("rotations"))])
+def _client(status: ClientStatus) -> Iterator[Metric]:
+    yield from _gauge("link_up", "Whether the link to the exit in use is up.", status.link == "up")
+    yield from _gauge("waiting_requests", "Requests that wait for the link.", status.waiting)
+    if status.session is not None:
+        yield from _gauge(
+            "retained_bytes", "Bytes kept until the exit has acknowledged them.", status.session.retained
+        )
+    yield from _exits(status.exits)
+    if status.connections is not None:
+        yield from _connections(status.connections)
+    if status.rules is not None:
+        yield from _rules(status.rules)
+    active = next((_label(exit.name) for exit in status.exits if exit.active), "default")
+    packets, device = status.packets or PacketLinkStatus(), None if status.tun is None else status.tun.device
+    if packets.lane is not None:
+        yield from _lane(packets.lane, active)
+    places = (
+        ("lane", {} if packets.lane is None else packets.lane.drops),
+        ("link", packets.dropped),
+        ("device", {} if device is None else device.drops),
+    )
+    drops = [((place, active, *cause), count) for place, counts in places for cause, count in _counts(counts)]
+    yield from _counters(
+        "tunnel_drops", "Packets and datagrams that were dropped here.", ("place", "exit", "cause"), drops
+    )
+    if status.tun is not None:
+        yield from _tun(status.tun)
 
 
-def _client(status: Mapping[str, Any]) -> Iterator[Metric]:
-    exits, session = _exits(status), _part(status, "session")
-    yield from _gauge("link_up", "Whether the link to the exit in use is up.", status.get("link") == "up")
-    yield from _gauge("waiting_requests", "Requests that wait for the link.", status.get("waiting"))
-    per_exit = ("exit",)
-    for name, text, key in (
-        ("exit_link_up", "Whether the link to this exit is up.", "link"),
-        ("exit_healthy", "Whether this exit takes new streams.", "healthy"),
-        ("exit_active", "Whether this exit is the one in use.", "active"),
-        ("round_trip_seconds", "The link's last measured round trip.", "round_trip"),
-    ):
-        rows = [((each,), exit.get(key) == "up" if key == "link" else exit.get(key)) for each, exit in exits]
-        yield from _gauges(name, text, per_exit, rows)
-    yield from _gauges(
+def _exits(exits: Sequence[KnownExit]) -> Iterator[Metric]:
+    for name, text, value in _PER_EXIT:
+        yield from _gauges(name, text, ("exit",), [((_label(exit.name),), value(exit)) for exit in exits])
+    rows = [((_label(exit.name),), exit.carriers) for exit in exits]
+    yield from _counters("carriers", "Carriers that were set up.", ("exit",), rows)
+
+
+_PER_EXIT: Final[tuple[tuple[str, str, Callable[[KnownExit], float | None]], ...]] = (
+    ("exit_link_up", "Whether the link to this exit is up.", lambda exit: exit.link == "up"),
+    ("exit_healthy", "Whether this exit takes new streams.", lambda exit: exit.healthy),
+    ("exit_active", "Whether this exit is the one in use.", lambda exit: exit.active),
+    ("round_trip_seconds", "The link's last measured round trip.", lambda exit: exit.round_trip),
+    (
         "epoch",
         "Number of the keys in use, from 0 with each carrier.",
-        per_exit,
-        [((name,), _part(exit, "session").get("epoch")) for name, exit in exits],
-    )
-    yield from _gauges(
+        lambda exit: None if exit.session is None else exit.session.epoch,
+    ),
+    (
         "epoch_age_seconds",
         "How long the present keys have been in use.",
-        per_exit,
-        [((name,), _part(exit, "session").get("epoch_age")) for name, exit in exits],
-    )
-    yield from _counters(
-        "carriers",
-        "Carriers that were set up.",
-        per_exit,
-        [((name,), exit.get("carriers")) for name, exit in exits],
-    )
-    yield from _gauge(
-        "retained_bytes", "Bytes kept until the exit has them for sure.", session.get("retained")
-    )
-    yield from _connections(_part(status, "connections"), session)
-    yield from _rules(_part(status, "rules"))
-    active = next((name for name, exit in exits if exit.get("active")), "default")
-    yield from _tunnel(_part(status, "packets"), _part(status, "system"), active)
-    yield from _system(_part(status, "system"))
+        lambda exit: None if exit.session is None else exit.session.epoch_age,
+    ),
+)
 
 
-def _connections(connections: Mapping[str, Any], session: Mapping[str, Any]) -> Iterator[Metric]:
-    yield from _gauge("streams", "Streams that are open.", connections.get("open", session.get("streams")))
+def _connections(connections: ConnectionCounts) -> Iterator[Metric]:
+    yield from _gauge("streams", "Streams that are open.", connections.open)
     yield from _counters(
         "streams_opened",
         "Requests of applications, by what the rules made of them.",
         ("route",),
-        _counts(connections.get("by")),
+        _counts(connections.by),
     )
     yield from _counters(
-        "streams_refused", "Streams that were not opened.", ("reason",), _counts(connections.get("refused"))
+        "streams_refused", "Streams that were not opened.", ("reason",), _counts(connections.refused)
     )
 
 
-def _rules(rules: Mapping[str, Any]) -> Iterator[Metric]:
-    if not rules:
-        return
-    problems = rules.get("problems")
-    yield from _gauge("rules", "Rules in use.", rules.get("rules"))
-    yield from _gauge("rule_names", "Names in the lists of the rules.", rules.get("names"))
+def _rules(rules: RulesStatus) -> Iterator[Metric]:
+    yield from _gauge("rules", "Rules in use.", rules.rules)
+    yield from _gauge("rule_names", "Names in the lists of the rules.", rules.names)
+    yield from _gauge("rule_problems", "Broken lines in the lists.", len(rules.problems))
+    yield from _gauge("rules_loaded_timestamp_seconds", "When the rules were read.", rules.loaded_at)
     yield from _gauge(
-        "rule_problems", "Broken lines in the lists.", len(problems) if isinstance(problems, list) else None
-    )
-    yield from _gauge("rules_loaded_timestamp_seconds", "When the rules were read.", rules.get("loaded_at"))
-    yield from _gauge(
-        "rules_last_load_successful", "Whether the last reading of the rules worked.", not rules.get("error")
+        "rules_last_load_successful", "Whether the last reading of the rules worked.", not rules.error
     )
 
 
-def _tunnel(packets: Mapping[str, Any], system: Mapping[str, Any], exit: str) -> Iterator[Metric]:
-    lane, device = _part(packets, "lane"), _part(system, "device")
-    if lane:
-        yield from _gauge("lane_up", "Whether the datagram lane is in use.", lane.get("up"))
-        yield from _gauge(
-            "lane_datagram_size_bytes", "Largest datagram that passes on the lane.", lane.get("size")
-        )
-        yield from _gauge("lane_round_trip_seconds", "The lane's last round trip.", lane.get("round_trip"))
-        ways = ("sent", "received")
-        labels = ("exit", "direction")
-        yield from _counters(
-            "lane_datagrams", "Datagrams on the lane.", labels, [((exit, way), lane.get(way)) for way in ways]
-        )
-        yield from _counters(
-            "lane_bytes",
-            "Bytes in datagrams on the lane.",
-            labels,
-            [((exit, way), lane.get(f"{way}_bytes")) for way in ways],
-        )
-    drops = [
-        ((place, exit, *labels), value)
-        for place, part in (
-            ("lane", lane.get("drops")),
-            ("link", packets.get("dropped")),
-            ("device", device.get("drops")),
-        )
-        for labels, value in _counts(part)
-    ]
-    yield from _counters(
-        "tunnel_drops", "Packets and datagrams that were dropped here.", ("place", "exit", "cause"), drops
-    )
-    if device:
-        directions = (("sent", "read"), ("received", "written"))
-        for unit in ("packets", "bytes"):
-            yield from _counters(
-                f"tunnel_{unit}",
-                f"What applications sent and got through the interface, in {unit}.",
-                ("direction",),
-                [((way,), device.get(f"{key}_{unit}")) for way, key in directions],
-            )
+def _lane(lane: LaneStatus, exit: str) -> Iterator[Metric]:
+    yield from _gauge("lane_up", "Whether the datagram lane is in use.", lane.up)
+    yield from _gauge("lane_datagram_size_bytes", "Largest datagram that passes on the lane.", lane.size)
+    yield from _gauge("lane_round_trip_seconds", "The lane's last round trip.", lane.round_trip)
+    labels = ("exit", "direction")
+    rows = [((exit, "sent"), lane.sent), ((exit, "received"), lane.received)]
+    yield from _counters("lane_datagrams", "Datagrams on the lane.", labels, rows)
+    rows = [((exit, "sent"), lane.sent_bytes), ((exit, "received"), lane.received_bytes)]
+    yield from _counters("lane_bytes", "Bytes in datagrams on the lane.", labels, rows)
 
 
-def _system(system: Mapping[str, Any]) -> Iterator[Metric]:
-    if not system:
-        return
-    switch, dns = _part(system, "kill_switch"), _part(system, "dns")
-    yield from _gauge(
-        "kill_switch_active",
-        "Whether the kill switch stands.",
-        bool(switch.get("on") and switch.get("standing")),
-    )
+def _device(device: DeviceStatus) -> Iterator[Metric]:
+    text = "What applications sent and got through the interface, in"
+    labels = ("direction",)
+    rows = [(("sent",), device.read_packets), (("received",), device.written_packets)]
+    yield from _counters("tunnel_packets", f"{text} packets.", labels, rows)
+    rows = [(("sent",), device.read_bytes), (("received",), device.written_bytes)]
+    yield from _counters("tunnel_bytes", f"{text} bytes.", labels, rows)
+
+
+def _tun(tun: TunStatus) -> Iterator[Metric]:
+    switch, dns = tun.kill_switch, tun.dns
+    if tun.device is not None:
+        yield from _device(tun.device)
+    yield from _gauge("kill_switch_active", "Whether the kill switch stands.", switch.on and switch.standing)
     yield from _counters(
         "kill_switch_packets",
         "Packets that the kill switch kept in.",
         ("cause",),
-        _counts(switch.get("kept_in")),
+        _counts(switch.kept_in),
     )
-    yield from _counters("dns_events", "What the resolver did.", ("event",), _counts(dns.get("counters")))
-    yield from _gauge("dns_cache_entries", "Answers in the resolver's cache.", dns.get("cache_entries"))
+    if dns is not None:
+        yield from _counters(
+            "dns_events", "What the resolver did.", ("event",), _counts(structs.asdict(dns.counters))
+        )
+        yield from _gauge("dns_cache_entries", "Answers in the resolver's cache.", dns.cache_entries)
 
 
-def _exit(status: Mapping[str, Any]) -> Iterator[Metric]:
-    sessions = [each for each in _list(status.get("sessions")) if isinstance(each, Mapping)]
+def _exit(status: ExitStatus) -> Iterator[Metric]:
+    sessions = status.sessions
     yield from _gauges(
         "sessions",
         "Sessions of peers, by the state of their link.",
         ("link",),
-        [((state,), sum(each.get("link") == state for each in sessions)) for state in ("up", "down")],
+        [((state,), sum(session.link == state for session in sessions)) for state in ("up", "down")],
     )
-    yield from _gauge("peers_authorized", "Peers that may come in.", status.get("authorized"))
-    yield from _gauge(
-        "streams", "Streams that are open.", sum(_number(each.get("streams")) for each in sessions)
-    )
-    yield from _gauge("targets", "Connections to targets.", status.get("targets"))
-    yield from _gauge("handshakes", "Handshakes under way.", status.get("handshakes"))
-    retained = sum(_number(each.get("retained")) for each in sessions)
-    yield from _gauge("retained_bytes", "Bytes kept until the peers have them for sure.", retained)
-    yield from _counters(
-        "streams_opened", "Streams that peers opened.", (), [((), status.get("streams_total"))]
-    )
-    yield from _counters(
-        "streams_refused",
-        "Streams that were not opened.",
-        ("reason",),
-        _counts(status.get("streams_refused")),
-    )
-    yield from _counters(
-        "connections_refused",
-        "Connections that were not let in.",
-        ("reason",),
-        _counts(status.get("refused")),
-    )
-    lanes, network = _part(status, "lanes"), _part(status, "network")
-    yield from _counters(
-        "lane_strangers", "Datagrams that belong to no lane.", (), [((), lanes.get("strangers"))]
-    )
-    device = _part(network, "device")
-    drops = [
-        ((place, *labels), value)
-        for place, part in (("device", device.get("drops")), ("network", network.get("drops")))
-        for labels, value in _counts(part)
-    ]
+    yield from _gauge("peers_authorized", "Peers that may come in.", status.authorized)
+    yield from _gauge("streams", "Streams that are open.", sum(session.streams for session in sessions))
+    yield from _gauge("targets", "Connections to targets.", status.targets)
+    yield from _gauge("handshakes", "Handshakes under way.", status.handshakes)
+    retained = sum(session.retained for session in sessions)
+    yield from _gauge("retained_bytes", "Bytes kept until the peers have acknowledged them.", retained)
+    yield from _counters("streams_opened", "Streams that peers opened.", (), [((), status.streams_total)])
+    refused = _counts(status.streams_refused)
+    yield from _counters("streams_refused", "Streams that were not opened.", ("reason",), refused)
+    refused = _counts(status.refused)
+    yield from _counters("connections_refused", "Connections that were not let in.", ("reason",), refused)
+    if status.lanes is not None:
+        rows = [((), status.lanes.strangers)]
+        yield from _counters("lane_strangers", "Datagrams that belong to no lane.", (), rows)
+    network = status.network or TunNetworkStatus()
+    places = (("device", {} if network.device is None else network.device.drops), ("network", network.drops))
+    drops = [((place, *cause), count) for place, counts in places for cause, count in _counts(counts)]
     yield from _counters("tunnel_drops", "Packets that were dropped here.", ("place", "cause"), drops)
-
-
-def _exits(status: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    """Name and row of each exit; of a status that knows but one, that one is called "default"."""
-    rows = [each for each in _list(status.get("exits")) if isinstance(each, Mapping)]
-    if rows:
-        return [(_label(each.get("name", "?")), each) for each in rows]
-    only = {"active": True, "round_trip": _part(status, "session").get("round_trip")}
-    return [("default", {**status, **only})]
 
 
 # --- families with their bounds ---
 
 
-def _gauge(name: str, text: str, value: object) -> Iterator[Metric]:
+def _gauge(name: str, text: str, value: float | None) -> Iterator[Metric]:
     return _gauges(name, text, (), [((), value)])
 
 
@@ -299,31 +267,18 @@ def _fill(family: GaugeMetricFamily | CounterMetricFamily, rows: Iterable[_Row])
     """The family with the rows that have a number; not at all without such."""
     seen: set[tuple[str, ...]] = set()
     for labels, value in rows:
-        if isinstance(value, int | float) and labels not in seen and len(seen) < MAX_SERIES:
+        if value is not None and labels not in seen and len(seen) < MAX_SERIES:
             seen.add(labels)
             family.add_metric(labels, value)
     if family.samples:
         yield family
 
 
-def _counts(part: object) -> list[_Row]:
+def _counts(counts: Mapping[str, int]) -> list[_Row]:
     """A mapping of causes to numbers as rows."""
-    return [((_label(cause),), value) for cause, value in part.items()] if isinstance(part, Mapping) else []
+    return [((_label(cause),), count) for cause, count in counts.items()]
 
 
-def _label(value: object) -> str:
+def _label(value: str) -> str:
     """Bounded, and text that UTF-8 can carry; line ends and quotes are escaped by the exposition."""
-    return str(value)[:MAX_LABEL].encode("utf-8", "replace").decode()
-
-
-def _part(status: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    part = status.get(key)
-    return part if isinstance(part, Mapping) else {}
-
-
-def _list(value: object) -> list[Any]:
-    return value if isinstance(value, list) else []
-
-
-def _number(value: object) -> float:
-    return value if isinstance(value, int | float) else 0
+    return value[:MAX_LABEL].encode("utf-8", "replace").decode()

@@ -23,12 +23,13 @@ from aiohttp import web
 
 from ..address import Destination
 from ..errors import CryprqError
+from ..status import encode
 from .connections import Bounded
-from .events import Events, encode
+from .events import Events
 from .guard import Asked, Guard
 from .metrics import Exposition
 from .page import NOTHING, dashboard, etag
-from .sources import Sources, Status
+from .sources import Sources, StatusSource
 
 MAX_BODY: Final = 4096
 BODY_SECONDS: Final = 10.0
@@ -134,7 +135,7 @@ class HttpServer:
 class MetricsServer(HttpServer):
     """At the exit: `/metrics` and `/healthz`."""
 
-    def __init__(self, listen: Destination, status: Status, token: str) -> None:
+    def __init__(self, listen: Destination, status: StatusSource, token: str) -> None:
         super().__init__(listen, token)
         self._status = status
         self._exposition = Exposition()

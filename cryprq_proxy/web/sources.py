@@ -9,16 +9,18 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-type Status = Callable[[], Awaitable[Mapping[str, Any]]]
-"""What `cryprq-proxy status --json` tells; plain JSON values."""
+from ..status import OpenConnection, Status
+
+type StatusSource = Callable[[], Awaitable[Status]]
+"""What `cryprq-proxy status` tells."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sources:
     """All are called in the event loop. `pac` and `streams` are to answer within milliseconds."""
 
-    status: Status
-    streams: Callable[[], Sequence[Mapping[str, Any]]]
+    status: StatusSource
+    streams: Callable[[], Sequence[OpenConnection]]
     """The open streams, newest first, at most 1000."""
     pac: Callable[[], str]
     """The PAC file. Raises CryprqError if there can be none."""

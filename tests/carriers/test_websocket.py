@@ -23,6 +23,7 @@ from cryprq_proxy.client.client import Client
 from cryprq_proxy.client.settings import EndpointMemory
 from cryprq_proxy.errors import CloseReason
 from cryprq_proxy.exit import websocket_listener as web_entrance
+from cryprq_proxy.status import CarrierStatus
 from tests.support.settings import rotation_limits, session_limits
 from tests.support.web_links import CLIENT_IDENTITY, PATH, Place, Relay, make_certificates, place
 
@@ -42,7 +43,7 @@ async def until(true: Callable[[], bool]) -> None:
 
 
 def sessions(here: Place) -> int:
-    return len(here.exit.status()["sessions"])
+    return len(here.exit.status().sessions)
 
 
 # --- a link ---
@@ -52,11 +53,9 @@ async def test_both_ways(here: Place) -> None:
     client = here.client(here.endpoint("ws"))
     assert await here.echoes(client)
     assert await here.echoes(client, random.Random(1).randbytes(5_000_000))
-    assert client.status()["carrier"] == {
-        "kind": "ws",
-        "address": f"ws://{here.web}{PATH}",
-        "why": "the only one given",
-    }
+    assert client.status().carrier == CarrierStatus(
+        kind="ws", address=f"ws://{here.web}{PATH}", why="the only one given"
+    )
 
 
 async def test_many_streams_at_once(here: Place) -> None:
@@ -79,9 +78,9 @@ async def test_keys_change_under_way() -> None:
         client = here.client(here.endpoint("ws"), limits=limits)
         data = random.Random(4).randbytes(2_000_000)
         await here.echoes(client)
-        while client.status()["session"]["epoch"] <= 5:  # how much goes in one epoch is a matter of speed
+        while client.status().session.epoch <= 5:  # how much goes in one epoch is a matter of speed
             assert await here.echoes(client, data)
-        assert client.status()["carriers"] == 1
+        assert client.status().carriers == 1
 
 
 async def test_the_last_word_arrives(here: Place) -> None:
@@ -121,9 +120,9 @@ async def test_a_session_goes_on_by_another_carrier(here: Place) -> None:
     data = random.Random(2).randbytes(6_000_000)
     assert await here.echoes(client, data)
     status = client.status()
-    assert (status["carriers"], sessions(here)) == (2, 1)
-    assert status["carrier"]["kind"] == "ws"
-    assert status["carrier"]["why"].startswith("tcp failed: the exit at 127.0.0.1")
+    assert (status.carriers, sessions(here)) == (2, 1)
+    assert status.carrier.kind == "ws"
+    assert status.carrier.why.startswith("tcp failed: the exit at 127.0.0.1")
     await relay.stop()
 
 
@@ -132,12 +131,12 @@ async def test_and_back(here: Place) -> None:
     ws = here.endpoint("ws", await relay.start())
     client = here.client(ws, here.endpoint("tcp"))
     await here.echoes(client)
-    assert client.status()["carrier"]["kind"] == "ws"
+    assert client.status().carrier.kind == "ws"
     stream = await client.open(here.echo)
     await relay.stop()
     await stream.write(b"still the same")
     assert await stream.read() == b"still the same"
-    assert client.status()["carrier"]["kind"] == "tcp"
+    assert client.status().carrier.kind == "tcp"
     assert sessions(here) == 1
     stream.abort()
 
@@ -160,10 +159,10 @@ async def test_what_worked_is_told_once_and_taken_first(here: Place) -> None:
     ws, tcp = here.endpoint("ws"), here.endpoint("tcp")
     client = here.client(ws, tcp, memory=Memory(str(ws), memory.told))
     await here.echoes(client)
-    assert client.status()["carrier"]["kind"] == "ws"
+    assert client.status().carrier.kind == "ws"
     client.redial()
     await here.echoes(client)
-    assert client.status()["carriers"] == 2
+    assert client.status().carriers == 2
     assert memory.told == []
     other = here.client(tcp, ws, memory=memory)
     await here.echoes(other)
@@ -228,7 +227,7 @@ async def test_messages_may_be_cut_anywhere(here: Place) -> None:
     async with between(here, change) as endpoint:
         client = here.client(endpoint)
         assert await here.echoes(client, luck.randbytes(2_000_000))
-        assert client.status()["carriers"] == 1
+        assert client.status().carriers == 1
 
 
 @pytest.mark.parametrize(
@@ -264,7 +263,7 @@ async def test_what_no_exit_sends_ends_the_carrier_only(
         await stream.write(b"before and after")
         assert await stream.read() == b"before and after"
         assert f"link down: {reason}" in caplog.text
-        assert client.status()["carriers"] == 2
+        assert client.status().carriers == 2
         assert sessions(here) == 1
         stream.abort()
 
@@ -315,7 +314,7 @@ async def test_all_else_meets_an_empty_web_server(
     assert b"erver:" not in head and b"iohttp" not in head
     assert body == b"404: Not Found"
     assert not caplog.records
-    await until(lambda: here.exit.status()["handshakes"] == 0)
+    await until(lambda: here.exit.status().handshakes == 0)
 
 
 @pytest.mark.parametrize(
@@ -329,7 +328,7 @@ async def test_a_stranger_hears_nothing(here: Place, messages: list[bytes | str]
                 await (socket.send_str(message) if isinstance(message, str) else socket.send_bytes(message))
         said = await socket.receive()
     assert said.type in (WSMsgType.CLOSE, WSMsgType.CLOSED, WSMsgType.ERROR)
-    await until(lambda: here.exit.status()["handshakes"] == 0)
+    await until(lambda: here.exit.status().handshakes == 0)
     assert sessions(here) == 0
 
 
@@ -347,7 +346,7 @@ async def test_who_says_nothing_is_cut(monkeypatch: pytest.MonkeyPatch, here: Pl
     monkeypatch.setattr(web_entrance, "SECONDS_IN_ALL", 0.05)
     for text in ("", "GET / HTT", UPGRADE, UPGRADE + "\n"):
         assert (await answer(here.web, text)).partition(b"\r\n\r\n")[2] in (b"", b"\x88\x02\x03\xe8")
-    await until(lambda: here.exit.status()["handshakes"] == 0)
+    await until(lambda: here.exit.status().handshakes == 0)
 
 
 async def test_limits_are_those_of_the_client_behind_a_proxy() -> None:
@@ -402,7 +401,7 @@ async def test_the_lane_stays_when_the_carrier_goes_elsewhere() -> None:
         assert lane_of(client)._exit == tuple(tcp.address)
         await relay.stop()
         await here.echoes(client)
-        assert client.status()["carrier"]["kind"] == "ws"
+        assert client.status().carrier.kind == "ws"
         assert lane_of(client)._exit == tuple(tcp.address)
 
 

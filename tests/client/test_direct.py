@@ -235,7 +235,7 @@ async def test_failures_have_their_reason(proxy: Proxy) -> None:
     with pytest.raises(DirectRefused) as refusal:
         await proxy.dispatcher.open(Destination("nowhere.example", 80))
     assert refusal.value.reason is StreamReason.NAME_NOT_FOUND
-    assert proxy.dispatcher.counts()["refused"] == {"connection_refused": 1, "name_not_found": 2}
+    assert proxy.dispatcher.counts().refused == {"connection_refused": 1, "name_not_found": 2}
 
 
 async def test_http_and_tunnels(proxy: Proxy) -> None:

@@ -21,6 +21,7 @@ from cryprq_proxy.rules.engine import EVERYTHING, RuleSet
 from cryprq_proxy.rules.syntax import Rule, parse_action
 from cryprq_proxy.session.streams import AnyStream
 from cryprq_proxy.session.wire import StreamProtocol
+from cryprq_proxy.status import ConnectionCounts
 from tests.support.fake_exits import FakeExits, FakeStream
 from tests.support.links import App
 from tests.support.settings import listener_settings
@@ -57,7 +58,10 @@ class Office(FakeExits):
         return app
 
     def rows(self) -> list[tuple[str, str, str, str, str, str]]:
-        return [row[:6] for row in self.dispatcher.connections()]
+        return [
+            (row.id, row.target, row.protocol, row.to, row.rule, row.exit)
+            for row in self.dispatcher.connections()
+        ]
 
 
 @pytest.fixture
@@ -79,13 +83,12 @@ async def test_each_way(office: Office) -> None:
         while ("eof",) not in app.events:
             await asyncio.sleep(0.001)
     assert office.served() == [1, 1]
-    counts = office.dispatcher.counts()
-    assert counts == {
-        "open": 3,
-        "total": 5,
-        "by": {"tunnel": 1, "direct": 1, "block": 2, "exit": 1},
-        "refused": {"not_allowed": 2},
-    }
+    assert office.dispatcher.counts() == ConnectionCounts(
+        open=3,
+        total=5,
+        by={"tunnel": 1, "direct": 1, "block": 2, "exit": 1},
+        refused={"not_allowed": 2},
+    )
 
 
 async def test_without_rules_the_default_holds_for_all() -> None:
@@ -102,7 +105,7 @@ async def test_opening_names_the_rule_that_blocks(office: Office) -> None:
         with pytest.raises(StreamBlocked) as blocked:
             await office.dispatcher.open(destination)
         assert (blocked.value.rule, blocked.value.reason) == (rule, StreamReason.NOT_ALLOWED)
-    assert office.dispatcher.counts()["by"]["block"] == 2
+    assert office.dispatcher.counts().by["block"] == 2
 
 
 async def test_opening_through_an_exit(office: Office) -> None:
@@ -222,7 +225,7 @@ async def test_each_datagram_goes_its_way(office: Office) -> None:
     app.stream.send_datagram(TUNNEL, b"more")
     assert datagrams(first) == [("www.example", b"www.example"), ("www.example", b"more")]
     assert datagrams(second) == [("b.example", b"b.example")]
-    assert office.dispatcher.counts()["by"] == {"tunnel": 1, "direct": 1, "block": 2, "exit": 1}
+    assert office.dispatcher.counts().by == {"tunnel": 1, "direct": 1, "block": 2, "exit": 1}
     for stream in (first, second):
         stream.handler.datagram_received(TUNNEL, memoryview(b"answer"))
     assert app.datagrams == [(TUNNEL, b"answer")] * 2
@@ -311,7 +314,7 @@ async def test_very_many_connections(office: Office) -> None:
     rows = office.dispatcher.connections()
     assert len(rows) == MAX_ROWS
     assert rows[0].id == f"a/{MAX_ROWS + 50}"
-    assert office.dispatcher.counts()["open"] == MAX_ROWS + 50
+    assert office.dispatcher.counts().open == MAX_ROWS + 50
 
 
 async def test_closing_a_connection(office: Office) -> None:

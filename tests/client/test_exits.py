@@ -13,6 +13,7 @@ from cryprq_proxy.client.selection import SILENT_SECONDS
 from cryprq_proxy.errors import ConfigError, CryprqError, StreamReason, StreamRefused
 from cryprq_proxy.lane.slices import PLAIN, Run, Shape
 from cryprq_proxy.session.sendlog import SlotPool
+from cryprq_proxy.status import Traffic
 from tests.support.fake_exits import FAILBACK, WAIT, FakeClient, FakeExits, Timers
 from tests.support.links import TARGET
 
@@ -66,7 +67,7 @@ async def test_a_silent_exit_is_found_out_by_probes(world: FakeExits) -> None:
     world.timers.advance(SILENT_SECONDS + 0.1)
     world.ask()
     assert world.served() == [0, 1]
-    assert [entry["healthy"] for entry in world.exits.status()] == [False, True]
+    assert [entry.healthy for entry in world.exits.status().exits] == [False, True]
 
 
 async def test_what_an_exit_refuses_because_it_shuts_down_moves(world: FakeExits) -> None:
@@ -143,7 +144,7 @@ async def test_a_person_pins_an_exit(world: FakeExits) -> None:
     app = world.ask()
     world.timers.advance(WAIT + 0.1)
     assert app.events == REFUSED, "not through another one than the person chose"
-    assert [entry["pinned"] for entry in world.exits.status()] == [False, True]
+    assert [entry.pinned for entry in world.exits.status().exits] == [False, True]
     world.exits.pin(None)
     assert world.exits.active.name == "a"
     with pytest.raises(CryprqError, match="no exit of that name; choose one of: a, b"):
@@ -199,14 +200,14 @@ async def test_names_are_unique() -> None:
 
 async def test_the_status_has_all_exits(world: FakeExits) -> None:
     world.up("b")
-    report = world.exits.report()
-    assert [(e["name"], e["active"], e["healthy"], e["link"]) for e in report["exits"]] == [
+    status = world.exits.status()
+    assert [(exit.name, exit.active, exit.healthy, exit.link) for exit in status.exits] == [
         ("a", False, False, "down"),
         ("b", True, True, "up"),
     ]
-    assert report["link"] == "up"
-    assert report["bytes"] == {"sent": 2, "received": 4}
-    assert report["rotations"] == 6
+    assert status.link == "up"
+    assert status.bytes == Traffic(sent=2, received=4)
+    assert status.rotations == 6
 
 
 async def test_an_exit_that_cannot_do_it_is_one_less(world: FakeExits) -> None:
@@ -217,7 +218,7 @@ async def test_an_exit_that_cannot_do_it_is_one_less(world: FakeExits) -> None:
         await asyncio.sleep(0)
     world.ask()
     assert world.served() == [0, 1]
-    assert world.exits.status()[0]["last_error"] == "the exit carries no packets"
+    assert world.exits.status().exits[0].last_error == "the exit carries no packets"
     running.cancel()
     await asyncio.wait([running])
 
@@ -329,5 +330,6 @@ async def test_an_exit_that_carries_no_packets_any_more_is_left(wide: WideWorld)
     assert wide.exits.active.name == "b"
     assert ("addressed", bytes(4)) not in wide.interface.take(), "the interface keeps an address that works"
     assert (
-        wide.exits.status()[0]["last_error"] == "the exit carries no packets at the moment; its log says why"
+        wide.exits.status().exits[0].last_error
+        == "the exit carries no packets at the moment; its log says why"
     )

@@ -26,6 +26,7 @@ from cryprq_proxy.doctor.machine import desktop, leftovers, tun, variables
 from cryprq_proxy.doctor.report import lines, summary
 from cryprq_proxy.doctor.start import clock
 from cryprq_proxy.errors import CarrierError, CloseReason, ConfigError, PeerError
+from cryprq_proxy.status import ClientStatus, KnownExit, LaneStatus, PacketLinkStatus, TunStatus
 from tests.service.test_service import Setup, new_identity
 from tests.support.processes import call
 
@@ -299,7 +300,7 @@ async def test_a_name_that_does_not_exist(pair: Setup, monkeypatch: pytest.Monke
 async def test_behind_the_kill_switch_only_the_running_client_knows(pair: Setup) -> None:
     context = Context(file=client_config(pair, port=1))
     await examine([lists.CLIENT[0]], context)
-    context.running = {"role": "client", "link": "down", "last_error": "no route", "system": {"device": None}}
+    context.running = ClientStatus(link="down", last_error="no route", tun=TunStatus())
     verdict = await way.reach(context)
     assert verdict.state is State.FAIL
     assert "no route" in verdict.text and "cleanup" in verdict.remedy
@@ -308,18 +309,18 @@ async def test_behind_the_kill_switch_only_the_running_client_knows(pair: Setup)
 async def test_the_mtu_without_a_lane_is_that_of_the_route(pair: Setup) -> None:
     context = Context(file=client_config(pair, port=4433))
     await examine([lists.CLIENT[0]], context)
-    context.running = {"role": "client", "link": "up", "packets": {"lane": {"up": False}}}
+    context.running = ClientStatus(link="up", packets=PacketLinkStatus(lane=LaneStatus(up=False)))
     verdict = await link.mtu(context)
     assert verdict.state is State.OK
     assert f"MTU of {link.route_mtu('127.0.0.1', 4433)} bytes" in verdict.text
-    context.running = {"role": "client", "link": "up", "packets": {"lane": {"up": True, "size": 1100}}}
+    context.running = ClientStatus(link="up", packets=PacketLinkStatus(lane=LaneStatus(up=True, size=1100)))
     assert (await link.mtu(context)).state is State.WARN
 
 
 async def test_an_exit_that_is_not_well_is_named(pair: Setup) -> None:
-    exits = [{"name": "home", "healthy": False, "last_error": "refused"}, {"name": "work", "healthy": True}]
+    exits = KnownExit(name="home", last_error="refused"), KnownExit(name="work", healthy=True)
     context = Context(file=client_config(pair, port=1))
-    context.running = {"role": "client", "link": "up", "exits": exits}
+    context.running = ClientStatus(link="up", exits=exits)
     verdict = await way.reach(context)
     assert verdict.state is State.WARN
     assert verdict.text == "the exit home is not well: refused"
@@ -521,7 +522,7 @@ async def test_what_a_killed_one_has_left(pair: Setup) -> None:
     assert verdict.state is State.FAIL
     assert "client.journal" in verdict.text and "table cryprq" in verdict.text
     assert verdict.remedy == "sudo cryprq-proxy cleanup"
-    context.running = {"system": {"device": {}}}
+    context.running = ClientStatus(tun=TunStatus())
     assert (await leftovers(context)).state is State.OK
     context.running, context.euid = None, 1000
     (state / "client.journal").unlink()

@@ -25,7 +25,7 @@ from tests.support.devtools import Browser, Tab, chromium, each_of, find
 from tests.support.programs import World as Programs
 from tests.support.programs import free_port
 from tests.support.targets import TcpTarget
-from tests.support.web_fakes import SYSTEM, World
+from tests.support.web_fakes import TUN, World
 
 pytestmark = pytest.mark.slow
 LOOPBACK = Destination("127.0.0.1", 0)
@@ -58,7 +58,7 @@ async def serve(world: World, listen: Destination = LOOPBACK) -> Site:
 @pytest.fixture
 async def site() -> AsyncIterator[Site]:
     world = World()
-    world.system = SYSTEM
+    world.tun = TUN
     site = await serve(world)
     yield site
     await site.server.stop()
@@ -111,7 +111,7 @@ async def test_live_data_in_every_look(
     assert await tab.run("document.querySelectorAll('#rows tr').length") == len(site.world.open)
     assert await tab.run("document.querySelectorAll('#epochs tr').length") == 4
     assert "X25519 + ML-KEM-768" in await shown(tab, "epochs")
-    assert "Kill switchon" in await shown(tab, "system")
+    assert "Kill switchon" in await shown(tab, "tun")
     assert "nothing was heard for 20 s" in await shown(tab, "errors")
     background = each_of(
         await tab.run("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)")

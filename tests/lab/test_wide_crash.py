@@ -279,7 +279,7 @@ def test_the_exit_is_started_again(way: str, hosts: ThreeHosts, links: Links) ->
     """The client is back by itself. What was open goes on or breaks, and does not hang."""
     client, exit = links.client(hosts.client, settings=QUIET), links.roles[0]
     lane_is(links, True)
-    addresses = status(links)["system"]["addresses"]
+    addresses = status(links)["tun"]["addresses"]
     outside = Capture(hosts.exit, "eth0")
     with only_the_link(hosts.client), Flow(hosts.client, SERVER4) as flow:
         flow.moves()
@@ -301,7 +301,7 @@ def test_the_exit_is_started_again(way: str, hosts: ThreeHosts, links: Links) ->
     ]
     assert not inner, "what is not translated must not leave the exit"
     lane_is(links, True)
-    assert status(links)["system"]["addresses"] == addresses
+    assert status(links)["tun"]["addresses"] == addresses
 
 
 def test_the_exit_comes_back_with_another_pool(hosts: ThreeHosts, server: FarServer, links: Links) -> None:
@@ -322,7 +322,7 @@ def test_the_exit_comes_back_with_another_pool(hosts: ThreeHosts, server: FarSer
                 assert new.finish()
         answer = hosts.client.run(["dig", "+short", "+time=5", "+tries=3", "after.example.com"])
         assert answer.split() == [SERVER4]
-    addresses = status(links)["system"]["addresses"]
+    addresses = status(links)["tun"]["addresses"]
     assert addresses[0].startswith("100.127.0.") and addresses[1].startswith("fd00:127:")
 
 

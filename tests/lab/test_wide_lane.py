@@ -224,7 +224,7 @@ def test_without_offloads(
         flow.moves(2 << 20)
         flow6.moves(2 << 20)
         assert flow.finish() and flow6.finish()
-    system = status(links)["system"]
+    system = status(links)["tun"]
     assert not system["device"]["drops"]
     if here.get("tun"):
         assert not system["device"]["reads"]
@@ -242,7 +242,7 @@ def test_two_clients_of_one_exit(three_hosts: ThreeHosts, server: FarServer, lin
     )
     lane_is(links, True)
     lane_is(links, True, "other")
-    mine, theirs = (status(links, name)["system"]["addresses"] for name in ("client", "other"))
+    mine, theirs = (status(links, name)["tun"]["addresses"] for name in ("client", "other"))
     assert not {*mine} & {*theirs}
     server.forget()
     with (

@@ -307,7 +307,7 @@ def two_clients(stage: Stage) -> Iterator[Second]:
 
     def status() -> dict[str, Any]:
         done = stage.links.call(host, "status", "--json", "--config", file)
-        system: dict[str, Any] = json.loads(done.stdout)["system"]
+        system: dict[str, Any] = json.loads(done.stdout)["tun"]
         return system
 
     with stage.tunnel():

@@ -3,6 +3,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
+import os
 import socket
 import stat
 from collections.abc import AsyncIterator, Coroutine
@@ -12,16 +14,31 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cryprq_proxy import __version__
+from cryprq_proxy.address import Destination
 from cryprq_proxy.base import files
 from cryprq_proxy.base.tasks import spawn
 from cryprq_proxy.errors import ConfigError, CryprqError
 from cryprq_proxy.process import control
-from cryprq_proxy.process.control import ControlServer, Request, RequestError, parse_request, query
+from cryprq_proxy.process.control import (
+    ControlServer,
+    Request,
+    RequestError,
+    parse_request,
+    query,
+    query_status,
+)
 from cryprq_proxy.process.lifecycle import Stop
+from cryprq_proxy.process.recent_errors import RecentErrors
 from cryprq_proxy.service.client import _confirmed, wide_actions
 from cryprq_proxy.service.startup import Report
+from cryprq_proxy.status import ClientStatus, SessionStatus
 
-STATUS = {"role": "client", "link": "up", "streams": 3, "epoch": {"number": 1, "age": 2.5}}
+STATUS = ClientStatus(link="up", uptime=2.5, session=SessionStatus(streams=3, epoch=1))
+
+
+async def told() -> ClientStatus:
+    return STATUS
 
 
 @pytest.fixture
@@ -31,7 +48,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 async def server(path: Path) -> AsyncIterator[ControlServer]:
-    server = ControlServer(path, lambda: STATUS)
+    server = ControlServer(path, told)
     await server.start()
     yield server
     await server.stop()
@@ -48,7 +65,7 @@ async def ask(path: Path, line: bytes) -> object:
 
 
 async def test_status_crosses_the_socket(server: ControlServer) -> None:
-    assert await asyncio.to_thread(query, server.path) == STATUS
+    assert await asyncio.to_thread(query_status, server.path) == STATUS
 
 
 async def test_only_the_owner_may_connect(server: ControlServer) -> None:
@@ -83,7 +100,7 @@ async def test_a_request_is_bounded(server: ControlServer) -> None:
 
 async def test_a_slow_request_times_out(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(control, "TIMEOUT", 0.01)
-    server = ControlServer(path, lambda: STATUS)
+    server = ControlServer(path, told)
     await server.start()
     reader, writer = await asyncio.open_unix_connection(path)
     with pytest.raises(ConnectionResetError):
@@ -104,11 +121,11 @@ async def test_connections_are_bounded(server: ControlServer) -> None:
         writer.close()
     while server._connections:
         await asyncio.sleep(0)
-    assert await asyncio.to_thread(query, server.path) == STATUS
+    assert await asyncio.to_thread(query_status, server.path) == STATUS
 
 
 async def test_a_failing_status_leaves_the_server_alive(path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    def fail() -> dict[str, object]:
+    async def fail() -> ClientStatus:
         raise ZeroDivisionError
 
     server = ControlServer(path, fail)
@@ -134,8 +151,8 @@ async def test_the_socket_is_gone_after_stop(server: ControlServer) -> None:
 
 async def test_a_second_server_is_refused(server: ControlServer) -> None:
     with pytest.raises(ConfigError, match="another cryprq-proxy is running"):
-        await ControlServer(server.path, lambda: {}).start()
-    assert await asyncio.to_thread(query, server.path) == STATUS
+        await ControlServer(server.path, told).start()
+    assert await asyncio.to_thread(query_status, server.path) == STATUS
 
 
 async def test_a_stale_socket_is_replaced(path: Path) -> None:
@@ -144,9 +161,9 @@ async def test_a_stale_socket_is_replaced(path: Path) -> None:
         crashed.bind(str(path))
     with pytest.raises(CryprqError, match="no cryprq-proxy is running"):
         query(path)
-    server = ControlServer(path, lambda: STATUS)
+    server = ControlServer(path, told)
     await server.start()
-    assert await asyncio.to_thread(query, path) == STATUS
+    assert await asyncio.to_thread(query_status, path) == STATUS
     await server.stop()
 
 
@@ -157,23 +174,23 @@ async def test_a_server_with_a_full_backlog_counts_as_alive(path: Path) -> None:
         busy.listen(0)
         waiting.connect(str(path))
         with pytest.raises(ConfigError, match="another cryprq-proxy is running"):
-            await ControlServer(path, lambda: {}).start()
+            await ControlServer(path, told).start()
 
 
 async def test_another_file_is_never_removed(path: Path) -> None:
     path.parent.mkdir()
     path.write_text("precious")
     with pytest.raises(ConfigError, match="is no socket"):
-        await ControlServer(path, lambda: {}).start()
+        await ControlServer(path, told).start()
     assert path.read_text() == "precious"
 
 
 async def test_a_place_that_cannot_be_is_a_config_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="too long"):
-        await ControlServer(tmp_path / ("x" * 120), lambda: {}).start()
+        await ControlServer(tmp_path / ("x" * 120), told).start()
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="cannot be made"):
-        await ControlServer(tmp_path / "file" / "client.sock", lambda: {}).start()
+        await ControlServer(tmp_path / "file" / "client.sock", told).start()
 
 
 async def test_two_that_start_together_wait_for_each_other(
@@ -183,7 +200,7 @@ async def test_two_that_start_together_wait_for_each_other(
     first = files.locked_directory(path.parent)
     first.__enter__()
     monkeypatch.setattr(files.time, "sleep", lambda _: first.__exit__(None, None, None))
-    second = ControlServer(path, lambda: {})
+    second = ControlServer(path, told)
     await second.start()
     await second.stop()
 
@@ -194,7 +211,7 @@ async def test_two_that_start_together_do_not_replace_each_other(
     path.parent.mkdir()
     monkeypatch.setattr(files, "LOCK_SECONDS", 0.0)
     with files.locked_directory(path.parent), pytest.raises(ConfigError, match="locked"):
-        await ControlServer(path, lambda: {}).start()
+        await ControlServer(path, told).start()
 
 
 @pytest.mark.parametrize("answer", [b"", b"{", b"[]\n", b'{"ok":1}\n', b"\xff\n", b"[" * 100_000 + b"\n"])
@@ -229,17 +246,6 @@ def test_a_request_is_read() -> None:
 # --- commands ---
 
 
-async def test_a_status_may_take_its_time(path: Path) -> None:
-    async def status() -> dict[str, object]:
-        await asyncio.sleep(0)
-        return STATUS
-
-    server = ControlServer(path, status)
-    await server.start()
-    assert await asyncio.to_thread(query, path) == STATUS
-    await server.stop()
-
-
 async def testwide_actions(path: Path) -> None:
     done: list[str] = []
 
@@ -249,10 +255,10 @@ async def testwide_actions(path: Path) -> None:
         done.append(argument)
         return {"paused": argument}
 
-    server = ControlServer(path, lambda: STATUS, {"pause": pause})
+    server = ControlServer(path, told, {"pause": pause})
     await server.start()
     assert await asyncio.to_thread(query, path, "pause", argument="30") == {"paused": "30"}
-    assert await asyncio.to_thread(query, path) == STATUS
+    assert await asyncio.to_thread(query_status, path) == STATUS
     with pytest.raises(CryprqError, match="answers: a pause lasts 100 seconds at most"):
         await asyncio.to_thread(query, path, "pause", argument="long")
     with pytest.raises(CryprqError, match="unknown command 'confirm'; known: pause, status"):
@@ -297,13 +303,16 @@ async def test_without_system_wide_mode_there_is_nothing_to_pause_or_confirm() -
             await action("5")
 
 
-async def test_the_report_has_what_system_wide_mode_says() -> None:
-    async def wide() -> dict[str, object]:
-        return {"ipv6": True}
-
-    told = await Report(lambda: {"role": "client"}, wide)()
-    assert (told["role"], told["system"]) == ("client", {"ipv6": True})
-    assert (await Report(lambda: {"role": "exit"})())["system"] is None
+async def test_the_report_has_what_the_process_knows() -> None:
+    with RecentErrors() as recent:
+        report = Report(told, recent)
+        report.listen = (Destination("127.0.0.1", 1080),)
+        logging.getLogger("test.report").warning("the exit is gone")
+        status = await report()
+    assert isinstance(status, ClientStatus) and status.session == STATUS.session
+    assert (status.pid, status.listen, status.version) == (os.getpid(), ("127.0.0.1:1080",), __version__)
+    assert [error.text for error in status.errors] == ["the exit is gone"]
+    assert status.logged == {"warning": 1, "error": 0}
 
 
 async def test_what_has_to_be_confirmed_in_time(caplog: pytest.LogCaptureFixture) -> None:

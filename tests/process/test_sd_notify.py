@@ -17,6 +17,7 @@ import pytest
 
 from cryprq_proxy.process.lifecycle import Stop
 from cryprq_proxy.process.sd_notify import Notifier, summary
+from cryprq_proxy.status import read
 from tests.service.test_service import Setup
 from tests.support.notify_socket import NotifySocket
 from tests.support.processes import PATIENCE, Program, environment
@@ -234,19 +235,19 @@ def _end(program: Program, manager: NotifySocket) -> int:
 @pytest.mark.parametrize(
     ("status", "text"),
     [
-        ({}, "no link to ?: connecting"),
+        ({"role": "client"}, "no link to ?: connecting"),
         (
             {"role": "client", "link": "down", "exit": {"address": "a:1"}, "last_error": "refused"},
             "no link to a:1: refused",
         ),
         (
-            {"link": "up", "exit": {"address": "a:1"}, "session": {"streams": 1}},
+            {"role": "client", "link": "up", "exit": {"address": "a:1"}, "session": {"streams": 1}},
             "link up to a:1, 1 stream",
         ),
-        ({"link": "up", "exit": None, "session": None}, "link up to ?, 0 streams"),
+        ({"role": "client", "link": "up", "session": None}, "link up to ?, 0 streams"),
         ({"role": "exit", "sessions": [{}, {}], "targets": 1}, "2 sessions, 1 target"),
         ({"role": "exit"}, "0 sessions, 0 targets"),
     ],
 )
 def test_summary(status: dict[str, object], text: str) -> None:
-    assert summary(status) == text
+    assert summary(read(status)) == text

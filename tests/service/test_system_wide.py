@@ -20,6 +20,7 @@ from cryprq_proxy.exit.egress import EgressPolicy
 from cryprq_proxy.rules.engine import EVERYTHING
 from cryprq_proxy.service import system_wide as system
 from cryprq_proxy.service.system_wide import clean_up, leak_test, make_network, make_tunnel
+from cryprq_proxy.status import ClientStatus, ExitStatus, Status, read
 from tun.exit_network import ExitNetwork
 from tun.firewall import nft
 from tun.journal import Journal
@@ -250,7 +251,7 @@ def test_not_while_one_of_us_runs(kernel: Kernel, tmp_path: Path) -> None:
 
 # --- leak test ---
 
-SYSTEM: dict[str, Any] = {
+TUN: dict[str, Any] = {
     "device": {"name": "cryprq0"},
     "exits": [["192.0.2.1", 4433]],
     "uplinks": ["eth0"],
@@ -261,6 +262,10 @@ SYSTEM: dict[str, Any] = {
     "kill_switch": {"paused": 0},
     "rules": {"direct": ["203.0.113.0/24"]},
 }
+
+
+def running(**changes: Any) -> Status:
+    return read({"role": "client", "tun": TUN | changes})
 
 
 @pytest.fixture
@@ -278,9 +283,7 @@ def asked(root: None, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 def test_the_probe_is_told_what_the_client_has_and_lets_out(asked: dict[str, Any]) -> None:
-    code, table, plain = leak_test(
-        [{"role": "exit", "system": None}, {"system": SYSTEM}], ["192.0.2.7", "2001:DB8::7"]
-    )
+    code, table, plain = leak_test([ExitStatus(), running()], ["192.0.2.7", "2001:DB8::7"])
     assert (asked["tunnel"], asked["exits"]) == ("cryprq0", [("192.0.2.1", 4433)])
     assert asked["allowed"] == list(map(ip_network, ("192.168.1.0/24", "198.51.100.0/24", "203.0.113.0/24")))
     assert asked["targets"].dns == asked["targets"].hosts == ["192.0.2.7", "2001:db8::7"]
@@ -295,12 +298,12 @@ def test_the_probe_is_told_what_the_client_has_and_lets_out(asked: dict[str, Any
         "missed": 0,
         "packets_sent": {"eth0": 9},
     }
-    leak_test([{"system": SYSTEM}], [])
+    leak_test([running()], [])
     assert asked["targets"] == CanaryTargets(devices=["eth0"])
 
 
 def test_with_include_all_else_may_get_out(asked: dict[str, Any]) -> None:
-    leak_test([{"system": {**SYSTEM, "include": ["10.0.0.0/8", "10.1.0.0/16", "2001:db8::/32"]}}], [])
+    leak_test([running(include=["10.0.0.0/8", "10.1.0.0/16", "2001:db8::/32"])], [])
     allowed = asked["allowed"]
 
     def may_leave(text: str) -> bool:
@@ -328,29 +331,24 @@ def test_a_prefix_without_another(size: int, base: int, hole_size: int, hole_bas
         ({"kill_switch": {"paused": 9}}, "the client is paused, so all may get out: test again in 9 s"),
         ({"exclude_uids": [[0, 5], [os.geteuid(), os.geteuid()]]}, "--exclude-uid lets root past the tunnel"),
         ({"rules": {"direct": None}}, "the rules send so much past the tunnel that this test cannot tell"),
-        ({"rules": None}, "not ready yet, or of another version"),
-        ({"device": None}, "not ready yet, or of another version"),
-        ({"device": "x"}, "not ready yet, or of another version"),
-        ({"exits": [["x", 1]]}, "not ready yet, or of another version"),
-        ({"exits": 5}, "not ready yet, or of another version"),
-        ({"lan": ["x"]}, "not ready yet, or of another version"),
-        ({"exclude_uids": [5]}, "not ready yet, or of another version"),
-        ({"uplinks": None}, "not ready yet, or of another version"),
+        ({"device": None}, "the client is not ready yet"),
+        ({"exits": [["x", 1]]}, "the client is of another version"),
+        ({"lan": ["x"]}, "the client is of another version"),
     ],
 )
 def test_what_proves_nothing_is_not_tested(
     change: dict[str, Any], message: str, asked: dict[str, Any]
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        leak_test([{"system": {**SYSTEM, **change}}], [])
+        leak_test([running(**change)], [])
     assert asked == {}
 
 
 def test_without_a_tunnel_there_is_nothing_to_test(asked: dict[str, Any]) -> None:
-    nothing: list[list[dict[str, Any]]] = [[], [{}], [{"system": None}], [{"system": {}}]]
-    for answers in nothing:
+    nothing: list[list[Status]] = [[], [ClientStatus()], [ExitStatus()]]
+    for roles in nothing:
         with pytest.raises(ConfigError, match="no client in system-wide mode is running"):
-            leak_test(answers, [])
+            leak_test(roles, [])
     with pytest.raises(ConfigError, match=r"--target: expected an IP address, got 'example\.com'"):
-        leak_test([{"system": SYSTEM}], ["example.com"])
+        leak_test([running()], ["example.com"])
     assert asked == {}

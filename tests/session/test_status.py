@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any
+from msgspec.structs import replace
 
 from cryprq_proxy.errors import CloseReason, StreamReason
 from cryprq_proxy.session.epochs import EXCHANGE, MAX_EPOCHS
 from cryprq_proxy.session.session import Session
 from cryprq_proxy.session.status import Totals, by_name, session_status
+from cryprq_proxy.status import EpochStatus, Traffic
 from tests.support.links import App, Link
 from tests.support.settings import rotation_limits, session_limits
 
@@ -17,10 +17,8 @@ LIMITS = session_limits(rotation=rotation_limits(interval=INTERVAL))
 PIECE = 100_000
 
 
-def ledger(session: Session, now: float) -> list[dict[str, Any]]:
-    told: list[dict[str, Any]] = session_status(session, now)["epochs"]
-    json.dumps(told)
-    return told
+def ledger(session: Session, now: float) -> tuple[EpochStatus, ...]:
+    return session_status(session, now).epochs
 
 
 def send(link: Link, up: App, down: App, size: int = PIECE) -> None:
@@ -37,24 +35,24 @@ def test_bytes_go_to_the_epoch_that_carried_them() -> None:
     now = link.carrier.now
     client, exit = ledger(link.client, now), ledger(link.exit, now)
     for told in (client, exit):
-        assert [(each["carrier"], each["number"], each["current"]) for each in told] == [
+        assert [(each.carrier, each.number, each.current) for each in told] == [
             (1, 1, True),
             (1, 0, False),
         ]
-        assert all(each["exchange"] == EXCHANGE and each["cipher"] for each in told)
+        assert all(each.exchange == EXCHANGE and each.cipher for each in told)
     for newer_or_older, size in ((0, 3 * PIECE), (1, PIECE)):
-        sent, received = client[newer_or_older]["bytes_sent"], exit[newer_or_older]["bytes_received"]
+        sent, received = client[newer_or_older].bytes_sent, exit[newer_or_older].bytes_received
         assert size < sent == received < size * 1.05 + 5_000
-    assert 0 < client[0]["bytes_received"] == exit[0]["bytes_sent"] < PIECE
+    assert 0 < client[0].bytes_received == exit[0].bytes_sent < PIECE
 
 
 def test_ages() -> None:
     link = Link(LIMITS)
     link.carrier.advance(2 * INTERVAL + 10)
     newest, middle, oldest = ledger(link.client, link.carrier.now)
-    assert abs(newest["since"] - 10) < 2 and newest["lasted"] == newest["since"]
-    assert abs(middle["lasted"] - INTERVAL) < 2 and abs(oldest["lasted"] - INTERVAL) < 2
-    assert middle["since"] > INTERVAL and oldest["since"] > 2 * INTERVAL
+    assert abs(newest.since - 10) < 2 and newest.lasted == newest.since
+    assert abs(middle.lasted - INTERVAL) < 2 and abs(oldest.lasted - INTERVAL) < 2
+    assert middle.since > INTERVAL and oldest.since > 2 * INTERVAL
 
 
 def test_the_ledger_goes_on_over_carriers() -> None:
@@ -64,23 +62,23 @@ def test_the_ledger_goes_on_over_carriers() -> None:
     link.carrier.advance(INTERVAL + 1)
     link.carrier.cut()
     parted = ledger(link.client, link.carrier.now)
-    assert [each["current"] for each in parted] == [False, False]
-    assert parted[1]["bytes_sent"] > PIECE
+    assert [each.current for each in parted] == [False, False]
+    assert parted[1].bytes_sent > PIECE
     link.resume()
     told = ledger(link.client, link.carrier.now)
-    assert [(each["carrier"], each["number"]) for each in told] == [(2, 0), (1, 1), (1, 0)]
-    assert [each["current"] for each in told] == [True, False, False]
-    assert told[1:] == [each | {"since": told[index + 1]["since"]} for index, each in enumerate(parted)]
+    assert [(each.carrier, each.number) for each in told] == [(2, 0), (1, 1), (1, 0)]
+    assert [each.current for each in told] == [True, False, False]
+    assert told[1:] == tuple(
+        replace(epoch, since=later.since) for epoch, later in zip(parted, told[1:], strict=True)
+    )
 
 
 def test_the_ledger_is_bounded_and_holds_no_keys() -> None:
     link = Link(LIMITS)
     link.carrier.advance((MAX_EPOCHS + 10) * INTERVAL)
     told = ledger(link.client, link.carrier.now)
-    assert len(told) == MAX_EPOCHS and told[0]["number"] > MAX_EPOCHS
-    assert [each["number"] for each in told] == list(
-        range(told[0]["number"], told[0]["number"] - MAX_EPOCHS, -1)
-    )
+    assert len(told) == MAX_EPOCHS and told[0].number > MAX_EPOCHS
+    assert [each.number for each in told] == list(range(told[0].number, told[0].number - MAX_EPOCHS, -1))
     for epoch in link.client.rotation._ledger._epochs:
         values = [getattr(epoch, name) for name in epoch.__slots__]
         assert all(isinstance(value, int | float | str | None) for value in values)
@@ -92,15 +90,16 @@ def test_totals_outlive_sessions() -> None:
     up, down = first.pair()
     send(first, up, down)
     first.carrier.advance(INTERVAL + 1)
-    during = totals.status(first.client)
-    assert during == {"bytes": {"sent": PIECE, "received": 0}, "rotations": 1}
+    assert totals.bytes(first.client) == Traffic(sent=PIECE, received=0)
+    assert totals.rotations(first.client) == 1
     first.client.close(CloseReason.NORMAL)
     totals.add(first.client)
-    assert totals.status() == during
+    assert totals.bytes() == Traffic(sent=PIECE, received=0)
+    assert totals.rotations() == 1
     second = Link(LIMITS)
     up, down = second.pair()
     send(second, up, down)
-    assert totals.status(second.client)["bytes"]["sent"] == 2 * PIECE
+    assert totals.bytes(second.client).sent == 2 * PIECE
 
 
 def test_refusals_are_counted_by_reason() -> None:

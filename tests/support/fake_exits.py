@@ -19,6 +19,7 @@ from cryprq_proxy.errors import CryprqError, StreamReason
 from cryprq_proxy.lane.slices import Shape
 from cryprq_proxy.session.sendlog import SlotPool
 from cryprq_proxy.session.wire import StreamProtocol
+from cryprq_proxy.status import ClientStatus, Traffic
 from tests.support.links import TARGET, App
 
 WAIT, FAILBACK = 10.0, 30.0
@@ -155,17 +156,10 @@ class FakeClient:
     def refused(self) -> Counter[Any]:
         return Counter()
 
-    def status(self) -> dict[str, Any]:
-        return {
-            "link": "up" if self.up else "down",
-            "exit": {"peer_id": "id", "address": "exit.example:4433"},
-            "last_error": None,
-            "session": None,
-            "carriers": 1,
-            "waiting": 0,
-            "bytes": {"sent": 1, "received": 2},
-            "rotations": 3,
-        }
+    def status(self) -> ClientStatus:
+        return ClientStatus(
+            link="up" if self.up else "down", carriers=1, bytes=Traffic(sent=1, received=2), rotations=3
+        )
 
     async def run(self) -> None:
         if self.failing is not None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cryprq_proxy.errors import CryprqError
+from cryprq_proxy.status import Status, read
 from cryprq_proxy.web.sources import Sources
 
 EXCHANGE = "X25519 + ML-KEM-768"
@@ -30,7 +31,7 @@ class World:
         self.up = True
         self.sent, self.received = 48_300_000.0, 1_260_000_000.0
         self.pinned: str | None = None
-        self.system: Mapping[str, Any] | None = None
+        self.tun: Mapping[str, Any] | None = None
         self.problems: list[str] = []
         self.extra: dict[str, Any] = {}
         self.asked = 0
@@ -66,9 +67,9 @@ class World:
             each["received"] += int(down * seconds / (index + 2))
             each["sent"] += int(up * seconds / (index + 2))
 
-    async def status(self) -> dict[str, Any]:
+    async def status(self) -> Status:
         self.asked += 1
-        return client_status(self) | self.extra
+        return read(client_status(self) | self.extra)
 
     def streams(self) -> Sequence[Mapping[str, Any]]:
         return self.open
@@ -194,7 +195,7 @@ def client_status(world: World) -> dict[str, Any]:
             "open": len(world.open), "total": 5812, "by": {"tunnel": 4101, "direct": 312, "block": 1187, "exit": 212},
             "refused": {"name_not_found": 12, "timed_out": 3},
         },
-        "system": world.system,
+        "tun": world.tun,
         "errors": [
             {"at": START - 340, "level": "warning", "text": "link down: nothing was heard for 20 s", "count": 1},
             {"at": START - 4_990, "level": "warning", "text": "ads.txt, line 3120: this is no domain", "count": 3},
@@ -203,17 +204,17 @@ def client_status(world: World) -> dict[str, Any]:
     }  # fmt: skip
 
 
-SYSTEM = {
+TUN = {
     "device": {
         "name": "cryprq0", "mtu": 1380, "read_packets": 10, "read_bytes": 10_000, "written_packets": 20,
         "written_bytes": 20_000, "drops": {"no_link": 3},
     },
     "addresses": ["10.44.0.2", "fd44::2"],
-    "kill_switch": {"on": True, "standing": True, "paused": None, "kept_in": {"dns": 12, "other": 4}},
+    "kill_switch": {"on": True, "standing": True, "paused": 0, "kept_in": {"dns": 12, "other": 4}},
     "dns": {
         "resolver": "systemd-resolved", "in_use": "the exit's resolver", "cache_entries": 212,
         "counters": {"questions": 4120, "cache_hits": 2870, "blocked": 611, "stale": 4, "failures": 2},
         "upstreams": [{"name": "the exit's resolver", "healthy": True}],
     },
 }  # fmt: skip
-"""`status["system"]` in system-wide mode."""
+"""`status["tun"]` in system-wide mode."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import struct
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from cryprq_proxy.crypto.identity import PeerId
 from cryprq_proxy.errors import ConfigError, CryprqError
 from cryprq_proxy.exit.egress import EgressPolicy
 from cryprq_proxy.lane.slices import HEADROOM, NEEDS_CSUM, TCP4, Run, Shape
+from cryprq_proxy.status import DeviceStatus, TunNetworkStatus
 from tests.support.settings import exit_network_settings
 from tun import exit_network, sysctl
 from tun.device.linux import Tun
@@ -62,16 +62,11 @@ class FakeTun:
         self.written.append((bytes(buffer[start:end]), shape))
         return True
 
-    def status(self) -> Any:
-        return _Status("cryprq-exit0")
+    def status(self) -> DeviceStatus:
+        return DeviceStatus(name="cryprq-exit0")
 
     def close(self) -> None:
         self.steps.append("close")
-
-
-@dataclass
-class _Status:
-    name: str
 
 
 class FakeLink:
@@ -155,7 +150,7 @@ class Exit:
         self.tun.on_drained()
 
     def counted(self) -> dict[str, int]:
-        drops: dict[str, int] = self.network.status()["drops"]
+        drops: dict[str, int] = self.network.status().drops
         return drops
 
 
@@ -222,7 +217,7 @@ async def test_without_ipv6_nothing_of_it_is_taken(monkeypatch: pytest.MonkeyPat
         exit.receive(udp(exit.alice6, WEB6))
         assert stage.tun.written == []
         assert exit.counted() == {"source is not the client's": 1}
-        assert not exit.network.status()["ipv6"]
+        assert not exit.network.status().ipv6
         assert stage.tun.addresses == ["100.96.0.1/16"]
 
 
@@ -372,7 +367,7 @@ async def test_a_new_session_of_the_same_peer_takes_the_address_over(stage: Stag
         exit.leave(again)
         exit.from_kernel(packet)
         assert exit.counted() == {"for no client": 1}
-        assert exit.network.status()["clients"] == 0
+        assert exit.network.status().clients == 0
 
 
 async def test_the_older_session_gets_the_address_back(stage: Stage) -> None:
@@ -417,9 +412,9 @@ async def test_whatever_comes_is_written_counted_or_answered(
 
 async def test_all_is_set_up_and_undone_in_reverse(stage: Stage) -> None:
     network = stage.make()
-    assert network.status() == {"device": None, "clients": 0, "ipv6": False, "drops": {}}
+    assert network.status() == TunNetworkStatus()
     await network.start()
-    assert network.status()["device"] == {"name": "cryprq-exit0"}
+    assert network.status().device == DeviceStatus(name="cryprq-exit0")
     assert stage.tun.addresses == ["100.96.0.1/16", "fd63:7279:7071::1/64"]
     made = list(stage.tun.steps)
     assert made.index("open cryprq-exit0") < made.index("nat") < made.index("net.ipv4.ip_forward=1")
@@ -442,7 +437,7 @@ async def test_a_failure_in_the_middle_undoes_what_was_done(stage: Stage, where:
     with pytest.raises(ConfigError, match="no"):
         await network.start()
     assert stage.tun.steps[-2:] == ["close", f"undo {nft.EXIT}"]
-    assert network.status()["device"] is None
+    assert network.status().device is None
     with Journal(stage.state / EXIT_JOURNAL) as journal:  # free again, and empty
         assert journal.entries() == []
     await network.close()

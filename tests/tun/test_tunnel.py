@@ -22,6 +22,7 @@ from cryprq_proxy.errors import ConfigError, CryprqError
 from cryprq_proxy.lane.slices import HEADROOM, Run, Shape
 from cryprq_proxy.rules.engine import EVERYTHING, RuleSet
 from cryprq_proxy.rules.syntax import Action, Rule, Verdict
+from cryprq_proxy.status import DeviceStatus, DnsStatus, KillSwitchStatus, TunRules, TunStatus
 from tests.support.settings import tunnel_settings
 from tun import guard, interface, tunnel
 from tun.device.linux import MIN_MTU, Tun
@@ -154,11 +155,6 @@ class FakeFilter:
             self.machine.step("closed")
 
 
-@dataclass
-class _Status:
-    name: str
-
-
 class FakeDevice:
     def __init__(self, machine: Machine, name: str) -> None:
         machine.step("open device")
@@ -190,8 +186,8 @@ class FakeDevice:
         self.written.append(bytes(buffer[start:end]))
         return True
 
-    def status(self) -> _Status:
-        return _Status("cryprq0")
+    def status(self) -> DeviceStatus:
+        return DeviceStatus(name="cryprq0")
 
     def close(self) -> None:
         self.machine.step("close device")
@@ -235,8 +231,8 @@ class FakeForwarder:
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
 
-    def status(self) -> _Status:
-        return _Status("x")
+    def status(self) -> DnsStatus:
+        return DnsStatus(in_use="x")
 
     def link_lost(self) -> None:
         self.machine.step("link lost")
@@ -754,13 +750,9 @@ async def test_rules_stand_from_the_first_moment(machine: Machine) -> None:
     (blocked,) = machine.filter.settings.rules.rules
     assert (blocked.verdict, blocked.networks) == (Verdict.BLOCK, (ip_network("192.0.2.0/24"),))
     assert (machine.blocked_name(ADS), machine.blocked_name(OTHER)) == (True, False)
-    assert (await wide.tunnel.status())["rules"] == {
-        "rules": 1,
-        "dns": 1,
-        "filter": 1,
-        "default": "tunnel",
-        "direct": [],
-    }
+    told = await wide.tunnel.status()
+    assert told is not None
+    assert told.rules == TunRules(rules=1, dns=1, filter=1, default="tunnel")
     await wide.close()
 
 
@@ -813,34 +805,33 @@ async def test_status(machine: Machine) -> None:
     wide = Wide(machine, exclude=(ip_network("10.0.0.0/8"),), exclude_uids=((5, 7),))
     await wide.start()
     early = await wide.tunnel.status()
-    assert (early["device"], early["addresses"], early["dns"]) == (None, [], {})
+    assert early is not None
+    assert (early.device, early.addresses, early.dns) == (None, (), None)
     wide.tunnel.addressed(OWN4, OWN6)
     await wide.tunnel.run(wide.client)
-    assert await wide.tunnel.status() == {
-        "device": {"name": "cryprq0"},
-        "addresses": ["100.96.0.7", "fd63:7279:7071::7"],
-        "ipv6": True,
-        "kill_switch": {"on": True, "standing": True, "paused": 3, "kept_in": {"dns": 4}},
-        "dns": {"resolver": "resolv.conf", "repairs": 1, "name": "x"},
-        "repairs": 2,
-        "exits": [["192.0.2.1", 4433]],
-        "uplinks": ["eth0"],
-        "lan": ["192.168.1.0/24"],
-        "exclude": ["10.0.0.0/8"],
-        "include": [],
-        "exclude_uids": ((5, 7),),
-        "rules": {"rules": 0, "dns": 0, "filter": 0, "default": "tunnel", "direct": []},
-    }
+    assert await wide.tunnel.status() == TunStatus(
+        device=DeviceStatus(name="cryprq0"),
+        addresses=("100.96.0.7", "fd63:7279:7071::7"),
+        ipv6=True,
+        kill_switch=KillSwitchStatus(on=True, standing=True, paused=3, kept_in={"dns": 4}),
+        dns=DnsStatus(resolver="resolv.conf", repairs=1, in_use="x"),
+        repairs=2,
+        exits=(("192.0.2.1", 4433),),
+        uplinks=("eth0",),
+        lan=("192.168.1.0/24",),
+        exclude=("10.0.0.0/8",),
+        exclude_uids=((5, 7),),
+        rules=TunRules(default="tunnel"),
+    )
     await wide.close()
-    assert (await _blocked_lan(machine))["lan"] == []
 
 
-async def _blocked_lan(machine: Machine) -> dict[str, Any]:
+async def test_the_status_of_a_lan_that_is_blocked(machine: Machine) -> None:
     wide = Wide(machine, lan=False)
     await wide.up()
     told = await wide.tunnel.status()
     await wide.close()
-    return told
+    assert told is not None and told.lan == ()
 
 
 async def test_a_pause_is_for_what_stands(machine: Machine) -> None:

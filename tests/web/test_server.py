@@ -26,8 +26,9 @@ from cryprq_proxy.address import Destination
 from cryprq_proxy.commands.dashboard import dashboard as dashboard_command
 from cryprq_proxy.errors import CryprqError
 from cryprq_proxy.process.recent_errors import MAX_ENTRIES, MAX_TEXT, RecentErrors
+from cryprq_proxy.status import ExitStatus, Traffic, encode
 from cryprq_proxy.web import connections, events
-from cryprq_proxy.web.events import MAX_LISTENERS, Events, encode
+from cryprq_proxy.web.events import MAX_LISTENERS, Events
 from cryprq_proxy.web.guard import Asked, Guard, new_token
 from cryprq_proxy.web.page import dashboard
 from cryprq_proxy.web.server import MAX_BODY, AdminServer, MetricsServer
@@ -329,8 +330,8 @@ async def test_beyond_loopback_reading_needs_the_token_too() -> None:
 
 
 async def test_the_exit_has_metrics_and_nothing_else() -> None:
-    async def status() -> dict[str, object]:
-        return {"role": "exit", "sessions": [], "bytes": {"sent": 1, "received": 2}}
+    async def status() -> ExitStatus:
+        return ExitStatus(bytes=Traffic(sent=1, received=2))
 
     server = MetricsServer(LOOPBACK, status, TOKEN)
     site = Site(World(), await server.start())
@@ -576,21 +577,21 @@ def test_recent_errors() -> None:
         recent.handle(logging.LogRecord("x", logging.WARNING, "", 0, "wrong %d", ("arguments",), None))
     log.warning("after the end")
     entries = recent.status()
-    assert [entry["text"] for entry in entries[:2]] == ["wrong %d", "again"] and entries[1]["count"] == 2
-    assert len(entries[2]["text"]) == MAX_TEXT
-    assert [(entry["level"], entry["text"]) for entry in entries[3:]] == [
+    assert [entry.text for entry in entries[:2]] == ["wrong %d", "again"] and entries[1].count == 2
+    assert len(entries[2].text) == MAX_TEXT
+    assert [(entry.level, entry.text) for entry in entries[3:]] == [
         ("error", "it failed: the exit is gone"),
         ("warning", "the target a\\x1b[31m\\nb is odd"),
     ]
     assert recent.totals() == {"warning": 5, "error": 1}
-    assert all(entry["at"] > 1e9 for entry in entries)
+    assert all(entry.at > 1e9 for entry in entries)
 
 
 def test_recent_errors_are_bounded() -> None:
     with RecentErrors() as recent:
         for number in range(3 * MAX_ENTRIES):
             logging.getLogger("test.recent").warning("number %d", number)
-    texts = [entry["text"] for entry in recent.status()]
+    texts = [entry.text for entry in recent.status()]
     assert len(texts) == MAX_ENTRIES and texts[0] == f"number {3 * MAX_ENTRIES - 1}"
 
 

@@ -15,12 +15,12 @@ from __future__ import annotations
 import errno
 from asyncio import AbstractEventLoop
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from io import FileIO
 from typing import Final
 
 from cryprq_proxy.lane.slices import HEADROOM, MAX_PACKET, Run, Shape
+from cryprq_proxy.status import DeviceStatus
 from tun.device.offload import VNET_SIZE, fit
 from tun.device.packets import Drop
 
@@ -32,23 +32,6 @@ comes the other way does not wait longer. Polling is level-triggered and brings 
 
 type OnPacket = Callable[[memoryview, int, int, Shape], None]
 """(buffer, start, end, shape). `buffer[start - HEADROOM:end]` is the callee's until it returns, not longer."""
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceStatus:
-    """What `status` shows of a device. A super-packet counts as one packet."""
-
-    name: str
-    mtu: int
-    reads: tuple[str, ...]
-    """Offloads with which the kernel hands packets over."""
-    writes: tuple[str, ...]
-    """Kinds of super-packets that are written whole; others are cut in software."""
-    read_packets: int
-    read_bytes: int
-    written_packets: int
-    written_bytes: int
-    drops: Mapping[str, int]
 
 
 class PacketDevice:
@@ -109,15 +92,15 @@ class PacketDevice:
 
     def status(self) -> DeviceStatus:
         return DeviceStatus(
-            self.name,
-            self.mtu,
-            self._read_offloads(),
-            self._write_offloads(),
-            self._reading.packets,
-            self._reading.bytes,
-            self.written_packets,
-            self.written_bytes,
-            {drop.value: count for drop, count in self.drops.items()},
+            name=self.name,
+            mtu=self.mtu,
+            reads=self._read_offloads(),
+            writes=self._write_offloads(),
+            read_packets=self._reading.packets,
+            read_bytes=self._reading.bytes,
+            written_packets=self.written_packets,
+            written_bytes=self.written_bytes,
+            drops={drop.value: count for drop, count in self.drops.items()},
         )
 
     def _shape(self, buffer: memoryview, start: int, end: int) -> Shape | Drop:

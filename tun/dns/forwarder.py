@@ -13,11 +13,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final
 
 from cryprq_proxy.base.clock import clock
 from cryprq_proxy.base.tasks import spawn
+from cryprq_proxy.status import DnsCounters, DnsStatus
 
 from .answer import Answer, encode, synthesise
 from .blocklist import Blocklist
@@ -44,7 +44,7 @@ from .names import Local, special, to_host
 from .query import BadQuery, Query, error_reply, parse_query
 from .settings import DnsSettings
 from .split import SuffixTable
-from .upstreams import Group, UpstreamStatus
+from .upstreams import Group
 
 _log = logging.getLogger(__name__)
 
@@ -63,45 +63,6 @@ type Blocks = Callable[[bytes], bool]
 def blocks_nothing(name: bytes) -> bool:
     """The `Blocks` of no rules."""
     return False
-
-
-@dataclass(slots=True)
-class Counters:
-    """Since the start. Each question counts once as `questions`, and in at most one of those up to `malformed`."""
-
-    questions: int = 0
-    cache_hits: int = 0
-    stale: int = 0
-    """Answered from beyond the end of an answer's life."""
-    local: int = 0
-    """Special names, and AAAA without IPv6."""
-    blocked: int = 0
-    merged: int = 0
-    """Waited for the answer to somebody else's equal question."""
-    upstream: int = 0
-    """Asked of an upstream and answered by it."""
-    failures: int = 0
-    """SERVFAIL, because no upstream had an answer."""
-    overload: int = 0
-    """SERVFAIL, because too many questions waited."""
-    malformed: int = 0
-    """Refused or dropped unread."""
-
-
-@dataclass(frozen=True, slots=True)
-class DnsStatus:
-    """What `status` shows of the forwarder."""
-
-    counters: Counters
-    waiting: int
-    """Questions that wait for upstreams now."""
-    cache_entries: int
-    cache_bytes: int
-    blocklist_names: int
-    in_use: str
-    """The upstream that answered last."""
-    upstreams: tuple[UpstreamStatus, ...]
-    split: dict[str, tuple[UpstreamStatus, ...]]
 
 
 class Forwarder:
@@ -128,7 +89,7 @@ class Forwarder:
         self._asking: dict[Key, asyncio.Task[Answer | None]] = {}
         self._waiting = 0
         self._closed = False
-        self.counters = Counters()
+        self.counters = DnsCounters()
 
     # --- questions -------------------------------------------------------------------------------------------------
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from cryprq_proxy.base.tasks import spawn
+from cryprq_proxy.status import UpstreamStatus
 
 from .answer import Answer
 from .codes import NOERROR, NXDOMAIN, YXDOMAIN
@@ -31,25 +31,11 @@ SMOOTHING: Final = 0.25
 """Weight of the newest latency in the average shown."""
 
 
-@dataclass(slots=True)
-class UpstreamStatus:
-    """One server, for `status`."""
-
-    name: str
-    healthy: bool
-    latency: float | None
-    """Seconds, a moving average; None before the first answer."""
-    answers: int
-    failures: int
-    last_error: str
-    """Empty while all is well."""
-
-
 class Member:
     """A server within a group: how it is asked, and how it has been."""
 
     def __init__(self, name: str, upstream: Upstream, clock: Callable[[], float]) -> None:
-        self.status = UpstreamStatus(name, True, None, 0, 0, "")
+        self.status = UpstreamStatus(name=name)
         self.upstream = upstream
         self._clock = clock
         self._penalty = 0.0

@@ -29,6 +29,7 @@ from cryprq_proxy.errors import ConfigError
 from cryprq_proxy.rules.engine import EVERYTHING, Decision, RuleSet
 from cryprq_proxy.rules.ranges import LAST_PORT, borders
 from cryprq_proxy.rules.syntax import Rule, Verdict, shown
+from cryprq_proxy.status import TunRules
 
 from ..dns.names import labels
 from .nft import prefixes
@@ -62,25 +63,24 @@ class Policy:
         host = _host_name(name) if self.names else None
         return host is not None and _blocked_by(self.rules, host) is not None
 
-    def status(self) -> dict[str, object]:
-        """How many rules are in force and where. `direct`: the prefixes that go past the tunnel by them; None where
-        a few prefixes cannot tell."""
-        return {
-            "rules": len(self.rules.rules),
-            "dns": self.names,
-            "filter": len(self.filter.rules),
-            "default": str(self.rules.default),
-            "direct": self._direct(),
-        }
+    def status(self) -> TunRules:
+        """How many rules are in force and where."""
+        return TunRules(
+            rules=len(self.rules.rules),
+            dns=self.names,
+            filter=len(self.filter.rules),
+            default=str(self.rules.default),
+            direct=self._direct(),
+        )
 
-    def _direct(self) -> list[str] | None:
+    def _direct(self) -> tuple[str, ...] | None:
         direct = [rule for rule in self.filter.rules if rule.verdict is Verdict.DIRECT]
         if self.filter.default is Verdict.DIRECT or any(rule.networks is None for rule in direct):
             return None
         networks = {network for rule in direct for network in rule.networks or ()}
         if len(networks) > MAX_SHOWN:
             return None
-        return [each for version in (4, 6) for each in prefixes(networks, version)]
+        return tuple(prefix for version in (4, 6) for prefix in prefixes(networks, version))
 
 
 def contradiction(rules: RuleSet, *, lan: bool, include: bool) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from enum import Enum
 from typing import Final, NamedTuple
 
+from ...status import OffloadStatus
+
 MAX_SEGMENTS: Final = 64
 """Datagrams in one send; newer kernels take 128."""
 MAX_BATCH: Final = 65_507
@@ -35,6 +37,9 @@ class UdpOffload(NamedTuple):
     gso: bool
     gro: bool
     reason: str = ""
+
+    def status(self) -> OffloadStatus:
+        return OffloadStatus(gso=self.gso, gro=self.gro, reason=self.reason)
 
 
 class UdpPeer(NamedTuple):

@@ -28,6 +28,7 @@ from ...lane.opening import OVERHEAD, Room
 from ...lane.path import Path
 from ...lane.sealing import DATAGRAM, OUT_SIZE, Lane
 from ...lane.slices import EXPRESS, SLICE_SIZE, Run, Shape
+from ...status import LaneStatus
 from .batch import MAX_BATCH, MAX_SEGMENTS, Batch, Sent, UdpOffload
 from .train import Outlet, PacketTrain
 
@@ -331,8 +332,7 @@ class LaneCarrier:
             return "there is no route to the exit"
         return self.path.reason if self._started else "the peer has not announced its side yet"
 
-    def status(self) -> dict[str, Any]:
-        """For `status`: sizes in bytes, times in seconds, the rest in datagrams."""
+    def status(self) -> LaneStatus:
         outlet = self._outlet()
         unused = UdpOffload(False, False, "no socket")
         offload = unused if outlet is None else outlet.socket.offload
@@ -341,20 +341,20 @@ class LaneCarrier:
         drops["incomplete"] = self.lane.incomplete
         for outcome in (Sent.FULL, Sent.TOO_BIG, Sent.UNREACHABLE, Sent.FAILED):
             drops[outcome.name.lower()] = self._unsent[outcome]
-        return {
-            "up": self.up,
-            "why": self.why,
-            "peer": "" if outlet is None else str(outlet.to or outlet.socket.peer),
-            "size": self.path.size,
-            "round_trip": self.path.round_trip,
-            "offload": offload._asdict(),
-            "sent": self._sent,
-            "sent_bytes": self._sent_bytes,
-            "received": self._received,
-            "received_bytes": self._received_bytes,
-            "drops": drops,
-            "path": asdict(self.path.counters),
-        }
+        return LaneStatus(
+            up=self.up,
+            why=self.why,
+            peer="" if outlet is None else str(outlet.to or outlet.socket.peer),
+            size=self.path.size,
+            round_trip=self.path.round_trip,
+            offload=offload.status(),
+            sent=self._sent,
+            sent_bytes=self._sent_bytes,
+            received=self._received,
+            received_bytes=self._received_bytes,
+            drops=drops,
+            path=self.path.counters,
+        )
 
     def close(self) -> None:
         """Let go of sockets, indices and timers. Nothing is sent or delivered any more."""

@@ -13,13 +13,14 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from functools import partial
 from socket import AF_INET6
-from typing import Any, Final
+from typing import Final
 
 from ...base.clock import clock
 from ...base.text import reason_of
 from ...crypto.primitives import Entropy, system_entropy
 from ...errors import ConfigError
 from ...lane.opening import EXPRESS_KIND, KIND, OVERHEAD
+from ...status import LaneSocketStatus, LanesStatus
 from .batch import Batch, SocketAddress, UdpOffload, UdpPeer
 from .carrier import Announce, LaneCarrier, LaneHandler, Timers
 from .inbox import Inbox
@@ -145,15 +146,14 @@ class LaneListener:
         """Where the sockets are bound."""
         return [sock.address for sock in self._sockets]
 
-    def status(self) -> dict[str, Any]:
-        """For `status`; in datagrams."""
-        return {
-            "sockets": [
-                {"address": str(UdpPeer(sock.address)), "offload": sock.offload._asdict()}
+    def status(self) -> LanesStatus:
+        return LanesStatus(
+            sockets=tuple(
+                LaneSocketStatus(address=str(UdpPeer(sock.address)), offload=sock.offload.status())
                 for sock in self._sockets
-            ],
-            "strangers": self.strangers,
-        }
+            ),
+            strangers=self.strangers,
+        )
 
     def _take(self, sock: UdpSocket, batch: Batch) -> None:
         lane = self._owner(batch)

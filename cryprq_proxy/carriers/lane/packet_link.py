@@ -8,7 +8,6 @@ The client's network interface has one PacketLink, that of its exit; the exit's 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from ...address import Destination
 from ...base.buffers import SHARED
@@ -18,6 +17,7 @@ from ...lane.slices import FLAGS_MASK, HEADROOM, KIND_MASK, MAX_PACKET, PLAIN, R
 from ...session.datagrams import BasePacketLink
 from ...session.session import Session
 from ...session.wire import encode_lane
+from ...status import PacketLinkStatus, Traffic
 from .carrier import LaneCarrier
 
 type Receiver = Callable[[memoryview, int, int, Run], None]
@@ -118,14 +118,13 @@ class PacketLink(BasePacketLink):
     def lane_changed(self) -> None:
         self._lane_changed()
 
-    def status(self) -> dict[str, Any]:
-        """What `cryprq-proxy status` shows of what crosses the link beside the streams."""
-        return {
-            "lane": None if self.lane is None else self.lane.status(),
-            "on_carrier": {"sent": self.sent_on_carrier, "received": self.received_on_carrier},
-            "dropped": {
+    def status(self) -> PacketLinkStatus:
+        return PacketLinkStatus(
+            lane=None if self.lane is None else self.lane.status(),
+            on_carrier=Traffic(sent=self.sent_on_carrier, received=self.received_on_carrier),
+            dropped={
                 "datagrams": self._session.datagrams.dropped,
                 "packets": self._session.packets.dropped,
                 "malformed": self.malformed,
             },
-        }
+        )

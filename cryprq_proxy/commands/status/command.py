@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import click
 
-from ..common import ask, config_option, control_sockets
+from ..common import ask, ask_status, config_option, control_sockets
 
 
 @click.command()
@@ -27,27 +26,26 @@ def status(as_json: bool, watch: float | None, config: Path | None) -> None:
     """Ask the running client or exit how it is."""
     sockets = control_sockets(config)
     if watch is not None:
-        _watch(lambda: ask(sockets), watch, as_json)
+        _watch(sockets, watch, as_json)
         return
-    answers = ask(sockets)
     if as_json:
-        for answer in answers:
+        for answer in ask(sockets):
             click.echo(json.dumps(answer, indent=2))
         return
     from .view import render
 
     width = _width()
-    for answer in answers:
-        click.echo(render(answer) if width is None else render(answer, width))
+    for told in ask_status(sockets):
+        click.echo(render(told) if width is None else render(told, width))
 
 
-def _watch(answers: Callable[[], list[dict[str, Any]]], seconds: float, as_json: bool) -> None:
+def _watch(sockets: list[Path], seconds: float, as_json: bool) -> None:
     import time
 
     if as_json:
         try:
             while True:
-                for answer in answers():
+                for answer in ask(sockets):
                     click.echo(json.dumps(answer))
                 time.sleep(seconds)
         except KeyboardInterrupt:
@@ -58,7 +56,7 @@ def _watch(answers: Callable[[], list[dict[str, Any]]], seconds: float, as_json:
 
     from .live import watch
 
-    watch(answers, seconds, Console(highlight=False, markup=False, emoji=False))
+    watch(lambda: ask_status(sockets), seconds, Console(highlight=False, markup=False, emoji=False))
 
 
 def _width() -> int | None:

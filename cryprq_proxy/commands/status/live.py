@@ -4,45 +4,38 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Sequence
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
 from ...base.log import one_line
-from ...base.text import part, size
+from ...base.text import size
 from ...errors import CryprqError
+from ...status import Status, Traffic
 from .view import view
 
-type Answers = Sequence[Mapping[str, Any]]
-
-_WAYS: Final = ("sent", "received")
+type Answers = Sequence[Status]
 
 
 class Rates:
     """Bytes per second between two answers of the same process."""
 
     def __init__(self) -> None:
-        self._last: dict[tuple[object, object], tuple[float, dict[str, int]]] = {}
+        self._last: dict[tuple[type, int], tuple[float, Traffic]] = {}
 
-    def row(self, status: Mapping[str, Any], now: float) -> dict[str, str]:
-        """A row for the table; nothing at the first answer, or where there are no counts."""
-        total, who = part(status, "bytes"), (status.get("role"), status.get("pid"))
-        counts = {way: count for way in _WAYS if isinstance(count := total.get(way), int)}
-        before = self._last.get(who)
-        self._last[who] = (now, counts)
-        if (
-            before is None
-            or now <= before[0]
-            or before[1].keys() != set(_WAYS)
-            or counts.keys() != set(_WAYS)
-        ):
+    def row(self, status: Status, now: float) -> dict[str, str]:
+        """A row for the table; nothing at the first answer."""
+        process, total = (type(status), status.pid), status.bytes
+        then, before = self._last.get(process, (now, total))
+        self._last[process] = (now, total)
+        seconds = now - then
+        if seconds <= 0:
             return {}
-        seconds = now - before[0]
-        moved = {way: max(0, counts[way] - before[1][way]) / seconds for way in _WAYS}
-        return {"now": f"{size(moved['sent'])}/s sent, {size(moved['received'])}/s received"}
+        sent = max(0, total.sent - before.sent) / seconds
+        received = max(0, total.received - before.received) / seconds
+        return {"now": f"{size(sent)}/s sent, {size(received)}/s received"}
 
 
 def watch(
@@ -70,7 +63,7 @@ def _screen(ask: Callable[[], Answers], width: int, rates: Rates, now: Callable[
     except CryprqError as error:
         return Group(Text(one_line(str(error))))
     at = now()
-    pieces: list[Any] = []
+    pieces: list[RenderableType] = []
     for answer in answers:
         pieces += [view(answer, width, rates.row(answer, at)), Text()]
     return Group(*pieces)

@@ -1,19 +1,26 @@
-"""The tables below the rows of `cryprq-proxy status`: what there are several of, and what has happened.
-
-As in view.py, every field may be missing or of another kind: who answers may be of another version.
-"""
+"""The tables below the rows of `cryprq-proxy status`: what there are several of, and what has happened."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final
 
 from rich.table import Table
 from rich.text import Text
 
 from ...base.log import one_line
-from ...base.text import SHORT_ID, duration, milliseconds, number, part, parts, size, up
+from ...base.text import SHORT_ID, duration, milliseconds, size
+from ...status import (
+    EpochStatus,
+    ExitStatus,
+    KnownExit,
+    LaneStatus,
+    LoggedError,
+    PeerSessionStatus,
+    PeerStatus,
+    Status,
+)
 
 _NARROW: Final = 100
 """Columns of a terminal; below, tables leave out what can be done without."""
@@ -23,19 +30,24 @@ _PEERS: Final = 50
 """Lines of each; `--json` has the rest."""
 
 
-def tables(status: Mapping[str, Any], width: int) -> Iterator[Table]:
+def tables(status: Status, width: int) -> Iterator[Table]:
     """What `status` has of: exits, sessions, peers, epochs, errors; each with a heading."""
-    exits = parts(status, "exits")
-    if len(exits) > 1:
-        yield _exits(exits)
-    if sessions := parts(status, "sessions"):
-        yield _sessions(sessions, width)
-    if peers := parts(status, "peers"):
-        yield _peers(peers)
-    if epochs := parts(part(status, "session"), "epochs"):
-        yield _epochs(epochs, width)
-    if errors := parts(status, "errors"):
-        yield _errors(errors)
+    if isinstance(status, ExitStatus):
+        if status.sessions:
+            yield _sessions(status.sessions, width)
+        if status.peers:
+            yield _peers(status.peers)
+    else:
+        if len(status.exits) > 1:
+            yield _exits(status.exits)
+        if status.session is not None and status.session.epochs:
+            yield _epochs(status.session.epochs)
+    if status.errors:
+        yield _errors(status.errors)
+
+
+def up(lane: LaneStatus | None) -> str:
+    return "-" if lane is None else "up" if lane.up else "down"
 
 
 def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, fold: str = "") -> Table:
@@ -50,69 +62,62 @@ def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *,
     return table
 
 
-def _exits(exits: Iterable[Mapping[str, Any]]) -> Table:
-    def row(exit: Mapping[str, Any]) -> tuple[str, ...]:
-        used = "pinned" if exit.get("pinned") else "in use" if exit.get("active") else "-"
-        healthy = exit.get("healthy")
-        health = "healthy" if healthy is True else "ill" if healthy is False else "?"
-        error = exit.get("last_error") if exit.get("link") != "up" else None
+def _exits(exits: Iterable[KnownExit]) -> Table:
+    def row(exit: KnownExit) -> tuple[str, ...]:
         return (
-            str(exit.get("name", "?")),
-            number(exit.get("priority")),
-            used,
-            health,
-            str(exit.get("link", "?")),
-            str(part(exit, "carrier").get("kind", "-")),
-            milliseconds(exit.get("round_trip")),
-            str(error or ""),
+            exit.name,
+            str(exit.priority),
+            "pinned" if exit.pinned else "in use" if exit.active else "-",
+            "healthy" if exit.healthy else "ill",
+            exit.link,
+            "-" if exit.carrier is None else exit.carrier.kind,
+            milliseconds(exit.round_trip),
+            exit.last_error or "" if exit.link != "up" else "",
         )
 
     columns = ("exit", "priority", "use", "health", "link", "carrier", "round trip", "last error")
     return _table("exits", columns, map(row, exits), fold="last error")
 
 
-def _sessions(sessions: Iterable[Mapping[str, Any]], width: int) -> Table:
+def _sessions(sessions: Iterable[PeerSessionStatus], width: int) -> Table:
     wide = width >= _NARROW
 
-    def row(session: Mapping[str, Any]) -> Iterator[str]:
-        yield str(session.get("peer_id", "?"))[:SHORT_ID]
-        yield str(session.get("link", "?"))
-        yield up(part(part(session, "packets"), "lane"))
-        yield str(session.get("epoch", "-"))
+    def row(session: PeerSessionStatus) -> Iterator[str]:
+        yield session.peer_id[:SHORT_ID]
+        yield session.link
+        yield up(None if session.packets is None else session.packets.lane)
+        yield "-" if session.epoch is None else str(session.epoch)
         if wide:
-            yield duration(session.get("epoch_age"))
-            yield str(session.get("cipher", "-"))
-        yield milliseconds(session.get("round_trip"))
-        yield str(session.get("streams", "?"))
-        yield size(session.get("bytes_sent"))
-        yield size(session.get("bytes_received"))
+            yield duration(session.epoch_age)
+            yield session.cipher or "-"
+        yield milliseconds(session.round_trip)
+        yield str(session.streams)
+        yield size(session.bytes_sent)
+        yield size(session.bytes_received)
 
     columns = ("peer", "link", "lane", "epoch", *(("age", "cipher") if wide else ()))
     rest = ("round trip", "streams", "sent", "received")
     return _table("sessions", (*columns, *rest), (tuple(row(session)) for session in sessions))
 
 
-def _peers(peers: Sequence[Mapping[str, Any]]) -> Table:
-    # Who is connected first; sorting keeps the order of the list among equals.
-    listed = sorted(peers, key=lambda peer: not peer.get("sessions"))
-    rows = [
-        (str(peer.get("peer_id", "?"))[:SHORT_ID], number(peer.get("sessions")), str(peer.get("name") or "-"))
-        for peer in listed[:_PEERS]
-    ]
+def _peers(peers: Sequence[PeerStatus]) -> Table:
+    # Connected peers come first; sorting keeps the order of the list among equals.
+    listed = sorted(peers, key=lambda peer: not peer.sessions)
+    rows = [(peer.peer_id[:SHORT_ID], str(peer.sessions), peer.name or "-") for peer in listed[:_PEERS]]
     if len(peers) > _PEERS:
         rows.append((f"... and {len(peers) - _PEERS} more", "", ""))
     return _table("allowed peers", ("peer", "sessions", "name"), rows, fold="name")
 
 
-def _epochs(epochs: Sequence[Mapping[str, Any]], width: int) -> Table:
+def _epochs(epochs: Sequence[EpochStatus]) -> Table:
     rows = (
         (
-            number(epoch.get("number")),
-            duration(epoch.get("since")),
-            size(epoch.get("bytes_sent")),
-            size(epoch.get("bytes_received")),
-            str(epoch.get("exchange", "?")),
-            str(epoch.get("cipher", "?")),
+            str(epoch.number),
+            duration(epoch.since),
+            size(epoch.bytes_sent),
+            size(epoch.bytes_received),
+            epoch.exchange,
+            epoch.cipher,
         )
         for epoch in epochs[:_EPOCHS]
     )
@@ -120,22 +125,17 @@ def _epochs(epochs: Sequence[Mapping[str, Any]], width: int) -> Table:
     return _table("epochs", columns, rows, fold="key exchange")
 
 
-def _errors(errors: Sequence[Mapping[str, Any]]) -> Table:
-    rows = (
-        (_clock(error.get("at")), str(error.get("level", "?")), _text(error)) for error in errors[-_ERRORS:]
-    )
+def _errors(errors: Sequence[LoggedError]) -> Table:
+    rows = ((_clock(error.at), error.level, _text(error)) for error in errors[:_ERRORS])
     return _table("lately", ("at", "level", "what"), rows, fold="what")
 
 
-def _text(error: Mapping[str, Any]) -> str:
-    text, count = str(error.get("text", "?")), error.get("count")
-    return f"{text} ({count} times)" if isinstance(count, int) and count > 1 else text
+def _text(error: LoggedError) -> str:
+    return f"{error.text} ({error.count} times)" if error.count > 1 else error.text
 
 
-def _clock(at: object) -> str:
+def _clock(at: float) -> str:
     """Seconds since 1970 as local date and time; the date only where it is not today's."""
-    if not isinstance(at, int | float):
-        return "?"
     try:
         then, today = time.localtime(at), time.localtime()
     except (OverflowError, ValueError, OSError):

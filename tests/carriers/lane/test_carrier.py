@@ -36,6 +36,7 @@ from cryprq_proxy.lane.opening import OVERHEAD
 from cryprq_proxy.lane.path import SILENCE
 from cryprq_proxy.lane.sealing import OUT_SIZE
 from cryprq_proxy.lane.slices import HEADROOM, NEEDS_CSUM, SLICE_SIZE, TCP4, Run, Shape
+from cryprq_proxy.status import OffloadStatus
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the loopback device is synchronous on Linux")
 
@@ -266,8 +267,8 @@ def test_nothing_is_sent_before_both_sides_can(join: Join, loop: Loop) -> None:
     session.hold = True
     session.start()
     loop.advance(20.0)
-    assert session.client.status()["sent"] == session.exit.status()["sent"] == 0
-    assert session.client.status()["path"]["probes"] == 0
+    assert session.client.status().sent == session.exit.status().sent == 0
+    assert session.client.status().path.probes == 0
     assert session.client.why == "the peer has not announced its side yet"
     session.deliver()
     loop.advance(0.5)  # no probe was wasted, so it comes up at once
@@ -381,10 +382,10 @@ def test_a_closed_lane_sends_nothing_that_was_held_back(join: Join) -> None:
     session.start()
     buffer = memoryview(bytearray(HEADROOM) + plain_packet(300))
     assert session.client.send_packet(buffer, HEADROOM, len(buffer), Shape(0, 0, 0), True)
-    before = session.client.status()["sent"]
+    before = session.client.status().sent
     session.client.close()
     SHARED.one(PacketTrain).flush()
-    assert session.client.status()["sent"] == before
+    assert session.client.status().sent == before
 
 
 def test_super_packet_is_one_call(join: Join, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -460,7 +461,7 @@ def test_sessions_in_one_wake_up_are_all_answered(join: Join, loop: Loop) -> Non
         session.client._tick(loop.now)  # the first probes, all of them before the exit reads
     loop.settle()
     for session in sessions:
-        assert session.exit.status()["sent"] and session.client.up
+        assert session.exit.status().sent and session.client.up
 
 
 def test_exit_with_several_addresses_answers_from_the_one_that_was_asked(join: Join, loop: Loop) -> None:
@@ -517,7 +518,7 @@ def test_blocked_while_sending_goes_down_and_comes_back(
     assert not session.send(plain_packet(100))
     loop.advance(60.0)
     assert not session.client.up
-    assert session.client.status()["why"]
+    assert session.client.status().why
     network.lost = lambda sock, segment: False
     loop.advance(20.0)
     assert session.client.up and session.exit.up
@@ -554,8 +555,8 @@ def test_client_moves_and_the_exit_follows(join: Join, loop: Loop) -> None:
     loop.advance(2.0)
     assert session.send(plain_packet(100), back=True)
     assert len(session.at_client.packets) == 1
-    assert session.exit.status()["path"]["migrations"] == 1
-    assert session.client.status()["peer"] == f"{host}:{port}"
+    assert session.exit.status().path.migrations == 1
+    assert session.client.status().peer == f"{host}:{port}"
 
 
 def test_carrier_to_the_same_exit_leaves_the_lane_alone(join: Join, loop: Loop) -> None:
@@ -706,7 +707,7 @@ def test_kernel_that_says_too_big(join: Join, loop: Loop, network: Network) -> N
     assert 1_200 <= session.client.size <= 1_252
     assert session.send(plain_packet(5_000))
     assert len(session.at_exit.packets) == 1
-    assert session.client.status()["drops"]["too_big"] > 0
+    assert session.client.status().drops["too_big"] > 0
 
 
 def test_batches_that_fail_at_run_time(
@@ -730,23 +731,21 @@ def test_batches_that_fail_at_run_time(
             assert session.send(data, shape)
             assert b"".join(packet[40:] for packet, _ in session.at_exit.packets) == data[40:]
     assert len(caplog.records) == 1
-    assert session.client.status()["offload"] == {
-        "gso": False,
-        "gro": True,
-        "reason": "the kernel refused a batch (EIO)",
-    }
+    assert session.client.status().offload == OffloadStatus(
+        gro=True, reason="the kernel refused a batch (EIO)"
+    )
     session.client.move(("127.0.0.5", session.where[1]))  # what is known of the kernel outlives the socket
-    assert session.client.status()["offload"]["gso"] is False
+    assert session.client.status().offload.gso is False
 
 
 def test_idle_lane_stays_up_and_says_little(join: Join, loop: Loop) -> None:
     session = join()
     session.start()
     loop.advance(10.0)
-    before = session.client.status()["sent"]
+    before = session.client.status().sent
     loop.advance(600.0)
     assert session.client.up and session.exit.up
-    assert session.client.status()["sent"] - before < 300
+    assert session.client.status().sent - before < 300
 
 
 # --- strangers ----------------------------------------------------------------------------------------------
@@ -763,7 +762,7 @@ def test_strangers_are_counted_and_get_no_answer(join: Join, loop: Loop, data: b
     try:
         stranger.send(memoryview(data), len(data))
         loop.settle()
-        assert listener.status()["strangers"] == 1
+        assert listener.status().strangers == 1
         assert stranger.receive(memoryview(bytearray(RECEIVE_SIZE))) is None
     finally:
         stranger.close()
@@ -781,8 +780,8 @@ def test_known_index_under_another_kind_is_a_stranger(join: Join, loop: Loop) ->
         loop.settle()
     finally:
         stranger.close()
-    assert session.listener.status()["strangers"] == 1
-    assert session.exit.status()["drops"]["unknown"] == 0
+    assert session.listener.status().strangers == 1
+    assert session.exit.status().drops["unknown"] == 0
 
 
 def test_known_index_with_garbage_gets_no_answer_and_changes_nothing(join: Join, loop: Loop) -> None:
@@ -796,7 +795,7 @@ def test_known_index_with_garbage_gets_no_answer_and_changes_nothing(join: Join,
         assert stranger.receive(memoryview(bytearray(RECEIVE_SIZE))) is None
     finally:
         stranger.close()
-    assert session.exit.status()["drops"]["tag"] == 1
+    assert session.exit.status().drops["tag"] == 1
     assert session.send(plain_packet(100), back=True)
     assert len(session.at_client.packets) == 1
 
@@ -822,7 +821,7 @@ def test_forged_datagram_in_front_of_a_batch_takes_nothing_with_it(
         )
     loop.settle()
     assert [packet for packet, _ in session.at_exit.packets] == [data]
-    assert session.exit.status()["drops"]["unknown"] == 1
+    assert session.exit.status().drops["unknown"] == 1
 
 
 def test_authentic_datagram_without_a_destination(join: Join, loop: Loop) -> None:
@@ -836,7 +835,7 @@ def test_authentic_datagram_without_a_destination(join: Join, loop: Loop) -> Non
         here.socket.send(out[:size], size)
     loop.settle()
     assert session.at_exit.datagrams == []
-    assert session.exit.status()["drops"]["malformed"] == 4
+    assert session.exit.status().drops["malformed"] == 4
 
 
 # --- the end ------------------------------------------------------------------------------------------------
@@ -885,13 +884,12 @@ def test_port_that_is_taken(loop: Loop) -> None:
     assert not loop.readers
 
 
-def test_status_has_plain_values(join: Join) -> None:
+def test_status(join: Join) -> None:
     session = join()
     for _ in range(2):
         for side in (session.client, session.exit):
             status = side.status()
-            assert {"up", "why", "size", "offload", "sent", "received", "drops"} <= status.keys()
-            assert status["up"] is side.up and status["why"] == side.why
+            assert status.up is side.up and status.why == side.why
         session.start()
-    assert session.client.status()["sent"] == session.exit.status()["received"] > 0
-    assert session.listener.status()["sockets"][0]["offload"]["gso"] is True
+    assert session.client.status().sent == session.exit.status().received > 0
+    assert session.listener.status().sockets[0].offload.gso

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,6 +14,7 @@ from cryprq_proxy.errors import CloseReason, PeerError
 from cryprq_proxy.lane.slices import HEADROOM, NEEDS_CSUM, TCP4, UDP_GSO, Run, Shape
 from cryprq_proxy.session import wire
 from cryprq_proxy.session.wire import StreamProtocol
+from cryprq_proxy.status import LaneStatus, PacketLinkStatus, Traffic
 from tests.support.links import Link
 
 PLAIN = Shape(0, 0, 0)
@@ -53,8 +52,8 @@ class FakeLane:
     def datagrams(self) -> int:
         return 7
 
-    def status(self) -> dict[str, Any]:
-        return {"up": self.up}
+    def status(self) -> LaneStatus:
+        return LaneStatus(up=self.up)
 
     def close(self) -> None:
         self.closed = True
@@ -122,7 +121,7 @@ def test_without_a_lane_all_goes_over_the_carrier_both_ways() -> None:
     send(ends.exit, b"down")
     ends.link.carrier.settle()
     assert ends.packets == [(whole, Run(SUPER, 0, 3, 3)), (b"down", Run(PLAIN, 0, 1, 1))]
-    assert ends.client.status()["lane"] is None
+    assert ends.client.status().lane is None
 
 
 def test_datagrams_of_streams_take_the_lane_too() -> None:
@@ -175,11 +174,11 @@ def test_status() -> None:
     ends = Ends()
     ends.lanes[0].up = False
     send(ends.client, b"x")
-    assert ends.client.status() == {
-        "lane": {"up": False},
-        "on_carrier": {"sent": 1, "received": 0},
-        "dropped": {"datagrams": 0, "packets": 0, "malformed": 0},
-    }
+    assert ends.client.status() == PacketLinkStatus(
+        lane=LaneStatus(up=False),
+        on_carrier=Traffic(sent=1),
+        dropped={"datagrams": 0, "packets": 0, "malformed": 0},
+    )
 
 
 # --- what a peer may not send ---
@@ -234,7 +233,7 @@ def test_malformed_packets_are_counted_and_go_nowhere(
     ends.link.forge(ends.link.exit, wire.encode_packet(flags, segment, header, bytes(size)))
     assert ends.packets == []
     assert (ends.exit.malformed, ends.exit.received_on_carrier) == (1, 0)
-    assert ends.exit.status()["dropped"]["malformed"] == 1
+    assert ends.exit.status().dropped["malformed"] == 1
 
 
 @given(

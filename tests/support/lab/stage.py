@@ -113,7 +113,7 @@ class Stage:
 
     def status(self) -> dict[str, Any]:
         """What the client says of its system-wide mode."""
-        system: dict[str, Any] = json.loads(self.command("status", "--json"))["system"]
+        system: dict[str, Any] = json.loads(self.command("status", "--json"))["tun"]
         return system
 
     def uptime(self) -> float:

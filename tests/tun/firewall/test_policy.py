@@ -17,6 +17,7 @@ from cryprq_proxy.errors import ConfigError
 from cryprq_proxy.rules.engine import EVERYTHING, RuleSet, load_rules
 from cryprq_proxy.rules.syntax import Action, Rule, Verdict, parse_cidr, parse_domain, parse_ports
 from cryprq_proxy.service.system_wide import explain_rules
+from cryprq_proxy.status import TunRules
 from tun.dns.names import from_text
 from tun.firewall.nft import Network
 from tun.firewall.policy import MAX_SHOWN, Policy, check, contradiction, filter_rules
@@ -177,24 +178,18 @@ def test_each_part_has_its_place(tmp_path: Path) -> None:
         (BLOCK, (ip_network("192.0.2.0/24"),), ()),
         (DIRECT, (ip_network("10.0.0.0/8"),), ((22, 22),)),
     ]
-    assert policy.status() == {
-        "rules": 3,
-        "dns": 2,
-        "filter": 2,
-        "default": "tunnel",
-        "direct": ["10.0.0.0/8"],
-    }
+    assert policy.status() == TunRules(rules=3, dns=2, filter=2, default="tunnel", direct=("10.0.0.0/8",))
 
 
 def test_what_goes_past_the_tunnel_is_told_in_a_few_prefixes_or_not_at_all() -> None:
     def told(*found: Rule, default: Verdict = TUNNEL) -> object:
-        return Policy(rules(*found, default=default)).status()["direct"]
+        return Policy(rules(*found, default=default)).status().direct
 
-    assert told() == []
-    assert told(rule(DIRECT, "2001:db8::/32 10.0.0.0/9"), rule(DIRECT, "10.128.0.0/9", "22")) == [
+    assert told() == ()
+    assert told(rule(DIRECT, "2001:db8::/32 10.0.0.0/9"), rule(DIRECT, "10.128.0.0/9", "22")) == (
         "10.0.0.0/8",
         "2001:db8::/32",
-    ]
+    )
     assert told(rule(DIRECT, ports="22")) is None
     assert told(default=DIRECT) is None
     many = " ".join(f"10.0.{number}.0/25" for number in range(MAX_SHOWN))
