@@ -25,7 +25,7 @@ from .firewall.filter_settings import FilterSettings
 from .firewall.kill_switch import Filter
 from .firewall.policy import Policy
 from .journal import Record
-from .resolver.choose import SystemResolver
+from .resolver.choose import ResolverSetting
 from .routing.exit_endpoints import ExitEndpoints
 from .routing.lan import Lan
 from .routing.routes import Routes
@@ -203,7 +203,7 @@ class Guard:
     """
 
     def __init__(
-        self, gate: FilterGate, routes: Routes, resolver: SystemResolver, redial: Callable[[], None]
+        self, gate: FilterGate, routes: Routes, resolver: ResolverSetting, redial: Callable[[], None]
     ) -> None:
         self._gate = gate
         self._redial = redial

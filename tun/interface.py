@@ -37,7 +37,7 @@ from .dns.settings import DnsSettings
 from .dns.setup import build
 from .guard import FilterGate, Guard, reported
 from .journal import Record
-from .resolver.choose import SystemResolver
+from .resolver.choose import ResolverSetting
 from .routing.routes import Routes, RouteSettings
 from .routing.tunnel_addresses import TunnelAddresses
 from .settings import MTU, RESOLVER4, RESOLVER6, SLICE_OVERHEAD, TunnelSettings
@@ -63,7 +63,7 @@ class Foundation:
 
     settings: TunnelSettings
     gate: FilterGate
-    resolver: SystemResolver
+    resolver: ResolverSetting
     record: Record
 
 
@@ -315,4 +315,4 @@ def resolver_addresses(addresses: TunnelAddresses) -> list[str]:
 
 async def set_resolver(foundation: Foundation, asked_at: Sequence[str]) -> None:
     device = foundation.settings.device
-    await foundation.resolver.set(asked_at, socket.if_nametoindex(device), device, foundation.record)
+    await foundation.resolver.set(asked_at, socket.if_nametoindex(device), device)

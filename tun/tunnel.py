@@ -133,7 +133,7 @@ class Tunnel:
             )
             stack.push_async_callback(gate.shut)
             ending.undo_all_but_the_filter("what an earlier run changed could not be undone")
-            system_resolver = await resolver.choose(state=settings.state)
+            system_resolver = await resolver.choose(journal.record, state=settings.state)
             await gate.follow_resolvers(system_resolver.upstreams)
             bootstrap = Bootstrap(system_resolver.upstreams, gate.open_for, mark=settings.mark)
             foundation = Foundation(settings, gate, system_resolver, journal.record)

@@ -1,4 +1,4 @@
-"""Invariant: whatever comes from a resolver, it is an Answer with addresses or AnswerError; any hosts file reads."""
+"""Invariant: whatever comes from a resolver, it is a NameAnswer with addresses or AnswerError; any hosts file reads."""
 
 from __future__ import annotations
 

@@ -18,7 +18,9 @@ from cryprq_proxy.errors import ConfigError
 from tests.support.lab.net import RESOLVER, Lab, Namespace
 from tun.resolver import choose as resolver
 from tun.resolver.bootstrap import Bootstrap, BootstrapError
-from tun.resolver.resolvconf import RESOLV_CONF, ResolvConf, nameservers
+from tun.resolver.resolvconf import ResolvConf
+from tun.resolver.resolvconf_files import RESOLV_CONF
+from tun.resolver.resolvconf_text import nameservers
 
 MARK = 0x6372
 OURS = ("100.96.255.53", "fd63:7279:7071::53")
@@ -29,8 +31,8 @@ def set_on(host: Namespace) -> list[Mapping[str, Any]]:
 
     def run() -> list[Mapping[str, Any]]:
         entries: list[Mapping[str, Any]] = []
-        system = ResolvConf(RESOLV_CONF, host.directory / "state")
-        asyncio.run(system.set(OURS, 7, "cryprq0", entries.append))
+        system = ResolvConf(entries.append, RESOLV_CONF, host.directory / "state")
+        asyncio.run(system.set(OURS, 7, "cryprq0"))
         assert system.upstreams() == ("192.168.77.1",)
         return entries
 
@@ -95,7 +97,7 @@ def test_a_protected_file_is_one_sentence(lab: Lab, tmp_path: Path) -> None:
         pytest.skip(f"this file system knows no immutable files: {done.stderr.strip()}")
     try:
         with pytest.raises(ConfigError, match="protected from changes"):
-            asyncio.run(ResolvConf(path, tmp_path / "state").set(OURS, 7, "cryprq0", [].append))
+            asyncio.run(ResolvConf([].append, path, tmp_path / "state").set(OURS, 7, "cryprq0"))
     finally:
         subprocess.run(["chattr", "-i", path], check=True)
     assert path.read_text() == RESOLVER

@@ -67,9 +67,9 @@ class Machine:
             machine.step("look")
             return LAN
 
-        async def choose(*, state: Path) -> FakeResolver:
+        async def choose(record: Any, *, state: Path) -> FakeResolver:
             machine.step("choose resolver")
-            return FakeResolver(machine)
+            return FakeResolver(machine, record)
 
         def build(settings: Any, *, also_blocks: Callable[[bytes], bool], **_: Any) -> FakeForwarder:
             machine.step(f"forwarder ipv6={settings.ipv6}")
@@ -213,11 +213,11 @@ class FakeRoutes:
 class FakeResolver:
     kind, repairs = "resolv.conf", 1
 
-    def __init__(self, machine: Machine) -> None:
-        self.machine = machine
+    def __init__(self, machine: Machine, record: Any) -> None:
+        self.machine, self.record = machine, record
 
-    async def set(self, addresses: list[str], index: int, name: str, record: Any) -> None:
-        record({"kind": "resolver"})
+    async def set(self, addresses: list[str], index: int, name: str) -> None:
+        self.record({"kind": "resolver"})
         self.machine.step(f"resolver {' '.join(addresses)}")
 
     async def watch(self) -> None:

@@ -38,7 +38,7 @@ from cryprq_proxy.errors import CryprqError
 
 _log = logging.getLogger(__name__)
 
-type Opening = Callable[[Sequence[str]], AbstractAsyncContextManager[None]]
+type OpenFilter = Callable[[Sequence[str]], AbstractAsyncContextManager[None]]
 """`async with opening(resolvers)`: while it lasts, marked packets to port 53 of these addresses pass the filter."""
 
 PORT: Final = 53
@@ -77,7 +77,7 @@ class AnswerError(CryprqError):
     """An answer that is none: malformed, to another question, or a failure of the resolver's."""
 
 
-class Answer:
+class NameAnswer:
     """What one answer says about one name and type: addresses, a name to go on with, or neither (NODATA, NXDOMAIN)."""
 
     def __init__(self, addresses: tuple[str, ...] = (), alias: dns.name.Name | None = None) -> None:
@@ -99,7 +99,7 @@ class Bootstrap:
     def __init__(
         self,
         resolvers: Callable[[], Sequence[str]],
-        opening: Opening,
+        opening: OpenFilter,
         *,
         mark: int,
         port: int = PORT,
@@ -215,7 +215,7 @@ class Bootstrap:
             return error
         return AnswerError("too many CNAMEs")
 
-    async def _exchange(self, resolver: str, query: dns.message.Message) -> Answer:
+    async def _exchange(self, resolver: str, query: dns.message.Message) -> NameAnswer:
         address = socket.getaddrinfo(
             resolver, self._port, flags=socket.AI_NUMERICHOST, type=socket.SOCK_DGRAM
         )[0]
@@ -227,7 +227,7 @@ class Bootstrap:
             async with asyncio.timeout(self._seconds):
                 return await self._over_tcp(family, destination, query)
 
-    async def _over_udp(self, family: int, destination: _Sockaddr, query: dns.message.Message) -> Answer:
+    async def _over_udp(self, family: int, destination: _Sockaddr, query: dns.message.Message) -> NameAnswer:
         """A socket for each question: its port, chosen by the kernel, is as hard to guess as the id."""
         loop = asyncio.get_running_loop()
         with self._socket(family, socket.SOCK_DGRAM) as sock:
@@ -245,7 +245,7 @@ class Bootstrap:
                     raise error
         raise Truncated("too many datagrams that are no answers")
 
-    async def _over_tcp(self, family: int, destination: _Sockaddr, query: dns.message.Message) -> Answer:
+    async def _over_tcp(self, family: int, destination: _Sockaddr, query: dns.message.Message) -> NameAnswer:
         loop = asyncio.get_running_loop()
         with self._socket(family, socket.SOCK_STREAM) as sock:
             await loop.sock_connect(sock, destination)
@@ -285,7 +285,7 @@ class Bootstrap:
 type _Sockaddr = tuple[str, int] | tuple[str, int, int, int] | tuple[int, bytes]
 
 
-def read_answer(wire: bytes, query: dns.message.Message, *, stream: bool = False) -> Answer:
+def read_answer(wire: bytes, query: dns.message.Message, *, stream: bool = False) -> NameAnswer:
     """What `wire` answers to `query`. Raises AnswerError, and Truncated where it is cut off (never over a stream)."""
     if not is_answer(wire, query):
         raise AnswerError("an answer to another question")
@@ -295,7 +295,7 @@ def read_answer(wire: bytes, query: dns.message.Message, *, stream: bool = False
             raise AnswerError("a cut answer over TCP") if stream else Truncated("the answer is cut off")
         rcode = message.rcode()
         if rcode == dns.rcode.NXDOMAIN:
-            return Answer()
+            return NameAnswer()
         if rcode != dns.rcode.NOERROR:
             raise AnswerError(dns.rcode.to_text(rcode))
         if not isinstance(message, dns.message.QueryMessage):
@@ -304,10 +304,10 @@ def read_answer(wire: bytes, query: dns.message.Message, *, stream: bool = False
     except (dns.exception.DNSException, ValueError, struct.error) as error:
         raise AnswerError(f"a malformed answer ({type(error).__name__})") from None
     if chain.answer is not None:
-        return Answer(tuple(rdata.address for rdata in list(chain.answer)[:MAX_ADDRESSES]))
+        return NameAnswer(tuple(rdata.address for rdata in list(chain.answer)[:MAX_ADDRESSES]))
     if chain.cnames:
-        return Answer(alias=chain.canonical_name)
-    return Answer()
+        return NameAnswer(alias=chain.canonical_name)
+    return NameAnswer()
 
 
 def is_answer(wire: bytes, query: dns.message.Message) -> bool:

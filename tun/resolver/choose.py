@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from ..journal import Record, Undoer
-from . import resolvconf, resolved
-from .resolvconf import RESOLV_CONF, STATE, ResolvConf
+from . import resolvconf_files, resolved
+from .resolvconf import ResolvConf
+from .resolvconf_files import MAX_FILE, RESOLV_CONF, STATE
+from .resolvconf_text import nameservers
 from .resolved import Resolved
 
 STUBS: Final = frozenset({"127.0.0.53", "127.0.0.54"})
@@ -27,8 +29,8 @@ RESOLVED_FILES: Final = (
 """What /etc/resolv.conf is linked to where resolved is in charge: the directory, or the static file."""
 
 
-class SystemResolver(Protocol):
-    """Sends the names of all programs to our addresses, and undoes it. Made by `choose`."""
+class ResolverSetting(Protocol):
+    """Sends the names of all programs to our addresses. Made by `choose`; the journal undoes it."""
 
     @property
     def kind(self) -> str:
@@ -38,33 +40,31 @@ class SystemResolver(Protocol):
     def repairs(self) -> int:
         """How often it had to be set again."""
 
-    async def set(self, addresses: Sequence[str], index: int, name: str, record: Record) -> None:
+    async def set(self, addresses: Sequence[str], index: int, name: str) -> None:
         """Resolve everything at `addresses` (IP literals) from now on.
 
-        `index` and `name` are the tunnel's interface; `record` writes to the journal before each change, also later
-        in `watch`. May be called again with other addresses. Raises ConfigError; then nothing is changed.
+        `index` and `name` are the tunnel's interface. May be called again with other addresses. Raises ConfigError;
+        then nothing is changed.
         """
 
     async def watch(self) -> None:
-        """Set it again when something else has changed it; the caller runs this as a task and cancels it."""
-
-    async def restore(self) -> None:
-        """Put back what was before. Cancel `watch` first. Raises ConfigError."""
+        """Set it again when something else has changed it. Call `set` first, run this as a task and cancel it."""
 
     def upstreams(self) -> tuple[str, ...]:
         """The resolvers from before, as they are known now, as IP literals, IPv6 ones perhaps with a zone; or none."""
 
 
 async def choose(
-    *, path: Path = RESOLV_CONF, state: Path = STATE, bus_address: str | None = None
-) -> SystemResolver:
-    """The way in which this system's resolver is set. Changes nothing and starts no service.
+    record: Record, *, path: Path = RESOLV_CONF, state: Path = STATE, bus_address: str | None = None
+) -> ResolverSetting:
+    """How this system's resolver is set. Changes nothing and starts no service.
 
-    `path` is the resolv.conf, `state` the directory for its backup, `bus_address` another bus than the system's.
+    `record` writes to the journal before each change. `path` is the resolv.conf, `state` the directory for its backup,
+    `bus_address` another bus than the system's.
     """
     if points_to_resolved(path) and await resolved.runs(bus_address):
-        return Resolved(bus_address=bus_address)
-    return ResolvConf(path, state)
+        return Resolved(record, bus_address=bus_address)
+    return ResolvConf(record, path, state)
 
 
 def points_to_resolved(path: Path = RESOLV_CONF) -> bool:
@@ -74,7 +74,7 @@ def points_to_resolved(path: Path = RESOLV_CONF) -> bool:
         return True
     try:
         with path.open("rb") as file:
-            servers = resolvconf.nameservers(file.read(resolvconf.MAX_FILE))
+            servers = nameservers(file.read(MAX_FILE))
     except OSError:
         return False
     return bool(servers) and STUBS.issuperset(servers)
@@ -83,11 +83,8 @@ def points_to_resolved(path: Path = RESOLV_CONF) -> bool:
 def undoers(
     path: Path = RESOLV_CONF, state: Path = STATE, bus_address: str | None = None
 ) -> dict[str, Undoer]:
-    """For the journal's `undo`: kind of entry -> synchronous undo, of both ways."""
+    """For the journal's `undo`: kind of entry -> synchronous undo, of both settings."""
     return {
-        **resolvconf.undoers(path, state),
+        resolvconf_files.KIND: lambda entry: resolvconf_files.undo(entry, path=path, state=state),
         resolved.KIND: lambda entry: resolved.undo(entry, bus_address=bus_address),
     }
-
-
-UNDO: Final = undoers()

@@ -29,8 +29,8 @@ from cryprq_proxy.base.tasks import spawn
 from cryprq_proxy.base.text import reason_of
 from cryprq_proxy.errors import ConfigError
 
-from ..journal import Record, Undoer, same_boot
-from .resolvconf import nameservers
+from ..journal import Record, same_boot
+from .resolvconf_text import nameservers
 
 _log = logging.getLogger(__name__)
 
@@ -75,18 +75,20 @@ class _CallFailed(Exception):
 
 
 class Resolved:
-    """`SystemResolver` by way of systemd-resolved. All parameters are for tests but for the bus's address."""
+    """`ResolverSetting` by way of systemd-resolved. `uplink`, `retries` and `pause` are for tests."""
 
     kind: Final = "systemd-resolved"
 
     def __init__(
         self,
+        record: Record,
         *,
         bus_address: str | None = None,
         uplink: Path = UPLINK,
         retries: Sequence[float] = RETRIES,
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
+        self._record = record
         self._bus_address = bus_address
         self._uplink = uplink
         self._retries = tuple(retries)
@@ -103,13 +105,13 @@ class Resolved:
         """How often resolved had restarted and its settings were made again."""
         return self._repairs
 
-    async def set(self, addresses: Sequence[str], index: int, name: str, record: Record) -> None:
+    async def set(self, addresses: Sequence[str], index: int, name: str) -> None:
         """Let the interface `name`, whose index is `index`, resolve all names at `addresses` (literals).
 
-        `record` gets the journal's entry before the first change. Raises ConfigError.
+        Raises ConfigError.
         """
         self._link, self._addresses = (index, name), tuple(addresses)
-        record({"kind": KIND, "index": index, "name": name})
+        self._record({"kind": KIND, "index": index, "name": name})
         self._restarted.clear()
         try:
             await self._apply(await self._connect(), index)
@@ -122,7 +124,16 @@ class Resolved:
             raise _failure(name, error) from None
 
     async def watch(self) -> None:
-        """Make the settings again whenever resolved (or the bus) has restarted; runs until cancelled."""
+        """Make the settings again whenever resolved (or the bus) has restarted.
+
+        Runs until cancelled, and leaves the bus then.
+        """
+        try:
+            await self._keep_set()
+        finally:
+            await self._disconnect()
+
+    async def _keep_set(self) -> None:
         while self._link is not None:
             if self._bus is not None:
                 await self._restarted.wait()
@@ -144,17 +155,6 @@ class Resolved:
                             await self._pause(self._retries[-1] if self._retries else 0.0)
                     else:
                         await self._pause(delay)
-
-    async def restore(self) -> None:
-        """Take the settings back, if the interface still has them, and leave the bus. Raises ConfigError."""
-        link, self._link = self._link, None
-        try:
-            if link is not None:
-                await _revert(await self._connect(), link[0])
-        except (_CallFailed, *_BUS_ERRORS) as error:
-            raise _failure(link[1] if link is not None else "?", error) from None
-        finally:
-            await self._disconnect()
 
     def upstreams(self) -> tuple[str, ...]:
         """The servers that resolved asks on other interfaces: what the exit's own name is resolved with."""
@@ -275,9 +275,6 @@ def undo(entry: Mapping[str, Any], *, bus_address: str | None = None) -> None:
     thread.join()
     if failed:
         raise failed[0]
-
-
-UNDO: Final[dict[str, Undoer]] = {KIND: undo}
 
 
 async def _undo(index: int, bus_address: str | None) -> None:

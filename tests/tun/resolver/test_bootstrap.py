@@ -22,10 +22,10 @@ from hypothesis import strategies as st
 
 from tun.resolver import bootstrap
 from tun.resolver.bootstrap import (
-    Answer,
     AnswerError,
     Bootstrap,
     BootstrapError,
+    NameAnswer,
     NameNotFoundError,
     Truncated,
     from_hosts,
@@ -388,7 +388,7 @@ def test_every_prefix_and_every_flip_of_an_answer() -> None:
             flipped = bytearray(wire)
             flipped[position] ^= 1 << bit
             with contextlib.suppress(AnswerError):
-                assert isinstance(read_answer(bytes(flipped), QUERY), Answer)
+                assert isinstance(read_answer(bytes(flipped), QUERY), NameAnswer)
 
 
 @given(st.binary(max_size=300))

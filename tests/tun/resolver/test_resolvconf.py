@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 
 from cryprq_proxy.base.tasks import spawn
 from cryprq_proxy.errors import ConfigError
-from tun.resolver import resolvconf
-from tun.resolver.resolvconf import ResolvConf, nameservers, render, undoers
+from tun.resolver import resolvconf, resolvconf_files
+from tun.resolver.resolvconf import ResolvConf
+from tun.resolver.resolvconf_files import undo
+from tun.resolver.resolvconf_text import MAX_NAMESERVERS, nameservers, render
 
 OURS = ("100.96.255.53", "fd63:7279:7071::53")
 LINK = (7, "cryprq0")
@@ -39,17 +41,17 @@ class System:
         self.seen.append(self.path.read_text() if self.path.exists() else None)
 
     def resolver(self, **more: object) -> ResolvConf:
-        return ResolvConf(self.path, self.state, **more)  # type: ignore[arg-type]
+        return ResolvConf(more.pop("record", self.record), self.path, self.state, **more)  # type: ignore[arg-type]
 
     async def set(self) -> ResolvConf:
         resolver = self.resolver()
-        await resolver.set(OURS, *LINK, self.record)
+        await resolver.set(OURS, *LINK)
         return resolver
 
     def undo(self) -> None:
         """What another process does with the journal later."""
         for entry in reversed(self.entries):
-            undoers(self.path, self.state)["resolv.conf"](json.loads(entry))
+            undo(json.loads(entry), path=self.path, state=self.state)
 
     def left(self) -> list[str]:
         """Files of ours that are still about."""
@@ -82,7 +84,7 @@ async def test_a_file_comes_back_as_it_was(system: System) -> None:
     assert system.path.stat().st_mode & 0o777 == 0o644
     assert system.seen == [BEFORE]  # the journal came first
     assert resolver.upstreams() == ("192.0.2.1", "192.0.2.2")
-    await resolver.restore()
+    system.undo()
     assert system.path.read_text() == BEFORE
     after = system.path.stat()
     assert (after.st_mode, after.st_uid, after.st_gid, after.st_mtime_ns) == (
@@ -92,7 +94,6 @@ async def test_a_file_comes_back_as_it_was(system: System) -> None:
         before.st_mtime_ns,
     )
     assert system.left() == []
-    await resolver.restore()
     system.undo()
     assert system.path.read_text() == BEFORE
 
@@ -111,7 +112,7 @@ async def test_a_link_comes_back_as_a_link(system: System, target: str, tmp_path
     if ".." in target:
         manager.write_text("nameserver 192.0.2.9\n")  # the manager behind it goes on
         assert resolver.upstreams() == ("192.0.2.9",)
-    await resolver.restore()
+    system.undo()
     assert os.readlink(system.path) == target
     assert system.left() == []
 
@@ -120,7 +121,7 @@ async def test_a_missing_file_is_missing_again(system: System) -> None:
     resolver = await system.set()
     assert nameservers(system.path.read_bytes()) == OURS
     assert resolver.upstreams() == ()
-    await resolver.restore()
+    system.undo()
     assert not system.path.exists()
     assert system.left() == []
 
@@ -174,7 +175,7 @@ async def test_killed_between_journal_and_change(system: System) -> None:
         raise Killed
 
     with pytest.raises(Killed):
-        await system.resolver().set(OURS, *LINK, record)
+        await system.resolver(record=record).set(OURS, *LINK)
     temporary = system.path.with_name(".resolv.conf.cryprq-proxy")
     temporary.write_text("half of it")  # or killed a little later
     system.undo()
@@ -193,7 +194,7 @@ async def test_killed_between_the_steps_of_writing_in_place(
     def no_rename(*_: object) -> None:
         raise OSError(16, "busy")
 
-    monkeypatch.setattr(resolvconf.os, "rename", no_rename)
+    monkeypatch.setattr(os, "rename", no_rename)
     cut = os.ftruncate
 
     class Killed(BaseException):
@@ -202,13 +203,13 @@ async def test_killed_between_the_steps_of_writing_in_place(
     def killed(*_: object) -> None:
         raise Killed
 
-    monkeypatch.setattr(resolvconf.os, "ftruncate", killed)
+    monkeypatch.setattr(os, "ftruncate", killed)
     with pytest.raises(Killed):
         await system.set()
     assert system.path.read_text() != before
     with pytest.raises(Killed):
         system.undo()
-    monkeypatch.setattr(resolvconf.os, "ftruncate", cut)
+    monkeypatch.setattr(os, "ftruncate", cut)
     system.undo()
     assert system.path.read_text() == before
     assert system.left() == []
@@ -217,7 +218,7 @@ async def test_killed_between_the_steps_of_writing_in_place(
 async def test_set_again_with_other_addresses(system: System) -> None:
     system.path.write_text(BEFORE)
     resolver = await system.set()
-    await resolver.set(OURS[:1], *LINK, system.record)
+    await resolver.set(OURS[:1], *LINK)
     assert nameservers(system.path.read_bytes()) == OURS[:1]
     assert resolver.upstreams() == ("192.0.2.1", "192.0.2.2")
     system.undo()
@@ -236,8 +237,10 @@ async def test_what_cannot_be_changed_is_one_sentence(
     system: System, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     system.path.write_text(BEFORE)
-    monkeypatch.setattr(resolvconf, "_create", _deny(resolvconf._create, system.path.parent, 30))
-    monkeypatch.setattr(resolvconf, "_overwrite", _deny(resolvconf._overwrite, system.path.parent, 30))
+    monkeypatch.setattr(resolvconf_files, "_create", _deny(resolvconf_files._create, system.path.parent, 30))
+    monkeypatch.setattr(
+        resolvconf_files, "_overwrite", _deny(resolvconf_files._overwrite, system.path.parent, 30)
+    )
     with pytest.raises(ConfigError, match=r"resolv.conf cannot be changed: its file system is read-only$"):
         await system.set()
     assert system.path.read_text() == BEFORE
@@ -254,7 +257,7 @@ def _deny(function, directory: Path, number: int):  # type: ignore[no-untyped-de
 
 
 async def test_strange_things_are_refused(system: System) -> None:
-    system.path.write_bytes(b"#" * (resolvconf.MAX_FILE + 1))
+    system.path.write_bytes(b"#" * (resolvconf_files.MAX_FILE + 1))
     with pytest.raises(ConfigError, match="file too large"):
         await system.set()
     system.path.unlink()
@@ -283,7 +286,7 @@ async def test_undo_judges_the_entry(system: System, change: dict[str, object]) 
     system.path.write_text(BEFORE)
     await system.set()
     with pytest.raises(ConfigError, match="did not write"):
-        undoers(system.path, system.state)["resolv.conf"]({**json.loads(system.entries[0]), **change})
+        undo({**json.loads(system.entries[0]), **change}, path=system.path, state=system.state)
 
 
 # Being overwritten
@@ -317,7 +320,7 @@ class Ticks:
 async def watched(system: System) -> tuple[ResolvConf, Ticks, asyncio.Task[None]]:
     ticks = Ticks()
     resolver = system.resolver(pause=ticks.pause, clock=lambda: ticks.now)
-    await resolver.set(OURS, *LINK, system.record)
+    await resolver.set(OURS, *LINK)
     watching = spawn(resolver.watch(), "watch")
     await ticks.settled()
     return resolver, ticks, watching
@@ -354,7 +357,7 @@ async def test_is_set_again_and_the_news_are_kept(system: System) -> None:
 
 async def test_a_removed_file_and_a_link_are_news_too(system: System) -> None:
     system.path.write_text(BEFORE)
-    resolver, ticks, watching = await watched(system)
+    _, ticks, watching = await watched(system)
     system.path.unlink()
     await look(ticks)
     await look(ticks)
@@ -365,14 +368,14 @@ async def test_a_removed_file_and_a_link_are_news_too(system: System) -> None:
     await look(ticks)
     assert nameservers(system.path.read_bytes()) == OURS
     watching.cancel()
-    await resolver.restore()
+    system.undo()
     assert os.readlink(system.path) == "../elsewhere"
 
 
 async def test_an_older_one_of_ours_is_no_news(system: System) -> None:
     """Some program had saved our file and put it back."""
     system.path.write_text(BEFORE)
-    resolver, ticks, watching = await watched(system)
+    _, ticks, watching = await watched(system)
     saved = system.path.read_bytes()
     system.path.write_text("nameserver 192.0.2.77\n")
     await look(ticks)
@@ -385,7 +388,7 @@ async def test_an_older_one_of_ours_is_no_news(system: System) -> None:
     assert system.path.read_bytes() == ours
     assert len(system.entries) == 2
     watching.cancel()
-    await resolver.restore()
+    system.undo()
     assert system.path.read_text() == "nameserver 192.0.2.77\n"
 
 
@@ -406,7 +409,7 @@ async def test_a_fight_is_fought_slowly_and_ends(
         await ticks.next()
         for _ in range(3):
             await asyncio.sleep(0)
-    assert "keeps it now" in caplog.text
+    assert "its version stays" in caplog.text
     assert system.path.read_text() == "nameserver 192.0.2.77\n"
     system.undo()
     assert system.path.read_text() == "nameserver 192.0.2.77\n"
@@ -417,18 +420,18 @@ async def test_a_failed_repair_is_tried_again(
     system: System, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     system.path.write_text(BEFORE)
-    resolver, ticks, watching = await watched(system)
+    _, ticks, watching = await watched(system)
     system.path.write_text("nameserver 192.0.2.77\n")
     await look(ticks)
     with monkeypatch.context() as broken:
-        broken.setattr(resolvconf, "_write", _deny_write)
+        broken.setattr(resolvconf_files, "write", _deny_write)
         await look(ticks)
     assert "cannot be changed" in caplog.text
     await look(ticks)
     await look(ticks)
     assert nameservers(system.path.read_bytes()) == OURS
     watching.cancel()
-    await resolver.restore()
+    system.undo()
     assert system.path.read_text() == "nameserver 192.0.2.77\n"
     assert system.left() == []
 
@@ -448,7 +451,7 @@ def test_nameservers() -> None:
     )
     assert nameservers(content) == ("192.0.2.1", "fe80::1%eth0", "2001:db8::1")
     many = b"".join(b"nameserver 192.0.2.%d\n" % number for number in range(100))
-    assert len(nameservers(many)) == resolvconf.MAX_NAMESERVERS
+    assert len(nameservers(many)) == MAX_NAMESERVERS
 
 
 def test_render_keeps_no_name_server_and_no_trust() -> None:
@@ -473,7 +476,7 @@ lines = st.builds(
 @given(st.lists(lines, max_size=30).map(b"".join))
 def test_any_file_can_be_read_and_rendered(content: bytes) -> None:
     found = nameservers(content)
-    assert len(found) <= resolvconf.MAX_NAMESERVERS
+    assert len(found) <= MAX_NAMESERVERS
     for address in found:
         ipaddress.ip_address(address)
     ours = render(OURS, content, "0" * 16)

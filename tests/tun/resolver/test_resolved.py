@@ -187,22 +187,25 @@ def settings(index: int = 7) -> list[tuple[Any, ...]]:
 
 
 def resolver_for(service: Service, **more: Any) -> Resolved:
-    return Resolved(bus_address=service.daemon.address, **more)
+    return Resolved(more.pop("record", Entries(service)), bus_address=service.daemon.address, **more)
 
 
-async def test_sets_and_restores(service: Service) -> None:
+async def leave_bus(system: Resolved) -> None:
+    """End the watch at once, as the tunnel does at its end."""
+    watching = spawn(system.watch(), "watch")
+    await asyncio.sleep(0)
+    watching.cancel()
+    await asyncio.wait([watching])
+
+
+async def test_sets_what_the_journal_knows(service: Service) -> None:
     entries = Entries(service)
-    system = resolver_for(service)
-    await system.set(OURS, *LINK, entries)
+    system = resolver_for(service, record=entries)
+    await system.set(OURS, *LINK)
     assert service.fake.calls == settings()
     assert entries == [{"kind": "resolved", "index": 7, "name": "cryprq0"}]
     assert entries.calls_before == [0]
-    service.fake.calls.clear()
-    await system.restore()
-    assert service.fake.calls == [("RevertLink", 7), ("FlushCaches",)]
-    service.fake.calls.clear()
-    await system.restore()
-    assert service.fake.calls == []
+    await leave_bus(system)
 
 
 async def restart(service: Service, caplog: pytest.LogCaptureFixture, times: int = 1) -> None:
@@ -214,7 +217,7 @@ async def restart(service: Service, caplog: pytest.LogCaptureFixture, times: int
 
 async def test_sets_again_after_each_restart(service: Service, caplog: pytest.LogCaptureFixture) -> None:
     system = resolver_for(service)
-    await system.set(OURS, *LINK, Entries(service))
+    await system.set(OURS, *LINK)
     await service.fake.flushed.get()
     watching = spawn(system.watch(), "watch")
     for times in (1, 2):
@@ -224,9 +227,7 @@ async def test_sets_again_after_each_restart(service: Service, caplog: pytest.Lo
         assert service.fake.calls == settings()
         await until(lambda times=times: system.repairs == times)
     watching.cancel()
-    service.fake.calls.clear()
-    await system.restore()
-    assert service.fake.calls == [("RevertLink", 7), ("FlushCaches",)]
+    await asyncio.wait([watching])
 
 
 async def test_a_restarted_resolved_gets_time(service: Service, caplog: pytest.LogCaptureFixture) -> None:
@@ -237,7 +238,7 @@ async def test_a_restarted_resolved_gets_time(service: Service, caplog: pytest.L
         pauses.append(seconds)
 
     system = resolver_for(service, retries=(0.5, 1.0), pause=pause)
-    await system.set(OURS, *LINK, Entries(service))
+    await system.set(OURS, *LINK)
     await service.fake.flushed.get()
     watching = spawn(system.watch(), "watch")
     service.fake.calls.clear()
@@ -247,7 +248,7 @@ async def test_a_restarted_resolved_gets_time(service: Service, caplog: pytest.L
     assert service.fake.calls == settings()
     assert pauses == [0.5, 1.0]
     watching.cancel()
-    await system.restore()
+    await asyncio.wait([watching])
 
 
 async def test_comes_back_when_the_bus_does(daemon: Daemon) -> None:
@@ -262,7 +263,7 @@ async def test_comes_back_when_the_bus_does(daemon: Daemon) -> None:
         await proceed.acquire()
 
     system = resolver_for(service, retries=(1.0,), pause=pause)
-    await system.set(OURS, *LINK, Entries(service))
+    await system.set(OURS, *LINK)
     watching = spawn(system.watch(), "watch")
     daemon.stop()
     await asked.wait()  # it has found that nobody listens
@@ -274,7 +275,7 @@ async def test_comes_back_when_the_bus_does(daemon: Daemon) -> None:
     await again.fake.flushed.get()
     assert again.fake.calls == settings()
     watching.cancel()
-    await system.restore()
+    await asyncio.wait([watching])
     await again.disconnect()
 
 
@@ -282,10 +283,10 @@ async def test_an_older_resolved_lacks_some_calls(service: Service) -> None:
     for member in ("SetLinkDNSOverTLS", "SetLinkDefaultRoute"):
         service.fake.errors[member] = ["org.freedesktop.DBus.Error.UnknownMethod"]
     system = resolver_for(service)
-    await system.set(OURS, *LINK, Entries(service))
+    await system.set(OURS, *LINK)
     left_out = ("SetLinkDNSOverTLS", "SetLinkDefaultRoute")
     assert service.fake.calls == [call for call in settings() if call[0] not in left_out]
-    await system.restore()
+    await leave_bus(system)
 
 
 @pytest.mark.parametrize(
@@ -307,25 +308,22 @@ async def test_a_refusal_is_one_sentence_and_changes_nothing(
     service.fake.errors["SetLinkDNS"] = [error]
     system = resolver_for(service)
     with pytest.raises(ConfigError) as caught:
-        await system.set(OURS, *LINK, Entries(service))
+        await system.set(OURS, *LINK)
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
     assert service.fake.calls[-2:] == [("RevertLink", 7), ("FlushCaches",)]
-    service.fake.calls.clear()
-    await system.restore()
-    assert service.fake.calls == []
 
 
 async def test_no_bus_is_one_sentence(tmp_path: Path) -> None:
-    system = Resolved(bus_address=f"unix:path={tmp_path}/none")
+    system = Resolved([].append, bus_address=f"unix:path={tmp_path}/none")
     with pytest.raises(ConfigError, match=r"cannot be reached over D-Bus .*: no such file"):
-        await system.set(OURS, *LINK, [].append)
+        await system.set(OURS, *LINK)
 
 
 async def test_no_answer_is_one_sentence(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resolved, "CALL_SECONDS", 0.0)
     with pytest.raises(ConfigError, match="did not answer within 0 s"):
-        await resolver_for(service).set(OURS, *LINK, Entries(service))
+        await resolver_for(service).set(OURS, *LINK)
 
 
 @pytest.fixture
@@ -380,7 +378,7 @@ def test_undo_judges_the_entry(entry: dict[str, object]) -> None:
 
 def test_upstreams_come_from_the_uplink_file(tmp_path: Path) -> None:
     uplink = tmp_path / "resolv.conf"
-    system = Resolved(uplink=uplink)
+    system = Resolved([].append, uplink=uplink)
     assert system.upstreams() == ()
     uplink.write_text("# resolved's\nnameserver 192.0.2.1\nnameserver fe80::1%eth0\nsearch lan\n")
     assert system.upstreams() == ("192.0.2.1", "fe80::1%eth0")
@@ -390,9 +388,9 @@ async def test_our_own_address_is_no_upstream(service: Service, tmp_path: Path) 
     uplink = tmp_path / "resolv.conf"
     uplink.write_text(f"nameserver {OURS[0]}\nnameserver 192.0.2.1\nnameserver {OURS[1]}\n")
     system = resolver_for(service, uplink=uplink)
-    await system.set(OURS, *LINK, Entries(service))
+    await system.set(OURS, *LINK)
     assert system.upstreams() == ("192.0.2.1",)
-    await system.restore()
+    await leave_bus(system)
 
 
 # The choice
@@ -406,7 +404,7 @@ async def test_choice(service: Service, tmp_path: Path, monkeypatch: pytest.Monk
     file = tmp_path / "resolv.conf"
 
     async def chosen() -> str:
-        made = await resolver.choose(path=file, state=tmp_path, bus_address=service.daemon.address)
+        made = await resolver.choose([].append, path=file, state=tmp_path, bus_address=service.daemon.address)
         assert isinstance(made, Resolved | ResolvConf)
         return made.kind
 
@@ -430,7 +428,9 @@ async def test_choice(service: Service, tmp_path: Path, monkeypatch: pytest.Monk
 async def test_choice_without_a_bus(tmp_path: Path) -> None:
     file = tmp_path / "resolv.conf"
     file.write_text("nameserver 127.0.0.53\n")
-    made = await resolver.choose(path=file, state=tmp_path, bus_address=f"unix:path={tmp_path}/none")
+    made = await resolver.choose(
+        [].append, path=file, state=tmp_path, bus_address=f"unix:path={tmp_path}/none"
+    )
     assert made.kind == "resolv.conf"
 
 

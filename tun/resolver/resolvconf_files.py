@@ -1,0 +1,274 @@
+"""The files behind a changed resolv.conf: the backup, the change itself, and the way back.
+
+The backup is a copy of the thing itself: a file for a file, a symbolic link for a link. So the journal names nothing
+but a random tag, and no entry of a journal can make the undo write anywhere else. The tag stands in the first line of
+our file too, so every version that we ever wrote differs from every other, and "still ours" means byte for byte. What
+is no longer ours belongs to the program that wrote it, and stays.
+
+In a container or a namespace the file is often bind-mounted, so that no other can be renamed over it. Then it is
+overwritten in place, in two steps (write, cut), and the journal knows the state between them too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import re
+import secrets
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from cryprq_proxy.base.text import reason_of
+from cryprq_proxy.errors import ConfigError
+
+from ..journal import Entry, Record
+from .resolvconf_text import nameservers, render
+
+RESOLV_CONF: Final = Path("/etc/resolv.conf")
+STATE: Final = Path("/var/lib/cryprq-proxy")
+KIND: Final = "resolv.conf"
+"""The kind of our entries in the journal."""
+
+MAX_FILE: Final = 65_536
+"""Bytes of a resolv.conf that are read; a larger one is refused."""
+_TAG: Final = re.compile(r"[0-9a-f]{16}")
+_WAS: Final = ("file", "link", "missing")
+
+
+class Untouched:
+    """A resolv.conf that we have not replaced, or have put back."""
+
+    ours = b""
+    """What our file says."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def is_overwritten(self, seen: str | bytes | None) -> bool:
+        """Whether what is `seen` at the path (a link's target or a file's content) stands where our file should."""
+        return False
+
+    def nameservers(self) -> tuple[str, ...]:
+        """The name servers that were there before. Raises ConfigError."""
+        return nameservers(content_of(self._path))
+
+    def forget(self) -> None:
+        """Remove the backup, if there is one. Raises OSError."""
+
+    def undo(self) -> None:
+        """Put back what was there before, if our file still stands there. Raises ConfigError."""
+
+
+class Replaced(Untouched):
+    """A resolv.conf with our file in its place, made by `replace`."""
+
+    def __init__(self, path: Path, state: Path, entry: Entry, ours: bytes) -> None:
+        super().__init__(path)
+        self.ours = ours
+        self._state = state
+        self._entry = entry
+        self._saved = _backup(state, entry["tag"])
+
+    def is_overwritten(self, seen: str | bytes | None) -> bool:
+        return seen != self.ours
+
+    def nameservers(self) -> tuple[str, ...]:
+        """Those in the backup; where that is a link, in the file to which it leads."""
+        saved = self._saved
+        try:
+            return nameservers(read(self._path.parent / os.readlink(saved) if saved.is_symlink() else saved))
+        except OSError:
+            return ()
+
+    def forget(self) -> None:
+        _remove(self._saved)
+
+    def undo(self) -> None:
+        undo(self._entry, path=self._path, state=self._state)
+
+
+def replace(path: Path, state: Path, content: bytes, addresses: Sequence[str], record: Record) -> Replaced:
+    """Back up in `state` what stands at `path`, journal it and write our file, with `addresses` as its name servers.
+
+    `content` is what the file at `path` says. Raises ConfigError; then nothing is changed.
+    """
+    tag = secrets.token_hex(8)
+    saved = _backup(state, tag)
+    ours = render(addresses, content, tag)
+    try:
+        state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        was = _copy(path, saved)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be backed up in {state}: {_reason(error)}") from None
+    # The second and the third are the states between the two steps of overwriting in place, and of undoing it.
+    states = (ours, ours + content[len(ours) :], content + ours[len(content) :])
+    entry = {"kind": KIND, "tag": tag, "was": was, "ours": [_digest(each) for each in states]}
+    record(entry)
+    try:
+        write(path, ours)
+    except ConfigError:
+        _remove(saved)
+        raise
+    return Replaced(path, state, entry, ours)
+
+
+def content_of(path: Path) -> bytes:
+    """What `path` says. Raises ConfigError."""
+    try:
+        return read(path)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {_reason(error)}") from None
+
+
+def undo(entry: Entry, *, path: Path = RESOLV_CONF, state: Path = STATE) -> None:
+    """Put back what stood at `path` before the change of `entry`, if the file is still the one we wrote.
+
+    Whatever happens to the file, the backup is removed at the end. Idempotent. Raises ConfigError, also for an entry
+    that is none of ours.
+    """
+    tag, was, ours = entry.get("tag"), entry.get("was"), entry.get("ours")
+    if not (
+        isinstance(tag, str)
+        and _TAG.fullmatch(tag)
+        and was in _WAS
+        and isinstance(ours, list)
+        and len(ours) <= 3
+    ):
+        raise ConfigError("the journal holds an entry for resolv.conf that this program did not write")
+    backup = _backup(state, tag)
+    try:
+        _remove(_temporary(path))
+        if _still(path, ours):
+            _put_back(path, backup, was)
+        _remove(backup)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be put back from {backup}: {_reason(error)}") from None
+
+
+def _still(path: Path, ours: list[Any]) -> bool:
+    try:
+        if not stat.S_ISREG(path.lstat().st_mode):
+            return False
+        return _digest(read(path)) in ours
+    except FileNotFoundError:
+        return False
+
+
+def _put_back(path: Path, backup: Path, was: str) -> None:
+    if was == "missing":
+        path.unlink()
+    elif was == "link":
+        temporary = _temporary(path)
+        os.symlink(os.readlink(backup), temporary)
+        os.rename(temporary, path)
+    else:
+        found = backup.lstat()
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError("the backup is not a file")
+        write(path, read(backup), stat.S_IMODE(found.st_mode) & 0o777, found)
+
+
+def _copy(path: Path, backup: Path) -> str:
+    """Make `backup` what `path` is, and say which of `_WAS` that is. Raises OSError."""
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return "missing"
+    if stat.S_ISLNK(found.st_mode):
+        os.symlink(os.readlink(path), backup)
+        return "link"
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError("it is neither a file nor a link")
+    _create(backup, read(path), stat.S_IMODE(found.st_mode) & 0o777, found)
+    return "file"
+
+
+def write(path: Path, content: bytes, mode: int = 0o644, owner: os.stat_result | None = None) -> None:
+    """Make `path` a file of this content, in one step where that is possible. Raises ConfigError."""
+    temporary = _temporary(path)
+    try:
+        try:
+            _remove(temporary)
+            _create(temporary, content, mode, owner)
+            os.rename(temporary, path)
+        except OSError as error:
+            # EBUSY: a mount point. The others: a directory that cannot be written, with a file that perhaps can.
+            if error.errno not in (errno.EBUSY, errno.EROFS, errno.EACCES, errno.EPERM):
+                raise
+            with contextlib.suppress(OSError):
+                _remove(temporary)
+            if path.is_symlink():
+                raise
+            _overwrite(path, content)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be changed: {_reason(error)}") from None
+
+
+def _create(path: Path, content: bytes, mode: int, owner: os.stat_result | None) -> None:
+    """A new file that is on the disk when this returns, with the times and the owner of `owner` where that is given."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+    with open(fd, "wb", closefd=True) as file:
+        file.write(content)
+        file.flush()
+        os.fchmod(fd, mode)  # the umask does not count
+        if owner is not None:
+            os.fchown(fd, owner.st_uid, owner.st_gid)
+            os.utime(fd, ns=(owner.st_atime_ns, owner.st_mtime_ns))
+        os.fsync(fd)
+
+
+def _overwrite(path: Path, content: bytes) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        written = os.pwrite(fd, content, 0)
+        if written != len(content):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.ftruncate(fd, len(content))
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def read(path: Path) -> bytes:
+    """What `path` says; nothing where it is missing or a dangling link. Raises OSError, also for a huge one."""
+    try:
+        # A pipe in this place must not hold the program.
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return b""
+    with open(fd, "rb", closefd=True) as file:
+        content = file.read(MAX_FILE + 1)
+    if len(content) > MAX_FILE:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+    return content
+
+
+def _backup(state: Path, tag: str) -> Path:
+    return state / f"resolv.conf.{tag}"
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.cryprq-proxy")
+
+
+def _remove(path: Path) -> None:
+    if os.path.lexists(path):  # on a read-only file system even what is not there cannot be removed
+        path.unlink(missing_ok=True)
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _reason(error: OSError) -> str:
+    if error.errno == errno.EPERM and os.geteuid() == 0:
+        return "it is protected from changes (see lsattr; chattr -i lifts that)"
+    if error.errno == errno.EROFS:
+        return "its file system is read-only"
+    if error.errno in (errno.EPERM, errno.EACCES):
+        return "permission denied; run this as root"
+    return reason_of(error)

@@ -1,0 +1,59 @@
+"""What a resolv.conf says (resolv.conf(5)): read, and written by us."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+from collections.abc import Sequence
+from typing import Final
+
+MAX_NAMESERVERS: Final = 8
+"""Name servers taken from a file; the C library takes three (resolv.conf(5))."""
+MARKER: Final = "# cryprq-proxy "
+_DROPPED_OPTIONS: Final = frozenset({"trust-ad", "inet6"})
+"""`trust-ad` was said about another resolver."""
+
+
+def render(addresses: Sequence[str], before: bytes, tag: str) -> bytes:
+    """Our resolv.conf: `addresses` as its name servers, with the search domains and options that `before` had."""
+    kept = []
+    for words in _lines(before):
+        if words[0] == "options":
+            words = [word for word in words if word not in _DROPPED_OPTIONS]
+        if words[0] in ("search", "domain", "options") and len(words) > 1:
+            kept.append(" ".join(words))
+    lines = [
+        f"{MARKER}{tag}: all names are resolved through the tunnel while it stands.",
+        "# What was here before comes back when it ends, or with: cryprq-proxy cleanup",
+        *(f"nameserver {address}" for address in addresses),
+        *kept,
+    ]
+    return ("\n".join(lines) + "\n").encode("ascii")
+
+
+def nameservers(content: bytes) -> tuple[str, ...]:
+    """The addresses of the `nameserver` lines, at most `MAX_NAMESERVERS`, each once; what is no address is skipped.
+
+    A link-local IPv6 address keeps its zone.
+    """
+    found: dict[str, None] = {}
+    for words in _lines(content):
+        if words[0] == "nameserver" and len(words) > 1 and len(found) < MAX_NAMESERVERS:
+            with contextlib.suppress(ValueError):
+                found[str(ipaddress.ip_address(words[1]))] = None
+    return tuple(found)
+
+
+def is_ours(content: bytes) -> bool:
+    """Whether `render` has written this, in this run or in an earlier one."""
+    return content.startswith(MARKER.encode())
+
+
+def _lines(content: bytes) -> list[list[str]]:
+    """The words of each line that is neither empty nor a comment. Lines with control or foreign characters are none."""
+    found = []
+    for raw in content.split(b"\n"):
+        line = raw.strip().decode("ascii", "replace")
+        if line and line[0] not in "#;" and all(char == "\t" or " " <= char <= "~" for char in line):
+            found.append(line.split())
+    return found
