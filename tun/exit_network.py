@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter, OrderedDict
+from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from ipaddress import IPv4Interface, IPv6Interface, ip_address
 from socket import AF_INET, AF_INET6, inet_ntop
@@ -36,8 +37,9 @@ from .device.offload import COMPLETE, fit
 from .device.packets import Drop, Packet, parse, prohibited
 from .firewall import exit_table, nft
 from .firewall.exit_table import NatSettings
-from .journal import Journal, undo
+from .journal import Journal, Record, undo
 from .routing.address_pool import AddressPool
+from .routing.lan import WayOut
 from .routing.routes import default_route
 from .settings import EXIT_JOURNAL, MTU, RESOLVER4, RESOLVER6, ExitNetworkSettings
 
@@ -61,30 +63,42 @@ _NOBODY: Final = "for no client"
 
 
 class ExitNetwork:
-    """The PacketNetwork of an exit (exit/providers.py). `start`, then `close`."""
+    """The PacketNetwork of an exit (exit/providers.py), made by `start`; `close` in any case."""
 
     features = Feature.PACKETS
 
-    def __init__(self, settings: ExitNetworkSettings, policy: EgressPolicy) -> None:
+    def __init__(
+        self,
+        settings: ExitNetworkSettings,
+        policy: EgressPolicy,
+        tun: Tun,
+        *,
+        ipv6: bool,
+        stack: AsyncExitStack,
+    ) -> None:
+        """Read `tun`, which is configured. `ipv6`: the family is carried. `stack` undoes what stands already."""
         self._settings = settings
         self._policy = policy
-        self._pool4 = AddressPool(settings.pool4, settings.pool4[1], RESOLVER4)
-        self._pool6 = AddressPool(settings.pool6, settings.pool6[1], RESOLVER6)
-        self._ipv6 = False
+        self._tun = tun
+        self._ipv6 = ipv6
+        self._stack = stack
+        self._pool4 = AddressPool(settings.pool4, settings.own4, RESOLVER4)
+        self._pool6 = AddressPool(settings.pool6, settings.own6, RESOLVER6)
         self._members: dict[PacketLink, tuple[bytes, ...]] = {}
-        self._up = False
         self._links: dict[bytes, PacketLink] = {}
         self._verdicts: OrderedDict[tuple[bytes, int], bool] = OrderedDict()
         self._answers = TokenBucket(ANSWERS, ANSWERS, 0.0)
         self._train = SHARED.one(PacketTrain)
         self._answer = memoryview(bytearray(HEADROOM + 1280))
         self.drops: Counter[str] = Counter()
-        self._stack = AsyncExitStack()
-        self._gone: asyncio.Future[OSError] = asyncio.get_running_loop().create_future()
+        self._joiner = UdpJoiner(self._send)
+        loop = asyncio.get_running_loop()
+        self._lost: asyncio.Future[OSError] = loop.create_future()
+        tun.start(loop, self._joiner.packet, self._drained, self._lost.set_result)
 
-    async def start(self) -> None:
+    @classmethod
+    async def start(cls, settings: ExitNetworkSettings, policy: EgressPolicy) -> ExitNetwork:
         """Make the device and let its packets out. Raises ConfigError, with nothing changed, if that cannot be."""
-        settings = self._settings
         async with AsyncExitStack() as stack:
             journal = Journal(settings.state / EXIT_JOURNAL)
             stack.callback(journal.close)
@@ -93,59 +107,33 @@ class ExitNetwork:
             undo(journal, UNDO, keep={nft.KIND})
             ours = bool(journal.entries())
             stack.callback(undo, journal, UNDO)
-            self._ipv6 = await default_route(6, settings.device) is not None
-            nat = NatSettings(
-                tun=settings.device,
-                pool4=settings.pool4,
-                address4=self._pool4.own,
-                pool6=settings.pool6 if self._ipv6 else None,
-                address6=self._pool6.own if self._ipv6 else None,
-                isolate=settings.isolate,
-            )
-            self._tun = Tun.open(settings.device, mtu=MTU, offload="auto" if settings.offload else False)
-            stack.callback(self._tun.close)
-            exit_table.put_up(nat, journal.record, ours=ours)
-            sysctl.set_sysctl(LIBERAL, "1", journal.record)
-            sysctl.set_sysctl("net.ipv4.ip_forward", "1", journal.record)
-            addresses: list[IPv4Interface | IPv6Interface] = [
-                IPv4Interface((self._pool4.own.packed, settings.pool4.prefixlen))
-            ]
-            if self._ipv6:
-                await self._forward_ipv6(journal)
-                addresses.append(IPv6Interface((self._pool6.own.packed, settings.pool6.prefixlen)))
+            uplink6 = await default_route(6, settings.device)
+            tun = Tun.open(settings.device, mtu=MTU, offload="auto" if settings.offload else False)
+            stack.callback(tun.close)
+            exit_table.put_up(_nat(settings, ipv6=uplink6 is not None), journal.record, ours=ours)
+            _forward(uplink6, journal.record)
             # No caps here: what is forwarded was made for other devices, and a super-packet above a cap is cut to
             # single packets by the kernel. The lane sends a larger one in two pieces.
-            await self._tun.configure(addresses, gso_max_size=MAX_GSO, gso_max_segs=MAX_GSO - 1)
-            self._joiner = UdpJoiner(self._send)
-            self._tun.start(
-                asyncio.get_running_loop(), self._joiner.packet, self._drained, self._gone.set_result
-            )
-            self._up = True
-            self._stack = stack.pop_all()
+            addresses = list(_addresses(settings, ipv6=uplink6 is not None))
+            await tun.configure(addresses, gso_max_size=MAX_GSO, gso_max_segs=MAX_GSO - 1)
+            network = cls(settings, policy, tun, ipv6=uplink6 is not None, stack=stack.pop_all())
         for warning in exit_table.warnings(settings.device):
             _log.warning("%s", warning)
         _log.info(
             "packets: %s, clients in %s%s",
             settings.device,
             settings.pool4,
-            f" and {settings.pool6}" if self._ipv6 else "; no IPv6 here",
+            "; no IPv6 here" if uplink6 is None else f" and {settings.pool6}",
         )
-
-    async def _forward_ipv6(self, journal: Journal) -> None:
-        """A host that forwards IPv6 takes no more router advertisements, and so may lose its own default route, unless
-        it is told to (accept_ra in ip-sysctl.rst)."""
-        way = await default_route(6, self._settings.device)
-        if way is not None:
-            sysctl.set_sysctl(f"net.ipv6.conf.{way.name}.accept_ra", "2", journal.record)
-        sysctl.set_sysctl("net.ipv6.conf.all.forwarding", "1", journal.record)
+        return network
 
     async def close(self) -> None:
         """Undo everything. Raises CryprqError for what could not be undone."""
         await self._stack.aclose()
 
     async def lost(self) -> None:
-        """Runs for as long as there is a device. Raises CryprqError when somebody has removed it."""
-        error = await self._gone
+        """Return never: raise CryprqError when another program has removed the device."""
+        error = await self._lost
         raise CryprqError(
             f"another program removed the device {self._settings.device} ({reason_of(error)}); start the exit again"
         )
@@ -245,8 +233,38 @@ class ExitNetwork:
 
     def status(self) -> TunNetworkStatus:
         return TunNetworkStatus(
-            device=self._tun.status() if self._up else None,
+            device=self._tun.status(),
             clients=len(self._members),
             ipv6=self._ipv6,
             drops=dict(self.drops),
         )
+
+
+def _nat(settings: ExitNetworkSettings, *, ipv6: bool) -> NatSettings:
+    return NatSettings(
+        tun=settings.device,
+        pool4=settings.pool4,
+        address4=settings.own4,
+        pool6=settings.pool6 if ipv6 else None,
+        address6=settings.own6 if ipv6 else None,
+        isolate=settings.isolate,
+    )
+
+
+def _addresses(settings: ExitNetworkSettings, *, ipv6: bool) -> Iterator[IPv4Interface | IPv6Interface]:
+    yield IPv4Interface((settings.own4, settings.pool4.prefixlen))
+    if ipv6:
+        yield IPv6Interface((settings.own6, settings.pool6.prefixlen))
+
+
+def _forward(uplink6: WayOut | None, record: Record) -> None:
+    """Let the kernel forward packets, of IPv6 too where it has an uplink.
+
+    A host that forwards IPv6 takes no more router advertisements, and so may lose its own default route, unless it is
+    told to (accept_ra in ip-sysctl.rst).
+    """
+    sysctl.set_sysctl(LIBERAL, "1", record)
+    sysctl.set_sysctl("net.ipv4.ip_forward", "1", record)
+    if uplink6 is not None:
+        sysctl.set_sysctl(f"net.ipv6.conf.{uplink6.name}.accept_ra", "2", record)
+        sysctl.set_sysctl("net.ipv6.conf.all.forwarding", "1", record)

@@ -43,8 +43,6 @@ class TunnelSettings:
     lan: bool
     kill_switch: bool
     keep_inbound: bool
-    confirm: float
-    """Seconds after which everything is undone unless it is confirmed; 0 for never."""
     dns: DnsSettings
     state: Path
     """The directory of the journal."""
@@ -57,7 +55,6 @@ class ExitNetworkSettings:
     device: str = EXIT_DEVICE
     offload: bool
     pool4: IPv4Network
-    """The first address is the exit's own, the others are for clients."""
     pool6: IPv6Network
     isolate: bool
     """Whether clients are kept from each other."""
@@ -70,3 +67,12 @@ class ExitNetworkSettings:
                 raise ConfigError(
                     f"the pool {pool} is too small: give one of {_SMALLEST_POOL} addresses or more"
                 )
+
+    @property
+    def own4(self) -> IPv4Address:
+        """The exit's own address: the first of the pool; the others are for clients."""
+        return self.pool4[1]
+
+    @property
+    def own6(self) -> IPv6Address:
+        return self.pool6[1]

@@ -49,9 +49,9 @@ def exit_(
     setup(loaded.log_level, loaded.log_format)
     network = None
     if loaded.tun.enabled:
-        from ..service.system_wide import make_network
+        from ..service.system_wide import start_network
 
-        network = make_network
+        network = start_network
     file = config_dir() / "exit.toml" if config is None else config
     listed = authorized_file(config, loaded)
     run(lambda stop: run_exit(loaded, lambda: load_exit(config, flags), stop, network, [file], listed))

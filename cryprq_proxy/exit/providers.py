@@ -18,18 +18,15 @@ from ..status import TunNetworkStatus
 
 
 class PacketNetwork(Protocol):
-    """The exit's network interface: `start`, then `close`. `features` is what clients are offered because of it."""
+    """The exit's running network interface. `features` is what clients are offered because of it."""
 
     features: Feature
-
-    async def start(self) -> None:
-        """Make the interface. Raises CryprqError and OSError."""
 
     async def lost(self) -> None:
         """Return or raise when the interface is gone."""
 
     async def close(self) -> None:
-        """Remove the interface; harmless if it never started."""
+        """Remove the interface. Raises CryprqError for what could not be undone."""
 
     def policy_changed(self) -> None:
         """Judge destinations anew: the egress policy has other addresses."""
@@ -53,14 +50,11 @@ class NoPacketNetwork:
 
     features = Feature(0)
 
-    async def start(self) -> None:
-        """Start nothing."""
-
     async def lost(self) -> None:
         await asyncio.get_running_loop().create_future()
 
     async def close(self) -> None:
-        """Nothing was started."""
+        """There is nothing to remove."""
 
     def policy_changed(self) -> None:
         """No packet is judged."""

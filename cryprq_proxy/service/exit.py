@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack
 from ipaddress import ip_address
 from pathlib import Path
@@ -32,7 +32,7 @@ from ..exit.providers import NO_INVITES, NO_PACKETS, PacketNetwork
 from ..exit.settings import ExitSettings, WebSocketSettings
 from ..outbound.resolver import SystemResolver
 from ..pairing.invite_store import Redeemer
-from ..process.control import Action, ControlServer
+from ..process.control import Action, ControlServer, check_free
 from ..process.lifecycle import Stop, settle
 from ..process.recent_errors import RecentErrors
 from ..process.reload import Reloader
@@ -75,7 +75,7 @@ async def run_exit(
     config: ExitConfig,
     read: Callable[[], ExitConfig],
     stop: Stop,
-    wide: Callable[[ExitConfig, EgressPolicy], PacketNetwork] | None = None,
+    wide: Callable[[ExitConfig, EgressPolicy], Awaitable[PacketNetwork]] | None = None,
     files: Iterable[Path] = (),
     authorized: Path | None = None,
 ) -> None:
@@ -88,11 +88,7 @@ async def run_exit(
     egress = config.egress
     policy = EgressPolicy(egress.allow, egress.deny, egress.only, config.allow_private, own_addresses())
     resolver = SystemResolver()
-    network = NO_PACKETS if wide is None else wide(config, policy)
     redeemer = None if authorized is None else Redeemer(authorized)
-    exit = Exit(
-        identity, settings, frozenset(names), policy, resolver, provider, network, redeemer or NO_INVITES
-    )
 
     def again() -> tuple[ExitConfig, dict[PeerId, str]]:
         changed = read()
@@ -116,6 +112,12 @@ async def run_exit(
     reloader = Reloader(again, apply, stop.notifier)
     async with AsyncExitStack() as stack:
         recent = stack.enter_context(RecentErrors())
+        check_free(config.control_socket)
+        network = NO_PACKETS if wide is None else await wide(config, policy)
+        stack.push_async_callback(network.close)
+        exit = Exit(
+            identity, settings, frozenset(names), policy, resolver, provider, network, redeemer or NO_INVITES
+        )
         report = Report(status, recent)
         stack.callback(resolver.close)
         if redeemer is not None:
@@ -123,8 +125,6 @@ async def run_exit(
         control = ControlServer(config.control_socket, report, _actions(reloader))
         await control.start()
         stack.push_async_callback(control.stop)
-        await network.start()
-        stack.push_async_callback(network.close)
         websocket = config.websocket.listen
         with explained([*config.listen, *([] if websocket is None else [websocket])]):
             report.listen = tuple(await exit.start())

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from ..rules.engine import RuleSet
 from ..status import ClientStatus, Status, TunStatus
 
 if TYPE_CHECKING:
+    from tun.exit_network import ExitNetwork
     from tun.settings import ExitNetworkSettings, TunnelSettings
 
 
@@ -72,7 +73,6 @@ def tunnel_settings(table: TunTable) -> TunnelSettings:
         lan=table.lan == "allow",
         kill_switch=table.kill_switch == "on",
         keep_inbound=table.inbound == "keep",
-        confirm=table.confirm,
         state=table.state_dir,
         dns=DnsSettings(**dns),
     )
@@ -91,12 +91,12 @@ def exit_network_settings(table: ExitTunTable) -> ExitNetworkSettings:
     )
 
 
-def make_network(config: ExitConfig, policy: EgressPolicy) -> Any:
-    """The ExitNetwork (tun/exit_network.py) of an exit. Raises ConfigError."""
+def start_network(config: ExitConfig, policy: EgressPolicy) -> Awaitable[ExitNetwork]:
+    """The running ExitNetwork (tun/exit_network.py) of an exit. Raises CryprqError; ConfigError at once."""
     _need_linux_and_root("--tun at the exit")
     from tun.exit_network import ExitNetwork
 
-    return ExitNetwork(exit_network_settings(config.tun), policy)
+    return ExitNetwork.start(exit_network_settings(config.tun), policy)
 
 
 def clean_up(state: Path, say: Callable[[str], None]) -> None:

@@ -19,9 +19,14 @@ from cryprq_proxy.errors import ConfigError, CryprqError
 from cryprq_proxy.exit.egress import EgressPolicy
 from cryprq_proxy.rules.engine import EVERYTHING
 from cryprq_proxy.service import system_wide as system
-from cryprq_proxy.service.system_wide import clean_up, leak_test, make_network, make_tunnel
+from cryprq_proxy.service.system_wide import (
+    clean_up,
+    exit_network_settings,
+    leak_test,
+    make_tunnel,
+    start_network,
+)
 from cryprq_proxy.status import ClientStatus, ExitStatus, Status, read
-from tun.exit_network import ExitNetwork
 from tun.firewall import nft
 from tun.journal import Journal
 from tun.leaktest import probe as leakprobe
@@ -60,7 +65,7 @@ def nobody(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_without_root_it_is_one_sentence(nobody: None) -> None:
     for make in (
         lambda: make_tunnel(client(), EVERYTHING),
-        lambda: make_network(exit_peer(), EgressPolicy()),
+        lambda: start_network(exit_peer(), EgressPolicy()),
         lambda: clean_up(Path("/nowhere"), print),
         lambda: leak_test([], []),
     ):
@@ -73,7 +78,7 @@ async def test_on_another_system_it_is_one_sentence(monkeypatch: pytest.MonkeyPa
     with pytest.raises(ConfigError, match="works on Linux only so far; the local proxy works everywhere"):
         make_tunnel(client(), EVERYTHING)
     with pytest.raises(ConfigError, match="--tun at the exit works on Linux only so far"):
-        make_network(exit_peer(), EgressPolicy())
+        start_network(exit_peer(), EgressPolicy())
 
 
 async def test_not_through_an_upstream_proxy(nobody: None) -> None:
@@ -156,13 +161,11 @@ async def test_settings_that_make_no_sense_are_refused_before_anything_changes(
 
 async def test_what_the_exits_network_is_told(root: None) -> None:
     text = '[tun]\npool4 = "10.9.0.0/24"\npool6 = "fd00::/64"\nisolate = false\noffload = "off"\nstate_dir = "/run/x"'
-    network = make_network(exit_peer(text), EgressPolicy())
-    assert isinstance(network, ExitNetwork)
-    settings = network._settings
+    settings = exit_network_settings(exit_peer(text).tun)
     assert (settings.pool4, settings.pool6) == (IPv4Network("10.9.0.0/24"), IPv6Network("fd00::/64"))
     assert (settings.isolate, settings.offload, settings.state) == (False, False, Path("/run/x"))
     with pytest.raises(ConfigError, match=r"the pool 10\.9\.0\.0/30 is too small"):
-        make_network(exit_peer('[tun]\npool4 = "10.9.0.0/30"'), EgressPolicy())
+        start_network(exit_peer('[tun]\npool4 = "10.9.0.0/30"'), EgressPolicy())
 
 
 # --- cleanup ---

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -111,13 +111,12 @@ class Stage:
         monkeypatch.setitem(exit_network.UNDO, nft.KIND, lambda entry: steps.append(f"undo {entry['table']}"))
         monkeypatch.setitem(exit_network.UNDO, sysctl.KIND, lambda entry: steps.append("undo a sysctl"))
 
-    def make(self, policy: EgressPolicy | None = None) -> ExitNetwork:
-        return ExitNetwork(exit_network_settings(state=self.state), policy or EgressPolicy())
+    async def start(self, policy: EgressPolicy | None = None) -> ExitNetwork:
+        return await ExitNetwork.start(exit_network_settings(state=self.state), policy or EgressPolicy())
 
     @asynccontextmanager
     async def running(self, policy: EgressPolicy | None = None) -> AsyncIterator[Exit]:
-        network = self.make(policy)
-        await network.start()
+        network = await self.start(policy)
         yield Exit(network, self.tun)
         await network.close()
 
@@ -248,8 +247,9 @@ async def test_slices_of_a_plain_packet_are_not_taken_for_it(stage: Stage) -> No
 @pytest.mark.parametrize("isolate", [True, False])
 async def test_the_tunnels_own_addresses(stage: Stage, isolate: bool) -> None:
     """The exit's own is for pings, to which the kernel's filter sees; other clients only without isolation."""
-    network = ExitNetwork(exit_network_settings(state=stage.state, isolate=isolate), EgressPolicy())
-    await network.start()
+    network = await ExitNetwork.start(
+        exit_network_settings(state=stage.state, isolate=isolate), EgressPolicy()
+    )
     exit = Exit(network, stage.tun)
     _, (bob4, bob6) = exit.join(BOB)
     for destination in (ip_address("100.96.0.1").packed, ip_address("fd63:7279:7071::1").packed, bob4, bob6):
@@ -392,9 +392,9 @@ async def test_whatever_comes_is_written_counted_or_answered(
     noise: bytes, version: int | None, flags: int, segment: int
 ) -> None:
     """Nothing that a client sends raises, and nothing leaves from another address than its own."""
-    network = ExitNetwork(exit_network_settings(state=Path("/nowhere")), EgressPolicy())
-    tun = network._tun = FakeTun()  # type: ignore[assignment]
-    network._ipv6 = True
+    tun: Any = FakeTun()
+    settings = exit_network_settings(state=Path("/nowhere"))
+    network = ExitNetwork(settings, EgressPolicy(), tun, ipv6=True, stack=AsyncExitStack())
     exit = Exit(network, tun)
     packet = noise
     if version is not None:
@@ -411,10 +411,8 @@ async def test_whatever_comes_is_written_counted_or_answered(
 
 
 async def test_all_is_set_up_and_undone_in_reverse(stage: Stage) -> None:
-    network = stage.make()
-    assert network.status() == TunNetworkStatus()
-    await network.start()
-    assert network.status().device == DeviceStatus(name="cryprq-exit0")
+    network = await stage.start()
+    assert network.status() == TunNetworkStatus(device=DeviceStatus(name="cryprq-exit0"), ipv6=True)
     assert stage.tun.addresses == ["100.96.0.1/16", "fd63:7279:7071::1/64"]
     made = list(stage.tun.steps)
     assert made.index("open cryprq-exit0") < made.index("nat") < made.index("net.ipv4.ip_forward=1")
@@ -433,14 +431,11 @@ async def test_a_failure_in_the_middle_undoes_what_was_done(stage: Stage, where:
         stage.refusal = refusal
     else:
         stage.tun.refusal = refusal
-    network = stage.make()
     with pytest.raises(ConfigError, match="no"):
-        await network.start()
+        await stage.start()
     assert stage.tun.steps[-2:] == ["close", f"undo {nft.EXIT}"]
-    assert network.status().device is None
     with Journal(stage.state / EXIT_JOURNAL) as journal:  # free again, and empty
         assert journal.entries() == []
-    await network.close()
 
 
 async def test_what_a_killed_exit_left_is_undone_first_but_for_its_table(stage: Stage) -> None:
