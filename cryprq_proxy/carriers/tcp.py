@@ -40,6 +40,7 @@ class TcpCarrier(Carrier):
         self._unsent: memoryview | None = None
         """What the kernel has not taken of `_buffer`."""
         self._reading = True
+        self._flush_due = False
         self._record = 0
         """Bytes of the last record that a read did not end with."""
         self._taken = 0
@@ -52,8 +53,14 @@ class TcpCarrier(Carrier):
     # --- out -------------------------------------------------------------------------------------------------------
 
     def _ready(self) -> None:
-        if self._unsent is None or not self._reading:
-            self._loop.call_soon(self._flush)
+        # Each fill may ask for the next one. One callback answers all, so that the next wake-up is no larger than this.
+        if not self._flush_due and (self._unsent is None or not self._reading):
+            self._flush_due = True
+            self._loop.call_soon(self._flush_soon)
+
+    def _flush_soon(self) -> None:
+        self._flush_due = False
+        self._flush()
 
     def _flush(self) -> None:
         if not self.open:
