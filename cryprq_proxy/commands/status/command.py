@@ -40,23 +40,16 @@ def status(as_json: bool, watch: float | None, config: Path | None) -> None:
 
 
 def _watch(sockets: list[Path], seconds: float, as_json: bool) -> None:
-    import time
-
-    if as_json:
-        try:
-            while True:
-                for answer in ask(sockets):
-                    click.echo(json.dumps(answer))
-                time.sleep(seconds)
-        except KeyboardInterrupt:
-            return
-    if _width() is None:
+    if not as_json and _width() is None:
         raise click.UsageError("--watch needs a terminal; with --json it does without")
     from rich.console import Console
 
-    from .live import watch
+    from .live import repeat, watch
 
-    watch(lambda: ask_status(sockets), seconds, Console(highlight=False, markup=False, emoji=False))
+    if as_json:
+        repeat(lambda: ask(sockets), seconds)
+    else:
+        watch(lambda: ask_status(sockets), seconds, Console(highlight=False, markup=False, emoji=False))
 
 
 def _width() -> int | None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
+import click
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
@@ -38,6 +41,29 @@ class Rates:
         return {"now": f"{size(sent)}/s sent, {size(received)}/s received"}
 
 
+@contextlib.contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Leave the block at SIGINT or SIGTERM. The value tells whether one came, should a loop outlive it.
+
+    Two things keep a plain KeyboardInterrupt from ending a loop: a parent that ignores SIGINT, as shells do for
+    background jobs, passes this on, and Python drops an exception that meets it inside of a finalizer.
+    """
+    asked = False
+
+    def end(*_: object) -> None:
+        nonlocal asked
+        asked = True
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with contextlib.suppress(KeyboardInterrupt):
+            yield lambda: asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def watch(
     ask: Callable[[], Answers],
     seconds: float,
@@ -45,15 +71,26 @@ def watch(
     sleep: Callable[[float], None] = time.sleep,
     now: Callable[[], float] = time.monotonic,
 ) -> None:
-    """Show what `ask` answers every so many seconds, until Ctrl-C. Also that nothing runs, which is a CryprqError of
-    `ask`: something may come back."""
+    """Show what `ask` answers every so many seconds, until Ctrl-C. Also show a CryprqError of `ask`, as when nothing
+    runs: something may come back."""
     rates = Rates()
     with (
-        contextlib.suppress(KeyboardInterrupt),
+        interruptible() as ended,
         Live(console=console, screen=True, auto_refresh=False, vertical_overflow="ellipsis") as live,
     ):
-        while True:
+        while not ended():
             live.update(_screen(ask, console.width, rates, now), refresh=True)
+            sleep(seconds)
+
+
+def repeat(
+    ask: Callable[[], Iterable[object]], seconds: float, sleep: Callable[[float], None] = time.sleep
+) -> None:
+    """Print what `ask` answers as a line of JSON each, every so many seconds, until Ctrl-C."""
+    with interruptible() as ended:
+        while not ended():
+            for answer in ask():
+                click.echo(json.dumps(answer))
             sleep(seconds)
 
 

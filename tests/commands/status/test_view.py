@@ -436,6 +436,39 @@ def test_watching_shows_what_comes_and_goes_until_ctrl_c() -> None:
     assert r"no cryprq-proxy is running \x1b[31m" in out
 
 
+class _Swallows:
+    """What Python does with an exception here: it prints it and goes on."""
+
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("swallowed", [False, True], ids=["heard", "swallowed by a finalizer"])
+def test_watching_ends_though_the_parent_ignored_the_signal(
+    signal_number: signal.Signals, swallowed: bool
+) -> None:
+    """A shell without job control starts background jobs with SIGINT ignored."""
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        assert len(slept) < 3, "nobody heard the signal"
+        if swallowed:
+            _Swallows()
+        else:
+            signal.raise_signal(signal_number)
+
+    before = signal.signal(signal_number, signal.SIG_IGN)
+    try:
+        watch(list, 1.0, Console(file=io.StringIO(), width=80), sleep, lambda: 0.0)
+        assert signal.getsignal(signal_number) is signal.SIG_IGN, "put back"
+    finally:
+        signal.signal(signal_number, before)
+    assert slept == [1.0]
+
+
 @pytest.mark.slow
 def test_the_command_on_a_terminal_and_in_a_pipe(tmp_path: Path) -> None:
     """Real processes: an exit, and `status --watch` on a terminal of 80 columns until Ctrl-C."""
