@@ -13,6 +13,7 @@ bytes, times in seconds, points in time in seconds since 1970; what is not froze
 from __future__ import annotations
 
 import json
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
@@ -425,6 +426,7 @@ class ExitStatus(RoleStatus, kw_only=True, frozen=True, tag="exit"):
 
 
 type Status = ClientStatus | ExitStatus
+type StatusSource = Callable[[], Awaitable[Status]]
 
 
 def encode(value: object) -> bytes:

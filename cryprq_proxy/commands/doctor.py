@@ -29,7 +29,7 @@ def doctor(as_json: bool, as_exit: bool, speed: str | None, no_speed: bool, conf
     from ..base.log import setup
     from ..base.progress import bar, unseen
     from ..doctor import order as lists
-    from ..doctor.checks import Context, Finding, State, examine
+    from ..doctor.checks import CheckState, Context, Finding, examine
     from ..doctor.report import COLOURS, lines, summary
 
     # What the parts log, the findings say in other words.
@@ -44,7 +44,7 @@ def doctor(as_json: bool, as_exit: bool, speed: str | None, no_speed: bool, conf
     context = Context(file=config, speed=None if no_speed else speed, progress=unseen if as_json else bar)
     checks = lists.EXIT if as_exit or _is_exit(config) else lists.CLIENT
     findings = asyncio.run(examine(checks, context, told))
-    healthy = all(finding.state is not State.FAIL for finding in findings)
+    healthy = all(finding.state is not CheckState.FAIL for finding in findings)
     if as_json:
         click.echo(
             json.dumps({"ok": healthy, "checks": [finding._asdict() for finding in findings]}, indent=2)

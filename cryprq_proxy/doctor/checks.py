@@ -4,9 +4,9 @@
           |                            ^
           +--> name --> reach ---------+          an arrow: what the next one needs
 
-A check is a small async function over a `Context`. It returns a `Verdict`: how it stands, one sentence, and a remedy
-where something is wrong. What needs a check that did not succeed is skipped, and says for want of what; a warning is
-no obstacle. Nothing here changes the machine.
+A check is a small async function over a `Context`. It returns a `CheckVerdict`: a state, one sentence, and a remedy
+where something is wrong. A check whose needs did not succeed is skipped and names them; a warning is no obstacle.
+Nothing here changes the machine.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ..base.log import describe, one_line
 from ..base.progress import Progress, unseen
+from ..crypto.primitives import Provider, select_provider
 from ..errors import CryprqError
 from ..status import ClientStatus, ExitStatus, Status
 
@@ -30,10 +31,9 @@ if TYPE_CHECKING:
     from ..config.client import ClientConfig
     from ..config.exit import ExitConfig
     from ..crypto.identity import Identity
-    from ..crypto.primitives import Provider
 
 
-class State(StrEnum):
+class CheckState(StrEnum):
     """How a check ended."""
 
     OK = "ok"
@@ -43,10 +43,10 @@ class State(StrEnum):
     SKIP = "skip"
 
 
-class Verdict(NamedTuple):
+class CheckVerdict(NamedTuple):
     """`text` says what was found, in one sentence; `remedy` what to do, where there is something to do."""
 
-    state: State
+    state: CheckState
     text: str
     remedy: str = ""
 
@@ -55,7 +55,7 @@ class Finding(NamedTuple):
     """A verdict with the name of its check, free of control characters."""
 
     name: str
-    state: State
+    state: CheckState
     text: str
     remedy: str
 
@@ -90,6 +90,7 @@ class Context:
     root: Path = Path("/")
     """Where /dev, /proc and the like are."""
     euid: int = field(default_factory=os.geteuid)
+    select_provider: Callable[[str | None], Provider] = select_provider
 
     @property
     def running_client(self) -> ClientStatus | None:
@@ -108,24 +109,24 @@ class Check(NamedTuple):
     """`needs`: names of checks that must have ended with OK or WARN."""
 
     name: str
-    run: Callable[[Context], Awaitable[Verdict]]
+    run: Callable[[Context], Awaitable[CheckVerdict]]
     needs: tuple[str, ...] = ()
 
 
-def ok(text: str) -> Verdict:
-    return Verdict(State.OK, text)
+def ok(text: str) -> CheckVerdict:
+    return CheckVerdict(CheckState.OK, text)
 
 
-def warn(text: str, remedy: str = "") -> Verdict:
-    return Verdict(State.WARN, text, remedy)
+def warn(text: str, remedy: str = "") -> CheckVerdict:
+    return CheckVerdict(CheckState.WARN, text, remedy)
 
 
-def fail(text: str, remedy: str) -> Verdict:
-    return Verdict(State.FAIL, text, remedy)
+def fail(text: str, remedy: str) -> CheckVerdict:
+    return CheckVerdict(CheckState.FAIL, text, remedy)
 
 
-def skip(text: str) -> Verdict:
-    return Verdict(State.SKIP, text)
+def skip(text: str) -> CheckVerdict:
+    return CheckVerdict(CheckState.SKIP, text)
 
 
 async def examine(
@@ -142,7 +143,7 @@ async def examine(
                 if missing is None
                 else skip(f"not tried: it needs {missing!r} to be in order first")
             )
-            if verdict.state in (State.OK, State.WARN):
+            if verdict.state in (CheckState.OK, CheckState.WARN):
                 passed.add(check.name)
             finding = Finding(check.name, verdict.state, one_line(verdict.text), one_line(verdict.remedy))
             findings.append(finding)
@@ -152,7 +153,7 @@ async def examine(
     return findings
 
 
-async def _verdict(check: Check, context: Context) -> Verdict:
+async def _verdict(check: Check, context: Context) -> CheckVerdict:
     try:
         return await check.run(context)
     except (CryprqError, OSError) as error:

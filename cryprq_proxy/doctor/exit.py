@@ -9,7 +9,7 @@ from ..errors import ConfigError
 from ..exit.egress import own_addresses
 from ..pairing.invitation import is_global, own_address
 from ..pairing.invite_store import InviteStore, beside
-from .checks import Context, Verdict, fail, ok, skip, warn
+from .checks import CheckVerdict, Context, fail, ok, skip, warn
 from .machine import bindable
 
 
@@ -18,7 +18,7 @@ def _exit(context: Context) -> ExitConfig:
     return context.exit
 
 
-async def peers(context: Context) -> Verdict:
+async def peers(context: Context) -> CheckVerdict:
     config = _exit(context)
     listed = config.authorized_peers()
     if not listed:
@@ -33,7 +33,7 @@ async def peers(context: Context) -> Verdict:
     return ok(text)
 
 
-async def invites(context: Context) -> Verdict:
+async def invites(context: Context) -> CheckVerdict:
     config = _exit(context)
     if config.authorized is None:
         return skip("there is no list `authorized` yet; the first invite makes it")
@@ -44,7 +44,7 @@ async def invites(context: Context) -> Verdict:
     return ok(f"{len(open_ones)} open invite{'' if len(open_ones) == 1 else 's'}: {names}")
 
 
-async def listeners(context: Context) -> Verdict:
+async def listeners(context: Context) -> CheckVerdict:
     """TCP ports; the lane's UDP ports have the same numbers."""
     config = _exit(context)
     addresses = [*config.listen, *([config.websocket.listen] if config.websocket.listen else [])]
@@ -61,7 +61,7 @@ async def listeners(context: Context) -> Verdict:
     return ok(f"the running exit listens on {shown}")
 
 
-async def public(context: Context) -> Verdict:
+async def public(context: Context) -> CheckVerdict:
     """Where clients find it."""
     config = _exit(context)
     if config.public:
@@ -81,7 +81,7 @@ async def public(context: Context) -> Verdict:
     )
 
 
-async def outward(context: Context) -> Verdict:
+async def outward(context: Context) -> CheckVerdict:
     """What clients can reach: which families this machine has."""
     addresses = own_addresses()
     six = [

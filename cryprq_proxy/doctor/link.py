@@ -20,7 +20,7 @@ from ..client.client import Client
 from ..client.settings import ClientSettings
 from ..service.startup import lane_offload
 from ..status import ClientStatus, LaneStatus
-from .checks import Context, Verdict, fail, ok, skip, warn
+from .checks import CheckVerdict, Context, fail, ok, skip, warn
 from .reach import linked, settings
 
 LINK_SECONDS: Final = 10.0
@@ -39,7 +39,7 @@ IPV6_MTU: Final = (socket.IPPROTO_IPV6, 24)
 """Linux's numbers, which Python has no names for (ip(7), ipv6(7))."""
 
 
-async def link(context: Context) -> Verdict:
+async def link(context: Context) -> CheckVerdict:
     """A link of our own to the first exit that gives one; it stays up for the checks that follow."""
     if status := linked(context):
         return ok(f"it is that of the running client, to {status.exit.address}")
@@ -101,7 +101,7 @@ def lane_of(context: Context) -> LaneStatus | None:
     return None if status is None or status.packets is None else status.packets.lane
 
 
-async def lane(context: Context) -> Verdict:
+async def lane(context: Context) -> CheckVerdict:
     """Does UDP get through? Without it everything goes by the carrier."""
     config, _ = settings(context)
     if not config.lane.enabled:
@@ -125,7 +125,7 @@ async def lane(context: Context) -> Verdict:
     )
 
 
-async def mtu(context: Context) -> Verdict:
+async def mtu(context: Context) -> CheckVerdict:
     """What the lane has measured: the path's, not that of the first cable."""
     state = lane_of(context)
     if state is None or not state.up:
@@ -139,7 +139,7 @@ async def mtu(context: Context) -> Verdict:
     return ok(f"the path carries UDP payloads of {largest} bytes")
 
 
-async def _route_mtu(context: Context) -> Verdict:
+async def _route_mtu(context: Context) -> CheckVerdict:
     """Without a lane, what the kernel knows of the way: the first network's, or less after an ICMP message."""
     config, exits = settings(context)
     nothing = "it is measured by the datagram lane, which is not up; TCP finds its own"
@@ -169,7 +169,7 @@ def route_mtu(host: str, port: int) -> int | None:
         return None
 
 
-async def round_trip(context: Context) -> Verdict:
+async def round_trip(context: Context) -> CheckVerdict:
     """The answer to a PING on the link: there and back, without any target behind the exit."""
     if context.link is not None:
         measured = await measure(context.link)

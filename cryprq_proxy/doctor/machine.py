@@ -18,7 +18,7 @@ from ..address import Destination, reachable
 from ..base.text import reason_of
 from ..config.client import ClientConfig
 from ..rules.engine import load_rules
-from .checks import Context, Verdict, fail, ok, skip, warn
+from .checks import CheckVerdict, Context, fail, ok, skip, warn
 
 SECONDS: Final = 3.0
 VARIABLES: Final = ("ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY")
@@ -37,7 +37,7 @@ def _client(context: Context) -> ClientConfig:
 # --- rules, port, PAC ---
 
 
-async def rules(context: Context) -> Verdict:
+async def rules(context: Context) -> CheckVerdict:
     """The lists are read as at a start."""
     config = _client(context)
     given = config.rules()
@@ -54,7 +54,7 @@ async def rules(context: Context) -> Verdict:
     return ok(text)
 
 
-async def port(context: Context) -> Verdict:
+async def port(context: Context) -> CheckVerdict:
     """Is the proxy's port ours, or free?"""
     listen = _client(context).listen
     if context.running is not None:
@@ -68,7 +68,7 @@ async def port(context: Context) -> Verdict:
     return bindable([listen])
 
 
-def bindable(addresses: list[Destination]) -> Verdict:
+def bindable(addresses: list[Destination]) -> CheckVerdict:
     """Whether each could be listened on now."""
     for address in addresses:
         family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
@@ -94,7 +94,7 @@ async def _accepts(address: Destination) -> bool:
     return False
 
 
-async def pac(context: Context) -> Verdict:
+async def pac(context: Context) -> CheckVerdict:
     admin = _client(context).admin
     if admin is None:
         return skip("the dashboard is off (admin), and with it the PAC file")
@@ -127,7 +127,7 @@ def _content_type(url: str) -> str:
 # --- where programs look for a proxy ---
 
 
-async def variables(context: Context) -> Verdict:
+async def variables(context: Context) -> CheckVerdict:
     """Each variable that names a proxy: is it ours, does it answer?"""
     ours = reachable(_client(context).listen)
     found: dict[str, str] = {}
@@ -180,7 +180,7 @@ def _here(addresses: set[Destination]) -> set[str]:
     }
 
 
-async def desktop(context: Context) -> Verdict:
+async def desktop(context: Context) -> CheckVerdict:
     """GNOME's settings, which most browsers on Linux follow."""
     program = context.which("gsettings")
     if program is None:
@@ -225,7 +225,7 @@ def _gsetting(program: str, schema: str, key: str) -> str | None:
 # --- system-wide mode ---
 
 
-async def tun(context: Context) -> Verdict:
+async def tun(context: Context) -> CheckVerdict:
     """What --tun needs, of either role. Where it is not asked for, a lack is no fault."""
     config = context.client or context.exit
     assert config is not None
@@ -245,7 +245,7 @@ async def tun(context: Context) -> Verdict:
     return fail(text, remedy) if asked else skip(f"--tun is not in use, and would not work here: {text}")
 
 
-async def leftovers(context: Context) -> Verdict:
+async def leftovers(context: Context) -> CheckVerdict:
     """Changes of a --tun that was killed: its journal, its table of the packet filter."""
     config = context.client or context.exit
     assert config is not None

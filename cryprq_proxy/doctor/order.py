@@ -5,20 +5,21 @@ from __future__ import annotations
 from typing import Final
 
 from . import exit as exit_side
-from . import link, machine, speed, start
-from . import reach as way
+from . import link, machine, reach, speed, start
+from .algorithms import algorithms
 from .checks import Check
 
 CLIENT: Final = (
     Check("configuration", start.client_configuration),
     Check("identity", start.identity, ("configuration",)),
     Check("clock", start.clock),
+    Check("algorithms", algorithms),
     Check("disk", start.disk, ("configuration",)),
     Check("running", start.running, ("configuration",)),
     Check("rules", machine.rules, ("configuration",)),
-    Check("name", way.name, ("configuration",)),
-    Check("reach", way.reach, ("configuration",)),
-    Check("handshake", way.handshake, ("identity", "reach")),
+    Check("name", reach.name, ("configuration",)),
+    Check("reach", reach.reach, ("configuration",)),
+    Check("handshake", reach.handshake, ("identity", "reach")),
     Check("link", link.link, ("handshake",)),
     Check("UDP", link.lane, ("link",)),
     Check("MTU", link.mtu, ("link",)),
@@ -36,6 +37,7 @@ EXIT: Final = (
     Check("configuration", start.exit_configuration),
     Check("identity", start.identity, ("configuration",)),
     Check("clock", start.clock),
+    Check("algorithms", algorithms),
     Check("disk", start.disk, ("configuration",)),
     Check("running", start.running, ("configuration",)),
     Check("peers", exit_side.peers, ("configuration",)),

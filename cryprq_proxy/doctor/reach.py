@@ -24,7 +24,7 @@ from ..crypto.payloads import Feature
 from ..errors import CarrierError, CloseReason, CryprqError, HandshakeError, PeerError
 from ..session.wire import encode_close
 from ..status import ClientStatus
-from .checks import Context, State, Verdict, fail, ok, skip, warn
+from .checks import CheckState, CheckVerdict, Context, fail, ok, skip, warn
 
 SECONDS: Final = 10.0
 """For each connection and each handshake."""
@@ -52,7 +52,7 @@ def linked(context: Context) -> ClientStatus | None:
 # --- name, connection ---
 
 
-async def name(context: Context) -> Verdict:
+async def name(context: Context) -> CheckVerdict:
     config, exits = settings(context)
     if config.upstream is not None:
         return skip(f"names are resolved by the upstream proxy at {config.upstream.address}")
@@ -77,7 +77,7 @@ async def name(context: Context) -> Verdict:
     return _judge(found, errors, remedy)
 
 
-async def reach(context: Context) -> Verdict:
+async def reach(context: Context) -> CheckVerdict:
     """A connection to each address, of whatever carrier: nothing is said on it."""
     if status := linked(context):
         ill = [
@@ -131,7 +131,7 @@ async def _listens(address: Any) -> bool:
     return True
 
 
-def _judge(found: list[str], errors: list[str], remedy: str) -> Verdict:
+def _judge(found: list[str], errors: list[str], remedy: str) -> CheckVerdict:
     """All well, some of several, or none."""
     if not errors:
         return ok("; ".join(found))
@@ -142,7 +142,7 @@ def _judge(found: list[str], errors: list[str], remedy: str) -> Verdict:
 # --- handshake ---
 
 
-async def handshake(context: Context) -> Verdict:
+async def handshake(context: Context) -> CheckVerdict:
     """With each exit: is it the right one, and does it let us in?"""
     if linked(context):
         return ok("the running client's link is up: each side has proved who it is")
@@ -151,23 +151,25 @@ async def handshake(context: Context) -> Verdict:
     if len(verdicts) == 1:
         return verdicts[0]
     text = "; ".join(f"{exit.name}: {verdict.text}" for exit, verdict in zip(exits, verdicts, strict=True))
-    bad = [verdict for verdict in verdicts if verdict.state is State.FAIL]
+    bad = [verdict for verdict in verdicts if verdict.state is CheckState.FAIL]
     if not bad:
         return ok(text)
     return warn(text, bad[0].remedy) if len(bad) < len(verdicts) else fail(text, bad[0].remedy)
 
 
-async def _first_answer(context: Context, config: ClientConfig, exit: ExitChoice) -> Verdict:
+async def _first_answer(context: Context, config: ClientConfig, exit: ExitChoice) -> CheckVerdict:
     """By the first of its addresses that leads anywhere."""
     verdict = fail("no address leads anywhere", "see the step before")
     for endpoint in exit.endpoints:
         verdict = await _shake(context, config, exit, endpoint)
-        if verdict.state is State.OK:
+        if verdict.state is CheckState.OK:
             break
     return verdict
 
 
-async def _shake(context: Context, config: ClientConfig, exit: ExitChoice, endpoint: Endpoint) -> Verdict:
+async def _shake(
+    context: Context, config: ClientConfig, exit: ExitChoice, endpoint: Endpoint
+) -> CheckVerdict:
     assert context.identity is not None and context.provider is not None
     me = context.identity.peer_id
     psk = exit.psk()
@@ -214,7 +216,7 @@ async def _shake(context: Context, config: ClientConfig, exit: ExitChoice, endpo
     return ok(f"{endpoint} is {exit.name}: it proved its identity, and lets this client in")
 
 
-def _refused(error: PeerError, endpoint: Endpoint, me: str) -> Verdict:
+def _refused(error: PeerError, endpoint: Endpoint, me: str) -> CheckVerdict:
     if error.reason is CloseReason.NOT_AUTHORIZED:
         return fail(
             f"the exit at {endpoint} is the right one, but does not let this client in (peer id {me})",

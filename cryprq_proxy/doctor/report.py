@@ -6,18 +6,28 @@ import textwrap
 from collections.abc import Sequence
 from typing import Final
 
-from .checks import Finding, State
+from .checks import CheckState, Finding
 
 _NAME: Final = 15
-_MARKS: Final = {State.OK: "ok  ", State.WARN: "warn", State.FAIL: "FAIL", State.SKIP: "-   "}
-COLOURS: Final = {State.OK: "green", State.WARN: "yellow", State.FAIL: "red", State.SKIP: "bright_black"}
+_MARKS: Final = {
+    CheckState.OK: "ok  ",
+    CheckState.WARN: "warn",
+    CheckState.FAIL: "FAIL",
+    CheckState.SKIP: "-   ",
+}
+COLOURS: Final = {
+    CheckState.OK: "green",
+    CheckState.WARN: "yellow",
+    CheckState.FAIL: "red",
+    CheckState.SKIP: "bright_black",
+}
 
 
 def lines(finding: Finding, width: int) -> tuple[str, list[str]]:
     """The mark, and what stands behind it, in lines of at most `width` columns with the mark."""
     first = f" {finding.name:<{_NAME}}"
     body = _wrapped(finding.text, first, " " * len(first), width)
-    if finding.remedy and finding.state is not State.OK:
+    if finding.remedy and finding.state is not CheckState.OK:
         body += _wrapped(finding.remedy, " " * len(first) + "-> ", " " * (len(first) + 3), width)
     # The mark stands before the first line; the others begin below what follows it.
     return _MARKS[finding.state], [body[0], *("    " + line for line in body[1:])]
@@ -36,8 +46,8 @@ def _wrapped(text: str, first: str, rest: str, width: int) -> list[str]:
 
 
 def summary(findings: Sequence[Finding]) -> str:
-    counts = {state: sum(finding.state is state for finding in findings) for state in State}
-    if counts[State.FAIL]:
-        return f"{counts[State.FAIL]} of {len(findings)} checks failed"
-    warned = f", {counts[State.WARN]} with a warning" if counts[State.WARN] else ""
+    counts = {state: sum(finding.state is state for finding in findings) for state in CheckState}
+    if counts[CheckState.FAIL]:
+        return f"{counts[CheckState.FAIL]} of {len(findings)} checks failed"
+    warned = f", {counts[CheckState.WARN]} with a warning" if counts[CheckState.WARN] else ""
     return f"nothing is broken{warned}"

@@ -17,7 +17,7 @@ from ..base.text import milliseconds, size
 from ..errors import CryprqError
 from ..fronts.listener import MixedListener
 from ..service.client import listener_settings
-from .checks import Context, Verdict, fail, ok, skip, warn
+from .checks import CheckVerdict, Context, fail, ok, skip, warn
 from .reach import linked
 
 SECONDS: Final = 8.0
@@ -29,7 +29,7 @@ FIRST_SECONDS: Final = 15.0
 PIECE: Final = 1 << 16
 
 
-async def throughput(context: Context) -> Verdict:
+async def throughput(context: Context) -> CheckVerdict:
     if context.speed is None:
         return skip(
             "give --speed URL of a large file to measure it (there is no server of ours to measure against)"
@@ -52,7 +52,7 @@ async def throughput(context: Context) -> Verdict:
     return skip("the running proxy wants a password, which is kept as a digest here: stop it, then measure")
 
 
-async def _download(context: Context, url: str, proxy: Destination) -> Verdict:
+async def _download(context: Context, url: str, proxy: Destination) -> CheckVerdict:
     import aiohttp  # a third of a second
 
     got, started = 0, time.monotonic()

@@ -21,7 +21,7 @@ from ..crypto.primitives import select_provider
 from ..errors import ConfigError, CryprqError
 from ..process.control import NotRunning, query_status
 from ..status import ClientStatus, ExitStatus
-from .checks import Context, Verdict, fail, ok, skip, warn
+from .checks import CheckVerdict, Context, fail, ok, skip, warn
 
 BUILT: Final = 1_760_000_000.0
 """October 2025, in seconds since 1970: no clock that is right says less."""
@@ -29,7 +29,7 @@ FAR: Final = 4_000_000_000.0
 """The year 2096."""
 
 
-async def client_configuration(context: Context) -> Verdict:
+async def client_configuration(context: Context) -> CheckVerdict:
     file = context.file or config_dir() / "client.toml"
     try:
         config = context.client = load_client(context.file)
@@ -45,7 +45,7 @@ async def client_configuration(context: Context) -> Verdict:
     return ok(f"{file} is valid and names {len(exits)} exit{'' if len(exits) == 1 else 's'}: {named}")
 
 
-async def exit_configuration(context: Context) -> Verdict:
+async def exit_configuration(context: Context) -> CheckVerdict:
     file = context.file or config_dir() / "exit.toml"
     try:
         context.exit = load_exit(context.file)
@@ -54,7 +54,7 @@ async def exit_configuration(context: Context) -> Verdict:
     return ok(f"{file} is valid" if file.exists() else f"there is no {file}, so all is as by default")
 
 
-async def identity(context: Context) -> Verdict:
+async def identity(context: Context) -> CheckVerdict:
     """Exists, is ours alone, and can be read; and so can the pre-shared keys."""
     config = context.client or context.exit
     assert config is not None
@@ -90,7 +90,7 @@ def _mend_identity(file: Path) -> str:
     )
 
 
-async def clock(context: Context) -> Verdict:
+async def clock(context: Context) -> CheckVerdict:
     """Invites, certificates and logs need it; the link itself does not."""
     now = context.now()
     shown = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(now))
@@ -127,7 +127,7 @@ def _synchronised(context: Context) -> bool | None:
     return {"yes": True, "no": False}.get(done.stdout.strip()) if done.returncode == 0 else None
 
 
-async def running(context: Context) -> Verdict:
+async def running(context: Context) -> CheckVerdict:
     """Does one of us run with this configuration, and how is it?"""
     config = context.client or context.exit
     assert config is not None
@@ -157,7 +157,7 @@ async def running(context: Context) -> Verdict:
     return ok(text)
 
 
-async def disk(context: Context) -> Verdict:
+async def disk(context: Context) -> CheckVerdict:
     """A full disk loses keys, journals and the lists of peers."""
     config = context.client or context.exit
     assert config is not None

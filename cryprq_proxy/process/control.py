@@ -29,7 +29,7 @@ from ..base.files import locked_directory
 from ..base.log import one_line
 from ..base.text import reason_of
 from ..errors import ConfigError, CryprqError
-from ..status import Status, encode, read
+from ..status import Status, StatusSource, encode, read
 
 MAX_REQUEST: Final = 4096
 MAX_ANSWER: Final = 4 << 20
@@ -38,7 +38,6 @@ MAX_CONNECTIONS: Final = 16
 TIMEOUT: Final = 5.0
 """Seconds for the whole of a request, and for the whole of an answer."""
 
-type Report = Callable[[], Awaitable[Status]]
 type Action = Callable[[str], Awaitable[Mapping[str, object]]]
 """Does what a command asks for, with its argument. Raises CryprqError saying why it cannot."""
 
@@ -74,7 +73,7 @@ class ControlServer:
     `status` is called in the event loop for every such request, and `actions` for the commands of their names.
     """
 
-    def __init__(self, path: Path, status: Report, actions: Mapping[str, Action] | None = None) -> None:
+    def __init__(self, path: Path, status: StatusSource, actions: Mapping[str, Action] | None = None) -> None:
         self.path = path
         self._status = status
         self._actions = dict(actions or {})

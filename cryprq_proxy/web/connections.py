@@ -20,7 +20,7 @@ KEEPALIVE_SECONDS: Final = 30.0
 _log = logging.getLogger(__name__)
 
 
-class _Connection(web.RequestHandler):
+class AdminConnection(web.RequestHandler):
     __slots__ = ()
 
     def handle_error(
@@ -54,7 +54,7 @@ class Bounded:
     def __call__(self) -> asyncio.BaseProtocol:
         if len(self._server.connections) >= MAX_CONNECTIONS:
             return _Closing()
-        connection = _Connection(
+        connection = AdminConnection(
             self._server,
             loop=self._loop,
             keepalive_timeout=KEEPALIVE_SECONDS,

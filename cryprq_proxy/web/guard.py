@@ -56,7 +56,7 @@ def new_token() -> str:
     return secrets.token_urlsafe(TOKEN_BYTES)
 
 
-class Guard:
+class RequestGuard:
     """The checks for one listening address. `configured` is the address as a person wrote it, with the real port."""
 
     def __init__(self, bound: Destination, configured: Destination, token: str) -> None:

@@ -23,13 +23,13 @@ from aiohttp import web
 
 from ..address import Destination
 from ..errors import CryprqError
-from ..status import encode
+from ..status import StatusSource, encode
 from .connections import Bounded
 from .events import Events
-from .guard import Asked, Guard
+from .guard import Asked, RequestGuard
 from .metrics import Exposition
 from .page import NOTHING, dashboard, etag
-from .sources import Sources, StatusSource
+from .sources import Sources
 
 MAX_BODY: Final = 4096
 BODY_SECONDS: Final = 10.0
@@ -72,7 +72,7 @@ class HttpServer:
     def __init__(self, listen: Destination, token: str) -> None:
         self._configured = listen
         self._token = token
-        self._guard: Guard | None = None
+        self._guard: RequestGuard | None = None
         self._runner: web.AppRunner | None = None
         self._listener: asyncio.Server | None = None
 
@@ -96,7 +96,7 @@ class HttpServer:
             await self._runner.cleanup()
             raise
         bound = Destination(*self._listener.sockets[0].getsockname()[:2])
-        self._guard = Guard(bound, self._configured, self._token)
+        self._guard = RequestGuard(bound, self._configured, self._token)
         return bound
 
     async def stop(self) -> None:

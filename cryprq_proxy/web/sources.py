@@ -9,10 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..status import OpenConnection, Status
-
-type StatusSource = Callable[[], Awaitable[Status]]
-"""What `cryprq-proxy status` tells."""
+from ..status import OpenConnection, StatusSource
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

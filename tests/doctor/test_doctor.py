@@ -18,10 +18,20 @@ import pytest
 
 from cryprq_proxy.carriers.dial.endpoint import parse_endpoint
 from cryprq_proxy.cli import run_command
-from cryprq_proxy.doctor import link
+from cryprq_proxy.doctor import link, reach
 from cryprq_proxy.doctor import order as lists
-from cryprq_proxy.doctor import reach as way
-from cryprq_proxy.doctor.checks import Check, Context, Finding, State, Verdict, examine, fail, ok, skip, warn
+from cryprq_proxy.doctor.checks import (
+    Check,
+    CheckState,
+    CheckVerdict,
+    Context,
+    Finding,
+    examine,
+    fail,
+    ok,
+    skip,
+    warn,
+)
 from cryprq_proxy.doctor.machine import desktop, leftovers, tun, variables
 from cryprq_proxy.doctor.report import lines, summary
 from cryprq_proxy.doctor.start import clock
@@ -33,8 +43,8 @@ from tests.support.processes import call
 # --- the order of checks ---
 
 
-def answering(verdict: Verdict | Exception) -> Callable[[Context], object]:
-    async def check(_: Context) -> Verdict:
+def answering(verdict: CheckVerdict | Exception) -> Callable[[Context], object]:
+    async def check(_: Context) -> CheckVerdict:
         if isinstance(verdict, Exception):
             raise verdict
         return verdict
@@ -42,7 +52,7 @@ def answering(verdict: Verdict | Exception) -> Callable[[Context], object]:
     return check
 
 
-async def states(*checks: tuple[str, Verdict | Exception, tuple[str, ...]]) -> dict[str, Finding]:
+async def states(*checks: tuple[str, CheckVerdict | Exception, tuple[str, ...]]) -> dict[str, Finding]:
     made = [Check(name, answering(verdict), needs) for name, verdict, needs in checks]  # type: ignore[arg-type]
     return {finding.name: finding for finding in await examine(made, Context())}
 
@@ -96,13 +106,13 @@ def test_a_check_needs_only_what_stands_before_it(checks: tuple[Check, ...]) -> 
 
 
 def test_findings_fit_a_terminal_of_80_columns() -> None:
-    finding = Finding("handshake", State.FAIL, "word " * 40, "mend " * 40)
+    finding = Finding("handshake", CheckState.FAIL, "word " * 40, "mend " * 40)
     mark, body = lines(finding, 80)
     assert max(len(mark + body[0]), *map(len, body[1:])) <= 80
     assert any("-> mend" in line for line in body)
-    assert len(lines(Finding("a", State.OK, "", "unneeded"), 80)[1]) == 1
+    assert len(lines(Finding("a", CheckState.OK, "", "unneeded"), 80)[1]) == 1
     assert summary([finding]) == "1 of 1 checks failed"
-    assert summary([Finding("a", State.WARN, "", "")]) == "nothing is broken, 1 with a warning"
+    assert summary([Finding("a", CheckState.WARN, "", "")]) == "nothing is broken, 1 with a warning"
 
 
 # --- a real exit ---
@@ -168,7 +178,7 @@ async def diagnose(file: Path, *, exit: bool = False, **more: object) -> dict[st
 
 
 def failed(found: dict[str, Finding]) -> list[str]:
-    return [name for name, finding in found.items() if finding.state is State.FAIL]
+    return [name for name, finding in found.items() if finding.state is CheckState.FAIL]
 
 
 @pytest.mark.slow
@@ -179,7 +189,7 @@ async def test_all_is_well(pair: Setup) -> None:
         found = await diagnose(client_config(pair), speed=url)
         assert failed(found) == []
         for name in ("handshake", "link", "UDP", "MTU", "round trip", "throughput", "port"):
-            assert found[name].state is State.OK, found[name]
+            assert found[name].state is CheckState.OK, found[name]
         assert "4.0 MiB came at" in found["throughput"].text
         found = await diagnose(client_config(pair), speed=url.replace("big", "none"))
         assert failed(found) == ["throughput"]
@@ -193,6 +203,7 @@ async def test_all_is_well(pair: Setup) -> None:
 async def test_a_running_client_is_asked_instead_of_a_link_of_our_own(pair: Setup) -> None:
     with pair.exit() as exit, pair.client() as client:
         client.log.wait("link up")
+        exit.log.wait("link up")
         listening = client.log.wait(r"proxy on (127\.0\.0\.1:\d+)")[1]
         file = pair.directory / "client.toml"
         file.write_text(file.read_text().replace("127.0.0.1:0", listening))
@@ -202,6 +213,9 @@ async def test_a_running_client_is_asked_instead_of_a_link_of_our_own(pair: Setu
         assert found["running"].text.startswith("the client has been running for")
         assert "running client" in found["handshake"].text
         assert found["port"].text == f"the running proxy listens on {listening}"
+        # What the exit has logged before it answers has come when its answer to the reload has.
+        exit.send(signal.SIGHUP)
+        exit.log.wait("reloaded")
         assert sum("link up" in line for line in exit.log.lines) == links
 
 
@@ -213,7 +227,7 @@ async def test_an_unlisted_client(pair: Setup) -> None:
     assert failed(found) == ["handshake"]
     assert "does not let this client in" in found["handshake"].text
     assert pair.client_id in found["handshake"].remedy
-    assert found["link"].state is State.SKIP
+    assert found["link"].state is CheckState.SKIP
 
 
 @pytest.mark.slow
@@ -279,7 +293,7 @@ async def test_one_way_of_two_is_a_warning(pair: Setup) -> None:
         file.write_text(text)
         checks = [check for check in lists.CLIENT if check.name in ("configuration", "reach")]
         findings = await examine(checks, Context(file=file))
-    assert [finding.state for finding in findings] == [State.OK, State.WARN]
+    assert [finding.state for finding in findings] == [CheckState.OK, CheckState.WARN]
 
 
 async def test_a_name_that_does_not_exist(pair: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,7 +302,7 @@ async def test_a_name_that_does_not_exist(pair: Setup, monkeypatch: pytest.Monke
             CloseReason.TIMED_OUT, f"the exit's name {name} could not be resolved: no such name"
         )
 
-    monkeypatch.setattr(way, "by_system", no_such)
+    monkeypatch.setattr(reach, "by_system", no_such)
     file = client_config(pair, port=1)
     file.write_text(file.read_text().replace("@127.0.0.1:", "@exit.example:"))
     found = await diagnose(file)
@@ -301,8 +315,8 @@ async def test_behind_the_kill_switch_only_the_running_client_knows(pair: Setup)
     context = Context(file=client_config(pair, port=1))
     await examine([lists.CLIENT[0]], context)
     context.running = ClientStatus(link="down", last_error="no route", tun=TunStatus())
-    verdict = await way.reach(context)
-    assert verdict.state is State.FAIL
+    verdict = await reach.reach(context)
+    assert verdict.state is CheckState.FAIL
     assert "no route" in verdict.text and "cleanup" in verdict.remedy
 
 
@@ -311,18 +325,18 @@ async def test_the_mtu_without_a_lane_is_that_of_the_route(pair: Setup) -> None:
     await examine([lists.CLIENT[0]], context)
     context.running = ClientStatus(link="up", packets=PacketLinkStatus(lane=LaneStatus(up=False)))
     verdict = await link.mtu(context)
-    assert verdict.state is State.OK
+    assert verdict.state is CheckState.OK
     assert f"MTU of {link.route_mtu('127.0.0.1', 4433)} bytes" in verdict.text
     context.running = ClientStatus(link="up", packets=PacketLinkStatus(lane=LaneStatus(up=True, size=1100)))
-    assert (await link.mtu(context)).state is State.WARN
+    assert (await link.mtu(context)).state is CheckState.WARN
 
 
 async def test_an_exit_that_is_not_well_is_named(pair: Setup) -> None:
     exits = KnownExit(name="home", last_error="refused"), KnownExit(name="work", healthy=True)
     context = Context(file=client_config(pair, port=1))
     context.running = ClientStatus(link="up", exits=exits)
-    verdict = await way.reach(context)
-    assert verdict.state is State.WARN
+    verdict = await reach.reach(context)
+    assert verdict.state is CheckState.WARN
     assert verdict.text == "the exit home is not well: refused"
 
 
@@ -336,8 +350,8 @@ async def test_an_exit_that_is_not_well_is_named(pair: Setup) -> None:
 )
 def test_refusals(reason: CloseReason, words: str) -> None:
     endpoint = parse_endpoint("tcp", "exit.example:4433")
-    verdict = way._refused(PeerError(reason, "the exit closed the link"), endpoint, "me")
-    assert verdict.state is State.FAIL
+    verdict = reach._refused(PeerError(reason, "the exit closed the link"), endpoint, "me")
+    assert verdict.state is CheckState.FAIL
     assert words in verdict.text and verdict.remedy
 
 
@@ -350,9 +364,10 @@ async def test_a_broken_configuration_stops_nearly_all(tmp_path: Path) -> None:
     found = await diagnose(file)
     assert failed(found) == ["configuration"]
     assert found["configuration"].remedy.startswith(f"change {file}")
-    assert {name for name, finding in found.items() if finding.state is not State.SKIP} <= {
+    assert {name for name, finding in found.items() if finding.state is not CheckState.SKIP} <= {
         "configuration",
         "clock",
+        "algorithms",
     }
 
 
@@ -369,20 +384,22 @@ async def test_identity(pair: Setup, spoil: Callable[[Path], object], text: str,
     assert stat.S_IMODE(key.stat().st_mode) == 0o600
     spoil(key)
     found = await diagnose(client_config(pair, port=free_port()))
-    assert found["identity"].state is State.FAIL
+    assert found["identity"].state is CheckState.FAIL
     assert text in found["identity"].text and remedy in found["identity"].remedy
-    assert found["handshake"].state is State.SKIP
+    assert found["handshake"].state is CheckState.SKIP
 
 
 @pytest.mark.parametrize(
-    ("now", "state"), [(0.0, State.FAIL), (5e9, State.FAIL), (1_790_000_000.0, State.OK)]
+    ("now", "state"), [(0.0, CheckState.FAIL), (5e9, CheckState.FAIL), (1_790_000_000.0, CheckState.OK)]
 )
-async def test_clock(now: float, state: State) -> None:
+async def test_clock(now: float, state: CheckState) -> None:
     assert (await clock(Context(now=lambda: now, which=lambda _: None))).state is state
 
 
-@pytest.mark.parametrize(("says", "state"), [("yes", State.OK), ("no", State.WARN), ("", State.OK)])
-async def test_whether_the_clock_is_kept_in_step(tmp_path: Path, says: str, state: State) -> None:
+@pytest.mark.parametrize(
+    ("says", "state"), [("yes", CheckState.OK), ("no", CheckState.WARN), ("", CheckState.OK)]
+)
+async def test_whether_the_clock_is_kept_in_step(tmp_path: Path, says: str, state: CheckState) -> None:
     program = tmp_path / "timedatectl"
     program.write_text(f"#!/bin/sh\necho {says}\n")
     program.chmod(0o755)
@@ -394,20 +411,20 @@ async def test_broken_lines_of_a_list_are_a_warning(pair: Setup) -> None:
     (pair.directory / "ads.txt").write_text("ads.example\nno/thing\n")
     file = client_config(pair, '[[rule]]\nto = "block"\nlists = ["ads.txt"]\n', port=free_port())
     found = await diagnose(file)
-    assert found["rules"].state is State.WARN
+    assert found["rules"].state is CheckState.WARN
     assert "ads.txt, line 2" in found["rules"].text
     (pair.directory / "ads.txt").unlink()
-    assert (await diagnose(file))["rules"].state is State.FAIL
+    assert (await diagnose(file))["rules"].state is CheckState.FAIL
 
 
 # --- the machine ---
 
 
-async def with_client(pair: Setup, check: Callable[[Context], object], **more: object) -> Verdict:
+async def with_client(pair: Setup, check: Callable[[Context], object], **more: object) -> CheckVerdict:
     context = Context(file=client_config(pair, port=1), **more)  # type: ignore[arg-type]
     await examine([lists.CLIENT[0]], context)
     verdict = await check(context)  # type: ignore[misc]
-    assert isinstance(verdict, Verdict)
+    assert isinstance(verdict, CheckVerdict)
     return verdict
 
 
@@ -427,16 +444,16 @@ async def test_a_port_that_another_program_has(pair: Setup) -> None:
 @pytest.mark.parametrize(
     ("value", "state", "words"),
     [
-        (None, State.OK, "no variable"),
-        ("http://127.0.0.1:{dead}", State.FAIL, "nothing answers"),
-        ("http://127.0.0.1:{other}", State.WARN, "not this proxy"),
-        ("socks5h://user:secret@localhost:{ours}", State.OK, "name this proxy"),
-        ("127.0.0.1:{ours}", State.OK, "name this proxy"),
-        ("http://[::1", State.FAIL, "no address"),
-        ("http://127.0.0.1:99999", State.FAIL, "no address"),
+        (None, CheckState.OK, "no variable"),
+        ("http://127.0.0.1:{dead}", CheckState.FAIL, "nothing answers"),
+        ("http://127.0.0.1:{other}", CheckState.WARN, "not this proxy"),
+        ("socks5h://user:secret@localhost:{ours}", CheckState.OK, "name this proxy"),
+        ("127.0.0.1:{ours}", CheckState.OK, "name this proxy"),
+        ("http://[::1", CheckState.FAIL, "no address"),
+        ("http://127.0.0.1:99999", CheckState.FAIL, "no address"),
     ],
 )
-async def test_variables(pair: Setup, value: str | None, state: State, words: str) -> None:
+async def test_variables(pair: Setup, value: str | None, state: CheckState, words: str) -> None:
     context = Context(file=client_config(pair, port=1))
     await examine([lists.CLIENT[0]], context)
     assert context.client is not None
@@ -468,14 +485,14 @@ esac
 @pytest.mark.parametrize(
     ("mode", "listening", "other", "state"),
     [
-        ("none", True, False, State.WARN),
-        ("auto", True, False, State.WARN),
-        ("manual", True, False, State.OK),
-        ("manual", False, False, State.FAIL),
-        ("manual", True, True, State.WARN),
+        ("none", True, False, CheckState.WARN),
+        ("auto", True, False, CheckState.WARN),
+        ("manual", True, False, CheckState.OK),
+        ("manual", False, False, CheckState.FAIL),
+        ("manual", True, True, CheckState.WARN),
     ],
 )
-async def test_desktop(pair: Setup, mode: str, listening: bool, other: bool, state: State) -> None:
+async def test_desktop(pair: Setup, mode: str, listening: bool, other: bool, state: CheckState) -> None:
     program = pair.directory / "gsettings"
     context = Context(file=client_config(pair, port=1), which=lambda _: str(program))
     await examine([lists.CLIENT[0]], context)
@@ -489,21 +506,21 @@ async def test_desktop(pair: Setup, mode: str, listening: bool, other: bool, sta
     with server:
         assert (await desktop(context)).state is state
     context.which = lambda _: None
-    assert (await desktop(context)).state is State.SKIP
+    assert (await desktop(context)).state is CheckState.SKIP
 
 
 async def test_what_system_wide_mode_needs(pair: Setup, tmp_path: Path) -> None:
     root = tmp_path / "root"
     (root / "dev/net").mkdir(parents=True)
     there = {"root": root, "which": lambda _: "/usr/sbin/nft", "euid": 0}
-    assert (await with_client(pair, tun, **there)).state is State.SKIP
+    assert (await with_client(pair, tun, **there)).state is CheckState.SKIP
     (root / "dev/net/tun").touch()
     verdict = await with_client(pair, tun, **there)
-    assert verdict.state is State.OK and "no IPv6" in verdict.text
+    assert verdict.state is CheckState.OK and "no IPv6" in verdict.text
     context = Context(file=client_config(pair, "[tun]\nenabled = true\n", port=1), root=root, euid=1000)
     await examine([lists.CLIENT[0]], context)
     verdict = await tun(context)
-    assert verdict.state is State.FAIL and "not root" in verdict.text
+    assert verdict.state is CheckState.FAIL and "not root" in verdict.text
 
 
 async def test_what_a_killed_one_has_left(pair: Setup) -> None:
@@ -515,15 +532,15 @@ async def test_what_a_killed_one_has_left(pair: Setup) -> None:
     file = client_config(pair, '[tun]\nstate_dir = "state"\n', port=1)
     context = Context(file=file, which=lambda _: str(nft), euid=0)
     await examine([lists.CLIENT[0]], context)
-    assert (await leftovers(context)).state is State.OK
+    assert (await leftovers(context)).state is CheckState.OK
     (state / "client.journal").write_text("{}\n")
     nft.write_text("#!/bin/sh\necho table inet filter\necho table inet cryprq\n")
     verdict = await leftovers(context)
-    assert verdict.state is State.FAIL
+    assert verdict.state is CheckState.FAIL
     assert "client.journal" in verdict.text and "table cryprq" in verdict.text
     assert verdict.remedy == "sudo cryprq-proxy cleanup"
     context.running = ClientStatus(tun=TunStatus())
-    assert (await leftovers(context)).state is State.OK
+    assert (await leftovers(context)).state is CheckState.OK
     context.running, context.euid = None, 1000
     (state / "client.journal").unlink()
     assert "without root" in (await leftovers(context)).text
@@ -539,7 +556,7 @@ async def test_an_exit(pair: Setup) -> None:
         assert failed(found) == []
         assert found["peers"].text == "1 client may come in"
         assert "127.0.0.1" in found["listeners"].text
-        assert found["public address"].state is State.WARN
+        assert found["public address"].state is CheckState.WARN
         exit.end(signal.SIGTERM)
     (pair.directory / "authorized").write_text("")
     with socket.create_server(("127.0.0.1", 0)) as taken:

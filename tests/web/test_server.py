@@ -29,7 +29,7 @@ from cryprq_proxy.process.recent_errors import MAX_ENTRIES, MAX_TEXT, RecentErro
 from cryprq_proxy.status import ExitStatus, Traffic, encode
 from cryprq_proxy.web import connections, events
 from cryprq_proxy.web.events import MAX_LISTENERS, Events
-from cryprq_proxy.web.guard import Asked, Guard, new_token
+from cryprq_proxy.web.guard import Asked, RequestGuard, new_token
 from cryprq_proxy.web.page import dashboard
 from cryprq_proxy.web.server import MAX_BODY, AdminServer, MetricsServer
 from tests.support.web_fakes import World
@@ -539,7 +539,7 @@ def test_nobody_guesses_the_way_in(
 ) -> None:
     """For whatever is asked there is an answer, and no change without the token."""
     bound = Destination(host, 1081)
-    guard = Guard(bound, bound, TOKEN)
+    guard = RequestGuard(bound, bound, TOKEN)
     refusal = guard.refuse(Asked(target, tuple(hosts), headers, changes, tells))
     assert refusal is not None or not changes
 
@@ -547,7 +547,7 @@ def test_nobody_guesses_the_way_in(
 @given(bound=st.sampled_from(["127.0.0.1", "::1"]), given=st.text(max_size=80))
 def test_only_the_token_is_the_token(bound: str, given: str) -> None:
     address = Destination(bound, 1081)
-    guard = Guard(address, address, TOKEN)
+    guard = RequestGuard(address, address, TOKEN)
     headers = {**JSON, "Authorization": f"Bearer {given}"}
     allowed = guard.refuse(Asked("/api/exit", ("localhost:1081",), headers, True, True)) is None
     assert allowed == (given.strip() == TOKEN)
