@@ -20,7 +20,7 @@ from cryprq_proxy.session.records import RecordOpener, RecordSealer
 from cryprq_proxy.session.rotation import Offload, inline
 from cryprq_proxy.session.sendlog import SLOT_HEADROOM, MemoryBudget, SlotPool
 from cryprq_proxy.session.session import Session, SessionLimits
-from cryprq_proxy.session.streams import Half, Stream
+from cryprq_proxy.session.streams import Half, Stream, StreamHandler
 from cryprq_proxy.session.wire import StreamProtocol
 from tests.support.memory import MemoryCarrier
 from tests.support.settings import session_limits
@@ -55,7 +55,7 @@ class ToyProvider:
             return hashlib.sha256(ciphertext).digest()
 
     def generate_kem(self, entropy: Entropy = random.randbytes) -> KemKey:
-        return self.Key()  # type: ignore[return-value]
+        return self.Key()
 
     def encapsulate(self, public: bytes, entropy: Entropy = random.randbytes) -> tuple[bytes, bytes]:
         ciphertext = entropy(32) * 34
@@ -88,7 +88,7 @@ class LaterOffload:
                 done(lambda value=value: value)
 
 
-class App:
+class App(StreamHandler):
     """One end of a stream. `eager` consumes what arrives at once; `slots` sends from slots, as a relay does, one in
     each turn, and without them a turn sends all that there is room for.
 

@@ -1,0 +1,321 @@
+"""A whole client against a whole exit on loopback, or against ports without one. Only its pauses are the test's."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+
+from cryprq_proxy.address import Destination
+from cryprq_proxy.base.tasks import spawn
+from cryprq_proxy.carriers.dial.endpoint import Endpoint
+from cryprq_proxy.client import kept_session
+from cryprq_proxy.client.backoff import BACKOFF_LAST, JITTER
+from cryprq_proxy.client.client import Client
+from cryprq_proxy.client.observer import ClientObserver
+from cryprq_proxy.client.requests import NOWHERE, StreamRequest
+from cryprq_proxy.crypto.identity import Identity
+from cryprq_proxy.errors import CryprqError, PeerError, StreamReason, StreamRefused
+from cryprq_proxy.lane.slices import Run
+from cryprq_proxy.session.wire import StreamProtocol
+from tests.support.links import App
+from tests.support.settings import client_settings
+from tests.support.settle import settle, until
+from tests.support.web_links import CLIENT_IDENTITY, EXIT_IDENTITY, FAST, Place, place
+
+
+class Pauses:
+    """The times that a client wants to wait; it waits for the test instead."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self.dials = asyncio.Semaphore(0)
+
+    async def __call__(self, seconds: float) -> None:
+        self.seconds.append(seconds)
+        await self.dials.acquire()
+
+
+class Watcher(ClientObserver):
+    """Calls `changed` at each change of the link. `others` get the requests that the exit refuses."""
+
+    def __init__(self, changed: Callable[[], None] = lambda: None) -> None:
+        self._changed = changed
+        self.others: list[StreamRequest] = []
+
+    def link_changed(self) -> None:
+        self._changed()
+
+    def take_over(self, request: StreamRequest) -> bool:
+        self.others.append(request)
+        return True
+
+
+class Interface:
+    """The network of system-wide mode."""
+
+    def __init__(self) -> None:
+        self.told: list[bool] = []
+
+    def received(self, buffer: memoryview, start: int, end: int, run: Run) -> None: ...
+
+    def addressed(self, ipv4: bytes, ipv6: bytes) -> None: ...
+
+    def link_changed(self, up: bool) -> None:
+        self.told.append(up)
+
+    def lane_changed(self) -> None: ...
+
+
+type MakeClient = Callable[..., Client]
+
+
+@pytest.fixture
+async def here() -> AsyncIterator[Place]:
+    async with place() as here:
+        yield here
+
+
+@pytest.fixture
+async def pauses() -> Pauses:
+    return Pauses()
+
+
+@pytest.fixture
+async def client(pauses: Pauses) -> AsyncIterator[MakeClient]:
+    """Makes clients; each is stopped in the end."""
+    made: list[Client] = []
+
+    def make(*endpoints: Endpoint, identity: Identity = CLIENT_IDENTITY, **more: object) -> Client:
+        network = more.pop("network", None)
+        settings = client_settings(EXIT_IDENTITY.peer_id, endpoints, **more)
+        options = {} if network is None else {"network": network}
+        made.append(Client(identity, settings, FAST, pause=pauses, **options))  # type: ignore[arg-type]
+        return made[-1]
+
+    yield make
+    for each in made:
+        await each.stop()
+
+
+def closed_port() -> Endpoint:
+    """Where every connection is refused."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return Endpoint("tcp", Destination("127.0.0.1", server.getsockname()[1]))
+
+
+def ask(client: Client, protocol: StreamProtocol = StreamProtocol.TCP, target: Destination = NOWHERE) -> App:
+    app = App()
+
+    def begin(stream: object) -> None:
+        app.stream = stream  # type: ignore[assignment]
+
+    client.request(protocol, target, app, begin)
+    return app
+
+
+async def up(client: Client) -> Awaitable[None]:
+    """Its link is up; the task that keeps it up."""
+    running = spawn(client.run(), "link")
+    await until(lambda: client.up or running.done())
+    return running
+
+
+# --- dialling ---
+
+
+async def test_the_backoff_grows_to_its_bound(client: MakeClient, pauses: Pauses) -> None:
+    spawn(client(closed_port()).run(), "link")
+    for number in range(1, 10):
+        await until(lambda number=number: len(pauses.seconds) == number)  # type: ignore[misc]
+        pauses.dials.release()
+    least = [0.25 * 2**number * (1 - JITTER) for number in range(6)]
+    assert all(seconds >= bound for seconds, bound in zip(pauses.seconds, least, strict=False))
+    assert all(seconds <= BACKOFF_LAST * (1 + JITTER) for seconds in pauses.seconds)
+    assert pauses.seconds[-1] >= BACKOFF_LAST * (1 - JITTER)
+
+
+async def test_a_reason_is_logged_once(
+    client: MakeClient, pauses: Pauses, caplog: pytest.LogCaptureFixture
+) -> None:
+    nobody = client(closed_port())
+    spawn(nobody.run(), "link")
+    for number in range(1, 4):
+        await until(lambda number=number: len(pauses.seconds) == number)  # type: ignore[misc]
+        pauses.dials.release()
+    assert caplog.text.count("no link to ") == 1
+    assert "refused" in str(nobody.status()["last_error"])
+
+
+async def test_a_client_that_is_not_listed_learns_what_to_do(
+    here: Place, client: MakeClient, pauses: Pauses, caplog: pytest.LogCaptureFixture
+) -> None:
+    stranger = Identity.generate(FAST)
+    spawn(client(here.endpoint("tcp"), identity=stranger).run(), "link")
+    await until(lambda: pauses.seconds)
+    assert f"add this peer id to the exit's list: {stranger.peer_id}" in caplog.text
+
+
+async def test_a_link_that_breaks_at_once_is_no_success(
+    here: Place, client: MakeClient, pauses: Pauses
+) -> None:
+    """The pauses grow, and the endpoint that brought it is tried last the next time."""
+    first, second = here.endpoint("tcp"), here.endpoint("ws")
+    unlucky = client(first, second)
+    used: list[str] = []
+
+    def drop() -> None:
+        if unlucky.up:
+            used.append(str(unlucky.status()["carrier"]["address"]))
+            asyncio.get_running_loop().call_soon(unlucky.redial)
+
+    unlucky.observer = Watcher(drop)
+    spawn(unlucky.run(), "link")
+    for number in range(1, 5):
+        await until(lambda number=number: len(pauses.seconds) == number)  # type: ignore[misc]
+        pauses.dials.release()
+    assert used[:4] == [str(first), str(second), str(first), str(second)]
+    assert pauses.seconds[3] > 3 * pauses.seconds[0]
+
+
+async def test_a_link_that_was_of_use_is_dialled_again_without_a_pause(
+    here: Place, client: MakeClient, pauses: Pauses
+) -> None:
+    good = client(here.endpoint("tcp"), here.endpoint("ws"))
+    await up(good)
+    for carriers in (2, 3):
+        assert await here.echoes(good)
+        good.redial()
+        await until(lambda carriers=carriers: good.status()["carriers"] == carriers)  # type: ignore[misc]
+    assert not pauses.seconds
+    assert good.status()["carrier"]["kind"] == "tcp", "nothing was shunned"
+
+
+async def test_reach_says_why_not(client: MakeClient) -> None:
+    with pytest.raises(PeerError, match="refused"):
+        await client(closed_port()).reach()
+
+
+async def test_an_exit_that_cannot_do_it_ends_the_client(here: Place, client: MakeClient) -> None:
+    with pytest.raises(CryprqError, match="carries no packets"):
+        await client(here.endpoint("tcp"), network=Interface()).run()
+
+
+# --- the session ---
+
+
+async def test_streams_survive_the_carrier(here: Place, client: MakeClient) -> None:
+    good = client(here.endpoint("tcp"))
+    await up(good)
+    app = ask(good, target=here.echo)
+    await until(lambda: ("opened",) in app.events)
+    app.say(b"one")
+    await until(lambda: app.received == b"one")
+    session = good._kept.session
+    good.redial()
+    app.say(b", two")
+    await until(lambda: app.received == b"one, two")
+    assert good._kept.session is session and good.status()["carriers"] == 2
+    assert ("reset", StreamReason.SESSION_LOST) not in app.events
+
+
+async def test_a_session_without_a_carrier_is_kept_for_a_bounded_time(
+    here: Place, client: MakeClient, pauses: Pauses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kept_session, "RESUME_SECONDS", 0.0)
+    good = client(here.endpoint("tcp"))
+    await up(good)
+    app = ask(good, target=here.echo)
+    await until(lambda: ("opened",) in app.events)
+    await here.exit.stop(0)
+    await until(lambda: pauses.seconds)
+    await until(lambda: app.ended)
+    assert good._kept.session is None and good.status()["session"] is None
+
+
+async def test_the_session_of_a_link_that_is_back_is_kept(
+    here: Place, client: MakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = client(here.endpoint("tcp"))
+    await up(good)
+    monkeypatch.setattr(kept_session, "RESUME_SECONDS", 0.2)
+    assert await here.echoes(good)
+    good.redial()
+    await until(lambda: good.up)
+    session = good._kept.session
+    assert session is not None and good._kept._expiry is None, "nothing is going to drop it"
+
+
+# --- requests ---
+
+
+async def test_requests_wait_for_the_link(here: Place, client: MakeClient) -> None:
+    good = client(here.endpoint("tcp"))
+    app = ask(good, target=here.echo)
+    assert app.stream is None and good.status()["waiting"] == 1
+    await up(good)
+    await until(lambda: ("opened",) in app.events)
+    assert good.status()["waiting"] == 0
+
+
+async def test_the_wait_is_bounded(client: MakeClient) -> None:
+    nobody = client(closed_port(), wait_for_link=0.05)
+    app = ask(nobody)
+    await until(lambda: app.ended)
+    assert app.events == [("refused", StreamReason.LINK_DOWN)]
+    assert nobody.refused() == {StreamReason.LINK_DOWN: 1}
+    with pytest.raises(StreamRefused):
+        await nobody.open(NOWHERE)
+
+
+async def test_stopping_refuses_requests(client: MakeClient) -> None:
+    nobody = client(closed_port())
+    app = ask(nobody)
+    await nobody.stop()
+    assert app.events == [("refused", StreamReason.LINK_DOWN)]
+    assert ask(nobody).events == [("refused", StreamReason.LINK_DOWN)]
+
+
+async def test_stopping_ends_streams_and_the_task(here: Place, client: MakeClient) -> None:
+    good = client(here.endpoint("tcp"))
+    running = await up(good)
+    app = ask(good, target=here.echo)
+    await until(lambda: ("opened",) in app.events)
+    await good.stop()
+    assert app.ended and not good.up
+    await running
+    await until(lambda: not here.exit.status()["sessions"])
+
+
+async def test_unanswered_requests_can_be_withdrawn(here: Place, client: MakeClient) -> None:
+    good = client(here.endpoint("tcp"))
+    await up(good)
+    answered, datagrams = ask(good, target=here.echo), ask(good, StreamProtocol.UDP)
+    await until(lambda: ("opened",) in answered.events and ("opened",) in datagrams.events)
+    unanswered = ask(good, target=here.echo)
+    named = App()
+    good.start(StreamRequest(StreamProtocol.TCP, here.echo, named, lambda stream: None, "home"))
+    assert [request.handler for request in good.withdraw()] == [unanswered]
+    assert datagrams.events[-1] == ("reset", StreamReason.SESSION_LOST)
+    await until(lambda: ("opened",) in named.events)
+    assert not unanswered.events and not answered.ended
+    assert len(good.streams()) == good.open_streams == 2
+
+
+async def test_an_exit_that_shuts_down_gets_no_new_streams(here: Place, client: MakeClient) -> None:
+    good = client(here.endpoint("tcp"))
+    watcher = Watcher()
+    good.observer = watcher
+    await up(good)
+    keeps_it_busy = ask(good, target=here.echo)
+    await until(lambda: ("opened",) in keeps_it_busy.events)
+    stopping = spawn(here.exit.stop(30.0), "shutdown")
+    await settle()
+    refused = ask(good, target=here.echo)
+    await until(lambda: refused.events or watcher.others)
+    assert watcher.others and not good.up, "the exit is leaving"
+    assert not refused.ended, "another exit serves it"
+    await good.stop()
+    await stopping
