@@ -20,6 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from asyncio_socks_server.core.address import encode_reply
+from asyncio_socks_server.core.protocol import build_auth_reply, build_method_reply
 from asyncio_socks_server.core.types import AuthMethod, Cmd, Rep
 
 from ..address import AddressError, Buffer, Destination, canonical_host, decode, encode, encoded_size
@@ -27,7 +28,7 @@ from ..errors import CryprqError, LocalError, StreamReason
 from .credentials import Credentials
 
 Command = Cmd
-"""CONNECT and UDP_ASSOCIATE, the commands that a `Request` can hold."""
+"""CONNECT and UDP_ASSOCIATE, the commands that a `SocksRequest` can hold."""
 
 MAX_NEGOTIATION = (2 + 255) + (2 + 255 + 1 + 255) + (3 + 1 + 1 + 255 + 2)
 """Bytes of the longest possible SOCKS5 methods, password and request; the same bound serves SOCKS4."""
@@ -66,7 +67,7 @@ class DatagramError(CryprqError):
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class SocksRequest:
     """What the application asks for."""
 
     command: Command
@@ -85,7 +86,7 @@ class SocksServer:
     """
 
     def __init__(self, credentials: Credentials | None) -> None:
-        self.request: Request | None = None
+        self.request: SocksRequest | None = None
         self.failed: str | None = None
         """Why the connection is to be closed, for the log; None while there is no reason."""
         self._credentials = credentials
@@ -145,7 +146,7 @@ class SocksServer:
         else:
             chosen = AuthMethod.NO_ACCEPTABLE
             self.failed = "the application offers no authentication method that this proxy accepts"
-        self._output += bytes((5, chosen))
+        self._output += build_method_reply(chosen)
         return 2 + buffer[1]
 
     def _password(self) -> int:
@@ -155,7 +156,7 @@ class SocksServer:
         """
         buffer = self._buffer
         if buffer and buffer[0] != 1:
-            self._output += b"\x01\x01"
+            self._output += build_auth_reply(False)
             self.failed = f"{buffer[0]} is no version of SOCKS password authentication"
             return 0
         if len(buffer) < 2 or len(buffer) < 3 + buffer[1]:
@@ -166,10 +167,10 @@ class SocksServer:
             return 0
         user, password = bytes(buffer[2:middle]), bytes(buffer[middle + 1 : end])
         if self._credentials is None or self._credentials.check(user, password):
-            self._output += b"\x01\x00"
+            self._output += build_auth_reply(True)
             self._state = self._request5
         else:
-            self._output += b"\x01\x01"
+            self._output += build_auth_reply(False)
             self.failed = "the SOCKS user or password is wrong"
         return end
 
@@ -195,7 +196,7 @@ class SocksServer:
             return self._deny5(REPLIES[StreamReason.NAME_NOT_FOUND], str(error))
         if command is Command.CONNECT and not destination.port:
             return self._deny5(REPLIES[StreamReason.CONNECTION_REFUSED], "nothing listens on port 0")
-        self.request = Request(command, destination, 5)
+        self.request = SocksRequest(command, destination, 5)
         return end
 
     def _request4(self) -> int:
@@ -223,7 +224,7 @@ class SocksServer:
         port = int.from_bytes(buffer[2:4])
         if not port:
             return self._deny4("nothing listens on port 0")
-        self.request = Request(Command.CONNECT, Destination(host, port), 4)
+        self.request = SocksRequest(Command.CONNECT, Destination(host, port), 4)
         return end
 
     def _deny5(self, reply: Rep, why: str) -> int:

@@ -20,6 +20,7 @@ from cryprq_proxy.crypto.identity import Identity
 from cryprq_proxy.errors import CryprqError, PeerError, StreamReason, StreamRefused
 from cryprq_proxy.lane.slices import Run
 from cryprq_proxy.session.wire import StreamProtocol
+from cryprq_proxy.status import CarrierStatus
 from tests.support.links import App
 from tests.support.settings import client_settings
 from tests.support.settle import settle, until
@@ -123,6 +124,12 @@ async def up(client: Client) -> Awaitable[None]:
     return running
 
 
+def carrier_of(client: Client) -> CarrierStatus:
+    carrier = client.status().carrier
+    assert carrier is not None
+    return carrier
+
+
 # --- dialling ---
 
 
@@ -146,7 +153,7 @@ async def test_a_reason_is_logged_once(
         await until(lambda number=number: len(pauses.seconds) == number)  # type: ignore[misc]
         pauses.dials.release()
     assert caplog.text.count("no link to ") == 1
-    assert "refused" in str(nobody.status()["last_error"])
+    assert "refused" in str(nobody.status().last_error)
 
 
 async def test_a_client_that_is_not_listed_learns_what_to_do(
@@ -168,7 +175,7 @@ async def test_a_link_that_breaks_at_once_is_no_success(
 
     def drop() -> None:
         if unlucky.up:
-            used.append(str(unlucky.status()["carrier"]["address"]))
+            used.append(carrier_of(unlucky).address)
             asyncio.get_running_loop().call_soon(unlucky.redial)
 
     unlucky.observer = Watcher(drop)
@@ -188,9 +195,9 @@ async def test_a_link_that_was_of_use_is_dialled_again_without_a_pause(
     for carriers in (2, 3):
         assert await here.echoes(good)
         good.redial()
-        await until(lambda carriers=carriers: good.status()["carriers"] == carriers)  # type: ignore[misc]
+        await until(lambda carriers=carriers: good.status().carriers == carriers)  # type: ignore[misc]
     assert not pauses.seconds
-    assert good.status()["carrier"]["kind"] == "tcp", "nothing was shunned"
+    assert carrier_of(good).kind == "tcp", "nothing was shunned"
 
 
 async def test_reach_says_why_not(client: MakeClient) -> None:
@@ -217,7 +224,7 @@ async def test_streams_survive_the_carrier(here: Place, client: MakeClient) -> N
     good.redial()
     app.say(b", two")
     await until(lambda: app.received == b"one, two")
-    assert good._kept.session is session and good.status()["carriers"] == 2
+    assert good._kept.session is session and good.status().carriers == 2
     assert ("reset", StreamReason.SESSION_LOST) not in app.events
 
 
@@ -232,7 +239,7 @@ async def test_a_session_without_a_carrier_is_kept_for_a_bounded_time(
     await here.exit.stop(0)
     await until(lambda: pauses.seconds)
     await until(lambda: app.ended)
-    assert good._kept.session is None and good.status()["session"] is None
+    assert good._kept.session is None and good.status().session is None
 
 
 async def test_the_session_of_a_link_that_is_back_is_kept(
@@ -254,10 +261,10 @@ async def test_the_session_of_a_link_that_is_back_is_kept(
 async def test_requests_wait_for_the_link(here: Place, client: MakeClient) -> None:
     good = client(here.endpoint("tcp"))
     app = ask(good, target=here.echo)
-    assert app.stream is None and good.status()["waiting"] == 1
+    assert app.stream is None and good.status().waiting == 1
     await up(good)
     await until(lambda: ("opened",) in app.events)
-    assert good.status()["waiting"] == 0
+    assert good.status().waiting == 0
 
 
 async def test_the_wait_is_bounded(client: MakeClient) -> None:
@@ -286,7 +293,7 @@ async def test_stopping_ends_streams_and_the_task(here: Place, client: MakeClien
     await good.stop()
     assert app.ended and not good.up
     await running
-    await until(lambda: not here.exit.status()["sessions"])
+    await until(lambda: not here.exit.status().sessions)
 
 
 async def test_unanswered_requests_can_be_withdrawn(here: Place, client: MakeClient) -> None:

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from itertools import pairwise
 
 import pytest
-from asyncio_socks_server.core.types import Rep
+from asyncio_socks_server.core.protocol import build_method_reply
+from asyncio_socks_server.core.types import AuthMethod, Rep
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,11 +19,12 @@ from cryprq_proxy.fronts.socks import (
     REPLIES,
     Command,
     DatagramError,
-    Request,
+    SocksRequest,
     SocksServer,
     encode_datagram,
     parse_datagram,
 )
+from tests.support.socks_oracle import check_datagram, check_negotiation, check_reply
 
 USER = Credentials.parse("alice:secret")
 NAME = Destination("example.org", 443)
@@ -39,8 +41,8 @@ def request5(destination: Destination, command: int = 1) -> bytes:
     return bytes((5, command, 0)) + encode(destination)
 
 
-def connect(destination: Destination, version: int = 5) -> Request:
-    return Request(Command.CONNECT, destination, version)
+def connect(destination: Destination, version: int = 5) -> SocksRequest:
+    return SocksRequest(Command.CONNECT, destination, version)
 
 
 def negotiate(pieces: Iterable[bytes], credentials: Credentials | None = None) -> tuple[SocksServer, bytes]:
@@ -67,7 +69,7 @@ GOOD = {
         None,
         NO_AUTH + request5(Destination("0.0.0.0", 0), 3),
         b"\x05\x00",
-        Request(Command.UDP_ASSOCIATE, Destination("0.0.0.0", 0), 5),
+        SocksRequest(Command.UDP_ASSOCIATE, Destination("0.0.0.0", 0), 5),
     ),
     "password": (USER, BOTH + LOGIN + request5(NAME), b"\x05\x02\x01\x00", connect(NAME)),
     "any password where none is asked for": (
@@ -233,6 +235,59 @@ def test_replies() -> None:
 def test_every_reason_has_a_reply() -> None:
     assert set(REPLIES) == set(StreamReason)
     assert Rep.SUCCEEDED not in REPLIES.values()
+
+
+@pytest.mark.parametrize("reason", StreamReason)
+def test_their_client_reads_every_reply(reason: StreamReason) -> None:
+    server, output = negotiate([BOTH + request5(NAME)])
+    assert output == build_method_reply(AuthMethod.NO_AUTH)
+    check_reply(server.refuse(reason), REPLIES[reason])
+    check_reply(server.succeed(None), Rep.SUCCEEDED)
+    for bound in (("192.0.2.1", 1), ("2001:db8::1", 65_535)):
+        check_reply(server.succeed(bound), Rep.SUCCEEDED, bound)
+
+
+@pytest.mark.parametrize(("method", "login"), [(NO_AUTH, b""), (PASSWORD_ONLY, LOGIN)])
+@pytest.mark.parametrize("command", Command)
+@pytest.mark.parametrize("host", [b"Example.ORG", b"192.0.2.1", b"xn--nxasmq6b", b"a" * 63])
+def test_their_parser_agrees_on_names(method: bytes, login: bytes, command: Command, host: bytes) -> None:
+    data = method + login + bytes((5, command, 7, 3, len(host))) + host + b"\x01\xbbleft"
+    server = SocksServer(None)
+    server.receive(data)
+    assert server.request is not None
+    check_negotiation(data, server)
+
+
+@given(st.binary(max_size=60), st.binary(max_size=20))
+def test_their_parser_agrees_on_anything(rest: bytes, login: bytes) -> None:
+    for data in (
+        NO_AUTH + b"\x05\x01\x00" + rest,
+        BOTH + b"\x05\x03\x00\x04" + rest,
+        PASSWORD_ONLY + LOGIN + rest,
+        rest,
+    ):
+        server = SocksServer(None)
+        server.receive(data)
+        check_negotiation(data, server)
+
+
+@given(st.binary(max_size=60), st.sampled_from([b"\x01", b"\x03", b"\x04"]))
+def test_their_datagrams_agree(rest: bytes, kind: bytes) -> None:
+    data = b"\0\0\0" + kind + rest
+    try:
+        destination, payload = parse_datagram(data)
+    except DatagramError:
+        return
+    check_datagram(data, destination, payload)
+
+
+def test_the_oracle_disagrees_where_it_should() -> None:
+    server = SocksServer(None)
+    server.receive(NO_AUTH + request5(NAME))
+    with pytest.raises(RuntimeError, match="is not"):
+        check_negotiation(NO_AUTH + request5(V4), server)
+    with pytest.raises(RuntimeError, match="head of the reply"):
+        check_reply(b"\x05\x01\x00\x01" + bytes(6), Rep.SUCCEEDED)
 
 
 def test_a_reply_before_the_request_is_our_own_error() -> None:

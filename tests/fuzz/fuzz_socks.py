@@ -1,4 +1,5 @@
-"""Invariant: SocksServer and parse_datagram raise nothing else, keep a bounded amount, and splits do not matter."""
+"""Invariant: SocksServer and parse_datagram raise nothing else, keep a bounded amount, splits do not matter, and what
+they accept means the same to asyncio-socks-server."""
 
 from __future__ import annotations
 
@@ -17,6 +18,8 @@ with atheris.instrument_imports(include=["cryprq_proxy"]):
         encode_datagram,
         parse_datagram,
     )
+
+from tests.support.socks_oracle import check_datagram, check_negotiation
 
 USER = Credentials.parse("u:p")
 
@@ -38,12 +41,16 @@ def fuzz(data: bytes) -> None:
     whole = negotiate([rest], credentials)
     if whole != negotiate([rest[i : i + 1] for i in range(len(rest))], credentials):
         raise RuntimeError("the result depends on how the bytes are split")
+    server = SocksServer(credentials)
+    server.receive(rest)
+    check_negotiation(rest, server)
     try:
         destination, payload = parse_datagram(rest)
     except DatagramError:
         return
     if parse_datagram(encode_datagram(destination, payload)) != (destination, payload):
         raise RuntimeError("a datagram does not survive its own encoding")
+    check_datagram(rest, destination, payload)
 
 
 if __name__ == "__main__":
