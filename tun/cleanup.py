@@ -25,8 +25,8 @@ def clean(state: Path) -> list[str]:
     """What was undone, in words. Raises CryprqError for what could not be, and ConfigError while one of us runs."""
     done: list[str] = []
     failed: list[str] = []
-    ways = {CLIENT_JOURNAL: undoers(state), EXIT_JOURNAL: exit_network.UNDO}
-    for name, how in ways.items():
+    undoing = {CLIENT_JOURNAL: undoers(state), EXIT_JOURNAL: exit_network.UNDO}
+    for name, how in undoing.items():
         if not (state / name).exists():
             continue
         with Journal(state / name) as journal:

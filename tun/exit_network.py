@@ -39,7 +39,7 @@ from .firewall import exit_table, nft
 from .firewall.exit_table import NatSettings
 from .journal import Journal, Record, undo
 from .routing.address_pool import AddressPool
-from .routing.lan import WayOut
+from .routing.lan import Uplink
 from .routing.routes import default_route
 from .settings import EXIT_JOURNAL, MTU, RESOLVER4, RESOLVER6, ExitNetworkSettings
 
@@ -257,7 +257,7 @@ def _addresses(settings: ExitNetworkSettings, *, ipv6: bool) -> Iterator[IPv4Int
         yield IPv6Interface((settings.own6, settings.pool6.prefixlen))
 
 
-def _forward(uplink6: WayOut | None, record: Record) -> None:
+def _forward(uplink6: Uplink | None, record: Record) -> None:
     """Let the kernel forward packets, of IPv6 too where it has an uplink.
 
     A host that forwards IPv6 takes no more router advertisements, and so may lose its own default route, unless it is

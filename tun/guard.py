@@ -1,7 +1,7 @@
 """The kill switch as it must be at any moment, and the code that puts it back.
 
-    FilterGate   the one place where the filter is changed: one change at a time, none after its end
-    Guard        looks at filter, routes, rules and resolver for as long as the tunnel runs, and restores them
+    FilterGate    the one place where the filter is changed: one change at a time, none after its end
+    TunnelGuard   looks at filter, routes, rules and resolver for as long as the tunnel runs, and restores them
 
 The filter depends on what others know: addresses of the exits, addresses inside the tunnel, the forwarder's port, the
 local networks, a person's rules. The gate holds the last word on each and makes the filter's settings of them.
@@ -196,10 +196,10 @@ class FilterGate:
         )
 
 
-class Guard:
+class TunnelGuard:
     """Tasks that restore filter, routes, rules and resolver when another program changes them.
 
-    From `__init__` to `stop`. `redial` is called when the way out of this machine is another one.
+    From `__init__` to `stop`. `redial` is called when the uplink of this machine is another one.
     """
 
     def __init__(

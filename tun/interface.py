@@ -35,7 +35,7 @@ from .dns.forwarder import Forwarder
 from .dns.server import DnsServer
 from .dns.settings import DnsSettings
 from .dns.setup import build
-from .guard import FilterGate, Guard, reported
+from .guard import FilterGate, TunnelGuard, reported
 from .journal import Record
 from .resolver.choose import ResolverSetting
 from .routing.routes import Routes, RouteSettings
@@ -118,7 +118,7 @@ class TunInterface(NoInterface):
         self._asked_at = resolver_addresses(addresses)
         self._stack = stack
         self._changed = asyncio.Event()
-        self._guard = Guard(foundation.gate, routes, foundation.resolver, link.redial)
+        self._guard = TunnelGuard(foundation.gate, routes, foundation.resolver, link.redial)
         self._following = spawn(self._follow(), "tunnel interface")
         self.lane_changed()
 

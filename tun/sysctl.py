@@ -1,4 +1,4 @@
-"""The kernel settings that system-wide mode changes, each with its way back.
+"""The kernel settings that system-wide mode changes, and how each is set back.
 
 Only names from a fixed list are written, on undo as well: a journal that someone has tampered with can switch none of
 the others. Interface names may have dots; the fixed words around them leave no doubt where they begin and end.

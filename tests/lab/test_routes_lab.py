@@ -23,7 +23,7 @@ from tests.support.lab.net import NETNS, Lab, Namespace
 from tun import sysctl
 from tun.journal import Journal, undo
 from tun.routing import routes
-from tun.routing.lan import Lan, WayOut
+from tun.routing.lan import Lan, Uplink
 from tun.routing.netlink_watch import Changes
 from tun.routing.routes import Routes, RouteSettings, default_route, read_lan
 
@@ -417,7 +417,7 @@ def test_another_way_out_is_told_and_another_metric_is_not(client: Namespace) ->
 
 def test_the_way_out_of_before(client: Namespace) -> None:
     found = inside(client, lambda: default_route(6, DEVICE))
-    assert found is not None and found == WayOut(found.device, "eth0", "fd77::1", "fd77::2")
+    assert found is not None and found == Uplink(found.device, "eth0", "fd77::1", "fd77::2")
     client.ip("-6 route del default")
     assert inside(client, lambda: default_route(6, DEVICE)) is None
 

@@ -26,7 +26,7 @@ from tun.device.packets import Drop, parse
 from tun.exit_network import ANSWERS, VERDICTS, ExitNetwork
 from tun.firewall import exit_table, nft
 from tun.journal import Journal
-from tun.routing.lan import WayOut
+from tun.routing.lan import Uplink
 from tun.settings import EXIT_JOURNAL
 
 ALICE, BOB = PeerId(bytes(32)), PeerId(b"\1" * 32)
@@ -97,8 +97,8 @@ class Stage:
             if stage.refusal is not None:
                 raise stage.refusal
 
-        async def default_route(version: int, own: str) -> WayOut | None:
-            return WayOut(2, "eth0", None, None) if version == 4 or ipv6 else None
+        async def default_route(version: int, own: str) -> Uplink | None:
+            return Uplink(2, "eth0", None, None) if version == 4 or ipv6 else None
 
         def set_sysctl(name: str, value: str, record: Callable[[Any], None]) -> None:
             steps.append(f"{name}={value}")

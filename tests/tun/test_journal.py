@@ -1,4 +1,4 @@
-"""The journal: what is recorded is on the disk before it is done, whatever ends the process; and the way back."""
+"""The journal: what is recorded is on the disk before it is done, whatever ends the process; and how it is undone."""
 
 from __future__ import annotations
 

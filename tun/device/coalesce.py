@@ -8,7 +8,7 @@ What is joined is what a kernel would join: same addresses, ports, lengths, TTL,
 or fragments; IPv4 ids that do not matter (DF, RFC 6864) or count up. Where the checksum is complete it is checked
 first, since the joined packet gets a new one.
 
-Small packets on which no order depends are marked: they may overtake the bulk on the way (carriers/lane/inbox.py).
+Small packets on which no order depends are marked: they may overtake the bulk (carriers/lane/inbox.py).
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ START: Final = HEADROOM + VNET_SIZE
 READS_PER_WAKEUP: Final = 32
 BYTES_PER_WAKEUP: Final = 131072
 """Packets, and about so many bytes, are taken before other sockets get their turn: half a millisecond, so that what
-comes the other way does not wait longer. Polling is level-triggered and brings us back."""
+comes in the other direction does not wait longer. Polling is level-triggered and brings us back."""
 
 type OnPacket = Callable[[memoryview, int, int, Shape], None]
 """(buffer, start, end, shape). `buffer[start - HEADROOM:end]` is the callee's until it returns, not longer."""

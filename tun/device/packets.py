@@ -1,9 +1,9 @@
 """IP packets: what a packet is and where it goes, whether it is whole, and the short answers to one that may not pass.
 
-`parse` runs for every packet that crosses the link, on both sides, before anything else believes a word of it. So the
-common shapes (IPv4 without options, IPv6 without extension headers) take one unpack and a few comparisons, and the
-rest goes a slower way that reads at most 40 bytes of options or 8 extension headers. A packet that is not exactly what
-its own header says is not repaired: `parse` returns the cause, which somebody counts. It never raises.
+`parse` runs for every packet that crosses the link, on both sides, before anything else reads it. The common shapes
+(IPv4 without options, IPv6 without extension headers) take one unpack and a few comparisons. The rest takes slower
+functions that read at most 40 bytes of options or 8 extension headers. A packet that is not exactly what its own header
+says is not repaired: `parse` returns the cause, which the caller counts. It never raises.
 
 Header checksums are left to the kernel that gets the packet; it checks them anyway.
 """
@@ -115,7 +115,7 @@ def parse(buffer: Buffer, start: int, end: int) -> Packet | Drop:
 
 
 def _parse4(buffer: Buffer, start: int, size: int) -> Packet | Drop:
-    """IPv4 the slow way: with options, a fragment, without payload, or not valid."""
+    """The rarer IPv4 packets: with options, a fragment, without payload, or not valid."""
     first, _, total, _, fragment, _, protocol, _, source, destination = _V4_BARE.unpack_from(buffer, start)
     header = (first & 0x0F) * 4
     if header < V4_HEADER or header > size:
@@ -209,7 +209,7 @@ def _bad_fragment(protocol: int, length: int, offset: int, more: bool) -> bool:
     )
 
 
-# Checksums (RFC 1071). One big integer modulo 0xFFFF is the folded sum of its 16-bit words, and the fastest way in
+# Checksums (RFC 1071). One big integer modulo 0xFFFF is the folded sum of its 16-bit words, and the fastest in
 # plain Python: 2 us for 1,400 bytes on an idle core, where a sum over unpacked words takes five times that.
 
 

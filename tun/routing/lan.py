@@ -1,4 +1,4 @@
-"""What the kernel's tables say about the networks around this machine: what is LAN, and which is the way out.
+"""What the kernel's tables say about the networks around this machine: what is LAN, and which device is the uplink.
 
 Pure functions over values; `read_route`, `read_link` and `read_address` make the values of pyroute2's messages.
 
@@ -6,7 +6,7 @@ LAN is what is on the link, in a range for private use. Both words matter. A DHC
 (CVE-2024-3661, "TunnelVision"), and an access point may call any prefix its own (CVE-2023-36672, "TunnelCrack"): with a
 gateway, or a public prefix, it is no LAN, whatever the main table says, and its traffic stays in the tunnel.
 
-Behind some devices there are only guests of this machine: containers and virtual machines. Their replies need a way
+Behind some devices there are only guests of this machine: containers and virtual machines. Their replies need a route
 back to them even where the LAN is blocked, so that these prefixes are told apart.
 """
 
@@ -21,7 +21,7 @@ from socket import AF_INET, AF_INET6
 from typing import Any, Final, NamedTuple
 
 type Network = IPv4Network | IPv6Network
-type Message = Mapping[str, Any]
+type NetlinkMessage = Mapping[str, Any]
 """Header fields by name, and the attributes as pairs under "attrs"."""
 
 MAIN: Final = 254
@@ -56,7 +56,7 @@ _GUESTS: Final = frozenset({"veth", "tun"})
 """Kinds of the ports of a bridge that has only guests: cables into namespaces, and the TAPs of virtual machines."""
 
 
-class Hop(NamedTuple):
+class NextHop(NamedTuple):
     """One next hop of a route."""
 
     device: int | None
@@ -64,22 +64,22 @@ class Hop(NamedTuple):
     flags: int = 0
 
 
-class Route(NamedTuple):
+class KernelRoute(NamedTuple):
     """One route. `hops` is empty where the next hop is a kernel object that does not show itself."""
 
     version: int
     table: int
     kind: int
     prefix: Network
-    hops: tuple[Hop, ...]
+    hops: tuple[NextHop, ...]
     source: str | None = None
     metric: int = 0
     protocol: int = 0
     wrapped: bool = False
-    """Encapsulated on its way, so what is at the other end is not on the link."""
+    """Encapsulated, so what is at the other end is not on the link."""
 
 
-class Link(NamedTuple):
+class NetworkDevice(NamedTuple):
     """One network device."""
 
     device: int
@@ -91,7 +91,7 @@ class Link(NamedTuple):
     loopback: bool = False
 
 
-class Address(NamedTuple):
+class DeviceAddress(NamedTuple):
     """One address of this machine."""
 
     device: int
@@ -111,7 +111,7 @@ class Lan:
     """Names of the devices towards the networks outside."""
 
 
-class WayOut(NamedTuple):
+class Uplink(NamedTuple):
     """Where traffic past the tunnel leaves this machine."""
 
     device: int
@@ -121,7 +121,7 @@ class WayOut(NamedTuple):
     """The address it leaves with; a lasting one, where there are temporary ones as well (RFC 8981)."""
 
 
-def read_route(message: Message) -> Route | None:
+def read_route(message: NetlinkMessage) -> KernelRoute | None:
     """A route of RTM_NEWROUTE; None for a family that is neither IPv4 nor IPv6, and for cached copies."""
     version = {AF_INET: 4, AF_INET6: 6}.get(message["family"])
     if version is None or message["flags"] & _CLONED:
@@ -136,7 +136,7 @@ def read_route(message: Message) -> Route | None:
     else:
         hops = ()
     destination = attributes.get("RTA_DST", "0.0.0.0" if version == 4 else "::")
-    return Route(
+    return KernelRoute(
         version,
         attributes.get("RTA_TABLE", message["table"]),
         message["type"],
@@ -149,20 +149,20 @@ def read_route(message: Message) -> Route | None:
     )
 
 
-def _hop(device: int, attributes: Mapping[str, Any], flags: int) -> Hop:
+def _hop(device: int, attributes: Mapping[str, Any], flags: int) -> NextHop:
     gateway = attributes.get("RTA_GATEWAY")
     if gateway is None and "RTA_VIA" in attributes:  # a gateway of the other family (RFC 5549)
         gateway = attributes["RTA_VIA"]["addr"]
-    return Hop(device, gateway, flags)
+    return NextHop(device, gateway, flags)
 
 
-def read_link(message: Message) -> Link:
+def read_link(message: NetlinkMessage) -> NetworkDevice:
     """A device of RTM_NEWLINK."""
     attributes: Mapping[str, Any] = dict(message["attrs"])
     information = attributes.get("IFLA_LINKINFO")
     kind = dict(information["attrs"]).get("IFLA_INFO_KIND") if information else None
     flags = message["flags"]
-    return Link(
+    return NetworkDevice(
         message["index"],
         attributes["IFLA_IFNAME"],
         bool(flags & _UP),
@@ -172,17 +172,17 @@ def read_link(message: Message) -> Link:
     )
 
 
-def read_address(message: Message) -> Address:
+def read_address(message: NetlinkMessage) -> DeviceAddress:
     """An address of RTM_NEWADDR."""
     attributes: Mapping[str, Any] = dict(message["attrs"])
     local = attributes.get("IFA_LOCAL") or attributes["IFA_ADDRESS"]
     interface = ipaddress.ip_interface(f"{local}/{message['prefixlen']}")
-    return Address(
+    return DeviceAddress(
         message["index"], interface, message["scope"], attributes.get("IFA_FLAGS", message["flags"])
     )
 
 
-def find_lan(routes: Collection[Route], links: Collection[Link], own: str) -> Lan:
+def find_lan(routes: Collection[KernelRoute], links: Collection[NetworkDevice], own: str) -> Lan:
     """The local networks, by the main table; `own` is the name of our TUN device, whose routes are none of them."""
     ours = {link.device for link in links if link.name == own}
     outer: list[Network] = []
@@ -199,7 +199,7 @@ def find_lan(routes: Collection[Route], links: Collection[Link], own: str) -> La
     return Lan(merged([*outer, *hosted]), merged(hosted), _uplinks(routes, links, own))
 
 
-def _on_link(route: Route) -> bool:
+def _on_link(route: KernelRoute) -> bool:
     return (
         route.table == MAIN
         and route.kind == UNICAST
@@ -224,7 +224,7 @@ def merged(prefixes: Iterable[Network]) -> tuple[Network, ...]:
     return (*islice(four, MAX_PREFIXES), *islice(six, MAX_PREFIXES))
 
 
-def _guest_devices(routes: Collection[Route], links: Collection[Link]) -> frozenset[int]:
+def _guest_devices(routes: Collection[KernelRoute], links: Collection[NetworkDevice]) -> frozenset[int]:
     """Bridges whose ports all lead to guests, and cables to guests; never what carries a default route."""
     outward = _outward(routes)
     found = set()
@@ -238,7 +238,7 @@ def _guest_devices(routes: Collection[Route], links: Collection[Link]) -> frozen
     return frozenset(found)
 
 
-def _uplinks(routes: Collection[Route], links: Collection[Link], own: str) -> frozenset[str]:
+def _uplinks(routes: Collection[KernelRoute], links: Collection[NetworkDevice], own: str) -> frozenset[str]:
     """Hardware and what is built on it, and whatever carries a default route. Ports of a bridge speak through it."""
     outward = _outward(routes)
     return frozenset(
@@ -249,22 +249,22 @@ def _uplinks(routes: Collection[Route], links: Collection[Link], own: str) -> fr
     )
 
 
-def _outward(routes: Collection[Route]) -> frozenset[int | None]:
+def _outward(routes: Collection[KernelRoute]) -> frozenset[int | None]:
     defaults = (route for route in routes if route.table == MAIN and not route.prefix.prefixlen)
     return frozenset(hop.device for route in defaults for hop in route.hops)
 
 
-def way_out(
+def find_uplink(
     version: int,
-    routes: Collection[Route],
-    links: Collection[Link],
-    addresses: Collection[Address],
+    routes: Collection[KernelRoute],
+    links: Collection[NetworkDevice],
+    addresses: Collection[DeviceAddress],
     own: str,
-) -> WayOut | None:
+) -> Uplink | None:
     """Where the main table's default route of one family leads, or None if there is none that works.
 
     The one with the smallest metric wins, but the metric is not part of the result: connection managers change it
-    whenever they doubt the network, and the way stays the same.
+    whenever they doubt the network, and the uplink stays the same.
     """
     usable = {link.device: link for link in links if link.up and link.name != own}
     for route in sorted(routes, key=lambda route: route.metric):
@@ -273,15 +273,15 @@ def way_out(
         for hop in route.hops:
             if hop.device in usable and not hop.flags & _NO_USE:
                 source = route.source or _source(version, hop, addresses)
-                return WayOut(hop.device, usable[hop.device].name, hop.gateway, source)
+                return Uplink(hop.device, usable[hop.device].name, hop.gateway, source)
     return None
 
 
-def _source(version: int, hop: Hop, addresses: Collection[Address]) -> str | None:
+def _source(version: int, hop: NextHop, addresses: Collection[DeviceAddress]) -> str | None:
     """The address of the device that traffic to the hop leaves with, roughly as RFC 6724, section 5 picks it."""
     gateway = None if hop.gateway is None else ipaddress.ip_address(hop.gateway)
 
-    def rank(address: Address) -> tuple[bool, ...]:
+    def rank(address: DeviceAddress) -> tuple[bool, ...]:
         return (
             bool(address.flags & _DEPRECATED) and version == 6,
             bool(address.flags & _TEMPORARY),

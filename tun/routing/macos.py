@@ -1,7 +1,7 @@
 """Addresses, routes and resolver on macOS: exact command lines, run by whom one likes.
 
 Not yet run on a Mac. Written from the manual pages of ifconfig(8), route(8) and scutil(8). All functions that make
-commands are pure; `Network` runs them, writes the journal before each change, and `UNDO` takes the changes back.
+commands are pure; `MacNetwork` runs them, writes the journal before each change, and `UNDO` takes the changes back.
 
 The default route stays where it is. Two routes of half the address space each are more specific and win, and vanish
 with the device, also after a crash; what the journal has to remember is the host route to the exit, the routes that
@@ -39,7 +39,7 @@ type Runner = Callable[[Command], str]
 """Runs a command and returns its output; raises CryprqError if it fails."""
 
 
-class Hop(NamedTuple):
+class MacHop(NamedTuple):
     """Where packets go next: `gateway` is empty on a link without one."""
 
     interface: str
@@ -91,7 +91,7 @@ def reject_route(verb: str, prefix: str) -> Command:
     return Command(("route", "-q", "-n", verb, _family(prefix), "-net", prefix, loopback, "-reject"))
 
 
-def exit_route(verb: str, exit_address: Address, hop: Hop) -> Command:
+def exit_route(verb: str, exit_address: Address, hop: MacHop) -> Command:
     """Add or delete the host route that keeps the link itself out of the tunnel."""
     towards = (hop.gateway,) if hop.gateway else ("-interface", hop.interface)
     family = _FAMILY[exit_address.version]
@@ -99,12 +99,12 @@ def exit_route(verb: str, exit_address: Address, hop: Hop) -> Command:
 
 
 def hop_query(address: Address) -> Command:
-    """Ask which way the packets to an address go now."""
+    """Ask which route the packets to an address take now."""
     return Command(("route", "-n", "get", _FAMILY[address.version], str(address)))
 
 
-def parse_hop(output: str) -> Hop:
-    """Read the answer to `hop_query`: lines of `name: value`. Raises ConfigError if there is no way."""
+def parse_hop(output: str) -> MacHop:
+    """Read the answer to `hop_query`: lines of `name: value`. Raises ConfigError if there is no route."""
     values: dict[str, str] = {}
     for line in output.splitlines():
         name, colon, value = line.partition(":")
@@ -117,7 +117,7 @@ def parse_hop(output: str) -> Hop:
         ip_address(gateway)
     except ValueError:  # none, or a link-layer address
         gateway = ""
-    return Hop(interface, gateway)
+    return MacHop(interface, gateway)
 
 
 def resolver_command(servers: Sequence[Address]) -> Command:
@@ -141,7 +141,7 @@ FLUSH: Final = (Command(("dscacheutil", "-flushcache")), Command(("killall", "-H
 """The two caches of names."""
 
 
-class Network:
+class MacNetwork:
     """The machine's set-up for one tunnel. Every method but `address` records what it changes before it does."""
 
     def __init__(
@@ -156,8 +156,8 @@ class Network:
         for command in address_commands(self._device, mtu, addresses):
             self._run(command)
 
-    def keep_exit(self, exit_address: Address) -> Hop:
-        """Pin the link to the way it takes now. Do this before `route`. Raises ConfigError without a network."""
+    def keep_exit(self, exit_address: Address) -> MacHop:
+        """Pin the link to the route it takes now. Do this before `route`. Raises ConfigError without a network."""
         hop = parse_hop(self._run(hop_query(exit_address)))
         entry = {"kind": "macos-exit", "address": str(exit_address), **hop._asdict()}
         self._record(entry)
@@ -196,7 +196,7 @@ def undo_command(entry: Mapping[str, Any]) -> Command:
             }:
                 if _INTERFACE.fullmatch(interface) is None:
                     raise ValueError(interface)
-                hop = Hop(interface, str(ip_address(gateway)) if gateway else "")
+                hop = MacHop(interface, str(ip_address(gateway)) if gateway else "")
                 return exit_route("delete", ip_address(address), hop)
             case {"kind": "macos-reject", "prefix": str(prefix)} if prefix in HALVES[6]:
                 return reject_route("delete", prefix)

@@ -9,7 +9,7 @@ For each family, in the order in which the kernel asks them (after its own rule 
     lan         local prefixes, one rule each                   -> main
     rest        everything, or only the --include prefixes      -> our table
 
-A marked packet never reaches the last rule: without a way out it fails, instead of going round inside the tunnel.
+A marked packet never reaches the last rule: without a route it fails, instead of going round inside the tunnel.
 There is no rule that asks the main table for everything but its default route (`suppress_prefixlength`), for then any
 route that the network pushes into main would lead past the tunnel.
 
@@ -26,7 +26,7 @@ from typing import Any, Final, NamedTuple
 
 from cryprq_proxy.errors import ConfigError
 
-from .lan import MAIN, Lan, Message, Network
+from .lan import MAIN, Lan, NetlinkMessage, Network
 
 TABLE: Final = 0x6372
 FIRST: Final = 25400
@@ -79,7 +79,7 @@ class RouteSettings:
             raise ConfigError("the link's packets need a mark of their own")
 
 
-class Rule(NamedTuple):
+class RoutingRule(NamedTuple):
     """One rule; what is None matches everything."""
 
     version: int
@@ -109,34 +109,34 @@ class Rule(NamedTuple):
         return arguments
 
 
-def wanted_rules(settings: RouteSettings, lan: Lan, version: int) -> list[Rule]:
+def wanted_rules(settings: RouteSettings, lan: Lan, version: int) -> list[RoutingRule]:
     """All rules of one family, by priority."""
     return list(_rules(settings, lan, version))
 
 
-def _rules(settings: RouteSettings, lan: Lan, version: int) -> Iterator[Rule]:
+def _rules(settings: RouteSettings, lan: Lan, version: int) -> Iterator[RoutingRule]:
     def of_family(prefixes: tuple[Network, ...]) -> Iterator[Network]:
         # A set of its own for each purpose: the kernel refuses the same rule twice.
         return (prefix for prefix in dict.fromkeys(prefixes) if prefix.version == version)
 
-    yield Rule(version, LINK, mark=settings.mark)
-    yield Rule(version, LINK + 1, UNREACHABLE, 0, mark=settings.mark)
+    yield RoutingRule(version, LINK, mark=settings.mark)
+    yield RoutingRule(version, LINK + 1, UNREACHABLE, 0, mark=settings.mark)
     for prefix in of_family(settings.tunnel):
-        yield Rule(version, TUNNEL, table=TABLE, to=prefix)
+        yield RoutingRule(version, TUNNEL, table=TABLE, to=prefix)
     for prefix in of_family(settings.exclude):
-        yield Rule(version, EXCLUDED, to=prefix)
+        yield RoutingRule(version, EXCLUDED, to=prefix)
     for uids in dict.fromkeys(settings.exclude_uids):
-        yield Rule(version, EXCLUDED_USERS, uids=uids)
+        yield RoutingRule(version, EXCLUDED_USERS, uids=uids)
     for prefix in of_family(lan.prefixes if settings.lan else lan.guests):
-        yield Rule(version, LOCAL, to=prefix)
+        yield RoutingRule(version, LOCAL, to=prefix)
     if not settings.include:
-        yield Rule(version, REST, table=TABLE)
+        yield RoutingRule(version, REST, table=TABLE)
     for prefix in of_family(settings.include):
         # The kernel has no prefix of length 0 in a rule: it is then one that matches everything.
-        yield Rule(version, REST, table=TABLE, to=prefix if prefix.prefixlen else None)
+        yield RoutingRule(version, REST, table=TABLE, to=prefix if prefix.prefixlen else None)
 
 
-def read_rule(message: Message) -> tuple[Rule, int]:
+def read_rule(message: NetlinkMessage) -> tuple[RoutingRule, int]:
     """A rule of RTM_NEWRULE and its protocol number.
 
     Conditions that ours never have are left out, so this says what other people's rules are only roughly.
@@ -152,7 +152,7 @@ def read_rule(message: Message) -> tuple[Rule, int]:
     if "FRA_UID_RANGE" in attributes:
         first, _, last = attributes["FRA_UID_RANGE"].partition(":")
         uids = (int(first), int(last))
-    found = Rule(
+    found = RoutingRule(
         4 if message["family"] == AF_INET else 6,
         attributes.get("FRA_PRIORITY", 0),
         message["action"],

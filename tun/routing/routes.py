@@ -11,7 +11,7 @@ somebody else, and then nothing is done at all.
 
 Our table has a default route into the TUN for each family that the exit offers, and below it an unreachable one: it
 stays when the device and all its routes vanish with a killed process, and it is all there is of a family not offered.
-Order of repair: unreachable, TUN, rules from the link's mark to the rest, so that nothing is ever caught half-way.
+Order of repair: unreachable, TUN, rules from the link's mark to the rest, so that nothing is ever caught in between.
 
 With the reverse path filter on (rp_filter=1), the kernel asks these same rules where an incoming packet's source is.
 Without its mark, a packet from the exit would seem to belong to the tunnel. The filter gives such packets the link's
@@ -40,9 +40,9 @@ from cryprq_proxy.errors import ConfigError, CryprqError
 from .. import sysctl
 from ..journal import Entry, Record, Undoer
 from . import lan as network
-from .lan import UNICAST, Lan, Link, Message, Route, WayOut
+from .lan import UNICAST, KernelRoute, Lan, NetlinkMessage, NetworkDevice, Uplink
 from .netlink_watch import MOST_PAUSE, Changes, pause
-from .route_rules import FIRST, LAST, PROTOCOL, TABLE, RouteSettings, Rule, read_rule, wanted_rules
+from .route_rules import FIRST, LAST, PROTOCOL, TABLE, RouteSettings, RoutingRule, read_rule, wanted_rules
 
 __all__ = ["KIND", "UNDO", "RouteSettings", "Routes", "default_route", "read_lan", "undo_routing"]
 
@@ -95,12 +95,12 @@ class _Default(NamedTuple):
 class _State:
     """What the kernel has, at one look."""
 
-    rules: list[tuple[Rule, int]]
-    routes: list[Route]
-    links: list[Link]
-    addresses: list[network.Address]
+    rules: list[tuple[RoutingRule, int]]
+    routes: list[KernelRoute]
+    links: list[NetworkDevice]
+    addresses: list[network.DeviceAddress]
 
-    def our_rules(self, version: int) -> list[Rule]:
+    def our_rules(self, version: int) -> list[RoutingRule]:
         return [
             rule
             for rule, protocol in self.rules
@@ -119,8 +119,8 @@ class _State:
         """The index of a device that is up."""
         return next((link.device for link in self.links if link.name == name and link.up), None)
 
-    def way_out(self, version: int, own: str) -> WayOut | None:
-        return network.way_out(version, self.routes, self.links, self.addresses, own)
+    def uplink(self, version: int, own: str) -> Uplink | None:
+        return network.find_uplink(version, self.routes, self.links, self.addresses, own)
 
 
 class Routes:
@@ -138,7 +138,7 @@ class Routes:
         """The local networks at the last look."""
         self._record = record
         self._recorded: list[Entry] = []
-        self._ways: dict[int, WayOut | None] = {}
+        self._uplinks: dict[int, Uplink | None] = {}
         self._logged = -_QUIET
 
     async def apply(self) -> None:
@@ -155,7 +155,7 @@ class Routes:
             self._note({"kind": KIND, "table": TABLE, "first": FIRST, "last": LAST})
             sysctl.set_sysctl(VALID_MARK, "1", self._note)
             self.lan = network.find_lan(state.routes, state.links, self.settings.device)
-            self._ways = {version: state.way_out(version, self.settings.device) for version in _FAMILIES}
+            self._uplinks = {version: state.uplink(version, self.settings.device) for version in _FAMILIES}
             await self._repair(kernel, state, self.lan)
 
     def _note(self, entry: Mapping[str, object]) -> None:
@@ -176,7 +176,7 @@ class Routes:
         """Runs until it is cancelled: puts back what others remove, and follows the networks around.
 
         `lan_changed` gets the local networks when they are others than before. `default_changed` gets the IP version
-        whose way out has another device, gateway or source address; while there is none at all it is not called.
+        whose uplink has another device, gateway or source address; while there is none at all it is not called.
         What they raise ends the watch; what the kernel refuses is logged and tried again.
         """
         clock = asyncio.get_running_loop().time
@@ -198,7 +198,7 @@ class Routes:
                 await changes.wait()
 
     async def _check(self) -> tuple[Lan, list[int]]:
-        """Looks and repairs. Returns the local networks, and the IP versions with a new way out."""
+        """Looks and repairs. Returns the local networks, and the IP versions with a new uplink."""
         async with _kernel() as kernel:
             state = await _look(kernel)
             lan = network.find_lan(state.routes, state.links, self.settings.device)
@@ -210,9 +210,9 @@ class Routes:
             self._report(missing)
         moved = []
         for version in _FAMILIES:
-            way = state.way_out(version, self.settings.device)
-            if way is not None and way != self._ways.get(version):
-                self._ways[version] = way
+            uplink = state.uplink(version, self.settings.device)
+            if uplink is not None and uplink != self._uplinks.get(version):
+                self._uplinks[version] = uplink
                 moved.append(version)
         return lan, moved
 
@@ -241,7 +241,7 @@ class Routes:
 
     async def _repair(self, kernel: Any, state: _State, lan: Lan) -> None:
         """Makes up the difference between what the kernel has of ours and what it should have. Raises CryprqError."""
-        steps: list[tuple[Any, str, Rule | _Default]] = []
+        steps: list[tuple[Any, str, RoutingRule | _Default]] = []
         for version in _versions():
             routes, had_routes = self._wanted_routes(state, version), state.our_routes(version)
             rules, had_rules = wanted_rules(self.settings, lan, version), state.our_rules(version)
@@ -266,10 +266,10 @@ async def read_lan(own: str) -> Lan:
     return network.find_lan(state.routes, state.links, own)
 
 
-async def default_route(version: int, own: str) -> WayOut | None:
+async def default_route(version: int, own: str) -> Uplink | None:
     """How traffic of one IP version leaves this machine past the tunnel, whose device is `own`. Raises CryprqError."""
     async with _kernel() as kernel:
-        return (await _look(kernel)).way_out(version, own)
+        return (await _look(kernel)).uplink(version, own)
 
 
 def undo_routing(entry: Entry) -> None:
@@ -310,7 +310,7 @@ def _refused(what: str, error: NetlinkError) -> CryprqError:
     return CryprqError(f"the kernel refused to change the {what}: {reason_of(OSError(error.code, ''))}")
 
 
-async def _do(method: Any, command: str, what: Rule | _Default) -> None:
+async def _do(method: Any, command: str, what: RoutingRule | _Default) -> None:
     """Adds or deletes a rule or route; that it is so already is no error. Raises CryprqError."""
     try:
         await method(command, **what.arguments())
@@ -319,7 +319,7 @@ async def _do(method: Any, command: str, what: Rule | _Default) -> None:
             raise _refused("rules and routes", error) from error
 
 
-async def _dump(method: Any, family: int) -> list[Message]:
+async def _dump(method: Any, family: int) -> list[NetlinkMessage]:
     for _ in range(_DUMPS):
         with contextlib.suppress(NetlinkDumpInterrupted):
             return [message async for message in await method("dump", family=family)]
@@ -329,8 +329,8 @@ async def _dump(method: Any, family: int) -> list[Message]:
 
 
 async def _look(kernel: Any) -> _State:
-    rules: list[tuple[Rule, int]] = []
-    routes: list[Route] = []
+    rules: list[tuple[RoutingRule, int]] = []
+    routes: list[KernelRoute] = []
     for version in _versions():
         family = _FAMILIES[version]
         rules += [read_rule(message) for message in await _dump(kernel.rule, family)]

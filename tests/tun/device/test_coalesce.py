@@ -1,4 +1,4 @@
-"""Joining UDP packets to super-packets: tun/device/coalesce.py, with `split` as the way back."""
+"""Joining UDP packets to super-packets: tun/device/coalesce.py, with `split` as its inverse."""
 
 from __future__ import annotations
 

@@ -26,8 +26,8 @@ from tun.routing.macos import (
     FLUSH,
     UNDO,
     Command,
-    Hop,
-    Network,
+    MacHop,
+    MacNetwork,
     address_commands,
     device_route,
     exit_route,
@@ -174,10 +174,10 @@ def test_the_commands() -> None:
     )
     assert line(device_route("add", "::/1", "utun7")) == "route -q -n add -inet6 -net ::/1 -interface utun7"
     assert line(reject_route("add", "8000::/1")) == "route -q -n add -inet6 -net 8000::/1 ::1 -reject"
-    assert line(exit_route("add", EXIT4, Hop("en0", "192.168.1.1"))) == (
+    assert line(exit_route("add", EXIT4, MacHop("en0", "192.168.1.1"))) == (
         "route -q -n add -inet -host 203.0.113.9 192.168.1.1"
     )
-    assert line(exit_route("delete", EXIT6, Hop("en0", ""))) == (
+    assert line(exit_route("delete", EXIT6, MacHop("en0", ""))) == (
         "route -q -n delete -inet6 -host 2001:db8:9::9 -interface en0"
     )
     assert line(hop_query(EXIT4)) == "route -n get -inet 203.0.113.9"
@@ -204,10 +204,10 @@ destination: default
 
 
 def test_reading_the_way_to_the_exit() -> None:
-    assert parse_hop(ROUTE_GET) == Hop("en0", "192.168.1.1")
-    assert parse_hop(ROUTE_GET.replace("192.168.1.1", "fe80::1%en0")) == Hop("en0", "fe80::1%en0")
-    assert parse_hop(ROUTE_GET.replace("    gateway: 192.168.1.1\n", "")) == Hop("en0", "")
-    assert parse_hop(ROUTE_GET.replace("192.168.1.1", "link#4")) == Hop("en0", "")
+    assert parse_hop(ROUTE_GET) == MacHop("en0", "192.168.1.1")
+    assert parse_hop(ROUTE_GET.replace("192.168.1.1", "fe80::1%en0")) == MacHop("en0", "fe80::1%en0")
+    assert parse_hop(ROUTE_GET.replace("    gateway: 192.168.1.1\n", "")) == MacHop("en0", "")
+    assert parse_hop(ROUTE_GET.replace("192.168.1.1", "link#4")) == MacHop("en0", "")
     with pytest.raises(ConfigError, match="no route to the exit"):
         parse_hop("route: writing to routing socket: not in table\n")
 
@@ -235,11 +235,11 @@ class Machine:
 
 def test_every_change_is_recorded_before_it_is_made_and_undone_by_its_entry() -> None:
     machine = Machine()
-    network = Network("utun7", machine.record, machine.run)
+    network = MacNetwork("utun7", machine.record, machine.run)
     network.address(1400, [ip_address("100.96.0.2")])
     assert len(machine.log) == 3
     machine.log.clear()
-    assert network.keep_exit(EXIT4) == Hop("en0", "192.168.1.1")
+    assert network.keep_exit(EXIT4) == MacHop("en0", "192.168.1.1")
     network.route(ipv6=False)
     network.resolve([ip_address("100.96.255.53")])
     expected: list[str | Mapping[str, object]] = [
@@ -262,14 +262,14 @@ def test_every_change_is_recorded_before_it_is_made_and_undone_by_its_entry() ->
         Command(("scutil",), "remove State:/Network/Service/cryprq-proxy/DNS\nquit\n"),
         reject_route("delete", "8000::/1"),
         reject_route("delete", "::/1"),
-        exit_route("delete", EXIT4, Hop("en0", "192.168.1.1")),
+        exit_route("delete", EXIT4, MacHop("en0", "192.168.1.1")),
     ]
     assert {entry["kind"] for entry in expected if not isinstance(entry, str)} == set(UNDO)
 
 
 def test_with_ipv6_both_families_go_into_the_device() -> None:
     machine = Machine()
-    Network("utun7", machine.record, machine.run).route(ipv6=True)
+    MacNetwork("utun7", machine.record, machine.run).route(ipv6=True)
     assert machine.log == [
         f"route -q -n add {family} -net {prefix} -interface utun7"
         for family, prefixes in (("-inet", ("0.0.0.0/1", "128.0.0.0/1")), ("-inet6", ("::/1", "8000::/1")))

@@ -1,4 +1,4 @@
-"""What is LAN, and which is the way out: on tables written by hand, and messages as pyroute2 gives them."""
+"""What is LAN, and which device is the uplink: on tables written by hand, and messages as pyroute2 gives them."""
 
 from __future__ import annotations
 
@@ -14,42 +14,42 @@ from tun.routing.lan import (
     MAIN,
     MAX_PREFIXES,
     PRIVATE,
-    Address,
-    Hop,
+    DeviceAddress,
+    KernelRoute,
     Lan,
-    Link,
     Network,
-    Route,
-    WayOut,
+    NetworkDevice,
+    NextHop,
+    Uplink,
     find_lan,
+    find_uplink,
     merged,
     read_address,
     read_link,
     read_route,
-    way_out,
 )
 
 OWN = "cryprq0"
 ETH, WIFI, TUN = 2, 3, 9
 LINKS = [
-    Link(1, "lo", True, loopback=True),
-    Link(ETH, "eth0", True),
-    Link(WIFI, "wlan0", True),
-    Link(TUN, OWN, True, "tun"),
+    NetworkDevice(1, "lo", True, loopback=True),
+    NetworkDevice(ETH, "eth0", True),
+    NetworkDevice(WIFI, "wlan0", True),
+    NetworkDevice(TUN, OWN, True, "tun"),
 ]
 
 
-def route(prefix: str, device: int | None = ETH, gateway: str | None = None, **more: Any) -> Route:
+def route(prefix: str, device: int | None = ETH, gateway: str | None = None, **more: Any) -> KernelRoute:
     network = ip_network(prefix)
-    hops = (Hop(device, gateway),)
-    return Route(network.version, **{"table": MAIN, "kind": 1, "prefix": network, "hops": hops, **more})
+    hops = (NextHop(device, gateway),)
+    return KernelRoute(network.version, **{"table": MAIN, "kind": 1, "prefix": network, "hops": hops, **more})
 
 
 def nets(*prefixes: str) -> tuple[Network, ...]:
     return tuple(map(ip_network, prefixes))
 
 
-def lan_of(*routes: Route) -> tuple[Network, ...]:
+def lan_of(*routes: KernelRoute) -> tuple[Network, ...]:
     return find_lan(routes, LINKS, OWN).prefixes
 
 
@@ -109,7 +109,7 @@ def test_public_prefixes_are_no_lan_with_a_gateway_or_without(prefix: str, gatew
         route("10.1.0.0/16", TUN),
         route("10.1.0.0/16", None),
         route("10.1.0.0/16", hops=()),
-        route("10.1.0.0/16", hops=(Hop(ETH, None), Hop(WIFI, None))),
+        route("10.1.0.0/16", hops=(NextHop(ETH, None), NextHop(WIFI, None))),
         route("10.1.0.0/16", table=100),
         route("10.1.0.0/16", table=255),
         route("10.1.0.0/16", kind=6),  # blackhole
@@ -117,7 +117,7 @@ def test_public_prefixes_are_no_lan_with_a_gateway_or_without(prefix: str, gatew
         route("10.1.0.0/16", wrapped=True),
     ],
 )
-def test_other_routes_are_no_lan(other: Route) -> None:
+def test_other_routes_are_no_lan(other: KernelRoute) -> None:
     assert lan_of(other) == ()
     assert lan_of(other, route("192.168.1.0/24")) == nets("192.168.1.0/24")
 
@@ -167,9 +167,9 @@ BRIDGE, CABLE, PORT = 20, 21, 22
 def test_prefixes_behind_bridges_of_guests() -> None:
     links = [
         *LINKS,
-        Link(BRIDGE, "docker0", True, "bridge"),
-        Link(CABLE, "veth0", True, "veth", master=BRIDGE),
-        Link(PORT, "vnet0", True, "tun", master=BRIDGE),
+        NetworkDevice(BRIDGE, "docker0", True, "bridge"),
+        NetworkDevice(CABLE, "veth0", True, "veth", master=BRIDGE),
+        NetworkDevice(PORT, "vnet0", True, "tun", master=BRIDGE),
     ]
     routes = [route("192.168.1.0/24"), route("172.17.0.0/16", BRIDGE), route("fe80::/64", BRIDGE)]
     routes.append(route("0.0.0.0/0", ETH, "192.168.1.1"))
@@ -179,76 +179,76 @@ def test_prefixes_behind_bridges_of_guests() -> None:
         frozenset({"eth0", "wlan0"}),
     )
     # Hardware in the bridge: on the other side is the network outside.
-    links.append(Link(30, "eth1", True, master=BRIDGE))
+    links.append(NetworkDevice(30, "eth1", True, master=BRIDGE))
     found = find_lan(routes, links, OWN)
     assert found.guests == () and found.prefixes == nets("172.17.0.0/16", "192.168.1.0/24", "fe80::/64")
 
 
 @pytest.mark.parametrize("kind", ["bridge", "veth"])
-def test_the_way_out_is_never_a_guest(kind: str) -> None:
-    """As in a container, where the way out is a cable."""
-    links = [Link(ETH, "eth0", True, kind)]
+def test_the_uplink_is_never_a_guest(kind: str) -> None:
+    """As in a container, where the uplink is a cable."""
+    links = [NetworkDevice(ETH, "eth0", True, kind)]
     routes = [route("10.88.0.0/16")]
     assert find_lan(routes, links, OWN).guests == nets("10.88.0.0/16")
     routes.append(route("0.0.0.0/0", gateway="10.88.0.1"))
     assert find_lan(routes, links, OWN) == Lan(nets("10.88.0.0/16"), (), frozenset({"eth0"}))
 
 
-# The way out
+# The uplink
 
 ADDRESSES = [
-    Address(1, ip_interface("127.0.0.1/8"), 254),
-    Address(ETH, ip_interface("10.0.0.2/8")),
-    Address(ETH, ip_interface("192.168.1.2/24")),
-    Address(ETH, ip_interface("2001:db8::dead/64"), flags=0x21),
-    Address(ETH, ip_interface("2001:db8::beef/64"), flags=0x01),
-    Address(ETH, ip_interface("2001:db8::2/64")),
-    Address(ETH, ip_interface("2001:db8::3/64"), flags=0x40),
-    Address(ETH, ip_interface("fe80::2/64"), 253),
-    Address(WIFI, ip_interface("172.16.0.2/16")),
+    DeviceAddress(1, ip_interface("127.0.0.1/8"), 254),
+    DeviceAddress(ETH, ip_interface("10.0.0.2/8")),
+    DeviceAddress(ETH, ip_interface("192.168.1.2/24")),
+    DeviceAddress(ETH, ip_interface("2001:db8::dead/64"), flags=0x21),
+    DeviceAddress(ETH, ip_interface("2001:db8::beef/64"), flags=0x01),
+    DeviceAddress(ETH, ip_interface("2001:db8::2/64")),
+    DeviceAddress(ETH, ip_interface("2001:db8::3/64"), flags=0x40),
+    DeviceAddress(ETH, ip_interface("fe80::2/64"), 253),
+    DeviceAddress(WIFI, ip_interface("172.16.0.2/16")),
 ]
 CABLE_OUT = route("0.0.0.0/0", ETH, "192.168.1.1", metric=100)
 WIFI_OUT = route("0.0.0.0/0", WIFI, "172.16.0.1", metric=600)
 
 
-def way(*routes: Route, version: int = 4, links: list[Link] = LINKS) -> WayOut | None:
-    return way_out(version, routes, links, ADDRESSES, OWN)
+def uplink(*routes: KernelRoute, version: int = 4, links: list[NetworkDevice] = LINKS) -> Uplink | None:
+    return find_uplink(version, routes, links, ADDRESSES, OWN)
 
 
 def test_the_smallest_metric_wins_and_is_not_told() -> None:
-    cable = WayOut(ETH, "eth0", "192.168.1.1", "192.168.1.2")
-    assert way(WIFI_OUT, CABLE_OUT) == cable
-    assert way(CABLE_OUT._replace(metric=20100)) == cable
-    assert way(CABLE_OUT._replace(metric=20100), WIFI_OUT) == WayOut(
+    cable = Uplink(ETH, "eth0", "192.168.1.1", "192.168.1.2")
+    assert uplink(WIFI_OUT, CABLE_OUT) == cable
+    assert uplink(CABLE_OUT._replace(metric=20100)) == cable
+    assert uplink(CABLE_OUT._replace(metric=20100), WIFI_OUT) == Uplink(
         WIFI, "wlan0", "172.16.0.1", "172.16.0.2"
     )
 
 
-def test_what_is_no_way_out() -> None:
+def test_what_is_no_uplink() -> None:
     for routes in (
         [],
         [route("0.0.0.0/1", gateway="192.168.1.1")],
         [route("::/0", gateway="fe80::1")],
         [CABLE_OUT._replace(table=100)],
         [CABLE_OUT._replace(kind=7)],
-        [CABLE_OUT._replace(hops=(Hop(TUN, None),))],
-        [CABLE_OUT._replace(hops=(Hop(77, None),))],
-        [CABLE_OUT._replace(hops=(Hop(ETH, "192.168.1.1", 0x1),))],
-        [CABLE_OUT._replace(hops=(Hop(ETH, "192.168.1.1", 0x10),))],
+        [CABLE_OUT._replace(hops=(NextHop(TUN, None),))],
+        [CABLE_OUT._replace(hops=(NextHop(77, None),))],
+        [CABLE_OUT._replace(hops=(NextHop(ETH, "192.168.1.1", 0x1),))],
+        [CABLE_OUT._replace(hops=(NextHop(ETH, "192.168.1.1", 0x10),))],
     ):
-        assert way(*routes) is None
-    assert way(CABLE_OUT, links=[Link(ETH, "eth0", False)]) is None
+        assert uplink(*routes) is None
+    assert uplink(CABLE_OUT, links=[NetworkDevice(ETH, "eth0", False)]) is None
 
 
 def test_source_addresses() -> None:
-    given = way(CABLE_OUT._replace(source="10.0.0.2"))
+    given = uplink(CABLE_OUT._replace(source="10.0.0.2"))
     assert given is not None and given.source == "10.0.0.2"
-    six = way(route("::/0", gateway="fe80::1"), version=6)
+    six = uplink(route("::/0", gateway="fe80::1"), version=6)
     assert six is not None and six.source == "2001:db8::2"
-    bare = way_out(4, [CABLE_OUT], LINKS, [], OWN)
-    assert bare == WayOut(ETH, "eth0", "192.168.1.1", None)
-    dead_first = CABLE_OUT._replace(hops=(Hop(WIFI, "172.16.0.1", 0x1), Hop(ETH, "192.168.1.1")))
-    assert way(dead_first) == way(CABLE_OUT)
+    bare = find_uplink(4, [CABLE_OUT], LINKS, [], OWN)
+    assert bare == Uplink(ETH, "eth0", "192.168.1.1", None)
+    dead_first = CABLE_OUT._replace(hops=(NextHop(WIFI, "172.16.0.1", 0x1), NextHop(ETH, "192.168.1.1")))
+    assert uplink(dead_first) == uplink(CABLE_OUT)
 
 
 # Messages
@@ -265,7 +265,7 @@ def test_routes_of_messages() -> None:
     ) == route("192.168.1.0/24", protocol=3)
     assert read_route(
         message(AF_INET6, {"RTA_PRIORITY": 1024, "RTA_OIF": ETH, "RTA_GATEWAY": "fe80::1"}, flags=16)
-    ) == route("::/0", hops=(Hop(ETH, "fe80::1", 16),), metric=1024, protocol=3)
+    ) == route("::/0", hops=(NextHop(ETH, "fe80::1", 16),), metric=1024, protocol=3)
     assert read_route(
         message(AF_INET, {"RTA_OIF": ETH, "RTA_VIA": {"family": AF_INET6, "addr": "fe80::1"}})
     ) == route("0.0.0.0/0", gateway="fe80::1", protocol=3)
@@ -274,7 +274,7 @@ def test_routes_of_messages() -> None:
         {"oif": WIFI, "flags": 0, "attrs": []},
     ]
     assert read_route(message(AF_INET, {"RTA_MULTIPATH": hops, "RTA_PREFSRC": "10.0.0.2"})) == route(
-        "0.0.0.0/0", hops=(Hop(ETH, "192.168.1.1", 1), Hop(WIFI, None)), source="10.0.0.2", protocol=3
+        "0.0.0.0/0", hops=(NextHop(ETH, "192.168.1.1", 1), NextHop(WIFI, None)), source="10.0.0.2", protocol=3
     )
     hidden = read_route(message(AF_INET, {"RTA_NH_ID": 5, "RTA_DST": "10.0.0.0"}, dst_len=8))
     assert hidden is not None and hidden.hops == () and lan_of(hidden) == ()
@@ -287,16 +287,18 @@ def test_routes_of_messages() -> None:
 
 def test_links_and_addresses_of_messages() -> None:
     header = {"index": 7, "flags": 0x1}
-    assert read_link({**header, "attrs": [("IFLA_IFNAME", "eth0")]}) == Link(7, "eth0", True)
+    assert read_link({**header, "attrs": [("IFLA_IFNAME", "eth0")]}) == NetworkDevice(7, "eth0", True)
     kind = {"attrs": [("IFLA_INFO_KIND", "veth")]}
     attributes = [("IFLA_IFNAME", "v0"), ("IFLA_LINKINFO", kind), ("IFLA_MASTER", 3)]
-    assert read_link({"index": 7, "flags": 0, "attrs": attributes}) == Link(7, "v0", False, "veth", 3)
+    assert read_link({"index": 7, "flags": 0, "attrs": attributes}) == NetworkDevice(
+        7, "v0", False, "veth", 3
+    )
     header = {"index": 7, "prefixlen": 24, "scope": 0, "flags": 0}
     attributes = [("IFA_ADDRESS", "10.0.0.1"), ("IFA_LOCAL", "10.0.0.2"), ("IFA_FLAGS", 0x180)]
-    assert read_address({**header, "attrs": attributes}) == Address(
+    assert read_address({**header, "attrs": attributes}) == DeviceAddress(
         7, ip_interface("10.0.0.2/24"), flags=0x180
     )
     header = {"index": 7, "prefixlen": 64, "scope": 253, "flags": 0x40}
-    assert read_address({**header, "attrs": [("IFA_ADDRESS", "fe80::1")]}) == Address(
+    assert read_address({**header, "attrs": [("IFA_ADDRESS", "fe80::1")]}) == DeviceAddress(
         7, ip_interface("fe80::1/64"), 253, 0x40
     )

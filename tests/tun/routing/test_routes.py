@@ -20,7 +20,7 @@ from tun.routing.route_rules import (
     TABLE,
     UNREACHABLE,
     RouteSettings,
-    Rule,
+    RoutingRule,
     read_rule,
     wanted_rules,
 )
@@ -118,7 +118,7 @@ PREFIXES = st.lists(
 )
 
 
-def as_message(rule: Rule) -> dict[str, Any]:
+def as_message(rule: RoutingRule) -> dict[str, Any]:
     """What a dump has after the rule was added: pyroute2's request, read back."""
     arguments = rule.arguments()
     names = {
@@ -162,10 +162,10 @@ def test_rules_are_ours_distinct_in_order_and_recognised(
 
 def test_rules_of_others() -> None:
     kernel = {"family": AF_INET, "dst_len": 0, "table": 255, "action": 1, "attrs": [("FRA_TABLE", 255)]}
-    assert read_rule(kernel) == (Rule(4, 0, table=255), 0)
+    assert read_rule(kernel) == (RoutingRule(4, 0, table=255), 0)
     masked = {"FRA_FWMARK": MARK, "FRA_FWMASK": 0xFF, "FRA_PRIORITY": 100, "FRA_PROTOCOL": 4}
     message = {"family": AF_INET6, "dst_len": 0, "table": 254, "action": 1, "attrs": list(masked.items())}
-    assert read_rule(message) == (Rule(6, 100), 4)
+    assert read_rule(message) == (RoutingRule(6, 100), 4)
 
 
 @pytest.mark.parametrize(
