@@ -16,7 +16,7 @@ from typing import Final
 
 from ..base.text import words_of
 from ..crypto.handshake import LENGTH, SECOND_SIZE, ClientHandshake, Established
-from ..crypto.payloads import InviteClaim, ResumeRequest, resume_proof
+from ..crypto.payloads import RESUME_EXIT, InviteClaim, ResumeRequest, resume_proof
 from ..crypto.primitives import constant_time_equal
 from ..errors import CarrierError, CloseReason, HandshakeError, PeerError
 from ..session import wire
@@ -27,8 +27,8 @@ from .pipe import Pipe
 MAX_VERDICT: Final = 64
 """Bytes of frames in the exit's first record at most."""
 
-type Offload = Callable[[Callable[[], bytes]], Awaitable[bytes]]
-"""Runs one step of a handshake, on another thread where it is slow."""
+type RunStep = Callable[[Callable[[], bytes]], Awaitable[bytes]]
+"""Run one step of a handshake, on another thread where it is slow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,17 +56,17 @@ def frame_flight(flight: bytes) -> bytes:
     return LENGTH.pack(len(flight)) + flight
 
 
-async def meet_exit(pipe: Pipe, handshake: ClientHandshake, offload: Offload) -> None:
+async def meet_exit(pipe: Pipe, handshake: ClientHandshake, run_step: RunStep) -> None:
     """The client's first two flights. Raises HandshakeError if the exit is not the pinned one, CarrierError if the
     connection ends. The caller bounds the time."""
-    await pipe.write(frame_flight(await offload(handshake.write_first)))
+    await pipe.write(frame_flight(await run_step(handshake.write_first)))
     second = await read_flight(pipe, SECOND_SIZE)
 
     def read() -> bytes:
         handshake.read_second(second)
         return b""
 
-    await offload(read)
+    await run_step(read)
 
 
 async def admit_client(
@@ -74,7 +74,7 @@ async def admit_client(
     handshake: ClientHandshake,
     session: Session | None,
     attempt: int,
-    offload: Offload,
+    run_step: RunStep,
     invite: bytes | None = None,
 ) -> Admission:
     """The rest of the client's side, after `meet_exit`. `session` is the one to resume, with the number of this attempt
@@ -94,9 +94,26 @@ async def admit_client(
             )
         )
 
-    await pipe.write(frame_flight(await offload(third)))
+    await pipe.write(frame_flight(await run_step(third)))
     established = handshake.result
     opener = RecordOpener(established.cipher, established.epoch.exit_record)
+    kind, value = await _read_verdict(pipe, opener)
+    resumed: int | None = None
+    if kind == wire.CLOSE and isinstance(value, CloseReason):
+        raise PeerError(value, f"the exit closed the link: {words_of(value)}")
+    if kind == wire.RESUMED and session is not None and isinstance(value, tuple):
+        resumed, proof = value
+        expected = resume_proof(session.resume_secret, RESUME_EXIT, handshake.resume_hash, attempt, resumed)
+        if not constant_time_equal(proof, expected):
+            raise PeerError(CloseReason.RESUME, "the exit did not prove that it knows the session")
+    elif (kind, session is None) not in ((wire.ACCEPT, True), (wire.NO_SESSION, False)):
+        raise PeerError(CloseReason.PROTOCOL, "the exit's first record is not an answer to the handshake")
+    sealer = RecordSealer(established.cipher, established.epoch.client_record)
+    return Admission(established, sealer, opener, resumed)
+
+
+async def _read_verdict(pipe: Pipe, opener: RecordOpener) -> tuple[int, object]:
+    """Kind and value of the only frame in the exit's first record; kind 0 if it is not alone. Raises CarrierError."""
     header = await pipe.read_exactly(HEADER)
     length = int.from_bytes(header)
     if not TAG < length <= min(TAG + MAX_VERDICT, MAX_RECORD):
@@ -104,15 +121,4 @@ async def admit_client(
     plaintext, _ = opener.open(memoryview(header + await pipe.read_exactly(length)), 0)
     frames = wire.decode_frames(bytes(plaintext or b""))
     kind, _, value = frames[0] if len(frames) == 1 else (0, 0, None)
-    resumed: int | None = None
-    if kind == wire.CLOSE and isinstance(value, CloseReason):
-        raise PeerError(value, f"the exit closed the link: {words_of(value)}")
-    if kind == wire.RESUMED and session is not None and isinstance(value, tuple):
-        resumed, proof = value
-        expected = resume_proof(session.resume_secret, b"resume S", handshake.resume_hash, attempt, resumed)
-        if not constant_time_equal(proof, expected):
-            raise PeerError(CloseReason.RESUME, "the exit did not prove that it knows the session")
-    elif (kind, session is None) not in ((wire.ACCEPT, True), (wire.NO_SESSION, False)):
-        raise PeerError(CloseReason.PROTOCOL, "the exit's first record is not an answer to the handshake")
-    sealer = RecordSealer(established.cipher, established.epoch.client_record)
-    return Admission(established, sealer, opener, resumed)
+    return kind, value

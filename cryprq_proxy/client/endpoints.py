@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Final, NamedTuple
 
-from ..carriers.admission import Offload, meet_exit
+from ..carriers.admission import RunStep, meet_exit
 from ..carriers.dial.connect import Dialling
 from ..carriers.dial.dial import dial
 from ..carriers.dial.endpoint import Endpoint
@@ -76,14 +76,14 @@ class Endpoints:
         """It brought a link that broke at once: in the next race the others come first."""
         self._shunned = endpoint
 
-    async def race(self, handshake: Callable[[], ClientHandshake], offload: Offload) -> ReachedExit:
+    async def race(self, handshake: Callable[[], ClientHandshake], run_step: RunStep) -> ReachedExit:
         """One race. Raises PeerError with the reason in a sentence, ConfigError for settings that do not work."""
         order = self.order()
         self._shunned = None
         both = {self._endpoints[0], self._worked} == set(order[:2])
         try:
             winner, (pipe, shaken), errors = await race(
-                [partial(self._try, endpoint, handshake, offload) for endpoint in order],
+                [partial(self._try, endpoint, handshake, run_step) for endpoint in order],
                 HEAD_START,
                 lambda loser: loser[0].close(),
                 self._pause,
@@ -94,7 +94,7 @@ class Endpoints:
         return ReachedExit(order[winner], pipe, shaken, self._why(order, winner, errors))
 
     async def _try(
-        self, endpoint: Endpoint, make: Callable[[], ClientHandshake], offload: Offload
+        self, endpoint: Endpoint, make: Callable[[], ClientHandshake], run_step: RunStep
     ) -> tuple[Pipe, ClientHandshake]:
         try:
             async with asyncio.timeout(DIAL_TIMEOUT):
@@ -104,7 +104,7 @@ class Endpoints:
         handshake = make()
         try:
             async with asyncio.timeout(HANDSHAKE_TIMEOUT):
-                await meet_exit(pipe, handshake, offload)
+                await meet_exit(pipe, handshake, run_step)
         except TimeoutError:
             pipe.close()
             raise handshake_late() from None

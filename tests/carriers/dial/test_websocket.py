@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import inspect
 import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -11,18 +12,22 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
-from aiohttp import web
+from aiohttp import WSMsgType, web
+from aiohttp.client_proto import ResponseHandler
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cryprq_proxy.address import Destination
 from cryprq_proxy.base.linger import all_said
+from cryprq_proxy.carriers import websocket
 from cryprq_proxy.carriers.dial.connect import Dialling
 from cryprq_proxy.carriers.dial.dial import dial
 from cryprq_proxy.carriers.dial.endpoint import CarrierKind, Endpoint
 from cryprq_proxy.carriers.dial.http_connect import MAX_HEAD, answer, request
 from cryprq_proxy.carriers.dial.upstream import UpstreamProxy
+from cryprq_proxy.carriers.dial.websocket import _Connector
 from cryprq_proxy.carriers.websocket import WebSocketPipe
 from cryprq_proxy.errors import CarrierError, ConfigError
 from tests.support.web_links import HERE, PATH, Place, make_certificates, place
@@ -298,3 +303,33 @@ async def test_what_the_kernel_does_not_take_is_not_piled_up(tmp_path: Path, car
     pipe.close()
     await all_said()
     await runner.cleanup()
+
+
+# --- what is private in the libraries below ---
+
+
+def test_aiohttp_is_inside_as_we_know_it() -> None:
+    """We override how it connects, for its TCPConnector neither takes a connected socket nor a protocol of ours. A new
+    aiohttp that does it in another way must be noticed here and not in the field."""
+    overridden = inspect.signature(aiohttp.BaseConnector._create_connection)
+    ours = inspect.signature(_Connector._create_connection)
+    assert list(overridden.parameters) == list(ours.parameters) == ["self", "req", "traces", "timeout"]
+    assert "self._create_connection(req, traces, timeout)" in inspect.getsource(aiohttp.BaseConnector)
+    assert list(inspect.signature(ResponseHandler).parameters) == ["loop"]
+    numbers = (websocket._TEXT, websocket._BINARY, websocket._ERROR)
+    assert numbers == (WSMsgType.TEXT, WSMsgType.BINARY, WSMsgType.ERROR)
+    for name in ("pause_writing", "resume_writing", "connection_lost"):
+        assert callable(getattr(ResponseHandler, name))
+
+
+async def test_asyncio_is_inside_as_we_know_it(tmp_path: Path) -> None:
+    """Below TLS stands a second transport, which would let 64 KiB wait behind the session's back."""
+    ca, certificate, key = make_certificates(tmp_path)
+    async with place(certificate=certificate, key=key) as here:
+        pipe = await dial(here.endpoint("wss"), Dialling(ca=ca))
+        assert isinstance(pipe, WebSocketPipe)
+        transport: Any = pipe.transport
+        assert transport._ssl_protocol._transport.get_write_buffer_limits() == (0, 0)
+        assert transport.get_write_buffer_limits() == (0, 1)
+        pipe.close()
+        await all_said()

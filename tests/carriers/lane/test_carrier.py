@@ -377,6 +377,22 @@ def test_small_packets_of_one_wakeup_leave_together(join: Join, monkeypatch: pyt
     assert len(calls) == 3
 
 
+def test_packets_of_several_lanes_in_one_wakeup(join: Join) -> None:
+    """As an exit sends to its clients: each gets its own, in order."""
+    sessions = [join(), join()]
+    for session in sessions:
+        session.start()
+    packets = [plain_packet(size) for size in (330, 330, 320, 310)]
+    for data in packets:
+        for session in sessions:
+            buffer = memoryview(bytearray(HEADROOM) + data)
+            assert session.client.send_packet(buffer, HEADROOM, len(buffer), Shape(0, 0, 0), True)
+    SHARED.one(PacketTrain).flush()
+    for session in sessions:
+        session.loop.settle()
+        assert [packet for packet, _ in session.at_exit.packets] == packets
+
+
 def test_a_closed_lane_sends_nothing_that_was_held_back(join: Join) -> None:
     session = join()
     session.start()
