@@ -21,16 +21,18 @@ import os
 from enum import IntEnum
 from functools import cache
 from time import perf_counter_ns
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.exceptions import InvalidTag as InvalidTag  # for those who use an Aead
 from cryptography.hazmat.backends.openssl.backend import backend
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA65PrivateKey, MLDSA65PublicKey
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey, MLKEM768PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from ..errors import ConfigError, HandshakeError, LocalError
 
@@ -66,6 +68,8 @@ system_entropy: Entropy = os.urandom
 
 # --- hashes and key derivation ---
 
+_SHA256: Final = hashes.SHA256()
+
 
 def sha256(data: Buffer) -> bytes:
     """The SHA-256 of `data`, 32 bytes."""
@@ -81,11 +85,7 @@ def hkdf(secret: bytes, salt: bytes, info: bytes, length: int) -> bytes:
     """HKDF-SHA256 (RFC 5869): `length` bytes, at most 8160, from `secret`."""
     if not 0 <= length <= 255 * HASH_SIZE:
         raise LocalError(f"HKDF cannot give {length} bytes")
-    key, block, output = hmac_sha256(salt, secret), b"", b""
-    for counter in range(1, -(-length // HASH_SIZE) + 1):
-        block = hmac_sha256(key, block + info + bytes((counter,)))
-        output += block
-    return output[:length]
+    return HKDF(_SHA256, length, salt, info).derive(secret) if length else b""
 
 
 def constant_time_equal(left: bytes, right: bytes) -> bool:
