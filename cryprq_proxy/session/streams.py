@@ -18,15 +18,12 @@ from __future__ import annotations
 
 from collections import deque
 from enum import Enum
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import Final, Protocol
 
 from ..address import Destination
 from ..errors import CloseReason, LocalError, PeerError, StreamReason
-from .sendlog import Chunk, frame_slot
+from .sendlog import Chunk, SlotPool, frame_slot
 from .wire import DATA, StreamProtocol, encode_data_header
-
-if TYPE_CHECKING:
-    from .session import Session
 
 INITIAL_WINDOW: Final = 65_536
 """Bytes that may be sent on a new stream, in either direction, before the first WINDOW."""
@@ -97,6 +94,36 @@ class AnyStream(Protocol):
     def send_datagram(self, destination: Destination, payload: bytes | memoryview) -> None: ...
 
 
+class StreamTurns(Protocol):
+    """What a stream needs of the scheduler (scheduler.py)."""
+
+    @property
+    def frame_limit(self) -> int: ...
+    def room_for(self, stream: Stream, /) -> int: ...
+    def wait(self, stream: Stream, /) -> None: ...
+    def enqueue(self, stream: Stream, chunk: Chunk, /) -> None: ...
+
+
+class StreamOwner(Protocol):
+    """What a stream needs of its session (session.py)."""
+
+    @property
+    def dialler(self) -> bool: ...
+    @property
+    def scheduler(self) -> StreamTurns: ...
+    @property
+    def slots(self) -> SlotPool: ...
+    def wake(self) -> None: ...
+    def window_due(self, stream: Stream, /) -> None: ...
+    def send_opened(self, stream: Stream, /) -> None: ...
+    def send_refused(self, stream: Stream, reason: StreamReason, /) -> None: ...
+    def send_fin(self, stream: Stream, /) -> None: ...
+    def send_reset(self, stream: Stream, reason: StreamReason, /) -> None: ...
+    def send_datagram(
+        self, stream: Stream, destination: Destination, payload: bytes | memoryview, /
+    ) -> None: ...
+
+
 class Half(Enum):
     """State of one half of a stream. UNBORN: the dialler has not heard OPENED yet, so nothing may arrive. FINISHING:
     FIN waits behind queued data."""
@@ -150,7 +177,7 @@ class Stream:
 
     def __init__(
         self,
-        session: Session,
+        session: StreamOwner,
         id: int,
         protocol: StreamProtocol,
         destination: Destination,
