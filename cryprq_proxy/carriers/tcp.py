@@ -66,7 +66,7 @@ class TcpCarrier(Carrier):
         if not self.open:
             return
         try:
-            if not self._reading and not self._session.rotation.paused:
+            if not self._reading and not self._session.paused:
                 self._resume_reading()
             if self._unsent is None:
                 self._send()
@@ -159,7 +159,7 @@ class TcpCarrier(Carrier):
         """Let the session have the first `size` bytes of the incoming buffer."""
         used = self._session.receive(self._incoming[:size], clock())
         self._partial = bytes(self._incoming[used:size])
-        if self._session.rotation.paused and self._reading:
+        if self._session.paused and self._reading:
             self._reading = False
             self._loop.remove_reader(self._fd)
 

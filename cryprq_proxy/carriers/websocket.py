@@ -259,7 +259,7 @@ class WebSocketCarrier(Carrier):
                 if pending:
                     self._take_pending(pending)
                     self._after()
-                    while self.open and self._session.rotation.paused:
+                    while self.open and self._session.paused:
                         self._readable.clear()
                         await self._readable.wait()
                         self._take_pending(pending)

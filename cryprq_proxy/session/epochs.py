@@ -38,16 +38,22 @@ class Epoch:
 class EpochLedger:
     """What became of the last MAX_EPOCHS epochs."""
 
-    __slots__ = ("_epochs",)
+    __slots__ = ("_carriers", "_epochs", "rotations")
 
     def __init__(self) -> None:
         self._epochs: deque[Epoch] = deque(maxlen=MAX_EPOCHS)
+        self._carriers = 0
+        self.rotations = 0
+        """Epochs that began on a carrier that stood already."""
 
-    def begin(self, carrier: int, number: int, cipher: str, now: float) -> None:
-        """From now on another epoch is in use."""
-        if self.running:
+    def begin(self, number: int, cipher: str, now: float) -> None:
+        """From now on another epoch is in use: 0 is the first of a new carrier."""
+        if number:
             self.end(now)
-        self._epochs.append(Epoch(carrier, number, cipher, now))
+            self.rotations += 1
+        else:
+            self._carriers += 1
+        self._epochs.append(Epoch(self._carriers, number, cipher, now))
 
     def sealed(self, sealer: RecordSealer) -> None:
         """`sealer` has sealed its last record."""
@@ -60,11 +66,6 @@ class EpochLedger:
     def end(self, now: float) -> None:
         """The carrier is gone, and the epoch with it."""
         self._epochs[-1].ended = now
-
-    @property
-    def running(self) -> bool:
-        """Whether there is an epoch in use."""
-        return bool(self._epochs) and self._epochs[-1].ended is None
 
     def report(self, now: float, keys: tuple[RecordSealer, RecordOpener] | None) -> tuple[EpochStatus, ...]:
         """For `status`, newest first; `keys` are those in use, None if none are."""

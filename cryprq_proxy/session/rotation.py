@@ -23,13 +23,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from ..crypto.handshake import EpochSecrets
 from ..crypto.primitives import Cipher, Entropy, Provider
 from ..crypto.rekey import RekeyInitiator, answer_rekey
 from ..errors import CarrierError, CloseReason, HandshakeError, PeerError
-from ..status import EpochStatus
 from . import wire
 from .datagrams import BasePacketLink
 from .epochs import EpochLedger
@@ -63,6 +62,15 @@ class RotationLimits:
     """On the lane."""
 
 
+class CarrierKeys(NamedTuple):
+    """What the handshake of a carrier leads to. `sealer` and `opener` go on where admission left them."""
+
+    cipher: Cipher
+    epoch: EpochSecrets
+    sealer: RecordSealer
+    opener: RecordOpener
+
+
 class State(Enum):
     IDLE = 1
     ASKING = 2
@@ -81,85 +89,66 @@ _ON_FRAME: Final = {
 
 
 class Rotation:
-    """The keys of one session's current carrier.
+    """The keys of one carrier, from its handshake until `end`.
 
     `sealer` and `opener` are the ones to use now. `frames` holds what to send in the current epoch; `final`, if not
     None, must be sealed alone as the last record of the epoch, followed by a call of `final_sent`. While `paused`, no
-    further record may be opened: its key is being computed. `resume` is called when that, or a frame, is ready.
+    further record may be opened: its key is being computed. `ready` is called when that, or a frame, is ready.
+    `ledger` is the session's, for all its carriers.
     """
 
     def __init__(
         self,
+        keys: CarrierKeys,
+        now: float,
         *,
         dialler: bool,
+        session_id: bytes,
         provider: Provider,
         limits: RotationLimits,
         entropy: Entropy,
         offload: Offload,
         ready: Callable[[], None],
         packet_link: Callable[[], BasePacketLink],
+        ledger: EpochLedger,
     ) -> None:
         self._dialler = dialler
+        self._session_id = session_id
         self._provider = provider
         self._limits = limits
         self._entropy = entropy
         self._offload = offload
         self._ready = ready
         self._packet_link = packet_link
-        self._carrier = 0
-        self._carriers = 0
-        self._ledger = EpochLedger()
-        self._forget()
-        self.rotations = 0
-
-    def attach(
-        self,
-        cipher: Cipher,
-        session_id: bytes,
-        epoch: EpochSecrets,
-        sealer: RecordSealer,
-        opener: RecordOpener,
-        now: float,
-    ) -> None:
-        """A new carrier with the keys of its own handshake; `sealer` and `opener` go on where admission left them."""
-        self.cipher = cipher
-        self._session_id = session_id
-        self._epoch = epoch
-        self.sealer = sealer
-        self.opener = opener
+        self._ledger = ledger
+        self.cipher = keys.cipher
+        self.sealer = keys.sealer
+        self.opener = keys.opener
         self.number = 0
+        """Counts the epochs of this carrier."""
         self.since = now
-        self._state = State.IDLE
-        self._started = now
-        self._asked_for = False
-        self._carrier += 1
-        self._forget()
         self.frames: list[bytes] = []
         self.final: bytes | None = None
         self.paused = False
-        self._carriers += 1
-        self._ledger.begin(self._carriers, 0, cipher.name, now)
-        self._packet_link().epoch(cipher, 0, epoch, now)
-
-    def detach(self, now: float) -> None:
-        """The carrier is gone, and its keys with it."""
-        self._ledger.sealed(self.sealer)
-        self._ledger.opened(self.opener)
-        self._ledger.end(now)
-        del self.sealer, self.opener, self._epoch
-        self._carrier += 1  # what is still being computed for it comes to nothing
-        self._forget()
-
-    def epochs(self, now: float) -> tuple[EpochStatus, ...]:
-        """The ledger (epochs.py), newest first, with what the epoch in use has carried so far."""
-        return self._ledger.report(now, (self.sealer, self.opener) if self._ledger.running else None)
-
-    def _forget(self) -> None:
-        """Drop what is only needed while a rotation is under way."""
+        self._epoch = keys.epoch
+        self._state = State.IDLE
+        self._started = now
+        self._asked_for = False
+        self._ended = False
+        # Only while a rotation is under way:
         self._initiator: RekeyInitiator | None = None
         self._pending: EpochSecrets | None = None
         self._next: tuple[EpochSecrets, RecordSealer] | None = None
         self._next_opener: RecordOpener | None = None
+        ledger.begin(0, self.cipher.name, now)
+        packet_link().epoch(self.cipher, 0, self._epoch, now)
+
+    def end(self, now: float) -> None:
+        """The carrier is gone: what is still being computed for it comes to nothing."""
+        self._ledger.sealed(self.sealer)
+        self._ledger.opened(self.opener)
+        self._ledger.end(now)
+        self._ended = True
 
     def deadline(self) -> float:
         """When `tick` has something to do."""
@@ -294,19 +283,16 @@ class Rotation:
 
     def _begin(self, epoch: EpochSecrets, now: float) -> None:
         self._epoch = epoch
-        self._forget()
+        self._initiator = self._pending = self._next = self._next_opener = None
         self.number += 1
-        self.rotations += 1
         self.since = now
-        self._ledger.begin(self._carriers, self.number, self.cipher.name, now)
+        self._ledger.begin(self.number, self.cipher.name, now)
         self._asked_for = False
         self._state = State.IDLE
 
     def _run[T](self, job: Callable[[], T], then: Callable[[T], None]) -> None:
-        carrier = self._carrier
-
         def done(result: Callable[[], T]) -> None:
-            if carrier != self._carrier:
+            if self._ended:
                 return
             try:
                 then(result())

@@ -15,17 +15,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 from ..address import Destination
 from ..crypto.handshake import EpochSecrets
 from ..crypto.primitives import Cipher, Entropy, Provider
 from ..errors import CloseReason, LocalError, PeerError, StreamReason, StreamRefused
+from ..status import EpochStatus
 from . import wire
 from .datagrams import BasePacketLink, DatagramQueue
+from .epochs import EpochLedger
 from .liveness import Liveness
 from .records import OVERHEAD, RecordOpener, RecordSealer
-from .rotation import Offload, Rotation, RotationLimits, inline
+from .rotation import CarrierKeys, Offload, Rotation, RotationLimits, inline
 from .scheduler import Scheduler
 from .sendlog import MemoryBudget, SendLog, SlotPool
 from .streams import Half, Stream, StreamHandler, WindowPool
@@ -95,16 +98,22 @@ class Session:
         self.log = SendLog(limits.retained, budget, slots)
         self.windows = WindowPool(limits.window_pool)
         self.liveness = Liveness(limits.keepalive)
-        self.rotation = Rotation(
+        self.ledger = EpochLedger()
+        self._begin_rotation: Callable[[CarrierKeys, float], Rotation] = partial(
+            Rotation,
             dialler=dialler,
+            session_id=session_id,
             provider=provider,
             limits=limits.rotation,
             entropy=entropy,
             offload=offload,
             ready=self.wake,
             packet_link=lambda: self.packet_link,
+            ledger=self.ledger,
         )
-        self.packet_link = BasePacketLink()
+        self._rotation: Rotation | None = None
+        """The keys of the carrier; None while there is none, so that no key outlives its carrier."""
+        self.packet_link: BasePacketLink = BasePacketLink()
         self.streams: dict[int, Stream] = {}
         self.attached = False
         self.closed: CloseReason | None = None
@@ -133,7 +142,7 @@ class Session:
         self.packets = DatagramQueue(PACKET_QUEUE)
         self._announcements: list[bytes] = []
         self._woken = False
-        self._now = 0.0
+        self._now: float = 0.0
 
     # --- life of a carrier -----------------------------------------------------------------------------------------
 
@@ -153,7 +162,7 @@ class Session:
         self.log.rewind(received)
         self._now = now
         self.attached = True
-        self.rotation.attach(cipher, self.session_id, epoch, sealer, opener, now)
+        self._rotation = self._begin_rotation(CarrierKeys(cipher, epoch, sealer, opener), now)
         self.liveness.attach(now)
         self._windows_due = {id: s for id, s in self.streams.items() if s.receive_half is Half.OPEN}
         self._acknowledged = -1
@@ -165,11 +174,29 @@ class Session:
         """The carrier is gone. Streams wait; datagrams are dropped."""
         if self.attached:
             self.attached = False
-            self.rotation.detach(self._now)
+            self.rotation.end(self._now)
+            self._rotation = None
         self.scheduler.open = False
         self._announcements.clear()
         self.datagrams.clear()
         self.packets.clear()
+
+    @property
+    def rotation(self) -> Rotation:
+        """The keys of the carrier. Raises LocalError while there is none."""
+        if self._rotation is None:
+            raise LocalError("a session without a carrier has no keys")
+        return self._rotation
+
+    @property
+    def paused(self) -> bool:
+        """Whether no record may be opened, since its key is being computed."""
+        return self._rotation is not None and self._rotation.paused
+
+    def epochs(self, now: float) -> tuple[EpochStatus, ...]:
+        """What became of the session's epochs, newest first, with what the one in use has carried so far."""
+        keys = self._rotation
+        return self.ledger.report(now, None if keys is None else (keys.sealer, keys.opener))
 
     def close(self, reason: CloseReason, stream_reason: StreamReason = StreamReason.SESSION_LOST) -> None:
         """End the session: all streams are reset, and what `fill` gives from now on is a CLOSE frame, once."""
@@ -310,9 +337,10 @@ class Session:
         nothing is left to send; return the number of bytes written."""
         self._now = now
         self._woken = False
-        if not self.attached:
+        rotation = self._rotation
+        if rotation is None:
             return 0
-        writer = RecordWriter(self.rotation.sealer, out)
+        writer = RecordWriter(rotation.sealer, out)
         if self._close_frame is not None:
             frame, self._close_frame = self._close_frame, None
             writer.add(frame)
@@ -322,7 +350,7 @@ class Session:
         self._woken = (
             True  # what the handlers queue from here on goes out with this call or the one asked for below
         )
-        self._write_unnumbered(writer, budget, now)
+        self._write_unnumbered(writer, rotation, budget, now)
         log, scheduler = self.log, self.scheduler
         scheduler.open = log.has_room()
         while True:
@@ -347,10 +375,10 @@ class Session:
             if scheduler.queued == queued and log.next_unsent() is None:
                 break
         written = writer.flush()
-        if self.rotation.final is not None:
-            writer.add(self.rotation.final)
+        if rotation.final is not None:
+            writer.add(rotation.final)
             written = writer.flush()
-            self.rotation.final_sent(now)
+            rotation.final_sent(now)
         self._woken = False
         if (
             log.next_unsent() is not None
@@ -362,7 +390,7 @@ class Session:
             self.wake()
         return written
 
-    def _write_unnumbered(self, writer: RecordWriter, budget: int, now: float) -> None:
+    def _write_unnumbered(self, writer: RecordWriter, rotation: Rotation, budget: int, now: float) -> None:
         if self.received != self._acknowledged:
             self._acknowledged = self.received
             self._unacknowledged_bytes = 0
@@ -374,7 +402,7 @@ class Session:
         if self.liveness.ping is not None:
             writer.add(wire.encode_number(wire.PING, self.liveness.ping))
             self.liveness.ping_sent(now)
-        for frames in (self.rotation.frames, self._announcements):
+        for frames in (rotation.frames, self._announcements):
             for frame in frames:
                 writer.add(frame)
             frames.clear()
@@ -396,7 +424,9 @@ class Session:
         """
         self._now = now
         position = 0
-        rotation = self.rotation
+        rotation = self._rotation
+        if rotation is None:
+            return 0
         streams = self.streams
         while not rotation.paused and self.attached and self.closed is None:
             plaintext, position = rotation.opener.open(data, position)

@@ -24,7 +24,7 @@ class Totals:
         """`session` is over, and its time to be counted has come: once."""
         self._sent += session.bytes_sent
         self._received += session.bytes_received
-        self._rotations += session.rotation.rotations
+        self._rotations += session.ledger.rotations
         self.refused.update(session.refused)
 
     def bytes(self, *live: Session) -> Traffic:
@@ -36,7 +36,7 @@ class Totals:
 
     def rotations(self, *live: Session) -> int:
         """With those of the sessions that are not over."""
-        return self._rotations + sum(session.rotation.rotations for session in live)
+        return self._rotations + sum(session.ledger.rotations for session in live)
 
 
 def by_name(*counts: Counter[Any]) -> dict[str, int]:
@@ -49,18 +49,17 @@ def by_name(*counts: Counter[Any]) -> dict[str, int]:
 
 def session_status(session: Session, now: float) -> SessionStatus:
     """The part on the carrier is None while there is none."""
-    attached = session.attached
-    rotation = session.rotation
+    rotation = session.rotation if session.attached else None
     return SessionStatus(
-        attached=attached,
+        attached=session.attached,
         streams=len(session.streams),
         bytes_sent=session.bytes_sent,
         bytes_received=session.bytes_received,
         retained=session.log.kept,
-        rotations=rotation.rotations,
-        epochs=rotation.epochs(now),
-        cipher=rotation.cipher.name if attached else None,
-        epoch=rotation.number if attached else None,
-        epoch_age=round(now - rotation.since, 3) if attached else None,
-        round_trip=round(session.liveness.round_trip, 6) if attached else None,
+        rotations=session.ledger.rotations,
+        epochs=session.epochs(now),
+        cipher=None if rotation is None else rotation.cipher.name,
+        epoch=None if rotation is None else rotation.number,
+        epoch_age=None if rotation is None else round(now - rotation.since, 3),
+        round_trip=None if rotation is None else round(session.liveness.round_trip, 6),
     )

@@ -167,5 +167,5 @@ def test_too_many_datagrams_call_for_new_keys() -> None:
     client.count = 1000
     link.client.wake()
     link.carrier.advance(1.0)
-    assert link.client.rotation.rotations and link.exit.rotation.rotations
+    assert link.client.ledger.rotations and link.exit.ledger.rotations
     assert client.epochs[1] == exit.epochs[1]

@@ -157,7 +157,7 @@ def test_the_play_has_everything_in_it() -> None:
     assert EXPECTED["silent"] == ([("opened",), ("eof",)], b"", ([("eof",)], b""))
     assert EXPECTED["second download"][1] == bytes(range(256)) * 4
     assert EXPECTED["unheard"] == ([], b"", ([("reset", GENERAL)], b""))
-    assert UNCUT.link.client.rotation.rotations == UNCUT.link.exit.rotation.rotations == 1
+    assert UNCUT.link.client.ledger.rotations == UNCUT.link.exit.ledger.rotations == 1
     assert UNCUT.link.carriers == 1
     assert 5_000 < sum(SENT.values()) < 10_000
 

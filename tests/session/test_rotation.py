@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import weakref
 from dataclasses import replace
 from typing import Any
 
@@ -11,14 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cryprq_proxy.crypto.primitives import Cipher
-from cryprq_proxy.errors import CarrierError, CloseReason, PeerError
+from cryprq_proxy.errors import CarrierError, CloseReason, LocalError, PeerError
 from cryprq_proxy.session import wire
 from cryprq_proxy.session.datagrams import BasePacketLink
+from cryprq_proxy.session.epochs import EpochLedger
 from cryprq_proxy.session.records import RecordOpener, RecordSealer
 from cryprq_proxy.session.rotation import (
     MISSED_INTERVALS,
     PLEASE_INTERVAL,
     UNFINISHED,
+    CarrierKeys,
     Rotation,
     State,
     inline,
@@ -37,7 +40,7 @@ def limits(**changes: Any) -> SessionLimits:
 
 
 def rotations(link: Link) -> tuple[int, int]:
-    return link.client.rotation.rotations, link.exit.rotation.rotations
+    return link.client.ledger.rotations, link.exit.ledger.rotations
 
 
 # --- when ---
@@ -146,7 +149,7 @@ def test_the_border_stands_between_two_records() -> None:
     up.say(b"before")
     down.say(b"before")
     link.client.rotation.start(link.carrier.now)
-    while link.client.rotation.rotations == 0:
+    while link.client.ledger.rotations == 0:
         link.carrier.step()
     assert link.client.rotation.sealer is not old[0] and link.exit.rotation.sealer is not old[1]
     assert link.client.rotation.sealer.records == 0
@@ -181,11 +184,11 @@ def test_a_slow_provider_pauses_only_where_it_must() -> None:
     exit_.run()
     link.carrier.settle()
     talk(b"answered ")
-    assert client.waiting and link.client.rotation.paused
+    assert client.waiting and link.client.paused
     assert down.received == said and up.received != said, "the client cannot read the new epoch yet"
     client.run()
     link.carrier.settle()
-    assert not link.client.rotation.paused and up.received == said
+    assert not link.client.paused and up.received == said
     talk(b"done")
     assert up.received == down.received == said and rotations(link) == (1, 1)
 
@@ -198,7 +201,7 @@ def test_much_data_waits_during_the_pause() -> None:
     client.run()
     down.say(bytes(3 << 20))
     link.carrier.settle()
-    assert link.client.rotation.paused
+    assert link.client.paused
     link.carrier.advance(5.0)
     assert link.carrier.open
     client.run()
@@ -220,19 +223,21 @@ def test_a_result_for_a_lost_carrier_is_dropped(moment: int, before: bool) -> No
         link.carrier.settle()
     up.say(b"lost and found")
     down.say(b"lost and found")
+    keys = keys_of(link)
     link.carrier.cut()
     late = client.waiting + exit_.waiting
     client.waiting, exit_.waiting = [], []
     assert len(late) == (moment < 3)
     if not before:
         link.resume()
-    for job, done in late:
+    while late:
+        job, done = late.pop()
         done(job)
+        del job, done
+    assert_no_keys(keys)
     if before:
-        assert_no_keys(link.client.rotation)
-        assert_no_keys(link.exit.rotation)
         link.resume()
-    assert not link.client.rotation.paused and link.client.rotation.final is link.exit.rotation.final is None
+    assert not link.client.paused and link.client.rotation.final is link.exit.rotation.final is None
     link.carrier.settle()
     assert up.received == down.received == b"lost and found"
     assert rotations(link) == (moment // 3, moment // 3)
@@ -273,10 +278,13 @@ def assert_nothing_under_way(rotation: Rotation) -> None:
     assert rotation._initiator is rotation._pending is rotation._next is rotation._next_opener is None
 
 
-def assert_no_keys(rotation: Rotation) -> None:
-    assert_nothing_under_way(rotation)
-    for name in ("sealer", "opener", "_epoch"):
-        assert not hasattr(rotation, name), name
+def keys_of(link: Link) -> list[weakref.ref[Rotation]]:
+    """References to the only objects that hold the keys of the link's carrier; they keep nothing alive."""
+    return [weakref.ref(peer.rotation) for peer in (link.client, link.exit)]
+
+
+def assert_no_keys(keys: list[weakref.ref[Rotation]]) -> None:
+    assert [key() for key in keys] == [None, None]
 
 
 @pytest.mark.parametrize("steps", range(8))
@@ -293,19 +301,23 @@ def test_keys_go_with_their_carrier(steps: int) -> None:
     ]
     for move in moves[:steps]:
         move()
+    keys = keys_of(link)
     link.carrier.cut()
-    assert_no_keys(link.client.rotation)
-    assert_no_keys(link.exit.rotation)
+    assert_no_keys(keys)
+    for peer in (link.client, link.exit):
+        assert not peer.paused
+        with pytest.raises(LocalError, match="has no keys"):
+            _ = peer.rotation
 
 
 def test_a_closed_session_has_no_keys() -> None:
     link = Link(NEVER_AGAIN)
     link.client.rotation.start(link.carrier.now)
+    keys = keys_of(link)
     link.client.close(CloseReason.NORMAL)
     link.carrier.settle()
     assert link.exit.closed is CloseReason.NORMAL
-    assert_no_keys(link.client.rotation)
-    assert_no_keys(link.exit.rotation)
+    assert_no_keys(keys)
 
 
 def test_a_finished_rotation_leaves_only_the_new_keys() -> None:
@@ -403,25 +415,25 @@ def assert_ends_session(rotation: Rotation, kind: int, message: bytes | None = N
 
 
 def lone(*, dialler: bool, offload: Any = inline) -> Rotation:
-    rotation = Rotation(
+    keys, cipher = epoch(1), Cipher.CHACHA20_POLY1305
+    return Rotation(
+        CarrierKeys(
+            cipher,
+            keys,
+            RecordSealer(cipher, keys.client_record),
+            RecordOpener(cipher, keys.client_record),
+        ),
+        1000.0,
         dialler=dialler,
+        session_id=bytes(16),
         provider=FAST,
         limits=rotation_limits(),
         entropy=seeded(0),
         offload=offload,
         ready=lambda: None,
         packet_link=BasePacketLink,
+        ledger=EpochLedger(),
     )
-    keys, cipher = epoch(1), Cipher.CHACHA20_POLY1305
-    rotation.attach(
-        cipher,
-        bytes(16),
-        keys,
-        RecordSealer(cipher, keys.client_record),
-        RecordOpener(cipher, keys.client_record),
-        1000.0,
-    )
-    return rotation
 
 
 def test_nothing_but_a_start_is_welcome_in_idle() -> None:

@@ -79,7 +79,7 @@ def test_the_ledger_is_bounded_and_holds_no_keys() -> None:
     told = ledger(link.client, link.carrier.now)
     assert len(told) == MAX_EPOCHS and told[0].number > MAX_EPOCHS
     assert [each.number for each in told] == list(range(told[0].number, told[0].number - MAX_EPOCHS, -1))
-    for epoch in link.client.rotation._ledger._epochs:
+    for epoch in link.client.ledger._epochs:
         values = [getattr(epoch, name) for name in epoch.__slots__]
         assert all(isinstance(value, int | float | str | None) for value in values)
 

@@ -66,7 +66,7 @@ class Direction:
 
     def deliver(self, now: float) -> bool:
         """Let one piece arrive at `target`; True if it used anything up. Raises PeerError."""
-        if self.target.rotation.paused:
+        if self.target.paused:
             return False
         size = min(self.piece, len(self.in_flight))
         if self.cut_after is not None:
