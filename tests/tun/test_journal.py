@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import signal
+import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -66,6 +67,45 @@ def test_entries_survive_in_order_with_the_boot_id(path: Path) -> None:
 def test_a_record_is_in_the_file_when_it_returns(journal: Journal, path: Path) -> None:
     journal.record({"kind": "test", "n": 1})
     assert values(parse(path.read_bytes())[0]) == [1]
+
+
+class Disk:
+    """What a power failure would leave: content of files and names in directories, as of their last fsync."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._content: dict[int, bytes] = {}
+        self._names: dict[int, dict[str, int]] = {}
+        fsync = os.fsync
+
+        def synced(file: int) -> None:
+            fsync(file)
+            status = os.fstat(file)
+            if stat.S_ISDIR(status.st_mode):
+                self._names[status.st_ino] = {entry.name: entry.inode() for entry in os.scandir(file)}
+            else:
+                self._content[status.st_ino] = os.pread(file, status.st_size, 0)
+
+        monkeypatch.setattr(os, "fsync", synced)
+
+    def read(self, path: Path) -> bytes:
+        return self._content.get(self._names[path.parent.stat().st_ino][path.name], b"")
+
+
+def test_each_change_of_the_journal_is_on_the_disk_when_it_returns(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = Disk(monkeypatch)
+    with Journal(path) as journal:
+        assert disk.read(path) == b""  # the name is there
+        for number in range(3):
+            journal.record({"kind": "test", "n": number})
+            assert values(parse(disk.read(path))[0]) == list(range(number + 1))
+        journal.keep(journal.entries()[:2])
+        assert values(parse(disk.read(path))[0]) == [0, 1]
+        journal.record({"kind": "test", "n": 4})
+        assert values(parse(disk.read(path))[0]) == [0, 1, 4]
+        journal.clear()
+        assert disk.read(path) == b""
 
 
 def test_nothing_is_left_where_nothing_is_to_be_undone(path: Path) -> None:

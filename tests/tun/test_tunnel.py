@@ -632,6 +632,15 @@ async def test_the_forwarder_hears_of_the_link(machine: Machine) -> None:
     await wide.close()
 
 
+async def test_a_link_that_is_lost_during_the_start_is_told(machine: Machine) -> None:
+    wide = Wide(machine)
+    await wide.start()
+    machine.during["routes"] = lambda: wide.tunnel.link_changed(False)
+    await wide.run()
+    assert machine.steps[-1] == "link lost"
+    await wide.close()
+
+
 async def test_the_filter_follows_the_networks_around(
     machine: Machine, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -27,7 +27,7 @@ import logging
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from socket import AF_INET, AF_INET6, AF_UNSPEC
 from typing import Any, Final, NamedTuple
@@ -68,6 +68,7 @@ _SETTLED: Final = {
 _QUIET: Final = 10.0
 """Seconds between two log lines about repairs."""
 
+type OpenKernel = Callable[[], AbstractAsyncContextManager[Any]]
 type LanChanged = Callable[[Lan], Awaitable[None]]
 type DefaultChanged = Callable[[int], Awaitable[None]]
 
@@ -123,6 +124,24 @@ class _State:
         return network.find_uplink(version, self.routes, self.links, self.addresses, own)
 
 
+@asynccontextmanager
+async def open_kernel() -> AsyncIterator[Any]:
+    """An AsyncIPRoute; what it and the system raise becomes a sentence."""
+    try:
+        async with AsyncIPRoute() as kernel:
+            yield kernel
+    except NetlinkError as error:
+        raise _refused("routing table", error) from error
+    except OSError as error:
+        raise CryprqError(f"the kernel's routing tables cannot be reached: {reason_of(error)}") from error
+
+
+def _refused(what: str, error: NetlinkError) -> CryprqError:
+    if error.code == errno.EPERM:
+        return ConfigError(f"changing the {what} needs root (CAP_NET_ADMIN)")
+    return CryprqError(f"the kernel refused to change the {what}: {reason_of(OSError(error.code, ''))}")
+
+
 class Routes:
     """The routing of one client in this thread's network namespace.
 
@@ -130,13 +149,22 @@ class Routes:
     journal; `watch` runs in between, and is cancelled first.
     """
 
-    def __init__(self, settings: RouteSettings, record: Record) -> None:
+    def __init__(
+        self,
+        settings: RouteSettings,
+        record: Record,
+        kernel: OpenKernel = open_kernel,
+        changes: Callable[[], Changes] = Changes,
+    ) -> None:
+        """`kernel` reaches the routing tables, and `changes` tells when something about them has changed."""
         self.settings = settings
         self.repairs = 0
         """How often rules or routes had to be put back since `apply`."""
         self.lan = Lan()
         """The local networks at the last look."""
         self._record = record
+        self._kernel = kernel
+        self._changes = changes
         self._recorded: list[Entry] = []
         self._uplinks: dict[int, Uplink | None] = {}
         self._logged = -_QUIET
@@ -147,7 +175,7 @@ class Routes:
         Raises ConfigError, with nothing changed, where the device is missing, others use our table or priorities, or
         the right is missing; CryprqError if the kernel refuses something in between.
         """
-        async with _kernel() as kernel:
+        async with self._kernel() as kernel:
             state = await _look(kernel)
             _refuse_others(state)
             if state.device(self.settings.device) is None:
@@ -164,7 +192,7 @@ class Routes:
 
     async def remove(self) -> None:
         """Rules, routes and settings are as they were. Can be called again. Raises CryprqError."""
-        async with _kernel() as kernel:
+        async with self._kernel() as kernel:
             await _delete_ours(kernel)
         while self._recorded:
             entry = self._recorded[-1]
@@ -180,7 +208,7 @@ class Routes:
         What they raise ends the watch; what the kernel refuses is logged and tried again.
         """
         clock = asyncio.get_running_loop().time
-        with Changes() as changes:
+        with self._changes() as changes:
             while True:
                 started = clock()
                 try:
@@ -199,7 +227,7 @@ class Routes:
 
     async def _check(self) -> tuple[Lan, list[int]]:
         """Looks and repairs. Returns the local networks, and the IP versions with a new uplink."""
-        async with _kernel() as kernel:
+        async with self._kernel() as kernel:
             state = await _look(kernel)
             lan = network.find_lan(state.routes, state.links, self.settings.device)
             # By the networks of before: that rules for a new one are missing is nobody's doing.
@@ -261,14 +289,14 @@ class Routes:
 
 async def read_lan(own: str) -> Lan:
     """The local networks around this machine; `own` is the TUN device, there or not. Raises CryprqError."""
-    async with _kernel() as kernel:
+    async with open_kernel() as kernel:
         state = await _look(kernel)
     return network.find_lan(state.routes, state.links, own)
 
 
 async def default_route(version: int, own: str) -> Uplink | None:
     """How traffic of one IP version leaves this machine past the tunnel, whose device is `own`. Raises CryprqError."""
-    async with _kernel() as kernel:
+    async with open_kernel() as kernel:
         return (await _look(kernel)).uplink(version, own)
 
 
@@ -281,7 +309,7 @@ def undo_routing(entry: Entry) -> None:
         raise CryprqError("the journal names a routing table or rules that are not ours")
 
     async def delete() -> None:
-        async with _kernel() as kernel:
+        async with open_kernel() as kernel:
             await _delete_ours(kernel)
 
     # asyncio.run wants a thread without a loop. A new thread has the network namespace of the one that makes it.
@@ -290,24 +318,6 @@ def undo_routing(entry: Entry) -> None:
 
 
 UNDO: Final[dict[str, Undoer]] = {KIND: undo_routing}
-
-
-@asynccontextmanager
-async def _kernel() -> AsyncIterator[Any]:
-    """An AsyncIPRoute; what it and the system raise becomes a sentence."""
-    try:
-        async with AsyncIPRoute() as kernel:
-            yield kernel
-    except NetlinkError as error:
-        raise _refused("routing table", error) from error
-    except OSError as error:
-        raise CryprqError(f"the kernel's routing tables cannot be reached: {reason_of(error)}") from error
-
-
-def _refused(what: str, error: NetlinkError) -> CryprqError:
-    if error.code == errno.EPERM:
-        return ConfigError(f"changing the {what} needs root (CAP_NET_ADMIN)")
-    return CryprqError(f"the kernel refused to change the {what}: {reason_of(OSError(error.code, ''))}")
 
 
 async def _do(method: Any, command: str, what: RoutingRule | _Default) -> None:

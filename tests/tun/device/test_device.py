@@ -14,6 +14,7 @@ import random
 import socket
 import struct
 import threading
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from ipaddress import ip_interface
 from pathlib import Path
@@ -25,7 +26,7 @@ from pyroute2 import AsyncIPRoute
 from cryprq_proxy.errors import ConfigError
 from cryprq_proxy.lane.slices import HEADROOM, MAX_PACKET, Run, Shape
 from tests.tun.device.test_offload import KINDS, PAYLOAD, Flow, segments, super_packet
-from tun.device.device import READS_PER_WAKEUP, PacketDevice
+from tun.device.device import READS_PER_WAKEUP, PacketDevice, Reading
 from tun.device.linux import GSO_MAX_SEGS, GSO_MAX_SIZE, Tun
 from tun.device.offload import COMPLETE, UNSUMMED, VNET, VNET_SIZE
 from tun.device.packets import TCP, UDP, Drop
@@ -175,6 +176,47 @@ async def test_a_callback_may_close_the_device(pair: Pair) -> None:
     tun.start(asyncio.get_running_loop(), take, nothing, lost)
     await closed.wait()
     tun.close()
+
+
+class GoneFile:
+    """A descriptor that is readable for ever and gives errors: a device that was removed."""
+
+    def __init__(self) -> None:
+        self._near, self._far = socket.socketpair()
+        self._far.send(b"x")
+
+    def fileno(self) -> int:
+        return self._near.fileno()
+
+    def readinto(self, buffer: memoryview) -> int:
+        raise OSError(errno.EBADFD, "File descriptor in bad state")
+
+    def close(self) -> None:
+        self._near.close()
+        self._far.close()
+
+
+async def test_a_device_that_is_gone_is_told_once_and_read_no_more() -> None:
+    file: Any = GoneFile()
+    errors: list[OSError] = []
+    inbox = Inbox()
+    reading = Reading(
+        file,
+        0,
+        lambda *_: COMPLETE,
+        Counter(),
+        asyncio.get_running_loop(),
+        inbox.take,
+        inbox.drained,
+        errors.append,
+    )
+    await inbox.changed.wait()
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert [error.errno for error in errors] == [errno.EBADFD]
+    assert (reading.packets, inbox.packets) == (0, [])
+    reading.stop()
+    file.close()
 
 
 async def test_reading_with_and_without_offloads(pair: Pair) -> None:

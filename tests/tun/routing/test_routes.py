@@ -1,7 +1,11 @@
-"""The rules that there should be, and rules as the kernel tells them; the rest of routing is tests/lab's."""
+"""The rules that there should be, rules as the kernel tells them, and Routes on a kernel of lists."""
 
 from __future__ import annotations
 
+import asyncio
+import errno
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from ipaddress import ip_network
 from socket import AF_INET, AF_INET6
 from typing import Any
@@ -9,14 +13,19 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pyroute2 import NetlinkError
 
 from cryprq_proxy.errors import ConfigError, CryprqError
+from tun import sysctl
+from tun.routing import routes as routing
 from tun.routing.lan import Lan, Network
 from tun.routing.netlink_watch import LEAST_PAUSE, MOST_PAUSE, pause
 from tun.routing.route_rules import (
     FIRST,
     LAST,
+    LOCAL,
     PROTOCOL,
+    REST,
     TABLE,
     UNREACHABLE,
     RouteSettings,
@@ -24,7 +33,7 @@ from tun.routing.route_rules import (
     read_rule,
     wanted_rules,
 )
-from tun.routing.routes import UNDO
+from tun.routing.routes import KIND, UNDO, Routes
 
 MARK = 0x6372
 
@@ -186,3 +195,239 @@ def test_a_look_that_takes_long_is_taken_less_often() -> None:
     assert pause(0.0) == LEAST_PAUSE
     assert pause(0.05) == pytest.approx(0.2)
     assert pause(60.0) == MOST_PAUSE < 1
+
+
+# --- against a kernel of lists ---
+
+ETH, TUN = 2, 9
+ROUTES = RouteSettings("cryprq0", MARK)
+HOME = Lan(nets("192.168.1.0/24"))
+
+
+class FakeKernel:
+    """The tables of rtnetlink, as far as Routes uses them. `steps` are the changes in their order."""
+
+    def __init__(self) -> None:
+        self.steps: list[str] = []
+        self.refuses = ""
+        self.rules: list[dict[str, Any]] = []
+        self.routes = [
+            self.main("0.0.0.0", 0, RTA_GATEWAY="192.168.1.1"),
+            self.main("192.168.1.0", 24),
+        ]
+        self.links = [
+            {"index": index, "flags": 1, "attrs": [("IFLA_IFNAME", name)]}
+            for index, name in ((ETH, "eth0"), (TUN, "cryprq0"))
+        ]
+
+    @staticmethod
+    def main(prefix: str, length: int, **attributes: object) -> dict[str, Any]:
+        attributes = {"RTA_DST": prefix, "RTA_OIF": ETH, **attributes}
+        head = {"family": AF_INET, "flags": 0, "dst_len": length, "table": 254, "type": 1, "proto": 3}
+        return {**head, "attrs": list(attributes.items())}
+
+    @asynccontextmanager
+    async def opened(self) -> AsyncIterator[FakeKernel]:
+        yield self
+
+    async def rule(self, command: str, **arguments: Any) -> AsyncIterator[dict[str, Any]] | None:
+        if command == "dump":
+            return self._dump(self.rules, arguments["family"])
+        version = 4 if arguments["family"] == AF_INET else 6
+        (rule,) = (rule for rule in wanted_rules(ROUTES, HOME, version) if rule.arguments() == arguments)
+        self._change(self.rules, command, as_message(rule), f"rule {version} {rule.priority}")
+        return None
+
+    async def route(self, command: str, **arguments: Any) -> AsyncIterator[dict[str, Any]] | None:
+        if command == "dump":
+            return self._dump(self.routes, arguments["family"])
+        version = 4 if arguments["family"] == AF_INET else 6
+        attributes = [("RTA_TABLE", arguments["table"])]
+        attributes += [("RTA_OIF", arguments["oif"])] if "oif" in arguments else []
+        message = {
+            "family": arguments["family"],
+            "flags": 0,
+            "dst_len": 0,
+            "table": 0,
+            "type": 7 if arguments.get("type") == "unreachable" else 1,
+            "proto": arguments["proto"],
+            "attrs": attributes,
+        }
+        what = "device" if "oif" in arguments else "unreachable"
+        self._change(self.routes, command, message, f"route {version} {what}")
+        return None
+
+    async def link(self, command: str, **arguments: Any) -> AsyncIterator[dict[str, Any]]:
+        return self._dump(self.links, None)
+
+    async def addr(self, command: str, **arguments: Any) -> AsyncIterator[dict[str, Any]]:
+        return self._dump([], None)
+
+    def _change(self, table: list[dict[str, Any]], command: str, message: dict[str, Any], what: str) -> None:
+        if self.refuses == what:
+            raise NetlinkError(errno.EINVAL)
+        self.steps.append(f"{command} {what}")
+        if command == "add":
+            table.append(message)
+        else:
+            table.remove(message)
+
+    @staticmethod
+    async def _dump(table: list[dict[str, Any]], family: int | None) -> AsyncIterator[dict[str, Any]]:
+        for message in table:
+            if family is None or message["family"] == family:
+                yield message
+
+
+class FakeChanges:
+    """As netlink_watch.Changes: `event` says that something has changed."""
+
+    def __init__(self) -> None:
+        self.event = asyncio.Event()
+        self.waits = asyncio.Event()
+
+    async def wait(self) -> None:
+        self.waits.set()
+        await self.event.wait()
+        self.event.clear()
+
+    async def looked(self) -> None:
+        """Wake the watch, and return when it waits again."""
+        self.waits.clear()
+        self.event.set()
+        await self.waits.wait()
+
+    def __enter__(self) -> FakeChanges:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+class Watched:
+    """Routes on a fake kernel, applied and watched."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.kernel, self.changes = FakeKernel(), FakeChanges()
+        self.lans: list[Lan] = []
+        self.moved: list[int] = []
+        steps = self.kernel.steps
+        monkeypatch.setattr(routing, "_versions", lambda: (4, 6))
+        monkeypatch.setattr(routing, "pause", lambda took: 0.0)
+        monkeypatch.setattr(routing, "MOST_PAUSE", 0.0)
+        monkeypatch.setattr(sysctl, "set_sysctl", lambda name, value, record: steps.append(f"{name}={value}"))
+        self.routes = Routes(
+            ROUTES,
+            lambda entry: steps.append(f"record {entry['kind']}"),
+            self.kernel.opened,
+            lambda: self.changes,  # type: ignore[arg-type, return-value]
+        )
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        await self.routes.apply()
+        self.kernel.steps.clear()
+        watch = asyncio.ensure_future(self.routes.watch(self.lan_changed, self.default_changed))
+        await self.changes.waits.wait()
+        yield
+        watch.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await watch
+
+    async def lan_changed(self, lan: Lan) -> None:
+        self.lans.append(lan)
+
+    async def default_changed(self, version: int) -> None:
+        self.moved.append(version)
+
+
+@pytest.fixture
+def watched(monkeypatch: pytest.MonkeyPatch) -> Watched:
+    return Watched(monkeypatch)
+
+
+async def test_the_journal_comes_first_and_the_last_rule_last(watched: Watched) -> None:
+    await watched.routes.apply()
+    steps = watched.kernel.steps
+    assert steps[:2] == [f"record {KIND}", "net.ipv4.conf.all.src_valid_mark=1"]
+    for version in (4, 6):
+        own = [step for step in steps if f" {version} " in step]
+        assert own[:2] == [f"add route {version} unreachable", f"add route {version} device"]
+        rules = [int(step.rpartition(" ")[2]) for step in own[2:]]
+        assert rules == sorted(rules)
+        assert rules[0] == FIRST
+        assert (LOCAL in rules) == (version == 4)
+
+
+async def test_rules_and_routes_that_others_remove_are_put_back(
+    watched: Watched, caplog: pytest.LogCaptureFixture
+) -> None:
+    kernel = watched.kernel
+    async with watched.running():
+        await watched.changes.looked()
+        assert (kernel.steps, watched.routes.repairs) == ([], 0)
+        before = len(kernel.rules), len(kernel.routes)
+        del kernel.rules[-1]
+        del kernel.routes[-1]
+        await watched.changes.looked()
+        assert (len(kernel.rules), len(kernel.routes)) == before
+        assert [step.split()[:2] for step in kernel.steps] == [["add", "route"], ["add", "rule"]]
+        assert watched.routes.repairs == 1
+        assert "2 of our rules and routes were gone" in caplog.text
+
+
+async def test_rules_of_others_stay_and_ours_of_before_go(watched: Watched) -> None:
+    kernel = watched.kernel
+    async with watched.running():
+        foreign = {"family": AF_INET, "dst_len": 0, "table": 254, "action": 1, "attrs": [("FRA_PRIORITY", 9)]}
+        kernel.rules.append(foreign)
+        del kernel.routes[1]  # the LAN's
+        await watched.changes.looked()
+        assert kernel.steps == [f"del rule 4 {LOCAL}"]
+        assert foreign in kernel.rules
+        assert [lan.prefixes for lan in watched.lans] == [()]
+        assert watched.routes.repairs == 0
+
+
+async def test_another_uplink_is_told_and_another_metric_is_not(watched: Watched) -> None:
+    kernel = watched.kernel
+    async with watched.running():
+        kernel.routes[0] = kernel.main("0.0.0.0", 0, RTA_GATEWAY="192.168.1.1", RTA_PRIORITY=20_100)
+        await watched.changes.looked()
+        assert watched.moved == []
+        kernel.routes[0] = kernel.main("0.0.0.0", 0, RTA_GATEWAY="192.168.1.254")
+        await watched.changes.looked()
+        assert watched.moved == [4]
+        del kernel.routes[0]
+        await watched.changes.looked()
+        assert watched.moved == [4]
+
+
+async def test_what_the_kernel_refuses_is_tried_again(
+    watched: Watched, caplog: pytest.LogCaptureFixture
+) -> None:
+    kernel = watched.kernel
+    async with watched.running():
+        kernel.refuses = f"rule 4 {REST}"
+        kernel.rules[:] = [rule for rule in kernel.rules if ("FRA_PRIORITY", REST) not in rule["attrs"]]
+        watched.changes.event.set()
+        while "could not be" not in caplog.text:
+            await asyncio.sleep(0)
+        kernel.refuses = ""
+        while f"add rule 4 {REST}" not in kernel.steps:
+            await asyncio.sleep(0)
+    assert f"add rule 6 {REST}" in kernel.steps  # what does not depend on the refused one was not held up
+
+
+@pytest.mark.parametrize("what", ["rule", "route", "device"])
+async def test_what_belongs_to_others_or_is_missing_stops_the_start(watched: Watched, what: str) -> None:
+    kernel = watched.kernel
+    if what == "rule":
+        attributes = [("FRA_PRIORITY", FIRST), ("FRA_PROTOCOL", 4)]
+        kernel.rules.append({"family": AF_INET, "dst_len": 0, "table": 254, "action": 1, "attrs": attributes})
+    elif what == "route":
+        kernel.routes.append(kernel.main("10.0.0.0", 8, RTA_TABLE=TABLE))
+    else:
+        kernel.links.pop()
+    with pytest.raises(ConfigError):
+        await watched.routes.apply()
+    assert kernel.steps == []

@@ -1,0 +1,230 @@
+"""The filter is changed in one place and put back there; kernel, routes and resolver are fakes."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from typing import Any
+
+import pytest
+
+from cryprq_proxy.address import Destination
+from cryprq_proxy.errors import ConfigError, CryprqError
+from cryprq_proxy.rules.engine import EVERYTHING, RuleSet
+from cryprq_proxy.rules.syntax import Action, Rule, Verdict
+from tests.support.settings import tunnel_settings
+from tun import guard
+from tun.firewall.filter_settings import FilterSettings
+from tun.firewall.policy import Policy
+from tun.guard import FilterGate, TunnelGuard
+from tun.journal import Record
+from tun.routing.exit_endpoints import ExitEndpoints
+from tun.routing.lan import Lan
+from tun.routing.tunnel_addresses import TunnelAddresses
+
+LAN = Lan((ip_network("192.168.1.0/24"),), (), frozenset({"eth0"}))
+BLOCK = RuleSet(
+    (Rule(action=Action(Verdict.BLOCK), cidrs=(ip_network("192.0.2.0/24"),)),), Action(Verdict.TUNNEL)
+)
+
+
+class FakeFilter:
+    """As kill_switch.Filter. `refusal` is raised by the next change."""
+
+    def __init__(self, settings: FilterSettings) -> None:
+        self.settings = settings
+        self.steps: list[str] = []
+        self.stands = True
+        self.refusal: CryprqError | None = None
+        self.held: threading.Event | None = None
+        self.restored = threading.Event()
+
+    def _step(self, what: str) -> None:
+        if self.held is not None:
+            assert self.held.wait(20)
+        if self.refusal is not None:
+            refusal, self.refusal = self.refusal, None
+            raise refusal
+        self.steps.append(what)
+
+    def update(self, settings: FilterSettings) -> None:
+        if settings != self.settings:
+            self._step("update")
+            self.settings = settings
+
+    def standing(self) -> bool:
+        return self.stands
+
+    def restore(self) -> None:
+        self._step("restore")
+        self.stands = True
+        self.restored.set()
+
+    def pause(self, seconds: int) -> None:
+        self._step(f"pause {seconds}")
+
+    @contextmanager
+    def resolving(self, resolvers: list[Any]) -> Iterator[None]:
+        self._step(f"open {' '.join(map(str, resolvers))}")
+        yield
+        self._step("close")
+
+
+class FakeFactory:
+    def __init__(self) -> None:
+        self.made: FakeFilter
+
+    def up(self, settings: FilterSettings, record: Record, *, ours: bool, keep_inbound: bool) -> FakeFilter:
+        record({"kind": "filter"})
+        self.made = FakeFilter(settings)
+        return self.made
+
+
+class FakeRoutes:
+    async def watch(
+        self, lan: Callable[[Lan], Awaitable[None]], default: Callable[[int], Awaitable[None]]
+    ) -> None:
+        self.lan, self.default = lan, default
+        await asyncio.get_running_loop().create_future()
+
+
+class FakeResolver:
+    def __init__(self) -> None:
+        self.watched = asyncio.Event()
+
+    async def watch(self) -> None:
+        self.watched.set()
+        raise ConfigError("resolved is gone")
+
+
+class Guarded:
+    """A gate with its filter, and a guard on it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        factory = FakeFactory()
+        monkeypatch.setattr(guard, "Filter", factory)
+        monkeypatch.setattr(guard, "CHECK_SECONDS", 0.0)
+        self.recorded: list[object] = []
+        exits = ExitEndpoints([Destination("exit.example", 443)])
+        self.gate = FilterGate(
+            tunnel_settings(), exits, Policy(EVERYTHING), LAN, self.recorded.append, ours=False
+        )
+        self.filter = factory.made
+        self.routes, self.resolver = FakeRoutes(), FakeResolver()
+        self.redials = 0
+
+    def guard(self) -> TunnelGuard:
+        return TunnelGuard(self.gate, self.routes, self.resolver, self.redial)  # type: ignore[arg-type]
+
+    def redial(self) -> None:
+        self.redials += 1
+
+
+@pytest.fixture
+async def guarded(monkeypatch: pytest.MonkeyPatch) -> Guarded:
+    return Guarded(monkeypatch)
+
+
+async def test_the_filter_is_made_with_what_is_known_and_follows_the_rest(guarded: Guarded) -> None:
+    gate, first = guarded.gate, guarded.filter.settings
+    assert guarded.recorded == [{"kind": "filter"}]
+    assert (first.exits, first.tunnel4, first.dns_port, first.lan) == (
+        frozenset(),
+        None,
+        None,
+        {ip_network("192.168.1.0/24")},
+    )
+    await gate.follow_exit("exit.example", ["192.0.2.1"])
+    await gate.follow_addresses(TunnelAddresses(IPv4Address("100.96.0.7"), IPv6Address("fd00::7")), 5300)
+    await gate.follow_resolvers(lambda: ("192.168.1.1", "fe80::1%eth0"))
+    await gate.follow_lan(Lan())
+    await gate.follow_policy(Policy(BLOCK))
+    now = guarded.filter.settings
+    assert {(str(exit.address), exit.port) for exit in now.exits} == {("192.0.2.1", 443)}
+    assert (str(now.tunnel4), str(now.tunnel6), now.dns_port) == ("100.96.0.7", "fd00::7", 5300)
+    assert now.portal_resolvers == (ip_address("192.168.1.1"),)
+    assert now.lan == frozenset()
+    assert len(now.rules.rules) == 1
+    assert guarded.filter.steps == ["update"] * 5
+
+
+async def test_rules_that_cannot_be_set_leave_those_from_before(guarded: Guarded) -> None:
+    before = guarded.gate.policy
+    guarded.filter.refusal = CryprqError("refused")
+    with pytest.raises(CryprqError, match="refused"):
+        await guarded.gate.follow_policy(Policy(BLOCK))
+    assert guarded.gate.policy is before
+    await guarded.gate.update()
+    assert guarded.filter.steps == []
+
+
+async def test_the_opening_is_closed_also_after_a_failure(guarded: Guarded) -> None:
+    with pytest.raises(CryprqError, match="no answer"):
+        async with guarded.gate.open_for(["192.168.1.1", "fe80::1%eth0"]):
+            raise CryprqError("no answer")
+    assert guarded.filter.steps == ["open 192.168.1.1 fe80::1", "close"]
+
+
+async def test_after_the_end_nothing_is_changed(guarded: Guarded) -> None:
+    """Also by a change that was asked for before, and waits for its turn."""
+    guarded.filter.held = threading.Event()
+    first = asyncio.ensure_future(guarded.gate.pause(5))
+    second = asyncio.ensure_future(guarded.gate.pause(6))
+    await asyncio.sleep(0)
+    ending = asyncio.ensure_future(guarded.gate.shut())
+    await asyncio.sleep(0)
+    assert not ending.done()
+    guarded.filter.held.set()
+    await ending
+    await first
+    for late in (second, guarded.gate.restore(), guarded.gate.pause(7)):
+        with pytest.raises(CryprqError, match="is being undone"):
+            await late
+    assert guarded.filter.steps == ["pause 5"]
+
+
+async def test_who_is_cancelled_waits_for_the_end_of_the_change(guarded: Guarded) -> None:
+    guarded.filter.held = threading.Event()
+    change = asyncio.ensure_future(guarded.gate.pause(5))
+    await asyncio.sleep(0)
+    change.cancel()
+    done, _ = await asyncio.wait([change], timeout=0)
+    assert not done
+    guarded.filter.held.set()
+    with pytest.raises(asyncio.CancelledError):
+        await change
+    assert guarded.filter.steps == ["pause 5"]
+
+
+async def test_a_filter_that_others_removed_is_put_back_and_again_after_a_failure(
+    guarded: Guarded, caplog: pytest.LogCaptureFixture
+) -> None:
+    watching = guarded.guard()
+    for refusal in (None, CryprqError("refused")):
+        guarded.filter.refusal = refusal
+        guarded.filter.restored.clear()
+        guarded.filter.stands = False
+        assert await asyncio.to_thread(guarded.filter.restored.wait, 20)
+    await watching.stop()
+    assert guarded.filter.steps == ["restore", "restore"]
+    assert "another program removed the kill switch" in caplog.text
+    assert "the kill switch could not be checked: refused" in caplog.text
+
+
+async def test_the_guard_follows_networks_and_uplink(
+    guarded: Guarded, caplog: pytest.LogCaptureFixture
+) -> None:
+    watching = guarded.guard()
+    await guarded.resolver.watched.wait()
+    await guarded.routes.lan(Lan((ip_network("10.1.0.0/16"),)))
+    assert guarded.filter.settings.lan == {ip_network("10.1.0.0/16")}
+    await guarded.routes.default(4)
+    assert guarded.redials == 1
+    await watching.stop()
+    assert "system resolver: resolved is gone" in caplog.text
+    guarded.filter.stands = False
+    await asyncio.sleep(0)
+    assert "restore" not in guarded.filter.steps
