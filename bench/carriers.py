@@ -110,7 +110,7 @@ async def _serve_client(setting: dict[str, Any], stop: asyncio.Event) -> None:
     from cryprq_proxy.address import Destination
     from cryprq_proxy.carriers.dial.endpoint import Endpoint
     from cryprq_proxy.client.dispatcher import Dispatcher
-    from cryprq_proxy.client.exits import Plan, keep_up, plan_exits
+    from cryprq_proxy.client.exits import PlannedExit, keep_up, plan_exits
     from cryprq_proxy.client.settings import ClientSettings
     from cryprq_proxy.config.client import ClientConfig
     from cryprq_proxy.crypto.identity import Identity, PeerId
@@ -130,7 +130,7 @@ async def _serve_client(setting: dict[str, Any], stop: asyncio.Event) -> None:
         ca=Path("ca.pem") if carrier == "wss" else None,
     )
     identity = Identity.load(provider, Path("client-identity"))
-    exits = plan_exits(identity, provider, [Plan("exit", 1, settings)], failback=config.failback)
+    exits = plan_exits(identity, provider, [PlannedExit("exit", 1, settings)], failback=config.failback)
     listen = replace(listener_settings(config), listen=Destination("127.0.0.1", setting["socks"]))
     listener = MixedListener(Dispatcher(exits, EVERYTHING), listen)
     listener.start()

@@ -27,12 +27,12 @@ from typing import Final
 from cryprq_proxy.address import Destination
 from cryprq_proxy.rules.engine import RuleSet, load_rules
 from cryprq_proxy.rules.pac.script import MAX_WILDCARDS, pac
-from cryprq_proxy.rules.syntax import Action, Rule, Verdict
+from cryprq_proxy.rules.syntax import Rule, RuleAction, Verdict
 
 PROXY: Final = Destination("127.0.0.1", 1080)
-TUNNEL: Final = Action(Verdict.TUNNEL)
-DIRECT: Final = Action(Verdict.DIRECT)
-BLOCK: Final = Action(Verdict.BLOCK)
+TUNNEL: Final = RuleAction(Verdict.TUNNEL)
+DIRECT: Final = RuleAction(Verdict.DIRECT)
+BLOCK: Final = RuleAction(Verdict.BLOCK)
 CALLS: Final = 5_000
 PATIENCE: Final = 120.0
 FLAGS: Final = (

@@ -18,13 +18,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from cryprq_proxy.rules.engine import RuleSet, load_rules
-from cryprq_proxy.rules.syntax import Action, Rule, Verdict
+from cryprq_proxy.rules.syntax import Rule, RuleAction, Verdict
 
 NAMES = 500_000
 LOOK_UPS = 20_000
 ROUNDS = 5
-DIRECT = Action(Verdict.DIRECT)
-BLOCK = Action(Verdict.BLOCK)
+DIRECT = RuleAction(Verdict.DIRECT)
+BLOCK = RuleAction(Verdict.BLOCK)
 
 
 def name(number: int) -> str:

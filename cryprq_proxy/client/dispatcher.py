@@ -23,7 +23,7 @@ from ..address import Destination
 from ..errors import ConfigError, DirectRefused, StreamBlocked, StreamReason, StreamRefused
 from ..outbound.bytestream import ByteStream
 from ..rules.engine import Decision, RuleSet
-from ..rules.syntax import Action, Verdict
+from ..rules.syntax import RuleAction, Verdict
 from ..session.sendlog import SlotPool
 from ..session.status import by_name
 from ..session.streams import Stream, StreamHandler
@@ -211,5 +211,5 @@ def _row(
     )
 
 
-_TUNNEL: Final = Action(Verdict.TUNNEL)
+_TUNNEL: Final = RuleAction(Verdict.TUNNEL)
 _PROTOCOLS: Final = {StreamProtocol.TCP: "tcp", StreamProtocol.UDP: "udp", StreamProtocol.RESOLVER: "dns"}

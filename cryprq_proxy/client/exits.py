@@ -49,7 +49,7 @@ RETRY_SECONDS: Final = 60.0
 """An exit that cannot do what is asked of it is asked again so much later."""
 
 
-class Plan(NamedTuple):
+class PlannedExit(NamedTuple):
     """One exit of the configuration; the smaller `priority` is preferred."""
 
     name: str
@@ -82,7 +82,7 @@ class ExitEntry:
 def plan_exits(
     identity: Identity,
     provider: Provider,
-    plans: Sequence[Plan],
+    plans: Sequence[PlannedExit],
     network: ClientNetwork = NO_NETWORK,
     resolve: Resolve = by_system,
     *,

@@ -14,7 +14,7 @@ from typing import Final
 from ..address import Destination
 from ..errors import LocalError, StreamReason
 from ..rules.engine import Decision
-from ..rules.syntax import Action, Verdict
+from ..rules.syntax import RuleAction, Verdict
 from ..session.streams import AnyStream, Half, StreamHandler
 from ..session.wire import StreamProtocol
 from .requests import NOWHERE, StreamRequest
@@ -69,7 +69,7 @@ class SplitAssociation(DatagramsOnly):
         self._start = start
         self._blocked = blocked
         self._blocking: set[int] = set()
-        self._ways: dict[Action, _Way] = {}
+        self._ways: dict[RuleAction, _Way] = {}
 
     def send_datagram(self, destination: Destination, payload: bytes | memoryview) -> None:
         decision = self._decide(destination)
@@ -100,7 +100,7 @@ class SplitAssociation(DatagramsOnly):
 class _Way(StreamHandler):
     """Handler of the stream of one way."""
 
-    def __init__(self, association: SplitAssociation, action: Action) -> None:
+    def __init__(self, association: SplitAssociation, action: RuleAction) -> None:
         self._association = association
         self.action = action
         self._stream: AnyStream | None = None

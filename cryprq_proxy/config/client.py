@@ -24,7 +24,7 @@ from ..base.paths import default_control_socket, exposed
 from ..carriers.dial.upstream import UpstreamProxy
 from ..errors import ConfigError
 from ..fronts.credentials import Credentials
-from ..rules.syntax import Action, Rule
+from ..rules.syntax import Rule, RuleAction
 from ..session.session import SessionLimits
 from .decode import Text, build, count, decode_file, path, read_source, seconds, switch, with_flags
 from .exits import PEER, ExitChoice, ExitTable, exit_choices
@@ -62,7 +62,7 @@ class ClientConfig(RoleConfig, frozen=True, kw_only=True):
     negotiation_timeout: Annotated[float, seconds(0.1, 600)] = 10.0
     via: Annotated[bool, switch()] = False
     admin: Annotated[Destination | None, _ADMIN] = DEFAULT_ADMIN
-    default: Annotated[Action, ACTION] = DEFAULT
+    default: Annotated[RuleAction, ACTION] = DEFAULT
     rule: tuple[RuleTable, ...] = ()
     control_socket: Annotated[Path, path()] = msgspec.field(
         default_factory=lambda: default_control_socket("client")

@@ -21,10 +21,10 @@ from typing import Annotated, Final
 from msgspec import Struct
 
 from ..errors import ConfigError
-from ..rules.ranges import Network
+from ..rules.ranges import IPNetwork
 from ..rules.syntax import (
-    Action,
     Rule,
+    RuleAction,
     Verdict,
     parse_action,
     parse_cidr,
@@ -35,7 +35,7 @@ from ..rules.syntax import (
 )
 from .decode import Text, path
 
-DEFAULT: Final = Action(Verdict.TUNNEL)
+DEFAULT: Final = RuleAction(Verdict.TUNNEL)
 ACTION: Final = Text(parse_action, 'a string: "tunnel", "direct", "block" or "exit:NAME"')
 """Annotates `to`, and `default` beside the tables."""
 _DOMAINS: Final = Text(
@@ -50,9 +50,9 @@ _NAME: Final = Text(parse_label, 'a string like "the office"')
 class RuleTable(Struct, frozen=True, kw_only=True):
     """One [[rule]]."""
 
-    to: Annotated[Action, ACTION]
+    to: Annotated[RuleAction, ACTION]
     domains: Annotated[tuple[str, ...], _DOMAINS] = ()
-    cidrs: Annotated[tuple[Network, ...], _CIDRS] = ()
+    cidrs: Annotated[tuple[IPNetwork, ...], _CIDRS] = ()
     ports: Annotated[tuple[tuple[int, int], ...], _PORTS] = ()
     lists: Annotated[tuple[Path, ...], _LISTS] = ()
     name: Annotated[str, _NAME] = ""
@@ -79,7 +79,7 @@ def to_rules(tables: Sequence[RuleTable]) -> tuple[Rule, ...]:
     )
 
 
-def check_exits(rules: Sequence[Rule], default: Action, names: Collection[str]) -> None:
+def check_exits(rules: Sequence[Rule], default: RuleAction, names: Collection[str]) -> None:
     """Raises ConfigError if a rule or the default picks an exit that is none of `names`."""
     for index, action in [*enumerate(rule.action for rule in rules), (-1, default)]:
         if action.verdict is Verdict.EXIT and action.exit not in names:

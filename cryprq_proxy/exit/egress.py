@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Final
 
 from ..errors import ConfigError
-from ..rules.ranges import LAST_PORT, AddressSet, Network
+from ..rules.ranges import LAST_PORT, AddressSet, IPNetwork
 from .egress_rules import Rule, RuleList, faces, normalise, parse_rule
 
 PRIVATE: Final = (
@@ -172,25 +172,25 @@ def _parse_exception(entry: str) -> Rule:
     return rule
 
 
-def _network_or_none(text: str) -> Network | None:
+def _network_or_none(text: str) -> IPNetwork | None:
     try:
         return ip_network(text.partition("%")[0], strict=False)
     except ValueError:
         return None
 
 
-def _is_guardable(network: Network | None) -> bool:
+def _is_guardable(network: IPNetwork | None) -> bool:
     """Loopback has its place in PRIVATE, and an entry like 127.0.0.0/8 in `allow` shall lift all of it."""
     return network is not None and not network.is_loopback
 
 
-def _covers(outer: Network, inner: Network | None) -> bool:
+def _covers(outer: IPNetwork, inner: IPNetwork | None) -> bool:
     if isinstance(outer, IPv4Network):
         return isinstance(inner, IPv4Network) and inner.subnet_of(outer)
     return isinstance(inner, IPv6Network) and inner.subnet_of(outer)
 
 
-def _without(networks: Iterable[Network], holes: Iterable[Network]) -> list[Network]:
+def _without(networks: Iterable[IPNetwork], holes: Iterable[IPNetwork]) -> list[IPNetwork]:
     """The networks with each hole cut out of the one that has it inside."""
     left = list(networks)
     for hole in holes:

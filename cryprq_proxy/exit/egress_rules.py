@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 from ..address import canonical_host
 from ..errors import ConfigError
-from ..rules.ranges import LAST_PORT, AddressSet, Face, Network, parse_network, parse_ports
+from ..rules.ranges import LAST_PORT, AddressSet, Face, IPNetwork, parse_network, parse_ports
 
 _LOCAL_NAT64: Final = 0x0064_FF9B_0001
 _NUMBER: Final = re.compile(r"[0-9]+|0x[0-9a-f]*")
@@ -61,7 +61,7 @@ def _inside_local_nat64(value: int) -> Sequence[int]:
 class Rule(NamedTuple):
     """One entry of a list, decoded. Neither network nor name: any host."""
 
-    network: Network | None
+    network: IPNetwork | None
     name: str
     """Lower case; "*.example.com" for all below; "" for none."""
     first_port: int

@@ -12,7 +12,7 @@ What can end an exchange is an exception here and nowhere else: `_ClientGone`, `
 no byte of the response was sent the client gets an error page, else its connection is aborted: a response that ends
 cleanly although it was cut would be taken for whole.
 
-After a CONNECT or an upgrade the bytes are no longer HTTP; `run` then returns a `Tunnel` and has no further part.
+After a CONNECT or an upgrade the bytes are no longer HTTP; `run` then returns a `HttpTunnel` and has no further part.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ ESTABLISHED = b"HTTP/1.1 200 Connection established\r\n\r\n"
 
 
 @dataclass(frozen=True, slots=True)
-class Tunnel:
+class HttpTunnel:
     """A connection that speaks no HTTP any more. The caller owns `stream` from here on and relays raw bytes."""
 
     stream: ByteStream
@@ -117,13 +117,13 @@ class HttpProxy:
         self._origin: Origin | None = None
         """The one stream that is ours to end: in use, or kept for the next request."""
 
-    async def run(self, first_bytes: bytes) -> Tunnel | None:
+    async def run(self, first_bytes: bytes) -> HttpTunnel | None:
         """Serve until the client or the protocol ends it; `first_bytes` were already read from the client.
 
-        Returns a Tunnel, or None when all is done: the caller then closes the client's connection, and reads on for a
-        while as the client may still be sending (RFC 9112 section 9.6). Raises StreamReset when that connection is to
-        be aborted: the client itself did so, or the response was cut. Raises nothing else but CancelledError, and
-        leaves no stream open behind it.
+        Returns an HttpTunnel, or None when all is done. The caller then closes the client's connection, and reads on
+        for a while as the client may still be sending (RFC 9112 section 9.6). Raises StreamReset when that connection
+        is to be aborted: the client itself did so, or the response was cut. Raises nothing else but CancelledError,
+        and leaves no stream open behind it.
         """
         try:
             pending = first_bytes.lstrip(b"\r\n")
@@ -186,7 +186,7 @@ class HttpProxy:
             return None
         return event if isinstance(event, h11.Request) else None
 
-    async def _serve(self, request: h11.Request) -> Tunnel | None:
+    async def _serve(self, request: h11.Request) -> HttpTunnel | None:
         """Answer one request."""
         try:
             if not has_body(request):
@@ -215,16 +215,16 @@ class HttpProxy:
         except (StreamRefused, StreamReset) as failure:
             raise refusal_for(failure.reason, destination) from None
 
-    async def _connect(self, target: Target) -> Tunnel:
+    async def _connect(self, target: Target) -> HttpTunnel:
         try:
             stream = await self._open(target.destination)
         except RequestRefused as refusal:
             # What the client may have sent ahead for the tunnel is no HTTP.
             refusal.close = True
             raise
-        return Tunnel(stream, ESTABLISHED, self._http.trailing_data[0])
+        return HttpTunnel(stream, ESTABLISHED, self._http.trailing_data[0])
 
-    async def _forward(self, request: h11.Request, target: Target) -> Tunnel | None:
+    async def _forward(self, request: h11.Request, target: Target) -> HttpTunnel | None:
         """Send the request to its origin, on the kept stream if that is the same origin's and still lives."""
         while True:
             kept = self._origin
@@ -256,7 +256,9 @@ class HttpProxy:
             if switched is not None:
                 self._origin = None
                 reply = self._http.send(forward_response(switched, self._via))
-                return Tunnel(kept.stream, reply + kept.http.trailing_data[0], self._http.trailing_data[0])
+                return HttpTunnel(
+                    kept.stream, reply + kept.http.trailing_data[0], self._http.trailing_data[0]
+                )
             if not kept.renew():
                 self._drop_origin()
             return None

@@ -27,7 +27,7 @@ from ..outbound.relay import Relay
 from ..session.streams import AnyStream, StreamHandler
 from ..session.wire import StreamProtocol
 from .credentials import Credentials
-from .http_proxy import HttpProxy, Tunnel
+from .http_proxy import HttpProxy, HttpTunnel
 from .socks import Command, SocksServer
 from .socks_udp import UdpFront
 
@@ -163,7 +163,7 @@ class MixedListener:
                 sock.close()
                 self.ended()
 
-    async def _tunnel(self, application: SocketStream, tunnel: Tunnel) -> None:
+    async def _tunnel(self, application: SocketStream, tunnel: HttpTunnel) -> None:
         """From HTTP messages to raw bytes. Raises StreamReset."""
         link = tunnel.stream
         try:

@@ -28,7 +28,7 @@ CACHE_SECONDS: Final = 30.0
 MAX_SERVERS: Final = 3
 """As many does the C library look at."""
 
-type Answer = tuple[str, ...] | StreamReason
+type LookupResult = tuple[str, ...] | StreamReason
 """What a name resolves to: literals, at least one, or why there are none."""
 
 FAILURE_SECONDS: Final[dict[StreamReason, float]] = {
@@ -68,7 +68,7 @@ class Resolver(Protocol):
         """
 
 
-def look_up(name: str) -> Answer:
+def look_up(name: str) -> LookupResult:
     """Ask the C library; blocks. What it finds is in the order of RFC 6724."""
     try:
         # As bytes: otherwise the idna codec goes over a name that is in A-labels already.
@@ -96,12 +96,12 @@ class SystemResolver:
         waiting: int = RESOLVER_WAITING,
         cache_size: int = CACHE_SIZE,
         now: Callable[[], float] = time.monotonic,
-        lookup: Callable[[str], Answer] = look_up,
+        lookup: Callable[[str], LookupResult] = look_up,
     ) -> None:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="resolver")
         self._most_pending = threads + waiting
-        self._pending: dict[str, asyncio.Future[Answer]] = {}
-        self._cache: OrderedDict[str, tuple[float, Answer]] = OrderedDict()
+        self._pending: dict[str, asyncio.Future[LookupResult]] = {}
+        self._cache: OrderedDict[str, tuple[float, LookupResult]] = OrderedDict()
         self._cache_size = cache_size
         self._now = now
         self._lookup = lookup
@@ -122,19 +122,19 @@ class SystemResolver:
         self._cache.clear()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _ask(self, name: str) -> asyncio.Future[Answer]:
+    def _ask(self, name: str) -> asyncio.Future[LookupResult]:
         if self._closed:
             raise StreamRefused(StreamReason.SHUTTING_DOWN)
         if len(self._pending) >= self._most_pending:
             raise StreamRefused(StreamReason.NAME_FAILED)
         loop = asyncio.get_running_loop()
-        answer: asyncio.Future[Answer] = loop.create_future()
+        answer: asyncio.Future[LookupResult] = loop.create_future()
         self._pending[name] = answer
         loop.run_in_executor(self._pool, self._lookup, name).add_done_callback(partial(self._learn, name))
         return answer
 
-    def _learn(self, name: str, asked: asyncio.Future[Answer]) -> None:
-        answer: Answer
+    def _learn(self, name: str, asked: asyncio.Future[LookupResult]) -> None:
+        answer: LookupResult
         if asked.cancelled():
             answer = StreamReason.SHUTTING_DOWN
         elif error := asked.exception():

@@ -17,9 +17,9 @@ from typing import Final, NamedTuple
 
 from ..address import packed
 from . import lists
-from .lists import ListedNames, Problem, Progress
+from .lists import ListedNames, Problem, ReadProgress
 from .ranges import LAST_PORT, Steps, spans
-from .syntax import Action, Rule, Verdict, shown
+from .syntax import Rule, RuleAction, Verdict, shown
 
 _MAPPED: Final = bytes(10) + b"\xff\xff"
 
@@ -27,7 +27,7 @@ _MAPPED: Final = bytes(10) + b"\xff\xff"
 class Decision(NamedTuple):
     """What becomes of a connection, and why."""
 
-    action: Action
+    action: RuleAction
     rule: str
     """What people read: the rule's name, "rule 3", or "default"."""
     index: int  # type: ignore[assignment]  # of `tuple.index` nobody needs the name
@@ -51,7 +51,9 @@ class RuleSet:
         "rules",
     )
 
-    def __init__(self, rules: Sequence[Rule], default: Action, listed: ListedNames = lists.NOTHING) -> None:
+    def __init__(
+        self, rules: Sequence[Rule], default: RuleAction, listed: ListedNames = lists.NOTHING
+    ) -> None:
         """`listed` are the names of the rules' lists; `load_rules` reads them."""
         self.rules = tuple(rules)
         self.default = default
@@ -181,7 +183,9 @@ def pattern(domain: str) -> re.Pattern[str]:
     return re.compile(first + "".join(f"(?>.*?{each})" for each in middle if each) + ".*" + last, re.DOTALL)
 
 
-def load_rules(rules: Sequence[Rule], default: Action, *, progress: Progress | None = None) -> RuleSet:
+def load_rules(
+    rules: Sequence[Rule], default: RuleAction, *, progress: ReadProgress | None = None
+) -> RuleSet:
     """Read the lists of all rules; takes a second or two for a million lines, so not on the event loop.
 
     `progress` gets the bytes that are read and those that there are. Broken lines are in `problems`. Raises
@@ -196,5 +200,5 @@ def load_rules(rules: Sequence[Rule], default: Action, *, progress: Progress | N
     return RuleSet(rules, default, lists.load(list(masks), list(masks.values()), progress))
 
 
-EVERYTHING: Final = RuleSet((), Action(Verdict.TUNNEL))
+EVERYTHING: Final = RuleSet((), RuleAction(Verdict.TUNNEL))
 """No rules: everything goes through the tunnel."""

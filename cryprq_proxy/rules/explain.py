@@ -8,7 +8,7 @@ from __future__ import annotations
 from ..address import packed
 from .engine import RuleSet
 from .ranges import LAST_PORT
-from .syntax import Action, Rule, Verdict
+from .syntax import Rule, RuleAction, Verdict
 
 
 def explain(rules: RuleSet, host: str, port: int) -> str:
@@ -21,7 +21,7 @@ def explain(rules: RuleSet, host: str, port: int) -> str:
     return f"the proxy {what}, by {decision.rule}: {reason}"
 
 
-def _what(action: Action) -> str:
+def _what(action: RuleAction) -> str:
     match action.verdict:
         case Verdict.TUNNEL:
             return "sends it through the tunnel"

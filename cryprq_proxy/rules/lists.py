@@ -75,7 +75,7 @@ _SYSTEM: Final = frozenset(
     (b"255.255.255.255", b"fe80::1%lo0", b"ff00::0", b"ff02::1", b"ff02::2", b"ff02::3")
 )
 
-type Progress = Callable[[int, int], None]
+type ReadProgress = Callable[[int, int], None]
 """Called with the bytes that are read and those that there are, some times a second."""
 
 
@@ -235,7 +235,7 @@ class ListedNames:
 NOTHING: Final = ListedNames()
 
 
-def load(paths: Sequence[Path], masks: Sequence[int], progress: Progress | None = None) -> ListedNames:
+def load(paths: Sequence[Path], masks: Sequence[int], progress: ReadProgress | None = None) -> ListedNames:
     """Read each file once; `masks` has the bits for the names of each. About a second per million lines.
 
     Raises ConfigError for a file that cannot be read, and for more than `MAX_NAMES` names in all of them.
@@ -246,7 +246,7 @@ def load(paths: Sequence[Path], masks: Sequence[int], progress: Progress | None 
     return names
 
 
-def read_files(names: ListedNames, paths: Sequence[Path], progress: Progress | None = None) -> None:
+def read_files(names: ListedNames, paths: Sequence[Path], progress: ReadProgress | None = None) -> None:
     """As `load`, of one that is filled from elsewhere as well: the number of the source is the index in `paths`."""
     if len(paths) > MAX_FILES:
         raise ConfigError(

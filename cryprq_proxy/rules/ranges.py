@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Final, NamedTuple
 
-type Network = IPv4Network | IPv6Network
+type IPNetwork = IPv4Network | IPv6Network
 
 LAST_PORT: Final = 65535
 _PORTS: Final = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?")
@@ -37,7 +37,7 @@ def borders(ranges: Iterable[tuple[int, int]]) -> list[int]:
     return found
 
 
-def spans(networks: Iterable[Network], version: int) -> list[tuple[int, int]]:
+def spans(networks: Iterable[IPNetwork], version: int) -> list[tuple[int, int]]:
     """First and last address of each network of one version."""
     return [
         (int(each.network_address), int(each.broadcast_address))
@@ -63,7 +63,7 @@ class AddressSet:
 
     __slots__ = ("v4", "v6")
 
-    def __init__(self, networks: Iterable[Network]) -> None:
+    def __init__(self, networks: Iterable[IPNetwork]) -> None:
         networks = list(networks)
         self.v4 = Ranges(spans(networks, 4))
         self.v6 = Ranges(spans(networks, 6))
@@ -108,7 +108,7 @@ def parse_ports(text: str) -> tuple[int, int]:
     return first, last
 
 
-def parse_network(text: str) -> Network:
+def parse_network(text: str) -> IPNetwork:
     """Read a CIDR or a single address without brackets. Raises ValueError with a text for a person."""
     address, slash, length = text.partition("/")
     if "%" in address:

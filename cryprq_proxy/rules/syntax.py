@@ -27,7 +27,7 @@ from typing import Final, NamedTuple
 from ..address import AddressError, Destination, canonical_host
 from ..errors import ConfigError
 from . import ranges
-from .ranges import LAST_PORT, Network
+from .ranges import LAST_PORT, IPNetwork
 
 MAX_LABEL: Final = 60
 """Characters in the name of a rule."""
@@ -50,7 +50,7 @@ class Verdict(Enum):
     """Through one exit, by name."""
 
 
-class Action(NamedTuple):
+class RuleAction(NamedTuple):
     """A verdict, and the exit's name if it is `EXIT`."""
 
     verdict: Verdict
@@ -64,9 +64,9 @@ class Action(NamedTuple):
 class Rule:
     """One rule, of values that the parsers below made."""
 
-    action: Action
+    action: RuleAction
     domains: tuple[str, ...] = ()
-    cidrs: tuple[Network, ...] = ()
+    cidrs: tuple[IPNetwork, ...] = ()
     ports: tuple[tuple[int, int], ...] = ()
     """First and last."""
     lists: tuple[Path, ...] = ()
@@ -84,14 +84,14 @@ def shown(rules: Sequence[Rule], index: int) -> str:
     return "default" if index < 0 else rules[index].name or f"rule {index + 1}"
 
 
-def parse_action(text: str) -> Action:
+def parse_action(text: str) -> RuleAction:
     """Read "tunnel", "direct", "block" or "exit:NAME". Raises ConfigError."""
     kind, colon, name = text.partition(":")
     if kind == "exit" and colon:
         if _EXIT.fullmatch(name):
-            return Action(Verdict.EXIT, name)
+            return RuleAction(Verdict.EXIT, name)
     elif not colon and kind in ("tunnel", "direct", "block"):
-        return Action(Verdict(kind))
+        return RuleAction(Verdict(kind))
     raise ConfigError(f'expected "tunnel", "direct", "block" or "exit:NAME", got {text[:80]!a}')
 
 
@@ -138,7 +138,7 @@ def _ascii_label(label: str) -> str:
         raise ValueError("it is not a name that IDNA can express") from None
 
 
-def parse_cidr(text: str) -> Network:
+def parse_cidr(text: str) -> IPNetwork:
     """Read a network or an address. Raises ConfigError."""
     try:
         network = ranges.parse_network(text)

@@ -27,7 +27,7 @@ from ..base.tasks import spawn
 from ..carriers.dial.tcp import by_system
 from ..client.dispatcher import Dispatcher
 from ..client.endpoint_memory import EndpointFile
-from ..client.exits import Exits, Plan, keep_up, plan_exits
+from ..client.exits import Exits, PlannedExit, keep_up, plan_exits
 from ..client.packet_ports import NO_NETWORK, ClientNetwork
 from ..client.settings import ClientSettings, EndpointMemory
 from ..config.client import DEFAULT_ADMIN, ClientConfig
@@ -120,7 +120,7 @@ async def run_client(
     choices = config.exits()
     memories = EndpointFile.load(choice.peer_id for choice in choices)
     plans = [
-        Plan(
+        PlannedExit(
             choice.name,
             choice.priority,
             client_settings(config, choice, memories.of(choice.peer_id), 0 if plan is None else plan.mark),

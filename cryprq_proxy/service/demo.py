@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..address import Destination
 from ..client.dispatcher import Dispatcher
-from ..client.exits import Plan, keep_up, plan_exits
+from ..client.exits import PlannedExit, keep_up, plan_exits
 from ..client.settings import EndpointMemory
 from ..config.client import client_from
 from ..config.exit import ExitConfig
@@ -57,7 +57,7 @@ async def run_demo(listen: str | None, say: Callable[[str], None], stop: Stop) -
         (choice,) = config.exits()
         link_settings = client_settings(config, choice, EndpointMemory())
         exits = plan_exits(
-            client_identity, provider, [Plan("exit", 1, link_settings)], failback=config.failback
+            client_identity, provider, [PlannedExit("exit", 1, link_settings)], failback=config.failback
         )
         dispatcher = Dispatcher(exits, EVERYTHING)
         listener = MixedListener(dispatcher, listener_settings(config))

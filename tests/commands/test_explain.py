@@ -16,10 +16,10 @@ from cryprq_proxy.commands.explain import COMMANDS, parse_target
 from cryprq_proxy.errors import ConfigError
 from cryprq_proxy.rules.engine import RuleSet, load_rules
 from cryprq_proxy.rules.explain import explain
-from cryprq_proxy.rules.syntax import Action, Rule, Verdict
+from cryprq_proxy.rules.syntax import Rule, RuleAction, Verdict
 from tests.support.rule_cases import cases
 
-TUNNEL, DIRECT, BLOCK = (Action(verdict) for verdict in (Verdict.TUNNEL, Verdict.DIRECT, Verdict.BLOCK))
+TUNNEL, DIRECT, BLOCK = (RuleAction(verdict) for verdict in (Verdict.TUNNEL, Verdict.DIRECT, Verdict.BLOCK))
 
 
 # --- targets ---
@@ -85,7 +85,9 @@ def test_the_part_of_the_rule_is_named(tmp_path: Path) -> None:
             ),
             Rule(action=BLOCK, lists=(ads,)),
             Rule(action=BLOCK, lists=(ads, more)),
-            Rule(action=Action(Verdict.EXIT, "work"), cidrs=(ip_network("::/0"), ip_network("10.0.0.0/8"))),
+            Rule(
+                action=RuleAction(Verdict.EXIT, "work"), cidrs=(ip_network("::/0"), ip_network("10.0.0.0/8"))
+            ),
             Rule(action=TUNNEL, ports=((1, 2), (22, 22))),
             Rule(action=BLOCK, domains=("*mail*",), ports=((25, 25), (100, 200))),
         ],

@@ -16,7 +16,7 @@ from cryprq_proxy.config.decode import decode_file
 from cryprq_proxy.config.rules import ACTION, DEFAULT, RuleTable, check_exits, to_rules
 from cryprq_proxy.errors import ConfigError
 from cryprq_proxy.rules import lists
-from cryprq_proxy.rules.syntax import MAX_LABEL, Action, Rule, Verdict
+from cryprq_proxy.rules.syntax import MAX_LABEL, Rule, RuleAction, Verdict
 
 SOURCE = Path("/etc/cryprq/client.toml")
 
@@ -24,7 +24,7 @@ SOURCE = Path("/etc/cryprq/client.toml")
 class Config(Struct, frozen=True, kw_only=True):
     """The part of ClientConfig that is about rules."""
 
-    default: Annotated[Action, ACTION] = DEFAULT
+    default: Annotated[RuleAction, ACTION] = DEFAULT
     rule: tuple[RuleTable, ...] = ()
 
 
@@ -35,7 +35,7 @@ def decode(text: str) -> Config:
 
 def test_no_rules() -> None:
     config = decode("")
-    assert (config.default, to_rules(config.rule)) == (Action(Verdict.TUNNEL), ())
+    assert (config.default, to_rules(config.rule)) == (RuleAction(Verdict.TUNNEL), ())
 
 
 def test_everything_that_a_rule_may_say() -> None:
@@ -57,18 +57,18 @@ def test_everything_that_a_rule_may_say() -> None:
         domains = "b\u00fccher.example"
         """
     )
-    assert config.default == Action(Verdict.EXIT, "home")
+    assert config.default == RuleAction(Verdict.EXIT, "home")
     assert to_rules(config.rule) == (
         Rule(
-            action=Action(Verdict.DIRECT),
+            action=RuleAction(Verdict.DIRECT),
             domains=("intranet.example", ".corp.example", "*.dev.example", "ad*.example"),
             cidrs=(ip_network("10.0.0.0/8"), ip_network("2001:db8::1")),
             ports=((22, 22), (6000, 6100), (443, 443)),
             lists=(Path("/etc/cryprq/ads.txt"), Path("/var/lists/more.txt")),
             name="the office",
         ),
-        Rule(action=Action(Verdict.BLOCK), ports=((25, 25),)),
-        Rule(action=Action(Verdict.EXIT, "work"), domains=("xn--bcher-kva.example",)),
+        Rule(action=RuleAction(Verdict.BLOCK), ports=((25, 25),)),
+        Rule(action=RuleAction(Verdict.EXIT, "work"), domains=("xn--bcher-kva.example",)),
     )
 
 
@@ -156,10 +156,10 @@ def test_the_page_about_rules_says_what_is_so() -> None:
 
 
 def test_exits_must_exist() -> None:
-    home, work = Action(Verdict.EXIT, "home"), Action(Verdict.EXIT, "work")
+    home, work = RuleAction(Verdict.EXIT, "home"), RuleAction(Verdict.EXIT, "work")
     rules = (Rule(action=home, ports=((1, 1),)), Rule(action=work, ports=((1, 1),), name="mail"))
     check_exits(rules, work, ("home", "work"))
-    check_exits(rules[:1], Action(Verdict.BLOCK), ("home",))
+    check_exits(rules[:1], RuleAction(Verdict.BLOCK), ("home",))
     with pytest.raises(
         ConfigError, match=r'^mail: there is no exit called "work"; the exits are home, other$'
     ):

@@ -21,7 +21,7 @@ from aiohttp import web
 from cryprq_proxy.address import AddressError, Destination, encode
 from cryprq_proxy.rules.engine import RuleSet, load_rules
 from cryprq_proxy.rules.pac.script import MIME_TYPE, pac
-from cryprq_proxy.rules.syntax import Action, Rule, Verdict
+from cryprq_proxy.rules.syntax import Rule, RuleAction, Verdict
 from tests.e2e.test_browser import FLAGS, NAMES, end_group
 from tests.support import rule_cases
 from tests.support.background import PATIENCE, Background
@@ -155,21 +155,21 @@ def browse(site: Site, directory: Path, rules: RuleSet, proxy: int, urls: list[s
 def rules(tmp_path: Path, site: Site) -> RuleSet:
     listed = tmp_path / "list.txt"
     listed.write_text("listed.test\n")
-    direct = Action(Verdict.DIRECT)
+    direct = RuleAction(Verdict.DIRECT)
     return load_rules(
         [
-            Rule(action=Action(Verdict.BLOCK), domains=("blocked.test",)),
-            Rule(action=Action(Verdict.TUNNEL), domains=("far.near.test",)),
+            Rule(action=RuleAction(Verdict.BLOCK), domains=("blocked.test",)),
+            Rule(action=RuleAction(Verdict.TUNNEL), domains=("far.near.test",)),
             Rule(
                 action=direct,
                 domains=(".near.test",),
                 cidrs=(ip_network("192.0.2.0/24"), ip_network("2001:db8::/32")),
                 ports=((site.port, site.port),),
             ),
-            Rule(action=Action(Verdict.BLOCK), lists=(listed,)),
+            Rule(action=RuleAction(Verdict.BLOCK), lists=(listed,)),
             Rule(action=direct, domains=("*.test",), ports=((1, 1),)),
         ],
-        Action(Verdict.TUNNEL),
+        RuleAction(Verdict.TUNNEL),
     )
 
 

@@ -14,8 +14,8 @@ with atheris.instrument_imports(include=["cryprq_proxy"]):
     from cryprq_proxy.rules.engine import RuleSet
     from cryprq_proxy.rules.lists import MAX_PROBLEMS, ListedNames
     from cryprq_proxy.rules.syntax import (
-        Action,
         Rule,
+        RuleAction,
         Verdict,
         parse_action,
         parse_cidr,
@@ -24,7 +24,7 @@ with atheris.instrument_imports(include=["cryprq_proxy"]):
         parse_ports,
     )
 
-BLOCK, TUNNEL = Action(Verdict.BLOCK), Action(Verdict.TUNNEL)
+BLOCK, TUNNEL = RuleAction(Verdict.BLOCK), RuleAction(Verdict.TUNNEL)
 
 
 def lists(data: bytes) -> None:

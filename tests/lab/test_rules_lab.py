@@ -18,7 +18,7 @@ import pytest
 
 from cryprq_proxy.address import Destination
 from cryprq_proxy.rules.engine import RuleSet
-from cryprq_proxy.rules.syntax import Action, Rule, Verdict, parse_cidr, parse_ports
+from cryprq_proxy.rules.syntax import Rule, RuleAction, Verdict, parse_cidr, parse_ports
 from tests.lab.test_filter_lab import DNS_PORT, SETTINGS, UID, Client, Journal
 from tests.rules.test_agreement import SEEDS, accepted
 from tests.support.lab.capture import Capture
@@ -62,14 +62,14 @@ def paths(lab: Lab) -> Iterator[Paths]:
 
 def rule(verdict: Verdict, *cidrs: str, ports: str = "") -> Rule:
     return Rule(
-        action=Action(verdict),
+        action=RuleAction(verdict),
         cidrs=tuple(map(parse_cidr, cidrs)),
         ports=tuple(map(parse_ports, ports.split())),
     )
 
 
 def compiled(*rules: Rule, default: Verdict = TUNNEL) -> FilterRules:
-    return Policy(RuleSet(rules, Action(default))).filter
+    return Policy(RuleSet(rules, RuleAction(default))).filter
 
 
 def ruled(paths: Paths, *rules: Rule, default: Verdict = TUNNEL, **changes: object) -> Client:

@@ -24,7 +24,7 @@ from cryprq_proxy.outbound.dialer import (
     dial,
     interleave,
 )
-from cryprq_proxy.outbound.resolver import Answer, SystemResolver, look_up
+from cryprq_proxy.outbound.resolver import LookupResult, SystemResolver, look_up
 
 OPEN = EgressPolicy(allow_private=True)
 NEVER = 3600.0
@@ -661,14 +661,14 @@ async def test_dial_on_loopback_refused(refused_port: int, no_leaks: None) -> No
 class Lookup:
     """Counts the questions, and holds its answers back until `go` is set."""
 
-    def __init__(self, answer: Answer = ("1.1.1.1",), held: bool = False) -> None:
+    def __init__(self, answer: LookupResult = ("1.1.1.1",), held: bool = False) -> None:
         self.answer = answer
         self.asked: list[str] = []
         self.go = threading.Event()
         if not held:
             self.go.set()
 
-    def __call__(self, name: str) -> Answer:
+    def __call__(self, name: str) -> LookupResult:
         self.asked.append(name)
         self.go.wait()
         return self.answer
@@ -693,7 +693,7 @@ def clock() -> Clock:
 def resolver_of(clock: Clock) -> Iterator[MakeResolver]:
     made: list[SystemResolver] = []
 
-    def make(lookup: Callable[[str], Answer], **sizes: int) -> SystemResolver:
+    def make(lookup: Callable[[str], LookupResult], **sizes: int) -> SystemResolver:
         made.append(SystemResolver(lookup=lookup, now=clock, **sizes))
         return made[-1]
 
@@ -799,7 +799,7 @@ async def test_a_closed_resolver_refuses(resolver_of: MakeResolver) -> None:
 async def test_a_lookup_that_raises_is_logged(
     resolver_of: MakeResolver, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def broken(name: str) -> Answer:
+    def broken(name: str) -> LookupResult:
         raise RuntimeError("a bug")
 
     with caplog.at_level(logging.ERROR):

@@ -21,14 +21,14 @@ import pytest
 from cryprq_proxy.address import Destination
 from cryprq_proxy.rules.engine import RuleSet, load_rules
 from cryprq_proxy.rules.pac.script import pac
-from cryprq_proxy.rules.syntax import Action, Rule, Verdict
+from cryprq_proxy.rules.syntax import Rule, RuleAction, Verdict
 from tests.rules.pac.test_script import DIRECT as PAC_DIRECT
 from tests.rules.pac.test_script import HTTP, SOCKS, Engine, is_canonical
 from tests.support import rule_cases
 from tests.tun.firewall.test_policy import filtered, named
 from tun.firewall.policy import Policy, check
 
-ACTIONS = (Action(Verdict.TUNNEL), Action(Verdict.DIRECT), Action(Verdict.BLOCK))
+ACTIONS = (RuleAction(Verdict.TUNNEL), RuleAction(Verdict.DIRECT), RuleAction(Verdict.BLOCK))
 SEEDS = range(12)
 RULES, TARGETS = 150, 2500
 

@@ -14,10 +14,10 @@ from cryprq_proxy.address import Destination
 from cryprq_proxy.errors import ConfigError
 from cryprq_proxy.rules import lists
 from cryprq_proxy.rules.engine import EVERYTHING, Decision, RuleSet, load_rules, pattern
-from cryprq_proxy.rules.syntax import Action, Rule, Verdict
+from cryprq_proxy.rules.syntax import Rule, RuleAction, Verdict
 from tests.support.rule_cases import LABELS, cases, domains, judge, names, rule_sets, targets
 
-TUNNEL, DIRECT, BLOCK = (Action(verdict) for verdict in (Verdict.TUNNEL, Verdict.DIRECT, Verdict.BLOCK))
+TUNNEL, DIRECT, BLOCK = (RuleAction(verdict) for verdict in (Verdict.TUNNEL, Verdict.DIRECT, Verdict.BLOCK))
 
 
 def decided(rules: RuleSet, *hosts: str, port: int = 443) -> list[int]:
@@ -34,14 +34,14 @@ def test_the_first_rule_that_applies_decides() -> None:
         [
             Rule(action=DIRECT, domains=("a.corp.example",), name="the office"),
             Rule(action=BLOCK, domains=(".corp.example",), ports=((25, 25),)),
-            Rule(action=Action(Verdict.EXIT, "work"), domains=("*.corp.example",)),
+            Rule(action=RuleAction(Verdict.EXIT, "work"), domains=("*.corp.example",)),
             Rule(action=BLOCK, ports=((25, 25),)),
         ],
         TUNNEL,
     )
     assert rules.decide("a.corp.example", 25) == Decision(DIRECT, "the office", 0)
     assert rules.decide("b.corp.example", 25) == Decision(BLOCK, "rule 2", 1)
-    assert rules.decide("b.corp.example", 443) == Decision(Action(Verdict.EXIT, "work"), "rule 3", 2)
+    assert rules.decide("b.corp.example", 443) == Decision(RuleAction(Verdict.EXIT, "work"), "rule 3", 2)
     assert rules.decide("corp.example", 443) == Decision(TUNNEL, "default", -1)
     assert rules.decide("192.0.2.1", 25) == Decision(BLOCK, "rule 4", 3)
 

@@ -12,8 +12,8 @@ from cryprq_proxy.errors import ConfigError
 from cryprq_proxy.rules.ranges import AddressSet, Face, Steps, borders
 from cryprq_proxy.rules.syntax import (
     MAX_LABEL,
-    Action,
     Rule,
+    RuleAction,
     Verdict,
     parse_action,
     parse_cidr,
@@ -27,15 +27,15 @@ from cryprq_proxy.rules.syntax import (
 @pytest.mark.parametrize(
     ("text", "action"),
     [
-        ("tunnel", Action(Verdict.TUNNEL)),
-        ("direct", Action(Verdict.DIRECT)),
-        ("block", Action(Verdict.BLOCK)),
-        ("exit:home", Action(Verdict.EXIT, "home")),
-        ("exit:Home-2.b_c", Action(Verdict.EXIT, "Home-2.b_c")),
-        ("exit:block", Action(Verdict.EXIT, "block")),
+        ("tunnel", RuleAction(Verdict.TUNNEL)),
+        ("direct", RuleAction(Verdict.DIRECT)),
+        ("block", RuleAction(Verdict.BLOCK)),
+        ("exit:home", RuleAction(Verdict.EXIT, "home")),
+        ("exit:Home-2.b_c", RuleAction(Verdict.EXIT, "Home-2.b_c")),
+        ("exit:block", RuleAction(Verdict.EXIT, "block")),
     ],
 )
-def test_actions(text: str, action: Action) -> None:
+def test_actions(text: str, action: RuleAction) -> None:
     assert parse_action(text) == action
     assert str(action) == text
 
@@ -183,7 +183,7 @@ def test_names_of_rules() -> None:
         with pytest.raises(ConfigError) as raised:
             parse_label(text)
         assert str(raised.value).isprintable()
-    rules = (Rule(action=Action(Verdict.BLOCK)), Rule(action=Action(Verdict.BLOCK), name="ads"))
+    rules = (Rule(action=RuleAction(Verdict.BLOCK)), Rule(action=RuleAction(Verdict.BLOCK), name="ads"))
     assert [shown(rules, index) for index in (0, 1, -1)] == ["rule 1", "ads", "default"]
 
 

@@ -11,7 +11,7 @@ from typing import Self
 from cryprq_proxy.address import Destination
 from cryprq_proxy.errors import StreamReason, StreamRefused, StreamReset
 from cryprq_proxy.fronts.credentials import Credentials
-from cryprq_proxy.fronts.http_proxy import HttpProxy, Tunnel
+from cryprq_proxy.fronts.http_proxy import HttpProxy, HttpTunnel
 
 PATIENCE = 5.0
 """Seconds after which a step of a script has failed; none of them waits for time to pass."""
@@ -142,7 +142,7 @@ class Stage:
         self.client = FakeStream()
         self.opened: list[tuple[Destination, FakeStream]] = []
         self.refusals: dict[Destination, StreamReason] = {}
-        self.tunnel: Tunnel | None = None
+        self.tunnel: HttpTunnel | None = None
         self.reset: StreamReason | None = None
         """Why the client's connection is to be aborted."""
         self.done = False

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from hypothesis import strategies as st
 
 from cryprq_proxy.address import Destination
-from cryprq_proxy.rules.syntax import Action, Rule, Verdict
+from cryprq_proxy.rules.syntax import Rule, RuleAction, Verdict
 
 LABELS = (
     "a",
@@ -61,8 +61,8 @@ PORTS = (
 )
 EXITS = ("home", "work")
 ACTIONS = (
-    *(Action(Verdict.TUNNEL), Action(Verdict.DIRECT), Action(Verdict.BLOCK)),
-    *(Action(Verdict.EXIT, name) for name in EXITS),
+    *(RuleAction(Verdict.TUNNEL), RuleAction(Verdict.DIRECT), RuleAction(Verdict.BLOCK)),
+    *(RuleAction(Verdict.EXIT, name) for name in EXITS),
 )
 
 
@@ -93,13 +93,18 @@ class Cases(NamedTuple):
     """What `cases` makes."""
 
     rules: tuple[Rule, ...]
-    default: Action
+    default: RuleAction
     targets: tuple[Destination, ...]
     lists: Mapping[Path, Listing]
 
 
 def cases(
-    seed: int, rules: int, targets: int, directory: Path | None = None, *, actions: Sequence[Action] = ACTIONS
+    seed: int,
+    rules: int,
+    targets: int,
+    directory: Path | None = None,
+    *,
+    actions: Sequence[RuleAction] = ACTIONS,
 ) -> Cases:
     """So many rules and targets, always the same ones for a seed.
 
@@ -198,7 +203,7 @@ def _domain(pool: _Pool) -> str:
             return f"{random.choice(pool.labels)}*.{_name(pool)}"
 
 
-def _rule(pool: _Pool, actions: Sequence[Action], lists: Sequence[Path]) -> Rule:
+def _rule(pool: _Pool, actions: Sequence[RuleAction], lists: Sequence[Path]) -> Rule:
     random = pool.random
     chance = random.random
     while True:

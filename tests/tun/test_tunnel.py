@@ -21,7 +21,7 @@ from cryprq_proxy.address import Destination
 from cryprq_proxy.errors import ConfigError, CryprqError
 from cryprq_proxy.lane.slices import HEADROOM, Run, Shape
 from cryprq_proxy.rules.engine import EVERYTHING, RuleSet
-from cryprq_proxy.rules.syntax import Action, Rule, Verdict
+from cryprq_proxy.rules.syntax import Rule, RuleAction, Verdict
 from cryprq_proxy.status import DeviceStatus, DnsStatus, KillSwitchStatus, TunRules, TunStatus
 from tests.support.settings import tunnel_settings
 from tun import guard, interface, tunnel
@@ -746,10 +746,12 @@ async def test_each_exit_keeps_its_own_addresses(machine: Machine, monkeypatch: 
 
 
 def rules(*found: Rule, default: Verdict = Verdict.TUNNEL) -> RuleSet:
-    return RuleSet(found, Action(default))
+    return RuleSet(found, RuleAction(default))
 
 
-BLOCK_ADS = Rule(action=Action(Verdict.BLOCK), domains=(".ads.example",), cidrs=(ip_network("192.0.2.0/24"),))
+BLOCK_ADS = Rule(
+    action=RuleAction(Verdict.BLOCK), domains=(".ads.example",), cidrs=(ip_network("192.0.2.0/24"),)
+)
 ADS, OTHER = from_text("www.ads.example"), from_text("www.example")
 
 
@@ -784,7 +786,7 @@ async def test_rules_that_cannot_be_kept_or_set_change_nothing(machine: Machine)
     wide = Wide(machine, rules=rules(BLOCK_ADS), lan=False)
     await wide.up()
     machine.take()
-    home = Rule(action=Action(Verdict.EXIT, "home"), cidrs=(ip_network("10.0.0.0/8"),), name="the office")
+    home = Rule(action=RuleAction(Verdict.EXIT, "home"), cidrs=(ip_network("10.0.0.0/8"),), name="the office")
     with pytest.raises(ConfigError, match='do not work with --tun: the office says "exit:home"'):
         await wide.tunnel.apply_rules(rules(home))
     with pytest.raises(ConfigError, match='the default "direct" lets out what --lan block is to keep in'):
@@ -801,7 +803,7 @@ async def test_rules_that_cannot_be_kept_or_set_change_nothing(machine: Machine)
 
 async def test_a_start_with_rules_that_cannot_be_kept(machine: Machine) -> None:
     with pytest.raises(ConfigError, match=r"rule 1 says \"direct\" for names"):
-        Wide(machine, rules=rules(Rule(action=Action(Verdict.DIRECT), domains=("corp.example",))))
+        Wide(machine, rules=rules(Rule(action=RuleAction(Verdict.DIRECT), domains=("corp.example",))))
     with pytest.raises(ConfigError, match='--include and the default "block" both say'):
         Wide(machine, rules=rules(default=Verdict.BLOCK), include=(ip_network("10.0.0.0/8"),))
     assert machine.steps == []

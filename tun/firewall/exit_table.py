@@ -22,7 +22,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Final, NamedTuple
 
 from cryprq_proxy.errors import ConfigError
-from cryprq_proxy.rules.ranges import Network
+from cryprq_proxy.rules.ranges import IPNetwork
 
 from ..journal import Record
 from . import nft
@@ -59,7 +59,7 @@ class NatSettings:
     pool6: IPv6Network | None = None
     address6: IPv6Address | None = None
     """None: this exit has no IPv6, and refuses it."""
-    denied: frozenset[Network] = field(default=frozenset())
+    denied: frozenset[IPNetwork] = field(default=frozenset())
     """Destinations that the policy denies without exception."""
     isolate: bool = True
     """Clients do not reach each other."""
@@ -82,7 +82,7 @@ class NatSettings:
 class _Pool(NamedTuple):
     version: int
     ip: str
-    pool: Network
+    pool: IPNetwork
     address: IPv4Address | IPv6Address
 
 

@@ -9,7 +9,7 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Final, NamedTuple
 
 from cryprq_proxy.errors import ConfigError
-from cryprq_proxy.rules.ranges import Network
+from cryprq_proxy.rules.ranges import IPNetwork
 
 from .inbound import Address
 from .nft import name
@@ -47,16 +47,16 @@ class FilterSettings:
     """Addresses of the tunnel device; without one, nothing of that family enters the tunnel."""
     dns_port: int | None = None
     """UDP and TCP port of the forwarder, on the tunnel addresses; None: DNS is not redirected, only kept in."""
-    lan: frozenset[Network] = field(default=frozenset())
+    lan: frozenset[IPNetwork] = field(default=frozenset())
     """On-link private prefixes, those of local bridges included."""
     lan_allowed: bool = True
-    guests: frozenset[Network] = field(default=frozenset())
+    guests: frozenset[IPNetwork] = field(default=frozenset())
     """Those of `lan` that are behind local bridges: reachable even if the LAN is not."""
     uplinks: frozenset[str] = field(default=frozenset())
     """Devices towards the network outside: who is there may not use our tunnel and forwarder as a router."""
-    excluded: frozenset[Network] = field(default=frozenset())
+    excluded: frozenset[IPNetwork] = field(default=frozenset())
     """These go past the tunnel."""
-    included: frozenset[Network] = field(default=frozenset())
+    included: frozenset[IPNetwork] = field(default=frozenset())
     """If not empty, only these go through the tunnel."""
     excluded_uids: frozenset[int] = field(default=frozenset())
     """What these users' programs send goes past the tunnel (their DNS does not)."""

@@ -22,7 +22,7 @@ from ipaddress import IPv4Network, IPv6Network, collapse_addresses
 from typing import Any, Final, NamedTuple
 
 from cryprq_proxy.errors import ConfigError
-from cryprq_proxy.rules.ranges import Network
+from cryprq_proxy.rules.ranges import IPNetwork
 
 from ..journal import Entry, Record, Undoer
 
@@ -70,7 +70,7 @@ def name(device: str) -> str:
     return f'"{device}"'
 
 
-def prefixes(networks: Iterable[Network], version: int) -> list[str]:
+def prefixes(networks: Iterable[IPNetwork], version: int) -> list[str]:
     """The networks of IP `version` 4 or 6 as elements of an interval set: sorted, and none inside of another."""
     if version == 4:
         four = (network for network in networks if isinstance(network, IPv4Network))

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
-from cryprq_proxy.rules.ranges import Network, borders, spans
+from cryprq_proxy.rules.ranges import IPNetwork, borders, spans
 from cryprq_proxy.rules.syntax import Verdict
 
 from .nft import block, set_of
@@ -41,7 +41,7 @@ class FilterRule:
 
     verdict: Verdict
     """All but `EXIT`."""
-    networks: tuple[Network, ...] | None = None
+    networks: tuple[IPNetwork, ...] | None = None
     """None: every address."""
     ports: tuple[tuple[int, int], ...] = ()
     """First and last; empty for every port, and for protocols without ports."""
@@ -112,7 +112,7 @@ def _set(members: tuple[object, ...]) -> str:
     return f"{{ {', '.join(map(str, members))} }}"
 
 
-def _merged_networks(networks: tuple[Network, ...], version: int) -> list[str]:
+def _merged_networks(networks: tuple[IPNetwork, ...], version: int) -> list[str]:
     """As elements of an interval set. By numbers: a list of blocks has thousands, and their objects are slow."""
     make = IPv4Address if version == 4 else IPv6Address
     edges = borders(spans(networks, version))

@@ -23,7 +23,7 @@ from typing import Final, Self
 from cryprq_proxy.base.tasks import spawn
 from cryprq_proxy.base.text import reason_of
 from cryprq_proxy.errors import ConfigError
-from cryprq_proxy.rules.ranges import Network
+from cryprq_proxy.rules.ranges import IPNetwork
 
 from .canaries import Canary, CanaryTargets, canaries
 from .packets import ICMP, ICMPV6, TCP, UDP
@@ -129,7 +129,7 @@ async def run(
     *,
     tunnel: str,
     exits: Sequence[tuple[str, int]],
-    allowed: Sequence[Network] = (),
+    allowed: Sequence[IPNetwork] = (),
     targets: CanaryTargets | None = None,
     seconds: float = SECONDS,
     rounds: int = ROUNDS,

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from cryprq_proxy.rules.ranges import Network
+from cryprq_proxy.rules.ranges import IPNetwork
 
 from .canaries import Canary, find_tokens
 from .packets import ICMPV6, UDP, CapturedPacket, parse_packet
@@ -48,7 +48,7 @@ class Watch:
         *,
         tunnel: str,
         exits: Sequence[tuple[str, int]] = (),
-        allowed: Sequence[Network] = (),
+        allowed: Sequence[IPNetwork] = (),
     ) -> None:
         self._canaries = list(sent)
         self._tunnel = tunnel

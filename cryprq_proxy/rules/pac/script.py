@@ -26,7 +26,7 @@ from typing import Final
 
 from ...address import Destination, packed
 from ..engine import RuleSet, pattern
-from ..syntax import Action, Rule, Verdict, shown
+from ..syntax import Rule, RuleAction, Verdict, shown
 from .tables import Cut, Tables, before, cut_at, is_direct, key_count, make_tables
 
 MIME_TYPE: Final = "application/x-ns-proxy-autoconfig"
@@ -284,7 +284,7 @@ def _matches(domain: str, name: str) -> bool:
     return name == domain.removeprefix(".") or (domain[0] == "." and name.endswith(domain))
 
 
-def _sentence(action: Action, label: str, doubt: str) -> str:
+def _sentence(action: RuleAction, label: str, doubt: str) -> str:
     """`doubt` says why it may be otherwise, which does not matter where the answer is the same."""
     by = "by default" if label == "default" else f"by {label}"
     if action.verdict is Verdict.DIRECT:

@@ -23,10 +23,10 @@ from heapq import heappop, heappush
 from typing import Final, NamedTuple
 
 from ..engine import RuleSet
-from ..ranges import LAST_PORT, Network
+from ..ranges import LAST_PORT, IPNetwork
 from ..syntax import Rule, Verdict
 
-type Steps = tuple[tuple[int, int], ...]
+type PortSteps = tuple[tuple[int, int], ...]
 """Pairs of a port and the group from that port on, ascending; the first port is 0."""
 
 NOTHING: Final = 0
@@ -43,7 +43,7 @@ class Cut(NamedTuple):
 class Tables(NamedTuple):
     """Everything that `FindProxyForURL` looks up. What stands behind a key is an index into `steps`."""
 
-    steps: list[Steps]
+    steps: list[PortSteps]
     names: dict[str, int]
     """Keys are "=NAME", ".NAME" (it and all below) and "*.NAME" (all below)."""
     wildcards: dict[str, int]
@@ -98,8 +98,8 @@ class _Maker:
             group += (group & 1) != is_direct(rule)
             self._groups.append(group)
         self._last = group + ((group & 1) != default)
-        self._all: list[Steps] = []
-        self._numbers: dict[Steps, int] = {}
+        self._all: list[PortSteps] = []
+        self._numbers: dict[PortSteps, int] = {}
         self._made: dict[tuple[tuple[int, ...], int], int] = {}
         self._add(((0, self._last),))
 
@@ -149,7 +149,7 @@ class _Maker:
 
     def _networks(self, version: int) -> tuple[list[tuple[int, int]], int]:
         """The ranges of one version, and what counts for every address."""
-        rules_of: dict[Network, list[int]] = {}
+        rules_of: dict[IPNetwork, list[int]] = {}
         every: list[int] = []
         for index, rule in enumerate(self._rules):
             if rule.any_host:
@@ -162,7 +162,7 @@ class _Maker:
         base = self._number(every)
         return self._ranges(rules_of, base, (1 << (32 if version == 4 else 128)) - 1), base
 
-    def _ranges(self, rules_of: dict[Network, list[int]], base: int, highest: int) -> list[tuple[int, int]]:
+    def _ranges(self, rules_of: dict[IPNetwork, list[int]], base: int, highest: int) -> list[tuple[int, int]]:
         """Networks nest or do not meet, so one walk over their first addresses with a stack of open ones is enough."""
         ceiling, hopeful = self._ceiling(base), self._may_be_direct(base)
         found = [(0, NOTHING)]
@@ -210,13 +210,13 @@ class _Maker:
     def _may_be_direct(self, number: int) -> bool:
         return any(group & 1 for _, group in self._all[number])
 
-    def _add(self, steps: Steps) -> int:
+    def _add(self, steps: PortSteps) -> int:
         number = self._numbers.setdefault(steps, len(self._all))
         if number == len(self._all):
             self._all.append(steps)
         return number
 
-    def _steps(self, rules: list[int], ceiling: int) -> Steps:
+    def _steps(self, rules: list[int], ceiling: int) -> PortSteps:
         ranges = sorted(
             (first, last, self._groups[index])
             for index in rules

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from cryprq_proxy.address import AddressError, Destination, encode, parse_host_port
 from cryprq_proxy.rules.engine import EVERYTHING, RuleSet, load_rules
 from cryprq_proxy.rules.pac.script import MAX_SIZE, MAX_WILDCARDS, explain, pac
-from cryprq_proxy.rules.syntax import Action, Rule, Verdict
+from cryprq_proxy.rules.syntax import Rule, RuleAction, Verdict
 from tests.support import rule_cases
 
 SOCKS = Destination("127.0.0.1", 1080)
@@ -28,9 +28,9 @@ HTTP = Destination("::1", 8080)
 PROXY = "PROXY [::1]:8080; SOCKS5 127.0.0.1:1080"
 DIRECT = "DIRECT"
 
-TUNNEL_ = Action(Verdict.TUNNEL)
-DIRECT_ = Action(Verdict.DIRECT)
-BLOCK_ = Action(Verdict.BLOCK)
+TUNNEL_ = RuleAction(Verdict.TUNNEL)
+DIRECT_ = RuleAction(Verdict.DIRECT)
+BLOCK_ = RuleAction(Verdict.BLOCK)
 
 
 class Engine:
@@ -56,7 +56,7 @@ class Engine:
         return self.ask_all([(f"http://{each}/", each.host) for each in targets])
 
 
-def engine(*rules: Rule, default: Action = TUNNEL_) -> Engine:
+def engine(*rules: Rule, default: RuleAction = TUNNEL_) -> Engine:
     return Engine(pac(RuleSet(rules, default), SOCKS, HTTP))
 
 
@@ -110,7 +110,7 @@ def test_with_two_actions_only(seed: int) -> None:
 
 
 @given(rule_cases.rule_sets, st.sampled_from(rule_cases.ACTIONS), st.lists(rule_cases.targets, max_size=40))
-def test_any_rules(rules: tuple[Rule, ...], default: Action, targets: list[Destination]) -> None:
+def test_any_rules(rules: tuple[Rule, ...], default: RuleAction, targets: list[Destination]) -> None:
     assert differences(RuleSet(rules, default), targets) == []
 
 
@@ -122,7 +122,7 @@ PLAIN = st.tuples(st.sampled_from(["", ".", "*."]), rule_cases.names)
     st.lists(st.sampled_from(["", "a."]), min_size=1),
 )
 def test_names_above_and_below_each_other(
-    rules: list[tuple[Action, tuple[str, str]]], more: list[str]
+    rules: list[tuple[RuleAction, tuple[str, str]]], more: list[str]
 ) -> None:
     """Without patterns and with the proxy as default, keys are left out that no direct one can follow."""
     made = [Rule(action=action, domains=(before + name,)) for action, (before, name) in rules]

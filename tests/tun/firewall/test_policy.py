@@ -15,25 +15,25 @@ from hypothesis import strategies as st
 
 from cryprq_proxy.errors import ConfigError
 from cryprq_proxy.rules.engine import EVERYTHING, RuleSet, load_rules
-from cryprq_proxy.rules.syntax import Action, Rule, Verdict, parse_cidr, parse_domain, parse_ports
+from cryprq_proxy.rules.ranges import IPNetwork
+from cryprq_proxy.rules.syntax import Rule, RuleAction, Verdict, parse_cidr, parse_domain, parse_ports
 from cryprq_proxy.service.system_wide import explain_rules
 from cryprq_proxy.status import TunRules
 from tun.dns.names import from_text
-from tun.firewall.nft import Network
 from tun.firewall.policy import MAX_SHOWN, Policy, check, contradiction, filter_rules
 from tun.firewall.user_rules import FilterRules
 
 BLOCK, DIRECT, TUNNEL = Verdict.BLOCK, Verdict.DIRECT, Verdict.TUNNEL
-HOME = Action(Verdict.EXIT, "home")
+HOME = RuleAction(Verdict.EXIT, "home")
 
 
 def rule(
-    to: Verdict | Action, hosts: str = "", ports: str = "", name: str = "", lists: tuple[Path, ...] = ()
+    to: Verdict | RuleAction, hosts: str = "", ports: str = "", name: str = "", lists: tuple[Path, ...] = ()
 ) -> Rule:
     words = hosts.split()
     cidrs = [word for word in words if ":" in word or word[0].isdigit()]
     return Rule(
-        action=to if isinstance(to, Action) else Action(to),
+        action=to if isinstance(to, RuleAction) else RuleAction(to),
         domains=tuple(parse_domain(word) for word in words if word not in cidrs),
         cidrs=tuple(map(parse_cidr, cidrs)),
         ports=tuple(map(parse_ports, ports.split())),
@@ -42,8 +42,8 @@ def rule(
     )
 
 
-def rules(*found: Rule, default: Verdict | Action = TUNNEL) -> RuleSet:
-    return RuleSet(found, default if isinstance(default, Action) else Action(default))
+def rules(*found: Rule, default: Verdict | RuleAction = TUNNEL) -> RuleSet:
+    return RuleSet(found, default if isinstance(default, RuleAction) else RuleAction(default))
 
 
 # --- the model ---
@@ -58,7 +58,7 @@ def filtered(found: FilterRules, address: str | None, port: int) -> Verdict:
     return found.default
 
 
-def _within(address: str, networks: tuple[Network, ...]) -> bool:
+def _within(address: str, networks: tuple[IPNetwork, ...]) -> bool:
     found = ip_address(address)
     mapped = getattr(found, "ipv4_mapped", None)
     return any((mapped or found) in network for network in networks)
@@ -167,7 +167,7 @@ def test_each_part_has_its_place(tmp_path: Path) -> None:
             rule(BLOCK, "192.0.2.0/24 .tracker.example", lists=(ads,)),
             rule(DIRECT, "10.0.0.0/8", "22"),
         ],
-        Action(TUNNEL),
+        RuleAction(TUNNEL),
     )
     policy = Policy(found)
     blocked = ("tracker.example", "a.tracker.example", "ads.example", "x.ads.example")
@@ -292,7 +292,9 @@ def test_the_rule_that_blocks_the_name_is_told_although_another_blocks_the_port(
 def test_lists_are_names(tmp_path: Path) -> None:
     ads = tmp_path / "ads.txt"
     ads.write_text("ads.example\n")
-    found = load_rules([rule(DIRECT, lists=(ads,)), rule(BLOCK, lists=(ads,), ports="80")], Action(TUNNEL))
+    found = load_rules(
+        [rule(DIRECT, lists=(ads,)), rule(BLOCK, lists=(ads,), ports="80")], RuleAction(TUNNEL)
+    )
     assert [reason.split(",")[0] for reason in check(found)] == [
         'rule 1 says "direct" for names',
         "rule 2 has names and ports",
