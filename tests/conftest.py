@@ -1,4 +1,8 @@
-"""Shared by all tests: how much hypothesis tries, and where the program finds its files.
+"""Shared by all tests: how much hypothesis tries, where the program finds its files, and what a test may need.
+
+A test that needs more than this process says so with a mark, `process` or `root` (pyproject.toml). All of tests/e2e
+has the first one and all of tests/lab the second. `make check` leaves them out, so an unmarked test that starts a
+process fails.
 
 The default tries the same examples every time, so that a run says something about the change and not about luck.
 HYPOTHESIS_PROFILE=deep looks for new ones, and much longer, for a night or a change in a parser.
@@ -7,11 +11,14 @@ HYPOTHESIS_PROFILE=deep looks for new ones, and much longer, for a night or a ch
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+TESTS = Path(__file__).parent
 SAVED = settings.get_profile("default").database  # before a profile without chance drops it
 # Machines differ by more than any deadline tells; a hang is for pytest-timeout to find.
 settings.register_profile(
@@ -35,3 +42,58 @@ def own_directories(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytes
     monkeypatch.setenv("XDG_CONFIG_HOME", str(home / ".config"))
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(home / "run"))
     return home
+
+
+FOLDERS = {"e2e": "process", "lab": "root"}
+"""Folder -> the mark of all its tests."""
+STARTS = {"subprocess.Popen", "os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.system"}
+"""What Python calls the starts of processes (its table of audit events)."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        for folder in item.path.relative_to(TESTS).parts[:1]:
+            if folder in FOLDERS:
+                item.add_marker(FOLDERS[folder])
+
+
+class StartedAProcess(AssertionError):
+    """A test without a mark for it started a process."""
+
+
+class ProcessGuard:
+    """Raises StartedAProcess where the test that runs starts a process and has no mark for that.
+
+    `started` holds what it started, because the code under test may suppress the exception.
+    """
+
+    def __init__(self) -> None:
+        self._armed = False
+        self.started: list[str] = []
+        sys.addaudithook(self._audit)
+
+    def _audit(self, event: str, arguments: tuple[object, ...]) -> None:
+        if self._armed and event in STARTS:
+            self.started.append(f"{event} {arguments[0]}")
+            raise StartedAProcess(f"{self.started[-1]}: mark this test with pytest.mark.process")
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
+        self._armed = not any(item.get_closest_marker(mark) for mark in FOLDERS.values())
+        self.started.clear()
+        try:
+            return (yield)
+        finally:
+            self._armed = False
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_call(self) -> Iterator[None]:
+        result = yield
+        if self.started:
+            raise StartedAProcess(f"{', '.join(self.started)}: mark this test with pytest.mark.process")
+        return result
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(ProcessGuard())

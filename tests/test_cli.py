@@ -30,6 +30,7 @@ def complaint(stderr: str) -> str:
 # --- keygen, id ---
 
 
+@pytest.mark.process
 def test_keygen_makes_a_private_file_and_prints_the_id_alone(tmp_path: Path) -> None:
     file = tmp_path / "sub" / "key"
     done = call("keygen", str(file))
@@ -141,6 +142,7 @@ def test_a_wrong_command_line_gets_one_sentence(
     assert "\x1b" not in err
 
 
+@pytest.mark.process
 def test_a_wrong_command_line_in_a_process_of_its_own() -> None:
     done = call("--peer", "x")
     assert (done.returncode, done.stdout) == (2, "")
@@ -188,6 +190,7 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
         assert err == ""
 
 
+@pytest.mark.process
 def test_a_reader_that_has_gone_is_no_error() -> None:
     read, write = os.pipe()
     os.close(read)
@@ -200,6 +203,7 @@ def test_a_reader_that_has_gone_is_no_error() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.process
 def test_a_full_disk_is_an_error() -> None:
     with open("/dev/full", "w") as full:
         done = subprocess.run(

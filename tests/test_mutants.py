@@ -68,7 +68,7 @@ def test_a_bad_list_is_refused(text: str, wrong: str, tmp_path: Path) -> None:
         load(path)
 
 
-@pytest.mark.slow
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("fault", "good", "text"),
     [

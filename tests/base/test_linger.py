@@ -14,7 +14,7 @@ from cryprq_proxy.base import linger as farewell
 from cryprq_proxy.base.linger import SECONDS, Farewell, all_said
 
 LAST = b"the last words"
-MUCH = bytes(index % 251 for index in range(8 << 20))
+MUCH = (bytes(range(251)) * 33_500)[: 8 << 20]
 """More than the kernel takes."""
 
 

@@ -108,6 +108,7 @@ def lab() -> Iterator[Lab]:
         yield lab
 
 
+@pytest.mark.root
 @pytest.mark.parametrize("offload", [False, True])
 def test_two_hosts_talk_through_it(lab: Lab, offload: bool) -> None:
     """A TCP transfer of many segments crosses; its handshake takes both delays."""

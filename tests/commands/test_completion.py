@@ -56,7 +56,7 @@ printf '%s\\n' "${{COMPREPLY[@]}}"
 """
 
 
-@pytest.mark.slow
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("words", "at", "there", "not_there"),
     [
@@ -76,7 +76,7 @@ def test_bash(scripts: Path, words: str, at: int, there: str, not_there: str) ->
     assert not_there not in said[1:]
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_zsh(scripts: Path) -> None:
     """The script registers its function, and asks the program the way it expects it."""
     script = write_script(scripts, "zsh")
@@ -99,7 +99,7 @@ def test_zsh(scripts: Path) -> None:
     assert said[:2] == ["plain", "status"]
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_fish(scripts: Path) -> None:
     script = write_script(scripts, "fish")
     said = run(

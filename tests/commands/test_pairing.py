@@ -177,7 +177,7 @@ def proxied(port: int, target: int) -> None:
         assert receive(sock, 5) == b"hello"
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_from_nothing_to_a_proxy_and_out_again(own_directories: Path, tmp_path: Path) -> None:
     """A bare exit without a file, an invite from another process, join, the proxy, and the end by `peers revoke`."""
     config = own_directories / ".config" / "cryprq"
@@ -220,7 +220,7 @@ def test_from_nothing_to_a_proxy_and_out_again(own_directories: Path, tmp_path: 
         assert exit.end(signal.SIGINT) == 0
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_the_running_exit_says_where_its_lists_are(tmp_path: Path) -> None:
     """Flags have changed its list, its identity and its port; the commands have only the default configuration."""
     listed = tmp_path / "peers"
@@ -237,7 +237,7 @@ def test_the_running_exit_says_where_its_lists_are(tmp_path: Path) -> None:
     assert call("peers").stdout.startswith("no peers")
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_join_ends_with_a_signal(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]

@@ -141,6 +141,7 @@ def test_mode_and_link_stay(file: Path, tmp_path: Path) -> None:
     assert len(PeersFile(file).read()) == 5
 
 
+@pytest.mark.root
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
 def test_root_leaves_the_list_to_its_owner(file: Path) -> None:
     os.chown(file, 12345, 23456)

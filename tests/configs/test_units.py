@@ -132,7 +132,7 @@ def installed(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Path
     return name, unit
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_systemd_finds_no_fault_and_little_exposure(installed: tuple[str, Path]) -> None:
     name, unit = installed
     assert analyze("verify", str(unit)) == ""
@@ -164,7 +164,7 @@ class Traced(Setup):
         return set(re.findall(r"^\d+ +(?:<\.\.\. )?([a-z][a-z0-9_]*)\(", text, re.MULTILINE))
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_no_call_of_the_program_is_filtered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Start, a stream, a reload and the end of both roles, with all their system calls written down."""
     strace = shutil.which("strace")

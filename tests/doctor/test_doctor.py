@@ -181,7 +181,7 @@ def failed(found: dict[str, Finding]) -> list[str]:
     return [name for name, finding in found.items() if finding.state is CheckState.FAIL]
 
 
-@pytest.mark.slow
+@pytest.mark.process
 async def test_all_is_well(pair: Setup) -> None:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Web)
     url = f"http://127.0.0.1:{server.server_address[1]}/big"
@@ -199,7 +199,7 @@ async def test_all_is_well(pair: Setup) -> None:
         assert pair.status("exit")["sessions"] == []
 
 
-@pytest.mark.slow
+@pytest.mark.process
 async def test_a_running_client_is_asked_instead_of_a_link_of_our_own(pair: Setup) -> None:
     with pair.exit() as exit, pair.client() as client:
         client.log.wait("link up")
@@ -219,7 +219,7 @@ async def test_a_running_client_is_asked_instead_of_a_link_of_our_own(pair: Setu
         assert sum("link up" in line for line in exit.log.lines) == links
 
 
-@pytest.mark.slow
+@pytest.mark.process
 async def test_an_unlisted_client(pair: Setup) -> None:
     (pair.directory / "authorized").write_text("")
     with pair.exit():
@@ -230,7 +230,7 @@ async def test_an_unlisted_client(pair: Setup) -> None:
     assert found["link"].state is CheckState.SKIP
 
 
-@pytest.mark.slow
+@pytest.mark.process
 @pytest.mark.parametrize("wrong", ["id", "psk", "no psk"])
 async def test_strangers_get_silence_and_doctor_says_what_that_may_mean(pair: Setup, wrong: str) -> None:
     key = pair.directory / "psk"
@@ -262,7 +262,7 @@ def _adding(plain: Callable[..., int], more: str) -> Callable[..., int]:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.process
 async def test_something_else_listens_there(pair: Setup) -> None:
     class Mute(socketserver.BaseRequestHandler):
         def handle(self) -> None:
@@ -275,6 +275,7 @@ async def test_something_else_listens_there(pair: Setup) -> None:
     assert "something else listens there" in found["handshake"].text
 
 
+@pytest.mark.process
 async def test_a_dead_port(pair: Setup) -> None:
     found = await diagnose(client_config(pair, port=free_port()))
     assert failed(found) == ["reach"]
@@ -296,6 +297,7 @@ async def test_one_way_of_two_is_a_warning(pair: Setup) -> None:
     assert [finding.state for finding in findings] == [CheckState.OK, CheckState.WARN]
 
 
+@pytest.mark.process
 async def test_a_name_that_does_not_exist(pair: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     async def no_such(name: str) -> list[str]:
         raise CarrierError(
@@ -371,6 +373,7 @@ async def test_a_broken_configuration_stops_nearly_all(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("spoil", "text", "remedy"),
     [
@@ -396,6 +399,7 @@ async def test_clock(now: float, state: CheckState) -> None:
     assert (await clock(Context(now=lambda: now, which=lambda _: None))).state is state
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("says", "state"), [("yes", CheckState.OK), ("no", CheckState.WARN), ("", CheckState.OK)]
 )
@@ -407,6 +411,7 @@ async def test_whether_the_clock_is_kept_in_step(tmp_path: Path, says: str, stat
     assert verdict.state is state
 
 
+@pytest.mark.process
 async def test_broken_lines_of_a_list_are_a_warning(pair: Setup) -> None:
     (pair.directory / "ads.txt").write_text("ads.example\nno/thing\n")
     file = client_config(pair, '[[rule]]\nto = "block"\nlists = ["ads.txt"]\n', port=free_port())
@@ -428,6 +433,7 @@ async def with_client(pair: Setup, check: Callable[[Context], object], **more: o
     return verdict
 
 
+@pytest.mark.process
 async def test_a_port_that_another_program_has(pair: Setup) -> None:
     file = client_config(pair, port=free_port())
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -482,6 +488,7 @@ esac
 """
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("mode", "listening", "other", "state"),
     [
@@ -523,6 +530,7 @@ async def test_what_system_wide_mode_needs(pair: Setup, tmp_path: Path) -> None:
     assert verdict.state is CheckState.FAIL and "not root" in verdict.text
 
 
+@pytest.mark.process
 async def test_what_a_killed_one_has_left(pair: Setup) -> None:
     state = pair.directory / "state"
     state.mkdir()
@@ -549,7 +557,7 @@ async def test_what_a_killed_one_has_left(pair: Setup) -> None:
 # --- an exit ---
 
 
-@pytest.mark.slow
+@pytest.mark.process
 async def test_an_exit(pair: Setup) -> None:
     with pair.exit() as exit:
         found = await diagnose(pair.directory / "exit.toml", exit=True)
@@ -570,6 +578,7 @@ async def test_an_exit(pair: Setup) -> None:
 # --- the command ---
 
 
+@pytest.mark.process
 def test_the_command(pair: Setup, capsys: pytest.CaptureFixture[str]) -> None:
     file = client_config(pair, port=free_port())
     assert run_command(["doctor", "--config", str(file), "--json"]) == 1
@@ -583,7 +592,7 @@ def test_the_command(pair: Setup, capsys: pytest.CaptureFixture[str]) -> None:
     assert "FAIL reach" in out and out.endswith("checks failed\n")
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_an_exits_configuration_is_recognised(pair: Setup) -> None:
     with pair.exit():
         done = call("doctor", "--config", str(pair.directory / "exit.toml"))

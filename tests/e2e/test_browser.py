@@ -25,7 +25,6 @@ FLAGS = (
 )  # fmt: skip
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["socks5", "http"])
 def test_page_with_many_resources(scheme: str, client: Client, http: HttpTarget, tmp_path: Path) -> None:
     """Only the exit knows the name, so the browser has left it to the proxy."""

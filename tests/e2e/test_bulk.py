@@ -85,7 +85,6 @@ def receive(sock: socket.socket, memory: Memory | None = None) -> None:
     assert sock.recv(1) == b""
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_two_gigabytes_down(world: World) -> None:
     _, client = world.pair()
@@ -95,7 +94,6 @@ def test_two_gigabytes_down(world: World) -> None:
     assert memory.growth < GROWTH
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_two_gigabytes_up(world: World) -> None:
     _, client = world.pair()
@@ -106,7 +104,6 @@ def test_two_gigabytes_up(world: World) -> None:
     assert memory.growth < GROWTH
 
 
-@pytest.mark.slow
 def test_slow_reader(world: World) -> None:
     """Who does not read holds up nobody else, and costs no more memory than the windows."""
     exit, client = world.pair()

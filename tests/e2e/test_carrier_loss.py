@@ -58,7 +58,6 @@ def assert_resumed(exit: Exit, client: Client, times: int) -> None:
     assert len(exit.sessions) == 1
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("reset", [True, False], ids=["rst", "fin"])
 def test_cut_in_mid_download(
     reset: bool, broken: tuple[Exit, Client, Cutter], pool: ThreadPoolExecutor, curl: Curl, http: HttpTarget

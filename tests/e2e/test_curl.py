@@ -109,7 +109,6 @@ def test_expect_100_continue(curl: Curl, client: Client, http: HttpTarget, tmp_p
     assert json.loads(done.stdout)["size"] == len(BLOCK)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["socks5-hostname", "http", "connect"])
 def test_big_download(name: str, curl: Curl, client: Client, http: HttpTarget, tmp_path: Path) -> None:
     size = 200 * MIB + 1

@@ -27,7 +27,6 @@ from tests.support.programs import free_port
 from tests.support.targets import TcpTarget
 from tests.support.web_fakes import TUN, World
 
-pytestmark = pytest.mark.slow
 LOOPBACK = Destination("127.0.0.1", 0)
 TOKEN = new_token()
 HOSTILE = "<img src=x onerror=document.title='owned'>\u202e\x1b[31m\n\u200bgro.elpmaxe"

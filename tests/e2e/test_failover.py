@@ -18,8 +18,6 @@ from tests.support.applications import Refused, UdpApplication, read_exactly, th
 from tests.support.programs import Client, Exit, World, until
 from tests.support.targets import HttpTarget, TcpTarget, UdpEcho
 
-pytestmark = pytest.mark.slow
-
 
 class Exits:
     """Two exits, called first and second in the order of preference, and a client of both."""

@@ -22,7 +22,6 @@ def fetch(curl: Curl, port: int, http: HttpTarget, size: int) -> None:
     assert hashlib.sha256(got).hexdigest() == digest(size)
 
 
-@pytest.mark.slow
 def test_every_fifth_of_a_second(world: World, curl: Curl, http: HttpTarget) -> None:
     exit, client = world.pair(rotating("auto"))
     before = client.session["rotations"]
@@ -32,7 +31,6 @@ def test_every_fifth_of_a_second(world: World, curl: Curl, http: HttpTarget) -> 
     assert "link down" not in client.log
 
 
-@pytest.mark.slow
 def test_by_records_and_bytes(world: World, curl: Curl, http: HttpTarget) -> None:
     exit, client = world.pair({"rotation": {"bytes": 8 * MIB, "records": 1_000}})
     fetch(curl, client.port, http, 100 * MIB)
@@ -40,7 +38,6 @@ def test_by_records_and_bytes(world: World, curl: Curl, http: HttpTarget) -> Non
     assert "link down" not in client.log + exit.log
 
 
-@pytest.mark.slow
 def test_only_the_exit_wants_to(world: World, curl: Curl, http: HttpTarget) -> None:
     """It asks, since only the client starts one, and that at most once a second."""
     exit = world.exit(rotating("auto"))
@@ -50,7 +47,6 @@ def test_only_the_exit_wants_to(world: World, curl: Curl, http: HttpTarget) -> N
     assert "link down" not in client.log
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("exit_provider", "client_provider"),
     [("pure", "cryptography"), ("cryptography", "pure"), ("pure", "pure")],

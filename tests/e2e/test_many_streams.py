@@ -28,7 +28,6 @@ def many_files() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-@pytest.mark.slow
 async def test_five_thousand_streams(world: World, many_files: None, echo_target: TcpTarget) -> None:
     """Open them all, talk twice on each, end them all: nothing is left on either side."""
     exit, client = world.pair()

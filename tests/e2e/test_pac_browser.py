@@ -27,8 +27,6 @@ from tests.support import rule_cases
 from tests.support.background import PATIENCE, Background
 from tests.support.programs import Client, free_port
 
-pytestmark = pytest.mark.slow
-
 OFF = ("--proxy-bypass-list", "--timeout", "--virtual-time-budget")
 """Flags of the other tests that these do without: a PAC file has no bypass list, and the page itself says its end."""
 

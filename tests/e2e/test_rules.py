@@ -16,8 +16,6 @@ from tests.support.applications import Curl, Refused, read_exactly, through
 from tests.support.programs import Client, Exit, World, free_port, until
 from tests.support.targets import HttpTarget, TcpTarget
 
-pytestmark = pytest.mark.slow
-
 
 class Ruled:
     """An exit, and a client whose rules can be written anew."""

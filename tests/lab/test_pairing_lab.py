@@ -10,14 +10,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
 from tests.support.lab.hosts import EXIT4, SERVER4, ThreeHosts
 from tests.support.lab.links import Links, Role
 from tests.support.lab.net import Namespace
 from tests.support.lab.server import FarServer
-
-pytestmark = pytest.mark.slow
 
 
 class Bare:

@@ -354,7 +354,6 @@ def _routable(target: Destination) -> bool:
     ) and (str(mapped) not in ("255.255.255.255", "0.0.0.0") and mapped.packed[0] != 0 and target.port != 53)
 
 
-@pytest.mark.slow
 def test_the_kernel_decides_as_the_rules_do(lab: Lab) -> None:
     """Thousands of addresses and ports, a hundred rules, several times: by which device does a datagram leave?"""
     host = _crossroads(lab)

@@ -79,7 +79,6 @@ def difference(before: str, after: str) -> set[str]:
     return set(before.splitlines()) ^ set(after.splitlines())
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_killed_fifty_times_under_load(hosts: ThreeHosts, links: Links) -> None:
     """At random moments: while it starts, while it is ready, with one that was killed before and with none."""
@@ -115,7 +114,6 @@ def test_killed_fifty_times_under_load(hosts: ThreeHosts, links: Links) -> None:
     assert client.snapshot() == before
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("resolver", ["own", "bound"])
 def test_killed_while_it_starts_on_clean_ground(resolver: Resolver, lab: Lab, links: Links) -> None:
     """However far it came, what stands in the journal is enough to undo it; once the filter stands, it holds."""
@@ -326,7 +324,6 @@ def test_the_exit_comes_back_with_another_pool(hosts: ThreeHosts, server: FarSer
     assert addresses[0].startswith("100.127.0.") and addresses[1].startswith("fd00:127:")
 
 
-@pytest.mark.slow
 def test_an_exit_killed_while_it_starts(three_hosts: ThreeHosts, links: Links) -> None:
     host = three_hosts.exit
     chance = random.Random(SEED)

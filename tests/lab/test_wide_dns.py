@@ -255,7 +255,6 @@ def test_a_resolver_file_that_was_a_link_is_a_link_again(stage: Stage) -> None:
 # --- when nobody answers ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_a_dead_upstream_is_told_in_time(stage: Stage) -> None:
     """SERVFAIL for what nobody knows, the old answer for what was known; and all is well once the server is back."""
     dns_server = stage.server.dns
@@ -281,7 +280,6 @@ def test_a_dead_upstream_is_told_in_time(stage: Stage) -> None:
     del dns_server.answers[("new.example.com.", "A")]
 
 
-@pytest.mark.slow
 def test_an_exit_that_is_gone_is_told_in_time(stage: Stage) -> None:
     """What is cached is answered; what is not is SERVFAIL; nothing goes to anybody else."""
     with stage.tunnel() as client, stage.wire() as wire:

@@ -28,7 +28,6 @@ def stage(namespaces: None) -> Iterator[Stage]:
         yield stage
 
 
-@pytest.mark.slow
 def test_another_exit_takes_over_and_gives_back(stage: Stage) -> None:
     second = stage.links.exit(stage.hosts.server, {"tun": {"pool4": POOL4}}, name="exit2")
     exits = [

@@ -26,8 +26,6 @@ from tests.support.lab.links import PORT, Links, Settings
 from tests.support.lab.net import until
 from tests.support.lab.server import FarServer
 
-pytestmark = pytest.mark.slow
-
 QUIET: Settings = {"log_level": "info"}
 
 

@@ -235,7 +235,6 @@ def test_the_kill_switch_holds_where_the_routes_do_not(stage: Stage, switch: str
 # --- from outside -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("inbound", ["keep", "block"])
 def test_connections_from_outside(stage: Stage, inbound: str) -> None:
     """The home's router lets the port through, as for somebody who works on this machine from afar."""
@@ -271,7 +270,6 @@ def test_connections_from_outside(stage: Stage, inbound: str) -> None:
 # --- for a time ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_a_pause_opens_and_closes_by_itself(stage: Stage) -> None:
     """For a captive portal: the network's own resolver answers, new connections are direct, old ones stay inside."""
     stage.resolver.dns.answers[("portal.example.com.", "A")] = ["192.168.77.1"]
@@ -301,7 +299,6 @@ def test_a_pause_opens_and_closes_by_itself(stage: Stage) -> None:
         assert stage.status()["kill_switch"]["paused"] == 0
 
 
-@pytest.mark.slow
 def test_what_is_not_confirmed_is_rolled_back(stage: Stage) -> None:
     before = stage.client.snapshot()
     role = stage.links.client(stage.client, "--confirm", "2")
@@ -312,7 +309,6 @@ def test_what_is_not_confirmed_is_rolled_back(stage: Stage) -> None:
     assert stage.fetch(SERVER4) == ROUTER_SERVER4
 
 
-@pytest.mark.slow
 def test_what_is_confirmed_stays(stage: Stage) -> None:
     with stage.tunnel("--confirm", "1") as client:
         assert stage.command("confirm") == "confirmed\n"

@@ -113,7 +113,6 @@ class TestPrograms:
         assert result["sum"]["packets"] > 3000
         assert result["sum"]["lost_percent"] < 1
 
-    @pytest.mark.slow
     def test_chromium_loads_a_page_by_name(self, stage: Stage) -> None:
         """A page, its script, and what the script fetches."""
         chromium = need("chromium", "chromium")
@@ -141,7 +140,6 @@ def leak_test(stage: Stage) -> subprocess.CompletedProcess[str]:
     return stage.links.call(stage.client, "leaktest", "--json", *targets, "--config", str(file))
 
 
-@pytest.mark.slow
 def test_the_leak_test_finds_a_leak(stage: Stage) -> None:
     """Without the kill switch, and with another program's rule before ours."""
     rule = f"to {SERVER4} lookup main priority 100"

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
-
 from tests.support.lab.flows import Flow, Numbers, lane, lane_is, status
 from tests.support.lab.hosts import SERVER4, SERVER6, ThreeHosts
 from tests.support.lab.links import Links, Settings
 from tests.support.lab.net import until
 from tests.support.lab.server import FarServer
-
-pytestmark = pytest.mark.slow
 
 EACH_SECOND: Settings = {"log_level": "info", "rotation": {"interval": 1.0}}
 ROTATIONS = 6

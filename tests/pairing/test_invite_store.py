@@ -181,7 +181,7 @@ def _create(file: Path, first: int) -> None:
         InviteStore(file).create(f"n{number}", 60, NOW)
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_processes_lose_nothing_of_each_other(tmp_path: Path) -> None:
     """What `invite` writes while the exit redeems: no line gets lost, none comes back."""
     file = tmp_path / "invites"

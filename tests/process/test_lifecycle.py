@@ -59,6 +59,7 @@ async def test_work_that_ends_by_itself_is_an_error() -> None:
         await Stop().wait(spawn(asyncio.sleep(0), "work"))
 
 
+@pytest.mark.process
 def test_a_thread_that_hangs_does_not_hold_the_process() -> None:
     script = """
 import asyncio, threading
@@ -180,6 +181,7 @@ def said(process: subprocess.Popen[str]) -> str:
     return process.stdout.readline().strip()
 
 
+@pytest.mark.process
 def test_a_hangup_without_a_terminal_reads_files_again() -> None:
     with telling(subprocess.DEVNULL) as process:
         assert said(process) == "ready"
@@ -189,6 +191,7 @@ def test_a_hangup_without_a_terminal_reads_files_again() -> None:
         assert said(process) == "stop"
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(("arguments", "end"), [([], "stop"), (["nohup"], "reload")])
 def test_a_hangup_is_a_stop_when_the_terminal_is_gone(arguments: list[str], end: str) -> None:
     master, slave = pty.openpty()

@@ -158,6 +158,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.process
 def test_a_stuck_loop_misses_the_watchdog(tmp_path: Path) -> None:
     with (
         NotifySocket.within(tmp_path) as manager,
@@ -192,7 +193,7 @@ def pair(tmp_path: Path) -> Setup:
     return Setup(tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_exit_and_client_tell_how_they_are(
     pair: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

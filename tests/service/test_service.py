@@ -82,6 +82,7 @@ def echo(sock: socket.socket, data: bytes) -> None:
     assert receive(sock, len(data)) == data
 
 
+@pytest.mark.process
 def test_status_tells_of_a_running_pair(pair: Setup, target: int) -> None:
     with pair.exit() as exit, pair.client() as client:
         client.log.wait("link up")
@@ -116,6 +117,7 @@ def test_status_tells_of_a_running_pair(pair: Setup, target: int) -> None:
         assert exit.end() == 0
 
 
+@pytest.mark.process
 def test_identities_on_first_use_and_default_places(own_directories: Path) -> None:
     with Program("exit", "--listen", "127.0.0.1:0") as exit:
         made = exit.log.wait("a new identity is in (.*): its peer id is ([a-z2-7]{52})")
@@ -133,6 +135,7 @@ def test_identities_on_first_use_and_default_places(own_directories: Path) -> No
         assert exit.end(signal.SIGINT) == 0
 
 
+@pytest.mark.process
 def test_a_port_in_use_is_one_sentence(pair: Setup) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         where = f"127.0.0.1:{taken.getsockname()[1]}"
@@ -149,6 +152,7 @@ def test_a_port_in_use_is_one_sentence(pair: Setup) -> None:
             assert "Traceback" not in done.stderr
 
 
+@pytest.mark.process
 def test_a_second_one_with_the_same_control_socket_is_refused(pair: Setup) -> None:
     with pair.exit() as exit:
         done = call("exit", "--config", str(pair.directory / "exit.toml"))
@@ -157,6 +161,7 @@ def test_a_second_one_with_the_same_control_socket_is_refused(pair: Setup) -> No
         assert exit.end() == 0
 
 
+@pytest.mark.process
 def test_reload_lets_a_new_peer_in_and_a_removed_one_go(pair: Setup) -> None:
     guest = new_identity(pair.directory / "guest.key")
     with pair.exit() as exit, pair.client() as client, pair.client("guest") as late:
@@ -175,6 +180,7 @@ def test_reload_lets_a_new_peer_in_and_a_removed_one_go(pair: Setup) -> None:
         assert exit.end() == 0
 
 
+@pytest.mark.process
 def test_sigterm_lets_open_streams_end(pair: Setup, target: int) -> None:
     with pair.exit() as exit, pair.client() as client:
         client.log.wait("link up")
@@ -193,6 +199,7 @@ def test_sigterm_lets_open_streams_end(pair: Setup, target: int) -> None:
         assert client.end() == 0
 
 
+@pytest.mark.process
 def test_a_second_signal_ends_open_streams(pair: Setup, target: int) -> None:
     with pair.exit() as exit, pair.client() as client:
         client.log.wait("link up")
@@ -205,6 +212,7 @@ def test_a_second_signal_ends_open_streams(pair: Setup, target: int) -> None:
         assert client.end() == 0
 
 
+@pytest.mark.process
 def test_the_client_comes_back_to_a_restarted_exit(pair: Setup, target: int) -> None:
     with pair.exit() as exit, pair.client() as client:
         client.log.wait("link up")
@@ -221,6 +229,7 @@ def test_the_client_comes_back_to_a_restarted_exit(pair: Setup, target: int) -> 
             assert again.end() == 0
 
 
+@pytest.mark.process
 def test_demo(target: int, own_directories: Path) -> None:
     with Program("demo", "--listen", "127.0.0.1:0") as demo:
         port = int(demo.out.wait(r"curl -x socks5h://127\.0\.0\.1:(\d+) https://")[1])
@@ -235,6 +244,7 @@ def test_demo(target: int, own_directories: Path) -> None:
     assert [path for path in own_directories.rglob("*") if path.is_file()] == []
 
 
+@pytest.mark.process
 def test_demo_takes_a_free_port_where_the_usual_one_is_taken(target: int) -> None:
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):  # taken by another one already: as good
@@ -249,6 +259,7 @@ def test_demo_takes_a_free_port_where_the_usual_one_is_taken(target: int) -> Non
         assert demo.end(signal.SIGTERM) == 0
 
 
+@pytest.mark.process
 def test_the_slow_provider_is_named_with_a_warning(pair: Setup) -> None:
     config = pair.directory / "slow.toml"
     config.write_text(
@@ -263,6 +274,7 @@ def test_the_slow_provider_is_named_with_a_warning(pair: Setup) -> None:
         assert client.end() == 0
 
 
+@pytest.mark.process
 def test_debug_and_json_flags_before_and_behind_the_command() -> None:
     for arguments in (("-v", "--log-format", "json", "exit"), ("exit", "-v", "--log-format", "json")):
         with Program(*arguments, "--listen", "127.0.0.1:0") as exit:

@@ -162,9 +162,11 @@ def test_the_play_has_everything_in_it() -> None:
     assert 5_000 < sum(SENT.values()) < 10_000
 
 
+@pytest.mark.parametrize("share", range(8))
 @pytest.mark.parametrize("direction", [RIGHT, LEFT])
-def test_a_loss_at_every_byte(direction: str) -> None:
-    for after in range(SENT[direction]):
+def test_a_loss_at_every_byte(direction: str, share: int) -> None:
+    """In shares, which workers can divide."""
+    for after in range(share, SENT[direction], 8):
         play = played((direction, after))
         assert play.link.carriers == 2, after
         assert play.outcome() == EXPECTED, after
@@ -191,7 +193,7 @@ def test_a_loss_while_bytes_trickle(cut: Cut, piece: int) -> None:
 def test_losses_in_bulk_transfers(cuts: list[Cut], slots: bool) -> None:
     """Full frames in slots, both ways, with windows that grow: none may be lost with a WINDOW frame."""
     link = Link(session_limits(retained=1 << 18), provider=ToyProvider())
-    data = bytes(index * 7 % 251 for index in range(300_000))
+    data = bytes(index * 7 % 251 for index in range(251)) * 1200
     pairs = [link.pair(slots=link.slots if slots else None) for _ in range(2)]
     play = Play(link, cuts)
     for one, other in pairs:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
-from ipaddress import IPv6Address, ip_address, ip_network
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from pathlib import Path
 from random import Random
 from typing import NamedTuple
@@ -123,23 +123,30 @@ def cases(
 
 def judge(rules: Sequence[Rule], host: str, port: int, lists: Mapping[Path, Listing] | None = None) -> int:
     """The index of the first rule that applies; -1 if none does."""
+    address = _address(host)
     for index, rule in enumerate(rules):
         if rule.ports and not any(first <= port <= last for first, last in rule.ports):
             continue
-        anywhere = not (rule.domains or rule.cidrs or rule.lists)
-        if anywhere or _applies(rule, host, lists or {}):
+        if not (rule.domains or rule.cidrs or rule.lists):
+            return index
+        if address is not None:
+            applies = any(address in network for network in rule.cidrs)
+        else:
+            applies = any(_matches(domain, host) for domain in rule.domains) or _listed(
+                rule, host, lists or {}
+            )
+        if applies:
             return index
     return -1
 
 
-def _applies(rule: Rule, host: str, lists: Mapping[Path, Listing]) -> bool:
+def _address(host: str) -> IPv4Address | IPv6Address | None:
+    """The address that rules compare; None for a name."""
     try:
         address = ip_address(host)
     except ValueError:
-        return any(_matches(domain, host) for domain in rule.domains) or _listed(rule, host, lists)
-    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
-        address = address.ipv4_mapped
-    return any(address in network for network in rule.cidrs)
+        return None
+    return getattr(address, "ipv4_mapped", None) or address
 
 
 def _matches(domain: str, host: str) -> bool:

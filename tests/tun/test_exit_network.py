@@ -275,16 +275,16 @@ async def test_what_the_policy_forbids_is_answered(stage: Stage, version: int, d
 async def test_answers_are_limited_in_rate(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     async with stage.running() as exit:
         time = [1e6]
-        monkeypatch.setattr("asyncio.get_running_loop", lambda: _Clock(time))
-        for _ in range(1000):
-            exit.receive(udp(exit.alice4, INSIDE4))
-        assert len(exit.alice.sent) == ANSWERS
-        assert exit.counted() == {"forbidden by the policy": 1000}
-        time[0] += 0.5
-        for _ in range(1000):
-            exit.receive(udp(exit.alice4, INSIDE4))
-        assert len(exit.alice.sent) == ANSWERS * 1.5
-        monkeypatch.undo()
+        with monkeypatch.context() as patched:
+            patched.setattr("asyncio.get_running_loop", lambda: _Clock(time))
+            for _ in range(1000):
+                exit.receive(udp(exit.alice4, INSIDE4))
+            assert len(exit.alice.sent) == ANSWERS
+            assert exit.counted() == {"forbidden by the policy": 1000}
+            time[0] += 0.5
+            for _ in range(1000):
+                exit.receive(udp(exit.alice4, INSIDE4))
+            assert len(exit.alice.sent) == ANSWERS * 1.5
 
 
 class _Clock:

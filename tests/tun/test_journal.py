@@ -214,6 +214,7 @@ def test_a_full_journal_takes_no_more(path: Path) -> None:
         journal.clear()
 
 
+@pytest.mark.process
 def test_only_one_process_has_it(journal: Journal, path: Path) -> None:
     with pytest.raises(ConfigError, match=rf"runs in system-wide mode \(pid {os.getpid()}\)"):
         Journal(path)
@@ -225,6 +226,7 @@ def test_only_one_process_has_it(journal: Journal, path: Path) -> None:
     assert done.returncode == 1 and f"(pid {os.getpid()})" in done.stderr
 
 
+@pytest.mark.process
 def test_a_killed_process_leaves_what_it_recorded_and_no_lock(path: Path) -> None:
     code = (
         "import sys, pathlib; from tun.journal import Journal\n"

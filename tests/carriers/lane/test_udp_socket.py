@@ -259,6 +259,7 @@ def test_options(opened: Open, host: str) -> None:
                 )
 
 
+@pytest.mark.root
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mark packets and have large buffers")
 def test_options_of_root(opened: Open) -> None:
     sock = opened("127.0.0.1", mark=0x6372)

@@ -137,6 +137,7 @@ def sentence(capsys: pytest.CaptureFixture[str]) -> str:
 # --- the desktop ---
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("before", [{}, HERS], ids=["nothing set", "another proxy"])
 @pytest.mark.parametrize("wanted", [manual(PROXY), automatic("http://127.0.0.1:1081/proxy.pac")])
 def test_on_and_off(before: dict[str, str], wanted: dict[str, str], gnome: Desktop, own_state: Path) -> None:
@@ -149,6 +150,7 @@ def test_on_and_off(before: dict[str, str], wanted: dict[str, str], gnome: Deskt
     assert not own_state.exists()
 
 
+@pytest.mark.process
 def test_both_twice(gnome: Desktop, own_state: Path) -> None:
     gnome.store = HERS
     turn_on(manual(PROXY), own_state)
@@ -159,6 +161,7 @@ def test_both_twice(gnome: Desktop, own_state: Path) -> None:
     assert gnome.store == HERS
 
 
+@pytest.mark.process
 def test_from_one_way_to_the_other(gnome: Desktop, own_state: Path) -> None:
     gnome.store = HERS
     turn_on(manual(PROXY), own_state)
@@ -169,6 +172,7 @@ def test_from_one_way_to_the_other(gnome: Desktop, own_state: Path) -> None:
     assert gnome.store == HERS
 
 
+@pytest.mark.process
 def test_the_mode_is_set_last_and_restored_first(gnome: Desktop, own_state: Path) -> None:
     """Nobody goes through half of a proxy."""
     turn_on(manual(PROXY), own_state)
@@ -178,6 +182,7 @@ def test_the_mode_is_set_last_and_restored_first(gnome: Desktop, own_state: Path
     assert gnome.calls[before] == f"reset {SCHEMA} mode"
 
 
+@pytest.mark.process
 def test_what_a_person_changes_meanwhile_stays(gnome: Desktop, own_state: Path) -> None:
     turn_on(manual(PROXY), own_state)
     gnome.change(mode="'auto'", **{"autoconfig-url": "'http://pac.example/'"})
@@ -185,6 +190,7 @@ def test_what_a_person_changes_meanwhile_stays(gnome: Desktop, own_state: Path) 
     assert gnome.store == {f"{SCHEMA} mode": "'auto'", f"{SCHEMA} autoconfig-url": "'http://pac.example/'"}
 
 
+@pytest.mark.process
 def test_what_a_person_changes_before_a_second_on_is_restored(gnome: Desktop, own_state: Path) -> None:
     turn_on(manual(PROXY), own_state)
     gnome.change(mode="'auto'")
@@ -193,6 +199,7 @@ def test_what_a_person_changes_before_a_second_on_is_restored(gnome: Desktop, ow
     assert gnome.store == {f"{SCHEMA} mode": "'auto'"}
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("done", range(5))
 def test_killed_half_way(done: int, gnome: Desktop, own_state: Path) -> None:
     """The record is written before the first change, so it may tell of changes that were not made."""
@@ -204,6 +211,7 @@ def test_killed_half_way(done: int, gnome: Desktop, own_state: Path) -> None:
     assert gnome.store == HERS
 
 
+@pytest.mark.process
 def test_a_desktop_that_takes_nothing(gnome: Desktop, own_state: Path) -> None:
     """As gsettings is without a session: it warns, and ends with 0."""
     gnome.takes_nothing()
@@ -212,6 +220,7 @@ def test_a_desktop_that_takes_nothing(gnome: Desktop, own_state: Path) -> None:
     assert turn_off(own_state) == []
 
 
+@pytest.mark.process
 def test_a_desktop_without_the_schema(
     gnome: Desktop, own_state: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -223,6 +232,7 @@ def test_a_desktop_without_the_schema(
     assert not own_state.exists()
 
 
+@pytest.mark.process
 def test_a_schema_without_a_key(gnome: Desktop, own_state: Path, tmp_path: Path) -> None:
     program = tmp_path / "gsettings"
     program.write_text(f"#!/bin/sh\necho \"{SCHEMA} mode 'none'\"\n")
@@ -239,12 +249,14 @@ def test_no_gsettings(
     assert "gsettings was not found" in sentence(capsys)
 
 
+@pytest.mark.process
 def test_a_gsettings_that_cannot_be_run(gnome: Desktop, own_state: Path, tmp_path: Path) -> None:
     (tmp_path / "gsettings").write_text("#!/nonexistent/program\n")
     with pytest.raises(CryprqError, match="cannot be run"):
         turn_on(manual(PROXY), own_state)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     "text",
     ["", "[]", "{}", "null", '{"before": {}, "applied": {"a": "b"}}', "[" * 5000, '{"before": 1, "applied": 2}',
@@ -261,6 +273,7 @@ def test_a_record_that_is_none(text: str, gnome: Desktop, own_state: Path) -> No
     assert gnome.store == HERS
 
 
+@pytest.mark.process
 def test_the_command(
     gnome: Desktop, own_state: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -288,6 +301,7 @@ def test_no_pac_without_an_address_for_it(
     assert gnome.store == {}
 
 
+@pytest.mark.process
 def test_the_real_gsettings(own_state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its key-file store lies in the configuration directory, which is the test's own."""
     monkeypatch.setenv("GSETTINGS_BACKEND", "keyfile")
@@ -331,6 +345,7 @@ def evaluated(shell: str, text: str) -> dict[str, str]:
     return json.loads(done.stdout)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("shell", ["sh", "bash", "dash", "zsh", "fish", "tcsh"])
 @pytest.mark.parametrize("login", ["", LOGIN])
 def test_shells_understand_it(shell: str, login: str) -> None:
@@ -341,6 +356,7 @@ def test_shells_understand_it(shell: str, login: str) -> None:
     assert not {name.upper() for name in gone} & set(NAMES)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("shell", ["sh", "bash", "fish", "tcsh"])
 def test_quoting_holds_whatever_a_value_is(shell: str) -> None:
     value = "a'b\"c$HOME`id`\\'\\! !! {x,y} * ~ #;&|<>"

@@ -469,7 +469,7 @@ def test_watching_ends_though_the_parent_ignored_the_signal(
     assert slept == [1.0]
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_the_command_on_a_terminal_and_in_a_pipe(tmp_path: Path) -> None:
     """Real processes: an exit, and `status --watch` on a terminal of 80 columns until Ctrl-C."""
     pair = Setup(tmp_path)

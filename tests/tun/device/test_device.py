@@ -400,6 +400,7 @@ def opened(namespace: Namespace, name: str, offload: bool, *addresses: Any, mtu:
     return namespace.run(inside)
 
 
+@pytest.mark.root
 @lab
 def test_a_device_is_set_up_as_asked(namespaces: tuple[Namespace, Namespace]) -> None:
     async def look(tun: Tun) -> None:
@@ -444,6 +445,7 @@ def test_a_device_is_set_up_as_asked(namespaces: tuple[Namespace, Namespace]) ->
     namespaces[0].run(inside)
 
 
+@pytest.mark.root
 @lab
 def test_a_kernel_without_ipv6_gets_ipv4_alone(namespaces: tuple[Namespace, Namespace]) -> None:
     def inside() -> None:
@@ -455,6 +457,7 @@ def test_a_kernel_without_ipv6_gets_ipv4_alone(namespaces: tuple[Namespace, Name
     namespaces[0].run(inside)
 
 
+@pytest.mark.root
 @lab
 async def test_a_device_that_somebody_removes(namespaces: tuple[Namespace, Namespace]) -> None:
     tun = opened(namespaces[0], "cqt0", True, OURS4)
@@ -473,6 +476,7 @@ async def test_a_device_that_somebody_removes(namespaces: tuple[Namespace, Names
     tun.close()
 
 
+@pytest.mark.root
 @lab
 @pytest.mark.parametrize(("version", "protocol"), KINDS)
 async def test_the_kernel_cuts_super_packets_as_we_do(
@@ -600,6 +604,7 @@ async def transfer(namespaces: tuple[Namespace, Namespace], version: int) -> Non
             await asyncio.gather(send(near), receive(far), send(far), receive(near))
 
 
+@pytest.mark.root
 @lab
 @pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize("mode", ["offloads", "lossy", "cut by us", "without offloads"])
@@ -630,6 +635,7 @@ async def test_tcp_between_two_namespaces(
     far.close()
 
 
+@pytest.mark.root
 @lab
 async def test_udp_super_packets_between_two_namespaces(namespaces: tuple[Namespace, Namespace]) -> None:
     """An application's own UDP_SEGMENT sends cross as super-packets and arrive as the datagrams that they are."""

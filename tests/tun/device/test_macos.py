@@ -310,6 +310,7 @@ def test_what_is_gone_already_is_no_error() -> None:
         undo(entry, failing("route failed: route: not permitted"))
 
 
+@pytest.mark.process
 def test_the_real_runner() -> None:
     assert run(Command(("cat",), "text")) == "text"
     with pytest.raises(CryprqError, match=r"^sh failed: first$"):

@@ -250,6 +250,7 @@ async def dig(port: int, *arguments: str) -> str:
     return output.decode()
 
 
+@pytest.mark.process
 @pytest.mark.skipif(DIG is None, reason="dig is not installed")
 @pytest.mark.parametrize(
     ("arguments", "expected", "unexpected"),

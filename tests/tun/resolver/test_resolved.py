@@ -198,6 +198,7 @@ async def leave_bus(system: Resolved) -> None:
     await asyncio.wait([watching])
 
 
+@pytest.mark.process
 async def test_sets_what_the_journal_knows(service: Service) -> None:
     entries = Entries(service)
     system = resolver_for(service, record=entries)
@@ -215,6 +216,7 @@ async def restart(service: Service, caplog: pytest.LogCaptureFixture, times: int
     await service.come()
 
 
+@pytest.mark.process
 async def test_sets_again_after_each_restart(service: Service, caplog: pytest.LogCaptureFixture) -> None:
     system = resolver_for(service)
     await system.set(OURS, *LINK)
@@ -230,6 +232,7 @@ async def test_sets_again_after_each_restart(service: Service, caplog: pytest.Lo
     await asyncio.wait([watching])
 
 
+@pytest.mark.process
 async def test_a_restarted_resolved_gets_time(service: Service, caplog: pytest.LogCaptureFixture) -> None:
     """It owns its name before it knows all interfaces."""
     pauses: list[float] = []
@@ -251,6 +254,7 @@ async def test_a_restarted_resolved_gets_time(service: Service, caplog: pytest.L
     await asyncio.wait([watching])
 
 
+@pytest.mark.process
 async def test_comes_back_when_the_bus_does(daemon: Daemon) -> None:
     """A restart of the bus ends all connections, also that of resolved."""
     service = Service(daemon)
@@ -279,6 +283,7 @@ async def test_comes_back_when_the_bus_does(daemon: Daemon) -> None:
     await again.disconnect()
 
 
+@pytest.mark.process
 async def test_an_older_resolved_lacks_some_calls(service: Service) -> None:
     for member in ("SetLinkDNSOverTLS", "SetLinkDefaultRoute"):
         service.fake.errors[member] = ["org.freedesktop.DBus.Error.UnknownMethod"]
@@ -289,6 +294,7 @@ async def test_an_older_resolved_lacks_some_calls(service: Service) -> None:
     await leave_bus(system)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("error", "sentence"),
     [
@@ -320,6 +326,7 @@ async def test_no_bus_is_one_sentence(tmp_path: Path) -> None:
         await system.set(OURS, *LINK)
 
 
+@pytest.mark.process
 async def test_no_answer_is_one_sentence(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resolved, "CALL_SECONDS", 0.0)
     with pytest.raises(ConfigError, match="did not answer within 0 s"):
@@ -332,6 +339,7 @@ def interface() -> tuple[int, str]:
     return next((index, name) for index, name in socket.if_nameindex())
 
 
+@pytest.mark.process
 async def test_undo_from_the_journal(service: Service, interface: tuple[int, str]) -> None:
     """The undo blocks, so it runs on a thread here, as the service has to answer on this loop."""
     index, name = interface
@@ -384,6 +392,7 @@ def test_upstreams_come_from_the_uplink_file(tmp_path: Path) -> None:
     assert system.upstreams() == ("192.0.2.1", "fe80::1%eth0")
 
 
+@pytest.mark.process
 async def test_our_own_address_is_no_upstream(service: Service, tmp_path: Path) -> None:
     uplink = tmp_path / "resolv.conf"
     uplink.write_text(f"nameserver {OURS[0]}\nnameserver 192.0.2.1\nnameserver {OURS[1]}\n")
@@ -396,6 +405,7 @@ async def test_our_own_address_is_no_upstream(service: Service, tmp_path: Path) 
 # The choice
 
 
+@pytest.mark.process
 async def test_choice(service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = tmp_path / "run"
     run.mkdir()
