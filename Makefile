@@ -9,6 +9,10 @@ VENV ?= .venv
 RUNS ?= 20000
 PYTHON ?=
 ARGS ?=
+# Which tests `make check` runs: pyproject.toml says what the marks mean.
+UNIT := not process and not root
+# Without bytecode each worker rewrites all assertions anew, and each process that a test starts compiles the program.
+unexport PYTHONDONTWRITEBYTECODE
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --no-input
@@ -16,7 +20,7 @@ COMPILE = $(VENV)-lock/bin/pip-compile --quiet --upgrade --generate-hashes --all
 	--no-emit-index-url --no-emit-trusted-host --no-emit-find-links
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test mutants lint format bench tunnelbench fuzz requirements clean
+.PHONY: help venv demo check unit test coverage mutants lint format bench tunnelbench fuzz requirements clean
 .PHONY: test-packages lab-packages bench-packages
 .SUFFIXES:
 .DELETE_ON_ERROR:
@@ -29,8 +33,19 @@ venv: $(VENV)/.dev ## the environment with all tools, in .venv
 demo: $(VENV)/.run ## exit and proxy in one process, ready for curl; Ctrl-C ends it
 	@$(BIN)/cryprq-proxy demo $(ARGS)
 
+check: $(VENV)/.dev ## before each commit: lint, types and the tests that need neither root nor another process
+	@$(MAKE) --no-print-directory -j2 --output-sync=target lint unit
+
+unit: $(VENV)/.dev ## the tests of `make check` alone
+	$(BIN)/python -m pytest -q -n auto --dist worksteal -m "$(UNIT)" $(ARGS)
+
+coverage: $(VENV)/.dev ## what the unit tests reach; fails for a package below its floor
+	$(BIN)/python -m pytest -q -n auto --dist worksteal -m "$(UNIT)" --cov=cryprq_proxy --cov=tun --cov-branch \
+		--cov-report=json:.coverage.json $(ARGS)
+	$(BIN)/python -m tests.coverage_floors .coverage.json
+
 test: $(VENV)/.dev test-packages ## all tests
-	$(BIN)/python -m pytest -q $(ARGS)
+	$(BIN)/python -m pytest -q -n 4 --dist worksteal $(ARGS)
 
 mutants: $(VENV)/.dev ## small faults, each of which the unit tests of its module must find
 	$(BIN)/python -m tests.mutants.run $(ARGS)
@@ -52,10 +67,12 @@ tunnelbench: $(VENV)/.dev lab-packages ## system-wide mode, side by side with wi
 	@$(call install_package,wg,wireguard-tools)
 	$(BIN)/python bench/tunnel.py $(ARGS)
 
-fuzz: $(VENV)/.fuzz ## every fuzz target, RUNS inputs each
+fuzz: $(VENV)/.fuzz ## every fuzz target, RUNS inputs each, from the seeds in tests/fuzz/corpus
 	@for target in tests/fuzz/fuzz_*.py; do \
 		echo "$$target"; \
-		$(BIN)/python "$$target" -runs=$(RUNS) -timeout=10 -verbosity=0 $(ARGS) || exit 1; \
+		name=$$(basename "$$target" .py); name=$${name#fuzz_}; mkdir -p .fuzz/$$name; \
+		$(BIN)/python "$$target" -runs=$(RUNS) -timeout=10 -verbosity=0 $(ARGS) \
+			.fuzz/$$name $$(ls -d tests/fuzz/corpus/$$name 2>/dev/null) || exit 1; \
 	done
 
 requirements: ## resolve the newest dependencies and pin them with hashes
@@ -69,7 +86,7 @@ requirements: ## resolve the newest dependencies and pin them with hashes
 	@rm -rf $(VENV)-lock
 
 clean: ## remove the environment, caches and build output
-	rm -rf $(VENV) $(VENV)-* .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist bench/build
+	rm -rf $(VENV) $(VENV)-* .hypothesis .fuzz .coverage* .mypy_cache .pytest_cache .ruff_cache build dist bench/build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Sets $python. Running a candidate is the only proof: a version manager's shim may stand in the path and refuse.
@@ -105,17 +122,21 @@ $(VENV)/.fuzz: $(VENV)/.dev requirements-fuzz.txt
 	@$(PIP) install --require-hashes -r requirements-fuzz.txt
 	@touch $@
 
-# Debian packages, where that is possible; what needs a missing one says so and is skipped.
+# Debian packages, where that is possible; what needs a missing one says so and is skipped, but in CI it is a failure.
 # RUNLEVEL=1 keeps packages from starting their services. $(1): commands, any of which is enough; $(2): the package.
+# Another apt may hold the lock for a while.
+APT := -qq -o DPkg::Lock::Timeout=300
+MISSING := $(if $(filter true,$(CI)),exit 1,true)
+SKIPPED := $(if $(filter true,$(CI)),,: what needs it is skipped)
 define install_package
 if ! { $(foreach command,$(1),command -v $(command) ||) false; } >/dev/null; then \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 		echo "Installing $(2)"; \
 		export DEBIAN_FRONTEND=noninteractive RUNLEVEL=1; \
-		{ apt-get update -qq && apt-get install -y -qq --no-install-recommends $(2); } >/dev/null 2>&1 \
-			</dev/null || echo "Could not install $(2): what needs it is skipped"; \
+		{ apt-get $(APT) update && apt-get $(APT) install -y --no-install-recommends $(2); } >/dev/null </dev/null || \
+			{ echo "Could not install $(2)$(SKIPPED)"; $(MISSING); }; \
 	else \
-		echo "$(2) is not installed: what needs it is skipped"; \
+		echo "$(2) is not installed$(SKIPPED)"; $(MISSING); \
 	fi; \
 fi
 endef

@@ -79,7 +79,7 @@ def difference(before: str, after: str) -> set[str]:
     return set(before.splitlines()) ^ set(after.splitlines())
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_killed_fifty_times_under_load(hosts: ThreeHosts, links: Links) -> None:
     """At random moments: while it starts, while it is ready, with one that was killed before and with none."""
     client = hosts.client

@@ -10,6 +10,7 @@ started again finds its port free.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -48,9 +49,17 @@ def until(condition: Callable[[], bool], what: str, seconds: float = PATIENCE) -
         time.sleep(0.01)
 
 
+def _quiet_ports() -> range:
+    """Ports that no outgoing connection is given: nobody takes one of them between a look and its use."""
+    lowest, highest = 32_768, 60_999
+    with contextlib.suppress(OSError):
+        lowest, highest = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+    return range(10_000, lowest) if lowest >= 12_000 else range(highest + 1, 65_536) or range(1024, 65_536)
+
+
 def free_port(host: str = "127.0.0.1") -> int:
     while True:
-        port = random.randrange(12_000, 32_000)
+        port = random.choice(_quiet_ports())
         with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
             try:
                 probe.bind((host, port))

@@ -38,6 +38,7 @@ def fake_nft(
     monkeypatch.setenv("PATH", str(directory))
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("said", "told"),
     [
@@ -73,6 +74,7 @@ def test_nft_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         nft.run("x")
 
 
+@pytest.mark.process
 def test_an_answer_that_is_no_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_nft(tmp_path, monkeypatch, "", 0, out="[]")
     with pytest.raises(nft.NftError, match="cannot be read"):

@@ -1,0 +1,62 @@
+"""Compare the coverage of the unit tests with the floor of each package. Floors rise, and never fall.
+
+    python -m tests.coverage_floors .coverage.json
+
+The figures are percents of lines and branches, as pytest-cov writes them to JSON. Parts that only root or another
+process reaches count as not covered: tests/e2e and tests/lab reach them.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+FLOORS: dict[str, int] = {}
+
+
+def package_of(path: str) -> str:
+    """`cryprq_proxy/carriers/dial/race.py` counts for carriers, modules beside the packages for cryprq_proxy."""
+    parts = Path(path).parts
+    return "/".join(parts[:2]) if len(parts) > 2 else parts[0]
+
+
+def percents(files: Mapping[str, Any]) -> dict[str, float]:
+    """The coverage of each package."""
+    covered: dict[str, int] = {}
+    possible: dict[str, int] = {}
+    for path, file in files.items():
+        package, summary = package_of(path), file["summary"]
+        covered[package] = (
+            covered.get(package, 0) + summary["covered_lines"] + summary.get("covered_branches", 0)
+        )
+        possible[package] = (
+            possible.get(package, 0) + summary["num_statements"] + summary.get("num_branches", 0)
+        )
+    return {package: 100 * covered[package] / total for package, total in possible.items() if total}
+
+
+def below(figures: Mapping[str, float], floors: Mapping[str, int]) -> list[str]:
+    """What is wrong, a line each: below its floor, without a floor, or without a package."""
+    wrong = [
+        f"{package}: {figures[package]:.1f} % is below the floor of {floor} %"
+        for package, floor in floors.items()
+        if package in figures and figures[package] < floor
+    ]
+    wrong += [f"{package}: give it a floor" for package in sorted(figures.keys() - floors.keys())]
+    return wrong + [f"{package}: no such package" for package in sorted(floors.keys() - figures.keys())]
+
+
+def main() -> int:
+    figures = percents(json.loads(Path(sys.argv[1]).read_text("utf-8"))["files"])
+    for package, percent in sorted(figures.items()):
+        print(f"{package:28} {percent:5.1f} %  (floor {FLOORS.get(package, 0)} %)")
+    wrong = below(figures, FLOORS)
+    print("\n".join(wrong))
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
