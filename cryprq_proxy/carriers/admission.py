@@ -1,11 +1,12 @@
 """From a connection to a carrier's first keys: the handshake's flights and the exit's verdict on them.
 
-Each flight stands behind its length, u16. After the third, the exit's first record says ACCEPT (a new session),
-RESUMED (the session that the client named goes on), NO_SESSION (it does not, this is a new one) or CLOSE. Until the
-exit knows whom it talks to, it reads no further than the third flight, and on any error it says nothing.
+Each flight stands behind its length, u16. After the third flight the exit's first record is the verdict: ACCEPT (a new
+session), RESUMED (the session that the client named goes on), NO_SESSION (that session is lost, this is a new one) or
+CLOSE. Until the exit has authenticated the client, it reads no further than the third flight. On any error before that
+it closes in silence.
 
-The client goes in two steps. After `meet_exit` it knows that the right exit is on the other side, and the exit has not
-heard who asks; so several connections may come that far at a time. `admit_client` goes on with one of them.
+The client goes in two steps. After `meet_exit` the exit has proved its identity and the client has not yet given its
+own, so several connections may come that far at a time. `admit_client` goes on with one of them.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class Admission:
 
 
 async def read_flight(pipe: Pipe, sizes: range) -> bytes:
-    """One flight; raises HandshakeError for a length outside of `sizes`, CarrierError if the connection ends."""
+    """Read one flight. Raises HandshakeError for a length outside of `sizes`, CarrierError if the connection ends."""
     (size,) = LENGTH.unpack(await pipe.read_exactly(LENGTH.size))
     if size not in sizes:
         raise HandshakeError("a flight of impossible length arrived")
@@ -53,11 +54,12 @@ async def read_flight(pipe: Pipe, sizes: range) -> bytes:
 
 
 def frame_flight(flight: bytes) -> bytes:
+    """The flight behind its length."""
     return LENGTH.pack(len(flight)) + flight
 
 
 async def meet_exit(pipe: Pipe, handshake: ClientHandshake, run_step: RunStep) -> None:
-    """The client's first two flights. Raises HandshakeError if the exit is not the pinned one, CarrierError if the
+    """Exchange the first two flights. Raises HandshakeError if the exit is not the pinned one, CarrierError if the
     connection ends. The caller bounds the time."""
     await pipe.write(frame_flight(await run_step(handshake.write_first)))
     second = await read_flight(pipe, SECOND_SIZE)
@@ -77,11 +79,11 @@ async def admit_client(
     run_step: RunStep,
     invite: bytes | None = None,
 ) -> Admission:
-    """The rest of the client's side, after `meet_exit`. `session` is the one to resume, with the number of this attempt
-    (from 1, rising); `invite` the secret that is shown where there is none.
+    """Send the third flight and read the verdict, after `meet_exit`.
 
-    Raises CarrierError if the connection ends, PeerError (NOT_AUTHORIZED and others) if the exit says no. The caller
-    bounds the time.
+    `session` is the one to resume and `attempt` the number of this attempt (from 1, rising). Without a session,
+    `invite` is the secret that is shown. Raises CarrierError if the connection ends, PeerError (NOT_AUTHORIZED and
+    others) if the exit refuses. The caller bounds the time.
     """
     received = 0 if session is None else session.received
 

@@ -1,11 +1,13 @@
-"""What every carrier does, whatever its bytes travel in: it asks its session when to be called again, looks for a
-suspend, measures how fast bytes leave, and ends in one of three ways.
+"""What every carrier does, whatever its bytes travel in.
+
+It asks its session when to call it again, detects a suspend of the machine, measures how fast bytes leave, and ends by
+one of three calls:
 
     close(reason)   the session ends with it; the peer is told with the last record
     drop()          only the carrier ends; the session may go on with another one
-    fail(error)     one or the other, as the error says
+    fail(error)     a CarrierError ends the carrier only, any other PeerError the session too
 
-A carrier of a kind says how bytes get in and out (`start`) and what is to be done at the end (`_finish`).
+A subclass moves the bytes (`start`) and closes the connection (`_finish`).
 """
 
 from __future__ import annotations
@@ -24,31 +26,34 @@ from ..session.session import FILL_MINIMUM, NEVER, Session
 from .pacing import RateMeter
 
 ROUNDS: Final = 4
-"""Fills in one wake-up, before other sockets get their turn."""
+"""Calls of `Session.fill` in one wake-up at most; then other sockets get their turn."""
 SEND_SIZE: Final = 262_144
 CHECK_SECONDS: Final = 5.0
-"""How often, at least, the clock is looked at for a suspend."""
+"""Seconds between two looks at the clock at most."""
 SUSPEND_JUMP: Final = 2.0
+"""Seconds of sleep from which on the machine counts as suspended."""
 PROBE_SECONDS: Final = 2.0
+"""How long the peer has to answer after a suspend."""
 TCP_NOTSENT_LOWAT: Final = getattr(socket, "TCP_NOTSENT_LOWAT", None)
 LOWAT_SECONDS: Final = 0.004
+"""What the kernel keeps unsent, in seconds at the measured rate."""
 MIN_LOWAT: Final = 16_384
 MAX_LOWAT: Final = 524_288
 
 MAX_IDLE: Final = 4
-"""Idle buffers for leaving records. A carrier holds one only while its socket takes no bytes."""
+"""Idle buffers for leaving records. A carrier holds one only while its socket takes no bytes, so few are needed."""
 
 
 class CarrierOwner(Protocol):
-    """Who is told that a carrier has ended."""
+    """Called when a carrier has ended."""
 
     def carrier_lost(self, carrier: Carrier, error: PeerError | None) -> None:
-        """`error` says why; None for an orderly end by this side. The session is detached, or closed if the error (or
-        the peer) ended it."""
+        """`error` says why; it is None if this side ended the carrier. The session is detached. It is closed too if
+        the error or the peer ended it."""
 
 
 class SocketOptions(Protocol):
-    """What is set on a socket while it carries: that of `socket` and of asyncio's transports."""
+    """What `socket` and the sockets of asyncio's transports have in common."""
 
     def setsockopt(self, level: int, name: int, value: int, /) -> None: ...
 
@@ -73,17 +78,17 @@ class Carrier:
         self._set_lowat(MAX_LOWAT >> 2)
 
     def start(self) -> None:
-        """Begin; the owner may be told at once that the carrier is lost."""
+        """Begin to move bytes. The owner may be told during the call that the carrier is lost."""
         raise NotImplementedError
 
     def close(self, reason: CloseReason) -> None:
-        """End the session and the carrier; the peer is told."""
+        """End the session and the carrier, and tell the peer."""
         if self.open:
             self._session.close(reason)
             self._end(None)
 
     def drop(self) -> None:
-        """End the carrier only; what was not read from it is lost and comes again after a resume."""
+        """End the carrier only. What was not read from it comes again after a resume."""
         if self.open:
             self._end(None)
 
@@ -98,11 +103,12 @@ class Carrier:
     # --- for the kinds of carriers ---------------------------------------------------------------------------------
 
     def _finish(self, last: bytes | None, error: PeerError | None) -> None:
-        """Read and write no more, and close the connection: after `last`, the session's last record, if it ended."""
+        """Stop reading and writing, and close the connection. If the session ended, `last` is its last record, which
+        is to be sent before."""
         raise NotImplementedError
 
     def _after(self) -> None:
-        """After every call of the session: has it ended, when must it be called again?"""
+        """End with the session, or arm the timer for its deadline; to be called after every call of the session."""
         if self._session.closed is not None:
             reason = self._session.closed
             self._end(PeerError(reason, f"the peer closed the link: {words_of(reason)}"))
@@ -114,7 +120,7 @@ class Carrier:
             self._arm(deadline)
 
     def _measure(self, taken: int, now: float) -> None:
-        """The connection is full and has taken `taken` bytes since it began."""
+        """Adapt both queues to the rate. The connection is full now and has taken `taken` bytes since it began."""
         if self._meter.full(taken, now) and self._meter.rate is not None:
             self._session.scheduler.pace(self._meter.rate)
             self._set_lowat(int(min(max(self._meter.rate * LOWAT_SECONDS, MIN_LOWAT), MAX_LOWAT)))

@@ -1,4 +1,4 @@
-"""The carrier's rate, as far as it can be seen from whether the kernel takes more bytes."""
+"""How fast a carrier sends, measured by when the kernel refuses bytes."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from typing import Final
 SHORTEST: Final = 0.02
 """Seconds between two measurements at least."""
 WEIGHT: Final = 0.5
+"""Of a new measurement against those before it."""
 
 
 class RateMeter:
-    """Measures a rate between moments at which the carrier was full: what it took in between, it has sent.
+    """The rate between moments at which the carrier was full: what it took in between has been sent.
 
-    Call `full` each time the kernel refuses bytes, and `idle` when there was nothing to send. `rate` is in bytes a
-    second, None until it is known.
+    Call `full` each time the kernel refuses bytes, and `idle` when there is nothing to send. `rate` is in bytes a
+    second, and None until it is known.
     """
 
     __slots__ = ("_at", "_total", "rate")
@@ -37,5 +38,5 @@ class RateMeter:
         return True
 
     def idle(self) -> None:
-        """There was nothing more to send: the next interval says nothing about the carrier."""
+        """Forget the last moment: while there is nothing to send, the interval says nothing about the carrier."""
         self._at = None

@@ -1,7 +1,7 @@
-"""A connection before it has become a carrier: bytes in order, in both directions, of whatever kind.
+"""A connection before it becomes a carrier: bytes in order, in both directions.
 
-The handshake runs on a pipe, so that it is the same on TCP and on WebSocket. Afterwards `carrier` makes of it what runs
-a session; what the pipe has read too much goes with it.
+The handshake runs on a pipe, so it is the same on TCP and on WebSocket. Afterwards `carrier` turns the pipe into the
+carrier of a session. Bytes that the pipe has read beyond the handshake go with it.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ from .tcp import TcpCarrier
 
 
 class Pipe(Protocol):
-    """Either `carrier` or `close` is called in the end, once."""
+    """The owner ends it by one call of `carrier` or by `close`."""
 
     @property
     def direct(self) -> SocketAddress | None:
-        """The other side's address, if the datagram lane can use it: with its port at the exit. None where something
-        else may stand between (a reverse proxy)."""
+        """The other side's address, for the datagram lane: the client sends UDP to the same host and port. None
+        where a reverse proxy may stand between."""
 
     async def read_exactly(self, size: int) -> bytes:
-        """Exactly `size` bytes; raises CarrierError if the connection ends or breaks before."""
+        """Read exactly `size` bytes. Raises CarrierError if the connection ends or breaks before."""
 
     async def write(self, data: bytes) -> None:
-        """All of `data`; raises CarrierError if the connection breaks."""
+        """Send all of `data`. Raises CarrierError if the connection breaks."""
 
     def close(self) -> None:
-        """Nothing becomes of it; harmless if it is closed."""
+        """Close the connection; harmless if it is closed."""
 
     def carrier(self, session: Session, owner: CarrierOwner) -> Carrier:
-        """The carrier that takes over; not yet started."""
+        """The carrier that owns the connection from now on; not yet started."""
 
 
 class TcpPipe:
-    """`sock` is connected and non-blocking."""
+    """The pipe on `sock`, which is connected and non-blocking."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock

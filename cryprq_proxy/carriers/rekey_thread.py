@@ -1,4 +1,4 @@
-"""Where the slow computations of a rotation run."""
+"""Where the computations of a rotation run: at once, or on another thread where they are slow."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from ..session.rotation import Offload, inline
 
 
 def executor_offload(provider: Provider, executor: Executor, failed: Callable[[PeerError], None]) -> Offload:
-    """Inline for a fast provider; for a slow one on `executor`, and `failed` gets what the peer did wrong."""
+    """The Offload of a session: inline for a fast provider, on `executor` for a slow one.
+
+    `failed` gets the PeerError of a peer whose answer is wrong; inline it is raised.
+    """
     if provider.fast:
         return inline
     loop = asyncio.get_running_loop()

@@ -1,11 +1,11 @@
 """The TCP carrier: runs a session over one connected socket.
 
-One callback chain per wake-up and no buffer of its own while idle: what arrives is read into one buffer of the whole
-process and opened there; what leaves is sealed straight into another and handed to the kernel. Only the start of a
-record whose rest has not come, and bytes that the kernel did not take, are kept for the carrier.
+There is one callback chain per wake-up, and an idle carrier has no buffer. What arrives is read into one buffer of the
+process and opened there; what leaves is sealed into another one and handed to the kernel. A carrier keeps two things
+only: the start of a record whose rest has not come, and bytes that the kernel did not take.
 
-The kernel's queue of unsent bytes is kept short (TCP_NOTSENT_LOWAT), a few milliseconds at the measured rate, so that
-what the scheduler puts first also leaves first.
+The kernel keeps few unsent bytes (TCP_NOTSENT_LOWAT), a few milliseconds at the measured rate, so that what the
+scheduler puts first also leaves first.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ..session.session import Session
 from .carrier import ROUNDS, Carrier, CarrierOwner, broken
 
 RECEIVE_SIZE: Final = 4 * (HEADER + MAX_RECORD)
-"""Bytes read from the carrier in one wake-up."""
+"""Bytes read from the socket in one wake-up."""
 
 
 class TcpCarrier(Carrier):
@@ -109,7 +109,7 @@ class TcpCarrier(Carrier):
         return True
 
     def _release(self) -> None:
-        """Nothing is waiting in the buffer."""
+        """Give the buffer back: the kernel has taken all of it."""
         self._buffers.give(self._buffer)
         self._unsent = None
 
@@ -147,8 +147,11 @@ class TcpCarrier(Carrier):
             self._after()
 
     def _next_read(self, partial: int) -> int:
-        """Bytes to read behind `partial` ones that wait: up to where a record ends if all to come are alike, so that
-        in a steady transfer none is cut in two, to be kept and put in front again."""
+        """Bytes to read behind the `partial` ones that wait.
+
+        If all records are as long as the last one, the read ends where a record ends. So a steady transfer cuts no
+        record in two, which would have to be kept and put in front of the next read.
+        """
         if partial >= HEADER:
             self._record = HEADER + int.from_bytes(self._partial[:HEADER])
         if partial < self._record <= HEADER + MAX_RECORD:
@@ -156,7 +159,7 @@ class TcpCarrier(Carrier):
         return RECEIVE_SIZE
 
     def _take(self, size: int) -> None:
-        """Let the session have the first `size` bytes of the incoming buffer."""
+        """Give the first `size` bytes of the incoming buffer to the session."""
         used = self._session.receive(self._incoming[:size], clock())
         self._partial = bytes(self._incoming[used:size])
         if self._session.paused and self._reading:

@@ -1,13 +1,13 @@
-"""The WebSocket carrier: runs a session over binary messages (RFC 6455), of which aiohttp makes and reads the frames.
+"""The WebSocket carrier: runs a session over binary messages (RFC 6455), whose frames aiohttp makes and reads.
 
-The messages together are the same stream of bytes as on TCP; where one ends means nothing. This side sends whole
-records in each, so that the other one need not put them together. Two tasks run: one for each direction.
+The messages together are the same stream of bytes as on TCP; where a message ends means nothing. This side puts whole
+records into each message, so that the peer need not join them. Two tasks run, one for each direction.
 
-The session knows best what should leave first, so little may wait behind its back. aiohttp's transport reports every
-byte that the kernel has not taken (its high-water mark is 0), the kernel keeps few (TCP_NOTSENT_LOWAT), and the next
-records are made only when all have gone.
+The session decides what leaves first, so few bytes may wait below it. aiohttp's transport reports every byte that the
+kernel has not taken (its high-water mark is 0), the kernel keeps few (TCP_NOTSENT_LOWAT), and the next records are made
+only when all have gone.
 
-Who the peer is, and whether it still lives, is the session's business: no pings of WebSocket are sent.
+The session checks that the peer is alive, so no pings of WebSocket are sent.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from .carrier import ROUNDS, Carrier, CarrierOwner
 from .lane.batch import SocketAddress
 
 MAX_MESSAGE: Final = 1 << 20
-"""Bytes of the largest message that is taken, more than twice what this side sends."""
+"""Bytes of the largest message that is accepted, more than twice what this side sends."""
 MESSAGE: Final = 131_072
 """A message is ended by the record with which it reaches so many bytes."""
 MASKED_MESSAGE: Final = 32_768
-"""The same for what the client sends. Masking copies it several times, which is cheap only within the CPU's cache."""
+"""The same for the client. Masking copies a message several times, which is cheap only within the CPU's cache."""
 
 _TEXT, _BINARY, _ERROR = 1, 2, 258
-"""Of aiohttp.WSMsgType, which is loaded only where a WebSocket is opened."""
-_GOOD_BYE, _GOING_AWAY, _PROTOCOL_ERROR, _NO_TEXT = 1000, 1001, 1002, 1003
+"""Values of aiohttp.WSMsgType; aiohttp is loaded only where a WebSocket is opened."""
+_NORMAL_CLOSURE, _GOING_AWAY, _PROTOCOL_ERROR, _UNSUPPORTED_DATA = 1000, 1001, 1002, 1003
 """Codes of RFC 6455 section 7.4.1."""
 
 
@@ -49,7 +49,7 @@ class WebSocketMessage(Protocol):
 
 
 class OpenWebSocket(Protocol):
-    """What is used of aiohttp's two classes."""
+    """What ClientWebSocketResponse and WebSocketResponse of aiohttp have in common."""
 
     async def receive(self) -> WebSocketMessage: ...
     async def send_bytes(self, data: Any) -> None: ...
@@ -57,11 +57,11 @@ class OpenWebSocket(Protocol):
 
 
 class Watched(asyncio.Protocol):
-    """Mixed into aiohttp's protocols: says when the transport has nothing more to send."""
+    """A mixin for aiohttp's protocols that reports when the transport has nothing more to send."""
 
     emptied: Callable[[], None] | None = None
     full = False
-    """Whether the transport had to keep something since this was last set to False."""
+    """Whether the transport had to keep bytes since this was last set to False."""
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -79,23 +79,25 @@ class Watched(asyncio.Protocol):
 
 
 def report_all(transport: asyncio.Transport) -> None:
-    """Let `transport` report each byte that waits in it, not only many."""
+    """Let `transport` report as soon as one byte waits in it."""
     if transport.get_extra_info("sslcontext") is None:
         transport.set_write_buffer_limits(high=0)
         return
     transport.set_write_buffer_limits(
         high=1, low=0
     )  # asyncio's TLS counts a queue of `high` bytes as too long
-    # Below it there is a second transport with a buffer of its own. There is no official way to it; without it,
-    # 64 KiB more may wait.
+    # Below TLS there is a second transport with a buffer of its own, which asyncio does not make public. Without this
+    # setting, 64 KiB more may wait.
     below = getattr(getattr(transport, "_ssl_protocol", None), "_transport", None)
     if below is not None:
         below.set_write_buffer_limits(high=0)
 
 
 class WebSocketPipe:
-    """`socket` is open, on `transport`, whose protocol is `watched`. `ended` is awaited once all is over. Messages are
-    sent of about `message` bytes."""
+    """The pipe on an open WebSocket, whose connection is `transport` and its protocol `watched`.
+
+    `ended` is awaited when the connection is closed. Messages have about `message` bytes.
+    """
 
     direct: SocketAddress | None = None
 
@@ -110,7 +112,7 @@ class WebSocketPipe:
         self.socket = socket
         self.transport = transport
         self.rest = bytearray()
-        """Read and not yet used."""
+        """Bytes that were read and not yet used."""
         self.message = message
         self._ended = ended
         self._emptied = asyncio.Event()
@@ -127,13 +129,13 @@ class WebSocketPipe:
         return data
 
     async def receive(self) -> bytes:
-        """The next message. Raises CarrierError if there is none, or one that may not be."""
+        """The next message. Raises CarrierError if the connection ends, and for a message that is not allowed."""
         message = await self.socket.receive()
         if message.type == _BINARY:
             data: bytes = message.data
             return data
         if message.type == _TEXT:
-            raise _NoBytes(CloseReason.BAD_RECORD, "a text message arrived where only bytes may")
+            raise TextMessageError(CloseReason.BAD_RECORD, "a text message arrived where only bytes may")
         if message.type == _ERROR:
             raise CarrierError(CloseReason.BAD_RECORD, f"a message was too large or damaged: {message.data}")
         raise CarrierError(CloseReason.TIMED_OUT, "the peer ended the connection")
@@ -142,8 +144,8 @@ class WebSocketPipe:
         await self.send(data)
 
     async def send(self, data: bytes | memoryview) -> bool:
-        """Send one message; it must not be changed before this returns, which is when the kernel has taken all of it.
-        True if it did not do so at once. Raises CarrierError."""
+        """Send one message, and return when the kernel has taken all of it; until then `data` must not change. True if
+        the kernel did not take it at once. Raises CarrierError."""
         self._watched.full = False
         self._emptied.clear()
         try:
@@ -157,16 +159,16 @@ class WebSocketPipe:
             ) from None
 
     def close(self) -> None:
-        self.part(None, _GOOD_BYE)
+        self.finish(None, _NORMAL_CLOSURE)
 
-    def part(self, last: bytes | None, code: int, *tasks: asyncio.Task[None]) -> None:
-        """Wait for `tasks`, send `last` if there is one, say goodbye with `code` (RFC 6455 section 7.4), and close the
-        connection, all within SECONDS."""
+    def finish(self, last: bytes | None, code: int, *tasks: asyncio.Task[None]) -> None:
+        """Wait for `tasks`, send `last` if there is one, send a close frame with `code` (RFC 6455 section 7.4), and
+        close the connection, all within SECONDS."""
         if self._closing is None:
-            self._closing = spawn(self._part(last, code, tasks), "farewell")
+            self._closing = spawn(self._finish(last, code, tasks), "farewell")
             wait_for(self._closing)
 
-    async def _part(self, last: bytes | None, code: int, tasks: tuple[asyncio.Task[None], ...]) -> None:
+    async def _finish(self, last: bytes | None, code: int, tasks: tuple[asyncio.Task[None], ...]) -> None:
         try:
             with contextlib.suppress(OSError, TimeoutError, RuntimeError, CarrierError):
                 async with asyncio.timeout(SECONDS):
@@ -183,8 +185,8 @@ class WebSocketPipe:
         return WebSocketCarrier(asyncio.get_running_loop(), self, session, owner)
 
 
-class _NoBytes(CarrierError):
-    """The other side does not speak the link."""
+class TextMessageError(CarrierError):
+    """A text message came where only binary ones may."""
 
 
 class WebSocketCarrier(Carrier):
@@ -200,9 +202,9 @@ class WebSocketCarrier(Carrier):
         super().__init__(loop, pipe.transport.get_extra_info("socket"), session, owner)
         self._pipe = pipe
         self._wanted = asyncio.Event()
-        """There is something to send."""
+        """Set when there is something to send."""
         self._readable = asyncio.Event()
-        """The session takes what was read."""
+        """Set when the session may take what was read."""
         self._written = 0
         self._tasks: tuple[asyncio.Task[None], ...] = ()
 
@@ -280,7 +282,7 @@ class WebSocketCarrier(Carrier):
             self.fail(error)
 
     def _take_pending(self, pending: bytearray) -> None:
-        """Let the session have what waits; the start of a record stays."""
+        """Give what waits to the session; the start of a record stays."""
         with memoryview(pending) as view:
             used = self._session.receive(view, clock())
         del pending[:used]
@@ -292,9 +294,9 @@ class WebSocketCarrier(Carrier):
         for task in self._tasks:
             if task is not current:
                 task.cancel()
-        code = _GOOD_BYE if last is not None else _GOING_AWAY
-        if isinstance(error, _NoBytes):
-            code = _NO_TEXT
+        code = _NORMAL_CLOSURE if last is not None else _GOING_AWAY
+        if isinstance(error, TextMessageError):
+            code = _UNSUPPORTED_DATA
         elif isinstance(error, CarrierError) and error.reason is CloseReason.BAD_RECORD:
             code = _PROTOCOL_ERROR
-        self._pipe.part(last, code, *self._tasks)
+        self._pipe.finish(last, code, *self._tasks)

@@ -146,7 +146,7 @@ def test_a_wrong_path(world: World, exit: Exit, nginx: Nginx) -> None:
 
 def test_a_certificate_that_nobody_vouches_for(world: World, exit: Exit, nginx: Nginx) -> None:
     client = world.client(None, {"peer": nginx.peer(exit)}, wait=False)
-    client.says("no link to .*shows a certificate that does not hold")
+    client.says("no link to .*shows an invalid certificate")
 
 
 def test_the_exit_is_down_behind_nginx(world: World, exit: Exit, nginx: Nginx) -> None:

@@ -1,6 +1,6 @@
 """The connection below every carrier: straight to the exit, or through an upstream proxy.
 
-A proxy's part is loaded only where there is one.
+The modules for proxies are loaded only where one is configured.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from .upstream import UpstreamProxy
 
 @dataclass(frozen=True, slots=True)
 class Dialling:
-    """How an exit is dialled, whatever the carrier. `mark` is the SO_MARK of the sockets, or 0; `ca` a file with the
-    certificates that are trusted for wss instead of the system's."""
+    """How an exit is dialled, for all carriers. `mark` is the SO_MARK of the sockets, or 0. `ca` is a file with the
+    certificates that wss trusts instead of the system's."""
 
     upstream: UpstreamProxy | None = None
     resolve: Resolve = by_system

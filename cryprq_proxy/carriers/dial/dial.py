@@ -12,7 +12,7 @@ async def dial(endpoint: Endpoint, how: Dialling) -> Pipe:
     why, ConfigError for an unusable `how.ca`. The caller bounds the time."""
     if endpoint.carrier == "tcp":
         return TcpPipe(await connect(endpoint.address, how))
-    # aiohttp takes a third of a second to load: only who uses a WebSocket pays for it.
+    # aiohttp takes a third of a second to load: only a client that uses WebSocket pays for it.
     from .websocket import dial_websocket
 
     return await dial_websocket(endpoint, how)

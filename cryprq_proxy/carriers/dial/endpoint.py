@@ -1,7 +1,7 @@
-"""Where and how an exit is reached: the carrier, the address and, for WebSocket, the path.
+"""An endpoint: the carrier, the address and, for WebSocket, the path at which an exit is reached.
 
-An exit may have several endpoints; the client tries them against each other (race.py). The text form is what people
-read in the log and in `status`, and by which the client remembers what worked.
+An exit may have several endpoints; the client tries them against each other (race.py). People read the text form in the
+log and in `status`, and the client stores it to remember which endpoint worked.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ MAX_PATH: Final = 512
 
 
 class Endpoint(NamedTuple):
-    """One way to an exit; made by `parse_endpoint` or of parts known to be right."""
+    """One address of an exit, with the carrier to use; made by `parse_endpoint` or of parts known to be right."""
 
     carrier: CarrierKind
     address: Destination
@@ -38,7 +38,7 @@ class Endpoint(NamedTuple):
 
 
 def parse_endpoint(carrier: CarrierKind, text: str) -> Endpoint:
-    """Read what stands behind the peer id of a peer URL: "HOST:PORT", or "HOST[:PORT][/PATH]" for WebSocket.
+    """Read what follows the peer id in a peer URL: "HOST:PORT", or "HOST[:PORT][/PATH]" for WebSocket.
 
     Raises AddressError.
     """

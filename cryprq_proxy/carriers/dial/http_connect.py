@@ -23,7 +23,7 @@ _STATUS: Final = re.compile(rb"HTTP/1\.[01] ([0-9]{3})(?: [^\r\n]*)?\r?\n")
 _END: Final = re.compile(rb"\r?\n\r?\n")
 _MEANINGS: Final = {
     403: "it does not allow this (status 403)",
-    407: "it wants a user and a password, or others than those given (status 407)",
+    407: "it wants a user and a password, or refuses those given (status 407)",
 }
 
 
@@ -48,7 +48,7 @@ async def request_connection(sock: socket.socket, upstream: UpstreamProxy, targe
 
 
 def request(upstream: UpstreamProxy, target: Destination) -> bytes:
-    """What is sent to the proxy."""
+    """The bytes of the request."""
     lines = [f"CONNECT {target} HTTP/1.1", f"Host: {target}"]
     if upstream.user is not None:
         login = base64.b64encode(f"{upstream.user}:{upstream.password or ''}".encode())
@@ -69,5 +69,5 @@ def answer(head: bytes) -> int | None:
     if status is None:
         raise ValueError("it is no HTTP proxy")
     if end.end() < len(head) and status[1].startswith(b"2"):
-        raise ValueError("it sent something of its own behind its answer")
+        raise ValueError("it sent more than its answer")
     return int(status[1])

@@ -1,4 +1,4 @@
-"""Trying several ways at once, with a head start for the better ones (after RFC 8305, for whole handshakes).
+"""Several attempts against each other, with a head start for the better ones (RFC 8305, for whole handshakes).
 
 first ----------------------.        still nothing after the delay: the second starts too
          second ---------------- ok  the first one that succeeds wins, the others are cancelled
@@ -16,17 +16,17 @@ from ...errors import CryprqError, PeerError
 
 
 class Outcome[T](NamedTuple):
-    """How a race went."""
+    """The result of a race."""
 
     winner: int
-    """Its number."""
+    """The number of the attempt that succeeded."""
     value: T
     errors: tuple[PeerError | None, ...]
-    """Of each contestant: why it failed; None for the winner, and for who was too slow or did not start."""
+    """For each attempt why it failed; None for the winner and for those that were too slow or did not start."""
 
 
 class AllFailed(CryprqError):
-    """Nobody won; `errors` has the reason of each contestant."""
+    """No attempt succeeded; `errors` has the reason of each."""
 
     def __init__(self, errors: Sequence[PeerError]) -> None:
         super().__init__("; ".join(map(str, errors)))
@@ -41,11 +41,11 @@ async def race[T](
     *,
     abreast: int = 1,
 ) -> Outcome[T]:
-    """Start the first `abreast`, then one after the other, `delay` seconds apart or as soon as one fails, until one
-    returns.
+    """Start the first `abreast` attempts, then one after the other, `delay` seconds apart or as soon as one fails.
+    End with the first one that returns.
 
-    When this returns or raises, no contestant is running any more; `discard` gets what late ones have returned. Raises
-    AllFailed; any exception of a contestant but PeerError ends the race and is raised.
+    When this returns or raises, no attempt is running; `discard` gets what late ones have returned. Raises AllFailed.
+    Any exception of an attempt other than PeerError ends the race and is raised.
     """
     errors: list[PeerError | None] = [None] * len(starts)
     running: dict[asyncio.Future[T], int] = {}
@@ -65,29 +65,29 @@ async def race[T](
             if head_start is not None:
                 waited_for.add(head_start)
             await asyncio.wait(waited_for, return_when=asyncio.FIRST_COMPLETED)
-            for contestant in [each for each in running if each.done()]:
-                index = running[contestant]
+            for attempt in [future for future in running if future.done()]:
+                index = running[attempt]
                 try:
-                    value = contestant.result()
+                    value = attempt.result()
                 except PeerError as error:
                     errors[index] = error
                     _stop(head_start)
                     head_start = None
                 else:
-                    del running[contestant]
+                    del running[attempt]
                     return Outcome(index, value, tuple(errors))
-                del running[contestant]
+                del running[attempt]
             if head_start is not None and head_start.done():
                 head_start = None
     finally:
         _stop(head_start)
-        for contestant in running:
-            contestant.cancel()
+        for attempt in running:
+            attempt.cancel()
         if running:
             await asyncio.wait(running)
-        for contestant in running:
-            if not contestant.cancelled() and contestant.exception() is None:
-                discard(contestant.result())
+        for attempt in running:
+            if not attempt.cancelled() and attempt.exception() is None:
+                discard(attempt.result())
 
 
 async def _awaited(pause: Callable[[float], Awaitable[None]], delay: float) -> None:

@@ -4,8 +4,8 @@
        192.0.2.1  ----- connected                    each attempt starts STAGGER after the one before it,
          2001:db8::2                                 or as soon as that one fails; the first success ends the rest
 
-An address can fail in many ways, also before anything is sent: no IPv6 in the kernel, no route, no file descriptor.
-Each is one failed address and lets the next one start.
+An address can also fail before anything is sent: no IPv6 in the kernel, no route, no file descriptor. Each of these is
+one failed address and lets the next one start.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ STAGGER: Final = 0.25
 _ERRNO: Final = re.compile(r"\[Errno (\d+)\]")
 
 type Resolve = Callable[[str], Awaitable[Sequence[str]]]
-"""Names to IP addresses, the best first. Raises CryprqError saying why there are none."""
+"""From a name to IP addresses, the best first. Raises CryprqError saying why there are none."""
 
 
 async def by_system(name: str) -> Sequence[str]:
-    """The Resolve of a client that leaves the system's resolver alone."""
+    """Resolve `name` by the system's resolver."""
     loop = asyncio.get_running_loop()
     try:
         found = await loop.getaddrinfo(name, None, type=socket.SOCK_STREAM)
@@ -91,8 +91,11 @@ def _failed(text: str) -> CarrierError:
 
 
 def _reason(error: OSError) -> str:
-    """Why, as a sentence part. Several addresses that fail in different ways come as one error without a number, which
-    quotes theirs."""
+    """Why, as a sentence part.
+
+    For addresses that failed for different reasons, aiohappyeyeballs raises one error without a number, which quotes
+    theirs.
+    """
     numbers = dict.fromkeys(_ERRNO.findall(str(error)))
     if error.errno is not None or not numbers:
         return reason_of(error)

@@ -1,7 +1,7 @@
-"""Dialling the exit's WebSocket: the connection is ours (dial.py), TLS is asyncio's, the upgrade aiohttp's.
+"""Dialling the exit's WebSocket: connect.py makes the connection, asyncio does TLS, aiohttp the upgrade.
 
-So resolver, SO_MARK and upstream proxies are the same as for TCP. A redirect is not followed: whoever answers with one
-is not the exit, and most often a page that wants a login first.
+So resolver, SO_MARK and upstream proxies are the same as for TCP. A redirect is not followed: an exit never sends one,
+and most often it leads to a page that wants a login.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ TLS_SECONDS: Final = 10.0
 
 
 class _Protocol(Watched, ResponseHandler):
-    """aiohttp's, watched."""
+    """aiohttp's protocol, which reports an empty buffer."""
 
 
 class _Connector(aiohttp.BaseConnector):
-    """One connection to one endpoint."""
+    """aiohttp's connector for one connection to one endpoint."""
 
     def __init__(self, endpoint: Endpoint, how: Dialling) -> None:
         super().__init__(force_close=True, limit=1)
@@ -50,7 +50,7 @@ class _Connector(aiohttp.BaseConnector):
                 raise _failed(
                     endpoint, "ended the connection without an answer"
                 )  # and aiohttp would try again
-            raise _failed(endpoint, "sends its visitors elsewhere; perhaps this network wants a login first")
+            raise _failed(endpoint, "sends a redirect; perhaps this network wants a login first")
         loop = asyncio.get_running_loop()
         context = None
         if endpoint.carrier == "wss":
@@ -67,9 +67,9 @@ class _Connector(aiohttp.BaseConnector):
         try:
             _, self.protocol = await loop.create_connection(lambda: _Protocol(loop), sock=sock, **tls)
         except ssl.SSLCertVerificationError as error:
-            raise _failed(endpoint, f"shows a certificate that does not hold: {_why(error)}") from None
+            raise _failed(endpoint, f"shows an invalid certificate: {_why(error)}") from None
         except ssl.SSLError as error:
-            raise _failed(endpoint, f"does not speak TLS as it should: {error.reason or error}") from None
+            raise _failed(endpoint, f"does not speak TLS correctly: {error.reason or error}") from None
         except OSError as error:
             raise _failed(endpoint, f"broke the connection: {reason_of(error)}") from None
         finally:
@@ -112,18 +112,18 @@ async def dial_websocket(endpoint: Endpoint, how: Dialling) -> WebSocketPipe:
 
 def _refusal(status: int) -> str:
     if status == 101:
-        return "answers the upgrade wrongly"
+        return "answers the upgrade incorrectly"
     if status == 404:
         return "has nothing at this path (404); compare it with the exit's [websocket] path and the reverse proxy's"
     if status in (502, 503, 504):
         return f"is a reverse proxy that does not reach the exit behind it ({status})"
     if status in (401, 403, 407):
-        return f"does not let us in ({status})"
+        return f"refuses access ({status})"
     return f"answers, but not as an exit does ({status}); does the reverse proxy pass on the Upgrade header?"
 
 
 def _context(ca: Path | None) -> ssl.SSLContext:
-    """Reads the trusted certificates: some milliseconds."""
+    """Read the trusted certificates, which takes some milliseconds."""
     try:
         context = ssl.create_default_context(cafile=ca)
     except (OSError, ssl.SSLError) as error:

@@ -1,12 +1,12 @@
-"""The lane carrier: runs a session's datagram lane over UDP sockets.
+"""The lane carrier: moves the datagrams of one session's lane over a UDP socket.
 
     packets, datagrams  --seal-->  one buffer of the process  --one sendmsg-->  UDP
     UDP  --one recvmsg-->  one buffer of the process  --open, in place-->  handler
 
-`LaneCarrier` is what both sides have in common; the client's is in client.py, the exit's in listener.py.
+`LaneCarrier` is what both sides have in common; the client's side is in client.py, the exit's in listener.py.
 
-A lane that is not up costs its session nothing but a probe now and then: what is to be sent goes over the reliable
-link. No task or future exists here, and a wake-up takes a bounded number of batches (inbox.py).
+While a lane is down it sends only a probe now and then, and packets go over the session's carrier. No task or future
+exists here, and a wake-up takes a bounded number of batches (inbox.py).
 """
 
 from __future__ import annotations
@@ -33,30 +33,30 @@ from .batch import MAX_BATCH, MAX_SEGMENTS, Batch, Sent, UdpOffload
 from .train import Outlet, PacketTrain
 
 LEAST_DELAY: Final = 0.001
-"""Of a timer: whatever the deadlines are, other callbacks get their turn."""
+"""Seconds of the shortest timer, so that other callbacks get their turn whatever the deadlines are."""
 
 MAX_PAYLOAD: Final = 8_972
-"""Bytes of UDP payload at an MTU of 9,000; larger ones are those of loopback devices, where nothing is gained."""
+"""Bytes of UDP payload at an MTU of 9,000. Only loopback devices take more, and there larger ones gain nothing."""
 PACKET_OVERHEAD: Final = OVERHEAD + SLICE_SIZE
 _STREAM: Final = Struct("!BI")
 
 _log = logging.getLogger(__name__)
 
 type Announce = Callable[[int, int], None]
-"""`announce(number, index)`: tell the peer, in a LANE frame on the present carrier."""
+"""`announce(number, index)`: tell the peer in a LANE frame on the current carrier."""
 
 
 class LaneHandler(Protocol):
-    """Where a lane delivers. Buffers are valid during the call only."""
+    """Receiver of what a lane delivers. Buffers are valid during the call only."""
 
     def packet(self, buffer: memoryview, start: int, end: int, run: Run) -> None:
-        """Slices of a packet stand at buffer[start:end], with slices.HEADROOM bytes in front to be written over."""
+        """Slices of a packet stand at buffer[start:end]; the slices.HEADROOM bytes before them may be overwritten."""
 
     def datagram(self, stream: int, destination: Destination, payload: memoryview) -> None:
-        """A datagram of a proxied UDP stream, which may not exist (any more)."""
+        """A datagram of a proxied UDP stream. The stream may not exist, or no longer."""
 
     def lane_changed(self) -> None:
-        """`up` or `size` of the lane is another than before."""
+        """`up` or `size` of the lane has changed."""
 
 
 class Timer(Protocol):
@@ -76,7 +76,7 @@ class Timers(Protocol):
 
 
 class LaneCarrier:
-    """One session's lane on one side; a `ClientLane`, or made by `LaneListener.carrier`. Close it.
+    """One side of one session's lane: a `ClientLane`, or an `ExitLane` from `LaneListener.carrier`. Close it.
 
     `epoch`, `announced`, `datagrams` and `send_datagram` are as `session.datagrams.BasePacketLink` has them.
     """
@@ -118,7 +118,7 @@ class LaneCarrier:
     # --- keys ------------------------------------------------------------------------------------------------------
 
     def epoch(self, cipher: Cipher, number: int, secrets: EpochSecrets, now: float) -> None:
-        """The peer knows these secrets too; the index under which it may use them is announced."""
+        """Install secrets that the peer knows too, and announce the index under which it may use them."""
         if self._closed:
             return
         index = self.lane.install(cipher, number, secrets, now)
@@ -204,7 +204,7 @@ class LaneCarrier:
         self.path.sent(self._clock())
 
     def _push(self, data: memoryview, begin: int, end: int, segment: int, outlet: Outlet) -> None:
-        """Hand `data[begin:end]` to the kernel, and its opinion to the path."""
+        """Hand `data[begin:end]` to the kernel, and tell the path what became of it."""
         outcome = outlet.socket.send(data[begin:end], segment, outlet.to)
         number = -(-(end - begin) // segment)
         if outcome is Sent.OK:
@@ -220,7 +220,7 @@ class LaneCarrier:
             self._unreachable(now)
 
     def _flush(self) -> None:
-        """Send what the path has to say."""
+        """Send the path's messages."""
         messages, self.path.outgoing = self.path.outgoing, []
         for message, to in messages:
             outlet = self._outlet() if to is None else to
@@ -231,7 +231,7 @@ class LaneCarrier:
     # --- in --------------------------------------------------------------------------------------------------------
 
     def receive(self, batch: Batch, source: Outlet, now: float) -> None:
-        """What one receive brought. `after` must follow, at the latest at the end of the wake-up."""
+        """Open what one receive brought. Call `after` at the end of the wake-up at the latest."""
         data, size, segment, _ = batch
         self._source, self._now = source, now
         self._received += -(-size // segment)
@@ -259,11 +259,13 @@ class LaneCarrier:
     # --- time ------------------------------------------------------------------------------------------------------
 
     def _begin(self, now: float) -> None:
-        """Start the path as soon as something can be sent: probes before that would be taken for lost ones."""
+        """Start the path as soon as something can be sent; probes before that would count as lost."""
 
     def after(self, now: float, more: bool = False) -> None:
-        """After everything that came from outside: say what is to be said, and when to be called again. `more` has
-        come already: slices of one packet may go on being put together."""
+        """Send what is due, tell the handler what has changed, and arm the timer; to be called after all input.
+
+        `more`: further batches have arrived already, so slices of one packet may still be put together.
+        """
         if self._closed:
             return
         if not more:
@@ -305,23 +307,23 @@ class LaneCarrier:
             self.path.tick(now)
         self.after(now)
 
-    # --- what the two sides do in their own way --------------------------------------------------------------------
+    # --- where the two sides differ --------------------------------------------------------------------------------
 
     def _outlet(self) -> Outlet | None:
-        """Where to send; None as long as there is no such place."""
+        """Where to send; None while that is unknown."""
         raise NotImplementedError
 
     def _register(self, index: int) -> None:
-        """Datagrams with `index` are for this lane."""
+        """Datagrams with `index` are for this lane from now on."""
 
     def _unregister(self, index: int) -> None:
-        """No longer."""
+        """Datagrams with `index` are no longer for this lane."""
 
     def _unreachable(self, now: float) -> None:
-        """The kernel has no way to the peer."""
+        """The kernel has no route to the peer."""
 
     def _fell(self, now: float) -> None:
-        """The path fell silent."""
+        """The path went down after it had been up."""
 
     # --- the rest --------------------------------------------------------------------------------------------------
 
@@ -357,7 +359,7 @@ class LaneCarrier:
         )
 
     def close(self) -> None:
-        """Let go of sockets, indices and timers. Nothing is sent or delivered any more."""
+        """Release sockets, indices and timers. Nothing is sent or delivered any more."""
         self._train.forget(self)
         self._closed = True
         self.lane.forget()

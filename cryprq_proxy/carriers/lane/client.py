@@ -1,7 +1,7 @@
-"""The client's side of the datagram lane: one connected socket, made anew when the network changes.
+"""The client's side of the datagram lane: one connected socket, replaced when the network changes.
 
-The socket has a port of its own and goes to the address and port number of the TCP carrier's peer. A new one is needed
-when the carrier went elsewhere, when its address is no longer one of this host, and when the path fell silent.
+The socket has a port of its own and sends to the address and port number of the TCP carrier's peer. It is replaced when
+the carrier's peer has another address, when its own address is no longer one of this host, and when the path is silent.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from .train import Outlet
 from .udp_socket import UdpSocket, error_name
 
 REOPEN_SECONDS: Final = 1.0
-"""At least so long between two sockets of one client."""
+"""Between two sockets of one client at least."""
 
 _log = logging.getLogger(__name__)
 
 
 class ClientLane(LaneCarrier):
-    """The client's side. It has no socket until `move` is called."""
+    """The client's side of a lane. It has no socket until `move` is called."""
 
     def __init__(
         self,
@@ -53,10 +53,10 @@ class ClientLane(LaneCarrier):
         self._reopen_at = inf
 
     def move(self, exit: SocketAddress) -> None:
-        """The TCP carrier is connected to `exit` now: use the same address and port number.
+        """Use the address and port number to which the TCP carrier is connected now.
 
-        A lane that is up, and would leave from the same address as before, goes on as it is. Raises ConfigError if
-        the link's packets are to be marked and may not be.
+        A lane that is up and would send from the same local address as before stays as it is. Raises ConfigError if
+        the link's packets must be marked and this process may not.
         """
         if exit == self._exit and self.up and self._stays():
             return
@@ -74,7 +74,7 @@ class ClientLane(LaneCarrier):
             return False
 
     def _open(self, now: float) -> None:
-        """Make the socket anew, and judge the path anew; without a route, try again later."""
+        """Replace the socket and start the path anew; without a route, try again later."""
         if self._exit is None or self._closed:
             return
         self._shut()
@@ -87,7 +87,7 @@ class ClientLane(LaneCarrier):
         else:
             self._reopen_at = inf
             self._here = Outlet(sock, None)
-            self._inbox = Inbox(self._loop, sock, self._take, self._turned)
+            self._inbox = Inbox(self._loop, sock, self._take, self._turn_ended)
             self._started = False
             self._begin(now)
         self.after(now)
@@ -110,14 +110,14 @@ class ClientLane(LaneCarrier):
         if self._here is not None:
             self.receive(batch, self._here, self._clock())
 
-    def _turned(self, more: bool) -> None:
+    def _turn_ended(self, more: bool) -> None:
         self.after(self._clock(), more)
 
     def _outlet(self) -> Outlet | None:
         return self._here
 
     def _unreachable(self, now: float) -> None:
-        """Also while packets are being sent: only make a note, and let the reliable lane have what follows."""
+        """Close the socket and open another one soon. Meanwhile packets go over the carrier."""
         self._shut()
         self._reopen_at = max(now, self._opened_at + REOPEN_SECONDS)
         self._arm(now)

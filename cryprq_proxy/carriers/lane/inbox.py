@@ -1,9 +1,9 @@
-"""What a UDP socket has for us: read as soon as it comes, opened a little at a time, the urgent things first.
+"""How a UDP socket is read: all at once, opened a little at a time, urgent datagrams first.
 
-A bulk transfer keeps a queue of a megabyte in front of the slowest part of the way, and that is us. In the socket a
-ping, or the question for a name, would wait behind all of it. So whatever has come is read at once, which is cheap;
-what its sender has marked as able to overtake (train.EXPRESS_KIND) is opened at once too; and of the rest so much in
-each turn of the loop that nobody else waits long.
+A bulk transfer keeps a queue of a megabyte in front of the slowest hop, which is this process. In the socket, a ping or
+a DNS question would wait behind all of it. So the socket is emptied at once, which is cheap. What its sender has marked
+as able to overtake (opening.EXPRESS_KIND) is opened at once too. Of the rest, one turn of the loop opens so little
+that other callbacks do not wait long.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from .batch import RECEIVE_SIZE, Batch
 from .udp_socket import UdpSocket
 
 BUFFERS: Final = 32
-"""Batches that wait here at most, of 64 KiB each; what comes then waits in the socket."""
+"""Batches of 64 KiB that wait here at most; further ones wait in the socket."""
 TURN_BYTES: Final = 131_072
-"""Opened in one turn, about: half a millisecond."""
+"""Bytes opened in one turn, about: they take half a millisecond."""
 
 
 class Loop(Protocol):
@@ -34,26 +34,26 @@ class Loop(Protocol):
 
 
 class Inbox:
-    """Reads `sock` and gives each batch to `handle`, which may use it until it returns. After each turn `turned` is
-    told whether more is waiting here already."""
+    """Reads `sock` and gives each batch to `handle`, which may use it until it returns. After each turn,
+    `turn_ended` is called with whether more waits here already."""
 
     def __init__(
-        self, loop: Loop, sock: UdpSocket, handle: Callable[[Batch], None], turned: Callable[[bool], None]
+        self, loop: Loop, sock: UdpSocket, handle: Callable[[Batch], None], turn_ended: Callable[[bool], None]
     ) -> None:
         self._loop = loop
         self._sock = sock
         self._handle = handle
-        self._turned = turned
+        self._turn_ended = turn_ended
         self._waiting: deque[Batch] = deque()
         self._spare: list[memoryview] = []
-        # Those of sockets that are gone are used again, because lanes keep views of them.
+        # Buffers of closed inboxes are used again, because lanes keep views of them.
         self._buffers = SHARED.pool("arriving datagrams", RECEIVE_SIZE, BUFFERS)
         self._again = False
         self._closed = False
         loop.add_reader(sock.fileno(), self._turn)
 
     def close(self) -> None:
-        """Read no more, and forget what waits. The socket is the caller's."""
+        """Stop reading and drop what waits. The caller closes the socket."""
         self._closed = True
         self._loop.remove_reader(self._sock.fileno())
         for buffer in self._spare + [batch.data for batch in self._waiting]:
@@ -74,7 +74,7 @@ class Inbox:
             if self._closed:
                 return
             self._spare.append(batch.data)
-        self._turned(bool(waiting))
+        self._turn_ended(bool(waiting))
         if waiting and not self._again and not self._closed:
             self._again = True
             self._loop.call_soon(self._next_turn)

@@ -2,9 +2,9 @@
 
     datagram -> index (5 bytes) -> the session's lane -> its handler
 
-Each lane draws the indices under which it receives, one per epoch, and they stand in one table here. What carries no
-known index is counted and dropped: strangers get no answer, whatever they send, so that a port with a lane looks like
-one without. What carries a known one is for the lane to judge; only what it can open makes it say anything.
+Each lane draws the indices under which it receives, one per epoch, and one table here has them all. A datagram without
+a known index is counted and dropped: strangers get no answer, so that a port with a lane looks like one without. A
+datagram with a known index goes to its lane, which answers only what it can open.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from .train import Outlet
 from .udp_socket import ETHERNET_MTU, HEADERS, UdpSocket
 
 ETHERNET_PAYLOAD: Final = ETHERNET_MTU - HEADERS[AF_INET6]
-"""Of a UDP datagram, in either family."""
+"""Bytes of a UDP payload that fits an Ethernet in either family."""
 
 _LEAST: Final = OVERHEAD + 1
 
 
 class ExitLane(LaneCarrier):
-    """The exit's side; made by LaneListener."""
+    """The exit's side of a lane; made by LaneListener."""
 
     def __init__(
         self,
@@ -71,10 +71,9 @@ class ExitLane(LaneCarrier):
 
 
 class LaneListener:
-    """The exit's sockets, for all of its sessions. Close it after the lanes.
+    """The exit's sockets, for all sessions. Close it after the lanes.
 
-    `addresses` are those on which the exit listens for TCP: the same port numbers. Raises ConfigError if one of them
-    cannot be had.
+    `addresses` are those on which the exit listens for TCP. Raises ConfigError if one of them is not available.
     """
 
     def __init__(
@@ -95,7 +94,7 @@ class LaneListener:
         self._inboxes: list[Inbox] = []
         self._last: ExitLane | None = None
         self.strangers = 0
-        """Datagrams that are nobody's: too short, of another kind, or with an index that is not in use."""
+        """Datagrams of no session: too short, of another kind, or with an index that is not in use."""
         for where in addresses:
             try:
                 sock = UdpSocket(where, offload, mark)
@@ -109,7 +108,7 @@ class LaneListener:
                 self.close()
                 raise
             self._sockets.append(sock)
-            self._inboxes.append(Inbox(loop, sock, partial(self._take, sock), self._turned))
+            self._inboxes.append(Inbox(loop, sock, partial(self._take, sock), self._turn_ended))
 
     def carrier(
         self,
@@ -118,8 +117,8 @@ class LaneListener:
         client: SocketAddress | None = None,
         entropy: Entropy = system_entropy,
     ) -> LaneCarrier:
-        """The lane of a new session. `client` is where its TCP carrier comes from; it tells which device is used, and
-        with it the largest datagram. Without it, that of an Ethernet is taken."""
+        """The lane of a new session. `client` is the address of its TCP carrier's peer: the device on the route there
+        bounds the size of datagrams. Without it, an Ethernet is assumed."""
         return ExitLane(
             self._loop,
             handler,
@@ -131,11 +130,11 @@ class LaneListener:
         )
 
     def _ceiling(self, client: SocketAddress | None) -> int:
-        """The largest UDP payload that the device on the way to `client` takes, in bytes."""
+        """The largest UDP payload that the device on the route to `client` takes, in bytes."""
         if client is None:
             return ETHERNET_PAYLOAD
         try:
-            # Nothing is sent: connecting makes the kernel look for the route.
+            # Nothing is sent: connecting makes the kernel choose the route.
             with closing(UdpSocket.connected(client, self._offload, self._mark)) as sock:
                 return sock.mtu()
         except OSError:
@@ -161,21 +160,21 @@ class LaneListener:
             self.strangers += -(-batch.size // batch.segment)
             return
         if lane is not self._last:
-            self._turned(False)
+            self._turn_ended(False)
             self._last = lane
         lane.receive(batch, Outlet(sock, batch.peer), self._clock())
 
-    def _turned(self, more: bool) -> None:
+    def _turn_ended(self, more: bool) -> None:
         if self._last is not None:
             self._last.after(self._clock(), more)
             if not more:
                 self._last = None
 
     def _owner(self, batch: Batch) -> ExitLane | None:
-        """Whose batch it is: that of the first index in it that is in use.
+        """The lane of a batch: that of the first index in it that is in use.
 
-        Who forges a client's address can get a datagram of his own in front of the client's, into the same batch. It
-        must not take them with it; the lane drops it.
+        A forger of a client's address can bring a datagram into a batch, in front of the client's. The client's must
+        still reach their lane, which drops the forged one.
         """
         data, size, segment, _ = batch
         if segment >= _LEAST:

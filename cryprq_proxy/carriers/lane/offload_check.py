@@ -1,9 +1,9 @@
-"""Whether this kernel's UDP offloads can be trusted: found out at the start by sending batches to ourselves.
+"""Whether this kernel's UDP offloads work: checked at the start by sending batches to this host itself.
 
-Some kernels (6.17 to release candidates of 7.0) damage batches of datagrams of one size, and what is damaged fails to
-authenticate, so a link would be up and carry nothing. The check sends random batches over the loopback device and
-compares every byte and every size. It cannot see what a network card does wrong; the path's probes do, and the
-configuration can switch the offloads off.
+Some kernels (6.17 to release candidates of 7.0) damage batches of datagrams of one size. Damaged datagrams do
+not authenticate, so a lane would be up and carry nothing. The check sends random batches over the loopback device and
+compares every byte and every size. It cannot see faults of a network card; the path's probes can, and the configuration
+can switch the offloads off.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from .batch import RECEIVE_SIZE, UdpOffload
 from .udp_socket import LINUX, UdpSocket, error_name
 
 CHECK_SECONDS: Final = 0.5
-"""What the check may take in all; it needs a few milliseconds."""
+"""Bound of the whole check, which needs a few milliseconds."""
 CHECK_SHAPES: Final = (
     ((1_400, 40 * 1_400),),
     ((1_200, 10 * 1_200 + 77),),
     ((1_372, 2 * 1_372), (900, 900), (64, 63 * 64 + 1), (1_400, 46 * 1_400), (1_400, 1)),
 )
-"""Batches (segment, size) that are on their way together."""
+"""Batches (segment, size) that are in flight together."""
 
 _log = logging.getLogger(__name__)
 
@@ -33,10 +33,9 @@ type OffloadSetting = Literal["auto", "off"]
 
 
 def check_offload(setting: OffloadSetting = "auto") -> UdpOffload:
-    """What this kernel does right, found out by sending random batches to itself and comparing every byte and size.
+    """Find out which offloads work. Takes a few milliseconds, and CHECK_SECONDS at most.
 
-    Some kernels (6.17 to release candidates of 7.0) damage batches. Takes a few milliseconds, never more than
-    CHECK_SECONDS, and uses the loopback device only. Call it once, before there is a loop to hold up.
+    Call it once, before the event loop runs: it blocks.
     """
     if setting == "off":
         return UdpOffload(False, False, "switched off in the configuration")
@@ -44,7 +43,7 @@ def check_offload(setting: OffloadSetting = "auto") -> UdpOffload:
         return UdpOffload(False, False, "this system has none")
     deadline = time.monotonic() + CHECK_SECONDS
     found = UdpOffload(True, True)
-    for gro in (True, False):  # without, the kernel has to cut the batch up itself
+    for gro in (True, False):  # without it, the kernel itself must cut the batch
         try:
             problem, found = _compare(found._replace(gro=gro and found.gro), found, deadline)
         except OSError as error:
@@ -56,7 +55,8 @@ def check_offload(setting: OffloadSetting = "auto") -> UdpOffload:
 
 
 def _compare(use: UdpOffload, found: UdpOffload, deadline: float) -> tuple[str, UdpOffload]:
-    """Send all shapes with `use`: a sentence part if something differs, and what is left of `found`. Raises OSError."""
+    """Send all shapes with `use`. Return a sentence part if something differs, and what is left of `found`. Raises
+    OSError."""
     with ExitStack() as stack:
         sender = stack.enter_context(closing(UdpSocket(("127.0.0.1", 0), use)))
         receiver = stack.enter_context(closing(UdpSocket(("127.0.0.1", 0), use)))
@@ -78,7 +78,7 @@ def _compare(use: UdpOffload, found: UdpOffload, deadline: float) -> tuple[str, 
 
 
 def _collect(sock: UdpSocket, size: int, deadline: float) -> list[bytes]:
-    """Datagrams until `size` bytes have come, or the deadline has."""
+    """Receive datagrams until `size` bytes have come, or until the deadline."""
     poll = select.poll()
     poll.register(sock, select.POLLIN)
     datagrams: list[bytes] = []

@@ -21,15 +21,15 @@ from ...status import PacketLinkStatus, Traffic
 from .carrier import LaneCarrier
 
 type Receiver = Callable[[memoryview, int, int, Run], None]
-"""Gets packets as (buffer, start, end, run); see lane/slices.py for who may overwrite what, and until when."""
+"""Gets packets as (buffer, start, end, run); lane/slices.py says what may be overwritten, and until when."""
 
 
 class PacketLink(BasePacketLink):
     """The packet link of one session. `lane` is None where there is none.
 
-    `receive` gets the peer's packets and `network` the addresses that the exit hands out; a side that expects no such
-    thing leaves them out, and a peer that sends it all the same breaks the protocol. `lane_changed` is called when the
-    lane comes or goes, or takes packets of another size.
+    `receive` gets the peer's packets and `network` the addresses that the exit hands out. A side that expects none
+    leaves them out; then such a frame breaks the protocol. `lane_changed` is called when the lane comes up or goes
+    down, or takes packets of another size.
     """
 
     def __init__(
@@ -50,15 +50,15 @@ class PacketLink(BasePacketLink):
         self.malformed = 0
 
     def send(self, buffer: memoryview, start: int, end: int, shape: Shape, more: bool = False) -> None:
-        """Send the packet at `buffer[start:end]`, which may be overwritten, HEADROOM bytes in front of it too. It may
-        be dropped. `more` promises that the PacketTrain is flushed before long."""
+        """Send the packet at `buffer[start:end]`, or drop it. It may be overwritten, and HEADROOM bytes before it too.
+        `more` promises that the PacketTrain is flushed soon."""
         if self.lane is None or not self.lane.send_packet(buffer, start, end, shape, more):
             self.sent_on_carrier += 1
             flags, gso_size, header = shape
             self._session.send_packet(flags & FLAGS_MASK, gso_size, header, buffer[start:end])
 
     def close(self) -> None:
-        """The session is over."""
+        """Close the lane; the session is over."""
         if self.lane is not None:
             self.lane.close()
 

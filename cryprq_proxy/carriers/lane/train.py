@@ -13,7 +13,7 @@ from .udp_socket import UdpSocket
 
 
 class Outlet(NamedTuple):
-    """Where a lane's datagrams leave, and to whom. For the lane's path it is an address like any other."""
+    """The socket from which a lane sends, and the address to which. The lane's path only compares them."""
 
     socket: UdpSocket
     to: UdpPeer | None
@@ -28,7 +28,7 @@ class TrainSender(Protocol):
 
 
 class PacketTrain:
-    """One send in the making; the process has one. A LaneCarrier fills it, who has promised it calls `flush`."""
+    """One send that is being filled; the process has one. LaneCarriers fill it, and what feeds them flushes it."""
 
     __slots__ = ("buffer", "count", "end", "express", "outlet", "segment", "sender")
 

@@ -1,20 +1,19 @@
-"""A UDP socket that moves batches: many datagrams in one system call, each way.
+"""A UDP socket that moves batches: many datagrams in one system call, in both directions.
 
     send:     [d d d d d d d l]  --sendmsg + UDP_SEGMENT-->  the kernel cuts it into datagrams
     receive:  the kernel joins datagrams of one sender  --recvmsg + UDP_GRO-->  [d d d d d d d l]
 
 In a batch all datagrams have the same size (`segment`) apart from the last, which may be shorter. The size goes with
-each send and is never set on the socket, where it would stay and cut later sends. What the kernel cannot do is done
-one by one, with the same result: the check at the start
-(offload_check.py) compares, a refused batch switches to single sends for
-good, and both say why.
+each send and is never set on the socket, where it would stay and cut later sends. What the kernel cannot do in a
+batch is done one by one, with the same result: if the check at the start (offload_check.py) fails, or if the kernel
+refuses a batch. Both are logged with the reason.
 
-A datagram may be lost at any time, so nothing waits here: what the socket does not take is dropped and counted, and
-no error of the network is raised. `send` says what became of the batch, because three of the errors are for the path
-to act on: too big, unreachable, and a full queue.
+A datagram may be lost at any time, so nothing waits here: what the socket does not take is dropped and counted, and no
+error of the network is raised. `send` returns what became of the batch, because the path acts on three of the errors:
+too big, unreachable, and a full queue.
 
-A socket that is bound to a wildcard address takes note of the local address that each batch came to, as a part of
-`UdpPeer`, and answers leave from there: the other side's socket is connected, and drops what comes from elsewhere.
+A socket that is bound to a wildcard address keeps the local address at which a batch arrived as a part of `UdpPeer`,
+and answers leave from there: the other side's socket is connected, and drops what comes from another address.
 """
 
 from __future__ import annotations
@@ -112,7 +111,7 @@ class UdpSocket:
 
     @classmethod
     def connected(cls, address: SocketAddress, offload: UdpOffload, mark: int = 0) -> UdpSocket:
-        """A socket that talks to `address` alone; the kernel drops what others send. Raises like the class."""
+        """A socket for `address` only; the kernel drops what others send. Raises like the class."""
         sock = cls(("::" if ":" in address[0] else "0.0.0.0", 0), offload, mark)
         try:
             sock.connect(address)
@@ -122,7 +121,7 @@ class UdpSocket:
         return sock
 
     def connect(self, address: SocketAddress) -> None:
-        """Talk to `address` alone, from now on. Raises OSError, also if there is no route."""
+        """Exchange datagrams with `address` only, from now on. Raises OSError, also if there is no route."""
         self._sock.connect(address)
         self._peer = UdpPeer(address)
         self._report_local(False)
@@ -190,7 +189,7 @@ class UdpSocket:
 
     @property
     def peer(self) -> UdpPeer | None:
-        """Whom the socket is connected to."""
+        """The address to which the socket is connected, if it is."""
         return self._peer
 
     @property
@@ -263,7 +262,7 @@ class UdpSocket:
             self._sock.sendmsg((data,), self._control, 0, to.address)
 
     def _batch_failed(self, error: OSError, data: memoryview, segment: int, to: UdpPeer | None) -> Sent:
-        """Find out whose fault it is: of an earlier datagram, of the size, or of the batch as such."""
+        """Find the cause: an earlier datagram, the size, or the batch as such."""
         if error.errno not in _FULL:
             self.errors += 1
             try:  # an ICMP error is reported once, in place of the next send
@@ -354,7 +353,7 @@ class UdpSocket:
         return self._last
 
     def _answer(self, local: bytes | None) -> bytes:
-        """What the kernel told of the local address, as it wants to be told. The interface is left to the routes."""
+        """The control data for answers, made of that of a received batch. The routes choose the interface."""
         if local is None:
             return b""
         if self.family == socket.AF_INET:

@@ -1,4 +1,4 @@
-"""Dialling: what is said when it is no exit that answers, and the way through an HTTP proxy."""
+"""Dialling: what is said when it is no exit that answers, and the request to an HTTP proxy."""
 
 from __future__ import annotations
 
@@ -79,15 +79,15 @@ def says(text: str) -> Serve:
             "HTTP/1.1 502 Bad Gateway\nContent-Length: 0\n\n",
             "is a reverse proxy that does not reach the exit",
         ),
-        ("HTTP/1.1 403 No\nContent-Length: 0\n\n", r"does not let us in \(403\)"),
+        ("HTTP/1.1 403 No\nContent-Length: 0\n\n", r"refuses access \(403\)"),
         ("HTTP/1.1 200 OK\nContent-Length: 2\n\nhi", r"not as an exit does \(200\); .* the Upgrade header"),
         (
             "HTTP/1.1 302 Found\nLocation: http://login.example/\nContent-Length: 0\n\n",
-            "sends its visitors elsewhere; perhaps this network wants a login",
+            "sends a redirect; perhaps this network wants a login",
         ),
         (
             "HTTP/1.1 101 Switching\nUpgrade: websocket\nConnection: Upgrade\n\n",
-            "answers the upgrade wrongly",
+            "answers the upgrade incorrectly",
         ),
         ("SSH-2.0-OpenSSH_9.9\n", "does not answer as a web server"),
         ("", "ended the connection without an answer"),
@@ -125,14 +125,16 @@ async def test_certificates(tmp_path: Path) -> None:
         await reach("exit.example", ca)
         await reach("127.0.0.1", ca)
         for trusted in (None, foreign):
-            with pytest.raises(CarrierError, match="shows a certificate that does not hold: unable to get"):
+            with pytest.raises(CarrierError, match="shows an invalid certificate: unable to get"):
                 await reach("exit.example", trusted)
-        with pytest.raises(CarrierError, match=r"does not hold: Hostname mismatch, .* 'www.example'"):
+        with pytest.raises(
+            CarrierError, match=r"an invalid certificate: Hostname mismatch, .* 'www.example'"
+        ):
             await reach("www.example", ca)
         with pytest.raises(ConfigError, match=r"nowhere.pem: no certificates could be read"):
             await reach("exit.example", tmp_path / "nowhere.pem")
     async with place() as here:
-        with pytest.raises(CarrierError, match="does not speak TLS as it should"):
+        with pytest.raises(CarrierError, match="does not speak TLS correctly"):
             await reach("127.0.0.1", ca)
 
 
@@ -202,7 +204,7 @@ async def test_a_wrong_password_is_not_shown(carrier: str) -> None:
     [
         ("HTTP/1.1 403 Forbidden\n\n", "it does not allow this"),
         ("HTTP/1.1 500 Oh\n\n", "it answered with status 500"),
-        ("HTTP/1.1 200 OK\n\nhello", "something of its own behind its answer"),
+        ("HTTP/1.1 200 OK\n\nhello", "it sent more than its answer"),
         ("SSH-2.0\n", "it is no HTTP proxy"),
         ("HTTP/1.1 OK\n\n", "it is no HTTP proxy"),
         ("HTTP/1.1 200 OK\n", "it ended the connection"),
@@ -310,7 +312,7 @@ async def test_what_the_kernel_does_not_take_is_not_piled_up(tmp_path: Path, car
 
 def test_aiohttp_is_inside_as_we_know_it() -> None:
     """We override how it connects, for its TCPConnector neither takes a connected socket nor a protocol of ours. A new
-    aiohttp that does it in another way must be noticed here and not in the field."""
+    aiohttp that works differently must be noticed here and not in the field."""
     overridden = inspect.signature(aiohttp.BaseConnector._create_connection)
     ours = inspect.signature(_Connector._create_connection)
     assert list(overridden.parameters) == list(ours.parameters) == ["self", "req", "traces", "timeout"]
