@@ -11,9 +11,8 @@ where the payload of the slice before it belongs:
 
 So nothing is copied, and beside the decryption nothing is done per slice.
 
-Where a packet comes in parts, because it was too large for one send or the network hands datagrams over one by one, the
-parts that follow each other within a wake-up are put together by copying: what a super-packet saves behind us is worth
-more than that. `flush` ends it; nothing is held back longer.
+Order: `open_batch` tells one datagram, a whole train and a mixture apart; `_open_train` opens, marks the counters as
+seen, hands on. Where a packet comes in parts, joining.py puts them together.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ from operator import length_hint
 from typing import Final
 
 from ..crypto.primitives import Aead, Buffer, InvalidTag
+from .joining import Joiner, Room
 from .replay import ReplayWindow
 from .slices import (
     FLAGS_MASK,
@@ -37,14 +37,11 @@ from .slices import (
     SLICE,
     SLICE_HEADER,
     SLICE_SIZE,
-    Assembly,
     Drops,
     LaneSink,
-    Rows,
     Run,
     Shape,
     spaced,
-    total_length,
 )
 
 KIND: Final = 0x01
@@ -65,24 +62,13 @@ _HEADER: Final = struct.Struct("!" + LAYOUT)
 _LEAST: Final = OVERHEAD + 1
 # Below _TOP the earlier datagrams of a train are opened, at it the last one.
 _TOP: Final = HEADROOM + MAX_PACKET
-_OPENED_SIZE: Final = _TOP + MAX_PACKET
 _NOTHING: Final = (0, 0, 0, 0, 0, 0)
 _WHOLE: Final = {flags: Run(Shape(flags, 0, 0), 0, 1, 1) for flags in (PLAIN, PLAIN | NEEDS_CSUM)}
 
 type _Decrypt = Callable[[Buffer, Buffer, Buffer, Buffer], int]
-
-
-class Room:
-    """The buffer into which datagrams are opened, and the kept views. One serves all lanes of a thread."""
-
-    __slots__ = ("held", "holder", "opened", "row")
-
-    def __init__(self) -> None:
-        self.opened = memoryview(bytearray(_OPENED_SIZE))
-        self.held = memoryview(bytearray(HEADROOM + MAX_PACKET))
-        self.holder: Opener | None = None
-        """Whose slices lie in `held`."""
-        self.row = Rows().row
+type _Found = tuple[int, int, int, Run | None, int]
+"""Where a message or a run of slices starts and ends in the room, the size of its datagram (0 for a run), the run, and
+the counter of the packet's slice 0 (-1 for a whole packet)."""
 
 
 class Receiving:
@@ -104,18 +90,17 @@ class Opener:
     """Opens all datagrams of one session. `epochs` is a live view, by index."""
 
     __slots__ = (
+        "_deliver",
         "_epochs",
-        "_held",
-        "_held_count",
-        "_held_end",
-        "_held_for",
-        "_held_from",
+        "_hold",
         "_room",
         "_sink",
         "_top",
         "advanced",
         "assembly",
         "drops",
+        "flush",
+        "forget",
         "heard",
     )
 
@@ -124,15 +109,14 @@ class Opener:
         self._sink = sink
         self._room = room
         self._top = (-1, -1)
-        self._held = room.held
-        self._held_for: tuple[int, int, int, int, int, int] | None = (
-            None  # epoch, group, flags, of, gso, header
-        )
-        self._held_from = 0
-        self._held_count = 0
-        self._held_end = 0
         self.drops = drops
-        self.assembly = Assembly()
+        joiner = Joiner(sink, room, drops)
+        self.assembly = joiner.assembly
+        # Bound once: they are called for every packet.
+        self._hold = joiner.hold
+        self._deliver = joiner.deliver
+        self.flush = joiner.flush
+        self.forget = joiner.forget
         self.heard = 0
         """Authentic bytes (whole UDP payloads) of the last batch."""
         self.advanced = False
@@ -219,45 +203,6 @@ class Opener:
         else:
             self.drops.malformed += 1
 
-    def _hold(
-        self, start: int, end: int, index: int, count: int, group: tuple[int, int, int, int, int, int]
-    ) -> None:
-        """Put slices, `count` from `index` on, behind those of their packet that came before them."""
-        room = self._room
-        if room.holder is not self:
-            if room.holder is not None:
-                room.holder.flush()
-            room.holder = self
-        held, (_, _, _, of, gso, header) = self._held, group
-        if (
-            group == self._held_for
-            and index == self._held_from + self._held_count
-            and self._held_end == HEADROOM + header + self._held_count * gso
-            and self._held_end + end - start <= len(held)
-        ):
-            start += header
-            self._held_count += count
-        else:
-            self.flush()
-            self._held_for, self._held_from, self._held_count, self._held_end = group, index, count, HEADROOM
-        after = self._held_end + end - start
-        held[self._held_end : after] = self._room.opened[start:end]
-        self._held_end = after
-        if index + count == of:
-            self.flush()
-
-    def forget(self) -> None:
-        """Hand on nothing any more."""
-        self._held_for = None
-
-    def flush(self) -> None:
-        """Hand on what is held."""
-        group, self._held_for = self._held_for, None
-        if group is not None and self._room.holder is self:
-            index, number, flags, of, gso, header = group
-            run = Run(Shape(flags, gso, header), self._held_from, self._held_count, of)
-            self._deliver(self._held, HEADROOM, self._held_end, run, (index, number))
-
     def _open_mixture(
         self, fields: tuple[int, ...], data: memoryview, begin: int, segment: int, last: int
     ) -> None:
@@ -305,19 +250,40 @@ class Opener:
         """Datagrams `first` to `stop` - 1 of those that stand in `data` from `begin` on: one epoch, fresh, with
         consecutive counters from `counter` on. The last one has `last` bytes.
 
-        A train may hold several packets and other messages, and begin or end inside of a packet. The last datagram
-        of each packet is opened alone. It tells how many before it belong to the same one, and these are opened
-        without looking in between: whoever has the keys can write any payload, so a field that disagrees unseen in
-        the middle gains nothing; the first and the last of a run are compared.
+        A train may hold several packets and other messages, and begin or end inside of a packet.
         """
-        drops, window, decrypt, out = self.drops, epoch.window, epoch.decrypt, self._room.opened
+        found, failed, heard = self._open_backwards(
+            epoch, counter, data, begin + segment * first, segment, stop - first, last
+        )
+        if self._account(epoch, counter, counter + stop - first - 1, failed):
+            self.heard += heard
+            self._hand_on(epoch.index, found)
+
+    def _open_backwards(
+        self,
+        epoch: Receiving,
+        counter: int,
+        data: memoryview,
+        begin: int,
+        segment: int,
+        datagrams: int,
+        last: int,
+    ) -> tuple[list[_Found], list[int], int]:
+        """What the datagrams of a train hold, last first; the counters of those that do not authenticate; the bytes of
+        those that do.
+
+        The last datagram of each packet is opened alone. It tells how many before it belong to the same one, and these
+        are opened without looking in between: a peer that has the keys can write any payload, so a field that disagrees
+        unseen in the middle gains nothing. The first and the last of a run are compared.
+        """
+        drops, decrypt, out = self.drops, epoch.decrypt, self._room.opened
         plain = segment - OVERHEAD
-        found: list[tuple[int, int, int, Run | None, int]] = []
+        found: list[_Found] = []
         failed: list[int] = []
         heard = 0
-        at, size, place = stop - 1, last, _TOP
-        while at >= first:
-            number = counter + at - first
+        at, size, place = datagrams - 1, last, _TOP
+        while at >= 0:
+            number = counter + at
             top = place + size - OVERHEAD
             try:
                 _open(decrypt, data, begin + segment * at, size, out, place)
@@ -333,8 +299,8 @@ class Opener:
             else:
                 fields = _, flags, index, of, gso, header = _slice(out, place, top)
                 lowest = place
-                if index and at > first and plain > SLICE_SIZE + header:
-                    below = min(index, at - first)
+                if index and at and plain > SLICE_SIZE + header:
+                    below = min(index, at)
                     count += self._open_below(decrypt, data, begin, segment, at, below, size, place, header)
                     lowest -= (plain - SLICE_SIZE - header) * (count - 1)
                 if of == 1 and not gso:
@@ -355,24 +321,30 @@ class Opener:
             heard += size + segment * (count - 1)
             at -= count
             size = segment
+        return found, failed, heard
 
-        newest = counter + stop - first - 1
+    def _account(self, epoch: Receiving, counter: int, newest: int, failed: list[int]) -> bool:
+        """Mark the counters from `counter` to `newest`, without those that `failed`, as seen. Whether any are left."""
         if failed:
-            drops.tag += len(failed)
+            self.drops.tag += len(failed)
             opened = sorted(set(range(counter, newest + 1)).difference(failed))
             if not opened:
-                return
+                return False
             for number in opened:
-                window.mark(number)
+                epoch.window.mark(number)
             epoch.heard += len(opened)
             newest = opened[-1]
         else:
-            window.mark_range(counter, newest)
-            epoch.heard += stop - first
-        self.heard += heard
+            epoch.window.mark_range(counter, newest)
+            epoch.heard += newest + 1 - counter
         if (epoch.serial, newest) > self._top:
             self._top = (epoch.serial, newest)
             self.advanced = True
+        return True
+
+    def _hand_on(self, epoch: int, found: list[_Found]) -> None:
+        """Give everything to the sink, or to the joiner where parts of its packet may follow."""
+        out = self._room.opened
         # In ascending order: what is in front of a run has been handed on, so its headroom may lie there.
         message, deliver = self._sink.message, self._sink.run
         for start, top, size, found_run, group in reversed(found):
@@ -381,13 +353,13 @@ class Opener:
                 continue
             (flags, gso, header), index, count, of = found_run
             if gso and count < of:
-                self._hold(start, top, index, count, (epoch.index, group, flags, of, gso, header))
+                self._hold(start, top, index, count, (epoch, group, flags, of, gso, header))
                 continue
             self.flush()
             if group < 0:
                 deliver(out, start, top, found_run)
             else:
-                self._deliver(out, start, top, found_run, (epoch.index, group))
+                self._deliver(out, start, top, found_run, (epoch, group))
 
     def _open_below(
         self,
@@ -431,26 +403,6 @@ class Opener:
             )
             return opened
         return below
-
-    def _deliver(self, out: memoryview, start: int, end: int, run: Run, key: tuple[int, int]) -> None:
-        """Hand on a run whose sizes agree with the packet's own length; keep a part of a split packet."""
-        (flags, gso, header), first, count, of = run
-        if gso:
-            payload = total_length(out, start, flags & KIND_MASK) - header
-            size = end - start - header
-            if payload < 1 or (count == of and size != payload):
-                self.drops.disagreement += count
-                return
-            segments = of == -(-payload // gso) and size == min(payload, (first + count) * gso) - first * gso
-            deliverable = segments or count == of
-        else:
-            deliverable = count == of
-        if deliverable:
-            self._sink.run(out, start, end, run)
-            return
-        packet = self.assembly.add(key, run, out[start:end])
-        if packet is not None:
-            self._sink.run(memoryview(packet), HEADROOM, len(packet), Run(run.shape, 0, of, of))
 
 
 def _open(decrypt: _Decrypt, data: memoryview, position: int, size: int, out: memoryview, place: int) -> None:

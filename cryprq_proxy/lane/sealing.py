@@ -26,7 +26,8 @@ from typing import Final
 from ..crypto.handshake import EpochSecrets
 from ..crypto.primitives import Cipher, Entropy, new_aead
 from ..errors import CloseReason, LocalError, PeerError
-from .opening import EXPRESS_KIND, HEADER, KIND, LAYOUT, MAX_TRAIN, OVERHEAD, TAG, Opener, Receiving, Room
+from .joining import Room
+from .opening import EXPRESS_KIND, HEADER, KIND, LAYOUT, MAX_TRAIN, OVERHEAD, TAG, Opener, Receiving
 from .slices import (
     EXPRESS,
     FLAGS_MASK,

@@ -16,7 +16,7 @@ if __name__ == "__main__":
 
 from cryprq_proxy.crypto.handshake import EpochSecrets
 from cryprq_proxy.crypto.primitives import Cipher
-from cryprq_proxy.lane.opening import Room
+from cryprq_proxy.lane.joining import Room
 from cryprq_proxy.lane.sealing import KEEPALIVE, OUT_SIZE, PROBE, Lane
 from cryprq_proxy.lane.slices import HEADROOM, NEEDS_CSUM, PLAIN, TCP4, Run, Shape
 

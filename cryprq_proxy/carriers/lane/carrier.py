@@ -24,7 +24,8 @@ from ...base.buffers import SHARED
 from ...base.clock import clock
 from ...crypto.handshake import EpochSecrets
 from ...crypto.primitives import Cipher, Entropy, system_entropy
-from ...lane.opening import OVERHEAD, Room
+from ...lane.joining import Room
+from ...lane.opening import OVERHEAD
 from ...lane.path import Path
 from ...lane.sealing import DATAGRAM, OUT_SIZE, Lane
 from ...lane.slices import EXPRESS, SLICE_SIZE, Run, Shape

@@ -1,0 +1,110 @@
+"""Joining the slices of a packet that came in parts: the second step of the lane's receiving half (opening.py).
+
+A packet comes in parts when it was too large for one send, or when the network hands datagrams over one by one. Parts
+that follow each other within a wake-up are joined by copying, since one super-packet costs less behind us than its
+parts. `flush` ends that: nothing is held longer than a wake-up. Other parts wait in an Assembly (slices.py).
+"""
+
+from __future__ import annotations
+
+from .slices import HEADROOM, KIND_MASK, MAX_PACKET, Assembly, Drops, LaneSink, Rows, Run, Shape, total_length
+
+type SliceGroup = tuple[int, int, int, int, int, int]
+"""What slices of one packet have in common: epoch, counter of slice 0, flags, number of slices, gso, header."""
+
+
+class Room:
+    """The buffer into which datagrams are opened, and the kept views. One serves all lanes of a thread."""
+
+    __slots__ = ("held", "holder", "opened", "row")
+
+    def __init__(self) -> None:
+        self.opened = memoryview(bytearray(HEADROOM + 2 * MAX_PACKET))
+        self.held = memoryview(bytearray(HEADROOM + MAX_PACKET))
+        self.holder: Joiner | None = None
+        """Whose slices lie in `held`."""
+        self.row = Rows().row
+
+
+class Joiner:
+    """Joins the packets of one session."""
+
+    __slots__ = (
+        "_drops",
+        "_held",
+        "_held_count",
+        "_held_end",
+        "_held_for",
+        "_held_from",
+        "_room",
+        "_sink",
+        "assembly",
+    )
+
+    def __init__(self, sink: LaneSink, room: Room, drops: Drops) -> None:
+        self._sink = sink
+        self._room = room
+        self._drops = drops
+        self.assembly = Assembly()
+        self._held = room.held
+        self._held_for: SliceGroup | None = None
+        self._held_from = 0
+        self._held_count = 0
+        self._held_end = 0
+
+    def hold(self, start: int, end: int, index: int, count: int, group: SliceGroup) -> None:
+        """Put slices, `count` from `index` on, behind those of their packet that came before them."""
+        room = self._room
+        if room.holder is not self:
+            if room.holder is not None:
+                room.holder.flush()
+            room.holder = self
+        held, (_, _, _, of, gso, header) = self._held, group
+        if (
+            group == self._held_for
+            and index == self._held_from + self._held_count
+            and self._held_end == HEADROOM + header + self._held_count * gso
+            and self._held_end + end - start <= len(held)
+        ):
+            start += header
+            self._held_count += count
+        else:
+            self.flush()
+            self._held_for, self._held_from, self._held_count, self._held_end = group, index, count, HEADROOM
+        after = self._held_end + end - start
+        held[self._held_end : after] = self._room.opened[start:end]
+        self._held_end = after
+        if index + count == of:
+            self.flush()
+
+    def forget(self) -> None:
+        """Hand on nothing any more."""
+        self._held_for = None
+
+    def flush(self) -> None:
+        """Hand on what is held."""
+        group, self._held_for = self._held_for, None
+        if group is not None and self._room.holder is self:
+            index, number, flags, of, gso, header = group
+            run = Run(Shape(flags, gso, header), self._held_from, self._held_count, of)
+            self.deliver(self._held, HEADROOM, self._held_end, run, (index, number))
+
+    def deliver(self, out: memoryview, start: int, end: int, run: Run, key: tuple[int, int]) -> None:
+        """Hand on a run whose sizes agree with the packet's own length; keep a part of a split packet."""
+        (flags, gso, header), first, count, of = run
+        if gso:
+            payload = total_length(out, start, flags & KIND_MASK) - header
+            size = end - start - header
+            if payload < 1 or (count == of and size != payload):
+                self._drops.disagreement += count
+                return
+            segments = of == -(-payload // gso) and size == min(payload, (first + count) * gso) - first * gso
+            deliverable = segments or count == of
+        else:
+            deliverable = count == of
+        if deliverable:
+            self._sink.run(out, start, end, run)
+            return
+        packet = self.assembly.add(key, run, out[start:end])
+        if packet is not None:
+            self._sink.run(memoryview(packet), HEADROOM, len(packet), Run(run.shape, 0, of, of))
