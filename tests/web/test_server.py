@@ -28,6 +28,7 @@ from cryprq_proxy.errors import CryprqError
 from cryprq_proxy.process.recent_errors import MAX_ENTRIES, MAX_TEXT, RecentErrors
 from cryprq_proxy.status import ExitStatus, Traffic, encode
 from cryprq_proxy.web import connections, events
+from cryprq_proxy.web import server as web_server
 from cryprq_proxy.web.events import MAX_LISTENERS, Events
 from cryprq_proxy.web.guard import Asked, RequestGuard, new_token
 from cryprq_proxy.web.page import dashboard
@@ -311,6 +312,12 @@ async def test_bodies_are_bounded(site: Site) -> None:
     assert (await site.ask("/api/streams/close", "POST", parts, chunked)).status == 413
 
 
+async def test_a_body_has_its_time(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web_server, "BODY_SECONDS", 0.01)
+    headers = {**ALLOWED, "Content-Length": "100"}
+    assert (await site.ask("/api/streams/close", "POST", b'{"id"', headers)).status == 408
+
+
 async def test_beyond_loopback_reading_needs_the_token_too() -> None:
     world = World()
     server = AdminServer(Destination("0.0.0.0", 0), world.sources, TOKEN)
@@ -342,6 +349,22 @@ async def test_the_exit_has_metrics_and_nothing_else() -> None:
         for path in ("/", "/api/status", "/api/events", "/proxy.pac"):
             assert (await site.ask(path)).status == 404
         assert (await site.ask("/metrics", headers={"Host": "evil.example"})).status == 421
+    finally:
+        await server.stop()
+
+
+async def test_the_metrics_of_an_exit_need_the_token_beyond_loopback() -> None:
+    async def status() -> ExitStatus:
+        return ExitStatus()
+
+    server = MetricsServer(Destination("0.0.0.0", 0), status, TOKEN)
+    bound = await server.start()
+    site = Site(World(), Destination("127.0.0.1", bound.port))
+    try:
+        assert (await site.ask("/metrics")).status == 401
+        wrong = {"Authorization": f"Bearer {TOKEN[:-1]}x"}
+        assert (await site.ask("/metrics", headers=wrong)).status == 401
+        assert (await site.ask("/metrics", headers={"Authorization": f"Bearer {TOKEN}"})).status == 200
     finally:
         await server.stop()
 

@@ -1,0 +1,59 @@
+"""Asking what runs: all that answer, and of the failures the one that tells most."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cryprq_proxy.commands.common import ask, ask_status, control_sockets
+from cryprq_proxy.errors import ConfigError, CryprqError
+from cryprq_proxy.process.control import NotRunning
+from cryprq_proxy.status import ClientStatus, ExitStatus
+
+type Answers = dict[str, dict[str, Any] | CryprqError]
+
+
+@pytest.fixture
+def answers(monkeypatch: pytest.MonkeyPatch) -> Answers:
+    """By the name of the socket."""
+    by_name: Answers = {}
+
+    def query(path: Path, command: str = "status", timeout: float = 0, *, argument: str = "") -> Any:
+        answer = by_name.get(path.name, NotRunning(f"no cryprq-proxy is running (no answer at {path})"))
+        if isinstance(answer, CryprqError):
+            raise answer
+        return answer
+
+    monkeypatch.setattr("cryprq_proxy.process.control.query", query)
+    return by_name
+
+
+def test_all_that_answer_are_told(answers: Answers, tmp_path: Path) -> None:
+    answers |= {"client.sock": {"role": "client", "pid": 1}, "exit.sock": {"role": "exit", "pid": 2}}
+    sockets = [tmp_path / name for name in ("client.sock", "other.sock", "exit.sock")]
+    assert ask_status(sockets) == [ClientStatus(pid=1), ExitStatus(pid=2)]
+    assert [answer["pid"] for answer in ask(sockets)] == [1, 2]
+
+
+def test_one_of_another_version_is_named(answers: Answers, tmp_path: Path) -> None:
+    answers |= {"client.sock": {"role": "client", "pid": "one"}}
+    with pytest.raises(CryprqError, match=rf"{tmp_path}/client\.sock is of another version, restart it"):
+        ask_status([tmp_path / "client.sock"])
+
+
+def test_a_socket_that_is_there_explains_more_than_one_that_is_not(answers: Answers, tmp_path: Path) -> None:
+    (tmp_path / "exit.sock").touch()
+    answers |= {"exit.sock": CryprqError("ask as root")}
+    with pytest.raises(CryprqError, match="ask as root"):
+        ask([tmp_path / "client.sock", tmp_path / "exit.sock"])
+
+
+def test_the_socket_of_a_configuration_is_the_only_one_asked(tmp_path: Path) -> None:
+    file = tmp_path / "exit.toml"
+    file.write_text('control_socket = "e.sock"\n')
+    assert control_sockets(file) == [tmp_path / "e.sock"]
+    file.write_text("nonsense = 1\n")
+    with pytest.raises(ConfigError, match=r"exit\.toml"):
+        control_sockets(file)
