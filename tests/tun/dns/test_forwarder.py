@@ -157,6 +157,40 @@ def test_those_who_wait_for_one_answer_are_bounded_as_well() -> None:
     run(main())
 
 
+def test_questions_that_nobody_waits_for_any_more_are_bounded_too() -> None:
+    async def main() -> None:
+        net = Net(lambda q: None, questions=3)
+        asked = [asyncio.ensure_future(net.ask(f"n{i}.example.")) for i in range(3)]
+        while len(net.exit.questions) < 3:
+            await asyncio.sleep(0)
+        for left in asked:
+            left.cancel()
+        await asyncio.wait(asked)
+        assert net.forwarder.status().waiting == 0
+        assert (await net.ask("another.example.")).rcode() == SERVFAIL
+        assert (len(net.exit.questions), net.counters.overload) == (3, 1)
+
+    run(main())
+
+
+def test_a_rule_blocks_names_beside_the_blocklist() -> None:
+    async def main() -> None:
+        server = FramedServer(address)
+        forwarder = build(
+            dns_settings(),
+            resolver=server.open,
+            connect=lambda _: server.open(),
+            clock=now,
+            also_blocks=lambda name: name.startswith(b"\3ads"),
+        )
+        for name, rcode in (("ads.example.", NXDOMAIN), ("www.example.", 0)):
+            answer = await answer_of(forwarder, query(name), tcp=True)
+            assert answer is not None and dns.message.from_wire(answer).rcode() == rcode
+        assert len(server.questions) == 1
+
+    run(main())
+
+
 def test_while_the_link_is_down_questions_wait_three_seconds_and_then_fail() -> None:
     async def main() -> None:
         net = Net()

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from tests.support.dns_fakes import answered, inquiry, query, reply, text
 from tun.dns.answer import encode
-from tun.dns.codes import FORMERR, REFUSED
+from tun.dns.codes import DAY, FORMERR, REFUSED
 from tun.dns.inquiry import BadAnswer, Inquiry, digest
 from tun.dns.query import parse_query
 
@@ -154,3 +154,9 @@ def test_signatures_go_with_what_they_signed() -> None:
 
 
 # --- made here -----------------------------------------------------------------------------------------------------
+
+
+def test_no_answer_lives_longer_than_a_day() -> None:
+    found = answered("www.example. 604800 IN A 192.0.2.1")
+    assert found.lifetime == DAY
+    assert [ttl for _, ttl in found.ttls] == [DAY]

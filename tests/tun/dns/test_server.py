@@ -118,6 +118,17 @@ async def test_tcp_carries_many_questions_at_once(port: int) -> None:
     writer.close()
 
 
+async def test_open_questions_of_one_connection_are_bounded(port: int, forwarder: Forwarder) -> None:
+    _, writer = await asyncio.open_connection("127.0.0.1", port)
+    asked = [query(f"never.{number}.example.") for number in range(2 * MAX_PIPELINED)]
+    writer.write(framed(*asked))
+    while forwarder.status().waiting < MAX_PIPELINED:
+        await asyncio.sleep(0)
+    # All of them have arrived in one piece by now: what is taken up beyond the bound would be seen here.
+    assert (forwarder.status().waiting, forwarder.counters.questions) == (MAX_PIPELINED, MAX_PIPELINED)
+    writer.transport.abort()
+
+
 async def test_a_tcp_client_that_has_nothing_more_to_say_still_gets_its_answer(port: int) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(framed(query(), query("ads.example.")))

@@ -228,6 +228,21 @@ def test_nothing_for_the_tunnel_address_leaves_by_another_device() -> None:
         assert f'oifname != {{ "cryprq0", "lo" }} {ip} daddr {address} counter name dns drop' in leaving
 
 
+def test_whatever_leaves_has_the_address_of_its_device() -> None:
+    """Containers get the tunnel address by NAT, and so does nothing else; what still has a wrong source is dropped."""
+    assert named(script(SETTINGS), "chain", "sources") == [
+        "type nat hook postrouting priority 95; policy accept;",
+        'oifname "cryprq0" ip saddr != 100.96.0.2 masquerade',
+        'oifname != { "cryprq0", "lo" } ip saddr 100.96.0.2 ct mark { 0x6374, 0x6375 } masquerade',
+        'oifname "cryprq0" ip6 saddr != fd63::2 masquerade',
+        'oifname != { "cryprq0", "lo" } ip6 saddr fd63::2 ct mark { 0x6374, 0x6375 } masquerade',
+    ]
+    leaving = named(script(SETTINGS), "chain", "leaving")
+    for ip, address in (("ip", SETTINGS.tunnel4), ("ip6", SETTINGS.tunnel6)):
+        assert f'oifname "cryprq0" {ip} saddr != {address} counter name stale drop' in leaving
+        assert f'oifname != {{ "cryprq0", "lo" }} {ip} saddr {address} counter name stale drop' in leaving
+
+
 def test_connections_from_outside() -> None:
     kept = InboundConnection(ip_address("192.0.2.1"), 22, ip_address("198.51.100.7"), 50000)
     text = script(SETTINGS, Inbound(frozenset({kept}), (30000, 40000)))
