@@ -24,9 +24,8 @@ from ..session.streams import Stream, StreamHandler
 from ..session.wire import StreamProtocol
 from ..status import ClientStatus, ExitAddress
 from .link import ClientLink, Pause
-from .observer import NO_OBSERVER, ClientObserver
 from .packet_ports import NO_NETWORK, ClientNetwork
-from .requests import NOWHERE, Begin, StreamRequest, opened
+from .requests import NO_OBSERVER, NOWHERE, Begin, ClientObserver, StreamRequest, opened
 from .settings import ClientSettings
 from .waiting import WaitingRoom
 
@@ -150,7 +149,7 @@ class Client:
         """Take back the requests that this exit has not answered and any exit could serve; the caller makes them again.
 
         The exit may have reached the destination for some of them by now. Nothing was sent on them. Streams of
-        datagrams that any exit could carry end: a datagram under way is not worth waiting for.
+        datagrams that any exit could carry end: a datagram that was sent is not worth waiting for.
         """
         withdrawn = []
         for stream in self.streams():
@@ -168,17 +167,14 @@ class Client:
 
     def streams(self) -> list[Stream]:
         """The open and the requested ones, oldest first."""
-        session = self._kept.session
-        return [] if session is None else list(session.streams.values())
+        return list(self._kept.streams.values())
 
     def stream(self, id: int) -> Stream | None:
-        session = self._kept.session
-        return None if session is None else session.streams.get(id)
+        return self._kept.streams.get(id)
 
     @property
     def open_streams(self) -> int:
-        session = self._kept.session
-        return 0 if session is None else len(session.streams)
+        return len(self._kept.streams)
 
     def refused(self) -> Counter[Any]:
         """How many requests were refused since the start, by reason."""
@@ -202,13 +198,13 @@ class Client:
     def link_up(self) -> None:
         """Requests need not wait any more."""
         self._network.link_changed(True)
-        self.observer.link_changed()
+        self.observer.changed()
         for request in self._waiting.take():
             self._start(request)
 
     def link_down(self) -> None:
         self._network.link_changed(False)
-        self.observer.link_changed()
+        self.observer.changed()
 
     def stream_refused(self, stream: Stream, reason: StreamReason) -> bool:
         """True if another exit serves the request, so that its handler is not told."""
@@ -216,7 +212,7 @@ class Client:
             return False
         if not self._kept.leaving:
             self._kept.leaving = True
-            self.observer.link_changed()
+            self.observer.changed()
         return isinstance(stream.label, StreamRequest) and self.observer.take_over(stream.label)
 
     # --- what others read --------------------------------------------------------------------------------------------

@@ -291,7 +291,7 @@ class DirectStream:
         self._end()
 
     def _fail(self) -> None:
-        """The destination, or the way to it, broke the connection."""
+        """The destination, or the network, broke the connection."""
         if self._direct.streams.get(self.id) is self:
             self._end()
             self.handler.reset(StreamReason.CONNECTION_RESET)
@@ -350,7 +350,7 @@ class DirectAssociation(DatagramsOnly):
 
 
 class _Back:
-    """What the sockets take for their stream (udp.DatagramStream): the way back to the application."""
+    """The DatagramStream of the sockets: it leads back to the application."""
 
     def __init__(self, association: DirectAssociation) -> None:
         self._association = association

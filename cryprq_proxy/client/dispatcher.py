@@ -1,13 +1,13 @@
-"""The rules, applied: for each connection through the local proxy, which way it goes.
+"""The rules, applied: which route each connection through the local proxy takes.
 
     request -> rules -> tunnel   the active exit     exits.py
                         exit     one exit, by name   exits.py
                         direct   this machine        direct.py
                         block    refused, NOT_ALLOWED
 
-Where there are rules, the datagrams of one UDP association may go different ways, so each is judged on its own:
-split_association.py. Without rules there is nothing to judge, the default holds for all; but with several exits the way
-through the tunnel may have to be opened anew at another one, which is the same to such an association.
+Where there are rules, the datagrams of one UDP association may take different routes, so each is judged on its own:
+split_association.py. Without rules the default holds for all. With several exits, though, the stream of
+the tunnel may have to be requested anew at another exit, which is the same to such an association.
 
 A connection keeps the decision that it began with; rules that are loaded later hold for those that come later.
 """
@@ -113,7 +113,7 @@ class Dispatcher:
         return self._always or self._rules.decide(*destination)
 
     def start(self, request: StreamRequest) -> None:
-        """Send a request its way."""
+        """Send a request along its route."""
         verdict = Verdict.TUNNEL if request.decision is None else request.decision.action.verdict
         if verdict is Verdict.TUNNEL:
             self._tunnelled += 1
@@ -135,7 +135,7 @@ class Dispatcher:
         """End the direct connections."""
         self.direct.stop()
 
-    # --- what others read ------------------------------------------------------------------------------------------
+    # --- read by others ------------------------------------------------------------------------------------------
 
     def connections(self) -> list[OpenConnection]:
         """The open connections, newest first, at most MAX_ROWS."""
@@ -149,7 +149,7 @@ class Dispatcher:
         return [_row(name, stream, request, now) for _, name, stream, request in found[:MAX_ROWS]]
 
     def _all(self) -> Iterator[tuple[str, Stream | DirectStream | DirectAssociation]]:
-        """The newest MAX_ROWS of each way, with the first part of their ids."""
+        """The newest MAX_ROWS of each route, with the first part of their ids."""
         for entry in self.exits.entries:
             for stream in entry.client.streams()[-MAX_ROWS:]:
                 yield entry.name, stream

@@ -36,9 +36,8 @@ from ..session.streams import StreamHandler
 from ..session.wire import StreamProtocol
 from ..status import ClientStatus, KnownExit, Traffic
 from .client import Client
-from .observer import ClientObserver
 from .packet_ports import NO_NETWORK, ClientNetwork, ExitPort
-from .requests import NOWHERE, Begin, StreamRequest, opened
+from .requests import NOWHERE, Begin, ClientObserver, StreamRequest, opened
 from .selection import PROBE_SECONDS, Seen, Selection
 from .settings import ClientSettings
 from .waiting import WaitingRoom
@@ -198,7 +197,7 @@ class Exits(ClientObserver):
         return self.active.client.lane_size
 
     def redial(self) -> None:
-        """The way to the network has changed, and with it the way to every exit: leave all carriers for new ones."""
+        """The machine is on another network: leave all carriers for new ones."""
         self._selection.begin_anew(self._clock())
         for entry in self.entries:
             entry.client.redial()
@@ -217,18 +216,12 @@ class Exits(ClientObserver):
         if name is not None and name not in self._by_name:
             raise CryprqError(f"there is no exit of that name; choose one of: {', '.join(self.names)}")
         self._selection.pin(None if name is None else self.names.index(name), self._clock())
-        self._look()
+        self.changed()
 
     # --- the choice ------------------------------------------------------------------------------------------------
 
-    def link_changed(self) -> None:
-        self._look()
-
-    def packets_changed(self) -> None:
-        self._look()
-
-    def _look(self) -> None:
-        """Something may have changed, or it is time to look."""
+    def changed(self) -> None:
+        """Look at all exits anew: something has changed, or it is time."""
         if self._single or self._stopping:
             return
         selection, now = self._selection, self._clock()
@@ -279,7 +272,7 @@ class Exits(ClientObserver):
             self._probed = now
             for entry in self.entries:
                 entry.client.measure()
-        self._look()
+        self.changed()
         due = min(self._probed + PROBE_SECONDS, self._selection.deadline())
         self._timer = self._loop.call_later(max(due - self._clock(), 0.0), self._tick)
 
@@ -313,7 +306,7 @@ class Exits(ClientObserver):
                 if all(each.failure is not None for each in self.entries):
                     raise
                 _log.error("exit %s is not used: %s", entry.name, error)
-                self._look()
+                self.changed()
             await asyncio.sleep(RETRY_SECONDS)
 
     async def stop(self) -> None:

@@ -67,6 +67,11 @@ class KeptSession:
         """The exit takes no new streams of this session."""
 
     @property
+    def streams(self) -> dict[int, Stream]:
+        """Those of the present session, by number, oldest first."""
+        return {} if self.session is None else self.session.streams
+
+    @property
     def moved(self) -> int:
         """Bytes of the present session, both directions together."""
         return 0 if self.session is None else self.session.bytes_sent + self.session.bytes_received

@@ -4,7 +4,7 @@
      ^                                                       session kept while the exit may still have it
      └── backoff <── an attempt failed, or the link broke at once
 
-exit_dialer.py makes an attempt, kept_session.py owns the session, backoff.py says how long to wait.
+endpoints.py finds the exit, kept_session.py owns the session, backoff.py says how long to wait.
 """
 
 from __future__ import annotations
@@ -13,24 +13,26 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 from ..base.clock import clock
 from ..base.linger import all_said
-from ..carriers.admission import Admission
+from ..carriers.admission import Admission, admit_client
 from ..carriers.carrier import Carrier
+from ..carriers.dial.connect import Dialling
 from ..carriers.dial.endpoint import Endpoint
 from ..carriers.dial.tcp import Resolve
+from ..crypto.handshake import ClientHandshake
 from ..crypto.identity import Identity
 from ..crypto.payloads import Feature
 from ..crypto.primitives import Provider
-from ..errors import CloseReason, CryprqError, PeerError, StreamReason
+from ..errors import CarrierError, CloseReason, CryprqError, PeerError, StreamReason
 from ..session.sendlog import SlotPool
 from ..session.streams import Stream
 from ..status import CarrierStatus
 from .backoff import STABLE_SECONDS, Backoff
-from .endpoints import ReachedExit
-from .exit_dialer import ExitDialer
+from .endpoints import HANDSHAKE_TIMEOUT, Endpoints, ReachedExit, handshake_late
 from .kept_session import KeptSession
 from .packet_ports import NO_NETWORK, ClientNetwork
 from .settings import ClientSettings
@@ -68,16 +70,15 @@ class ClientLink:
         self._user = user
         self._pause = pause
         self._packets = network is not NO_NETWORK
-        features = Feature.PACKETS if self._packets else Feature(0)
-        if settings.lane is not None and settings.upstream is None:
-            features |= Feature.LANE
-        self._dialer = ExitDialer(identity, settings, provider, features, resolve)
+        dialling = Dialling(settings.upstream, resolve, settings.mark, settings.ca)
+        self._endpoints = Endpoints(settings.endpoints, dialling, settings.memory.last)
+        self._executor = ThreadPoolExecutor(1, "handshake")
         self.kept = KeptSession(
             settings,
             provider,
             network,
             slots,
-            self._dialer.executor,
+            self._executor,
             self._fail,
             user.stream_refused,
         )
@@ -121,14 +122,21 @@ class ClientLink:
 
     async def connect(self) -> None:
         """One attempt to bring the link up. Raises PeerError with the reason in a sentence."""
-        kept, dialer = self.kept, self._dialer
-        reached = await dialer.find()
+        kept = self.kept
+        reached = await self._endpoints.race(self._handshake, self._offload)
         invite = None if self.carriers else self._settings.invite
         try:
-            admission = await dialer.admit(reached, kept.session, kept.next_attempt(), invite)
+            async with asyncio.timeout(HANDSHAKE_TIMEOUT):
+                admission = await admit_client(
+                    reached.pipe, reached.handshake, kept.session, kept.next_attempt(), self._offload, invite
+                )
             self._attach(reached, admission)
         except BaseException as error:
-            dialer.discard(reached, error)
+            reached.pipe.close()
+            if isinstance(error, CarrierError | TimeoutError):
+                self._endpoints.shun(reached.endpoint)
+            if isinstance(error, TimeoutError):
+                raise handshake_late() from None
             raise
 
     def close(self) -> None:
@@ -144,7 +152,7 @@ class ClientLink:
             self._task.cancel()
             await asyncio.wait([self._task])
         await all_said()
-        self._dialer.close()
+        self._executor.shutdown(wait=False, cancel_futures=True)
 
     def drop_carrier(self) -> None:
         """Leave the present carrier for a new one."""
@@ -156,6 +164,18 @@ class ClientLink:
             return None
         endpoint = self._reached.endpoint
         return CarrierStatus(kind=endpoint.carrier, address=str(endpoint), why=self._reached.why)
+
+    async def _offload(self, job: Callable[[], bytes]) -> bytes:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, job)
+
+    def _handshake(self) -> ClientHandshake:
+        settings = self._settings
+        features = Feature.PACKETS if self._packets else Feature(0)
+        if settings.lane is not None and settings.upstream is None:
+            features |= Feature.LANE
+        return ClientHandshake(
+            self._identity, settings.peer, self._provider, psk=settings.psk, features=features
+        )
 
     def _attach(self, reached: ReachedExit, admission: Admission) -> None:
         endpoint, pipe, _, why = reached
@@ -170,7 +190,8 @@ class ClientLink:
         self.carriers += 1
         self._carrier = pipe.carrier(session, self)
         self._reached = reached
-        self._dialer.worked(endpoint)
+        if self._endpoints.worked(endpoint):
+            self._settings.memory.remember(endpoint)
         _log.info(
             "link %s: exit %s at %s (%s), %s, ML-KEM by %s",
             "resumed" if admission.resumed is not None else "up",
@@ -193,7 +214,7 @@ class ClientLink:
             _log.warning("link down: %s", reason or "closed")
         if clock() - since >= STABLE_SECONDS or self.kept.moved != before:
             return True
-        self._dialer.shun(self._reached.endpoint)
+        self._endpoints.shun(self._reached.endpoint)
         return False
 
     def carrier_lost(self, carrier: Carrier, error: PeerError | None) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Final, Protocol
 
 from ..lane.slices import Run
-from .observer import NO_OBSERVER, ClientObserver
+from .requests import NO_OBSERVER, ClientObserver
 
 
 class ClientNetwork(Protocol):
@@ -32,17 +32,10 @@ class ClientNetwork(Protocol):
 class NoNetwork:
     """The ClientNetwork of a client that carries no packets."""
 
-    def received(self, buffer: memoryview, start: int, end: int, run: Run) -> None:
-        """Never called: the session ends where a peer sends packets that were not agreed on."""
-
-    def addressed(self, ipv4: bytes, ipv6: bytes) -> None:
-        """Never called either."""
-
-    def link_changed(self, up: bool) -> None:
-        """No interface follows the link."""
-
-    def lane_changed(self) -> None:
-        """No interface has a size to adapt."""
+    def received(self, buffer: memoryview, start: int, end: int, run: Run) -> None: ...
+    def addressed(self, ipv4: bytes, ipv6: bytes) -> None: ...
+    def link_changed(self, up: bool) -> None: ...
+    def lane_changed(self) -> None: ...
 
 
 NO_NETWORK: Final = NoNetwork()
@@ -91,7 +84,7 @@ class ExitPort:
         self._addresses = ipv4, ipv6
         if self._active and any(ipv4):
             self._network.addressed(ipv4, ipv6)
-        self.observer.packets_changed()
+        self.observer.changed()
 
     def link_changed(self, up: bool) -> None:
         self._up = up

@@ -52,6 +52,20 @@ class StreamRequest:
         self.since = time.monotonic()
 
 
+class ClientObserver:
+    """What a client tells the one that owns it: Exits. These defaults are for a client that is the only one."""
+
+    def changed(self) -> None:
+        """The link came or went, the exit is about to shut down, or it has begun or ceased to carry packets."""
+
+    def take_over(self, request: StreamRequest) -> bool:
+        """The exit refused `request` because it shuts down. True if another exit serves it."""
+        return False
+
+
+NO_OBSERVER: Final = ClientObserver()
+
+
 class StreamSource(Protocol):
     """What gives streams to the front-ends."""
 

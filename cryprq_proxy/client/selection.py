@@ -21,7 +21,7 @@ SILENT_SECONDS: Final = 2.0
 STALL_SECONDS: Final = 2 * PROBE_SECONDS
 """Who was not called for so long has stood still."""
 START_SECONDS: Final = 5.0
-"""All links begin together, at the start or on a new way to the network: so long the one preferred may come later."""
+"""So much later the preferred link may come, where all begin together: at the start, or on a new network."""
 HOLD_SECONDS: Final = 2.0
 """So long a link that this side itself has cut may take to come back before another exit is chosen."""
 NEARER: Final = 0.75

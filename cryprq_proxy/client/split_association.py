@@ -1,9 +1,9 @@
-"""A UDP association whose datagrams go different ways: one stream for each way that a rule has named so far.
+"""A UDP association whose datagrams take different routes: one stream for each route that a rule has named so far.
 
-    application -> send_datagram -> rules: which way? -> the stream of that way, opened for its first datagram
+    application -> send_datagram -> rules: which route? -> the stream of that route, requested for its first datagram
                 <- handler       <-                   <- from whichever it comes
 
-A way that is refused or breaks is forgotten: the next datagram for it tries again.
+A route that is refused or breaks is forgotten: the next datagram for it tries again.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from ..session.wire import StreamProtocol
 from .requests import NOWHERE, StreamRequest
 
 MAX_EARLY: Final = 16
-"""Datagrams of one way that may wait until it is open; more are dropped."""
+"""Datagrams of one route that may wait until it is open; more are dropped."""
 
 
 class DatagramsOnly:
-    """What a stream of datagrams answers to who treats it as one of bytes."""
+    """The part of AnyStream that belongs to bytes, for a stream of datagrams."""
 
     handler: StreamHandler
     send_half = Half.OPEN
@@ -54,8 +54,8 @@ class DatagramsOnly:
 
 
 class SplitAssociation(DatagramsOnly):
-    """The stream of an association, for its handler. `decide` chooses the way of a datagram, `start` opens a way, and
-    `blocked` hears of the first datagram that each rule forbids."""
+    """The stream of an association, for its handler. `decide` chooses the route of a datagram, `start` requests
+    a stream for a route, and `blocked` is called for the first datagram that each rule forbids."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class SplitAssociation(DatagramsOnly):
         self._start = start
         self._blocked = blocked
         self._blocking: set[int] = set()
-        self._ways: dict[RuleAction, _Way] = {}
+        self._routes: dict[RuleAction, _DatagramRoute] = {}
 
     def send_datagram(self, destination: Destination, payload: bytes | memoryview) -> None:
         decision = self._decide(destination)
@@ -78,27 +78,27 @@ class SplitAssociation(DatagramsOnly):
                 self._blocking.add(decision.index)
                 self._blocked()
             return
-        way = self._ways.get(decision.action)
-        if way is None:
-            way = self._ways[decision.action] = _Way(self, decision.action)
+        route = self._routes.get(decision.action)
+        if route is None:
+            route = self._routes[decision.action] = _DatagramRoute(self, decision.action)
             self._start(
-                StreamRequest(StreamProtocol.UDP, NOWHERE, way, way.begin, decision.action.exit, decision)
+                StreamRequest(StreamProtocol.UDP, NOWHERE, route, route.begin, decision.action.exit, decision)
             )
-        way.send(destination, payload)
+        route.send(destination, payload)
 
     def reset(self, reason: StreamReason) -> None:
-        ways, self._ways = self._ways, {}
-        for way in ways.values():
-            way.reset_stream(reason)
+        routes, self._routes = self._routes, {}
+        for route in routes.values():
+            route.reset_stream(reason)
 
-    def forget(self, way: _Way) -> None:
-        """It is of no use any more."""
-        if self._ways.get(way.action) is way:
-            del self._ways[way.action]
+    def forget(self, route: _DatagramRoute) -> None:
+        """The stream of `route` has ended."""
+        if self._routes.get(route.action) is route:
+            del self._routes[route.action]
 
 
-class _Way(StreamHandler):
-    """Handler of the stream of one way."""
+class _DatagramRoute(StreamHandler):
+    """Handler of the stream of one route."""
 
     def __init__(self, association: SplitAssociation, action: RuleAction) -> None:
         self._association = association

@@ -113,7 +113,7 @@ def check_request(request: h11.Request) -> None:
     names = {name for name, _ in request.headers}
     if b"transfer-encoding" in names and (b"content-length" in names or request.http_version == b"1.0"):
         # RFC 9112 sections 6.1 and 6.3 let a proxy reject what another server may frame otherwise.
-        raise RequestRefused(400, "The request says in two ways where its body ends.", close=True)
+        raise RequestRefused(400, "The request says twice where its body ends.", close=True)
     if request.method in (b"CONNECT", b"TRACE") and has_body(request):
         raise RequestRefused(400, f"A {request.method.decode()} request has no body.", close=True)
     if _max_forwards(request) == 0:
@@ -133,7 +133,7 @@ def parse_target(request: h11.Request) -> Target:
     scheme, authority, path, fragment = match.groups()
     if scheme.lower() != b"http":
         raise RequestRefused(
-            501, "Only http:// can be asked for in this way; use CONNECT for https:// and all else."
+            501, "Only http:// can be requested like this; use CONNECT for https:// and all else."
         )
     if fragment is not None:
         raise RequestRefused(400, "The URI has a fragment, which is not for servers; leave out the # part.")

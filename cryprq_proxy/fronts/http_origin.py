@@ -2,7 +2,7 @@
 
 A stream is kept for the next request to the same destination when both messages were complete and clear about where
 they end. Between requests a server may close it at any time. `is_idle` sees that when it has happened already; what
-happens while the next request is on its way shows as an end before the first byte of the response (`silent`).
+happens while the next request is being sent shows as an end before the first byte of the response (`silent`).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Origin:
         self.silent = True
         """Whether nothing has come since the last request."""
         self._clear = True
-        """Whether the response says in one way only where it ends."""
+        """Whether the response says only once where it ends."""
 
     async def head(self) -> h11.Response | h11.InformationalResponse:
         """The next header section. Raises StreamReset, h11.RemoteProtocolError."""

@@ -3,7 +3,7 @@
     client ──bytes──> h11 SERVER ──request──> h11 CLIENT ──bytes──> stream to the origin
            <─bytes──            <─response──            <─bytes──
 
-`HttpProxy.run` serves one request after another. While a request is under way two coroutines work: `_upload` moves
+`HttpProxy.run` serves one request after another. While a request is served two coroutines work: `_upload` moves
 the request, `_download` the response. So a server may answer before it has read everything, a 100-continue comes
 through while the client waits for it, and a client that goes away in the middle ends the exchange at once. Neither
 makes a task, a future or a copy in a queue per piece; a body is never held back to be completed.

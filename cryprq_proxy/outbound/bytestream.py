@@ -14,7 +14,7 @@ from .relay import set_reset_on_close
 
 
 class ByteStream(Protocol):
-    """Bytes both ways, with back-pressure and half-close."""
+    """Bytes in both directions, with back-pressure and half-close."""
 
     async def read(self) -> bytes:
         """Some bytes, or b"" at the end. Raises StreamReset. A cancelled `read` has consumed nothing."""

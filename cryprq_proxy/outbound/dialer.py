@@ -182,7 +182,7 @@ def _reason(code: int | None) -> StreamReason:
 
 
 class _Connecting:
-    """A connection on its way: owns the socket until `done` or `cancel`."""
+    """A connection that is being made: owns the socket until `done` or `cancel`."""
 
     __slots__ = ("_done", "_loop", "_sock", "_timer")
 

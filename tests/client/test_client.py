@@ -14,8 +14,7 @@ from cryprq_proxy.carriers.dial.endpoint import Endpoint
 from cryprq_proxy.client import kept_session
 from cryprq_proxy.client.backoff import BACKOFF_LAST, JITTER
 from cryprq_proxy.client.client import Client
-from cryprq_proxy.client.observer import ClientObserver
-from cryprq_proxy.client.requests import NOWHERE, StreamRequest
+from cryprq_proxy.client.requests import NOWHERE, ClientObserver, StreamRequest
 from cryprq_proxy.crypto.identity import Identity
 from cryprq_proxy.errors import CryprqError, PeerError, StreamReason, StreamRefused
 from cryprq_proxy.lane.slices import Run
@@ -46,7 +45,7 @@ class Watcher(ClientObserver):
         self._changed = changed
         self.others: list[StreamRequest] = []
 
-    def link_changed(self) -> None:
+    def changed(self) -> None:
         self._changed()
 
     def take_over(self, request: StreamRequest) -> bool:

@@ -32,6 +32,7 @@ from cryprq_proxy.session.wire import StreamProtocol
 from tests.support.fake_exits import FakeExits
 from tests.support.links import App
 from tests.support.settings import listener_settings
+from tests.support.settle import until
 
 BIG = bytes(range(256)) * 16_384  # 4 MiB
 
@@ -109,11 +110,6 @@ async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
         await writer.drain()
     writer.write(b"end")
     writer.close()
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    while not condition():
-        await asyncio.sleep(0.001)
 
 
 # --- TCP ---
@@ -213,6 +209,7 @@ async def test_who_does_not_read_slows_the_other_down(proxy: Proxy) -> None:
         writer.write_eof()
         [stream] = proxy.direct.streams.values()
         assert isinstance(stream, DirectStream)
+        await until(lambda: stream.sent and stream.received)
         before = (0, 0)
         while (stream.sent, stream.received) != before:  # until neither direction moves any more
             before = stream.sent, stream.received

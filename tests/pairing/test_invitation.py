@@ -19,7 +19,7 @@ from cryprq_proxy.address import Destination
 from cryprq_proxy.base.tasks import spawn
 from cryprq_proxy.carriers.dial.endpoint import Endpoint
 from cryprq_proxy.client.client import Client
-from cryprq_proxy.client.observer import ClientObserver
+from cryprq_proxy.client.requests import ClientObserver
 from cryprq_proxy.config.authorized import PeersFile
 from cryprq_proxy.config.client import ClientConfig, load_client
 from cryprq_proxy.crypto.identity import Identity, PeerId
@@ -369,7 +369,7 @@ async def test_a_revoked_peer_is_out_at_once(tmp_path: Path) -> None:
         client, changed = world.client(secret), asyncio.Event()
 
         class Watcher(ClientObserver):
-            def link_changed(self) -> None:
+            def changed(self) -> None:
                 changed.set()
 
         client.observer = Watcher()

@@ -12,9 +12,8 @@ from typing import Any
 
 from cryprq_proxy.address import Destination
 from cryprq_proxy.client.exits import ExitEntry, Exits
-from cryprq_proxy.client.observer import ClientObserver
 from cryprq_proxy.client.packet_ports import ExitPort
-from cryprq_proxy.client.requests import StreamRequest
+from cryprq_proxy.client.requests import ClientObserver, StreamRequest
 from cryprq_proxy.errors import CryprqError, StreamReason
 from cryprq_proxy.lane.slices import Shape
 from cryprq_proxy.session.sendlog import SlotPool
@@ -115,7 +114,7 @@ class FakeClient:
         self.up = up
         if up:
             self.heard = self._timers.now
-        self.observer.link_changed()
+        self.observer.changed()
 
     def start(self, request: StreamRequest) -> None:
         stream = FakeStream(self, request)

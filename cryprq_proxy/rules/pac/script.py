@@ -2,7 +2,7 @@
 
 `FindProxyForURL` answers DIRECT only where the rules are certain to say so, by tables that tables.py makes.
 Everything else goes to the proxy, which applies the same rules: what a list file decides, what is blocked (the proxy
-answers with a page that names the rule), what does not fit, and every URL that is odd in any way.
+answers with a page that names the rule), what does not fit, and every odd URL.
 
     PROXY 127.0.0.1:1080; SOCKS5 127.0.0.1:1080
 
@@ -10,7 +10,7 @@ Both are the same port. PROXY comes first because a browser never resolves a nam
 with SOCKS5 that depends on the browser and its version (Firefox has a setting for it). Browsers can also ask for a
 password only with PROXY, and show its page for what is blocked. SOCKS5 is for programs that know no other. There is no
 DIRECT at the end: when the proxy is not there, nothing gets out past it. For the same reason the function never throws:
-Chromium would take the direct way then. It resolves no names either, which would tell them to the local resolver.
+Chromium would connect directly then. It resolves no names either, which would tell them to the local resolver.
 
 The script is ES5, for every engine; a look-up is a few hashes and bisections whatever the number of rules. Browsers
 refuse big files, so beyond `MAX_SIZE` the rules are cut from the end. No file is too big with all of them cut.
