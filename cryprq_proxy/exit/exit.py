@@ -67,8 +67,8 @@ class Exit:
         self._invites = invites
         self._thread = HandshakeThread()
         self._targets = Targets(policy, resolver, SlotPool(), settings.bounds.connect_timeout)
-        self._sessions = Sessions(settings, provider, self._thread.executor, self._targets, self._network)
-        self._listener = ExitListener(identity, settings, provider, self._thread, self._admit)
+        self.sessions = Sessions(settings, provider, self._thread.executor, self._targets, self._network)
+        self.listener = ExitListener(identity, settings, provider, self._thread, self._admit)
         self._stopping = False
         self._refusals = TokenBucket(1 / REFUSAL_SECONDS, REFUSALS_LOGGED, clock())
         self._unlogged = 0
@@ -78,37 +78,37 @@ class Exit:
     async def start(self) -> list[Destination]:
         """Listen; the addresses as bound, that for WebSocket last. Raises OSError, or ConfigError for the datagram
         lane's or a certificate."""
-        addresses = self._listener.bind()
+        addresses = self.listener.bind()
         features = self._network.features
         if self._settings.lane is not None:
             try:
                 of_links = addresses[: len(self._settings.listen)]
-                self._sessions.lanes = LaneListener(asyncio.get_running_loop(), of_links, self._settings.lane)
+                self.sessions.lanes = LaneListener(asyncio.get_running_loop(), of_links, self._settings.lane)
             except (OSError, ConfigError):
-                self._listener.stop_accepting()
+                self.listener.stop_accepting()
                 raise
             features |= Feature.LANE
-        self._listener.start(features)
+        self.listener.start(features)
         return addresses
 
     def authorize(self, peers: frozenset[PeerId]) -> None:
         """Let in `peers` and no others; sessions of peers no longer listed end."""
         self._authorized = peers
-        self._sessions.end_unlisted(peers)
+        self.sessions.end_unlisted(peers)
 
     async def stop(self, grace: float) -> None:
         """Let no peer in, refuse new streams, give the open ones `grace` seconds to end, then close all links."""
-        self._stopping = self._sessions.closing = True
-        self._listener.stop_accepting()
+        self._stopping = self.sessions.closing = True
+        self.listener.stop_accepting()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(grace):
-                while any(entry.carrier is not None and entry.session.streams for entry in self._sessions):
+                while any(entry.carrier is not None and entry.session.streams for entry in self.sessions):
                     await asyncio.sleep(0.1)
-        self._sessions.end_all()
-        if self._sessions.lanes is not None:
-            self._sessions.lanes.close()
+        self.sessions.end_all()
+        if self.sessions.lanes is not None:
+            self.sessions.lanes.close()
         await all_said()
-        await self._listener.close()
+        await self.listener.close()
         self._thread.close()
 
     # --- the verdict -----------------------------------------------------------------------------------------------
@@ -122,7 +122,7 @@ class Exit:
             # An invite that is used up has let a peer in: a connection that breaks meanwhile does not stop it.
             await asyncio.shield(spawn(self._redeem(secret, peer), "invite"))
         sealer = RecordSealer(established.cipher, established.epoch.exit_record)
-        named = self._sessions.named_in(request)
+        named = self.sessions.named_in(request)
         refusal = self._refusal(peer, named)
         if refusal is not None:
             self._refused[refusal] += 1
@@ -134,10 +134,10 @@ class Exit:
             entry, received, resumed = named, request.rx, True
             verdict = _resume(named, request, handshake)
         else:
-            entry, received, resumed = self._sessions.new(established, pipe.direct), 0, False
+            entry, received, resumed = self.sessions.new(established, pipe.direct), 0, False
             verdict = wire.encode_bare(wire.ACCEPT if request is None else wire.NO_SESSION)
         attempt = entry.attempt
-        self._sessions.keep_detached(entry)
+        self.sessions.keep_detached(entry)
         await pipe.write(sealer.seal(verdict))
         if entry.session.closed is not None or entry.attempt != attempt:
             pipe.close()  # ended, or overtaken by a later attempt, while the verdict was written
@@ -157,7 +157,7 @@ class Exit:
         try:
             entry.session.attach(established.cipher, established.epoch, sealer, opener, received, clock())
         except PeerError:
-            self._sessions.end(entry, CloseReason.RESUME)
+            self.sessions.end(entry, CloseReason.RESUME)
             raise
         entry.carrier = pipe.carrier(entry.session, entry)
         if entry.addresses is not None:
@@ -173,7 +173,7 @@ class Exit:
             return CloseReason.NOT_AUTHORIZED
         if self._stopping:
             return CloseReason.SHUTTING_DOWN
-        attached = self._sessions.attached(peer, but=resuming)
+        attached = self.sessions.attached(peer, but=resuming)
         return CloseReason.LIMIT if attached >= self._settings.bounds.sessions_per_peer else None
 
     def _log_refusal(self, peer: PeerId, host: str, refusal: CloseReason, *, invited: bool) -> None:
@@ -196,20 +196,20 @@ class Exit:
 
     def status(self) -> ExitStatus:
         """What `cryprq-proxy status` shows."""
-        now, entries = clock(), list(self._sessions)
-        totals, lanes = self._sessions.totals, self._sessions.lanes
+        now, entries = clock(), list(self.sessions)
+        totals, lanes = self.sessions.totals, self.sessions.lanes
         sessions = [entry.session for entry in entries]
         return ExitStatus(
             peer_id=str(self._identity.peer_id),
             provider=self._provider.name,
             authorized=len(self._authorized),
             targets=len(self._targets.relays),
-            handshakes=self._listener.in_flight,
+            handshakes=self.listener.in_flight,
             bytes=totals.bytes(*sessions),
             rotations=totals.rotations(*sessions),
-            streams_total=self._sessions.streams_total,
+            streams_total=self.sessions.streams_total,
             streams_refused=by_name(totals.refused, *(session.refused for session in sessions)),
-            refused=by_name(self._refused) | self._listener.failed,
+            refused=by_name(self._refused) | self.listener.failed,
             lanes=None if lanes is None else lanes.status(),
             network=self._network.status(),
             sessions=tuple(entry.status(now) for entry in entries),

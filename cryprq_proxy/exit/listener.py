@@ -111,7 +111,7 @@ class ExitListener:
             if websocket is not None:
                 from .websocket_listener import WebEntrance  # aiohttp takes a third of a second to load
 
-                self._entrance = WebEntrance(websocket, self._welcome, self._allow)
+                self._entrance = WebEntrance(websocket, self.welcome, self._allow)
                 addresses.append(self._listen(websocket.listen, self._entrance))
         except (OSError, ConfigError):
             self.stop_accepting()
@@ -122,7 +122,7 @@ class ExitListener:
         host, port = address
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         sock = socket.create_server((host, port), family=family, backlog=BACKLOG)
-        self._acceptors.append(Acceptor(self._loop, sock, partial(self._accepted, entrance)))
+        self._acceptors.append(Acceptor(self._loop, sock, partial(self.accepted, entrance)))
         return Destination(*sock.getsockname()[:2])
 
     def start(self, features: Feature) -> None:
@@ -144,7 +144,7 @@ class ExitListener:
         if self._entrance is not None:
             await self._entrance.close()
 
-    def _accepted(self, entrance: WebEntrance | None, sock: socket.socket, host: str) -> None:
+    def accepted(self, entrance: WebEntrance | None, sock: socket.socket, host: str) -> None:
         free = len(self._handshakes) < self._settings.bounds.handshakes_in_flight
         # A client behind a reverse proxy is counted later, once the proxy has named its address.
         behind = entrance is not None and entrance.is_proxy(host)
@@ -153,7 +153,7 @@ class ExitListener:
             sock.close()
             return
         prepare(sock, host)
-        work = self._welcome(TcpPipe(sock), host) if entrance is None else entrance.visit(sock, host)
+        work = self.welcome(TcpPipe(sock), host) if entrance is None else entrance.visit(sock, host)
         task = spawn(work, "handshake")
         self._handshakes.add(task)
         task.add_done_callback(self._handshakes.discard)
@@ -162,7 +162,7 @@ class ExitListener:
         """Whether one more handshake may come from `host`."""
         return self._per_prefix.allow(host, clock())
 
-    async def _welcome(self, pipe: Pipe, host: str) -> None:
+    async def welcome(self, pipe: Pipe, host: str) -> None:
         """One connection, from its first byte to its carrier or its end."""
         try:
             async with asyncio.timeout(HANDSHAKE_TIMEOUT):

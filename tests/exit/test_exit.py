@@ -1,0 +1,285 @@
+"""The verdict on a peer, what it may hold, and when that ends."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from cryprq_proxy.address import Destination
+from cryprq_proxy.base.tasks import spawn
+from cryprq_proxy.carriers.lane.packet_link import PacketLink
+from cryprq_proxy.crypto.identity import Identity, PeerId
+from cryprq_proxy.crypto.payloads import Feature
+from cryprq_proxy.errors import CarrierError, CloseReason, CryprqError, PeerError, StreamReason
+from cryprq_proxy.exit.exit import Exit
+from cryprq_proxy.exit.providers import NoPacketNetwork
+from cryprq_proxy.session import wire
+from cryprq_proxy.session.wire import StreamProtocol
+from tests.support.settle import until
+from tests.support.visits import ALICE, BOB, HeldPipe, Visit, open_exit
+
+NOWHERE = Destination("127.0.0.1", 9)
+
+
+def held(exit: Exit, identity: Identity = ALICE) -> tuple[int, int]:
+    """How many sessions a peer has with a carrier, and without."""
+    entries = [entry for entry in exit.sessions if entry.peer == identity.peer_id]
+    attached = sum(entry.carrier is not None for entry in entries)
+    return attached, len(entries) - attached
+
+
+def open_frame(stream: int, protocol: StreamProtocol = StreamProtocol.TCP) -> bytes:
+    return wire.encode_open(stream, protocol, NOWHERE)
+
+
+async def cut(exit: Exit, *visits: Visit) -> None:
+    """Break these connections, in this order."""
+    for visit in visits:
+        before = held(exit)[0]
+        visit.cut()
+        await until(lambda before=before: held(exit)[0] == before - 1)
+
+
+# --- who comes in ---
+
+
+async def test_a_listed_peer_comes_in_and_others_do_not() -> None:
+    async with open_exit(BOB) as exit:
+        with pytest.raises(PeerError) as caught:
+            await Visit(exit, ALICE).admit()
+        assert caught.value.reason is CloseReason.NOT_AUTHORIZED
+        assert held(exit) == (0, 0)
+        bob = await Visit(exit, BOB).admit()
+        assert held(exit, BOB) == (1, 0)
+        bob.cut()
+
+
+async def test_the_sessions_of_a_revoked_peer_end_with_the_reason() -> None:
+    async with open_exit() as exit:
+        alice, bob = await Visit(exit, ALICE).admit(), await Visit(exit, BOB).admit()
+        detached = await Visit(exit, ALICE).admit()
+        await cut(exit, detached)
+        exit.authorize(frozenset([BOB.peer_id]))
+        assert (await alice.read(wire.CLOSE))[2] is CloseReason.NOT_AUTHORIZED
+        assert held(exit) == (0, 0)
+        assert held(exit, BOB) == (1, 0)
+        with pytest.raises(PeerError):
+            await Visit(exit, ALICE).admit(detached.known)
+        bob.cut()
+
+
+async def test_an_exit_that_stops_lets_no_peer_in() -> None:
+    async with open_exit() as exit:
+        alice = await Visit(exit, ALICE).admit()
+        stopping = spawn(exit.stop(0.0), "stop")
+        assert (await alice.read(wire.CLOSE))[2] is CloseReason.SHUTTING_DOWN
+        with pytest.raises(PeerError) as caught:
+            await Visit(exit, BOB).admit()
+        assert caught.value.reason is CloseReason.SHUTTING_DOWN
+        alice.cut()
+        await stopping
+
+
+class Invited:
+    """Invites that let in whoever comes with one secret, and write down each use."""
+
+    def __init__(self, secret: bytes) -> None:
+        self.secret = secret
+        self.asked: list[PeerId] = []
+
+    async def redeem(self, secret: bytes, peer: PeerId) -> bool:
+        self.asked.append(peer)
+        return secret == self.secret
+
+
+async def test_an_invite_lists_its_peer_and_is_asked_for_nobody_else() -> None:
+    invites = Invited(bytes(16))
+    async with open_exit(BOB, invites=invites) as exit:
+        with pytest.raises(PeerError):
+            await Visit(exit, ALICE).admit(invite=bytes(range(16)))
+        await Visit(exit, ALICE).admit(invite=bytes(16))
+        await Visit(exit, ALICE).admit()
+        await Visit(exit, BOB).admit(invite=bytes(16))
+        assert invites.asked == [ALICE.peer_id] * 2
+
+
+# --- how much a peer may hold ---
+
+
+async def test_no_more_sessions_of_a_peer_than_configured() -> None:
+    async with open_exit(bounds={"sessions_per_peer": 2}) as exit:
+        first, second = await Visit(exit, ALICE).admit(), await Visit(exit, ALICE).admit()
+        with pytest.raises(PeerError) as caught:
+            await Visit(exit, ALICE).admit()
+        assert caught.value.reason is CloseReason.LIMIT
+        bob = await Visit(exit, BOB).admit()
+        again = await Visit(exit, ALICE).admit(second.known)
+        assert again.resumed, "a session that goes on is no further one"
+        await cut(exit, first)
+        third = await Visit(exit, ALICE).admit()
+        assert held(exit) == (2, 1)
+        for visit in (bob, again, third):
+            visit.cut()
+
+
+async def test_of_sessions_without_a_carrier_the_oldest_end_beyond_the_configured_number() -> None:
+    async with open_exit(bounds={"detached_sessions_per_peer": 2}) as exit:
+        visits = [await Visit(exit, ALICE).admit() for _ in range(3)]
+        await cut(exit, visits[1], visits[0], visits[2])
+        assert held(exit) == (0, 2)
+        for old in (visits[0], visits[2]):
+            assert (await Visit(exit, ALICE).admit(old.known)).resumed
+        assert not (await Visit(exit, ALICE).admit(visits[1].known)).resumed, "it was cut first"
+
+
+async def test_a_session_without_a_carrier_ends_after_its_time() -> None:
+    async with open_exit(bounds={"resume_seconds": 0.05}) as exit:
+        visit = await Visit(exit, ALICE).admit()
+        await cut(exit, visit)
+        await until(lambda: held(exit) == (0, 0))
+        assert not (await Visit(exit, ALICE).admit(visit.known)).resumed
+
+
+async def test_no_more_opens_of_a_peer_than_configured() -> None:
+    async with open_exit(bounds={"opens_per_second": 2}) as exit:
+        one, two = await Visit(exit, ALICE).admit(), await Visit(exit, ALICE).admit()
+        await one.send(open_frame(1), open_frame(2))
+        await until(lambda: exit.sessions.streams_total == 2)
+        await two.send(open_frame(1))
+        assert (await two.read(wire.REFUSED))[2] is StreamReason.LIMIT, "both sessions share the peer's bound"
+        bob = await Visit(exit, BOB).admit()
+        await bob.send(open_frame(1))
+        assert (await bob.read(wire.REFUSED))[2] is not StreamReason.LIMIT
+        for visit in (one, two, bob):
+            visit.cut()
+
+
+async def test_the_resolver_is_for_clients_that_have_packets() -> None:
+    async with open_exit() as exit:
+        alice = await Visit(exit, ALICE).admit()
+        await alice.send(open_frame(1, StreamProtocol.RESOLVER))
+        assert (await alice.read(wire.REFUSED))[2] is StreamReason.NOT_ALLOWED
+        alice.cut()
+
+
+# --- which session goes on ---
+
+
+async def test_a_lost_carrier_is_followed_by_another_one() -> None:
+    async with open_exit() as exit:
+        first = await Visit(exit, ALICE).admit()
+        await cut(exit, first)
+        second = await Visit(exit, ALICE).admit(first.known)
+        assert second.resumed
+        assert held(exit) == (1, 0)
+        second.cut()
+
+
+async def test_a_new_carrier_ends_the_one_before_it() -> None:
+    async with open_exit() as exit:
+        first = await Visit(exit, ALICE).admit()
+        second = await Visit(exit, ALICE).admit(first.known)
+        with pytest.raises(CarrierError):
+            await first.read(wire.CLOSE)
+        assert held(exit) == (1, 0)
+        second.cut()
+
+
+@pytest.mark.parametrize("attempt", [1, 2])
+async def test_an_attempt_that_is_not_newer_than_the_last_resumes_nothing(attempt: int) -> None:
+    async with open_exit() as exit:
+        first = await Visit(exit, ALICE).admit()
+        second = await Visit(exit, ALICE).admit(first.known, 2)
+        late = await Visit(exit, ALICE).admit(first.known, attempt)
+        assert not late.resumed
+        await second.send(wire.encode_number(wire.PING, 7))
+        assert (await second.read(wire.PONG))[2] == 7, "the session stays with its newer attempt"
+        second.cut()
+
+
+async def test_a_session_goes_on_for_its_own_peer_with_its_own_secret_only() -> None:
+    async with open_exit() as exit:
+        alice = await Visit(exit, ALICE).admit()
+        known = alice.known
+        assert not (await Visit(exit, BOB).admit(known)).resumed
+        known.resume_secret = bytes(len(known.resume_secret))
+        assert not (await Visit(exit, ALICE).admit(known, 2)).resumed
+        assert held(exit) == (2, 0)
+        alice.cut()
+
+
+async def test_an_attempt_that_is_overtaken_while_its_verdict_is_written_becomes_nothing() -> None:
+    async with open_exit() as exit:
+        first = await Visit(exit, ALICE).admit()
+        slow = Visit(exit, ALICE, pipe=HeldPipe)
+        assert isinstance(slow.theirs, HeldPipe)
+        late = spawn(slow.admit(first.known, 1), "late")
+        await slow.theirs.reached.wait()
+        newer = await Visit(exit, ALICE).admit(first.known, 2)
+        slow.theirs.release.set()
+        await slow.work
+        assert slow.theirs.closed
+        await newer.send(wire.encode_number(wire.PING, 7))
+        assert (await newer.read(wire.PONG))[2] == 7
+        assert held(exit) == (1, 0)
+        await late
+        newer.cut()
+
+
+async def test_a_session_that_ends_while_its_verdict_is_written_gets_no_carrier() -> None:
+    async with open_exit() as exit:
+        slow = Visit(exit, ALICE, pipe=HeldPipe)
+        assert isinstance(slow.theirs, HeldPipe)
+        late = spawn(slow.admit(), "late")
+        await slow.theirs.reached.wait()
+        exit.authorize(frozenset())
+        slow.theirs.release.set()
+        await slow.work
+        assert slow.theirs.closed
+        assert held(exit) == (0, 0)
+        await late
+
+
+async def test_a_peer_that_claims_frames_that_were_never_sent_loses_its_session() -> None:
+    async with open_exit() as exit:
+        first = await Visit(exit, ALICE).admit()
+        known = first.known
+        known.received = 99
+        liar = await Visit(exit, ALICE).admit(known)
+        assert await liar.is_closed()
+        assert held(exit) == (0, 0)
+        assert exit.listener.failed == {"no_handshake": 1}
+
+
+# --- packets ---
+
+
+class FakeNetwork(NoPacketNetwork):
+    features = Feature.PACKETS
+
+    def __init__(self, *, full: bool = False) -> None:
+        self.full = full
+        self.links: list[PacketLink] = []
+
+    def join(self, peer: PeerId, link: PacketLink) -> tuple[bytes, bytes]:
+        if self.full:
+            raise CryprqError("no address is free")
+        self.links.append(link)
+        return bytes([100, 96, 0, 2]), bytes(16)
+
+    def leave(self, link: PacketLink) -> None:
+        if link in self.links:
+            self.links.remove(link)
+
+
+@pytest.mark.parametrize(("full", "address"), [(False, bytes([100, 96, 0, 2])), (True, bytes(4))])
+async def test_a_client_with_packets_hears_its_addresses(full: bool, address: bytes) -> None:
+    network: Any = FakeNetwork(full=full)
+    async with open_exit(network=network) as exit:
+        await exit.start()
+        alice = await Visit(exit, ALICE, features=Feature.PACKETS).admit()
+        assert (await alice.read(wire.NETWORK))[2] == (address, bytes(16))
+        assert len(network.links) == (not full)
+        exit.authorize(frozenset())
+        assert network.links == [], "its link left with the session"

@@ -1,0 +1,166 @@
+"""A client of an exit in the same process whose every flight and frame is the test's own."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Final, cast
+
+from cryprq_proxy.base.tasks import spawn
+from cryprq_proxy.carriers.admission import Admission, admit_client, meet_exit
+from cryprq_proxy.carriers.pipe import Pipe, TcpPipe
+from cryprq_proxy.crypto.handshake import ClientHandshake
+from cryprq_proxy.crypto.identity import Identity
+from cryprq_proxy.crypto.primitives import select_provider
+from cryprq_proxy.errors import CarrierError
+from cryprq_proxy.exit.egress import EgressPolicy
+from cryprq_proxy.exit.exit import Exit
+from cryprq_proxy.outbound.resolver import SystemResolver
+from cryprq_proxy.session import wire
+from cryprq_proxy.session.records import HEADER
+from cryprq_proxy.session.session import Session
+from tests.support.settings import exit_settings
+
+FAST: Final = select_provider()
+EXIT: Final = Identity.generate(FAST)
+ALICE: Final = Identity.generate(FAST)
+BOB: Final = Identity.generate(FAST)
+HOST: Final = "192.0.2.1"
+_opened: Final[list[socket.socket]] = []
+"""The clients' ends of all visits, which `open_exit` closes."""
+
+
+async def inline(step: Callable[[], bytes]) -> bytes:
+    return step()
+
+
+def tcp_pair() -> tuple[socket.socket, socket.socket]:
+    """Both ends of a connection over loopback, non-blocking."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        left = socket.create_connection(server.getsockname())
+        right, _ = server.accept()
+    left.setblocking(False)
+    right.setblocking(False)
+    return left, right
+
+
+@dataclass
+class Known:
+    """What a client keeps of a session that it wants to resume."""
+
+    session_id: bytes
+    resume_secret: bytes
+    received: int = 0
+
+
+class HeldPipe(TcpPipe):
+    """An exit's pipe that holds back the verdict until `release` is set. `closed` says that nothing became of it."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        super().__init__(sock)
+        self.reached = asyncio.Event()
+        self.release = asyncio.Event()
+        self.closed = False
+        self._writes = 0
+
+    async def write(self, data: bytes) -> None:
+        self._writes += 1
+        if self._writes == 2:
+            self.reached.set()
+            await self.release.wait()
+        await super().write(data)
+
+    def close(self) -> None:
+        self.closed = True
+        super().close()
+
+
+class Visit:
+    """One connection of a client. `begin` and `admit` are the two halves of its handshake."""
+
+    def __init__(
+        self,
+        exit: Exit,
+        identity: Identity,
+        host: str = HOST,
+        pipe: type[TcpPipe] = TcpPipe,
+        features: int = 0,
+    ) -> None:
+        self.sock, theirs = tcp_pair()
+        _opened.append(self.sock)
+        self.theirs = pipe(theirs)
+        self.pipe: Pipe = TcpPipe(self.sock)
+        self.handshake = ClientHandshake(identity, EXIT.peer_id, FAST, features=features)
+        self.admission: Admission
+        self.work = spawn(exit.listener.welcome(self.theirs, host), "visit")
+
+    async def admit(self, known: Known | None = None, attempt: int = 1, invite: bytes | None = None) -> Visit:
+        """All of the handshake. Raises PeerError when the exit says no, CarrierError when it closes."""
+        await meet_exit(self.pipe, self.handshake, inline)
+        self.admission = await admit_client(
+            self.pipe, self.handshake, cast("Session | None", known), attempt, inline, invite
+        )
+        await self.work
+        return self
+
+    @property
+    def resumed(self) -> bool:
+        return self.admission.resumed is not None
+
+    @property
+    def known(self) -> Known:
+        established = self.admission.established
+        return Known(established.session_id, established.resume_secret)
+
+    async def send(self, *frames: bytes) -> None:
+        """One record with these frames."""
+        await self.pipe.write(self.admission.sealer.seal(b"".join(frames)))
+
+    async def read(self, kind: int) -> wire.Frame:
+        """The next frame of that kind; others are passed over."""
+        while True:
+            header = await self.pipe.read_exactly(HEADER)
+            record = header + await self.pipe.read_exactly(int.from_bytes(header))
+            plaintext, _ = self.admission.opener.open(memoryview(record), 0)
+            for frame in wire.decode_frames(bytes(plaintext or b"")):
+                if frame[0] == kind:
+                    return frame
+
+    async def is_closed(self) -> bool:
+        """Whether the exit closes the connection without another byte; waits until it does one or the other."""
+        try:
+            await self.pipe.read_exactly(1)
+        except CarrierError:
+            return True
+        return False
+
+    def cut(self) -> None:
+        self.sock.close()
+
+
+@asynccontextmanager
+async def open_exit(
+    *peers: Identity, bounds: Mapping[str, Any] | None = None, **parts: Any
+) -> AsyncIterator[Exit]:
+    """An exit that lets in `peers` (Alice and Bob if none), on a port of loopback; `parts` as for Exit."""
+    listed = frozenset(peer.peer_id for peer in peers or (ALICE, BOB))
+    resolver = SystemResolver()
+    exit = Exit(
+        EXIT,
+        exit_settings(bounds={"handshakes_per_minute": 1_000_000, **(bounds or {})}),
+        listed,
+        EgressPolicy(allow_private=True),
+        resolver,
+        FAST,
+        **parts,
+    )
+    try:
+        yield exit
+    finally:
+        while _opened:
+            _opened.pop().close()
+        await exit.stop(0.0)
+        resolver.close()
