@@ -12,7 +12,7 @@ from cryprq_proxy.lane.slices import EXPRESS, HEADROOM, NEEDS_CSUM, UDP_GSO, Run
 from tun.device.coalesce import MIN_PAYLOAD, UdpJoiner
 from tun.device.linux import GSO_MAX_SEGS, GSO_MAX_SIZE
 from tun.device.offload import COMPLETE, UNSUMMED, fit, split
-from tun.device.packets import TCP, UDP, checksum, parse, pseudo_sum
+from tun.device.packets import TCP, UDP, Packet, checksum, parse, pseudo_sum
 
 HERE4, THERE4 = bytes((10, 0, 0, 1)), bytes((192, 0, 2, 9))
 HERE6, THERE6 = bytes(15) + b"\1", bytes(15) + b"\2"
@@ -86,7 +86,11 @@ def test_equal_packets_become_one(version: int, summed: bool) -> None:
     link.joiner.flush()
     [(packet, shape)] = link.sent
     assert shape == Shape(NEEDS_CSUM | UDP_GSO, 1200, 28 if version == 4 else 48)
-    assert not isinstance(parse(packet, 0, len(packet)), str)
+    parsed = parse(packet, 0, len(packet))
+    assert isinstance(parsed, Packet)
+    # A kernel completes the checksum from the sum of the pseudo-header of the whole.
+    pseudo = pseudo_sum(parsed.source, parsed.destination, UDP, len(packet) - parsed.transport)
+    assert int.from_bytes(packet[parsed.transport + 6 : parsed.transport + 8]) == pseudo
     arrived = link.arrived()
     # With DF set an id means nothing, and segmentation counts it up.
     assert [packet[shape.header :] for packet in arrived] == payloads

@@ -25,7 +25,7 @@ from pyroute2 import AsyncIPRoute
 
 from cryprq_proxy.errors import ConfigError
 from cryprq_proxy.lane.slices import HEADROOM, MAX_PACKET, Run, Shape
-from tests.tun.device.test_offload import KINDS, PAYLOAD, Flow, segments, super_packet
+from tests.support.super_packets import KINDS, PAYLOAD, Flow, segments, super_packet
 from tun.device.device import READS_PER_WAKEUP, PacketDevice, Reading
 from tun.device.linux import GSO_MAX_SEGS, GSO_MAX_SIZE, Tun
 from tun.device.offload import COMPLETE, UNSUMMED, VNET, VNET_SIZE

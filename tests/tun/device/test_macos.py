@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from cryprq_proxy.errors import ConfigError, CryprqError
 from cryprq_proxy.lane.slices import HEADROOM, Run, Shape
-from tests.tun.device.test_offload import KINDS, PAYLOAD, Flow, segments, super_packet
+from tests.support.super_packets import KINDS, PAYLOAD, Flow, segments, super_packet
 from tun.device.macos import Utun, unit_of
 from tun.device.offload import COMPLETE
 from tun.device.packets import Drop

@@ -6,14 +6,23 @@ The oracle is `segments`: what a sender without offloads would have sent, with w
 from __future__ import annotations
 
 import struct
-from typing import NamedTuple
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cryprq_proxy.lane.slices import HEADROOM, NEEDS_CSUM, TCP4, TCP6, UDP_GSO, Run, Shape
-from tests.tun.device.test_packets import A4, A6, B4, B6, naive_sum
+from tests.support.super_packets import (
+    A4,
+    B4,
+    KINDS,
+    PAYLOAD,
+    Flow,
+    built,
+    naive_sum,
+    segments,
+    super_packet,
+)
 from tun.device.offload import (
     COMPLETE,
     MAX_SEGMENTS,
@@ -26,82 +35,6 @@ from tun.device.offload import (
     vnet_header,
 )
 from tun.device.packets import TCP, UDP, Drop, Packet, parse
-
-GSO = {(4, TCP): (NEEDS_CSUM | TCP4, 1), (6, TCP): (NEEDS_CSUM | TCP6, 4)}
-GSO |= {(version, UDP): (NEEDS_CSUM | UDP_GSO, 5) for version in (4, 6)}
-FIN, PSH, ACK, CWR = 0x01, 0x08, 0x10, 0x80
-
-
-class Flow(NamedTuple):
-    """What all segments of a super-packet have in common, and how it is cut."""
-
-    version: int
-    protocol: int
-    payload: bytes
-    gso_size: int
-    identity: int = 65534
-    sequence: int = 0xFFFFFF00
-    flags: int = CWR | ACK | PSH | FIN
-    options: bytes = b"\x01\x01\x08\x0a" + bytes(8)
-
-    @property
-    def flags_and_type(self) -> tuple[int, int]:
-        return GSO[self.version, self.protocol]
-
-    @property
-    def network(self) -> int:
-        return 20 if self.version == 4 else 40
-
-    @property
-    def header(self) -> int:
-        return self.network + (20 + len(self.options) if self.protocol == TCP else 8)
-
-    @property
-    def of(self) -> int:
-        return -(-len(self.payload) // self.gso_size)
-
-    @property
-    def shape(self) -> Shape:
-        return Shape(self.flags_and_type[0], self.gso_size, self.header)
-
-
-def built(flow: Flow, first: int, count: int, summed: bool) -> bytes:
-    """Segments `first` to `first + count` of the flow as one packet; `summed`: with a full transport checksum."""
-    data = flow.payload[first * flow.gso_size : (first + count) * flow.gso_size]
-    if flow.protocol == TCP:
-        flags = flow.flags
-        if first:
-            flags &= ~CWR
-        if first + count < flow.of:
-            flags &= ~(PSH | FIN)
-        sequence = (flow.sequence + first * flow.gso_size) % 2**32
-        offset = (20 + len(flow.options)) << 2
-        transport = (
-            struct.pack(">HHIIBBHHH", 4000, 443, sequence, 77, offset, flags, 512, 0, 0) + flow.options
-        )
-        field = 16
-    else:
-        transport = struct.pack(">HHHH", 4000, 443, 8 + len(data), 0)
-        field = 6
-    source, destination = (A4, B4) if flow.version == 4 else (A6, B6)
-    length = len(transport) + len(data)
-    partial = naive_sum(source + destination + struct.pack(">IBBH", length, 0, 0, flow.protocol))
-    if summed:
-        partial = ~naive_sum(transport + data + bytes(len(data) & 1) + partial.to_bytes(2)) & 0xFFFF or 0xFFFF
-    transport = transport[:field] + partial.to_bytes(2) + transport[field + 2 :]
-    if flow.version == 6:
-        return struct.pack(">IHBB", 6 << 28, length, flow.protocol, 63) + A6 + B6 + transport + data
-    fields = 0x45, 0, 20 + length, (flow.identity + first) % 2**16, 0x4000, 63, flow.protocol
-    zero = struct.pack(">BBHHHBBH4s4s", *fields, 0, A4, B4)
-    return struct.pack(">BBHHHBBH4s4s", *fields, ~naive_sum(zero) & 0xFFFF, A4, B4) + transport + data
-
-
-def segments(flow: Flow) -> list[bytes]:
-    return [built(flow, index, 1, True) for index in range(flow.of)]
-
-
-def super_packet(flow: Flow) -> bytes:
-    return built(flow, 0, flow.of, False)
 
 
 def placed(packet: bytes) -> tuple[memoryview, int, int]:
@@ -129,9 +62,6 @@ def summable(packet: bytes) -> bool:
     pseudo = parsed.source + parsed.destination + struct.pack(">IBBH", len(rest), 0, 0, parsed.protocol)
     return naive_sum(pseudo + rest) == 0xFFFF
 
-
-KINDS = [(4, TCP), (6, TCP), (4, UDP), (6, UDP)]
-PAYLOAD = bytes(range(256)) * 20
 
 flows = st.builds(
     Flow,

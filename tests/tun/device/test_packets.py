@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.super_packets import A4, A6, B4, B6, naive_sum
 from tun.device.packets import (
     ICMP,
     ICMP6,
@@ -24,19 +25,8 @@ from tun.device.packets import (
     pseudo_sum,
 )
 
-A4, B4 = bytes([192, 0, 2, 1]), bytes([198, 51, 100, 7])
-A6, B6 = (ipaddress.ip_address(text).packed for text in ("2001:db8::1", "2001:db8:ffff::7"))
 ROUTER4, ROUTER6 = bytes([100, 96, 0, 1]), ipaddress.ip_address("fd63:7279:7071::1").packed
 UDP_HEADER = struct.pack(">HHHH", 1234, 53, 8, 0)
-
-
-def naive_sum(data: bytes) -> int:
-    """RFC 1071 as it is written, word by word."""
-    total = 0
-    for high, low in zip(data[::2], data[1::2] + (b"\0" if len(data) & 1 else b""), strict=True):
-        total += high << 8 | low
-        total = (total & 0xFFFF) + (total >> 16)
-    return total
 
 
 def ipv4(payload: bytes, protocol: int, *, options: bytes = b"", fragment: int = 0) -> bytes:
