@@ -142,10 +142,10 @@ def open_tap(end: str, offload: bool) -> int:
 
 
 def _read(tap: int, size: int) -> list[bytes]:
-    frames = []
+    frames: list[bytes] = []
     with contextlib.suppress(BlockingIOError):
-        for _ in range(BATCH):
-            frames.append(os.read(tap, size))
+        # extend keeps what was read before there was no more
+        frames.extend(os.read(tap, size) for _ in range(BATCH))
     return frames
 
 

@@ -329,7 +329,8 @@ def run(options: argparse.Namespace) -> None:
         seconds=options.seconds or (1.0 if options.quick else 3.0),
     )
     if options.hold:
-        return on_wire(bench, options.tunnels, Wire(), [lambda bench: hold(bench, options.hold)])
+        on_wire(bench, options.tunnels, Wire(), [lambda bench: hold(bench, options.hold)])
+        return
     plain = {"tcp": add_tcp, "udp": add_udp, "ping": add_ping}
     if tests := [add for test, add in plain.items() if test in options.only]:
         on_wire(bench, options.tunnels, Wire(), tests)

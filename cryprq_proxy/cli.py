@@ -187,7 +187,7 @@ def run_command(arguments: list[str] | None = None) -> int:
         _complain(describe(error))
         _drop_output()
         return FAILED
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  the last word to the person
         _complain(f"this is a bug in {PROGRAM}: {describe(error)}; -v says more")
         if logging.getLogger().isEnabledFor(logging.DEBUG):
             _log.debug("where it happened", exc_info=error)

@@ -225,7 +225,7 @@ def undo(journal: Journal, undoers: Mapping[str, Undoer], keep: Container[str] =
             if kind not in undoers:
                 raise CryprqError("this version does not know such changes")
             undoers[kind](entry)
-        except Exception as error:  # whatever it was, the changes before it must still be undone
+        except Exception as error:  # noqa: BLE001  whatever it was, the changes before it must still be undone
             _log.debug("undoing %r failed", entry, exc_info=error)
             failed.append(entry)
             kept.append(entry)

@@ -86,7 +86,7 @@ async def _until(reached: Callable[[], object], seconds: float) -> bool:
     """Wait until `reached`, for some seconds at most; whether it was."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds):
-            while not reached():
+            while not reached():  # noqa: ASYNC110  many things are waited for
                 await asyncio.sleep(POLL)
     return bool(reached())
 

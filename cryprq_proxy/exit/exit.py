@@ -102,7 +102,7 @@ class Exit:
         self.listener.stop_accepting()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(grace):
-                while any(entry.carrier is not None and entry.session.streams for entry in self.sessions):
+                while any(entry.carrier is not None and entry.session.streams for entry in self.sessions):  # noqa: ASYNC110
                     await asyncio.sleep(0.1)
         self.sessions.end_all()
         if self.sessions.lanes is not None:

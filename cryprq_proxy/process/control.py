@@ -135,7 +135,7 @@ class ControlServer:
             return encode({"ok": await (self._status() if action is None else action(request.argument))})
         except CryprqError as error:
             return encode({"error": str(error)})
-        except Exception:
+        except Exception:  # noqa: BLE001
             # A bug in a report must not cost the person the report that there is one.
             _log.exception("the command %r failed", command)
             return encode({"error": f"the {command} cannot be told; the log says why"})

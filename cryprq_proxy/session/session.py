@@ -332,7 +332,7 @@ class Session:
         self.log.append(frame)
         self.wake()
 
-    def fill(self, out: memoryview, budget: int, now: float) -> int:
+    def fill(self, out: memoryview, budget: int, now: float) -> int:  # noqa: C901  the data path
         """Write records into `out` (at least FILL_MINIMUM + `budget` bytes) until about `budget` bytes are written or
         nothing is left to send; return the number of bytes written."""
         self._now = now
@@ -416,7 +416,7 @@ class Session:
 
     # --- in --------------------------------------------------------------------------------------------------------
 
-    def receive(self, data: memoryview, now: float) -> int:
+    def receive(self, data: memoryview, now: float) -> int:  # noqa: C901  the data path
         """Open the records in `data` and act on them; return how many bytes were used up. What is left is the start
         of a record, or, while keys are being computed, records to be offered again after the next `ready`.
 

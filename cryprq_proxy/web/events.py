@@ -109,7 +109,7 @@ class Events:
                 count, streams = len(rows), b"event: streams\ndata: %b\n\n" % encode(rows)
             else:
                 count, streams = before.rows, before.streams
-        except Exception:
+        except Exception:  # noqa: BLE001
             # A bug in a report must not end the reports; it is said once.
             if not self._failing:
                 _log.exception("the dashboard's data cannot be told")

@@ -88,7 +88,7 @@ def describe(buffer: memoryview, start: int, end: int) -> Shape | Drop:
     return Shape(flags, gso_size, header) if size - header > gso_size else UNSUMMED
 
 
-def fit(buffer: memoryview, start: int, end: int, run: Run) -> Shape | Drop:
+def fit(buffer: memoryview, start: int, end: int, run: Run) -> Shape | Drop:  # noqa: C901  the data path
     """Make a run of slices from the peer a packet whose headers say what it is, and return its shape.
 
     A run that is not whole has its headers rewritten in place: lengths, the IPv4 id and checksum, the TCP sequence

@@ -33,7 +33,7 @@ class AllFailed(CryprqError):
         self.errors = tuple(errors)
 
 
-async def race[T](
+async def race[T](  # noqa: C901
     starts: Sequence[Callable[[], Coroutine[Any, Any, T]]],
     delay: float,
     discard: Callable[[T], None],
