@@ -2,7 +2,7 @@
 
 In the order in which a request passes: `check_request` and `parse_target` say whether and where it goes,
 `authorized` whether this client may ask, `forward_request` and `forward_response` make of the one side's message the
-other side's, `relay_body` moves the body, `error_page` is what the client gets instead when something fails.
+other side's, `relay_body` moves the body. What the client gets when something fails is in http_failures.py.
 
 A message is never passed on as it came. Fields that speak about one connection only (RFC 9110 section 7.6.1) are
 left out, and those that say where the body ends are written anew from what h11 understood. Two parsers that read one
@@ -13,19 +13,15 @@ from __future__ import annotations
 
 import binascii
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
-from http import HTTPStatus
 from typing import Final
 
 import h11
 
 from ..address import AddressError, Destination, parse_host_port
-from ..base.text import words_of
-from ..errors import CryprqError, StreamReason
 from .credentials import Credentials
+from .http_failures import Field, RequestRefused
 
-Field = tuple[bytes, bytes]
 Message = h11.Request | h11.Response | h11.InformationalResponse
 
 MAX_HEADER: Final = 64 * 1024
@@ -54,29 +50,6 @@ HOW_TO_USE: Final = (
     "This port is an HTTP and SOCKS proxy, not a web server. "
     "Set it as the proxy of your application: for example curl -x http://HOST:PORT http://example.org/"
 )
-
-
-class RequestRefused(CryprqError):
-    """A request that the proxy answers itself; the text says what is wrong and what to do.
-
-    `error` is the type of RFC 9209 section 2.3 for the Proxy-Status field, `fields` are sent in addition, and `close`
-    asks for the connection to end behind the answer.
-    """
-
-    def __init__(
-        self,
-        status: int,
-        text: str,
-        error: str = "http_request_error",
-        *,
-        fields: Iterable[Field] = (),
-        close: bool = False,
-    ) -> None:
-        super().__init__(text)
-        self.status = status
-        self.error = error
-        self.fields = tuple(fields)
-        self.close = close
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,110 +280,3 @@ def relay_body(source: h11.Connection, sink: h11.Connection, *, trailers: bool =
     kept = [(raw, value) for raw, value in event.headers.raw_items() if raw.lower() not in _NO_TRAILERS]
     output += sink.send_with_data_passthrough(h11.EndOfMessage(headers=kept if trailers else [])) or ()
     return b"".join(output), True
-
-
-# Saying what went wrong
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """How a reason is told to an HTTP client."""
-
-    status: int
-    error: str
-    """RFC 9209 section 2.3."""
-    text: str
-
-
-FAILURES: Final[dict[StreamReason, Failure]] = {
-    StreamReason.GENERAL: Failure(
-        502, "destination_unavailable", "The exit could not reach the target. Look into the exit's log."
-    ),
-    StreamReason.NOT_ALLOWED: Failure(
-        403,
-        "destination_ip_prohibited",
-        "The exit's policy forbids this target. Private and local addresses need the consent of its operator.",
-    ),
-    StreamReason.NETWORK_UNREACHABLE: Failure(
-        502,
-        "destination_ip_unroutable",
-        "The exit has no route to the target's network, perhaps for lack of IPv6.",
-    ),
-    StreamReason.HOST_UNREACHABLE: Failure(
-        502, "destination_ip_unroutable", "The target's network says that the host is unreachable."
-    ),
-    StreamReason.CONNECTION_REFUSED: Failure(
-        502,
-        "connection_refused",
-        "The target refused the connection. Check the port, and whether the server runs.",
-    ),
-    StreamReason.TIMED_OUT: Failure(
-        504, "connection_timeout", "The target did not answer in time. Check the address, or try again later."
-    ),
-    StreamReason.NAME_NOT_FOUND: Failure(502, "dns_error", "There is no such host name. Check its spelling."),
-    StreamReason.NAME_FAILED: Failure(
-        502,
-        "dns_timeout",
-        "The exit's resolver gave no answer for the name. Try again; if it stays, tell its operator.",
-    ),
-    StreamReason.LIMIT: Failure(
-        503,
-        "connection_limit_reached",
-        "The exit allows no more connections for now. Close some, then try again.",
-    ),
-    StreamReason.SHUTTING_DOWN: Failure(
-        503, "destination_unavailable", "The exit or this proxy is shutting down. Try again in a moment."
-    ),
-    StreamReason.CONNECTION_RESET: Failure(
-        502, "connection_terminated", "The target ended the connection before it had answered. Try again."
-    ),
-    StreamReason.CANCELLED: Failure(
-        502, "connection_terminated", "The connection was given up before there was an answer. Try again."
-    ),
-    StreamReason.LINK_DOWN: Failure(
-        503,
-        "destination_unavailable",
-        "The exit is not connected, and nothing goes out without it. 'cryprq-proxy status' says more.",
-    ),
-    StreamReason.SESSION_LOST: Failure(
-        502, "connection_terminated", "The link to the exit was lost before there was an answer. Try again."
-    ),
-}
-"""The answer to each reason for which there is no stream, or no longer one."""
-
-
-def refusal_for(reason: StreamReason, destination: Destination, *, direct: bool = False) -> RequestRefused:
-    """What to tell a client whose stream failed before a byte of the response was sent; `direct`: without an exit."""
-    failure = FAILURES[reason]
-    text = failure.text
-    if direct:
-        text = (
-            f"A rule sends this target past the exit, and the direct connection failed: {words_of(reason)}."
-        )
-    return RequestRefused(failure.status, f"{text} (Target: {destination})", failure.error)
-
-
-def blocked(rule: str, destination: Destination) -> RequestRefused:
-    """What to tell a client whose target a rule blocks; `rule` is the name of it."""
-    return RequestRefused(
-        403,
-        f"This target is blocked by your rules: {rule}. `cryprq-proxy explain` tells more. (Target: {destination})",
-        "http_request_denied",
-    )
-
-
-def error_page(refusal: RequestRefused, *, close: bool) -> tuple[h11.Response, bytes]:
-    """The response and its body, a short text for a person."""
-    phrase = HTTPStatus(refusal.status).phrase
-    body = f"{refusal.status} {phrase}\n\n{refusal}\n".encode()
-    fields: list[Field] = [
-        (b"Content-Type", b"text/plain; charset=utf-8"),
-        (b"Content-Length", b"%d" % len(body)),
-        (b"Cache-Control", b"no-store"),
-        (b"X-Content-Type-Options", b"nosniff"),
-        (b"Proxy-Status", f"cryprq-proxy; error={refusal.error}".encode("ascii")),
-        *refusal.fields,
-    ]
-    if close:
-        fields.append((b"Connection", b"close"))
-    return h11.Response(status_code=refusal.status, reason=phrase.encode("ascii"), headers=fields), body

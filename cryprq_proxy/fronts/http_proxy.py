@@ -28,21 +28,18 @@ from ..address import Destination
 from ..errors import DirectRefused, LocalError, StreamBlocked, StreamReason, StreamRefused, StreamReset
 from ..outbound.bytestream import ByteStream
 from .credentials import Credentials
+from .http_failures import RequestRefused, blocked, error_page, refusal_for
 from .http_messages import (
     MAX_HEADER,
-    RequestRefused,
     Target,
-    blocked,
     check_authorization,
     check_request,
     closes,
-    error_page,
     forward_request,
     forward_response,
     has_body,
     is_repeatable,
     parse_target,
-    refusal_for,
     relay_body,
 )
 from .http_origin import Origin, TcpSource

@@ -11,18 +11,15 @@ from hypothesis import strategies as st
 
 from cryprq_proxy.errors import StreamReason
 from cryprq_proxy.fronts.credentials import Credentials
+from cryprq_proxy.fronts.http_failures import FAILURES, RequestRefused, error_page, refusal_for
 from cryprq_proxy.fronts.http_messages import (
-    FAILURES,
-    RequestRefused,
     check_authorization,
     check_request,
-    error_page,
     forward_request,
     forward_response,
     has_body,
     is_repeatable,
     parse_target,
-    refusal_for,
     relay_body,
 )
 from tests.support.http_fakes import Stage

@@ -10,7 +10,7 @@ import pytest
 from cryprq_proxy.address import Destination
 from cryprq_proxy.errors import LocalError, StreamReason
 from cryprq_proxy.fronts.credentials import Credentials
-from cryprq_proxy.fronts.http_messages import FAILURES
+from cryprq_proxy.fronts.http_failures import FAILURES
 from cryprq_proxy.fronts.http_proxy import ESTABLISHED, HttpProxy
 from tests.support.http_fakes import Stage
 
