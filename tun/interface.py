@@ -175,7 +175,10 @@ class TunInterface(NoInterface):
         self._changed.set()
 
     def link_changed(self, up: bool) -> None:
-        self._names.link_changed(up)
+        if up:
+            self._names.forwarder.link_restored()
+        else:
+            self._names.forwarder.link_lost()
 
     def lane_changed(self) -> None:
         """The link's `lane_size` may be another."""
@@ -195,7 +198,7 @@ class TunInterface(NoInterface):
             return
         self._addresses = addresses
         self._names.leave()
-        self._names.offer_ipv6(addresses.ipv6 is not None)
+        self._names.forwarder.offer_ipv6(addresses.ipv6 is not None)
         self._routes.settings = route_settings(self._foundation.settings, addresses)
         await self._device.configure(addresses.interfaces())
         await self._names.listen(addresses)
@@ -279,15 +282,6 @@ class Names:
         for server in self._servers:
             server.close()
         self._servers.clear()
-
-    def offer_ipv6(self, offered: bool) -> None:
-        self.forwarder.offer_ipv6(offered)
-
-    def link_changed(self, up: bool) -> None:
-        if up:
-            self.forwarder.link_restored()
-        else:
-            self.forwarder.link_lost()
 
     def close(self) -> None:
         self.leave()

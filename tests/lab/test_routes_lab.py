@@ -21,7 +21,7 @@ import pytest
 from cryprq_proxy.errors import ConfigError, CryprqError
 from tests.support.lab.net import NETNS, Lab, Namespace
 from tun import sysctl
-from tun.journal import Journal, undo
+from tun.journal import Entry, Journal, undo
 from tun.routing import routes
 from tun.routing.lan import Lan, Uplink
 from tun.routing.netlink_watch import Changes
@@ -109,8 +109,20 @@ class Heard:
         self.event.clear()
 
 
+class UndoneRoutes(Routes):
+    """Routes that write to a list, which `remove` undoes."""
+
+    def __init__(self, settings: RouteSettings) -> None:
+        self._entries: list[Entry] = []
+        super().__init__(settings, self._entries.append)
+
+    async def remove(self) -> None:
+        for entry in reversed(self._entries):
+            UNDOERS[entry["kind"]](entry)
+
+
 @asynccontextmanager
-async def watched(routes: Routes) -> AsyncIterator[Heard]:
+async def watched(routes: UndoneRoutes) -> AsyncIterator[Heard]:
     heard = Heard()
     await routes.apply()
     async with asyncio.TaskGroup() as group:
@@ -135,11 +147,11 @@ def rules(host: Namespace) -> list[str]:
     return sorted(f"{host.ip('rule')}{host.ip('-6 rule')}".splitlines())
 
 
-def applied(host: Namespace, settings: RouteSettings = SETTINGS) -> Routes:
+def applied(host: Namespace, settings: RouteSettings = SETTINGS) -> UndoneRoutes:
     """Routes that stand, without a watch."""
 
-    async def work() -> Routes:
-        routes = Routes(settings, lambda entry: None)
+    async def work() -> UndoneRoutes:
+        routes = UndoneRoutes(settings)
         await routes.apply()
         return routes
 
@@ -305,7 +317,7 @@ def test_what_others_remove_comes_back(client: Namespace) -> None:
     before = client.snapshot()
 
     async def work() -> None:
-        routes = Routes(SETTINGS, lambda entry: None)
+        routes = UndoneRoutes(SETTINGS)
         async with watched(routes):
             full = rules(client)
 
@@ -336,7 +348,7 @@ def test_the_device_comes_back(client: Namespace) -> None:
     """The kernel drops the routes into a device that goes down."""
 
     async def work() -> None:
-        async with watched(Routes(SETTINGS, lambda entry: None)):
+        async with watched(UndoneRoutes(SETTINGS)):
             async with until(lambda: way(client, WEB) == DEVICE):
                 client.ip(f"link set {DEVICE} down")
                 assert way(client, WEB) == "unreachable"
@@ -353,7 +365,7 @@ def test_the_device_comes_back(client: Namespace) -> None:
 
 def test_what_the_kernel_refuses_stops_nothing_else(client: Namespace) -> None:
     client.sysctl(f"net.ipv6.conf.{DEVICE}.disable_ipv6", "1")
-    routes = Routes(SETTINGS, lambda entry: None)
+    routes = UndoneRoutes(SETTINGS)
     with pytest.raises(CryprqError):
         inside(client, routes.apply)
     assert way(client, WEB) == DEVICE
@@ -375,7 +387,7 @@ def test_looking_again_and_again_keeps_nothing_open(client: Namespace) -> None:
 
 def test_the_lan_is_followed(client: Namespace) -> None:
     async def work() -> None:
-        async with watched(Routes(SETTINGS, lambda entry: None)) as heard:
+        async with watched(UndoneRoutes(SETTINGS)) as heard:
             assert way(client, "10.3.3.3") == DEVICE
             client.ip("addr add 10.3.0.1/16 dev eth1")
             await heard.next()
@@ -395,7 +407,7 @@ def test_another_way_out_is_told_and_another_metric_is_not(client: Namespace) ->
     client.ip("addr add fd88::2/64 dev eth1 nodad")
 
     async def work() -> None:
-        async with watched(Routes(SETTINGS, lambda entry: None)) as heard:
+        async with watched(UndoneRoutes(SETTINGS)) as heard:
             # As a connection manager does it: the new one first, then the old one goes.
             client.ip("route add default via 192.168.77.1 metric 700")
             client.ip("route del default via 192.168.77.1 metric 0")

@@ -321,6 +321,10 @@ async def test_what_the_policy_said_is_remembered_until_it_changes(stage: Stage)
         exit.receive(udp(exit.alice4, WEB4))
         assert len(asked) == 2
         assert exit.counted() == {"forbidden by the policy": 1}
+
+
+async def test_the_verdicts_that_are_remembered_are_bounded(stage: Stage) -> None:
+    async with stage.running() as exit:
         for port in range(VERDICTS + 10):
             exit.receive(udp(exit.alice4, WEB4, port))
         assert len(exit.network._verdicts) == VERDICTS

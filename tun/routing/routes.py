@@ -2,7 +2,7 @@
 
     apply   look -> refuse what is not ours -> journal -> sysctl -> repair
     watch   a change -> look -> repair -> tell who needs to know
-    remove  delete all that is ours
+    undo    delete all that is ours
 
 One function, `_repair`, compares what the kernel has with what there should be and makes up the difference. So a start
 on clean ground, a start on what a killed process left behind, and the answer to another program that has deleted our
@@ -145,8 +145,8 @@ def _refused(what: str, error: NetlinkError) -> CryprqError:
 class Routes:
     """The routing of one client in this thread's network namespace.
 
-    `record` is called before each change. After `apply`, also if it failed, the owner calls `remove` or undoes the
-    journal; `watch` runs in between, and is cancelled first.
+    `record` is called before each change. After `apply`, also if it failed, the owner undoes the journal; `watch` runs
+    in between, and is cancelled first.
     """
 
     def __init__(
@@ -165,7 +165,6 @@ class Routes:
         self._record = record
         self._kernel = kernel
         self._changes = changes
-        self._recorded: list[Entry] = []
         self._uplinks: dict[int, Uplink | None] = {}
         self._logged = -_QUIET
 
@@ -180,25 +179,11 @@ class Routes:
             _refuse_others(state)
             if state.device(self.settings.device) is None:
                 raise ConfigError(f"the tunnel device {self.settings.device} is not there or not up")
-            self._note({"kind": KIND, "table": TABLE, "first": FIRST, "last": LAST})
-            sysctl.set_sysctl(VALID_MARK, "1", self._note)
+            self._record({"kind": KIND, "table": TABLE, "first": FIRST, "last": LAST})
+            sysctl.set_sysctl(VALID_MARK, "1", self._record)
             self.lan = network.find_lan(state.routes, state.links, self.settings.device)
             self._uplinks = {version: state.uplink(version, self.settings.device) for version in _FAMILIES}
             await self._repair(kernel, state, self.lan)
-
-    def _note(self, entry: Mapping[str, object]) -> None:
-        self._record(entry)
-        self._recorded.append(entry)
-
-    async def remove(self) -> None:
-        """Rules, routes and settings are as they were. Can be called again. Raises CryprqError."""
-        async with self._kernel() as kernel:
-            await _delete_ours(kernel)
-        while self._recorded:
-            entry = self._recorded[-1]
-            if entry["kind"] == sysctl.KIND:
-                sysctl.undo_sysctl(entry)
-            self._recorded.pop()
 
     async def watch(self, lan_changed: LanChanged, default_changed: DefaultChanged) -> None:
         """Runs until it is cancelled: puts back what others remove, and follows the networks around.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 from typing import NamedTuple, Self
 
@@ -24,13 +23,9 @@ class TunnelAddresses(NamedTuple):
 
     def interfaces(self) -> list[IPv4Interface | IPv6Interface]:
         """Each address as an interface of its own."""
-        return list(self._interfaces())
-
-    def _interfaces(self) -> Iterator[IPv4Interface | IPv6Interface]:
-        if self.ipv4 is not None:
-            yield IPv4Interface((self.ipv4, 32))
-        if self.ipv6 is not None:
-            yield IPv6Interface((self.ipv6, 128))
+        four = [] if self.ipv4 is None else [IPv4Interface((self.ipv4, 32))]
+        six = [] if self.ipv6 is None else [IPv6Interface((self.ipv6, 128))]
+        return [*four, *six]
 
     def without_ipv6(self) -> TunnelAddresses:
         return TunnelAddresses(self.ipv4)
