@@ -1,6 +1,6 @@
 """Direct connections: from this machine to the destination, past every exit, because a rule says so.
 
-A DirectStream looks to its handler like a stream of the link (AnyStream), with the destination's socket where a stream
+A DirectStream is to its handler like a stream of the link (AnyStream), with the destination's socket where a stream
 of the link has the peer. So the front-ends and the Relay serve both alike:
 
     application's socket <-> Relay, or HTTP <-> DirectStream <-> destination's socket
@@ -8,8 +8,8 @@ of the link has the peer. So the front-ends and the Relay serve both alike:
 What the destination does not take stays in the application's socket, what the application does not take stays in the
 destination's; half-closes and resets pass in both directions.
 
-Names are asked of this machine's own resolver, off the event loop. There is no egress policy here: whoever may use the
-proxy is on this machine or was let in by its owner. One thing is forbidden: a connection to the proxy itself
+Names are asked of this machine's own resolver, off the event loop. There is no egress policy here: what may use the
+proxy runs on this machine or was allowed by its owner. One thing is forbidden: a connection to the proxy itself
 (own_listeners.py).
 """
 
@@ -40,7 +40,8 @@ WINDOW: Final = 262_144
 
 
 class Direct:
-    """All direct connections of a client. `stop` ends them. `refused` counts those that came to nothing, by reason."""
+    """All direct connections of a client. `stop` ends them. `refused` counts those that could not be made, by
+    reason."""
 
     def __init__(
         self, slots: SlotPool, resolver: Resolver | None = None, timeout: float = DIAL_TIMEOUT
@@ -72,11 +73,11 @@ class Direct:
             stream.start()
 
     def never_to(self, listening: Destination) -> None:
-        """The proxy listens there."""
+        """Never connect to `listening`, where the proxy listens."""
         self.policy.listening.append(listening)
 
     def stop(self) -> None:
-        """End all of them, with resets; what the resolver still looks for is given up."""
+        """End all of them, with resets; pending look-ups are cancelled."""
         for stream in list(self.streams.values()):
             handler = stream.handler
             stream.reset(StreamReason.SHUTTING_DOWN)

@@ -109,7 +109,7 @@ class Dispatcher:
             raise
 
     def decide(self, destination: Destination) -> Decision:
-        """What the rules say of it."""
+        """What the rules say of `destination`."""
         return self._always or self._rules.decide(*destination)
 
     def start(self, request: StreamRequest) -> None:
@@ -145,7 +145,7 @@ class Dispatcher:
             for name, stream in self._all()
             if isinstance(request := stream.label, StreamRequest)
         ]
-        found.sort(key=lambda each: each[0], reverse=True)
+        found.sort(key=lambda row: row[0], reverse=True)
         return [_row(name, stream, request, now) for _, name, stream, request in found[:MAX_ROWS]]
 
     def _all(self) -> Iterator[tuple[str, Stream | DirectStream | DirectAssociation]]:

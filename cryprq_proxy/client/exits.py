@@ -4,12 +4,12 @@
                                      no  -> wait for whichever is healthy first, `wait_for_link` seconds at most
     request for one exit by name    -> that one, or wait for it, and nowhere else
 
-Which one is active is for selection.py to say; here its eyes and hands are: links are asked for a sign of life every
-second, and at a change what the exit that was lost has not answered is asked for again at the next. Streams that are
-open stay with their session, which resumes when its exit comes back.
+selection.py says which one is active. This file asks each link for a sign of life every second. At a change it makes
+requests that the lost exit has not answered again at the next one. Open streams stay with their session, which resumes
+when its exit comes back.
 
 In system-wide mode each Client has an ExitPort (packet_ports.py) for its network interface. With a single exit
-nothing of all this happens: the one Client does what it would do alone.
+nothing of all this happens: its Client works as it does alone.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from .waiting import WaitingRoom
 _log = logging.getLogger(__name__)
 
 RETRY_SECONDS: Final = 60.0
-"""An exit that cannot do what is asked of it is asked again so much later."""
+"""An exit that cannot do what the client needs is tried again so much later."""
 
 
 class PlannedExit(NamedTuple):
@@ -57,7 +57,7 @@ class PlannedExit(NamedTuple):
 
 
 class ExitEntry:
-    """One exit. `healthy` says whether new streams may go there; `failure` why not, if the link is not to blame."""
+    """One exit. `healthy` says whether new streams may go there, `failure` why not if the link is not the reason."""
 
     def __init__(self, name: str, priority: int, client: Client, port: ExitPort | None = None) -> None:
         self.name = name
@@ -253,7 +253,7 @@ class Exits(ClientObserver):
             active.port.activate()
 
     def _move(self) -> None:
-        """Serve who waits for an exit that is healthy now, and who has no answer from one that no longer is."""
+        """Move waiting and unanswered requests to the exits that are healthy now."""
         for request in self._waiting.take(self._can_be_served):
             self.start(request)
         if self.active.healthy:
@@ -303,7 +303,7 @@ class Exits(ClientObserver):
                 return
             except CryprqError as error:
                 entry.failure = str(error)
-                if all(each.failure is not None for each in self.entries):
+                if all(one.failure is not None for one in self.entries):
                     raise
                 _log.error("exit %s is not used: %s", entry.name, error)
                 self.changed()

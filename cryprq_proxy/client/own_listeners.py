@@ -1,7 +1,7 @@
-"""Where direct connections may go: everywhere but to the proxy itself, which would go round for ever.
+"""Where direct connections may go: everywhere but to the proxy itself, which would be a loop.
 
 The proxy is reached at the address on which it listens; at the unspecified address, which Linux takes for loopback; as
-an IPv4 address in IPv6 clothes; and, if it listens on all addresses, at each one that this machine has.
+an IPv4 address mapped into IPv6; and, if it listens on all addresses, at each one that this machine has.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def _plain(ip: str) -> str:
 
 
 def _is_local(ip: str) -> bool:
-    """Whether this machine has the address; the kernel knows best. It lets nobody bind another one."""
+    """Whether this machine has the address; the kernel lets a socket be bound to no other one."""
     try:
         with socket.socket(socket.AF_INET6 if ":" in ip else socket.AF_INET, socket.SOCK_DGRAM) as probe:
             probe.bind((ip, 0))

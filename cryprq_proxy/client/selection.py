@@ -19,11 +19,11 @@ from typing import Final, NamedTuple
 PROBE_SECONDS: Final = 1.0
 SILENT_SECONDS: Final = 2.0
 STALL_SECONDS: Final = 2 * PROBE_SECONDS
-"""Who was not called for so long has stood still."""
+"""If `observe` was not called for so long, the process stood still or the machine slept."""
 START_SECONDS: Final = 5.0
 """So much later the preferred link may come, where all begin together: at the start, or on a new network."""
 HOLD_SECONDS: Final = 2.0
-"""So long a link that this side itself has cut may take to come back before another exit is chosen."""
+"""A link that this side itself has cut may take so long to come back before another exit is chosen."""
 NEARER: Final = 0.75
 NEARER_SECONDS: Final = 0.01
 
@@ -60,14 +60,14 @@ class Selection:
         self.active = min(range(len(self._priorities)), key=self._priorities.__getitem__)
 
     def observe(self, seen: Sequence[Seen], now: float) -> None:
-        """This is how things are now."""
+        """Take in what is known of each exit now."""
         if now - self._observed > STALL_SECONDS:
             self._awake = now
             self.begin_anew(now)
         self._observed = now
         self._seen = list(seen)
-        for index, each in enumerate(seen):
-            healthy = each.up and now - max(each.heard, self._awake) < SILENT_SECONDS
+        for index, exit in enumerate(seen):
+            healthy = exit.up and now - max(exit.heard, self._awake) < SILENT_SECONDS
             if healthy and not self.healthy[index]:
                 self._since[index] = now
                 self._settled[index] = now < self._fresh_until
@@ -87,8 +87,8 @@ class Selection:
     def deadline(self) -> float:
         """When an exit will have been silent for too long, or the choice need not wait any more."""
         ends = [
-            max(each.heard, self._awake) + SILENT_SECONDS
-            for each, healthy in zip(self._seen, self.healthy, strict=True)
+            max(exit.heard, self._awake) + SILENT_SECONDS
+            for exit, healthy in zip(self._seen, self.healthy, strict=True)
             if healthy
         ]
         if self._hold_until > self._observed:

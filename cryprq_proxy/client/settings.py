@@ -13,7 +13,7 @@ from ..session.session import SessionLimits
 
 
 class EndpointMemory:
-    """Which endpoint of one exit worked last. This one knows of none, and forgets each."""
+    """Which endpoint of one exit worked last. This one knows none and remembers none."""
 
     @property
     def last(self) -> str | None:

@@ -10,7 +10,7 @@ from .requests import StreamRequest
 
 
 class WaitingRoom:
-    """`refuse` is called for who has waited `seconds`, and for all who are left at `close`."""
+    """`refuse` is called for each request that has waited `seconds`, and for all that are left at `close`."""
 
     def __init__(
         self,
@@ -29,22 +29,22 @@ class WaitingRoom:
         return len(self._waiting)
 
     def add(self, request: StreamRequest) -> None:
-        """Let it wait; with no time to wait, it is refused before this returns."""
+        """Let `request` wait. With no time to wait, it is refused before this returns."""
         loop = self._loop = self._loop or asyncio.get_running_loop()
         self._waiting.append((loop.time() + self._seconds, request))
         if self._sweeper is None:
             self._sweep(loop)
 
     def take(self, served: Callable[[StreamRequest], bool] = lambda request: True) -> list[StreamRequest]:
-        """Those who need not wait any more: all for whom `served` says so."""
+        """Take out the requests for which `served` says that they need not wait any more."""
         taken = [request for _, request in self._waiting if served(request)]
         if taken:
             gone = set(map(id, taken))
-            self._waiting = deque(each for each in self._waiting if id(each[1]) not in gone)
+            self._waiting = deque(entry for entry in self._waiting if id(entry[1]) not in gone)
         return taken
 
     def close(self) -> None:
-        """Nobody will be served."""
+        """Refuse all."""
         if self._sweeper is not None:
             self._sweeper.cancel()
         while self._waiting:

@@ -240,7 +240,7 @@ class HttpProxy:
                     raise failure.refusal from None
                 if is_repeatable(request):
                     continue
-                # Whether the origin acted on it, nobody knows. To close without an answer lets the client apply
+                # It is unknown whether the origin acted on it. To close without an answer lets the client apply
                 # the rule that it has for such a loss of its own connections (RFC 9112 section 9.3.1).
                 return None
             except _ClientBroke as error:
@@ -333,7 +333,7 @@ class HttpProxy:
                     return response
                 if modern:
                     await self._write(http.send(forward_response(response, self._via)))
-            # A client that still sends a body which nobody will read should learn it now.
+            # A client that still sends a body that will not be read should learn it now.
             ignored = http.their_state is h11.SEND_BODY and closes(response)
             output = http.send(forward_response(response, self._via, close=ignored))
             while True:

@@ -119,7 +119,7 @@ class MixedListener:
     # --- what becomes of a connection ------------------------------------------------------------------------------
 
     def ended(self) -> None:
-        """A connection is gone."""
+        """A connection has ended: its place is free."""
         self._connections -= 1
         if self._acceptor is not None:
             self._acceptor.start()
@@ -205,7 +205,7 @@ class SocksConnection(StreamHandler):
         listener.loop.add_reader(self._fd, self._on_readable)
 
     def close(self) -> None:
-        """End it without another word."""
+        """End the connection without a reply."""
         self.negotiating = False
         if self._stream is not None:
             self._stream.reset(StreamReason.CANCELLED)
@@ -238,10 +238,10 @@ class SocksConnection(StreamHandler):
             socks = self._socks = SocksServer(self._listener.settings.credentials)
         socks.receive(data)
         output = socks.take_output()
-        if output and not self._say(output):
+        if output and not self._send(output):
             return
         if socks.failed is not None:
-            self._part()
+            self._farewell()
         elif socks.request is not None:
             self.negotiating = False
             if socks.request.command is Command.CONNECT:
@@ -252,8 +252,8 @@ class SocksConnection(StreamHandler):
                 loop.remove_reader(self._fd)
                 self._listener.serve_udp(sock, socks)
 
-    def _say(self, reply: bytes) -> bool:
-        """Send a few bytes; a socket that does not take them at once is not worth waiting for."""
+    def _send(self, reply: bytes) -> bool:
+        """Send a few bytes; a socket that does not take them at once is closed."""
         try:
             if self._sock.send(reply) == len(reply):
                 return True
@@ -262,7 +262,7 @@ class SocksConnection(StreamHandler):
         self.close()
         return False
 
-    def _part(self) -> None:
+    def _farewell(self) -> None:
         """The last reply was sent: let it arrive."""
         self.negotiating = False
         self._listener.loop.remove_reader(self._fd)
@@ -275,14 +275,14 @@ class SocksConnection(StreamHandler):
 
     def opened(self) -> None:
         stream, socks = self._stream, self._socks
-        if stream is None or socks is None or not self._say(socks.succeed(None)):
+        if stream is None or socks is None or not self._send(socks.succeed(None)):
             return
         self._listener.relay(self._sock, stream).start(socks.leftover)
 
     def refused(self, reason: StreamReason) -> None:
         self._stream = None
-        if self._socks is not None and self._say(self._socks.refuse(reason)):
-            self._part()
+        if self._socks is not None and self._send(self._socks.refuse(reason)):
+            self._farewell()
 
     def reset(self, reason: StreamReason) -> None:
         self.refused(reason)

@@ -287,5 +287,5 @@ def parse_datagram(buffer: Buffer) -> tuple[Destination, bytes]:
 
 
 def encode_datagram(source: Destination, data: bytes) -> bytes:
-    """The same layout towards the application; `source` is who sent `data`. Raises AddressError."""
+    """The same layout towards the application; `source` is the sender of `data`. Raises AddressError."""
     return b"\0\0\0" + encode(source) + data

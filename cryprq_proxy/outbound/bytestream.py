@@ -59,7 +59,7 @@ class LinkStream(StreamHandler):
         await self._opening
 
     def give_up(self) -> None:
-        """Nobody waits for the opening any more."""
+        """The caller of `wait_opened` was cancelled: reset the stream."""
         self._reset = StreamReason.CANCELLED
         if self._stream is not None:
             self._stream.reset(StreamReason.CANCELLED)

@@ -1,8 +1,8 @@
 """The relay: one TCP socket and one stream, each feeding the other.
 
 The socket is read only when the stream can take the bytes, and the stream's window is extended only when the socket
-has taken them, so a slow side slows the other down and nothing piles up here. Both directions end on their own:
-an end of one becomes a half-close of the other, a reset becomes a reset.
+has taken them, so a slow side slows the other one down and nothing piles up here. Each direction ends by itself: an
+end becomes a half-close on the other side, a reset becomes a reset.
 """
 
 from __future__ import annotations

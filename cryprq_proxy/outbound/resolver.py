@@ -21,12 +21,12 @@ _log = logging.getLogger(__name__)
 
 RESOLVER_THREADS: Final = 64
 RESOLVER_WAITING: Final = 256
-"""Names that may wait for a thread; more are refused, since a resolver that far behind answers nobody in time."""
+"""Names that may wait for a thread; more are refused, since a resolver that is so far behind answers too late."""
 CACHE_SIZE: Final = 4096
 """Names remembered."""
 CACHE_SECONDS: Final = 30.0
 MAX_SERVERS: Final = 3
-"""As many does the C library look at."""
+"""The C library looks at no more."""
 
 type LookupResult = tuple[str, ...] | StreamReason
 """What a name resolves to: literals, at least one, or why there are none."""
@@ -85,8 +85,8 @@ def look_up(name: str) -> LookupResult:
 class SystemResolver:
     """The host's own resolver (hosts file, DNS, whatever nsswitch says) on threads, with a short memory.
 
-    At most `threads` names are asked for at once and `waiting` more may wait. Who asks for a name already asked for
-    waits for the same answer. `now` is in seconds; `lookup` runs on a thread and must not raise.
+    At most `threads` names are asked for at once and `waiting` more may wait. A second question for a name
+    waits for the answer to the first one. `now` is in seconds; `lookup` runs on a thread and must not raise.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class SystemResolver:
         self._closed = False
 
     async def resolve(self, name: str) -> Sequence[str]:
-        """See `Resolver`. Cancelling it does not disturb others who wait for the same name."""
+        """See `Resolver`. Cancelling it does not disturb others that wait for the same name."""
         expiry, answer = self._cache.get(name, (0.0, StreamReason.GENERAL))
         if answer is StreamReason.GENERAL or expiry <= self._now():
             answer = await asyncio.shield(self._pending.get(name) or self._ask(name))
@@ -117,7 +117,7 @@ class SystemResolver:
         return answer
 
     def close(self) -> None:
-        """Refuse everything from now on, and those who wait for a thread at once."""
+        """Refuse every name from now on, and at once those that wait for a thread."""
         self._closed = True
         self._cache.clear()
         self._pool.shutdown(wait=False, cancel_futures=True)

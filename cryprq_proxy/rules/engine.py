@@ -30,7 +30,7 @@ class Decision(NamedTuple):
     action: RuleAction
     rule: str
     """What people read: the rule's name, "rule 3", or "default"."""
-    index: int  # type: ignore[assignment]  # of `tuple.index` nobody needs the name
+    index: int  # type: ignore[assignment]  # hides tuple.index
     """That of the rule; -1 for the default."""
 
 
@@ -59,8 +59,8 @@ class RuleSet:
         self.default = default
         self._listed = listed
         self._decisions = [
-            Decision(each, shown(self.rules, index), index)
-            for index, each in [*enumerate(rule.action for rule in self.rules), (-1, default)]
+            Decision(action, shown(self.rules, index), index)
+            for index, action in [*enumerate(rule.action for rule in self.rules), (-1, default)]
         ]
         self._any_host = sum(bit for bit, rule in _bits(rules) if rule.any_host)
         self._names: dict[str, int] = {}
@@ -152,23 +152,23 @@ def _bits(rules: Sequence[Rule]) -> list[tuple[int, Rule]]:
 class _Patterns:
     """Domains with * that end alike. One regular expression for all says that none matches, as nearly always."""
 
-    __slots__ = ("_any", "_each")
+    __slots__ = ("_any", "_patterns")
 
     def __init__(self) -> None:
-        self._each: list[tuple[int, re.Pattern[str]]] = []
+        self._patterns: list[tuple[int, re.Pattern[str]]] = []
 
     def add(self, bit: int, domain: str) -> None:
         """Only before `seal`."""
-        self._each.append((bit, pattern(domain)))
+        self._patterns.append((bit, pattern(domain)))
 
     def seal(self) -> None:
-        self._any = re.compile("|".join(each.pattern for _, each in self._each), re.DOTALL).fullmatch
+        self._any = re.compile("|".join(one.pattern for _, one in self._patterns), re.DOTALL).fullmatch
 
     def mask(self, host: str) -> int:
         found = 0
         if self._any(host):
-            for bit, each in self._each:
-                if not found & bit and each.fullmatch(host):
+            for bit, one in self._patterns:
+                if not found & bit and one.fullmatch(host):
                     found |= bit
         return found
 

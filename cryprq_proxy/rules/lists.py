@@ -193,9 +193,9 @@ class ListedNames:
         for number in range(-_PIECES // 2, _PIECES // 2):  # hashes have signs
             piece = pieces[number]
             piece.sort()
-            for each, _ in groupby(piece):  # without repetitions, of which a look-up would read all
-                self._keys.append(each >> 16)
-                self._sources.append(each & 0xFFFF)
+            for key, _ in groupby(piece):  # without repetitions, of which a look-up would read all
+                self._keys.append(key >> 16)
+                self._sources.append(key & 0xFFFF)
             piece.clear()
         # About as many buckets as names: a look-up reads one or two names, or finds that its bucket is empty.
         bits = max(len(self).bit_length() - 1, 1)

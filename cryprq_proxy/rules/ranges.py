@@ -40,9 +40,9 @@ def borders(ranges: Iterable[tuple[int, int]]) -> list[int]:
 def spans(networks: Iterable[IPNetwork], version: int) -> list[tuple[int, int]]:
     """First and last address of each network of one version."""
     return [
-        (int(each.network_address), int(each.broadcast_address))
-        for each in networks
-        if each.version == version
+        (int(network.network_address), int(network.broadcast_address))
+        for network in networks
+        if network.version == version
     ]
 
 

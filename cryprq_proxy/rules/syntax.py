@@ -1,7 +1,7 @@
 """What a rule may say: where to, and of which names, addresses, ports and lists.
 
 The parsers here take what a person writes and give its one canonical form, so that the proxy, the PAC file and
-system-wide mode compare equal things and nobody checks twice:
+system-wide mode compare equal values and none checks twice:
 
     "Corp.example"   corp.example      exactly this name
     ".corp.example"  .corp.example     this name and all below it

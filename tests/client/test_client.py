@@ -181,6 +181,7 @@ async def test_a_link_that_breaks_at_once_is_no_success(
     spawn(unlucky.run(), "link")
     for number in range(1, 5):
         await until(lambda number=number: len(pauses.seconds) == number)  # type: ignore[misc]
+        assert len(used) == number, "a pause behind each link"
         pauses.dials.release()
     assert used[:4] == [str(first), str(second), str(first), str(second)]
     assert pauses.seconds[3] > 3 * pauses.seconds[0]
