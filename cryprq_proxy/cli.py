@@ -4,8 +4,8 @@
     2  the command line or a configuration is wrong
     1  everything else
 
-Whatever goes wrong is one sentence on standard error that begins with "cryprq-proxy:". The commands import what they
-need when they run, so that `--help` is quick and a Ctrl-C while the program loads meets code that knows what to do.
+Each error is one sentence on standard error that begins with "cryprq-proxy:". The commands import what they need when
+they run: `--help` is quick, and a Ctrl-C while the program loads is handled.
 """
 
 from __future__ import annotations
@@ -46,44 +46,55 @@ _log = logging.getLogger(__name__)
     "--peer",
     multiple=True,
     metavar="cryprq://PEERID@HOST:PORT",
-    help="The exit; may be repeated, for further ways to it or further exits.",
+    help="The exit; may be repeated, for further endpoints of it or further exits.",
 )
 @click.option("--listen", metavar="HOST:PORT", help="Where applications connect (default: 127.0.0.1:1080).")
 @click.option(
     "--user",
     metavar="NAME:PASSWORD",
-    help="What applications must present. Others on this machine can see it in the list of processes: "
-    "user_file in the configuration keeps it from them.",
+    help="What applications must present. Other users can read it in the list of processes; "
+    "user_file in the configuration hides it from them.",
 )
 @click.option(
     "--upstream",
     metavar="socks5://[USER:PASSWORD@]HOST:PORT",
     help="Dial the exit through a SOCKS5 proxy; with http:// through an HTTP proxy.",
 )
-@click.option("--tun", is_flag=True, help="Route the whole system, not only what uses the proxy; as root.")
 @click.option(
-    "--exclude", multiple=True, metavar="CIDR", help="With --tun: past the tunnel; may be repeated."
+    "--tun",
+    is_flag=True,
+    help="System-wide mode: route the whole system, not only what uses the proxy; as root.",
 )
 @click.option(
-    "--include", multiple=True, metavar="CIDR", help="With --tun: only this goes through the tunnel."
+    "--exclude", multiple=True, metavar="CIDR", help="With --tun: send this past the tunnel; may be repeated."
 )
 @click.option(
-    "--exclude-uid", multiple=True, metavar="USER", help="With --tun: this user's programs go past it."
+    "--include", multiple=True, metavar="CIDR", help="With --tun: send only this through the tunnel."
 )
-@click.option("--lan", type=click.Choice(["allow", "block"]), help="With --tun: is the LAN reached directly?")
+@click.option(
+    "--exclude-uid",
+    multiple=True,
+    metavar="USER",
+    help="With --tun: this user's programs go past the tunnel.",
+)
+@click.option(
+    "--lan", type=click.Choice(["allow", "block"]), help="With --tun: whether the LAN is reached directly."
+)
 @click.option(
     "--kill-switch",
     type=click.Choice(["on", "off"]),
-    help="With --tun: does nothing get out while it is down?",
+    help="With --tun: whether nothing gets out while the link is down.",
 )
 @click.option(
-    "--inbound", type=click.Choice(["block", "keep"]), help="With --tun: do connections from outside go on?"
+    "--inbound",
+    type=click.Choice(["block", "keep"]),
+    help="With --tun: whether connections from outside still come in.",
 )
 @click.option(
     "--confirm",
     type=float,
     metavar="SECONDS",
-    help="With --tun: undo it all unless `confirm` is called in time.",
+    help="With --tun: undo everything unless `confirm` is called within this time.",
 )
 @log_options
 @click.version_option(__version__, prog_name=PROGRAM, message="%(prog)s %(version)s")
@@ -105,12 +116,12 @@ def cli(
     from .process.lifecycle import run as run_process
     from .service.client import run_client
 
-    whole = {f"tun.{name}": flags.pop(name) for name in _WIDE}
-    whole["tun.enabled"] = flags.pop("tun") or None
-    merged = {**flags, **whole, **context.obj}
+    tun_flags = {f"tun.{name}": flags.pop(name) for name in _TUN_FLAGS}
+    tun_flags["tun.enabled"] = flags.pop("tun") or None
+    merged = {**flags, **tun_flags, **context.obj}
     loaded = load_client(config, merged)
     setup(loaded.log_level, loaded.log_format)
-    if not loaded.tun.enabled and any(value not in (None, ()) for value in whole.values()):
+    if not loaded.tun.enabled and any(value not in (None, ()) for value in tun_flags.values()):
         raise click.UsageError("--exclude, --include, --lan and their like need --tun")
     tunnel = None
     if loaded.tun.enabled:
@@ -121,12 +132,12 @@ def cli(
     run_process(lambda stop: run_client(loaded, lambda: load_client(config, merged), stop, tunnel, file))
 
 
-_WIDE: Final = ("exclude", "include", "exclude_uid", "lan", "kill_switch", "inbound", "confirm")
+_TUN_FLAGS: Final = ("exclude", "include", "exclude_uid", "lan", "kill_switch", "inbound", "confirm")
 """Flags of the section [tun]."""
 
 
 def _refuse_misplaced(context: click.Context, command: str) -> None:
-    """The client's flags before the name of another command would be without effect, which nobody wants."""
+    """Raise UsageError: the client's flags have no effect in front of another command."""
     for parameter in context.command.params:
         name = parameter.name or ""
         given = context.get_parameter_source(name) is not ParameterSource.DEFAULT
@@ -134,20 +145,9 @@ def _refuse_misplaced(context: click.Context, command: str) -> None:
             raise click.UsageError(f"{parameter.opts[-1]} belongs behind {command!r}, if it has that flag")
 
 
-for _command in (
-    *run.COMMANDS,
-    *keys.COMMANDS,
-    *status.COMMANDS,
-    *control.COMMANDS,
-    *dashboard.COMMANDS,
-    *explain.COMMANDS,
-    *pairing.COMMANDS,
-    *tun.COMMANDS,
-    *desktop.COMMANDS,
-    *completion.COMMANDS,
-    *doctor.COMMANDS,
-):
-    cli.add_command(_command)
+for _module in (run, keys, status, control, dashboard, explain, pairing, tun, desktop, completion, doctor):
+    for _command in _module.COMMANDS:
+        cli.add_command(_command)
 
 
 # --- the end ---
@@ -161,16 +161,16 @@ def main() -> NoReturn:
 
 
 def run_command(arguments: list[str] | None = None) -> int:
-    """Run one command line, by default that of the process; what a process should end with."""
+    """Run one command line, by default that of the process. The exit code of the process."""
     try:
-        # Not cli.main(): that one has its own ways to report errors.
+        # cli.main() would report errors in its own words.
         with cli.make_context(PROGRAM, sys.argv[1:] if arguments is None else arguments) as context:
             cli.invoke(context)
         return OK
     except click.exceptions.Exit as end:
         return end.exit_code
     except BrokenPipeError:
-        # Whoever read our output has seen enough.
+        # The reader of our output has closed it.
         _drop_output()
         return OK
     except click.ClickException as error:
@@ -181,7 +181,7 @@ def run_command(arguments: list[str] | None = None) -> int:
         _complain(describe(error))
         return WRONG_USAGE
     except (click.Abort, KeyboardInterrupt):
-        # Before a role has started, or after the second signal: what was asked for was not done.
+        # Before a role has started, or after the second signal: nothing was done.
         return FAILED
     except (CryprqError, OSError) as error:
         _complain(describe(error))
@@ -206,6 +206,6 @@ def _complain(text: str) -> None:
 
 
 def _drop_output() -> None:
-    """What is still buffered for a standard output that takes nothing would become a traceback at the very end."""
+    """Discard what is buffered for a standard output that takes nothing; Python would end with a traceback."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,4 +1,4 @@
-"""What several commands share: options that mean the same everywhere, and asking the running client or exit."""
+"""What several commands share: options with one meaning everywhere, and questions to the running client or exit."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def identity_option[F: Callable[..., Any]](command: F) -> F:
 
 def log_options[F: Callable[..., Any]](command: F) -> F:
     command = click.option(
-        "--log-format", type=click.Choice(["text", "json"]), help="How the log on standard error looks."
+        "--log-format", type=click.Choice(["text", "json"]), help="Format of the log on standard error."
     )(command)
     return click.option("-v", "--verbose", is_flag=True, help="Log everything.")(command)
 
@@ -43,7 +43,7 @@ def log_flags(verbose: bool, log_format: str | None) -> dict[str, str | None]:
 
 
 def merged(context: click.Context, verbose: bool, log_format: str | None) -> dict[str, str | None]:
-    """-v and --log-format may stand before or behind the command."""
+    """-v and --log-format, which may stand before or behind the command."""
     behind = log_flags(verbose, log_format)
     return {name: value or context.obj[name] for name, value in behind.items()}
 
@@ -64,7 +64,7 @@ def control_sockets(config: Path | None) -> list[Path]:
     if config is None:
         return list(dict.fromkeys([*found, *usual_places()]))
     if not found:
-        # It is a configuration of neither kind; its name tells which one it was meant to be.
+        # The file is valid for neither role; its name tells which one was meant.
         raise errors[1 if "exit" in config.name else 0]
     return found[:1]
 
@@ -97,6 +97,6 @@ def _answers[T](sockets: list[Path], query: Callable[[Path], T]) -> list[tuple[P
         except CryprqError as error:
             errors.append((not path.exists(), error))
     if not answers:
-        # One that is there and does not answer tells more than one that is not there.
+        # A socket that exists and does not answer tells more than one that does not exist.
         raise min(errors, key=lambda item: item[0])[1]
     return answers

@@ -1,4 +1,4 @@
-"""Changing what runs: which exit is used, and reading the configuration again."""
+"""Change what runs: choose the exit, and read the configuration again."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def switch(name: str, config: Path | None) -> None:
 @click.command()
 @config_option
 def reload(config: Path | None) -> None:
-    """Have the running client or exit read its configuration and lists again, as it does by itself when they change."""
+    """Make the running client or exit read its configuration and lists again. It also does so when they change."""
     for answer in ask(control_sockets(config), "reload", timeout=READING_SECONDS):
         click.echo(answer["reloaded"])
 

@@ -1,7 +1,7 @@
 """The dashboard in the browser.
 
-A browser's arguments stand in the list of processes, where all users of the machine can read them. So it is given a
-file that only this user can read, and that sends it on to the address with the token.
+All users of the machine can read a browser's arguments in the list of processes. The browser therefore gets a file that
+only this user can read, and that redirects to the address with the token.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def _clients() -> list[Path]:
 
 
 def signpost(url: str, directory: Path) -> Path:
-    """A page in `directory`, for this user only, that leads to `url`; it takes the place of an earlier one.
+    """Write a page that redirects to `url` into `directory`, for this user only. It replaces an earlier one.
 
     Raises CryprqError.
     """

@@ -1,4 +1,4 @@
-"""Finding out what is wrong."""
+"""The command of doctor/."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def doctor(as_json: bool, as_exit: bool, speed: str | None, no_speed: bool, conf
     from ..doctor.checks import CheckState, Context, Finding, examine
     from ..doctor.report import COLOURS, lines, summary
 
-    # What the parts log, the findings say in other words.
+    # The findings say what the parts would log.
     setup("error")
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 200
 

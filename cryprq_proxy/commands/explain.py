@@ -1,4 +1,4 @@
-"""Asking which rule decides about a target, from the configuration alone: nothing has to run, nothing is contacted."""
+"""Tell which rule decides about a target, from the configuration alone: nothing has to run or is contacted."""
 
 from __future__ import annotations
 

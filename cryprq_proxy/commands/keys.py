@@ -1,4 +1,4 @@
-"""Identities: making one, and showing its peer id."""
+"""Make an identity, and show its peer id."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The commands that run until they are stopped, but for the client, which is no command but the program itself."""
+"""The commands that run until they are stopped. The client is not here: it runs without a command (cli.py)."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from .common import config_option, identity_option, log_options, merged
     "tun",
     is_flag=True,
     default=None,
-    help="Take packets of whole systems too (cryprq-proxy --tun); as root.",
+    help="Carry packets of clients in system-wide mode (cryprq-proxy --tun); as root.",
 )
 @log_options
 @click.pass_context
 def exit_(
     context: click.Context, /, config: Path | None, verbose: bool, log_format: str | None, **flags: Any
 ) -> None:
-    """Run the exit peer: it takes links from the listed peers and opens their connections."""
+    """Run the exit peer: it takes links from the listed peers and makes their connections."""
     from ..base.paths import config_dir
     from ..config.exit import authorized_file, load_exit
     from ..process.lifecycle import run

@@ -1,4 +1,4 @@
-"""What belongs to system-wide mode: opening it for a moment, keeping it, testing it, undoing it."""
+"""The commands of system-wide mode: pause it, confirm it, test it for leaks, undo it after a crash."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def confirm(config: Path | None) -> None:
 @click.option("--target", multiple=True, metavar="ADDRESS", help="Send to this address; may be repeated.")
 @config_option
 def leaktest(as_json: bool, target: tuple[str, ...], config: Path | None) -> None:
-    """Send packets of the kinds that leak, and see from what leaves this machine whether any does; as root.
+    """Send packets of the kinds that leak, and watch whether any leaves this machine past the tunnel; as root.
 
     Without --target they go to public resolvers. Exit code 1 on a leak.
     """

@@ -1,4 +1,4 @@
-"""What only an exit is asked: who is let in, whether clients can reach it, and whether it reaches the Internet."""
+"""The checks of an exit: authorized peers, whether clients can reach it, and whether it reaches the Internet."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ async def listeners(context: Context) -> CheckVerdict:
 
 
 async def public(context: Context) -> CheckVerdict:
-    """Where clients find it."""
+    """The address at which clients find it."""
     config = _exit(context)
     if config.public:
         return ok(f"invites name {config.public}, as the configuration says")
@@ -82,7 +82,7 @@ async def public(context: Context) -> CheckVerdict:
 
 
 async def outward(context: Context) -> CheckVerdict:
-    """What clients can reach: which families this machine has."""
+    """Which address families clients can reach."""
     addresses = own_addresses()
     six = [
         each for each in addresses if ":" in each and not each.lower().startswith(("fe80", "::1", "fc", "fd"))

@@ -1,7 +1,7 @@
-"""What a link to the exit is like: does UDP get through beside it, how large may a datagram be, how long is the way?
+"""Properties of a link to the exit: whether UDP gets through, the largest datagram, the round trip.
 
-While a client runs and has its link, that is read from its status. Otherwise a short link of our own is made, with the
-same code and the same keys, and closed at the end.
+While a client runs and has its link, its status tells them. Otherwise a short link of our own is made with the same
+code and keys, and closed at the end.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .reach import linked, settings
 
 LINK_SECONDS: Final = 10.0
 LANE_SECONDS: Final = 4.0
-"""In which the datagram lane comes up where UDP gets through."""
+"""Within these, the datagram lane comes up where UDP gets through."""
 PINGS: Final = 3
 PING_SECONDS: Final = 1.0
 POLL: Final = 0.05
@@ -40,7 +40,7 @@ IPV6_MTU: Final = (socket.IPPROTO_IPV6, 24)
 
 
 async def link(context: Context) -> CheckVerdict:
-    """A link of our own to the first exit that gives one; it stays up for the checks that follow."""
+    """Make a link of our own to the first exit that gives one; it stays up for the checks that follow."""
     if status := linked(context):
         return ok(f"it is that of the running client, to {status.exit.address}")
     config, exits = settings(context)
@@ -126,7 +126,7 @@ async def lane(context: Context) -> CheckVerdict:
 
 
 async def mtu(context: Context) -> CheckVerdict:
-    """What the lane has measured: the path's, not that of the first cable."""
+    """What the lane has measured: the MTU of the path, not of the first cable."""
     state = lane_of(context)
     if state is None or not state.up:
         return await _route_mtu(context)
@@ -134,13 +134,13 @@ async def mtu(context: Context) -> CheckVerdict:
     if largest < GOOD_SIZE:
         return warn(
             f"the path carries UDP payloads of {largest} bytes only",
-            "another tunnel or a PPPoE line on the way takes room: raise its MTU if it is yours",
+            "another tunnel or a PPPoE line on the path takes room: raise its MTU if it is yours",
         )
     return ok(f"the path carries UDP payloads of {largest} bytes")
 
 
 async def _route_mtu(context: Context) -> CheckVerdict:
-    """Without a lane, what the kernel knows of the way: the first network's, or less after an ICMP message."""
+    """Without a lane, what the kernel knows of the path: the first network's MTU, or less after an ICMP message."""
     config, exits = settings(context)
     nothing = "it is measured by the datagram lane, which is not up; TCP finds its own"
     target = next((end.address for exit in exits for end in exit.endpoints if end.carrier == "tcp"), None)

@@ -1,5 +1,5 @@
-"""What is on this machine around the client: the proxy's port, PAC file, variables and settings that lead programs to
-it, and what system-wide mode needs and leaves."""
+"""This machine around the client: the proxy's port, the PAC file, variables and settings that lead programs to it, and
+what system-wide mode needs and leaves."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _client(context: Context) -> ClientConfig:
 
 
 async def rules(context: Context) -> CheckVerdict:
-    """The lists are read as at a start."""
+    """Read the lists as at a start."""
     config = _client(context)
     given = config.rules()
     if not given:
@@ -118,7 +118,7 @@ async def pac(context: Context) -> CheckVerdict:
 
 
 def _content_type(url: str) -> str:
-    # Never by a proxy that the environment names.
+    # The environment may name a proxy; it is not used here.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(url, timeout=SECONDS) as answer:
         return str(answer.headers.get_content_type())
@@ -226,7 +226,7 @@ def _gsetting(program: str, schema: str, key: str) -> str | None:
 
 
 async def tun(context: Context) -> CheckVerdict:
-    """What --tun needs, of either role. Where it is not asked for, a lack is no fault."""
+    """What --tun needs, for either role. Without --tun a lack is no fault."""
     config = context.client or context.exit
     assert config is not None
     asked = config.tun.enabled
@@ -246,7 +246,7 @@ async def tun(context: Context) -> CheckVerdict:
 
 
 async def leftovers(context: Context) -> CheckVerdict:
-    """Changes of a --tun that was killed: its journal, its table of the packet filter."""
+    """Look for changes of a --tun that was killed: its journal, its table of the packet filter."""
     config = context.client or context.exit
     assert config is not None
     client, exit = context.running_client, context.running_exit

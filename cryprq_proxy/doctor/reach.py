@@ -1,9 +1,9 @@
-"""The way to the exits, step by step as a link is made: name, connection, handshake.
+"""Reaching the exits, step by step as a link is made: name, connection, handshake.
 
 While a client runs and has its link, its status is the proof that all of this works.
 
-An exit answers strangers with silence, so that nobody can find out what listens there. Therefore some things cannot
-be told apart from here: a wrong peer id in the URL, a wrong pre-shared key, and a port on which something else listens.
+An exit answers strangers with silence, so that nobody finds out what listens there. Three causes therefore look the
+same from here: a wrong peer id in the URL, a wrong pre-shared key, and a port on which something else listens.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ async def name(context: Context) -> CheckVerdict:
 
 
 async def reach(context: Context) -> CheckVerdict:
-    """A connection to each address, of whatever carrier: nothing is said on it."""
+    """Connect to each endpoint, of either kind of carrier, and send nothing."""
     if status := linked(context):
         ill = [
             f"the exit {exit.name} is not well: {exit.last_error or 'no answer'}"
@@ -143,7 +143,7 @@ def _judge(found: list[str], errors: list[str], remedy: str) -> CheckVerdict:
 
 
 async def handshake(context: Context) -> CheckVerdict:
-    """With each exit: is it the right one, and does it let us in?"""
+    """With each exit: is it the right one, and is this client authorized?"""
     if linked(context):
         return ok("the running client's link is up: each side has proved who it is")
     config, exits = settings(context)
@@ -158,7 +158,7 @@ async def handshake(context: Context) -> CheckVerdict:
 
 
 async def _first_answer(context: Context, config: ClientConfig, exit: ExitChoice) -> CheckVerdict:
-    """By the first of its addresses that leads anywhere."""
+    """By the first of its endpoints that works."""
     verdict = fail("no address leads anywhere", "see the step before")
     for endpoint in exit.endpoints:
         verdict = await _shake(context, config, exit, endpoint)

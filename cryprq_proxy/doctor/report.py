@@ -1,4 +1,4 @@
-"""Findings on a terminal: a mark, the name, the sentence, and below it what to do."""
+"""Findings on a terminal: a mark, the name, the sentence, and below it the remedy."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ COLOURS: Final = {
 
 
 def lines(finding: Finding, width: int) -> tuple[str, list[str]]:
-    """The mark, and what stands behind it, in lines of at most `width` columns with the mark."""
+    """The mark, and the lines behind it; mark and line have at most `width` columns."""
     first = f" {finding.name:<{_NAME}}"
     body = _wrapped(finding.text, first, " " * len(first), width)
     if finding.remedy and finding.state is not CheckState.OK:

@@ -1,8 +1,8 @@
 """Throughput through the exit, to a server that the person names.
 
-There is no server of ours to measure against, and none is chosen for anybody: which one is asked, and so learns the
-exit's address, is the person's choice. One download over one connection is read for some seconds and thrown away. What
-is measured is the whole way: server, exit, link, this machine.
+There is no server of ours to measure against, and the program chooses none: the server learns the exit's address, so
+the person names it. One download over one connection is read for some seconds and thrown away. Server, exit, link and
+this machine all count.
 """
 
 from __future__ import annotations

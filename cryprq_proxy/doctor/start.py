@@ -1,4 +1,4 @@
-"""The first questions, for both roles: configuration, keys, clock, and whether one of us runs already."""
+"""The first checks of both roles: configuration, keys, clock, disk, and whether a role runs already."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ..status import ClientStatus, ExitStatus
 from .checks import CheckVerdict, Context, fail, ok, skip, warn
 
 BUILT: Final = 1_760_000_000.0
-"""October 2025, in seconds since 1970: no clock that is right says less."""
+"""October 2025, in seconds since 1970: no right clock shows an earlier time."""
 FAR: Final = 4_000_000_000.0
 """The year 2096."""
 
@@ -55,7 +55,7 @@ async def exit_configuration(context: Context) -> CheckVerdict:
 
 
 async def identity(context: Context) -> CheckVerdict:
-    """Exists, is ours alone, and can be read; and so can the pre-shared keys."""
+    """The identity exists, only its owner can read it, and it is valid; and so are the pre-shared keys."""
     config = context.client or context.exit
     assert config is not None
     file = config.identity
@@ -110,7 +110,7 @@ async def clock(context: Context) -> CheckVerdict:
 
 
 def _synchronised(context: Context) -> bool | None:
-    """What systemd says; None where it does not say."""
+    """What systemd says; None if it says nothing."""
     program = context.which("timedatectl")
     if program is None:
         return None
@@ -128,7 +128,7 @@ def _synchronised(context: Context) -> bool | None:
 
 
 async def running(context: Context) -> CheckVerdict:
-    """Does one of us run with this configuration, and how is it?"""
+    """Does a role run with this configuration, and in what state?"""
     config = context.client or context.exit
     assert config is not None
     path = config.control_socket

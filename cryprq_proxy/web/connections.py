@@ -1,8 +1,8 @@
 """The connections of the admin server: how many, how long they may be silent, and what is no HTTP at all.
 
 aiohttp closes a connection that is idle between two requests, but waits without end for the first one. A program that
-opens connections and says nothing would use up our files, and then nobody could be proxied any more. And aiohttp logs
-what it cannot parse as an error, with a traceback: here that is a stranger's business, and worth a line at debug.
+opens connections and sends nothing would use up the descriptors that the proxy needs. aiohttp also logs what it cannot
+parse as an error with a traceback; here that is a line at debug.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class AdminConnection(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """The answer to what is no request, or to what failed in our own code; nothing of either is in it."""
+        """Answer what is no request, or what failed in our own code, without a detail of either."""
         if status >= 500:
             _log.error("a request to the admin server failed", exc_info=exc)
         else:
@@ -66,7 +66,7 @@ class Bounded:
         return connection
 
     def heard(self, connection: asyncio.BaseProtocol) -> None:
-        """A request came on that connection; from here on aiohttp's own timer watches it."""
+        """Note the first request of that connection; from now on aiohttp's own timer watches it."""
         self._silent.discard(connection)
 
     def _look(self, connection: web.RequestHandler) -> None:

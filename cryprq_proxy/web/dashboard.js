@@ -206,7 +206,7 @@ function showLink(status) {
   const name = exit.name ? `${exit.name}, ` : "";
   text($("link-text"), up
     ? `To ${name}${address ?? "the exit"}${carrier.kind ? ` by ${CARRIERS[carrier.kind] ?? carrier.kind}` : ""}.`
-    : `No way to ${name}${address ?? "the exit"}. Applications wait or get an error; nothing that belongs in the tunnel goes around it.`);
+    : `No link to ${name}${address ?? "the exit"}. Applications wait or get an error; nothing that belongs in the tunnel goes around it.`);
   text($("round-trip"), up ? trip(session.round_trip) : "–");
   const open = part(status.connections).open ?? session.streams;
   text($("open-count"), open ?? "–");
@@ -261,19 +261,19 @@ function showPath(status) {
 
 function showRules(status) {
   const rules = part(status.rules), by = part(part(status.connections).by), rows = [];
-  const ways = [["tunnel", "tunnel"], ["direct", "direct"], ["block", "block"], ["exit", "exit-way"]];
-  const counted = ways.filter(([way]) => by[way] > 0).map(([way, tone]) => [way, tone, by[way]]);
+  const choices = [["tunnel", "tunnel"], ["direct", "direct"], ["block", "block"], ["exit", "exit-route"]];
+  const counted = choices.filter(([route]) => by[route] > 0).map(([route, tone]) => [route, tone, by[route]]);
   const shown = JSON.stringify(counted), routes = $("routes");
   if (routes.dataset.shown !== shown) {
     routes.dataset.shown = shown;
-    routes.replaceChildren(...counted.map(([way, tone, count]) => {
-      const piece = make("i", {class: tone, title: `${way}: ${count}`});
+    routes.replaceChildren(...counted.map(([route, tone, count]) => {
+      const piece = make("i", {class: tone, title: `${route}: ${count}`});
       piece.style.flexGrow = count;
       return piece;
     }));
-    routes.setAttribute("aria-label", `Requests by route: ${counted.map(([way, , count]) => `${way} ${count}`).join(", ") || "none yet"}`);
+    routes.setAttribute("aria-label", `Requests by route: ${counted.map(([route, , count]) => `${route} ${count}`).join(", ") || "none yet"}`);
   }
-  rows.push(["Requests", counted.map(([way, , count]) => `${way} ${count.toLocaleString("en")}`).join(", ") || "none yet"]);
+  rows.push(["Requests", counted.map(([route, , count]) => `${route} ${count.toLocaleString("en")}`).join(", ") || "none yet"]);
   const refused = Object.entries(part(part(status.connections).refused)).filter(([, count]) => count > 0);
   if (refused.length) rows.push(["Not opened", refused.map(([why, count]) => `${why.replaceAll("_", " ")} ${count}`).join(", ")]);
   if (rules.rules !== undefined) {
@@ -420,8 +420,8 @@ function streamRow(stream) {
   cells[0].append(target);
   cells[0].title = show(stream.target);
   if (stream.protocol === "udp") cells[0].append(make("span", {class: "udp", text: "UDP"}));
-  const verdict = String(stream.to).startsWith("exit:") ? "exit-way" : ["tunnel", "direct", "block"].includes(stream.to) ? stream.to : "";
-  cells[1].append(make("span", {class: `way ${verdict}`, text: verdict === "exit-way" ? "exit" : stream.to}));
+  const verdict = String(stream.to).startsWith("exit:") ? "exit-route" : ["tunnel", "direct", "block"].includes(stream.to) ? stream.to : "";
+  cells[1].append(make("span", {class: `route ${verdict}`, text: verdict === "exit-route" ? "exit" : stream.to}));
   text(cells[2], stream.rule);
   cells[2].title = show(stream.rule);
   return {row: make("tr", {role: "row"}, ...cells, make("td", {role: "cell"}, close)), cells};

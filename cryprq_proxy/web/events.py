@@ -2,8 +2,8 @@
 
     first listener -> ticker starts: ask the sources, encode once, wake all, sleep a second -> last one gone: it ends
 
-A listener gets the newest events when it is ready for them; what it could not take in the meantime it never sees, so
-a slow one costs no memory. One that takes nothing for WRITE_SECONDS is cut off. The events (server-sent events, HTML
+A listener gets the newest events when it is ready for them and never sees those in between, so a slow one costs no
+memory. One that takes nothing for WRITE_SECONDS is cut off. The events (server-sent events, HTML
 standard section 9.2): `status`, with `at` (Unix seconds) beside it, and `streams`.
 """
 
@@ -49,7 +49,7 @@ class Events:
         self._failing = False
         self.listeners = 0
         self.ticks = 0
-        """Events made since the start; told apart from listeners times seconds by the tests."""
+        """Events made since the start."""
 
     async def serve(self, request: web.Request) -> web.StreamResponse:
         """Events until the page is closed, the server stops or the listener is too slow."""
@@ -92,7 +92,8 @@ class Events:
             with suppress(_Failed):
                 self._latest = await self._event()
                 self.ticks += 1
-            self._wake()  # also without an event: who has gone is noticed then
+            # Also without an event: listeners that have gone are noticed then.
+            self._wake()
             await asyncio.sleep(self._seconds)
 
     def _wake(self) -> None:
@@ -110,7 +111,7 @@ class Events:
             else:
                 count, streams = before.rows, before.streams
         except Exception:  # noqa: BLE001
-            # A bug in a report must not end the reports; it is said once.
+            # A bug in a report must not end the reports; it is logged once.
             if not self._failing:
                 _log.exception("the dashboard's data cannot be told")
             self._failing = True
@@ -125,7 +126,7 @@ class Events:
 
 
 class _Event(NamedTuple):
-    """Of one tick, as it is sent: `streams`, of so many `rows`, is the last list that was made, now if `fresh`."""
+    """One tick, as it is sent. `streams` is the last list that was made, of so many `rows`; `fresh`: in this tick."""
 
     status: bytes
     streams: bytes

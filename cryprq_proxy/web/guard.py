@@ -1,10 +1,10 @@
-"""Who may ask what: the checks that every request to the admin server passes before anything is looked up.
+"""The checks that every request to the admin server passes before anything is looked up.
 
 The server listens on loopback, where two kinds of strangers reach it: other users of the machine, and every web page
 that the user's browser shows. A page can send requests here, and with a name of its own that resolves to 127.0.0.1
-(DNS rebinding) it could read the answers too. So, in this order:
+(DNS rebinding) it could read the answers too. Therefore, in this order:
 
-    request line in origin form      who takes the server for a proxy is refused
+    request line in origin form      what takes the server for a proxy is refused
     Host is one of our own           a rebound name is not; RFC 9110 section 7.4: 421
     no Upgrade                       there are no WebSockets here, to which the same-origin policy does not apply
     Sec-Fetch-Site, Origin           a browser says by itself that another site is asking: 403
@@ -52,7 +52,7 @@ class Asked(NamedTuple):
 
 
 def new_token() -> str:
-    """A secret that only this process and whom it tells knows; goes into a URL as it is."""
+    """A fresh secret; needs no escape in a URL."""
     return secrets.token_urlsafe(TOKEN_BYTES)
 
 
@@ -103,14 +103,14 @@ class RequestGuard:
         return destination.is_ip and destination.port == self._port
 
     def _proves(self, headers: Mapping[str, str]) -> bool:
-        """Whether the request carries the token. By digests, so that not even the length of a guess tells anything."""
+        """Whether the request carries the token. Digests are compared, so that the time tells not even a length."""
         scheme, _, given = headers.get("Authorization", "").partition(" ")
         digest = sha256(given.strip().encode("utf-8", "surrogateescape")).digest()
         return constant_time_equal(digest, self._token) and scheme.lower() == "bearer"
 
 
 def _visits(asked: Asked) -> bool:
-    """Whether a person follows a link to the page, which is empty before it asks for data itself. Not into a frame."""
+    """Whether a person follows a link to the page, not into a frame. The page is empty before it asks for data."""
     how = asked.headers.get("Sec-Fetch-Mode"), asked.headers.get("Sec-Fetch-Dest")
     return how == ("navigate", "document") and not asked.changes and not asked.tells
 

@@ -42,7 +42,7 @@ type _Row = tuple[tuple[str, ...], float | None]
 
 
 class Exposition:
-    """Writes the metrics; keeps between two scrapes only what makes counters steady. Has a registry of its own."""
+    """Writes the metrics. Has a registry of its own; between two scrapes it keeps only what keeps counters steady."""
 
     def __init__(self) -> None:
         self._status = _StatusCollector()
@@ -51,7 +51,7 @@ class Exposition:
         ProcessCollector(registry=self._registry)
 
     def write(self, status: Status, accept: str) -> tuple[bytes, str]:
-        """The metrics of this `status`, and their media type: OpenMetrics for who accepts it, else the text format."""
+        """The metrics of this `status`, and their media type: OpenMetrics if `accept` has it, else the text format."""
         encoder, kind = choose_encoder(accept)
         self._status.status = status
         return encoder(self._registry), kind
@@ -69,12 +69,12 @@ class _StatusCollector(Collector):
 
 
 class Steady:
-    """A link's counters begin again with its next session; here they go on from where they were, as a counter of
-    Prometheus should while the process lives."""
+    """Counters that never fall. A link's counters begin again with its next session; here they go on from where they
+    were, as Prometheus expects while the process lives."""
 
     def __init__(self) -> None:
         self._seen: dict[tuple[str, tuple[str, ...]], tuple[float, float]] = {}
-        """By name and labels: what has to be added, and the last value that was told."""
+        """By name and labels: what is added, and the last value."""
 
     def smooth(self, family: Metric) -> None:
         if family.type != "counter":
@@ -230,7 +230,7 @@ def _exit(status: ExitStatus) -> Iterator[Metric]:
     yield from _gauge("peers_authorized", "Peers that may come in.", status.authorized)
     yield from _gauge("streams", "Streams that are open.", sum(session.streams for session in sessions))
     yield from _gauge("targets", "Connections to targets.", status.targets)
-    yield from _gauge("handshakes", "Handshakes under way.", status.handshakes)
+    yield from _gauge("handshakes", "Handshakes in progress.", status.handshakes)
     retained = sum(session.retained for session in sessions)
     yield from _gauge("retained_bytes", "Bytes kept until the peers have acknowledged them.", retained)
     yield from _counters("streams_opened", "Streams that peers opened.", (), [((), status.streams_total)])

@@ -1,7 +1,7 @@
-"""The dashboard's page: one answer that needs nothing else, made of three source files when it is first asked for.
+"""The dashboard's page: one self-contained answer, made of three source files at the first request.
 
 Style and script stand inside the page, and the Content-Security-Policy names them by their hashes (CSP Level 3,
-section 6.7.3): no other script runs there, whatever a hostile name may bring along.
+section 6.7.3): no other script runs there, whatever a hostile name contains.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ NOTHING: Final = (
     "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'; "
     "require-trusted-types-for 'script'; trusted-types 'none'"
 )
-"""The policy of every answer but the page: data that somebody opens as a page can do nothing at all."""
+"""The policy of every answer but the page: data that is opened as a page can do nothing."""
 
 
 class Page(NamedTuple):
@@ -28,7 +28,7 @@ class Page(NamedTuple):
 
 @cache
 def dashboard() -> Page:
-    """Reads the files of the package, once."""
+    """Read the files of the package, once."""
     folder = files(__package__)
     html, style, script = (
         folder.joinpath(name).read_text("utf-8")

@@ -7,8 +7,8 @@
     GET  /proxy.pac         for browsers                    GET  /metrics             for Prometheus (metrics.py)
                                                             GET  /healthz             "ok", while the process answers
 
-What is asked is checked in guard.py first. Everything a stranger can make grow has a bound: connections, the time to
-the first request, headers, bodies, listeners.
+guard.py checks each request first. Everything that a stranger can make grow has a bound: connections, the time to the
+first request, headers, bodies, listeners.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ _SECURE: Final = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
-"""On every answer that does not say otherwise."""
+"""On every answer that does not set them itself."""
 _QUIET: Final = frozenset({"/", "/healthz"})
-"""What tells nothing of the running program: the page is empty before it asks."""
+"""Paths that tell nothing of the running program: the page is empty before it asks for data."""
 
 type _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -67,7 +67,7 @@ class _Nothing(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class HttpServer:
-    """One listening address with its guard; what is served there is the business of those derived from it."""
+    """One listening address with its guard; derived classes say what is served there."""
 
     def __init__(self, listen: Destination, token: str) -> None:
         self._configured = listen
@@ -240,7 +240,7 @@ def _json(value: Any) -> web.Response:
 
 
 def _refused(status: int, text: str, *, allow: str | None = None) -> web.Response:
-    """One sentence, as JSON; nothing of what was asked is repeated in it."""
+    """One sentence, as JSON; it repeats nothing of the request."""
     response = web.Response(
         status=status, body=encode({"error": text.strip()}), content_type="application/json"
     )

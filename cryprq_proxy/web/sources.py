@@ -1,6 +1,6 @@
-"""Where the pages get what they show, and whom they ask to change something.
+"""What the pages show and change, as functions that the owner of the server passes in (service/client.py).
 
-This package knows neither the client nor its rules: whoever starts the server hands these in (service/startup.py).
+This package knows neither the client nor its rules.
 """
 
 from __future__ import annotations

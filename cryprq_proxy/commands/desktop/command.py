@@ -1,4 +1,4 @@
-"""For the programs of this machine: the PAC file, the variables of a shell, and the desktop's proxy settings."""
+"""The commands for other programs of this machine: PAC file, shell variables, the desktop's proxy settings."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def pac(config: Path | None) -> None:
 
     loaded = load_client(config)
     listen = reachable(loaded.listen)
-    # What the lists hold is not in the file, so they are not read.
+    # The PAC file leaves out the names of lists, so they are not read.
     rules = RuleSet(loaded.rules(), loaded.default)
     click.echo(make(rules, listen, listen), nl=False)
 
@@ -35,7 +35,7 @@ def pac(config: Path | None) -> None:
 @click.option(
     "--shell",
     type=click.Choice(["sh", "fish", "csh", "file"]),
-    help="Whose language (default: that of $SHELL); sh is bash and zsh too, file is NAME=VALUE as for Docker.",
+    help="The shell's language (default: that of $SHELL); sh is also bash and zsh, file is NAME=VALUE as for Docker.",
 )
 @click.option("--unset", is_flag=True, help="Take the variables away again.")
 @click.option(
@@ -46,7 +46,7 @@ def pac(config: Path | None) -> None:
 @click.option(
     "--with-password",
     is_flag=True,
-    help="With the user and password that the proxy asks for. Every program that is started can read them.",
+    help="Put in the user and password that the proxy asks for. Every program that is started can read them.",
 )
 @config_option
 def env(shell: Shell | None, unset: bool, http_only: bool, with_password: bool, config: Path | None) -> None:

@@ -5,8 +5,8 @@
     NO_PROXY                  localhost and the addresses that mean this machine
 
 Each in capitals and in small letters: curl and wget read http_proxy only in small ones, other programs only capitals.
-HTTPS_PROXY begins with http:// because that is how the proxy itself is spoken to. Direct rules are not in NO_PROXY: it
-knows no order, no ports and no patterns, and the proxy sends direct what is direct.
+HTTPS_PROXY begins with http:// because that is the protocol of the proxy itself. Direct rules are not in NO_PROXY: it
+knows no order, no ports and no patterns, and the proxy follows the rules anyway.
 
 Passwords are left out unless a person asks for them: variables go to every program that is started, and are shown in
 bug reports.
@@ -89,7 +89,7 @@ def _fish(name: str, value: str) -> str:
 
 
 def _csh(name: str, value: str) -> str:
-    # It looks up its history even between quotes.
+    # csh looks up its history even between quotes.
     return f"setenv {name} {shlex.quote(value)}\n".replace("!", "\\!")
 
 

@@ -1,17 +1,17 @@
 """The proxy of the desktop: GNOME's settings, which Chromium, Firefox and all GLib programs follow.
 
-    on    what is set now is kept in a file, then this proxy is set
-    off   what was set before is set again
+    on    keep the present settings in a file, then set this proxy
+    off   restore the kept settings
 
-A key that somebody else has changed between the two belongs to them: `off` leaves it as it is. So nothing is lost if
-`on` is called twice, or is killed half-way, or if a person picks another proxy meanwhile.
+`off` leaves a key as it is that another program has changed in between. So nothing is lost if `on` is called twice or
+is killed midway, or if a person picks another proxy meanwhile.
 
-There are two ways. "manual" names the proxy for every protocol; without it nothing gets out, and it sends direct what
-the rules say. "auto" names the PAC file, so that direct connections do not pass the proxy at all; but browsers that
-cannot load the file, because the client does not run yet, go past the proxy without a word. Hence manual by default.
+There are two modes. "manual" names the proxy for every protocol: without the proxy nothing gets out, and it sends
+direct what the rules say. "auto" names the PAC file: direct connections do not pass the proxy, but browsers that cannot
+load the file, because the client does not run yet, go past the proxy in silence. So "manual" is the default.
 
-The settings are spoken to through the program `gsettings`. It says nothing when there is no session to keep a setting
-for (and ends with 0), so all values are read back.
+Settings are read and written by the program `gsettings`. It ends with 0 and says nothing where no session keeps a
+setting, so all values are read back.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def turn_on(wanted: Settings, file: Path) -> None:
             if name not in kept.applied or current[name] != kept.applied[name]:
                 kept.before[name] = None if current[name] == own.get(name) else current[name]
         kept.applied.update(wanted)
-        # First the record, then the settings: whoever is killed between them has changed nothing that is not kept.
+        # First the record, then the settings: nothing changes that is not kept, also after a kill in between.
         state.replace(json.dumps(kept._asdict(), indent=1) + "\n")
         gsettings.write(wanted)
 
@@ -159,7 +159,7 @@ class _Gsettings:
         self._program = program
 
     def read(self, **environment: str) -> dict[str, str]:
-        """All that is set, or else the desktop's own values."""
+        """All keys as they are set, else with the desktop's own values."""
         lines = self._run("list-recursively", SCHEMA, **environment).splitlines()
         found = {}
         for line in lines:
@@ -173,7 +173,7 @@ class _Gsettings:
         return self.read(GSETTINGS_BACKEND="memory")
 
     def write(self, values: Mapping[str, str | None]) -> None:
-        """Set what is not so yet, in this order, and see that it is; None is the desktop's own value."""
+        """Set what differs, in this order, and read it back; None is the desktop's own value."""
         own, before = self.defaults(), self.read()
         wanted = {name: own.get(name) if value is None else value for name, value in values.items()}
         for name, value in values.items():

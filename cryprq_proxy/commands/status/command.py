@@ -1,4 +1,4 @@
-"""Looking at what runs."""
+"""Show what runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..common import ask, ask_status, config_option, control_sockets
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="As JSON, one object for each that runs.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON, one object for each running process.")
 @click.option(
     "--watch",
     type=click.FloatRange(0.2, 3600),
@@ -23,7 +23,7 @@ from ..common import ask, ask_status, config_option, control_sockets
 )
 @config_option
 def status(as_json: bool, watch: float | None, config: Path | None) -> None:
-    """Ask the running client or exit how it is."""
+    """Show the state of the running client or exit."""
     sockets = control_sockets(config)
     if watch is not None:
         _watch(sockets, watch, as_json)

@@ -80,14 +80,14 @@ def _exits(exits: Iterable[KnownExit]) -> Table:
 
 
 def _sessions(sessions: Iterable[PeerSessionStatus], width: int) -> Table:
-    wide = width >= _NARROW
+    roomy = width >= _NARROW
 
     def row(session: PeerSessionStatus) -> Iterator[str]:
         yield session.peer_id[:SHORT_ID]
         yield session.link
         yield up(None if session.packets is None else session.packets.lane)
         yield "-" if session.epoch is None else str(session.epoch)
-        if wide:
+        if roomy:
             yield duration(session.epoch_age)
             yield session.cipher or "-"
         yield milliseconds(session.round_trip)
@@ -95,7 +95,7 @@ def _sessions(sessions: Iterable[PeerSessionStatus], width: int) -> Table:
         yield size(session.bytes_sent)
         yield size(session.bytes_received)
 
-    columns = ("peer", "link", "lane", "epoch", *(("age", "cipher") if wide else ()))
+    columns = ("peer", "link", "lane", "epoch", *(("age", "cipher") if roomy else ()))
     rest = ("round trip", "streams", "sent", "received")
     return _table("sessions", (*columns, *rest), (tuple(row(session)) for session in sessions))
 
