@@ -318,6 +318,23 @@ async def test_all_else_meets_an_empty_web_server(
 
 
 @pytest.mark.parametrize(
+    ("more", "status"),
+    [
+        ("X: " + "y" * 8_000 + "\n", b"101"),
+        ("X: " + "y" * 8_192 + "\n", b"404"),
+        ("".join(f"X{number}: y\n" for number in range(58)), b"101"),
+        ("".join(f"X{number}: y\n" for number in range(65)), b"404"),
+    ],
+)
+async def test_an_upgrade_has_a_bounded_head(here: Place, more: str, status: bytes) -> None:
+    reader, writer = await asyncio.open_connection(*here.web)
+    writer.write((UPGRADE + more + "\n").replace("\n", "\r\n").encode())
+    line = await reader.readline()
+    writer.close()
+    assert line.split()[1] == status
+
+
+@pytest.mark.parametrize(
     "messages",
     [[b"\x00" * 10], [b"\x04\xe9" + b"x" * 1257], [b"x"] * 3000, ["text"], [bytes(MAX_MESSAGE + 5)]],
 )

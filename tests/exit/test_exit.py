@@ -12,7 +12,7 @@ from cryprq_proxy.carriers.lane.packet_link import PacketLink
 from cryprq_proxy.crypto.identity import Identity, PeerId
 from cryprq_proxy.crypto.payloads import Feature
 from cryprq_proxy.errors import CarrierError, CloseReason, CryprqError, PeerError, StreamReason
-from cryprq_proxy.exit.exit import Exit
+from cryprq_proxy.exit.exit import REFUSAL_SECONDS, REFUSALS_LOGGED, Exit
 from cryprq_proxy.exit.providers import NoPacketNetwork
 from cryprq_proxy.session import wire
 from cryprq_proxy.session.wire import StreamProtocol
@@ -79,6 +79,26 @@ async def test_an_exit_that_stops_lets_no_peer_in() -> None:
         assert caught.value.reason is CloseReason.SHUTTING_DOWN
         alice.cut()
         await stopping
+
+
+async def test_lines_about_refused_peers_are_bounded(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr("cryprq_proxy.exit.exit.clock", lambda: now)
+    async with open_exit(BOB) as exit:
+
+        async def refused(times: int) -> int:
+            """How many lines the log has after so many more refusals."""
+            for _ in range(times):
+                with pytest.raises(PeerError):
+                    await Visit(exit, ALICE).admit()
+            return sum("refused" in record.getMessage() for record in caplog.records)
+
+        assert await refused(REFUSALS_LOGGED + 2) == REFUSALS_LOGGED
+        now += REFUSAL_SECONDS
+        assert await refused(2) == REFUSALS_LOGGED + 1
+        assert "2 other refusals were not logged" in caplog.text
 
 
 class Invited:

@@ -1,0 +1,129 @@
+"""Each bound that docs/threat-model.md lists is reached by a test: which one, row by row."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from tests.test_docs import THREATS, table
+
+ROOT = Path(__file__).parent.parent
+
+REACHED = {
+    "handshakes at once": ["exit/test_listener.py::test_no_more_handshakes_at_once_than_configured"],
+    "handshakes per IPv4 address or IPv6 /64": [
+        "exit/test_listener.py::test_no_more_handshakes_a_minute_from_one_prefix_than_configured"
+    ],
+    "time for a whole handshake": ["exit/test_listener.py::test_a_slow_handshake_is_ended"],
+    "steps with signatures or slow key exchange, waiting or running": [
+        "exit/test_listener.py::test_the_slow_steps_have_a_bounded_queue"
+    ],
+    "bytes before the verdict": ["exit/test_listener.py::test_a_flight_of_impossible_length_is_not_read"],
+    "remembered prefixes, remembered first flights": [
+        "exit/test_limits.py::test_the_prefix_not_heard_of_for_longest_is_forgotten",
+        "exit/test_limits.py::test_a_full_memory_forgets_its_oldest",
+    ],
+    "open invites; a guess": [
+        "pairing/test_invite_store.py::test_names_are_unique_and_the_number_is_bounded",
+        "pairing/test_invite_store.py::test_ten_thousand_guesses",
+    ],
+    "lines in the log about refused peers": ["exit/test_exit.py::test_lines_about_refused_peers_are_bounded"],
+    "on the WebSocket entrance: request line, one header; headers; one message": [
+        "carriers/test_websocket.py::test_an_upgrade_has_a_bounded_head",
+        "carriers/test_websocket.py::test_a_stranger_hears_nothing",
+    ],
+    "sessions; of them without a carrier, and for how long": [
+        "exit/test_exit.py::test_no_more_sessions_of_a_peer_than_configured",
+        "exit/test_exit.py::test_of_sessions_without_a_carrier_the_oldest_end_beyond_the_configured_number",
+        "exit/test_exit.py::test_a_session_without_a_carrier_ends_after_its_time",
+    ],
+    "streams of a session; opens of a peer": [
+        "session/test_streams.py::test_too_many_streams",
+        "exit/test_exit.py::test_no_more_opens_of_a_peer_than_configured",
+    ],
+    "plaintext kept per session; by all sessions": ["session/test_sendlog.py::test_the_bound_of_a_session"],
+    "data received and not yet taken by targets, per session": [
+        "session/test_streams.py::test_more_than_the_window",
+        "session/test_streams.py::test_the_pool_bounds_all_windows_together",
+    ],
+    "streams whose end the peer owes": ["session/test_session.py::test_opening_without_ending_is_bounded"],
+    "small frames that the peer does not acknowledge": [
+        "session/test_session.py::test_what_a_peer_does_not_acknowledge_is_bounded"
+    ],
+    "datagrams waiting for the carrier; packets": [
+        "session/test_session.py::test_the_queue_of_datagrams_is_bounded_and_drops_the_oldest",
+        "session/test_datagrams.py::test_the_queue_of_packets_is_bounded",
+        "session/test_session.py::test_old_datagrams_are_dropped",
+    ],
+    "lane keys kept; split packets of which a part has come": [
+        "lane/test_sealing.py::test_many_dials_without_a_datagram_keep_few_keys",
+        "lane/test_sealing.py::test_parts_of_split_packets_are_bounded",
+    ],
+    "sent to an address that is not yet proved, on the lane": [
+        "lane/test_path.py::test_little_is_sent_to_an_unproven_address"
+    ],
+    "hosts that may answer a UDP association; datagrams waiting for a name": [
+        "outbound/test_udp_association.py::test_the_host_sent_to_least_recently_is_forgotten_at_the_bound",
+        "outbound/test_udp_association.py::test_datagrams_that_wait_for_a_name_are_bounded",
+    ],
+    "time to connect a target; addresses tried for a name": [
+        "outbound/test_dialer.py::test_an_attempt_gets_no_more_than_the_time_left",
+        "outbound/test_dialer.py::test_a_name_with_very_many_addresses_gets_a_bounded_number_of_attempts",
+    ],
+    "ICMP errors of the exit for refused packets, all peers together": [
+        "tun/test_exit_network.py::test_answers_are_limited_in_rate"
+    ],
+    "names being resolved; waiting; remembered": [
+        "outbound/test_dialer.py::test_too_many_questions_are_refused",
+        "outbound/test_dialer.py::test_the_memory_is_bounded",
+    ],
+    "verdicts of the policy remembered for packets": [
+        "tun/test_exit_network.py::test_the_verdicts_that_are_remembered_are_bounded"
+    ],
+    "connections": ["fronts/test_listener.py::test_no_more_connections_than_the_bound"],
+    "time for a SOCKS negotiation, or the head of an HTTP request": [
+        "fronts/test_listener.py::test_slow_negotiations_are_ended",
+        "fronts/test_listener.py::test_a_slow_head_of_http_is_answered_and_ended",
+    ],
+    "head of an HTTP message": ["fronts/test_http_proxy.py::test_a_client_cannot_make_us_keep_without_bound"],
+    "waiting for the link": ["client/test_waiting.py::test_each_waits_for_its_own_time"],
+    "DNS questions that wait; time for one": [
+        "tun/dns/test_forwarder.py::test_questions_that_wait_are_bounded",
+        "tun/dns/test_upstreams.py::test_silence_ends_in_time_and_is_remembered",
+    ],
+    "DNS connections; questions open on one; idle": [
+        "tun/dns/test_server.py::test_connections_are_bounded_and_the_most_silent_one_makes_room",
+        "tun/dns/test_server.py::test_a_silent_connection_is_closed",
+    ],
+    "DNS answers kept": ["tun/dns/test_cache.py::test_bytes_are_bounded_too"],
+    "names in blocklists": ["tun/dns/test_blocklist.py::test_what_a_person_must_change"],
+    "names in rule lists; a list; a line; broken lines described": [
+        "rules/test_lists.py::test_what_a_person_must_change",
+        "rules/test_lists.py::test_the_longest_line",
+        "rules/test_lists.py::test_only_some_broken_lines_are_described",
+    ],
+    "LAN prefixes that get a rule": [
+        "tun/routing/test_lan.py::test_a_flood_of_prefixes_is_bounded_in_each_family"
+    ],
+    "connections; request; time": [
+        "process/test_control.py::test_connections_are_bounded",
+        "process/test_control.py::test_a_request_is_bounded",
+        "process/test_control.py::test_a_slow_request_times_out",
+    ],
+}
+"""From the column "what" of the table to tests, below tests/."""
+
+
+def test_every_bound_has_a_test() -> None:
+    assert {row[1] for row in table(THREATS, "of whom", "what", "bound")} == set(REACHED)
+
+
+@pytest.mark.parametrize("name", [name for names in REACHED.values() for name in names])
+def test_the_test_exists(name: str) -> None:
+    path, _, function = name.partition("::")
+    tree = ast.parse((ROOT / "tests" / path).read_text("utf-8"))
+    assert function in {
+        node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
