@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple
 
 import msgspec
 from msgspec import structs
@@ -24,16 +24,17 @@ from ..address import Destination, reachable
 from ..base import progress
 from ..base.log import set_level
 from ..base.tasks import spawn
-from ..carriers.dial.tcp import by_system
 from ..client.dispatcher import Dispatcher
 from ..client.endpoint_memory import EndpointFile
 from ..client.exits import Exits, PlannedExit, keep_up, plan_exits
-from ..client.packet_ports import NO_NETWORK, ClientNetwork
+from ..client.packet_ports import NO_NETWORK
 from ..client.settings import ClientSettings, EndpointMemory
 from ..config.client import DEFAULT_ADMIN, ClientConfig
 from ..config.exits import ExitChoice
 from ..config.keys import choose_provider, own_identity
 from ..config.rules import DEFAULT
+from ..crypto.identity import Identity
+from ..crypto.primitives import Provider
 from ..errors import CryprqError
 from ..fronts.listener import ListenerSettings, MixedListener
 from ..process.control import Action, ControlServer, check_free
@@ -43,20 +44,21 @@ from ..process.reload import Reloader
 from ..process.sd_notify import summary
 from ..rules.engine import RuleSet, load_rules
 from ..rules.pac.script import pac
-from ..status import ClientStatus, RulesStatus, TunStatus
+from ..status import ClientStatus, RulesStatus
 from ..web.guard import new_token
 from .startup import (
-    Report,
+    StatusReport,
     count,
     explained,
     lane_offload,
     read_again,
     until_one_ends,
 )
+from .tun_mode import NO_TUN, TunMode, TunModePlan, keep_if_confirmed, tun_actions
 
 _log = logging.getLogger(__name__)
 
-MAX_PAUSE: Final = 3600
+type MakeTun = Callable[[ClientConfig, RuleSet], TunModePlan]
 AUTO: Final = "auto"
 """In place of an exit's name: choose by priority and health."""
 
@@ -103,93 +105,97 @@ def listener_settings(config: ClientConfig) -> ListenerSettings:
     )
 
 
+class ClientParts(NamedTuple):
+    """What is read before anything starts, so that a person hears first what to mend."""
+
+    identity: Identity
+    provider: Provider
+    rules: RuleSet
+    exits: tuple[PlannedExit, ...]
+    listening: ListenerSettings
+
+    @classmethod
+    async def of(cls, config: ClientConfig, make_tun: MakeTun | None) -> tuple[ClientParts, TunModePlan]:
+        """Raises CryprqError."""
+        provider = choose_provider(config.provider)
+        lists = any(rule.lists for rule in config.rule)
+        with (progress.bar if lists else progress.unseen)("reading lists") as shown:
+            rules = (await asyncio.to_thread(load, config, shown)).rules
+        plan = NO_TUN if make_tun is None else make_tun(config, rules)
+        choices = config.exits()
+        memories = EndpointFile.load(choice.peer_id for choice in choices)
+        exits = tuple(
+            PlannedExit(
+                choice.name,
+                choice.priority,
+                client_settings(config, choice, memories.of(choice.peer_id), plan.mark),
+            )
+            for choice in choices
+        )
+        listening = listener_settings(config)
+        return cls(own_identity(provider, config.identity), provider, rules, exits, listening), plan
+
+
 async def run_client(
     config: ClientConfig,
     read: Callable[[], ClientConfig],
     stop: Stop,
-    wide: Callable[[ClientConfig, RuleSet], SystemPlan] | None = None,
+    make_tun: MakeTun | None = None,
     file: Path | None = None,
 ) -> None:
-    """The client until `stop`; with `wide`, for the whole system. `read` gives the configuration as it is later, when
-    `file` or a rule list has changed. Raises CryprqError and OSError."""
-    provider = choose_provider(config.provider)
-    lists = any(rule.lists for rule in config.rule)
-    with (progress.bar if lists else progress.unseen)("reading lists") as shown:
-        rules = (await asyncio.to_thread(load, config, shown)).rules
-    plan = None if wide is None else wide(config, rules)
-    choices = config.exits()
-    memories = EndpointFile.load(choice.peer_id for choice in choices)
-    plans = [
-        PlannedExit(
-            choice.name,
-            choice.priority,
-            client_settings(config, choice, memories.of(choice.peer_id), 0 if plan is None else plan.mark),
-        )
-        for choice in choices
-    ]
-    listening = listener_settings(config)
-    identity = own_identity(provider, config.identity)
+    """The client until `stop`; with `make_tun`, in system-wide mode. `read` gives the configuration as it is later,
+    when `file` or a rule list has changed. Raises CryprqError and OSError."""
+    parts, plan = await ClientParts.of(config, make_tun)
     async with AsyncExitStack() as stack:
         recent = stack.enter_context(RecentErrors())
         check_free(config.control_socket)
-        system = None if plan is None else await plan.start()
-        if system is not None:
-            stack.push_async_exit(system.close)
-        resolve = by_system if system is None else system.resolve
-        exits = plan_exits(identity, provider, plans, system or NO_NETWORK, resolve, failback=config.failback)
-        running = Running(config, exits, Dispatcher(exits, rules), system)
+        tun = await plan.start()
+        stack.push_async_exit(tun.close)
+        network = NO_NETWORK if tun is NO_TUN else tun
+        exits = plan_exits(
+            parts.identity, parts.provider, parts.exits, network, tun.resolve, failback=config.failback
+        )
+        running = RunningClient(config, exits, Dispatcher(exits, parts.rules), tun)
         reloader = Reloader(lambda: load(read()), running.apply, stop.notifier)
-        listener = MixedListener(running.dispatcher, listening)
-        report = Report(lambda: running.status(reloader), recent)
+        report = StatusReport(lambda: running.status(reloader), recent)
         control = ControlServer(config.control_socket, report, running.actions(reloader))
         await control.start()
         stack.push_async_callback(control.stop)
         stack.push_async_callback(exits.stop)
         stack.callback(running.dispatcher.stop)
-        with explained([config.listen]):
-            address = listener.start()
-        running.dispatcher.direct.never_to(address)
-        running.proxy = address
-        await running.make_pac(rules)
-        stack.push_async_callback(listener.stop)
-        report.listen = (address,)
-        link = keep_up(exits)
+        await running.listen(stack, parts.listening)
+        report.listen = (running.proxy,)
+        link = spawn(until_one_ends(keep_up(exits), spawn(tun.lost(), "tunnel device")), "link")
         await running.open_admin(stack, report, reloader)
-        if system is not None:
-            link = spawn(until_one_ends(link, spawn(system.lost(), "tunnel device")), "link")
+        if config.tun.enabled:
             _log.info("nothing gets out until the link is up")
-            if not await stop.until(system.run(exits), link):
-                return
+        if not await stop.until(tun.run(exits), link):
+            return
         read_again(stack, stop, reloader, lambda: running.files(file))
         settle()
         _log.info(
             "ready: %sSOCKS5, SOCKS4a and HTTP proxy on %s, %s",
-            "" if system is None else "the whole system is routed; ",
-            address,
+            "the whole system is routed; " if config.tun.enabled else "",
+            running.proxy,
             ", ".join(
-                f"exit {choice.name} ({choice.peer_id}) at {choice.endpoints[0]}" for choice in choices
+                f"exit {name} ({settings.peer}) at {settings.endpoints[0]}"
+                for name, _, settings in parts.exits
             ),
         )
         stop.notifier.ready(lambda: summary(exits.status()))
-        if system is not None:
-            if not await _confirmed(system, config.tun.confirm, stop, link):
-                system.fail_closed = False
-                raise CryprqError("it was not confirmed in time, so everything is undone")
-            system.fail_closed = True
+        await keep_if_confirmed(tun, config.tun.confirm if config.tun.enabled else 0, stop, link)
         await stop.wait(link)
         _log.info("stopping")
 
 
-class Running:
+class RunningClient:
     """The parts of a client that runs, as the control socket and the dashboard see them."""
 
-    def __init__(
-        self, config: ClientConfig, exits: Exits, dispatcher: Dispatcher, system: System | None
-    ) -> None:
+    def __init__(self, config: ClientConfig, exits: Exits, dispatcher: Dispatcher, tun: TunMode) -> None:
         self._config = config
         self._exits = exits
         self.dispatcher = dispatcher
-        self._system = system
+        self._tun = tun
         self._token = new_token()
         self._admin: Destination | None = None
         self.proxy = config.listen
@@ -213,12 +219,21 @@ class Running:
                 error=reloader.error,
             ),
             admin=None if self._admin is None else f"http://{self._admin}/",
-            tun=None if self._system is None else await self._system.status(),
+            tun=await self._tun.status(),
         )
 
     def pac(self) -> str:
         """The PAC file of the rules in force."""
         return self._pac
+
+    async def listen(self, stack: AsyncExitStack, settings: ListenerSettings) -> None:
+        """Take connections of applications until the stack ends. Raises CryprqError."""
+        listener = MixedListener(self.dispatcher, settings)
+        with explained([settings.listen]):
+            self.proxy = listener.start()
+        stack.push_async_callback(listener.stop)
+        self.dispatcher.direct.never_to(self.proxy)
+        await self.make_pac(self.dispatcher.rules)
 
     async def make_pac(self, rules: RuleSet) -> None:
         """Nearly a second where there are more rules than fit, so on a thread."""
@@ -237,8 +252,7 @@ class Running:
         before, rules = self.dispatcher.rules, loaded.rules
         self.dispatcher.rules = rules
         try:
-            if self._system is not None:
-                await self._system.apply_rules(rules)
+            await self._tun.apply_rules(rules)
         except BaseException:
             self.dispatcher.rules = before
             raise
@@ -282,10 +296,12 @@ class Running:
             "exit": exit,
             "reload": reload,
             "dashboard": dashboard,
-            **wide_actions(self._system),
+            **tun_actions(self._tun),
         }
 
-    async def open_admin(self, stack: AsyncExitStack, report: Report, reloader: Reloader[Loaded]) -> None:
+    async def open_admin(
+        self, stack: AsyncExitStack, report: StatusReport, reloader: Reloader[Loaded]
+    ) -> None:
         """Serve the dashboard until the stack ends. Raises CryprqError where the address cannot be had; the default one
         may be taken by another client of this machine, which is no reason not to start."""
         listen = self._config.admin
@@ -320,61 +336,3 @@ class Running:
 
 def _but_for_rules(config: ClientConfig) -> ClientConfig:
     return msgspec.structs.replace(config, rule=(), default=DEFAULT, log_level="info")
-
-
-class SystemPlan(Protocol):
-    """System-wide mode before it has changed anything: tun/tunnel.py. `mark` is the SO_MARK of the link's sockets."""
-
-    @property
-    def mark(self) -> int: ...
-    async def start(self) -> System: ...
-
-
-class System(ClientNetwork, Protocol):
-    """System-wide mode as the client's process sees it: tun/tunnel.py. `close` is like an __aexit__: after a failure,
-    `fail_closed` says whether the kill switch is to stay."""
-
-    confirmed: asyncio.Event
-    fail_closed: bool
-
-    async def resolve(self, name: str) -> Sequence[str]: ...
-    async def run(self, client: Exits) -> None: ...
-    async def lost(self) -> None: ...
-    async def pause(self, seconds: int) -> None: ...
-    async def apply_rules(self, rules: RuleSet) -> None: ...
-    async def status(self) -> TunStatus: ...
-    async def close(self, *failure: Any) -> None: ...
-
-
-def wide_actions(system: System | None) -> dict[str, Action]:
-    """What the control socket can ask of system-wide mode."""
-
-    def wide() -> System:
-        if system is None:
-            raise CryprqError("it does not run with --tun, so there is nothing to pause or confirm")
-        return system
-
-    async def pause(argument: str) -> dict[str, object]:
-        if not (argument.isascii() and argument.isdecimal()) or not 1 <= int(argument) <= MAX_PAUSE:
-            raise CryprqError(f"a pause has 1 to {MAX_PAUSE} seconds")
-        await wide().pause(int(argument))
-        return {"paused": int(argument)}
-
-    async def confirm(_: str) -> dict[str, object]:
-        wide().confirmed.set()
-        return {"confirmed": True}
-
-    return {"pause": pause, "confirm": confirm}
-
-
-async def _confirmed(system: System, seconds: float, stop: Stop, link: asyncio.Task[None]) -> bool:
-    """Whether a person said in time that all is well; at once if nobody has to. Also when a stop is asked for."""
-    if not seconds:
-        return True
-    _log.warning("everything is undone in %g s unless you call: cryprq-proxy confirm", seconds)
-    try:
-        async with asyncio.timeout(seconds):
-            await stop.until(system.confirmed.wait(), link)
-    except TimeoutError:
-        return False
-    return True

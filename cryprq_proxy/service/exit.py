@@ -40,7 +40,7 @@ from ..process.sd_notify import summary
 from ..status import ExitStatus, PairingStatus, PeerStatus
 from ..web.guard import new_token
 from .startup import (
-    Report,
+    StatusReport,
     count,
     explained,
     lane_offload,
@@ -75,13 +75,13 @@ async def run_exit(
     config: ExitConfig,
     read: Callable[[], ExitConfig],
     stop: Stop,
-    wide: Callable[[ExitConfig, EgressPolicy], Awaitable[PacketNetwork]] | None = None,
+    start_network: Callable[[ExitConfig, EgressPolicy], Awaitable[PacketNetwork]] | None = None,
     files: Iterable[Path] = (),
     authorized: Path | None = None,
 ) -> None:
-    """The exit until `stop`; with `wide`, for packets of whole systems too. `read` gives the configuration as it is
-    later, when one of `files` has changed. Peers that come with an invite are written into the file `authorized`; None:
-    invites are of no use. Raises CryprqError and OSError."""
+    """The exit until `stop`; with `start_network`, for clients in system-wide mode too. `read` gives the configuration
+    as it is later, when one of `files` has changed. Peers that come with an invite are written into the file
+    `authorized`; None: invites are refused. Raises CryprqError and OSError."""
     provider = choose_provider(config.provider)
     settings, names = exit_settings(config), config.named_peers()
     identity = own_identity(provider, config.identity)
@@ -113,12 +113,12 @@ async def run_exit(
     async with AsyncExitStack() as stack:
         recent = stack.enter_context(RecentErrors())
         check_free(config.control_socket)
-        network = NO_PACKETS if wide is None else await wide(config, policy)
+        network = NO_PACKETS if start_network is None else await start_network(config, policy)
         stack.push_async_callback(network.close)
         exit = Exit(
             identity, settings, frozenset(names), policy, resolver, provider, network, redeemer or NO_INVITES
         )
-        report = Report(status, recent)
+        report = StatusReport(status, recent)
         stack.callback(resolver.close)
         if redeemer is not None:
             stack.callback(redeemer.close)

@@ -57,7 +57,7 @@ def explained(listen: Sequence[Destination], flag: str = "--listen") -> Iterator
         raise CryprqError(text) from None
 
 
-class Report:
+class StatusReport:
     """What the control socket tells: the role's status, and what only the process knows."""
 
     def __init__(self, status: Callable[[], Awaitable[Status]], recent: RecentErrors) -> None:

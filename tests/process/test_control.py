@@ -7,7 +7,7 @@ import logging
 import os
 import socket
 import stat
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -30,8 +30,8 @@ from cryprq_proxy.process.control import (
 )
 from cryprq_proxy.process.lifecycle import Stop
 from cryprq_proxy.process.recent_errors import RecentErrors
-from cryprq_proxy.service.client import _confirmed, wide_actions
-from cryprq_proxy.service.startup import Report
+from cryprq_proxy.service.startup import StatusReport
+from cryprq_proxy.service.tun_mode import NO_TUN, keep_if_confirmed, tun_actions
 from cryprq_proxy.status import ClientStatus, SessionStatus
 
 STATUS = ClientStatus(link="up", uptime=2.5, session=SessionStatus(streams=3, epoch=1))
@@ -246,7 +246,7 @@ def test_a_request_is_read() -> None:
 # --- commands ---
 
 
-async def testwide_actions(path: Path) -> None:
+async def test_actions_are_done_and_refused(path: Path) -> None:
     done: list[str] = []
 
     async def pause(argument: str) -> dict[str, object]:
@@ -273,11 +273,12 @@ async def testwide_actions(path: Path) -> None:
     await server.stop()
 
 
-class FakeSystem:
-    """What `wide_actions` uses of system-wide mode."""
+class FakeTun:
+    """What `tun_actions` uses of system-wide mode."""
 
     def __init__(self) -> None:
         self.confirmed = asyncio.Event()
+        self.fail_closed = False
         self.pauses: list[int] = []
 
     async def pause(self, seconds: int) -> None:
@@ -285,18 +286,18 @@ class FakeSystem:
 
 
 async def test_pause_and_confirm_reach_system_wide_mode() -> None:
-    system = FakeSystem()
-    actions = wide_actions(system)  # type: ignore[arg-type]
+    tun = FakeTun()
+    actions = tun_actions(tun)  # type: ignore[arg-type]
     assert await actions["pause"]("5") == {"paused": 5}
     for wrong in ("", "0", "3601", "-1", "five", "\u0665"):
         with pytest.raises(CryprqError, match="a pause has 1 to 3600 seconds"):
             await actions["pause"](wrong)
     assert await actions["confirm"]("") == {"confirmed": True}
-    assert (system.pauses, system.confirmed.is_set()) == ([5], True)
+    assert (tun.pauses, tun.confirmed.is_set()) == ([5], True)
 
 
 async def test_without_system_wide_mode_there_is_nothing_to_pause_or_confirm() -> None:
-    for action in wide_actions(None).values():
+    for action in tun_actions(NO_TUN).values():
         with pytest.raises(
             CryprqError, match="it does not run with --tun, so there is nothing to pause or confirm"
         ):
@@ -305,7 +306,7 @@ async def test_without_system_wide_mode_there_is_nothing_to_pause_or_confirm() -
 
 async def test_the_report_has_what_the_process_knows() -> None:
     with RecentErrors() as recent:
-        report = Report(told, recent)
+        report = StatusReport(told, recent)
         report.listen = (Destination("127.0.0.1", 1080),)
         logging.getLogger("test.report").warning("the exit is gone")
         status = await report()
@@ -317,17 +318,21 @@ async def test_the_report_has_what_the_process_knows() -> None:
 
 async def test_what_has_to_be_confirmed_in_time(caplog: pytest.LogCaptureFixture) -> None:
     link = spawn(asyncio.Event().wait(), "link")
-    system, stop = FakeSystem(), Stop()
+    tun, stop = FakeTun(), Stop()
 
-    def confirmed(seconds: float) -> Coroutine[None, None, bool]:
-        return _confirmed(system, seconds, stop, link)  # type: ignore[arg-type]
+    async def confirmed(seconds: float) -> None:
+        tun.fail_closed = False
+        await keep_if_confirmed(tun, seconds, stop, link)  # type: ignore[arg-type]
+        assert tun.fail_closed, "the kill switch stays from now on"
 
-    assert await confirmed(0)
-    assert not await confirmed(0.001)
+    await confirmed(0)
+    with pytest.raises(CryprqError, match="it was not confirmed in time, so everything is undone"):
+        await confirmed(0.001)
+    assert not tun.fail_closed
     assert "everything is undone in 0.001 s unless you call: cryprq-proxy confirm" in caplog.text
-    system.confirmed.set()
-    assert await confirmed(60)
-    system.confirmed.clear()
+    tun.confirmed.set()
+    await confirmed(60)
+    tun.confirmed.clear()
     stop.asked.set()
-    assert await confirmed(60)
+    await confirmed(60)
     link.cancel()

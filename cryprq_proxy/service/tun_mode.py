@@ -1,0 +1,114 @@
+"""System-wide mode as the client's process sees it: tun/tunnel.py, or NO_TUN for a client that is only a proxy."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import Any, Final, Protocol
+
+from ..carriers.dial.tcp import by_system
+from ..client.exits import Exits
+from ..client.packet_ports import ClientNetwork, NoNetwork
+from ..errors import CryprqError
+from ..process.control import Action
+from ..process.lifecycle import Stop
+from ..rules.engine import RuleSet
+from ..status import TunStatus
+
+_log = logging.getLogger(__name__)
+
+MAX_PAUSE: Final = 3600
+"""Seconds."""
+
+
+class TunMode(ClientNetwork, Protocol):
+    """`close` is like an __aexit__: after a failure, `fail_closed` says whether the kill switch stays."""
+
+    fail_closed: bool
+
+    @property
+    def confirmed(self) -> asyncio.Event: ...
+    async def resolve(self, name: str) -> Sequence[str]: ...
+    async def run(self, client: Exits) -> None: ...
+    async def lost(self) -> None: ...
+    async def pause(self, seconds: int) -> None: ...
+    async def apply_rules(self, rules: RuleSet) -> None: ...
+    async def status(self) -> TunStatus | None: ...
+    async def close(self, *failure: Any) -> None: ...
+
+
+class TunModePlan(Protocol):
+    """What has changed nothing yet. `mark` is the SO_MARK of the link's sockets."""
+
+    @property
+    def mark(self) -> int: ...
+    async def start(self) -> TunMode: ...
+
+
+class NoTun(NoNetwork):
+    """Routes nothing; it is its own plan."""
+
+    mark = 0
+    fail_closed = False
+
+    async def start(self) -> TunMode:
+        return self
+
+    @property
+    def confirmed(self) -> asyncio.Event:
+        raise CryprqError("it does not run with --tun, so there is nothing to pause or confirm")
+
+    async def resolve(self, name: str) -> Sequence[str]:
+        return await by_system(name)
+
+    async def run(self, client: Exits) -> None:
+        """There is nothing to route."""
+
+    async def lost(self) -> None:
+        await asyncio.get_running_loop().create_future()
+
+    async def pause(self, seconds: int) -> None:
+        self.confirmed  # noqa: B018 - raises
+
+    async def apply_rules(self, rules: RuleSet) -> None:
+        """The dispatcher has them."""
+
+    async def status(self) -> None:
+        return None
+
+    async def close(self, *failure: Any) -> None:
+        """Nothing was changed."""
+
+
+NO_TUN: Final = NoTun()
+
+
+def tun_actions(tun: TunMode) -> dict[str, Action]:
+    """What the control socket can ask of system-wide mode."""
+
+    async def pause(argument: str) -> dict[str, object]:
+        if not (argument.isascii() and argument.isdecimal()) or not 1 <= int(argument) <= MAX_PAUSE:
+            raise CryprqError(f"a pause has 1 to {MAX_PAUSE} seconds")
+        await tun.pause(int(argument))
+        return {"paused": int(argument)}
+
+    async def confirm(_: str) -> dict[str, object]:
+        tun.confirmed.set()
+        return {"confirmed": True}
+
+    return {"pause": pause, "confirm": confirm}
+
+
+async def keep_if_confirmed(tun: TunMode, seconds: float, stop: Stop, link: asyncio.Task[None]) -> None:
+    """Wait until a person says that all is well, if `seconds` are set for that; returns as well when a stop is asked
+    for. From then on a failure leaves the kill switch. Raises CryprqError when the time is over."""
+    if seconds:
+        _log.warning("everything is undone in %g s unless you call: cryprq-proxy confirm", seconds)
+        try:
+            async with asyncio.timeout(seconds):
+                await stop.until(tun.confirmed.wait(), link)
+        except TimeoutError:
+            tun.fail_closed = False
+            raise CryprqError("it was not confirmed in time, so everything is undone") from None
+    tun.fail_closed = True
