@@ -9,21 +9,30 @@ import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import aiohttp
 import pytest
 from aiohttp import WSMsgType, web
 
 from cryprq_proxy.address import Destination
+from cryprq_proxy.base.clock import clock as real_clock
+from cryprq_proxy.carriers import carrier as carrier_module
+from cryprq_proxy.carriers import websocket as websocket_module
+from cryprq_proxy.carriers.carrier import LOWAT_SECONDS, Carrier
 from cryprq_proxy.carriers.dial.endpoint import Endpoint
 from cryprq_proxy.carriers.lane.batch import UdpOffload
 from cryprq_proxy.carriers.lane.client import ClientLane
-from cryprq_proxy.carriers.websocket import MAX_MESSAGE
+from cryprq_proxy.carriers.websocket import MAX_MESSAGE, WebSocketCarrier
 from cryprq_proxy.client.client import Client
 from cryprq_proxy.client.settings import EndpointMemory
-from cryprq_proxy.errors import CloseReason
+from cryprq_proxy.errors import CloseReason, PeerError
 from cryprq_proxy.exit import websocket_listener as web_entrance
+from cryprq_proxy.session.records import RecordOpener, RecordSealer
 from cryprq_proxy.status import CarrierStatus
+from tests.support.carrier_stage import Clock, StageSocket
+from tests.support.links import LaterOffload, Link, epoch
 from tests.support.settings import rotation_limits, session_limits
 from tests.support.web_links import CLIENT_IDENTITY, PATH, Place, Relay, make_certificates, place
 
@@ -429,3 +438,135 @@ async def test_close_reasons_reach_the_owner(here: Place) -> None:
     client._link._carrier.close(CloseReason.NORMAL)
     await until(lambda: sessions(here) == 0)
     assert await here.echoes(client)
+
+
+# --- the driver alone ---
+
+
+class SlowPipe:
+    """A pipe whose connection takes `rate` bytes a second, so that each message has to wait; nothing arrives."""
+
+    message = 32_768
+
+    def __init__(self, clock: Clock, rate: float) -> None:
+        self.clock = clock
+        self.rate = rate
+        self.rest = bytearray()
+        self.sock = StageSocket()
+        self.transport = self
+        self.enough = asyncio.Event()
+        self.sent = 0
+        self.finished: list[int] = []
+
+    def get_extra_info(self, name: str) -> StageSocket:
+        assert name == "socket"
+        return self.sock
+
+    async def send(self, data: memoryview) -> bool:
+        self.sent += 1
+        self.clock.advance(len(data) / self.rate)
+        if self.sent > 100:
+            self.enough.set()
+            await asyncio.get_running_loop().create_future()
+        return True
+
+    async def receive(self) -> bytes:
+        await asyncio.get_running_loop().create_future()
+        raise AssertionError
+
+    def finish(self, last: bytes | None, code: int, *tasks: asyncio.Task[None]) -> None:
+        self.finished.append(code)
+
+
+class Owner:
+    def __init__(self) -> None:
+        self.lost: list[PeerError | None] = []
+
+    def carrier_lost(self, carrier: Carrier, error: PeerError | None) -> None:
+        self.lost.append(error)
+
+
+@pytest.mark.parametrize("rate", [5e6, 30e6])
+async def test_the_kernels_queue_follows_the_rate(monkeypatch: pytest.MonkeyPatch, rate: float) -> None:
+    clock = Clock()
+    for module in (carrier_module, websocket_module):
+        monkeypatch.setattr(module, "clock", lambda: clock.boot)
+    monkeypatch.setattr(carrier_module, "time", SimpleNamespace(monotonic=lambda: clock.awake))
+    link = Link(connected=False)
+    keys = epoch(1)
+    sealer, opener = (
+        RecordSealer(link.cipher, keys.client_record),
+        RecordOpener(link.cipher, keys.exit_record),
+    )
+    link.client.attach(link.cipher, keys, sealer, opener, 0, clock.boot)
+    for _ in range(150):
+        link.open().say(bytes(65_536))
+    pipe, owner = SlowPipe(clock, rate), Owner()
+    slow: Any = pipe
+    carrier = WebSocketCarrier(asyncio.get_running_loop(), slow, link.client, owner)
+    carrier.start()
+    await pipe.enough.wait()
+    assert pipe.sock.lowat[-1] == pytest.approx(rate * LOWAT_SECONDS, rel=0.1)
+    carrier.close(CloseReason.NORMAL)
+    assert owner.lost == [None]
+    assert pipe.finished == [1000], "a normal closure, as RFC 6455 section 7.4.1 has it"
+
+
+class QueuePipe(SlowPipe):
+    """A fast pipe: what was sent is in `outgoing`, what the test puts into `incoming` arrives."""
+
+    def __init__(self) -> None:
+        super().__init__(Clock(), 1.0)
+        self.outgoing = bytearray()
+        self.incoming: asyncio.Queue[bytes] = asyncio.Queue()
+
+    async def send(self, data: memoryview) -> bool:
+        self.outgoing += data
+        return False
+
+    async def receive(self) -> bytes:
+        return await self.incoming.get()
+
+
+async def test_nothing_is_read_while_keys_are_computed() -> None:
+    """A message is held until the keys for it are there, and further ones wait in the socket."""
+    offload = LaterOffload()
+    link, pipe, owner = Link(connected=False, offload=offload), QueuePipe(), Owner()
+    keys, now = epoch(1), real_clock()
+    for session, out, into in (
+        (link.client, keys.client_record, keys.exit_record),
+        (link.exit, keys.exit_record, keys.client_record),
+    ):
+        opener = RecordOpener(link.cipher, into)
+        session.attach(link.cipher, keys, RecordSealer(link.cipher, out), opener, 0, now)
+    queue: Any = pipe
+    carrier = WebSocketCarrier(asyncio.get_running_loop(), queue, link.client, owner)
+    buffer = memoryview(bytearray(1 << 20))
+
+    async def pass_on() -> None:
+        for _ in range(10):
+            await asyncio.sleep(0)
+        used = link.exit.receive(memoryview(bytes(pipe.outgoing)), now)
+        del pipe.outgoing[:used]
+        if size := link.exit.fill(buffer, 65_536, now):
+            pipe.incoming.put_nowait(bytes(buffer[:size]))
+        for _ in range(10):
+            await asyncio.sleep(0)
+
+    app = link.open()
+    carrier.start()
+    await pass_on()
+    link.client.rotation.start(now)
+    while not link.client.paused:
+        offload.run()
+        await pass_on()
+    for piece in (b"one ", b"two ", b"three"):
+        link.served[1].say(piece)
+        await pass_on()
+    assert pipe.incoming.qsize() >= 2
+    assert app.received == b""
+    while app.received != b"one two three":
+        offload.run()
+        await pass_on()
+    carrier.drop()
+    assert owner.lost == [None]
