@@ -164,5 +164,6 @@ def _without_hint(rd: dns.rdata.Rdata) -> dns.rdata.Rdata | None:
     params = {key: value for key, value in rd.params.items() if key != ParamKey.IPV6HINT}
     try:
         return type(rd)(rd.rdclass, rd.rdtype, rd.priority, rd.target, params)
-    except ValueError:  # it is among the mandatory keys
+    except ValueError:
+        # The hint is among the mandatory keys.
         return None

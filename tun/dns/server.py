@@ -161,7 +161,8 @@ class _Datagrams:
                 message, ancillary, _, client = self._sock.recvmsg(65_535, self._ancillary)
             except (BlockingIOError, InterruptedError):
                 return
-            except OSError as error:  # an ICMP error to an earlier reply
+            except OSError as error:
+                # An ICMP error to an earlier reply.
                 _log.debug("receiving a DNS question failed: %s", error)
                 continue
             source = _source(ancillary)
@@ -179,7 +180,8 @@ class _Datagrams:
     def _send(self, reply: bytes, client: _Address, source: list[tuple[int, int, bytes]]) -> None:
         try:
             self._sock.sendmsg((reply,), source, 0, client)
-        except OSError as error:  # a full buffer, a client that is gone: it asks again
+        except OSError as error:
+            # A full buffer, or a client that is gone: it asks again.
             _log.debug("sending a DNS answer failed: %s", error)
 
 
@@ -272,7 +274,8 @@ class _TcpClient(asyncio.Protocol):
             task.add_done_callback(self._resolved)
         elif found is not None:
             self._send(found)
-        else:  # nothing that a client of DNS would send
+        else:
+            # No client of DNS sends this.
             self.abort()
 
     async def _resolve(self, query: Query) -> None:

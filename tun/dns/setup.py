@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
+from functools import cache
 
 from cryprq_proxy.address import Destination
 from cryprq_proxy.base.clock import clock
@@ -26,31 +27,23 @@ type OpenTarget = Callable[[Destination], Awaitable[ByteStream]]
 """Opens a TCP stream to a target through the exit. Raises StreamRefused."""
 
 
-class _UpstreamMaker:
-    """Makes upstreams. The TLS context is made only where one needs it."""
+def _upstream(
+    spec: UpstreamSpec, resolver: OpenStream, connect: OpenTarget, context: Callable[[], ssl.SSLContext]
+) -> Upstream:
+    if spec.scheme is Scheme.EXIT:
+        return FramedUpstream(resolver, PADDING)
 
-    def __init__(self, resolver: OpenStream, connect: OpenTarget, context: ssl.SSLContext | None) -> None:
-        self._resolver = resolver
-        self._connect = connect
-        self._context = context
+    async def open_stream() -> ByteStream:
+        return await connect(spec.destination)
 
-    def upstream(self, spec: UpstreamSpec) -> Upstream:
-        if spec.scheme is Scheme.EXIT:
-            return FramedUpstream(self._resolver, PADDING)
-
-        async def open_stream() -> ByteStream:
-            return await self._connect(spec.destination)
-
-        if spec.scheme is Scheme.TCP:
-            return FramedUpstream(open_stream)
-        if self._context is None:
-            self._context = client_context()
-        secured = inside_tls(open_stream, self._context, spec.name)
-        if spec.scheme is Scheme.TLS:
-            return FramedUpstream(secured, PADDING)
-        port = spec.destination.port
-        host = spec.name if ":" not in spec.name else f"[{spec.name}]"
-        return HttpsUpstream(secured, host if port == Scheme.HTTPS.value else f"{host}:{port}", spec.path)
+    if spec.scheme is Scheme.TCP:
+        return FramedUpstream(open_stream)
+    secured = inside_tls(open_stream, context(), spec.name)
+    if spec.scheme is Scheme.TLS:
+        return FramedUpstream(secured, PADDING)
+    port = spec.destination.port
+    host = spec.name if ":" not in spec.name else f"[{spec.name}]"
+    return HttpsUpstream(secured, host if port == Scheme.HTTPS.value else f"{host}:{port}", spec.path)
 
 
 def parse_upstreams(texts: Sequence[str], where: str) -> list[UpstreamSpec]:
@@ -80,21 +73,22 @@ def build(
     resolver: OpenStream,
     connect: OpenTarget,
     blocklist: Blocklist | None = None,
-    context: ssl.SSLContext | None = None,
+    context: Callable[[], ssl.SSLContext] = client_context,
     clock: Callable[[], float] = clock,
     also_blocks: Blocks = blocks_nothing,
 ) -> Forwarder:
     """A forwarder whose every stream is opened by `resolver` (the exit's resolver, DNS over TCP framing) or `connect`.
 
     `blocklist` saves reading the files here, which blocks for a second or two when they are large: `load` them on a
-    thread. `also_blocks` is asked beside it. `context` replaces the system's certificate authorities.
-
-    Raises `ConfigError`.
+    thread. `also_blocks` is asked beside it. `context` makes the TLS context, once. Raises `ConfigError`.
     """
-    maker = _UpstreamMaker(resolver, connect, context)
+    context = cache(context)
 
     def group(texts: Sequence[str], where: str) -> Group:
-        members = [Member(spec.text, maker.upstream(spec), clock) for spec in parse_upstreams(texts, where)]
+        members = [
+            Member(spec.text, _upstream(spec, resolver, connect, context), clock)
+            for spec in parse_upstreams(texts, where)
+        ]
         return Group(
             members,
             hedge=settings.hedge,

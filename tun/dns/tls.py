@@ -44,7 +44,8 @@ class TlsStream:
                 await self._flush()
                 await self._receive()
             except ssl.SSLCertVerificationError as error:
-                await self._flush()  # the alert
+                # The alert.
+                await self._flush()
                 raise UpstreamError(
                     f"the server's certificate is not valid: {error.verify_message}"
                 ) from None

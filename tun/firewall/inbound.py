@@ -91,7 +91,8 @@ def observe() -> Inbound:
         try:
             lines += Path(path).read_text(encoding="ascii", errors="replace").splitlines()
         except OSError:
-            continue  # a kernel without IPv6
+            # A kernel without IPv6.
+            continue
     try:
         low, high = map(int, Path(_PORTS).read_text(encoding="ascii").split())
     except (OSError, ValueError):

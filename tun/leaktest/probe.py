@@ -108,7 +108,8 @@ class Capture:
                 data, (interface, _, direction, hardware, _) = self._sock.recvfrom(SNAP)
             except BlockingIOError:
                 return count
-            except OSError as error:  # an interface went down (ENETDOWN): told once, the others go on
+            except OSError as error:
+                # An interface went down (ENETDOWN). The kernel says so once, and the capture goes on for the others.
                 _log.debug("the capture says %s", error)
                 continue
             if direction == _PACKET_OUTGOING and hardware != _ARPHRD_LOOPBACK:
@@ -187,7 +188,8 @@ async def _by_udp(watch: Watch, number: int, canary: Canary) -> None:
 
 async def _by_tcp(watch: Watch, number: int, canary: Canary) -> None:
     with _socket(canary, socket.SOCK_STREAM) as sock:
-        sock.bind(("", 0))  # now, so that the port is known before the first packet
+        # So that the port is known before the first packet.
+        sock.bind(("", 0))
         watch.launched(number, sock.getsockname()[1])
         loop = asyncio.get_running_loop()
         await loop.sock_connect(sock, (canary.address, canary.port))
@@ -204,7 +206,8 @@ async def _by_icmp(watch: Watch, number: int, canary: Canary) -> None:
         loop = asyncio.get_running_loop()
         await loop.sock_sendall(sock, echo)
         while not _is_reply(await loop.sock_recv(sock, 2048), canary):
-            pass  # a raw socket hears all ICMP from there
+            # A raw socket hears all ICMP from that address.
+            pass
 
 
 def _is_reply(message: bytes, canary: Canary) -> bool:

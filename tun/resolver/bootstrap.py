@@ -231,7 +231,8 @@ class Bootstrap:
         """A socket for each question: its port, chosen by the kernel, is as hard to guess as the id."""
         loop = asyncio.get_running_loop()
         with self._socket(family, socket.SOCK_DGRAM) as sock:
-            await loop.sock_connect(sock, destination)  # what others send does not reach us then
+            # Datagrams from other addresses do not reach a connected socket.
+            await loop.sock_connect(sock, destination)
             await loop.sock_sendall(sock, query.to_wire())
             for _ in range(MAX_STRAYS):
                 wire = await loop.sock_recv(sock, MAX_DATAGRAM)
@@ -241,7 +242,8 @@ class Bootstrap:
                     raise
                 except AnswerError as error:
                     if not is_answer(wire, query):
-                        continue  # not from the resolver, or damaged: the right one may still come
+                        # Not from the resolver, or damaged: the right one may still come.
+                        continue
                     raise error
         raise Truncated("too many datagrams that are no answers")
 

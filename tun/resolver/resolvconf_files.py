@@ -214,7 +214,8 @@ def _create(path: Path, content: bytes, mode: int, owner: os.stat_result | None)
     with open(fd, "wb", closefd=True) as file:
         file.write(content)
         file.flush()
-        os.fchmod(fd, mode)  # the umask does not count
+        # Whatever the umask is.
+        os.fchmod(fd, mode)
         if owner is not None:
             os.fchown(fd, owner.st_uid, owner.st_gid)
             os.utime(fd, ns=(owner.st_atime_ns, owner.st_mtime_ns))
@@ -256,7 +257,8 @@ def _temporary(path: Path) -> Path:
 
 
 def _remove(path: Path) -> None:
-    if os.path.lexists(path):  # on a read-only file system even what is not there cannot be removed
+    # On a read-only file system, not even a file that is missing can be removed.
+    if os.path.lexists(path):
         path.unlink(missing_ok=True)
 
 

@@ -151,7 +151,8 @@ class Resolved:
                 except (_CallFailed, *_BUS_ERRORS) as error:
                     if delay is None:
                         _log.warning("%s", _failure(self._link[1], error))
-                        if self._bus is None:  # nothing would wake us: try the bus again at our slowest
+                        # Without a bus no signal would wake this task: try the bus again after the longest pause.
+                        if self._bus is None:
                             await self._pause(self._retries[-1] if self._retries else 0.0)
                     else:
                         await self._pause(delay)
@@ -186,7 +187,8 @@ class Resolved:
         if bus is not None and bus.connected:
             bus.disconnect()
         if following is not None:
-            await following  # until the socket is closed
+            # Until the socket is closed.
+            await following
 
     async def _follow(self, bus: MessageBus) -> None:
         await _ended(bus)
@@ -205,7 +207,8 @@ class Resolved:
         for member in ("SetLinkLLMNR", "SetLinkMulticastDNS", "SetLinkDNSSEC", "SetLinkDNSOverTLS"):
             try:
                 await _call(bus, member, "is", [index, "no"])
-            except _CallFailed as error:  # a resolved that does not know the thing does not do it
+            except _CallFailed as error:
+                # A resolved that does not know the setting does not do what it turns off.
                 if error.name not in _OLD:
                     raise
         servers = [ipaddress.ip_address(address) for address in self._addresses]
@@ -219,7 +222,8 @@ class Resolved:
         await _call(bus, "SetLinkDomains", "ia(sb)", [index, [[".", True]]])
         try:
             await _call(bus, "SetLinkDefaultRoute", "ib", [index, True])
-        except _CallFailed as error:  # before systemd 240 "~." means it too
+        except _CallFailed as error:
+            # Before systemd 240, "~." means it too.
             if error.name not in _OLD:
                 raise
         await _call(bus, "FlushCaches", "", [])
@@ -259,7 +263,8 @@ def undo(entry: Mapping[str, Any], *, bus_address: str | None = None) -> None:
         raise ConfigError("the journal holds an entry for systemd-resolved that this program did not write")
     try:
         if not same_boot(entry) or socket.if_nametoindex(name) != index:
-            return  # another interface may have taken the name or the number
+            # Another interface may have taken the name or the number.
+            return
     except OSError:
         return
     failed: list[ConfigError] = []
@@ -281,7 +286,8 @@ async def _undo(index: int, bus_address: str | None) -> None:
     try:
         bus = await _open(bus_address)
     except (FileNotFoundError, ConnectionRefusedError):
-        return  # no bus, no resolved
+        # No bus, no resolved.
+        return
     try:
         await _revert(bus, index)
     finally:

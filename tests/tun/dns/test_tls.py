@@ -155,7 +155,7 @@ def forwarder(upstream: str, context: ssl.SSLContext, **options: float) -> Forwa
         raise AssertionError("the exit's resolver must not be asked")
 
     settings = dns_settings(upstreams=(upstream,), **options)  # type: ignore[arg-type]
-    return build(settings, resolver=no_resolver, connect=to_loopback, context=context)
+    return build(settings, resolver=no_resolver, connect=to_loopback, context=lambda: context)
 
 
 async def ask(forwarder: Forwarder, name: str = "www.example.") -> dns.message.Message:
