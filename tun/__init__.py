@@ -1,5 +1,8 @@
 """System-wide mode: the whole machine's traffic through the link, by a TUN device.
 
-Device, routes, packet filter and DNS forwarder belong here. Only the command line imports this package, and only when
-system-wide mode is asked for, so that the proxy runs where there is no TUN device and no root.
+Read `tunnel.py` first: the order in which the client's side is set up and undone. `interface.py` is the network
+interface that it starts, `guard.py` what puts back the changes of other programs, `exit_network.py` the exit's side.
+`journal.py` writes each change down before it is made. The packages hold the parts: `device/`, `routing/`, `firewall/`,
+`resolver/`, `dns/`, `leaktest/`. Only cryprq_proxy/service/system_wide.py imports this package, and only when
+system-wide mode is asked for, so the proxy runs where there is no TUN device and no root.
 """

@@ -1,8 +1,7 @@
 """`cryprq-proxy cleanup`: undo what killed processes have left, of both roles.
 
-The journals say what that is. They are trusted to name nothing but what we change (each kind of entry is checked where
-it is undone), and needed for nothing that bears our own name or number: where a journal is lost, tables of the packet
-filter and rules of the routing are found and removed all the same.
+The journals name the changes, and each undoer checks its entry before it acts. Filter tables and routing rules bear
+names and numbers of ours: they are found and removed even where a journal is lost.
 """
 
 from __future__ import annotations
@@ -22,7 +21,10 @@ from .tunnel import undoers
 
 
 def clean(state: Path) -> list[str]:
-    """What was undone, in words. Raises CryprqError for what could not be, and ConfigError while one of us runs."""
+    """Undo everything, and return in words what it was.
+
+    Raises CryprqError for what could not be undone, and ConfigError while a role runs.
+    """
     done: list[str] = []
     failed: list[str] = []
     undoing = {CLIENT_JOURNAL: undoers(state), EXIT_JOURNAL: exit_network.UNDO}

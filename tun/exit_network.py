@@ -47,13 +47,13 @@ _log = logging.getLogger(__name__)
 
 UNDO: Final = {**nft.UNDO, **sysctl.UNDO}
 VERDICTS: Final = 8_192
-"""Destinations of which it is remembered whether they are allowed."""
+"""Verdicts of the policy that are remembered, one for each destination and port."""
 ANSWERS: Final = 200.0
 """ICMP errors a second for packets that the policy refuses."""
 MAX_GSO: Final = 65_536
 """The kernel's own limit for a super-packet."""
 NO_PORT: Final = 1
-"""What has no ports is judged as this one."""
+"""The port by which packets without ports are judged."""
 LIBERAL: Final = "net.netfilter.nf_conntrack_tcp_be_liberal"
 """Connections that went on while the exit was not there have sequence numbers that the kernel did not see. It must not
 take their packets for invalid (nf_conntrack-sysctl.rst): it would translate their addresses no longer."""
@@ -102,8 +102,8 @@ class ExitNetwork:
         async with AsyncExitStack() as stack:
             journal = Journal(settings.state / EXIT_JOURNAL)
             stack.callback(journal.close)
-            # A table that a killed exit has left is not removed but replaced: without it the kernel would for a moment
-            # follow no connections, and afterwards take those that go on for invalid ones.
+            # A table that a killed exit has left is not removed but replaced. Without it the kernel would follow no
+            # connections for a moment, and afterwards take those that go on for invalid.
             undo(journal, UNDO, keep={nft.KIND})
             ours = bool(journal.entries())
             stack.callback(undo, journal, UNDO)
@@ -112,8 +112,8 @@ class ExitNetwork:
             stack.callback(tun.close)
             exit_table.put_up(_nat(settings, ipv6=uplink6 is not None), journal.record, ours=ours)
             _forward(uplink6, journal.record)
-            # No caps here: what is forwarded was made for other devices, and a super-packet above a cap is cut to
-            # single packets by the kernel. The lane sends a larger one in two pieces.
+            # No caps: forwarded packets were made for other devices, and the kernel cuts a super-packet above a cap to
+            # single packets. The lane sends a larger one in two pieces.
             addresses = list(_addresses(settings, ipv6=uplink6 is not None))
             await tun.configure(addresses, gso_max_size=MAX_GSO, gso_max_segs=MAX_GSO - 1)
             network = cls(settings, policy, tun, ipv6=uplink6 is not None, stack=stack.pop_all())
@@ -151,13 +151,13 @@ class ExitNetwork:
         for address in self._members.pop(link, ()):
             if self._links.get(address) is link:
                 del self._links[address]
-                # The same peer may have another session, which this one had the address from.
+                # The same peer may have another session, which had the address before this one.
                 for other, own in self._members.items():
                     if address in own:
                         self._links[address] = other
 
     def policy_changed(self) -> None:
-        """What was remembered of the policy's answers is no longer true."""
+        """Forget the remembered verdicts: they are no longer valid."""
         self._verdicts.clear()
 
     # --- packets ---------------------------------------------------------------------------------------------------
@@ -194,8 +194,8 @@ class ExitNetwork:
         return allowed
 
     def _is_inside(self, literal: str) -> bool:
-        """The tunnel's own addresses, though private: the exit's, where the kernel's filter lets a ping through and
-        nothing else, and those of other clients if they are not isolated."""
+        """Whether it is an address of the tunnel that a client may reach, though private: the exit's own, where the
+        kernel's filter lets only a ping through, or another client's where they are not isolated."""
         address = ip_address(literal)
         pool, own = (
             (self._settings.pool4, self._pool4.own)
@@ -205,7 +205,7 @@ class ExitNetwork:
         return address == own or (not self._settings.isolate and address in pool)
 
     def _refuse(self, link: PacketLink, buffer: memoryview, start: int, end: int, packet: Packet) -> None:
-        """Tell the client, so that its program fails at once and not by a time-out."""
+        """Answer the client, so that its program fails at once and not by a time-out."""
         if not self._answers.allow(asyncio.get_running_loop().time()):
             return
         own = (self._pool4 if packet.version == 4 else self._pool6).own.packed
@@ -220,7 +220,7 @@ class ExitNetwork:
         self._train.flush()
 
     def _send(self, buffer: memoryview, start: int, end: int, shape: Shape) -> None:
-        """The kernel has a packet for a client."""
+        """Send a packet of the kernel to the client that has its address."""
         if buffer[start] >> 4 == 4:
             destination = bytes(buffer[start + 16 : start + 20])
         else:

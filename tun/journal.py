@@ -4,16 +4,16 @@
     undo()         ->  last entry first, each by the undoer of its kind  ->  the journal is empty
 
 The same undo serves the clean stop, the next start after a crash, and `cryprq-proxy cleanup`. It may be interrupted
-anywhere and run again: undoers find what they would undo already gone, and say nothing.
+anywhere and run again: undoers accept that their change is gone already.
 
-A crash may leave half a line at the end. The change that it announced was never made, since `record` had not
-returned, so it is cut off. Every entry carries the boot id: after a reboot the kernel's part is gone by itself and
-undoers leave the kernel alone, while files are still put back.
+A crash may leave half a line at the end. `record` had not returned, so the change was never made, and the half line is
+cut off. Every entry carries the boot id: after a reboot the kernel has forgotten its part, so undoers leave the kernel
+alone and put files back only.
 
-What stands in the file is not trusted any further than its owner is: the file and its directory must be ours alone,
-sizes are bounded, and an entry names a kind of change and plain values, never a command; each undoer checks them.
+The file is trusted as far as its owner: file and directory must belong to this user alone, and sizes are bounded. An
+entry names a kind of change and plain values, never a command, and each undoer checks them.
 
-The lock is a file of its own, since the journal is replaced by renaming when some of its entries remain.
+The lock is a file of its own, because the journal is replaced by renaming when some of its entries remain.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
 def boot_id() -> str:
-    """A name of the time since the machine was started, or nothing where the kernel gives none (random(4))."""
+    """The kernel's id of this boot (random(4)); empty where there is none."""
     try:
         return _BOOT_ID.read_text(encoding="ascii").strip()
     except OSError:
@@ -57,7 +57,7 @@ def boot_id() -> str:
 
 
 def same_boot(entry: Entry) -> bool:
-    """Whether what `entry` changed in the kernel can still be there; an entry without a boot id counts as of now."""
+    """Whether the kernel may still have the change of `entry`. An entry without a boot id counts as of this boot."""
     return bool(entry.get("boot", boot_id()) == boot_id())
 
 
@@ -146,10 +146,10 @@ class Journal:
             os.ftruncate(self._file, self._size)
 
     def record(self, entry: Mapping[str, object]) -> None:
-        """Returns when `entry` is on the disk: a kind and plain values (what JSON holds), at most `MAX_ENTRY` bytes.
+        """Write `entry` to the disk: a kind and plain values (what JSON holds), at most `MAX_ENTRY` bytes.
 
-        Raises CryprqError when it could not be written; then the change must not be made. Raises LocalError for an
-        entry without a proper kind or too large.
+        Raises CryprqError where that fails; then the change must not be made. Raises LocalError for an invalid kind or
+        too large an entry.
         """
         stamped = {**entry, "boot": boot_id()}
         line = json.dumps(stamped, separators=(",", ":"), allow_nan=False).encode() + b"\n"
@@ -162,7 +162,8 @@ class Journal:
             os.fsync(self._file)
         except OSError as error:
             with contextlib.suppress(OSError):
-                os.ftruncate(self._file, self._size)  # or the next line would continue this one
+                # Or the next line would continue this one.
+                os.ftruncate(self._file, self._size)
             raise CryprqError(
                 f"the journal {self.path} cannot be written, so nothing may be changed: {reason_of(error)}"
             ) from error
@@ -170,11 +171,11 @@ class Journal:
         self._entries.append(read_back)
 
     def entries(self) -> list[Entry]:
-        """What was recorded and is not undone, in the order of the changes."""
+        """The recorded changes that are not undone, in their order."""
         return list(self._entries)
 
     def keep(self, entries: Sequence[Entry]) -> None:
-        """Keeps only these of its own entries, in one step that a crash cannot halve. Raises CryprqError."""
+        """Keep only these of its entries, in one step that a crash cannot halve. Raises CryprqError."""
         content = b"".join(json.dumps(entry, separators=(",", ":")).encode() + b"\n" for entry in entries)
         with _readable(self.path):
             file = replace_file(self.path, content)
@@ -183,14 +184,14 @@ class Journal:
         self._entries, self._size = list(entries), len(content)
 
     def clear(self) -> None:
-        """Empties the journal: everything in it is undone. Raises CryprqError."""
+        """Empty the journal: everything in it is undone. Raises CryprqError."""
         with _readable(self.path):
             os.ftruncate(self._file, 0)
             os.fsync(self._file)
         self._entries, self._size, self.damaged = [], 0, 0
 
     def close(self) -> None:
-        """Gives the lock free, and removes the file if nothing is left to undo. The object is of no use afterwards."""
+        """Release the lock, and remove the file if nothing is left to undo. Call nothing afterwards."""
         with contextlib.suppress(OSError):
             if not self._entries and not self.damaged:
                 self.path.unlink(missing_ok=True)
@@ -206,9 +207,9 @@ class Journal:
 
 
 def undo(journal: Journal, undoers: Mapping[str, Undoer], keep: Container[str] = ()) -> None:
-    """Undoes all that is recorded, the last change first, and empties the journal; entries of the kinds in `keep` stay.
+    """Undo all that is recorded, the last change first. Entries of the kinds in `keep` stay.
 
-    A failure stops nothing: all others are undone, the failed entries stay in the journal for the next time, and one
+    A failure stops nothing: the other entries are undone, failed ones stay in the journal for the next time, and one
     CryprqError names them. Safe to call again, and in a process that made none of the changes.
     """
     failed: list[Entry] = []
@@ -243,7 +244,7 @@ def undo(journal: Journal, undoers: Mapping[str, Undoer], keep: Container[str] =
 
 @contextlib.contextmanager
 def _readable(path: Path) -> Iterator[None]:
-    """Turns what the file system refuses into a sentence."""
+    """Turn what the file system refuses into a sentence."""
     try:
         yield
     except PermissionError as error:
@@ -253,7 +254,7 @@ def _readable(path: Path) -> Iterator[None]:
 
 
 def _own_directory(directory: Path) -> None:
-    """Makes it where it is missing; nobody else may be able to change what is in it. Raises ConfigError, OSError."""
+    """Make it where it is missing. Raises ConfigError where other users can change its content; OSError."""
     if not directory.exists():
         directory.mkdir(mode=0o700, parents=True)
         sync_directory(directory.parent)

@@ -1,4 +1,4 @@
-"""What a person can set about system-wide mode, on both sides."""
+"""The settings of system-wide mode on both sides, and its fixed names and numbers."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ MARK: Final = 0x6372
 SLICE_OVERHEAD: Final = OVERHEAD + SLICE_SIZE
 """Bytes of a datagram on the lane that are not the packet's."""
 MTU: Final = 1412
-"""So that a packet is one datagram where the path takes 1,500 bytes, over IPv6 too."""
+"""A packet of this size is one datagram where the path takes 1,500 bytes, over IPv6 too."""
 RESOLVER4: Final = IPv4Address("100.96.255.53")
 RESOLVER6: Final = IPv6Address("fd63:7279:7071::53")
-"""What the system asks for names: assigned nowhere, and brought to the forwarder by the filter."""
+"""Where the system asks for names. No device has these addresses; the filter brings the questions to the forwarder."""
 _SMALLEST_POOL: Final = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TunnelSettings:
-    """The client's."""
+    """The client's settings."""
 
     device: str = CLIENT_DEVICE
     mark: int = MARK
@@ -50,7 +50,7 @@ class TunnelSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExitNetworkSettings:
-    """The exit's."""
+    """The exit's settings."""
 
     device: str = EXIT_DEVICE
     offload: bool

@@ -1,14 +1,13 @@
 """The kernel settings that system-wide mode changes, and how each is set back.
 
-Only names from a fixed list are written, on undo as well: a journal that someone has tampered with can switch none of
-the others. Interface names may have dots; the fixed words around them leave no doubt where they begin and end.
+Only names from a fixed list are written, also by undo: a journal that was tampered with can switch no others. Interface
+names may have dots; the fixed words around them show where they begin and end.
 
-Undo writes the old value only where the live one is still what we wrote. Whoever has changed it since, a person or
-another program that needs it so, has the last word; and after a reboot the kernel has started from the machine's own
-settings, so nothing is written at all.
+Undo writes the old value only where the live one is still ours: a person or program that has changed it since has the
+last word. After a reboot the kernel has started from the machine's own settings, so nothing is written.
 
-The two switches that make a router reach further: the kernel sets every interface's own switch to match, and for IPv4
-the opposite for accepting redirects. What setting the switch back would not restore is kept in the same entry.
+The two forwarding switches change more than themselves: the kernel sets the switch of every interface to match, and
+for IPv4 the opposite for accepting redirects. The entry keeps the values that setting the switch back would lose.
 """
 
 from __future__ import annotations
@@ -54,10 +53,10 @@ _REDIRECTS: Final = "net.ipv4.conf.all.accept_redirects"
 
 
 def set_sysctl(name: str, value: str, record: Record, proc: Path = PROC) -> None:
-    """Gives `name` (with dots, as in sysctl(8)) a number for a value; `record` first gets what it was.
+    """Set `name` (with dots, as in sysctl(8)) to a number; `record` gets the old value first.
 
-    Nothing is recorded or written if it has that value. Raises LocalError for a name or a value that is none of ours,
-    ConfigError if the kernel does not have it or does not allow it, and whatever `record` raises.
+    Nothing is recorded or written if it has that value already. Raises LocalError for a name or value that is not ours,
+    ConfigError where the kernel does not have or allow it, and what `record` raises.
     """
     path = _path(name, proc)
     if path is None or not _VALUE.fullmatch(value):
@@ -78,7 +77,7 @@ def set_sysctl(name: str, value: str, record: Record, proc: Path = PROC) -> None
 
 
 def undo_sysctl(entry: Entry, proc: Path = PROC) -> None:
-    """Puts back what an entry of the journal says, if the value is still ours. Raises CryprqError."""
+    """Set back what an entry of the journal says, if the value is still ours. Raises CryprqError."""
     followers = entry.get("followers", {})
     if not isinstance(followers, Mapping) or len(followers) > _MAX_FOLLOWERS:
         raise CryprqError("the journal's entry of a kernel setting is damaged")
@@ -91,7 +90,8 @@ def undo_sysctl(entry: Entry, proc: Path = PROC) -> None:
         if _read(path) != ours:
             return
     except OSError:
-        return  # the interface is gone, and its settings with it
+        # The interface is gone, and its settings with it.
+        return
     _restore(path, before)
     for path, before in back:
         _restore(path, before)
@@ -117,7 +117,7 @@ def _checked(name: Any, value: Any, proc: Path) -> tuple[Path, str]:
 
 
 def _followers(name: str, before: str, proc: Path) -> Iterator[tuple[str, str]]:
-    """What would not be as it is now after `name` was changed and changed back."""
+    """The settings and values that changing `name` and changing it back would not restore."""
     if name not in _SWITCHES:
         return
     for path in sorted(proc.glob(_SWITCHES[name])):

@@ -170,7 +170,7 @@ class Tunnel:
         )
 
     async def close(self, *failure: Any) -> None:
-        """As __aexit__: undo everything, in reverse; after a failure, all but the kill switch if `fail_closed` is set.
+        """As __aexit__: undo everything, in reverse. After a failure the kill switch stays if `fail_closed` is set.
 
         Raises CryprqError for what could not be undone.
         """
@@ -229,7 +229,7 @@ class Tunnel:
 
 
 class JournalEnding:
-    """What becomes of the journal at the end: all is undone, but after a failure the kill switch may stay."""
+    """Undoes the journal at the end. After a failure the kill switch may stay."""
 
     def __init__(self, journal: Journal, settings: TunnelSettings, *, fail_closed: bool) -> None:
         self._journal = journal
@@ -248,7 +248,7 @@ class JournalEnding:
         )
 
     def undo_all_but_the_filter(self, complaint: str) -> None:
-        """What fails is logged behind `complaint`, and stays in the journal for the next time."""
+        """A failure is logged behind `complaint`, and its entry stays in the journal for the next time."""
         try:
             undo(self._journal, self._undoers, keep={nft.KIND})
         except CryprqError as error:

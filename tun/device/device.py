@@ -27,8 +27,8 @@ from tun.device.packets import Drop
 START: Final = HEADROOM + VNET_SIZE
 READS_PER_WAKEUP: Final = 32
 BYTES_PER_WAKEUP: Final = 131072
-"""Packets, and about so many bytes, are taken before other sockets get their turn: half a millisecond, so that what
-comes in the other direction does not wait longer. Polling is level-triggered and brings us back."""
+"""Packets, and about so many bytes, are taken before other sockets get their turn: half a millisecond, the longest wait
+for the other direction. Polling is level-triggered, so the rest is read next."""
 
 type OnPacket = Callable[[memoryview, int, int, Shape], None]
 """(buffer, start, end, shape). `buffer[start - HEADROOM:end]` is the callee's until it returns, not longer."""
@@ -57,9 +57,9 @@ class PacketDevice:
         on_drained: Callable[[], None],
         on_lost: Callable[[OSError], None],
     ) -> None:
-        """Call `on_packet` for each packet that comes, and `on_drained` after those of one wake-up: time to send.
+        """Call `on_packet` for each packet that comes, and `on_drained` after those of one wake-up.
 
-        `on_lost`, once, when somebody has removed the device; then nothing more comes.
+        `on_lost` is called once, when another program has removed the device; nothing comes afterwards.
         """
         self._reading = Reading(
             self._file, self._head, self._shape, self.drops, loop, on_packet, on_drained, on_lost
@@ -104,7 +104,7 @@ class PacketDevice:
         )
 
     def _shape(self, buffer: memoryview, start: int, end: int) -> Shape | Drop:
-        """What the bytes in front of a packet just read say."""
+        """Read the bytes in front of a packet that has just been read."""
         raise NotImplementedError
 
     def _read_offloads(self) -> tuple[str, ...]:
@@ -114,7 +114,7 @@ class PacketDevice:
         return ()
 
     def _write_message(self, message: memoryview, size: int) -> int:
-        """One packet of `size` bytes and its device header; the errno, or 0. Counts both."""
+        """Write one packet of `size` bytes with its device header, and count it. Returns 0 or the errno."""
         try:
             written = self._file.write(message)
         except OSError as error:
@@ -184,7 +184,8 @@ class Reading:
             try:
                 size = readinto(inbox)
             except OSError as error:
-                self.stop()  # a removed device is readable for ever
+                # A removed device is readable for ever.
+                self.stop()
                 self._on_lost(error)
                 break
             if not size:

@@ -1,1 +1,6 @@
-"""routing."""
+"""Routes and addresses: which traffic enters the tunnel, and which stays outside.
+
+`lan.py` reads the kernel's tables, `route_rules.py` says which rules there should be, `routes.py` makes the kernel
+agree and keeps it so, told by `netlink_watch.py`. `exit_endpoints.py` and `tunnel_addresses.py` hold the addresses of
+the exits and of this client, `address_pool.py` those that an exit hands out. `macos.py` has the commands of macOS.
+"""

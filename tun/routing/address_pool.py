@@ -1,7 +1,7 @@
-"""The addresses that clients get inside the tunnel: the same one for the same peer, also after a restart.
+"""The addresses of clients inside the tunnel: the same one for the same peer, also after a restart.
 
-An address follows from the peer's id. Where two ids lead to the same one, the peer that comes second gets the next free
-address; so it is stable as long as the peers before it are the same.
+An address follows from the peer's id. Where two ids lead to the same address, the second peer gets the next free one,
+and keeps it as long as the peers before it are the same.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from cryprq_proxy.errors import CryprqError
 
 
 class AddressPool[A: (IPv4Address, IPv6Address)]:
-    """Addresses from `own`, the exit's, upwards to the end of the network; `reserved` is given to nobody."""
+    """Addresses from `own`, the exit's, upwards to the end of the network, but for `reserved`."""
 
     def __init__(self, network: IPv4Network | IPv6Network, own: A, reserved: A) -> None:
         self.network = network

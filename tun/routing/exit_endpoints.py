@@ -1,8 +1,8 @@
 """Where the link may be dialled: all endpoints of all exits, as names become addresses.
 
-The filter lets the link's sockets to these addresses and ports, and to no others. An answer about one name says nothing
-about another; and an older answer about the same name stays good for the filter, since another link may be up at one of
-its addresses, while the newest are what is dialled.
+The filter lets the link's sockets reach these addresses and ports, and no others. Answers about one name change nothing
+of another. The newest addresses are dialled; older ones of the same name stay in the filter, since another link may be
+up at one of them.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Addresses, routes and resolver on macOS: exact command lines, run by whom one likes.
+"""Addresses, routes and resolver on macOS: exact command lines, run by a given runner.
 
 Not yet run on a Mac. Written from the manual pages of ifconfig(8), route(8) and scutil(8). All functions that make
 commands are pure; `MacNetwork` runs them, writes the journal before each change, and `UNDO` takes the changes back.
 
 The default route stays where it is. Two routes of half the address space each are more specific and win, and vanish
-with the device, also after a crash; what the journal has to remember is the host route to the exit, the routes that
-refuse IPv6, and the resolver's entry. There is no packet filter here yet: macOS has no kill switch of ours.
+with the device, also after a crash. The journal remembers the host route to the exit, the routes that refuse IPv6, and
+the resolver's entry. There is no kill switch on macOS yet.
 """
 
 from __future__ import annotations

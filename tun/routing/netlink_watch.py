@@ -1,7 +1,7 @@
-"""Wakes whoever looks after routes and rules when the kernel says that something about them has changed.
+"""Wakes the watch of routes and rules when the kernel says that something about them has changed.
 
-What has changed is not read from the message: a burst may overflow the socket, and then the kernel has left some out
-(netlink(7)). A message only says that it is time to look, and an overflow says the same.
+The change is not read from the message: a burst may overflow the socket, and then the kernel leaves messages out
+(netlink(7)). A message only says that it is time to look, and so does an overflow.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ GROUPS: Final = (
 
 LEAST_PAUSE: Final = 0.05
 MOST_PAUSE: Final = 0.5
-"""Seconds between two looks; what is taken away is to be back within a second."""
+"""Seconds between two looks. What another program removes must be back within a second."""
 _READS: Final = 64
 """Messages taken in one wake-up; the loop calls again for the rest."""
 
 
 def pause(took: float) -> float:
-    """Seconds to wait after a look that took `took` seconds: a fifth of the time is enough for looking.
+    """Seconds to wait after a look that took `took` seconds: looking takes a fifth of the time at most.
 
-    The first change after a quiet time is answered at once; a machine with very many routes, or another program that
-    always takes ours away, slows this down, but never beyond half a second.
+    The first change after a quiet time is answered at once. Very many routes, or another program that removes ours
+    again and again, slow this down, but never beyond half a second.
     """
     return min(MOST_PAUSE, max(LEAST_PAUSE, 4 * took))
 
@@ -56,7 +56,8 @@ class Changes:
     def _readable(self) -> None:
         for _ in range(_READS):
             try:
-                self._socket.recv(1)  # the rest of a datagram is dropped
+                # The rest of a datagram is dropped.
+                self._socket.recv(1)
             except BlockingIOError:
                 return
             except OSError as error:
@@ -65,7 +66,7 @@ class Changes:
             self._event.set()
 
     async def wait(self) -> None:
-        """Returns when something has changed since it last returned, or since the beginning."""
+        """Return when something has changed since the last return, or since the beginning."""
         await self._event.wait()
         self._event.clear()
 

@@ -9,11 +9,11 @@ For each family, in the order in which the kernel asks them (after its own rule 
     lan         local prefixes, one rule each                   -> main
     rest        everything, or only the --include prefixes      -> our table
 
-A marked packet never reaches the last rule: without a route it fails, instead of going round inside the tunnel.
-There is no rule that asks the main table for everything but its default route (`suppress_prefixlength`), for then any
-route that the network pushes into main would lead past the tunnel.
+A marked packet never reaches the last rule: without a route it fails, and does not loop inside the tunnel. No rule asks
+the main table for everything but its default route (`suppress_prefixlength`): any route that the network pushes into
+main would then lead past the tunnel.
 
-All of ours bear one protocol number, by which they are told from other people's and removed.
+All of ours bear one protocol number, which tells them from other programs' rules.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ FIRST: Final = 25400
 LAST: Final = 25449
 """The priorities that are ours, in each family."""
 PROTOCOL: Final = 0x72
-"""rtm_protocol and FRA_PROTOCOL of all that is ours; nobody has registered it (iproute2, rt_protos)."""
+"""rtm_protocol and FRA_PROTOCOL of all that is ours; not registered (iproute2, rt_protos)."""
 
 LINK: Final = FIRST
 TUNNEL: Final = FIRST + 5
@@ -50,7 +50,7 @@ _MAX_UID: Final = 0xFFFF_FFFE
 
 @dataclass(frozen=True, slots=True)
 class RouteSettings:
-    """What goes where. Raises ConfigError for values that cannot be meant."""
+    """What goes into the tunnel and what past it. Raises ConfigError for values that contradict each other."""
 
     device: str
     """The TUN device; it must be there and up."""

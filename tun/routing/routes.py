@@ -1,13 +1,12 @@
 """The client's policy routing: everything goes into the tunnel but what the rules in route_rules.py name.
 
     apply   look -> refuse what is not ours -> journal -> sysctl -> repair
-    watch   a change -> look -> repair -> tell who needs to know
+    watch   a change -> look -> repair -> report other networks and uplinks
     undo    delete all that is ours
 
-One function, `_repair`, compares what the kernel has with what there should be and makes up the difference. So a start
-on clean ground, a start on what a killed process left behind, and the answer to another program that has deleted our
-rules are the same thing. What is ours bears our protocol number; the rest of our table and priorities belongs to
-somebody else, and then nothing is done at all.
+One function, `_repair`, compares the kernel's rules and routes with the wanted ones and makes up the difference. It
+serves a clean start, a start after a killed process, and the repair of rules that another program has deleted. Ours
+bear our protocol number. Where our table or priorities hold others, another program uses them, and the start fails.
 
 Our table has a default route into the TUN for each family that the exit offers, and below it an unreachable one: it
 stays when the device and all its routes vanish with a killed process, and it is all there is of a family not offered.
@@ -49,7 +48,7 @@ __all__ = ["KIND", "UNDO", "RouteSettings", "Routes", "default_route", "read_lan
 _log = logging.getLogger(__name__)
 
 KIND: Final = "routing"
-"""The kind of our entry in the journal: one for all rules and routes, since they are known by their numbers."""
+"""The kind of our entry in the journal: one for all rules and routes, which are known by their numbers."""
 VALID_MARK: Final = "net.ipv4.conf.all.src_valid_mark"
 LAST_RESORT: Final = 4_294_967_295
 """Metric of the unreachable routes: any other one wins."""
@@ -59,7 +58,7 @@ _EVERYTHING: Final = {4: "0.0.0.0/0", 6: "::/0"}
 _DUMPS: Final = 5
 """Tries to read a table that changes while it is read."""
 _ROUNDS: Final = 5
-"""Tries to delete everything of ours, while something may be putting it back."""
+"""Tries to delete everything of ours, while another program may be putting it back."""
 _SETTLED: Final = {
     "add": frozenset({errno.EEXIST}),
     "del": frozenset({errno.ENOENT, errno.ESRCH, errno.ENODEV}),
@@ -126,7 +125,7 @@ class _State:
 
 @asynccontextmanager
 async def open_kernel() -> AsyncIterator[Any]:
-    """An AsyncIPRoute; what it and the system raise becomes a sentence."""
+    """An AsyncIPRoute whose errors become sentences: CryprqError."""
     try:
         async with AsyncIPRoute() as kernel:
             yield kernel
@@ -169,7 +168,7 @@ class Routes:
         self._logged = -_QUIET
 
     async def apply(self) -> None:
-        """All traffic goes where the settings say.
+        """Send all traffic where the settings say.
 
         Raises ConfigError, with nothing changed, where the device is missing, others use our table or priorities, or
         the right is missing; CryprqError if the kernel refuses something in between.
@@ -186,11 +185,11 @@ class Routes:
             await self._repair(kernel, state, self.lan)
 
     async def watch(self, lan_changed: LanChanged, default_changed: DefaultChanged) -> None:
-        """Runs until it is cancelled: puts back what others remove, and follows the networks around.
+        """Put back what other programs remove, and follow the networks around, until cancelled.
 
-        `lan_changed` gets the local networks when they are others than before. `default_changed` gets the IP version
-        whose uplink has another device, gateway or source address; while there is none at all it is not called.
-        What they raise ends the watch; what the kernel refuses is logged and tried again.
+        `lan_changed` gets the local networks when they change. `default_changed` gets the IP version whose uplink has
+        another device, gateway or source address; it is not called while there is no uplink. An exception of theirs
+        ends the watch. What the kernel refuses is logged and tried again.
         """
         clock = asyncio.get_running_loop().time
         with self._changes() as changes:
@@ -199,7 +198,7 @@ class Routes:
                 try:
                     lan, moved = await self._check()
                 except CryprqError as error:
-                    _log.warning("the routes could not be looked after: %s", error)
+                    _log.warning("the routes could not be checked: %s", error)
                     await asyncio.sleep(MOST_PAUSE)
                     continue
                 if lan != self.lan:
@@ -211,11 +210,11 @@ class Routes:
                 await changes.wait()
 
     async def _check(self) -> tuple[Lan, list[int]]:
-        """Looks and repairs. Returns the local networks, and the IP versions with a new uplink."""
+        """Look and repair. Returns the local networks, and the IP versions with a new uplink."""
         async with self._kernel() as kernel:
             state = await _look(kernel)
             lan = network.find_lan(state.routes, state.links, self.settings.device)
-            # By the networks of before: that rules for a new one are missing is nobody's doing.
+            # By the networks of before: rules for a new network are missing without anyone having removed them.
             missing = sum(len(wanted - live) for wanted, live in self._compare(state, self.lan))
             await self._repair(kernel, state, lan)
         if missing:
@@ -247,13 +246,13 @@ class Routes:
         return wanted
 
     def _compare(self, state: _State, lan: Lan) -> Iterator[tuple[set[object], set[object]]]:
-        """What there should be and what there is, rules and routes of each family."""
+        """Pairs of wanted and present: rules and routes of each family."""
         for version in _versions():
             yield set(wanted_rules(self.settings, lan, version)), set(state.our_rules(version))
             yield set(self._wanted_routes(state, version)), set(state.our_routes(version))
 
     async def _repair(self, kernel: Any, state: _State, lan: Lan) -> None:
-        """Makes up the difference between what the kernel has of ours and what it should have. Raises CryprqError."""
+        """Add what is missing and delete what is not wanted. Raises CryprqError."""
         steps: list[tuple[Any, str, RoutingRule | _Default]] = []
         for version in _versions():
             routes, had_routes = self._wanted_routes(state, version), state.our_routes(version)
@@ -267,7 +266,8 @@ class Routes:
             try:
                 await _do(method, command, what)
             except CryprqError as error:
-                first = first or error  # what does not depend on it is still put right
+                # What does not depend on it is still put right.
+                first = first or error
         if first is not None:
             raise first
 
@@ -286,7 +286,7 @@ async def default_route(version: int, own: str) -> Uplink | None:
 
 
 def undo_routing(entry: Entry) -> None:
-    """Deletes all rules and routes that are ours, by their numbers. Needs no device. Raises CryprqError.
+    """Delete all rules and routes that are ours, by their numbers. Needs no device. Raises CryprqError.
 
     May be called in a thread whose loop is running, which stands still meanwhile (some milliseconds).
     """
@@ -306,7 +306,7 @@ UNDO: Final[dict[str, Undoer]] = {KIND: undo_routing}
 
 
 async def _do(method: Any, command: str, what: RoutingRule | _Default) -> None:
-    """Adds or deletes a rule or route; that it is so already is no error. Raises CryprqError."""
+    """Add or delete a rule or route; no error where it is so already. Raises CryprqError."""
     try:
         await method(command, **what.arguments())
     except NetlinkError as error:
