@@ -314,6 +314,20 @@ def test_parts_of_split_packets_are_bounded() -> None:
     assert (assembly._size, assembly._groups) == (0, {})
 
 
+def test_lanes_that_share_a_room_do_not_mix_their_packets() -> None:
+    """What one lane holds is handed on when another one needs the room."""
+    packets = [tcp4(bytes([number]) * 400) for number in (1, 2)]
+    ends = [lanes() for _ in packets]
+    for packet, (client, exit_, _, _) in zip(packets, ends, strict=True):
+        ((sent, segment),) = seal_packet(client, packet, GSO, 500)
+        for piece in datagrams(sent, segment)[:2]:
+            exit_.open_batch(memoryview(bytearray(piece)), len(piece), len(piece), 0.0)
+    for _, exit_, _, _ in ends:
+        exit_.flush()
+    for packet, (_, _, _, at_exit) in zip(packets, ends, strict=True):
+        assert at_exit.runs == [(packet[:240], Run(GSO, 0, 2, 4))]
+
+
 @pytest.mark.parametrize("shape", [Shape(PLAIN, 0, 0), Shape(TCP4, 1400, 40)])
 def test_parts_of_a_split_packet_in_any_order(shape: Shape) -> None:
     client, exit_, _, at_exit = lanes()

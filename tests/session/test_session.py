@@ -618,3 +618,37 @@ def test_the_acceptor_may_refuse_at_once() -> None:
     link.quiesce()
     assert [app.events for app in apps] == [[("refused", StreamReason.NOT_ALLOWED)]] * 3
     link.assert_clean()
+
+
+def test_much_data_is_acknowledged_before_its_time() -> None:
+    """Once a sixteenth of what may be retained has come, and no byte earlier."""
+    link = Link(session_limits(retained=1 << 20))
+    # Not eager: a consumer would announce windows, and the acknowledgement goes along with anything that is sent.
+    app = App(eager=False)
+
+    def serve(stream: Stream) -> App:
+        stream.accept()
+        return app
+
+    link.serve = serve
+    one = link.open()
+    link.carrier.settle()
+    assert one.stream is not None
+    assert app.stream is not None
+    path, bound = link.carrier.to_right, (1 << 20) >> 4
+    one.stream.raise_send_limit(2 * bound)
+    app.stream.announced = 2 * bound
+    one.say(bytes(bound - 1))
+    while path.pull(link.carrier.now) | path.deliver(link.carrier.now):
+        pass
+    assert len(app.received) == bound - 1
+    before = link.client.log.acknowledged
+    link.carrier.to_left.pull(link.carrier.now)
+    link.carrier.to_left.deliver(link.carrier.now)
+    assert link.client.log.acknowledged == before
+    one.say(b"!")
+    path.pull(link.carrier.now)
+    path.deliver(link.carrier.now)
+    link.carrier.to_left.pull(link.carrier.now)
+    link.carrier.to_left.deliver(link.carrier.now)
+    assert link.client.log.acknowledged == link.exit.received
