@@ -1,7 +1,7 @@
-"""The exits of a client's configuration: one or several, each with the ways to reach it.
+"""The exits of a client's configuration: one or several, each with its endpoints.
 
 peer = "cryprq://ID@exit.example:4433"          one exit
-peer = ["cryprq://...", "cryprq+wss://..."]     the same id: further ways to it; another id: a further exit
+peer = ["cryprq://...", "cryprq+wss://..."]     the same id: further endpoints; another id: a further exit
 [[exit]]                                        the same with a name, a priority and secrets of its own
 """
 
@@ -22,7 +22,7 @@ from .secret_files import read_psk
 from .urls import PeerUrl, parse_peer_url
 
 MAX_EXITS: Final = 32
-MAX_WAYS: Final = 8
+MAX_ENDPOINTS: Final = 8
 """To one exit."""
 DEFAULT_PRIORITY: Final = 10
 _NAME: Final = re.compile(r"(?!(?:auto|direct)$)[A-Za-z0-9][A-Za-z0-9._-]{0,59}")
@@ -79,12 +79,12 @@ def exit_choices(
 ) -> tuple[ExitChoice, ...]:
     """All exits, those of `peer` first, in the order of their numbers. `psk_file` and `ca` are for those that have none
     of their own. Raises ConfigError for a name or an id that comes twice, and for too many."""
-    ways: dict[PeerId, list[Endpoint]] = {}
+    endpoints: dict[PeerId, list[Endpoint]] = {}
     for url in peer:
-        ways.setdefault(url.peer_id, []).append(url.endpoint)
+        endpoints.setdefault(url.peer_id, []).append(url.endpoint)
     found = [
         ExitChoice(_named("", ends, number), number, peer_id, tuple(ends), psk_file, ca)
-        for number, (peer_id, ends) in enumerate(ways.items(), 1)
+        for number, (peer_id, ends) in enumerate(endpoints.items(), 1)
     ]
     for number, table in enumerate(tables, len(found) + 1):
         ends = [url.endpoint for url in table.peer]
@@ -103,9 +103,9 @@ def exit_choices(
         raise ConfigError(f"there are {len(found)} exits; at most {MAX_EXITS} are of use")
     seen: set[object] = set()
     for choice in found:
-        if len(choice.endpoints) > MAX_WAYS:
+        if len(choice.endpoints) > MAX_ENDPOINTS:
             raise ConfigError(
-                f"the exit {choice.name} has {len(choice.endpoints)} addresses; at most {MAX_WAYS} are tried"
+                f"the exit {choice.name} has {len(choice.endpoints)} addresses; at most {MAX_ENDPOINTS} are tried"
             )
         for mark in (choice.name, choice.peer_id):
             if mark in seen:

@@ -11,6 +11,7 @@ from typing import Annotated, Final, Literal
 from msgspec import Struct
 
 from ..errors import ConfigError
+from ..rules.ranges import IPNetwork
 from .decode import Text, choice, count, path, seconds, size, switch
 from .role import AutoOrOff
 
@@ -23,10 +24,8 @@ MAX_USERS: Final = 65_536
 """User ids in one range: the filter has an element for each."""
 _IDS: Final = re.compile(r"([0-9]{1,10})(?:-([0-9]{1,10}))?")
 
-type Network = IPv4Network | IPv6Network
 
-
-def parse_prefix(text: str) -> Network:
+def parse_prefix(text: str) -> IPNetwork:
     """Read "192.0.2.0/24" or a single address. Raises ConfigError."""
     try:
         if "%" in text:
@@ -110,8 +109,8 @@ class TunTable(Struct, frozen=True, kw_only=True):
     """System-wide mode of the client."""
 
     enabled: Annotated[bool, switch()] = False
-    exclude: Annotated[tuple[Network, ...], _PREFIXES] = ()
-    include: Annotated[tuple[Network, ...], _PREFIXES] = ()
+    exclude: Annotated[tuple[IPNetwork, ...], _PREFIXES] = ()
+    include: Annotated[tuple[IPNetwork, ...], _PREFIXES] = ()
     exclude_uid: Annotated[tuple[tuple[int, int], ...], _USERS] = ()
     lan: Annotated[Literal["allow", "block"], choice("allow", "block")] = "allow"
     kill_switch: Annotated[Literal["on", "off"], choice("on", "off")] = "on"

@@ -1,4 +1,4 @@
-"""Addresses as a person writes them: an exit, a proxy on the way to it, and where to listen."""
+"""Addresses as a person writes them: an exit, an upstream proxy, and where to listen."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class PeerUrl:
-    """An exit: who it must prove to be, and how it is reached."""
+    """An exit: the identity that it must prove, and its endpoint."""
 
     peer_id: PeerId
     endpoint: Endpoint

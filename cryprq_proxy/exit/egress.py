@@ -35,7 +35,7 @@ from typing import Final
 
 from ..errors import ConfigError
 from ..rules.ranges import LAST_PORT, AddressSet, IPNetwork
-from .egress_rules import Rule, RuleList, faces, normalise, parse_rule
+from .egress_rules import EgressRule, RuleList, faces, normalise, parse_rule
 
 PRIVATE: Final = (
     "10.0.0.0/8",  # RFC 1918
@@ -162,7 +162,7 @@ class EgressPolicy:
         return bool(seen)
 
 
-def _parse_exception(entry: str) -> Rule:
+def _parse_exception(entry: str) -> EgressRule:
     rule = parse_rule(entry, "allow")
     if rule.network is None:
         raise ConfigError(

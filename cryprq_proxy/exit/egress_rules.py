@@ -58,7 +58,7 @@ def _inside_local_nat64(value: int) -> Sequence[int]:
     return [inner for inner in (*shifted, value & 0xFFFF_FFFF) if inner >> 24] or [0]
 
 
-class Rule(NamedTuple):
+class EgressRule(NamedTuple):
     """One entry of a list, decoded. Neither network nor name: any host."""
 
     network: IPNetwork | None
@@ -68,7 +68,7 @@ class Rule(NamedTuple):
     last_port: int
 
 
-def parse_rule(entry: str, where: str = "egress rule") -> Rule:
+def parse_rule(entry: str, where: str = "egress rule") -> EgressRule:
     """Decode one entry. `where` begins the error's text, like "deny" or "egress.deny in exit.toml".
 
     Raises `ConfigError`, which names the entry and what is expected.
@@ -94,10 +94,10 @@ def parse_rule(entry: str, where: str = "egress rule") -> Rule:
             network = parse_network(host)
             if bracketed and network.version == 4:
                 raise ValueError("only IPv6 addresses stand in brackets")
-            return Rule(network, "", first, last)
+            return EgressRule(network, "", first, last)
         if host or ports is None:
-            return Rule(None, _parse_name(host), first, last)
-        return Rule(None, "", first, last)
+            return EgressRule(None, _parse_name(host), first, last)
+        return EgressRule(None, "", first, last)
     except ValueError as error:
         raise ConfigError(
             f"{where}: {entry!r} is not understood ({error}); expected is an address or CIDR, a name or"
@@ -123,7 +123,7 @@ class _PortGroup:
 
     __slots__ = ("addresses", "anywhere", "first", "has_addresses", "last", "names", "parents")
 
-    def __init__(self, first: int, last: int, rules: Sequence[Rule]) -> None:
+    def __init__(self, first: int, last: int, rules: Sequence[EgressRule]) -> None:
         self.first = first
         self.last = last
         networks = [rule.network for rule in rules if rule.network is not None]
@@ -150,8 +150,8 @@ class RuleList:
 
     __slots__ = ("_groups",)
 
-    def __init__(self, rules: Iterable[Rule]) -> None:
-        by_ports: dict[tuple[int, int], list[Rule]] = {}
+    def __init__(self, rules: Iterable[EgressRule]) -> None:
+        by_ports: dict[tuple[int, int], list[EgressRule]] = {}
         for rule in rules:
             by_ports.setdefault((rule.first_port, rule.last_port), []).append(rule)
         self._groups = [_PortGroup(*ports, group) for ports, group in by_ports.items()]

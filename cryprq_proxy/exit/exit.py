@@ -177,7 +177,7 @@ class Exit:
         return CloseReason.LIMIT if attached >= self._settings.bounds.sessions_per_peer else None
 
     def _log_refusal(self, peer: PeerId, host: str, refusal: CloseReason, *, invited: bool) -> None:
-        """Bounded, since anybody who knows the exit's id can make as many identities as they like."""
+        """Bounded, since anyone with the exit's id can make any number of identities."""
         if not self._refusals.allow(clock()):
             self._unlogged += 1
             return

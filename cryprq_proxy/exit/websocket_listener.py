@@ -42,7 +42,7 @@ type Welcome = Callable[[Pipe, str], Awaitable[None]]
 """Runs the handshake on a pipe of a client at that address. What fails is closed; nothing is raised."""
 
 
-class _Request(web.BaseRequest):
+class UpgradeRequest(web.BaseRequest):
     async def _prepare_hook(self, response: web.StreamResponse) -> None:
         """Where aiohttp lets its applications change a response: nobody is told what runs here."""
         response.headers.pop("Server", None)
@@ -90,7 +90,7 @@ class WebEntrance:
         self._tls = _context(settings)
 
     def is_proxy(self, host: str) -> bool:
-        """Whether a connection from `host` is that of a reverse proxy, which says itself who the client is."""
+        """Whether a connection from `host` is that of a reverse proxy, which names the address of its client."""
         return self._settings.forwarded and ip_address(host.partition("%")[0]).is_loopback
 
     async def visit(self, sock: socket.socket, host: str) -> None:
@@ -120,7 +120,7 @@ class WebEntrance:
         await self._server.shutdown(CLOSE_SECONDS)
 
     def _request(self, message: Any, payload: Any, protocol: Any, writer: Any, task: Any) -> web.BaseRequest:
-        return _Request(message, payload, protocol, writer, task, self._loop)
+        return UpgradeRequest(message, payload, protocol, writer, task, self._loop)
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         connection = request.protocol
@@ -155,7 +155,7 @@ class WebEntrance:
         return response
 
     def _client(self, host: str, request: web.BaseRequest) -> str:
-        """Who is to be counted: not the reverse proxy, but whom it names last, which it did itself."""
+        """The address that counts: behind a reverse proxy the last one that it names, which it wrote itself."""
         if not self.is_proxy(host):
             return host
         named = request.headers.getall("X-Forwarded-For", [""])[-1].rpartition(",")[2].strip()

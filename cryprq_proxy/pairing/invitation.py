@@ -40,7 +40,7 @@ USUAL_PORT: Final = 4433
 _EXPIRY: Final = re.compile("([1-9][0-9]{0,6})([mhd])")
 _UNITS: Final = {"m": 60, "h": 3600, "d": 86_400}
 _OUTSIDE: Final = {socket.AF_INET: "192.0.2.1", socket.AF_INET6: "2001:db8::1"}
-"""Addresses for documentation (RFC 5737, RFC 3849): the way there is the way to everywhere, and nothing is sent."""
+"""Addresses for documentation (RFC 5737, RFC 3849): their route is the default route, and nothing is sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ class Invitation:
 
     @property
     def peer_id(self) -> PeerId:
-        """Who the exit must prove to be."""
+        """The identity that the exit must prove."""
         return parse_peer_url(self.url).peer_id
 
     def __str__(self) -> str:
@@ -192,14 +192,14 @@ def exit_here(file: Path | None) -> ExitHere:
 
 
 @dataclass(frozen=True, slots=True)
-class Offer:
+class OpenedInvite:
     """A new invite, and what to say of it beside."""
 
     invitation: Invitation
     warnings: tuple[str, ...]
 
 
-def make_invite(here: ExitHere, name: str, seconds: int, address: str | None, now: float) -> Offer:
+def make_invite(here: ExitHere, name: str, seconds: int, address: str | None, now: float) -> OpenedInvite:
     """Open an invite for `seconds` from `now` on (seconds since 1970).
 
     Without `address`, or `public` in the configuration, it names this machine's own. Raises CryprqError.
@@ -230,7 +230,7 @@ def make_invite(here: ExitHere, name: str, seconds: int, address: str | None, no
     peer_id = here.peer_id or own_identity(choose_provider(config.provider), config.identity).peer_id
     url = public_url(peer_id, told, port)
     secret = InviteStore(beside(here.authorized)).create(name, seconds, now)
-    return Offer(Invitation(url, secret), tuple(warnings))
+    return OpenedInvite(Invitation(url, secret), tuple(warnings))
 
 
 def reload_exit(here: ExitHere) -> None:

@@ -1,11 +1,11 @@
-"""The exit's open invites, the file `invites`: who may add a peer to the list, once and for a time.
+"""The exit's open invites, the file `invites`: each adds one peer to the list, once and for a time.
 
 One JSON object a line, with the name that the peer will have, the SHA-256 of the secret, and two times in seconds since
 1970. The secret itself is shown to a person once and kept nowhere. It has 128 bits from the system's generator, so a
 plain hash is enough: there is nothing to guess from it.
 
-Who redeems an invite finds out under a lock, and the file without the invite is on the disk before anybody is let in.
-So of two at the same time exactly one wins, and a crash at any moment leaves no secret that works twice.
+An invite is redeemed under a lock, and the file without it is on the disk before its peer is let in. Of two attempts
+at the same time exactly one wins, and a crash at any moment leaves no secret that works twice.
 """
 
 from __future__ import annotations
@@ -164,7 +164,8 @@ class Redeemer:
         try:
             name = await loop.run_in_executor(self._executor, self.redeem_now, secret, peer)
         except ConfigError as error:
-            if str(error) != self._complaint:  # who keeps on knocking does not fill the log
+            # Repeated attempts do not fill the log.
+            if str(error) != self._complaint:
                 self._complaint = str(error)
                 _log.error("an invite could not be redeemed: %s", error)
             return False

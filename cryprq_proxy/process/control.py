@@ -52,17 +52,17 @@ class NotRunning(CryprqError):
     """Nobody answers on the control socket."""
 
 
-class Request(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+class ControlRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """One line of a client: a command and, for those that need one, its argument."""
 
     command: str
     argument: Annotated[str, msgspec.Meta(max_length=1024)] = ""
 
 
-def parse_request(line: bytes) -> Request:
+def parse_request(line: bytes) -> ControlRequest:
     """What a request line asks for. Raises RequestError, and nothing else."""
     try:
-        return msgspec.json.decode(line, type=Request)
+        return msgspec.json.decode(line, type=ControlRequest)
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise RequestError('expected one line of JSON like {"command": "status"}') from None
 
@@ -237,7 +237,7 @@ def _remove_stale(path: Path) -> None:
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(mode):
-        raise ConfigError(f"{path} is in the way of the control socket and is no socket; remove it")
+        raise ConfigError(f"{path} is where the control socket belongs and is no socket; remove it")
     with _unix_socket() as probe:
         probe.setblocking(False)
         try:

@@ -1,4 +1,4 @@
-"""The last warnings and errors, kept for who asks later: the status, the dashboard, doctor.
+"""The last warnings and errors, kept for later questions: the status, the dashboard, doctor.
 
 A log handler beside the one that writes: each record is one line of plain words, without a traceback and without
 control characters, and at most MAX_TEXT long. A line that comes again and again counts up instead of pushing the

@@ -4,8 +4,8 @@
                           |
                           +-- not valid: nothing is applied, and one sentence says why
 
-Reading may take seconds (long lists), during which data moves on. Who asks while a reload is under way gets another
-one after it, since that one may have read the files before the change; any number of such calls share it.
+Reading may take seconds (long lists), during which data moves on. A call during a reload gets
+another one after it, since the files may have been read before they changed; all such calls share that one.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Reloader[T]:
         number = self._asked
         async with self._turn:
             if self._served < number:
-                # Who asks from here on may have changed something that is being read.
+                # A caller from here on may have changed something that is being read.
                 self._served = self._asked
                 await self._once()
             if self.error is not None:

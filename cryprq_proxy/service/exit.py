@@ -1,7 +1,7 @@
 """The exit's process: from its configuration to a listening exit, and to its end.
 
     configuration -> provider, identity, secrets -> control socket -> [network interface] -> listeners -> ready
-    SIGHUP, or a changed file -> who is let in, and the log level
+    SIGHUP, or a changed file -> the authorized peers, and the log level
     signal -> no new streams, the open ones have their time -> all in reverse
 
 Whatever a person must mend is found before anything listens.
@@ -163,8 +163,8 @@ async def run_exit(
 
 
 def peers_told(names: Mapping[PeerId, str], sessions: Iterable[str]) -> tuple[PeerStatus, ...]:
-    """Peers for the status, with how many of `sessions` (a peer id for each) they have; first those who have most. Who
-    came with an invite a moment ago has no name yet: it is read with the list."""
+    """Peers for the status, with how many of `sessions` (a peer id for each) they have; those with most
+    first. A peer that was invited a moment ago has no name yet: names are read with the list."""
     counts = Counter(sessions)
     known = {str(peer): name for peer, name in names.items()}
     everybody = sorted(dict.fromkeys(counts) | known, key=lambda peer: -counts[peer])
@@ -200,6 +200,6 @@ async def _follow_addresses(policy: EgressPolicy, network: PacketNetwork) -> Non
 
 
 def _peer_url(peer: PeerId, address: Destination) -> str:
-    """What a client's --peer may look like; who listens on all addresses has no single host."""
+    """An example of a client's --peer; an exit that listens on all addresses has no single host."""
     host = "HOST" if ip_address(address.host).is_unspecified else str(address).rpartition(":")[0]
     return f"cryprq://{peer}@{host}:{address.port}"

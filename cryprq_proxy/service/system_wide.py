@@ -17,10 +17,11 @@ import msgspec
 
 from ..config.client import ClientConfig
 from ..config.exit import ExitConfig
-from ..config.tun import ExitTunTable, Network, TunTable
+from ..config.tun import ExitTunTable, TunTable
 from ..errors import ConfigError
 from ..exit.egress import EgressPolicy
 from ..rules.engine import RuleSet
+from ..rules.ranges import IPNetwork
 from ..status import ClientStatus, Status, TunStatus
 
 if TYPE_CHECKING:
@@ -169,18 +170,18 @@ def leak_test(running: Iterable[Status], to: Sequence[str]) -> tuple[int, str, d
     return report.exit_code, render(report), plain
 
 
-def _let_out(tun: TunStatus) -> Iterator[Network]:
+def _let_out(tun: TunStatus) -> Iterator[IPNetwork]:
     """What the client's settings let past the tunnel."""
     yield from map(ip_network, (*tun.lan, *tun.exclude, *(tun.rules.direct or ())))
     included = list(map(ip_network, tun.include))
     if included:
-        outside: list[Network] = [IPv4Network("0.0.0.0/0"), IPv6Network("::/0")]
+        outside: list[IPNetwork] = [IPv4Network("0.0.0.0/0"), IPv6Network("::/0")]
         for network in included:
             outside = [rest for each in outside for rest in _without(each, network)]
         yield from outside
 
 
-def _without(network: Any, hole: Network) -> Iterator[Network]:
+def _without(network: Any, hole: IPNetwork) -> Iterator[IPNetwork]:
     """What is left of `network`. Of two prefixes that overlap, one is inside of the other."""
     if network.version != hole.version or not network.overlaps(hole):
         yield network

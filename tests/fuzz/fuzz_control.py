@@ -8,12 +8,12 @@ import sys
 import atheris
 
 with atheris.instrument_imports(include=["cryprq_proxy"]):
-    from cryprq_proxy.process.control import Request, RequestError, parse_request
+    from cryprq_proxy.process.control import ControlRequest, RequestError, parse_request
 
 
 def one_input(data: bytes) -> None:
     with contextlib.suppress(RequestError):
-        assert isinstance(parse_request(data), Request)
+        assert isinstance(parse_request(data), ControlRequest)
 
 
 if __name__ == "__main__":

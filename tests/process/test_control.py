@@ -21,8 +21,8 @@ from cryprq_proxy.base.tasks import spawn
 from cryprq_proxy.errors import ConfigError, CryprqError
 from cryprq_proxy.process import control
 from cryprq_proxy.process.control import (
+    ControlRequest,
     ControlServer,
-    Request,
     RequestError,
     parse_request,
     query,
@@ -235,12 +235,12 @@ def test_nobody_there_is_one_sentence(tmp_path: Path) -> None:
 @given(st.binary() | st.dictionaries(st.text(), st.text()).map(json.dumps).map(str.encode))
 def test_only_request_errors_leave_the_parser(line: bytes) -> None:
     with contextlib.suppress(RequestError):
-        assert isinstance(parse_request(line), Request)
+        assert isinstance(parse_request(line), ControlRequest)
 
 
 def test_a_request_is_read() -> None:
-    assert parse_request(b'{"command": "status"}\n') == Request("status")
-    assert parse_request(b'{"command": "pause", "argument": "30"}\n') == Request("pause", "30")
+    assert parse_request(b'{"command": "status"}\n') == ControlRequest("status")
+    assert parse_request(b'{"command": "pause", "argument": "30"}\n') == ControlRequest("pause", "30")
 
 
 # --- commands ---
