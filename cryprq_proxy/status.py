@@ -23,9 +23,6 @@ type Counts = dict[str, int]
 """How often each cause came up: names of causes as keys."""
 
 
-# --- session ----------------------------------------------------------------------------------------------------------
-
-
 class Traffic(Struct, kw_only=True, frozen=True):
     """In bytes, or in packets."""
 
@@ -34,15 +31,14 @@ class Traffic(Struct, kw_only=True, frozen=True):
 
 
 class EpochStatus(Struct, kw_only=True, frozen=True):
-    """`carrier` counts the session's carriers from 1, `number` the epochs of one from 0."""
+    """`carrier` counts the session's carriers from 1, `number` the epochs of one from 0. It began `since` seconds ago
+    and was in use for `lasted`."""
 
     carrier: int = 0
     number: int = 0
     current: bool = False
     since: float = 0.0
-    """How long ago it began."""
     lasted: float = 0.0
-    """How long it was in use."""
     bytes_sent: int = 0
     bytes_received: int = 0
     exchange: str = "?"
@@ -50,24 +46,20 @@ class EpochStatus(Struct, kw_only=True, frozen=True):
 
 
 class SessionStatus(Struct, kw_only=True, frozen=True):
+    """`retained` bytes are kept until the peer has acknowledged them. `epochs` are the newest first. The last four
+    fields are None while the session has no carrier; a `round_trip` of 0 was not measured yet."""
+
     attached: bool = False
     streams: int = 0
     bytes_sent: int = 0
     bytes_received: int = 0
     retained: int = 0
-    """Bytes kept until the peer has acknowledged them."""
     rotations: int = 0
     epochs: tuple[EpochStatus, ...] = ()
-    """Newest first."""
     cipher: str | None = None
-    """This and the next three are None while the session has no carrier."""
     epoch: int | None = None
     epoch_age: float | None = None
     round_trip: float | None = None
-    """0 before the first measurement."""
-
-
-# --- the link's packets -----------------------------------------------------------------------------------------------
 
 
 class OffloadStatus(Struct, kw_only=True, frozen=True):
@@ -79,25 +71,22 @@ class OffloadStatus(Struct, kw_only=True, frozen=True):
 
 
 class PathCounters(Struct, kw_only=True):
-    """What has happened to a lane's path (lane/path.py)."""
+    """What has happened to a lane's path (lane/path.py); `falls`: how often `up` became false."""
 
     probes: int = 0
     answered: int = 0
     falls: int = 0
-    """Times that `up` became false."""
     shrinks: int = 0
     migrations: int = 0
 
 
 class LaneStatus(Struct, kw_only=True, frozen=True):
-    """One side of a datagram lane."""
+    """One side of a datagram lane. `size` is that of the largest datagram that passes, `why` a part of a sentence."""
 
     up: bool = False
     why: str = "?"
-    """Why it is up or down: part of a sentence."""
     peer: str = ""
     size: int = 0
-    """Of the largest datagram that passes."""
     round_trip: float | None = None
     offload: OffloadStatus = OffloadStatus()
     sent: int = 0
@@ -122,25 +111,23 @@ class LaneSocketStatus(Struct, kw_only=True, frozen=True):
 
 
 class LanesStatus(Struct, kw_only=True, frozen=True):
-    """All lanes of an exit."""
+    """All lanes of an exit. `strangers`: datagrams that belong to no lane."""
 
     sockets: tuple[LaneSocketStatus, ...] = ()
     strangers: int = 0
-    """Datagrams that belong to no lane."""
 
 
 # --- system-wide mode -------------------------------------------------------------------------------------------------
 
 
 class DeviceStatus(Struct, kw_only=True, frozen=True):
-    """A TUN device. A super-packet counts as one packet."""
+    """A TUN device: the offloads with which the kernel hands packets over, and those with which super-packets are
+    written whole. A super-packet counts as one packet."""
 
     name: str = "?"
     mtu: int = 0
     reads: tuple[str, ...] = ()
-    """Offloads with which the kernel hands packets over."""
     writes: tuple[str, ...] = ()
-    """Kinds of super-packets that are written whole; others are cut in software."""
     read_packets: int = 0
     read_bytes: int = 0
     written_packets: int = 0
@@ -149,81 +136,73 @@ class DeviceStatus(Struct, kw_only=True, frozen=True):
 
 
 class KillSwitchStatus(Struct, kw_only=True, frozen=True):
+    """`standing` is False while another program has removed it; `paused`: for so many seconds more it lets all out."""
+
     on: bool = False
     standing: bool = False
-    """False while another program has removed it."""
     paused: int = 0
-    """Seconds for which it still lets everything out."""
     kept_in: Counts = {}
-    """Packets."""
 
 
 class DnsCounters(Struct, kw_only=True):
-    """Since the start. Each question counts once as `questions`, and in at most one of those up to `malformed`."""
+    """Since the start. Each question counts once as `questions`, and in at most one of those up to `malformed` (refused
+    or dropped unread). `stale` answers were beyond the end of their life; `local` are special names, and AAAA without
+    IPv6; `merged` ones waited for the answer to an equal question; `failures` and `overload` were SERVFAIL, because no
+    upstream had an answer or too many questions waited."""
 
     questions: int = 0
     cache_hits: int = 0
     stale: int = 0
-    """Answered from beyond the end of an answer's life."""
     local: int = 0
-    """Special names, and AAAA without IPv6."""
     blocked: int = 0
     merged: int = 0
-    """Waited for the answer to somebody else's equal question."""
     upstream: int = 0
-    """Asked of an upstream and answered by it."""
     failures: int = 0
-    """SERVFAIL, because no upstream had an answer."""
     overload: int = 0
-    """SERVFAIL, because too many questions waited."""
     malformed: int = 0
-    """Refused or dropped unread."""
 
 
 class UpstreamStatus(Struct, kw_only=True):
-    """A server that the forwarder asks."""
+    """A server that the forwarder asks. `latency` is a moving average, None before the first answer."""
 
     name: str = "?"
     healthy: bool = True
     latency: float | None = None
-    """A moving average; None before the first answer."""
     answers: int = 0
     failures: int = 0
     last_error: str = ""
-    """Empty while all is well."""
 
 
 class DnsStatus(Struct, kw_only=True, frozen=True):
-    """The forwarder, and how the system was told to ask it."""
+    """The forwarder, and how the system was told to ask it. `waiting` are questions that wait for upstreams, `in_use`
+    is the upstream that answered last, `split` the upstreams of single domains."""
 
     resolver: str = "?"
     repairs: int = 0
     counters: DnsCounters = msgspec.field(default_factory=DnsCounters)
     waiting: int = 0
-    """Questions that wait for upstreams now."""
     cache_entries: int = 0
     cache_bytes: int = 0
     blocklist_names: int = 0
     in_use: str = "?"
-    """The upstream that answered last."""
     upstreams: tuple[UpstreamStatus, ...] = ()
     split: dict[str, tuple[UpstreamStatus, ...]] = {}
-    """Upstreams of their own, by domain."""
 
 
 class TunRules(Struct, kw_only=True, frozen=True):
-    """How many rules system-wide mode keeps, and where."""
+    """How many rules system-wide mode keeps, and where. `direct` are the prefixes that go past the tunnel by rules,
+    None where a few prefixes cannot tell."""
 
     rules: int = 0
     dns: int = 0
     filter: int = 0
     default: str = "?"
     direct: tuple[str, ...] | None = ()
-    """The prefixes that go past the tunnel by rules; None where a few prefixes cannot tell."""
 
 
 class TunStatus(Struct, kw_only=True, frozen=True):
-    """System-wide mode of a client."""
+    """System-wide mode of a client. `exits` are the addresses and ports to which the link may go; `repairs` counts how
+    often routes were restored."""
 
     device: DeviceStatus | None = None
     addresses: tuple[str, ...] = ()
@@ -231,9 +210,7 @@ class TunStatus(Struct, kw_only=True, frozen=True):
     kill_switch: KillSwitchStatus = KillSwitchStatus()
     dns: DnsStatus | None = None
     repairs: int = 0
-    """Times that routes were put back."""
     exits: tuple[tuple[str, int], ...] = ()
-    """Addresses and ports to which the link may go."""
     uplinks: tuple[str, ...] = ()
     lan: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
@@ -243,11 +220,10 @@ class TunStatus(Struct, kw_only=True, frozen=True):
 
 
 class TunNetworkStatus(Struct, kw_only=True, frozen=True):
-    """The network interface of an exit."""
+    """The network interface of an exit; `clients` are sessions with packets."""
 
     device: DeviceStatus | None = None
     clients: int = 0
-    """Sessions with packets."""
     ipv6: bool = False
     drops: Counts = {}
 
@@ -267,7 +243,7 @@ class CarrierStatus(Struct, kw_only=True, frozen=True):
 
 
 class KnownExit(ExitAddress, kw_only=True, frozen=True):
-    """One of the exits that a client may use."""
+    """One of the exits that a client may use; `link` is "up" or "down"."""
 
     name: str = "?"
     priority: int = 0
@@ -275,7 +251,6 @@ class KnownExit(ExitAddress, kw_only=True, frozen=True):
     pinned: bool = False
     healthy: bool = False
     link: str = "?"
-    """ "up" or "down"."""
     carrier: CarrierStatus | None = None
     round_trip: float | None = None
     last_error: str | None = None
@@ -284,48 +259,40 @@ class KnownExit(ExitAddress, kw_only=True, frozen=True):
 
 
 class ConnectionCounts(Struct, kw_only=True, frozen=True):
-    """Connections of applications."""
+    """Connections of applications; `by` the route that the rules gave them."""
 
     open: int = 0
     total: int = 0
     by: Counts = {}
-    """By the route that the rules gave them."""
     refused: Counts = {}
 
 
 class OpenConnection(Struct, kw_only=True, frozen=True):
-    """An open connection of an application."""
+    """An open connection of an application. `id` is the exit's name or "direct", a slash and a number; `protocol`
+    "tcp", "udp", or "dns" for a question of this side to the exit's resolver; `to` as in a rule; `exit` empty if
+    direct."""
 
     id: str = "?"
-    """The exit's name or "direct", a slash, and a number."""
     target: str = "?"
     protocol: str = "?"
-    """ "tcp" or "udp"; "dns" for a question of this side to the exit's resolver."""
     to: str = "?"
-    """As in a rule."""
     rule: str = ""
     exit: str = ""
-    """The name of the exit; "" if it is direct."""
     age: float = 0.0
     sent: int = 0
     received: int = 0
 
 
 class RulesStatus(Struct, kw_only=True, frozen=True):
+    """`names` and `broken` lines are those of lists; `error`: why the newest rules are not in force."""
+
     rules: int = 0
     names: int = 0
-    """Names in lists."""
     default: str = "?"
     broken: int = 0
-    """Lines of lists that say nothing."""
     problems: tuple[str, ...] = ()
-    """The first of them, in words."""
     loaded_at: float = 0.0
     error: str | None = None
-    """Why the newest rules are not in force."""
-
-
-# --- exit -------------------------------------------------------------------------------------------------------------
 
 
 class PeerSessionStatus(SessionStatus, kw_only=True, frozen=True):
@@ -345,16 +312,13 @@ class PeerStatus(Struct, kw_only=True, frozen=True):
 
 
 class PairingStatus(Struct, kw_only=True, frozen=True):
-    """What `cryprq-proxy invite` and `peers` need to know of a running exit."""
+    """What `cryprq-proxy invite` and `peers` need to know of a running exit. Without the file `authorized` it takes no
+    invites."""
 
     authorized: str | None = None
-    """The file of peers; None: this exit takes no invites."""
     public: str = ""
     psk: bool = False
     listen: tuple[str, ...] = ()
-
-
-# --- the two roles ----------------------------------------------------------------------------------------------------
 
 
 class LoggedError(Struct, kw_only=True):
@@ -367,7 +331,7 @@ class LoggedError(Struct, kw_only=True):
 
 
 class RoleStatus(Struct, kw_only=True, frozen=True, tag_field="role"):
-    """What both roles have."""
+    """What both roles have: `errors` newest first, `logged` by level, `bytes` over all links since the start."""
 
     version: str = "?"
     pid: int = 0
@@ -375,26 +339,22 @@ class RoleStatus(Struct, kw_only=True, frozen=True, tag_field="role"):
     listen: tuple[str, ...] = ()
     log_level: str = "?"
     errors: tuple[LoggedError, ...] = ()
-    """Newest first."""
     logged: Counts = {}
-    """By level."""
     peer_id: str = "?"
     provider: str = "?"
-    """Of ML-KEM and ML-DSA."""
     bytes: Traffic = Traffic()
-    """Over all links since the start."""
     rotations: int = 0
 
 
 class ClientStatus(RoleStatus, kw_only=True, frozen=True, tag="client"):
+    """Of the link to the exit in use, but for `exits`, `connections`, `rules` and `tun`. `carriers` were set up so far;
+    `waiting` requests wait for the link; `admin` is the dashboard's URL."""
+
     link: str = "?"
-    """ "up" or "down": to the exit in use, as is all of this but for `exits`."""
     exit: ExitAddress = ExitAddress()
     carrier: CarrierStatus | None = None
     carriers: int = 0
-    """That were set up so far."""
     waiting: int = 0
-    """Requests that wait for the link."""
     last_error: str | None = None
     session: SessionStatus | None = None
     packets: PacketLinkStatus | None = None
@@ -402,26 +362,23 @@ class ClientStatus(RoleStatus, kw_only=True, frozen=True, tag="client"):
     connections: ConnectionCounts | None = None
     rules: RulesStatus | None = None
     admin: str | None = None
-    """URL of the dashboard."""
     tun: TunStatus | None = None
 
 
 class ExitStatus(RoleStatus, kw_only=True, frozen=True, tag="exit"):
+    """`authorized` is a number of peers, `targets` one of connections, `handshakes` one of those in progress. Of
+    `peers` at most 1000 are told, first those with most sessions."""
+
     authorized: int = 0
-    """Peers that may come in."""
     targets: int = 0
-    """Connections to targets."""
     handshakes: int = 0
-    """That are under way."""
     streams_total: int = 0
     streams_refused: Counts = {}
     refused: Counts = {}
-    """Connections."""
     lanes: LanesStatus | None = None
     network: TunNetworkStatus | None = None
     sessions: tuple[PeerSessionStatus, ...] = ()
     peers: tuple[PeerStatus, ...] = ()
-    """At most 1000, first those who have most sessions."""
     pairing: PairingStatus | None = None
 
 
