@@ -21,7 +21,7 @@ from cryprq_proxy.web.events import Events  # noqa: E402
 from cryprq_proxy.web.guard import new_token  # noqa: E402
 from cryprq_proxy.web.server import AdminServer  # noqa: E402
 from tests.support.devtools import Browser, Tab, chromium  # noqa: E402
-from tests.support.web_fakes import SYSTEM, World  # noqa: E402
+from tests.support.web_fakes import TUN, World  # noqa: E402
 
 MAX_SIZE = 150 << 10
 SAMPLES = 125
@@ -45,7 +45,7 @@ async def shoot(
     whole: bool = False,
 ) -> None:
     world = World()
-    world.system = SYSTEM
+    world.tun = TUN
 
     def clock() -> float:
         world.advance(1.0)

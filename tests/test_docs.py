@@ -50,7 +50,11 @@ PROTOCOL = ROOT / "docs" / "protocol.md"
 THREATS = ROOT / "docs" / "threat-model.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md")), ROOT / "tests" / "vectors" / "README.md"]
 OURS = [README, PROTOCOL, THREATS, ROOT / "docs" / "architecture.md"]
-BY_NAME = {"ids": lambda path: path.name}
+
+
+def by_name(path: Path) -> str:
+    return path.name
+
 
 NO_KEYS = {"http_proxy", "https_proxy", "gso_size"}
 """Environment variables of other programs and a field of the protocol, written like keys."""
@@ -96,7 +100,7 @@ def code_lines(page: Path) -> Iterator[str]:
 # --- what is there ---
 
 
-@pytest.mark.parametrize("page", PAGES, **BY_NAME)
+@pytest.mark.parametrize("page", PAGES, ids=by_name)
 def test_links_lead_to_files(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
         if "://" not in target:
@@ -104,7 +108,7 @@ def test_links_lead_to_files(page: Path) -> None:
             assert path.exists() or str(path.relative_to(ROOT)) in LATER, f"{page.name}: {target}"
 
 
-@pytest.mark.parametrize("page", OURS, **BY_NAME)
+@pytest.mark.parametrize("page", OURS, ids=by_name)
 def test_places_named_in_the_text_exist(page: Path) -> None:
     """Back-ticked names of files and directories of this project."""
     tops = {path.name for path in (*ROOT.iterdir(), *(ROOT / "cryprq_proxy").iterdir()) if path.is_dir()}

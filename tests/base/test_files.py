@@ -121,7 +121,7 @@ def test_a_lock_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         waits.append(seconds)
         first.__exit__(None, None, None)
 
-    monkeypatch.setattr(files.time, "sleep", wait)
+    monkeypatch.setattr("cryprq_proxy.base.files.time.sleep", wait)
     with locked_directory(tmp_path):
         assert len(waits) == 1
 

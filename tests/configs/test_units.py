@@ -14,8 +14,8 @@ import click
 import pytest
 
 from cryprq_proxy.cli import WRONG_USAGE, cli
-from tests.service.test_service import Setup, echo, echo_server, proxy_port, socks_connect
-from tests.support.processes import ROOT, Program
+from tests.service.test_service import Setup, echo, proxy_port
+from tests.support.processes import ROOT, Program, echo_server, socks_connect
 
 CONFIGS = ROOT / "configs"
 UNITS = sorted(CONFIGS.glob("*.service"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
@@ -34,7 +34,7 @@ class Memory:
 
 
 @contextmanager
-def target(serve: object) -> Iterator[int]:
+def target(serve: Callable[[socket.socket], object]) -> Iterator[int]:
     """A server on a thread, for one connection: asyncio would be what is measured. Gives its port."""
     failures: list[BaseException] = []
 

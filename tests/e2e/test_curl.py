@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.applications import Curl
+from tests.support.background import Background
 from tests.support.programs import Client, Exit, World, free_port
 from tests.support.targets import BLOCK, MIB, HttpTarget, digest
 
@@ -55,7 +56,7 @@ def test_names_go_to_the_exit(name: str, curl: Curl, client: Client, http: HttpT
 
 
 @pytest.mark.parametrize("name", ["socks5-hostname", "http"])
-def test_ipv6_literals(name: str, curl: Curl, client: Client, background: object, ipv6: None) -> None:
+def test_ipv6_literals(name: str, curl: Curl, client: Client, background: Background, ipv6: None) -> None:
     target = HttpTarget(background, "::1")
     try:
         for host in ("[::1]", "six.test"):

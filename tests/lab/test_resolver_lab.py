@@ -97,7 +97,7 @@ def test_a_protected_file_is_one_sentence(lab: Lab, tmp_path: Path) -> None:
         pytest.skip(f"this file system knows no immutable files: {done.stderr.strip()}")
     try:
         with pytest.raises(ConfigError, match="protected from changes"):
-            asyncio.run(ResolvConf([].append, path, tmp_path / "state").set(OURS, 7, "cryprq0"))
+            asyncio.run(ResolvConf([].append, path, tmp_path / "state").set(OURS, 7, "cryprq0"))  # type: ignore[arg-type]
     finally:
         subprocess.run(["chattr", "-i", path], check=True)
     assert path.read_text() == RESOLVER

@@ -199,7 +199,7 @@ async def test_two_that_start_together_wait_for_each_other(
     path.parent.mkdir()
     first = files.locked_directory(path.parent)
     first.__enter__()
-    monkeypatch.setattr(files.time, "sleep", lambda _: first.__exit__(None, None, None))
+    monkeypatch.setattr("cryprq_proxy.base.files.time.sleep", lambda _: first.__exit__(None, None, None))
     second = ControlServer(path, told)
     await second.start()
     await second.stop()

@@ -30,12 +30,13 @@ def sealed(cipher: Cipher, *plaintexts: bytes) -> list[bytes]:
 
 def open_all(opener: RecordOpener, data: bytes) -> list[bytes]:
     """Every whole record in `data`."""
-    plaintexts, position = [], 0
+    plaintexts: list[bytes] = []
+    position = 0
     while True:
         plaintext, position = opener.open(memoryview(data), position)
         if plaintext is None:
             return plaintexts
-        plaintexts.append(plaintext)
+        plaintexts.append(bytes(plaintext))
 
 
 def assert_damaged(opener: RecordOpener, data: bytes) -> None:

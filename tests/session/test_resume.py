@@ -92,7 +92,7 @@ class Play:
         download = self.open("download", DOWNLOAD)
         download.say(b"GET", finish=True)
         chatty = self.open("chatty", CHATTY)
-        chatty.on_data = lambda: chatty.stream and chatty.stream.reset(GENERAL)
+        chatty.on_data = lambda: chatty.stream and chatty.stream.reset(GENERAL)  # type: ignore[assignment, func-returns-value]
         chatty.say(b"hello")
         yield
         echo.say(b"more " * 30)
@@ -235,7 +235,7 @@ class HandshakingLink(Link):
         client_opener = RecordOpener(mine.cipher, mine.epoch.exit_record)
         plaintext, _ = client_opener.open(memoryview(exit_sealer.seal(verdict)), 0)
         assert plaintext is not None
-        [(kind, _, value)] = wire.decode_frames(plaintext)
+        [(kind, _, value)] = wire.decode_frames(bytes(plaintext))
         expected = resume_proof(RESUME_SECRET, b"resume S", client.resume_hash, attempt, exit_has)
         assert (kind, value) == (wire.RESUMED, (exit_has, expected))
         self.exit.attach(

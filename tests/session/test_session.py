@@ -55,13 +55,14 @@ def sent_frames(link: Link, session: Session, budget: int = 65_536) -> list[wire
     """What one `fill` of `session` would put on the carrier, which does not get it."""
     opener, out = spy(link, session), memoryview(bytearray(FILL_MINIMUM + budget))
     data = out[: session.fill(out, budget, link.carrier.now)]
-    frames, position = [], 0
+    frames: list[wire.Frame] = []
+    position = 0
     while True:
         plaintext, position = opener.open(data, position)
         if plaintext is None:
             assert position == len(data)
             return frames
-        frames += wire.decode_frames(plaintext)
+        frames += wire.decode_frames(bytes(plaintext))
 
 
 def kinds(frames: list[wire.Frame]) -> list[int]:
@@ -358,7 +359,7 @@ def test_what_a_peer_does_not_acknowledge_is_bounded() -> None:
         one.say(bytes(1 << 20))
     link.carrier.settle()
     assert (1 << 20) <= link.client.log.kept <= (1 << 20) + 2 * wire.MAX_DATA
-    del link.exit._write_unnumbered  # type: ignore[method-assign]
+    del link.exit._write_unnumbered
     link.exit.wake()
     link.carrier.advance(1.0)
     assert all(len(other.received) == 1 << 20 for _, other in apps)

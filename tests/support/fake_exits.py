@@ -37,7 +37,7 @@ class Timers:
 
     def call_at(self, when: float, call: Callable[..., object], *arguments: Any) -> Any:
         live = [True]
-        heapq.heappush(self._due, (when, next(self._count), partial(call, *arguments), live))
+        heapq.heappush(self._due, (when, next(self._count), partial(call, *arguments), live))  # type: ignore[misc]
 
         class Handle:
             def cancel(self) -> None:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 from cryprq_proxy.address import Destination
 from cryprq_proxy.crypto.handshake import EpochSecrets
@@ -62,6 +63,10 @@ class ToyProvider:
         return hashlib.sha256(ciphertext).digest(), ciphertext
 
 
+def _same(value: Any) -> Any:
+    return value
+
+
 class LaterOffload:
     """An Offload that runs nothing until it is told to."""
 
@@ -85,7 +90,7 @@ class LaterOffload:
 
                 done(failed)
             else:
-                done(lambda value=value: value)
+                done(partial(_same, value))
 
 
 class App(StreamHandler):
@@ -199,7 +204,7 @@ class Link:
         *,
         exit_limits: SessionLimits | None = None,
         serve: Callable[[Stream], App] | None = None,
-        provider: Provider = FAST,
+        provider: Provider | ToyProvider = FAST,
         cipher: Cipher = Cipher.CHACHA20_POLY1305,
         offload: Offload = inline,
         exit_offload: Offload = inline,
@@ -219,7 +224,7 @@ class Link:
                 dialler=dialler,
                 session_id=SESSION_ID,
                 resume_secret=RESUME_SECRET,
-                provider=provider,
+                provider=cast("Provider", provider),
                 entropy=seeded(int(dialler)),
                 limits=limits,
                 budget=self.budgets[not dialler],

@@ -177,8 +177,8 @@ class Role(Program):
         self.control = world.directory / f"{name}.sock"
         self.peer_id = peer_id
         self.port = port
-        own: Settings = {"control_socket": str(self.control), "log_level": "debug"}
-        config = own | ({} if isinstance(self, Exit) else {"admin": "off"}) | config
+        own: dict[str, Any] = {"control_socket": str(self.control), "log_level": "debug"}
+        config = {**own, **({} if isinstance(self, Exit) else {"admin": "off"}), **config}
         file = world.directory / f"{name}.toml"
         file.write_text(toml(config))
         file.chmod(0o600)
@@ -193,7 +193,7 @@ class Role(Program):
 class Exit(Role):
     @property
     def sessions(self) -> list[dict[str, Any]]:
-        return self.status()["sessions"]
+        return list(self.status()["sessions"])
 
     @property
     def streams(self) -> int:
@@ -203,7 +203,7 @@ class Exit(Role):
 class Client(Role):
     @property
     def up(self) -> bool:
-        return self.status()["link"] == "up"
+        return bool(self.status()["link"] == "up")
 
     @property
     def session(self) -> dict[str, Any]:
@@ -211,7 +211,7 @@ class Client(Role):
 
     @property
     def streams(self) -> int:
-        return self.session.get("streams", 0)
+        return int(self.session.get("streams", 0))
 
     def wait_up(self) -> None:
         self.says("link (up|resumed)")

@@ -44,7 +44,7 @@ class World:
     def sources(self) -> Sources:
         return Sources(
             status=self.status,
-            streams=self.streams,
+            streams=self.streams,  # type: ignore[arg-type]
             pac=self.pac,
             close=self.close,
             choose_exit=self.choose_exit,

@@ -14,7 +14,7 @@ import pytest
 from cryprq_proxy.address import Destination
 from cryprq_proxy.errors import ConfigError, CryprqError
 from cryprq_proxy.rules.engine import EVERYTHING, RuleSet
-from cryprq_proxy.rules.syntax import Action, Rule, Verdict
+from cryprq_proxy.rules.syntax import Rule, RuleAction, Verdict
 from tests.support.settings import tunnel_settings
 from tun import guard
 from tun.firewall.filter_settings import FilterSettings
@@ -27,7 +27,7 @@ from tun.routing.tunnel_addresses import TunnelAddresses
 
 LAN = Lan((ip_network("192.168.1.0/24"),), (), frozenset({"eth0"}))
 BLOCK = RuleSet(
-    (Rule(action=Action(Verdict.BLOCK), cidrs=(ip_network("192.0.2.0/24"),)),), Action(Verdict.TUNNEL)
+    (Rule(action=RuleAction(Verdict.BLOCK), cidrs=(ip_network("192.0.2.0/24"),)),), RuleAction(Verdict.TUNNEL)
 )
 
 

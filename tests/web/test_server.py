@@ -26,7 +26,7 @@ from cryprq_proxy.address import Destination
 from cryprq_proxy.commands.dashboard import dashboard as dashboard_command
 from cryprq_proxy.errors import CryprqError
 from cryprq_proxy.process.recent_errors import MAX_ENTRIES, MAX_TEXT, RecentErrors
-from cryprq_proxy.status import ExitStatus, Traffic, encode
+from cryprq_proxy.status import ClientStatus, ExitStatus, Traffic, encode
 from cryprq_proxy.web import connections, events
 from cryprq_proxy.web import server as web_server
 from cryprq_proxy.web.events import MAX_LISTENERS, Events
@@ -40,7 +40,11 @@ LOOPBACK = Destination("127.0.0.1", 0)
 JSON = {"Content-Type": "application/json"}
 ALLOWED = {**JSON, "Authorization": f"Bearer {TOKEN}"}
 READS = ("/api/status", "/api/streams", "/proxy.pac", "/metrics", "/healthz", "/")
-CHANGES = (("/api/streams/close", {"id": "home/17"}), ("/api/exit", {"name": "home"}), ("/api/reload", {}))
+CHANGES: tuple[tuple[str, dict[str, str]], ...] = (
+    ("/api/streams/close", {"id": "home/17"}),
+    ("/api/exit", {"name": "home"}),
+    ("/api/reload", {}),
+)
 
 
 class Answer(NamedTuple):
@@ -510,7 +514,7 @@ async def test_a_failing_report_is_said_once_and_not_the_end(caplog: pytest.LogC
     failing = True
     good = world.status
 
-    async def status() -> dict[str, object]:
+    async def status() -> ClientStatus | ExitStatus:
         if failing:
             world.asked += 1
             raise RuntimeError("a bug")

@@ -12,13 +12,12 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from cryprq_proxy.address import Destination
+from cryprq_proxy.address import Destination, reachable
 from cryprq_proxy.cli import run_command
 from cryprq_proxy.commands.desktop.environment import (
     NAMES,
     SHELLS,
     exports,
-    reachable,
     shell_of,
     unsets,
     variables,
@@ -342,7 +341,7 @@ def evaluated(shell: str, text: str) -> dict[str, str]:
     done = subprocess.run(
         arguments, capture_output=True, text=True, env={"PATH": "/usr/bin:/bin"}, check=True
     )
-    return json.loads(done.stdout)
+    return json.loads(done.stdout)  # type: ignore[no-any-return]
 
 
 @pytest.mark.process

@@ -421,7 +421,7 @@ def test_watching_shows_what_comes_and_goes_until_ctrl_c() -> None:
         answer = next(answers)
         if isinstance(answer, CryprqError):
             raise answer
-        return answer
+        return answer  # type: ignore[return-value]
 
     def sleep(seconds: float) -> None:
         slept.append(seconds)

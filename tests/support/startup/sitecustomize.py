@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import sys
+from typing import Any
 
 PR_SET_PDEATHSIG = 1
 
@@ -30,7 +31,7 @@ def _is_literal(host: str) -> bool:
     return False
 
 
-def getaddrinfo(host, port, *args, **options):
+def getaddrinfo(host: str | bytes | None, port: str | int | None, *args: Any, **options: Any) -> Any:
     name = host.decode() if isinstance(host, bytes) else host
     if name is None or _is_literal(name):
         return _system(host, port, *args, **options)
@@ -41,4 +42,4 @@ def getaddrinfo(host, port, *args, **options):
     return _system(_hosts[name], port, *args, **options)
 
 
-socket.getaddrinfo = getaddrinfo
+socket.getaddrinfo = getaddrinfo  # type: ignore[assignment]

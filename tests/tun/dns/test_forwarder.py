@@ -292,7 +292,7 @@ def test_split_domains_go_to_their_servers_only() -> None:
         )
         for number in (1, 2):
             net.servers[f"10.0.0.{number}"] = FramedServer(
-                lambda q, number=number: reply(q, f"{q.question[0].name} 60 IN A 10.9.9.{number}")
+                lambda q, number=number: reply(q, f"{q.question[0].name} 60 IN A 10.9.9.{number}")  # type: ignore[misc]
             )
         for name, expected in [
             ("www.corp.example.", "10.9.9.1"),

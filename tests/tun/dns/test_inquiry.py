@@ -32,7 +32,7 @@ def head(
 
 
 def test_nothing_of_the_client_reaches_an_upstream() -> None:
-    options = [dns.edns.ECSOption("198.51.100.0", 24), dns.edns.GenericOption(10, b"8 octets")]
+    options = [dns.edns.ECSOption("198.51.100.0", 24), dns.edns.GenericOption(10, b"8 octets")]  # type: ignore[arg-type]
     asked = parse_query(query("wWw.eXample.", use_edns=0, options=options, flags=0))
     sent = dns.message.from_wire(Inquiry(asked.key).wire())
     assert sent.options == ()

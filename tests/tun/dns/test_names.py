@@ -152,4 +152,4 @@ def test_any_text_is_an_upstream_or_a_config_error(text: str) -> None:
 )
 def test_settings_out_of_range(wrong: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=r"^dns\."):
-        dns_settings(**wrong)  # type: ignore[arg-type]
+        dns_settings(**wrong)

@@ -93,7 +93,7 @@ class Authority:
             for name in names
         ]
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0])])
-        certificate = self._sign(subject, key, x509.BasicConstraints(False, None), alternative, days)
+        certificate = self._sign(subject, key, x509.BasicConstraints(False, None), alternative, days)  # type: ignore[arg-type]
         path = self.directory / "server.pem"
         path.write_bytes(
             key.private_bytes(
@@ -154,7 +154,7 @@ def forwarder(upstream: str, context: ssl.SSLContext, **options: float) -> Forwa
     async def no_resolver() -> ByteStream:
         raise AssertionError("the exit's resolver must not be asked")
 
-    settings = dns_settings(upstreams=(upstream,), **options)  # type: ignore[arg-type]
+    settings = dns_settings(upstreams=(upstream,), **options)
     return build(settings, resolver=no_resolver, connect=to_loopback, context=lambda: context)
 
 

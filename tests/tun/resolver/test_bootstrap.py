@@ -346,7 +346,7 @@ async def test_bad_answers_over_tcp(lab: Lab, tmp_path: Path) -> None:
         ([b"\xff" * (bootstrap.MAX_MESSAGE + 1)], f"an answer of {bootstrap.MAX_MESSAGE + 1} bytes"),
         ([b"\xff" * 40], "an answer to another question"),
     ):
-        server.tcp = lambda query, answers=answers: answers  # type: ignore[misc]
+        server.tcp = lambda query, answers=answers: answers
         with pytest.raises(BootstrapError, match=why):
             await resolver.resolve(NAME)
 

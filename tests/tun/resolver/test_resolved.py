@@ -227,7 +227,7 @@ async def test_sets_again_after_each_restart(service: Service, caplog: pytest.Lo
         await restart(service, caplog, times)
         await service.fake.flushed.get()
         assert service.fake.calls == settings()
-        await until(lambda times=times: system.repairs == times)
+        await until(lambda times=times: system.repairs == times)  # type: ignore[misc]
     watching.cancel()
     await asyncio.wait([watching])
 
@@ -321,7 +321,7 @@ async def test_a_refusal_is_one_sentence_and_changes_nothing(
 
 
 async def test_no_bus_is_one_sentence(tmp_path: Path) -> None:
-    system = Resolved([].append, bus_address=f"unix:path={tmp_path}/none")
+    system = Resolved([].append, bus_address=f"unix:path={tmp_path}/none")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"cannot be reached over D-Bus .*: no such file"):
         await system.set(OURS, *LINK)
 
@@ -386,7 +386,7 @@ def test_undo_judges_the_entry(entry: dict[str, object]) -> None:
 
 def test_upstreams_come_from_the_uplink_file(tmp_path: Path) -> None:
     uplink = tmp_path / "resolv.conf"
-    system = Resolved([].append, uplink=uplink)
+    system = Resolved([].append, uplink=uplink)  # type: ignore[arg-type]
     assert system.upstreams() == ()
     uplink.write_text("# resolved's\nnameserver 192.0.2.1\nnameserver fe80::1%eth0\nsearch lan\n")
     assert system.upstreams() == ("192.0.2.1", "fe80::1%eth0")
@@ -414,7 +414,7 @@ async def test_choice(service: Service, tmp_path: Path, monkeypatch: pytest.Monk
     file = tmp_path / "resolv.conf"
 
     async def chosen() -> str:
-        made = await resolver.choose([].append, path=file, state=tmp_path, bus_address=service.daemon.address)
+        made = await resolver.choose([].append, path=file, state=tmp_path, bus_address=service.daemon.address)  # type: ignore[arg-type]
         assert isinstance(made, Resolved | ResolvConf)
         return made.kind
 
@@ -439,7 +439,10 @@ async def test_choice_without_a_bus(tmp_path: Path) -> None:
     file = tmp_path / "resolv.conf"
     file.write_text("nameserver 127.0.0.53\n")
     made = await resolver.choose(
-        [].append, path=file, state=tmp_path, bus_address=f"unix:path={tmp_path}/none"
+        [].append,  # type: ignore[arg-type]
+        path=file,
+        state=tmp_path,
+        bus_address=f"unix:path={tmp_path}/none",
     )
     assert made.kind == "resolv.conf"
 
