@@ -117,7 +117,7 @@ def _hook(kind: str, hook: str, priority: str, policy: str = "accept") -> str:
 
 
 def _sets(settings: FilterSettings, inbound: Inbound, openings: Openings) -> list[str]:
-    paused = [f"{each} timeout {openings.pause}s" for each in ("ipv4", "ipv6") if openings.pause]
+    paused = [f"{protocol} timeout {openings.pause}s" for protocol in ("ipv4", "ipv6") if openings.pause]
     lines = set_of("open", "nf_proto", "timeout", paused)
     lines += set_of("uids", "uid", "", map(str, sorted(settings.excluded_uids)))
     lines += set_of("uplinks", "ifname", "", map(name, sorted(settings.uplinks)))
@@ -143,9 +143,9 @@ def _sets(settings: FilterSettings, inbound: Inbound, openings: Openings) -> lis
             f"{kind} . inet_service . {kind} . inet_service",
             "",
             [
-                f"{each.local} . {each.local_port} . {each.remote} . {each.remote_port}"
-                for each in sorted(inbound.connections, key=str)
-                if each.local.version == each.remote.version == version
+                f"{connection.local} . {connection.local_port} . {connection.remote} . {connection.remote_port}"
+                for connection in sorted(inbound.connections, key=str)
+                if connection.local.version == connection.remote.version == version
             ],
         )
         for title, networks in (

@@ -113,15 +113,15 @@ def script(settings: NatSettings) -> str:
 
 def _guard(settings: NatSettings) -> Iterable[str]:
     yield "type filter hook prerouting priority raw; policy accept;"
-    for each in _pools(settings):
-        yield f'iifname != {{ {name(settings.tun)}, "lo" }} {each.ip} daddr {each.pool} counter name guard drop'
+    for family in _pools(settings):
+        yield f'iifname != {{ {name(settings.tun)}, "lo" }} {family.ip} daddr {family.pool} counter name guard drop'
 
 
 def _sources_belong(settings: NatSettings) -> Iterable[str]:
     """A wrong source gets no answer, which would go to somebody else."""
     pools = _pools(settings)
-    for each in pools:
-        yield f"{each.ip} saddr != {each.pool} counter name spoofed drop"
+    for family in pools:
+        yield f"{family.ip} saddr != {family.pool} counter name spoofed drop"
     if len(pools) == 1:
         yield "meta nfproto ipv6 counter name spoofed drop"
 
@@ -150,9 +150,9 @@ def _input(settings: NatSettings) -> Iterable[str]:
     yield f"iifname != {tun} accept"
     yield from _sources_belong(settings)
     yield "ct state established,related accept"
-    for each in _pools(settings):
-        echo = "icmp" if each.version == 4 else "icmpv6"
-        yield f"{each.ip} daddr {each.address} {echo} type echo-request accept"
+    for family in _pools(settings):
+        echo = "icmp" if family.version == 4 else "icmpv6"
+        yield f"{family.ip} daddr {family.address} {echo} type echo-request accept"
     yield "counter name local goto refuse"
 
 
@@ -168,8 +168,8 @@ def _sources(settings: NatSettings) -> Iterable[str]:
     tun = name(settings.tun)
     # A number, and before other programs' rules, which may know the pool's range as something else.
     yield "type nat hook postrouting priority 95; policy accept;"
-    for each in _pools(settings):
-        yield f'oifname != {{ {tun}, "lo" }} {each.ip} saddr {each.pool} masquerade'
+    for family in _pools(settings):
+        yield f'oifname != {{ {tun}, "lo" }} {family.ip} saddr {family.pool} masquerade'
 
 
 def put_up(

@@ -81,7 +81,7 @@ def connections(lines: Iterable[str]) -> frozenset[InboundConnection]:
             listening.add(port)
         elif state == _ESTABLISHED and not remote.is_loopback:
             established.append(InboundConnection(local, port, remote, remote_port))
-    return frozenset([each for each in established if each.local_port in listening][:MOST])
+    return frozenset([connection for connection in established if connection.local_port in listening][:MOST])
 
 
 def observe() -> Inbound:

@@ -211,7 +211,7 @@ def remove(table: str) -> None:
 def counts(listed: Iterable[Mapping[str, Any]]) -> dict[str, Count]:
     """The counters among what `ask` gave."""
     found = (item["counter"] for item in listed if "counter" in item)
-    return {each["name"]: Count(each["packets"], each["bytes"]) for each in found}
+    return {item["name"]: Count(item["packets"], item["bytes"]) for item in found}
 
 
 def _undo(entry: Entry) -> None:

@@ -106,7 +106,7 @@ def replace(path: Path, state: Path, content: bytes, addresses: Sequence[str], r
         raise ConfigError(f"{path} cannot be backed up in {state}: {_reason(error)}") from None
     # The second and the third are the states between the two steps of overwriting in place, and of undoing it.
     states = (ours, ours + content[len(ours) :], content + ours[len(content) :])
-    entry = {"kind": KIND, "tag": tag, "was": was, "ours": [_digest(each) for each in states]}
+    entry = {"kind": KIND, "tag": tag, "was": was, "ours": [_digest(content) for content in states]}
     record(entry)
     try:
         write(path, ours)
