@@ -16,8 +16,9 @@ from .answer import Answer
 from .codes import Key
 
 ENTRY_BYTES: Final = 600
-"""What an entry takes beside its message, about: the objects, the key, the table. A TTL's place takes 120 more."""
+"""Bytes that an entry takes beside its message, about: the objects, the key, the table."""
 TTL_BYTES: Final = 120
+"""What the place of a TTL takes beside that."""
 MAX_FAILURES: Final = 1024
 """Failed questions remembered."""
 
@@ -84,7 +85,7 @@ class Cache:
             self._drop(next(iter(self._entries)))
 
     def fail(self, key: Key, now: float, seconds: float) -> None:
-        """Remember for `seconds` that nobody could answer."""
+        """Remember for `seconds` that no server could answer."""
         self._failures[key] = now + seconds
         self._failures.move_to_end(key)
         if len(self._failures) > MAX_FAILURES:

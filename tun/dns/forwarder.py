@@ -1,11 +1,11 @@
 """The forwarder: a question in, an answer out, with as little as possible asked of others.
 
-    parse -> special names, blocklist, no IPv6 -> cache -> an equal question under way -> upstreams
+    parse -> special names, blocklist, no IPv6 -> cache -> an equal question that waits -> upstreams
                                                     `-- stale, when these fail or take too long (RFC 8767)
 
 `consider` does all that needs no waiting and answers most questions; `resolve` waits for upstreams. One task asks for
-each distinct question, whoever waits for it, and goes on when they all leave: its answer is for the cache. Waiting
-questions are bounded in number and in time, so whatever the network does, each question gets an answer soon.
+each distinct question, and goes on when all clients that wait for it have left: its answer is for the cache. Waiting
+questions are bounded in number and in time, so each gets an answer soon, whatever the network does.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ class Forwarder:
         return encode(answer, query, limit)
 
     async def _ask(self, key: Key) -> Answer | None:
-        """Ask upstreams for all who wait, and remember what came; None for a failure."""
+        """Ask upstreams for all clients that wait, and remember what came; None for a failure."""
         group = self._split.get(key[0]) or self._upstream
         ipv6 = self._ipv6
         try:
@@ -224,7 +224,7 @@ class Forwarder:
         )
 
     def close(self) -> None:
-        """End all connections; whoever waits gets SERVFAIL, and so does who asks from now on."""
+        """End all connections. Questions that wait get SERVFAIL, and so do all from now on."""
         self._closed = True
         for task in list(self._asking.values()):
             task.cancel()

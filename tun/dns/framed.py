@@ -2,7 +2,7 @@
 
 One connection serves all questions, in whatever order it answers. It is opened by the first question, closed when
 idle, and opened anew when it ended. A question that was on a connection which had worked before and then ended is
-asked once more on a new one: servers close idle connections, and may do so while a question is on its way.
+asked once more on a new one: servers close idle connections, and may do so while a question is under way.
 
 Questions are put on the stream by one task of the connection. A question that is given up while being written thus
 never leaves half a message behind.
@@ -186,7 +186,7 @@ class FramedUpstream:
             self._connection = None
 
     async def _connect(self) -> FramedConnection:
-        """The open connection, or a new one; all who need it at once wait for the same."""
+        """The open connection, or a new one; questions that need it at the same time wait for the same one."""
         if self._connection is not None and not self._connection.ended:
             return self._connection
         if self._opening is None or self._opening.done():
@@ -195,7 +195,8 @@ class FramedUpstream:
         try:
             opened = await asyncio.shield(opening)
         except asyncio.CancelledError:
-            if opening.cancelled():  # by `close`, not who asks
+            # `close` has cancelled the opening; otherwise the question itself was cancelled.
+            if opening.cancelled():
                 raise UpstreamError("the connection was closed", unreachable=True) from None
             raise
         if isinstance(opened, UpstreamError):
@@ -203,7 +204,7 @@ class FramedUpstream:
         return opened
 
     async def _open(self) -> FramedConnection | UpstreamError:
-        """The error is returned: perhaps nobody waits any more, and that is no failure of the task."""
+        """The error is returned, not raised: if no question waits any more, no task has failed."""
         try:
             self._connection = FramedConnection(await open_in_time(self._open_stream), self._padding)
         except UpstreamError as error:

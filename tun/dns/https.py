@@ -1,7 +1,7 @@
 """DNS over HTTPS (RFC 8484), as POST over HTTP/1.1.
 
 A connection carries one request at a time, so there are several: those that are idle are used again, and beyond
-`MAX_CONNECTIONS` a question waits. POST, since it needs no encoding and is not kept by caches on the way.
+`MAX_CONNECTIONS` a question waits. POST, since it needs no encoding and no cache keeps it.
 """
 
 from __future__ import annotations

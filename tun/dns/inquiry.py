@@ -51,10 +51,10 @@ class BadAnswer(CryprqError):
 
 
 class Inquiry:
-    """A question as upstreams get it: nothing of the client but name, type and the DO and CD bits.
+    """A question as upstreams get it: name, type and the DO and CD bits, and nothing else of the client.
 
     So no cookie and no client subnet (RFC 7871) of an application ever reaches a server. Recursion is always desired,
-    and AD asked for, whatever the client said: the answer serves others too.
+    and AD asked for, whatever the client said, since the answer is kept for other clients too.
     """
 
     __slots__ = ("_written", "key", "question")
@@ -158,7 +158,7 @@ def _without_ipv6(section: Iterable[dns.rrset.RRset]) -> list[dns.rrset.RRset]:
 
 
 def _without_hint(rd: dns.rdata.Rdata) -> dns.rdata.Rdata | None:
-    """A service binding without its IPv6 addresses; None if it says that nobody may do without them."""
+    """A service binding without its IPv6 addresses; None if they are mandatory."""
     if not isinstance(rd, SVCBBase) or ParamKey.IPV6HINT not in rd.params:
         return rd
     params = {key: value for key, value in rd.params.items() if key != ParamKey.IPV6HINT}

@@ -52,8 +52,8 @@ def from_ascii(name: bytes) -> bytes | None:
 def to_host(wire: bytes) -> str:
     """The text of a lower-case wire form, as hosts are written elsewhere in the program.
 
-    Characters that no host name has become "?", so that nobody's name is mistaken for another one, and what is above
-    it still counts.
+    Characters that no host name has become "?", so that no name is mistaken for another one, and the domains
+    above it still count.
     """
     return b".".join([_ODD.sub(b"?", label) for label in labels(wire)]).decode("ascii")
 
@@ -90,10 +90,9 @@ _ALWAYS: Final = {
     from_text("invalid"): Local.NAME_ERROR,  # RFC 6761 section 6.4
     from_text("onion"): Local.NAME_ERROR,  # RFC 7686 section 2
     from_text("alt"): Local.NAME_ERROR,  # RFC 9476 section 2
-    # Says to a browser that names here are under somebody's control, so that it leaves its own DNS over HTTPS off,
-    # which would go past blocklists and split DNS.
+    # Tells a browser to leave its own DNS over HTTPS off, which would go past blocklists and split DNS.
     from_text("use-application-dns.net"): Local.NAME_ERROR,
-    # RFC 9462 section 6.4: nobody else may speak for the virtual address of this resolver.
+    # RFC 9462 section 6.4: no other server may speak for the virtual address of this resolver.
     from_text("resolver.arpa"): Local.NO_DATA,
     from_text("1.0.0.127.in-addr.arpa"): Local.REVERSE_LOCALHOST,
     from_text("1." + "0." * 31 + "ip6.arpa"): Local.REVERSE_LOCALHOST,

@@ -5,8 +5,8 @@ upstream becomes a task. On a socket bound to all addresses, a reply leaves from
 to: resolvers on hosts with several addresses drop others.
 
 A TCP connection carries questions as they come and answers as they are ready (RFC 7766 section 6.2.1.1). One that
-does not ask for `IDLE_SECONDS`, or does not take its answers for so long, is closed; who has many questions open, or
-answers untaken, is not read from.
+does not ask for `IDLE_SECONDS`, or does not take its answers for so long, is closed. One with many questions open, or
+with answers that the client does not take, is not read from.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ DRAIN: Final = 32
 """Datagrams taken in one wake-up; polling brings the rest."""
 IDLE_SECONDS: Final = 10.0
 MAX_CONNECTIONS: Final = 128
-"""Over all addresses. The one that was silent for longest makes room for a new one."""
+"""Over all addresses. A new one takes the place of the one that was silent for longest."""
 MAX_PIPELINED: Final = 64
 """Questions of one connection that may be open; then it is not read from until one is answered."""
 _BACKLOG: Final = 64

@@ -1,4 +1,4 @@
-"""Split DNS: a domain belongs to whoever has the longest rule for it."""
+"""Split DNS: the servers of the longest domain that covers a name are asked for it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """TLS on a byte stream of the link, for DNS over TLS and over HTTPS.
 
 The `ssl` module works in memory here: what the stream brings goes into one buffer, what is to be sent comes out of
-another. The exit, or whoever it talks to, is on the path; so the certificate and its name are always checked.
+another. The exit, and the network behind it, are on the path; so the certificate and its name are always checked.
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ class Group:
         self._link_wait = link_wait
         self._clock = clock
         self.in_use = self.members[0]
-        """Who answered last."""
+        """The server that answered last."""
         self.link_up = True
         """Whether there is any point in waiting for more than `link_wait`."""
 

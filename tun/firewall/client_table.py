@@ -7,14 +7,14 @@ them:
     mark_in    prerouting          gives answers of connections that go past the tunnel the mark of the link, and
                                    calls `rules` for containers
     dns_in     prerouting, NAT     brings the DNS of containers to the forwarder
-    input                          nobody connects to us through the tunnel
+    input                          no connection to this machine comes in through the tunnel
     forward                        containers and virtual machines: into the tunnel, or to the LAN
-    mark_out   output, routing     gives the mark to what goes past the tunnel, and calls `rules` for ourselves
+    mark_out   output, routing     gives the mark to what goes past the tunnel, and calls `rules` for this machine
     dns_out    output, NAT         brings our own DNS to the forwarder
     output                         the kill switch
     sources    postrouting, NAT    containers get the tunnel address
-    leaving    postrouting         a wrong source, or our own address as destination, never leaves, whatever the chains
-                                   before have done
+    leaving    postrouting         a wrong source, or our own address as destination, never leaves, whatever
+                                   another chain has done
 
 Nothing is accepted for being established: a socket that was open before the tunnel is not. What goes past the tunnel
 on purpose is known by its conntrack mark, which has four values: BYPASS for the link and excluded users, INBOUND

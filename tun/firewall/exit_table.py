@@ -4,8 +4,8 @@
     forward    from the tunnel: outwards only, not to other clients and not to denied prefixes; into it: answers only
     sources    NAT: a client's packets leave with the exit's address
 
-The egress policy and the check of sources are done for each packet in the program (tun/exit.py); the prefixes here
-are a second line, and hold also for what is on its way while the program is replaced.
+The program (tun/exit_network.py) checks source and egress policy of each packet. The prefixes here are a second line,
+and hold also for packets that are in the kernel while the program is replaced.
 
 The chains judge what comes from or goes to our tunnel device, and accept everything else: the host's own traffic is
 the host's matter. The reverse is not so: what another table drops stays dropped, whatever we accept. `warnings` says
@@ -118,7 +118,7 @@ def _guard(settings: NatSettings) -> Iterable[str]:
 
 
 def _sources_belong(settings: NatSettings) -> Iterable[str]:
-    """A wrong source gets no answer, which would go to somebody else."""
+    """A packet with a wrong source gets no answer, which would go to another machine."""
     pools = _pools(settings)
     for family in pools:
         yield f"{family.ip} saddr != {family.pool} counter name spoofed drop"

@@ -53,7 +53,7 @@ class FilterSettings:
     guests: frozenset[IPNetwork] = field(default=frozenset())
     """Those of `lan` that are behind local bridges: reachable even if the LAN is not."""
     uplinks: frozenset[str] = field(default=frozenset())
-    """Devices towards the network outside: who is there may not use our tunnel and forwarder as a router."""
+    """Devices towards the network outside: machines there may not use our tunnel and forwarder as a router."""
     excluded: frozenset[IPNetwork] = field(default=frozenset())
     """These go past the tunnel."""
     included: frozenset[IPNetwork] = field(default=frozenset())

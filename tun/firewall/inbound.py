@@ -1,6 +1,6 @@
 """Which connections came in from outside, for `--inbound keep`.
 
-Once the tunnel stands, a reply to somebody who connected to this machine (ssh) would go into the tunnel and be lost.
+Once the tunnel stands, a reply to a client that connected to this machine (ssh) would go into the tunnel and be lost.
 The filter marks connections that come in from then on. Those that are already open have to be found beforehand:
 they are the established TCP connections of a port on which something listens. All others began here, and moving
 them into the tunnel is what the tunnel is for.

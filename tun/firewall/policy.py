@@ -1,4 +1,4 @@
-"""A person's rules in system-wide mode: which part of each is whose work, and which rule cannot be kept.
+"""A person's rules in system-wide mode: which part of each the filter does, which the forwarder, and which is refused.
 
 A packet has an address and perhaps a port, and no name. A question for a name has no port. So rules are taken apart:
 
@@ -7,7 +7,7 @@ A packet has an address and perhaps a port, and no name. A question for a name h
 
 For an address literal this is the very thing that `RuleSet.decide` does. A name gets first what the forwarder says of
 it, and then what the filter says of its port, since the address behind a name is as good as any. That is the same as
-the first rule that applies only where the two parts do not stand in each other's way; `check` finds where they do:
+the first rule that applies only where the two parts do not contradict each other; `check` finds where they do:
 
     a name sent direct            an address is shared by many names, and all of them would go past the tunnel
     a name with ports             the forwarder does not know what will be done with the address

@@ -1,7 +1,7 @@
 """What a leak test sends: packets of the kinds that leak in practice, each with a random text of its own.
 
 The kinds are DNS, plain TCP, ICMP, and UDP as QUIC and STUN use it, of both families. A canary is recognised by its
-random text (`find_tokens`) anywhere in a packet, even if somebody has sent the question on to another server.
+random text (`find_tokens`) anywhere in a packet, even if a local resolver has sent the question on to another server.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def _question_in_stream(token: bytes, domain: str) -> bytes:
 
 
 def _quic(token: bytes, _: str) -> bytes:
-    """The long header of an Initial packet (RFC 9000 section 17.2) of a version that is nobody's."""
+    """The long header of an Initial packet (RFC 9000 section 17.2) of a version that no program uses."""
     return b"\xc0\x1a\x2a\x3a\x4a\x08" + secrets.token_bytes(8) + b"\x00" + token
 
 

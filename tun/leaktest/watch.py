@@ -1,6 +1,6 @@
 """What a leak test proves from the packets that leave this machine.
 
-A canary that is seen outside of the tunnel's interface has leaked, whatever became of it further on. It is recognised
+A canary that is seen outside of the tunnel's interface has leaked, even if it never arrives. It is recognised
 by its random text, and where a packet has no payload (a SYN) by its addresses and ports.
 
 The kernel shows a capture every packet that leaves (packet(7)), behind the filter and the NAT. It may drop some when
@@ -81,7 +81,7 @@ class Watch:
             if len(self._interfaces) >= MAX_INTERFACES and interface != self._tunnel:
                 interface = "more"
             self._interfaces.add(interface)
-        # Wherever it stands: in a malformed packet, in a tunnel of somebody else's, it is out.
+        # Wherever the token stands, in a malformed packet or in another program's tunnel, the canary is outside.
         found = [self._by_token[token] for token in find_tokens(data) if token in self._by_token]
         packet = parse_packet(data)
         if packet is not None and not found:

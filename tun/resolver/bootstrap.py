@@ -3,8 +3,8 @@
     /etc/hosts  ->  open the filter for the resolvers from before  ->  ask them, A and AAAA at once  ->  close it again
 
 The system's resolver is ours while the tunnel stands, and it answers through the tunnel; so the questions are asked
-here, over sockets that carry the link's mark, and only to the resolvers that the filter has just been opened for. It is
-closed again however the asking ends.
+here, over sockets that carry the link's mark, and only to the resolvers for which the filter has just been opened. The
+filter is closed again however the asking ends.
 
 dnspython reads and writes the messages (RFC 1035), this file moves them: its own transport knows no mark. An answer
 counts if it comes from where the question went, with its id and its question (RFC 5452 section 9.1); anything else is
@@ -44,11 +44,11 @@ type OpenFilter = Callable[[Sequence[str]], AbstractAsyncContextManager[None]]
 PORT: Final = 53
 HOSTS: Final = Path("/etc/hosts")
 MAX_HOSTS: Final = 1 << 20
-"""Bytes of the hosts file that are read; blocklists in this shape go behind it."""
+"""Bytes of the hosts file that are read. Lines of blocklists in this format may be lost behind them."""
 SECONDS: Final = 2.0
-"""For one resolver, over UDP; as much again where its answer was too long for that."""
+"""Wait for one resolver, over UDP; as long again over TCP where its answer was too long for a datagram."""
 OTHER_FAMILY_SECONDS: Final = 0.3
-"""What is waited for the second answer once the first has given addresses: some resolvers swallow AAAA questions."""
+"""Wait for the second answer once the first has given addresses: some resolvers never answer AAAA questions."""
 ROUNDS: Final = 2
 """How often each resolver is asked."""
 MAX_RESOLVERS: Final = 4
@@ -57,7 +57,7 @@ MAX_DATAGRAM: Final = 4096
 MAX_MESSAGE: Final = 16_384
 """Bytes of an answer over TCP."""
 MAX_STRAYS: Final = 32
-"""Datagrams passed over in one question; then somebody floods, and TCP is tried."""
+"""Datagrams passed over in one question; more are a flood, and TCP is tried."""
 MAX_RESTARTS: Final = 4
 """How often the question is asked again for the name at the end of a chain of CNAMEs."""
 
@@ -74,7 +74,7 @@ class NameNotFoundError(BootstrapError):
 
 
 class AnswerError(CryprqError):
-    """An answer that is none: malformed, to another question, or a failure of the resolver's."""
+    """A resolver's message that is malformed, answers another question, or says that the resolver failed."""
 
 
 class NameAnswer:
@@ -92,8 +92,8 @@ class Truncated(AnswerError):
 class Bootstrap:
     """Resolves the exit's name. `resolvers` gives those from before at the time of asking; `mark` is the link's fwmark.
 
-    `opening` brackets the asking. What was found last is given again when later nobody answers: an exit that has
-    moved is not found that way, but one that is where it was stays reachable while the resolvers are not.
+    `opening` brackets the asking. The addresses found last are given again when later no resolver answers: an exit
+    that has not moved stays reachable so.
     """
 
     def __init__(
@@ -269,7 +269,8 @@ class Bootstrap:
 
         try:
             return tuple(sorted(addresses, key=unreachable))
-        except OSError:  # no socket of this family, or no right to mark one: whoever dials will say so
+        except OSError:
+            # No socket of this family, or no right to mark one: dialling will say so.
             return tuple(addresses)
 
     def _socket(self, family: int, kind: int) -> socket.socket:
@@ -353,7 +354,7 @@ async def _exactly(loop: asyncio.AbstractEventLoop, sock: socket.socket, size: i
     while len(data) < size:
         piece = await loop.sock_recv(sock, size - len(data))
         if not piece:
-            raise AnswerError("it hung up")
+            raise AnswerError("the resolver closed the connection")
         data += piece
     return data
 

@@ -1,4 +1,4 @@
-"""Who resolves names on this system, and one interface to whoever it is.
+"""What resolves names on this system, and one interface to set it.
 
 systemd-resolved, where it runs and /etc/resolv.conf sends programs to it (its stub on 127.0.0.53, or the file in which
 it lists the servers itself); else the file /etc/resolv.conf. A resolved that runs while the file names other servers

@@ -3,7 +3,7 @@
     what stands there  ->  backup in the state directory  ->  journal  ->  ours, by rename
     ours               ->  what the backup holds, by rename  ->  backup removed
 
-resolvconf_files.py does both, resolvconf_text.py reads and writes what the file says. The way back is the journal's.
+resolvconf_files.py does both, resolvconf_text.py reads and writes what the file says. The journal undoes it.
 
 Another program that overwrites the file (a DHCP client, a connection manager) has news: what it wrote becomes the new
 backup, and our file is put back. Where that happens again and again, our file is put back at longer intervals, and the

@@ -1,4 +1,4 @@
-"""The files behind a changed resolv.conf: the backup, the change itself, and the way back.
+"""The files behind a changed resolv.conf: the backup, the change itself, and the undo.
 
 The backup is a copy of the thing itself: a file for a file, a symbolic link for a link. So the journal names nothing
 but a random tag, and no entry of a journal can make the undo write anywhere else. The tag stands in the first line of
@@ -127,7 +127,7 @@ def content_of(path: Path) -> bytes:
 def undo(entry: Entry, *, path: Path = RESOLV_CONF, state: Path = STATE) -> None:
     """Put back what stood at `path` before the change of `entry`, if the file is still the one we wrote.
 
-    Whatever happens to the file, the backup is removed at the end. Idempotent. Raises ConfigError, also for an entry
+    The backup is removed at the end in any case. Idempotent. Raises ConfigError, also for an entry
     that is none of ours.
     """
     tag, was, ours = entry.get("tag"), entry.get("was"), entry.get("ours")

@@ -2,10 +2,10 @@
 
     off: LLMNR, mDNS, DNSSEC, DNS over TLS  ->  name servers  ->  the domain "~."  ->  default route  ->  flush caches
 
-All of it belongs to the interface, so it ends with the interface whatever becomes of us, and `RevertLink` ends it
-earlier. The domain "~." says that all names go this way; the default route says it again for versions and set-ups in
-which another interface claims the same (org.freedesktop.resolve1(5)). resolved forgets settings of this kind when it
-restarts: then they are made again, as soon as it owns its name on the bus.
+All of it belongs to the interface, so it ends with the interface, also if this process is killed; `RevertLink` ends it
+earlier. The domain "~." says that these servers resolve all names; the default route says it again for versions and
+set-ups in which another interface claims the same (org.freedesktop.resolve1(5)). resolved forgets settings of this kind
+when it restarts; they are made again as soon as it owns its name on the bus.
 """
 
 from __future__ import annotations
@@ -244,7 +244,7 @@ async def runs(bus_address: str | None = None) -> bool:
 
 
 async def owns_name(bus: MessageBus) -> bool:
-    """Whether somebody is systemd-resolved on this bus."""
+    """Whether systemd-resolved is on this bus."""
     return bool(await _call(bus, "NameHasOwner", "s", [NAME], on_bus=True))
 
 
@@ -333,7 +333,8 @@ async def _call(
         member=member,
         signature=signature,
         body=body,
-        flags=MessageFlag.NO_AUTOSTART,  # a resolved that does not run has nothing of ours
+        # A resolved that does not run has no settings of ours.
+        flags=MessageFlag.NO_AUTOSTART,
     )
     async with asyncio.timeout(CALL_SECONDS):
         reply = await bus.call(message)
