@@ -1,1 +1,6 @@
-"""base."""
+"""What may touch the system and knows nothing of the link.
+
+Words and times: text.py (reasons and numbers in words), clock.py, log.py, progress.py. Files: paths.py (where they are,
+and reading them), files.py (locks, atomic replacement). Sockets: sockets.py (accepting, options), linger.py (closing),
+buffers.py (shared buffers). tasks.py starts tasks.
+"""

@@ -2,9 +2,9 @@
 
     lock the directory -> read -> change -> write beside it -> fsync -> rename over it -> fsync the directory
 
-Readers need no lock: they find the old file or the new one. The lock is flock(2) on the directory, so that there is no
-lock file to forget, and it goes with the process that holds it. A file keeps its mode and its owner: the exit runs as
-one user, and root, who changes its lists, must not take them away from it.
+Readers need no lock: they find the old file or the new one. The lock is flock(2) on the directory: no lock file is left
+behind, and the lock ends with its process. A file keeps its mode and its owner: the exit runs as a user of its own, and
+must still be able to read its lists after root has changed them.
 """
 
 from __future__ import annotations

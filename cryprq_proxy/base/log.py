@@ -2,7 +2,7 @@
 
 Every record is one line: control characters in it are escaped, so that nothing a peer or an application sent can
 forge a line or reach the terminal. Exceptions become a sentence; only at level debug does the traceback follow, since
-that is asked for by whoever works on the program itself. Secrets have no place here: the types that hold them
+which is for work on the program itself. Secrets must not be logged: the types that hold them
 (credentials, keys) leave them out of their repr().
 """
 
@@ -113,7 +113,7 @@ class JsonFormatter(logging.Formatter):
 def setup(level: LogLevel = "info", style: LogFormat = "text", stream: IO[str] | None = None) -> None:
     """Send all records from `level` on to `stream` (default: standard error), one line each.
 
-    Replaces what an earlier call set up. Errors that nobody caught, in threads and destructors, go the same way.
+    Replaces what an earlier call set up. Uncaught errors in threads and destructors are logged too.
     """
     tracebacks = level == "debug"
     handler = logging.StreamHandler(stream if stream is not None else sys.stderr)

@@ -1,9 +1,9 @@
-"""How far something has come that takes a person's time: a bar on standard error, if that is a terminal.
+"""The progress of slow work: a bar on standard error, if that is a terminal.
 
     with bar("reading lists") as report:
         load_rules(rules, default, progress=report)
 
-In pipes, logs and the journal there is nothing to be seen.
+Nothing is written to pipes, logs and the journal.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 type Report = Callable[[int, int], None]
-"""How much is done, and of how much; 0 for an amount that nobody knows."""
+"""How much is done, and of how much; 0 for an unknown amount."""
 type Progress = AbstractContextManager[Report]
 
 
 def unseen(_: str) -> Progress:
-    """A bar that nobody sees."""
+    """An invisible bar."""
     return _nothing()
 
 

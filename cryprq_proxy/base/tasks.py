@@ -1,7 +1,7 @@
-"""Starting asyncio tasks so that none is lost and none fails in silence.
+"""Start asyncio tasks so that none is lost and none fails in silence.
 
-The event loop keeps only weak references to its tasks: one that nobody else holds may vanish in mid-air, and its
-exception with it. All tasks of the program start here (tests/test_layers.py forbids the bare calls).
+The event loop keeps only weak references to its tasks: a task without another reference may be collected before it is
+done, and its exception with it. All tasks of the program start here (tests/test_layers.py forbids the bare calls).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _running: set[asyncio.Task[Any]] = set()
 
 def spawn[T](coroutine: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
     """Start `coroutine` in the running loop as a task called `name`; a failure is logged under that name, unless it
-    is one for a person (CryprqError): who awaits the task says that.
+    is one for a person (CryprqError): the code that awaits the task reports it.
 
     The task is held until it ends. Its owner still cancels it, and may await it: the exception is raised there too.
     """

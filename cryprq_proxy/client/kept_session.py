@@ -38,7 +38,7 @@ RESUME_SECONDS: Final = 300.0
 
 class KeptSession:
     """Owner of the session. `failed` is told what the peer did wrong in a slow key exchange, `stream_refused` which
-    stream it refused and why; see `Session.turned_away`."""
+    stream it refused and why; see `Session.on_refused`."""
 
     def __init__(
         self,
@@ -132,7 +132,7 @@ class KeptSession:
         )
         self._attempts = 0
         self.leaving = False
-        session.turned_away = self._stream_refused
+        session.on_refused = self._stream_refused
         network, lane = self._network, self._settings.lane
         link = (
             PacketLink(session)

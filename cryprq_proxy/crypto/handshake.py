@@ -6,9 +6,9 @@
       -> s, sig                  payload 3: a new session (perhaps with an invite), or one to resume
 
 It is Noise XX with signatures instead of static Diffie-Hellman keys, an ML-KEM exchange beside the X25519
-one, and a psk. The client knows the exit's id beforehand: id and psk are part of the very first key, so
-that who does not know the id cannot make a first flight that opens, and is to get not one byte. Whether the
-exit wants this client is for the caller to say after the third flight.
+one, and a psk. The client knows the exit's id beforehand: id and psk are part of the very first key.
+A stranger that does not know the id cannot make a first flight that opens, and must get no byte in answer. After the
+third flight the caller decides whether this client is authorized.
 
 No I/O here. Each method is one flight and pure computation, so that a driver may run any of them on an
 executor thread; it must not run two at the same time. On the wire each flight stands behind its length
@@ -269,7 +269,7 @@ class _Side:
 class ClientHandshake(_Side):
     """The side that dials: `write_first`, `read_second`, `write_third`, then `result`.
 
-    Raises HandshakeError where the exit is not who it should be or breaks the protocol; the driver closes
+    Raises HandshakeError where the exit has another id than expected or breaks the protocol; the driver closes
     the carrier.
     """
 

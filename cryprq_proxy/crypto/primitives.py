@@ -24,7 +24,7 @@ from time import perf_counter_ns
 from typing import Any, Final, Protocol
 
 from cryptography.exceptions import InvalidSignature
-from cryptography.exceptions import InvalidTag as InvalidTag  # for those who use an Aead
+from cryptography.exceptions import InvalidTag as InvalidTag  # for users of an Aead
 from cryptography.hazmat.backends.openssl.backend import backend
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -60,7 +60,7 @@ class Entropy(Protocol):
     """A source of random bytes."""
 
     def __call__(self, size: int, /) -> bytes:
-        """Exactly `size` bytes that nobody can predict."""
+        """Exactly `size` unpredictable bytes."""
 
 
 system_entropy: Entropy = os.urandom
@@ -190,7 +190,10 @@ class Ed25519Key:
 
 
 def ed25519_verify(public: bytes, signature: bytes, data: bytes) -> bool:
-    """Whether `signature` holds. Never enough alone: keys of small order have signatures that nobody made."""
+    """Whether `signature` holds.
+
+    Never enough alone: for keys of small order, signatures can be found without the private key.
+    """
     try:
         Ed25519PublicKey.from_public_bytes(public).verify(signature, data)
     except (InvalidSignature, ValueError):
@@ -211,7 +214,7 @@ class KemKey(Protocol):
     def decapsulate(self, ciphertext: bytes) -> bytes:
         """The shared secret of 32 bytes.
 
-        A wrong ciphertext gives a secret that nobody knows (FIPS 203, implicit rejection); one whose length
+        A wrong ciphertext gives a random secret (FIPS 203, implicit rejection); one whose length
         is not 1088 raises HandshakeError.
         """
 

@@ -8,8 +8,8 @@ This is Noise NNhfs+psk0 with the prologue
 
     "cryprq/1 rekey" || session id (16 bytes) || n + 1 (4 bytes, big endian) || handshake hash of epoch n (32)
 
-and empty payloads. Nothing is signed: who knows the chain secret is the peer of the epoch before. The fresh
-exchange means that who learns the secrets of epoch n by reading alone does not learn those of n + 1. When
+and empty payloads. Nothing is signed: only the peer of the epoch before knows the chain secret. The fresh
+exchange means that an attacker who only reads, and learns the secrets of epoch n, does not learn those of n + 1. When
 these messages may be sent, and from which record on their keys count, is for the session to say.
 """
 

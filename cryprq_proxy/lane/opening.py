@@ -163,7 +163,7 @@ class Opener:
         return self.heard
 
     def _open_one(self, data: memoryview, size: int) -> None:
-        """A datagram that came alone: the way of small packets, and of all where there is no UDP_GRO. It takes half
+        """A datagram that came alone, as small packets do, and all where there is no UDP_GRO. This takes half
         as long as a train of one would."""
         kind, index, counter = _HEADER.unpack_from(data)
         epoch = self._epochs.get(index)

@@ -46,7 +46,7 @@ RETRY: Final = 5.0
 IDLE: Final = 10.0
 """Seconds between full-size probes."""
 BUSY: Final = 2.0
-"""The same while something is sent: where only the way there died, what comes in hides it from SILENCE."""
+"""The same while something is sent: where only the outgoing direction died, what comes in hides it from SILENCE."""
 RAISE: Final = 600.0
 """Seconds until a larger size is tried again (RFC 8899 section 5.1.1)."""
 KEEPALIVE_AFTER: Final = 1.0

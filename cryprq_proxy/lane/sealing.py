@@ -8,7 +8,7 @@
 counter never repeats: the nonce is unique. The plaintext begins with the type of the message: a SLICE of a packet
 (slices.py), or a small message (DATAGRAM to KEEPALIVE below).
 
-The way of a packet. Out: `seal_super` puts the header of slice k + 1 over the tail of slice k, which is sealed
+Out: `seal_super` puts the header of slice k + 1 over the tail of slice k, which is sealed
 already. In: `open_batch` takes all datagrams of one receive and opens the slices of a group from the last to the
 first, so that each one's header lands where the payload of the slice before it belongs; what remains is the packet in
 one piece. Both do nothing per slice that can be done per packet (bench figures in docs/benchmarks.md).

@@ -9,7 +9,7 @@ one segment, so that a lost datagram costs one segment and all others are of use
 Where the path is too small for that, and for a plain packet that does not fit, the pieces are cut smaller. Such a
 *split* group is of use only as a whole; `Assembly` keeps the parts of a few while they come in separate receives.
 
-A packet in memory is (buffer, start, end) with HEADROOM bytes in front that whoever holds it may overwrite. Neither
+A packet in memory is (buffer, start, end) with HEADROOM bytes in front that its holder may overwrite. Neither
 side copies a payload: see sealing.py.
 """
 
@@ -68,7 +68,7 @@ class Run(NamedTuple):
     shape: Shape
     first: int
     """Index of the first slice that is present."""
-    count: int  # type: ignore[assignment]  # hides tuple.count, which nobody needs here
+    count: int  # type: ignore[assignment]  # hides tuple.count, which is not needed here
     """How many are present."""
     of: int
     """How many the sender made. `first == 0 and count == of`: the packet is whole. Else it is a super-packet, and

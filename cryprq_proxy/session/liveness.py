@@ -72,7 +72,7 @@ class Liveness:
             self.least_round_trip = min(self.least_round_trip, sample)
 
     def measure(self) -> bool:
-        """True if a PING is to be sent now: none is on its way. An answer that stays out ends the carrier no sooner
+        """True if a PING is to be sent now: none is unanswered. An answer that stays out ends the carrier no sooner
         than a keepalive's."""
         if self._asked or self.ping is not None:
             return False

@@ -80,7 +80,7 @@ class State(Enum):
     ANSWERED = 6
 
 
-# (state, frame received) -> (state after it, who may receive it: the dialler?)
+# (state, frame received) -> (state after it, whether the dialler is the side that may receive it)
 _ON_FRAME: Final = {
     (State.IDLE, wire.REKEY): (State.ANSWERING, False),
     (State.ANSWERED, wire.SWITCH): (State.IDLE, False),

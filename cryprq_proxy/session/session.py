@@ -1,8 +1,8 @@
 """The session: one peer, many streams, one carrier at a time.
 
-The way of a byte out: a handler puts it into its stream's queue (streams.py), `ready` is called, the carrier calls
+Out: a handler puts it into its stream's queue (streams.py), `ready` is called, the carrier calls
 `fill`, which lets the scheduler choose (scheduler.py), keeps the frame (sendlog.py) and seals it (records.py) straight
-into the carrier's buffer. The way in: the carrier calls `receive` with what it read; every record is opened, its
+into the carrier's buffer. In: the carrier calls `receive` with what it read; every record is opened, its
 frames are looked up in a table, and stream data goes to the stream's handler.
 
 No clock, no sockets: the carrier says what time it is. After each call it must look at `deadline` and call `tick` then.
@@ -125,8 +125,8 @@ class Session:
         """Stream data and datagram payload since the session began."""
         self.refused: Counter[StreamReason] = Counter()
         """Streams that the exit refused, on either side."""
-        self.turned_away: Callable[[Stream, StreamReason], bool] = _not_seen_to
-        """Called at the dialler when the exit has refused a stream; True if its handler need not know."""
+        self.on_refused: Callable[[Stream, StreamReason], bool] = _not_handled
+        """Called at the dialler when the exit has refused a stream. If it returns True, the handler is not called."""
         self._acceptor = acceptor
         self._awaited: set[int] = set()
         """Streams that have ended here and whose end on the other side is still to come."""
@@ -475,7 +475,7 @@ class Session:
             stream.handler.data_received(payload)
 
     def _receive_late(self, kind: int, id: int) -> None:
-        """A frame for a stream that is not there: its end, or what was on its way when it was reset."""
+        """A frame for a stream that has ended here: its end on the other side, or what was sent before that."""
         if id in self._awaited:
             if kind in _ENDS:
                 self._awaited.discard(id)
@@ -509,7 +509,7 @@ class Session:
             raise PeerError(CloseReason.PROTOCOL, "the peer refused a stream out of turn")
         self.refused[reason] += 1
         self._answer_end(stream)
-        if not self.turned_away(stream, reason):
+        if not self.on_refused(stream, reason):
             stream.handler.refused(reason)
 
     def _receive_fin(self, stream: Stream, value: Any) -> None:
@@ -563,7 +563,7 @@ class Session:
             raise PeerError(CloseReason.PROTOCOL, "the peer sent a frame for an unknown stream")
 
     def datagram_from_lane(self, id: int, destination: Destination, payload: memoryview) -> None:
-        """A datagram came beside the carrier, perhaps before or after its stream's time: then it is dropped."""
+        """A datagram came by the lane. It is dropped if its stream has not begun or has ended."""
         stream = self.streams.get(id)
         if stream is not None and stream.protocol is StreamProtocol.UDP:
             self.bytes_received += len(payload)
@@ -587,11 +587,11 @@ class Session:
 
 
 def _nothing() -> None:
-    """Until a carrier is attached, nobody needs to know that there is something to send."""
+    """Do nothing: without a carrier nothing can be sent."""
 
 
-def _not_seen_to(stream: Stream, reason: StreamReason) -> bool:
-    """Nobody but the handler minds."""
+def _not_handled(stream: Stream, reason: StreamReason) -> bool:
+    """Leave a refused stream to its handler."""
     return False
 
 

@@ -146,7 +146,7 @@ class WindowPool:
 class Stream:
     """One side of a stream. Made by `Session.open` or handed to the acceptor; not constructed by others.
 
-    `label` is for whoever opened it, to find what the stream is for among all of a session.
+    `label` is a value of the opener's choice that says what the stream is for.
     """
 
     __slots__ = (
