@@ -40,8 +40,8 @@ unit: $(VENV)/.dev ## the tests of `make check` alone
 	$(BIN)/python -m pytest -q -n auto --dist worksteal -m "$(UNIT)" $(ARGS)
 
 coverage: $(VENV)/.dev ## what the unit tests reach; fails for a package below its floor
-	$(BIN)/python -m pytest -q -n auto --dist worksteal -m "$(UNIT)" --cov=cryprq_proxy --cov=tun --cov-branch \
-		--cov-report=json:.coverage.json $(ARGS)
+	COVERAGE_CORE=sysmon $(BIN)/python -m pytest -q -n auto --dist worksteal -m "$(UNIT)" \
+		--cov=cryprq_proxy --cov=tun --cov-report=json:.coverage.json $(ARGS)
 	$(BIN)/python -m tests.coverage_floors .coverage.json
 
 test: $(VENV)/.dev test-packages ## all tests

@@ -2,7 +2,7 @@
 
     python -m tests.coverage_floors .coverage.json
 
-The figures are percents of lines and branches, as pytest-cov writes them to JSON. Parts that only root or another
+The figures are percents of lines, as pytest-cov writes them to JSON. Parts that only root or another
 process reaches count as not covered: tests/e2e and tests/lab reach them.
 """
 
@@ -14,7 +14,34 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-FLOORS: dict[str, int] = {}
+FLOORS = {
+    "cryprq_proxy": 97,
+    "cryprq_proxy/base": 97,
+    "cryprq_proxy/carriers": 96,
+    "cryprq_proxy/client": 94,
+    "cryprq_proxy/commands": 84,
+    "cryprq_proxy/config": 97,
+    "cryprq_proxy/crypto": 98,
+    "cryprq_proxy/doctor": 54,
+    "cryprq_proxy/exit": 97,
+    "cryprq_proxy/fronts": 95,
+    "cryprq_proxy/lane": 98,
+    "cryprq_proxy/outbound": 93,
+    "cryprq_proxy/pairing": 94,
+    "cryprq_proxy/process": 94,
+    "cryprq_proxy/rules": 98,
+    "cryprq_proxy/service": 59,
+    "cryprq_proxy/session": 98,
+    "cryprq_proxy/web": 97,
+    "tun": 97,
+    "tun/device": 88,
+    "tun/dns": 97,
+    "tun/firewall": 95,
+    "tun/leaktest": 75,
+    "tun/resolver": 84,
+    "tun/routing": 88,
+}
+"""A point below what was measured, since a few lines depend on timing."""
 
 
 def package_of(path: str) -> str:
@@ -29,12 +56,8 @@ def percents(files: Mapping[str, Any]) -> dict[str, float]:
     possible: dict[str, int] = {}
     for path, file in files.items():
         package, summary = package_of(path), file["summary"]
-        covered[package] = (
-            covered.get(package, 0) + summary["covered_lines"] + summary.get("covered_branches", 0)
-        )
-        possible[package] = (
-            possible.get(package, 0) + summary["num_statements"] + summary.get("num_branches", 0)
-        )
+        covered[package] = covered.get(package, 0) + summary["covered_lines"]
+        possible[package] = possible.get(package, 0) + summary["num_statements"]
     return {package: 100 * covered[package] / total for package, total in possible.items() if total}
 
 
