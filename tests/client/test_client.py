@@ -23,7 +23,7 @@ from cryprq_proxy.status import CarrierStatus
 from tests.support.links import App
 from tests.support.settings import client_settings
 from tests.support.settle import settle, until
-from tests.support.web_links import CLIENT_IDENTITY, EXIT_IDENTITY, FAST, Place, place
+from tests.support.web_links import CLIENT_IDENTITY, EXIT_IDENTITY, FAST, Place, Relay, place
 
 
 class Pauses:
@@ -232,11 +232,12 @@ async def test_a_session_without_a_carrier_is_kept_for_a_bounded_time(
     here: Place, client: MakeClient, pauses: Pauses, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kept_session, "RESUME_SECONDS", 0.0)
-    good = client(here.endpoint("tcp"))
+    relay = Relay(here.tcp)
+    good = client(here.endpoint("tcp", await relay.start()))
     await up(good)
     app = ask(good, target=here.echo)
     await until(lambda: ("opened",) in app.events)
-    await here.exit.stop(0)
+    await relay.stop()
     await until(lambda: pauses.seconds)
     await until(lambda: app.ended)
     assert good._kept.session is None and good.status().session is None
