@@ -25,7 +25,14 @@ from cryprq_proxy.config.exit import ExitConfig, exit_from
 from cryprq_proxy.crypto.handshake import FIRST_SIZE, SECOND_SIZE, THIRD_SIZE, default_psk
 from cryprq_proxy.crypto.identity import PUBLIC_SIZE, SIGNATURE_SIZE, PeerId
 from cryprq_proxy.crypto.noise import SymmetricState, protocol_name
-from cryprq_proxy.crypto.payloads import VERSION, Feature, InviteClaim, Offer, ResumeRequest, encode_proof
+from cryprq_proxy.crypto.payloads import (
+    VERSION,
+    Feature,
+    HandshakeOffer,
+    InviteClaim,
+    ResumeRequest,
+    encode_proof,
+)
 from cryprq_proxy.crypto.primitives import Cipher, new_aead
 from cryprq_proxy.crypto.rekey import REKEY_ANSWER_SIZE, REKEY_SIZE
 from cryprq_proxy.errors import CloseReason, StreamReason
@@ -327,7 +334,7 @@ def test_reasons() -> None:
 
 def test_flights() -> None:
     rows = table(PROTOCOL, "flight", "from", "without payload", "payload", "length accepted")
-    offer = Offer((VERSION,), tuple(Cipher), 0).encode()
+    offer = HandshakeOffer((VERSION,), tuple(Cipher), 0).encode()
     proof = encode_proof(ResumeRequest(bytes(16), 1, 1, bytes(32)))
     invited = encode_proof(InviteClaim(bytes(16)))
     usual = ([len(offer)], [6], [len(encode_proof(None)), len(invited), len(proof)])

@@ -38,7 +38,7 @@ from .payloads import (
     VERSION,
     Choice,
     Claim,
-    Offer,
+    HandshakeOffer,
     choose,
     decode_proof,
     encode_proof,
@@ -287,7 +287,7 @@ class ClientHandshake(_Side):
         """`psk`: the exit's 32 bytes if it has some; `ciphers`: what to offer, the preferred first; `features`: what
         this side can do (payloads.Feature)."""
         super().__init__(_CLIENT_STEPS, identity, provider, exit_id, psk, entropy)
-        self._offer = Offer((VERSION,), ciphers or ciphers_by_speed(), features)
+        self._offer = HandshakeOffer((VERSION,), ciphers or ciphers_by_speed(), features)
 
     def write_first(self) -> bytes:
         """The first flight."""
@@ -349,7 +349,7 @@ class ExitHandshake(_Side):
             if len(flight) not in FIRST_SIZE:
                 raise HandshakeError("the first flight has the wrong length")
             self._choice = choose(
-                Offer.decode(self._noise.read_message(flight)), self._ciphers, self._features
+                HandshakeOffer.decode(self._noise.read_message(flight)), self._ciphers, self._features
             )
 
     def write_second(self) -> bytes:

@@ -44,7 +44,7 @@ INVITE_SIZE: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Offer:
+class HandshakeOffer:
     """Payload 1: what the client can do, the preferred first.
 
         versions  1 byte: how many (at least 1), then one byte each
@@ -107,7 +107,7 @@ class Choice:
             raise HandshakeError("the exit chose a cipher that does not exist") from None
 
 
-def choose(offer: Offer, ciphers: tuple[Cipher, ...], features: int = 0) -> Choice:
+def choose(offer: HandshakeOffer, ciphers: tuple[Cipher, ...], features: int = 0) -> Choice:
     """The exit's choice, where `ciphers` is its own list, the preferred first, and `features` what it can do.
 
     AES-256-GCM needs the instructions on both sides, so it is taken only where it is first in both lists;

@@ -64,7 +64,7 @@ type Send = tuple[int, int, int]
 """`out[begin:end]` for one send, and the size of each datagram in it but the last, which may be shorter."""
 
 
-class _Epoch(Receiving):
+class _LaneKeys(Receiving):
     """The keys of one epoch, both directions."""
 
     __slots__ = ("carrier", "encrypt", "number", "peer_index", "retire_at", "sealed")
@@ -102,9 +102,9 @@ class Lane:
         self._taken = taken
         self._carrier = 0
         self._serial = 0
-        self._epochs: dict[int, _Epoch] = {}  # by the index under which it receives, oldest first
-        self._newest: _Epoch | None = None
-        self._sending: _Epoch | None = None
+        self._epochs: dict[int, _LaneKeys] = {}  # by the index under which it receives, oldest first
+        self._newest: _LaneKeys | None = None
+        self._sending: _LaneKeys | None = None
         room = room or Room()
         self._row = room.row
         self.drops = Drops()
@@ -130,7 +130,7 @@ class Lane:
         if not self._dialler:
             send, receive = receive, send
         self._serial += 1
-        self._newest = _Epoch(cipher, send, receive, self._carrier, number, self._serial, index)
+        self._newest = _LaneKeys(cipher, send, receive, self._carrier, number, self._serial, index)
         self._epochs[index] = self._newest
         self.expire(now)
         if len(self._epochs) > MAX_EPOCHS:
@@ -187,7 +187,7 @@ class Lane:
         bring that about."""
         return self._opener.advanced
 
-    def _move(self, epoch: _Epoch, now: float) -> None:
+    def _move(self, epoch: _LaneKeys, now: float) -> None:
         """Send with `epoch` if its turn has come. The exit waits for a datagram of it: until then the client may not
         know the keys."""
         sending = self._sending
@@ -202,7 +202,7 @@ class Lane:
             if earlier.serial < epoch.serial and earlier.retire_at == inf:
                 earlier.retire_at = now + LINGER
 
-    def _drop(self, epoch: _Epoch) -> None:
+    def _drop(self, epoch: _LaneKeys) -> None:
         del self._epochs[epoch.index]
         self._opener.assembly.forget(epoch.index)
         self.dropped.append(epoch.index)

@@ -153,7 +153,7 @@ def spaced(layout: str, count: int, gap: int) -> struct.Struct:
     return struct.Struct("!" + f"{layout}{gap}x" * (count - 1) + layout)
 
 
-class _Group:
+class _SplitPacket:
     __slots__ = ("count", "parts", "present", "shape", "size")
 
     def __init__(self, shape: Shape, count: int) -> None:
@@ -170,7 +170,7 @@ class Assembly:
     __slots__ = ("_groups", "_size", "given_up")
 
     def __init__(self) -> None:
-        self._groups: dict[tuple[int, int], _Group] = {}
+        self._groups: dict[tuple[int, int], _SplitPacket] = {}
         self._size = 0
         self.given_up = 0
         """Groups dropped before they were whole."""
@@ -184,7 +184,7 @@ class Assembly:
         shape, first, count, of = run
         group = self._groups.get(key)
         if group is None:
-            group = self._groups[key] = _Group(shape, of)
+            group = self._groups[key] = _SplitPacket(shape, of)
         elif group.shape != shape or group.count != of:
             self._drop(key)
             return None

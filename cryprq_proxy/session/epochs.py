@@ -22,7 +22,7 @@ EXCHANGE: Final = "X25519 + ML-KEM-768"
 
 
 @dataclass(slots=True)
-class Epoch:
+class LedgerEntry:
     """`carrier` counts the session's carriers from 1, `number` the epochs of one from 0; `began` and `ended` are times
     of the session's clock, `ended` None for the epoch in use. Sizes in bytes."""
 
@@ -41,7 +41,7 @@ class EpochLedger:
     __slots__ = ("_carriers", "_epochs", "rotations")
 
     def __init__(self) -> None:
-        self._epochs: deque[Epoch] = deque(maxlen=MAX_EPOCHS)
+        self._epochs: deque[LedgerEntry] = deque(maxlen=MAX_EPOCHS)
         self._carriers = 0
         self.rotations = 0
         """Epochs that began on a carrier that stood already."""
@@ -53,7 +53,7 @@ class EpochLedger:
             self.rotations += 1
         else:
             self._carriers += 1
-        self._epochs.append(Epoch(self._carriers, number, cipher, now))
+        self._epochs.append(LedgerEntry(self._carriers, number, cipher, now))
 
     def sealed(self, sealer: RecordSealer) -> None:
         """`sealer` has sealed its last record."""

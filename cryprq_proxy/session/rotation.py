@@ -71,7 +71,7 @@ class CarrierKeys(NamedTuple):
     opener: RecordOpener
 
 
-class State(Enum):
+class RotationState(Enum):
     IDLE = 1
     ASKING = 2
     ASKED = 3
@@ -82,9 +82,9 @@ class State(Enum):
 
 # (state, frame received) -> (state after it, whether the dialler is the side that may receive it)
 _ON_FRAME: Final = {
-    (State.IDLE, wire.REKEY): (State.ANSWERING, False),
-    (State.ANSWERED, wire.SWITCH): (State.IDLE, False),
-    (State.ASKED, wire.REKEY_ANSWER): (State.SWITCHING, True),
+    (RotationState.IDLE, wire.REKEY): (RotationState.ANSWERING, False),
+    (RotationState.ANSWERED, wire.SWITCH): (RotationState.IDLE, False),
+    (RotationState.ASKED, wire.REKEY_ANSWER): (RotationState.SWITCHING, True),
 }
 
 
@@ -131,7 +131,7 @@ class Rotation:
         self.final: bytes | None = None
         self.paused = False
         self._epoch = keys.epoch
-        self._state = State.IDLE
+        self._state = RotationState.IDLE
         self._started = now
         self._asked_for = False
         self._ended = False
@@ -155,7 +155,7 @@ class Rotation:
         interval, spent = self._limits.interval, self._spent()
         if spent >= 2:
             return self.since
-        if self._state is not State.IDLE:
+        if self._state is not RotationState.IDLE:
             return self._started + UNFINISHED
         if self._asked_for and not self._dialler:
             return self.since + interval * MISSED_INTERVALS + UNFINISHED
@@ -167,7 +167,7 @@ class Rotation:
         """Start, ask for, or give up a rotation. Raises CarrierError (REKEY) if the peer does not do its part."""
         interval, spent = self._limits.interval, self._spent()
         if (
-            (self._state is not State.IDLE and now >= self._started + UNFINISHED)
+            (self._state is not RotationState.IDLE and now >= self._started + UNFINISHED)
             or now >= self.since + interval * MISSED_INTERVALS + UNFINISHED
             or spent >= 2
         ):
@@ -175,16 +175,20 @@ class Rotation:
         if self._dialler:
             if spent or now >= self.since + (min(interval, PLEASE_INTERVAL) if self._asked_for else interval):
                 self.start(now)
-        elif (spent or now >= self.since + interval) and self._state is State.IDLE and not self._asked_for:
+        elif (
+            (spent or now >= self.since + interval)
+            and self._state is RotationState.IDLE
+            and not self._asked_for
+        ):
             self._asked_for = True
             self.frames.append(wire.encode_bare(wire.REKEY_PLEASE))
             self._ready()
 
     def start(self, now: float) -> None:
         """At the dialler: begin a rotation, unless one is under way."""
-        if self._state is not State.IDLE:
+        if self._state is not RotationState.IDLE:
             return
-        self._state = State.ASKING
+        self._state = RotationState.ASKING
         self._started = now
         initiator = self._initiator = RekeyInitiator(
             self._provider, self._session_id, self._epoch, self.number + 1, entropy=self._entropy
@@ -197,7 +201,7 @@ class Rotation:
         Raises PeerError (REKEY) for one out of turn or for a message that does not open.
         """
         if kind == wire.REKEY_PLEASE and self._dialler:
-            if self._state is State.IDLE:
+            if self._state is RotationState.IDLE:
                 self._asked_for = True
                 self.tick(now)
             return
@@ -241,7 +245,7 @@ class Rotation:
         )
 
     def _send_rekey(self, message: bytes) -> None:
-        self._state = State.ASKED
+        self._state = RotationState.ASKED
         self.frames.append(wire.encode_message(wire.REKEY, message))
         self._ready()
 
@@ -259,7 +263,7 @@ class Rotation:
 
     def _send_answer(self, answer: tuple[bytes, EpochSecrets]) -> None:
         message, epoch = answer
-        self._state = State.ANSWERED
+        self._state = RotationState.ANSWERED
         self._next_opener = RecordOpener(self.cipher, epoch.client_record)
         self._next = epoch, RecordSealer(self.cipher, epoch.exit_record)
         self.final = wire.encode_message(wire.REKEY_ANSWER, message)
@@ -288,7 +292,7 @@ class Rotation:
         self.since = now
         self._ledger.begin(self.number, self.cipher.name, now)
         self._asked_for = False
-        self._state = State.IDLE
+        self._state = RotationState.IDLE
 
     def _run[T](self, job: Callable[[], T], then: Callable[[T], None]) -> None:
         def done(result: Callable[[], T]) -> None:

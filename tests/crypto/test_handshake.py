@@ -32,7 +32,7 @@ from cryprq_proxy.crypto.handshake import (
     resume_proof,
 )
 from cryprq_proxy.crypto.identity import Identity, PeerId
-from cryprq_proxy.crypto.payloads import Choice, Claim, Offer, choose, decode_proof, encode_proof
+from cryprq_proxy.crypto.payloads import Choice, Claim, HandshakeOffer, choose, decode_proof, encode_proof
 from cryprq_proxy.crypto.primitives import (
     Cipher,
     Ed25519Key,
@@ -423,7 +423,11 @@ def test_x25519_keys_of_small_order(useless: bytes) -> None:
 
     # The tokens of a first flight by hand, with an ephemeral key that gives an all-zero secret.
     noise._mix_psk()
-    first = write_e() + noise._write_e1() + noise._symmetric.encrypt_and_hash(Offer((1,), BOTH, 0).encode())
+    first = (
+        write_e()
+        + noise._write_e1()
+        + noise._symmetric.encrypt_and_hash(HandshakeOffer((1,), BOTH, 0).encode())
+    )
     exit_.read_first(first)
     with pytest.raises(HandshakeError, match="X25519"):
         exit_.write_second()
@@ -464,14 +468,14 @@ def test_default_ciphers_agree() -> None:
 @pytest.mark.parametrize("values", [(0,), (2, 3), (255,)])
 def test_no_common_version(values: tuple[int, ...]) -> None:
     client = new_client()
-    client._offer = Offer(values, BOTH, 0)
+    client._offer = HandshakeOffer(values, BOTH, 0)
     with pytest.raises(HandshakeError, match="version"):
         new_exit().read_first(client.write_first())
 
 
 def test_unknown_offers_mean_nothing() -> None:
     client, exit_ = new_client(), new_exit()
-    client._offer = Offer((9, 1, 77), (200, AES, CHACHA), 2**32 - 1)
+    client._offer = HandshakeOffer((9, 1, 77), (200, AES, CHACHA), 2**32 - 1)
     flights(client, exit_)
     assert exit_.result.cipher is CHACHA
     assert exit_.result.features == 0
@@ -498,7 +502,7 @@ def test_choices_that_were_not_offered(choice: Choice) -> None:
 # --- the payloads ---
 
 offers = st.builds(
-    Offer,
+    HandshakeOffer,
     st.lists(st.integers(0, 255), min_size=1, max_size=29).map(tuple),
     st.lists(st.integers(0, 255), min_size=1, max_size=29).map(tuple),
     st.integers(0, 2**32 - 1),
@@ -506,21 +510,21 @@ offers = st.builds(
 
 
 @given(offers)
-def test_offer_round_trip(offer: Offer) -> None:
+def test_offer_round_trip(offer: HandshakeOffer) -> None:
     encoded = offer.encode()
     assert 8 <= len(encoded) <= 64
-    assert Offer.decode(encoded) == offer
+    assert HandshakeOffer.decode(encoded) == offer
     for size in range(len(encoded)):
         with pytest.raises(HandshakeError):
-            Offer.decode(encoded[:size])
+            HandshakeOffer.decode(encoded[:size])
     with pytest.raises(HandshakeError):
-        Offer.decode(encoded + b"\0")
+        HandshakeOffer.decode(encoded + b"\0")
 
 
 @given(st.binary(max_size=80))
 def test_offer_of_any_bytes(payload: bytes) -> None:
     try:
-        offer = Offer.decode(payload)
+        offer = HandshakeOffer.decode(payload)
     except HandshakeError:
         return
     assert offer.encode() == payload

@@ -19,7 +19,7 @@ with atheris.instrument_imports(include=["cryprq_proxy"]):
     )
     from cryprq_proxy.crypto.identity import Identity, PeerId, verify_signatures
     from cryprq_proxy.crypto.noise import HandshakeState
-    from cryprq_proxy.crypto.payloads import Choice, Offer, choose, decode_proof, encode_proof
+    from cryprq_proxy.crypto.payloads import Choice, HandshakeOffer, choose, decode_proof, encode_proof
     from cryprq_proxy.crypto.primitives import (
         Cipher,
         Entropy,
@@ -77,7 +77,7 @@ def fit(data: bytes, size: range) -> bytes:
 
 
 def payloads(data: bytes) -> None:
-    offer = Offer.decode(data)
+    offer = HandshakeOffer.decode(data)
     if offer.encode() != data:
         raise RuntimeError(f"{offer!r} is not canonical")
     choice = choose(offer, CIPHERS)
@@ -117,7 +117,10 @@ def unsealed_third(data: bytes) -> None:
 
 def sealed(data: bytes) -> None:
     """A first flight of a peer that knows the exit: its ML-KEM key and its payload are the fuzzer's."""
-    key, payload = data[:1184].ljust(1184, b"\0"), data[1184:1300] or Offer((1,), CIPHERS, 0).encode()
+    key, payload = (
+        data[:1184].ljust(1184, b"\0"),
+        data[1184:1300] or HandshakeOffer((1,), CIPHERS, 0).encode(),
+    )
     client, exit_ = new_client(key), new_exit()
     noise: HandshakeState = client._noise
     exit_.read_first(noise.write_message(payload))

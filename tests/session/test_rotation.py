@@ -23,7 +23,7 @@ from cryprq_proxy.session.rotation import (
     UNFINISHED,
     CarrierKeys,
     Rotation,
-    State,
+    RotationState,
     inline,
 )
 from cryprq_proxy.session.session import SessionLimits
@@ -470,7 +470,7 @@ def test_frames_in_the_middle_of_a_rotation() -> None:
     for kind in (wire.REKEY, wire.SWITCH):
         assert_ends_session(link.client.rotation, kind, bytes(1248))
     link.carrier.to_right.deliver(link.carrier.now)
-    assert link.exit.rotation._state is State.ANSWERED
+    assert link.exit.rotation._state is RotationState.ANSWERED
     for kind in (wire.REKEY, wire.REKEY_ANSWER):
         assert_ends_session(link.exit.rotation, kind, bytes(1248))
 
