@@ -241,7 +241,7 @@ class TunnelGuard:
 
 
 async def reported(name: str, work: Callable[[], Awaitable[None]]) -> None:
-    """Do the work of a task that nobody awaits: log what it raises for a person."""
+    """Do the work of a task that is not awaited: log its CryprqError."""
     try:
         await work()
     except CryprqError as error:

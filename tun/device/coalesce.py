@@ -1,12 +1,12 @@
 """Joining UDP packets of one flow to a super-packet, before they cross the link.
 
-A kernel joins the TCP segments that come in (GRO), and hands UDP over one by one: QUIC downloads, for instance. A
-packet of its own costs some 20 us on either side of the link; in a super-packet it costs a few. So equal packets that
-follow each other within a wake-up are put together here, by copying, and cut apart by the far kernel (USO) or `split`.
+A kernel joins the TCP segments that come in (GRO), and hands over UDP packets one by one, those of QUIC downloads for
+instance. A packet costs some 20 us on either side of the link, and a few inside of a super-packet. So equal packets
+that follow each other within a wake-up are joined here, by copying, and cut apart by the far kernel (USO) or `split`.
 
-What is joined is what a kernel would join: same addresses, ports, lengths, TTL, TOS, flow label; nothing with options
-or fragments; IPv4 ids that do not matter (DF, RFC 6864) or count up. Where the checksum is complete it is checked
-first, since the joined packet gets a new one.
+Packets are joined where a kernel would join them: same addresses, ports, lengths, TTL, TOS and flow label, no options
+or fragments, IPv4 ids that do not matter (DF, RFC 6864) or count up. A complete checksum is checked first, since the
+joined packet gets a new one.
 
 Small packets on which no order depends are marked: they may overtake the bulk (carriers/lane/inbox.py).
 """
@@ -24,7 +24,7 @@ from .offload import COMPLETE
 from .packets import TCP, UDP, Drop, checksum, ones_sum, parse, pseudo_sum
 
 MAX_URGENT: Final = 256
-"""Bytes of a packet that may overtake; a larger one could as well be part of a transfer."""
+"""Bytes of a packet that may overtake. A larger one may be part of a transfer."""
 MIN_PAYLOAD: Final = 256
 """Smaller datagrams are sent as they are: voice and games, where each is alone in its wake-up."""
 _UDP_HEADER: Final = 8
@@ -126,7 +126,7 @@ class UdpJoiner:
 
 def _is_urgent(buffer: memoryview, start: int, end: int) -> bool:
     """Whether the small packet may overtake others: pings, and datagrams that are not joined. TCP may not: its data
-    would overtake the data before it, and to single out its acknowledgements costs more than it brings."""
+    would overtake earlier data, and telling acknowledgements apart costs more than it brings."""
     packet = parse(buffer, start, end)
     return not isinstance(packet, Drop) and packet.protocol != TCP and not packet.fragment and not packet.more
 

@@ -198,6 +198,7 @@ class Reading:
             self.packets += 1
             self.bytes += end - START
             on_packet(buffer, START, end, shape)
-            if self._stopped:  # by the callback
+            # By the callback.
+            if self._stopped:
                 return
         self._on_drained()

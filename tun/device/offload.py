@@ -12,7 +12,7 @@ in front of each says so. The packets cross the link as they are, unfinished, an
 its sequence number, lengths and flags change accordingly. `split` does in software what the kernel would have done,
 for devices that know no offloads. Everything works in place in the one buffer that holds the packet.
 
-The far side is authenticated but not trusted: after `fit`, the kernel gets no description that does not fit the packet.
+The far side is authenticated but not trusted: after `fit`, the description that the kernel gets fits the packet.
 """
 
 from __future__ import annotations
@@ -34,19 +34,13 @@ UNSUMMED: Final = Shape(NEEDS_CSUM, 0, 0)
 """A plain packet whose transport checksum still lacks the transport's bytes."""
 
 MAX_SEGMENTS: Final = 128
-"""Segments that one super-packet may ask the kernel to make. Ours are capped at 40; without a bound, a hostile peer
-turned one packet of one-byte segments into 57,000."""
+"""Segments that one super-packet may ask the kernel to make. Ours are capped at 40. Without a bound, a hostile peer
+could turn one packet into 57,000 segments of one byte."""
 
-_TCP4, _TCP6, _UDP_GSO = (
-    NEEDS_CSUM | TCP4,
-    NEEDS_CSUM | TCP6,
-    NEEDS_CSUM | UDP_GSO,
-)  # super-packets are never summed
-_GSO_TYPE: Final = {
-    _TCP4: 1,
-    _TCP6: 4,
-    _UDP_GSO: 5,
-}  # Shape.flags -> VIRTIO_NET_HDR_GSO_TCPV4, _TCPV6, _UDP_L4
+# Super-packets are never summed.
+_TCP4, _TCP6, _UDP_GSO = NEEDS_CSUM | TCP4, NEEDS_CSUM | TCP6, NEEDS_CSUM | UDP_GSO
+# Shape.flags -> VIRTIO_NET_HDR_GSO_TCPV4, _TCPV6, _UDP_L4
+_GSO_TYPE: Final = {_TCP4: 1, _TCP6: 4, _UDP_GSO: 5}
 _FLAGS: Final = {kind: flags for flags, kind in _GSO_TYPE.items()}
 _CSUM_OFFSET: Final = {TCP: 16, UDP: 6}
 _VNET_NEEDS_CSUM: Final = 1
@@ -62,7 +56,7 @@ def describe(buffer: memoryview, start: int, end: int) -> Shape | Drop:
     """The shape of the packet in `buffer[start:end]`, just read with its virtio_net_hdr in front of `start`.
 
     The header's `hdr_len` is not used: on forwarded packets it is wrong. A checksum that the other side would not find
-    by parsing the packet, that of a packet inside a packet for instance, is completed here.
+    by parsing the packet (that of a packet inside of a packet, for instance) is completed here.
     """
     bits, kind, _, gso_size, csum_start, csum_offset = VNET.unpack_from(buffer, start - VNET_SIZE)
     if not bits & _VNET_NEEDS_CSUM:
@@ -79,7 +73,8 @@ def describe(buffer: memoryview, start: int, end: int) -> Shape | Drop:
             return UNSUMMED
         complete(buffer, start, end, csum_start, csum_offset)
         return COMPLETE
-    flags = _FLAGS.get(kind)  # with the ECN bit set, none of ours
+    # With the ECN bit set it is none of ours.
+    flags = _FLAGS.get(kind)
     if flags is None or not found or not gso_size or _total(buffer, start) != size:
         return Drop.OFFLOAD
     header = _header(buffer, start, size, flags, transport, protocol)

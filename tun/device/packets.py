@@ -78,9 +78,11 @@ _HOP_BY_HOP, _ROUTING, _FRAGMENTED, _AUTHENTICATION, _DESTINATION = 0, 43, 44, 5
 _EXTENSIONS: Final = frozenset({_HOP_BY_HOP, _ROUTING, _FRAGMENTED, _AUTHENTICATION, _DESTINATION})
 _LEAST: Final = {ICMP: 8, TCP: 20, UDP: 8, 33: 12, ICMP6: 4, 132: 12, 136: 8}
 """Protocol -> the shortest header it may have. What is not listed is carried unread."""
-_WITH_PORTS: Final = frozenset({TCP, UDP, 33, 132, 136})  # and DCCP, SCTP, UDP-Lite
+# 33, 132, 136: DCCP, SCTP, UDP-Lite.
+_WITH_PORTS: Final = frozenset({TCP, UDP, 33, 132, 136})
 
-_new = tuple.__new__  # a NamedTuple's own constructor takes three times as long
+# A NamedTuple's own constructor takes three times as long.
+_new = tuple.__new__
 
 
 def parse(buffer: Buffer, start: int, end: int) -> Packet | Drop:
@@ -173,7 +175,8 @@ def _parse6(buffer: Buffer, start: int, size: int) -> Packet | Drop:  # noqa: C9
             continue
         if this == _HOP_BY_HOP and at != V6_HEADER:
             return Drop.EXTENSION
-        if this == _ROUTING and buffer[start + at + 3]:  # segments left
+        # Segments left.
+        if this == _ROUTING and buffer[start + at + 3]:
             return Drop.SOURCE_ROUTE
         at += (count + 2) * 4 if this == _AUTHENTICATION else (count + 1) * 8
         if at > size:
@@ -184,7 +187,7 @@ def _parse6(buffer: Buffer, start: int, size: int) -> Packet | Drop:  # noqa: C9
 def _finish(
     buffer: Buffer, start: int, size: int, known: tuple[int, int, int, bytes, bytes], offset: int, more: bool
 ) -> Packet | Drop:
-    """What is the same for all packets once the IP headers are read: fragments, transport header, ports."""
+    """Read what follows the IP headers of any version: fragment, transport header, ports."""
     _, protocol, transport, _, _ = known
     length = size - transport
     if (more or offset) and _bad_fragment(protocol, length, offset, more):
@@ -236,7 +239,7 @@ def checksum(data: Buffer, initial: int = 0) -> int:
     return ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF
 
 
-# Answers. The exit gives them for packets that its policy refuses, so that programs fail at once and not by a time-out.
+# The answer of the exit to a packet that its policy refuses: programs fail at once and not by a time-out.
 
 
 def prohibited(buffer: Buffer, start: int, end: int, packet: Packet, source: bytes) -> bytes | None:
@@ -267,17 +270,15 @@ def datagram(source: bytes, destination: bytes, protocol: int, payload: Buffer) 
     return header + payload
 
 
-_MULTICAST: Final = {
-    4: range(224, 256),
-    6: range(255, 256),
-}  # first byte; the IPv4 broadcast address is in it
+_MULTICAST: Final = {4: range(224, 256), 6: range(255, 256)}
+"""IP version -> first bytes of multicast addresses; the IPv4 broadcast address is among them."""
 _ICMP_ERRORS: Final = frozenset({3, 4, 5, 11, 12})
 _QUOTED: Final = {4: 576 - V4_HEADER - 8, 6: 1280 - V6_HEADER - 8}
 """Bytes of the packet that an error quotes: RFC 1812 section 4.3.2.3, RFC 4443 section 2.4 (c)."""
 
 
 def _answerable(buffer: Buffer, start: int, packet: Packet) -> bool:
-    """Errors about errors, about later fragments and to no one in particular would multiply."""
+    """Whether an error may be sent. Errors about errors, later fragments and multicast would multiply."""
     multicast = _MULTICAST[packet.version]
     if packet.destination[0] in multicast or packet.source[0] in multicast or not any(packet.source):
         return False

@@ -28,9 +28,8 @@ class AddressPool[A: (IPv4Address, IPv6Address)]:
         known = self._given.get(peer)
         if known is not None:
             return known
-        usable = (
-            self.network.num_addresses - 3
-        )  # without the network's own, the exit's and the broadcast address
+        # Without the network's own, the exit's and the broadcast address.
+        usable = self.network.num_addresses - 3
         first = int.from_bytes(hashlib.sha256(b"cryprq/1 address" + peer.raw).digest()[:16]) % usable
         for step in range(min(usable, len(self._taken) + 2)):
             candidate = self.own + (1 + (first + step) % usable)

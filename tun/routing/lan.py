@@ -2,12 +2,12 @@
 
 Pure functions over values; `read_route`, `read_link` and `read_address` make the values of pyroute2's messages.
 
-LAN is what is on the link, in a range for private use. Both words matter. A DHCP server may push any route
-(CVE-2024-3661, "TunnelVision"), and an access point may call any prefix its own (CVE-2023-36672, "TunnelCrack"): with a
-gateway, or a public prefix, it is no LAN, whatever the main table says, and its traffic stays in the tunnel.
+LAN is what is on the link and in a range for private use. A DHCP server may push any route (CVE-2024-3661,
+"TunnelVision"), and an access point may call any prefix its own (CVE-2023-36672, "TunnelCrack"). So a prefix with a
+gateway and a public prefix are not LAN, whatever the main table says: their traffic stays in the tunnel.
 
-Behind some devices there are only guests of this machine: containers and virtual machines. Their replies need a route
-back to them even where the LAN is blocked, so that these prefixes are told apart.
+Behind some devices there are only guests of this machine: containers and virtual machines. Replies to them need a route
+even where the LAN is blocked, so their prefixes are told apart.
 """
 
 from __future__ import annotations
@@ -45,12 +45,8 @@ PRIVATE: Final[tuple[Network, ...]] = tuple(
 _CLONED: Final = 0x200  # a cached copy of another route
 _NO_USE: Final = 0x1 | 0x10  # next hop dead, or without a carrier
 _UP, _LOOPBACK = 0x1, 0x8  # ifi_flags
-_TEMPORARY, _TENTATIVE, _DEPRECATED, _FAILED = (
-    0x01,
-    0x40,
-    0x20,
-    0x08,
-)  # ifa_flags; 0x01 is "secondary" in IPv4
+# ifa_flags; 0x01 is "secondary" in IPv4.
+_TEMPORARY, _TENTATIVE, _DEPRECATED, _FAILED = 0x01, 0x40, 0x20, 0x08
 _OUTER: Final = frozenset({None, "vlan", "bond", "team", "macvlan", "ipvlan"})
 _GUESTS: Final = frozenset({"veth", "tun"})
 """Kinds of the ports of a bridge that has only guests: cables into namespaces, and the TAPs of virtual machines."""
@@ -112,13 +108,13 @@ class Lan:
 
 
 class Uplink(NamedTuple):
-    """Where traffic past the tunnel leaves this machine."""
+    """Device, gateway and source address of the traffic that leaves this machine past the tunnel."""
 
     device: int
     name: str
     gateway: str | None
     source: str | None
-    """The address it leaves with; a lasting one, where there are temporary ones as well (RFC 8981)."""
+    """The source address; a lasting one, where there are temporary ones as well (RFC 8981)."""
 
 
 def read_route(message: NetlinkMessage) -> KernelRoute | None:
@@ -151,7 +147,8 @@ def read_route(message: NetlinkMessage) -> KernelRoute | None:
 
 def _hop(device: int, attributes: Mapping[str, Any], flags: int) -> NextHop:
     gateway = attributes.get("RTA_GATEWAY")
-    if gateway is None and "RTA_VIA" in attributes:  # a gateway of the other family (RFC 5549)
+    # A gateway of the other family (RFC 5549).
+    if gateway is None and "RTA_VIA" in attributes:
         gateway = attributes["RTA_VIA"]["addr"]
     return NextHop(device, gateway, flags)
 
@@ -225,7 +222,7 @@ def merged(prefixes: Iterable[Network]) -> tuple[Network, ...]:
 
 
 def _guest_devices(routes: Collection[KernelRoute], links: Collection[NetworkDevice]) -> frozenset[int]:
-    """Bridges whose ports all lead to guests, and cables to guests; never what carries a default route."""
+    """Bridges whose ports all lead to guests, and cables to guests; never a device with a default route."""
     outward = _outward(routes)
     found = set()
     for link in links:
@@ -239,7 +236,7 @@ def _guest_devices(routes: Collection[KernelRoute], links: Collection[NetworkDev
 
 
 def _uplinks(routes: Collection[KernelRoute], links: Collection[NetworkDevice], own: str) -> frozenset[str]:
-    """Hardware and what is built on it, and whatever carries a default route. Ports of a bridge speak through it."""
+    """Names of hardware devices, of devices built on them, and of those with a default route; no ports of bridges."""
     outward = _outward(routes)
     return frozenset(
         link.name

@@ -115,7 +115,8 @@ def parse_hop(output: str) -> MacHop:
         raise ConfigError("there is no route to the exit: connect this machine to a network first")
     try:
         ip_address(gateway)
-    except ValueError:  # none, or a link-layer address
+    except ValueError:
+        # None, or a link-layer address.
         gateway = ""
     return MacHop(interface, gateway)
 
