@@ -285,3 +285,10 @@ def test_the_parsers_of_the_front_ends_do_no_io() -> None:
     path = ROOT / "cryprq_proxy/fronts/socks.py"
     roots = {target.partition(".")[0] for _, target in imports(path.read_text("utf-8"), module_name(path))}
     assert not roots & OUTSIDE_WORLD
+
+
+@pytest.mark.parametrize(("package", "most"), [("cryprq_proxy", 6), ("tun", 8)])
+def test_few_modules_stand_beside_the_packages(package: str, most: int) -> None:
+    """A new module belongs into a room; these few are what all rooms share."""
+    modules = {path.stem for path in (ROOT / package).glob("*.py")} - {"__init__"}
+    assert len(modules) <= most, sorted(modules)
