@@ -33,10 +33,10 @@ def words_of(reason: Enum) -> str:
 
 
 def nonzero(*counts: Mapping[str, int]) -> list[str]:
-    """As "3 replay", for each cause that there was; what bears the same name is added up."""
+    """As "3 replay", for each cause that is not zero; causes of one name are added up."""
     total: dict[str, int] = {}
-    for each in counts:
-        for cause, count in each.items():
+    for mapping in counts:
+        for cause, count in mapping.items():
             total[cause] = total.get(cause, 0) + count
     return [f"{count} {cause.replace('_', ' ')}" for cause, count in total.items() if count]
 

@@ -1,4 +1,4 @@
-"""Pairing: inviting a client, joining an exit, and looking after the list of those who are let in."""
+"""The commands of pairing: invite a client, join an exit, and manage the list of authorized peers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("name", required=False)
-@click.option("--expires", default="1h", metavar="TIME", help="How long it holds: 30m, 1h, 7d (default: 1h).")
+@click.option(
+    "--expires", default="1h", metavar="TIME", help="How long it is valid: 30m, 1h, 7d (default: 1h)."
+)
 @click.option(
     "--address",
     metavar="HOST[:PORT]",
@@ -45,7 +47,7 @@ def invite(
     cancel: str | None,
     config: Path | None,
 ) -> None:
-    """Invite a client to this exit: prints what `cryprq-proxy join` takes over there. It works once.
+    """Invite a client to this exit: print the URI for `cryprq-proxy join` at the client. It works once.
 
     The client will be on the exit's list of peers under NAME.
     """
@@ -83,7 +85,7 @@ def invite(
 @config_option
 @click.pass_context
 def peers(context: click.Context, as_json: bool, config: Path | None) -> None:
-    """Who this exit lets in; also `peers rename` and `peers revoke`."""
+    """Show the authorized peers; also `peers rename` and `peers revoke`."""
     context.obj = config
     if context.invoked_subcommand is None:
         _list(as_json, config)
@@ -118,7 +120,7 @@ def rename(outer: Path | None, /, old: str, new: str, config: Path | None) -> No
 @config_option
 @click.pass_obj
 def revoke(outer: Path | None, /, who: str, config: Path | None) -> None:
-    """Take a peer off the list: what it has open at a running exit ends at once."""
+    """Remove a peer from the list: its sessions at a running exit end at once."""
     from ..pairing.invitation import reload_exit
 
     here, listed, _ = _lists(config or outer)
@@ -128,7 +130,7 @@ def revoke(outer: Path | None, /, who: str, config: Path | None) -> None:
         )
     peer = listed.revoke(who)
     reload_exit(here)
-    click.echo(f"{peer.shown} is let in no more")
+    click.echo(f"{peer.shown} is no longer authorized")
     if peer.peer_id in here.config.allow:
         raise ConfigError(
             f"{peer.shown} is in `allow` of the exit's configuration too; take it out there as well"
@@ -163,7 +165,9 @@ def _list(as_json: bool, config: Path | None) -> None:
         return
     rows = [(one_line(peer.name) or "-", str(peer.peer_id)) for peer in known]
     rows += [
-        ("(allow)", str(peer)) for peer in here.config.allow if peer not in {each.peer_id for each in known}
+        ("(allow)", str(peer_id))
+        for peer_id in here.config.allow
+        if peer_id not in {peer.peer_id for peer in known}
     ]
     width = max((len(name) for name, _ in rows), default=0)
     for name, peer_id in rows:
@@ -179,8 +183,8 @@ def _show_invites(store: InviteStore) -> None:
     import time
 
     invites = store.open(time.time())
-    for each in invites:
-        click.echo(f"{one_line(each.name)}, until {_when(each.expires)}")
+    for invite in invites:
+        click.echo(f"{one_line(invite.name)}, until {_when(invite.expires)}")
     if not invites:
         click.echo("no open invites")
 
@@ -200,7 +204,7 @@ def _when(moment: float) -> str:
 @click.option("--force", is_flag=True, help="Begin a new configuration; the old file is kept beside it.")
 @click.option("--config", type=FILE, metavar="F", help="The configuration to write (default: client.toml).")
 def join(uri: str, name: str | None, force: bool, config: Path | None) -> None:
-    """Join an exit with the URI that `cryprq-proxy invite` has printed there; - reads it from standard input.
+    """Join an exit with the URI that `cryprq-proxy invite` printed there; - reads it from standard input.
 
     Makes this machine's keys, lets the exit add them to its list, and writes the configuration.
     """

@@ -85,9 +85,11 @@ async def outward(context: Context) -> CheckVerdict:
     """Which address families clients can reach."""
     addresses = own_addresses()
     six = [
-        each for each in addresses if ":" in each and not each.lower().startswith(("fe80", "::1", "fc", "fd"))
+        address
+        for address in addresses
+        if ":" in address and not address.lower().startswith(("fe80", "::1", "fc", "fd"))
     ]
-    four = [each for each in addresses if ":" not in each and not each.startswith("127.")]
+    four = [address for address in addresses if ":" not in address and not address.startswith("127.")]
     if not four and not six:
         return fail(
             "this machine has no address but loopback, so clients get nowhere", "mend its network first"

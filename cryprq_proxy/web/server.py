@@ -229,7 +229,7 @@ async def _read[T](request: web.Request, kind: type[T]) -> T:
 
 def _with_etag(request: web.Request, body: bytes, tag: str, headers: Mapping[str, str]) -> web.Response:
     """RFC 9110 section 13.1.2, with the weak comparison that it asks for."""
-    known = {each.strip().removeprefix("W/") for each in request.headers.get("If-None-Match", "").split(",")}
+    known = {part.strip().removeprefix("W/") for part in request.headers.get("If-None-Match", "").split(",")}
     if tag in known or "*" in known:
         return web.Response(status=304, headers={**headers, "ETag": tag})
     return web.Response(body=body, headers={**headers, "ETag": tag})

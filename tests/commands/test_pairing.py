@@ -153,7 +153,7 @@ def test_nobody_yet(capsys: Capture) -> None:
 
 def test_rename_and_revoke(files: Path, capsys: Capture) -> None:
     assert run(capsys, "peers", "rename", "laptop", "desk")[0] == f"{ALICE} is called desk now\n"
-    assert run(capsys, "peers", "revoke", str(BOB))[0] == "\\x1b[31mphone is let in no more\n"
+    assert run(capsys, "peers", "revoke", str(BOB))[0] == "\\x1b[31mphone is no longer authorized\n"
     assert (files / "authorized").read_text() == f"{ALICE} desk\n"
 
 
@@ -162,7 +162,7 @@ def test_who_is_in_the_configuration_is_revoked_there(files: Path, capsys: Captu
     assert "in `allow`" in run(capsys, "peers", "revoke", str(ALICE), code=2)[1]
     run_command(["peers", "revoke", "laptop"])
     out, err = capsys.readouterr()
-    assert "laptop is let in no more" in out
+    assert "laptop is no longer authorized" in out
     assert "laptop is in `allow` of the exit's configuration too" in err
 
 
@@ -212,7 +212,7 @@ def test_from_nothing_to_a_proxy_and_out_again(own_directories: Path, tmp_path: 
             assert (told["name"], told["sessions"]) == ("laptop", 1)
             sock, _ = socks_connect(port, target)
             with sock:
-                assert call("peers", "revoke", "laptop").stdout == "laptop is let in no more\n"
+                assert call("peers", "revoke", "laptop").stdout == "laptop is no longer authorized\n"
                 client.log.wait("link down: .*not authorized")
                 with contextlib.suppress(ConnectionResetError):
                     assert sock.recv(1) == b""

@@ -108,7 +108,7 @@ def _exit_rows(status: ExitStatus) -> Iterator[tuple[str, str]]:
         yield "packets", _device_packets(device, "to clients", "from clients")
         drops = nonzero(device.drops, network.drops)
     if lanes is not None and lanes.strangers:
-        drops.append(f"{lanes.strangers} datagrams of nobody known")
+        drops.append(f"{lanes.strangers} datagrams of no known lane")
     if drops:
         yield "dropped", ", ".join(drops)
     yield from _process_rows(status)

@@ -18,7 +18,7 @@ import pytest
 from rich.console import Console
 
 from cryprq_proxy.base.text import duration, size
-from cryprq_proxy.commands.status.live import Rates, watch
+from cryprq_proxy.commands.status.live import Rates, repeat, watch
 from cryprq_proxy.commands.status.view import render as render_status
 from cryprq_proxy.errors import CryprqError
 from cryprq_proxy.status import ClientStatus, Status, Traffic, read
@@ -206,7 +206,7 @@ def test_the_network_of_an_exit() -> None:
     assert shown["lane sockets"] == "0.0.0.0:4433 (UDP GSO and GRO)"
     assert shown["network"] == "cryprq0, MTU 1412, 2 sessions with packets, IPv4 only"
     assert shown["packets"].startswith("3 to clients (292 B), 4 from clients (2.0 KiB)")
-    assert shown["dropped"] == "6 device queue full, 7 spoofed, 9 datagrams of nobody known"
+    assert shown["dropped"] == "6 device queue full, 7 spoofed, 9 datagrams of no known lane"
     assert shown["a" * 12].split()[:2] == ["?", "up"]
     assert shown["b" * 12].split()[:2] == ["?", "-"]
 
@@ -467,6 +467,15 @@ def test_watching_ends_though_the_parent_ignored_the_signal(
     finally:
         signal.signal(signal_number, before)
     assert slept == [1.0]
+
+
+def test_watching_as_json_is_a_line_for_each_answer_until_ctrl_c(capsys: pytest.CaptureFixture[str]) -> None:
+    def sleep(seconds: float) -> None:
+        assert seconds == 2.5
+        signal.raise_signal(signal.SIGTERM)
+
+    repeat(lambda: [{"role": "client"}, {"role": "exit"}], 2.5, sleep)
+    assert capsys.readouterr().out == '{"role": "client"}\n{"role": "exit"}\n'
 
 
 @pytest.mark.process
