@@ -52,9 +52,7 @@ async def shoot(
         return world.now
 
     token = new_token()
-    server = AdminServer(
-        Destination("127.0.0.1", 0), world.sources, token, Events(world.sources, 0.02, clock)
-    )
+    server = AdminServer(Destination("127.0.0.1", 0), world, token, Events(world, 0.02, clock))
     address = await server.start()
     try:
         async with browser.tab() as tab:

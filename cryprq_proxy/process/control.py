@@ -19,7 +19,7 @@ import os
 import socket
 import stat
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -30,6 +30,7 @@ from ..base.log import one_line
 from ..base.text import reason_of
 from ..errors import ConfigError, CryprqError
 from ..status import Status, StatusSource, encode, read
+from .actions import Action
 
 MAX_REQUEST: Final = 4096
 MAX_ANSWER: Final = 4 << 20
@@ -38,8 +39,6 @@ MAX_CONNECTIONS: Final = 16
 TIMEOUT: Final = 5.0
 """Seconds for the whole of a request, and for the whole of an answer."""
 
-type Action = Callable[[str], Awaitable[Mapping[str, object]]]
-"""Does what a command asks for, with its argument. Raises CryprqError saying why it cannot."""
 
 _log = logging.getLogger(__name__)
 

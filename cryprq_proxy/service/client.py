@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 from msgspec import structs
@@ -37,14 +37,15 @@ from ..crypto.identity import Identity
 from ..crypto.primitives import Provider
 from ..errors import CryprqError
 from ..fronts.listener import ListenerSettings, MixedListener
-from ..process.control import Action, ControlServer, check_free
+from ..process.actions import Actions, commands
+from ..process.control import ControlServer, check_free
 from ..process.lifecycle import Stop, settle
 from ..process.recent_errors import RecentErrors
 from ..process.reload import Reloader
 from ..process.sd_notify import summary
 from ..rules.engine import RuleSet, load_rules
 from ..rules.pac.script import pac
-from ..status import ClientStatus, RulesStatus
+from ..status import ClientStatus, OpenConnection, RulesStatus, Status
 from ..web.guard import new_token
 from .startup import (
     StatusReport,
@@ -54,7 +55,7 @@ from .startup import (
     read_again,
     until_one_ends,
 )
-from .tun_mode import NO_TUN, TunMode, TunModePlan, keep_if_confirmed, tun_actions
+from .tun_mode import NO_TUN, TunMode, TunModePlan, keep_if_confirmed
 
 _log = logging.getLogger(__name__)
 
@@ -158,7 +159,8 @@ async def run_client(
         running = RunningClient(config, exits, Dispatcher(exits, parts.rules), tun)
         reloader = Reloader(lambda: load(read()), running.apply, stop.notifier)
         report = StatusReport(lambda: running.status(reloader), recent)
-        control = ControlServer(config.control_socket, report, running.actions(reloader))
+        actions = ClientActions(running, exits, report, reloader)
+        control = ControlServer(config.control_socket, report, commands(actions))
         await control.start()
         stack.push_async_callback(control.stop)
         stack.push_async_callback(exits.stop)
@@ -166,7 +168,7 @@ async def run_client(
         await running.listen(stack, parts.listening)
         report.listen = (running.proxy,)
         link = spawn(until_one_ends(keep_up(exits), spawn(tun.lost(), "tunnel device")), "link")
-        await running.open_admin(stack, report, reloader)
+        await running.open_admin(stack, actions)
         if config.tun.enabled:
             _log.info("nothing gets out until the link is up")
         if not await stop.until(tun.run(exits), link):
@@ -195,12 +197,12 @@ class RunningClient:
         self._config = config
         self._exits = exits
         self.dispatcher = dispatcher
-        self._tun = tun
+        self.tun = tun
         self._token = new_token()
         self._admin: Destination | None = None
         self.proxy = config.listen
         """Where the proxy listens."""
-        self._pac = ""
+        self.pac = ""
 
     # --- what can be told ---
 
@@ -219,12 +221,8 @@ class RunningClient:
                 error=reloader.error,
             ),
             admin=None if self._admin is None else f"http://{self._admin}/",
-            tun=await self._tun.status(),
+            tun=await self.tun.status(),
         )
-
-    def pac(self) -> str:
-        """The PAC file of the rules in force."""
-        return self._pac
 
     async def listen(self, stack: AsyncExitStack, settings: ListenerSettings) -> None:
         """Take connections of applications until the stack ends. Raises CryprqError."""
@@ -238,7 +236,13 @@ class RunningClient:
     async def make_pac(self, rules: RuleSet) -> None:
         """Nearly a second where there are more rules than fit, so on a thread."""
         reached = reachable(self.proxy)
-        self._pac = await asyncio.to_thread(pac, rules, reached, reached)
+        self.pac = await asyncio.to_thread(pac, rules, reached, reached)
+
+    def dashboard(self) -> str:
+        """Its URL, with the token. Raises CryprqError if there is none."""
+        if self._admin is None:
+            raise CryprqError('there is no dashboard: set admin = "127.0.0.1:1081" in the configuration')
+        return f"http://{reachable(self._admin)}/#token={self._token}"
 
     def files(self, config: Path | None) -> list[Path]:
         """What to watch for changes."""
@@ -252,7 +256,7 @@ class RunningClient:
         before, rules = self.dispatcher.rules, loaded.rules
         self.dispatcher.rules = rules
         try:
-            await self._tun.apply_rules(rules)
+            await self.tun.apply_rules(rules)
         except BaseException:
             self.dispatcher.rules = before
             raise
@@ -263,65 +267,15 @@ class RunningClient:
             said += "; what else has changed in the configuration needs a restart"
         return said
 
-    def choose_exit(self, name: str) -> None:
-        """Use the exit of that name, or "auto". Raises CryprqError."""
-        self._exits.pin(None if name == AUTO else name)
-
-    def actions(self, reloader: Reloader[Loaded]) -> dict[str, Action]:
-        """What the control socket can ask beside the status."""
-
-        async def streams(_: str) -> dict[str, object]:
-            return {"streams": self.dispatcher.connections()}
-
-        async def close(id: str) -> dict[str, object]:
-            if not self.dispatcher.close(id):
-                raise CryprqError(f"there is no open connection {id[:60]!a} (any more)")
-            return {"closed": id}
-
-        async def exit(name: str) -> dict[str, object]:
-            self.choose_exit(name)
-            return {"exit": name}
-
-        async def reload(_: str) -> dict[str, object]:
-            return {"reloaded": await reloader.reload()}
-
-        async def dashboard(_: str) -> dict[str, object]:
-            if self._admin is None:
-                raise CryprqError('there is no dashboard: set admin = "127.0.0.1:1081" in the configuration')
-            return {"url": f"http://{reachable(self._admin)}/#token={self._token}"}
-
-        return {
-            "streams": streams,
-            "close": close,
-            "exit": exit,
-            "reload": reload,
-            "dashboard": dashboard,
-            **tun_actions(self._tun),
-        }
-
-    async def open_admin(
-        self, stack: AsyncExitStack, report: StatusReport, reloader: Reloader[Loaded]
-    ) -> None:
+    async def open_admin(self, stack: AsyncExitStack, actions: Actions) -> None:
         """Serve the dashboard until the stack ends. Raises CryprqError where the address cannot be had; the default one
         may be taken by another client of this machine, which is no reason not to start."""
         listen = self._config.admin
         if listen is None:
             return
         from ..web.server import AdminServer  # with aiohttp, which takes a third of a second to load
-        from ..web.sources import Sources
 
-        async def reload() -> dict[str, Any]:
-            return {"reloaded": await reloader.reload()}
-
-        sources = Sources(
-            status=report,
-            streams=self.dispatcher.connections,
-            pac=self.pac,
-            close=self.dispatcher.close,
-            choose_exit=self.choose_exit,
-            reload=reload,
-        )
-        server = AdminServer(listen, sources, self._token)
+        server = AdminServer(listen, actions, self._token)
         try:
             with explained([listen], "admin in the configuration"):
                 self._admin = await server.start()
@@ -332,6 +286,46 @@ class RunningClient:
             _log.warning("there is no dashboard and no PAC file: %s", error)
             return
         stack.push_async_callback(server.stop)
+
+
+class ClientActions(Actions):
+    """The Actions of a client."""
+
+    def __init__(
+        self, running: RunningClient, exits: Exits, report: StatusReport, reloader: Reloader[Loaded]
+    ) -> None:
+        self._running = running
+        self._exits = exits
+        self._dispatcher = running.dispatcher
+        self._report = report
+        self._reloader = reloader
+
+    async def status(self) -> Status:
+        return await self._report()
+
+    def streams(self) -> Sequence[OpenConnection]:
+        return self._dispatcher.connections()
+
+    def pac(self) -> str:
+        return self._running.pac
+
+    def close(self, id: str) -> bool:
+        return self._dispatcher.close(id)
+
+    def choose_exit(self, name: str) -> None:
+        self._exits.pin(None if name == AUTO else name)
+
+    async def reload(self) -> str:
+        return await self._reloader.reload()
+
+    def dashboard(self) -> str:
+        return self._running.dashboard()
+
+    async def pause(self, seconds: int) -> None:
+        await self._running.tun.pause(seconds)
+
+    def confirm(self) -> None:
+        self._running.tun.confirmed.set()
 
 
 def _but_for_rules(config: ClientConfig) -> ClientConfig:

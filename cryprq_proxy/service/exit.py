@@ -32,7 +32,8 @@ from ..exit.providers import NO_INVITES, NO_PACKETS, PacketNetwork
 from ..exit.settings import ExitSettings, WebSocketSettings
 from ..outbound.resolver import SystemResolver
 from ..pairing.invite_store import Redeemer
-from ..process.control import Action, ControlServer, check_free
+from ..process.actions import Action
+from ..process.control import ControlServer, check_free
 from ..process.lifecycle import Stop, settle
 from ..process.recent_errors import RecentErrors
 from ..process.reload import Reloader

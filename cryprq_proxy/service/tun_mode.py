@@ -11,15 +11,11 @@ from ..carriers.dial.tcp import by_system
 from ..client.exits import Exits
 from ..client.packet_ports import ClientNetwork, NoNetwork
 from ..errors import CryprqError
-from ..process.control import Action
 from ..process.lifecycle import Stop
 from ..rules.engine import RuleSet
 from ..status import TunStatus
 
 _log = logging.getLogger(__name__)
-
-MAX_PAUSE: Final = 3600
-"""Seconds."""
 
 
 class TunMode(ClientNetwork, Protocol):
@@ -82,22 +78,6 @@ class NoTun(NoNetwork):
 
 
 NO_TUN: Final = NoTun()
-
-
-def tun_actions(tun: TunMode) -> dict[str, Action]:
-    """What the control socket can ask of system-wide mode."""
-
-    async def pause(argument: str) -> dict[str, object]:
-        if not (argument.isascii() and argument.isdecimal()) or not 1 <= int(argument) <= MAX_PAUSE:
-            raise CryprqError(f"a pause has 1 to {MAX_PAUSE} seconds")
-        await tun.pause(int(argument))
-        return {"paused": int(argument)}
-
-    async def confirm(_: str) -> dict[str, object]:
-        tun.confirmed.set()
-        return {"confirmed": True}
-
-    return {"pause": pause, "confirm": confirm}
 
 
 async def keep_if_confirmed(tun: TunMode, seconds: float, stop: Stop, link: asyncio.Task[None]) -> None:

@@ -19,8 +19,8 @@ from typing import Final, NamedTuple
 from aiohttp import web
 
 from ..base.tasks import spawn
+from ..process.actions import Actions
 from ..status import encode
-from .sources import Sources
 
 MAX_LISTENERS: Final = 16
 """Open pages at once; further ones are refused."""
@@ -37,9 +37,9 @@ class Events:
     """`serve` answers one request for live data; `stop` ends all of them. `clock` gives Unix seconds."""
 
     def __init__(
-        self, sources: Sources, seconds: float = SECONDS, clock: Callable[[], float] = time.time
+        self, actions: Actions, seconds: float = SECONDS, clock: Callable[[], float] = time.time
     ) -> None:
-        self._sources = sources
+        self._actions = actions
         self._seconds = seconds
         self._clock = clock
         self._ticked = asyncio.Event()
@@ -102,11 +102,11 @@ class Events:
 
     async def _event(self) -> _Event:
         try:
-            status = encode({"at": self._clock(), "status": await self._sources.status()})
+            status = encode({"at": self._clock(), "status": await self._actions.status()})
             before = self._latest
             fresh = before is None or before.rows < MANY or self.ticks % 3 == 0
             if fresh or before is None:
-                rows = self._sources.streams()
+                rows = self._actions.streams()
                 count, streams = len(rows), b"event: streams\ndata: %b\n\n" % encode(rows)
             else:
                 count, streams = before.rows, before.streams

@@ -23,13 +23,13 @@ from aiohttp import web
 
 from ..address import Destination
 from ..errors import CryprqError
+from ..process.actions import Actions
 from ..status import StatusSource, encode
 from .connections import Bounded
 from .events import Events
 from .guard import Asked, RequestGuard
 from .metrics import Exposition
 from .page import NOTHING, dashboard, etag
-from .sources import Sources
 
 MAX_BODY: Final = 4096
 BODY_SECONDS: Final = 10.0
@@ -152,11 +152,11 @@ class AdminServer(MetricsServer):
     """At the client: everything."""
 
     def __init__(
-        self, listen: Destination, sources: Sources, token: str, events: Events | None = None
+        self, listen: Destination, actions: Actions, token: str, events: Events | None = None
     ) -> None:
-        super().__init__(listen, sources.status, token)
-        self._sources = sources
-        self._events = Events(sources) if events is None else events
+        super().__init__(listen, actions.status, token)
+        self._actions = actions
+        self._events = Events(actions) if events is None else events
 
     def _routes(self) -> list[web.RouteDef]:
         return [
@@ -176,30 +176,30 @@ class AdminServer(MetricsServer):
         await super().stop()
 
     async def _tell_status(self, _: web.Request) -> web.Response:
-        return _json(await self._sources.status())
+        return _json(await self._actions.status())
 
     async def _tell_streams(self, _: web.Request) -> web.Response:
-        return _json(self._sources.streams())
+        return _json(self._actions.streams())
 
     async def _pac(self, request: web.Request) -> web.Response:
-        body = self._sources.pac().encode()
+        body = self._actions.pac().encode()
         headers = {"Content-Type": PAC_TYPE, "Cache-Control": "no-cache"}
         return _with_etag(request, body, etag(body), headers)
 
     async def _close(self, request: web.Request) -> web.Response:
         wanted = await _read(request, _Close)
-        if not self._sources.close(wanted.id):
+        if not self._actions.close(wanted.id):
             return _refused(404, "that stream is no longer open")
         return _json({"closed": wanted.id})
 
     async def _choose(self, request: web.Request) -> web.Response:
         wanted = await _read(request, _Choose)
-        self._sources.choose_exit(wanted.name)
+        self._actions.choose_exit(wanted.name)
         return _json({"exit": wanted.name})
 
     async def _reload(self, request: web.Request) -> web.Response:
         await _read(request, _Nothing)
-        return _json(await self._sources.reload())
+        return _json({"reloaded": await self._actions.reload()})
 
 
 async def _page(request: web.Request) -> web.Response:

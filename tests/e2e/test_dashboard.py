@@ -50,7 +50,7 @@ async def serve(world: World, listen: Destination = LOOPBACK) -> Site:
         world.advance(1.0)
         return world.now
 
-    server = AdminServer(listen, world.sources, TOKEN, Events(world.sources, 0.05, clock))
+    server = AdminServer(listen, world, TOKEN, Events(world, 0.05, clock))
     return Site(world, server, f"http://{await server.start()}/")
 
 

@@ -20,6 +20,7 @@ from cryprq_proxy.base import files
 from cryprq_proxy.base.tasks import spawn
 from cryprq_proxy.errors import ConfigError, CryprqError
 from cryprq_proxy.process import control
+from cryprq_proxy.process.actions import Actions, commands
 from cryprq_proxy.process.control import (
     ControlRequest,
     ControlServer,
@@ -31,7 +32,7 @@ from cryprq_proxy.process.control import (
 from cryprq_proxy.process.lifecycle import Stop
 from cryprq_proxy.process.recent_errors import RecentErrors
 from cryprq_proxy.service.startup import StatusReport
-from cryprq_proxy.service.tun_mode import NO_TUN, keep_if_confirmed, tun_actions
+from cryprq_proxy.service.tun_mode import NO_TUN, keep_if_confirmed
 from cryprq_proxy.status import ClientStatus, SessionStatus
 
 STATUS = ClientStatus(link="up", uptime=2.5, session=SessionStatus(streams=3, epoch=1))
@@ -274,34 +275,55 @@ async def test_actions_are_done_and_refused(path: Path) -> None:
 
 
 class FakeTun:
-    """What `tun_actions` uses of system-wide mode."""
+    """What is used of system-wide mode."""
 
     def __init__(self) -> None:
         self.confirmed = asyncio.Event()
         self.fail_closed = False
-        self.pauses: list[int] = []
+
+
+class FakeActions(Actions):
+    """Writes down what was asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[object] = []
+
+    def close(self, id: str) -> bool:
+        self.asked.append(id)
+        return id == "home/1"
+
+    def choose_exit(self, name: str) -> None:
+        self.asked.append(name)
 
     async def pause(self, seconds: int) -> None:
-        self.pauses.append(seconds)
+        self.asked.append(seconds)
+
+    def confirm(self) -> None:
+        self.asked.append("confirm")
 
 
-async def test_pause_and_confirm_reach_system_wide_mode() -> None:
-    tun = FakeTun()
-    actions = tun_actions(tun)  # type: ignore[arg-type]
-    assert await actions["pause"]("5") == {"paused": 5}
+async def test_each_command_does_its_action() -> None:
+    actions = FakeActions()
+    known = commands(actions)
+    assert await known["pause"]("5") == {"paused": 5}
+    assert await known["confirm"]("") == {"confirmed": True}
+    assert await known["exit"]("auto") == {"exit": "auto"}
+    assert await known["close"]("home/1") == {"closed": "home/1"}
+    with pytest.raises(CryprqError, match=r"there is no open connection 'home/2' \(any more\)"):
+        await known["close"]("home/2")
+    assert actions.asked == [5, "confirm", "auto", "home/1", "home/2"]
     for wrong in ("", "0", "3601", "-1", "five", "\u0665"):
         with pytest.raises(CryprqError, match="a pause has 1 to 3600 seconds"):
-            await actions["pause"](wrong)
-    assert await actions["confirm"]("") == {"confirmed": True}
-    assert (tun.pauses, tun.confirmed.is_set()) == ([5], True)
+            await known["pause"](wrong)
+    assert len(actions.asked) == 5
 
 
 async def test_without_system_wide_mode_there_is_nothing_to_pause_or_confirm() -> None:
-    for action in tun_actions(NO_TUN).values():
-        with pytest.raises(
-            CryprqError, match="it does not run with --tun, so there is nothing to pause or confirm"
-        ):
-            await action("5")
+    nothing = "it does not run with --tun, so there is nothing to pause or confirm"
+    with pytest.raises(CryprqError, match=nothing):
+        await NO_TUN.pause(5)
+    with pytest.raises(CryprqError, match=nothing):
+        NO_TUN.confirmed.set()
 
 
 async def test_the_report_has_what_the_process_knows() -> None:

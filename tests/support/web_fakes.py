@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cryprq_proxy.errors import CryprqError
+from cryprq_proxy.process.actions import Actions
 from cryprq_proxy.status import Status, read
-from cryprq_proxy.web.sources import Sources
 
 EXCHANGE = "X25519 + ML-KEM-768"
 KEYS = {"cipher": "AES-256-GCM", "epoch": 2, "epoch_age": 61.0}
@@ -23,7 +23,7 @@ TARGETS = (
 )  # fmt: skip
 
 
-class World:
+class World(Actions):
     """`now` is the time; `advance` lets data flow. What was asked for stands in `closed`, `chosen` and `reloads`."""
 
     def __init__(self, streams: int = 12) -> None:
@@ -39,17 +39,6 @@ class World:
         self.chosen: list[str] = []
         self.reloads = 0
         self.open = [stream(number) for number in range(streams)]
-
-    @property
-    def sources(self) -> Sources:
-        return Sources(
-            status=self.status,
-            streams=self.streams,  # type: ignore[arg-type]
-            pac=self.pac,
-            close=self.close,
-            choose_exit=self.choose_exit,
-            reload=self.reload,
-        )
 
     def advance(self, seconds: float) -> None:
         self.now += seconds
@@ -71,7 +60,7 @@ class World:
         self.asked += 1
         return read(client_status(self) | self.extra)
 
-    def streams(self) -> Sequence[Mapping[str, Any]]:
+    def streams(self) -> Sequence[Mapping[str, Any]]:  # type: ignore[override]
         return self.open
 
     def pac(self) -> str:
@@ -91,9 +80,9 @@ class World:
         self.chosen.append(name)
         self.pinned = None if name == "auto" else name
 
-    async def reload(self) -> dict[str, Any]:
+    async def reload(self) -> str:
         self.reloads += 1
-        return {"rules": 4}
+        return "4 rules"
 
 
 def stream(number: int) -> dict[str, Any]:

@@ -96,7 +96,7 @@ class Site:
 @pytest.fixture
 async def site() -> AsyncIterator[Site]:
     world = World()
-    server = AdminServer(LOOPBACK, world.sources, TOKEN)
+    server = AdminServer(LOOPBACK, world, TOKEN)
     yield Site(world, await server.start())
     await server.stop()
 
@@ -145,7 +145,7 @@ async def test_the_tag_changes_with_the_file() -> None:
     world = World()
     texts = iter(("one", "two"))
     world.pac = lambda: next(texts)  # type: ignore[method-assign]
-    server = AdminServer(LOOPBACK, world.sources, TOKEN)
+    server = AdminServer(LOOPBACK, world, TOKEN)
     site = Site(world, await server.start())
     try:
         first, second = await site.ask("/proxy.pac"), await site.ask("/proxy.pac")
@@ -166,7 +166,7 @@ async def test_changes_with_the_token(site: Site) -> None:
     assert site.world.chosen == ["office", "auto"]
     unknown = await site.ask("/api/exit", "POST", {"name": "nowhere"}, ALLOWED)
     assert (unknown.status, unknown.json()) == (409, {"error": "there is no exit of that name"})
-    assert (await site.ask("/api/reload", "POST", {}, ALLOWED)).json() == {"rules": 4}
+    assert (await site.ask("/api/reload", "POST", {}, ALLOWED)).json() == {"reloaded": "4 rules"}
 
 
 async def test_every_answer_is_sealed_off(site: Site) -> None:
@@ -324,7 +324,7 @@ async def test_a_body_has_its_time(site: Site, monkeypatch: pytest.MonkeyPatch) 
 
 async def test_beyond_loopback_reading_needs_the_token_too() -> None:
     world = World()
-    server = AdminServer(Destination("0.0.0.0", 0), world.sources, TOKEN)
+    server = AdminServer(Destination("0.0.0.0", 0), world, TOKEN)
     bound = await server.start()
     site = Site(world, Destination("127.0.0.1", bound.port))
     try:
@@ -377,7 +377,7 @@ async def test_connections_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "MAX_CONNECTIONS", 3)
     monkeypatch.setattr(connections, "FIRST_REQUEST_SECONDS", 0.2)
     world = World()
-    server = AdminServer(LOOPBACK, world.sources, TOKEN)
+    server = AdminServer(LOOPBACK, world, TOKEN)
     site = Site(world, await server.start())
     silent = [await asyncio.open_connection(*site.address) for _ in range(3)]
     try:
@@ -396,7 +396,7 @@ async def test_connections_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_start_names_a_port_in_use(site: Site) -> None:
     with pytest.raises(OSError, match="in use"):
-        await AdminServer(site.address, World().sources, TOKEN).start()
+        await AdminServer(site.address, World(), TOKEN).start()
 
 
 # --- live data ---
@@ -425,8 +425,8 @@ class Listener:
 
 
 async def live(world: World, seconds: float) -> tuple[AdminServer, Events, Site]:
-    feed = Events(world.sources, seconds, lambda: world.now)
-    server = AdminServer(LOOPBACK, world.sources, TOKEN, feed)
+    feed = Events(world, seconds, lambda: world.now)
+    server = AdminServer(LOOPBACK, world, TOKEN, feed)
     return server, feed, Site(world, await server.start())
 
 

@@ -1,0 +1,96 @@
+"""What a person can ask of a running client: one list, for the control socket, the dashboard and the commands."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Final
+
+from ..errors import CryprqError
+from ..status import OpenConnection, Status
+
+MAX_PAUSE: Final = 3600
+"""Seconds."""
+
+type Action = Callable[[str], Awaitable[Mapping[str, object]]]
+"""Does what a command of the control socket asks for, with its argument. Raises CryprqError saying why it cannot."""
+
+
+class Actions:
+    """All are called in the event loop, and raise CryprqError where they cannot do what is asked."""
+
+    async def status(self) -> Status:
+        raise NotImplementedError
+
+    def streams(self) -> Sequence[OpenConnection]:
+        """The open connections, newest first, at most 1000."""
+        raise NotImplementedError
+
+    def pac(self) -> str:
+        """The PAC file of the rules in force."""
+        raise NotImplementedError
+
+    def close(self, id: str) -> bool:
+        """End the connection of that id; False if there is none."""
+        raise NotImplementedError
+
+    def choose_exit(self, name: str) -> None:
+        """Use the exit of that name for new connections; "auto": by priority and health again."""
+        raise NotImplementedError
+
+    async def reload(self) -> str:
+        """Read rules and lists again; what was said of it."""
+        raise NotImplementedError
+
+    def dashboard(self) -> str:
+        """Its URL, with the token."""
+        raise NotImplementedError
+
+    async def pause(self, seconds: int) -> None:
+        """Let everything past the tunnel for so long."""
+        raise NotImplementedError
+
+    def confirm(self) -> None:
+        """System-wide mode works: keep it."""
+        raise NotImplementedError
+
+
+def commands(actions: Actions) -> dict[str, Action]:
+    """The commands of the control socket beside `status`."""
+
+    async def streams(_: str) -> dict[str, object]:
+        return {"streams": actions.streams()}
+
+    async def close(id: str) -> dict[str, object]:
+        if not actions.close(id):
+            raise CryprqError(f"there is no open connection {id[:60]!a} (any more)")
+        return {"closed": id}
+
+    async def choose_exit(name: str) -> dict[str, object]:
+        actions.choose_exit(name)
+        return {"exit": name}
+
+    async def reload(_: str) -> dict[str, object]:
+        return {"reloaded": await actions.reload()}
+
+    async def dashboard(_: str) -> dict[str, object]:
+        return {"url": actions.dashboard()}
+
+    async def pause(argument: str) -> dict[str, object]:
+        if not (argument.isascii() and argument.isdecimal()) or not 1 <= int(argument) <= MAX_PAUSE:
+            raise CryprqError(f"a pause has 1 to {MAX_PAUSE} seconds")
+        await actions.pause(int(argument))
+        return {"paused": int(argument)}
+
+    async def confirm(_: str) -> dict[str, object]:
+        actions.confirm()
+        return {"confirmed": True}
+
+    return {
+        "streams": streams,
+        "close": close,
+        "exit": choose_exit,
+        "reload": reload,
+        "dashboard": dashboard,
+        "pause": pause,
+        "confirm": confirm,
+    }
