@@ -38,7 +38,7 @@ from ..status import ClientStatus, KnownExit, Traffic
 from .client import Client
 from .packet_ports import NO_NETWORK, ClientNetwork, ExitPort
 from .requests import NOWHERE, Begin, ClientObserver, StreamRequest, opened
-from .selection import PROBE_SECONDS, Seen, Selection
+from .selection import PROBE_SECONDS, ExitState, Selection
 from .settings import ClientSettings
 from .waiting import WaitingRoom
 
@@ -72,10 +72,10 @@ class ExitEntry:
         """Why it cannot be used though its link may be up."""
         return self.failure or (None if self.port is None else self.port.complaint)
 
-    def seen(self) -> Seen:
+    def state(self) -> ExitState:
         client = self.client
         up = client.up and self.failure is None and (self.port is None or self.port.usable)
-        return Seen(up, client.heard, client.round_trip, client.least_round_trip)
+        return ExitState(up, client.heard, client.round_trip, client.least_round_trip)
 
 
 def plan_exits(
@@ -225,7 +225,7 @@ class Exits(ClientObserver):
         if self._single or self._stopping:
             return
         selection, now = self._selection, self._clock()
-        selection.observe([entry.seen() for entry in self.entries], now)
+        selection.observe([entry.state() for entry in self.entries], now)
         changed = False
         for entry, healthy in zip(self.entries, selection.healthy, strict=True):
             if entry.healthy != healthy:

@@ -1,5 +1,4 @@
-"""Which of several exits new streams go to. No clock and no I/O: what was seen of each exit goes in, the choice is
-`active`.
+"""Which of several exits new streams go to. No clock, no I/O: the state of each exit goes in, `active` is the choice.
 
 An exit is healthy while its link is up and a sign of life came within SILENT_SECONDS; links are asked for one every
 PROBE_SECONDS. The choice leaves an exit that is not healthy at once, for the healthy one with the smallest priority
@@ -28,7 +27,7 @@ NEARER: Final = 0.75
 NEARER_SECONDS: Final = 0.01
 
 
-class Seen(NamedTuple):
+class ExitState(NamedTuple):
     """What is known of one exit now."""
 
     up: bool
@@ -48,7 +47,7 @@ class Selection:
     def __init__(self, priorities: Sequence[int], failback: float, now: float) -> None:
         self._priorities = tuple(priorities)
         self._failback = failback
-        self._seen = [Seen(False)] * len(self._priorities)
+        self._states = [ExitState(False)] * len(self._priorities)
         self._since = [now] * len(self._priorities)
         self._settled = [False] * len(self._priorities)
         self._nearer_since: list[float | None] = [None] * len(self._priorities)
@@ -59,14 +58,14 @@ class Selection:
         self.pinned: int | None = None
         self.active = min(range(len(self._priorities)), key=self._priorities.__getitem__)
 
-    def observe(self, seen: Sequence[Seen], now: float) -> None:
+    def observe(self, states: Sequence[ExitState], now: float) -> None:
         """Take in what is known of each exit now."""
         if now - self._observed > STALL_SECONDS:
             self._awake = now
             self.begin_anew(now)
         self._observed = now
-        self._seen = list(seen)
-        for index, exit in enumerate(seen):
+        self._states = list(states)
+        for index, exit in enumerate(states):
             healthy = exit.up and now - max(exit.heard, self._awake) < SILENT_SECONDS
             if healthy and not self.healthy[index]:
                 self._since[index] = now
@@ -88,7 +87,7 @@ class Selection:
         """When an exit will have been silent for too long, or the choice need not wait any more."""
         ends = [
             max(exit.heard, self._awake) + SILENT_SECONDS
-            for exit, healthy in zip(self._seen, self.healthy, strict=True)
+            for exit, healthy in zip(self._states, self.healthy, strict=True)
             if healthy
         ]
         if self._hold_until > self._observed:
@@ -112,7 +111,7 @@ class Selection:
         return [index for index, healthy in enumerate(self.healthy) if healthy]
 
     def _rank(self, index: int) -> tuple[int, float, int]:
-        round_trip = self._seen[index].round_trip
+        round_trip = self._states[index].round_trip
         return self._priorities[index], float("inf") if round_trip is None else round_trip, index
 
     def _is_better(self, index: int, now: float) -> bool:
@@ -121,7 +120,7 @@ class Selection:
         ours, theirs = self._priorities[self.active], self._priorities[index]
         if theirs != ours:
             return settled and theirs < ours
-        near, far = self._seen[index].round_trip, self._seen[self.active].least_round_trip
+        near, far = self._states[index].round_trip, self._states[self.active].least_round_trip
         if near is None or far is None or near >= NEARER * far or far - near < NEARER_SECONDS:
             self._nearer_since[index] = None
             return False

@@ -118,7 +118,7 @@ class Path:
     def restart(self, ceiling: int, now: float) -> None:
         """At the client: the network changed. What was known about the path is void."""
         self.up = False
-        self.reason = "the first probes are under way"
+        self.reason = "the first probes are not answered yet"
         self._reset(ceiling, now)
         self._confirm(now)
 
@@ -253,9 +253,9 @@ class Path:
                 self.size = BASE if self.size > BASE else LEAST
                 self._confirm(now)
             elif self.up:
-                self._fall("probes are not answered: UDP is blocked or lost on the way", now)
+                self._fall("probes are not answered: UDP is blocked or lost on the path", now)
             elif self._tries == TRIES:
-                self.reason = "probes are not answered: UDP is blocked or lost on the way"
+                self.reason = "probes are not answered: UDP is blocked or lost on the path"
         self._tries += 1
         self._next = now + (self._timeout() if self._tries <= TRIES else RETRY)
         if self._phase is _Phase.CONFIRM:

@@ -135,7 +135,7 @@ class Rotation:
         self._started = now
         self._asked_for = False
         self._ended = False
-        # Only while a rotation is under way:
+        # Only during a rotation:
         self._initiator: RekeyInitiator | None = None
         self._pending: EpochSecrets | None = None
         self._next: tuple[EpochSecrets, RecordSealer] | None = None
@@ -185,7 +185,7 @@ class Rotation:
             self._ready()
 
     def start(self, now: float) -> None:
-        """At the dialler: begin a rotation, unless one is under way."""
+        """At the dialler: begin a rotation, unless one is running."""
         if self._state is not RotationState.IDLE:
             return
         self._state = RotationState.ASKING

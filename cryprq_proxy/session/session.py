@@ -525,7 +525,7 @@ class Session:
         stream.handler.reset(reason)
 
     def _answer_end(self, stream: Stream) -> None:
-        """The peer ended both halves. It waits for our end, unless that is on its way."""
+        """The peer ended both halves. It waits for our end, unless that is already sent."""
         if stream.send_half is not Half.CLOSED:
             self._append(wire.encode_reset(stream.id, StreamReason.CANCELLED))
         self._remove(stream)

@@ -6,8 +6,8 @@ The life of a stream, seen from one side (`send` and `receive` are its two halve
     send half           -> closed         -> closed                    stays             -> closed, answers RESET
     receive half        stays             -> closed                    -> closed         -> closed
 
-A side that closes both halves before the peer has ended its own keeps the stream's number until that end arrives, so
-that what was still on its way is told apart from a frame for a stream that never was.
+A side may close both halves before the peer has ended its own. It then keeps the stream's number until that end
+arrives, so that frames still in flight differ from frames for a stream that never existed.
 
 Credit is counted in bytes since the stream began. Each direction starts with INITIAL_WINDOW and is extended by WINDOW
 frames with an absolute value. A stream that drains its window within a round trip, or nearly to nothing, gets a
@@ -34,8 +34,8 @@ MODEST_WINDOW: Final = 131_072
 FAST_DRAIN: Final = 0.001
 """Seconds: a window of which half drains in less than this, or than two round trips, is too small."""
 SLOW_DRAIN: Final = 8
-"""A window of which half took so many times longer to drain is larger than it needs to be: what is not needed to keep
-the stream going only waits on the way, and makes others wait."""
+"""A window is too large if its half took this many times longer to drain: the surplus only waits in queues on the path,
+and other streams wait behind it."""
 
 
 class StreamHandler:

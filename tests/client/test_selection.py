@@ -10,7 +10,7 @@ from cryprq_proxy.client.selection import (
     PROBE_SECONDS,
     SILENT_SECONDS,
     START_SECONDS,
-    Seen,
+    ExitState,
     Selection,
 )
 
@@ -33,11 +33,11 @@ class Watch:
         for index, (up, mute) in enumerate(zip(self.up, self.mute, strict=True)):
             if up and not mute:
                 self.heard[index] = self.now
-        seen = [
-            Seen(up, heard, trip, trip)
+        states = [
+            ExitState(up, heard, trip, trip)
             for up, heard, trip in zip(self.up, self.heard, self.round_trips, strict=True)
         ]
-        self.selection.observe(seen, self.now)
+        self.selection.observe(states, self.now)
         return self.selection.active
 
     def set(self, *up: bool) -> int:
@@ -168,8 +168,8 @@ def test_round_trips_that_swing_move_nothing() -> None:
 def test_our_own_queues_do_not_count_against_the_active_one() -> None:
     selection = Selection((1, 1), FAILBACK, 0.0)
     for second in range(1, 200):
-        busy = Seen(True, float(second), 0.5, 0.02)
-        selection.observe([busy, Seen(True, float(second), 0.03, 0.03)], float(second))
+        busy = ExitState(True, float(second), 0.5, 0.02)
+        selection.observe([busy, ExitState(True, float(second), 0.03, 0.03)], float(second))
         assert selection.active == A
 
 

@@ -1,8 +1,8 @@
 """DNS on a byte stream: each message behind two bytes of length (RFC 1035 section 4.2.2), many in flight (RFC 7766).
 
 One connection serves all questions, in whatever order it answers. It is opened by the first question, closed when
-idle, and opened anew when it ended. A question that was on a connection which had worked before and then ended is
-asked once more on a new one: servers close idle connections, and may do so while a question is under way.
+idle, and opened anew when it ended. If a connection that had worked ends before it answered a question, the question
+is asked once more on a new one: servers close idle connections, sometimes while a question is on the wire.
 
 Questions are put on the stream by one task of the connection. A question that is given up while being written thus
 never leaves half a message behind.

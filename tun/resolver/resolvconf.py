@@ -39,7 +39,7 @@ MAX_REPAIRS: Final = 500
 
 
 class ResolvConf:
-    """`ResolverSetting` by way of the file. `state` is where the backup goes; the rest is for tests."""
+    """`ResolverSetting` through the file. `state` is where the backup goes; the rest is for tests."""
 
     kind: Final = "resolv.conf"
 

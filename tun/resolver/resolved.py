@@ -75,7 +75,7 @@ class _CallFailed(Exception):
 
 
 class Resolved:
-    """`ResolverSetting` by way of systemd-resolved. `uplink`, `retries` and `pause` are for tests."""
+    """`ResolverSetting` through systemd-resolved. `uplink`, `retries` and `pause` are for tests."""
 
     kind: Final = "systemd-resolved"
 
