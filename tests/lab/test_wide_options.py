@@ -310,8 +310,9 @@ def test_what_is_not_confirmed_is_rolled_back(stage: Stage) -> None:
 
 
 def test_what_is_confirmed_stays(stage: Stage) -> None:
-    with stage.tunnel("--confirm", "1") as client:
+    # Long enough for the command to start on a busy machine.
+    with stage.tunnel("--confirm", "10") as client:
         assert stage.command("confirm") == "confirmed\n"
-        until(lambda: stage.uptime() > 2, "twice the time to confirm has passed")
+        until(lambda: stage.uptime() > 11, "more than the time to confirm has passed")
         assert stage.fetch(SERVER4) == EXIT4
         assert client.process.poll() is None
