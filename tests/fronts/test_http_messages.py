@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cryprq_proxy.errors import StreamReason
 from cryprq_proxy.fronts.credentials import Credentials
-from cryprq_proxy.fronts.http_failures import FAILURES, RequestRefused, error_page, refusal_for
+from cryprq_proxy.fronts.http_failures import RequestRefused
 from cryprq_proxy.fronts.http_messages import (
     check_authorization,
     check_request,
@@ -155,16 +154,6 @@ def test_what_may_be_sent_twice() -> None:
     assert not is_repeatable(request(b"http://a/", [(b"Content-Length", b"1")], b"PUT"))
     assert not is_repeatable(request(b"http://a/", [(b"Transfer-Encoding", b"chunked")], b"PUT"))
     assert not is_repeatable(request(b"http://a/", method=b"POST"))
-
-
-def test_every_reason_has_a_page() -> None:
-    assert set(FAILURES) == set(StreamReason)
-    destination = parse_target(request(b"http://example.org/")).destination
-    for reason in StreamReason:
-        response, body = error_page(refusal_for(reason, destination), close=False)
-        assert 400 < response.status_code < 600
-        assert b"example.org:80" in body
-        assert dict(response.headers)[b"content-length"] == str(len(body)).encode()
 
 
 @given(st.binary(max_size=60))
