@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from msgspec import structs
 
@@ -91,26 +91,6 @@ async def run_exit(
     resolver = SystemResolver()
     redeemer = None if authorized is None else Redeemer(authorized)
 
-    def again() -> tuple[ExitConfig, dict[PeerId, str]]:
-        changed = read()
-        return changed, changed.named_peers()
-
-    async def apply(state: tuple[ExitConfig, dict[PeerId, str]]) -> str:
-        nonlocal names
-        changed, names = state
-        set_level(changed.log_level)
-        exit.authorize(frozenset(names))
-        return f"{count(len(names), 'peer')} allowed"
-
-    async def status() -> ExitStatus:
-        told = exit.status()
-        return structs.replace(
-            told,
-            peers=peers_told(names, (session.peer_id for session in told.sessions)),
-            pairing=_pairing(config, authorized, report.listen[: len(config.listen)]),
-        )
-
-    reloader = Reloader(again, apply, stop.notifier)
     async with AsyncExitStack() as stack:
         recent = stack.enter_context(RecentErrors())
         check_free(config.control_socket)
@@ -119,24 +99,18 @@ async def run_exit(
         exit = Exit(
             identity, settings, frozenset(names), policy, resolver, provider, network, redeemer or NO_INVITES
         )
-        report = StatusReport(status, recent)
+        running = RunningExit(config, exit, names, authorized)
+        reloader = Reloader(lambda: LoadedExit.of(read()), running.apply, stop.notifier)
+        report = StatusReport(running.status, recent)
         stack.callback(resolver.close)
         if redeemer is not None:
             stack.callback(redeemer.close)
         control = ControlServer(config.control_socket, report, _actions(reloader))
         await control.start()
         stack.push_async_callback(control.stop)
-        websocket = config.websocket.listen
-        with explained([*config.listen, *([] if websocket is None else [websocket])]):
-            report.listen = tuple(await exit.start())
+        report.listen = running.addresses = await _listen(config, exit)
         stack.push_async_callback(exit.stop, 0.0)
-        if config.metrics is not None:
-            from ..web.server import MetricsServer  # with aiohttp, which takes a third of a second to load
-
-            metrics = MetricsServer(config.metrics, report, config.metrics_token() or new_token())
-            with explained([config.metrics], "metrics in the configuration"):
-                await metrics.start()
-            stack.push_async_callback(metrics.stop)
+        await _serve_metrics(stack, config, report)
         addresses = spawn(_follow_addresses(policy, network), "own addresses")
         stack.callback(addresses.cancel)
         work = spawn(until_one_ends(addresses, spawn(network.lost(), "exit's device")), "own addresses")
@@ -163,6 +137,65 @@ async def run_exit(
             _log.info("stopping at once")
 
 
+class LoadedExit(NamedTuple):
+    """What can be read again while the exit runs."""
+
+    config: ExitConfig
+    names: dict[PeerId, str]
+
+    @classmethod
+    def of(cls, config: ExitConfig) -> LoadedExit:
+        """With the peers of the file `authorized`, as it is now. Raises ConfigError."""
+        return cls(config, config.named_peers())
+
+
+class RunningExit:
+    """An exit that runs, as the control socket sees it. `addresses` are where it listens."""
+
+    def __init__(
+        self, config: ExitConfig, exit: Exit, names: dict[PeerId, str], authorized: Path | None
+    ) -> None:
+        self._config = config
+        self._exit = exit
+        self._names = names
+        self._authorized = authorized
+        self.addresses: tuple[Destination, ...] = ()
+
+    async def apply(self, loaded: LoadedExit) -> str:
+        """Put the list of peers and the log level in force."""
+        config, self._names = loaded
+        set_level(config.log_level)
+        self._exit.authorize(frozenset(self._names))
+        return f"{count(len(self._names), 'peer')} allowed"
+
+    async def status(self) -> ExitStatus:
+        told = self._exit.status()
+        return structs.replace(
+            told,
+            peers=peers_told(self._names, (session.peer_id for session in told.sessions)),
+            pairing=_pairing(self._config, self._authorized, self.addresses[: len(self._config.listen)]),
+        )
+
+
+async def _listen(config: ExitConfig, exit: Exit) -> tuple[Destination, ...]:
+    """Start the exit. Raises CryprqError for an address that cannot be had."""
+    websocket = config.websocket.listen
+    with explained([*config.listen, *([] if websocket is None else [websocket])]):
+        return tuple(await exit.start())
+
+
+async def _serve_metrics(stack: AsyncExitStack, config: ExitConfig, report: StatusReport) -> None:
+    """Serve them until the stack ends, if they are configured. Raises CryprqError."""
+    if config.metrics is None:
+        return
+    from ..web.server import MetricsServer  # with aiohttp, which takes a third of a second to load
+
+    metrics = MetricsServer(config.metrics, report, config.metrics_token() or new_token())
+    with explained([config.metrics], "metrics in the configuration"):
+        await metrics.start()
+    stack.push_async_callback(metrics.stop)
+
+
 def peers_told(names: Mapping[PeerId, str], sessions: Iterable[str]) -> tuple[PeerStatus, ...]:
     """Peers for the status, with how many of `sessions` (a peer id for each) they have; those with most
     first. A peer that was invited a moment ago has no name yet: names are read with the list."""
@@ -184,7 +217,7 @@ def _pairing(config: ExitConfig, authorized: Path | None, listen: Iterable[Desti
     )
 
 
-def _actions(reloader: Reloader[tuple[ExitConfig, dict[PeerId, str]]]) -> dict[str, Action]:
+def _actions(reloader: Reloader[LoadedExit]) -> dict[str, Action]:
     """What the control socket can ask of an exit beside its status."""
 
     async def reload(_: str) -> dict[str, object]:
