@@ -6,7 +6,7 @@ It makes both devices, says "ready", and at the end of its input or on SIGTERM p
 The devices go with it. It stands in for netem, which many small kernels lack, and does what matters here:
 
     read      a batch of frames from a device, and the time once for the batch
-    Line      each way has one: a frame waits `delay`, is lost by a seeded chance, or finds the line full
+    Line      each direction has one: a frame waits `delay`, is lost by a seeded chance, or finds the line full
     write     what is due, in order, to the other device
 
 A line holds up to `limit` bytes, as a router's buffer would; what comes then is dropped. With a rate, frames leave one
@@ -158,7 +158,7 @@ def _write(tap: int, frames: list[bytes]) -> None:
 
 def forward(taps: tuple[int, int], lines: tuple[Line, Line], stop: int, size: int = FRAME) -> None:
     """Runs until `stop` is readable. `lines[0]` goes from `taps[0]` to `taps[1]`, `lines[1]` back."""
-    ways = ((taps[0], taps[1], lines[0]), (taps[1], taps[0], lines[1]))
+    directions = ((taps[0], taps[1], lines[0]), (taps[1], taps[0], lines[1]))
     while True:
         times = [line.next for line in lines]
         first = min((at for at in times if at is not None), default=None)
@@ -166,7 +166,7 @@ def forward(taps: tuple[int, int], lines: tuple[Line, Line], stop: int, size: in
         readable, _, _ = select.select([*taps, stop], [], [], wait)
         if stop in readable:
             return
-        for source, sink, line in ways:
+        for source, sink, line in directions:
             if source in readable:
                 frames = _read(source, size)
                 line.offer(time.monotonic(), frames)
@@ -178,10 +178,14 @@ def arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("ends", nargs=2, metavar="HOST:DEVICE", help="namespace and name of a TAP device")
-    parser.add_argument("--delay", type=float, default=0.020, help="seconds each way (%(default)s)")
+    parser.add_argument("--delay", type=float, default=0.020, help="seconds in each direction (%(default)s)")
     parser.add_argument("--loss", type=float, default=0.0, help="chance of each frame (%(default)s)")
-    parser.add_argument("--rate", type=float, default=0.0, help="bit/s each way, 0 for none (%(default)s)")
-    parser.add_argument("--limit", type=int, default=LIMIT, help="bytes in the line each way (%(default)s)")
+    parser.add_argument(
+        "--rate", type=float, default=0.0, help="bit/s in each direction, 0 for none (%(default)s)"
+    )
+    parser.add_argument(
+        "--limit", type=int, default=LIMIT, help="bytes in the line in each direction (%(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=1, help="of the losses (%(default)s)")
     parser.add_argument("--offload", action="store_true", help="pass super-packets whole; excludes --loss")
     options = parser.parse_args()
@@ -196,7 +200,8 @@ def main() -> int:
     options = arguments()
     taps = tuple(open_tap(end, options.offload) for end in options.ends)
     lines = tuple(
-        Line(options.delay, options.loss, options.limit, options.seed + way, options.rate) for way in (0, 1)
+        Line(options.delay, options.loss, options.limit, options.seed + number, options.rate)
+        for number in (0, 1)
     )
 
     def ended(signum: int, frame: FrameType | None) -> None:

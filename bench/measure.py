@@ -244,7 +244,7 @@ class Rotation:
     epochs: int | None
     """Rotations that the client reports for the whole test; None if it reports none."""
     verified: int
-    """Bytes compared one by one while it rotated every second, both ways together."""
+    """Bytes compared one by one while it rotated every second, both directions together."""
 
 
 def rotation(bench: Bench) -> Rotation:

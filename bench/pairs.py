@@ -1,6 +1,6 @@
 """The proxy pairs under test, each a client process and an exit process on loopback, behind one small class.
 
-A pair counts as started when a small request went all the way through it and came back: that holds for any
+A pair counts as started when a small request went through it and came back: that holds for any
 program, whatever it prints, and nothing here waits for a fixed time. All processes run in a throwaway
 directory and write their output to a file there. The harness ends them, or the kernel when it is gone.
 """

@@ -8,10 +8,10 @@
 Everything happens in network namespaces that it makes and removes (tunnels.py). The contenders take turns within each
 round, and the order turns round with every round; the figure that counts is the median of the rounds' ratios.
 
-    tcp     iperf3, 1 and 4 flows, each way, with the retransmissions that its sender counts
+    tcp     iperf3, 1 and 4 flows, in each direction, with the retransmissions that its sender counts
     udp     datagrams of 1300 bytes: the highest rate that arrives with less than LOSS_FREE lost, found by bisection
     ping    its median alone, and beside a TCP download
-    loss    TCP on a path that loses 1 % of the frames each way and takes 40 ms there and back, once with cubic, which
+    loss    TCP on a path that loses 1 % of the frames each time and takes 40 ms there and back, once with cubic, which
             such a loss holds far below any line's rate, and once with bbr, which fills the line: that has a rate
             then, so that the path is what limits and not the CPU, of which the delay line takes its share
 """
@@ -40,12 +40,12 @@ OURS, THEIRS, DIRECT = Cryprq.name, WireGuardGo.name, Contender.name
 TESTS = ("tcp", "udp", "ping", "loss")
 DATAGRAM = 1300
 LOSS_FREE = 0.001
-"""The part of the datagrams that may be lost on the way: two busy cores lose some to the scheduler at any rate."""
+"""The part of the datagrams that may be lost in flight: two busy cores lose some to the scheduler at any rate."""
 FIRST_RATE = 50e6
 TOP_RATE = 8e9
 BISECTIONS = 4
 LOSSY = Wire(delay=0.020, loss=0.01, rate=200e6, limit=2 << 20)
-"""The limit is what 40 ms put on the way twice over: a router's buffer of one round trip."""
+"""The limit is what 40 ms put in flight twice over: a router's buffer of one round trip."""
 LOSS_FLOWS = 8
 """Each flow meets few losses in a few seconds; the sum of several differs less from run to run."""
 CONTROLS = ("cubic", "bbr")

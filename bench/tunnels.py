@@ -38,13 +38,13 @@ class Wire:
     """The cable between client and exit; with neither delay, loss nor rate it is a veth."""
 
     delay: float = 0.0
-    """Seconds each way."""
+    """Seconds in each direction."""
     loss: float = 0.0
-    """Chance of each frame, each way."""
+    """Chance of each frame, in each direction."""
     rate: float = 0.0
-    """Bit/s each way, 0 for what the machine can do."""
+    """Bit/s in each direction, 0 for what the machine can do."""
     limit: int = 64 << 20
-    """Bytes that it holds each way."""
+    """Bytes that it holds in each direction."""
     seed: int = 1
 
 
@@ -99,7 +99,7 @@ class Contender:
             host.ip(f"link set {device} up")
         self.client.ip(f"route add default via {EXIT}")
         self.server.ip(f"route add default via {EXIT_OUTER}")
-        # Buffers that hold what 40 ms of delay and a few Gbit/s put on the way; the same for all.
+        # Buffers that hold what 40 ms of delay and a few Gbit/s put in flight; the same for all.
         for host in (self.client, self.exit, self.server):
             host.sysctl("net.ipv4.tcp_rmem", "4096 131072 16777216")
             host.sysctl("net.ipv4.tcp_wmem", "4096 65536 16777216")

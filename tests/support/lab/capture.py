@@ -148,8 +148,8 @@ def main(device: str) -> None:
                     break
                 except OSError:  # the interface went down or away
                     break
-                _, kind, way, *_ = address
-                seen.append((way == PACKET_OUTGOING, kind, size, bytes(buffer[: min(size, SNAP)])))
+                _, kind, direction, *_ = address
+                seen.append((direction == PACKET_OUTGOING, kind, size, bytes(buffer[: min(size, SNAP)])))
         _, missed = struct.unpack("II", sock.getsockopt(SOL_PACKET, PACKET_STATISTICS, 8))
     for sent, kind, size, data in seen:
         print(int(sent), kind, size, data.hex())

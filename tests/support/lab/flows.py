@@ -48,7 +48,7 @@ def lane_is(links: Links, up: bool, name: str = "client", seconds: float = PATIE
 class Flow:
     """A TCP connection to the echo service: numbered pieces go out, and what comes back is compared byte by byte.
 
-    `pause` is in seconds, between two pieces of 16 KiB; by default some 3 MB/s each way, so that two cores have time
+    `pause` is in seconds, between two pieces of 16 KiB; by default some 3 MB/s, so that two cores have time
     for the rest. A context manager; errors of the threads are raised by `moves`, `finish` and the end of the `with`.
     """
 

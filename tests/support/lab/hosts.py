@@ -42,7 +42,7 @@ table ip home {
     }
 }
 """
-# Both families, and what is under way too: rules of the forward path know no established flow.
+# Both families, and what is established too: rules of the forward path know no established flow.
 _NO_UDP = """
 table inet no_udp {
     chain forward {

@@ -1,4 +1,4 @@
-"""A client with two ways out, and a server on each: what arrives where says which way a packet took.
+"""A client with two routes out, and a server on each: what arrives where says which route a packet took.
 
     guest .2 -- br0 172.20.0.0/24 -- .1 client .2 -- eth0 192.168.77.0/24 -- .1 world
                 fd20::/64               |            2a01:e0a:77::/64
@@ -231,7 +231,7 @@ class Paths:
             except OSError:
                 assert self.taken(port) is None
                 return None
-            # A connection is there for us as soon as the other side's acknowledgement is on its way back.
+            # A connection is there for us as soon as the other side's acknowledgement comes back.
             taken = self.taken(port)
             while taken is None:
                 taken = self.taken(port)
