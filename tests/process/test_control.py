@@ -69,6 +69,14 @@ async def test_status_crosses_the_socket(server: ControlServer) -> None:
     assert await asyncio.to_thread(query_status, server.path) == STATUS
 
 
+async def test_a_place_is_free_unless_somebody_answers(server: ControlServer, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="another cryprq-proxy is running"):
+        control.check_free(server.path)
+    await server.stop()
+    control.check_free(server.path)
+    control.check_free(tmp_path / "missing" / "client.sock")
+
+
 async def test_only_the_owner_may_connect(server: ControlServer) -> None:
     assert stat.S_IMODE(server.path.stat().st_mode) == 0o600
     assert stat.S_IMODE(server.path.parent.stat().st_mode) == 0o700
