@@ -37,10 +37,10 @@ check: $(VENV)/.dev ## before each commit: lint, types and the tests that need n
 	@$(MAKE) --no-print-directory -j2 --output-sync=target lint unit
 
 unit: $(VENV)/.dev ## the tests of `make check` alone
-	$(BIN)/python -m pytest -q -n auto --dist worksteal -m "$(UNIT)" $(ARGS)
+	$(BIN)/python -m pytest -q -n logical --dist worksteal -m "$(UNIT)" $(ARGS)
 
 coverage: $(VENV)/.dev ## what the unit tests reach; fails for a package below its floor
-	COVERAGE_CORE=sysmon $(BIN)/python -m pytest -q -n auto --dist worksteal -m "$(UNIT)" \
+	COVERAGE_CORE=sysmon $(BIN)/python -m pytest -q -n logical --dist worksteal -m "$(UNIT)" \
 		--cov=cryprq_proxy --cov=tun --cov-report=json:.coverage.json $(ARGS)
 	$(BIN)/python -m tests.coverage_floors .coverage.json
 

@@ -11,7 +11,7 @@ round, and the order turns round with every round; the figure that counts is the
     tcp     iperf3, 1 and 4 flows, in each direction, with the retransmissions that its sender counts
     udp     datagrams of 1300 bytes: the highest rate that arrives with less than LOSS_FREE lost, found by bisection
     ping    its median alone, and beside a TCP download
-    loss    TCP on a path that loses 1 % of the frames each time and takes 40 ms there and back, once with cubic, which
+    loss    TCP on a path that loses 1 % of the frames and takes 40 ms there and back, once with cubic, which
             such a loss holds far below any line's rate, and once with bbr, which fills the line: that has a rate
             then, so that the path is what limits and not the CPU, of which the delay line takes its share
 """
