@@ -8,10 +8,10 @@ frame all carry a destination as RFC 1928 section 5 draws it:
     |  1   | 4, 16 or 1 + length bytes  |  2   |      ATYP 3  name, one byte of length, then the name
     +------+----------------------------+------+      ATYP 4  IPv6, 16 bytes
 
-A `Destination` is always canonical, so that two spellings of one host compare equal and policy has one form
-to look at: names are lower-case A-labels without a trailing dot, addresses are what `inet_ntop` prints. Names
-whose last label is a number ("127.1", "0x7f000001") are refused instead of passed on: the C resolver would
-read them as addresses, and no top-level domain is a number. Names are never resolved here.
+A `Destination` is always canonical: two spellings of one host compare equal, and policy sees one form only.
+Names are lower-case A-labels without a trailing dot; addresses are what `inet_ntop` prints. Names whose last
+label is a number ("127.1", "0x7f000001") are refused: the C resolver would read them as addresses, and no
+top-level domain is a number. Names are never resolved here.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ ATYP_NAME = 3
 ATYP_IPV6 = 4
 
 MAX_NAME = 253
-"""Longest name in bytes, without the trailing dot: the 255 of RFC 1035 section 2.3.4 count two bytes more."""
+"""Longest name in bytes, without the trailing dot. The 255 of RFC 1035 section 2.3.4 include two bytes more."""
 
 MAX_ENCODED = 1 + 1 + MAX_NAME + 2
 """Size in bytes of the longest destination that `encode` makes."""
 
 MAX_TEXT = 1024
-"""Longest text that `parse_host_port` looks at, far more than any name needs."""
+"""Longest text that `parse_host_port` accepts, in characters; far more than any name needs."""
 
 _PORT = struct.Struct("!H")
-# Letters, digits, hyphen and underscore; the underscore is no host name character, yet such hosts exist.
+# RFC 1123 does not allow the underscore in host names, yet such hosts exist.
 _NAME = re.compile(rb"[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*")
 _NUMBER = re.compile(rb"(?:.*\.)?(?:[0-9]+|0x[0-9a-f]*)")
 
 
 class AddressError(CryprqError, ValueError):
-    """A host, a port or their encoding that is not one."""
+    """An invalid host, port or encoding."""
 
 
 class UnknownAddressType(AddressError):
@@ -53,7 +53,7 @@ class UnknownAddressType(AddressError):
 
 
 class Destination(NamedTuple):
-    """A canonical host and a port; made by `parse_host_port`, `decode` or of parts known to be canonical."""
+    """A canonical host and a port; made by `parse_host_port`, by `decode`, or from parts known to be canonical."""
 
     host: str
     """An IPv4 or IPv6 literal (no brackets, no zone), or a lower-case A-label name."""
@@ -88,7 +88,7 @@ def encode(destination: Destination) -> bytes:
 
 
 def encoded_size(buffer: Buffer, offset: int = 0) -> int:
-    """How many bytes the destination at `offset` takes; 0 while too few are there to tell (two are enough).
+    """The size in bytes of the destination at `offset`; 0 if `buffer` is too short to tell (two bytes are enough).
 
     Raises UnknownAddressType.
     """
@@ -105,10 +105,10 @@ def encoded_size(buffer: Buffer, offset: int = 0) -> int:
 
 
 def decode(buffer: Buffer, offset: int = 0) -> tuple[Destination, int]:
-    """The destination that begins at `offset`, and the offset behind it.
+    """The destination that begins at `offset`, and the offset after it.
 
-    A name that is an address literal comes out as that address. Raises AddressError for a truncated, unknown
-    or malformed one.
+    A name that is an address literal becomes that address. Raises AddressError if the destination is truncated,
+    malformed or of an unknown type.
     """
     end = offset + encoded_size(buffer, offset)
     if end == offset or end > len(buffer):
@@ -151,9 +151,9 @@ def packed(host: str) -> bytes | None:
 
 
 def parse_host_port(text: str, default_port: int | None = None) -> Destination:
-    """Read "host:port" or "[v6]:port" and, where there is a `default_port`, "host", "[v6]" and "v6".
+    """Read "host:port" or "[v6]:port" and, with a `default_port`, also "host", "[v6]" and "v6".
 
-    Names in other scripts than ASCII are converted with IDNA. Raises AddressError with a text for the person.
+    IDNA converts names that are not ASCII. Raises AddressError with a text for the person.
     """
     if len(text) > MAX_TEXT:
         raise AddressError(f"{text[:40]!r}... is too long for a host and a port")
@@ -164,7 +164,7 @@ def parse_host_port(text: str, default_port: int | None = None) -> Destination:
             raise AddressError(f"{text!r} is not an IPv6 address in brackets, as in [2001:db8::1]:443")
         port_text = rest[1:] if rest else None
     elif text.count(":") > 1:
-        # Without brackets the last group could be a port; it is none where a port need not be given.
+        # The last group could also be a port, so this form is allowed only where the port may be left out.
         if default_port is None:
             raise AddressError(f"{text!r} needs brackets around the IPv6 address, as in [2001:db8::1]:443")
         host, port_text = text, None
@@ -181,7 +181,7 @@ def parse_host_port(text: str, default_port: int | None = None) -> Destination:
 
 
 def reachable(address: Destination) -> Destination:
-    """Where a program on this machine finds what listens on `address`: on this machine, if it listens everywhere."""
+    """The address at which programs here reach a listener on `address`: loopback if it listens everywhere."""
     if address.host in ("0.0.0.0", "::"):
         return Destination("::1" if ":" in address.host else "127.0.0.1", address.port)
     return address

@@ -1,8 +1,8 @@
 """All exceptions of the program, and the reasons that travel on the link.
 
-Two families: `LocalError` says that our own caller did something wrong, `PeerError` that the bytes from the other
-side did. The text of every exception is one sentence for a person: what is wrong and, where there is a remedy, what
-to do. Reasons are numbers on the wire (docs/protocol.md) and keep their meaning for ever.
+There are two families. `LocalError`: our own caller broke a rule. `PeerError`: the bytes of the peer broke one. The
+text of every exception is one sentence for a person: what is wrong and, if there is a remedy, what to do. Reasons are
+numbers on the wire (docs/protocol.md); their meaning never changes.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class StreamReason(IntEnum):
     NAME_NOT_FOUND = 6
     """The name does not exist (NXDOMAIN) or has no address."""
     NAME_FAILED = 7
-    """The exit's resolver gave no answer; trying again may help."""
+    """The exit's resolver gave no answer; another try may succeed."""
     LIMIT = 8
     """The peer's limit on streams, or on their rate, is reached."""
     SHUTTING_DOWN = 9
@@ -84,18 +84,18 @@ class PeerError(CryprqError):
 
 
 class CarrierError(PeerError):
-    """The bytes of this carrier are not to be trusted or no longer come; the session may resume on another one."""
+    """The carrier is silent, or its bytes cannot be trusted; the session may resume on another carrier."""
 
 
 class HandshakeError(PeerError):
-    """A handshake that fails: wrong key, wrong id, wrong signature, wrong length. The carrier closes in silence."""
+    """The handshake failed: wrong key, id, signature or length. The carrier closes without an answer."""
 
     def __init__(self, text: str) -> None:
         super().__init__(CloseReason.PROTOCOL, text)
 
 
 class StreamRefused(CryprqError):
-    """The exit (or this side, while the link is down) did not open a stream; `reason` says why."""
+    """The exit (or this side, while the link is down) refused a stream; `reason` says why."""
 
     def __init__(self, reason: StreamReason) -> None:
         super().__init__(f"the stream was refused: {words_of(reason)}")
@@ -103,7 +103,7 @@ class StreamRefused(CryprqError):
 
 
 class StreamBlocked(StreamRefused):
-    """A rule of this side forbids the destination; `rule` is what people read of it."""
+    """A rule of this side forbids the destination; `rule` is its text for people."""
 
     def __init__(self, rule: str) -> None:
         super().__init__(StreamReason.NOT_ALLOWED)
@@ -111,7 +111,7 @@ class StreamBlocked(StreamRefused):
 
 
 class DirectRefused(StreamRefused):
-    """A direct connection, which no exit has a part in, came to nothing; `reason` says why."""
+    """A direct connection, without any exit, failed; `reason` says why."""
 
 
 class StreamReset(CryprqError):

@@ -1,4 +1,4 @@
-"""The handshake of the link: three flights, and from them all secrets of a session's first epoch.
+"""The handshake of the link: three flights, from which come all secrets of a session's first epoch.
 
     client                                                     exit
       -> psk, e, e1              payload 1: what the client offers
@@ -6,14 +6,13 @@
       -> s, sig                  payload 3: a new session (perhaps with an invite), or one to resume
 
 It is Noise XX with signatures instead of static Diffie-Hellman keys, an ML-KEM exchange beside the X25519
-one, and a psk. The client knows the exit's id beforehand: id and psk are part of the very first key.
-A stranger that does not know the id cannot make a first flight that opens, and must get no byte in answer. After the
-third flight the caller decides whether this client is authorized.
+one, and a psk. The client knows the exit's id before it dials: id and psk are part of the first key. A
+stranger that does not know the id cannot make a valid first flight, and must get no byte in answer. After
+the third flight the caller decides whether this client is authorized.
 
-No I/O here. Each method is one flight and pure computation, so that a driver may run any of them on an
-executor thread; it must not run two at the same time. On the wire each flight stands behind its length
-(`LENGTH`, two bytes); a driver refuses a length outside of `FIRST_SIZE`, `SECOND_SIZE` and `THIRD_SIZE`
-before it waits for the bytes.
+No I/O here. Each method is one flight and pure computation: a driver may run it on an executor thread, but
+never two at the same time. On the wire each flight follows its length (`LENGTH`, two bytes). A driver refuses
+a length outside of `FIRST_SIZE`, `SECOND_SIZE` or `THIRD_SIZE` before it waits for the bytes.
 """
 
 from __future__ import annotations
@@ -43,7 +42,9 @@ from .payloads import (
     decode_proof,
     encode_proof,
 )
-from .payloads import RESUME_CLIENT as RESUME_CLIENT  # these five are part of this file's interface
+
+# These five are part of this file's interface.
+from .payloads import RESUME_CLIENT as RESUME_CLIENT
 from .payloads import RESUME_EXIT as RESUME_EXIT
 from .payloads import InviteClaim as InviteClaim
 from .payloads import ResumeRequest as ResumeRequest
@@ -52,7 +53,7 @@ from .primitives import AEAD_KEY_SIZE, Cipher, Entropy, Provider, ciphers_by_spe
 
 PATTERN = "XXhfs+sig+psk0"
 LENGTH = struct.Struct("!H")
-"""Stands before each flight."""
+"""The length of a flight, in front of it."""
 
 
 def _sizes(index: int, least: int, most: int) -> range:
@@ -61,7 +62,7 @@ def _sizes(index: int, least: int, most: int) -> range:
 
 
 FIRST_SIZE: Final = _sizes(0, OFFER_MIN, OFFER_LIMIT)
-"""The lengths that a first flight may have; the ranges leave later versions some room in the payloads."""
+"""Valid lengths of a first flight in bytes; the ranges leave room in the payloads for later versions."""
 SECOND_SIZE: Final = _sizes(1, CHOICE_SIZE, OFFER_LIMIT)
 THIRD_SIZE: Final = _sizes(2, PROOF_MIN, PROOF_LIMIT)
 FIRST_MAX: Final = FIRST_SIZE[-1]
@@ -92,7 +93,7 @@ class EpochSecrets:
 
     @classmethod
     def derive(cls, noise: HandshakeState) -> Self:
-        """Of a finished handshake or rotation, by `HandshakeState.export` with the labels below."""
+        """From a finished handshake or rotation: `HandshakeState.export` with the labels below."""
         labels = (b"client record", b"exit record", b"client lane", b"exit lane")
         client_record, exit_record, client_lane, exit_lane = (
             noise.export(label, AEAD_KEY_SIZE) for label in labels
@@ -106,21 +107,21 @@ class EpochSecrets:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Established:
-    """The result of a handshake. Both sides have the same, but for `peer`."""
+    """The result of a handshake. All fields but `peer` are equal on both sides."""
 
     cipher: Cipher
-    """Of the records."""
+    """The cipher of the records."""
     features: int
     """The feature bits that both sides know."""
     peer: PeerId
-    """The other side, authenticated."""
+    """The id of the other side, authenticated."""
     epoch: EpochSecrets
     session_id: bytes
-    """16 bytes; for a new session. A resumed one keeps the id and the resume secret of its first handshake."""
+    """16 bytes, for a new session. A resumed session keeps the id and the resume secret of its first handshake."""
     resume_secret: bytes
-    """32 bytes; for a new session."""
+    """32 bytes, for a new session."""
     provider: str
-    """Where this side's post-quantum primitives came from, for the status."""
+    """Name of this side's post-quantum provider, for the status."""
 
     def __repr__(self) -> str:
         return f"Established(cipher={self.cipher.name}, peer={self.peer!r}, provider={self.provider!r})"
@@ -136,7 +137,7 @@ _ROLE_EXIT = b"S"
 
 
 def default_psk(exit_id: PeerId) -> bytes:
-    """The psk of an exit that has none configured."""
+    """The psk of an exit whose configuration has none."""
     return sha256(_PSK_LABEL + exit_id.raw)
 
 
@@ -163,7 +164,7 @@ _EXIT_STEPS: Final[_Transitions] = {
 
 
 class _Signer:
-    """What the tokens `s` and `sig` mean on the link: hybrid signatures, and for a client one pinned peer."""
+    """The tokens `s` and `sig` on the link: hybrid signatures and, at a client, one pinned peer."""
 
     public_size = PUBLIC_SIZE
     signature_size = SIGNATURE_SIZE
@@ -198,7 +199,7 @@ class _Signer:
 class _Side:
     """What both sides share: the order of the flights, and the result.
 
-    A flight that raises ends the handshake: every later call is a LocalError.
+    A flight that raises ends the handshake: every later call raises LocalError.
     """
 
     def __init__(
@@ -234,7 +235,8 @@ class _Side:
         following = self._steps.get((self._step, call))
         if following is None:
             raise LocalError(f"{call} is out of turn: the handshake is at {self._step.name}")
-        self._step = _Step.FAILED  # until it went well
+        # Until the flight is complete.
+        self._step = _Step.FAILED
         yield
         self._step = following
 
@@ -253,14 +255,14 @@ class _Side:
 
     @property
     def resume_hash(self) -> bytes:
-        """The handshake hash after the second flight (32 bytes), which proofs of resumption cover."""
+        """The handshake hash after the second flight (32 bytes); resume proofs cover it."""
         if not self._resume_hash:
             raise LocalError("there is no resume hash before the second flight")
         return self._resume_hash
 
     @property
     def result(self) -> Established:
-        """After the third flight. An exit must still decide whether it wants this peer."""
+        """Valid after the third flight. An exit must still decide whether this peer is authorized."""
         if self._result is None:
             raise LocalError("the handshake is not finished")
         return self._result
@@ -269,8 +271,8 @@ class _Side:
 class ClientHandshake(_Side):
     """The side that dials: `write_first`, `read_second`, `write_third`, then `result`.
 
-    Raises HandshakeError where the exit has another id than expected or breaks the protocol; the driver closes
-    the carrier.
+    Raises HandshakeError if the exit does not have the expected id or breaks the protocol; the driver then
+    closes the carrier.
     """
 
     def __init__(
@@ -284,8 +286,8 @@ class ClientHandshake(_Side):
         features: int = 0,
         entropy: Entropy = system_entropy,
     ) -> None:
-        """`psk`: the exit's 32 bytes if it has some; `ciphers`: what to offer, the preferred first; `features`: what
-        this side can do (payloads.Feature)."""
+        """`psk`: the exit's 32 bytes, if it has a psk; `ciphers`: the offer, the preferred first; `features`: what this
+        side can do (payloads.Feature)."""
         super().__init__(_CLIENT_STEPS, identity, provider, exit_id, psk, entropy)
         self._offer = HandshakeOffer((VERSION,), ciphers or ciphers_by_speed(), features)
 
@@ -295,7 +297,7 @@ class ClientHandshake(_Side):
             return self._noise.write_message(self._offer.encode())
 
     def read_second(self, flight: bytes) -> None:
-        """Checks that the exit is the pinned one, that both its signatures hold, and that it chose of the offer."""
+        """Check that the exit is the pinned one, that both signatures are valid, and that its choice was offered."""
         with self._flight("read_second"):
             if len(flight) not in SECOND_SIZE:
                 raise HandshakeError("the second flight has the wrong length")
@@ -310,7 +312,7 @@ class ClientHandshake(_Side):
             self._resume_hash = self._noise.h
 
     def write_third(self, claim: Claim = None) -> bytes:
-        """The third flight; records may follow it at once. Slow: it signs."""
+        """The third flight; records may follow it at once. Takes milliseconds: it signs."""
         with self._flight("write_third"):
             flight = self._noise.write_message(encode_proof(claim))
             self._finish()
@@ -321,9 +323,8 @@ class ExitHandshake(_Side):
     """The side that listens: `read_first`, `write_second`, `read_third`, then `peer_id`, `resume`,
     `invite` and `result`.
 
-    Raises HandshakeError on whatever is wrong with the client's bytes; the driver must not answer, but
-    close in silence. It must open none of the records that follow the third flight before it has accepted
-    `peer_id`.
+    Raises HandshakeError if the client's bytes are invalid; the driver must then close without an answer. It
+    must open no record that follows the third flight before it has accepted `peer_id`.
     """
 
     def __init__(
@@ -336,7 +337,7 @@ class ExitHandshake(_Side):
         features: int = 0,
         entropy: Entropy = system_entropy,
     ) -> None:
-        """`psk`: 32 configured bytes, if any; `ciphers`: the own ones, the preferred first; `features` as at the
+        """`psk`: the configured 32 bytes, if any; `ciphers`: of this exit, the preferred first; `features`: as at the
         client."""
         super().__init__(_EXIT_STEPS, identity, provider, identity.peer_id, psk, entropy)
         self._features = features
@@ -344,7 +345,7 @@ class ExitHandshake(_Side):
         self._claim: Claim = None
 
     def read_first(self, flight: bytes) -> None:
-        """Cheap enough for the event loop: a client that does not know this exit fails at the first AEAD."""
+        """Cheap enough for the event loop: a client that does not know this exit's id fails at the first AEAD."""
         with self._flight("read_first"):
             if len(flight) not in FIRST_SIZE:
                 raise HandshakeError("the first flight has the wrong length")
@@ -353,7 +354,7 @@ class ExitHandshake(_Side):
             )
 
     def write_second(self) -> bytes:
-        """The second flight. Slow: it signs."""
+        """The second flight. Takes milliseconds: it signs."""
         with self._flight("write_second"):
             if self._choice is None:
                 raise LocalError("there is no choice before the first flight")
@@ -362,7 +363,7 @@ class ExitHandshake(_Side):
             return flight
 
     def read_third(self, flight: bytes) -> None:
-        """Checks both signatures of the client."""
+        """Check both signatures of the client."""
         with self._flight("read_third"):
             if len(flight) not in THIRD_SIZE:
                 raise HandshakeError("the third flight has the wrong length")
@@ -371,18 +372,18 @@ class ExitHandshake(_Side):
 
     @property
     def peer_id(self) -> PeerId:
-        """Who the client is; after the third flight."""
+        """The client's id; valid after the third flight."""
         return self.result.peer
 
     @property
     def resume(self) -> ResumeRequest | None:
-        """The session that the client wants to go on with, unchecked (`ResumeRequest.proves`); None for a new one."""
+        """The session that the client wants to resume, unchecked (see `ResumeRequest.proves`); None for a new one."""
         claim = self._claimed()
         return claim if isinstance(claim, ResumeRequest) else None
 
     @property
     def invite(self) -> bytes | None:
-        """The secret of the invite (16 bytes) that the client presents for a new session, unchecked; None without."""
+        """The invite (16 bytes) that the client presents for a new session, unchecked; None if it presents none."""
         claim = self._claimed()
         return claim.secret if isinstance(claim, InviteClaim) else None
 

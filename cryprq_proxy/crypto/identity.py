@@ -1,10 +1,9 @@
-"""Who a peer is: a hybrid signing key, and the id that names it.
+"""The identity of a peer: a hybrid signing key, and the id that names it.
 
-An identity is an Ed25519 key and an ML-DSA-65 key, each from a seed of 32 bytes; both seeds are one line of
-a file that only its owner may read. The peer id is the SHA-256 of both public keys, written as 52
-characters of base32. Signatures go in pairs as well: `verify_signatures` says yes only where both hold.
-Ed25519 alone would not do (a public key of small order has signatures that fit anything), nor would a key
-that an id does not cover.
+An identity is an Ed25519 key and an ML-DSA-65 key, each from a seed of 32 bytes. Both seeds are one line of a
+file that only its owner may read. The peer id is the SHA-256 of both public keys, written as 52 characters of
+base32. Signatures are pairs too: `verify_signatures` is true only if both are valid. Ed25519 alone would not be
+safe: a public key of small order has signatures that are valid for any data.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ SIGNATURE_CONTEXT = b"cryprq/1"
 
 @dataclass(frozen=True, slots=True, order=True, repr=False)
 class PeerId:
-    """The name of a peer; two are equal if their 32 bytes are, however they were spelled."""
+    """The name of a peer. Two are equal if their 32 bytes are equal, in whatever case they were written."""
 
     raw: bytes
 
@@ -67,7 +66,7 @@ class PeerId:
     def parse(cls, text: str) -> Self:
         """The id that `text` spells in base32, in either case and without padding (RFC 4648, section 6).
 
-        Raises ConfigError for every text but the one spelling that an id has, apart from case.
+        Apart from case an id has one spelling. Raises ConfigError for every other text.
         """
         if len(text) != PEER_ID_LENGTH:
             raise ConfigError(f"a peer id has {PEER_ID_LENGTH} characters, but this one has {len(text)}")
@@ -76,7 +75,8 @@ class PeerId:
         except (binascii.Error, ValueError):
             raise ConfigError("a peer id consists of the letters a to z and the digits 2 to 7") from None
         peer = cls(raw)
-        if str(peer) != text.lower():  # the last character has four bits that count for nothing
+        # The last character carries one bit of the id; its other four bits must be zero.
+        if str(peer) != text.lower():
             raise ConfigError(f"the last character of the peer id cannot be {text[-1]!r}; copy the id again")
         return peer
 
@@ -91,7 +91,7 @@ class PeerId:
 
 
 def verify_signatures(provider: Provider, public: bytes, signature: bytes, data: bytes) -> bool:
-    """Whether both signatures of `signature` (3373 bytes) over `data` hold under both keys of `public` (1984)."""
+    """Whether both signatures in `signature` (3373 bytes) are valid for `data` and the keys in `public` (1984)."""
     if len(public) != PUBLIC_SIZE or len(signature) != SIGNATURE_SIZE:
         return False
     return ed25519_verify(
@@ -111,8 +111,8 @@ class Identity:
     def __init__(self, provider: Provider, ed25519_seed: bytes, mldsa_seed: bytes) -> None:
         """From two seeds of 32 bytes; see also `generate` and `load`.
 
-        The ML-DSA key is expanded when it is first needed (0.3 ms, or 12 ms with the pure provider), so
-        that reading a file to check it costs nothing.
+        The first use expands the ML-DSA key (0.3 ms, or 12 ms with the pure provider), so that loading a
+        file only to check it is cheap.
         """
         if len(ed25519_seed) != SEED_SIZE or len(mldsa_seed) != SEED_SIZE:
             raise LocalError(f"an identity is made of two seeds of {SEED_SIZE} bytes")
@@ -139,7 +139,7 @@ class Identity:
         return PeerId.of(self.public)
 
     def sign(self, data: bytes, entropy: Entropy = system_entropy) -> bytes:
-        """Both signatures over `data`, 64 + 3309 bytes. Slow (milliseconds): not for an event loop's thread."""
+        """Both signatures over `data`, 64 + 3309 bytes. Takes milliseconds: keep it off the event loop."""
         return self._ed25519.sign(data) + self._mldsa.sign(data, SIGNATURE_CONTEXT, entropy)
 
     def __repr__(self) -> str:
@@ -148,10 +148,10 @@ class Identity:
     # --- the file ---
 
     def save(self, path: Path) -> None:
-        """Write the seeds to a new file that only its owner may read, and make it last (fsync).
+        """Write the seeds to a new file that only its owner may read, and sync it to the disk.
 
-        Creates the directory too, for its owner alone. Raises ConfigError where the file exists already,
-        since a key that is overwritten is lost, and where it cannot be written.
+        Creates a missing directory, for its owner alone. Raises ConfigError if the file cannot be written or
+        exists already: a key that is overwritten is lost.
         """
         line = b"cryprq-identity-1 " + base64.b64encode(self._seeds) + b"\n"
         try:
@@ -175,15 +175,15 @@ class Identity:
             finally:
                 os.close(directory)
         except OSError as error:
-            path.unlink(missing_ok=True)  # no half-written key that a later start would trip over
+            # A later start must not find half a key.
+            path.unlink(missing_ok=True)
             raise ConfigError(f"the identity cannot be written to {path}: {reason_of(error)}") from None
 
     @classmethod
     def load(cls, provider: Provider, path: Path) -> Self:
-        """The identity of a file that `save` wrote.
+        """The identity in a file that `save` wrote.
 
-        Raises ConfigError, saying what to do, where the file is missing, readable by others, or not of that
-        format.
+        Raises ConfigError with a remedy if the file is missing, readable by others, or not of that format.
         """
         try:
             # Non-blocking, so that a FIFO in the file's place cannot stop the start.

@@ -1,17 +1,17 @@
-"""The Noise Protocol Framework, revision 34, as far as the link needs it, driven by tables.
+"""The parts of the Noise Protocol Framework (revision 34) that the link needs, driven by tables.
 
-A pattern is a tuple of messages, a message a tuple of tokens; writing or reading a message is a walk along
-its tokens. The objects and their names are those of the specification, section 5. Besides its tokens `e`,
-`s`, `ee` and `psk` there are three of its published extensions:
+A pattern is a tuple of messages; a message is a tuple of tokens. To write or read a message is to process its
+tokens in order. The objects have the names of the specification, section 5. Besides the specification's tokens
+`e`, `s`, `ee` and `psk` there are three of its published extensions:
 
     e1      the initiator's ephemeral ML-KEM key, encrypted (hfs)
-    ekem1   an encapsulation to it, encrypted; its secret is mixed in (hfs)
-    sig     a signature of the handshake hash by the key that `s` carried, encrypted (sig)
+    ekem1   an encapsulation to that key, encrypted; its secret is mixed into the key (hfs)
+    sig     a signature of the handshake hash with the key that `s` carried, encrypted (sig)
 
-Here `s` is a signing key only: no Diffie-Hellman is done with it. What a signing key is, and which one is
-acceptable, is the business of an `Authenticator`. Cipher and hash are always ChaCha20-Poly1305 and SHA-256.
-One rule of the psk section counts as much as the tables: in a pattern with a psk, `e` is also mixed into
-the key (section 9.2), so that a first message is never encrypted under the psk alone.
+Here `s` is a signing key only, without Diffie-Hellman. An `Authenticator` defines what a signing key is, and
+which ones are accepted. Cipher and hash are always ChaCha20-Poly1305 and SHA-256. One rule is not in the
+tables: in a pattern with a psk, `e` is also mixed into the key (section 9.2), so that a first message is
+never encrypted under the psk alone.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ PATTERNS: Final[Mapping[str, Pattern]] = {
         ("s", "sig"),
     ),
 }
-"""The initiator writes the first message, then the sides take turns."""
+"""The initiator writes the first message; then the sides alternate."""
 
 MAX_MESSAGE = 65535
 PSK_SIZE = 32
@@ -73,14 +73,14 @@ _TOKENS = {
 
 @cache
 def protocol_name(pattern: str) -> bytes:
-    """The name that starts the hash, for example Noise_NNhfs+psk0_25519+MLKEM768_ChaChaPoly_SHA256."""
+    """The name that begins the handshake hash, for example Noise_NNhfs+psk0_25519+MLKEM768_ChaChaPoly_SHA256."""
     tokens = _TOKENS[pattern]
     keys = "25519" + ("+MLKEM768" if "e1" in tokens else "") + ("+Ed25519+MLDSA65" if "sig" in tokens else "")
     return f"Noise_{pattern}_{keys}_ChaChaPoly_SHA256".encode()
 
 
 class CipherState:
-    """A key and a counter (section 5.1); with no key, data passes as it is."""
+    """A key and a counter (section 5.1); without a key, data passes unchanged."""
 
     __slots__ = ("_aead", "_nonce")
 
@@ -93,7 +93,8 @@ class CipherState:
         return self._aead is not None
 
     def _next_nonce(self) -> bytes:
-        if self._nonce == _MAX_NONCE:  # reserved for rekeying by the specification
+        # The specification reserves the last nonce for rekeying.
+        if self._nonce == _MAX_NONCE:
             raise LocalError("the nonces of this key are used up")
         nonce = _NONCE.pack(self._nonce)
         self._nonce += 1
@@ -104,7 +105,7 @@ class CipherState:
         return plaintext if self._aead is None else self._aead.encrypt(self._next_nonce(), plaintext, ad)
 
     def decrypt(self, ad: bytes, ciphertext: bytes) -> bytes:
-        """The plaintext; raises HandshakeError where it does not authenticate."""
+        """The plaintext. Raises HandshakeError if the ciphertext does not authenticate."""
         if self._aead is None:
             return ciphertext
         try:
@@ -158,7 +159,7 @@ class SymmetricState:
         return plaintext
 
     def split(self) -> tuple[CipherState, CipherState]:
-        """The transport ciphers: initiator to responder, and back."""
+        """The transport ciphers: initiator to responder, responder to initiator."""
         first, second = self._derive(b"", 2)
         return CipherState(first), CipherState(second)
 
@@ -167,7 +168,7 @@ class SymmetricState:
 
 
 class Authenticator(Protocol):
-    """What the tokens `s` and `sig` stand for: a signing key of ours, and a judge of the peer's."""
+    """What the tokens `s` and `sig` stand for: our signing key, and the check of the peer's."""
 
     @property
     def public(self) -> bytes:
@@ -183,14 +184,14 @@ class Authenticator(Protocol):
         """What `sig` carries, for the handshake hash right after `s`."""
 
     def verify(self, public: bytes, signature: bytes, h: bytes) -> None:
-        """Returns if the peer may go on; raises HandshakeError else."""
+        """Return if the peer is accepted; raise HandshakeError if not."""
 
 
 class HandshakeState:
     """One handshake of one side (section 5.3).
 
-    The owner calls `write_message` and `read_message` in turns, as the pattern has it, and drops the object
-    as soon as one of them raises: HandshakeError for bytes of the peer, LocalError for a call out of turn.
+    The owner calls `write_message` and `read_message` in the order of the pattern, and drops the object as soon
+    as one of them raises: HandshakeError for bytes of the peer, LocalError for a call out of turn.
     """
 
     def __init__(
@@ -204,7 +205,7 @@ class HandshakeState:
         authenticator: Authenticator | None = None,
         entropy: Entropy = system_entropy,
     ) -> None:
-        """`psk` (32 bytes) and `authenticator` are needed exactly where the pattern has their tokens."""
+        """`psk` (32 bytes) and `authenticator` are given if and only if the pattern has their tokens."""
         self._messages = PATTERNS[pattern]
         tokens = _TOKENS[pattern]
         if (psk is not None) is not ("psk" in tokens) or (psk is not None and len(psk) != PSK_SIZE):
@@ -229,7 +230,7 @@ class HandshakeState:
 
     @property
     def h(self) -> bytes:
-        """The handshake hash over everything so far, 32 bytes, the same on both sides between messages."""
+        """The handshake hash over everything so far, 32 bytes. Between messages both sides have the same."""
         return self._symmetric.h
 
     @property
@@ -237,12 +238,12 @@ class HandshakeState:
         return self._turn == len(self._messages) and not self._broken
 
     def split(self) -> tuple[CipherState, CipherState]:
-        """The two transport ciphers of the specification; only after the last message."""
+        """The two transport ciphers of the specification; valid after the last message only."""
         self._require_finished()
         return self._symmetric.split()
 
     def export(self, label: bytes, length: int) -> bytes:
-        """`length` bytes of key material for one purpose; only after the last message.
+        """`length` bytes of key material for one purpose; valid after the last message only.
 
         HKDF-SHA256 (RFC 5869) with ikm = the final chaining key, salt = the final handshake hash,
         info = "cryprq/1 " || label.
@@ -283,7 +284,8 @@ class HandshakeState:
         ours = (self._turn % 2 == 0) is self._initiator
         if self._broken or self._turn == len(self._messages) or ours is not writing:
             raise LocalError("a message of the handshake out of turn")
-        self._broken = True  # until it went well
+        # Until the message is complete.
+        self._broken = True
         return self._messages[self._turn]
 
     def _end(self) -> None:
@@ -391,7 +393,7 @@ _READERS: Final[Mapping[Token, Callable[[HandshakeState], object]]] = {
 
 
 def message_overhead(pattern: str, index: int, *, public_size: int = 0, signature_size: int = 0) -> int:
-    """The size of message `index` without a payload, in a pattern with a psk: all but `e` is encrypted."""
+    """The size in bytes of message `index` with an empty payload. For patterns with a psk: all but `e` is encrypted."""
     sizes = {
         "e": X25519_SIZE,
         "e1": MLKEM_PUBLIC_SIZE + AEAD_TAG_SIZE,

@@ -1,9 +1,8 @@
-"""What the three flights of the handshake carry besides keys: an offer, a choice, and what the client asks for.
+"""What the three flights of the handshake carry besides keys: an offer, a choice, and the client's request.
 
-Each payload is encoded and decoded here and nowhere else. The decoders raise HandshakeError and nothing
-else; they take exactly the bytes that an encoder of this version could have written, apart from offered
-values that a later version may have and this one does not know. There is no second try with less: what does
-not fit ends the handshake.
+Each payload is encoded and decoded here and nowhere else. The decoders raise HandshakeError only. They accept
+exactly the bytes that an encoder of this version can write, and in an offer also values of later versions.
+There is no fallback: what does not match ends the handshake.
 """
 
 from __future__ import annotations
@@ -20,10 +19,10 @@ VERSION = 1
 
 
 class Feature(IntFlag):
-    """What a side can do beside streams; a session has what both can."""
+    """What a side can do besides streams; a session has the features of both sides."""
 
     LANE = 1
-    """Datagrams beside the carrier, on the UDP port of the same number."""
+    """Datagrams beside the carrier, on the UDP port with the carrier's number."""
     PACKETS = 2
     """IP packets of the whole system: the exit has a network interface for them."""
 
@@ -45,13 +44,13 @@ INVITE_SIZE: Final = 16
 
 @dataclass(frozen=True, slots=True)
 class HandshakeOffer:
-    """Payload 1: what the client can do, the preferred first.
+    """Payload 1: what the client supports, the preferred first.
 
         versions  1 byte: how many (at least 1), then one byte each
         ciphers   1 byte: how many (at least 1), then one byte each
         features  4 bytes, big endian: one bit each
 
-    Values that the exit does not know are allowed and mean nothing to it. The whole is at most 64 bytes.
+    The exit ignores values that it does not know. The payload has at most 64 bytes.
     """
 
     versions: tuple[int, ...]
@@ -81,11 +80,11 @@ class HandshakeOffer:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Payload 2: what the exit took of the offer.
+    """Payload 2: what the exit chose from the offer.
 
     version   1 byte
     cipher    1 byte
-    features  4 bytes, big endian: the bits that both sides know
+    features  4 bytes, big endian: the bits that both sides have
     """
 
     version: int
@@ -108,11 +107,10 @@ class Choice:
 
 
 def choose(offer: HandshakeOffer, ciphers: tuple[Cipher, ...], features: int = 0) -> Choice:
-    """The exit's choice, where `ciphers` is its own list, the preferred first, and `features` what it can do.
+    """The exit's choice. `ciphers` is the exit's own list, the preferred first; `features` is what it can do.
 
-    AES-256-GCM needs the instructions on both sides, so it is taken only where it is first in both lists;
-    in all other cases it is ChaCha20-Poly1305. Raises HandshakeError where the client does not offer what
-    it takes.
+    AES-256-GCM is fast only with instructions of the CPU on both sides, so it is chosen only if it is first in
+    both lists; else the choice is ChaCha20-Poly1305. Raises HandshakeError if the client does not offer it.
     """
     if VERSION not in offer.versions:
         raise HandshakeError("the client speaks no version of the protocol that this exit speaks")
@@ -131,11 +129,11 @@ RESUME_EXIT = b"resume S"
 
 
 def resume_proof(resume_secret: bytes, role: bytes, h: bytes, attempt: int, rx: int) -> bytes:
-    """The proof (32 bytes) of a side that it holds the session: HMAC-SHA256 with the session's resume secret.
+    """The proof of a side that it holds the session: HMAC-SHA256 (32 bytes) with the session's resume secret.
 
-    Over role (`RESUME_CLIENT` in the third flight, `RESUME_EXIT` in the answer to it), `resume_hash` of
-    this handshake, attempt (4 bytes, big endian) and rx, how many numbered frames that side has received (8
-    bytes, big endian).
+    It covers `role` (`RESUME_CLIENT` in the third flight, `RESUME_EXIT` in the answer), `h` (the `resume_hash` of
+    this handshake), `attempt` (4 bytes, big endian) and `rx` (8 bytes, big endian): the number of numbered frames
+    that this side has received.
     """
     if not (0 <= attempt < 2**32 and 0 <= rx < 2**64):
         raise LocalError("an attempt has 32 bits and a count of frames 64")
@@ -144,12 +142,12 @@ def resume_proof(resume_secret: bytes, role: bytes, h: bytes, attempt: int, rx: 
 
 @dataclass(frozen=True, slots=True)
 class ResumeRequest:
-    """Payload 3 of a client that wants to go on with a session."""
+    """Payload 3 of a client that resumes a session."""
 
     session_id: bytes
     """16 bytes, from the session's first handshake."""
     attempt: int
-    """Counts the client's attempts to resume this session, from 1; below 2^32."""
+    """Number of the client's attempt to resume this session, from 1; below 2^32."""
     rx: int
     """How many numbered frames the client has received; below 2^64."""
     proof: bytes
@@ -173,10 +171,10 @@ class ResumeRequest:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class InviteClaim:
-    """Payload 3 of a client that begins a session and is perhaps not on the exit's list yet, but was invited."""
+    """Payload 3 of a client that begins a session with an invite; the exit may not know the client yet."""
 
     secret: bytes
-    """16 bytes, good for one peer."""
+    """16 bytes, valid for one peer."""
 
     def __post_init__(self) -> None:
         if len(self.secret) != INVITE_SIZE:
@@ -187,7 +185,7 @@ class InviteClaim:
 
 
 type Claim = ResumeRequest | InviteClaim | None
-"""What payload 3 asks for; None: a new session, and nothing else."""
+"""What payload 3 requests; None: a new session without an invite."""
 
 _KIND_NEW = 0
 _KIND_RESUME = 1
@@ -195,7 +193,7 @@ _KIND_INVITE = 2
 
 
 def encode_proof(claim: Claim) -> bytes:
-    """Payload 3: kind (1 byte), and what belongs to it.
+    """Payload 3: kind (1 byte) and the fields of that kind.
 
     0, new session
     1, resume: session id (16 bytes), attempt (4, big endian), rx (8, big endian), proof (32)
@@ -209,7 +207,7 @@ def encode_proof(claim: Claim) -> bytes:
 
 
 def decode_proof(payload: bytes) -> Claim:
-    """What `encode_proof` was given; raises HandshakeError on an unknown kind and on a wrong length."""
+    """The inverse of `encode_proof`. Raises HandshakeError on an unknown kind and on a wrong length."""
     kind = payload[0] if payload else None
     if kind == _KIND_NEW and len(payload) == 1:
         return None

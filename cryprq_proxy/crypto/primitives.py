@@ -2,14 +2,12 @@
 
 The classical half (X25519, Ed25519, the two AEADs) always comes from `cryptography`, that is from OpenSSL.
 The post-quantum half (ML-KEM-768 of FIPS 203, ML-DSA-65 of FIPS 204) comes from one of two providers,
-chosen once at start: `cryptography` where its OpenSSL has both, else `kyber-py` with `dilithium-py`, which
-are correct but slow and not constant time. They go in pairs, because an OpenSSL that lacks one lacks both,
-and a mixture would only add a case.
+chosen once at start: `cryptography` if its OpenSSL has both, else `kyber-py` with `dilithium-py`, which are
+correct but slow and not constant time. The two are never mixed: an OpenSSL that lacks one lacks both.
 
-Randomness comes through one seam, `Entropy`, a function from a size to that many bytes. With a fixed one,
-ephemeral keys are the same under both providers; encapsulations and signatures are fixed under the pure
-pair only, since OpenSSL draws their randomness itself. That is how whole handshakes can be frozen as test
-vectors.
+All randomness comes from an `Entropy`, a function from a size to that many bytes. A fixed one freezes whole
+handshakes as test vectors: it fixes the ephemeral keys of both providers, but the encapsulations and
+signatures of the pure pair only, because OpenSSL draws their randomness itself.
 """
 
 from __future__ import annotations
@@ -24,7 +22,9 @@ from time import perf_counter_ns
 from typing import Any, Final, Protocol
 
 from cryptography.exceptions import InvalidSignature
-from cryptography.exceptions import InvalidTag as InvalidTag  # for users of an Aead
+
+# Users of an Aead need it.
+from cryptography.exceptions import InvalidTag as InvalidTag
 from cryptography.hazmat.backends.openssl.backend import backend
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -89,7 +89,7 @@ def hkdf(secret: bytes, salt: bytes, info: bytes, length: int) -> bytes:
 
 
 def constant_time_equal(left: bytes, right: bytes) -> bool:
-    """Whether both are the same bytes, in a time that tells nothing but their lengths."""
+    """Whether both are the same bytes. The time it takes reveals their lengths only."""
     return hmac.compare_digest(left, right)
 
 
@@ -97,7 +97,7 @@ def constant_time_equal(left: bytes, right: bytes) -> bool:
 
 
 class Cipher(IntEnum):
-    """The AEAD of the records; the number is the one in the handshake's payloads."""
+    """The AEAD of the records. The handshake's payloads carry these numbers."""
 
     AES_256_GCM = 1
     CHACHA20_POLY1305 = 2
@@ -115,7 +115,7 @@ class Aead(Protocol):
         """The same into `buf`, which has exactly the right size; returns that size."""
 
     def decrypt(self, nonce: Buffer, data: Buffer, associated_data: Buffer | None, /) -> bytes:
-        """The plaintext; raises InvalidTag on anything but the bytes that were sealed."""
+        """The plaintext. Raises InvalidTag unless `data` is exactly what was sealed."""
 
     def decrypt_into(
         self, nonce: Buffer, data: Buffer, associated_data: Buffer | None, buf: Buffer, /
@@ -124,7 +124,7 @@ class Aead(Protocol):
 
 
 def new_aead(cipher: Cipher, key: bytes) -> Aead:
-    """The library's own object for a key of 32 bytes: the data path calls it with nothing in between."""
+    """The library's own object for a key of 32 bytes: the data path calls it without a wrapper."""
     return AESGCM(key) if cipher is Cipher.AES_256_GCM else ChaCha20Poly1305(key)
 
 
@@ -133,7 +133,7 @@ _PROBE_ROUNDS = 7
 
 
 def _probe(cipher: Cipher) -> int:
-    """The time in ns to seal 16 KiB: the shortest of a few, since other work only adds to a time."""
+    """Nanoseconds to seal 16 KiB: the shortest of a few runs, because other work can only prolong one."""
     aead, nonce, times = new_aead(cipher, bytes(AEAD_KEY_SIZE)), bytes(AEAD_NONCE_SIZE), []
     for _ in range(_PROBE_ROUNDS):
         start = perf_counter_ns()
@@ -144,11 +144,10 @@ def _probe(cipher: Cipher) -> int:
 
 @cache
 def ciphers_by_speed() -> tuple[Cipher, ...]:
-    """Both ciphers, AES-256-GCM first only where the CPU has it in hardware.
+    """Both ciphers, the faster one first: AES-256-GCM if the CPU has instructions for it.
 
-    Found by measuring (about 0.3 ms, once per process) rather than by CPU flags, whose names differ per
-    architecture and which do not tell what OpenSSL makes of them. Without the instructions AES is several
-    times slower than ChaCha20, with them it is faster, so that the comparison decides.
+    Measured (about 0.3 ms, once per process), not read from CPU flags: their names differ per architecture, and
+    they do not say whether OpenSSL uses them. Without the instructions AES is several times slower than ChaCha20.
     """
     if _probe(Cipher.AES_256_GCM) < _probe(Cipher.CHACHA20_POLY1305):
         return (Cipher.AES_256_GCM, Cipher.CHACHA20_POLY1305)
@@ -168,7 +167,7 @@ class X25519Key:
         self.public = self._key.public_key().public_bytes_raw()
 
     def exchange(self, peer: bytes) -> bytes:
-        """The shared secret of 32 bytes; HandshakeError where it is all zero (RFC 7748, section 6.1)."""
+        """The shared secret, 32 bytes. Raises HandshakeError if it is all zero (RFC 7748, section 6.1)."""
         try:
             return self._key.exchange(X25519PublicKey.from_public_bytes(peer))
         except ValueError:
@@ -190,9 +189,9 @@ class Ed25519Key:
 
 
 def ed25519_verify(public: bytes, signature: bytes, data: bytes) -> bool:
-    """Whether `signature` holds.
+    """Whether `signature` is valid.
 
-    Never enough alone: for keys of small order, signatures can be found without the private key.
+    Never rely on it alone: for keys of small order, signatures can be made without the private key.
     """
     try:
         Ed25519PublicKey.from_public_bytes(public).verify(signature, data)
@@ -214,8 +213,8 @@ class KemKey(Protocol):
     def decapsulate(self, ciphertext: bytes) -> bytes:
         """The shared secret of 32 bytes.
 
-        A wrong ciphertext gives a random secret (FIPS 203, implicit rejection); one whose length
-        is not 1088 raises HandshakeError.
+        A wrong ciphertext gives a random secret (FIPS 203, implicit rejection). Raises HandshakeError
+        if it does not have 1088 bytes.
         """
 
 
@@ -227,11 +226,11 @@ class MldsaKey(Protocol):
         """The verification key, 1952 bytes."""
 
     def sign(self, data: bytes, context: bytes, entropy: Entropy = system_entropy) -> bytes:
-        """A hedged signature of 3309 bytes (FIPS 204, algorithm 2); takes a varying time, in ms."""
+        """A hedged signature of 3309 bytes (FIPS 204, algorithm 2). Takes milliseconds, and not always as many."""
 
 
 class Provider(Protocol):
-    """Where ML-KEM-768 and ML-DSA-65 come from. Stateless: one object may serve all threads."""
+    """Source of ML-KEM-768 and ML-DSA-65. Stateless: one object may serve all threads."""
 
     @property
     def name(self) -> str:
@@ -239,7 +238,7 @@ class Provider(Protocol):
 
     @property
     def fast(self) -> bool:
-        """False where every operation costs milliseconds and is not constant time."""
+        """False if every operation takes milliseconds and is not constant time."""
 
     def generate_kem(self, entropy: Entropy = system_entropy) -> KemKey:
         """A fresh key pair, from 64 bytes of entropy (d, then z)."""
@@ -247,7 +246,7 @@ class Provider(Protocol):
     def encapsulate(self, public: bytes, entropy: Entropy = system_entropy) -> tuple[bytes, bytes]:
         """A shared secret (32 bytes) and its ciphertext (1088).
 
-        Raises HandshakeError on a key of the wrong length or with a coefficient out of range (FIPS 203,
+        Raises HandshakeError if the key has a wrong length or a coefficient out of range (FIPS 203,
         section 7.2).
         """
 
@@ -255,7 +254,7 @@ class Provider(Protocol):
         """The signing key of a seed of 32 bytes."""
 
     def mldsa_verify(self, public: bytes, signature: bytes, data: bytes, context: bytes) -> bool:
-        """Whether `signature` holds; False too for lengths and encodings that are wrong."""
+        """Whether `signature` is valid; False also for wrong lengths and encodings."""
 
 
 _BAD_KEM_KEY = "the peer's ML-KEM key is malformed"
@@ -283,7 +282,8 @@ class _OpensslMldsaKey:
         self.public = self._key.public_key().public_bytes_raw()
 
     def sign(self, data: bytes, context: bytes, entropy: Entropy = system_entropy) -> bytes:
-        return self._key.sign(data, context)  # OpenSSL draws the hedge itself
+        # OpenSSL draws the randomness of the hedge itself.
+        return self._key.sign(data, context)
 
 
 class _OpensslProvider:
@@ -311,7 +311,7 @@ class _OpensslProvider:
 
 
 def _with_entropy(scheme: Any, entropy: Entropy) -> Any:
-    """A copy of a scheme of the pure pair that draws from `entropy`; all threads share the original."""
+    """A copy of a scheme of the pure pair that draws from `entropy`; the original is shared by all threads."""
     scheme = copy.copy(scheme)
     scheme.random_bytes = entropy
     return scheme
@@ -384,8 +384,8 @@ class _PureProvider:
 def select_provider(name: str | None = None) -> Provider:
     """The provider of this process.
 
-    `name` is "cryptography" or "pure" to force one, None for the fast one where this OpenSSL has it and
-    else the pure one. Raises ConfigError where the one asked for cannot be had.
+    `name`: "cryptography" or "pure" forces one; None takes the fast one if this OpenSSL has it, else the pure
+    one. Raises ConfigError if the requested one is not available.
     """
     supported = backend.mlkem_supported() and backend.mldsa_supported()
     if name == "pure" or (name is None and not supported):

@@ -1,4 +1,4 @@
-"""The rotation of keys inside a running link: one epoch's secrets lead to the next one's.
+"""The rotation of keys inside a running link: from the secrets of one epoch to those of the next.
 
     client                                            exit
       -> psk, e, e1          with psk = chain of epoch n
@@ -8,9 +8,9 @@ This is Noise NNhfs+psk0 with the prologue
 
     "cryprq/1 rekey" || session id (16 bytes) || n + 1 (4 bytes, big endian) || handshake hash of epoch n (32)
 
-and empty payloads. Nothing is signed: only the peer of the epoch before knows the chain secret. The fresh
-exchange means that an attacker who only reads, and learns the secrets of epoch n, does not learn those of n + 1. When
-these messages may be sent, and from which record on their keys count, is for the session to say.
+and empty payloads. Nothing is signed: only the peer of epoch n knows its chain secret. The exchange is fresh: a
+passive attacker that learns the secrets of epoch n does not learn those of epoch n + 1. The session decides when
+these messages are sent, and from which record on the new keys are used (session/rotation.py).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The frames inside a record: every layout of the link's inner protocol, declared once.
 
-A record's plaintext is a sequence of frames without padding. All integers are big-endian; every frame starts with
-one byte of kind. A DATA frame comes last in its record and takes the rest, so that 128 KiB of stream data cost one
-header of five bytes and one seal.
+A record's plaintext is a sequence of frames without padding. All integers are big-endian. Every frame starts with
+one byte, its kind. A DATA frame is the last of its record and takes the rest: 128 KiB of stream data cost one header
+of five bytes and one seal.
 
     OPEN          kind | stream u32 | protocol u8 | destination (RFC 1928 section 5)
     OPENED        kind | stream u32
@@ -26,7 +26,7 @@ header of five bytes and one seal.
                   kind
     RESUMED       kind | numbered frames received u64 | proof, 32 bytes
 
-The first six are *numbered*: both sides count them, and they are kept until acknowledged (see sendlog.py).
+The first six are *numbered*: both sides count them, and the sender keeps them until the ACK (see sendlog.py).
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ from ..address import encode as encode_destination
 from ..errors import CloseReason, PeerError, StreamReason
 
 MAX_DATA: Final = 131_072
-"""Bytes of stream data in one DATA frame at most."""
+"""Largest number of bytes of stream data in one DATA frame."""
 DATA_HEADER: Final = 5
 MAX_PLAINTEXT: Final = MAX_DATA + 512
-"""Bytes of frames in one record at most: a full DATA or DATAGRAM frame with its header and address."""
+"""Largest number of bytes of frames in one record: a full DATA or DATAGRAM frame with its header and address."""
 MAX_STREAM: Final = 0xFFFF_FFFF
-"""The last stream of a session; numbers are never used again."""
+"""The last stream id of a session; no id is used twice."""
 MAX_DATAGRAM: Final = 65_507
-"""Bytes of payload in one DATAGRAM frame at most: what fits one UDP packet over IPv4."""
+"""Largest number of bytes of payload in one DATAGRAM frame: what fits into one UDP packet over IPv4."""
 
 
 class Kind(IntEnum):
@@ -80,15 +80,15 @@ class Kind(IntEnum):
 
 
 class StreamProtocol(IntEnum):
-    """What an OPEN asks for: a TCP connection to the destination, or, whatever the destination, a UDP association, or a
-    TCP connection to the exit's own DNS resolver (RFC 7766)."""
+    """What an OPEN requests. TCP: a connection to the destination. UDP: an association; RESOLVER: a TCP connection to
+    the exit's own DNS resolver (RFC 7766); both ignore the destination."""
 
     TCP = 1
     UDP = 2
     RESOLVER = 3
 
 
-# Plain integers for the data path: an IntEnum member costs an attribute look-up in a class dictionary per use.
+# Plain integers for the data path: each use of an IntEnum member costs a look-up in the dictionary of its class.
 OPEN, OPENED, REFUSED, DATA, FIN, RESET = range(0x01, 0x07)
 ACK, WINDOW, PING, PONG, REKEY, REKEY_ANSWER, SWITCH, REKEY_PLEASE, DATAGRAM = range(0x10, 0x19)
 LANE, PACKET, NETWORK = range(0x19, 0x1C)
@@ -107,7 +107,7 @@ _PACKET = Struct("!BBHHH")
 _NETWORK = Struct("!B4s16s")
 
 type Frame = tuple[int, int, object]
-"""A decoded frame: kind, then the stream id (0 for frames of the whole session), then what is special to the kind:
+"""A decoded frame: kind, stream id (0 for frames of the whole session), and a value that depends on the kind:
 `(StreamProtocol, Destination)` for OPEN, `StreamReason` for REFUSED and RESET, a memoryview for DATA, an int for ACK,
 WINDOW, PING and PONG, bytes for REKEY and REKEY_ANSWER, `(Destination, memoryview)` for DATAGRAM, `(int, int)` for
 LANE, `(int, int, int, memoryview)` for PACKET, `(bytes, bytes)` for NETWORK, `CloseReason` for CLOSE, `(int, bytes)`
@@ -167,12 +167,12 @@ def encode_lane(epoch: int, index: int) -> bytes:
 
 
 def encode_packet(flags: int, segment: int, header: int, packet: bytes | memoryview) -> bytes:
-    """`packet` has 1 to 65,535 bytes; for the rest see lane/slices.py."""
+    """`packet` has 1 to 65,535 bytes; lane/slices.py explains the other fields."""
     return b"".join((_PACKET.pack(PACKET, flags, segment, header, len(packet)), packet))
 
 
 def encode_network(ipv4: bytes, ipv6: bytes) -> bytes:
-    """The client's addresses inside the tunnel, 4 and 16 bytes; zeros where the exit has none of the family."""
+    """The client's addresses inside the tunnel, 4 and 16 bytes; zeros if the exit has no address of that family."""
     return _NETWORK.pack(NETWORK, ipv4, ipv6)
 
 
