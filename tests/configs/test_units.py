@@ -14,7 +14,7 @@ import click
 import pytest
 
 from cryprq_proxy.cli import WRONG_USAGE, cli
-from tests.service.test_service import Setup, echo, proxy_port
+from tests.support.pairs import Setup, echo, proxy_port
 from tests.support.processes import ROOT, Program, echo_server, socks_connect
 
 CONFIGS = ROOT / "configs"

@@ -37,7 +37,7 @@ from cryprq_proxy.doctor.report import lines, summary
 from cryprq_proxy.doctor.start import clock
 from cryprq_proxy.errors import CarrierError, CloseReason, ConfigError, PeerError
 from cryprq_proxy.status import ClientStatus, KnownExit, LaneStatus, PacketLinkStatus, TunStatus
-from tests.service.test_service import Setup, new_identity
+from tests.support.pairs import Setup, new_identity
 from tests.support.processes import call
 
 # --- the order of checks ---

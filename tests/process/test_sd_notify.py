@@ -18,8 +18,8 @@ import pytest
 from cryprq_proxy.process.lifecycle import Stop
 from cryprq_proxy.process.sd_notify import Notifier, summary
 from cryprq_proxy.status import read
-from tests.service.test_service import Setup
 from tests.support.notify_socket import NotifySocket
+from tests.support.pairs import Setup
 from tests.support.processes import PATIENCE, Program, environment
 
 

@@ -2,7 +2,7 @@
 
     proxy          RuleSet.decide
     PAC file       FindProxyForURL in QuickJS: DIRECT, or the proxy, which decides then
-    system-wide    the forwarder's word on a name and the filter's chain, as tests/test_policy.py models them
+    system-wide    the forwarder's word on a name and the filter's chain, as tests/support/filter_model.py models them
 
 tests/lab/test_rules_lab.py asks the kernel's own filter about the addresses of the same sets. Sets for system-wide mode
 leave out the rules that it refuses, and port 53, where no rule applies to it.
@@ -22,10 +22,10 @@ from cryprq_proxy.address import Destination
 from cryprq_proxy.rules.engine import RuleSet, load_rules
 from cryprq_proxy.rules.pac.script import pac
 from cryprq_proxy.rules.syntax import Rule, RuleAction, Verdict
-from tests.rules.pac.test_script import DIRECT as PAC_DIRECT
-from tests.rules.pac.test_script import HTTP, SOCKS, Engine, is_canonical
 from tests.support import rule_cases
-from tests.tun.firewall.test_policy import filtered, named
+from tests.support.filter_model import filtered, named
+from tests.support.pac_engine import DIRECT as PAC_DIRECT
+from tests.support.pac_engine import HTTP, SOCKS, Engine, is_canonical
 from tun.firewall.policy import Policy, check
 
 ACTIONS = (RuleAction(Verdict.TUNNEL), RuleAction(Verdict.DIRECT), RuleAction(Verdict.BLOCK))

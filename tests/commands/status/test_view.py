@@ -22,7 +22,7 @@ from cryprq_proxy.commands.status.live import Rates, repeat, watch
 from cryprq_proxy.commands.status.view import render as render_status
 from cryprq_proxy.errors import CryprqError
 from cryprq_proxy.status import ClientStatus, Status, Traffic, read
-from tests.service.test_service import Setup
+from tests.support.pairs import Setup
 from tests.support.processes import PATIENCE, call, command, environment
 
 

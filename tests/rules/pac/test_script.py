@@ -5,7 +5,6 @@ tests/e2e/test_pac_browser.py does the same in Chromium.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,43 +16,16 @@ import quickjs
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cryprq_proxy.address import AddressError, Destination, encode, parse_host_port
+from cryprq_proxy.address import Destination, parse_host_port
 from cryprq_proxy.rules.engine import EVERYTHING, RuleSet, load_rules
 from cryprq_proxy.rules.pac.script import MAX_SIZE, MAX_WILDCARDS, explain, pac
 from cryprq_proxy.rules.syntax import Rule, RuleAction, Verdict
 from tests.support import rule_cases
-
-SOCKS = Destination("127.0.0.1", 1080)
-HTTP = Destination("::1", 8080)
-PROXY = "PROXY [::1]:8080; SOCKS5 127.0.0.1:1080"
-DIRECT = "DIRECT"
+from tests.support.pac_engine import DIRECT, HTTP, PROXY, SOCKS, Engine, is_canonical
 
 TUNNEL_ = RuleAction(Verdict.TUNNEL)
 DIRECT_ = RuleAction(Verdict.DIRECT)
 BLOCK_ = RuleAction(Verdict.BLOCK)
-
-
-class Engine:
-    """The PAC file of some rules, and nothing else that a browser has."""
-
-    def __init__(self, script: str) -> None:
-        self._context = quickjs.Context()
-        self._context.eval(script)
-        self._all = self._context.eval(
-            "(function (asked) { return JSON.stringify(JSON.parse(asked).map(function (each) {"
-            " return FindProxyForURL(each[0], each[1]); })); })"
-        )
-
-    def ask(self, url: str, host: str) -> str:
-        return self.ask_all([(url, host)])[0]
-
-    def ask_all(self, asked: Sequence[tuple[str, str]]) -> list[str]:
-        answers: list[str] = json.loads(self._all(json.dumps(asked)))
-        assert set(answers) <= {PROXY, DIRECT}
-        return answers
-
-    def decide(self, targets: Sequence[Destination]) -> list[str]:
-        return self.ask_all([(f"http://{each}/", each.host) for each in targets])
 
 
 def engine(*rules: Rule, default: RuleAction = TUNNEL_) -> Engine:
@@ -62,14 +34,6 @@ def engine(*rules: Rule, default: RuleAction = TUNNEL_) -> Engine:
 
 def direct(*domains: str, ports: tuple[tuple[int, int], ...] = (), cidrs: tuple[str, ...] = ()) -> Rule:
     return Rule(action=DIRECT_, domains=domains, ports=ports, cidrs=tuple(map(ip_network, cidrs)))
-
-
-def is_canonical(target: Destination) -> bool:
-    """Whether the proxy could get it; the cases hold a few that it could not."""
-    try:
-        return bool(encode(target))
-    except AddressError:
-        return False
 
 
 def expected(rules: RuleSet, targets: Sequence[Destination]) -> list[str]:

@@ -1,12 +1,11 @@
 """Rules in system-wide mode: what is kept is kept to the letter, and what is not is refused with its reason.
 
-The model of a running tunnel is two questions, as there: has the name an address at all, and what does the first rule
-of the filter say that applies to a packet? tests/lab/test_rules_lab.py ties the second one to the kernel.
+tests/support/filter_model.py models a running tunnel.
 """
 
 from __future__ import annotations
 
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
@@ -15,13 +14,12 @@ from hypothesis import strategies as st
 
 from cryprq_proxy.errors import ConfigError
 from cryprq_proxy.rules.engine import EVERYTHING, RuleSet, load_rules
-from cryprq_proxy.rules.ranges import IPNetwork
 from cryprq_proxy.rules.syntax import Rule, RuleAction, Verdict, parse_cidr, parse_domain, parse_ports
 from cryprq_proxy.service.system_wide import explain_rules
 from cryprq_proxy.status import TunRules
+from tests.support.filter_model import filtered, named
 from tun.dns.names import from_text
 from tun.firewall.policy import MAX_SHOWN, Policy, check, contradiction, filter_rules
-from tun.firewall.user_rules import FilterRules
 
 BLOCK, DIRECT, TUNNEL = Verdict.BLOCK, Verdict.DIRECT, Verdict.TUNNEL
 HOME = RuleAction(Verdict.EXIT, "home")
@@ -44,29 +42,6 @@ def rule(
 
 def rules(*found: Rule, default: Verdict | RuleAction = TUNNEL) -> RuleSet:
     return RuleSet(found, default if isinstance(default, RuleAction) else RuleAction(default))
-
-
-# --- the model ---
-
-
-def filtered(found: FilterRules, address: str | None, port: int) -> Verdict:
-    """What the chain says of a packet to `address`, which for None is in no prefix of any rule."""
-    for each in found.rules:
-        here = each.networks is None or (address is not None and _within(address, each.networks))
-        if here and (not each.ports or any(first <= port <= last for first, last in each.ports)):
-            return each.verdict
-    return found.default
-
-
-def _within(address: str, networks: tuple[IPNetwork, ...]) -> bool:
-    found = ip_address(address)
-    mapped = getattr(found, "ipv4_mapped", None)
-    return any((mapped or found) in network for network in networks)
-
-
-def named(policy: Policy, name: str, port: int) -> Verdict:
-    """What becomes of a program that asks for `name` and connects to the address that it is told."""
-    return BLOCK if policy.blocks(from_text(name)) else filtered(policy.filter, None, port)
 
 
 LABELS = st.sampled_from(("a", "b", "ads"))
