@@ -1,8 +1,8 @@
 """Joining the slices of a packet that came in parts: the second step of the lane's receiving half (opening.py).
 
-A packet comes in parts when it was too large for one send, or when the network hands datagrams over one by one. Parts
-that follow each other within a wake-up are joined by copying, since one super-packet costs less behind us than its
-parts. `flush` ends that: nothing is held longer than a wake-up. Other parts wait in an Assembly (slices.py).
+A packet comes in parts if it was too large for one send, or if the network delivers datagrams one by one. Consecutive
+parts of one wake-up are joined by copying: the kernel handles one super-packet faster than its parts. `flush` ends
+that: nothing is held longer than a wake-up. Other parts wait in an Assembly (slices.py).
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from __future__ import annotations
 from .slices import HEADROOM, KIND_MASK, MAX_PACKET, Assembly, Drops, LaneSink, Rows, Run, Shape, total_length
 
 type SliceGroup = tuple[int, int, int, int, int, int]
-"""What slices of one packet have in common: epoch, counter of slice 0, flags, number of slices, gso, header."""
+"""What all slices of a packet have in common: epoch, counter of slice 0, flags, number of slices, gso, header."""
 
 
 class Room:
-    """The buffer into which datagrams are opened, and the kept views. One serves all lanes of a thread."""
+    """The buffers into which datagrams are opened, and the views on them. One Room serves all lanes of a thread."""
 
     __slots__ = ("held", "holder", "opened", "row")
 
@@ -22,7 +22,7 @@ class Room:
         self.opened = memoryview(bytearray(HEADROOM + 2 * MAX_PACKET))
         self.held = memoryview(bytearray(HEADROOM + MAX_PACKET))
         self.holder: Joiner | None = None
-        """Whose slices lie in `held`."""
+        """The owner of the slices in `held`."""
         self.row = Rows().row
 
 
@@ -53,7 +53,7 @@ class Joiner:
         self._held_end = 0
 
     def hold(self, start: int, end: int, index: int, count: int, group: SliceGroup) -> None:
-        """Put slices, `count` from `index` on, behind those of their packet that came before them."""
+        """Append `count` slices, from `index` on, to the earlier ones of their packet."""
         room = self._room
         if room.holder is not self:
             if room.holder is not None:
@@ -78,11 +78,11 @@ class Joiner:
             self.flush()
 
     def forget(self) -> None:
-        """Hand on nothing any more."""
+        """Drop what is held."""
         self._held_for = None
 
     def flush(self) -> None:
-        """Hand on what is held."""
+        """Deliver what is held."""
         group, self._held_for = self._held_for, None
         if group is not None and self._room.holder is self:
             index, number, flags, of, gso, header = group
@@ -90,7 +90,7 @@ class Joiner:
             self.deliver(self._held, HEADROOM, self._held_end, run, (index, number))
 
     def deliver(self, out: memoryview, start: int, end: int, run: Run, key: tuple[int, int]) -> None:
-        """Hand on a run whose sizes agree with the packet's own length; keep a part of a split packet."""
+        """Deliver a run whose sizes agree with the packet's own length; keep a part of a split packet."""
         (flags, gso, header), first, count, of = run
         if gso:
             payload = total_length(out, start, flags & KIND_MASK) - header

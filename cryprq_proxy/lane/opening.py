@@ -1,18 +1,18 @@
-"""Opening what one receive brought: the receiving half of the datagram lane (sealing.py has the layout).
+"""Opening received datagrams: the receiving half of the datagram lane (sealing.py has the layout).
 
-A *train* is what the kernel hands over with UDP_GRO: datagrams of one size, but for the last. Most hold one
-super-packet, whole. Its slices are opened from the last to the first into one buffer, so that each one's header lands
-where the payload of the slice before it belongs:
+A *train* is what the kernel delivers with UDP_GRO: datagrams of one size, only the last may be shorter. Most trains
+hold one whole super-packet. Its slices are opened from the last to the first into one buffer, so that the payload of
+each slice overwrites the header of the slice after it:
 
     opened 3rd   | header, headers | payload 0 |
     opened 2nd         | header, headers | payload 1 |
     opened 1st               | header, headers | payload 2 |
     what remains | header, headers | payload 0 | payload 1 | payload 2 |
 
-So nothing is copied, and beside the decryption nothing is done per slice.
+So nothing is copied, and decryption is the only work per slice.
 
-Order: `open_batch` tells one datagram, a whole train and a mixture apart; `_open_train` opens, marks the counters as
-seen, hands on. Where a packet comes in parts, joining.py puts them together.
+Order: `open_batch` distinguishes one datagram, a whole train and a mixture; `_open_train` opens, marks the counters as
+seen and delivers. joining.py joins packets that come in parts.
 """
 
 from __future__ import annotations
@@ -47,32 +47,32 @@ from .slices import (
 KIND: Final = 0x01
 """First byte of a lane datagram."""
 EXPRESS_KIND: Final = 0x02
-"""The same for one that may be opened before others that came earlier: a whole packet, of which nothing depends on
-the order, and small enough that an observer learns nothing from it."""
+"""The same for a datagram that may be opened before earlier ones. It holds a whole packet that depends on no order and
+is so small that an observer learns nothing from this byte."""
 _KINDS: Final = frozenset((KIND, EXPRESS_KIND))
 HEADER: Final = 13
 TAG: Final = 16
 OVERHEAD: Final = HEADER + TAG
 """Bytes of a UDP payload that are not plaintext."""
 MAX_TRAIN: Final = 64
-"""Datagrams in one send; older kernels take no more with UDP_SEGMENT."""
+"""Largest number of datagrams in one send: the limit of older kernels for UDP_SEGMENT."""
 LAYOUT: Final = "BIQ"
 _HEADER: Final = struct.Struct("!" + LAYOUT)
 
 _LEAST: Final = OVERHEAD + 1
-# Below _TOP the earlier datagrams of a train are opened, at it the last one.
+# The last datagram of a train is opened at _TOP, the earlier ones below it.
 _TOP: Final = HEADROOM + MAX_PACKET
 _NOTHING: Final = (0, 0, 0, 0, 0, 0)
 _WHOLE: Final = {flags: Run(Shape(flags, 0, 0), 0, 1, 1) for flags in (PLAIN, PLAIN | NEEDS_CSUM)}
 
 type _Decrypt = Callable[[Buffer, Buffer, Buffer, Buffer], int]
 type _Found = tuple[int, int, int, Run | None, int]
-"""Where a message or a run of slices starts and ends in the room, the size of its datagram (0 for a run), the run, and
-the counter of the packet's slice 0 (-1 for a whole packet)."""
+"""Start and end of a message or a run of slices in the room, the size of its datagram (0 for a run), the run, and the
+counter of the packet's slice 0 (-1 for a whole packet)."""
 
 
 class Receiving:
-    """What opens the datagrams that carry one index."""
+    """The state that opens the datagrams of one index."""
 
     __slots__ = ("decrypt", "heard", "index", "serial", "window")
 
@@ -112,7 +112,7 @@ class Opener:
         self.drops = drops
         joiner = Joiner(sink, room, drops)
         self.assembly = joiner.assembly
-        # Bound once: they are called for every packet.
+        # Bound once, because they are called for every packet.
         self._hold = joiner.hold
         self._deliver = joiner.deliver
         self.flush = joiner.flush
@@ -123,7 +123,7 @@ class Opener:
         """Whether the last batch had the highest counter so far."""
 
     def open_batch(self, data: memoryview, size: int, segment: int) -> int:
-        """Open what one receive brought: data[:size], datagrams of `segment` bytes of which the last may be shorter.
+        """Open what one receive brought: data[:size], datagrams of `segment` bytes; the last may be shorter.
 
         Everything authentic goes to the sink before this or `flush` returns, in the order of arrival. Returns `heard`.
         """
@@ -163,8 +163,8 @@ class Opener:
         return self.heard
 
     def _open_one(self, data: memoryview, size: int) -> None:
-        """A datagram that came alone, as small packets do, and all where there is no UDP_GRO. This takes half
-        as long as a train of one would."""
+        """Open a datagram that came alone: a small packet, or any packet without UDP_GRO. Takes half as long as a
+        train of one."""
         kind, index, counter = _HEADER.unpack_from(data)
         epoch = self._epochs.get(index)
         if epoch is None or kind not in _KINDS:
@@ -206,7 +206,7 @@ class Opener:
     def _open_mixture(
         self, fields: tuple[int, ...], data: memoryview, begin: int, segment: int, last: int
     ) -> None:
-        """What is not one train above all before it: cut into trains, without what is not ours or not fresh."""
+        """Cut datagrams that are not one new train into trains; drop those that are not ours or not fresh."""
         kinds, indices, counters = fields[::3], fields[1::3], fields[2::3]
         at, count = 0, len(kinds)
         while at < count:
@@ -216,7 +216,7 @@ class Opener:
                 self.drops.unknown += 1
                 at += 1
                 continue
-            # Asked anew for each train: the one before may have had the same counters.
+            # Ask again for each train: the one before may have had the same counters.
             fresh = epoch.window.fresh
             if not fresh(counter):
                 self.drops.replay += 1
@@ -247,10 +247,10 @@ class Opener:
         stop: int,
         last: int,
     ) -> None:
-        """Datagrams `first` to `stop` - 1 of those that stand in `data` from `begin` on: one epoch, fresh, with
-        consecutive counters from `counter` on. The last one has `last` bytes.
+        """Open datagrams `first` to `stop` - 1 of those in `data` from `begin` on. They are fresh, of one epoch, with
+        consecutive counters from `counter` on; the last one has `last` bytes.
 
-        A train may hold several packets and other messages, and begin or end inside of a packet.
+        A train may hold several packets and other messages. It may begin or end inside of a packet.
         """
         found, failed, heard = self._open_backwards(
             epoch, counter, data, begin + segment * first, segment, stop - first, last
@@ -269,12 +269,12 @@ class Opener:
         datagrams: int,
         last: int,
     ) -> tuple[list[_Found], list[int], int]:
-        """What the datagrams of a train hold, last first; the counters of those that do not authenticate; the bytes of
-        those that do.
+        """What the datagrams of a train hold, last first; the counters of those that do not authenticate; the number of
+        bytes of those that do.
 
-        The last datagram of each packet is opened alone. It tells how many before it belong to the same one, and these
-        are opened without looking in between: a peer that has the keys can write any payload, so a field that disagrees
-        unseen in the middle gains nothing. The first and the last of a run are compared.
+        The last datagram of each packet is opened alone. It says how many before it belong to the same packet; these
+        are opened without a check of each header. A peer that has the keys can write any payload, so a wrong header in
+        the middle gains it nothing. The first and the last header of a run are compared.
         """
         drops, decrypt, out = self.drops, epoch.decrypt, self._room.opened
         plain = segment - OVERHEAD
@@ -324,7 +324,7 @@ class Opener:
         return found, failed, heard
 
     def _account(self, epoch: Receiving, counter: int, newest: int, failed: list[int]) -> bool:
-        """Mark the counters from `counter` to `newest`, without those that `failed`, as seen. Whether any are left."""
+        """Mark the counters from `counter` to `newest` as seen, except for those that `failed`; False if all did."""
         if failed:
             self.drops.tag += len(failed)
             opened = sorted(set(range(counter, newest + 1)).difference(failed))
@@ -343,9 +343,9 @@ class Opener:
         return True
 
     def _hand_on(self, epoch: int, found: list[_Found]) -> None:
-        """Give everything to the sink, or to the joiner where parts of its packet may follow."""
+        """Give everything to the sink, or to the joiner if more parts of its packet may follow."""
         out = self._room.opened
-        # In ascending order: what is in front of a run has been handed on, so its headroom may lie there.
+        # In ascending order: what lies in front of a run is delivered already, so its headroom may overlap that.
         message, deliver = self._sink.message, self._sink.run
         for start, top, size, found_run, group in reversed(found):
             if found_run is None:
@@ -373,8 +373,8 @@ class Opener:
         place: int,
         header: int,
     ) -> int:
-        """Open the `below` datagrams before the one at `at`, which has `size` bytes and was opened at `place`, each
-        below the one before. Returns how many opened, before the first that did not."""
+        """Open the `below` datagrams before the one at `at` (of `size` bytes, opened at `place`), last first, each at a
+        lower place. Returns how many opened before the first that failed."""
         row, out, low = self._room.row, self._room.opened, at - below
         plain = segment - OVERHEAD
         payload = plain - SLICE_SIZE - header
@@ -391,7 +391,7 @@ class Opener:
                 maxlen=0,
             )
         except InvalidTag:
-            # It is counted when its turn comes again. It has spoilt the headers of the one above, which opens anew.
+            # `_open_backwards` counts the failed one. It overwrote the header of the one after it: open that again.
             opened = below - length_hint(places) - 1
             _open(
                 decrypt,
@@ -406,7 +406,7 @@ class Opener:
 
 
 def _open(decrypt: _Decrypt, data: memoryview, position: int, size: int, out: memoryview, place: int) -> None:
-    """Open the datagram of `size` bytes at `position` of `data` to `place` of `out`. Raises InvalidTag."""
+    """Open the datagram of `size` bytes at `position` in `data` to `place` in `out`. Raises InvalidTag."""
     body = position + HEADER
     decrypt(
         data[position + 1 : body],
@@ -417,7 +417,7 @@ def _open(decrypt: _Decrypt, data: memoryview, position: int, size: int, out: me
 
 
 def _slice(out: memoryview, start: int, end: int) -> tuple[int, int, int, int, int, int]:
-    """The fields of the slice header at `start`; all zero where they make no sense."""
+    """The fields of the slice header at `start`; all zero if they are invalid."""
     if end - start > SLICE_SIZE:
         fields: tuple[int, int, int, int, int, int] = SLICE_HEADER.unpack_from(out, start)
         _, flags, index, of, gso, header = fields

@@ -1,20 +1,20 @@
-"""The path of the datagram lane: whether datagrams get through, how large, and at the exit to which address.
+"""The path of the datagram lane: whether datagrams arrive, how large they may be, and the client's address.
 
     CONFIRM --- a probe is answered ---> SEARCH --- nothing larger passes ---> STEADY
        ^                                                                          |
        +------------ a full-size probe fails three times, the peer moved ---------+
 
-Each side probes its own direction. In CONFIRM two small probes go out together, of BASE and of LEAST bytes. SEARCH
-tries the largest size that the interface allows and then halves the distance to what is known to pass (in the spirit
-of RFC 8899). STEADY repeats a probe of the full size. `up` says whether packets may take the lane: it falls when
-small probes fail too, or when SILENCE seconds of sending brought nothing back, and CONFIRM goes on at a slow pace
-until one is answered. A side that only receives sends KEEPALIVE, so that silence means something.
+Each side probes its own direction. CONFIRM sends two small probes together, of BASE and of LEAST bytes. SEARCH tries
+the largest size that the interface allows, then halves the distance to the largest size that passed (as RFC 8899
+does). STEADY repeats a probe of the full size. `up` says whether packets may take the lane. It becomes False when
+small probes fail too, or when nothing came back in SILENCE seconds of sending; CONFIRM then repeats its probes slowly
+until one is answered. A side that only receives sends KEEPALIVE, so that silence is a sign of a broken path.
 
-At the exit the client's address may change. A new one must come with the highest counter so far and then answer a
-CHALLENGE from there (RFC 9000 section 9.3 has the same idea); until it has, everything goes to the old one.
+The client's address may change. A new address must come with the highest counter so far, and then answer a CHALLENGE
+(as in RFC 9000 section 9.3); until then the exit sends everything to the old address.
 
-No I/O, no clock. Messages to be sealed and sent collect in `outgoing`; all sizes are UDP payloads, the lane's own 29
-bytes included.
+No I/O, no clock. `outgoing` collects the messages to seal and send. All sizes are UDP payloads in bytes and include
+the lane's own 29.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ from .opening import OVERHEAD
 from .sealing import CHALLENGE, KEEPALIVE, PROBE, PROBE_ACK, RESPONSE
 
 BASE: Final = 1200
-"""A size that nearly every path takes."""
+"""Bytes of a datagram that nearly every path carries."""
 LEAST: Final = 600
-"""Tried beside it; a path that does not take this is not used."""
+"""Bytes of the smaller probe; a path that does not carry it is not used."""
 STEP: Final = 16
-"""The search ends within so many bytes."""
+"""The search ends when the sizes that pass and fail are this close, in bytes."""
 TRIES: Final = 3
 PATIENCE: Final = 1.0
-"""Seconds between two tries, at the most; less once the round trip is known."""
+"""Longest time in seconds between two tries; shorter once the round trip is known."""
 HASTE: Final = 0.25
-"""At the least."""
+"""Shortest time in seconds between two tries."""
 RETRY: Final = 5.0
 """Seconds between probes while the path is down."""
 IDLE: Final = 10.0
 """Seconds between full-size probes."""
 BUSY: Final = 2.0
-"""The same while something is sent: where only the outgoing direction died, what comes in hides it from SILENCE."""
+"""The same while this side sends: if only the outgoing direction fails, incoming datagrams hide that from SILENCE."""
 RAISE: Final = 600.0
 """Seconds until a larger size is tried again (RFC 8899 section 5.1.1)."""
 KEEPALIVE_AFTER: Final = 1.0
@@ -61,8 +61,8 @@ _ACK: Final = struct.Struct("!BQH")
 _ACK_BODY: Final = struct.Struct("!QH")
 _CHALLENGE_SIZE: Final = OVERHEAD + _PROBE.size
 _CONTROL: Final = OVERHEAD + _ACK.size
-"""Up to this size a datagram is KEEPALIVE, CHALLENGE, RESPONSE or PROBE_ACK, which no KEEPALIVE answers: DATAGRAM and
-SLICE are larger. Else two idle sides would answer each other for ever."""
+"""A datagram up to this size is KEEPALIVE, CHALLENGE, RESPONSE or PROBE_ACK (DATAGRAM and SLICE are larger). No
+KEEPALIVE answers it, else two idle sides would answer each other for ever."""
 _OUTSTANDING: Final = 16
 
 type Address = tuple[Any, ...]
@@ -79,7 +79,7 @@ class _Phase(Enum):
 
 @dataclass(slots=True)
 class _Candidate:
-    """An address from which the client may be sending now."""
+    """An address from which the client may send now."""
 
     address: Address
     token: int
@@ -91,9 +91,9 @@ class _Candidate:
 class Path:
     """One side's path.
 
-    The owner calls `tick` at `deadline`, and after every call but `sent` sends what is in `outgoing`: (message,
-    address), where None stands for the current address (`address`; at the client, the exit's). While the path is up
-    it is enough to look at `deadline` after each `tick`.
+    The owner calls `tick` at `deadline`. After every call but `sent` it sends what is in `outgoing`: (message,
+    address); None stands for the current address (`address`; at the client, the exit's). While the path is up the
+    owner needs to read `deadline` after each `tick` only.
     """
 
     def __init__(self, dialler: bool, ceiling: int, entropy: Entropy, now: float) -> None:
@@ -101,7 +101,7 @@ class Path:
         self._dialler = dialler
         self._entropy = entropy
         self.address: Address | None = None
-        """Where the client is; at the exit, after its first datagram."""
+        """The client's address; known at the exit after its first datagram."""
         self.outgoing: list[tuple[bytes, Address | None]] = []
         self.counters = PathCounters()
         self.up = False
@@ -109,14 +109,15 @@ class Path:
         self.round_trip: float | None = None
         """Seconds; smoothed."""
         self._candidate: _Candidate | None = None
-        self._probes: dict[int, tuple[int, float]] = {}  # token -> size, when sent
+        self._probes: dict[int, tuple[int, float]] = {}
+        """Token -> size, when sent."""
         self._phase = _Phase.WAITING
         self._reset(ceiling, now)
         if dialler:
             self.restart(ceiling, now)
 
     def restart(self, ceiling: int, now: float) -> None:
-        """At the client: the network changed. What was known about the path is void."""
+        """At the client: the network changed. Forget what was known about the path."""
         self.up = False
         self.reason = "the first probes are not answered yet"
         self._reset(ceiling, now)
@@ -125,27 +126,31 @@ class Path:
     def _reset(self, ceiling: int, now: float) -> None:
         self._ceiling = max(ceiling, LEAST)
         self.size = min(BASE, self._ceiling)
-        """The largest UDP payload to be sent now."""
+        """The largest UDP payload that may be sent now."""
         self.round_trip = None
         self._probes.clear()
-        self._high = self._ceiling + 1  # the smallest size believed not to pass
-        self._test = self.size  # the size being probed
+        # The smallest size that is believed not to pass, and the size that is probed now.
+        self._high = self._ceiling + 1
+        self._test = self.size
         self._tries = 0
-        self._next = inf  # when the next probe is due
+        # When: the next probe is due (_next), a probe of any size was last acknowledged (_answered_at), the last probe
+        # was sent (_probed), a datagram came (_owed) or was sent (_silent_since) that is not answered yet.
+        self._next = inf
         self._verified = now
         self._sent_at = -inf
-        self._answered_at = -inf  # when a probe of whatever size was acknowledged
+        self._answered_at = -inf
         self._raise_at = inf
-        self._owed = inf  # when something came that still deserves an answer
-        self._silent_since = inf  # when something was sent that had no answer yet
-        self._probed_by = 0  # bytes of probes in the present receive, which PROBE_ACK answers
-        self._probed = -inf  # when the last probe was sent
+        self._owed = inf
+        self._silent_since = inf
+        # Bytes of probes in the present receive; PROBE_ACK answers them.
+        self._probed_by = 0
+        self._probed = -inf
         self._ticked = now
 
     # --- what the owner reports ------------------------------------------------------------------------------------
 
     def sent(self, now: float) -> None:
-        """Packets or datagrams were sent to the peer. On the hot path."""
+        """Packets or datagrams were sent to the peer. Called for every send."""
         self._owed = inf
         if self._silent_since == inf:
             self._silent_since = now
@@ -166,9 +171,9 @@ class Path:
             self._search(now)
 
     def received_from(self, address: Address, size: int, highest: bool, now: float) -> None:
-        """`size` authentic bytes came from `address`; `highest`: with the highest counter so far.
+        """`size` authentic bytes came from `address`; `highest`: one of them had the highest counter so far.
 
-        Call it after the messages of the same receive were given to `message`.
+        Call it after `message` has had all messages of the same receive.
         """
         self._silent_since = inf
         if size - self._probed_by > _CONTROL and self._owed == inf:
@@ -187,8 +192,8 @@ class Path:
             self._next = min(self._next, max(now, self._probed + PATIENCE))
 
     def message(self, kind: int, body: memoryview, size: int, address: Address, now: float) -> None:
-        """A message of the lane that came in a datagram of `size` bytes from `address`; others than ours, and
-        malformed ones, are ignored."""
+        """A message of the lane came in a datagram of `size` bytes from `address`. Ignores malformed messages and
+        kinds that do not concern the path."""
         if kind == PROBE and len(body) >= _TOKEN.size:
             self._probed_by += size
             self._emit(_ACK.pack(PROBE_ACK, _TOKEN.unpack_from(body)[0], min(size, 0xFFFF)))
@@ -198,7 +203,8 @@ class Path:
         elif kind == CHALLENGE and len(body) == _TOKEN.size and self._dialler:
             self._emit(_PROBE.pack(RESPONSE, *_TOKEN.unpack(body)))
             if self._phase is _Phase.CONFIRM:
-                self._next = now  # the answers to the probes so far went to our old address
+                # The answers to the probes so far went to our old address.
+                self._next = now
         elif kind == RESPONSE and len(body) == _TOKEN.size:
             self._migrate(_TOKEN.unpack(body)[0], address, now)
 
@@ -212,7 +218,7 @@ class Path:
         return min(due, self._ticked + 1.0) if self.up else due
 
     def tick(self, now: float) -> None:
-        """Probe, keep alive, notice silence."""
+        """Send a due probe or KEEPALIVE; notice silence."""
         self._ticked = now
         if self._phase is _Phase.WAITING:
             return
@@ -229,7 +235,7 @@ class Path:
         return min(self._verified + (BUSY if self._sent_at > self._verified else IDLE), self._raise_at)
 
     def _timeout(self) -> float:
-        # A false alarm in STEADY costs speed for a while, so there the full patience holds.
+        # A false alarm in STEADY costs speed for a while, so STEADY always waits PATIENCE.
         if self.round_trip is None or self._phase is _Phase.STEADY:
             return PATIENCE
         return min(PATIENCE, max(HASTE, 4 * self.round_trip))
@@ -237,7 +243,7 @@ class Path:
     # --- probing ---------------------------------------------------------------------------------------------------
 
     def _probe(self, now: float) -> None:
-        """The next probe is due: because the last was not answered, or because time went by."""
+        """The next probe is due: the last one was not answered, or its interval is over."""
         if self._phase is _Phase.STEADY and not self._tries and now >= self._raise_at:
             self._high = self._ceiling + 1
             self._search(now)
@@ -266,7 +272,8 @@ class Path:
         else:
             self._send_probe(self._test, now)
             if self._phase is _Phase.STEADY and self._tries > 1 and self._test > LEAST:
-                self._send_probe(LEAST, now)  # is it the size, or everything?
+                # Its answer shows that only the size fails, not the path.
+                self._send_probe(LEAST, now)
 
     def _send_probe(self, size: int, now: float) -> None:
         token = int.from_bytes(self._entropy(8))
@@ -311,7 +318,8 @@ class Path:
         sample = max(now - probe[1], 0.0)
         self.round_trip = sample if self.round_trip is None else 0.75 * self.round_trip + 0.25 * sample
         if size >= self._high:
-            self._high = self._ceiling + 1  # it passes after all
+            # This size passes after all.
+            self._high = self._ceiling + 1
         if self._phase is _Phase.CONFIRM:
             self.up = True
             self.reason = "probes are answered"
@@ -345,7 +353,7 @@ class Path:
     # --- the client's address, at the exit ---------------------------------------------------------------------------
 
     def _challenge(self, address: Address, size: int, now: float) -> None:
-        """The client may be at `address` now. One candidate at a time: the one that spoke last."""
+        """The client may be at `address` now. There is one candidate: the address that sent last."""
         candidate = self._candidate
         if candidate is None or candidate.address != address:
             candidate = self._candidate = _Candidate(address, int.from_bytes(self._entropy(8)))
@@ -365,7 +373,7 @@ class Path:
         self.address = address
         self._candidate = None
         self.counters.migrations += 1
-        # The new path is another one: its size and round trip are not known.
+        # A new address means a new path: its size and round trip are unknown.
         self._reset(self._ceiling, now)
         self.up = True
         self.reason = "the client's datagrams come in from its new address"

@@ -1,8 +1,8 @@
 """The replay window of one epoch and direction of the datagram lane (the idea is RFC 6479's).
 
-Each counter of the last `size` has a byte in a ring; the ring needs clearing only for counters that were jumped over.
-A byte, not a bit, because then a run of counters is one slice assignment. Whole trains above everything seen before,
-which is nearly all, cost one comparison and one assignment.
+Each of the last `size` counters has a byte in a ring; only skipped counters need to be cleared. It is a byte, not a
+bit, because then a run of counters is one slice assignment. Nearly all trains are newer than everything before; such a
+train costs one comparison and one assignment.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ WINDOW: Final = 8192
 
 
 class ReplayWindow:
-    """Which counters were seen. `fresh` before a datagram is opened, `mark` only after it proved authentic.
+    """Which counters were seen. Ask `fresh` before a datagram is opened; call `mark` once it proved authentic.
 
-    `highest` is the highest counter marked, -1 at first.
+    `highest` is the highest marked counter; -1 at first.
     """
 
     __slots__ = ("_mask", "_seen", "_size", "highest")
@@ -32,16 +32,16 @@ class ReplayWindow:
         self.highest = -1
 
     def fresh(self, counter: int) -> bool:
-        """Whether `counter` was not seen yet and is not too old to tell."""
+        """Whether `counter` is inside or above the window and not marked yet."""
         behind = self.highest - counter
         return behind < 0 or (behind < self._size and not self._seen[counter & self._mask])
 
     def mark(self, counter: int) -> None:
-        """`counter`, which was fresh, has been seen."""
+        """Mark the fresh `counter` as seen."""
         self.mark_range(counter, counter)
 
     def mark_range(self, first: int, last: int) -> None:
-        """All of `first` to `last`, which were fresh, have been seen."""
+        """Mark the fresh counters `first` to `last` as seen."""
         highest = self.highest
         if last > highest:
             if first > highest + 1:

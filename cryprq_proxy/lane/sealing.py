@@ -4,14 +4,14 @@
     |<------ associated data, 13 bytes ----->|
               |<-- nonce, 12 bytes --------->|
 
-`index` was drawn by the receiver for one epoch and told over the link, so under one key it never changes, and the
-counter never repeats: the nonce is unique. The plaintext begins with the type of the message: a SLICE of a packet
-(slices.py), or a small message (DATAGRAM to KEEPALIVE below).
+The receiver draws `index` at random for one epoch and sends it over the link. Under one key the index never changes
+and the counter never repeats, so the nonce is unique. The plaintext begins with the type of the message: a SLICE of a
+packet (slices.py), or a small message (DATAGRAM to KEEPALIVE below).
 
-Out: `seal_super` puts the header of slice k + 1 over the tail of slice k, which is sealed
-already. In: `open_batch` takes all datagrams of one receive and opens the slices of a group from the last to the
-first, so that each one's header lands where the payload of the slice before it belongs; what remains is the packet in
-one piece. Both do nothing per slice that can be done per packet (bench figures in docs/benchmarks.md).
+Out: `seal_super` writes the header of slice k + 1 over the tail of slice k, which is already sealed. In: `open_batch`
+takes all datagrams of one receive and opens the slices of a group from the last to the first: the payload of each
+slice overwrites the header of the slice after it, and the packet remains in one piece. Whatever can be done once per
+packet is not done per slice (figures in docs/benchmarks.md).
 
 No I/O here, no clock. Unauthenticated and malformed input is counted in `drops` and never raises.
 """
@@ -49,19 +49,19 @@ RESPONSE: Final = 0x06
 KEEPALIVE: Final = 0x07
 
 MAX_SEND: Final = 65_000
-"""Bytes in one send."""
+"""Largest number of bytes in one send."""
 OUT_SIZE: Final = 128 * 1024
-"""A buffer of this size holds every packet sealed at position 0, whatever the sizes."""
+"""Bytes of a buffer that holds any packet sealed at position 0, whatever the sizes."""
 LINGER: Final = 10.0
-"""Seconds that receive keys live on after the next epoch came into use."""
+"""Seconds for which receive keys are kept after the next epoch came into use."""
 MAX_EPOCHS: Final = 4
 MAX_SEALED: Final = 1 << 28
-"""Datagrams under one key at the most; the session rotates at half of it."""
+"""Largest number of datagrams under one key; the session rotates at half of it."""
 
 _HEADER: Final = struct.Struct("!" + LAYOUT)
 
 type Send = tuple[int, int, int]
-"""`out[begin:end]` for one send, and the size of each datagram in it but the last, which may be shorter."""
+"""(begin, end, size): one send of `out[begin:end]`, in datagrams of `size` bytes; the last may be shorter."""
 
 
 class _LaneKeys(Receiving):
@@ -82,10 +82,10 @@ class _LaneKeys(Receiving):
 
 
 class Lane:
-    """One session's lane, on one side. Its owner calls `expire` at `deadline`, and after each `install`, `expire` or
-    `open_batch` takes the indices in `dropped` out of its dispatch.
+    """One session's lane, on one side. Its owner calls `expire` at `deadline`. After each `install`, `expire` or
+    `open_batch` the owner stops dispatching to the indices in `dropped`.
 
-    Buffers that are passed in should be the same memoryview objects each time: views on them are kept.
+    Pass the same memoryview object for the same buffer each time: the lane keeps views on it.
     """
 
     def __init__(
@@ -96,13 +96,14 @@ class Lane:
         room: Room | None = None,
         taken: Container[int] = (),
     ) -> None:
-        """`taken`: indices that other lanes behind the same socket use (a live collection)."""
+        """`taken`: a live collection of the indices that other lanes of the same socket use."""
         self._dialler = dialler
         self._entropy = entropy
         self._taken = taken
         self._carrier = 0
         self._serial = 0
-        self._epochs: dict[int, _LaneKeys] = {}  # by the index under which it receives, oldest first
+        self._epochs: dict[int, _LaneKeys] = {}
+        """By receive index, oldest first."""
         self._newest: _LaneKeys | None = None
         self._sending: _LaneKeys | None = None
         room = room or Room()
@@ -110,14 +111,14 @@ class Lane:
         self.drops = Drops()
         self._opener = Opener(self._epochs, sink, room, self.drops)
         self.dropped: list[int] = []
-        """Receive indices no longer in use; the owner removes what it has seen."""
+        """Receive indices no longer in use; the owner empties the list."""
 
     # --- epochs ----------------------------------------------------------------------------------------------------
 
     def install(self, cipher: Cipher, number: int, epoch: EpochSecrets, now: float) -> int:
-        """The secrets of an epoch of the present carrier are known here; number 0 says that the carrier is new.
+        """This side knows the secrets of an epoch of the present carrier; number 0 means that the carrier is new.
 
-        Returns the index under which datagrams are received from now on; announce it to the peer in a LANE frame.
+        Returns the index under which this side now receives datagrams; announce it to the peer in a LANE frame.
         """
         if number == 0:
             self._carrier += 1
@@ -138,9 +139,9 @@ class Lane:
         return index
 
     def announced(self, number: int, index: int, now: float) -> None:
-        """The peer's LANE frame: datagrams under epoch `number` of the present carrier are to carry `index`.
+        """The peer's LANE frame: datagrams under epoch `number` of the present carrier must carry `index`.
 
-        Raises PeerError (PROTOCOL) for index 0 and for a second one.
+        Raises PeerError (PROTOCOL) for index 0 and for a second index.
         """
         for epoch in self._epochs.values():
             if epoch.carrier == self._carrier and epoch.number == number:
@@ -153,7 +154,7 @@ class Lane:
                 return
 
     def expire(self, now: float) -> None:
-        """Drop receive keys whose time is over."""
+        """Drop receive keys after their time."""
         for epoch in [epoch for epoch in self._epochs.values() if epoch.retire_at <= now]:
             self._drop(epoch)
 
@@ -178,18 +179,18 @@ class Lane:
 
     @property
     def incomplete(self) -> int:
-        """Packets in several pieces that never became whole."""
+        """Number of packets in several parts that never became complete."""
         return self._opener.assembly.given_up
 
     @property
     def advanced(self) -> bool:
-        """Whether the last `open_batch` had the highest counter so far: nobody who repeats or delays datagrams can
-        bring that about."""
+        """Whether the last `open_batch` had the highest counter so far. An attacker that repeats or delays datagrams
+        cannot cause it."""
         return self._opener.advanced
 
     def _move(self, epoch: _LaneKeys, now: float) -> None:
-        """Send with `epoch` if its turn has come. The exit waits for a datagram of it: until then the client may not
-        know the keys."""
+        """Send with `epoch` from now on, if the peer can open that. The exit waits for a datagram of the epoch: until
+        then the client may not know the keys."""
         sending = self._sending
         if (
             not epoch.peer_index
@@ -210,7 +211,7 @@ class Lane:
     # --- sealing ---------------------------------------------------------------------------------------------------
 
     def seal(self, message: bytes, out: memoryview, position: int) -> int:
-        """Write one datagram with `message` (type byte first) to `out` at `position`; the position behind it.
+        """Write one datagram with `message` (type byte first) to `out` at `position`; return the position after it.
 
         Raises LocalError unless `ready`.
         """
@@ -237,9 +238,9 @@ class Lane:
     ) -> list[Send]:
         """Seal the packet at buffer[start:end] in slices, to `out` from `position` on.
 
-        `size` is the largest UDP payload that the path takes. Returns what is to be sent, each in one call: nearly
-        always one send, several where there are more than MAX_TRAIN datagrams or MAX_SEND bytes, none if the packet
-        had to be dropped. Overwrites buffer[start - HEADROOM:end]. `out` needs OUT_SIZE bytes behind `position`.
+        `size` is the largest UDP payload that the path carries. Returns the sends, one system call each: nearly always
+        one, several for more than MAX_TRAIN datagrams or MAX_SEND bytes, none if the packet had to be dropped.
+        Overwrites buffer[start - HEADROOM:end]. `out` needs OUT_SIZE bytes after `position`.
         """
         epoch = self._sending
         flags, gso, header = shape
@@ -258,7 +259,7 @@ class Lane:
             count = -(-payload // most)
             piece = -(-payload // count)
         counter = epoch.sealed
-        # Before anything is sealed: no error may let a counter be used twice.
+        # Count before sealing: after an error no counter may be used twice.
         epoch.sealed = counter + count
         encrypt, index = epoch.encrypt, epoch.peer_index
         at = start - SLICE_SIZE
@@ -317,18 +318,18 @@ class Lane:
     # --- opening ---------------------------------------------------------------------------------------------------
 
     def forget(self) -> None:
-        """The session is over: what `flush` would hand on is of no use."""
+        """The session is over: drop what `flush` would deliver."""
         self._opener.forget()
 
     def flush(self) -> None:
-        """At the end of a wake-up: hand on the slices that came one by one and were put together."""
+        """At the end of a wake-up: deliver the slices that came one by one and were joined."""
         self._opener.flush()
 
     def open_batch(self, data: memoryview, size: int, segment: int, now: float) -> int:
-        """Open what one receive brought: data[:size], datagrams of `segment` bytes of which the last may be shorter.
+        """Open what one receive brought: data[:size], datagrams of `segment` bytes; the last may be shorter.
 
         Everything authentic goes to the sink, in the order of arrival, before this or the next `flush` returns. Returns
-        the authentic bytes (whole UDP payloads); `advanced` tells more. What answers is sealed after this call.
+        the number of authentic bytes (whole UDP payloads) and sets `advanced`. Seal answers after this call only.
         """
         heard = self._opener.open_batch(data, size, segment)
         if self._opener.advanced and not self._dialler:

@@ -2,15 +2,15 @@
 
     SLICE 0x01 | flags u8 | index u8 | count u8 | gso_size u16 | header u16 | headers, `header` bytes | payload
 
-A super-packet is what the kernel would cut into segments of `gso_size` payload bytes only at the very end (TSO, USO).
-Each slice carries the super-packet's own headers unchanged and, wherever the path allows it, the payload of exactly
-one segment, so that a lost datagram costs one segment and all others are of use without it.
+A super-packet is one that the kernel cuts into segments of `gso_size` payload bytes as late as possible (TSO, USO).
+Each slice carries the super-packet's own headers unchanged and, if the path allows it, the payload of exactly one
+segment: a lost datagram costs one segment, and all others remain usable.
 
-Where the path is too small for that, and for a plain packet that does not fit, the pieces are cut smaller. Such a
-*split* group is of use only as a whole; `Assembly` keeps the parts of a few while they come in separate receives.
+If a segment or a plain packet is too large for the path, the pieces are smaller. Such a *split* group is usable only
+as a whole; `Assembly` keeps the parts of a few groups that come in separate receives.
 
-A packet in memory is (buffer, start, end) with HEADROOM bytes in front that its holder may overwrite. Neither
-side copies a payload: see sealing.py.
+A packet in memory is (buffer, start, end) with HEADROOM bytes in front that its holder may overwrite. Neither side
+copies a payload: see sealing.py.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from functools import lru_cache
 from typing import Final, NamedTuple, Protocol
 
 NEEDS_CSUM: Final = 0x01
-"""Flag: the transport checksum field holds the pseudo-header sum, not inverted; the rest is to be added."""
+"""Flag: the transport checksum field holds only the sum of the pseudo-header, not inverted."""
 PLAIN: Final = 0x00
 """Kinds, bits 1 and 2 of the flags: one packet."""
 TCP4: Final = 0x02
@@ -31,10 +31,10 @@ KIND_MASK: Final = 0x06
 FLAGS_MASK: Final = NEEDS_CSUM | KIND_MASK
 
 EXPRESS: Final = 0x08
-"""Flag, not sent with the others: a whole packet that may overtake what was sent before it (train.EXPRESS_KIND)."""
+"""Flag, not in the slice header: a whole packet that may overtake earlier ones (opening.EXPRESS_KIND)."""
 
 MIN_HEADER: Final = {TCP4: 40, TCP6: 60, UDP_GSO: 28}
-"""Kind -> the shortest headers of such a super-packet."""
+"""Kind -> smallest number of header bytes of such a super-packet."""
 
 HEADROOM: Final = 64
 """Bytes in front of every packet in memory that may be overwritten."""
@@ -42,7 +42,7 @@ SLICE: Final = 0x01
 SLICE_HEADER: Final = struct.Struct("!BBBBHH")
 SLICE_SIZE: Final = SLICE_HEADER.size
 MAX_SLICES: Final = 255
-"""Of one group: `index` and `count` are bytes."""
+"""Largest number of slices of one packet: `index` and `count` are bytes."""
 MAX_PACKET: Final = 65_535
 ASSEMBLED_GROUPS: Final = 8
 ASSEMBLED_BYTES: Final = 128 * 1024
@@ -52,7 +52,7 @@ _LENGTH: Final = struct.Struct("!H").unpack_from
 
 
 class Shape(NamedTuple):
-    """What a packet is, beside its bytes."""
+    """What is known of a packet besides its bytes."""
 
     flags: int
     """NEEDS_CSUM, and PLAIN, TCP4, TCP6 or UDP_GSO."""
@@ -71,43 +71,42 @@ class Run(NamedTuple):
     count: int  # type: ignore[assignment]  # hides tuple.count, which is not needed here
     """How many are present."""
     of: int
-    """How many the sender made. `first == 0 and count == of`: the packet is whole. Else it is a super-packet, and
-    all slices but the packet's last have exactly `gso_size` bytes: the payload begins at `first * gso_size`."""
+    """How many the sender made. `first == 0 and count == of`: the packet is whole. Else it is a super-packet whose
+    slices have exactly `gso_size` bytes (the last may have fewer): the payload begins at `first * gso_size`."""
 
 
 class LaneSink(Protocol):
-    """Where `open_batch` delivers. What is handed over is valid during the call only."""
+    """Receives what `open_batch` opens. Buffers are valid during the call only."""
 
     def run(self, buffer: memoryview, start: int, end: int, run: Run) -> None:
-        """Slices of a packet: headers and payload at buffer[start:end], HEADROOM bytes in front to be overwritten."""
+        """Slices of a packet: headers and payload at buffer[start:end], after HEADROOM bytes for overwriting."""
 
     def message(self, kind: int, body: memoryview, size: int) -> None:
-        """Another message, without its type byte; `size` is that of the UDP payload it came in. Unknown kinds are
-        to be ignored."""
+        """Another message, without its type byte; `size`: bytes of its whole UDP payload. Ignore unknown kinds."""
 
 
 @dataclass(slots=True)
 class Drops:
-    """What was dropped, in datagrams unless said otherwise."""
+    """Numbers of dropped datagrams, one for each cause."""
 
     length: int = 0
-    """Too short to be ours, or too long."""
+    """Too short or too long."""
     unknown: int = 0
-    """Not our kind, or an index that is not in use."""
+    """Of an unknown kind, or with an index that is not in use."""
     replay: int = 0
     tag: int = 0
     """Did not authenticate."""
     malformed: int = 0
-    """Authentic, with fields that make no sense."""
+    """Authentic, with invalid fields."""
     disagreement: int = 0
     """Authentic slices whose sizes do not fit each other or the packet's own length."""
     unsent: int = 0
-    """Packets that found no key or did not fit the path in 255 slices."""
+    """Packets (not datagrams) for which there was no key, or that did not fit into 255 slices."""
 
 
 def total_length(buffer: memoryview, start: int, kind: int) -> int:
-    """The bytes of the whole packet by its IP header (RFC 791 section 3.1, RFC 8200 section 3) at `start`; -1 where
-    the version does not go with the kind. At least 28 bytes must be there."""
+    """The size in bytes of the packet at `start`, from its IP header (RFC 791 section 3.1, RFC 8200 section 3); -1 if
+    the version does not match the kind. `buffer` must hold at least 28 bytes of it."""
     version = buffer[start] >> 4
     if version == 4 and kind != TCP6:
         length: int = _LENGTH(buffer, start + 2)[0]
@@ -121,18 +120,18 @@ def total_length(buffer: memoryview, start: int, kind: int) -> int:
 class Rows:
     """Views of equal pieces of a buffer, made once.
 
-    A view costs 0.1 us and a slice takes five, two thirds of what its encryption takes. Buffers of the data path live
-    long and are cut at the same places again and again, so the views are kept: at most ROWS rows, then all go.
+    A view costs 0.1 us and a slice needs five of them, two thirds of the time of its encryption. The data path cuts
+    the same buffers at the same places again and again, so views are kept: at most ROWS rows, then all are dropped.
     """
 
     __slots__ = ("_rows",)
 
     def __init__(self) -> None:
-        # An entry keeps its buffer alive, so no other object can have the same id.
+        # An entry keeps its buffer alive: no other object gets the same id.
         self._rows: dict[tuple[int, int, int, int], tuple[memoryview, list[memoryview]]] = {}
 
     def row(self, buffer: memoryview, at: int, step: int, size: int, count: int) -> list[memoryview]:
-        """At least `count` views of `size` bytes, the first at `at`, each `step` (may be negative) behind the one
+        """At least `count` views of `size` bytes: the first at `at`, each `step` bytes (may be negative) after the one
         before. Pass the same memoryview object each time; do not change the list."""
         key = (id(buffer), at, step, size)
         entry = self._rows.get(key)
@@ -149,7 +148,7 @@ class Rows:
 
 @lru_cache(512)
 def spaced(layout: str, count: int, gap: int) -> struct.Struct:
-    """`count` times the same fields with `gap` bytes between them: one call instead of `count`."""
+    """A Struct of `count` times the same fields with `gap` bytes between them: one call instead of `count`."""
     return struct.Struct("!" + f"{layout}{gap}x" * (count - 1) + layout)
 
 
@@ -159,13 +158,14 @@ class _SplitPacket:
     def __init__(self, shape: Shape, count: int) -> None:
         self.shape = shape
         self.count = count
-        self.parts: dict[int, bytes] = {}  # first index -> headers and payload
+        self.parts: dict[int, bytes] = {}
+        """First index -> headers and payload."""
         self.present = 0
         self.size = 0
 
 
 class Assembly:
-    """Split groups of which a part has come. Bounded: the oldest group goes first."""
+    """Split groups of which some parts came. Bounded: the oldest group is dropped first."""
 
     __slots__ = ("_groups", "_size", "given_up")
 
@@ -173,13 +173,13 @@ class Assembly:
         self._groups: dict[tuple[int, int], _SplitPacket] = {}
         self._size = 0
         self.given_up = 0
-        """Groups dropped before they were whole."""
+        """Number of groups dropped before they were complete."""
 
     def add(self, key: tuple[int, int], run: Run, data: memoryview) -> bytearray | None:
-        """A part of the group `key`: headers and payloads. The whole packet with HEADROOM in front once all parts
-        are there, else None. Parts that do not agree drop the group.
+        """Add a part (headers, payloads) of the group `key`. Returns the whole packet, after HEADROOM bytes, if this is
+        the last part, else None. Parts that contradict each other drop the group.
 
-        The caller sees to it that no slice comes twice (the replay window does).
+        The caller makes sure that no slice comes twice (the replay window does).
         """
         shape, first, count, of = run
         group = self._groups.get(key)
