@@ -1,28 +1,27 @@
-"""Where the exit lets its clients go: the egress policy.
+"""The egress policy: which targets the exit lets its clients reach.
 
-The exit is a machine inside somebody's network, and its clients are outside. Without a policy each client
-could reach the exit's loopback, its LAN and the credentials service of its cloud. The policy is asked twice:
-`check_name` before a name is resolved, which saves a useless query, and `check_address` on the very literal
-that the next `connect` or `sendto` gets. Only the second protects: a name may resolve to anything, and to
-something else each time.
+Without a policy each client could reach the exit's loopback, its LAN and the metadata service of its cloud.
+The policy is asked twice. `check_name` comes before a name is resolved and saves a useless query.
+`check_address` judges the literal that the next `connect` or `sendto` gets. Only the second one protects: a
+name may resolve to any address, and to another one each time.
 
-An IPv6 address can carry an IPv4 address that a translator or tunnel takes out again. Such an address is
-judged once for each *face*: as it stands, and as each IPv4 address that it may mean. Every face must pass.
+An IPv6 address can carry an IPv4 address that a translator or tunnel takes out again. Such an address has
+several *faces*: itself, and each IPv4 address that it may mean. Every face must pass.
 
-What a person writes are three lists with entries of the form `HOST`, `HOST:PORTS` or `:PORTS`. HOST is an
-address or CIDR (IPv6 in brackets if ports follow), a name, or `*.name` for all names below it. PORTS is `80`
-or `8000-9000`.
+The operator writes three lists with entries of the form `HOST`, `HOST:PORTS` or `:PORTS`. HOST is an address
+or CIDR (IPv6 in brackets if ports follow), a name, or `*.name` for all names below it. PORTS is `80` or
+`8000-9000`.
 
-    deny   What never passes; it beats everything else. A name here forbids the name and not its addresses.
-    allow  Exceptions from the built-in denials, so addresses and CIDRs only. A name here is an error, because
+    deny   These never pass, whatever the other lists say. A name here does not forbid its addresses.
+    allow  Exceptions from the built-in denials: addresses and CIDRs only. A name here is an error, because
            its owner could point it at the exit's loopback.
     only   If not empty, nothing else passes: the port and the name, or the port and the address, must match
-           an entry. It narrows and never widens: a private network has to be in `allow` as well.
+           an entry. It permits nothing by itself: a private network must be in `allow` as well.
 
-Built in are the tables below. `allow_private` lifts PRIVATE, the exit's own addresses and the ban on the
-names of loopback. The addresses of METADATA (whoever reads them may own the machine) and of the exit itself
-are *guarded*: an entry of `allow` lifts one only if it lies within the guarded prefix. So "10.0.0.0/8" opens
-a LAN, but neither the exit's own 10.0.0.5 nor a metadata service in between.
+The tables below are built in. `allow_private` lifts PRIVATE, the exit's own addresses and the ban on the
+names of loopback. The addresses of METADATA (they can give away control of the machine) and of the exit are
+*guarded*: an entry of `allow` lifts one only if the entry lies within the guarded prefix. So "10.0.0.0/8"
+opens a LAN, but neither the exit's own 10.0.0.5 nor a metadata service inside of it.
 """
 
 from __future__ import annotations
@@ -45,23 +44,23 @@ PRIVATE: Final = (
     "172.16.0.0/12",
     "192.168.0.0/16",
     "::1/128",
-    "64:ff9b:1::/48",  # RFC 8215: a translator of the local network, to private IPv4 too
+    "64:ff9b:1::/48",  # RFC 8215, NAT64 of the local network, to private IPv4 too
     "fc00::/7",  # RFC 4193, unique local
     "fe80::/10",
-    "fec0::/10",  # RFC 3879, site-local of old
+    "fec0::/10",  # RFC 3879, site-local, deprecated
 )
 SPECIAL: Final = (
     "0.0.0.0/8",  # RFC 1122: this host; Linux connects 0.0.0.0 to loopback
     "192.0.0.0/24",  # RFC 6890, IETF protocol assignments
-    "192.0.2.0/24",  # RFC 5737, documentation; also the next but two
-    "192.88.99.0/24",  # RFC 7526, 6to4 relays of old
+    "192.0.2.0/24",  # RFC 5737, documentation; also 198.51.100.0 and 203.0.113.0
+    "192.88.99.0/24",  # RFC 7526, 6to4 relays, deprecated
     "198.18.0.0/15",  # RFC 2544, benchmarking
     "198.51.100.0/24",
     "203.0.113.0/24",
     "224.0.0.0/4",  # RFC 5771, multicast
     "240.0.0.0/4",  # RFC 1112, reserved; the last one is broadcast
     # Only 2000::/3 is global unicast (RFC 4291). The rest holds the unspecified address, discard-only
-    # 100::/64, segment ids 5f00::/16, multicast and what nobody has assigned. TRANSLATED is taken out of it.
+    # 100::/64, segment ids 5f00::/16, multicast and unassigned prefixes. TRANSLATED is not part of this table.
     "::/3",
     "4000::/2",
     "8000::/1",
@@ -84,14 +83,14 @@ METADATA: Final = (
     "fe80::a9fe:a9fe/128",  # OpenStack
 )
 TRANSLATED: Final = ("::ffff:0:0/96", "64:ff9b::/96")
-"""Outside of 2000::/3 and good if the IPv4 address inside is: v4-mapped, and NAT64 (RFC 6052)."""
+"""Outside of 2000::/3, and allowed if the IPv4 address inside is: v4-mapped, and NAT64 (RFC 6052)."""
 
 
 class EgressPolicy:
-    """The exit's answer to "may a client go there?"; the module's text gives the meaning of the lists.
+    """Decides whether a client may reach a target. The module's text explains the lists.
 
-    `own_addresses` are the exit's, as addresses or CIDRs (see the function of that name); they change, so
-    call `update_own_addresses` now and then. Raises `ConfigError` for an entry that is not understood.
+    `own_addresses` are the exit's, as addresses or CIDRs (see the function of that name). They change, so
+    call `update_own_addresses` now and then. Raises `ConfigError` for an invalid entry.
     """
 
     def __init__(
@@ -110,7 +109,7 @@ class EgressPolicy:
         self.update_own_addresses(own_addresses)
 
     def update_own_addresses(self, addresses: Iterable[str]) -> None:
-        """Replace the exit's own addresses; what is no address or CIDR is left out."""
+        """Replace the exit's own addresses; ignore what is neither an address nor a CIDR."""
         own = [] if self._allow_private else [*filter(_is_guardable, map(_network_or_none, addresses))]
         guarded = [*map(ip_network, METADATA), *(n for n in own if n is not None)]
         blocked = list(map(ip_network, SPECIAL))
@@ -125,9 +124,9 @@ class EgressPolicy:
         )
 
     def check_name(self, name: str, port: int) -> bool:
-        """Whether it makes sense to resolve `name`, in A-labels. A literal is judged as by `check_address`.
+        """Whether to resolve `name`, in A-labels. A literal is judged as by `check_address`.
 
-        True is not yet a permission: each address found needs `check_address(address, port, name)`.
+        True does not permit a connection: each address found needs `check_address(address, port, name)`.
         """
         if faces(name):
             return self.check_address(name, port)
@@ -143,7 +142,7 @@ class EgressPolicy:
     def check_address(self, ip: str, port: int, name: str | None = None) -> bool:
         """Whether a socket may be connected, or a datagram sent, to the literal `ip`; False for other text.
 
-        `name` is what the client asked for if `ip` came out of the resolver; the names of `only` need it.
+        `name` is the requested name if `ip` came from the resolver; the names of `only` need it.
         """
         if not 1 <= port <= LAST_PORT:
             return False
@@ -166,8 +165,8 @@ def _parse_exception(entry: str) -> EgressRule:
     rule = parse_rule(entry, "allow")
     if rule.network is None:
         raise ConfigError(
-            f"allow: {entry!r} has no address, but allow makes exceptions from the built-in denials and takes"
-            " addresses and CIDRs only; the list to permit certain names or ports and nothing else is only"
+            f"allow: {entry!r} has no address, but allow takes addresses and CIDRs only;"
+            " to permit certain names or ports and nothing else, use the list only"
         )
     return rule
 
@@ -180,7 +179,7 @@ def _network_or_none(text: str) -> IPNetwork | None:
 
 
 def _is_guardable(network: IPNetwork | None) -> bool:
-    """Loopback has its place in PRIVATE, and an entry like 127.0.0.0/8 in `allow` shall lift all of it."""
+    """False for loopback: it is in PRIVATE, and an entry like 127.0.0.0/8 in `allow` must lift all of it."""
     return network is not None and not network.is_loopback
 
 
@@ -191,21 +190,21 @@ def _covers(outer: IPNetwork, inner: IPNetwork | None) -> bool:
 
 
 def _without(networks: Iterable[IPNetwork], holes: Iterable[IPNetwork]) -> list[IPNetwork]:
-    """The networks with each hole cut out of the one that has it inside."""
+    """The networks without the holes."""
     left = list(networks)
     for hole in holes:
         for network in [network for network in left if _covers(network, hole)]:
             left.remove(network)
-            # Two versions never cover each other, which the type checker cannot see.
+            # Both have the same version here, which the type checker cannot see.
             left += network.address_exclude(hole)  # type: ignore[arg-type]
     return left
 
 
 def own_addresses(proc_net: Path = Path("/proc/net")) -> frozenset[str]:
-    """This machine's addresses: what the kernel treats as local, with whole prefixes among it; never raises.
+    """This machine's addresses and prefixes: all that the kernel treats as local. Never raises.
 
-    Reads files of /proc, so call it once a minute or so, not for each connection. Without /proc only what the
-    machine's own name resolves to is found, and never the public address of a router that translates for it.
+    Reads files of /proc, so call it about once a minute, not for each connection. Without /proc it finds only
+    what the machine's own name resolves to. It never finds the public address of a NAT router.
     """
     try:
         v4 = _local_v4((proc_net / "fib_trie").read_text(encoding="ascii"))
@@ -218,7 +217,7 @@ def own_addresses(proc_net: Path = Path("/proc/net")) -> frozenset[str]:
 
 
 def _local_v4(fib_trie: str) -> set[str]:
-    """The leaves of type LOCAL: a line "|-- ADDRESS", then one "/BITS SCOPE TYPE" for each route to it."""
+    """The addresses of type LOCAL: a line "|-- ADDRESS", then a line "/BITS SCOPE TYPE" for each route to it."""
     found: set[str] = set()
     address = ""
     for line in fib_trie.splitlines():

@@ -1,7 +1,7 @@
 """Egress rules as a person writes them, compiled for one look-up per new connection.
 
-An address is an integer of its family, a list of rules a few sorted ranges (rules/ranges.py) per group of ports, and
-a look-up one bisection. Where an IPv6 address carries an IPv4 address, it has several `faces`; egress.py judges each.
+An address becomes an integer. A list of rules becomes sorted ranges (rules/ranges.py) for each group of ports, and a
+look-up is one bisection. An IPv6 address that carries an IPv4 address has several `faces`; egress.py judges each.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _BRACKETED: Final = re.compile(r"\[([^\[\]]*)\](?::(.*))?")
 
 
 def faces(ip: str) -> tuple[Face, ...]:
-    """`ip` itself, then each IPv4 address that it may become; nothing if it is no literal or has a zone."""
+    """`ip` itself, then each IPv4 address that it may become; empty if `ip` is no literal or has a zone."""
     try:
         if ":" not in ip:
             return (Face(4, int.from_bytes(socket.inet_pton(socket.AF_INET, ip))),)
@@ -36,7 +36,7 @@ def _inside(value: int) -> Sequence[int]:
     high, low = value >> 32, value & 0xFFFF_FFFF
     if high == 0xFFFF or high == 0x0064_FF9B << 64:  # v4-mapped, NAT64
         return (low,)
-    if high == 0:  # v4-compatible, but for :: and ::1
+    if high == 0:  # v4-compatible, except :: and ::1
         return (low,) if low > 1 else ()
     if value >> 112 == 0x2002:  # 6to4, RFC 3056
         return (value >> 80 & 0xFFFF_FFFF,)
@@ -48,10 +48,10 @@ def _inside(value: int) -> Sequence[int]:
 
 
 def _inside_local_nat64(value: int) -> Sequence[int]:
-    """RFC 6052 section 2.2: prefixes of 48, 56, 64 and 96 bits, and bits 64 to 71 are skipped.
+    """RFC 6052 section 2.2: prefixes of 48, 56, 64 and 96 bits; bits 64 to 71 are skipped.
 
-    Which of them the local translator has is not known here, so all are judged. The wrong ones often give
-    0.x.x.x, which is nobody's address and says nothing, unless there is nothing else.
+    The local translator's prefix length is not known here, so all four are judged. A wrong length often gives
+    0.x.x.x, which is no host's address. It is ignored, unless all four give such an address.
     """
     joined = (value >> 64) << 56 | value & (1 << 56) - 1
     shifted = (joined >> shift & 0xFFFF_FFFF for shift in (40, 32, 24))
@@ -59,7 +59,7 @@ def _inside_local_nat64(value: int) -> Sequence[int]:
 
 
 class EgressRule(NamedTuple):
-    """One entry of a list, decoded. Neither network nor name: any host."""
+    """One decoded entry of a list. Without network and name it holds for any host."""
 
     network: IPNetwork | None
     name: str
@@ -71,7 +71,7 @@ class EgressRule(NamedTuple):
 def parse_rule(entry: str, where: str = "egress rule") -> EgressRule:
     """Decode one entry. `where` begins the error's text, like "deny" or "egress.deny in exit.toml".
 
-    Raises `ConfigError`, which names the entry and what is expected.
+    Raises `ConfigError`, with the entry and what is expected.
     """
     text = entry.strip()
     bracketed = _BRACKETED.fullmatch(text)
@@ -90,18 +90,18 @@ def parse_rule(entry: str, where: str = "egress rule") -> EgressRule:
             host = host.encode("idna").decode("ascii")
         if bracketed or ":" in host or "/" in host or _NUMBER.fullmatch(host.rpartition(".")[2].lower()):
             if host.isdecimal():
-                raise ValueError("a port alone is written with a colon before it")
+                raise ValueError("write a port alone with a colon before it, as :25")
             network = parse_network(host)
             if bracketed and network.version == 4:
-                raise ValueError("only IPv6 addresses stand in brackets")
+                raise ValueError("only IPv6 addresses have brackets")
             return EgressRule(network, "", first, last)
         if host or ports is None:
             return EgressRule(None, _parse_name(host), first, last)
         return EgressRule(None, "", first, last)
     except ValueError as error:
         raise ConfigError(
-            f"{where}: {entry!r} is not understood ({error}); expected is an address or CIDR, a name or"
-            " *.name, with :PORT or :FROM-TO behind it or alone, like 10.0.0.0/8, *.example.com, :25 or"
+            f"{where}: {entry!r} is invalid ({error}); expected an address or CIDR, a name or"
+            " *.name, with :PORT or :FROM-TO after it or alone, like 10.0.0.0/8, *.example.com, :25 or"
             " [2001:db8::/32]:80-90"
         ) from None
 
@@ -109,7 +109,7 @@ def parse_rule(entry: str, where: str = "egress rule") -> EgressRule:
 def _parse_name(text: str) -> str:
     name = text.removeprefix("*.")
     if "*" in name:
-        raise ValueError("a * stands only at the beginning, as *.name")
+        raise ValueError("a * is allowed only at the beginning, as *.name")
     name = canonical_host(name.encode("ascii"))
     return f"*.{name}" if text.startswith("*.") else name
 
@@ -172,5 +172,5 @@ class RuleList:
         return False
 
     def may_have_address(self, port: int) -> bool:
-        """Whether there is any address that `has_address` would find with this port."""
+        """Whether `has_address` finds any address with this port."""
         return any(g.first <= port <= g.last and (g.anywhere or g.has_addresses) for g in self._groups)

@@ -1,8 +1,8 @@
-"""What strangers may cost: token buckets, one per address prefix for handshakes, and a memory of first flights.
+"""Limits on what strangers can use: token buckets per address prefix, and a memory of first flights.
 
-Everything is bounded in memory and constant in time, whoever sends. No clock: `now` is a parameter, in seconds, and
-never goes backwards. What is full forgets its oldest; so a flood from more prefixes than fit only gets the buckets
-of new prefixes, which the bound on handshakes in flight then meets.
+Memory is bounded and each call takes constant time. There is no clock: `now` is a parameter, in seconds, and never
+goes backwards. A full table forgets its oldest entry. So a flood from more prefixes than fit always gets new, full
+buckets; the bound on handshakes in flight stops it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class TokenBucket:
         self._then = now
 
     def allow(self, now: float, amount: float = 1.0) -> bool:
-        """Take `amount` tokens if that many are there; what is refused costs nothing."""
+        """Take `amount` tokens if that many are there; a refused call takes none."""
         if now > self._then:
             self._tokens = min(self._burst, self._tokens + (now - self._then) * self._rate)
             self._then = now
@@ -40,9 +40,9 @@ class TokenBucket:
 
 
 class PrefixLimiter:
-    """A token bucket for each /32 of IPv4 and each /64 of IPv6, which is what one customer has at least.
+    """A token bucket for each /32 of IPv4 and each /64 of IPv6: the smallest prefix of one customer.
 
-    Of more than `max_prefixes` the one not heard of for longest is forgotten. Costs about 250 bytes per prefix.
+    Above `max_prefixes` the least recently used one is forgotten. Takes about 250 bytes per prefix.
     """
 
     __slots__ = ("_buckets", "_burst", "_max_prefixes", "_rate")
@@ -57,7 +57,7 @@ class PrefixLimiter:
         return len(self._buckets)
 
     def allow(self, ip: str, now: float) -> bool:
-        """Whether the prefix of `ip` (as `getpeername` gives it) has one more token, which is then taken."""
+        """Whether the prefix of `ip` (as `getpeername` gives it) has a token left. Takes it."""
         prefix = prefix_of(ip)
         bucket = self._buckets.get(prefix)
         if bucket is None:
@@ -70,9 +70,9 @@ class PrefixLimiter:
 
 
 def prefix_of(ip: str) -> bytes:
-    """The four bytes of an IPv4 address, v4-mapped too, the first eight of an IPv6 address.
+    """The four bytes of an IPv4 address (also if v4-mapped), or the first eight of an IPv6 address.
 
-    Whatever is no address shares one prefix, the empty one.
+    Text that is no address gives the empty prefix.
     """
     try:
         if ":" not in ip:
@@ -87,11 +87,11 @@ _V4_MAPPED: Final = bytes(10) + b"\xff\xff"
 
 
 class ReplayMemory:
-    """Tells a first flight that was seen within the last `seconds` from a new one, by its hash.
+    """Recognizes a first flight that was seen within the last `seconds`, by its hash.
 
-    All entries live equally long, so their order of arrival is that of their end. Each call drops at most two of
-    the oldest: faster than entries come, without ever a long pause for a large clean-up. Of more than
-    `max_entries` the oldest is forgotten early. Costs about 200 bytes per entry.
+    All entries live equally long, so they expire in their order of arrival. Each call drops at most two expired
+    ones: entries go faster than they come, and no call takes long. Above `max_entries` the oldest is forgotten
+    early. Takes about 200 bytes per entry.
     """
 
     __slots__ = ("_ends", "_max_entries", "_seconds")
@@ -105,7 +105,7 @@ class ReplayMemory:
         return len(self._ends)
 
     def seen(self, flight_hash: bytes, now: float) -> bool:
-        """Whether the hash is a repeat. A new one is remembered; a repeat does not prolong its time."""
+        """Whether the hash is a repeat. A new one is remembered; a repeat does not live longer."""
         ends = self._ends
         end = ends.get(flight_hash)
         if end is not None:

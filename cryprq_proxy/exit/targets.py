@@ -1,6 +1,6 @@
-"""At the exit: from an OPEN frame to a relay, or to a refusal with the precise reason.
+"""The targets of an exit: each OPEN frame ends in a relay, or in a refusal with its reason.
 
-outbound/dialer.py connects. Data that comes before the target is connected is kept; the stream's window bounds it.
+outbound/dialer.py connects. Data that comes before the target is connected is kept; the stream's credit bounds it.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ class Targets:
         self.relays: set[Relay] = set()
 
     def open(self, stream: Stream) -> None:
-        """Connect a stream that was just opened, or refuse it."""
+        """Connect the target of a new stream, or refuse the stream."""
         PendingTarget(self, stream).start()
 
     def open_resolver(self, stream: Stream) -> None:
-        """Connect it to this host's own DNS server. No policy is asked: the peer chooses nothing here."""
+        """Connect the stream to this host's DNS server. No policy is asked, since the peer chooses no target."""
         PendingTarget(self, stream).start_resolver()
 
 

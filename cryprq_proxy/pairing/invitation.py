@@ -1,10 +1,11 @@
-"""Pairing, the exit's side: what an invite looks like, and which address stands in it.
+"""Pairing, the exit's side: the text of an invitation, and the exit's address in it.
 
     cryprq://PEERID@exit.example:4433#abcdefghijklmnopqrstuvwxyz
     ------------- a peer URL -------- # the secret, 16 bytes in base32
 
-An invite is what a client says as `peer`, and behind it the secret of a permission to be added, once, to the exit's
-list. Whoever gets hold of it before it is used may come in instead; later, and after its time, it is worth nothing.
+An invitation is the value of `peer` in a client's configuration, followed by the secret of an invite. The secret adds
+one peer to the exit's list. A person who gets the text before it is used can take that place. A used or expired
+invitation is invalid.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ _OUTSIDE: Final = {socket.AF_INET: "192.0.2.1", socket.AF_INET6: "2001:db8::1"}
 
 @dataclass(frozen=True, slots=True)
 class Invitation:
-    """What one person gives to another."""
+    """The invitation that one person gives to another."""
 
     url: str
     """The exit, as `peer` in a client's configuration names it."""
@@ -81,13 +82,13 @@ def _parse_secret(text: str) -> bytes:
         secret = b""
     if len(secret) != INVITE_SIZE or base64.b32encode(secret).decode().rstrip("=") != text.upper():
         raise ConfigError(
-            f"behind # there are {SECRET_LENGTH} characters, letters a to z and digits 2 to 7; copy the invite again"
+            f"after # {SECRET_LENGTH} characters are expected, letters a to z and digits 2 to 7; copy the invite again"
         )
     return secret
 
 
 def parse_expiry(text: str) -> int:
-    """Seconds of a time like "30m", "1h" or "7d". Raises ConfigError."""
+    """Read a duration like "30m", "1h" or "7d"; in seconds. Raises ConfigError."""
     match = _EXPIRY.fullmatch(text)
     seconds = int(match[1]) * _UNITS[match[2]] if match else 0
     if not LEAST_SECONDS <= seconds <= MOST_SECONDS:
@@ -101,7 +102,7 @@ def parse_expiry(text: str) -> int:
 def public_url(peer_id: PeerId, address: str, port: int) -> str:
     """The peer URL of an exit that is reached at `address`: HOST, HOST:PORT, wss://HOST/PATH or ws://HOST/PATH.
 
-    `port` is for an address without one. Raises ConfigError.
+    `port` completes an address without one. Raises ConfigError.
     """
     scheme, separator, rest = parse_public(address).partition("://")
     carrier, where = (f"cryprq+{scheme}", rest) if separator else ("cryprq", parse_host_port(address, port))
@@ -111,9 +112,9 @@ def public_url(peer_id: PeerId, address: str, port: int) -> str:
 
 
 def own_address(listen: Sequence[Destination]) -> Destination:
-    """Where clients reach an exit that listens there, as far as this machine knows: a global address if there is one.
+    """The address at which clients reach an exit that listens on `listen`: a global one if this machine knows one.
 
-    Raises ConfigError where it has no address that could be told to anybody.
+    Raises ConfigError if this machine has no address of use to others.
     """
     found = []
     for host, port in listen:
@@ -132,12 +133,12 @@ def own_address(listen: Sequence[Destination]) -> Destination:
 
 
 def is_global(address: Destination) -> bool:
-    """Whether all of the internet can reach it; names are believed."""
+    """Whether the whole internet can reach it; True for all names."""
     return not address.is_ip or ip_address(address.host).is_global
 
 
 def _outward(family: socket.AddressFamily) -> str | None:
-    """The address that packets to the internet would have as their source. Connecting a UDP socket sends none."""
+    """The source address of packets to the internet. Connecting a UDP socket sends none."""
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as sock:
             sock.connect((_OUTSIDE[family], 9))
@@ -154,22 +155,22 @@ def _outward(family: socket.AddressFamily) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class ExitHere:
-    """The exit of this machine that a command is about."""
+    """The exit of this machine, as a command needs it."""
 
     config: ExitConfig
     authorized: Path
-    """Its list of peers; the invites are beside it."""
+    """Its list of peers; the invites are in the same directory."""
     runs: bool
     peer_id: PeerId | None
-    """None while it does not run: then it is that of the identity."""
+    """None while the exit does not run: then the identity has it."""
     listen: Sequence[Destination]
     public: str
     psk: bool
 
 
 def exit_here(file: Path | None) -> ExitHere:
-    """The exit of the configuration `file`, or of the default one. If it runs, it knows better: flags may have changed
-    this or that, and for root the exit that runs may be a service. Raises CryprqError."""
+    """The exit of the configuration `file`, or of the default one. A running exit is asked, since flags may override
+    the file, and for root it may be a service. Raises CryprqError."""
     config = load_exit(file)
     authorized = authorized_file(file, config)
     told: Status | None = None
@@ -193,7 +194,7 @@ def exit_here(file: Path | None) -> ExitHere:
 
 @dataclass(frozen=True, slots=True)
 class OpenedInvite:
-    """A new invite, and what to say of it beside."""
+    """A new invitation, and notes for the person."""
 
     invitation: Invitation
     warnings: tuple[str, ...]
@@ -202,12 +203,12 @@ class OpenedInvite:
 def make_invite(here: ExitHere, name: str, seconds: int, address: str | None, now: float) -> OpenedInvite:
     """Open an invite for `seconds` from `now` on (seconds since 1970).
 
-    Without `address`, or `public` in the configuration, it names this machine's own. Raises CryprqError.
+    Without `address` and without `public` in the configuration it holds an address of this machine. Raises CryprqError.
     """
     check_name(name)
     if any(peer.name == name for peer in PeersFile(here.authorized).read()):
         raise ConfigError(
-            f"a peer is called {one_line(name)} already; choose another name, or revoke that one first"
+            f"a peer has the name {one_line(name)} already; choose another name, or revoke that peer first"
         )
     told = here.public if address is None else parse_public(address)
     warnings = []
@@ -234,9 +235,9 @@ def make_invite(here: ExitHere, name: str, seconds: int, address: str | None, no
 
 
 def reload_exit(here: ExitHere) -> None:
-    """Let the running exit read its list again, so that revoked peers are out at once. No exit, nothing to do.
+    """Let the running exit read its list again, so that revoked peers lose their links. Without one, do nothing.
 
-    Raises CryprqError if one runs and cannot be told.
+    Raises CryprqError if the running exit cannot be asked.
     """
     if here.runs:
         with contextlib.suppress(NotRunning):

@@ -1,10 +1,9 @@
-"""The exit's open invites, the file `invites`: each adds one peer to the list, once and for a time.
+"""The exit's open invites, the file `invites`: each adds one peer to the list, once, until it expires.
 
-One JSON object a line, with the name that the peer will have, the SHA-256 of the secret, and two times in seconds since
-1970. The secret itself is shown to a person once and kept nowhere. It has 128 bits from the system's generator, so a
-plain hash is enough: there is nothing to guess from it.
+One JSON object a line, with the peer's future name, the SHA-256 of the secret, and two times in seconds since 1970. The
+secret is shown once and stored nowhere. It has 128 random bits, so a plain hash is enough: it cannot be guessed.
 
-An invite is redeemed under a lock, and the file without it is on the disk before its peer is let in. Of two attempts
+An invite is redeemed under a lock, and is removed from the file on disk before its peer is let in. Of two attempts
 at the same time exactly one wins, and a crash at any moment leaves no secret that works twice.
 """
 
@@ -47,11 +46,11 @@ class Invite(Struct, frozen=True, forbid_unknown_fields=True):
     """SHA-256 of the secret, in hexadecimal digits."""
     created: Annotated[int, _TIME]
     expires: Annotated[int, _TIME]
-    """From this second on it is worth nothing."""
+    """The invite is invalid from this second on."""
 
 
 def parse_invites(text: str, file: Path) -> tuple[Invite, ...]:
-    """The invites of such a text; `file` is its name in errors. Raises ConfigError with the line that is wrong."""
+    """The invites in the text of `file`. Raises ConfigError with the invalid line."""
     invites = []
     for number, line in enumerate(text.split("\n"), 1):
         if not line:
@@ -61,7 +60,7 @@ def parse_invites(text: str, file: Path) -> tuple[Invite, ...]:
             check_name(invite.name)
         except (msgspec.DecodeError, UnicodeError, RecursionError, ConfigError):
             raise ConfigError(
-                f"{file}: line {number} is no invite; delete that line, or the file with all open invites"
+                f"{file}: line {number} is not a valid invite; delete that line, or the file with all open invites"
             ) from None
         invites.append(invite)
     if len(invites) > MAX_OPEN:
@@ -70,7 +69,7 @@ def parse_invites(text: str, file: Path) -> tuple[Invite, ...]:
 
 
 class InviteStore:
-    """Reads and changes the file; a missing one holds no invites. All methods block for a moment and raise ConfigError.
+    """Reads and changes the file; a missing one holds no invites. All methods block briefly and raise ConfigError.
 
     `now` is always in seconds since 1970.
     """
@@ -79,14 +78,14 @@ class InviteStore:
         self._file = SharedFile(file, WHAT)
 
     def open(self, now: float) -> tuple[Invite, ...]:
-        """Those that can be redeemed now."""
+        """The invites that can be redeemed now."""
         return tuple(invite for invite in self._read() if now < invite.expires)
 
     def create(self, name: str, seconds: int, now: float, entropy: Entropy = secrets.token_bytes) -> bytes:
-        """Open an invite for `seconds` and give its secret, 16 bytes. Those that have expired are swept."""
+        """Open an invite for `seconds` and return its secret, 16 bytes. Expired invites are removed."""
         check_name(name)
         if not LEAST_SECONDS <= seconds <= MOST_SECONDS:
-            raise ConfigError("an invite holds for 1 minute to 30 days, as in 30m, 1h or 7d")
+            raise ConfigError("an invite is valid for 1 minute to 30 days, as in 30m, 1h or 7d")
         secret = entropy(INVITE_SIZE)
         with self._file.locked():
             invites = self.open(now)
@@ -95,7 +94,9 @@ class InviteStore:
                     f"there is an open invite for {one_line(name)} already; withdraw it with: invite --cancel NAME"
                 )
             if len(invites) >= MAX_OPEN:
-                raise ConfigError(f"{MAX_OPEN} invites are open, which is the most; withdraw some first")
+                raise ConfigError(
+                    f"{MAX_OPEN} invites are open, the most that are allowed; withdraw some first"
+                )
             created = int(now)
             self._write((*invites, Invite(name, sha256(secret).hex(), created, created + seconds)))
         return secret
@@ -110,12 +111,11 @@ class InviteStore:
             self._write(rest)
 
     def knows(self, secret: bytes, now: float) -> bool:
-        """Whether `redeem` would find it. Waits for nobody and writes nothing, so that guesses are cheap."""
+        """Whether `redeem` would find it. Takes no lock and writes nothing, so a wrong guess costs little."""
         return _match(self.open(now), secret) is not None
 
     def redeem(self, secret: bytes, now: float) -> str | None:
-        """The name of the invite that has this secret, which is used up when this returns; None for a wrong secret,
-        and for one that was used, has expired or was withdrawn."""
+        """Use up the invite with this secret and return its name. None for a wrong, used, expired or withdrawn one."""
         with self._file.locked():
             invites = self.open(now)
             found = _match(invites, secret)
@@ -132,7 +132,7 @@ class InviteStore:
 
 
 def _match(invites: Iterable[Invite], secret: bytes) -> Invite | None:
-    """Looks at all of them, however early it finds one."""
+    """Compare with all invites, so that the time does not tell which one matched."""
     wanted, found = sha256(secret).hex().encode(), None
     for invite in invites:
         if constant_time_equal(invite.hash.encode(), wanted):
@@ -141,14 +141,14 @@ def _match(invites: Iterable[Invite], secret: bytes) -> Invite | None:
 
 
 def beside(authorized: Path) -> Path:
-    """Where the invites of an exit are whose list of peers is the file `authorized`."""
+    """The file of invites in the directory of the file `authorized`."""
     return authorized.with_name("invites")
 
 
 class Redeemer:
     """The Invites (exit/providers.py) of a running exit. Files are touched on a thread.
 
-    Every call reads the files anew, so what `cryprq-proxy invite` does holds at once.
+    Every call reads the files anew, so a change by `cryprq-proxy invite` is in force at once.
     """
 
     def __init__(self, authorized: Path, now: Callable[[], float] = time.time) -> None:
@@ -159,7 +159,7 @@ class Redeemer:
         self._complaint = ""
 
     async def redeem(self, secret: bytes, peer: PeerId) -> bool:
-        """Whether the invite was good; by then it is used up and `peer` is on the list, both on the disk."""
+        """Whether the invite was valid. If so, it is used up and `peer` is on the list, both on disk."""
         loop = asyncio.get_running_loop()
         try:
             name = await loop.run_in_executor(self._executor, self.redeem_now, secret, peer)
@@ -171,15 +171,15 @@ class Redeemer:
             return False
         self._complaint = ""
         if name is not None:
-            _log.info("%s came with an invite and is on the list of peers now, as %s", peer, name)
+            _log.info("%s used an invite and is on the list of peers now, as %s", peer, name)
         return name is not None
 
     def redeem_now(self, secret: bytes, peer: PeerId) -> str | None:
-        """The same, blocking: the name under which the peer was listed. Raises ConfigError."""
+        """The same, blocking. Returns the peer's name on the list. Raises ConfigError."""
         now = self._now()
         if not self._store.knows(secret, now):
             return None
-        self._peers.read()  # a list that is broken must not cost anybody the invite
+        self._peers.read()  # raises for an invalid list before the invite is used up
         name = self._store.redeem(secret, now)
         return None if name is None else self._peers.add(peer, name).name
 

@@ -1,9 +1,9 @@
-"""Pairing, the client's side: from an invite to a client.toml that works.
+"""Pairing, the client's side: from an invitation to a working client.toml.
 
-    read the invite -> what will the configuration be? -> identity -> connect, show the secret -> write the file
+    read the invitation -> plan the new file -> identity -> dial, show the secret -> write the file
 
-What the file will look like is settled before the secret is used up, so that a file which cannot be extended costs
-nobody the invite. A file that is there is never overwritten: the exit is added to it, or the person is told what to do.
+The new file is planned before the secret is used up, so a file that cannot be extended does not waste the invite. An
+existing file is never overwritten: the exit is added to it, or an error says what to do.
 """
 
 from __future__ import annotations
@@ -38,28 +38,28 @@ _HEAD: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What becomes of the configuration."""
+    """The change of the configuration."""
 
     file: Path
     before: str
-    """What it holds now; nothing if there is none."""
+    """The present text of the file; empty if there is none."""
     text: str
     config: ClientConfig
     """`text`, decoded."""
     keep: Path | None
-    """Where the present file is kept, if it is replaced and not extended."""
+    """The path to keep the present file at, if it is replaced and not extended."""
 
     @property
     def changed(self) -> bool:
-        """Whether there is something to write: not if the exit is in it already."""
+        """False if the exit is in the file already."""
         return self.text != self.before or self.keep is not None
 
 
 def plan(invitation: Invitation, file: Path | None, name: str | None, force: bool) -> Plan:
-    """How `file`, or client.toml in the default directory, is made or extended; nothing is written yet.
+    """Plan how to make or extend `file`, or client.toml in the default directory; writes nothing.
 
-    `name` is what the exit is called in it; `force` begins a new file and keeps the old one under another name. Raises
-    ConfigError where the exit cannot be added.
+    `name` is the exit's name there. `force` begins a new file and keeps the old one under another name. Raises
+    ConfigError if the exit cannot be added.
     """
     source = config_dir() / "client.toml" if file is None else file
     old, private = "", True
@@ -75,8 +75,8 @@ def plan(invitation: Invitation, file: Path | None, name: str | None, force: boo
         if not old:
             raise
         raise ConfigError(
-            f"the exit cannot be added to {source} ({error}): mend that file, keep this exit in another one with "
-            "--config F, or begin anew with --force"
+            f"the exit cannot be added to {source} ({error}): mend that file, use another one with "
+            "--config F, or begin a new one with --force"
         ) from None
     return Plan(source, old, text, config, _free(source) if force and os.path.lexists(source) else None)
 
@@ -90,7 +90,7 @@ def _document(text: str, source: Path) -> dict[str, Any]:
 
 
 def _names(value: object, peer: PeerId) -> bool:
-    """Whether that exit is in the configuration, at whatever key."""
+    """Whether that exit is in the configuration, under any key."""
     if isinstance(value, dict):
         return any(_names(inner, peer) for inner in value.values())
     if isinstance(value, list):
@@ -99,7 +99,7 @@ def _names(value: object, peer: PeerId) -> bool:
 
 
 def _extended(old: str, document: dict[str, Any], invitation: Invitation, name: str | None) -> str:
-    """`old` with this exit. A JSON string of printable ASCII is a TOML one too."""
+    """`old` with this exit. A JSON string of printable ASCII is valid TOML too."""
     url = json.dumps(invitation.url)
     if name is None and "peer" not in document and "exit" not in document:
         # A key of the whole file must stand before its first table.
@@ -118,7 +118,7 @@ def _free(source: Path) -> Path:
 
 
 def write(plan: Plan) -> None:
-    """Put the plan into force. Raises ConfigError, also if the file has come or changed meanwhile."""
+    """Put the plan into force. Raises ConfigError, also if the file has appeared or changed meanwhile."""
     if not plan.changed:
         return
     shared = SharedFile(plan.file, WHAT)
@@ -129,12 +129,12 @@ def write(plan: Plan) -> None:
             except OSError as error:
                 raise ConfigError(f"{plan.file} cannot be moved to {plan.keep}: {reason_of(error)}") from None
         elif shared.read() != plan.before:
-            raise ConfigError(f"{plan.file} was changed by somebody else meanwhile; join once more")
+            raise ConfigError(f"{plan.file} was changed meanwhile; join again")
         shared.replace(plan.text)
 
 
 async def join_unless(stop: Stop, invitation: Invitation, plan: Plan) -> PeerId | None:
-    """As `join`, but None if a stop is asked for before it is done."""
+    """As `join`, but None if a stop is asked for first."""
     task, asked = spawn(join(invitation, plan), "join"), spawn(stop.asked.wait(), "signals")
     await asyncio.wait({task, asked}, return_when=asyncio.FIRST_COMPLETED)
     asked.cancel()
@@ -146,9 +146,9 @@ async def join_unless(stop: Stop, invitation: Invitation, plan: Plan) -> PeerId 
 
 
 async def join(invitation: Invitation, plan: Plan) -> PeerId:
-    """Show the exit the invite and write the configuration; the id of this machine, by which the exit knows it now.
+    """Show the exit the secret and write the configuration. Returns this machine's peer id.
 
-    Raises CryprqError saying why it did not work.
+    Raises CryprqError with the reason of a failure.
     """
     provider = choose_provider(plan.config.provider)
     identity = own_identity(provider, plan.config.identity)
@@ -158,10 +158,10 @@ async def join(invitation: Invitation, plan: Plan) -> PeerId:
     except PeerError as error:
         if error.reason is CloseReason.NOT_AUTHORIZED:
             raise CryprqError(
-                "the exit does not take this invite: it was used, has expired or was withdrawn; ask for a new one"
+                "the exit refused this invite: it was used, has expired or was withdrawn; ask for a new one"
             ) from None
         raise CryprqError(
-            f"the exit was not reached: {error}; see that the exit which made this invite runs there, and try again"
+            f"the exit was not reached: {error}; make sure that the exit runs at this address, and try again"
         ) from None
     finally:
         await client.stop()
@@ -170,7 +170,7 @@ async def join(invitation: Invitation, plan: Plan) -> PeerId:
 
 
 def _settings(invitation: Invitation, config: ClientConfig) -> ClientSettings:
-    """What is needed to show an invite to its exit, at the address that it names. Raises ConfigError."""
+    """The client's settings for showing an invite to its exit, at the invitation's address. Raises ConfigError."""
     known = next(each for each in config.exits() if each.peer_id == invitation.peer_id)
     return ClientSettings(
         peer=known.peer_id,

@@ -1,5 +1,5 @@
-"""The process around a role: start and stop, control socket, service manager, reading again.
+"""The process around a role: start, stop, reload, control socket, service manager.
 
-lifecycle.py runs a role and its signals; reload.py and file_watch.py read its configuration again; control.py answers
+lifecycle.py runs a role and its signals; reload.py and file_watch.py reload its configuration; control.py answers
 other processes; sd_notify.py tells systemd; recent_errors.py keeps the last warnings.
 """

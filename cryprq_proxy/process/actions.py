@@ -1,4 +1,4 @@
-"""What a person can ask of a running client: one list, for the control socket, the dashboard and the commands."""
+"""The actions of a running client: one list for the control socket, the dashboard and the commands."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ MAX_PAUSE: Final = 3600
 """Seconds."""
 
 type Action = Callable[[str], Awaitable[Mapping[str, object]]]
-"""Does what a command of the control socket asks for, with its argument. Raises CryprqError saying why it cannot."""
+"""Carries out a command of the control socket, with its argument. Raises CryprqError with the reason if it fails."""
 
 
 class Actions:
-    """All are called in the event loop, and raise CryprqError where they cannot do what is asked."""
+    """All methods are called in the event loop, and raise CryprqError if the action fails."""
 
     async def status(self) -> Status:
         raise NotImplementedError
@@ -30,27 +30,27 @@ class Actions:
         raise NotImplementedError
 
     def close(self, id: str) -> bool:
-        """End the connection of that id; False if there is none."""
+        """End the connection with that id; False if there is none."""
         raise NotImplementedError
 
     def choose_exit(self, name: str) -> None:
-        """Use the exit of that name for new connections; "auto": by priority and health again."""
+        """Use that exit for new connections; "auto" chooses by priority and health again."""
         raise NotImplementedError
 
     async def reload(self) -> str:
-        """Read rules and lists again; what was said of it."""
+        """Read rules and lists again. Returns the result in words."""
         raise NotImplementedError
 
     def dashboard(self) -> str:
-        """Its URL, with the token."""
+        """The dashboard's URL, with the token."""
         raise NotImplementedError
 
     async def pause(self, seconds: int) -> None:
-        """Let everything past the tunnel for so long."""
+        """Let everything past the tunnel for `seconds`."""
         raise NotImplementedError
 
     def confirm(self) -> None:
-        """System-wide mode works: keep it."""
+        """Keep system-wide mode: the person says that it works."""
         raise NotImplementedError
 
 
@@ -62,7 +62,7 @@ def commands(actions: Actions) -> dict[str, Action]:
 
     async def close(id: str) -> dict[str, object]:
         if not actions.close(id):
-            raise CryprqError(f"there is no open connection {id[:60]!a} (any more)")
+            raise CryprqError(f"there is no open connection {id[:60]!a}")
         return {"closed": id}
 
     async def choose_exit(name: str) -> dict[str, object]:

@@ -1,12 +1,12 @@
-"""The control socket: another process of the same user asks the running client or exit how it is.
+"""The control socket: another process of the same user asks the running client or exit for its status.
 
-One question and one answer a connection, each a line of JSON:
+One request and one answer a connection, each a line of JSON:
 
     {"command": "status"}\\n          at most 4096 bytes, within 5 s
     {"ok": {...}}\\n                  or {"error": "a sentence"}\\n
 
-Access is a matter of the file: the socket is 0600 and a directory that we make is 0700. A socket file that a crash
-left behind is replaced; one that somebody answers on is an error.
+File modes restrict access: the socket has 0600, and a directory that this module makes has 0700. A socket file left by
+a crash is replaced. A socket on which another process answers is an error.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from .actions import Action
 MAX_REQUEST: Final = 4096
 MAX_ANSWER: Final = 4 << 20
 MAX_CONNECTIONS: Final = 16
-"""At once; further ones are closed unanswered, so that a broken script cannot use up our files."""
+"""Open connections; more are closed without an answer, so that a faulty script cannot use up the file limit."""
 TIMEOUT: Final = 5.0
 """Seconds for the whole of a request, and for the whole of an answer."""
 
@@ -44,11 +44,11 @@ _log = logging.getLogger(__name__)
 
 
 class RequestError(CryprqError):
-    """A line on the control socket that is no request."""
+    """An invalid request line on the control socket."""
 
 
 class NotRunning(CryprqError):
-    """Nobody answers on the control socket."""
+    """No process answers on the control socket."""
 
 
 class ControlRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -59,7 +59,7 @@ class ControlRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 
 def parse_request(line: bytes) -> ControlRequest:
-    """What a request line asks for. Raises RequestError, and nothing else."""
+    """Decode a request line. Raises RequestError, and nothing else."""
     try:
         return msgspec.json.decode(line, type=ControlRequest)
     except (msgspec.DecodeError, UnicodeDecodeError):
@@ -69,7 +69,7 @@ def parse_request(line: bytes) -> ControlRequest:
 class ControlServer:
     """Answers on the socket `path` from `start()` until `stop()`.
 
-    `status` is called in the event loop for every such request, and `actions` for the commands of their names.
+    `status` and `actions` (by command name) are called in the event loop, once for each request.
     """
 
     def __init__(self, path: Path, status: StatusSource, actions: Mapping[str, Action] | None = None) -> None:
@@ -89,7 +89,7 @@ class ControlServer:
         if self._server is None:
             return
         server, self._server = self._server, None
-        # First the file: once the listener is closed, a successor may already have put its own there.
+        # First the file: once the listener is closed, a new process may have its own socket there.
         self.path.unlink(missing_ok=True)
         server.close()
         for connection in self._connections:
@@ -135,9 +135,9 @@ class ControlServer:
         except CryprqError as error:
             return encode({"error": str(error)})
         except Exception:  # noqa: BLE001
-            # A bug in a report must not cost the person the report that there is one.
+            # A bug in a command must still give the person an answer.
             _log.exception("the command %r failed", command)
-            return encode({"error": f"the {command} cannot be told; the log says why"})
+            return encode({"error": f"the command {command} failed; the log has the reason"})
 
 
 def query(
@@ -145,7 +145,7 @@ def query(
 ) -> dict[str, Any]:
     """Ask the process that listens at `path`; blocks for at most `timeout` seconds.
 
-    Raises NotRunning if nobody answers there, or CryprqError with the text of the answer if that is an error.
+    Raises NotRunning without an answer, or CryprqError with the text of an answer that is an error.
     """
     arguments = {"argument": argument} if argument else {}
     request = json.dumps({"command": command, **arguments}).encode() + b"\n"
@@ -162,7 +162,7 @@ def query(
             return result
         case {"error": str(text)}:
             raise CryprqError(f"the cryprq-proxy at {path} answers: {text}")
-    raise CryprqError(f"what answers at {path} is no cryprq-proxy, or one of another version")
+    raise CryprqError(f"the process at {path} is not cryprq-proxy, or has another version")
 
 
 def query_status(path: Path, timeout: float = TIMEOUT) -> Status:
@@ -171,18 +171,18 @@ def query_status(path: Path, timeout: float = TIMEOUT) -> Status:
 
 
 def read_status(told: dict[str, Any], path: Path) -> Status:
-    """What the process at `path` has told. Raises CryprqError if it is of a version that tells it differently."""
+    """Decode the status of the process at `path`. Raises CryprqError if its version has another form of status."""
     try:
         return read(told)
     except msgspec.ValidationError as error:
         raise CryprqError(
-            f"the cryprq-proxy at {path} is of another version, restart it: its status cannot be read "
+            f"the cryprq-proxy at {path} has another version, restart it: its status is invalid "
             f"({one_line(str(error))})"
         ) from None
 
 
 def _exchange(path: Path, request: bytes, timeout: float) -> bytes:
-    """One line out, one line back. Raises OSError, or ValueError for an answer that is cut off or too long."""
+    """One line out, one line back. Raises OSError, or ValueError for an incomplete or too long answer."""
     deadline = time.monotonic() + timeout
     answer = bytearray()
     with _unix_socket() as connection:
@@ -193,13 +193,13 @@ def _exchange(path: Path, request: bytes, timeout: float) -> bytes:
             connection.settimeout(max(deadline - time.monotonic(), 0.001))
             chunk = connection.recv(65536)
             if not chunk or len(answer) > MAX_ANSWER:
-                raise ValueError("no whole answer")
+                raise ValueError("incomplete answer")
             answer += chunk
     return bytes(answer)
 
 
 def _bind(path: Path) -> socket.socket:
-    """A listening socket at `path`, mode 0600; ConfigError if that cannot be."""
+    """A listening socket at `path`, mode 0600. Raises ConfigError."""
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         # Of two processes that start together, one must not replace the socket of the other.
@@ -207,7 +207,7 @@ def _bind(path: Path) -> socket.socket:
             _remove_stale(path)
             listener = _unix_socket()
             try:
-                # Linux gives the file the mode of the socket: it is never open to others, not for a moment.
+                # Linux gives the file the mode of the socket, so it is never open to others.
                 os.fchmod(listener.fileno(), 0o600)
                 listener.bind(str(path))
                 listener.listen(MAX_CONNECTIONS)
@@ -219,24 +219,24 @@ def _bind(path: Path) -> socket.socket:
     except (OSError, ValueError) as error:
         reason = reason_of(error) if isinstance(error, OSError) else str(error)
         raise ConfigError(
-            f"the control socket {path} cannot be made ({reason}); choose another place with control_socket"
+            f"the control socket {path} cannot be made ({reason}); choose another path with control_socket"
         ) from None
 
 
 def check_free(path: Path) -> None:
-    """Raise ConfigError if another process answers at `path`, before anything else of this machine is changed."""
+    """Raise ConfigError if another process answers at `path`. Call it before changing this machine."""
     with contextlib.suppress(OSError), locked_directory(path.parent):
         _remove_stale(path)
 
 
 def _remove_stale(path: Path) -> None:
-    """Remove a socket file on which nobody listens any more."""
+    """Remove a socket file on which no process listens."""
     try:
         mode = path.lstat().st_mode
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(mode):
-        raise ConfigError(f"{path} is where the control socket belongs and is no socket; remove it")
+        raise ConfigError(f"{path}, the path of the control socket, is not a socket; remove it")
     with _unix_socket() as probe:
         probe.setblocking(False)
         try:
@@ -247,7 +247,7 @@ def _remove_stale(path: Path) -> None:
         except FileNotFoundError:
             return
         except BlockingIOError:
-            pass  # Somebody listens, with a full backlog.
+            pass  # A process listens, with a full backlog.
     raise ConfigError(f"another cryprq-proxy is running (it answers at {path}); stop it first")
 
 

@@ -1,9 +1,9 @@
-"""Noticing that files have changed: a look at each once a second, and a call when they have come to rest.
+"""The watch on files: it looks at each file once a second and reports a change when it is complete.
 
-A file counts as changed when its inode, size or time of change is another, also when it comes or goes. Editors and
-package managers write a file in several steps, so nothing is called while one of them still changes: the call comes
-after the first look that finds everything as the look before did. Looking is stat(2) on a thread, a few microseconds
-for each file; unlike inotify it works on every file system, and sees a file that was replaced by renaming.
+A file has changed if its inode, size or time of change differs, or if it appears or disappears. Editors and package
+managers write a file in several steps, so a change is reported after the first look that finds no further one. A look
+is stat(2) on a thread, a few microseconds per file. Unlike inotify it works on every file system, and it sees a file
+that was replaced by renaming.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import Final
 LOOK_SECONDS: Final = 1.0
 
 type Mark = tuple[int, int, int, int] | None
-"""Device, inode, time of change in ns, size; None for a file that cannot be looked at."""
+"""Device, inode, time of change in ns, size; None if stat(2) fails."""
 
 
 def mark(file: Path) -> Mark:
-    """What tells two states of a file apart."""
+    """The state of a file, to compare with a later one."""
     try:
         status = os.stat(file)
     except (OSError, ValueError):
@@ -30,8 +30,8 @@ def mark(file: Path) -> Mark:
 
 
 class FileWatch:
-    """Calls `changed` after a change of one of `files`, which is asked for them at every look: they may be others after
-    a reload. What a file was like when it was first looked at is its state, not a change."""
+    """Calls `changed` after a change of one of `files`. Every look calls `files`, since a reload may change the list.
+    The first look at a file is no change."""
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class FileWatch:
         self._restless = False
 
     def note(self, marks: Mapping[Path, Mark]) -> bool:
-        """Take one look's result; whether there was a change that is over now."""
+        """Take one look's result. Returns whether a change is complete now."""
         seen, self._seen = self._seen, dict(marks)
         if seen is None:
             return False
@@ -59,7 +59,7 @@ class FileWatch:
         return over
 
     async def run(self) -> None:
-        """Look until cancelled. What `changed` raises ends it."""
+        """Look until cancelled. An error of `changed` ends it."""
         while True:
             files = tuple(self._files())
             if self.note(await asyncio.to_thread(self._look_at, files)):

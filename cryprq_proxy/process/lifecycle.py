@@ -2,8 +2,8 @@
 
     raise the limit of open files -> event loop -> role starts -> settle -> ... -> signal -> role stops -> threads end
 
-The first SIGINT or SIGTERM asks the role to stop in good order, the second one to do so at once; a third one meets the
-system's own handlers. SIGHUP reads files again, or tells that the terminal is gone.
+The first SIGINT or SIGTERM asks the role to stop in good order, the second one asks it to stop at once, and a third one
+gets the system's default handler. SIGHUP asks for a reload, or means that the terminal is closed.
 """
 
 from __future__ import annotations
@@ -29,20 +29,19 @@ from .sd_notify import Notifier
 _log = logging.getLogger(__name__)
 
 THREADS_END: Final = 0.5
-"""Seconds that threads have to end by themselves after the role has stopped."""
+"""Seconds for the threads to end after the role has stopped."""
 LOOKUP_THREADS: Final = 4
 
 
 class Stop:
-    """What the signals ask for: `asked` in good order, then `urgent`; and `notifier`, which the manager of this process
-    is told by."""
+    """What the signals ask for: `asked` in good order, `urgent` at once. `notifier` tells the service manager."""
 
     def __init__(self, notifier: Notifier | None = None) -> None:
         self.asked = asyncio.Event()
         self.urgent = asyncio.Event()
         self.notifier = notifier or Notifier()
         self.reload: Callable[[], None] | None = None
-        """What SIGHUP does, once a role can read its files again."""
+        """What SIGHUP does; set by a role that can reload."""
         self._terminal = has_terminal()
         self._stays = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 
@@ -54,8 +53,7 @@ class Stop:
         loop.add_signal_handler(signal.SIGHUP, self._hang_up)
 
     def _hang_up(self) -> None:
-        """SIGHUP has two meanings: the terminal is closed, which ends us unless nohup(1) says otherwise, or a person
-        wants the files to be read again."""
+        """SIGHUP means that the terminal is closed, which ends this process without nohup(1), or asks for a reload."""
         closed = self.reload is None or (self._terminal and not has_terminal())
         if closed and not self._stays:
             self._signal()
@@ -72,19 +70,17 @@ class Stop:
             asyncio.get_running_loop().remove_signal_handler(number)
 
     async def wait(self, work: asyncio.Task[Any]) -> None:
-        """Return when a stop is asked for. Raises CryprqError if `work`, which has no end of its own, ends first: its
-        own if it ended with one."""
+        """Return when a stop is asked for. If the endless `work` ends first, raises its CryprqError or a new one."""
         asked = spawn(self.asked.wait(), "signals")
         await asyncio.wait({asked, work}, return_when=asyncio.FIRST_COMPLETED)
         if not asked.done():
             asked.cancel()
             if not work.cancelled() and isinstance(error := work.exception(), CryprqError):
                 raise error
-            raise CryprqError(f"the task {work.get_name()!r} ended unexpectedly; the log says why")
+            raise CryprqError(f"the task {work.get_name()!r} ended unexpectedly; the log has the reason")
 
     async def until[T](self, goal: Coroutine[Any, Any, T], work: asyncio.Task[Any]) -> bool:
-        """Whether `goal` was reached: not if a stop is asked for before. Raises what it raises, and as `wait` does if
-        `work` ends before."""
+        """Run `goal`; False if a stop is asked for first. Raises the error of `goal`, or as `wait` about `work`."""
         task, waiting = spawn(goal, "start"), spawn(self.wait(work), "stop")
         try:
             await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
@@ -99,9 +95,9 @@ class Stop:
             await asyncio.wait({task, waiting})
 
     async def hurry(self, stopping: Coroutine[Any, Any, None]) -> bool:
-        """Run `stopping` to its end, or cancel it when a second signal comes. Whether it came to its end.
+        """Run `stopping`, and cancel it when a second signal comes. Returns whether it was complete.
 
-        Raises what it raises.
+        Raises the error of `stopping`.
         """
         task, urgent = spawn(stopping, "stop"), spawn(self.urgent.wait(), "second signal")
         try:
@@ -117,13 +113,13 @@ class Stop:
 
 
 def run(role: Callable[[Stop], Coroutine[Any, Any, None]]) -> None:
-    """Run `role` in an event loop until it returns, which it does when its `Stop` says so. Raises what it raises."""
+    """Run `role` in an event loop until it returns, as its `Stop` asks it to. Raises the error of `role`."""
     raise_file_limit()
     asyncio.run(_run(role))
 
 
 async def _run(role: Callable[[Stop], Coroutine[Any, Any, None]]) -> None:
-    # The loop looks up names on these; held here so that they can be let go without waiting for them.
+    # The loop looks up names on these threads. Held here, so that the end need not wait for them.
     lookups = ThreadPoolExecutor(LOOKUP_THREADS, thread_name_prefix="lookup")
     asyncio.get_running_loop().set_default_executor(lookups)
     stop = Stop(Notifier.from_environment())
@@ -137,10 +133,10 @@ async def _run(role: Callable[[Stop], Coroutine[Any, Any, None]]) -> None:
 
 
 def _end_with_threads() -> None:
-    """End the process here, in success, if a thread is left that does not end.
+    """End the process here, with success, if a thread does not end.
 
-    A thread in getaddrinfo() cannot be interrupted and may sit there for half a minute; the interpreter and the event
-    loop would both wait for it. All that has to be put in order is in order by now, so nothing is lost.
+    getaddrinfo() cannot be interrupted and may take half a minute. The interpreter and the event loop would both wait
+    for its thread. All clean-up is complete by now, so nothing is lost.
     """
     deadline = time.monotonic() + THREADS_END
     for thread in threading.enumerate():
@@ -155,7 +151,7 @@ def _end_with_threads() -> None:
 
 
 def has_terminal() -> bool:
-    """Whether this process has a controlling terminal that is still there."""
+    """Whether this process has a controlling terminal that is still open."""
     try:
         os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC))
     except OSError:
@@ -164,17 +160,16 @@ def has_terminal() -> bool:
 
 
 def settle() -> None:
-    """Call once, when a role has started: what lives now lives to the end.
+    """Exclude all present objects from garbage collection. Call once, when a role has started.
 
-    Modules, classes and tables are 30,000 objects: 5 ms for every full collection, in which no byte moves. Frozen, they
-    are not looked at again.
+    Modules, classes and tables are 30,000 objects: 5 ms for every full collection, in which no byte moves.
     """
     gc.collect()
     gc.freeze()
 
 
 def raise_file_limit() -> None:
-    """Every connection takes a descriptor, and the usual soft limit of 1024 is there for select(2) only."""
+    """Raise the soft limit of open files: every connection takes one, and 1024 is for select(2) only."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         with contextlib.suppress(OSError, ValueError):

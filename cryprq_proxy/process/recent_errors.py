@@ -1,8 +1,7 @@
-"""The last warnings and errors, kept for later questions: the status, the dashboard, doctor.
+"""The last warnings and errors, for the status, the dashboard and doctor.
 
-A log handler beside the one that writes: each record is one line of plain words, without a traceback and without
-control characters, and at most MAX_TEXT long. A line that comes again and again counts up instead of pushing the
-others out.
+A second log handler keeps each record as one line of at most MAX_TEXT characters, without traceback and control
+characters. A repeated line only raises its count, so that it does not displace the others.
 """
 
 from __future__ import annotations
@@ -38,10 +37,10 @@ class RecentErrors(logging.Handler):
         self.close()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Called with the handler's lock held, on whatever thread logs."""
+        """Runs on the thread that logs, with the handler's lock held."""
         try:
             text = one_line(record.getMessage())
-        except (TypeError, ValueError):  # a log call with the wrong arguments is a bug, but not ours to raise
+        except (TypeError, ValueError):  # wrong arguments of a log call: a bug that is not reported here
             text = one_line(str(record.msg))
         error = record.exc_info[1] if record.exc_info else None
         if error is not None:
@@ -66,5 +65,5 @@ class RecentErrors(logging.Handler):
             self.release()
 
     def totals(self) -> dict[str, int]:
-        """For the key "logged" of the status: how many there were of each level since the start."""
+        """For the key "logged" of the status: the number of each level since the start."""
         return dict(self._totals)

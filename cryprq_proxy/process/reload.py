@@ -1,11 +1,11 @@
-"""Reading the configuration again while the program runs: after SIGHUP, a change of a file, or a person's command.
+"""The reload of the configuration of a running program: after SIGHUP, a changed file, or a person's command.
 
     asked -> read and check everything on a thread -> apply it in the event loop, in one step
                           |
                           +-- not valid: nothing is applied, and one sentence says why
 
-Reading may take seconds (long lists), during which data moves on. A call during a reload gets
-another one after it, since the files may have been read before they changed; all such calls share that one.
+Reading may take seconds (long lists); data moves on meanwhile. A call during a reload starts a second one after it,
+since the files may have changed after they were read. All such calls share that second one.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ UNCHANGED: Final = "everything stays as it was"
 
 
 class Reloader[T]:
-    """`read` gives the new state, or raises ConfigError; it runs on a thread. `apply` puts it in force and returns what
-    is to be said of it, like "12 rules, 3 peers allowed"."""
+    """`read` gives the new state or raises ConfigError; it runs on a thread. `apply` puts the state in force and
+    returns a summary like "12 rules, 3 peers allowed"."""
 
     def __init__(
         self,
@@ -44,17 +44,17 @@ class Reloader[T]:
         self._served = 0
         self._said = ""
         self.loaded_at = now()
-        """When the state in force was read; seconds since 1970."""
+        """The time when the state in force was read; seconds since 1970."""
         self.error: str | None = None
-        """Why the last reload changed nothing; None if it did."""
+        """Why the last reload failed; None if it succeeded."""
 
     async def reload(self) -> str:
-        """Read and apply; what was said of it. Raises ConfigError where the old state stays, after it was logged."""
+        """Read and apply. Returns the summary. Logs and raises ConfigError if the old state stays."""
         self._asked += 1
         number = self._asked
         async with self._turn:
             if self._served < number:
-                # A caller from here on may have changed something that is being read.
+                # A caller from here on may have changed a file that is being read.
                 self._served = self._asked
                 await self._once()
             if self.error is not None:
@@ -62,7 +62,7 @@ class Reloader[T]:
             return self._said
 
     async def quietly(self) -> None:
-        """As `reload`, for a signal or a changed file: the log is told, and nobody else."""
+        """As `reload`, for a signal or a changed file: an error is logged and not raised."""
         try:
             await self.reload()
         except ConfigError:

@@ -1,13 +1,13 @@
-"""What the service manager hears of this process: sd_notify(3), written down in a few datagrams.
+"""Messages to the service manager: sd_notify(3) in a few datagrams.
 
-    READY=1                        when everything listens; a unit of Type=notify counts as started from then on
-    STATUS=link up, 12 streams     when that has changed, looked at every few seconds; `systemctl status` shows it
+    READY=1                        when everything listens; a unit of Type=notify has started then
+    STATUS=link up, 12 streams     after a change, checked every few seconds; `systemctl status` shows it
     WATCHDOG=1                     twice in the time that WatchdogSec= gives
     RELOADING=1, then READY=1      around a reload
-    STOPPING=1                     once, when the end has begun
+    STOPPING=1                     once, when the stop begins
 
-The watchdog's message is sent by a timer of the event loop that also moves the data: if that loop is stuck, the
-message does not come, and the manager starts the process again. Without a manager (no NOTIFY_SOCKET) nothing is sent.
+A timer of the event loop that moves the data sends the watchdog's message: if that loop is stuck, no message comes, and
+the manager restarts the process. Without a manager (no NOTIFY_SOCKET) nothing is sent.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from ..status import ExitStatus, Status
 _log = logging.getLogger(__name__)
 
 STATUS_SECONDS: Final = 5.0
-"""How often the status text is looked at."""
+"""Seconds between two checks of the status text."""
 MAX_STATUS: Final = 300
-"""Characters of it; the rest is cut off."""
+"""Characters of the status text; the rest is cut off."""
 SEND_SECONDS: Final = 1.0
-"""How long a manager that does not read may hold us up. Its queue is of some hundred messages."""
+"""How long a send may block if the manager does not read. Its queue has some hundred messages."""
 
 
 class Notifier:
-    """The messages of one process. `address` is a path, "@" and an abstract name, or "" for nobody to tell.
+    """The messages of one process. `address` is a path, "@" and an abstract name, or "" without a manager.
 
-    `watchdog` is the time within which the manager wants to hear of us, in seconds; 0 for no watchdog.
+    `watchdog` is the longest time between two messages that the manager accepts, in seconds; 0 for no watchdog.
     """
 
     def __init__(self, address: str = "", watchdog: float = 0.0) -> None:
@@ -51,7 +51,7 @@ class Notifier:
 
     @classmethod
     def from_environment(cls, environment: MutableMapping[str, str] | None = None) -> Notifier:
-        """What the manager has put into the environment; taken out of it, so that no child speaks for us.
+        """Read the manager's variables and remove them from the environment, so that no child process sends messages.
 
         WATCHDOG_USEC counts only where WATCHDOG_PID is this process, or is not set (sd_watchdog_enabled(3)).
         """
@@ -60,7 +60,7 @@ class Notifier:
             variables.pop(name, "") for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
         )
         if address[:1] not in ("/", "@") or len(address) < 2:
-            # Nothing, or a family that we do not speak, like "vsock:" of a virtual machine's manager.
+            # No manager, or an address family that is not supported, like "vsock:" in a virtual machine.
             return cls()
         meant = not pid or pid == str(os.getpid())
         micro = int(usec) if meant and usec.isascii() and usec.isdecimal() and len(usec) <= 18 else 0
@@ -72,9 +72,9 @@ class Notifier:
         return bool(self._address)
 
     def ready(self, status: Callable[[], str]) -> None:
-        """The start is done. From now on `status` is asked for the status text, and the watchdog is fed.
+        """Report the start. From now on call `status` for the status text, and send the watchdog's messages.
 
-        Call in the event loop.
+        Call it in the event loop.
         """
         if not self.listens:
             return
@@ -88,8 +88,8 @@ class Notifier:
 
     @contextmanager
     def reloading(self) -> Iterator[None]:
-        """Around a reload, whether it succeeds or not."""
-        # The clock of the message is CLOCK_MONOTONIC, which is what time.monotonic_ns reads on Linux.
+        """Put this around a reload; it reports the end also if the reload fails."""
+        # The message needs CLOCK_MONOTONIC; time.monotonic_ns reads it on Linux.
         self._send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
             yield
@@ -97,7 +97,7 @@ class Notifier:
             self._send("READY=1")
 
     def stopping(self) -> None:
-        """The end has begun; the watchdog is fed until it is reached."""
+        """Report that the stop has begun. The watchdog's messages go on until `close`."""
         self._status = None
         self._send("STOPPING=1", "STATUS=stopping")
 
@@ -110,7 +110,7 @@ class Notifier:
             self._socket = None
 
     def _repeat(self, seconds: float, work: Callable[[], None]) -> None:
-        """Call `work` every so many seconds until `close`."""
+        """Call `work` every `seconds` until `close`."""
         loop = asyncio.get_running_loop()
         place = len(self._timers)
 
@@ -130,7 +130,7 @@ class Notifier:
         return "" if self._status is None else one_line(self._status())[:MAX_STATUS]
 
     def _send(self, *fields: str) -> None:
-        """One datagram. That the manager does not take it is said once, and changes nothing else."""
+        """Send one datagram. A failure is logged once and has no other effect."""
         if not self.listens:
             return
         try:
@@ -141,7 +141,7 @@ class Notifier:
         except (OSError, ValueError) as error:
             if not self._failed:
                 self._failed = True
-                _log.warning("the service manager does not take our messages: %s", describe(error))
+                _log.warning("cannot send to the service manager: %s", describe(error))
 
 
 def summary(status: Status) -> str:

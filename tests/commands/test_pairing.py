@@ -92,7 +92,7 @@ def test_an_address_that_is_not_of_the_internet(tmp_path: Path, capsys: Capture)
         (["invite", "x", "--address", "a b"], "expected an address like exit.example:4433"),
         (["invite", "x", "--address", "https://a/b"], "expected"),
         (["invite", "x\x1b[2J"], "cannot name a peer"),
-        (["invite", "laptop"], "a peer is called laptop already"),
+        (["invite", "laptop"], "a peer has the name laptop already"),
         (["invite", "--cancel", "x"], "no open invite for x"),
         (["join", "nonsense"], "an invite ends with #"),
         (["peers", "rename", "laptop", "a#b"], "cannot name a peer"),
@@ -194,12 +194,12 @@ def test_from_nothing_to_a_proxy_and_out_again(own_directories: Path, tmp_path: 
         joined = call("join", uri, "--config", str(here))
         assert (joined.returncode, joined.stderr) == (0, "")
         assert f"cryprq-proxy --config {here}" in joined.stdout
-        exit.log.wait("came with an invite and is on the list of peers now, as laptop")
+        exit.log.wait("used an invite and is on the list of peers now, as laptop")
         assert (config / "authorized").read_text().endswith(" laptop\n")
         again = call("join", uri, "--config", str(tmp_path / "other.toml"))
         assert again.returncode == 1
         assert again.stderr == (
-            "cryprq-proxy: the exit does not take this invite: it was used, has expired or was withdrawn; "
+            "cryprq-proxy: the exit refused this invite: it was used, has expired or was withdrawn; "
             "ask for a new one\n"
         )
         assert not (tmp_path / "other.toml").exists()

@@ -241,7 +241,7 @@ def test_an_error_names_file_key_and_what_is_expected(text: str, message: str) -
         ("allow = ['abc']", "exit.toml: allow: a peer id has 52 characters, but this one has 3"),
         ("listen = []", "exit.toml: listen is empty: name at least one address"),
         ("[egress]\nallow = ['example.com']", "exit.toml: egress.allow: 'example.com' has no address"),
-        ("[egress]\ndeny = ['no way']", "exit.toml: egress.deny: 'no way' is not understood "),
+        ("[egress]\ndeny = ['no way']", "exit.toml: egress.deny: 'no way' is invalid "),
         ("[egress]\nonly = 5", 'exit.toml: egress.only: expected a list of strings like "10.0.0.0/8", '),
         ("peer = 'x'", "exit.toml: peer: unknown key; "),
     ],

@@ -470,8 +470,8 @@ def test_a_literal_as_a_name_is_judged_as_an_address(ip: str) -> None:
 @pytest.mark.parametrize(
     ("entry", "hint"),
     [
-        ("", "expected is"),
-        (" ", "expected is"),
+        ("", "expected an address"),
+        (" ", "expected an address"),
         ("80", "colon before it"),
         (":", "a port is a number"),
         ("a:", "a port is a number"),
@@ -503,10 +503,10 @@ def test_a_literal_as_a_name_is_judged_as_an_address(ip: str) -> None:
         ("a.*.com", "beginning"),
         ("*.*.com", "beginning"),
         ("*a.com", "beginning"),
-        ("a..b", "expected is"),
-        ("a b", "expected is"),
-        ("a" * 64, "expected is"),
-        ("\ud800", "expected is"),
+        ("a..b", "expected an address"),
+        ("a b", "expected an address"),
+        ("a" * 64, "expected an address"),
+        ("\ud800", "expected an address"),
         ("http://example.com", "a port is a number"),
     ],
 )

@@ -135,7 +135,7 @@ def test_a_corrupt_file_is_one_sentence_and_lets_nobody_in(line: str, tmp_path: 
         lambda: store.create("c", 60, NOW),
         lambda: store.cancel("b", NOW),
     ):
-        with pytest.raises(ConfigError, match="invites: line 2 is no invite; delete that line"):
+        with pytest.raises(ConfigError, match="invites: line 2 is not a valid invite; delete that line"):
             call()
     assert file.read_bytes() == before
 

@@ -140,7 +140,7 @@ async def test_a_failing_status_leaves_the_server_alive(path: Path, caplog: pyte
     server = ControlServer(path, fail)
     await server.start()
     for _ in range(2):
-        with pytest.raises(CryprqError, match="the status cannot be told"):
+        with pytest.raises(CryprqError, match="the command status failed"):
             await asyncio.to_thread(query, path)
     await server.stop()
     assert len(caplog.records) == 2
@@ -189,7 +189,7 @@ async def test_a_server_with_a_full_backlog_counts_as_alive(path: Path) -> None:
 async def test_another_file_is_never_removed(path: Path) -> None:
     path.parent.mkdir()
     path.write_text("precious")
-    with pytest.raises(ConfigError, match="is no socket"):
+    with pytest.raises(ConfigError, match="is not a socket"):
         await ControlServer(path, told).start()
     assert path.read_text() == "precious"
 
@@ -317,7 +317,7 @@ async def test_each_command_does_its_action() -> None:
     assert await known["confirm"]("") == {"confirmed": True}
     assert await known["exit"]("auto") == {"exit": "auto"}
     assert await known["close"]("home/1") == {"closed": "home/1"}
-    with pytest.raises(CryprqError, match=r"there is no open connection 'home/2' \(any more\)"):
+    with pytest.raises(CryprqError, match=r"there is no open connection 'home/2'"):
         await known["close"]("home/2")
     assert actions.asked == [5, "confirm", "auto", "home/1", "home/2"]
     for wrong in ("", "0", "3601", "-1", "five", "\u0665"):

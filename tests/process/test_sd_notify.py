@@ -125,7 +125,7 @@ async def test_a_manager_that_is_gone_is_one_warning(
         notifier.ready(lambda: "x")
         notifier.stopping()
     assert [record.getMessage() for record in caplog.records] == [
-        "the service manager does not take our messages: no such file or directory"
+        "cannot send to the service manager: no such file or directory"
     ]
     notifier.close()
 
