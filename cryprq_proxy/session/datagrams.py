@@ -1,7 +1,7 @@
-"""Datagrams and packets: what a session carries without a promise.
+"""Datagrams and packets: a session carries them without a guarantee.
 
-They leave by the datagram lane where it is up, else as frames on the carrier. There they wait in a queue that is
-bounded in bytes and in time, and lose the oldest first: a late datagram is worth less than the one behind it.
+They use the datagram lane while it is up, else frames on the carrier. There they wait in a queue that is bounded in
+bytes and in time. The oldest is dropped first: a late datagram is worth less than the next one.
 
 `BasePacketLink` is the session's view of the packet link: the lane and the receiver of packets (carriers/lane/).
 """
@@ -18,20 +18,20 @@ from ..errors import CloseReason, PeerError
 from .writer import RecordWriter
 
 SECONDS: Final = 0.02
-"""How long a frame may wait after it was first passed over."""
+"""Longest time that a frame waits after a `write` had no room for it."""
 _NEVER: Final = float("inf")
 
 
 class DatagramQueue:
-    """Frames of at most `bound` bytes together; one frame always has a place. `bytes` wait, `dropped` frames did not
-    get away."""
+    """Frames of at most `bound` bytes together, and always at least one frame. `bytes`: bytes that wait; `dropped`:
+    number of frames that were not sent."""
 
     __slots__ = ("_bound", "_frames", "bytes", "dropped")
 
     def __init__(self, bound: int) -> None:
         self._bound = bound
         self._frames: deque[tuple[float, bytes]] = deque()
-        """With the time at which each was first passed over; until then _NEVER."""
+        """With the time of the first `write` that had no room for the frame; until then _NEVER."""
         self.bytes = 0
         self.dropped = 0
 
@@ -71,32 +71,32 @@ class DatagramQueue:
 
 
 class BasePacketLink:
-    """What a session calls of the packet link beside it: this one has neither a lane nor packets.
+    """The methods of the packet link that a session calls. This base class has neither a lane nor packets.
 
     Only the methods that say so may raise, and only PeerError.
     """
 
     def epoch(self, cipher: Cipher, number: int, secrets: EpochSecrets, now: float) -> None:
-        """From now on the peer knows these secrets too. `number` counts from 0 with each carrier."""
+        """From now on both sides know these secrets. `number` counts the epochs of a carrier from 0."""
 
     def announced(self, number: int, index: int) -> None:
-        """The peer awaits datagrams of that epoch under `index`. Raises PeerError where no lane was agreed on."""
+        """The peer expects datagrams of epoch `number` under `index`. Raises PeerError if no lane was agreed on."""
         raise _unwanted("lane")
 
     def datagrams(self) -> int:
-        """Datagrams sealed or opened with the newest secrets: too many of them call for a rotation."""
+        """Number of datagrams sealed or opened with the newest secrets; too many cause a rotation."""
         return 0
 
     def send_datagram(self, stream: int, destination: Destination, payload: bytes | memoryview) -> bool:
-        """Whether the lane took it."""
+        """Send a datagram on the lane. False if the lane is down."""
         return False
 
     def packet_received(self, flags: int, segment: int, header: int, packet: memoryview) -> None:
-        """A PACKET frame. Raises PeerError where packets were not agreed on."""
+        """A PACKET frame came. Raises PeerError if packets were not agreed on."""
         raise _unwanted("packet")
 
     def network_received(self, ipv4: bytes, ipv6: bytes) -> None:
-        """A NETWORK frame. Raises PeerError where none may come."""
+        """A NETWORK frame came. Raises PeerError if none may come."""
         raise _unwanted("network")
 
 

@@ -1,9 +1,8 @@
-"""The ledger of a session's epochs: which keys carried how much, and for how long.
+"""The ledger of a session's epochs: how many bytes each carried, and for how long.
 
-An epoch's bytes are those of its records on the carrier (ciphertext and tags), which the sealer and the opener of the
-epoch count anyway. They are copied here when the keys go, so nothing is counted twice and no key is kept alive: the
-ledger holds numbers and names only. The two directions change keys at different moments; what the next keys have
-carried before the epoch begins on this side counts with the one that ends.
+An epoch's bytes are those of its records on the carrier (ciphertext and tags). The epoch's sealer and opener count
+them; the ledger copies the counts when the keys are dropped. It holds numbers and names only, so it keeps no key alive.
+The two directions change keys at different times: each count goes to the epoch that is in use at that time.
 """
 
 from __future__ import annotations
@@ -16,15 +15,15 @@ from ..status import EpochStatus
 from .records import RecordOpener, RecordSealer
 
 MAX_EPOCHS: Final = 32
-"""Entries kept, the newest; the oldest goes."""
+"""Number of epochs kept; the oldest is dropped first."""
 EXCHANGE: Final = "X25519 + ML-KEM-768"
-"""How the secret of every epoch comes about: in the handshake, and again with each rotation."""
+"""The key exchange behind the secrets of every epoch: in the handshake, and again in each rotation."""
 
 
 @dataclass(slots=True)
 class LedgerEntry:
-    """`carrier` counts the session's carriers from 1, `number` the epochs of one from 0; `began` and `ended` are times
-    of the session's clock, `ended` None for the epoch in use. Sizes in bytes."""
+    """`carrier` counts the session's carriers from 1, `number` the epochs of a carrier from 0. `began` and `ended` are
+    times of the session's clock; `ended` is None for the epoch in use. Sizes in bytes."""
 
     carrier: int
     number: int
@@ -36,7 +35,7 @@ class LedgerEntry:
 
 
 class EpochLedger:
-    """What became of the last MAX_EPOCHS epochs."""
+    """The last MAX_EPOCHS epochs of a session."""
 
     __slots__ = ("_carriers", "_epochs", "rotations")
 
@@ -44,10 +43,10 @@ class EpochLedger:
         self._epochs: deque[LedgerEntry] = deque(maxlen=MAX_EPOCHS)
         self._carriers = 0
         self.rotations = 0
-        """Epochs that began on a carrier that stood already."""
+        """Epochs that began on an existing carrier."""
 
     def begin(self, number: int, cipher: str, now: float) -> None:
-        """From now on another epoch is in use: 0 is the first of a new carrier."""
+        """An epoch comes into use; number 0 is the first of a new carrier."""
         if number:
             self.end(now)
             self.rotations += 1
@@ -64,11 +63,11 @@ class EpochLedger:
         self._epochs[-1].received += opener.bytes
 
     def end(self, now: float) -> None:
-        """The carrier is gone, and the epoch with it."""
+        """The newest epoch is over."""
         self._epochs[-1].ended = now
 
     def report(self, now: float, keys: tuple[RecordSealer, RecordOpener] | None) -> tuple[EpochStatus, ...]:
-        """For `status`, newest first; `keys` are those in use, None if none are."""
+        """For `status`: the epochs, newest first. `keys` are those in use, None without a carrier."""
         told: list[EpochStatus] = []
         for epoch in reversed(self._epochs):
             current = keys is not None and not told

@@ -1,7 +1,7 @@
-"""Liveness: is the peer still there, and how far away is it?
+"""Liveness: whether the peer still answers, and the round-trip time to it.
 
-Only records that authenticate count as a sign of life, so a carrier whose bytes were damaged is found out by the
-keepalive at the latest, even while bytes still arrive.
+Only a record that authenticates is a sign of life. The keepalive therefore detects a carrier with damaged bytes even
+while bytes still arrive.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ UNKNOWN_ROUND_TRIP: Final = 0.1
 
 
 class Liveness:
-    """Keepalive of one carrier: a PING after `interval` seconds, an end after `interval` more without any record.
+    """Keepalive of one carrier: a PING after `interval` seconds, the end after `interval` more without any record.
 
-    `ping` is the token to send, if one is due. In seconds: `round_trip` is smoothed, `least_round_trip` the shortest
-    that this carrier had, which is the path without its queues; UNKNOWN_ROUND_TRIP before the first answer. `last` is
-    when the last record came, or the carrier.
+    `ping` is the token to send, None if no PING is due. `round_trip` is smoothed; `least_round_trip` is the shortest of
+    this carrier, that is without queues. Both are in seconds, and UNKNOWN_ROUND_TRIP before the first answer. `last` is
+    the time of the last record, or of the carrier's start.
     """
 
     __slots__ = (
@@ -62,7 +62,7 @@ class Liveness:
             self._answer_by = now + self._interval
 
     def pong(self, token: int, now: float) -> None:
-        """An answer came; one to an older PING says nothing."""
+        """An answer came. One to an older PING is ignored."""
         if self._asked and token == self._token:
             self._asked = False
             sample = now - self._pinged
@@ -72,15 +72,15 @@ class Liveness:
             self.least_round_trip = min(self.least_round_trip, sample)
 
     def measure(self) -> bool:
-        """True if a PING is to be sent now: none is unanswered. An answer that stays out ends the carrier no sooner
-        than a keepalive's."""
+        """Request a PING unless one is unanswered; True if a PING must be sent now. A missing answer does not end the
+        carrier earlier than the keepalive would."""
         if self._asked or self.ping is not None:
             return False
         self._ask()
         return True
 
     def probe(self, within: float, now: float) -> None:
-        """Give the carrier up unless a record comes within `within` seconds."""
+        """End the carrier unless a record comes within `within` seconds."""
         self._ask()
         self._answer_by = now + within
 
@@ -90,14 +90,14 @@ class Liveness:
         return due if self._answer_by is None else min(due, self._answer_by)
 
     def tick(self, now: float) -> bool:
-        """True if a PING is to be sent. Raises CarrierError (TIMED_OUT) when the peer has been silent for too long."""
+        """True if a PING must be sent. Raises CarrierError (TIMED_OUT) if the peer was silent for too long."""
         if self._answer_by is not None and now >= self._answer_by:
             raise CarrierError(CloseReason.TIMED_OUT, "the peer has not answered in time")
         if now >= self._pinged + self._interval:
             self._pinged = now
             self._ask()
             if self._answer_by is None:
-                # Not only when it has been sent: a carrier that takes no more bytes may be dead, too.
+                # Even if the PING is never sent: a carrier that takes no more bytes may be dead too.
                 self._answer_by = now + self._interval
             return True
         return False

@@ -1,9 +1,10 @@
-"""Records: the sealed pieces in which everything crosses a carrier after the handshake.
+"""Records: the sealed units that carry everything on a carrier after the handshake.
 
     length u32 | ciphertext and tag, `length` bytes
 
-`length` counts ciphertext and tag (17 to MAX_RECORD bytes) and is bound as associated data. The nonce is the record's
-number in its direction and epoch, 12 bytes big-endian, never sent: a lost, replayed or reordered record does not open.
+`length` counts ciphertext and tag (17 to MAX_RECORD bytes); it is the associated data. The nonce is the record's number
+in its direction and epoch, 12 bytes big-endian. It is never sent: a replayed or reordered record, or one after a lost
+record, does not open.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ OVERHEAD: Final = HEADER + TAG
 MAX_RECORD: Final = MAX_PLAINTEXT + TAG
 """The largest value of the length field."""
 LARGE: Final = 16_384
-"""From this length on, a record is opened into one buffer that all carriers share: a new one each time would have to
-be found and cleared."""
+"""Records of at least this length are opened into one buffer that all carriers share: to allocate and clear a new one
+each time would be slow."""
 
 _plaintext: Final = memoryview(bytearray(MAX_PLAINTEXT))
 
@@ -55,7 +56,7 @@ class RecordSealer:
         return end
 
     def seal(self, plaintext: bytes) -> bytes:
-        """One record of its own."""
+        """Seal one record into bytes of its own."""
         out = bytearray(len(plaintext) + OVERHEAD)
         self.seal_into(plaintext, memoryview(out), 0)
         return bytes(out)
@@ -74,10 +75,10 @@ class RecordOpener:
 
     def open(self, data: memoryview, position: int) -> tuple[bytes | memoryview | None, int]:
         """Open the record that starts at `position`: (plaintext, position after it), or (None, position) if `data`
-        does not hold all of it yet. A large plaintext is a view that is good until the next record is opened.
+        does not hold all of it yet. A large plaintext is a view that is valid until the next record is opened.
 
-        Raises CarrierError (BAD_RECORD) for a length out of range or a record that does not authenticate; nothing
-        may be read from the carrier after that.
+        Raises CarrierError (BAD_RECORD) for a length out of range or a record that does not authenticate. Read
+        nothing from the carrier after that.
         """
         start = position + HEADER
         header = data[position:start]

@@ -1,4 +1,4 @@
-"""Rotation: fresh keys for a carrier every few minutes, by a hybrid exchange inside the link.
+"""Rotation: a hybrid exchange inside the link gives a carrier fresh keys every few minutes.
 
     dialler                                   exit
     IDLE
@@ -10,11 +10,11 @@
           --- SWITCH --------------------->   IDLE        the dialler's last record of epoch n; opens with n+1
     IDLE, sends with n+1
 
-Only the dialler starts; the exit may ask with REKEY_PLEASE. Both frames that end an epoch stand alone in their record.
-Nothing pauses: stream data goes on in the old epoch until the border. A lost carrier abandons the rotation, and the
-next carrier starts with keys of its own, so nonces never continue.
+Only the dialler starts; the exit may ask with REKEY_PLEASE. REKEY_ANSWER and SWITCH end an epoch, so each is alone in
+its record. Nothing pauses: stream data continues in the old epoch until then. If the carrier is lost, so is the
+rotation: the next carrier starts with keys of its own, so no nonce sequence continues.
 
-The computation goes through `Offload`, so that a slow implementation of ML-KEM can run on another thread.
+`Offload` runs the computations, so that a slow implementation of ML-KEM can run on another thread.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from .epochs import EpochLedger
 from .records import RecordOpener, RecordSealer
 
 UNFINISHED: Final = 30.0
-"""Seconds a rotation may take before the carrier is given up."""
+"""Seconds after which an unfinished rotation ends the carrier."""
 PLEASE_INTERVAL: Final = 1.0
-"""Seconds between rotations started because the exit asked; it is heeded later if it asks earlier."""
+"""Shortest time in seconds between rotations that the exit asks for; an earlier REKEY_PLEASE waits."""
 MISSED_INTERVALS: Final = 3
 
 type Offload = Callable[[Callable[[], Any], Callable[[Callable[[], Any]], None]], None]
@@ -46,7 +46,7 @@ what the job returned or raises what it raised."""
 
 
 def inline(job: Callable[[], Any], done: Callable[[Callable[[], Any]], None]) -> None:
-    """The Offload for fast implementations: here and now."""
+    """The Offload for fast implementations: run the job at once, on this thread."""
     done(job)
 
 
@@ -63,7 +63,7 @@ class RotationLimits:
 
 
 class CarrierKeys(NamedTuple):
-    """What the handshake of a carrier leads to. `sealer` and `opener` go on where admission left them."""
+    """What the handshake of a carrier results in. `sealer` and `opener` continue where admission stopped."""
 
     cipher: Cipher
     epoch: EpochSecrets
@@ -91,10 +91,9 @@ _ON_FRAME: Final = {
 class Rotation:
     """The keys of one carrier, from its handshake until `end`.
 
-    `sealer` and `opener` are the ones to use now. `frames` holds what to send in the current epoch; `final`, if not
-    None, must be sealed alone as the last record of the epoch, followed by a call of `final_sent`. While `paused`, no
-    further record may be opened: its key is being computed. `ready` is called when that, or a frame, is ready.
-    `ledger` is the session's, for all its carriers.
+    Use `sealer` and `opener` for the next record. Send `frames` in the current epoch. If `final` is not None, seal it
+    alone as the last record of the epoch, then call `final_sent`. While `paused`, open no further record: its key is
+    being computed. `ready` is called when the pause ends or a frame waits. `ledger` is that of the whole session.
     """
 
     def __init__(
@@ -144,7 +143,7 @@ class Rotation:
         packet_link().epoch(self.cipher, 0, self._epoch, now)
 
     def end(self, now: float) -> None:
-        """The carrier is gone: what is still being computed for it comes to nothing."""
+        """The carrier is gone: the result of a running computation is dropped."""
         self._ledger.sealed(self.sealer)
         self._ledger.opened(self.opener)
         self._ledger.end(now)
@@ -196,9 +195,9 @@ class Rotation:
         self._run(initiator.write, self._send_rekey)
 
     def receive(self, kind: int, message: bytes | None, now: float) -> None:
-        """A frame of the rotation arrived, alone in its record where the epoch ends with it.
+        """A frame of the rotation arrived; one that ends the epoch was alone in its record.
 
-        Raises PeerError (REKEY) for one out of turn or for a message that does not open.
+        Raises PeerError (REKEY) if it is out of turn or its message does not open.
         """
         if kind == wire.REKEY_PLEASE and self._dialler:
             if self._state is RotationState.IDLE:
@@ -220,7 +219,7 @@ class Rotation:
             self._run(lambda: initiator.read(message or b""), lambda epoch: self._take_answer(epoch, now))
 
     def final_sent(self, now: float) -> None:
-        """`final` has been sealed: the next record is the first of the new epoch."""
+        """`final` has been sealed: the next record sent is the first of the new epoch."""
         if self._next is None:
             return
         self._ledger.sealed(self.sealer)
@@ -236,7 +235,7 @@ class Rotation:
     # --- the steps -------------------------------------------------------------------------------------------------
 
     def _spent(self) -> int:
-        """How many times the limits on records, bytes and datagrams have been used up in the busier direction."""
+        """How many times the busier direction has used up its limit on records, bytes or datagrams."""
         sealer, opener, limits = self.sealer, self.opener, self._limits
         return max(
             max(sealer.records, opener.records) // limits.records,
@@ -250,7 +249,7 @@ class Rotation:
         self._ready()
 
     def _answer(self, message: bytes) -> Callable[[], tuple[bytes, EpochSecrets]]:
-        """The computation of the answer, with the keys of now: they may be gone when its turn comes."""
+        """The computation of the answer, bound to the present keys: they may have changed when it runs."""
         return partial(
             answer_rekey,
             self._provider,

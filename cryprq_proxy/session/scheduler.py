@@ -1,12 +1,12 @@
-"""The scheduler: whose data goes into the next record.
+"""The scheduler: which stream's data goes into the next record.
 
-What waits, waits in the sockets. Only as much is read from them as the carrier takes in a few milliseconds
-(`queue_target`); a stream that finds no room is remembered in `_waiting` and called back in turn, and then it reads.
+Data waits in the sockets. The program reads only as much as the carrier sends in a few milliseconds (`queue_target`).
+A stream that finds no room goes into `_waiting`; it is called back in turn, and then it reads.
 
-Two queues hold streams with data: *sparse* ones, which have sent little of the link's recent traffic, go first, so a
-small request does not wait behind bulk downloads; *bulk* ones take turns, a frame each. Time is counted in bytes sent:
-a stream is sparse for its first SPARSE_BURST bytes in every SPARSE_SPAN of the link's traffic. Bulk streams get every
-fifth frame at least, however many sparse ones there are.
+Two queues hold streams with data. *Sparse* streams have sent little of the link's recent traffic. They go first: a
+small request must not wait behind downloads. *Bulk* streams take turns, one frame each. Time is counted in bytes sent:
+a stream is sparse for its first SPARSE_BURST bytes in every SPARSE_SPAN bytes of the link's traffic. Bulk streams
+get at least every fifth frame, however many sparse ones there are.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from .wire import MAX_DATA
 SPARSE_BURST: Final = 32_768
 SPARSE_SPAN: Final = 1 << 20
 SPARSE_ROOM: Final = 16_384
-"""Bytes that a sparse stream may queue although the queue is full."""
+"""Bytes that one sparse stream may queue although the queue is full."""
 SPARSE_QUEUE: Final = 1 << 20
-"""Bytes that all of them together may queue beyond the full queue."""
+"""Bytes that all sparse streams together may queue beyond `queue_target`."""
 SPARSE_RUN: Final = 4
 FRAME_SECONDS: Final = 0.002
 QUEUE_SECONDS: Final = 0.004
@@ -62,12 +62,12 @@ class Scheduler:
         self.queue_target = MAX_QUEUE
 
     def pace(self, rate: float) -> None:
-        """The carrier sends `rate` bytes a second: bound frames and queue by time."""
+        """The carrier sends `rate` bytes per second: bound the frames and the queue by time."""
         self.frame_limit = int(min(max(rate * FRAME_SECONDS, MIN_FRAME), MAX_DATA))
         self.queue_target = int(min(max(rate * QUEUE_SECONDS, MIN_QUEUE), MAX_QUEUE))
 
     def room_for(self, stream: Stream) -> int:
-        """Bytes that `stream` may queue now; 0 after noting that it waits for its turn."""
+        """Bytes that `stream` may queue now. If 0, the stream waits for its turn from now on."""
         if self.open:
             free = self.queue_target - self.queued
             if free > 0 and (not self._waiting or stream is self._turn):
@@ -109,7 +109,7 @@ class Scheduler:
             stream = queue.popleft()
             if stream.queue:
                 break
-            # A reset emptied its queue while it stood here.
+            # A reset emptied this stream's queue.
         chunk = stream.queue.popleft()
         self.queued -= chunk.size
         self._clock += chunk.size
@@ -119,7 +119,7 @@ class Scheduler:
         return stream, chunk
 
     def call_waiting(self) -> None:
-        """Let waiting streams read, in turn, until the queue is full. Their handlers queue data before they return."""
+        """Let waiting streams read, in turn, until the queue is full: `writable` queues data before it returns."""
         waiting = self._waiting
         for _ in range(len(waiting)):
             if self.queued >= self.queue_target or not self.open:
@@ -131,7 +131,7 @@ class Scheduler:
         self._turn = None
 
     def forget(self, stream: Stream) -> None:
-        """The stream ended: what it had queued is no longer counted."""
+        """The stream ended: drop what it has queued."""
         for chunk in stream.queue:
             self.queued -= chunk.size
         stream.queue.clear()

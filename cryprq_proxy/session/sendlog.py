@@ -1,12 +1,12 @@
 """The send log: every numbered frame from the moment it may be sent until the peer has acknowledged it.
 
-A session outlives its carrier because nothing numbered is forgotten before its ACK. Frames stand here in the order of
-their numbers: first those sent on this carrier (`_sent`), then those still to be sent (`_unsent`). When a carrier is
-lost and another takes over, everything the peer has not counted moves back to `_unsent`, as plaintext, and is sealed
+A session outlives its carrier because every numbered frame is kept until its ACK. The frames are in the order of
+their numbers: first those sent on this carrier (`_sent`), then those still to be sent (`_unsent`). When a new carrier
+replaces a lost one, all frames that the peer has not received move back to `_unsent`, as plaintext, and are sealed
 again with the new keys.
 
-The buffers that stream data is read into come from here too: a slot has room for the frame header in front of the
-data, so a chunk is read, framed, sealed and kept without being copied.
+This module also owns the buffers into which stream data is read. A slot has room for the frame header in front of the
+data, so a chunk is read, framed, sealed and kept without a copy.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from ..errors import CloseReason, PeerError
 from .wire import DATA_HEADER, MAX_DATA
 
 SLOT_HEADROOM: Final = 8
-"""Bytes in front of the data of a slot; the DATA header stands in the last DATA_HEADER of them."""
+"""Bytes in front of the data of a slot; the last DATA_HEADER of them hold the frame header."""
 SLOT_SIZE: Final = SLOT_HEADROOM + MAX_DATA
 SLOT_MINIMUM: Final = 32_768
-"""Less data than this is copied out of its slot: keeping 128 KiB for a hundred bytes would waste the bound."""
+"""Fewer bytes than this are copied out of their slot: 128 KiB kept for a hundred bytes would waste the bound."""
 FRAME_COST: Final = 128
-"""What a kept frame is counted for beside its bytes: the objects around it."""
+"""Bytes that a kept frame costs besides its own: the objects around it."""
 
 
 class SlotPool:
@@ -37,11 +37,11 @@ class SlotPool:
         self._keep = keep
 
     def take(self) -> memoryview:
-        """A slot of SLOT_SIZE bytes with arbitrary content; data goes in from SLOT_HEADROOM on."""
+        """A slot of SLOT_SIZE bytes with arbitrary content; write data from SLOT_HEADROOM on."""
         return self._free.pop() if self._free else memoryview(bytearray(SLOT_SIZE))
 
     def give(self, slot: memoryview) -> None:
-        """Take back a slot to which no other reference remains."""
+        """Take back a slot that has no other reference."""
         if len(self._free) < self._keep:
             self._free.append(slot)
 
@@ -60,10 +60,10 @@ class MemoryBudget:
 
 
 class Chunk:
-    """A piece of one stream's data, framed: what the scheduler hands to the log.
+    """A framed piece of one stream's data: the scheduler passes it to the log.
 
-    `frame` is the whole DATA frame; `slot` the buffer it lies in, or None if the bytes are its own; `size` the bytes
-    of data; `cost` what keeping it counts for.
+    `frame`: the whole DATA frame; `slot`: the buffer that holds it, None if the frame owns its bytes; `size`: bytes of
+    data; `cost`: bytes that it counts for while it is kept.
     """
 
     __slots__ = ("cost", "frame", "size", "slot")
@@ -105,9 +105,9 @@ class SendLog:
         self.kept = 0
 
     def has_room(self) -> bool:
-        """May stream data be added? Small frames always may: their number is bounded by the number of streams.
+        """Whether stream data may be added. Small frames always may: the number of streams bounds theirs.
 
-        A session keeps its assured sixteenth of the bound even when the budget of the process is spent.
+        A session may always use a sixteenth of its bound, even if the budget of the process is spent.
         """
         kept, budget = self.kept, self._budget
         return kept < self._bound and (kept < self._assured or budget.used < budget.total)
@@ -119,9 +119,9 @@ class SendLog:
         self._charge(chunk.cost)
 
     def append_sent(self, chunk: Chunk) -> bool:
-        """Add a chunk that is being sent right now, and say whether there is room for more (`has_room`).
+        """Add a chunk that is being sent right now. Returns whether there is room for more (`has_room`).
 
-        Only allowed when nothing waits (`next_unsent` is None).
+        Call it only if nothing waits (`next_unsent` is None).
         """
         self._sent.append(chunk)
         self.sent += 1
@@ -131,11 +131,11 @@ class SendLog:
         return kept < self._bound and (kept < self._assured or budget.used < budget.total)
 
     def next_unsent(self) -> bytes | memoryview | None:
-        """The next frame to send, left in place."""
+        """The next frame to send; it stays in the log."""
         return self._unsent[0].frame if self._unsent else None
 
     def mark_sent(self) -> None:
-        """The frame that `next_unsent` showed has been sealed."""
+        """The frame that `next_unsent` returned has been sealed."""
         self._sent.append(self._unsent.popleft())
         self.sent += 1
 
@@ -157,14 +157,14 @@ class SendLog:
         self._charge(-freed)
 
     def rewind(self, received: int) -> None:
-        """A new carrier: the peer has `received` frames, the others are to be sent again. Raises as `acknowledge`."""
+        """A new carrier: the peer has `received` frames; send the others again. Raises as `acknowledge`."""
         self.acknowledge(received)
         self._sent.extend(self._unsent)
         self._sent, self._unsent = deque(), self._sent
         self.sent = received
 
     def clear(self) -> None:
-        """The session ended: give everything back."""
+        """The session ended: drop all frames."""
         self._sent.clear()
         self._unsent.clear()
         self._charge(-self.kept)

@@ -1,13 +1,12 @@
 """The session: one peer, many streams, one carrier at a time.
 
-Out: a handler puts it into its stream's queue (streams.py), `ready` is called, the carrier calls
-`fill`, which lets the scheduler choose (scheduler.py), keeps the frame (sendlog.py) and seals it (records.py) straight
-into the carrier's buffer. In: the carrier calls `receive` with what it read; every record is opened, its
-frames are looked up in a table, and stream data goes to the stream's handler.
+Out: a handler puts data into its stream's queue (streams.py), and the session calls `ready`. The carrier then calls
+`fill`: the scheduler chooses a stream (scheduler.py), the frame is kept (sendlog.py) and sealed (records.py) directly
+into the carrier's buffer. In: the carrier calls `receive` with what it read. Every record is opened, a table gives the
+method for each frame, and stream data goes to the stream's handler.
 
-No clock, no sockets: the carrier says what time it is. After each call it must look at `deadline` and call `tick` then.
-PeerError from any call means that the session is over (`close` it); CarrierError, which is one, that only the carrier
-is (`detach` it).
+No clock, no sockets: the carrier passes the time. After each call it must read `deadline` and call `tick` at that time.
+If a call raises CarrierError, only the carrier is over: `detach` it. For any other PeerError `close` the session.
 """
 
 from __future__ import annotations
@@ -36,21 +35,21 @@ from .wire import DATA, StreamProtocol
 from .writer import MAX_JOINED, RecordWriter
 
 ACK_DELAY: Final = 0.025
-"""Seconds until received frames are acknowledged at the latest."""
+"""Longest time in seconds until a received frame is acknowledged."""
 DATAGRAM_QUEUE: Final = 65_536
 PACKET_QUEUE: Final = 262_144
-"""Bytes of datagrams and of packets that may wait for the carrier."""
+"""Bytes of packets, and above of datagrams, that may wait for the carrier."""
 MAX_AWAITED: Final = 65_536
-"""Ends of streams that the peer may owe at once."""
+"""Largest number of streams that have ended here and whose end the peer has not sent yet."""
 MAX_SMALL: Final = 16 << 20
-"""Bytes of small frames that may be kept beyond the bound because a peer does not acknowledge them."""
+"""Bytes of small frames kept beyond the bound `retained` while the peer does not acknowledge them."""
 FILL_MINIMUM: Final = wire.MAX_PLAINTEXT + MAX_JOINED + 4 * OVERHEAD
-"""Bytes of buffer that `fill` needs."""
+"""Bytes of buffer that `fill` needs beyond its budget."""
 NEVER: Final = float("inf")
 
 type Acceptor = Callable[[Stream], None]
-"""Called at the exit for each OPEN; sets `stream.handler` before it returns, and sees to it that the stream is accepted
-or refused, now or later."""
+"""Called at the exit for each OPEN. It sets `stream.handler` before it returns; it accepts or refuses it then or
+later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,14 +64,14 @@ class SessionLimits:
 
 
 def refuse_streams(stream: Stream) -> None:
-    """The dialler's Acceptor: the exit opens no streams."""
+    """The dialler's Acceptor: an exit may not open streams."""
     raise PeerError(CloseReason.PROTOCOL, "the exit tried to open a stream")
 
 
 class Session:
-    """One side of a session. `dialler` tells which.
+    """One side of a session; `dialler` is True at the client.
 
-    `ready` is called (once until the next `fill`) when there is something to send; `offload` see rotation.py.
+    `ready` is called when there is something to send, once until the next `fill`. For `offload` see rotation.py.
     """
 
     def __init__(
@@ -112,7 +111,7 @@ class Session:
             ledger=self.ledger,
         )
         self._rotation: Rotation | None = None
-        """The keys of the carrier; None while there is none, so that no key outlives its carrier."""
+        """The keys of the carrier; None without a carrier, so that no key outlives its carrier."""
         self.packet_link: BasePacketLink = BasePacketLink()
         self.streams: dict[int, Stream] = {}
         self.attached = False
@@ -124,12 +123,12 @@ class Session:
         self.bytes_received = 0
         """Stream data and datagram payload since the session began."""
         self.refused: Counter[StreamReason] = Counter()
-        """Streams that the exit refused, on either side."""
+        """Streams that the exit refused; both sides count them."""
         self.on_refused: Callable[[Stream, StreamReason], bool] = _not_handled
-        """Called at the dialler when the exit has refused a stream. If it returns True, the handler is not called."""
+        """Called at the dialler when the exit refused a stream. If it returns True, the handler is not called."""
         self._acceptor = acceptor
         self._awaited: set[int] = set()
-        """Streams that have ended here and whose end on the other side is still to come."""
+        """Streams that have ended here and whose end the peer has not sent yet."""
         self._last_id = 0
         self._acknowledged = 0
         self._unacknowledged_bytes = 0
@@ -155,9 +154,9 @@ class Session:
         received: int,
         now: float,
     ) -> None:
-        """A carrier stands; the peer has counted `received` numbered frames (0 for a new session).
+        """A carrier is ready. The peer has received `received` numbered frames (0 for a new session).
 
-        Raises PeerError (RESUME) for a count out of range. Then call `fill`.
+        Raises PeerError (RESUME) for a count out of range. Call `fill` afterwards.
         """
         self.log.rewind(received)
         self._now = now
@@ -171,7 +170,7 @@ class Session:
         self.wake()
 
     def detach(self) -> None:
-        """The carrier is gone. Streams wait; datagrams are dropped."""
+        """The carrier is gone: streams wait, datagrams are dropped."""
         if self.attached:
             self.attached = False
             self.rotation.end(self._now)
@@ -183,23 +182,23 @@ class Session:
 
     @property
     def rotation(self) -> Rotation:
-        """The keys of the carrier. Raises LocalError while there is none."""
+        """The keys of the carrier. Raises LocalError without a carrier."""
         if self._rotation is None:
             raise LocalError("a session without a carrier has no keys")
         return self._rotation
 
     @property
     def paused(self) -> bool:
-        """Whether no record may be opened, since its key is being computed."""
+        """Whether no record may be opened now, because its key is being computed."""
         return self._rotation is not None and self._rotation.paused
 
     def epochs(self, now: float) -> tuple[EpochStatus, ...]:
-        """What became of the session's epochs, newest first, with what the one in use has carried so far."""
+        """The session's last epochs, newest first; the one in use with the bytes it has carried so far."""
         keys = self._rotation
         return self.ledger.report(now, None if keys is None else (keys.sealer, keys.opener))
 
     def close(self, reason: CloseReason, stream_reason: StreamReason = StreamReason.SESSION_LOST) -> None:
-        """End the session: all streams are reset, and what `fill` gives from now on is a CLOSE frame, once."""
+        """End the session: reset all streams. The next `fill` gives a CLOSE frame, later ones nothing."""
         if self.closed is not None:
             return
         self.closed = reason
@@ -223,7 +222,7 @@ class Session:
         return min(self._ack_by, self.liveness.deadline(), self.rotation.deadline())
 
     def tick(self, now: float) -> None:
-        """Time has passed. Raises CarrierError when the peer is silent or the keys are too old."""
+        """Time has passed. Raises CarrierError if the peer is silent or the keys are too old."""
         self._now = now
         if not self.attached or self.closed is not None:
             return
@@ -235,20 +234,22 @@ class Session:
             self.wake()
 
     def probe(self, within: float, now: float) -> None:
-        """Ask for a sign of life within so many seconds, as after a suspend."""
+        """Request a sign of life within `within` seconds, for example after a suspend."""
         self.liveness.probe(within, now)
         self.wake()
 
     def measure(self) -> None:
-        """Have the round trip measured now; see Liveness.measure."""
+        """Measure the round trip now; see Liveness.measure."""
         if self.attached and self.liveness.measure():
             self.wake()
 
     # --- streams ---------------------------------------------------------------------------------------------------
 
     def open(self, protocol: StreamProtocol, destination: Destination, handler: StreamHandler) -> Stream:
-        """Open a stream, at the dialler. Data may be sent before `handler.opened` is called. Raises
-        StreamRefused (LIMIT) when there are too many, LocalError on a closed session."""
+        """Request a stream, at the dialler. Data may be sent before `handler.opened` is called.
+
+        Raises StreamRefused (LIMIT) if there are too many streams, LocalError on a closed session.
+        """
         if self.closed is not None or not self.dialler:
             raise LocalError("streams are opened by the dialler of a live session")
         if len(self.streams) + len(self._awaited) >= self.limits.streams or self._last_id >= wire.MAX_STREAM:
@@ -283,7 +284,8 @@ class Session:
 
     def send_datagram(self, stream: Stream, destination: Destination, payload: bytes | memoryview) -> None:
         if not stream.opened or stream.id not in self.streams:
-            return  # also before OPENED: unnumbered frames overtake, and this one might arrive before its OPEN
+            # Before OPENED too: datagrams overtake numbered frames, and this one could arrive before its OPEN.
+            return
         if self.packet_link.send_datagram(stream.id, destination, payload):
             self.bytes_sent += len(payload)
         elif self.attached:
@@ -292,13 +294,13 @@ class Session:
             self.wake()
 
     def send_packet(self, flags: int, segment: int, header: int, packet: memoryview) -> None:
-        """Send an IP packet on the carrier, because there is no lane; it may be dropped."""
+        """Send an IP packet on the carrier while the lane is down. It may be dropped."""
         if self.attached:
             self.packets.add(wire.encode_packet(flags, segment, header, packet))
             self.wake()
 
     def announce(self, frame: bytes) -> None:
-        """Send a LANE or NETWORK frame, unless the carrier is lost before."""
+        """Send a LANE or NETWORK frame. It is lost with the carrier."""
         if self.attached:
             self._announcements.append(frame)
             self.wake()
@@ -308,7 +310,7 @@ class Session:
         self.wake()
 
     def _end(self, stream: Stream) -> None:
-        """Both halves end on this side; wait for the peer's end unless it came."""
+        """End both halves on this side; wait for the peer's end unless it came already."""
         if stream.receive_half is not Half.CLOSED:
             self._awaited.add(stream.id)
         self._remove(stream)
@@ -323,7 +325,7 @@ class Session:
     # --- out -------------------------------------------------------------------------------------------------------
 
     def wake(self) -> None:
-        """There is something to send."""
+        """There is something to send: call `ready` if it was not called since the last `fill`."""
         if not self._woken:
             self._woken = True
             self.ready()
@@ -334,7 +336,7 @@ class Session:
 
     def fill(self, out: memoryview, budget: int, now: float) -> int:  # noqa: C901  the data path
         """Write records into `out` (at least FILL_MINIMUM + `budget` bytes) until about `budget` bytes are written or
-        nothing is left to send; return the number of bytes written."""
+        nothing is left to send. Returns the number of bytes written."""
         self._now = now
         self._woken = False
         rotation = self._rotation
@@ -347,9 +349,8 @@ class Session:
             return writer.flush()
         if self.closed is not None:
             return 0
-        self._woken = (
-            True  # what the handlers queue from here on goes out with this call or the one asked for below
-        )
+        # What handlers queue from here on leaves with this call, or with the one that `wake` requests below.
+        self._woken = True
         self._write_unnumbered(writer, rotation, budget, now)
         log, scheduler = self.log, self.scheduler
         scheduler.open = log.has_room()
@@ -410,15 +411,16 @@ class Session:
             _, stream = self._windows_due.popitem()
             limit = stream.next_window(now, self.liveness.least_round_trip, self.windows)
             writer.add(wire.encode_window(stream.id, limit))
-        half = (budget + 1) >> 1  # the other half is for streams
+        # The other half is for streams.
+        half = (budget + 1) >> 1
         self.datagrams.write(writer, half, now)
         self.packets.write(writer, half, now)
 
     # --- in --------------------------------------------------------------------------------------------------------
 
     def receive(self, data: memoryview, now: float) -> int:  # noqa: C901  the data path
-        """Open the records in `data` and act on them; return how many bytes were used up. What is left is the start
-        of a record, or, while keys are being computed, records to be offered again after the next `ready`.
+        """Open the records in `data` and act on them. Returns the number of bytes used up. The rest is the start of a
+        record; while keys are being computed it is records, to be passed again after the next `ready`.
 
         Raises PeerError; see the head of the file.
         """
@@ -475,7 +477,7 @@ class Session:
             stream.handler.data_received(payload)
 
     def _receive_late(self, kind: int, id: int) -> None:
-        """A frame for a stream that has ended here: its end on the other side, or what was sent before that."""
+        """A frame for a stream that has ended here: the peer's end of it, or a frame that was sent before that end."""
         if id in self._awaited:
             if kind in _ENDS:
                 self._awaited.discard(id)
@@ -563,7 +565,7 @@ class Session:
             raise PeerError(CloseReason.PROTOCOL, "the peer sent a frame for an unknown stream")
 
     def datagram_from_lane(self, id: int, destination: Destination, payload: memoryview) -> None:
-        """A datagram came by the lane. It is dropped if its stream has not begun or has ended."""
+        """A datagram came on the lane. It is dropped if its stream has not begun or has ended."""
         stream = self.streams.get(id)
         if stream is not None and stream.protocol is StreamProtocol.UDP:
             self.bytes_received += len(payload)
@@ -587,16 +589,16 @@ class Session:
 
 
 def _nothing() -> None:
-    """Do nothing: without a carrier nothing can be sent."""
+    """`ready` without a carrier: nothing can be sent."""
 
 
 def _not_handled(stream: Stream, reason: StreamReason) -> bool:
-    """Leave a refused stream to its handler."""
+    """`on_refused` by default: leave a refused stream to its handler."""
     return False
 
 
 _UNBORN: Final = StreamHandler()
-"""Of a stream that was refused before it had a handler."""
+"""The handler of a stream until the acceptor sets one."""
 _EPOCH_ENDS: Final = frozenset((wire.REKEY_ANSWER, wire.SWITCH))
 _ENDS: Final = frozenset((wire.FIN, wire.RESET, wire.REFUSED))
 _ON_STREAM: Final[dict[int, Callable[[Session, Stream, Any], None]]] = {

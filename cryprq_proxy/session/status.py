@@ -1,4 +1,4 @@
-"""What `cryprq-proxy status` says of a session."""
+"""What `cryprq-proxy status` shows of a session."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .session import Session
 
 
 class Totals:
-    """What all sessions have moved since the start: those that are over are added up here, the others are asked."""
+    """The traffic of all sessions since the start: the sum of those that are over, plus the live ones."""
 
     def __init__(self) -> None:
         self._sent = 0
@@ -21,26 +21,26 @@ class Totals:
         """Streams that this side refused, in sessions that are over."""
 
     def add(self, session: Session) -> None:
-        """`session` is over, and its time to be counted has come: once."""
+        """`session` is over: add its counts. Call it once per session."""
         self._sent += session.bytes_sent
         self._received += session.bytes_received
         self._rotations += session.ledger.rotations
         self.refused.update(session.refused)
 
     def bytes(self, *live: Session) -> Traffic:
-        """With what the sessions have moved that are not over."""
+        """The traffic of all sessions, with the `live` ones."""
         return Traffic(
             sent=self._sent + sum(session.bytes_sent for session in live),
             received=self._received + sum(session.bytes_received for session in live),
         )
 
     def rotations(self, *live: Session) -> int:
-        """With those of the sessions that are not over."""
+        """The rotations of all sessions, with the `live` ones."""
         return self._rotations + sum(session.ledger.rotations for session in live)
 
 
 def by_name(*counts: Counter[Any]) -> dict[str, int]:
-    """Counters of reasons, added up and under the names that people read."""
+    """The sum of counters of reasons, by the reasons' names in lower case."""
     total: Counter[Any] = Counter()
     for each in counts:
         total.update(each)
@@ -48,7 +48,7 @@ def by_name(*counts: Counter[Any]) -> dict[str, int]:
 
 
 def session_status(session: Session, now: float) -> SessionStatus:
-    """The part on the carrier is None while there is none."""
+    """The status of one session; the fields of the carrier are None without a carrier."""
     rotation = session.rotation if session.attached else None
     return SessionStatus(
         attached=session.attached,

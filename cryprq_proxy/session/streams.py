@@ -1,6 +1,6 @@
-"""Streams: one proxied connection each, with its credit in both directions.
+"""Streams: each is one proxied connection, with credit in both directions.
 
-The life of a stream, seen from one side (`send` and `receive` are its two halves):
+The life of a stream, seen from one side (its two halves are `send` and `receive`):
 
                         sends FIN         sends RESET or REFUSED       gets FIN          gets RESET or REFUSED
     send half           -> closed         -> closed                    stays             -> closed, answers RESET
@@ -9,9 +9,9 @@ The life of a stream, seen from one side (`send` and `receive` are its two halve
 A side may close both halves before the peer has ended its own. It then keeps the stream's number until that end
 arrives, so that frames still in flight differ from frames for a stream that never existed.
 
-Credit is counted in bytes since the stream began. Each direction starts with INITIAL_WINDOW and is extended by WINDOW
-frames with an absolute value. A stream that drains its window within a round trip, or nearly to nothing, gets a
-larger one, taken from the session's pool; a slow one gives it back.
+Credit is counted in bytes since the stream began. Each direction starts with INITIAL_WINDOW; WINDOW frames, which hold
+an absolute value, extend it. A stream that drains its window fast, or nearly to zero, gets a larger one from the
+session's pool; a slow stream gives it back.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from .sendlog import Chunk, SlotPool, frame_slot
 from .wire import DATA, StreamProtocol, encode_data_header
 
 INITIAL_WINDOW: Final = 65_536
-"""Bytes that may be sent on a new stream, in either direction, before the first WINDOW."""
+"""Bytes that may be sent on a new stream, in each direction, before the first WINDOW."""
 MAX_WINDOW: Final = 8 << 20
-"""Bytes one stream's window may grow to."""
+"""Largest window of one stream in bytes."""
 MODEST_WINDOW: Final = 131_072
-"""Bytes up to which a window also grows because it was used up: enough for an even share of a busy link."""
+"""Bytes up to which a window also grows if it was nearly used up: enough for a fair share of a busy link."""
 FAST_DRAIN: Final = 0.001
-"""Seconds: a window of which half drains in less than this, or than two round trips, is too small."""
+"""Seconds: a window is too small if its half drains in less than this, or in less than two round trips."""
 SLOW_DRAIN: Final = 8
 """A window is too large if its half took this many times longer to drain: the surplus only waits in queues on the path,
 and other streams wait behind it."""
 
 
 class StreamHandler:
-    """What a stream calls: override what concerns you, the others do nothing.
+    """What a stream calls: override the methods that you need; the others do nothing.
 
     No method may raise; each may call the stream back. After `refused` or `reset` nothing more is called.
     """
@@ -55,7 +55,7 @@ class StreamHandler:
     def data_received(self, data: memoryview) -> None:
         """Bytes arrived. `data` is valid until this returns.
 
-        Call `stream.consumed` once the bytes have left the handler, or the peer stops sending.
+        Call `stream.consumed` when the bytes have left the handler; else the peer stops sending.
         """
 
     def eof_received(self) -> None:
@@ -72,8 +72,8 @@ class StreamHandler:
 
 
 class AnyStream(Protocol):
-    """What a handler may do with its stream, be it one of the link (Stream, where the words are) or one that leaves
-    this machine past it (client/direct.py)."""
+    """What a handler may do with its stream: one of the link (Stream has the docstrings) or a direct connection
+    (client/direct.py)."""
 
     handler: StreamHandler
 
@@ -125,7 +125,7 @@ class StreamOwner(Protocol):
 
 
 class Half(Enum):
-    """State of one half of a stream. UNBORN: the dialler has not heard OPENED yet, so nothing may arrive. FINISHING:
+    """State of one half of a stream. UNBORN: OPENED has not reached the dialler, so no data may arrive yet. FINISHING:
     FIN waits behind queued data."""
 
     UNBORN = 0
@@ -135,7 +135,7 @@ class Half(Enum):
 
 
 class WindowPool:
-    """Bytes by which the windows of a session's streams may exceed INITIAL_WINDOW, together."""
+    """`free`: bytes by which all windows of a session together may still exceed INITIAL_WINDOW."""
 
     __slots__ = ("free",)
 
@@ -144,9 +144,9 @@ class WindowPool:
 
 
 class Stream:
-    """One side of a stream. Made by `Session.open` or handed to the acceptor; not constructed by others.
+    """One side of a stream. Only Session makes one: `Session.open` returns it, or the acceptor gets it.
 
-    `label` is a value of the opener's choice that says what the stream is for.
+    `label` is any value that says what the stream is for; the caller of `Session.open` sets it.
     """
 
     __slots__ = (
@@ -192,7 +192,7 @@ class Stream:
         self.label: object = None
         self.opened = False
         self._header = encode_data_header(DATA, id)
-        # Sending: bytes queued or sent so far, and how many may be.
+        # Sending: bytes queued or sent so far, and how many may be sent.
         self.send_half = Half.OPEN
         self.sent = 0
         self.send_limit = INITIAL_WINDOW
@@ -201,7 +201,7 @@ class Stream:
         self.waiting = False
         self.burst = 0
         self.burst_mark = 0
-        # Receiving: bytes that came, left the handler, and may come.
+        # Receiving: bytes that came, that left the handler, and that may come.
         self.receive_half = Half.UNBORN if session.dialler else Half.OPEN
         self.received = 0
         self.consumed_bytes = 0
@@ -213,7 +213,7 @@ class Stream:
     # --- for the handler -------------------------------------------------------------------------------------------
 
     def request_room(self) -> int:
-        """Bytes that may be sent now, in pieces of `frame_limit`; 0 means that `handler.writable` will be called."""
+        """Bytes that may be sent now, in pieces of `frame_limit`. If 0, `handler.writable` will be called later."""
         if self.send_half is not Half.OPEN:
             return 0
         credit = self.send_limit - self.sent
@@ -225,11 +225,11 @@ class Stream:
 
     @property
     def frame_limit(self) -> int:
-        """Bytes in one DATA frame at most, at the carrier's present rate."""
+        """Largest number of bytes in one DATA frame at the carrier's present rate."""
         return self._session.scheduler.frame_limit
 
     def wait_for_turn(self) -> None:
-        """There is more to send: have `handler.writable` called when it is this stream's turn."""
+        """There is more to send: call `handler.writable` when it is this stream's turn."""
         self._session.scheduler.wait(self)
 
     def waits(self) -> bool:
@@ -237,19 +237,19 @@ class Stream:
         return self.waiting or self.starved
 
     def send_slot(self, slot: memoryview, size: int) -> None:
-        """Send `size` bytes (at most `frame_limit` and `request_room()`) that were read into `slot` behind its
-        head-room; the slot is no longer the caller's."""
+        """Send `size` bytes (at most `frame_limit` and `request_room()`) that were read into `slot` after its headroom.
+        The stream takes the slot over."""
         self._queue(frame_slot(slot, size, self._header, self._session.slots))
 
     def send(self, data: bytes | memoryview) -> None:
-        """Send 1 to `request_room()` bytes, copied."""
+        """Send a copy of 1 to `request_room()` bytes."""
         limit = self.frame_limit
         for start in range(0, len(data), limit):
             piece = data[start : start + limit]
             self._queue(Chunk(b"".join((self._header, piece)), len(piece), None))
 
     def finish(self) -> None:
-        """No more data will be sent: half-close. Raises LocalError if that was said before."""
+        """No more data will be sent: half-close. Raises LocalError if called twice."""
         if self.send_half is not Half.OPEN:
             raise LocalError("a stream was finished twice")
         self.send_half = Half.FINISHING
@@ -257,7 +257,7 @@ class Stream:
             self._session.send_fin(self)
 
     def reset(self, reason: StreamReason) -> None:
-        """End both halves at once; nothing more is called. Harmless on a stream that has ended."""
+        """End both halves at once; no handler is called any more. No effect on a stream that has ended."""
         self._session.send_reset(self, reason)
 
     def accept(self) -> None:
@@ -265,11 +265,11 @@ class Stream:
         self._session.send_opened(self)
 
     def refuse(self, reason: StreamReason) -> None:
-        """At the exit: the destination cannot be had."""
+        """At the exit: the destination cannot be connected."""
         self._session.send_refused(self, reason)
 
     def consumed(self, size: int) -> None:
-        """`size` bytes have left the handler: the peer may send as many more."""
+        """`size` bytes have left the handler: the peer may send as many again."""
         self.consumed_bytes += size
         if self.announced - self.consumed_bytes <= self._window >> 1 and self.receive_half is Half.OPEN:
             self._session.window_due(self)
@@ -288,7 +288,7 @@ class Stream:
         self._session.wake()
 
     def raise_send_limit(self, limit: int) -> bool:
-        """A WINDOW arrived; True if the stream had been waiting for it."""
+        """A WINDOW arrived. True if the stream has waited for it."""
         if limit <= self.send_limit:
             return False
         self.send_limit = limit
@@ -296,8 +296,8 @@ class Stream:
         return starved
 
     def take_data(self, size: int) -> None:
-        """`size` bytes arrived. Raises PeerError for data before OPENED or after the end (PROTOCOL), or beyond the
-        window (CREDIT)."""
+        """`size` bytes arrived. Raises PeerError for data before OPENED or after the end (PROTOCOL), and for more than
+        the window allows (CREDIT)."""
         if self.receive_half is not Half.OPEN:
             raise PeerError(CloseReason.PROTOCOL, "the peer sent data outside of a stream's life")
         self.received += size
@@ -305,16 +305,15 @@ class Stream:
             raise PeerError(CloseReason.CREDIT, "the peer sent more data than the window allows")
 
     def next_window(self, now: float, round_trip: float, pool: WindowPool) -> int:
-        """The limit to announce now, after adapting the window to how fast the last half of it was drained.
+        """The limit to announce now. Adapts the window to the time in which its last half was drained.
 
-        `round_trip` is that of the idle path: one that counts the queues would make them grow.
+        `round_trip` is that of the idle path: one that includes the queues would make them grow.
         """
         elapsed = now - self._window_since
         self._window_since = now
         fast = max(FAST_DRAIN, 2 * round_trip)
-        share = (
-            pool.free >> 1
-        )  # of what is left, so that streams that came first leave as much for each that comes later
+        # Half of what is left, so that early streams leave something for later ones.
+        share = pool.free >> 1
         if self._extra_window > share:
             growth = (share - self._extra_window) >> 1
         elif elapsed < fast or (

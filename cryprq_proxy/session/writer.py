@@ -1,4 +1,4 @@
-"""Packing frames into records: small ones together, a large one by itself, sealed where it lies."""
+"""The packing of frames into records."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from .records import RecordSealer
 from .wire import DATA
 
 JOIN_LIMIT: Final = 2_048
-"""Frames up to this many bytes share a record; a larger one is sealed where it lies."""
+"""Frames up to this many bytes share a record; a larger one is sealed from its own buffer."""
 MAX_JOINED: Final = 16_384
 
 
 class RecordWriter:
-    """Packs frames into records: small ones together, a large one by itself, sealed where it lies."""
+    """Packs frames into records: small ones together, a large one alone and without a copy."""
 
     __slots__ = ("_joined", "_out", "_parts", "_sealer", "position")
 
@@ -36,7 +36,7 @@ class RecordWriter:
             self.flush()
 
     def flush(self) -> int:
-        """Seal what has been joined; the bytes written so far."""
+        """Seal the joined frames. Returns the number of bytes written so far."""
         if self._parts:
             joined = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
             self._parts.clear()
