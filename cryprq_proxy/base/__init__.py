@@ -1,6 +1,6 @@
-"""What may touch the system and knows nothing of the link.
+"""Helpers that use the operating system and know nothing of the link.
 
-Words and times: text.py (reasons and numbers in words), clock.py, log.py, progress.py. Files: paths.py (where they are,
-and reading them), files.py (locks, atomic replacement). Sockets: sockets.py (accepting, options), linger.py (closing),
+Words and times: text.py (reasons and numbers in words), clock.py, log.py, progress.py. Files: paths.py (locations and
+reading), files.py (locks, atomic replacement). Sockets: sockets.py (accepting, options), linger.py (closing),
 buffers.py (shared buffers). tasks.py starts tasks.
 """

@@ -1,12 +1,12 @@
 """The buffers that all connections of a process share, and their one owner.
 
-A callback of the event loop runs to its end before the next one starts, so what is only used within a callback is
-needed once in a process, however many connections there are. There are two kinds:
+A callback of the event loop ends before the next one starts. A buffer that is used only within a callback is therefore
+needed once per process, however many connections there are. There are two kinds:
 
-    scratch   one buffer for each purpose; what stands in it is void as soon as the callback returns
-    pool      buffers of one size that are held while something waits in them, and given back afterwards
+    scratch   one buffer for each purpose; its content is invalid as soon as the callback returns
+    pool      buffers of one size, each held while data waits in it and given back afterwards
 
-Nothing is allocated before it is asked for. Objects that use a buffer for every packet ask once, in their `__init__`.
+A buffer is allocated on first use. Objects that use one for every packet get it once, in their `__init__`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Final, cast
 
 
 class BufferPool:
-    """Buffers of `size` bytes. At most `most` idle ones are kept; others are left to the allocator."""
+    """Buffers of `size` bytes. At most `most` idle ones are kept; the allocator frees the others."""
 
     __slots__ = ("_idle", "_most", "size")
 
@@ -26,17 +26,17 @@ class BufferPool:
         self.size = size
 
     def take(self) -> memoryview:
-        """A buffer for the caller alone, with whatever stood in it before."""
+        """A buffer for the caller alone, with arbitrary content."""
         return self._idle.pop() if self._idle else memoryview(bytearray(self.size))
 
     def give(self, buffer: memoryview) -> None:
-        """Take back a buffer in which nothing waits any more."""
+        """Take back a buffer that holds no waiting data."""
         if len(self._idle) < self._most:
             self._idle.append(buffer)
 
 
 class SharedBuffers:
-    """Owns what is shared, by purpose. Who asks for a purpose twice gets the same object."""
+    """Owns the shared buffers. One purpose always gets the same object."""
 
     def __init__(self) -> None:
         self._scratch: dict[str, memoryview] = {}
@@ -56,11 +56,11 @@ class SharedBuffers:
         return self._pools[purpose]
 
     def one[T](self, kind: Callable[[], T]) -> T:
-        """The process's one object of `kind`, for buffers that have a state of their own."""
+        """The process's only object of `kind`, for buffers with a state of their own."""
         if kind not in self._objects:
             self._objects[kind] = kind()
         return cast("T", self._objects[kind])
 
 
 SHARED: Final = SharedBuffers()
-"""The owner in this process. There is one event loop, and so one of these."""
+"""The owner in this process, which has one event loop."""

@@ -1,4 +1,4 @@
-"""The clock of everything that lasts: links, keys, leases, caches."""
+"""The clock for all lifetimes: of links, keys, leases and caches."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 if hasattr(time, "CLOCK_BOOTTIME"):
 
     def clock() -> float:
-        """Seconds since the machine started; the clock goes on while the machine sleeps (CLOCK_BOOTTIME)."""
+        """Seconds since the machine started; suspend time counts too (CLOCK_BOOTTIME)."""
         return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 else:

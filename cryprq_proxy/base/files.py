@@ -1,10 +1,10 @@
-"""Small text files that several processes read and change: whole files, one writer at a time, nothing half-written.
+"""Small text files that several processes read and change: one writer at a time, never half a file.
 
     lock the directory -> read -> change -> write beside it -> fsync -> rename over it -> fsync the directory
 
-Readers need no lock: they find the old file or the new one. The lock is flock(2) on the directory: no lock file is left
-behind, and the lock ends with its process. A file keeps its mode and its owner: the exit runs as a user of its own, and
-must still be able to read its lists after root has changed them.
+Readers need no lock: they find the old file or the new one. The lock is flock(2) on the directory: it leaves no lock
+file and ends with its process. A file keeps its mode and its owner: the exit runs as a user of its own and must be able
+to read its lists after root has changed them.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from ..errors import ConfigError
 from .paths import MAX_FILE, read_text
 
 LOCK_SECONDS: Final = 5.0
-"""How long a writer waits for the others. Each takes a few milliseconds."""
+"""Longest time that a writer waits for others. Each needs a few milliseconds."""
 _POLL: Final = 0.005
 
 
 class SharedFile:
-    """One such file. `what` names it in errors, like "the list of invites"."""
+    """One such file. `what` names it in errors, for example "the list of invites"."""
 
     def __init__(self, path: Path, what: str) -> None:
         self.path = path
         self.what = what
 
     def read(self) -> str:
-        """Its text; none if it does not exist. Raises ConfigError."""
+        """The text of the file, "" if the file does not exist. Raises ConfigError."""
         return read_text(self.path, self.what)[0] if os.path.lexists(self.path) else ""
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the lock of the directory, which is made if it is missing. Blocks, for LOCK_SECONDS at most.
+        """Hold the lock of the directory; create a missing one. Blocks for at most LOCK_SECONDS.
 
         Raises ConfigError.
         """
@@ -52,7 +52,7 @@ class SharedFile:
             yield
 
     def replace(self, text: str) -> None:
-        """Make this its text, on the disk when this returns. Call it inside of `locked`. Raises ConfigError."""
+        """Replace the text, synced to the disk. Call it inside of `locked`. Raises ConfigError."""
         data = text.encode("utf-8")
         if len(data) > MAX_FILE:
             raise ConfigError(f"{self.what} {self.path} would become larger than {MAX_FILE >> 20} MiB")
@@ -67,9 +67,9 @@ class SharedFile:
 
 @contextlib.contextmanager
 def locked_directory(directory: Path) -> Iterator[None]:
-    """Keep other processes that ask for this lock out. Blocks, for LOCK_SECONDS at most.
+    """Hold the lock of `directory`. Blocks for at most LOCK_SECONDS.
 
-    Raises ConfigError when the time is over, and OSError.
+    Raises ConfigError after that time, and OSError.
     """
     handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     give_up = time.monotonic() + LOCK_SECONDS
@@ -88,13 +88,13 @@ def locked_directory(directory: Path) -> Iterator[None]:
 
 
 def replace_file(path: Path, data: bytes) -> int:
-    """Make `data` the content of the file at `path` in one step, on the disk when this returns.
+    """Replace the content of the file at `path` with `data` in one step, synced to the disk.
 
-    A crash leaves the old file or the new one. One process at a time may do this for a file: hold a lock. Returns the
-    descriptor of the new file, which the caller closes. Raises OSError.
+    A crash leaves the old file or the new one. Hold a lock: only one process at a time may replace a file. Returns the
+    descriptor of the new file; the caller closes it. Raises OSError.
     """
     fresh = path.with_name(f".{path.name}.new")
-    # A writer that was killed may have left one.
+    # A killed writer may have left one.
     fresh.unlink(missing_ok=True)
     handle = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
@@ -120,7 +120,7 @@ def write_all(handle: int, data: bytes, position: int) -> None:
 
 
 def sync_directory(directory: Path) -> None:
-    """Put the names in it on the disk: a new or renamed file is there after a crash. Raises OSError."""
+    """Sync the names in `directory`, so that a new or renamed file survives a crash. Raises OSError."""
     handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(handle)
@@ -129,9 +129,9 @@ def sync_directory(directory: Path) -> None:
 
 
 def _inherit(handle: int, path: Path) -> None:
-    """Give a new file the mode and owner of the one that it replaces.
+    """Give a new file the mode and owner of the file that it replaces.
 
-    If there is none, root gives the file to the owner of the directory.
+    If there is none, and this process is root, the owner of the directory gets the file.
     """
     try:
         old = path.stat()

@@ -1,7 +1,7 @@
-"""Closing a connection so that what was said last arrives.
+"""Closing a connection so that the last bytes sent arrive.
 
-A `close` while bytes lie unread sends a reset, and a reset makes the other side throw away what it has not read yet.
-So: send the rest, end our direction, read away what still comes, and close when the other side has ended too.
+A `close` with unread bytes sends a reset, and a reset makes the other side drop what it has not read yet. So: send the
+rest, end our direction, read and drop what still comes, and close when the other side has ended too.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from collections.abc import Callable
 from typing import Final
 
 SECONDS: Final = 2.0
-"""How long the other side has to take the last bytes and to end."""
+"""Time for the other side to read the last bytes and to end."""
 
 _pending: Final[set[asyncio.Future[None]]] = set()
-"""Farewells that are not over."""
+"""The end of each farewell that is not over."""
 
 
 class Farewell:
-    """Takes over `sock` (connected, non-blocking) to send `last` and close it; `ended` is called once, at the end."""
+    """Takes over `sock` (connected, non-blocking), sends `last` and closes it, then calls `ended` once."""
 
     def __init__(
         self,
@@ -67,7 +67,8 @@ class Farewell:
         except OSError:
             self._close()
             return
-        if self._last:  # the other side may have ended its direction only, and still take the rest
+        # The other side may have ended its own direction only, and still read the rest.
+        if self._last:
             self._heard_end = True
             self._loop.remove_reader(self._fd)
         else:
@@ -85,12 +86,12 @@ class Farewell:
 
 
 def wait_for(done: asyncio.Future[None]) -> None:
-    """`all_said` waits for this one too; it must be done within SECONDS."""
+    """Make `all_said` wait for `done` too; it must be done within SECONDS."""
     _pending.add(done)
     done.add_done_callback(_pending.discard)
 
 
 async def all_said() -> None:
-    """Wait until every farewell of this process is over, SECONDS at most."""
+    """Wait until every farewell of this process is over, for at most SECONDS."""
     if _pending:
         await asyncio.wait(list(_pending))

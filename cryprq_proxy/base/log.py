@@ -1,9 +1,8 @@
 """Log records as lines on standard error, for a person, for a machine or for the journal.
 
-Every record is one line: control characters in it are escaped, so that nothing a peer or an application sent can
-forge a line or reach the terminal. Exceptions become a sentence; only at level debug does the traceback follow, since
-which is for work on the program itself. Secrets must not be logged: the types that hold them
-(credentials, keys) leave them out of their repr().
+Every record is one line. Control characters in it are escaped: text from a peer or an application cannot forge a line
+or control the terminal. An exception becomes a sentence; at level debug its traceback follows, for work on the program
+itself. Secrets must not be logged: the types that hold them (credentials, keys) leave them out of their repr().
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ _CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066
 """C0 and C1 controls, line and paragraph separators, bidirectional overrides, lone surrogates."""
 
 _CHATTY: Final = frozenset({"asyncio", "pyroute2"})
-"""Loggers that tell their insides at debug: the selector in use, each message of netlink."""
+"""Loggers that log internals at debug: the selector in use, each message of netlink."""
 _PRIORITY: Final = {
     logging.DEBUG: 7,
     logging.INFO: 6,
@@ -49,7 +48,7 @@ def one_line(text: str) -> str:
 def describe(error: BaseException) -> str:
     """An exception as part of a sentence, without control characters.
 
-    The text of our own errors is a sentence already; of others it helps only together with the type.
+    The text of our own errors is a sentence already; that of other errors needs the name of their type.
     """
     text = str(error)
     if isinstance(error, OSError):
@@ -65,7 +64,7 @@ def _traceback(error: BaseException) -> str:
 
 
 class TextFormatter(logging.Formatter):
-    """`15:04:05 info  the link is up`; to the journal `<6>the link is up`, which brings time and level itself."""
+    """`15:04:05 info  the link is up`; for the journal, which adds the time, `<6>the link is up`."""
 
     def __init__(self, *, journal: bool = False, tracebacks: bool = False) -> None:
         super().__init__()
@@ -88,7 +87,7 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One object a line: time (RFC 3339, UTC), level, logger, message; error and traceback where there is one."""
+    """One JSON object per line: time (RFC 3339, UTC), level, logger, message; with an exception error and traceback."""
 
     def __init__(self, *, tracebacks: bool = False) -> None:
         super().__init__()
@@ -113,7 +112,7 @@ class JsonFormatter(logging.Formatter):
 def setup(level: LogLevel = "info", style: LogFormat = "text", stream: IO[str] | None = None) -> None:
     """Send all records from `level` on to `stream` (default: standard error), one line each.
 
-    Replaces what an earlier call set up. Uncaught errors in threads and destructors are logged too.
+    Replaces the setup of an earlier call. Uncaught errors in threads and destructors are logged too.
     """
     tracebacks = level == "debug"
     handler = logging.StreamHandler(stream if stream is not None else sys.stderr)
@@ -137,7 +136,7 @@ def setup(level: LogLevel = "info", style: LogFormat = "text", stream: IO[str] |
 
 
 def set_level(level: LogLevel) -> None:
-    """Another level from now on, for what `setup` has set up. At debug, tracebacks follow."""
+    """Change the level that `setup` has set. Level debug includes tracebacks."""
     root = logging.getLogger()
     root.setLevel(level.upper())
     for handler in root.handlers:
@@ -146,7 +145,7 @@ def set_level(level: LogLevel) -> None:
 
 
 def _is_asked_for(record: logging.LogRecord) -> bool:
-    """Debug is asked for our own program. Not by the level of those loggers: pyroute2 sets its own when imported."""
+    """Drop what _CHATTY loggers log below warning. Their own level does not serve: pyroute2 sets its own on import."""
     return record.levelno >= logging.WARNING or record.name.partition(".")[0] not in _CHATTY
 
 

@@ -1,4 +1,4 @@
-"""Where files are: the XDG directories, the control sockets, and files that must stay private.
+"""The locations of files: the XDG directories and the control sockets. Reading of files, also of private ones.
 
 The XDG Base Directory Specification says that a relative path in its variables counts as unset.
 """
@@ -17,11 +17,11 @@ type Role = Literal["client", "exit"]
 
 ROLES: Final[tuple[Role, ...]] = ("client", "exit")
 MAX_FILE: Final = 1 << 20
-"""Bytes that are read of any configuration file; no honest one comes near."""
+"""Largest size of a configuration file in bytes, far more than any needs."""
 
 
 def config_dir() -> Path:
-    """`$XDG_CONFIG_HOME/cryprq`, else `~/.config/cryprq`. Raises ConfigError where there is no home either."""
+    """`$XDG_CONFIG_HOME/cryprq`, else `~/.config/cryprq`. Raises ConfigError if there is no home directory."""
     root = _absolute("XDG_CONFIG_HOME")
     if root is not None:
         return root / "cryprq"
@@ -34,8 +34,8 @@ def config_dir() -> Path:
 
 
 def state_dir() -> Path:
-    """`$XDG_STATE_HOME/cryprq`, else `~/.local/state/cryprq`: what is kept, and can be lost. Raises ConfigError where
-    there is no home either."""
+    """`$XDG_STATE_HOME/cryprq`, else `~/.local/state/cryprq`: data that may be lost. Raises ConfigError if there is no
+    home directory."""
     root = _absolute("XDG_STATE_HOME")
     if root is not None:
         return root / "cryprq"
@@ -46,17 +46,17 @@ def state_dir() -> Path:
 
 
 def default_identity() -> Path:
-    """The identity of both roles, unless the configuration names another."""
+    """The identity file of both roles, unless the configuration names another."""
     return config_dir() / "identity"
 
 
 def default_control_socket(role: Role) -> Path:
-    """In the user's runtime directory, in /run for root, else beside the configuration."""
+    """The socket in the user's runtime directory; if there is none, in /run for root, else beside the configuration."""
     return _socket_dir() / f"{role}.sock"
 
 
 def control_sockets() -> list[Path]:
-    """Where to ask for a running client or exit if nothing names the socket: this user's places, then the system's."""
+    """The sockets at which a client or exit may listen: those of this user, then those of the system."""
     directories = dict.fromkeys((_socket_dir(), Path("/run/cryprq")))
     return [directory / f"{role}.sock" for directory in directories for role in ROLES]
 
@@ -74,9 +74,9 @@ def _absolute(variable: str) -> Path | None:
 
 
 def read_text(path: Path, what: str, *, private: bool = False) -> tuple[str, bool]:
-    """The text of a file, and whether only its owner can read it. `what` names it in errors, like "the user file".
+    """The text of a file, and whether only its owner can read it. `what` names the file in errors.
 
-    Raises ConfigError where it cannot be read, is no UTF-8 or, if `private`, is open to others.
+    Raises ConfigError if the file cannot be read, is not UTF-8 or, with `private`, if others can read it.
     """
     try:
         # Non-blocking, so that a FIFO in its place cannot stop the start.
@@ -108,6 +108,6 @@ def exposed(path: Path, what: str) -> ConfigError:
 
 
 def _is_private(status: os.stat_result) -> bool:
-    """No access for others, nor for a group but root's: systemd gives its credentials to a service by an ACL, whose
-    mask looks like a permission of the group."""
+    """Whether neither others nor a group except root's have access. systemd gives credentials to a service with an ACL,
+    and the mask of the ACL looks like a permission of root's group."""
     return not status.st_mode & 0o007 and (not status.st_mode & 0o070 or status.st_gid == 0)

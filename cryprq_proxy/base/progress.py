@@ -1,9 +1,9 @@
-"""The progress of slow work: a bar on standard error, if that is a terminal.
+"""Progress of slow work: a bar on standard error if that is a terminal.
 
     with bar("reading lists") as report:
         load_rules(rules, default, progress=report)
 
-Nothing is written to pipes, logs and the journal.
+Pipes, logs and the journal get nothing.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 type Report = Callable[[int, int], None]
-"""How much is done, and of how much; 0 for an unknown amount."""
+"""Called with how much is done, and the total; total 0 means unknown."""
 type Progress = AbstractContextManager[Report]
 
 
@@ -28,7 +28,7 @@ def _nothing() -> Iterator[Report]:
 
 
 def bar(what: str) -> Progress:
-    """A bar with the words `what` before it, in bytes; gone when it is done."""
+    """A bar that counts bytes, with the label `what`; it disappears at the end."""
     return _shown(what) if sys.stderr.isatty() else _nothing()
 
 

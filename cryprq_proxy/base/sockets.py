@@ -1,4 +1,4 @@
-"""TCP sockets: the loop that accepts connections, and the options that every socket gets."""
+"""TCP sockets: accepting connections, and the options of every socket."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .text import reason_of
 _log = logging.getLogger(__name__)
 
 ACCEPTS: Final = 64
-"""Connections accepted in one wake-up; then other work has its turn."""
+"""Largest number of connections accepted in one wake-up; then other work has its turn."""
 FIRST_PAUSE: Final = 0.1
 MAX_PAUSE: Final = 1.0
 """Seconds without accepting after a failure. The pause doubles until accepting works again."""
@@ -33,18 +33,18 @@ _OF_ONE_CONNECTION: Final = frozenset(
     )
     if hasattr(errno, name)
 )
-"""Errors of the connection that accept(2) takes off the queue. The next one may be fine."""
+"""Errors of the one connection that accept(2) took off the queue. The next one may be fine."""
 
 _CONGESTION: Final = getattr(socket, "TCP_CONGESTION", None)
 _UNPACED: Final = b"reno"
-"""Always there on Linux, and open to everybody."""
+"""A congestion control that Linux always has and every user may choose."""
 
 
 def prepare(sock: socket.socket, host: str) -> socket.socket:
-    """Make `sock`, which is or will be connected to the IP address `host`, non-blocking and prompt.
+    """Make `sock` non-blocking and prompt; `host` is the IP address of its other end.
 
-    Where the other end is a program on this machine there is no path to be gentle with: a congestion control that
-    paces what it sends (BBR) would only set a timer for every piece.
+    A connection on this machine crosses no network: a congestion control that paces (BBR) would only set a timer for
+    every piece.
     """
     sock.setblocking(False)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -59,7 +59,7 @@ class AcceptTimer(Protocol):
 
 
 class AcceptLoop(Protocol):
-    """What an Acceptor needs of an event loop."""
+    """The methods of an event loop that an Acceptor uses."""
 
     def add_reader(self, fd: socket.socket, callback: Callable[[], None], /) -> object: ...
     def remove_reader(self, fd: socket.socket, /) -> object: ...
@@ -67,11 +67,11 @@ class AcceptLoop(Protocol):
 
 
 class Acceptor:
-    """Accepts the connections of one listening socket, which it owns, between `start` and `stop`.
+    """Owns one listening socket and accepts its connections between `start` and `stop`.
 
-    `accepted` gets each connection and the IP address of its other end; it may call `stop`. When accepting fails, as
-    it does without free descriptors or memory, the queued connections keep the listening socket readable: the acceptor
-    looks away for a moment instead of spinning, and logs one warning until accepting works again.
+    `accepted` gets each connection and the IP address of its other end; it may call `stop`. Without free descriptors or
+    memory accepting fails, but queued connections keep the listening socket readable. The acceptor then pauses instead
+    of spinning, and logs one warning until accepting works again.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Acceptor:
         self._timer: AcceptTimer | None = None
 
     def start(self) -> None:
-        """Accept from now on. Harmless if it does."""
+        """Accept from now on. No effect if it does already."""
         if not self._reading:
             self._reading = True
             self._loop.add_reader(self._listener, self._on_acceptable)
@@ -102,7 +102,7 @@ class Acceptor:
             self._loop.remove_reader(self._listener)
 
     def close(self) -> None:
-        """Accept no more; the address is free."""
+        """Stop, close the listening socket and free its address."""
         self.stop()
         self._listener.close()
 

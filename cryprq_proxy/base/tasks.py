@@ -1,7 +1,7 @@
-"""Start asyncio tasks so that none is lost and none fails in silence.
+"""Start of asyncio tasks: none is lost, none fails without a log line.
 
 The event loop keeps only weak references to its tasks: a task without another reference may be collected before it is
-done, and its exception with it. All tasks of the program start here (tests/test_layers.py forbids the bare calls).
+done, together with its exception. All tasks of the program start here (tests/test_layers.py forbids the bare calls).
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ _running: set[asyncio.Task[Any]] = set()
 
 
 def spawn[T](coroutine: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
-    """Start `coroutine` in the running loop as a task called `name`; a failure is logged under that name, unless it
-    is one for a person (CryprqError): the code that awaits the task reports it.
+    """Start `coroutine` in the running loop as a task called `name`. An exception is logged with that name. A
+    CryprqError other than LocalError is not: the code that awaits the task reports it.
 
-    The task is held until it ends. Its owner still cancels it, and may await it: the exception is raised there too.
+    The task is held until it ends. Its owner cancels it, and may await it: the exception is raised there too.
     """
     task = asyncio.get_running_loop().create_task(coroutine, name=name)
     _running.add(task)

@@ -1,4 +1,4 @@
-"""Words for people: why the system or the peer refused something, and numbers."""
+"""Texts for people: reasons of the system and of the peer, and numbers."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Final
 
 _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB")
 SHORT_ID: Final = 12
-"""Characters of a peer id in a table of several: enough to tell peers apart by eye."""
+"""Characters of a peer id in a table: enough to distinguish peers by eye."""
 
 
 def reason_of(error: OSError) -> str:
-    """Why the system refused, as the end of a sentence: "connection refused", "no such file or directory".
+    """The reason of an error as the end of a sentence: "connection refused", "no such file or directory".
 
-    Never empty and never "None", also for errors without a number and for those of getaddrinfo and of TLS.
+    Never empty and never "None", even for errors without a number and for those of getaddrinfo and TLS.
     """
-    # The numbers of gaierror and SSLError are not the system's. What asyncio raises has the address in its text.
+    # The numbers of gaierror and SSLError are not the system's. The text of asyncio's errors contains the address.
     if error.errno and error.errno > 0 and type(error).__module__ == "builtins":
         text = os.strerror(error.errno)
     else:
@@ -33,7 +33,7 @@ def words_of(reason: Enum) -> str:
 
 
 def nonzero(*counts: Mapping[str, int]) -> list[str]:
-    """As "3 replay", for each cause that is not zero; causes of one name are added up."""
+    """A text like "3 replay" for each cause with a count above 0; counts of the same cause are added."""
     total: dict[str, int] = {}
     for mapping in counts:
         for cause, count in mapping.items():
@@ -42,12 +42,12 @@ def nonzero(*counts: Mapping[str, int]) -> list[str]:
 
 
 def milliseconds(seconds: float | None) -> str:
-    """A measured time; None and 0 mean that none was measured yet."""
+    """A measured time in ms; "-" for None and 0, that is if there is no measurement yet."""
     return f"{seconds * 1e3:.1f} ms" if seconds else "-"
 
 
 def size(count: float) -> str:
-    """A number of bytes, in the largest unit of which there is at least one."""
+    """A number of bytes in the largest unit that gives at least 1."""
     value, unit = float(count), 0
     while value >= 1024 and unit < len(_UNITS) - 1:
         value, unit = value / 1024, unit + 1
@@ -55,7 +55,7 @@ def size(count: float) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """A time in its two largest units, like "2 h 5 min"."""
+    """A time in its two largest units, for example "2 h 5 min"; "-" if it is unknown."""
     if seconds is None or not 0 <= seconds < 1e15:
         return "-"
     minutes, rest = divmod(int(seconds), 60)

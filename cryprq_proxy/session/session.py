@@ -48,8 +48,8 @@ FILL_MINIMUM: Final = wire.MAX_PLAINTEXT + MAX_JOINED + 4 * OVERHEAD
 NEVER: Final = float("inf")
 
 type Acceptor = Callable[[Stream], None]
-"""Called at the exit for each OPEN. It sets `stream.handler` before it returns; it accepts or refuses it then or
-later."""
+"""Called at the exit for each OPEN. It sets `stream.handler` before it returns; it accepts or refuses the stream
+then or later."""
 
 
 @dataclass(frozen=True, slots=True)
