@@ -1,8 +1,10 @@
-"""The words of docs/glossary.md: those it replaces stand nowhere in the sources, and it lists each word once."""
+"""One word for one thing: what docs/glossary.md replaces stands nowhere in the sources, and no class name twice."""
 
 from __future__ import annotations
 
+import ast
 import re
+from collections import defaultdict
 
 import pytest
 
@@ -11,6 +13,9 @@ from tests.test_docs import ROOT, table
 GLOSSARY = ROOT / "docs" / "glossary.md"
 ROWS = table(GLOSSARY, "word", "what it means", "not")
 REPLACED = sorted({word for row in ROWS for word in row[2].split(", ") if word})
+
+
+SOURCES = sorted(path for package in ("cryprq_proxy", "tun") for path in (ROOT / package).rglob("*.py"))
 
 
 def pattern(word: str) -> re.Pattern[str]:
@@ -23,8 +28,7 @@ def pattern(word: str) -> re.Pattern[str]:
 def test_a_word_that_was_replaced_stands_nowhere(word: str) -> None:
     found = [
         f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
-        for package in ("cryprq_proxy", "tun")
-        for path in sorted((ROOT / package).rglob("*.py"))
+        for path in SOURCES
         for number, line in enumerate(path.read_text("utf-8").splitlines(), 1)
         if pattern(word).search(line)
     ]
@@ -50,3 +54,12 @@ def test_words_are_told_from_parts_of_others(word: str, line: str, found: bool) 
 def test_each_word_has_one_line() -> None:
     words = [word for row in ROWS for word in row[0].split(", ")]
     assert len(words) == len(set(words))
+
+
+def test_no_class_name_stands_twice() -> None:
+    places: defaultdict[str, list[str]] = defaultdict(list)
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                places[node.name].append(str(path.relative_to(ROOT)))
+    assert {name: where for name, where in places.items() if len(where) > 1} == {}

@@ -24,7 +24,7 @@ from tests.support.lab.hosts import (
     ThreeHosts,
 )
 from tests.support.lab.links import Links
-from tests.support.lab.net import Lab, LabError, sweep
+from tests.support.lab.net import Lab, LabError, sweep, until
 from tests.support.lab.server import BLOCK, DNS_PORT, ECHO_PORT, FarServer
 
 
@@ -107,7 +107,7 @@ def test_removal_ends_what_runs_inside_and_leaves_nothing() -> None:
     with Lab() as lab:
         host = lab.namespace("host", "bound")
         shell = host.popen(["sh", "-c", "sleep 60 & setsid sleep 60 & wait"], stdout=subprocess.PIPE)
-        assert shell.pid in host.pids()
+        until(lambda: shell.pid in host.pids(), "the shell is in its host")
         name, directory = host.name, lab.directory
     assert shell.poll() is not None
     assert not os.path.exists(f"/run/netns/{name}")
