@@ -3,11 +3,11 @@
     session, lane, exits, dispatcher, tun ... -> ClientStatus | ExitStatus -> encode -> control socket, dashboard
     control socket -> read -> `cryprq-proxy status`, doctor, leaktest, pairing
 
-A new figure is one field here, one producer, and one line where it is shown (commands/status/, web/metrics.py or
-web/dashboard.js); a new cause of a drop or a refusal is nothing but a new key of a mapping.
+A new figure needs one field here, one producer, and one line where it is shown (commands/status/, web/metrics.py or
+web/dashboard.js). A new cause of a drop or a refusal needs only a new key of a mapping.
 
 Every field has a default and unknown fields are ignored, so a status of another version can be read. Sizes are in
-bytes, times in seconds, points in time in seconds since 1970; what is not frozen is counted up in place.
+bytes, times in seconds, points in time in seconds since 1970. Producers update the structs that are not frozen.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import msgspec
 from msgspec import Struct
 
 type Counts = dict[str, int]
-"""How often each cause came up: names of causes as keys."""
+"""Name of a cause -> how often it occurred."""
 
 
 class Traffic(Struct, kw_only=True, frozen=True):
@@ -31,8 +31,8 @@ class Traffic(Struct, kw_only=True, frozen=True):
 
 
 class EpochStatus(Struct, kw_only=True, frozen=True):
-    """`carrier` counts the session's carriers from 1, `number` the epochs of one from 0. It began `since` seconds ago
-    and was in use for `lasted`."""
+    """`carrier` counts the session's carriers from 1, `number` the epochs of a carrier from 0. The epoch began `since`
+    seconds ago and was in use for `lasted` seconds."""
 
     carrier: int = 0
     number: int = 0
@@ -46,8 +46,8 @@ class EpochStatus(Struct, kw_only=True, frozen=True):
 
 
 class SessionStatus(Struct, kw_only=True, frozen=True):
-    """`retained` bytes are kept until the peer has acknowledged them. `epochs` are the newest first. The last four
-    fields are None while the session has no carrier; a `round_trip` of 0 was not measured yet."""
+    """`retained` bytes are kept until the peer acknowledges them. `epochs`: the newest first. The last four fields are
+    None while the session has no carrier; a `round_trip` of 0 is not measured yet."""
 
     attached: bool = False
     streams: int = 0
@@ -63,7 +63,7 @@ class SessionStatus(Struct, kw_only=True, frozen=True):
 
 
 class OffloadStatus(Struct, kw_only=True, frozen=True):
-    """What the kernel does of the batching on a UDP socket, and why not the rest."""
+    """The batching that the kernel does on a UDP socket; `reason`: why it does not do the rest."""
 
     gso: bool = False
     gro: bool = False
@@ -71,7 +71,7 @@ class OffloadStatus(Struct, kw_only=True, frozen=True):
 
 
 class PathCounters(Struct, kw_only=True):
-    """What has happened to a lane's path (lane/path.py); `falls`: how often `up` became false."""
+    """Events of a lane's path (lane/path.py); `falls`: how often `up` became false."""
 
     probes: int = 0
     answered: int = 0
@@ -81,7 +81,7 @@ class PathCounters(Struct, kw_only=True):
 
 
 class LaneStatus(Struct, kw_only=True, frozen=True):
-    """One side of a datagram lane. `size` is that of the largest datagram that passes, `why` a part of a sentence."""
+    """One side of a datagram lane. `size`: of the largest datagram that passes; `why`: a part of a sentence."""
 
     up: bool = False
     why: str = "?"
@@ -98,7 +98,7 @@ class LaneStatus(Struct, kw_only=True, frozen=True):
 
 
 class PacketLinkStatus(Struct, kw_only=True, frozen=True):
-    """Packets and datagrams of one link: on its lane, and on its carrier where there is no lane."""
+    """Packets and datagrams of one link: on its lane, and on its carrier while the lane is down."""
 
     lane: LaneStatus | None = None
     on_carrier: Traffic = Traffic()
@@ -121,8 +121,8 @@ class LanesStatus(Struct, kw_only=True, frozen=True):
 
 
 class DeviceStatus(Struct, kw_only=True, frozen=True):
-    """A TUN device: the offloads with which the kernel hands packets over, and those with which super-packets are
-    written whole. A super-packet counts as one packet."""
+    """A TUN device. `reads`: offloads of the packets that the kernel delivers; `writes`: offloads of super-packets that
+    are written whole. A super-packet counts as one packet."""
 
     name: str = "?"
     mtu: int = 0
@@ -136,7 +136,7 @@ class DeviceStatus(Struct, kw_only=True, frozen=True):
 
 
 class KillSwitchStatus(Struct, kw_only=True, frozen=True):
-    """`standing` is False while another program has removed it; `paused`: for so many seconds more it lets all out."""
+    """`standing` is False after another program removed it. For `paused` more seconds it lets everything out."""
 
     on: bool = False
     standing: bool = False
@@ -145,10 +145,10 @@ class KillSwitchStatus(Struct, kw_only=True, frozen=True):
 
 
 class DnsCounters(Struct, kw_only=True):
-    """Since the start. Each question counts once as `questions`, and in at most one of those up to `malformed` (refused
-    or dropped unread). `stale` answers were beyond the end of their life; `local` are special names, and AAAA without
-    IPv6; `merged` ones waited for the answer to an equal question; `failures` and `overload` were SERVFAIL, because no
-    upstream had an answer or too many questions waited."""
+    """Since the start. Each question counts in `questions`, and in at most one of the other counters. `stale`: answered
+    from the cache after the end of its life; `local`: special names, and AAAA without IPv6; `merged`: waited for the
+    answer to an equal question; `failures` and `overload`: answered SERVFAIL, because no upstream had an answer or too
+    many questions waited; `malformed`: refused or dropped unread."""
 
     questions: int = 0
     cache_hits: int = 0
@@ -174,8 +174,8 @@ class UpstreamStatus(Struct, kw_only=True):
 
 
 class DnsStatus(Struct, kw_only=True, frozen=True):
-    """The forwarder, and how the system was told to ask it. `waiting` are questions that wait for upstreams, `in_use`
-    is the upstream that answered last, `split` the upstreams of single domains."""
+    """The forwarder. `resolver`: how the system was set to use it; `waiting`: questions that wait for upstreams;
+    `in_use`: the upstream that answered last; `split`: the upstreams of single domains."""
 
     resolver: str = "?"
     repairs: int = 0
@@ -190,8 +190,8 @@ class DnsStatus(Struct, kw_only=True, frozen=True):
 
 
 class TunRules(Struct, kw_only=True, frozen=True):
-    """How many rules system-wide mode keeps, and where. `direct` are the prefixes that go past the tunnel by rules,
-    None where a few prefixes cannot tell."""
+    """How many rules system-wide mode applies, and where. `direct`: the prefixes that rules send past the tunnel, None
+    if a few prefixes cannot express them."""
 
     rules: int = 0
     dns: int = 0
@@ -201,8 +201,8 @@ class TunRules(Struct, kw_only=True, frozen=True):
 
 
 class TunStatus(Struct, kw_only=True, frozen=True):
-    """System-wide mode of a client. `exits` are the addresses and ports to which the link may go; `repairs` counts how
-    often routes were restored."""
+    """System-wide mode of a client. `exits`: addresses and ports to which the link may connect; `repairs`: how often
+    routes were restored."""
 
     device: DeviceStatus | None = None
     addresses: tuple[str, ...] = ()
@@ -220,7 +220,7 @@ class TunStatus(Struct, kw_only=True, frozen=True):
 
 
 class TunNetworkStatus(Struct, kw_only=True, frozen=True):
-    """The network interface of an exit; `clients` are sessions with packets."""
+    """The network interface of an exit; `clients`: number of sessions with packets."""
 
     device: DeviceStatus | None = None
     clients: int = 0
@@ -259,7 +259,7 @@ class KnownExit(ExitAddress, kw_only=True, frozen=True):
 
 
 class ConnectionCounts(Struct, kw_only=True, frozen=True):
-    """Connections of applications; `by` the route that the rules gave them."""
+    """Connections of applications; `by`: their number for each route that rules gave them."""
 
     open: int = 0
     total: int = 0
@@ -268,8 +268,8 @@ class ConnectionCounts(Struct, kw_only=True, frozen=True):
 
 
 class OpenConnection(Struct, kw_only=True, frozen=True):
-    """An open connection of an application. `id` is the exit's name or "direct", a slash and a number; `protocol`
-    "tcp", "udp", or "dns" for a question of this side to the exit's resolver; `to` as in a rule; `exit` empty if
+    """An open connection of an application. `id`: the exit's name or "direct", a slash and a number; `protocol`:
+    "tcp", "udp", or "dns" for this side's questions to the exit's resolver; `to`: as in a rule; `exit`: empty if
     direct."""
 
     id: str = "?"
@@ -284,7 +284,7 @@ class OpenConnection(Struct, kw_only=True, frozen=True):
 
 
 class RulesStatus(Struct, kw_only=True, frozen=True):
-    """`names` and `broken` lines are those of lists; `error`: why the newest rules are not in force."""
+    """`names`, `broken`: numbers of names and invalid lines in lists; `error`: why the newest rules are not in use."""
 
     rules: int = 0
     names: int = 0
@@ -304,7 +304,7 @@ class PeerSessionStatus(SessionStatus, kw_only=True, frozen=True):
 
 
 class PeerStatus(Struct, kw_only=True, frozen=True):
-    """A client that may come in."""
+    """An authorized client."""
 
     peer_id: str = "?"
     name: str = ""
@@ -312,8 +312,8 @@ class PeerStatus(Struct, kw_only=True, frozen=True):
 
 
 class PairingStatus(Struct, kw_only=True, frozen=True):
-    """What `cryprq-proxy invite` and `peers` need to know of a running exit. Without the file `authorized` it takes no
-    invites."""
+    """What `cryprq-proxy invite` and `peers` need to know of a running exit. It accepts no invites without the file
+    `authorized`."""
 
     authorized: str | None = None
     public: str = ""
@@ -322,7 +322,7 @@ class PairingStatus(Struct, kw_only=True, frozen=True):
 
 
 class LoggedError(Struct, kw_only=True):
-    """A warning or error. `at` is the last time; `count` is how many times it came in a row."""
+    """A warning or error. `at`: the last time; `count`: how many times it occurred in a row."""
 
     at: float = 0.0
     level: str = "?"
@@ -331,7 +331,7 @@ class LoggedError(Struct, kw_only=True):
 
 
 class RoleStatus(Struct, kw_only=True, frozen=True, tag_field="role"):
-    """What both roles have: `errors` newest first, `logged` by level, `bytes` over all links since the start."""
+    """What both roles have. `errors`: the newest first; `logged`: by level; `bytes`: of all links since the start."""
 
     version: str = "?"
     pid: int = 0
@@ -347,8 +347,8 @@ class RoleStatus(Struct, kw_only=True, frozen=True, tag_field="role"):
 
 
 class ClientStatus(RoleStatus, kw_only=True, frozen=True, tag="client"):
-    """Of the link to the exit in use, but for `exits`, `connections`, `rules` and `tun`. `carriers` were set up so far;
-    `waiting` requests wait for the link; `admin` is the dashboard's URL."""
+    """The link to the exit in use; `exits`, `connections`, `rules` and `tun` are the whole client's. `carriers`:
+    number set up so far; `waiting`: requests that wait for the link; `admin`: the dashboard's URL."""
 
     link: str = "?"
     exit: ExitAddress = ExitAddress()
@@ -366,8 +366,8 @@ class ClientStatus(RoleStatus, kw_only=True, frozen=True, tag="client"):
 
 
 class ExitStatus(RoleStatus, kw_only=True, frozen=True, tag="exit"):
-    """`authorized` is a number of peers, `targets` one of connections, `handshakes` one of those in progress. Of
-    `peers` at most 1000 are told, first those with most sessions."""
+    """Numbers: `authorized` of peers, `targets` of connections, `handshakes` of those in progress. `peers` has at most
+    1000 entries, those with most sessions first."""
 
     authorized: int = 0
     targets: int = 0
@@ -395,5 +395,5 @@ def encode(value: object) -> bytes:
 
 
 def read(told: Any) -> Status:
-    """The status from plain JSON values. Raises msgspec.ValidationError where a field is of another kind than here."""
+    """The status from plain JSON values. Raises msgspec.ValidationError if a field has a wrong type."""
     return msgspec.convert(told, ClientStatus | ExitStatus)

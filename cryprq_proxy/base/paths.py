@@ -42,7 +42,7 @@ def state_dir() -> Path:
     try:
         return Path.home() / ".local" / "state" / "cryprq"
     except RuntimeError:
-        raise ConfigError("there is no home directory to keep things in: set XDG_STATE_HOME") from None
+        raise ConfigError("there is no home directory for the state: set XDG_STATE_HOME") from None
 
 
 def default_identity() -> Path:
@@ -94,7 +94,7 @@ def read_text(path: Path, what: str, *, private: bool = False) -> tuple[str, boo
     except OSError as error:
         raise ConfigError(f"{what} {path} cannot be read: {reason_of(error)}") from None
     except ValueError:
-        raise ConfigError(f"{what} has a path that no file can have") from None
+        raise ConfigError(f"the path of {what} is invalid") from None
     if len(data) > MAX_FILE:
         raise ConfigError(f"{what} {path} is larger than {MAX_FILE >> 20} MiB")
     try:

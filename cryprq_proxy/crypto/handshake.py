@@ -189,10 +189,10 @@ class _Signer:
     def verify(self, public: bytes, signature: bytes, h: bytes) -> None:
         peer = PeerId.of(public)
         if self._expected is not None and peer != self._expected:
-            raise HandshakeError(f"the exit is {peer}, not the one that was asked for")
+            raise HandshakeError(f"the exit has the id {peer}, not the expected one")
         role = _ROLE_EXIT if self._role == _ROLE_CLIENT else _ROLE_CLIENT
         if not verify_signatures(self._provider, public, signature, _SIGNED_LABEL + role + h):
-            raise HandshakeError(f"the signatures of {peer} do not hold")
+            raise HandshakeError(f"the signatures of {peer} are invalid")
         self.peer = peer
 
 

@@ -209,9 +209,9 @@ class HandshakeState:
         self._messages = PATTERNS[pattern]
         tokens = _TOKENS[pattern]
         if (psk is not None) is not ("psk" in tokens) or (psk is not None and len(psk) != PSK_SIZE):
-            raise LocalError(f"the pattern {pattern} and this psk do not fit")
+            raise LocalError(f"this psk does not fit the pattern {pattern}")
         if (authenticator is not None) is not ("s" in tokens):
-            raise LocalError(f"the pattern {pattern} and this authenticator do not fit")
+            raise LocalError(f"this authenticator does not fit the pattern {pattern}")
         self._initiator = initiator
         self._provider = provider
         self._entropy = entropy
@@ -283,7 +283,7 @@ class HandshakeState:
     def _begin(self, *, writing: bool) -> tuple[Token, ...]:
         ours = (self._turn % 2 == 0) is self._initiator
         if self._broken or self._turn == len(self._messages) or ours is not writing:
-            raise LocalError("a message of the handshake out of turn")
+            raise LocalError("a message of the handshake is out of turn")
         # Until the message is complete.
         self._broken = True
         return self._messages[self._turn]

@@ -118,7 +118,7 @@ def choose(offer: HandshakeOffer, ciphers: tuple[Cipher, ...], features: int = 0
     if offer.ciphers[0] == ciphers[0] == Cipher.AES_256_GCM:
         cipher = Cipher.AES_256_GCM
     if cipher not in offer.ciphers or cipher not in ciphers:
-        raise HandshakeError("the client offers no cipher that this exit would use")
+        raise HandshakeError("the client offers no cipher that this exit accepts")
     return Choice(VERSION, cipher, offer.features & features)
 
 
@@ -216,4 +216,4 @@ def decode_proof(payload: bytes) -> Claim:
         return ResumeRequest(session_id, attempt, rx, proof)
     if kind == _KIND_INVITE and len(payload) == _INVITE.size:
         return InviteClaim(payload[1:])
-    raise HandshakeError("the client's third flight asks for something unknown")
+    raise HandshakeError("the client's third flight requests something unknown")

@@ -25,7 +25,7 @@ class ReplayWindow:
     def __init__(self, size: int = WINDOW) -> None:
         """`size` is a power of two."""
         if size < 1 or size & (size - 1):
-            raise LocalError(f"a replay window of {size} is not a power of two")
+            raise LocalError(f"the size of a replay window is a power of two, not {size}")
         self._size = size
         self._mask = size - 1
         self._seen = bytearray(size)

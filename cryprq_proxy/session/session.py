@@ -490,7 +490,7 @@ class Session:
         if self.dialler or id <= self._last_id:
             raise PeerError(CloseReason.PROTOCOL, "the peer opened a stream that it may not open")
         if len(self._awaited) > MAX_AWAITED or self.log.kept > self.limits.retained + MAX_SMALL:
-            raise PeerError(CloseReason.LIMIT, "the peer opens streams without hearing how others ended")
+            raise PeerError(CloseReason.LIMIT, "the peer opens streams without acknowledging ended ones")
         self._last_id = id
         stream = Stream(self, id, protocol, destination, _UNBORN, self._now)
         self.streams[id] = stream

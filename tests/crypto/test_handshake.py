@@ -213,7 +213,7 @@ def impostor(identity: Identity) -> ExitHandshake:
 def test_an_exit_with_other_keys() -> None:
     client, exit_ = new_client(), impostor(CLIENT)
     exit_.read_first(client.write_first())
-    with pytest.raises(HandshakeError, match="not the one"):
+    with pytest.raises(HandshakeError, match="not the expected one"):
         client.read_second(exit_.write_second())
 
 
@@ -256,7 +256,7 @@ def test_forged_exits(name: str) -> None:
     pinned = PeerId.of(forger.public)
     client, exit_ = new_client(exit_id=pinned), new_exit(identity=forger)
     exit_.read_first(client.write_first())
-    with pytest.raises(HandshakeError, match="do not hold"):
+    with pytest.raises(HandshakeError, match="are invalid"):
         client.read_second(exit_.write_second())
 
 
@@ -266,7 +266,7 @@ def test_forged_clients(name: str) -> None:
     exit_.read_first(client.write_first())
     client.read_second(exit_.write_second())
     third = client.write_third()
-    with pytest.raises(HandshakeError, match="do not hold"):
+    with pytest.raises(HandshakeError, match="are invalid"):
         exit_.read_third(third)
     with pytest.raises(LocalError):
         _ = exit_.peer_id
@@ -277,7 +277,7 @@ def test_a_signature_does_not_serve_the_other_role() -> None:
     client, exit_ = new_client(exit_id=CLIENT.peer_id), new_exit(identity=CLIENT)
     client._signer._role = b"S"
     exit_.read_first(client.write_first())
-    with pytest.raises(HandshakeError, match="do not hold"):
+    with pytest.raises(HandshakeError, match="are invalid"):
         client.read_second(exit_.write_second())
 
 

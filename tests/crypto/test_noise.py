@@ -244,7 +244,7 @@ def test_nothing_is_exported_before_the_end() -> None:
     ],
 )
 def test_what_a_pattern_needs(pattern: str, changes: dict[str, Any]) -> None:
-    with pytest.raises(LocalError, match="do not fit"):
+    with pytest.raises(LocalError, match="does not fit"):
         state(pattern, initiator=True, **changes)
 
 
