@@ -58,7 +58,7 @@ def test_all_may_be_missing_and_more_may_be_there(role: str) -> None:
 @pytest.mark.parametrize("told", [{}, {"role": "relay"}, {"role": "client", "bytes": 3}, {"role": 1}])
 def test_what_cannot_be_read_is_one_sentence(told: dict[str, Any]) -> None:
     with pytest.raises(
-        CryprqError, match=r"^the cryprq-proxy at /x\.sock is of another version, restart it: .+$"
+        CryprqError, match=r"^the cryprq-proxy at /x\.sock has another version, restart it: .+$"
     ):
         read_status(told, Path("/x.sock"))
 
