@@ -39,7 +39,7 @@ def test_all_that_answer_are_told(answers: Answers, tmp_path: Path) -> None:
 
 def test_one_of_another_version_is_named(answers: Answers, tmp_path: Path) -> None:
     answers |= {"client.sock": {"role": "client", "pid": "one"}}
-    with pytest.raises(CryprqError, match=rf"{tmp_path}/client\.sock is of another version, restart it"):
+    with pytest.raises(CryprqError, match=rf"{tmp_path}/client\.sock has another version, restart it"):
         ask_status([tmp_path / "client.sock"])
 
 
