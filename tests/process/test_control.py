@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from cryprq_proxy import __version__
 from cryprq_proxy.address import Destination
 from cryprq_proxy.base import files
-from cryprq_proxy.base.tasks import spawn
 from cryprq_proxy.errors import ConfigError, CryprqError
 from cryprq_proxy.process import control
 from cryprq_proxy.process.actions import Actions, commands
@@ -29,10 +28,9 @@ from cryprq_proxy.process.control import (
     query,
     query_status,
 )
-from cryprq_proxy.process.lifecycle import Stop
 from cryprq_proxy.process.recent_errors import RecentErrors
 from cryprq_proxy.service.startup import StatusReport
-from cryprq_proxy.service.tun_mode import NO_TUN, keep_if_confirmed
+from cryprq_proxy.service.tun_mode import NO_TUN
 from cryprq_proxy.status import ClientStatus, SessionStatus
 
 STATUS = ClientStatus(link="up", uptime=2.5, session=SessionStatus(streams=3, epoch=1))
@@ -282,14 +280,6 @@ async def test_actions_are_done_and_refused(path: Path) -> None:
     await server.stop()
 
 
-class FakeTun:
-    """What is used of system-wide mode."""
-
-    def __init__(self) -> None:
-        self.confirmed = asyncio.Event()
-        self.fail_closed = False
-
-
 class FakeActions(Actions):
     """Writes down what was asked for."""
 
@@ -344,25 +334,3 @@ async def test_the_report_has_what_the_process_knows() -> None:
     assert (status.pid, status.listen, status.version) == (os.getpid(), ("127.0.0.1:1080",), __version__)
     assert [error.text for error in status.errors] == ["the exit is gone"]
     assert status.logged == {"warning": 1, "error": 0}
-
-
-async def test_what_has_to_be_confirmed_in_time(caplog: pytest.LogCaptureFixture) -> None:
-    link = spawn(asyncio.Event().wait(), "link")
-    tun, stop = FakeTun(), Stop()
-
-    async def confirmed(seconds: float) -> None:
-        tun.fail_closed = False
-        await keep_if_confirmed(tun, seconds, stop, link)  # type: ignore[arg-type]
-        assert tun.fail_closed, "the kill switch stays from now on"
-
-    await confirmed(0)
-    with pytest.raises(CryprqError, match="it was not confirmed in time, so everything is undone"):
-        await confirmed(0.001)
-    assert not tun.fail_closed
-    assert "everything is undone in 0.001 s unless you call: cryprq-proxy confirm" in caplog.text
-    tun.confirmed.set()
-    await confirmed(60)
-    tun.confirmed.clear()
-    stop.asked.set()
-    await confirmed(60)
-    link.cancel()

@@ -1,0 +1,445 @@
+"""The client's process, in this one: its parts, its start and undo, its reload, what a person can ask of it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+import socket
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from typing import Any
+
+import pytest
+
+from cryprq_proxy.address import Destination
+from cryprq_proxy.base.tasks import spawn
+from cryprq_proxy.client.dispatcher import Dispatcher
+from cryprq_proxy.client.exits import Exits
+from cryprq_proxy.config.client import ClientConfig
+from cryprq_proxy.errors import ConfigError, CryprqError
+from cryprq_proxy.process.control import ControlServer
+from cryprq_proxy.process.lifecycle import Stop
+from cryprq_proxy.process.recent_errors import RecentErrors
+from cryprq_proxy.process.reload import Reloader
+from cryprq_proxy.rules.engine import EVERYTHING, RuleSet
+from cryprq_proxy.service import client as client_module
+from cryprq_proxy.service.client import (
+    ClientActions,
+    ClientParts,
+    Loaded,
+    RunningClient,
+    load,
+    run_client,
+)
+from cryprq_proxy.service.startup import StatusReport
+from cryprq_proxy.service.tun_mode import NO_TUN, NoTun, TunMode, keep_if_confirmed
+from cryprq_proxy.status import ClientStatus
+from tests.support.fake_exits import FakeExits
+from tests.support.roles import Role, RoleFiles, RunningRole, running
+from tests.support.settle import until
+
+DIRECT = 'default = "direct"\n'
+BLOCKED = '[[rule]]\ndomains = ["blocked.example"]\nto = "block"\n'
+TUN = "[tun]\nenabled = true\n"
+
+
+class FakeTun(NoTun):
+    """System-wide mode that changes nothing and records what is asked of it; it is its own plan, with a mark."""
+
+    mark = 7
+
+    def __init__(self, config: ClientConfig, rules: RuleSet) -> None:
+        self.config = config
+        self.rules = rules
+        self.asked: list[str] = []
+        self.gone = asyncio.Event()
+        self.failing: CryprqError | None = None
+        self.failure: object = None
+        self._confirmed = asyncio.Event()
+
+    def _note(self, event: str) -> None:
+        there = os.path.lexists(self.config.control_socket)
+        self.asked.append(f"{event} {'with' if there else 'without'} control socket")
+
+    async def start(self) -> TunMode:
+        self._note("start")
+        return self
+
+    @property
+    def confirmed(self) -> asyncio.Event:
+        return self._confirmed
+
+    async def run(self, client: Exits) -> None:
+        self._note("run")
+        if self.failing is not None:
+            raise self.failing
+
+    async def lost(self) -> None:
+        await self.gone.wait()
+
+    async def pause(self, seconds: int) -> None:
+        self.asked.append(f"pause {seconds}")
+
+    async def apply_rules(self, rules: RuleSet) -> None:
+        if self.failing is not None:
+            raise self.failing
+        self.rules = rules
+
+    async def close(self, *failure: Any) -> None:
+        self._note("close")
+        self.failure = failure[1]
+
+
+class Makes:
+    """The `make_tun` of a test."""
+
+    def __init__(self, failing: CryprqError | None = None) -> None:
+        self.failing = failing
+        self.made: list[FakeTun] = []
+
+    def __call__(self, config: ClientConfig, rules: RuleSet) -> FakeTun:
+        self.made.append(FakeTun(config, rules))
+        self.made[-1].failing = self.failing
+        return self.made[-1]
+
+
+def role(config: ClientConfig, makes: Makes | None = None) -> Role:
+    return lambda stop: run_client(config, lambda: config, stop, makes)
+
+
+async def told(files: RoleFiles) -> ClientStatus:
+    status = await files.status("client")
+    assert isinstance(status, ClientStatus)
+    return status
+
+
+async def proxy_port(files: RoleFiles) -> int:
+    return int((await told(files)).listen[0].rpartition(":")[2])
+
+
+async def socks(proxy: int, port: int, host: str = "127.0.0.1") -> int:
+    """The reply of SOCKS5 to CONNECT `host`:`port`."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", proxy)
+    name = host.encode()
+    writer.write(b"\x05\x01\x00\x05\x01\x00\x03" + bytes([len(name)]) + name + port.to_bytes(2))
+    assert await reader.readexactly(2) == b"\x05\x00"
+    reply = (await reader.readexactly(10))[1]
+    writer.close()
+    return reply
+
+
+@pytest.fixture
+def taken() -> Any:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield Destination(*server.getsockname())
+
+
+# --- parts ---
+
+
+async def test_the_parts_are_read_from_the_configuration(files: RoleFiles) -> None:
+    makes = Makes()
+    other = files.identity("other")
+    config = files.client(
+        tables=f'[[exit]]\nname = "other"\npeer = "cryprq://{other}@127.0.0.1:2"\n' + BLOCKED
+    )
+    parts, plan = await ClientParts.of(config, makes)
+    assert plan is makes.made[0]
+    assert makes.made[0].rules is parts.rules
+    assert makes.made[0].asked == [], "nothing is started"
+    assert parts.identity.peer_id == files.client_id
+    assert len(parts.rules.rules) == 1
+    assert [exit.settings.peer for exit in parts.exits] == [files.exit_id, other]
+    assert [exit.settings.mark for exit in parts.exits] == [FakeTun.mark, FakeTun.mark]
+    assert parts.listening.listen == config.listen
+    parts, plan = await ClientParts.of(files.client(), None)
+    assert plan is NO_TUN
+    assert [exit.settings.mark for exit in parts.exits] == [0]
+
+
+@pytest.mark.parametrize(
+    ("more", "tables", "error"),
+    [
+        ('psk_file = "missing"\n', "", "missing"),
+        ('user_file = "missing"\n', "", "missing"),
+        ("", '[[rule]]\nlists = ["missing"]\nto = "block"\n', "missing"),
+    ],
+)
+async def test_what_a_person_must_mend_comes_before_anything_starts(
+    files: RoleFiles, more: str, tables: str, error: str
+) -> None:
+    makes = Makes()
+    with pytest.raises(ConfigError, match=error):
+        await RunningRole(role(files.client(more, tables), makes)).task
+    assert not any(tun.asked for tun in makes.made)
+    assert not os.path.lexists(files.directory / "client.sock")
+
+
+# --- start and undo ---
+
+
+async def test_system_wide_mode_starts_first_and_ends_last(files: RoleFiles) -> None:
+    makes = Makes()
+    async with running(role(files.client(), makes)):
+        (tun,) = makes.made
+        port = await proxy_port(files)
+        assert tun.asked == ["start without control socket", "run with control socket"]
+    assert tun.asked[2:] == ["close without control socket"]
+    assert tun.failure is None
+    with pytest.raises(ConnectionRefusedError):
+        await asyncio.open_connection("127.0.0.1", port)
+
+
+@pytest.mark.parametrize("which", ["listen", "admin"])
+async def test_a_port_in_use_leaves_nothing_behind(files: RoleFiles, taken: Destination, which: str) -> None:
+    makes = Makes()
+    tasks = asyncio.all_tasks()
+    flag = "--listen" if which == "listen" else "admin in the configuration"
+    with pytest.raises(
+        CryprqError, match=f"^{taken} is in use by another program; .* with {flag}$"
+    ) as raised:
+        await RunningRole(role(files.client(f'{which} = "{taken}"\n'), makes)).task
+    assert makes.made[0].asked == ["start without control socket", "close without control socket"]
+    assert makes.made[0].failure is raised.value
+    await until(lambda: asyncio.all_tasks() == tasks)
+    async with running(role(files.client())):
+        assert await proxy_port(files)
+
+
+async def test_routes_that_cannot_be_set_undo_the_start(files: RoleFiles) -> None:
+    makes = Makes(CryprqError("there is no route"))
+    with pytest.raises(CryprqError, match="there is no route"):
+        await RunningRole(role(files.client(), makes)).task
+    assert makes.made[0].asked[-1] == "close without control socket"
+    assert makes.made[0].failure is makes.failing
+
+
+async def test_a_lost_device_ends_the_client(files: RoleFiles) -> None:
+    makes = Makes()
+    client = RunningRole(role(files.client(), makes))
+    await client.started()
+    makes.made[0].gone.set()
+    with pytest.raises(CryprqError, match="the task 'link' ended unexpectedly"):
+        await client.task
+    assert makes.made[0].asked[-1] == "close without control socket"
+
+
+async def test_a_second_client_changes_nothing(files: RoleFiles) -> None:
+    async def nothing() -> ClientStatus:
+        return ClientStatus()
+
+    first = ControlServer(files.directory / "client.sock", nothing)
+    await first.start()
+    makes = Makes()
+    with pytest.raises(ConfigError, match="another cryprq-proxy is running"):
+        await RunningRole(role(files.client(), makes)).task
+    assert makes.made[0].asked == []
+    assert (await told(files)).pid == 0
+    await first.stop()
+
+
+async def test_a_stop_during_the_start_ends_it_in_good_order(files: RoleFiles) -> None:
+    class Slow(FakeTun):
+        async def run(self, client: Exits) -> None:
+            self.asked.append("run")
+            await asyncio.Event().wait()
+
+    made: list[Slow] = []
+
+    def make(config: ClientConfig, rules: RuleSet) -> Slow:
+        made.append(Slow(config, rules))
+        return made[-1]
+
+    config = files.client()
+    client = RunningRole(lambda stop: run_client(config, lambda: config, stop, make))
+    await until(lambda: made and "run" in made[0].asked)
+    client.stop.asked.set()
+    await client.task
+    assert made[0].asked[-1] == "close without control socket"
+
+
+# --- addresses of its own ---
+
+
+async def test_its_own_addresses_are_never_dialled_directly(files: RoleFiles, taken: Destination) -> None:
+    async with running(role(files.client(DIRECT + 'admin = "127.0.0.1:0"\n'))):
+        proxy = await proxy_port(files)
+        admin = (await told(files)).admin
+        assert admin is not None
+        admin_port = int(admin.rpartition(":")[2].strip("/"))
+        assert await socks(proxy, taken.port) == 0
+        for host in ("127.0.0.1", "localhost"):
+            assert await socks(proxy, proxy, host) != 0
+            assert await socks(proxy, admin_port, host) != 0
+
+
+async def test_the_default_port_of_the_dashboard_may_be_taken(
+    files: RoleFiles, taken: Destination, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(client_module, "DEFAULT_ADMIN", taken)
+    async with running(role(files.client(f'admin = "{taken}"\n'))):
+        assert f"there is no dashboard and no PAC file: {taken} is in use" in caplog.text
+        assert (await told(files)).admin is None
+        with pytest.raises(CryprqError, match="there is no dashboard: set admin"):
+            await files.command("client", "dashboard")
+
+
+# --- reload ---
+
+
+async def test_a_reload_that_fails_leaves_the_old_rules_in_force(
+    files: RoleFiles, caplog: pytest.LogCaptureFixture
+) -> None:
+    now: list[Callable[[], ClientConfig]] = [lambda: files.client(DIRECT, BLOCKED)]
+    makes = Makes()
+
+    async def names() -> tuple[int, str]:
+        status = await told(files)
+        assert status.rules is not None
+        return status.rules.rules, status.rules.default
+
+    async with running(lambda stop: run_client(now[0](), lambda: now[0](), stop, makes)):
+        (tun,) = makes.made
+        kept = tun.rules
+        assert await names() == (1, "direct")
+
+        def broken() -> ClientConfig:
+            raise ConfigError("client.toml: not valid")
+
+        now[0] = broken
+        with pytest.raises(CryprqError, match=r"everything stays as it was: client\.toml: not valid"):
+            await files.command("client", "reload")
+        status = await told(files)
+        assert status.rules is not None and status.rules.error is not None
+        assert await names() == (1, "direct")
+
+        now[0] = files.client
+        tun.failing = CryprqError("the filter cannot have them")
+        with pytest.raises(CryprqError, match="everything stays as it was: the filter cannot have them"):
+            await files.command("client", "reload")
+        assert await names() == (1, "direct")
+        assert tun.rules is kept
+
+        tun.failing = None
+        assert await files.command("client", "reload") == {"reloaded": "0 rules, 0 listed names"}
+        assert await names() == (0, "tunnel")
+        assert tun.rules is not kept
+
+        now[0] = lambda: files.client('log_level = "error"\nvia = true\n')
+        assert "what else has changed in the configuration needs a restart" in str(
+            await files.command("client", "reload")
+        )
+        assert logging.getLogger().level == logging.ERROR
+
+
+# --- what a person can ask for ---
+
+
+class Parts:
+    """A RunningClient with fake exits, and its actions."""
+
+    def __init__(self, files: RoleFiles, tun: TunMode = NO_TUN) -> None:
+        self.config = files.client()
+        self.fake = FakeExits(2)
+        self.dispatcher = Dispatcher(self.fake.exits, EVERYTHING)
+        self.running = RunningClient(self.config, self.fake.exits, self.dispatcher, tun)
+        self.read: Callable[[], Loaded] = lambda: load(self.config)
+        self.reloader = Reloader(lambda: self.read(), self.running.apply, Stop().notifier)
+        report = StatusReport(lambda: self.running.status(self.reloader), RecentErrors())
+        self.actions = ClientActions(self.running, self.fake.exits, report, self.reloader)
+
+
+async def test_actions(files: RoleFiles) -> None:
+    tun = FakeTun(files.client(), EVERYTHING)
+    parts = Parts(files, tun)
+    actions = parts.actions
+    assert isinstance(await actions.status(), ClientStatus)
+    assert list(actions.streams()) == []
+    assert not actions.close("a/1")
+    await parts.running.make_pac(EVERYTHING)
+    assert "FindProxyForURL" in actions.pac()
+    parts.fake.up("a", "b")
+    assert parts.fake.exits.active.name == "a"
+    actions.choose_exit("b")
+    assert parts.fake.exits.active.name == "b"
+    with pytest.raises(CryprqError, match="there is no exit of that name"):
+        actions.choose_exit("c")
+    actions.choose_exit("auto")
+    await actions.pause(5)
+    assert tun.asked == ["pause 5"]
+    actions.confirm()
+    assert tun.confirmed.is_set()
+    assert await actions.reload() == "0 rules, 0 listed names"
+    with pytest.raises(CryprqError, match="there is no dashboard"):
+        actions.dashboard()
+
+
+async def test_the_dashboards_url_has_the_token(files: RoleFiles) -> None:
+    parts = Parts(files)
+    parts.running._config = files.client('admin = "127.0.0.1:0"\n')
+    async with AsyncExitStack() as stack:
+        await parts.running.open_admin(stack, parts.actions)
+        url = re.fullmatch(r"http://127\.0\.0\.1:(\d+)/#token=(\S{20,})", parts.actions.dashboard())
+        assert url is not None
+        status = await parts.actions.status()
+        assert isinstance(status, ClientStatus)
+        assert status.admin == f"http://127.0.0.1:{url[1]}/"
+        assert url[2] not in repr(status)
+    with pytest.raises(ConnectionRefusedError):
+        await asyncio.open_connection("127.0.0.1", int(url[1]))
+
+
+async def test_the_configuration_and_the_lists_are_watched(files: RoleFiles) -> None:
+    (files.directory / "list").write_text("listed.example\n")
+    rule = '[[rule]]\nlists = ["list"]\nto = "block"\n'
+    parts = Parts(files)
+    config = files.directory / "client.toml"
+    assert parts.running.files(config) == [config]
+    parts.read = lambda: load(files.client(tables=rule + rule))
+    assert await parts.actions.reload() == "2 rules, 1 listed name"
+    assert parts.running.files(config) == [config, files.directory / "list"]
+    assert parts.running.files(None) == [files.directory / "list"]
+
+
+# --- confirming ---
+
+
+async def test_what_has_to_be_confirmed_in_time(files: RoleFiles, caplog: pytest.LogCaptureFixture) -> None:
+    link = spawn(asyncio.Event().wait(), "link")
+    tun, stop = FakeTun(files.client(), EVERYTHING), Stop()
+
+    async def confirmed(seconds: float) -> None:
+        tun.fail_closed = False
+        await keep_if_confirmed(tun, seconds, stop, link)  # type: ignore[arg-type]
+        assert tun.fail_closed, "the kill switch stays from now on"
+
+    await confirmed(0)
+    with pytest.raises(CryprqError, match="it was not confirmed in time, so everything is undone"):
+        await confirmed(0.001)
+    assert not tun.fail_closed
+    assert "everything is undone in 0.001 s unless you call: cryprq-proxy confirm" in caplog.text
+    tun.confirmed.set()
+    await confirmed(60)
+    tun.confirmed.clear()
+    stop.asked.set()
+    await confirmed(60)
+    link.cancel()
+
+
+async def test_the_kill_switch_stays_once_a_person_has_confirmed(files: RoleFiles) -> None:
+    makes = Makes()
+    async with running(role(files.client(tables=TUN + "confirm = 3600\n"), makes)):
+        (tun,) = makes.made
+        assert not tun.fail_closed
+        assert await files.command("client", "confirm") == {"confirmed": True}
+        await until(lambda: tun.fail_closed)
+
+
+async def test_without_a_confirmation_everything_is_undone(files: RoleFiles) -> None:
+    makes = Makes()
+    with pytest.raises(CryprqError, match="it was not confirmed in time"):
+        await RunningRole(role(files.client(tables=TUN + "confirm = 0.01\n"), makes)).task
+    assert not makes.made[0].fail_closed
+    assert makes.made[0].asked[-1] == "close without control socket"

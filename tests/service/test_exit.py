@@ -1,0 +1,296 @@
+"""The exit's process, in this one: its start and undo, the peers it lets in, its metrics, its end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+
+import pytest
+
+from cryprq_proxy.address import Destination
+from cryprq_proxy.config.exit import ExitConfig
+from cryprq_proxy.crypto.identity import PeerId
+from cryprq_proxy.errors import ConfigError, CryprqError
+from cryprq_proxy.exit.egress import EgressPolicy
+from cryprq_proxy.exit.providers import NoPacketNetwork, PacketNetwork
+from cryprq_proxy.process.control import ControlServer
+from cryprq_proxy.service import exit as exit_module
+from cryprq_proxy.service.client import run_client
+from cryprq_proxy.service.exit import peers_told, run_exit
+from cryprq_proxy.status import ClientStatus, ExitStatus, PeerStatus
+from cryprq_proxy.web import server as web_server
+from tests.support.roles import Role, RoleFiles, RunningRole, running
+from tests.support.settle import until
+from tests.support.targets import echo
+
+
+class FakeNetwork(NoPacketNetwork):
+    """Records what the exit is like when the network is closed."""
+
+    def __init__(self, config: ExitConfig, policy: EgressPolicy) -> None:
+        self.config = config
+        self.policy = policy
+        self.judged_anew = asyncio.Event()
+        self.gone = asyncio.Event()
+        self.socket_at_start = os.path.lexists(config.control_socket)
+        self.socket_at_close: bool | None = None
+
+    def policy_changed(self) -> None:
+        self.judged_anew.set()
+
+    async def lost(self) -> None:
+        await self.gone.wait()
+
+    async def close(self) -> None:
+        self.socket_at_close = os.path.lexists(self.config.control_socket)
+
+
+class Starts:
+    """The `start_network` of a test; `made` are the networks that were started."""
+
+    def __init__(self) -> None:
+        self.made: list[FakeNetwork] = []
+
+    async def __call__(self, config: ExitConfig, policy: EgressPolicy) -> PacketNetwork:
+        self.made.append(FakeNetwork(config, policy))
+        return self.made[-1]
+
+
+def role(files: RoleFiles, more: str = "", tables: str = "", starts: Starts | None = None) -> Role:
+    def read() -> ExitConfig:
+        return files.exit(more, tables)
+
+    return lambda stop: run_exit(read(), read, stop, starts, (), files.authorized)
+
+
+async def told(files: RoleFiles) -> ExitStatus:
+    status = await files.status("exit")
+    assert isinstance(status, ExitStatus)
+    return status
+
+
+async def port_of(files: RoleFiles) -> int:
+    return int((await told(files)).listen[0].rpartition(":")[2])
+
+
+@asynccontextmanager
+async def linked(files: RoleFiles, caplog: pytest.LogCaptureFixture) -> AsyncIterator[int]:
+    """A client with a link to the running exit; the port of its proxy."""
+    config = files.client(port=await port_of(files))
+    async with running(partial(run_client, config, lambda: config)):
+        await until(lambda: "link up: " in caplog.text)
+        status = await files.status("client")
+        assert isinstance(status, ClientStatus)
+        yield int(status.listen[0].rpartition(":")[2])
+
+
+@asynccontextmanager
+async def echo_target() -> AsyncIterator[int]:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await echo(reader, writer)
+        finally:
+            writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        yield server.sockets[0].getsockname()[1]
+
+
+async def socks(proxy: int, target: int) -> tuple[int, asyncio.StreamReader, asyncio.StreamWriter]:
+    """The reply of SOCKS5 to CONNECT 127.0.0.1:`target`, and the connection."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", proxy)
+    writer.write(b"\x05\x01\x00\x05\x01\x00\x01\x7f\x00\x00\x01" + target.to_bytes(2))
+    assert await reader.readexactly(2) == b"\x05\x00"
+    return (await reader.readexactly(10))[1], reader, writer
+
+
+# --- start and undo ---
+
+
+async def test_the_network_starts_first_and_ends_last(files: RoleFiles) -> None:
+    starts = Starts()
+    async with running(role(files, starts=starts)):
+        (network,) = starts.made
+        assert not network.socket_at_start
+        assert network.socket_at_close is None
+        port = await port_of(files)
+    assert network.socket_at_close is False, "the control socket was gone before"
+    with pytest.raises(ConnectionRefusedError):
+        await asyncio.open_connection("127.0.0.1", port)
+
+
+@pytest.mark.parametrize("which", ["listen", "metrics"])
+async def test_a_port_in_use_leaves_nothing_behind(files: RoleFiles, which: str) -> None:
+    starts = Starts()
+    tasks = asyncio.all_tasks()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        where = f"127.0.0.1:{taken.getsockname()[1]}"
+        flag = "--listen" if which == "listen" else "metrics in the configuration"
+        with pytest.raises(CryprqError, match=f"^{where} is in use by another program; .* with {flag}$"):
+            await RunningRole(role(files, f'{which} = "{where}"', starts=starts)).task
+    assert [network.socket_at_close for network in starts.made] == [False]
+    assert not os.path.lexists(files.directory / "exit.sock")
+    await until(lambda: asyncio.all_tasks() == tasks)
+    async with running(role(files)):
+        assert (await told(files)).listen
+
+
+async def test_a_second_exit_changes_nothing(files: RoleFiles) -> None:
+    async def nothing() -> ExitStatus:
+        return ExitStatus()
+
+    first = ControlServer(files.directory / "exit.sock", nothing)
+    await first.start()
+    starts = Starts()
+    with pytest.raises(ConfigError, match="another cryprq-proxy is running"):
+        await RunningRole(role(files, starts=starts)).task
+    assert starts.made == []
+    assert (await told(files)).pid == 0
+    await first.stop()
+
+
+async def test_a_lost_device_ends_the_exit(files: RoleFiles) -> None:
+    starts = Starts()
+    exit = RunningRole(role(files, starts=starts))
+    await exit.started()
+    starts.made[0].gone.set()
+    with pytest.raises(CryprqError, match="the task 'own addresses' ended unexpectedly"):
+        await exit.task
+    assert starts.made[0].socket_at_close is False
+
+
+async def test_own_addresses_are_followed(files: RoleFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = {"192.0.2.1"}
+    monkeypatch.setattr(exit_module, "own_addresses", lambda: frozenset(own))
+    monkeypatch.setattr(exit_module, "OWN_ADDRESSES_SECONDS", 0.001)
+    starts = Starts()
+    async with running(role(files, starts=starts)):
+        network = starts.made[0]
+        assert network.policy.check_address("8.8.8.8", 443)
+        own.add("8.8.8.8")
+        await until(lambda: not network.policy.check_address("8.8.8.8", 443))
+        network.judged_anew.clear()
+        await network.judged_anew.wait()
+
+
+# --- peers ---
+
+
+async def test_a_reload_lets_peers_in_and_ends_the_links_of_others(
+    files: RoleFiles, caplog: pytest.LogCaptureFixture
+) -> None:
+    guest = files.identity("guest")
+    laptop = PeerStatus(peer_id=str(files.client_id), name="laptop", sessions=1)
+    async with running(role(files)) as exit, linked(files, caplog):
+        assert (await told(files)).peers == (laptop,)
+
+        files.authorize("nonsense")
+        with pytest.raises(CryprqError, match=r"everything stays as it was: .*authorized: line 1: "):
+            await files.command("exit", "reload")
+        assert (await told(files)).peers == (laptop,)
+        assert len((await told(files)).sessions) == 1
+
+        files.authorize(f"{guest} guest")
+        assert exit.stop.reload is not None
+        exit.stop.reload()
+        await until(lambda: "reloaded: 1 peer allowed" in caplog.text)
+        status = await told(files)
+        assert status.peers == (PeerStatus(peer_id=str(guest), name="guest"),)
+        assert (status.authorized, status.sessions) == (1, ())
+        await until(lambda: "not authorized" in caplog.text)
+
+        files.authorize(f"{files.client_id} laptop", str(guest))
+        assert await files.command("exit", "reload") == {"reloaded": "2 peers allowed"}
+        assert (await told(files)).authorized == 2
+
+
+def test_peers_with_most_sessions_come_first() -> None:
+    one, two, late = (PeerId(bytes([number]) * 32) for number in (1, 2, 3))
+    peers = peers_told({one: "one", two: "two"}, [str(two), str(late), str(late)])
+    assert [(peer.name, peer.sessions) for peer in peers] == [("", 2), ("two", 1), ("one", 0)]
+
+
+# --- metrics ---
+
+
+@pytest.mark.parametrize("token", [None, "0123456789abcdef"])
+async def test_metrics_need_the_token_of_the_file(
+    files: RoleFiles, monkeypatch: pytest.MonkeyPatch, token: str | None
+) -> None:
+    bound: list[Destination] = []
+
+    class Metrics(web_server.MetricsServer):
+        async def start(self) -> Destination:
+            bound.append(await super().start())
+            return bound[-1]
+
+    monkeypatch.setattr(web_server, "MetricsServer", Metrics)
+    text = 'metrics = "127.0.0.1:0"'
+    if token is not None:
+        (files.directory / "token").write_text(f"{token}\n")
+        (files.directory / "token").chmod(0o600)
+        text = 'metrics = "0.0.0.0:0"\nmetrics_token_file = "token"'
+
+    async def get(authorization: str = "") -> bytes:
+        port = bound[0].port
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(
+            f"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n{authorization}\r\n".encode()
+        )
+        answer = await reader.read()
+        writer.close()
+        return answer
+
+    async with running(role(files, text)):
+        if token is None:
+            assert b" 200 OK\r\n" in await get()
+        else:
+            assert b" 401 " in await get()
+            assert b" 401 " in await get("Authorization: Bearer 0123456789abcdeg\r\n")
+            assert b"cryprq" in (found := await get(f"Authorization: Bearer {token}\r\n"))
+            assert b" 200 OK\r\n" in found
+    with pytest.raises(ConnectionRefusedError):
+        await get()
+
+
+# --- the end ---
+
+
+async def test_open_streams_have_their_time(files: RoleFiles, caplog: pytest.LogCaptureFixture) -> None:
+    exit = RunningRole(role(files, "allow_private = true\nshutdown_grace = 3600"))
+    await exit.started()
+    async with echo_target() as target, linked(files, caplog) as proxy:
+        reply, reader, writer = await socks(proxy, target)
+        assert reply == 0
+        exit.stop.asked.set()
+        await until(lambda: "stopping: open streams have 3600 s to end" in caplog.text)
+        writer.write(b"still here")
+        assert await reader.readexactly(10) == b"still here"
+        reply, _, late = await socks(proxy, target)
+        late.close()
+        assert reply != 0, "no new streams"
+        assert not exit.task.done()
+        writer.close()
+        await exit.task
+    assert "stopping at once" not in caplog.text
+
+
+async def test_a_second_signal_ends_open_streams(files: RoleFiles, caplog: pytest.LogCaptureFixture) -> None:
+    exit = RunningRole(role(files, "allow_private = true\nshutdown_grace = 3600"))
+    await exit.started()
+    async with echo_target() as target, linked(files, caplog) as proxy:
+        reply, reader, writer = await socks(proxy, target)
+        assert reply == 0
+        exit.stop.asked.set()
+        await until(lambda: "stopping: " in caplog.text)
+        assert not exit.task.done()
+        exit.stop.urgent.set()
+        await exit.task
+        assert "stopping at once" in caplog.text
+        assert not os.path.lexists(files.directory / "exit.sock")
+        writer.close()
+        del reader
