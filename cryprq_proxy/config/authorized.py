@@ -1,10 +1,10 @@
-"""The exit's list of peers, the file `authorized`: reading it, and changing it line by line.
+"""The exit's list of peers, the file `authorized`: how to read it and change single lines.
 
     # friends
     aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa laptop of Alice   # since May
 
-One peer id a line, then perhaps a name; # begins a comment. People edit this file too, so a change touches the lines of
-that peer alone, and whatever text stands behind an id counts as its name. Names that are given here are unique.
+One peer id a line, then an optional name; # begins a comment. People edit this file too, so a change touches only the
+lines of that peer, and any text after an id is its name. Names that are set here are unique.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ class Peer(NamedTuple):
 
     peer_id: PeerId
     name: str
-    """As written there; may be empty."""
+    """As in the file; may be empty."""
 
     @property
     def shown(self) -> str:
-        """Its name for a terminal, or the id of one that has none."""
+        """The peer's name for a terminal, or its id if it has none."""
         return one_line(self.name) or str(self.peer_id)
 
 
 def check_name(name: str) -> str:
-    """`name`, if it can name a peer; raises ConfigError with the reason."""
+    """Return `name` if it is valid for a peer. Raises ConfigError with the reason."""
     if not 1 <= len(name) <= MAX_NAME:
         raise ConfigError(f"a peer's name has 1 to {MAX_NAME} characters, but this one has {len(name)}")
     if not name.isprintable() or "#" in name or name != name.strip():
@@ -54,7 +54,7 @@ def check_name(name: str) -> str:
 
 
 def free_name(wanted: str, taken: Iterable[str]) -> str:
-    """`wanted`, or that with a number behind it where it is taken."""
+    """`wanted`, with a number appended if it is taken."""
     names, number, name = set(taken), 1, wanted
     while name in names:
         number += 1
@@ -64,7 +64,7 @@ def free_name(wanted: str, taken: Iterable[str]) -> str:
 
 
 def parse_peers(text: str, file: Path) -> tuple[Peer, ...]:
-    """The peers of such a text; `file` is its name in errors. Raises ConfigError with the line that is wrong."""
+    """The peers in the text of `file`. Raises ConfigError with the invalid line."""
     peers = []
     for number, line in enumerate(text.splitlines(), 1):
         words = line.partition("#")[0].split(maxsplit=1)
@@ -82,7 +82,7 @@ def read_peers(file: Path) -> tuple[Peer, ...]:
 
 
 class PeersFile:
-    """Reads and changes the list; a missing file is an empty one. All methods block a moment and raise ConfigError."""
+    """Reads and changes the list; a missing file is an empty one. All methods block briefly and raise ConfigError."""
 
     def __init__(self, file: Path) -> None:
         self._file = SharedFile(file, WHAT)
@@ -91,7 +91,7 @@ class PeersFile:
         return parse_peers(self._file.read(), self._file.path)
 
     def add(self, peer_id: PeerId, name: str) -> Peer:
-        """Add a peer that is not on the list under `name`, or under a free one like it. One that is stays as it is."""
+        """Add a new peer under `name`, or under a free name like it. A listed peer stays as it is."""
         check_name(name)
         with self._file.locked():
             text = self._file.read()
@@ -105,7 +105,7 @@ class PeersFile:
         return new
 
     def rename(self, old: str, new: str) -> Peer:
-        """Give the peer of that name or id another name."""
+        """Give the peer with that name or id another name."""
         check_name(new)
         with self._file.locked():
             text = self._file.read()
@@ -118,7 +118,7 @@ class PeersFile:
         return Peer(peer.peer_id, new)
 
     def revoke(self, who: str) -> Peer:
-        """Take the peer of that name or id off the list."""
+        """Remove the peer with that name or id from the list."""
         with self._file.locked():
             text = self._file.read()
             peer = find(parse_peers(text, self._file.path), who)
@@ -128,7 +128,7 @@ class PeersFile:
 
 
 def find(peers: Iterable[Peer], who: str) -> Peer:
-    """The peer of that name or id. Raises ConfigError if there is none, or if several have that name."""
+    """The peer with that name or id. Raises ConfigError if there is none, or if several have that name."""
     wanted = PeerId.parse(who) if _ID_LIKE.fullmatch(who) else None
     found = {peer.peer_id: peer for peer in peers if peer.peer_id == wanted or peer.name == who}
     if len(found) > 1:

@@ -1,14 +1,14 @@
 """The configuration: TOML decoded strictly into typed, frozen structs, with flags laid over it.
 
-The structs here, in role.py, exit.py and tun.py are the whole list of keys and the only place of their defaults. The
-annotation of a field holds its type, its range and the words for the person who got it wrong. Files and flags pass
-through the same annotations, so both mean the same and fail alike:
+The structs here, in role.py, exit.py and tun.py list all keys, and hold the only copy of their defaults. The annotation
+of a field has its type, its range and the text of its errors. Files and flags use the same annotations, so both mean
+the same and fail alike:
 
     client.toml: listen: expected a string like "127.0.0.1:1080", got an integer
     --wait-for-link: expected a number of seconds from 0 to 3600, got -1
 
-Relative paths in a file start at the directory of that file. Secrets are kept in types that do not show them, or in
-files that are read when they are needed. The examples in configs/ list every key with its default.
+Relative paths in a file start at the directory of that file. Secrets are in types that do not show them, or in
+files that are read when needed. The examples in configs/ list every key with its default.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ _USER: Final = Text(Credentials.parse, 'a string like "NAME:PASSWORD"')
 
 
 class ClientLimitsTable(LinkLimits, frozen=True, kw_only=True):
-    """What the client may use."""
+    """Limits of the client."""
 
     max_connections: Annotated[int, count(1, 1_000_000)] = 16_384
 
 
 class ClientConfig(RoleConfig, frozen=True, kw_only=True):
-    """Everything that `cryprq-proxy` runs with. Raises ConfigError for combinations that are not safe."""
+    """All settings of the client. Raises ConfigError for unsafe combinations."""
 
     peer: Annotated[tuple[PeerUrl, ...], PEER] = ()
     listen: Annotated[Destination, _LISTEN] = Destination("127.0.0.1", 1080)
@@ -81,15 +81,15 @@ class ClientConfig(RoleConfig, frozen=True, kw_only=True):
         check_exits(self.rules(), self.default, {exit.name for exit in self.exits()})
 
     def rules(self) -> tuple[Rule, ...]:
-        """The rules, of which the lists are still to be read (rules/engine.py)."""
+        """The rules. rules/engine.py reads their lists later."""
         return to_rules(self.rule)
 
     def exits(self) -> tuple[ExitChoice, ...]:
-        """All exits, at least one. Raises ConfigError where two cannot be told apart."""
+        """All exits, at least one. Raises ConfigError if two have the same name or id."""
         return exit_choices(self.peer, self.exit, self.psk_file, self.ca)
 
     def credentials(self) -> Credentials | None:
-        """What applications must present, read from `user_file` if that is set. Raises ConfigError."""
+        """The user and password for applications, from `user_file` if that is set. Raises ConfigError."""
         return self.user if self.user_file is None else read_user(self.user_file)
 
     def session_limits(self) -> SessionLimits:
@@ -99,14 +99,14 @@ class ClientConfig(RoleConfig, frozen=True, kw_only=True):
 def load_client(file: Path | None = None, flags: Mapping[str, object] | None = None) -> ClientConfig:
     """The client's configuration from `file`, or from client.toml in the default directory if that exists.
 
-    `flags` maps fields of ClientConfig to what the command line said, in the form that a file would hold; None and ()
-    count as not given. Raises ConfigError.
+    `flags` maps fields of ClientConfig to values of the command line, in the form of the file; None and () count as not
+    given. Raises ConfigError.
     """
     return client_from(*read_source(file, "client.toml"), flags or {})
 
 
 def client_from(text: str, source: Path, private: bool, flags: Mapping[str, object]) -> ClientConfig:
-    """Decode the text of a client.toml. `private` says that only its owner can read it, so that it may hold secrets.
+    """Decode the text of a client.toml. `private`: only its owner can read it, so it may hold secrets.
 
     `source` is its name, for errors and for relative paths. Raises ConfigError.
     """

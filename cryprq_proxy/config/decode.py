@@ -1,8 +1,8 @@
-"""From TOML and flags to the values of a struct, strictly, and with errors that a person can act upon.
+"""The strict decoder from TOML and flags to the values of a struct, with errors for the person.
 
-The fields of a msgspec struct are the known keys. Each is annotated with a type, and with what the helpers below make:
-a range or choice that msgspec checks, or a `Text` that reads a string. An error says where the value stands (file and
-key, or flag), what is expected there and what came instead.
+The fields of a msgspec struct are the known keys. The annotation of each has a type and the result of a helper below: a
+range or choice that msgspec checks, or a `Text` that reads a string. An error says which value is invalid (file and
+key, or flag), what was expected and what was found.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from ..errors import ConfigError, CryprqError
 _BARE_KEY: Final = re.compile("[A-Za-z0-9_-]{1,60}")
 _SIZE: Final = re.compile(r"([0-9]{1,15}) ?([KMGT]iB)?")
 MAX_TABLES: Final = 10_000
-"""Tables of one name, as [[rule]]."""
+"""Tables with one name, as [[rule]]."""
 _UNITS: Final = {None: 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 
 
-# --- what a field's annotation may hold ---
+# --- annotations of fields ---
 
 
 class Text(Struct, frozen=True):
-    """Annotates a field that a person writes as a string (if `many`: as one, or as a list of them).
+    """Annotates a field that is written as a string, or with `many` as one string or a list of strings.
 
-    `parse` raises CryprqError; its text follows the place. `expected` completes "expected ..., got an integer", unless
-    `integers` lets those stand for their decimal digits.
+    The text of a CryprqError from `parse` follows the place in the message. `expected` completes "expected ..., got an
+    integer". With `integers` an integer counts as its decimal digits.
     """
 
     parse: Callable[[str], Any]
@@ -46,17 +46,17 @@ class Text(Struct, frozen=True):
 
 
 def seconds(low: float, high: float) -> Meta:
-    """A duration in seconds within a range, borders included."""
+    """A duration in seconds, from `low` to `high` inclusive."""
     return Meta(ge=low, le=high, description=f"a number of seconds from {low:g} to {high:g}")
 
 
 def count(low: int, high: int) -> Meta:
-    """A whole number within a range, borders included."""
+    """A whole number, from `low` to `high` inclusive."""
     return Meta(ge=low, le=high, description=f"a whole number from {low} to {high}")
 
 
 def size(low: int, high: int) -> Meta:
-    """A number of bytes within a range, borders included; strings like "16 MiB" are read as well."""
+    """A number of bytes, from `low` to `high` inclusive; also strings like "16 MiB"."""
     expected = f'a size from {in_units(low)} to {in_units(high)}, in bytes or like "16 MiB"'
     return Meta(ge=low, le=high, description=expected, extra={"size": True})
 
@@ -71,7 +71,7 @@ def switch() -> Meta:
 
 
 def path() -> Text:
-    """A file name; `~` is the home directory. `decode` resolves relative ones."""
+    """A file name; `~` is the home directory. The decoder resolves relative names."""
     return Text(_parse_path, "a string with the path of a file")
 
 
@@ -81,7 +81,7 @@ def _parse_path(text: str) -> Path:
     try:
         return Path(text).expanduser()
     except RuntimeError:
-        raise ConfigError(f"{text} is in a home directory that is not known here") from None
+        raise ConfigError(f"{text} is in an unknown home directory") from None
 
 
 def in_units(number: int) -> str:
@@ -96,21 +96,21 @@ def in_units(number: int) -> str:
 
 
 def decode_file(kind: type[Struct], text: str, source: Path) -> dict[str, Any]:
-    """The values that the TOML in `text` gives to the fields of `kind`. Raises ConfigError.
+    """Decode the TOML in `text` to values for the fields of `kind`. Raises ConfigError.
 
-    `source` begins every error, and relative paths start beside it.
+    `source` begins every error; relative paths start in its directory.
     """
     try:
         document = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
-        # A recursion error has a text about Python; all others say what is wrong and in which line.
+        # The text of a recursion error is about Python; all others name the error and the line.
         reason = "too deeply nested" if isinstance(error, RecursionError) else str(error)
         raise ConfigError(f"{source}: not valid TOML: {reason}") from None
     return decode_table(kind, document, source)
 
 
 def decode_flags(kind: type[Struct], flags: Mapping[str, object]) -> dict[str, Any]:
-    """The values that command-line flags give to the fields of `kind`; None and () count as not given.
+    """Decode command-line flags to values for the fields of `kind`; None and () count as not given.
 
     Relative paths start at the working directory. Raises ConfigError.
     """
@@ -124,7 +124,7 @@ def decode_flags(kind: type[Struct], flags: Mapping[str, object]) -> dict[str, A
 def decode_table(
     kind: type[Struct], table: Mapping[str, Any], source: Path, prefix: str = ""
 ) -> dict[str, Any]:
-    """The same for a table that is read already; `prefix` is its name and a dot."""
+    """The same for parsed TOML; `prefix` is the name of the table and a dot."""
     hints = get_type_hints(kind, include_extras=True)
     values: dict[str, Any] = {}
     for key, raw in table.items():
@@ -135,7 +135,7 @@ def decode_table(
             if not isinstance(raw, list):
                 raise ConfigError(f"{where}: expected tables, each under [[{prefix}{key}]], got {_kind(raw)}")
             if len(raw) > MAX_TABLES:
-                raise ConfigError(f"{where}: at most {MAX_TABLES} of these tables are read, got {len(raw)}")
+                raise ConfigError(f"{where}: expected at most {MAX_TABLES} tables, got {len(raw)}")
             values[key] = tuple(
                 _table(row, each, source, f"{prefix}{key}[{number}]") for number, each in enumerate(raw, 1)
             )
@@ -147,7 +147,7 @@ def decode_table(
 
 
 def _table(kind: type[Struct], raw: object, source: Path, name: str) -> Struct:
-    """The struct that one table stands for; `name` is how errors call it."""
+    """The struct of one table; errors call it `name`."""
     if not isinstance(raw, dict):
         raise ConfigError(f"{source}: {name}: expected a table, [{name}], got {_kind(raw)}")
     inner = decode_table(kind, raw, source, f"{name}.")
@@ -196,7 +196,7 @@ def _is_table(hint: Any) -> bool:
 
 
 def _row(hint: Any) -> type[Struct] | None:
-    """The struct of each table in a field that is a `tuple[Struct, ...]`."""
+    """The struct type of a field that is a `tuple[Struct, ...]`."""
     arguments = get_args(hint)
     if get_origin(hint) is tuple and len(arguments) == 2 and _is_table(arguments[0]):
         row: type[Struct] = arguments[0]
@@ -210,7 +210,7 @@ def _row(hint: Any) -> type[Struct] | None:
 def with_flags(
     kind: type[Struct], tun: type[Struct], values: Mapping[str, Any], flags: Mapping[str, object]
 ) -> dict[str, Any]:
-    """The values that flags give; those called "tun.KEY" belong to that section, over what the file has there."""
+    """The values of flags. A flag "tun.KEY" replaces that key of the table in the file."""
     inner = {key[4:]: value for key, value in flags.items() if key.startswith("tun.")}
     given = decode_flags(kind, {key: value for key, value in flags.items() if not key.startswith("tun.")})
     section = decode_flags(tun, inner)
@@ -220,7 +220,7 @@ def with_flags(
 
 
 def read_source(file: Path | None, name: str) -> tuple[str, Path, bool]:
-    """Text, path and privacy of the configuration; no text if it is the default one and does not exist."""
+    """Text, path and privacy of the configuration; the text is empty if the default file does not exist."""
     source = config_dir() / name if file is None else file
     if file is None and not os.path.exists(source):
         return "", source, True
@@ -239,7 +239,7 @@ def build[T: Struct](kind: type[T], values: Mapping[str, Any], text: str, source
 
 
 def _kind(raw: object) -> str:
-    """What came instead. Strings are not repeated, since they may be secrets in the wrong place."""
+    """Describe the found value. Strings are not shown, since they may be misplaced secrets."""
     match raw:
         case bool():
             return "true" if raw else "false"
@@ -263,7 +263,7 @@ def _shown(key: str) -> str:
 
 
 def _advice(kind: type[Struct], key: str, prefix: str) -> str:
-    """The known key that is nearest, wherever in the file it belongs; else the keys that this table has."""
+    """The most similar key of the whole file; else the keys of this table."""
     below = {name.rpartition(".")[2]: f"{prefix}{name}" for name in _keys(kind)}
     names = difflib.get_close_matches(key[:60].lower().replace("-", "_"), below, n=1)
     if names:
@@ -272,7 +272,7 @@ def _advice(kind: type[Struct], key: str, prefix: str) -> str:
 
 
 def _keys(kind: type[Struct]) -> Iterator[str]:
-    """The dotted names of all keys; those of this table last, so that they win over a namesake further down."""
+    """The dotted names of all keys. Those of this table come last, so that they win over equal names in others."""
     hints = get_type_hints(kind)
     for name, hint in hints.items():
         table = hint if _is_table(hint) else _row(hint)

@@ -1,4 +1,4 @@
-"""The exit's configuration, exit.toml: its keys with their defaults, and reading it. client.py explains the form."""
+"""The exit's configuration, exit.toml: its keys with their defaults. client.py explains the form."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _RULES: Final = Text(str, 'a list of strings like "10.0.0.0/8", "*.example.com" 
 
 
 class EgressTable(Struct, frozen=True, kw_only=True):
-    """Where clients may go; exit/egress.py gives the meaning of the lists and of their entries."""
+    """The egress policy; exit/egress.py explains the lists and their entries."""
 
     allow: Annotated[tuple[str, ...], _RULES] = ()
     deny: Annotated[tuple[str, ...], _RULES] = ()
@@ -60,7 +60,7 @@ class ExitLimitsTable(LinkLimits, frozen=True, kw_only=True):
 
 
 class WebSocketTable(Struct, frozen=True, kw_only=True):
-    """The exit's second entrance, for networks where only HTTP passes."""
+    """The exit's second listener, for clients in networks that pass only HTTP."""
 
     listen: Annotated[Destination | None, _WEBSOCKET] = None
     path: Annotated[str, Text(parse_web_path, 'a string like "/cryprq"')] = "/cryprq"
@@ -74,7 +74,7 @@ class WebSocketTable(Struct, frozen=True, kw_only=True):
 
 
 class ExitConfig(RoleConfig, frozen=True, kw_only=True):
-    """Everything that `cryprq-proxy exit` runs with."""
+    """All settings of the exit."""
 
     listen: Annotated[tuple[Destination, ...], _LISTEN] = (Destination("0.0.0.0", 4433),)
     allow: Annotated[tuple[PeerId, ...], _PEERS] = ()
@@ -106,15 +106,15 @@ class ExitConfig(RoleConfig, frozen=True, kw_only=True):
         return None if self.psk_file is None else read_psk(self.psk_file)
 
     def metrics_token(self) -> str | None:
-        """What Prometheus must present. Raises ConfigError if the file cannot be read or holds too little."""
+        """The token that Prometheus must send. Raises ConfigError if the file is unreadable or the token too short."""
         return None if self.metrics_token_file is None else read_token(self.metrics_token_file)
 
     def authorized_peers(self) -> frozenset[PeerId]:
-        """Who is let in: `allow` and what stands in the file `authorized` at this moment. Raises ConfigError."""
+        """The peers of `allow` and of the file `authorized`, read now. Raises ConfigError."""
         return frozenset(self.named_peers())
 
     def named_peers(self) -> dict[PeerId, str]:
-        """The same, each with its name in that file; empty for those who have none. Raises ConfigError."""
+        """The same, each with its name in that file, or "". Raises ConfigError."""
         listed = () if self.authorized is None else read_peers(self.authorized)
         return dict.fromkeys(self.allow, "") | {peer.peer_id: peer.name for peer in listed}
 
@@ -126,7 +126,7 @@ class ExitConfig(RoleConfig, frozen=True, kw_only=True):
 
 
 def load_exit(file: Path | None = None, flags: Mapping[str, object] | None = None) -> ExitConfig:
-    """As `load_client`, from exit.toml. Where `authorized` is not set, a file of that name beside it counts too."""
+    """As `load_client`, from exit.toml. If `authorized` is not set, the file of that name beside it counts."""
     text, source, _ = read_source(file, "exit.toml")
     config = exit_from(text, source, flags or {})
     beside = source.with_name("authorized")
@@ -136,8 +136,9 @@ def load_exit(file: Path | None = None, flags: Mapping[str, object] | None = Non
 
 
 def authorized_file(file: Path | None, config: ExitConfig) -> Path:
-    """Where peers that come with an invite are written down: `authorized`, else the file of that name beside `file`,
-    which `load_exit` was given. It may not exist yet; the next `load_exit` finds it."""
+    """The file to which an invite adds a peer: `authorized`, else the file of that name in the directory of `file`.
+
+    `file` is the argument of `load_exit`. The result may not exist yet; the next `load_exit` finds it."""
     source = config_dir() / "exit.toml" if file is None else file
     return source.with_name("authorized") if config.authorized is None else config.authorized
 

@@ -23,10 +23,10 @@ from .urls import PeerUrl, parse_peer_url
 
 MAX_EXITS: Final = 32
 MAX_ENDPOINTS: Final = 8
-"""To one exit."""
+"""Endpoints of one exit."""
 DEFAULT_PRIORITY: Final = 10
 _NAME: Final = re.compile(r"(?!(?:auto|direct)$)[A-Za-z0-9][A-Za-z0-9._-]{0,59}")
-"""The two words mean something in place of a name."""
+"""Words with a meaning of their own where a name is expected."""
 
 
 def parse_exit_name(text: str) -> str:
@@ -56,11 +56,13 @@ class ExitTable(Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         ids = {url.peer_id for url in self.peer}
         if len(ids) != 1:
-            raise ConfigError("peer names one exit, by one id; give further exits an [[exit]] of their own")
+            raise ConfigError(
+                "peer has endpoints of one exit, with one id; write an [[exit]] for each further exit"
+            )
 
 
 class ExitChoice(NamedTuple):
-    """One exit, with all that the client needs to know of it. `endpoints`: the preferred one first."""
+    """The settings of one exit. `endpoints`: the preferred one first."""
 
     name: str
     priority: int
@@ -77,8 +79,8 @@ class ExitChoice(NamedTuple):
 def exit_choices(
     peer: Sequence[PeerUrl], tables: Sequence[ExitTable], psk_file: Path | None, ca: Path | None
 ) -> tuple[ExitChoice, ...]:
-    """All exits, those of `peer` first, in the order of their numbers. `psk_file` and `ca` are for those that have none
-    of their own. Raises ConfigError for a name or an id that comes twice, and for too many."""
+    """All exits in the order of their numbers, those of `peer` first. `psk_file` and `ca` are for exits without their
+    own. Raises ConfigError for a repeated name or id, and for too many exits."""
     endpoints: dict[PeerId, list[Endpoint]] = {}
     for url in peer:
         endpoints.setdefault(url.peer_id, []).append(url.endpoint)
@@ -100,12 +102,12 @@ def exit_choices(
             )
         )
     if len(found) > MAX_EXITS:
-        raise ConfigError(f"there are {len(found)} exits; at most {MAX_EXITS} are of use")
+        raise ConfigError(f"there are {len(found)} exits; at most {MAX_EXITS} are allowed")
     seen: set[object] = set()
     for choice in found:
         if len(choice.endpoints) > MAX_ENDPOINTS:
             raise ConfigError(
-                f"the exit {choice.name} has {len(choice.endpoints)} addresses; at most {MAX_ENDPOINTS} are tried"
+                f"the exit {choice.name} has {len(choice.endpoints)} addresses; at most {MAX_ENDPOINTS} are allowed"
             )
         for mark in (choice.name, choice.peer_id):
             if mark in seen:
@@ -117,6 +119,6 @@ def exit_choices(
 
 
 def _named(name: str, endpoints: Sequence[Endpoint], number: int) -> str:
-    """`name`, else that of the first host, as far as it can be one."""
+    """`name`, else a valid name made from the first host."""
     host = endpoints[0].address.host if endpoints else ""
     return name or (host if _NAME.fullmatch(host) else f"exit-{number}")

@@ -1,4 +1,4 @@
-"""From a configuration to the keys: which implementation of ML-KEM and ML-DSA, and the identity in its file."""
+"""The implementation of ML-KEM and ML-DSA, and the identity, as the configuration names them."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _log = logging.getLogger(__name__)
 
 
 def choose_provider(choice: ProviderChoice) -> Provider:
-    """The provider of that name, with a warning if it is the slow one. Raises ConfigError."""
+    """The provider with that name. Warns about the slow one. Raises ConfigError."""
     provider = select_provider(None if choice == "auto" else choice)
     if not provider.fast:
         _log.warning(
-            "ML-KEM and ML-DSA come from %s: slow, and not in constant time; better is a `cryptography` package "
+            "ML-KEM and ML-DSA come from %s, which is slow and not constant-time; install a `cryptography` package "
             "with OpenSSL 3.5 or later",
             provider.name,
         )
@@ -27,7 +27,7 @@ def choose_provider(choice: ProviderChoice) -> Provider:
 
 
 def own_identity(provider: Provider, path: Path) -> Identity:
-    """The identity in that file, made now if there is none. Raises ConfigError."""
+    """The identity in that file; a missing one is made. Raises ConfigError."""
     if not os.path.lexists(path):
         identity = Identity.generate(provider)
         try:
@@ -35,7 +35,7 @@ def own_identity(provider: Provider, path: Path) -> Identity:
         except ConfigError:
             if not os.path.lexists(path):
                 raise
-            # The other role, started at the same moment, made it.
+            # The other role, started at the same time, made it.
         else:
             _log.info("a new identity is in %s: its peer id is %s", path, identity.peer_id)
             return identity

@@ -1,4 +1,4 @@
-"""What both roles are told: the keys that client.toml and exit.toml have in common, with their defaults."""
+"""The keys that client.toml and exit.toml have in common, with their defaults."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ type AutoOrOff = Literal["auto", "off"]
 
 
 class RotationTable(Struct, frozen=True, kw_only=True):
-    """When the link's keys are changed: whichever comes first. More than the default is not safe."""
+    """When the link's keys rotate: at the first of these limits. More than the default is not safe."""
 
     interval: Annotated[float, seconds(0.1, 86_400)] = 300.0
     records: Annotated[int, count(16, 1 << 22)] = 1 << 22
@@ -43,14 +43,14 @@ class LaneTable(Struct, frozen=True, kw_only=True):
 
 
 class LinkLimits(Struct, frozen=True, kw_only=True):
-    """`retained_bytes` and the round-trip time bound the throughput; the pool is shared by all streams."""
+    """`retained_bytes` and the round-trip time bound the throughput. All streams share the pool."""
 
     retained_bytes: Annotated[int, size(64 * KIB, GIB)] = 16 * MIB
     window_pool: Annotated[int, size(64 * KIB, GIB)] = 32 * MIB
 
 
 class RoleConfig(Struct, frozen=True, kw_only=True):
-    """The part of a configuration that does not depend on the role."""
+    """The settings of both roles."""
 
     identity: Annotated[Path, path()] = msgspec.field(default_factory=default_identity)
     psk_file: Annotated[Path | None, path()] = None
@@ -62,7 +62,7 @@ class RoleConfig(Struct, frozen=True, kw_only=True):
     lane: LaneTable = LaneTable()
 
     def limits_of_session(self, limits: LinkLimits, streams: int) -> SessionLimits:
-        """What one session may use, with at most `streams` streams."""
+        """The limits of one session with at most `streams` streams."""
         return SessionLimits(
             retained=limits.retained_bytes,
             window_pool=limits.window_pool,

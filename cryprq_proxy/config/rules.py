@@ -1,6 +1,6 @@
 """The rules of a client's configuration: `default` and the [[rule]] tables of client.toml.
 
-default = "tunnel"                        what no rule is about
+default = "tunnel"                        for all that no rule matches
 [[rule]]
 to = "direct"                             "tunnel", "direct", "block" or "exit:NAME"
 domains = ["intranet.example", ".corp.example", "ad*.example"]
@@ -9,7 +9,7 @@ ports = [22, "6000-6100"]
 lists = ["ads.txt"]
 name = "the office"
 
-rules/syntax.py has the meaning of each.
+rules/syntax.py explains each key.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from .decode import Text, path
 
 DEFAULT: Final = RuleAction(Verdict.TUNNEL)
 ACTION: Final = Text(parse_action, 'a string: "tunnel", "direct", "block" or "exit:NAME"')
-"""Annotates `to`, and `default` beside the tables."""
+"""Annotates `to`, and `default` of the client."""
 _DOMAINS: Final = Text(
     parse_domain, 'a list of names like "a.example", ".corp.example" or "ad*.example"', many=True
 )
@@ -60,12 +60,12 @@ class RuleTable(Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if not (self.domains or self.cidrs or self.ports or self.lists):
             raise ConfigError(
-                "expected at least one of domains, cidrs, ports and lists; what no rule is about goes by default"
+                "expected at least one of domains, cidrs, ports and lists; default is for all other connections"
             )
 
 
 def to_rules(tables: Sequence[RuleTable]) -> tuple[Rule, ...]:
-    """What the tables say, in the form that everything decides by."""
+    """The rules of the tables, in the form of rules/."""
     return tuple(
         Rule(
             action=table.to,
@@ -80,7 +80,7 @@ def to_rules(tables: Sequence[RuleTable]) -> tuple[Rule, ...]:
 
 
 def check_exits(rules: Sequence[Rule], default: RuleAction, names: Collection[str]) -> None:
-    """Raises ConfigError if a rule or the default picks an exit that is none of `names`."""
+    """Raise ConfigError if a rule or the default names an exit that is not in `names`."""
     for index, action in [*enumerate(rule.action for rule in rules), (-1, default)]:
         if action.verdict is Verdict.EXIT and action.exit not in names:
             known = f"the exits are {', '.join(sorted(names))}" if names else "no exit has a name"

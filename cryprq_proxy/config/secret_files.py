@@ -25,8 +25,7 @@ def read_user(file: Path) -> Credentials:
 
 
 def read_token(file: Path) -> str:
-    """A token, 16 or more printable characters, from the first line of a file that only its owner can read. Raises
-    ConfigError."""
+    """A token, 16 or more printable characters, from the first line of a file of its owner. Raises ConfigError."""
     text, _ = read_text(file, "the token file", private=True)
     token = text.split("\n", 1)[0].strip()
     if len(token) >= TOKEN_SIZE and token.isascii() and token.isprintable() and " " not in token:
@@ -37,10 +36,7 @@ def read_token(file: Path) -> str:
 
 
 def read_psk(file: Path) -> bytes:
-    """The pre-shared key, 32 bytes, from 64 hexadecimal digits in a file that only its owner can read.
-
-    Raises ConfigError.
-    """
+    """The pre-shared key, 32 bytes, from 64 hexadecimal digits in a file of its owner. Raises ConfigError."""
     text, _ = read_text(file, "the key file", private=True)
     digits = text.strip()
     if len(digits) == 2 * PSK_SIZE and _HEX.fullmatch(digits):

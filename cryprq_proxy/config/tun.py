@@ -1,4 +1,4 @@
-"""The parts of the configuration about packets: system-wide mode and its DNS, the exit's network."""
+"""The configuration of system-wide mode: the client's interface and DNS, the exit's network."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ POOL6: Final = IPv6Network("fd63:7279:7071::/64")
 """The ranges of addresses inside the tunnel."""
 MAX_UID: Final = 4_294_967_294
 MAX_USERS: Final = 65_536
-"""User ids in one range: the filter has an element for each."""
+"""User ids in one range; the filter has an element for each."""
 _IDS: Final = re.compile(r"([0-9]{1,10})(?:-([0-9]{1,10}))?")
 
 
@@ -29,7 +29,7 @@ def parse_prefix(text: str) -> IPNetwork:
     """Read "192.0.2.0/24" or a single address. Raises ConfigError."""
     try:
         if "%" in text:
-            raise ValueError("a zone says nothing here")
+            raise ValueError("a zone has no meaning here")
         network = ip_network(text, strict=False)
     except ValueError:
         raise ConfigError(f"expected an address or prefix like 192.0.2.0/24, got {text[:24]!a}") from None
@@ -60,12 +60,12 @@ def parse_users(text: str) -> tuple[int, int]:
         if first <= last <= MAX_UID and last - first < MAX_USERS:
             return first, last
         raise ConfigError(
-            f"{text} is no range of user ids: the smaller one comes first, none is above {MAX_UID}, "
-            f"and at most {MAX_USERS} fit"
+            f"{text} is not a range of user ids: the smaller one comes first, none is above {MAX_UID}, "
+            f"and a range has at most {MAX_USERS}"
         )
     try:
         uid = pwd.getpwnam(text).pw_uid
-    except (KeyError, ValueError):  # the latter for what can be no name, like one with a NUL in it
+    except (KeyError, ValueError):  # ValueError: an invalid name, like one with a NUL
         raise ConfigError(
             f"there is no user {text[:20]!a} here; give a name, an id, or ids like 1000-1999"
         ) from None

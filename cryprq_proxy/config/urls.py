@@ -1,4 +1,4 @@
-"""Addresses as a person writes them: an exit, an upstream proxy, and where to listen."""
+"""Addresses as a person writes them: of an exit, an upstream proxy, a listener."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class PeerUrl:
 _CARRIERS: Final[Mapping[str, CarrierKind]] = {"cryprq": "tcp", "cryprq+ws": "ws", "cryprq+wss": "wss"}
 _PROXIES: Final[Mapping[str, Literal["socks5", "http"]]] = {
     "socks5": "socks5",
-    "socks5h": "socks5",  # names are always left to the proxy
+    "socks5h": "socks5",  # the proxy always resolves names
     "http": "http",
 }
 
@@ -55,10 +55,10 @@ def parse_upstream(text: str) -> UpstreamProxy:
     kind = _PROXIES.get(scheme.lower())
     try:
         if kind is None or not separator or (at and not colon):
-            raise AddressError("no address of a proxy")
+            raise AddressError("not an address of a proxy")
         address = _endpoint(where)
     except AddressError:
-        # Nothing of the text is shown: where a part is missing, another part may be the password.
+        # The text is not shown: if a part is missing, another part may be the password.
         raise ConfigError(
             "expected socks5://HOST:PORT or http://HOST:PORT, perhaps with USER:PASSWORD@ before the host"
         ) from None
@@ -100,7 +100,7 @@ def parse_web_path(text: str) -> str:
 
 
 def parse_public(text: str) -> str:
-    """Read where clients reach an exit: "HOST", "HOST:PORT" or "wss://HOST[:PORT]/PATH". Raises ConfigError."""
+    """Read the public address of an exit: "HOST", "HOST:PORT" or "wss://HOST[:PORT]/PATH". Raises ConfigError."""
     scheme, separator, rest = text.partition("://")
     try:
         if not separator:
@@ -108,7 +108,7 @@ def parse_public(text: str) -> str:
         elif scheme in ("ws", "wss"):
             parse_endpoint(_CARRIERS[f"cryprq+{scheme}"], rest)
         else:
-            raise AddressError("no address of an exit")
+            raise AddressError("not an address of an exit")
     except AddressError:
         raise ConfigError(
             f"expected an address like exit.example:4433 or wss://exit.example/path, got {text[:100]!a}"

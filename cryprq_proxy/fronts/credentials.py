@@ -1,7 +1,7 @@
-"""The one user name and password that the local proxy may ask for, with SOCKS5 and with HTTP alike.
+"""The user name and password that the local proxy may require, for SOCKS5 and HTTP.
 
-Only digests are kept: a dump of the object or a log line shows nothing, and comparing digests of equal length
-takes the same time for every guess (RFC 1929 and RFC 7617 both send the password in clear, to loopback).
+Only digests are kept. So a dump or a log line shows no secret, and a comparison takes the same time for every guess.
+(RFC 1929 and RFC 7617 both send the password in clear, here over loopback.)
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Self
 from ..errors import ConfigError
 
 MAX_PART = 255
-"""Bytes in a name or a password: what the length byte of RFC 1929 section 2 can say."""
+"""The most bytes in a name or a password: the length is one byte (RFC 1929 section 2)."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -31,7 +31,7 @@ class Credentials:
         try:
             user, password = name.encode(), secret.encode()
         except UnicodeEncodeError:
-            raise ConfigError("the user and password are not valid text; write them in UTF-8") from None
+            raise ConfigError("the user or password is not valid UTF-8") from None
         if not colon or not 0 < len(user) <= MAX_PART or not 0 < len(password) <= MAX_PART:
             raise ConfigError(
                 f"give the user and password as NAME:PASSWORD, each 1 to {MAX_PART} bytes, no colon in the name"
@@ -41,7 +41,7 @@ class Credentials:
         return cls(sha256(user).digest(), sha256(password).digest())
 
     def check(self, user: bytes, password: bytes) -> bool:
-        """Whether both are right; takes the same time whichever of them is wrong."""
+        """Whether both are right. Takes the same time, whichever is wrong."""
         right_user = hmac.compare_digest(sha256(user).digest(), self.user_digest)
         right_password = hmac.compare_digest(sha256(password).digest(), self.password_digest)
         return right_user & right_password

@@ -1,4 +1,4 @@
-"""Telling an HTTP client what went wrong: for each reason a status, a type (RFC 9209) and a sentence."""
+"""The answers to failed requests of HTTP clients: for each reason a status, a type (RFC 9209) and a sentence."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ type Field = tuple[bytes, bytes]
 
 
 class RequestRefused(CryprqError):
-    """A request that the proxy answers itself; the text says what is wrong and what to do.
+    """A request that the proxy itself answers; the text names the error and the remedy.
 
     `error` is the type of RFC 9209 section 2.3 for the Proxy-Status field, `fields` are sent in addition, and `close`
-    asks for the connection to end behind the answer.
+    ends the connection after the answer.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class RequestRefused(CryprqError):
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """How a reason is told to an HTTP client."""
+    """The answer to one reason."""
 
     status: int
     error: str
@@ -56,7 +56,7 @@ FAILURES: Final[dict[StreamReason, Failure]] = {
     StreamReason.NOT_ALLOWED: Failure(
         403,
         "destination_ip_prohibited",
-        "The exit's policy forbids this target. Private and local addresses need the consent of its operator.",
+        "The exit's policy forbids this target. Private and local addresses need the permission of its operator.",
     ),
     StreamReason.NETWORK_UNREACHABLE: Failure(
         502,
@@ -78,7 +78,7 @@ FAILURES: Final[dict[StreamReason, Failure]] = {
     StreamReason.NAME_FAILED: Failure(
         502,
         "dns_timeout",
-        "The exit's resolver gave no answer for the name. Try again; if it stays, tell its operator.",
+        "The exit's resolver gave no answer for the name. Try again; if it persists, tell its operator.",
     ),
     StreamReason.LIMIT: Failure(
         503,
@@ -89,25 +89,25 @@ FAILURES: Final[dict[StreamReason, Failure]] = {
         503, "destination_unavailable", "The exit or this proxy is shutting down. Try again in a moment."
     ),
     StreamReason.CONNECTION_RESET: Failure(
-        502, "connection_terminated", "The target ended the connection before it had answered. Try again."
+        502, "connection_terminated", "The target ended the connection before it answered. Try again."
     ),
     StreamReason.CANCELLED: Failure(
-        502, "connection_terminated", "The connection was given up before there was an answer. Try again."
+        502, "connection_terminated", "The connection was closed before there was an answer. Try again."
     ),
     StreamReason.LINK_DOWN: Failure(
         503,
         "destination_unavailable",
-        "The exit is not connected, and nothing goes out without it. 'cryprq-proxy status' says more.",
+        "There is no link to the exit. 'cryprq-proxy status' says more.",
     ),
     StreamReason.SESSION_LOST: Failure(
         502, "connection_terminated", "The link to the exit was lost before there was an answer. Try again."
     ),
 }
-"""The answer to each reason for which there is no stream, or no longer one."""
+"""The answer to each reason for a refused or lost stream."""
 
 
 def refusal_for(reason: StreamReason, destination: Destination, *, direct: bool = False) -> RequestRefused:
-    """What to tell a client whose stream failed before a byte of the response was sent; `direct`: without an exit."""
+    """The answer if the stream failed before any byte of the response was sent; `direct`: without an exit."""
     failure = FAILURES[reason]
     text = failure.text
     if direct:
@@ -118,7 +118,7 @@ def refusal_for(reason: StreamReason, destination: Destination, *, direct: bool 
 
 
 def blocked(rule: str, destination: Destination) -> RequestRefused:
-    """What to tell a client whose target a rule blocks; `rule` is the name of it."""
+    """The answer if a rule blocks the target; `rule` is its name."""
     return RequestRefused(
         403,
         f"This target is blocked by your rules: {rule}. `cryprq-proxy explain` tells more. (Target: {destination})",

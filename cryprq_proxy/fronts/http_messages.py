@@ -1,12 +1,12 @@
-"""What an HTTP/1.1 forward proxy does to messages: pure functions on h11 events, no I/O.
+"""The messages of an HTTP/1.1 forward proxy: pure functions on h11 events, no I/O.
 
-In the order in which a request passes: `check_request` and `parse_target` say whether and where it goes,
-`authorized` whether this client may ask, `forward_request` and `forward_response` make of the one side's message the
-other side's, `relay_body` moves the body. What the client gets when something fails is in http_failures.py.
+In the order of a request: `check_request` and `parse_target` decide whether and where it goes, `authorized` checks the
+client's password, `forward_request` and `forward_response` make the message for the other side, `relay_body` moves the
+body. http_failures.py has the answers to failures.
 
-A message is never passed on as it came. Fields that speak about one connection only (RFC 9110 section 7.6.1) are
-left out, and those that say where the body ends are written anew from what h11 understood. Two parsers that read one
-message differently are what request smuggling lives on: here, only bytes that this side made reach the next.
+A message is never passed on unchanged. Fields about one connection (RFC 9110 section 7.6.1) are left out. The fields
+about the body's end are written anew from the result of h11. Request smuggling needs two parsers that read one message
+differently; here the next parser gets only bytes that this side has made.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from .http_failures import Field, RequestRefused
 Message = h11.Request | h11.Response | h11.InformationalResponse
 
 MAX_HEADER: Final = 64 * 1024
-"""Bytes of a message's header section, or of its trailers, that are kept at most."""
+"""The most bytes of a message's header section, or of its trailers."""
 
 _ABSOLUTE = re.compile(rb"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)([^#]*)(#.*)?")
 
 _HOP_BY_HOP: Final = frozenset(
     (b"connection", b"proxy-connection", b"keep-alive", b"te", b"transfer-encoding", b"upgrade")
 )
-# They speak to or of the proxy. Ours must not reach the origin; an origin's would make the client ask its user for
-# the password of this proxy. HTTP2-Settings belongs to an upgrade that is not passed on.
+# Fields for or about the proxy. A client's must not reach the origin. An origin's would make the client ask its user
+# for the password of this proxy. HTTP2-Settings belongs to an upgrade that is not passed on.
 _OF_THE_PROXY: Final = frozenset(
     (b"proxy-authorization", b"proxy-authenticate", b"proxy-authentication-info", b"http2-settings")
 )
 _WRITTEN_ANEW: Final = frozenset((b"host", b"content-length"))
 _NOT_FORWARDED: Final = _HOP_BY_HOP | _OF_THE_PROXY | _WRITTEN_ANEW
-# Fields that must stand in front of the body to be safe (RFC 9110 section 6.5.1).
+# Fields that are unsafe after the body (RFC 9110 section 6.5.1).
 _NO_TRAILERS: Final = _NOT_FORWARDED | frozenset(
     (b"authorization", b"content-encoding", b"content-range", b"content-type", b"set-cookie", b"trailer")
 )
@@ -54,11 +54,11 @@ HOW_TO_USE: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where a request goes."""
+    """The target of a request."""
 
     destination: Destination
     authority: bytes
-    """Host and port as the client wrote them: the value of Host."""
+    """Host and port as the client wrote them; the value of Host."""
     path: bytes
     """The request target for the origin: path and query, or an asterisk; empty for CONNECT."""
 
@@ -67,7 +67,7 @@ class Target:
 
 
 def has_body(request: h11.Request) -> bool:
-    """Whether content follows (RFC 9112 section 6.3: a length other than 0 or chunks)."""
+    """Whether a body follows: chunks, or a length other than 0 (RFC 9112 section 6.3)."""
     return any(
         name == b"transfer-encoding" or (name == b"content-length" and int(value) > 0)
         for name, value in request.headers
@@ -75,22 +75,22 @@ def has_body(request: h11.Request) -> bool:
 
 
 def is_repeatable(request: h11.Request) -> bool:
-    """Whether it may be sent again after a reused connection died on it (RFC 9110 section 9.2.2)."""
+    """Whether it may be sent again after a reused connection ended (RFC 9110 section 9.2.2)."""
     return request.method in _REPEATABLE and not has_body(request)
 
 
 def check_request(request: h11.Request) -> None:
-    """Refuse what h11 lets through and a proxy must not. Raises RequestRefused."""
+    """Refuse what h11 accepts but a proxy must not forward. Raises RequestRefused."""
     if not request.http_version.startswith(b"1."):
         raise RequestRefused(505, "This proxy speaks HTTP/1.1 only.", close=True)
     names = {name for name, _ in request.headers}
     if b"transfer-encoding" in names and (b"content-length" in names or request.http_version == b"1.0"):
-        # RFC 9112 sections 6.1 and 6.3 let a proxy reject what another server may frame otherwise.
-        raise RequestRefused(400, "The request says twice where its body ends.", close=True)
+        # RFC 9112 sections 6.1 and 6.3 let a proxy reject a message that another server may frame differently.
+        raise RequestRefused(400, "The request has both a length and chunks.", close=True)
     if request.method in (b"CONNECT", b"TRACE") and has_body(request):
         raise RequestRefused(400, f"A {request.method.decode()} request has no body.", close=True)
     if _max_forwards(request) == 0:
-        raise RequestRefused(501, "Max-Forwards ends at this proxy, which has nothing to answer.")
+        raise RequestRefused(501, "Max-Forwards ends at this proxy, which does not answer this request.")
 
 
 def parse_target(request: h11.Request) -> Target:
@@ -101,19 +101,17 @@ def parse_target(request: h11.Request) -> Target:
         return Target(destination, target, b"")
     match = _ABSOLUTE.fullmatch(target)
     if not match:
-        # Also what a web page gets that makes the browser talk to this port.
+        # Also the answer if a web page makes the browser contact this port.
         raise RequestRefused(400, HOW_TO_USE, close=True)
     scheme, authority, path, fragment = match.groups()
     if scheme.lower() != b"http":
-        raise RequestRefused(
-            501, "Only http:// can be requested like this; use CONNECT for https:// and all else."
-        )
+        raise RequestRefused(501, "Only http:// can be requested like this; use CONNECT for all else.")
     if fragment is not None:
-        raise RequestRefused(400, "The URI has a fragment, which is not for servers; leave out the # part.")
+        raise RequestRefused(400, "The URI has a fragment; leave out the # part.")
     authority = authority.removesuffix(b":")
     destination = _parse_authority(authority, 80)
     if not path:
-        # RFC 9112 section 3.2.4: how a proxy is asked to send "OPTIONS *".
+        # RFC 9112 section 3.2.4: this asks a proxy to send "OPTIONS *".
         path = b"*" if request.method == b"OPTIONS" else b"/"
     elif path.startswith(b"?"):
         path = b"/" + path
@@ -122,7 +120,7 @@ def parse_target(request: h11.Request) -> Target:
 
 def _parse_authority(authority: bytes, default_port: int | None) -> Destination:
     if b"@" in authority:
-        # RFC 9110 section 4.2.4: mostly there to mislead about the host, and the password would stand in logs.
+        # RFC 9110 section 4.2.4: mostly used to mislead about the host, and the password would be in logs.
         raise RequestRefused(400, "The URI holds a user or password; send them in an Authorization field.")
     try:
         if not authority.startswith(b"[") and authority.count(b":") > 1:
@@ -131,7 +129,7 @@ def _parse_authority(authority: bytes, default_port: int | None) -> Destination:
         if not destination.port:
             raise AddressError("nothing listens on port 0")
     except AddressError as error:
-        raise RequestRefused(400, f"The request names no valid host and port: {error}.") from None
+        raise RequestRefused(400, f"The host or port of the request is invalid: {error}.") from None
     return destination
 
 
@@ -151,7 +149,7 @@ def authorized(request: h11.Request, credentials: Credentials) -> bool:
 
 
 def check_authorization(request: h11.Request, credentials: Credentials) -> None:
-    """Raises RequestRefused, with the challenge, unless the request holds the right user and password."""
+    """Raise RequestRefused, with the challenge, for a wrong or missing user and password."""
     if not authorized(request, credentials):
         raise RequestRefused(
             407,
@@ -179,7 +177,7 @@ def _tokens(message: Message, wanted: bytes) -> set[bytes]:
 
 
 def _end_to_end(message: Message, via: str | None) -> list[Field]:
-    """The fields that are meant for the far end, spelled as they came."""
+    """The fields for the other end, spelled as received."""
     dropped = _NOT_FORWARDED | _tokens(message, b"connection")
     kept = [(raw, value) for raw, value in message.headers.raw_items() if raw.lower() not in dropped]
     if via is not None:
@@ -188,14 +186,14 @@ def _end_to_end(message: Message, via: str | None) -> list[Field]:
 
 
 def _max_forwards(request: h11.Request) -> int | None:
-    """The count that limits TRACE and OPTIONS to so many hops (RFC 9110 section 7.6.2)."""
+    """The number of hops that TRACE and OPTIONS may still go (RFC 9110 section 7.6.2)."""
     value = _first(request, b"max-forwards") if request.method in (b"OPTIONS", b"TRACE") else None
     return int(value) if value is not None and value.isdigit() and len(value) < 10 else None
 
 
 def forward_request(request: h11.Request, target: Target, via: str | None) -> h11.Request:
-    """The request as the origin shall see it; `via` is this proxy's pseudonym for Via, None to stay silent."""
-    # RFC 9112 section 3.2.2: the URI counts, whatever Host said.
+    """The request for the origin; `via` is this proxy's pseudonym for Via, None for no Via."""
+    # RFC 9112 section 3.2.2: the URI replaces Host.
     fields: list[Field] = [(b"Host", target.authority)]
     modern = request.http_version != b"1.0"
     hops = _max_forwards(request)
@@ -203,7 +201,7 @@ def forward_request(request: h11.Request, target: Target, via: str | None) -> h1
         name = raw.lower()
         if name == b"max-forwards" and hops is not None:
             fields.append((raw, b"%d" % (hops - 1)))
-        elif name != b"expect" or modern:  # RFC 9110 section 10.1.1: HTTP/1.0 knows no 100
+        elif name != b"expect" or modern:  # RFC 9110 section 10.1.1: HTTP/1.0 has no 100
             fields.append((raw, value))
     length = _first(request, b"content-length")
     if _first(request, b"transfer-encoding") is not None:
@@ -233,15 +231,15 @@ def _upgrades(message: Message) -> list[bytes]:
 def forward_response[R: (h11.Response, h11.InformationalResponse)](
     response: R, via: str | None, *, close: bool = False
 ) -> R:
-    """The response as the client shall see it; h11 adds what the client's version needs to find the body's end."""
+    """The response for the client; h11 adds what the client's version needs to find the body's end."""
     status = response.status_code
     fields = _end_to_end(response, via)
     length = _first(response, b"content-length")
-    # RFC 9110 section 8.6 forbids a length in 1xx and 204; RFC 9112 section 6.3 lets chunks win over a length.
+    # RFC 9110 section 8.6 forbids a length in 1xx and 204. With chunks the length is void (RFC 9112 section 6.3).
     if length is not None and status >= 200 and status != 204 and not has_both_framings(response):
         fields.append((b"Content-Length", length))
     connection = [b"close"] if close else []
-    # 426 must say what to upgrade to (RFC 9110 section 15.5.22); elsewhere the offer is for this hop.
+    # 426 must name the protocols (RFC 9110 section 15.5.22); elsewhere the offer is for this hop.
     if status in (101, 426) and (upgrades := _upgrades(response)):
         fields.append((b"Upgrade", b", ".join(upgrades)))
         connection.append(b"Upgrade")
@@ -251,22 +249,21 @@ def forward_response[R: (h11.Response, h11.InformationalResponse)](
 
 
 def closes(response: h11.Response) -> bool:
-    """Whether the origin ends its connection behind this response (RFC 9112 section 9.3)."""
+    """Whether the origin closes its connection after this response (RFC 9112 section 9.3)."""
     return response.http_version == b"1.0" or b"close" in _tokens(response, b"connection")
 
 
 def has_both_framings(response: Message) -> bool:
-    """Whether it has a length and chunks, after which its connection must not be trusted (RFC 9112 section 6.3)."""
+    """Whether it has a length and chunks, so that its connection must not be reused (RFC 9112 section 6.3)."""
     names = {name for name, _ in response.headers}
     return b"content-length" in names and b"transfer-encoding" in names
 
 
 def relay_body(source: h11.Connection, sink: h11.Connection, *, trailers: bool = True) -> tuple[bytes, bool]:
-    """Take all that `source` has received of a body and frame it for `sink`: the bytes to send, and whether it ended.
+    """Take the received part of a body from `source` and frame it for `sink`: the bytes to send, and whether it ended.
 
-    Pieces that came in one read leave as one, however small their chunks were. `trailers` says whether `sink` can
-    take trailer fields (HTTP/1.0 cannot). Raises h11.RemoteProtocolError when the body is malformed or cut short;
-    what was whole before that is lost then, as the message is.
+    The chunks of one read leave as one piece. `trailers` says whether `sink` can take trailer fields (HTTP/1.0
+    cannot). Raises h11.RemoteProtocolError if the body is malformed or cut short; the pieces of this call are lost.
     """
     pieces: list[bytes] = []
     while type(event := source.next_event()) is h11.Data:

@@ -1,8 +1,8 @@
-"""The far side of the HTTP proxy: a stream to an origin server, and what h11 knows of the messages on it.
+"""The origin's side of the HTTP proxy: a stream to an origin server, and the h11 state of its messages.
 
-A stream is kept for the next request to the same destination when both messages were complete and clear about where
-they end. Between requests a server may close it at any time. `is_idle` sees that when it has happened already; what
-happens while the next request is being sent shows as an end before the first byte of the response (`silent`).
+A stream is kept for the next request to the same destination if both messages were complete and had one clear end.
+Between requests a server may close it at any time. `is_idle` sees an earlier close. A later one, while the next request
+is sent, is an end before the first byte of the response (`silent`).
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ class TcpSource(Protocol):
 
 
 class Origin:
-    """One server's stream. Its owner ends it with `stream.abort`, or hands it on."""
+    """The stream of one server. Its owner ends it with `stream.abort`, or passes it on."""
 
     def __init__(self, destination: Destination, stream: ByteStream) -> None:
         self.destination = destination
         self.stream = stream
         self.http = h11.Connection(h11.CLIENT, MAX_HEADER)
         self.silent = True
-        """Whether nothing has come since the last request."""
+        """Whether no byte was received since the last request."""
         self._clear = True
-        """Whether the response says only once where it ends."""
+        """Whether the response has only one mark of its end."""
 
     async def head(self) -> h11.Response | h11.InformationalResponse:
         """The next header section. Raises StreamReset, h11.RemoteProtocolError."""
@@ -49,13 +49,13 @@ class Origin:
             await self.receive()
 
     async def receive(self) -> None:
-        """Give h11 what comes next, or the end. Raises StreamReset."""
+        """Pass the next bytes, or the end, to h11. Raises StreamReset."""
         data = await self.stream.read()
         self.silent = self.silent and not data
         self.http.receive_data(data)
 
     def renew(self) -> bool:
-        """Make ready for another request; False when the stream cannot carry one."""
+        """Prepare for another request; False if the stream cannot carry one."""
         complete = self.http.states == {h11.CLIENT: h11.DONE, h11.SERVER: h11.DONE}
         if not complete or not self._clear or any(self.http.trailing_data):
             return False
@@ -64,7 +64,7 @@ class Origin:
         return True
 
     async def is_idle(self) -> bool:
-        """Whether nothing has come on the kept stream, not even its end."""
+        """Whether neither bytes nor the end were received on the kept stream."""
         try:
             async with asyncio.timeout(0):
                 await self.stream.read()

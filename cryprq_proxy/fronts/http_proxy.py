@@ -3,16 +3,15 @@
     client ──bytes──> h11 SERVER ──request──> h11 CLIENT ──bytes──> stream to the origin
            <─bytes──            <─response──            <─bytes──
 
-`HttpProxy.run` serves one request after another. While a request is served two coroutines work: `_upload` moves
-the request, `_download` the response. So a server may answer before it has read everything, a 100-continue comes
-through while the client waits for it, and a client that goes away in the middle ends the exchange at once. Neither
-makes a task, a future or a copy in a queue per piece; a body is never held back to be completed.
+`HttpProxy.run` serves one request after another, each with two coroutines: `_upload` moves the request, `_download` the
+response. So a server may answer before it has read everything, a 100-continue passes while the client waits for it, and
+a client that closes early ends the exchange at once. Neither coroutine makes a task, a future or a copy in a queue per
+piece. A body passes in pieces and is never collected.
 
-What can end an exchange is an exception here and nowhere else: `_ClientGone`, `_ClientBroke`, `_OriginFailed`. When
-no byte of the response was sent the client gets an error page, else its connection is aborted: a response that ends
-cleanly although it was cut would be taken for whole.
+Three exceptions end an exchange: `_ClientGone`, `_ClientBroke` and `_OriginFailed`. If no byte of the response was
+sent, the client gets an error page. Else its connection is aborted, so that it cannot take the response for complete.
 
-After a CONNECT or an upgrade the bytes are no longer HTTP; `run` then returns a `HttpTunnel` and has no further part.
+After a CONNECT or an upgrade the bytes are no longer HTTP. Then `run` returns an `HttpTunnel` and ends.
 """
 
 from __future__ import annotations
@@ -51,17 +50,17 @@ ESTABLISHED = b"HTTP/1.1 200 Connection established\r\n\r\n"
 
 @dataclass(frozen=True, slots=True)
 class HttpTunnel:
-    """A connection that speaks no HTTP any more. The caller owns `stream` from here on and relays raw bytes."""
+    """A connection that no longer speaks HTTP. The caller owns `stream` from here on and relays raw bytes."""
 
     stream: ByteStream
     to_client: bytes
-    """Goes to the client before anything that is read from `stream`."""
+    """To send to the client before anything from `stream`."""
     early: bytes
-    """Goes into `stream` before anything that is read from the client."""
+    """To send into `stream` before anything from the client."""
 
 
 class _ClientGone(Exception):
-    """The client's connection was reset, or is to be reset because its response was cut."""
+    """The client's connection was reset, or must be reset because its response was cut."""
 
     def __init__(self, reason: StreamReason) -> None:
         super().__init__(reason.name)
@@ -79,17 +78,17 @@ class _OriginFailed(Exception):
         super().__init__(str(refusal))
         self.refusal = refusal
         self.silent = silent
-        """Whether not one byte of a response had come."""
+        """Whether no byte of a response was received."""
 
 
 class HttpProxy:
     """Serves the requests of one client connection.
 
-    Times are in seconds. `header_timeout` bounds how long a request's header section may take, `idle_timeout` how long
-    a kept connection may stay without a request, and how long an upload may go on once its response is complete.
-    `via` is this proxy's name for the Via field, which is left out without it.
+    Times are in seconds. `header_timeout` bounds the time for a request's header section. `idle_timeout` bounds the
+    time of a kept connection without a request, and of an upload after its complete response. `via` is this proxy's
+    name for the Via field; without it there is no such field.
 
-    A `read` that is cancelled must have consumed nothing, on the client's connection and on the streams alike.
+    A cancelled `read` must not consume anything, neither on the client's connection nor on the streams.
     """
 
     def __init__(
@@ -112,15 +111,15 @@ class HttpProxy:
         self._idle_timeout = idle_timeout
         self._http = h11.Connection(h11.SERVER, MAX_HEADER)
         self._origin: Origin | None = None
-        """The one stream that is ours to end: in use, or kept for the next request."""
+        """The one stream that this object must end: in use, or kept for the next request."""
 
     async def run(self, first_bytes: bytes) -> HttpTunnel | None:
         """Serve until the client or the protocol ends it; `first_bytes` were already read from the client.
 
-        Returns an HttpTunnel, or None when all is done. The caller then closes the client's connection, and reads on
-        for a while as the client may still be sending (RFC 9112 section 9.6). Raises StreamReset when that connection
-        is to be aborted: the client itself did so, or the response was cut. Raises nothing else but CancelledError,
-        and leaves no stream open behind it.
+        Returns an HttpTunnel, or None at the end. After None the caller closes the client's connection, but reads on
+        for a while, as the client may still send (RFC 9112 section 9.6). Raises StreamReset if the caller must abort
+        that connection: the client reset it, or the response was cut. Raises nothing else but CancelledError, and
+        leaves no stream open.
         """
         try:
             pending = first_bytes.lstrip(b"\r\n")
@@ -136,7 +135,7 @@ class HttpProxy:
                     break
                 self._http = h11.Connection(h11.SERVER, MAX_HEADER)
                 if ended:
-                    # Whole requests that came before the end are still served, half ones are not.
+                    # Complete requests before the end are still served, incomplete ones are not.
                     self._http.receive_data(pending)
                     self._http.receive_data(b"")
                     pending = b""
@@ -149,7 +148,7 @@ class HttpProxy:
     # 1. The request
 
     async def _next_request(self, pending: bytes) -> h11.Request | None:
-        """The next request, or None when there is none (any more) or it was answered with an error."""
+        """The next request; None after the last one, or if it was answered with an error."""
         http = self._http
         try:
             if not http.trailing_data[1]:
@@ -158,7 +157,7 @@ class HttpProxy:
                         data = await self._read()
                         if not data:
                             return None
-                        # RFC 9112 section 2.2: empty lines before a request are to be ignored.
+                        # RFC 9112 section 2.2: ignore empty lines before a request.
                         pending = data.lstrip(b"\r\n")
                 http.receive_data(pending)
         except TimeoutError:
@@ -171,14 +170,14 @@ class HttpProxy:
             await self._refuse(RequestRefused(408, "The request did not arrive in time.", close=True))
             return None
         except h11.RemoteProtocolError as error:
-            # No word of what came: h11's own texts quote it.
+            # h11's own texts are not used: they quote the request.
             status = error.error_status_hint
             text = {
                 431: "The header fields of the request are too large.",
                 501: "This transfer coding is unknown.",
             }
             await self._refuse(
-                RequestRefused(status, text.get(status, "This is no valid HTTP/1.1 request."), close=True)
+                RequestRefused(status, text.get(status, "This is not a valid HTTP/1.1 request."), close=True)
             )
             return None
         return event if isinstance(event, h11.Request) else None
@@ -187,7 +186,7 @@ class HttpProxy:
         """Answer one request."""
         try:
             if not has_body(request):
-                # Nothing follows, so it is complete at once, and an error page need not cost the connection.
+                # No body follows. So the request is complete, and the connection survives an error page.
                 self._http.next_event()
             check_request(request)
             target = parse_target(request)
@@ -216,13 +215,13 @@ class HttpProxy:
         try:
             stream = await self._open(target.destination)
         except RequestRefused as refusal:
-            # What the client may have sent ahead for the tunnel is no HTTP.
+            # Bytes that the client sent early for the tunnel are not HTTP.
             refusal.close = True
             raise
         return HttpTunnel(stream, ESTABLISHED, self._http.trailing_data[0])
 
     async def _forward(self, request: h11.Request, target: Target) -> HttpTunnel | None:
-        """Send the request to its origin, on the kept stream if that is the same origin's and still lives."""
+        """Send the request to its origin, on the kept stream if that has the same origin and is still open."""
         while True:
             kept = self._origin
             reused = kept is not None and kept.destination == target.destination and await kept.is_idle()
@@ -240,8 +239,8 @@ class HttpProxy:
                     raise failure.refusal from None
                 if is_repeatable(request):
                     continue
-                # It is unknown whether the origin acted on it. To close without an answer lets the client apply
-                # the rule that it has for such a loss of its own connections (RFC 9112 section 9.3.1).
+                # It is unknown whether the origin acted on it. After a close without an answer the client applies
+                # its own rule for lost connections (RFC 9112 section 9.3.1).
                 return None
             except _ClientBroke as error:
                 self._drop_origin()
@@ -265,12 +264,12 @@ class HttpProxy:
     async def _exchange(
         self, origin: Origin, request: h11.Request, target: Target
     ) -> h11.InformationalResponse | None:
-        """Move the request and its response; returns the 101 when the origin switches protocols.
+        """Move the request and its response. Returns the 101 if the origin switches protocols.
 
         Raises _ClientGone, _ClientBroke, _OriginFailed.
         """
         uploaded = asyncio.Event()
-        # Before anything is read: an origin that speaks first must not confuse h11.
+        # Before any read: an origin that sends first must not confuse h11.
         head = origin.http.send(forward_request(request, target, self._via))
         try:
             async with asyncio.TaskGroup() as group:
@@ -280,7 +279,7 @@ class HttpProxy:
                     # RFC 9110 section 7.8: the client ends its request before it speaks the new protocol.
                     await uploaded.wait()
                 elif origin.http.their_state is h11.DONE:
-                    # The origin answered early but keeps the connection: it wants the rest of the body.
+                    # The origin answered early but keeps the connection, so it reads the rest of the body.
                     with suppress(TimeoutError):
                         async with asyncio.timeout(self._idle_timeout):
                             await uploaded.wait()
@@ -294,7 +293,7 @@ class HttpProxy:
         return switched
 
     async def _upload(self, origin: Origin, output: bytes, uploaded: asyncio.Event) -> None:
-        """Send the request, whose head is `output`; then read ahead within bounds, to see the client go away."""
+        """Send the request, whose head is `output`. Then read ahead within bounds, to notice that the client closes."""
         http = self._http
         try:
             complete = False
@@ -314,7 +313,7 @@ class HttpProxy:
         except h11.RemoteProtocolError:
             raise _ClientBroke("The body of the request is malformed or ends too early.") from None
         except StreamReset:
-            return  # `_download` meets it too, and may have a response to finish before.
+            return  # `_download` gets the same error, and may first have a response to finish.
         finally:
             uploaded.set()
         while True:
@@ -324,7 +323,7 @@ class HttpProxy:
             http.receive_data(await self._read())
 
     async def _download(self, origin: Origin, request: h11.Request) -> h11.InformationalResponse | None:
-        """Pass the response on; returns the 101 when there is one."""
+        """Pass the response on. Returns the 101 if there is one."""
         http = self._http
         modern = request.http_version != b"1.0"
         try:
@@ -333,7 +332,7 @@ class HttpProxy:
                     return response
                 if modern:
                     await self._write(http.send(forward_response(response, self._via)))
-            # A client that still sends a body that will not be read should learn it now.
+            # Tell a client that still sends: its body will not be read.
             ignored = http.their_state is h11.SEND_BODY and closes(response)
             output = http.send(forward_response(response, self._via, close=ignored))
             while True:
@@ -347,7 +346,7 @@ class HttpProxy:
         except StreamReset as reset:
             raise _OriginFailed(refusal_for(reset.reason, origin.destination), silent=origin.silent) from None
         except h11.RemoteProtocolError:
-            text = "The target's answer is incomplete or no valid HTTP."
+            text = "The target's answer is incomplete or invalid HTTP."
             error = "http_response_incomplete" if origin.silent else "http_protocol_error"
             raise _OriginFailed(RequestRefused(502, text, error), silent=origin.silent) from None
         return None
@@ -355,7 +354,7 @@ class HttpProxy:
     # 4. Errors and the end
 
     async def _refuse(self, refusal: RequestRefused, *, head: bool = False) -> None:
-        """Send an error page, to a HEAD without its body; the connection lives on only if the request is complete."""
+        """Send an error page (without body for HEAD). The connection goes on only if the request is complete."""
         http = self._http
         close = refusal.close or http.their_state in (h11.SEND_BODY, h11.ERROR)
         response, body = error_page(refusal, close=close)

@@ -1,10 +1,10 @@
-"""The local proxy's listener: one port, the protocol told by the first byte.
+"""The local proxy's listener: one port; the first byte tells the protocol.
 
     accept -> first byte 4 or 5 -> SOCKS negotiation, by callbacks -> stream -> reply -> relay
                                                                    -> UDP association (socks_udp.py)
            -> anything else     -> HTTP (http_proxy.py), a task of its own -> maybe a tunnel -> relay
 
-A SOCKS connection is on the hot path: from accept to relay it takes no task and no future.
+SOCKS is the hot path: from accept to relay a connection takes no task and no future.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _log = logging.getLogger(__name__)
 BACKLOG: Final = 1_024
 """Connections accepted in one wake-up."""
 SWEEP_SECONDS: Final = 1.0
-"""How often the negotiations that take too long are looked for."""
+"""Seconds between two checks for negotiations that take too long."""
 SOCKS_VERSIONS: Final = frozenset((4, 5))
 
 
@@ -67,7 +67,7 @@ class MixedListener:
         self._http: set[asyncio.Task[None]] = set()
 
     def start(self) -> Destination:
-        """Listen; the address as bound. Raises OSError."""
+        """Listen. Returns the bound address. Raises OSError."""
         host, port = self.settings.listen
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         sock = socket.create_server((host, port), family=family, backlog=BACKLOG)
@@ -76,7 +76,7 @@ class MixedListener:
         return Destination(*sock.getsockname()[:2])
 
     async def stop(self) -> None:
-        """Listen no more and end all connections."""
+        """Stop listening and end all connections."""
         if self._acceptor is not None:
             self._acceptor.close()
             self._acceptor = None
@@ -105,7 +105,7 @@ class MixedListener:
             self._sweep()
 
     def _sweep(self) -> None:
-        """End negotiations that take too long; they stand in the order of their deadlines."""
+        """End negotiations that take too long; they are in the order of their deadlines."""
         now = self.loop.time()
         while self._negotiating and (
             self._negotiating[0][0] <= now or not self._negotiating[0][1].negotiating
@@ -116,10 +116,10 @@ class MixedListener:
         seconds = min(SWEEP_SECONDS, self.settings.negotiation_timeout)
         self._sweeper = self.loop.call_later(seconds, self._sweep) if self._negotiating else None
 
-    # --- what becomes of a connection ------------------------------------------------------------------------------
+    # --- the stages of a connection ------------------------------------------------------------------------------
 
     def ended(self) -> None:
-        """A connection has ended: its place is free."""
+        """Free the place of an ended connection."""
         self._connections -= 1
         if self._acceptor is not None:
             self._acceptor.start()
@@ -164,11 +164,11 @@ class MixedListener:
                 self.ended()
 
     async def _tunnel(self, application: SocketStream, tunnel: HttpTunnel) -> None:
-        """From HTTP messages to raw bytes. Raises StreamReset."""
+        """Change from HTTP messages to raw bytes. Raises StreamReset."""
         link = tunnel.stream
         try:
             if not isinstance(link, LinkStream):
-                raise LocalError("a tunnel needs a stream of the link")
+                raise LocalError("only a stream of the link can become a tunnel")
             await application.write(tunnel.to_client)
             await link.write(tunnel.early)
             stream, incoming, eof = link.detach()
@@ -188,9 +188,9 @@ class MixedListener:
 
 
 class SocksConnection(StreamHandler):
-    """One application's connection until its stream is open: negotiates, asks for the stream, answers.
+    """One application's connection until its target is connected: negotiates, requests the stream, answers.
 
-    Also tells HTTP from SOCKS, and hands HTTP connections on.
+    It also recognizes HTTP connections and passes them on.
     """
 
     __slots__ = ("_fd", "_listener", "_sock", "_socks", "_stream", "negotiating")
@@ -216,7 +216,7 @@ class SocksConnection(StreamHandler):
     def _on_readable(self) -> None:
         loop, sock = self._listener.loop, self._sock
         if not self.negotiating:
-            # Data, or the end, before the stream is open: the relay will find it.
+            # Data, or the end, before the target is connected: the relay will read it.
             loop.remove_reader(self._fd)
             return
         try:
@@ -253,7 +253,7 @@ class SocksConnection(StreamHandler):
                 self._listener.serve_udp(sock, socks)
 
     def _send(self, reply: bytes) -> bool:
-        """Send a few bytes; a socket that does not take them at once is closed."""
+        """Send a few bytes. Closes a socket that does not take them at once."""
         try:
             if self._sock.send(reply) == len(reply):
                 return True
@@ -263,7 +263,7 @@ class SocksConnection(StreamHandler):
         return False
 
     def _farewell(self) -> None:
-        """The last reply was sent: let it arrive."""
+        """Let the last reply arrive."""
         self.negotiating = False
         self._listener.loop.remove_reader(self._fd)
         Farewell(self._listener.loop, self._sock, ended=self._listener.ended)

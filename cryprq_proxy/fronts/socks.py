@@ -1,17 +1,17 @@
-"""SOCKS5, SOCKS4 and SOCKS4a as a server speaks them: bytes in, bytes out, no socket and no clock.
+"""The server side of SOCKS5, SOCKS4 and SOCKS4a: bytes in, bytes out, no socket and no clock.
 
-The negotiation is a chain of states, one method each. A state looks at the buffer; when its message is complete it
-takes the message off, puts its answer into the output and names its successor, else it asks to wait:
+The negotiation is a chain of states, one method each. A state waits until the buffer holds its whole message. Then it
+takes the message, puts its answer into the output and names the next state:
 
     version ── 5 ──> methods ── 2 ──> password ──┐
        │                └────── 0 ───────────────┴──> request5 ──> request or failed
        └────── 4 ──> request4 ──────────────────────> request or failed
 
-Every message has a largest size, so what a stranger can make us keep is bounded by `MAX_NEGOTIATION`. RFC 1928 and
-RFC 1929 define SOCKS5; SOCKS4 and 4a have no RFC, only the memos of their authors. SOCKS4 knows no password, and its
-user id is none: where credentials are asked for, SOCKS4 is refused.
+Every message has a largest size, so `MAX_NEGOTIATION` bounds the memory of a connection. RFC 1928 and RFC 1929 define
+SOCKS5; SOCKS4 and 4a have no RFC, only memos of their authors. SOCKS4 has a user id but no password, so it is refused
+if credentials are required.
 
-The lower half of the file is the header of SOCKS5 UDP datagrams (RFC 1928 section 7).
+The end of the file has the header of SOCKS5 UDP datagrams (RFC 1928 section 7).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ REPLIES: dict[StreamReason, Rep] = {
     StreamReason.NETWORK_UNREACHABLE: Rep.NETWORK_UNREACHABLE,
     StreamReason.HOST_UNREACHABLE: Rep.HOST_UNREACHABLE,
     StreamReason.CONNECTION_REFUSED: Rep.CONNECTION_REFUSED,
-    # RFC 1928 has no word for a time-out; other proxies say "TTL expired", and curl prints it as such.
+    # RFC 1928 has no code for a time-out. Other proxies send "TTL expired", and curl prints it so.
     StreamReason.TIMED_OUT: Rep.TTL_EXPIRED,
     StreamReason.NAME_NOT_FOUND: Rep.HOST_UNREACHABLE,
     StreamReason.NAME_FAILED: Rep.HOST_UNREACHABLE,
@@ -50,8 +50,8 @@ REPLIES: dict[StreamReason, Rep] = {
     StreamReason.SHUTTING_DOWN: Rep.GENERAL_FAILURE,
     StreamReason.CONNECTION_RESET: Rep.GENERAL_FAILURE,
     StreamReason.CANCELLED: Rep.GENERAL_FAILURE,
-    # Without its exit the proxy has no network at all, which is what the application then should tell its user;
-    # "general failure" would point at the target.
+    # Without its exit the proxy has no network, and the application should say so. "General failure" would blame the
+    # target.
     StreamReason.LINK_DOWN: Rep.NETWORK_UNREACHABLE,
     StreamReason.SESSION_LOST: Rep.GENERAL_FAILURE,
 }
@@ -59,36 +59,36 @@ REPLIES: dict[StreamReason, Rep] = {
 
 
 _SUCCEEDED = encode_reply(Rep.SUCCEEDED)
-"""Encoded once: the encoder parses its address anew each time, which was 5 % of a new connection's cost here."""
+"""Encoded once: the encoder parses its address, which took 5 % of the time of a new connection."""
 
 
 class DatagramError(CryprqError):
-    """A SOCKS5 UDP datagram that is truncated, is a fragment, or has no valid address: to be dropped."""
+    """An invalid SOCKS5 UDP datagram (truncated, a fragment, or without a valid address), to be dropped."""
 
 
 @dataclass(frozen=True, slots=True)
 class SocksRequest:
-    """What the application asks for."""
+    """An application's request."""
 
     command: Command
     destination: Destination
-    """Where to connect; for UDP_ASSOCIATE where the application says its datagrams come from, often zeros."""
+    """The target; for UDP_ASSOCIATE the announced source of the application's datagrams, often zeros."""
     version: int
     """4 or 5."""
 
 
 class SocksServer:
-    """One client's negotiation, until its request is known or is refused.
+    """One application's negotiation, until its request is complete or refused.
 
-    After each `receive` the caller must send what `take_output` returns. When `failed` is set it must then close the
-    connection; when `request` is set it acts on it, sends what `succeed` or `refuse` return, and after a success puts
-    `leftover` into the stream before anything else. It must bound the time that a negotiation takes.
+    After each `receive` the caller sends the result of `take_output`. If `failed` is set, it then closes the
+    connection. If `request` is set, it sends the result of `succeed` or `refuse`; after a success it first puts
+    `leftover` into the stream. The caller also bounds the time of a negotiation.
     """
 
     def __init__(self, credentials: Credentials | None) -> None:
         self.request: SocksRequest | None = None
         self.failed: str | None = None
-        """Why the connection is to be closed, for the log; None while there is no reason."""
+        """Why to close the connection, for the log; None without a reason."""
         self._credentials = credentials
         self._buffer = bytearray()
         self._output = bytearray()
@@ -97,11 +97,11 @@ class SocksServer:
 
     @property
     def leftover(self) -> bytes:
-        """What came behind the request; it belongs to the stream."""
+        """The bytes after the request; they belong to the stream."""
         return bytes(self._buffer) if self.request else b""
 
     def receive(self, data: bytes) -> None:
-        """Take the client's bytes, however they are split. Raises nothing: what is wrong shows in `failed`."""
+        """Take the application's bytes, split anywhere. Raises nothing: errors set `failed`."""
         if self.failed:
             return
         self._buffer += data
@@ -109,18 +109,18 @@ class SocksServer:
             size = self._state()
             if not size:
                 if self._taken + len(self._buffer) > MAX_NEGOTIATION and not self.failed:
-                    self.failed = "the SOCKS negotiation is longer than it can be"
+                    self.failed = "the SOCKS negotiation is too long"
                 return
             self._taken += size
             del self._buffer[:size]
 
     def take_output(self) -> bytes:
-        """What to send to the client now; may be empty."""
+        """The bytes to send to the application now; may be empty."""
         output = bytes(self._output)
         self._output.clear()
         return output
 
-    # The states. Each returns the size of the message it has dealt with, or 0 when it needs more bytes.
+    # The states. Each returns the size of the message it has taken, or 0 if it needs more bytes.
 
     def _version(self) -> int:
         if self._buffer:
@@ -152,7 +152,7 @@ class SocksServer:
     def _password(self) -> int:
         """RFC 1929 section 2: VER 1 | ULEN | UNAME | PLEN | PASSWD.
 
-        Without credentials of our own every pair is good: some applications offer this method alone.
+        Without configured credentials every pair is accepted: some applications offer only this method.
         """
         buffer = self._buffer
         if buffer and buffer[0] != 1:
@@ -192,7 +192,7 @@ class SocksServer:
         try:
             destination, end = decode(buffer, 3)
         except AddressError as error:
-            # A name that cannot exist is answered like one that does not.
+            # An invalid name gets the answer for an unknown name.
             return self._deny5(REPLIES[StreamReason.NAME_NOT_FOUND], str(error))
         if command is Command.CONNECT and not destination.port:
             return self._deny5(REPLIES[StreamReason.CONNECTION_REFUSED], "nothing listens on port 0")
@@ -213,7 +213,7 @@ class SocksServer:
             if not end:
                 return 0
         if self._credentials is not None:
-            return self._deny4("SOCKS4 knows no password, which this proxy asks for; use SOCKS5")
+            return self._deny4("this proxy asks for a password, which SOCKS4 does not have; use SOCKS5")
         if buffer[1] != Command.CONNECT:
             return self._deny4(f"SOCKS4 command {buffer[1]} is not supported")
         try:
@@ -237,31 +237,31 @@ class SocksServer:
         self.failed = why
         return 0
 
-    # The last answer, once the request's fate is known.
+    # The last answer, when the request is decided.
 
     def succeed(self, bound: tuple[str, int] | None) -> bytes:
-        """The reply that says yes; `bound` is the proxy's own address and port for the application, None if unknown.
+        """The reply of a success. `bound` is the proxy's address and port for the application, None if unknown.
 
-        It matters for UDP_ASSOCIATE only: the application sends its datagrams there.
+        Only UDP_ASSOCIATE needs it: the application sends its datagrams there.
         """
         if self._version_asked() == 4:
             return _reply4(SOCKS4_GRANTED, bound)
         return encode_reply(Rep.SUCCEEDED, *bound) if bound else _SUCCEEDED
 
     def refuse(self, reason: StreamReason) -> bytes:
-        """The reply that says why not; the connection is to be closed behind it."""
+        """The reply of a refusal. The caller then closes the connection."""
         if self._version_asked() == 4:
             return _reply4(SOCKS4_REJECTED, None)
         return encode_reply(REPLIES[reason])
 
     def _version_asked(self) -> int:
         if self.request is None:
-            raise LocalError("a SOCKS reply was asked for before there is a request")
+            raise LocalError("a SOCKS reply needs a request first")
         return self.request.version
 
 
 def _reply4(code: int, bound: tuple[str, int] | None) -> bytes:
-    """VN 0 | CD | DSTPORT | DSTIP; applications ignore the last two, which cannot hold IPv6 anyway."""
+    """VN 0 | CD | DSTPORT | DSTIP; applications ignore the last two, which cannot hold IPv6."""
     if bound and ":" not in bound[0]:
         address = encode(Destination(*bound))
         return bytes((0, code)) + address[5:7] + address[1:5]
@@ -271,7 +271,7 @@ def _reply4(code: int, bound: tuple[str, int] | None) -> bytes:
 def parse_datagram(buffer: Buffer) -> tuple[Destination, bytes]:
     """Split RSV 0 0 | FRAG | ATYP | DST.ADDR | DST.PORT | DATA into destination and data.
 
-    Fragments are refused, as section 7 lets a server do that does not reassemble. Raises DatagramError.
+    Fragments are refused: section 7 permits that without reassembly. Raises DatagramError.
     """
     if len(buffer) < 4 or buffer[0] or buffer[1]:
         raise DatagramError("the datagram has no SOCKS5 header")
@@ -287,5 +287,5 @@ def parse_datagram(buffer: Buffer) -> tuple[Destination, bytes]:
 
 
 def encode_datagram(source: Destination, data: bytes) -> bytes:
-    """The same layout towards the application; `source` is the sender of `data`. Raises AddressError."""
+    """The same layout for the application; `source` is the sender of `data`. Raises AddressError."""
     return b"\0\0\0" + encode(source) + data

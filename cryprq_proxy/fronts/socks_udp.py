@@ -1,8 +1,7 @@
 """SOCKS5 UDP ASSOCIATE (RFC 1928 section 7) at the client: the application's UDP socket, and a UDP stream.
 
-The socket is bound where the control connection came in and lives as long as that connection. Datagrams are taken
-from the associated application only: from the host of the control connection, and from the first port that sent one
-(or the one that the request named).
+The socket is bound to the local address of the control connection and lives as long as that connection. It takes
+datagrams only from the host of that connection, and only from the port in the request, else the first port that sends.
 """
 
 from __future__ import annotations
@@ -138,4 +137,4 @@ class UdpFront(StreamHandler):
             try:
                 self._sock.sendto(encode_datagram(destination, bytes(payload)), self._application)
             except OSError:
-                return  # the application does not listen, or its queue is full: a datagram may be lost
+                return  # the application does not listen, or its queue is full: the datagram is lost

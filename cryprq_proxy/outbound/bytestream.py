@@ -1,4 +1,4 @@
-"""A stream as something to await: for front-ends that speak a protocol instead of relaying bytes."""
+"""Streams to await, for fronts that speak a protocol instead of relaying bytes."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ class ByteStream(Protocol):
     """Bytes in both directions, with back-pressure and half-close."""
 
     async def read(self) -> bytes:
-        """Some bytes, or b"" at the end. Raises StreamReset. A cancelled `read` has consumed nothing."""
+        """Some bytes, or b"" at the end. Raises StreamReset. A cancelled `read` consumes nothing."""
 
     async def write(self, data: bytes) -> None:
-        """Returns when there is room for more. Raises StreamReset."""
+        """Return when there is room for more. Raises StreamReset."""
 
     def write_eof(self) -> None:
-        """Nothing more will be written."""
+        """End this direction."""
 
     def abort(self) -> None:
-        """End both directions; harmless if they have ended."""
+        """End both directions; has no effect after their end."""
 
 
 class LinkStream(StreamHandler):
@@ -43,7 +43,7 @@ class LinkStream(StreamHandler):
         self._stream: AnyStream | None = None
 
     def begin(self, stream: AnyStream) -> None:
-        """The stream has been asked for."""
+        """Take the requested stream."""
         self._stream = stream
         if self._reset is not None:
             stream.reset(self._reset)
@@ -99,8 +99,8 @@ class LinkStream(StreamHandler):
             self.reset(StreamReason.CANCELLED)
 
     def detach(self) -> tuple[AnyStream, list[bytes], bool]:
-        """Give the stream to another handler: the stream, the data not yet read and not yet consumed, and whether the
-        end came after it. Raises StreamReset."""
+        """Give the stream to another handler. Returns it, the data that is not yet read or consumed, and whether its
+        end was received. Raises StreamReset."""
         if self._reset is not None:
             raise StreamReset(self._reset)
         return self.stream, list(self._incoming), self._eof
@@ -143,7 +143,7 @@ class SocketStream:
         self._loop = asyncio.get_running_loop()
 
     async def read(self) -> bytes:
-        # Not loop.sock_recv: that has taken the bytes off the socket when it is cancelled at the wrong moment.
+        # Not loop.sock_recv: a cancellation at the wrong moment loses the bytes that it has read.
         while True:
             try:
                 return self.sock.recv(65_536)

@@ -6,11 +6,11 @@
     connect_first    happy eyeballs (RFC 8305) over literals, each by `connect_literal`
     Resolver         names to literals, off the event loop (resolver.py)
 
-The policy sees each literal right before the connection to that same literal starts, and nothing here connects
-to a name; so it does not matter what the name resolves to at another moment (DNS rebinding).
+The policy judges each literal right before the connection to that literal starts. Nothing here connects to a
+name, so a name that resolves differently a moment later (DNS rebinding) does no harm.
 
-The system's resolver asks for both families in one call, which is why RFC 8305's resolution delay (section 3)
-has no place here: an answer is always whole.
+The system's resolver asks for both families in one call, so an answer is always complete. RFC 8305's resolution
+delay (section 3) is therefore not needed.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ _log = logging.getLogger(__name__)
 DIAL_TIMEOUT: Final = 10.0
 """Seconds for a whole dial, resolving included."""
 ATTEMPT_DELAY: Final = 0.25
-"""Seconds that an attempt has before the next address gets its own: RFC 8305 section 5."""
+"""Seconds between the starts of two attempts: RFC 8305 section 5."""
 MAX_ADDRESSES: Final = 32
-"""So many addresses of one name are looked at."""
+"""Addresses of one name that are tried at most."""
 
 CONNECT_REASONS: Final[dict[int, StreamReason]] = {
     errno.ECONNREFUSED: StreamReason.CONNECTION_REFUSED,
@@ -46,11 +46,11 @@ CONNECT_REASONS: Final[dict[int, StreamReason]] = {
     errno.ETIMEDOUT: StreamReason.TIMED_OUT,
     errno.EHOSTUNREACH: StreamReason.HOST_UNREACHABLE,
     errno.EHOSTDOWN: StreamReason.HOST_UNREACHABLE,
-    errno.ENOPROTOOPT: StreamReason.HOST_UNREACHABLE,  # Linux: ICMP says that it speaks no TCP
+    errno.ENOPROTOOPT: StreamReason.HOST_UNREACHABLE,  # Linux: ICMP says that the host has no TCP
     errno.ENETUNREACH: StreamReason.NETWORK_UNREACHABLE,
     errno.ENETDOWN: StreamReason.NETWORK_UNREACHABLE,
     errno.ENONET: StreamReason.NETWORK_UNREACHABLE,
-    errno.EADDRNOTAVAIL: StreamReason.NETWORK_UNREACHABLE,  # no source address, as where IPv6 is off
+    errno.EADDRNOTAVAIL: StreamReason.NETWORK_UNREACHABLE,  # no source address, as without IPv6
     errno.EAFNOSUPPORT: StreamReason.NETWORK_UNREACHABLE,
     errno.EACCES: StreamReason.NOT_ALLOWED,  # the exit's own packet filter
     errno.EPERM: StreamReason.NOT_ALLOWED,
@@ -66,15 +66,15 @@ _TELLING: Final = (
     StreamReason.GENERAL,
     StreamReason.NOT_ALLOWED,
 )
-"""If all addresses fail, the reason that says most about the target is reported: the first of these that occurred.
-That an exit has no IPv6 must not hide that the target refuses on IPv4; NOT_ALLOWED stands if there is no other."""
+"""If all addresses fail, the first of these reasons that occurred is reported: it says most about the target. A missing
+IPv6 at the exit must not hide a refusal on IPv4. NOT_ALLOWED is reported if there is no other."""
 
 
 class TargetPolicy(Protocol):
-    """Where connections may go: EgressPolicy at the exit, NotOurselves for direct connections."""
+    """Decides about targets: EgressPolicy at the exit, NotOurselves for direct connections."""
 
     def check_name(self, name: str, port: int) -> bool:
-        """Whether to resolve the name at all."""
+        """Whether to resolve the name."""
 
     def check_address(self, ip: str, port: int, name: str | None = None) -> bool:
         """Whether to connect to this literal, which `name` resolved to."""
@@ -82,15 +82,15 @@ class TargetPolicy(Protocol):
 
 class Cancellable(Protocol):
     def cancel(self) -> object:
-        """End it and close its sockets; `done` is no longer called. Does nothing after `done` was called."""
+        """End it, close its sockets and never call `done`. Does nothing after `done` was called."""
 
 
 type Done = Callable[[socket.socket | None, StreamReason | None], None]
-"""Called once, with a connected non-blocking socket that from then on is the callee's, or with a reason."""
+"""Called once, with a reason or with a connected non-blocking socket, which the callee then owns."""
 
 
 class ConnectLiteral(Protocol):
-    """The signature of `connect_literal`; tests have their own."""
+    """The signature of `connect_literal`; tests pass their own."""
 
     def __call__(
         self, loop: asyncio.AbstractEventLoop, ip: str, port: int, done: Done, timeout: float, /
@@ -98,7 +98,7 @@ class ConnectLiteral(Protocol):
 
 
 class _Over:
-    """Stands for an attempt that is over."""
+    """An attempt that has ended."""
 
     __slots__ = ()
 
@@ -119,7 +119,7 @@ def connect_target(
 ) -> Cancellable:
     """Connect to `destination` within `timeout` seconds, if the policy allows it.
 
-    A literal takes no task: most new connections go to one. `done` may be called before this returns.
+    A literal, the usual case, takes no task. `done` may be called before this returns.
     """
     host, port = destination
     if not destination.is_ip:
@@ -138,7 +138,7 @@ async def _dial_for(
     except StreamRefused as refusal:
         done(None, refusal.reason)
     except Exception:
-        # The application is not to wait for ever on a bug of ours.
+        # A bug here must not leave the application waiting.
         done(None, StreamReason.GENERAL)
         raise
     else:
@@ -150,8 +150,8 @@ def connect_literal(
 ) -> Cancellable:
     """Connect to one IP literal within `timeout` seconds.
 
-    The caller has had `ip` and `port` approved by `EgressPolicy.check_address`: another text than a literal would
-    be resolved right here. `done` may be called before this returns, with a connection or with a refusal.
+    The caller has asked `EgressPolicy.check_address` about `ip` and `port`, so `ip` is a literal: a name would be
+    resolved here. `done` may be called before this returns, with a connection or with a refusal.
     """
     try:
         sock = socket.socket(socket.AF_INET6 if ":" in ip else socket.AF_INET, socket.SOCK_STREAM)
@@ -162,8 +162,8 @@ def connect_literal(
         prepare(sock, ip)
         code = sock.connect_ex((ip, port))
         if code == errno.EINPROGRESS:
-            # Targets on this host are connected by now, though Linux says so only when asked again. That
-            # costs 4 us and saves the 25 us of a turn through the selector.
+            # Targets on this host are connected by now, but Linux says so only at a second call. The call takes
+            # 4 us and saves 25 us in the selector.
             code = sock.connect_ex((ip, port))
     except OSError as error:
         code = error.errno or errno.EINVAL
@@ -182,7 +182,7 @@ def _reason(code: int | None) -> StreamReason:
 
 
 class _Connecting:
-    """A connection that is being made: owns the socket until `done` or `cancel`."""
+    """A connection in progress: owns the socket until `done` or `cancel`."""
 
     __slots__ = ("_done", "_loop", "_sock", "_timer")
 
@@ -226,7 +226,7 @@ class _Connecting:
 
 
 def interleave(addresses: Iterable[str]) -> list[str]:
-    """IPv6 and IPv4 by turns, IPv6 first, each in its order and once (RFC 8305 section 4)."""
+    """IPv6 and IPv4 alternating, IPv6 first, each in its order and once (RFC 8305 section 4)."""
     unique = dict.fromkeys(addresses)
     v6 = [ip for ip in unique if ":" in ip]
     v4 = [ip for ip in unique if ":" not in ip]
@@ -243,9 +243,9 @@ def connect_first(
     attempt_delay: float = ATTEMPT_DELAY,
     connect: ConnectLiteral = connect_literal,
 ) -> Cancellable:
-    """Connect to whichever of the literals answers first, the next one starting `attempt_delay` seconds later.
+    """Connect to the literal that answers first. The attempts start `attempt_delay` seconds apart.
 
-    A literal gets `allowed(ip)` asked right before its attempt. `done` may be called before this returns.
+    `allowed(ip)` is asked right before each attempt. `done` may be called before this returns.
     """
     race = _Race(loop, addresses, port, allowed, done, loop.time() + timeout, attempt_delay, connect)
     race.advance()
@@ -283,7 +283,7 @@ class _Race:
         self._timer: asyncio.TimerHandle | None = None
 
     def advance(self) -> None:
-        """Start the next attempt, or end the race if there is none and none runs."""
+        """Start the next attempt, or end the race if there is none left and none runs."""
         self._stop_timer()
         while self._waiting:
             left = self._deadline - self._loop.time()
@@ -307,7 +307,7 @@ class _Race:
 
     def _start(self, ip: str, left: float) -> None:
         number = self._number = self._number + 1
-        self._running[number] = _OVER  # for an end that comes before `connect` returns
+        self._running[number] = _OVER  # in case it ends before `connect` returns
         attempt = self._connect(self._loop, ip, self._port, partial(self._ended, number), left)
         if number in self._running:
             self._running[number] = attempt
@@ -341,8 +341,8 @@ async def dial(
 ) -> socket.socket:
     """A TCP connection to `destination`: connected, non-blocking, without Nagle's delay.
 
-    Raises `StreamRefused`: NOT_ALLOWED if the policy forbids the name or each of its addresses, what the resolver
-    raises (NAME_FAILED also if it takes all the time), or the most telling reason of the addresses. Cancelling
+    Raises `StreamRefused`: NOT_ALLOWED if the policy forbids the name or each of its addresses, the error of
+    the resolver (NAME_FAILED also if it times out), or the most telling reason of the addresses. Cancelling
     leaves no socket behind. `connect` takes the place of `connect_literal`.
     """
     loop = loop or asyncio.get_running_loop()
@@ -374,7 +374,7 @@ async def dial(
         return await outcome
     except asyncio.CancelledError:
         race.cancel()
-        # The winner may already lie in the future when the cancellation overtakes it.
+        # The future may already hold the connected socket when the cancellation comes.
         if outcome.done() and not outcome.cancelled() and outcome.exception() is None:
             outcome.result().close()
         raise

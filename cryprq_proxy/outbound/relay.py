@@ -1,8 +1,8 @@
 """The relay: one TCP socket and one stream, each feeding the other.
 
-The socket is read only when the stream can take the bytes, and the stream's window is extended only when the socket
-has taken them, so a slow side slows the other one down and nothing piles up here. Each direction ends by itself: an
-end becomes a half-close on the other side, a reset becomes a reset.
+The socket is read only if the stream can take the bytes, and the stream gets credit only after the socket has taken
+them. So a slow side slows down the other one, and no bytes collect here. Each direction ends by itself: an end becomes
+a half-close on the other side, and a reset becomes a reset.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ..session.streams import AnyStream, Half, StreamHandler
 READS: Final = 2
 """Reads in one wake-up."""
 SLOTS: Final = 2
-"""Pieces of up to 128 KiB taken in one read from a socket that keeps up."""
+"""Pieces of up to 128 KiB in one read from a fast socket."""
 _LINGER_RESET: Final = struct.pack("ii", 1, 0)
 
 
@@ -35,7 +35,7 @@ def set_reset_on_close(sock: socket.socket) -> None:
 class Relay(StreamHandler):
     """Handler of an opened `stream` and owner of `sock`, which is connected and non-blocking.
 
-    `start` begins; `ended` is called once, when both are done with.
+    `start` begins. `ended` is called once, when both have ended.
     """
 
     __slots__ = ("_armed", "_backlog", "_ended", "_fd", "_flowing", "_loop", "_slots", "_sock", "_stream")
@@ -59,8 +59,8 @@ class Relay(StreamHandler):
         self._flowing = False
 
     def start(self, early: bytes = b"", received: Iterable[bytes] = (), ended: bool = False) -> None:
-        """Begin to relay. `early` came from the socket before and goes first; at most INITIAL_WINDOW bytes. `received`
-        came from the stream before and is not yet consumed. `ended`: the end of the stream came, too."""
+        """Begin to relay. `early` was read from the socket before and goes first: at most INITIAL_WINDOW bytes.
+        `received` came from the stream before and is not yet consumed. `ended`: the stream's end came too."""
         self._stream.handler = self
         if early:
             self._stream.send(early)
@@ -94,13 +94,13 @@ class Relay(StreamHandler):
                 return
 
     def _read(self) -> bool:
-        """Read once; True if there may be more to read and the stream may take more."""
+        """Read once. True if there may be more to read and the stream may take it."""
         stream, pool = self._stream, self._slots
         room = stream.request_room()
         if not room:
             self._disarm()
             return False
-        # One slot until the socket has filled one, then several at a time (bench/scatter.py).
+        # One slot until a read fills it, then several at a time (bench/scatter.py).
         piece = min(room, stream.frame_limit)
         slots = [pool.take() for _ in range(min(SLOTS, room // piece) if self._flowing else 1)]
         ends = SLOT_HEADROOM + piece
@@ -132,7 +132,7 @@ class Relay(StreamHandler):
         return used == len(slots) and self._flowing
 
     def writable(self) -> None:
-        """The stream has room again and it is its turn: read at once, and take turns while there is more."""
+        """The stream has room again and it is its turn: read now, and again by turns while there is more."""
         if self._read():
             self._stream.wait_for_turn()
         elif self._fd >= 0 and self._stream.send_half is Half.OPEN and not self._stream.waits():

@@ -1,4 +1,4 @@
-"""Names to addresses, at the exit: the host's own resolver, off the event loop, with a short memory."""
+"""Names to addresses, at the exit: the host's resolver on threads, with a short-lived cache."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ _log = logging.getLogger(__name__)
 
 RESOLVER_THREADS: Final = 64
 RESOLVER_WAITING: Final = 256
-"""Names that may wait for a thread; more are refused, since a resolver that is so far behind answers too late."""
+"""Names that may wait for a thread; more are refused, since the answers would come too late."""
 CACHE_SIZE: Final = 4096
 """Names remembered."""
 CACHE_SECONDS: Final = 30.0
 MAX_SERVERS: Final = 3
-"""The C library looks at no more."""
+"""The C library uses no more."""
 
 type LookupResult = tuple[str, ...] | StreamReason
-"""What a name resolves to: literals, at least one, or why there are none."""
+"""The addresses of a name: at least one literal, or the reason for none."""
 
 FAILURE_SECONDS: Final[dict[StreamReason, float]] = {
     StreamReason.NAME_NOT_FOUND: 5.0,
-    StreamReason.NAME_FAILED: 1.0,  # what RFC 9520 section 3.2 asks for at least
+    StreamReason.NAME_FAILED: 1.0,  # the least of RFC 9520 section 3.2
 }
 
 RESOLVE_REASONS: Final[dict[int, StreamReason]] = {
@@ -41,12 +41,11 @@ RESOLVE_REASONS: Final[dict[int, StreamReason]] = {
     socket.EAI_NODATA: StreamReason.NAME_NOT_FOUND,
     socket.EAI_ADDRFAMILY: StreamReason.NAME_NOT_FOUND,
 }
-"""Everything else means that no answer came: NAME_FAILED."""
+"""All other errors mean that there was no answer: NAME_FAILED."""
 
 
 def name_servers(file: Path = Path("/etc/resolv.conf")) -> list[str]:
-    """The addresses of the host's DNS servers, the first MAX_SERVERS of resolv.conf(5); this host's own if there are
-    none."""
+    """The addresses of the host's DNS servers, the first MAX_SERVERS of resolv.conf(5), else this host itself."""
     try:
         lines = file.read_text("utf-8", "replace").splitlines()
     except OSError:
@@ -69,9 +68,9 @@ class Resolver(Protocol):
 
 
 def look_up(name: str) -> LookupResult:
-    """Ask the C library; blocks. What it finds is in the order of RFC 6724."""
+    """Ask the C library; blocks. The addresses are in the order of RFC 6724."""
     try:
-        # As bytes: otherwise the idna codec goes over a name that is in A-labels already.
+        # As bytes: the idna codec would convert a str, but the name has A-labels already.
         found = socket.getaddrinfo(name.encode("ascii"), None, type=socket.SOCK_STREAM)
     except socket.gaierror as error:
         return RESOLVE_REASONS.get(error.errno or 0, StreamReason.NAME_FAILED)
@@ -83,9 +82,9 @@ def look_up(name: str) -> LookupResult:
 
 
 class SystemResolver:
-    """The host's own resolver (hosts file, DNS, whatever nsswitch says) on threads, with a short memory.
+    """The host's resolver (hosts file, DNS and others, as nsswitch says) on threads, with a short-lived cache.
 
-    At most `threads` names are asked for at once and `waiting` more may wait. A second question for a name
+    At most `threads` names are looked up at once, and `waiting` more may wait. A second question for a name
     waits for the answer to the first one. `now` is in seconds; `lookup` runs on a thread and must not raise.
     """
 
@@ -108,7 +107,7 @@ class SystemResolver:
         self._closed = False
 
     async def resolve(self, name: str) -> Sequence[str]:
-        """See `Resolver`. Cancelling it does not disturb others that wait for the same name."""
+        """See `Resolver`. A cancellation does not affect others that wait for the same name."""
         expiry, answer = self._cache.get(name, (0.0, StreamReason.GENERAL))
         if answer is StreamReason.GENERAL or expiry <= self._now():
             answer = await asyncio.shield(self._pending.get(name) or self._ask(name))
@@ -117,7 +116,7 @@ class SystemResolver:
         return answer
 
     def close(self) -> None:
-        """Refuse every name from now on, and at once those that wait for a thread."""
+        """Refuse all names from now on, also those that wait for a thread."""
         self._closed = True
         self._cache.clear()
         self._pool.shutdown(wait=False, cancel_futures=True)
@@ -138,7 +137,7 @@ class SystemResolver:
         if asked.cancelled():
             answer = StreamReason.SHUTTING_DOWN
         elif error := asked.exception():
-            _log.error("resolving failed unexpectedly", exc_info=error)
+            _log.error("the resolver failed unexpectedly", exc_info=error)
             answer = StreamReason.NAME_FAILED
         else:
             answer = asked.result()

@@ -1,8 +1,8 @@
 """UDP associations at the exit: a stream of datagrams on one side, UDP sockets on the other.
 
-An association has one socket per family, so an application keeps its outer port for all its targets. What comes back
-is passed on only from hosts that were sent to (address-dependent filtering, RFC 4787 section 5). Each datagram is
-judged by the egress policy, after resolving, before sending.
+An association has one socket per family, so an application keeps one outer port for all its targets. Answers pass only
+from hosts to which the application has sent (address-dependent filtering, RFC 4787 section 5). The egress policy judges
+each datagram after the name is resolved and before it is sent.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .dialer import TargetPolicy
 from .resolver import Resolver
 
 MAX_HOSTS: Final = 1_024
-"""Hosts that may answer one association; the one not sent to for longest is forgotten first."""
+"""Hosts that may answer one association; the least recently used one is forgotten first."""
 MAX_RESOLVING: Final = 64
 """Datagrams of one association that may wait for a name; more are dropped."""
 READS: Final = 32
@@ -29,7 +29,7 @@ READS: Final = 32
 
 
 class DatagramStream(Protocol):
-    """What an association needs of its stream: session.streams.Stream at the exit."""
+    """The part of a stream that an association needs; at the exit session.streams.Stream."""
 
     handler: StreamHandler
 
@@ -78,7 +78,7 @@ class UdpAssociation(StreamHandler):
                 return
 
     def _send(self, host: str, port: int, payload: bytes | memoryview, name: str | None) -> bool:
-        """Whether the datagram was allowed and taken."""
+        """Send a datagram. Returns whether it was allowed and sent."""
         if not port or not self._policy.check_address(host, port, name):
             return False
         family = socket.AF_INET6 if ":" in host else socket.AF_INET

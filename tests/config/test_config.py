@@ -611,7 +611,7 @@ def test_exits_alone_are_enough() -> None:
         ),
         (
             f'[[exit]]\npeer = ["cryprq://{OTHER_ID}@a.example:1", "cryprq://{THIRD_ID}@a.example:1"]',
-            "exit[1]: peer names one exit, by one id",
+            "exit[1]: peer has endpoints of one exit, with one id",
         ),
         ('[[exit]]\nname = "a"', "exit[1]: peer is missing"),
         ('[[exit]]\nname = "auto"\npeer = "x"', "exit[1].name: expected 1 to 60 letters"),

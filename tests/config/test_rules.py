@@ -80,7 +80,7 @@ def test_everything_that_a_rule_may_say() -> None:
         ("[[rule]]\nports = 1", "rule[1]: to is missing; every one of these tables needs it"),
         (
             "[[rule]]\nto = 'block'",
-            "rule[1]: expected at least one of domains, cidrs, ports and lists; what no rule is about goes by default",
+            "rule[1]: expected at least one of domains, cidrs, ports and lists; default is for all other connections",
         ),
         ("[[rule]]\nto = 'block'\nname = 'x'\ndomains = []", "rule[1]: expected at least one of"),
         (

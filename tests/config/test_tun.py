@@ -153,7 +153,7 @@ PREFIX = "expected an address or prefix like 192.0.2.0/24, got "
         ),
         ("[tun]\nexclude_uid = 1000", 'tun.exclude_uid: expected a list of users like "alice", "1000" or "1000-1999"'),
         ("[tun]\nexclude_uid = 'no such user'", "tun.exclude_uid: there is no user 'no such user' here; give a name"),
-        ("[tun]\nexclude_uid = '9-1'", "tun.exclude_uid: 9-1 is no range of user ids: the smaller one comes first"),
+        ("[tun]\nexclude_uid = '9-1'", "tun.exclude_uid: 9-1 is not a range of user ids: the smaller one comes first"),
         ("[tun]\nlan = 'maybe'", 'tun.lan: expected one of "allow", "block", got a string'),
         ("[tun]\nkill_switch = true", 'tun.kill_switch: expected one of "on", "off", got true'),
         ("[tun]\ninbound = 1", 'tun.inbound: expected one of "block", "keep", got the integer 1'),
