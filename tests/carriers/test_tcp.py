@@ -220,19 +220,27 @@ def test_a_steady_transfer_is_read_at_the_ends_of_records(stage: Stage) -> None:
     assert kept.count(0) > len(kept) // 2
 
 
-def test_reading_stops_while_keys_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
-    offload = LaterOffload()
-    stage = Stage(monkeypatch, offload=offload)
-    app = opened(stage)
+def pause_for_keys(stage: Stage, offload: LaterOffload, behind: bytes = b"") -> None:
+    """Rotate until the client waits for its new keys. The peer's side says `behind` with each of its answers."""
     stage.link.client.rotation.start(stage.clock.boot)
     while not stage.link.client.rotation.paused:
         stage.exchange()
         offload.run()
         stage.run()
         stage.deliver()
-        stage.sock.incoming += stage.answer()
+        arriving = stage.answer()
+        if behind:
+            stage.link.served[1].say(behind)
+        stage.sock.incoming += arriving + stage.answer()
         stage.run()
     assert stage.loop.readers == {}
+
+
+def test_reading_stops_while_keys_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    offload = LaterOffload()
+    stage = Stage(monkeypatch, offload=offload)
+    app = opened(stage)
+    pause_for_keys(stage, offload)
     stage.link.served[1].say(b"under the new keys")
     stage.sock.incoming += stage.answer()
     stage.run()
@@ -243,6 +251,34 @@ def test_reading_stops_while_keys_are_computed(monkeypatch: pytest.MonkeyPatch) 
     assert app.received == b"under the new keys"
     assert stage.loop.readers.keys() == {FD}
     assert stage.lost == []
+
+
+def test_what_was_read_before_the_keys_is_opened_with_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is no longer in the socket, so nothing would report it: the peer may wait for an answer to it."""
+    offload = LaterOffload()
+    stage = Stage(monkeypatch, offload=offload)
+    app = opened(stage)
+    pause_for_keys(stage, offload, b"x")
+    assert stage.carrier._partial and not stage.sock.incoming
+    said = app.received.copy()
+    offload.run()
+    stage.run()
+    assert app.received == said + b"x"
+
+
+def test_reading_goes_on_with_the_keys_though_the_kernel_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two sides that both wait for room would otherwise wait for each other."""
+    offload = LaterOffload()
+    stage = Stage(monkeypatch, offload=offload)
+    app = opened(stage)
+    pause_for_keys(stage, offload)
+    stage.sock.room = 0
+    app.say(b"waits")
+    stage.run()
+    assert stage.carrier._unsent is not None
+    offload.run()
+    stage.run()
+    assert stage.loop.readers.keys() == {FD}
 
 
 # --- how it ends ---

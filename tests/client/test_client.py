@@ -5,18 +5,28 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import pytest
 
 from cryprq_proxy.address import Destination
 from cryprq_proxy.base.tasks import spawn
+from cryprq_proxy.carriers.admission import Admission, admit_client
 from cryprq_proxy.carriers.dial.endpoint import Endpoint
-from cryprq_proxy.client import kept_session
+from cryprq_proxy.client import endpoints, kept_session
+from cryprq_proxy.client import link as link_module
 from cryprq_proxy.client.backoff import BACKOFF_LAST, JITTER
 from cryprq_proxy.client.client import Client
 from cryprq_proxy.client.requests import NOWHERE, ClientObserver, StreamRequest
 from cryprq_proxy.crypto.identity import Identity
-from cryprq_proxy.errors import CryprqError, PeerError, StreamReason, StreamRefused
+from cryprq_proxy.errors import (
+    CarrierError,
+    CloseReason,
+    CryprqError,
+    PeerError,
+    StreamReason,
+    StreamRefused,
+)
 from cryprq_proxy.lane.slices import Run
 from cryprq_proxy.session.wire import StreamProtocol
 from cryprq_proxy.status import CarrierStatus
@@ -185,6 +195,47 @@ async def test_a_link_that_breaks_at_once_is_no_success(
         pauses.dials.release()
     assert used[:4] == [str(first), str(second), str(first), str(second)]
     assert pauses.seconds[3] > 3 * pauses.seconds[0]
+
+
+async def test_an_endpoint_whose_admission_times_out_is_tried_last(
+    here: Place, client: MakeClient, pauses: Pauses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A middlebox that stalls the third flight must not win every race."""
+    monkeypatch.setattr(endpoints, "HEAD_START", 3_600.0)
+    monkeypatch.setattr(link_module, "HANDSHAKE_TIMEOUT", 0.0)
+    late = client(here.endpoint("tcp"), here.endpoint("ws"))
+    running = spawn(late.run(), "link")
+    await until(lambda: pauses.seconds)
+    assert late.status().last_error == "the exit did not finish the handshake in time"
+    monkeypatch.setattr(link_module, "HANDSHAKE_TIMEOUT", endpoints.HANDSHAKE_TIMEOUT)
+    pauses.dials.release()
+    await until(lambda: late.up or running.done())
+    assert carrier_of(late).kind == "ws"
+
+
+async def test_the_invite_is_shown_until_there_was_a_link_and_never_again(
+    here: Place, client: MakeClient, pauses: Pauses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is a secret for one use: the first admission that succeeds has spent it."""
+    shown: list[bytes | None] = []
+    failures = [CarrierError(CloseReason.TIMED_OUT, "the connection broke")]
+
+    async def admit(*arguments: Any) -> Admission:
+        shown.append(arguments[-1])
+        if failures:
+            raise failures.pop()
+        return await admit_client(*arguments)
+
+    monkeypatch.setattr(link_module, "admit_client", admit)
+    invited = client(here.endpoint("tcp"), invite=bytes(16))
+    running = spawn(invited.run(), "link")
+    await until(lambda: pauses.seconds)
+    pauses.dials.release()
+    await until(lambda: invited.up or running.done())
+    assert await here.echoes(invited)
+    invited.redial()
+    await until(lambda: invited.status().carriers == 2)
+    assert shown == [bytes(16), bytes(16), None]
 
 
 async def test_a_link_that_was_of_use_is_dialled_again_without_a_pause(
