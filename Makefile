@@ -45,7 +45,7 @@ coverage: $(VENV)/.dev ## what the unit tests reach; fails for a package below i
 	$(BIN)/python -m tests.coverage_floors .coverage.json
 
 test: $(VENV)/.dev test-packages ## all tests
-	$(BIN)/python -m pytest -q -n 4 --dist worksteal $(ARGS)
+	$(BIN)/python -m pytest -q -rs -n 4 --dist worksteal $(ARGS)
 
 mutants: $(VENV)/.dev ## small faults, each of which the unit tests of its module must find
 	$(BIN)/python -m tests.mutants.run $(ARGS)

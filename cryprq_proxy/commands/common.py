@@ -96,6 +96,11 @@ def _answers[T](sockets: list[Path], query: Callable[[Path], T]) -> list[tuple[P
             answers.append((path, query(path)))
         except CryprqError as error:
             errors.append((not path.exists(), error))
+    if not answers and all(missing for missing, _ in errors):
+        tried = ", ".join(map(str, sockets))
+        raise CryprqError(
+            f"no cryprq-proxy is running: start it, or say with --config which one to ask (tried: {tried})"
+        )
     if not answers:
         # A socket that exists and does not answer tells more than one that does not exist.
         raise min(errors, key=lambda item: item[0])[1]

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import time
-
-from ..config.exit import ExitConfig
+from ..config.exit import ExitConfig, authorized_file
 from ..errors import ConfigError
 from ..exit.egress import own_addresses
 from ..pairing.invitation import is_global, own_address
 from ..pairing.invite_store import InviteStore, beside
-from .checks import CheckVerdict, Context, fail, ok, skip, warn
+from .checks import CheckVerdict, Context, fail, ok, warn
 from .machine import bindable
 
 
@@ -34,10 +32,8 @@ async def peers(context: Context) -> CheckVerdict:
 
 
 async def invites(context: Context) -> CheckVerdict:
-    config = _exit(context)
-    if config.authorized is None:
-        return skip("there is no list `authorized` yet; the first invite makes it")
-    open_ones = InviteStore(beside(config.authorized)).open(time.time())
+    store = InviteStore(beside(authorized_file(context.file, _exit(context))))
+    open_ones = store.open(context.now())
     if not open_ones:
         return ok("no invite is open")
     names = ", ".join(invite.name for invite in open_ones[:5])

@@ -43,7 +43,8 @@ def explained(listen: Sequence[Destination], flag: str = "--listen") -> Iterator
         # The standard library puts the address into the text, and nowhere else.
         named = [address for address in listen if repr((address.host, address.port)) in str(error)]
         where = " or ".join(map(str, named or listen))
-        if isinstance(error, socket.gaierror):
+        # socket.create_server passes the negative numbers of getaddrinfo on in a plain OSError.
+        if isinstance(error, socket.gaierror) or (error.errno or 0) < 0:
             text = f"there is no address for {where}; give another one with {flag}"
         elif error.errno == errno.EADDRINUSE:
             text = f"{where} is in use by another program; stop that one, or give another address with {flag}"

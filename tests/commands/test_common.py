@@ -50,6 +50,11 @@ def test_a_socket_that_is_there_explains_more_than_one_that_is_not(answers: Answ
         ask([tmp_path / "client.sock", tmp_path / "exit.sock"])
 
 
+def test_with_no_socket_at_all_the_sentence_says_what_to_do(answers: Answers, tmp_path: Path) -> None:
+    with pytest.raises(CryprqError, match=r"^no cryprq-proxy is running: start it, or say with --config"):
+        ask([tmp_path / "client.sock", tmp_path / "exit.sock"])
+
+
 def test_the_socket_of_a_configuration_is_the_only_one_asked(tmp_path: Path) -> None:
     file = tmp_path / "exit.toml"
     file.write_text('control_socket = "e.sock"\n')
