@@ -1,4 +1,4 @@
-"""Where a connection goes, as a person writes it: rules, first match wins.
+"""The rules that give each connection its route: the first match wins.
 
     ranges    addresses and ports as sorted ranges, and how they are written
     syntax    what a rule may say, and the canonical form of each part
@@ -6,6 +6,6 @@
     engine    all rules together, one decision per connection
     explain   a decision in words
 
-The same `RuleSet` decides in the proxy and is what the PAC file and system-wide mode are made of, so that a rule is
-written once and means the same everywhere. Nothing here resolves a name or opens a socket.
+The proxy decides by the same `RuleSet` from which the PAC file and system-wide mode are made. So a rule is written once
+and means the same everywhere. Nothing here resolves a name or opens a socket.
 """

@@ -1,7 +1,7 @@
-"""All rules together: one decision per connection, whatever the number of rules and of names in their lists.
+"""All rules together: one decision per connection, with any number of rules and of names in their lists.
 
-Each rule is a bit, the first rule the lowest one. Names, networks and ports are each looked up once, in tables whose
-answers are masks of such bits; a connection belongs to the lowest bit that its host and its port have in common.
+Each rule is a bit, the first rule the lowest one. Names, networks and ports are each looked up once, in tables of masks
+of such bits. The lowest bit in the masks of both host and port is the rule that decides.
 
     host   a dictionary of names, one of suffixes, patterns by the suffix they end in, hashes for lists;
            for an address literal one bisection
@@ -25,17 +25,17 @@ _MAPPED: Final = bytes(10) + b"\xff\xff"
 
 
 class Decision(NamedTuple):
-    """What becomes of a connection, and why."""
+    """The verdict about a connection, and its reason."""
 
     action: RuleAction
     rule: str
-    """What people read: the rule's name, "rule 3", or "default"."""
+    """For people: the rule's name, "rule 3", or "default"."""
     index: int  # type: ignore[assignment]  # hides tuple.index
-    """That of the rule; -1 for the default."""
+    """The index of the rule; -1 for the default."""
 
 
 class RuleSet:
-    """Rules that are ready to decide. Never changes, so it may be replaced while others use it."""
+    """Rules, ready to decide. Immutable, so it can be replaced while others use it."""
 
     __slots__ = (
         "_any_host",
@@ -84,28 +84,28 @@ class RuleSet:
         elif domain.startswith("*.") and "*" not in domain[2:]:
             self._below[domain[2:]] = self._below.get(domain[2:], 0) | bit
         else:
-            # Only names that end like the pattern need to be compared with it. What follows the last star may begin
-            # in the middle of a label; whole labels can be looked up.
+            # A name needs the comparison only if it ends like the pattern. The text after the last star may begin
+            # inside a label; only whole labels can be looked up.
             ending = domain.rpartition("*")[2].partition(".")[2]
             self._patterns.setdefault(ending, _Patterns()).add(bit, domain)
 
     @property
     def problems(self) -> Sequence[Problem]:
-        """Broken lines of lists that were passed over, at most 20 of them."""
+        """Invalid lines of lists, at most 20 of them."""
         return self._listed.problems
 
     @property
     def broken(self) -> int:
-        """How many lines of lists were passed over."""
+        """The number of invalid lines in lists."""
         return self._listed.broken
 
     @property
     def listed(self) -> int:
-        """How many names the lists hold, exceptions included."""
+        """The number of names in the lists, exceptions included."""
         return len(self._listed)
 
     def decide(self, host: str, port: int) -> Decision:
-        """What becomes of a connection to `host`, canonical as in a `Destination`. Takes microseconds."""
+        """The decision about a connection to `host`, canonical as in a `Destination`. Takes microseconds."""
         mask = (self._host(host) | self._any_host) & self._ports[port]
         return self._decisions[(mask & -mask).bit_length() - 1]
 
@@ -131,7 +131,7 @@ class RuleSet:
         return found
 
     def _matching(self, host: str) -> int:
-        """The rules that have a pattern which matches `host`."""
+        """The rules with a pattern that matches `host`."""
         found, ending = 0, host
         while True:
             if ending in self._patterns:
@@ -150,7 +150,7 @@ def _bits(rules: Sequence[Rule]) -> list[tuple[int, Rule]]:
 
 
 class _Patterns:
-    """Domains with * that end alike. One regular expression for all says that none matches, as nearly always."""
+    """Domains with * and the same end. One regular expression for all finds that none matches, the usual case."""
 
     __slots__ = ("_any", "_patterns")
 
@@ -158,7 +158,7 @@ class _Patterns:
         self._patterns: list[tuple[int, re.Pattern[str]]] = []
 
     def add(self, bit: int, domain: str) -> None:
-        """Only before `seal`."""
+        """Call it only before `seal`."""
         self._patterns.append((bit, pattern(domain)))
 
     def seal(self) -> None:
@@ -176,8 +176,8 @@ class _Patterns:
 def pattern(domain: str) -> re.Pattern[str]:
     """A domain with * as a regular expression for the whole name.
 
-    Each run between two stars is taken where it comes first (atomic groups): enough to find a match, and time grows
-    with the length of the name only, however many stars there are.
+    The text between two stars is matched at its first place (atomic groups). That suffices to find a match, and the
+    time depends only on the length of the name, not on the number of stars.
     """
     first, *middle, last = map(re.escape, domain.split("*"))
     return re.compile(first + "".join(f"(?>.*?{each})" for each in middle if each) + ".*" + last, re.DOTALL)
@@ -188,8 +188,8 @@ def load_rules(
 ) -> RuleSet:
     """Read the lists of all rules; takes a second or two for a million lines, so not on the event loop.
 
-    `progress` gets the bytes that are read and those that there are. Broken lines are in `problems`. Raises
-    ConfigError for a list that cannot be read, and for more than `lists.MAX_NAMES` names in all of them.
+    `progress` gets the bytes read so far and the total. Invalid lines are in `problems`. Raises ConfigError for an
+    unreadable list, and for more than `lists.MAX_NAMES` names in all of them.
     """
     masks: dict[Path, int] = {}
     for bit, rule in _bits(rules):

@@ -1,6 +1,6 @@
-"""A decision in words: what the proxy does with a connection, by which rule, and which part of that rule holds it.
+"""A decision in words: what the proxy does with a connection, and which part of which rule decides.
 
-rules/pac/script.py and system-wide mode have the words for what they make of the same rules.
+rules/pac/script.py and system-wide mode have their own texts for the same rules.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def _what(action: RuleAction) -> str:
 
 
 def _reason(rules: RuleSet, index: int, host: str, port: int) -> str:
-    """Which part of a rule that applies does so, host first."""
+    """The part of the rule that matches, host first."""
     rule = rules.rules[index]
     address = packed(host) is not None
     for domain in () if address else rule.domains:

@@ -1,21 +1,20 @@
-"""Files of names, with up to millions of lines: the one parser of lists, and the table of their names.
+"""Files of names, with up to millions of lines: the only parser of lists, and the table of their names.
 
-Three formats, line by line, also mixed in one file:
+Each line has one of three formats:
 
-    0.0.0.0 ads.example tracker.example     as in a hosts file: exactly these names
+    0.0.0.0 ads.example tracker.example     hosts file: exactly these names
     ads.example    .ads.example             plain domains: the name and everything below it
     *.ads.example                           everything below it, not the name itself
-    ||ads.example^                          as in filter lists of browsers: the name and everything below it
+    ||ads.example^                          filter list of a browser: the name and everything below it
     @@||ok.ads.example^                     an exception: not this name, nor anything below it
 
-`#` begins a comment at the beginning of a line or behind a space, `!` a whole line. What else filter lists hold (paths,
-options, parts of pages) says nothing about a host alone. The files are the person's own, but often come from strangers:
-a line that makes no sense is reported, and the rest counts.
+`#` begins a comment at the start of a line or after a space; a line that begins with `!` is one. Other entries of
+filter lists (paths, options, parts of pages) are not about a host. Lists often come from strangers: an invalid line is
+reported, and the rest counts.
 
-Only hashes are kept: 62 bits of Python's own keyed hash of the name and two bits of the kind of entry, sorted in an
-array of machine words, with the number of the file beside it, and where in the array each value of the highest bits
-begins. That is 14 to 18 bytes for a name where a set of strings takes 100, and by chance one name in 10^12 is found for
-another.
+Only hashes are kept: 62 bits of Python's keyed hash of the name and two bits for the kind of entry. They are sorted in
+an array of machine words, with the number of the file in a second array. An index tells where each value of the highest
+bits begins. A name takes 14 to 18 bytes, in a set of strings 100. One look-up in 10^12 finds another name by chance.
 """
 
 from __future__ import annotations
@@ -35,14 +34,14 @@ from ..base.text import reason_of
 from ..errors import ConfigError
 
 MAX_NAMES: Final = 4_000_000
-"""Over all files: 60 MB, and 300 MB for a moment while they are sorted."""
+"""Names in all files: 60 MB, and 300 MB for a moment during sorting."""
 MAX_FILES: Final = 1 << 16
 MAX_FILE: Final = 1 << 28
-"""Bytes in a file: those of 4,000,000 long lines."""
+"""Bytes in a file: enough for 4,000,000 long lines."""
 MAX_LINE: Final = 4096
-"""Bytes; longer lines count as broken."""
+"""Bytes; longer lines are invalid."""
 MAX_PROBLEMS: Final = 20
-"""Broken lines that are described; the others are counted."""
+"""Invalid lines that are described; more are only counted."""
 
 EXACT, TREE, BELOW, ALLOWED = range(4)
 """The kinds of entries: the name, the name and all below, all below, an exception for the name and all below."""
@@ -51,17 +50,17 @@ _CHUNK: Final = 1 << 18
 _PIECES: Final = 1 << 8
 _PIECE_SHIFT: Final = 64 - 8
 
-# A host name in lower-case ASCII. No top-level domain is a number: this is an address, or a wrong cut.
+# A host name in lower-case ASCII. No top-level domain is a number: that is an address, or a wrong cut.
 _NAME: Final = rb"(?:[a-z0-9_-]{1,63}\.)*(?!(?:[0-9]+|0x[0-9a-f]*)(?:[\s.^]|\Z))[a-z0-9_-]{1,63}"
 _HOST: Final = re.compile(_NAME)
-# Nearly every line of nearly every list is one of these; group 1 decides about the kind.
+# Nearly all lines of lists match this; group 1 tells the kind.
 _COMMON: Final = re.compile(
     rb"(0\.0\.0\.0[ \t]+|127\.0\.0\.1[ \t]+|@@\|\||\|\||\*\.|\.|)(" + _NAME + rb")\.?(\^?)\s*"
 )
 _KINDS: Final = {b"||": TREE, b"@@||": ALLOWED, b"*.": BELOW, b".": TREE, b"": TREE}
 _COMMENT: Final = re.compile(rb"(?:\A|\s)#.*")
 
-# What hosts files say of the machine itself.
+# Names of the machine itself in hosts files.
 _ITSELF: Final = frozenset(
     (
         *(b"localhost", b"localhost.localdomain", b"local", b"broadcasthost", b"0.0.0.0"),
@@ -76,24 +75,24 @@ _SYSTEM: Final = frozenset(
 )
 
 type ReadProgress = Callable[[int, int], None]
-"""Called with the bytes that are read and those that there are, some times a second."""
+"""Called with the bytes read so far and the total, some times a second."""
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A line that was passed over."""
+    """A skipped line."""
 
     path: Path
     line: int
     text: str
-    """What is wrong with it."""
+    """Why the line is invalid."""
 
     def __str__(self) -> str:
         return f"{self.path}, line {self.line}: {self.text}"
 
 
 class ListedNames:
-    """The names of some files. Filled by `add` and `read`, closed by `seal`, then only asked."""
+    """The names of some files. `add` and `read` fill it, `seal` sorts it; look-ups come after."""
 
     __slots__ = ("_half", "_keys", "_masks", "_shift", "_sources", "_starts", "broken", "problems")
 
@@ -104,15 +103,15 @@ class ListedNames:
         self._starts = array("I")
         self._shift = self._half = 0
         self.problems: list[Problem] = []
-        """The first `MAX_PROBLEMS` broken lines."""
+        """The first `MAX_PROBLEMS` invalid lines."""
         self.broken = 0
-        """How many there were."""
+        """The number of all invalid lines."""
 
     def __len__(self) -> int:
         return len(self._keys)
 
     def add(self, entry: str, source: int, *, allowed: bool = False) -> None:
-        """Take one name, spelled as in a list of plain domains, for the file with the number `source`.
+        """Add one name, spelled as in a list of plain domains, for the file with the number `source`.
 
         Raises ValueError with a text for a person.
         """
@@ -124,7 +123,7 @@ class ListedNames:
         self._sources.append(source)
 
     def read(self, file: BinaryIO, path: Path, source: int, progress: Callable[[int], None]) -> None:
-        """Take all lines of a file; `progress` gets the bytes of each part. Raises ConfigError for too many names."""
+        """Add all lines of a file; `progress` gets the bytes of each part. Raises ConfigError for too many names."""
         number = 0
         rest = file.read(3).removeprefix(b"\xef\xbb\xbf")
         while chunk := file.read(_CHUNK):
@@ -140,7 +139,7 @@ class ListedNames:
         self._take_lines([rest.lower()], path, number, source)
 
     def _take_lines(self, lines: Iterable[bytes], path: Path, number: int, source: int) -> None:
-        """`number` is that of the line before. This loop is what loading a list costs."""
+        """`number` is that of the previous line. This loop takes nearly all the time of loading."""
         common, kinds = _COMMON.fullmatch, _KINDS
         keys, sources = self._keys.append, self._sources.append
         for line in lines:
@@ -160,7 +159,7 @@ class ListedNames:
                     self.problems.append(Problem(path, number, wrong))
 
     def _take(self, line: bytes, source: int) -> str:
-        """The names of one lower-case line; what is wrong with it, or nothing."""
+        """Add the names of one lower-case line. Returns why it is invalid, or an empty string."""
         words = _COMMENT.sub(b"", line).split()
         if not words or words[0] in _SYSTEM or words[0].startswith(b"!"):
             return ""
@@ -184,8 +183,8 @@ class ListedNames:
         return ""
 
     def seal(self, masks: Sequence[int]) -> None:
-        """Sort all names. `masks` has the bits that `mask` gives for the names of each source."""
-        # In many small pieces: one sort of all would hold up the other threads of the process for a second.
+        """Sort all names. `masks[source]` are the bits that `mask` gives for a name of that source."""
+        # In many small pieces: one sort of all would stop the other threads for a second.
         pieces: list[list[int]] = [[] for _ in range(_PIECES)]
         for key, source in zip(self._keys, self._sources, strict=True):
             pieces[key >> _PIECE_SHIFT].append(key << 16 | source)
@@ -193,11 +192,11 @@ class ListedNames:
         for number in range(-_PIECES // 2, _PIECES // 2):  # hashes have signs
             piece = pieces[number]
             piece.sort()
-            for key, _ in groupby(piece):  # without repetitions, of which a look-up would read all
+            for key, _ in groupby(piece):  # without repeated keys: a look-up would read them all
                 self._keys.append(key >> 16)
                 self._sources.append(key & 0xFFFF)
             piece.clear()
-        # About as many buckets as names: a look-up reads one or two names, or finds that its bucket is empty.
+        # About as many buckets as names: a look-up reads one or two names, or an empty bucket.
         bits = max(len(self).bit_length() - 1, 1)
         self._shift, self._half = 64 - bits, 1 << (bits - 1)
         counts = array("I", bytes(4 * ((1 << bits) + 1)))
@@ -247,7 +246,7 @@ def load(paths: Sequence[Path], masks: Sequence[int], progress: ReadProgress | N
 
 
 def read_files(names: ListedNames, paths: Sequence[Path], progress: ReadProgress | None = None) -> None:
-    """As `load`, of one that is filled from elsewhere as well: the number of the source is the index in `paths`."""
+    """As `load`, into existing `names`: the number of the source is the index in `paths`."""
     if len(paths) > MAX_FILES:
         raise ConfigError(
             f"{len(paths)} lists are named, and at most {MAX_FILES} are read; join some of them"
@@ -271,7 +270,7 @@ def read_files(names: ListedNames, paths: Sequence[Path], progress: ReadProgress
 
 
 def _size(path: Path) -> int:
-    """Bytes in a file. Raises ConfigError if it is none: devices and pipes may have no end."""
+    """Bytes in a file. Raises ConfigError for anything else: devices and pipes may have no end."""
     try:
         found = os.stat(path)
     except OSError as error:

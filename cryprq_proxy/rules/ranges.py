@@ -1,8 +1,7 @@
-"""Addresses and ports as ranges of integers: one bisection tells what a value belongs to.
+"""Addresses and ports as ranges of integers: one bisection finds the sets of a value.
 
-A set of ranges is a sorted list of borders, where every second one ends a range. `Ranges` says whether a value is in
-one such set, `Steps` in which of many. Rules at both ends of the link (rules/engine.py here, exit/egress.py there)
-are made of these.
+A set of ranges is a sorted list of borders; every second one ends a range. `Ranges` tells whether a value is in one
+set, `Steps` in which of many. The rules of both sides of the link (rules/engine.py, exit/egress.py) use them.
 """
 
 from __future__ import annotations
@@ -20,14 +19,14 @@ _PORTS: Final = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?")
 
 
 class Face(NamedTuple):
-    """An address as rules compare it. `version` is 4 or 6."""
+    """An address for rules. `version` is 4 or 6."""
 
     version: int
     value: int
 
 
 def borders(ranges: Iterable[tuple[int, int]]) -> list[int]:
-    """Ranges (first, last) merged: ascending, each followed by the first value behind it."""
+    """Ranges (first, last) merged: ascending, each first value followed by the value after the last."""
     found: list[int] = []
     for first, last in sorted(ranges):
         if found and first <= found[-1]:
@@ -73,9 +72,9 @@ class AddressSet:
 
 
 class Steps:
-    """Many sets of ranges at once: a value to the bit mask of the sets that it is in.
+    """Many sets of ranges at once: gives the bit mask of the sets that hold a value.
 
-    Made of a bit and the ranges of each set. Equal masks are one object, since few combinations are many ranges.
+    Made of a bit and the ranges of each set. Equal masks share one object: many ranges have few combinations.
     """
 
     __slots__ = ("_borders", "_masks")

@@ -1,17 +1,17 @@
-"""What a rule may say: where to, and of which names, addresses, ports and lists.
+"""The parts of a rule: its action, and its names, addresses, ports and lists.
 
-The parsers here take what a person writes and give its one canonical form, so that the proxy, the PAC file and
-system-wide mode compare equal values and none checks twice:
+The parsers here give the canonical form of a person's text. So the proxy, the PAC file and system-wide mode compare
+equal values, and none of them checks again:
 
     "Corp.example"   corp.example      exactly this name
     ".corp.example"  .corp.example     this name and all below it
-    "*.corp.example" *.corp.example    all below it: a * is any run of characters, also none, and of dots
+    "*.corp.example" *.corp.example    all below it: a * is any run of characters, also empty, also with dots
     "10.0.0.0/8"     a network         an IPv4-mapped IPv6 network is the IPv4 network in it
     "6000-6100"      (6000, 6100)      ports
 
-Names in other scripts become A-labels. A rule applies if its host part does (any of domains, networks and lists; every
-host where there is none) and its ports do (every port where there are none). Names match domains and lists, address
-literals match networks: no name is resolved to see whether a network would match.
+Names in other scripts become A-labels. A rule applies if its host part and its ports both match. The host part is any
+of domains, networks and lists; without them every host matches, and without ports every port. Names match domains and
+lists, address literals match networks; no name is resolved for a match.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _MAPPED: Final = IPv6Network("::ffff:0:0/96")
 
 
 class Verdict(Enum):
-    """What becomes of a connection."""
+    """The route of a connection."""
 
     TUNNEL = "tunnel"
     """Through the active exit."""
@@ -62,7 +62,7 @@ class RuleAction(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """One rule, of values that the parsers below made."""
+    """One rule, with values from the parsers below."""
 
     action: RuleAction
     domains: tuple[str, ...] = ()
@@ -71,16 +71,16 @@ class Rule:
     """First and last."""
     lists: tuple[Path, ...] = ()
     name: str = ""
-    """What people read instead of "rule 3"."""
+    """The name for people, instead of "rule 3"."""
 
     @property
     def any_host(self) -> bool:
-        """Whether only the ports count."""
+        """Whether the rule matches every host."""
         return not (self.domains or self.cidrs or self.lists)
 
 
 def shown(rules: Sequence[Rule], index: int) -> str:
-    """What people read of the rule with this index (-1: of the default)."""
+    """The name for people of the rule with this index (-1: of the default)."""
     return "default" if index < 0 else rules[index].name or f"rule {index + 1}"
 
 
@@ -110,7 +110,7 @@ def parse_domain(text: str) -> str:
         if below and "*" in pattern:
             raise ValueError("a dot at the beginning and a * exclude each other")
         pattern = ".".join(map(_ascii_label, pattern.lower().split(".")))
-        # A star may stand for nothing, but then a label may be empty, which no name has.
+        # A star may be empty, but then a label may be empty, which no name has.
         example = pattern.replace("*", "x")
         name = canonical_host(example.encode("ascii"))
         if Destination(name, 0).is_ip:

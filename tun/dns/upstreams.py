@@ -1,9 +1,9 @@
-"""Which server is asked, when the next one, and which of them are well.
+"""The choice of DNS servers: their order, the time until the next one is asked, and their health.
 
-Servers are asked in the order in which the person named them. The next one is asked as well as soon as one has
-failed, or has thought for `hedge` seconds; the first answer wins and the others are given up. A server that fails
-goes to the end of the order for a while, twice as long each time. When none can be reached at all, the link is
-probably down: that is tried again and again for `link_wait` seconds, since links come back.
+Servers are asked in the order of the configuration. The next one is asked too when one has failed, or has not answered
+for `hedge` seconds. The first answer wins and the other questions are cancelled. A server that fails goes to the end
+of the order for a while, twice as long each time. If no server is reachable, the link is probably down: then all are
+tried again for `link_wait` seconds.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from .inquiry import BadAnswer, Inquiry, digest
 
 FIRST_PENALTY: Final = 1.0
 MAX_PENALTY: Final = 60.0
-"""Seconds that a server which failed goes behind the others."""
+"""Seconds for which a failed server goes behind the others."""
 RETRY_SECONDS: Final = 0.25
-"""Between attempts to reach any server."""
+"""Seconds between two attempts to reach any server."""
 SHORT_MESSAGE: Final = 2048
-"""Bytes. Longer messages are judged on a thread: at 70 us a record, 64 KiB would hold up all traffic for 0.3 s."""
+"""Bytes. Longer messages are parsed on a thread: at 70 us a record, 64 KiB would stop all traffic for 0.3 s."""
 SMOOTHING: Final = 0.25
-"""Weight of the newest latency in the average shown."""
+"""Weight of the newest latency in the shown average."""
 
 
 class Member:
-    """A server within a group: how it is asked, and how it has been."""
+    """A server of a group: its transport, and its recent results."""
 
     def __init__(self, name: str, upstream: Upstream, clock: Callable[[], float]) -> None:
         self.status = UpstreamStatus(name=name)
@@ -42,7 +42,7 @@ class Member:
         self.down_until = 0.0
 
     async def ask(self, inquiry: Inquiry, ipv6: bool) -> Answer | UpstreamError:
-        """The answer, which may be the server's own failure, or why there is none."""
+        """The answer, which may report a failure of the server; or the reason for no answer."""
         begun = self._clock()
         try:
             message = await self.upstream.ask(inquiry)
@@ -73,7 +73,7 @@ class Member:
         self.status.healthy = False
 
     def recover(self) -> None:
-        """It is well, or deserves a new chance."""
+        """End the wait after failures."""
         self._penalty = self.down_until = 0.0
         self.status.healthy = True
         self.status.last_error = ""
@@ -99,10 +99,10 @@ class Group:
         self.in_use = self.members[0]
         """The server that answered last."""
         self.link_up = True
-        """Whether there is any point in waiting for more than `link_wait`."""
+        """Whether it is useful to wait for more than `link_wait`."""
 
     async def ask(self, inquiry: Inquiry, *, ipv6: bool) -> Answer:
-        """An answer with NOERROR, NXDOMAIN or YXDOMAIN; or, when a server has failed to find one, with its error.
+        """An answer with NOERROR, NXDOMAIN or YXDOMAIN, else the error answer of a server.
 
         Raises UpstreamError after at most `timeout` seconds.
         """
@@ -120,7 +120,7 @@ class Group:
             await asyncio.sleep(RETRY_SECONDS)
 
     def recover(self) -> None:
-        """The link is back: what was unreachable may be reached."""
+        """After the link is back: try all servers again."""
         self.link_up = True
         for member in self.members:
             member.recover()
@@ -130,7 +130,7 @@ class Group:
             member.upstream.close()
 
     async def _round(self, inquiry: Inquiry, ipv6: bool, seconds: float) -> Answer | UpstreamError:
-        """Ask each server at most once. The error has `unreachable` only if it is true of all."""
+        """Ask each server at most once. The error has `unreachable` only if all servers were unreachable."""
         loop = asyncio.get_running_loop()
         end = loop.time() + seconds
         waiting = self._order()

@@ -1,22 +1,22 @@
-"""A person's rules in system-wide mode: which part of each the filter does, which the forwarder, and which is refused.
+"""A person's rules in system-wide mode: each is split between packet filter and DNS forwarder, or refused.
 
-A packet has an address and perhaps a port, and no name. A question for a name has no port. So rules are taken apart:
+A packet has an address and perhaps a port, but no name. A DNS question has a name, but no port. So rules are split:
 
     domains, lists     block, tunnel            the DNS forwarder: a blocked name has no address
     cidrs, ports       block, tunnel, direct    the packet filter (user_rules.py)
 
-For an address literal this is the very thing that `RuleSet.decide` does. A name gets first what the forwarder says of
-it, and then what the filter says of its port, since the address behind a name is as good as any. That is the same as
-the first rule that applies only where the two parts do not contradict each other; `check` finds where they do:
+For an address literal the result equals `RuleSet.decide`. For a name the forwarder decides first, then the filter
+decides by port, as for any address. This equals the first matching rule unless the two parts contradict each other.
+`check` finds these contradictions:
 
-    a name sent direct            an address is shared by many names, and all of them would go past the tunnel
-    a name with ports             the forwarder does not know what will be done with the address
-    a name to one exit            all packets go through the exit that is active
-    block a name, behind a rule for ports that lets them through: the name has no address for these ports either
-    tunnel a name, in front of a rule for ports or a default that says otherwise: the filter does not see the name
+    a name sent direct            many names share an address, and all of them would go past the tunnel
+    a name with ports             the forwarder does not know which port the program will use
+    a name to one exit            all packets go through the active exit
+    block a name, after a rule that lets some ports through: the name has no address for these ports either
+    tunnel a name, before another rule for ports, or with another default: the filter does not see the name
 
-Such a rule is refused with its reason, and never bent to something similar. What an address rule says holds for an
-address however a program came by it, also from a name.
+Such a rule is refused with a reason, and never replaced by a similar one. An address rule holds for every packet to the
+address, also if the program got the address from a name.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ from .user_rules import DNS_PORTS, FilterRule, FilterRules
 MAX_SHOWN: Final = 256
 """Prefixes in the status."""
 _NO_PORT: Final = 0
-"""No rule with ports holds it."""
+"""No rule with ports contains it."""
 _ALL_PORTS: Final = ((1, LAST_PORT),)
 
 
 class Policy:
-    """Rules that system-wide mode keeps to the letter. Raises ConfigError for rules that it cannot keep."""
+    """The rules of system-wide mode. Raises ConfigError for rules that it cannot apply exactly."""
 
     __slots__ = ("filter", "names", "rules")
 
@@ -56,7 +56,7 @@ class Policy:
         self.filter: Final = filter_rules(rules)
         """The part of the packet filter."""
         self.names: Final = sum(_has_names(rule) for rule in rules.rules)
-        """How many rules are the forwarder's work, wholly or in part."""
+        """The number of rules that the forwarder applies, wholly or in part."""
 
     def blocks(self, name: bytes) -> bool:
         """Whether the forwarder has no answer for `name` (lower-case wire form)."""
@@ -84,7 +84,7 @@ class Policy:
 
 
 def contradiction(rules: RuleSet, *, lan: bool, include: bool) -> str:
-    """What is wrong with the default beside the other settings of system-wide mode; empty if nothing is.
+    """Why the default contradicts other settings of system-wide mode; empty if it does not.
 
     `lan`: whether the LAN is reached directly. `include`: whether only some prefixes go through the tunnel.
     """
@@ -103,7 +103,7 @@ def contradiction(rules: RuleSet, *, lan: bool, include: bool) -> str:
 
 
 def filter_rules(rules: RuleSet) -> FilterRules:
-    """What the packet filter does of rules that `check` finds nothing against."""
+    """The packet filter's part of rules that `check` accepts."""
     found = [
         FilterRule(rule.action.verdict, None if rule.any_host else rule.cidrs, rule.ports)
         for rule in rules.rules
@@ -113,7 +113,7 @@ def filter_rules(rules: RuleSet) -> FilterRules:
 
 
 def check(rules: RuleSet) -> list[str]:
-    """Why system-wide mode refuses these rules: a clause for each rule that it cannot keep, which names the rule."""
+    """Why system-wide mode refuses these rules: one clause, with the rule's name, for each refused rule."""
     return list(_reasons(rules))
 
 
@@ -162,8 +162,8 @@ def _against_block(rules: RuleSet, index: int) -> str:
 
 
 def _against_tunnel(rules: RuleSet, index: int) -> str:
-    """A name that is answered gets what the filter says of its ports, so that must be the tunnel, but for ports that an
-    earlier rule has decided about in any case."""
+    """The filter decides about the ports of an answered name. It must send them through the tunnel, except ports
+    that an earlier rule has decided."""
     decided: list[tuple[int, int]] = []
     for later, rule in enumerate(rules.rules):
         if not rule.any_host:
@@ -193,14 +193,14 @@ def _has_names(rule: Rule) -> bool:
 
 
 def _blocked_by(rules: RuleSet, host: str) -> Decision | None:
-    """The rule for names that blocks this one. What a rule for all hosts says is the filter's work."""
+    """The rule for names that blocks this one. The filter applies rules for all hosts."""
     decision = rules.decide(host, _NO_PORT)
     blocks = decision.index >= 0 and decision.action.verdict is Verdict.BLOCK
     return decision if blocks and not rules.rules[decision.index].any_host else None
 
 
 def _host_name(wire: bytes) -> str | None:
-    """The text of a name; None for one that no rule can mean, since it is no host name."""
+    """The text of a name; None if it is not a host name, so that no rule can match it."""
     found = labels(wire)
     if any(b"." in label for label in found):
         return None

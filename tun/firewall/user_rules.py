@@ -1,17 +1,17 @@
-"""A person's rules as a part of the packet filter: the first of them that applies to a connection decides.
+"""A person's rules in the packet filter: the first rule that matches a connection decides.
 
-The chain `rules` is called for the first packet of each connection, our own in `mark_out` and that of a container in
-`mark_in` (client_table.py), and leaves its verdict in the conntrack mark:
+The chain `rules` judges the first packet of each connection: in `mark_out` for this machine, in `mark_in` for
+containers (client_table.py). Its verdict is the conntrack mark:
 
     direct    the mark DIRECT: all packets of the connection get the link's fwmark and so go past the tunnel
-    block     the mark BLOCKED: the packet is refused where it would leave, and the connection never comes to be
-    tunnel    no mark: what the other settings say of it, which is the tunnel for what is no LAN
+    block     the mark BLOCKED: the packet is refused where it would leave, so there is no connection
+    tunnel    no mark: the other settings decide, and send all but the LAN through the tunnel
 
-So a connection keeps the verdict that it began with, whatever rules come later. Each rule has a named interval set of
-its prefixes for each family: looking one up costs the same for ten prefixes and for ten thousand.
+So a connection keeps its first verdict when rules change. Each rule has a named interval set of its prefixes for each
+family: a look-up takes the same time for ten prefixes and for ten thousand.
 
-Whatever the rules say, DNS stays with the forwarder (port 53), DNS over TLS and LLMNR do not go past the tunnel, and
-DHCP goes on. Ports are those of TCP and UDP; a rule with ports says nothing about other protocols.
+Rules do not change three things: the forwarder gets all DNS (port 53), DNS over TLS and LLMNR do not go past the
+tunnel, and DHCP works. Ports are those of TCP and UDP; a rule with ports does not match other protocols.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from cryprq_proxy.rules.syntax import Verdict
 from .nft import block, set_of
 
 DNS_PORTS: Final = (53, 853, 5355)
-"""DNS, DNS over TLS, and LLMNR, which asks the LAN for any name that was typed without a dot."""
+"""DNS, DNS over TLS, and LLMNR, which asks the LAN for names without a dot."""
 
 _DIRECT_CHAIN: Final = "past_the_tunnel"
 _BLOCK_CHAIN: Final = "blocked"
@@ -37,10 +37,10 @@ _TCP_UDP: Final = "meta l4proto { tcp, udp } th dport"
 
 @dataclass(frozen=True, slots=True)
 class FilterRule:
-    """What one rule says about packets."""
+    """The packet filter's part of one rule."""
 
     verdict: Verdict
-    """All but `EXIT`."""
+    """Never `EXIT`."""
     networks: tuple[IPNetwork, ...] | None = None
     """None: every address."""
     ports: tuple[tuple[int, int], ...] = ()
@@ -49,13 +49,13 @@ class FilterRule:
 
 @dataclass(frozen=True, slots=True)
 class FilterRules:
-    """Rules in their order, and what becomes of the rest."""
+    """Rules in their order, and the default."""
 
     rules: tuple[FilterRule, ...] = ()
     default: Verdict = Verdict.TUNNEL
 
     def __bool__(self) -> bool:
-        """Whether they do anything."""
+        """Whether they have any effect."""
         return self.default is not Verdict.TUNNEL or any(
             rule.verdict is not Verdict.TUNNEL for rule in self.rules
         )

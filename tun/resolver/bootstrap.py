@@ -1,14 +1,13 @@
-"""The exit's own name, resolved outside of the tunnel: the one question that cannot go through it.
+"""The look-up of the exit's own name outside of the tunnel, which needs it to come up.
 
-    /etc/hosts  ->  open the filter for the resolvers from before  ->  ask them, A and AAAA at once  ->  close it again
+    /etc/hosts  ->  open the filter for the earlier resolvers  ->  ask them, A and AAAA at once  ->  close the filter
 
-The system's resolver is ours while the tunnel stands, and it answers through the tunnel; so the questions are asked
-here, over sockets that carry the link's mark, and only to the resolvers for which the filter has just been opened. The
-filter is closed again however the asking ends.
+While the tunnel is up, the system's resolver is the forwarder, which answers through the tunnel. So this module asks
+the earlier resolvers, over sockets with the link's mark. The filter is open only for them, and is always closed after.
 
-dnspython reads and writes the messages (RFC 1035), this file moves them: its own transport knows no mark. An answer
-counts if it comes from where the question went, with its id and its question (RFC 5452 section 9.1); anything else is
-passed over until the time is up.
+dnspython reads and writes the messages (RFC 1035). This file sends them, as dnspython's transport cannot set a mark. An
+answer counts if it comes from the address that was asked, with the id and the question (RFC 5452 section 9.1). All
+other datagrams are ignored until the time is up.
 """
 
 from __future__ import annotations
@@ -44,11 +43,11 @@ type OpenFilter = Callable[[Sequence[str]], AbstractAsyncContextManager[None]]
 PORT: Final = 53
 HOSTS: Final = Path("/etc/hosts")
 MAX_HOSTS: Final = 1 << 20
-"""Bytes of the hosts file that are read. Lines of blocklists in this format may be lost behind them."""
+"""Bytes of the hosts file that are read; a blocklist in it may be longer."""
 SECONDS: Final = 2.0
-"""Wait for one resolver, over UDP; as long again over TCP where its answer was too long for a datagram."""
+"""Seconds for one resolver over UDP, and again over TCP if its answer was too long for a datagram."""
 OTHER_FAMILY_SECONDS: Final = 0.3
-"""Wait for the second answer once the first has given addresses: some resolvers never answer AAAA questions."""
+"""Seconds for the second answer after the first one with addresses: some resolvers never answer AAAA."""
 ROUNDS: Final = 2
 """How often each resolver is asked."""
 MAX_RESOLVERS: Final = 4
@@ -57,9 +56,9 @@ MAX_DATAGRAM: Final = 4096
 MAX_MESSAGE: Final = 16_384
 """Bytes of an answer over TCP."""
 MAX_STRAYS: Final = 32
-"""Datagrams passed over in one question; more are a flood, and TCP is tried."""
+"""Ignored datagrams of one question; more are a flood, and TCP is tried."""
 MAX_RESTARTS: Final = 4
-"""How often the question is asked again for the name at the end of a chain of CNAMEs."""
+"""Further questions for the name at the end of a chain of CNAMEs."""
 
 _LENGTH: Final = struct.Struct("!H")
 _TYPES: Final = (dns.rdatatype.A, dns.rdatatype.AAAA)
@@ -70,7 +69,7 @@ class BootstrapError(CryprqError):
 
 
 class NameNotFoundError(BootstrapError):
-    """The resolvers say that the name does not exist or has no address: asking again soon will not help."""
+    """The resolvers say that the name does not exist or has no address: asking again soon does not help."""
 
 
 class AnswerError(CryprqError):
@@ -78,7 +77,7 @@ class AnswerError(CryprqError):
 
 
 class NameAnswer:
-    """What one answer says about one name and type: addresses, a name to go on with, or neither (NODATA, NXDOMAIN)."""
+    """One answer about one name and type: addresses, a name to ask for next, or neither (NODATA, NXDOMAIN)."""
 
     def __init__(self, addresses: tuple[str, ...] = (), alias: dns.name.Name | None = None) -> None:
         self.addresses = addresses
@@ -86,14 +85,14 @@ class NameAnswer:
 
 
 class Truncated(AnswerError):
-    """The answer did not fit a datagram (TC): the question has to be asked over TCP."""
+    """The answer did not fit a datagram (TC): ask again over TCP."""
 
 
 class Bootstrap:
-    """Resolves the exit's name. `resolvers` gives those from before at the time of asking; `mark` is the link's fwmark.
+    """Resolves the exit's name. `resolvers` gives the earlier resolvers; `mark` is the link's fwmark.
 
-    `opening` brackets the asking. The addresses found last are given again when later no resolver answers: an exit
-    that has not moved stays reachable so.
+    The filter is open inside of `opening`. If no resolver answers, the last addresses are returned again: the exit may
+    still be there.
     """
 
     def __init__(
@@ -119,9 +118,9 @@ class Bootstrap:
     async def resolve(self, name: str) -> tuple[str, ...]:
         """The addresses of `name` (an A-label name or a literal), at least one, at most `MAX_ADDRESSES`.
 
-        IPv6 comes first, and what this machine has no route to comes last.
+        IPv6 comes first, and addresses without a route come last.
 
-        Takes at most `rounds` x resolvers x 2 x `seconds`, per CNAME that is asked for on its own. Raises
+        Takes at most `rounds` x resolvers x 2 x `seconds`, for each CNAME that needs a question. Raises
         NameNotFoundError or BootstrapError.
         """
         with contextlib.suppress(ValueError):
@@ -179,7 +178,7 @@ class Bootstrap:
         )
 
     async def _ask(self, resolver: str, name: dns.name.Name) -> tuple[str, ...]:
-        """Both families from one resolver; nothing if it says that there is no address. Raises AnswerError, OSError."""
+        """Both families from one resolver; empty if it says that there is no address. Raises AnswerError, OSError."""
         asking = [
             spawn(self._ask_family(resolver, name, kind), f"{kind.name} of the exit") for kind in _TYPES
         ]
@@ -204,7 +203,7 @@ class Bootstrap:
     async def _ask_family(
         self, resolver: str, name: dns.name.Name, kind: dns.rdatatype.RdataType
     ) -> tuple[str, ...] | AnswerError | OSError:
-        """The failure is returned, not raised: it is one of two answers, and no task has failed."""
+        """Returns a failure instead of raising it: it is one of two answers, not a failed task."""
         try:
             for _ in range(MAX_RESTARTS + 1):
                 answer = await self._exchange(resolver, dns.message.make_query(name, kind))
@@ -228,7 +227,7 @@ class Bootstrap:
                 return await self._over_tcp(family, destination, query)
 
     async def _over_udp(self, family: int, destination: _Sockaddr, query: dns.message.Message) -> NameAnswer:
-        """A socket for each question: its port, chosen by the kernel, is as hard to guess as the id."""
+        """Each question has its own socket: its port, chosen by the kernel, is as hard to guess as the id."""
         loop = asyncio.get_running_loop()
         with self._socket(family, socket.SOCK_DGRAM) as sock:
             # Datagrams from other addresses do not reach a connected socket.
@@ -242,7 +241,7 @@ class Bootstrap:
                     raise
                 except AnswerError as error:
                     if not is_answer(wire, query):
-                        # Not from the resolver, or damaged: the right one may still come.
+                        # Not from the resolver, or damaged: the valid answer may still come.
                         continue
                     raise error
         raise Truncated("too many datagrams that are no answers")
@@ -259,7 +258,7 @@ class Bootstrap:
             return read_answer(await _exactly(loop, sock, length), query, stream=True)
 
     def _by_route(self, addresses: Sequence[str]) -> tuple[str, ...]:
-        """Connecting a datagram socket sends nothing, it only looks for a route."""
+        """Put addresses without a route last. Connecting a datagram socket looks for a route and sends nothing."""
 
         def unreachable(address: str) -> bool:
             with self._socket(
@@ -270,7 +269,7 @@ class Bootstrap:
         try:
             return tuple(sorted(addresses, key=unreachable))
         except OSError:
-            # No socket of this family, or no right to mark one: dialling will say so.
+            # No socket of this family, or no permission for the mark: dialling reports it.
             return tuple(addresses)
 
     def _socket(self, family: int, kind: int) -> socket.socket:
@@ -289,7 +288,7 @@ type _Sockaddr = tuple[str, int] | tuple[str, int, int, int] | tuple[int, bytes]
 
 
 def read_answer(wire: bytes, query: dns.message.Message, *, stream: bool = False) -> NameAnswer:
-    """What `wire` answers to `query`. Raises AnswerError, and Truncated where it is cut off (never over a stream)."""
+    """Read `wire` as the answer to `query`. Raises AnswerError, and Truncated for a cut answer (not over a stream)."""
     if not is_answer(wire, query):
         raise AnswerError("an answer to another question")
     try:

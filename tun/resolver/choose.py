@@ -1,8 +1,8 @@
-"""What resolves names on this system, and one interface to set it.
+"""The resolver of this system, and one interface to set it.
 
-systemd-resolved, where it runs and /etc/resolv.conf sends programs to it (its stub on 127.0.0.53, or the file in which
-it lists the servers itself); else the file /etc/resolv.conf. A resolved that runs while the file names other servers
-reads the file too, so the file decides then.
+It is systemd-resolved if that runs and /etc/resolv.conf leads programs to it (its stub on 127.0.0.53, or its own list
+of servers). Else it is the file /etc/resolv.conf. If the file names other servers, a running resolved reads the file
+too, so the file decides.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ RESOLVED_FILES: Final = (
     Path("/usr/lib/systemd/resolv.conf"),
     Path("/lib/systemd/resolv.conf"),
 )
-"""What /etc/resolv.conf is linked to where resolved is in charge: the directory, or the static file."""
+"""Targets of the link /etc/resolv.conf if resolved is in use: the directory, or the static file."""
 
 
 class ResolverSetting(Protocol):
-    """Sends the names of all programs to our addresses. Made by `choose`; the journal undoes it."""
+    """Sends the DNS questions of all programs to given addresses. Made by `choose`; the journal undoes it."""
 
     @property
     def kind(self) -> str:
@@ -43,21 +43,21 @@ class ResolverSetting(Protocol):
     async def set(self, addresses: Sequence[str], index: int, name: str) -> None:
         """Resolve everything at `addresses` (IP literals) from now on.
 
-        `index` and `name` are the tunnel's interface. May be called again with other addresses. Raises ConfigError;
-        then nothing is changed.
+        `index` and `name` are the tunnel's interface. May be called again with other addresses. Raises ConfigError,
+        with nothing changed.
         """
 
     async def watch(self) -> None:
-        """Set it again when something else has changed it. Call `set` first, run this as a task and cancel it."""
+        """Set it again after another program has changed it. Call `set` first, run this as a task and cancel it."""
 
     def upstreams(self) -> tuple[str, ...]:
-        """The resolvers from before, as they are known now, as IP literals, IPv6 ones perhaps with a zone; or none."""
+        """The earlier resolvers, as known now: IP literals, IPv6 ones perhaps with a zone; may be empty."""
 
 
 async def choose(
     record: Record, *, path: Path = RESOLV_CONF, state: Path = STATE, bus_address: str | None = None
 ) -> ResolverSetting:
-    """How this system's resolver is set. Changes nothing and starts no service.
+    """Find how to set this system's resolver. Changes nothing and starts no service.
 
     `record` writes to the journal before each change. `path` is the resolv.conf, `state` the directory for its backup,
     `bus_address` another bus than the system's.
@@ -68,7 +68,7 @@ async def choose(
 
 
 def points_to_resolved(path: Path = RESOLV_CONF) -> bool:
-    """Whether programs that read the file at `path` end up at systemd-resolved."""
+    """Whether programs that read the file at `path` ask systemd-resolved."""
     target = Path(os.path.realpath(path))
     if any(target == file or file in target.parents for file in RESOLVED_FILES):
         return True

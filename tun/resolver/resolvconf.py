@@ -1,13 +1,12 @@
-"""The system's resolver where /etc/resolv.conf decides: replaced while the tunnel stands, and put back as it was.
+"""The system's resolver by /etc/resolv.conf: the file is replaced while the tunnel is up, and then restored.
 
-    what stands there  ->  backup in the state directory  ->  journal  ->  ours, by rename
-    ours               ->  what the backup holds, by rename  ->  backup removed
+    present file  ->  backup in the state directory  ->  journal  ->  our file, by rename
+    our file      ->  the backup's content, by rename  ->  backup removed
 
-resolvconf_files.py does both, resolvconf_text.py reads and writes what the file says. The journal undoes it.
+resolvconf_files.py does both, resolvconf_text.py reads and writes the text. The journal undoes it.
 
-Another program that overwrites the file (a DHCP client, a connection manager) has news: what it wrote becomes the new
-backup, and our file is put back. Where that happens again and again, our file is put back at longer intervals, and the
-log says so.
+If another program (a DHCP client, a connection manager) overwrites the file, its version becomes the new backup, and
+our file is put back. If that repeats, our file is put back at longer intervals, and the log says so.
 """
 
 from __future__ import annotations
@@ -32,10 +31,10 @@ _log = logging.getLogger(__name__)
 INTERVAL: Final = 1.0
 """Seconds between two looks at the file."""
 FIGHT: Final = 5
-"""So many times within `FIGHT_SECONDS` our file is put back at once; then it is left alone for as long."""
+"""Our file is put back at once this often within `FIGHT_SECONDS`; then the watch pauses as long."""
 FIGHT_SECONDS: Final = 60.0
 MAX_REPAIRS: Final = 500
-"""Then the file is left alone: each time leaves a line in the journal, which must not grow for ever."""
+"""The most repairs: each adds a line to the journal, which must not grow without bound."""
 
 
 class ResolvConf:
@@ -69,9 +68,9 @@ class ResolvConf:
         return self._repairs
 
     async def set(self, addresses: Sequence[str], index: int, name: str) -> None:
-        """Make `addresses` the name servers of the system. The interface does not matter here.
+        """Make `addresses` the name servers of the system. The interface is not used.
 
-        Called again, it first puts back what was there. Raises ConfigError.
+        A second call first restores the earlier file. Raises ConfigError.
         """
         current, self._current = self._current, Untouched(self._path)
         current.undo()
@@ -87,7 +86,7 @@ class ResolvConf:
     async def watch(self) -> None:
         """Put our file back whenever another program has overwritten it; runs until cancelled. Call `set` first.
 
-        It acts on what two looks have found alike, so that half a file is not taken for the news.
+        It acts if two looks have found the same, so that it never reads half a file.
         """
         recent: deque[float] = deque(maxlen=FIGHT)
         warned = False
@@ -122,13 +121,13 @@ class ResolvConf:
                 _log.info("another program had overwritten %s: our resolver is set again", self._path)
 
     def upstreams(self) -> tuple[str, ...]:
-        """The name servers from before, the newest that are known: what the exit's own name is resolved with."""
+        """The newest known earlier name servers; they resolve the exit's own name."""
         return self._current.nameservers()
 
     def _repair(self) -> None:
         content = content_of(self._path)
         if is_ours(content):
-            # An older one of ours, which some program had saved: no news.
+            # An older file of ours, which another program had saved: not a new setting.
             write(self._path, self._current.ours)
             return
         old = self._current
@@ -136,7 +135,7 @@ class ResolvConf:
         old.forget()
 
     def _seen(self) -> str | bytes | None:
-        """What stands there: where a link leads, what a file says, or None."""
+        """The present state: a link's target, a file's content, or None."""
         try:
             return os.readlink(self._path) if self._path.is_symlink() else read(self._path)
         except OSError:

@@ -1,12 +1,11 @@
 """The files behind a changed resolv.conf: the backup, the change itself, and the undo.
 
-The backup is a copy of the thing itself: a file for a file, a symbolic link for a link. So the journal names nothing
-but a random tag, and no entry of a journal can make the undo write anywhere else. The tag stands in the first line of
-our file too, so every version that we ever wrote differs from every other, and "still ours" means byte for byte. What
-is no longer ours belongs to the program that wrote it, and stays.
+The backup is a file for a file, and a symbolic link for a link. So a journal entry holds only a random tag, and cannot
+make the undo write to another path. The first line of our file has the tag too, so all versions that we wrote differ,
+and a file is ours only if every byte is equal. A file of another program stays.
 
-In a container or a namespace the file is often bind-mounted, so that no other can be renamed over it. Then it is
-overwritten in place, in two steps (write, cut), and the journal knows the state between them too.
+In a container or a namespace the file is often bind-mounted, so no file can be renamed over it. Then it is overwritten
+in place, in two steps (write, cut), and the journal also knows the state between them.
 """
 
 from __future__ import annotations
@@ -43,24 +42,24 @@ class Untouched:
     """A resolv.conf that we have not replaced, or have put back."""
 
     ours = b""
-    """What our file says."""
+    """The content of our file."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def is_overwritten(self, seen: str | bytes | None) -> bool:
-        """Whether what is `seen` at the path (a link's target or a file's content) stands where our file should."""
+        """Whether `seen` (a link's target or a file's content) has replaced our file."""
         return False
 
     def nameservers(self) -> tuple[str, ...]:
-        """The name servers that were there before. Raises ConfigError."""
+        """The earlier name servers. Raises ConfigError."""
         return nameservers(content_of(self._path))
 
     def forget(self) -> None:
         """Remove the backup, if there is one. Raises OSError."""
 
     def undo(self) -> None:
-        """Put back what was there before, if our file still stands there. Raises ConfigError."""
+        """Restore the earlier file, if our file is still there. Raises ConfigError."""
 
 
 class Replaced(Untouched):
@@ -77,7 +76,7 @@ class Replaced(Untouched):
         return seen != self.ours
 
     def nameservers(self) -> tuple[str, ...]:
-        """Those in the backup; where that is a link, in the file to which it leads."""
+        """The name servers in the backup, or in the target of its link."""
         saved = self._saved
         try:
             return nameservers(read(self._path.parent / os.readlink(saved) if saved.is_symlink() else saved))
@@ -92,9 +91,9 @@ class Replaced(Untouched):
 
 
 def replace(path: Path, state: Path, content: bytes, addresses: Sequence[str], record: Record) -> Replaced:
-    """Back up in `state` what stands at `path`, journal it and write our file, with `addresses` as its name servers.
+    """Back up `path` in `state`, journal it and write our file, with `addresses` as its name servers.
 
-    `content` is what the file at `path` says. Raises ConfigError; then nothing is changed.
+    `content` is that of the file at `path`. Raises ConfigError, with nothing changed.
     """
     tag = secrets.token_hex(8)
     saved = _backup(state, tag)
@@ -117,7 +116,7 @@ def replace(path: Path, state: Path, content: bytes, addresses: Sequence[str], r
 
 
 def content_of(path: Path) -> bytes:
-    """What `path` says. Raises ConfigError."""
+    """The content of `path`. Raises ConfigError."""
     try:
         return read(path)
     except OSError as error:
@@ -125,10 +124,10 @@ def content_of(path: Path) -> bytes:
 
 
 def undo(entry: Entry, *, path: Path = RESOLV_CONF, state: Path = STATE) -> None:
-    """Put back what stood at `path` before the change of `entry`, if the file is still the one we wrote.
+    """Restore `path` as it was before the change of `entry`, if it is still our file.
 
-    The backup is removed at the end in any case. Idempotent. Raises ConfigError, also for an entry
-    that is none of ours.
+    The backup is always removed at the end. Idempotent. Raises ConfigError, also for an entry that
+    is not ours.
     """
     tag, was, ours = entry.get("tag"), entry.get("was"), entry.get("ours")
     if not (
@@ -173,7 +172,7 @@ def _put_back(path: Path, backup: Path, was: str) -> None:
 
 
 def _copy(path: Path, backup: Path) -> str:
-    """Make `backup` what `path` is, and say which of `_WAS` that is. Raises OSError."""
+    """Copy `path` to `backup`. Returns which of `_WAS` it is. Raises OSError."""
     try:
         found = path.lstat()
     except FileNotFoundError:
@@ -235,9 +234,9 @@ def _overwrite(path: Path, content: bytes) -> None:
 
 
 def read(path: Path) -> bytes:
-    """What `path` says; nothing where it is missing or a dangling link. Raises OSError, also for a huge one."""
+    """The content of `path`; empty if it is missing or a dangling link. Raises OSError, also for a huge file."""
     try:
-        # A pipe in this place must not hold the program.
+        # A pipe at this path must not block the program.
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         return b""
@@ -257,7 +256,7 @@ def _temporary(path: Path) -> Path:
 
 
 def _remove(path: Path) -> None:
-    # On a read-only file system, not even a file that is missing can be removed.
+    # A read-only file system reports an error even for a missing file.
     if os.path.lexists(path):
         path.unlink(missing_ok=True)
 

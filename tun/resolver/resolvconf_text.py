@@ -1,4 +1,4 @@
-"""What a resolv.conf says (resolv.conf(5)): read, and written by us."""
+"""The text of a resolv.conf (resolv.conf(5)): how to read and write it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MAX_NAMESERVERS: Final = 8
 """Name servers taken from a file; the C library takes three (resolv.conf(5))."""
 MARKER: Final = "# cryprq-proxy "
 _DROPPED_OPTIONS: Final = frozenset({"trust-ad", "inet6"})
-"""`trust-ad` was said about another resolver."""
+"""`trust-ad` is about the earlier resolver."""
 
 
 def render(addresses: Sequence[str], before: bytes, tag: str) -> bytes:
@@ -32,7 +32,7 @@ def render(addresses: Sequence[str], before: bytes, tag: str) -> bytes:
 
 
 def nameservers(content: bytes) -> tuple[str, ...]:
-    """The addresses of the `nameserver` lines, at most `MAX_NAMESERVERS`, each once; what is no address is skipped.
+    """The addresses of the `nameserver` lines, at most `MAX_NAMESERVERS`, each once; invalid addresses are skipped.
 
     A link-local IPv6 address keeps its zone.
     """
@@ -50,7 +50,7 @@ def is_ours(content: bytes) -> bool:
 
 
 def _lines(content: bytes) -> list[list[str]]:
-    """The words of each line that is neither empty nor a comment. Lines with control or foreign characters are none."""
+    """The words of each line. Comments, and lines with control or non-ASCII characters, are skipped."""
     found = []
     for raw in content.split(b"\n"):
         line = raw.strip().decode("ascii", "replace")

@@ -2,10 +2,10 @@
 
     off: LLMNR, mDNS, DNSSEC, DNS over TLS  ->  name servers  ->  the domain "~."  ->  default route  ->  flush caches
 
-All of it belongs to the interface, so it ends with the interface, also if this process is killed; `RevertLink` ends it
-earlier. The domain "~." says that these servers resolve all names; the default route says it again for versions and
-set-ups in which another interface claims the same (org.freedesktop.resolve1(5)). resolved forgets settings of this kind
-when it restarts; they are made again as soon as it owns its name on the bus.
+These settings belong to the interface, so they end with it, also if this process is killed; `RevertLink` ends them
+earlier. The domain "~." makes these servers resolve all names. The default route does the same for versions and set-ups
+where another interface has "~." too (org.freedesktop.resolve1(5)). resolved loses such settings at a restart; they are
+made again when it owns its name on the bus.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ NAME: Final = "org.freedesktop.resolve1"
 KIND: Final = "resolved"
 """The kind of our entry in the journal."""
 UPLINK: Final = Path("/run/systemd/resolve/resolv.conf")
-"""Where resolved writes the servers that it asks, of all interfaces."""
+"""The file in which resolved lists its servers of all interfaces."""
 MAX_UPLINK: Final = 65_536
 
 CALL_SECONDS: Final = 5.0
 RETRIES: Final = (0.5, 1.0, 2.0, 5.0, 15.0)
-"""Pauses in seconds between attempts to set it again after a restart, which may find resolved still busy starting."""
+"""Seconds between attempts to make the settings again after a restart, as resolved may still be starting."""
 
 _PATH: Final = "/org/freedesktop/resolve1"
 _MANAGER: Final = "org.freedesktop.resolve1.Manager"
@@ -52,7 +52,7 @@ _WATCHED: Final = f"type='signal',sender='{_BUS}',interface='{_BUS}',member='Nam
 _INTERFACE: Final = re.compile(r"[^\s/]{1,15}")
 
 _BUS_ERRORS: Final = (DBusFastError, OSError, EOFError)
-"""What a call raises when the bus is not there or goes away; TimeoutError is an OSError."""
+"""Errors of a call without a bus, or if the bus ends; TimeoutError is an OSError."""
 
 _REFUSED: Final = {
     "org.freedesktop.DBus.Error.AccessDenied",
@@ -102,7 +102,7 @@ class Resolved:
 
     @property
     def repairs(self) -> int:
-        """How often resolved had restarted and its settings were made again."""
+        """How often the settings were made again after a restart of resolved."""
         return self._repairs
 
     async def set(self, addresses: Sequence[str], index: int, name: str) -> None:
@@ -158,7 +158,7 @@ class Resolved:
                         await self._pause(delay)
 
     def upstreams(self) -> tuple[str, ...]:
-        """The servers that resolved asks on other interfaces: what the exit's own name is resolved with."""
+        """resolved's servers on other interfaces; they resolve the exit's own name."""
         try:
             with self._uplink.open("rb") as file:
                 found = nameservers(file.read(MAX_UPLINK))
@@ -208,7 +208,7 @@ class Resolved:
             try:
                 await _call(bus, member, "is", [index, "no"])
             except _CallFailed as error:
-                # A resolved that does not know the setting does not do what it turns off.
+                # A resolved without this setting does not have the feature that it turns off.
                 if error.name not in _OLD:
                     raise
         servers = [ipaddress.ip_address(address) for address in self._addresses]

@@ -1,19 +1,19 @@
-"""The PAC file: the rules as a browser can apply them itself, so that what is direct does not even reach the proxy.
+"""The PAC file: the rules for a browser, so that direct connections do not pass the proxy.
 
-`FindProxyForURL` answers DIRECT only where the rules are certain to say so, by tables that tables.py makes.
-Everything else goes to the proxy, which applies the same rules: what a list file decides, what is blocked (the proxy
-answers with a page that names the rule), what does not fit, and every odd URL.
+`FindProxyForURL` answers DIRECT only if the tables of tables.py are certain. All else goes to the proxy, which applies
+the same rules: names of list files, blocked targets (the proxy answers with a page that names the rule), rules that do
+not fit into the file, and unusual URLs.
 
     PROXY 127.0.0.1:1080; SOCKS5 127.0.0.1:1080
 
-Both are the same port. PROXY comes first because a browser never resolves a name before it asks an HTTP proxy, whereas
-with SOCKS5 that depends on the browser and its version (Firefox has a setting for it). Browsers can also ask for a
-password only with PROXY, and show its page for what is blocked. SOCKS5 is for programs that know no other. There is no
-DIRECT at the end: when the proxy is not there, nothing gets out past it. For the same reason the function never throws:
-Chromium would connect directly then. It resolves no names either, which would tell them to the local resolver.
+Both are the same port. PROXY comes first, since a browser never resolves a name before it asks an HTTP proxy. With
+SOCKS5 that depends on the browser and its version (Firefox has a setting). Only with PROXY do browsers ask for a
+password and show the page for blocked targets. SOCKS5 is for programs without PROXY. There is no DIRECT at the end:
+without the proxy, nothing goes past it. The function never throws, as Chromium would then connect directly. It resolves
+no names, as that would show them to the local resolver.
 
-The script is ES5, for every engine; a look-up is a few hashes and bisections whatever the number of rules. Browsers
-refuse big files, so beyond `MAX_SIZE` the rules are cut from the end. No file is too big with all of them cut.
+The script is ES5, for every engine. A look-up is a few hashes and bisections for any number of rules. Browsers refuse
+big files, so rules are cut from the end above `MAX_SIZE`. Without rules a file always fits.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ MIME_TYPE: Final = "application/x-ns-proxy-autoconfig"
 MAX_SIZE: Final = 256 << 10
 """Bytes; Firefox takes no more, Chromium 1 MiB."""
 MAX_WILDCARDS: Final = 250
-"""Patterns that are compared one after the other; a look-up shall take less than a millisecond."""
+"""Patterns, compared one by one; a look-up must take less than a millisecond."""
 _HEAD: Final = 2048
-"""Bytes that are left for the addresses of the proxy and the words before them."""
+"""Bytes for the addresses of the proxy and the comments before them."""
 
 _SCRIPT: Final = r"""
 function put(number, keys) {
@@ -178,7 +178,7 @@ def pac(rules: RuleSet, socks: Destination, http: Destination) -> str:
 
 
 def _fit(rules: RuleSet) -> tuple[Tables, Cut]:
-    """As many of the rules, from the first on, as a file holds, give or take a hundredth of it."""
+    """The tables of as many rules, from the first on, as fit into a file, to about a hundredth of it."""
     cut = Cut(len(rules.rules))
     tables = make_tables(rules, cut)
     full = _fullness(tables)
@@ -188,7 +188,7 @@ def _fit(rules: RuleSet) -> tuple[Tables, Cut]:
     best = make_tables(rules, Cut(0)), Cut(0)
     guess = True
     while high - low > 1 and low_full < 0.99:
-        # Where the file would be just full if all keys were of one size; every second time the middle, if they are not.
+        # The cut of a full file if all keys had one size; every second time the middle, as they have not.
         share = (0.995 - low_full) / (high_full - low_full) if guess else 0.5
         middle = min(max(low + int((high - low) * share), low + 1), high - 1)
         guess = not guess
@@ -203,7 +203,7 @@ def _fit(rules: RuleSet) -> tuple[Tables, Cut]:
 
 
 def _fullness(tables: Tables) -> float:
-    """How much of what a file can take these take; more than 1 is too much."""
+    """The used part of a file's room; above 1 is too much."""
     size = sum(len(line) + 1 for line in _data(tables))
     return max(size / (MAX_SIZE - _HEAD - len(_SCRIPT)), len(tables.wildcards) / MAX_WILDCARDS)
 
@@ -245,7 +245,7 @@ def _json(value: object) -> str:
 
 
 def explain(rules: RuleSet, host: str, port: int) -> str:
-    """One sentence: what the PAC file says for `host` (canonical, as in a `Destination`), and by which rule."""
+    """One sentence: the PAC file's answer for `host` (canonical, as in a `Destination`), and its rule."""
     _, cut = _fit(rules)
     name = packed(host) is None
     doubt = ""
@@ -267,7 +267,7 @@ def explain(rules: RuleSet, host: str, port: int) -> str:
 
 
 def _applies(rule: Rule, host: str) -> bool:
-    """Whether the host part does, without its lists."""
+    """Whether the host part matches, without its lists."""
     if rule.any_host:
         return True
     address = packed(host)
@@ -285,7 +285,7 @@ def _matches(domain: str, name: str) -> bool:
 
 
 def _sentence(action: RuleAction, label: str, doubt: str) -> str:
-    """`doubt` says why it may be otherwise, which does not matter where the answer is the same."""
+    """`doubt` says why it may be otherwise; it does not matter if the answer is the same."""
     by = "by default" if label == "default" else f"by {label}"
     if action.verdict is Verdict.DIRECT:
         return f"the PAC file says DIRECT, {by}"

@@ -1,19 +1,19 @@
-"""What a PAC file can know of the rules, as tables that a browser searches quickly.
+"""The rules of a PAC file, as tables that a browser searches quickly.
 
-A browser asks one thing only: past the proxy, or to it? So rules that stand together and give the same answer count as
-one *group*. Groups are numbered in the order of the rules, and alternate: even ones go to the proxy, odd ones are
-direct. The default ends the last one. The first group with a rule that applies decides:
+A browser asks only: direct, or to the proxy? So neighbouring rules with the same answer are one *group*. Groups are
+numbered in the order of the rules, and alternate: even ones go to the proxy, odd ones are direct. The default ends the
+last one. The first group with a rule that applies decides:
 
     to       block block | direct direct | tunnel exit:home | direct | (default) tunnel
     group          0     |        1      |        2         |   3    |     4
 
-Which group a key (a domain, a wildcard, a network, "every host") brings in depends on the port: *steps* are pairs of a
-first port and the lowest group from there on. Many keys share their steps, so keys hold a number of steps. To decide is
-to look the host's keys up, take the lowest group of all, and see whether it is odd.
+The group of a key (a domain, a wildcard, a network, "every host") depends on the port: *steps* are pairs of a first
+port and the lowest group from there on. Many keys share their steps, so a key holds the number of its steps. The
+decision takes the lowest group of all keys of the host, and is direct if that is odd.
 
-A table may be too cautious, never too bold. Names of list files are not in it: a rule with lists that leads to the
-proxy counts for every name, the lists of a direct one for none. Keys that no direct one could follow are left out.
-Where room is short, rules can be cut: what only those behind the cut decide goes to the proxy, which knows them all.
+A table may send too much to the proxy, never too little. It has no names of list files: a rule with lists that leads
+to the proxy counts for every name, and the lists of a direct rule count for none. A key is left out if no direct one
+can follow it. If room is short, rules are cut: the proxy, which knows all rules, gets what only those decide.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ type PortSteps = tuple[tuple[int, int], ...]
 """Pairs of a port and the group from that port on, ascending; the first port is 0."""
 
 NOTHING: Final = 0
-"""The number of the steps that never decide: the default's group at every port."""
+"""The number of the steps without effect: the default's group at every port."""
 
 
 class Cut(NamedTuple):
-    """Where the rules end for a PAC file: before the key number `keys` of the rule with the index `rule`."""
+    """The end of the rules in a PAC file: before key number `keys` of the rule with the index `rule`."""
 
     rule: int
     keys: int = 0
 
 
 class Tables(NamedTuple):
-    """Everything that `FindProxyForURL` looks up. What stands behind a key is an index into `steps`."""
+    """The data of `FindProxyForURL`. The value of a key is an index into `steps`."""
 
     steps: list[PortSteps]
     names: dict[str, int]
@@ -49,7 +49,7 @@ class Tables(NamedTuple):
     wildcards: dict[str, int]
     """Other patterns with a star."""
     every_name: int
-    """What counts for every name, the default included."""
+    """The steps for every name, the default included."""
     networks4: list[tuple[int, int]]
     """First addresses of ranges, ascending and without a gap from 0 on."""
     networks6: list[tuple[int, int]]
@@ -61,12 +61,12 @@ def is_direct(rule: Rule) -> bool:
 
 
 def key_count(rule: Rule) -> int:
-    """In how many places a rule can be cut."""
+    """The number of places at which a rule can be cut."""
     return len(rule.domains) + len(rule.cidrs) or 1
 
 
 def cut_at(rules: RuleSet, keys: int) -> Cut:
-    """The cut behind the first `keys` keys of all rules."""
+    """The cut after the first `keys` keys of all rules."""
     for index, rule in enumerate(rules.rules):
         if keys < key_count(rule):
             return Cut(index, keys)
@@ -75,7 +75,7 @@ def cut_at(rules: RuleSet, keys: int) -> Cut:
 
 
 def before(rules: RuleSet, cut: Cut) -> Iterator[Rule]:
-    """The rules before the cut. Of one that is cut itself only a direct one is worth having: behind it is the proxy."""
+    """The rules before the cut. A rule that is itself cut is kept only if it is direct: after it comes the proxy."""
     yield from rules.rules[: cut.rule]
     if cut.keys and is_direct(rule := rules.rules[cut.rule]):
         domains = rule.domains[: cut.keys]
@@ -84,7 +84,7 @@ def before(rules: RuleSet, cut: Cut) -> Iterator[Rule]:
 
 
 def make_tables(rules: RuleSet, cut: Cut) -> Tables:
-    """The tables of the rules before `cut`; all that those leave open goes to the proxy, if they are not all."""
+    """The tables of the rules before `cut`. If some are cut, all that is left open goes to the proxy."""
     whole = cut.rule == len(rules.rules)
     return _Maker(list(before(rules, cut)), whole and rules.default.verdict is Verdict.DIRECT).tables()
 
@@ -112,7 +112,7 @@ class _Maker:
     # --- names ---
 
     def _names(self) -> tuple[dict[str, int], dict[str, int], int]:
-        """Plain keys, wildcards, and what counts for every name."""
+        """Plain keys, wildcards, and the steps for every name."""
         plain: dict[str, list[int]] = {}
         wildcards: dict[str, list[int]] = {}
         every: list[int] = []
@@ -140,7 +140,7 @@ class _Maker:
         return found, patterns, base
 
     def _numbered(self, keys: dict[str, list[int]], base: int) -> dict[str, int]:
-        """The steps of all keys that decide anything at all."""
+        """The steps of all keys that have an effect."""
         ceiling = self._ceiling(base)
         numbered = {key: self._number(rules, ceiling) for key, rules in keys.items()}
         return {key: number for key, number in numbered.items() if number != NOTHING}
@@ -148,7 +148,7 @@ class _Maker:
     # --- addresses ---
 
     def _networks(self, version: int) -> tuple[list[tuple[int, int]], int]:
-        """The ranges of one version, and what counts for every address."""
+        """The ranges of one version, and the steps for every address."""
         rules_of: dict[IPNetwork, list[int]] = {}
         every: list[int] = []
         for index, rule in enumerate(self._rules):
@@ -163,7 +163,7 @@ class _Maker:
         return self._ranges(rules_of, base, (1 << (32 if version == 4 else 128)) - 1), base
 
     def _ranges(self, rules_of: dict[IPNetwork, list[int]], base: int, highest: int) -> list[tuple[int, int]]:
-        """Networks nest or do not meet, so one walk over their first addresses with a stack of open ones is enough."""
+        """Networks nest or are disjoint, so one walk over their first addresses with a stack of open ones suffices."""
         ceiling, hopeful = self._ceiling(base), self._may_be_direct(base)
         found = [(0, NOTHING)]
         stack: list[tuple[int, list[int]]] = []
@@ -203,7 +203,7 @@ class _Maker:
         return self._made[key]
 
     def _ceiling(self, base: int) -> int:
-        """The group from which on nothing matters, since what counts for every host comes first."""
+        """The group from which on nothing matters, since a group for every host comes first."""
         steps = self._all[base]
         return steps[0][1] if len(steps) == 1 else self._last
 
@@ -241,7 +241,7 @@ class _Maker:
 
 
 class _Overlap:
-    """Which keys share a name with any of some others."""
+    """Tells whether a key shares a name with any of some others."""
 
     def __init__(self, keys: list[str]) -> None:
         self._exact = {key[1:] for key in keys if key[0] == "="}
@@ -256,7 +256,7 @@ class _Overlap:
 
 
 def _parents(name: str) -> Iterator[str]:
-    """The name itself, and what it is below."""
+    """The name itself, and its parent domains."""
     while name:
         yield name
         name = name.partition(".")[2]
