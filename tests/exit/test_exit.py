@@ -175,6 +175,22 @@ async def test_no_more_opens_of_a_peer_than_configured() -> None:
             visit.cut()
 
 
+async def test_what_bounds_the_opens_of_a_peer_goes_with_its_last_session() -> None:
+    """Each peer that ever came would otherwise cost the exit some memory for good."""
+    async with open_exit() as exit:
+        alice, more, bob = [await Visit(exit, who).admit() for who in (ALICE, ALICE, BOB)]
+        for visit in (alice, more, bob):
+            await visit.send(open_frame(1))
+        await until(lambda: exit.sessions.streams_total == 3)
+        first, second, other = exit.sessions
+        exit.sessions.end(first, CloseReason.NORMAL)
+        assert exit.sessions._opens.keys() == {ALICE.peer_id, BOB.peer_id}, "the other session needs it"
+        exit.sessions.end(second, CloseReason.NORMAL)
+        assert exit.sessions._opens.keys() == {BOB.peer_id}
+        exit.sessions.end(other, CloseReason.NORMAL)
+        assert not exit.sessions._opens
+
+
 async def test_the_resolver_is_for_clients_that_have_packets() -> None:
     async with open_exit() as exit:
         alice = await Visit(exit, ALICE).admit()

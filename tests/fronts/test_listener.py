@@ -13,6 +13,7 @@ from cryprq_proxy.address import Destination
 from cryprq_proxy.errors import StreamReason
 from cryprq_proxy.fronts.credentials import Credentials
 from cryprq_proxy.fronts.listener import ListenerSettings, MixedListener
+from cryprq_proxy.outbound.relay import set_reset_on_close
 from cryprq_proxy.session.streams import Half
 from cryprq_proxy.session.wire import StreamProtocol
 from tests.support.fake_source import FakeSource
@@ -120,6 +121,27 @@ async def test_an_application_that_leaves_while_it_waits(proxy: Proxy) -> None:
     [asked] = proxy.source.asked
     asked.open()
     await until(lambda: asked.stream.send_half is not Half.OPEN)
+
+
+async def test_a_stream_does_not_outlive_an_application_that_takes_no_reply(proxy: Proxy) -> None:
+    """The relay, which would end it, has not begun."""
+    application = await proxy.connected()
+    set_reset_on_close(application.sock)
+    application.sock.close()
+    [asked] = proxy.source.asked
+    asked.open()
+    assert asked.stream.resets == [StreamReason.CANCELLED]
+
+
+async def test_a_tunnel_that_breaks_before_its_relay_is_an_error_for_the_application(proxy: Proxy) -> None:
+    application = proxy.application()
+    application.send(b"CONNECT 192.0.2.1:443 HTTP/1.1\r\nHost: x\r\n\r\n")
+    await until(lambda: proxy.source.asked)
+    handler = proxy.source.asked[0].stream.handler
+    handler.opened()
+    handler.reset(StreamReason.SESSION_LOST)
+    with pytest.raises(ConnectionResetError):
+        await application.read(1_000)
 
 
 async def test_an_end_in_the_middle_of_a_negotiation(proxy: Proxy) -> None:

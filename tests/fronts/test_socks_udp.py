@@ -9,13 +9,15 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from cryprq_proxy.address import Destination
-from cryprq_proxy.client.requests import NOWHERE
+from cryprq_proxy.client.requests import NOWHERE, Begin
 from cryprq_proxy.errors import StreamReason
 from cryprq_proxy.fronts import socks_udp
 from cryprq_proxy.fronts.listener import MixedListener
 from cryprq_proxy.fronts.socks import encode_datagram, parse_datagram
+from cryprq_proxy.session.streams import StreamHandler
 from cryprq_proxy.session.wire import StreamProtocol
 from tests.support.fake_source import Asked, FakeSource
+from tests.support.fake_streams import FakeStream
 from tests.support.raw_client import RawClient
 from tests.support.settings import listener_settings
 from tests.support.settle import settle, until
@@ -32,6 +34,19 @@ def udp_socket(ip: str = "127.0.0.1") -> socket.socket:
     sock.setblocking(False)
     sock.bind((ip, 0))
     return sock
+
+
+class LateSource(FakeSource):
+    """Gives no stream: each of `begin` takes one from the test."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begin: list[Begin] = []
+
+    def request(
+        self, protocol: StreamProtocol, destination: Destination, handler: StreamHandler, begin: Begin
+    ) -> None:
+        self.begin.append(begin)
 
 
 class Association:
@@ -174,6 +189,20 @@ async def test_an_application_that_leaves_while_it_waits(association: Associatio
     await association.ask()
     association.control.sock.close()
     await until(lambda: association.asked.stream.resets)
+
+
+async def test_a_stream_that_begins_after_the_application_has_left(association: Association) -> None:
+    """The request had to wait for the link, and nothing else would ever end its stream."""
+    source = LateSource()
+    association.listener.source = source
+    association.control.send(associate())
+    await until(lambda: source.begin)
+    association.control.sock.close()
+    await until(lambda: association.listener._udp == set())
+    stream = FakeStream()
+    for begin in source.begin:
+        begin(stream)
+    assert stream.resets == [StreamReason.CANCELLED]
 
 
 async def test_a_refusal_is_a_reply_and_the_end(association: Association) -> None:

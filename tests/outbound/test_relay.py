@@ -9,23 +9,38 @@ from collections.abc import AsyncIterator
 import pytest
 
 from cryprq_proxy.errors import StreamReason
-from cryprq_proxy.outbound.relay import READS, SLOTS, Relay
+from cryprq_proxy.outbound.relay import READS, SLOTS, Relay, set_reset_on_close
 from cryprq_proxy.session.sendlog import SlotPool
 from cryprq_proxy.session.streams import Half
 from tests.support.fake_streams import FakeStream
 from tests.support.settle import settle, until
+from tests.support.visits import tcp_pair
 
 BIG = bytes(range(256)) * 16_384  # 4 MiB, more than a socket pair holds
+
+
+class CountingPool(SlotPool):
+    """`out`: the slots that were taken and not given back."""
+
+    out = 0
+
+    def take(self) -> memoryview:
+        self.out += 1
+        return super().take()
+
+    def give(self, slot: memoryview) -> None:
+        self.out -= 1
+        super().give(slot)
 
 
 class Wire:
     """A relay; `application` is the other end of its socket."""
 
-    def __init__(self, room: int = 1 << 20) -> None:
-        self.application, self.sock = socket.socketpair()
+    def __init__(self, room: int = 1 << 20, *, tcp: bool = False) -> None:
+        self.application, self.sock = tcp_pair() if tcp else socket.socketpair()
         self.application.setblocking(False)
         self.sock.setblocking(False)
-        self.slots = SlotPool()
+        self.slots = CountingPool()
         self.stream = FakeStream(self.slots, room)
         self.ended: list[Relay] = []
         self.relay = Relay(asyncio.get_running_loop(), self.sock, self.stream, self.slots, self.ended.append)
@@ -42,13 +57,24 @@ class Wire:
         return self.sock.fileno() < 0
 
 
-@pytest.fixture
-async def wire() -> AsyncIterator[Wire]:
-    wire = Wire()
+async def held(wire: Wire) -> AsyncIterator[Wire]:
     yield wire
     if not wire.ended:
         wire.relay.abort(StreamReason.CANCELLED)
     wire.application.close()
+
+
+@pytest.fixture
+async def wire() -> AsyncIterator[Wire]:
+    async for wire in held(Wire()):
+        yield wire
+
+
+@pytest.fixture
+async def tcp_wire() -> AsyncIterator[Wire]:
+    """Over loopback: a socket pair knows no TCP reset."""
+    async for wire in held(Wire(tcp=True)):
+        yield wire
 
 
 # --- socket to stream ---
@@ -121,31 +147,23 @@ async def test_a_socket_that_is_read_empty_is_watched_again(wire: Wire) -> None:
 
 
 async def test_slots_come_back_to_the_pool(wire: Wire) -> None:
-    class CountingPool(SlotPool):
-        out = 0
-
-        def take(self) -> memoryview:
-            self.out += 1
-            return super().take()
-
-        def give(self, slot: memoryview) -> None:
-            self.out -= 1
-            super().give(slot)
-
-    pool = CountingPool()
-    stream = FakeStream(pool)
-    ours, theirs = socket.socketpair()
-    ours.setblocking(False)
-    relay = Relay(asyncio.get_running_loop(), ours, stream, pool, lambda _: None)
-    relay.start()
+    wire.relay.start()
     for size in (1, 5_000, 100):
-        before = len(stream.sent)
-        theirs.send(bytes(size))
-        await until(lambda before=before, size=size: len(stream.sent) == before + size)  # type: ignore[misc]
+        before = len(wire.stream.sent)
+        wire.application.send(bytes(size))
+        await until(lambda before=before, size=size: len(wire.stream.sent) == before + size)  # type: ignore[misc]
     await settle()
-    assert pool.out == 0
-    theirs.close()
-    relay.abort(StreamReason.CANCELLED)
+    assert wire.slots.out == 0
+
+
+async def test_slots_come_back_when_the_socket_breaks(tcp_wire: Wire) -> None:
+    """Each application that breaks its connection would otherwise cost the process a slot for good."""
+    tcp_wire.relay.start()
+    set_reset_on_close(tcp_wire.application)
+    tcp_wire.application.close()
+    await until(lambda: tcp_wire.ended)
+    assert tcp_wire.stream.resets == [StreamReason.CONNECTION_RESET]
+    assert tcp_wire.slots.out == 0
 
 
 # --- half-close ---
@@ -222,3 +240,12 @@ async def test_a_reset_of_the_stream_closes_the_socket(wire: Wire) -> None:
     assert wire.ended == [wire.relay] and wire.is_reset()
     wire.relay.abort(StreamReason.CANCELLED)
     assert wire.ended == [wire.relay], "it ends once"
+
+
+@pytest.mark.parametrize("end", ["abort", "reset", "refused"])
+async def test_the_application_sees_an_error_and_not_an_early_end(tcp_wire: Wire, end: str) -> None:
+    """With an ordinary end, half a file would pass for a whole one."""
+    tcp_wire.relay.start()
+    getattr(tcp_wire.relay, end)(StreamReason.SESSION_LOST)
+    with pytest.raises(ConnectionResetError):
+        await tcp_wire.read(1)
