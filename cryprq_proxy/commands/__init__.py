@@ -1,5 +1,5 @@
-"""The commands, a module for each subject; `COMMANDS` of each are what cli.py adds.
+"""The commands, one module for each subject; cli.py adds the `COMMANDS` of each.
 
-Every module imports what it needs when a command runs (cli.py says why). common.py holds shared options and asks
-running processes; status/ shows what runs, desktop/ leads the programs of this machine to the proxy.
+A module imports its dependencies when a command runs (cli.py says why). common.py has shared options and asks running
+processes. status/ shows running processes, desktop/ has the proxy settings of other programs.
 """

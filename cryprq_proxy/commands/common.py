@@ -1,4 +1,4 @@
-"""What several commands share: options with one meaning everywhere, and questions to the running client or exit."""
+"""Shared by the commands: common options, and questions to the running client or exit."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ def log_flags(verbose: bool, log_format: str | None) -> dict[str, str | None]:
 
 
 def merged(context: click.Context, verbose: bool, log_format: str | None) -> dict[str, str | None]:
-    """-v and --log-format, which may stand before or behind the command."""
+    """-v and --log-format, which may come before or after the command."""
     behind = log_flags(verbose, log_format)
     return {name: value or context.obj[name] for name, value in behind.items()}
 
 
 def control_sockets(config: Path | None) -> list[Path]:
-    """The sockets to ask: that of the configuration, or those of the default ones and the default places."""
+    """The control sockets to ask: of the configuration, or of the default ones and at the default paths."""
     from ..base.paths import control_sockets as usual_places
     from ..config.client import load_client
     from ..config.exit import load_exit
@@ -64,7 +64,7 @@ def control_sockets(config: Path | None) -> list[Path]:
     if config is None:
         return list(dict.fromkeys([*found, *usual_places()]))
     if not found:
-        # The file is valid for neither role; its name tells which one was meant.
+        # The file is valid for neither role; its name tells the intended one.
         raise errors[1 if "exit" in config.name else 0]
     return found[:1]
 
@@ -72,7 +72,7 @@ def control_sockets(config: Path | None) -> list[Path]:
 def ask(
     sockets: list[Path], command: str = "status", argument: str = "", timeout: float = ANSWER_SECONDS
 ) -> list[dict[str, Any]]:
-    """The answers of all that answer, as plain JSON values. Raises CryprqError if none does."""
+    """All answers, as plain JSON values. Raises CryprqError without any."""
     from ..process.control import query
 
     return [
@@ -82,7 +82,7 @@ def ask(
 
 
 def ask_status(sockets: list[Path]) -> list[Status]:
-    """The status of all that answer. Raises CryprqError if none does."""
+    """The status of all processes that answer. Raises CryprqError without any."""
     from ..process.control import query, read_status
 
     answers = _answers(sockets, lambda path: query(path, timeout=ANSWER_SECONDS))
@@ -102,6 +102,6 @@ def _answers[T](sockets: list[Path], query: Callable[[Path], T]) -> list[tuple[P
             f"no cryprq-proxy is running: start it, or say with --config which one to ask (tried: {tried})"
         )
     if not answers:
-        # A socket that exists and does not answer tells more than one that does not exist.
+        # The error of an existing socket says more than that of a missing one.
         raise min(errors, key=lambda item: item[0])[1]
     return answers

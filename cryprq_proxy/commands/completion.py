@@ -1,4 +1,4 @@
-"""Completion of commands and flags in a shell: click's scripts, which ask the program itself what may follow."""
+"""Completion of commands and flags in a shell: click's scripts, which ask the program for the possible words."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import click
 PROGRAM: Final = "cryprq-proxy"
 SHELLS: Final = ("bash", "zsh", "fish")
 VARIABLE: Final = "_CRYPRQ_PROXY_COMPLETE"
-"""Set by the script, to have the program answer instead of run."""
+"""Set by the script: the program then answers instead of running."""
 
 
 @click.command()
@@ -28,13 +28,13 @@ def completion(context: click.Context, shell: str) -> None:
     kind = get_completion_class(shell)
     if kind is None:
         raise click.UsageError(f"this version of click has no completion for {shell}")
-    # Not kind.source(): for bash that starts a bash of this machine to see its version.
+    # Not kind.source(): for bash that starts a bash to read its version.
     made = kind(context.find_root().command, {}, PROGRAM, VARIABLE)
     click.echo(kind.source_template % made.source_vars())
 
 
 def answer(cli: click.Command, instruction: str) -> int:
-    """What a shell's script asks for with VARIABLE, like "bash_complete"; the exit code."""
+    """Answer a shell's script, which sets VARIABLE to a value like "bash_complete". Returns the exit code."""
     from click.shell_completion import shell_complete
 
     return shell_complete(cli, {}, PROGRAM, VARIABLE, instruction)

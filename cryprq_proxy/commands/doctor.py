@@ -32,7 +32,7 @@ def doctor(as_json: bool, as_exit: bool, speed: str | None, no_speed: bool, conf
     from ..doctor.checks import CheckState, Context, Finding, examine
     from ..doctor.report import COLOURS, lines, summary
 
-    # The findings say what the parts would log.
+    # The findings replace the log.
     setup("error")
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 200
 
@@ -56,7 +56,7 @@ def doctor(as_json: bool, as_exit: bool, speed: str | None, no_speed: bool, conf
 
 
 def _is_exit(config: Path | None) -> bool:
-    """Whether a configuration that was named is an exit's: valid as one, and not as a client's."""
+    """Whether the named configuration is valid for an exit, and not for a client."""
     from ..config.client import load_client
     from ..config.exit import load_exit
     from ..errors import ConfigError

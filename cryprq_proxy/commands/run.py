@@ -1,4 +1,4 @@
-"""The commands that run until they are stopped. The client is not here: it runs without a command (cli.py)."""
+"""The commands that run until they are stopped. The client runs without a command (cli.py)."""
 
 from __future__ import annotations
 

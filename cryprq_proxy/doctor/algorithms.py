@@ -1,7 +1,7 @@
 """Do two independent implementations of the post-quantum algorithms agree on this machine?
 
 OpenSSL (by `cryptography`) and kyber-py with dilithium-py were written by different people from the same standards
-(FIPS 203, FIPS 204). One that is broken, replaced or miscompiled disagrees with the other.
+(FIPS 203, FIPS 204). A broken, replaced or miscompiled one disagrees with the other.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _CONTEXT: Final = b"cryprq-proxy doctor"
 
 
 async def algorithms(context: Context) -> CheckVerdict:
-    """Let each implementation open what the other one has sealed, and refuse what is damaged."""
+    """Let each implementation read the output of the other one, and refuse damaged output."""
     found, lacks = [], []
     for name in PROVIDERS:
         try:
@@ -42,7 +42,7 @@ async def algorithms(context: Context) -> CheckVerdict:
 
 
 def disagreements(first: Provider, second: Provider) -> Iterator[str]:
-    """What the two do differently: parts of a sentence. Takes about 0.1 s with the pure pair."""
+    """The differences between the two, as parts of a sentence. Takes about 0.1 s with the pure pair."""
     seed = system_entropy(2 * SEED_SIZE)
     if first.generate_kem(lambda _: seed).public != second.generate_kem(lambda _: seed).public:
         yield "they derive different ML-KEM keys from one seed"

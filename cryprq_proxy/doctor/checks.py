@@ -1,11 +1,11 @@
-"""What a check is, what it may answer, and in which order they run.
+"""The checks: what they are, what they return, and their order.
 
     configuration --> identity --> handshake --> lane --> throughput
           |                            ^
-          +--> name --> reach ---------+          an arrow: what the next one needs
+          +--> name --> reach ---------+          an arrow: the next one needs it
 
 A check is a small async function over a `Context`. It returns a `CheckVerdict`: a state, one sentence, and a remedy
-where something is wrong. A check whose needs did not succeed is skipped and names them; a warning is no obstacle.
+for a fault. A check is skipped if one of its needs has failed, and names that need; a warning does not count as failed.
 Nothing here changes the machine.
 """
 
@@ -38,13 +38,13 @@ class CheckState(StrEnum):
 
     OK = "ok"
     WARN = "warn"
-    """Works, but not as well as it could, or a person should know."""
+    """Works, but could work better, or a person should know."""
     FAIL = "fail"
     SKIP = "skip"
 
 
 class CheckVerdict(NamedTuple):
-    """`text` says what was found, in one sentence; `remedy` what to do, where there is something to do."""
+    """`text` is the result in one sentence; `remedy` says what to do, or is empty."""
 
     state: CheckState
     text: str
@@ -62,8 +62,7 @@ class Finding(NamedTuple):
 
 @dataclass(slots=True)
 class Context:
-    """What the checks know: what was asked for, what earlier checks have found, and the world around, which tests
-    replace."""
+    """The input of the checks: options, results of earlier checks, and the environment, which tests replace."""
 
     file: Path | None = None
     """--config."""
@@ -71,7 +70,7 @@ class Context:
     """The URL to measure throughput with."""
     progress: Callable[[str], Progress] = unseen
 
-    # What earlier checks found.
+    # Results of earlier checks.
     client: ClientConfig | None = None
     exit: ExitConfig | None = None
     provider: Provider | None = None
@@ -81,14 +80,14 @@ class Context:
     link: Client | None = None
     """A link of our own, while it is up."""
     closing: list[Callable[[], Awaitable[object]]] = field(default_factory=list)
-    """Called at the end, the last one first."""
+    """Called at the end, in reverse order."""
 
-    # The world.
+    # The environment.
     environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
     now: Callable[[], float] = time.time
     which: Callable[[str], str | None] = shutil.which
     root: Path = Path("/")
-    """Where /dev, /proc and the like are."""
+    """The directory of /dev, /proc and others."""
     euid: int = field(default_factory=os.geteuid)
     select_provider: Callable[[str | None], Provider] = select_provider
 
@@ -132,7 +131,7 @@ def skip(text: str) -> CheckVerdict:
 async def examine(
     checks: Sequence[Check], context: Context, told: Callable[[Finding], None] = lambda _: None
 ) -> list[Finding]:
-    """Run `checks` in their order; `told` gets each finding at once. What a check raises becomes a finding too."""
+    """Run `checks` in their order; `told` gets each finding at once. An error of a check becomes a finding too."""
     passed: set[str] = set()
     findings = []
     try:
@@ -157,5 +156,5 @@ async def _verdict(check: Check, context: Context) -> CheckVerdict:
     try:
         return await check.run(context)
     except (CryprqError, OSError) as error:
-        # A sentence that says what to do, mostly: a check that knows better has caught it itself.
+        # Most errors say what to do. A check with a better remedy has caught its error.
         return fail(describe(error), "mend what this sentence names, then ask again")

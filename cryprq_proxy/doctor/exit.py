@@ -58,7 +58,7 @@ async def listeners(context: Context) -> CheckVerdict:
 
 
 async def public(context: Context) -> CheckVerdict:
-    """The address at which clients find it."""
+    """The address at which clients reach the exit."""
     config = _exit(context)
     if config.public:
         return ok(f"invites name {config.public}, as the configuration says")

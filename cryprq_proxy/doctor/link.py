@@ -1,7 +1,7 @@
 """Properties of a link to the exit: whether UDP gets through, the largest datagram, the round trip.
 
-While a client runs and has its link, its status tells them. Otherwise a short link of our own is made with the same
-code and keys, and closed at the end.
+The status of a running client with a link has them. Otherwise the checks make a short link with the same code and keys,
+and close it at the end.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from .reach import linked, settings
 
 LINK_SECONDS: Final = 10.0
 LANE_SECONDS: Final = 4.0
-"""Within these, the datagram lane comes up where UDP gets through."""
+"""The lane comes up within these seconds if UDP gets through."""
 PINGS: Final = 3
 PING_SECONDS: Final = 1.0
 POLL: Final = 0.05
 SLOW: Final = 0.4
-"""A round trip from which on pages load slowly."""
+"""Pages load slowly with a round trip of this many seconds."""
 GOOD_SIZE: Final = 1280
-"""UDP payload that every path of today carries (RFC 8200 asks for as much in IPv6)."""
+"""Bytes of a UDP payload that every path carries (RFC 8200 requires it for IPv6)."""
 
 IP_MTU: Final = (socket.IPPROTO_IP, 14)
 IPV6_MTU: Final = (socket.IPPROTO_IPV6, 24)
@@ -40,14 +40,14 @@ IPV6_MTU: Final = (socket.IPPROTO_IPV6, 24)
 
 
 async def link(context: Context) -> CheckVerdict:
-    """Make a link of our own to the first exit that gives one; it stays up for the checks that follow."""
+    """Make a link to the first exit that accepts one; it stays up for the later checks."""
     if status := linked(context):
         return ok(f"it is that of the running client, to {status.exit.address}")
     config, exits = settings(context)
     assert context.identity is not None and context.provider is not None
     last = "no exit answered"
     for exit in exits:
-        limits = replace(config.session_limits(), keepalive=0.5)  # asks soon, and so measures soon
+        limits = replace(config.session_limits(), keepalive=0.5)  # an early PING measures early
         client = Client(
             context.identity,
             ClientSettings(
@@ -83,7 +83,7 @@ def _by(status: ClientStatus) -> str:
 
 
 async def _until(reached: Callable[[], object], seconds: float) -> bool:
-    """Wait until `reached`, for some seconds at most; whether it was."""
+    """Wait for `reached`, at most `seconds`. Returns whether it was reached."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             while not reached():  # noqa: ASYNC110  many things are waited for
@@ -92,7 +92,7 @@ async def _until(reached: Callable[[], object], seconds: float) -> bool:
 
 
 def status_of(context: Context) -> ClientStatus | None:
-    """Of the link that there is: ours, or the running client's."""
+    """The status of the link: ours, or the running client's."""
     return context.link.status() if context.link is not None else linked(context)
 
 
@@ -126,7 +126,7 @@ async def lane(context: Context) -> CheckVerdict:
 
 
 async def mtu(context: Context) -> CheckVerdict:
-    """What the lane has measured: the MTU of the path, not of the first cable."""
+    """The MTU that the lane has measured: of the whole path."""
     state = lane_of(context)
     if state is None or not state.up:
         return await _route_mtu(context)
@@ -140,7 +140,7 @@ async def mtu(context: Context) -> CheckVerdict:
 
 
 async def _route_mtu(context: Context) -> CheckVerdict:
-    """Without a lane, what the kernel knows of the path: the first network's MTU, or less after an ICMP message."""
+    """Without a lane, the kernel's MTU for the path: of the first network, or less after an ICMP message."""
     config, exits = settings(context)
     nothing = "it is measured by the datagram lane, which is not up; TCP finds its own"
     target = next((end.address for exit in exits for end in exit.endpoints if end.carrier == "tcp"), None)
@@ -159,7 +159,7 @@ async def _route_mtu(context: Context) -> CheckVerdict:
 
 
 def route_mtu(host: str, port: int) -> int | None:
-    """Bytes of an IP packet; None where the system does not tell. Connecting a UDP socket sends nothing."""
+    """Bytes of an IP packet; None if the system does not tell. Connecting a UDP socket sends nothing."""
     six = ":" in host
     try:
         with socket.socket(socket.AF_INET6 if six else socket.AF_INET, socket.SOCK_DGRAM) as probe:
@@ -170,7 +170,7 @@ def route_mtu(host: str, port: int) -> int | None:
 
 
 async def round_trip(context: Context) -> CheckVerdict:
-    """The answer to a PING on the link: there and back, without any target behind the exit."""
+    """Measure a PING on the link to the exit and back, without a target."""
     if context.link is not None:
         measured = await measure(context.link)
     else:

@@ -1,5 +1,5 @@
-"""This machine around the client: the proxy's port, the PAC file, variables and settings that lead programs to it, and
-what system-wide mode needs and leaves."""
+"""The checks of this machine: the proxy's port, the PAC file, the proxy settings of programs, and the needs and
+leftovers of system-wide mode."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ async def port(context: Context) -> CheckVerdict:
 
 
 def bindable(addresses: list[Destination]) -> CheckVerdict:
-    """Whether each could be listened on now."""
+    """Whether a listener can be bound to each address now."""
     for address in addresses:
         family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
         try:
@@ -128,7 +128,7 @@ def _content_type(url: str) -> str:
 
 
 async def variables(context: Context) -> CheckVerdict:
-    """Each variable that names a proxy: is it ours, does it answer?"""
+    """For each variable that names a proxy: is it ours, and does it answer?"""
     ours = reachable(_client(context).listen)
     found: dict[str, str] = {}
     for wanted in VARIABLES:
@@ -172,7 +172,7 @@ def _same(one: Destination, other: Destination) -> bool:
 
 
 def _here(addresses: set[Destination]) -> set[str]:
-    """Those of the hosts that mean this machine."""
+    """The hosts of `addresses` that mean this machine."""
     return {
         address.host
         for address in addresses
@@ -181,7 +181,7 @@ def _here(addresses: set[Destination]) -> set[str]:
 
 
 async def desktop(context: Context) -> CheckVerdict:
-    """GNOME's settings, which most browsers on Linux follow."""
+    """GNOME's settings, used by most browsers on Linux."""
     program = context.which("gsettings")
     if program is None:
         return skip("there is no gsettings here: look into the settings of the desktop or the browser")
@@ -226,7 +226,7 @@ def _gsetting(program: str, schema: str, key: str) -> str | None:
 
 
 async def tun(context: Context) -> CheckVerdict:
-    """What --tun needs, for either role. Without --tun a lack is no fault."""
+    """The needs of --tun, for either role. Without --tun a missing one is no fault."""
     config = context.client or context.exit
     assert config is not None
     asked = config.tun.enabled
@@ -246,7 +246,7 @@ async def tun(context: Context) -> CheckVerdict:
 
 
 async def leftovers(context: Context) -> CheckVerdict:
-    """Look for changes of a --tun that was killed: its journal, its table of the packet filter."""
+    """Look for leftovers of a killed --tun: its journal, its table of the packet filter."""
     config = context.client or context.exit
     assert config is not None
     client, exit = context.running_client, context.running_exit
@@ -271,7 +271,7 @@ async def leftovers(context: Context) -> CheckVerdict:
 
 
 def _tables(context: Context) -> list[str] | None:
-    """Our tables that stand; None where they cannot be listed."""
+    """Our present tables; None if they cannot be listed."""
     program = context.which("nft") or "/usr/sbin/nft"
     if context.euid:
         return None

@@ -1,4 +1,4 @@
-"""Which checks there are, in their order: for a client and for an exit."""
+"""All checks in their order: for a client and for an exit."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Reaching the exits, step by step as a link is made: name, connection, handshake.
+"""The steps to reach the exits, as a link makes them: name, connection, handshake.
 
-While a client runs and has its link, its status is the proof that all of this works.
+The status of a running client with a link proves that all of them work.
 
-An exit answers strangers with silence, so that nobody finds out what listens there. Three causes therefore look the
-same from here: a wrong peer id in the URL, a wrong pre-shared key, and a port on which something else listens.
+An exit does not answer strangers, so that it cannot be recognized. So three causes look the same from here: a wrong
+peer id in the URL, a wrong pre-shared key, and a port with another program.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ..status import ClientStatus
 from .checks import CheckState, CheckVerdict, Context, fail, ok, skip, warn
 
 SECONDS: Final = 10.0
-"""For each connection and each handshake."""
+"""Seconds for each connection and each handshake."""
 
 _ADD_PEER: Final = (
     "at the exit, add this line to its file `authorized` (it is read again by itself): {peer} NAME"
@@ -44,7 +44,7 @@ def dialling(config: ClientConfig, exit: ExitChoice) -> Dialling:
 
 
 def linked(context: Context) -> ClientStatus | None:
-    """The status of the client that runs here, if its link is up."""
+    """The status of the client of this machine, if its link is up."""
     client = context.running_client
     return client if client is not None and client.link == "up" else None
 
@@ -78,7 +78,7 @@ async def name(context: Context) -> CheckVerdict:
 
 
 async def reach(context: Context) -> CheckVerdict:
-    """Connect to each endpoint, of either kind of carrier, and send nothing."""
+    """Connect to each endpoint, for any kind of carrier, and send nothing."""
     if status := linked(context):
         ill = [
             f"the exit {exit.name} is not well: {exit.last_error or 'no answer'}"
@@ -132,7 +132,7 @@ async def _listens(address: Any) -> bool:
 
 
 def _judge(found: list[str], errors: list[str], remedy: str) -> CheckVerdict:
-    """All well, some of several, or none."""
+    """The verdict for all, some or none found."""
     if not errors:
         return ok("; ".join(found))
     text = "; ".join(errors + found)
@@ -143,7 +143,7 @@ def _judge(found: list[str], errors: list[str], remedy: str) -> CheckVerdict:
 
 
 async def handshake(context: Context) -> CheckVerdict:
-    """With each exit: is it the right one, and is this client authorized?"""
+    """For each exit: is it the right one, and is this client authorized?"""
     if linked(context):
         return ok("the running client's link is up: each side has proved who it is")
     config, exits = settings(context)
@@ -158,7 +158,7 @@ async def handshake(context: Context) -> CheckVerdict:
 
 
 async def _first_answer(context: Context, config: ClientConfig, exit: ExitChoice) -> CheckVerdict:
-    """By the first of its endpoints that works."""
+    """The result of the first endpoint that works."""
     verdict = fail("no address leads anywhere", "see the step before")
     for endpoint in exit.endpoints:
         verdict = await _shake(context, config, exit, endpoint)

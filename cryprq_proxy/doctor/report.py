@@ -29,7 +29,7 @@ def lines(finding: Finding, width: int) -> tuple[str, list[str]]:
     body = _wrapped(finding.text, first, " " * len(first), width)
     if finding.remedy and finding.state is not CheckState.OK:
         body += _wrapped(finding.remedy, " " * len(first) + "-> ", " " * (len(first) + 3), width)
-    # The mark stands before the first line; the others begin below what follows it.
+    # The mark is before the first line; the others are indented below its text.
     return _MARKS[finding.state], [body[0], *("    " + line for line in body[1:])]
 
 

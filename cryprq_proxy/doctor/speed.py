@@ -1,8 +1,8 @@
 """Throughput through the exit, to a server that the person names.
 
-There is no server of ours to measure against, and the program chooses none: the server learns the exit's address, so
-the person names it. One download over one connection is read for some seconds and thrown away. Server, exit, link and
-this machine all count.
+The project has no server for this, and the program chooses none: the server learns the exit's address, so the person
+names it. One download over one connection is read for some seconds and discarded. Server, exit, link and this machine
+all affect the result.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SECONDS: Final = 8.0
 BYTES: Final = 100_000_000
 """Whichever comes first ends the measurement."""
 LEAST: Final = 1_000_000
-"""Less than this says little about a line."""
+"""Fewer bytes say little about a line."""
 FIRST_SECONDS: Final = 15.0
 PIECE: Final = 1 << 16
 

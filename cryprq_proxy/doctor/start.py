@@ -24,7 +24,7 @@ from ..status import ClientStatus, ExitStatus
 from .checks import CheckVerdict, Context, fail, ok, skip, warn
 
 BUILT: Final = 1_760_000_000.0
-"""October 2025, in seconds since 1970: no right clock shows an earlier time."""
+"""October 2025, in seconds since 1970: no correct clock shows an earlier time."""
 FAR: Final = 4_000_000_000.0
 """The year 2096."""
 
@@ -55,7 +55,7 @@ async def exit_configuration(context: Context) -> CheckVerdict:
 
 
 async def identity(context: Context) -> CheckVerdict:
-    """The identity exists, only its owner can read it, and it is valid; and so are the pre-shared keys."""
+    """The identity exists, only its owner can read it, and it is valid. The same holds for the pre-shared keys."""
     config = context.client or context.exit
     assert config is not None
     file = config.identity
@@ -110,7 +110,7 @@ async def clock(context: Context) -> CheckVerdict:
 
 
 def _synchronised(context: Context) -> bool | None:
-    """What systemd says; None if it says nothing."""
+    """Whether systemd reports a synchronised clock; None without a report."""
     program = context.which("timedatectl")
     if program is None:
         return None
@@ -128,7 +128,7 @@ def _synchronised(context: Context) -> bool | None:
 
 
 async def running(context: Context) -> CheckVerdict:
-    """Does a role run with this configuration, and in what state?"""
+    """Does a role run with this configuration, and in which state?"""
     config = context.client or context.exit
     assert config is not None
     path = config.control_socket

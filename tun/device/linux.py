@@ -1,7 +1,7 @@
-"""The TUN device of Linux, with the kernel's offloads where it has them.
+"""The TUN device of Linux, with the kernel's offloads if available.
 
-With vnet_hdr, one read or write moves a super-packet of up to 57,344 bytes (offload.py); without, a packet. The device
-is not persistent: it goes when its descriptor is closed, also by a crash, and its addresses and routes go with it.
+With vnet_hdr, one read or write moves a super-packet of up to 57,344 bytes (offload.py), without it one packet. The
+device is not persistent: it, its addresses and its routes end when its descriptor is closed, also by a crash.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tun.device.offload import COMPLETE, VNET_SIZE, describe, split, vnet_header
 from tun.device.packets import Drop
 
 MIN_MTU: Final = 1280
-"""Below it Linux takes the device's IPv6 addresses away and does not bring them back (RFC 8200 section 5)."""
+"""With a smaller MTU Linux removes the device's IPv6 addresses for good (RFC 8200 section 5)."""
 GSO_MAX_SIZE: Final = 57_344
 GSO_MAX_SEGS: Final = 40
 """Caps of a super-packet, so that with the lane's own bytes it fits one UDP GSO send."""
@@ -46,14 +46,14 @@ _NO_IPV6: Final = frozenset({errno.EACCES, errno.EOPNOTSUPP, errno.EAFNOSUPPORT}
 
 
 class Tun(PacketDevice):
-    """A TUN device of Linux, with vnet_hdr and offloads or without."""
+    """A TUN device of Linux, with or without vnet_hdr and offloads."""
 
     def __init__(self, fd: int, name: str, mtu: int, offloads: int | None) -> None:
-        """For a descriptor that is set up; else use `open`. `offloads`: TUN_F_ bits, None without vnet_hdr."""
+        """`fd` is already a device; use `open` to make one. `offloads`: TUN_F_ bits, None without vnet_hdr."""
         super().__init__(fd, name, mtu, 0 if offloads is None else VNET_SIZE)
         self._vnet = offloads is not None
         self._offloads = offloads or 0
-        # By kind of super-packet: may it be written whole, and has one ever been?
+        # For each kind of super-packet: may it be written whole, and was one ever written?
         self._whole = {
             0: self._vnet,
             TCP4: self._vnet,
@@ -66,7 +66,7 @@ class Tun(PacketDevice):
     def open(cls, name: str, *, mtu: int, offload: bool | Literal["auto"] = "auto") -> Tun:
         """Create the device `name`, down and without addresses: `configure` is the next step.
 
-        `offload`: True insists on vnet_hdr with TCP offloads, "auto" takes what the kernel gives, False does without.
+        `offload`: True requires vnet_hdr with TCP offloads, "auto" uses what the kernel has, False uses none.
         Raises ConfigError.
         """
         if not 0 < len(name.encode()) <= _NAME_SIZE or not name.isprintable() or set(name) & set("/: %"):
@@ -135,7 +135,7 @@ class Tun(PacketDevice):
                 return True
             if not kind or failed != errno.EINVAL:
                 return self._dropped(failed)
-            # Some kernels refuse all super-packets of a kind. One that has taken any only dislikes this packet.
+            # Some kernels refuse all super-packets of a kind. A kernel that has taken one refuses only this packet.
             self._whole[kind] = kind in self._proved
         for low, high in split(buffer, start, end, shape):
             at = vnet_header(buffer, low, high, COMPLETE) if self._vnet else low
@@ -163,7 +163,7 @@ def _check_mtu(mtu: int) -> None:
 
 
 def _attach(fd: int, name: str, offload: bool | Literal["auto"]) -> int | None:
-    """Make the descriptor a device; the offloads that are on, None without vnet_hdr. Raises ConfigError."""
+    """Make the descriptor a device. Returns its active offloads, None without vnet_hdr. Raises ConfigError."""
     flags = _IFF_TUN | _IFF_NO_PI | _IFF_TUN_EXCL | (_IFF_VNET_HDR if offload else 0)
     try:
         fcntl.ioctl(fd, _TUNSETIFF, _IFREQ.pack(name.encode(), flags))
@@ -201,7 +201,7 @@ async def _cap(netlink: AsyncIPRoute, index: int, size: int, segments: int) -> N
 
 
 async def _no_link_local(netlink: AsyncIPRoute, index: int) -> None:
-    """No link-local address: with one, the kernel would look for routers in the tunnel."""
+    """Prevent a link-local address: with one, the kernel would look for routers in the tunnel."""
     mode = {"attrs": [("IFLA_INET6_ADDR_GEN_MODE", _ADDR_GEN_MODE_NONE)]}
     try:
         await netlink.link("set", index=index, attrs=[("IFLA_AF_SPEC", {"attrs": [("AF_INET6", mode)]})])
@@ -222,8 +222,8 @@ async def _set_addresses(
             present.add(wanted[found])
         else:
             others.append(found)
-    # With its last IPv4 address a device loses its routes, so the new one comes first; where it is of the same network,
-    # it would go with the old one.
+    # A device without IPv4 address loses its routes, so the new address comes first. In the same network it would be
+    # removed with the old one.
     for text, prefix in [*others]:
         if any(address.network == ip_interface(f"{text}/{prefix}").network for address in addresses):
             others.remove((text, prefix))

@@ -1,7 +1,7 @@
-"""The addresses of clients inside the tunnel: the same one for the same peer, also after a restart.
+"""The addresses of clients inside the tunnel: a peer keeps its address, also after a restart.
 
-An address follows from the peer's id. Where two ids lead to the same address, the second peer gets the next free one,
-and keeps it as long as the peers before it are the same.
+The address is computed from the peer's id. If two ids give the same address, the second peer gets the next free one,
+and keeps it while the earlier peers are the same.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from cryprq_proxy.errors import CryprqError
 
 
 class AddressPool[A: (IPv4Address, IPv6Address)]:
-    """Addresses from `own`, the exit's, upwards to the end of the network, but for `reserved`."""
+    """Addresses from `own`, the exit's, up to the end of the network, without `reserved`."""
 
     def __init__(self, network: IPv4Network | IPv6Network, own: A, reserved: A) -> None:
         self.network = network

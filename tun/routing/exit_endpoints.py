@@ -1,8 +1,8 @@
-"""Where the link may be dialled: all endpoints of all exits, as names become addresses.
+"""The endpoints of all exits, with the addresses of their names.
 
-The filter lets the link's sockets reach these addresses and ports, and no others. Answers about one name change nothing
-of another. The newest addresses are dialled; older ones of the same name stay in the filter, since another link may be
-up at one of them.
+The filter lets the link's sockets reach these addresses and ports, and no others. An answer changes only
+its own name. The newest addresses are dialled. Older ones of the name stay in the filter, since another link may use
+one of them.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from cryprq_proxy.address import Destination
 from ..firewall.filter_settings import ExitEndpoint
 
 MAX_ADDRESSES: Final = 32
-"""Of one name; the newest stay."""
+"""Addresses of one name; the newest stay."""
 
 
 class ExitEndpoints:
-    """The endpoints of the exits as far as their addresses are known."""
+    """The endpoints of the exits whose addresses are known."""
 
     def __init__(self, exits: Iterable[Destination]) -> None:
         self._exits = tuple(dict.fromkeys(exits))
@@ -29,12 +29,12 @@ class ExitEndpoints:
         }
 
     def learn(self, name: str, addresses: Sequence[str]) -> None:
-        """The newest answer about one of the names, as IP literals."""
+        """Take the newest answer about one of the names, as IP literals."""
         known = dict.fromkeys((*addresses, *self._known.get(name, ())))
         self._known[name] = tuple(known)[:MAX_ADDRESSES]
 
     def known(self) -> frozenset[ExitEndpoint]:
-        """Each address that one of the names has had, with each port that goes with the name."""
+        """Each kept address of each name, with each port of the name."""
         return frozenset(
             ExitEndpoint(ip_address(address), exit.port)
             for exit in self._exits

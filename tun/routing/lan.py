@@ -1,13 +1,13 @@
-"""What the kernel's tables say about the networks around this machine: what is LAN, and which device is the uplink.
+"""The networks around this machine, by the kernel's tables: the LAN, and the uplink.
 
-Pure functions over values; `read_route`, `read_link` and `read_address` make the values of pyroute2's messages.
+Pure functions over values; `read_route`, `read_link` and `read_address` make the values from pyroute2's messages.
 
-LAN is what is on the link and in a range for private use. A DHCP server may push any route (CVE-2024-3661,
-"TunnelVision"), and an access point may call any prefix its own (CVE-2023-36672, "TunnelCrack"). So a prefix with a
-gateway and a public prefix are not LAN, whatever the main table says: their traffic stays in the tunnel.
+The LAN is all prefixes without a gateway in a range for private use. A DHCP server may push any route (CVE-2024-3661,
+"TunnelVision"), and an access point may claim any prefix (CVE-2023-36672, "TunnelCrack"). So a prefix with a gateway or
+a public prefix is never LAN: its traffic stays in the tunnel.
 
-Behind some devices there are only guests of this machine: containers and virtual machines. Replies to them need a route
-even where the LAN is blocked, so their prefixes are told apart.
+Some devices lead only to guests of this machine: containers and virtual machines. Replies to guests need a route even
+if the LAN is blocked, so their prefixes are listed separately.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MAIN: Final = 254
 UNICAST: Final = 1
 """rtm_type of an ordinary route (rtnetlink(7))."""
 MAX_PREFIXES: Final = 256
-"""LAN prefixes of a family that get a rule: rules are searched one by one for every new connection."""
+"""LAN prefixes of a family that get a rule: the kernel searches rules one by one."""
 
 PRIVATE: Final[tuple[Network, ...]] = tuple(
     ipaddress.ip_network(text)
@@ -49,7 +49,7 @@ _UP, _LOOPBACK = 0x1, 0x8  # ifi_flags
 _TEMPORARY, _TENTATIVE, _DEPRECATED, _FAILED = 0x01, 0x40, 0x20, 0x08
 _OUTER: Final = frozenset({None, "vlan", "bond", "team", "macvlan", "ipvlan"})
 _GUESTS: Final = frozenset({"veth", "tun"})
-"""Kinds of the ports of a bridge that has only guests: cables into namespaces, and the TAPs of virtual machines."""
+"""Kinds of ports of a bridge with only guests: cables into namespaces, and TAPs of virtual machines."""
 
 
 class NextHop(NamedTuple):
@@ -61,7 +61,7 @@ class NextHop(NamedTuple):
 
 
 class KernelRoute(NamedTuple):
-    """One route. `hops` is empty where the next hop is a kernel object that does not show itself."""
+    """One route. `hops` is empty if the next hop is a nexthop object, which the message does not describe."""
 
     version: int
     table: int
@@ -72,7 +72,7 @@ class KernelRoute(NamedTuple):
     metric: int = 0
     protocol: int = 0
     wrapped: bool = False
-    """Encapsulated, so what is at the other end is not on the link."""
+    """Encapsulated, so the other end is not on this network."""
 
 
 class NetworkDevice(NamedTuple):
@@ -82,7 +82,7 @@ class NetworkDevice(NamedTuple):
     name: str
     up: bool
     kind: str | None = None
-    """What rtnetlink calls a software device; None for hardware."""
+    """rtnetlink's name for the kind of software device; None for hardware."""
     master: int | None = None
     loopback: bool = False
 
@@ -98,13 +98,13 @@ class DeviceAddress(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Lan:
-    """The local networks, each in as few disjoint prefixes as hold them all."""
+    """The local networks, as the fewest disjoint prefixes."""
 
     prefixes: tuple[Network, ...] = ()
     guests: tuple[Network, ...] = ()
-    """Those of `prefixes` behind which there are only this machine's containers and virtual machines."""
+    """Those of `prefixes` with only this machine's containers and virtual machines."""
     uplinks: frozenset[str] = frozenset()
-    """Names of the devices towards the networks outside."""
+    """Names of the devices to outside networks."""
 
 
 class Uplink(NamedTuple):
@@ -114,7 +114,7 @@ class Uplink(NamedTuple):
     name: str
     gateway: str | None
     source: str | None
-    """The source address; a lasting one, where there are temporary ones as well (RFC 8981)."""
+    """The source address; a stable one, if there are temporary ones too (RFC 8981)."""
 
 
 def read_route(message: NetlinkMessage) -> KernelRoute | None:
@@ -180,7 +180,7 @@ def read_address(message: NetlinkMessage) -> DeviceAddress:
 
 
 def find_lan(routes: Collection[KernelRoute], links: Collection[NetworkDevice], own: str) -> Lan:
-    """The local networks, by the main table; `own` is the name of our TUN device, whose routes are none of them."""
+    """The local networks, by the main table; `own` is the name of our TUN device, whose routes do not count."""
     ours = {link.device for link in links if link.name == own}
     outer: list[Network] = []
     hosted: list[Network] = []
@@ -190,7 +190,7 @@ def find_lan(routes: Collection[KernelRoute], links: Collection[NetworkDevice], 
             continue
         device = route.hops[0].device
         if device is not None and device not in ours:
-            # Every device has the same link-local prefixes, so they would let the others in where guests are allowed.
+            # All devices have the same link-local prefixes; as guests they would also let other devices in.
             guest = device in devices and not route.prefix.is_link_local
             (hosted if guest else outer).append(route.prefix)
     return Lan(merged([*outer, *hosted]), merged(hosted), _uplinks(routes, links, own))
@@ -258,10 +258,10 @@ def find_uplink(
     addresses: Collection[DeviceAddress],
     own: str,
 ) -> Uplink | None:
-    """Where the main table's default route of one family leads, or None if there is none that works.
+    """The uplink by the main table's default route of one family; None without a usable one.
 
-    The one with the smallest metric wins, but the metric is not part of the result: connection managers change it
-    whenever they doubt the network, and the uplink stays the same.
+    The smallest metric wins, but is not part of the result: connection managers change it when they suspect a fault,
+    and the uplink stays the same.
     """
     usable = {link.device: link for link in links if link.up and link.name != own}
     for route in sorted(routes, key=lambda route: route.metric):
@@ -275,7 +275,7 @@ def find_uplink(
 
 
 def _source(version: int, hop: NextHop, addresses: Collection[DeviceAddress]) -> str | None:
-    """The address of the device that traffic to the hop leaves with, roughly as RFC 6724, section 5 picks it."""
+    """The source address of traffic to the hop, chosen roughly as in RFC 6724, section 5."""
     gateway = None if hop.gateway is None else ipaddress.ip_address(hop.gateway)
 
     def rank(address: DeviceAddress) -> tuple[bool, ...]:

@@ -1,7 +1,7 @@
-"""Wakes the watch of routes and rules when the kernel says that something about them has changed.
+"""The kernel's messages about changed routes and rules, which wake their watch.
 
-The change is not read from the message: a burst may overflow the socket, and then the kernel leaves messages out
-(netlink(7)). A message only says that it is time to look, and so does an overflow.
+The content of a message is not used: after an overflow of the socket the kernel drops messages (netlink(7)). A message,
+or an overflow, only means that it is time to look.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ _READS: Final = 64
 
 
 def pause(took: float) -> float:
-    """Seconds to wait after a look that took `took` seconds: looking takes a fifth of the time at most.
+    """Seconds to wait after a look of `took` seconds, so that looks take at most a fifth of the time.
 
-    The first change after a quiet time is answered at once. Very many routes, or another program that removes ours
-    again and again, slow this down, but never beyond half a second.
+    The first change after a quiet time is handled at once. Many routes, or another program that keeps removing ours,
+    slow this down to at most half a second.
     """
     return min(MOST_PAUSE, max(LEAST_PAUSE, 4 * took))
 
@@ -66,7 +66,7 @@ class Changes:
             self._event.set()
 
     async def wait(self) -> None:
-        """Return when something has changed since the last return, or since the beginning."""
+        """Return after a change since the last return, or since the start."""
         await self._event.wait()
         self._event.clear()
 

@@ -1,19 +1,19 @@
-"""The routing rules of the client as values: which there should be, and what a rule of the kernel is.
+"""The routing rules of the client as values: the wanted ones, and the kernel's.
 
 For each family, in the order in which the kernel asks them (after its own rule 0 for local addresses):
 
-    link        marked packets: our own sockets', and what
-                the filter keeps outside of the tunnel          -> main, else unreachable
+    link        marked packets: of our own sockets, and those
+                that the filter keeps outside of the tunnel     -> main, else unreachable
     tunnel      the tunnel's own addresses                      -> our table
     excluded    --exclude prefixes, --exclude-uid               -> main
     lan         local prefixes, one rule each                   -> main
     rest        everything, or only the --include prefixes      -> our table
 
-A marked packet never reaches the last rule: without a route it fails, and does not loop inside the tunnel. No rule asks
-the main table for everything but its default route (`suppress_prefixlength`): any route that the network pushes into
-main would then lead past the tunnel.
+A marked packet never reaches the last rule: without a route it fails, and does not loop inside the tunnel. No rule uses
+the main table without its default route (`suppress_prefixlength`): a route that the network pushes into main would then
+lead past the tunnel.
 
-All of ours bear one protocol number, which tells them from other programs' rules.
+Our rules have one protocol number, which distinguishes them from those of other programs.
 """
 
 from __future__ import annotations
@@ -50,16 +50,16 @@ _MAX_UID: Final = 0xFFFF_FFFE
 
 @dataclass(frozen=True, slots=True)
 class RouteSettings:
-    """What goes into the tunnel and what past it. Raises ConfigError for values that contradict each other."""
+    """The traffic for the tunnel and past it. Raises ConfigError for values that contradict each other."""
 
     device: str
-    """The TUN device; it must be there and up."""
+    """The TUN device; it must exist and be up."""
     mark: int
     """The mark of the link's own sockets."""
     versions: frozenset[int] = frozenset({4, 6})
     """The families that the exit offers; the other one is unreachable."""
     tunnel: tuple[Network, ...] = ()
-    """The tunnel's own ranges, which lie in it even where a LAN has the same or only some prefixes are included."""
+    """The tunnel's own ranges. They go into it also if a LAN has them, or if only some prefixes are included."""
     lan: bool = True
     """Whether the LAN is reached directly; guests of this machine always are."""
     exclude: tuple[Network, ...] = ()
@@ -80,7 +80,7 @@ class RouteSettings:
 
 
 class RoutingRule(NamedTuple):
-    """One rule; what is None matches everything."""
+    """One rule; a None matches everything."""
 
     version: int
     priority: int
@@ -91,7 +91,7 @@ class RoutingRule(NamedTuple):
     uids: tuple[int, int] | None = None
 
     def arguments(self) -> dict[str, Any]:
-        """What `AsyncIPRoute.rule` takes, to add it and to delete it."""
+        """The arguments of `AsyncIPRoute.rule`, to add and to delete it."""
         arguments: dict[str, Any] = {
             "family": AF_INET if self.version == 4 else AF_INET6,
             "priority": self.priority,
@@ -116,7 +116,7 @@ def wanted_rules(settings: RouteSettings, lan: Lan, version: int) -> list[Routin
 
 def _rules(settings: RouteSettings, lan: Lan, version: int) -> Iterator[RoutingRule]:
     def of_family(prefixes: tuple[Network, ...]) -> Iterator[Network]:
-        # A set of its own for each purpose: the kernel refuses the same rule twice.
+        # One set for each purpose: the kernel refuses the same rule twice.
         return (prefix for prefix in dict.fromkeys(prefixes) if prefix.version == version)
 
     yield RoutingRule(version, LINK, mark=settings.mark)
@@ -132,14 +132,14 @@ def _rules(settings: RouteSettings, lan: Lan, version: int) -> Iterator[RoutingR
     if not settings.include:
         yield RoutingRule(version, REST, table=TABLE)
     for prefix in of_family(settings.include):
-        # The kernel has no prefix of length 0 in a rule: it is then one that matches everything.
+        # A rule of the kernel has no prefix of length 0; without a prefix it matches everything.
         yield RoutingRule(version, REST, table=TABLE, to=prefix if prefix.prefixlen else None)
 
 
 def read_rule(message: NetlinkMessage) -> tuple[RoutingRule, int]:
     """A rule of RTM_NEWRULE and its protocol number.
 
-    Conditions that ours never have are left out, so this says what other people's rules are only roughly.
+    Conditions that ours never have are left out, so rules of other programs are incomplete.
     """
     attributes: Mapping[str, Any] = dict(message["attrs"])
     to = None

@@ -1,20 +1,20 @@
-"""The client's policy routing: everything goes into the tunnel but what the rules in route_rules.py name.
+"""The client's policy routing: all traffic goes into the tunnel, with the exceptions of route_rules.py.
 
     apply   look -> refuse what is not ours -> journal -> sysctl -> repair
     watch   a change -> look -> repair -> report other networks and uplinks
     undo    delete all that is ours
 
-One function, `_repair`, compares the kernel's rules and routes with the wanted ones and makes up the difference. It
-serves a clean start, a start after a killed process, and the repair of rules that another program has deleted. Ours
-bear our protocol number. Where our table or priorities hold others, another program uses them, and the start fails.
+`_repair` compares the kernel's rules and routes with the wanted ones and corrects the difference. It serves a clean
+start, a start after a killed process, and rules deleted by another program. Our rules and routes have our protocol
+number. If our table or priorities hold others, another program uses them, and the start fails.
 
-Our table has a default route into the TUN for each family that the exit offers, and below it an unreachable one: it
-stays when the device and all its routes vanish with a killed process, and it is all there is of a family not offered.
-Order of repair: unreachable, TUN, rules from the link's mark to the rest, so that nothing is ever caught in between.
+Our table has a default route into the TUN for each family that the exit offers, and an unreachable one with a higher
+metric. That one stays when a killed process loses the device and its routes; a family not offered has only that one.
+The order of repair is unreachable, TUN, then rules from the link's mark to the rest, so that no packet gets lost.
 
-With the reverse path filter on (rp_filter=1), the kernel asks these same rules where an incoming packet's source is.
-Without its mark, a packet from the exit would seem to belong to the tunnel. The filter gives such packets the link's
-mark from conntrack, and `src_valid_mark` makes the kernel use it (ip-sysctl.rst); elsewhere it changes nothing.
+With the reverse path filter on (rp_filter=1), the kernel asks these rules for the route to a packet's source. Without
+the mark, a packet from the exit would seem to belong to the tunnel. The filter gives such packets the link's mark
+from conntrack, and `src_valid_mark` makes the kernel use it (ip-sysctl.rst).
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ __all__ = ["KIND", "UNDO", "RouteSettings", "Routes", "default_route", "read_lan
 _log = logging.getLogger(__name__)
 
 KIND: Final = "routing"
-"""The kind of our entry in the journal: one for all rules and routes, which are known by their numbers."""
+"""The kind of our entry in the journal: one for all rules and routes, found by their numbers."""
 VALID_MARK: Final = "net.ipv4.conf.all.src_valid_mark"
 LAST_RESORT: Final = 4_294_967_295
 """Metric of the unreachable routes: any other one wins."""
@@ -58,12 +58,12 @@ _EVERYTHING: Final = {4: "0.0.0.0/0", 6: "::/0"}
 _DUMPS: Final = 5
 """Tries to read a table that changes while it is read."""
 _ROUNDS: Final = 5
-"""Tries to delete everything of ours, while another program may be putting it back."""
+"""Tries to delete all that is ours, while another program may put it back."""
 _SETTLED: Final = {
     "add": frozenset({errno.EEXIST}),
     "del": frozenset({errno.ENOENT, errno.ESRCH, errno.ENODEV}),
 }
-"""Errors that say: it is so already."""
+"""Errors for a change that is already made."""
 _QUIET: Final = 10.0
 """Seconds between two log lines about repairs."""
 
@@ -73,13 +73,13 @@ type DefaultChanged = Callable[[int], Awaitable[None]]
 
 
 class _Default(NamedTuple):
-    """A default route in our table: into a device, or into none at all."""
+    """A default route in our table: into a device, or unreachable."""
 
     version: int
     device: int | None
 
     def arguments(self) -> dict[str, Any]:
-        """What `AsyncIPRoute.route` takes, to add it and to delete it."""
+        """The arguments of `AsyncIPRoute.route`, to add and to delete it."""
         arguments: dict[str, Any] = {
             "family": _FAMILIES[self.version],
             "dst": _EVERYTHING[self.version],
@@ -93,7 +93,7 @@ class _Default(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _State:
-    """What the kernel has, at one look."""
+    """The kernel's rules, routes and devices at one look."""
 
     rules: list[tuple[RoutingRule, int]]
     routes: list[KernelRoute]
@@ -108,7 +108,7 @@ class _State:
         ]
 
     def our_routes(self, version: int) -> list[_Default]:
-        """All in our table that bear our number are of the two forms that we make."""
+        """The routes of our table with our number; all have one of our two forms."""
         return [
             _Default(version, route.hops[0].device if route.kind == UNICAST and route.hops else None)
             for route in self.routes
@@ -144,8 +144,8 @@ def _refused(what: str, error: NetlinkError) -> CryprqError:
 class Routes:
     """The routing of one client in this thread's network namespace.
 
-    `record` is called before each change. After `apply`, also if it failed, the owner undoes the journal; `watch` runs
-    in between, and is cancelled first.
+    `record` is called before each change. After `apply`, also if it failed, the owner cancels `watch` and then undoes
+    the journal.
     """
 
     def __init__(
@@ -158,7 +158,7 @@ class Routes:
         """`kernel` reaches the routing tables, and `changes` tells when something about them has changed."""
         self.settings = settings
         self.repairs = 0
-        """How often rules or routes had to be put back since `apply`."""
+        """How often rules or routes were put back since `apply`."""
         self.lan = Lan()
         """The local networks at the last look."""
         self._record = record
@@ -168,10 +168,10 @@ class Routes:
         self._logged = -_QUIET
 
     async def apply(self) -> None:
-        """Send all traffic where the settings say.
+        """Route all traffic as the settings say.
 
-        Raises ConfigError, with nothing changed, where the device is missing, others use our table or priorities, or
-        the right is missing; CryprqError if the kernel refuses something in between.
+        Raises ConfigError, with nothing changed, if the device or the permission is missing, or if others use our table
+        or priorities. Raises CryprqError if the kernel refuses a later change.
         """
         async with self._kernel() as kernel:
             state = await _look(kernel)
@@ -188,8 +188,8 @@ class Routes:
         """Put back what other programs remove, and follow the networks around, until cancelled.
 
         `lan_changed` gets the local networks when they change. `default_changed` gets the IP version whose uplink has
-        another device, gateway or source address; it is not called while there is no uplink. An exception of theirs
-        ends the watch. What the kernel refuses is logged and tried again.
+        another device, gateway or source address; it is not called while there is no uplink. Their
+        exceptions end the watch. A refusal by the kernel is logged and tried again.
         """
         clock = asyncio.get_running_loop().time
         with self._changes() as changes:
@@ -214,7 +214,7 @@ class Routes:
         async with self._kernel() as kernel:
             state = await _look(kernel)
             lan = network.find_lan(state.routes, state.links, self.settings.device)
-            # By the networks of before: rules for a new network are missing without anyone having removed them.
+            # With the earlier networks: rules for a new network are missing, but no program has removed them.
             missing = sum(len(wanted - live) for wanted, live in self._compare(state, self.lan))
             await self._repair(kernel, state, lan)
         if missing:
@@ -266,21 +266,21 @@ class Routes:
             try:
                 await _do(method, command, what)
             except CryprqError as error:
-                # What does not depend on it is still put right.
+                # Repair all that does not depend on it.
                 first = first or error
         if first is not None:
             raise first
 
 
 async def read_lan(own: str) -> Lan:
-    """The local networks around this machine; `own` is the TUN device, there or not. Raises CryprqError."""
+    """The local networks of this machine; `own` is the TUN device, which may be missing. Raises CryprqError."""
     async with open_kernel() as kernel:
         state = await _look(kernel)
     return network.find_lan(state.routes, state.links, own)
 
 
 async def default_route(version: int, own: str) -> Uplink | None:
-    """How traffic of one IP version leaves this machine past the tunnel, whose device is `own`. Raises CryprqError."""
+    """The uplink of one IP version past the tunnel, whose device is `own`. Raises CryprqError."""
     async with open_kernel() as kernel:
         return (await _look(kernel)).uplink(version, own)
 
@@ -288,7 +288,7 @@ async def default_route(version: int, own: str) -> Uplink | None:
 def undo_routing(entry: Entry) -> None:
     """Delete all rules and routes that are ours, by their numbers. Needs no device. Raises CryprqError.
 
-    May be called in a thread whose loop is running, which stands still meanwhile (some milliseconds).
+    May be called in a thread with a running loop; it blocks for some milliseconds.
     """
     if (entry.get("table"), entry.get("first"), entry.get("last")) != (TABLE, FIRST, LAST):
         raise CryprqError("the journal names a routing table or rules that are not ours")
@@ -297,7 +297,7 @@ def undo_routing(entry: Entry) -> None:
         async with open_kernel() as kernel:
             await _delete_ours(kernel)
 
-    # asyncio.run wants a thread without a loop. A new thread has the network namespace of the one that makes it.
+    # asyncio.run needs a thread without a loop. A new thread has the network namespace of the thread that makes it.
     with ThreadPoolExecutor(1) as thread:
         thread.submit(asyncio.run, delete()).result()
 
@@ -306,7 +306,7 @@ UNDO: Final[dict[str, Undoer]] = {KIND: undo_routing}
 
 
 async def _do(method: Any, command: str, what: RoutingRule | _Default) -> None:
-    """Add or delete a rule or route; no error where it is so already. Raises CryprqError."""
+    """Add or delete a rule or route; no error if that is already done. Raises CryprqError."""
     try:
         await method(command, **what.arguments())
     except NetlinkError as error:
@@ -337,7 +337,7 @@ async def _look(kernel: Any) -> _State:
 
 
 def _versions() -> tuple[int, ...]:
-    """The families that this kernel has. Where IPv6 is switched off altogether there is nothing to take of it."""
+    """The families that this kernel has. With IPv6 switched off it has no IPv6 traffic."""
     try:
         socket.socket(AF_INET6, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC).close()
     except OSError as error:
@@ -363,7 +363,7 @@ def _refuse_others(state: _State) -> None:
 
 
 async def _delete_ours(kernel: Any) -> None:
-    """Rules first, from the last to the first, so that nothing goes into a table without routes. Raises CryprqError."""
+    """Rules first, from the last to the first, so that no packet meets a table without routes. Raises CryprqError."""
     for _ in range(_ROUNDS):
         state = await _look(kernel)
         rules = [rule for version in _versions() for rule in state.our_rules(version)]

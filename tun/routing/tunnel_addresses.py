@@ -15,14 +15,14 @@ class TunnelAddresses(NamedTuple):
 
     @classmethod
     def of(cls, ipv4: bytes, ipv6: bytes) -> Self:
-        """From 4 and 16 bytes, as they cross the link: zeros for a family that is not carried."""
+        """From 4 and 16 bytes of the link; zeros for a family that is not carried."""
         return cls(
             IPv4Address(ipv4) if any(ipv4) else None,
             IPv6Address(ipv6) if any(ipv6) else None,
         )
 
     def interfaces(self) -> list[IPv4Interface | IPv6Interface]:
-        """Each address as an interface of its own."""
+        """Each address as an interface."""
         four = [] if self.ipv4 is None else [IPv4Interface((self.ipv4, 32))]
         six = [] if self.ipv6 is None else [IPv6Interface((self.ipv6, 128))]
         return [*four, *six]

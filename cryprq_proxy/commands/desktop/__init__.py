@@ -1,2 +1,2 @@
-"""Leading the programs of this machine to the proxy: shell variables (environment.py), GNOME's settings
+"""The proxy settings of other programs on this machine: shell variables (environment.py), GNOME's settings
 (gsettings.py), and the commands for them and the PAC file (command.py)."""

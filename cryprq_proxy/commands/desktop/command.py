@@ -26,7 +26,7 @@ def pac(config: Path | None) -> None:
 
     loaded = load_client(config)
     listen = reachable(loaded.listen)
-    # The PAC file leaves out the names of lists, so they are not read.
+    # The PAC file has no names of lists, so the lists are not read.
     rules = RuleSet(loaded.rules(), loaded.default)
     click.echo(make(rules, listen, listen), nl=False)
 

@@ -1,15 +1,15 @@
-"""The variables by which programs in a terminal find their proxy, written for several shells.
+"""The proxy variables for programs in a terminal, in the syntax of several shells.
 
-    HTTP_PROXY, HTTPS_PROXY   http://127.0.0.1:1080      what nearly every program knows
+    HTTP_PROXY, HTTPS_PROXY   http://127.0.0.1:1080      for nearly all programs
     ALL_PROXY                 socks5h://127.0.0.1:1080   for other protocols; with the "h" the proxy resolves names
     NO_PROXY                  localhost and the addresses that mean this machine
 
-Each in capitals and in small letters: curl and wget read http_proxy only in small ones, other programs only capitals.
-HTTPS_PROXY begins with http:// because that is the protocol of the proxy itself. Direct rules are not in NO_PROXY: it
-knows no order, no ports and no patterns, and the proxy follows the rules anyway.
+Each is set in upper and lower case: curl and wget read http_proxy only in lower case, others only in upper case.
+HTTPS_PROXY begins with http://, the protocol of the proxy itself. Direct rules are not in NO_PROXY, which has no order,
+no ports and no patterns; the proxy applies them.
 
-Passwords are left out unless a person asks for them: variables go to every program that is started, and are shown in
-bug reports.
+Passwords are left out unless a person asks for them: every started program gets the variables, and bug reports show
+them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SHELLS: Final[tuple[str, ...]] = get_args(Shell.__value__)
 """sh is bash, zsh, dash and ksh too; file is NAME=VALUE, as Docker and systemd read it."""
 
 NO_PROXY: Final = "localhost,127.0.0.1,127.0.0.0/8,::1,[::1]"
-"""Some programs understand networks, others only words; some see IPv6 addresses with their brackets."""
+"""Some programs read networks, others only words; some see IPv6 addresses with brackets."""
 
 NAMES: Final = ("ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY")
 
@@ -74,7 +74,7 @@ def exports(values: Mapping[str, str], shell: Shell) -> str:
 
 
 def unsets(shell: Shell) -> str:
-    """Lines that take all of them away."""
+    """Lines that unset all of them."""
     names: Iterable[str] = (spelled for name in NAMES for spelled in (name, name.lower()))
     return "".join(_UNSET[shell].format(name) for name in names)
 
@@ -89,7 +89,7 @@ def _fish(name: str, value: str) -> str:
 
 
 def _csh(name: str, value: str) -> str:
-    # csh looks up its history even between quotes.
+    # csh expands its history even between quotes.
     return f"setenv {name} {shlex.quote(value)}\n".replace("!", "\\!")
 
 

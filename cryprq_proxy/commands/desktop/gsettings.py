@@ -1,17 +1,17 @@
-"""The proxy of the desktop: GNOME's settings, which Chromium, Firefox and all GLib programs follow.
+"""The proxy of the desktop: GNOME's settings, used by Chromium, Firefox and all GLib programs.
 
     on    keep the present settings in a file, then set this proxy
     off   restore the kept settings
 
-`off` leaves a key as it is that another program has changed in between. So nothing is lost if `on` is called twice or
-is killed midway, or if a person picks another proxy meanwhile.
+`off` does not change a key that another program has changed meanwhile. So nothing is lost if `on` is called twice or is
+killed, or if a person sets another proxy.
 
-There are two modes. "manual" names the proxy for every protocol: without the proxy nothing gets out, and it sends
-direct what the rules say. "auto" names the PAC file: direct connections do not pass the proxy, but browsers that cannot
-load the file, because the client does not run yet, go past the proxy in silence. So "manual" is the default.
+There are two modes. "manual" names the proxy for every protocol: nothing passes without the proxy, which applies the
+rules. "auto" names the PAC file: direct connections do not pass the proxy. But a browser that cannot load the file,
+since the client does not run yet, goes past the proxy without a warning. So "manual" is the default.
 
-Settings are read and written by the program `gsettings`. It ends with 0 and says nothing where no session keeps a
-setting, so all values are read back.
+The program `gsettings` reads and writes the settings. Without a session it stores nothing and still ends with 0, so all
+values are read back.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ type Settings = Mapping[str, str]
 
 
 class Kept(NamedTuple):
-    """What the state file holds."""
+    """The content of the state file."""
 
     before: dict[str, str | None]
-    """What was set; None for what the desktop has of its own."""
+    """The earlier values; None for the desktop's default."""
     applied: dict[str, str]
-    """What was set instead."""
+    """The values that replaced them."""
 
 
 def state_file() -> Path:
-    """`$XDG_STATE_HOME/cryprq/system-proxy.json`, else in ~/.local/state. Raises ConfigError where there is no home."""
+    """`$XDG_STATE_HOME/cryprq/system-proxy.json`, else in ~/.local/state. Raises ConfigError without a home."""
     root = os.environ.get("XDG_STATE_HOME", "")
     try:
         place = Path(root) if os.path.isabs(root) else Path.home() / ".local" / "state"
@@ -62,13 +62,13 @@ def state_file() -> Path:
 
 
 def manual(proxy: Destination) -> dict[str, str]:
-    """The settings that name the proxy for all protocols; the mode last, when all else is there."""
+    """The settings that name the proxy for all protocols; the mode comes last."""
     host = f"[{proxy.host}]" if ":" in proxy.host else proxy.host
     settings = {}
     for kind in ("http", "https", "socks"):
         settings[f"{SCHEMA}.{kind} host"] = _text(host)
         settings[f"{SCHEMA}.{kind} port"] = str(proxy.port)
-    # Of another proxy: its password must not come here, and FTP must not go there.
+    # Clear settings of another proxy: its password must not come here, and FTP must not go there.
     settings[f"{SCHEMA}.http use-authentication"] = "false"
     settings[f"{SCHEMA}.ftp host"] = _text("")
     settings[f"{SCHEMA}.ftp port"] = "0"
@@ -82,12 +82,12 @@ def automatic(url: str) -> dict[str, str]:
 
 
 def _text(value: str) -> str:
-    """A string as GVariant writes it. Hosts and URLs of ours hold nothing that needs an escape."""
+    """A string in the form of GVariant. Our hosts and URLs need no escapes."""
     return f"'{value}'"
 
 
 def turn_on(wanted: Settings, file: Path) -> None:
-    """Set `wanted` and keep in `file` what was set before. Raises ConfigError, CryprqError."""
+    """Set `wanted` and keep the earlier values in `file`. Raises ConfigError, CryprqError."""
     gsettings = _Gsettings()
     state = SharedFile(file, "the record of the old proxy settings")
     with state.locked():
@@ -99,13 +99,13 @@ def turn_on(wanted: Settings, file: Path) -> None:
             if name not in kept.applied or current[name] != kept.applied[name]:
                 kept.before[name] = None if current[name] == own.get(name) else current[name]
         kept.applied.update(wanted)
-        # First the record, then the settings: nothing changes that is not kept, also after a kill in between.
+        # First the record, then the settings: all changed values are kept, also after a kill in between.
         state.replace(json.dumps(kept._asdict(), indent=1) + "\n")
         gsettings.write(wanted)
 
 
 def turn_off(file: Path) -> list[str] | None:
-    """Set again what was set before; the keys that others have changed since and that stay as they are.
+    """Restore the earlier values. Returns the keys that others have changed since, which stay as they are.
 
     None if there is nothing to restore. Raises ConfigError, CryprqError.
     """
@@ -118,7 +118,7 @@ def turn_off(file: Path) -> list[str] | None:
             return None
         current, own = gsettings.read(), gsettings.defaults()
         ours = [name for name, value in kept.applied.items() if current.get(name) == value]
-        # The mode first: no program shall see half of another proxy.
+        # The mode first: no program may see half of another proxy.
         gsettings.write({name: kept.before[name] for name in sorted(ours, key=lambda name: name != MODE)})
         file.unlink()
     wanted = {name: own.get(name) if value is None else value for name, value in kept.before.items()}
@@ -126,7 +126,7 @@ def turn_off(file: Path) -> list[str] | None:
 
 
 def _load(file: Path) -> Kept | None:
-    """What `turn_on` has kept. Raises ConfigError for anything else."""
+    """Read the record of `turn_on`. Raises ConfigError for an invalid one."""
     if not file.exists():
         return None
     text, _ = read_text(file, "the record of the old proxy settings")
@@ -147,7 +147,7 @@ def _load(file: Path) -> Kept | None:
 
 
 class _Gsettings:
-    """The program of that name. Raises CryprqError."""
+    """The program `gsettings`. Raises CryprqError."""
 
     def __init__(self) -> None:
         program = shutil.which("gsettings")
@@ -159,7 +159,7 @@ class _Gsettings:
         self._program = program
 
     def read(self, **environment: str) -> dict[str, str]:
-        """All keys as they are set, else with the desktop's own values."""
+        """The values of all keys: as set, else the desktop's defaults."""
         lines = self._run("list-recursively", SCHEMA, **environment).splitlines()
         found = {}
         for line in lines:
@@ -169,11 +169,11 @@ class _Gsettings:
         return found
 
     def defaults(self) -> dict[str, str]:
-        """The desktop's own values: what a store that is empty has."""
+        """The desktop's defaults: the values in an empty store."""
         return self.read(GSETTINGS_BACKEND="memory")
 
     def write(self, values: Mapping[str, str | None]) -> None:
-        """Set what differs, in this order, and read it back; None is the desktop's own value."""
+        """Set the values that differ, in this order, and read them back; None is the desktop's default."""
         own, before = self.defaults(), self.read()
         wanted = {name: own.get(name) if value is None else value for name, value in values.items()}
         for name, value in values.items():

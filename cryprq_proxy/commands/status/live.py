@@ -1,4 +1,4 @@
-"""`cryprq-proxy status --watch`: the same figures, asked for again and again, and what moved in between."""
+"""`cryprq-proxy status --watch`: the same figures at intervals, and the rates between them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Rates:
         self._last: dict[tuple[type, int], tuple[float, Traffic]] = {}
 
     def row(self, status: Status, now: float) -> dict[str, str]:
-        """A row for the table; nothing at the first answer."""
+        """A row for the table; empty at the first answer."""
         process, total = (type(status), status.pid), status.bytes
         then, before = self._last.get(process, (now, total))
         self._last[process] = (now, total)
@@ -43,10 +43,10 @@ class Rates:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
-    """Leave the block at SIGINT or SIGTERM. The value tells whether one came, should a loop outlive it.
+    """Leave the block at SIGINT or SIGTERM. The value tells a loop that is still running whether one came.
 
-    Two things keep a plain KeyboardInterrupt from ending a loop: a parent that ignores SIGINT, as shells do for
-    background jobs, passes this on, and Python drops an exception that meets it inside of a finalizer.
+    A plain KeyboardInterrupt does not always end a loop: background jobs of shells inherit an ignored SIGINT, and
+    Python drops an exception that is raised inside a finalizer.
     """
     asked = False
 
@@ -71,8 +71,8 @@ def watch(
     sleep: Callable[[float], None] = time.sleep,
     now: Callable[[], float] = time.monotonic,
 ) -> None:
-    """Show what `ask` answers every so many seconds, until Ctrl-C. Also show a CryprqError of `ask`, as when nothing
-    runs: something may come back."""
+    """Show the answer of `ask` at intervals, until Ctrl-C. Also shows a CryprqError of `ask`: a process may start
+    again."""
     rates = Rates()
     with (
         interruptible() as ended,
@@ -86,7 +86,7 @@ def watch(
 def repeat(
     ask: Callable[[], Iterable[object]], seconds: float, sleep: Callable[[float], None] = time.sleep
 ) -> None:
-    """Print what `ask` answers as a line of JSON each, every so many seconds, until Ctrl-C."""
+    """Print the answer of `ask` as a line of JSON, at intervals, until Ctrl-C."""
     with interruptible() as ended:
         while not ended():
             for answer in ask():

@@ -1,4 +1,4 @@
-"""The tables below the rows of `cryprq-proxy status`: what there are several of, and what has happened."""
+"""The tables below the rows of `cryprq-proxy status`: exits, sessions, peers, epochs and errors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ...status import (
 )
 
 _NARROW: Final = 100
-"""Columns of a terminal; below, tables leave out what can be done without."""
+"""Columns of a terminal; in a narrower one, tables leave out the less important columns."""
 _EPOCHS: Final = 5
 _ERRORS: Final = 5
 _PEERS: Final = 50
@@ -31,7 +31,7 @@ _PEERS: Final = 50
 
 
 def tables(status: Status, width: int) -> Iterator[Table]:
-    """What `status` has of: exits, sessions, peers, epochs, errors; each with a heading."""
+    """The tables of `status`, each with a heading."""
     if isinstance(status, ExitStatus):
         if status.sessions:
             yield _sessions(status.sessions, width)
@@ -51,7 +51,7 @@ def up(lane: LaneStatus | None) -> str:
 
 
 def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, fold: str = "") -> Table:
-    """`fold` names the column that is wrapped where there is no room."""
+    """`fold` names the column that wraps if there is no room."""
     table = Table(
         box=None, pad_edge=False, title=title, title_justify="left", title_style="bold", padding=(0, 2, 0, 0)
     )
@@ -135,7 +135,7 @@ def _text(error: LoggedError) -> str:
 
 
 def _clock(at: float) -> str:
-    """Seconds since 1970 as local date and time; the date only where it is not today's."""
+    """Seconds since 1970 as local date and time; the date only if it is not today."""
     try:
         then, today = time.localtime(at), time.localtime()
     except (OverflowError, ValueError, OSError):

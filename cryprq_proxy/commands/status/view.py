@@ -1,4 +1,4 @@
-"""The status that a control socket tells, as a table for a person."""
+"""The status of a control socket, as a table for a person."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from ...status import (
 from .tables import tables, up
 
 _WIDTH: Final = 200
-"""Columns of what is no terminal. What there is no room for is wrapped, which loses less than cells that are cut."""
+"""Columns without a terminal. Long cells wrap, which loses less than cutting them."""
 _PROBLEMS: Final = 3
-"""Broken lines of rule lists that are shown; `--json` has more."""
+"""Shown invalid lines of rule lists; `--json` has more."""
 _DROPPED: Final = {
     "packets": "packets for want of room on the link",
     "datagrams": "datagrams for want of room",
@@ -115,7 +115,7 @@ def _exit_rows(status: ExitStatus) -> Iterator[tuple[str, str]]:
 
 
 def _traffic_rows(status: Status) -> Iterator[tuple[str, str]]:
-    """What has gone through since the start, over all links, and what was not let through."""
+    """The traffic since the start, over all links, and what was refused."""
     total = status.bytes
     yield "traffic", f"{size(total.sent)} sent, {size(total.received)} received since the start"
     refused = []
@@ -157,7 +157,7 @@ def _tun_rows(tun: TunStatus) -> Iterator[tuple[str, str]]:
 
 
 def _packet_rows(packets: PacketLinkStatus, tun: TunStatus | None) -> Iterator[tuple[str, str]]:
-    """What crossed the link beside its streams, and what was dropped anywhere: carriers/lane/packet_link.py."""
+    """The packets of the link beside its streams, and all that were dropped: carriers/lane/packet_link.py."""
     lane, carrier = packets.lane, packets.on_carrier
     drops = {} if lane is None else lane.drops
     if lane is not None:
@@ -190,7 +190,7 @@ def _lane(lane: LaneStatus) -> str:
 
 
 def _offload(offload: OffloadStatus) -> str:
-    """What the kernel does of the batching on a UDP socket."""
+    """The kernel's share of the batching on a UDP socket."""
     used = [name for name, on in (("GSO", offload.gso), ("GRO", offload.gro)) if on]
     reason = f": {offload.reason}" if offload.reason else ""
     return f"UDP {' and '.join(used)}" if used else f"no UDP offload{reason}"
