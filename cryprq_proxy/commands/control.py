@@ -19,7 +19,7 @@ READING_SECONDS: Final = 60.0
 def switch(name: str, config: Path | None) -> None:
     """Send new connections through the exit NAME and no other; "auto": choose by priority and health again."""
     ask(control_sockets(config), "exit", name)
-    click.echo("new connections go " + ("where they are best off" if name == "auto" else f"through {name}"))
+    click.echo("new connections go " + ("through the best exit" if name == "auto" else f"through {name}"))
 
 
 @click.command()

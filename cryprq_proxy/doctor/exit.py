@@ -20,7 +20,7 @@ async def peers(context: Context) -> CheckVerdict:
     config = _exit(context)
     listed = config.authorized_peers()
     if not listed:
-        return fail("no client is on the list, so nobody gets in", "invite one: cryprq-proxy invite NAME")
+        return fail("no client is on the list, so none is let in", "invite one: cryprq-proxy invite NAME")
     text = f"{len(listed)} client{'' if len(listed) == 1 else 's'} may come in"
     running = context.running_exit
     if running is not None and running.authorized != len(listed):
@@ -66,7 +66,7 @@ async def public(context: Context) -> CheckVerdict:
         address = own_address(config.listen)
     except ConfigError:
         return warn(
-            f"it listens on {', '.join(map(str, config.listen))}, which nobody else can reach",
+            f"it listens on {', '.join(map(str, config.listen))}, which no other machine can reach",
             "listen on 0.0.0.0:4433 or [::]:4433; or set `public` to the reverse proxy's address",
         )
     if is_global(address):

@@ -42,7 +42,7 @@ IPV6_MTU: Final = (socket.IPPROTO_IPV6, 24)
 async def link(context: Context) -> CheckVerdict:
     """Make a link to the first exit that accepts one; it stays up for the later checks."""
     if status := linked(context):
-        return ok(f"it is that of the running client, to {status.exit.address}")
+        return ok(f"the running client has one, to {status.exit.address}")
     config, exits = settings(context)
     assert context.identity is not None and context.provider is not None
     last = "no exit answered"

@@ -81,7 +81,7 @@ async def reach(context: Context) -> CheckVerdict:
     """Connect to each endpoint, for any kind of carrier, and send nothing."""
     if status := linked(context):
         ill = [
-            f"the exit {exit.name} is not well: {exit.last_error or 'no answer'}"
+            f"the exit {exit.name} has a fault: {exit.last_error or 'no answer'}"
             for exit in status.exits
             if not exit.healthy
         ]
@@ -145,7 +145,7 @@ def _judge(found: list[str], errors: list[str], remedy: str) -> CheckVerdict:
 async def handshake(context: Context) -> CheckVerdict:
     """For each exit: is it the right one, and is this client authorized?"""
     if linked(context):
-        return ok("the running client's link is up: each side has proved who it is")
+        return ok("the running client's link is up: each side has proved its identity")
     config, exits = settings(context)
     verdicts = [await _first_answer(context, config, exit) for exit in exits]
     if len(verdicts) == 1:
@@ -159,7 +159,7 @@ async def handshake(context: Context) -> CheckVerdict:
 
 async def _first_answer(context: Context, config: ClientConfig, exit: ExitChoice) -> CheckVerdict:
     """The result of the first endpoint that works."""
-    verdict = fail("no address leads anywhere", "see the step before")
+    verdict = fail("no endpoint answers", "see the step before")
     for endpoint in exit.endpoints:
         verdict = await _shake(context, config, exit, endpoint)
         if verdict.state is CheckState.OK:
@@ -196,16 +196,16 @@ async def _shake(
     except (CarrierError, TimeoutError) as error:
         if known:
             return fail(
-                f"the exit at {endpoint} proved who it is, and then broke off: {error or 'no answer in time'}",
+                f"the exit at {endpoint} proved its identity, then closed the link: {error or 'no answer in time'}",
                 "its log says why; try again in a minute",
             )
         key = (
-            "the pre-shared key is another one than the exit's, "
+            "the pre-shared key differs from the exit's, "
             if psk is not None
             else ("the exit wants a pre-shared key (psk_file), ")
         )
         return fail(
-            f"{endpoint} takes the connection and then falls silent, as an exit does with strangers: the peer id in "
+            f"{endpoint} accepts the connection but does not answer, as an exit does with strangers: the peer id in "
             f"the URL is not this exit's, or {key}or something else listens there",
             "compare the URL with a new invite, and psk_file on both sides; after many attempts, wait a minute",
         )
@@ -227,7 +227,7 @@ def _refused(error: PeerError, endpoint: Endpoint, me: str) -> CheckVerdict:
             f"the exit at {endpoint} has too many sessions of this client already",
             "stop other clients that use the same keys: each machine has its own; or wait some minutes",
         )
-    return fail(f"the exit at {endpoint} says no: {error}", "its log says why; are both of the same version?")
+    return fail(f"the exit at {endpoint} refuses: {error}", "its log says why; are both of the same version?")
 
 
 async def _on_a_thread(job: Callable[[], bytes]) -> bytes:

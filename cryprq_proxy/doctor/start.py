@@ -96,7 +96,7 @@ async def clock(context: Context) -> CheckVerdict:
     shown = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(now))
     if not BUILT < now < FAR:
         return fail(
-            f"the clock says {shown}, which cannot be: certificates and invites are judged by it",
+            f"the clock says {shown}, which is wrong: certificates and invites depend on it",
             "set it: timedatectl set-ntp true, or date -s",
         )
     synchronised = await asyncio.to_thread(_synchronised, context)
@@ -138,7 +138,7 @@ async def running(context: Context) -> CheckVerdict:
         status = context.running = await asyncio.to_thread(query_status, path)
     except NotRunning:
         return ok(
-            f"nothing runs with this configuration; {path} is left of one that was killed, and does no harm"
+            f"nothing runs with this configuration; {path} is a leftover of a killed process, and does no harm"
         )
     except CryprqError as error:
         return warn(str(error), "ask as the user that it runs as")
@@ -148,7 +148,7 @@ async def running(context: Context) -> CheckVerdict:
         return ok(text)
     if status.link != "up":
         last = status.last_error or next((error.text for error in status.errors), "it is being made")
-        return warn(f"{text}, but has no link: {last}", "the steps below say where it ends")
+        return warn(f"{text}, but has no link: {last}", "the checks below say why")
     if status.rules is not None and status.rules.error:
         return warn(
             f"{text}, with old rules, since {status.rules.error}",

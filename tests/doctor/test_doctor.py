@@ -251,7 +251,7 @@ async def test_strangers_get_silence_and_doctor_says_what_that_may_mean(pair: Se
     assert failed(found) == ["handshake"]
     text = found["handshake"].text
     assert "as an exit does with strangers" in text and "the peer id in the URL is not this exit's" in text
-    assert ("another one than the exit's" in text) == (wrong == "psk")
+    assert ("differs from the exit's" in text) == (wrong == "psk")
     assert "psk_file" in found["handshake"].remedy
 
 
@@ -339,7 +339,7 @@ async def test_an_exit_that_is_not_well_is_named(pair: Setup) -> None:
     context.running = ClientStatus(link="up", exits=exits)
     verdict = await reach.reach(context)
     assert verdict.state is CheckState.WARN
-    assert verdict.text == "the exit home is not well: refused"
+    assert verdict.text == "the exit home has a fault: refused"
 
 
 @pytest.mark.parametrize(
@@ -347,7 +347,7 @@ async def test_an_exit_that_is_not_well_is_named(pair: Setup) -> None:
     [
         (CloseReason.NOT_AUTHORIZED, "does not let this client in"),
         (CloseReason.LIMIT, "too many sessions"),
-        (CloseReason.SHUTTING_DOWN, "says no: the exit closed the link"),
+        (CloseReason.SHUTTING_DOWN, "refuses: the exit closed the link"),
     ],
 )
 def test_refusals(reason: CloseReason, words: str) -> None:

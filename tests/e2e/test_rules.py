@@ -186,5 +186,5 @@ def test_switching_between_exits(world: World) -> None:
     ]
     done = command("switch", "nowhere")
     assert done.returncode == 1 and "there is no exit of that name; choose one of: home, away" in done.stderr
-    assert "where they are best off" in command("switch", "auto").stdout
+    assert "through the best exit" in command("switch", "auto").stdout
     assert not any(exit["pinned"] for exit in client.status()["exits"])

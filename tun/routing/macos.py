@@ -3,9 +3,9 @@
 Not yet run on a Mac. Written from the manual pages of ifconfig(8), route(8) and scutil(8). All functions that make
 commands are pure; `MacNetwork` runs them, writes the journal before each change, and `UNDO` takes the changes back.
 
-The default route stays where it is. Two routes of half the address space each are more specific and win, and vanish
-with the device, also after a crash. The journal remembers the host route to the exit, the routes that refuse IPv6, and
-the resolver's entry. There is no kill switch on macOS yet.
+The default route stays. Two routes, each of half the address space, are more specific and win. They end with the
+device, also after a crash. The journal holds the host route to the exit, the routes that refuse IPv6, and the
+resolver's entry. There is no kill switch on macOS yet.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from cryprq_proxy.errors import ConfigError, CryprqError
 type Address = IPv4Address | IPv6Address
 
 SERVICE: Final = "State:/Network/Service/cryprq-proxy/DNS"
-"""Key of our entry in the dynamic store; it does not outlive a reboot."""
+"""Key of our entry in the dynamic store, which a reboot clears."""
 HALVES: Final = {4: ("0.0.0.0/1", "128.0.0.0/1"), 6: ("::/1", "8000::/1")}
 _FAMILY: Final = {4: "-inet", 6: "-inet6"}
 _INTERFACE: Final = re.compile(r"[a-z]{1,10}[0-9]{1,4}")
@@ -29,7 +29,7 @@ _SECONDS: Final = 10.0
 
 
 class Command(NamedTuple):
-    """A program's argument list and what it reads."""
+    """A program's argument list and its input."""
 
     argv: tuple[str, ...]
     stdin: str = ""
@@ -40,14 +40,14 @@ type Runner = Callable[[Command], str]
 
 
 class MacHop(NamedTuple):
-    """Where packets go next: `gateway` is empty on a link without one."""
+    """The next hop of packets; `gateway` is empty without one."""
 
     interface: str
     gateway: str
 
 
 def run(command: Command) -> str:
-    """The real runner. Raises CryprqError with the program's first line of complaint."""
+    """The real runner. Raises CryprqError with the first line of the program's error output."""
     name = command.argv[0]
     try:
         done = subprocess.run(
@@ -99,7 +99,7 @@ def exit_route(verb: str, exit_address: Address, hop: MacHop) -> Command:
 
 
 def hop_query(address: Address) -> Command:
-    """Ask which route the packets to an address take now."""
+    """Ask for the present route to an address."""
     return Command(("route", "-n", "get", _FAMILY[address.version], str(address)))
 
 
@@ -153,12 +153,12 @@ class MacNetwork:
         self._run = runner
 
     def address(self, mtu: int, addresses: Sequence[Address]) -> None:
-        """Bring the device up. Nothing is recorded: all of it goes with the device."""
+        """Bring the device up. Nothing is recorded, since all of it ends with the device."""
         for command in address_commands(self._device, mtu, addresses):
             self._run(command)
 
     def keep_exit(self, exit_address: Address) -> MacHop:
-        """Pin the link to the route it takes now. Do this before `route`. Raises ConfigError without a network."""
+        """Pin the link to its present route. Call it before `route`. Raises ConfigError without a network."""
         hop = parse_hop(self._run(hop_query(exit_address)))
         entry = {"kind": "macos-exit", "address": str(exit_address), **hop._asdict()}
         self._record(entry)
@@ -166,7 +166,7 @@ class MacNetwork:
         return hop
 
     def route(self, ipv6: bool) -> None:
-        """Send everything into the device; IPv6 nowhere if the exit has none."""
+        """Send all traffic into the device; refuse IPv6 if the exit has none."""
         for prefix in HALVES[4]:
             self._run(device_route("add", prefix, self._device))
         for prefix in HALVES[6]:
@@ -185,8 +185,8 @@ class MacNetwork:
 
 
 def undo_command(entry: Mapping[str, Any]) -> Command:
-    """The command that takes back a journal entry of ours. Raises ConfigError if it is none: a journal names values,
-    never commands, and only values that we would have written."""
+    """The command that undoes a journal entry. Raises ConfigError for an entry that this module would not write: a
+    journal holds values, never commands."""
     try:
         match entry:
             case {
@@ -209,7 +209,7 @@ def undo_command(entry: Mapping[str, Any]) -> Command:
 
 
 def undo(entry: Mapping[str, Any], runner: Runner = run) -> None:
-    """Take one change back; what is gone already is no error."""
+    """Undo one change; a change that is already undone is no error."""
     command = undo_command(entry)
     try:
         runner(command)
