@@ -123,6 +123,8 @@ async def test_handshakes_end_with_the_listener(monkeypatch: pytest.MonkeyPatch)
         client = RawClient(address)
         await until(lambda: exit.listener.in_flight == 1)
         exit.listener.stop_accepting()
+        await settle()
+        assert exit.listener.in_flight == 0
         assert await client.read(1) == b""
         client.sock.close()
         with pytest.raises(ConnectionRefusedError):

@@ -200,7 +200,7 @@ async def test_a_port_in_use_leaves_nothing_behind(files: RoleFiles, taken: Dest
     with pytest.raises(
         CryprqError, match=f"^{taken} is in use by another program; .* with {flag}$"
     ) as raised:
-        await RunningRole(role(files.client(f'{which} = "{taken}"\n'), makes)).task
+        await RunningRole(role(files.client(f'{which} = "{taken}"\n'), makes)).started()
     assert makes.made[0].asked == ["start without control socket", "close without control socket"]
     assert makes.made[0].failure is raised.value
     await until(lambda: asyncio.all_tasks() == tasks)

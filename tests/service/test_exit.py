@@ -131,7 +131,7 @@ async def test_a_port_in_use_leaves_nothing_behind(files: RoleFiles, which: str)
         where = f"127.0.0.1:{taken.getsockname()[1]}"
         flag = "--listen" if which == "listen" else "metrics in the configuration"
         with pytest.raises(CryprqError, match=f"^{where} is in use by another program; .* with {flag}$"):
-            await RunningRole(role(files, f'{which} = "{where}"', starts=starts)).task
+            await RunningRole(role(files, f'{which} = "{where}"', starts=starts)).started()
     assert [network.socket_at_close for network in starts.made] == [False]
     assert not os.path.lexists(files.directory / "exit.sock")
     await until(lambda: asyncio.all_tasks() == tasks)
