@@ -212,7 +212,7 @@ def test_the_slow_provider_is_named_with_a_warning(pair: Setup) -> None:
         f'peer = "cryprq://{pair.exit_id}@127.0.0.1:1"\n'
     )
     with Program("--config", str(config)) as client:
-        client.log.wait("warning .*kyber-py.*not in constant time")
+        client.log.wait("warning .*kyber-py.*not constant-time")
         client.log.wait("ready: ")
         assert pair.status("slow")["provider"] == "kyber-py + dilithium-py"
         assert pair.status("slow")["link"] == "down"
