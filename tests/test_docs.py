@@ -45,6 +45,7 @@ from cryprq_proxy.session.records import MAX_RECORD, RecordOpener, RecordSealer
 from cryprq_proxy.session.session import DATAGRAM_QUEUE, PACKET_QUEUE
 from cryprq_proxy.session.streams import INITIAL_WINDOW
 from cryprq_proxy.session.wire import Kind, StreamProtocol
+from cryprq_proxy.status import ClientStatus
 from tests.test_layers import LAYERS
 from tun import settings as tun_settings
 from tun.device.coalesce import MAX_URGENT
@@ -502,3 +503,24 @@ def test_examples_of_datagrams() -> None:
         assert getattr(lane, row[1].split(",")[0]) == plaintext[0]
         assert header + aead.encrypt(header[1:], plaintext, header) == datagram
     assert len(rows) == 2
+
+
+def test_fields_of_the_status_that_a_page_names_exist() -> None:
+    """Dotted names that begin with a field of the client's status, like `tun.rules`; keys of counts are not checked."""
+    shown = 0
+    sections = {"system", "tun", "session", "packets", "connections"}
+    for page in PAGES:
+        for name in re.findall(r"`([a-z_]+(?:\.[a-z_]+)+)`", page.read_text()):
+            parts = name.split(".")
+            if parts[0] not in sections or name in dotted_keys(ClientConfig) | dotted_keys(ExitConfig):
+                continue
+            kind: object = ClientStatus
+            for part in parts:
+                if not (isinstance(kind, type) and issubclass(kind, msgspec.Struct)):
+                    break
+                fields = {field.name: field.type for field in msgspec.structs.fields(kind)}
+                assert part in fields, f"{page.name}: {name}"
+                options = getattr(fields[part], "__args__", (fields[part],))
+                kind = options[0]
+            shown += 1
+    assert shown
