@@ -128,9 +128,9 @@ class EgressPolicy:
 
         True does not permit a connection: each address found needs `check_address(address, port, name)`.
         """
+        name = normalise(name)
         if faces(name):
             return self.check_address(name, port)
-        name = normalise(name)
         if not 1 <= port <= LAST_PORT or not name or not name.isascii():
             return False
         if not self._allow_private and (name == "localhost" or name.endswith(".localhost")):

@@ -88,10 +88,12 @@ def parse_rule(entry: str, where: str = "egress rule") -> EgressRule:
         first, last = (1, LAST_PORT) if ports is None else parse_ports(ports)
         if not host.isascii():
             host = host.encode("idna").decode("ascii")
-        if bracketed or ":" in host or "/" in host or _NUMBER.fullmatch(host.rpartition(".")[2].lower()):
+        # A dot at the end makes no name of an address: the C resolver drops it too.
+        undotted = host.removesuffix(".")
+        if bracketed or ":" in host or "/" in host or _NUMBER.fullmatch(undotted.rpartition(".")[2].lower()):
             if host.isdecimal():
                 raise ValueError("write a port alone with a colon before it, as :25")
-            network = parse_network(host)
+            network = parse_network(host if bracketed or ":" in host else undotted)
             if bracketed and network.version == 4:
                 raise ValueError("only IPv6 addresses have brackets")
             return EgressRule(network, "", first, last)

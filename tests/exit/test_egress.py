@@ -333,6 +333,9 @@ def test_own_addresses_of_this_machine_are_usable() -> None:
         ("[2606:4700::/32]:80", [("2606:4700::1", 80)], [("2606:4700::1", 81), ("2606:4701::1", 80)]),
         ("[2606:4700::1]", [("2606:4700::1", 80)], [("2606:4700::2", 80)]),
         ("::/0", [("2606:4700::1", 80), ("::ffff:8.8.8.8", 80)], [("8.8.8.8", 80)]),
+        ("8.8.8.8.", [("8.8.8.8", 80)], [("8.8.8.9", 80)]),
+        ("8.8.8.8.:25", [("8.8.8.8", 25)], [("8.8.8.8", 26)]),
+        ("8\u30028.8.8\u3002", [("8.8.8.8", 80)], [("8.8.8.9", 80)]),
     ],
 )
 def test_deny_by_address_and_port(
@@ -458,7 +461,7 @@ def test_texts_that_are_no_names(name: str) -> None:
     assert not DEFAULT.check_name(name, 80)
 
 
-@pytest.mark.parametrize("ip", ["127.0.0.1", "::1", "10.0.0.1", "::ffff:127.0.0.1"])
+@pytest.mark.parametrize("ip", ["127.0.0.1", "::1", "10.0.0.1", "10.0.0.1.", "::ffff:127.0.0.1"])
 def test_a_literal_as_a_name_is_judged_as_an_address(ip: str) -> None:
     assert not DEFAULT.check_name(ip, 80)
     assert PRIVATE.check_name(ip, 80)
@@ -493,6 +496,10 @@ def test_a_literal_as_a_name_is_judged_as_an_address(ip: str) -> None:
         ("example.com/24", "no valid IP address"),
         ("0x7f.1", "no valid IP address"),
         ("*.0.0.1", "no valid IP address"),
+        ("*.0.0.1.", "no valid IP address"),
+        ("10.0.0.1..", "expected an address"),
+        ("0x7f.1.", "no valid IP address"),
+        ("::1.", "no valid IP address"),
         ("fe80::1%eth0", "no zone"),
         ("[10.0.0.1]:80", "only IPv6"),
         ("[::1]x", "no valid IP address"),
