@@ -69,10 +69,11 @@ tunnelbench: $(VENV)/.dev lab-packages ## system-wide mode, side by side with wi
 
 fuzz: $(VENV)/.fuzz ## every fuzz target, RUNS inputs each, from the seeds in tests/fuzz/corpus
 	@for target in tests/fuzz/fuzz_*.py; do \
+		name=$$(basename "$$target" .py); name=$${name#fuzz_}; seeds=tests/fuzz/corpus/$$name; \
+		[ -d "$$seeds" ] || { echo "$$target has no seeds: put at least one input into $$seeds" >&2; exit 1; }; \
 		echo "$$target"; \
-		name=$$(basename "$$target" .py); name=$${name#fuzz_}; mkdir -p .fuzz/$$name; \
-		$(BIN)/python "$$target" -runs=$(RUNS) -timeout=10 -verbosity=0 $(ARGS) \
-			.fuzz/$$name $$(ls -d tests/fuzz/corpus/$$name 2>/dev/null) || exit 1; \
+		mkdir -p .fuzz/$$name; \
+		$(BIN)/python "$$target" -runs=$(RUNS) -timeout=10 -verbosity=0 $(ARGS) .fuzz/$$name "$$seeds" || exit 1; \
 	done
 
 requirements: ## resolve the newest dependencies and pin them with hashes

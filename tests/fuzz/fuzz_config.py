@@ -9,14 +9,13 @@ from typing import get_type_hints
 
 import atheris
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 with atheris.instrument_imports(include=["cryprq_proxy", "tomllib"]):
     from cryprq_proxy.config.client import ClientConfig, client_from
     from cryprq_proxy.config.exit import ExitConfig, exit_from
     from cryprq_proxy.errors import ConfigError
 
 PEER = 'peer = "cryprq://' + "a" * 52 + '@exit.example:4433"\n'
-
-
 KEYS = sorted({*get_type_hints(ClientConfig), *get_type_hints(ExitConfig)})
 
 

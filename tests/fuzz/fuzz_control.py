@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from pathlib import Path
 
 import atheris
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 with atheris.instrument_imports(include=["cryprq_proxy"]):
     from cryprq_proxy.process.control import ControlRequest, RequestError, parse_request
 
