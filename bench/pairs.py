@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from cryprq_proxy.base.text import reason_of
+from cryprq_proxy.errors import reason_of
 
 ROOT = Path(__file__).resolve().parent.parent
 START_LIMIT = 30.0

@@ -2,14 +2,14 @@
 
 There are two families. `LocalError`: our own caller broke a rule. `PeerError`: the bytes of the peer broke one. The
 text of every exception is one sentence for a person: what is wrong and, if there is a remedy, what to do. Reasons are
-numbers on the wire (docs/protocol.md); their meaning never changes.
+numbers on the wire (docs/protocol.md); their meaning never changes. `words_of` has their words, such as "connection
+refused", and `reason_of` those of an error of the system.
 """
 
 from __future__ import annotations
 
-from enum import IntEnum
-
-from .base.text import words_of
+import os
+from enum import Enum, IntEnum
 
 
 class CloseReason(IntEnum):
@@ -58,6 +58,26 @@ class StreamReason(IntEnum):
     """Never on the wire: the exit is not connected."""
     SESSION_LOST = 13
     """Never on the wire: the session ended while the stream was open."""
+
+
+def reason_of(error: OSError) -> str:
+    """The reason of an error as the end of a sentence: "connection refused", "no such file or directory".
+
+    Never empty and never "None", even for errors without a number and for those of getaddrinfo and TLS.
+    """
+    # The numbers of gaierror and SSLError are not the system's. The text of asyncio's errors contains the address.
+    if error.errno and error.errno > 0 and type(error).__module__ == "builtins":
+        text = os.strerror(error.errno)
+    else:
+        unnamed = "timed out" if isinstance(error, TimeoutError) else "no reason given"
+        texts = (error.strerror, *error.args, unnamed)
+        text = next(text for text in texts if isinstance(text, str) and text)
+    return text[:1].lower() + text[1:]
+
+
+def words_of(reason: Enum) -> str:
+    """A CloseReason or a StreamReason in words: "connection refused", "shutting down"."""
+    return reason.name.lower().replace("_", " ")
 
 
 class CryprqError(Exception):

@@ -19,7 +19,6 @@ LAYERS = {
     "cryprq_proxy.errors": 0,
     "cryprq_proxy.address": 0,
     "cryprq_proxy.status": 0,
-    "cryprq_proxy.base.text": 0,  # words only: errors, identity files and lists of rules need them too
     "cryprq_proxy.crypto": 1,
     "cryprq_proxy.rules": 1,
     "cryprq_proxy.session": 2,

@@ -19,12 +19,11 @@ from socket import AF_INET, AF_INET6, inet_ntop
 from typing import Final
 
 from cryprq_proxy.base.buffers import SHARED
-from cryprq_proxy.base.text import reason_of
 from cryprq_proxy.carriers.lane.packet_link import PacketLink
 from cryprq_proxy.carriers.lane.train import PacketTrain
 from cryprq_proxy.crypto.identity import PeerId
 from cryprq_proxy.crypto.payloads import Feature
-from cryprq_proxy.errors import CryprqError
+from cryprq_proxy.errors import CryprqError, reason_of
 from cryprq_proxy.exit.egress import EgressPolicy
 from cryprq_proxy.exit.limits import TokenBucket
 from cryprq_proxy.lane.slices import HEADROOM, Run, Shape

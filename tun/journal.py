@@ -30,8 +30,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from cryprq_proxy.base.files import replace_file, sync_directory, write_all
-from cryprq_proxy.base.text import reason_of
-from cryprq_proxy.errors import ConfigError, CryprqError, LocalError
+from cryprq_proxy.errors import ConfigError, CryprqError, LocalError, reason_of
 
 _log = logging.getLogger(__name__)
 

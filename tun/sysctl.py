@@ -17,8 +17,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from cryprq_proxy.base.text import reason_of
-from cryprq_proxy.errors import ConfigError, CryprqError, LocalError
+from cryprq_proxy.errors import ConfigError, CryprqError, LocalError, reason_of
 
 from .journal import Entry, Record, Undoer, same_boot
 

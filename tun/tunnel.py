@@ -25,8 +25,7 @@ from typing import Any, Final
 from msgspec import structs
 
 from cryprq_proxy.address import Destination
-from cryprq_proxy.base.text import reason_of
-from cryprq_proxy.errors import ConfigError, CryprqError
+from cryprq_proxy.errors import ConfigError, CryprqError, reason_of
 from cryprq_proxy.lane.slices import Run
 from cryprq_proxy.rules.engine import RuleSet
 from cryprq_proxy.status import TunStatus

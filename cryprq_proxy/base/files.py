@@ -17,8 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from ..base.text import reason_of
-from ..errors import ConfigError
+from ..errors import ConfigError, reason_of
 from .paths import MAX_FILE, read_text
 
 LOCK_SECONDS: Final = 5.0

@@ -17,8 +17,7 @@ import traceback
 from datetime import UTC, datetime
 from typing import IO, Any, Final, Literal
 
-from ..errors import CryprqError
-from .text import reason_of
+from ..errors import CryprqError, reason_of
 
 type LogFormat = Literal["text", "json"]
 type LogLevel = Literal["debug", "info", "warning", "error"]

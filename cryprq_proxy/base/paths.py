@@ -10,8 +10,7 @@ import stat
 from pathlib import Path
 from typing import Final, Literal
 
-from ..base.text import reason_of
-from ..errors import ConfigError
+from ..errors import ConfigError, reason_of
 
 type Role = Literal["client", "exit"]
 

@@ -1,35 +1,13 @@
-"""Texts for people: reasons of the system and of the peer, and numbers."""
+"""Numbers in words, for people; reasons in words are in errors.py."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from enum import Enum
 from typing import Final
 
 _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB")
 SHORT_ID: Final = 12
 """Characters of a peer id in a table: enough to distinguish peers by eye."""
-
-
-def reason_of(error: OSError) -> str:
-    """The reason of an error as the end of a sentence: "connection refused", "no such file or directory".
-
-    Never empty and never "None", even for errors without a number and for those of getaddrinfo and TLS.
-    """
-    # The numbers of gaierror and SSLError are not the system's. The text of asyncio's errors contains the address.
-    if error.errno and error.errno > 0 and type(error).__module__ == "builtins":
-        text = os.strerror(error.errno)
-    else:
-        unnamed = "timed out" if isinstance(error, TimeoutError) else "no reason given"
-        texts = (error.strerror, *error.args, unnamed)
-        text = next(text for text in texts if isinstance(text, str) and text)
-    return text[:1].lower() + text[1:]
-
-
-def words_of(reason: Enum) -> str:
-    """A CloseReason or a StreamReason in words: "connection refused", "shutting down"."""
-    return reason.name.lower().replace("_", " ")
 
 
 def nonzero(*counts: Mapping[str, int]) -> list[str]:

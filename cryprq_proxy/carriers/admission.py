@@ -15,11 +15,10 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
 
-from ..base.text import words_of
 from ..crypto.handshake import LENGTH, SECOND_SIZE, ClientHandshake, Established
 from ..crypto.payloads import RESUME_EXIT, InviteClaim, ResumeRequest, resume_proof
 from ..crypto.primitives import constant_time_equal
-from ..errors import CarrierError, CloseReason, HandshakeError, PeerError
+from ..errors import CarrierError, CloseReason, HandshakeError, PeerError, words_of
 from ..session import wire
 from ..session.records import HEADER, MAX_RECORD, TAG, RecordOpener, RecordSealer
 from ..session.session import Session

@@ -20,8 +20,7 @@ from typing import Final, Protocol
 
 from ..base.buffers import SHARED
 from ..base.clock import clock
-from ..base.text import reason_of, words_of
-from ..errors import CarrierError, CloseReason, PeerError
+from ..errors import CarrierError, CloseReason, PeerError, reason_of, words_of
 from ..session.session import FILL_MINIMUM, NEVER, Session
 from .pacing import RateMeter
 

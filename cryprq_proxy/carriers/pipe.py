@@ -10,8 +10,7 @@ import asyncio
 import socket
 from typing import Protocol
 
-from ..base.text import reason_of
-from ..errors import CarrierError, CloseReason
+from ..errors import CarrierError, CloseReason, reason_of
 from ..session.session import Session
 from .carrier import Carrier, CarrierOwner
 from .lane.batch import SocketAddress

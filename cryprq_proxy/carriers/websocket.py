@@ -20,8 +20,7 @@ from typing import Any, Final, Protocol
 from ..base.clock import clock
 from ..base.linger import SECONDS, wait_for
 from ..base.tasks import spawn
-from ..base.text import reason_of
-from ..errors import CarrierError, CloseReason, PeerError
+from ..errors import CarrierError, CloseReason, PeerError, reason_of
 from ..session.session import Session
 from .carrier import ROUNDS, Carrier, CarrierOwner
 from .lane.batch import SocketAddress

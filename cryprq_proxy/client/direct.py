@@ -23,9 +23,10 @@ from typing import Any, Final
 
 from ..address import Destination
 from ..base.buffers import SHARED
+from ..base.sockets import set_reset_on_close
 from ..errors import LocalError, StreamReason
 from ..outbound.dialer import DIAL_TIMEOUT, Cancellable, connect_target
-from ..outbound.relay import SLOTS, set_reset_on_close
+from ..outbound.relay import SLOTS
 from ..outbound.resolver import Resolver, SystemResolver
 from ..outbound.udp_association import UdpAssociation
 from ..session.sendlog import SLOT_HEADROOM, SlotPool

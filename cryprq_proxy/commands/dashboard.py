@@ -13,8 +13,7 @@ from typing import Final
 
 import click
 
-from ..base.text import reason_of
-from ..errors import CryprqError
+from ..errors import CryprqError, reason_of
 from .common import ask, config_option, control_sockets
 
 

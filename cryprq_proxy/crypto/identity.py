@@ -18,8 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Self
 
-from ..base.text import reason_of
-from ..errors import ConfigError, LocalError
+from ..errors import ConfigError, LocalError, reason_of
 from .primitives import (
     ED25519_PUBLIC_SIZE,
     ED25519_SIGNATURE_SIZE,

@@ -15,8 +15,8 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from ..address import Destination, reachable
-from ..base.text import reason_of
 from ..config.client import ClientConfig
+from ..errors import reason_of
 from ..rules.engine import load_rules
 from .checks import CheckVerdict, Context, fail, ok, skip, warn
 

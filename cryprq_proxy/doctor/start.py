@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Final
 
 from ..base.paths import config_dir
-from ..base.text import duration, reason_of
+from ..base.text import duration
 from ..config.client import load_client
 from ..config.exit import load_exit
 from ..config.secret_files import read_psk
 from ..crypto.identity import Identity
 from ..crypto.primitives import select_provider
-from ..errors import ConfigError, CryprqError
+from ..errors import ConfigError, CryprqError, reason_of
 from ..process.control import NotRunning, query_status
 from ..status import ClientStatus, ExitStatus
 from .checks import CheckVerdict, Context, fail, ok, skip, warn

@@ -16,14 +16,13 @@ from ..address import Destination
 from ..base.clock import clock
 from ..base.linger import all_said
 from ..base.tasks import spawn
-from ..base.text import words_of
 from ..carriers.lane.listener import LaneListener
 from ..carriers.pipe import Pipe
 from ..crypto.handshake import Established, ExitHandshake
 from ..crypto.identity import Identity, PeerId
 from ..crypto.payloads import Feature, ResumeRequest, resume_proof
 from ..crypto.primitives import Provider
-from ..errors import CloseReason, ConfigError, PeerError
+from ..errors import CloseReason, ConfigError, PeerError, words_of
 from ..outbound.resolver import Resolver
 from ..session import wire
 from ..session.records import RecordOpener, RecordSealer

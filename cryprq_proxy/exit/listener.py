@@ -20,8 +20,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from ..address import Destination
+from ..base.accept_loop import Acceptor
 from ..base.clock import clock
-from ..base.sockets import Acceptor, prepare
+from ..base.sockets import prepare
 from ..base.tasks import spawn
 from ..carriers.admission import frame_flight, read_flight
 from ..carriers.pipe import Pipe, TcpPipe

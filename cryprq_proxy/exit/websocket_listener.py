@@ -23,10 +23,9 @@ from aiohttp import web
 
 from ..address import AddressError, canonical_host
 from ..base.linger import SECONDS
-from ..base.text import reason_of
 from ..carriers.pipe import Pipe
 from ..carriers.websocket import MAX_MESSAGE, Watched, WebSocketPipe
-from ..errors import ConfigError
+from ..errors import ConfigError, reason_of
 from .settings import WebSocketSettings
 
 SECONDS_IN_ALL: Final = 10.0

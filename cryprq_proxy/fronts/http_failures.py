@@ -10,8 +10,7 @@ from typing import Final
 import h11
 
 from ..address import Destination
-from ..base.text import words_of
-from ..errors import CryprqError, StreamReason
+from ..errors import CryprqError, StreamReason, words_of
 
 type Field = tuple[bytes, bytes]
 

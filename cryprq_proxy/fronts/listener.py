@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from ..address import Destination
+from ..base.accept_loop import Acceptor
 from ..base.linger import Farewell
-from ..base.sockets import Acceptor, prepare
+from ..base.sockets import prepare
 from ..base.tasks import spawn
 from ..client.requests import StreamSource
 from ..errors import LocalError, StreamReason, StreamReset

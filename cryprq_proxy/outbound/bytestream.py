@@ -8,9 +8,9 @@ import socket
 from collections import deque
 from typing import Protocol
 
+from ..base.sockets import set_reset_on_close
 from ..errors import LocalError, StreamReason, StreamRefused, StreamReset
 from ..session.streams import AnyStream, Half, StreamHandler
-from .relay import set_reset_on_close
 
 
 class ByteStream(Protocol):

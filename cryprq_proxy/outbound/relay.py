@@ -10,11 +10,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-import struct
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Final
 
+from ..base.sockets import set_reset_on_close
 from ..errors import StreamReason
 from ..session.sendlog import SLOT_HEADROOM, SlotPool
 from ..session.streams import AnyStream, Half, StreamHandler
@@ -23,13 +23,6 @@ READS: Final = 2
 """Reads in one wake-up."""
 SLOTS: Final = 2
 """Pieces of up to 128 KiB in one read from a fast socket."""
-_LINGER_RESET: Final = struct.pack("ii", 1, 0)
-
-
-def set_reset_on_close(sock: socket.socket) -> None:
-    """Let `close` send a TCP reset, so that the application sees an error and not an early end."""
-    with contextlib.suppress(OSError):
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
 
 
 class Relay(StreamHandler):

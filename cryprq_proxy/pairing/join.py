@@ -19,14 +19,13 @@ from typing import Any, Final
 from ..base.files import SharedFile
 from ..base.paths import config_dir, read_text
 from ..base.tasks import spawn
-from ..base.text import reason_of
 from ..client.client import Client
 from ..client.settings import ClientSettings
 from ..config.client import ClientConfig, client_from
 from ..config.keys import choose_provider, own_identity
 from ..config.urls import parse_peer_url
 from ..crypto.identity import PeerId
-from ..errors import CloseReason, ConfigError, CryprqError, PeerError
+from ..errors import CloseReason, ConfigError, CryprqError, PeerError, reason_of
 from ..process.lifecycle import Stop
 from .invitation import Invitation
 

@@ -27,8 +27,7 @@ import msgspec
 
 from ..base.files import locked_directory
 from ..base.log import one_line
-from ..base.text import reason_of
-from ..errors import ConfigError, CryprqError
+from ..errors import ConfigError, CryprqError, reason_of
 from ..status import Status, StatusSource, encode, read
 from .actions import Action
 

@@ -30,8 +30,7 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from ..address import MAX_NAME
-from ..base.text import reason_of
-from ..errors import ConfigError
+from ..errors import ConfigError, reason_of
 
 MAX_NAMES: Final = 4_000_000
 """Names in all files: 60 MB, and 300 MB for a moment during sorting."""

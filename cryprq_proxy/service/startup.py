@@ -20,11 +20,10 @@ from msgspec import structs
 from .. import __version__
 from ..address import Destination
 from ..base.tasks import spawn
-from ..base.text import reason_of
 from ..carriers.lane.batch import UdpOffload
 from ..carriers.lane.offload_check import check_offload
 from ..config.role import LaneTable
-from ..errors import CryprqError
+from ..errors import CryprqError, reason_of
 from ..process.file_watch import FileWatch
 from ..process.lifecycle import Stop
 from ..process.recent_errors import RecentErrors

@@ -15,7 +15,7 @@ from asyncio_socks_server.core.types import Address
 from python_socks import ProxyError
 from python_socks.async_.asyncio import Proxy
 
-from cryprq_proxy.outbound.relay import set_reset_on_close
+from cryprq_proxy.base.sockets import set_reset_on_close
 from tests.support.applications import connect, read_all, read_exactly, request, through
 from tests.support.background import PATIENCE
 from tests.support.programs import Client, Exit, World, until

@@ -10,10 +10,10 @@ from dataclasses import replace
 import pytest
 
 from cryprq_proxy.address import Destination
+from cryprq_proxy.base.sockets import set_reset_on_close
 from cryprq_proxy.errors import StreamReason
 from cryprq_proxy.fronts.credentials import Credentials
 from cryprq_proxy.fronts.listener import ListenerSettings, MixedListener
-from cryprq_proxy.outbound.relay import set_reset_on_close
 from cryprq_proxy.session.streams import Half
 from cryprq_proxy.session.wire import StreamProtocol
 from tests.support.fake_source import FakeSource

@@ -8,8 +8,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from cryprq_proxy.base.sockets import set_reset_on_close
 from cryprq_proxy.errors import StreamReason
-from cryprq_proxy.outbound.relay import READS, SLOTS, Relay, set_reset_on_close
+from cryprq_proxy.outbound.relay import READS, SLOTS, Relay
 from cryprq_proxy.session.sendlog import SlotPool
 from cryprq_proxy.session.streams import Half
 from tests.support.fake_streams import FakeStream

@@ -8,7 +8,7 @@ import socket
 import threading
 from collections.abc import Callable
 
-from cryprq_proxy.outbound.relay import set_reset_on_close
+from cryprq_proxy.base.sockets import set_reset_on_close
 from cryprq_proxy.session.records import HEADER
 from tests.support.background import PATIENCE, Background
 

@@ -17,8 +17,7 @@ from typing import Final, Literal
 from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from cryprq_proxy.base.text import reason_of
-from cryprq_proxy.errors import ConfigError
+from cryprq_proxy.errors import ConfigError, reason_of
 from cryprq_proxy.lane.slices import KIND_MASK, MAX_PACKET, TCP4, TCP6, UDP_GSO, Shape
 from tun.device.device import PacketDevice
 from tun.device.offload import COMPLETE, VNET_SIZE, describe, split, vnet_header

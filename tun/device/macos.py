@@ -16,8 +16,7 @@ import socket
 import struct
 from typing import Final
 
-from cryprq_proxy.base.text import reason_of
-from cryprq_proxy.errors import ConfigError
+from cryprq_proxy.errors import ConfigError, reason_of
 from cryprq_proxy.lane.slices import Shape
 from tun.device.device import PacketDevice
 from tun.device.offload import COMPLETE, split

@@ -21,8 +21,7 @@ from collections.abc import Sequence
 from typing import Any, Final, Self
 
 from cryprq_proxy.base.tasks import spawn
-from cryprq_proxy.base.text import reason_of
-from cryprq_proxy.errors import ConfigError
+from cryprq_proxy.errors import ConfigError, reason_of
 
 from .forwarder import Forwarder
 from .framed import message_end

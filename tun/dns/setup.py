@@ -8,8 +8,7 @@ from functools import cache
 
 from cryprq_proxy.address import Destination
 from cryprq_proxy.base.clock import clock
-from cryprq_proxy.base.text import reason_of
-from cryprq_proxy.errors import ConfigError
+from cryprq_proxy.errors import ConfigError, reason_of
 from cryprq_proxy.outbound.bytestream import ByteStream
 
 from .blocklist import Blocklist, load

@@ -21,8 +21,7 @@ from pathlib import Path
 from typing import Final, Self
 
 from cryprq_proxy.base.tasks import spawn
-from cryprq_proxy.base.text import reason_of
-from cryprq_proxy.errors import ConfigError
+from cryprq_proxy.errors import ConfigError, reason_of
 from cryprq_proxy.rules.ranges import IPNetwork
 
 from .canaries import Canary, CanaryTargets, canaries

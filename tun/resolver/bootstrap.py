@@ -32,8 +32,7 @@ import dns.rdataclass
 import dns.rdatatype
 
 from cryprq_proxy.base.tasks import spawn
-from cryprq_proxy.base.text import reason_of
-from cryprq_proxy.errors import CryprqError
+from cryprq_proxy.errors import CryprqError, reason_of
 
 _log = logging.getLogger(__name__)
 

@@ -21,8 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from cryprq_proxy.base.text import reason_of
-from cryprq_proxy.errors import ConfigError
+from cryprq_proxy.errors import ConfigError, reason_of
 
 from ..journal import Entry, Record
 from .resolvconf_text import nameservers, render

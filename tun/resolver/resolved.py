@@ -26,8 +26,7 @@ from dbus_fast.aio import MessageBus
 from dbus_fast.constants import BusType
 
 from cryprq_proxy.base.tasks import spawn
-from cryprq_proxy.base.text import reason_of
-from cryprq_proxy.errors import ConfigError
+from cryprq_proxy.errors import ConfigError, reason_of
 
 from ..journal import Record, same_boot
 from .resolvconf_text import nameservers

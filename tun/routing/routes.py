@@ -33,8 +33,7 @@ from typing import Any, Final, NamedTuple
 
 from pyroute2 import AsyncIPRoute, NetlinkDumpInterrupted, NetlinkError
 
-from cryprq_proxy.base.text import reason_of
-from cryprq_proxy.errors import ConfigError, CryprqError
+from cryprq_proxy.errors import ConfigError, CryprqError, reason_of
 
 from .. import sysctl
 from ..journal import Entry, Record, Undoer

@@ -13,7 +13,7 @@ import socket
 from typing import Final
 
 from ...address import Destination
-from ...base.text import reason_of
+from ...errors import reason_of
 from .upstream import UpstreamProxy
 
 MAX_HEAD: Final = 16_384

@@ -17,7 +17,7 @@ from typing import Final
 from asyncio_socks_server.core.types import AuthMethod, Cmd, Rep
 
 from ...address import Destination, UnknownAddressType, encode, encoded_size
-from ...base.text import reason_of, words_of
+from ...errors import reason_of, words_of
 from .upstream import UpstreamProxy
 
 _VERSION: Final = 5

@@ -21,8 +21,7 @@ import aiohappyeyeballs
 
 from ...address import Destination
 from ...base.sockets import prepare
-from ...base.text import reason_of
-from ...errors import CarrierError, CloseReason, CryprqError
+from ...errors import CarrierError, CloseReason, CryprqError, reason_of
 
 STAGGER: Final = 0.25
 """Seconds between two attempts: the "Connection Attempt Delay" of RFC 8305 section 5."""

@@ -15,8 +15,7 @@ import aiohttp
 from aiohttp.client_proto import ResponseHandler
 
 from ...base.linger import SECONDS
-from ...base.text import reason_of
-from ...errors import CarrierError, CloseReason, ConfigError
+from ...errors import CarrierError, CloseReason, ConfigError, reason_of
 from ..websocket import MASKED_MESSAGE, MAX_MESSAGE, Watched, WebSocketPipe
 from .connect import Dialling, connect
 from .endpoint import Endpoint

@@ -16,9 +16,8 @@ from socket import AF_INET6
 from typing import Final
 
 from ...base.clock import clock
-from ...base.text import reason_of
 from ...crypto.primitives import Entropy, system_entropy
-from ...errors import ConfigError
+from ...errors import ConfigError, reason_of
 from ...lane.opening import EXPRESS_KIND, KIND, OVERHEAD
 from ...status import LaneSocketStatus, LanesStatus
 from .batch import Batch, SocketAddress, UdpOffload, UdpPeer

@@ -28,8 +28,7 @@ from ...address import Destination
 from ...base.files import SharedFile
 from ...base.log import one_line
 from ...base.paths import read_text
-from ...base.text import reason_of
-from ...errors import ConfigError, CryprqError
+from ...errors import ConfigError, CryprqError, reason_of
 
 SCHEMA: Final = "org.gnome.system.proxy"
 MODE: Final = f"{SCHEMA} mode"

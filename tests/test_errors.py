@@ -1,4 +1,4 @@
-"""Tests of cryprq_proxy/base/text.py: reasons and numbers in words."""
+"""Tests of cryprq_proxy/errors.py: reasons in words."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import ssl
 
 import pytest
 
-from cryprq_proxy.base.text import reason_of, words_of
-from cryprq_proxy.errors import CloseReason, StreamReason
+from cryprq_proxy.errors import CloseReason, StreamReason, reason_of, words_of
 
 
 @pytest.mark.parametrize(
