@@ -1,220 +1,45 @@
-"""The kill switch as it must be at any moment, and the code that puts it back.
+"""Keeps what system-wide mode has set: one task for each fact that another program may change.
 
-    FilterGate    the one place where the filter is changed: one change at a time, none after its end
-    TunnelGuard   looks at filter, routes, rules and resolver for as long as the tunnel runs, and restores them
+    kill switch       firewall/kill_switch.py     the table stands
+    routes            routing/routes.py           rules and routes are there; the local networks and uplinks around
+    system resolver   resolver/                   names are asked of the forwarder
 
-The filter depends on what others know: addresses of the exits, addresses inside the tunnel, the forwarder's port, the
-local networks, a person's rules. The gate holds the last word on each and makes the filter's settings of them.
+Each fact has a `watch` of its own beside the code that sets it: look, compare with what is wanted, put back. The guard
+starts and stops them, and passes on what one finds that another depends on.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from functools import partial
-from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import Final
 
 from cryprq_proxy.base.tasks import spawn
 from cryprq_proxy.errors import CryprqError
-from cryprq_proxy.status import KillSwitchStatus
 
-from .firewall.filter_settings import FilterSettings
-from .firewall.kill_switch import Filter
-from .firewall.policy import Policy
-from .journal import Record
+from .firewall.kill_switch import KillSwitch
 from .resolver.choose import ResolverSetting
-from .routing.exit_endpoints import ExitEndpoints
 from .routing.lan import Lan
 from .routing.routes import Routes
-from .routing.tunnel_addresses import TunnelAddresses
-from .settings import TunnelSettings
 
 _log = logging.getLogger(__name__)
 
-CHECK_SECONDS: Final = 2.0
-"""How often the guard checks whether another program has removed the filter."""
-
-
-class FilterGate:
-    """The filter of one tunnel, closed by `__init__`. After `shut` every change is refused.
-
-    Changes block for some milliseconds, so they are made on a thread. They raise CryprqError.
-    """
-
-    def __init__(
-        self,
-        settings: TunnelSettings,
-        exits: ExitEndpoints,
-        policy: Policy,
-        lan: Lan,
-        record: Record,
-        *,
-        ours: bool,
-    ) -> None:
-        """Write the filter to the journal and put it up; blocks. `ours`: the journal names one of an earlier run.
-
-        Raises CryprqError.
-        """
-        self._settings = settings
-        self.exits = exits
-        self.policy = policy
-        self.lan = lan
-        self._addresses = TunnelAddresses()
-        self._dns_port: int | None = None
-        self._resolvers: Callable[[], tuple[str, ...]] = tuple
-        self._changing = asyncio.Lock()
-        self._shut = False
-        self._filter = Filter.up(self._wanted(), record, ours=ours, keep_inbound=settings.keep_inbound)
-
-    async def shut(self) -> None:
-        """Refuse every further change, and wait for the end of one that is being made."""
-        self._shut = True
-        async with self._changing:
-            pass
-
-    async def _change[*A](self, change: Callable[[*A], object], *arguments: *A) -> None:
-        """Make a change on a thread. A caller that is cancelled still waits for the end of its change: no change may
-        come after the filter was removed."""
-        async with self._changing:
-            if self._shut:
-                raise CryprqError("system-wide mode is being undone; nothing can be changed any more")
-            changed = asyncio.get_running_loop().run_in_executor(None, change, *arguments)
-            try:
-                await asyncio.shield(changed)
-            except asyncio.CancelledError:
-                await asyncio.wait([changed])
-                raise
-
-    # --- what the filter depends on ---
-
-    async def follow_resolvers(self, resolvers: Callable[[], tuple[str, ...]]) -> None:
-        """The resolvers from before, as they are at each call: what a captive portal needs in a pause."""
-        self._resolvers = resolvers
-        await self.update()
-
-    async def follow_addresses(self, addresses: TunnelAddresses, dns_port: int) -> None:
-        """The addresses inside the tunnel, and the port where the forwarder listens on each."""
-        self._addresses, self._dns_port = addresses, dns_port
-        await self.update()
-
-    async def follow_exit(self, name: str, addresses: Sequence[str]) -> None:
-        """The newest addresses of one exit's name."""
-        self.exits.learn(name, addresses)
-        await self.update()
-
-    async def follow_lan(self, lan: Lan) -> None:
-        self.lan = lan
-        await self.update()
-
-    async def follow_policy(self, policy: Policy) -> None:
-        """Other rules. Where the filter cannot be changed, those from before stay."""
-        before, self.policy = self.policy, policy
-        try:
-            await self.update()
-        except BaseException:
-            self.policy = before
-            raise
-
-    async def update(self) -> None:
-        """Make the filter what it must be now."""
-        await self._change(lambda: self._filter.update(self._wanted()))
-
-    def _wanted(self) -> FilterSettings:
-        settings, lan = self._settings, self.lan
-        return FilterSettings(
-            tun=settings.device,
-            mark=settings.mark,
-            exits=self.exits.known(),
-            tunnel4=self._addresses.ipv4,
-            tunnel6=self._addresses.ipv6,
-            dns_port=self._dns_port,
-            lan=frozenset(lan.prefixes),
-            lan_allowed=settings.lan,
-            guests=frozenset(lan.guests),
-            uplinks=lan.uplinks,
-            excluded=frozenset(settings.exclude),
-            included=frozenset(settings.include),
-            excluded_uids=frozenset(
-                uid for first, last in settings.exclude_uids for uid in range(first, last + 1)
-            ),
-            kill_switch=settings.kill_switch,
-            rules=self.policy.filter,
-            portal_resolvers=self._portal_resolvers(),
-        )
-
-    def _portal_resolvers(self) -> tuple[IPv4Address | IPv6Address, ...]:
-        """Those from before, but for link-local ones: nft cannot send packets to an address with a zone."""
-        found = [ip_address(resolver) for resolver in self._resolvers()]
-        return tuple(address for address in found if not address.is_link_local)
-
-    # --- openings ---
-
-    @asynccontextmanager
-    async def open_for(self, resolvers: Sequence[str]) -> AsyncIterator[None]:
-        """Let the link's own questions to these resolvers through, for the exit's name."""
-        opening = self._filter.resolving([ip_address(address.partition("%")[0]) for address in resolvers])
-        entered = False
-
-        def enter() -> None:
-            nonlocal entered
-            opening.__enter__()
-            entered = True
-
-        try:
-            await self._change(enter)
-            yield
-        finally:
-            if entered:
-                await self._change(opening.__exit__, None, None, None)
-
-    async def pause(self, seconds: int) -> None:
-        """Let this machine past the tunnel for so long."""
-        await self._change(self._filter.pause, seconds)
-
-    # --- looking after it ---
-
-    async def restore(self) -> None:
-        """Put the filter back if another program has removed it, and make it what it must be now."""
-        await self._change(self._restore)
-
-    def _restore(self) -> None:
-        if not self._filter.standing():
-            _log.warning("another program removed the kill switch; it is put back")
-            self._filter.restore()
-        self._filter.update(self._wanted())
-
-    def status(self) -> KillSwitchStatus:
-        """Ask nft; blocks for some milliseconds."""
-        return KillSwitchStatus(
-            on=self._settings.kill_switch,
-            standing=self._filter.standing(),
-            paused=self._filter.paused(),
-            kept_in={cause: count.packets for cause, count in self._filter.counters().items()},
-        )
-
 
 class TunnelGuard:
-    """Tasks that restore filter, routes, rules and resolver when another program changes them.
-
-    From `__init__` to `stop`. `redial` is called when the uplink of this machine is another one.
-    """
+    """The tasks, from `__init__` to `stop`. `redial` is called when the uplink of this machine is another one."""
 
     def __init__(
-        self, gate: FilterGate, routes: Routes, resolver: ResolverSetting, redial: Callable[[], None]
+        self, kill_switch: KillSwitch, routes: Routes, resolver: ResolverSetting, redial: Callable[[], None]
     ) -> None:
-        self._gate = gate
+        self._kill_switch = kill_switch
         self._redial = redial
-        self._tasks = [
-            spawn(reported(name, watch), name)
-            for name, watch in (
-                ("routes", partial(routes.watch, self._follow_lan, self._follow_default)),
-                ("system resolver", resolver.watch),
-                ("kill switch", self._watch_filter),
-            )
-        ]
+        watches: dict[str, Callable[[], Awaitable[None]]] = {
+            "kill switch": kill_switch.watch,
+            "routes": partial(routes.watch, self._follow_lan, self._follow_default),
+            "system resolver": resolver.watch,
+        }
+        self._tasks = [spawn(reported(name, watch), name) for name, watch in watches.items()]
 
     async def stop(self) -> None:
         """Watch no longer; what is being restored is finished first."""
@@ -222,17 +47,9 @@ class TunnelGuard:
             task.cancel()
         await asyncio.wait(self._tasks)
 
-    async def _watch_filter(self) -> None:
-        while True:
-            await asyncio.sleep(CHECK_SECONDS)
-            try:
-                await self._gate.restore()
-            except CryprqError as error:
-                _log.warning("the kill switch could not be checked: %s", error)
-
     async def _follow_lan(self, lan: Lan) -> None:
         try:
-            await self._gate.follow_lan(lan)
+            await self._kill_switch.follow_lan(lan)
         except CryprqError as error:
             _log.warning("the filter does not know the present local networks yet: %s", error)
 

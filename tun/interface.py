@@ -35,7 +35,8 @@ from .dns.forwarder import Forwarder
 from .dns.server import DnsServer
 from .dns.settings import DnsSettings
 from .dns.setup import build
-from .guard import FilterGate, TunnelGuard, reported
+from .firewall.kill_switch import KillSwitch
+from .guard import TunnelGuard, reported
 from .journal import Record
 from .resolver.choose import ResolverSetting
 from .routing.routes import Routes, RouteSettings
@@ -62,7 +63,7 @@ class Foundation:
     """What stands before the link is up, and what the interface is built on."""
 
     settings: TunnelSettings
-    gate: FilterGate
+    kill_switch: KillSwitch
     resolver: ResolverSetting
     record: Record
 
@@ -118,7 +119,7 @@ class TunInterface(NoInterface):
         self._asked_at = resolver_addresses(addresses)
         self._stack = stack
         self._changed = asyncio.Event()
-        self._guard = TunnelGuard(foundation.gate, routes, foundation.resolver, link.redial)
+        self._guard = TunnelGuard(foundation.kill_switch, routes, foundation.resolver, link.redial)
         self._following = spawn(self._follow(), "tunnel interface")
         self.lane_changed()
 
@@ -135,15 +136,15 @@ class TunInterface(NoInterface):
         `lost` is called once, when another program has removed the device. Raises CryprqError; then device and
         forwarder are gone, and the filter still stands.
         """
-        settings, gate = foundation.settings, foundation.gate
+        settings, kill_switch = foundation.settings, foundation.kill_switch
         async with AsyncExitStack() as stack:
             device = Tun.open(settings.device, mtu=MTU, offload="auto" if settings.offload else False)
             stack.callback(device.close)
             configured = await device.configure(offered.interfaces())
             addresses = offered if len(configured) == len(offered.interfaces()) else offered.without_ipv6()
-            names = await Names.start(settings.dns, gate, link, addresses)
+            names = await Names.start(settings.dns, kill_switch, link, addresses)
             stack.callback(names.close)
-            await gate.follow_addresses(addresses, names.port)
+            await kill_switch.follow_addresses(addresses, names.port)
             routes = Routes(route_settings(settings, addresses), foundation.record)
             await routes.apply()
             joiner = UdpJoiner(link.send_packet)
@@ -202,7 +203,7 @@ class TunInterface(NoInterface):
         self._routes.settings = route_settings(self._foundation.settings, addresses)
         await self._device.configure(addresses.interfaces())
         await self._names.listen(addresses)
-        await self._foundation.gate.follow_addresses(addresses, self._names.port)
+        await self._foundation.kill_switch.follow_addresses(addresses, self._names.port)
         asked_at = resolver_addresses(addresses)
         if asked_at != self._asked_at:
             await set_resolver(self._foundation, asked_at)
@@ -239,7 +240,7 @@ class Names:
 
     @classmethod
     async def start(
-        cls, settings: DnsSettings, gate: FilterGate, link: PacketSender, addresses: TunnelAddresses
+        cls, settings: DnsSettings, kill_switch: KillSwitch, link: PacketSender, addresses: TunnelAddresses
     ) -> Names:
         """Read the blocklists, make the forwarder and listen. Raises CryprqError."""
         settings = replace(settings, ipv6=settings.ipv6 and addresses.ipv6 is not None)
@@ -258,7 +259,7 @@ class Names:
                 resolver=link.open_resolver,
                 connect=connect,
                 blocklist=blocklist,
-                also_blocks=lambda name: gate.policy.blocks(name),
+                also_blocks=lambda name: kill_switch.policy.blocks(name),
             )
         )
         try:

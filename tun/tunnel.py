@@ -34,8 +34,8 @@ from . import sysctl
 from .device.linux import Tun
 from .dns.setup import check
 from .firewall import nft
+from .firewall.kill_switch import KillSwitch
 from .firewall.policy import Policy, contradiction
-from .guard import FilterGate
 from .interface import Foundation, NoInterface, PacketSender, TunInterface, route_settings
 from .journal import Journal, Undoer, undo
 from .resolver import choose as resolver
@@ -103,7 +103,7 @@ class Tunnel:
         """`stack` undoes what stands already."""
         self._settings = foundation.settings
         self._foundation = foundation
-        self._gate = foundation.gate
+        self._kill_switch = foundation.kill_switch
         self._bootstrap = bootstrap
         self._ending = ending
         self._stack = stack
@@ -127,22 +127,22 @@ class Tunnel:
             lan = await read_lan(settings.device)
             ending = JournalEnding(journal, settings, fail_closed=left_closed)
             stack.push(ending.undo)
-            gate = FilterGate(
+            kill_switch = KillSwitch(
                 settings, ExitEndpoints(plan.exits), plan.policy, lan, journal.record, ours=ours
             )
-            stack.push_async_callback(gate.shut)
+            stack.push_async_callback(kill_switch.shut)
             ending.undo_all_but_the_filter("what an earlier run changed could not be undone")
             system_resolver = await resolver.choose(journal.record, state=settings.state)
-            await gate.follow_resolvers(system_resolver.upstreams)
-            bootstrap = Bootstrap(system_resolver.upstreams, gate.open_for, mark=settings.mark)
-            foundation = Foundation(settings, gate, system_resolver, journal.record)
+            await kill_switch.follow_resolvers(system_resolver.upstreams)
+            bootstrap = Bootstrap(system_resolver.upstreams, kill_switch.open_for, mark=settings.mark)
+            foundation = Foundation(settings, kill_switch, system_resolver, journal.record)
             return cls(foundation, bootstrap, ending, stack.pop_all())
 
     async def resolve(self, name: str) -> Sequence[str]:
         """The Resolve of the link: an exit's name, asked for past the tunnel. Raises CryprqError."""
         async with asyncio.timeout(RESOLVING_SECONDS):
             addresses = await self._bootstrap.resolve(name)
-        await self._gate.follow_exit(name, addresses)
+        await self._kill_switch.follow_exit(name, addresses)
         return addresses
 
     async def run(self, link: PacketSender) -> None:
@@ -205,25 +205,25 @@ class Tunnel:
 
     async def apply_rules(self, rules: RuleSet) -> None:
         """Other rules, for connections and questions from now on. Raises CryprqError; then those from before stay."""
-        await self._gate.follow_policy(checked_policy(self._settings, rules))
+        await self._kill_switch.follow_policy(checked_policy(self._settings, rules))
 
     async def pause(self, seconds: int) -> None:
         """Let this machine past the tunnel for so long. Raises CryprqError."""
-        await self._gate.pause(seconds)
+        await self._kill_switch.pause(seconds)
 
     async def status(self) -> TunStatus:
         """What `cryprq-proxy status` shows, and `cryprq-proxy leaktest` must know."""
-        settings, gate = self._settings, self._gate
+        settings, kill_switch = self._settings, self._kill_switch
         return structs.replace(
             self._interface.status(),
-            kill_switch=await asyncio.get_running_loop().run_in_executor(None, gate.status),
-            exits=tuple(sorted((str(exit.address), exit.port) for exit in gate.exits.known())),
-            uplinks=tuple(sorted(gate.lan.uplinks)),
-            lan=tuple(map(str, gate.lan.prefixes)) if settings.lan else (),
+            kill_switch=await asyncio.get_running_loop().run_in_executor(None, kill_switch.status),
+            exits=tuple(sorted((str(exit.address), exit.port) for exit in kill_switch.exits.known())),
+            uplinks=tuple(sorted(kill_switch.lan.uplinks)),
+            lan=tuple(map(str, kill_switch.lan.prefixes)) if settings.lan else (),
             exclude=tuple(map(str, settings.exclude)),
             include=tuple(map(str, settings.include)),
             exclude_uids=settings.exclude_uids,
-            rules=gate.policy.status(),
+            rules=kill_switch.policy.status(),
         )
 
 

@@ -9,7 +9,7 @@ from ..errors import CryprqError
 from ..status import OpenConnection, Status
 
 MAX_PAUSE: Final = 3600
-"""Seconds."""
+"""Seconds of a pause; the packet filter (tun/firewall/filter.py) opens for no longer either."""
 
 type Action = Callable[[str], Awaitable[Mapping[str, object]]]
 """Carries out a command of the control socket, with its argument. Raises CryprqError with the reason if it fails."""

@@ -42,7 +42,7 @@ from tests.support.lab.paths import (
     Paths,
     open_tun,
 )
-from tun.firewall.kill_switch import Filter
+from tun.firewall.filter import Filter
 from tun.firewall.policy import Policy
 from tun.firewall.user_rules import FilterRules
 

@@ -24,10 +24,10 @@ from cryprq_proxy.rules.engine import EVERYTHING, RuleSet
 from cryprq_proxy.rules.syntax import Rule, RuleAction, Verdict
 from cryprq_proxy.status import DeviceStatus, DnsStatus, KillSwitchStatus, TunRules, TunStatus
 from tests.support.settings import tunnel_settings
-from tun import guard, interface, tunnel
+from tun import interface, tunnel
 from tun.device.linux import MIN_MTU, Tun
 from tun.dns.names import from_text
-from tun.firewall import nft
+from tun.firewall import kill_switch, nft
 from tun.firewall.filter_settings import FilterSettings
 from tun.journal import Journal
 from tun.routing.exit_endpoints import MAX_ADDRESSES
@@ -79,7 +79,7 @@ class Machine:
         kinds = (nft.KIND, ROUTING, "resolver")
         monkeypatch.setattr(tunnel, "undoers", lambda settings: dict.fromkeys(kinds, undoer))
         monkeypatch.setattr(tunnel, "read_lan", read_lan)
-        monkeypatch.setattr(guard, "Filter", FilterFactory(machine))
+        monkeypatch.setattr(kill_switch, "Filter", FilterFactory(machine))
         monkeypatch.setattr(interface, "Routes", lambda *given: FakeRoutes(machine, *given))
         monkeypatch.setattr(interface, "build", build)
         monkeypatch.setattr(interface, "DnsServer", ServerFactory(machine))
@@ -663,7 +663,7 @@ async def test_the_filter_follows_the_networks_around(
 async def test_a_filter_that_others_removed_is_put_back(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(guard, "CHECK_SECONDS", 0.0)
+    monkeypatch.setattr(kill_switch, "CHECK_SECONDS", 0.0)
     wide = Wide(machine)
     await wide.up()
     machine.standing = False
@@ -692,7 +692,7 @@ async def test_the_filter_is_open_for_the_question_only(
     machine.take()
 
     async def ask(name: str) -> tuple[str, ...]:
-        async with wide.tunnel._gate.open_for(["192.168.1.1", "fe80::1%eth0"]):
+        async with wide.tunnel._kill_switch.open_for(["192.168.1.1", "fe80::1%eth0"]):
             machine.step(f"ask {name}")
         return ("192.0.2.7", "2001:db8::7")
 

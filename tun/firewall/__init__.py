@@ -3,7 +3,8 @@
 policy              which part of a person's rules is the filter's work, and which rule is refused
 filter_settings     what the client's table depends on
 client_table        the client's table, and user_rules, inbound: its parts
-kill_switch         the client's table in the kernel: put up, updated, opened for a time
+filter              the client's table in the kernel: put up, replaced, opened for a time
+kill_switch         that filter as it must be at any moment, put back when another program removes it
 exit_table          the exit's table: NAT, and what clients may not reach
 nft                 runs scripts and reads what stands; the journal's undo
 """

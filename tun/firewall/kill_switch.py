@@ -1,157 +1,196 @@
-"""The kill switch at work: puts up the table of client_table.py, keeps it current, opens it for a while.
+"""The kill switch: the client's filter as it must be at any moment, put back when another program removes it.
 
-`Filter.up` comes before anything else changes, with the device's name and no tunnel address yet. `update` follows when
-addresses, exits, LAN prefixes or the forwarder's port become known or change. The journal's undo (nft.py) takes the
-table away, last of all. If the process ends in any other manner, the filter stays and holds everything in.
+    follow_...   an exit's name, the tunnel's addresses, local networks or a person's rules have changed -> update
+    watch        every CHECK_SECONDS: does the table stand? If not, restore it
 
-Each opening is an element of a set with a time limit. The kernel closes it in time, whether this process lives or not.
+This is the one place where the client's filter is changed: one change at a time, none after `shut`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from ipaddress import ip_address
-from typing import Any, Final, Self
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import Final
 
-from cryprq_proxy.errors import LocalError
+from cryprq_proxy.errors import CryprqError
+from cryprq_proxy.status import KillSwitchStatus
 
 from ..journal import Record
-from . import nft
-from .client_table import COUNTERS, script
-from .filter_settings import FilterSettings, Openings
-from .inbound import NOT_KEPT, Address, Inbound, observe
-from .nft import CLIENT, Ask, Count, Run
+from ..routing.exit_endpoints import ExitEndpoints
+from ..routing.lan import Lan
+from ..routing.tunnel_addresses import TunnelAddresses
+from ..settings import TunnelSettings
+from .filter import Filter
+from .filter_settings import FilterSettings
+from .policy import Policy
 
-RESOLVING: Final = 30
-"""Seconds after which the opening for an exit's name closes by itself."""
-LONGEST_PAUSE: Final = 3600
-"""Seconds."""
+_log = logging.getLogger(__name__)
+
+CHECK_SECONDS: Final = 2.0
+"""Between two checks whether another program has removed the filter."""
 
 
-class Filter:
-    """The client's packet filter, made by `up`. All methods block for some milliseconds and raise NftError."""
+class KillSwitch:
+    """The filter of one tunnel, closed by `__init__`. After `shut` every change is refused.
 
-    def __init__(self, settings: FilterSettings, inbound: Inbound, run: Run, ask: Ask) -> None:
-        """For `up` only: the table stands already."""
-        self.settings = settings
-        self._inbound = inbound
-        self._run = run
-        self._ask = ask
-        self._asked: list[frozenset[Address]] = []
+    Changes block for some milliseconds, so they are made on a thread. They raise CryprqError.
+    """
 
-    @classmethod
-    def up(
-        cls,
-        settings: FilterSettings,
+    def __init__(
+        self,
+        settings: TunnelSettings,
+        exits: ExitEndpoints,
+        policy: Policy,
+        lan: Lan,
         record: Record,
         *,
         ours: bool,
-        keep_inbound: bool = False,
-        run: Run = nft.run,
-        ask: Ask = nft.ask,
-    ) -> Self:
-        """Write the table to the journal and put it up, in place of one that an earlier run left behind.
-
-        `record` is the journal's; `ours` says that an older entry of the journal names the table. `keep_inbound`:
-        connections from outside, those open now included, go on past the tunnel. `run` and `ask` reach the kernel.
-
-        Raises ConfigError if the table belongs to another program; then nothing was changed.
-        """
-        nft.claim(CLIENT, ours, record, ask)
-        inbound = observe() if keep_inbound else NOT_KEPT
-        run(script(settings, inbound))
-        return cls(settings, inbound, run, ask)
-
-    def update(self, settings: FilterSettings) -> None:
-        """From now on, the filter is that of `settings`; what is open stays open and the counters go on.
-
-        The table is replaced in one transaction, also if another program has removed it in between.
-        """
-        if settings != self.settings:
-            self._replace(settings)
-
-    def restore(self) -> None:
-        """Put the table back if another program has removed it (`nft flush ruleset`): see `standing`."""
-        self._replace(self.settings)
-
-    def _replace(
-        self,
-        settings: FilterSettings,
-        *,
-        pause: int | None = None,
-        bootstrap: Mapping[Address, int] | None = None,
     ) -> None:
-        """What is not given stays as it is."""
-        listed = self._ask("list", "table", "inet", CLIENT) or []
-        now = openings(listed)
-        wanted = Openings(
-            now.pause if pause is None else pause, now.bootstrap if bootstrap is None else bootstrap
-        )
-        self._run(script(settings, self._inbound, wanted, nft.counts(listed)))
-        self.settings = settings
+        """Write the filter to the journal and put it up; blocks. `ours`: the journal names one of an earlier run.
 
-    def standing(self) -> bool:
-        """Whether the kernel has our table. Other programs can remove it; ask now and then.
-
-        One small set is asked for: to list tables, nft reads all that is in them, which is much with long rules.
+        Raises CryprqError.
         """
-        return self._ask("list", "set", "inet", CLIENT, "open") is not None
+        self._settings = settings
+        self.exits = exits
+        self.policy = policy
+        self.lan = lan
+        self._addresses = TunnelAddresses()
+        self._dns_port: int | None = None
+        self._resolvers: Callable[[], tuple[str, ...]] = tuple
+        self._changing = asyncio.Lock()
+        self._shut = False
+        self._filter = Filter.up(self._wanted(), record, ours=ours, keep_inbound=settings.keep_inbound)
 
-    def counters(self) -> dict[str, Count]:
-        """What was kept in, by cause (COUNTERS); zeros if the table does not stand."""
-        found = nft.counts(self._ask("list", "counters", "table", "inet", CLIENT) or [])
-        return {cause: found.get(cause, Count(0, 0)) for cause in COUNTERS}
+    async def shut(self) -> None:
+        """Refuse every further change, and wait for the end of one that is being made."""
+        self._shut = True
+        async with self._changing:
+            pass
 
-    @contextmanager
-    def resolving(self, resolvers: Iterable[Address]) -> Iterator[None]:
-        """While inside, at most RESOLVING seconds: marked sockets may ask these resolvers on port 53.
+    async def _change[*A](self, change: Callable[[*A], object], *arguments: *A) -> None:
+        """Make a change on a thread. A caller that is cancelled still waits for the end of its change: no change may
+        come after the filter was removed."""
+        async with self._changing:
+            if self._shut:
+                raise CryprqError("system-wide mode is being undone; nothing can be changed any more")
+            changed = asyncio.get_running_loop().run_in_executor(None, change, *arguments)
+            try:
+                await asyncio.shield(changed)
+            except asyncio.CancelledError:
+                await asyncio.wait([changed])
+                raise
 
-        May be entered again before it is left: the last one out closes.
-        """
-        asked = frozenset(resolvers)
-        self._asked.append(asked)
+    # --- what the filter depends on ---
+
+    async def follow_resolvers(self, resolvers: Callable[[], tuple[str, ...]]) -> None:
+        """The resolvers from before, as they are at each call: what a captive portal needs in a pause."""
+        self._resolvers = resolvers
+        await self.update()
+
+    async def follow_addresses(self, addresses: TunnelAddresses, dns_port: int) -> None:
+        """The addresses inside the tunnel, and the port where the forwarder listens on each."""
+        self._addresses, self._dns_port = addresses, dns_port
+        await self.update()
+
+    async def follow_exit(self, name: str, addresses: Sequence[str]) -> None:
+        """The newest addresses of one exit's name."""
+        self.exits.learn(name, addresses)
+        await self.update()
+
+    async def follow_lan(self, lan: Lan) -> None:
+        self.lan = lan
+        await self.update()
+
+    async def follow_policy(self, policy: Policy) -> None:
+        """Other rules. Where the filter cannot be changed, those from before stay."""
+        before, self.policy = self.policy, policy
         try:
-            self._open_resolvers()
+            await self.update()
+        except BaseException:
+            self.policy = before
+            raise
+
+    async def update(self) -> None:
+        """Make the filter what it must be now."""
+        await self._change(lambda: self._filter.update(self._wanted()))
+
+    def _wanted(self) -> FilterSettings:
+        settings, lan = self._settings, self.lan
+        return FilterSettings(
+            tun=settings.device,
+            mark=settings.mark,
+            exits=self.exits.known(),
+            tunnel4=self._addresses.ipv4,
+            tunnel6=self._addresses.ipv6,
+            dns_port=self._dns_port,
+            lan=frozenset(lan.prefixes),
+            lan_allowed=settings.lan,
+            guests=frozenset(lan.guests),
+            uplinks=lan.uplinks,
+            excluded=frozenset(settings.exclude),
+            included=frozenset(settings.include),
+            excluded_uids=frozenset(
+                uid for first, last in settings.exclude_uids for uid in range(first, last + 1)
+            ),
+            kill_switch=settings.kill_switch,
+            rules=self.policy.filter,
+            portal_resolvers=self._portal_resolvers(),
+        )
+
+    def _portal_resolvers(self) -> tuple[IPv4Address | IPv6Address, ...]:
+        """Those from before, but for link-local ones: nft cannot send packets to an address with a zone."""
+        found = [ip_address(resolver) for resolver in self._resolvers()]
+        return tuple(address for address in found if not address.is_link_local)
+
+    # --- openings ---
+
+    @asynccontextmanager
+    async def open_for(self, resolvers: Sequence[str]) -> AsyncIterator[None]:
+        """Let the link's own questions to these resolvers through, for the exit's name."""
+        opening = self._filter.resolving([ip_address(address.partition("%")[0]) for address in resolvers])
+        entered = False
+
+        def enter() -> None:
+            nonlocal entered
+            opening.__enter__()
+            entered = True
+
+        try:
+            await self._change(enter)
             yield
         finally:
-            self._asked.remove(asked)
-            self._open_resolvers()
+            if entered:
+                await self._change(opening.__exit__, None, None, None)
 
-    def _open_resolvers(self) -> None:
-        self._replace(self.settings, bootstrap=dict.fromkeys(frozenset().union(*self._asked), RESOLVING))
+    async def pause(self, seconds: int) -> None:
+        """Let this machine past the tunnel for so long."""
+        await self._change(self._filter.pause, seconds)
 
-    def pause(self, seconds: int) -> None:
-        """New connections of this machine go past the tunnel, DNS to the network's resolvers, for `seconds`.
+    # --- looking after it ---
 
-        Tunnelled connections stay in the tunnel; containers too. No route needs to change: the filter marks
-        what is to go out, and the link's routing rule takes it. Raises LocalError if out of range.
-        """
-        if not 0 < seconds <= LONGEST_PAUSE:
-            raise LocalError(f"a pause lasts from 1 to {LONGEST_PAUSE} seconds")
-        self._replace(self.settings, pause=seconds)
+    async def watch(self) -> None:
+        """Restore the filter whenever another program has removed it, until cancelled."""
+        while True:
+            await asyncio.sleep(CHECK_SECONDS)
+            try:
+                await self._change(self._restore)
+            except CryprqError as error:
+                _log.warning("the kill switch could not be checked: %s", error)
 
-    def paused(self) -> int:
-        """Whole seconds that are left of the pause."""
-        return openings(self._ask("list", "set", "inet", CLIENT, "open") or []).pause
+    def _restore(self) -> None:
+        if not self._filter.standing():
+            _log.warning("another program removed the kill switch; it is put back")
+            self._filter.restore()
+        self._filter.update(self._wanted())
 
-
-def openings(listed: Iterable[Mapping[str, Any]]) -> Openings:
-    """What is open now, from what `nft -j` lists."""
-    pause = 0
-    bootstrap: dict[Address, int] = {}
-    for item in listed:
-        found = item.get("set", {})
-        title = str(found.get("name", ""))
-        for wrapped in found.get("elem", ()):
-            if not isinstance(wrapped, dict) or "elem" not in wrapped:
-                continue
-            element = wrapped["elem"]
-            # nft rounds down. What has less than a second left counts as closed: rounding up, frequent updates
-            # would keep it open for ever.
-            left = int(element.get("expires", 0))
-            if title == "open":
-                pause = max(pause, left)
-            elif title in ("bootstrap4", "bootstrap6"):
-                bootstrap[ip_address(element["val"])] = left
-    return Openings(pause, bootstrap)
+    def status(self) -> KillSwitchStatus:
+        """Ask nft; blocks for some milliseconds."""
+        return KillSwitchStatus(
+            on=self._settings.kill_switch,
+            standing=self._filter.standing(),
+            paused=self._filter.paused(),
+            kept_in={cause: count.packets for cause, count in self._filter.counters().items()},
+        )

@@ -1,198 +1,231 @@
-"""The kill switch on a kernel in memory, whose clock the tests turn: what is open, for how long, and what closes it."""
+"""The kill switch changes the filter and puts it back, as tun/guard.py lets it; the rest are fakes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
-from ipaddress import ip_address
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from typing import Any
 
 import pytest
 
-from cryprq_proxy.errors import ConfigError, LocalError
-from tests.support.nft_fakes import Kernel
-from tun.firewall.client_table import COUNTERS
-from tun.firewall.filter_settings import ExitEndpoint, FilterSettings
-from tun.firewall.kill_switch import LONGEST_PAUSE, RESOLVING, Filter
-from tun.firewall.nft import CLIENT, Count, NftError
+from cryprq_proxy.address import Destination
+from cryprq_proxy.errors import ConfigError, CryprqError
+from cryprq_proxy.rules.engine import EVERYTHING, RuleSet
+from cryprq_proxy.rules.syntax import Rule, RuleAction, Verdict
+from tests.support.settings import tunnel_settings
+from tun.firewall import kill_switch
+from tun.firewall.filter_settings import FilterSettings
+from tun.firewall.kill_switch import KillSwitch
+from tun.firewall.policy import Policy
+from tun.guard import TunnelGuard
+from tun.journal import Record
+from tun.routing.exit_endpoints import ExitEndpoints
+from tun.routing.lan import Lan
+from tun.routing.tunnel_addresses import TunnelAddresses
 
-SETTINGS = FilterSettings(
-    tun="cryprq0", mark=0x6372, exits=frozenset({ExitEndpoint(ip_address("5.75.10.2"), 443)})
+LAN = Lan((ip_network("192.168.1.0/24"),), (), frozenset({"eth0"}))
+BLOCK = RuleSet(
+    (Rule(action=RuleAction(Verdict.BLOCK), cidrs=(ip_network("192.0.2.0/24"),)),), RuleAction(Verdict.TUNNEL)
 )
-OTHER = replace(SETTINGS, lan_allowed=False)
-ONE, TWO, SIX = map(ip_address, ("192.0.2.1", "192.0.2.2", "2001:db8::1"))
 
 
-def up(kernel: Kernel, *, keep_inbound: bool = False) -> Filter:
-    return Filter.up(
-        SETTINGS, lambda entry: None, ours=True, keep_inbound=keep_inbound, run=kernel.run, ask=kernel.ask
+class FakeFilter:
+    """As filter.Filter. `refusal` is raised by the next change."""
+
+    def __init__(self, settings: FilterSettings) -> None:
+        self.settings = settings
+        self.steps: list[str] = []
+        self.stands = True
+        self.refusal: CryprqError | None = None
+        self.held: threading.Event | None = None
+        self.restored = threading.Event()
+
+    def _step(self, what: str) -> None:
+        if self.held is not None:
+            assert self.held.wait(20)
+        if self.refusal is not None:
+            refusal, self.refusal = self.refusal, None
+            raise refusal
+        self.steps.append(what)
+
+    def update(self, settings: FilterSettings) -> None:
+        if settings != self.settings:
+            self._step("update")
+            self.settings = settings
+
+    def standing(self) -> bool:
+        return self.stands
+
+    def restore(self) -> None:
+        self._step("restore")
+        self.stands = True
+        self.restored.set()
+
+    def pause(self, seconds: int) -> None:
+        self._step(f"pause {seconds}")
+
+    @contextmanager
+    def resolving(self, resolvers: list[Any]) -> Iterator[None]:
+        self._step(f"open {' '.join(map(str, resolvers))}")
+        yield
+        self._step("close")
+
+
+class FakeFactory:
+    def __init__(self) -> None:
+        self.made: FakeFilter
+
+    def up(self, settings: FilterSettings, record: Record, *, ours: bool, keep_inbound: bool) -> FakeFilter:
+        record({"kind": "filter"})
+        self.made = FakeFilter(settings)
+        return self.made
+
+
+class FakeRoutes:
+    async def watch(
+        self, lan: Callable[[Lan], Awaitable[None]], default: Callable[[int], Awaitable[None]]
+    ) -> None:
+        self.lan, self.default = lan, default
+        await asyncio.get_running_loop().create_future()
+
+
+class FakeResolver:
+    def __init__(self) -> None:
+        self.watched = asyncio.Event()
+
+    async def watch(self) -> None:
+        self.watched.set()
+        raise ConfigError("resolved is gone")
+
+
+class Guarded:
+    """A kill switch with its filter, and a guard on it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        factory = FakeFactory()
+        monkeypatch.setattr(kill_switch, "Filter", factory)
+        monkeypatch.setattr(kill_switch, "CHECK_SECONDS", 0.0)
+        self.recorded: list[object] = []
+        exits = ExitEndpoints([Destination("exit.example", 443)])
+        self.kill_switch = KillSwitch(
+            tunnel_settings(), exits, Policy(EVERYTHING), LAN, self.recorded.append, ours=False
+        )
+        self.filter = factory.made
+        self.routes, self.resolver = FakeRoutes(), FakeResolver()
+        self.redials = 0
+
+    def guard(self) -> TunnelGuard:
+        return TunnelGuard(self.kill_switch, self.routes, self.resolver, self.redial)  # type: ignore[arg-type]
+
+    def redial(self) -> None:
+        self.redials += 1
+
+
+@pytest.fixture
+async def guarded(monkeypatch: pytest.MonkeyPatch) -> Guarded:
+    return Guarded(monkeypatch)
+
+
+async def test_the_filter_is_made_with_what_is_known_and_follows_the_rest(guarded: Guarded) -> None:
+    switch, first = guarded.kill_switch, guarded.filter.settings
+    assert guarded.recorded == [{"kind": "filter"}]
+    assert (first.exits, first.tunnel4, first.dns_port, first.lan) == (
+        frozenset(),
+        None,
+        None,
+        {ip_network("192.168.1.0/24")},
     )
+    await switch.follow_exit("exit.example", ["192.0.2.1"])
+    await switch.follow_addresses(TunnelAddresses(IPv4Address("100.96.0.7"), IPv6Address("fd00::7")), 5300)
+    await switch.follow_resolvers(lambda: ("192.168.1.1", "fe80::1%eth0"))
+    await switch.follow_lan(Lan())
+    await switch.follow_policy(Policy(BLOCK))
+    now = guarded.filter.settings
+    assert {(str(exit.address), exit.port) for exit in now.exits} == {("192.0.2.1", 443)}
+    assert (str(now.tunnel4), str(now.tunnel6), now.dns_port) == ("100.96.0.7", "fd00::7", 5300)
+    assert now.portal_resolvers == (ip_address("192.168.1.1"),)
+    assert now.lan == frozenset()
+    assert len(now.rules.rules) == 1
+    assert guarded.filter.steps == ["update"] * 5
 
 
-def asked(kernel: Kernel) -> set[str]:
-    """The resolvers that marked sockets may ask now."""
-    return {*kernel.open(CLIENT, "bootstrap4"), *kernel.open(CLIENT, "bootstrap6")}
+async def test_rules_that_cannot_be_set_leave_those_from_before(guarded: Guarded) -> None:
+    before = guarded.kill_switch.policy
+    guarded.filter.refusal = CryprqError("refused")
+    with pytest.raises(CryprqError, match="refused"):
+        await guarded.kill_switch.follow_policy(Policy(BLOCK))
+    assert guarded.kill_switch.policy is before
+    await guarded.kill_switch.update()
+    assert guarded.filter.steps == []
 
 
-def test_the_journal_is_written_before_the_change() -> None:
-    kernel = Kernel()
-    written: list[Mapping[str, object]] = []
-
-    def record(entry: Mapping[str, object]) -> None:
-        assert not kernel.scripts
-        written.append(entry)
-
-    Filter.up(SETTINGS, record, ours=False, run=kernel.run, ask=kernel.ask)
-    assert written == [{"kind": "nft_table", "table": CLIENT}]
-    assert len(kernel.scripts) == 1
+async def test_the_opening_is_closed_also_after_a_failure(guarded: Guarded) -> None:
+    with pytest.raises(CryprqError, match="no answer"):
+        async with guarded.kill_switch.open_for(["192.168.1.1", "fe80::1%eth0"]):
+            raise CryprqError("no answer")
+    assert guarded.filter.steps == ["open 192.168.1.1 fe80::1", "close"]
 
 
-def test_a_table_of_our_own_is_replaced_and_not_journalled_again() -> None:
-    kernel = Kernel()
-    up(kernel)
-    written: list[Mapping[str, object]] = []
-    Filter.up(SETTINGS, written.append, ours=True, run=kernel.run, ask=kernel.ask)
-    assert not written
-    assert len(kernel.scripts) == 2
+async def test_after_the_end_nothing_is_changed(guarded: Guarded) -> None:
+    """Also by a change that was asked for before, and waits for its turn."""
+    guarded.filter.held = threading.Event()
+    first = asyncio.ensure_future(guarded.kill_switch.pause(5))
+    second = asyncio.ensure_future(guarded.kill_switch.pause(6))
+    await asyncio.sleep(0)
+    ending = asyncio.ensure_future(guarded.kill_switch.shut())
+    await asyncio.sleep(0)
+    assert not ending.done()
+    guarded.filter.held.set()
+    await ending
+    await first
+    for late in (second, guarded.kill_switch.update(), guarded.kill_switch.pause(7)):
+        with pytest.raises(CryprqError, match="is being undone"):
+            await late
+    assert guarded.filter.steps == ["pause 5"]
 
 
-def test_a_table_of_another_program_is_left_alone() -> None:
-    kernel = Kernel()
-    up(kernel)
-    written: list[Mapping[str, object]] = []
-    with pytest.raises(ConfigError, match="has not recorded"):
-        Filter.up(SETTINGS, written.append, ours=False, run=kernel.run, ask=kernel.ask)
-    assert not written
-    assert len(kernel.scripts) == 1
+async def test_who_is_cancelled_waits_for_the_end_of_the_change(guarded: Guarded) -> None:
+    guarded.filter.held = threading.Event()
+    change = asyncio.ensure_future(guarded.kill_switch.pause(5))
+    await asyncio.sleep(0)
+    change.cancel()
+    done, _ = await asyncio.wait([change], timeout=0)
+    assert not done
+    guarded.filter.held.set()
+    with pytest.raises(asyncio.CancelledError):
+        await change
+    assert guarded.filter.steps == ["pause 5"]
 
 
-def test_connections_from_outside_are_kept_only_on_demand() -> None:
-    for keep in (True, False):
-        kernel = Kernel()
-        up(kernel, keep_inbound=keep)
-        assert (
-            "@kept4 ct mark set" in kernel.scripts[0].partition("chain mark_in")[2].partition("}\n")[0]
-        ) == keep
+async def test_a_filter_that_others_removed_is_put_back_and_again_after_a_failure(
+    guarded: Guarded, caplog: pytest.LogCaptureFixture
+) -> None:
+    watching = guarded.guard()
+    for refusal in (None, CryprqError("refused")):
+        guarded.filter.refusal = refusal
+        guarded.filter.restored.clear()
+        guarded.filter.stands = False
+        assert await asyncio.to_thread(guarded.filter.restored.wait, 20)
+    await watching.stop()
+    assert guarded.filter.steps == ["restore", "restore"]
+    assert "another program removed the kill switch" in caplog.text
+    assert "the kill switch could not be checked: refused" in caplog.text
 
 
-def test_what_changes_nothing_asks_the_kernel_nothing() -> None:
-    kernel = Kernel()
-    client = up(kernel)
-    client.update(replace(SETTINGS))
-    assert len(kernel.scripts) == 1
-    client.update(OTHER)
-    assert client.settings == OTHER
-    assert len(kernel.scripts) == 2
-
-
-def test_a_pause_closes_by_itself() -> None:
-    kernel = Kernel()
-    client = up(kernel)
-    client.pause(60)
-    assert kernel.open(CLIENT, "open") == {"ipv4": 60, "ipv6": 60}
-    assert client.paused() == 60
-    kernel.now = 59.5
-    assert client.paused() == 0
-    kernel.now = 60
-    assert not kernel.open(CLIENT, "open")
-
-
-def test_updates_never_make_a_pause_longer() -> None:
-    """Each replaces the table: what is left of the pause goes on, rounded down."""
-    kernel = Kernel()
-    client = up(kernel)
-    client.pause(10)
-    for step in range(40):
-        kernel.now = step * 0.7
-        client.update(OTHER if step % 2 == 0 else SETTINGS)
-        assert all(left <= max(10 - kernel.now, 0) for left in kernel.open(CLIENT, "open").values())
-    assert not kernel.open(CLIENT, "open")
-
-
-@pytest.mark.parametrize("seconds", [-1, 0, LONGEST_PAUSE + 1])
-def test_a_pause_has_a_longest_time(seconds: int) -> None:
-    kernel = Kernel()
-    client = up(kernel)
-    with pytest.raises(LocalError, match="1 to 3600 seconds"):
-        client.pause(seconds)
-    assert not kernel.open(CLIENT, "open")
-    client.pause(LONGEST_PAUSE)
-    assert kernel.open(CLIENT, "open")["ipv4"] == LONGEST_PAUSE
-
-
-def test_resolvers_are_open_while_an_exit_is_resolved() -> None:
-    kernel = Kernel()
-    client = up(kernel)
-    client.pause(60)
-    with client.resolving([ONE, SIX]):
-        assert kernel.open(CLIENT, "bootstrap4") == {str(ONE): RESOLVING}
-        assert kernel.open(CLIENT, "bootstrap6") == {str(SIX): RESOLVING}
-        assert kernel.open(CLIENT, "open")["ipv4"] == 60
-    assert not asked(kernel)
-    assert kernel.open(CLIENT, "open")["ipv4"] == 60
-
-
-def test_the_last_one_out_closes() -> None:
-    kernel = Kernel()
-    client = up(kernel)
-    first, second = client.resolving([ONE]), client.resolving([ONE, TWO])
-    first.__enter__()
-    second.__enter__()
-    assert asked(kernel) == {str(ONE), str(TWO)}
-    second.__exit__(None, None, None)
-    assert asked(kernel) == {str(ONE)}
-    first.__exit__(None, None, None)
-    assert not asked(kernel)
-
-
-def test_an_opening_is_closed_after_a_failure() -> None:
-    kernel = Kernel()
-    client = up(kernel)
-    with pytest.raises(RuntimeError), client.resolving([ONE]):
-        raise RuntimeError
-    assert not asked(kernel)
-
-
-def test_an_opening_that_the_kernel_refuses_is_not_remembered() -> None:
-    kernel = Kernel()
-    client = up(kernel)
-
-    def refuse() -> None:
-        raise NftError("no")
-
-    kernel.before_run = refuse
-    with pytest.raises(NftError), client.resolving([ONE]):
-        pass
-    kernel.before_run = lambda: None
-    with client.resolving([TWO]):
-        assert asked(kernel) == {str(TWO)}
-
-
-def test_an_opening_that_nobody_closes_ends_in_the_kernel() -> None:
-    kernel = Kernel()
-    client = up(kernel)
-    client.resolving([ONE]).__enter__()
-    for step in range(100):
-        kernel.now = step * 0.5
-        client.update(OTHER if step % 2 == 0 else SETTINGS)
-    assert not asked(kernel)
-
-
-def test_a_removed_table_is_noticed_and_put_back() -> None:
-    kernel = Kernel()
-    client = up(kernel)
-    assert client.standing()
-    kernel.tables.clear()
-    assert not client.standing()
-    assert client.counters() == dict.fromkeys(COUNTERS, Count(0, 0))
-    assert client.paused() == 0
-    client.restore()
-    assert client.standing()
-    assert kernel.scripts[-1] == kernel.scripts[0]
-
-
-def test_counters_go_on_through_an_update() -> None:
-    kernel = Kernel()
-    client = up(kernel)
-    kernel.counters["dns"] = (3, 99)
-    client.update(OTHER)
-    assert client.counters() == dict.fromkeys(COUNTERS, Count(0, 0)) | {"dns": Count(3, 99)}
+async def test_the_guard_follows_networks_and_uplink(
+    guarded: Guarded, caplog: pytest.LogCaptureFixture
+) -> None:
+    watching = guarded.guard()
+    await guarded.resolver.watched.wait()
+    await guarded.routes.lan(Lan((ip_network("10.1.0.0/16"),)))
+    assert guarded.filter.settings.lan == {ip_network("10.1.0.0/16")}
+    await guarded.routes.default(4)
+    assert guarded.redials == 1
+    await watching.stop()
+    assert "system resolver: resolved is gone" in caplog.text
+    guarded.filter.stands = False
+    await asyncio.sleep(0)
+    assert "restore" not in guarded.filter.steps

@@ -1,0 +1,199 @@
+"""The client's filter on a kernel in memory, whose clock the tests turn: what is open, and what closes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from ipaddress import ip_address
+
+import pytest
+
+from cryprq_proxy.errors import ConfigError, LocalError
+from cryprq_proxy.process.actions import MAX_PAUSE
+from tests.support.nft_fakes import Kernel
+from tun.firewall.client_table import COUNTERS
+from tun.firewall.filter import RESOLVING, Filter
+from tun.firewall.filter_settings import ExitEndpoint, FilterSettings
+from tun.firewall.nft import CLIENT, Count, NftError
+
+SETTINGS = FilterSettings(
+    tun="cryprq0", mark=0x6372, exits=frozenset({ExitEndpoint(ip_address("5.75.10.2"), 443)})
+)
+OTHER = replace(SETTINGS, lan_allowed=False)
+ONE, TWO, SIX = map(ip_address, ("192.0.2.1", "192.0.2.2", "2001:db8::1"))
+
+
+def up(kernel: Kernel, *, keep_inbound: bool = False) -> Filter:
+    return Filter.up(
+        SETTINGS, lambda entry: None, ours=True, keep_inbound=keep_inbound, run=kernel.run, ask=kernel.ask
+    )
+
+
+def asked(kernel: Kernel) -> set[str]:
+    """The resolvers that marked sockets may ask now."""
+    return {*kernel.open(CLIENT, "bootstrap4"), *kernel.open(CLIENT, "bootstrap6")}
+
+
+def test_the_journal_is_written_before_the_change() -> None:
+    kernel = Kernel()
+    written: list[Mapping[str, object]] = []
+
+    def record(entry: Mapping[str, object]) -> None:
+        assert not kernel.scripts
+        written.append(entry)
+
+    Filter.up(SETTINGS, record, ours=False, run=kernel.run, ask=kernel.ask)
+    assert written == [{"kind": "nft_table", "table": CLIENT}]
+    assert len(kernel.scripts) == 1
+
+
+def test_a_table_of_our_own_is_replaced_and_not_journalled_again() -> None:
+    kernel = Kernel()
+    up(kernel)
+    written: list[Mapping[str, object]] = []
+    Filter.up(SETTINGS, written.append, ours=True, run=kernel.run, ask=kernel.ask)
+    assert not written
+    assert len(kernel.scripts) == 2
+
+
+def test_a_table_of_another_program_is_left_alone() -> None:
+    kernel = Kernel()
+    up(kernel)
+    written: list[Mapping[str, object]] = []
+    with pytest.raises(ConfigError, match="has not recorded"):
+        Filter.up(SETTINGS, written.append, ours=False, run=kernel.run, ask=kernel.ask)
+    assert not written
+    assert len(kernel.scripts) == 1
+
+
+def test_connections_from_outside_are_kept_only_on_demand() -> None:
+    for keep in (True, False):
+        kernel = Kernel()
+        up(kernel, keep_inbound=keep)
+        assert (
+            "@kept4 ct mark set" in kernel.scripts[0].partition("chain mark_in")[2].partition("}\n")[0]
+        ) == keep
+
+
+def test_what_changes_nothing_asks_the_kernel_nothing() -> None:
+    kernel = Kernel()
+    client = up(kernel)
+    client.update(replace(SETTINGS))
+    assert len(kernel.scripts) == 1
+    client.update(OTHER)
+    assert client.settings == OTHER
+    assert len(kernel.scripts) == 2
+
+
+def test_a_pause_closes_by_itself() -> None:
+    kernel = Kernel()
+    client = up(kernel)
+    client.pause(60)
+    assert kernel.open(CLIENT, "open") == {"ipv4": 60, "ipv6": 60}
+    assert client.paused() == 60
+    kernel.now = 59.5
+    assert client.paused() == 0
+    kernel.now = 60
+    assert not kernel.open(CLIENT, "open")
+
+
+def test_updates_never_make_a_pause_longer() -> None:
+    """Each replaces the table: what is left of the pause goes on, rounded down."""
+    kernel = Kernel()
+    client = up(kernel)
+    client.pause(10)
+    for step in range(40):
+        kernel.now = step * 0.7
+        client.update(OTHER if step % 2 == 0 else SETTINGS)
+        assert all(left <= max(10 - kernel.now, 0) for left in kernel.open(CLIENT, "open").values())
+    assert not kernel.open(CLIENT, "open")
+
+
+@pytest.mark.parametrize("seconds", [-1, 0, MAX_PAUSE + 1])
+def test_a_pause_has_a_longest_time(seconds: int) -> None:
+    kernel = Kernel()
+    client = up(kernel)
+    with pytest.raises(LocalError, match="1 to 3600 seconds"):
+        client.pause(seconds)
+    assert not kernel.open(CLIENT, "open")
+    client.pause(MAX_PAUSE)
+    assert kernel.open(CLIENT, "open")["ipv4"] == MAX_PAUSE
+
+
+def test_resolvers_are_open_while_an_exit_is_resolved() -> None:
+    kernel = Kernel()
+    client = up(kernel)
+    client.pause(60)
+    with client.resolving([ONE, SIX]):
+        assert kernel.open(CLIENT, "bootstrap4") == {str(ONE): RESOLVING}
+        assert kernel.open(CLIENT, "bootstrap6") == {str(SIX): RESOLVING}
+        assert kernel.open(CLIENT, "open")["ipv4"] == 60
+    assert not asked(kernel)
+    assert kernel.open(CLIENT, "open")["ipv4"] == 60
+
+
+def test_the_last_one_out_closes() -> None:
+    kernel = Kernel()
+    client = up(kernel)
+    first, second = client.resolving([ONE]), client.resolving([ONE, TWO])
+    first.__enter__()
+    second.__enter__()
+    assert asked(kernel) == {str(ONE), str(TWO)}
+    second.__exit__(None, None, None)
+    assert asked(kernel) == {str(ONE)}
+    first.__exit__(None, None, None)
+    assert not asked(kernel)
+
+
+def test_an_opening_is_closed_after_a_failure() -> None:
+    kernel = Kernel()
+    client = up(kernel)
+    with pytest.raises(RuntimeError), client.resolving([ONE]):
+        raise RuntimeError
+    assert not asked(kernel)
+
+
+def test_an_opening_that_the_kernel_refuses_is_not_remembered() -> None:
+    kernel = Kernel()
+    client = up(kernel)
+
+    def refuse() -> None:
+        raise NftError("no")
+
+    kernel.before_run = refuse
+    with pytest.raises(NftError), client.resolving([ONE]):
+        pass
+    kernel.before_run = lambda: None
+    with client.resolving([TWO]):
+        assert asked(kernel) == {str(TWO)}
+
+
+def test_an_opening_that_nobody_closes_ends_in_the_kernel() -> None:
+    kernel = Kernel()
+    client = up(kernel)
+    client.resolving([ONE]).__enter__()
+    for step in range(100):
+        kernel.now = step * 0.5
+        client.update(OTHER if step % 2 == 0 else SETTINGS)
+    assert not asked(kernel)
+
+
+def test_a_removed_table_is_noticed_and_put_back() -> None:
+    kernel = Kernel()
+    client = up(kernel)
+    assert client.standing()
+    kernel.tables.clear()
+    assert not client.standing()
+    assert client.counters() == dict.fromkeys(COUNTERS, Count(0, 0))
+    assert client.paused() == 0
+    client.restore()
+    assert client.standing()
+    assert kernel.scripts[-1] == kernel.scripts[0]
+
+
+def test_counters_go_on_through_an_update() -> None:
+    kernel = Kernel()
+    client = up(kernel)
+    kernel.counters["dns"] = (3, 99)
+    client.update(OTHER)
+    assert client.counters() == dict.fromkeys(COUNTERS, Count(0, 0)) | {"dns": Count(3, 99)}

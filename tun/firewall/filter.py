@@ -1,0 +1,156 @@
+"""The client\'s filter in the kernel: puts up the table of client_table.py, replaces it, opens it for a while.
+
+`Filter.up` comes before anything else changes, with the device's name and no tunnel address yet. `update` follows when
+addresses, exits, LAN prefixes or the forwarder's port become known or change. The journal's undo (nft.py) takes the
+table away, last of all. If the process ends in any other manner, the filter stays and holds everything in.
+
+Each opening is an element of a set with a time limit. The kernel closes it in time, whether this process lives or not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from ipaddress import ip_address
+from typing import Any, Final, Self
+
+from cryprq_proxy.errors import LocalError
+from cryprq_proxy.process.actions import MAX_PAUSE
+
+from ..journal import Record
+from . import nft
+from .client_table import COUNTERS, script
+from .filter_settings import FilterSettings, Openings
+from .inbound import NOT_KEPT, Address, Inbound, observe
+from .nft import CLIENT, Ask, Count, Run
+
+RESOLVING: Final = 30
+"""Seconds after which the opening for an exit's name closes by itself."""
+
+
+class Filter:
+    """The client's packet filter, made by `up`. All methods block for some milliseconds and raise NftError."""
+
+    def __init__(self, settings: FilterSettings, inbound: Inbound, run: Run, ask: Ask) -> None:
+        """For `up` only: the table stands already."""
+        self.settings = settings
+        self._inbound = inbound
+        self._run = run
+        self._ask = ask
+        self._asked: list[frozenset[Address]] = []
+
+    @classmethod
+    def up(
+        cls,
+        settings: FilterSettings,
+        record: Record,
+        *,
+        ours: bool,
+        keep_inbound: bool = False,
+        run: Run = nft.run,
+        ask: Ask = nft.ask,
+    ) -> Self:
+        """Write the table to the journal and put it up, in place of one that an earlier run left behind.
+
+        `record` is the journal's; `ours` says that an older entry of the journal names the table. `keep_inbound`:
+        connections from outside, those open now included, go on past the tunnel. `run` and `ask` reach the kernel.
+
+        Raises ConfigError if the table belongs to another program; then nothing was changed.
+        """
+        nft.claim(CLIENT, ours, record, ask)
+        inbound = observe() if keep_inbound else NOT_KEPT
+        run(script(settings, inbound))
+        return cls(settings, inbound, run, ask)
+
+    def update(self, settings: FilterSettings) -> None:
+        """From now on, the filter is that of `settings`; what is open stays open and the counters go on.
+
+        The table is replaced in one transaction, also if another program has removed it in between.
+        """
+        if settings != self.settings:
+            self._replace(settings)
+
+    def restore(self) -> None:
+        """Put the table back if another program has removed it (`nft flush ruleset`): see `standing`."""
+        self._replace(self.settings)
+
+    def _replace(
+        self,
+        settings: FilterSettings,
+        *,
+        pause: int | None = None,
+        bootstrap: Mapping[Address, int] | None = None,
+    ) -> None:
+        """What is not given stays as it is."""
+        listed = self._ask("list", "table", "inet", CLIENT) or []
+        now = openings(listed)
+        wanted = Openings(
+            now.pause if pause is None else pause, now.bootstrap if bootstrap is None else bootstrap
+        )
+        self._run(script(settings, self._inbound, wanted, nft.counts(listed)))
+        self.settings = settings
+
+    def standing(self) -> bool:
+        """Whether the kernel has our table. Other programs can remove it; ask now and then.
+
+        One small set is asked for: to list tables, nft reads all that is in them, which is much with long rules.
+        """
+        return self._ask("list", "set", "inet", CLIENT, "open") is not None
+
+    def counters(self) -> dict[str, Count]:
+        """What was kept in, by cause (COUNTERS); zeros if the table does not stand."""
+        found = nft.counts(self._ask("list", "counters", "table", "inet", CLIENT) or [])
+        return {cause: found.get(cause, Count(0, 0)) for cause in COUNTERS}
+
+    @contextmanager
+    def resolving(self, resolvers: Iterable[Address]) -> Iterator[None]:
+        """While inside, at most RESOLVING seconds: marked sockets may ask these resolvers on port 53.
+
+        May be entered again before it is left: the last one out closes.
+        """
+        asked = frozenset(resolvers)
+        self._asked.append(asked)
+        try:
+            self._open_resolvers()
+            yield
+        finally:
+            self._asked.remove(asked)
+            self._open_resolvers()
+
+    def _open_resolvers(self) -> None:
+        self._replace(self.settings, bootstrap=dict.fromkeys(frozenset().union(*self._asked), RESOLVING))
+
+    def pause(self, seconds: int) -> None:
+        """New connections of this machine go past the tunnel, DNS to the network's resolvers, for `seconds`.
+
+        Tunnelled connections stay in the tunnel; containers too. No route needs to change: the filter marks
+        what is to go out, and the link's routing rule takes it. Raises LocalError if out of range.
+        """
+        if not 0 < seconds <= MAX_PAUSE:
+            raise LocalError(f"a pause lasts from 1 to {MAX_PAUSE} seconds")
+        self._replace(self.settings, pause=seconds)
+
+    def paused(self) -> int:
+        """Whole seconds that are left of the pause."""
+        return openings(self._ask("list", "set", "inet", CLIENT, "open") or []).pause
+
+
+def openings(listed: Iterable[Mapping[str, Any]]) -> Openings:
+    """What is open now, from what `nft -j` lists."""
+    pause = 0
+    bootstrap: dict[Address, int] = {}
+    for item in listed:
+        found = item.get("set", {})
+        title = str(found.get("name", ""))
+        for wrapped in found.get("elem", ()):
+            if not isinstance(wrapped, dict) or "elem" not in wrapped:
+                continue
+            element = wrapped["elem"]
+            # nft rounds down. What has less than a second left counts as closed: rounding up, frequent updates
+            # would keep it open for ever.
+            left = int(element.get("expires", 0))
+            if title == "open":
+                pause = max(pause, left)
+            elif title in ("bootstrap4", "bootstrap6"):
+                bootstrap[ip_address(element["val"])] = left
+    return Openings(pause, bootstrap)
