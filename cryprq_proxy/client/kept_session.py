@@ -17,7 +17,7 @@ from ..base.clock import clock
 from ..carriers.admission import Admission
 from ..carriers.lane.batch import SocketAddress
 from ..carriers.lane.client import ClientLane
-from ..carriers.lane.packet_link import PacketLink
+from ..carriers.lane.packet_link import NetworkLink, PacketLink
 from ..carriers.rekey_thread import executor_offload
 from ..crypto.payloads import Feature
 from ..crypto.primitives import Provider, system_entropy
@@ -137,7 +137,7 @@ class KeptSession:
         link = (
             PacketLink(session)
             if network is NO_NETWORK
-            else PacketLink(session, network.received, network.addressed, network.lane_changed)
+            else NetworkLink(session, network.received, network.addressed, network.lane_changed)
         )
         self.packet_link = session.packet_link = link
         if lane is not None and established.features & Feature.LANE:

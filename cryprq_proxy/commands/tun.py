@@ -9,11 +9,12 @@ from typing import Final
 import click
 
 from ..errors import ConfigError, CryprqError
+from ..process.actions import MAX_PAUSE
 from .common import FILE, ask, ask_status, config_option, control_sockets
 
 
 @click.command()
-@click.argument("seconds", type=click.IntRange(1, 3600))
+@click.argument("seconds", type=click.IntRange(1, MAX_PAUSE))
 @config_option
 def pause(seconds: int, config: Path | None) -> None:
     """Let this machine past the tunnel for so many SECONDS, as for the login page of a hotel. Ends by itself."""

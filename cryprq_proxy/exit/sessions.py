@@ -17,7 +17,7 @@ from ..base.clock import clock
 from ..carriers.carrier import Carrier
 from ..carriers.lane.batch import SocketAddress
 from ..carriers.lane.listener import LaneListener
-from ..carriers.lane.packet_link import PacketLink
+from ..carriers.lane.packet_link import NetworkLink, PacketLink
 from ..carriers.rekey_thread import executor_offload
 from ..crypto.handshake import Established
 from ..crypto.identity import PeerId
@@ -153,7 +153,7 @@ class Sessions:
         link: PacketLink
         if features & Feature.PACKETS:
             received = self._network.received
-            link = PacketLink(entry.session, lambda *packet: received(link, *packet))
+            link = NetworkLink(entry.session, lambda *packet: received(link, *packet))
             try:
                 entry.addresses = self._network.join(entry.peer, link)
             except CryprqError as error:

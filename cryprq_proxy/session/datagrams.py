@@ -81,7 +81,7 @@ class BasePacketLink:
 
     def announced(self, number: int, index: int) -> None:
         """The peer expects datagrams of epoch `number` under `index`. Raises PeerError if no lane was agreed on."""
-        raise _unwanted("lane")
+        raise unwanted("lane")
 
     def datagrams(self) -> int:
         """Number of datagrams sealed or opened with the newest secrets; too many cause a rotation."""
@@ -93,12 +93,13 @@ class BasePacketLink:
 
     def packet_received(self, flags: int, segment: int, header: int, packet: memoryview) -> None:
         """A PACKET frame came. Raises PeerError if packets were not agreed on."""
-        raise _unwanted("packet")
+        raise unwanted("packet")
 
     def network_received(self, ipv4: bytes, ipv6: bytes) -> None:
         """A NETWORK frame came. Raises PeerError if none may come."""
-        raise _unwanted("network")
+        raise unwanted("network")
 
 
-def _unwanted(kind: str) -> PeerError:
+def unwanted(kind: str) -> PeerError:
+    """The error for a frame that was not agreed on."""
     return PeerError(CloseReason.PROTOCOL, f"the peer sent a {kind} frame that was not agreed on")

@@ -203,6 +203,9 @@ class _TcpClient(asyncio.Protocol):
         self._forwarder = forwarder
         self._clients = clients
         self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport
+        self._idle: asyncio.TimerHandle
+        """These two from `connection_made` on."""
         self._buffer = bytearray()
         self._tasks: set[asyncio.Task[None]] = set()
         self._full = False

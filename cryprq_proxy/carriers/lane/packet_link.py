@@ -14,7 +14,7 @@ from ...base.buffers import SHARED
 from ...crypto.handshake import EpochSecrets
 from ...crypto.primitives import Cipher
 from ...lane.slices import FLAGS_MASK, HEADROOM, KIND_MASK, MAX_PACKET, PLAIN, Run, Shape
-from ...session.datagrams import BasePacketLink
+from ...session.datagrams import BasePacketLink, unwanted
 from ...session.session import Session
 from ...session.wire import encode_lane
 from ...status import PacketLinkStatus, Traffic
@@ -27,23 +27,13 @@ type Receiver = Callable[[memoryview, int, int, Run], None]
 class PacketLink(BasePacketLink):
     """The packet link of one session. `lane` is None where there is none.
 
-    `receive` gets the peer's packets and `network` the addresses that the exit hands out. A side that expects none
-    leaves them out; then such a frame breaks the protocol. `lane_changed` is called when the lane comes up or goes
-    down, or takes packets of another size.
+    The peer's packets and addresses are refused: they break the protocol. `lane_changed` is called when the lane comes
+    up or goes down, or takes packets of another size.
     """
 
-    def __init__(
-        self,
-        session: Session,
-        receive: Receiver | None = None,
-        network: Callable[[bytes, bytes], None] | None = None,
-        lane_changed: Callable[[], None] = lambda: None,
-    ) -> None:
-        self._lane_changed = lane_changed
-        self._room = SHARED.scratch("arriving packets", HEADROOM + MAX_PACKET)
+    def __init__(self, session: Session, lane_changed: Callable[[], None] = lambda: None) -> None:
         self._session = session
-        self._receive = receive
-        self._network = network
+        self._lane_changed = lane_changed
         self.lane: LaneCarrier | None = None
         self.sent_on_carrier = 0
         self.received_on_carrier = 0
@@ -84,33 +74,10 @@ class PacketLink(BasePacketLink):
     def send_datagram(self, stream: int, destination: Destination, payload: bytes | memoryview) -> bool:
         return self.lane is not None and self.lane.send_datagram(stream, destination, payload)
 
-    def packet_received(self, flags: int, segment: int, header: int, packet: memoryview) -> None:
-        if self._receive is None:
-            super().packet_received(flags, segment, header, packet)
-            return
-        size = len(packet)
-        kind = flags & KIND_MASK
-        if flags & ~FLAGS_MASK or (not 0 < segment < size - header if kind != PLAIN else segment or header):
-            self.malformed += 1
-            return
-        self.received_on_carrier += 1
-        count = 1 if kind == PLAIN else -(-(size - header) // segment)
-        self._room[HEADROOM : HEADROOM + size] = packet
-        self._receive(
-            self._room, HEADROOM, HEADROOM + size, Run(Shape(flags, segment, header), 0, count, count)
-        )
-
-    def network_received(self, ipv4: bytes, ipv6: bytes) -> None:
-        if self._network is None:
-            super().network_received(ipv4, ipv6)
-        else:
-            self._network(ipv4, ipv6)
-
     # --- the lane's handler ----------------------------------------------------------------------------------------
 
     def packet(self, buffer: memoryview, start: int, end: int, run: Run) -> None:
-        if self._receive is not None:
-            self._receive(buffer, start, end, run)
+        """Drop a packet: none was agreed on."""
 
     def datagram(self, stream: int, destination: Destination, payload: memoryview) -> None:
         self._session.datagram_from_lane(stream, destination, payload)
@@ -128,3 +95,46 @@ class PacketLink(BasePacketLink):
                 "malformed": self.malformed,
             },
         )
+
+
+def refuse_addresses(ipv4: bytes, ipv6: bytes) -> None:
+    """For the exit, which hands out addresses. Raises PeerError."""
+    raise unwanted("network")
+
+
+class NetworkLink(PacketLink):
+    """A packet link with a network interface on this side.
+
+    `receive` gets the peer's packets, `addressed` the addresses that the peer hands out.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        receive: Receiver,
+        addressed: Callable[[bytes, bytes], None] = refuse_addresses,
+        lane_changed: Callable[[], None] = lambda: None,
+    ) -> None:
+        super().__init__(session, lane_changed)
+        self._receive = receive
+        self._addressed = addressed
+        self._room = SHARED.scratch("arriving packets", HEADROOM + MAX_PACKET)
+
+    def packet_received(self, flags: int, segment: int, header: int, packet: memoryview) -> None:
+        size = len(packet)
+        kind = flags & KIND_MASK
+        if flags & ~FLAGS_MASK or (not 0 < segment < size - header if kind != PLAIN else segment or header):
+            self.malformed += 1
+            return
+        self.received_on_carrier += 1
+        count = 1 if kind == PLAIN else -(-(size - header) // segment)
+        self._room[HEADROOM : HEADROOM + size] = packet
+        self._receive(
+            self._room, HEADROOM, HEADROOM + size, Run(Shape(flags, segment, header), 0, count, count)
+        )
+
+    def network_received(self, ipv4: bytes, ipv6: bytes) -> None:
+        self._addressed(ipv4, ipv6)
+
+    def packet(self, buffer: memoryview, start: int, end: int, run: Run) -> None:
+        self._receive(buffer, start, end, run)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cryprq_proxy.address import Destination
-from cryprq_proxy.carriers.lane.packet_link import PacketLink
+from cryprq_proxy.carriers.lane.packet_link import NetworkLink, PacketLink
 from cryprq_proxy.crypto.handshake import EpochSecrets
 from cryprq_proxy.crypto.primitives import Cipher
 from cryprq_proxy.errors import CloseReason, PeerError
@@ -67,13 +67,14 @@ class Ends:
         self.packets: list[tuple[bytes, Run]] = []
         self.networks: list[tuple[bytes, bytes]] = []
         self.changes = 0
-        self.client = PacketLink(
-            self.link.client,
-            self.received if receives else None,
-            self.addressed if receives else None,
-            self.changed,
-        )
-        self.exit = PacketLink(self.link.exit, self.received if receives else None)
+        self.client: PacketLink
+        self.exit: PacketLink
+        if receives:
+            self.client = NetworkLink(self.link.client, self.received, self.addressed, self.changed)
+            self.exit = NetworkLink(self.link.exit, self.received)
+        else:
+            self.client = PacketLink(self.link.client, self.changed)
+            self.exit = PacketLink(self.link.exit)
         self.lanes = FakeLane(), FakeLane()
         if lanes:
             self.client.lane, self.exit.lane = self.lanes  # type: ignore[assignment]
