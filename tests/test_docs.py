@@ -24,7 +24,7 @@ from cryprq_proxy.config.client import ClientConfig, client_from
 from cryprq_proxy.config.exit import ExitConfig, exit_from
 from cryprq_proxy.crypto.handshake import FIRST_SIZE, SECOND_SIZE, THIRD_SIZE, default_psk
 from cryprq_proxy.crypto.identity import PUBLIC_SIZE, SIGNATURE_SIZE, PeerId
-from cryprq_proxy.crypto.noise import SymmetricState, protocol_name
+from cryprq_proxy.crypto.noise import protocol_name
 from cryprq_proxy.crypto.payloads import (
     VERSION,
     Feature,
@@ -35,6 +35,7 @@ from cryprq_proxy.crypto.payloads import (
 )
 from cryprq_proxy.crypto.primitives import Cipher, new_aead
 from cryprq_proxy.crypto.rekey import REKEY_ANSWER_SIZE, REKEY_SIZE
+from cryprq_proxy.crypto.symmetric import SymmetricState
 from cryprq_proxy.errors import CloseReason, StreamReason
 from cryprq_proxy.lane import opening as train
 from cryprq_proxy.lane import path as lane_path

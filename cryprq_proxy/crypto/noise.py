@@ -9,14 +9,12 @@ tokens in order. The objects have the names of the specification, section 5. Bes
     sig     a signature of the handshake hash with the key that `s` carried, encrypted (sig)
 
 Here `s` is a signing key only, without Diffie-Hellman. An `Authenticator` defines what a signing key is, and
-which ones are accepted. Cipher and hash are always ChaCha20-Poly1305 and SHA-256. One rule is not in the
-tables: in a pattern with a psk, `e` is also mixed into the key (section 9.2), so that a first message is
-never encrypted under the psk alone.
+which ones are accepted. One rule is not in the tables: in a pattern with a psk, `e` is also mixed into the key
+(section 9.2), so that a first message is never encrypted under the psk alone.
 """
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Final, Literal, Protocol
@@ -24,23 +22,16 @@ from typing import Final, Literal, Protocol
 from ..errors import HandshakeError, LocalError
 from .primitives import (
     AEAD_TAG_SIZE,
-    HASH_SIZE,
     MLKEM_CIPHERTEXT_SIZE,
     MLKEM_PUBLIC_SIZE,
     X25519_SIZE,
-    Aead,
-    Cipher,
     Entropy,
-    InvalidTag,
     KemKey,
     Provider,
     X25519Key,
-    hkdf,
-    hmac_sha256,
-    new_aead,
-    sha256,
     system_entropy,
 )
+from .symmetric import SymmetricState
 
 type Token = Literal["psk", "e", "ee", "e1", "ekem1", "s", "sig"]
 type Pattern = tuple[tuple[Token, ...], ...]
@@ -62,9 +53,6 @@ PATTERNS: Final[Mapping[str, Pattern]] = {
 
 MAX_MESSAGE = 65535
 PSK_SIZE = 32
-_NONCE = struct.Struct("<4xQ")
-_MAX_NONCE = 2**64 - 1
-
 
 _TOKENS = {
     name: frozenset(token for message in pattern for token in message) for name, pattern in PATTERNS.items()
@@ -77,94 +65,6 @@ def protocol_name(pattern: str) -> bytes:
     tokens = _TOKENS[pattern]
     keys = "25519" + ("+MLKEM768" if "e1" in tokens else "") + ("+Ed25519+MLDSA65" if "sig" in tokens else "")
     return f"Noise_{pattern}_{keys}_ChaChaPoly_SHA256".encode()
-
-
-class CipherState:
-    """A key and a counter (section 5.1); without a key, data passes unchanged."""
-
-    __slots__ = ("_aead", "_nonce")
-
-    def __init__(self, key: bytes | None = None) -> None:
-        self._aead: Aead | None = None if key is None else new_aead(Cipher.CHACHA20_POLY1305, key)
-        self._nonce = 0
-
-    @property
-    def has_key(self) -> bool:
-        return self._aead is not None
-
-    def _next_nonce(self) -> bytes:
-        # The specification reserves the last nonce for rekeying.
-        if self._nonce == _MAX_NONCE:
-            raise LocalError("the nonces of this key are used up")
-        nonce = _NONCE.pack(self._nonce)
-        self._nonce += 1
-        return nonce
-
-    def encrypt(self, ad: bytes, plaintext: bytes) -> bytes:
-        """The ciphertext, 16 bytes longer than the plaintext."""
-        return plaintext if self._aead is None else self._aead.encrypt(self._next_nonce(), plaintext, ad)
-
-    def decrypt(self, ad: bytes, ciphertext: bytes) -> bytes:
-        """The plaintext. Raises HandshakeError if the ciphertext does not authenticate."""
-        if self._aead is None:
-            return ciphertext
-        try:
-            return self._aead.decrypt(self._next_nonce(), ciphertext, ad)
-        except InvalidTag:
-            raise HandshakeError("a message of the handshake does not authenticate") from None
-
-
-class SymmetricState:
-    """The chaining key `ck` and the handshake hash `h` (section 5.2)."""
-
-    __slots__ = ("_cipher", "_ck", "h")
-
-    def __init__(self, name: bytes) -> None:
-        self.h = name.ljust(HASH_SIZE, b"\0") if len(name) <= HASH_SIZE else sha256(name)
-        self._ck = self.h
-        self._cipher = CipherState()
-
-    @property
-    def has_key(self) -> bool:
-        return self._cipher.has_key
-
-    def _derive(self, material: bytes, count: int) -> list[bytes]:
-        """The HKDF of section 4.3: `count` outputs of 32 bytes."""
-        key, output, outputs = hmac_sha256(self._ck, material), b"", []
-        for index in range(1, count + 1):
-            output = hmac_sha256(key, output + bytes((index,)))
-            outputs.append(output)
-        return outputs
-
-    def mix_key(self, material: bytes) -> None:
-        self._ck, key = self._derive(material, 2)
-        self._cipher = CipherState(key)
-
-    def mix_hash(self, data: bytes) -> None:
-        self.h = sha256(self.h + data)
-
-    def mix_key_and_hash(self, material: bytes) -> None:
-        self._ck, hashed, key = self._derive(material, 3)
-        self.mix_hash(hashed)
-        self._cipher = CipherState(key)
-
-    def encrypt_and_hash(self, plaintext: bytes) -> bytes:
-        ciphertext = self._cipher.encrypt(self.h, plaintext)
-        self.mix_hash(ciphertext)
-        return ciphertext
-
-    def decrypt_and_hash(self, ciphertext: bytes) -> bytes:
-        plaintext = self._cipher.decrypt(self.h, ciphertext)
-        self.mix_hash(ciphertext)
-        return plaintext
-
-    def split(self) -> tuple[CipherState, CipherState]:
-        """The transport ciphers: initiator to responder, responder to initiator."""
-        first, second = self._derive(b"", 2)
-        return CipherState(first), CipherState(second)
-
-    def export(self, info: bytes, length: int) -> bytes:
-        return hkdf(self._ck, self.h, info, length)
 
 
 class Authenticator(Protocol):
@@ -237,23 +137,15 @@ class HandshakeState:
     def finished(self) -> bool:
         return self._turn == len(self._messages) and not self._broken
 
-    def split(self) -> tuple[CipherState, CipherState]:
-        """The two transport ciphers of the specification; valid after the last message only."""
-        self._require_finished()
-        return self._symmetric.split()
-
     def export(self, label: bytes, length: int) -> bytes:
         """`length` bytes of key material for one purpose; valid after the last message only.
 
         HKDF-SHA256 (RFC 5869) with ikm = the final chaining key, salt = the final handshake hash,
         info = "cryprq/1 " || label.
         """
-        self._require_finished()
-        return self._symmetric.export(b"cryprq/1 " + label, length)
-
-    def _require_finished(self) -> None:
         if not self.finished:
             raise LocalError("the handshake is not finished")
+        return self._symmetric.export(b"cryprq/1 " + label, length)
 
     # --- a message ---
 
