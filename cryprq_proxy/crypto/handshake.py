@@ -38,17 +38,12 @@ from .payloads import (
     Choice,
     Claim,
     HandshakeOffer,
+    InviteClaim,
+    ResumeRequest,
     choose,
     decode_proof,
     encode_proof,
 )
-
-# These five are part of this file's interface.
-from .payloads import RESUME_CLIENT as RESUME_CLIENT
-from .payloads import RESUME_EXIT as RESUME_EXIT
-from .payloads import InviteClaim as InviteClaim
-from .payloads import ResumeRequest as ResumeRequest
-from .payloads import resume_proof as resume_proof
 from .primitives import AEAD_KEY_SIZE, Cipher, Entropy, Provider, ciphers_by_speed, sha256, system_entropy
 
 PATTERN = "XXhfs+sig+psk0"
@@ -65,9 +60,6 @@ FIRST_SIZE: Final = _sizes(0, OFFER_MIN, OFFER_LIMIT)
 """Valid lengths of a first flight in bytes; the ranges leave room in the payloads for later versions."""
 SECOND_SIZE: Final = _sizes(1, CHOICE_SIZE, OFFER_LIMIT)
 THIRD_SIZE: Final = _sizes(2, PROOF_MIN, PROOF_LIMIT)
-FIRST_MAX: Final = FIRST_SIZE[-1]
-SECOND_MAX: Final = SECOND_SIZE[-1]
-THIRD_MAX: Final = THIRD_SIZE[-1]
 
 SECRET_SIZE = 32
 
@@ -320,11 +312,10 @@ class ClientHandshake(_Side):
 
 
 class ExitHandshake(_Side):
-    """The side that listens: `read_first`, `write_second`, `read_third`, then `peer_id`, `resume`,
-    `invite` and `result`.
+    """The side that listens: `read_first`, `write_second`, `read_third`, then `result`, `resume` and `invite`.
 
     Raises HandshakeError if the client's bytes are invalid; the driver must then close without an answer. It
-    must open no record that follows the third flight before it has accepted `peer_id`.
+    must open no record that follows the third flight before it has accepted `result.peer`.
     """
 
     def __init__(
@@ -369,11 +360,6 @@ class ExitHandshake(_Side):
                 raise HandshakeError("the third flight has the wrong length")
             self._claim = decode_proof(self._noise.read_message(flight))
             self._finish()
-
-    @property
-    def peer_id(self) -> PeerId:
-        """The client's id; valid after the third flight."""
-        return self.result.peer
 
     @property
     def resume(self) -> ResumeRequest | None:

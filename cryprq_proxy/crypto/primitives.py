@@ -21,10 +21,8 @@ from functools import cache
 from time import perf_counter_ns
 from typing import Any, Final, Protocol
 
+from cryptography import exceptions
 from cryptography.exceptions import InvalidSignature
-
-# Users of an Aead need it.
-from cryptography.exceptions import InvalidTag as InvalidTag
 from cryptography.hazmat.backends.openssl.backend import backend
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -94,6 +92,9 @@ def constant_time_equal(left: bytes, right: bytes) -> bool:
 
 
 # --- AEAD ---
+
+InvalidTag = exceptions.InvalidTag
+"""Raised by an Aead for data that is not authentic."""
 
 
 class Cipher(IntEnum):

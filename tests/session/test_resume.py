@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cryprq_proxy.address import Destination
-from cryprq_proxy.crypto.handshake import ClientHandshake, ExitHandshake, ResumeRequest, resume_proof
+from cryprq_proxy.crypto.handshake import ClientHandshake, ExitHandshake
 from cryprq_proxy.crypto.identity import Identity
+from cryprq_proxy.crypto.payloads import ResumeRequest, resume_proof
 from cryprq_proxy.errors import CloseReason, PeerError, StreamReason
 from cryprq_proxy.session import wire
 from cryprq_proxy.session.records import RecordOpener, RecordSealer

@@ -13,14 +13,9 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from cryprq_proxy.crypto.handshake import (
-    ClientHandshake,
-    EpochSecrets,
-    ExitHandshake,
-    InviteClaim,
-    ResumeRequest,
-)
+from cryprq_proxy.crypto.handshake import ClientHandshake, EpochSecrets, ExitHandshake
 from cryprq_proxy.crypto.identity import Identity
+from cryprq_proxy.crypto.payloads import InviteClaim, ResumeRequest
 from cryprq_proxy.crypto.primitives import Cipher, Entropy, KemKey, MldsaKey, Provider, select_provider
 from cryprq_proxy.crypto.rekey import RekeyInitiator, answer_rekey
 
