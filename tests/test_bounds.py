@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import ast
-from pathlib import Path
 
 import pytest
 
-from tests.test_docs import THREATS, table
-
-ROOT = Path(__file__).parent.parent
+from tests.support.pages import ROOT, THREATS, table
 
 REACHED = {
     "handshakes at once": ["exit/test_listener.py::test_no_more_handshakes_at_once_than_configured"],

@@ -47,18 +47,14 @@ from cryprq_proxy.session.session import DATAGRAM_QUEUE, PACKET_QUEUE
 from cryprq_proxy.session.streams import INITIAL_WINDOW
 from cryprq_proxy.session.wire import Kind, StreamProtocol
 from cryprq_proxy.status import ClientStatus
-from tests.test_layers import LAYERS
+from tests.support.pages import ARCHITECTURE, PROTOCOL, README, ROOT, THREATS, table
 from tun import settings as tun_settings
 from tun.device.coalesce import MAX_URGENT
 from tun.firewall import nft
 from tun.routing import route_rules as rules
 
-ROOT = Path(__file__).parent.parent
-README = ROOT / "README.md"
-PROTOCOL = ROOT / "docs" / "protocol.md"
-THREATS = ROOT / "docs" / "threat-model.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md")), ROOT / "tests" / "vectors" / "README.md"]
-OURS = [README, PROTOCOL, THREATS, ROOT / "docs" / "architecture.md"]
+OURS = [README, PROTOCOL, THREATS, ARCHITECTURE]
 
 
 def by_name(path: Path) -> str:
@@ -69,22 +65,6 @@ NO_KEYS = {"http_proxy", "https_proxy", "gso_size"}
 """Environment variables of other programs and a field of the protocol, written like keys."""
 LATER = {"docs/benchmarks.md"}
 """Written by `make bench` and by hand from measurements: the one target of a link that may be missing."""
-
-
-def table(page: Path, *heads: str) -> list[list[str]]:
-    """The cells, without back-ticks, of the one table whose header begins with `heads`."""
-    found: list[list[str]] = []
-    lines = iter(page.read_text().splitlines())
-    for line in lines:
-        if line.startswith("| " + " | ".join(heads) + " |"):
-            next(lines)
-            for row in lines:
-                if not row.startswith("|"):
-                    break
-                cells = re.split(r"(?<!\\)\|", row.strip().strip("|"))
-                found.append([cell.strip().replace("`", "").replace("\\|", "|") for cell in cells])
-            return found
-    raise AssertionError(f"{page.name} has no table with the columns {heads}")
 
 
 def number(text: str) -> int:
@@ -124,20 +104,6 @@ def test_places_named_in_the_text_exist(page: Path) -> None:
     for name in re.findall(r"`([a-z_]+/[a-zA-Z0-9_./-]*)`", page.read_text()):
         if name.split("/")[0] in tops:
             assert (ROOT / name).exists() or (ROOT / "cryprq_proxy" / name).exists(), f"{page.name}: {name}"
-
-
-def test_the_architecture_has_a_line_for_every_package() -> None:
-    """And every package in it exists, on the layer that tests/test_layers.py keeps."""
-    page = ROOT / "docs" / "architecture.md"
-    layer_of: dict[str, int] = {}
-    for layer, places, _ in table(page, "layer", "package"):
-        for place in places.split(", "):
-            name = place.rstrip("/").removesuffix(".py").replace("/", ".")
-            layer_of["tun" if name == "tun" else f"cryprq_proxy.{name}"] = int(layer)
-    outside = {"cryprq_proxy.cli": 12, "cryprq_proxy.__main__": 13}
-    assert layer_of | outside == LAYERS
-    inside_tun = {place.rstrip("/") for row in table(page, "place") for place in row[0].split(", ")}
-    assert inside_tun == {path.name for path in (ROOT / "tun").iterdir() if not path.name.startswith("__")}
 
 
 def test_make_verbs_exist() -> None:

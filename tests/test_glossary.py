@@ -8,9 +8,8 @@ from collections import defaultdict
 
 import pytest
 
-from tests.test_docs import ROOT, table
+from tests.support.pages import GLOSSARY, ROOT, table
 
-GLOSSARY = ROOT / "docs" / "glossary.md"
 ROWS = table(GLOSSARY, "word", "what it means", "not")
 REPLACED = sorted({word for row in ROWS for word in row[2].split(", ") if word})
 

@@ -7,13 +7,14 @@ other; only the values of layer 0 may. Imports under TYPE_CHECKING and inside fu
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.support.pages import ARCHITECTURE, ROOT, table
 
 LAYERS = {
     "cryprq_proxy.errors": 0,
@@ -291,3 +292,27 @@ def test_few_modules_stand_beside_the_packages(package: str, most: int) -> None:
     """A new module belongs into a room; these few are what all rooms share."""
     modules = {path.stem for path in (ROOT / package).glob("*.py")} - {"__init__"}
     assert len(modules) <= most, sorted(modules)
+
+
+def test_the_architecture_has_a_line_for_every_package() -> None:
+    """And every package in it exists, on the layer that LAYERS gives it."""
+    layer_of: dict[str, int] = {}
+    for layer, places, _ in table(ARCHITECTURE, "layer", "package"):
+        for place in places.split(", "):
+            name = place.rstrip("/").removesuffix(".py").replace("/", ".")
+            layer_of["tun" if name == "tun" else f"cryprq_proxy.{name}"] = int(layer)
+    outside = {"cryprq_proxy.cli": 12, "cryprq_proxy.__main__": 13}
+    assert layer_of | outside == LAYERS
+    inside_tun = {place.rstrip("/") for row in table(ARCHITECTURE, "place") for place in row[0].split(", ")}
+    assert inside_tun == {path.name for path in (ROOT / "tun").iterdir() if not path.name.startswith("__")}
+
+
+def test_no_test_module_imports_another() -> None:
+    """What two of them need is in tests/support."""
+    found = [
+        f"{path.relative_to(ROOT)}:{line}: {module}"
+        for path in (ROOT / "tests").rglob("*.py")
+        for line, module in imports(path.read_text("utf-8"), module_name(path))
+        if re.match(r"tests\..*\btest_", module)
+    ]
+    assert not found, "\n".join(found)

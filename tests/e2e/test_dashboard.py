@@ -21,7 +21,8 @@ from cryprq_proxy.web.events import Events
 from cryprq_proxy.web.guard import new_token
 from cryprq_proxy.web.server import AdminServer
 from tests.support.applications import read_exactly, through
-from tests.support.devtools import Browser, Tab, chromium, each_of, find
+from tests.support.browser import NOT_INSTALLED, find
+from tests.support.devtools import Browser, Tab, chromium, each_of
 from tests.support.programs import World as Programs
 from tests.support.programs import free_port
 from tests.support.targets import TcpTarget
@@ -66,7 +67,7 @@ async def site() -> AsyncIterator[Site]:
 @pytest.fixture
 async def browser(tmp_path: Path) -> AsyncIterator[Browser]:
     if find() is None:
-        pytest.skip("Chromium is not installed; on Debian: apt-get install chromium")
+        pytest.skip(NOT_INSTALLED)
     async with chromium(tmp_path) as browser:
         yield browser
 
@@ -439,7 +440,7 @@ FORM = """(() => {
 async def test_a_rebound_name_in_the_browser(site: Site, tmp_path: Path) -> None:
     """The browser believes that evil.example is 127.0.0.1: same origin for the page, but not for us."""
     if find() is None:
-        pytest.skip("Chromium is not installed; on Debian: apt-get install chromium")
+        pytest.skip(NOT_INSTALLED)
     async with (
         chromium(tmp_path, "--host-resolver-rules=MAP evil.example 127.0.0.1") as browser,
         browser.tab() as tab,

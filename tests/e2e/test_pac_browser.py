@@ -7,10 +7,7 @@ proxy arrives if and only if the browser knows the name, and one that goes to th
 from __future__ import annotations
 
 import queue
-import shutil
-import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
@@ -22,13 +19,10 @@ from cryprq_proxy.address import AddressError, Destination, encode
 from cryprq_proxy.rules.engine import RuleSet, load_rules
 from cryprq_proxy.rules.pac.script import MIME_TYPE, pac
 from cryprq_proxy.rules.syntax import Rule, RuleAction, Verdict
-from tests.e2e.test_browser import FLAGS, NAMES, end_group
 from tests.support import rule_cases
 from tests.support.background import PATIENCE, Background
+from tests.support.browser import NOT_INSTALLED, find, started
 from tests.support.programs import Client, free_port
-
-OFF = ("--proxy-bypass-list", "--timeout", "--virtual-time-budget")
-"""Flags of the other tests that these do without: a PAC file has no bypass list, and the page itself says its end."""
 
 MAPPED = ("*near.test*", "192.0.2.7", "*2001*db8*", "blocked.test", "listed.test", "else.test")
 
@@ -110,27 +104,11 @@ class Site:
 
 @pytest.fixture
 def site(background: Background) -> Iterator[Site]:
+    if find() is None:
+        pytest.skip(NOT_INSTALLED)
     site = Site(background)
     yield site
     site.close()
-
-
-@contextmanager
-def chromium(url: str, directory: Path, *flags: str) -> Iterator[None]:
-    program = next(filter(None, map(shutil.which, NAMES)), None)
-    if program is None:
-        pytest.skip("Chromium is not installed; on Debian: apt-get install chromium")
-    usual = [flag for flag in FLAGS if not flag.startswith(OFF)]
-    browser = subprocess.Popen(
-        [program, *usual, f"--user-data-dir={directory}/profile", *flags, url],
-        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True,
-        start_new_session=True, env={"PATH": "/usr/bin:/bin", "HOME": str(directory)},
-    )  # fmt: skip
-    try:
-        yield
-    finally:
-        end_group(browser)
-        browser.wait(PATIENCE)
 
 
 def browse(site: Site, directory: Path, rules: RuleSet, proxy: int, urls: list[str]) -> dict[str, str]:
@@ -143,7 +121,7 @@ def browse(site: Site, directory: Path, rules: RuleSet, proxy: int, urls: list[s
         f"--proxy-pac-url=http://127.0.0.1:{site.port}/proxy.pac",
         f"--host-resolver-rules={mapped}, MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
     )
-    with chromium(f"http://127.0.0.1:{site.port}/", directory, *flags):
+    with started(directory, *flags, f"http://127.0.0.1:{site.port}/"):
         found: dict[str, str] = site.results.get(timeout=2 * PATIENCE)
     assert found.keys() == set(urls)
     return found
@@ -217,7 +195,7 @@ def test_thousands_of_targets(lists: bool, site: Site, tmp_path: Path) -> None:
     site.page = EVALUATE
     site.script = pac(rules, Destination("127.0.0.1", 1080), Destination("127.0.0.1", 1080))
     site.urls = [(f"http://{target}/", target.host) for target in targets]
-    with chromium(f"http://127.0.0.1:{site.port}/", tmp_path):
+    with started(tmp_path, f"http://127.0.0.1:{site.port}/"):
         answers = site.results.get(timeout=2 * PATIENCE)
     decided = [rules.decide(*target).action.verdict is Verdict.DIRECT for target in targets]
     said = [answer == "DIRECT" for answer in answers]

@@ -8,7 +8,7 @@ import socket
 import struct
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -18,6 +18,7 @@ import pytest
 from cryprq_proxy.errors import ConfigError, LocalError
 from cryprq_proxy.rules.syntax import Verdict
 from tests.support.lab.capture import Capture
+from tests.support.lab.filters import DNS_PORT, SETTINGS, UID, Client, Journal
 from tests.support.lab.net import Lab, until
 from tests.support.lab.paths import (
     CLIENT4,
@@ -46,50 +47,7 @@ from tun.firewall.filter import Filter
 from tun.firewall.filter_settings import ExitEndpoint, FilterSettings
 from tun.firewall.user_rules import FilterRule, FilterRules
 
-DNS_PORT = 5300
-UID = 4711
-SETTINGS = FilterSettings(
-    tun=TUN,
-    mark=MARK,
-    exits=frozenset({ExitEndpoint(ip_address(EXIT4), 443), ExitEndpoint(ip_address(EXIT6), 443)}),
-    tunnel4=ip_address(TUNNEL4),  # type: ignore[arg-type]
-    tunnel6=ip_address(TUNNEL6),  # type: ignore[arg-type]
-    dns_port=DNS_PORT,
-    lan=frozenset(map(ip_network, ("192.168.77.0/24", "172.20.0.0/24", "fe80::/10", "fd20::/64"))),
-    guests=frozenset(map(ip_network, ("172.20.0.0/24", "fd20::/64"))),
-    uplinks=frozenset({"eth0"}),
-    portal_resolvers=(ip_address(WORLD4),),
-)
 BOTH = pytest.mark.parametrize("public", [PUBLIC4, PUBLIC6], ids=["ipv4", "ipv6"])
-
-
-class Journal(list[Mapping[str, object]]):
-    """In place of the file."""
-
-
-class Client:
-    """A filter whose every method works inside the client's namespace."""
-
-    def __init__(self, paths: Paths, settings: FilterSettings = SETTINGS, *, keep: bool = False) -> None:
-        self.paths = paths
-        self.journal = Journal()
-        self.keep = keep
-        self.settings = settings
-
-    def do[Result](self, method: Callable[[Filter], Result]) -> Result:
-        with self.paths.client.entered():
-            return method(self.filter)
-
-    def up(self) -> Client:
-        with self.paths.client.entered():
-            self.filter = Filter.up(self.settings, self.journal.append, ours=False, keep_inbound=self.keep)
-        return self
-
-    def change(self, **changes: object) -> None:
-        self.do(lambda each: each.update(replace(each.settings, **changes)))  # type: ignore[arg-type]
-
-    def dropped(self, cause: str) -> int:
-        return self.do(Filter.counters)[cause].packets
 
 
 @pytest.fixture

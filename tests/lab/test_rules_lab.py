@@ -19,9 +19,9 @@ import pytest
 from cryprq_proxy.address import Destination
 from cryprq_proxy.rules.engine import RuleSet
 from cryprq_proxy.rules.syntax import Rule, RuleAction, Verdict, parse_cidr, parse_ports
-from tests.lab.test_filter_lab import DNS_PORT, SETTINGS, UID, Client, Journal
-from tests.rules.test_agreement import SEEDS, accepted
+from tests.support.agreed_rules import SEEDS, accepted
 from tests.support.lab.capture import Capture
+from tests.support.lab.filters import DNS_PORT, SETTINGS, UID, Client, Journal
 from tests.support.lab.net import Lab, Namespace, until
 from tests.support.lab.paths import (
     CLIENT4,

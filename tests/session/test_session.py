@@ -25,7 +25,7 @@ from cryprq_proxy.session.session import (
 )
 from cryprq_proxy.session.streams import Stream
 from cryprq_proxy.session.wire import StreamProtocol
-from tests.session.test_wire import SMALL_FRAMES
+from tests.support.frames import SMALL_FRAMES
 from tests.support.links import TARGET, App, Link, ToyProvider
 from tests.support.settings import session_limits
 

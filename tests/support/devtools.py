@@ -5,9 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-import os
-import shutil
-import signal
 import subprocess
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -16,19 +13,10 @@ from typing import Any, Literal, Self
 
 import aiohttp
 
-NAMES = ("chromium", "chromium-browser", "google-chrome")
-FLAGS = (
-    "--headless=new", "--no-sandbox", "--disable-quic", "--disable-background-networking", "--mute-audio",
-    "--disable-component-update", "--disable-sync", "--disable-gpu", "--disable-dev-shm-usage", "--disable-extensions",
-    "--disable-default-apps", "--no-first-run", "--no-default-browser-check", "--no-proxy-server", "--hide-scrollbars",
-    "--remote-debugging-port=0",
-)  # fmt: skip
+from tests.support.browser import started
+
+FLAGS = ("--mute-audio", "--no-proxy-server", "--hide-scrollbars", "--remote-debugging-port=0")
 PATIENCE = 30.0
-
-
-def find() -> str | None:
-    """The browser's path, if one is installed."""
-    return next(filter(None, map(shutil.which, NAMES)), None)
 
 
 class Navigated(Exception):
@@ -141,25 +129,13 @@ class Tab:
 @asynccontextmanager
 async def chromium(directory: Path, *flags: str) -> AsyncIterator[Browser]:
     """A browser with a profile of its own, ended with all its helpers."""
-    path = find()
-    assert path is not None
-    profile = directory / "profile"
-    process = subprocess.Popen(
-        [path, *FLAGS, *flags, f"--user-data-dir={profile}", "about:blank"],
-        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        start_new_session=True, env={"PATH": "/usr/bin:/bin", "HOME": str(directory)},
-    )  # fmt: skip
-    try:
-        port = await _port(profile / "DevToolsActivePort", process)
+    with started(directory, *FLAGS, *flags, "about:blank") as process:
+        port = await _port(directory / "profile" / "DevToolsActivePort", process)
         async with aiohttp.ClientSession() as http:
             yield Browser(http, port)
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
 
 
-async def _port(file: Path, process: subprocess.Popen[bytes]) -> int:
+async def _port(file: Path, process: subprocess.Popen[str]) -> int:
     async with asyncio.timeout(PATIENCE):
         while True:
             assert process.poll() is None, "the browser ended by itself"
