@@ -24,6 +24,8 @@ from ..session.records import HEADER, MAX_RECORD, TAG, RecordOpener, RecordSeale
 from ..session.session import Session
 from .pipe import Pipe
 
+HANDSHAKE_TIMEOUT: Final = 10.0
+"""Seconds that each side gives the other for the handshake, the verdict included."""
 MAX_VERDICT: Final = 64
 """Bytes of frames in the exit's first record at most."""
 

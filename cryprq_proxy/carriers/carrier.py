@@ -51,20 +51,14 @@ class CarrierOwner(Protocol):
         the error or the peer ended it."""
 
 
-class SocketOptions(Protocol):
-    """What `socket` and the sockets of asyncio's transports have in common."""
-
-    def setsockopt(self, level: int, name: int, value: int, /) -> None: ...
-
-
 class Carrier:
     """A session, already attached, on a connection that the carrier closes. Call `start`."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, sock: SocketOptions, session: Session, owner: CarrierOwner
+        self, loop: asyncio.AbstractEventLoop, sock: socket.socket, session: Session, owner: CarrierOwner
     ) -> None:
         self._loop = loop
-        self._options = sock
+        self._sock = sock
         self._session = session
         self._owner = owner
         self._meter = RateMeter()
@@ -127,7 +121,7 @@ class Carrier:
     def _set_lowat(self, size: int) -> None:
         if TCP_NOTSENT_LOWAT is not None:
             with contextlib.suppress(OSError):
-                self._options.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, size)
+                self._sock.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, size)
 
     # --- time and end ----------------------------------------------------------------------------------------------
 

@@ -10,9 +10,9 @@ import asyncio
 import socket
 from typing import Protocol
 
-from ..errors import CarrierError, CloseReason, reason_of
+from ..errors import CarrierError, CloseReason
 from ..session.session import Session
-from .carrier import Carrier, CarrierOwner
+from .carrier import Carrier, CarrierOwner, broken
 from .lane.batch import SocketAddress
 from .tcp import TcpCarrier
 
@@ -59,9 +59,7 @@ class TcpPipe:
             try:
                 part = await self._loop.sock_recv(self._sock, size - len(parts))
             except OSError as error:
-                raise CarrierError(
-                    CloseReason.TIMED_OUT, f"the connection broke: {reason_of(error)}"
-                ) from None
+                raise broken(error) from None
             if not part:
                 raise CarrierError(
                     CloseReason.TIMED_OUT, "the other side ended the connection during the handshake"
@@ -73,7 +71,7 @@ class TcpPipe:
         try:
             await self._loop.sock_sendall(self._sock, data)
         except OSError as error:
-            raise CarrierError(CloseReason.TIMED_OUT, f"the connection broke: {reason_of(error)}") from None
+            raise broken(error) from None
 
     def close(self) -> None:
         self._sock.close()

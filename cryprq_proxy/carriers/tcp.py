@@ -33,10 +33,10 @@ class TcpCarrier(Carrier):
         self, loop: asyncio.AbstractEventLoop, sock: socket.socket, session: Session, owner: CarrierOwner
     ) -> None:
         super().__init__(loop, sock, session, owner)
-        self._sock = sock
         self._fd = sock.fileno()
         self._incoming = SHARED.scratch("arriving records", HEADER + MAX_RECORD + RECEIVE_SIZE)
         self._partial = b""
+        self._buffer = memoryview(b"")
         self._unsent: memoryview | None = None
         """What the kernel has not taken of `_buffer`."""
         self._reading = True

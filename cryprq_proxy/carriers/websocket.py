@@ -15,15 +15,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from ..base.clock import clock
 from ..base.linger import SECONDS, wait_for
 from ..base.tasks import spawn
-from ..errors import CarrierError, CloseReason, PeerError, reason_of
+from ..errors import CarrierError, CloseReason, PeerError
 from ..session.session import Session
-from .carrier import ROUNDS, Carrier, CarrierOwner
+from .carrier import ROUNDS, Carrier, CarrierOwner, broken
 from .lane.batch import SocketAddress
+
+if TYPE_CHECKING:
+    from aiohttp import ClientWebSocketResponse
+    from aiohttp.web import WebSocketResponse
 
 MAX_MESSAGE: Final = 1 << 20
 """Bytes of the largest message that is accepted, more than twice what this side sends."""
@@ -38,27 +42,11 @@ _NORMAL_CLOSURE, _GOING_AWAY, _PROTOCOL_ERROR, _UNSUPPORTED_DATA = 1000, 1001, 1
 """Codes of RFC 6455 section 7.4.1."""
 
 
-class WebSocketMessage(Protocol):
-    """aiohttp's WSMessage."""
-
-    @property
-    def type(self) -> int: ...
-    @property
-    def data(self) -> Any: ...
-
-
-class OpenWebSocket(Protocol):
-    """What ClientWebSocketResponse and WebSocketResponse of aiohttp have in common."""
-
-    async def receive(self) -> WebSocketMessage: ...
-    async def send_bytes(self, data: Any) -> None: ...
-    async def close(self, *, code: int = ..., message: bytes = ...) -> bool: ...
-
-
 class Watched(asyncio.Protocol):
     """A mixin for aiohttp's protocols that reports when the transport has nothing more to send."""
 
-    emptied: Callable[[], None] | None = None
+    emptied: Callable[[], None] = staticmethod(lambda: None)
+    """Called when the transport has nothing to send any more, or has closed."""
     full = False
     """Whether the transport had to keep bytes since this was last set to False."""
 
@@ -68,13 +56,11 @@ class Watched(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        if self.emptied is not None:
-            self.emptied()
+        self.emptied()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         super().connection_lost(exc)  # type: ignore[arg-type]
-        if self.emptied is not None:
-            self.emptied()
+        self.emptied()
 
 
 def report_all(transport: asyncio.Transport) -> None:
@@ -102,7 +88,7 @@ class WebSocketPipe:
 
     def __init__(
         self,
-        socket: OpenWebSocket,
+        socket: ClientWebSocketResponse | WebSocketResponse,
         transport: asyncio.Transport,
         watched: Watched,
         ended: Callable[[], Awaitable[object]],
@@ -148,14 +134,12 @@ class WebSocketPipe:
         self._watched.full = False
         self._emptied.clear()
         try:
-            await self.socket.send_bytes(data)
+            await self.socket.send_bytes(data)  # type: ignore[arg-type]  # aiohttp takes any buffer
             if self.transport.get_write_buffer_size():
                 await self._emptied.wait()
             return self._watched.full
         except OSError as error:
-            raise CarrierError(
-                CloseReason.TIMED_OUT, f"the connection to the peer broke: {reason_of(error)}"
-            ) from None
+            raise broken(error) from None
 
     def close(self) -> None:
         self.finish(None, _NORMAL_CLOSURE)

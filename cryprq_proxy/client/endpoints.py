@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Final, NamedTuple
 
-from ..carriers.admission import RunStep, meet_exit
+from ..carriers.admission import HANDSHAKE_TIMEOUT, RunStep, meet_exit
 from ..carriers.dial.connect import Dialling
 from ..carriers.dial.dial import dial
 from ..carriers.dial.endpoint import Endpoint
@@ -26,7 +26,6 @@ from ..crypto.handshake import ClientHandshake
 from ..errors import CarrierError, CloseReason, PeerError
 
 DIAL_TIMEOUT: Final = 10.0
-HANDSHAKE_TIMEOUT: Final = 10.0
 HEAD_START: Final = 0.5
 """Seconds before the next endpoint is tried too."""
 

@@ -11,7 +11,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Executor
-from typing import Any, Final
+from typing import Any
 
 from ..base.clock import clock
 from ..carriers.admission import Admission
@@ -24,16 +24,13 @@ from ..crypto.primitives import Provider, system_entropy
 from ..errors import CarrierError, CloseReason, PeerError, StreamReason
 from ..lane.slices import Shape
 from ..session.sendlog import MemoryBudget, SlotPool
-from ..session.session import Session
+from ..session.session import RESUME_SECONDS, Session
 from ..session.status import Totals
 from ..session.streams import Stream
 from .packet_ports import NO_NETWORK, ClientNetwork
 from .settings import ClientSettings
 
 _log = logging.getLogger(__name__)
-
-RESUME_SECONDS: Final = 300.0
-"""How long a session without a carrier is kept, as the exit does by default."""
 
 
 class KeptSession:

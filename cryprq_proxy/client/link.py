@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from ..base.clock import clock
 from ..base.linger import all_said
-from ..carriers.admission import Admission, admit_client
+from ..carriers.admission import HANDSHAKE_TIMEOUT, Admission, admit_client
 from ..carriers.carrier import Carrier
 from ..carriers.dial.connect import Dialling
 from ..carriers.dial.endpoint import Endpoint
@@ -32,7 +32,7 @@ from ..session.sendlog import SlotPool
 from ..session.streams import Stream
 from ..status import CarrierStatus
 from .backoff import STABLE_SECONDS, Backoff
-from .endpoints import HANDSHAKE_TIMEOUT, Endpoints, ReachedExit, handshake_late
+from .endpoints import Endpoints, ReachedExit, handshake_late
 from .kept_session import KeptSession
 from .packet_ports import NO_NETWORK, ClientNetwork
 from .settings import ClientSettings

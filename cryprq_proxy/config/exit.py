@@ -16,7 +16,7 @@ from ..crypto.identity import PeerId
 from ..errors import ConfigError
 from ..exit.egress import EgressPolicy
 from ..exit.settings import ExitBounds
-from ..session.session import SessionLimits
+from ..session.session import RESUME_SECONDS, SessionLimits
 from .authorized import read_peers
 from .decode import Text, build, count, decode_file, path, read_source, seconds, size, switch, with_flags
 from .role import GIB, KIB, MIB, LinkLimits, RoleConfig, is_loopback
@@ -54,7 +54,7 @@ class ExitLimitsTable(LinkLimits, frozen=True, kw_only=True):
     handshakes_per_minute: Annotated[int, count(1, 1_000_000)] = 60
     sessions_per_peer: Annotated[int, count(1, 65_536)] = 8
     detached_sessions_per_peer: Annotated[int, count(0, 65_536)] = 2
-    resume_seconds: Annotated[float, seconds(0, 86_400)] = 300.0
+    resume_seconds: Annotated[float, seconds(0, 86_400)] = RESUME_SECONDS
     retained_total: Annotated[int, size(64 * KIB, 1024 * GIB)] = 256 * MIB
     connect_timeout: Annotated[float, seconds(0.1, 600)] = 10.0
 

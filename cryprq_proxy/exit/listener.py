@@ -24,7 +24,7 @@ from ..base.accept_loop import Acceptor
 from ..base.clock import clock
 from ..base.sockets import prepare
 from ..base.tasks import spawn
-from ..carriers.admission import frame_flight, read_flight
+from ..carriers.admission import HANDSHAKE_TIMEOUT, frame_flight, read_flight
 from ..carriers.pipe import Pipe, TcpPipe
 from ..crypto.handshake import FIRST_SIZE, THIRD_SIZE, ExitHandshake
 from ..crypto.identity import Identity
@@ -39,8 +39,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-HANDSHAKE_TIMEOUT: Final = 10.0
-"""Seconds from the first byte to the verdict."""
 BACKLOG: Final = 256
 SIGNATURES_WAITING: Final = 8
 """Handshakes that may be at the slow steps at once; more are closed."""

@@ -16,6 +16,8 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Final
 
+from asyncio_socks_server.core.types import Cmd
+
 from ..address import Destination
 from ..base.accept_loop import Acceptor
 from ..base.linger import Farewell
@@ -29,7 +31,7 @@ from ..session.streams import AnyStream, StreamHandler
 from ..session.wire import StreamProtocol
 from .credentials import Credentials
 from .http_proxy import HttpProxy, HttpTunnel
-from .socks import Command, SocksServer
+from .socks import SocksServer
 from .socks_udp import UdpFront
 
 _log = logging.getLogger(__name__)
@@ -245,7 +247,7 @@ class SocksConnection(StreamHandler):
             self._farewell()
         elif socks.request is not None:
             self.negotiating = False
-            if socks.request.command is Command.CONNECT:
+            if socks.request.command is Cmd.CONNECT:
                 self._listener.source.request(
                     StreamProtocol.TCP, socks.request.destination, self, self._begin
                 )
@@ -278,6 +280,8 @@ class SocksConnection(StreamHandler):
         stream, socks = self._stream, self._socks
         if stream is None or socks is None or not self._send(socks.succeed(None)):
             return
+        # The stream's label keeps this object for as long as the stream lives.
+        self._stream = self._socks = None
         self._listener.relay(self._sock, stream).start(socks.leftover)
 
     def refused(self, reason: StreamReason) -> None:

@@ -27,9 +27,6 @@ from ..address import AddressError, Buffer, Destination, canonical_host, decode,
 from ..errors import CryprqError, LocalError, StreamReason
 from .credentials import Credentials
 
-Command = Cmd
-"""CONNECT and UDP_ASSOCIATE, the commands that a `SocksRequest` can hold."""
-
 MAX_NEGOTIATION = (2 + 255) + (2 + 255 + 1 + 255) + (3 + 1 + 1 + 255 + 2)
 """Bytes of the longest possible SOCKS5 methods, password and request; the same bound serves SOCKS4."""
 
@@ -70,7 +67,7 @@ class DatagramError(CryprqError):
 class SocksRequest:
     """An application's request."""
 
-    command: Command
+    command: Cmd
     destination: Destination
     """The target; for UDP_ASSOCIATE the announced source of the application's datagrams, often zeros."""
     version: int
@@ -93,7 +90,8 @@ class SocksServer:
         self._buffer = bytearray()
         self._output = bytearray()
         self._taken = 0
-        self._state: Callable[[], int] = self._version
+        # A function of the class: a bound method would make a cycle, and the negotiation outlive its connection.
+        self._state: Callable[[SocksServer], int] = SocksServer._version
 
     @property
     def leftover(self) -> bytes:
@@ -106,7 +104,7 @@ class SocksServer:
             return
         self._buffer += data
         while not self.request and not self.failed:
-            size = self._state()
+            size = self._state(self)
             if not size:
                 if self._taken + len(self._buffer) > MAX_NEGOTIATION and not self.failed:
                     self.failed = "the SOCKS negotiation is too long"
@@ -125,10 +123,10 @@ class SocksServer:
     def _version(self) -> int:
         if self._buffer:
             if self._buffer[0] == 5:
-                self._state = self._methods
+                self._state = SocksServer._methods
                 return self._methods()
             if self._buffer[0] == 4:
-                self._state = self._request4
+                self._state = SocksServer._request4
                 return self._request4()
             self.failed = f"{self._buffer[0]} is no SOCKS version"
         return 0
@@ -140,9 +138,9 @@ class SocksServer:
             return 0
         offered = buffer[2 : 2 + buffer[1]]
         if self._credentials is None and AuthMethod.NO_AUTH in offered:
-            chosen, self._state = AuthMethod.NO_AUTH, self._request5
+            chosen, self._state = AuthMethod.NO_AUTH, SocksServer._request5
         elif AuthMethod.USERNAME_PASSWORD in offered:
-            chosen, self._state = AuthMethod.USERNAME_PASSWORD, self._password
+            chosen, self._state = AuthMethod.USERNAME_PASSWORD, SocksServer._password
         else:
             chosen = AuthMethod.NO_ACCEPTABLE
             self.failed = "the application offers no authentication method that this proxy accepts"
@@ -168,7 +166,7 @@ class SocksServer:
         user, password = bytes(buffer[2:middle]), bytes(buffer[middle + 1 : end])
         if self._credentials is None or self._credentials.check(user, password):
             self._output += build_auth_reply(True)
-            self._state = self._request5
+            self._state = SocksServer._request5
         else:
             self._output += build_auth_reply(False)
             self.failed = "the SOCKS user or password is wrong"
@@ -186,7 +184,7 @@ class SocksServer:
         if not size or len(buffer) < 3 + size:
             return 0
         try:
-            command = Command(buffer[1])
+            command = Cmd(buffer[1])
         except ValueError:
             return self._deny5(Rep.COMMAND_NOT_SUPPORTED, f"SOCKS5 command {buffer[1]} is not supported")
         try:
@@ -194,7 +192,7 @@ class SocksServer:
         except AddressError as error:
             # An invalid name gets the answer for an unknown name.
             return self._deny5(REPLIES[StreamReason.NAME_NOT_FOUND], str(error))
-        if command is Command.CONNECT and not destination.port:
+        if command is Cmd.CONNECT and not destination.port:
             return self._deny5(REPLIES[StreamReason.CONNECTION_REFUSED], "nothing listens on port 0")
         self.request = SocksRequest(command, destination, 5)
         return end
@@ -214,7 +212,7 @@ class SocksServer:
                 return 0
         if self._credentials is not None:
             return self._deny4("this proxy asks for a password, which SOCKS4 does not have; use SOCKS5")
-        if buffer[1] != Command.CONNECT:
+        if buffer[1] != Cmd.CONNECT:
             return self._deny4(f"SOCKS4 command {buffer[1]} is not supported")
         try:
             if named:
@@ -224,7 +222,7 @@ class SocksServer:
         port = int.from_bytes(buffer[2:4])
         if not port:
             return self._deny4("nothing listens on port 0")
-        self.request = SocksRequest(Command.CONNECT, Destination(host, port), 4)
+        self.request = SocksRequest(Cmd.CONNECT, Destination(host, port), 4)
         return end
 
     def _deny5(self, reply: Rep, why: str) -> int:

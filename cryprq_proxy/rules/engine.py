@@ -65,17 +65,16 @@ class RuleSet:
         self._any_host = sum(bit for bit, rule in _bits(rules) if rule.any_host)
         self._names: dict[str, int] = {}
         self._below: dict[str, int] = {}
-        self._patterns: dict[str, _Patterns] = {}
+        patterns: dict[str, list[tuple[int, str]]] = {}
         for bit, rule in _bits(rules):
             for domain in rule.domains:
-                self._add_domain(domain, bit)
-        for patterns in self._patterns.values():
-            patterns.seal()
+                self._add_domain(domain, bit, patterns)
+        self._patterns = {ending: _Patterns(domains) for ending, domains in patterns.items()}
         self._v4 = Steps((bit, spans(rule.cidrs, 4)) for bit, rule in _bits(rules))
         self._v6 = Steps((bit, spans(rule.cidrs, 6)) for bit, rule in _bits(rules))
         self._ports = Steps((bit, rule.ports or ((0, LAST_PORT),)) for bit, rule in _bits(rules))
 
-    def _add_domain(self, domain: str, bit: int) -> None:
+    def _add_domain(self, domain: str, bit: int, patterns: dict[str, list[tuple[int, str]]]) -> None:
         if domain.startswith("."):
             self._names[domain[1:]] = self._names.get(domain[1:], 0) | bit
             self._below[domain[1:]] = self._below.get(domain[1:], 0) | bit
@@ -87,7 +86,7 @@ class RuleSet:
             # A name needs the comparison only if it ends like the pattern. The text after the last star may begin
             # inside a label; only whole labels can be looked up.
             ending = domain.rpartition("*")[2].partition(".")[2]
-            self._patterns.setdefault(ending, _Patterns()).add(bit, domain)
+            patterns.setdefault(ending, []).append((bit, domain))
 
     @property
     def problems(self) -> Sequence[Problem]:
@@ -154,14 +153,8 @@ class _Patterns:
 
     __slots__ = ("_any", "_patterns")
 
-    def __init__(self) -> None:
-        self._patterns: list[tuple[int, re.Pattern[str]]] = []
-
-    def add(self, bit: int, domain: str) -> None:
-        """Call it only before `seal`."""
-        self._patterns.append((bit, pattern(domain)))
-
-    def seal(self) -> None:
+    def __init__(self, domains: Sequence[tuple[int, str]]) -> None:
+        self._patterns = [(bit, pattern(domain)) for bit, domain in domains]
         self._any = re.compile("|".join(one.pattern for _, one in self._patterns), re.DOTALL).fullmatch
 
     def mask(self, host: str) -> int:

@@ -34,6 +34,8 @@ from .streams import Half, Stream, StreamHandler, WindowPool
 from .wire import DATA, StreamProtocol
 from .writer import MAX_JOINED, RecordWriter
 
+RESUME_SECONDS: Final = 300.0
+"""Seconds for which a client keeps a session without a carrier, and an exit unless its configuration says otherwise."""
 ACK_DELAY: Final = 0.025
 """Longest time in seconds until a received frame is acknowledged."""
 DATAGRAM_QUEUE: Final = 65_536

@@ -221,7 +221,7 @@ async def test_the_other_side_ends_too_early(meeting: Meeting, heard: bytes) -> 
 
 
 async def broken(action: Awaitable[object]) -> None:
-    with pytest.raises(CarrierError, match=r"^the connection broke: [a-z ]+$"):
+    with pytest.raises(CarrierError, match=r"^the connection to the peer broke: [a-z ]+$"):
         await action
 
 

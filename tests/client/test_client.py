@@ -11,7 +11,7 @@ import pytest
 
 from cryprq_proxy.address import Destination
 from cryprq_proxy.base.tasks import spawn
-from cryprq_proxy.carriers.admission import Admission, admit_client
+from cryprq_proxy.carriers.admission import HANDSHAKE_TIMEOUT, Admission, admit_client
 from cryprq_proxy.carriers.dial.endpoint import Endpoint
 from cryprq_proxy.client import endpoints, kept_session
 from cryprq_proxy.client import link as link_module
@@ -207,7 +207,7 @@ async def test_an_endpoint_whose_admission_times_out_is_tried_last(
     running = spawn(late.run(), "link")
     await until(lambda: pauses.seconds)
     assert late.status().last_error == "the exit did not finish the handshake in time"
-    monkeypatch.setattr(link_module, "HANDSHAKE_TIMEOUT", endpoints.HANDSHAKE_TIMEOUT)
+    monkeypatch.setattr(link_module, "HANDSHAKE_TIMEOUT", HANDSHAKE_TIMEOUT)
     pauses.dials.release()
     await until(lambda: late.up or running.done())
     assert carrier_of(late).kind == "ws"

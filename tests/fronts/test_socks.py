@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 from asyncio_socks_server.core.protocol import build_method_reply
-from asyncio_socks_server.core.types import AuthMethod, Rep
+from asyncio_socks_server.core.types import AuthMethod, Cmd, Rep
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,7 +17,6 @@ from cryprq_proxy.fronts.credentials import Credentials
 from cryprq_proxy.fronts.socks import (
     MAX_NEGOTIATION,
     REPLIES,
-    Command,
     DatagramError,
     SocksRequest,
     SocksServer,
@@ -42,7 +41,7 @@ def request5(destination: Destination, command: int = 1) -> bytes:
 
 
 def connect(destination: Destination, version: int = 5) -> SocksRequest:
-    return SocksRequest(Command.CONNECT, destination, version)
+    return SocksRequest(Cmd.CONNECT, destination, version)
 
 
 def negotiate(pieces: Iterable[bytes], credentials: Credentials | None = None) -> tuple[SocksServer, bytes]:
@@ -69,7 +68,7 @@ GOOD = {
         None,
         NO_AUTH + request5(Destination("0.0.0.0", 0), 3),
         b"\x05\x00",
-        SocksRequest(Command.UDP_ASSOCIATE, Destination("0.0.0.0", 0), 5),
+        SocksRequest(Cmd.UDP_ASSOCIATE, Destination("0.0.0.0", 0), 5),
     ),
     "password": (USER, BOTH + LOGIN + request5(NAME), b"\x05\x02\x01\x00", connect(NAME)),
     "any password where none is asked for": (
@@ -248,9 +247,9 @@ def test_their_client_reads_every_reply(reason: StreamReason) -> None:
 
 
 @pytest.mark.parametrize(("method", "login"), [(NO_AUTH, b""), (PASSWORD_ONLY, LOGIN)])
-@pytest.mark.parametrize("command", Command)
+@pytest.mark.parametrize("command", Cmd)
 @pytest.mark.parametrize("host", [b"Example.ORG", b"192.0.2.1", b"xn--nxasmq6b", b"a" * 63])
-def test_their_parser_agrees_on_names(method: bytes, login: bytes, command: Command, host: bytes) -> None:
+def test_their_parser_agrees_on_names(method: bytes, login: bytes, command: Cmd, host: bytes) -> None:
     data = method + login + bytes((5, command, 7, 3, len(host))) + host + b"\x01\xbbleft"
     server = SocksServer(None)
     server.receive(data)
