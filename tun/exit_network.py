@@ -35,7 +35,6 @@ from .device.linux import Tun
 from .device.offload import COMPLETE, fit
 from .device.packets import Drop, Packet, parse, prohibited
 from .firewall import exit_table, nft
-from .firewall.exit_table import NatSettings
 from .journal import Journal, Record, undo
 from .routing.address_pool import AddressPool
 from .routing.lan import Uplink
@@ -107,22 +106,23 @@ class ExitNetwork:
             ours = bool(journal.entries())
             stack.callback(undo, journal, UNDO)
             uplink6 = await default_route(6, settings.device)
+            ipv6 = uplink6 is not None
             tun = Tun.open(settings.device, mtu=MTU, offload="auto" if settings.offload else False)
             stack.callback(tun.close)
-            exit_table.put_up(_nat(settings, ipv6=uplink6 is not None), journal.record, ours=ours)
+            exit_table.put_up(settings, journal.record, ipv6=ipv6, ours=ours)
             _forward(uplink6, journal.record)
             # No caps: forwarded packets were made for other devices, and the kernel cuts a super-packet above a cap to
             # single packets. The lane sends a larger one in two pieces.
-            addresses = list(_addresses(settings, ipv6=uplink6 is not None))
+            addresses = list(_addresses(settings, ipv6=ipv6))
             await tun.configure(addresses, gso_max_size=MAX_GSO, gso_max_segs=MAX_GSO - 1)
-            network = cls(settings, policy, tun, ipv6=uplink6 is not None, stack=stack.pop_all())
+            network = cls(settings, policy, tun, ipv6=ipv6, stack=stack.pop_all())
         for warning in exit_table.warnings(settings.device):
             _log.warning("%s", warning)
         _log.info(
             "packets: %s, clients in %s%s",
             settings.device,
             settings.pool4,
-            "; no IPv6 here" if uplink6 is None else f" and {settings.pool6}",
+            f" and {settings.pool6}" if ipv6 else "; no IPv6 here",
         )
         return network
 
@@ -237,17 +237,6 @@ class ExitNetwork:
             ipv6=self._ipv6,
             drops=dict(self.drops),
         )
-
-
-def _nat(settings: ExitNetworkSettings, *, ipv6: bool) -> NatSettings:
-    return NatSettings(
-        tun=settings.device,
-        pool4=settings.pool4,
-        address4=settings.own4,
-        pool6=settings.pool6 if ipv6 else None,
-        address6=settings.own6 if ipv6 else None,
-        isolate=settings.isolate,
-    )
 
 
 def _addresses(settings: ExitNetworkSettings, *, ipv6: bool) -> Iterator[IPv4Interface | IPv6Interface]:

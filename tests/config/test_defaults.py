@@ -24,7 +24,7 @@ OWN = {
 }
 """What no key of the configuration sets, and the one switch whose absence is a default everywhere."""
 
-RULESETS = {"FilterSettings", "RouteSettings", "NatSettings"}
+RULESETS = {"FilterSettings", "RouteSettings"}
 """The input of the functions that write rules of the kernel: a safe value where a caller names none."""
 
 OTHER_MEANINGS = {

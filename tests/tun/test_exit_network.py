@@ -89,7 +89,7 @@ class Stage:
         steps = self.tun.steps
         stage = self
 
-        def put_up(settings: Any, record: Callable[[Any], None], *, ours: bool) -> None:
+        def put_up(settings: Any, record: Callable[[Any], None], *, ipv6: bool, ours: bool) -> None:
             if ours:
                 steps.append("the table is ours")
             record({"kind": nft.KIND, "table": nft.EXIT})

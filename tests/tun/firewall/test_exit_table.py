@@ -4,22 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
-from typing import Any
+from ipaddress import IPv4Network, IPv6Network
 
 import pytest
 
 from cryprq_proxy.errors import ConfigError
 from tests.support.nft_fakes import Kernel
-from tun.firewall.exit_table import COUNTERS, NatSettings, put_up, script, warnings
+from tests.support.settings import exit_network_settings
+from tun.firewall.exit_table import COUNTERS, put_up, script, warnings
 
-SETTINGS = NatSettings(
-    tun="cryprq-exit0",
-    pool4=IPv4Network("100.96.0.0/16"),
-    address4=IPv4Address("100.96.0.1"),
-    denied=frozenset(map(ip_network, ("10.0.0.0/8", "10.1.0.0/16", "fc00::/7"))),
-)
-BOTH = replace(SETTINGS, pool6=IPv6Network("fd63::/64"), address6=IPv6Address("fd63::1"))
+SETTINGS = exit_network_settings(pool4=IPv4Network("100.96.0.0/16"), pool6=IPv6Network("fd63::/64"))
 
 EXPECTED = """\
 add table inet cryprq_exit
@@ -27,21 +21,10 @@ delete table inet cryprq_exit
 table inet cryprq_exit {
     counter spoofed { packets 0 bytes 0; }
     counter isolated { packets 0 bytes 0; }
-    counter denied { packets 0 bytes 0; }
     counter local { packets 0 bytes 0; }
     counter unsolicited { packets 0 bytes 0; }
     counter guard { packets 0 bytes 0; }
     counter invalid { packets 0 bytes 0; }
-    set denied4 {
-        type ipv4_addr
-        flags interval
-        elements = { 10.0.0.0/8 }
-    }
-    set denied6 {
-        type ipv6_addr
-        flags interval
-        elements = { fc00::/7 }
-    }
     chain refuse {
         meta l4proto tcp reject with tcp reset
         reject with icmpx admin-prohibited
@@ -54,8 +37,6 @@ table inet cryprq_exit {
         ip saddr != 100.96.0.0/16 counter name spoofed drop
         meta nfproto ipv6 counter name spoofed drop
         oifname "cryprq-exit0" counter name isolated goto refuse
-        ip daddr @denied4 counter name denied goto refuse
-        ip6 daddr @denied6 counter name denied goto refuse
         ct state invalid counter name invalid drop
         tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu
     }
@@ -86,54 +67,44 @@ table inet cryprq_exit {
 
 
 def test_the_whole_script() -> None:
-    assert script(SETTINGS) == EXPECTED
+    assert script(SETTINGS, ipv6=False) == EXPECTED
 
 
 def test_both_families() -> None:
-    text = script(BOTH)
+    text = script(SETTINGS, ipv6=True)
     assert "meta nfproto ipv6" not in text
     assert text.count("ip6 saddr != fd63::/64 counter name spoofed drop") == 2
     assert 'oifname != { "cryprq-exit0", "lo" } ip6 saddr fd63::/64 masquerade' in text
     assert "ip6 daddr fd63::1 icmpv6 type echo-request accept" in text
     assert 'iifname != { "cryprq-exit0", "lo" } ip6 daddr fd63::/64 counter name guard drop' in text
-    assert all(f"counter {each} {{" in text for each in COUNTERS)
+    assert all(f"counter {cause} {{" in text for cause in COUNTERS)
 
 
 def test_clients_that_may_reach_each_other() -> None:
-    text = script(replace(SETTINGS, isolate=False))
+    text = script(replace(SETTINGS, isolate=False), ipv6=True)
     assert 'oifname "cryprq-exit0" accept' in text
     assert "counter name isolated goto" not in text
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"tun": "x*"},
-        {"address4": IPv4Address("100.97.0.1")},
-        {"pool6": IPv6Network("fd63::/64")},
-        {"address6": IPv6Address("fd63::1")},
-        {"pool6": IPv6Network("fd63::/64"), "address6": IPv6Address("fd64::1")},
-    ],
-)
-def test_settings_that_cannot_be(wrong: dict[str, Any]) -> None:
+def test_a_device_name_that_would_match_others_is_refused() -> None:
     with pytest.raises(ConfigError):
-        replace(SETTINGS, **wrong)
+        script(replace(SETTINGS, device="x*"), ipv6=False)
 
 
 def test_the_table_is_journalled_and_put_up() -> None:
     kernel = Kernel()
     written: list[Mapping[str, object]] = []
-    put_up(SETTINGS, written.append, ours=False, run=kernel.run, ask=kernel.ask)
-    put_up(BOTH, written.append, ours=True, run=kernel.run, ask=kernel.ask)
+    put_up(SETTINGS, written.append, ipv6=False, ours=False, run=kernel.run, ask=kernel.ask)
+    put_up(SETTINGS, written.append, ipv6=True, ours=True, run=kernel.run, ask=kernel.ask)
     assert written == [{"kind": "nft_table", "table": "cryprq_exit"}]
-    assert kernel.scripts == [script(SETTINGS), script(BOTH)]
+    assert kernel.scripts == [script(SETTINGS, ipv6=False), script(SETTINGS, ipv6=True)]
 
 
 def test_a_table_of_another_program_is_left_alone() -> None:
     kernel = Kernel()
     kernel.tables["cryprq_exit"] = {}
     with pytest.raises(ConfigError, match="has not recorded"):
-        put_up(SETTINGS, lambda entry: None, ours=False, run=kernel.run, ask=kernel.ask)
+        put_up(SETTINGS, lambda entry: None, ipv6=False, ours=False, run=kernel.run, ask=kernel.ask)
     assert not kernel.scripts
 
 
