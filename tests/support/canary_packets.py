@@ -5,8 +5,8 @@ from __future__ import annotations
 import ipaddress
 import struct
 
+from tun.device.packets import ICMP, TCP, UDP
 from tun.leaktest.canaries import Canary, CanaryTargets
-from tun.leaktest.packets import ICMP, TCP, UDP
 
 TARGETS = CanaryTargets(dns=("192.0.2.53",), hosts=("192.0.2.1", "2001:db8::1"), domain="example.org")
 

@@ -4,11 +4,11 @@ In the order in which a question passes:
 
     server      UDP and TCP sockets on the addresses to which the packet filter sends port 53
     query       a client's bytes to a `Query`; what is refused or dropped (the numbers of DNS are in codes)
-    names       names in wire form; those that no server in the world is asked for (RFC 6761 and its kin)
+    names       names in wire form, their parent domains, and those that no server is asked for (RFC 6761)
     blocklist   names that a person blocks
     cache       answers until their time is over, and beyond it while no upstream answers (RFC 8767)
     forwarder   puts these together: one upstream question for many equal ones, bounds, counters
-    upstreams   which server is asked, when the next one is, and which of them are healthy (split: by domain)
+    upstreams   which server is asked, when the next one is, and which of them are healthy
     inquiry     what a server is asked, and which of its messages is believed
     framed, tls, https
                 three transports: messages on a byte stream, inside TLS, as HTTP

@@ -10,36 +10,17 @@ from pathlib import Path
 
 from cryprq_proxy.errors import ConfigError
 from cryprq_proxy.rules import lists
-from cryprq_proxy.rules.lists import ListedNames, Problem
+from cryprq_proxy.rules.lists import ListedNames
 
 from .names import to_host
 
 
-class Blocklist:
-    """All blocked names."""
-
-    def __init__(self, names: ListedNames) -> None:
-        self._names = names
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    @property
-    def problems(self) -> Sequence[Problem]:
-        """The first `lists.MAX_PROBLEMS` broken lines."""
-        return self._names.problems
-
-    @property
-    def broken(self) -> int:
-        """How many there were."""
-        return self._names.broken
-
-    def blocks(self, name: bytes) -> bool:
-        """Whether `name` (lower-case wire form) is blocked. An allowed domain above it wins over every list."""
-        return len(self._names) > 0 and self._names.mask(to_host(name)) != 0
+def blocks(names: ListedNames, name: bytes) -> bool:
+    """Whether `name` (lower-case wire form) is blocked. An allowed domain above it wins over every list."""
+    return len(names) > 0 and names.mask(to_host(name)) != 0
 
 
-def load(paths: Sequence[Path] = (), block: Iterable[str] = (), allow: Iterable[str] = ()) -> Blocklist:
+def load(paths: Sequence[Path] = (), block: Iterable[str] = (), allow: Iterable[str] = ()) -> ListedNames:
     """Read all files; takes a second or two per million lines, so not on the event loop.
 
     Broken lines are in `problems`. Raises `ConfigError` for a file that cannot be read, for too many names and for a
@@ -54,4 +35,4 @@ def load(paths: Sequence[Path] = (), block: Iterable[str] = (), allow: Iterable[
                 raise ConfigError(f"{error}; write it like example.com") from None
     lists.read_files(names, paths)
     names.seal([1] * max(len(paths), 1))
-    return Blocklist(names)
+    return names

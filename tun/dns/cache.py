@@ -33,13 +33,10 @@ class Hit(NamedTuple):
     """Else it is stale."""
 
 
-class _Entry:
-    __slots__ = ("answer", "born", "size")
-
-    def __init__(self, answer: Answer, born: float, size: int) -> None:
-        self.answer = answer
-        self.born = born
-        self.size = size
+class _Entry(NamedTuple):
+    answer: Answer
+    born: float
+    size: int
 
 
 class Cache:
@@ -63,14 +60,12 @@ class Cache:
         if entry is None:
             return None
         age = now - entry.born
-        if age < entry.answer.lifetime:
-            self._entries.move_to_end(key)
-            return Hit(entry.answer, int(age), True)
-        if age < entry.answer.lifetime + self._stale:
-            self._entries.move_to_end(key)
-            return Hit(entry.answer, int(age), False)
-        self._drop(key)
-        return None
+        lifetime = entry.answer.lifetime
+        if age >= lifetime + self._stale:
+            self._drop(key)
+            return None
+        self._entries.move_to_end(key)
+        return Hit(entry.answer, int(age), fresh=age < lifetime)
 
     def put(self, key: Key, answer: Answer, now: float) -> None:
         """Keep an answer in place of an earlier one, unless its lifetime is 0; the failure is forgotten."""

@@ -12,15 +12,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from cryprq_proxy.base.clock import clock
 from cryprq_proxy.base.tasks import spawn
+from cryprq_proxy.rules.lists import ListedNames
 from cryprq_proxy.status import DnsCounters, DnsStatus
 
 from .answer import Answer, encode, synthesise
-from .blocklist import Blocklist
+from .blocklist import blocks
 from .cache import Cache, Hit
 from .codes import (
     AAAA,
@@ -40,10 +41,9 @@ from .codes import (
 )
 from .framed import UpstreamError
 from .inquiry import Inquiry
-from .names import Local, special, to_host
+from .names import Local, longest, special, to_host
 from .query import BadQuery, Query, error_reply, parse_query
 from .settings import DnsSettings
-from .split import SuffixTable
 from .upstreams import Group
 
 _log = logging.getLogger(__name__)
@@ -72,12 +72,12 @@ class Forwarder:
         self,
         settings: DnsSettings,
         upstream: Group,
-        split: SuffixTable[Group],
-        blocklist: Blocklist,
+        split: Mapping[bytes, Group],
+        blocklist: ListedNames,
         clock: Callable[[], float] = clock,
         also_blocks: Blocks = blocks_nothing,
     ) -> None:
-        """`also_blocks` is asked beside the blocklist."""
+        """`split`: domain in wire form -> its servers. `also_blocks` is asked beside the blocklist."""
         self._settings = settings
         self._also_blocks = also_blocks
         self._upstream = upstream
@@ -106,11 +106,11 @@ class Forwarder:
             counters.malformed += 1
             return bad.reply
         limit = MAX_MESSAGE if tcp else query.payload
-        local = special(query.name, split=self._split.get(query.name) is not None)
+        local = special(query.name, split=longest(self._split, query.name) is not None)
         if local is not None:
             counters.local += 1
             return encode(_local_answer(query, local), query, limit)
-        if self._blocklist.blocks(query.name) or self._also_blocks(query.name):
+        if blocks(self._blocklist, query.name) or self._also_blocks(query.name):
             counters.blocked += 1
             return encode(self._blocked_answer(query), query, limit, ede=EDE_BLOCKED)
         if query.rdtype == AAAA and not self._ipv6:
@@ -153,7 +153,7 @@ class Forwarder:
 
     async def _ask(self, key: Key) -> Answer | None:
         """Ask upstreams for all clients that wait, and remember what came; None for a failure."""
-        group = self._split.get(key[0]) or self._upstream
+        group = longest(self._split, key[0]) or self._upstream
         ipv6 = self._ipv6
         try:
             answer = await group.ask(Inquiry(key), ipv6=ipv6)
@@ -232,7 +232,7 @@ class Forwarder:
             group.close()
 
     def _groups(self) -> list[Group]:
-        return [self._upstream, *(group for _, group in self._split.items())]
+        return [self._upstream, *self._split.values()]
 
 
 def _local_answer(query: Query, local: Local) -> Answer:

@@ -11,7 +11,7 @@ network, and could never be of use. They are answered here unless a split rule n
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from enum import Enum
 from typing import Final
 
@@ -73,6 +73,13 @@ def suffixes(wire: bytes) -> Iterator[bytes]:
     while length := wire[at]:
         yield wire[at:]
         at += 1 + length
+
+
+def longest[T](values: Mapping[bytes, T], name: bytes) -> T | None:
+    """The value of the longest domain that is `name` or above it."""
+    if not values:
+        return None
+    return next((values[suffix] for suffix in suffixes(name) if suffix in values), None)
 
 
 class Local(Enum):

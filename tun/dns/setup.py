@@ -10,15 +10,15 @@ from cryprq_proxy.address import Destination
 from cryprq_proxy.base.clock import clock
 from cryprq_proxy.errors import ConfigError, reason_of
 from cryprq_proxy.outbound.bytestream import ByteStream
+from cryprq_proxy.rules.lists import ListedNames
 
-from .blocklist import Blocklist, load
+from .blocklist import load
 from .codes import PADDING
 from .forwarder import Blocks, Forwarder, blocks_nothing
 from .framed import FramedUpstream, OpenStream, Upstream
 from .https import HttpsUpstream
 from .names import from_text
 from .settings import MAX_UPSTREAMS, DnsSettings, Scheme, UpstreamSpec, parse_upstream
-from .split import SuffixTable
 from .tls import client_context, inside_tls
 from .upstreams import Group, Member
 
@@ -71,7 +71,7 @@ def build(
     *,
     resolver: OpenStream,
     connect: OpenTarget,
-    blocklist: Blocklist | None = None,
+    blocklist: ListedNames | None = None,
     context: Callable[[], ssl.SSLContext] = client_context,
     clock: Callable[[], float] = clock,
     also_blocks: Blocks = blocks_nothing,
@@ -88,13 +88,7 @@ def build(
             Member(spec.text, _upstream(spec, resolver, connect, context), clock)
             for spec in parse_upstreams(texts, where)
         ]
-        return Group(
-            members,
-            hedge=settings.hedge,
-            timeout=settings.timeout,
-            link_wait=settings.link_wait,
-            clock=clock,
-        )
+        return Group(members, settings, clock)
 
     split = {
         from_text(domain): group(texts, f"dns.split for {domain}") for domain, texts in settings.split.items()
@@ -104,7 +98,7 @@ def build(
     return Forwarder(
         settings,
         group(settings.upstreams, "dns.upstreams"),
-        SuffixTable(split),
+        split,
         blocklist,
         clock,
         also_blocks,

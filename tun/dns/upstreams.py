@@ -19,6 +19,7 @@ from .answer import Answer
 from .codes import NOERROR, NXDOMAIN, YXDOMAIN
 from .framed import Upstream, UpstreamError
 from .inquiry import BadAnswer, Inquiry, digest
+from .settings import DnsSettings
 
 FIRST_PENALTY: Final = 1.0
 MAX_PENALTY: Final = 60.0
@@ -80,21 +81,11 @@ class Member:
 
 
 class Group:
-    """Servers that know the same names. `name` is for `status`; times are in seconds."""
+    """Servers that know the same names."""
 
-    def __init__(
-        self,
-        members: Sequence[Member],
-        *,
-        hedge: float,
-        timeout: float,
-        link_wait: float,
-        clock: Callable[[], float],
-    ) -> None:
+    def __init__(self, members: Sequence[Member], settings: DnsSettings, clock: Callable[[], float]) -> None:
         self.members = tuple(members)
-        self._hedge = hedge
-        self._timeout = timeout
-        self._link_wait = link_wait
+        self._settings = settings
         self._clock = clock
         self.in_use = self.members[0]
         """The server that answered last."""
@@ -106,15 +97,16 @@ class Group:
 
         Raises UpstreamError after at most `timeout` seconds.
         """
+        settings = self._settings
         begun = asyncio.get_running_loop().time()
         while True:
-            most = self._timeout if self.link_up else min(self._timeout, self._link_wait)
+            most = settings.timeout if self.link_up else min(settings.timeout, settings.link_wait)
             left = begun + most - asyncio.get_running_loop().time()
             found = await self._round(inquiry, ipv6, left)
             if isinstance(found, Answer):
                 return found
             if not found.unreachable or (
-                asyncio.get_running_loop().time() + RETRY_SECONDS >= begun + self._link_wait
+                asyncio.get_running_loop().time() + RETRY_SECONDS >= begun + settings.link_wait
             ):
                 raise found
             await asyncio.sleep(RETRY_SECONDS)
@@ -147,7 +139,7 @@ class Group:
                 left = end - loop.time()
                 done, _ = await asyncio.wait(
                     asked,
-                    timeout=min(left, self._hedge) if waiting else left,
+                    timeout=min(left, self._settings.hedge) if waiting else left,
                     return_when=asyncio.FIRST_COMPLETED,
                 )
                 for task in done:

@@ -14,7 +14,7 @@ from typing import Final
 
 import dns.message
 
-from .packets import ICMP, ICMPV6, TCP, UDP
+from ..device.packets import ICMP, ICMP6, TCP, UDP
 
 PREFIX: Final = b"cqleak"
 TOKEN_SIZE: Final = len(PREFIX) + 16
@@ -75,7 +75,7 @@ def canaries(targets: CanaryTargets) -> list[Canary]:
                 one("TCP", TCP, address, 443, device),
                 one("QUIC", UDP, address, 443, device),
                 one("STUN", UDP, address, 3478, device),
-                one("ping", ICMPV6 if ":" in address else ICMP, address, 0, device),
+                one("ping", ICMP6 if ":" in address else ICMP, address, 0, device),
             )
     return made
 

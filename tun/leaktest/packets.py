@@ -6,10 +6,7 @@ import ipaddress
 import struct
 from typing import Final, NamedTuple
 
-ICMP: Final = 1
-TCP: Final = 6
-UDP: Final = 17
-ICMPV6: Final = 58
+from ..device.packets import ICMP, ICMP6, TCP, UDP
 
 
 class CapturedPacket(NamedTuple):
@@ -24,7 +21,7 @@ class CapturedPacket(NamedTuple):
 
     def __str__(self) -> str:
         """For people: protocol and destination."""
-        name = {TCP: "TCP", UDP: "UDP", ICMP: "ICMP", ICMPV6: "ICMPv6"}.get(
+        name = {TCP: "TCP", UDP: "UDP", ICMP: "ICMP", ICMP6: "ICMPv6"}.get(
             self.protocol, f"protocol {self.protocol}"
         )
         address = ipaddress.ip_address(self.destination)
@@ -70,10 +67,10 @@ def parse_packet(data: bytes) -> CapturedPacket | None:
 def _transport(
     data: bytes, start: int, protocol: int, destination: bytes, later: bool
 ) -> CapturedPacket | None:
-    if later or protocol not in (TCP, UDP, ICMP, ICMPV6):
+    if later or protocol not in (TCP, UDP, ICMP, ICMP6):
         return CapturedPacket(protocol, destination, 0, 0)
     if len(data) < start + _PORTS.size:
         return None
-    if protocol in (ICMP, ICMPV6):
+    if protocol in (ICMP, ICMP6):
         return CapturedPacket(protocol, destination, data[start], 0)
     return CapturedPacket(protocol, destination, *_PORTS.unpack_from(data, start))

@@ -24,8 +24,8 @@ from cryprq_proxy.base.tasks import spawn
 from cryprq_proxy.errors import ConfigError, reason_of
 from cryprq_proxy.rules.ranges import IPNetwork
 
+from ..device.packets import ICMP, ICMP6, TCP, UDP, checksum
 from .canaries import Canary, CanaryTargets, canaries
-from .packets import ICMP, ICMPV6, TCP, UDP
 from .report import LeakReport
 from .watch import Watch
 
@@ -63,8 +63,8 @@ _FILTER: Final = b"".join(
         _INSTRUCTION.pack(0x06, 0, 0, 0),
     )
 )
-_ECHO_REQUEST: Final = {ICMP: 8, ICMPV6: 128}
-_ECHO_REPLY: Final = {ICMP: b"\x00", ICMPV6: b"\x81"}
+_ECHO_REQUEST: Final = {ICMP: 8, ICMP6: 128}
+_ECHO_REPLY: Final = {ICMP: b"\x00", ICMP6: b"\x81"}
 
 
 class Capture:
@@ -199,7 +199,7 @@ async def _by_icmp(watch: Watch, number: int, canary: Canary) -> None:
     kind = _ECHO_REQUEST[canary.protocol]
     echo = struct.pack("!BBHHH", kind, 0, 0, secrets.randbits(16), 1) + canary.payload
     if canary.protocol == ICMP:  # the kernel does it for ICMPv6 (RFC 3542 section 3.1)
-        echo = echo[:2] + _checksum(echo).to_bytes(2) + echo[4:]
+        echo = echo[:2] + checksum(echo).to_bytes(2) + echo[4:]
     with _socket(canary, socket.SOCK_RAW, canary.protocol) as sock:
         sock.connect((canary.address, 0))
         loop = asyncio.get_running_loop()
@@ -237,14 +237,6 @@ def packets_sent(path: Path = Path("/proc/thread-self/net/dev")) -> dict[str, in
         if len(fields) > 9:
             found[name.strip()] = int(fields[9])
     return found
-
-
-def _checksum(data: bytes) -> int:
-    """Of RFC 1071."""
-    data += bytes(len(data) % 2)
-    total = sum(int.from_bytes(data[index : index + 2]) for index in range(0, len(data), 2))
-    total = (total & 0xFFFF) + (total >> 16)
-    return ~(total + (total >> 16)) & 0xFFFF
 
 
 def _why(error: OSError) -> str:

@@ -17,8 +17,9 @@ from typing import Final
 
 from cryprq_proxy.rules.ranges import IPNetwork
 
+from ..device.packets import ICMP6, UDP
 from .canaries import Canary, find_tokens
-from .packets import ICMPV6, UDP, CapturedPacket, parse_packet
+from .packets import CapturedPacket, parse_packet
 from .report import CanaryRow, CanaryVerdict, LeakReport
 
 MAX_OTHERS: Final = 16
@@ -146,7 +147,7 @@ class Watch:
             return True
         if packet.protocol == UDP and packet.port in (67, 68, 546, 547):
             return True
-        if packet.protocol == ICMPV6 and 133 <= packet.source_port <= 137:
+        if packet.protocol == ICMP6 and 133 <= packet.source_port <= 137:
             return True
         return self._is_allowed(packet.destination)
 

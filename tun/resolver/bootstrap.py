@@ -21,7 +21,7 @@ import struct
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import dns.exception
 import dns.flags
@@ -75,12 +75,11 @@ class AnswerError(CryprqError):
     """A resolver's message that is malformed, answers another question, or says that the resolver failed."""
 
 
-class NameAnswer:
+class NameAnswer(NamedTuple):
     """One answer about one name and type: addresses, a name to ask for next, or neither (NODATA, NXDOMAIN)."""
 
-    def __init__(self, addresses: tuple[str, ...] = (), alias: dns.name.Name | None = None) -> None:
-        self.addresses = addresses
-        self.alias = alias
+    addresses: tuple[str, ...] = ()
+    alias: dns.name.Name | None = None
 
 
 class Truncated(AnswerError):

@@ -32,13 +32,10 @@ RESOLVED_FILES: Final = (
 class ResolverSetting(Protocol):
     """Sends the DNS questions of all programs to given addresses. Made by `choose`; the journal undoes it."""
 
-    @property
-    def kind(self) -> str:
-        """For people: "systemd-resolved" or "resolv.conf"."""
-
-    @property
-    def repairs(self) -> int:
-        """How often it had to be set again."""
+    kind: str
+    """For people: "systemd-resolved" or "resolv.conf"."""
+    repairs: int
+    """How often it had to be set again."""
 
     async def set(self, addresses: Sequence[str], index: int, name: str) -> None:
         """Resolve everything at `addresses` (IP literals) from now on.

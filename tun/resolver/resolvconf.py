@@ -40,7 +40,7 @@ MAX_REPAIRS: Final = 500
 class ResolvConf:
     """`ResolverSetting` through the file. `state` is where the backup goes; the rest is for tests."""
 
-    kind: Final = "resolv.conf"
+    kind = "resolv.conf"
 
     def __init__(
         self,
@@ -60,12 +60,7 @@ class ResolvConf:
         self._clock = clock
         self._addresses: tuple[str, ...] = ()
         self._current = Untouched(path)
-        self._repairs = 0
-
-    @property
-    def repairs(self) -> int:
-        """How often another program overwrote the file and ours was put back."""
-        return self._repairs
+        self.repairs = 0
 
     async def set(self, addresses: Sequence[str], index: int, name: str) -> None:
         """Make `addresses` the name servers of the system. The interface is not used.
@@ -106,12 +101,12 @@ class ResolvConf:
             now = self._seen()
             if now != before or not self._current.is_overwritten(now):
                 continue
-            if self._repairs >= MAX_REPAIRS:
+            if self.repairs >= MAX_REPAIRS:
                 _log.error(
                     "another program has overwritten %s %d times; its version stays", self._path, MAX_REPAIRS
                 )
                 return
-            self._repairs += 1
+            self.repairs += 1
             recent.append(self._clock())
             try:
                 self._repair()

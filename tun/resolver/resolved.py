@@ -16,8 +16,8 @@ import ipaddress
 import logging
 import re
 import socket
-import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
@@ -76,7 +76,7 @@ class _CallFailed(Exception):
 class Resolved:
     """`ResolverSetting` through systemd-resolved. `uplink`, `retries` and `pause` are for tests."""
 
-    kind: Final = "systemd-resolved"
+    kind = "systemd-resolved"
 
     def __init__(
         self,
@@ -97,12 +97,7 @@ class Resolved:
         self._link: tuple[int, str] | None = None
         self._addresses: tuple[str, ...] = ()
         self._restarted = asyncio.Event()
-        self._repairs = 0
-
-    @property
-    def repairs(self) -> int:
-        """How often the settings were made again after a restart of resolved."""
-        return self._repairs
+        self.repairs = 0
 
     async def set(self, addresses: Sequence[str], index: int, name: str) -> None:
         """Let the interface `name`, whose index is `index`, resolve all names at `addresses` (literals).
@@ -142,7 +137,7 @@ class Resolved:
                     bus = await self._connect()
                     if await owns_name(bus):
                         await self._apply(bus, self._link[0])
-                        self._repairs += 1
+                        self.repairs += 1
                         _log.info("systemd-resolved has restarted: our resolver is set again")
                     else:
                         _log.warning("systemd-resolved has stopped: names are not resolved until it is back")
@@ -266,19 +261,11 @@ def undo(entry: Mapping[str, Any], *, bus_address: str | None = None) -> None:
             return
     except OSError:
         return
-    failed: list[ConfigError] = []
-
-    def work() -> None:
-        try:
-            asyncio.run(_undo(index, bus_address))
-        except (_CallFailed, *_BUS_ERRORS) as error:
-            failed.append(_failure(name, error))
-
-    thread = threading.Thread(target=work, name="undo of the resolver")
-    thread.start()
-    thread.join()
-    if failed:
-        raise failed[0]
+    try:
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(asyncio.run, _undo(index, bus_address)).result()
+    except (_CallFailed, *_BUS_ERRORS) as error:
+        raise _failure(name, error) from None
 
 
 async def _undo(index: int, bus_address: str | None) -> None:

@@ -111,29 +111,23 @@ class RoutingRule(NamedTuple):
 
 def wanted_rules(settings: RouteSettings, lan: Lan, version: int) -> list[RoutingRule]:
     """All rules of one family, by priority."""
-    return list(_rules(settings, lan, version))
 
-
-def _rules(settings: RouteSettings, lan: Lan, version: int) -> Iterator[RoutingRule]:
     def of_family(prefixes: tuple[Network, ...]) -> Iterator[Network]:
         # One set for each purpose: the kernel refuses the same rule twice.
         return (prefix for prefix in dict.fromkeys(prefixes) if prefix.version == version)
 
-    yield RoutingRule(version, LINK, mark=settings.mark)
-    yield RoutingRule(version, LINK + 1, UNREACHABLE, 0, mark=settings.mark)
-    for prefix in of_family(settings.tunnel):
-        yield RoutingRule(version, TUNNEL, table=TABLE, to=prefix)
-    for prefix in of_family(settings.exclude):
-        yield RoutingRule(version, EXCLUDED, to=prefix)
-    for uids in dict.fromkeys(settings.exclude_uids):
-        yield RoutingRule(version, EXCLUDED_USERS, uids=uids)
-    for prefix in of_family(lan.prefixes if settings.lan else lan.guests):
-        yield RoutingRule(version, LOCAL, to=prefix)
-    if not settings.include:
-        yield RoutingRule(version, REST, table=TABLE)
-    for prefix in of_family(settings.include):
-        # A rule of the kernel has no prefix of length 0; without a prefix it matches everything.
-        yield RoutingRule(version, REST, table=TABLE, to=prefix if prefix.prefixlen else None)
+    local = lan.prefixes if settings.lan else lan.guests
+    # A rule of the kernel has no prefix of length 0; without a prefix it matches everything.
+    rest = [prefix if prefix.prefixlen else None for prefix in of_family(settings.include)]
+    return [
+        RoutingRule(version, LINK, mark=settings.mark),
+        RoutingRule(version, LINK + 1, UNREACHABLE, 0, mark=settings.mark),
+        *(RoutingRule(version, TUNNEL, table=TABLE, to=prefix) for prefix in of_family(settings.tunnel)),
+        *(RoutingRule(version, EXCLUDED, to=prefix) for prefix in of_family(settings.exclude)),
+        *(RoutingRule(version, EXCLUDED_USERS, uids=uids) for uids in dict.fromkeys(settings.exclude_uids)),
+        *(RoutingRule(version, LOCAL, to=prefix) for prefix in of_family(local)),
+        *(RoutingRule(version, REST, table=TABLE, to=to) for to in (rest if settings.include else [None])),
+    ]
 
 
 def read_rule(message: NetlinkMessage) -> tuple[RoutingRule, int]:

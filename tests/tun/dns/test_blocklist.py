@@ -10,15 +10,16 @@ from pathlib import Path
 import pytest
 
 from cryprq_proxy.errors import ConfigError
-from tun.dns.blocklist import Blocklist, load
+from cryprq_proxy.rules.lists import ListedNames
+from tun.dns.blocklist import blocks, load
 from tun.dns.names import from_text, to_host
 
 
-def blocked(found: Blocklist, *names: str) -> list[bool]:
-    return [found.blocks(from_text(name)) for name in names]
+def blocked(found: ListedNames, *names: str) -> list[bool]:
+    return [blocks(found, from_text(name)) for name in names]
 
 
-def listed(tmp_path: Path, *texts: str, **options: tuple[str, ...]) -> Blocklist:
+def listed(tmp_path: Path, *texts: str, **options: tuple[str, ...]) -> ListedNames:
     paths = [tmp_path / f"list{number}.txt" for number in range(len(texts))]
     for path, text in zip(paths, texts, strict=True):
         path.write_text(text)
@@ -55,15 +56,15 @@ def test_single_names_and_exceptions(tmp_path: Path) -> None:
 
 
 def test_nothing_is_blocked_without_lists() -> None:
-    assert not load().blocks(from_text("example.com"))
+    assert not blocks(load(), from_text("example.com"))
 
 
 def test_odd_labels_are_themselves_no_entry_and_hide_nothing_above_them() -> None:
     found = load(block=("ads.example",))
-    assert found.blocks(b"\3a!b\3ads\7example\0")
-    assert found.blocks(b"\3a.b\3ads\7example\0")
-    assert not found.blocks(b"\x0bads.example\0")
-    assert not found.blocks(b"\0")
+    assert blocks(found, b"\3a!b\3ads\7example\0")
+    assert blocks(found, b"\3a.b\3ads\7example\0")
+    assert not blocks(found, b"\x0bads.example\0")
+    assert not blocks(found, b"\0")
     assert to_host(b"\3a.b\2\xff\x80\3ads\0") == "a?b.??.ads"
 
 

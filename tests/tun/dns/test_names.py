@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 from cryprq_proxy.address import Destination
 from cryprq_proxy.errors import ConfigError
 from tests.support.settings import dns_settings
-from tun.dns.names import Local, from_ascii, from_text, special, suffixes
+from tun.dns.names import Local, from_ascii, from_text, longest, special, suffixes
 from tun.dns.settings import Scheme, parse_upstream
-from tun.dns.split import SuffixTable
 
 LABEL = st.text("abcdefghijklmnopqrstuvwxyz0123456789-_", min_size=1, max_size=63)
 
@@ -65,19 +64,17 @@ def test_special_names(name: str, plain: Local | None, with_split: Local | None)
 
 def test_the_root_is_nothing_special() -> None:
     assert special(b"\0", split=False) is None
-    assert SuffixTable({from_text("a"): 1}).get(b"\0") is None
+    assert longest({from_text("a"): 1}, b"\0") is None
 
 
 def test_the_longest_domain_wins() -> None:
-    table = SuffixTable(
-        {from_text("corp.example"): 1, from_text("lab.corp.example"): 2, from_text("arpa"): 3}
-    )
-    assert table.get(from_text("corp.example")) == 1
-    assert table.get(from_text("www.corp.example")) == 1
-    assert table.get(from_text("a.b.lab.corp.example")) == 2
-    assert table.get(from_text("xlab.corp.example")) == 1
-    assert table.get(from_text("xcorp.example")) is None
-    assert table.get(from_text("example")) is None
+    table = {from_text("corp.example"): 1, from_text("lab.corp.example"): 2, from_text("arpa"): 3}
+    assert longest(table, from_text("corp.example")) == 1
+    assert longest(table, from_text("www.corp.example")) == 1
+    assert longest(table, from_text("a.b.lab.corp.example")) == 2
+    assert longest(table, from_text("xlab.corp.example")) == 1
+    assert longest(table, from_text("xcorp.example")) is None
+    assert longest(table, from_text("example")) is None
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import dns.message
 import pytest
 
 from tests.support.dns_fakes import address, inquiry, now, reply, run
+from tests.support.settings import dns_settings
 from tun.dns.answer import Answer
 from tun.dns.codes import NXDOMAIN, SERVFAIL
 from tun.dns.framed import UpstreamError
@@ -44,7 +45,7 @@ class Server:
 
 def group(*servers: Server) -> Group:
     members = [Member(f"s{number}", server, now) for number, server in enumerate(servers)]
-    return Group(members, hedge=1.0, timeout=4.5, link_wait=3.0, clock=now)
+    return Group(members, dns_settings(), now)
 
 
 async def took(group: Group) -> tuple[float, Answer | UpstreamError]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dns.message
 
 from tests.support.canary_packets import TARGETS, of
+from tun.device.packets import ICMP, ICMP6, TCP, UDP
 from tun.leaktest import probe as leakprobe
 from tun.leaktest.canaries import TOKEN_SIZE, CanaryTargets, canaries, find_tokens
-from tun.leaktest.packets import ICMP, ICMPV6, TCP, UDP
 
 
 def test_each_canary_is_its_own() -> None:
@@ -21,7 +21,7 @@ def test_each_canary_is_its_own() -> None:
         *(("QUIC", UDP, address, 443) for address in TARGETS.hosts),
         *(("STUN", UDP, address, 3478) for address in TARGETS.hosts),
         ("ping", ICMP, "192.0.2.1", 0),
-        ("ping", ICMPV6, "2001:db8::1", 0),
+        ("ping", ICMP6, "2001:db8::1", 0),
     }
     assert len({canary.token for canary in made}) == len(made)
     for canary in made:

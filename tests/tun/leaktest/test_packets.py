@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.canary_packets import TARGETS, of, packet
+from tun.device.packets import ICMP, TCP, UDP
 from tun.leaktest.canaries import Canary, canaries
-from tun.leaktest.packets import ICMP, TCP, UDP, parse_packet
+from tun.leaktest.packets import parse_packet
 from tun.leaktest.report import render
 from tun.leaktest.watch import Watch
 

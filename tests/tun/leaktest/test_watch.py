@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import pytest
 
 from tests.support.canary_packets import TARGETS, of, packet
+from tun.device.packets import ICMP6, TCP, UDP
 from tun.leaktest.canaries import Canary, CanaryTargets, canaries
-from tun.leaktest.packets import ICMPV6, TCP, UDP
 from tun.leaktest.report import CanaryVerdict, render
 from tun.leaktest.watch import MAX_INTERFACES, MAX_OTHERS, Watch
 
@@ -98,8 +98,8 @@ def test_what_else_leaves() -> None:
         packet(UDP, "255.255.255.255", 67),
         packet(UDP, "224.0.0.251", 5353),
         packet(UDP, "10.0.0.1", 67),
-        packet(ICMPV6, "ff02::1", 0),
-        packet(ICMPV6, "fe80::1", 0),
+        packet(ICMP6, "ff02::1", 0),
+        packet(ICMP6, "fe80::1", 0),
     ):
         watching.frame("eth0", expected)
     watching.frame("cryprq0", packet(TCP, "203.0.113.5", 22))
