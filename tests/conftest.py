@@ -10,9 +10,12 @@ HYPOTHESIS_PROFILE=deep looks for new ones, and much longer, for a night or a ch
 
 from __future__ import annotations
 
+import functools
+import gc
+import itertools
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -34,10 +37,45 @@ settings.register_profile(
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fast"))
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Keep the garbage collector from going through all modules and tests again and again: they stay to the end.
+
+    What the tests leave in circles is still collected, so that a resource that is not closed is still found.
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.freeze()
+        gc.set_threshold(50_000, 20, 100)
+
+
+class Homes:
+    """Empty directories. One that a test left empty serves the next test, as most do: thousands cost seconds."""
+
+    def __init__(self, base: Path) -> None:
+        self._names = map(str, itertools.count())
+        self._base = base
+        self._last = base
+
+    def empty(self) -> Path:
+        if self._last == self._base or not self._last.is_dir() or any(self._last.iterdir()):
+            self._last = self._base / next(self._names)
+            self._last.mkdir()
+        return self._last
+
+
+@pytest.fixture(scope="session")
+def homes(tmp_path_factory: pytest.TempPathFactory) -> Homes:
+    return Homes(tmp_path_factory.mktemp("homes"))
+
+
 @pytest.fixture(autouse=True)
-def own_directories(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+def own_directories(homes: Homes, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Nobody's real configuration is read, and none is written: every test has a home of its own."""
-    home = tmp_path_factory.mktemp("home")
+    home = homes.empty()
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(home / ".config"))
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(home / "run"))
@@ -50,12 +88,17 @@ STARTS = {"subprocess.Popen", "os.exec", "os.fork", "os.forkpty", "os.posix_spaw
 """What Python calls the starts of processes (its table of audit events)."""
 
 
+@functools.cache
+def mark_of(path: Path) -> str | None:
+    """The mark of all tests in a file."""
+    return FOLDERS.get(path.relative_to(TESTS).parts[0])
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        for folder in item.path.relative_to(TESTS).parts[:1]:
-            if folder in FOLDERS:
-                item.add_marker(FOLDERS[folder])
+        if mark := mark_of(item.path):
+            item.add_marker(mark)
 
 
 class StartedAProcess(AssertionError):

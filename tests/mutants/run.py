@@ -35,7 +35,7 @@ import tomllib
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
@@ -91,12 +91,18 @@ class Fault:
                 raise BadEntry(f"{test} does not exist")
         changed = text.replace(self.old, self.new)
         try:
-            tree = ast.parse(changed)
+            changed_tree = ast.dump(ast.parse(changed))
         except SyntaxError as error:
             raise BadEntry(f"`new` is not valid Python: {error}") from None
-        if ast.dump(tree) == ast.dump(ast.parse(text)):
+        if changed_tree == _dump(text):
             raise BadEntry("`new` changes only a comment or the layout")
         return changed
+
+
+@lru_cache(maxsize=8)
+def _dump(text: str) -> str:
+    """The tree of a module without faults; many faults after another are in one module."""
+    return ast.dump(ast.parse(text))
 
 
 def load(path: Path) -> list[Fault]:
