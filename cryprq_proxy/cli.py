@@ -23,7 +23,7 @@ from click.core import ParameterSource
 from . import __version__
 from .base.log import describe, one_line, setup
 from .commands import completion, control, dashboard, doctor, explain, keys, pairing, run, tun
-from .commands.common import config_option, identity_option, log_flags, log_options
+from .commands.common import config_option, identity_option, log_flags, log_options, seconds
 from .commands.desktop import command as desktop
 from .commands.status import command as status
 from .errors import ConfigError, CryprqError
@@ -92,7 +92,7 @@ _log = logging.getLogger(__name__)
 )
 @click.option(
     "--confirm",
-    type=float,
+    type=seconds(0, 3600),
     metavar="SECONDS",
     help="With --tun: undo everything unless `confirm` is called within this time.",
 )
@@ -114,7 +114,7 @@ def cli(
     from .base.paths import config_dir
     from .config.client import load_client
     from .process.lifecycle import run as run_process
-    from .service.client import run_client
+    from .service.client import MakeTun, no_tun, run_client
 
     tun_flags = {f"tun.{name}": flags.pop(name) for name in _TUN_FLAGS}
     tun_flags["tun.enabled"] = flags.pop("tun") or None
@@ -123,7 +123,7 @@ def cli(
     setup(loaded.log_level, loaded.log_format)
     if not loaded.tun.enabled and any(value not in (None, ()) for value in tun_flags.values()):
         raise click.UsageError("--exclude, --include, --lan and their like need --tun")
-    tunnel = None
+    tunnel: MakeTun = no_tun
     if loaded.tun.enabled:
         from .service.system_wide import make_tunnel
 

@@ -10,6 +10,11 @@ SHORT_ID: Final = 12
 """Characters of a peer id in a table: enough to distinguish peers by eye."""
 
 
+def counted(number: int, noun: str) -> str:
+    """As "1 peer" or "2 peers"."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def nonzero(*counts: Mapping[str, int]) -> list[str]:
     """A text like "3 replay" for each cause with a count above 0; counts of the same cause are added."""
     total: dict[str, int] = {}

@@ -19,6 +19,22 @@ FILE: Final = click.Path(path_type=Path)
 ANSWER_SECONDS: Final = 5.0
 
 
+def seconds(low: float, high: float, *, whole: bool = False) -> Callable[[str], float]:
+    """The `type` of an option: a number of seconds, or with `whole` a whole number of them."""
+
+    def read(text: str) -> float:
+        try:
+            number = int(text) if whole else float(text)
+        except ValueError:
+            number = -1
+        if low <= number <= high:
+            return number
+        kind = "whole number" if whole else "number"
+        raise click.BadParameter(f"expected a {kind} of seconds from {low:g} to {high:g}, got {text!a}")
+
+    return read
+
+
 def config_option[F: Callable[..., Any]](command: F) -> F:
     return click.option(
         "--config", type=FILE, metavar="F", help="The configuration (default: in $XDG_CONFIG_HOME/cryprq/)."

@@ -41,13 +41,13 @@ def exit_(
     from ..base.paths import config_dir
     from ..config.exit import authorized_file, load_exit
     from ..process.lifecycle import run
-    from ..service.exit import run_exit
+    from ..service.exit import StartNetwork, no_network, run_exit
 
     flags |= merged(context, verbose, log_format)
     flags["tun.enabled"] = flags.pop("tun")
     loaded = load_exit(config, flags)
     setup(loaded.log_level, loaded.log_format)
-    network = None
+    network: StartNetwork = no_network
     if loaded.tun.enabled:
         from ..service.system_wide import start_network
 

@@ -10,11 +10,11 @@ import click
 
 from ..errors import ConfigError, CryprqError
 from ..process.actions import MAX_PAUSE
-from .common import FILE, ask, ask_status, config_option, control_sockets
+from .common import FILE, ask, ask_status, config_option, control_sockets, seconds
 
 
 @click.command()
-@click.argument("seconds", type=click.IntRange(1, MAX_PAUSE))
+@click.argument("seconds", type=seconds(1, MAX_PAUSE, whole=True))
 @config_option
 def pause(seconds: int, config: Path | None) -> None:
     """Let this machine past the tunnel for so many SECONDS, as for the login page of a hotel. Ends by itself."""

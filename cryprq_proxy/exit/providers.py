@@ -1,4 +1,4 @@
-"""What the process around an exit may hand in, each with the object that stands for its absence.
+"""What the process around an exit may hand in. The defaults of both protocols are those of their absence.
 
 A packet network exchanges IP packets with clients in system-wide mode (tun/exit_network.py has the real one). Invites
 let peers in that are not listed yet (pairing/invite_store.py).
@@ -20,56 +20,40 @@ from ..status import TunNetworkStatus
 class PacketNetwork(Protocol):
     """The exit's running network interface. `features` is what clients are offered because of it."""
 
-    features: Feature
+    features: Feature = Feature(0)
 
     async def lost(self) -> None:
         """Return or raise when the interface is gone."""
+        await asyncio.get_running_loop().create_future()
 
     async def close(self) -> None:
         """Remove the interface. Raises CryprqError for what could not be undone."""
+        return
 
     def policy_changed(self) -> None:
         """Judge destinations anew: the egress policy has other addresses."""
+        return
 
     def join(self, peer: PeerId, link: PacketLink) -> tuple[bytes, bytes]:
         """Send packets for `peer` to `link` from now on, and to no earlier link of that peer. Returns its addresses: 4
         and 16 bytes, zeros for a family that is not carried. Raises CryprqError if no address is free."""
-
-    def leave(self, link: PacketLink) -> None:
-        """Forget `link`; harmless if it never joined."""
-
-    def received(self, link: PacketLink, buffer: memoryview, start: int, end: int, run: Run) -> None:
-        """Send a packet that came from a client."""
-
-    def status(self) -> TunNetworkStatus | None:
-        """What `cryprq-proxy status` shows."""
-
-
-class NoPacketNetwork:
-    """For an exit that carries streams and datagrams only."""
-
-    features = Feature(0)
-
-    async def lost(self) -> None:
-        await asyncio.get_running_loop().create_future()
-
-    async def close(self) -> None:
-        """There is nothing to remove."""
-
-    def policy_changed(self) -> None:
-        """No packet is judged."""
-
-    def join(self, peer: PeerId, link: PacketLink) -> tuple[bytes, bytes]:
         raise CryprqError("this exit carries no packets")
 
     def leave(self, link: PacketLink) -> None:
-        """No link joins."""
+        """Forget `link`; harmless if it never joined."""
+        return
 
     def received(self, link: PacketLink, buffer: memoryview, start: int, end: int, run: Run) -> None:
-        """Drop the packet."""
+        """Send a packet that came from a client."""
+        return
 
-    def status(self) -> None:
+    def status(self) -> TunNetworkStatus | None:
+        """What `cryprq-proxy status` shows."""
         return None
+
+
+class NoPacketNetwork(PacketNetwork):
+    """For an exit that carries streams and datagrams only: packets are dropped."""
 
 
 NO_PACKETS: Final = NoPacketNetwork()
@@ -81,13 +65,15 @@ class Invites(Protocol):
     async def redeem(self, secret: bytes, peer: PeerId) -> bool:
         """Use up the invite with this secret (16 bytes) and list `peer`, both on disk when this returns True. False for
         an invalid, used or expired secret. Never raises."""
-
-
-class NoInvites:
-    """For an exit whose list is not to be changed."""
-
-    async def redeem(self, secret: bytes, peer: PeerId) -> bool:
         return False
+
+    def close(self) -> None:
+        """Redeem nothing more."""
+        return
+
+
+class NoInvites(Invites):
+    """For an exit whose list is not to be changed."""
 
 
 NO_INVITES: Final = NoInvites()

@@ -40,10 +40,10 @@ class Stop:
         self.asked = asyncio.Event()
         self.urgent = asyncio.Event()
         self.notifier = notifier or Notifier()
-        self.reload: Callable[[], None] | None = None
-        """What SIGHUP does; set by a role that can reload."""
+        self.reload: Callable[[], object] = self._end_unless_kept
+        """What SIGHUP does while the terminal is there; a role that can reload sets it."""
         self._terminal = has_terminal()
-        self._stays = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        self._kept = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 
     def listen(self) -> None:
         """Take the signals from now on."""
@@ -54,11 +54,14 @@ class Stop:
 
     def _hang_up(self) -> None:
         """SIGHUP means that the terminal is closed, which ends this process without nohup(1), or asks for a reload."""
-        closed = self.reload is None or (self._terminal and not has_terminal())
-        if closed and not self._stays:
+        if self._terminal and not self._kept and not has_terminal():
             self._signal()
-        elif self.reload is not None:
+        else:
             self.reload()
+
+    def _end_unless_kept(self) -> None:
+        if not self._kept:
+            self._signal()
 
     def _signal(self) -> None:
         if not self.asked.is_set():

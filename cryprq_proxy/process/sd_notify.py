@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from ..base.log import describe, one_line
+from ..base.text import counted
 from ..status import ExitStatus, Status
 
 _log = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ class Notifier:
         self._address = "\0" + address[1:] if address.startswith("@") else address
         self.watchdog = watchdog
         self._socket: socket.socket | None = None
-        self._status: Callable[[], str] | None = None
+        self._status: Callable[[], str] = _no_text
         self._told = ""
         self._timers: list[asyncio.TimerHandle] = []
         self._failed = False
@@ -98,7 +99,7 @@ class Notifier:
 
     def stopping(self) -> None:
         """Report that the stop has begun. The watchdog's messages go on until `close`."""
-        self._status = None
+        self._status = _no_text
         self._send("STOPPING=1", "STATUS=stopping")
 
     def close(self) -> None:
@@ -127,7 +128,7 @@ class Notifier:
             self._send(f"STATUS={text}")
 
     def _text(self) -> str:
-        return "" if self._status is None else one_line(self._status())[:MAX_STATUS]
+        return one_line(self._status())[:MAX_STATUS]
 
     def _send(self, *fields: str) -> None:
         """Send one datagram. A failure is logged once and has no other effect."""
@@ -144,15 +145,16 @@ class Notifier:
                 _log.warning("cannot send to the service manager: %s", describe(error))
 
 
+def _no_text() -> str:
+    """The status text before the start and after the end: nothing is sent."""
+    return ""
+
+
 def summary(status: Status) -> str:
     """A role's status as the status text: one short line."""
     if isinstance(status, ExitStatus):
-        return f"{_count(len(status.sessions), 'session')}, {_count(status.targets, 'target')}"
+        return f"{counted(len(status.sessions), 'session')}, {counted(status.targets, 'target')}"
     if status.link != "up":
         return f"no link to {status.exit.address}: {status.last_error or 'connecting'}"
     streams = 0 if status.session is None else status.session.streams
-    return f"link up to {status.exit.address}, {_count(streams, 'stream')}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+    return f"link up to {status.exit.address}, {counted(streams, 'stream')}"

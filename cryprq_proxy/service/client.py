@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -24,6 +24,7 @@ from ..address import Destination, reachable
 from ..base import progress
 from ..base.log import set_level
 from ..base.tasks import spawn
+from ..base.text import counted
 from ..client.dispatcher import Dispatcher
 from ..client.endpoint_memory import EndpointFile
 from ..client.exits import Exits, PlannedExit, keep_up, plan_exits
@@ -42,19 +43,12 @@ from ..process.control import ControlServer, check_free
 from ..process.lifecycle import Stop, settle
 from ..process.recent_errors import RecentErrors
 from ..process.reload import Reloader
-from ..process.sd_notify import summary
+from ..process.sd_notify import Notifier, summary
 from ..rules.engine import RuleSet, load_rules
 from ..rules.pac.script import pac
-from ..status import ClientStatus, OpenConnection, RulesStatus, Status
+from ..status import ClientStatus, OpenConnection, RulesStatus
 from ..web.guard import new_token
-from .startup import (
-    StatusReport,
-    count,
-    explained,
-    lane_offload,
-    read_again,
-    until_one_ends,
-)
+from .startup import ProcessStatus, explained, lane_offload, read_again, until_one_ends
 from .tun_mode import NO_TUN, TunMode, TunModePlan, keep_if_confirmed
 
 _log = logging.getLogger(__name__)
@@ -74,6 +68,11 @@ class Loaded(NamedTuple):
 def load(config: ClientConfig, shown: progress.Report | None = None) -> Loaded:
     """Read the rule lists that `config` names; takes seconds where they are long. Raises ConfigError."""
     return Loaded(config, load_rules(config.rules(), config.default, progress=shown))
+
+
+def no_tun(config: ClientConfig, rules: RuleSet) -> TunModePlan:
+    """The MakeTun of a client that is only a proxy."""
+    return NO_TUN
 
 
 def client_settings(
@@ -116,13 +115,13 @@ class ClientParts(NamedTuple):
     listening: ListenerSettings
 
     @classmethod
-    async def of(cls, config: ClientConfig, make_tun: MakeTun | None) -> tuple[ClientParts, TunModePlan]:
+    async def of(cls, config: ClientConfig, make_tun: MakeTun) -> tuple[ClientParts, TunModePlan]:
         """Raises CryprqError."""
         provider = choose_provider(config.provider)
         lists = any(rule.lists for rule in config.rule)
         with (progress.bar if lists else progress.unseen)("reading lists") as shown:
             rules = (await asyncio.to_thread(load, config, shown)).rules
-        plan = NO_TUN if make_tun is None else make_tun(config, rules)
+        plan = make_tun(config, rules)
         choices = config.exits()
         memories = EndpointFile.load(choice.peer_id for choice in choices)
         exits = tuple(
@@ -141,11 +140,11 @@ async def run_client(
     config: ClientConfig,
     read: Callable[[], ClientConfig],
     stop: Stop,
-    make_tun: MakeTun | None = None,
+    make_tun: MakeTun = no_tun,
     file: Path | None = None,
 ) -> None:
-    """The client until `stop`; with `make_tun`, in system-wide mode. `read` gives the configuration as it is later,
-    when `file` or a rule list has changed. Raises CryprqError and OSError."""
+    """The client until `stop`; with another `make_tun`, in system-wide mode. `read` gives the configuration as it is
+    later, when `file` or a rule list has changed. Raises CryprqError and OSError."""
     parts, plan = await ClientParts.of(config, make_tun)
     async with AsyncExitStack() as stack:
         recent = stack.enter_context(RecentErrors())
@@ -156,61 +155,61 @@ async def run_client(
         exits = plan_exits(
             parts.identity, parts.provider, parts.exits, network, tun.resolve, failback=config.failback
         )
-        running = RunningClient(config, exits, Dispatcher(exits, parts.rules), tun)
-        reloader = Reloader(lambda: load(read()), running.apply, stop.notifier)
-        report = StatusReport(lambda: running.status(reloader), recent)
-        actions = ClientActions(running, exits, report, reloader)
-        control = ControlServer(config.control_socket, report, commands(actions))
+        dispatcher = Dispatcher(exits, parts.rules)
+        running = RunningClient(config, exits, dispatcher, tun, lambda: load(read()), stop.notifier, recent)
+        control = ControlServer(config.control_socket, running.status, commands(running))
         await control.start()
         stack.push_async_callback(control.stop)
         stack.push_async_callback(exits.stop)
-        stack.callback(running.dispatcher.stop)
+        stack.callback(dispatcher.stop)
         await running.listen(stack, parts.listening)
-        report.listen = (running.proxy,)
         link = spawn(until_one_ends(keep_up(exits), spawn(tun.lost(), "tunnel device")), "link")
-        await running.open_admin(stack, actions)
+        await running.open_admin(stack)
         if config.tun.enabled:
             _log.info("nothing gets out until the link is up")
         if not await stop.until(tun.run(exits), link):
             return
-        read_again(stack, stop, reloader, lambda: running.files(file))
+        read_again(stack, stop, running.reloader, lambda: running.files(file))
         settle()
-        _log.info(
-            "ready: %sSOCKS5, SOCKS4a and HTTP proxy on %s, %s",
-            "the whole system is routed; " if config.tun.enabled else "",
-            running.proxy,
-            ", ".join(
-                f"exit {name} ({settings.peer}) at {settings.endpoints[0]}"
-                for name, _, settings in parts.exits
-            ),
-        )
+        running.log_ready(parts.exits)
         stop.notifier.ready(lambda: summary(exits.status()))
         await keep_if_confirmed(tun, config.tun.confirm if config.tun.enabled else 0, stop, link)
         await stop.wait(link)
         _log.info("stopping")
 
 
-class RunningClient:
-    """The parts of a client that runs, as the control socket and the dashboard see them."""
+class RunningClient(Actions):
+    """A client that runs. `read` gives what `reload` puts in force."""
 
-    def __init__(self, config: ClientConfig, exits: Exits, dispatcher: Dispatcher, tun: TunMode) -> None:
+    def __init__(
+        self,
+        config: ClientConfig,
+        exits: Exits,
+        dispatcher: Dispatcher,
+        tun: TunMode,
+        read: Callable[[], Loaded],
+        notifier: Notifier,
+        recent: RecentErrors,
+    ) -> None:
         self._config = config
         self._exits = exits
-        self.dispatcher = dispatcher
-        self.tun = tun
+        self._dispatcher = dispatcher
+        self._tun = tun
+        self._process = ProcessStatus(recent)
         self._token = new_token()
         self._admin: Destination | None = None
-        self.proxy = config.listen
+        self._proxy = config.listen
         """Where the proxy listens."""
-        self.pac = ""
+        self._pac = ""
+        self.reloader = Reloader(read, self.apply, notifier)
 
     # --- what can be told ---
 
-    async def status(self, reloader: Reloader[Loaded]) -> ClientStatus:
-        rules = self.dispatcher.rules
-        return structs.replace(
+    async def status(self) -> ClientStatus:
+        rules, reloader = self._dispatcher.rules, self.reloader
+        told = structs.replace(
             self._exits.status(),
-            connections=self.dispatcher.counts(),
+            connections=self._dispatcher.counts(),
             rules=RulesStatus(
                 rules=len(rules.rules),
                 names=rules.listed,
@@ -221,53 +220,44 @@ class RunningClient:
                 error=reloader.error,
             ),
             admin=None if self._admin is None else f"http://{self._admin}/",
-            tun=await self.tun.status(),
+            tun=await self._tun.status(),
         )
+        return self._process.add_to(told)
 
-    async def listen(self, stack: AsyncExitStack, settings: ListenerSettings) -> None:
-        """Take connections of applications until the stack ends. Raises CryprqError."""
-        listener = MixedListener(self.dispatcher, settings)
-        with explained([settings.listen]):
-            self.proxy = listener.start()
-        stack.push_async_callback(listener.stop)
-        self.dispatcher.direct.never_to(self.proxy)
-        await self.make_pac(self.dispatcher.rules)
+    def streams(self) -> Sequence[OpenConnection]:
+        return self._dispatcher.connections()
 
-    async def make_pac(self, rules: RuleSet) -> None:
-        """Nearly a second where there are more rules than fit, so on a thread."""
-        reached = reachable(self.proxy)
-        self.pac = await asyncio.to_thread(pac, rules, reached, reached)
+    def pac(self) -> str:
+        return self._pac
 
     def dashboard(self) -> str:
-        """Its URL, with the token. Raises CryprqError if there is none."""
         if self._admin is None:
             raise CryprqError('there is no dashboard: set admin = "127.0.0.1:1081" in the configuration')
         return f"http://{reachable(self._admin)}/#token={self._token}"
 
     def files(self, config: Path | None) -> list[Path]:
         """What to watch for changes."""
-        lists = [path for rule in self.dispatcher.rules.rules for path in rule.lists]
+        lists = [path for rule in self._dispatcher.rules.rules for path in rule.lists]
         return [*([] if config is None else [config]), *dict.fromkeys(lists)]
 
-    # --- what can be changed ---
+    # --- what starts ---
 
-    async def apply(self, loaded: Loaded) -> str:
-        """Put rules and log level in force, for connections from now on. Raises CryprqError; then all is as before."""
-        before, rules = self.dispatcher.rules, loaded.rules
-        self.dispatcher.rules = rules
-        try:
-            await self.tun.apply_rules(rules)
-        except BaseException:
-            self.dispatcher.rules = before
-            raise
-        await self.make_pac(rules)
-        set_level(loaded.config.log_level)
-        said = f"{count(len(rules.rules), 'rule')}, {count(rules.listed, 'listed name')}"
-        if _but_for_rules(loaded.config) != _but_for_rules(self._config):
-            said += "; what else has changed in the configuration needs a restart"
-        return said
+    async def listen(self, stack: AsyncExitStack, settings: ListenerSettings) -> None:
+        """Take connections of applications until the stack ends. Raises CryprqError."""
+        listener = MixedListener(self._dispatcher, settings)
+        with explained([settings.listen]):
+            self._proxy = listener.start()
+        stack.push_async_callback(listener.stop)
+        self._process.listen = (self._proxy,)
+        self._dispatcher.direct.never_to(self._proxy)
+        await self.make_pac(self._dispatcher.rules)
 
-    async def open_admin(self, stack: AsyncExitStack, actions: Actions) -> None:
+    async def make_pac(self, rules: RuleSet) -> None:
+        """Nearly a second where there are more rules than fit, so on a thread."""
+        reached = reachable(self._proxy)
+        self._pac = await asyncio.to_thread(pac, rules, reached, reached)
+
+    async def open_admin(self, stack: AsyncExitStack) -> None:
         """Serve the dashboard until the stack ends. Raises CryprqError where the address cannot be had; the default one
         may be taken by another client of this machine, which is no reason not to start."""
         listen = self._config.admin
@@ -275,11 +265,11 @@ class RunningClient:
             return
         from ..web.server import AdminServer  # with aiohttp, which takes a third of a second to load
 
-        server = AdminServer(listen, actions, self._token)
+        server = AdminServer(listen, self, self._token)
         try:
             with explained([listen], "admin in the configuration"):
                 self._admin = await server.start()
-                self.dispatcher.direct.never_to(self._admin)
+                self._dispatcher.direct.never_to(self._admin)
         except CryprqError as error:
             if listen != DEFAULT_ADMIN:
                 raise
@@ -287,27 +277,36 @@ class RunningClient:
             return
         stack.push_async_callback(server.stop)
 
+    def log_ready(self, exits: Iterable[PlannedExit]) -> None:
+        _log.info(
+            "ready: %sSOCKS5, SOCKS4a and HTTP proxy on %s, %s",
+            "the whole system is routed; " if self._config.tun.enabled else "",
+            self._proxy,
+            ", ".join(
+                f"exit {name} ({settings.peer}) at {settings.endpoints[0]}" for name, _, settings in exits
+            ),
+        )
 
-class ClientActions(Actions):
-    """The Actions of a client."""
+    # --- what can be changed ---
 
-    def __init__(
-        self, running: RunningClient, exits: Exits, report: StatusReport, reloader: Reloader[Loaded]
-    ) -> None:
-        self._running = running
-        self._exits = exits
-        self._dispatcher = running.dispatcher
-        self._report = report
-        self._reloader = reloader
+    async def apply(self, loaded: Loaded) -> str:
+        """Put rules and log level in force, for connections from now on. Raises CryprqError; then all is as before."""
+        before, rules = self._dispatcher.rules, loaded.rules
+        self._dispatcher.rules = rules
+        try:
+            await self._tun.apply_rules(rules)
+        except BaseException:
+            self._dispatcher.rules = before
+            raise
+        await self.make_pac(rules)
+        set_level(loaded.config.log_level)
+        said = f"{counted(len(rules.rules), 'rule')}, {counted(rules.listed, 'listed name')}"
+        if _but_for_rules(loaded.config) != _but_for_rules(self._config):
+            said += "; what else has changed in the configuration needs a restart"
+        return said
 
-    async def status(self) -> Status:
-        return await self._report()
-
-    def streams(self) -> Sequence[OpenConnection]:
-        return self._dispatcher.connections()
-
-    def pac(self) -> str:
-        return self._running.pac
+    async def reload(self) -> str:
+        return await self.reloader.reload()
 
     def close(self, id: str) -> bool:
         return self._dispatcher.close(id)
@@ -315,17 +314,11 @@ class ClientActions(Actions):
     def choose_exit(self, name: str) -> None:
         self._exits.pin(None if name == AUTO else name)
 
-    async def reload(self) -> str:
-        return await self._reloader.reload()
-
-    def dashboard(self) -> str:
-        return self._running.dashboard()
-
     async def pause(self, seconds: int) -> None:
-        await self._running.tun.pause(seconds)
+        await self._tun.pause(seconds)
 
     def confirm(self) -> None:
-        self._running.tun.confirmed.set()
+        self._tun.confirmed.set()
 
 
 def _but_for_rules(config: ClientConfig) -> ClientConfig:

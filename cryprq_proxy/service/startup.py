@@ -11,7 +11,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from ..process.file_watch import FileWatch
 from ..process.lifecycle import Stop
 from ..process.recent_errors import RecentErrors
 from ..process.reload import Reloader
-from ..status import Status
+from ..status import RoleStatus
 
 _log = logging.getLogger(__name__)
 
@@ -52,23 +52,22 @@ def explained(listen: Sequence[Destination], flag: str = "--listen") -> Iterator
         elif error.errno in (errno.EACCES, errno.EPERM):
             text = f"listening on {where} needs more rights; give a port from 1024 on with {flag}"
         else:
-            reason = reason_of(error)
-            text = f"listening on {where} failed: {reason}"
+            text = f"listening on {where} failed: {reason_of(error)}"
         raise CryprqError(text) from None
 
 
-class StatusReport:
-    """What the control socket tells: the role's status, and what only the process knows."""
+class ProcessStatus:
+    """What only the process knows. `listen`: where the role listens."""
 
-    def __init__(self, status: Callable[[], Awaitable[Status]], recent: RecentErrors) -> None:
-        self._status = status
+    def __init__(self, recent: RecentErrors) -> None:
         self._recent = recent
         self._started = time.monotonic()
         self.listen: tuple[Destination, ...] = ()
 
-    async def __call__(self) -> Status:
+    def add_to[S: RoleStatus](self, status: S) -> S:
+        """A role's status with the fields of the process."""
         return structs.replace(
-            await self._status(),
+            status,
             listen=tuple(map(str, self.listen)),
             log_level=logging.getLevelName(logging.getLogger().level).lower(),
             errors=self._recent.status(),
@@ -88,13 +87,8 @@ def read_again[T](
     stack: AsyncExitStack, stop: Stop, reloader: Reloader[T], files: Callable[[], Iterable[Path]]
 ) -> None:
     """From now until the stack ends: reload at a SIGHUP, and when one of `files` has changed."""
-
-    def asked() -> None:
-        spawn(reloader.quietly(), "reload")
-
-    watching = spawn(FileWatch(files, reloader.quietly).run(), "file watch")
-    stack.callback(watching.cancel)
-    stop.reload = asked
+    stack.callback(spawn(FileWatch(files, reloader.quietly).run(), "file watch").cancel)
+    stop.reload = lambda: spawn(reloader.quietly(), "reload")
 
 
 async def until_one_ends(*works: asyncio.Task[None]) -> None:
@@ -106,8 +100,3 @@ async def until_one_ends(*works: asyncio.Task[None]) -> None:
     finally:
         for work in works:
             work.cancel()
-
-
-def count(number: int, noun: str) -> str:
-    """ "1 peer", "2 peers"."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"

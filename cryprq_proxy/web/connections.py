@@ -21,7 +21,10 @@ _log = logging.getLogger(__name__)
 
 
 class AdminConnection(web.RequestHandler):
-    __slots__ = ()
+    """`heard`: whether a request has come. From then on aiohttp's own timer watches the connection."""
+
+    __slots__ = ("heard",)
+    heard: bool
 
     def handle_error(
         self,
@@ -43,37 +46,26 @@ class AdminConnection(web.RequestHandler):
         return response
 
 
-class Bounded:
-    """A protocol factory for `loop.create_server`, in the place of aiohttp's own."""
+def bounded_connection(server: web.Server) -> asyncio.BaseProtocol:
+    """The protocol of a new connection, in the place of aiohttp's own."""
+    if len(server.connections) >= MAX_CONNECTIONS:
+        return _Closing()
+    loop = asyncio.get_running_loop()
+    connection = AdminConnection(
+        server,
+        loop=loop,
+        keepalive_timeout=KEEPALIVE_SECONDS,
+        access_log=None,  # type: ignore[arg-type]  # which is what its documentation says
+        auto_decompress=False,
+    )
+    connection.heard = False
+    loop.call_later(FIRST_REQUEST_SECONDS, _end_if_silent, connection)
+    return connection
 
-    def __init__(self, server: web.Server) -> None:
-        self._server = server
-        self._loop = asyncio.get_running_loop()
-        self._silent: set[asyncio.BaseProtocol] = set()
 
-    def __call__(self) -> asyncio.BaseProtocol:
-        if len(self._server.connections) >= MAX_CONNECTIONS:
-            return _Closing()
-        connection = AdminConnection(
-            self._server,
-            loop=self._loop,
-            keepalive_timeout=KEEPALIVE_SECONDS,
-            access_log=None,  # type: ignore[arg-type]  # which is what its documentation says
-            auto_decompress=False,
-        )
-        self._silent.add(connection)
-        self._loop.call_later(FIRST_REQUEST_SECONDS, self._look, connection)
-        return connection
-
-    def heard(self, connection: asyncio.BaseProtocol) -> None:
-        """Note the first request of that connection; from now on aiohttp's own timer watches it."""
-        self._silent.discard(connection)
-
-    def _look(self, connection: web.RequestHandler) -> None:
-        if connection in self._silent:
-            self._silent.discard(connection)
-            if connection.transport is not None:
-                connection.transport.abort()
+def _end_if_silent(connection: AdminConnection) -> None:
+    if not connection.heard and connection.transport is not None:
+        connection.transport.abort()
 
 
 class _Closing(asyncio.Protocol):

@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -25,7 +26,7 @@ from ..address import Destination
 from ..errors import CryprqError
 from ..process.actions import Actions
 from ..status import StatusSource, encode
-from .connections import Bounded
+from .connections import AdminConnection, bounded_connection
 from .events import Events
 from .guard import Asked, RequestGuard
 from .metrics import Exposition
@@ -87,10 +88,10 @@ class HttpServer:
         self._runner = web.AppRunner(application, handle_signals=False, shutdown_timeout=STOP_SECONDS)
         await self._runner.setup()
         assert self._runner.server is not None
-        self._connections = Bounded(self._runner.server)
+        connections = partial(bounded_connection, self._runner.server)
         try:
             self._listener = await asyncio.get_running_loop().create_server(
-                self._connections, self._configured.host, self._configured.port
+                connections, self._configured.host, self._configured.port
             )
         except OSError:
             await self._runner.cleanup()
@@ -112,7 +113,8 @@ class HttpServer:
     async def _guarded(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
         if self._guard is None:  # the moment between listening and knowing the port
             raise web.HTTPServiceUnavailable(text="not ready yet\n")
-        self._connections.heard(request.protocol)
+        if isinstance(request.protocol, AdminConnection):
+            request.protocol.heard = True
         asked = Asked(
             target=request.raw_path,
             hosts=tuple(request.headers.getall("Host", ())),

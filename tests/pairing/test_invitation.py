@@ -441,7 +441,7 @@ async def test_who_breaks_off_is_listed_all_the_same(tmp_path: Path) -> None:
     """The invite is used up by then: its owner comes again, with the same keys."""
     asked, answer = asyncio.Event(), asyncio.Event()
 
-    class Slow:
+    class Slow(Invites):
         async def redeem(self, secret: bytes, peer: PeerId) -> bool:
             asked.set()
             await answer.wait()

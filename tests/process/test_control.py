@@ -29,7 +29,7 @@ from cryprq_proxy.process.control import (
     query_status,
 )
 from cryprq_proxy.process.recent_errors import RecentErrors
-from cryprq_proxy.service.startup import StatusReport
+from cryprq_proxy.service.startup import ProcessStatus
 from cryprq_proxy.service.tun_mode import NO_TUN
 from cryprq_proxy.status import ClientStatus, SessionStatus
 
@@ -324,13 +324,13 @@ async def test_without_system_wide_mode_there_is_nothing_to_pause_or_confirm() -
         NO_TUN.confirmed.set()
 
 
-async def test_the_report_has_what_the_process_knows() -> None:
+def test_a_status_has_what_the_process_knows() -> None:
     with RecentErrors() as recent:
-        report = StatusReport(told, recent)
-        report.listen = (Destination("127.0.0.1", 1080),)
+        process = ProcessStatus(recent)
+        process.listen = (Destination("127.0.0.1", 1080),)
         logging.getLogger("test.report").warning("the exit is gone")
-        status = await report()
-    assert isinstance(status, ClientStatus) and status.session == STATUS.session
+        status = process.add_to(STATUS)
+    assert status.session == STATUS.session
     assert (status.pid, status.listen, status.version) == (os.getpid(), ("127.0.0.1:1080",), __version__)
     assert [error.text for error in status.errors] == ["the exit is gone"]
     assert status.logged == {"warning": 1, "error": 0}

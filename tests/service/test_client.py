@@ -22,18 +22,17 @@ from cryprq_proxy.errors import ConfigError, CryprqError
 from cryprq_proxy.process.control import ControlServer
 from cryprq_proxy.process.lifecycle import Stop
 from cryprq_proxy.process.recent_errors import RecentErrors
-from cryprq_proxy.process.reload import Reloader
+from cryprq_proxy.process.sd_notify import Notifier
 from cryprq_proxy.rules.engine import EVERYTHING, RuleSet
 from cryprq_proxy.service import client as client_module
 from cryprq_proxy.service.client import (
-    ClientActions,
     ClientParts,
     Loaded,
     RunningClient,
     load,
+    no_tun,
     run_client,
 )
-from cryprq_proxy.service.startup import StatusReport
 from cryprq_proxy.service.tun_mode import NO_TUN, NoTun, TunMode, keep_if_confirmed
 from cryprq_proxy.status import ClientStatus
 from tests.support.fake_exits import FakeExits
@@ -106,7 +105,7 @@ class Makes:
 
 
 def role(config: ClientConfig, makes: Makes | None = None) -> Role:
-    return lambda stop: run_client(config, lambda: config, stop, makes)
+    return lambda stop: run_client(config, lambda: config, stop, makes or no_tun)
 
 
 async def told(files: RoleFiles) -> ClientStatus:
@@ -154,7 +153,7 @@ async def test_the_parts_are_read_from_the_configuration(files: RoleFiles) -> No
     assert [exit.settings.peer for exit in parts.exits] == [files.exit_id, other]
     assert [exit.settings.mark for exit in parts.exits] == [FakeTun.mark, FakeTun.mark]
     assert parts.listening.listen == config.listen
-    parts, plan = await ClientParts.of(files.client(), None)
+    parts, plan = await ClientParts.of(files.client(), no_tun)
     assert plan is NO_TUN
     assert [exit.settings.mark for exit in parts.exits] == [0]
 
@@ -338,24 +337,29 @@ async def test_a_reload_that_fails_leaves_the_old_rules_in_force(
 
 
 class Parts:
-    """A RunningClient with fake exits, and its actions."""
+    """A RunningClient with fake exits."""
 
     def __init__(self, files: RoleFiles, tun: TunMode = NO_TUN) -> None:
         self.config = files.client()
         self.fake = FakeExits(2)
-        self.dispatcher = Dispatcher(self.fake.exits, EVERYTHING)
-        self.running = RunningClient(self.config, self.fake.exits, self.dispatcher, tun)
         self.read: Callable[[], Loaded] = lambda: load(self.config)
-        self.reloader = Reloader(lambda: self.read(), self.running.apply, Stop().notifier)
-        report = StatusReport(lambda: self.running.status(self.reloader), RecentErrors())
-        self.actions = ClientActions(self.running, self.fake.exits, report, self.reloader)
+        exits = self.fake.exits
+        self.running = RunningClient(
+            self.config,
+            exits,
+            Dispatcher(exits, EVERYTHING),
+            tun,
+            lambda: self.read(),
+            Notifier(),
+            RecentErrors(),
+        )
 
 
 async def test_actions(files: RoleFiles) -> None:
     tun = FakeTun(files.client(), EVERYTHING)
     parts = Parts(files, tun)
-    actions = parts.actions
-    assert isinstance(await actions.status(), ClientStatus)
+    actions = parts.running
+    assert (await actions.status()).listen == ()
     assert list(actions.streams()) == []
     assert not actions.close("a/1")
     await parts.running.make_pac(EVERYTHING)
@@ -380,11 +384,10 @@ async def test_the_dashboards_url_has_the_token(files: RoleFiles) -> None:
     parts = Parts(files)
     parts.running._config = files.client('admin = "127.0.0.1:0"\n')
     async with AsyncExitStack() as stack:
-        await parts.running.open_admin(stack, parts.actions)
-        url = re.fullmatch(r"http://127\.0\.0\.1:(\d+)/#token=(\S{20,})", parts.actions.dashboard())
+        await parts.running.open_admin(stack)
+        url = re.fullmatch(r"http://127\.0\.0\.1:(\d+)/#token=(\S{20,})", parts.running.dashboard())
         assert url is not None
-        status = await parts.actions.status()
-        assert isinstance(status, ClientStatus)
+        status = await parts.running.status()
         assert status.admin == f"http://127.0.0.1:{url[1]}/"
         assert url[2] not in repr(status)
     with pytest.raises(ConnectionRefusedError):
@@ -398,7 +401,7 @@ async def test_the_configuration_and_the_lists_are_watched(files: RoleFiles) -> 
     config = files.directory / "client.toml"
     assert parts.running.files(config) == [config]
     parts.read = lambda: load(files.client(tables=rule + rule))
-    assert await parts.actions.reload() == "2 rules, 1 listed name"
+    assert await parts.running.reload() == "2 rules, 1 listed name"
     assert parts.running.files(config) == [config, files.directory / "list"]
     assert parts.running.files(None) == [files.directory / "list"]
 

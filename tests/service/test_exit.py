@@ -20,7 +20,7 @@ from cryprq_proxy.exit.providers import NoPacketNetwork, PacketNetwork
 from cryprq_proxy.process.control import ControlServer
 from cryprq_proxy.service import exit as exit_module
 from cryprq_proxy.service.client import run_client
-from cryprq_proxy.service.exit import peers_told, run_exit
+from cryprq_proxy.service.exit import no_network, peers_told, run_exit
 from cryprq_proxy.status import ClientStatus, ExitStatus, PeerStatus
 from cryprq_proxy.web import server as web_server
 from tests.support.roles import Role, RoleFiles, RunningRole, running
@@ -64,7 +64,7 @@ def role(files: RoleFiles, more: str = "", tables: str = "", starts: Starts | No
     def read() -> ExitConfig:
         return files.exit(more, tables)
 
-    return lambda stop: run_exit(read(), read, stop, starts, (), files.authorized)
+    return lambda stop: run_exit(read(), read, stop, starts or no_network, (), files.authorized)
 
 
 async def told(files: RoleFiles) -> ExitStatus:
@@ -195,7 +195,6 @@ async def test_a_reload_lets_peers_in_and_ends_the_links_of_others(
         assert len((await told(files)).sessions) == 1
 
         files.authorize(f"{guest} guest")
-        assert exit.stop.reload is not None
         exit.stop.reload()
         await until(lambda: "reloaded: 1 peer allowed" in caplog.text)
         status = await told(files)

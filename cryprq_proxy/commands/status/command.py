@@ -8,14 +8,14 @@ from typing import Final
 
 import click
 
-from ..common import ask, ask_status, config_option, control_sockets
+from ..common import ask, ask_status, config_option, control_sockets, seconds
 
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="As JSON, one object for each running process.")
 @click.option(
     "--watch",
-    type=click.FloatRange(0.2, 3600),
+    type=seconds(0.2, 3600),
     is_flag=False,
     flag_value=1.0,
     metavar="[SECONDS]",
