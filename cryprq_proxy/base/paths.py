@@ -21,27 +21,20 @@ MAX_FILE: Final = 1 << 20
 
 def config_dir() -> Path:
     """`$XDG_CONFIG_HOME/cryprq`, else `~/.config/cryprq`. Raises ConfigError if there is no home directory."""
-    root = _absolute("XDG_CONFIG_HOME")
-    if root is not None:
-        return root / "cryprq"
-    try:
-        return Path.home() / ".config" / "cryprq"
-    except RuntimeError:
-        raise ConfigError(
-            "there is no home directory to look in: set XDG_CONFIG_HOME, or give --config"
-        ) from None
+    return _user_dir("XDG_CONFIG_HOME", ".config", "to look in: set XDG_CONFIG_HOME, or give --config")
 
 
 def state_dir() -> Path:
     """`$XDG_STATE_HOME/cryprq`, else `~/.local/state/cryprq`: data that may be lost. Raises ConfigError if there is no
     home directory."""
-    root = _absolute("XDG_STATE_HOME")
-    if root is not None:
-        return root / "cryprq"
+    return _user_dir("XDG_STATE_HOME", ".local/state", "for the state: set XDG_STATE_HOME")
+
+
+def _user_dir(variable: str, default: str, remedy: str) -> Path:
     try:
-        return Path.home() / ".local" / "state" / "cryprq"
+        return (_absolute(variable) or Path.home() / default) / "cryprq"
     except RuntimeError:
-        raise ConfigError("there is no home directory for the state: set XDG_STATE_HOME") from None
+        raise ConfigError(f"there is no home directory {remedy}") from None
 
 
 def default_identity() -> Path:

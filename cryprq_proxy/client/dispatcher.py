@@ -48,10 +48,7 @@ class Dispatcher:
             raise ConfigError(f'an exit cannot be called "{DIRECT_NAME}"; give it another name')
         self.exits = exits
         self.direct = direct or Direct(exits.slots)
-        self._tunnelled = 0
-        self._named = 0
-        self._directly = 0
-        self._blocked = 0
+        self._counts = dict.fromkeys(Verdict, 0)
         self._rules: RuleSet
         self._always: Decision | None
         self._splits: bool
@@ -115,21 +112,16 @@ class Dispatcher:
     def start(self, request: StreamRequest) -> None:
         """Send a request along its route."""
         verdict = Verdict.TUNNEL if request.decision is None else request.decision.action.verdict
-        if verdict is Verdict.TUNNEL:
-            self._tunnelled += 1
-            self.exits.start(request)
-        elif verdict is Verdict.EXIT:
-            self._named += 1
-            self.exits.start(request)
-        elif verdict is Verdict.DIRECT:
-            self._directly += 1
+        self._counts[verdict] += 1
+        if verdict is Verdict.DIRECT:
             self.direct.start(request)
-        else:
-            self._count_blocked()
+        elif verdict is Verdict.BLOCK:
             request.handler.refused(StreamReason.NOT_ALLOWED)
+        else:
+            self.exits.start(request)
 
     def _count_blocked(self) -> None:
-        self._blocked += 1
+        self._counts[Verdict.BLOCK] += 1
 
     def stop(self) -> None:
         """End the direct connections."""
@@ -179,18 +171,13 @@ class Dispatcher:
 
     def counts(self) -> ConnectionCounts:
         """How many connections there are and were, by which routes, and how many were refused."""
-        by = {
-            Verdict.TUNNEL.value: self._tunnelled,
-            Verdict.DIRECT.value: self._directly,
-            Verdict.BLOCK.value: self._blocked,
-            Verdict.EXIT.value: self._named,
-        }
-        blocked: Counter[Any] = Counter({StreamReason.NOT_ALLOWED: self._blocked} if self._blocked else {})
+        blocked = self._counts[Verdict.BLOCK]
+        refused: Counter[Any] = Counter({StreamReason.NOT_ALLOWED: blocked} if blocked else {})
         return ConnectionCounts(
             open=sum(entry.client.open_streams for entry in self.exits.entries) + len(self.direct.streams),
-            total=sum(by.values()),
-            by=by,
-            refused=by_name(self.exits.refused(), self.direct.refused, blocked),
+            total=sum(self._counts.values()),
+            by={verdict.value: count for verdict, count in self._counts.items()},
+            refused=by_name(self.exits.refused(), self.direct.refused, refused),
         )
 
 

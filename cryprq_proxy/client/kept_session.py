@@ -139,7 +139,7 @@ class KeptSession:
         self.packet_link = session.packet_link = link
         if lane is not None and established.features & Feature.LANE:
             loop = asyncio.get_running_loop()
-            link.lane = ClientLane(loop, link, link.announce, lane, mark=self._settings.mark)
+            link.lane = ClientLane(loop, link, lane, mark=self._settings.mark)
         return session
 
     def send_packet(self, buffer: memoryview, start: int, end: int, shape: Shape) -> None:

@@ -61,8 +61,8 @@ def explain(target: str, as_json: bool, config: Path | None) -> None:
             "rule": decision.rule,
             "index": decision.index,
             **sentences,
-            "problems": list(map(str, rules.problems)),
-            "broken": rules.broken,
+            "problems": list(map(str, rules.listed.problems)),
+            "broken": rules.listed.broken,
         }
         click.echo(json.dumps(found, indent=2))
         return
@@ -70,9 +70,10 @@ def explain(target: str, as_json: bool, config: Path | None) -> None:
     click.echo(one_line(f"{destination}: {decision.action}, {by}"))
     for where, label in (("proxy", "proxy"), ("pac", "PAC file"), ("tun", "--tun")):
         click.echo(one_line(f"  {label + ':':10}{sentences[where]}"))
-    if rules.broken:
+    if rules.listed.broken:
         click.echo(
-            one_line(f"broken lines in lists: {rules.broken}, the first: {rules.problems[0]}"), err=True
+            one_line(f"broken lines in lists: {rules.listed.broken}, the first: {rules.listed.problems[0]}"),
+            err=True,
         )
 
 

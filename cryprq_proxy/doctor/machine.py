@@ -45,10 +45,10 @@ async def rules(context: Context) -> CheckVerdict:
         return ok(f"there are no rules: everything goes to {config.default}")
     with context.progress("reading lists") as report:
         loaded = await asyncio.to_thread(load_rules, given, config.default, progress=report)
-    text = f"{len(given)} rules, {loaded.listed} names in lists"
-    if loaded.problems:
+    text = f"{len(given)} rules, {len(loaded.listed)} names in lists"
+    if loaded.listed.problems:
         return warn(
-            f"{text}; some lines are left out, the first one is {loaded.problems[0]}",
+            f"{text}; some lines are left out, the first one is {loaded.listed.problems[0]}",
             "mend or delete these lines; the rest counts",
         )
     return ok(text)

@@ -162,7 +162,7 @@ class Sessions:
         else:
             link = PacketLink(entry.session)
         if features & Feature.LANE and self.lanes is not None:
-            link.lane = self.lanes.carrier(link, link.announce, client)
+            link.lane = self.lanes.carrier(link, client)
         entry.packet_link = entry.session.packet_link = link
 
     def _accept_stream(self, entry: PeerSession, stream: Stream) -> None:

@@ -2,8 +2,8 @@
 
     connect_target   a literal by `connect_literal`, a name by `dial` in a task of its own
     connect_literal  one literal, by callback: no task, no future
-    dial             all of it for a task: resolves if need be, then `connect_first`
-    connect_first    happy eyeballs (RFC 8305) over literals, each by `connect_literal`
+    dial             all of it for a task: resolves if need be, then races
+    AddressRace      happy eyeballs (RFC 8305) over literals, each by `connect_literal`
     Resolver         names to literals, off the event loop (resolver.py)
 
 The policy judges each literal right before the connection to that literal starts. Nothing here connects to a
@@ -89,12 +89,8 @@ type Done = Callable[[socket.socket | None, StreamReason | None], None]
 """Called once, with a reason or with a connected non-blocking socket, which the callee then owns."""
 
 
-class ConnectLiteral(Protocol):
-    """The signature of `connect_literal`; tests pass their own."""
-
-    def __call__(
-        self, loop: asyncio.AbstractEventLoop, ip: str, port: int, done: Done, timeout: float, /
-    ) -> Cancellable: ...
+type ConnectLiteral = Callable[[asyncio.AbstractEventLoop, str, int, Done, float], Cancellable]
+"""The signature of `connect_literal`; tests pass their own."""
 
 
 class _Over:
@@ -233,26 +229,12 @@ def interleave(addresses: Iterable[str]) -> list[str]:
     return [ip for ip in chain.from_iterable(zip_longest(v6, v4)) if ip is not None]
 
 
-def connect_first(
-    loop: asyncio.AbstractEventLoop,
-    addresses: Iterable[str],
-    port: int,
-    allowed: Callable[[str], bool],
-    done: Done,
-    timeout: float = DIAL_TIMEOUT,
-    attempt_delay: float = ATTEMPT_DELAY,
-    connect: ConnectLiteral = connect_literal,
-) -> Cancellable:
-    """Connect to the literal that answers first. The attempts start `attempt_delay` seconds apart.
+class AddressRace:
+    """Connects to the literal of `addresses` that answers first. The attempts start `attempt_delay` seconds apart.
 
-    `allowed(ip)` is asked right before each attempt. `done` may be called before this returns.
+    `allowed(ip)` is asked right before each attempt. `done` may be called before the race is made.
     """
-    race = _Race(loop, addresses, port, allowed, done, loop.time() + timeout, attempt_delay, connect)
-    race.advance()
-    return race
 
-
-class _Race:
     __slots__ = (
         "_allowed", "_connect", "_deadline", "_delay", "_done", "_loop", "_number", "_port", "_reasons",
         "_running", "_timer", "_waiting",
@@ -265,24 +247,25 @@ class _Race:
         port: int,
         allowed: Callable[[str], bool],
         done: Done,
-        deadline: float,
-        delay: float,
-        connect: ConnectLiteral,
+        timeout: float,
+        attempt_delay: float,
+        connect: ConnectLiteral = connect_literal,
     ) -> None:
         self._loop = loop
         self._waiting = deque(interleave(addresses)[:MAX_ADDRESSES])
         self._port = port
         self._allowed = allowed
         self._done = done
-        self._deadline = deadline
-        self._delay = delay
+        self._deadline = loop.time() + timeout
+        self._delay = attempt_delay
         self._connect = connect
         self._number = 0
         self._running: dict[int, Cancellable] = {}
         self._reasons: set[StreamReason] = set()
         self._timer: asyncio.TimerHandle | None = None
+        self._advance()
 
-    def advance(self) -> None:
+    def _advance(self) -> None:
         """Start the next attempt, or end the race if there is none left and none runs."""
         self._stop_timer()
         while self._waiting:
@@ -312,13 +295,13 @@ class _Race:
         if number in self._running:
             self._running[number] = attempt
             if self._waiting:
-                self._timer = self._loop.call_later(self._delay, self.advance)
+                self._timer = self._loop.call_later(self._delay, self._advance)
 
     def _ended(self, number: int, sock: socket.socket | None, reason: StreamReason | None) -> None:
         del self._running[number]
         if sock is None:
             self._reasons.add(reason or StreamReason.GENERAL)
-            self.advance()
+            self._advance()
         else:
             self.cancel()
             self._done(sock, None)
@@ -360,7 +343,7 @@ async def dial(
         except TimeoutError:
             raise StreamRefused(StreamReason.NAME_FAILED) from None
     outcome: asyncio.Future[socket.socket] = loop.create_future()
-    race = connect_first(
+    race = AddressRace(
         loop,
         addresses,
         port,

@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 
 from ..address import packed
 from . import lists
-from .lists import ListedNames, Problem, ReadProgress
+from .lists import ListedNames, ReadProgress
 from .ranges import LAST_PORT, Steps, spans
 from .syntax import Rule, RuleAction, Verdict, shown
 
@@ -41,23 +41,23 @@ class RuleSet:
         "_any_host",
         "_below",
         "_decisions",
-        "_listed",
         "_names",
         "_patterns",
         "_ports",
         "_v4",
         "_v6",
         "default",
+        "listed",
         "rules",
     )
 
     def __init__(
         self, rules: Sequence[Rule], default: RuleAction, listed: ListedNames = lists.NOTHING
     ) -> None:
-        """`listed` are the names of the rules' lists; `load_rules` reads them."""
+        """`listed` are the names of the rules' lists, and the invalid lines; `load_rules` reads them."""
         self.rules = tuple(rules)
         self.default = default
-        self._listed = listed
+        self.listed = listed
         self._decisions = [
             Decision(action, shown(self.rules, index), index)
             for index, action in [*enumerate(rule.action for rule in self.rules), (-1, default)]
@@ -88,21 +88,6 @@ class RuleSet:
             ending = domain.rpartition("*")[2].partition(".")[2]
             patterns.setdefault(ending, []).append((bit, domain))
 
-    @property
-    def problems(self) -> Sequence[Problem]:
-        """Invalid lines of lists, at most 20 of them."""
-        return self._listed.problems
-
-    @property
-    def broken(self) -> int:
-        """The number of invalid lines in lists."""
-        return self._listed.broken
-
-    @property
-    def listed(self) -> int:
-        """The number of names in the lists, exceptions included."""
-        return len(self._listed)
-
     def decide(self, host: str, port: int) -> Decision:
         """The decision about a connection to `host`, canonical as in a `Destination`. Takes microseconds."""
         mask = (self._host(host) | self._any_host) & self._ports[port]
@@ -125,8 +110,8 @@ class RuleSet:
                 dot = host.find(".", dot + 1)
         if self._patterns:
             found |= self._matching(host)
-        if self._listed:
-            found |= self._listed.mask(host)
+        if self.listed:
+            found |= self.listed.mask(host)
         return found
 
     def _matching(self, host: str) -> int:
@@ -141,7 +126,7 @@ class RuleSet:
 
     def in_lists(self, index: int, host: str) -> bool:
         """Whether the lists of rule `index` hold the name `host`, and no exception of theirs does."""
-        return bool(self._listed.mask(host) >> index & 1)
+        return bool(self.listed.mask(host) >> index & 1)
 
 
 def _bits(rules: Sequence[Rule]) -> list[tuple[int, Rule]]:
@@ -181,8 +166,8 @@ def load_rules(
 ) -> RuleSet:
     """Read the lists of all rules; takes a second or two for a million lines, so not on the event loop.
 
-    `progress` gets the bytes read so far and the total. Invalid lines are in `problems`. Raises ConfigError for an
-    unreadable list, and for more than `lists.MAX_NAMES` names in all of them.
+    `progress` gets the bytes read so far and the total. Invalid lines are in `listed.problems`. Raises ConfigError for
+    an unreadable list, and for more than `lists.MAX_NAMES` names in all of them.
     """
     masks: dict[Path, int] = {}
     for bit, rule in _bits(rules):

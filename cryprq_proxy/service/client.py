@@ -212,10 +212,10 @@ class RunningClient(Actions):
             connections=self._dispatcher.counts(),
             rules=RulesStatus(
                 rules=len(rules.rules),
-                names=rules.listed,
+                names=len(rules.listed),
                 default=str(rules.default),
-                broken=rules.broken,
-                problems=tuple(map(str, rules.problems)),
+                broken=rules.listed.broken,
+                problems=tuple(map(str, rules.listed.problems)),
                 loaded_at=round(reloader.loaded_at, 3),
                 error=reloader.error,
             ),
@@ -300,7 +300,7 @@ class RunningClient(Actions):
             raise
         await self.make_pac(rules)
         set_level(loaded.config.log_level)
-        said = f"{counted(len(rules.rules), 'rule')}, {counted(rules.listed, 'listed name')}"
+        said = f"{counted(len(rules.rules), 'rule')}, {counted(len(rules.listed), 'listed name')}"
         if _but_for_rules(loaded.config) != _but_for_rules(self._config):
             said += "; what else has changed in the configuration needs a restart"
         return said

@@ -18,8 +18,8 @@ from cryprq_proxy.exit.egress import EgressPolicy
 from cryprq_proxy.outbound import dialer
 from cryprq_proxy.outbound.dialer import (
     CONNECT_REASONS,
+    AddressRace,
     Done,
-    connect_first,
     connect_literal,
     dial,
     interleave,
@@ -307,7 +307,7 @@ def test_families_take_turns(given: list[str], tried: list[str]) -> None:
 async def test_the_next_address_starts_after_the_delay_and_the_winner_ends_the_others() -> None:
     connector, done = Connector(), Outcome()
     loop = asyncio.get_running_loop()
-    connect_first(loop, ["1.1.1.1", "1.1.1.2"], 443, always, done, NEVER, 0.0, connector)
+    AddressRace(loop, ["1.1.1.1", "1.1.1.2"], 443, always, done, NEVER, 0.0, connector)
     assert connector.tried == ["1.1.1.1"]
     while len(connector.attempts) < 2:
         await asyncio.sleep(0)
@@ -322,7 +322,7 @@ async def test_the_next_address_starts_after_the_delay_and_the_winner_ends_the_o
 async def test_the_first_may_still_win_after_the_second_has_started() -> None:
     connector, done = Connector(), Outcome()
     loop = asyncio.get_running_loop()
-    connect_first(loop, ["1.1.1.1", "1.1.1.2", "1.1.1.3"], 443, always, done, NEVER, 0.0, connector)
+    AddressRace(loop, ["1.1.1.1", "1.1.1.2", "1.1.1.3"], 443, always, done, NEVER, 0.0, connector)
     while len(connector.attempts) < 2:
         await asyncio.sleep(0)
     connector.attempts[0].succeed().close()
@@ -336,7 +336,7 @@ async def test_a_failure_starts_the_next_at_once() -> None:
     connector = Connector({"1.1.1.1": StreamReason.CONNECTION_REFUSED})
     done = Outcome()
     loop = asyncio.get_running_loop()
-    connect_first(loop, ["1.1.1.1", "1.1.1.2", "1.1.1.3"], 443, always, done, NEVER, NEVER, connector)
+    AddressRace(loop, ["1.1.1.1", "1.1.1.2", "1.1.1.3"], 443, always, done, NEVER, NEVER, connector)
     assert connector.tried == ["1.1.1.1", "1.1.1.2"]
     connector.attempts[1].done(None, StreamReason.HOST_UNREACHABLE)
     assert connector.tried == ["1.1.1.1", "1.1.1.2", "1.1.1.3"]
@@ -365,7 +365,7 @@ async def test_the_most_telling_reason_is_reported(
 ) -> None:
     script = {f"1.1.1.{n}": reason for n, reason in enumerate(reasons)}
     done = Outcome()
-    connect_first(asyncio.get_running_loop(), script, 443, always, done, NEVER, NEVER, Connector(script))
+    AddressRace(asyncio.get_running_loop(), script, 443, always, done, NEVER, NEVER, Connector(script))
     assert done.calls == [(None, reported)]
 
 
@@ -379,7 +379,7 @@ async def test_each_address_is_approved_right_before_its_attempt() -> None:
         return ip != "1.1.1.2"
 
     done = Outcome()
-    connect_first(asyncio.get_running_loop(), script, 443, allowed, done, NEVER, NEVER, connector)
+    AddressRace(asyncio.get_running_loop(), script, 443, allowed, done, NEVER, NEVER, connector)
     assert events == ["0 tried, 1.1.1.1?", "1 tried, 1.1.1.2?", "1 tried, 1.1.1.3?"]
     assert connector.tried == ["1.1.1.1", "1.1.1.3"]
     assert done.calls == [(None, StreamReason.CONNECTION_REFUSED)]
@@ -389,7 +389,7 @@ async def test_a_failure_while_the_last_forbidden_is_left_waits_for_who_runs() -
     connector, done = Connector(), Outcome()
     loop = asyncio.get_running_loop()
     addresses = ["1.1.1.1", "1.1.1.2"]
-    connect_first(loop, addresses, 443, lambda ip: ip != "1.1.1.2", done, NEVER, 0.0, connector)
+    AddressRace(loop, addresses, 443, lambda ip: ip != "1.1.1.2", done, NEVER, 0.0, connector)
     await turn()
     await turn()
     assert not done.calls
@@ -400,14 +400,14 @@ async def test_a_failure_while_the_last_forbidden_is_left_waits_for_who_runs() -
 
 async def test_no_attempt_starts_after_the_deadline() -> None:
     connector, done = Connector(), Outcome()
-    connect_first(asyncio.get_running_loop(), ["1.1.1.1"], 443, always, done, 0.0, NEVER, connector)
+    AddressRace(asyncio.get_running_loop(), ["1.1.1.1"], 443, always, done, 0.0, NEVER, connector)
     assert connector.tried == []
     assert done.calls == [(None, StreamReason.TIMED_OUT)]
 
 
 async def test_an_attempt_gets_no_more_than_the_time_left() -> None:
     connector = Connector()
-    race = connect_first(asyncio.get_running_loop(), ["1.1.1.1"], 443, always, Outcome(), 5.0, 1.0, connector)
+    race = AddressRace(asyncio.get_running_loop(), ["1.1.1.1"], 443, always, Outcome(), 5.0, 1.0, connector)
     assert connector.attempts[0].port == 443
     assert 0 < connector.attempts[0].timeout <= 5.0
     race.cancel()
@@ -417,7 +417,7 @@ async def test_an_attempt_gets_no_more_than_the_time_left() -> None:
 async def test_a_cancelled_race_starts_nothing_more() -> None:
     connector, done = Connector(), Outcome()
     loop = asyncio.get_running_loop()
-    race = connect_first(loop, ["1.1.1.1", "1.1.1.2"], 443, always, done, NEVER, 0.0, connector)
+    race = AddressRace(loop, ["1.1.1.1", "1.1.1.2"], 443, always, done, NEVER, 0.0, connector)
     race.cancel()
     race.cancel()
     await turn()
@@ -429,7 +429,7 @@ async def test_a_cancelled_race_starts_nothing_more() -> None:
 async def test_a_name_with_very_many_addresses_gets_a_bounded_number_of_attempts() -> None:
     script = {f"1.1.{n >> 8}.{n & 255}": StreamReason.CONNECTION_REFUSED for n in range(4000)}
     connector, done = Connector(script), Outcome()
-    connect_first(asyncio.get_running_loop(), script, 443, always, done, NEVER, NEVER, connector)
+    AddressRace(asyncio.get_running_loop(), script, 443, always, done, NEVER, NEVER, connector)
     assert len(connector.attempts) == dialer.MAX_ADDRESSES
     assert len(done.calls) == 1
 

@@ -111,7 +111,7 @@ def test_it_decides_as_the_judge_does_with_many_rules_and_lists(
 ) -> None:
     case = cases(seed, rules, 500, tmp_path)
     found = load_rules(case.rules, case.default)
-    assert found.problems == []
+    assert found.listed.problems == []
     wrong = [
         target
         for target in case.targets
@@ -167,8 +167,8 @@ def test_lists_belong_to_their_rules(tmp_path: Path) -> None:
     assert [rules.in_lists(index, "ok.ads.example") for index in range(3)] == [False, False, True]
     assert [rules.in_lists(index, "ads.example") for index in range(3)] == [True, True, False]
     assert not rules.in_lists(1, "here.example")
-    assert (rules.listed, rules.broken) == (3, 1)
-    assert str(rules.problems[0]).startswith(f"{more}, line 2: 'not' is followed by something")
+    assert (len(rules.listed), rules.listed.broken) == (3, 1)
+    assert str(rules.listed.problems[0]).startswith(f"{more}, line 2: 'not' is followed by something")
     assert decided(rules, "192.0.2.1") == [-1]
 
 
@@ -183,7 +183,7 @@ def test_each_file_is_read_once(tmp_path: Path) -> None:
     )
     size = path.stat().st_size
     assert seen[-1] == (size, size)
-    assert rules.listed == len(LABELS)
+    assert len(rules.listed) == len(LABELS)
 
 
 def test_what_a_person_must_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

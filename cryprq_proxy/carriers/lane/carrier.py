@@ -43,12 +43,12 @@ _STREAM: Final = Struct("!BI")
 
 _log = logging.getLogger(__name__)
 
-type Announce = Callable[[int, int], None]
-"""`announce(number, index)`: tell the peer in a LANE frame on the current carrier."""
-
 
 class LaneHandler(Protocol):
     """Receiver of what a lane delivers. Buffers are valid during the call only."""
+
+    def announce(self, number: int, index: int) -> None:
+        """Tell the peer in a LANE frame on the current carrier."""
 
     def packet(self, buffer: memoryview, start: int, end: int, run: Run) -> None:
         """Slices of a packet stand at buffer[start:end]; the slices.HEADROOM bytes before them may be overwritten."""
@@ -86,7 +86,6 @@ class LaneCarrier:
         self,
         loop: Timers,
         handler: LaneHandler,
-        announce: Announce,
         *,
         dialler: bool,
         ceiling: int,
@@ -96,7 +95,6 @@ class LaneCarrier:
     ) -> None:
         self._loop = loop
         self._handler = handler
-        self._announce = announce
         self._clock = clock
         self._dialler = dialler
         self.lane = Lane(dialler, entropy, self, SHARED.one(Room), taken)
@@ -124,7 +122,7 @@ class LaneCarrier:
             return
         index = self.lane.install(cipher, number, secrets, now)
         self._register(index)
-        self._announce(number, index)
+        self._handler.announce(number, index)
         self.after(now)
 
     def announced(self, number: int, index: int) -> None:

@@ -16,7 +16,7 @@ from ...base.clock import clock
 from ...crypto.primitives import Entropy, system_entropy
 from ...errors import ConfigError
 from .batch import Batch, SocketAddress, UdpOffload
-from .carrier import MAX_PAYLOAD, Announce, LaneCarrier, LaneHandler, Timers
+from .carrier import MAX_PAYLOAD, LaneCarrier, LaneHandler, Timers
 from .inbox import Inbox
 from .train import Outlet
 from .udp_socket import UdpSocket, error_name
@@ -34,16 +34,13 @@ class ClientLane(LaneCarrier):
         self,
         loop: Timers,
         handler: LaneHandler,
-        announce: Announce,
         offload: UdpOffload,
         *,
         mark: int = 0,
         entropy: Entropy = system_entropy,
         clock: Callable[[], float] = clock,
     ) -> None:
-        super().__init__(
-            loop, handler, announce, dialler=True, ceiling=MAX_PAYLOAD, entropy=entropy, clock=clock
-        )
+        super().__init__(loop, handler, dialler=True, ceiling=MAX_PAYLOAD, entropy=entropy, clock=clock)
         self._offload = offload
         self._mark = mark
         self._exit: SocketAddress | None = None

@@ -21,7 +21,7 @@ from ...errors import ConfigError, reason_of
 from ...lane.opening import EXPRESS_KIND, KIND, OVERHEAD
 from ...status import LaneSocketStatus, LanesStatus
 from .batch import Batch, SocketAddress, UdpOffload, UdpPeer
-from .carrier import Announce, LaneCarrier, LaneHandler, Timers
+from .carrier import LaneCarrier, LaneHandler, Timers
 from .inbox import Inbox
 from .train import Outlet
 from .udp_socket import ETHERNET_MTU, HEADERS, UdpSocket
@@ -39,7 +39,6 @@ class ExitLane(LaneCarrier):
         self,
         loop: Timers,
         handler: LaneHandler,
-        announce: Announce,
         lanes: dict[int, ExitLane],
         *,
         ceiling: int,
@@ -49,7 +48,6 @@ class ExitLane(LaneCarrier):
         super().__init__(
             loop,
             handler,
-            announce,
             dialler=False,
             ceiling=ceiling,
             taken=lanes,
@@ -112,7 +110,6 @@ class LaneListener:
     def carrier(
         self,
         handler: LaneHandler,
-        announce: Announce,
         client: SocketAddress | None = None,
         entropy: Entropy = system_entropy,
     ) -> LaneCarrier:
@@ -121,7 +118,6 @@ class LaneListener:
         return ExitLane(
             self._loop,
             handler,
-            announce,
             self._lanes,
             ceiling=self._ceiling(client),
             entropy=entropy,

@@ -117,6 +117,7 @@ class Loop:
 
 @dataclass
 class Handler:
+    announce: Callable[[int, int], None] = lambda number, index: None
     packets: list[tuple[bytes, Run]] = field(default_factory=list)
     datagrams: list[tuple[int, Destination, bytes]] = field(default_factory=list)
     changes: int = 0
@@ -143,13 +144,10 @@ class Session:
         self.loop = loop
         self.held: list[Callable[[], None]] = []
         self.hold = False
-        self.at_client, self.at_exit = Handler(), Handler()
-        self.client = ClientLane(
-            loop, self.at_client, lambda *frame: self.frame(self.exit, *frame), offload, clock=loop.clock
-        )
-        self.exit: LaneCarrier = listener.carrier(
-            self.at_exit, lambda *frame: self.frame(self.client, *frame), exit
-        )
+        self.at_client = Handler(lambda *frame: self.frame(self.exit, *frame))
+        self.at_exit = Handler(lambda *frame: self.frame(self.client, *frame))
+        self.client = ClientLane(loop, self.at_client, offload, clock=loop.clock)
+        self.exit: LaneCarrier = listener.carrier(self.at_exit, exit)
         self.where = exit
         self.listener = listener
 
@@ -302,10 +300,10 @@ async def test_on_a_real_loop() -> None:
 
     keys = secrets()
     announced: list[tuple[int, int]] = []
-    at_exit = Waiting()
-    client = ClientLane(loop, Waiting(), lambda *frame: announced.append(frame), BOTH)
+    client = ClientLane(loop, Waiting(lambda *frame: announced.append(frame)), BOTH)
+    at_exit = Waiting(client.announced)
     listener = LaneListener(loop, [("127.0.0.1", 0)], BOTH)
-    exit = listener.carrier(at_exit, client.announced)
+    exit = listener.carrier(at_exit)
     try:
         client.epoch(Cipher.AES_256_GCM, 0, keys, 0.0)
         exit.epoch(Cipher.AES_256_GCM, 0, keys, 0.0)
@@ -691,7 +689,7 @@ def test_exit_without_a_route_to_the_client_begins_with_ethernet(
     listener = LaneListener(loop, [("127.0.0.1", 0)], BOTH, clock=loop.clock)
     try:
         for client in (None, ("127.0.0.1", 9)):
-            lane = listener.carrier(Handler(), lambda *frame: None, client)
+            lane = listener.carrier(Handler(), client)
             assert lane.path._ceiling == 1_452
             lane.close()
     finally:
