@@ -67,16 +67,16 @@ def invite(
 
     assert name is not None
     seconds, now = parse_expiry(expires), time.time()
-    offer = make_invite(here, name, seconds, address, now)
-    click.echo(str(offer.invitation))
+    invitation, warnings = make_invite(here, name, seconds, address, now)
+    click.echo(str(invitation))
     if qr or (qr is None and sys.stdout.isatty()):
         import segno
 
-        segno.make(str(offer.invitation), error="l", micro=False).terminal(sys.stdout, compact=True)
+        segno.make(str(invitation), error="l", micro=False).terminal(sys.stdout, compact=True)
     click.echo(f"for {one_line(name)}, to be used once, until {_when(now + seconds)}; over there:", err=True)
-    shown = f"'{offer.invitation}'" if sys.stdout.isatty() else "'...', with that line between the quotes"
+    shown = f"'{invitation}'" if sys.stdout.isatty() else "'...', with that line between the quotes"
     click.echo(f"  cryprq-proxy join {shown}", err=True)
-    for warning in offer.warnings:
+    for warning in warnings:
         click.echo(f"note: {warning}", err=True)
 
 
@@ -150,10 +150,11 @@ def _list(as_json: bool, config: Path | None) -> None:
     import time
 
     here, listed, store = _lists(config)
-    known, invites = listed.read(), store.open(time.time())
+    names = {peer.peer_id: peer.name for peer in listed.read()}
+    from_allow = [peer for peer in here.config.allow if peer not in names]
+    invites = store.open(time.time())
     if as_json:
-        by_id = {peer.peer_id: peer.name for peer in known}
-        everybody = by_id | {peer: by_id.get(peer, "") for peer in here.config.allow}
+        everybody = names | dict.fromkeys(from_allow, "")
         told = {
             "peers": [{"name": name, "peer_id": str(peer)} for peer, name in everybody.items()],
             "invites": [
@@ -163,12 +164,8 @@ def _list(as_json: bool, config: Path | None) -> None:
         }
         click.echo(json.dumps(told, indent=2))
         return
-    rows = [(one_line(peer.name) or "-", str(peer.peer_id)) for peer in known]
-    rows += [
-        ("(allow)", str(peer_id))
-        for peer_id in here.config.allow
-        if peer_id not in {peer.peer_id for peer in known}
-    ]
+    rows = [(one_line(name) or "-", peer) for peer, name in names.items()]
+    rows += [("(allow)", peer) for peer in from_allow]
     width = max((len(name) for name, _ in rows), default=0)
     for name, peer_id in rows:
         click.echo(f"{name:{width}}  {peer_id}")

@@ -100,13 +100,17 @@ def decode_file(kind: type[Struct], text: str, source: Path) -> dict[str, Any]:
 
     `source` begins every error; relative paths start in its directory.
     """
+    return decode_table(kind, parse_toml(text, source), source)
+
+
+def parse_toml(text: str, source: Path) -> dict[str, Any]:
+    """The document in the text of the file `source`. Raises ConfigError."""
     try:
-        document = tomllib.loads(text)
+        return tomllib.loads(text)
     except (ValueError, RecursionError) as error:
         # The text of a recursion error is about Python; all others name the error and the line.
         reason = "too deeply nested" if isinstance(error, RecursionError) else str(error)
         raise ConfigError(f"{source}: not valid TOML: {reason}") from None
-    return decode_table(kind, document, source)
 
 
 def decode_flags(kind: type[Struct], flags: Mapping[str, object]) -> dict[str, Any]:

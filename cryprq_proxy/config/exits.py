@@ -81,26 +81,19 @@ def exit_choices(
 ) -> tuple[ExitChoice, ...]:
     """All exits in the order of their numbers, those of `peer` first. `psk_file` and `ca` are for exits without their
     own. Raises ConfigError for a repeated name or id, and for too many exits."""
-    endpoints: dict[PeerId, list[Endpoint]] = {}
+    by_id: dict[PeerId, list[PeerUrl]] = {}
     for url in peer:
-        endpoints.setdefault(url.peer_id, []).append(url.endpoint)
-    found = [
-        ExitChoice(_named("", ends, number), number, peer_id, tuple(ends), psk_file, ca)
-        for number, (peer_id, ends) in enumerate(endpoints.items(), 1)
-    ]
-    for number, table in enumerate(tables, len(found) + 1):
-        ends = [url.endpoint for url in table.peer]
-        name = _named(table.name, ends, number)
-        found.append(
-            ExitChoice(
-                name,
-                table.priority,
-                table.peer[0].peer_id,
-                tuple(ends),
-                table.psk_file or psk_file,
-                table.ca or ca,
-            )
-        )
+        by_id.setdefault(url.peer_id, []).append(url)
+    unnamed = [ExitTable(peer=tuple(urls), priority=number) for number, urls in enumerate(by_id.values(), 1)]
+    found = []
+    for number, table in enumerate((*unnamed, *tables), 1):
+        endpoints = tuple(url.endpoint for url in table.peer)
+        # A name is made from the first host if that is a valid one.
+        host = endpoints[0].address.host
+        name = table.name or (host if _NAME.fullmatch(host) else f"exit-{number}")
+        psk, authorities = table.psk_file or psk_file, table.ca or ca
+        peer_id = table.peer[0].peer_id
+        found.append(ExitChoice(name, table.priority, peer_id, endpoints, psk, authorities))
     if len(found) > MAX_EXITS:
         raise ConfigError(f"there are {len(found)} exits; at most {MAX_EXITS} are allowed")
     seen: set[object] = set()
@@ -116,9 +109,3 @@ def exit_choices(
                 )
             seen.add(mark)
     return tuple(found)
-
-
-def _named(name: str, endpoints: Sequence[Endpoint], number: int) -> str:
-    """`name`, else a valid name made from the first host."""
-    host = endpoints[0].address.host if endpoints else ""
-    return name or (host if _NAME.fullmatch(host) else f"exit-{number}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pwd
 import re
+from functools import partial
 from ipaddress import IPv4Network, IPv6Network, ip_interface, ip_network
 from pathlib import Path
 from typing import Annotated, Final, Literal
@@ -38,18 +39,11 @@ def parse_prefix(text: str) -> IPNetwork:
     return network
 
 
-def _parse_pool4(text: str) -> IPv4Network:
+def _pool(version: int, text: str) -> IPNetwork:
     network = parse_prefix(text)
-    if isinstance(network, IPv4Network):
+    if network.version == version:
         return network
-    raise ConfigError(f"expected an IPv4 prefix, got {text}")
-
-
-def _parse_pool6(text: str) -> IPv6Network:
-    network = parse_prefix(text)
-    if isinstance(network, IPv6Network):
-        return network
-    raise ConfigError(f"expected an IPv6 prefix, got {text}")
+    raise ConfigError(f"expected an IPv{version} prefix, got {text}")
 
 
 def parse_users(text: str) -> tuple[int, int]:
@@ -86,9 +80,9 @@ _USERS: Final = Text(parse_users, 'a list of users like "alice", "1000" or "1000
 _NAMES: Final = Text(str, 'a list of names like "ads.example"', many=True)
 _SERVERS: Final = Text(str, 'a list of servers like "exit" or "tls://1.1.1.1#cloudflare-dns.com"', many=True)
 _SPLIT: Final = Text(parse_split, 'a list of strings like "corp.example=10.0.0.1"', many=True)
-_FILES: Final = Text(lambda text: Path(text), "a list of files", many=True)
-_POOL4: Final = Text(_parse_pool4, 'a prefix like "100.96.0.0/16"')
-_POOL6: Final = Text(_parse_pool6, 'a prefix like "fd63:7279:7071::/64"')
+_FILES: Final = Text(Path, "a list of files", many=True)
+_POOL4: Final = Text(partial(_pool, 4), 'a prefix like "100.96.0.0/16"')
+_POOL6: Final = Text(partial(_pool, 6), 'a prefix like "fd63:7279:7071::/64"')
 
 
 class DnsTable(Struct, frozen=True, kw_only=True):

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -92,6 +93,29 @@ class Context:
     select_provider: Callable[[str | None], Provider] = select_provider
 
     @property
+    def config(self) -> ClientConfig | ExitConfig:
+        """Of the role that is checked. Only for checks that need the check of the configuration."""
+        config = self.client or self.exit
+        assert config is not None
+        return config
+
+    @property
+    def client_config(self) -> ClientConfig:
+        assert self.client is not None
+        return self.client
+
+    @property
+    def exit_config(self) -> ExitConfig:
+        assert self.exit is not None
+        return self.exit
+
+    @property
+    def keys(self) -> tuple[Identity, Provider]:
+        """Only for checks that need the check of the identity."""
+        assert self.identity is not None and self.provider is not None
+        return self.identity, self.provider
+
+    @property
     def running_client(self) -> ClientStatus | None:
         return self.running if isinstance(self.running, ClientStatus) else None
 
@@ -126,6 +150,15 @@ def fail(text: str, remedy: str) -> CheckVerdict:
 
 def skip(text: str) -> CheckVerdict:
     return CheckVerdict(CheckState.SKIP, text)
+
+
+def output_of(*command: str, seconds: float = 5.0) -> str | None:
+    """What a program prints; None if it fails. Blocks for at most `seconds`."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None
 
 
 async def examine(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ..config.exit import ExitConfig, authorized_file
+from ..base.text import counted
+from ..config.exit import authorized_file
 from ..errors import ConfigError
 from ..exit.egress import own_addresses
 from ..pairing.invitation import is_global, own_address
@@ -11,17 +12,12 @@ from .checks import CheckVerdict, Context, fail, ok, warn
 from .machine import bindable
 
 
-def _exit(context: Context) -> ExitConfig:
-    assert context.exit is not None
-    return context.exit
-
-
 async def peers(context: Context) -> CheckVerdict:
-    config = _exit(context)
+    config = context.exit_config
     listed = config.authorized_peers()
     if not listed:
         return fail("no client is on the list, so none is let in", "invite one: cryprq-proxy invite NAME")
-    text = f"{len(listed)} client{'' if len(listed) == 1 else 's'} may come in"
+    text = f"{counted(len(listed), 'client')} may come in"
     running = context.running_exit
     if running is not None and running.authorized != len(listed):
         return warn(
@@ -32,17 +28,17 @@ async def peers(context: Context) -> CheckVerdict:
 
 
 async def invites(context: Context) -> CheckVerdict:
-    store = InviteStore(beside(authorized_file(context.file, _exit(context))))
+    store = InviteStore(beside(authorized_file(context.file, context.exit_config)))
     open_ones = store.open(context.now())
     if not open_ones:
         return ok("no invite is open")
     names = ", ".join(invite.name for invite in open_ones[:5])
-    return ok(f"{len(open_ones)} open invite{'' if len(open_ones) == 1 else 's'}: {names}")
+    return ok(f"{counted(len(open_ones), 'open invite')}: {names}")
 
 
 async def listeners(context: Context) -> CheckVerdict:
     """TCP ports; the lane's UDP ports have the same numbers."""
-    config = _exit(context)
+    config = context.exit_config
     addresses = [*config.listen, *([config.websocket.listen] if config.websocket.listen else [])]
     if context.running is None:
         return bindable(addresses)
@@ -59,7 +55,7 @@ async def listeners(context: Context) -> CheckVerdict:
 
 async def public(context: Context) -> CheckVerdict:
     """The address at which clients reach the exit."""
-    config = _exit(context)
+    config = context.exit_config
     if config.public:
         return ok(f"invites name {config.public}, as the configuration says")
     try:

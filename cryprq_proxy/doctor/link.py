@@ -17,11 +17,11 @@ from ..base.tasks import spawn
 from ..base.text import milliseconds
 from ..carriers.dial.tcp import by_system
 from ..client.client import Client
-from ..client.settings import ClientSettings
-from ..service.startup import lane_offload
+from ..client.settings import EndpointMemory
+from ..service.client import client_settings
 from ..status import ClientStatus, LaneStatus
 from .checks import CheckVerdict, Context, fail, ok, skip, warn
-from .reach import linked, settings
+from .reach import linked
 
 LINK_SECONDS: Final = 10.0
 LANE_SECONDS: Final = 4.0
@@ -43,25 +43,13 @@ async def link(context: Context) -> CheckVerdict:
     """Make a link to the first exit that accepts one; it stays up for the later checks."""
     if status := linked(context):
         return ok(f"the running client has one, to {status.exit.address}")
-    config, exits = settings(context)
-    assert context.identity is not None and context.provider is not None
+    config, (identity, provider) = context.client_config, context.keys
     last = "no exit answered"
-    for exit in exits:
-        limits = replace(config.session_limits(), keepalive=0.5)  # an early PING measures early
-        client = Client(
-            context.identity,
-            ClientSettings(
-                peer=exit.peer_id,
-                endpoints=exit.endpoints,
-                psk=exit.psk(),
-                upstream=config.upstream,
-                lane=lane_offload(config.lane) if config.upstream is None else None,
-                wait_for_link=config.wait_for_link,
-                limits=limits,
-                ca=exit.ca,
-            ),
-            context.provider,
-        )
+    for exit in config.exits():
+        settings = client_settings(config, exit, EndpointMemory())
+        # An early PING measures early.
+        settings = replace(settings, limits=replace(settings.limits, keepalive=0.5))
+        client = Client(identity, settings, provider)
         if await _comes_up(client):
             context.link = client
             context.closing.append(client.stop)
@@ -103,7 +91,7 @@ def lane_of(context: Context) -> LaneStatus | None:
 
 async def lane(context: Context) -> CheckVerdict:
     """Does UDP get through? Without it everything goes by the carrier."""
-    config, _ = settings(context)
+    config = context.client_config
     if not config.lane.enabled:
         return skip("the datagram lane is switched off in the configuration")
     if config.upstream is not None:
@@ -141,7 +129,7 @@ async def mtu(context: Context) -> CheckVerdict:
 
 async def _route_mtu(context: Context) -> CheckVerdict:
     """Without a lane, the kernel's MTU for the path: of the first network, or less after an ICMP message."""
-    config, exits = settings(context)
+    config, exits = context.client_config, context.client_config.exits()
     nothing = "it is measured by the datagram lane, which is not up; TCP finds its own"
     target = next((end.address for exit in exits for end in exit.endpoints if end.carrier == "tcp"), None)
     if target is None or config.upstream is not None:

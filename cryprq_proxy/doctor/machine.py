@@ -7,18 +7,16 @@ import asyncio
 import contextlib
 import os
 import socket
-import subprocess
 import urllib.error
 import urllib.request
-from ipaddress import ip_address
 from typing import Final
 from urllib.parse import urlsplit
 
 from ..address import Destination, reachable
-from ..config.client import ClientConfig
+from ..config.role import is_loopback
 from ..errors import reason_of
 from ..rules.engine import load_rules
-from .checks import CheckVerdict, Context, fail, ok, skip, warn
+from .checks import CheckVerdict, Context, fail, ok, output_of, skip, warn
 
 SECONDS: Final = 3.0
 VARIABLES: Final = ("ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY")
@@ -29,17 +27,12 @@ JOURNALS: Final = ("client.journal", "exit.journal")
 PAC_TYPE: Final = "application/x-ns-proxy-autoconfig"
 
 
-def _client(context: Context) -> ClientConfig:
-    assert context.client is not None
-    return context.client
-
-
 # --- rules, port, PAC ---
 
 
 async def rules(context: Context) -> CheckVerdict:
     """Read the lists as at a start."""
-    config = _client(context)
+    config = context.client_config
     given = config.rules()
     if not given:
         return ok(f"there are no rules: everything goes to {config.default}")
@@ -56,7 +49,7 @@ async def rules(context: Context) -> CheckVerdict:
 
 async def port(context: Context) -> CheckVerdict:
     """Is the proxy's port ours, or free?"""
-    listen = _client(context).listen
+    listen = context.client_config.listen
     if context.running is not None:
         if await _accepts(reachable(listen)):
             return ok(f"the running proxy listens on {listen}")
@@ -95,7 +88,7 @@ async def _accepts(address: Destination) -> bool:
 
 
 async def pac(context: Context) -> CheckVerdict:
-    admin = _client(context).admin
+    admin = context.client_config.admin
     if admin is None:
         return skip("the dashboard is off (admin), and with it the PAC file")
     if context.running is None:
@@ -129,12 +122,9 @@ def _content_type(url: str) -> str:
 
 async def variables(context: Context) -> CheckVerdict:
     """For each variable that names a proxy: is it ours, and does it answer?"""
-    ours = reachable(_client(context).listen)
-    found: dict[str, str] = {}
-    for wanted in VARIABLES:
-        for spelling in (wanted, wanted.lower()):
-            if value := context.environment.get(spelling):
-                found[spelling] = value
+    ours = reachable(context.client_config.listen)
+    spellings = [spelling for name in VARIABLES for spelling in (name, name.lower())]
+    found = {name: value for name in spellings if (value := context.environment.get(name))}
     if not found:
         return ok(
             "no variable names a proxy: programs in a terminal go past it unless they are told (cryprq-proxy env)"
@@ -166,18 +156,8 @@ def _address(value: str) -> Destination | None:
 
 
 def _same(one: Destination, other: Destination) -> bool:
-    return one.port == other.port and (
-        one.host == other.host or {one.host, other.host} <= _here({one, other})
-    )
-
-
-def _here(addresses: set[Destination]) -> set[str]:
-    """The hosts of `addresses` that mean this machine."""
-    return {
-        address.host
-        for address in addresses
-        if address.host == "localhost" or (address.is_ip and ip_address(address.host).is_loopback)
-    }
+    """Whether both are one address, or the same port of this machine."""
+    return one == other or (one.port == other.port and is_loopback(one) and is_loopback(other))
 
 
 async def desktop(context: Context) -> CheckVerdict:
@@ -188,7 +168,7 @@ async def desktop(context: Context) -> CheckVerdict:
     mode = await asyncio.to_thread(_gsetting, program, SCHEMA, "mode")
     if mode is None:
         return skip("the desktop's proxy settings cannot be read from here")
-    ours = reachable(_client(context).listen)
+    ours = reachable(context.client_config.listen)
     if mode == "none":
         return warn(
             "browsers that follow the desktop use no proxy",
@@ -196,7 +176,7 @@ async def desktop(context: Context) -> CheckVerdict:
         )
     if mode == "auto":
         url = await asyncio.to_thread(_gsetting, program, SCHEMA, "autoconfig-url") or ""
-        admin = _client(context).admin
+        admin = context.client_config.admin
         if admin is not None and url.startswith(f"http://{reachable(admin)}/"):
             return ok(f"the desktop uses this proxy's PAC file, {url}")
         return warn(
@@ -213,13 +193,8 @@ async def desktop(context: Context) -> CheckVerdict:
 
 
 def _gsetting(program: str, schema: str, key: str) -> str | None:
-    try:
-        done = subprocess.run(
-            [program, "get", schema, key], capture_output=True, text=True, timeout=SECONDS, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip().strip("'") if done.returncode == 0 else None
+    found = output_of(program, "get", schema, key, seconds=SECONDS)
+    return None if found is None else found.strip().strip("'")
 
 
 # --- system-wide mode ---
@@ -227,8 +202,7 @@ def _gsetting(program: str, schema: str, key: str) -> str | None:
 
 async def tun(context: Context) -> CheckVerdict:
     """The needs of --tun, for either role. Without --tun a missing one is no fault."""
-    config = context.client or context.exit
-    assert config is not None
+    config = context.config
     asked = config.tun.enabled
     lacks = []
     if not (context.root / "dev/net/tun").exists():
@@ -247,8 +221,7 @@ async def tun(context: Context) -> CheckVerdict:
 
 async def leftovers(context: Context) -> CheckVerdict:
     """Look for leftovers of a killed --tun: its journal, its table of the packet filter."""
-    config = context.client or context.exit
-    assert config is not None
+    config = context.config
     client, exit = context.running_client, context.running_exit
     if (client is not None and client.tun) or (exit is not None and exit.network):
         return ok("system-wide mode runs; what it has changed is undone when it ends")
@@ -272,17 +245,11 @@ async def leftovers(context: Context) -> CheckVerdict:
 
 def _tables(context: Context) -> list[str] | None:
     """Our present tables; None if they cannot be listed."""
-    program = context.which("nft") or "/usr/sbin/nft"
     if context.euid:
         return None
-    try:
-        done = subprocess.run(
-            [program, "list", "tables"], capture_output=True, text=True, timeout=5, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    if done.returncode:
+    listed = output_of(context.which("nft") or "/usr/sbin/nft", "list", "tables")
+    if listed is None:
         return None
     # As "table inet cryprq".
-    names = {line.split()[-1] for line in done.stdout.splitlines() if line.startswith("table ")}
+    names = {line.split()[-1] for line in listed.splitlines() if line.startswith("table ")}
     return sorted(names & {CLIENT_TABLE, EXIT_TABLE})

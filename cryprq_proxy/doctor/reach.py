@@ -9,7 +9,6 @@ peer id in the URL, a wrong pre-shared key, and a port with another program.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from typing import Any, Final
 
 from ..carriers.admission import admit_client, meet_exit
@@ -34,11 +33,6 @@ _ADD_PEER: Final = (
 )
 
 
-def settings(context: Context) -> tuple[ClientConfig, tuple[ExitChoice, ...]]:
-    assert context.client is not None
-    return context.client, context.client.exits()
-
-
 def dialling(config: ClientConfig, exit: ExitChoice) -> Dialling:
     return Dialling(config.upstream, by_system, 0, exit.ca)
 
@@ -53,7 +47,7 @@ def linked(context: Context) -> ClientStatus | None:
 
 
 async def name(context: Context) -> CheckVerdict:
-    config, exits = settings(context)
+    config, exits = context.client_config, context.client_config.exits()
     if config.upstream is not None:
         return skip(f"names are resolved by the upstream proxy at {config.upstream.address}")
     names = list(
@@ -98,7 +92,7 @@ async def reach(context: Context) -> CheckVerdict:
             "system-wide mode keeps all else in, this test too: stop it (sudo cryprq-proxy cleanup if it was killed), "
             "then ask again",
         )
-    config, exits = settings(context)
+    config, exits = context.client_config, context.client_config.exits()
     if config.upstream is not None and not await _listens(config.upstream.address):
         return fail(
             f"nothing answers at the upstream proxy {config.upstream.address}",
@@ -146,7 +140,7 @@ async def handshake(context: Context) -> CheckVerdict:
     """For each exit: is it the right one, and is this client authorized?"""
     if linked(context):
         return ok("the running client's link is up: each side has proved its identity")
-    config, exits = settings(context)
+    config, exits = context.client_config, context.client_config.exits()
     verdicts = [await _first_answer(context, config, exit) for exit in exits]
     if len(verdicts) == 1:
         return verdicts[0]
@@ -170,9 +164,7 @@ async def _first_answer(context: Context, config: ClientConfig, exit: ExitChoice
 async def _shake(
     context: Context, config: ClientConfig, exit: ExitChoice, endpoint: Endpoint
 ) -> CheckVerdict:
-    assert context.identity is not None and context.provider is not None
-    me = context.identity.peer_id
-    psk = exit.psk()
+    (identity, provider), psk = context.keys, exit.psk()
     try:
         async with asyncio.timeout(SECONDS):
             pipe = await dial(endpoint, dialling(config, exit))
@@ -180,13 +172,13 @@ async def _shake(
         return fail(f"{endpoint} did not answer within {SECONDS:g} s", "see the step before")
     except PeerError as error:
         return fail(str(error), "see the step before")
-    shaking = ClientHandshake(context.identity, exit.peer_id, context.provider, psk=psk, features=Feature(0))
+    shaking = ClientHandshake(identity, exit.peer_id, provider, psk=psk, features=Feature(0))
     known = False
     try:
         async with asyncio.timeout(SECONDS):
-            await meet_exit(pipe, shaking, _on_a_thread)
+            await meet_exit(pipe, shaking, asyncio.to_thread)
             known = True
-            admission = await admit_client(pipe, shaking, None, 1, _on_a_thread)
+            admission = await admit_client(pipe, shaking, None, 1, asyncio.to_thread)
             await pipe.write(admission.sealer.seal(encode_close(CloseReason.NORMAL)))
     except HandshakeError as error:
         return fail(
@@ -199,18 +191,17 @@ async def _shake(
                 f"the exit at {endpoint} proved its identity, then closed the link: {error or 'no answer in time'}",
                 "its log says why; try again in a minute",
             )
-        key = (
-            "the pre-shared key differs from the exit's, "
-            if psk is not None
-            else ("the exit wants a pre-shared key (psk_file), ")
+        wrong, missing = (
+            "the pre-shared key differs from the exit's",
+            "the exit wants a pre-shared key (psk_file)",
         )
         return fail(
             f"{endpoint} accepts the connection but does not answer, as an exit does with strangers: the peer id in "
-            f"the URL is not this exit's, or {key}or something else listens there",
+            f"the URL is not this exit's, or {missing if psk is None else wrong}, or something else listens there",
             "compare the URL with a new invite, and psk_file on both sides; after many attempts, wait a minute",
         )
     except PeerError as error:
-        return _refused(error, endpoint, str(me))
+        return _refused(error, endpoint, str(identity.peer_id))
     finally:
         pipe.close()
     return ok(f"{endpoint} is {exit.name}: it proved its identity, and lets this client in")
@@ -228,7 +219,3 @@ def _refused(error: PeerError, endpoint: Endpoint, me: str) -> CheckVerdict:
             "stop other clients that use the same keys: each machine has its own; or wait some minutes",
         )
     return fail(f"the exit at {endpoint} refuses: {error}", "its log says why; are both of the same version?")
-
-
-async def _on_a_thread(job: Callable[[], bytes]) -> bytes:
-    return await asyncio.to_thread(job)

@@ -38,17 +38,15 @@ async def throughput(context: Context) -> CheckVerdict:
         return fail(
             "--speed takes a URL that begins with http:// or https://", "name a large file on a web server"
         )
-    assert context.client is not None
+    config = context.client_config
     if context.link is not None:
-        settings = replace(
-            listener_settings(context.client), listen=Destination("127.0.0.1", 0), credentials=None
-        )
+        settings = replace(listener_settings(config), listen=Destination("127.0.0.1", 0), credentials=None)
         listener = MixedListener(context.link, settings)
         proxy = listener.start()
         context.closing.append(listener.stop)
         return await _download(context, context.speed, proxy)
-    if linked(context) and context.client.credentials() is None:
-        return await _download(context, context.speed, reachable(context.client.listen))
+    if linked(context) and config.credentials() is None:
+        return await _download(context, context.speed, reachable(config.listen))
     return skip("the running proxy wants a password, which is kept as a digest here: stop it, then measure")
 
 

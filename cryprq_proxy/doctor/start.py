@@ -6,13 +6,12 @@ import asyncio
 import os
 import shutil
 import stat
-import subprocess
 import time
 from pathlib import Path
 from typing import Final
 
 from ..base.paths import config_dir
-from ..base.text import duration
+from ..base.text import counted, duration
 from ..config.client import load_client
 from ..config.exit import load_exit
 from ..config.secret_files import read_psk
@@ -21,7 +20,7 @@ from ..crypto.primitives import select_provider
 from ..errors import ConfigError, CryprqError, reason_of
 from ..process.control import NotRunning, query_status
 from ..status import ClientStatus, ExitStatus
-from .checks import CheckVerdict, Context, fail, ok, skip, warn
+from .checks import CheckVerdict, Context, fail, ok, output_of, skip, warn
 
 BUILT: Final = 1_760_000_000.0
 """October 2025, in seconds since 1970: no correct clock shows an earlier time."""
@@ -42,7 +41,7 @@ async def client_configuration(context: Context) -> CheckVerdict:
             else "ask for an invite (`cryprq-proxy invite NAME` at the exit), then: cryprq-proxy join URI",
         )
     named = ", ".join(exit.name for exit in exits)
-    return ok(f"{file} is valid and names {len(exits)} exit{'' if len(exits) == 1 else 's'}: {named}")
+    return ok(f"{file} is valid and names {counted(len(exits), 'exit')}: {named}")
 
 
 async def exit_configuration(context: Context) -> CheckVerdict:
@@ -56,8 +55,7 @@ async def exit_configuration(context: Context) -> CheckVerdict:
 
 async def identity(context: Context) -> CheckVerdict:
     """The identity exists, only its owner can read it, and it is valid. The same holds for the pre-shared keys."""
-    config = context.client or context.exit
-    assert config is not None
+    config = context.config
     file = config.identity
     provider = context.provider = select_provider(None if config.provider == "auto" else config.provider)
     if not os.path.lexists(file):
@@ -112,25 +110,13 @@ async def clock(context: Context) -> CheckVerdict:
 def _synchronised(context: Context) -> bool | None:
     """Whether systemd reports a synchronised clock; None without a report."""
     program = context.which("timedatectl")
-    if program is None:
-        return None
-    try:
-        done = subprocess.run(
-            [program, "show", "--property=NTPSynchronized", "--value"],
-            capture_output=True,
-            text=True,
-            timeout=5,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return {"yes": True, "no": False}.get(done.stdout.strip()) if done.returncode == 0 else None
+    told = None if program is None else output_of(program, "show", "--property=NTPSynchronized", "--value")
+    return {"yes": True, "no": False}.get((told or "").strip())
 
 
 async def running(context: Context) -> CheckVerdict:
     """Does a role run with this configuration, and in which state?"""
-    config = context.client or context.exit
-    assert config is not None
+    config = context.config
     path = config.control_socket
     if not os.path.lexists(path):
         return ok(f"nothing runs with this configuration (no control socket {path})")
@@ -159,8 +145,7 @@ async def running(context: Context) -> CheckVerdict:
 
 async def disk(context: Context) -> CheckVerdict:
     """A full disk loses keys, journals and the lists of peers."""
-    config = context.client or context.exit
-    assert config is not None
+    config = context.config
     try:
         free = shutil.disk_usage(config.identity.parent).free
     except OSError as error:

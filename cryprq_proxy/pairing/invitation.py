@@ -119,17 +119,14 @@ def own_address(listen: Sequence[Destination]) -> Destination:
     found = []
     for host, port in listen:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        told = Destination(host, port)
-        if told.is_ip and ip_address(host).is_unspecified:
-            outward = _outward(family)
-            if outward is None:
-                continue
-            told = Destination(outward, port)
-        if port:
-            found.append(told)
+        told: str | None = host
+        if Destination(host, port).is_ip and ip_address(host).is_unspecified:
+            told = _outward(family)
+        if told is not None and port:
+            found.append(Destination(told, port))
     if not found:
         raise ConfigError("this machine does not know its own address; give it with --address HOST:PORT")
-    return next((each for each in found if is_global(each)), found[0])
+    return next(filter(is_global, found), found[0])
 
 
 def is_global(address: Destination) -> bool:
@@ -192,16 +189,10 @@ def exit_here(file: Path | None) -> ExitHere:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class OpenedInvite:
-    """A new invitation, and notes for the person."""
-
-    invitation: Invitation
-    warnings: tuple[str, ...]
-
-
-def make_invite(here: ExitHere, name: str, seconds: int, address: str | None, now: float) -> OpenedInvite:
-    """Open an invite for `seconds` from `now` on (seconds since 1970).
+def make_invite(
+    here: ExitHere, name: str, seconds: int, address: str | None, now: float
+) -> tuple[Invitation, list[str]]:
+    """Open an invite for `seconds` from `now` on (seconds since 1970). Returns warnings for the person too.
 
     Without `address` and without `public` in the configuration it holds an address of this machine. Raises CryprqError.
     """
@@ -231,7 +222,7 @@ def make_invite(here: ExitHere, name: str, seconds: int, address: str | None, no
     peer_id = here.peer_id or own_identity(choose_provider(config.provider), config.identity).peer_id
     url = public_url(peer_id, told, port)
     secret = InviteStore(beside(here.authorized)).create(name, seconds, now)
-    return OpenedInvite(Invitation(url, secret), tuple(warnings))
+    return Invitation(url, secret), warnings
 
 
 def reload_exit(here: ExitHere) -> None:

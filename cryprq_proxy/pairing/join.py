@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -22,6 +21,7 @@ from ..base.tasks import spawn
 from ..client.client import Client
 from ..client.settings import ClientSettings
 from ..config.client import ClientConfig, client_from
+from ..config.decode import parse_toml
 from ..config.keys import choose_provider, own_identity
 from ..config.urls import parse_peer_url
 from ..crypto.identity import PeerId
@@ -64,7 +64,7 @@ def plan(invitation: Invitation, file: Path | None, name: str | None, force: boo
     old, private = "", True
     if os.path.lexists(source) and not force:
         old, private = read_text(source, WHAT)
-    document = _document(old, source)
+    document = parse_toml(old, source)
     if _names(document, invitation.peer_id):
         return Plan(source, old, old, client_from(old, source, private, {}), None)
     text = _extended(old, document, invitation, name)
@@ -80,20 +80,10 @@ def plan(invitation: Invitation, file: Path | None, name: str | None, force: boo
     return Plan(source, old, text, config, _free(source) if force and os.path.lexists(source) else None)
 
 
-def _document(text: str, source: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(text)
-    except (ValueError, RecursionError) as error:
-        reason = "too deeply nested" if isinstance(error, RecursionError) else str(error)
-        raise ConfigError(f"{source}: not valid TOML: {reason}") from None
-
-
 def _names(value: object, peer: PeerId) -> bool:
     """Whether that exit is in the configuration, under any key."""
-    if isinstance(value, dict):
-        return any(_names(inner, peer) for inner in value.values())
-    if isinstance(value, list):
-        return any(_names(inner, peer) for inner in value)
+    if isinstance(value, dict | list):
+        return any(_names(inner, peer) for inner in (value.values() if isinstance(value, dict) else value))
     return isinstance(value, str) and str(peer) in value.lower()
 
 

@@ -16,13 +16,14 @@ values are read back.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
+
+import msgspec
 
 from ...address import Destination
 from ...base.files import SharedFile
@@ -39,7 +40,7 @@ type Settings = Mapping[str, str]
 """GNOME's values, as gsettings writes them, by "SCHEMA KEY"."""
 
 
-class Kept(NamedTuple):
+class Kept(msgspec.Struct):
     """The content of the state file."""
 
     before: dict[str, str | None]
@@ -99,7 +100,7 @@ def turn_on(wanted: Settings, file: Path) -> None:
                 kept.before[name] = None if current[name] == own.get(name) else current[name]
         kept.applied.update(wanted)
         # First the record, then the settings: all changed values are kept, also after a kill in between.
-        state.replace(json.dumps(kept._asdict(), indent=1) + "\n")
+        state.replace(msgspec.json.format(msgspec.json.encode(kept)).decode() + "\n")
         gsettings.write(wanted)
 
 
@@ -130,19 +131,17 @@ def _load(file: Path) -> Kept | None:
         return None
     text, _ = read_text(file, "the record of the old proxy settings")
     try:
-        raw = json.loads(text)
-        before, applied = dict(raw["before"]), dict(raw["applied"])
-    except (ValueError, TypeError, KeyError, RecursionError):
-        before, applied = {}, {"": ""}
-    good = before.keys() == applied.keys() and all(
-        name.startswith(SCHEMA) and name.count(" ") == 1 and isinstance(applied[name], str)
-        and isinstance(value, str | None) for name, value in before.items()
-    )  # fmt: skip
+        kept = msgspec.json.decode(text.encode(), type=Kept)
+        good = kept.before.keys() == kept.applied.keys() and all(
+            name.startswith(SCHEMA) and name.count(" ") == 1 for name in kept.before
+        )
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        good = False
     if not good:
         raise ConfigError(
             f"{file} is not what this program wrote there: delete it, and set the proxy in the desktop's settings"
         )
-    return Kept(before, applied)
+    return kept
 
 
 class _Gsettings:
@@ -209,7 +208,5 @@ class _Gsettings:
             raise CryprqError(f"gsettings cannot be run: {reason_of(error)}") from None
         if done.returncode == 0:
             return done.stdout
-        said = one_line(done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "no reason given")[
-            :200
-        ]
+        said = one_line((done.stderr.strip() or "no reason given").splitlines()[-1])[:200]
         raise CryprqError(f"the desktop's proxy settings cannot be used, because gsettings says: {said}")
