@@ -316,36 +316,35 @@ def test_an_acknowledgement_that_cannot_be_sent_is_no_busy_loop() -> None:
     assert other.received == b"hello" and link.exit.deadline() > link.carrier.now
 
 
-def churn(session: Session, link: Link, number: int, *, ends: bool) -> None:
-    opening = wire.encode_open(number, StreamProtocol.TCP, TARGET)
-    link.forge(session, opening + (wire.encode_reset(number, StreamReason.GENERAL) if ends else b""))
+def churn(link: Link, *, ends: bool, acknowledges: bool) -> PeerError:
+    """Open streams at the exit, in full records, until it takes no more."""
+    with pytest.raises(PeerError) as caught:
+        for first in range(1, 400_000, 500):
+            frames = []
+            for number in range(first, first + 500):
+                frames.append(wire.encode_open(number, StreamProtocol.TCP, TARGET))
+                if ends:
+                    frames.append(wire.encode_reset(number, StreamReason.GENERAL))
+            link.forge(link.exit, *frames)
+            while link.carrier.to_left.pull(link.carrier.now):
+                link.carrier.to_left.in_flight.clear()
+            if acknowledges:
+                link.forge(link.exit, wire.encode_number(wire.ACK, link.exit.log.sent))
+    return caught.value
 
 
 @pytest.mark.parametrize("ends", [True, False])
 def test_opening_without_acknowledging_is_bounded(ends: bool) -> None:
     """The exit's answers must be kept; a peer that never acknowledges them goes too far at some point."""
     link = Link(session_limits(streams=10, retained=1 << 16))
-    with pytest.raises(PeerError) as caught:
-        for number in range(1, 400_000):
-            churn(link.exit, link, number, ends=ends)
-            if number % 1000 == 0:
-                while link.carrier.to_left.pull(link.carrier.now):
-                    link.carrier.to_left.in_flight.clear()
-    assert caught.value.reason is CloseReason.LIMIT
+    assert churn(link, ends=ends, acknowledges=False).reason is CloseReason.LIMIT
     assert link.exit.log.kept <= MAX_SMALL + (1 << 17) and len(link.exit._awaited) <= MAX_AWAITED + 1
 
 
 def test_opening_without_ending_is_bounded() -> None:
     """It acknowledges, but never answers a refusal."""
     link = Link(session_limits(streams=10))
-    with pytest.raises(PeerError) as caught:
-        for number in range(1, 400_000):
-            churn(link.exit, link, number, ends=False)
-            if number % 1000 == 0:
-                while link.carrier.to_left.pull(link.carrier.now):
-                    link.carrier.to_left.in_flight.clear()
-                link.forge(link.exit, wire.encode_number(wire.ACK, link.exit.log.sent))
-    assert caught.value.reason is CloseReason.LIMIT
+    assert churn(link, ends=False, acknowledges=True).reason is CloseReason.LIMIT
     assert len(link.exit._awaited) <= MAX_AWAITED + 1
 
 

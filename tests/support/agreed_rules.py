@@ -39,7 +39,12 @@ def accepted(seed: int, directory: Path | None = None) -> tuple[RuleSet, tuple[D
     return load_rules(kept, cases.default), tuple(targets)
 
 
-def _literals() -> Iterator[Destination]:
+@functools.cache
+def _literals() -> tuple[Destination, ...]:
+    return tuple(_around_networks())
+
+
+def _around_networks() -> Iterator[Destination]:
     """Around both ends of each network, at ports around those of rules."""
     for network in map(ip_network, rule_cases.NETWORKS):
         first, size = int(network.network_address), network.num_addresses

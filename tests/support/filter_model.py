@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from ipaddress import ip_address
 
-from cryprq_proxy.rules.ranges import IPNetwork
 from cryprq_proxy.rules.syntax import Verdict
 from tun.dns.names import from_text
 from tun.firewall.policy import Policy
@@ -16,17 +15,15 @@ from tun.firewall.user_rules import FilterRules
 
 def filtered(found: FilterRules, address: str | None, port: int) -> Verdict:
     """What the chain says of a packet to `address`, which for None is in no prefix of any rule."""
+    target = None if address is None else ip_address(address)
+    target = getattr(target, "ipv4_mapped", None) or target
     for each in found.rules:
-        here = each.networks is None or (address is not None and _within(address, each.networks))
+        here = each.networks is None or (
+            target is not None and any(target in network for network in each.networks)
+        )
         if here and (not each.ports or any(first <= port <= last for first, last in each.ports)):
             return each.verdict
     return found.default
-
-
-def _within(address: str, networks: tuple[IPNetwork, ...]) -> bool:
-    found = ip_address(address)
-    mapped = getattr(found, "ipv4_mapped", None)
-    return any((mapped or found) in network for network in networks)
 
 
 def named(policy: Policy, name: str, port: int) -> Verdict:

@@ -23,6 +23,9 @@ BUDGET: Final = 262_144
 PATIENCE: Final = 8
 """Ticks in a row that may pass without any effect."""
 
+_buffer: Final = memoryview(bytearray(FILL_MINIMUM + BUDGET))
+"""Of all carriers, each of which copies at once what a session has written: tests make tens of thousands of them."""
+
 
 class Direction:
     """One direction. Sizes in bytes.
@@ -46,7 +49,6 @@ class Direction:
         """The carrier breaks when so many bytes have arrived; the rest is lost."""
         self._due = True
         self._unused = bytearray()
-        self._buffer = memoryview(bytearray(FILL_MINIMUM + BUDGET))
         source.ready = self._ready
 
     def _ready(self) -> None:
@@ -57,10 +59,10 @@ class Direction:
         if not self._due or len(self.in_flight) >= self.capacity:
             return False
         self._due = False
-        size = self.source.fill(self._buffer, min(self.budget, self.capacity), now)
+        size = self.source.fill(_buffer, min(self.budget, self.capacity), now)
         if size:
             self._due = True  # there may be more
-            self.in_flight += self._buffer[:size]
+            self.in_flight += _buffer[:size]
             self.sent += size
         return size > 0
 

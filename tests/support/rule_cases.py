@@ -7,6 +7,7 @@ system-wide mode are all held against it. The strategies below do the same for h
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
@@ -124,6 +125,7 @@ def cases(
 def judge(rules: Sequence[Rule], host: str, port: int, lists: Mapping[Path, Listing] | None = None) -> int:
     """The index of the first rule that applies; -1 if none does."""
     address = _address(host)
+    listed = functools.cache(functools.partial(_listed, host, lists or {}))
     for index, rule in enumerate(rules):
         if rule.ports and not any(first <= port <= last for first, last in rule.ports):
             continue
@@ -132,9 +134,7 @@ def judge(rules: Sequence[Rule], host: str, port: int, lists: Mapping[Path, List
         if address is not None:
             applies = any(address in network for network in rule.cidrs)
         else:
-            applies = any(_matches(domain, host) for domain in rule.domains) or _listed(
-                rule, host, lists or {}
-            )
+            applies = any(_matches(domain, host) for domain in rule.domains) or listed(rule.lists)
         if applies:
             return index
     return -1
@@ -152,11 +152,12 @@ def _address(host: str) -> IPv4Address | IPv6Address | None:
 def _matches(domain: str, host: str) -> bool:
     if domain.startswith("."):
         return f".{host}".endswith(domain)
-    return fnmatchcase(host, domain)
+    return fnmatchcase(host, domain) if "*" in domain else host == domain
 
 
-def _listed(rule: Rule, host: str, lists: Mapping[Path, Listing]) -> bool:
-    listings = [lists[path] for path in rule.lists]
+def _listed(host: str, lists: Mapping[Path, Listing], paths: tuple[Path, ...]) -> bool:
+    """Whether a rule with the lists at `paths` is about `host`."""
+    listings = [lists[path] for path in paths]
     if any(f".{host}".endswith(f".{name}") for listing in listings for name in listing.allowed):
         return False
     return any(
