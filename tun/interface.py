@@ -15,7 +15,6 @@ import socket
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
-from ipaddress import ip_network
 from typing import Protocol
 
 from msgspec import structs
@@ -39,7 +38,7 @@ from .firewall.kill_switch import KillSwitch
 from .guard import TunnelGuard, reported
 from .journal import Record
 from .resolver.choose import ResolverSetting
-from .routing.routes import Routes, RouteSettings
+from .routing.routes import Routes
 from .routing.tunnel_addresses import TunnelAddresses
 from .settings import MTU, RESOLVER4, RESOLVER6, SLICE_OVERHEAD, TunnelSettings
 
@@ -145,7 +144,7 @@ class TunInterface(NoInterface):
             names = await Names.start(settings.dns, kill_switch, link, addresses)
             stack.callback(names.close)
             await kill_switch.follow_addresses(addresses, names.port)
-            routes = Routes(route_settings(settings, addresses), foundation.record)
+            routes = Routes(settings, addresses.versions, foundation.record)
             await routes.apply()
             joiner = UdpJoiner(link.send_packet)
             train = SHARED.one(PacketTrain)
@@ -200,7 +199,7 @@ class TunInterface(NoInterface):
         self._addresses = addresses
         self._names.leave()
         self._names.forwarder.offer_ipv6(addresses.ipv6 is not None)
-        self._routes.settings = route_settings(self._foundation.settings, addresses)
+        self._routes.versions = addresses.versions
         await self._device.configure(addresses.interfaces())
         await self._names.listen(addresses)
         await self._foundation.kill_switch.follow_addresses(addresses, self._names.port)
@@ -287,20 +286,6 @@ class Names:
     def close(self) -> None:
         self.leave()
         self.forwarder.close()
-
-
-def route_settings(settings: TunnelSettings, addresses: TunnelAddresses) -> RouteSettings:
-    """What goes where. Raises ConfigError for settings that contradict each other."""
-    return RouteSettings(
-        device=settings.device,
-        mark=settings.mark,
-        versions=frozenset({4, 6} if addresses.ipv6 is not None else {4}),
-        tunnel=tuple(ip_network(f"{address}") for address in (RESOLVER4, RESOLVER6)),
-        lan=settings.lan,
-        exclude=settings.exclude,
-        include=settings.include,
-        exclude_uids=settings.exclude_uids,
-    )
 
 
 def resolver_addresses(addresses: TunnelAddresses) -> list[str]:

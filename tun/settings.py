@@ -27,6 +27,9 @@ MTU: Final = 1412
 RESOLVER4: Final = IPv4Address("100.96.255.53")
 RESOLVER6: Final = IPv6Address("fd63:7279:7071::53")
 """Where the system asks for names. No device has these addresses; the filter brings the questions to the forwarder."""
+TUNNEL_NETWORKS: Final[tuple[Network, ...]] = (IPv4Network(RESOLVER4), IPv6Network(RESOLVER6))
+"""Routed into the tunnel also if a LAN has them, or if only some prefixes are included."""
+_MAX_UID: Final = 0xFFFF_FFFE
 _SMALLEST_POOL: Final = 8
 
 
@@ -39,13 +42,24 @@ class TunnelSettings:
     offload: bool
     exclude: tuple[Network, ...]
     include: tuple[Network, ...]
+    """Only these go through the tunnel; empty for everything."""
     exclude_uids: tuple[tuple[int, int], ...]
+    """First and last user id of each range."""
     lan: bool
+    """Whether the LAN is reached directly; guests of this machine always are."""
     kill_switch: bool
     keep_inbound: bool
     dns: DnsSettings
     state: Path
     """The directory of the journal."""
+
+    def __post_init__(self) -> None:
+        if any(not prefix.prefixlen for prefix in self.exclude):
+            raise ConfigError(
+                "--exclude of every address leaves nothing for the tunnel: name smaller prefixes"
+            )
+        if any(not 0 <= first <= last <= _MAX_UID for first, last in self.exclude_uids):
+            raise ConfigError("--exclude-uid wants user ids, or ranges of them with the smaller one first")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

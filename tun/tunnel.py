@@ -36,7 +36,7 @@ from .dns.setup import check
 from .firewall import nft
 from .firewall.kill_switch import KillSwitch
 from .firewall.policy import Policy, contradiction
-from .interface import Foundation, NoInterface, PacketSender, TunInterface, route_settings
+from .interface import Foundation, NoInterface, PacketSender, TunInterface
 from .journal import Journal, Undoer, undo
 from .resolver import choose as resolver
 from .resolver.bootstrap import Bootstrap
@@ -69,7 +69,6 @@ class TunnelPlan:
     def of(cls, settings: TunnelSettings, exits: Sequence[Destination], rules: RuleSet) -> TunnelPlan:
         """Raises ConfigError for settings that contradict each other, and for rules that cannot be kept."""
         policy = checked_policy(settings, rules)
-        route_settings(settings, TunnelAddresses())
         check(settings.dns)
         return cls(settings, tuple(exits), policy)
 

@@ -24,8 +24,8 @@ OWN = {
 }
 """What no key of the configuration sets, and the one switch whose absence is a default everywhere."""
 
-RULESETS = {"FilterSettings", "RouteSettings"}
-"""The input of the functions that write rules of the kernel: a safe value where a caller names none."""
+RULESETS = {"FilterSettings"}
+"""The input of the function that writes rules of the kernel: a safe value where a caller names none."""
 
 OTHER_MEANINGS = {
     "path",

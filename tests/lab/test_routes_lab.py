@@ -20,18 +20,19 @@ import pytest
 
 from cryprq_proxy.errors import ConfigError, CryprqError
 from tests.support.lab.net import NETNS, Lab, Namespace
+from tests.support.settings import tunnel_settings
 from tun import sysctl
 from tun.journal import Entry, Journal, undo
 from tun.routing import routes
 from tun.routing.lan import Lan, Uplink
 from tun.routing.netlink_watch import Changes
-from tun.routing.routes import Routes, RouteSettings, default_route, read_lan
+from tun.routing.routes import Routes, default_route, read_lan
+from tun.settings import TunnelSettings
 
 MARK = 0x6372
 DEVICE = "cryprq0"
-SETTINGS = RouteSettings(
-    DEVICE, MARK, tunnel=(ip_network("100.96.0.0/16"), ip_network("fd63:7279:7071::/64"))
-)
+SETTINGS = tunnel_settings()
+BOTH = frozenset({4, 6})
 WEB, WEB6 = "198.51.100.9", "2001:db8:99::9"
 UNDOERS = {**routes.UNDO, **sysctl.UNDO}
 VALID_MARK = "net.ipv4.conf.all.src_valid_mark"
@@ -112,9 +113,9 @@ class Heard:
 class UndoneRoutes(Routes):
     """Routes that write to a list, which `remove` undoes."""
 
-    def __init__(self, settings: RouteSettings) -> None:
+    def __init__(self, settings: TunnelSettings = SETTINGS, versions: frozenset[int] = BOTH) -> None:
         self._entries: list[Entry] = []
-        super().__init__(settings, self._entries.append)
+        super().__init__(settings, versions, self._entries.append)
 
     async def remove(self) -> None:
         for entry in reversed(self._entries):
@@ -147,11 +148,13 @@ def rules(host: Namespace) -> list[str]:
     return sorted(f"{host.ip('rule')}{host.ip('-6 rule')}".splitlines())
 
 
-def applied(host: Namespace, settings: RouteSettings = SETTINGS) -> UndoneRoutes:
+def applied(
+    host: Namespace, settings: TunnelSettings = SETTINGS, versions: frozenset[int] = BOTH
+) -> UndoneRoutes:
     """Routes that stand, without a watch."""
 
     async def work() -> UndoneRoutes:
-        routes = UndoneRoutes(settings)
+        routes = UndoneRoutes(settings, versions)
         await routes.apply()
         return routes
 
@@ -188,7 +191,7 @@ def test_marked_packets_never_go_into_the_tunnel(client: Namespace) -> None:
 
 
 def test_what_the_exit_does_not_offer_is_unreachable(client: Namespace) -> None:
-    applied(client, RouteSettings(DEVICE, MARK, versions=frozenset({4})))
+    applied(client, versions=frozenset({4}))
     assert way(client, WEB) == DEVICE
     assert way(client, WEB6) == "unreachable"
     assert way(client, "fd77::9") == way(client, WEB6, "mark", str(MARK)) == "eth0"
@@ -215,9 +218,7 @@ def test_pushed_routes_lead_nowhere_else(client: Namespace) -> None:
 
 
 def test_exclude_include_users_and_no_lan(client: Namespace) -> None:
-    settings = RouteSettings(
-        DEVICE,
-        MARK,
+    settings = tunnel_settings(
         lan=False,
         exclude=(ip_network("198.51.100.0/24"), ip_network("2001:db8:99::/48")),
         exclude_uids=((1000, 1000), (2000, 2999)),
@@ -232,7 +233,7 @@ def test_exclude_include_users_and_no_lan(client: Namespace) -> None:
 
 def test_include(client: Namespace) -> None:
     included = (ip_network("198.51.100.0/24"), ip_network("192.168.0.0/16"))
-    applied(client, RouteSettings(DEVICE, MARK, include=included, tunnel=SETTINGS.tunnel))
+    applied(client, tunnel_settings(include=included))
     assert way(client, WEB) == way(client, "192.168.99.9") == way(client, "fd63:7279:7071::53") == DEVICE
     assert way(client, "8.8.8.8") == way(client, WEB6) == way(client, "192.168.77.9") == "eth0"
 
@@ -245,7 +246,7 @@ def test_guests_are_reached_where_the_lan_is_not(lab: Lab, client: Namespace) ->
     client.ip("link set br0 up")
     lab.address(client, "br0", "172.17.0.1/16")
     lab.forward(client)
-    applied(client, RouteSettings(DEVICE, MARK, lan=False))
+    applied(client, tunnel_settings(lan=False))
     assert way(client, "172.17.0.2") == "br0"
     assert way(client, WEB, "from", "172.17.0.2", "iif", "br0") == DEVICE
     lan = inside(client, lambda: read_lan(DEVICE))
@@ -258,9 +259,9 @@ def test_a_killed_process_leaves_nothing_that_hurts_the_next(client: Namespace, 
     before = client.snapshot()
     path = tmp_path / "journal"
 
-    async def start(settings: RouteSettings = SETTINGS) -> None:
+    async def start(settings: TunnelSettings = SETTINGS) -> None:
         with Journal(path) as journal:
-            await Routes(settings, journal.record).apply()
+            await Routes(settings, BOTH, journal.record).apply()
 
     def clean_up() -> None:
         with Journal(path) as journal:
@@ -317,7 +318,7 @@ def test_what_others_remove_comes_back(client: Namespace) -> None:
     before = client.snapshot()
 
     async def work() -> None:
-        routes = UndoneRoutes(SETTINGS)
+        routes = UndoneRoutes()
         async with watched(routes):
             full = rules(client)
 
@@ -348,7 +349,7 @@ def test_the_device_comes_back(client: Namespace) -> None:
     """The kernel drops the routes into a device that goes down."""
 
     async def work() -> None:
-        async with watched(UndoneRoutes(SETTINGS)):
+        async with watched(UndoneRoutes()):
             async with until(lambda: way(client, WEB) == DEVICE):
                 client.ip(f"link set {DEVICE} down")
                 assert way(client, WEB) == "unreachable"
@@ -365,7 +366,7 @@ def test_the_device_comes_back(client: Namespace) -> None:
 
 def test_what_the_kernel_refuses_stops_nothing_else(client: Namespace) -> None:
     client.sysctl(f"net.ipv6.conf.{DEVICE}.disable_ipv6", "1")
-    routes = UndoneRoutes(SETTINGS)
+    routes = UndoneRoutes()
     with pytest.raises(CryprqError):
         inside(client, routes.apply)
     assert way(client, WEB) == DEVICE
@@ -387,7 +388,7 @@ def test_looking_again_and_again_keeps_nothing_open(client: Namespace) -> None:
 
 def test_the_lan_is_followed(client: Namespace) -> None:
     async def work() -> None:
-        async with watched(UndoneRoutes(SETTINGS)) as heard:
+        async with watched(UndoneRoutes()) as heard:
             assert way(client, "10.3.3.3") == DEVICE
             client.ip("addr add 10.3.0.1/16 dev eth1")
             await heard.next()
@@ -407,7 +408,7 @@ def test_another_way_out_is_told_and_another_metric_is_not(client: Namespace) ->
     client.ip("addr add fd88::2/64 dev eth1 nodad")
 
     async def work() -> None:
-        async with watched(UndoneRoutes(SETTINGS)) as heard:
+        async with watched(UndoneRoutes()) as heard:
             # As a connection manager does it: the new one first, then the old one goes.
             client.ip("route add default via 192.168.77.1 metric 700")
             client.ip("route del default via 192.168.77.1 metric 0")

@@ -196,9 +196,9 @@ class FakeDevice:
 class FakeRoutes:
     repairs = 2
 
-    def __init__(self, machine: Machine, settings: Any, record: Any) -> None:
+    def __init__(self, machine: Machine, settings: Any, versions: frozenset[int], record: Any) -> None:
         machine.routes = self
-        self.machine, self.settings, self.record = machine, settings, record
+        self.machine, self.versions, self.record = machine, versions, record
 
     async def apply(self) -> None:
         self.record({"kind": ROUTING})
@@ -369,7 +369,7 @@ async def test_an_exit_without_ipv6(machine: Machine) -> None:
     wide = Wide(machine)
     await wide.up(bytes(16))
     assert {"forwarder ipv6=False", "listen 100.96.0.7", "resolver 100.96.255.53"} <= set(machine.steps)
-    assert machine.routes.settings.versions == {4}
+    assert machine.routes.versions == {4}
     assert machine.filter.settings.tunnel6 is None
     await wide.close()
 
@@ -380,7 +380,7 @@ async def test_a_kernel_without_ipv6(machine: Machine) -> None:
     wide = Wide(machine)
     await wide.up()
     assert {"forwarder ipv6=False", "resolver 100.96.255.53"} <= set(machine.steps)
-    assert machine.routes.settings.versions == {4}
+    assert machine.routes.versions == {4}
     machine.take()
     wide.tunnel.addressed(OWN4, OWN6)
     await wide.settle()
@@ -562,11 +562,11 @@ async def test_other_addresses_move_everything(machine: Machine) -> None:
     ]
     assert device.addresses == ["10.9.0.5"]
     assert (str(machine.filter.settings.tunnel4), machine.filter.settings.tunnel6) == ("10.9.0.5", None)
-    assert machine.routes.settings.versions == {4}
+    assert machine.routes.versions == {4}
     wide.tunnel.addressed(OWN4, OWN6)
     await machine.reached("resolver 100.96.255.53 fd63:7279:7071::53")
     assert "offer ipv6=True" in machine.take()
-    assert machine.routes.settings.versions == {4, 6}
+    assert machine.routes.versions == {4, 6}
     assert str(machine.filter.settings.tunnel6) == "fd63:7279:7071::7"
     await wide.close()
 

@@ -76,10 +76,6 @@ def address_commands(device: str, mtu: int, addresses: Sequence[Address]) -> lis
     return [*commands, Command(("ifconfig", device, "up"))]
 
 
-def mtu_command(device: str, mtu: int) -> Command:
-    return Command(("ifconfig", device, "mtu", str(mtu)))
-
-
 def device_route(verb: str, prefix: str, device: str) -> Command:
     """Add or delete the route of a prefix into a device."""
     return Command(("route", "-q", "-n", verb, _family(prefix), "-net", prefix, "-interface", device))
@@ -218,11 +214,7 @@ def undo(entry: Mapping[str, Any], runner: Runner = run) -> None:
             raise
 
 
-UNDO: Final[dict[str, Callable[[Mapping[str, Any]], None]]] = {
-    "macos-exit": undo,
-    "macos-reject": undo,
-    "macos-resolver": undo,
-}
+UNDO: Final = dict.fromkeys(("macos-exit", "macos-reject", "macos-resolver"), undo)
 
 
 def _family(prefix: str) -> str:

@@ -20,12 +20,10 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from socket import AF_INET, AF_INET6
 from typing import Any, Final, NamedTuple
 
-from cryprq_proxy.errors import ConfigError
-
+from ..settings import TUNNEL_NETWORKS, TunnelSettings
 from .lan import MAIN, Lan, NetlinkMessage, Network
 
 TABLE: Final = 0x6372
@@ -45,38 +43,6 @@ REST: Final = FIRST + 30
 LOOKUP: Final = 1  # FR_ACT_TO_TBL
 UNREACHABLE: Final = 7  # FR_ACT_UNREACHABLE, and RTN_UNREACHABLE for routes
 _WHOLE_MARK: Final = 0xFFFF_FFFF
-_MAX_UID: Final = 0xFFFF_FFFE
-
-
-@dataclass(frozen=True, slots=True)
-class RouteSettings:
-    """The traffic for the tunnel and past it. Raises ConfigError for values that contradict each other."""
-
-    device: str
-    """The TUN device; it must exist and be up."""
-    mark: int
-    """The mark of the link's own sockets."""
-    versions: frozenset[int] = frozenset({4, 6})
-    """The families that the exit offers; the other one is unreachable."""
-    tunnel: tuple[Network, ...] = ()
-    """The tunnel's own ranges. They go into it also if a LAN has them, or if only some prefixes are included."""
-    lan: bool = True
-    """Whether the LAN is reached directly; guests of this machine always are."""
-    exclude: tuple[Network, ...] = ()
-    include: tuple[Network, ...] = ()
-    """Only these go through the tunnel; empty for everything."""
-    exclude_uids: tuple[tuple[int, int], ...] = ()
-    """First and last user id of each range."""
-
-    def __post_init__(self) -> None:
-        if any(not prefix.prefixlen for prefix in self.exclude):
-            raise ConfigError(
-                "--exclude of every address leaves nothing for the tunnel: name smaller prefixes"
-            )
-        if any(not 0 <= first <= last <= _MAX_UID for first, last in self.exclude_uids):
-            raise ConfigError("--exclude-uid wants user ids, or ranges of them with the smaller one first")
-        if not 0 < self.mark <= _WHOLE_MARK:
-            raise ConfigError("the link's packets need a mark of their own")
 
 
 class RoutingRule(NamedTuple):
@@ -109,7 +75,7 @@ class RoutingRule(NamedTuple):
         return arguments
 
 
-def wanted_rules(settings: RouteSettings, lan: Lan, version: int) -> list[RoutingRule]:
+def wanted_rules(settings: TunnelSettings, lan: Lan, version: int) -> list[RoutingRule]:
     """All rules of one family, by priority."""
 
     def of_family(prefixes: tuple[Network, ...]) -> Iterator[Network]:
@@ -122,7 +88,7 @@ def wanted_rules(settings: RouteSettings, lan: Lan, version: int) -> list[Routin
     return [
         RoutingRule(version, LINK, mark=settings.mark),
         RoutingRule(version, LINK + 1, UNREACHABLE, 0, mark=settings.mark),
-        *(RoutingRule(version, TUNNEL, table=TABLE, to=prefix) for prefix in of_family(settings.tunnel)),
+        *(RoutingRule(version, TUNNEL, table=TABLE, to=prefix) for prefix in of_family(TUNNEL_NETWORKS)),
         *(RoutingRule(version, EXCLUDED, to=prefix) for prefix in of_family(settings.exclude)),
         *(RoutingRule(version, EXCLUDED_USERS, uids=uids) for uids in dict.fromkeys(settings.exclude_uids)),
         *(RoutingRule(version, LOCAL, to=prefix) for prefix in of_family(local)),

@@ -37,12 +37,11 @@ from cryprq_proxy.errors import ConfigError, CryprqError, reason_of
 
 from .. import sysctl
 from ..journal import Entry, Record, Undoer
+from ..settings import TunnelSettings
 from . import lan as network
 from .lan import UNICAST, KernelRoute, Lan, NetlinkMessage, NetworkDevice, Uplink
 from .netlink_watch import MOST_PAUSE, Changes, pause
-from .route_rules import FIRST, LAST, PROTOCOL, TABLE, RouteSettings, RoutingRule, read_rule, wanted_rules
-
-__all__ = ["KIND", "UNDO", "RouteSettings", "Routes", "default_route", "read_lan", "undo_routing"]
+from .route_rules import FIRST, LAST, PROTOCOL, TABLE, RoutingRule, read_rule, wanted_rules
 
 _log = logging.getLogger(__name__)
 
@@ -149,13 +148,16 @@ class Routes:
 
     def __init__(
         self,
-        settings: RouteSettings,
+        settings: TunnelSettings,
+        versions: frozenset[int],
         record: Record,
         kernel: OpenKernel = open_kernel,
         changes: Callable[[], Changes] = Changes,
     ) -> None:
         """`kernel` reaches the routing tables, and `changes` tells when something about them has changed."""
-        self.settings = settings
+        self._settings = settings
+        self.versions = versions
+        """The families that the exit offers; the other one is unreachable. They may change while it runs."""
         self.repairs = 0
         """How often rules or routes were put back since `apply`."""
         self.lan = Lan()
@@ -175,12 +177,12 @@ class Routes:
         async with self._kernel() as kernel:
             state = await _look(kernel)
             _refuse_others(state)
-            if state.device(self.settings.device) is None:
-                raise ConfigError(f"the tunnel device {self.settings.device} is not there or not up")
+            if state.device(self._settings.device) is None:
+                raise ConfigError(f"the tunnel device {self._settings.device} is not there or not up")
             self._record({"kind": KIND, "table": TABLE, "first": FIRST, "last": LAST})
             sysctl.set_sysctl(VALID_MARK, "1", self._record)
-            self.lan = network.find_lan(state.routes, state.links, self.settings.device)
-            self._uplinks = {version: state.uplink(version, self.settings.device) for version in _FAMILIES}
+            self.lan = network.find_lan(state.routes, state.links, self._settings.device)
+            self._uplinks = {version: state.uplink(version, self._settings.device) for version in _FAMILIES}
             await self._repair(kernel, state, self.lan)
 
     async def watch(self, lan_changed: LanChanged, default_changed: DefaultChanged) -> None:
@@ -212,7 +214,7 @@ class Routes:
         """Look and repair. Returns the local networks, and the IP versions with a new uplink."""
         async with self._kernel() as kernel:
             state = await _look(kernel)
-            lan = network.find_lan(state.routes, state.links, self.settings.device)
+            lan = network.find_lan(state.routes, state.links, self._settings.device)
             # With the earlier networks: rules for a new network are missing, but no program has removed them.
             missing = sum(len(wanted - live) for wanted, live in self._compare(state, self.lan))
             await self._repair(kernel, state, lan)
@@ -221,7 +223,7 @@ class Routes:
             self._report(missing)
         moved = []
         for version in _FAMILIES:
-            uplink = state.uplink(version, self.settings.device)
+            uplink = state.uplink(version, self._settings.device)
             if uplink is not None and uplink != self._uplinks.get(version):
                 self._uplinks[version] = uplink
                 moved.append(version)
@@ -238,16 +240,16 @@ class Routes:
             )
 
     def _wanted_routes(self, state: _State, version: int) -> list[_Default]:
-        device = state.device(self.settings.device)
+        device = state.device(self._settings.device)
         wanted: list[_Default] = [_Default(version, None)]
-        if device is not None and version in self.settings.versions:
+        if device is not None and version in self.versions:
             wanted.append(_Default(version, device))
         return wanted
 
     def _compare(self, state: _State, lan: Lan) -> Iterator[tuple[set[object], set[object]]]:
         """Pairs of wanted and present: rules and routes of each family."""
         for version in _versions():
-            yield set(wanted_rules(self.settings, lan, version)), set(state.our_rules(version))
+            yield set(wanted_rules(self._settings, lan, version)), set(state.our_rules(version))
             yield set(self._wanted_routes(state, version)), set(state.our_routes(version))
 
     async def _repair(self, kernel: Any, state: _State, lan: Lan) -> None:
@@ -255,7 +257,7 @@ class Routes:
         steps: list[tuple[Any, str, RoutingRule | _Default]] = []
         for version in _versions():
             routes, had_routes = self._wanted_routes(state, version), state.our_routes(version)
-            rules, had_rules = wanted_rules(self.settings, lan, version), state.our_rules(version)
+            rules, had_rules = wanted_rules(self._settings, lan, version), state.our_rules(version)
             steps += [(kernel.route, "add", route) for route in routes if route not in had_routes]
             steps += [(kernel.rule, "add", rule) for rule in rules if rule not in had_rules]
             steps += [(kernel.rule, "del", rule) for rule in had_rules if rule not in rules]

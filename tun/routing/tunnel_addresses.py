@@ -21,6 +21,11 @@ class TunnelAddresses(NamedTuple):
             IPv6Address(ipv6) if any(ipv6) else None,
         )
 
+    @property
+    def versions(self) -> frozenset[int]:
+        """The families that enter the tunnel."""
+        return frozenset({4} if self.ipv6 is None else {4, 6})
+
     def interfaces(self) -> list[IPv4Interface | IPv6Interface]:
         """Each address as an interface."""
         four = [] if self.ipv4 is None else [IPv4Interface((self.ipv4, 32))]

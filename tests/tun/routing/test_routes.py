@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from pyroute2 import NetlinkError
 
 from cryprq_proxy.errors import ConfigError, CryprqError
+from tests.support.settings import tunnel_settings
 from tun import sysctl
 from tun.routing import routes as routing
 from tun.routing.lan import Lan, Network
@@ -28,12 +29,12 @@ from tun.routing.route_rules import (
     REST,
     TABLE,
     UNREACHABLE,
-    RouteSettings,
     RoutingRule,
     read_rule,
     wanted_rules,
 )
 from tun.routing.routes import KIND, UNDO, Routes
+from tun.settings import TunnelSettings
 
 MARK = 0x6372
 
@@ -45,7 +46,7 @@ def nets(*prefixes: str) -> tuple[Network, ...]:
 LAN = Lan(nets("172.17.0.0/16", "192.168.1.0/24", "fd00::/64"), nets("172.17.0.0/16"))
 
 
-def text(settings: RouteSettings, version: int, lan: Lan = LAN) -> list[str]:
+def text(settings: TunnelSettings, version: int, lan: Lan = LAN) -> list[str]:
     """As `ip rule` shows them."""
     lines = []
     for rule in wanted_rules(settings, lan, version):
@@ -59,10 +60,11 @@ def text(settings: RouteSettings, version: int, lan: Lan = LAN) -> list[str]:
 
 
 def test_everything() -> None:
-    settings = RouteSettings("cryprq0", MARK)
+    settings = tunnel_settings()
     assert text(settings, 4) == [
         "25400: mark 0x6372 lookup 254",
         "25401: mark 0x6372 unreachable",
+        "25405: to 100.96.255.53/32 lookup 25458",
         "25420: to 172.17.0.0/16 lookup 254",
         "25420: to 192.168.1.0/24 lookup 254",
         "25430: lookup 25458",
@@ -70,22 +72,20 @@ def test_everything() -> None:
     assert text(settings, 6) == [
         "25400: mark 0x6372 lookup 254",
         "25401: mark 0x6372 unreachable",
+        "25405: to fd63:7279:7071::53/128 lookup 25458",
         "25420: to fd00::/64 lookup 254",
         "25430: lookup 25458",
     ]
 
 
 def test_with_exceptions() -> None:
-    settings = RouteSettings(
-        "cryprq0",
-        MARK,
-        tunnel=nets("100.96.0.0/16"),
+    settings = tunnel_settings(
         lan=False,
         exclude=nets("10.1.0.0/16", "2001:db8::/32", "10.1.0.0/16"),
         exclude_uids=((1000, 1000), (0, 0), (1000, 1000)),
     )
     assert text(settings, 4)[2:] == [
-        "25405: to 100.96.0.0/16 lookup 25458",
+        "25405: to 100.96.255.53/32 lookup 25458",
         "25410: to 10.1.0.0/16 lookup 254",
         "25411: uid 1000-1000 lookup 254",
         "25411: uid 0-0 lookup 254",
@@ -95,9 +95,9 @@ def test_with_exceptions() -> None:
 
 
 def test_included_only() -> None:
-    settings = RouteSettings("cryprq0", MARK, include=nets("198.51.100.0/24", "::/0"))
-    assert text(settings, 4, Lan())[2:] == ["25430: to 198.51.100.0/24 lookup 25458"]
-    assert text(settings, 6, Lan())[2:] == ["25430: lookup 25458"]
+    settings = tunnel_settings(include=nets("198.51.100.0/24", "::/0"))
+    assert text(settings, 4, Lan())[3:] == ["25430: to 198.51.100.0/24 lookup 25458"]
+    assert text(settings, 6, Lan())[3:] == ["25430: lookup 25458"]
 
 
 @pytest.mark.parametrize(
@@ -108,13 +108,11 @@ def test_included_only() -> None:
         ({"exclude_uids": ((5, 4),)}, "--exclude-uid"),
         ({"exclude_uids": ((-1, 4),)}, "--exclude-uid"),
         ({"exclude_uids": ((0, 2**32 - 1),)}, "--exclude-uid"),
-        ({"mark": 0}, "mark"),
-        ({"mark": 2**32}, "mark"),
     ],
 )
 def test_settings_that_cannot_be_meant(more: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
-        RouteSettings(**{"device": "cryprq0", "mark": MARK, **more})
+        tunnel_settings(**more)
 
 
 PREFIXES = st.lists(
@@ -148,14 +146,11 @@ def as_message(rule: RoutingRule) -> dict[str, Any]:
     }
 
 
-@given(PREFIXES, PREFIXES, PREFIXES, PREFIXES, st.booleans())
+@given(PREFIXES, PREFIXES, PREFIXES, st.booleans())
 def test_rules_are_ours_distinct_in_order_and_recognised(
-    lan: list[Network], exclude: list[Network], include: list[Network], tunnel: list[Network], allowed: bool
+    lan: list[Network], exclude: list[Network], include: list[Network], allowed: bool
 ) -> None:
-    settings = RouteSettings(
-        "cryprq0",
-        MARK,
-        tunnel=tuple(tunnel),
+    settings = tunnel_settings(
         lan=allowed,
         exclude=tuple(exclude),
         include=tuple(include),
@@ -200,7 +195,7 @@ def test_a_look_that_takes_long_is_taken_less_often() -> None:
 # --- against a kernel of lists ---
 
 ETH, TUN = 2, 9
-ROUTES = RouteSettings("cryprq0", MARK)
+ROUTES = tunnel_settings()
 HOME = Lan(nets("192.168.1.0/24"))
 
 
@@ -317,6 +312,7 @@ class Watched:
         monkeypatch.setattr(sysctl, "set_sysctl", lambda name, value, record: steps.append(f"{name}={value}"))
         self.routes = Routes(
             ROUTES,
+            frozenset({4, 6}),
             lambda entry: steps.append(f"record {entry['kind']}"),
             self.kernel.opened,
             lambda: self.changes,  # type: ignore[arg-type, return-value]
