@@ -20,25 +20,11 @@ from cryprq_proxy.base.tasks import spawn
 from cryprq_proxy.rules.lists import ListedNames
 from cryprq_proxy.status import DnsCounters, DnsStatus
 
+from . import codes
 from .answer import Answer, encode, synthesise
 from .blocklist import blocks
 from .cache import Cache, Hit
-from .codes import (
-    AAAA,
-    ANY,
-    EDE_BLOCKED,
-    EDE_NO_REACHABLE,
-    EDE_STALE,
-    EDE_STALE_NXDOMAIN,
-    MAX_MESSAGE,
-    NOERROR,
-    NXDOMAIN,
-    PTR,
-    SERVFAIL,
-    YXDOMAIN,
-    A,
-    Key,
-)
+from .codes import Key
 from .framed import UpstreamError
 from .inquiry import Inquiry
 from .names import Local, longest, special, to_host
@@ -105,17 +91,17 @@ class Forwarder:
         except BadQuery as bad:
             counters.malformed += 1
             return bad.reply
-        limit = MAX_MESSAGE if tcp else query.payload
+        limit = codes.MAX_MESSAGE if tcp else query.payload
         local = special(query.name, split=longest(self._split, query.name) is not None)
         if local is not None:
             counters.local += 1
             return encode(_local_answer(query, local), query, limit)
         if blocks(self._blocklist, query.name) or self._also_blocks(query.name):
             counters.blocked += 1
-            return encode(self._blocked_answer(query), query, limit, ede=EDE_BLOCKED)
-        if query.rdtype == AAAA and not self._ipv6:
+            return encode(self._blocked_answer(query), query, limit, ede=codes.EDE_BLOCKED)
+        if query.rdtype == codes.AAAA and not self._ipv6:
             counters.local += 1
-            return encode(synthesise(query, NOERROR), query, limit)
+            return encode(synthesise(query, codes.NOERROR), query, limit)
         hit = self._cache.get(query.key, self._clock())
         if hit is not None and hit.fresh:
             counters.cache_hits += 1
@@ -126,13 +112,13 @@ class Forwarder:
 
     async def resolve(self, query: Query, *, tcp: bool) -> bytes:
         """The reply to what `consider` left open, after at most the time set for upstreams."""
-        limit = MAX_MESSAGE if tcp else query.payload
+        limit = codes.MAX_MESSAGE if tcp else query.payload
         key = query.key
         task = self._asking.get(key)
         most = self._settings.questions
         if self._closed or self._waiting >= most or (task is None and len(self._asking) >= most):
             self.counters.overload += 1
-            return error_reply(query, SERVFAIL)
+            return error_reply(query, codes.SERVFAIL)
         merged = task is not None
         if task is None:
             task = self._asking[key] = spawn(self._ask(key), "dns question")
@@ -161,7 +147,7 @@ class Forwarder:
             _log.debug("a question failed: %s", failure)
             failed_for = UNREACHABLE_SECONDS
         else:
-            if answer.rcode in (NOERROR, NXDOMAIN, YXDOMAIN):
+            if answer.rcode in (codes.NOERROR, codes.NXDOMAIN, codes.YXDOMAIN):
                 if ipv6 is self._ipv6:
                     self._cache.put(key, answer, self._clock())
                 return answer
@@ -178,16 +164,19 @@ class Forwarder:
         """A stale answer, or SERVFAIL."""
         if hit is None:
             self.counters.failures += 1
-            return error_reply(query, SERVFAIL, EDE_NO_REACHABLE)
+            return error_reply(query, codes.SERVFAIL, codes.EDE_NO_REACHABLE)
         self.counters.stale += 1
-        ede = EDE_STALE_NXDOMAIN if hit.answer.rcode == NXDOMAIN else EDE_STALE
+        ede = codes.EDE_STALE_NXDOMAIN if hit.answer.rcode == codes.NXDOMAIN else codes.EDE_STALE
         return encode(hit.answer, query, limit, age=hit.age, stale=not hit.fresh, ede=ede)
 
     def _blocked_answer(self, query: Query) -> Answer:
         if self._settings.block_answer == "nxdomain":
-            return synthesise(query, NXDOMAIN)
-        zeros = {A: "0.0.0.0", ANY: "0.0.0.0", AAAA: "::"}.get(query.rdtype)
-        return synthesise(query, NOERROR, AAAA if query.rdtype == AAAA else A, (zeros,) if zeros else ())
+            return synthesise(query, codes.NXDOMAIN)
+        if query.rdtype == codes.AAAA:
+            return synthesise(query, codes.NOERROR, codes.AAAA, ("::",))
+        if query.rdtype in (codes.A, codes.ANY):
+            return synthesise(query, codes.NOERROR, codes.A, ("0.0.0.0",))
+        return synthesise(query, codes.NOERROR)
 
     # --- the world around ------------------------------------------------------------------------------------------
 
@@ -237,11 +226,11 @@ class Forwarder:
 
 def _local_answer(query: Query, local: Local) -> Answer:
     if local is Local.NAME_ERROR:
-        return synthesise(query, NXDOMAIN)
-    if local is Local.LOCALHOST and query.rdtype in (A, ANY):
-        return synthesise(query, NOERROR, A, ("127.0.0.1",))
-    if local is Local.LOCALHOST and query.rdtype == AAAA:
-        return synthesise(query, NOERROR, AAAA, ("::1",))
-    if local is Local.REVERSE_LOCALHOST and query.rdtype in (PTR, ANY):
-        return synthesise(query, NOERROR, PTR, ("localhost.",))
-    return synthesise(query, NOERROR)
+        return synthesise(query, codes.NXDOMAIN)
+    if local is Local.LOCALHOST and query.rdtype in (codes.A, codes.ANY):
+        return synthesise(query, codes.NOERROR, codes.A, ("127.0.0.1",))
+    if local is Local.LOCALHOST and query.rdtype == codes.AAAA:
+        return synthesise(query, codes.NOERROR, codes.AAAA, ("::1",))
+    if local is Local.REVERSE_LOCALHOST and query.rdtype in (codes.PTR, codes.ANY):
+        return synthesise(query, codes.NOERROR, codes.PTR, ("localhost.",))
+    return synthesise(query, codes.NOERROR)

@@ -19,31 +19,9 @@ from dns.rdtypes.svcbbase import ParamKey, SVCBBase
 
 from cryprq_proxy.errors import CryprqError
 
+from . import codes
 from .answer import Answer, empty, keep
-from .codes import (
-    AAAA,
-    AD,
-    ANY,
-    BADVERS,
-    CD,
-    DAY,
-    FORMERR,
-    HEADER,
-    NEGATIVE_SECONDS,
-    NOERROR,
-    NOTIMP,
-    NXDOMAIN,
-    PAYLOAD,
-    QUESTION,
-    RD,
-    REFUSED,
-    RRSIG,
-    SERVFAIL,
-    SOA,
-    TC,
-    YXDOMAIN,
-    Key,
-)
+from .codes import HEADER, QUESTION, Key
 
 
 class BadAnswer(CryprqError):
@@ -74,9 +52,9 @@ class Inquiry:
                 dns.rdatatype.RdataType.make(rdtype),
                 use_edns=0,
                 want_dnssec=bool(bits & 2),
-                payload=PAYLOAD,
+                payload=codes.PAYLOAD,
                 id=0,
-                flags=RD | AD | CD * (bits & 1),
+                flags=codes.RD | codes.AD | codes.CD * (bits & 1),
                 pad=padding,
             )
             found = self._written[padding] = message.to_wire()
@@ -87,7 +65,7 @@ class Inquiry:
         if len(wire) < HEADER.size or not wire[2] & 0x80 or wire[2] & 0x78:
             return False
         if wire[4:6] == b"\0\0":
-            return wire[3] & 15 in (FORMERR, SERVFAIL, NOTIMP, REFUSED)
+            return wire[3] & 15 in (codes.FORMERR, codes.SERVFAIL, codes.NOTIMP, codes.REFUSED)
         end = HEADER.size + len(self.question)
         spelled = wire[HEADER.size : end]
         return (
@@ -105,13 +83,13 @@ def digest(wire: bytes, inquiry: Inquiry, *, ipv6: bool) -> Answer:
     """
     if not inquiry.is_answered_by(wire):
         raise BadAnswer("the server answered another question")
-    if wire[2] & TC >> 8:
+    if wire[2] & codes.TC >> 8:
         raise BadAnswer("the server cut its answer short on a stream")
     try:
         message = dns.message.from_wire(wire, keyring=False, ignore_trailing=True)
         rcode = int(message.rcode())
-        if rcode not in (NOERROR, NXDOMAIN, YXDOMAIN):
-            return empty(*inquiry.key[:2], rcode if rcode < BADVERS else SERVFAIL, 0)
+        if rcode not in (codes.NOERROR, codes.NXDOMAIN, codes.YXDOMAIN):
+            return empty(*inquiry.key[:2], rcode if rcode < codes.BADVERS else codes.SERVFAIL, 0)
         return keep(message, _prepare(message, inquiry.key[1], ipv6))
     except dns.exception.DNSException:
         raise BadAnswer("the server sent a malformed answer") from None
@@ -125,34 +103,36 @@ def _prepare(message: dns.message.Message, rdtype: int, ipv6: bool) -> int:
         section = [rrset for rrset in message.sections[number] if rrset.rdclass == dns.rdataclass.IN]
         message.sections[number] = section if ipv6 else _without_ipv6(section)
         for rrset in message.sections[number]:
-            rrset.ttl = min(rrset.ttl, DAY)
-    if message.rcode() == YXDOMAIN:
+            rrset.ttl = min(rrset.ttl, codes.DAY)
+    if message.rcode() == codes.YXDOMAIN:
         return 0
-    found = message.rcode() == NOERROR and any(rdtype in (ANY, rrset.rdtype) for rrset in message.answer)
+    found = message.rcode() == codes.NOERROR and any(
+        rdtype in (codes.ANY, rrset.rdtype) for rrset in message.answer
+    )
     if not found:
         # RFC 2308 section 5: an absence lives as long as its SOA record says; without one it is not kept.
-        soa = next((rrset for rrset in message.authority if rrset.rdtype == SOA), None)
+        soa = next((rrset for rrset in message.authority if rrset.rdtype == codes.SOA), None)
         if soa is None:
             return 0
-        soa.ttl = min(soa.ttl, soa[0].minimum, NEGATIVE_SECONDS)
+        soa.ttl = min(soa.ttl, soa[0].minimum, codes.NEGATIVE_SECONDS)
     return min((rrset.ttl for section in message.sections[1:] for rrset in section), default=0)
 
 
 def _without_ipv6(section: Iterable[dns.rrset.RRset]) -> list[dns.rrset.RRset]:
     kept = []
-    changed: set[tuple[dns.name.Name | None, int]] = {(None, AAAA)}
+    changed: set[tuple[dns.name.Name | None, int]] = {(None, codes.AAAA)}
     for rrset in section:
         if any(isinstance(rd, SVCBBase) and ParamKey.IPV6HINT in rd.params for rd in rrset):
             changed.add((rrset.name, int(rrset.rdtype)))
             bindings = [binding for rd in rrset if (binding := _without_hint(rd)) is not None]
             if bindings:
                 kept.append(dns.rrset.from_rdata_list(rrset.name, rrset.ttl, bindings))
-        elif rrset.rdtype != AAAA:
+        elif rrset.rdtype != codes.AAAA:
             kept.append(rrset)
     return [
         rrset
         for rrset in kept
-        if rrset.rdtype != RRSIG
+        if rrset.rdtype != codes.RRSIG
         or changed.isdisjoint({(None, int(rrset.covers)), (rrset.name, int(rrset.covers))})
     ]
 

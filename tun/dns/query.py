@@ -15,26 +15,8 @@ import dns.message
 
 from cryprq_proxy.errors import CryprqError
 
-from .codes import (
-    BADVERS,
-    CD,
-    DO,
-    FORMERR,
-    HEADER,
-    MAX_QUERY,
-    META_TYPES,
-    MIN_PAYLOAD,
-    NOTIMP,
-    OPCODE,
-    OPT,
-    PAYLOAD,
-    QR,
-    QUESTION,
-    RA,
-    RD,
-    REFUSED,
-    Key,
-)
+from . import codes
+from .codes import HEADER, QUESTION, Key
 
 _OPT: Final = struct.Struct("!BHHBBHH")
 """Owner (the root), type, payload size, upper rcode bits, version, flags, length: RFC 6891 section 6.1.2."""
@@ -69,7 +51,7 @@ class Query(NamedTuple):
 
     @property
     def key(self) -> Key:
-        return self.name, self.rdtype, self.do << 1 | bool(self.flags & CD)
+        return self.name, self.rdtype, self.do << 1 | bool(self.flags & codes.CD)
 
 
 def parse_query(wire: bytes) -> Query:
@@ -81,30 +63,32 @@ def parse_query(wire: bytes) -> Query:
     if len(wire) < HEADER.size:
         raise BadQuery("the message is too short", None)
     id_, flags, questions, answers, authorities, _ = HEADER.unpack_from(wire)
-    if flags & QR:
+    if flags & codes.QR:
         raise BadQuery("the message is an answer", None)
-    if flags & OPCODE:
-        raise _refusal(id_, flags, NOTIMP, "the operation is not a query")
+    if flags & codes.OPCODE:
+        raise _refusal(id_, flags, codes.NOTIMP, "the operation is not a query")
     if questions != 1:
-        raise _refusal(id_, flags, FORMERR, "the message has not one question")
-    if len(wire) > MAX_QUERY:
-        raise _refusal(id_, flags, FORMERR, "the message is too long")
+        raise _refusal(id_, flags, codes.FORMERR, "the message has not one question")
+    if len(wire) > codes.MAX_QUERY:
+        raise _refusal(id_, flags, codes.FORMERR, "the message is too long")
     transfer = bool(answers or authorities)  # IXFR carries a record, RFC 1995 section 3
     if len(wire) <= _MEMORABLE:
         name, question, rdtype, opt = _read_remembered(wire[2:], transfer)
     else:
         name, question, rdtype, opt = _read(wire[2:], transfer)
     if not question:
-        raise _refusal(id_, flags, FORMERR, "the message is malformed")
+        raise _refusal(id_, flags, codes.FORMERR, "the message is malformed")
     edns = opt is not None
-    payload, do, version = opt or (MIN_PAYLOAD, False, 0)
-    query = Query(id_, flags, question, name, rdtype, edns, do, min(max(payload, MIN_PAYLOAD), PAYLOAD))
+    payload, do, version = opt or (codes.MIN_PAYLOAD, False, 0)
+    query = Query(
+        id_, flags, question, name, rdtype, edns, do, min(max(payload, codes.MIN_PAYLOAD), codes.PAYLOAD)
+    )
     if version:
-        raise BadQuery("the version of EDNS is unknown", error_reply(query, BADVERS))
-    if question[-2:] != b"\0\1" or rdtype in META_TYPES:
-        raise BadQuery("the class or type is not answered", error_reply(query, REFUSED))
-    if transfer or rdtype in (0, OPT):
-        raise BadQuery("the message is malformed", error_reply(query, FORMERR))
+        raise BadQuery("the version of EDNS is unknown", error_reply(query, codes.BADVERS))
+    if question[-2:] != b"\0\1" or rdtype in codes.META_TYPES:
+        raise BadQuery("the class or type is not answered", error_reply(query, codes.REFUSED))
+    if transfer or rdtype in (0, codes.OPT):
+        raise BadQuery("the message is malformed", error_reply(query, codes.FORMERR))
     return query
 
 
@@ -128,7 +112,7 @@ def _read(tail: bytes, question_only: bool) -> _Read:
         asked.rdtype, asked.rdclass
     ):
         return _MALFORMED
-    opt = None if message.opt is None else (message.payload, bool(message.ednsflags & DO), message.edns)
+    opt = None if message.opt is None else (message.payload, bool(message.ednsflags & codes.DO), message.edns)
     return name, question, int(asked.rdtype), opt
 
 
@@ -136,12 +120,14 @@ _read_remembered = lru_cache(maxsize=2048)(_read)
 
 
 def _refusal(id_: int, flags: int, rcode: int, text: str) -> BadQuery:
-    return BadQuery(text, HEADER.pack(id_, QR | flags & (OPCODE | RD) | RA | rcode, 0, 0, 0, 0))
+    return BadQuery(
+        text, HEADER.pack(id_, codes.QR | flags & (codes.OPCODE | codes.RD) | codes.RA | rcode, 0, 0, 0, 0)
+    )
 
 
 def error_reply(query: Query, rcode: int, ede: int | None = None) -> bytes:
     """A reply without records."""
-    flags = QR | RA | query.flags & (RD | CD) | rcode & 15
+    flags = codes.QR | codes.RA | query.flags & (codes.RD | codes.CD) | rcode & 15
     return HEADER.pack(query.id, flags, 1, 0, 0, query.edns) + query.question + opt_record(query, rcode, ede)
 
 
@@ -150,4 +136,4 @@ def opt_record(query: Query, rcode: int, ede: int | None) -> bytes:
     if not query.edns:
         return b""
     options = b"" if ede is None else _EDE.pack(15, 2, ede)
-    return _OPT.pack(0, OPT, PAYLOAD, rcode >> 4, 0, DO * query.do, len(options)) + options
+    return _OPT.pack(0, codes.OPT, codes.PAYLOAD, rcode >> 4, 0, codes.DO * query.do, len(options)) + options

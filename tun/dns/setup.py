@@ -95,11 +95,5 @@ def build(
     }
     if blocklist is None:
         blocklist = load(settings.blocklists, settings.block, settings.allow)
-    return Forwarder(
-        settings,
-        group(settings.upstreams, "dns.upstreams"),
-        split,
-        blocklist,
-        clock,
-        also_blocks,
-    )
+    upstream = group(settings.upstreams, "dns.upstreams")
+    return Forwarder(settings, upstream, split, blocklist, clock, also_blocks)

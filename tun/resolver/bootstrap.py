@@ -233,15 +233,9 @@ class Bootstrap:
             await loop.sock_sendall(sock, query.to_wire())
             for _ in range(MAX_STRAYS):
                 wire = await loop.sock_recv(sock, MAX_DATAGRAM)
-                try:
+                # Else it is not from the resolver, or damaged: the valid answer may still come.
+                if is_answer(wire, query):
                     return read_answer(wire, query)
-                except Truncated:
-                    raise
-                except AnswerError as error:
-                    if not is_answer(wire, query):
-                        # Not from the resolver, or damaged: the valid answer may still come.
-                        continue
-                    raise error
         raise Truncated("too many datagrams that are no answers")
 
     async def _over_tcp(self, family: int, destination: _Sockaddr, query: dns.message.Message) -> NameAnswer:
