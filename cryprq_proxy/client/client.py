@@ -1,7 +1,7 @@
 """The client role: what front-ends and Exits (exits.py) ask of one exit.
 
-Front-ends ask for streams with `request`. While the link (link.py) is down their requests wait for a bounded time
-(waiting.py) and are then refused. Nothing ever goes out directly.
+`start` asks for a stream. While the link (link.py) is down, requests wait for a bounded time (waiting.py) and are then
+refused. Nothing ever goes out directly.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ..session.wire import StreamProtocol
 from ..status import ClientStatus, ExitAddress
 from .link import ClientLink, Pause
 from .packet_ports import NO_NETWORK, ClientNetwork
-from .requests import NO_OBSERVER, NOWHERE, Begin, ClientObserver, StreamRequest, opened
+from .requests import NO_OBSERVER, Begin, ClientObserver, StreamRequest, opened
 from .settings import ClientSettings
 from .waiting import WaitingRoom
 
@@ -76,12 +76,16 @@ class Client:
     def request(
         self, protocol: StreamProtocol, destination: Destination, handler: StreamHandler, begin: Begin
     ) -> None:
-        """Ask for a stream, now or when the link is up. `begin` gets it before anything is called on `handler`. If the
-        link does not come up in time, only `handler.refused(LINK_DOWN)` is called."""
+        """See requests.StreamSource."""
         self.start(StreamRequest(protocol, destination, handler, begin))
 
+    async def open(self, destination: Destination) -> ByteStream:
+        """See requests.StreamSource. Raises StreamRefused."""
+        return await opened(self.start, StreamProtocol.TCP, destination)
+
     def start(self, request: StreamRequest) -> None:
-        """Ask for the stream that `request` describes, which becomes its label; see `request`."""
+        """Ask for the stream that `request` describes, now or when the link is up; `request` becomes its label. If the
+        link does not come up in time, only `handler.refused(LINK_DOWN)` is called."""
         if self._link.up:
             self._start(request)
         elif self._link.stopping:
@@ -104,14 +108,6 @@ class Client:
     def _refuse(self, request: StreamRequest, reason: StreamReason = StreamReason.LINK_DOWN) -> None:
         self._kept.totals.refused[reason] += 1
         request.handler.refused(reason)
-
-    async def open(self, destination: Destination) -> ByteStream:
-        """A TCP stream to `destination`. Raises StreamRefused."""
-        return await opened(self.start, StreamProtocol.TCP, destination)
-
-    async def open_resolver(self) -> ByteStream:
-        """A stream to the exit's own DNS resolver (RFC 7766). Raises StreamRefused."""
-        return await opened(self.start, StreamProtocol.RESOLVER, NOWHERE)
 
     # --- for the choice among several exits (exits.py) ---------------------------------------------------------------
 

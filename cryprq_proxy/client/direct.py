@@ -330,7 +330,9 @@ class DirectAssociation(DatagramsOnly):
         """Nothing has to be connected."""
         direct = self._direct
         if self.id in direct.streams:
-            self._sockets = UdpAssociation(direct.loop, _Back(self), direct.policy, direct.resolver)
+            self._sockets = UdpAssociation(
+                direct.loop, self._answered, self.reset, direct.policy, direct.resolver
+            )
             self.opened = True
             self.handler.opened()
 
@@ -339,8 +341,7 @@ class DirectAssociation(DatagramsOnly):
             self.sent += len(payload)
             self._sockets.datagram_received(destination, payload)
 
-    def came(self, source: Destination, payload: bytes) -> None:
-        """A datagram for the application."""
+    def _answered(self, source: Destination, payload: bytes) -> None:
         self.received += len(payload)
         self.handler.datagram_received(source, memoryview(payload))
 
@@ -349,20 +350,3 @@ class DirectAssociation(DatagramsOnly):
         sockets, self._sockets = self._sockets, None
         if sockets is not None:
             sockets.reset(reason)
-
-
-class _Back:
-    """The DatagramStream of the sockets: it leads back to the application."""
-
-    def __init__(self, association: DirectAssociation) -> None:
-        self._association = association
-        self.handler: Any = None
-
-    def accept(self) -> None:
-        """It is open as it is."""
-
-    def send_datagram(self, destination: Destination, payload: bytes | memoryview) -> None:
-        self._association.came(destination, bytes(payload))
-
-    def reset(self, reason: StreamReason) -> None:
-        """Only an end that came from the application would be answered, and none does."""

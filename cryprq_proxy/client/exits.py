@@ -32,12 +32,11 @@ from ..errors import ConfigError, CryprqError, StreamReason
 from ..lane.slices import Shape
 from ..outbound.bytestream import ByteStream
 from ..session.sendlog import SlotPool
-from ..session.streams import StreamHandler
 from ..session.wire import StreamProtocol
 from ..status import ClientStatus, KnownExit, Traffic
 from .client import Client
 from .packet_ports import NO_NETWORK, ClientNetwork, ExitPort
-from .requests import NOWHERE, Begin, ClientObserver, StreamRequest, opened
+from .requests import NOWHERE, ClientObserver, StreamRequest, opened
 from .selection import PROBE_SECONDS, ExitState, Selection
 from .settings import ClientSettings
 from .waiting import WaitingRoom
@@ -144,19 +143,8 @@ class Exits(ClientObserver):
 
     # --- for the front-ends ----------------------------------------------------------------------------------------
 
-    def request(
-        self,
-        protocol: StreamProtocol,
-        destination: Destination,
-        handler: StreamHandler,
-        begin: Begin,
-        exit: str = "",
-    ) -> None:
-        """As `StreamSource.request`, through the active exit, or through the one called `exit` and no other."""
-        self.start(StreamRequest(protocol, destination, handler, begin, exit))
-
     def start(self, request: StreamRequest) -> None:
-        """As `request`."""
+        """As `Client.start`, through the active exit, or through the one that `request` names and no other."""
         entry = self._entry(request)
         if entry is None or self._stopping:
             self._refuse(request)
@@ -178,9 +166,9 @@ class Exits(ClientObserver):
         self._refused[StreamReason.LINK_DOWN] += 1
         request.handler.refused(StreamReason.LINK_DOWN)
 
-    async def open(self, destination: Destination, exit: str = "") -> ByteStream:
+    async def open(self, destination: Destination) -> ByteStream:
         """A TCP stream to `destination`. Raises StreamRefused."""
-        return await opened(self.start, StreamProtocol.TCP, destination, exit)
+        return await opened(self.start, StreamProtocol.TCP, destination)
 
     async def open_resolver(self) -> ByteStream:
         """A stream to the active exit's own DNS resolver (RFC 7766). Raises StreamRefused."""

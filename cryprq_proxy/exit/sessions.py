@@ -177,7 +177,10 @@ class Sessions:
         elif not bucket.allow(now):
             stream.refuse(StreamReason.LIMIT)
         elif stream.protocol is StreamProtocol.UDP:
-            UdpAssociation(self._loop, stream, targets.policy, targets.resolver)
+            stream.handler = UdpAssociation(
+                self._loop, stream.send_datagram, stream.reset, targets.policy, targets.resolver
+            )
+            stream.accept()
         elif stream.protocol is StreamProtocol.RESOLVER:
             if entry.addresses is None:  # only a client in system-wide mode sends its system's questions here
                 stream.refuse(StreamReason.NOT_ALLOWED)

@@ -49,59 +49,35 @@ class Failure:
 
 
 FAILURES: Final[dict[StreamReason, Failure]] = {
-    StreamReason.GENERAL: Failure(
-        502, "destination_unavailable", "The exit could not reach the target. Look into the exit's log."
-    ),
-    StreamReason.NOT_ALLOWED: Failure(
-        403,
-        "destination_ip_prohibited",
-        "The exit's policy forbids this target. Private and local addresses need the permission of its operator.",
-    ),
-    StreamReason.NETWORK_UNREACHABLE: Failure(
-        502,
-        "destination_ip_unroutable",
-        "The exit has no route to the target's network, perhaps for lack of IPv6.",
-    ),
-    StreamReason.HOST_UNREACHABLE: Failure(
-        502, "destination_ip_unroutable", "The target's network says that the host is unreachable."
-    ),
-    StreamReason.CONNECTION_REFUSED: Failure(
-        502,
-        "connection_refused",
-        "The target refused the connection. Check the port, and whether the server runs.",
-    ),
-    StreamReason.TIMED_OUT: Failure(
-        504, "connection_timeout", "The target did not answer in time. Check the address, or try again later."
-    ),
-    StreamReason.NAME_NOT_FOUND: Failure(502, "dns_error", "There is no such host name. Check its spelling."),
-    StreamReason.NAME_FAILED: Failure(
-        502,
-        "dns_timeout",
-        "The exit's resolver gave no answer for the name. Try again; if it persists, tell its operator.",
-    ),
-    StreamReason.LIMIT: Failure(
-        503,
-        "connection_limit_reached",
-        "The exit allows no more connections for now. Close some, then try again.",
-    ),
-    StreamReason.SHUTTING_DOWN: Failure(
-        503, "destination_unavailable", "The exit or this proxy is shutting down. Try again in a moment."
-    ),
-    StreamReason.CONNECTION_RESET: Failure(
-        502, "connection_terminated", "The target ended the connection before it answered. Try again."
-    ),
-    StreamReason.CANCELLED: Failure(
-        502, "connection_terminated", "The connection was closed before there was an answer. Try again."
-    ),
-    StreamReason.LINK_DOWN: Failure(
-        503,
-        "destination_unavailable",
-        "There is no link to the exit. 'cryprq-proxy status' says more.",
-    ),
-    StreamReason.SESSION_LOST: Failure(
-        502, "connection_terminated", "The link to the exit was lost before there was an answer. Try again."
-    ),
-}
+    StreamReason.GENERAL: Failure(502, "destination_unavailable",
+        "The exit could not reach the target. Look into the exit's log."),
+    StreamReason.NOT_ALLOWED: Failure(403, "destination_ip_prohibited",
+        "The exit's policy forbids this target. Private and local addresses need the permission of its operator."),
+    StreamReason.NETWORK_UNREACHABLE: Failure(502, "destination_ip_unroutable",
+        "The exit has no route to the target's network, perhaps for lack of IPv6."),
+    StreamReason.HOST_UNREACHABLE: Failure(502, "destination_ip_unroutable",
+        "The target's network says that the host is unreachable."),
+    StreamReason.CONNECTION_REFUSED: Failure(502, "connection_refused",
+        "The target refused the connection. Check the port, and whether the server runs."),
+    StreamReason.TIMED_OUT: Failure(504, "connection_timeout",
+        "The target did not answer in time. Check the address, or try again later."),
+    StreamReason.NAME_NOT_FOUND: Failure(502, "dns_error",
+        "There is no such host name. Check its spelling."),
+    StreamReason.NAME_FAILED: Failure(502, "dns_timeout",
+        "The exit's resolver gave no answer for the name. Try again; if it persists, tell its operator."),
+    StreamReason.LIMIT: Failure(503, "connection_limit_reached",
+        "The exit allows no more connections for now. Close some, then try again."),
+    StreamReason.SHUTTING_DOWN: Failure(503, "destination_unavailable",
+        "The exit or this proxy is shutting down. Try again in a moment."),
+    StreamReason.CONNECTION_RESET: Failure(502, "connection_terminated",
+        "The target ended the connection before it answered. Try again."),
+    StreamReason.CANCELLED: Failure(502, "connection_terminated",
+        "The connection was closed before there was an answer. Try again."),
+    StreamReason.LINK_DOWN: Failure(503, "destination_unavailable",
+        "There is no link to the exit. 'cryprq-proxy status' says more."),
+    StreamReason.SESSION_LOST: Failure(502, "connection_terminated",
+        "The link to the exit was lost before there was an answer. Try again."),
+}  # fmt: skip
 """The answer to each reason for a refused or lost stream."""
 
 

@@ -111,9 +111,7 @@ class LinkStream(StreamHandler):
         _wake(self._opening)
 
     def refused(self, reason: StreamReason) -> None:
-        self._reset = reason
-        if not self._opening.done():
-            self._opening.set_exception(StreamRefused(reason))
+        self.reset(reason)
 
     def data_received(self, data: memoryview) -> None:
         self._incoming.append(bytes(data))

@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections import OrderedDict
-from typing import Final, Protocol
+from collections.abc import Callable
+from typing import Final
 
 from ..address import Destination
 from ..base.tasks import spawn
@@ -28,36 +29,29 @@ READS: Final = 32
 """Datagrams read in one wake-up."""
 
 
-class DatagramStream(Protocol):
-    """The part of a stream that an association needs; at the exit session.streams.Stream."""
-
-    handler: StreamHandler
-
-    def accept(self) -> None: ...
-    def send_datagram(self, destination: Destination, payload: bytes | memoryview) -> None: ...
-    def reset(self, reason: StreamReason) -> None: ...
-
-
 class UdpAssociation(StreamHandler):
-    """Handler of a UDP stream at the exit, and of a direct one at the client (client/direct.py)."""
+    """Handler of a UDP stream at the exit, and behind a direct one at the client (client/direct.py).
+
+    `answered` gets the datagrams of hosts with their source, `reset_stream` ends the stream.
+    """
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        stream: DatagramStream,
+        answered: Callable[[Destination, bytes], None],
+        reset_stream: Callable[[StreamReason], None],
         policy: TargetPolicy,
         resolver: Resolver,
     ) -> None:
         self._loop = loop
-        self._stream = stream
+        self._answered = answered
+        self._reset_stream = reset_stream
         self._policy = policy
         self._resolver = resolver
         self._sockets: dict[int, socket.socket] = {}
         self._hosts: OrderedDict[str, None] = OrderedDict()
         self._resolving = 0
         self._closed = False
-        stream.handler = self
-        stream.accept()
 
     def datagram_received(self, destination: Destination, payload: bytes | memoryview) -> None:
         if destination.is_ip:
@@ -115,10 +109,10 @@ class UdpAssociation(StreamHandler):
                 continue  # an ICMP error of an earlier datagram
             host = address[0]
             if host in self._hosts:
-                self._stream.send_datagram(Destination(host, address[1]), payload)
+                self._answered(Destination(host, address[1]), payload)
 
     def eof_received(self) -> None:
-        self._stream.reset(StreamReason.CANCELLED)
+        self._reset_stream(StreamReason.CANCELLED)
         self._close()
 
     def reset(self, reason: StreamReason) -> None:

@@ -60,7 +60,10 @@ class Place:
         self.stream = FakeStream()
         self.policy = Policy()
         self.names = Names()
-        self.association = UdpAssociation(asyncio.get_running_loop(), self.stream, self.policy, self.names)
+        stream, loop = self.stream, asyncio.get_running_loop()
+        self.association = UdpAssociation(loop, stream.send_datagram, stream.reset, self.policy, self.names)
+        stream.handler = self.association
+        stream.accept()
         self.hosts: list[Host] = []
 
     def host(self, ip: str = "127.0.0.1") -> Host:

@@ -196,7 +196,7 @@ class FakeExits:
 
     def ask(self, exit: str = "") -> App:
         app = App()
-        self.exits.request(StreamProtocol.TCP, TARGET, app, lambda stream: None, exit)
+        self.exits.start(StreamRequest(StreamProtocol.TCP, TARGET, app, lambda stream: None, exit))
         return app
 
     def served(self) -> list[int]:
