@@ -176,11 +176,7 @@ class WebSocketCarrier(Carrier):
     """A session, already attached, on `pipe`, which the carrier closes. Call `start`."""
 
     def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        pipe: WebSocketPipe,
-        session: Session,
-        owner: CarrierOwner,
+        self, loop: asyncio.AbstractEventLoop, pipe: WebSocketPipe, session: Session, owner: CarrierOwner
     ) -> None:
         super().__init__(loop, pipe.transport.get_extra_info("socket"), session, owner)
         self._pipe = pipe

@@ -95,6 +95,7 @@ class DirectStream:
         "_turn", "destination", "handler", "id", "label", "opened", "protocol", "receive_half", "received",
         "send_half", "sent",
     )  # fmt: skip
+    frame_limit = MAX_DATA
 
     def __init__(self, direct: Direct, id: int, request: StreamRequest) -> None:
         self._direct = direct
@@ -188,10 +189,6 @@ class DirectStream:
             self._read_on()
 
     # --- to the destination ----------------------------------------------------------------------------------------
-
-    @property
-    def frame_limit(self) -> int:
-        return MAX_DATA
 
     def request_room(self) -> int:
         if self.send_half is not Half.OPEN or self._failed:

@@ -9,13 +9,13 @@ import asyncio
 import json
 import logging
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Final, Self
 
 from ..base.files import SharedFile
 from ..base.log import describe
 from ..base.paths import read_text, state_dir
-from ..carriers.dial.endpoint import Endpoint
 from ..crypto.identity import PeerId
 from ..errors import ConfigError
 from .settings import EndpointMemory
@@ -59,29 +59,14 @@ class EndpointFile:
         )
 
     def of(self, exit: PeerId) -> EndpointMemory:
-        """The part of one exit."""
-        return _FileMemory(self, str(exit))
+        """The part of one exit. A change is written on another thread."""
+        return EndpointMemory(self.known.get(str(exit)), partial(self._learn, str(exit)))
 
-    def save(self) -> None:
-        """Write it down, on another thread."""
+    def _learn(self, exit: str, text: str) -> None:
+        self.known[exit] = text
         if self._path is not None:
             file = SharedFile(self._path, WHAT)
             asyncio.get_running_loop().run_in_executor(None, _write, file, json.dumps(self.known))
-
-
-class _FileMemory(EndpointMemory):
-    def __init__(self, file: EndpointFile, exit: str) -> None:
-        self._file = file
-        self._exit = exit
-
-    @property
-    def last(self) -> str | None:
-        return self._file.known.get(self._exit)
-
-    def remember(self, endpoint: Endpoint) -> None:
-        if self.last != str(endpoint):
-            self._file.known[self._exit] = str(endpoint)
-            self._file.save()
 
 
 def _write(file: SharedFile, text: str) -> None:

@@ -74,13 +74,7 @@ class ClientLink:
         self._endpoints = Endpoints(settings.endpoints, dialling, settings.memory.last)
         self._executor = ThreadPoolExecutor(1, "handshake")
         self.kept = KeptSession(
-            settings,
-            provider,
-            network,
-            slots,
-            self._executor,
-            self._fail,
-            user.stream_refused,
+            settings, provider, network, slots, self._executor, self._fail, user.stream_refused
         )
         self._carrier: Carrier | None = None
         self._reached: ReachedExit | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,15 +14,17 @@ from ..session.session import SessionLimits
 
 
 class EndpointMemory:
-    """Which endpoint of one exit worked last. This one knows none and remembers none."""
+    """The text of the endpoint of one exit that worked last, if it is known. `changed` gets each new one."""
 
-    @property
-    def last(self) -> str | None:
-        """The endpoint's text."""
-        return None
+    def __init__(self, last: str | None = None, changed: Callable[[str], None] = lambda text: None) -> None:
+        self.last = last
+        self._changed = changed
 
     def remember(self, endpoint: Endpoint) -> None:
         """A link came up by `endpoint`."""
+        if self.last != str(endpoint):
+            self.last = str(endpoint)
+            self._changed(self.last)
 
 
 @dataclass(frozen=True, slots=True)

@@ -150,34 +150,21 @@ async def test_and_back(here: Place) -> None:
     stream.abort()
 
 
-class Memory(EndpointMemory):
-    def __init__(self, last: str | None = None, told: list[Endpoint] | None = None) -> None:
-        self._last = last
-        self.told: list[Endpoint] = [] if told is None else told
-
-    @property
-    def last(self) -> str | None:
-        return self._last
-
-    def remember(self, endpoint: Endpoint) -> None:
-        self.told.append(endpoint)
-
-
 async def test_what_worked_is_told_once_and_taken_first(here: Place) -> None:
-    memory = Memory()
+    told: list[str] = []
     ws, tcp = here.endpoint("ws"), here.endpoint("tcp")
-    client = here.client(ws, tcp, memory=Memory(str(ws), memory.told))
+    client = here.client(ws, tcp, memory=EndpointMemory(str(ws), told.append))
     await here.echoes(client)
     assert client.status().carrier.kind == "ws"  # type: ignore[union-attr]
     client.redial()
     await here.echoes(client)
     assert client.status().carriers == 2
-    assert memory.told == []
-    other = here.client(tcp, ws, memory=memory)
+    assert told == []
+    other = here.client(tcp, ws, memory=EndpointMemory(None, told.append))
     await here.echoes(other)
     other.redial()
     await here.echoes(other)
-    assert memory.told == [tcp]
+    assert told == [str(tcp)]
 
 
 # --- what stands between ---

@@ -60,10 +60,7 @@ async def _log_in(sock: socket.socket, upstream: UpstreamProxy) -> None:
             "it wants a user and a password" if upstream.user is None else "it takes no password"
         )
     user, password = (upstream.user or "").encode(), (upstream.password or "").encode()
-    await _send(
-        sock,
-        b"".join((bytes((_LOGIN_VERSION, len(user))), user, bytes((len(password),)), password)),
-    )
+    await _send(sock, b"".join((bytes((_LOGIN_VERSION, len(user))), user, bytes((len(password),)), password)))
     _, status = await _read(sock, 2)
     if status:
         raise ValueError("it does not know this user and password")

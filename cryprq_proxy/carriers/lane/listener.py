@@ -46,13 +46,7 @@ class ExitLane(LaneCarrier):
         clock: Callable[[], float],
     ) -> None:
         super().__init__(
-            loop,
-            handler,
-            dialler=False,
-            ceiling=ceiling,
-            taken=lanes,
-            entropy=entropy,
-            clock=clock,
+            loop, handler, dialler=False, ceiling=ceiling, taken=lanes, entropy=entropy, clock=clock
         )
         self._lanes = lanes
 
@@ -108,10 +102,7 @@ class LaneListener:
             self._inboxes.append(Inbox(loop, sock, partial(self._take, sock), self._turn_ended))
 
     def carrier(
-        self,
-        handler: LaneHandler,
-        client: SocketAddress | None = None,
-        entropy: Entropy = system_entropy,
+        self, handler: LaneHandler, client: SocketAddress | None = None, entropy: Entropy = system_entropy
     ) -> LaneCarrier:
         """The lane of a new session. `client` is the address of its TCP carrier's peer: the device on the route there
         bounds the size of datagrams. Without it, an Ethernet is assumed."""
