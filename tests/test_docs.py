@@ -37,9 +37,8 @@ from cryprq_proxy.crypto.primitives import Cipher, new_aead
 from cryprq_proxy.crypto.rekey import REKEY_ANSWER_SIZE, REKEY_SIZE
 from cryprq_proxy.crypto.symmetric import SymmetricState
 from cryprq_proxy.errors import CloseReason, StreamReason
-from cryprq_proxy.lane import opening as train
+from cryprq_proxy.lane import layout, replay, slices
 from cryprq_proxy.lane import path as lane_path
-from cryprq_proxy.lane import replay, slices
 from cryprq_proxy.lane import sealing as lane
 from cryprq_proxy.session import wire
 from cryprq_proxy.session.records import MAX_RECORD, RecordOpener, RecordSealer
@@ -284,10 +283,10 @@ def test_features() -> None:
 
 def test_messages_of_the_lane() -> None:
     shown = {row[1]: int(row[0], 16) for row in table(PROTOCOL, "type", "message")}
-    assert shown.pop("SLICE") == slices.SLICE
-    assert shown == {name: getattr(lane, name) for name in shown}
-    assert len(shown) == lane.KEEPALIVE - slices.SLICE
-    assert f"kind u8 = {train.KIND:#04x} or {train.EXPRESS_KIND:#04x} |" in PROTOCOL.read_text()
+    assert shown.pop("SLICE") == layout.SLICE
+    assert shown == {name: getattr(layout, name) for name in shown}
+    assert len(shown) == layout.KEEPALIVE - layout.SLICE
+    assert f"kind u8 = {layout.KIND:#04x} or {layout.EXPRESS_KIND:#04x} |" in PROTOCOL.read_text()
     assert f"at most {MAX_URGENT} bytes" in PROTOCOL.read_text()
 
 
@@ -338,7 +337,7 @@ def test_constants() -> None:
         "largest verdict": MAX_VERDICT,
         "first window of each stream and direction": INITIAL_WINDOW,
         "largest packet": slices.MAX_PACKET,
-        "bytes of a lane datagram around its message": [train.OVERHEAD, train.HEADER, train.TAG],
+        "bytes of a lane datagram around its message": [layout.OVERHEAD, layout.HEADER, layout.TAG],
         "header of a slice": slices.SLICE_SIZE,
         "slices of one packet": slices.MAX_SLICES,
         "window against replays on the lane": replay.WINDOW,
@@ -346,7 +345,7 @@ def test_constants() -> None:
         "receive keys of the lane live on": int(lane.LINGER),
         "datagrams waiting for the carrier": DATAGRAM_QUEUE,
         "packets waiting for the carrier": PACKET_QUEUE,
-        "datagrams in one send": [train.MAX_TRAIN, lane.MAX_SEND],
+        "datagrams in one send": [layout.MAX_TRAIN, lane.MAX_SEND],
         "epochs whose lane keys are kept": lane.MAX_EPOCHS,
         "split packets of which a part has come": [slices.ASSEMBLED_GROUPS, slices.ASSEMBLED_BYTES],
         "lane: sizes tried first": [lane_path.BASE, lane_path.LEAST],
@@ -465,9 +464,9 @@ def test_examples_of_datagrams() -> None:
     rows = table(PROTOCOL, "counter", "message", "plaintext", "datagram")
     for count, row in enumerate(rows):
         plaintext, datagram = bytes.fromhex(row[2]), bytes.fromhex(row[3])
-        header = bytes((train.KIND,)) + index + count.to_bytes(8)
+        header = bytes((layout.KIND,)) + index + count.to_bytes(8)
         assert int(row[0]) == count
-        assert getattr(lane, row[1].split(",")[0]) == plaintext[0]
+        assert getattr(layout, row[1].split(",")[0]) == plaintext[0]
         assert header + aead.encrypt(header[1:], plaintext, header) == datagram
     assert len(rows) == 2
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from cryprq_proxy.errors import ConfigError
-from cryprq_proxy.lane.opening import OVERHEAD
+from cryprq_proxy.lane.layout import OVERHEAD
 from cryprq_proxy.lane.slices import SLICE_SIZE
 
 from .dns.settings import DnsSettings

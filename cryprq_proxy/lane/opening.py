@@ -1,74 +1,24 @@
-"""Opening received datagrams: the receiving half of the datagram lane (sealing.py has the layout).
+"""Opening received datagrams: the receiving half of the datagram lane (sealing.py is the other one).
 
-A *train* is what the kernel delivers with UDP_GRO: datagrams of one size, only the last may be shorter. Most trains
-hold one whole super-packet. Its slices are opened from the last to the first into one buffer, so that the payload of
-each slice overwrites the header of the slice after it:
-
-    opened 3rd   | header, headers | payload 0 |
-    opened 2nd         | header, headers | payload 1 |
-    opened 1st               | header, headers | payload 2 |
-    what remains | header, headers | payload 0 | payload 1 | payload 2 |
-
-So nothing is copied, and decryption is the only work per slice.
-
-Order: `open_batch` distinguishes one datagram, a whole train and a mixture; `_open_train` opens, marks the counters as
-seen and delivers. joining.py joins packets that come in parts.
+`open_batch` distinguishes one datagram, a whole train and a mixture. A train is opened (train.py), then its counters
+are marked as seen, then its packets are delivered. joining.py joins packets that come in parts.
 """
 
 from __future__ import annotations
 
-import struct
-from collections import deque
-from collections.abc import Callable, Mapping
-from operator import length_hint
+from collections.abc import Mapping
 from typing import Final
 
-from ..crypto.primitives import Aead, Buffer, InvalidTag
+from ..crypto.primitives import Aead, InvalidTag
 from .joining import Joiner, Room
+from .layout import EXPRESS_KIND, FIELDS, HEADER, KIND, LANE_HEADER, MAX_TRAIN, OVERHEAD, SLICE
 from .replay import ReplayWindow
-from .slices import (
-    FLAGS_MASK,
-    HEADROOM,
-    KIND_MASK,
-    MAX_PACKET,
-    MIN_HEADER,
-    NEEDS_CSUM,
-    PLAIN,
-    SLICE,
-    SLICE_HEADER,
-    SLICE_SIZE,
-    Drops,
-    LaneSink,
-    Run,
-    Shape,
-    spaced,
-)
+from .slices import MAX_PACKET, SLICE_SIZE, Drops, LaneSink, Run, Shape, spaced
+from .train import TOP, WHOLE, Found, Train, open_train, slice_header
 
-KIND: Final = 0x01
-"""First byte of a lane datagram."""
-EXPRESS_KIND: Final = 0x02
-"""The same for a datagram that may be opened before earlier ones. It holds a whole packet that depends on no order and
-is so small that an observer learns nothing from this byte."""
 _KINDS: Final = frozenset((KIND, EXPRESS_KIND))
-HEADER: Final = 13
-TAG: Final = 16
-OVERHEAD: Final = HEADER + TAG
-"""Bytes of a UDP payload that are not plaintext."""
-MAX_TRAIN: Final = 64
-"""Largest number of datagrams in one send: the limit of older kernels for UDP_SEGMENT."""
-LAYOUT: Final = "BIQ"
-_HEADER: Final = struct.Struct("!" + LAYOUT)
-
 _LEAST: Final = OVERHEAD + 1
-# The last datagram of a train is opened at _TOP, the earlier ones below it.
-_TOP: Final = HEADROOM + MAX_PACKET
-_NOTHING: Final = (0, 0, 0, 0, 0, 0)
-_WHOLE: Final = {flags: Run(Shape(flags, 0, 0), 0, 1, 1) for flags in (PLAIN, PLAIN | NEEDS_CSUM)}
-
-type _Decrypt = Callable[[Buffer, Buffer, Buffer, Buffer], int]
-type _Found = tuple[int, int, int, Run | None, int]
-"""Start and end of a message or a run of slices in the room, the size of its datagram (0 for a run), the run, and the
-counter of the packet's slice 0 (-1 for a whole packet)."""
+"""Bytes of the smallest datagram."""
 
 
 class Receiving:
@@ -146,7 +96,7 @@ class Opener:
                 last = segment
                 if not count:
                     break
-            fields = spaced(LAYOUT, count, segment - HEADER).unpack_from(data, begin)
+            fields = spaced(FIELDS, count, segment - HEADER).unpack_from(data, begin)
             index, counter = fields[1], fields[2]
             epoch = self._epochs.get(index)
             if (
@@ -157,7 +107,7 @@ class Opener:
                 and fields[1::3] == (index,) * count
                 and fields[2::3] == tuple(range(counter, counter + count))
             ):
-                self._open_train(epoch, counter, data, begin, segment, 0, count, last)
+                self._open_train(epoch, counter, (epoch.decrypt, data, begin, segment, count, last))
             else:
                 self._open_mixture(fields, data, begin, segment, last)
         return self.heard
@@ -165,7 +115,7 @@ class Opener:
     def _open_one(self, data: memoryview, size: int) -> None:
         """Open a datagram that came alone: a small packet, or any packet without UDP_GRO. Takes half as long as a
         train of one."""
-        kind, index, counter = _HEADER.unpack_from(data)
+        kind, index, counter = LANE_HEADER.unpack_from(data)
         epoch = self._epochs.get(index)
         if epoch is None or kind not in _KINDS:
             self.drops.unknown += 1
@@ -174,9 +124,9 @@ class Opener:
         if not window.fresh(counter):
             self.drops.replay += 1
             return
-        out, top = self._room.opened, _TOP + size - OVERHEAD
+        out, top = self._room.opened, TOP + size - OVERHEAD
         try:
-            epoch.decrypt(data[1:HEADER], data[HEADER:size], data[:HEADER], out[_TOP:top])
+            epoch.decrypt(data[1:HEADER], data[HEADER:size], data[:HEADER], out[TOP:top])
         except InvalidTag:
             self.drops.tag += 1
             return
@@ -186,20 +136,20 @@ class Opener:
         if (epoch.serial, counter) > self._top:
             self._top = (epoch.serial, counter)
             self.advanced = True
-        if out[_TOP] != SLICE:
-            self._sink.message(out[_TOP], out[_TOP + 1 : top], size)
+        if out[TOP] != SLICE:
+            self._sink.message(out[TOP], out[TOP + 1 : top], size)
             return
-        _, flags, index, of, gso, header = _slice(out, _TOP, top)
+        _, flags, index, of, gso, header = slice_header(out, TOP, top)
         if of == 1 and not gso:
             self.flush()
-            self._sink.run(out, _TOP + SLICE_SIZE, top, _WHOLE[flags])
+            self._sink.run(out, TOP + SLICE_SIZE, top, WHOLE[flags])
         elif gso and of > 1:
             group = epoch.index, counter - index, flags, of, gso, header
-            self._hold(_TOP + SLICE_SIZE, top, index, 1, group)
+            self._hold(TOP + SLICE_SIZE, top, index, 1, group)
         elif of:
             self.flush()
             run = Run(Shape(flags, gso, header), index, 1, of)
-            self._deliver(out, _TOP + SLICE_SIZE, top, run, (epoch.index, counter - index))
+            self._deliver(out, TOP + SLICE_SIZE, top, run, (epoch.index, counter - index))
         else:
             self.drops.malformed += 1
 
@@ -231,199 +181,54 @@ class Opener:
                 and fresh(counters[stop])
             ):
                 stop += 1
-            self._open_train(
-                epoch, counter, data, begin, segment, at, stop, last if stop == count else segment
-            )
+            size = last if stop == count else segment
+            train = (epoch.decrypt, data, begin + segment * at, segment, stop - at, size)
+            self._open_train(epoch, counter, train)
             at = stop
 
-    def _open_train(
-        self,
-        epoch: Receiving,
-        counter: int,
-        data: memoryview,
-        begin: int,
-        segment: int,
-        first: int,
-        stop: int,
-        last: int,
-    ) -> None:
-        """Open datagrams `first` to `stop` - 1 of those in `data` from `begin` on. They are fresh, of one epoch, with
-        consecutive counters from `counter` on; the last one has `last` bytes.
-
-        A train may hold several packets and other messages. It may begin or end inside of a packet.
-        """
-        found, failed, heard = self._open_backwards(
-            epoch, counter, data, begin + segment * first, segment, stop - first, last
-        )
-        if self._account(epoch, counter, counter + stop - first - 1, failed):
+    def _open_train(self, epoch: Receiving, counter: int, train: Train) -> None:
+        """Open fresh datagrams with consecutive counters from `counter` on."""
+        found, failed, heard = open_train(train, self._room, self.drops)
+        if self._account(epoch, counter, train[4], failed):
             self.heard += heard
-            self._hand_on(epoch.index, found)
+            self._hand_on(epoch.index, counter, found)
 
-    def _open_backwards(
-        self,
-        epoch: Receiving,
-        counter: int,
-        data: memoryview,
-        begin: int,
-        segment: int,
-        datagrams: int,
-        last: int,
-    ) -> tuple[list[_Found], list[int], int]:
-        """What the datagrams of a train hold, last first; the counters of those that do not authenticate; the number of
-        bytes of those that do.
-
-        The last datagram of each packet is opened alone. It says how many before it belong to the same packet; these
-        are opened without a check of each header. A peer that has the keys can write any payload, so a wrong header in
-        the middle gains it nothing. The first and the last header of a run are compared.
-        """
-        drops, decrypt, out = self.drops, epoch.decrypt, self._room.opened
-        plain = segment - OVERHEAD
-        found: list[_Found] = []
-        failed: list[int] = []
-        heard = 0
-        at, size, place = datagrams - 1, last, _TOP
-        while at >= 0:
-            number = counter + at
-            top = place + size - OVERHEAD
-            try:
-                _open(decrypt, data, begin + segment * at, size, out, place)
-            except InvalidTag:
-                failed.append(number)
-                at -= 1
-                size = segment
-                continue
-            count = 1
-            if out[place] != SLICE:
-                found.append((place, top, size, None, number))
-                place -= plain
-            else:
-                fields = _, flags, index, of, gso, header = _slice(out, place, top)
-                lowest = place
-                if index and at and plain > SLICE_SIZE + header:
-                    below = min(index, at)
-                    count += self._open_below(decrypt, data, begin, segment, at, below, size, place, header)
-                    lowest -= (plain - SLICE_SIZE - header) * (count - 1)
-                if of == 1 and not gso:
-                    found.append((place + SLICE_SIZE, top, 0, _WHOLE[flags], -1))
-                    place += SLICE_SIZE - plain
-                elif not of:
-                    drops.malformed += 1
-                elif count > 1 and SLICE_HEADER.unpack_from(out, lowest) != (
-                    *fields[:2],
-                    index - count + 1,
-                    *fields[3:],
-                ):
-                    drops.disagreement += count
-                else:
-                    run = Run(Shape(flags, gso, header), index - count + 1, count, of)
-                    found.append((lowest + SLICE_SIZE, top, 0, run, number - index))
-                    place = lowest + SLICE_SIZE - plain
-            heard += size + segment * (count - 1)
-            at -= count
-            size = segment
-        return found, failed, heard
-
-    def _account(self, epoch: Receiving, counter: int, newest: int, failed: list[int]) -> bool:
-        """Mark the counters from `counter` to `newest` as seen, except for those that `failed`; False if all did."""
+    def _account(self, epoch: Receiving, counter: int, number: int, failed: list[int]) -> bool:
+        """Mark `number` counters from `counter` on as seen, but not the positions that `failed`; False if all did."""
+        newest = counter + number - 1
         if failed:
             self.drops.tag += len(failed)
-            opened = sorted(set(range(counter, newest + 1)).difference(failed))
+            opened = sorted(set(range(number)).difference(failed))
             if not opened:
                 return False
-            for number in opened:
-                epoch.window.mark(number)
+            for position in opened:
+                epoch.window.mark(counter + position)
             epoch.heard += len(opened)
-            newest = opened[-1]
+            newest = counter + opened[-1]
         else:
             epoch.window.mark_range(counter, newest)
-            epoch.heard += newest + 1 - counter
+            epoch.heard += number
         if (epoch.serial, newest) > self._top:
             self._top = (epoch.serial, newest)
             self.advanced = True
         return True
 
-    def _hand_on(self, epoch: int, found: list[_Found]) -> None:
-        """Give everything to the sink, or to the joiner if more parts of its packet may follow."""
+    def _hand_on(self, epoch: int, counter: int, found: list[Found]) -> None:
+        """Give everything to the sink, or to the joiner if more parts of its packet may follow. The train's first
+        datagram has `counter`."""
         out = self._room.opened
         # In ascending order: what lies in front of a run is delivered already, so its headroom may overlap that.
         message, deliver = self._sink.message, self._sink.run
-        for start, top, size, found_run, group in reversed(found):
+        for start, top, size, found_run, position in reversed(found):
             if found_run is None:
                 message(out[start], out[start + 1 : top], size)
                 continue
             (flags, gso, header), index, count, of = found_run
             if gso and count < of:
-                self._hold(start, top, index, count, (epoch, group, flags, of, gso, header))
+                self._hold(start, top, index, count, (epoch, counter + position, flags, of, gso, header))
                 continue
             self.flush()
-            if group < 0:
+            if of == 1 and not gso:
                 deliver(out, start, top, found_run)
             else:
-                self._deliver(out, start, top, found_run, (epoch, group))
-
-    def _open_below(
-        self,
-        decrypt: _Decrypt,
-        data: memoryview,
-        begin: int,
-        segment: int,
-        at: int,
-        below: int,
-        size: int,
-        place: int,
-        header: int,
-    ) -> int:
-        """Open the `below` datagrams before the one at `at` (of `size` bytes, opened at `place`), last first, each at a
-        lower place. Returns how many opened before the first that failed."""
-        row, out, low = self._room.row, self._room.opened, at - below
-        plain = segment - OVERHEAD
-        payload = plain - SLICE_SIZE - header
-        places = iter(row(out, place - payload, -payload, plain, below)[:below])
-        try:
-            deque(
-                map(
-                    decrypt,
-                    reversed(row(data, begin + 1, segment, HEADER - 1, at)[low:at]),
-                    reversed(row(data, begin + HEADER, segment, segment - HEADER, at)[low:at]),
-                    reversed(row(data, begin, segment, HEADER, at)[low:at]),
-                    places,
-                ),
-                maxlen=0,
-            )
-        except InvalidTag:
-            # `_open_backwards` counts the failed one. It overwrote the header of the one after it: open that again.
-            opened = below - length_hint(places) - 1
-            _open(
-                decrypt,
-                data,
-                begin + segment * (at - opened),
-                segment if opened else size,
-                out,
-                place - payload * opened,
-            )
-            return opened
-        return below
-
-
-def _open(decrypt: _Decrypt, data: memoryview, position: int, size: int, out: memoryview, place: int) -> None:
-    """Open the datagram of `size` bytes at `position` in `data` to `place` in `out`. Raises InvalidTag."""
-    body = position + HEADER
-    decrypt(
-        data[position + 1 : body],
-        data[body : position + size],
-        data[position:body],
-        out[place : place + size - OVERHEAD],
-    )
-
-
-def _slice(out: memoryview, start: int, end: int) -> tuple[int, int, int, int, int, int]:
-    """The fields of the slice header at `start`; all zero if they are invalid."""
-    if end - start > SLICE_SIZE:
-        fields: tuple[int, int, int, int, int, int] = SLICE_HEADER.unpack_from(out, start)
-        _, flags, index, of, gso, header = fields
-        kind = flags & KIND_MASK
-        if index < of and not flags & ~FLAGS_MASK and start + SLICE_SIZE + header < end:
-            sensible = gso and header >= MIN_HEADER[kind] if kind else not gso and not header
-            if sensible:
-                return fields
-    return _NOTHING
+                self._deliver(out, start, top, found_run, (epoch, counter + position))

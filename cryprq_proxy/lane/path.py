@@ -27,8 +27,7 @@ from typing import Any, Final
 
 from ..crypto.primitives import Entropy
 from ..status import PathCounters
-from .opening import OVERHEAD
-from .sealing import CHALLENGE, KEEPALIVE, PROBE, PROBE_ACK, RESPONSE
+from .layout import CHALLENGE, KEEPALIVE, OVERHEAD, PROBE, PROBE_ACK, RESPONSE
 
 BASE: Final = 1200
 """Bytes of a datagram that nearly every path carries."""

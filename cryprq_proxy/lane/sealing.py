@@ -1,24 +1,15 @@
-"""The datagram lane: UDP datagrams beside the reliable link, keyed from the session's epochs.
-
-    kind u8 = 0x01 | index u32 | counter u64 | ciphertext | tag 16
-    |<------ associated data, 13 bytes ----->|
-              |<-- nonce, 12 bytes --------->|
-
-The receiver draws `index` at random for one epoch and sends it over the link. Under one key the index never changes
-and the counter never repeats, so the nonce is unique. The plaintext begins with the type of the message: a SLICE of a
-packet (slices.py), or a small message (DATAGRAM to KEEPALIVE below).
+"""The datagram lane: UDP datagrams beside the reliable link, keyed from the session's epochs (layout.py has the bytes).
 
 Out: `seal_super` writes the header of slice k + 1 over the tail of slice k, which is already sealed. In: `open_batch`
 takes all datagrams of one receive and opens the slices of a group from the last to the first: the payload of each
 slice overwrites the header of the slice after it, and the packet remains in one piece. Whatever can be done once per
 packet is not done per slice (figures in docs/benchmarks.md).
 
-No I/O here, no clock. Unauthenticated and malformed input is counted in `drops` and never raises.
+No I/O here, no clock. Unauthenticated and malformed input is counted in `drops` and never raised.
 """
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Collection, Container
 from math import inf
 from typing import Final
@@ -27,26 +18,9 @@ from ..crypto.handshake import EpochSecrets
 from ..crypto.primitives import Cipher, Entropy, new_aead
 from ..errors import CloseReason, LocalError, PeerError
 from .joining import Room
-from .opening import EXPRESS_KIND, HEADER, KIND, LAYOUT, MAX_TRAIN, OVERHEAD, TAG, Opener, Receiving
-from .slices import (
-    EXPRESS,
-    FLAGS_MASK,
-    MAX_SLICES,
-    SLICE,
-    SLICE_HEADER,
-    SLICE_SIZE,
-    Drops,
-    LaneSink,
-    Shape,
-    spaced,
-)
-
-DATAGRAM: Final = 0x02
-PROBE: Final = 0x03
-PROBE_ACK: Final = 0x04
-CHALLENGE: Final = 0x05
-RESPONSE: Final = 0x06
-KEEPALIVE: Final = 0x07
+from .layout import EXPRESS_KIND, FIELDS, HEADER, KIND, LANE_HEADER, MAX_TRAIN, OVERHEAD, SLICE, TAG
+from .opening import Opener, Receiving
+from .slices import EXPRESS, FLAGS_MASK, MAX_SLICES, SLICE_HEADER, SLICE_SIZE, Drops, LaneSink, Shape, spaced
 
 MAX_SEND: Final = 65_000
 """Largest number of bytes in one send."""
@@ -57,8 +31,6 @@ LINGER: Final = 10.0
 MAX_EPOCHS: Final = 4
 MAX_SEALED: Final = 1 << 28
 """Largest number of datagrams under one key; the session rotates at half of it."""
-
-_HEADER: Final = struct.Struct("!" + LAYOUT)
 
 type Send = tuple[int, int, int]
 """(begin, end, size): one send of `out[begin:end]`, in datagrams of `size` bytes; the last may be shorter."""
@@ -222,7 +194,7 @@ class Lane:
         epoch.sealed = counter + 1
         body = position + HEADER
         end = body + len(message) + TAG
-        _HEADER.pack_into(out, position, KIND, epoch.peer_index, counter)
+        LANE_HEADER.pack_into(out, position, KIND, epoch.peer_index, counter)
         epoch.encrypt(out[position + 1 : body], message, out[position:body], out[body:end])
         return end
 
@@ -267,26 +239,44 @@ class Lane:
             SLICE_HEADER.pack_into(buffer, at, SLICE, flags, 0, 1, gso, header)
             body = position + HEADER
             finish = body + end - at + TAG
-            _HEADER.pack_into(out, position, kind, index, counter)
+            LANE_HEADER.pack_into(out, position, kind, index, counter)
             encrypt(out[position + 1 : body], buffer[at:end], out[position:body], out[body:finish])
             return [(position, finish, finish - position)]
         if count > MAX_SLICES:
             self.drops.unsent += 1
             return []
-
-        width = SLICE_SIZE + header
-        prefix = bytearray(width)
+        prefix = bytearray(SLICE_SIZE + header)
         SLICE_HEADER.pack_into(prefix, 0, SLICE, flags, 0, count, gso, header)
         prefix[SLICE_SIZE:] = buffer[start : start + header]
+        return self._seal_slices(epoch, counter, count, prefix, piece, buffer, at, end, out, position)
+
+    def _seal_slices(
+        self,
+        epoch: _LaneKeys,
+        counter: int,
+        count: int,
+        prefix: bytearray,
+        piece: int,
+        buffer: memoryview,
+        at: int,
+        end: int,
+        out: memoryview,
+        position: int,
+    ) -> list[Send]:
+        """Seal `count` slices of `piece` payload bytes each (the last may have fewer), with counters from `counter` on.
+
+        `prefix`: slice header and the packet's own headers. The first slice goes to `buffer[at:]`, the packet ends at
+        `end`.
+        """
+        encrypt, row, width = epoch.encrypt, self._row, len(prefix)
         segment = OVERHEAD + width + piece
         per_send = min(MAX_TRAIN, MAX_SEND // segment)
-        row = self._row
         sends = []
         for done in range(0, count, per_send):
             number = min(per_send, count - done)
-            fields = [KIND, index, 0] * number
+            fields = [KIND, epoch.peer_index, 0] * number
             fields[2::3] = range(counter + done, counter + done + number)
-            spaced(LAYOUT, number, segment - HEADER).pack_into(out, position, *fields)
+            spaced(FIELDS, number, segment - HEADER).pack_into(out, position, *fields)
             k = done
             for top, plain, nonce, head, place in zip(
                 row(buffer, at, piece, width, number)[: number - 1],

@@ -38,7 +38,6 @@ MIN_HEADER: Final = {TCP4: 40, TCP6: 60, UDP_GSO: 28}
 
 HEADROOM: Final = 64
 """Bytes in front of every packet in memory that may be overwritten."""
-SLICE: Final = 0x01
 SLICE_HEADER: Final = struct.Struct("!BBBBHH")
 SLICE_SIZE: Final = SLICE_HEADER.size
 MAX_SLICES: Final = 255

@@ -12,10 +12,10 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 with atheris.instrument_imports(include=["cryprq_proxy"]):
     from cryprq_proxy.crypto.primitives import Cipher, new_aead
-    from cryprq_proxy.lane.opening import KIND
+    from cryprq_proxy.lane.layout import KIND, SLICE
     from cryprq_proxy.lane.path import LEAST
     from cryprq_proxy.lane.path import Path as LanePath
-    from cryprq_proxy.lane.slices import ASSEMBLED_BYTES, HEADROOM, SLICE, Run
+    from cryprq_proxy.lane.slices import ASSEMBLED_BYTES, HEADROOM, Run
     from tests.vectors.make_lane import CLIENT_INDEX, EPOCH, EXIT_INDEX, lanes
 
 AEAD = new_aead(Cipher.AES_256_GCM, EPOCH.client_lane)

@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cryprq_proxy.lane.opening import OVERHEAD
+from cryprq_proxy.lane.layout import CHALLENGE, KEEPALIVE, OVERHEAD, PROBE, PROBE_ACK, RESPONSE
 from cryprq_proxy.lane.path import AMPLIFICATION, BASE, LEAST, RAISE, RETRY, SILENCE, STEP, Path
-from cryprq_proxy.lane.sealing import CHALLENGE, KEEPALIVE, PROBE, PROBE_ACK, RESPONSE
 
 HOME = ("192.0.2.1", 1000)
 AWAY = ("198.51.100.7", 2000)

@@ -18,8 +18,18 @@ from cryprq_proxy.crypto.handshake import EpochSecrets
 from cryprq_proxy.crypto.primitives import Cipher, new_aead
 from cryprq_proxy.errors import CloseReason, LocalError, PeerError
 from cryprq_proxy.lane import sealing as lane_module
-from cryprq_proxy.lane.opening import EXPRESS_KIND, HEADER, KIND, MAX_TRAIN, OVERHEAD, TAG
-from cryprq_proxy.lane.sealing import DATAGRAM, KEEPALIVE, LINGER, MAX_EPOCHS, MAX_SEND, OUT_SIZE, Lane
+from cryprq_proxy.lane.layout import (
+    DATAGRAM,
+    EXPRESS_KIND,
+    HEADER,
+    KEEPALIVE,
+    KIND,
+    MAX_TRAIN,
+    OVERHEAD,
+    SLICE,
+    TAG,
+)
+from cryprq_proxy.lane.sealing import LINGER, MAX_EPOCHS, MAX_SEND, OUT_SIZE, Lane
 from cryprq_proxy.lane.slices import (
     ASSEMBLED_BYTES,
     EXPRESS,
@@ -27,7 +37,6 @@ from cryprq_proxy.lane.slices import (
     MAX_SLICES,
     NEEDS_CSUM,
     PLAIN,
-    SLICE,
     SLICE_HEADER,
     SLICE_SIZE,
     TCP4,
@@ -515,6 +524,14 @@ def test_nonsense_is_counted(plaintext: bytes, cause: str) -> None:
     assert receive(exit_, forged(plaintext, 5)) == len(plaintext) + OVERHEAD
     assert dropped(exit_) == {cause: 1}
     assert at_exit.runs == []
+
+
+def test_a_slice_whose_packet_began_before_the_first_counter_is_no_whole_packet() -> None:
+    _, exit_, _, at_exit = lanes()
+    plaintexts = [part(PLAIN, 7, 9, 0, 0, bytes(20)), part(PLAIN, 0, 1, 0, 0, bytes(20))]
+    train = [forged(plaintext, counter) for counter, plaintext in enumerate(plaintexts, 1)]
+    receive(exit_, b"".join(train), len(train[0]))
+    assert at_exit.runs == [(bytes(20), WHOLE_PLAIN)]
 
 
 def test_slices_that_disagree() -> None:

@@ -17,7 +17,8 @@ if __name__ == "__main__":
 from cryprq_proxy.crypto.handshake import EpochSecrets
 from cryprq_proxy.crypto.primitives import Cipher
 from cryprq_proxy.lane.joining import Room
-from cryprq_proxy.lane.sealing import KEEPALIVE, OUT_SIZE, PROBE, Lane
+from cryprq_proxy.lane.layout import KEEPALIVE, PROBE
+from cryprq_proxy.lane.sealing import OUT_SIZE, Lane
 from cryprq_proxy.lane.slices import HEADROOM, NEEDS_CSUM, PLAIN, TCP4, Run, Shape
 
 FROZEN = Path(__file__).with_name("lane.json")

@@ -25,9 +25,9 @@ from ...base.clock import clock
 from ...crypto.handshake import EpochSecrets
 from ...crypto.primitives import Cipher, Entropy, system_entropy
 from ...lane.joining import Room
-from ...lane.opening import OVERHEAD
+from ...lane.layout import DATAGRAM, OVERHEAD
 from ...lane.path import Path
-from ...lane.sealing import DATAGRAM, OUT_SIZE, Lane
+from ...lane.sealing import OUT_SIZE, Lane
 from ...lane.slices import EXPRESS, SLICE_SIZE, Run, Shape
 from ...status import LaneStatus
 from .batch import MAX_BATCH, MAX_SEGMENTS, Batch, Sent, UdpOffload

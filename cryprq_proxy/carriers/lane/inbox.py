@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from ...base.buffers import SHARED
-from ...lane.opening import EXPRESS_KIND
+from ...lane.layout import EXPRESS_KIND
 from .batch import RECEIVE_SIZE, Batch
 from .udp_socket import UdpSocket
 

@@ -18,7 +18,7 @@ from typing import Final
 from ...base.clock import clock
 from ...crypto.primitives import Entropy, system_entropy
 from ...errors import ConfigError, reason_of
-from ...lane.opening import EXPRESS_KIND, KIND, OVERHEAD
+from ...lane.layout import EXPRESS_KIND, KIND, OVERHEAD
 from ...status import LaneSocketStatus, LanesStatus
 from .batch import Batch, SocketAddress, UdpOffload, UdpPeer
 from .carrier import LaneCarrier, LaneHandler, Timers

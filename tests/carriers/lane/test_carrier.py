@@ -32,7 +32,7 @@ from cryprq_proxy.carriers.lane.udp_socket import UdpSocket
 from cryprq_proxy.crypto.handshake import EpochSecrets
 from cryprq_proxy.crypto.primitives import Cipher
 from cryprq_proxy.errors import ConfigError, PeerError
-from cryprq_proxy.lane.opening import OVERHEAD
+from cryprq_proxy.lane.layout import OVERHEAD
 from cryprq_proxy.lane.path import SILENCE
 from cryprq_proxy.lane.sealing import OUT_SIZE
 from cryprq_proxy.lane.slices import HEADROOM, NEEDS_CSUM, SLICE_SIZE, TCP4, Run, Shape

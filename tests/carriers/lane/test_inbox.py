@@ -12,7 +12,7 @@ from cryprq_proxy.base.buffers import SharedBuffers
 from cryprq_proxy.carriers.lane import inbox as module
 from cryprq_proxy.carriers.lane.batch import Batch, UdpPeer
 from cryprq_proxy.carriers.lane.inbox import BUFFERS, TURN_BYTES, Inbox
-from cryprq_proxy.lane.opening import EXPRESS_KIND, KIND
+from cryprq_proxy.lane.layout import EXPRESS_KIND, KIND
 
 PEER = UdpPeer(("192.0.2.1", 1))
 
