@@ -1,4 +1,4 @@
-"""The status of a running client or exit, as typed structs: the roles fill them in, every reader takes attributes.
+"""The status of a running client or exit and its JSON: typed structs that the roles fill in and every reader reads.
 
     session, lane, exits, dispatcher, tun ... -> ClientStatus | ExitStatus -> encode -> control socket, dashboard
     control socket -> read -> `cryprq-proxy status`, doctor, leaktest, pairing

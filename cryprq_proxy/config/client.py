@@ -1,8 +1,8 @@
 """The configuration: TOML decoded strictly into typed, frozen structs, with flags laid over it.
 
-The structs here, in role.py, exit.py and tun.py list all keys, and hold the only copy of their defaults. The annotation
-of a field has its type, its range and the text of its errors. Files and flags use the same annotations, so both mean
-the same and fail alike:
+The structs here, in both_roles.py, exit.py and tun.py list all keys, and hold the only copy of their defaults. The
+annotation of a field has its type, its range and the text of its errors. Files and flags use the same annotations, so
+both mean the same and fail alike:
 
     client.toml: listen: expected a string like "127.0.0.1:1080", got an integer
     --wait-for-link: expected a number of seconds from 0 to 3600, got -1
@@ -22,18 +22,20 @@ import msgspec
 from ..address import Destination, parse_host_port
 from ..base.paths import default_control_socket, exposed
 from ..carriers.dial.upstream import UpstreamProxy
+from ..client.settings import ClientSettings, EndpointMemory
 from ..errors import ConfigError
 from ..fronts.credentials import Credentials
 from ..rules.syntax import Rule, RuleAction
 from ..session.session import SessionLimits
+from .both_roles import LinkLimits, RoleConfig, is_loopback
 from .decode import Text, build, count, decode_file, path, read_source, seconds, switch, with_flags
 from .exits import PEER, ExitChoice, ExitTable, exit_choices
-from .role import LinkLimits, RoleConfig, is_loopback
 from .rules import ACTION, DEFAULT, RuleTable, check_exits, to_rules
 from .secret_files import read_user
 from .tun import TunTable
 from .urls import PeerUrl, parse_listen_or_off, parse_upstream
 
+NO_MEMORY: Final = EndpointMemory()
 DEFAULT_ADMIN: Final = Destination("127.0.0.1", 1081)
 _ADMIN: Final = Text(parse_listen_or_off, 'a string like "127.0.0.1:1081", or "off"')
 _LISTEN: Final = Text(parse_host_port, 'a string like "127.0.0.1:1080"')
@@ -91,6 +93,24 @@ class ClientConfig(RoleConfig, frozen=True, kw_only=True):
     def credentials(self) -> Credentials | None:
         """The user and password for applications, from `user_file` if that is set. Raises ConfigError."""
         return self.user if self.user_file is None else read_user(self.user_file)
+
+    def link_settings(
+        self, exit: ExitChoice, memory: EndpointMemory = NO_MEMORY, mark: int = 0
+    ) -> ClientSettings:
+        """Those of the link to one exit. Raises ConfigError if its pre-shared key cannot be read."""
+        return ClientSettings(
+            peer=exit.peer_id,
+            endpoints=exit.endpoints,
+            psk=exit.psk(),
+            upstream=self.upstream,
+            wait_for_link=self.wait_for_link,
+            lane=self.lane.checked() if self.upstream is None else None,
+            mark=mark,
+            limits=self.session_limits(),
+            # Of a single endpoint there is nothing to remember.
+            memory=memory if len(exit.endpoints) > 1 else NO_MEMORY,
+            ca=exit.ca,
+        )
 
     def session_limits(self) -> SessionLimits:
         return self.limits_of_session(self.limits, self.limits.max_connections)

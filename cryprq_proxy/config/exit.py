@@ -18,8 +18,8 @@ from ..exit.egress import EgressPolicy
 from ..exit.settings import ExitBounds
 from ..session.session import RESUME_SECONDS, SessionLimits
 from .authorized import read_peers
+from .both_roles import GIB, KIB, MIB, LinkLimits, RoleConfig, is_loopback
 from .decode import Text, build, count, decode_file, path, read_source, seconds, size, switch, with_flags
-from .role import GIB, KIB, MIB, LinkLimits, RoleConfig, is_loopback
 from .secret_files import read_psk, read_token
 from .tun import ExitTunTable
 from .urls import parse_listen_or_off, parse_public, parse_web_path

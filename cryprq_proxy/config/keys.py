@@ -9,7 +9,7 @@ from pathlib import Path
 from ..crypto.identity import Identity
 from ..crypto.primitives import Provider, select_provider
 from ..errors import ConfigError
-from .role import ProviderChoice
+from .both_roles import ProviderChoice
 
 _log = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ from msgspec import Struct
 
 from ..errors import ConfigError
 from ..rules.ranges import IPNetwork
+from .both_roles import AutoOrOff
 from .decode import Text, choice, count, path, seconds, size, switch
-from .role import AutoOrOff
 
 STATE: Final = Path("/var/lib/cryprq-proxy")
 POOL4: Final = IPv4Network("100.96.0.0/16")

@@ -17,8 +17,6 @@ from ..base.tasks import spawn
 from ..base.text import milliseconds
 from ..carriers.dial.tcp import by_system
 from ..client.client import Client
-from ..client.settings import EndpointMemory
-from ..service.client import client_settings
 from ..status import ClientStatus, LaneStatus
 from .checks import CheckVerdict, Context, fail, ok, skip, warn
 from .reach import linked
@@ -46,7 +44,7 @@ async def link(context: Context) -> CheckVerdict:
     config, (identity, provider) = context.client_config, context.keys
     last = "no exit answered"
     for exit in config.exits():
-        settings = client_settings(config, exit, EndpointMemory())
+        settings = config.link_settings(exit)
         # An early PING measures early.
         settings = replace(settings, limits=replace(settings.limits, keepalive=0.5))
         client = Client(identity, settings, provider)

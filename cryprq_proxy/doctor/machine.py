@@ -13,7 +13,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from ..address import Destination, reachable
-from ..config.role import is_loopback
+from ..config.both_roles import is_loopback
 from ..errors import reason_of
 from ..rules.engine import load_rules
 from .checks import CheckVerdict, Context, fail, ok, output_of, skip, warn

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -160,14 +160,6 @@ async def join(invitation: Invitation, plan: Plan) -> PeerId:
 
 def _settings(invitation: Invitation, config: ClientConfig) -> ClientSettings:
     """The client's settings for showing an invite to its exit, at the invitation's address. Raises ConfigError."""
-    known = next(each for each in config.exits() if each.peer_id == invitation.peer_id)
-    return ClientSettings(
-        peer=known.peer_id,
-        endpoints=(parse_peer_url(invitation.url).endpoint,),
-        psk=known.psk(),
-        upstream=config.upstream,
-        wait_for_link=config.wait_for_link,
-        limits=config.session_limits(),
-        ca=known.ca,
-        invite=invitation.secret,
-    )
+    known = next(choice for choice in config.exits() if choice.peer_id == invitation.peer_id)
+    endpoint = parse_peer_url(invitation.url).endpoint
+    return replace(config.link_settings(known), endpoints=(endpoint,), lane=None, invite=invitation.secret)

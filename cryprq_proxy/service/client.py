@@ -29,9 +29,7 @@ from ..client.dispatcher import Dispatcher
 from ..client.endpoint_memory import EndpointFile
 from ..client.exits import Exits, PlannedExit, keep_up, plan_exits
 from ..client.packet_ports import NO_NETWORK
-from ..client.settings import ClientSettings, EndpointMemory
 from ..config.client import DEFAULT_ADMIN, ClientConfig
-from ..config.exits import ExitChoice
 from ..config.keys import choose_provider, own_identity
 from ..config.rules import DEFAULT
 from ..crypto.identity import Identity
@@ -48,7 +46,7 @@ from ..rules.engine import RuleSet, load_rules
 from ..rules.pac.script import pac
 from ..status import ClientStatus, OpenConnection, RulesStatus
 from ..web.guard import new_token
-from .startup import ProcessStatus, explained, lane_offload, read_again, until_one_ends
+from .startup import ProcessStatus, explained, read_again, until_one_ends
 from .tun_mode import NO_TUN, TunMode, TunModePlan, keep_if_confirmed
 
 _log = logging.getLogger(__name__)
@@ -73,25 +71,6 @@ def load(config: ClientConfig, shown: progress.Report | None = None) -> Loaded:
 def no_tun(config: ClientConfig, rules: RuleSet) -> TunModePlan:
     """The MakeTun of a client that is only a proxy."""
     return NO_TUN
-
-
-def client_settings(
-    config: ClientConfig, exit: ExitChoice, memory: EndpointMemory, mark: int = 0
-) -> ClientSettings:
-    """Those of the link to one exit. Raises ConfigError if its pre-shared key cannot be read."""
-    return ClientSettings(
-        peer=exit.peer_id,
-        endpoints=exit.endpoints,
-        psk=exit.psk(),
-        upstream=config.upstream,
-        wait_for_link=config.wait_for_link,
-        lane=lane_offload(config.lane) if config.upstream is None else None,
-        mark=mark,
-        limits=config.session_limits(),
-        # Of a single endpoint there is nothing to remember.
-        memory=memory if len(exit.endpoints) > 1 else EndpointMemory(),
-        ca=exit.ca,
-    )
 
 
 def listener_settings(config: ClientConfig) -> ListenerSettings:
@@ -128,7 +107,7 @@ class ClientParts(NamedTuple):
             PlannedExit(
                 choice.name,
                 choice.priority,
-                client_settings(config, choice, memories.of(choice.peer_id), plan.mark),
+                config.link_settings(choice, memories.of(choice.peer_id), plan.mark),
             )
             for choice in choices
         )

@@ -15,11 +15,10 @@ from pathlib import Path
 from ..address import Destination
 from ..client.dispatcher import Dispatcher
 from ..client.exits import PlannedExit, keep_up, plan_exits
-from ..client.settings import EndpointMemory
+from ..config.both_roles import LaneTable
 from ..config.client import client_from
 from ..config.exit import ExitConfig
 from ..config.keys import choose_provider
-from ..config.role import LaneTable
 from ..crypto.identity import Identity
 from ..exit.egress import EgressPolicy
 from ..exit.exit import Exit
@@ -27,7 +26,7 @@ from ..fronts.listener import MixedListener
 from ..outbound.resolver import SystemResolver
 from ..process.lifecycle import Stop, settle
 from ..rules.engine import EVERYTHING
-from .client import client_settings, listener_settings
+from .client import listener_settings
 from .exit import exit_settings
 from .startup import explained
 
@@ -55,7 +54,7 @@ async def run_demo(listen: str | None, say: Callable[[str], None], stop: Stop) -
         peer = f"cryprq://{exit_identity.peer_id}@{address}"
         config = client_from("", Path("demo"), True, {"peer": peer, "listen": listen})
         (choice,) = config.exits()
-        link_settings = client_settings(config, choice, EndpointMemory())
+        link_settings = config.link_settings(choice)
         exits = plan_exits(
             client_identity, provider, [PlannedExit("exit", 1, link_settings)], failback=config.failback
         )

@@ -39,7 +39,7 @@ from ..process.reload import Reloader
 from ..process.sd_notify import Notifier, summary
 from ..status import ExitStatus, PairingStatus, PeerStatus
 from ..web.guard import new_token
-from .startup import ProcessStatus, explained, lane_offload, read_again, until_one_ends
+from .startup import ProcessStatus, explained, read_again, until_one_ends
 
 _log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ def exit_settings(config: ExitConfig) -> ExitSettings:
         psk=config.psk(),
         limits=config.session_limits(),
         bounds=config.bounds(),
-        lane=lane_offload(config.lane),
+        lane=config.lane.checked(),
         websocket=None
         if web.listen is None
         else WebSocketSettings(web.listen, web.path, web.certificate, web.key, web.forwarded),

@@ -20,9 +20,6 @@ from msgspec import structs
 from .. import __version__
 from ..address import Destination
 from ..base.tasks import spawn
-from ..carriers.lane.batch import UdpOffload
-from ..carriers.lane.offload_check import check_offload
-from ..config.role import LaneTable
 from ..errors import CryprqError, reason_of
 from ..process.file_watch import FileWatch
 from ..process.lifecycle import Stop
@@ -76,11 +73,6 @@ class ProcessStatus:
             pid=os.getpid(),
             uptime=round(time.monotonic() - self._started, 3),
         )
-
-
-def lane_offload(lane: LaneTable) -> UdpOffload | None:
-    """What the datagram lane may use of the kernel's batching; None for no lane at all."""
-    return check_offload(lane.offload) if lane.enabled else None
 
 
 def read_again[T](

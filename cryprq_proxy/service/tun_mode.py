@@ -19,19 +19,37 @@ _log = logging.getLogger(__name__)
 
 
 class TunMode(ClientNetwork, Protocol):
-    """`close` is like an __aexit__: after a failure, `fail_closed` says whether the kill switch stays."""
+    """The defaults are those of a client that routes nothing.
 
-    fail_closed: bool
+    `close` is like an __aexit__: after a failure, `fail_closed` says whether the kill switch stays.
+    """
+
+    fail_closed: bool = False
 
     @property
-    def confirmed(self) -> asyncio.Event: ...
-    async def resolve(self, name: str) -> Sequence[str]: ...
-    async def run(self, client: Exits) -> None: ...
-    async def lost(self) -> None: ...
-    async def pause(self, seconds: int) -> None: ...
-    async def apply_rules(self, rules: RuleSet) -> None: ...
-    async def status(self) -> TunStatus | None: ...
-    async def close(self, *failure: Any) -> None: ...
+    def confirmed(self) -> asyncio.Event:
+        raise CryprqError("it does not run with --tun, so there is nothing to pause or confirm")
+
+    async def resolve(self, name: str) -> Sequence[str]:
+        return await by_system(name)
+
+    async def run(self, client: Exits) -> None:
+        return
+
+    async def lost(self) -> None:
+        await asyncio.get_running_loop().create_future()
+
+    async def pause(self, seconds: int) -> None:
+        self.confirmed  # noqa: B018 - raises
+
+    async def apply_rules(self, rules: RuleSet) -> None:
+        return
+
+    async def status(self) -> TunStatus | None:
+        return None
+
+    async def close(self, *failure: Any) -> None:
+        return
 
 
 class TunModePlan(Protocol):
@@ -42,39 +60,13 @@ class TunModePlan(Protocol):
     async def start(self) -> TunMode: ...
 
 
-class NoTun(NoNetwork):
+class NoTun(NoNetwork, TunMode):
     """Routes nothing; it is its own plan."""
 
     mark = 0
-    fail_closed = False
 
     async def start(self) -> TunMode:
         return self
-
-    @property
-    def confirmed(self) -> asyncio.Event:
-        raise CryprqError("it does not run with --tun, so there is nothing to pause or confirm")
-
-    async def resolve(self, name: str) -> Sequence[str]:
-        return await by_system(name)
-
-    async def run(self, client: Exits) -> None:
-        """There is nothing to route."""
-
-    async def lost(self) -> None:
-        await asyncio.get_running_loop().create_future()
-
-    async def pause(self, seconds: int) -> None:
-        self.confirmed  # noqa: B018 - raises
-
-    async def apply_rules(self, rules: RuleSet) -> None:
-        """The dispatcher has them."""
-
-    async def status(self) -> None:
-        return None
-
-    async def close(self, *failure: Any) -> None:
-        """Nothing was changed."""
 
 
 NO_TUN: Final = NoTun()

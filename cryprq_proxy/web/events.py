@@ -13,7 +13,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Final, NamedTuple
 
 from aiohttp import web
@@ -89,9 +88,15 @@ class Events:
 
     async def _tick(self) -> None:
         while True:
-            with suppress(_Failed):
+            try:
                 self._latest = await self._event()
                 self.ticks += 1
+                self._failing = False
+            except Exception:  # noqa: BLE001
+                # A bug in a report must not end the reports; it is logged once.
+                if not self._failing:
+                    _log.exception("the dashboard's data cannot be told")
+                self._failing = True
             # Also without an event: listeners that have gone are noticed then.
             self._wake()
             await asyncio.sleep(self._seconds)
@@ -101,23 +106,12 @@ class Events:
         ticked.set()
 
     async def _event(self) -> _Event:
-        try:
-            status = encode({"at": self._clock(), "status": await self._actions.status()})
-            before = self._latest
-            fresh = before is None or before.rows < MANY or self.ticks % 3 == 0
-            if fresh or before is None:
-                rows = self._actions.streams()
-                count, streams = len(rows), b"event: streams\ndata: %b\n\n" % encode(rows)
-            else:
-                count, streams = before.rows, before.streams
-        except Exception:  # noqa: BLE001
-            # A bug in a report must not end the reports; it is logged once.
-            if not self._failing:
-                _log.exception("the dashboard's data cannot be told")
-            self._failing = True
-            raise _Failed from None
-        self._failing = False
-        return _Event(b"event: status\ndata: %b\n\n" % status, streams, fresh, count)
+        told = encode({"at": self._clock(), "status": await self._actions.status()})
+        status, before = b"event: status\ndata: %b\n\n" % told, self._latest
+        if before is not None and before.rows >= MANY and self.ticks % 3:
+            return _Event(status, before.streams, False, before.rows)
+        rows = self._actions.streams()
+        return _Event(status, b"event: streams\ndata: %b\n\n" % encode(rows), True, len(rows))
 
     def stop(self) -> None:
         """End all answers, at once for those that wait."""
@@ -132,7 +126,3 @@ class _Event(NamedTuple):
     streams: bytes
     fresh: bool
     rows: int
-
-
-class _Failed(Exception):
-    """This second has no event."""

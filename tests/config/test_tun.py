@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cryprq_proxy.config.both_roles import LaneTable
 from cryprq_proxy.config.client import ClientConfig, client_from
 from cryprq_proxy.config.exit import ExitConfig, exit_from
-from cryprq_proxy.config.role import LaneTable
 from cryprq_proxy.config.tun import (
     MAX_UID,
     MAX_USERS,

@@ -15,9 +15,9 @@ import msgspec
 from cryprq_proxy.address import Destination
 from cryprq_proxy.carriers.dial.endpoint import Endpoint
 from cryprq_proxy.client.settings import ClientSettings
+from cryprq_proxy.config.both_roles import RotationTable
 from cryprq_proxy.config.client import ClientConfig
 from cryprq_proxy.config.exit import ExitConfig
-from cryprq_proxy.config.role import RotationTable
 from cryprq_proxy.crypto.identity import PeerId
 from cryprq_proxy.exit.settings import ExitBounds, ExitSettings
 from cryprq_proxy.fronts.listener import ListenerSettings

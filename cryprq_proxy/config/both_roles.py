@@ -12,6 +12,8 @@ from msgspec import Struct
 from ..address import Destination
 from ..base.log import LogFormat, LogLevel
 from ..base.paths import default_identity
+from ..carriers.lane.batch import UdpOffload
+from ..carriers.lane.offload_check import check_offload
 from ..session.rotation import RotationLimits
 from ..session.session import SessionLimits
 from .decode import choice, count, path, seconds, size, switch
@@ -40,6 +42,10 @@ class LaneTable(Struct, frozen=True, kw_only=True):
 
     enabled: Annotated[bool, switch()] = True
     offload: Annotated[AutoOrOff, choice("auto", "off")] = "auto"
+
+    def checked(self) -> UdpOffload | None:
+        """What the lane may use of this kernel's batching; None for no lane at all."""
+        return check_offload(self.offload) if self.enabled else None
 
 
 class LinkLimits(Struct, frozen=True, kw_only=True):
