@@ -7,6 +7,7 @@ other; only the values of layer 0 may. Imports under TYPE_CHECKING and inside fu
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -73,9 +74,16 @@ def module_name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+@functools.cache
+def nodes(source: str) -> list[ast.AST]:
+    """The imports and attributes in `source`: several tests ask for them."""
+    wanted = (ast.Import, ast.ImportFrom, ast.Attribute)
+    return [node for node in ast.walk(ast.parse(source)) if isinstance(node, wanted)]
+
+
 def imports(source: str, module: str, *, package: bool = False) -> Iterator[Import]:
     """All modules that `source` imports, by their full names, also inside functions and under TYPE_CHECKING."""
-    for node in ast.walk(ast.parse(source)):
+    for node in nodes(source):
         if isinstance(node, ast.Import):
             yield from (Import(node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -123,7 +131,7 @@ def offences(source: str, module: str, *, package: bool = False) -> list[str]:
 
 def untracked_tasks(source: str) -> Iterator[int]:
     """Lines that start a task on asyncio or a loop. A TaskGroup keeps its tasks, so `group.create_task` is fine."""
-    for node in ast.walk(ast.parse(source)):
+    for node in nodes(source):
         if isinstance(node, ast.ImportFrom) and node.module == "asyncio":
             if any(alias.name in UNTRACKED for alias in node.names):
                 yield node.lineno

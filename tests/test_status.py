@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin
 
@@ -31,12 +31,18 @@ JUNK = st.recursive(
 KEYS = st.sampled_from(sorted({field.name for role in ROLES for field in msgspec.structs.fields(role)}))
 
 
-def show(status: Status) -> str:
-    """All that is shown of it outside of a browser."""
-    metrics, _ = Exposition().write(status, "")
+def metrics(status: Status) -> str:
+    text, _ = Exposition().write(status, "")
     # Those of the process itself change from one look to the next.
-    own = [line for line in metrics.decode().splitlines() if "process_" not in line]
-    return "\n".join((render(status), summary(status), *own))
+    return "\n".join(line for line in text.decode().splitlines() if "process_" not in line)
+
+
+VIEWS: tuple[Callable[[Status], str], ...] = (summary, metrics, render)
+"""All that is shown of a status outside of a browser, the quick ones first."""
+
+
+def show(status: Status) -> list[str]:
+    return [view(status) for view in VIEWS]
 
 
 # --- versions --------------------------------------------------------------------------------------------------------
@@ -192,7 +198,10 @@ def unseen() -> set[str]:
             seen = re.search(rf"\.{path[-1]}\b", script) is not None and role is ClientStatus
             for whole, before, flag in zip(wholes, shown, (True, False), strict=True):
                 other = sample(kind, not flag, 77)
-                seen = seen or show(changed(whole, path, other)) != before
+                seen = seen or any(
+                    view(changed(whole, path, other)) != text
+                    for view, text in zip(VIEWS, before, strict=True)
+                )
             missing[name] = missing.get(name, True) and not seen
     return {name for name, is_missing in missing.items() if is_missing}
 

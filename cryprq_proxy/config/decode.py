@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime
 import difflib
+import functools
 import os
 import re
 import tomllib
@@ -26,6 +27,8 @@ _BARE_KEY: Final = re.compile("[A-Za-z0-9_-]{1,60}")
 _SIZE: Final = re.compile(r"([0-9]{1,15}) ?([KMGT]iB)?")
 MAX_TABLES: Final = 10_000
 """Tables with one name, as [[rule]]."""
+_hints: Final = functools.cache(get_type_hints)
+"""Each call of the original compiles all annotations of a struct: milliseconds for every table."""
 _UNITS: Final = {None: 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 
 
@@ -118,7 +121,7 @@ def decode_flags(kind: type[Struct], flags: Mapping[str, object]) -> dict[str, A
 
     Relative paths start at the working directory. Raises ConfigError.
     """
-    hints = get_type_hints(kind, include_extras=True)
+    hints = _hints(kind, include_extras=True)
     given = {key: value for key, value in flags.items() if value is not None and value != ()}
     return {
         key: _value(hints[key], value, f"--{key.replace('_', '-')}", Path()) for key, value in given.items()
@@ -129,7 +132,7 @@ def decode_table(
     kind: type[Struct], table: Mapping[str, Any], source: Path, prefix: str = ""
 ) -> dict[str, Any]:
     """The same for parsed TOML; `prefix` is the name of the table and a dot."""
-    hints = get_type_hints(kind, include_extras=True)
+    hints = _hints(kind, include_extras=True)
     values: dict[str, Any] = {}
     for key, raw in table.items():
         if key not in hints:
@@ -272,12 +275,12 @@ def _advice(kind: type[Struct], key: str, prefix: str) -> str:
     names = difflib.get_close_matches(key[:60].lower().replace("-", "_"), below, n=1)
     if names:
         return f'did you mean "{below[names[0]]}"?'
-    return f"known keys are {', '.join(get_type_hints(kind))}"
+    return f"known keys are {', '.join(_hints(kind))}"
 
 
 def _keys(kind: type[Struct]) -> Iterator[str]:
     """The dotted names of all keys. Those of this table come last, so that they win over equal names in others."""
-    hints = get_type_hints(kind)
+    hints = _hints(kind)
     for name, hint in hints.items():
         table = hint if _is_table(hint) else _row(hint)
         if table is not None:

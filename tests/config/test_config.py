@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 import tomllib
@@ -452,6 +453,7 @@ def uncommented(name: str) -> str:
     return re.sub(r"^#(?=[a-z0-9_]+ = |\[\[)", "", (CONFIGS / name).read_text("utf-8"), flags=re.MULTILINE)
 
 
+@functools.cache
 def keys(kind: type[msgspec.Struct]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, hint in get_type_hints(kind).items():
