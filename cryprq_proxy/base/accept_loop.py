@@ -17,7 +17,7 @@ ACCEPTS: Final = 64
 FIRST_PAUSE: Final = 0.1
 MAX_PAUSE: Final = 1.0
 """Seconds without accepting after a failure. The pause doubles until accepting works again."""
-_OF_ONE_CONNECTION: Final = frozenset(
+_ERRORS_OF_ONE_CONNECTION: Final = frozenset(
     getattr(errno, name)
     for name in (
         "ECONNABORTED",
@@ -94,16 +94,16 @@ class Acceptor:
             except (BlockingIOError, InterruptedError):
                 break
             except OSError as error:
-                if error.errno in _OF_ONE_CONNECTION:
+                if error.errno in _ERRORS_OF_ONE_CONNECTION:
                     continue
-                self._look_away(error)
+                self._pause_accepting(error)
                 return
             self._accepted(sock, address[0])
             if not self._reading:
                 break
         self._pause = 0.0
 
-    def _look_away(self, error: OSError) -> None:
+    def _pause_accepting(self, error: OSError) -> None:
         if not self._pause:
             _log.warning("new connections cannot be accepted for now: %s", reason_of(error))
         self._pause = min(2 * self._pause, MAX_PAUSE) or FIRST_PAUSE

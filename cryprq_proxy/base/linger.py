@@ -86,12 +86,12 @@ class Farewell:
 
 
 def wait_for(done: asyncio.Future[None]) -> None:
-    """Make `all_said` wait for `done` too; it must be done within SECONDS."""
+    """Make `farewells_ended` wait for `done` too; it must be done within SECONDS."""
     _pending.add(done)
     done.add_done_callback(_pending.discard)
 
 
-async def all_said() -> None:
+async def farewells_ended() -> None:
     """Wait until every farewell of this process is over, for at most SECONDS."""
     if _pending:
         await asyncio.wait(list(_pending))

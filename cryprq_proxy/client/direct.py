@@ -32,7 +32,7 @@ from ..outbound.udp_association import UdpAssociation
 from ..session.sendlog import SLOT_HEADROOM, SlotPool
 from ..session.streams import Half, StreamHandler
 from ..session.wire import MAX_DATA, StreamProtocol
-from .own_listeners import NotOurselves
+from .own_listeners import DirectPolicy
 from .requests import StreamRequest
 from .split_association import DatagramsOnly
 
@@ -51,7 +51,7 @@ class Direct:
         self.slots = slots
         self.timeout = timeout
         self.incoming = SHARED.scratch("arriving from direct targets", WINDOW)
-        self.policy = NotOurselves()
+        self.policy = DirectPolicy()
         self._own_resolver = None if resolver is not None else SystemResolver()
         self.resolver: Resolver = resolver or self._own_resolver  # type: ignore[assignment]
         self.streams: dict[int, DirectStream | DirectAssociation] = {}

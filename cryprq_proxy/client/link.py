@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 from ..base.clock import clock
-from ..base.linger import all_said
+from ..base.linger import farewells_ended
 from ..carriers.admission import HANDSHAKE_TIMEOUT, Admission, admit_client
 from ..carriers.carrier import Carrier
 from ..carriers.dial.connect import Dialling
@@ -145,7 +145,7 @@ class ClientLink:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
-        await all_said()
+        await farewells_ended()
         self._executor.shutdown(wait=False, cancel_futures=True)
 
     def drop_carrier(self) -> None:

@@ -12,7 +12,7 @@ from ipaddress import IPv6Address, ip_address
 from ..address import Destination
 
 
-class NotOurselves:
+class DirectPolicy:
     """The policy (dialer.TargetPolicy) of direct connections: everywhere but to where the proxy listens."""
 
     def __init__(self) -> None:

@@ -14,7 +14,7 @@ from typing import Final
 
 from ..address import Destination
 from ..base.clock import clock
-from ..base.linger import all_said
+from ..base.linger import farewells_ended
 from ..base.tasks import spawn
 from ..carriers.lane.listener import LaneListener
 from ..carriers.pipe import Pipe
@@ -106,7 +106,7 @@ class Exit:
         self.sessions.end_all()
         if self.sessions.lanes is not None:
             self.sessions.lanes.close()
-        await all_said()
+        await farewells_ended()
         await self.listener.close()
         self._thread.close()
 

@@ -71,7 +71,7 @@ IPv6 at the exit must not hide a refusal on IPv4. NOT_ALLOWED is reported if the
 
 
 class TargetPolicy(Protocol):
-    """Decides about targets: EgressPolicy at the exit, NotOurselves for direct connections."""
+    """Decides about targets: EgressPolicy at the exit, DirectPolicy for direct connections."""
 
     def check_name(self, name: str, port: int) -> bool:
         """Whether to resolve the name."""

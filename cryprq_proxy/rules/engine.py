@@ -162,7 +162,7 @@ def pattern(domain: str) -> re.Pattern[str]:
 
 
 def load_rules(
-    rules: Sequence[Rule], default: RuleAction, *, progress: ReadProgress | None = None
+    rules: Sequence[Rule], default: RuleAction, *, progress: ReadProgress = lists.unreported
 ) -> RuleSet:
     """Read the lists of all rules; takes a second or two for a million lines, so not on the event loop.
 

@@ -77,6 +77,10 @@ type ReadProgress = Callable[[int, int], None]
 """Called with the bytes read so far and the total, some times a second."""
 
 
+def unreported(done: int, total: int) -> None:
+    """The ReadProgress of a caller without a progress bar."""
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """A skipped line."""
@@ -233,7 +237,7 @@ class ListedNames:
 NOTHING: Final = ListedNames()
 
 
-def load(paths: Sequence[Path], masks: Sequence[int], progress: ReadProgress | None = None) -> ListedNames:
+def load(paths: Sequence[Path], masks: Sequence[int], progress: ReadProgress = unreported) -> ListedNames:
     """Read each file once; `masks` has the bits for the names of each. About a second per million lines.
 
     Raises ConfigError for a file that cannot be read, and for more than `MAX_NAMES` names in all of them.
@@ -244,7 +248,7 @@ def load(paths: Sequence[Path], masks: Sequence[int], progress: ReadProgress | N
     return names
 
 
-def read_files(names: ListedNames, paths: Sequence[Path], progress: ReadProgress | None = None) -> None:
+def read_files(names: ListedNames, paths: Sequence[Path], progress: ReadProgress = unreported) -> None:
     """As `load`, into existing `names`: the number of the source is the index in `paths`."""
     if len(paths) > MAX_FILES:
         raise ConfigError(
@@ -255,8 +259,7 @@ def read_files(names: ListedNames, paths: Sequence[Path], progress: ReadProgress
     def read(count: int) -> None:
         nonlocal done
         done += count
-        if progress is not None:
-            progress(min(done, total), total)
+        progress(min(done, total), total)
 
     for source, path in enumerate(paths):
         try:
@@ -264,8 +267,7 @@ def read_files(names: ListedNames, paths: Sequence[Path], progress: ReadProgress
                 names.read(file, path, source, read)
         except OSError as error:
             raise _unreadable(path, reason_of(error)) from None
-    if progress is not None:
-        progress(total, total)
+    progress(total, total)
 
 
 def _size(path: Path) -> int:

@@ -43,6 +43,7 @@ from ..process.recent_errors import RecentErrors
 from ..process.reload import Reloader
 from ..process.sd_notify import Notifier, summary
 from ..rules.engine import RuleSet, load_rules
+from ..rules.lists import unreported
 from ..rules.pac.script import pac
 from ..status import ClientStatus, OpenConnection, RulesStatus
 from ..web.guard import new_token
@@ -63,7 +64,7 @@ class Loaded(NamedTuple):
     rules: RuleSet
 
 
-def load(config: ClientConfig, shown: progress.Report | None = None) -> Loaded:
+def load(config: ClientConfig, shown: progress.Report = unreported) -> Loaded:
     """Read the rule lists that `config` names; takes seconds where they are long. Raises ConfigError."""
     return Loaded(config, load_rules(config.rules(), config.default, progress=shown))
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from cryprq_proxy.base import linger as farewell
-from cryprq_proxy.base.linger import SECONDS, Farewell, all_said
+from cryprq_proxy.base.linger import SECONDS, Farewell, farewells_ended
 
 LAST = b"the last words"
 MUCH = (bytes(range(251)) * 33_500)[: 8 << 20]
@@ -168,13 +168,13 @@ async def test_a_peer_that_is_gone(sockets: tuple[socket.socket, socket.socket],
 
 
 async def test_waiting_until_all_is_said() -> None:
-    await all_said()
+    await farewells_ended()
     loop = asyncio.get_running_loop()
     pairs = [socket.socketpair() for _ in range(3)]
     for ours, _ in pairs:
         ours.setblocking(False)
         Farewell(loop, ours, LAST)
-    waiting = asyncio.create_task(all_said())
+    waiting = asyncio.create_task(farewells_ended())
     for _, peer in pairs:
         await pause()
         assert not waiting.done()
@@ -191,5 +191,5 @@ async def test_waiting_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     ours.setblocking(False)
     with peer:
         Farewell(asyncio.get_running_loop(), ours, LAST)
-        await all_said()
+        await farewells_ended()
         assert ours.fileno() == -1 and peer.recv(100) == LAST and peer.recv(100) == b""

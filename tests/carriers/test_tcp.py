@@ -10,7 +10,7 @@ import socket
 import pytest
 
 from cryprq_proxy.base.clock import clock
-from cryprq_proxy.base.linger import all_said
+from cryprq_proxy.base.linger import farewells_ended
 from cryprq_proxy.carriers import carrier as carrier_module
 from cryprq_proxy.carriers.carrier import (
     CHECK_SECONDS,
@@ -443,7 +443,7 @@ class RealEnd:
         if data and self.link.exit.closed is None:
             assert self.link.exit.receive(memoryview(data), clock()) == len(data)
         self.peer.close()
-        await all_said()
+        await farewells_ended()
 
 
 async def test_the_peer_is_told_of_the_end() -> None:

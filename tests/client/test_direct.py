@@ -19,7 +19,7 @@ import pytest
 from cryprq_proxy.address import Destination
 from cryprq_proxy.client.direct import WINDOW, Direct, DirectStream
 from cryprq_proxy.client.dispatcher import Dispatcher
-from cryprq_proxy.client.own_listeners import NotOurselves
+from cryprq_proxy.client.own_listeners import DirectPolicy
 from cryprq_proxy.client.requests import StreamRequest
 from cryprq_proxy.errors import DirectRefused, LocalError, StreamReason, StreamRefused
 from cryprq_proxy.fronts.listener import MixedListener
@@ -313,7 +313,7 @@ async def test_the_proxy_does_not_connect_to_itself(proxy: Proxy, host: str) -> 
     ],
 )
 def test_where_the_proxy_may_be_reached(listening: str, target: str, allowed: bool) -> None:
-    policy = NotOurselves()
+    policy = DirectPolicy()
     policy.listening.append(Destination(listening, 1080))
     assert policy.check_address(target, 1080) == allowed
     assert policy.check_address(target, 1081)

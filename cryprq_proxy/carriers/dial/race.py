@@ -8,7 +8,7 @@ first ----------------------.        still nothing after the delay: the second s
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from typing import Any, NamedTuple
 
 from ...base.tasks import spawn
@@ -33,7 +33,7 @@ class AllFailed(CryprqError):
         self.errors = tuple(errors)
 
 
-async def race[T](  # noqa: C901
+async def race[T](
     starts: Sequence[Callable[[], Coroutine[Any, Any, T]]],
     delay: float,
     discard: Callable[[T], None],
@@ -49,45 +49,44 @@ async def race[T](  # noqa: C901
     """
     errors: list[PeerError | None] = [None] * len(starts)
     running: dict[asyncio.Future[T], int] = {}
+    waiting = list(range(len(starts)))
+    due = abreast
     head_start: asyncio.Future[None] | None = None
-    started = 0
     try:
         while True:
-            if started < len(starts) and head_start is None:
-                for number in range(started, max(started + 1, min(abreast, len(starts)))):
-                    running[spawn(starts[number](), "dial")] = number
-                    started = number + 1
-                if started < len(starts):
-                    head_start = spawn(_awaited(pause, delay), "head start")
+            if due:
+                running |= {spawn(starts[number](), "dial"): number for number in waiting[:due]}
+                del waiting[:due]
+                _stop(head_start)
+                head_start = spawn(_awaited(pause, delay), "head start") if waiting else None
             if not running:
                 raise AllFailed([error for error in errors if error is not None])
-            waited_for: set[asyncio.Future[Any]] = {*running}
+            waited_for: list[asyncio.Future[Any]] = [*running]
             if head_start is not None:
-                waited_for.add(head_start)
+                waited_for.append(head_start)
             await asyncio.wait(waited_for, return_when=asyncio.FIRST_COMPLETED)
+            due = int(head_start is not None and head_start.done())
             for attempt in [future for future in running if future.done()]:
-                index = running[attempt]
+                number = running.pop(attempt)
                 try:
-                    value = attempt.result()
+                    return Outcome(number, attempt.result(), tuple(errors))
                 except PeerError as error:
-                    errors[index] = error
-                    _stop(head_start)
-                    head_start = None
-                else:
-                    del running[attempt]
-                    return Outcome(index, value, tuple(errors))
-                del running[attempt]
-            if head_start is not None and head_start.done():
-                head_start = None
+                    errors[number] = error
+                    due = 1
     finally:
         _stop(head_start)
-        for attempt in running:
-            attempt.cancel()
-        if running:
-            await asyncio.wait(running)
-        for attempt in running:
-            if not attempt.cancelled() and attempt.exception() is None:
-                discard(attempt.result())
+        await _end(running, discard)
+
+
+async def _end[T](running: Collection[asyncio.Future[T]], discard: Callable[[T], None]) -> None:
+    """Cancel all; `discard` gets what some have returned nevertheless."""
+    for attempt in running:
+        attempt.cancel()
+    if running:
+        await asyncio.wait(running)
+    for attempt in running:
+        if not attempt.cancelled() and attempt.exception() is None:
+            discard(attempt.result())
 
 
 async def _awaited(pause: Callable[[float], Awaitable[None]], delay: float) -> None:

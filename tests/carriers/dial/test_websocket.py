@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cryprq_proxy.address import Destination
-from cryprq_proxy.base.linger import all_said
+from cryprq_proxy.base.linger import farewells_ended
 from cryprq_proxy.carriers import websocket
 from cryprq_proxy.carriers.dial.connect import Dialling
 from cryprq_proxy.carriers.dial.dial import dial
@@ -52,7 +52,7 @@ async def server(serve: Serve) -> AsyncIterator[Destination]:
         yield Destination(*listening.sockets[0].getsockname()[:2])
     finally:
         listening.close()
-        await all_said()
+        await farewells_ended()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks)
@@ -119,7 +119,7 @@ async def test_certificates(tmp_path: Path) -> None:
         endpoint = Endpoint("wss", Destination(host, here.web.port), PATH)
         pipe = await dial(endpoint, Dialling(ca=trusted, resolve=loopback))
         pipe.close()
-        await all_said()
+        await farewells_ended()
 
     async with place(certificate=certificate, key=key) as here:
         await reach("exit.example", ca)
@@ -303,7 +303,7 @@ async def test_what_the_kernel_does_not_take_is_not_piled_up(tmp_path: Path, car
     await sending  # it goes on by itself
     assert pipe.transport.get_write_buffer_size() == 0
     pipe.close()
-    await all_said()
+    await farewells_ended()
     await runner.cleanup()
 
 
@@ -334,4 +334,4 @@ async def test_asyncio_is_inside_as_we_know_it(tmp_path: Path) -> None:
         assert transport._ssl_protocol._transport.get_write_buffer_limits() == (0, 0)
         assert transport.get_write_buffer_limits() == (0, 1)
         pipe.close()
-        await all_said()
+        await farewells_ended()
