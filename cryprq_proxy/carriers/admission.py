@@ -21,6 +21,7 @@ from ..crypto.primitives import constant_time_equal
 from ..errors import CarrierError, CloseReason, HandshakeError, PeerError, words_of
 from ..session import wire
 from ..session.records import HEADER, MAX_RECORD, TAG, RecordOpener, RecordSealer
+from ..session.rotation import CarrierKeys
 from ..session.session import Session
 from .pipe import Pipe
 
@@ -41,8 +42,7 @@ class Admission:
     """
 
     established: Established
-    sealer: RecordSealer
-    opener: RecordOpener
+    keys: CarrierKeys
     resumed: int | None
 
 
@@ -112,7 +112,8 @@ async def admit_client(
     elif (kind, session is None) not in ((wire.ACCEPT, True), (wire.NO_SESSION, False)):
         raise PeerError(CloseReason.PROTOCOL, "the exit's first record is not an answer to the handshake")
     sealer = RecordSealer(established.cipher, established.epoch.client_record)
-    return Admission(established, sealer, opener, resumed)
+    keys = CarrierKeys(established.cipher, established.epoch, sealer, opener)
+    return Admission(established, keys, resumed)
 
 
 async def _read_verdict(pipe: Pipe, opener: RecordOpener) -> tuple[int, object]:

@@ -95,16 +95,8 @@ class KeptSession:
         if isinstance(lane, ClientLane) and address is not None:
             # By another carrier the exit's UDP address is not known: the lane stays where it is, if it is anywhere.
             lane.move(address)
-        established = admission.established
         try:
-            session.attach(
-                established.cipher,
-                established.epoch,
-                admission.sealer,
-                admission.opener,
-                admission.resumed or 0,
-                clock(),
-            )
+            session.attach(admission.keys, admission.resumed or 0, clock())
         except PeerError:
             self.drop()
             raise

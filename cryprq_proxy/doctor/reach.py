@@ -179,7 +179,7 @@ async def _shake(
             await meet_exit(pipe, shaking, asyncio.to_thread)
             known = True
             admission = await admit_client(pipe, shaking, None, 1, asyncio.to_thread)
-            await pipe.write(admission.sealer.seal(encode_close(CloseReason.NORMAL)))
+            await pipe.write(admission.keys.sealer.seal(encode_close(CloseReason.NORMAL)))
     except HandshakeError as error:
         return fail(
             f"what answers at {endpoint} is not the exit that the URL names: {error}",

@@ -26,6 +26,7 @@ from ..errors import CloseReason, ConfigError, PeerError, words_of
 from ..outbound.resolver import Resolver
 from ..session import wire
 from ..session.records import RecordOpener, RecordSealer
+from ..session.rotation import CarrierKeys
 from ..session.sendlog import SlotPool
 from ..session.status import by_name
 from ..status import ExitStatus
@@ -152,9 +153,10 @@ class Exit:
         """Start the carrier of a session whose peer has `received` frames of it."""
         if entry.expiry is not None:
             entry.expiry.cancel()
-        opener = RecordOpener(established.cipher, established.epoch.client_record)
+        cipher, epoch = established.cipher, established.epoch
+        keys = CarrierKeys(cipher, epoch, sealer, RecordOpener(cipher, epoch.client_record))
         try:
-            entry.session.attach(established.cipher, established.epoch, sealer, opener, received, clock())
+            entry.session.attach(keys, received, clock())
         except PeerError:
             self.sessions.end(entry, CloseReason.RESUME)
             raise

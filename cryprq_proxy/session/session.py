@@ -14,19 +14,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Final
 
 from ..address import Destination
-from ..crypto.handshake import EpochSecrets
-from ..crypto.primitives import Cipher, Entropy, Provider
+from ..crypto.primitives import Entropy, Provider
 from ..errors import CloseReason, LocalError, PeerError, StreamReason, StreamRefused
 from ..status import EpochStatus
 from . import wire
 from .datagrams import BasePacketLink, DatagramQueue
 from .epochs import EpochLedger
 from .liveness import Liveness
-from .records import OVERHEAD, RecordOpener, RecordSealer
+from .records import OVERHEAD
 from .rotation import CarrierKeys, Offload, Rotation, RotationLimits, inline
 from .scheduler import Scheduler
 from .sendlog import MemoryBudget, SendLog, SlotPool
@@ -100,18 +98,9 @@ class Session:
         self.windows = WindowPool(limits.window_pool)
         self.liveness = Liveness(limits.keepalive)
         self.ledger = EpochLedger()
-        self._begin_rotation: Callable[[CarrierKeys, float], Rotation] = partial(
-            Rotation,
-            dialler=dialler,
-            session_id=session_id,
-            provider=provider,
-            limits=limits.rotation,
-            entropy=entropy,
-            offload=offload,
-            ready=self.wake,
-            packet_link=lambda: self.packet_link,
-            ledger=self.ledger,
-        )
+        self._provider = provider
+        self._entropy = entropy
+        self._offload = offload
         self._rotation: Rotation | None = None
         """The keys of the carrier; None without a carrier, so that no key outlives its carrier."""
         self.packet_link: BasePacketLink = BasePacketLink()
@@ -143,19 +132,11 @@ class Session:
         self.packets = DatagramQueue(PACKET_QUEUE)
         self._announcements: list[bytes] = []
         self._woken = False
-        self._now: float = 0.0
+        self._now = 0.0
 
     # --- life of a carrier -----------------------------------------------------------------------------------------
 
-    def attach(
-        self,
-        cipher: Cipher,
-        epoch: EpochSecrets,
-        sealer: RecordSealer,
-        opener: RecordOpener,
-        received: int,
-        now: float,
-    ) -> None:
+    def attach(self, keys: CarrierKeys, received: int, now: float) -> None:
         """A carrier is ready. The peer has received `received` numbered frames (0 for a new session).
 
         Raises PeerError (RESUME) for a count out of range. Call `fill` afterwards.
@@ -163,7 +144,19 @@ class Session:
         self.log.rewind(received)
         self._now = now
         self.attached = True
-        self._rotation = self._begin_rotation(CarrierKeys(cipher, epoch, sealer, opener), now)
+        self._rotation = Rotation(
+            keys,
+            now,
+            dialler=self.dialler,
+            session_id=self.session_id,
+            provider=self._provider,
+            limits=self.limits.rotation,
+            entropy=self._entropy,
+            offload=self._offload,
+            ready=self.wake,
+            packet_link=lambda: self.packet_link,
+            ledger=self.ledger,
+        )
         self.liveness.attach(now)
         self._windows_due = {id: s for id, s in self.streams.items() if s.receive_half is Half.OPEN}
         self._acknowledged = -1

@@ -107,7 +107,7 @@ async def test_a_new_session(meeting: Meeting, invite: bytes | None) -> None:
     assert meeting.answering.resume is None
     established = meeting.answering.result
     opener = RecordOpener(established.cipher, established.epoch.client_record)
-    record = admission.sealer.seal(b"hello")
+    record = admission.keys.sealer.seal(b"hello")
     assert bytes(opener.open(memoryview(record), 0)[0] or b"") == b"hello"
 
 
@@ -117,7 +117,7 @@ async def test_the_keys_go_on_behind_the_verdict(meeting: Meeting) -> None:
     established = meeting.answering.result
     sealer = RecordSealer(established.cipher, established.epoch.exit_record)
     sealer.seal(b"the verdict")
-    plaintext, _ = admission.opener.open(memoryview(sealer.seal(b"more")), 0)
+    plaintext, _ = admission.keys.opener.open(memoryview(sealer.seal(b"more")), 0)
     assert bytes(plaintext or b"") == b"more"
 
 

@@ -26,6 +26,7 @@ from cryprq_proxy.carriers.pacing import SHORTEST
 from cryprq_proxy.carriers.tcp import TcpCarrier
 from cryprq_proxy.errors import CarrierError, CloseReason, PeerError
 from cryprq_proxy.session.records import RecordOpener, RecordSealer
+from cryprq_proxy.session.rotation import CarrierKeys
 from cryprq_proxy.session.wire import StreamProtocol
 from tests.support.carrier_stage import FD, Stage
 from tests.support.links import TARGET, App, LaterOffload, Link, epoch
@@ -428,7 +429,8 @@ class RealEnd:
             (self.link.client, keys.client_record, keys.exit_record),
             (self.link.exit, keys.exit_record, keys.client_record),
         ):
-            session.attach(cipher, keys, RecordSealer(cipher, out), RecordOpener(cipher, into), 0, now)
+            sealer, opener = RecordSealer(cipher, out), RecordOpener(cipher, into)
+            session.attach(CarrierKeys(cipher, keys, sealer, opener), 0, now)
         self.carrier = TcpCarrier(asyncio.get_running_loop(), ours, self.link.client, self)
 
     def carrier_lost(self, carrier: Carrier, error: PeerError | None) -> None:

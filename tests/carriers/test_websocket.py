@@ -30,6 +30,7 @@ from cryprq_proxy.client.settings import EndpointMemory
 from cryprq_proxy.errors import CloseReason, PeerError
 from cryprq_proxy.exit import websocket_listener as web_entrance
 from cryprq_proxy.session.records import RecordOpener, RecordSealer
+from cryprq_proxy.session.rotation import CarrierKeys
 from cryprq_proxy.status import CarrierStatus
 from tests.support.carrier_stage import Clock, StageSocket
 from tests.support.links import LaterOffload, Link, epoch
@@ -485,7 +486,7 @@ async def test_the_kernels_queue_follows_the_rate(monkeypatch: pytest.MonkeyPatc
         RecordSealer(link.cipher, keys.client_record),
         RecordOpener(link.cipher, keys.exit_record),
     )
-    link.client.attach(link.cipher, keys, sealer, opener, 0, clock.boot)
+    link.client.attach(CarrierKeys(link.cipher, keys, sealer, opener), 0, clock.boot)
     for _ in range(150):
         link.open().say(bytes(65_536))
     pipe, owner = SlowPipe(clock, rate), Owner()
@@ -524,8 +525,8 @@ async def test_nothing_is_read_while_keys_are_computed() -> None:
         (link.client, keys.client_record, keys.exit_record),
         (link.exit, keys.exit_record, keys.client_record),
     ):
-        opener = RecordOpener(link.cipher, into)
-        session.attach(link.cipher, keys, RecordSealer(link.cipher, out), opener, 0, now)
+        sealer, opener = RecordSealer(link.cipher, out), RecordOpener(link.cipher, into)
+        session.attach(CarrierKeys(link.cipher, keys, sealer, opener), 0, now)
     queue: Any = pipe
     carrier = WebSocketCarrier(asyncio.get_running_loop(), queue, link.client, owner)
     buffer = memoryview(bytearray(1 << 20))

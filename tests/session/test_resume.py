@@ -21,6 +21,7 @@ from cryprq_proxy.crypto.payloads import ResumeRequest, resume_proof
 from cryprq_proxy.errors import CloseReason, PeerError, StreamReason
 from cryprq_proxy.session import wire
 from cryprq_proxy.session.records import HEADER, RecordOpener, RecordSealer
+from cryprq_proxy.session.rotation import CarrierKeys
 from cryprq_proxy.session.streams import Half, Stream
 from tests.support.links import FAST, RESUME_SECRET, SESSION_ID, App, Link, ToyProvider
 from tests.support.memory import MemoryCarrier
@@ -264,21 +265,13 @@ class HandshakingLink(Link):
         [(kind, _, value)] = wire.decode_frames(bytes(plaintext))
         expected = resume_proof(RESUME_SECRET, b"resume S", client.resume_hash, attempt, exit_has)
         assert (kind, value) == (wire.RESUMED, (exit_has, expected))
+        exit_opener = RecordOpener(theirs.cipher, theirs.epoch.client_record)
         self.exit.attach(
-            theirs.cipher,
-            theirs.epoch,
-            exit_sealer,
-            RecordOpener(theirs.cipher, theirs.epoch.client_record),
-            request.rx,
-            self.now,
+            CarrierKeys(theirs.cipher, theirs.epoch, exit_sealer, exit_opener), request.rx, self.now
         )
+        client_sealer = RecordSealer(mine.cipher, mine.epoch.client_record)
         self.client.attach(
-            mine.cipher,
-            mine.epoch,
-            RecordSealer(mine.cipher, mine.epoch.client_record),
-            client_opener,
-            exit_has,
-            self.now,
+            CarrierKeys(mine.cipher, mine.epoch, client_sealer, client_opener), exit_has, self.now
         )
         self.carrier = MemoryCarrier(self.client, self.exit, self.now)
         return self.carrier

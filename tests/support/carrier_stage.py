@@ -18,6 +18,7 @@ from cryprq_proxy.carriers.carrier import Carrier
 from cryprq_proxy.carriers.tcp import TcpCarrier
 from cryprq_proxy.errors import PeerError
 from cryprq_proxy.session.records import RecordOpener, RecordSealer
+from cryprq_proxy.session.rotation import CarrierKeys
 from cryprq_proxy.session.session import FILL_MINIMUM
 from tests.support.links import Link, epoch
 
@@ -158,9 +159,8 @@ class Stage:
             (self.link.client, keys.client_record, keys.exit_record),
             (self.link.exit, keys.exit_record, keys.client_record),
         ):
-            session.attach(
-                cipher, keys, RecordSealer(cipher, out), RecordOpener(cipher, into), 0, self.clock.boot
-            )
+            sealer, opener = RecordSealer(cipher, out), RecordOpener(cipher, into)
+            session.attach(CarrierKeys(cipher, keys, sealer, opener), 0, self.clock.boot)
         loop: Any = self.loop
         sock: Any = self.sock
         self.carrier = TcpCarrier(loop, sock, self.link.client, self)

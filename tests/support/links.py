@@ -18,7 +18,7 @@ from cryprq_proxy.crypto.handshake import EpochSecrets
 from cryprq_proxy.crypto.primitives import Cipher, Entropy, KemKey, Provider, select_provider, sha256
 from cryprq_proxy.errors import StreamReason
 from cryprq_proxy.session.records import RecordOpener, RecordSealer
-from cryprq_proxy.session.rotation import Offload, inline
+from cryprq_proxy.session.rotation import CarrierKeys, Offload, inline
 from cryprq_proxy.session.sendlog import SLOT_HEADROOM, MemoryBudget, SlotPool
 from cryprq_proxy.session.session import Session, SessionLimits
 from cryprq_proxy.session.streams import Half, Stream, StreamHandler
@@ -273,9 +273,8 @@ class Link:
         keys, cipher = epoch(self.carriers), self.cipher
         for session, peer_has in ((self.client, exit_has), (self.exit, client_has)):
             out, into = (keys.client_record, keys.exit_record)[:: 1 if session.dialler else -1]
-            session.attach(
-                cipher, keys, RecordSealer(cipher, out), RecordOpener(cipher, into), peer_has, self.now
-            )
+            sealer, opener = RecordSealer(cipher, out), RecordOpener(cipher, into)
+            session.attach(CarrierKeys(cipher, keys, sealer, opener), peer_has, self.now)
         self.carrier = MemoryCarrier(self.client, self.exit, self.now)
         return self.carrier
 

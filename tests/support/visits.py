@@ -117,14 +117,14 @@ class Visit:
 
     async def send(self, *frames: bytes) -> None:
         """One record with these frames."""
-        await self.pipe.write(self.admission.sealer.seal(b"".join(frames)))
+        await self.pipe.write(self.admission.keys.sealer.seal(b"".join(frames)))
 
     async def read(self, kind: int) -> wire.Frame:
         """The next frame of that kind; others are passed over."""
         while True:
             header = await self.pipe.read_exactly(HEADER)
             record = header + await self.pipe.read_exactly(int.from_bytes(header))
-            plaintext, _ = self.admission.opener.open(memoryview(record), 0)
+            plaintext, _ = self.admission.keys.opener.open(memoryview(record), 0)
             for frame in wire.decode_frames(bytes(plaintext or b"")):
                 if frame[0] == kind:
                     return frame
