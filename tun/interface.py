@@ -143,7 +143,7 @@ class TunInterface(NoInterface):
             addresses = offered if len(configured) == len(offered.interfaces()) else offered.without_ipv6()
             names = await Names.start(settings.dns, kill_switch, link, addresses)
             stack.callback(names.close)
-            await kill_switch.follow_addresses(addresses, names.port)
+            await kill_switch.follow_addresses(addresses, names.server.port)
             routes = Routes(settings, addresses.versions, foundation.record)
             await routes.apply()
             joiner = UdpJoiner(link.send_packet)
@@ -197,12 +197,12 @@ class TunInterface(NoInterface):
         if addresses == self._addresses:
             return
         self._addresses = addresses
-        self._names.leave()
+        self._names.server.close()
         self._names.forwarder.offer_ipv6(addresses.ipv6 is not None)
         self._routes.versions = addresses.versions
         await self._device.configure(addresses.interfaces())
         await self._names.listen(addresses)
-        await self._foundation.kill_switch.follow_addresses(addresses, self._names.port)
+        await self._foundation.kill_switch.follow_addresses(addresses, self._names.server.port)
         asked_at = resolver_addresses(addresses)
         if asked_at != self._asked_at:
             await set_resolver(self._foundation, asked_at)
@@ -229,13 +229,11 @@ class TunInterface(NoInterface):
 
 
 class Names:
-    """The forwarder, and the servers where it is asked: one on each address of the tunnel, all on one port."""
+    """The forwarder, and the server where it is asked, on each address of the tunnel."""
 
     def __init__(self, forwarder: Forwarder) -> None:
         self.forwarder = forwarder
-        self.port = 0
-        """Where the servers listen. Any free one at first."""
-        self._servers: list[DnsServer] = []
+        self.server = DnsServer(forwarder)
 
     @classmethod
     async def start(
@@ -270,21 +268,10 @@ class Names:
 
     async def listen(self, addresses: TunnelAddresses) -> None:
         """Answer on these addresses, on a port that is free on all of them."""
-        port = 0
-        for interface in addresses.interfaces():
-            server = await DnsServer.listen(self.forwarder, [(str(interface.ip), port)])
-            self._servers.append(server)
-            port = server.addresses[0][1]
-        self.port = port
-
-    def leave(self) -> None:
-        """Answer nowhere any more."""
-        for server in self._servers:
-            server.close()
-        self._servers.clear()
+        await self.server.listen([str(interface.ip) for interface in addresses.interfaces()])
 
     def close(self) -> None:
-        self.leave()
+        self.server.close()
         self.forwarder.close()
 
 

@@ -82,7 +82,7 @@ class Machine:
         monkeypatch.setattr(kill_switch, "Filter", FilterFactory(machine))
         monkeypatch.setattr(interface, "Routes", lambda *given: FakeRoutes(machine, *given))
         monkeypatch.setattr(interface, "build", build)
-        monkeypatch.setattr(interface, "DnsServer", ServerFactory(machine))
+        monkeypatch.setattr(interface, "DnsServer", lambda forwarder: FakeServer(machine))
         monkeypatch.setattr("tun.resolver.choose.choose", choose)
         monkeypatch.setattr(nft, "exists", lambda table: machine.standing)
         monkeypatch.setattr("socket.if_nametoindex", lambda name: 7)
@@ -247,24 +247,21 @@ class FakeForwarder:
         self.machine.step("close forwarder")
 
 
-@dataclass
-class ServerFactory:
-    machine: Machine
-
-    async def listen(self, forwarder: FakeForwarder, addresses: list[tuple[str, int]]) -> FakeServer:
-        ((host, port),) = addresses
-        self.machine.step(f"listen {host}")
-        return FakeServer(self.machine, [(host, port or 5300)])
-
-
-@dataclass
 class FakeServer:
-    machine: Machine
-    addresses: list[tuple[str, int]]
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+        self.hosts: list[str] = []
+        self.port = 0
+
+    async def listen(self, hosts: list[str]) -> None:
+        self.port = 5300
+        for host in hosts:
+            self.machine.step(f"listen {host}")
+            self.hosts.append(host)
 
     def close(self) -> None:
-        if self.addresses:
-            self.machine.step(f"leave {self.addresses.pop()[0]}")
+        while self.hosts:
+            self.machine.step(f"leave {self.hosts.pop(0)}")
 
 
 class FakeClient:

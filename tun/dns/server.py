@@ -1,8 +1,7 @@
 """The sockets on which the forwarder is asked: UDP and TCP on the same addresses.
 
 A wake-up of a UDP socket takes at most `DRAIN` datagrams; most are answered within it, and only a question for an
-upstream becomes a task. On a socket bound to all addresses, a reply leaves from the address that the question came
-to: resolvers on hosts with several addresses drop others.
+upstream becomes a task. Each socket is bound to one address, so a reply leaves from where the question came to.
 
 A TCP connection carries questions as they come and answers as they are ready (RFC 7766 section 6.2.1.1). One that
 does not ask for `IDLE_SECONDS`, or does not take its answers for so long, is closed. One with many questions open, or
@@ -15,10 +14,8 @@ import asyncio
 import contextlib
 import logging
 import socket
-import struct
-import sys
 from collections.abc import Sequence
-from typing import Any, Final, Self
+from typing import Any, Final
 
 from cryprq_proxy.base.tasks import spawn
 from cryprq_proxy.errors import ConfigError, reason_of
@@ -39,52 +36,35 @@ MAX_PIPELINED: Final = 64
 _BACKLOG: Final = 64
 _RECEIVE_BUFFER: Final = 1 << 18
 
-# Numbers that the socket module does not name in 3.12: linux/in.h, linux/in6.h and netinet/in.h of macOS.
-_LINUX: Final = sys.platform == "linux"
-_IP_PKTINFO: Final = 8 if _LINUX else 26
-_IPV6_RECVPKTINFO: Final = 49 if _LINUX else 61
-_IPV6_PKTINFO: Final = 50 if _LINUX else 46
-_PKTINFO4: Final = struct.Struct("=I4s4s")
-"""Interface, local address, destination of the header: ip(7)."""
-_PKTINFO6: Final = struct.Struct("=16sI")
-"""Destination, interface: RFC 3542 section 6."""
-_ANCILLARY: Final = socket.CMSG_SPACE(_PKTINFO6.size)
-
 type _Address = tuple[Any, ...]
 
 
 class DnsServer:
-    """UDP and TCP sockets on which a forwarder is asked, made by `listen`."""
+    """UDP and TCP sockets on which a forwarder is asked: all on one port, two for each address."""
 
     def __init__(self, forwarder: Forwarder) -> None:
-        """For `listen` only."""
         self._forwarder = forwarder
         self._udp: list[_Datagrams] = []
         self._tcp: list[asyncio.Server] = []
         self._clients: dict[_TcpClient, None] = {}
-        self.addresses: list[tuple[str, int]] = []
-        """Where it listens."""
+        self.port = 0
+        """Where it listens, or did last."""
 
-    @classmethod
-    async def listen(cls, forwarder: Forwarder, addresses: Sequence[tuple[str, int]]) -> Self:
-        """A server that listens on all addresses (IP literal and port; port 0 for any, the same for UDP and TCP).
+    async def listen(self, hosts: Sequence[str], port: int = 0) -> None:
+        """Listen on all hosts (IP literals). Port 0: any that is free on the first one.
 
-        Raises `ConfigError`; then it listens on none.
+        Raises `ConfigError`; then it listens nowhere.
         """
-        server = cls(forwarder)
-        try:
-            for host, port in addresses:
-                try:
-                    await server._listen(host, port)
-                except OSError as error:
-                    raise ConfigError(
-                        f"the DNS forwarder cannot listen on {host}, port {port}: {reason_of(error)};"
-                        " end what else listens there"
-                    ) from None
-        except BaseException:
-            server.close()
-            raise
-        return server
+        self.port = port
+        for host in hosts:
+            try:
+                await self._listen(host)
+            except OSError as error:
+                self.close()
+                raise ConfigError(
+                    f"the DNS forwarder cannot listen on {host}, port {self.port}: {reason_of(error)};"
+                    " end what else listens there"
+                ) from None
 
     def close(self) -> None:
         """Close everything; questions that wait get no answer."""
@@ -96,21 +76,19 @@ class DnsServer:
             client.abort()
         self._udp.clear()
         self._tcp.clear()
-        self.addresses.clear()
 
-    async def _listen(self, host: str, port: int) -> None:
+    async def _listen(self, host: str) -> None:
         loop = asyncio.get_running_loop()
         with contextlib.ExitStack() as undo:
-            stream = undo.enter_context(_bound(socket.SOCK_STREAM, host, port))
-            port = stream.getsockname()[1]
-            datagrams = undo.enter_context(_bound(socket.SOCK_DGRAM, host, port))
+            stream = undo.enter_context(_bound(socket.SOCK_STREAM, host, self.port))
+            self.port = stream.getsockname()[1]
+            datagrams = undo.enter_context(_bound(socket.SOCK_DGRAM, host, self.port))
             server = await loop.create_server(
                 lambda: _TcpClient(self._forwarder, self._clients), sock=stream, backlog=_BACKLOG
             )
             undo.pop_all()
         self._tcp.append(server)
-        self._udp.append(_Datagrams(self._forwarder, datagrams, host))
-        self.addresses.append((host, port))
+        self._udp.append(_Datagrams(self._forwarder, datagrams))
 
 
 def _bound(kind: socket.SocketKind, host: str, port: int) -> socket.socket:
@@ -134,17 +112,10 @@ def _bound(kind: socket.SocketKind, host: str, port: int) -> socket.socket:
 class _Datagrams:
     """One UDP socket."""
 
-    def __init__(self, forwarder: Forwarder, sock: socket.socket, host: str) -> None:
+    def __init__(self, forwarder: Forwarder, sock: socket.socket) -> None:
         self._forwarder = forwarder
         self._sock = sock
         self._tasks: set[asyncio.Task[None]] = set()
-        self._ancillary = 0
-        if host == "0.0.0.0":
-            sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
-            self._ancillary = _ANCILLARY
-        elif host == "::":
-            sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVPKTINFO, 1)
-            self._ancillary = _ANCILLARY
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(sock, self._readable)
 
@@ -157,42 +128,30 @@ class _Datagrams:
     def _readable(self) -> None:
         for _ in range(DRAIN):
             try:
-                message, ancillary, _, client = self._sock.recvmsg(65_535, self._ancillary)
+                message, client = self._sock.recvfrom(65_535)
             except (BlockingIOError, InterruptedError):
                 return
             except OSError as error:
                 # An ICMP error to an earlier reply.
                 _log.debug("receiving a DNS question failed: %s", error)
                 continue
-            source = _source(ancillary)
             found = self._forwarder.consider(message, tcp=False)
             if isinstance(found, Query):
-                task = spawn(self._resolve(found, client, source), "dns datagram")
+                task = spawn(self._resolve(found, client), "dns datagram")
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
             elif found is not None:
-                self._send(found, client, source)
+                self._send(found, client)
 
-    async def _resolve(self, query: Query, client: _Address, source: list[tuple[int, int, bytes]]) -> None:
-        self._send(await self._forwarder.resolve(query, tcp=False), client, source)
+    async def _resolve(self, query: Query, client: _Address) -> None:
+        self._send(await self._forwarder.resolve(query, tcp=False), client)
 
-    def _send(self, reply: bytes, client: _Address, source: list[tuple[int, int, bytes]]) -> None:
+    def _send(self, reply: bytes, client: _Address) -> None:
         try:
-            self._sock.sendmsg((reply,), source, 0, client)
+            self._sock.sendto(reply, client)
         except OSError as error:
             # A full buffer, or a client that is gone: it asks again.
             _log.debug("sending a DNS answer failed: %s", error)
-
-
-def _source(ancillary: list[tuple[int, int, bytes]]) -> list[tuple[int, int, bytes]]:
-    """What makes a reply leave from the address that the question came to."""
-    for level, kind, data in ancillary:
-        if (level, kind) == (socket.IPPROTO_IP, _IP_PKTINFO) and len(data) >= _PKTINFO4.size:
-            _, local, _ = _PKTINFO4.unpack_from(data)
-            return [(level, kind, _PKTINFO4.pack(0, local, bytes(4)))]
-        if (level, kind) == (socket.IPPROTO_IPV6, _IPV6_PKTINFO) and len(data) >= _PKTINFO6.size:
-            return [(level, kind, data)]
-    return []
 
 
 class _TcpClient(asyncio.Protocol):
