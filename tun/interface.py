@@ -15,16 +15,14 @@ import socket
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 from msgspec import structs
 
-from cryprq_proxy.address import Destination
 from cryprq_proxy.base.buffers import SHARED
 from cryprq_proxy.base.tasks import spawn
 from cryprq_proxy.carriers.lane.train import PacketTrain
-from cryprq_proxy.lane.slices import Run, Shape
-from cryprq_proxy.outbound.bytestream import ByteStream
+from cryprq_proxy.client.exits import Exits
+from cryprq_proxy.lane.slices import Run
 from cryprq_proxy.status import TunStatus
 
 from .device.coalesce import UdpJoiner
@@ -43,18 +41,6 @@ from .routing.tunnel_addresses import TunnelAddresses
 from .settings import MTU, RESOLVER4, RESOLVER6, SLICE_OVERHEAD, TunnelSettings
 
 _log = logging.getLogger(__name__)
-
-
-class PacketSender(Protocol):
-    """What carries the packets: a Client, or several exits that look like one (client/exits.py)."""
-
-    send_packet: Callable[[memoryview, int, int, Shape], None]
-
-    @property
-    def lane_size(self) -> int | None: ...
-    async def open(self, destination: Destination) -> ByteStream: ...
-    async def open_resolver(self) -> ByteStream: ...
-    def redial(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +82,7 @@ class TunInterface(NoInterface):
     def __init__(
         self,
         foundation: Foundation,
-        link: PacketSender,
+        link: Exits,
         device: Tun,
         names: Names,
         routes: Routes,
@@ -126,7 +112,7 @@ class TunInterface(NoInterface):
     async def start(
         cls,
         foundation: Foundation,
-        link: PacketSender,
+        link: Exits,
         offered: TunnelAddresses,
         lost: Callable[[OSError], None],
     ) -> TunInterface:
@@ -141,8 +127,9 @@ class TunInterface(NoInterface):
             stack.callback(device.close)
             configured = await device.configure(offered.interfaces())
             addresses = offered if len(configured) == len(offered.interfaces()) else offered.without_ipv6()
-            names = await Names.start(settings.dns, kill_switch, link, addresses)
+            names = await Names.read(settings.dns, kill_switch, link, addresses)
             stack.callback(names.close)
+            await names.listen(addresses)
             await kill_switch.follow_addresses(addresses, names.server.port)
             routes = Routes(settings, addresses.versions, foundation.record)
             await routes.apply()
@@ -236,10 +223,10 @@ class Names:
         self.server = DnsServer(forwarder)
 
     @classmethod
-    async def start(
-        cls, settings: DnsSettings, kill_switch: KillSwitch, link: PacketSender, addresses: TunnelAddresses
+    async def read(
+        cls, settings: DnsSettings, kill_switch: KillSwitch, link: Exits, addresses: TunnelAddresses
     ) -> Names:
-        """Read the blocklists, make the forwarder and listen. Raises CryprqError."""
+        """Read the blocklists and make the forwarder. Raises CryprqError."""
         settings = replace(settings, ipv6=settings.ipv6 and addresses.ipv6 is not None)
         blocklist = await asyncio.get_running_loop().run_in_executor(
             None, load, settings.blocklists, settings.block, settings.allow
@@ -247,24 +234,14 @@ class Names:
         for problem in blocklist.problems:
             _log.warning("blocklist: %s", problem)
 
-        async def connect(destination: Destination) -> ByteStream:
-            return await link.open(destination)
-
-        names = cls(
-            build(
-                settings,
-                resolver=link.open_resolver,
-                connect=connect,
-                blocklist=blocklist,
-                also_blocks=lambda name: kill_switch.policy.blocks(name),
-            )
+        forwarder = build(
+            settings,
+            resolver=link.open_resolver,
+            connect=link.open,
+            blocklist=blocklist,
+            also_blocks=lambda name: kill_switch.policy.blocks(name),
         )
-        try:
-            await names.listen(addresses)
-        except BaseException:
-            names.close()
-            raise
-        return names
+        return cls(forwarder)
 
     async def listen(self, addresses: TunnelAddresses) -> None:
         """Answer on these addresses, on a port that is free on all of them."""

@@ -57,8 +57,8 @@ def set_sysctl(name: str, value: str, record: Record, proc: Path = PROC) -> None
     Nothing is recorded or written if it has that value already. Raises LocalError for a name or value that is not ours,
     ConfigError where the kernel does not have or allow it, and what `record` raises.
     """
-    path = _path(name, proc)
-    if path is None or not _VALUE.fullmatch(value):
+    path = _path(name, value, proc)
+    if path is None:
         raise LocalError(f"{name}={value} is not among the settings that this program changes")
     try:
         before = _read(path)
@@ -99,20 +99,21 @@ def undo_sysctl(entry: Entry, proc: Path = PROC) -> None:
 UNDO: Final[dict[str, Undoer]] = {KIND: undo_sysctl}
 
 
-def _path(name: str, proc: Path) -> Path | None:
-    """The file of an allowed name."""
-    for pattern in _ALLOWED:
-        if match := pattern.fullmatch(name):
-            return proc.joinpath(*match.groups())
+def _path(name: Any, value: Any, proc: Path) -> Path | None:
+    """The file of an allowed name; None if name or value is not allowed."""
+    if isinstance(name, str) and isinstance(value, str) and _VALUE.fullmatch(value):
+        for pattern in _ALLOWED:
+            if match := pattern.fullmatch(name):
+                return proc.joinpath(*match.groups())
     return None
 
 
 def _checked(name: Any, value: Any, proc: Path) -> tuple[Path, str]:
-    if isinstance(name, str) and isinstance(value, str) and _VALUE.fullmatch(value):
-        path = _path(name, proc)
-        if path is not None:
-            return path, value
-    raise CryprqError(f"the journal names a kernel setting that this program does not change ({name!r:.80})")
+    if (path := _path(name, value, proc)) is None:
+        raise CryprqError(
+            f"the journal names a kernel setting that this program does not change ({name!r:.80})"
+        )
+    return path, value
 
 
 def _followers(name: str, before: str, proc: Path) -> Iterator[tuple[str, str]]:

@@ -25,6 +25,7 @@ from typing import Any, Final
 from msgspec import structs
 
 from cryprq_proxy.address import Destination
+from cryprq_proxy.client.exits import Exits
 from cryprq_proxy.errors import ConfigError, CryprqError, reason_of
 from cryprq_proxy.lane.slices import Run
 from cryprq_proxy.rules.engine import RuleSet
@@ -36,7 +37,7 @@ from .dns.setup import check
 from .firewall import nft
 from .firewall.kill_switch import KillSwitch
 from .firewall.policy import Policy, contradiction
-from .interface import Foundation, NoInterface, PacketSender, TunInterface
+from .interface import Foundation, NoInterface, TunInterface
 from .journal import Journal, Undoer, undo
 from .resolver import choose as resolver
 from .resolver.bootstrap import Bootstrap
@@ -112,6 +113,8 @@ class Tunnel:
         self._interface = NoInterface()
         self._lost: asyncio.Future[OSError] = asyncio.get_running_loop().create_future()
         self.confirmed = asyncio.Event()
+        self.fail_closed = ending.fail_closed
+        """Whether the kill switch is to stay after a failure."""
 
     @classmethod
     async def start(cls, plan: TunnelPlan) -> Tunnel:
@@ -144,7 +147,7 @@ class Tunnel:
         await self._kill_switch.follow_exit(name, addresses)
         return addresses
 
-    async def run(self, link: PacketSender) -> None:
+    async def run(self, link: Exits) -> None:
         """Route everything into the tunnel, as soon as the exit has handed out addresses. Raises CryprqError."""
         await self._addressed.wait()
         offered = self._offered
@@ -172,6 +175,7 @@ class Tunnel:
 
         Raises CryprqError for what could not be undone.
         """
+        self._ending.fail_closed = self.fail_closed
         await self._stack.__aexit__(*failure)
 
     # --- what the link says (ClientNetwork) ---
@@ -192,15 +196,6 @@ class Tunnel:
         self._interface.lane_changed()
 
     # --- commands ---
-
-    @property
-    def fail_closed(self) -> bool:
-        """Whether the kill switch is to stay after a failure."""
-        return self._ending.fail_closed
-
-    @fail_closed.setter
-    def fail_closed(self, stays: bool) -> None:
-        self._ending.fail_closed = stays
 
     async def apply_rules(self, rules: RuleSet) -> None:
         """Other rules, for connections and questions from now on. Raises CryprqError; then those from before stay."""

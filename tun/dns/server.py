@@ -177,7 +177,7 @@ class _TcpClient(asyncio.Protocol):
         if len(self._clients) >= MAX_CONNECTIONS:
             next(iter(self._clients)).abort()
         self._clients[self] = None
-        self._idle = self._loop.call_later(IDLE_SECONDS, self._expire)
+        self._idle = self._loop.call_later(IDLE_SECONDS, self.abort)
 
     def connection_lost(self, error: Exception | None) -> None:
         self._clients.pop(self, None)
@@ -256,7 +256,4 @@ class _TcpClient(asyncio.Protocol):
         if self in self._clients:
             self._clients[self] = self._clients.pop(self)
             self._idle.cancel()
-            self._idle = self._loop.call_later(IDLE_SECONDS, self._expire)
-
-    def _expire(self) -> None:
-        self.abort()
+            self._idle = self._loop.call_later(IDLE_SECONDS, self.abort)

@@ -50,7 +50,7 @@ class TlsStream:
                     f"the server's certificate is not valid: {error.verify_message}"
                 ) from None
             except ssl.SSLError as error:
-                raise UpstreamError(f"TLS with the server failed: {_reason(error)}") from None
+                raise _failed(error) from None
             else:
                 await self._flush()
                 return
@@ -69,7 +69,7 @@ class TlsStream:
             except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
                 return b""
             except ssl.SSLError as error:
-                raise UpstreamError(f"TLS with the server failed: {_reason(error)}") from None
+                raise _failed(error) from None
 
     async def write(self, data: bytes) -> None:
         """See `ByteStream`. Raises UpstreamError when TLS has failed."""
@@ -78,7 +78,7 @@ class TlsStream:
         try:
             self._tls.write(data)
         except ssl.SSLError as error:
-            raise UpstreamError(f"TLS with the server failed: {_reason(error)}") from None
+            raise _failed(error) from None
         await self._flush()
 
     def write_eof(self) -> None:
@@ -106,19 +106,18 @@ def inside_tls(open_stream: OpenStream, context: ssl.SSLContext, name: str) -> O
     async def open_tls() -> ByteStream:
         stream = await open_stream()
         tls = TlsStream(stream, context, name)
-        done = False
         try:
             await tls.handshake()
-            done = True
-        finally:
-            if not done:
-                stream.abort()
+        except BaseException:
+            stream.abort()
+            raise
         return tls
 
     return open_tls
 
 
-def _reason(error: ssl.SSLError) -> str:
+def _failed(error: ssl.SSLError) -> UpstreamError:
+    reason = (error.reason or "unknown error").lower().replace("_", " ")
     if isinstance(error, ssl.SSLEOFError):
-        return "the server ended the connection"
-    return (error.reason or "unknown error").lower().replace("_", " ")
+        reason = "the server ended the connection"
+    return UpstreamError(f"TLS with the server failed: {reason}")

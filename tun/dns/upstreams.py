@@ -135,7 +135,7 @@ class Group:
                     member = waiting.pop(0)
                     asked[spawn(member.ask(inquiry, ipv6), "dns ask")] = member
                 if not asked:
-                    return refusal or _worst(errors)
+                    return refusal or next((error for error in errors if not error.unreachable), errors[-1])
                 left = end - loop.time()
                 done, _ = await asyncio.wait(
                     asked,
@@ -163,7 +163,3 @@ class Group:
     def _order(self) -> list[Member]:
         now = self._clock()
         return sorted(self.members, key=lambda member: max(member.down_until - now, 0.0))
-
-
-def _worst(errors: list[UpstreamError]) -> UpstreamError:
-    return next((error for error in errors if not error.unreachable), errors[-1])

@@ -123,20 +123,17 @@ def _sets(settings: FilterSettings, inbound: Inbound, openings: Openings) -> lis
     lines += set_of("uplinks", "ifname", "", map(name, sorted(settings.uplinks)))
     for family in _families(settings):
         version, kind = family.version, family.kind
-
-        def endpoints(pairs: Iterable[tuple[Address, int]], version: int = version) -> list[str]:
-            return [
-                f"{address} . {port}"
-                for address, port in sorted(pairs, key=str)
-                if address.version == version
-            ]
-
+        exits = [
+            f"{address} . {port}"
+            for address, port in sorted(settings.exits, key=str)
+            if address.version == version
+        ]
         resolvers = [
             f"{address} timeout {left}s"
             for address, left in sorted(openings.bootstrap.items(), key=str)
             if address.version == version and left > 0
         ]
-        lines += set_of(f"exits{version}", f"{kind} . inet_service", "", endpoints(settings.exits))
+        lines += set_of(f"exits{version}", f"{kind} . inet_service", "", exits)
         lines += set_of(f"bootstrap{version}", kind, "timeout", resolvers)
         lines += set_of(
             f"kept{version}",

@@ -1,4 +1,4 @@
-"""The client\'s filter in the kernel: puts up the table of client_table.py, replaces it, opens it for a while.
+"""The client's filter in the kernel: puts up the table of client_table.py, replaces it, opens it for a while.
 
 `Filter.up` comes before anything else changes, with the device's name and no tunnel address yet. `update` follows when
 addresses, exits, LAN prefixes or the forwarder's port become known or change. The journal's undo (nft.py) takes the

@@ -235,9 +235,9 @@ def explain(rules: RuleSet, host: str, port: int) -> str:
         return "the DNS forwarder answers whatever goes to port 53, and no rule concerns it"
     if decision.action.verdict is Verdict.DIRECT and port in DNS_PORTS:
         return f"it would go past the tunnel, {by}, but DNS in any form stays in the tunnel"
-    unless = "; a rule that names its address goes first" if name and _has_networks(rules) else ""
+    unless = (
+        "; a rule that names its address goes first"
+        if name and any(rule.cidrs for rule in rules.rules)
+        else ""
+    )
     return f"{_WORDS[decision.action.verdict]}, {by}{unless}"
-
-
-def _has_networks(rules: RuleSet) -> bool:
-    return any(rule.cidrs for rule in rules.rules)

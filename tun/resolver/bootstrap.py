@@ -169,7 +169,7 @@ class Bootstrap:
                         )
                     return found
         said = ", ".join(f"{resolver}: {why}" for resolver, why in failures.items())
-        local = all(_is_local(resolver) for resolver in resolvers)
+        local = all(resolver.startswith("127.") or resolver == "::1" for resolver in resolvers)
         hint = " (a resolver on this machine cannot ask others while the tunnel is down)" if local else ""
         raise BootstrapError(
             f"the exit's name {name} cannot be resolved ({said}){hint}; give the exit's IP address if this lasts"
@@ -355,10 +355,6 @@ def _good(task: asyncio.Task[tuple[str, ...] | AnswerError | OSError]) -> tuple[
         return ()
     result = task.result()
     return result if isinstance(result, tuple) else ()
-
-
-def _is_local(resolver: str) -> bool:
-    return resolver.startswith("127.") or resolver == "::1"
 
 
 def _why(error: AnswerError | OSError) -> str:
