@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import logging
 import socket
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import Final
 
 from ..errors import reason_of
 
@@ -35,18 +36,6 @@ _ERRORS_OF_ONE_CONNECTION: Final = frozenset(
 """Errors of the one connection that accept(2) took off the queue. The next one may be fine."""
 
 
-class AcceptTimer(Protocol):
-    def cancel(self) -> None: ...
-
-
-class AcceptLoop(Protocol):
-    """The methods of an event loop that an Acceptor uses."""
-
-    def add_reader(self, fd: socket.socket, callback: Callable[[], None], /) -> object: ...
-    def remove_reader(self, fd: socket.socket, /) -> object: ...
-    def call_later(self, delay: float, callback: Callable[[], None], /) -> AcceptTimer: ...
-
-
 class Acceptor:
     """Owns one listening socket and accepts its connections between `start` and `stop`.
 
@@ -56,7 +45,10 @@ class Acceptor:
     """
 
     def __init__(
-        self, loop: AcceptLoop, listener: socket.socket, accepted: Callable[[socket.socket, str], None]
+        self,
+        loop: asyncio.AbstractEventLoop,
+        listener: socket.socket,
+        accepted: Callable[[socket.socket, str], None],
     ) -> None:
         listener.setblocking(False)
         self._loop = loop
@@ -65,7 +57,7 @@ class Acceptor:
         self._reading = False
         self._pause = 0.0
         """Seconds of the last pause; 0 while accepting works."""
-        self._timer: AcceptTimer | None = None
+        self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
         """Accept from now on. No effect if it does already."""

@@ -82,8 +82,12 @@ class Accepting:
         self.loop = FakeLoop()
         self.listener = FakeListener(*script)
         self.hosts: list[str] = []
-        self.acceptor = Acceptor(self.loop, cast("socket.socket", self.listener), self._accepted)
+        self.acceptor = self.acceptor_for(self._accepted)
         self.acceptor.start()
+
+    def acceptor_for(self, accepted: Callable[[object, str], None]) -> Acceptor:
+        loop = cast("asyncio.AbstractEventLoop", self.loop)
+        return Acceptor(loop, cast("socket.socket", self.listener), accepted)
 
     def _accepted(self, sock: object, host: str) -> None:
         assert sock == f"from {host}"
@@ -158,7 +162,7 @@ def test_who_has_enough_connections_stops_in_the_middle_of_a_wake_up() -> None:
         if len(accepted) == 2:
             acceptor.stop()
 
-    acceptor = Acceptor(one.loop, cast("socket.socket", one.listener), take)
+    acceptor = one.acceptor_for(take)
     acceptor.start()
     one.loop.wake()
     assert accepted == ["a", "b"]

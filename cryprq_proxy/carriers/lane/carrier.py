@@ -11,12 +11,13 @@ exists here, and a wake-up takes a bounded number of batches (inbox.py).
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Container
 from dataclasses import asdict
 from math import inf
 from struct import Struct
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from ... import address
 from ...address import AddressError, Destination
@@ -60,22 +61,6 @@ class LaneHandler(Protocol):
         """`up` or `size` of the lane has changed."""
 
 
-class Timer(Protocol):
-    def cancel(self) -> None: ...
-
-
-class Timers(Protocol):
-    """What a lane uses of an event loop."""
-
-    def add_reader(self, fd: Any, callback: Callable[..., Any], /, *args: Any) -> None: ...
-
-    def remove_reader(self, fd: Any, /) -> Any: ...
-
-    def call_soon(self, callback: Callable[..., Any], /, *args: Any) -> Any: ...
-
-    def call_later(self, delay: float, callback: Callable[..., Any], /, *args: Any) -> Timer: ...
-
-
 class LaneCarrier:
     """One side of one session's lane: a `ClientLane`, or an `ExitLane` from `LaneListener.carrier`. Close it.
 
@@ -84,7 +69,7 @@ class LaneCarrier:
 
     def __init__(
         self,
-        loop: Timers,
+        loop: asyncio.AbstractEventLoop,
         handler: LaneHandler,
         *,
         dialler: bool,
@@ -107,7 +92,7 @@ class LaneCarrier:
         self._started = not dialler
         self._shown = (False, self.path.size)
         self._falls = 0
-        self._timer: Timer | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self._timer_at = inf
         self._closed = False
         self._sent = self._sent_bytes = self._received = self._received_bytes = 0

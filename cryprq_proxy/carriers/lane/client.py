@@ -6,6 +6,7 @@ the carrier's peer has another address, when its own address is no longer one of
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable
 from contextlib import closing
@@ -16,7 +17,7 @@ from ...base.clock import clock
 from ...crypto.primitives import Entropy, system_entropy
 from ...errors import ConfigError
 from .batch import Batch, SocketAddress, UdpOffload
-from .carrier import MAX_PAYLOAD, LaneCarrier, LaneHandler, Timers
+from .carrier import MAX_PAYLOAD, LaneCarrier, LaneHandler
 from .inbox import Inbox
 from .train import Outlet
 from .udp_socket import UdpSocket, error_name
@@ -32,7 +33,7 @@ class ClientLane(LaneCarrier):
 
     def __init__(
         self,
-        loop: Timers,
+        loop: asyncio.AbstractEventLoop,
         handler: LaneHandler,
         offload: UdpOffload,
         *,

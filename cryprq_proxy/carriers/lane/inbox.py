@@ -8,9 +8,10 @@ that other callbacks do not wait long.
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import Final
 
 from ...base.buffers import SHARED
 from ...lane.layout import EXPRESS_KIND
@@ -23,22 +24,16 @@ TURN_BYTES: Final = 131_072
 """Bytes opened in one turn, about: they take half a millisecond."""
 
 
-class Loop(Protocol):
-    """What an inbox uses of an event loop."""
-
-    def add_reader(self, fd: int, callback: Callable[[], None], /) -> None: ...
-
-    def remove_reader(self, fd: int, /) -> object: ...
-
-    def call_soon(self, callback: Callable[[], None], /) -> object: ...
-
-
 class Inbox:
     """Reads `sock` and gives each batch to `handle`, which may use it until it returns. After each turn,
     `turn_ended` is called with whether more waits here already."""
 
     def __init__(
-        self, loop: Loop, sock: UdpSocket, handle: Callable[[Batch], None], turn_ended: Callable[[bool], None]
+        self,
+        loop: asyncio.AbstractEventLoop,
+        sock: UdpSocket,
+        handle: Callable[[Batch], None],
+        turn_ended: Callable[[bool], None],
     ) -> None:
         self._loop = loop
         self._sock = sock

@@ -9,6 +9,7 @@ datagram with a known index goes to its lane, which answers only what it can ope
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from functools import partial
@@ -21,7 +22,7 @@ from ...errors import ConfigError, reason_of
 from ...lane.layout import EXPRESS_KIND, KIND, OVERHEAD
 from ...status import LaneSocketStatus, LanesStatus
 from .batch import Batch, SocketAddress, UdpOffload, UdpPeer
-from .carrier import LaneCarrier, LaneHandler, Timers
+from .carrier import LaneCarrier, LaneHandler
 from .inbox import Inbox
 from .train import Outlet
 from .udp_socket import ETHERNET_MTU, HEADERS, UdpSocket
@@ -37,7 +38,7 @@ class ExitLane(LaneCarrier):
 
     def __init__(
         self,
-        loop: Timers,
+        loop: asyncio.AbstractEventLoop,
         handler: LaneHandler,
         lanes: dict[int, ExitLane],
         *,
@@ -69,7 +70,7 @@ class LaneListener:
 
     def __init__(
         self,
-        loop: Timers,
+        loop: asyncio.AbstractEventLoop,
         addresses: Iterable[SocketAddress],
         offload: UdpOffload,
         *,

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import pytest
 
@@ -63,6 +63,10 @@ class Loop:
         self.readers: dict[int, Callable[[], None]] = {}
         self.timers: list[Loop.Timer] = []
         self.soon: list[Callable[[], None]] = []
+
+    @property
+    def typed(self) -> asyncio.AbstractEventLoop:
+        return cast("asyncio.AbstractEventLoop", self)
 
     def clock(self) -> float:
         return self.now
@@ -146,7 +150,7 @@ class Session:
         self.hold = False
         self.at_client = Handler(lambda *frame: self.frame(self.exit, *frame))
         self.at_exit = Handler(lambda *frame: self.frame(self.client, *frame))
-        self.client = ClientLane(loop, self.at_client, offload, clock=loop.clock)
+        self.client = ClientLane(loop.typed, self.at_client, offload, clock=loop.clock)
         self.exit: LaneCarrier = listener.carrier(self.at_exit, exit)
         self.where = exit
         self.listener = listener
@@ -223,7 +227,9 @@ def join(loop: Loop) -> Iterator[Join]:
         bound = host if not wildcard else "0.0.0.0"
         listener = listeners.get((bound, offload))
         if listener is None:
-            listener = listeners[bound, offload] = LaneListener(loop, [(bound, 0)], offload, clock=loop.clock)
+            listener = listeners[bound, offload] = LaneListener(
+                loop.typed, [(bound, 0)], offload, clock=loop.clock
+            )
         sessions.append(Session(loop, listener, (host, listener.addresses[0][1]), offload))
         return sessions[-1]
 
@@ -686,7 +692,7 @@ def test_exit_without_a_route_to_the_client_begins_with_ethernet(
         raise OSError(errno.ENETUNREACH, "unreachable")
 
     monkeypatch.setattr(socket.socket, "connect", connect)
-    listener = LaneListener(loop, [("127.0.0.1", 0)], BOTH, clock=loop.clock)
+    listener = LaneListener(loop.typed, [("127.0.0.1", 0)], BOTH, clock=loop.clock)
     try:
         for client in (None, ("127.0.0.1", 9)):
             lane = listener.carrier(Handler(), client)
@@ -887,12 +893,12 @@ def test_handler_may_close_the_lane_in_a_call(join: Join, loop: Loop) -> None:
 
 
 def test_port_that_is_taken(loop: Loop) -> None:
-    first = LaneListener(loop, [("127.0.0.1", 0)], BOTH, clock=loop.clock)
+    first = LaneListener(loop.typed, [("127.0.0.1", 0)], BOTH, clock=loop.clock)
     try:
         with pytest.raises(
             ConfigError, match=r"cannot listen on UDP 127\.0\.0\.1:\d+ \(address already in use\)"
         ):
-            LaneListener(loop, [("127.0.0.1", 0), first.addresses[0]], BOTH, clock=loop.clock)
+            LaneListener(loop.typed, [("127.0.0.1", 0), first.addresses[0]], BOTH, clock=loop.clock)
     finally:
         first.close()
     assert not loop.readers

@@ -55,8 +55,9 @@ class Stage:
         self.seen: list[int] = []
         self.turns: list[bool] = []
         self.on_batch: Callable[[], None] = lambda: None
+        loop: Any = self.loop
         sock: Any = self.sock
-        self.inbox = Inbox(self.loop, sock, self.handle, self.turns.append)
+        self.inbox = Inbox(loop, sock, self.handle, self.turns.append)
 
     def handle(self, batch: Batch) -> None:
         self.seen.append(batch.data[1])
