@@ -38,17 +38,17 @@ NEVER_DRAIN: Final = 1 << 62
 """aiohttp is not to wait for an empty transport; the carrier does."""
 
 type Welcome = Callable[[Pipe, str], Awaitable[None]]
-"""Runs the handshake on a pipe of a client at that address. What fails is closed; nothing is raised."""
+"""Runs the handshake on a pipe of a client at that address. Closes the pipe if it fails; raises nothing."""
 
 
 class UpgradeRequest(web.BaseRequest):
     async def _prepare_hook(self, response: web.StreamResponse) -> None:
-        """Where aiohttp lets its applications change a response: nobody is told what runs here."""
+        """Called by aiohttp before it sends a response; this removes the name of the server."""
         response.headers.pop("Server", None)
 
 
 class _Connection(Watched, web.RequestHandler):
-    """One HTTP connection. `ended` is done when the link stands, or nothing will come of it."""
+    """One HTTP connection. `ended` is done when it carries a link, or has failed."""
 
     def __init__(self, server: web.Server, host: str, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(
@@ -73,8 +73,8 @@ class _Connection(Watched, web.RequestHandler):
         self.end()
 
     def handle_error(self, *_: Any, **__: Any) -> web.StreamResponse:
-        """For what is no HTTP: as for all the rest, and nothing into the log."""
-        return _nothing_here()
+        """Answer what is not HTTP like every other wrong request, without a line in the log."""
+        return _not_found()
 
 
 class WebEntrance:
@@ -93,8 +93,7 @@ class WebEntrance:
         return self._settings.forwarded and ip_address(host.partition("%")[0]).is_loopback
 
     async def visit(self, sock: socket.socket, host: str) -> None:
-        """Take over `sock`, accepted from `host` and non-blocking. Returns when the link stands or nothing will come of
-        the connection."""
+        """Take over `sock`, accepted from `host` and non-blocking. Returns when it carries a link or has failed."""
         connection = _Connection(self._server, host, self._loop)
         tls: dict[str, Any] = {}
         if self._tls is not None:
@@ -115,7 +114,7 @@ class WebEntrance:
             raise
 
     async def close(self) -> None:
-        """All connections that still stand are cut."""
+        """Cut all connections."""
         await self._server.shutdown(CLOSE_SECONDS)
 
     def _request(self, message: Any, payload: Any, protocol: Any, writer: Any, task: Any) -> web.BaseRequest:
@@ -124,7 +123,7 @@ class WebEntrance:
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         connection = request.protocol
         if not isinstance(connection, _Connection) or connection.transport is None:
-            return _nothing_here()
+            return _not_found()
         host = self._client(connection.host, request)
         response = web.WebSocketResponse(
             timeout=SECONDS, compress=False, max_msg_size=MAX_MESSAGE, writer_limit=NEVER_DRAIN
@@ -137,7 +136,7 @@ class WebEntrance:
             or not response.can_prepare(request)
             or (self.is_proxy(connection.host) and not self._allow(host))
         ):
-            return _nothing_here()
+            return _not_found()
         transport = connection.transport
         await response.prepare(request)
         over = self._loop.create_future()
@@ -154,7 +153,7 @@ class WebEntrance:
         return response
 
     def _client(self, host: str, request: web.BaseRequest) -> str:
-        """The address that counts: behind a reverse proxy the last one that it names, which it wrote itself."""
+        """The client's address: behind a reverse proxy the last one that the proxy names."""
         if not self.is_proxy(host):
             return host
         named = request.headers.getall("X-Forwarded-For", [""])[-1].rpartition(",")[2].strip()
@@ -166,7 +165,7 @@ class WebEntrance:
         return client
 
 
-def _nothing_here() -> web.Response:
+def _not_found() -> web.Response:
     response = web.Response(status=404, text="404: Not Found")
     response.force_close()
     return response

@@ -119,11 +119,11 @@ def own_address(listen: Sequence[Destination]) -> Destination:
     found = []
     for host, port in listen:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        told: str | None = host
+        address: str | None = host
         if Destination(host, port).is_ip and ip_address(host).is_unspecified:
-            told = _outward(family)
-        if told is not None and port:
-            found.append(Destination(told, port))
+            address = _outward(family)
+        if address is not None and port:
+            found.append(Destination(address, port))
     if not found:
         raise ConfigError("this machine does not know its own address; give it with --address HOST:PORT")
     return next(filter(is_global, found), found[0])
@@ -170,19 +170,19 @@ def exit_here(file: Path | None) -> ExitHere:
     the file, and for root it may be a service. Raises CryprqError."""
     config = load_exit(file)
     authorized = authorized_file(file, config)
-    told: Status | None = None
+    status: Status | None = None
     with contextlib.suppress(NotRunning):
-        told = query_status(config.control_socket)
-    if not isinstance(told, ExitStatus) or told.pairing is None:
+        status = query_status(config.control_socket)
+    if not isinstance(status, ExitStatus) or status.pairing is None:
         return ExitHere(
             config, authorized, False, None, config.listen, config.public, config.psk_file is not None
         )
-    pairing = told.pairing
+    pairing = status.pairing
     return ExitHere(
         config,
         authorized if pairing.authorized is None else Path(pairing.authorized),
         True,
-        PeerId.parse(told.peer_id),
+        PeerId.parse(status.peer_id),
         [parse_host_port(listen) for listen in pairing.listen],
         pairing.public,
         pairing.psk,
@@ -201,26 +201,26 @@ def make_invite(
         raise ConfigError(
             f"a peer has the name {one_line(name)} already; choose another name, or revoke that peer first"
         )
-    told = here.public if address is None else parse_public(address)
+    public = here.public if address is None else parse_public(address)
     warnings = []
     if not here.runs:
         warnings.append(
             "no exit with this configuration runs now: start it with cryprq-proxy exit, or name its file with --config"
         )
-    if not told:
+    if not public:
         own = own_address(here.listen)
         if not is_global(own):
             warnings.append(
                 f"{own.host} is not an address of the internet: clients elsewhere need an invite made with --address"
             )
-        told = str(own)
+        public = str(own)
     if here.psk:
         warnings.append(
             "this exit has a pre-shared key: a client needs psk_file in its client.toml before it joins"
         )
     config, port = here.config, next((port for _, port in here.listen if port), USUAL_PORT)
     peer_id = here.peer_id or own_identity(choose_provider(config.provider), config.identity).peer_id
-    url = public_url(peer_id, told, port)
+    url = public_url(peer_id, public, port)
     secret = InviteStore(beside(here.authorized)).create(name, seconds, now)
     return Invitation(url, secret), warnings
 

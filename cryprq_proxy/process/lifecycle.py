@@ -93,8 +93,8 @@ class Stop:
             waiting.result()
             return False
         finally:
-            for each in (task, waiting):
-                each.cancel()
+            for running in (task, waiting):
+                running.cancel()
             await asyncio.wait({task, waiting})
 
     async def hurry(self, stopping: Coroutine[Any, Any, None]) -> bool:

@@ -1,4 +1,4 @@
-"""The demo: exit and client in one process and one event loop, over loopback, with identities that nobody keeps.
+"""The demo: exit and client in one process and one event loop, over loopback, with identities of its own.
 
 It is the real thing but for the distance: the same roles, the same handshake, the same records. No file is read or
 written, and there is no control socket.

@@ -210,14 +210,16 @@ class RunningExit:
 
 
 def peers_told(names: Mapping[PeerId, str], sessions: Iterable[str]) -> tuple[PeerStatus, ...]:
-    """Peers for the status, with how many of `sessions` (a peer id for each) they have; those with most
-    first. A peer that was invited a moment ago has no name yet: names are read with the list."""
+    """The peers of the status, those with most sessions first. `sessions` has the peer id of each session.
+
+    A peer that has just used an invite has no name yet: names are read with the list.
+    """
     counts = Counter(sessions)
     known = {str(peer): name for peer, name in names.items()}
-    everybody = sorted(dict.fromkeys(counts) | known, key=lambda peer: -counts[peer])
+    peers = sorted(dict.fromkeys(counts) | known, key=lambda peer: -counts[peer])
     return tuple(
         PeerStatus(peer_id=peer, name=known.get(peer, ""), sessions=counts[peer])
-        for peer in everybody[:MAX_PEERS_TOLD]
+        for peer in peers[:MAX_PEERS_TOLD]
     )
 
 

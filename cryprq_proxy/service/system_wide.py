@@ -177,7 +177,7 @@ def _let_out(tun: TunStatus) -> Iterator[IPNetwork]:
     if included:
         outside: list[IPNetwork] = [IPv4Network("0.0.0.0/0"), IPv6Network("::/0")]
         for network in included:
-            outside = [rest for each in outside for rest in _without(each, network)]
+            outside = [rest for prefix in outside for rest in _without(prefix, network)]
         yield from outside
 
 

@@ -1,4 +1,4 @@
-"""Live data for the pages: one ticker for all who listen, and none while nobody does.
+"""Live data for the pages: one ticker for all listeners, and none without a listener.
 
     first listener -> ticker starts: ask the sources, encode once, wake all, sleep a second -> last one gone: it ends
 
@@ -95,7 +95,7 @@ class Events:
             except Exception:  # noqa: BLE001
                 # A bug in a report must not end the reports; it is logged once.
                 if not self._failing:
-                    _log.exception("the dashboard's data cannot be told")
+                    _log.exception("the dashboard's data cannot be made")
                 self._failing = True
             # Also without an event: listeners that have gone are noticed then.
             self._wake()
@@ -120,7 +120,7 @@ class Events:
 
 
 class _Event(NamedTuple):
-    """One tick, as it is sent. `streams` is the last list that was made, of so many `rows`; `fresh`: in this tick."""
+    """One tick, as it is sent. `streams` is the newest list, of `rows` streams; `fresh`: it was made in this tick."""
 
     status: bytes
     streams: bytes

@@ -79,7 +79,7 @@ class RequestGuard:
         headers = asked.headers
         if "Upgrade" in headers:
             return Refusal(403, "there are no WebSockets here")
-        if headers.get("Sec-Fetch-Site", "none") not in ("none", "same-origin") and not _visits(asked):
+        if headers.get("Sec-Fetch-Site", "none") not in ("none", "same-origin") and not _is_navigation(asked):
             return Refusal(403, "another site's page may not ask this; type the address, or use a bookmark")
         origin = headers.get("Origin")
         if origin is not None and origin.lower() != f"http://{asked.hosts[0].lower()}":
@@ -109,7 +109,7 @@ class RequestGuard:
         return constant_time_equal(digest, self._token) and scheme.lower() == "bearer"
 
 
-def _visits(asked: Asked) -> bool:
+def _is_navigation(asked: Asked) -> bool:
     """Whether a person follows a link to the page, not into a frame. The page is empty before it asks for data."""
     how = asked.headers.get("Sec-Fetch-Mode"), asked.headers.get("Sec-Fetch-Dest")
     return how == ("navigate", "document") and not asked.changes and not asked.tells

@@ -22,6 +22,7 @@ from cryprq_proxy.config.authorized import read_peers
 from cryprq_proxy.config.client import ClientConfig, client_from, load_client
 from cryprq_proxy.config.decode import decode_table
 from cryprq_proxy.config.exit import ExitConfig, exit_from, load_exit
+from cryprq_proxy.config.exits import MAX_ENDPOINTS, MAX_EXITS
 from cryprq_proxy.config.secret_files import read_psk, read_user
 from cryprq_proxy.config.urls import PeerUrl, parse_peer_url, parse_upstream
 from cryprq_proxy.crypto.identity import PeerId
@@ -378,6 +379,10 @@ def test_psk_file(tmp_path: Path) -> None:
         file.write_text(wrong)
         with pytest.raises(ConfigError, match="expected 64 hexadecimal digits"):
             read_psk(file)
+    file.write_text("00" * 32)
+    file.chmod(0o604)
+    with pytest.raises(ConfigError, match=f"others can read the key file {file}, .*; run: chmod 600"):
+        read_psk(file)
 
 
 def test_odd_files_are_one_sentence(tmp_path: Path) -> None:
@@ -571,7 +576,7 @@ def two_exits(more: str = "") -> str:
 THIRD_ID = str(PeerId(bytes(range(1, 33))))
 
 
-def test_one_exit_may_be_reached_in_several_ways() -> None:
+def test_one_exit_may_have_several_endpoints() -> None:
     (exit,) = client("", {"peer": (f"cryprq://{ID}@a.example:1", f"cryprq+wss://{ID}@a.example/x")}).exits()
     assert (exit.name, exit.peer_id) == ("a.example", PeerId(bytes(32)))
     assert [str(endpoint) for endpoint in exit.endpoints] == ["a.example:1", "wss://a.example/x"]
@@ -590,6 +595,17 @@ def test_several_peers_are_several_exits_in_their_order() -> None:
         "", {"peer": (f"cryprq://{OTHER_ID}@[2001:db8::1]:1", f"cryprq://{ID}@b.example:1")}
     ).exits()
     assert [(exit.name, exit.priority) for exit in exits] == [("exit-1", 1), ("b.example", 2)]
+
+
+def test_exits_and_their_endpoints_are_bounded() -> None:
+    peers = [f"cryprq://{PeerId(number.to_bytes(32))}@192.0.2.{number}:1" for number in range(MAX_EXITS + 1)]
+    assert len(client("", {"peer": peers[:-1]}).exits()) == MAX_EXITS
+    with pytest.raises(ConfigError, match="there are 33 exits; at most 32 are allowed"):
+        client("", {"peer": peers})
+    endpoints = [f"cryprq://{ID}@192.0.2.{number}:1" for number in range(MAX_ENDPOINTS + 1)]
+    assert len(client("", {"peer": endpoints[:-1]}).exits()[0].endpoints) == MAX_ENDPOINTS
+    with pytest.raises(ConfigError, match=r"the exit 192\.0\.2\.0 has 9 addresses; at most 8 are allowed"):
+        client("", {"peer": endpoints})
 
 
 def test_a_peer_on_the_command_line_replaces_all_exits_of_the_file() -> None:

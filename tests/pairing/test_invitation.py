@@ -22,6 +22,7 @@ from cryprq_proxy.client.client import Client
 from cryprq_proxy.client.requests import ClientObserver
 from cryprq_proxy.config.authorized import PeersFile
 from cryprq_proxy.config.client import ClientConfig, load_client
+from cryprq_proxy.config.exit import ExitConfig
 from cryprq_proxy.crypto.identity import Identity, PeerId
 from cryprq_proxy.crypto.primitives import select_provider
 from cryprq_proxy.errors import CloseReason, ConfigError, CryprqError, PeerError
@@ -31,7 +32,14 @@ from cryprq_proxy.exit.providers import Invites
 from cryprq_proxy.exit.settings import WebSocketSettings
 from cryprq_proxy.outbound.resolver import SystemResolver
 from cryprq_proxy.pairing import invitation as pairing
-from cryprq_proxy.pairing.invitation import Invitation, own_address, parse_expiry, public_url
+from cryprq_proxy.pairing.invitation import (
+    ExitHere,
+    Invitation,
+    own_address,
+    parse_expiry,
+    public_url,
+    reload_exit,
+)
 from cryprq_proxy.pairing.invite_store import InviteStore, Redeemer, beside
 from cryprq_proxy.pairing.join import join, plan, write
 from cryprq_proxy.service.exit import MAX_PEERS_TOLD, peers_told
@@ -175,7 +183,7 @@ def test_the_own_address(monkeypatch: pytest.MonkeyPatch) -> None:
             own_address(listen)
 
 
-def test_the_way_out_is_asked_without_a_packet(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_route_to_the_internet_is_asked_without_a_packet(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pairing, "_OUTSIDE", {socket.AF_INET: "127.0.0.9", socket.AF_INET6: "::1"})
     assert pairing._outward(socket.AF_INET) is None  # loopback leads nowhere
     assert pairing._outward(socket.AF_INET6) is None
@@ -350,6 +358,15 @@ async def test_an_invite_over_websocket(tmp_path: Path) -> None:
         (known,) = load_client(tmp_path / "c.toml").exits()
         assert known.endpoints == (world.endpoint,)
         assert not await world.comes_in(secret)
+
+
+def test_a_running_exit_reads_its_list_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[tuple[Path, str]] = []
+    monkeypatch.setattr(pairing, "query", lambda path, command: asked.append((path, command)))
+    config = ExitConfig(control_socket=tmp_path / "exit.sock")
+    for runs in (False, True):
+        reload_exit(ExitHere(config, tmp_path / "authorized", runs, None, (), "", False))
+    assert asked == [(config.control_socket, "reload")]
 
 
 def test_peers_in_the_status() -> None:

@@ -158,6 +158,16 @@ asyncio.run(main())
 """
 
 
+async def test_the_watchdog_hears_twice_within_its_time(manager: NotifySocket) -> None:
+    now = asyncio.get_running_loop().time()
+    notifier = Notifier(manager.address, watchdog=60.0)
+    notifier.ready(lambda: "")
+    assert manager.next()["READY"] == "1"
+    assert manager.next() == {"WATCHDOG": "1"}
+    assert notifier._timers[-1].when() == pytest.approx(now + 30.0, abs=5.0)
+    notifier.close()
+
+
 @pytest.mark.process
 def test_a_stuck_loop_misses_the_watchdog(tmp_path: Path) -> None:
     with (
