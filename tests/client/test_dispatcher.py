@@ -1,4 +1,4 @@
-"""The rules applied: which way a connection goes, what a front-end says of a block, and the list of connections."""
+"""The rules applied: which route a connection takes, what a front-end says of a block, and the list of connections."""
 
 from __future__ import annotations
 
@@ -213,7 +213,7 @@ async def test_with_several_exits_datagrams_follow_the_active_one() -> None:
 async def test_each_datagram_goes_its_way(office: Office) -> None:
     app = office.request(NOWHERE, StreamProtocol.UDP)
     assert app.events == [("opened",)]
-    assert office.served() == [0, 0], "a way is opened when it is needed"
+    assert office.served() == [0, 0], "a route is requested when it is needed"
     assert app.stream is not None
     for destination in (TUNNEL, NAMED, ADS, ADS, MAIL, Destination("127.0.0.1", 9)):
         app.stream.send_datagram(destination, destination.host.encode())

@@ -1,4 +1,4 @@
-"""Which way to each exit worked: kept, read again, and never a reason to fail."""
+"""Which endpoint of each exit worked: kept, read again, and never a reason to fail."""
 
 from __future__ import annotations
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
+import weakref
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
@@ -13,7 +15,7 @@ from cryprq_proxy.address import Destination
 from cryprq_proxy.base.sockets import set_reset_on_close
 from cryprq_proxy.errors import StreamReason
 from cryprq_proxy.fronts.credentials import Credentials
-from cryprq_proxy.fronts.listener import ListenerSettings, MixedListener
+from cryprq_proxy.fronts.listener import ListenerSettings, MixedListener, SocksConnection
 from cryprq_proxy.session.streams import Half
 from cryprq_proxy.session.wire import StreamProtocol
 from tests.support.fake_source import FakeSource
@@ -87,6 +89,23 @@ async def test_from_a_negotiation_to_a_relay(proxy: Proxy) -> None:
     await until(lambda: asked.stream.sent == b"question")
     asked.stream.handler.data_received(memoryview(b"answer"))
     assert await application.read(6) == b"answer"
+
+
+async def test_a_negotiation_leaves_nothing_behind(proxy: Proxy) -> None:
+    """The stream's label holds the connection, and an idle stream is to be small."""
+    await proxy.connected()
+    [asked] = proxy.source.asked
+    connection = asked.stream.handler
+    assert isinstance(connection, SocksConnection)
+    assert connection._socks is not None
+    negotiation = weakref.ref(connection._socks)
+    gc.disable()
+    try:
+        asked.open()
+        assert negotiation() is None
+    finally:
+        gc.enable()
+    assert connection._stream is None
 
 
 async def test_what_comes_behind_the_request_goes_first_into_the_stream(proxy: Proxy) -> None:

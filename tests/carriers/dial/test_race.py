@@ -1,4 +1,4 @@
-"""Races between ways to the exit, on a clock that the test turns."""
+"""Races between endpoints of the exit, on a clock that the test turns."""
 
 from __future__ import annotations
 
