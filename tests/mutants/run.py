@@ -15,7 +15,7 @@ occurs exactly once, or when its tests cannot be collected, which would prove no
 must pass, and this is tried first.
 
     make mutants ARGS="session rekey"   only faults whose package/name contains one of these words
-    make mutants ARGS="-j 1 lane"       one worker; the default is one per core
+    make mutants ARGS="-j 1 lane"       one worker; the default is two per core, because a fault that hangs only waits
     make mutants ARGS=--list            the faults
 """
 
@@ -33,7 +33,7 @@ import tempfile
 import time
 import tomllib
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, fields
 from functools import lru_cache, partial
 from pathlib import Path
@@ -51,8 +51,12 @@ COPIED = (
     "README.md",
     "Makefile",
 )
-HANG = 60
-"""Seconds for one test; a fault that makes it wait longer is killed."""
+HANG = 10
+"""Seconds for one test, most of which take milliseconds; a fault that makes it wait longer is killed."""
+PATIENCE = 120
+"""Seconds for one test without a fault, for which a slow machine is no reason to fail."""
+# Without bytecode each attempt would compile the program anew.
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 ALL_PASSED, SOME_FAILED = 0, 1
 """Exit codes of pytest; all others say that the tests did not run."""
 
@@ -154,7 +158,7 @@ class Tree:
     def baseline(self, tests: Iterable[str]) -> Outcome:
         """Without a fault, all of `tests` must pass."""
         started = time.monotonic()
-        code, output = self._run(tests)
+        code, output = self._run(tests, PATIENCE)
         text = "all pass without a fault" if code == ALL_PASSED else f"fails without a fault:\n{output}"
         return Outcome("baseline", code == ALL_PASSED, text, time.monotonic() - started)
 
@@ -169,7 +173,7 @@ class Tree:
         original = path.read_text("utf-8")
         self._write(path, changed)
         try:
-            code, output = self._run(fault.tests)
+            code, output = self._run(fault.tests, HANG)
         finally:
             self._write(path, original)
         seconds = time.monotonic() - started
@@ -186,19 +190,19 @@ class Tree:
         self._stamp += 1
         os.utime(path, (self._stamp, self._stamp))
 
-    def _run(self, tests: Iterable[str]) -> tuple[int, str]:
-        options = ("-q", "-x", "-p", "no:cacheprovider", "--tb=line", "-o", f"timeout={HANG}")
+    def _run(self, tests: Iterable[str], hang: int) -> tuple[int, str]:
+        options = ("-q", "-x", "-p", "no:cacheprovider", "--tb=line", "-o", f"timeout={hang}")
         try:
             result = subprocess.run(
                 (sys.executable, "-m", "pytest", *options, *tests),
                 cwd=self._root,
-                env={**os.environ, "PYTHONPATH": str(self._root)},
+                env=ENVIRONMENT | {"PYTHONPATH": str(self._root)},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
                 errors="replace",
-                timeout=5 * HANG,
+                timeout=12 * hang,
                 check=False,
             )
         except subprocess.TimeoutExpired:
@@ -212,7 +216,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("words", nargs="*", help="only faults whose package/name contains one of these")
-    parser.add_argument("-j", "--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("-j", "--jobs", type=int, default=2 * (os.cpu_count() or 1))
     parser.add_argument("--list", action="store_true", help="print the faults and try none")
     arguments = parser.parse_args()
     try:
@@ -233,7 +237,7 @@ def main() -> int:
 
 
 def try_all(faults: list[Fault], jobs: int) -> Iterable[Outcome]:
-    """Try the unchanged tests of each test file first, then every fault. Yields in this order."""
+    """Try the unchanged tests of each test file first, then every fault. Yields each as it ends."""
     with tempfile.TemporaryDirectory(prefix="mutants-") as directory:
         trees: queue.SimpleQueue[Tree] = queue.SimpleQueue()
         for number in range(jobs):
@@ -251,7 +255,8 @@ def try_all(faults: list[Fault], jobs: int) -> Iterable[Outcome]:
         attempts = [partial(Tree.baseline, tests=share) for share in shares]
         attempts += [partial(Tree.attempt, fault=fault) for fault in faults]
         with ThreadPoolExecutor(jobs) as pool:
-            yield from pool.map(in_a_tree, attempts)
+            for done in as_completed([pool.submit(in_a_tree, attempt) for attempt in attempts]):
+                yield done.result()
 
 
 def report(outcomes: Iterable[Outcome]) -> int:
