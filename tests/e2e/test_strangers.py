@@ -276,7 +276,7 @@ def test_slow_application(start: bytes, hasty: Client) -> None:
     with connect(hasty.port) as sock:
         sock.sendall(start)
         answer = read_all(sock)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 10, "the default, which this client does not use"
     assert not answer or answer.startswith((b"\x05\x00", b"HTTP/1.1 408 "))
 
 
@@ -294,7 +294,7 @@ def test_one_byte_after_another(hasty: Client) -> None:
                 continue
             except OSError:
                 break
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < PATIENCE, "two thousand bytes at this pace would take longer"
 
 
 def test_port_is_taken(world: World) -> None:

@@ -7,7 +7,6 @@ tunnel come from the home's router (IPv4) or the client itself (IPv6), all other
 from __future__ import annotations
 
 import socket
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 
@@ -265,13 +264,11 @@ def test_ipv6_is_unreachable_where_the_exit_has_none(namespaces: None) -> None:
         }
         with stage.wire() as wire, stage.tunnel():
             assert not stage.status()["ipv6"]
-            begun = time.monotonic()
             assert not stage.ping(SERVER6)
-            assert not stage.fetches(SERVER6)
+            assert stage.refuses(SERVER6), "a program would wait"
             with stage.socket(SERVER6, socket.SOCK_DGRAM) as sock, pytest.raises(OSError) as refused:
                 sock.sendto(b"x", (SERVER6, ECHO_PORT))
             assert not isinstance(refused.value, TimeoutError)
-            assert time.monotonic() - begun < 1.0, "a program would wait"
             answer = stage.client.run(["dig", "b.example.com", "AAAA"])
             assert "status: NOERROR" in answer and "ANSWER: 0" in answer
             assert stage.client.run(["dig", "+short", "b.example.com", "A"]) == "192.0.2.7\n"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -191,13 +190,11 @@ def test_the_lan_is_reached_directly(stage: Stage, printer: Namespace) -> None:
 
 def test_the_lan_is_blocked_at_once(stage: Stage, printer: Namespace) -> None:
     with served(printer), served(stage.client), stage.tunnel("--lan", "block"), stage.wire() as wire:
-        begun = time.monotonic()
         for address in (PRINTER4, ROUTER_LAN4):
             assert not stage.ping(address)
             with stage.socket(address) as sock, pytest.raises(OSError) as refused:
                 sock.connect((address, PRINTER_PORT))
             assert not isinstance(refused.value, TimeoutError)
-        assert time.monotonic() - begun < SECONDS
         assert not talks(stage, CLIENT4, printer, seconds=SILENCE)
         assert stage.fetch(SERVER4) == EXIT4
     assert not beside_the_link(wire)
@@ -210,22 +207,20 @@ def test_the_lan_is_blocked_at_once(stage: Stage, printer: Namespace) -> None:
 def test_the_kill_switch_holds_where_the_routes_do_not(stage: Stage, switch: str) -> None:
     """Another program's rule, before ours, leads past the tunnel."""
     client = stage.client
-    ways = ((4, SERVER4, OTHER4), (6, SERVER6, OTHER6))
+    directions = ((4, SERVER4, OTHER4), (6, SERVER6, OTHER6))
     with stage.wire() as wire, stage.tunnel("--kill-switch", switch), ExitStack() as stack:
-        for version, address, _ in ways:
+        for version, address, _ in directions:
             rule = f"{'-6 ' if version == 6 else ''}rule"
             client.ip(f"{rule} add to {address} lookup main priority 100")
             stack.callback(client.ip, f"{rule} del to {address} lookup main priority 100")
-        begun = time.monotonic()
-        for version, address, other in ways:
+        for version, address, other in directions:
             if switch == "on":
-                assert not stage.fetches(address)
+                assert stage.refuses(address)
                 assert not stage.ping(address)
             else:
                 assert stage.fetch(address) == DIRECT[version]
                 assert stage.ping(address)
             assert stage.fetch(other) == THROUGH[version]
-        assert time.monotonic() - begun < SECONDS, "what is refused is refused at once"
         state = stage.status()["kill_switch"]
         assert state["on"] == (switch == "on")
         assert bool(state["kept_in"]["blocked"]) == (switch == "on")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 import signal
-import time
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -16,7 +15,7 @@ import pytest
 from tests.support.lab.hosts import CLIENT6, EXIT4, EXIT6, ROUTER_SERVER4, SERVER4, SERVER6
 from tests.support.lab.links import Role, Settings, toml
 from tests.support.lab.server import ECHO_PORT
-from tests.support.lab.stage import OTHER4, OTHER6, SECONDS, Stage, beside_the_link, host_of
+from tests.support.lab.stage import OTHER4, OTHER6, Stage, beside_the_link, host_of
 
 VIRTUAL4: Final = "100.96.255.53"
 WAYS: Final = ((SERVER4, ROUTER_SERVER4, EXIT4), (SERVER6, CLIENT6, EXIT6))
@@ -81,10 +80,8 @@ def test_each_rule_does_its_work(stage: Stage) -> None:
             assert stage.fetch(address) == outside
             assert stage.ping(address)
         assert stage.echo(SERVER4) == EXIT4, "an earlier rule keeps one port inside"
-        begun = time.monotonic()
         for address in (OTHER4, OTHER6):
-            assert not stage.fetches(address)
-        assert time.monotonic() - begun < SECONDS, "what is refused is refused at once"
+            assert stage.refuses(address)
         with stage.socket(OTHER4) as sock:
             sock.connect((OTHER4, ECHO_PORT))
         assert resolved(stage, "ads.example.com") == "NXDOMAIN"

@@ -30,6 +30,8 @@ OTHER6: Final = "2606:2800:20::11"
 """The server as well."""
 TUN: Final = "cryprq0"
 SECONDS: Final = 5.0
+NO_CONNECTION: Final = 7
+"""Exit code of curl; a time-out has another one."""
 """In which an answer that comes at all has come."""
 
 
@@ -139,6 +141,11 @@ class Stage:
         """As `fetch`, but empty if it fails."""
         url = f"http://{host_of(address)}/address"
         return (host or self.client).attempt(["curl", "-s", "--max-time", "2", url]).stdout
+
+    def refuses(self, address: str) -> bool:
+        """A connection is refused at once: a program is told and need not wait for its time-out."""
+        url = f"http://{host_of(address)}/address"
+        return self.client.attempt(["curl", "-s", "--max-time", "20", url]).returncode == NO_CONNECTION
 
     def ping(self, address: str, host: Namespace | None = None) -> bool:
         return not (host or self.client).attempt(["ping", "-n", "-c", "1", "-W", "2", address]).returncode
