@@ -123,8 +123,7 @@ class Filter:
     def pause(self, seconds: int) -> None:
         """New connections of this machine go past the tunnel, DNS to the network's resolvers, for `seconds`.
 
-        Tunnelled connections stay in the tunnel; containers too. No route needs to change: the filter marks
-        what is to go out, and the link's routing rule takes it. Raises LocalError if out of range.
+        Tunnelled connections and containers stay in the tunnel. Raises LocalError if out of range.
         """
         if not 0 < seconds <= MAX_PAUSE:
             raise LocalError(f"a pause lasts from 1 to {MAX_PAUSE} seconds")

@@ -21,7 +21,6 @@ address, also if the program got the address from a name.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Final
 
 from cryprq_proxy.address import AddressError, Destination, canonical_host
@@ -114,16 +113,13 @@ def filter_rules(rules: RuleSet) -> FilterRules:
 
 def check(rules: RuleSet) -> list[str]:
     """Why system-wide mode refuses these rules: one clause, with the rule's name, for each refused rule."""
-    return list(_reasons(rules))
-
-
-def _reasons(rules: RuleSet) -> Iterator[str]:
+    reasons = []
     if rules.default.verdict is Verdict.EXIT:
-        yield f'the default "{rules.default}" picks an exit, and {_ONE_EXIT}'
+        reasons.append(f'the default "{rules.default}" picks an exit, and {_ONE_EXIT}')
     for index, rule in enumerate(rules.rules):
-        reason = _reason(rules, index, rule)
-        if reason:
-            yield f"{shown(rules.rules, index)} {reason}"
+        if reason := _reason(rules, index, rule):
+            reasons.append(f"{shown(rules.rules, index)} {reason}")
+    return reasons
 
 
 _ONE_EXIT: Final = "all packets go through the one that is active"

@@ -59,7 +59,7 @@ def canaries(targets: CanaryTargets) -> list[Canary]:
 
     def one(name: str, protocol: int, address: str, port: int, device: str = "") -> Canary:
         token = PREFIX + secrets.token_hex(8).encode()
-        payload = _PAYLOADS.get(name, _plain)(token, targets.domain)
+        payload = _PAYLOADS[name](token, targets.domain) if name in _PAYLOADS else token
         return Canary(name, protocol, address, port, payload, token, device)
 
     made: list[Canary] = []
@@ -98,10 +98,6 @@ def _stun(token: bytes, _: str) -> bytes:
     """A Binding request with a SOFTWARE attribute (RFC 8489 sections 5 and 14.14)."""
     attribute = struct.pack("!HH", 0x8022, len(token)) + token + bytes(-len(token) % 4)
     return struct.pack("!HHI", 0x0001, len(attribute), 0x2112A442) + secrets.token_bytes(12) + attribute
-
-
-def _plain(token: bytes, _: str) -> bytes:
-    return token
 
 
 _PAYLOADS: Final = {

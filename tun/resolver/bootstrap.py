@@ -182,10 +182,8 @@ class Bootstrap:
         ]
         try:
             await asyncio.wait(asking, return_when=asyncio.FIRST_COMPLETED)
-            if any(_good(task) for task in asking):
-                await asyncio.wait(asking, timeout=OTHER_FAMILY_SECONDS)
-            else:
-                await asyncio.wait(asking)
+            answered = any(_good(task) for task in asking)
+            await asyncio.wait(asking, timeout=OTHER_FAMILY_SECONDS if answered else None)
         finally:
             for task in asking:
                 task.cancel()

@@ -67,12 +67,9 @@ def address_commands(device: str, mtu: int, addresses: Sequence[Address]) -> lis
     """Set the MTU and the addresses of a utun device and bring it up; a point-to-point link's far end is itself."""
     commands = [Command(("ifconfig", device, "mtu", str(mtu)))]
     for address in addresses:
-        rest: tuple[str, ...]
-        if address.version == 4:
-            rest = ("inet", f"{address}/32", str(address), "alias")
-        else:
-            rest = ("inet6", f"{address}/128", "alias")
-        commands.append(Command(("ifconfig", device, *rest)))
+        four = address.version == 4
+        rest = ("inet", f"{address}/32", str(address)) if four else ("inet6", f"{address}/128")
+        commands.append(Command(("ifconfig", device, *rest, "alias")))
     return [*commands, Command(("ifconfig", device, "up"))]
 
 
