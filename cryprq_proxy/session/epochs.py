@@ -68,10 +68,10 @@ class EpochLedger:
 
     def report(self, now: float, keys: tuple[RecordSealer, RecordOpener] | None) -> tuple[EpochStatus, ...]:
         """For `status`: the epochs, newest first. `keys` are those in use, None without a carrier."""
-        told: list[EpochStatus] = []
+        shown: list[EpochStatus] = []
         for epoch in reversed(self._epochs):
-            current = keys is not None and not told
-            told.append(
+            current = keys is not None and not shown
+            shown.append(
                 EpochStatus(
                     carrier=epoch.carrier,
                     number=epoch.number,
@@ -84,4 +84,4 @@ class EpochLedger:
                     cipher=epoch.cipher,
                 )
             )
-        return tuple(told)
+        return tuple(shown)

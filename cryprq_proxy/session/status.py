@@ -42,8 +42,8 @@ class Totals:
 def by_name(*counts: Counter[Any]) -> dict[str, int]:
     """The sum of counters of reasons, by the reasons' names in lower case."""
     total: Counter[Any] = Counter()
-    for each in counts:
-        total.update(each)
+    for count in counts:
+        total.update(count)
     return {reason.name.lower(): count for reason, count in total.items()}
 
 
