@@ -145,9 +145,31 @@ def _refuse_misplaced(context: click.Context, command: str) -> None:
             raise click.UsageError(f"{parameter.opts[-1]} belongs behind {command!r}, if it has that flag")
 
 
-for _module in (run, keys, status, control, dashboard, explain, pairing, tun, desktop, completion, doctor):
-    for _command in _module.COMMANDS:
-        cli.add_command(_command)
+_COMMANDS: Final[tuple[click.Command, ...]] = (
+    run.exit_,
+    run.demo,
+    keys.keygen,
+    keys.id_,
+    pairing.invite,
+    pairing.join,
+    pairing.peers,
+    control.switch,
+    control.reload,
+    status.status,
+    dashboard.dashboard,
+    doctor.doctor,
+    explain.explain,
+    completion.completion,
+    tun.pause,
+    tun.confirm,
+    tun.leaktest,
+    tun.cleanup,
+    desktop.pac,
+    desktop.env,
+    desktop.system_proxy,
+)
+for _command in _COMMANDS:
+    cli.add_command(_command)
 
 
 # --- the end ---

@@ -38,6 +38,3 @@ def answer(cli: click.Command, instruction: str) -> int:
     from click.shell_completion import shell_complete
 
     return shell_complete(cli, {}, PROGRAM, VARIABLE, instruction)
-
-
-COMMANDS: Final = (completion,)

@@ -28,6 +28,3 @@ def reload(config: Path | None) -> None:
     """Make the running client or exit read its configuration and lists again. It also does so when they change."""
     for answer in ask(control_sockets(config), "reload", timeout=READING_SECONDS):
         click.echo(answer["reloaded"])
-
-
-COMMANDS: Final = (switch, reload)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from html import escape
 from pathlib import Path
-from typing import Final
 
 import click
 
@@ -64,6 +63,3 @@ def signpost(url: str, directory: Path) -> Path:
     except OSError as error:
         raise CryprqError(f"{path} cannot be written ({reason_of(error)}); use --print") from None
     return path
-
-
-COMMANDS: Final = (dashboard,)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Final
 
 import click
 
@@ -72,6 +71,3 @@ def _is_exit(config: Path | None) -> bool:
     except ConfigError:
         return True
     return False
-
-
-COMMANDS: Final = (doctor,)

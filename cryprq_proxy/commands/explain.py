@@ -96,6 +96,3 @@ def parse_target(text: str) -> Destination:
         return parse_host_port(host, port)
     except AddressError as error:
         raise ConfigError(f"expected a URL, or a host with or without a port: {error}") from None
-
-
-COMMANDS: Final = (explain,)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
 
 import click
 
@@ -32,6 +31,3 @@ def id_(file: Path | None) -> None:
     from ..crypto.primitives import select_provider
 
     click.echo(Identity.load(select_provider(), default_identity() if file is None else file).peer_id)
-
-
-COMMANDS: Final = (keygen, id_)

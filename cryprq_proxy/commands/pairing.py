@@ -6,7 +6,7 @@ import json
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import click
 
@@ -231,6 +231,3 @@ def join(uri: str, name: str | None, force: bool, config: Path | None) -> None:
     start = "cryprq-proxy" if config is None else f"cryprq-proxy --config {shlex.quote(str(config))}"
     click.echo(f"\nNow start the proxy:\n  {start}\nand try it:")
     click.echo(f"  curl -x socks5h://{planned.config.listen} https://example.com/")
-
-
-COMMANDS: Final = (invite, join, peers)

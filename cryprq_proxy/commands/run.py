@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import click
 
@@ -69,6 +69,3 @@ def demo(context: click.Context, listen: str | None, verbose: bool, log_format: 
     flags = merged(context, verbose, log_format)
     setup("debug" if flags["log_level"] else "info", "json" if flags["log_format"] == "json" else "text")
     run(lambda stop: run_demo(listen, click.echo, stop))
-
-
-COMMANDS: Final = (exit_, demo)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Final
 
 import click
 
@@ -61,6 +60,3 @@ def cleanup(state_dir: Path | None) -> None:
     from ..service.system_wide import clean_up
 
     clean_up(state_dir or STATE, click.echo)
-
-
-COMMANDS: Final = (pause, confirm, leaktest, cleanup)

@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 from msgspec import structs
 
@@ -48,6 +48,8 @@ OWN_ADDRESSES_SECONDS: Final = 60.0
 MAX_PEERS_TOLD: Final = 1000
 """In the status."""
 
+type LoadedExit = tuple[ExitConfig, dict[PeerId, str]]
+"""What can be read again while the exit runs: the configuration, and the names of the peers."""
 type StartNetwork = Callable[[ExitConfig, EgressPolicy], Awaitable[PacketNetwork]]
 
 
@@ -117,16 +119,9 @@ async def run_exit(
             _log.info("stopping at once")
 
 
-class LoadedExit(NamedTuple):
-    """What can be read again while the exit runs."""
-
-    config: ExitConfig
-    names: dict[PeerId, str]
-
-    @classmethod
-    def of(cls, config: ExitConfig) -> LoadedExit:
-        """With the peers of the file `authorized`, as it is now. Raises ConfigError."""
-        return cls(config, config.named_peers())
+def load(config: ExitConfig) -> LoadedExit:
+    """With the peers of the file `authorized`, as it is now. Raises ConfigError."""
+    return config, config.named_peers()
 
 
 class RunningExit:
@@ -147,7 +142,7 @@ class RunningExit:
         self._names = names
         self._authorized = authorized
         self._process = ProcessStatus(recent)
-        self.reloader = Reloader(lambda: LoadedExit.of(read()), self.apply, notifier)
+        self.reloader = Reloader(lambda: load(read()), self.apply, notifier)
 
     async def apply(self, loaded: LoadedExit) -> str:
         """Put the list of peers and the log level in force."""

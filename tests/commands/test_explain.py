@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cryprq_proxy.address import Destination
-from cryprq_proxy.commands.explain import COMMANDS, parse_target
+from cryprq_proxy.commands.explain import explain as explain_command
+from cryprq_proxy.commands.explain import parse_target
 from cryprq_proxy.errors import ConfigError
 from cryprq_proxy.rules.engine import RuleSet, load_rules
 from cryprq_proxy.rules.explain import explain
@@ -147,7 +148,7 @@ PEER = f'peer = "cryprq://{"a" * 52}@exit.example:4433"\n'
 def run(tmp_path: Path, text: str, *arguments: str) -> Result:
     file = tmp_path / "client.toml"
     file.write_text(PEER + text)
-    return CliRunner().invoke(COMMANDS[0], [*arguments, "--config", str(file)], catch_exceptions=False)
+    return CliRunner().invoke(explain_command, [*arguments, "--config", str(file)], catch_exceptions=False)
 
 
 def test_three_sentences(tmp_path: Path) -> None:

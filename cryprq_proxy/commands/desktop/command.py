@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import click
 
@@ -113,6 +113,3 @@ def system_proxy(switch: str, by_pac: bool, config: Path | None) -> None:
     click.echo(
         f"the desktop's proxy is by {url}; `cryprq-proxy system-proxy off` restores what was set before"
     )
-
-
-COMMANDS: Final = (pac, env, system_proxy)
