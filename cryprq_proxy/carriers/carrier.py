@@ -24,7 +24,7 @@ from ..errors import CarrierError, CloseReason, PeerError, reason_of, words_of
 from ..session.session import FILL_MINIMUM, NEVER, Session
 from .pacing import RateMeter
 
-ROUNDS: Final = 4
+ROUNDS: Final = 16
 """Calls of `Session.fill` in one wake-up at most; then other sockets get their turn."""
 SEND_SIZE: Final = 262_144
 CHECK_SECONDS: Final = 5.0

@@ -49,7 +49,7 @@ def opened(stage: Stage) -> App:
 
 def say_much(stage: Stage) -> None:
     """Much more than leaves in one wake-up, on many streams, for each has little credit at first."""
-    for _ in range(50):
+    for _ in range(100):
         stage.link.open().say(bytes(65_536))
 
 
