@@ -16,6 +16,7 @@ from ..address import Destination, reachable
 from ..config.both_roles import is_loopback
 from ..errors import reason_of
 from ..rules.engine import load_rules
+from ..rules.pac.script import PAC_TYPE
 from .checks import CheckVerdict, Context, fail, ok, output_of, skip, warn
 
 SECONDS: Final = 3.0
@@ -24,7 +25,6 @@ SCHEMA: Final = "org.gnome.system.proxy"
 CLIENT_TABLE: Final = "cryprq"
 EXIT_TABLE: Final = "cryprq_exit"
 JOURNALS: Final = ("client.journal", "exit.journal")
-PAC_TYPE: Final = "application/x-ns-proxy-autoconfig"
 
 
 # --- rules, port, PAC ---

@@ -25,6 +25,7 @@ from aiohttp import web
 from ..address import Destination
 from ..errors import CryprqError
 from ..process.actions import Actions
+from ..rules.pac.script import PAC_TYPE
 from ..status import StatusSource, encode
 from .connections import AdminConnection, bounded_connection
 from .events import Events
@@ -35,7 +36,6 @@ from .page import NOTHING, dashboard, etag
 MAX_BODY: Final = 4096
 BODY_SECONDS: Final = 10.0
 STOP_SECONDS: Final = 1.0
-PAC_TYPE: Final = "application/x-ns-proxy-autoconfig"
 
 _SECURE: Final = {
     "Content-Security-Policy": NOTHING,

@@ -17,7 +17,7 @@ from aiohttp import web
 
 from cryprq_proxy.address import AddressError, Destination, encode
 from cryprq_proxy.rules.engine import RuleSet, load_rules
-from cryprq_proxy.rules.pac.script import MIME_TYPE, pac
+from cryprq_proxy.rules.pac.script import PAC_TYPE, pac
 from cryprq_proxy.rules.syntax import Rule, RuleAction, Verdict
 from tests.support import rule_cases
 from tests.support.background import PATIENCE, Background
@@ -80,7 +80,7 @@ class Site:
         return web.Response(text=self.page, content_type="text/html")
 
     async def _pac(self, request: web.Request) -> web.Response:
-        return web.Response(body=self.script.encode("ascii"), content_type=MIME_TYPE)
+        return web.Response(body=self.script.encode("ascii"), content_type=PAC_TYPE)
 
     async def _urls(self, request: web.Request) -> web.Response:
         return web.json_response(self.urls)

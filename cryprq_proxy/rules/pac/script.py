@@ -29,7 +29,7 @@ from ..engine import RuleSet, pattern
 from ..syntax import Rule, RuleAction, Verdict, shown
 from .tables import Cut, Tables, before, cut_at, is_direct, key_count, make_tables
 
-MIME_TYPE: Final = "application/x-ns-proxy-autoconfig"
+PAC_TYPE: Final = "application/x-ns-proxy-autoconfig"
 MAX_SIZE: Final = 256 << 10
 """Bytes; Firefox takes no more, Chromium 1 MiB."""
 MAX_WILDCARDS: Final = 250
