@@ -82,7 +82,7 @@ async def _serve_exit(setting: dict[str, Any], stop: asyncio.Event) -> None:
     from cryprq_proxy.config.exit import ExitConfig
     from cryprq_proxy.crypto.identity import Identity, PeerId
     from cryprq_proxy.crypto.primitives import select_provider
-    from cryprq_proxy.exit.egress import EgressPolicy
+    from cryprq_proxy.exit.egress_policy import EgressPolicy
     from cryprq_proxy.exit.exit import Exit
     from cryprq_proxy.exit.settings import ExitSettings, WebSocketSettings
     from cryprq_proxy.outbound.resolver import SystemResolver

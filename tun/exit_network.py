@@ -24,7 +24,7 @@ from cryprq_proxy.carriers.lane.train import PacketTrain
 from cryprq_proxy.crypto.identity import PeerId
 from cryprq_proxy.crypto.payloads import Feature
 from cryprq_proxy.errors import CryprqError, reason_of
-from cryprq_proxy.exit.egress import EgressPolicy
+from cryprq_proxy.exit.egress_policy import EgressPolicy
 from cryprq_proxy.exit.limits import TokenBucket
 from cryprq_proxy.lane.slices import HEADROOM, Run, Shape
 from cryprq_proxy.status import TunNetworkStatus

@@ -14,7 +14,7 @@ from ..address import Destination, parse_host_port
 from ..base.paths import config_dir, default_control_socket
 from ..crypto.identity import PeerId
 from ..errors import ConfigError
-from ..exit.egress import EgressPolicy
+from ..exit.egress_policy import EgressPolicy
 from ..exit.settings import ExitBounds
 from ..session.session import RESUME_SECONDS, SessionLimits
 from .authorized import read_peers
@@ -32,7 +32,7 @@ _RULES: Final = Text(str, 'a list of strings like "10.0.0.0/8", "*.example.com" 
 
 
 class EgressTable(Struct, frozen=True, kw_only=True):
-    """The egress policy; exit/egress.py explains the lists and their entries."""
+    """The egress policy; exit/egress_policy.py explains the lists and their entries."""
 
     allow: Annotated[tuple[str, ...], _RULES] = ()
     deny: Annotated[tuple[str, ...], _RULES] = ()

@@ -2,5 +2,5 @@
 
 Read settings.py, then in the order of a connection: listener.py (accept, bounds, handshake; websocket_listener.py is
 the second entrance), exit.py (the verdict), sessions.py (what a peer has), targets.py (a stream's connection).
-egress.py and egress_rules.py judge destinations, limits.py counts, providers.py is what the process may hand in.
+egress_policy.py and egress_rules.py judge destinations, limits.py counts, providers.py is what the process may hand in.
 """

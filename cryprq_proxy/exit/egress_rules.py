@@ -1,7 +1,7 @@
 """Egress rules as a person writes them, compiled for one look-up per new connection.
 
 An address becomes an integer. A list of rules becomes sorted ranges (rules/ranges.py) for each group of ports, and a
-look-up is one bisection. An IPv6 address that carries an IPv4 address has several `faces`; egress.py judges each.
+look-up is one bisection. An IPv6 address with an IPv4 address inside has several `faces`; egress_policy.py judges them.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ from ..session.rotation import CarrierKeys
 from ..session.sendlog import SlotPool
 from ..session.status import by_name
 from ..status import ExitStatus
-from .egress import EgressPolicy
+from .egress_policy import EgressPolicy
 from .limits import TokenBucket
 from .listener import ExitListener, HandshakeThread
 from .providers import NO_INVITES, NO_PACKETS, Invites, PacketNetwork

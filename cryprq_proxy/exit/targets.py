@@ -15,7 +15,7 @@ from ..outbound.relay import Relay
 from ..outbound.resolver import Resolver, name_servers
 from ..session.sendlog import SlotPool
 from ..session.streams import Stream, StreamHandler
-from .egress import EgressPolicy
+from .egress_policy import EgressPolicy
 
 DNS_PORT: Final = 53
 

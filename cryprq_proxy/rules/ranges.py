@@ -1,7 +1,7 @@
 """Addresses and ports as ranges of integers: one bisection finds the sets of a value.
 
 A set of ranges is a sorted list of borders; every second one ends a range. `Ranges` tells whether a value is in one
-set, `Steps` in which of many. The rules of both sides of the link (rules/engine.py, exit/egress.py) use them.
+set, `Steps` in which of many. The rules of both sides of the link (rules/engine.py, exit/egress_policy.py) use them.
 """
 
 from __future__ import annotations

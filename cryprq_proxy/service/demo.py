@@ -20,7 +20,7 @@ from ..config.client import client_from
 from ..config.exit import ExitConfig
 from ..config.keys import choose_provider
 from ..crypto.identity import Identity
-from ..exit.egress import EgressPolicy
+from ..exit.egress_policy import EgressPolicy
 from ..exit.exit import Exit
 from ..fronts.listener import MixedListener
 from ..outbound.resolver import SystemResolver

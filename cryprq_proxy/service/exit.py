@@ -26,7 +26,7 @@ from ..base.text import counted
 from ..config.exit import ExitConfig
 from ..config.keys import choose_provider, own_identity
 from ..crypto.identity import PeerId
-from ..exit.egress import EgressPolicy, own_addresses
+from ..exit.egress_policy import EgressPolicy, own_addresses
 from ..exit.exit import Exit
 from ..exit.providers import NO_INVITES, NO_PACKETS, PacketNetwork
 from ..exit.settings import ExitSettings, WebSocketSettings

@@ -19,7 +19,7 @@ from ..config.client import ClientConfig
 from ..config.exit import ExitConfig
 from ..config.tun import ExitTunTable, TunTable
 from ..errors import ConfigError
-from ..exit.egress import EgressPolicy
+from ..exit.egress_policy import EgressPolicy
 from ..rules.engine import RuleSet
 from ..rules.ranges import IPNetwork
 from ..status import ClientStatus, Status, TunStatus

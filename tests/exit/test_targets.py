@@ -12,7 +12,7 @@ import pytest
 from cryprq_proxy.address import Destination
 from cryprq_proxy.errors import StreamReason
 from cryprq_proxy.exit import targets as opening
-from cryprq_proxy.exit.egress import EgressPolicy
+from cryprq_proxy.exit.egress_policy import EgressPolicy
 from cryprq_proxy.exit.targets import Targets
 from cryprq_proxy.outbound.dialer import Cancellable, Done
 from cryprq_proxy.outbound.resolver import MAX_SERVERS, SystemResolver, name_servers

@@ -10,7 +10,7 @@ import atheris
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 with atheris.instrument_imports(include=["cryprq_proxy"]):
     from cryprq_proxy.errors import ConfigError
-    from cryprq_proxy.exit.egress import EgressPolicy
+    from cryprq_proxy.exit.egress_policy import EgressPolicy
     from cryprq_proxy.exit.egress_rules import faces, parse_rule
 
 BUILT_IN = EgressPolicy()

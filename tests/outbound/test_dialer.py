@@ -14,7 +14,7 @@ import pytest
 
 from cryprq_proxy.address import Destination
 from cryprq_proxy.errors import StreamReason, StreamRefused
-from cryprq_proxy.exit.egress import EgressPolicy
+from cryprq_proxy.exit.egress_policy import EgressPolicy
 from cryprq_proxy.outbound import dialer
 from cryprq_proxy.outbound.dialer import (
     CONNECT_REASONS,

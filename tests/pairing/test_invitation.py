@@ -26,7 +26,7 @@ from cryprq_proxy.config.exit import ExitConfig
 from cryprq_proxy.crypto.identity import Identity, PeerId
 from cryprq_proxy.crypto.primitives import select_provider
 from cryprq_proxy.errors import CloseReason, ConfigError, CryprqError, PeerError
-from cryprq_proxy.exit.egress import EgressPolicy
+from cryprq_proxy.exit.egress_policy import EgressPolicy
 from cryprq_proxy.exit.exit import REFUSALS_LOGGED, Exit
 from cryprq_proxy.exit.providers import Invites
 from cryprq_proxy.exit.settings import WebSocketSettings

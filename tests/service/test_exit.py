@@ -15,7 +15,7 @@ from cryprq_proxy.address import Destination
 from cryprq_proxy.config.exit import ExitConfig
 from cryprq_proxy.crypto.identity import PeerId
 from cryprq_proxy.errors import ConfigError, CryprqError
-from cryprq_proxy.exit.egress import EgressPolicy
+from cryprq_proxy.exit.egress_policy import EgressPolicy
 from cryprq_proxy.exit.providers import NoPacketNetwork, PacketNetwork
 from cryprq_proxy.process.control import ControlServer
 from cryprq_proxy.service import exit as exit_module

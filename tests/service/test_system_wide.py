@@ -16,7 +16,7 @@ from cryprq_proxy.address import Destination
 from cryprq_proxy.config.client import ClientConfig, client_from
 from cryprq_proxy.config.exit import ExitConfig, exit_from
 from cryprq_proxy.errors import ConfigError, CryprqError
-from cryprq_proxy.exit.egress import EgressPolicy
+from cryprq_proxy.exit.egress_policy import EgressPolicy
 from cryprq_proxy.rules.engine import EVERYTHING
 from cryprq_proxy.service import system_wide as system
 from cryprq_proxy.service.system_wide import (

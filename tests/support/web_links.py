@@ -23,7 +23,7 @@ from cryprq_proxy.carriers.lane.batch import UdpOffload
 from cryprq_proxy.client.client import Client
 from cryprq_proxy.crypto.identity import Identity
 from cryprq_proxy.crypto.primitives import select_provider
-from cryprq_proxy.exit.egress import EgressPolicy
+from cryprq_proxy.exit.egress_policy import EgressPolicy
 from cryprq_proxy.exit.exit import Exit
 from cryprq_proxy.exit.settings import WebSocketSettings
 from cryprq_proxy.outbound.resolver import SystemResolver

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from cryprq_proxy.carriers.lane.packet_link import PacketLink
 from cryprq_proxy.crypto.identity import PeerId
 from cryprq_proxy.errors import ConfigError, CryprqError
-from cryprq_proxy.exit.egress import EgressPolicy
+from cryprq_proxy.exit.egress_policy import EgressPolicy
 from cryprq_proxy.lane.slices import HEADROOM, NEEDS_CSUM, TCP4, Run, Shape
 from cryprq_proxy.status import DeviceStatus, TunNetworkStatus
 from tests.support.settings import exit_network_settings

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cryprq_proxy.errors import ConfigError
-from cryprq_proxy.exit import egress
-from cryprq_proxy.exit.egress import EgressPolicy, own_addresses
+from cryprq_proxy.exit import egress_policy
+from cryprq_proxy.exit.egress_policy import EgressPolicy, own_addresses
 from cryprq_proxy.exit.egress_rules import parse_rule
 
 DEFAULT = EgressPolicy()
@@ -109,7 +109,7 @@ def test_metadata_needs_an_exception_of_its_own(ip: str) -> None:
     assert not EgressPolicy(allow=[entry]).check_address(ip, 81)
 
 
-@pytest.mark.parametrize("network", [*egress.PRIVATE, *egress.SPECIAL, *egress.METADATA])
+@pytest.mark.parametrize("network", [*egress_policy.PRIVATE, *egress_policy.SPECIAL, *egress_policy.METADATA])
 def test_both_ends_of_each_table_entry_are_denied_and_lifted_by_an_exception(network: str) -> None:
     parsed = ipaddress.ip_network(network)
     for ip in {str(parsed[0]), str(parsed[-1])}:
@@ -120,7 +120,7 @@ def test_both_ends_of_each_table_entry_are_denied_and_lifted_by_an_exception(net
 
 
 FORBIDDEN_V4 = st.sampled_from(
-    [n for n in (*egress.PRIVATE, *egress.SPECIAL, *egress.METADATA) if "." in n]
+    [n for n in (*egress_policy.PRIVATE, *egress_policy.SPECIAL, *egress_policy.METADATA) if "." in n]
 ).flatmap(lambda network: st.ip_addresses(network=network))
 
 
