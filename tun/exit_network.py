@@ -3,8 +3,9 @@
     client's packet -> whole? -> from the client's own address? -> allowed by the policy? -> TUN -> kernel: forward, NAT
     kernel -> TUN -> whose address? -> that client's link
 
-What a client may send is decided here, packet by packet, by the same policy as its connections. The kernel's part is
-tun/firewall/exit_table.py: it translates addresses and keeps clients apart.
+What a client may send is decided here, packet by packet: by the same policy as its connections, and inside the tunnel a
+ping of the exit and nothing else, or other clients where they are not isolated. The kernel's part is
+tun/firewall/exit_table.py: it translates addresses, and is a second line for the rest.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from . import sysctl
 from .device.coalesce import UdpJoiner
 from .device.linux import Tun
 from .device.offload import COMPLETE, fit
-from .device.packets import Drop, Packet, parse, prohibited
+from .device.packets import ICMP, ICMP6, Drop, Packet, parse, prohibited
 from .firewall import exit_table, nft
 from .journal import Journal, Record, undo
 from .routing.address_pool import AddressPool
@@ -55,6 +56,9 @@ NO_PORT: Final = 1
 LIBERAL: Final = "net.netfilter.nf_conntrack_tcp_be_liberal"
 """Connections that went on while the exit was not there have sequence numbers that the kernel did not see. It must not
 take their packets for invalid (nf_conntrack-sysctl.rst): it would translate their addresses no longer."""
+_ECHO: Final = {4: ICMP, 6: ICMP6}
+_ECHO_TYPES: Final = {4: (8, 0), 6: (128, 129)}
+"""IP version -> the types of echo and echo reply (RFC 792, RFC 4443)."""
 _SPOOFED: Final = "source is not the client's"
 _FORBIDDEN: Final = "forbidden by the policy"
 _NOBODY: Final = "for no client"
@@ -82,6 +86,7 @@ class ExitNetwork:
         self._stack = stack
         self._pool4 = AddressPool(settings.pool4, settings.own4, RESOLVER4)
         self._pool6 = AddressPool(settings.pool6, settings.own6, RESOLVER6)
+        self._own = {4: settings.own4.packed, 6: settings.own6.packed}
         self._members: dict[PacketLink, tuple[bytes, ...]] = {}
         self._links: dict[bytes, PacketLink] = {}
         self._verdicts: OrderedDict[tuple[bytes, int], bool] = OrderedDict()
@@ -177,7 +182,7 @@ class ExitNetwork:
         allowed = self._verdicts.get(key)
         if allowed is None:
             allowed = self._judge(key)
-        if allowed:
+        if allowed or self._is_ping(buffer, start, packet):
             self._tun.write(buffer, start, end, shape)
         else:
             self.drops[_FORBIDDEN] += 1
@@ -185,30 +190,46 @@ class ExitNetwork:
 
     def _judge(self, key: tuple[bytes, int]) -> bool:
         destination, port = key
-        literal = inet_ntop(AF_INET if len(destination) == 4 else AF_INET6, destination)
-        allowed = self._policy.check_address(literal, port or NO_PORT) or self._is_inside(literal)
+        inside = self._inside(destination)
+        if inside is None:
+            literal = inet_ntop(AF_INET if len(destination) == 4 else AF_INET6, destination)
+            allowed = self._policy.check_address(literal, port or NO_PORT)
+        else:
+            allowed = inside
         self._verdicts[key] = allowed
         if len(self._verdicts) > VERDICTS:
             self._verdicts.popitem(last=False)
         return allowed
 
-    def _is_inside(self, literal: str) -> bool:
-        """Whether it is an address of the tunnel that a client may reach, though private: the exit's own, where the
-        kernel's filter lets only a ping through, or another client's where they are not isolated."""
-        address = ip_address(literal)
-        pool, own = (
-            (self._settings.pool4, self._pool4.own)
-            if address.version == 4
-            else (self._settings.pool6, self._pool6.own)
-        )
-        return address == own or (not self._settings.isolate and address in pool)
+    def _inside(self, destination: bytes) -> bool | None:
+        """Whether a client may reach an address of the pool, whatever the policy says; None outside of it.
+
+        Only other clients, and only where they are not isolated. The kernel's filter says the same, but another program
+        may flush it. The first and last address are the exit's too: it gets their broadcasts (RFC 919) and anycasts
+        (RFC 4291, section 2.6.1).
+        """
+        address = ip_address(destination)
+        pool = self._pool4 if address.version == 4 else self._pool6
+        if address not in pool.network:
+            return None
+        exits = (pool.own, pool.network.network_address, pool.network.broadcast_address)
+        return not self._settings.isolate and address not in exits
+
+    def _is_ping(self, buffer: memoryview, start: int, packet: Packet) -> bool:
+        """Whether a packet is an ICMP echo, or its answer, to the exit's own address: nothing else gets there.
+
+        A later fragment of ICMP can be nothing but a part of a message whose first fragment was judged.
+        """
+        protocol, kinds, own = _ECHO[packet.version], _ECHO_TYPES[packet.version], self._own[packet.version]
+        if packet.destination != own or packet.protocol != protocol:
+            return False
+        return bool(packet.fragment) or buffer[start + packet.transport] in kinds
 
     def _refuse(self, link: PacketLink, buffer: memoryview, start: int, end: int, packet: Packet) -> None:
         """Answer the client, so that its program fails at once and not by a time-out."""
         if not self._answers.allow(asyncio.get_running_loop().time()):
             return
-        own = (self._pool4 if packet.version == 4 else self._pool6).own.packed
-        answer = prohibited(buffer, start, end, packet, own)
+        answer = prohibited(buffer, start, end, packet, self._own[packet.version])
         if answer is not None:
             stop = HEADROOM + len(answer)
             self._answer[HEADROOM:stop] = answer

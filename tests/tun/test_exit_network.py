@@ -22,7 +22,7 @@ from cryprq_proxy.status import DeviceStatus, TunNetworkStatus
 from tests.support.settings import exit_network_settings
 from tun import exit_network, sysctl
 from tun.device.linux import Tun
-from tun.device.packets import Drop, parse
+from tun.device.packets import Drop, datagram, parse
 from tun.exit_network import ANSWERS, VERDICTS, ExitNetwork
 from tun.firewall import exit_table, nft
 from tun.journal import Journal
@@ -245,17 +245,40 @@ async def test_slices_of_a_plain_packet_are_not_taken_for_it(stage: Stage) -> No
 
 
 @pytest.mark.parametrize("isolate", [True, False])
-async def test_the_tunnels_own_addresses(stage: Stage, isolate: bool) -> None:
-    """The exit's own is for pings, to which the kernel's filter sees; other clients only without isolation."""
-    network = await ExitNetwork.start(
-        exit_network_settings(state=stage.state, isolate=isolate), EgressPolicy()
-    )
+@pytest.mark.parametrize("policy", [EgressPolicy(), EgressPolicy(allow_private=True)])
+async def test_the_tunnels_own_addresses(stage: Stage, isolate: bool, policy: EgressPolicy) -> None:
+    """Whatever policy and kernel's filter allow: services of the exit never, other clients only without isolation."""
+    network = await ExitNetwork.start(exit_network_settings(state=stage.state, isolate=isolate), policy)
     exit = Exit(network, stage.tun)
-    _, (bob4, bob6) = exit.join(BOB)
-    for destination in (ip_address("100.96.0.1").packed, ip_address("fd63:7279:7071::1").packed, bob4, bob6):
+    settings = network._settings
+    _, bob = exit.join(BOB)
+    exits = [
+        address.packed
+        for pool in (settings.pool4, settings.pool6)
+        for address in (pool[0], pool[1], pool[-1])
+    ]
+    for destination in (*exits, *bob):
         exit.receive(udp(exit.alice4 if len(destination) == 4 else exit.alice6, destination))
-    assert len(stage.tun.written) == (2 if isolate else 4)
+    assert len(stage.tun.written) == (0 if isolate else 2)
     await network.close()
+
+
+@pytest.mark.parametrize("version", [4, 6])
+async def test_the_exit_is_reached_by_a_ping_only(stage: Stage, version: int) -> None:
+    async with stage.running() as exit:
+        own = exit.network._own[version]
+        source, protocol = (exit.alice4, 1) if version == 4 else (exit.alice6, 58)
+        echo, reply, unreachable = (8, 0, 3) if version == 4 else (128, 129, 1)
+        passing = [datagram(source, own, protocol, bytes([kind]) + bytes(9)) for kind in (echo, reply)]
+        later = bytearray(datagram(source, own, protocol, bytes([unreachable]) + bytes(9)))
+        if version == 4:
+            later[6:8] = (185).to_bytes(2)
+            passing.append(bytes(later))
+        for packet in (*passing, datagram(source, own, protocol, bytes([unreachable]) + bytes(9))):
+            exit.receive(packet)
+        exit.receive(datagram(source, own, 47, bytes([echo]) + bytes(9)))
+        assert [data for data, _ in stage.tun.written] == passing
+        assert exit.counted() == {"forbidden by the policy": 2}
 
 
 @pytest.mark.parametrize(("version", "destination"), [(4, INSIDE4), (6, INSIDE6), (4, bytes([127, 0, 0, 1]))])
