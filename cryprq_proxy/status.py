@@ -200,16 +200,26 @@ class TunRules(Struct, kw_only=True, frozen=True):
     direct: tuple[str, ...] | None = ()
 
 
+class RepairStatus(Struct, kw_only=True, frozen=True):
+    """One fact that system-wide mode keeps as it set it. `repairs`: how often it was put back; `found`: what stands or
+    stood there instead, empty once a look found it as set; `trouble`: why it does not stand, or not for long."""
+
+    name: str = "?"
+    repairs: int = 0
+    found: str = ""
+    trouble: str = ""
+
+
 class TunStatus(Struct, kw_only=True, frozen=True):
-    """System-wide mode of a client. `exits`: addresses and ports to which the link may connect; `repairs`: how often
-    routes were restored."""
+    """System-wide mode of a client. `exits`: addresses and ports to which the link may connect; `repairs`: all facts
+    that are kept."""
 
     device: DeviceStatus | None = None
     addresses: tuple[str, ...] = ()
     ipv6: bool = False
     kill_switch: KillSwitchStatus = KillSwitchStatus()
     dns: DnsStatus | None = None
-    repairs: int = 0
+    repairs: tuple[RepairStatus, ...] = ()
     exits: tuple[tuple[str, int], ...] = ()
     uplinks: tuple[str, ...] = ()
     lan: tuple[str, ...] = ()
@@ -220,11 +230,13 @@ class TunStatus(Struct, kw_only=True, frozen=True):
 
 
 class TunNetworkStatus(Struct, kw_only=True, frozen=True):
-    """The network interface of an exit; `clients`: number of sessions with packets."""
+    """The network interface of an exit; `clients`: number of sessions with packets; `repairs`: all facts that are
+    kept."""
 
     device: DeviceStatus | None = None
     clients: int = 0
     ipv6: bool = False
+    repairs: tuple[RepairStatus, ...] = ()
     drops: Counts = {}
 
 

@@ -23,7 +23,7 @@ from cryprq_proxy.base.tasks import spawn
 from cryprq_proxy.carriers.lane.train import PacketTrain
 from cryprq_proxy.client.exits import Exits
 from cryprq_proxy.lane.slices import Run
-from cryprq_proxy.status import TunStatus
+from cryprq_proxy.status import RepairStatus, TunStatus
 
 from .device.coalesce import UdpJoiner
 from .device.linux import MIN_MTU, Tun
@@ -211,7 +211,10 @@ class TunInterface(NoInterface):
             addresses=tuple(str(interface.ip) for interface in self._addresses.interfaces()),
             ipv6=self._addresses.ipv6 is not None,
             dns=structs.replace(dns, resolver=resolver.kind, repairs=resolver.repairs),
-            repairs=self._routes.repairs,
+            repairs=(
+                RepairStatus(name="routes", repairs=self._routes.repairs),
+                RepairStatus(name="system resolver", repairs=resolver.repairs),
+            ),
         )
 
 

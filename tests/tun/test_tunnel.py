@@ -22,7 +22,7 @@ from cryprq_proxy.errors import ConfigError, CryprqError
 from cryprq_proxy.lane.slices import HEADROOM, Run, Shape
 from cryprq_proxy.rules.engine import EVERYTHING, RuleSet
 from cryprq_proxy.rules.syntax import Rule, RuleAction, Verdict
-from cryprq_proxy.status import DeviceStatus, DnsStatus, KillSwitchStatus, TunRules, TunStatus
+from cryprq_proxy.status import DeviceStatus, DnsStatus, KillSwitchStatus, RepairStatus, TunRules, TunStatus
 from tests.support.settings import tunnel_settings
 from tun import interface, tunnel
 from tun.device.linux import MIN_MTU, Tun
@@ -824,7 +824,10 @@ async def test_status(machine: Machine) -> None:
         ipv6=True,
         kill_switch=KillSwitchStatus(on=True, standing=True, paused=3, kept_in={"dns": 4}),
         dns=DnsStatus(resolver="resolv.conf", repairs=1, in_use="x"),
-        repairs=2,
+        repairs=(
+            RepairStatus(name="routes", repairs=2),
+            RepairStatus(name="system resolver", repairs=1),
+        ),
         exits=(("192.0.2.1", 4433),),
         uplinks=("eth0",),
         lan=("192.168.1.0/24",),

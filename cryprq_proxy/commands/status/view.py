@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from rich.console import Console, Group
@@ -21,6 +21,7 @@ from ...status import (
     LaneStatus,
     OffloadStatus,
     PacketLinkStatus,
+    RepairStatus,
     RulesStatus,
     Status,
     TunStatus,
@@ -106,6 +107,7 @@ def _exit_rows(status: ExitStatus) -> Iterator[tuple[str, str]]:
         yield "network", f"{_device(device)}, {network.clients} sessions with packets, {families}"
         yield "offloads", _device_offloads(device)
         yield "packets", _device_packets(device, "to clients", "from clients")
+        yield from _repair_rows(network.repairs)
         drops = nonzero(device.drops, network.drops)
     if lanes is not None and lanes.strangers:
         drops.append(f"{lanes.strangers} datagrams of no known lane")
@@ -152,8 +154,16 @@ def _tun_rows(tun: TunStatus) -> Iterator[tuple[str, str]]:
     yield "kill switch", _kill_switch(tun.kill_switch)
     if dns is not None:
         yield "DNS", _dns(dns)
-    if repairs := nonzero({"routes": tun.repairs, "resolver": 0 if dns is None else dns.repairs}):
-        yield "put back", ", ".join(repairs)
+    yield from _repair_rows(tun.repairs)
+
+
+def _repair_rows(repairs: Sequence[RepairStatus]) -> Iterator[tuple[str, str]]:
+    """What other programs have changed: tun/reconciler.py."""
+    if counted := nonzero({repair.name: repair.repairs for repair in repairs}):
+        yield "put back", ", ".join(counted)
+    for repair in repairs:
+        if repair.trouble:
+            yield "trouble", f"{repair.name}: {repair.trouble}"
 
 
 def _packet_rows(packets: PacketLinkStatus, tun: TunStatus | None) -> Iterator[tuple[str, str]]:

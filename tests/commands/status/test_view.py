@@ -116,7 +116,11 @@ TUN: dict[str, Any] = {
         "counters": {"questions": 9, "cache_hits": 4, "blocked": 1, "stale": 0, "failures": 2},
         "upstreams": [{"name": "tls://x", "healthy": False, "last_error": "refused"}, {"name": "exit"}],
     },
-    "repairs": 2,
+    "repairs": [
+        {"name": "kill switch", "repairs": 2},
+        {"name": "device MTU"},
+        {"name": "rules of others", "found": "rule 5210", "trouble": "rule 5210 stands before ours"},
+    ],
 }
 WIDE: dict[str, Any] = {
     "role": "client",
@@ -153,7 +157,8 @@ def test_system_wide_mode() -> None:
         "by resolv.conf, asks exit; 9 questions, 4 from the cache, 1 blocked, 0 stale, 2 failed, "
         "tls://x fails (refused)"
     )
-    assert shown["put back"] == "2 routes"
+    assert shown["put back"] == "2 kill switch"
+    assert shown["trouble"] == "rules of others: rule 5210 stands before ours"
 
 
 @pytest.mark.parametrize(
@@ -178,8 +183,8 @@ def test_a_lane_that_is_down_says_why_and_nothing_measured() -> None:
 def test_nothing_is_said_of_what_is_not_there() -> None:
     shown = rows({**WIDE, "packets": {"lane": None, "dropped": {"packets": 0}}, "tun": {**TUN, "dns": None}})
     assert not {"lane", "datagrams", "without lane", "DNS"} & shown.keys()
-    quiet = {**TUN, "device": {**DEVICE, "drops": {}}, "repairs": 0}
-    assert not {"dropped", "put back"} & rows({**WIDE, "packets": None, "tun": quiet}).keys()
+    quiet = {**TUN, "device": {**DEVICE, "drops": {}}, "repairs": []}
+    assert not {"dropped", "put back", "trouble"} & rows({**WIDE, "packets": None, "tun": quiet}).keys()
     assert rows({**WIDE, "tun": {**TUN, "device": None}})["system-wide"] == "is being set up"
     assert "system-wide" not in rows({**WIDE, "tun": None})
 
