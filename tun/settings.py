@@ -29,6 +29,13 @@ RESOLVER6: Final = IPv6Address("fd63:7279:7071::53")
 """Where the system asks for names. No device has these addresses; the filter brings the questions to the forwarder."""
 TUNNEL_NETWORKS: Final[tuple[Network, ...]] = (IPv4Network(RESOLVER4), IPv6Network(RESOLVER6))
 """Routed into the tunnel also if a LAN has them, or if only some prefixes are included."""
+DISCOVERY: Final = (
+    IPv4Network("224.0.0.0/24"),
+    IPv4Network("239.255.255.250"),
+    IPv4Network("255.255.255.255"),
+)
+"""What a program sends to without naming an interface, to find others on the LAN: mDNS, SSDP, broadcast. For IPv6 the
+kernel has routes of its own, which it asks before all rules."""
 _MAX_UID: Final = 0xFFFF_FFFE
 _SMALLEST_POOL: Final = 8
 

@@ -251,7 +251,7 @@ def test_guests_are_reached_where_the_lan_is_not(lab: Lab, client: Namespace) ->
     assert way(client, WEB, "from", "172.17.0.2", "iif", "br0") == DEVICE
     lan = inside(client, lambda: read_lan(DEVICE))
     assert lan.guests == (ip_network("172.17.0.0/16"),)
-    assert lan.uplinks == {"eth0"}
+    assert lan.uplinks == {"eth0", "eth1"}, "both cables lead out of this namespace"
     assert ip_network("192.168.77.0/24") in lan.prefixes
 
 

@@ -39,6 +39,7 @@ _USO: Final = 0x20 | 0x40  # TUN_F_USO4, TUN_F_USO6: Linux 6.2
 _IFREQ: Final = struct.Struct("16sH22x")
 _NAME_SIZE: Final = 15
 _ADDR_GEN_MODE_NONE: Final = 1
+_IFF_MULTICAST: Final = 0x1000
 _IFA_F_NODAD: Final = 0x02
 _KINDS: Final = {TCP4: "tso4", TCP6: "tso6", UDP_GSO: "uso"}
 _NO_IPV6: Final = frozenset({errno.EACCES, errno.EOPNOTSUPP, errno.EAFNOSUPPORT})
@@ -105,6 +106,8 @@ class Tun(PacketDevice):
                 index = (await netlink.link_lookup(ifname=self.name))[0]
                 await _cap(netlink, index, gso_max_size, gso_max_segs)
                 await _no_link_local(netlink, index)
+                # Else the kernel has a route for IPv6 groups into the tunnel, which it asks before all rules.
+                await netlink.link("set", index=index, flags=0, change=_IFF_MULTICAST)
                 await netlink.link("set", index=index, mtu=self.mtu, txqlen=queue, state="up")
                 return await _set_addresses(netlink, index, addresses)
         except (NetlinkError, IndexError, OSError) as error:

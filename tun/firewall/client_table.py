@@ -33,6 +33,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final, NamedTuple
 
+from ..settings import DISCOVERY
 from .filter_settings import BLOCKED, BYPASS, DIRECT, INBOUND, NOTHING_OPEN, PAUSED, FilterSettings, Openings
 from .inbound import NOT_KEPT, Address, Inbound
 from .nft import CLAMP, CLIENT, NO_COUNTS, REFUSE, Count, block, counters, name, prefixes, replacing, set_of
@@ -47,8 +48,13 @@ out of the tunnel; packets of containers and neighbours; what a person's rule bl
 BEFORE_OTHERS_DNAT: Final = "-105"
 BEFORE_OTHERS_SNAT: Final = "95"
 AFTER_NAT: Final = "300"
-# Discovery on the LAN: mDNS, SSDP, broadcast. No router passes them on.
-_LAN4: Final = "{ 224.0.0.0/24, 239.255.255.250, 255.255.255.255 }"
+# What discovery on the LAN is sent to: of the link and, for SSDP, of the site (RFC 2365, RFC 4291 section 2.7), with
+# any flags.
+_DISCOVERY: Final = (
+    "ip daddr { " + ", ".join(map(str, DISCOVERY)) + " }",
+    "ip6 daddr & ff0f:: == { ff02::, ff05:: }",
+)
+_GROUPS: Final = ("ip daddr { 224.0.0.0/4, 255.255.255.255 }", "ip6 daddr ff00::/8")
 _DNS_PORTS: Final = f"{{ {', '.join(map(str, DNS_PORTS))} }}"
 _PORT_53: Final = "meta l4proto { tcp, udp } th dport 53"
 # A connection has no mark and is not known to conntrack before its first packet is let through.
@@ -271,6 +277,8 @@ def _dns_out(settings: FilterSettings) -> Iterable[str]:
 def _tunnel(settings: FilterSettings) -> Iterable[str]:
     """A socket from before the tunnel has another source address, and learns here that it is over."""
     yield "ip6 saddr { ::, fe80::/10 } drop"  # the kernel's own reports on multicast (RFC 3810 section 5.2.13)
+    for groups in _GROUPS:
+        yield f"{groups} counter name blocked goto refuse"
     for ip, tunnel in _tunnels(settings):
         yield f"{ip} saddr {tunnel} accept"
     yield "counter name stale goto refuse"
@@ -303,21 +311,23 @@ def _output(settings: FilterSettings) -> Iterable[str]:
             for version, ip in ((4, "ip"), (6, "ip6")):
                 yield f"{ip} daddr @guests{version} accept"
                 yield f"{ip} daddr @lan{version} counter name blocked goto refuse"
+            for groups in _DISCOVERY:
+                yield f"{groups} counter name blocked goto refuse"
         return
     if settings.dns_port is not None:
         yield f"ct direction reply ct status dnat th sport {settings.dns_port} accept"
     yield f"meta l4proto {{ tcp, udp }} th dport {_DNS_PORTS} counter name dns goto refuse"
     yield "meta skuid @uids accept"
-    for version, ip in ((4, "ip"), (6, "ip6")):
+    for version, ip, discovery in ((4, "ip", _DISCOVERY[0]), (6, "ip6", _DISCOVERY[1])):
         yield f"{ip} daddr @excluded{version} accept"
         yield f"{ip} daddr @guests{version} accept"
         if settings.lan_allowed:
             yield f"{ip} daddr @lan{version} accept"
+            yield f"{discovery} accept"
         if settings.included:
+            if not settings.lan_allowed:
+                yield f"{discovery} counter name blocked goto refuse"
             yield f"{ip} daddr != @included{version} {ip} daddr != @lan{version} accept"
-    if settings.lan_allowed:
-        yield f"ip daddr {_LAN4} accept"
-        yield "ip6 daddr ff02::/16 accept"
     yield "counter name blocked goto refuse"
 
 

@@ -7,7 +7,9 @@ The LAN is all prefixes without a gateway in a range for private use. A DHCP ser
 a public prefix is never LAN: its traffic stays in the tunnel.
 
 Some devices lead only to guests of this machine: containers and virtual machines. Replies to guests need a route even
-if the LAN is blocked, so their prefixes are listed separately.
+if the LAN is blocked, so their prefixes are listed separately. A bridge has guests if all its ports are cables into
+namespaces or TAPs. A cable (veth) without a bridge has a guest at its other end only if this machine is not a container
+itself: in one it is an uplink like a network card, also where it has no default route.
 """
 
 from __future__ import annotations
@@ -47,8 +49,9 @@ _NO_USE: Final = 0x1 | 0x10  # next hop dead, or without a carrier
 _UP, _LOOPBACK = 0x1, 0x8  # ifi_flags
 # ifa_flags; 0x01 is "secondary" in IPv4.
 _TEMPORARY, _TENTATIVE, _DEPRECATED, _FAILED = 0x01, 0x40, 0x20, 0x08
+_CABLE: Final = "veth"
 _OUTER: Final = frozenset({None, "vlan", "bond", "team", "macvlan", "ipvlan"})
-_GUESTS: Final = frozenset({"veth", "tun"})
+_GUESTS: Final = frozenset({_CABLE, "tun"})
 """Kinds of ports of a bridge with only guests: cables into namespaces, and TAPs of virtual machines."""
 
 
@@ -179,12 +182,17 @@ def read_address(message: NetlinkMessage) -> DeviceAddress:
     )
 
 
-def find_lan(routes: Collection[KernelRoute], links: Collection[NetworkDevice], own: str) -> Lan:
-    """The local networks, by the main table; `own` is the name of our TUN device, whose routes do not count."""
+def find_lan(
+    routes: Collection[KernelRoute], links: Collection[NetworkDevice], own: str, *, container: bool
+) -> Lan:
+    """The local networks, by the main table; `own` is the name of our TUN device, whose routes do not count.
+
+    `container`: whether this machine is one, so that its cables lead outside.
+    """
     ours = {link.device for link in links if link.name == own}
     outer: list[Network] = []
     hosted: list[Network] = []
-    devices = _guest_devices(routes, links)
+    devices = _guest_devices(routes, links, container)
     for route in routes:
         if not _on_link(route) or not _private(route.prefix):
             continue
@@ -193,7 +201,7 @@ def find_lan(routes: Collection[KernelRoute], links: Collection[NetworkDevice], 
             # All devices have the same link-local prefixes; as guests they would also let other devices in.
             guest = device in devices and not route.prefix.is_link_local
             (hosted if guest else outer).append(route.prefix)
-    return Lan(merged([*outer, *hosted]), merged(hosted), _uplinks(routes, links, own))
+    return Lan(merged([*outer, *hosted]), merged(hosted), _uplinks(routes, links, own, container))
 
 
 def _on_link(route: KernelRoute) -> bool:
@@ -221,7 +229,9 @@ def merged(prefixes: Iterable[Network]) -> tuple[Network, ...]:
     return (*islice(four, MAX_PREFIXES), *islice(six, MAX_PREFIXES))
 
 
-def _guest_devices(routes: Collection[KernelRoute], links: Collection[NetworkDevice]) -> frozenset[int]:
+def _guest_devices(
+    routes: Collection[KernelRoute], links: Collection[NetworkDevice], container: bool
+) -> frozenset[int]:
     """Bridges whose ports all lead to guests, and cables to guests; never a device with a default route."""
     outward = _outward(routes)
     found = set()
@@ -229,19 +239,25 @@ def _guest_devices(routes: Collection[KernelRoute], links: Collection[NetworkDev
         if link.kind == "bridge":
             only_guests = all(port.kind in _GUESTS for port in links if port.master == link.device)
         else:
-            only_guests = link.kind == "veth"
+            only_guests = link.kind == _CABLE and not container
         if only_guests and link.device not in outward:
             found.add(link.device)
     return frozenset(found)
 
 
-def _uplinks(routes: Collection[KernelRoute], links: Collection[NetworkDevice], own: str) -> frozenset[str]:
-    """Names of hardware devices, of devices built on them, and of those with a default route; no ports of bridges."""
+def _uplinks(
+    routes: Collection[KernelRoute], links: Collection[NetworkDevice], own: str, container: bool
+) -> frozenset[str]:
+    """Names of hardware devices, of devices built on them, and of those with a default route; no ports of bridges.
+
+    In a container, its cables as well.
+    """
     outward = _outward(routes)
+    outer = _OUTER | {_CABLE} if container else _OUTER
     return frozenset(
         link.name
         for link in links
-        if link.device in outward or (link.kind in _OUTER and link.master is None and not link.loopback)
+        if link.device in outward or (link.kind in outer and link.master is None and not link.loopback)
         if link.name != own
     )
 

@@ -6,7 +6,8 @@ For each family, in the order in which the kernel asks them (after its own rule 
                 that the filter keeps outside of the tunnel     -> main, else unreachable
     tunnel      the tunnel's own addresses                      -> our table
     excluded    --exclude prefixes, --exclude-uid               -> main
-    lan         local prefixes, one rule each                   -> main
+    lan         local prefixes, one rule each, and the groups
+                and broadcast of discovery there                -> main
     rest        everything, or only the --include prefixes      -> our table
 
 A marked packet never reaches the last rule: without a route it fails, and does not loop inside the tunnel. No rule uses
@@ -23,7 +24,7 @@ from collections.abc import Iterator, Mapping
 from socket import AF_INET, AF_INET6
 from typing import Any, Final, NamedTuple
 
-from ..settings import TUNNEL_NETWORKS, TunnelSettings
+from ..settings import DISCOVERY, TUNNEL_NETWORKS, TunnelSettings
 from .lan import MAIN, Lan, NetlinkMessage, Network
 
 TABLE: Final = 0x6372
@@ -82,7 +83,7 @@ def wanted_rules(settings: TunnelSettings, lan: Lan, version: int) -> list[Routi
         # One set for each purpose: the kernel refuses the same rule twice.
         return (prefix for prefix in dict.fromkeys(prefixes) if prefix.version == version)
 
-    local = lan.prefixes if settings.lan else lan.guests
+    local = (*lan.prefixes, *DISCOVERY) if settings.lan else lan.guests
     # A rule of the kernel has no prefix of length 0; without a prefix it matches everything.
     rest = [prefix if prefix.prefixlen else None for prefix in of_family(settings.include)]
     return [

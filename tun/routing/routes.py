@@ -28,6 +28,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from socket import AF_INET, AF_INET6, AF_UNSPEC
 from typing import Any, Final, NamedTuple
 
@@ -64,6 +65,9 @@ _SETTLED: Final = {
 """Errors for a change that is already made."""
 _QUIET: Final = 10.0
 """Seconds between two log lines about repairs."""
+
+_FIRST_NAMESPACE: Final = Path("/proc/sys/net/core/netdev_max_backlog")
+"""A sysctl that the kernel shows in its first network namespace only: with another one, this machine is a container."""
 
 type OpenKernel = Callable[[], AbstractAsyncContextManager[Any]]
 type LanChanged = Callable[[Lan], Awaitable[None]]
@@ -116,6 +120,9 @@ class _State:
     def device(self, name: str) -> int | None:
         """The index of a device that is up."""
         return next((link.device for link in self.links if link.name == name and link.up), None)
+
+    def lan(self, own: str) -> Lan:
+        return network.find_lan(self.routes, self.links, own, container=not _FIRST_NAMESPACE.exists())
 
     def uplink(self, version: int, own: str) -> Uplink | None:
         return network.find_uplink(version, self.routes, self.links, self.addresses, own)
@@ -181,7 +188,7 @@ class Routes:
                 raise ConfigError(f"the tunnel device {self._settings.device} is not there or not up")
             self._record({"kind": KIND, "table": TABLE, "first": FIRST, "last": LAST})
             sysctl.set_sysctl(VALID_MARK, "1", self._record)
-            self.lan = network.find_lan(state.routes, state.links, self._settings.device)
+            self.lan = state.lan(self._settings.device)
             self._uplinks = {version: state.uplink(version, self._settings.device) for version in _FAMILIES}
             await self._repair(kernel, state, self.lan)
 
@@ -214,7 +221,7 @@ class Routes:
         """Look and repair. Returns the local networks, and the IP versions with a new uplink."""
         async with self._kernel() as kernel:
             state = await _look(kernel)
-            lan = network.find_lan(state.routes, state.links, self._settings.device)
+            lan = state.lan(self._settings.device)
             # With the earlier networks: rules for a new network are missing, but no program has removed them.
             missing = sum(len(wanted - live) for wanted, live in self._compare(state, self.lan))
             await self._repair(kernel, state, lan)
@@ -277,7 +284,7 @@ async def read_lan(own: str) -> Lan:
     """The local networks of this machine; `own` is the TUN device, which may be missing. Raises CryprqError."""
     async with open_kernel() as kernel:
         state = await _look(kernel)
-    return network.find_lan(state.routes, state.links, own)
+    return state.lan(own)
 
 
 async def default_route(version: int, own: str) -> Uplink | None:

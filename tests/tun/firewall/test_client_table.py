@@ -78,11 +78,11 @@ def test_the_output_chain() -> None:
         "ip daddr @excluded4 accept",
         "ip daddr @guests4 accept",
         "ip daddr @lan4 accept",
+        "ip daddr { 224.0.0.0/24, 239.255.255.250/32, 255.255.255.255/32 } accept",
         "ip6 daddr @excluded6 accept",
         "ip6 daddr @guests6 accept",
         "ip6 daddr @lan6 accept",
-        "ip daddr { 224.0.0.0/24, 239.255.255.250, 255.255.255.255 } accept",
-        "ip6 daddr ff02::/16 accept",
+        "ip6 daddr & ff0f:: == { ff02::, ff05:: } accept",
         "counter name blocked goto refuse",
     ]
 
@@ -90,12 +90,16 @@ def test_the_output_chain() -> None:
 def test_the_way_into_the_tunnel() -> None:
     assert named(script(SETTINGS), "chain", "tunnel") == [
         "ip6 saddr { ::, fe80::/10 } drop",
+        "ip daddr { 224.0.0.0/4, 255.255.255.255 } counter name blocked goto refuse",
+        "ip6 daddr ff00::/8 counter name blocked goto refuse",
         "ip saddr 100.96.0.2 accept",
         "ip6 saddr fd63::2 accept",
         "counter name stale goto refuse",
     ]
     assert named(script(MINIMAL), "chain", "tunnel") == [
         "ip6 saddr { ::, fe80::/10 } drop",
+        "ip daddr { 224.0.0.0/4, 255.255.255.255 } counter name blocked goto refuse",
+        "ip6 daddr ff00::/8 counter name blocked goto refuse",
         "counter name stale goto refuse",
     ]
 

@@ -50,7 +50,7 @@ def nets(*prefixes: str) -> tuple[Network, ...]:
 
 
 def lan_of(*routes: KernelRoute) -> tuple[Network, ...]:
-    return find_lan(routes, LINKS, OWN).prefixes
+    return find_lan(routes, LINKS, OWN, container=False).prefixes
 
 
 @pytest.mark.parametrize(
@@ -173,14 +173,14 @@ def test_prefixes_behind_bridges_of_guests() -> None:
     ]
     routes = [route("192.168.1.0/24"), route("172.17.0.0/16", BRIDGE), route("fe80::/64", BRIDGE)]
     routes.append(route("0.0.0.0/0", ETH, "192.168.1.1"))
-    assert find_lan(routes, links, OWN) == Lan(
+    assert find_lan(routes, links, OWN, container=False) == Lan(
         nets("172.17.0.0/16", "192.168.1.0/24", "fe80::/64"),
         nets("172.17.0.0/16"),
         frozenset({"eth0", "wlan0"}),
     )
     # Hardware in the bridge: on the other side is the network outside.
     links.append(NetworkDevice(30, "eth1", True, master=BRIDGE))
-    found = find_lan(routes, links, OWN)
+    found = find_lan(routes, links, OWN, container=False)
     assert found.guests == () and found.prefixes == nets("172.17.0.0/16", "192.168.1.0/24", "fe80::/64")
 
 
@@ -189,9 +189,24 @@ def test_the_uplink_is_never_a_guest(kind: str) -> None:
     """As in a container, where the uplink is a cable."""
     links = [NetworkDevice(ETH, "eth0", True, kind)]
     routes = [route("10.88.0.0/16")]
-    assert find_lan(routes, links, OWN).guests == nets("10.88.0.0/16")
+    assert find_lan(routes, links, OWN, container=False).guests == nets("10.88.0.0/16")
     routes.append(route("0.0.0.0/0", gateway="10.88.0.1"))
-    assert find_lan(routes, links, OWN) == Lan(nets("10.88.0.0/16"), (), frozenset({"eth0"}))
+    assert find_lan(routes, links, OWN, container=False) == Lan(nets("10.88.0.0/16"), (), frozenset({"eth0"}))
+
+
+def test_a_cable_leads_to_a_guest_unless_this_machine_is_a_container() -> None:
+    links = [
+        *LINKS,
+        NetworkDevice(CABLE, "ve-box", True, "veth"),
+        NetworkDevice(BRIDGE, "docker0", True, "bridge"),
+    ]
+    routes = [route("172.30.0.0/16", CABLE), route("172.17.0.0/16", BRIDGE)]
+    outside = find_lan(routes, links, OWN, container=False)
+    assert outside.guests == nets("172.17.0.0/16", "172.30.0.0/16")
+    assert "ve-box" not in outside.uplinks
+    inside = find_lan(routes, links, OWN, container=True)
+    assert inside.guests == nets("172.17.0.0/16")
+    assert "ve-box" in inside.uplinks
 
 
 # The uplink

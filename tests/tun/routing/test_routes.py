@@ -59,6 +59,13 @@ def text(settings: TunnelSettings, version: int, lan: Lan = LAN) -> list[str]:
     return lines
 
 
+DISCOVERY = [
+    "25420: to 224.0.0.0/24 lookup 254",
+    "25420: to 239.255.255.250/32 lookup 254",
+    "25420: to 255.255.255.255/32 lookup 254",
+]
+
+
 def test_everything() -> None:
     settings = tunnel_settings()
     assert text(settings, 4) == [
@@ -67,6 +74,7 @@ def test_everything() -> None:
         "25405: to 100.96.255.53/32 lookup 25458",
         "25420: to 172.17.0.0/16 lookup 254",
         "25420: to 192.168.1.0/24 lookup 254",
+        *DISCOVERY,
         "25430: lookup 25458",
     ]
     assert text(settings, 6) == [
@@ -96,7 +104,7 @@ def test_with_exceptions() -> None:
 
 def test_included_only() -> None:
     settings = tunnel_settings(include=nets("198.51.100.0/24", "::/0"))
-    assert text(settings, 4, Lan())[3:] == ["25430: to 198.51.100.0/24 lookup 25458"]
+    assert text(settings, 4, Lan())[3:] == [*DISCOVERY, "25430: to 198.51.100.0/24 lookup 25458"]
     assert text(settings, 6, Lan())[3:] == ["25430: lookup 25458"]
 
 
