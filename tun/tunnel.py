@@ -1,6 +1,7 @@
 """The client's system-wide mode: from the first rule of the filter to the last thing undone.
 
-    Tunnel.start     journal: undo what a killed process left, but for the filter
+    Tunnel.start     the exits' names, if no filter of an earlier run stands
+                     journal: undo what a killed process left, but for the filter
                      filter up: nothing gets out any more but the link and the LAN
     Tunnel.resolve   the exits' names, through the filter's narrow opening
     Tunnel.run       link up, addresses from the exit -> interface.py: device, forwarder, routes, system resolver
@@ -40,7 +41,8 @@ from .firewall.policy import Policy, contradiction
 from .interface import Foundation, NoInterface, TunInterface
 from .journal import Journal, Undoer, undo
 from .resolver import choose as resolver
-from .resolver.bootstrap import Bootstrap
+from .resolver.bootstrap import Bootstrap, resolve_early
+from .resolver.known_addresses import FILE, KnownAddresses
 from .routing import routes
 from .routing.exit_endpoints import ExitEndpoints
 from .routing.routes import read_lan
@@ -80,6 +82,19 @@ class TunnelPlan:
 
     async def start(self) -> Tunnel:
         return await Tunnel.start(self)
+
+    async def known_addresses(self, journal: Journal) -> KnownAddresses:
+        """The addresses of the exits' names: the last ones, or present ones where no run has left a filter.
+
+        Only then a resolver on this machine gets out. Raises ConfigError.
+        """
+        settings = self.settings
+        names = {exit.host for exit in self.exits if not exit.is_ip}
+        known = KnownAddresses.load(settings.state / FILE, names)
+        if names and not journal.entries():
+            system_resolver = await resolver.choose(journal.record, state=settings.state)
+            await resolve_early(names, system_resolver.upstreams(), known, mark=settings.mark)
+        return known
 
 
 def checked_policy(settings: TunnelSettings, rules: RuleSet) -> Policy:
@@ -127,6 +142,7 @@ class Tunnel:
             left_closed = ours and nft.exists(nft.CLIENT)
             Tun.open(settings.device, mtu=MTU, offload="auto" if settings.offload else False).close()
             lan = await read_lan(settings.device)
+            known = await plan.known_addresses(journal)
             ending = JournalEnding(journal, settings, fail_closed=left_closed)
             stack.push(ending.undo)
             kill_switch = KillSwitch(
@@ -136,7 +152,9 @@ class Tunnel:
             ending.undo_all_but_the_filter("what an earlier run changed could not be undone")
             system_resolver = await resolver.choose(journal.record, state=settings.state)
             await kill_switch.follow_resolvers(system_resolver.upstreams)
-            bootstrap = Bootstrap(system_resolver.upstreams, kill_switch.open_for, mark=settings.mark)
+            bootstrap = Bootstrap(
+                system_resolver.upstreams, kill_switch.open_for, mark=settings.mark, known=known
+            )
             foundation = Foundation(settings, kill_switch, system_resolver, journal.record)
             return cls(foundation, bootstrap, ending, stack.pop_all())
 

@@ -13,7 +13,8 @@ with atheris.instrument_imports(include=["tun", "dns"]):
     import dns.message
     import dns.rdatatype
 
-    from tun.resolver.bootstrap import MAX_ADDRESSES, AnswerError, from_hosts, read_answer
+    from tun.resolver.bootstrap import AnswerError, from_hosts, read_answer
+    from tun.resolver.known_addresses import MAX_ADDRESSES
 
 QUERIES = [dns.message.make_query("exit.example.org", kind, id=7) for kind in ("A", "AAAA")]
 HEADS = [query.to_wire()[:2] + b"\x80" + query.to_wire()[3:] for query in QUERIES]

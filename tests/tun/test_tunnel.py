@@ -30,6 +30,7 @@ from tun.dns.names import from_text
 from tun.firewall import kill_switch, nft
 from tun.firewall.filter_settings import FilterSettings
 from tun.journal import Journal
+from tun.resolver.known_addresses import KnownAddresses
 from tun.routing.exit_endpoints import MAX_ADDRESSES
 from tun.routing.lan import Lan
 from tun.routing.routes import KIND as ROUTING
@@ -76,9 +77,13 @@ class Machine:
             machine.blocked_name = also_blocks
             return FakeForwarder(machine)
 
+        async def resolve_early(names: set[str], resolvers: Any, known: KnownAddresses, *, mark: int) -> None:
+            machine.step(f"ask early for {' '.join(names)}")
+
         kinds = (nft.KIND, ROUTING, "resolver")
         monkeypatch.setattr(tunnel, "undoers", lambda settings: dict.fromkeys(kinds, undoer))
         monkeypatch.setattr(tunnel, "read_lan", read_lan)
+        monkeypatch.setattr(tunnel, "resolve_early", resolve_early)
         monkeypatch.setattr(kill_switch, "Filter", FilterFactory(machine))
         monkeypatch.setattr(interface, "Routes", lambda *given: FakeRoutes(machine, *given))
         monkeypatch.setattr(interface, "build", build)
@@ -679,6 +684,26 @@ async def test_a_filter_that_others_removed_is_put_back(
 
 
 # --- the exit's name ---
+
+
+@pytest.mark.parametrize("left", [False, True])
+async def test_a_name_is_asked_for_before_the_filter_closes_unless_one_stands(
+    machine: Machine, left: bool
+) -> None:
+    if left:
+        with Journal(machine.state / CLIENT_JOURNAL) as journal:
+            journal.record({"kind": nft.KIND})
+    wide = Wide(machine, Destination("exit.example", 4433), EXIT)
+    await wide.start()
+    steps = machine.take()
+    early = ["choose resolver", "ask early for exit.example"]
+    assert steps[: steps.index("filter up")] == [
+        "open device",
+        "close device",
+        "look",
+        *([] if left else early),
+    ]
+    await wide.close()
 
 
 async def test_the_filter_is_open_for_the_question_only(

@@ -1,9 +1,11 @@
 """The look-up of the exit's own name outside of the tunnel, which needs it to come up.
 
     /etc/hosts  ->  open the filter for the earlier resolvers  ->  ask them, A and AAAA at once  ->  close the filter
+                    `-- nobody answers: the last known addresses
 
 While the tunnel is up, the system's resolver is the forwarder, which answers through the tunnel. So this module asks
 the earlier resolvers, over sockets with the link's mark. The filter is open only for them, and is always closed after.
+A resolver on this machine does not get out through that opening: `resolve_early` asks before the filter closes.
 
 dnspython reads and writes the messages (RFC 1035). This file sends them, as dnspython's transport cannot set a mark. An
 answer counts if it comes from the address that was asked, with the id and the question (RFC 5452 section 9.1). All
@@ -18,7 +20,7 @@ import ipaddress
 import logging
 import socket
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -33,6 +35,8 @@ import dns.rdatatype
 
 from cryprq_proxy.base.tasks import spawn
 from cryprq_proxy.errors import CryprqError, reason_of
+
+from .known_addresses import MAX_ADDRESSES, KnownAddresses
 
 _log = logging.getLogger(__name__)
 
@@ -49,8 +53,11 @@ OTHER_FAMILY_SECONDS: Final = 0.3
 """Seconds for the second answer after the first one with addresses: some resolvers never answer AAAA."""
 ROUNDS: Final = 2
 """How often each resolver is asked."""
+EARLY_SECONDS: Final = 3.0
+"""Seconds for all names before the filter closes."""
+KNOWN_SECONDS: Final = 4.0
+"""Seconds for all resolvers where a last address can be used instead: dialling has some seconds more."""
 MAX_RESOLVERS: Final = 4
-MAX_ADDRESSES: Final = 16
 MAX_DATAGRAM: Final = 4096
 MAX_MESSAGE: Final = 16_384
 """Bytes of an answer over TCP."""
@@ -89,8 +96,8 @@ class Truncated(AnswerError):
 class Bootstrap:
     """Resolves the exit's name. `resolvers` gives the earlier resolvers; `mark` is the link's fwmark.
 
-    The filter is open inside of `opening`. If no resolver answers, the last addresses are returned again: the exit may
-    still be there.
+    The filter is open inside of `opening`. If no resolver answers, the last addresses in `known` are returned: the exit
+    may still be there.
     """
 
     def __init__(
@@ -99,6 +106,7 @@ class Bootstrap:
         opening: OpenFilter,
         *,
         mark: int,
+        known: KnownAddresses | None = None,
         port: int = PORT,
         hosts: Path = HOSTS,
         seconds: float = SECONDS,
@@ -111,7 +119,7 @@ class Bootstrap:
         self._hosts = hosts
         self._seconds = seconds
         self._rounds = rounds
-        self._known: dict[str, tuple[str, ...]] = {}
+        self._known = known or KnownAddresses()
 
     async def resolve(self, name: str) -> tuple[str, ...]:
         """The addresses of `name` (an A-label name or a literal), at least one, at most `MAX_ADDRESSES`.
@@ -126,19 +134,33 @@ class Bootstrap:
         found = from_hosts(_read_hosts(self._hosts), name)
         if found:
             return self._by_route(found)
+        known = self._known.of(name)
+        if self._known.take_fresh(name):
+            return self._by_route(known)
         try:
-            found = await self._ask_outside(name)
+            async with asyncio.timeout(KNOWN_SECONDS if known else None):
+                found = await self._ask_outside(name)
         except NameNotFoundError:
-            self._known.pop(name, None)
+            self._known.forget(name)
             raise
-        except BootstrapError as error:
-            if name not in self._known:
+        except (BootstrapError, TimeoutError) as error:
+            if not known:
                 raise
-            _log.warning("%s; its last known address is used", error)
-            return self._known[name]
+            why = error if isinstance(error, BootstrapError) else f"nobody resolves the exit's name {name}"
+            _log.warning("%s; its last known address is used", why)
+            return self._by_route(known)
         found = self._by_route(found)
-        self._known[name] = found
+        self._known.learn(name, found)
         return found
+
+    async def ask_early(self, name: str) -> None:
+        """Learn the addresses of `name` without a fall-back; the next `resolve` with the same `known` takes them."""
+        if from_hosts(_read_hosts(self._hosts), name):
+            return
+        try:
+            self._known.learn(name, await self._ask_outside(name), fresh=True)
+        except BootstrapError as error:
+            _log.debug("before the filter closes: %s", error)
 
     async def _ask_outside(self, name: str) -> tuple[str, ...]:
         resolvers = tuple(dict.fromkeys(self._resolvers()))[:MAX_RESOLVERS]
@@ -272,6 +294,24 @@ class Bootstrap:
             sock.close()
             raise
         return sock
+
+
+async def resolve_early(
+    names: Iterable[str], resolvers: Sequence[str], known: KnownAddresses, *, mark: int, port: int = PORT
+) -> None:
+    """Ask for `names` while there is no filter yet, and put the answers into `known`.
+
+    Takes at most EARLY_SECONDS. A failure is none: `Bootstrap.resolve` tries again.
+    """
+    bootstrap = Bootstrap(
+        lambda: resolvers, lambda _: contextlib.nullcontext(), mark=mark, known=known, port=port
+    )
+    asking = [spawn(bootstrap.ask_early(name), "early look-up of the exit") for name in names]
+    if asking:
+        _, late = await asyncio.wait(asking, timeout=EARLY_SECONDS)
+        for task in late:
+            task.cancel()
+        await asyncio.gather(*late, return_exceptions=True)
 
 
 type _Sockaddr = tuple[str, int] | tuple[str, int, int, int] | tuple[int, bytes]

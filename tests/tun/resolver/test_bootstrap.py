@@ -30,7 +30,9 @@ from tun.resolver.bootstrap import (
     Truncated,
     from_hosts,
     read_answer,
+    resolve_early,
 )
+from tun.resolver.known_addresses import MAX_ADDRESSES, KnownAddresses
 
 NAME = "exit.example.org"
 
@@ -323,6 +325,43 @@ async def test_the_last_known_address_serves_while_nobody_answers(lab: Lab, tmp_
         await resolver.resolve(NAME)
 
 
+async def test_resolvers_that_are_silent_do_not_use_up_the_time_for_dialling(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bootstrap, "KNOWN_SECONDS", 0.01)
+    await lab.server(Server(nothing))
+    known = KnownAddresses(None, {NAME: ("192.0.2.9",)})
+    assert await lab.bootstrap(tmp_path, known=known).resolve(NAME) == ("192.0.2.9",)
+    assert lab.events == ["open 127.0.0.1", "close"]
+
+
+async def test_a_name_is_asked_for_before_there_is_a_filter(lab: Lab, tmp_path: Path) -> None:
+    """And once: what comes then is the first answer. What fails then is asked for again."""
+    server = await lab.server(Server(BOTH))
+    known = KnownAddresses()
+    await resolve_early([NAME, "no.example.org"], lab.resolvers, known, mark=0, port=lab.port)
+    assert lab.events == []
+    asked = len(server.asked)
+    resolver = lab.bootstrap(tmp_path, known=known)
+    assert sorted(await resolver.resolve(NAME)) == ["192.0.2.5", "2001:db8::5"]
+    assert (lab.events, len(server.asked)) == ([], asked)
+    server.udp = zone({(NAME, "A"): ["192.0.2.6"]})
+    assert await resolver.resolve(NAME) == ("192.0.2.6",)
+    with pytest.raises(NameNotFoundError):
+        await resolver.resolve("no.example.org")
+
+
+async def test_nobody_to_ask_before_the_filter_costs_little(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bootstrap, "EARLY_SECONDS", 0.01)
+    await lab.server(Server(nothing))
+    known = KnownAddresses()
+    await resolve_early([NAME], lab.resolvers, known, mark=0, port=lab.port)
+    await resolve_early([], lab.resolvers, known, mark=0)
+    assert known.of(NAME) == ()
+
+
 async def test_cancelling_closes_the_filter_again(lab: Lab, tmp_path: Path) -> None:
     asked = asyncio.Event()
 
@@ -370,7 +409,7 @@ def test_read_answer_is_bounded() -> None:
     response = dns.message.make_response(QUERY)
     addresses = [f"192.0.2.{number}" for number in range(100)]
     response.answer.append(dns.rrset.from_text(NAME + ".", 60, "IN", "A", *addresses))
-    assert len(read_answer(response.to_wire(max_size=65535), QUERY).addresses) == bootstrap.MAX_ADDRESSES
+    assert len(read_answer(response.to_wire(max_size=65535), QUERY).addresses) == MAX_ADDRESSES
 
 
 def test_every_prefix_and_every_flip_of_an_answer() -> None:
@@ -415,7 +454,7 @@ def test_only_answer_errors_leave_the_parser(tail: bytes) -> None:
 )
 def test_any_hosts_file_can_be_read(content: bytes) -> None:
     found = from_hosts(content, NAME)
-    assert len(found) <= bootstrap.MAX_ADDRESSES
+    assert len(found) <= MAX_ADDRESSES
     for address in found:
         ipaddress.ip_address(address)
 
