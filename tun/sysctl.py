@@ -20,6 +20,7 @@ from typing import Any, Final
 from cryprq_proxy.errors import ConfigError, CryprqError, LocalError, reason_of
 
 from .journal import Entry, Record, Undoer, same_boot
+from .reconciler import Fact
 
 PROC: Final = Path("/proc/sys")
 
@@ -51,11 +52,50 @@ _REDIRECTS: Final = "net.ipv4.conf.all.accept_redirects"
 """Gets the opposite of the IPv4 switch."""
 
 
-def set_sysctl(name: str, value: str, record: Record, proc: Path = PROC) -> None:
+class KernelSetting(Fact):
+    """One setting that is kept, from `keep` on. The journal has the value that it had before the first change."""
+
+    polled = True
+
+    def __init__(self, name: str, value: str, record: Record, proc: Path = PROC) -> None:
+        """`name` is for people. Nothing is set before `keep`."""
+        self.name = name
+        self._value = value
+        self._record = record
+        self._proc = proc
+        self._setting = ""
+        self._recorded = False
+
+    def keep(self, setting: str) -> None:
+        """Set this one, with dots as in sysctl(8), and keep it in place of an earlier one. Raises as set_sysctl."""
+        self._recorded = set_sysctl(setting, self._value, self._record, self._proc)
+        self._setting = setting
+
+    async def look(self) -> str:
+        if not self._setting:
+            return ""
+        path = _path(self._setting, self._value, self._proc)
+        try:
+            live = self._value if path is None else _read(path)
+        except FileNotFoundError:
+            # With its interface, or its module.
+            return ""
+        return "" if live == self._value else f"{self._setting} was {live}"
+
+    async def put_back(self) -> None:
+        record = _no_record if self._recorded else self._record
+        self._recorded |= set_sysctl(self._setting, self._value, record, self._proc)
+
+
+def _no_record(entry: Entry) -> None:
+    """An older entry has the value from before."""
+
+
+def set_sysctl(name: str, value: str, record: Record, proc: Path = PROC) -> bool:
     """Set `name` (with dots, as in sysctl(8)) to a number; `record` gets the old value first.
 
-    Nothing is recorded or written if it has that value already. Raises LocalError for a name or value that is not ours,
-    ConfigError where the kernel does not have or allow it, and what `record` raises.
+    Returns False, with nothing recorded or written, if it has that value already. Raises LocalError for a name or value
+    that is not ours, ConfigError where the kernel does not have or allow it, and what `record` raises.
     """
     path = _path(name, value, proc)
     if path is None:
@@ -63,12 +103,13 @@ def set_sysctl(name: str, value: str, record: Record, proc: Path = PROC) -> None
     try:
         before = _read(path)
         if before == value:
-            return
+            return False
         entry: dict[str, object] = {"kind": KIND, "name": name, "before": before, "value": value}
         if followers := dict(_followers(name, before, proc)):
             entry["followers"] = followers
         record(entry)
         path.write_text(value, encoding="ascii")
+        return True
     except PermissionError as error:
         raise ConfigError(f"setting {name}={value} needs root, and /proc/sys writable") from error
     except OSError as error:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from cryprq_proxy.errors import ConfigError, CryprqError, LocalError
 from tun.journal import Entry
-from tun.sysctl import UNDO, set_sysctl, undo_sysctl
+from tun.sysctl import UNDO, KernelSetting, set_sysctl, undo_sysctl
 
 FORWARD = "net.ipv4.ip_forward"
 FILES = {
@@ -154,3 +154,36 @@ def test_undo_raises_nothing_else(entry: Entry) -> None:
 def test_a_setting_that_the_kernel_does_not_have(proc: Path) -> None:
     with pytest.raises(ConfigError, match="does not take"):
         set_sysctl("net.ipv4.conf.nowhere.rp_filter", "1", lambda entry: None, proc)
+
+
+async def test_a_setting_is_kept_and_recorded_once(proc: Path) -> None:
+    path = proc / "net/ipv4/conf/eth0.100/rp_filter"
+    path.write_text("1\n")
+    entries: list[Entry] = []
+    fact = KernelSetting("reverse path filter", "2", entries.append, proc)
+    assert await fact.look() == "", "nothing is kept before it is asked for"
+    fact.keep("net.ipv4.conf.eth0.100.rp_filter")
+    for _ in range(3):
+        assert await fact.look() == ""
+        path.write_text("0\n")
+        assert await fact.look() == "net.ipv4.conf.eth0.100.rp_filter was 0"
+        await fact.put_back()
+        assert path.read_text() == "2"
+    assert [entry["before"] for entry in entries] == ["1"]
+    path.unlink()
+    assert await fact.look() == "", "the interface is gone"
+
+
+async def test_what_was_right_at_first_is_recorded_when_it_is_put_back(proc: Path) -> None:
+    path = proc / "net/ipv4/conf/all/src_valid_mark"
+    path.write_text("1\n")
+    entries: list[Entry] = []
+    fact = KernelSetting("marks", "1", entries.append, proc)
+    fact.keep("net.ipv4.conf.all.src_valid_mark")
+    assert not entries
+    for _ in range(2):
+        path.write_text("0\n")
+        await fact.put_back()
+    assert [entry["before"] for entry in entries] == ["0"]
+    undo_sysctl(entries[0], proc)
+    assert path.read_text() == "0"

@@ -6,12 +6,16 @@ device is not persistent: it, its addresses and its routes end when its descript
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import fcntl
 import os
+import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from ipaddress import IPv4Interface, IPv6Interface, ip_interface
+from pathlib import Path
 from typing import Final, Literal
 
 from pyroute2 import AsyncIPRoute
@@ -41,6 +45,7 @@ _NAME_SIZE: Final = 15
 _ADDR_GEN_MODE_NONE: Final = 1
 _IFF_MULTICAST: Final = 0x1000
 _IFA_F_NODAD: Final = 0x02
+_IFF_UP: Final = 0x1
 _KINDS: Final = {TCP4: "tso4", TCP6: "tso6", UDP_GSO: "uso"}
 _NO_IPV6: Final = frozenset({errno.EACCES, errno.EOPNOTSUPP, errno.EAFNOSUPPORT})
 
@@ -48,8 +53,9 @@ _NO_IPV6: Final = frozenset({errno.EACCES, errno.EOPNOTSUPP, errno.EAFNOSUPPORT}
 class Tun(PacketDevice):
     """A TUN device of Linux, with or without vnet_hdr and offloads."""
 
-    def __init__(self, fd: int, name: str, mtu: int, offloads: int | None) -> None:
-        """`fd` is already a device; use `open` to make one. `offloads`: TUN_F_ bits, None without vnet_hdr."""
+    def __init__(self, fd: int, name: str, mtu: int, offloads: int | None, index: int = 0) -> None:
+        """`fd` is already a device; use `open` to make one. `offloads`: TUN_F_ bits, None without vnet_hdr. `index` is
+        the kernel's number of the device, which stays when it is renamed."""
         super().__init__(fd, name, mtu, 0 if offloads is None else VNET_SIZE)
         self._vnet = offloads is not None
         self._offloads = offloads or 0
@@ -61,6 +67,11 @@ class Tun(PacketDevice):
             UDP_GSO: bool(self._offloads & _USO),
         }
         self._proved: set[int] = set()
+        self._index = index
+        self._setting = asyncio.Lock()
+        self._addresses: tuple[IPv4Interface | IPv6Interface, ...] = ()
+        self._queue = 1000
+        self._caps = GSO_MAX_SIZE, GSO_MAX_SEGS
 
     @classmethod
     def open(cls, name: str, *, mtu: int, offload: bool | Literal["auto"] = "auto") -> Tun:
@@ -83,10 +94,10 @@ class Tun(PacketDevice):
             ) from error
         try:
             offloads = _attach(fd, name, offload)
+            return cls(fd, name, mtu, offloads, socket.if_nametoindex(name))
         except BaseException:
             os.close(fd)
             raise
-        return cls(fd, name, mtu, offloads)
 
     async def configure(
         self,
@@ -101,30 +112,63 @@ class Tun(PacketDevice):
         `queue` is in packets. Returns the addresses that are set: without IPv6 in this kernel, the IPv4 ones only.
         Raises ConfigError.
         """
-        try:
-            async with AsyncIPRoute() as netlink:
-                index = (await netlink.link_lookup(ifname=self.name))[0]
-                await _cap(netlink, index, gso_max_size, gso_max_segs)
-                await _no_link_local(netlink, index)
-                # Else the kernel has a route for IPv6 groups into the tunnel, which it asks before all rules.
-                await netlink.link("set", index=index, flags=0, change=_IFF_MULTICAST)
-                await netlink.link("set", index=index, mtu=self.mtu, txqlen=queue, state="up")
-                return await _set_addresses(netlink, index, addresses)
-        except (NetlinkError, IndexError, OSError) as error:
-            raise ConfigError(f"{self.name} cannot be set up ({error}): run as root") from error
+        async with self._setting:
+            self._caps, self._queue = (gso_max_size, gso_max_segs), queue
+            self._addresses = tuple(addresses)
+            async with self._netlink("cannot be set up") as netlink:
+                self._addresses = await self._configure(netlink)
+            return self._addresses
 
     async def set_mtu(self, mtu: int) -> None:
         """Change the MTU, `MIN_MTU` or more. Raises ConfigError."""
         _check_mtu(mtu)
+        async with self._setting, self._netlink("does not take another MTU") as netlink:
+            await netlink.link("set", index=self._index, mtu=mtu)
+            self.mtu = mtu
+
+    async def difference(self) -> str:
+        """What is not as it was configured, in words; nothing if all of it stands. Raises ConfigError."""
+        async with self._setting, self._netlink("cannot be read") as netlink:
+            (link,) = [message async for message in await netlink.get_links(self._index)]
+            present = await _present_addresses(netlink, self._index)
+        found = [f"the address {wanted} was removed" for wanted in self._addresses if wanted not in present]
+        if (mtu := link.get_attr("IFLA_MTU")) != self.mtu:
+            found.insert(0, f"its MTU was {mtu}")
+        if link["flags"] & _IFF_MULTICAST:
+            found.insert(0, "it took multicast")
+        if not link["flags"] & _IFF_UP:
+            found.insert(0, "it was down")
+        if (name := link.get_attr("IFLA_IFNAME")) != self.name:
+            found.insert(0, f"it was renamed to {name}")
+        return ", ".join(found)
+
+    async def restore(self) -> None:
+        """Configure it again, under its own name. Raises ConfigError."""
+        async with self._setting, self._netlink("cannot be set up again") as netlink:
+            await _rename(netlink, self._index, self.name)
+            if any(address.version == 6 for address in self._addresses):
+                # The switch is the device's own, and ends with it.
+                Path(f"/proc/sys/net/ipv6/conf/{self.name}/disable_ipv6").write_text("0", encoding="ascii")
+            configured = await self._configure(netlink)
+        if configured != self._addresses:
+            raise ConfigError(f"{self.name} does not take its IPv6 address back: IPv6 is switched off here")
+
+    async def _configure(self, netlink: AsyncIPRoute) -> tuple[IPv4Interface | IPv6Interface, ...]:
+        await _cap(netlink, self._index, *self._caps)
+        await _no_link_local(netlink, self._index)
+        # Else the kernel has a route for IPv6 groups into the tunnel, which it asks before all rules.
+        await netlink.link("set", index=self._index, flags=0, change=_IFF_MULTICAST)
+        await netlink.link("set", index=self._index, mtu=self.mtu, txqlen=self._queue, state="up")
+        return await _set_addresses(netlink, self._index, self._addresses)
+
+    @asynccontextmanager
+    async def _netlink(self, failure: str) -> AsyncIterator[AsyncIPRoute]:
+        """A netlink socket whose errors become a ConfigError."""
         try:
             async with AsyncIPRoute() as netlink:
-                index = (await netlink.link_lookup(ifname=self.name))[0]
-                await netlink.link("set", index=index, mtu=mtu)
-        except (NetlinkError, IndexError, OSError) as error:
-            raise ConfigError(
-                f"the MTU of {self.name} cannot be changed ({error}): is the device gone?"
-            ) from error
-        self.mtu = mtu
+                yield netlink
+        except (NetlinkError, OSError) as error:
+            raise ConfigError(f"{self.name} {failure} ({error}): run as root") from error
 
     def write(self, buffer: memoryview, start: int, end: int, shape: Shape) -> bool:
         kind = shape.flags & KIND_MASK
@@ -215,32 +259,53 @@ async def _no_link_local(netlink: AsyncIPRoute, index: int) -> None:
 async def _set_addresses(
     netlink: AsyncIPRoute, index: int, addresses: Sequence[IPv4Interface | IPv6Interface]
 ) -> tuple[IPv4Interface | IPv6Interface, ...]:
-    wanted = {(str(address.ip), address.network.prefixlen): address for address in addresses}
-    present = set()
-    others: list[tuple[str, int]] = []
-    async for message in await netlink.get_addr(index=index):
-        found = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS"), message["prefixlen"]
-        if found in wanted:
-            present.add(wanted[found])
-        else:
-            others.append(found)
+    found = await _present_addresses(netlink, index)
+    present = found & set(addresses)
+    others = [*(found - present)]
     # A device without IPv4 address loses its routes, so the new address comes first. In the same network it would be
     # removed with the old one.
-    for text, prefix in [*others]:
-        if any(address.network == ip_interface(f"{text}/{prefix}").network for address in addresses):
-            others.remove((text, prefix))
-            await netlink.addr("del", index=index, address=text, prefixlen=prefix)
-    for (text, prefix), address in wanted.items():
+    for other in [*others]:
+        if any(address.network == other.network for address in addresses):
+            others.remove(other)
+            await _address(netlink, "del", index, other)
+    for address in addresses:
         if address in present:
             continue
-        flags = _IFA_F_NODAD if address.version == 6 else 0
         try:
-            await netlink.addr("add", index=index, address=text, prefixlen=prefix, flags=flags)
+            await _address(netlink, "add", index, address)
         except NetlinkError as error:
             if address.version == 4 or error.code not in _NO_IPV6:
                 raise
         else:
             present.add(address)
-    for text, prefix in others:
-        await netlink.addr("del", index=index, address=text, prefixlen=prefix)
+    for other in others:
+        await _address(netlink, "del", index, other)
     return tuple(address for address in addresses if address in present)
+
+
+async def _present_addresses(netlink: AsyncIPRoute, index: int) -> set[IPv4Interface | IPv6Interface]:
+    found = set()
+    async for message in await netlink.get_addr(index=index):
+        text = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
+        found.add(ip_interface(f"{text}/{message['prefixlen']}"))
+    return found
+
+
+async def _address(
+    netlink: AsyncIPRoute, command: str, index: int, address: IPv4Interface | IPv6Interface
+) -> None:
+    flags = {"flags": _IFA_F_NODAD} if command == "add" and address.version == 6 else {}
+    await netlink.addr(
+        command, index=index, address=str(address.ip), prefixlen=address.network.prefixlen, **flags
+    )
+
+
+async def _rename(netlink: AsyncIPRoute, index: int, name: str) -> None:
+    try:
+        await netlink.link("set", index=index, ifname=name)
+    except NetlinkError as error:
+        # Before Linux 6.2 a device that is up keeps its name.
+        if error.code != errno.EBUSY:
+            raise
+        await netlink.link("set", index=index, state="down")
+        await netlink.link("set", index=index, ifname=name)

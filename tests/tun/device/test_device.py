@@ -13,6 +13,7 @@ import os
 import random
 import socket
 import struct
+import subprocess
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -27,6 +28,7 @@ from cryprq_proxy.errors import ConfigError
 from cryprq_proxy.lane.slices import HEADROOM, MAX_PACKET, Run, Shape
 from tests.support.super_packets import KINDS, PAYLOAD, Flow, segments, super_packet
 from tun.device.device import READS_PER_WAKEUP, PacketDevice, Reading
+from tun.device.kept import DeviceFact
 from tun.device.linux import GSO_MAX_SEGS, GSO_MAX_SIZE, Tun
 from tun.device.offload import COMPLETE, UNSUMMED, VNET, VNET_SIZE
 from tun.device.packets import TCP, UDP, Drop
@@ -455,6 +457,40 @@ def test_a_kernel_without_ipv6_gets_ipv4_alone(namespaces: tuple[Namespace, Name
         tun.close()
 
     namespaces[0].run(inside)
+
+
+@pytest.mark.root
+@lab
+def test_what_others_change_at_a_device_is_put_back(namespaces: tuple[Namespace, Namespace]) -> None:
+    def ip(command: str) -> None:
+        subprocess.run(["ip", *command.split()], check=True)
+
+    async def inside() -> None:
+        tun = Tun.open("cqt0", mtu=1400)
+        await tun.configure([OURS4, OURS6])
+        fact = DeviceFact(tun)
+        for commands, found in (
+            (["addr flush dev cqt0"], f"the address {OURS4} was removed, the address {OURS6} was removed"),
+            (["link set cqt0 down"], f"it was down, the address {OURS6} was removed"),
+            (["link set cqt0 down", "link set cqt0 name other0 up"], "it was renamed to other0"),
+            (["link set cqt0 mtu 1300"], "its MTU was 1300"),
+            (["link set cqt0 multicast on"], "it took multicast"),
+        ):
+            assert await fact.look() == ""
+            for command in commands:
+                ip(command)
+            assert found.split(", ")[0] in await fact.look()
+            await fact.put_back()
+        assert await fact.look() == ""
+        Path("/proc/sys/net/ipv6/conf/cqt0/disable_ipv6").write_text("1")
+        assert await fact.look() == f"the address {OURS6} was removed"
+        await fact.put_back()
+        assert await fact.look() == ""
+        tun.close()
+        with pytest.raises(ConfigError, match="cannot be read"):
+            await fact.look()
+
+    namespaces[0].run(lambda: asyncio.run(inside()))
 
 
 @pytest.mark.root
