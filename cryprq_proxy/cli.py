@@ -96,11 +96,22 @@ _log = logging.getLogger(__name__)
     metavar="SECONDS",
     help="With --tun: undo everything unless `confirm` is called within this time.",
 )
+@click.option(
+    "--yes",
+    is_flag=True,
+    help="With --tun: do not ask before connections from outside, as by ssh, are ended.",
+)
 @log_options
 @click.version_option(__version__, prog_name=PROGRAM, message="%(prog)s %(version)s")
 @click.pass_context
 def cli(
-    context: click.Context, /, config: Path | None, verbose: bool, log_format: str | None, **flags: Any
+    context: click.Context,
+    /,
+    config: Path | None,
+    verbose: bool,
+    log_format: str | None,
+    yes: bool,
+    **flags: Any,
 ) -> None:
     """A local SOCKS and HTTP proxy whose traffic goes to an exit peer of your own over a post-quantum-hybrid
     encrypted link.
@@ -121,13 +132,15 @@ def cli(
     merged = {**flags, **tun_flags, **context.obj}
     loaded = load_client(config, merged)
     setup(loaded.log_level, loaded.log_format)
-    if not loaded.tun.enabled and any(value not in (None, ()) for value in tun_flags.values()):
+    if not loaded.tun.enabled and (yes or any(value not in (None, ()) for value in tun_flags.values())):
         raise click.UsageError("--exclude, --include, --lan and their like need --tun")
     tunnel: MakeTun = no_tun
     if loaded.tun.enabled:
         from .service.system_wide import make_tunnel
 
         tunnel = make_tunnel
+        if not yes:
+            tun.ask_before_cutting(loaded.tun)
     file = config_dir() / "client.toml" if config is None else config
     run_process(lambda stop: run_client(loaded, lambda: load_client(config, merged), stop, tunnel, file))
 

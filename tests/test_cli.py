@@ -104,6 +104,7 @@ BAD = [
     (["--peer", PEER, "--kill-switch", "on"], "need --tun"),
     (["--peer", PEER, "--inbound", "block"], "need --tun"),
     (["--peer", PEER, "--confirm", "1"], "need --tun"),
+    (["--peer", PEER, "--yes"], "need --tun"),
     (["--peer", PEER, "--tun", "--exclude", "x"], "--exclude: expected an address or prefix"),
     (["--peer", PEER, "--tun", "--include", "10.0.0.1/8"], "--include: 10.0.0.1/8 is an address within"),
     (["--peer", PEER, "--tun", "--exclude-uid", "no such user"], "--exclude-uid: there is no user"),

@@ -3,13 +3,54 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from ..errors import ConfigError, CryprqError
 from ..process.actions import MAX_PAUSE
 from .common import FILE, ask, ask_status, config_option, control_sockets, seconds
+
+if TYPE_CHECKING:
+    from ..config.tun import TunTable
+
+_log = logging.getLogger(__name__)
+
+_SHOWN: Final = 3
+"""Addresses in the question and the warning."""
+_STDIN: Final = 0
+
+
+def ask_before_cutting(table: TunTable) -> None:
+    """Let the person decide where a start ends connections from outside, and with them perhaps the shell.
+
+    Without a terminal, as under a service manager, one line of the log says it. Raises CryprqError for a no.
+    """
+    from ..service.system_wide import cut_by_start
+
+    ends = cut_by_start(table)
+    if not ends:
+        return
+    more = f" and {len(ends) - _SHOWN} more" if len(ends) > _SHOWN else ""
+    text = (
+        f"this start ends connections to this machine from {', '.join(ends[:_SHOWN])}{more}: --inbound keep lets them "
+        "live, --confirm 60 undoes everything unless you confirm"
+    )
+    if not _at_terminal():
+        _log.warning("%s", text)
+    elif not click.confirm(f"{text}. Start nevertheless?", err=True):
+        raise CryprqError("not started; nothing was changed")
+
+
+def _at_terminal() -> bool:
+    """Whether a person can answer: not from a job in the background, which the kernel would stop."""
+    try:
+        return os.isatty(_STDIN) and os.tcgetpgrp(_STDIN) == os.getpgrp()
+    except OSError:
+        return False
 
 
 @click.command()

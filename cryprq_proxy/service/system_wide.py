@@ -18,7 +18,7 @@ import msgspec
 from ..config.client import ClientConfig
 from ..config.exit import ExitConfig
 from ..config.tun import ExitTunTable, TunTable
-from ..errors import ConfigError
+from ..errors import ConfigError, CryprqError
 from ..exit.egress_policy import EgressPolicy
 from ..rules.engine import RuleSet
 from ..rules.ranges import IPNetwork
@@ -50,6 +50,24 @@ def make_tunnel(config: ClientConfig, rules: RuleSet) -> Any:
         [endpoint.address for exit in config.exits() for endpoint in exit.endpoints],
         rules,
     )
+
+
+def cut_by_start(table: TunTable) -> list[str]:
+    """The other ends of connections from outside that a start ends for good, without `--inbound keep` or `--confirm`.
+
+    Empty also where system-wide mode cannot start: the start itself says why. Changes nothing.
+    """
+    if sys.platform != "linux" or os.geteuid() or table.inbound == "keep" or table.confirm:
+        return []
+    from tun.firewall.inbound import cut_connections, observe
+    from tun.routing.routes import read_lan
+
+    settings = tunnel_settings(table)
+    try:
+        lan = asyncio.run(read_lan(settings.device))
+    except CryprqError:
+        return []
+    return list(map(str, cut_connections(settings, lan, observe().connections)))
 
 
 def explain_rules(rules: RuleSet, host: str, port: int) -> str:

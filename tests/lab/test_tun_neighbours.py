@@ -6,15 +6,19 @@ what reaches the LAN, one on the TUN device what enters the tunnel.
 
 from __future__ import annotations
 
+import os
+import pty
 import socket
+import subprocess
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, contextmanager, suppress
 
 import pytest
 
 from tests.support.lab.capture import Capture
-from tests.support.lab.hosts import EXIT4, SERVER4
-from tests.support.lab.stage import TUN, Stage, beside_the_link
+from tests.support.lab.hosts import CLIENT4, CLIENT6, EXIT4, SERVER4, SERVER6
+from tests.support.lab.links import PORT
+from tests.support.lab.stage import SECONDS, TUN, Stage, beside_the_link
 
 DISCOVERY = (
     ("239.255.255.250", 1900),  # SSDP
@@ -26,6 +30,7 @@ DISCOVERY = (
     ("ff12::1234", 9999),  # the same scope, with the flag of an address that nobody has assigned
     ("ff05::c", 1900),
 )
+SSH = 2222
 OTHER_CABLE = "172.30.9"
 
 
@@ -94,3 +99,105 @@ def test_a_second_network_of_a_container_is_no_guest(stage: Stage) -> None:
             assert stage.ping(f"{OTHER_CABLE}.1")
     finally:
         stage.client.ip("link del eth1")
+
+
+# --- connections from outside -------------------------------------------------------------------------------------
+
+
+class Shell:
+    """A connection from afar to this machine, as that of somebody who works here."""
+
+    def __init__(self, stage: Stage) -> None:
+        with stage.client.entered():
+            self._listener = socket.create_server(("::", SSH), family=socket.AF_INET6)
+        self._far = stage.socket(CLIENT6, host=stage.hosts.server)
+        self._far.connect((CLIENT6, SSH))
+        self._near, _ = self._listener.accept()
+
+    def lives(self) -> bool:
+        try:
+            self._near.sendall(b"$ ")
+            return self._far.recv(10) == b"$ "
+        except OSError:
+            return False
+
+    def close(self) -> None:
+        for sock in (self._near, self._far, self._listener):
+            sock.close()
+
+
+@contextmanager
+def at_terminal(stage: Stage, *options: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """A client in the foreground of a terminal of its own, and the other end of that terminal."""
+    master, slave = pty.openpty()
+    try:
+        peer = f"cryprq://{stage.links.identity('exit')[1]}@{EXIT4}:{PORT}"
+        state = str(stage.links.state_dir)
+        file = stage.links.config("client", {"peer": peer, "tun": {"state_dir": state}})
+        command = ["setsid", "--ctty", *stage.links.command("--tun", *options, "--config", str(file))]
+        with open(slave) as terminal:
+            process = stage.client.popen(
+                command, stdin=terminal, stderr=subprocess.PIPE, env=stage.links.environment
+            )
+        yield process, master
+    finally:
+        os.close(master)
+
+
+def read_until(process: subprocess.Popen[str], text: str) -> str:
+    """What the process writes to standard error, up to `text`."""
+    assert process.stderr is not None
+    said = ""
+    while text not in said:
+        letter = process.stderr.read(1)
+        assert letter, f"it did not say {text!r}, but: {said}"
+        said += letter
+    return said
+
+
+def test_nobody_is_cut_off_without_being_asked(stage: Stage) -> None:
+    before = stage.client.snapshot()
+    with closing(Shell(stage)) as shell, at_terminal(stage) as (process, terminal):
+        assert SERVER6 in read_until(process, "Start nevertheless?")
+        assert stage.client.snapshot() == before
+        os.write(terminal, b"n\n")
+        assert "nothing was changed" in read_until(process, "nothing was changed")
+        assert process.wait(SECONDS) == 1
+        assert shell.lives()
+    stage.unchanged_since(before)
+
+
+@pytest.mark.parametrize("answer", ["yes", "--yes", "--confirm", "--inbound"])
+def test_who_has_answered_is_not_asked(stage: Stage, answer: str) -> None:
+    options = {
+        "yes": [],
+        "--yes": ["--yes"],
+        "--confirm": ["--confirm", "60"],
+        "--inbound": ["--inbound", "keep"],
+    }
+    before = stage.client.snapshot()
+    with closing(Shell(stage)) as shell, at_terminal(stage, *options[answer]) as (process, terminal):
+        if answer == "yes":
+            read_until(process, "Start nevertheless?")
+            os.write(terminal, b"y\n")
+        assert "nevertheless" not in read_until(process, "ready: ")
+        if answer == "--inbound":
+            assert shell.lives()
+        process.terminate()
+        process.communicate(timeout=20)
+        assert not process.returncode
+    stage.unchanged_since(before)
+
+
+def test_a_service_manager_is_told_and_not_asked(stage: Stage) -> None:
+    with closing(Shell(stage)), stage.tunnel() as client:
+        client.says(f"ends connections to this machine .*{SERVER6}.*--inbound keep")
+    with stage.tunnel() as client:
+        assert "--inbound keep" not in client.log
+    # The LAN is reached past the tunnel, so a connection from there lives on.
+    with stage.client.entered():
+        listener = socket.create_server((CLIENT4, SSH))
+    with listener, stage.socket(CLIENT4, host=stage.hosts.router) as near:
+        near.connect((CLIENT4, SSH))
+        with stage.tunnel() as client:
+            assert "--inbound keep" not in client.log

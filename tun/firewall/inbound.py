@@ -17,6 +17,9 @@ from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from ..routing.lan import Lan
+from ..settings import TunnelSettings
+
 type Address = IPv4Address | IPv6Address
 
 _ESTABLISHED: Final = 0x01  # include/net/tcp_states.h
@@ -98,3 +101,19 @@ def observe() -> Inbound:
     except (OSError, ValueError):
         low, high = DEFAULT_PORTS
     return Inbound(connections(lines), (low, high))
+
+
+def cut_connections(settings: TunnelSettings, lan: Lan, found: Iterable[InboundConnection]) -> list[Address]:
+    """The other ends of those connections from outside that a start with these settings ends."""
+    if settings.keep_inbound:
+        return []
+    direct = (*settings.exclude, *(lan.prefixes if settings.lan else lan.guests))
+
+    def stays(remote: Address) -> bool:
+        if any(remote in network for network in direct):
+            return True
+        tunnelled = not settings.include or any(remote in network for network in settings.include)
+        return not tunnelled and not any(remote in network for network in lan.prefixes)
+
+    ends = {one.remote for one in found if one.remote != one.local and not stays(one.remote)}
+    return sorted(ends, key=str)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tun.firewall.inbound import MOST, InboundConnection, connections, observe
+from tests.support.settings import tunnel_settings
+from tun.firewall.inbound import MOST, InboundConnection, connections, cut_connections, observe
+from tun.routing.lan import Lan
 
 TCP = """\
   sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
@@ -52,3 +55,23 @@ def test_a_flood_of_connections_is_bounded() -> None:
     lines = ["0: 024DA8C0:0016 00000000:0000 0A"]
     lines += [f"{number}: 024DA8C0:0016 020A4B05:{number:04X} 01" for number in range(1, MOST + 10)]
     assert len(connections(lines)) == MOST
+
+
+@pytest.mark.parametrize(
+    ("settings", "ends"),
+    [
+        ({}, ["203.0.113.9"]),
+        ({"lan": False}, ["192.168.77.9", "203.0.113.9"]),
+        ({"keep_inbound": True}, []),
+        ({"exclude": (ip_network("203.0.113.0/24"),)}, []),
+        ({"include": (ip_network("198.51.100.0/24"),)}, []),
+        ({"include": (ip_network("203.0.113.0/24"),), "lan": False}, ["192.168.77.9", "203.0.113.9"]),
+    ],
+)
+def test_which_connections_a_start_ends(settings: dict[str, Any], ends: list[str]) -> None:
+    own = ip_address("192.168.77.2")
+    remotes = ("192.168.77.2", "192.168.77.9", "172.17.0.2", "203.0.113.9")
+    found = [InboundConnection(own, 22, ip_address(remote), 50000) for remote in remotes]
+    guests = (ip_network("172.17.0.0/16"),)
+    lan = Lan((ip_network("192.168.77.0/24"), *guests), guests)
+    assert list(map(str, cut_connections(tunnel_settings(**settings), lan, found))) == ends
