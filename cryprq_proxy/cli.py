@@ -91,6 +91,11 @@ _log = logging.getLogger(__name__)
     help="With --tun: whether connections from outside still come in.",
 )
 @click.option(
+    "--resolver",
+    type=click.Choice(["set", "leave"]),
+    help="With --tun: whether the system's resolver is set to the tunnel's.",
+)
+@click.option(
     "--confirm",
     type=seconds(0, 3600),
     metavar="SECONDS",
@@ -145,7 +150,16 @@ def cli(
     run_process(lambda stop: run_client(loaded, lambda: load_client(config, merged), stop, tunnel, file))
 
 
-_TUN_FLAGS: Final = ("exclude", "include", "exclude_uid", "lan", "kill_switch", "inbound", "confirm")
+_TUN_FLAGS: Final = (
+    "exclude",
+    "include",
+    "exclude_uid",
+    "lan",
+    "kill_switch",
+    "inbound",
+    "resolver",
+    "confirm",
+)
 """Flags of the section [tun]."""
 
 

@@ -56,6 +56,8 @@ class TunnelSettings:
     """Whether the LAN is reached directly; guests of this machine always are."""
     kill_switch: bool
     keep_inbound: bool
+    leave_resolver: bool
+    """Whether the system's resolver stays as it is."""
     dns: DnsSettings
     state: Path
     """The directory of the journal."""

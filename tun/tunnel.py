@@ -83,6 +83,11 @@ class TunnelPlan:
     async def start(self) -> Tunnel:
         return await Tunnel.start(self)
 
+    async def resolver(self, journal: Journal) -> resolver.ResolverSetting:
+        """The system's resolver, not set yet."""
+        settings = self.settings
+        return await resolver.choose(journal.record, leave=settings.leave_resolver, state=settings.state)
+
     async def known_addresses(self, journal: Journal) -> KnownAddresses:
         """The addresses of the exits' names: the last ones, or present ones where no run has left a filter.
 
@@ -92,7 +97,7 @@ class TunnelPlan:
         names = {exit.host for exit in self.exits if not exit.is_ip}
         known = KnownAddresses.load(settings.state / FILE, names)
         if names and not journal.entries():
-            system_resolver = await resolver.choose(journal.record, state=settings.state)
+            system_resolver = await self.resolver(journal)
             await resolve_early(names, system_resolver.upstreams(), known, mark=settings.mark)
         return known
 
@@ -150,7 +155,7 @@ class Tunnel:
             )
             stack.push_async_callback(kill_switch.shut)
             ending.undo_all_but_the_filter("what an earlier run changed could not be undone")
-            system_resolver = await resolver.choose(journal.record, state=settings.state)
+            system_resolver = await plan.resolver(journal)
             await kill_switch.follow_resolvers(system_resolver.upstreams)
             bootstrap = Bootstrap(
                 system_resolver.upstreams, kill_switch.open_for, mark=settings.mark, known=known

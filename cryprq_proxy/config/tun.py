@@ -109,6 +109,7 @@ class TunTable(Struct, frozen=True, kw_only=True):
     lan: Annotated[Literal["allow", "block"], choice("allow", "block")] = "allow"
     kill_switch: Annotated[Literal["on", "off"], choice("on", "off")] = "on"
     inbound: Annotated[Literal["block", "keep"], choice("block", "keep")] = "block"
+    resolver: Annotated[Literal["set", "leave"], choice("set", "leave")] = "set"
     confirm: Annotated[float, seconds(0, 3600)] = 0.0
     offload: Annotated[AutoOrOff, choice("auto", "off")] = "auto"
     state_dir: Annotated[Path, path()] = STATE

@@ -92,6 +92,7 @@ def tunnel_settings(table: TunTable) -> TunnelSettings:
         lan=table.lan == "allow",
         kill_switch=table.kill_switch == "on",
         keep_inbound=table.inbound == "keep",
+        leave_resolver=table.resolver == "leave",
         state=table.state_dir,
         dns=DnsSettings(**dns),
     )

@@ -38,6 +38,7 @@ OTHER_MEANINGS = {
     "listen",
     "include",
     "inbound",
+    "resolver",
 }
 """Keys whose word names other things as a parameter."""
 

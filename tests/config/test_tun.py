@@ -62,6 +62,7 @@ def test_every_key_of_a_client(tmp_path: Path) -> None:
         lan = "block"
         kill_switch = "off"
         inbound = "keep"
+        resolver = "leave"
         confirm = 60
         offload = "off"
         state_dir = "state"
@@ -86,6 +87,7 @@ def test_every_key_of_a_client(tmp_path: Path) -> None:
         lan="block",
         kill_switch="off",
         inbound="keep",
+        resolver="leave",
         confirm=60.0,
         offload="off",
         state_dir=Path("state"),

@@ -96,6 +96,7 @@ async def test_what_the_tunnel_is_told(root: None) -> None:
     lan = "block"
     kill_switch = "off"
     inbound = "keep"
+    resolver = "leave"
     offload = "off"
     state_dir = "/run/x"
     [tun.dns]
@@ -132,6 +133,7 @@ async def test_what_the_tunnel_is_told(root: None) -> None:
         Destination("exit.example", 443),
     )
     plain = make_tunnel(client(), EVERYTHING).settings
+    assert (settings.leave_resolver, plain.leave_resolver) == (True, False)
     assert (plain.lan, plain.kill_switch, plain.keep_inbound, plain.offload) == (True, True, False, True)
 
 

@@ -68,7 +68,7 @@ class Machine:
             machine.step("look")
             return LAN
 
-        async def choose(record: Any, *, state: Path) -> FakeResolver:
+        async def choose(record: Any, *, leave: bool, state: Path) -> FakeResolver:
             machine.step("choose resolver")
             return FakeResolver(machine, record)
 

@@ -14,6 +14,7 @@ from typing import Final, Protocol
 
 from ..journal import Record, Undoer
 from . import resolvconf_files, resolved
+from .left_alone import LeftAlone
 from .resolvconf import ResolvConf
 from .resolvconf_files import MAX_FILE, RESOLV_CONF, STATE
 from .resolvconf_text import nameservers
@@ -33,7 +34,7 @@ class ResolverSetting(Protocol):
     """Sends the DNS questions of all programs to given addresses. Made by `choose`; the journal undoes it."""
 
     kind: str
-    """For people: "systemd-resolved" or "resolv.conf"."""
+    """For people: "systemd-resolved", "resolv.conf" or "left alone"."""
     repairs: int
     """How often it had to be set again."""
 
@@ -52,16 +53,22 @@ class ResolverSetting(Protocol):
 
 
 async def choose(
-    record: Record, *, path: Path = RESOLV_CONF, state: Path = STATE, bus_address: str | None = None
+    record: Record,
+    *,
+    leave: bool = False,
+    path: Path = RESOLV_CONF,
+    state: Path = STATE,
+    bus_address: str | None = None,
 ) -> ResolverSetting:
     """Find how to set this system's resolver. Changes nothing and starts no service.
 
-    `record` writes to the journal before each change. `path` is the resolv.conf, `state` the directory for its backup,
-    `bus_address` another bus than the system's.
+    `record` writes to the journal before each change. With `leave` the resolver is only read. `path` is the
+    resolv.conf, `state` the directory for its backup, `bus_address` another bus than the system's.
     """
+    found: ResolverSetting = ResolvConf(record, path, state)
     if points_to_resolved(path) and await resolved.runs(bus_address):
-        return Resolved(record, bus_address=bus_address)
-    return ResolvConf(record, path, state)
+        found = Resolved(record, bus_address=bus_address)
+    return LeftAlone(found.upstreams, path) if leave else found
 
 
 def points_to_resolved(path: Path = RESOLV_CONF) -> bool:

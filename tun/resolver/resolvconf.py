@@ -5,6 +5,8 @@
 
 resolvconf_files.py does both, resolvconf_text.py reads and writes the text. The journal undoes it.
 
+A file that cannot be changed stays, with a warning, if names work nonetheless (left_alone.py).
+
 If another program (a DHCP client, a connection manager) overwrites the file, its version becomes the new backup, and
 our file is put back. If that repeats, our file is put back at longer intervals, and the log says so.
 """
@@ -23,7 +25,17 @@ from typing import Final
 from cryprq_proxy.errors import ConfigError
 
 from ..journal import Record
-from .resolvconf_files import RESOLV_CONF, STATE, Untouched, content_of, read, replace, write
+from . import left_alone
+from .resolvconf_files import (
+    RESOLV_CONF,
+    STATE,
+    UnchangeableError,
+    Untouched,
+    content_of,
+    read,
+    replace,
+    write,
+)
 from .resolvconf_text import is_ours
 
 _log = logging.getLogger(__name__)
@@ -39,8 +51,6 @@ MAX_REPAIRS: Final = 500
 
 class ResolvConf:
     """`ResolverSetting` through the file. `state` is where the backup goes; the rest is for tests."""
-
-    kind = "resolv.conf"
 
     def __init__(
         self,
@@ -60,6 +70,7 @@ class ResolvConf:
         self._clock = clock
         self._addresses: tuple[str, ...] = ()
         self._current = Untouched(path)
+        self.kind = "resolv.conf"
         self.repairs = 0
 
     async def set(self, addresses: Sequence[str], index: int, name: str) -> None:
@@ -76,7 +87,16 @@ class ResolvConf:
                 f"{self._path} was left by an earlier run whose journal is gone; put your own in its place "
                 f"(for example a line 'nameserver ADDRESS') and start again"
             )
-        self._current = replace(self._path, self._state, content, self._addresses, self._record)
+        try:
+            self._current = replace(self._path, self._state, content, self._addresses, self._record)
+        except UnchangeableError as error:
+            if not left_alone.reaches_forwarder(content, self._addresses):
+                raise
+            self.kind = left_alone.KIND
+            _log.warning(
+                "%s; it stays, and names work all the same: the filter brings questions to port 53 into the tunnel",
+                error,
+            )
 
     async def watch(self) -> None:
         """Put our file back whenever another program has overwritten it; runs until cancelled. Call `set` first.

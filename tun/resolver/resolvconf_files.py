@@ -34,7 +34,12 @@ KIND: Final = "resolv.conf"
 MAX_FILE: Final = 65_536
 """Bytes of a resolv.conf that are read; a larger one is refused."""
 _TAG: Final = re.compile(r"[0-9a-f]{16}")
+_UNCHANGEABLE: Final = (errno.EROFS, errno.EACCES, errno.EPERM)
 _WAS: Final = ("file", "link", "missing")
+
+
+class UnchangeableError(ConfigError):
+    """The file is where nobody can change it: on a read-only file system, or protected. Nothing has been changed."""
 
 
 class Untouched:
@@ -195,7 +200,7 @@ def write(path: Path, content: bytes, mode: int = 0o644, owner: os.stat_result |
             os.rename(temporary, path)
         except OSError as error:
             # EBUSY: a mount point. The others: a directory that cannot be written, with a file that perhaps can.
-            if error.errno not in (errno.EBUSY, errno.EROFS, errno.EACCES, errno.EPERM):
+            if error.errno not in (errno.EBUSY, *_UNCHANGEABLE):
                 raise
             with contextlib.suppress(OSError):
                 _remove(temporary)
@@ -203,7 +208,8 @@ def write(path: Path, content: bytes, mode: int = 0o644, owner: os.stat_result |
                 raise
             _overwrite(path, content)
     except OSError as error:
-        raise ConfigError(f"{path} cannot be changed: {_reason(error)}") from None
+        kind = UnchangeableError if error.errno in _UNCHANGEABLE else ConfigError
+        raise kind(f"{path} cannot be changed: {_reason(error)}") from None
 
 
 def _create(path: Path, content: bytes, mode: int, owner: os.stat_result | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import ipaddress
 import json
 import os
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from cryprq_proxy.base.tasks import spawn
 from cryprq_proxy.errors import ConfigError
 from tun.resolver import resolvconf, resolvconf_files
+from tun.resolver.choose import choose
 from tun.resolver.resolvconf import ResolvConf
 from tun.resolver.resolvconf_files import undo
 from tun.resolver.resolvconf_text import MAX_NAMESERVERS, nameservers, render
@@ -233,18 +235,63 @@ async def test_a_leftover_without_a_journal_is_refused(system: System) -> None:
     assert system.entries == []
 
 
-async def test_what_cannot_be_changed_is_one_sentence(
-    system: System, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def protected(system: System, monkeypatch: pytest.MonkeyPatch) -> System:
+    """Nothing in its directory can be written."""
+    for name in ("_create", "_overwrite"):
+        denied = _deny(getattr(resolvconf_files, name), system.path.parent, errno.EROFS)
+        monkeypatch.setattr(resolvconf_files, name, denied)
+    return system
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "# nothing\n",
+        "nameserver fe80::1%eth0\n",
+        "nameserver 2001:db8::1\n",  # in a tunnel without IPv6
+    ],
+)
+async def test_what_cannot_be_changed_where_names_would_not_work_is_one_sentence(
+    protected: System, text: str
+) -> None:
+    protected.path.write_text(text)
+    with pytest.raises(ConfigError, match=r"resolv.conf cannot be changed: its file system is read-only$"):
+        await protected.resolver().set(OURS[:1], *LINK)
+    assert protected.path.read_text() == text
+    assert protected.left() == []
+
+
+@pytest.mark.parametrize("text", [BEFORE, "nameserver 127.0.0.1\n", "nameserver 2001:db8::1\n"])
+async def test_what_cannot_be_changed_stays_where_names_work(
+    protected: System, text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also for other addresses later, and for an undo."""
+    protected.path.write_text(text)
+    resolver = await protected.set()
+    assert "cannot be changed: its file system is read-only; it stays" in caplog.text
+    assert resolver.kind == "left alone"
+    assert resolver.upstreams() == nameservers(text.encode())
+    if "2001" not in text:
+        await resolver.set(OURS[:1], *LINK)
+    protected.undo()
+    assert protected.path.read_text() == text
+    assert protected.left() == []
+
+
+async def test_a_resolver_to_be_left_alone_is_only_read(
+    system: System, caplog: pytest.LogCaptureFixture
 ) -> None:
     system.path.write_text(BEFORE)
-    monkeypatch.setattr(resolvconf_files, "_create", _deny(resolvconf_files._create, system.path.parent, 30))
-    monkeypatch.setattr(
-        resolvconf_files, "_overwrite", _deny(resolvconf_files._overwrite, system.path.parent, 30)
-    )
-    with pytest.raises(ConfigError, match=r"resolv.conf cannot be changed: its file system is read-only$"):
-        await system.set()
-    assert system.path.read_text() == BEFORE
-    assert system.left() == []
+    resolver = await choose(system.record, leave=True, path=system.path, state=system.state)
+    await resolver.set(OURS, *LINK)
+    assert (resolver.kind, resolver.upstreams()) == ("left alone", ("192.0.2.1", "192.0.2.2"))
+    assert (system.path.read_text(), system.entries, system.left()) == (BEFORE, [], [])
+    assert not caplog.text
+    system.path.write_text("search lan\n")
+    await resolver.set(OURS, *LINK)
+    assert "names no server whose questions reach the forwarder" in caplog.text
 
 
 def _deny(function, directory: Path, number: int):  # type: ignore[no-untyped-def]
