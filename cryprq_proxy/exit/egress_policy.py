@@ -211,8 +211,9 @@ def own_addresses(proc_net: Path = Path("/proc/net")) -> frozenset[str]:
     except (OSError, UnicodeError):
         return _addresses_of_own_name()
     try:
-        return frozenset(v4 | _local_v6((proc_net / "if_inet6").read_text(encoding="ascii")))
-    except (OSError, UnicodeError):  # no file: a kernel without IPv6
+        # The name of an interface may have any bytes.
+        return frozenset(v4 | _local_v6((proc_net / "if_inet6").read_text("ascii", "replace")))
+    except OSError:  # no file: a kernel without IPv6
         return frozenset(v4)
 
 

@@ -47,7 +47,8 @@ RESOLVE_REASONS: Final[dict[int, StreamReason]] = {
 def name_servers(file: Path = Path("/etc/resolv.conf")) -> list[str]:
     """The addresses of the host's DNS servers, the first MAX_SERVERS of resolv.conf(5), else this host itself."""
     try:
-        lines = file.read_text("utf-8", "replace").splitlines()
+        # Not splitlines: other characters than a line feed end no line of this file.
+        lines = file.read_text("ascii", "replace").split("\n")
     except OSError:
         lines = []
     servers = []

@@ -295,6 +295,9 @@ def test_own_addresses_are_read_from_the_kernels_tables(tmp_path: Path) -> None:
     assert own_addresses(tmp_path) == v4
     (tmp_path / "if_inet6").write_text(IF_INET6)
     assert own_addresses(tmp_path) == v4 | {"fd00::2", "::1"}
+    # The kernel takes any bytes as the name of an interface.
+    (tmp_path / "if_inet6").write_bytes(IF_INET6.replace("eth0", "b\xfcro").encode("latin-1"))
+    assert own_addresses(tmp_path) == v4 | {"fd00::2", "::1"}
 
 
 def test_own_addresses_without_proc_are_those_of_the_hosts_name(

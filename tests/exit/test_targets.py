@@ -40,6 +40,7 @@ NOWHERE = Destination("0.0.0.0", 0)
         ),
         ("", ["127.0.0.1"]),
         ("\udcff\0", ["127.0.0.1"]),
+        ("# one\u2028nameserver 192.0.2.66\nnameserver 192.0.2.1\n", ["192.0.2.1"]),
     ],
 )
 def test_name_servers(tmp_path: Path, text: str, servers: list[str]) -> None:

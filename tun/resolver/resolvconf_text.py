@@ -15,9 +15,13 @@ _DROPPED_OPTIONS: Final = frozenset({"trust-ad", "inet6"})
 
 
 def render(addresses: Sequence[str], before: bytes, tag: str) -> bytes:
-    """Our resolv.conf: `addresses` as its name servers, with the search domains and options that `before` had."""
+    """Our resolv.conf: `addresses` as its name servers, with the search domains and options that `before` had.
+
+    A word with control or non-ASCII characters is left out; the rest of its line stays.
+    """
     kept = []
     for words in _lines(before):
+        words = [word for word in words if word.isascii() and word.isprintable()]
         if words[0] == "options":
             words = [word for word in words if word not in _DROPPED_OPTIONS]
         if words[0] in ("search", "domain", "options") and len(words) > 1:
@@ -50,10 +54,13 @@ def is_ours(content: bytes) -> bool:
 
 
 def _lines(content: bytes) -> list[list[str]]:
-    """The words of each line. Comments, and lines with control or non-ASCII characters, are skipped."""
+    """The words of each line whose first word is in ASCII; in the others, bytes beyond it are U+FFFD.
+
+    Comments are skipped.
+    """
     found = []
-    for raw in content.split(b"\n"):
-        line = raw.strip().decode("ascii", "replace")
-        if line and line[0] not in "#;" and all(char == "\t" or " " <= char <= "~" for char in line):
-            found.append(line.split())
+    for line in content.split(b"\n"):
+        words = [word.decode("ascii", "replace") for word in line.split()]
+        if words and words[0][0] not in "#;" and words[0].isascii() and words[0].isprintable():
+            found.append(words)
     return found

@@ -512,6 +512,28 @@ def test_render_keeps_no_name_server_and_no_trust() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("before", "kept"),
+    [
+        ("search lan büro.example example.org", ["search lan example.org"]),
+        ("search lan  # für alle", ["search lan # alle"]),
+        ("search büro.example", []),
+        ("domain\tlan\x00.example  ok.example\f", ["domain ok.example"]),
+        ("options ndots:2 größe:7 rotate trust-ad", ["options ndots:2 rotate"]),
+        ("sürch lan", []),
+        ("é search lan", []),
+        ("# für\u2028nameserver 192.0.2.66", []),
+        ("search lan\rnameserver 192.0.2.66", ["search lan nameserver 192.0.2.66"]),
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+def test_an_odd_word_costs_itself_only(before: str, kept: list[str], encoding: str) -> None:
+    content = before.encode(encoding, "replace") + b"\nnameserver 192.0.2.1 # f\xfcr\nsearch last\n"
+    assert nameservers(content) == ("192.0.2.1",)
+    ours = render(OURS, content, "0" * 16).decode("ascii")
+    assert ours.splitlines()[4:] == [*kept, "search last"]
+
+
 lines = st.builds(
     lambda word, rest, end: word + rest + end,
     st.sampled_from([b"nameserver ", b"search ", b"options ", b"domain\t", b"#", b""]),
