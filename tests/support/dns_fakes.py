@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import selectors
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
+import dns.edns
 import dns.flags
 import dns.message
 import dns.rrset
@@ -119,12 +120,22 @@ type Handler = Callable[[dns.message.Message], bytes | None]
 """Answers a question, or does not."""
 
 
-def reply(question: dns.message.Message, *records: str, rcode: int = 0, authority: str = "") -> bytes:
-    """An answer with records like "name 300 IN A 192.0.2.1"."""
+def reply(
+    question: dns.message.Message,
+    *records: str,
+    rcode: int = 0,
+    authority: str = "",
+    edes: Sequence[tuple[int, str | None]] = (),
+) -> bytes:
+    """An answer with records like "name 300 IN A 192.0.2.1", and extended errors of code and text."""
     message = dns.message.make_response(question, recursion_available=True)
     message.set_rcode(dns.rcode.Rcode(rcode))
     for text in records:
         message.answer.append(record(text))
+    if edes:
+        message.use_edns(
+            0, options=[dns.edns.EDEOption(dns.edns.EDECode.make(code), text) for code, text in edes]
+        )
     if authority:
         message.authority.append(record(authority))
     return message.to_wire(max_size=65_535)

@@ -40,6 +40,8 @@ class Answer(NamedTuple):
     """Where the additional section begins, which may be left out."""
     lifetime: int
     """Seconds that it may be kept; 0 for not at all."""
+    edes: tuple[bytes, ...] = ()
+    """The upstream's extended errors, as in `opt_record`."""
 
     @property
     def rcode(self) -> int:
@@ -51,10 +53,14 @@ def encode(
 ) -> bytes:
     """`answer` as the reply to `query`, at most `limit` bytes: its additional section goes first, then TC is set.
 
-    `age` is in seconds and comes off all TTLs; a stale answer gets TTLs of 30.
+    `age` is in seconds and comes off all TTLs; a stale answer gets TTLs of 30. `ede` is an extended error of our own
+    beside the upstream's, whose texts go before any record does.
     """
-    opt = opt_record(query, answer.rcode, ede)
+    edes = answer.edes if ede is None else (ede.to_bytes(2), *answer.edes)
+    opt = opt_record(query, answer.rcode, edes)
     wire = bytearray(answer.wire)
+    if edes and len(wire) + len(opt) > limit:
+        opt = opt_record(query, answer.rcode, [code[:2] for code in edes])
     flags = QR | RA | query.flags & (RD | CD) | answer.rcode
     if query.do or query.flags & AD:  # RFC 6840 section 5.8
         flags |= wire[3] & AD

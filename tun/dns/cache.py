@@ -44,7 +44,7 @@ class Cache:
 
     def __init__(self, entries: int, size: int, stale: float) -> None:
         self._entries: OrderedDict[Key, _Entry] = OrderedDict()
-        self._failures: OrderedDict[Key, float] = OrderedDict()
+        self._failures: OrderedDict[Key, tuple[float, Answer | None]] = OrderedDict()
         self._most = entries
         self._most_bytes = size
         self._stale = stale
@@ -72,6 +72,7 @@ class Cache:
         self._failures.pop(key, None)
         self._drop(key)
         size = ENTRY_BYTES + len(key[0]) + len(answer.wire) + TTL_BYTES * len(answer.ttls)
+        size += sum(map(len, answer.edes))
         if answer.lifetime <= 0 or size > self._most_bytes:
             return
         self._entries[key] = _Entry(answer, now, size)
@@ -79,22 +80,25 @@ class Cache:
         while len(self._entries) > self._most or self.bytes > self._most_bytes:
             self._drop(next(iter(self._entries)))
 
-    def fail(self, key: Key, now: float, seconds: float) -> None:
-        """Remember for `seconds` that no server could answer."""
-        self._failures[key] = now + seconds
+    def fail(self, key: Key, now: float, seconds: float, said: Answer | None = None) -> None:
+        """Remember for `seconds` that no server could answer. `said`: a server's answer that reports its failure."""
+        self._failures[key] = now + seconds, said
         self._failures.move_to_end(key)
         if len(self._failures) > MAX_FAILURES:
             self._failures.popitem(last=False)
 
     def failed(self, key: Key, now: float) -> bool:
         """Whether asking again is too early."""
-        end = self._failures.get(key)
-        if end is None:
-            return False
+        end, _ = self._failures.get(key, (now, None))
         if now < end:
             return True
-        del self._failures[key]
+        self._failures.pop(key, None)
         return False
+
+    def said(self, key: Key) -> Answer | None:
+        """What a server said when the question failed last."""
+        _, said = self._failures.get(key, (0.0, None))
+        return said
 
     def forget_failures(self) -> None:
         """The reason for them is gone."""

@@ -50,7 +50,12 @@ ANY: Final = 255
 META_TYPES: Final = range(128, 255)
 """RFC 6895 section 3.1: types of questions and of transfers (AXFR, IXFR), but for ANY."""
 
-# Extended errors, RFC 8914 section 5.2.
+# Extended errors: options of EDNS (RFC 8914 section 2), with the codes of section 5.2.
+EDE_OPTION: Final = 15
+MAX_EDE_TEXT: Final = 255
+"""Bytes of an upstream's text that is passed on; of a longer one only the code is."""
+MAX_EDES: Final = 4
+"""Extended errors of one answer that are passed on."""
 EDE_STALE: Final = 3
 EDE_BLOCKED: Final = 15
 EDE_STALE_NXDOMAIN: Final = 19

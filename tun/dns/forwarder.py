@@ -141,6 +141,7 @@ class Forwarder:
         """Ask upstreams for all clients that wait, and remember what came; None for a failure."""
         group = longest(self._split, key[0]) or self._upstream
         ipv6 = self._ipv6
+        said = None
         try:
             answer = await group.ask(Inquiry(key), ipv6=ipv6)
         except UpstreamError as failure:
@@ -151,19 +152,22 @@ class Forwarder:
                 if ipv6 is self._ipv6:
                     self._cache.put(key, answer, self._clock())
                 return answer
-            failed_for = FAILURE_SECONDS
+            failed_for, said = FAILURE_SECONDS, answer
         finally:
             del self._asking[key]
         now = self._clock()
         if self._cache.get(key, now) is not None:
             failed_for = STALE_RECHECK_SECONDS
-        self._cache.fail(key, now, failed_for)
+        self._cache.fail(key, now, failed_for, said)
         return None
 
     def _without_upstream(self, query: Query, limit: int, hit: Hit | None) -> bytes:
-        """A stale answer, or SERVFAIL."""
+        """A stale answer, else the error that a server reported, else SERVFAIL."""
         if hit is None:
             self.counters.failures += 1
+            said = self._cache.said(query.key)
+            if said is not None:
+                return encode(said, query, limit)
             return error_reply(query, codes.SERVFAIL, codes.EDE_NO_REACHABLE)
         self.counters.stale += 1
         ede = codes.EDE_STALE_NXDOMAIN if hit.answer.rcode == codes.NXDOMAIN else codes.EDE_STALE

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import dns.edns
 import dns.exception
 import dns.message
 import dns.name
@@ -78,8 +79,9 @@ class Inquiry:
 def digest(wire: bytes, inquiry: Inquiry, *, ipv6: bool) -> Answer:
     """Judge an upstream's message: at most 65,535 bytes, any content. Raises `BadAnswer`.
 
-    The answer may be an error of the server (`rcode` tells); it then has no records. Without `ipv6` all AAAA records
-    and all IPv6 hints of service bindings (RFC 9460) are taken out, and the signatures that no longer fit.
+    The answer may be an error of the server (`rcode` tells); it then has no records. The server's extended errors are
+    kept with it. Without `ipv6` all AAAA records and all IPv6 hints of service bindings (RFC 9460) are taken out, and
+    the signatures that no longer fit.
     """
     if not inquiry.is_answered_by(wire):
         raise BadAnswer("the server answered another question")
@@ -88,11 +90,23 @@ def digest(wire: bytes, inquiry: Inquiry, *, ipv6: bool) -> Answer:
     try:
         message = dns.message.from_wire(wire, keyring=False, ignore_trailing=True)
         rcode = int(message.rcode())
+        edes = _extended_errors(message)
         if rcode not in (codes.NOERROR, codes.NXDOMAIN, codes.YXDOMAIN):
-            return empty(*inquiry.key[:2], rcode if rcode < codes.BADVERS else codes.SERVFAIL, 0)
-        return keep(message, _prepare(message, inquiry.key[1], ipv6))
+            answer = empty(*inquiry.key[:2], rcode if rcode < codes.BADVERS else codes.SERVFAIL, 0)
+        else:
+            answer = keep(message, _prepare(message, inquiry.key[1], ipv6))
+        return answer._replace(edes=edes) if edes else answer
     except dns.exception.DNSException:
         raise BadAnswer("the server sent a malformed answer") from None
+
+
+def _extended_errors(message: dns.message.Message) -> tuple[bytes, ...]:
+    found = [option.to_wire() for option in message.options if isinstance(option, dns.edns.EDEOption)]
+    return tuple(
+        ede if len(ede) <= 2 + codes.MAX_EDE_TEXT else ede[:2]
+        for ede in found[: codes.MAX_EDES]
+        if ede is not None
+    )
 
 
 def _prepare(message: dns.message.Message, rdtype: int, ipv6: bool) -> int:

@@ -7,6 +7,7 @@ a question is remembered by its bytes behind the id, since clients repeat themse
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Final, NamedTuple
 
@@ -20,7 +21,6 @@ from .codes import HEADER, QUESTION, Key
 
 _OPT: Final = struct.Struct("!BHHBBHH")
 """Owner (the root), type, payload size, upper rcode bits, version, flags, length: RFC 6891 section 6.1.2."""
-_EDE: Final = struct.Struct("!HHH")
 _MEMORABLE: Final = 256
 """Bytes of the longest query whose reading is remembered."""
 
@@ -128,12 +128,16 @@ def _refusal(id_: int, flags: int, rcode: int, text: str) -> BadQuery:
 def error_reply(query: Query, rcode: int, ede: int | None = None) -> bytes:
     """A reply without records."""
     flags = codes.QR | codes.RA | query.flags & (codes.RD | codes.CD) | rcode & 15
-    return HEADER.pack(query.id, flags, 1, 0, 0, query.edns) + query.question + opt_record(query, rcode, ede)
+    opt = opt_record(query, rcode, () if ede is None else (ede.to_bytes(2),))
+    return HEADER.pack(query.id, flags, 1, 0, 0, query.edns) + query.question + opt
 
 
-def opt_record(query: Query, rcode: int, ede: int | None) -> bytes:
-    """The OPT record of a reply; none for a client that sent none (RFC 6891 section 7)."""
+def opt_record(query: Query, rcode: int, edes: Iterable[bytes]) -> bytes:
+    """The OPT record of a reply; none for a client that sent none (RFC 6891 section 7).
+
+    `edes` are extended errors: a code in two bytes, then perhaps a text.
+    """
     if not query.edns:
         return b""
-    options = b"" if ede is None else _EDE.pack(15, 2, ede)
+    options = b"".join([QUESTION.pack(codes.EDE_OPTION, len(ede)) + ede for ede in edes])
     return _OPT.pack(0, codes.OPT, codes.PAYLOAD, rcode >> 4, 0, codes.DO * query.do, len(options)) + options

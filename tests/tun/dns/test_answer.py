@@ -86,6 +86,16 @@ def test_an_answer_that_is_too_large_for_udp_is_cut() -> None:
     assert len(whole.answer[0]) == 20
 
 
+def test_texts_of_errors_are_left_out_before_records() -> None:
+    answer = answered("www.example. 300 IN TXT " + "|".join(f'"{i:0100}"' for i in range(3)), rdtype="TXT")
+    answer = answer._replace(edes=(b"\0\x06" + b"x" * 200,))
+    asked = query(rdtype="TXT", use_edns=0, payload=512)
+    for limit, said in ((512, None), (1232, "x" * 200)):
+        message = text(answer, asked, limit)
+        assert len(message.answer[0]) == 3
+        assert [(int(ede.code), ede.text) for ede in message.extended_errors()] == [(6, said)]
+
+
 def test_the_additional_section_is_left_out_first() -> None:
     asked = inquiry(rdtype="MX")
     message = dns.message.make_response(dns.message.from_wire(asked.wire()))

@@ -70,6 +70,7 @@ def test_failures_are_remembered_for_seconds_and_in_bounds() -> None:
     cache = Cache(10, 1 << 20, DAY)
     cache.fail(key(), 10.0, 5.0)
     assert cache.failed(key(), 14.9)
+    assert cache.said(key()) is None
     assert not cache.failed(key(), 15.0)
     for number in range(MAX_FAILURES + 1):
         cache.fail(key(number), 20.0, 5.0)

@@ -26,7 +26,7 @@ from tests.support.dns_fakes import (
 )
 from tests.support.settings import dns_settings
 from tun.dns.blocklist import load
-from tun.dns.codes import NXDOMAIN, SERVFAIL
+from tun.dns.codes import FORMERR, NOTIMP, NXDOMAIN, REFUSED, SERVFAIL
 from tun.dns.forwarder import Forwarder
 from tun.dns.setup import build
 
@@ -277,6 +277,56 @@ def test_servfail_is_remembered_for_seconds_only() -> None:
         net.exit.handler = address
         await asyncio.sleep(5.1)
         assert (await net.ask()).answer
+
+    run(main())
+
+
+@pytest.mark.parametrize("rcode", [SERVFAIL, FORMERR, NOTIMP, REFUSED])
+def test_an_error_of_a_server_is_passed_on_as_what_it_is(rcode: int) -> None:
+    """With its extended errors, also to all who ask while it is remembered; and not as if nobody could be reached."""
+
+    async def main() -> None:
+        net = Net(lambda q: reply(q, rcode=rcode, edes=[(6, "DNSSEC bogus: größer"), (22, None)]))
+        for _ in range(2):
+            found = await net.ask(use_edns=0)
+            assert found.rcode() == rcode
+            edes = [(int(entry.code), entry.text) for entry in found.extended_errors()]
+            assert edes == [(6, "DNSSEC bogus: größer"), (22, None)]
+            assert not found.answer
+        assert (await net.ask()).edns == -1
+        assert (len(net.exit.questions), net.counters.failures) == (1, 3)
+        net.exit.handler = lambda q: reply(q, rcode=rcode)
+        assert not (await net.ask("plain.example.", use_edns=0)).extended_errors()
+
+    run(main())
+
+
+def test_an_error_that_is_over_says_nothing_of_the_next_one() -> None:
+    async def main() -> None:
+        net = Net(lambda q: reply(q, rcode=REFUSED, edes=[(18, None)]))
+        assert (await net.ask()).rcode() == REFUSED
+        await asyncio.sleep(5.1)
+        net.exit.down = StreamReason.LINK_DOWN
+        net.exit.streams[-1].abort()
+        failed = await net.ask(use_edns=0)
+        assert failed.rcode() == SERVFAIL
+        assert [int(entry.code) for entry in failed.extended_errors()] == [22]
+
+    run(main())
+
+
+def test_extended_errors_of_an_answer_are_kept_with_it_and_beside_ours() -> None:
+    async def main() -> None:
+        net = Net(lambda q: reply(q, rcode=NXDOMAIN, authority=SOA, edes=[(17, "filtered")]))
+
+        async def codes() -> list[int]:
+            return [int(entry.code) for entry in (await net.ask(use_edns=0)).extended_errors()]
+
+        assert [await codes(), await codes()] == [[17], [17]]
+        assert len(net.exit.questions) == 1
+        await asyncio.sleep(100)
+        net.exit.handler = lambda q: reply(q, rcode=SERVFAIL, edes=[(6, None)])
+        assert await codes() == [19, 17], "a stale answer is better than an error"
 
     run(main())
 

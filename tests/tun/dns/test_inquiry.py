@@ -53,6 +53,16 @@ def test_errors_of_a_server_have_no_records_and_are_not_kept() -> None:
     assert (answer.rcode, answer.ttls, answer.lifetime) == (REFUSED, (), 0)
 
 
+def test_extended_errors_are_bounded() -> None:
+    asked = inquiry()
+    question = dns.message.from_wire(asked.wire())
+    many = [(code, "x" * length) for code, length in ((1, 255), (2, 256), (3, 0), (4, 1), (5, 1))]
+    edes = digest(reply(question, rcode=REFUSED, edes=many), asked, ipv6=True).edes
+    assert edes == (b"\0\1" + b"x" * 255, b"\0\2", b"\0\3", b"\0\4x")
+    with pytest.raises(BadAnswer):
+        digest(reply(question, edes=[(1, "bad")]).replace(b"bad", b"b\xffd"), asked, ipv6=True)
+
+
 def test_an_error_may_come_without_a_question() -> None:
     assert digest(HEADER.pack(0, 0x8001, 0, 0, 0, 0), inquiry(), ipv6=True).rcode == FORMERR
     with pytest.raises(BadAnswer):
