@@ -13,13 +13,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter, OrderedDict
-from collections.abc import Iterator
 from contextlib import AsyncExitStack
-from ipaddress import IPv4Interface, IPv6Interface, ip_address
+from ipaddress import ip_address
 from socket import AF_INET, AF_INET6, inet_ntop
 from typing import Final
 
 from cryprq_proxy.base.buffers import SHARED
+from cryprq_proxy.base.tasks import spawn
 from cryprq_proxy.carriers.lane.packet_link import PacketLink
 from cryprq_proxy.carriers.lane.train import PacketTrain
 from cryprq_proxy.crypto.identity import PeerId
@@ -35,11 +35,11 @@ from .device.coalesce import UdpJoiner
 from .device.linux import Tun
 from .device.offload import COMPLETE, fit
 from .device.packets import ICMP, ICMP6, Drop, Packet, parse, prohibited
+from .exit_kernel import ExitKernel
 from .firewall import exit_table, nft
-from .journal import Journal, Record, undo
+from .journal import Journal, undo
+from .reconciler import Reconciler
 from .routing.address_pool import AddressPool
-from .routing.lan import Uplink
-from .routing.routes import default_route
 from .settings import EXIT_JOURNAL, MTU, RESOLVER4, RESOLVER6, ExitNetworkSettings
 
 _log = logging.getLogger(__name__)
@@ -49,13 +49,8 @@ VERDICTS: Final = 8_192
 """Verdicts of the policy that are remembered, one for each destination and port."""
 ANSWERS: Final = 200.0
 """ICMP errors a second for packets that the policy refuses."""
-MAX_GSO: Final = 65_536
-"""The kernel's own limit for a super-packet."""
 NO_PORT: Final = 1
 """The port by which packets without ports are judged."""
-LIBERAL: Final = "net.netfilter.nf_conntrack_tcp_be_liberal"
-"""Connections that went on while the exit was not there have sequence numbers that the kernel did not see. It must not
-take their packets for invalid (nf_conntrack-sysctl.rst): it would translate their addresses no longer."""
 _ECHO: Final = {4: ICMP, 6: ICMP6}
 _ECHO_TYPES: Final = {4: (8, 0), 6: (128, 129)}
 """IP version -> the types of echo and echo reply (RFC 792, RFC 4443)."""
@@ -74,21 +69,21 @@ class ExitNetwork:
         settings: ExitNetworkSettings,
         policy: EgressPolicy,
         tun: Tun,
-        *,
-        ipv6: bool,
+        kernel: ExitKernel,
         stack: AsyncExitStack,
     ) -> None:
-        """Read `tun`, which is configured. `ipv6`: the family is carried. `stack` undoes what stands already."""
+        """Read `tun`, which `kernel` has configured. `stack` undoes what stands already."""
         self._settings = settings
         self._policy = policy
         self._tun = tun
-        self._ipv6 = ipv6
+        self._kernel = kernel
         self._stack = stack
         self._pool4 = AddressPool(settings.pool4, settings.own4, RESOLVER4)
         self._pool6 = AddressPool(settings.pool6, settings.own6, RESOLVER6)
         self._own = {4: settings.own4.packed, 6: settings.own6.packed}
         self._members: dict[PacketLink, tuple[bytes, ...]] = {}
         self._links: dict[bytes, PacketLink] = {}
+        self._peers: dict[PacketLink, PeerId] = {}
         self._verdicts: OrderedDict[tuple[bytes, int], bool] = OrderedDict()
         self._answers = TokenBucket(ANSWERS, ANSWERS, 0.0)
         self._train = SHARED.one(PacketTrain)
@@ -98,6 +93,8 @@ class ExitNetwork:
         loop = asyncio.get_running_loop()
         self._lost: asyncio.Future[OSError] = loop.create_future()
         tun.start(loop, self._joiner.packet, self._drained, self._lost.set_result)
+        self._reconciler = Reconciler(kernel.facts())
+        self._following = spawn(kernel.follow_ipv6(self._readdress), "IPv6 of the exit")
 
     @classmethod
     async def start(cls, settings: ExitNetworkSettings, policy: EgressPolicy) -> ExitNetwork:
@@ -110,29 +107,25 @@ class ExitNetwork:
             undo(journal, UNDO, keep={nft.KIND})
             ours = bool(journal.entries())
             stack.callback(undo, journal, UNDO)
-            uplink6 = await default_route(6, settings.device)
-            ipv6 = uplink6 is not None
             tun = Tun.open(settings.device, mtu=MTU, offload="auto" if settings.offload else False)
             stack.callback(tun.close)
-            exit_table.put_up(settings, journal.record, ipv6=ipv6, ours=ours)
-            _forward(uplink6, journal.record)
-            # No caps: forwarded packets were made for other devices, and the kernel cuts a super-packet above a cap to
-            # single packets. The lane sends a larger one in two pieces.
-            addresses = list(_addresses(settings, ipv6=ipv6))
-            await tun.configure(addresses, gso_max_size=MAX_GSO, gso_max_segs=MAX_GSO - 1)
-            network = cls(settings, policy, tun, ipv6=ipv6, stack=stack.pop_all())
-        for warning in exit_table.warnings(settings.device):
-            _log.warning("%s", warning)
+            kernel = await ExitKernel.up(settings, tun, journal.record, ours=ours)
+            for warning in exit_table.warnings(settings.device):
+                _log.warning("%s", warning)
+            network = cls(settings, policy, tun, kernel, stack.pop_all())
         _log.info(
             "packets: %s, clients in %s%s",
             settings.device,
             settings.pool4,
-            f" and {settings.pool6}" if ipv6 else "; no IPv6 here",
+            f" and {settings.pool6}" if kernel.ipv6 else "; no IPv6 here yet",
         )
         return network
 
     async def close(self) -> None:
         """Undo everything. Raises CryprqError for what could not be undone."""
+        self._following.cancel()
+        await asyncio.wait([self._following])
+        await self._reconciler.stop()
         await self._stack.aclose()
 
     async def lost(self) -> None:
@@ -144,14 +137,28 @@ class ExitNetwork:
 
     # --- clients ---------------------------------------------------------------------------------------------------
 
-    def join(self, peer: PeerId, link: PacketLink) -> tuple[bytes, bytes]:
+    def join(self, peer: PeerId, link: PacketLink) -> None:
+        self._assign(peer, link)
+        self._peers[link] = peer
+
+    def _assign(self, peer: PeerId, link: PacketLink) -> None:
         ipv4 = self._pool4.address(peer).packed
-        ipv6 = self._pool6.address(peer).packed if self._ipv6 else b""
+        ipv6 = self._pool6.address(peer).packed if self._kernel.ipv6 else b""
         own = self._members[link] = (ipv4, ipv6) if ipv6 else (ipv4,)
         self._links |= dict.fromkeys(own, link)
-        return ipv4, ipv6 or bytes(16)
+        link.assign(ipv4, ipv6 or bytes(16))
+
+    def _readdress(self) -> None:
+        """IPv6 has come or gone: hand out addresses anew, to the sessions in their order."""
+        self._links.clear()
+        for link, peer in self._peers.items():
+            try:
+                self._assign(peer, link)
+            except CryprqError as error:
+                _log.error("%s: %s", peer, error)
 
     def leave(self, link: PacketLink) -> None:
+        self._peers.pop(link, None)
         for address in self._members.pop(link, ()):
             if self._links.get(address) is link:
                 del self._links[address]
@@ -255,25 +262,7 @@ class ExitNetwork:
         return TunNetworkStatus(
             device=self._tun.status(),
             clients=len(self._members),
-            ipv6=self._ipv6,
+            ipv6=self._kernel.ipv6,
+            repairs=self._reconciler.status(),
             drops=dict(self.drops),
         )
-
-
-def _addresses(settings: ExitNetworkSettings, *, ipv6: bool) -> Iterator[IPv4Interface | IPv6Interface]:
-    yield IPv4Interface((settings.own4, settings.pool4.prefixlen))
-    if ipv6:
-        yield IPv6Interface((settings.own6, settings.pool6.prefixlen))
-
-
-def _forward(uplink6: Uplink | None, record: Record) -> None:
-    """Let the kernel forward packets, of IPv6 too where it has an uplink.
-
-    A host that forwards IPv6 takes no more router advertisements, and so may lose its own default route, unless it is
-    told to (accept_ra in ip-sysctl.rst).
-    """
-    sysctl.set_sysctl(LIBERAL, "1", record)
-    sysctl.set_sysctl("net.ipv4.ip_forward", "1", record)
-    if uplink6 is not None:
-        sysctl.set_sysctl(f"net.ipv6.conf.{uplink6.name}.accept_ra", "2", record)
-        sysctl.set_sysctl("net.ipv6.conf.all.forwarding", "1", record)

@@ -161,8 +161,8 @@ class Exit:
             self.sessions.end(entry, CloseReason.RESUME)
             raise
         entry.carrier = pipe.carrier(entry.session, entry)
-        if entry.addresses is not None:
-            entry.session.announce(wire.encode_network(*entry.addresses))
+        if entry.packet_link is not None:
+            entry.packet_link.announce_addresses()
         entry.carrier.start()
 
     async def _redeem(self, secret: bytes, peer: PeerId) -> None:

@@ -34,9 +34,9 @@ class PacketNetwork(Protocol):
         """Judge destinations anew: the egress policy has other addresses."""
         return
 
-    def join(self, peer: PeerId, link: PacketLink) -> tuple[bytes, bytes]:
-        """Send packets for `peer` to `link` from now on, and to no earlier link of that peer. Returns its addresses: 4
-        and 16 bytes, zeros for a family that is not carried. Raises CryprqError if no address is free."""
+    def join(self, peer: PeerId, link: PacketLink) -> None:
+        """Send packets for `peer` to `link` from now on, and to no earlier link of that peer. Assigns it addresses, and
+        other ones later when they change. Raises CryprqError if no address is free."""
         raise CryprqError("this exit carries no packets")
 
     def leave(self, link: PacketLink) -> None:

@@ -42,12 +42,11 @@ _log = logging.getLogger(__name__)
 class PeerSession:
     """One session of one peer, its carrier if it has one, and its packet link if it agreed on one.
 
-    `attempt` is the number of the last resume that was accepted. `addresses` are those inside the tunnel.
+    `attempt` is the number of the last resume that was accepted.
     """
 
     __slots__ = (
         "_sessions",
-        "addresses",
         "attempt",
         "carrier",
         "expiry",
@@ -62,7 +61,6 @@ class PeerSession:
         self.session = session
         self.carrier: Carrier | None = None
         self.packet_link: PacketLink | None = None
-        self.addresses: tuple[bytes, bytes] | None = None
         self.attempt = 0
         self.expiry: asyncio.TimerHandle | None = None
 
@@ -155,10 +153,10 @@ class Sessions:
             received = self._network.received
             link = NetworkLink(entry.session, lambda *packet: received(link, *packet))
             try:
-                entry.addresses = self._network.join(entry.peer, link)
+                self._network.join(entry.peer, link)
             except CryprqError as error:
                 _log.error("%s gets no packets: %s", entry.peer, error)
-                entry.addresses = bytes(4), bytes(16)
+                link.assign(bytes(4), bytes(16))
         else:
             link = PacketLink(entry.session)
         if features & Feature.LANE and self.lanes is not None:
@@ -182,7 +180,8 @@ class Sessions:
             )
             stream.accept()
         elif stream.protocol is StreamProtocol.RESOLVER:
-            if entry.addresses is None:  # only a client in system-wide mode sends its system's questions here
+            # Only a client in system-wide mode sends its system's questions here.
+            if entry.packet_link is None or entry.packet_link.addresses is None:
                 stream.refuse(StreamReason.NOT_ALLOWED)
             else:
                 targets.open_resolver(stream)

@@ -298,11 +298,11 @@ class FakeNetwork(NoPacketNetwork):
         self.full = full
         self.links: list[PacketLink] = []
 
-    def join(self, peer: PeerId, link: PacketLink) -> tuple[bytes, bytes]:
+    def join(self, peer: PeerId, link: PacketLink) -> None:
         if self.full:
             raise CryprqError("no address is free")
         self.links.append(link)
-        return bytes([100, 96, 0, 2]), bytes(16)
+        link.assign(bytes([100, 96, 0, 2]), bytes(16))
 
     def leave(self, link: PacketLink) -> None:
         if link in self.links:
@@ -317,5 +317,8 @@ async def test_a_client_with_packets_hears_its_addresses(full: bool, address: by
         alice = await Visit(exit, ALICE, features=Feature.PACKETS).admit()
         assert (await alice.read(wire.NETWORK))[2] == (address, bytes(16))
         assert len(network.links) == (not full)
+        for link in network.links:
+            link.assign(bytes([100, 96, 0, 3]), bytes([1] * 16))
+            assert (await alice.read(wire.NETWORK))[2] == (bytes([100, 96, 0, 3]), bytes([1] * 16))
         exit.authorize(frozenset())
         assert network.links == [], "its link left with the session"

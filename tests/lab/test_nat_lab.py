@@ -68,7 +68,7 @@ class Exit:
         self, settings: ExitNetworkSettings = SETTINGS, *, ipv6: bool = True, ours: bool = False
     ) -> None:
         with self.exit.entered():
-            exit_table.put_up(settings, self.journal.append, ipv6=ipv6, ours=ours)
+            exit_table.ExitFilter.up(settings, self.journal.append, ipv6=ipv6, ours=ours)
 
     def counts(self) -> dict[str, nft.Count]:
         with self.exit.entered():

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Final
 
 import pytest
 
 from tests.support.lab.capture import Capture
-from tests.support.lab.hosts import EXIT4, EXIT6
+from tests.support.lab.hosts import EXIT4, EXIT6, SERVER4, SERVER6
 from tests.support.lab.net import until
 from tests.support.lab.stage import Stage
 
@@ -29,6 +30,51 @@ def exit_addresses(stage: Stage) -> list[IPv4Address | IPv6Address]:
     """The exit's own inside the tunnel."""
     listed = json.loads(stage.hosts.exit.ip(f"-j addr show dev {DEVICE}"))
     return [ip_address(found["local"]) for found in listed[0]["addr_info"]]
+
+
+@dataclass(frozen=True)
+class Change:
+    """What another program does on the exit's machine."""
+
+    fact: str
+    command: str
+    found: str
+
+
+CHANGES: Final = (
+    Change("packet filter", "nft flush ruleset", "was removed"),
+    Change("packet filter", "nft flush chain inet cryprq_exit sources", "was changed"),
+    Change("packet filter", "nft delete table inet cryprq_exit", "was removed"),
+    Change("device", f"ip addr flush dev {DEVICE}", "was removed"),
+    Change("device", f"ip link set {DEVICE} down", "it was down"),
+    Change("device", f"ip link set {DEVICE} mtu 1300", "its MTU was 1300"),
+    Change("IPv4 forwarding", "sysctl -qw net.ipv4.ip_forward=0", "was 0"),
+    Change("IPv6 forwarding", "sysctl -qw net.ipv6.conf.all.forwarding=0", "was 0"),
+    Change("router advertisements", "sysctl -qw net.ipv6.conf.eth0.accept_ra=1", "was 1"),
+    Change("connection tracking", "sysctl -qw net.netfilter.nf_conntrack_tcp_be_liberal=0", "was 0"),
+)
+
+
+def repairs(stage: Stage) -> dict[str, int]:
+    return {fact["name"]: fact["repairs"] for fact in stage.exit_status()["repairs"]}
+
+
+def test_what_others_change_on_the_exit_comes_back(stage: Stage) -> None:
+    exit = stage.hosts.exit
+    before = exit.snapshot()
+    with stage.tunnel():
+        for change in CHANGES:
+            counted, since = repairs(stage)[change.fact], stage.exit.written
+            exit.run(change.command.split())
+            said = f"{change.fact}: another program changed it: .*{change.found}.*; it is put back"
+            # Within 2 s where the machine is not busy.
+            stage.exit.says(said, since=since, seconds=6)
+            until(lambda: repairs(stage)[change.fact] > counted, "counted")  # noqa: B023
+            for server, seen in ((SERVER4, EXIT4), (SERVER6, EXIT6)):
+                assert stage.fetch(server) == seen, change
+            assert len([line for line in stage.exit.lines[since:] if f"{change.fact}: " in line]) == 1
+        assert not any(fact["found"] for fact in stage.exit_status()["repairs"])
+        assert exit.snapshot() == before
 
 
 def test_without_the_table_nothing_more_of_the_exit_is_reached(stage: Stage) -> None:

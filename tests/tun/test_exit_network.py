@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import struct
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -20,12 +21,13 @@ from cryprq_proxy.exit.egress_policy import EgressPolicy
 from cryprq_proxy.lane.slices import HEADROOM, NEEDS_CSUM, TCP4, Run, Shape
 from cryprq_proxy.status import DeviceStatus, TunNetworkStatus
 from tests.support.settings import exit_network_settings
-from tun import exit_network, sysctl
+from tun import exit_kernel, exit_network, sysctl
 from tun.device.linux import Tun
 from tun.device.packets import Drop, datagram, parse
 from tun.exit_network import ANSWERS, VERDICTS, ExitNetwork
 from tun.firewall import exit_table, nft
 from tun.journal import Journal
+from tun.reconciler import Fact
 from tun.routing.lan import Uplink
 from tun.settings import EXIT_JOURNAL
 
@@ -48,10 +50,14 @@ class FakeTun:
         self.steps.append(f"open {name}")
         return self
 
-    async def configure(self, addresses: list[Any], **_: Any) -> None:
+    async def configure(self, addresses: list[Any], **_: Any) -> tuple[Any, ...]:
         if self.refusal is not None:
             raise self.refusal
         self.addresses = [str(address) for address in addresses]
+        return tuple(addresses)
+
+    async def difference(self) -> str:
+        return ""
 
     def start(
         self, loop: Any, on_packet: Callable[..., None], drained: Any, lost: Callable[[OSError], None]
@@ -74,6 +80,10 @@ class FakeLink:
 
     def __init__(self) -> None:
         self.sent: list[bytes] = []
+        self.assigned: list[tuple[bytes, bytes]] = []
+
+    def assign(self, ipv4: bytes, ipv6: bytes) -> None:
+        self.assigned.append((ipv4, ipv6))
 
     def send(self, buffer: memoryview, start: int, end: int, shape: Shape, more: bool = False) -> None:
         self.sent.append(bytes(buffer[start:end]))
@@ -86,30 +96,77 @@ class Stage:
         self.tun = FakeTun()
         self.state = state
         self.refusal: Exception | None = None
+        self.ipv6 = ipv6
+        self.changed = asyncio.Event()
+        """Set it after a change of `ipv6`."""
         steps = self.tun.steps
         stage = self
 
-        def put_up(settings: Any, record: Callable[[Any], None], *, ipv6: bool, ours: bool) -> None:
-            if ours:
-                steps.append("the table is ours")
-            record({"kind": nft.KIND, "table": nft.EXIT})
-            steps.append("nat")
-            if stage.refusal is not None:
-                raise stage.refusal
-
         async def default_route(version: int, own: str) -> Uplink | None:
-            return Uplink(2, "eth0", None, None) if version == 4 or ipv6 else None
-
-        def set_sysctl(name: str, value: str, record: Callable[[Any], None]) -> None:
-            steps.append(f"{name}={value}")
+            return Uplink(2, "eth0", None, None) if version == 4 or stage.ipv6 else None
 
         monkeypatch.setattr(Tun, "open", self.tun.open)
-        monkeypatch.setattr(exit_table, "put_up", put_up)
         monkeypatch.setattr(exit_table, "warnings", lambda tun: [])
-        monkeypatch.setattr(exit_network, "default_route", default_route)
-        monkeypatch.setattr(sysctl, "set_sysctl", set_sysctl)
+        monkeypatch.setattr(exit_kernel, "ExitFilter", self._table())
+        monkeypatch.setattr(exit_kernel, "KernelSetting", self._setting())
+        monkeypatch.setattr(exit_kernel, "default_route", default_route)
+        monkeypatch.setattr(exit_kernel, "Changes", self._told())
         monkeypatch.setitem(exit_network.UNDO, nft.KIND, lambda entry: steps.append(f"undo {entry['table']}"))
         monkeypatch.setitem(exit_network.UNDO, sysctl.KIND, lambda entry: steps.append("undo a sysctl"))
+
+    def _table(self) -> type[Fact]:
+        stage = self
+
+        class Table(Fact):
+            name = "packet filter"
+
+            @classmethod
+            def up(cls, settings: Any, record: Callable[[Any], None], *, ipv6: bool, ours: bool) -> Table:
+                if ours:
+                    stage.tun.steps.append("the table is ours")
+                record({"kind": nft.KIND, "table": nft.EXIT})
+                stage.tun.steps.append("nat")
+                if stage.refusal is not None:
+                    raise stage.refusal
+                return cls()
+
+            async def follow(self, *, ipv6: bool) -> None:
+                stage.tun.steps.append(f"nat ipv6={ipv6}")
+
+            async def look(self) -> str:
+                return ""
+
+        return Table
+
+    def _setting(self) -> type[Fact]:
+        stage = self
+
+        class Setting(Fact):
+            def __init__(self, name: str, value: str, record: Callable[[Any], None]) -> None:
+                self.name, self.value = name, value
+
+            def keep(self, setting: str) -> None:
+                stage.tun.steps.append(f"{setting}={self.value}")
+
+            async def look(self) -> str:
+                return ""
+
+        return Setting
+
+    def _told(self) -> type[object]:
+        stage = self
+
+        class Told:
+            def __enter__(self) -> Told:
+                return self
+
+            def __exit__(self, *_: object) -> None: ...
+
+            async def wait(self) -> None:
+                await stage.changed.wait()
+                stage.changed.clear()
+
+        return Told
 
     async def start(self, policy: EgressPolicy | None = None) -> ExitNetwork:
         return await ExitNetwork.start(exit_network_settings(state=self.state), policy or EgressPolicy())
@@ -132,7 +189,8 @@ class Exit:
     def join(self, peer: PeerId) -> tuple[FakeLink, tuple[bytes, bytes]]:
         link = FakeLink()
         self.links.append(link)
-        return link, self.network.join(peer, link)  # type: ignore[arg-type]
+        self.network.join(peer, link)  # type: ignore[arg-type]
+        return link, link.assigned[-1]
 
     def leave(self, link: FakeLink) -> None:
         self.network.leave(link)  # type: ignore[arg-type]
@@ -421,7 +479,10 @@ async def test_whatever_comes_is_written_counted_or_answered(
     """Nothing that a client sends raises, and nothing leaves from another address than its own."""
     tun: Any = FakeTun()
     settings = exit_network_settings(state=Path("/nowhere"))
-    network = ExitNetwork(settings, EgressPolicy(), tun, ipv6=True, stack=AsyncExitStack())
+    kernel: Any = FakeKernel()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(exit_network, "Reconciler", FakeReconciler)
+        network = ExitNetwork(settings, EgressPolicy(), tun, kernel, AsyncExitStack())
     exit = Exit(network, tun)
     packet = noise
     if version is not None:
@@ -432,6 +493,71 @@ async def test_whatever_comes_is_written_counted_or_answered(
         seen = parse(data, 0, len(data))
         assert not isinstance(seen, Drop)
         assert seen.source in (exit.alice4, exit.alice6)
+    await network.close()
+
+
+class FakeReconciler:
+    def __init__(self, facts: list[Fact]) -> None: ...
+
+    async def stop(self) -> None: ...
+
+
+class FakeKernel:
+    """An ExitKernel with nothing to look after."""
+
+    ipv6 = True
+
+    def facts(self) -> list[Fact]:
+        return []
+
+    async def follow_ipv6(self, tell: Callable[[], None]) -> None:
+        """Nothing changes."""
+
+
+# --- IPv6 comes and goes ---
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+async def test_ipv6_that_comes_later_is_handed_out_at_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    stage = Stage(monkeypatch, tmp_path / "state", ipv6=False)
+    monkeypatch.setattr(exit_kernel, "LOSS_SECONDS", 0.2)
+    async with stage.running() as exit:
+        bob, _ = exit.join(BOB)
+        assert exit.alice.assigned == [(exit.alice4, bytes(16))]
+        stage.ipv6 = True
+        stage.changed.set()
+        await until(lambda: len(bob.assigned) == 2)
+        alice4, alice6 = exit.alice.assigned[-1]
+        assert alice4 == exit.alice4 and any(alice6)
+        assert len(stage.tun.addresses) == 2 and exit.network.status().ipv6
+        assert "net.ipv6.conf.all.forwarding=1" in stage.tun.steps
+        exit.receive(udp(alice6, WEB6))
+        exit.from_kernel(udp(WEB6, alice6))
+        assert (len(stage.tun.written), len(exit.alice.sent)) == (1, 1)
+        stage.ipv6 = False
+        stage.changed.set()
+        await until(lambda: len(bob.assigned) == 3)
+        assert exit.alice.assigned[-1] == (exit.alice4, bytes(16))
+        assert [step for step in stage.tun.steps if "nat ipv6" in step] == ["nat ipv6=True", "nat ipv6=False"]
+        exit.receive(udp(alice6, WEB6))
+        exit.from_kernel(udp(WEB6, alice6))
+        assert (len(stage.tun.written), len(exit.alice.sent)) == (1, 1)
+
+
+async def test_a_short_loss_of_ipv6_changes_nothing(stage: Stage) -> None:
+    async with stage.running() as exit:
+        for there in (False, True, False):
+            stage.ipv6 = there
+            stage.changed.set()
+            await until(lambda: not stage.changed.is_set())
+        assert len(exit.alice.assigned) == 1 and exit.network.status().ipv6
 
 
 # --- start and end ---
@@ -439,7 +565,13 @@ async def test_whatever_comes_is_written_counted_or_answered(
 
 async def test_all_is_set_up_and_undone_in_reverse(stage: Stage) -> None:
     network = await stage.start()
-    assert network.status() == TunNetworkStatus(device=DeviceStatus(name="cryprq-exit0"), ipv6=True)
+    status = network.status()
+    assert status == TunNetworkStatus(
+        device=DeviceStatus(name="cryprq-exit0"), ipv6=True, repairs=status.repairs
+    )
+    assert {"packet filter", "device", "IPv4 forwarding", "IPv6 forwarding"} <= {
+        repair.name for repair in status.repairs
+    }
     assert stage.tun.addresses == ["100.96.0.1/16", "fd63:7279:7071::1/64"]
     made = list(stage.tun.steps)
     assert made.index("open cryprq-exit0") < made.index("nat") < made.index("net.ipv4.ip_forward=1")

@@ -16,16 +16,18 @@ Packets to the pool of addresses that come in on another device are dropped befo
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv6Address
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple, Self
 
 from cryprq_proxy.rules.ranges import IPNetwork
 
 from ..journal import Record
+from ..reconciler import Fact
 from ..settings import ExitNetworkSettings
 from . import nft
-from .nft import CLAMP, EXIT, REFUSE, Ask, Run, block, counters, name, replacing
+from .nft import CLAMP, EXIT, REFUSE, Ask, Listed, Run, block, counters, name, replacing
 
 COUNTERS: Final = ("spoofed", "isolated", "local", "unsolicited", "guard", "invalid")
 """What was not let through, by cause: sources outside of the pool; between clients; to the exit itself; into the
@@ -121,23 +123,72 @@ def _sources(tun: str, pools: list[_Pool]) -> Iterable[str]:
         yield f'oifname != {{ {tun}, "lo" }} {family.ip} saddr {family.pool} masquerade'
 
 
-def put_up(
-    settings: ExitNetworkSettings,
-    record: Record,
-    *,
-    ipv6: bool,
-    ours: bool,
-    run: Run = nft.run,
-    ask: Ask = nft.ask,
-) -> None:
-    """Write the exit's table to the journal and put it up, in place of one that an earlier run left behind.
+class ExitFilter(Fact):
+    """The exit's table in the kernel, made by `up`. The journal's undo (nft.py) takes it away."""
 
-    `record` is the journal's; `ours` says that an older entry of the journal names the table. Forwarding itself (the
-    sysctls) is the caller's. Blocks for some milliseconds. Raises NftError, and ConfigError if the table belongs to
-    another program; then nothing was changed.
-    """
-    nft.claim(EXIT, ours, record, ask)
-    run(script(settings, ipv6=ipv6))
+    name = "packet filter"
+    vital = True
+    polled = True
+
+    def __init__(self, settings: ExitNetworkSettings, ipv6: bool, run: Run, ask: Ask) -> None:
+        """For `up` only: put the table up. Raises NftError."""
+        self._settings = settings
+        self._ipv6 = ipv6
+        self._run = run
+        self._ask = ask
+        self._changing = asyncio.Lock()
+        self._standing: Listed = []
+        self._write()
+
+    @classmethod
+    def up(
+        cls,
+        settings: ExitNetworkSettings,
+        record: Record,
+        *,
+        ipv6: bool,
+        ours: bool,
+        run: Run = nft.run,
+        ask: Ask = nft.ask,
+    ) -> Self:
+        """Write the exit's table to the journal and put it up, in place of one that an earlier run left behind.
+
+        `record` is the journal's; `ours` says that an older entry of the journal names the table. Forwarding itself
+        (the sysctls) is the caller's. Blocks for some milliseconds. Raises NftError, and ConfigError if the table
+        belongs to another program; then nothing was changed.
+        """
+        nft.claim(EXIT, ours, record, ask)
+        return cls(settings, ipv6, run, ask)
+
+    async def follow(self, *, ipv6: bool) -> None:
+        """From now on, carry IPv6 or refuse it. Raises NftError."""
+        async with self._changing:
+            self._ipv6 = ipv6
+            await asyncio.get_running_loop().run_in_executor(None, self._write)
+
+    async def look(self) -> str:
+        async with self._changing:
+            listed = await asyncio.get_running_loop().run_in_executor(None, self._list)
+        if not listed:
+            return f"the table inet {EXIT} was removed"
+        return "" if listed == self._standing else f"the table inet {EXIT} was changed"
+
+    async def put_back(self) -> None:
+        async with self._changing:
+            await asyncio.get_running_loop().run_in_executor(None, self._write)
+
+    def _write(self) -> None:
+        self._run(script(self._settings, ipv6=self._ipv6))
+        self._standing = self._list()
+
+    def _list(self) -> Listed:
+        """The table as it stands, without what changes by itself."""
+        listed = self._ask("list", "table", "inet", EXIT) or []
+        return [{kind: _fixed(body) for kind, body in item.items()} for item in listed]
+
+
+def _fixed(body: Any) -> Any:
+    return {key: value for key, value in body.items() if key not in ("handle", "packets", "bytes")}
 
 
 def warnings(tun: str, ask: Ask = nft.ask) -> list[str]:

@@ -16,7 +16,7 @@ from ...crypto.primitives import Cipher
 from ...lane.slices import FLAGS_MASK, HEADROOM, KIND_MASK, MAX_PACKET, PLAIN, Run, Shape
 from ...session.datagrams import BasePacketLink, unwanted
 from ...session.session import Session
-from ...session.wire import encode_lane
+from ...session.wire import encode_lane, encode_network
 from ...status import PacketLinkStatus, Traffic
 from .carrier import LaneCarrier
 
@@ -35,6 +35,8 @@ class PacketLink(BasePacketLink):
         self._session = session
         self._lane_changed = lane_changed
         self.lane: LaneCarrier | None = None
+        self.addresses: tuple[bytes, bytes] | None = None
+        """What the exit hands out, 4 and 16 bytes; None where no packets are carried, and at the client."""
         self.sent_on_carrier = 0
         self.received_on_carrier = 0
         self.malformed = 0
@@ -46,6 +48,16 @@ class PacketLink(BasePacketLink):
             self.sent_on_carrier += 1
             flags, gso_size, header = shape
             self._session.send_packet(flags & FLAGS_MASK, gso_size, header, buffer[start:end])
+
+    def assign(self, ipv4: bytes, ipv6: bytes) -> None:
+        """Hand out these addresses to the peer, at once and with each carrier."""
+        self.addresses = ipv4, ipv6
+        self.announce_addresses()
+
+    def announce_addresses(self) -> None:
+        """Tell the peer its addresses, if there are any."""
+        if self.addresses is not None:
+            self._session.announce(encode_network(*self.addresses))
 
     def close(self) -> None:
         """Close the lane; the session is over."""

@@ -11,7 +11,7 @@ import pytest
 from cryprq_proxy.errors import ConfigError
 from tests.support.nft_fakes import Kernel
 from tests.support.settings import exit_network_settings
-from tun.firewall.exit_table import COUNTERS, put_up, script, warnings
+from tun.firewall.exit_table import COUNTERS, ExitFilter, script, warnings
 
 SETTINGS = exit_network_settings(pool4=IPv4Network("100.96.0.0/16"), pool6=IPv6Network("fd63::/64"))
 
@@ -94,8 +94,8 @@ def test_a_device_name_that_would_match_others_is_refused() -> None:
 def test_the_table_is_journalled_and_put_up() -> None:
     kernel = Kernel()
     written: list[Mapping[str, object]] = []
-    put_up(SETTINGS, written.append, ipv6=False, ours=False, run=kernel.run, ask=kernel.ask)
-    put_up(SETTINGS, written.append, ipv6=True, ours=True, run=kernel.run, ask=kernel.ask)
+    ExitFilter.up(SETTINGS, written.append, ipv6=False, ours=False, run=kernel.run, ask=kernel.ask)
+    ExitFilter.up(SETTINGS, written.append, ipv6=True, ours=True, run=kernel.run, ask=kernel.ask)
     assert written == [{"kind": "nft_table", "table": "cryprq_exit"}]
     assert kernel.scripts == [script(SETTINGS, ipv6=False), script(SETTINGS, ipv6=True)]
 
@@ -104,8 +104,28 @@ def test_a_table_of_another_program_is_left_alone() -> None:
     kernel = Kernel()
     kernel.tables["cryprq_exit"] = {}
     with pytest.raises(ConfigError, match="has not recorded"):
-        put_up(SETTINGS, lambda entry: None, ipv6=False, ours=False, run=kernel.run, ask=kernel.ask)
+        ExitFilter.up(SETTINGS, lambda entry: None, ipv6=False, ours=False, run=kernel.run, ask=kernel.ask)
     assert not kernel.scripts
+
+
+async def test_a_table_that_goes_or_changes_is_put_back_as_it_is_wanted_now() -> None:
+    kernel = Kernel()
+    table = ExitFilter.up(
+        SETTINGS, lambda entry: None, ipv6=False, ours=False, run=kernel.run, ask=kernel.ask
+    )
+    assert await table.look() == ""
+    kernel.counters["local"] = (9, 900)
+    assert await table.look() == "", "counters change by themselves"
+    await table.follow(ipv6=True)
+    assert await table.look() == ""
+    del kernel.tables["cryprq_exit"]
+    assert await table.look() == "the table inet cryprq_exit was removed"
+    await table.put_back()
+    assert kernel.scripts == [script(SETTINGS, ipv6=False), *[script(SETTINGS, ipv6=True)] * 2]
+    del kernel.counters["local"]
+    assert await table.look() == "the table inet cryprq_exit was changed"
+    await table.put_back()
+    assert await table.look() == ""
 
 
 def test_only_other_tables_that_drop_forwarded_packets_are_named() -> None:
