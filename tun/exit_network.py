@@ -18,6 +18,7 @@ from ipaddress import ip_address
 from socket import AF_INET, AF_INET6, inet_ntop
 from typing import Final
 
+from cryprq_proxy.base import leftovers
 from cryprq_proxy.base.buffers import SHARED
 from cryprq_proxy.base.tasks import spawn
 from cryprq_proxy.carriers.lane.packet_link import PacketLink
@@ -102,6 +103,7 @@ class ExitNetwork:
         async with AsyncExitStack() as stack:
             journal = Journal(settings.state / EXIT_JOURNAL)
             stack.callback(journal.close)
+            stack.enter_context(leftovers.claimed("exit"))
             # A table that a killed exit has left is not removed but replaced. Without it the kernel would follow no
             # connections for a moment, and afterwards take those that go on for invalid.
             undo(journal, UNDO, keep={nft.KIND})

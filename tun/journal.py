@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from cryprq_proxy.base.files import replace_file, sync_directory, write_all
+from cryprq_proxy.base.leftovers import in_use
 from cryprq_proxy.errors import ConfigError, CryprqError, LocalError, reason_of
 
 _log = logging.getLogger(__name__)
@@ -94,11 +95,15 @@ def _entry(line: bytes) -> Entry | None:
     return value
 
 
+class JournalInUse(ConfigError):
+    """Another process has the journal."""
+
+
 class Journal:
     """The journal at `path`, locked for this process until `close`. A context manager.
 
-    Directory and file are made where they are missing, for the owner only. Raises ConfigError if another process has
-    it, if it does not belong to this user alone or cannot be opened.
+    Directory and file are made where they are missing, for the owner only. Raises JournalInUse, and ConfigError if it
+    does not belong to this user alone or cannot be opened.
     """
 
     def __init__(self, path: Path) -> None:
@@ -125,10 +130,7 @@ class Journal:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = os.pread(self._lock, 20, 0).decode("ascii", "replace").strip()
-            pid = f" (pid {holder})" if holder.isdecimal() else ""
-            raise ConfigError(
-                f"another cryprq-proxy runs in system-wide mode{pid}: stop that one first"
-            ) from None
+            raise JournalInUse(in_use(int(holder) if holder.isdecimal() else None)) from None
         os.ftruncate(self._lock, 0)
         os.pwrite(self._lock, b"%d\n" % os.getpid(), 0)
 

@@ -116,6 +116,11 @@ def set_sysctl(name: str, value: str, record: Record, proc: Path = PROC) -> bool
         raise ConfigError(f"this kernel does not take {name}={value}: {reason_of(error)}") from error
 
 
+def is_on(name: str, proc: Path = PROC) -> bool:
+    """Whether the switch `name`, one of ours, is 1. Raises OSError."""
+    return _read(proc.joinpath(*name.split("."))) == "1"
+
+
 def undo_sysctl(entry: Entry, proc: Path = PROC) -> None:
     """Set back what an entry of the journal says, if the value is still ours. Raises CryprqError."""
     followers = entry.get("followers", {})

@@ -26,6 +26,7 @@ from typing import Any, Final
 from msgspec import structs
 
 from cryprq_proxy.address import Destination
+from cryprq_proxy.base import leftovers
 from cryprq_proxy.client.exits import Exits
 from cryprq_proxy.errors import ConfigError, CryprqError, reason_of
 from cryprq_proxy.lane.slices import Run
@@ -143,8 +144,9 @@ class Tunnel:
         async with AsyncExitStack() as stack:
             journal = Journal(settings.state / CLIENT_JOURNAL)
             stack.callback(journal.close)
+            stack.enter_context(leftovers.claimed("client"))
             ours = any(entry["kind"] == nft.KIND for entry in journal.entries())
-            left_closed = ours and nft.exists(nft.CLIENT)
+            left_closed = nft.exists(nft.CLIENT) and (ours or nft.is_left_over(nft.CLIENT))
             Tun.open(settings.device, mtu=MTU, offload="auto" if settings.offload else False).close()
             lan = await read_lan(settings.device)
             known = await plan.known_addresses(journal)

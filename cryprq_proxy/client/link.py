@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 from ..base.clock import clock
+from ..base.leftovers import standing_kill_switch
 from ..base.linger import farewells_ended
 from ..carriers.admission import HANDSHAKE_TIMEOUT, Admission, admit_client
 from ..carriers.carrier import Carrier
@@ -224,10 +225,13 @@ class ClientLink:
 
     def _note(self, error: PeerError) -> None:
         """Log why there is no link, once for each reason."""
-        if str(error) == self.last_error:
+        text = str(error)
+        if isinstance(error, CarrierError) and (held := standing_kill_switch()):
+            text += f"; {held}"
+        if text == self.last_error:
             return
-        self.last_error = str(error)
+        self.last_error = text
         advice = ""
         if error.reason is CloseReason.NOT_AUTHORIZED:
             advice = f" - add this peer id to the exit's list: {self._identity.peer_id}"
-        _log.warning("no link to %s: %s%s", self.endpoint, error, advice)
+        _log.warning("no link to %s: %s%s", self.endpoint, text, advice)

@@ -106,12 +106,16 @@ def ask_status(sockets: list[Path]) -> list[Status]:
 
 
 def _answers[T](sockets: list[Path], query: Callable[[Path], T]) -> list[tuple[Path, T]]:
+    from ..base.leftovers import standing_kill_switch
+
     answers, errors = [], []
     for path in sockets:
         try:
             answers.append((path, query(path)))
         except CryprqError as error:
             errors.append((not path.exists(), error))
+    if not answers and (held := standing_kill_switch()):
+        raise CryprqError(f"no cryprq-proxy is running; {held}")
     if not answers and all(missing for missing, _ in errors):
         tried = ", ".join(map(str, sockets))
         raise CryprqError(

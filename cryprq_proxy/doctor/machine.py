@@ -9,12 +9,18 @@ import os
 import socket
 import urllib.error
 import urllib.request
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
 from ..address import Destination, reachable
+from ..base import leftovers as marks
 from ..config.both_roles import is_loopback
-from ..errors import reason_of
+from ..config.client import ClientConfig, load_client
+from ..config.exit import ExitConfig, load_exit
+from ..config.tun import STATE
+from ..errors import ConfigError, reason_of
 from ..rules.engine import load_rules
 from ..rules.pac.script import PAC_TYPE
 from .checks import CheckVerdict, Context, fail, ok, output_of, skip, warn
@@ -22,9 +28,6 @@ from .checks import CheckVerdict, Context, fail, ok, output_of, skip, warn
 SECONDS: Final = 3.0
 VARIABLES: Final = ("ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY")
 SCHEMA: Final = "org.gnome.system.proxy"
-CLIENT_TABLE: Final = "cryprq"
-EXIT_TABLE: Final = "cryprq_exit"
-JOURNALS: Final = ("client.journal", "exit.journal")
 
 
 # --- rules, port, PAC ---
@@ -220,36 +223,30 @@ async def tun(context: Context) -> CheckVerdict:
 
 
 async def leftovers(context: Context) -> CheckVerdict:
-    """Look for leftovers of a killed --tun: its journal, its table of the packet filter."""
-    config = context.config
-    client, exit = context.running_client, context.running_exit
-    if (client is not None and client.tun) or (exit is not None and exit.network):
-        return ok("system-wide mode runs; what it has changed is undone when it ends")
-    left = []
-    for journal in JOURNALS:
-        with contextlib.suppress(OSError):
-            if (config.tun.state_dir / journal).stat().st_size:
-                left.append(f"the journal {config.tun.state_dir / journal}")
-    tables = await asyncio.to_thread(_tables, context)
-    left += [f"the table {table} of the packet filter" for table in tables or ()]
+    """Look for what a killed --tun has left. Needs no configuration, and explains what fails after it."""
+    dead = [role for role in marks.ROLES if marks.holder(role) is None]
+    left = [mark for role in dead for mark in marks.marks(role)]
+    for directory in _state_directories(context.file):
+        for journal in (directory / f"{role}.journal" for role in dead):
+            with contextlib.suppress(OSError):
+                if journal.stat().st_size:
+                    left.append(f"the journal {journal}")
     if left:
-        return fail(
-            f"a --tun that ended badly has left {' and '.join(left)}: while it stands, nothing may get out",
-            "sudo cryprq-proxy cleanup",
-        )
+        what = marks.standing_kill_switch() or "a --tun that ended badly is not undone"
+        return fail(f"{what} (it has left {', '.join(left)})", "sudo cryprq-proxy cleanup")
+    if len(dead) < len(marks.ROLES):
+        return ok("system-wide mode runs; what it has changed is undone when it ends")
     return ok(
         "nothing is left of system-wide mode"
-        + ("" if tables is not None else ", as far as can be seen without root")
+        + (", as far as can be seen without root" if context.euid else "")
     )
 
 
-def _tables(context: Context) -> list[str] | None:
-    """Our present tables; None if they cannot be listed."""
-    if context.euid:
-        return None
-    listed = output_of(context.which("nft") or "/usr/sbin/nft", "list", "tables")
-    if listed is None:
-        return None
-    # As "table inet cryprq".
-    names = {line.split()[-1] for line in listed.splitlines() if line.startswith("table ")}
-    return sorted(names & {CLIENT_TABLE, EXIT_TABLE})
+def _state_directories(file: Path | None) -> Iterable[Path]:
+    """Where a --tun may have its journal: the usual directory, and those of the configurations that are valid."""
+    found = {STATE: None}
+    loaders: tuple[Callable[[Path | None], ClientConfig | ExitConfig], ...] = (load_client, load_exit)
+    for load in loaders:
+        with contextlib.suppress(ConfigError):
+            found[load(file).tun.state_dir] = None
+    return found

@@ -9,7 +9,10 @@ from . import link, machine, reach, speed, start
 from .algorithms import algorithms
 from .checks import Check
 
+LEFTOVERS: Final = Check("leftovers", machine.leftovers)
+
 CLIENT: Final = (
+    LEFTOVERS,
     Check("configuration", start.client_configuration),
     Check("identity", start.identity, ("configuration",)),
     Check("clock", start.clock),
@@ -30,10 +33,10 @@ CLIENT: Final = (
     Check("variables", machine.variables, ("configuration",)),
     Check("desktop", machine.desktop, ("configuration",)),
     Check("system-wide", machine.tun, ("configuration",)),
-    Check("leftovers", machine.leftovers, ("configuration",)),
 )
 
 EXIT: Final = (
+    LEFTOVERS,
     Check("configuration", start.exit_configuration),
     Check("identity", start.identity, ("configuration",)),
     Check("clock", start.clock),
@@ -46,5 +49,4 @@ EXIT: Final = (
     Check("public address", exit_side.public, ("configuration",)),
     Check("outward", exit_side.outward),
     Check("system-wide", machine.tun, ("configuration",)),
-    Check("leftovers", machine.leftovers, ("configuration",)),
 )

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from cryprq_proxy.base import leftovers as marks
 from cryprq_proxy.carriers.dial.endpoint import parse_endpoint
 from cryprq_proxy.cli import run_command
 from cryprq_proxy.doctor import link, reach
@@ -315,7 +316,7 @@ async def test_a_name_that_does_not_exist(pair: Setup, monkeypatch: pytest.Monke
 
 async def test_behind_the_kill_switch_only_the_running_client_knows(pair: Setup) -> None:
     context = Context(file=client_config(pair, port=1))
-    await examine([lists.CLIENT[0]], context)
+    await examine([lists.CLIENT[1]], context)
     context.running = ClientStatus(link="down", last_error="no route", tun=TunStatus())
     verdict = await reach.reach(context)
     assert verdict.state is CheckState.FAIL
@@ -324,7 +325,7 @@ async def test_behind_the_kill_switch_only_the_running_client_knows(pair: Setup)
 
 async def test_the_mtu_without_a_lane_is_that_of_the_route(pair: Setup) -> None:
     context = Context(file=client_config(pair, port=4433))
-    await examine([lists.CLIENT[0]], context)
+    await examine([lists.CLIENT[1]], context)
     context.running = ClientStatus(link="up", packets=PacketLinkStatus(lane=LaneStatus(up=False)))
     verdict = await link.mtu(context)
     assert verdict.state is CheckState.OK
@@ -367,6 +368,7 @@ async def test_a_broken_configuration_stops_nearly_all(tmp_path: Path) -> None:
     assert failed(found) == ["configuration"]
     assert found["configuration"].remedy.startswith(f"change {file}")
     assert {name for name, finding in found.items() if finding.state is not CheckState.SKIP} <= {
+        "leftovers",
         "configuration",
         "clock",
         "algorithms",
@@ -427,7 +429,7 @@ async def test_broken_lines_of_a_list_are_a_warning(pair: Setup) -> None:
 
 async def with_client(pair: Setup, check: Callable[[Context], object], **more: object) -> CheckVerdict:
     context = Context(file=client_config(pair, port=1), **more)  # type: ignore[arg-type]
-    await examine([lists.CLIENT[0]], context)
+    await examine([lists.CLIENT[1]], context)
     verdict = await check(context)  # type: ignore[misc]
     assert isinstance(verdict, CheckVerdict)
     return verdict
@@ -461,7 +463,7 @@ async def test_a_port_that_another_program_has(pair: Setup) -> None:
 )
 async def test_variables(pair: Setup, value: str | None, state: CheckState, words: str) -> None:
     context = Context(file=client_config(pair, port=1))
-    await examine([lists.CLIENT[0]], context)
+    await examine([lists.CLIENT[1]], context)
     assert context.client is not None
     ours = context.client.listen.port
     with (
@@ -502,7 +504,7 @@ esac
 async def test_desktop(pair: Setup, mode: str, listening: bool, other: bool, state: CheckState) -> None:
     program = pair.directory / "gsettings"
     context = Context(file=client_config(pair, port=1), which=lambda _: str(program))
-    await examine([lists.CLIENT[0]], context)
+    await examine([lists.CLIENT[1]], context)
     assert context.client is not None
     ours = context.client.listen.port
     program.write_text(_GSETTINGS.format(mode=mode, port=1 if other else ours))
@@ -525,33 +527,42 @@ async def test_what_system_wide_mode_needs(pair: Setup, tmp_path: Path) -> None:
     verdict = await with_client(pair, tun, **there)
     assert verdict.state is CheckState.OK and "no IPv6" in verdict.text
     context = Context(file=client_config(pair, "[tun]\nenabled = true\n", port=1), root=root, euid=1000)
-    await examine([lists.CLIENT[0]], context)
+    await examine([lists.CLIENT[1]], context)
     verdict = await tun(context)
     assert verdict.state is CheckState.FAIL and "not root" in verdict.text
 
 
 @pytest.mark.process
-async def test_what_a_killed_one_has_left(pair: Setup) -> None:
+async def test_what_a_killed_one_has_left(pair: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    left: dict[str, tuple[str, ...]] = {"client": (), "exit": ()}
+    lives: dict[str, int] = {}
+    monkeypatch.setattr(marks, "marks", left.__getitem__)
+    monkeypatch.setattr(marks, "holder", lives.get)
     state = pair.directory / "state"
     state.mkdir()
-    nft = pair.directory / "nft"
-    nft.write_text("#!/bin/sh\necho table inet filter\n")
-    nft.chmod(0o755)
-    file = client_config(pair, '[tun]\nstate_dir = "state"\n', port=1)
-    context = Context(file=file, which=lambda _: str(nft), euid=0)
-    await examine([lists.CLIENT[0]], context)
+    context = Context(file=client_config(pair, '[tun]\nstate_dir = "state"\n', port=1), euid=0)
     assert (await leftovers(context)).state is CheckState.OK
     (state / "client.journal").write_text("{}\n")
-    nft.write_text("#!/bin/sh\necho table inet filter\necho table inet cryprq\n")
     verdict = await leftovers(context)
     assert verdict.state is CheckState.FAIL
-    assert "client.journal" in verdict.text and "table cryprq" in verdict.text
+    assert "client.journal" in verdict.text and "kill switch" not in verdict.text
+    left["client"] = ("routing rules",)
+    verdict = await leftovers(context)
+    assert verdict.state is CheckState.FAIL
+    assert marks.KILL_SWITCH_STANDS in verdict.text and "routing rules" in verdict.text
     assert verdict.remedy == "sudo cryprq-proxy cleanup"
-    context.running = ClientStatus(tun=TunStatus())
+    lives["client"] = 7
     assert (await leftovers(context)).state is CheckState.OK
-    context.running, context.euid = None, 1000
-    (state / "client.journal").unlink()
-    assert "without root" in (await leftovers(context)).text
+    left["exit"] = ("the table cryprq_exit of the packet filter",)
+    assert (await leftovers(context)).state is CheckState.FAIL, "one that is dead beside one that lives"
+
+
+async def test_leftovers_need_no_configuration_and_come_first(tmp_path: Path) -> None:
+    for checks in (lists.CLIENT, lists.EXIT):
+        assert checks[0].name == "leftovers" and not checks[0].needs
+    (tmp_path / "client.toml").write_text("no configuration")
+    verdict = await leftovers(Context(file=tmp_path / "client.toml", euid=1000))
+    assert verdict.state is CheckState.OK and "without root" in verdict.text
 
 
 # --- an exit ---

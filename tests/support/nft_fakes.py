@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 _TABLE = re.compile(r"^table inet (\w+) \{$", re.MULTILINE)
+_CHAIN = re.compile(r"^ *chain (\w+) \{$", re.MULTILINE)
 _TIMED = re.compile(r"([^\s,{]+) timeout (\d+)s")
 _COUNTER = re.compile(r"counter (\w+) \{ packets (\d+) bytes (\d+); \}")
 
@@ -19,6 +20,8 @@ class Kernel:
         self.scripts: list[str] = []
         self.tables: dict[str, dict[str, dict[str, float]]] = {}
         """Table -> set -> timed element -> when it ends."""
+        self.own_chains: dict[str, list[str]] = {}
+        """Table -> names of its chains."""
         self.counters: dict[str, tuple[int, int]] = {}
         self.chains: list[dict[str, Any]] = []
         """What other programs have put up, as `nft -j list chains` says it."""
@@ -37,6 +40,7 @@ class Kernel:
             elif line.startswith("elements = "):
                 sets[title] |= {what: self.now + int(left) for what, left in _TIMED.findall(line)}
         self.tables[table] = sets
+        self.own_chains[table] = _CHAIN.findall(script)
         self.counters = {name: (int(packets), int(size)) for name, packets, size in _COUNTER.findall(script)}
 
     def ask(self, *command: str) -> list[dict[str, Any]] | None:
@@ -50,7 +54,12 @@ class Kernel:
             case ("list", "counters", "table", "inet", table):
                 return None if table not in self.tables else self._counted()
             case ("list", "table", "inet", table) if table in self.tables:
-                return [*self._counted(), *(self._listed(table, title) for title in self.tables[table])]
+                chains = [{"chain": {"name": name}} for name in self.own_chains.get(table, ())]
+                return [
+                    *chains,
+                    *self._counted(),
+                    *(self._listed(table, title) for title in self.tables[table]),
+                ]
             case ("list", "table", "inet", _):
                 return None
         raise AssertionError(f"nobody asks for {command}")

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from cryprq_proxy.address import Destination
+from cryprq_proxy.base import leftovers
 from cryprq_proxy.errors import ConfigError, CryprqError
 from cryprq_proxy.lane.slices import HEADROOM, Run, Shape
 from cryprq_proxy.rules.engine import EVERYTHING, RuleSet
@@ -89,6 +90,8 @@ class Machine:
         monkeypatch.setattr(interface, "build", build)
         monkeypatch.setattr(interface, "DnsServer", lambda forwarder: FakeServer(machine))
         monkeypatch.setattr("tun.resolver.choose.choose", choose)
+        monkeypatch.setattr(leftovers, "claimed", lambda role: contextlib.nullcontext())
+        monkeypatch.setattr(nft, "is_left_over", lambda table: False)
         monkeypatch.setattr(nft, "exists", lambda table: machine.standing)
         monkeypatch.setattr("socket.if_nametoindex", lambda name: 7)
         monkeypatch.setattr(Tun, "open", lambda name, **_: FakeDevice(machine, name))

@@ -21,13 +21,14 @@ from collections.abc import Callable, Iterable, Mapping
 from ipaddress import IPv4Network, IPv6Network, collapse_addresses
 from typing import Any, Final, NamedTuple
 
+from cryprq_proxy.base import leftovers
 from cryprq_proxy.errors import ConfigError
 from cryprq_proxy.rules.ranges import IPNetwork
 
 from ..journal import Entry, Record, Undoer
 
-CLIENT: Final = "cryprq"
-EXIT: Final = "cryprq_exit"
+CLIENT: Final = leftovers.TABLES["client"]
+EXIT: Final = leftovers.TABLES["exit"]
 TABLES: Final = frozenset({CLIENT, EXIT})
 KIND: Final = "nft_table"
 """Of this module's entries in the journal; the other field is `table`, one of TABLES."""
@@ -102,8 +103,10 @@ def block(head: str, lines: Iterable[str]) -> list[str]:
 
 CLAMP: Final = "tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu"
 """Lets a TCP connection know the MTU of its route."""
+REFUSE_CHAIN: Final = "refuse"
+"""Of both tables, and so a mark of them."""
 REFUSE: Final = block(
-    "chain refuse", ["meta l4proto tcp reject with tcp reset", "reject with icmpx admin-prohibited"]
+    f"chain {REFUSE_CHAIN}", ["meta l4proto tcp reject with tcp reset", "reject with icmpx admin-prohibited"]
 )
 """A chain to go to: the sender's program fails at once."""
 
@@ -186,14 +189,21 @@ def exists(table: str, ask: Ask = ask) -> bool:
     return any(item.get("table", {}).get("name") == table for item in listed)
 
 
+def is_left_over(table: str, ask: Ask = ask) -> bool:
+    """Whether `inet table` stands and has our chains, whatever a journal says. Raises NftError."""
+    listed = ask("list", "table", "inet", table) or []
+    return any(item.get("chain", {}).get("name") == REFUSE_CHAIN for item in listed)
+
+
 def claim(table: str, ours: bool, record: Record, ask: Ask = ask) -> None:
-    """Writes `table` to the journal before it is made. `ours`: the journal has it already, so it may be replaced.
+    """Writes `table` to the journal before it is made. `ours`: the journal has it already, so it may be replaced, as
+    may one that a run whose journal is gone has left.
 
     Raises ConfigError if another program's table has that name, and NftError.
     """
     if ours:
         return
-    if exists(table, ask):
+    if exists(table, ask) and not is_left_over(table, ask):
         raise ConfigError(
             f'the packet filter already has a table "inet {table}" that this program has not recorded: run '
             f'"cryprq-proxy cleanup", or "nft delete table inet {table}" if it is left over'

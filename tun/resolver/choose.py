@@ -15,6 +15,7 @@ from typing import Final, Protocol
 from ..journal import Record, Undoer
 from . import resolvconf_files, resolved
 from .left_alone import LeftAlone
+from .recovery import recover_or_empty
 from .resolvconf import ResolvConf
 from .resolvconf_files import MAX_FILE, RESOLV_CONF, STATE
 from .resolvconf_text import nameservers
@@ -60,11 +61,12 @@ async def choose(
     state: Path = STATE,
     bus_address: str | None = None,
 ) -> ResolverSetting:
-    """Find how to set this system's resolver. Changes nothing and starts no service.
+    """Find how to set this system's resolver. Starts no service, and changes nothing but what an earlier run has left.
 
     `record` writes to the journal before each change. With `leave` the resolver is only read. `path` is the
     resolv.conf, `state` the directory for its backup, `bus_address` another bus than the system's.
     """
+    recover_or_empty(state, path)
     found: ResolverSetting = ResolvConf(record, path, state)
     if points_to_resolved(path) and await resolved.runs(bus_address):
         found = Resolved(record, bus_address=bus_address)

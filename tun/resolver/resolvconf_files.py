@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from cryprq_proxy.errors import ConfigError, reason_of
+from cryprq_proxy.errors import ConfigError, CryprqError, reason_of
 
 from ..journal import Entry, Record
 from .resolvconf_text import nameservers, render
@@ -106,14 +106,16 @@ def replace(path: Path, state: Path, content: bytes, addresses: Sequence[str], r
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
         was = _copy(path, saved)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            _remove(saved)
         raise ConfigError(f"{path} cannot be backed up in {state}: {_reason(error)}") from None
     # The second and the third are the states between the two steps of overwriting in place, and of undoing it.
     states = (ours, ours + content[len(ours) :], content + ours[len(content) :])
     entry = {"kind": KIND, "tag": tag, "was": was, "ours": [_digest(content) for content in states]}
-    record(entry)
     try:
+        record(entry)
         write(path, ours)
-    except ConfigError:
+    except CryprqError:
         _remove(saved)
         raise
     return Replaced(path, state, entry, ours)
@@ -146,7 +148,10 @@ def undo(entry: Entry, *, path: Path = RESOLV_CONF, state: Path = STATE) -> None
     try:
         _remove(_temporary(path))
         if _still(path, ours):
-            _put_back(path, backup, was)
+            if was == "missing":
+                path.unlink()
+            else:
+                put_back(path, backup)
         _remove(backup)
     except OSError as error:
         raise ConfigError(f"{path} cannot be put back from {backup}: {_reason(error)}") from None
@@ -161,18 +166,18 @@ def _still(path: Path, ours: list[Any]) -> bool:
         return False
 
 
-def _put_back(path: Path, backup: Path, was: str) -> None:
-    if was == "missing":
-        path.unlink()
-    elif was == "link":
+def put_back(path: Path, backup: Path) -> None:
+    """Make `path` what `backup` is, a file or a link. Raises OSError, ConfigError."""
+    found = backup.lstat()
+    if stat.S_ISLNK(found.st_mode):
         temporary = _temporary(path)
+        _remove(temporary)
         os.symlink(os.readlink(backup), temporary)
         os.rename(temporary, path)
-    else:
-        found = backup.lstat()
-        if not stat.S_ISREG(found.st_mode):
-            raise OSError("the backup is not a file")
+    elif stat.S_ISREG(found.st_mode):
         write(path, read(backup), stat.S_IMODE(found.st_mode) & 0o777, found)
+    else:
+        raise OSError("the backup is not a file")
 
 
 def _copy(path: Path, backup: Path) -> str:
@@ -200,10 +205,10 @@ def write(path: Path, content: bytes, mode: int = 0o644, owner: os.stat_result |
             os.rename(temporary, path)
         except OSError as error:
             # EBUSY: a mount point. The others: a directory that cannot be written, with a file that perhaps can.
-            if error.errno not in (errno.EBUSY, *_UNCHANGEABLE):
-                raise
             with contextlib.suppress(OSError):
                 _remove(temporary)
+            if error.errno not in (errno.EBUSY, *_UNCHANGEABLE):
+                raise
             if path.is_symlink():
                 raise
             _overwrite(path, content)

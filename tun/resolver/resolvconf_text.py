@@ -7,9 +7,10 @@ import ipaddress
 from collections.abc import Sequence
 from typing import Final
 
+from cryprq_proxy.base.leftovers import RESOLV_CONF_HEADER
+
 MAX_NAMESERVERS: Final = 8
 """Name servers taken from a file; the C library takes three (resolv.conf(5))."""
-MARKER: Final = "# cryprq-proxy "
 _DROPPED_OPTIONS: Final = frozenset({"trust-ad", "inet6"})
 """`trust-ad` is about the earlier resolver."""
 
@@ -27,7 +28,7 @@ def render(addresses: Sequence[str], before: bytes, tag: str) -> bytes:
         if words[0] in ("search", "domain", "options") and len(words) > 1:
             kept.append(" ".join(words))
     lines = [
-        f"{MARKER}{tag}: all names are resolved through the tunnel while it stands.",
+        f"{RESOLV_CONF_HEADER}{tag}: all names are resolved through the tunnel while it stands.",
         "# What was here before comes back when it ends, or with: cryprq-proxy cleanup",
         *(f"nameserver {address}" for address in addresses),
         *kept,
@@ -48,9 +49,15 @@ def nameservers(content: bytes) -> tuple[str, ...]:
     return tuple(found)
 
 
+def without_nameservers(content: bytes) -> bytes:
+    """What `render` has kept of the earlier file: its search domains and options."""
+    kept = [" ".join(words) for words in _lines(content) if words[0] != "nameserver"]
+    return "".join(f"{line}\n" for line in kept).encode("ascii")
+
+
 def is_ours(content: bytes) -> bool:
     """Whether `render` has written this, in this run or in an earlier one."""
-    return content.startswith(MARKER.encode())
+    return content.startswith(RESOLV_CONF_HEADER.encode())
 
 
 def _lines(content: bytes) -> list[list[str]]:

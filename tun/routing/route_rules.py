@@ -24,6 +24,8 @@ from collections.abc import Iterator, Mapping
 from socket import AF_INET, AF_INET6
 from typing import Any, Final, NamedTuple
 
+from cryprq_proxy.base.leftovers import RULE_PROTOCOL
+
 from ..settings import DISCOVERY, TUNNEL_NETWORKS, TunnelSettings
 from .lan import MAIN, Lan, NetlinkMessage, Network
 
@@ -31,8 +33,6 @@ TABLE: Final = 0x6372
 FIRST: Final = 25400
 LAST: Final = 25449
 """The priorities that are ours, in each family."""
-PROTOCOL: Final = 0x72
-"""rtm_protocol and FRA_PROTOCOL of all that is ours; not registered (iproute2, rt_protos)."""
 
 LINK: Final = FIRST
 TUNNEL: Final = FIRST + 5
@@ -63,7 +63,7 @@ class RoutingRule(NamedTuple):
             "family": AF_INET if self.version == 4 else AF_INET6,
             "priority": self.priority,
             "action": self.action,
-            "protocol": PROTOCOL,
+            "protocol": RULE_PROTOCOL,
         }
         if self.action == LOOKUP:
             arguments["table"] = self.table

@@ -34,6 +34,7 @@ from typing import Any, Final, NamedTuple
 
 from pyroute2 import AsyncIPRoute, NetlinkDumpInterrupted, NetlinkError
 
+from cryprq_proxy.base.leftovers import RULE_PROTOCOL
 from cryprq_proxy.errors import ConfigError, CryprqError, reason_of
 
 from .. import sysctl
@@ -42,7 +43,7 @@ from ..settings import TunnelSettings
 from . import lan as network
 from .lan import UNICAST, KernelRoute, Lan, NetlinkMessage, NetworkDevice, Uplink
 from .netlink_watch import MOST_PAUSE, Changes, pause
-from .route_rules import FIRST, LAST, PROTOCOL, TABLE, RoutingRule, read_rule, wanted_rules
+from .route_rules import FIRST, LAST, TABLE, RoutingRule, read_rule, wanted_rules
 
 _log = logging.getLogger(__name__)
 
@@ -86,7 +87,7 @@ class _Default(NamedTuple):
             "family": _FAMILIES[self.version],
             "dst": _EVERYTHING[self.version],
             "table": TABLE,
-            "proto": PROTOCOL,
+            "proto": RULE_PROTOCOL,
         }
         if self.device is None:
             return arguments | {"type": "unreachable", "priority": LAST_RESORT}
@@ -106,7 +107,7 @@ class _State:
         return [
             rule
             for rule, protocol in self.rules
-            if rule.version == version and protocol == PROTOCOL and FIRST <= rule.priority <= LAST
+            if rule.version == version and protocol == RULE_PROTOCOL and FIRST <= rule.priority <= LAST
         ]
 
     def our_routes(self, version: int) -> list[_Default]:
@@ -114,7 +115,7 @@ class _State:
         return [
             _Default(version, route.hops[0].device if route.kind == UNICAST and route.hops else None)
             for route in self.routes
-            if route.version == version and route.table == TABLE and route.protocol == PROTOCOL
+            if route.version == version and route.table == TABLE and route.protocol == RULE_PROTOCOL
         ]
 
     def device(self, name: str) -> int | None:
@@ -294,20 +295,25 @@ async def default_route(version: int, own: str) -> Uplink | None:
 
 
 def undo_routing(entry: Entry) -> None:
-    """Delete all rules and routes that are ours, by their numbers. Needs no device. Raises CryprqError.
-
-    May be called in a thread with a running loop; it blocks for some milliseconds.
-    """
+    """Delete all rules and routes that are ours. Raises CryprqError."""
     if (entry.get("table"), entry.get("first"), entry.get("last")) != (TABLE, FIRST, LAST):
         raise CryprqError("the journal names a routing table or rules that are not ours")
+    delete_ours()
 
-    async def delete() -> None:
+
+def delete_ours() -> bool:
+    """Delete all rules and routes that are ours, by their numbers. Needs no device. Returns whether there were any.
+
+    May be called in a thread with a running loop; it blocks for some milliseconds. Raises CryprqError.
+    """
+
+    async def delete() -> bool:
         async with open_kernel() as kernel:
-            await _delete_ours(kernel)
+            return await _delete_ours(kernel)
 
     # asyncio.run needs a thread without a loop. A new thread has the network namespace of the thread that makes it.
     with ThreadPoolExecutor(1) as thread:
-        thread.submit(asyncio.run, delete()).result()
+        return thread.submit(asyncio.run, delete()).result()
 
 
 UNDO: Final[dict[str, Undoer]] = {KIND: undo_routing}
@@ -357,27 +363,28 @@ def _versions() -> tuple[int, ...]:
 
 def _refuse_others(state: _State) -> None:
     for rule, protocol in state.rules:
-        if FIRST <= rule.priority <= LAST and protocol != PROTOCOL:
+        if FIRST <= rule.priority <= LAST and protocol != RULE_PROTOCOL:
             raise ConfigError(
                 f"another program has a routing rule with priority {rule.priority}, and {FIRST} to {LAST} are ours: "
                 "remove it (`ip rule`, `ip -6 rule`)"
             )
     for route in state.routes:
-        if route.table == TABLE and route.protocol != PROTOCOL:
+        if route.table == TABLE and route.protocol != RULE_PROTOCOL:
             raise ConfigError(
                 f"another program has a route to {route.prefix} in routing table {TABLE}, which is ours: "
                 f"remove it (`ip route show table {TABLE}`, also with -6)"
             )
 
 
-async def _delete_ours(kernel: Any) -> None:
-    """Rules first, from the last to the first, so that no packet meets a table without routes. Raises CryprqError."""
-    for _ in range(_ROUNDS):
+async def _delete_ours(kernel: Any) -> bool:
+    """Rules first, from the last to the first, so that no packet meets a table without routes. Returns whether there
+    was anything. Raises CryprqError."""
+    for number in range(_ROUNDS):
         state = await _look(kernel)
         rules = [rule for version in _versions() for rule in state.our_rules(version)]
         routes = [route for version in _versions() for route in state.our_routes(version)]
         if not rules and not routes:
-            return
+            return number > 0
         for rule in reversed(rules):
             await _do(kernel.rule, "del", rule)
         for route in routes:

@@ -58,12 +58,21 @@ def test_a_table_of_our_own_is_replaced_and_not_journalled_again() -> None:
 
 def test_a_table_of_another_program_is_left_alone() -> None:
     kernel = Kernel()
-    up(kernel)
+    kernel.tables[CLIENT] = {}
     written: list[Mapping[str, object]] = []
     with pytest.raises(ConfigError, match="has not recorded"):
         Filter.up(SETTINGS, written.append, ours=False, run=kernel.run, ask=kernel.ask)
     assert not written
-    assert len(kernel.scripts) == 1
+    assert not kernel.scripts
+
+
+def test_a_table_whose_journal_is_lost_is_recorded_again_and_replaced() -> None:
+    kernel = Kernel()
+    up(kernel)
+    written: list[Mapping[str, object]] = []
+    Filter.up(SETTINGS, written.append, ours=False, run=kernel.run, ask=kernel.ask)
+    assert written == [{"kind": "nft_table", "table": CLIENT}]
+    assert len(kernel.scripts) == 2
 
 
 def test_connections_from_outside_are_kept_only_on_demand() -> None:

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyroute2 import NetlinkError
 
+from cryprq_proxy.base.leftovers import RULE_PROTOCOL
 from cryprq_proxy.errors import ConfigError, CryprqError
 from tests.support.settings import tunnel_settings
 from tun import sysctl
@@ -25,7 +26,6 @@ from tun.routing.route_rules import (
     FIRST,
     LAST,
     LOCAL,
-    PROTOCOL,
     REST,
     TABLE,
     UNREACHABLE,
@@ -169,7 +169,7 @@ def test_rules_are_ours_distinct_in_order_and_recognised(
         assert len(set(rules)) == len(rules)
         assert [rule.priority for rule in rules] == sorted(rule.priority for rule in rules)
         assert all(FIRST <= rule.priority <= LAST and rule.version == version for rule in rules)
-        assert [read_rule(as_message(rule)) for rule in rules] == [(rule, PROTOCOL) for rule in rules]
+        assert [read_rule(as_message(rule)) for rule in rules] == [(rule, RULE_PROTOCOL) for rule in rules]
 
 
 def test_rules_of_others() -> None:

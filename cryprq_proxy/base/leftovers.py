@@ -1,0 +1,204 @@
+"""What a killed system-wide mode has left on this machine, and whether one lives: for every user, without root.
+
+    marks of a client   routing rules with our protocol number      any user can read them
+                        the header of /etc/resolv.conf              any user
+                        the table of the packet filter              root only
+    sign of life        an abstract socket of the role's process    any user
+
+A kill leaves the marks, and ends the socket. An abstract socket (unix(7)) belongs to a network namespace, as rules and
+filter do, and needs no directory: so a role is found whatever its state directory is. Any user can bind such a name,
+so only a socket of root counts.
+
+It reads netlink with the standard library alone (netlink(7), rtnetlink(7)): a dump takes well under a millisecond.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import struct
+import sys
+from collections.abc import Iterator
+from typing import Final, Literal
+
+from ..errors import ConfigError
+
+type TunRole = Literal["client", "exit"]
+ROLES: Final[tuple[TunRole, ...]] = ("client", "exit")
+
+RULE_PROTOCOL: Final = 0x72
+"""FRA_PROTOCOL and rtm_protocol of all that is ours; not registered (iproute2, rt_protos)."""
+RESOLV_CONF: Final = "/etc/resolv.conf"
+RESOLV_CONF_HEADER: Final = "# cryprq-proxy "
+"""The first line of our resolv.conf begins so."""
+TABLES: Final[dict[TunRole, str]] = {"client": "cryprq", "exit": "cryprq_exit"}
+"""Our tables of the packet filter, of family inet."""
+KILL_SWITCH_STANDS: Final = (
+    "the kill switch of an earlier --tun stands: start it again, or sudo cryprq-proxy cleanup"
+)
+
+_PEER: Final = struct.Struct("=iII")
+_HEADER: Final = struct.Struct("=IHHII")
+_ATTRIBUTE: Final = struct.Struct("=HH")
+_ERROR, _DONE = 2, 3  # NLMSG_ERROR, NLMSG_DONE
+_REQUEST_DUMP: Final = 0x301  # NLM_F_REQUEST | NLM_F_DUMP
+_GET_RULES: Final = 34  # RTM_GETRULE
+_RULE_HEADER: Final = 12  # struct fib_rule_hdr
+_FRA_PROTOCOL: Final = 21
+_GET_TABLES: Final = 0x0A01  # NFNL_SUBSYS_NFTABLES, NFT_MSG_GETTABLE
+_TABLE_NAME: Final = 1  # NFTA_TABLE_NAME
+_NFPROTO_INET: Final = 1
+_NETLINK_NETFILTER: Final = 12
+_SECONDS: Final = 1.0
+"""For each message of the kernel, which answers at once."""
+_MESSAGES: Final = 4096
+"""Of one dump that are looked at."""
+
+
+# --- the sign of life ---
+
+
+@contextlib.contextmanager
+def claimed(role: TunRole) -> Iterator[None]:
+    """Be the one `role` in system-wide mode of this network namespace.
+
+    Raises ConfigError if there is another one.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as sign:
+        try:
+            sign.bind(_name(role))
+            sign.listen()
+        except OSError:
+            if (pid := holder(role)) is not None:
+                raise ConfigError(in_use(pid)) from None
+            # A user without rights has the name. That must not keep this role from its work.
+        with _answering(sign):
+            yield
+
+
+@contextlib.contextmanager
+def _answering(sign: socket.socket) -> Iterator[None]:
+    """Take those who look for the sign out of its queue, where a loop runs; else the queue is long enough."""
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        yield
+        return
+
+    def turn_away() -> None:
+        with contextlib.suppress(OSError):
+            sign.accept()[0].close()
+
+    loop.add_reader(sign, turn_away)
+    try:
+        yield
+    finally:
+        loop.remove_reader(sign)
+
+
+def in_use(pid: int | None) -> str:
+    """What to say to a second one."""
+    known = f" (pid {pid})" if pid else ""
+    return f"another cryprq-proxy runs in system-wide mode{known}: stop that one first"
+
+
+def holder(role: TunRole) -> int | None:
+    """The process id of the `role` that lives here in system-wide mode; 0 if it is of another PID namespace."""
+    if sys.platform != "linux":
+        return None
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
+        try:
+            # A connection that waits in the queue is enough.
+            probe.connect(_name(role))
+            pid, uid, _ = _PEER.unpack(probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
+        except OSError:
+            return None
+    return pid if uid in (0, os.geteuid()) else None
+
+
+def _name(role: TunRole) -> str:
+    return f"\0cryprq-proxy-tun-{role}"
+
+
+# --- the marks ---
+
+
+def standing_kill_switch() -> str:
+    """What to say where a client that was killed holds this machine's traffic; empty where none does."""
+    return KILL_SWITCH_STANDS if marks("client") else ""
+
+
+def marks(role: TunRole) -> tuple[str, ...]:
+    """What a `role` that no longer lives has left, as far as this user can see, in words; empty if one lives."""
+    if sys.platform != "linux" or holder(role) is not None:
+        return ()
+    found = [f"the table {TABLES[role]} of the packet filter"] if TABLES[role] in _tables() else []
+    if role == "client":
+        found += ["routing rules"] if _has_rules() else []
+        found += [RESOLV_CONF] if _has_header() else []
+    return tuple(found)
+
+
+def _has_rules() -> bool:
+    with contextlib.suppress(OSError):
+        request = bytes(_RULE_HEADER)  # of all families
+        return any(
+            _attributes(message[_RULE_HEADER:]).get(_FRA_PROTOCOL) == bytes([RULE_PROTOCOL])
+            for message in _dump(socket.NETLINK_ROUTE, _GET_RULES, request)
+        )
+    return False
+
+
+def _tables() -> set[str]:
+    """The tables of family inet; empty for a user who may not list them."""
+    with contextlib.suppress(OSError):
+        request = bytes([_NFPROTO_INET, 0, 0, 0])
+        names = [
+            _attributes(message[len(request) :]).get(_TABLE_NAME, b"")
+            for message in _dump(_NETLINK_NETFILTER, _GET_TABLES, request)
+        ]
+        return {name.rstrip(b"\0").decode("ascii", "replace") for name in names}
+    return set()
+
+
+def _has_header() -> bool:
+    mark = RESOLV_CONF_HEADER.encode()
+    try:
+        # A pipe at this path must not block.
+        with open(os.open(RESOLV_CONF, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            return file.read(len(mark)) == mark
+    except OSError:
+        return False
+
+
+def _dump(family: int, kind: int, request: bytes) -> Iterator[bytes]:
+    """The bodies of the messages that answer a dump. Raises OSError."""
+    if sys.platform != "linux":
+        return
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, family) as sock:
+        sock.settimeout(_SECONDS)
+        sock.send(_HEADER.pack(_HEADER.size + len(request), kind, _REQUEST_DUMP, 1, 0) + request)
+        for _ in range(_MESSAGES):
+            data = sock.recv(1 << 16)
+            at = 0
+            while at + _HEADER.size <= len(data):
+                length, got, *_ = _HEADER.unpack_from(data, at)
+                if got in (_ERROR, _DONE) or length < _HEADER.size:
+                    return
+                yield data[at + _HEADER.size : at + length]
+                at += length + 3 & ~3
+
+
+def _attributes(data: bytes) -> dict[int, bytes]:
+    """By their types; a malformed rest is left out."""
+    found = {}
+    at = 0
+    while at + _ATTRIBUTE.size <= len(data):
+        length, kind = _ATTRIBUTE.unpack_from(data, at)
+        if length < _ATTRIBUTE.size:
+            break
+        found[kind] = data[at + _ATTRIBUTE.size : at + length]
+        at += length + 3 & ~3
+    return found

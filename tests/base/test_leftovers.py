@@ -1,0 +1,93 @@
+"""Signs of life, and how dumps of the kernel are read; the marks themselves are in tests/lab/test_tun_wayout.py."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import socket
+from pathlib import Path
+from typing import cast
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cryprq_proxy.base import leftovers
+from cryprq_proxy.base.leftovers import TunRole, claimed, holder
+from cryprq_proxy.errors import ConfigError
+
+
+@pytest.fixture
+def role() -> TunRole:
+    """One of this test alone: the names are those of the whole network namespace."""
+    return cast(TunRole, f"test-{secrets.token_hex(4)}")
+
+
+def test_a_role_is_alone_while_it_lives(role: TunRole) -> None:
+    assert holder(role) is None
+    with claimed(role):
+        assert holder(role) == os.getpid()
+        with pytest.raises(ConfigError, match=rf"\(pid {os.getpid()}\): stop that one first"), claimed(role):
+            raise AssertionError("two of them")
+    assert holder(role) is None
+
+
+async def test_who_looks_does_not_fill_the_queue(role: TunRole, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "SOMAXCONN", 1)
+    with claimed(role):
+        for _ in range(300):
+            assert holder(role) == os.getpid()
+            await asyncio.sleep(0)
+
+
+@pytest.mark.root
+def test_a_user_who_has_the_name_keeps_nobody_from_the_work(role: TunRole) -> None:
+    """Nor is he taken for a role that lives."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            os.setuid(65534)
+            sign = socket.socket(socket.AF_UNIX)
+            sign.bind(leftovers._name(role))
+            sign.listen()
+            os.write(writing, b"x")
+            os.read(os.pipe()[0], 1)
+        finally:
+            os._exit(0)
+    try:
+        assert os.read(reading, 1) == b"x"
+        assert holder(role) is None
+        with claimed(role):
+            assert holder(role) is None
+    finally:
+        os.kill(child, 9)
+        os.waitpid(child, 0)
+        os.close(reading)
+        os.close(writing)
+
+
+def test_attributes_of_a_dump() -> None:
+    data = bytes.fromhex("05001500 72000000 0800060001020304 0300 0700")
+    assert leftovers._attributes(data) == {21: b"\x72", 6: b"\x01\x02\x03\x04"}
+
+
+@given(st.binary(max_size=64))
+def test_malformed_attributes_end_the_list(data: bytes) -> None:
+    assert sum(map(len, leftovers._attributes(data).values())) <= len(data)
+
+
+def test_the_header_of_our_resolv_conf(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, role: TunRole
+) -> None:
+    file = tmp_path / "resolv.conf"
+    monkeypatch.setattr(leftovers, "RESOLV_CONF", str(file))
+    assert not leftovers._has_header()
+    file.write_text("# cryprq-proxy 0123456789abcdef: all names ...\n")
+    assert leftovers._has_header()
+    file.write_text("# by hand\n")
+    assert not leftovers._has_header()
+    file.unlink()
+    os.mkfifo(file)
+    assert not leftovers._has_header(), "and it does not wait for a writer"

@@ -1,0 +1,84 @@
+"""A resolv.conf of ours whose journal is lost: from where the earlier one comes back."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from cryprq_proxy.errors import ConfigError
+from tun.resolver.recovery import recover, recover_or_empty
+from tun.resolver.resolvconf_text import is_ours, nameservers, render
+
+TAG = "0123456789abcdef"
+BEFORE = "# by hand\nnameserver 192.0.2.1\nsearch lan\n"
+OURS = render(("100.96.255.53",), BEFORE.encode(), TAG)
+
+
+class Files:
+    """A resolv.conf of ours, a state directory, and what a service offers."""
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / "resolv.conf"
+        self.path.write_bytes(OURS)
+        self.state = directory / "state"
+        self.state.mkdir(mode=0o700)
+        self.backup = self.state / f"resolv.conf.{TAG}"
+        self.offered = (directory / "missing", directory / "offered")
+
+    def recover(self) -> str:
+        return recover(self.state, self.path, self.offered)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Files:
+    return Files(tmp_path)
+
+
+def test_a_file_of_others_stays(files: Files) -> None:
+    files.path.write_text(BEFORE)
+    files.backup.write_text("nameserver 192.0.2.9\n")
+    assert files.recover() == ""
+    assert files.path.read_text() == BEFORE
+    assert files.backup.exists()
+
+
+def test_the_backup_of_its_tag_comes_back(files: Files) -> None:
+    files.backup.write_text(BEFORE)
+    files.offered[1].write_text("nameserver 192.0.2.9\n")
+    assert files.recover() == "its backup"
+    assert files.path.read_text() == BEFORE
+    assert not files.backup.exists()
+
+
+def test_a_link_comes_back_as_a_link(files: Files) -> None:
+    files.backup.symlink_to("somewhere")
+    assert files.recover() == "its backup"
+    assert files.path.is_symlink() and files.path.readlink() == Path("somewhere")
+
+
+def test_a_backup_that_others_can_write_is_not_believed(files: Files) -> None:
+    files.backup.write_text(BEFORE)
+    files.state.chmod(0o777)
+    with pytest.raises(ConfigError, match="nameserver ADDRESS"):
+        files.recover()
+    assert files.path.read_bytes() == OURS
+
+
+def test_without_a_backup_the_system_offers_one(files: Files) -> None:
+    files.offered[1].write_bytes(OURS)
+    with pytest.raises(ConfigError, match="its backup is gone"):
+        files.recover()
+    files.offered[1].write_text("nameserver 192.0.2.9\n")
+    assert files.recover() == str(files.offered[1])
+    assert files.path.readlink() == files.offered[1]
+
+
+def test_a_start_goes_on_without_the_earlier_one(files: Files, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        recover_or_empty(files.state, files.path, files.offered)
+    content = files.path.read_bytes()
+    assert not is_ours(content) and nameservers(content) == ()
+    assert b"search lan" in content
+    assert "is lost" in caplog.text

@@ -1,0 +1,108 @@
+"""An /etc/resolv.conf that a killed run has left and that no journal knows any more, recognised by its header.
+
+    header with a tag  ->  the backup of that tag in the state directory  ->  back in its place
+                           no backup  ->  what this system offers: the file of systemd-resolved, NetworkManager, ...
+                                          nothing offered  ->  say so
+
+The settings of systemd-resolved need no such search: they belong to the interface and have ended with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import stat
+from pathlib import Path
+from typing import Final
+
+from cryprq_proxy.base.leftovers import RESOLV_CONF_HEADER
+from cryprq_proxy.errors import ConfigError, reason_of
+
+from .resolvconf_files import RESOLV_CONF, content_of, put_back, read, write
+from .resolvconf_text import is_ours, nameservers, without_nameservers
+
+_log = logging.getLogger(__name__)
+
+OFFERED: Final = (
+    Path("/run/systemd/resolve/stub-resolv.conf"),
+    Path("/run/NetworkManager/resolv.conf"),
+    Path("/run/resolvconf/resolv.conf"),
+)
+"""Files that services of the system keep for a link at /etc/resolv.conf, the best first."""
+_TAG: Final = re.compile(rf"{RESOLV_CONF_HEADER}([0-9a-f]{{16}}):".encode())
+
+
+def recover(state: Path, path: Path = RESOLV_CONF, offered: tuple[Path, ...] = OFFERED) -> str:
+    """Put the earlier resolver back in the place of ours. Returns from where, in words; "" if ours is not there.
+
+    Call it where no journal names a change of `path`. Raises ConfigError if there is nothing to put back.
+    """
+    content = content_of(path)
+    if not is_ours(content):
+        return ""
+    tag = _TAG.match(content)
+    if tag is not None and _trusted(state):
+        backup = state / f"resolv.conf.{tag[1].decode()}"
+        if os.path.lexists(backup):
+            try:
+                put_back(path, backup)
+                backup.unlink()
+            except OSError as error:
+                raise ConfigError(f"{path} cannot be put back from {backup}: {reason_of(error)}") from None
+            return "its backup"
+    for target in offered:
+        if _is_of_use(target):
+            _lead_to(path, target)
+            return str(target)
+    raise ConfigError(
+        f"{path} names the resolver of an earlier --tun, and its backup is gone: put your own in its place "
+        f"(for example a line 'nameserver ADDRESS')"
+    )
+
+
+def recover_or_empty(state: Path, path: Path = RESOLV_CONF, offered: tuple[Path, ...] = OFFERED) -> None:
+    """As `recover`, for a start, which needs no earlier resolver. Raises ConfigError if `path` cannot be changed."""
+    try:
+        source = recover(state, path, offered)
+    except ConfigError:
+        write(path, without_nameservers(content_of(path)))
+        _log.warning(
+            "%s was left by an earlier run, and which name server it had is lost: when this run ends, names are "
+            "resolved again as soon as you put a line 'nameserver ADDRESS' into it",
+            path,
+        )
+    else:
+        if source:
+            _log.info("%s was left by an earlier run; it is put back from %s", path, source)
+
+
+def _trusted(state: Path) -> bool:
+    """Whether only this user can have written what is in there, as for the journal."""
+    try:
+        found = state.stat()
+    except OSError:
+        return False
+    return found.st_uid == os.geteuid() and not stat.S_IMODE(found.st_mode) & 0o022
+
+
+def _is_of_use(target: Path) -> bool:
+    try:
+        content = read(target)
+    except OSError:
+        return False
+    return not is_ours(content) and bool(nameservers(content))
+
+
+def _lead_to(path: Path, target: Path) -> None:
+    """Make `path` a link to `target`; a copy where it is a mount point. Raises ConfigError."""
+    temporary = path.with_name(f".{path.name}.cryprq-proxy")
+    try:
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(target)
+        temporary.rename(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        write(path, content_of(target))
