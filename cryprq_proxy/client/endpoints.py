@@ -7,15 +7,20 @@ remains there.
 Their order is that of the configuration, with two exceptions. The one that worked last starts at the same moment as
 the first one. One that led to a link that broke at once comes last in the next race. So a network where only a detour
 passes costs no time, and a client that returns from such a network does not stay on the detour.
+
+A path may lose large packets without a word: no ICMP, no clamped MSS. TCP connects there, and no flight of the
+handshake arrives. So where a handshake stays without an answer, the next race has a second attempt with small segments.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Final, NamedTuple
 
+from ..base.clock import clock
 from ..carriers.admission import HANDSHAKE_TIMEOUT, RunStep, meet_exit
 from ..carriers.dial.connect import Dialling
 from ..carriers.dial.dial import dial
@@ -28,6 +33,11 @@ from ..errors import CarrierError, CloseReason, PeerError
 DIAL_TIMEOUT: Final = 10.0
 HEAD_START: Final = 0.5
 """Seconds before the next endpoint is tried too."""
+SMALL_SEGMENT: Final = 1024
+"""Bytes: what Linux falls back to as well (tcp_base_mss)."""
+_SILENCE: Final = 5.0
+"""Seconds in a handshake after which an end of the connection is the other side's own time-out."""
+_ONLY_SMALL: Final = "only small packets get through, the path loses large ones without a word (MTU)"
 
 type Dial = Callable[[Endpoint, Dialling], Awaitable[Pipe]]
 
@@ -40,6 +50,8 @@ class ReachedExit(NamedTuple):
     handshake: ClientHandshake
     why: str
     """Why this endpoint and no other, in a sentence part for people."""
+    small: bool = False
+    """With small segments."""
 
 
 class Endpoints:
@@ -60,6 +72,8 @@ class Endpoints:
         self._pause = pause
         self._worked = next((one for one in endpoints if str(one) == remembered), None)
         self._shunned: Endpoint | None = None
+        self._suspected: dict[Endpoint, bool] = {}
+        """Where large packets may be lost; whether small segments are tried first, or second."""
 
     def order(self) -> list[Endpoint]:
         """The next race's starters."""
@@ -80,37 +94,59 @@ class Endpoints:
         order = self.order()
         self._shunned = None
         both = {self._endpoints[0], self._worked} == set(order[:2])
+        starts = [(endpoint, self._suspected.get(endpoint, False)) for endpoint in order]
+        starts += [(endpoint, not small) for endpoint, small in starts if endpoint in self._suspected]
         try:
             winner, (pipe, shaken), errors = await race(
-                [partial(self._try, endpoint, handshake, run_step) for endpoint in order],
+                [partial(self._try, *start, handshake, run_step) for start in starts],
                 HEAD_START,
                 lambda loser: loser[0].close(),
                 self._pause,
                 abreast=2 if both else 1,
             )
         except AllFailed as failure:
-            raise _all_failed(order, failure.errors) from None
-        return ReachedExit(order[winner], pipe, shaken, self._why(order, winner, errors))
+            raise _all_failed(order, failure.errors[: len(order)]) from None
+        endpoint, small = starts[winner]
+        if winner < len(order) and not small:
+            self._suspected.pop(endpoint, None)
+        why = _ONLY_SMALL if small else self._why(order, order.index(endpoint), errors)
+        return ReachedExit(endpoint, pipe, shaken, why, small)
 
     async def _try(
-        self, endpoint: Endpoint, make: Callable[[], ClientHandshake], run_step: RunStep
+        self, endpoint: Endpoint, small: bool, make: Callable[[], ClientHandshake], run_step: RunStep
     ) -> tuple[Pipe, ClientHandshake]:
+        how = replace(self._dialling, segment=SMALL_SEGMENT) if small else self._dialling
         try:
             async with asyncio.timeout(DIAL_TIMEOUT):
-                pipe = await self._dial(endpoint, self._dialling)
+                pipe = await self._dial(endpoint, how)
         except TimeoutError:
+            if endpoint.carrier != "tcp":
+                # Perhaps in TLS.
+                self._suspected.setdefault(endpoint, False)
             raise CarrierError(CloseReason.TIMED_OUT, f"{endpoint} did not answer in time") from None
-        handshake = make()
+        handshake, began = make(), clock()
         try:
             async with asyncio.timeout(HANDSHAKE_TIMEOUT):
                 await meet_exit(pipe, handshake, run_step)
-        except TimeoutError:
+        except BaseException as error:
             pipe.close()
-            raise handshake_late() from None
-        except BaseException:
-            pipe.close()
+            if is_late(error, began):
+                raise self.late(endpoint) from None
             raise
         return pipe, handshake
+
+    def late(self, endpoint: Endpoint, *, small_first: bool = False) -> CarrierError:
+        """The exit accepted a connection and then took too long: the next race tries small segments too.
+
+        `small_first`: for the next race they are the better guess, as large ones have won one and then failed.
+        """
+        text = "the exit did not finish the handshake in time"
+        if endpoint in self._suspected:
+            text += ", with small packets neither"
+        else:
+            text += ": perhaps the path loses large packets (MTU), so small ones are tried next"
+        self._suspected[endpoint] = small_first
+        return CarrierError(CloseReason.TIMED_OUT, text)
 
     def _why(self, order: Sequence[Endpoint], winner: int, errors: Sequence[PeerError | None]) -> str:
         if winner == 0:
@@ -129,9 +165,14 @@ class Endpoints:
         return f"{name} failed: {error}"
 
 
-def handshake_late() -> CarrierError:
-    """The exit accepted the connection and then took too long."""
-    return CarrierError(CloseReason.TIMED_OUT, "the exit did not finish the handshake in time")
+def is_late(error: BaseException, began: float) -> bool:
+    """Whether a step of the handshake that began then failed for want of an answer.
+
+    The exit has a time-out too, and ends the connection.
+    """
+    return isinstance(error, TimeoutError) or (
+        isinstance(error, CarrierError) and clock() - began >= _SILENCE
+    )
 
 
 def _all_failed(order: Sequence[Endpoint], errors: Sequence[PeerError]) -> PeerError:

@@ -33,7 +33,7 @@ from ..session.sendlog import SlotPool
 from ..session.streams import Stream
 from ..status import CarrierStatus
 from .backoff import STABLE_SECONDS, Backoff
-from .endpoints import Endpoints, ReachedExit, handshake_late
+from .endpoints import Endpoints, ReachedExit, is_late
 from .kept_session import KeptSession
 from .packet_ports import NO_NETWORK, ClientNetwork
 from .settings import ClientSettings
@@ -120,6 +120,7 @@ class ClientLink:
         kept = self.kept
         reached = await self._endpoints.race(self._handshake, self._offload)
         invite = None if self.carriers else self._settings.invite
+        began = clock()
         try:
             async with asyncio.timeout(HANDSHAKE_TIMEOUT):
                 admission = await admit_client(
@@ -130,8 +131,8 @@ class ClientLink:
             reached.pipe.close()
             if isinstance(error, CarrierError | TimeoutError):
                 self._endpoints.shun(reached.endpoint)
-            if isinstance(error, TimeoutError):
-                raise handshake_late() from None
+            if is_late(error, began):
+                raise self._endpoints.late(reached.endpoint, small_first=not reached.small) from None
             raise
 
     def close(self) -> None:
@@ -173,7 +174,7 @@ class ClientLink:
         )
 
     def _attach(self, reached: ReachedExit, admission: Admission) -> None:
-        endpoint, pipe, _, why = reached
+        endpoint, pipe, _, why, _ = reached
         established = admission.established
         if self._packets and not established.features & Feature.PACKETS:
             raise CryprqError(

@@ -15,7 +15,8 @@ from cryprq_proxy.carriers.dial.connect import Dialling
 from cryprq_proxy.carriers.dial.endpoint import Endpoint
 from cryprq_proxy.carriers.lane.batch import SocketAddress
 from cryprq_proxy.carriers.pipe import Pipe
-from cryprq_proxy.client.endpoints import Endpoints
+from cryprq_proxy.client import endpoints as endpoints_module
+from cryprq_proxy.client.endpoints import SMALL_SEGMENT, Endpoints, is_late
 from cryprq_proxy.crypto.handshake import LENGTH, ClientHandshake, ExitHandshake
 from cryprq_proxy.crypto.identity import Identity
 from cryprq_proxy.errors import CarrierError, CloseReason, ConfigError, PeerError
@@ -60,21 +61,25 @@ class ExitPipe:
 class Net:
     """What is dialled: a pipe, an error, or nothing until the test says so."""
 
-    def __init__(self, **found: ExitPipe | Exception) -> None:
+    def __init__(self, **found: ExitPipe | Exception | Callable[[], ExitPipe]) -> None:
         self.found = found
         self.dialled: list[str] = []
+        self.segments: list[int] = []
         self.delays: list[asyncio.Future[None]] = []
 
     async def dial(self, endpoint: Endpoint, how: Dialling) -> Pipe:
         name = {TCP: "tcp", TCP2: "tcp2", WSS: "wss"}[endpoint]
         self.dialled.append(name)
+        self.segments.append(how.segment)
+        if how.segment:
+            name += "_small"
         found = self.found.get(name)
         if isinstance(found, Exception):
             raise found
         if found is None:
             await asyncio.get_running_loop().create_future()
-        assert isinstance(found, ExitPipe)
-        return found
+        assert found is not None
+        return found if isinstance(found, ExitPipe) else found()
 
     async def pause(self, seconds: float) -> None:
         self.delays.append(asyncio.get_running_loop().create_future())
@@ -184,6 +189,68 @@ async def test_what_broke_at_once_comes_last_and_only_once() -> None:
     met = await choice.race(handshake, offload)
     assert (met.endpoint, met.why) == (WSS, "the others broke")
     assert choice.order() == [TCP, WSS]
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A silent exit is late at once; in a race that a test drives, other attempts still are not."""
+    monkeypatch.setattr(endpoints_module, "HANDSHAKE_TIMEOUT", 0.0)
+
+
+def silent() -> ExitPipe:
+    pipe = ExitPipe()
+    pipe.gate.clear()
+    return pipe
+
+
+async def test_after_a_silent_handshake_small_segments_are_tried_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = Net(tcp=silent, tcp_small=ExitPipe)
+    choice = net.endpoints(TCP)
+    monkeypatch.setattr(endpoints_module, "HANDSHAKE_TIMEOUT", 0.0)
+    with pytest.raises(CarrierError, match=r"perhaps the path loses large packets \(MTU\)"):
+        await choice.race(handshake, offload)
+    monkeypatch.undo()
+    meeting = asyncio.ensure_future(choice.race(handshake, offload))
+    await settle()
+    net.delays[-1].set_result(None)
+    met = await meeting
+    assert net.segments == [0, 0, SMALL_SEGMENT]
+    assert met.small and met.why.endswith("(MTU)")
+    # It may have been slow and nothing else: the usual size goes first, and where it wins the small one is forgotten.
+    net.found["tcp"] = ExitPipe
+    net.found["tcp_small"] = silent
+    assert not (await choice.race(handshake, offload)).small
+    net.segments.clear()
+    net.found["tcp"] = failure("no route")
+    with pytest.raises(CarrierError, match="no route"):
+        await choice.race(handshake, offload)
+    assert net.segments == [0]
+
+
+async def test_where_small_segments_do_not_help_either_it_is_said(impatient: None) -> None:
+    net = Net(tcp=silent, tcp_small=silent)
+    choice = net.endpoints(TCP)
+    for says in ("small ones are tried next", "with small packets neither", "with small packets neither"):
+        with pytest.raises(CarrierError, match=says):
+            await choice.race(handshake, offload)
+    assert net.segments == [0, 0, SMALL_SEGMENT, 0, SMALL_SEGMENT]
+
+
+async def test_after_a_silent_third_flight_small_segments_go_first() -> None:
+    net = Net(tcp=ExitPipe, tcp_small=ExitPipe)
+    choice = net.endpoints(TCP)
+    assert not (await choice.race(handshake, offload)).small
+    choice.late(TCP, small_first=True)
+    assert (await choice.race(handshake, offload)).small
+    assert net.segments == [0, SMALL_SEGMENT]
+
+
+def test_an_end_after_a_long_silence_is_the_time_out_of_the_exit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoints_module, "clock", lambda: 100.0)
+    assert is_late(failure("it ended the connection"), 94.0)
+    assert not is_late(failure("it ended the connection"), 99.0)
+    assert is_late(TimeoutError(), 100.0)
+    assert not is_late(ConfigError("no such file"), 0.0)
 
 
 async def test_nothing_works() -> None:

@@ -11,7 +11,7 @@ import pty
 import socket
 import subprocess
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 
 import pytest
 
@@ -31,6 +31,15 @@ DISCOVERY = (
     ("ff05::c", 1900),
 )
 SSH = 2222
+BLACK_HOLE = f"""
+table inet black_hole {{
+    chain forward {{
+        type filter hook forward priority 0;
+        meta length > 1200 tcp sport {PORT} drop
+        meta length > 1200 tcp dport {PORT} drop
+    }}
+}}
+"""
 OTHER_CABLE = "172.30.9"
 
 
@@ -201,3 +210,25 @@ def test_a_service_manager_is_told_and_not_asked(stage: Stage) -> None:
         near.connect((CLIENT4, SSH))
         with stage.tunnel() as client:
             assert "--inbound keep" not in client.log
+
+
+# --- the path -----------------------------------------------------------------------------------------------------
+
+
+def test_a_path_that_loses_large_packets_without_a_word(stage: Stage) -> None:
+    """No ICMP and no clamped MSS: TCP connects, and no flight of the handshake arrives."""
+    ends = (stage.client, stage.hosts.exit)
+    with ExitStack() as stack:
+        for host in ends:
+            # The rule is to see segments as they are on a wire.
+            host.ip("link set eth0 gso_max_segs 1")
+            stack.callback(host.ip, "link set eth0 gso_max_segs 65535")
+        stage.hosts.router.nft(BLACK_HOLE)
+        stack.callback(stage.hosts.router.nft, "delete table inet black_hole")
+        client = stack.enter_context(stage.tunnel(settings={"lane": {"enabled": False}}))
+        client.says(r"no link to .*\(MTU\)")
+        client.says(r"link up: .*\(MTU\)")
+        assert stage.fetch(SERVER4) == EXIT4
+        size = ["curl", "-sS", "--max-time", "10", "-o", "/dev/null", "-w", "%{size_download}"]
+        assert stage.client.run([*size, f"http://{SERVER4}/bytes/300000"]) == "300000"
+        assert "link down" not in client.log

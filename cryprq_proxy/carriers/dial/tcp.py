@@ -43,9 +43,14 @@ async def by_system(name: str) -> Sequence[str]:
 
 
 async def connect_tcp(
-    address: Destination, resolve: Resolve = by_system, mark: int = 0, *, what: str = "the exit"
+    address: Destination,
+    resolve: Resolve = by_system,
+    mark: int = 0,
+    segment: int = 0,
+    *,
+    what: str = "the exit",
 ) -> socket.socket:
-    """A connected, non-blocking socket, with `mark` as its SO_MARK if that is not 0.
+    """A connected, non-blocking socket, with `mark` as its SO_MARK and `segment` as its TCP_MAXSEG if they are not 0.
 
     Raises CarrierError saying that `what` cannot be reached and why. The caller bounds the time.
     """
@@ -61,7 +66,7 @@ async def connect_tcp(
         return await aiohappyeyeballs.start_connection(
             [_info(found, port) for found in dict.fromkeys(addresses)],
             happy_eyeballs_delay=STAGGER,
-            socket_factory=partial(_open, mark),
+            socket_factory=partial(_open, mark, segment),
         )
     except OSError as error:
         raise _failed(f"{what} at {address} cannot be reached: {_reason(error)}") from None
@@ -73,12 +78,15 @@ def _info(address: str, port: int) -> aiohappyeyeballs.AddrInfoType:
     return family, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (address, port)
 
 
-def _open(mark: int, info: aiohappyeyeballs.AddrInfoType) -> socket.socket:
+def _open(mark: int, segment: int, info: aiohappyeyeballs.AddrInfoType) -> socket.socket:
     family, kind, protocol, _, (host, *_) = info
     sock = socket.socket(family, kind, protocol)
     try:
         if mark:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
+        if segment:
+            # Before the connection: the other end learns it as well.
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, segment)
         return prepare(sock, host)
     except BaseException:
         sock.close()

@@ -205,6 +205,13 @@ async def test_an_address_needs_no_resolver(listener: socket.socket) -> None:
     (await connect_tcp(Destination(*listener.getsockname()), resolving())).close()
 
 
+async def test_both_sides_keep_to_the_largest_segment(listener: socket.socket) -> None:
+    host, port = listener.getsockname()[:2]
+    with await connect_tcp(Destination(host, port), segment=1024) as sock, listener.accept()[0] as other:
+        sizes = [end.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG) for end in (sock, other)]
+    assert all(size <= 1024 for size in sizes)
+
+
 async def test_who_gives_up_leaves_no_socket_behind(network: Network) -> None:
     dialling = asyncio.ensure_future(connect_tcp(Destination(NAME, 1), resolving(DEAD, DEAD_IPV4)))
     while len(network.tried) < 2:
