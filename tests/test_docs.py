@@ -205,8 +205,8 @@ def test_what_system_wide_mode_changes() -> None:
         f"{rules.FIRST} to {rules.LAST}",
         f"table {rules.TABLE}",
         f"`{config_tun.STATE}`",
-        str(config_tun.POOL4),
-        str(config_tun.POOL6),
+        str(tun_settings.POOLS4[0]),
+        str(tun_settings.POOLS6[0]),
         str(tun_settings.RESOLVER4),
     ):
         assert name in text, name

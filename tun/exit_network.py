@@ -40,8 +40,9 @@ from .exit_kernel import ExitKernel
 from .firewall import exit_table, nft
 from .journal import Journal, undo
 from .reconciler import Reconciler
-from .routing.address_pool import AddressPool
-from .settings import EXIT_JOURNAL, MTU, RESOLVER4, RESOLVER6, ExitNetworkSettings
+from .routing.address_pool import AddressPool, free_pools
+from .routing.routes import read_occupied
+from .settings import EXIT_JOURNAL, MTU, RESOLVER4, RESOLVER6, SHARED4, ExitNetworkSettings
 
 _log = logging.getLogger(__name__)
 
@@ -108,6 +109,13 @@ class ExitNetwork:
             # connections for a moment, and afterwards take those that go on for invalid.
             undo(journal, UNDO, keep={nft.KIND})
             ours = bool(journal.entries())
+            settings = free_pools(settings, await read_occupied(settings.device))
+            if settings.pool4.overlaps(SHARED4):
+                _log.warning(
+                    "the pool %s lies in %s: clients with Tailscale cannot ask for names",
+                    settings.pool4,
+                    SHARED4,
+                )
             stack.callback(undo, journal, UNDO)
             tun = Tun.open(settings.device, mtu=MTU, offload="auto" if settings.offload else False)
             stack.callback(tun.close)

@@ -24,7 +24,7 @@ SLICE_OVERHEAD: Final = OVERHEAD + SLICE_SIZE
 """Bytes of a datagram on the lane that are not the packet's."""
 MTU: Final = 1412
 """A packet of this size is one datagram where the path takes 1,500 bytes, over IPv6 too."""
-RESOLVER4: Final = IPv4Address("100.96.255.53")
+RESOLVER4: Final = IPv4Address("198.18.255.53")
 RESOLVER6: Final = IPv6Address("fd63:7279:7071::53")
 """Where the system asks for names. No device has these addresses; the filter brings the questions to the forwarder."""
 TUNNEL_NETWORKS: Final[tuple[Network, ...]] = (IPv4Network(RESOLVER4), IPv6Network(RESOLVER6))
@@ -36,6 +36,13 @@ DISCOVERY: Final = (
 )
 """What a program sends to without naming an interface, to find others on the LAN: mDNS, SSDP, broadcast. For IPv6 the
 kernel has routes of its own, which it asks before all rules."""
+POOLS4: Final = tuple(map(IPv4Network, ("198.18.0.0/16", "198.19.0.0/16", "10.171.0.0/16", "10.203.0.0/16")))
+POOLS6: Final = tuple(IPv6Network(f"fd63:7279:7071:{number:x}::/64") for number in range(8))
+"""Where an exit's clients have their addresses: the first one that is free on its machine. 198.18.0.0/15 (RFC 2544, for
+tests of devices) is no LAN, is routed nowhere on the internet, and belongs to no provider and no other VPN, as
+100.64.0.0/10 does."""
+SHARED4: Final = IPv4Network("100.64.0.0/10")
+"""RFC 6598. Tailscale's filter drops what has a source there, questions to our own forwarder too."""
 _MAX_UID: Final = 0xFFFF_FFFE
 _SMALLEST_POOL: Final = 8
 
@@ -77,8 +84,10 @@ class ExitNetworkSettings:
 
     device: str = EXIT_DEVICE
     offload: bool
-    pool4: IPv4Network
-    pool6: IPv6Network
+    pool4: IPv4Network = POOLS4[0]
+    pool6: IPv6Network = POOLS6[0]
+    fixed: frozenset[int] = frozenset()
+    """IP versions whose pool a person has chosen; another one is chosen anew at the start if it is not free."""
     isolate: bool
     """Whether clients are kept from each other."""
     state: Path

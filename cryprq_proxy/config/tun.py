@@ -17,9 +17,6 @@ from .both_roles import AutoOrOff
 from .decode import Text, choice, count, path, seconds, size, switch
 
 STATE: Final = Path("/var/lib/cryprq-proxy")
-POOL4: Final = IPv4Network("100.96.0.0/16")
-POOL6: Final = IPv6Network("fd63:7279:7071::/64")
-"""The ranges of addresses inside the tunnel."""
 MAX_UID: Final = 4_294_967_294
 MAX_USERS: Final = 65_536
 """User ids in one range; the filter has an element for each."""
@@ -81,8 +78,8 @@ _NAMES: Final = Text(str, 'a list of names like "ads.example"', many=True)
 _SERVERS: Final = Text(str, 'a list of servers like "exit" or "tls://1.1.1.1#cloudflare-dns.com"', many=True)
 _SPLIT: Final = Text(parse_split, 'a list of strings like "corp.example=10.0.0.1"', many=True)
 _FILES: Final = Text(Path, "a list of files", many=True)
-_POOL4: Final = Text(partial(_pool, 4), 'a prefix like "100.96.0.0/16"')
-_POOL6: Final = Text(partial(_pool, 6), 'a prefix like "fd63:7279:7071::/64"')
+_POOL4: Final = Text(partial(_pool, 4), 'a prefix like "10.9.0.0/16"')
+_POOL6: Final = Text(partial(_pool, 6), 'a prefix like "fd63:7279:7071:9::/64"')
 
 
 class DnsTable(Struct, frozen=True, kw_only=True):
@@ -120,8 +117,8 @@ class ExitTunTable(Struct, frozen=True, kw_only=True):
     """The network interface of the exit, for clients in system-wide mode."""
 
     enabled: Annotated[bool, switch()] = False
-    pool4: Annotated[IPv4Network, _POOL4] = POOL4
-    pool6: Annotated[IPv6Network, _POOL6] = POOL6
+    pool4: Annotated[IPv4Network | None, _POOL4] = None
+    pool6: Annotated[IPv6Network | None, _POOL6] = None
     isolate: Annotated[bool, switch()] = True
     offload: Annotated[AutoOrOff, choice("auto", "off")] = "auto"
     state_dir: Annotated[Path, path()] = STATE

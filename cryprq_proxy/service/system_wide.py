@@ -100,12 +100,13 @@ def tunnel_settings(table: TunTable) -> TunnelSettings:
 
 def exit_network_settings(table: ExitTunTable) -> ExitNetworkSettings:
     """Those of the exit, in the terms of `tun`. Raises ConfigError."""
-    from tun.settings import ExitNetworkSettings
+    from tun.settings import POOLS4, POOLS6, ExitNetworkSettings
 
     return ExitNetworkSettings(
         offload=table.offload == "auto",
-        pool4=table.pool4,
-        pool6=table.pool6,
+        pool4=table.pool4 or POOLS4[0],
+        pool6=table.pool6 or POOLS6[0],
+        fixed=frozenset(pool.version for pool in (table.pool4, table.pool6) if pool is not None),
         isolate=table.isolate,
         state=table.state_dir,
     )

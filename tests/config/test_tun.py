@@ -187,7 +187,7 @@ def test_an_error_names_file_key_and_what_is_expected(text: str, message: str) -
     [
         ("pool4 = 'fd00::/64'", "exit.toml: tun.pool4: expected an IPv4 prefix, got fd00::/64"),
         ("pool6 = '10.0.0.0/8'", "exit.toml: tun.pool6: expected an IPv6 prefix, got 10.0.0.0/8"),
-        ("pool4 = 7", 'exit.toml: tun.pool4: expected a prefix like "100.96.0.0/16", got the integer 7'),
+        ("pool4 = 7", 'exit.toml: tun.pool4: expected a prefix like "10.9.0.0/16", got the integer 7'),
         ("isolate = 'yes'", "exit.toml: tun.isolate: expected true or false, got a string"),
         ("kill_switch = 'on'", "exit.toml: tun.kill_switch: unknown key; "),
     ],

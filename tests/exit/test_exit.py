@@ -302,14 +302,14 @@ class FakeNetwork(NoPacketNetwork):
         if self.full:
             raise CryprqError("no address is free")
         self.links.append(link)
-        link.assign(bytes([100, 96, 0, 2]), bytes(16))
+        link.assign(bytes([198, 18, 0, 2]), bytes(16))
 
     def leave(self, link: PacketLink) -> None:
         if link in self.links:
             self.links.remove(link)
 
 
-@pytest.mark.parametrize(("full", "address"), [(False, bytes([100, 96, 0, 2])), (True, bytes(4))])
+@pytest.mark.parametrize(("full", "address"), [(False, bytes([198, 18, 0, 2])), (True, bytes(4))])
 async def test_a_client_with_packets_hears_its_addresses(full: bool, address: bytes) -> None:
     network: Any = FakeNetwork(full=full)
     async with open_exit(network=network) as exit:
@@ -318,7 +318,7 @@ async def test_a_client_with_packets_hears_its_addresses(full: bool, address: by
         assert (await alice.read(wire.NETWORK))[2] == (address, bytes(16))
         assert len(network.links) == (not full)
         for link in network.links:
-            link.assign(bytes([100, 96, 0, 3]), bytes([1] * 16))
-            assert (await alice.read(wire.NETWORK))[2] == (bytes([100, 96, 0, 3]), bytes([1] * 16))
+            link.assign(bytes([198, 18, 0, 3]), bytes([1] * 16))
+            assert (await alice.read(wire.NETWORK))[2] == (bytes([198, 18, 0, 3]), bytes([1] * 16))
         exit.authorize(frozenset())
         assert network.links == [], "its link left with the session"

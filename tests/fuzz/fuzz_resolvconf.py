@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 with atheris.instrument_imports(include=["tun"]):
     from tun.resolver.resolvconf_text import MAX_NAMESERVERS, nameservers, render
 
-OURS = ("100.96.255.53", "fd63:7279:7071::53")
+OURS = ("198.18.255.53", "fd63:7279:7071::53")
 
 
 def fuzz(data: bytes) -> None:

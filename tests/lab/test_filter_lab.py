@@ -306,8 +306,8 @@ def test_the_tunnel_address_leaves_by_no_other_device(paths: Paths, kill_switch:
 def test_nobody_connects_through_the_tunnel(paths: Paths) -> None:
     client = Client(paths).up()
     paths.listen(paths.client, TUNNEL4, 2222)
-    paths.lab.address(paths.beyond, "far0", "100.96.0.1/32")
-    knock = paths.make(paths.beyond, TUNNEL4, socket.SOCK_STREAM, bind=("100.96.0.1", 0))
+    paths.lab.address(paths.beyond, "far0", "198.18.0.1/32")
+    knock = paths.make(paths.beyond, TUNNEL4, socket.SOCK_STREAM, bind=("198.18.0.1", 0))
     knock.setblocking(False)
     with pytest.raises(BlockingIOError):
         knock.connect((TUNNEL4, 2222))

@@ -37,7 +37,7 @@ def host(lab: Lab) -> Namespace:
     lab.on_close(lambda: os.close(tun))
     fcntl.ioctl(tun, TUNSETIFF, struct.pack("16sH22x", b"cryprq0", IFF_TUN | IFF_NO_PI))
     host.ip("link set cryprq0 up")
-    lab.address(host, "cryprq0", "100.96.0.2/32", "fd63:7279:7071::2/128")
+    lab.address(host, "cryprq0", "198.18.0.2/32", "fd63:7279:7071::2/128")
     for family in ("-4", "-6"):
         host.ip(f"{family} route add default dev cryprq0")
     return host
@@ -146,14 +146,14 @@ def test_a_question_that_is_answered_here(host: Namespace) -> None:
                     self.transport.sendto(data, address)
 
             loop = asyncio.get_running_loop()
-            transport, _ = await loop.create_datagram_endpoint(Forwarder, local_addr=("100.96.0.2", 5353))
+            transport, _ = await loop.create_datagram_endpoint(Forwarder, local_addr=("198.18.0.2", 5353))
             with contextlib.closing(transport):
                 return await leakprobe.run(tunnel="cryprq0", exits=[EXIT], targets=TARGETS, seconds=2.0)
 
         return asyncio.run(forwarder_and_test())
 
     host.nft(
-        "table ip t { chain o { type nat hook output priority -100; udp dport 53 dnat to 100.96.0.2:5353; }\n}"
+        "table ip t { chain o { type nat hook output priority -100; udp dport 53 dnat to 198.18.0.2:5353; }\n}"
     )
     rows = by_name(host.call(run))
     assert rows["DNS over UDP", "198.51.100.53:53"] is CanaryVerdict.HERE

@@ -19,11 +19,11 @@ from tun.settings import ExitNetworkSettings
 TUN = "cryprq-exit0"
 EXIT4, EXIT6 = "5.75.10.2", "2a01:4f8:10::2"
 SERVER4, SERVER6 = "5.75.10.10", "2a01:4f8:10::10"
-GATE4, GATE6 = "100.96.0.1", "fd63:7279:7071::1"
-ONE4, ONE6 = "100.96.0.2", "fd63:7279:7071::2"
-TWO4, TWO6 = "100.96.0.3", "fd63:7279:7071::3"
+GATE4, GATE6 = "198.18.0.1", "fd63:7279:7071::1"
+ONE4, ONE6 = "198.18.0.2", "fd63:7279:7071::2"
+TWO4, TWO6 = "198.18.0.3", "fd63:7279:7071::3"
 SETTINGS = exit_network_settings(
-    device=TUN, pool4=IPv4Network("100.96.0.0/16"), pool6=IPv6Network("fd63:7279:7071::/64")
+    device=TUN, pool4=IPv4Network("198.18.0.0/16"), pool6=IPv6Network("fd63:7279:7071::/64")
 )
 
 
@@ -181,7 +181,7 @@ def test_wrong_sources_are_dropped_in_silence(net: Exit) -> None:
 
 
 def test_nothing_comes_in_unasked(net: Exit) -> None:
-    for pool, gateway in (("100.96.0.0/16", EXIT4), ("fd63:7279:7071::/64", EXIT6)):
+    for pool, gateway in (("198.18.0.0/16", EXIT4), ("fd63:7279:7071::/64", EXIT6)):
         net.server.ip(f"{'-6' if ':' in pool else ''} route add {pool} via {gateway}")
     for address in (ONE4, GATE4, ONE6, GATE6):
         net.make(net.server, address, socket.SOCK_DGRAM).sendto(b"probe", (address, 9))

@@ -23,7 +23,7 @@ from tun.resolver.resolvconf_files import RESOLV_CONF
 from tun.resolver.resolvconf_text import nameservers
 
 MARK = 0x6372
-OURS = ("100.96.255.53", "fd63:7279:7071::53")
+OURS = ("198.18.255.53", "fd63:7279:7071::53")
 
 
 def set_on(host: Namespace) -> list[Mapping[str, Any]]:

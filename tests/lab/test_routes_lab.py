@@ -74,7 +74,7 @@ def client(lab: Lab) -> Namespace:
     client.ip("route add default via 192.168.77.1")
     client.ip("-6 route add default via fd77::1")
     client.ip(f"tuntap add dev {DEVICE} mode tun")
-    lab.address(client, DEVICE, "100.96.0.2/32", "fd63:7279:7071::2/128")
+    lab.address(client, DEVICE, "198.18.0.2/32", "fd63:7279:7071::2/128")
     client.ip(f"link set {DEVICE} up")
     return client
 
@@ -165,7 +165,7 @@ def test_everything_goes_where_it_should(lab: Lab, client: Namespace) -> None:
     lab.forward(client)
     before = client.snapshot()
     routes = applied(client)
-    for destination, mark in (("198.51.100.9", "0"), (WEB6, "0"), ("8.8.8.8", "1"), ("100.96.255.53", "0")):
+    for destination, mark in (("198.51.100.9", "0"), (WEB6, "0"), ("8.8.8.8", "1"), ("198.18.255.53", "0")):
         assert way(client, destination, "mark", mark) == DEVICE
     for destination in (WEB, WEB6):
         assert way(client, destination, "mark", str(MARK)) == "eth0"
@@ -280,7 +280,7 @@ def test_a_killed_process_leaves_nothing_that_hurts_the_next(client: Namespace, 
     clean_up()
     client.call(clean_up)
     client.ip(f"tuntap add dev {DEVICE} mode tun")
-    client.ip(f"addr add 100.96.0.2/32 dev {DEVICE}")
+    client.ip(f"addr add 198.18.0.2/32 dev {DEVICE}")
     client.ip(f"addr add fd63:7279:7071::2/128 dev {DEVICE} nodad")
     client.ip(f"link set {DEVICE} up")
     assert _unnumbered(client.snapshot()) == _unnumbered(before)
@@ -465,8 +465,8 @@ def test_what_comes_out_of_the_tunnel_passes_the_reverse_path_filter(client: Nam
     for name in ("all", "default", "eth0", DEVICE):
         client.sysctl(f"net.ipv4.conf.{name}.rp_filter", "1")
     applied(client)
-    assert way(client, "100.96.0.2", "from", WEB, "iif", DEVICE) == "lo"
-    done = client.attempt(["ip", "route", "get", "100.96.0.2", "from", WEB, "iif", "eth0"])
+    assert way(client, "198.18.0.2", "from", WEB, "iif", DEVICE) == "lo"
+    done = client.attempt(["ip", "route", "get", "198.18.0.2", "from", WEB, "iif", "eth0"])
     assert done.returncode  # not so on another device: an invalid cross-device link
 
 

@@ -311,7 +311,7 @@ table inet witness {
         type filter hook postrouting priority 400;
         oifname eth0 ip saddr 198.18.0.1 add @outside4 { ip daddr . udp dport }
         oifname eth0 ip6 saddr 2001:db9::1 add @outside6 { ip6 daddr . udp dport }
-        oifname cryprq0 ip saddr 100.96.0.2 add @inside4 { ip daddr . udp dport }
+        oifname cryprq0 ip saddr 198.18.0.2 add @inside4 { ip daddr . udp dport }
         oifname cryprq0 ip6 saddr fd63:7279:7071::2 add @inside6 { ip6 daddr . udp dport }
     }
 }

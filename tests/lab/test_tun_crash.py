@@ -298,7 +298,7 @@ def test_the_exit_is_started_again(way: str, hosts: ThreeHosts, links: Links) ->
                 assert new.finish()
         flow.ends_or_moves()
     inner = [
-        packet for packet in outside.stop() if packet.sent and packet.source.startswith(("100.96.", "fd63:"))
+        packet for packet in outside.stop() if packet.sent and packet.source.startswith(("198.18.", "fd63:"))
     ]
     assert not inner, "what is not translated must not leave the exit"
     lane_is(links, True)

@@ -25,7 +25,7 @@ from tests.support.lab.hosts import EXIT4, ROUTER_EXIT4, SERVER4
 from tests.support.lab.net import RESOLVER, Resolver, until
 from tests.support.lab.stage import Stage, beside_the_link
 
-VIRTUAL4, VIRTUAL6 = "100.96.255.53", "fd63:7279:7071::53"
+VIRTUAL4, VIRTUAL6 = "198.18.255.53", "fd63:7279:7071::53"
 ELSEWHERE: Final = ("8.8.8.8", "2001:4860:4860::8888", "192.168.77.1", SERVER4)
 """Resolvers that a program may be set to, on the internet and on the LAN."""
 ANSWERS: Final = {
@@ -296,3 +296,29 @@ def test_an_exit_that_is_gone_is_told_in_time(stage: Stage) -> None:
         stage.restart_exit(meanwhile)
         until(lambda: values(ask(stage, "big.example.com", "TXT", tcp=True)) != [], "the link is back")
     assert not beside_the_link(wire)
+
+
+TAILSCALE: Final = """
+table ip tailscale {
+    chain input {
+        type filter hook input priority 0;
+        iifname "tailscale0" accept
+        ip saddr 100.64.0.0/10 drop
+    }
+}
+"""
+"""The rule of ts-input that keeps others from pretending to be of its network."""
+
+
+def test_names_resolve_beside_tailscale(stage: Stage) -> None:
+    stage.client.nft(TAILSCALE)
+    try:
+        with stage.tunnel():
+            done = stage.client.attempt(["getent", "ahostsv4", "a.example.com"], limit=30)
+            assert "192.0.2.7" in done.stdout
+            for asked in (VIRTUAL4, *ELSEWHERE):
+                question = dns.message.make_query("a.example.com", "A")
+                answer = stage.client.call(lambda: dns.query.udp(question, asked, timeout=3))  # noqa: B023
+                assert answer.answer, asked
+    finally:
+        stage.client.nft("delete table ip tailscale")

@@ -88,7 +88,7 @@ def test_without_the_table_nothing_more_of_the_exit_is_reached(stage: Stage) -> 
     with stage.tunnel(), Capture(exit, DEVICE) as device:
         own = exit_addresses(stage)
         others = [address + 100 for address in own]
-        broadcast = ip_address(int(own[0]) | 0x3FFF)
+        broadcast = ip_address(int(own[0]) | 0xFFFF)
         for address in (*own, *others, broadcast, ip_address(EXIT4), ip_address(EXIT6)):
             exit.run(["nft", "flush", "ruleset"])
             host = f"[{address}]" if address.version == 6 else str(address)
@@ -101,3 +101,24 @@ def test_without_the_table_nothing_more_of_the_exit_is_reached(stage: Stage) -> 
     written = {(p.protocol, p.destination) for p in device.packets if not p.sent}
     pings = {("icmp" if address.version == 4 else "icmpv6", str(address)) for address in own}
     assert written == pings
+
+
+def test_the_exit_takes_addresses_that_are_free_on_its_machine(stage: Stage) -> None:
+    exit = stage.hosts.exit
+
+    def occupy() -> None:
+        exit.ip("link add name other0 type bridge")
+        exit.ip("addr add 198.18.7.1/24 dev other0")
+        exit.ip("-6 route add blackhole fd63:7279:7071::/64")
+
+    stage.restart_exit(occupy)
+    with stage.tunnel():
+        assert [str(address) for address in exit_addresses(stage)] == ["198.19.0.1", "fd63:7279:7071:1::1"]
+        assert stage.fetch(SERVER4) == EXIT4
+        assert stage.fetch(SERVER6) == EXIT6
+
+    def release() -> None:
+        exit.ip("link del other0")
+        exit.ip("-6 route del blackhole fd63:7279:7071::/64")
+
+    stage.restart_exit(release)

@@ -16,7 +16,7 @@ from tests.support.lab.net import until
 from tests.support.lab.server import FarServer
 from tests.support.lab.stage import TUN, Stage, beside_the_link
 
-POOL4 = "100.97.0.0/16"
+POOL4 = "198.19.0.0/16"
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_another_exit_takes_over_and_gives_back(stage: Stage) -> None:
             def meanwhile() -> None:
                 client.says("handed out other addresses")
                 until(lambda: stage.fetches(EXIT4) == SERVER4, "packets go through the second exit")
-                assert addresses()[0].startswith("100.97.")
+                assert addresses()[0].startswith("198.19.")
                 assert len(addresses()) == len(nameservers()) == 1
                 assert stage.client.ip(f"-6 addr show dev {TUN}") == ""
                 assert named() == "192.0.2.7\n"

@@ -251,7 +251,7 @@ def forged(address: str, source: str) -> bytes:
 
 
 def send_forged(stage: Stage) -> None:
-    for address, source in ((SERVER4, "198.18.0.9"), (SERVER6, "2001:db8::9")):
+    for address, source in ((SERVER4, "203.0.113.9"), (SERVER6, "2001:db8::9")):
         with stage.client.entered():
             sock = socket.socket(family(address), socket.SOCK_RAW, socket.IPPROTO_RAW)
         with sock:

@@ -17,7 +17,7 @@ from tests.support.lab.links import Role, Settings, toml
 from tests.support.lab.server import ECHO_PORT
 from tests.support.lab.stage import OTHER4, OTHER6, Stage, beside_the_link, host_of
 
-VIRTUAL4: Final = "100.96.255.53"
+VIRTUAL4: Final = "198.18.255.53"
 WAYS: Final = ((SERVER4, ROUTER_SERVER4, EXIT4), (SERVER6, CLIENT6, EXIT6))
 NAMES: Final = {
     "www.example.com": SERVER4,

@@ -28,6 +28,7 @@ from tun.exit_network import ANSWERS, VERDICTS, ExitNetwork
 from tun.firewall import exit_table, nft
 from tun.journal import Journal
 from tun.reconciler import Fact
+from tun.routing.address_pool import Occupied
 from tun.routing.lan import Uplink
 from tun.settings import EXIT_JOURNAL
 
@@ -105,7 +106,11 @@ class Stage:
         async def default_route(version: int, own: str) -> Uplink | None:
             return Uplink(2, "eth0", None, None) if version == 4 or stage.ipv6 else None
 
+        async def read_occupied(own: str) -> Occupied:
+            return Occupied((), ())
+
         monkeypatch.setattr(Tun, "open", self.tun.open)
+        monkeypatch.setattr(exit_network, "read_occupied", read_occupied)
         monkeypatch.setattr(exit_table, "warnings", lambda tun: [])
         monkeypatch.setattr(exit_kernel, "ExitFilter", self._table())
         monkeypatch.setattr(exit_kernel, "KernelSetting", self._setting())
@@ -275,7 +280,7 @@ async def test_without_ipv6_nothing_of_it_is_taken(monkeypatch: pytest.MonkeyPat
         assert stage.tun.written == []
         assert exit.counted() == {"source is not the client's": 1}
         assert not exit.network.status().ipv6
-        assert stage.tun.addresses == ["100.96.0.1/16"]
+        assert stage.tun.addresses == ["198.18.0.1/16"]
 
 
 @pytest.mark.parametrize(
@@ -342,7 +347,7 @@ async def test_the_exit_is_reached_by_a_ping_only(stage: Stage, version: int) ->
 @pytest.mark.parametrize(("version", "destination"), [(4, INSIDE4), (6, INSIDE6), (4, bytes([127, 0, 0, 1]))])
 async def test_what_the_policy_forbids_is_answered(stage: Stage, version: int, destination: bytes) -> None:
     async with stage.running() as exit:
-        own, exits = (exit.alice4, "100.96.0.1") if version == 4 else (exit.alice6, "fd63:7279:7071::1")
+        own, exits = (exit.alice4, "198.18.0.1") if version == 4 else (exit.alice6, "fd63:7279:7071::1")
         exit.receive(udp(own, destination))
         assert (stage.tun.written, exit.counted()) == ([], {"forbidden by the policy": 1})
         (answer,) = exit.alice.sent
@@ -431,7 +436,7 @@ async def test_the_kernels_packets_go_to_whose_address_it_is(stage: Stage) -> No
         bob, (bob4, bob6) = exit.join(BOB)
         for packet in (udp(WEB4, exit.alice4), udp(WEB6, exit.alice6), udp(WEB4, bob4), udp(WEB6, bob6)):
             exit.from_kernel(packet)
-        exit.from_kernel(udp(WEB4, bytes([100, 96, 0, 1])))
+        exit.from_kernel(udp(WEB4, bytes([198, 18, 0, 1])))
         assert exit.alice.sent == [udp(WEB4, exit.alice4), udp(WEB6, exit.alice6)]
         assert bob.sent == [udp(WEB4, bob4), udp(WEB6, bob6)]
         assert exit.counted() == {"for no client": 1}
@@ -572,7 +577,7 @@ async def test_all_is_set_up_and_undone_in_reverse(stage: Stage) -> None:
     assert {"packet filter", "device", "IPv4 forwarding", "IPv6 forwarding"} <= {
         repair.name for repair in status.repairs
     }
-    assert stage.tun.addresses == ["100.96.0.1/16", "fd63:7279:7071::1/64"]
+    assert stage.tun.addresses == ["198.18.0.1/16", "fd63:7279:7071::1/64"]
     made = list(stage.tun.steps)
     assert made.index("open cryprq-exit0") < made.index("nat") < made.index("net.ipv4.ip_forward=1")
     assert made.index("net.ipv6.conf.eth0.accept_ra=2") < made.index("net.ipv6.conf.all.forwarding=1")

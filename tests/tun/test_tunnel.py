@@ -39,7 +39,7 @@ from tun.settings import CLIENT_JOURNAL, MTU, SLICE_OVERHEAD
 from tun.tunnel import Tunnel, TunnelPlan
 
 EXIT = Destination("192.0.2.1", 4433)
-OWN4, OWN6 = bytes([100, 96, 0, 7]), ip_address("fd63:7279:7071::7").packed
+OWN4, OWN6 = bytes([198, 18, 0, 7]), ip_address("fd63:7279:7071::7").packed
 LAN = Lan((ip_network("192.168.1.0/24"),), (), frozenset({"eth0"}))
 
 
@@ -346,21 +346,21 @@ async def test_the_filter_is_first_in_and_last_out(machine: Machine) -> None:
         "open device",
         "configure device",
         "forwarder ipv6=True",
-        "listen 100.96.0.7",
+        "listen 198.18.0.7",
         "listen fd63:7279:7071::7",
         "filter update",
         "routes",
         "start device",
-        "resolver 100.96.255.53 fd63:7279:7071::53",
+        "resolver 198.18.255.53 fd63:7279:7071::53",
     ]
     then = machine.filter.settings
-    assert (str(then.tunnel4), str(then.tunnel6), then.dns_port) == ("100.96.0.7", "fd63:7279:7071::7", 5300)
+    assert (str(then.tunnel4), str(then.tunnel6), then.dns_port) == ("198.18.0.7", "fd63:7279:7071::7", 5300)
     with pytest.raises(ConfigError):
         machine.journal()  # locked
 
     await wide.close()
     assert machine.take() == [
-        "leave 100.96.0.7",
+        "leave 198.18.0.7",
         "leave fd63:7279:7071::7",
         "close forwarder",
         "close device",
@@ -374,7 +374,7 @@ async def test_the_filter_is_first_in_and_last_out(machine: Machine) -> None:
 async def test_an_exit_without_ipv6(machine: Machine) -> None:
     wide = Wide(machine)
     await wide.up(bytes(16))
-    assert {"forwarder ipv6=False", "listen 100.96.0.7", "resolver 100.96.255.53"} <= set(machine.steps)
+    assert {"forwarder ipv6=False", "listen 198.18.0.7", "resolver 198.18.255.53"} <= set(machine.steps)
     assert machine.routes.versions == {4}
     assert machine.filter.settings.tunnel6 is None
     await wide.close()
@@ -385,7 +385,7 @@ async def test_a_kernel_without_ipv6(machine: Machine) -> None:
     machine.ipv6 = False
     wide = Wide(machine)
     await wide.up()
-    assert {"forwarder ipv6=False", "resolver 100.96.255.53"} <= set(machine.steps)
+    assert {"forwarder ipv6=False", "resolver 198.18.255.53"} <= set(machine.steps)
     assert machine.routes.versions == {4}
     machine.take()
     wide.tunnel.addressed(OWN4, OWN6)
@@ -411,12 +411,12 @@ async def test_a_failure_while_preparing_leaves_nothing(machine: Machine, step: 
         "open device",
         "configure device",
         "forwarder ipv6=True",
-        "listen 100.96.0.7",
+        "listen 198.18.0.7",
         "listen fd63:7279:7071::7",
         "filter update",
         "routes",
         "start device",
-        "resolver 100.96.255.53 fd63:7279:7071::53",
+        "resolver 198.18.255.53 fd63:7279:7071::53",
     ],
 )
 async def test_a_failure_in_the_middle_undoes_everything(machine: Machine, step: str) -> None:
@@ -432,7 +432,7 @@ async def test_a_failure_in_the_middle_undoes_everything(machine: Machine, step:
     for made, undone in (
         ("open device", "close device"),
         ("forwarder ipv6=True", "close forwarder"),
-        ("listen 100.96.0.7", "leave 100.96.0.7"),
+        ("listen 198.18.0.7", "leave 198.18.0.7"),
     ):
         assert machine.steps.count(made) == machine.steps.count(undone)
     assert machine.journal() == []
@@ -556,21 +556,21 @@ async def test_other_addresses_move_everything(machine: Machine) -> None:
     await wide.settle()
     assert machine.take() == []
     wide.tunnel.addressed(other, bytes(16))
-    await machine.reached("resolver 100.96.255.53")
+    await machine.reached("resolver 198.18.255.53")
     assert machine.take() == [
-        "leave 100.96.0.7",
+        "leave 198.18.0.7",
         "leave fd63:7279:7071::7",
         "offer ipv6=False",
         "configure device",
         "listen 10.9.0.5",
         "filter update",
-        "resolver 100.96.255.53",
+        "resolver 198.18.255.53",
     ]
     assert device.addresses == ["10.9.0.5"]
     assert (str(machine.filter.settings.tunnel4), machine.filter.settings.tunnel6) == ("10.9.0.5", None)
     assert machine.routes.versions == {4}
     wide.tunnel.addressed(OWN4, OWN6)
-    await machine.reached("resolver 100.96.255.53 fd63:7279:7071::53")
+    await machine.reached("resolver 198.18.255.53 fd63:7279:7071::53")
     assert "offer ipv6=True" in machine.take()
     assert machine.routes.versions == {4, 6}
     assert str(machine.filter.settings.tunnel6) == "fd63:7279:7071::7"
@@ -593,7 +593,7 @@ async def test_addresses_that_change_at_once_are_taken_one_after_the_other(machi
     await wide.close()
     listening = [step for step in machine.take() if step.startswith(("listen", "leave"))]
     assert listening == [
-        *("leave 100.96.0.7", "leave fd63:7279:7071::7"),
+        *("leave 198.18.0.7", "leave fd63:7279:7071::7"),
         *("listen 10.9.0.5", "leave 10.9.0.5"),
         *("listen 10.9.0.6", "listen fd63:7279:7071::7"),
         *("leave 10.9.0.6", "leave fd63:7279:7071::7"),
@@ -608,7 +608,7 @@ async def test_addresses_that_change_during_the_start_are_not_forgotten(machine:
     await wide.tunnel.run(wide.client)
     while machine.devices[-1].addresses != ["10.9.0.5", "fd63:7279:7071::7"]:
         await asyncio.sleep(0.001)
-    assert "listen 100.96.0.7" in machine.steps
+    assert "listen 198.18.0.7" in machine.steps
     await wide.close()
 
 
@@ -621,7 +621,7 @@ async def test_an_exit_that_stops_carrying_packets_changes_nothing_here(
     wide.tunnel.addressed(bytes(4), bytes(16))
     await wide.settle()
     assert machine.take() == []
-    assert device.addresses == ["100.96.0.7", "fd63:7279:7071::7"]
+    assert device.addresses == ["198.18.0.7", "fd63:7279:7071::7"]
     assert "the exit carries no packets any more" in caplog.text
     await wide.close()
 
@@ -848,7 +848,7 @@ async def test_status(machine: Machine) -> None:
     await wide.tunnel.run(wide.client)
     assert await wide.tunnel.status() == TunStatus(
         device=DeviceStatus(name="cryprq0"),
-        addresses=("100.96.0.7", "fd63:7279:7071::7"),
+        addresses=("198.18.0.7", "fd63:7279:7071::7"),
         ipv6=True,
         kill_switch=KillSwitchStatus(on=True, standing=True, paused=3, kept_in={"dns": 4}),
         dns=DnsStatus(resolver="resolv.conf", repairs=1, in_use="x"),

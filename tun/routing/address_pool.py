@@ -1,16 +1,69 @@
-"""The addresses of clients inside the tunnel: a peer keeps its address, also after a restart.
+"""The addresses of clients inside the tunnel: a pool that is free, and a peer keeps its address, also after a restart.
 
-The address is computed from the peer's id. If two ids give the same address, the second peer gets the next free one,
-and keeps it while the earlier peers are the same.
+The pool is the first free one of a fixed list, so that it is the same at each start. The address is computed from the
+peer's id. If two ids give the same address, the second peer gets the next free one, and keeps it while the earlier
+peers are the same.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import NamedTuple
 
 from cryprq_proxy.crypto.identity import PeerId
-from cryprq_proxy.errors import CryprqError
+from cryprq_proxy.errors import ConfigError, CryprqError
+
+from ..settings import POOLS4, POOLS6, ExitNetworkSettings
+from .lan import Network
+
+
+class Occupied(NamedTuple):
+    """What is in use on a machine: the networks of its addresses, and the prefixes of its routes."""
+
+    attached: tuple[Network, ...]
+    routed: tuple[Network, ...]
+
+    def holds(self, pool: Network) -> Network | None:
+        """What keeps `pool` from working: a network that overlaps it, or a route that is at least as narrow."""
+        for network in self.attached:
+            if _overlap(network, pool):
+                return network
+        inside = (route for route in self.routed if _overlap(route, pool))
+        return next((route for route in inside if route.prefixlen >= pool.prefixlen), None)
+
+    def touches(self, pool: Network) -> bool:
+        """Whether any route but a default one covers a part of it."""
+        return any(route.prefixlen and _overlap(route, pool) for route in self.routed)
+
+
+def _overlap(one: Network, other: Network) -> bool:
+    return one.version == other.version and one.overlaps(other)
+
+
+def free_pools(settings: ExitNetworkSettings, occupied: Occupied) -> ExitNetworkSettings:
+    """The settings with pools that are free. One that a person has chosen stays. Raises ConfigError."""
+    for version, pool in ((4, settings.pool4), (6, settings.pool6)):
+        if version in settings.fixed and (found := occupied.holds(pool)) is not None:
+            raise ConfigError(
+                f"the pool {pool} is in use on this machine ({found}): choose another one for tun.pool{version}"
+            )
+    pool4 = settings.pool4 if 4 in settings.fixed else _first_free(POOLS4, occupied)
+    pool6 = settings.pool6 if 6 in settings.fixed else _first_free(POOLS6, occupied)
+    return replace(settings, pool4=pool4, pool6=pool6)
+
+
+def _first_free[N: (IPv4Network, IPv6Network)](candidates: Iterable[N], occupied: Occupied) -> N:
+    """One that no route touches, else one that wider routes cover only. Raises ConfigError."""
+    usable = [pool for pool in candidates if occupied.holds(pool) is None]
+    if not usable:
+        version = next(iter(candidates)).version
+        raise ConfigError(
+            f"all addresses that clients may get are in use on this machine: set tun.pool{version} to a free prefix"
+        )
+    return next((pool for pool in usable if not occupied.touches(pool)), usable[0])
 
 
 class AddressPool[A: (IPv4Address, IPv6Address)]:

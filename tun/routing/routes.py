@@ -41,6 +41,7 @@ from .. import sysctl
 from ..journal import Entry, Record, Undoer
 from ..settings import TunnelSettings
 from . import lan as network
+from .address_pool import Occupied
 from .lan import UNICAST, KernelRoute, Lan, NetlinkMessage, NetworkDevice, Uplink
 from .netlink_watch import MOST_PAUSE, Changes, pause
 from .route_rules import FIRST, LAST, TABLE, RoutingRule, read_rule, wanted_rules
@@ -292,6 +293,17 @@ async def default_route(version: int, own: str) -> Uplink | None:
     """The uplink of one IP version past the tunnel, whose device is `own`. Raises CryprqError."""
     async with open_kernel() as kernel:
         return (await _look(kernel)).uplink(version, own)
+
+
+async def read_occupied(own: str) -> Occupied:
+    """What addresses are in use on and around this machine, but for the device `own`. Raises CryprqError."""
+    async with open_kernel() as kernel:
+        state = await _look(kernel)
+    ours = {link.device for link in state.links if link.name == own}
+    return Occupied(
+        tuple(address.interface.network for address in state.addresses if address.device not in ours),
+        tuple(route.prefix for route in state.routes if not ours & {hop.device for hop in route.hops}),
+    )
 
 
 def undo_routing(entry: Entry) -> None:

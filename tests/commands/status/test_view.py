@@ -106,7 +106,7 @@ DEVICE = {
 }
 TUN: dict[str, Any] = {
     "device": DEVICE,
-    "addresses": ["100.96.0.7", "fd63:7279:7071::7"],
+    "addresses": ["198.18.0.7", "fd63:7279:7071::7"],
     "ipv6": True,
     "kill_switch": {"on": True, "standing": True, "paused": 0, "kept_in": {"dns": 0, "blocked": 16}},
     "dns": {
@@ -144,7 +144,7 @@ def test_system_wide_mode() -> None:
     assert shown["lane"] == (
         "up (probes are answered), 1472-byte datagrams, round trip 0.9 ms, UDP GSO, fell back 3 times so far"
     )
-    assert shown["system-wide"] == "100.96.0.7, fd63:7279:7071::7 on cryprq0, MTU 1412"
+    assert shown["system-wide"] == "198.18.0.7, fd63:7279:7071::7 on cryprq0, MTU 1412"
     assert shown["offloads"] == "TUN reads csum tso4, TUN writes none"
     assert shown["packets"] == "3 sent (292 B), 4 received (2.0 KiB); a super-packet counts as one"
     assert shown["datagrams"] == "12 sent (5.2 KiB), 11 received (100 B)"

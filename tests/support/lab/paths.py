@@ -2,7 +2,7 @@
 
     guest .2 -- br0 172.20.0.0/24 -- .1 client .2 -- eth0 192.168.77.0/24 -- .1 world
                 fd20::/64               |            2a01:e0a:77::/64
-                                        +-- cryprq0 (TUN) 100.96.0.2 ------- beyond
+                                        +-- cryprq0 (TUN) 198.18.0.2 ------- beyond
                                                           fd63:7279:7071::2
 
 `world` is the network outside, and has the address of the exit. `beyond` is what lies behind the tunnel; a thread
@@ -27,14 +27,14 @@ from tests.support.lab.net import Lab, Namespace
 MARK: Final = 0x6372
 TABLE: Final = 25458
 TUN: Final = "cryprq0"
-TUNNEL4, TUNNEL6 = "100.96.0.2", "fd63:7279:7071::2"
+TUNNEL4, TUNNEL6 = "198.18.0.2", "fd63:7279:7071::2"
 CLIENT4, CLIENT6 = "192.168.77.2", "2a01:e0a:77::2"
 WORLD4, WORLD6 = "192.168.77.1", "2a01:e0a:77::1"
 GUEST4, GUEST6 = "172.20.0.2", "fd20::2"
 EXIT4, EXIT6 = "5.75.10.2", "2a01:4f8:10::2"
 PUBLIC4, PUBLIC6 = "93.184.20.10", "2606:2800:20::10"
 RESOLVER4, RESOLVER6 = "8.8.8.8", "2001:4860:4860::8888"
-VIRTUAL4, VIRTUAL6 = "100.96.255.53", "fd63:7279:7071::53"
+VIRTUAL4, VIRTUAL6 = "198.18.255.53", "fd63:7279:7071::53"
 LONG: Final = 10.0
 """Seconds in which what should arrive has arrived."""
 
@@ -126,7 +126,7 @@ class Paths:
         lab.on_close(cable.close)
         lab.address(client, TUN, f"{TUNNEL4}/32", f"{TUNNEL6}/128")
         client.ip(f"link set {TUN} mtu {mtu}")
-        beyond.ip("route add 100.96.0.0/16 dev far0")
+        beyond.ip("route add 198.18.0.0/16 dev far0")
         beyond.ip("-6 route add fd63:7279:7071::/64 dev far0")
         self.route_all()
         client.sysctl("net.ipv4.conf.all.rp_filter", "1")

@@ -370,7 +370,7 @@ def test_no_device_and_no_right(monkeypatch: pytest.MonkeyPatch) -> None:
 
 # Real devices from here on.
 
-OURS4, THEIRS4 = ip_interface("100.96.7.1/32"), ip_interface("100.96.7.2/32")
+OURS4, THEIRS4 = ip_interface("198.18.7.1/32"), ip_interface("198.18.7.2/32")
 OURS6, THEIRS6 = ip_interface("fd63:7279:7071:7::1/128"), ip_interface("fd63:7279:7071:7::2/128")
 
 

@@ -161,10 +161,10 @@ def line(command: Command) -> str:
 
 def test_the_commands() -> None:
     assert list(
-        map(line, address_commands("utun7", 1400, [ip_address("100.96.0.2"), ip_address("fd63::2")]))
+        map(line, address_commands("utun7", 1400, [ip_address("198.18.0.2"), ip_address("fd63::2")]))
     ) == [
         "ifconfig utun7 mtu 1400",
-        "ifconfig utun7 inet 100.96.0.2/32 100.96.0.2 alias",
+        "ifconfig utun7 inet 198.18.0.2/32 198.18.0.2 alias",
         "ifconfig utun7 inet6 fd63::2/128 alias",
         "ifconfig utun7 up",
     ]
@@ -181,10 +181,10 @@ def test_the_commands() -> None:
         "route -q -n delete -inet6 -host 2001:db8:9::9 -interface en0"
     )
     assert line(hop_query(EXIT4)) == "route -n get -inet 203.0.113.9"
-    assert resolver_command([ip_address("100.96.255.53"), ip_address("fd63::53")]) == Command(
+    assert resolver_command([ip_address("198.18.255.53"), ip_address("fd63::53")]) == Command(
         ("scutil",),
         "d.init\n"
-        "d.add ServerAddresses * 100.96.255.53 fd63::53\n"
+        "d.add ServerAddresses * 198.18.255.53 fd63::53\n"
         'd.add SupplementalMatchDomains * ""\n'
         "set State:/Network/Service/cryprq-proxy/DNS\n"
         "quit\n",
@@ -236,12 +236,12 @@ class Machine:
 def test_every_change_is_recorded_before_it_is_made_and_undone_by_its_entry() -> None:
     machine = Machine()
     network = MacNetwork("utun7", machine.record, machine.run)
-    network.address(1400, [ip_address("100.96.0.2")])
+    network.address(1400, [ip_address("198.18.0.2")])
     assert len(machine.log) == 3
     machine.log.clear()
     assert network.keep_exit(EXIT4) == MacHop("en0", "192.168.1.1")
     network.route(ipv6=False)
-    network.resolve([ip_address("100.96.255.53")])
+    network.resolve([ip_address("198.18.255.53")])
     expected: list[str | Mapping[str, object]] = [
         "route -n get -inet 203.0.113.9",
         {"kind": "macos-exit", "address": "203.0.113.9", "interface": "en0", "gateway": "192.168.1.1"},

@@ -25,7 +25,7 @@ from tun.device.packets import (
     pseudo_sum,
 )
 
-ROUTER4, ROUTER6 = bytes([100, 96, 0, 1]), ipaddress.ip_address("fd63:7279:7071::1").packed
+ROUTER4, ROUTER6 = bytes([198, 18, 0, 1]), ipaddress.ip_address("fd63:7279:7071::1").packed
 UDP_HEADER = struct.pack(">HHHH", 1234, 53, 8, 0)
 
 

@@ -18,7 +18,7 @@ from tun.firewall.filter_settings import ExitEndpoint, FilterSettings, Openings
 from tun.firewall.inbound import NOT_KEPT, Inbound, InboundConnection
 from tun.firewall.user_rules import FilterRule, FilterRules
 
-FOUR, SIX = IPv4Address("100.96.0.2"), IPv6Address("fd63::2")
+FOUR, SIX = IPv4Address("198.18.0.2"), IPv6Address("fd63::2")
 SETTINGS = FilterSettings(
     tun="cryprq0",
     mark=0x6372,
@@ -92,7 +92,7 @@ def test_the_way_into_the_tunnel() -> None:
         "ip6 saddr { ::, fe80::/10 } drop",
         "ip daddr { 224.0.0.0/4, 255.255.255.255 } counter name blocked goto refuse",
         "ip6 daddr ff00::/8 counter name blocked goto refuse",
-        "ip saddr 100.96.0.2 accept",
+        "ip saddr 198.18.0.2 accept",
         "ip6 saddr fd63::2 accept",
         "counter name stale goto refuse",
     ]
@@ -178,7 +178,7 @@ def test_dns_is_redirected_once_the_forwarder_is_known() -> None:
         "type nat hook output priority -105; policy accept;",
         'oifname "lo" return',
         "meta mark 0x6372 return",
-        "meta l4proto { tcp, udp } th dport 53 dnat ip to 100.96.0.2:5300",
+        "meta l4proto { tcp, udp } th dport 53 dnat ip to 198.18.0.2:5300",
         "meta l4proto { tcp, udp } th dport 53 dnat ip6 to [fd63::2]:5300",
     ]
     assert named(text, "chain", "dns_in")[1:4] == [
@@ -236,8 +236,8 @@ def test_whatever_leaves_has_the_address_of_its_device() -> None:
     """Containers get the tunnel address by NAT, and so does nothing else; what still has a wrong source is dropped."""
     assert named(script(SETTINGS), "chain", "sources") == [
         "type nat hook postrouting priority 95; policy accept;",
-        'oifname "cryprq0" ip saddr != 100.96.0.2 masquerade',
-        'oifname != { "cryprq0", "lo" } ip saddr 100.96.0.2 ct mark { 0x6374, 0x6375 } masquerade',
+        'oifname "cryprq0" ip saddr != 198.18.0.2 masquerade',
+        'oifname != { "cryprq0", "lo" } ip saddr 198.18.0.2 ct mark { 0x6374, 0x6375 } masquerade',
         'oifname "cryprq0" ip6 saddr != fd63::2 masquerade',
         'oifname != { "cryprq0", "lo" } ip6 saddr fd63::2 ct mark { 0x6374, 0x6375 } masquerade',
     ]

@@ -13,7 +13,7 @@ from tests.support.nft_fakes import Kernel
 from tests.support.settings import exit_network_settings
 from tun.firewall.exit_table import COUNTERS, ExitFilter, script, warnings
 
-SETTINGS = exit_network_settings(pool4=IPv4Network("100.96.0.0/16"), pool6=IPv6Network("fd63::/64"))
+SETTINGS = exit_network_settings(pool4=IPv4Network("198.18.0.0/16"), pool6=IPv6Network("fd63::/64"))
 
 EXPECTED = """\
 add table inet cryprq_exit
@@ -31,10 +31,10 @@ table inet cryprq_exit {
     }
     chain guard {
         type filter hook prerouting priority raw; policy accept;
-        iifname != { "cryprq-exit0", "lo" } ip daddr 100.96.0.0/16 counter name guard drop
+        iifname != { "cryprq-exit0", "lo" } ip daddr 198.18.0.0/16 counter name guard drop
     }
     chain from_clients {
-        ip saddr != 100.96.0.0/16 counter name spoofed drop
+        ip saddr != 198.18.0.0/16 counter name spoofed drop
         meta nfproto ipv6 counter name spoofed drop
         oifname "cryprq-exit0" counter name isolated goto refuse
         ct state invalid counter name invalid drop
@@ -47,10 +47,10 @@ table inet cryprq_exit {
     chain input {
         type filter hook input priority filter; policy accept;
         iifname != "cryprq-exit0" accept
-        ip saddr != 100.96.0.0/16 counter name spoofed drop
+        ip saddr != 198.18.0.0/16 counter name spoofed drop
         meta nfproto ipv6 counter name spoofed drop
         ct state established,related accept
-        ip daddr 100.96.0.1 icmp type echo-request accept
+        ip daddr 198.18.0.1 icmp type echo-request accept
         counter name local goto refuse
     }
     chain forward {
@@ -60,7 +60,7 @@ table inet cryprq_exit {
     }
     chain sources {
         type nat hook postrouting priority 95; policy accept;
-        oifname != { "cryprq-exit0", "lo" } ip saddr 100.96.0.0/16 masquerade
+        oifname != { "cryprq-exit0", "lo" } ip saddr 198.18.0.0/16 masquerade
     }
 }
 """

@@ -139,13 +139,13 @@ async def test_the_filter_is_made_with_what_is_known_and_follows_the_rest(guarde
         {ip_network("192.168.1.0/24")},
     )
     await switch.follow_exit("exit.example", ["192.0.2.1"])
-    await switch.follow_addresses(TunnelAddresses(IPv4Address("100.96.0.7"), IPv6Address("fd00::7")), 5300)
+    await switch.follow_addresses(TunnelAddresses(IPv4Address("198.18.0.7"), IPv6Address("fd00::7")), 5300)
     await switch.follow_resolvers(lambda: ("192.168.1.1", "fe80::1%eth0"))
     await switch.follow_lan(Lan())
     await switch.follow_policy(Policy(BLOCK))
     now = guarded.filter.settings
     assert {(str(exit.address), exit.port) for exit in now.exits} == {("192.0.2.1", 443)}
-    assert (str(now.tunnel4), str(now.tunnel6), now.dns_port) == ("100.96.0.7", "fd00::7", 5300)
+    assert (str(now.tunnel4), str(now.tunnel6), now.dns_port) == ("198.18.0.7", "fd00::7", 5300)
     assert now.portal_resolvers == (ip_address("192.168.1.1"),)
     assert now.lan == frozenset()
     assert len(now.rules.rules) == 1

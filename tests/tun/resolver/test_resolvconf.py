@@ -22,7 +22,7 @@ from tun.resolver.resolvconf import ResolvConf
 from tun.resolver.resolvconf_files import undo
 from tun.resolver.resolvconf_text import MAX_NAMESERVERS, nameservers, render
 
-OURS = ("100.96.255.53", "fd63:7279:7071::53")
+OURS = ("198.18.255.53", "fd63:7279:7071::53")
 LINK = (7, "cryprq0")
 BEFORE = "# by hand\nnameserver 192.0.2.1\nnameserver 192.0.2.2\nsearch lan example.org\noptions ndots:2 trust-ad\n"
 

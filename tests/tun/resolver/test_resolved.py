@@ -41,7 +41,7 @@ CONFIG = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configurat
   </policy>
 </busconfig>
 """
-OURS = ("100.96.255.53", "fd63:7279:7071::53")
+OURS = ("198.18.255.53", "fd63:7279:7071::53")
 LINK = (7, "cryprq0")
 
 

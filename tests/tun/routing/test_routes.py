@@ -71,7 +71,7 @@ def test_everything() -> None:
     assert text(settings, 4) == [
         "25400: mark 0x6372 lookup 254",
         "25401: mark 0x6372 unreachable",
-        "25405: to 100.96.255.53/32 lookup 25458",
+        "25405: to 198.18.255.53/32 lookup 25458",
         "25420: to 172.17.0.0/16 lookup 254",
         "25420: to 192.168.1.0/24 lookup 254",
         *DISCOVERY,
@@ -93,7 +93,7 @@ def test_with_exceptions() -> None:
         exclude_uids=((1000, 1000), (0, 0), (1000, 1000)),
     )
     assert text(settings, 4)[2:] == [
-        "25405: to 100.96.255.53/32 lookup 25458",
+        "25405: to 198.18.255.53/32 lookup 25458",
         "25410: to 10.1.0.0/16 lookup 254",
         "25411: uid 1000-1000 lookup 254",
         "25411: uid 0-0 lookup 254",
