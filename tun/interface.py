@@ -30,7 +30,6 @@ from .device.linux import MIN_MTU, Tun
 from .dns.blocklist import load
 from .dns.forwarder import Forwarder
 from .dns.server import DnsServer
-from .dns.settings import DnsSettings
 from .dns.setup import build
 from .firewall.kill_switch import KillSwitch
 from .guard import TunnelGuard, reported
@@ -127,7 +126,7 @@ class TunInterface(NoInterface):
             stack.callback(device.close)
             configured = await device.configure(offered.interfaces())
             addresses = offered if len(configured) == len(offered.interfaces()) else offered.without_ipv6()
-            names = await Names.read(settings.dns, kill_switch, link, addresses)
+            names = await Names.read(settings, kill_switch, link, addresses)
             stack.callback(names.close)
             await names.listen(addresses)
             await kill_switch.follow_addresses(addresses, names.server.port)
@@ -227,20 +226,21 @@ class Names:
 
     @classmethod
     async def read(
-        cls, settings: DnsSettings, kill_switch: KillSwitch, link: Exits, addresses: TunnelAddresses
+        cls, settings: TunnelSettings, kill_switch: KillSwitch, link: Exits, addresses: TunnelAddresses
     ) -> Names:
         """Read the blocklists and make the forwarder. Raises CryprqError."""
-        settings = replace(settings, ipv6=settings.ipv6 and addresses.ipv6 is not None)
+        dns = replace(settings.dns, ipv6=settings.dns.ipv6 and addresses.ipv6 is not None)
         blocklist = await asyncio.get_running_loop().run_in_executor(
-            None, load, settings.blocklists, settings.block, settings.allow
+            None, load, dns.blocklists, dns.block, dns.allow
         )
         for problem in blocklist.problems:
             _log.warning("blocklist: %s", problem)
 
         forwarder = build(
-            settings,
+            dns,
             resolver=link.open_resolver,
             connect=link.open,
+            mark=settings.mark,
             blocklist=blocklist,
             also_blocks=lambda name: kill_switch.policy.blocks(name),
         )

@@ -12,9 +12,10 @@ In the order in which a question passes:
     inquiry     what a server is asked, and which of its messages is believed
     framed, tls, https
                 three transports: messages on a byte stream, inside TLS, as HTTP
+    lan_server  a resolver of the LAN, past the tunnel, for names that the configuration lists
     answer      an answer as it is kept and as a client gets it
     setup       makes all of it from settings
 
-No module here opens a socket towards the network. Upstreams are reached by streams that the caller opens through the
-link, so whatever fails, no question can leave past the link.
+Only lan_server opens a socket towards the network. All other upstreams are reached by streams that the caller opens
+through the link, so whatever fails, no question for a name that is not listed can leave past the link.
 """

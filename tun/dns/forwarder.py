@@ -27,7 +27,7 @@ from .cache import Cache, Hit
 from .codes import Key
 from .framed import UpstreamError
 from .inquiry import Inquiry
-from .names import Local, longest, special, to_host
+from .names import Local, served, special, split_text
 from .query import BadQuery, Query, error_reply, parse_query
 from .settings import DnsSettings
 from .upstreams import Group
@@ -63,7 +63,7 @@ class Forwarder:
         clock: Callable[[], float] = clock,
         also_blocks: Blocks = blocks_nothing,
     ) -> None:
-        """`split`: domain in wire form -> its servers. `also_blocks` is asked beside the blocklist."""
+        """`split`: domain (names.split_domain) -> its servers. `also_blocks` is asked beside the blocklist."""
         self._settings = settings
         self._also_blocks = also_blocks
         self._upstream = upstream
@@ -92,7 +92,7 @@ class Forwarder:
             counters.malformed += 1
             return bad.reply
         limit = codes.MAX_MESSAGE if tcp else query.payload
-        local = special(query.name, split=longest(self._split, query.name) is not None)
+        local = special(query.name, split=served(self._split, query.name) is not None)
         if local is not None:
             counters.local += 1
             return encode(_local_answer(query, local), query, limit)
@@ -139,7 +139,7 @@ class Forwarder:
 
     async def _ask(self, key: Key) -> Answer | None:
         """Ask upstreams for all clients that wait, and remember what came; None for a failure."""
-        group = longest(self._split, key[0]) or self._upstream
+        group = served(self._split, key[0]) or self._upstream
         ipv6 = self._ipv6
         said = None
         try:
@@ -211,7 +211,7 @@ class Forwarder:
             in_use=self._upstream.in_use.status.name,
             upstreams=tuple(member.status for member in self._upstream.members),
             split={
-                to_host(domain): tuple(member.status for member in group.members)
+                split_text(domain): tuple(member.status for member in group.members)
                 for domain, group in self._split.items()
             },
         )

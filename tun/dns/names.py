@@ -82,6 +82,28 @@ def longest[T](values: Mapping[bytes, T], name: bytes) -> T | None:
     return next((values[suffix] for suffix in suffixes(name) if suffix in values), None)
 
 
+ONE_LABEL: Final = b"*"
+"""In place of a domain: all names of one label. No wire form, so that no name is taken for it."""
+
+
+def split_domain(text: str) -> bytes:
+    """A domain of `dns.split` as `served` looks for it. Raises `ConfigError`."""
+    return ONE_LABEL if text == "*" else from_text(text)
+
+
+def split_text(domain: bytes) -> str:
+    """As `split_domain` has read it."""
+    return "*" if domain == ONE_LABEL else to_host(domain)
+
+
+def served[T](split: Mapping[bytes, T], name: bytes) -> T | None:
+    """The value of the longest domain that is `name` or above it; else, for one label, that of ONE_LABEL."""
+    found = longest(split, name)
+    if found is None and name[0] and len(name) == name[0] + 2:
+        return split.get(ONE_LABEL)
+    return found
+
+
 class Local(Enum):
     """How a special name is answered."""
 

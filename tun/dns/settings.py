@@ -4,6 +4,7 @@
     tcp://10.0.0.1   10.0.0.1:5353        a plain server behind the exit, DNS over TCP (RFC 7766), port 53
     tls://1.1.1.1#cloudflare-dns.com      DNS over TLS (RFC 7858), port 853; the name is what the certificate must say
     https://dns.example/dns-query         DNS over HTTPS (RFC 8484), port 443; may carry a #name as well
+    lan://192.168.1.1                     a resolver of the LAN, reached past the tunnel, port 53; in `split` only
 
 A host given by name is resolved by the exit when the stream is opened, so nothing has to be known beforehand.
 """
@@ -14,11 +15,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
 from cryprq_proxy.address import AddressError, Destination, parse_host_port
 from cryprq_proxy.errors import ConfigError
+
+from ..routing.lan import PRIVATE
 
 MAX_SPEC: Final = 1024
 """Longest address of an upstream, in characters."""
@@ -31,12 +35,23 @@ _PATH: Final = re.compile(r"/[!-~]*")
 
 
 class Scheme(Enum):
-    """The protocol in which a server is asked; the value is its default port."""
+    """The protocol in which a server is asked, or where it is."""
 
-    EXIT = 0
-    TCP = 53
-    TLS = 853
-    HTTPS = 443
+    EXIT = "exit"
+    LAN = "lan"
+    TCP = "tcp"
+    TLS = "tls"
+    HTTPS = "https"
+
+
+LAN_PORT: Final = 53
+HTTPS_PORT: Final = 443
+_DEFAULT_PORTS: Final = {
+    Scheme.LAN: LAN_PORT,
+    Scheme.TCP: 53,
+    Scheme.TLS: 853,
+    Scheme.HTTPS: HTTPS_PORT,
+}
 
 
 class UpstreamSpec(NamedTuple):
@@ -60,7 +75,8 @@ class DnsSettings:
     upstreams: tuple[str, ...]
     """In the order of preference."""
     split: Mapping[str, tuple[str, ...]]
-    """Domain (with all below it) -> the servers that are asked for it; the longest domain wins."""
+    """Domain (with all below it) -> the servers that are asked for it; the longest domain wins. "*" stands for all
+    names of one label that are no such domain."""
     blocklists: tuple[Path, ...]
     """Files of names that are not answered."""
     block: tuple[str, ...]
@@ -100,6 +116,12 @@ class DnsSettings:
             if not 1 <= getattr(self, name) <= most:
                 raise ConfigError(f"dns.{name} is {getattr(self, name)}; expected is 1 to {most}")
 
+    @property
+    def lan_servers(self) -> frozenset[IPv4Address | IPv6Address]:
+        """The resolvers of the LAN that are asked for some domains. Raises ConfigError."""
+        specs = [parse_upstream(text) for texts in self.split.values() for text in texts]
+        return frozenset(ip_address(spec.destination.host) for spec in specs if spec.scheme is Scheme.LAN)
+
 
 def parse_upstream(text: str) -> UpstreamSpec:
     """Decode the address of one upstream. Raises `ConfigError`, which names it and says what is expected."""
@@ -108,7 +130,7 @@ def parse_upstream(text: str) -> UpstreamSpec:
     except ValueError as error:  # AddressError is one
         raise ConfigError(
             f"the DNS server {text[:80]!r} is not understood ({error}); expected is exit, tcp://ADDRESS,"
-            " tls://HOST#NAME or https://HOST/dns-query"
+            " tls://HOST#NAME or https://HOST/dns-query, and lan://ADDRESS for single domains"
         ) from None
 
 
@@ -120,22 +142,25 @@ def _parse(text: str) -> UpstreamSpec:
     prefix, separator, rest = text.partition("://")
     if not separator:
         prefix, rest = "tcp", text
-    if prefix not in ("tcp", "tls", "https"):
+    if prefix not in ("lan", "tcp", "tls", "https"):
         raise ValueError(f"{prefix} is no known scheme")
-    scheme = Scheme[prefix.upper()]
+    scheme = Scheme(prefix)
     rest, hash_sign, name = rest.partition("#")
     host, slash, path = rest.partition("/")
     if "@" in host or not host:
         raise ValueError("a host is expected")
-    destination = parse_host_port(host, scheme.value)
+    destination = parse_host_port(host, _DEFAULT_PORTS[scheme])
     if not destination.port:
         raise ValueError("port 0 is none")
     if path and scheme is not Scheme.HTTPS:
         raise ValueError("only https has a path")
-    if scheme is Scheme.TCP and not destination.is_ip:
+    plain = scheme in (Scheme.TCP, Scheme.LAN)
+    if plain and not destination.is_ip:
         raise ValueError("a plain server is given by its address")
-    if scheme is Scheme.TCP and hash_sign:
+    if plain and hash_sign:
         raise ValueError("a plain server proves no name")
+    if scheme is Scheme.LAN:
+        _check_lan(destination)
     path = slash + path or "/"
     if not _PATH.fullmatch(path):
         raise ValueError("the path has characters that no URL has")
@@ -146,6 +171,15 @@ def _parse(text: str) -> UpstreamSpec:
         _certified_name(name) if hash_sign else destination.host,
         path if scheme is Scheme.HTTPS else "",
     )
+
+
+def _check_lan(destination: Destination) -> None:
+    """The filter is opened for it: so port 53, and of an address that no network outside can have."""
+    address = ip_address(destination.host)
+    if destination.port != LAN_PORT:
+        raise ValueError("a resolver of the LAN is asked at port 53")
+    if address.is_link_local or not any(address in network for network in PRIVATE):
+        raise ValueError("that is no private address of a LAN")
 
 
 def _certified_name(text: str) -> str:

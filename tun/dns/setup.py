@@ -17,8 +17,9 @@ from .codes import PADDING
 from .forwarder import Blocks, Forwarder, blocks_nothing
 from .framed import FramedUpstream, OpenStream, Upstream
 from .https import HttpsUpstream
-from .names import from_text
-from .settings import MAX_UPSTREAMS, DnsSettings, Scheme, UpstreamSpec, parse_upstream
+from .lan_server import LanServer
+from .names import split_domain
+from .settings import HTTPS_PORT, MAX_UPSTREAMS, DnsSettings, Scheme, UpstreamSpec, parse_upstream
 from .tls import client_context, inside_tls
 from .upstreams import Group, Member
 
@@ -27,8 +28,14 @@ type OpenTarget = Callable[[Destination], Awaitable[ByteStream]]
 
 
 def _upstream(
-    spec: UpstreamSpec, resolver: OpenStream, connect: OpenTarget, context: Callable[[], ssl.SSLContext]
+    spec: UpstreamSpec,
+    resolver: OpenStream,
+    connect: OpenTarget,
+    context: Callable[[], ssl.SSLContext],
+    mark: int,
 ) -> Upstream:
+    if spec.scheme is Scheme.LAN:
+        return LanServer(spec.destination.host, mark)
     if spec.scheme is Scheme.EXIT:
         return FramedUpstream(resolver, PADDING)
 
@@ -42,7 +49,7 @@ def _upstream(
         return FramedUpstream(secured, PADDING)
     port = spec.destination.port
     host = spec.name if ":" not in spec.name else f"[{spec.name}]"
-    return HttpsUpstream(secured, host if port == Scheme.HTTPS.value else f"{host}:{port}", spec.path)
+    return HttpsUpstream(secured, host if port == HTTPS_PORT else f"{host}:{port}", spec.path)
 
 
 def parse_upstreams(texts: Sequence[str], where: str) -> list[UpstreamSpec]:
@@ -54,9 +61,14 @@ def parse_upstreams(texts: Sequence[str], where: str) -> list[UpstreamSpec]:
 
 def check(settings: DnsSettings) -> None:
     """Raises ConfigError for what `build` and `load` would refuse, which is late: when half of the rest stands."""
-    parse_upstreams(settings.upstreams, "dns.upstreams")
+    for spec in parse_upstreams(settings.upstreams, "dns.upstreams"):
+        if spec.scheme is Scheme.LAN:
+            raise ConfigError(
+                f"dns.upstreams names {spec.text}, but a resolver of the LAN is asked for single domains only "
+                f"(dns.split)"
+            )
     for domain, texts in settings.split.items():
-        from_text(domain)
+        split_domain(domain)
         parse_upstreams(texts, f"dns.split for {domain}")
     load((), settings.block, settings.allow)
     for path in settings.blocklists:
@@ -71,12 +83,15 @@ def build(
     *,
     resolver: OpenStream,
     connect: OpenTarget,
+    mark: int = 0,
     blocklist: ListedNames | None = None,
     context: Callable[[], ssl.SSLContext] = client_context,
     clock: Callable[[], float] = clock,
     also_blocks: Blocks = blocks_nothing,
 ) -> Forwarder:
     """A forwarder whose every stream is opened by `resolver` (the exit's resolver, DNS over TCP framing) or `connect`.
+
+    Only resolvers of the LAN are asked by sockets of this machine, with the link's `mark`.
 
     `blocklist` saves reading the files here, which blocks for a second or two when they are large: `load` them on a
     thread. `also_blocks` is asked beside it. `context` makes the TLS context, once. Raises `ConfigError`.
@@ -85,13 +100,14 @@ def build(
 
     def group(texts: Sequence[str], where: str) -> Group:
         members = [
-            Member(spec.text, _upstream(spec, resolver, connect, context), clock)
+            Member(spec.text, _upstream(spec, resolver, connect, context, mark), clock)
             for spec in parse_upstreams(texts, where)
         ]
         return Group(members, settings, clock)
 
     split = {
-        from_text(domain): group(texts, f"dns.split for {domain}") for domain, texts in settings.split.items()
+        split_domain(domain): group(texts, f"dns.split for {domain}")
+        for domain, texts in settings.split.items()
     }
     if blocklist is None:
         blocklist = load(settings.blocklists, settings.block, settings.allow)

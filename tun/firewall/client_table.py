@@ -284,14 +284,23 @@ def _tunnel(settings: FilterSettings) -> Iterable[str]:
     yield "counter name stale goto refuse"
 
 
+def _own_packets(settings: FilterSettings) -> Iterable[str]:
+    """What this program sends past the tunnel: the link, and questions for names that are not asked through it."""
+    mark = settings.mark
+    for version, ip in ((4, "ip"), (6, "ip6")):
+        yield f"meta mark {mark:#x} meta l4proto {{ tcp, udp }} {ip} daddr . th dport @exits{version} accept"
+        yield f"meta mark {mark:#x} {_PORT_53} {ip} daddr @bootstrap{version} accept"
+        servers = sorted(str(address) for address in settings.name_servers if address.version == version)
+        if servers:
+            yield f"meta mark {mark:#x} {_PORT_53} {ip} daddr {{ {', '.join(servers)} }} accept"
+
+
 def _output(settings: FilterSettings) -> Iterable[str]:
     tun, mark = name(settings.tun), settings.mark
     yield _hook("filter", "output", "filter", "drop" if settings.kill_switch else "accept")
     yield 'oifname "lo" accept'
     yield "fib daddr type local accept"
-    for version, ip in ((4, "ip"), (6, "ip6")):
-        yield f"meta mark {mark:#x} meta l4proto {{ tcp, udp }} {ip} daddr . th dport @exits{version} accept"
-        yield f"meta mark {mark:#x} {_PORT_53} {ip} daddr @bootstrap{version} accept"
+    yield from _own_packets(settings)
     yield f"ct mark {mark + BLOCKED:#x} counter name by_rule goto refuse"
     yield f"ct mark {{ {mark + INBOUND:#x}, {mark + DIRECT:#x} }} accept"
     yield f"ct mark {mark + PAUSED:#x} meta nfproto @open accept"

@@ -67,6 +67,9 @@ class FilterSettings:
     portal_resolvers: tuple[Address, ...] = ()
     """The network's own resolvers, asked while the filter is paused; the first of each family counts."""
 
+    name_servers: frozenset[Address] = field(default=frozenset())
+    """Resolvers of the LAN that the forwarder asks, past the tunnel, for the names that the configuration lists."""
+
     def __post_init__(self) -> None:
         """Raises ConfigError."""
         for device in (self.tun, *self.uplinks):

@@ -138,6 +138,7 @@ class KillSwitch:
             kill_switch=settings.kill_switch,
             rules=self.policy.filter,
             portal_resolvers=self._portal_resolvers(),
+            name_servers=settings.dns.lan_servers,
         )
 
     def _portal_resolvers(self) -> tuple[IPv4Address | IPv6Address, ...]:

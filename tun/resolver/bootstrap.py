@@ -36,6 +36,7 @@ import dns.rdatatype
 from cryprq_proxy.base.tasks import spawn
 from cryprq_proxy.errors import CryprqError, reason_of
 
+from ..routing.marked_socket import marked_socket
 from .known_addresses import MAX_ADDRESSES, KnownAddresses
 
 _log = logging.getLogger(__name__)
@@ -285,15 +286,7 @@ class Bootstrap:
             return tuple(addresses)
 
     def _socket(self, family: int, kind: int) -> socket.socket:
-        sock = socket.socket(family, kind)
-        try:
-            sock.setblocking(False)
-            if self._mark:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, self._mark)
-        except BaseException:
-            sock.close()
-            raise
-        return sock
+        return marked_socket(family, kind, self._mark)
 
 
 async def resolve_early(

@@ -28,7 +28,7 @@ from tests.support.settings import dns_settings
 from tun.dns.blocklist import load
 from tun.dns.codes import FORMERR, NOTIMP, NXDOMAIN, REFUSED, SERVFAIL
 from tun.dns.forwarder import Forwarder
-from tun.dns.setup import build
+from tun.dns.setup import build, check
 
 
 class Net:
@@ -327,6 +327,27 @@ def test_extended_errors_of_an_answer_are_kept_with_it_and_beside_ours() -> None
         await asyncio.sleep(100)
         net.exit.handler = lambda q: reply(q, rcode=SERVFAIL, edes=[(6, None)])
         assert await codes() == [19, 17], "a stale answer is better than an error"
+
+    run(main())
+
+
+def test_a_resolver_of_the_lan_is_asked_for_listed_names_only() -> None:
+    with pytest.raises(ConfigError, match="is asked for single domains only"):
+        check(dns_settings(upstreams=("exit", "lan://192.168.1.1")))
+    settings = dns_settings(
+        split={"lan": ("lan://192.168.1.1",), "*": ("lan://192.168.1.1", "lan://[fd00::1]", "10.0.0.1")}
+    )
+    check(settings)
+    assert set(map(str, settings.lan_servers)) == {"192.168.1.1", "fd00::1"}
+
+    async def main() -> None:
+        net = Net(split={"*": ("10.0.0.1",)})
+        net.servers["10.0.0.1"] = FramedServer(lambda q: reply(q, f"{q.question[0].name} 60 IN A 10.9.9.1"))
+        assert str((await net.ask("printer.")).answer[0][0]) == "10.9.9.1"
+        assert str((await net.ask("local.")).answer[0][0]) == "10.9.9.1"
+        assert (await net.ask("localhost.")).answer[0][0].to_text() == "127.0.0.1"
+        assert str((await net.ask("www.printer.")).answer[0][0]) == "192.0.2.1"
+        assert set(net.forwarder.status().split) == {"*"}
 
     run(main())
 

@@ -10,7 +10,17 @@ from hypothesis import strategies as st
 from cryprq_proxy.address import Destination
 from cryprq_proxy.errors import ConfigError
 from tests.support.settings import dns_settings
-from tun.dns.names import Local, from_ascii, from_text, longest, special, suffixes
+from tun.dns.names import (
+    Local,
+    from_ascii,
+    from_text,
+    longest,
+    served,
+    special,
+    split_domain,
+    split_text,
+    suffixes,
+)
 from tun.dns.settings import Scheme, parse_upstream
 
 LABEL = st.text("abcdefghijklmnopqrstuvwxyz0123456789-_", min_size=1, max_size=63)
@@ -77,9 +87,24 @@ def test_the_longest_domain_wins() -> None:
     assert longest(table, from_text("example")) is None
 
 
+def test_names_of_one_label_have_servers_of_their_own() -> None:
+    table = {split_domain("box"): 1, split_domain("*"): 2}
+    assert [split_text(domain) for domain in table] == ["box", "*"]
+    assert served(table, from_text("box")) == served(table, from_text("fritz.box")) == 1
+    assert served(table, from_text("printer")) == 2
+    # Neither the root, nor a name below what looks like the mark.
+    assert [served(table, name) for name in (b"\0", b"\1a\1*\0", from_text("a.b"))] == [None] * 3
+    assert served({}, from_text("printer")) is None
+    for wrong in ("**", "*.lan", ""):
+        with pytest.raises(ConfigError):
+            split_domain(wrong)
+
+
 @pytest.mark.parametrize(
     ("text", "way", "destination", "name", "path"),
     [
+        ("lan://192.168.1.1", Scheme.LAN, Destination("192.168.1.1", 53), "192.168.1.1", ""),
+        ("lan://[fd00::1]:53", Scheme.LAN, Destination("fd00::1", 53), "fd00::1", ""),
         ("exit", Scheme.EXIT, Destination("", 0), "", ""),
         ("10.0.0.1", Scheme.TCP, Destination("10.0.0.1", 53), "10.0.0.1", ""),
         ("10.0.0.1:5353", Scheme.TCP, Destination("10.0.0.1", 5353), "10.0.0.1", ""),
@@ -115,6 +140,22 @@ def test_addresses_of_upstreams(
     "text",
     [
         *("", "udp://1.1.1.1", "tcp://dns.example", "dns.example", "tcp://10.0.0.1/x", "tcp://10.0.0.1#x"),
+        *(
+            "lan://",
+            "lan://fritz.box",
+            "lan://192.168.1.1:5353",
+            "lan://192.168.1.1#x",
+            "lan://192.168.1.1/x",
+        ),
+        *(
+            "lan://8.8.8.8",
+            "lan://127.0.0.1",
+            "lan://[::1]",
+            "lan://[fe80::1]",
+            "lan://[2001:db8::1]",
+            "lan://0.0.0.0",
+        ),
+        *("lan://[::ffff:192.168.1.1]", "lan://224.0.0.251", "lan://255.255.255.255", "lan://100.64.0.1"),
         *("tls://", "tls://1.1.1.1:0", "tls://1.1.1.1:99999", "tls://1.1.1.1#", "tls://1.1.1.1#a b"),
         *("tls://user@1.1.1.1", "https://", "https://a b/", "https://dns.example/ö", "https:///x", "1.2.3"),
         *("https://dns.example/\x7f", "https://dns.example/a b", "tls://a#b:1", "exit " + "x" * 2000),

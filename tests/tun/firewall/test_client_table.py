@@ -191,6 +191,15 @@ def test_dns_is_redirected_once_the_forwarder_is_known() -> None:
     assert "dnat ip to" in only4 and "dnat ip6" not in only4
 
 
+def test_resolvers_of_the_lan_are_open_for_marked_packets_while_configured() -> None:
+    servers = frozenset(map(ip_address, ("192.168.1.2", "192.168.1.1", "fd00::1")))
+    lines = set(script(replace(SETTINGS, name_servers=servers)).splitlines())
+    assert {line.strip() for line in lines - set(script(SETTINGS).splitlines())} == {
+        "meta mark 0x6372 meta l4proto { tcp, udp } th dport 53 ip daddr { 192.168.1.1, 192.168.1.2 } accept",
+        "meta mark 0x6372 meta l4proto { tcp, udp } th dport 53 ip6 daddr { fd00::1 } accept",
+    }
+
+
 def test_dns_while_paused_goes_to_the_first_resolver_of_each_family() -> None:
     settings = replace(SETTINGS, portal_resolvers=(ip_address("192.0.2.1"), ip_address("192.0.2.2")))
     paused = [line for line in named(script(settings), "chain", "dns_out") if "0x6374" in line]
