@@ -180,7 +180,8 @@ class TunInterface(NoInterface):
     async def _readdress(self) -> None:
         """Another exit, or one that was started anew with another pool, hands out other addresses."""
         addresses = self._offered if self._ipv6_here else self._offered.without_ipv6()
-        if addresses == self._addresses:
+        before = self._addresses
+        if addresses == before:
             return
         self._addresses = addresses
         self._names.server.close()
@@ -193,7 +194,10 @@ class TunInterface(NoInterface):
         if asked_at != self._asked_at:
             await set_resolver(self._foundation, asked_at)
             self._asked_at = asked_at
-        _log.warning("the exit handed out other addresses: connections through the tunnel end")
+        if addresses.ipv4 == before.ipv4:
+            _log.info("the exit carries %s", "no IPv6 any more" if addresses.ipv6 is None else "IPv6 now")
+        else:
+            _log.warning("the exit handed out other addresses: connections through the tunnel end")
 
     async def _resize(self) -> None:
         """Make packets as large as the lane takes them whole; smaller than MIN_MTU they are cut instead."""

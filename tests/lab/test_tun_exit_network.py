@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import socket
+import struct
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +16,7 @@ import pytest
 from tests.support.lab.capture import Capture
 from tests.support.lab.hosts import EXIT4, EXIT6, SERVER4, SERVER6
 from tests.support.lab.net import until
-from tests.support.lab.stage import Stage
+from tests.support.lab.stage import Stage, beside_the_link
 
 DEVICE: Final = "cryprq-exit0"
 PAGE_PORT: Final = 9000
@@ -122,3 +124,50 @@ def test_the_exit_takes_addresses_that_are_free_on_its_machine(stage: Stage) -> 
         exit.ip("-6 route del blackhole fd63:7279:7071::/64")
 
     stage.restart_exit(release)
+
+
+def advertise(stage: Stage, lifetime: int) -> None:
+    """The router tells the exit that it is a default router for so many seconds (RFC 4861, section 4.2); 0: no more."""
+    with stage.hosts.router.entered():
+        device = socket.if_nametoindex("to-exit")
+        with socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6) as sock:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 255)
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, device)
+            sock.sendto(struct.pack(">BBHBBHII", 134, 0, 0, 64, 0, lifetime, 0, 0), ("ff02::1", 0, 0, device))
+
+
+def test_ipv6_that_comes_by_a_router_advertisement_and_goes(stage: Stage) -> None:
+    exit = stage.hosts.exit
+
+    def leave() -> None:
+        exit.ip("-6 route del default")
+        exit.sysctl("net.ipv6.conf.eth0.accept_ra", "1")
+
+    def addresses() -> int:
+        return len(stage.status()["addresses"])
+
+    stage.restart_exit(leave)
+    with stage.tunnel() as role, stage.wire() as wire:
+        assert stage.refuses(SERVER6) and addresses() == 1
+        since = role.written
+        advertise(stage, 1800)
+        until(lambda: addresses() == 2, "the client has an IPv6 address")
+        assert stage.fetch(SERVER6) == EXIT6
+        assert stage.fetch(SERVER4) == EXIT4
+        assert exit.sysctl("net.ipv6.conf.eth0.accept_ra") == "2"
+        advertise(stage, 0)
+        until(lambda: addresses() == 1, "the client's IPv6 address is gone")
+        assert stage.refuses(SERVER6)
+        assert stage.fetch(SERVER4) == EXIT4
+        advertise(stage, 1800)
+        until(lambda: addresses() == 2, "it is back")
+        assert stage.fetch(SERVER6) == EXIT6
+        assert not [line for line in role.lines[since:] if "link down" in line or "link up" in line]
+    assert not beside_the_link(wire)
+
+    def back() -> None:
+        advertise(stage, 0)
+        exit.ip("-6 route add default via 2a01:4f8:10::1")
+        exit.sysctl("net.ipv6.conf.eth0.accept_ra", "0")
+
+    stage.restart_exit(back)

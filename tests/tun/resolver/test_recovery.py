@@ -13,7 +13,7 @@ from tun.resolver.resolvconf_text import is_ours, nameservers, render
 
 TAG = "0123456789abcdef"
 BEFORE = "# by hand\nnameserver 192.0.2.1\nsearch lan\n"
-OURS = render(("100.96.255.53",), BEFORE.encode(), TAG)
+OURS = render(("198.18.255.53",), BEFORE.encode(), TAG)
 
 
 class Files:
