@@ -37,7 +37,7 @@ from .journal import Record
 from .resolver.choose import ResolverSetting
 from .routing.routes import Routes
 from .routing.tunnel_addresses import TunnelAddresses
-from .settings import MTU, RESOLVER4, RESOLVER6, SLICE_OVERHEAD, TunnelSettings
+from .settings import DNS_PORT, MTU, RESOLVER4, RESOLVER6, SLICE_OVERHEAD, TunnelSettings
 
 _log = logging.getLogger(__name__)
 
@@ -251,8 +251,8 @@ class Names:
         return cls(forwarder)
 
     async def listen(self, addresses: TunnelAddresses) -> None:
-        """Answer on these addresses, on a port that is free on all of them."""
-        await self.server.listen([str(interface.ip) for interface in addresses.interfaces()])
+        """Answer on these addresses. Raises ConfigError where another program has the port."""
+        await self.server.listen([str(interface.ip) for interface in addresses.interfaces()], DNS_PORT)
 
     def close(self) -> None:
         self.server.close()

@@ -20,6 +20,10 @@ CLIENT_DEVICE: Final = "cryprq0"
 EXIT_DEVICE: Final = "cryprq-exit0"
 MARK: Final = 0x6372
 """SO_MARK of the link's own sockets."""
+DNS_PORT: Final = 1022
+"""Where the forwarder is asked, on the tunnel addresses. The same in every run, so that a redirection which outlives
+its run (a killed process) leads to no other; below 1024, so that meanwhile no other user can bind it. One of the two
+for experiments (RFC 4727 section 6); not 53, which a resolver on every address of this machine may have."""
 SLICE_OVERHEAD: Final = OVERHEAD + SLICE_SIZE
 """Bytes of a datagram on the lane that are not the packet's."""
 MTU: Final = 1412

@@ -94,10 +94,18 @@ def test_without_packets_there_is_no_root_and_no_capability(name: str) -> None:
     assert found["CapabilityBoundingSet"] == found["AmbientCapabilities"] == [""]
 
 
-@pytest.mark.parametrize("unit", [CONFIGS / "cryprq-client-tun.service", DROP_IN], ids=lambda unit: unit.name)
-def test_packets_take_one_capability_and_one_device(unit: Path) -> None:
+@pytest.mark.parametrize(
+    ("unit", "capabilities"),
+    [
+        (CONFIGS / "cryprq-client-tun.service", "CAP_NET_ADMIN CAP_NET_BIND_SERVICE"),
+        (DROP_IN, "CAP_NET_ADMIN"),
+    ],
+    ids=["client", "exit"],
+)
+def test_packets_take_few_capabilities_and_one_device(unit: Path, capabilities: str) -> None:
+    """The client's forwarder listens below port 1024."""
     found = settings(unit)
-    assert found["CapabilityBoundingSet"] == ["CAP_NET_ADMIN"]
+    assert found["CapabilityBoundingSet"] == [capabilities]
     assert (found["DevicePolicy"], found["DeviceAllow"]) == (["closed"], ["/dev/net/tun rw"])
 
 

@@ -261,8 +261,8 @@ class FakeServer:
         self.hosts: list[str] = []
         self.port = 0
 
-    async def listen(self, hosts: list[str]) -> None:
-        self.port = 5300
+    async def listen(self, hosts: list[str], port: int) -> None:
+        self.port = port
         for host in hosts:
             self.machine.step(f"listen {host}")
             self.hosts.append(host)
@@ -354,7 +354,7 @@ async def test_the_filter_is_first_in_and_last_out(machine: Machine) -> None:
         "resolver 198.18.255.53 fd63:7279:7071::53",
     ]
     then = machine.filter.settings
-    assert (str(then.tunnel4), str(then.tunnel6), then.dns_port) == ("198.18.0.7", "fd63:7279:7071::7", 5300)
+    assert (str(then.tunnel4), str(then.tunnel6), then.dns_port) == ("198.18.0.7", "fd63:7279:7071::7", 1022)
     with pytest.raises(ConfigError):
         machine.journal()  # locked
 

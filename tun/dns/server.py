@@ -61,9 +61,13 @@ class DnsServer:
                 await self._listen(host)
             except OSError as error:
                 self.close()
+                remedy = (
+                    "it needs root, or CAP_NET_BIND_SERVICE"
+                    if isinstance(error, PermissionError)
+                    else "end what else listens there"
+                )
                 raise ConfigError(
-                    f"the DNS forwarder cannot listen on {host}, port {self.port}: {reason_of(error)};"
-                    " end what else listens there"
+                    f"the DNS forwarder cannot listen on {host}, port {self.port}: {reason_of(error)}; {remedy}"
                 ) from None
 
     def close(self) -> None:

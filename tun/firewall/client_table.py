@@ -17,10 +17,14 @@ them:
                                    another chain has done
 
 Nothing is accepted for being established: a socket that was open before the tunnel is not. What goes past the tunnel
-on purpose is known by its conntrack mark, which has four values: BYPASS for the link and excluded users, INBOUND
+on purpose is known by its conntrack mark (marks.py), which has a kind: BYPASS for the link and excluded users, INBOUND
 for connections from outside, PAUSED for those begun while the filter is open for a captive portal, DIRECT for those
 that a person's rule sends there (user_rules.py). All four get the link's fwmark, so that a single routing rule
-serves, and the kernel's reverse path filter sees the right route. A fifth value, BLOCKED, is for what a rule refuses.
+serves, and the kernel's reverse path filter sees the right route. BLOCKED is for what a rule refuses.
+
+A mark holds as long as its reason. It bears the numbers of its run and pause, and each accept stands in the table only
+while its setting does. A mark of an earlier run is taken off, and its connection is judged anew (`earlier`); one of a
+pause that is over is refused before anything else, since NAT has sent its connection elsewhere.
 
 In output hooks `oifname` is the device that was chosen *before* marks and NAT changed the route. Hence `fib daddr
 type local` next to `oifname lo`, and marked connections are judged before the tunnel's rule.
@@ -34,9 +38,23 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Final, NamedTuple
 
 from ..settings import DISCOVERY
-from .filter_settings import BLOCKED, BYPASS, DIRECT, INBOUND, NOTHING_OPEN, PAUSED, FilterSettings, Openings
+from .filter_settings import NOTHING_OPEN, FilterSettings, Openings
 from .inbound import NOT_KEPT, Address, Inbound
-from .nft import CLAMP, CLIENT, NO_COUNTS, REFUSE, Count, block, counters, name, prefixes, replacing, set_of
+from .marks import FIRST_MARKS, KIND_MASK, OURS, OURS_MASK, RUN_MASK, MarkKind, Marks
+from .nft import (
+    CLAMP,
+    CLIENT,
+    NO_COUNTS,
+    REFUSE,
+    TUNNELS,
+    Count,
+    block,
+    counters,
+    name,
+    prefixes,
+    replacing,
+    set_of,
+)
 from .user_rules import DNS_PORTS, rule_chains, rule_sets
 
 COUNTERS: Final = ("dns", "blocked", "stale", "guard", "unsolicited", "forwarded", "by_rule")
@@ -45,6 +63,8 @@ does not belong to the device that they leave by; packets to the tunnel address 
 out of the tunnel; packets of containers and neighbours; what a person's rule blocks."""
 
 # Priorities as numbers: older versions of nft know no name for NAT in the output hook.
+BEFORE_MANGLE: Final = "-160"
+"""After conntrack (-200), and before the reverse path rules of others in mangle (-150)."""
 BEFORE_OTHERS_DNAT: Final = "-105"
 BEFORE_OTHERS_SNAT: Final = "95"
 AFTER_NAT: Final = "300"
@@ -56,6 +76,7 @@ _DISCOVERY: Final = (
 )
 _GROUPS: Final = ("ip daddr { 224.0.0.0/4, 255.255.255.255 }", "ip6 daddr ff00::/8")
 _DNS_PORTS: Final = f"{{ {', '.join(map(str, DNS_PORTS))} }}"
+_CLEAR_DNS: Final = "{ 53, 853 }"
 _PORT_53: Final = "meta l4proto { tcp, udp } th dport 53"
 # A connection has no mark and is not known to conntrack before its first packet is let through.
 _FIRST: Final = "ct state new ct mark 0 ct status & confirmed == 0"
@@ -87,32 +108,74 @@ def _tunnels(settings: FilterSettings) -> Iterator[tuple[str, Address]]:
             yield family.ip, family.tunnel
 
 
+RUN: Final = "run"
+"""The set with the number of the run: what the next process must not take, if this one does not end in order."""
+
+
+class Given(NamedTuple):
+    """The marks of the present, and which kinds any setting gives."""
+
+    marks: Marks
+    inbound: bool
+    direct: bool
+    paused: bool
+
+    @classmethod
+    def of(cls, settings: FilterSettings, inbound: Inbound, openings: Openings, marks: Marks) -> Given:
+        return cls(marks, inbound.keep, settings.rules.may_be_direct, openings.pause > 0)
+
+    def mark(self, kind: MarkKind) -> str:
+        return f"{self.marks.of(kind):#x}"
+
+    def lasting(self, *others: MarkKind) -> str:
+        """The set of those that hold for all of the run, and of `others`; empty if there are none."""
+        kinds = [
+            *others,
+            *((MarkKind.INBOUND,) if self.inbound else ()),
+            *((MarkKind.DIRECT,) if self.direct else ()),
+        ]
+        return f"{{ {', '.join(map(self.mark, kinds))} }}" if kinds else ""
+
+    def to_other_sources(self) -> str:
+        """The set of those whose connections may have begun with the tunnel's address."""
+        kinds = [*((MarkKind.PAUSED,) if self.paused else ()), *((MarkKind.DIRECT,) if self.direct else ())]
+        return f"{{ {', '.join(map(self.mark, kinds))} }}" if kinds else ""
+
+
 def script(
     settings: FilterSettings,
     inbound: Inbound = NOT_KEPT,
     openings: Openings = NOTHING_OPEN,
     counts: Mapping[str, Count] = NO_COUNTS,
+    marks: Marks = FIRST_MARKS,
 ) -> str:
     """The whole table as one transaction, which replaces the table that stands.
 
-    `counts` are what the counters begin with. The constructor of `settings` has checked every text in it.
+    `counts` are what the counters begin with, `marks` the numbers that connections are marked with. The constructor
+    of `settings` has checked every text in it.
     """
     lines = counters(COUNTERS, counts)
     lines += _sets(settings, inbound, openings)
+    lines += set_of(RUN, "mark", "", [f"{marks.this_run:#x}"])
     lines += REFUSE
-    lines += rule_chains(settings.rules, settings.mark + DIRECT, settings.mark + BLOCKED)
+    lines += rule_chains(settings.rules, marks.of(MarkKind.DIRECT), marks.of(MarkKind.BLOCKED))
+    given = Given.of(settings, inbound, openings, marks)
     for title, rules in (
+        ("earlier", _earlier(settings, given)),
+        ("over", _over(given)),
         ("guard", _guard(settings)),
-        ("mark_in", _mark_in(settings, inbound)),
+        ("mark_in", _mark_in(settings, inbound, given)),
         ("dns_in", _dns_in(settings)),
         ("input", _input(settings)),
-        ("forward", _forward(settings)),
-        ("mark_out", _mark_out(settings)),
-        ("dns_out", _dns_out(settings)),
+        ("forward", _forward(settings, given)),
+        ("mark_out", _mark_out(settings, given)),
+        ("dns_out", _dns_out(settings, given)),
         ("tunnel", _tunnel(settings)),
+        ("marked", _marked(given)),
+        ("link", _link(settings)),
         ("output", _output(settings)),
-        ("sources", _sources(settings)),
-        ("leaving", _leaving(settings)),
+        ("sources", _sources(settings, given)),
+        ("leaving", _leaving(settings, given)),
     ):
         lines += block(f"chain {title}", rules)
     return replacing(CLIENT, lines)
@@ -139,6 +202,8 @@ def _sets(settings: FilterSettings, inbound: Inbound, openings: Openings) -> lis
             for address, left in sorted(openings.bootstrap.items(), key=str)
             if address.version == version and left > 0
         ]
+        tunnel = [] if family.tunnel is None else [str(family.tunnel)]
+        lines += set_of(f"{TUNNELS}{version}", kind, "", tunnel)
         lines += set_of(f"exits{version}", f"{kind} . inet_service", "", exits)
         lines += set_of(f"bootstrap{version}", kind, "timeout", resolvers)
         lines += set_of(
@@ -169,26 +234,56 @@ def _guard(settings: FilterSettings) -> Iterable[str]:
         yield f'iifname != {{ {name(settings.tun)}, "lo" }} {ip} daddr {tunnel} counter name guard drop'
 
 
-def _mark_in(settings: FilterSettings, inbound: Inbound) -> Iterable[str]:
-    mark = settings.mark
-    yield _hook("filter", "prerouting", "mangle")
+def _earlier(settings: FilterSettings, given: Given) -> Iterable[str]:
+    """For a mark of an earlier run, or of earlier rules: taken over, or taken off and judged as at the first packet.
+
+    An answer is not judged, since rules are about where a connection goes to: its mark waits for a packet out.
+    """
+    yield f"ct mark & {KIND_MASK:#x} == {MarkKind.PAUSED.any_run:#x} return"
+    yield f"ct mark & {KIND_MASK:#x} == {MarkKind.BYPASS.any_run:#x} ct mark set {given.mark(MarkKind.BYPASS)} return"
+    if given.inbound:
+        inbound = f"ct mark & {KIND_MASK:#x} == {MarkKind.INBOUND.any_run:#x}"
+        yield f"{inbound} ct mark set {given.mark(MarkKind.INBOUND)} return"
+    if settings.rules:
+        yield f"ct mark & {KIND_MASK:#x} == {MarkKind.DIRECT.any_run:#x} ct direction reply return"
+    yield "ct mark set 0"
+    if settings.rules:
+        yield (
+            f"meta mark != {settings.mark:#x} ct direction original iifname != @uplinks fib daddr type != local "
+            "jump rules"
+        )
+
+
+def _is_earlier(given: Given) -> str:
+    return f"ct mark & {OURS_MASK:#x} == {OURS:#x} ct mark & {RUN_MASK:#x} != {given.marks.this_run:#x}"
+
+
+def _over(given: Given) -> Iterable[str]:
+    """What is refused for its mark, wherever it goes. In a pause, `marked` has let its connections out before."""
+    yield f"ct mark {given.mark(MarkKind.BLOCKED)} counter name by_rule goto refuse"
+    yield f"ct mark & {KIND_MASK:#x} == {MarkKind.PAUSED.any_run:#x} counter name stale goto refuse"
+
+
+def _mark_in(settings: FilterSettings, inbound: Inbound, given: Given) -> Iterable[str]:
+    yield _hook("filter", "prerouting", BEFORE_MANGLE)
     yield f'iifname {{ {name(settings.tun)}, "lo" }} return'
+    yield f"{_is_earlier(given)} jump earlier"
     if inbound.keep:
         fresh = "ct state new ct mark 0 fib daddr type local"
+        marked = f"ct mark set {given.mark(MarkKind.INBOUND)}"
         low, high = inbound.ephemeral
-        yield f"{fresh} {_TCP_SYN} ct mark set {mark + INBOUND:#x}"
-        yield f"{fresh} udp sport >= 1024 udp dport != {low}-{high} ct mark set {mark + INBOUND:#x}"
-        yield f"{fresh} icmp type echo-request ct mark set {mark + INBOUND:#x}"
-        yield f"{fresh} icmpv6 type echo-request ct mark set {mark + INBOUND:#x}"
+        yield f"{fresh} {_TCP_SYN} {marked}"
+        yield f"{fresh} udp sport >= 1024 udp dport != {low}-{high} {marked}"
+        yield f"{fresh} icmp type echo-request {marked}"
+        yield f"{fresh} icmpv6 type echo-request {marked}"
         # Also where the other end is the first to send: without the mark, a strict reverse path filter drops it.
         for version, ip in ((4, "ip"), (6, "ip6")):
-            yield (
-                f"{ip} daddr . tcp dport . {ip} saddr . tcp sport @kept{version} "
-                f"ct mark set {mark + INBOUND:#x}"
-            )
+            yield f"{ip} daddr . tcp dport . {ip} saddr . tcp sport @kept{version} {marked}"
     if settings.rules:
         yield f"iifname != @uplinks fib daddr type != local {_FIRST} jump rules"
-    yield f"ct mark {mark + BYPASS:#x}-{mark + DIRECT:#x} meta mark set {mark:#x}"
+    yield f"ct mark {given.lasting(MarkKind.BYPASS)} meta mark set {settings.mark:#x}"
+    if given.paused:
+        yield f"ct mark {given.mark(MarkKind.PAUSED)} meta nfproto @open meta mark set {settings.mark:#x}"
 
 
 def _dns_in(settings: FilterSettings) -> Iterable[str]:
@@ -217,21 +312,22 @@ def _input(settings: FilterSettings) -> Iterable[str]:
     yield f"iifname {name(settings.tun)} ct state new counter name unsolicited drop"
 
 
-def _forward(settings: FilterSettings) -> Iterable[str]:
-    tun, mark = name(settings.tun), settings.mark
+def _forward(settings: FilterSettings, given: Given) -> Iterable[str]:
+    tun = name(settings.tun)
     yield _hook("filter", "forward", "filter", "drop" if settings.kill_switch else "accept")
     yield f"oifname {tun} {CLAMP}"
     yield f"iifname {tun} {CLAMP}"
     yield f"iifname {tun} ct state established,related accept"
     yield f"iifname {tun} counter name unsolicited drop"
-    yield f"ct mark {mark + BLOCKED:#x} counter name by_rule goto refuse"
+    yield "ct mark != 0 jump over"
     if not settings.kill_switch:
         return
     yield f"oifname {tun} iifname @uplinks counter name forwarded goto refuse"
     # Begun before the filter, so without our NAT: its other end could not answer.
     yield f"oifname {tun} ct state established ct status & snat == 0 counter name stale goto refuse"
     yield f"oifname {tun} accept"
-    yield f"ct mark {{ {mark + INBOUND:#x}, {mark + DIRECT:#x} }} accept"
+    if lasting := given.lasting():
+        yield f"ct mark {lasting} accept"
     yield f"meta l4proto {{ tcp, udp }} th dport {_DNS_PORTS} counter name dns goto refuse"
     for family in _families(settings):
         version, ip = family.version, family.ip
@@ -245,30 +341,38 @@ def _forward(settings: FilterSettings) -> Iterable[str]:
     yield "counter name forwarded goto refuse"
 
 
-def _mark_out(settings: FilterSettings) -> Iterable[str]:
+def _mark_out(settings: FilterSettings, given: Given) -> Iterable[str]:
     """The kernel looks up the route again where the mark has changed (a chain of type route)."""
     mark = settings.mark
     yield _hook("route", "output", "mangle")
     yield 'oifname "lo" return'
     yield "fib daddr type local return"
-    yield f"meta skuid @uids ct mark 0 ct mark set {mark + BYPASS:#x}"
-    for version, ip in ((4, "ip"), (6, "ip6")):
-        yield (
-            f"{ip} saddr . tcp sport . {ip} daddr . tcp dport @kept{version} ct mark set {mark + INBOUND:#x}"
-        )
-    yield f"meta mark != {mark:#x} ct state new ct mark 0 meta nfproto @open ct mark set {mark + PAUSED:#x}"
+    yield f"{_is_earlier(given)} jump earlier"
+    if settings.excluded_uids:
+        yield f"meta skuid @uids ct mark 0 ct mark set {given.mark(MarkKind.BYPASS)}"
+    if given.inbound:
+        for version, ip in ((4, "ip"), (6, "ip6")):
+            yield (
+                f"{ip} saddr . tcp sport . {ip} daddr . tcp dport @kept{version} "
+                f"ct mark set {given.mark(MarkKind.INBOUND)}"
+            )
+    if given.paused:
+        fresh = f"meta mark != {mark:#x} ct state new ct mark 0 meta nfproto @open"
+        yield f"{fresh} ct mark set {given.mark(MarkKind.PAUSED)}"
     if settings.rules:
         yield f"meta mark != {mark:#x} {_FIRST} jump rules"
-    yield f"ct mark {{ {mark + INBOUND:#x}, {mark + DIRECT:#x} }} meta mark set {mark:#x}"
-    yield f"ct mark {mark + PAUSED:#x} meta nfproto @open meta mark set {mark:#x}"
+    if lasting := given.lasting():
+        yield f"ct mark {lasting} meta mark set {mark:#x}"
+    if given.paused:
+        yield f"ct mark {given.mark(MarkKind.PAUSED)} meta nfproto @open meta mark set {mark:#x}"
 
 
-def _dns_out(settings: FilterSettings) -> Iterable[str]:
+def _dns_out(settings: FilterSettings, given: Given) -> Iterable[str]:
     yield _hook("nat", "output", BEFORE_OTHERS_DNAT)
     yield 'oifname "lo" return'
     for family in _families(settings):
-        if family.resolver is not None:
-            paused = f"ct mark {settings.mark + PAUSED:#x} {_PORT_53}"
+        if family.resolver is not None and given.paused:
+            paused = f"ct mark {given.mark(MarkKind.PAUSED)} {_PORT_53}"
             yield f"{paused} {_dnat(family.ip, family.resolver, 53)}"
     yield f"meta mark {settings.mark:#x} return"
     yield from _to_forwarder(settings)
@@ -284,15 +388,23 @@ def _tunnel(settings: FilterSettings) -> Iterable[str]:
     yield "counter name stale goto refuse"
 
 
-def _own_packets(settings: FilterSettings) -> Iterable[str]:
+def _marked(given: Given) -> Iterable[str]:
+    """For connections of this machine that bear a mark, perhaps another program's."""
+    if given.paused:
+        yield f"ct mark {given.mark(MarkKind.PAUSED)} meta nfproto @open accept"
+    yield from _over(given)
+    if lasting := given.lasting():
+        yield f"ct mark {lasting} accept"
+
+
+def _link(settings: FilterSettings) -> Iterable[str]:
     """What this program sends past the tunnel: the link, and questions for names that are not asked through it."""
-    mark = settings.mark
     for version, ip in ((4, "ip"), (6, "ip6")):
-        yield f"meta mark {mark:#x} meta l4proto {{ tcp, udp }} {ip} daddr . th dport @exits{version} accept"
-        yield f"meta mark {mark:#x} {_PORT_53} {ip} daddr @bootstrap{version} accept"
+        yield f"meta l4proto {{ tcp, udp }} {ip} daddr . th dport @exits{version} accept"
+        yield f"{_PORT_53} {ip} daddr @bootstrap{version} accept"
         servers = sorted(str(address) for address in settings.name_servers if address.version == version)
         if servers:
-            yield f"meta mark {mark:#x} {_PORT_53} {ip} daddr {{ {', '.join(servers)} }} accept"
+            yield f"{_PORT_53} {ip} daddr {{ {', '.join(servers)} }} accept"
 
 
 def _output(settings: FilterSettings) -> Iterable[str]:
@@ -300,21 +412,15 @@ def _output(settings: FilterSettings) -> Iterable[str]:
     yield _hook("filter", "output", "filter", "drop" if settings.kill_switch else "accept")
     yield 'oifname "lo" accept'
     yield "fib daddr type local accept"
-    yield from _own_packets(settings)
-    yield f"ct mark {mark + BLOCKED:#x} counter name by_rule goto refuse"
-    yield f"ct mark {{ {mark + INBOUND:#x}, {mark + DIRECT:#x} }} accept"
-    yield f"ct mark {mark + PAUSED:#x} meta nfproto @open accept"
+    yield "ct mark != 0 jump marked"
+    yield f"meta mark {mark:#x} jump link"
+    yield f"oifname {tun} goto tunnel"
     if settings.kill_switch:
         # RFC 2131, RFC 8415, RFC 4861 (133 router solicitation, 135 and 136 neighbours), RFC 3810.
-        outside = f"oifname != {tun}"
-        yield f"{outside} meta nfproto ipv4 udp sport 68 udp dport 67 accept"
-        yield (
-            f"{outside} ip6 saddr fe80::/10 ip6 daddr {{ fe80::/10, ff02::1:2 }} "
-            "udp sport 546 udp dport 547 accept"
-        )
-        yield f"{outside} ip6 hoplimit 255 icmpv6 type {{ 133, 135, 136 }} accept"
-        yield f"{outside} ip6 daddr ff02::/16 icmpv6 type {{ 131, 132, 143 }} accept"
-    yield f"oifname {tun} goto tunnel"
+        yield "meta nfproto ipv4 udp sport 68 udp dport 67 accept"
+        yield "ip6 saddr fe80::/10 ip6 daddr { fe80::/10, ff02::1:2 } udp sport 546 udp dport 547 accept"
+        yield "ip6 hoplimit 255 icmpv6 type { 133, 135, 136 } accept"
+        yield "ip6 daddr ff02::/16 icmpv6 type { 131, 132, 143 } accept"
     if not settings.kill_switch:
         if not settings.lan_allowed:
             for version, ip in ((4, "ip"), (6, "ip6")):
@@ -340,25 +446,31 @@ def _output(settings: FilterSettings) -> Iterable[str]:
     yield "counter name blocked goto refuse"
 
 
-def _sources(settings: FilterSettings) -> Iterable[str]:
+def _sources(settings: FilterSettings, given: Given) -> Iterable[str]:
     tun = name(settings.tun)
     yield _hook("nat", "postrouting", BEFORE_OTHERS_SNAT)
     for ip, tunnel in _tunnels(settings):
         yield f"oifname {tun} {ip} saddr != {tunnel} masquerade"
-        yield (
-            f'oifname != {{ {tun}, "lo" }} {ip} saddr {tunnel} '
-            f"ct mark {{ {settings.mark + PAUSED:#x}, {settings.mark + DIRECT:#x} }} masquerade"
-        )
+        if marks := given.to_other_sources():
+            yield f'oifname != {{ {tun}, "lo" }} {ip} saddr {tunnel} ct mark {marks} masquerade'
 
 
-def _leaving(settings: FilterSettings) -> Iterable[str]:
-    """After NAT. And the link's own connections get their mark here, once they have been let through."""
+def _leaving(settings: FilterSettings, given: Given) -> Iterable[str]:
+    """After NAT: the device is the true one. And the link's own connections get their mark here, once they have been
+    let through."""
     tun, mark = name(settings.tun), settings.mark
     yield _hook("filter", "postrouting", AFTER_NAT)
     for ip, tunnel in _tunnels(settings):
         yield f"oifname {tun} {ip} saddr != {tunnel} counter name stale drop"
-        yield f'oifname != {{ {tun}, "lo" }} {ip} saddr {tunnel} counter name stale drop'
+    yield f'oifname {{ {tun}, "lo" }} accept'
+    for ip, tunnel in _tunnels(settings):
+        yield f"{ip} saddr {tunnel} counter name stale drop"
         # A socket bound to another device asks for a name: `dns_out` has sent the question to the forwarder, but the
         # kernel still routes it through that device, where it would leave in the clear.
-        yield f'oifname != {{ {tun}, "lo" }} {ip} daddr {tunnel} counter name dns drop'
-    yield f"meta mark {mark:#x} ct mark 0 ct mark set {mark + BYPASS:#x}"
+        yield f"{ip} daddr {tunnel} counter name dns drop"
+    if settings.kill_switch:
+        # Whatever other chains, NAT or the entry of an earlier run have made of it.
+        clear = f"meta mark != {mark:#x} meta l4proto {{ tcp, udp }}"
+        yield f"{clear} th dport {_CLEAR_DNS} counter name dns drop"
+        yield f"{clear} ct direction original ct original proto-dst {_CLEAR_DNS} counter name dns drop"
+    yield f"meta mark {mark:#x} ct mark 0 ct mark set {given.mark(MarkKind.BYPASS)}"

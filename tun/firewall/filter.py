@@ -5,6 +5,9 @@ addresses, exits, LAN prefixes or the forwarder's port become known or change. T
 table away, last of all. If the process ends in any other manner, the filter stays and holds everything in.
 
 Each opening is an element of a set with a time limit. The kernel closes it in time, whether this process lives or not.
+
+After each change of settings, and at the end of a pause, the connections whose reason has ended are deleted from
+conntrack (conntrack.py): behind the change, so that nothing can begin anew for the old reason.
 """
 
 from __future__ import annotations
@@ -18,10 +21,12 @@ from cryprq_proxy.errors import LocalError
 from cryprq_proxy.process.actions import MAX_PAUSE
 
 from ..journal import Record
-from . import nft
-from .client_table import COUNTERS, script
+from . import conntrack, nft
+from .client_table import COUNTERS, RUN, script
+from .conntrack import Ended, Flow
 from .filter_settings import FilterSettings, Openings
 from .inbound import NOT_KEPT, Address, Inbound, observe
+from .marks import FIRST_MARKS, Marks, reason_of_mark
 from .nft import CLIENT, Ask, Count, Run
 
 RESOLVING: Final = 30
@@ -31,10 +36,12 @@ RESOLVING: Final = 30
 class Filter:
     """The client's packet filter, made by `up`. All methods block for some milliseconds and raise NftError."""
 
-    def __init__(self, settings: FilterSettings, inbound: Inbound, run: Run, ask: Ask) -> None:
+    def __init__(self, settings: FilterSettings, inbound: Inbound, marks: Marks, run: Run, ask: Ask) -> None:
         """For `up` only: the table stands already."""
         self.settings = settings
         self._inbound = inbound
+        self._marks = marks
+        self._left: frozenset[Address] = frozenset()
         self._run = run
         self._ask = ask
         self._asked: list[frozenset[Address]] = []
@@ -59,16 +66,29 @@ class Filter:
         """
         nft.claim(CLIENT, ours, record, ask)
         inbound = observe() if keep_inbound else NOT_KEPT
-        run(script(settings, inbound))
-        return cls(settings, inbound, run, ask)
+        left = nft.tunnel_addresses(ask)
+        marks = FIRST_MARKS.next_run({*conntrack.seen_runs(), *_run_before(ask)})
+        run(script(settings, inbound, marks=marks))
+        made = cls(settings, inbound, marks, run, ask)
+        made._left = left
+        made._forget()
+        return made
 
     def update(self, settings: FilterSettings) -> None:
         """From now on, the filter is that of `settings`; what is open stays open and the counters go on.
 
         The table is replaced in one transaction, also if another program has removed it in between.
         """
-        if settings != self.settings:
-            self._replace(settings)
+        before = self.settings
+        if settings == before:
+            return
+        if settings.rules != before.rules:
+            # What the rules from before sent past the tunnel is judged anew.
+            self._marks = self._marks.next_run(conntrack.seen_runs())
+        self._replace(settings)
+        self._left |= _addresses(before)
+        self._left -= _addresses(settings)
+        self._forget()
 
     def restore(self) -> None:
         """Put the table back if another program has removed it (`nft flush ruleset`): see `standing`."""
@@ -87,8 +107,32 @@ class Filter:
         wanted = Openings(
             now.pause if pause is None else pause, now.bootstrap if bootstrap is None else bootstrap
         )
-        self._run(script(settings, self._inbound, wanted, nft.counts(listed)))
+        self._run(script(settings, self._inbound, wanted, nft.counts(listed), self._marks))
         self.settings = settings
+
+    def _forget(self) -> None:
+        """Delete the connections whose reason has ended under the present settings."""
+        settings = self.settings
+        rules = settings.rules
+
+        def direct(flow: Flow) -> bool:
+            return rules.sends_past_the_tunnel(flow.destination, flow.protocol, flow.port)
+
+        tunnels = _addresses(settings)
+        conntrack.delete(
+            Ended(
+                marks=self._marks,
+                paused=self.paused() > 0,
+                keep_inbound=self._inbound.keep,
+                direct=direct,
+                own=conntrack.own_addresses_or_none() | tunnels,
+                left=self._left,
+                guests=tuple(settings.guests),
+                forwarder=frozenset(
+                    (address, settings.dns_port) for address in tunnels if settings.dns_port is not None
+                ),
+            )
+        )
 
     def standing(self) -> bool:
         """Whether the kernel has our table. Other programs can remove it; ask now and then.
@@ -127,11 +171,30 @@ class Filter:
         """
         if not 0 < seconds <= MAX_PAUSE:
             raise LocalError(f"a pause lasts from 1 to {MAX_PAUSE} seconds")
+        if not self.paused():
+            self._marks = self._marks.next_pause()
         self._replace(self.settings, pause=seconds)
+
+    def end_pause(self) -> None:
+        """Close what the kernel has closed by now, and delete the connections that were begun in the pause."""
+        self._replace(self.settings, pause=0)
+        self._forget()
 
     def paused(self) -> int:
         """Whole seconds that are left of the pause."""
         return openings(self._ask("list", "set", "inet", CLIENT, "open") or []).pause
+
+
+def _addresses(settings: FilterSettings) -> frozenset[Address]:
+    return frozenset(address for address in (settings.tunnel4, settings.tunnel6) if address is not None)
+
+
+def _run_before(ask: Ask) -> Iterator[int]:
+    """The run of the table that stands, of a process that did not end in order."""
+    for mark in nft.elements(ask, RUN):
+        reason = reason_of_mark(mark) if isinstance(mark, int) else None
+        if reason is not None:
+            yield reason.run
 
 
 def openings(listed: Iterable[Mapping[str, Any]]) -> Openings:

@@ -15,14 +15,7 @@ from .inbound import Address
 from .nft import name
 from .user_rules import FilterRules
 
-BYPASS: Final = 0
-INBOUND: Final = 1
-PAUSED: Final = 2
-DIRECT: Final = 3
-BLOCKED: Final = 4
-"""What is added to the link's fwmark to make the conntrack marks."""
-
-_LAST_MARK: Final = 0xFFFFFFFF - BLOCKED
+_LAST_MARK: Final = 0xFFFFFFFF
 
 
 class ExitEndpoint(NamedTuple):
@@ -39,7 +32,7 @@ class FilterSettings:
     tun: str
     """Name of the tunnel device; it need not exist."""
     mark: int
-    """fwmark of the link's sockets; it and the four values above must be free for us."""
+    """fwmark of the link's sockets; it must be free for us."""
     exits: frozenset[ExitEndpoint]
     """All configured exits, as far as their addresses are known."""
     tunnel4: IPv4Address | None = None

@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Final
 
+from cryprq_proxy.base.tasks import spawn
 from cryprq_proxy.errors import CryprqError
 from cryprq_proxy.status import KillSwitchStatus
 
@@ -29,6 +30,8 @@ from .policy import Policy
 
 _log = logging.getLogger(__name__)
 
+PAUSE_MARGIN: Final = 0.1
+"""Seconds after which a pause that should be over is over in the kernel too."""
 CHECK_SECONDS: Final = 2.0
 """Between two checks whether another program has removed the filter."""
 
@@ -62,11 +65,14 @@ class KillSwitch:
         self._resolvers: Callable[[], tuple[str, ...]] = tuple
         self._changing = asyncio.Lock()
         self._shut = False
+        self._pause_end: asyncio.Task[None] | None = None
         self._filter = Filter.up(self._wanted(), record, ours=ours, keep_inbound=settings.keep_inbound)
 
     async def shut(self) -> None:
         """Refuse every further change, and wait for the end of one that is being made."""
         self._shut = True
+        if self._pause_end is not None:
+            self._pause_end.cancel()
         async with self._changing:
             pass
 
@@ -169,6 +175,17 @@ class KillSwitch:
     async def pause(self, seconds: int) -> None:
         """Let this machine past the tunnel for so long."""
         await self._change(self._filter.pause, seconds)
+        if self._pause_end is not None:
+            self._pause_end.cancel()
+        self._pause_end = spawn(self._end_pause(seconds + PAUSE_MARGIN), "end of the pause")
+
+    async def _end_pause(self, seconds: float) -> None:
+        """The kernel closes the filter by itself; then the connections of the pause are over."""
+        await asyncio.sleep(seconds)
+        try:
+            await self._change(self._filter.end_pause)
+        except CryprqError as error:
+            _log.warning("connections that were begun in the pause may have to be opened anew: %s", error)
 
     # --- looking after it ---
 

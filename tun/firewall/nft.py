@@ -14,11 +14,12 @@ What is written into a script comes through `name`, `prefixes` and numbers, neve
 from __future__ import annotations
 
 import json
+import logging
 import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterable, Mapping
-from ipaddress import IPv4Network, IPv6Network, collapse_addresses
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, collapse_addresses
 from typing import Any, Final, NamedTuple
 
 from cryprq_proxy.base import leftovers
@@ -26,6 +27,11 @@ from cryprq_proxy.errors import ConfigError
 from cryprq_proxy.rules.ranges import IPNetwork
 
 from ..journal import Entry, Record, Undoer
+from ..settings import DNS_PORT
+from . import conntrack
+from .conntrack import EndedWithTable
+
+_log = logging.getLogger(__name__)
 
 CLIENT: Final = leftovers.TABLES["client"]
 EXIT: Final = leftovers.TABLES["exit"]
@@ -211,10 +217,47 @@ def claim(table: str, ours: bool, record: Record, ask: Ask = ask) -> None:
     record({"kind": KIND, "table": table})
 
 
+def elements(ask: Ask, title: str) -> list[object]:
+    """Those of a set of the client's table; none if there is no such set."""
+    listed = ask("list", "set", "inet", CLIENT, title) or []
+    return [element for item in listed if "set" in item for element in item["set"].get("elem", ())]
+
+
+TUNNELS: Final = "tunnel"
+"""With 4 or 6, the set of the tunnel address in the client's table: what the end must know of NAT."""
+
+
+def tunnel_addresses(ask: Ask = ask) -> frozenset[IPv4Address | IPv6Address]:
+    """Those of the client's table that stands, perhaps of a process that is gone."""
+    return conntrack.addresses(text for version in (4, 6) for text in elements(ask, f"{TUNNELS}{version}"))
+
+
+_ENDING: Final = f"""
+flush chain inet {CLIENT} dns_in
+flush chain inet {CLIENT} dns_out
+insert rule inet {CLIENT} output oifname != "lo" meta l4proto {{ tcp, udp }} ct original proto-dst 53 drop
+insert rule inet {CLIENT} forward meta l4proto {{ tcp, udp }} ct original proto-dst 53 drop
+"""
+
+
+def _forget(dns_port: int) -> None:
+    """Before the client's table goes: redirect no more, refuse DNS, and delete the connections that only the table
+    holds in. Otherwise NAT would send their next packets to addresses of the tunnel, in the clear."""
+    tunnels = tunnel_addresses()
+    try:
+        run(_ENDING)
+    except NftError as error:
+        # A table of another version, which has other chains.
+        _log.debug("the table is removed as it is: %s", error)
+    conntrack.delete(EndedWithTable(tunnels=tunnels, dns_port=dns_port))
+
+
 def remove(table: str) -> None:
     """Deletes one of TABLES, whether it stands or not. Raises NftError."""
     if table not in TABLES:
         raise ConfigError(f"the journal names the packet filter table {table!r}, which is not this program's")
+    if table == CLIENT and exists(CLIENT):
+        _forget(DNS_PORT)
     run(f"add table inet {table}\ndelete table inet {table}\n")
 
 

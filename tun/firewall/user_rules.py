@@ -7,8 +7,11 @@ containers (client_table.py). Its verdict is the conntrack mark:
     block     the mark BLOCKED: the packet is refused where it would leave, so there is no connection
     tunnel    no mark: the other settings decide, and send all but the LAN through the tunnel
 
-So a connection keeps its first verdict when rules change. Each rule has a named interval set of its prefixes for each
-family: a look-up takes the same time for ten prefixes and for ten thousand.
+Other rules come with another number of the run in all marks (marks.py), so a connection that an earlier rule sent past
+the tunnel is judged anew with its next packet; one in the tunnel stays there.
+
+Each rule has a named interval set of its prefixes for each family: a look-up takes the same time for ten prefixes and
+for ten thousand.
 
 Rules do not change three things: the forwarder gets all DNS (port 53), DNS over TLS and LLMNR do not go past the
 tunnel, and DHCP works. Ports are those of TCP and UDP; a rule with ports does not match other protocols.
@@ -24,6 +27,7 @@ from typing import Final
 from cryprq_proxy.rules.ranges import IPNetwork, borders, spans
 from cryprq_proxy.rules.syntax import Verdict
 
+from .inbound import Address
 from .nft import block, set_of
 
 DNS_PORTS: Final = (53, 853, 5355)
@@ -32,6 +36,7 @@ DNS_PORTS: Final = (53, 853, 5355)
 _DIRECT_CHAIN: Final = "past_the_tunnel"
 _BLOCK_CHAIN: Final = "blocked"
 _CHAINS: Final = {Verdict.DIRECT: _DIRECT_CHAIN, Verdict.BLOCK: _BLOCK_CHAIN}
+_PROTOCOLS_WITH_PORTS: Final = (6, 17)
 _TCP_UDP: Final = "meta l4proto { tcp, udp } th dport"
 
 
@@ -46,6 +51,12 @@ class FilterRule:
     ports: tuple[tuple[int, int], ...] = ()
     """First and last; empty for every port, and for protocols without ports."""
 
+    def matches(self, address: Address, port: int) -> bool:
+        """`port` is 0 for a protocol without ports."""
+        if self.ports and not any(first <= port <= last for first, last in self.ports):
+            return False
+        return self.networks is None or any(address in network for network in self.networks)
+
 
 @dataclass(frozen=True, slots=True)
 class FilterRules:
@@ -59,6 +70,21 @@ class FilterRules:
         return self.default is not Verdict.TUNNEL or any(
             rule.verdict is not Verdict.TUNNEL for rule in self.rules
         )
+
+    def sends_past_the_tunnel(self, address: Address, protocol: int, port: int) -> bool:
+        """The chain `rules` for one connection; `port` counts for TCP and UDP only."""
+        ported = protocol in _PROTOCOLS_WITH_PORTS
+        if ported and port in DNS_PORTS:
+            return False
+        for rule in self.rules:
+            if rule.matches(address, port if ported else 0):
+                return rule.verdict is Verdict.DIRECT
+        return self.default is Verdict.DIRECT
+
+    @property
+    def may_be_direct(self) -> bool:
+        """Whether any of them sends anything past the tunnel."""
+        return self.default is Verdict.DIRECT or any(rule.verdict is Verdict.DIRECT for rule in self.rules)
 
 
 def rule_sets(rules: FilterRules) -> Iterator[str]:

@@ -16,6 +16,7 @@ from tun.firewall import nft
 from tun.firewall.client_table import COUNTERS, script
 from tun.firewall.filter_settings import ExitEndpoint, FilterSettings, Openings
 from tun.firewall.inbound import NOT_KEPT, Inbound, InboundConnection
+from tun.firewall.marks import Marks
 from tun.firewall.user_rules import FilterRule, FilterRules
 
 FOUR, SIX = IPv4Address("198.18.0.2"), IPv6Address("fd63::2")
@@ -59,19 +60,13 @@ def test_the_output_chain() -> None:
         "type filter hook output priority filter; policy drop;",
         'oifname "lo" accept',
         "fib daddr type local accept",
-        "meta mark 0x6372 meta l4proto { tcp, udp } ip daddr . th dport @exits4 accept",
-        "meta mark 0x6372 meta l4proto { tcp, udp } th dport 53 ip daddr @bootstrap4 accept",
-        "meta mark 0x6372 meta l4proto { tcp, udp } ip6 daddr . th dport @exits6 accept",
-        "meta mark 0x6372 meta l4proto { tcp, udp } th dport 53 ip6 daddr @bootstrap6 accept",
-        "ct mark 0x6376 counter name by_rule goto refuse",
-        "ct mark { 0x6373, 0x6375 } accept",
-        "ct mark 0x6374 meta nfproto @open accept",
-        'oifname != "cryprq0" meta nfproto ipv4 udp sport 68 udp dport 67 accept',
-        'oifname != "cryprq0" ip6 saddr fe80::/10 ip6 daddr { fe80::/10, ff02::1:2 } '
-        "udp sport 546 udp dport 547 accept",
-        'oifname != "cryprq0" ip6 hoplimit 255 icmpv6 type { 133, 135, 136 } accept',
-        'oifname != "cryprq0" ip6 daddr ff02::/16 icmpv6 type { 131, 132, 143 } accept',
+        "ct mark != 0 jump marked",
+        "meta mark 0x6372 jump link",
         'oifname "cryprq0" goto tunnel',
+        "meta nfproto ipv4 udp sport 68 udp dport 67 accept",
+        "ip6 saddr fe80::/10 ip6 daddr { fe80::/10, ff02::1:2 } udp sport 546 udp dport 547 accept",
+        "ip6 hoplimit 255 icmpv6 type { 133, 135, 136 } accept",
+        "ip6 daddr ff02::/16 icmpv6 type { 131, 132, 143 } accept",
         "ct direction reply ct status dnat th sport 5300 accept",
         "meta l4proto { tcp, udp } th dport { 53, 853, 5355 } counter name dns goto refuse",
         "meta skuid @uids accept",
@@ -85,6 +80,78 @@ def test_the_output_chain() -> None:
         "ip6 daddr & ff0f:: == { ff02::, ff05:: } accept",
         "counter name blocked goto refuse",
     ]
+
+
+def test_what_the_link_may_reach() -> None:
+    assert named(script(SETTINGS), "chain", "link") == [
+        "meta l4proto { tcp, udp } ip daddr . th dport @exits4 accept",
+        "meta l4proto { tcp, udp } th dport 53 ip daddr @bootstrap4 accept",
+        "meta l4proto { tcp, udp } ip6 daddr . th dport @exits6 accept",
+        "meta l4proto { tcp, udp } th dport 53 ip6 daddr @bootstrap6 accept",
+    ]
+
+
+# Of the run 5 and its pause 2.
+MARKS = Marks(5, 2)
+BYPASS, INBOUND, PAUSED, DIRECT, BLOCKED = (
+    "0x63701401",
+    "0x63701402",
+    "0x63701413",
+    "0x63701404",
+    "0x63701405",
+)
+DIRECT_RULE = FilterRules((FilterRule(Verdict.DIRECT, (ip_network("10.0.0.0/8"),)),))
+
+
+def test_a_mark_is_accepted_only_while_its_setting_holds() -> None:
+    def accepted(inbound: Inbound = NOT_KEPT, pause: int = 0, **changes: Any) -> tuple[list[str], ...]:
+        text = script(replace(SETTINGS, **changes), inbound, Openings(pause), marks=MARKS)
+        return tuple(
+            [line for line in named(text, "chain", chain) if "ct mark" in line and line.endswith(ending)]
+            for chain, ending in (("marked", "accept"), ("forward", "accept"), ("sources", "masquerade"))
+        )
+
+    assert accepted() == ([], [], [])
+    lasting = f"ct mark {{ {INBOUND} }} accept"
+    assert accepted(Inbound()) == ([lasting], [lasting], [])
+    marked, forwarded, sources = accepted(rules=DIRECT_RULE)
+    assert marked == forwarded == [f"ct mark {{ {DIRECT} }} accept"]
+    assert all(f"ct mark {{ {DIRECT} }}" in line for line in sources) and len(sources) == 2
+    marked, forwarded, sources = accepted(pause=3)
+    assert marked == [f"ct mark {PAUSED} meta nfproto @open accept"]
+    assert not forwarded
+    assert all(f"ct mark {{ {PAUSED} }}" in line for line in sources) and len(sources) == 2
+
+
+@pytest.mark.parametrize("pause", [0, 3])
+def test_the_mark_of_a_pause_that_is_over_is_refused_before_anything_else(pause: int) -> None:
+    text = script(SETTINGS, Inbound(), Openings(pause), marks=MARKS)
+    output = named(text, "chain", "output")
+    assert output[3] == "ct mark != 0 jump marked"
+    marked = named(text, "chain", "marked")
+    assert marked[pause and 1 :] == [
+        f"ct mark {BLOCKED} counter name by_rule goto refuse",
+        "ct mark & 0xfff00007 == 0x63700003 counter name stale goto refuse",
+        f"ct mark {{ {INBOUND} }} accept",
+    ]
+    assert named(text, "chain", "over") == marked[pause and 1 : -1]
+    assert (PAUSED in text) == bool(pause)
+
+
+def test_a_mark_of_an_earlier_run_is_judged_anew() -> None:
+    another = "ct mark & 0xfff00000 == 0x63700000 ct mark & 0xfffffc00 != 0x63701400 jump earlier"
+    text = script(replace(SETTINGS, rules=DIRECT_RULE), Inbound(), marks=MARKS)
+    assert named(text, "chain", "mark_in")[2] == named(text, "chain", "mark_out")[3] == another
+    assert named(text, "chain", "earlier") == [
+        "ct mark & 0xfff00007 == 0x63700003 return",
+        f"ct mark & 0xfff00007 == 0x63700001 ct mark set {BYPASS} return",
+        f"ct mark & 0xfff00007 == 0x63700002 ct mark set {INBOUND} return",
+        "ct mark & 0xfff00007 == 0x63700004 ct direction reply return",
+        "ct mark set 0",
+        "meta mark != 0x6372 ct direction original iifname != @uplinks fib daddr type != local jump rules",
+    ]
+    assert named(script(SETTINGS, marks=MARKS), "chain", "earlier")[2:] == ["ct mark set 0"]
+    assert elements(text, "run") == ["0x63701400"]
 
 
 def test_the_way_into_the_tunnel() -> None:
@@ -111,11 +178,10 @@ def test_the_forward_chain() -> None:
         f'iifname "cryprq0" {_CLAMP}',
         'iifname "cryprq0" ct state established,related accept',
         'iifname "cryprq0" counter name unsolicited drop',
-        "ct mark 0x6376 counter name by_rule goto refuse",
+        "ct mark != 0 jump over",
         'oifname "cryprq0" iifname @uplinks counter name forwarded goto refuse',
         'oifname "cryprq0" ct state established ct status & snat == 0 counter name stale goto refuse',
         'oifname "cryprq0" accept',
-        "ct mark { 0x6373, 0x6375 } accept",
         "meta l4proto { tcp, udp } th dport { 53, 853, 5355 } counter name dns goto refuse",
         "ip daddr @excluded4 accept",
         "ip saddr @excluded4 ct state established,related accept",
@@ -138,7 +204,7 @@ def test_the_rules_of_a_person() -> None:
         ),
         Verdict.DIRECT,
     )
-    text = script(replace(SETTINGS, rules=rules))
+    text = script(replace(SETTINGS, rules=rules), marks=MARKS)
     assert named(text, "chain", "rules") == [
         "meta l4proto { tcp, udp } th dport 53 return",
         "meta nfproto ipv4 udp sport 68 udp dport 67 return",
@@ -152,18 +218,16 @@ def test_the_rules_of_a_person() -> None:
     ]
     assert named(text, "chain", "past_the_tunnel") == [
         "meta l4proto { tcp, udp } th dport { 53, 853, 5355 } return",
-        "ct mark set 0x6375",
+        f"ct mark set {DIRECT}",
     ]
-    assert named(text, "chain", "blocked") == ["ct mark set 0x6376"]
+    assert named(text, "chain", "blocked") == [f"ct mark set {BLOCKED}"]
     assert elements(text, "rule2_4") == ["10.0.0.0-10.255.255.255"]
     assert elements(text, "rule2_6") == ["2001:db8::-2001:db8:ffff:ffff:ffff:ffff:ffff:ffff"]
     first = "ct state new ct mark 0 ct status & confirmed == 0 jump rules"
     assert f"iifname != @uplinks fib daddr type != local {first}" in named(text, "chain", "mark_in")
     out = named(text, "chain", "mark_out")
-    # What is excused altogether is so before, and never judged.
-    assert out.index(f"meta mark != 0x6372 {first}") > max(
-        index for index, line in enumerate(out) if "@uids" in line or "@kept" in line or "set 0x6374" in line
-    )
+    # What is excused altogether is so before, and never judged: all that follows is the mark for the route.
+    assert out[-2] == f"meta mark != 0x6372 {first}"
 
 
 def test_rules_that_do_nothing_cost_nothing() -> None:
@@ -195,15 +259,17 @@ def test_resolvers_of_the_lan_are_open_for_marked_packets_while_configured() -> 
     servers = frozenset(map(ip_address, ("192.168.1.2", "192.168.1.1", "fd00::1")))
     lines = set(script(replace(SETTINGS, name_servers=servers)).splitlines())
     assert {line.strip() for line in lines - set(script(SETTINGS).splitlines())} == {
-        "meta mark 0x6372 meta l4proto { tcp, udp } th dport 53 ip daddr { 192.168.1.1, 192.168.1.2 } accept",
-        "meta mark 0x6372 meta l4proto { tcp, udp } th dport 53 ip6 daddr { fd00::1 } accept",
+        "meta l4proto { tcp, udp } th dport 53 ip daddr { 192.168.1.1, 192.168.1.2 } accept",
+        "meta l4proto { tcp, udp } th dport 53 ip6 daddr { fd00::1 } accept",
     }
 
 
 def test_dns_while_paused_goes_to_the_first_resolver_of_each_family() -> None:
     settings = replace(SETTINGS, portal_resolvers=(ip_address("192.0.2.1"), ip_address("192.0.2.2")))
-    paused = [line for line in named(script(settings), "chain", "dns_out") if "0x6374" in line]
-    assert paused == ["ct mark 0x6374 meta l4proto { tcp, udp } th dport 53 dnat ip to 192.0.2.1:53"]
+    open_now = script(settings, NOT_KEPT, Openings(3), marks=MARKS)
+    paused = [line for line in named(open_now, "chain", "dns_out") if "ct mark" in line]
+    assert paused == [f"ct mark {PAUSED} meta l4proto {{ tcp, udp }} th dport 53 dnat ip to 192.0.2.1:53"]
+    assert "192.0.2.1" not in script(settings)
 
 
 def test_the_lan_blocked() -> None:
@@ -238,7 +304,18 @@ def test_nothing_for_the_tunnel_address_leaves_by_another_device() -> None:
     """A socket bound to a device asks for a name: sent to the forwarder, it would still take that device."""
     leaving = named(script(SETTINGS), "chain", "leaving")
     for ip, address in (("ip", SETTINGS.tunnel4), ("ip6", SETTINGS.tunnel6)):
-        assert f'oifname != {{ "cryprq0", "lo" }} {ip} daddr {address} counter name dns drop' in leaving
+        assert f"{ip} daddr {address} counter name dns drop" in leaving
+    assert leaving.index('oifname { "cryprq0", "lo" } accept') == 3
+
+
+def test_dns_in_the_clear_leaves_by_no_other_device_whatever_was_said_before() -> None:
+    clear = "meta mark != 0x6372 meta l4proto { tcp, udp }"
+    rules = [
+        f"{clear} th dport {{ 53, 853 }} counter name dns drop",
+        f"{clear} ct direction original ct original proto-dst {{ 53, 853 }} counter name dns drop",
+    ]
+    assert named(script(SETTINGS), "chain", "leaving")[-3:-1] == rules
+    assert not set(rules) & set(named(script(replace(SETTINGS, kill_switch=False)), "chain", "leaving"))
 
 
 def test_whatever_leaves_has_the_address_of_its_device() -> None:
@@ -246,33 +323,32 @@ def test_whatever_leaves_has_the_address_of_its_device() -> None:
     assert named(script(SETTINGS), "chain", "sources") == [
         "type nat hook postrouting priority 95; policy accept;",
         'oifname "cryprq0" ip saddr != 198.18.0.2 masquerade',
-        'oifname != { "cryprq0", "lo" } ip saddr 198.18.0.2 ct mark { 0x6374, 0x6375 } masquerade',
         'oifname "cryprq0" ip6 saddr != fd63::2 masquerade',
-        'oifname != { "cryprq0", "lo" } ip6 saddr fd63::2 ct mark { 0x6374, 0x6375 } masquerade',
     ]
     leaving = named(script(SETTINGS), "chain", "leaving")
     for ip, address in (("ip", SETTINGS.tunnel4), ("ip6", SETTINGS.tunnel6)):
         assert f'oifname "cryprq0" {ip} saddr != {address} counter name stale drop' in leaving
-        assert f'oifname != {{ "cryprq0", "lo" }} {ip} saddr {address} counter name stale drop' in leaving
+        assert f"{ip} saddr {address} counter name stale drop" in leaving
 
 
 def test_connections_from_outside() -> None:
     kept = InboundConnection(ip_address("192.0.2.1"), 22, ip_address("198.51.100.7"), 50000)
-    text = script(SETTINGS, Inbound(frozenset({kept}), (30000, 40000)))
+    text = script(SETTINGS, Inbound(frozenset({kept}), (30000, 40000)), marks=MARKS)
     fresh = "ct state new ct mark 0 fib daddr type local"
     assert named(text, "chain", "mark_in") == [
-        "type filter hook prerouting priority mangle; policy accept;",
+        "type filter hook prerouting priority -160; policy accept;",
         'iifname { "cryprq0", "lo" } return',
-        f"{fresh} tcp flags & (syn | ack) == syn ct mark set 0x6373",
-        f"{fresh} udp sport >= 1024 udp dport != 30000-40000 ct mark set 0x6373",
-        f"{fresh} icmp type echo-request ct mark set 0x6373",
-        f"{fresh} icmpv6 type echo-request ct mark set 0x6373",
-        "ip daddr . tcp dport . ip saddr . tcp sport @kept4 ct mark set 0x6373",
-        "ip6 daddr . tcp dport . ip6 saddr . tcp sport @kept6 ct mark set 0x6373",
-        "ct mark 0x6372-0x6375 meta mark set 0x6372",
+        "ct mark & 0xfff00000 == 0x63700000 ct mark & 0xfffffc00 != 0x63701400 jump earlier",
+        f"{fresh} tcp flags & (syn | ack) == syn ct mark set {INBOUND}",
+        f"{fresh} udp sport >= 1024 udp dport != 30000-40000 ct mark set {INBOUND}",
+        f"{fresh} icmp type echo-request ct mark set {INBOUND}",
+        f"{fresh} icmpv6 type echo-request ct mark set {INBOUND}",
+        f"ip daddr . tcp dport . ip saddr . tcp sport @kept4 ct mark set {INBOUND}",
+        f"ip6 daddr . tcp dport . ip6 saddr . tcp sport @kept6 ct mark set {INBOUND}",
+        f"ct mark {{ {BYPASS}, {INBOUND} }} meta mark set 0x6372",
     ]
     assert elements(text, "kept4") == ["192.0.2.1 . 22 . 198.51.100.7 . 50000"]
-    assert len(named(script(SETTINGS), "chain", "mark_in")) == 3
+    assert len(named(script(SETTINGS), "chain", "mark_in")) == 4
 
 
 def test_the_sets() -> None:
@@ -308,7 +384,7 @@ networks = st.frozensets(st.ip_addresses().map(ip_network), max_size=4)
 settings = st.builds(
     FilterSettings,
     tun=st.just("cryprq0"),
-    mark=st.integers(1, 0xFFFFFFFB),
+    mark=st.integers(1, 0xFFFFFFFF),
     exits=st.frozensets(st.builds(ExitEndpoint, st.ip_addresses(), st.integers(1, 65535)), max_size=3),
     tunnel4=st.none() | st.ip_addresses(v=4),
     tunnel6=st.none() | st.ip_addresses(v=6),
@@ -349,7 +425,7 @@ def test_what_holds_for_all_settings(some: FilterSettings) -> None:
         {"uplinks": frozenset({"eth 0"})},
         {"uplinks": frozenset({"cryprq0"})},
         {"mark": 0},
-        {"mark": 0xFFFFFFFC},
+        {"mark": 0x100000000},
         {"dns_port": 0},
         {"dns_port": 65536},
         {"exits": frozenset({ExitEndpoint(FOUR, 0)})},

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 
 import pytest
 
 from cryprq_proxy.errors import ConfigError, LocalError
 from cryprq_proxy.process.actions import MAX_PAUSE
+from cryprq_proxy.rules.syntax import Verdict
 from tests.support.nft_fakes import Kernel
 from tun.firewall.client_table import COUNTERS
 from tun.firewall.filter import RESOLVING, Filter
 from tun.firewall.filter_settings import ExitEndpoint, FilterSettings
 from tun.firewall.nft import CLIENT, Count, NftError
+from tun.firewall.user_rules import FilterRule, FilterRules
 
 SETTINGS = FilterSettings(
     tun="cryprq0", mark=0x6372, exits=frozenset({ExitEndpoint(ip_address("5.75.10.2"), 443)})
@@ -198,6 +200,39 @@ def test_a_removed_table_is_noticed_and_put_back() -> None:
     client.restore()
     assert client.standing()
     assert kernel.scripts[-1] == kernel.scripts[0]
+
+
+def test_other_rules_have_another_run_and_other_settings_the_same() -> None:
+    kernel = Kernel()
+    client = up(kernel)
+
+    def run() -> str:
+        return kernel.scripts[-1].partition("set run")[2].partition("}")[0]
+
+    first = run()
+    client.update(OTHER)
+    assert run() == first
+    rules = FilterRules((FilterRule(Verdict.DIRECT, (ip_network("192.0.2.0/24"),)),))
+    client.update(replace(OTHER, rules=rules))
+    assert run() != first
+
+
+def test_each_pause_has_a_number_of_its_own_and_one_that_is_prolonged_keeps_it() -> None:
+    kernel = Kernel()
+    client = up(kernel)
+
+    def accepted() -> str:
+        return kernel.scripts[-1].partition("chain marked")[2].partition(" meta nfproto @open accept")[0]
+
+    client.pause(10)
+    first = accepted()
+    client.pause(20)
+    assert accepted() == first
+    kernel.now = 20
+    client.end_pause()
+    assert "@open accept" not in kernel.scripts[-1]
+    client.pause(10)
+    assert accepted() != first
 
 
 def test_counters_go_on_through_an_update() -> None:

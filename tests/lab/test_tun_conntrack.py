@@ -1,0 +1,321 @@
+"""Sockets that are kept while their reason to go past the tunnel ends: pause, rule, `--inbound keep`, an earlier run.
+
+conntrack remembers marks and NAT of a flow for as long as it lives, so each test keeps one flow alive across the change
+and looks on the outer interface. With "absent" ctnetlink the program cannot delete such entries (the socket for it is
+refused): then a kept socket may be cut off, but nothing of it leaves either.
+"""
+
+from __future__ import annotations
+
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Final
+
+import dns.exception
+import dns.message
+import pytest
+
+from tests.support.lab.capture import Packet
+from tests.support.lab.hosts import (
+    CLIENT6,
+    EXIT4,
+    EXIT6,
+    ROUTER_LAN4,
+    ROUTER_SERVER4,
+    SERVER4,
+    SERVER6,
+)
+from tests.support.lab.links import PORT, ROOT, Role, Settings
+from tests.support.lab.net import until
+from tests.support.lab.server import ECHO_PORT
+from tests.support.lab.stage import Stage, beside_the_link
+from tun.settings import RESOLVER4
+
+DIRECT: Final = {SERVER4: ROUTER_SERVER4, SERVER6: CLIENT6}
+THROUGH: Final = {SERVER4: EXIT4, SERVER6: EXIT6}
+LAN, FAR = "192.168.77.1", "192.0.2.7"
+"""What the network's resolver answers, and the one behind the exit."""
+NAME: Final = "both.example.com"
+SSH: Final = 2222
+SILENCE: Final = 0.5
+QUESTIONS: Final = 10
+NAT_OF_ANOTHER: Final = "table ip engine { chain post { type nat hook postrouting priority 100; }; }"
+REFUSING: Final = """
+import socket
+class Socket(socket.socket):
+    def __init__(self, family=-1, type=-1, proto=-1, fileno=None):
+        if family == socket.AF_NETLINK and proto == 12:
+            raise OSError(93, "Protocol not supported")
+        super().__init__(family, type, proto, fileno)
+socket.socket = Socket
+"""
+
+
+@pytest.fixture(scope="module", params=["usual", "absent"])
+def stage(request: pytest.FixtureRequest, namespaces: None) -> Iterator[Stage]:
+    with Stage() as stage:
+        stage.server.dns.answers[f"{NAME}.", "A"] = [FAR]
+        stage.resolver.dns.answers[f"{NAME}.", "A"] = [LAN]
+        if request.param == "absent":
+            (stage.links.directory / "sitecustomize.py").write_text(REFUSING)
+            stage.links.environment["PYTHONPATH"] = f"{stage.links.directory}:{ROOT}"
+        yield stage
+
+
+@pytest.fixture(autouse=True)
+def ended(stage: Stage) -> Iterator[None]:
+    """A test that fails leaves nothing to the next."""
+    yield
+    for role in stage.links.roles[1:]:
+        if role.process.poll() is None:
+            role.kill()
+    stage.links.call(stage.client, "cleanup", "--state-dir", str(stage.links.state_dir))
+
+
+def can_delete(stage: Stage) -> bool:
+    return not (stage.links.directory / "sitecustomize.py").exists()
+
+
+# --- one flow each ------------------------------------------------------------------------------------------------
+
+
+def asks(sock: socket.socket, server: str, seconds: float = 2.0) -> str:
+    """The address that a question over UDP is answered with; empty for none, or what the system refuses."""
+    question = dns.message.make_query(NAME, "A")
+    sock.settimeout(seconds)
+    try:
+        sock.sendto(question.to_wire(), (server, 53))
+        while True:
+            answer = dns.message.from_wire(sock.recv(4096))
+            if answer.id == question.id:
+                return str(answer.answer[0][0]) if answer.answer else ""
+    except (OSError, dns.exception.DNSException):
+        return ""
+
+
+def asks_by_tcp(sock: socket.socket, seconds: float = 2.0) -> str:
+    """The same on a connection."""
+    wire = dns.message.make_query(NAME, "A").to_wire()
+    sock.settimeout(seconds)
+    try:
+        sock.sendall(len(wire).to_bytes(2) + wire)
+        size = int.from_bytes(sock.recv(2, socket.MSG_WAITALL))
+        answer = dns.message.from_wire(sock.recv(size, socket.MSG_WAITALL))
+    except (OSError, dns.exception.DNSException):
+        return ""
+    return str(answer.answer[0][0]) if answer.answer else ""
+
+
+def echoes(sock: socket.socket, address: str, seconds: float = SILENCE) -> bool:
+    """Whether a datagram comes back to an unconnected socket."""
+    sock.settimeout(seconds)
+    try:
+        sock.sendto(b"kept", (address, ECHO_PORT))
+        return sock.recv(100) == b"kept"
+    except OSError:
+        return False
+
+
+def talks(sock: socket.socket, seconds: float = SILENCE) -> bool:
+    """Whether what is sent on a connection comes back."""
+    sock.settimeout(seconds)
+    try:
+        sock.sendall(b"kept")
+        return bool(sock.recv(100))
+    except OSError:
+        return False
+
+
+def seen(stage: Stage, service: str) -> str:
+    """Where the last request came from."""
+    return next(visit.source for visit in reversed(stage.server.visits) if visit.service == service)
+
+
+@contextmanager
+def nothing_beside(stage: Stage) -> Iterator[None]:
+    with stage.wire() as wire:
+        yield
+    assert not beside_the_link(wire)
+
+
+# --- a pause ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("server", [str(RESOLVER4), "8.8.8.8"])
+def test_sockets_of_a_pause_leave_nothing_behind_it(stage: Stage, server: str) -> None:
+    """They were sent to the network's resolver: by NAT, which outlives the pause."""
+    with stage.tunnel(), ExitStack() as stack:
+        datagrams = stack.enter_context(stage.socket(server, socket.SOCK_DGRAM))
+        stage.command("pause", "3")
+        assert asks(datagrams, server) == LAN
+        stream = stack.enter_context(stage.socket(server))
+        stream.connect((server, 53))
+        assert asks_by_tcp(stream) == LAN
+        web = stack.enter_context(stage.socket(SERVER4, socket.SOCK_DGRAM))
+        assert echoes(web, SERVER4)
+        assert seen(stage, "echo-udp") == DIRECT[SERVER4]
+        until(lambda: stage.fetches(SERVER4) == EXIT4, "the pause has ended")
+        with nothing_beside(stage):
+            for _ in range(QUESTIONS):
+                assert asks(datagrams, server, SILENCE) != LAN
+                echoes(web, SERVER4, 0.1)
+            assert asks_by_tcp(stream, SILENCE) == ""
+            if can_delete(stage):
+                until(lambda: asks(datagrams, server) == FAR, "the socket works through the tunnel")
+                assert echoes(web, SERVER4)
+                assert seen(stage, "echo-udp") == EXIT4
+
+
+# --- another run, with other settings -----------------------------------------------------------------------------
+
+
+def again(stage: Stage, role: Role, how: str) -> None:
+    """The end of a run, before the next."""
+    if how == "kill":
+        assert role.kill() == -signal.SIGKILL
+    else:
+        assert not role.stop(), role.log
+
+
+def direct(*addresses: str) -> Settings:
+    return {"rule": [{"to": "direct", "cidrs": list(addresses)}]}
+
+
+def starts(stage: Stage, *options: str, settings: Settings | None = None) -> Role:
+    return stage.links.client(stage.client, *options, settings=settings)
+
+
+@pytest.mark.parametrize("how", ["stop", "kill"])
+@pytest.mark.parametrize("options", [(), ("--lan", "block")], ids=["allow", "block"])
+def test_flows_of_a_rule_that_the_next_run_has_not(stage: Stage, how: str, options: tuple[str, ...]) -> None:
+    role = starts(stage, settings=direct(SERVER4, SERVER6))
+    with ExitStack() as stack:
+        kept, streams = {}, {}
+        for address in (SERVER4, SERVER6):
+            kept[address] = stack.enter_context(stage.socket(address, socket.SOCK_DGRAM))
+            assert echoes(kept[address], address, 5)
+            assert seen(stage, "echo-udp") == DIRECT[address]
+            streams[address] = stack.enter_context(stage.socket(address))
+            streams[address].connect((address, ECHO_PORT))
+            assert talks(streams[address])
+        again(stage, role, how)
+        role = starts(stage, *options)
+        with nothing_beside(stage):
+            for address, sock in kept.items():
+                through = echoes(sock, address)
+                assert through or not can_delete(stage)
+                assert not through or seen(stage, "echo-udp") == THROUGH[address]
+                talks(streams[address])
+        assert not role.stop(), role.log
+
+
+@pytest.mark.parametrize("how", ["reload", "kill"])
+def test_flows_of_a_rule_that_stays(stage: Stage, how: str) -> None:
+    """Also where other rules beside it change."""
+    role = starts(stage, settings=direct(SERVER4))
+    with stage.socket(SERVER4) as stream:
+        stream.connect((SERVER4, ECHO_PORT))
+        assert talks(stream, 5)
+        if how == "kill":
+            again(stage, role, how)
+            role = starts(stage, settings=direct(SERVER4))
+        else:
+            reload(stage, role, direct(SERVER4, "192.0.2.1"))
+        with stage.wire() as wire:
+            assert talks(stream, 5)
+        assert {packet.destination for packet in beside_the_link(wire)} == {SERVER4}
+        reload(stage, role, {})
+        with nothing_beside(stage):
+            assert not talks(stream)
+        assert not role.stop(), role.log
+
+
+def reload(stage: Stage, role: Role, settings: Settings) -> None:
+    written = role.written
+    peer = f"cryprq://{stage.links.identity('exit')[1]}@{EXIT4}:{PORT}"
+    state = {"state_dir": str(stage.links.state_dir)}
+    stage.links.config("client", {"peer": peer, "tun": state, **settings})
+    role.process.send_signal(signal.SIGHUP)
+    role.says("reloaded: ", since=written)
+
+
+# --- from outside -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("later", ["block", "keep"])
+@pytest.mark.parametrize("how", ["stop", "kill"])
+def test_connections_from_outside_of_an_earlier_run(stage: Stage, how: str, later: str) -> None:
+    role = starts(stage, "--inbound", "keep")
+    with stage.client.entered():
+        listener = socket.create_server(("::", SSH), family=socket.AF_INET6)
+    with listener, stage.socket(CLIENT6, host=stage.hosts.server) as far, ExitStack() as stack:
+        far.connect((CLIENT6, SSH))
+        near = stack.enter_context(listener.accept()[0])
+
+        def sends() -> bool:
+            """The side here begins: nothing that comes in gives it a reason."""
+            far.settimeout(2 if later == "keep" else SILENCE)
+            with suppress(OSError):
+                near.sendall(b"from here")
+                return bool(far.recv(100))
+            return False
+
+        assert sends()
+        again(stage, role, how)
+        role = starts(stage, "--inbound", later)
+        with stage.wire() as wire:
+            assert sends() == (later == "keep")
+        assert bool(beside_the_link(wire)) == (later == "keep")
+        assert not role.stop(), role.log
+
+
+# --- DNS sockets that live long -----------------------------------------------------------------------------------
+
+
+def to_the_tunnels_range(packets: list[Packet]) -> list[Packet]:
+    return [packet for packet in packets if packet.destination.startswith(("198.18.", "fd63:"))]
+
+
+@pytest.mark.parametrize("how", ["stop", "kill"])
+def test_a_dns_socket_from_before_and_across_runs(stage: Stage, how: str) -> None:
+    """On a machine with a NAT table, as a container engine has: then conntrack settles NAT at a flow's first packet."""
+    stage.client.nft(NAT_OF_ANOTHER)
+    with ExitStack() as stack:
+        stack.callback(stage.client.nft, "delete table ip engine")
+        sock = stack.enter_context(stage.socket(ROUTER_LAN4, socket.SOCK_DGRAM))
+        assert asks(sock, ROUTER_LAN4) == LAN
+        answered: Callable[[], bool] = lambda: asks(sock, ROUTER_LAN4) == FAR  # noqa: E731
+        for _ in range(2):
+            role = starts(stage)
+            with nothing_beside(stage):
+                if can_delete(stage):
+                    assert answered()
+                else:
+                    asks(sock, ROUTER_LAN4, SILENCE)
+            again(stage, role, how)
+            if how == "stop":
+                with stage.wire() as wire:
+                    after = asks(sock, ROUTER_LAN4)
+                assert after == LAN or not can_delete(stage)
+                if can_delete(stage):
+                    assert not to_the_tunnels_range(wire.packets)
+        if how == "kill":
+            done = stage.links.call(stage.client, "cleanup", "--state-dir", str(stage.links.state_dir))
+            assert not done.returncode, done.stderr
+            with stage.wire() as wire:
+                after = asks(sock, ROUTER_LAN4)
+            assert not to_the_tunnels_range(wire.packets) or not can_delete(stage)
+            assert after == LAN or not can_delete(stage)
+
+
+def test_a_taken_port_is_named(stage: Stage) -> None:
+    """The forwarder's port is the same in every run; nobody but root can have it."""
+    with stage.client.entered():
+        taken = socket.create_server(("0.0.0.0", 1022))
+    with taken:
+        role = stage.links.client(stage.client, ready="port 1022")
+        assert role.wait() == 2
+    stage.links.roles.remove(role)
+    stage.links.call(stage.client, "cleanup", "--state-dir", str(stage.links.state_dir))
