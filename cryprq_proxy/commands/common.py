@@ -106,22 +106,27 @@ def ask_status(sockets: list[Path]) -> list[Status]:
 
 
 def _answers[T](sockets: list[Path], query: Callable[[Path], T]) -> list[tuple[Path, T]]:
-    from ..base.leftovers import standing_kill_switch
-
     answers, errors = [], []
     for path in sockets:
         try:
             answers.append((path, query(path)))
         except CryprqError as error:
             errors.append((not path.exists(), error))
-    if not answers and (held := standing_kill_switch()):
-        raise CryprqError(f"no cryprq-proxy is running; {held}")
-    if not answers and all(missing for missing, _ in errors):
+    if not answers:
+        raise _no_answer(sockets, errors)
+    return answers
+
+
+def _no_answer(sockets: list[Path], errors: list[tuple[bool, CryprqError]]) -> CryprqError:
+    """`errors` say for each socket whether it is missing, and why it did not answer."""
+    from ..base.leftovers import standing_kill_switch
+
+    if held := standing_kill_switch():
+        return CryprqError(f"no cryprq-proxy is running; {held}")
+    if all(missing for missing, _ in errors):
         tried = ", ".join(map(str, sockets))
-        raise CryprqError(
+        return CryprqError(
             f"no cryprq-proxy is running: start it, or say with --config which one to ask (tried: {tried})"
         )
-    if not answers:
-        # The error of an existing socket says more than that of a missing one.
-        raise min(errors, key=lambda item: item[0])[1]
-    return answers
+    # The error of an existing socket says more than that of a missing one.
+    return min(errors, key=lambda item: item[0])[1]

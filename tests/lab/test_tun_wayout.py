@@ -242,3 +242,42 @@ def test_a_state_directory_of_another_user(hosts: ThreeHosts, links: Links) -> N
     client.run(["chown", "-R", "0:0", str(links.state_dir)])
     assert cleanup(links, client, links.state_dir).returncode == 0
     assert set(before.splitlines()) ^ set(client.snapshot().splitlines()) == set()
+
+
+# --- the exit ----------------------------------------------------------------------------------------------------
+
+
+def test_an_exit_whose_journal_is_lost(three_hosts: ThreeHosts, links: Links) -> None:
+    """Its table is removed. What the kernel's settings were nobody knows, so `cleanup` says what to look at."""
+    host = three_hosts.exit
+    state = links.directory / "state-exit"
+    role = links.exit(host, QUIET)
+    during = host.snapshot()
+    for directory in (state, links.directory / "elsewhere"):
+        assert cleanup(links, host, directory).returncode == 2
+    assert during == host.snapshot()
+    role.kill()
+    rmtree(state)
+    assert "cryprq_exit" in links.call(host, "doctor", "--exit").stdout
+    done = cleanup(links, host, state)
+    assert done.returncode == 1
+    assert "sysctl -w net.ipv4.ip_forward=0" in done.stderr
+    assert "cryprq_exit" not in host.run(["nft", "list", "tables"])
+    assert cleanup(links, host, state).returncode == 0
+    host.sysctl("net.ipv4.ip_forward", "0")
+    links.exit(host, QUIET).kill()
+    rmtree(state)
+    assert links.exit(host, QUIET).stop() == 0, "the next start takes over a table whose journal is lost"
+    assert "cryprq_exit" not in host.run(["nft", "list", "tables"])
+
+
+def test_an_exit_on_a_full_disk(three_hosts: ThreeHosts, links: Links) -> None:
+    host = three_hosts.exit
+    before = host.snapshot()
+    state = links.directory / "state-exit"
+    state.mkdir(mode=0o700)
+    host.run(["mount", "-t", "tmpfs", "-o", "size=4k,mode=700", "none", str(state)])
+    with pytest.raises(AssertionError, match=r"cryprq-proxy: .*no space left"):
+        links.exit(host, QUIET)
+    assert links.roles[-1].wait() in (1, 2)
+    assert before == host.snapshot()

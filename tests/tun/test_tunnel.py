@@ -55,6 +55,8 @@ class Machine:
         self.filter: FakeFilter
         self.devices: list[FakeDevice] = []
         self.standing = True
+        self.left_over = False
+        """Whether the table that stands has our chains, though no journal names it."""
         self.ipv6 = True
         self.blocked: threading.Event | None = None
         self.routes: FakeRoutes
@@ -91,7 +93,7 @@ class Machine:
         monkeypatch.setattr(interface, "DnsServer", lambda forwarder: FakeServer(machine))
         monkeypatch.setattr("tun.resolver.choose.choose", choose)
         monkeypatch.setattr(leftovers, "claimed", lambda role: contextlib.nullcontext())
-        monkeypatch.setattr(nft, "is_left_over", lambda table: False)
+        monkeypatch.setattr(nft, "is_left_over", lambda table: machine.left_over)
         monkeypatch.setattr(nft, "exists", lambda table: machine.standing)
         monkeypatch.setattr("socket.if_nametoindex", lambda name: 7)
         monkeypatch.setattr(Tun, "open", lambda name, **_: FakeDevice(machine, name))
@@ -472,6 +474,17 @@ async def test_the_filter_of_a_killed_process_is_replaced_and_the_rest_undone(ma
 async def test_a_start_that_fails_leaves_the_filter_of_a_killed_process(machine: Machine) -> None:
     with Journal(machine.state / CLIENT_JOURNAL) as journal:
         journal.record({"kind": nft.KIND})
+    machine.fails = "choose resolver"
+    with pytest.raises(CryprqError):
+        await Wide(machine).start()
+    assert f"undo {nft.KIND}" not in machine.steps
+    assert set(machine.journal()) == {nft.KIND}
+
+
+async def test_a_start_that_fails_leaves_the_filter_of_a_killed_process_without_a_journal(
+    machine: Machine,
+) -> None:
+    machine.left_over = True
     machine.fails = "choose resolver"
     with pytest.raises(CryprqError):
         await Wide(machine).start()
