@@ -16,6 +16,7 @@ import dns.rdata
 import dns.rdataclass
 import dns.rdatatype
 import dns.rrset
+import dns.wire
 from dns.rdtypes.svcbbase import ParamKey, SVCBBase
 
 from cryprq_proxy.errors import CryprqError
@@ -74,6 +75,19 @@ class Inquiry:
             and spelled[:-4].lower() == self.question[:-4]
             and spelled[-4:] == self.question[-4:]
         )
+
+
+class _ExtendedError(dns.edns.EDEOption):
+    """As dnspython has it, but a text that is no UTF-8, or was cut within a character, does not cost the answer."""
+
+    @classmethod
+    def from_wire_parser(cls, otype: dns.edns.OptionType | str, parser: dns.wire.Parser) -> dns.edns.Option:
+        code = dns.edns.EDECode.make(parser.get_uint16())
+        text = parser.get_remaining().removesuffix(b"\0").decode("utf-8", "replace")
+        return cls(code, text or None)
+
+
+dns.edns.register_type(_ExtendedError, dns.edns.OptionType.EDE)
 
 
 def digest(wire: bytes, inquiry: Inquiry, *, ipv6: bool) -> Answer:

@@ -59,8 +59,14 @@ def test_extended_errors_are_bounded() -> None:
     many = [(code, "x" * length) for code, length in ((1, 255), (2, 256), (3, 0), (4, 1), (5, 1))]
     edes = digest(reply(question, rcode=REFUSED, edes=many), asked, ipv6=True).edes
     assert edes == (b"\0\1" + b"x" * 255, b"\0\2", b"\0\3", b"\0\4x")
-    with pytest.raises(BadAnswer):
-        digest(reply(question, edes=[(1, "bad")]).replace(b"bad", b"b\xffd"), asked, ipv6=True)
+
+
+def test_a_text_that_is_no_utf8_does_not_cost_the_answer() -> None:
+    asked = inquiry()
+    wire = reply(dns.message.from_wire(asked.wire()), "www.example. 300 IN A 192.0.2.1", edes=[(3, "bad")])
+    answer = digest(wire.replace(b"bad", b"b\xffd"), asked, ipv6=True)
+    assert answer.lifetime == 300
+    assert answer.edes == (b"\0\3" + "b\ufffdd".encode(),)
 
 
 def test_an_error_may_come_without_a_question() -> None:

@@ -86,12 +86,14 @@ async def test_a_question_is_answered_over_udp(far: Answering) -> None:
 async def test_datagrams_that_answer_nothing_are_ignored(far: Answering) -> None:
     def strays(question: bytes) -> list[bytes]:
         answer = good(question)
-        other_id = bytes([question[0] ^ 1]) + answer[1:]
-        other_name = answer.replace(b"\3www", b"\3wwx")
+        forged = answer.replace(b"\xc0\x00\x02\x01", b"\xc0\x00\x02\x42")
+        assert forged != answer
+        other_id = bytes([question[0] ^ 1]) + forged[1:]
+        other_name = forged.replace(b"\3www", b"\3wwx")
         return [b"", b"junk", question, other_id, other_name, answer]
 
     far.udp = strays
-    assert dns.message.from_wire(await server(far).ask(ASKED)).answer
+    assert dns.message.from_wire(await server(far).ask(ASKED)).answer[0][0].to_text() == "192.0.2.1"
 
 
 @pytest.mark.parametrize("udp", [truncated, lambda question: [b"junk"] * lan_server.MAX_STRAYS])
