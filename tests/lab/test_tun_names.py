@@ -43,7 +43,10 @@ def test_a_first_start_and_a_later_one(stage: Stage) -> None:
     before = client.snapshot()
     first = stage.links.client(client, address=address)
     assert {visit.what for visit in stage.resolver.visits} >= {f"{NAME}. A"}
-    assert client.run(["dig", "+short", "a.example.com"]) == "192.0.2.7\n"
+    for server in ((), ("@127.0.0.1",)):
+        # What the local resolver asks others goes through the tunnel as well.
+        assert client.run(["dig", "+short", *server, "a.example.com"]) == "192.0.2.7\n"
+    assert {visit.what.partition(" ")[0] for visit in stage.resolver.visits} == {f"{NAME}."}
     first.kill()
     stage.resolver.forget()
     with stage.wire() as wire:

@@ -73,16 +73,6 @@ def test_a_file_that_is_to_be_left_alone(stage: Stage) -> None:
     assert not beside_the_link(wire)
 
 
-def test_a_file_without_a_server_cannot_be_left(stage: Stage) -> None:
-    """Programs would ask this machine itself, where nobody answers."""
-    stage.client.resolv_conf.write_text("# nothing\n")
-    try:
-        with stage.tunnel("--resolver", "leave") as client:
-            client.says("warning .*names no server")
-    finally:
-        stage.client.resolv_conf.write_text(RESOLVER)
-
-
 def names_work(stage: Stage) -> None:
     stage.server.forget()
     stage.resolver.forget()

@@ -280,6 +280,23 @@ async def test_what_cannot_be_changed_stays_where_names_work(
     assert protected.left() == []
 
 
+async def test_a_file_that_is_protected_while_ours_is_put_back_later(
+    system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    system.path.write_text(BEFORE)
+    await system.set()
+    with monkeypatch.context() as patch:
+        for name in ("_create", "_overwrite"):
+            denied = _deny(getattr(resolvconf_files, name), system.path.parent, errno.EPERM)
+            patch.setattr(resolvconf_files, name, denied)
+        with pytest.raises(ConfigError, match=r"resolv.conf cannot be changed"):
+            system.undo()
+    assert nameservers(system.path.read_bytes()) == OURS
+    system.undo()
+    assert system.path.read_text() == BEFORE
+    assert system.left() == []
+
+
 async def test_a_resolver_to_be_left_alone_is_only_read(
     system: System, caplog: pytest.LogCaptureFixture
 ) -> None:
