@@ -78,6 +78,12 @@ _log = logging.getLogger(__name__)
     help="With --tun: this user's programs go past the tunnel.",
 )
 @click.option(
+    "--exclude-cgroup",
+    multiple=True,
+    metavar="PATH",
+    help="With --tun: programs of this cgroup (version 2) go past the tunnel.",
+)
+@click.option(
     "--lan", type=click.Choice(["allow", "block"]), help="With --tun: whether the LAN is reached directly."
 )
 @click.option(
@@ -154,6 +160,7 @@ _TUN_FLAGS: Final = (
     "exclude",
     "include",
     "exclude_uid",
+    "exclude_cgroup",
     "lan",
     "kill_switch",
     "inbound",

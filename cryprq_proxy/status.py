@@ -226,6 +226,7 @@ class TunStatus(Struct, kw_only=True, frozen=True):
     exclude: tuple[str, ...] = ()
     include: tuple[str, ...] = ()
     exclude_uids: tuple[tuple[int, int], ...] = ()
+    exclude_cgroups: tuple[str, ...] = ()
     rules: TunRules = TunRules()
 
 

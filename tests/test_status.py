@@ -96,6 +96,7 @@ JSON_ONLY = {
     "what leaktest asks": {
         "TunRules.direct",
         "TunStatus.exclude",
+        "TunStatus.exclude_cgroups",
         "TunStatus.exclude_uids",
         "TunStatus.include",
         "TunStatus.lan",

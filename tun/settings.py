@@ -63,6 +63,8 @@ class TunnelSettings:
     """Only these go through the tunnel; empty for everything."""
     exclude_uids: tuple[tuple[int, int], ...]
     """First and last user id of each range."""
+    exclude_cgroups: tuple[str, ...]
+    """Paths of cgroups, version 2."""
     lan: bool
     """Whether the LAN is reached directly; guests of this machine always are."""
     kill_switch: bool

@@ -37,6 +37,7 @@ from . import sysctl
 from .device.linux import Tun
 from .dns.setup import check
 from .firewall import nft
+from .firewall.cgroups import check_cgroups, parts_of
 from .firewall.kill_switch import KillSwitch
 from .firewall.policy import Policy, contradiction
 from .interface import Foundation, NoInterface, TunInterface
@@ -74,6 +75,8 @@ class TunnelPlan:
         """Raises ConfigError for settings that contradict each other, and for rules that cannot be kept."""
         policy = checked_policy(settings, rules)
         check(settings.dns)
+        for path in settings.exclude_cgroups:
+            parts_of(path)
         return cls(settings, tuple(exits), policy)
 
     @property
@@ -147,6 +150,7 @@ class Tunnel:
             stack.enter_context(leftovers.claimed("client"))
             ours = any(entry["kind"] == nft.KIND for entry in journal.entries())
             left_closed = nft.exists(nft.CLIENT) and (ours or nft.is_left_over(nft.CLIENT))
+            check_cgroups(settings.exclude_cgroups)
             Tun.open(settings.device, mtu=MTU, offload="auto" if settings.offload else False).close()
             lan = await read_lan(settings.device)
             known = await plan.known_addresses(journal)
@@ -242,6 +246,7 @@ class Tunnel:
             exclude=tuple(map(str, settings.exclude)),
             include=tuple(map(str, settings.include)),
             exclude_uids=settings.exclude_uids,
+            exclude_cgroups=settings.exclude_cgroups,
             rules=kill_switch.policy.status(),
         )
 

@@ -74,6 +74,7 @@ def parse_split(text: str) -> tuple[str, tuple[str, ...]]:
 
 _PREFIXES: Final = Text(parse_prefix, 'a list of prefixes like "192.0.2.0/24"', many=True)
 _USERS: Final = Text(parse_users, 'a list of users like "alice", "1000" or "1000-1999"', many=True)
+_CGROUPS: Final = Text(str, 'a list of cgroups like "/system.slice/backup.service"', many=True)
 _NAMES: Final = Text(str, 'a list of names like "ads.example"', many=True)
 _SERVERS: Final = Text(str, 'a list of servers like "exit" or "tls://1.1.1.1#cloudflare-dns.com"', many=True)
 _SPLIT: Final = Text(parse_split, 'a list of strings like "corp.example=10.0.0.1"', many=True)
@@ -103,6 +104,7 @@ class TunTable(Struct, frozen=True, kw_only=True):
     exclude: Annotated[tuple[IPNetwork, ...], _PREFIXES] = ()
     include: Annotated[tuple[IPNetwork, ...], _PREFIXES] = ()
     exclude_uid: Annotated[tuple[tuple[int, int], ...], _USERS] = ()
+    exclude_cgroup: Annotated[tuple[str, ...], _CGROUPS] = ()
     lan: Annotated[Literal["allow", "block"], choice("allow", "block")] = "allow"
     kill_switch: Annotated[Literal["on", "off"], choice("on", "off")] = "on"
     inbound: Annotated[Literal["block", "keep"], choice("block", "keep")] = "block"

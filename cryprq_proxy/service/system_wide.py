@@ -89,6 +89,7 @@ def tunnel_settings(table: TunTable) -> TunnelSettings:
         exclude=table.exclude,
         include=table.include,
         exclude_uids=table.exclude_uid,
+        exclude_cgroups=table.exclude_cgroup,
         lan=table.lan == "allow",
         kill_switch=table.kill_switch == "on",
         keep_inbound=table.inbound == "keep",
@@ -164,6 +165,10 @@ def leak_test(running: Iterable[Status], to: Sequence[str]) -> tuple[int, str, d
         raise ConfigError(
             "--exclude-uid lets root past the tunnel, and so this test: run the client without it"
         )
+    if _in_a_cgroup_of(tun.exclude_cgroups):
+        raise ConfigError(
+            "--exclude-cgroup lets this shell past the tunnel, and so this test: run it from another cgroup"
+        )
     if tun.rules.direct is None:
         raise ConfigError(
             "the rules send so much past the tunnel that this test cannot tell a wish from a leak: run the client "
@@ -188,6 +193,15 @@ def leak_test(running: Iterable[Status], to: Sequence[str]) -> tuple[int, str, d
         "packets_sent": report.counters,
     }
     return report.exit_code, render(report), plain
+
+
+def _in_a_cgroup_of(paths: Iterable[str]) -> bool:
+    try:
+        lines = Path("/proc/self/cgroup").read_text("utf-8", "replace").splitlines()
+    except OSError:
+        return False
+    own = next((f"{line[3:]}/" for line in lines if line.startswith("0::")), "/")
+    return any(own.startswith(f"/{path.strip('/')}/") for path in paths)
 
 
 def _let_out(tun: TunStatus) -> Iterator[IPNetwork]:

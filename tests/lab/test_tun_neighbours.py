@@ -12,13 +12,24 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
+from pathlib import Path
 
 import pytest
 
 from tests.support.lab.capture import Capture
-from tests.support.lab.hosts import CLIENT4, CLIENT6, EXIT4, SERVER4, SERVER6
+from tests.support.lab.hosts import (
+    CLIENT4,
+    CLIENT6,
+    EXIT4,
+    EXIT6,
+    ROUTER_LAN4,
+    ROUTER_SERVER4,
+    SERVER4,
+    SERVER6,
+)
 from tests.support.lab.links import PORT
-from tests.support.lab.stage import SECONDS, TUN, Stage, beside_the_link
+from tests.support.lab.net import until
+from tests.support.lab.stage import SECONDS, TUN, Stage, beside_the_link, host_of
 
 DISCOVERY = (
     ("239.255.255.250", 1900),  # SSDP
@@ -31,6 +42,7 @@ DISCOVERY = (
     ("ff05::c", 1900),
 )
 SSH = 2222
+CGROUPS = "/sys/fs/cgroup"
 BLACK_HOLE = f"""
 table inet black_hole {{
     chain forward {{
@@ -135,14 +147,17 @@ class Shell:
             sock.close()
 
 
+def client_config(stage: Stage) -> Path:
+    peer = f"cryprq://{stage.links.identity('exit')[1]}@{EXIT4}:{PORT}"
+    return stage.links.config("client", {"peer": peer, "tun": {"state_dir": str(stage.links.state_dir)}})
+
+
 @contextmanager
 def at_terminal(stage: Stage, *options: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """A client in the foreground of a terminal of its own, and the other end of that terminal."""
     master, slave = pty.openpty()
     try:
-        peer = f"cryprq://{stage.links.identity('exit')[1]}@{EXIT4}:{PORT}"
-        state = str(stage.links.state_dir)
-        file = stage.links.config("client", {"peer": peer, "tun": {"state_dir": state}})
+        file = client_config(stage)
         command = ["setsid", "--ctty", *stage.links.command("--tun", *options, "--config", str(file))]
         with open(slave) as terminal:
             process = stage.client.popen(
@@ -210,6 +225,67 @@ def test_a_service_manager_is_told_and_not_asked(stage: Stage) -> None:
         near.connect((CLIENT4, SSH))
         with stage.tunnel() as client:
             assert "--inbound keep" not in client.log
+
+
+# --- control groups -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cgroups(stage: Stage) -> Iterator[Path]:
+    """The cgroups of version 2, mounted in the client; what a test makes there has gone at the end."""
+    stage.client.run(["mount", "-t", "cgroup2", "none", CGROUPS])
+    made = stage.client.path(CGROUPS) / f"cq{os.getpid()}"
+    try:
+        yield made
+    finally:
+        if made.exists():
+            made.rmdir()
+        stage.client.run(["umount", CGROUPS])
+
+
+def fetch_within(stage: Stage, cgroup: Path, address: str, *command: str) -> str:
+    """Run a command, by default a request, as a program of the cgroup."""
+    wanted = command or ("curl", "-sS", "--max-time", "5", f"http://{host_of(address)}/address")
+    enter = f'echo $$ >"{CGROUPS}/{cgroup.name}/cgroup.procs" && exec "$@"'
+    return stage.client.run(["sh", "-c", enter, "sh", *wanted])
+
+
+def test_an_excluded_cgroup_goes_past_the_tunnel_but_not_with_dns(stage: Stage, cgroups: Path) -> None:
+    stage.server.dns.answers[("a.example.com.", "A")] = ["192.0.2.7"]
+    cgroups.mkdir()
+    past = {SERVER4: ROUTER_SERVER4, SERVER6: CLIENT6}
+    through = {SERVER4: EXIT4, SERVER6: EXIT6}
+    with stage.tunnel("--exclude-cgroup", f"/{cgroups.name}") as client:
+        stage.resolver.forget()
+        for address, seen in past.items():
+            assert fetch_within(stage, cgroups, address) == seen
+            assert stage.fetch(address) == through[address]
+        question = ("dig", "+short", f"@{ROUTER_LAN4}", "a.example.com")
+        assert fetch_within(stage, cgroups, "", *question) == "192.0.2.7\n"
+        assert not stage.resolver.visits
+        # Another cgroup of the same name: a new number.
+        cgroups.rmdir()
+        cgroups.mkdir()
+        until(lambda: fetch_within(stage, cgroups, SERVER4) == ROUTER_SERVER4, "the new cgroup is known")
+        # Without any, the filter still takes changes.
+        cgroups.rmdir()
+        stage.client.run(["nft", "flush", "ruleset"])
+        until(lambda: bool(stage.status()["kill_switch"]["standing"]), "the filter stands again")
+        assert "could not be checked" not in client.log
+        assert stage.fetch(SERVER4) == EXIT4
+
+
+def test_cgroups_that_cannot_be_told_apart_are_one_sentence(stage: Stage) -> None:
+    before = stage.client.snapshot()
+    file = client_config(stage)
+    for path, says in (
+        ("/a.slice", "none are mounted below /sys/fs/cgroup"),
+        ("/a/../b", "expected the path of"),
+    ):
+        done = stage.links.call(stage.client, "--tun", "--exclude-cgroup", path, "--config", str(file))
+        assert done.returncode == 2
+        assert says in done.stderr
+    stage.unchanged_since(before)
 
 
 # --- the path -----------------------------------------------------------------------------------------------------

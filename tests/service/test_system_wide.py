@@ -93,6 +93,7 @@ async def test_what_the_tunnel_is_told(root: None) -> None:
     exclude = "192.0.2.0/24"
     include = "198.51.100.0/24"
     exclude_uid = "5-7"
+    exclude_cgroup = "/system.slice/backup.service"
     lan = "block"
     kill_switch = "off"
     inbound = "keep"
@@ -113,6 +114,7 @@ async def test_what_the_tunnel_is_told(root: None) -> None:
         (IPv4Network("198.51.100.0/24"),),
     )
     assert settings.exclude_uids == ((5, 7),)
+    assert settings.exclude_cgroups == ("/system.slice/backup.service",)
     assert (settings.lan, settings.kill_switch, settings.keep_inbound, settings.offload) == (
         False,
         False,

@@ -19,8 +19,9 @@ them:
 Nothing is accepted for being established: a socket that was open before the tunnel is not. What goes past the tunnel
 on purpose is known by its conntrack mark (marks.py), which has a kind: BYPASS for the link and excluded users, INBOUND
 for connections from outside, PAUSED for those begun while the filter is open for a captive portal, DIRECT for those
-that a person's rule sends there (user_rules.py). All four get the link's fwmark, so that a single routing rule
-serves, and the kernel's reverse path filter sees the right route. BLOCKED is for what a rule refuses.
+that a person's rule sends there (user_rules.py), EXCLUDED for those of excluded cgroups. All of these get the link's
+fwmark, so that a single routing rule serves, and the kernel's reverse path filter sees the right route. BLOCKED is for
+what a rule refuses.
 
 A mark holds as long as its reason. It bears the numbers of its run and pause, and each accept stands in the table only
 while its setting does. A mark of an earlier run is taken off, and its connection is judged anew (`earlier`); one of a
@@ -38,6 +39,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Final, NamedTuple
 
 from ..settings import DISCOVERY
+from .cgroups import match
 from .filter_settings import NOTHING_OPEN, FilterSettings, Openings
 from .inbound import NOT_KEPT, Address, Inbound
 from .marks import FIRST_MARKS, KIND_MASK, OURS, OURS_MASK, RUN_MASK, MarkKind, Marks
@@ -119,10 +121,17 @@ class Given(NamedTuple):
     inbound: bool
     direct: bool
     paused: bool
+    excluded: bool
 
     @classmethod
     def of(cls, settings: FilterSettings, inbound: Inbound, openings: Openings, marks: Marks) -> Given:
-        return cls(marks, inbound.keep, settings.rules.may_be_direct, openings.pause > 0)
+        return cls(
+            marks,
+            inbound.keep,
+            settings.rules.may_be_direct,
+            openings.pause > 0,
+            bool(settings.excluded_cgroups),
+        )
 
     def mark(self, kind: MarkKind) -> str:
         return f"{self.marks.of(kind):#x}"
@@ -133,12 +142,17 @@ class Given(NamedTuple):
             *others,
             *((MarkKind.INBOUND,) if self.inbound else ()),
             *((MarkKind.DIRECT,) if self.direct else ()),
+            *((MarkKind.EXCLUDED,) if self.excluded else ()),
         ]
         return f"{{ {', '.join(map(self.mark, kinds))} }}" if kinds else ""
 
     def to_other_sources(self) -> str:
         """The set of those whose connections may have begun with the tunnel's address."""
-        kinds = [*((MarkKind.PAUSED,) if self.paused else ()), *((MarkKind.DIRECT,) if self.direct else ())]
+        kinds = [
+            *((MarkKind.PAUSED,) if self.paused else ()),
+            *((MarkKind.DIRECT,) if self.direct else ()),
+            *((MarkKind.EXCLUDED,) if self.excluded else ()),
+        ]
         return f"{{ {', '.join(map(self.mark, kinds))} }}" if kinds else ""
 
 
@@ -244,6 +258,9 @@ def _earlier(settings: FilterSettings, given: Given) -> Iterable[str]:
     if given.inbound:
         inbound = f"ct mark & {KIND_MASK:#x} == {MarkKind.INBOUND.any_run:#x}"
         yield f"{inbound} ct mark set {given.mark(MarkKind.INBOUND)} return"
+    for cgroup in sorted(settings.excluded_cgroups):
+        excluded = f"ct mark & {KIND_MASK:#x} == {MarkKind.EXCLUDED.any_run:#x} {match(cgroup)}"
+        yield f"{excluded} ct mark set {given.mark(MarkKind.EXCLUDED)} return"
     if settings.rules:
         yield f"ct mark & {KIND_MASK:#x} == {MarkKind.DIRECT.any_run:#x} ct direction reply return"
     yield "ct mark set 0"
@@ -350,6 +367,12 @@ def _mark_out(settings: FilterSettings, given: Given) -> Iterable[str]:
     yield f"{_is_earlier(given)} jump earlier"
     if settings.excluded_uids:
         yield f"meta skuid @uids ct mark 0 ct mark set {given.mark(MarkKind.BYPASS)}"
+    for cgroup in sorted(settings.excluded_cgroups):
+        for packets in (
+            "meta l4proto != { tcp, udp }",
+            f"meta l4proto {{ tcp, udp }} th dport != {_DNS_PORTS}",
+        ):
+            yield f"{match(cgroup)} {_FIRST} {packets} ct mark set {given.mark(MarkKind.EXCLUDED)}"
     if given.inbound:
         for version, ip in ((4, "ip"), (6, "ip6")):
             yield (

@@ -118,6 +118,8 @@ class Ended:
     paused: bool = False
     """Whether the pause of `marks` is still open."""
     keep_inbound: bool = False
+    excludes: bool = False
+    """Whether any cgroup is excluded. The filter asks which, at the next packet."""
     direct: Callable[[Flow], bool] = field(default=lambda flow: False)
     """Whether a person's rules send this flow past the tunnel now."""
     own: frozenset[Address] = frozenset()
@@ -146,6 +148,8 @@ class Ended:
             return not self.paused or (reason.run, reason.pause) != self.marks
         if reason.kind == MarkKind.INBOUND:
             return not self.keep_inbound
+        if reason.kind == MarkKind.EXCLUDED:
+            return not self.excludes
         if reason.kind == MarkKind.DIRECT:
             moved = entry.is_snat and entry.reply.destination not in self.own
             return moved or not self.direct(entry.original)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from ipaddress import ip_address
 from typing import Any, Final, Self
 
@@ -24,10 +25,10 @@ from ..journal import Record
 from . import conntrack, nft
 from .client_table import COUNTERS, RUN, script
 from .conntrack import Ended, Flow
-from .filter_settings import FilterSettings, Openings
+from .filter_settings import NOTHING_OPEN, FilterSettings, Openings
 from .inbound import NOT_KEPT, Address, Inbound, observe
 from .marks import FIRST_MARKS, Marks, reason_of_mark
-from .nft import CLIENT, Ask, Count, Run
+from .nft import CLIENT, NO_COUNTS, Ask, Count, NftError, Run
 
 RESOLVING: Final = 30
 """Seconds after which the opening for an exit's name closes by itself."""
@@ -68,7 +69,7 @@ class Filter:
         inbound = observe() if keep_inbound else NOT_KEPT
         left = nft.tunnel_addresses(ask)
         marks = FIRST_MARKS.next_run({*conntrack.seen_runs(), *_run_before(ask)})
-        run(script(settings, inbound, marks=marks))
+        settings = _put_up(run, settings, inbound, marks)
         made = cls(settings, inbound, marks, run, ask)
         made._left = left
         made._forget()
@@ -107,8 +108,8 @@ class Filter:
         wanted = Openings(
             now.pause if pause is None else pause, now.bootstrap if bootstrap is None else bootstrap
         )
-        self._run(script(settings, self._inbound, wanted, nft.counts(listed), self._marks))
-        self.settings = settings
+        counted = nft.counts(listed)
+        self.settings = _put_up(self._run, settings, self._inbound, self._marks, wanted, counted)
 
     def _forget(self) -> None:
         """Delete the connections whose reason has ended under the present settings."""
@@ -124,6 +125,7 @@ class Filter:
                 marks=self._marks,
                 paused=self.paused() > 0,
                 keep_inbound=self._inbound.keep,
+                excludes=bool(settings.excluded_cgroups),
                 direct=direct,
                 own=conntrack.own_addresses_or_none() | tunnels,
                 left=self._left,
@@ -183,6 +185,26 @@ class Filter:
     def paused(self) -> int:
         """Whole seconds that are left of the pause."""
         return openings(self._ask("list", "set", "inet", CLIENT, "open") or []).pause
+
+
+def _put_up(
+    run: Run,
+    settings: FilterSettings,
+    inbound: Inbound,
+    marks: Marks,
+    opened: Openings = NOTHING_OPEN,
+    counts: Mapping[str, Count] = NO_COUNTS,
+) -> FilterSettings:
+    """Put the table up. Returns its settings: without cgroups where one of them has just gone, so that the filter
+    stands in any case."""
+    try:
+        run(script(settings, inbound, opened, counts, marks))
+    except NftError:
+        if not settings.excluded_cgroups:
+            raise
+        settings = replace(settings, excluded_cgroups=frozenset())
+        run(script(settings, inbound, opened, counts, marks))
+    return settings
 
 
 def _addresses(settings: FilterSettings) -> frozenset[Address]:

@@ -11,6 +11,7 @@ from typing import Final, NamedTuple
 from cryprq_proxy.errors import ConfigError
 from cryprq_proxy.rules.ranges import IPNetwork
 
+from .cgroups import Cgroup
 from .inbound import Address
 from .nft import name
 from .user_rules import FilterRules
@@ -53,6 +54,8 @@ class FilterSettings:
     """If not empty, only these go through the tunnel."""
     excluded_uids: frozenset[int] = field(default=frozenset())
     """What these users' programs send goes past the tunnel (their DNS does not)."""
+    excluded_cgroups: frozenset[Cgroup] = field(default=frozenset())
+    """The same for the programs of these."""
     kill_switch: bool = True
     """False: nothing is kept in but DNS past the forwarder's redirection and stale sources; no policy of drop."""
     rules: FilterRules = field(default=FilterRules())

@@ -24,6 +24,7 @@ from ..routing.exit_endpoints import ExitEndpoints
 from ..routing.lan import Lan
 from ..routing.tunnel_addresses import TunnelAddresses
 from ..settings import TunnelSettings
+from .cgroups import present
 from .filter import Filter
 from .filter_settings import FilterSettings
 from .policy import Policy
@@ -141,6 +142,7 @@ class KillSwitch:
             excluded_uids=frozenset(
                 uid for first, last in settings.exclude_uids for uid in range(first, last + 1)
             ),
+            excluded_cgroups=present(settings.exclude_cgroups),
             kill_switch=settings.kill_switch,
             rules=self.policy.filter,
             portal_resolvers=self._portal_resolvers(),

@@ -37,6 +37,8 @@ class MarkKind(enum.IntEnum):
     """Sent past the tunnel by a person's rule."""
     BLOCKED = 5
     """Refused by a person's rule."""
+    EXCLUDED = 6
+    """Begun by a program of an excluded cgroup."""
 
     @property
     def any_run(self) -> int:

@@ -175,6 +175,13 @@ def run(script: str) -> None:
         raise _reason(done.stderr)
 
 
+def check(script: str) -> None:
+    """Whether nft and the kernel take `script`, which is not carried out. Raises NftError."""
+    done = _call(["-c", "-f", "-"], script)
+    if done.returncode:
+        raise _reason(done.stderr)
+
+
 def ask(*command: str) -> Listed | None:
     """What `nft -j` lists, without its own header; None if the asked-for thing does not exist. Raises NftError."""
     done = _call(["-j", *command])

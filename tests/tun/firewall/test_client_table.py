@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from cryprq_proxy.errors import ConfigError
 from cryprq_proxy.rules.syntax import Verdict
 from tun.firewall import nft
+from tun.firewall.cgroups import Cgroup
 from tun.firewall.client_table import COUNTERS, script
 from tun.firewall.filter_settings import ExitEndpoint, FilterSettings, Openings
 from tun.firewall.inbound import NOT_KEPT, Inbound, InboundConnection
-from tun.firewall.marks import Marks
+from tun.firewall.marks import MarkKind, Marks
 from tun.firewall.user_rules import FilterRule, FilterRules
 
 FOUR, SIX = IPv4Address("198.18.0.2"), IPv6Address("fd63::2")
@@ -270,6 +271,23 @@ def test_dns_while_paused_goes_to_the_first_resolver_of_each_family() -> None:
     paused = [line for line in named(open_now, "chain", "dns_out") if "ct mark" in line]
     assert paused == [f"ct mark {PAUSED} meta l4proto {{ tcp, udp }} th dport 53 dnat ip to 192.0.2.1:53"]
     assert "192.0.2.1" not in script(settings)
+
+
+def test_excluded_cgroups_are_marked_but_not_their_dns() -> None:
+    text = script(replace(SETTINGS, excluded_cgroups=frozenset({Cgroup("a.slice/b", 2, 7)})))
+    mark = f"{Marks().of(MarkKind.EXCLUDED):#x}"
+    socket = 'socket cgroupv2 level 2 "a.slice/b"'
+    first = f"{socket} ct state new ct mark 0 ct status & confirmed == 0"
+    assert [line for line in named(text, "chain", "mark_out") if socket in line] == [
+        f"{first} meta l4proto != {{ tcp, udp }} ct mark set {mark}",
+        f"{first} meta l4proto {{ tcp, udp }} th dport != {{ 53, 853, 5355 }} ct mark set {mark}",
+    ]
+    # What began in an earlier run goes on, but only from the same cgroup.
+    (earlier,) = [line for line in named(text, "chain", "earlier") if socket in line]
+    assert earlier.endswith(f"ct mark set {mark} return")
+    assert f"ct mark {{ {mark} }} accept" in named(text, "chain", "marked")
+    other = script(SETTINGS)
+    assert "cgroupv2" not in other and mark not in other
 
 
 def test_the_lan_blocked() -> None:

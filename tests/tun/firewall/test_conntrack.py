@@ -110,6 +110,12 @@ def test_questions_go_to_the_present_forwarder() -> None:
     assert not ENDED(icmp._replace(original=icmp.original._replace(protocol=1)))
 
 
+def test_flows_of_cgroups_stay_while_any_is_excluded() -> None:
+    for run in (NOW, NOW.next_run()):
+        assert ENDED(entry(run.of(MarkKind.EXCLUDED)))
+        assert not replaced(excludes=True)(entry(run.of(MarkKind.EXCLUDED)))
+
+
 def test_nothing_goes_on_with_an_address_that_the_tunnel_has_left() -> None:
     guest = entry(source=GUEST, answers=OLD)
     assert not ENDED(guest)

@@ -12,6 +12,7 @@ from cryprq_proxy.errors import ConfigError, LocalError
 from cryprq_proxy.process.actions import MAX_PAUSE
 from cryprq_proxy.rules.syntax import Verdict
 from tests.support.nft_fakes import Kernel
+from tun.firewall.cgroups import Cgroup
 from tun.firewall.client_table import COUNTERS
 from tun.firewall.filter import RESOLVING, Filter
 from tun.firewall.filter_settings import ExitEndpoint, FilterSettings
@@ -241,3 +242,23 @@ def test_counters_go_on_through_an_update() -> None:
     kernel.counters["dns"] = (3, 99)
     client.update(OTHER)
     assert client.counters() == dict.fromkeys(COUNTERS, Count(0, 0)) | {"dns": Count(3, 99)}
+
+
+def test_a_cgroup_that_has_just_gone_does_not_keep_the_filter_from_standing() -> None:
+    kernel = Kernel()
+    wanted = replace(SETTINGS, lan_allowed=False, excluded_cgroups=frozenset({Cgroup("a.slice", 1, 7)}))
+    refusals = []
+
+    def run(script: str) -> None:
+        if "cgroupv2" in script:
+            refusals.append(script)
+            raise NftError("cgroupv2 path fails")
+        kernel.run(script)
+
+    client = Filter.up(wanted, lambda entry: None, ours=True, run=run, ask=kernel.ask)
+    assert len(refusals) == 1
+    assert client.settings == OTHER
+    # With the next look at what is there it is tried again.
+    client.update(wanted)
+    assert len(refusals) == 2
+    assert client.settings == OTHER
