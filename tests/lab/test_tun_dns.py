@@ -170,6 +170,22 @@ class TestQuestions:
                 assert answer.rcode() == dns.rcode.NXDOMAIN
         assert bool(tunnel.server.visits) != blocked
 
+    def test_an_error_of_the_exits_resolver_comes_through(self, tunnel: Stage) -> None:
+        """With the reason that it gives (RFC 8914)."""
+
+        def bogus(question: dns.message.QueryMessage) -> dns.message.Message:
+            response = dns.message.make_response(question)
+            response.set_rcode(dns.rcode.SERVFAIL)
+            response.use_edns(
+                0, options=[dns.edns.EDEOption(dns.edns.EDECode.DNSSEC_BOGUS, "signature expired")]
+            )
+            return response
+
+        tunnel.server.dns.answer = bogus
+        answer = ask(tunnel, "bogus.example.com")
+        assert answer.rcode() == dns.rcode.SERVFAIL
+        assert [(int(ede.code), ede.text) for ede in answer.extended_errors()] == [(6, "signature expired")]
+
     def test_a_domain_of_its_own_server(self, tunnel: Stage) -> None:
         """Asked through the tunnel, over TCP; all other names are asked of the exit's resolver."""
         tunnel.resolver.dns.answers |= {

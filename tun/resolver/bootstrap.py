@@ -193,10 +193,13 @@ class Bootstrap:
                     return found
         said = ", ".join(f"{resolver}: {why}" for resolver, why in failures.items())
         local = all(resolver.startswith("127.") or resolver == "::1" for resolver in resolvers)
-        hint = " (a resolver on this machine cannot ask others while the tunnel is down)" if local else ""
-        raise BootstrapError(
-            f"the exit's name {name} cannot be resolved ({said}){hint}; give the exit's IP address if this lasts"
-        )
+        hint = "give the exit's IP address if this lasts"
+        if local:
+            hint = (
+                "a resolver on this machine cannot ask others while the tunnel is down: stop this program and start it "
+                "again, as it asks before the filter closes, or give the exit's IP address"
+            )
+        raise BootstrapError(f"the exit's name {name} cannot be resolved ({said}); {hint}")
 
     async def _ask(self, resolver: str, name: dns.name.Name) -> tuple[str, ...]:
         """Both families from one resolver; empty if it says that there is no address. Raises AnswerError, OSError."""
