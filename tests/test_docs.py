@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Iterator
 from hashlib import sha256
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 import click
@@ -263,6 +263,7 @@ def test_frames() -> None:
         "LANE": (wire.encode_lane(1, 2), 0),
         "PACKET": (wire.encode_packet(0, 0, 0, b"xyz"), 3),
         "NETWORK": (wire.encode_network(bytes(4), bytes(16)), 0),
+        "TAKEN": (wire.encode_taken([IPv4Network("10.0.0.0/8")]), 17),
         "CLOSE": (wire.encode_close(CloseReason.NORMAL), 0),
         "ACCEPT": (wire.encode_bare(wire.ACCEPT), 0),
         "RESUMED": (wire.encode_resumed(1, bytes(32)), 0),
@@ -434,6 +435,8 @@ def test_examples_of_frames() -> None:
         elif isinstance(value, tuple) and kind == wire.NETWORK:
             assert value[1] == bytes(16)
             assert parts == [str(IPv4Address(value[0])), "no IPv6"]
+        elif isinstance(value, tuple) and kind == wire.TAKEN:
+            assert parts == list(map(str, value))
         elif isinstance(value, tuple):
             assert parts[1:] == [str(value[0]), f"payload {value[1].hex()}"]
 

@@ -29,6 +29,7 @@ from cryprq_proxy.errors import CryprqError, reason_of
 from cryprq_proxy.exit.egress_policy import EgressPolicy
 from cryprq_proxy.exit.limits import TokenBucket
 from cryprq_proxy.lane.slices import HEADROOM, Run, Shape
+from cryprq_proxy.rules.ranges import IPNetwork
 from cryprq_proxy.status import TunNetworkStatus
 
 from . import sysctl
@@ -86,6 +87,8 @@ class ExitNetwork:
         self._members: dict[PacketLink, tuple[bytes, ...]] = {}
         self._links: dict[bytes, PacketLink] = {}
         self._peers: dict[PacketLink, PeerId] = {}
+        self._avoided: dict[PacketLink, tuple[IPNetwork, ...]] = {}
+        """What clients cannot take, by their last TAKEN."""
         self._verdicts: OrderedDict[tuple[bytes, int], bool] = OrderedDict()
         self._answers = TokenBucket(ANSWERS, ANSWERS, 0.0)
         self._train = SHARED.one(PacketTrain)
@@ -152,8 +155,10 @@ class ExitNetwork:
         self._peers[link] = peer
 
     def _assign(self, peer: PeerId, link: PacketLink) -> None:
-        ipv4 = self._pool4.address(peer).packed
-        ipv6 = self._pool6.address(peer).packed if self._kernel.ipv6 else b""
+        self._release(link)
+        avoided = self._avoided.get(link, ())
+        ipv4 = self._pool4.address(peer, avoided).packed
+        ipv6 = self._pool6.address(peer, avoided).packed if self._kernel.ipv6 else b""
         own = self._members[link] = (ipv4, ipv6) if ipv6 else (ipv4,)
         self._links |= dict.fromkeys(own, link)
         link.assign(ipv4, ipv6 or bytes(16))
@@ -162,13 +167,27 @@ class ExitNetwork:
         """IPv6 has come or gone: hand out addresses anew, to the sessions in their order."""
         self._links.clear()
         for link, peer in self._peers.items():
-            try:
-                self._assign(peer, link)
-            except CryprqError as error:
-                _log.error("%s: %s", peer, error)
+            self._assign_or_none(peer, link)
+
+    def avoid(self, link: PacketLink, networks: tuple[IPNetwork, ...]) -> None:
+        peer = self._peers.get(link)
+        if peer is not None:
+            self._avoided[link] = networks
+            self._assign_or_none(peer, link)
+
+    def _assign_or_none(self, peer: PeerId, link: PacketLink) -> None:
+        try:
+            self._assign(peer, link)
+        except CryprqError as error:
+            _log.warning("%s gets no packets: %s", peer, error)
+            link.assign(bytes(4), bytes(16))
 
     def leave(self, link: PacketLink) -> None:
         self._peers.pop(link, None)
+        self._avoided.pop(link, None)
+        self._release(link)
+
+    def _release(self, link: PacketLink) -> None:
         for address in self._members.pop(link, ()):
             if self._links.get(address) is link:
                 del self._links[address]

@@ -31,6 +31,7 @@ from cryprq_proxy.client.exits import Exits
 from cryprq_proxy.errors import ConfigError, CryprqError, reason_of
 from cryprq_proxy.lane.slices import Run
 from cryprq_proxy.rules.engine import RuleSet
+from cryprq_proxy.session.wire import MAX_TAKEN
 from cryprq_proxy.status import TunStatus
 
 from . import sysctl
@@ -47,6 +48,7 @@ from .resolver.bootstrap import Bootstrap, resolve_early
 from .resolver.known_addresses import FILE, KnownAddresses
 from .routing import routes
 from .routing.exit_endpoints import ExitEndpoints
+from .routing.lan import Network
 from .routing.routes import read_lan
 from .routing.tunnel_addresses import TunnelAddresses
 from .settings import CLIENT_JOURNAL, MTU, TunnelSettings
@@ -133,6 +135,8 @@ class Tunnel:
         self._stack = stack
         self._offered = TunnelAddresses()
         self._addressed = asyncio.Event()
+        self._refused: tuple[Network, ...] = ()
+        """Local networks that held an address of the exit."""
         self._link_up = True
         self._interface = NoInterface()
         self._lost: asyncio.Future[OSError] = asyncio.get_running_loop().create_future()
@@ -181,7 +185,7 @@ class Tunnel:
         await self._addressed.wait()
         offered = self._offered
         if offered.ipv4 is None:
-            raise CryprqError("the exit carries no packets at the moment; its log says why")
+            raise CryprqError(self._no_address())
         interface = await TunInterface.start(self._foundation, link, offered, self._lost.set_result)
         self._stack.push_async_callback(interface.close)
         self._interface = interface
@@ -215,7 +219,37 @@ class Tunnel:
     def addressed(self, ipv4: bytes, ipv6: bytes) -> None:
         self._offered = TunnelAddresses.of(ipv4, ipv6)
         self._addressed.set()
-        self._interface.offer(self._offered)
+        if self._offered.ipv4 is None and self._refused:
+            _log.error("%s", self._no_address())
+        else:
+            self._interface.offer(self._offered)
+
+    def collisions(self, ipv4: bytes, ipv6: bytes) -> Sequence[Network]:
+        """Those of the local networks that hold an address which the exit hands out."""
+        offered = TunnelAddresses.of(ipv4, ipv6).interfaces()
+        found = tuple(
+            prefix
+            for prefix in self._kill_switch.lan.prefixes
+            if any(interface.ip in prefix for interface in offered)
+        )
+        if found:
+            _log.warning(
+                "the exit hands out %s, which lies in a local network here (%s): it is asked for another address",
+                ", ".join(str(interface.ip) for interface in offered),
+                ", ".join(map(str, found)),
+            )
+            # All that were refused, so that the next address lies in none of them either.
+            self._refused = tuple(dict.fromkeys((*found, *self._refused)))[:MAX_TAKEN]
+            return self._refused
+        return ()
+
+    def _no_address(self) -> str:
+        if not self._refused:
+            return "the exit carries no packets at the moment; its log says why"
+        return (
+            "the exit has no address outside of the local networks here "
+            f"({', '.join(map(str, self._refused))}): its operator must choose another pool (tun.pool4)"
+        )
 
     def link_changed(self, up: bool) -> None:
         self._link_up = up

@@ -126,7 +126,13 @@ class KeptSession:
         link = (
             PacketLink(session)
             if network is NO_NETWORK
-            else NetworkLink(session, network.received, network.addressed, network.lane_changed)
+            else NetworkLink(
+                session,
+                network.received,
+                network.addressed,
+                network.lane_changed,
+                collisions=network.collisions,
+            )
         )
         self.packet_link = session.packet_link = link
         if lane is not None and established.features & Feature.LANE:

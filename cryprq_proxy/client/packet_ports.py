@@ -7,9 +7,11 @@ another exit by the same calls by which it follows a link that comes back.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final, Protocol
 
 from ..lane.slices import Run
+from ..rules.ranges import IPNetwork
 from .requests import NO_OBSERVER, ClientObserver
 
 
@@ -21,6 +23,9 @@ class ClientNetwork(Protocol):
 
     def addressed(self, ipv4: bytes, ipv6: bytes) -> None:
         """The exit hands out these addresses: 4 and 16 bytes, zeros for a family that it does not carry."""
+
+    def collisions(self, ipv4: bytes, ipv6: bytes) -> Sequence[IPNetwork]:
+        """The networks of this machine that hold one of these addresses: the exit is asked for others."""
 
     def link_changed(self, up: bool) -> None:
         """The link has come, or gone."""
@@ -34,6 +39,10 @@ class NoNetwork:
 
     def received(self, buffer: memoryview, start: int, end: int, run: Run) -> None: ...
     def addressed(self, ipv4: bytes, ipv6: bytes) -> None: ...
+
+    def collisions(self, ipv4: bytes, ipv6: bytes) -> Sequence[IPNetwork]:
+        return ()
+
     def link_changed(self, up: bool) -> None: ...
     def lane_changed(self) -> None: ...
 
@@ -85,6 +94,9 @@ class ExitPort:
         if self._active and any(ipv4):
             self._network.addressed(ipv4, ipv6)
         self.observer.changed()
+
+    def collisions(self, ipv4: bytes, ipv6: bytes) -> Sequence[IPNetwork]:
+        return self._network.collisions(ipv4, ipv6)
 
     def link_changed(self, up: bool) -> None:
         self._up = up

@@ -14,6 +14,7 @@ from ..crypto.identity import PeerId
 from ..crypto.payloads import Feature
 from ..errors import CryprqError
 from ..lane.slices import Run
+from ..rules.ranges import IPNetwork
 from ..status import TunNetworkStatus
 
 
@@ -38,6 +39,10 @@ class PacketNetwork(Protocol):
         """Send packets for `peer` to `link` from now on, and to no earlier link of that peer. Assigns it addresses, and
         other ones later when they change. Raises CryprqError if no address is free."""
         raise CryprqError("this exit carries no packets")
+
+    def avoid(self, link: PacketLink, networks: tuple[IPNetwork, ...]) -> None:
+        """Assign `link` addresses outside of these networks, which the client cannot take; zeros if there are none."""
+        return
 
     def leave(self, link: PacketLink) -> None:
         """Forget `link`; harmless if it never joined."""

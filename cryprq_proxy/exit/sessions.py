@@ -151,7 +151,11 @@ class Sessions:
         link: PacketLink
         if features & Feature.PACKETS:
             received = self._network.received
-            link = NetworkLink(entry.session, lambda *packet: received(link, *packet))
+            link = NetworkLink(
+                entry.session,
+                lambda *packet: received(link, *packet),
+                taken=lambda networks: self._network.avoid(link, networks),
+            )
             try:
                 self._network.join(entry.peer, link)
             except CryprqError as error:

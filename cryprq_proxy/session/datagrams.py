@@ -15,6 +15,7 @@ from ..address import Destination
 from ..crypto.handshake import EpochSecrets
 from ..crypto.primitives import Cipher
 from ..errors import CloseReason, PeerError
+from ..rules.ranges import IPNetwork
 from .writer import RecordWriter
 
 SECONDS: Final = 0.02
@@ -98,6 +99,10 @@ class BasePacketLink:
     def network_received(self, ipv4: bytes, ipv6: bytes) -> None:
         """A NETWORK frame came. Raises PeerError if none may come."""
         raise unwanted("network")
+
+    def taken_received(self, networks: tuple[IPNetwork, ...]) -> None:
+        """A TAKEN frame came. Raises PeerError if none may come."""
+        raise unwanted("taken")
 
 
 def unwanted(kind: str) -> PeerError:

@@ -295,7 +295,7 @@ class Session:
             self.wake()
 
     def announce(self, frame: bytes) -> None:
-        """Send a LANE or NETWORK frame. It is lost with the carrier."""
+        """Send a LANE, NETWORK or TAKEN frame. It is lost with the carrier."""
         if self.attached:
             self._announcements.append(frame)
             self.wake()
@@ -575,6 +575,9 @@ class Session:
     def _receive_network(self, id: int, value: Any) -> None:
         self.packet_link.network_received(*value)
 
+    def _receive_taken(self, id: int, networks: Any) -> None:
+        self.packet_link.taken_received(networks)
+
     def _receive_close(self, id: int, reason: Any) -> None:
         self.close(reason)
         self._close_frame = None
@@ -617,6 +620,7 @@ _ON_SESSION: Final[dict[int, Callable[[Session, int, Any], None]]] = {
     wire.LANE: Session._receive_lane,
     wire.PACKET: Session._receive_packet,
     wire.NETWORK: Session._receive_network,
+    wire.TAKEN: Session._receive_taken,
     wire.CLOSE: Session._receive_close,
     wire.ACCEPT: Session._receive_admission,
     wire.RESUMED: Session._receive_admission,

@@ -21,6 +21,7 @@ of five bytes and one seal.
     LANE          kind | epoch u32 | index u32
     PACKET        kind | flags u8 | segment size u16 | header size u16 | length u16 | IP packet, `length` bytes
     NETWORK       kind | IPv4 address, 4 bytes | IPv6 address, 16 bytes
+    TAKEN         kind | count u8 | count times: prefix length u8, IPv6 address (IPv4 as ::ffff:0:0/96), 16 bytes
     CLOSE         kind | reason u8
     ACCEPT, NO_SESSION
                   kind
@@ -31,7 +32,9 @@ The first six are *numbered*: both sides count them, and the sender keeps them u
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import IntEnum
+from ipaddress import IPv4Network, IPv6Network
 from struct import Struct
 from struct import error as StructError
 from typing import Final
@@ -40,6 +43,7 @@ from ..address import AddressError, Destination
 from ..address import decode as decode_destination
 from ..address import encode as encode_destination
 from ..errors import CloseReason, PeerError, StreamReason
+from ..rules.ranges import IPNetwork
 
 MAX_DATA: Final = 131_072
 """Largest number of bytes of stream data in one DATA frame."""
@@ -50,6 +54,10 @@ MAX_STREAM: Final = 0xFFFF_FFFF
 """The last stream id of a session; no id is used twice."""
 MAX_DATAGRAM: Final = 65_507
 """Largest number of bytes of payload in one DATAGRAM frame: what fits into one UDP packet over IPv4."""
+
+MAX_TAKEN: Final = 16
+"""Prefixes in one TAKEN frame."""
+_MAPPED: Final = bytes(10) + b"\xff\xff"
 
 
 class Kind(IntEnum):
@@ -73,6 +81,7 @@ class Kind(IntEnum):
     LANE = 0x19
     PACKET = 0x1A
     NETWORK = 0x1B
+    TAKEN = 0x1C
     CLOSE = 0x1F
     ACCEPT = 0x20
     RESUMED = 0x21
@@ -91,7 +100,7 @@ class StreamProtocol(IntEnum):
 # Plain integers for the data path: each use of an IntEnum member costs a look-up in the dictionary of its class.
 OPEN, OPENED, REFUSED, DATA, FIN, RESET = range(0x01, 0x07)
 ACK, WINDOW, PING, PONG, REKEY, REKEY_ANSWER, SWITCH, REKEY_PLEASE, DATAGRAM = range(0x10, 0x19)
-LANE, PACKET, NETWORK = range(0x19, 0x1C)
+LANE, PACKET, NETWORK, TAKEN = range(0x19, 0x1D)
 CLOSE, ACCEPT, RESUMED, NO_SESSION = 0x1F, 0x20, 0x21, 0x22
 
 _STREAM = Struct("!BI")
@@ -105,13 +114,14 @@ _RESUMED = Struct("!BQ32s")
 _LANE = Struct("!BII")
 _PACKET = Struct("!BBHHH")
 _NETWORK = Struct("!B4s16s")
+_PREFIX = Struct("!B16s")
 
 type Frame = tuple[int, int, object]
 """A decoded frame: kind, stream id (0 for frames of the whole session), and a value that depends on the kind:
 `(StreamProtocol, Destination)` for OPEN, `StreamReason` for REFUSED and RESET, a memoryview for DATA, an int for ACK,
 WINDOW, PING and PONG, bytes for REKEY and REKEY_ANSWER, `(Destination, memoryview)` for DATAGRAM, `(int, int)` for
-LANE, `(int, int, int, memoryview)` for PACKET, `(bytes, bytes)` for NETWORK, `CloseReason` for CLOSE, `(int, bytes)`
-for RESUMED, None for the rest."""
+LANE, `(int, int, int, memoryview)` for PACKET, `(bytes, bytes)` for NETWORK, a tuple of networks for TAKEN,
+`CloseReason` for CLOSE, `(int, bytes)` for RESUMED, None for the rest."""
 
 
 def encode_open(stream: int, protocol: StreamProtocol, destination: Destination) -> bytes:
@@ -174,6 +184,17 @@ def encode_packet(flags: int, segment: int, header: int, packet: bytes | memoryv
 def encode_network(ipv4: bytes, ipv6: bytes) -> bytes:
     """The client's addresses inside the tunnel, 4 and 16 bytes; zeros if the exit has no address of that family."""
     return _NETWORK.pack(NETWORK, ipv4, ipv6)
+
+
+def encode_taken(networks: Sequence[IPNetwork]) -> bytes:
+    """Prefixes in which the client can take no address, 1 to MAX_TAKEN."""
+    parts = [_BYTE.pack(TAKEN, len(networks))]
+    for network in networks:
+        if isinstance(network, IPv4Network):
+            parts.append(_PREFIX.pack(96 + network.prefixlen, _MAPPED + network.network_address.packed))
+        else:
+            parts.append(_PREFIX.pack(network.prefixlen, network.network_address.packed))
+    return b"".join(parts)
 
 
 def encode_close(reason: CloseReason) -> bytes:
@@ -290,6 +311,22 @@ def _network(data: bytes, view: memoryview, at: int) -> tuple[Frame, int]:
     return (kind, 0, (ipv4, ipv6)), at + _NETWORK.size
 
 
+def _taken(data: bytes, view: memoryview, at: int) -> tuple[Frame, int]:
+    kind, count = _BYTE.unpack_from(data, at)
+    if not 0 < count <= MAX_TAKEN:
+        raise ValueError("wrong count")
+    at += _BYTE.size
+    networks: list[IPNetwork] = []
+    for _ in range(count):
+        length, address = _PREFIX.unpack_from(data, at)
+        at += _PREFIX.size
+        if length >= 96 and address[:12] == _MAPPED:
+            networks.append(IPv4Network((address[12:], length - 96)))
+        else:
+            networks.append(IPv6Network((address, length)))
+    return (kind, 0, tuple(networks)), at
+
+
 def _close(data: bytes, view: memoryview, at: int) -> tuple[Frame, int]:
     kind, reason = _BYTE.unpack_from(data, at)
     return (kind, 0, CloseReason(reason)), at + _BYTE.size
@@ -319,6 +356,7 @@ _DECODERS = {
     LANE: _lane,
     PACKET: _packet,
     NETWORK: _network,
+    TAKEN: _taken,
     CLOSE: _close,
     ACCEPT: _bare,
     RESUMED: _resumed,

@@ -28,6 +28,7 @@ from cryprq_proxy.errors import (
     StreamRefused,
 )
 from cryprq_proxy.lane.slices import Run
+from cryprq_proxy.rules.ranges import IPNetwork
 from cryprq_proxy.session.wire import StreamProtocol
 from cryprq_proxy.status import CarrierStatus
 from tests.support.links import App
@@ -72,6 +73,9 @@ class Interface:
     def received(self, buffer: memoryview, start: int, end: int, run: Run) -> None: ...
 
     def addressed(self, ipv4: bytes, ipv6: bytes) -> None: ...
+
+    def collisions(self, ipv4: bytes, ipv6: bytes) -> list[IPNetwork]:
+        return []
 
     def link_changed(self, up: bool) -> None:
         self.told.append(up)

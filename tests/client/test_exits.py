@@ -12,6 +12,7 @@ from cryprq_proxy.client.packet_ports import ExitPort
 from cryprq_proxy.client.selection import SILENT_SECONDS
 from cryprq_proxy.errors import ConfigError, CryprqError, StreamReason, StreamRefused
 from cryprq_proxy.lane.slices import PLAIN, Run, Shape
+from cryprq_proxy.rules.ranges import IPNetwork
 from cryprq_proxy.session.sendlog import SlotPool
 from cryprq_proxy.status import Traffic
 from tests.support.fake_exits import FAILBACK, WAIT, FakeClient, FakeExits, Timers
@@ -254,6 +255,9 @@ class Interface:
 
     def addressed(self, ipv4: bytes, ipv6: bytes) -> None:
         self.told.append(("addressed", ipv4))
+
+    def collisions(self, ipv4: bytes, ipv6: bytes) -> list[IPNetwork]:
+        return []
 
     def link_changed(self, up: bool) -> None:
         self.told.append(("link", up))

@@ -8,7 +8,7 @@ import struct
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Final
 
 import pytest
@@ -171,3 +171,31 @@ def test_ipv6_that_comes_by_a_router_advertisement_and_goes(stage: Stage) -> Non
         exit.sysctl("net.ipv6.conf.eth0.accept_ra", "0")
 
     stage.restart_exit(back)
+
+
+def test_an_address_that_a_network_around_the_client_holds(namespaces: None) -> None:
+    """It is refused, and another one asked for; where the exit has none, both sides say so in a sentence."""
+    with Stage(exit_settings={"tun": {"pool4": "10.50.0.0/16"}}) as stage:
+        client = stage.client
+        with stage.tunnel():
+            (first, *_) = stage.status()["addresses"]
+        lan = ip_network(f"{first}/24", strict=False)
+        client.ip("link add name other0 type bridge")
+        client.ip("link set other0 up")
+        client.ip(f"addr add {lan[1]}/24 dev other0")
+        with stage.tunnel() as role, stage.wire() as wire:
+            role.says(
+                rf"hands out {first}.*, which lies in a local network here \({lan}\): it is asked for another"
+            )
+            (second, *_) = stage.status()["addresses"]
+            assert ip_address(second) not in lan
+            assert stage.fetch(SERVER4) == EXIT4
+            assert stage.fetch(SERVER6) == EXIT6
+            assert stage.ping("10.50.0.1")
+        assert not beside_the_link(wire)
+        client.ip("addr flush dev other0")
+        client.ip("addr add 10.50.255.254/16 dev other0")
+        failing = stage.links.client(client, ready="its operator must choose another pool")
+        assert failing.wait() == 1
+        stage.exit.says("has no address for it outside of 10.50.0.0/16")
+        stage.links.roles.remove(failing)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from ipaddress import IPv4Network
 
 import pytest
 
@@ -64,8 +65,13 @@ def equipped(limits: SessionLimits | None = None) -> tuple[Link, Recorder, Recor
 
 @pytest.mark.parametrize(
     "frame",
-    [wire.encode_lane(0, 1), wire.encode_packet(0, 0, 0, b"p"), wire.encode_network(bytes(4), bytes(16))],
-    ids=["lane", "packet", "network"],
+    [
+        wire.encode_lane(0, 1),
+        wire.encode_packet(0, 0, 0, b"p"),
+        wire.encode_network(bytes(4), bytes(16)),
+        wire.encode_taken([IPv4Network("10.0.0.0/8")]),
+    ],
+    ids=["lane", "packet", "network", "taken"],
 )
 @pytest.mark.parametrize("side", ["client", "exit"])
 def test_what_was_not_agreed_on_ends_the_session(frame: bytes, side: str) -> None:

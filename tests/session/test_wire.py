@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from ipaddress import IPv4Network, IPv6Network
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cryprq_proxy.errors import CloseReason, PeerError, StreamReason
+from cryprq_proxy.rules.ranges import IPNetwork
 from cryprq_proxy.session import wire
 from cryprq_proxy.session.wire import Kind, StreamProtocol, decode_frames
 from tests.support.frames import LONGEST_NAME, NAME, SMALL_FRAMES, STREAMS, V4, V6, Expected
 
+EDGES: list[IPNetwork] = [
+    *(IPv4Network(text) for text in ("0.0.0.0/0", "192.168.77.0/24", "255.255.255.255/32", "10.0.0.0/8")),
+    *(IPv6Network(text) for text in ("::/0", "fd00::/8", "::fffe:0:0/95", "::1/128")),
+]
 FRAMES: list[tuple[bytes, Expected]] = [
     (wire.encode_open(7, StreamProtocol.TCP, NAME), (wire.OPEN, 7, (StreamProtocol.TCP, NAME))),
     (wire.encode_open(7, StreamProtocol.TCP, V4), (wire.OPEN, 7, (StreamProtocol.TCP, V4))),
@@ -33,6 +40,8 @@ FRAMES: list[tuple[bytes, Expected]] = [
     (wire.encode_lane(7, 2**32 - 1), (wire.LANE, 0, (7, 2**32 - 1))),
     (wire.encode_packet(3, 1400, 52, b"packet"), (wire.PACKET, 0, (3, 1400, 52, b"packet"))),
     (wire.encode_network(bytes(4), bytes(16)), (wire.NETWORK, 0, (bytes(4), bytes(16)))),
+    (wire.encode_taken(EDGES[:1]), (wire.TAKEN, 0, (EDGES[0],))),
+    (wire.encode_taken([*EDGES, *EDGES]), (wire.TAKEN, 0, (*EDGES, *EDGES))),
     (wire.encode_close(CloseReason.LIMIT), (wire.CLOSE, 0, CloseReason.LIMIT)),
     (wire.encode_bare(wire.ACCEPT), (wire.ACCEPT, 0, None)),
     (wire.encode_resumed(5, bytes(range(32))), (wire.RESUMED, 0, (5, bytes(range(32))))),
@@ -162,3 +171,18 @@ def test_decoding_undoes_encoding(frames: list[tuple[bytes, Expected]], stream: 
             (wire.encode_data_header(wire.DATA, stream) + payload, (wire.DATA, stream, payload)),
         ]
     assert decode_frames(b"".join(encoded for encoded, _ in frames)) == [expected for _, expected in frames]
+
+
+@pytest.mark.parametrize(
+    "prefixes",
+    [
+        b"\x00",
+        b"\x11" + bytes(17) * 17,
+        b"\x01" + bytes([129]) + bytes(16),
+        b"\x01" + bytes([64]) + bytes(15) + b"\x01",
+        b"\x01" + bytes([104]) + bytes(10) + b"\xff\xff\x0a\0\0\x01",
+    ],
+    ids=["none", "too many", "too long", "a bit behind the length", "the same for IPv4"],
+)
+def test_prefixes_that_are_none_are_refused(prefixes: bytes) -> None:
+    refusal(bytes([wire.TAKEN]) + prefixes)

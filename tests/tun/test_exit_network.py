@@ -6,7 +6,7 @@ import asyncio
 import struct
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -517,6 +517,31 @@ class FakeKernel:
 
     async def follow_ipv6(self, tell: Callable[[], None]) -> None:
         """Nothing changes."""
+
+
+# --- addresses that a client cannot take ---
+
+
+async def test_another_address_for_a_client_that_cannot_take_the_first(stage: Stage) -> None:
+    async with stage.running() as exit:
+        again, _ = exit.join(ALICE)
+        link: Any = again
+        lan = ip_network(exit.alice4)
+        exit.network.avoid(link, (lan,))
+        other4, other6 = again.assigned[-1]
+        assert other4 != exit.alice4 and other6 == exit.alice6
+        exit.from_kernel(udp(WEB4, exit.alice4))
+        exit.from_kernel(udp(WEB4, other4))
+        assert (len(exit.alice.sent), len(again.sent)) == (1, 1)
+        exit.receive(udp(exit.alice4, WEB4), link=again)
+        exit.receive(udp(other4, WEB4), link=again)
+        assert [data for data, _ in stage.tun.written] == [udp(other4, WEB4)]
+        exit.network.avoid(link, (exit.network._pool4.network,))
+        assert again.assigned[-1] == (bytes(4), bytes(16))
+        exit.receive(udp(other4, WEB4), link=again)
+        assert len(stage.tun.written) == 1
+        exit.leave(again)
+        exit.network.avoid(link, (lan,))
 
 
 # --- IPv6 comes and goes ---

@@ -8,16 +8,19 @@ peers are the same.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from cryprq_proxy.crypto.identity import PeerId
 from cryprq_proxy.errors import ConfigError, CryprqError
 
 from ..settings import POOLS4, POOLS6, ExitNetworkSettings
 from .lan import Network
+
+MOST_OF_ONE_PEER: Final = 4
+"""Addresses that one peer can have by refusing others."""
 
 
 class Occupied(NamedTuple):
@@ -73,21 +76,46 @@ class AddressPool[A: (IPv4Address, IPv6Address)]:
         self.network = network
         self.own: A = own
         self._reserved: A = reserved
-        self._given: dict[PeerId, A] = {}
+        self._given: dict[PeerId, list[A]] = {}
         self._taken: set[A] = set()
 
-    def address(self, peer: PeerId) -> A:
-        """The address of `peer`. Raises CryprqError when there is none left."""
-        known = self._given.get(peer)
-        if known is not None:
-            return known
+    def address(self, peer: PeerId, avoid: Sequence[Network] = ()) -> A:
+        """The address of `peer`, or another one of it outside of `avoid`. Raises CryprqError when there is none."""
+        known = self._given.setdefault(peer, [])
+        for address in known:
+            if _holding(avoid, address) is None:
+                return address
+        if len(known) < MOST_OF_ONE_PEER:
+            found = self._search(peer, avoid)
+            if found is not None:
+                known.append(found)
+                self._taken.add(found)
+                return found
+        if avoid:
+            raise CryprqError(f"the pool {self.network} has no address for it outside of {_listed(avoid)}")
+        raise CryprqError(f"the pool {self.network} has no address left: give the exit a larger one")
+
+    def _search(self, peer: PeerId, avoid: Sequence[Network]) -> A | None:
         # Without the network's own, the exit's and the broadcast address.
         usable = self.network.num_addresses - 3
-        first = int.from_bytes(hashlib.sha256(b"cryprq/1 address" + peer.raw).digest()[:16]) % usable
-        for step in range(min(usable, len(self._taken) + 2)):
-            candidate = self.own + (1 + (first + step) % usable)
-            if candidate not in self._taken and candidate != self._reserved:
-                self._given[peer] = candidate
-                self._taken.add(candidate)
+        place = int.from_bytes(hashlib.sha256(b"cryprq/1 address" + peer.raw).digest()[:16]) % usable
+        # Each step meets another taken address, or jumps over a whole prefix, which may lie at both ends.
+        for _ in range(min(usable, len(self._taken) + 2 + 2 * len(avoid))):
+            candidate = self.own + (1 + place)
+            prefix = _holding(avoid, candidate)
+            if prefix is not None:
+                behind = int(prefix[-1]) - int(self.own)
+                place = behind if behind < usable else 0
+            elif candidate in self._taken or candidate == self._reserved:
+                place = (place + 1) % usable
+            else:
                 return candidate
-        raise CryprqError(f"the pool {self.network} has no address left: give the exit a larger one")
+        return None
+
+
+def _holding(networks: Iterable[Network], address: IPv4Address | IPv6Address) -> Network | None:
+    return next((network for network in networks if address in network), None)
+
+
+def _listed(networks: Iterable[Network]) -> str:
+    return ", ".join(map(str, networks))

@@ -7,19 +7,26 @@ The client's network interface has one PacketLink, that of its exit; the exit's 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Final
 
 from ...address import Destination
 from ...base.buffers import SHARED
 from ...crypto.handshake import EpochSecrets
 from ...crypto.primitives import Cipher
 from ...lane.slices import FLAGS_MASK, HEADROOM, KIND_MASK, MAX_PACKET, PLAIN, Run, Shape
+from ...rules.ranges import IPNetwork
 from ...session.datagrams import BasePacketLink, unwanted
 from ...session.session import Session
-from ...session.wire import encode_lane, encode_network
+from ...session.wire import MAX_TAKEN, encode_lane, encode_network, encode_taken
 from ...status import PacketLinkStatus, Traffic
 from .carrier import LaneCarrier
 
+MOST_REFUSALS: Final = 4
+"""Addresses of an exit that a client refuses, one after the other."""
+
+type Collisions = Callable[[bytes, bytes], Sequence[IPNetwork]]
+"""The networks of this machine that hold one of these addresses, of 4 and 16 bytes."""
 type Receiver = Callable[[memoryview, int, int, Run], None]
 """Gets packets as (buffer, start, end, run); lane/slices.py says what may be overwritten, and until when."""
 
@@ -114,10 +121,22 @@ def refuse_addresses(ipv4: bytes, ipv6: bytes) -> None:
     raise unwanted("network")
 
 
+def refuse_prefixes(networks: tuple[IPNetwork, ...]) -> None:
+    """For the client, which takes addresses. Raises PeerError."""
+    raise unwanted("taken")
+
+
+def nothing_taken(ipv4: bytes, ipv6: bytes) -> Sequence[IPNetwork]:
+    """For the exit, and for a client that takes any address."""
+    return ()
+
+
 class NetworkLink(PacketLink):
     """A packet link with a network interface on this side.
 
-    `receive` gets the peer's packets, `addressed` the addresses that the peer hands out.
+    `receive` gets the peer's packets, `addressed` the addresses that the peer hands out. `collisions` says which
+    networks of this machine hold one of those: then the peer is asked for others, and `addressed` is called with zeros
+    if it has no others after MOST_REFUSALS. At the exit, `taken` gets such networks of the client.
     """
 
     def __init__(
@@ -126,10 +145,16 @@ class NetworkLink(PacketLink):
         receive: Receiver,
         addressed: Callable[[bytes, bytes], None] = refuse_addresses,
         lane_changed: Callable[[], None] = lambda: None,
+        *,
+        collisions: Collisions = nothing_taken,
+        taken: Callable[[tuple[IPNetwork, ...]], None] = refuse_prefixes,
     ) -> None:
         super().__init__(session, lane_changed)
         self._receive = receive
         self._addressed = addressed
+        self._collisions = collisions
+        self._taken = taken
+        self._refusals = 0
         self._room = SHARED.scratch("arriving packets", HEADROOM + MAX_PACKET)
 
     def packet_received(self, flags: int, segment: int, header: int, packet: memoryview) -> None:
@@ -146,7 +171,18 @@ class NetworkLink(PacketLink):
         )
 
     def network_received(self, ipv4: bytes, ipv6: bytes) -> None:
-        self._addressed(ipv4, ipv6)
+        found = self._collisions(ipv4, ipv6)
+        if not found:
+            self._refusals = 0
+            self._addressed(ipv4, ipv6)
+        elif self._refusals < MOST_REFUSALS:
+            self._refusals += 1
+            self._session.announce(encode_taken(found[:MAX_TAKEN]))
+        else:
+            self._addressed(bytes(4), bytes(16))
+
+    def taken_received(self, networks: tuple[IPNetwork, ...]) -> None:
+        self._taken(networks)
 
     def packet(self, buffer: memoryview, start: int, end: int, run: Run) -> None:
         self._receive(buffer, start, end, run)

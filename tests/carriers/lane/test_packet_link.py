@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from ipaddress import IPv4Address, IPv4Network
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cryprq_proxy.address import Destination
-from cryprq_proxy.carriers.lane.packet_link import NetworkLink, PacketLink
+from cryprq_proxy.carriers.lane.packet_link import MOST_REFUSALS, NetworkLink, PacketLink
 from cryprq_proxy.crypto.handshake import EpochSecrets
 from cryprq_proxy.crypto.primitives import Cipher
 from cryprq_proxy.errors import CloseReason, PeerError
 from cryprq_proxy.lane.slices import HEADROOM, NEEDS_CSUM, TCP4, UDP_GSO, Run, Shape
+from cryprq_proxy.rules.ranges import IPNetwork
 from cryprq_proxy.session import wire
 from cryprq_proxy.session.wire import StreamProtocol
 from cryprq_proxy.status import LaneStatus, PacketLinkStatus, Traffic
@@ -59,6 +62,9 @@ class FakeLane:
         self.closed = True
 
 
+LAN = IPv4Network("10.0.0.0/24")
+
+
 class Ends:
     """A session's two PacketLinks, and what they hand over."""
 
@@ -66,12 +72,15 @@ class Ends:
         self.link = Link(connected=False)
         self.packets: list[tuple[bytes, Run]] = []
         self.networks: list[tuple[bytes, bytes]] = []
+        self.taken: list[tuple[IPNetwork, ...]] = []
         self.changes = 0
         self.client: PacketLink
         self.exit: PacketLink
         if receives:
-            self.client = NetworkLink(self.link.client, self.received, self.addressed, self.changed)
-            self.exit = NetworkLink(self.link.exit, self.received)
+            self.client = NetworkLink(
+                self.link.client, self.received, self.addressed, self.changed, collisions=self.collisions
+            )
+            self.exit = NetworkLink(self.link.exit, self.received, taken=self.taken.append)
         else:
             self.client = PacketLink(self.link.client, self.changed)
             self.exit = PacketLink(self.link.exit)
@@ -88,6 +97,9 @@ class Ends:
 
     def addressed(self, ipv4: bytes, ipv6: bytes) -> None:
         self.networks.append((ipv4, ipv6))
+
+    def collisions(self, ipv4: bytes, ipv6: bytes) -> list[IPNetwork]:
+        return [LAN] if IPv4Address(ipv4) in LAN else []
 
     def changed(self) -> None:
         self.changes += 1
@@ -171,6 +183,23 @@ def test_the_exit_hands_out_addresses() -> None:
     assert ends.networks == [(bytes([100, 96, 0, 7]), bytes(16))]
 
 
+def test_an_address_that_is_in_use_is_refused_and_another_one_asked_for() -> None:
+    """Until the exit has one that is free, and not for ever."""
+    ends = Ends()
+    ends.exit.assign(bytes([10, 0, 0, 7]), bytes(16))
+    ends.link.carrier.settle()
+    assert ends.taken == [(LAN,)]
+    assert ends.networks == [], "the interface does not get it"
+    ends.exit.assign(bytes([10, 1, 0, 7]), bytes(16))
+    ends.link.carrier.settle()
+    assert ends.networks == [(bytes([10, 1, 0, 7]), bytes(16))]
+    for number in range(MOST_REFUSALS + 1):
+        ends.exit.assign(bytes([10, 0, 0, number]), bytes(16))
+        ends.link.carrier.settle()
+    assert ends.taken == [(LAN,)] * (1 + MOST_REFUSALS)
+    assert ends.networks[-1] == (bytes(4), bytes(16))
+
+
 def test_status() -> None:
     ends = Ends()
     ends.lanes[0].up = False
@@ -191,6 +220,7 @@ def test_status() -> None:
         (wire.encode_packet(0, 0, 0, b"p"), "client"),
         (wire.encode_packet(0, 0, 0, b"p"), "exit"),
         (wire.encode_network(bytes(4), bytes(16)), "client"),
+        (wire.encode_taken([LAN]), "exit"),
     ],
 )
 def test_what_was_not_agreed_on_ends_the_session(frame: bytes, side: str) -> None:
@@ -258,3 +288,9 @@ def test_the_largest_packet_has_room() -> None:
     ends = Ends()
     ends.exit.packet_received(0, 0, 0, memoryview(b"x" * 65_535))
     assert [len(packet) for packet, _ in ends.packets] == [65_535]
+
+
+def test_only_the_client_says_what_it_cannot_take() -> None:
+    ends = Ends()
+    with pytest.raises(PeerError):
+        ends.link.forge(ends.link.client, wire.encode_taken([LAN]))

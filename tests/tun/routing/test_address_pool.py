@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from cryprq_proxy.crypto.identity import PeerId
 from cryprq_proxy.errors import ConfigError, CryprqError
 from tests.support.settings import exit_network_settings
-from tun.routing.address_pool import AddressPool, Occupied, free_pools
+from tun.routing.address_pool import MOST_OF_ONE_PEER, AddressPool, Occupied, free_pools
 from tun.settings import POOLS4, POOLS6, RESOLVER4, RESOLVER6
 
 
@@ -126,3 +126,37 @@ def test_a_pool_that_a_person_has_chosen_stays_or_is_refused() -> None:
         assert str(caught.value) == (
             f"the pool 10.9.0.0/16 is in use on this machine ({found}): choose another one for tun.pool4"
         )
+
+
+@given(
+    st.lists(st.sampled_from(list(IPv4Network("10.0.0.0/24").subnets(new_prefix=27))), max_size=8),
+    st.integers(),
+)
+def test_an_address_outside_of_what_the_client_cannot_take(avoid: list[IPv4Network], seed: int) -> None:
+    """It is found wherever there is one, however many are taken."""
+    pool = pool4("10.0.0.0/24")
+    for number in range(seed % 40):
+        pool.address(peer(number))
+    one = peer(1000)
+    first = pool.address(one)
+    free = set(pool.network) - {pool.network[0], pool.network[1], pool.network[-1], *pool._taken} | {first}
+    if any(not any(address in prefix for prefix in avoid) for address in free):
+        other = pool.address(one, avoid)
+        assert other in free and not any(other in prefix for prefix in avoid)
+        assert pool.address(one, avoid) == other and pool.address(one) == first
+    else:
+        with pytest.raises(CryprqError, match=r"the pool 10\.0\.0\.0/24 has no address for it outside of"):
+            pool.address(one, avoid)
+
+
+def test_a_peer_that_refuses_everything_takes_few_addresses() -> None:
+    pool = pool4("10.0.0.0/24")
+    refused: list[IPv4Network] = []
+    for _ in range(MOST_OF_ONE_PEER):
+        refused.append(IPv4Network(pool.address(peer(1), refused)))
+    with pytest.raises(CryprqError, match="outside of"):
+        pool.address(peer(1), refused)
+    assert len(pool._taken) == MOST_OF_ONE_PEER
+    for avoid in (["0.0.0.0/0"], ["10.0.0.0/25", "10.0.0.128/25"]):
+        with pytest.raises(CryprqError):
+            pool.address(peer(2), list(map(ip_network, avoid)))
