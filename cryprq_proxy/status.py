@@ -178,7 +178,6 @@ class DnsStatus(Struct, kw_only=True, frozen=True):
     `in_use`: the upstream that answered last; `split`: the upstreams of single domains."""
 
     resolver: str = "?"
-    repairs: int = 0
     counters: DnsCounters = msgspec.field(default_factory=DnsCounters)
     waiting: int = 0
     cache_entries: int = 0

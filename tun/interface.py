@@ -1,6 +1,6 @@
 """The network interface of a running tunnel: device, forwarder, routes and system resolver, on the exit's addresses.
 
-    device -> forwarder, its servers -> filter -> routes -> packets -> system resolver -> guard
+    device -> forwarder, its servers -> filter -> routes -> packets -> system resolver -> reconciler
 
 `TunInterface.start` builds it in this order, and `close` takes it down in reverse. Routes and resolver stand in the
 journal, whose owner undoes them. The exit may hand out other addresses at any time, and the lane may take packets of
@@ -22,19 +22,22 @@ from cryprq_proxy.base.buffers import SHARED
 from cryprq_proxy.base.tasks import spawn
 from cryprq_proxy.carriers.lane.train import PacketTrain
 from cryprq_proxy.client.exits import Exits
+from cryprq_proxy.errors import CryprqError
 from cryprq_proxy.lane.slices import Run
-from cryprq_proxy.status import RepairStatus, TunStatus
+from cryprq_proxy.status import TunStatus
 
 from .device.coalesce import UdpJoiner
+from .device.kept import DeviceFact
 from .device.linux import MIN_MTU, Tun
 from .dns.blocklist import load
 from .dns.forwarder import Forwarder
 from .dns.server import DnsServer
 from .dns.setup import build
 from .firewall.kill_switch import KillSwitch
-from .guard import TunnelGuard, reported
 from .journal import Record
-from .resolver.choose import ResolverSetting
+from .reconciler import Reconciler
+from .resolver.setting import ResolverSetting
+from .routing.foreign_rules import ForeignRules
 from .routing.routes import Routes
 from .routing.tunnel_addresses import TunnelAddresses
 from .settings import DNS_PORT, MTU, RESOLVER4, RESOLVER6, SLICE_OVERHEAD, TunnelSettings
@@ -103,7 +106,15 @@ class TunInterface(NoInterface):
         self._asked_at = resolver_addresses(addresses)
         self._stack = stack
         self._changed = asyncio.Event()
-        self._guard = TunnelGuard(foundation.kill_switch, routes, foundation.resolver, link.redial)
+        self._reconciler = Reconciler(
+            [
+                DeviceFact(device),
+                routes.valid_mark,
+                routes,
+                ForeignRules(lambda: routes.in_front(foundation.kill_switch.exits.known())),
+                foundation.resolver,
+            ]
+        )
         self._following = spawn(self._follow(), "tunnel interface")
         self.lane_changed()
 
@@ -130,7 +141,9 @@ class TunInterface(NoInterface):
             stack.callback(names.close)
             await names.listen(addresses)
             await kill_switch.follow_addresses(addresses, names.server.port)
-            routes = Routes(settings, addresses.versions, foundation.record)
+            routes = Routes(
+                settings, addresses.versions, foundation.record, kill_switch.follow_lan, link.redial
+            )
             await routes.apply()
             joiner = UdpJoiner(link.send_packet)
             train = SHARED.one(PacketTrain)
@@ -140,12 +153,13 @@ class TunInterface(NoInterface):
                 train.flush()
 
             device.start(asyncio.get_running_loop(), joiner.packet, drained, lost)
+            stack.push_async_callback(foundation.resolver.close)
             await set_resolver(foundation, resolver_addresses(addresses))
             return cls(foundation, link, device, names, routes, offered, addresses, stack.pop_all())
 
     async def close(self) -> None:
         """Restore and follow nothing any more, then end forwarder and device."""
-        await self._guard.stop()
+        await self._reconciler.stop()
         self._following.cancel()
         await asyncio.wait([self._following])
         await self._stack.aclose()
@@ -174,8 +188,11 @@ class TunInterface(NoInterface):
         while True:
             await self._changed.wait()
             self._changed.clear()
-            await reported("tunnel addresses", self._readdress)
-            await reported("tunnel MTU", self._resize)
+            for change in (self._readdress, self._resize):
+                try:
+                    await change()
+                except CryprqError as error:
+                    _log.error("the tunnel could not follow the exit: %s", error)
 
     async def _readdress(self) -> None:
         """Another exit, or one that was started anew with another pool, hands out other addresses."""
@@ -186,8 +203,8 @@ class TunInterface(NoInterface):
         self._addresses = addresses
         self._names.server.close()
         self._names.forwarder.offer_ipv6(addresses.ipv6 is not None)
-        self._routes.versions = addresses.versions
         await self._device.configure(addresses.interfaces())
+        await self._routes.carry(addresses.versions)
         await self._names.listen(addresses)
         await self._foundation.kill_switch.follow_addresses(addresses, self._names.server.port)
         asked_at = resolver_addresses(addresses)
@@ -213,11 +230,8 @@ class TunInterface(NoInterface):
             device=self._device.status(),
             addresses=tuple(str(interface.ip) for interface in self._addresses.interfaces()),
             ipv6=self._addresses.ipv6 is not None,
-            dns=structs.replace(dns, resolver=resolver.kind, repairs=resolver.repairs),
-            repairs=(
-                RepairStatus(name="routes", repairs=self._routes.repairs),
-                RepairStatus(name="system resolver", repairs=resolver.repairs),
-            ),
+            dns=structs.replace(dns, resolver=resolver.kind),
+            repairs=self._reconciler.status(),
         )
 
 

@@ -6,7 +6,7 @@ A fact is one thing that stands as this program set it: a table, addresses, a ke
 its own, so that a slow one delays no other. `Schedule` holds its times and its words, and does no I/O.
 
 Another program may always win. After FIGHT repairs within FIGHT_SECONDS the fact is in trouble, and is put back only
-every SLOW seconds; a vital fact is still put back at once.
+every SLOW seconds until it has stood for PEACE_SECONDS; a vital fact is still put back at once.
 """
 
 from __future__ import annotations
@@ -29,14 +29,15 @@ _log = logging.getLogger(__name__)
 
 LOOK_SECONDS: Final = 1.0
 """Between two looks at what sends no events, and at what is in trouble."""
-FIGHT: Final = 5
-FIGHT_SECONDS: Final = 60.0
+FIGHT: Final = 8
+FIGHT_SECONDS: Final = 10.0
+PEACE_SECONDS: Final = 60.0
 SLOW: Final = 10.0
 """Seconds between two repairs of what another program changes again and again."""
 QUIET: Final = 10.0
 """Seconds for which a repair is not logged again, if the same was found."""
 STOP_SECONDS: Final = 5.0
-"""For repairs that are under way at the end."""
+"""For repairs that are in progress at the end."""
 
 
 class Fact:
@@ -48,6 +49,8 @@ class Fact:
     """Never slowed down."""
     polled = False
     """Looked at each second too: its changes send no netlink events, or not all of them do."""
+    changes: Callable[[], Changes] = Changes
+    """The events that wake it: by default those of links, addresses, routes and rules."""
 
     async def look(self) -> str:
         """Nothing if it stands as set, else what was found instead: a part of a sentence. Raises CryprqError."""
@@ -71,6 +74,7 @@ class Schedule:
         self._vital = vital
         self._polled = polled
         self._recent: deque[float] = deque(maxlen=FIGHT)
+        self._fighting = False
         self._not_before = now
         self._logged: tuple[str, float] = ("", -math.inf)
 
@@ -85,32 +89,35 @@ class Schedule:
     def stands(self, now: float) -> None:
         """A look found it as set."""
         self.found = ""
-        fights = self._fights(now)
-        if self.trouble and not fights:
+        if self._fighting and now - self._recent[-1] < PEACE_SECONDS:
+            self._next(now, LOOK_SECONDS)
+            return
+        if self.trouble:
             _log.info("%s: stands again as it was set", self._name)
-            self.trouble = ""
-        self._next(now, LOOK_SECONDS if self._polled or fights else math.inf)
+        self.trouble = ""
+        self._fighting = False
+        self._next(now, LOOK_SECONDS if self._polled else math.inf)
 
     def repaired(self, now: float, found: str) -> None:
         """A look found something else, and it was put back."""
         self.repairs += 1
         self.found = found
         self._recent.append(now)
-        if self._fights(now):
-            if not self.trouble:
-                _log.warning(
-                    "%s: another program changes it again and again, last: %s; %s. Tell that program to leave it alone",
-                    self._name,
-                    found,
-                    "it is put back each time" if self._vital else f"it is put back every {SLOW:.0f} s only",
-                )
+        if not self._fighting and len(self._recent) == FIGHT and now - self._recent[0] < FIGHT_SECONDS:
+            self._fighting = True
+            _log.warning(
+                "%s: another program changes it again and again, last: %s; %s. Tell that program to leave it alone",
+                self._name,
+                found,
+                "it is put back each time" if self._vital else f"it is put back every {SLOW:.0f} s only",
+            )
+        if self._fighting:
             self.trouble = f"another program changes it again and again, last: {found}"
             if not self._vital:
                 self._not_before = now + SLOW
-            self._next(now, LOOK_SECONDS)
-            return
-        self.trouble = ""
-        self._log_once(now, f"another program changed it: {found}; it is put back")
+        else:
+            self.trouble = ""
+            self._log_once(now, f"another program changed it: {found}; it is put back")
         self._next(now, LOOK_SECONDS)
 
     def failed(self, now: float, found: str, reason: str) -> None:
@@ -122,9 +129,6 @@ class Schedule:
 
     def status(self) -> RepairStatus:
         return RepairStatus(name=self._name, repairs=self.repairs, found=self.found, trouble=self.trouble)
-
-    def _fights(self, now: float) -> bool:
-        return len(self._recent) == FIGHT and now - self._recent[0] < FIGHT_SECONDS
 
     def _next(self, now: float, seconds: float) -> None:
         self.due = max(self._not_before, min(self.due, now + seconds))
@@ -140,45 +144,36 @@ class Schedule:
 class Reconciler:
     """Looks after `facts` from `__init__` to `stop`, in this thread's network namespace."""
 
-    def __init__(
-        self,
-        facts: Sequence[Fact],
-        *,
-        clock: Callable[[], float] | None = None,
-        changes: Callable[[], Changes] = Changes,
-    ) -> None:
-        """`changes` tells of the kernel's changes; `clock` in place of the loop's, for tests."""
-        self._clock = clock or asyncio.get_running_loop().time
+    def __init__(self, facts: Sequence[Fact]) -> None:
+        self._clock = asyncio.get_running_loop().time
         self._kept = [_Kept(fact, self._clock) for fact in facts]
         self._stopping = False
         self._tasks = [spawn(self._keep(kept), f"keeping the {kept.fact.name}") for kept in self._kept]
-        self._listening = spawn(self._listen(changes), "changes of the kernel")
+        sources = dict.fromkeys(fact.changes for fact in facts)
+        self._listening = [spawn(self._listen(changes), "changes of the kernel") for changes in sources]
 
     async def stop(self) -> None:
-        """Put back nothing any more; a repair that is under way is finished first."""
+        """Put back nothing any more; a repair in progress is finished first."""
         self._stopping = True
-        self._listening.cancel()
-        self.wake()
-        await asyncio.wait([self._listening, *self._tasks], timeout=STOP_SECONDS)
+        for task in self._listening:
+            task.cancel()
+        for kept in self._kept:
+            kept.wake()
+        await asyncio.wait([*self._listening, *self._tasks], timeout=STOP_SECONDS)
         for task in self._tasks:
             task.cancel()
         await asyncio.wait(self._tasks)
-
-    def wake(self) -> None:
-        """Look at everything soon."""
-        now = self._clock()
-        for kept in self._kept:
-            kept.schedule.event(now)
-            kept.woken.set()
 
     def status(self) -> tuple[RepairStatus, ...]:
         return tuple(kept.schedule.status() for kept in self._kept)
 
     async def _listen(self, changes: Callable[[], Changes]) -> None:
+        woken = [kept for kept in self._kept if kept.fact.changes == changes]
         with changes() as told:
             while True:
                 await told.wait()
-                self.wake()
+                for kept in woken:
+                    kept.wake()
 
     async def _keep(self, kept: _Kept) -> None:
         while not self._stopping:
@@ -199,6 +194,11 @@ class _Kept:
         self.schedule = Schedule(fact.name, vital=fact.vital, polled=fact.polled, now=clock())
         self.woken = asyncio.Event()
         self._clock = clock
+
+    def wake(self) -> None:
+        """Look at it soon."""
+        self.schedule.event(self._clock())
+        self.woken.set()
 
     async def sleep(self, seconds: float) -> None:
         """Until something has changed, or for so long."""

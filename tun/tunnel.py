@@ -5,7 +5,7 @@
                      filter up: nothing gets out any more but the link and the LAN
     Tunnel.resolve   the exits' names, through the filter's narrow opening
     Tunnel.run       link up, addresses from the exit -> interface.py: device, forwarder, routes, system resolver
-                     guard.py restores what other programs change
+                     reconciler.py puts back what other programs change, the filter from its start on
     Tunnel.close     all of it in reverse
 
 Each change stands in the journal before it is made. A clean stop undoes the journal, as `cleanup` and the next start do
@@ -43,9 +43,11 @@ from .firewall.kill_switch import KillSwitch
 from .firewall.policy import Policy, contradiction
 from .interface import Foundation, NoInterface, TunInterface
 from .journal import Journal, Undoer, undo
+from .reconciler import Reconciler
 from .resolver import choose as resolver
 from .resolver.bootstrap import Bootstrap, resolve_early
 from .resolver.known_addresses import FILE, KnownAddresses
+from .resolver.setting import ResolverSetting
 from .routing import routes
 from .routing.exit_endpoints import ExitEndpoints
 from .routing.lan import Network
@@ -89,7 +91,7 @@ class TunnelPlan:
     async def start(self) -> Tunnel:
         return await Tunnel.start(self)
 
-    async def resolver(self, journal: Journal) -> resolver.ResolverSetting:
+    async def resolver(self, journal: Journal) -> ResolverSetting:
         """The system's resolver, not set yet."""
         settings = self.settings
         return await resolver.choose(journal.record, leave=settings.leave_resolver, state=settings.state)
@@ -133,6 +135,8 @@ class Tunnel:
         self._bootstrap = bootstrap
         self._ending = ending
         self._stack = stack
+        self._reconciler = Reconciler([foundation.kill_switch])
+        stack.push_async_callback(self._reconciler.stop)
         self._offered = TunnelAddresses()
         self._addressed = asyncio.Event()
         self._refused: tuple[Network, ...] = ()
@@ -271,8 +275,10 @@ class Tunnel:
     async def status(self) -> TunStatus:
         """What `cryprq-proxy status` shows, and `cryprq-proxy leaktest` must know."""
         settings, kill_switch = self._settings, self._kill_switch
+        interface = self._interface.status()
         return structs.replace(
-            self._interface.status(),
+            interface,
+            repairs=(*self._reconciler.status(), *interface.repairs),
             kill_switch=await asyncio.get_running_loop().run_in_executor(None, kill_switch.status),
             exits=tuple(sorted((str(exit.address), exit.port) for exit in kill_switch.exits.known())),
             uplinks=tuple(sorted(kill_switch.lan.uplinks)),

@@ -247,7 +247,14 @@ def test_a_resolver_file_that_others_overwrite_comes_back(either: Stage, way: st
     assert re.findall(rb"(?m)^nameserver (\S+)$", ours) == [VIRTUAL4.encode(), VIRTUAL6.encode()]
     move = "cat >/etc/resolv.conf" if way == "written" else "cat >/etc/new; mv /etc/new /etc/resolv.conf"
     client.run(["sh", "-c", move], stdin=news)
-    until(lambda: either.status()["dns"]["repairs"] == 1, "the file is put back")
+
+    def repaired() -> bool:
+        return any(
+            repair["name"] == "system resolver" and repair["repairs"] == 1
+            for repair in either.status()["repairs"]
+        )
+
+    until(repaired, "the file is put back")
     assert client.resolv_conf.read_bytes().splitlines()[1:] == ours.splitlines()[1:]
     assert values(ask(either, "a.example.com")) == ["192.0.2.7"]
     assert not role.stop(), role.log

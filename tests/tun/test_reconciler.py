@@ -13,7 +13,7 @@ import pytest
 from cryprq_proxy.errors import CryprqError
 from cryprq_proxy.status import RepairStatus
 from tests.support.settle import settle, until
-from tun.reconciler import FIGHT, FIGHT_SECONDS, LOOK_SECONDS, QUIET, SLOW, Fact, Reconciler, Schedule
+from tun.reconciler import FIGHT, LOOK_SECONDS, PEACE_SECONDS, QUIET, SLOW, Fact, Reconciler, Schedule
 
 
 def schedule(*, vital: bool = False, polled: bool = False) -> Schedule:
@@ -111,7 +111,7 @@ def test_a_fight_that_is_over_is_looked_for_and_told(log: pytest.LogCaptureFixtu
     assert kept.trouble
     assert kept.due == now + SLOW + LOOK_SECONDS
     kept.begin()
-    kept.stands(now + FIGHT_SECONDS)
+    kept.stands(now + PEACE_SECONDS)
     assert (kept.trouble, kept.due) == ("", math.inf)
     assert log.messages[-1] == "device: stands again as it was set"
 
@@ -185,7 +185,12 @@ class Stage:
     def __init__(self, *things: Thing) -> None:
         self.told = Told()
         self.things = things
-        self.reconciler = Reconciler(things, changes=lambda: self.told)  # type: ignore[arg-type, return-value]
+        for thing in things:
+            thing.changes = self._changes  # type: ignore[assignment]
+        self.reconciler = Reconciler(things)
+
+    def _changes(self) -> Told:
+        return self.told
 
     async def looked_at(self) -> None:
         await until(lambda: all(thing.looks for thing in self.things))

@@ -61,7 +61,6 @@ class Machine:
         self.blocked: threading.Event | None = None
         self.routes: FakeRoutes
         self.blocked_name: Callable[[bytes], bool]
-        self.lan_watch: list[Callable[[Lan], Awaitable[None]]] = []
         machine = self
 
         def undoer(entry: Any) -> None:
@@ -89,6 +88,8 @@ class Machine:
         monkeypatch.setattr(tunnel, "resolve_early", resolve_early)
         monkeypatch.setattr(kill_switch, "Filter", FilterFactory(machine))
         monkeypatch.setattr(interface, "Routes", lambda *given: FakeRoutes(machine, *given))
+        for module in (interface, tunnel):
+            monkeypatch.setattr(module, "Reconciler", FakeReconciler)
         monkeypatch.setattr(interface, "build", build)
         monkeypatch.setattr(interface, "DnsServer", lambda forwarder: FakeServer(machine))
         monkeypatch.setattr("tun.resolver.choose.choose", choose)
@@ -203,35 +204,57 @@ class FakeDevice:
         self.machine.step("close device")
 
 
-class FakeRoutes:
-    repairs = 2
+class FakeReconciler:
+    def __init__(self, facts: list[Any]) -> None:
+        self._facts = facts
 
-    def __init__(self, machine: Machine, settings: Any, versions: frozenset[int], record: Any) -> None:
+    def status(self) -> tuple[RepairStatus, ...]:
+        return tuple(RepairStatus(name=fact.name) for fact in self._facts)
+
+    async def stop(self) -> None: ...
+
+
+class FakeFact:
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+class FakeRoutes(FakeFact):
+    def __init__(
+        self,
+        machine: Machine,
+        settings: Any,
+        versions: frozenset[int],
+        record: Any,
+        lan_changed: Callable[[Lan], Awaitable[None]],
+        uplink_changed: Callable[[], None],
+    ) -> None:
+        super().__init__("routes")
         machine.routes = self
         self.machine, self.versions, self.record = machine, versions, record
+        self.lan_changed, self.uplink_changed = lan_changed, uplink_changed
+        self.valid_mark = FakeFact("src_valid_mark")
 
     async def apply(self) -> None:
         self.record({"kind": ROUTING})
         self.machine.step("routes")
 
-    async def watch(self, lan_changed: Any, default_changed: Any) -> None:
-        self.machine.lan_watch.append(lan_changed)
-        self.default_changed = default_changed
-        await asyncio.Event().wait()
+    async def carry(self, versions: frozenset[int]) -> None:
+        self.versions = versions
 
 
-class FakeResolver:
-    kind, repairs = "resolv.conf", 1
+class FakeResolver(FakeFact):
+    kind = "resolv.conf"
 
     def __init__(self, machine: Machine, record: Any) -> None:
+        super().__init__("resolver")
         self.machine, self.record = machine, record
 
     async def set(self, addresses: list[str], index: int, name: str) -> None:
         self.record({"kind": "resolver"})
         self.machine.step(f"resolver {' '.join(addresses)}")
 
-    async def watch(self) -> None:
-        await asyncio.Event().wait()
+    async def close(self) -> None: ...
 
     def upstreams(self) -> tuple[str, ...]:
         return ("192.168.1.1", "fe80::1%eth0")
@@ -660,42 +683,14 @@ async def test_a_link_that_is_lost_during_the_start_is_told(machine: Machine) ->
     await wide.close()
 
 
-async def test_the_filter_follows_the_networks_around(
-    machine: Machine, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_filter_and_link_follow_the_networks_around(machine: Machine) -> None:
     wide = Wide(machine)
     await wide.up()
-    (lan_changed,) = machine.lan_watch
-    other = Lan((ip_network("10.1.0.0/16"),), (), frozenset({"wlan0"}))
-    await lan_changed(other)
+    await machine.routes.lan_changed(Lan((ip_network("10.1.0.0/16"),), (), frozenset({"wlan0"})))
     assert machine.filter.settings.lan == {ip_network("10.1.0.0/16")}
     assert machine.filter.settings.uplinks == {"wlan0"}
-    machine.fails = "filter update"
-    await lan_changed(LAN)  # the watch goes on
-    assert "the filter does not know the present local networks yet" in caplog.text
-    machine.fails = ""
-    await machine.routes.default_changed(4)
+    machine.routes.uplink_changed()
     assert wide.client.redials == 1
-    await wide.close()
-
-
-async def test_a_filter_that_others_removed_is_put_back(
-    machine: Machine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(kill_switch, "CHECK_SECONDS", 0.0)
-    wide = Wide(machine)
-    await wide.up()
-    machine.standing = False
-    while not machine.standing:
-        await asyncio.sleep(0.001)
-    assert "filter restored" in machine.steps
-    machine.fails = "filter restored"  # what fails is tried again
-    machine.standing = False
-    for _ in range(5):
-        await asyncio.sleep(0.001)
-    machine.fails = ""
-    while not machine.standing:
-        await asyncio.sleep(0.001)
     await wide.close()
 
 
@@ -864,10 +859,10 @@ async def test_status(machine: Machine) -> None:
         addresses=("198.18.0.7", "fd63:7279:7071::7"),
         ipv6=True,
         kill_switch=KillSwitchStatus(on=True, standing=True, paused=3, kept_in={"dns": 4}),
-        dns=DnsStatus(resolver="resolv.conf", repairs=1, in_use="x"),
-        repairs=(
-            RepairStatus(name="routes", repairs=2),
-            RepairStatus(name="system resolver", repairs=1),
+        dns=DnsStatus(resolver="resolv.conf", in_use="x"),
+        repairs=tuple(
+            RepairStatus(name=name)
+            for name in ("kill switch", "device", "src_valid_mark", "routes", "rules of others", "resolver")
         ),
         exits=(("192.0.2.1", 4433),),
         uplinks=("eth0",),

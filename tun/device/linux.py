@@ -132,6 +132,7 @@ class Tun(PacketDevice):
             (link,) = [message async for message in await netlink.get_links(self._index)]
             present = await _present_addresses(netlink, self._index)
         found = [f"the address {wanted} was removed" for wanted in self._addresses if wanted not in present]
+        found += [f"the address {other} was added" for other in present if other not in self._addresses]
         if (mtu := link.get_attr("IFLA_MTU")) != self.mtu:
             found.insert(0, f"its MTU was {mtu}")
         if link["flags"] & _IFF_MULTICAST:
@@ -146,6 +147,8 @@ class Tun(PacketDevice):
         """Configure it again, under its own name. Raises ConfigError."""
         async with self._setting, self._netlink("cannot be set up again") as netlink:
             await _rename(netlink, self._index, self.name)
+            # With an MTU below MIN_MTU the device has lost all of IPv6, its switch too.
+            await netlink.link("set", index=self._index, mtu=self.mtu)
             if any(address.version == 6 for address in self._addresses):
                 # The switch is the device's own, and ends with it.
                 Path(f"/proc/sys/net/ipv6/conf/{self.name}/disable_ipv6").write_text("0", encoding="ascii")

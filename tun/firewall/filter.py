@@ -29,6 +29,7 @@ from .filter_settings import NOTHING_OPEN, FilterSettings, Openings
 from .inbound import NOT_KEPT, Address, Inbound, observe
 from .marks import FIRST_MARKS, Marks, reason_of_mark
 from .nft import CLIENT, NO_COUNTS, Ask, Count, NftError, Run
+from .standing import Standing
 
 RESOLVING: Final = 30
 """Seconds after which the opening for an exit's name closes by itself."""
@@ -46,6 +47,8 @@ class Filter:
         self._run = run
         self._ask = ask
         self._asked: list[frozenset[Address]] = []
+        self._standing = Standing(CLIENT, ask)
+        self._standing.written()
 
     @classmethod
     def up(
@@ -92,7 +95,7 @@ class Filter:
         self._forget()
 
     def restore(self) -> None:
-        """Put the table back if another program has removed it (`nft flush ruleset`): see `standing`."""
+        """Put the table back if another program has removed or changed it: see `difference`."""
         self._replace(self.settings)
 
     def _replace(
@@ -110,6 +113,7 @@ class Filter:
         )
         counted = nft.counts(listed)
         self.settings = _put_up(self._run, settings, self._inbound, self._marks, wanted, counted)
+        self._standing.written()
 
     def _forget(self) -> None:
         """Delete the connections whose reason has ended under the present settings."""
@@ -136,8 +140,12 @@ class Filter:
             )
         )
 
+    def difference(self) -> str:
+        """What another program has done to the table, in words; nothing if it stands as written."""
+        return self._standing.look()
+
     def standing(self) -> bool:
-        """Whether the kernel has our table. Other programs can remove it; ask now and then.
+        """Whether the kernel has our table.
 
         One small set is asked for: to list tables, nft reads all that is in them, which is much with long rules.
         """

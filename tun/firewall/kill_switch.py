@@ -1,7 +1,7 @@
 """The kill switch: the client's filter as it must be at any moment, put back when another program removes it.
 
     follow_...   an exit's name, the tunnel's addresses, local networks or a person's rules have changed -> update
-    watch        every CHECK_SECONDS: does the table stand? If not, restore it
+    look         a Fact of the reconciler: does the table stand as written? If not, put it back
 
 This is the one place where the client's filter is changed: one change at a time, none after `shut`.
 """
@@ -20,8 +20,10 @@ from cryprq_proxy.errors import CryprqError
 from cryprq_proxy.status import KillSwitchStatus
 
 from ..journal import Record
+from ..reconciler import Fact
 from ..routing.exit_endpoints import ExitEndpoints
 from ..routing.lan import Lan
+from ..routing.netlink_watch import Changes
 from ..routing.tunnel_addresses import TunnelAddresses
 from ..settings import TunnelSettings
 from .cgroups import present
@@ -33,15 +35,18 @@ _log = logging.getLogger(__name__)
 
 PAUSE_MARGIN: Final = 0.1
 """Seconds after which a pause that should be over is over in the kernel too."""
-CHECK_SECONDS: Final = 2.0
-"""Between two checks whether another program has removed the filter."""
 
 
-class KillSwitch:
+class KillSwitch(Fact):
     """The filter of one tunnel, closed by `__init__`. After `shut` every change is refused.
 
     Changes block for some milliseconds, so they are made on a thread. They raise CryprqError.
     """
+
+    name = "kill switch"
+    vital = True
+    polled = True
+    changes = Changes.of_filters
 
     def __init__(
         self,
@@ -77,7 +82,7 @@ class KillSwitch:
         async with self._changing:
             pass
 
-    async def _change[*A](self, change: Callable[[*A], object], *arguments: *A) -> None:
+    async def _change[T, *A](self, change: Callable[[*A], T], *arguments: *A) -> T:
         """Make a change on a thread. A caller that is cancelled still waits for the end of its change: no change may
         come after the filter was removed."""
         async with self._changing:
@@ -85,7 +90,7 @@ class KillSwitch:
                 raise CryprqError("system-wide mode is being undone; nothing can be changed any more")
             changed = asyncio.get_running_loop().run_in_executor(None, change, *arguments)
             try:
-                await asyncio.shield(changed)
+                return await asyncio.shield(changed)
             except asyncio.CancelledError:
                 await asyncio.wait([changed])
                 raise
@@ -191,20 +196,18 @@ class KillSwitch:
 
     # --- looking after it ---
 
-    async def watch(self) -> None:
-        """Restore the filter whenever another program has removed it, until cancelled."""
-        while True:
-            await asyncio.sleep(CHECK_SECONDS)
-            try:
-                await self._change(self._restore)
-            except CryprqError as error:
-                _log.warning("the kill switch could not be checked: %s", error)
+    async def look(self) -> str:
+        """Compare the table with what was written; follow the resolvers from before, which tell nobody of changes."""
+        return await self._change(self._look)
 
-    def _restore(self) -> None:
-        if not self._filter.standing():
-            _log.warning("another program removed the kill switch; it is put back")
-            self._filter.restore()
-        self._filter.update(self._wanted())
+    async def put_back(self) -> None:
+        await self._change(self._filter.restore)
+
+    def _look(self) -> str:
+        found = self._filter.difference()
+        if not found:
+            self._filter.update(self._wanted())
+        return found
 
     def status(self) -> KillSwitchStatus:
         """Ask nft; blocks for some milliseconds."""

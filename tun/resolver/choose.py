@@ -8,9 +8,8 @@ too, so the file decides.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 from ..journal import Record, Undoer
 from . import resolvconf_files, resolved
@@ -20,6 +19,7 @@ from .resolvconf import ResolvConf
 from .resolvconf_files import MAX_FILE, RESOLV_CONF, STATE
 from .resolvconf_text import nameservers
 from .resolved import Resolved
+from .setting import ResolverSetting
 
 STUBS: Final = frozenset({"127.0.0.53", "127.0.0.54"})
 """Where resolved listens (systemd-resolved.service(8))."""
@@ -29,28 +29,6 @@ RESOLVED_FILES: Final = (
     Path("/lib/systemd/resolv.conf"),
 )
 """Targets of the link /etc/resolv.conf if resolved is in use: the directory, or the static file."""
-
-
-class ResolverSetting(Protocol):
-    """Sends the DNS questions of all programs to given addresses. Made by `choose`; the journal undoes it."""
-
-    kind: str
-    """For people: "systemd-resolved", "resolv.conf" or "left alone"."""
-    repairs: int
-    """How often it had to be set again."""
-
-    async def set(self, addresses: Sequence[str], index: int, name: str) -> None:
-        """Resolve everything at `addresses` (IP literals) from now on.
-
-        `index` and `name` are the tunnel's interface. May be called again with other addresses. Raises ConfigError,
-        with nothing changed.
-        """
-
-    async def watch(self) -> None:
-        """Set it again after another program has changed it. Call `set` first, run this as a task and cancel it."""
-
-    def upstreams(self) -> tuple[str, ...]:
-        """The earlier resolvers, as known now: IP literals, IPv6 ones perhaps with a zone; may be empty."""
 
 
 async def choose(

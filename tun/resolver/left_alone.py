@@ -6,7 +6,6 @@ whichever server it is for. A server on this machine is asked without that, and 
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from ipaddress import ip_address
@@ -15,6 +14,7 @@ from typing import Final
 
 from .resolvconf_files import RESOLV_CONF, content_of
 from .resolvconf_text import nameservers
+from .setting import ResolverSetting
 
 _log = logging.getLogger(__name__)
 
@@ -31,14 +31,13 @@ def reaches_forwarder(content: bytes, addresses: Sequence[str]) -> bool:
     )
 
 
-class LeftAlone:
-    """`ResolverSetting` that changes nothing. `upstreams` are those of the setting that is not made."""
+class LeftAlone(ResolverSetting):
+    """Changes nothing. `upstreams` are those of the setting that is not made."""
 
     kind = KIND
-    repairs = 0
 
     def __init__(self, upstreams: Callable[[], tuple[str, ...]], path: Path = RESOLV_CONF) -> None:
-        self.upstreams = upstreams
+        self._upstreams = upstreams
         self._path = path
 
     async def set(self, addresses: Sequence[str], index: int, name: str) -> None:
@@ -51,6 +50,8 @@ class LeftAlone:
                 addresses[0],
             )
 
-    async def watch(self) -> None:
-        """Look after nothing, until cancelled."""
-        await asyncio.Event().wait()
+    async def look(self) -> str:
+        return ""
+
+    def upstreams(self) -> tuple[str, ...]:
+        return self._upstreams()

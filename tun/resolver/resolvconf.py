@@ -8,7 +8,7 @@ resolvconf_files.py does both, resolvconf_text.py reads and writes the text. The
 A file that cannot be changed stays, with a warning, if names work nonetheless (left_alone.py).
 
 If another program (a DHCP client, a connection manager) overwrites the file, its version becomes the new backup, and
-our file is put back. If that repeats, our file is put back at longer intervals, and the log says so.
+our file is put back.
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Final
@@ -36,21 +34,20 @@ from .resolvconf_files import (
     replace,
     write,
 )
-from .resolvconf_text import is_ours
+from .resolvconf_text import is_ours, nameservers
+from .setting import ResolverSetting
 
 _log = logging.getLogger(__name__)
 
-INTERVAL: Final = 1.0
-"""Seconds between two looks at the file."""
-FIGHT: Final = 5
-"""Our file is put back at once this often within `FIGHT_SECONDS`; then the watch pauses as long."""
-FIGHT_SECONDS: Final = 60.0
+SETTLED_SECONDS: Final = 0.2
+"""A file that has not changed for so long is not being written."""
+UNSETTLED_LOOKS: Final = 10
 MAX_REPAIRS: Final = 500
 """The most repairs: each adds a line to the journal, which must not grow without bound."""
 
 
-class ResolvConf:
-    """`ResolverSetting` through the file. `state` is where the backup goes; the rest is for tests."""
+class ResolvConf(ResolverSetting):
+    """Through the file. `state` is where the backup goes; the rest is for tests."""
 
     def __init__(
         self,
@@ -58,20 +55,16 @@ class ResolvConf:
         path: Path = RESOLV_CONF,
         state: Path = STATE,
         *,
-        interval: float = INTERVAL,
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._record = record
         self._path = path
         self._state = state
-        self._interval = interval
         self._pause = pause
-        self._clock = clock
         self._addresses: tuple[str, ...] = ()
         self._current = Untouched(path)
         self.kind = "resolv.conf"
-        self.repairs = 0
+        self._repairs = 0
 
     async def set(self, addresses: Sequence[str], index: int, name: str) -> None:
         """Make `addresses` the name servers of the system. The interface is not used.
@@ -98,48 +91,29 @@ class ResolvConf:
                 error,
             )
 
-    async def watch(self) -> None:
-        """Put our file back whenever another program has overwritten it; runs until cancelled. Call `set` first.
+    async def look(self) -> str:
+        """What stands in the place of our file. Waits until it is written, so that half a file is never read."""
+        seen = self._seen()
+        for _ in range(UNSETTLED_LOOKS):
+            if not self._current.is_overwritten(seen):
+                return ""
+            await self._pause(SETTLED_SECONDS)
+            before, seen = seen, self._seen()
+            if before == seen:
+                break
+        if isinstance(seen, str):
+            return f"{self._path} was made a link to {seen!r:.100}"
+        if servers := nameservers(seen or b""):
+            return f"{self._path} named {', '.join(servers)}"
+        return f"{self._path} named no server"
 
-        It acts if two looks have found the same, so that it never reads half a file.
-        """
-        recent: deque[float] = deque(maxlen=FIGHT)
-        warned = False
-        while True:
-            if len(recent) == FIGHT and self._clock() - recent[0] < FIGHT_SECONDS:
-                if not warned:
-                    warned = True
-                    _log.warning(
-                        "another program has overwritten %s %d times in a minute; from now on it is put back at "
-                        "longer intervals: tell that program to leave the file alone",
-                        self._path,
-                        FIGHT,
-                    )
-                await self._pause(FIGHT_SECONDS)
-            before = self._seen()
-            await self._pause(self._interval)
-            now = self._seen()
-            if now != before or not self._current.is_overwritten(now):
-                continue
-            if self.repairs >= MAX_REPAIRS:
-                _log.error(
-                    "another program has overwritten %s %d times; its version stays", self._path, MAX_REPAIRS
-                )
-                return
-            self.repairs += 1
-            recent.append(self._clock())
-            try:
-                self._repair()
-            except ConfigError as error:
-                _log.warning("%s", error)
-            else:
-                _log.info("another program had overwritten %s: our resolver is set again", self._path)
-
-    def upstreams(self) -> tuple[str, ...]:
-        """The newest known earlier name servers; they resolve the exit's own name."""
-        return self._current.nameservers()
-
-    def _repair(self) -> None:
+    async def put_back(self) -> None:
+        """Our file again; what is there becomes the new backup. Raises ConfigError."""
+        if self._repairs >= MAX_REPAIRS:
+            raise ConfigError(
+                f"another program has overwritten {self._path} {MAX_REPAIRS} times; its version stays"
+            )
+        self._repairs += 1
         content = content_of(self._path)
         if is_ours(content):
             # An older file of ours, which another program had saved: not a new setting.
@@ -148,6 +122,10 @@ class ResolvConf:
         old = self._current
         self._current = replace(self._path, self._state, content, self._addresses, self._record)
         old.forget()
+
+    def upstreams(self) -> tuple[str, ...]:
+        """The newest known earlier name servers; they resolve the exit's own name."""
+        return self._current.nameservers()
 
     def _seen(self) -> str | bytes | None:
         """The present state: a link's target, a file's content, or None."""

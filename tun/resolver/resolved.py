@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
-import logging
 import re
 import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -30,8 +29,7 @@ from cryprq_proxy.errors import ConfigError, reason_of
 
 from ..journal import Record, same_boot
 from .resolvconf_text import nameservers
-
-_log = logging.getLogger(__name__)
+from .setting import ResolverSetting
 
 NAME: Final = "org.freedesktop.resolve1"
 KIND: Final = "resolved"
@@ -41,11 +39,13 @@ UPLINK: Final = Path("/run/systemd/resolve/resolv.conf")
 MAX_UPLINK: Final = 65_536
 
 CALL_SECONDS: Final = 5.0
-RETRIES: Final = (0.5, 1.0, 2.0, 5.0, 15.0)
+RETRIES: Final = (0.2, 0.5, 1.0, 2.0)
 """Seconds between attempts to make the settings again after a restart, as resolved may still be starting."""
 
 _PATH: Final = "/org/freedesktop/resolve1"
 _MANAGER: Final = "org.freedesktop.resolve1.Manager"
+_LINK: Final = "org.freedesktop.resolve1.Link"
+_PROPERTIES: Final = "org.freedesktop.DBus.Properties"
 _BUS: Final = "org.freedesktop.DBus"
 _WATCHED: Final = f"type='signal',sender='{_BUS}',interface='{_BUS}',member='NameOwnerChanged',arg0='{NAME}'"
 _INTERFACE: Final = re.compile(r"[^\s/]{1,15}")
@@ -73,8 +73,8 @@ class _CallFailed(Exception):
         self.name = name
 
 
-class Resolved:
-    """`ResolverSetting` through systemd-resolved. `uplink`, `retries` and `pause` are for tests."""
+class Resolved(ResolverSetting):
+    """Through systemd-resolved. `uplink`, `retries` and `pause` are for tests."""
 
     kind = "systemd-resolved"
 
@@ -96,8 +96,7 @@ class Resolved:
         self._following: asyncio.Task[None] | None = None
         self._link: tuple[int, str] | None = None
         self._addresses: tuple[str, ...] = ()
-        self._restarted = asyncio.Event()
-        self.repairs = 0
+        self._restarted = False
 
     async def set(self, addresses: Sequence[str], index: int, name: str) -> None:
         """Let the interface `name`, whose index is `index`, resolve all names at `addresses` (literals).
@@ -106,7 +105,7 @@ class Resolved:
         """
         self._link, self._addresses = (index, name), tuple(addresses)
         self._record({"kind": KIND, "index": index, "name": name})
-        self._restarted.clear()
+        self._restarted = False
         try:
             await self._apply(await self._connect(), index)
         except (_CallFailed, *_BUS_ERRORS) as error:
@@ -117,39 +116,52 @@ class Resolved:
             await self._disconnect()
             raise _failure(name, error) from None
 
-    async def watch(self) -> None:
-        """Make the settings again whenever resolved (or the bus) has restarted.
+    async def close(self) -> None:
+        """Leave the bus."""
+        await self._disconnect()
 
-        Runs until cancelled, and leaves the bus then.
-        """
+    async def look(self) -> str:
+        if self._link is None:
+            return ""
+        if self._bus is None or not self._bus.connected or self._restarted:
+            return "systemd-resolved was restarted"
         try:
-            await self._keep_set()
-        finally:
-            await self._disconnect()
+            servers = await _call(
+                self._bus,
+                "Get",
+                "ss",
+                [_LINK, "DNS"],
+                path=f"{_PATH}/link/{_escaped(self._link[0])}",
+                interface=_PROPERTIES,
+            )
+        except (_CallFailed, *_BUS_ERRORS):
+            # What cannot be asked is not known to be changed; a resolved that goes says so.
+            return ""
+        found = {(family, bytes(packed)) for family, packed in servers.value}
+        return (
+            "" if found == set(self._servers()) else f"other servers for {self._link[1]} in systemd-resolved"
+        )
 
-    async def _keep_set(self) -> None:
-        while self._link is not None:
-            if self._bus is not None:
-                await self._restarted.wait()
-            for delay in (*self._retries, None):
-                self._restarted.clear()
-                try:
-                    bus = await self._connect()
-                    if await owns_name(bus):
-                        await self._apply(bus, self._link[0])
-                        self.repairs += 1
-                        _log.info("systemd-resolved has restarted: our resolver is set again")
-                    else:
-                        _log.warning("systemd-resolved has stopped: names are not resolved until it is back")
-                    break
-                except (_CallFailed, *_BUS_ERRORS) as error:
-                    if delay is None:
-                        _log.warning("%s", _failure(self._link[1], error))
-                        # Without a bus no signal would wake this task: try the bus again after the longest pause.
-                        if self._bus is None:
-                            await self._pause(self._retries[-1] if self._retries else 0.0)
-                    else:
-                        await self._pause(delay)
+    async def put_back(self) -> None:
+        """Make the settings again. A resolved that has restarted knows its interfaces only after a moment."""
+        if self._link is None:
+            return
+        index, name = self._link
+        delays: tuple[float | None, ...] = (*self._retries, None)
+        for delay in delays:
+            self._restarted = False
+            try:
+                bus = await self._connect()
+                if await owns_name(bus):
+                    await self._apply(bus, index)
+                    return
+                self._restarted = True
+                raise ConfigError("systemd-resolved has stopped: names are not resolved until it is back")
+            except (_CallFailed, *_BUS_ERRORS) as error:
+                self._restarted = True
+                if delay is None:
+                    raise _failure(name, error) from None
+                await self._pause(delay)
 
     def upstreams(self) -> tuple[str, ...]:
         """resolved's servers on other interfaces; they resolve the exit's own name."""
@@ -186,7 +198,7 @@ class Resolved:
 
     async def _follow(self, bus: MessageBus) -> None:
         await _ended(bus)
-        self._restarted.set()
+        self._restarted = True
 
     def _signal(self, message: Message) -> None:
         if (
@@ -195,7 +207,13 @@ class Resolved:
             and message.sender == _BUS
             and message.body[:1] == [NAME]
         ):
-            self._restarted.set()
+            self._restarted = True
+
+    def _servers(self) -> list[tuple[int, bytes]]:
+        """As resolved takes and gives them: address family and address."""
+        families = {4: int(socket.AF_INET), 6: int(socket.AF_INET6)}
+        servers = map(ipaddress.ip_address, self._addresses)
+        return [(families[server.version], server.packed) for server in servers]
 
     async def _apply(self, bus: MessageBus, index: int) -> None:
         for member in ("SetLinkLLMNR", "SetLinkMulticastDNS", "SetLinkDNSSEC", "SetLinkDNSOverTLS"):
@@ -205,14 +223,7 @@ class Resolved:
                 # A resolved without this setting does not have the feature that it turns off.
                 if error.name not in _OLD:
                     raise
-        servers = [ipaddress.ip_address(address) for address in self._addresses]
-        families = {4: int(socket.AF_INET), 6: int(socket.AF_INET6)}
-        await _call(
-            bus,
-            "SetLinkDNS",
-            "ia(iay)",
-            [index, [[families[server.version], server.packed] for server in servers]],
-        )
+        await _call(bus, "SetLinkDNS", "ia(iay)", [index, [list(server) for server in self._servers()]])
         await _call(bus, "SetLinkDomains", "ia(sb)", [index, [[".", True]]])
         try:
             await _call(bus, "SetLinkDefaultRoute", "ib", [index, True])
@@ -309,13 +320,20 @@ async def _ended(bus: MessageBus) -> None:
 
 
 async def _call(
-    bus: MessageBus, member: str, signature: str, body: list[Any], *, on_bus: bool = False
+    bus: MessageBus,
+    member: str,
+    signature: str,
+    body: list[Any],
+    *,
+    on_bus: bool = False,
+    path: str = _PATH,
+    interface: str = _MANAGER,
 ) -> Any:
     """The first value of the answer, or None. Raises _CallFailed, TimeoutError, and what dbus-fast raises."""
     message = Message(
         destination=_BUS if on_bus else NAME,
-        path="/org/freedesktop/DBus" if on_bus else _PATH,
-        interface=_BUS if on_bus else _MANAGER,
+        path="/org/freedesktop/DBus" if on_bus else path,
+        interface=_BUS if on_bus else interface,
         member=member,
         signature=signature,
         body=body,
@@ -328,6 +346,11 @@ async def _call(
         text = reply.body[0] if reply.body and isinstance(reply.body[0], str) else ""
         raise _CallFailed(member, reply.error_name or "an error", text[:200])
     return reply.body[0] if reply.body else None
+
+
+def _escaped(index: int) -> str:
+    """The number of an interface in an object path, where no part begins with a digit (sd_bus_path_encode(3))."""
+    return f"_3{index}"
 
 
 def _failure(name: str, error: Exception) -> ConfigError:

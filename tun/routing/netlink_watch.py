@@ -1,4 +1,4 @@
-"""The kernel's messages about changed routes and rules, which wake their watch.
+"""The kernel's messages about changed routes, rules and packet filters, which wake those who look after them.
 
 The content of a message is not used: after an overflow of the socket the kernel drops messages (netlink(7)). A message,
 or an overflow, only means that it is time to look.
@@ -21,6 +21,10 @@ GROUPS: Final = (
     | 1 << 18  # IPv6 rules, RTNLGRP_IPV6_RULE
 )
 """The multicast groups of rtnetlink(7), as the mask that bind takes."""
+NETFILTER: Final = 12
+"""NETLINK_NETFILTER: the netlink protocol of packet filters, which the module socket does not name."""
+FILTER_GROUPS: Final = 1 << 6  # NFNLGRP_NFTABLES
+"""Those of nfnetlink: each change of any table of nftables."""
 
 LEAST_PAUSE: Final = 0.05
 MOST_PAUSE: Final = 0.5
@@ -39,15 +43,16 @@ def pause(took: float) -> float:
 
 
 class Changes:
-    """Changes of links, addresses, routes and rules in this thread's network namespace. A context manager."""
+    """Changes of links, addresses, routes and rules in this thread's network namespace, or with other arguments those
+    of packet filters. A context manager."""
 
-    def __init__(self) -> None:
+    def __init__(self, protocol: int = socket.NETLINK_ROUTE, groups: int = GROUPS) -> None:
         self._event = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
-        self._socket = socket.socket(socket.AF_NETLINK, kind, socket.NETLINK_ROUTE)
+        self._socket = socket.socket(socket.AF_NETLINK, kind, protocol)
         try:
-            self._socket.bind((0, GROUPS))
+            self._socket.bind((0, groups))
             self._loop.add_reader(self._socket, self._readable)
         except BaseException:
             self._socket.close()
@@ -64,6 +69,10 @@ class Changes:
                 if error.errno != errno.ENOBUFS:
                     raise
             self._event.set()
+
+    @classmethod
+    def of_filters(cls) -> Self:
+        return cls(NETFILTER, FILTER_GROUPS)
 
     async def wait(self) -> None:
         """Return after a change since the last return, or since the start."""

@@ -57,6 +57,9 @@ class RoutingRule(NamedTuple):
     mark: int | None = None
     uids: tuple[int, int] | None = None
 
+    def __str__(self) -> str:
+        return f"IPv{self.version} rule {self.priority}"
+
     def arguments(self) -> dict[str, Any]:
         """The arguments of `AsyncIPRoute.rule`, to add and to delete it."""
         arguments: dict[str, Any] = {

@@ -1,8 +1,9 @@
 """The client's policy routing: all traffic goes into the tunnel, with the exceptions of route_rules.py.
 
-    apply   look -> refuse what is not ours -> journal -> sysctl -> repair
-    watch   a change -> look -> repair -> report other networks and uplinks
-    undo    delete all that is ours
+    apply      look -> refuse what is not ours -> journal -> sysctl -> repair
+    look       as a Fact: what is gone; follows and reports other networks and uplinks
+    put_back   repair
+    undo       delete all that is ours
 
 `_repair` compares the kernel's rules and routes with the wanted ones and corrects the difference. It serves a clean
 start, a start after a killed process, and rules deleted by another program. Our rules and routes have our protocol
@@ -22,9 +23,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import logging
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
@@ -38,15 +38,15 @@ from cryprq_proxy.base.leftovers import RULE_PROTOCOL
 from cryprq_proxy.errors import ConfigError, CryprqError, reason_of
 
 from .. import sysctl
+from ..firewall.filter_settings import ExitEndpoint
 from ..journal import Entry, Record, Undoer
+from ..reconciler import Fact
 from ..settings import TunnelSettings
 from . import lan as network
 from .address_pool import Occupied
+from .foreign_rules import ForeignRule, Surroundings, decide_before_ours, read_foreign_rule
 from .lan import UNICAST, KernelRoute, Lan, NetlinkMessage, NetworkDevice, Uplink
-from .netlink_watch import MOST_PAUSE, Changes, pause
 from .route_rules import FIRST, LAST, TABLE, RoutingRule, read_rule, wanted_rules
-
-_log = logging.getLogger(__name__)
 
 KIND: Final = "routing"
 """The kind of our entry in the journal: one for all rules and routes, found by their numbers."""
@@ -65,15 +65,14 @@ _SETTLED: Final = {
     "del": frozenset({errno.ENOENT, errno.ESRCH, errno.ENODEV}),
 }
 """Errors for a change that is already made."""
-_QUIET: Final = 10.0
-"""Seconds between two log lines about repairs."""
+_NAMED: Final = 3
+"""Rules and routes that one log line names."""
 
 _FIRST_NAMESPACE: Final = Path("/proc/sys/net/core/netdev_max_backlog")
 """A sysctl that the kernel shows in its first network namespace only: with another one, this machine is a container."""
 
 type OpenKernel = Callable[[], AbstractAsyncContextManager[Any]]
 type LanChanged = Callable[[Lan], Awaitable[None]]
-type DefaultChanged = Callable[[int], Awaitable[None]]
 
 
 class _Default(NamedTuple):
@@ -81,6 +80,10 @@ class _Default(NamedTuple):
 
     version: int
     device: int | None
+
+    def __str__(self) -> str:
+        kind = "unreachable" if self.device is None else "default"
+        return f"IPv{self.version} {kind} route of table {TABLE}"
 
     def arguments(self) -> dict[str, Any]:
         """The arguments of `AsyncIPRoute.route`, to add and to delete it."""
@@ -100,6 +103,7 @@ class _State:
     """The kernel's rules, routes and devices at one look."""
 
     rules: list[tuple[RoutingRule, int]]
+    foreign: list[ForeignRule]
     routes: list[KernelRoute]
     links: list[NetworkDevice]
     addresses: list[network.DeviceAddress]
@@ -148,34 +152,40 @@ def _refused(what: str, error: NetlinkError) -> CryprqError:
     return CryprqError(f"the kernel refused to change the {what}: {reason_of(OSError(error.code, ''))}")
 
 
-class Routes:
+class Routes(Fact):
     """The routing of one client in this thread's network namespace.
 
-    `record` is called before each change. After `apply`, also if it failed, the owner cancels `watch` and then undoes
+    `record` is called before each change. After `apply`, also if it failed, the owner looks no more and then undoes
     the journal.
     """
+
+    name = "routes and rules"
 
     def __init__(
         self,
         settings: TunnelSettings,
         versions: frozenset[int],
         record: Record,
+        lan_changed: LanChanged,
+        uplink_changed: Callable[[], None],
         kernel: OpenKernel = open_kernel,
-        changes: Callable[[], Changes] = Changes,
     ) -> None:
-        """`kernel` reaches the routing tables, and `changes` tells when something about them has changed."""
+        """`versions`: the families that the exit offers; the other one is unreachable. `lan_changed` gets the local
+        networks when they change. `uplink_changed` is called when the uplink has another device, gateway or source
+        address, not while there is none. `kernel` reaches the routing tables."""
         self._settings = settings
-        self.versions = versions
-        """The families that the exit offers; the other one is unreachable. They may change while it runs."""
-        self.repairs = 0
-        """How often rules or routes were put back since `apply`."""
+        self._versions = versions
         self.lan = Lan()
         """The local networks at the last look."""
+        self.valid_mark = sysctl.KernelSetting("src_valid_mark", "1", record)
+        """Another fact, set by `apply` too."""
         self._record = record
+        self._lan_changed = lan_changed
+        self._uplink_changed = uplink_changed
         self._kernel = kernel
-        self._changes = changes
         self._uplinks: dict[int, Uplink | None] = {}
-        self._logged = -_QUIET
+        self._told = Lan()
+        self._seen: _State | None = None
 
     async def apply(self) -> None:
         """Route all traffic as the settings say.
@@ -189,77 +199,72 @@ class Routes:
             if state.device(self._settings.device) is None:
                 raise ConfigError(f"the tunnel device {self._settings.device} is not there or not up")
             self._record({"kind": KIND, "table": TABLE, "first": FIRST, "last": LAST})
-            sysctl.set_sysctl(VALID_MARK, "1", self._record)
-            self.lan = state.lan(self._settings.device)
+            self.valid_mark.keep(VALID_MARK)
+            self.lan = self._told = state.lan(self._settings.device)
             self._uplinks = {version: state.uplink(version, self._settings.device) for version in _FAMILIES}
             await self._repair(kernel, state, self.lan)
 
-    async def watch(self, lan_changed: LanChanged, default_changed: DefaultChanged) -> None:
-        """Put back what other programs remove, and follow the networks around, until cancelled.
+    async def carry(self, versions: frozenset[int]) -> None:
+        """The exit offers these families now. Raises CryprqError."""
+        self._versions = versions
+        await self.put_back()
 
-        `lan_changed` gets the local networks when they change. `default_changed` gets the IP version whose uplink has
-        another device, gateway or source address; it is not called while there is no uplink. Their
-        exceptions end the watch. A refusal by the kernel is logged and tried again.
-        """
-        clock = asyncio.get_running_loop().time
-        with self._changes() as changes:
-            while True:
-                started = clock()
-                try:
-                    lan, moved = await self._check()
-                except CryprqError as error:
-                    _log.warning("the routes could not be checked: %s", error)
-                    await asyncio.sleep(MOST_PAUSE)
-                    continue
-                if lan != self.lan:
-                    self.lan = lan
-                    await lan_changed(lan)
-                for version in moved:
-                    await default_changed(version)
-                await asyncio.sleep(pause(clock() - started))
-                await changes.wait()
-
-    async def _check(self) -> tuple[Lan, list[int]]:
-        """Look and repair. Returns the local networks, and the IP versions with a new uplink."""
+    async def look(self) -> str:
+        """Which of our rules and routes are gone. Follows other networks, and tells of them and of another uplink."""
         async with self._kernel() as kernel:
             state = await _look(kernel)
             lan = state.lan(self._settings.device)
             # With the earlier networks: rules for a new network are missing, but no program has removed them.
-            missing = sum(len(wanted - live) for wanted, live in self._compare(state, self.lan))
-            await self._repair(kernel, state, lan)
-        if missing:
-            self.repairs += 1
-            self._report(missing)
-        moved = []
-        for version in _FAMILIES:
-            uplink = state.uplink(version, self._settings.device)
-            if uplink is not None and uplink != self._uplinks.get(version):
-                self._uplinks[version] = uplink
-                moved.append(version)
-        return lan, moved
+            compared = list(self._compare(state, self.lan))
+            missing = [what for wanted, live in compared for what in wanted if what not in live]
+            if lan != self.lan or any(set(live) - set(wanted) for wanted, live in compared):
+                await self._repair(kernel, state, lan)
+                self.lan = lan
+        self._seen = state
+        if lan != self._told:
+            await self._lan_changed(lan)
+            self._told = lan
+        uplinks = {version: state.uplink(version, self._settings.device) for version in _FAMILIES}
+        moved = {
+            version: found
+            for version, found in uplinks.items()
+            if found not in (None, self._uplinks[version])
+        }
+        if moved:
+            self._uplinks |= moved
+            self._uplink_changed()
+        if not missing:
+            return ""
+        more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
+        return f"{', '.join(map(str, missing[:_NAMED]))}{more} removed"
 
-    def _report(self, missing: int) -> None:
-        now = asyncio.get_running_loop().time()
-        if now - self._logged >= _QUIET:
-            self._logged = now
-            _log.warning(
-                "%d of our rules and routes were gone, and are put back (%d times so far)",
-                missing,
-                self.repairs,
-            )
+    async def put_back(self) -> None:
+        """Add what is missing. Raises CryprqError."""
+        async with self._kernel() as kernel:
+            await self._repair(kernel, await _look(kernel), self.lan)
+
+    def in_front(self, exits: Collection[ExitEndpoint]) -> str:
+        """Which rules of other programs decide before ours at the last look; empty if none does."""
+        if self._seen is None:
+            return ""
+        seen, own = self._seen, self._settings.device
+        surroundings = Surroundings(
+            seen.routes, seen.links, seen.addresses, own, self._settings.mark, not self._settings.include
+        )
+        return decide_before_ours(seen.foreign, surroundings, {exit.address for exit in exits})
 
     def _wanted_routes(self, state: _State, version: int) -> list[_Default]:
         device = state.device(self._settings.device)
         wanted: list[_Default] = [_Default(version, None)]
-        if device is not None and version in self.versions:
+        if device is not None and version in self._versions:
             wanted.append(_Default(version, device))
         return wanted
 
-    def _compare(self, state: _State, lan: Lan) -> Iterator[tuple[set[object], set[object]]]:
+    def _compare(self, state: _State, lan: Lan) -> Iterator[tuple[Sequence[object], Sequence[object]]]:
         """Pairs of wanted and present: rules and routes of each family."""
         for version in _versions():
-            yield set(wanted_rules(self._settings, lan, version)), set(state.our_rules(version))
-            yield set(self._wanted_routes(state, version)), set(state.our_routes(version))
+            yield wanted_rules(self._settings, lan, version), state.our_rules(version)
+            yield self._wanted_routes(state, version), state.our_routes(version)
 
     async def _repair(self, kernel: Any, state: _State, lan: Lan) -> None:
         """Add what is missing and delete what is not wanted. Raises CryprqError."""
@@ -351,15 +356,20 @@ async def _dump(method: Any, family: int) -> list[NetlinkMessage]:
 
 async def _look(kernel: Any) -> _State:
     rules: list[tuple[RoutingRule, int]] = []
+    foreign: list[ForeignRule] = []
     routes: list[KernelRoute] = []
     for version in _versions():
         family = _FAMILIES[version]
-        rules += [read_rule(message) for message in await _dump(kernel.rule, family)]
+        for message in await _dump(kernel.rule, family):
+            rule, protocol = read_rule(message)
+            rules.append((rule, protocol))
+            if protocol != RULE_PROTOCOL:
+                foreign.append(read_foreign_rule(message))
         found = [network.read_route(message) for message in await _dump(kernel.route, family)]
         routes += [route for route in found if route is not None]
     links = [network.read_link(message) for message in await _dump(kernel.link, AF_UNSPEC)]
     addresses = [network.read_address(message) for message in await _dump(kernel.addr, AF_UNSPEC)]
-    return _State(rules, routes, links, addresses)
+    return _State(rules, foreign, routes, links, addresses)
 
 
 def _versions() -> tuple[int, ...]:

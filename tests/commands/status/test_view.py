@@ -111,7 +111,6 @@ TUN: dict[str, Any] = {
     "kill_switch": {"on": True, "standing": True, "paused": 0, "kept_in": {"dns": 0, "blocked": 16}},
     "dns": {
         "resolver": "resolv.conf",
-        "repairs": 0,
         "in_use": "exit",
         "counters": {"questions": 9, "cache_hits": 4, "blocked": 1, "stale": 0, "failures": 2},
         "upstreams": [{"name": "tls://x", "healthy": False, "last_error": "refused"}, {"name": "exit"}],

@@ -1,10 +1,10 @@
-"""The kill switch changes the filter and puts it back, as tun/guard.py lets it; the rest are fakes."""
+"""The kill switch changes the filter and puts it back, as the reconciler lets it; the rest are fakes."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from cryprq_proxy.address import Destination
-from cryprq_proxy.errors import ConfigError, CryprqError
+from cryprq_proxy.errors import CryprqError
 from cryprq_proxy.rules.engine import EVERYTHING, RuleSet
 from cryprq_proxy.rules.syntax import Rule, RuleAction, Verdict
 from tests.support.settings import tunnel_settings
@@ -20,7 +20,6 @@ from tun.firewall import kill_switch
 from tun.firewall.filter_settings import FilterSettings
 from tun.firewall.kill_switch import KillSwitch
 from tun.firewall.policy import Policy
-from tun.guard import TunnelGuard
 from tun.journal import Record
 from tun.routing.exit_endpoints import ExitEndpoints
 from tun.routing.lan import Lan
@@ -41,7 +40,6 @@ class FakeFilter:
         self.stands = True
         self.refusal: CryprqError | None = None
         self.held: threading.Event | None = None
-        self.restored = threading.Event()
 
     def _step(self, what: str) -> None:
         if self.held is not None:
@@ -56,13 +54,12 @@ class FakeFilter:
             self._step("update")
             self.settings = settings
 
-    def standing(self) -> bool:
-        return self.stands
+    def difference(self) -> str:
+        return "" if self.stands else "it was removed"
 
     def restore(self) -> None:
         self._step("restore")
         self.stands = True
-        self.restored.set()
 
     def pause(self, seconds: int) -> None:
         self._step(f"pause {seconds}")
@@ -84,44 +81,18 @@ class FakeFactory:
         return self.made
 
 
-class FakeRoutes:
-    async def watch(
-        self, lan: Callable[[Lan], Awaitable[None]], default: Callable[[int], Awaitable[None]]
-    ) -> None:
-        self.lan, self.default = lan, default
-        await asyncio.get_running_loop().create_future()
-
-
-class FakeResolver:
-    def __init__(self) -> None:
-        self.watched = asyncio.Event()
-
-    async def watch(self) -> None:
-        self.watched.set()
-        raise ConfigError("resolved is gone")
-
-
 class Guarded:
-    """A kill switch with its filter, and a guard on it."""
+    """A kill switch with its filter."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         factory = FakeFactory()
         monkeypatch.setattr(kill_switch, "Filter", factory)
-        monkeypatch.setattr(kill_switch, "CHECK_SECONDS", 0.0)
         self.recorded: list[object] = []
         exits = ExitEndpoints([Destination("exit.example", 443)])
         self.kill_switch = KillSwitch(
             tunnel_settings(), exits, Policy(EVERYTHING), LAN, self.recorded.append, ours=False
         )
         self.filter = factory.made
-        self.routes, self.resolver = FakeRoutes(), FakeResolver()
-        self.redials = 0
-
-    def guard(self) -> TunnelGuard:
-        return TunnelGuard(self.kill_switch, self.routes, self.resolver, self.redial)  # type: ignore[arg-type]
-
-    def redial(self) -> None:
-        self.redials += 1
 
 
 @pytest.fixture
@@ -200,32 +171,23 @@ async def test_who_is_cancelled_waits_for_the_end_of_the_change(guarded: Guarded
     assert guarded.filter.steps == ["pause 5"]
 
 
-async def test_a_filter_that_others_removed_is_put_back_and_again_after_a_failure(
-    guarded: Guarded, caplog: pytest.LogCaptureFixture
-) -> None:
-    watching = guarded.guard()
-    for refusal in (None, CryprqError("refused")):
-        guarded.filter.refusal = refusal
-        guarded.filter.restored.clear()
-        guarded.filter.stands = False
-        assert await asyncio.to_thread(guarded.filter.restored.wait, 20)
-    await watching.stop()
-    assert guarded.filter.steps == ["restore", "restore"]
-    assert "another program removed the kill switch" in caplog.text
-    assert "the kill switch could not be checked: refused" in caplog.text
-
-
-async def test_the_guard_follows_networks_and_uplink(
-    guarded: Guarded, caplog: pytest.LogCaptureFixture
-) -> None:
-    watching = guarded.guard()
-    await guarded.resolver.watched.wait()
-    await guarded.routes.lan(Lan((ip_network("10.1.0.0/16"),)))
-    assert guarded.filter.settings.lan == {ip_network("10.1.0.0/16")}
-    await guarded.routes.default(4)
-    assert guarded.redials == 1
-    await watching.stop()
-    assert "system resolver: resolved is gone" in caplog.text
+async def test_a_filter_that_others_removed_is_put_back(guarded: Guarded) -> None:
+    switch = guarded.kill_switch
+    assert switch.vital
+    assert await switch.look() == ""
     guarded.filter.stands = False
-    await asyncio.sleep(0)
-    assert "restore" not in guarded.filter.steps
+    assert await switch.look() == "it was removed"
+    guarded.filter.refusal = CryprqError("refused")
+    with pytest.raises(CryprqError, match="refused"):
+        await switch.put_back()
+    await switch.put_back()
+    assert await switch.look() == ""
+    assert guarded.filter.steps == ["restore"]
+
+
+async def test_a_look_follows_the_resolvers_from_before(guarded: Guarded) -> None:
+    resolvers = ["192.168.1.1"]
+    await guarded.kill_switch.follow_resolvers(lambda: tuple(resolvers))
+    resolvers[0] = "192.168.1.9"
+    assert await guarded.kill_switch.look() == ""
+    assert guarded.filter.settings.portal_resolvers == (ip_address("192.168.1.9"),)

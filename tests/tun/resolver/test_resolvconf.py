@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import ipaddress
 import json
@@ -14,7 +13,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cryprq_proxy.base.tasks import spawn
 from cryprq_proxy.errors import ConfigError
 from tun.resolver import resolvconf, resolvconf_files
 from tun.resolver.choose import choose
@@ -356,64 +354,39 @@ async def test_undo_judges_the_entry(system: System, change: dict[str, object]) 
 # Being overwritten
 
 
-class Ticks:
-    """A pause that the test ends: `await ticks.next()` lets the watcher look once and come back."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-        self._waiting = asyncio.Queue[tuple[float, asyncio.Event]]()
-
-    async def pause(self, seconds: float) -> None:
-        event = asyncio.Event()
-        self._waiting.put_nowait((seconds, event))
-        await event.wait()
-
-    async def next(self) -> float:
-        """Ends the pause in which the watcher is (or will be next), and says how long it was to be."""
-        seconds, event = await self._waiting.get()
-        self.now += seconds
-        event.set()
-        return seconds
-
-    async def settled(self) -> None:
-        """The watcher has done what there was to do and pauses again."""
-        while self._waiting.empty():
-            await asyncio.sleep(0)
+async def keep(resolver: ResolvConf) -> str:
+    """As the reconciler does once."""
+    found = await resolver.look()
+    if found:
+        await resolver.put_back()
+    return found
 
 
-async def watched(system: System) -> tuple[ResolvConf, Ticks, asyncio.Task[None]]:
-    ticks = Ticks()
-    resolver = system.resolver(pause=ticks.pause, clock=lambda: ticks.now)
+async def kept(system: System, writes: list[str] | None = None) -> ResolvConf:
+    """A resolver that is set; while a look waits, another program writes the next of `writes`."""
+
+    async def pause(seconds: float) -> None:
+        if writes:
+            system.path.write_text(writes.pop(0))
+
+    resolver = system.resolver(pause=pause)
     await resolver.set(OURS, *LINK)
-    watching = spawn(resolver.watch(), "watch")
-    await ticks.settled()
-    return resolver, ticks, watching
-
-
-async def look(ticks: Ticks) -> float:
-    seconds = await ticks.next()
-    await ticks.settled()
-    return seconds
+    return resolver
 
 
 async def test_is_set_again_and_the_news_are_kept(system: System) -> None:
     system.path.write_text(BEFORE)
-    resolver, ticks, watching = await watched(system)
     news = "nameserver 192.0.2.77\nsearch other\n"
+    resolver = await kept(system, writes := [])
+    assert await keep(resolver) == ""
     system.path.write_text("name")  # it is being written
-    await look(ticks)
-    system.path.write_text(news)
-    await look(ticks)  # it says something else than at the last look
-    assert system.path.read_text() == news
-    await look(ticks)
+    writes += ["nameserver 192.0.2.7", news]
+    assert await keep(resolver) == f"{system.path} named 192.0.2.77"
     assert nameservers(system.path.read_bytes()) == OURS
     assert b"search other" in system.path.read_bytes()
     assert resolver.upstreams() == ("192.0.2.77",)
-    assert resolver.repairs == 1
     assert len(system.left()) == 1  # one backup
-    await look(ticks)
-    assert resolver.repairs == 1
-    watching.cancel()
+    assert await keep(resolver) == ""
     system.undo()
     assert system.path.read_text() == news
     assert system.left() == []
@@ -421,17 +394,14 @@ async def test_is_set_again_and_the_news_are_kept(system: System) -> None:
 
 async def test_a_removed_file_and_a_link_are_news_too(system: System) -> None:
     system.path.write_text(BEFORE)
-    _, ticks, watching = await watched(system)
+    resolver = await kept(system)
     system.path.unlink()
-    await look(ticks)
-    await look(ticks)
+    assert await keep(resolver) == f"{system.path} named no server"
     assert nameservers(system.path.read_bytes()) == OURS
     system.path.unlink()
     system.path.symlink_to("../elsewhere")
-    await look(ticks)
-    await look(ticks)
+    assert await keep(resolver) == f"{system.path} was made a link to '../elsewhere'"
     assert nameservers(system.path.read_bytes()) == OURS
-    watching.cancel()
     system.undo()
     assert os.readlink(system.path) == "../elsewhere"
 
@@ -439,62 +409,48 @@ async def test_a_removed_file_and_a_link_are_news_too(system: System) -> None:
 async def test_an_older_one_of_ours_is_no_news(system: System) -> None:
     """Some program had saved our file and put it back."""
     system.path.write_text(BEFORE)
-    _, ticks, watching = await watched(system)
+    resolver = await kept(system)
     saved = system.path.read_bytes()
     system.path.write_text("nameserver 192.0.2.77\n")
-    await look(ticks)
-    await look(ticks)
+    assert await keep(resolver)
     ours = system.path.read_bytes()
     assert ours != saved
     system.path.write_bytes(saved)
-    await look(ticks)
-    await look(ticks)
+    assert await keep(resolver)
     assert system.path.read_bytes() == ours
     assert len(system.entries) == 2
-    watching.cancel()
     system.undo()
     assert system.path.read_text() == "nameserver 192.0.2.77\n"
 
 
-async def test_a_fight_is_fought_slowly_and_ends(
-    system: System, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+async def test_a_fight_ends_before_the_journal_grows_without_bound(
+    system: System, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(resolvconf, "MAX_REPAIRS", 12)
     system.path.write_text(BEFORE)
-    resolver, ticks, watching = await watched(system)
-    pauses: list[float] = []
-    while resolver.repairs < 12:
+    resolver = await kept(system)
+    for _ in range(12):
         system.path.write_text("nameserver 192.0.2.77\n")
-        pauses.append(await look(ticks))
-    assert pauses.count(resolvconf.FIGHT_SECONDS) == 2  # after 5 and after 10
-    assert [record.levelname for record in caplog.records].count("WARNING") == 1
+        assert await keep(resolver)
     system.path.write_text("nameserver 192.0.2.77\n")
-    while not watching.done():
-        await ticks.next()
-        for _ in range(3):
-            await asyncio.sleep(0)
-    assert "its version stays" in caplog.text
+    with pytest.raises(ConfigError, match="its version stays"):
+        await keep(resolver)
     assert system.path.read_text() == "nameserver 192.0.2.77\n"
     system.undo()
     assert system.path.read_text() == "nameserver 192.0.2.77\n"
     assert system.left() == []
 
 
-async def test_a_failed_repair_is_tried_again(
-    system: System, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_a_failed_repair_is_tried_again(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
     system.path.write_text(BEFORE)
-    _, ticks, watching = await watched(system)
+    resolver = await kept(system)
     system.path.write_text("nameserver 192.0.2.77\n")
-    await look(ticks)
     with monkeypatch.context() as broken:
         broken.setattr(resolvconf_files, "write", _deny_write)
-        await look(ticks)
-    assert "cannot be changed" in caplog.text
-    await look(ticks)
-    await look(ticks)
+        with pytest.raises(ConfigError, match="cannot be changed"):
+            await keep(resolver)
+    assert await keep(resolver)
     assert nameservers(system.path.read_bytes()) == OURS
-    watching.cancel()
     system.undo()
     assert system.path.read_text() == "nameserver 192.0.2.77\n"
     assert system.left() == []

@@ -16,7 +16,6 @@ import pytest
 from dbus_fast import Message, MessageType, NameFlag
 from dbus_fast.aio import MessageBus
 
-from cryprq_proxy.base.tasks import spawn
 from cryprq_proxy.errors import ConfigError
 from tun.resolver import choose as resolver
 from tun.resolver import resolved
@@ -190,14 +189,6 @@ def resolver_for(service: Service, **more: Any) -> Resolved:
     return Resolved(more.pop("record", Entries(service)), bus_address=service.daemon.address, **more)
 
 
-async def leave_bus(system: Resolved) -> None:
-    """End the watch at once, as the tunnel does at its end."""
-    watching = spawn(system.watch(), "watch")
-    await asyncio.sleep(0)
-    watching.cancel()
-    await asyncio.wait([watching])
-
-
 @pytest.mark.process
 async def test_sets_what_the_journal_knows(service: Service) -> None:
     entries = Entries(service)
@@ -206,34 +197,40 @@ async def test_sets_what_the_journal_knows(service: Service) -> None:
     assert service.fake.calls == settings()
     assert entries == [{"kind": "resolved", "index": 7, "name": "cryprq0"}]
     assert entries.calls_before == [0]
-    await leave_bus(system)
+    await system.close()
 
 
-async def restart(service: Service, caplog: pytest.LogCaptureFixture, times: int = 1) -> None:
-    """Resolved goes and comes back. Both are signals of their own, and each has its effect only if it is seen alone."""
-    await service.leave()
-    await until(lambda: caplog.text.count("systemd-resolved has stopped") == times)
-    await service.come()
+async def found(system: Resolved) -> str:
+    """What a look finds, once it finds something."""
+    while not (what := await system.look()):
+        await asyncio.sleep(0.001)
+    return what
 
 
 @pytest.mark.process
-async def test_sets_again_after_each_restart(service: Service, caplog: pytest.LogCaptureFixture) -> None:
+async def test_sets_again_after_each_restart(service: Service) -> None:
     system = resolver_for(service)
     await system.set(OURS, *LINK)
-    await service.fake.flushed.get()
-    watching = spawn(system.watch(), "watch")
-    for times in (1, 2):
+    assert await system.look() == ""
+    for _ in range(2):
         service.fake.calls.clear()
-        await restart(service, caplog, times)
-        await service.fake.flushed.get()
+        await service.leave()
+        assert await found(system) == "systemd-resolved was restarted"
+        with pytest.raises(ConfigError, match="has stopped"):
+            await system.put_back()
+        assert await system.look()
+        await service.come()
+        await system.put_back()
         assert service.fake.calls == settings()
-        await until(lambda times=times: system.repairs == times)  # type: ignore[misc]
-    watching.cancel()
-    await asyncio.wait([watching])
+        # The signal of its return may come only now.
+        if await system.look():
+            await system.put_back()
+        assert await system.look() == ""
+    await system.close()
 
 
 @pytest.mark.process
-async def test_a_restarted_resolved_gets_time(service: Service, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_restarted_resolved_gets_time(service: Service) -> None:
     """It owns its name before it knows all interfaces."""
     pauses: list[float] = []
 
@@ -242,16 +239,19 @@ async def test_a_restarted_resolved_gets_time(service: Service, caplog: pytest.L
 
     system = resolver_for(service, retries=(0.5, 1.0), pause=pause)
     await system.set(OURS, *LINK)
-    await service.fake.flushed.get()
-    watching = spawn(system.watch(), "watch")
+    await service.leave()
+    await found(system)
+    await service.come()
     service.fake.calls.clear()
     service.fake.errors["SetLinkLLMNR"] = ["org.freedesktop.resolve1.NoSuchLink"] * 2
-    await restart(service, caplog)
-    await service.fake.flushed.get()
+    await system.put_back()
     assert service.fake.calls == settings()
     assert pauses == [0.5, 1.0]
-    watching.cancel()
-    await asyncio.wait([watching])
+    service.fake.errors["SetLinkLLMNR"] = ["org.freedesktop.resolve1.NoSuchLink"] * 3
+    with pytest.raises(ConfigError, match="did not take the resolver"):
+        await system.put_back()
+    assert await system.look()
+    await system.close()
 
 
 @pytest.mark.process
@@ -259,27 +259,20 @@ async def test_comes_back_when_the_bus_does(daemon: Daemon) -> None:
     """A restart of the bus ends all connections, also that of resolved."""
     service = Service(daemon)
     await service.connect()
-    proceed = asyncio.Semaphore(0)
-    asked = asyncio.Event()
-
-    async def pause(seconds: float) -> None:
-        asked.set()
-        await proceed.acquire()
-
-    system = resolver_for(service, retries=(1.0,), pause=pause)
+    system = resolver_for(service, retries=())
     await system.set(OURS, *LINK)
-    watching = spawn(system.watch(), "watch")
     daemon.stop()
-    await asked.wait()  # it has found that nobody listens
+    assert await found(system) == "systemd-resolved was restarted"
+    with pytest.raises(ConfigError, match="cannot be reached"):
+        await system.put_back()
     await service.disconnect()
     daemon.start()
     again = Service(daemon)
     await again.connect()
-    proceed.release()
-    await again.fake.flushed.get()
+    assert await system.look()
+    await system.put_back()
     assert again.fake.calls == settings()
-    watching.cancel()
-    await asyncio.wait([watching])
+    await system.close()
     await again.disconnect()
 
 
@@ -291,7 +284,7 @@ async def test_an_older_resolved_lacks_some_calls(service: Service) -> None:
     await system.set(OURS, *LINK)
     left_out = ("SetLinkDNSOverTLS", "SetLinkDefaultRoute")
     assert service.fake.calls == [call for call in settings() if call[0] not in left_out]
-    await leave_bus(system)
+    await system.close()
 
 
 @pytest.mark.process
@@ -399,7 +392,7 @@ async def test_our_own_address_is_no_upstream(service: Service, tmp_path: Path) 
     system = resolver_for(service, uplink=uplink)
     await system.set(OURS, *LINK)
     assert system.upstreams() == ("192.0.2.1",)
-    await leave_bus(system)
+    await system.close()
 
 
 # The choice

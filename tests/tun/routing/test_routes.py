@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -282,66 +281,49 @@ class FakeKernel:
                 yield message
 
 
-class FakeChanges:
-    """As netlink_watch.Changes: `event` says that something has changed."""
-
-    def __init__(self) -> None:
-        self.event = asyncio.Event()
-        self.waits = asyncio.Event()
-
-    async def wait(self) -> None:
-        self.waits.set()
-        await self.event.wait()
-        self.event.clear()
-
-    async def looked(self) -> None:
-        """Wake the watch, and return when it waits again."""
-        self.waits.clear()
-        self.event.set()
-        await self.waits.wait()
-
-    def __enter__(self) -> FakeChanges:
-        return self
-
-    def __exit__(self, *_: object) -> None: ...
-
-
 class Watched:
-    """Routes on a fake kernel, applied and watched."""
+    """Routes on a fake kernel."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.kernel, self.changes = FakeKernel(), FakeChanges()
+        self.kernel = FakeKernel()
         self.lans: list[Lan] = []
-        self.moved: list[int] = []
+        self.moved = 0
+        self.refusal: CryprqError | None = None
         steps = self.kernel.steps
+
+        def set_sysctl(name: str, value: str, record: object, proc: object) -> bool:
+            steps.append(f"{name}={value}")
+            return True
+
         monkeypatch.setattr(routing, "_versions", lambda: (4, 6))
-        monkeypatch.setattr(routing, "pause", lambda took: 0.0)
-        monkeypatch.setattr(routing, "MOST_PAUSE", 0.0)
-        monkeypatch.setattr(sysctl, "set_sysctl", lambda name, value, record: steps.append(f"{name}={value}"))
+        monkeypatch.setattr(sysctl, "set_sysctl", set_sysctl)
         self.routes = Routes(
             ROUTES,
             frozenset({4, 6}),
             lambda entry: steps.append(f"record {entry['kind']}"),
+            self.lan_changed,
+            self.uplink_changed,
             self.kernel.opened,
-            lambda: self.changes,  # type: ignore[arg-type, return-value]
         )
 
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
+    async def applied(self) -> None:
         await self.routes.apply()
         self.kernel.steps.clear()
-        watch = asyncio.ensure_future(self.routes.watch(self.lan_changed, self.default_changed))
-        await self.changes.waits.wait()
-        yield
-        watch.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await watch
+
+    async def keep(self) -> str:
+        """As the reconciler does once."""
+        found = await self.routes.look()
+        if found:
+            await self.routes.put_back()
+        return found
 
     async def lan_changed(self, lan: Lan) -> None:
+        if self.refusal is not None:
+            raise self.refusal
         self.lans.append(lan)
 
-    async def default_changed(self, version: int) -> None:
-        self.moved.append(version)
+    def uplink_changed(self) -> None:
+        self.moved += 1
 
 
 @pytest.fixture
@@ -362,64 +344,77 @@ async def test_the_journal_comes_first_and_the_last_rule_last(watched: Watched) 
         assert (LOCAL in rules) == (version == 4)
 
 
-async def test_rules_and_routes_that_others_remove_are_put_back(
-    watched: Watched, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_rules_and_routes_that_others_remove_are_put_back(watched: Watched) -> None:
     kernel = watched.kernel
-    async with watched.running():
-        await watched.changes.looked()
-        assert (kernel.steps, watched.routes.repairs) == ([], 0)
-        before = len(kernel.rules), len(kernel.routes)
-        del kernel.rules[-1]
-        del kernel.routes[-1]
-        await watched.changes.looked()
-        assert (len(kernel.rules), len(kernel.routes)) == before
-        assert [step.split()[:2] for step in kernel.steps] == [["add", "route"], ["add", "rule"]]
-        assert watched.routes.repairs == 1
-        assert "2 of our rules and routes were gone" in caplog.text
+    await watched.applied()
+    assert await watched.keep() == ""
+    assert kernel.steps == []
+    before = len(kernel.rules), len(kernel.routes)
+    del kernel.rules[-1]
+    del kernel.routes[-1]
+    assert await watched.keep() == f"IPv6 rule {REST}, IPv6 default route of table {TABLE} removed"
+    assert (len(kernel.rules), len(kernel.routes)) == before
+    assert [step.split()[:2] for step in kernel.steps] == [["add", "route"], ["add", "rule"]]
+    kernel.rules.clear()
+    assert "and 9 more removed" in await watched.keep()
+    assert await watched.keep() == ""
 
 
 async def test_rules_of_others_stay_and_ours_of_before_go(watched: Watched) -> None:
     kernel = watched.kernel
-    async with watched.running():
-        foreign = {"family": AF_INET, "dst_len": 0, "table": 254, "action": 1, "attrs": [("FRA_PRIORITY", 9)]}
-        kernel.rules.append(foreign)
-        del kernel.routes[1]  # the LAN's
-        await watched.changes.looked()
-        assert kernel.steps == [f"del rule 4 {LOCAL}"]
-        assert foreign in kernel.rules
-        assert [lan.prefixes for lan in watched.lans] == [()]
-        assert watched.routes.repairs == 0
+    await watched.applied()
+    foreign = {"family": AF_INET, "dst_len": 0, "table": 254, "action": 1, "attrs": [("FRA_PRIORITY", 9)]}
+    kernel.rules.append(foreign)
+    del kernel.routes[1]  # the LAN's
+    assert await watched.keep() == ""
+    assert kernel.steps == [f"del rule 4 {LOCAL}"]
+    assert foreign in kernel.rules
+    assert [lan.prefixes for lan in watched.lans] == [()]
+
+
+async def test_networks_that_could_not_be_told_are_told_again(watched: Watched) -> None:
+    await watched.applied()
+    del watched.kernel.routes[1]
+    watched.refusal = CryprqError("no filter")
+    with pytest.raises(CryprqError, match="no filter"):
+        await watched.keep()
+    watched.refusal = None
+    assert await watched.keep() == ""
+    assert [lan.prefixes for lan in watched.lans] == [()]
 
 
 async def test_another_uplink_is_told_and_another_metric_is_not(watched: Watched) -> None:
     kernel = watched.kernel
-    async with watched.running():
-        kernel.routes[0] = kernel.main("0.0.0.0", 0, RTA_GATEWAY="192.168.1.1", RTA_PRIORITY=20_100)
-        await watched.changes.looked()
-        assert watched.moved == []
-        kernel.routes[0] = kernel.main("0.0.0.0", 0, RTA_GATEWAY="192.168.1.254")
-        await watched.changes.looked()
-        assert watched.moved == [4]
-        del kernel.routes[0]
-        await watched.changes.looked()
-        assert watched.moved == [4]
+    await watched.applied()
+    kernel.routes[0] = kernel.main("0.0.0.0", 0, RTA_GATEWAY="192.168.1.1", RTA_PRIORITY=20_100)
+    await watched.keep()
+    assert watched.moved == 0
+    kernel.routes[0] = kernel.main("0.0.0.0", 0, RTA_GATEWAY="192.168.1.254")
+    await watched.keep()
+    assert watched.moved == 1
+    del kernel.routes[0]
+    await watched.keep()
+    assert watched.moved == 1
 
 
-async def test_what_the_kernel_refuses_is_tried_again(
-    watched: Watched, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_what_the_kernel_refuses_is_tried_again(watched: Watched) -> None:
     kernel = watched.kernel
-    async with watched.running():
-        kernel.refuses = f"rule 4 {REST}"
-        kernel.rules[:] = [rule for rule in kernel.rules if ("FRA_PRIORITY", REST) not in rule["attrs"]]
-        watched.changes.event.set()
-        while "could not be" not in caplog.text:
-            await asyncio.sleep(0)
-        kernel.refuses = ""
-        while f"add rule 4 {REST}" not in kernel.steps:
-            await asyncio.sleep(0)
+    await watched.applied()
+    kernel.refuses = f"rule 4 {REST}"
+    kernel.rules[:] = [rule for rule in kernel.rules if ("FRA_PRIORITY", REST) not in rule["attrs"]]
+    with pytest.raises(CryprqError):
+        await watched.keep()
     assert f"add rule 6 {REST}" in kernel.steps  # what does not depend on the refused one was not held up
+    kernel.refuses = ""
+    assert await watched.keep()
+    assert f"add rule 4 {REST}" in kernel.steps
+
+
+async def test_other_families_are_carried(watched: Watched) -> None:
+    await watched.applied()
+    await watched.routes.carry(frozenset({4}))
+    assert watched.kernel.steps == ["del route 6 device"]
+    assert await watched.keep() == ""
 
 
 @pytest.mark.parametrize("what", ["rule", "route", "device"])

@@ -1,0 +1,235 @@
+"""What another program changes of ours comes back, with nothing outside of the link meanwhile.
+
+One client runs through all of it, under a capture of its outer interface and with traffic that never stops. The
+changes are made by the programs that people and services use: ip, nft, sysctl.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Final, NamedTuple
+
+import pytest
+
+from tests.support.lab.hosts import EXIT4, EXIT6, SERVER4, SERVER6
+from tests.support.lab.links import Role
+from tests.support.lab.net import RESOLVER, until
+from tests.support.lab.stage import TUN, Stage, beside_the_link
+
+OUTER: Final = 20.0
+"""Seconds for one repair on a machine that is busy with other things."""
+REPAIR: Final = 2.0
+"""Seconds that the median of all repairs may take."""
+VALID_MARK: Final = "net.ipv4.conf.all.src_valid_mark"
+SWITCH: Final = f"net.ipv6.conf.{TUN}.disable_ipv6"
+
+
+@pytest.fixture(scope="module")
+def stage(namespaces: None) -> Iterator[Stage]:
+    with Stage() as stage:
+        yield stage
+
+
+@contextlib.contextmanager
+def traffic(stage: Stage) -> Iterator[None]:
+    """Datagrams to the server and to port 53 without end, from sockets of before and from new ones."""
+    over = threading.Event()
+    with stage.client.entered():
+        kept = [socket.socket(family, socket.SOCK_DGRAM) for family in (socket.AF_INET, socket.AF_INET6)]
+
+    def send() -> None:
+        while not over.wait(0.005):
+            for sock, address in zip(kept, (SERVER4, SERVER6), strict=True):
+                for port in (7, 53, 443):
+                    with contextlib.suppress(OSError):
+                        sock.sendto(b"noise", (address, port))
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    try:
+        yield
+    finally:
+        over.set()
+        sender.join()
+        for sock in kept:
+            sock.close()
+
+
+class Running(NamedTuple):
+    """A client, and what its status said at first."""
+
+    stage: Stage
+    role: Role
+    before: dict[str, Any]
+
+    def repairs(self) -> dict[str, dict[str, Any]]:
+        return {repair["name"]: repair for repair in self.stage.status()["repairs"]}
+
+    def flows(self) -> None:
+        until(lambda: self.stage.fetches(SERVER4) == EXIT4, "IPv4 flows", OUTER)
+        until(lambda: self.stage.fetches(SERVER6) == EXIT6, "IPv6 flows", OUTER)
+
+    def ip(self, arguments: str) -> str:
+        return self.stage.client.attempt(["sh", "-c", f"ip {arguments}"]).stdout
+
+    def nft(self, what: str) -> str:
+        return self.stage.client.attempt(["nft", "list", *what.split(), "inet", "cryprq"]).stdout
+
+    def addressed(self) -> bool:
+        listed = self.ip(f"-o addr show dev {TUN}")
+        return all(address in listed for address in self.before["addresses"])
+
+    def up(self) -> bool:
+        return ",UP" in self.ip(f"-o link show dev {TUN}")
+
+    def sized(self) -> bool:
+        return (
+            f"mtu {self.before['device']['mtu']} " in self.ip(f"-o link show dev {TUN}") and self.addressed()
+        )
+
+    def no_stranger(self) -> bool:
+        return "192.0.2.77" not in self.ip("addr")
+
+    def with_ipv6(self) -> bool:
+        return self.stage.client.sysctl(SWITCH) == "0" and self.addressed()
+
+    def marked(self) -> bool:
+        return self.stage.client.sysctl(VALID_MARK) == "1"
+
+    def routed(self) -> bool:
+        return all(
+            "25400:" in self.ip(f"{family} rule")
+            and "25430:" in self.ip(f"{family} rule")
+            and f"default dev {TUN}" in self.ip(f"{family} route show table 25458")
+            for family in ("-4", "-6")
+        )
+
+    def filtered(self) -> bool:
+        listed = self.stage.client.attempt(["nft", "list", "chain", "inet", "cryprq", "output"]).stdout
+        return "policy drop" in listed and listed.count("\n") > 10 and "\n\t\taccept" not in listed
+
+    def resolving(self) -> bool:
+        return self.stage.client.resolv_conf.read_text() != RESOLVER
+
+
+@pytest.fixture(scope="class")
+def running(stage: Stage) -> Iterator[Running]:
+    with stage.wire() as wire, stage.tunnel() as role, traffic(stage):
+        yield Running(stage, role, stage.status())
+    assert not beside_the_link(wire)
+
+
+class Change(NamedTuple):
+    """What another program does, and how to see that it is undone."""
+
+    fact: str
+    command: str
+    back: Callable[[Running], bool]
+
+
+CHANGES: Final = {
+    "addresses flushed": Change("device", f"ip addr flush dev {TUN}", Running.addressed),
+    "src_valid_mark": Change("src_valid_mark", f"sysctl -qw {VALID_MARK}=0", Running.marked),
+    "link down": Change("device", f"ip link set {TUN} down", Running.up),
+    "rules deleted": Change(
+        "routes and rules",
+        "ip rule del pref 25430; ip -6 rule del pref 25430; ip rule del pref 25400",
+        Running.routed,
+    ),
+    "renamed": Change("device", f"ip link set {TUN} name other0", Running.up),
+    "table flushed": Change(
+        "routes and rules", "ip route flush table 25458; ip -6 route flush table 25458", Running.routed
+    ),
+    "an address added": Change("device", f"ip addr add 192.0.2.77/32 dev {TUN}", Running.no_stranger),
+    "ruleset flushed": Change("kill switch", "nft flush ruleset", Running.filtered),
+    "MTU": Change("device", f"ip link set {TUN} mtu 1300", Running.sized),
+    "chain flushed": Change("kill switch", "nft flush chain inet cryprq output", Running.filtered),
+    "MTU too small for IPv6": Change("device", f"ip link set {TUN} mtu 1000", Running.sized),
+    "rule inserted": Change("kill switch", "nft insert rule inet cryprq output accept", Running.filtered),
+    "resolver": Change("system resolver", f"printf '{RESOLVER}' >/etc/resolv.conf", Running.resolving),
+    "IPv6 off and on": Change("device", f"sysctl -qw {SWITCH}=1; sysctl -qw {SWITCH}=0", Running.with_ipv6),
+    "IPv6 off": Change("device", f"sysctl -qw {SWITCH}=1", Running.with_ipv6),
+}
+
+
+class TestEachFact:
+    """Of one client. More than FIGHT changes of one fact within FIGHT_SECONDS would be a fight: the order avoids it."""
+
+    def test_all_come_back(self, running: Running) -> None:
+        took = {}
+        for what, change in CHANGES.items():
+            before = running.repairs()[change.fact]["repairs"]
+            begun = time.monotonic()
+            running.stage.client.run(["sh", "-c", change.command])
+            until(lambda change=change: change.back(running), what, OUTER)  # type: ignore[misc]
+            took[what] = time.monotonic() - begun
+            running.flows()
+            running.role.says(f"warning .*{change.fact}: another program changed it: ")
+            assert running.repairs()[change.fact]["repairs"] > before, what
+        print({what: round(seconds, 2) for what, seconds in took.items()})
+        assert statistics.median(took.values()) < REPAIR, took
+        assert running.role.log.count("src_valid_mark: another program changed it") == 1
+        assert not [repair for repair in running.repairs().values() if repair["trouble"]]
+        assert "put back" in running.stage.command("status")
+
+
+class TestFights:
+    def test_who_always_wins_is_named_and_the_filter_comes_back_at_once(self, running: Running) -> None:
+        client, role = running.stage.client, running.role
+        flushing = client.popen(
+            ["sh", "-c", f"while :; do ip addr flush dev {TUN}; sleep 0.02; done"],
+        )
+        try:
+            role.says("warning .*device: another program changes it again and again", seconds=OUTER)
+            for _ in range(12):
+                client.run(["nft", "flush", "ruleset"])
+                until(running.filtered, "the filter is back", REPAIR * 2)
+            role.says("warning .*kill switch: another program changes it again and again")
+            repairs = running.repairs()
+            assert repairs["device"]["trouble"].startswith(
+                "another program changes it again and again, last: "
+            )
+            assert "kill switch: another program changes it" in running.stage.command("status")
+            assert role.log.count("device: another program changes it again and again") == 1
+        finally:
+            flushing.kill()
+            flushing.wait()
+        until(running.addressed, "the address is back, slowly", 15 + OUTER)
+        running.flows()
+
+
+class TestRulesOfOthers:
+    """A TUN device without a program stands for the other VPN: what counts is where its rules lead."""
+
+    def test_they_are_named_and_forgotten(self, running: Running) -> None:
+        client = running.stage.client
+        client.ip("tuntap add wg0 mode tun")
+        client.ip("addr add 10.66.0.2/32 dev wg0")
+        client.ip("link set wg0 up")
+        try:
+            # Tailscale without an exit node: nothing of ours goes there.
+            client.ip("rule add pref 5210 fwmark 0x80000/0xff0000 lookup main")
+            client.ip("rule add pref 5270 lookup 52")
+            client.ip("route add 100.101.102.103/32 dev wg0 table 52")
+            # wg-quick.
+            client.ip("route add default dev wg0 table 51820")
+            client.ip("rule add pref 25399 not fwmark 0xca6c lookup 51820")
+            client.ip("rule add pref 25398 lookup main suppress_prefixlength 0")
+            running.role.says(
+                r"warning .*rules of others: IPv4 rule 25399 \(not fwmark 0xca6c lookup 51820\) stands before ours: "
+                r"it sends the link to wg0 and this machine's traffic to wg0$"
+            )
+            assert running.repairs()["rules of others"]["trouble"].startswith("IPv4 rule 25399 ")
+            client.ip("rule del pref 25399")
+            running.role.says("rules of others: stands again as it was set")
+            assert not running.repairs()["rules of others"]["trouble"]
+        finally:
+            for rule in ("5210", "5270", "25398", "25399"):
+                client.attempt(["ip", "rule", "del", "pref", rule])
+            client.ip("link del wg0")
+        running.flows()

@@ -1,0 +1,85 @@
+"""Whether one of our tables stands as it was written: other programs can remove it, or change what is in it.
+
+After each write the table is listed, and a look lists it again only if the kernel's packet filter has changed at all.
+Counters, handles and elements with a time limit do not count: they change by themselves.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import struct
+from collections.abc import Callable
+from typing import Any, Final
+
+from ..routing.netlink_watch import NETFILTER
+from .nft import Ask, ask
+
+# linux/netfilter/nfnetlink.h, nf_tables.h
+_GET_GENERATION: Final = 10 << 8 | 16
+_REQUEST: Final = struct.pack("=LHHLLBBH", 20, _GET_GENERATION, 1, 0, 0, 0, 0, 0)
+_ANSWER: Final = struct.Struct("=LHHLLBBHHH")
+_GENERATION_ID: Final = 1
+_SECONDS: Final = 1.0
+
+
+def generation() -> int | None:
+    """A number that each change of any table raises; None where the kernel does not tell. Blocks for microseconds."""
+    try:
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETFILTER) as sock:
+            sock.settimeout(_SECONDS)
+            sock.send(_REQUEST)
+            answer = sock.recv(256)
+        kind, attribute = _ANSWER.unpack_from(answer)[1], _ANSWER.unpack_from(answer)[-1]
+        if kind != 10 << 8 | 15 or attribute != _GENERATION_ID:
+            return None
+        return int.from_bytes(answer[_ANSWER.size : _ANSWER.size + 4])
+    except (OSError, struct.error):
+        return None
+
+
+class Standing:
+    """One table of family inet. All methods block for some milliseconds and raise NftError."""
+
+    def __init__(self, table: str, ask: Ask = ask, generation: Callable[[], int | None] = generation) -> None:
+        self._table = table
+        self._ask = ask
+        self._generation = generation
+        self._written: str | None = None
+        self._unchanged_at: int | None = None
+
+    def written(self) -> None:
+        """We have just written the table."""
+        self._unchanged_at = None
+        self._written = self._content()
+
+    def look(self) -> str:
+        """Nothing if it stands as written, else what was found: a part of a sentence."""
+        now = self._generation()
+        if now is not None and now == self._unchanged_at:
+            return ""
+        content = self._content()
+        if content is None:
+            return f"the table inet {self._table} was removed"
+        if content != self._written:
+            return f"the table inet {self._table} was changed"
+        self._unchanged_at = now
+        return ""
+
+    def _content(self) -> str | None:
+        listed = self._ask("list", "table", "inet", self._table)
+        return None if listed is None else json.dumps([_lasting(item) for item in listed], sort_keys=True)
+
+
+def _lasting(value: Any) -> Any:
+    """Without what changes by itself."""
+    if isinstance(value, list):
+        return [_lasting(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    timed = "timeout" in value.get("flags", ())
+    return {
+        key: _lasting(item)
+        for key, item in value.items()
+        if key not in ("handle", "packets", "bytes") and not (timed and key == "elem")
+    }
