@@ -274,7 +274,7 @@ def test_what_a_leak_test_prints(
 ) -> None:
     targets: list[object] = []
 
-    def leak_test(answers: list[object], to: object) -> tuple[int, str, dict[str, object]]:
+    def leak_test(answers: list[object], to: object, held: object) -> tuple[int, str, dict[str, object]]:
         targets.append(to)
         return code, "the table", {"leak": leak}
 

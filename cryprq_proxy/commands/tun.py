@@ -73,20 +73,31 @@ def confirm(config: Path | None) -> None:
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
 @click.option("--target", multiple=True, metavar="ADDRESS", help="Send to this address; may be repeated.")
+@click.option(
+    "--hold",
+    type=seconds(1, MAX_PAUSE, whole=True),
+    metavar="SECONDS",
+    help="Keep flows open for so long first, and test them too.",
+)
 @config_option
-def leaktest(as_json: bool, target: tuple[str, ...], config: Path | None) -> None:
+def leaktest(as_json: bool, target: tuple[str, ...], hold: int | None, config: Path | None) -> None:
     """Send packets of the kinds that leak, and watch whether any leaves this machine past the tunnel; as root.
 
-    Without --target they go to public resolvers. Exit code 1 on a leak.
+    Without --target they go to public resolvers. With --hold, flows are opened first: pause, reload or restart the
+    client meanwhile. Exit code 1 on a leak.
     """
-    from ..service.system_wide import leak_test
+    from ..service.system_wide import hold_flows, leak_test
 
     sockets = control_sockets(config)
+    held = []
+    if hold is not None:
+        click.echo(f"flows are open for {hold} s: pause, reload or restart the client now", err=True)
+        held = hold_flows(target, hold)
     try:
         running = ask_status(sockets)
     except CryprqError as error:
         raise ConfigError(str(error)) from None
-    code, table, plain = leak_test(running, target)
+    code, table, plain = leak_test(running, target, held)
     click.echo(json.dumps(plain, indent=2) if as_json else table)
     raise click.exceptions.Exit(code)
 

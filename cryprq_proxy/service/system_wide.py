@@ -26,6 +26,7 @@ from ..status import ClientStatus, Status, TunStatus
 
 if TYPE_CHECKING:
     from tun.exit_network import ExitNetwork
+    from tun.leaktest.held import HeldFlow
     from tun.settings import ExitNetworkSettings, TunnelSettings
 
 
@@ -136,12 +137,27 @@ def clean_up(state: Path, say: Callable[[str], None]) -> None:
 # --- leak test ---
 
 
-def leak_test(running: Iterable[Status], to: Sequence[str]) -> tuple[int, str, dict[str, Any]]:
+def hold_flows(to: Sequence[str], seconds: int) -> list[HeldFlow]:
+    """Open flows like those of a leak test, and send on them for so long, for its `held`. Blocks.
+
+    Raises ConfigError.
+    """
+    addresses = [_literal(text) for text in to]
+    _need_linux_and_root("leaktest")
+    from tun.leaktest.canaries import CanaryTargets
+    from tun.leaktest.held import hold
+
+    return hold(CanaryTargets(dns=addresses, hosts=addresses) if addresses else CanaryTargets(), seconds)
+
+
+def leak_test(
+    running: Iterable[Status], to: Sequence[str], held: Sequence[HeldFlow] = ()
+) -> tuple[int, str, dict[str, Any]]:
     """Send canaries and watch where they go: the exit code (1 on a leak), a table, and the same as plain values.
 
-    `running` are the roles that run here. `to` are the addresses to send to instead of the usual ones. Takes
-    some seconds. Raises ConfigError without root, without a running client in system-wide mode, and where a setting
-    lets this test itself past the tunnel.
+    `running` are the roles that run here. `to` are the addresses to send to instead of the usual ones. `held` are flows
+    from before (`hold_flows`), which are tested as well. Takes some seconds. Raises ConfigError without root, without a
+    running client in system-wide mode, and where a setting lets this test itself past the tunnel.
     """
     addresses = [_literal(text) for text in to]
     _need_linux_and_root("leaktest")
@@ -180,7 +196,9 @@ def leak_test(running: Iterable[Status], to: Sequence[str]) -> tuple[int, str, d
     targets = CanaryTargets(devices=uplinks)
     if addresses:
         targets = CanaryTargets(dns=addresses, hosts=addresses, devices=uplinks)
-    report = asyncio.run(leakprobe.run(tunnel=tun.device.name, exits=exits, allowed=allowed, targets=targets))
+    report = asyncio.run(
+        leakprobe.run(tunnel=tun.device.name, exits=exits, allowed=allowed, targets=targets, held=held)
+    )
     plain = {
         "leak": bool(report.leaks),
         "canaries": [row._asdict() for row in report.rows],

@@ -11,6 +11,7 @@ import os
 import socket
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
@@ -241,36 +242,47 @@ def test_a_neighbour_gets_nothing_of_it(paths: Paths) -> None:
 
 
 @BOTH
-def test_a_connection_keeps_the_verdict_that_it_began_with(paths: Paths, public: str) -> None:
+def test_other_rules_end_what_goes_past_the_tunnel_without_a_reason_and_nothing_else(
+    paths: Paths, public: str
+) -> None:
+    """In the tunnel, a connection keeps the verdict that it began with."""
     client = ruled(paths, rule(DIRECT, public, ports="8080"))
-    connections = []
-    for port, where in ((8080, paths.world), (8081, paths.beyond)):
-        listener = paths.listen(where, public, port)
-        made = paths.make(paths.client, public, socket.SOCK_STREAM)
-        made.connect((public, port))
-        connections.append((made, listener.accept()[0]))
-    unanswered = paths.make(paths.client, public, socket.SOCK_DGRAM)
-    there = paths.udp(paths.beyond, public, 5000)
-    unanswered.sendto(b"first", (public, 5000))
-    assert there.recv(10) == b"first"
-    for rules in (
-        compiled(rule(BLOCK, public)),
-        compiled(default=DIRECT),
-        compiled(rule(DIRECT, public, ports="5000 8081"), default=BLOCK),
-        FilterRules(),
-    ):
-        client.change(rules=rules)
-        for made, taken in connections:
+    with ExitStack() as stack:
+        connections = []
+        for port, where in ((8080, paths.world), (8081, paths.beyond)):
+            listener = paths.listen(where, public, port)
+            made = paths.make(paths.client, public, socket.SOCK_STREAM)
+            made.connect((public, port))
+            connections.append((made, stack.enter_context(listener.accept()[0])))
+        direct, tunnelled = connections
+        unanswered = paths.make(paths.client, public, socket.SOCK_DGRAM)
+        there = paths.udp(paths.beyond, public, 5000)
+        unanswered.sendto(b"first", (public, 5000))
+        assert there.recv(10) == b"first"
+
+        def goes_on(made: socket.socket, taken: socket.socket) -> None:
             made.send(b"still")
             assert taken.recv(10) == b"still"
             taken.send(b"here")
             assert made.recv(10) == b"here"
-        unanswered.sendto(b"again", (public, 5000))
-        assert there.recv(10) == b"again"
-    client.change(rules=compiled(rule(BLOCK, public)))
-    assert paths.tcp(paths.client, public, 80) is None
-    for _, taken in connections:
-        taken.close()
+
+        for rules in (
+            compiled(default=DIRECT),
+            compiled(rule(DIRECT, public, ports="5000 8080-8081"), default=BLOCK),
+            compiled(rule(BLOCK, public)),
+            FilterRules(),
+        ):
+            client.change(rules=rules)
+            if rules.sends_past_the_tunnel(ip_address(public), socket.IPPROTO_TCP, 8080):
+                goes_on(*direct)
+            goes_on(*tunnelled)
+            unanswered.sendto(b"again", (public, 5000))
+            assert there.recv(10) == b"again"
+        with pytest.raises(OSError):
+            direct[0].send(b"over")
+            direct[0].recv(10)
+        client.change(rules=compiled(rule(BLOCK, public)))
+        assert paths.tcp(paths.client, public, 80) is None
 
 
 def test_a_pause_is_a_pause_of_the_rules_as_well(paths: Paths) -> None:

@@ -7,6 +7,7 @@ refused): then a kept socket may be cut off, but nothing of it leaves either.
 
 from __future__ import annotations
 
+import json
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -53,12 +54,12 @@ socket.socket = Socket
 """
 
 
-@pytest.fixture(scope="module", params=["usual", "absent"])
+@pytest.fixture(scope="module")
 def stage(request: pytest.FixtureRequest, namespaces: None) -> Iterator[Stage]:
     with Stage() as stage:
         stage.server.dns.answers[f"{NAME}.", "A"] = [FAR]
         stage.resolver.dns.answers[f"{NAME}.", "A"] = [LAN]
-        if request.param == "absent":
+        if getattr(request, "param", "usual") == "absent":
             (stage.links.directory / "sitecustomize.py").write_text(REFUSING)
             stage.links.environment["PYTHONPATH"] = f"{stage.links.directory}:{ROOT}"
         yield stage
@@ -143,7 +144,11 @@ def nothing_beside(stage: Stage) -> Iterator[None]:
 # --- a pause ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("server", [str(RESOLVER4), "8.8.8.8"])
+@pytest.mark.parametrize(
+    ("stage", "server"),
+    [("usual", str(RESOLVER4)), ("usual", "8.8.8.8"), ("absent", "8.8.8.8")],
+    indirect=["stage"],
+)
 def test_sockets_of_a_pause_leave_nothing_behind_it(stage: Stage, server: str) -> None:
     """They were sent to the network's resolver: by NAT, which outlives the pause."""
     with stage.tunnel(), ExitStack() as stack:
@@ -187,8 +192,11 @@ def starts(stage: Stage, *options: str, settings: Settings | None = None) -> Rol
     return stage.links.client(stage.client, *options, settings=settings)
 
 
-@pytest.mark.parametrize("how", ["stop", "kill"])
-@pytest.mark.parametrize("options", [(), ("--lan", "block")], ids=["allow", "block"])
+@pytest.mark.parametrize(
+    ("stage", "how", "options"),
+    [("usual", "stop", ("--lan", "block")), ("usual", "kill", ()), ("absent", "kill", ())],
+    indirect=["stage"],
+)
 def test_flows_of_a_rule_that_the_next_run_has_not(stage: Stage, how: str, options: tuple[str, ...]) -> None:
     role = starts(stage, settings=direct(SERVER4, SERVER6))
     with ExitStack() as stack:
@@ -211,7 +219,9 @@ def test_flows_of_a_rule_that_the_next_run_has_not(stage: Stage, how: str, optio
         assert not role.stop(), role.log
 
 
-@pytest.mark.parametrize("how", ["reload", "kill"])
+@pytest.mark.parametrize(
+    ("stage", "how"), [("usual", "reload"), ("usual", "kill"), ("absent", "reload")], indirect=["stage"]
+)
 def test_flows_of_a_rule_that_stays(stage: Stage, how: str) -> None:
     """Also where other rules beside it change."""
     role = starts(stage, settings=direct(SERVER4))
@@ -244,8 +254,16 @@ def reload(stage: Stage, role: Role, settings: Settings) -> None:
 # --- from outside -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("later", ["block", "keep"])
-@pytest.mark.parametrize("how", ["stop", "kill"])
+@pytest.mark.parametrize(
+    ("stage", "how", "later"),
+    [
+        ("usual", "stop", "keep"),
+        ("usual", "stop", "block"),
+        ("usual", "kill", "keep"),
+        ("absent", "kill", "block"),
+    ],
+    indirect=["stage"],
+)
 def test_connections_from_outside_of_an_earlier_run(stage: Stage, how: str, later: str) -> None:
     role = starts(stage, "--inbound", "keep")
     with stage.client.entered():
@@ -278,7 +296,9 @@ def to_the_tunnels_range(packets: list[Packet]) -> list[Packet]:
     return [packet for packet in packets if packet.destination.startswith(("198.18.", "fd63:"))]
 
 
-@pytest.mark.parametrize("how", ["stop", "kill"])
+@pytest.mark.parametrize(
+    ("stage", "how"), [("usual", "stop"), ("usual", "kill"), ("absent", "stop")], indirect=["stage"]
+)
 def test_a_dns_socket_from_before_and_across_runs(stage: Stage, how: str) -> None:
     """On a machine with a NAT table, as a container engine has: then conntrack settles NAT at a flow's first packet."""
     stage.client.nft(NAT_OF_ANOTHER)
@@ -310,6 +330,21 @@ def test_a_dns_socket_from_before_and_across_runs(stage: Stage, how: str) -> Non
             assert after == LAN or not can_delete(stage)
 
 
+@pytest.mark.parametrize("stage", ["usual"], indirect=True)
+def test_the_leak_test_keeps_flows_across_a_pause(stage: Stage) -> None:
+    file = str(stage.links.directory / "client.toml")
+    options = ("--config", file, "--target", SERVER4, "--target", "8.8.8.8", "--json")
+    with stage.tunnel():
+        stage.command("pause", "2")
+        done = stage.links.call(stage.client, "leaktest", "--hold", "5", *options, limit=60)
+    plain = json.loads(done.stdout)
+    assert (done.returncode, plain["leak"]) == (0, False), done.stdout
+    kept = {row["name"]: row["verdict"] for row in plain["canaries"] if row["name"].endswith(", kept")}
+    assert {"DNS over UDP, kept", "DNS over TCP, kept", "TCP, kept", "QUIC, kept"} <= set(kept)
+    assert set(kept.values()) <= {"tunnelled", "answered here", "blocked"}
+
+
+@pytest.mark.parametrize("stage", ["usual"], indirect=True)
 def test_a_taken_port_is_named(stage: Stage) -> None:
     """The forwarder's port is the same in every run; nobody but root can have it."""
     with stage.client.entered():

@@ -26,6 +26,7 @@ from cryprq_proxy.rules.ranges import IPNetwork
 
 from ..device.packets import ICMP, ICMP6, TCP, UDP, checksum
 from .canaries import Canary, CanaryTargets, canaries
+from .held import HeldFlow
 from .report import LeakReport
 from .watch import Watch
 
@@ -131,22 +132,29 @@ async def run(
     exits: Sequence[tuple[str, int]],
     allowed: Sequence[IPNetwork] = (),
     targets: CanaryTargets | None = None,
+    held: Sequence[HeldFlow] = (),
     seconds: float = SECONDS,
     rounds: int = ROUNDS,
 ) -> LeakReport:
     """Do the test, which takes `seconds` and a little more: see `Watch` for the parameters.
 
+    The sockets of `held` send as well, and are closed.
+
     Raises ConfigError without root, and where there is no such tunnel.
     """
     if tunnel not in {name for _, name in socket.if_nameindex()}:
         raise ConfigError(f"there is no interface {tunnel}: start cryprq-proxy --tun first, then test")
-    sent = canaries(targets or CanaryTargets())
-    watch = Watch(sent, tunnel=tunnel, exits=exits, allowed=allowed)
+    fresh = canaries(targets or CanaryTargets())
+    watch = Watch([*fresh, *(flow.canary for flow in held)], tunnel=tunnel, exits=exits, allowed=allowed)
     before = packets_sent()
     with Capture(watch) as capture:
         flying = [
             spawn(_fly(watch, number, canary, seconds, rounds), f"canary {canary.name} to {canary.target}")
-            for number, canary in enumerate(sent)
+            for number, canary in enumerate(fresh)
+        ]
+        flying += [
+            spawn(_fly_held(watch, number, flow, seconds, rounds), f"kept flow to {flow.canary.target}")
+            for number, flow in enumerate(held, len(fresh))
         ]
         try:
             await asyncio.gather(*flying)
@@ -174,6 +182,23 @@ async def _fly(watch: Watch, number: int, canary: Canary, seconds: float, rounds
             continue
         watch.answered(number)
         return
+
+
+async def _fly_held(watch: Watch, number: int, flow: HeldFlow, seconds: float, rounds: int) -> None:
+    """Send on a kept flow until it is answered or the time is up."""
+    with flow.sock as sock:
+        watch.launched(number, sock.getsockname()[1])
+        for _ in range(rounds):
+            try:
+                async with asyncio.timeout(seconds / rounds):
+                    flow.send()
+                    if await asyncio.get_running_loop().sock_recv(sock, 2048):
+                        watch.answered(number)
+                    return
+            except TimeoutError:
+                continue
+            except OSError as error:
+                watch.trouble(number, _why(error))
 
 
 async def _by_udp(watch: Watch, number: int, canary: Canary) -> None:

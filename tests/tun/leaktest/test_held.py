@@ -1,0 +1,35 @@
+"""Kept flows: one socket each over the whole time, and what is judged bears another text than what was sent before."""
+
+from __future__ import annotations
+
+import socket
+
+from tun.device.packets import TCP, UDP
+from tun.leaktest.canaries import CanaryTargets
+from tun.leaktest.held import hold
+
+
+def test_each_flow_keeps_its_socket_and_gets_another_text_for_the_judgement() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+        server.bind(("127.0.0.1", 0))
+        server.settimeout(20)
+        waits: list[float] = []
+        flows = hold(CanaryTargets(dns=(), hosts=("127.0.0.1",), devices=("eth0",)), 1.0, waits.append)
+        try:
+            assert {(flow.canary.name, flow.canary.protocol) for flow in flows} == {
+                ("TCP, kept", TCP),
+                ("QUIC, kept", UDP),
+                ("STUN, kept", UDP),
+            }
+            assert len(waits) == 2
+            assert not {flow.canary.device for flow in flows} - {""}
+            ports = {flow.sock.getsockname()[1] for flow in flows}
+            assert len(ports) == 3
+            quic = next(flow for flow in flows if flow.canary.name == "QUIC, kept")
+            quic.sock.sendto(quic.canary.payload, server.getsockname())
+            data, sender = server.recvfrom(2048)
+            assert quic.canary.token in data
+            assert sender[1] in ports
+        finally:
+            for flow in flows:
+                flow.sock.close()
