@@ -20,6 +20,7 @@ import logging
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any, Final
 
@@ -178,9 +179,15 @@ class Tunnel:
             return cls(foundation, bootstrap, ending, stack.pop_all())
 
     async def resolve(self, name: str) -> Sequence[str]:
-        """The Resolve of the link: an exit's name, asked for past the tunnel. Raises CryprqError."""
+        """The Resolve of the link: an exit's name, asked for past the tunnel. Raises CryprqError.
+
+        An IPv4 address is one without a route; the filter lets its translation out as well.
+        """
         async with asyncio.timeout(RESOLVING_SECONDS):
-            addresses = await self._bootstrap.resolve(name)
+            try:
+                addresses = await self._bootstrap.translate(IPv4Address(name))
+            except ValueError:
+                addresses = await self._bootstrap.resolve(name)
         await self._kill_switch.follow_exit(name, addresses)
         return addresses
 

@@ -42,6 +42,7 @@ DISCOVERY = (
     ("ff05::c", 1900),
 )
 SSH = 2222
+NAT64_EXIT = "64:ff9b::54b:a02"
 CGROUPS = "/sys/fs/cgroup"
 BLACK_HOLE = f"""
 table inet black_hole {{
@@ -308,3 +309,49 @@ def test_a_path_that_loses_large_packets_without_a_word(stage: Stage) -> None:
         size = ["curl", "-sS", "--max-time", "10", "-o", "/dev/null", "-w", "%{size_download}"]
         assert stage.client.run([*size, f"http://{SERVER4}/bytes/300000"]) == "300000"
         assert "link down" not in client.log
+
+
+# --- IPv6 only ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def only_ipv6(stage: Stage) -> Iterator[None]:
+    """The client's network has no IPv4; its DNS makes IPv6 addresses of others' IPv4 ones.
+
+    The exit has its own translated address, in place of a NAT64 that would lead there.
+    """
+    client, router, exit = stage.client, stage.hosts.router, stage.hosts.exit
+    resolv_conf = client.resolv_conf.read_text()
+    client.ip("-4 addr flush dev eth0")
+    client.resolv_conf.write_text("nameserver 2a01:e0a:77::1\n")
+    router.ip(f"-6 route add {NAT64_EXIT} via {EXIT6}")
+    exit.ip(f"addr add {NAT64_EXIT}/128 dev lo")
+    answers = stage.resolver.dns.answers
+    answers[("exit.example.com.", "AAAA")] = [NAT64_EXIT]
+    answers[("ipv4only.arpa.", "AAAA")] = ["64:ff9b::c000:aa"]
+    try:
+        yield
+    finally:
+        del answers[("ipv4only.arpa.", "AAAA")]
+        exit.ip(f"addr del {NAT64_EXIT}/128 dev lo")
+        router.ip(f"-6 route del {NAT64_EXIT}")
+        client.resolv_conf.write_text(resolv_conf)
+        stage.lab.address(client, "eth0", f"{CLIENT4}/24")
+        client.ip(f"route replace default via {ROUTER_LAN4} dev eth0")
+
+
+@pytest.mark.parametrize("exit", ["exit.example.com", EXIT4])
+def test_a_network_of_ipv6_only_reaches_the_exit_by_its_nat64(
+    stage: Stage, only_ipv6: None, exit: str
+) -> None:
+    with stage.tunnel(address=f"{exit}:{PORT}"), stage.wire() as wire:
+        assert stage.fetch(SERVER4) == EXIT4
+        assert stage.fetch(SERVER6) == EXIT6
+    assert not beside_the_link(wire, (NAT64_EXIT,))
+
+
+def test_without_a_nat64_it_is_one_sentence(stage: Stage, only_ipv6: None) -> None:
+    stage.resolver.dns.answers[("ipv4only.arpa.", "AAAA")] = []
+    client = stage.links.client(stage.client, ready="no link to")
+    client.says("network is unreachable, and this network's DNS names no NAT64 that leads there")
+    assert not client.stop()

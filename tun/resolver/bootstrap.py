@@ -33,6 +33,7 @@ import dns.rcode
 import dns.rdataclass
 import dns.rdatatype
 
+from cryprq_proxy.base.nat64 import WELL_KNOWN_NAME, translated
 from cryprq_proxy.base.tasks import spawn
 from cryprq_proxy.errors import CryprqError, reason_of
 
@@ -153,6 +154,10 @@ class Bootstrap:
         found = self._by_route(found)
         self._known.learn(name, found)
         return found
+
+    async def translate(self, address: ipaddress.IPv4Address) -> tuple[str, ...]:
+        """What the network's NAT64 makes of `address`; empty if it has none. Raises BootstrapError."""
+        return translated(address, await self._ask_outside(WELL_KNOWN_NAME))
 
     async def ask_early(self, name: str) -> None:
         """Learn the addresses of `name` without a fall-back; the next `resolve` with the same `known` takes them."""

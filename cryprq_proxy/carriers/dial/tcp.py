@@ -4,6 +4,8 @@
        192.0.2.1  ----- connected                    each attempt starts STAGGER after the one before it,
          2001:db8::2                                 or as soon as that one fails; the first success ends the rest
 
+An IPv4 address without a route may have one by the network's NAT64: then the resolver translates it.
+
 An address can also fail before anything is sent: no IPv6 in the kernel, no route, no file descriptor. Each of these is
 one failed address and lets the next one start.
 """
@@ -11,15 +13,19 @@ one failed address and lets the next one start.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import re
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
+from ipaddress import IPv4Address
 from typing import Final
 
 import aiohappyeyeballs
 
 from ...address import Destination
+from ...base.nat64 import WELL_KNOWN_NAME, translated
 from ...base.sockets import prepare
 from ...errors import CarrierError, CloseReason, CryprqError, reason_of
 
@@ -29,13 +35,20 @@ STAGGER: Final = 0.25
 _ERRNO: Final = re.compile(r"\[Errno (\d+)\]")
 
 type Resolve = Callable[[str], Awaitable[Sequence[str]]]
-"""From a name to IP addresses, the best first. Raises CryprqError saying why there are none."""
+"""From a name to IP addresses, the best first; from an IPv4 address to what the network's NAT64 makes of it. Raises
+CryprqError saying why there are none."""
 
 
 async def by_system(name: str) -> Sequence[str]:
     """Resolve `name` by the system's resolver."""
     loop = asyncio.get_running_loop()
+    literal = _ipv4(name)
     try:
+        if literal is not None:
+            known = await loop.getaddrinfo(
+                WELL_KNOWN_NAME, None, family=socket.AF_INET6, type=socket.SOCK_STREAM
+            )
+            return translated(literal, [str(entry[4][0]) for entry in known])
         found = await loop.getaddrinfo(name, None, type=socket.SOCK_STREAM)
     except OSError as error:
         raise _failed(f"the name {name} could not be resolved: {_reason(error)}") from None
@@ -63,13 +76,30 @@ async def connect_tcp(
     if not addresses:
         raise _failed(f"the name {host} could not be resolved: it has no address")
     try:
-        return await aiohappyeyeballs.start_connection(
-            [_info(found, port) for found in dict.fromkeys(addresses)],
-            happy_eyeballs_delay=STAGGER,
-            socket_factory=partial(_open, mark, segment),
-        )
+        return await _start(addresses, port, mark, segment)
     except OSError as error:
-        raise _failed(f"{what} at {address} cannot be reached: {_reason(error)}") from None
+        failed = f"{what} at {address} cannot be reached: {_reason(error)}"
+        if error.errno != errno.ENETUNREACH or _ipv4(host) is None:
+            raise _failed(failed) from None
+    with contextlib.suppress(CryprqError, OSError):
+        if translations := await resolve(host):
+            return await _start(translations, port, mark, segment)
+    raise _failed(f"{failed}, and this network's DNS names no NAT64 that leads there")
+
+
+async def _start(addresses: Sequence[str], port: int, mark: int, segment: int) -> socket.socket:
+    return await aiohappyeyeballs.start_connection(
+        [_info(found, port) for found in dict.fromkeys(addresses)],
+        happy_eyeballs_delay=STAGGER,
+        socket_factory=partial(_open, mark, segment),
+    )
+
+
+def _ipv4(host: str) -> IPv4Address | None:
+    try:
+        return IPv4Address(host)
+    except ValueError:
+        return None
 
 
 def _info(address: str, port: int) -> aiohappyeyeballs.AddrInfoType:

@@ -205,6 +205,39 @@ async def test_an_address_needs_no_resolver(listener: socket.socket) -> None:
     (await connect_tcp(Destination(*listener.getsockname()), resolving())).close()
 
 
+async def test_an_address_without_a_route_is_reached_by_nat64(
+    network: Network, listener: socket.socket
+) -> None:
+    network.errors[DEAD_IPV4] = errno.ENETUNREACH
+    port = listener.getsockname()[1]
+    found: list[str] = [HERE]
+    asked: list[str] = []
+
+    async def translate(name: str) -> Sequence[str]:
+        asked.append(name)
+        return found
+
+    with await connect_tcp(Destination(DEAD_IPV4, port), translate) as sock:
+        assert sock.getpeername() == listener.getsockname()
+    assert asked == [DEAD_IPV4]
+    found.clear()
+    with pytest.raises(CarrierError, match="network is unreachable, and this network's DNS names no NAT64"):
+        await connect_tcp(Destination(DEAD_IPV4, port), translate)
+    network.errors[DEAD_IPV4] = errno.ECONNREFUSED
+    with pytest.raises(CarrierError, match=r"connection refused$"):
+        await connect_tcp(Destination(DEAD_IPV4, port), translate)
+    assert asked == [DEAD_IPV4] * 2
+
+
+async def test_the_system_translates_by_a_name_that_all_know(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def known(name: str, *args: object, **options: object) -> object:
+        assert name == "ipv4only.arpa"
+        return [(socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("64:ff9b::c000:aa", 0, 0, 0))]
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", known)
+    assert await by_system("192.0.2.33") == ("64:ff9b::c000:221",)
+
+
 async def test_both_sides_keep_to_the_largest_segment(listener: socket.socket) -> None:
     host, port = listener.getsockname()[:2]
     with await connect_tcp(Destination(host, port), segment=1024) as sock, listener.accept()[0] as other:
@@ -223,7 +256,7 @@ async def test_who_gives_up_leaves_no_socket_behind(network: Network) -> None:
 
 
 async def test_the_systems_resolver(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert HERE in await by_system(HERE)
+    assert HERE in await by_system("localhost")
 
     async def no_such(*args: object, **options: object) -> object:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
