@@ -204,7 +204,10 @@ def _gsetting(program: str, schema: str, key: str) -> str | None:
 
 
 async def tun(context: Context) -> CheckVerdict:
-    """The needs of --tun, for either role. Without --tun a missing one is no fault."""
+    """What a running --tun cannot keep as it set it, else the needs of --tun, for either role. Without --tun a missing
+    one is no fault."""
+    if troubles := _troubles(context):
+        return warn("; ".join(troubles), "tell that other program to leave it alone, or stop it")
     config = context.config
     asked = config.tun.enabled
     lacks = []
@@ -220,6 +223,16 @@ async def tun(context: Context) -> CheckVerdict:
         return ok(f"what --tun needs is there{note}")
     text, remedy = "; ".join(lack for lack, _ in lacks) + note, "; ".join(mend for _, mend in lacks)
     return fail(text, remedy) if asked else skip(f"--tun is not in use, and would not work here: {text}")
+
+
+def _troubles(context: Context) -> list[str]:
+    client, exit = context.running_client, context.running_exit
+    network = exit.network if client is None and exit is not None else client and client.tun
+    return [
+        f"{repair.name}: {repair.trouble}"
+        for repair in (network.repairs if network else ())
+        if repair.trouble
+    ]
 
 
 async def leftovers(context: Context) -> CheckVerdict:

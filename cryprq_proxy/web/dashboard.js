@@ -293,13 +293,16 @@ function showTun(tun) {
   if (!kill.on) rows.push(["Kill switch", "off", "Traffic may get out if the link fails.", "warn"]);
   else if (kill.paused) rows.push(["Kill switch", `paused for ${duration(kill.paused)} more`, "", "warn"]);
   else if (kill.standing) rows.push(["Kill switch", "on", kept.length ? `kept in: ${kept.join(", ")}` : "", "good"]);
-  else rows.push(["Kill switch", "being put back", "Another program has removed it.", "bad"]);
+  else rows.push(["Kill switch", "being put back", "Another program has changed it.", "bad"]);
   if (dns.resolver) {
     const ill = list(dns.upstreams).filter((one) => one.healthy === false).map((one) => `${one.name} fails: ${one.last_error ?? "no answer"}`);
     rows.push(["DNS", `by ${dns.resolver}, asks ${dns.in_use ?? "nobody"}`, `${counts.questions ?? 0} questions, ${counts.cache_hits ?? 0} from the cache, ${counts.blocked ?? 0} blocked, ${counts.failures ?? 0} failed`]);
     if (ill.length) rows.push(["DNS trouble", ill.join("; "), "", "bad"]);
   }
   if (device.name) rows.push(["Interface", `${device.name}, MTU ${device.mtu}`, list(tun.addresses).join(", ")]);
+  const repairs = list(tun.repairs), counted = repairs.filter((one) => one.repairs > 0).map((one) => `${one.name} ${one.repairs}`);
+  if (counted.length) rows.push(["Put back", counted.join(", "), "Another program had changed it."]);
+  for (const one of repairs) if (one.trouble) rows.push(["Trouble", one.name, one.trouble, "bad"]);
   facts($("tun"), rows);
 }
 

@@ -26,6 +26,7 @@ from ..status import (
     KnownExit,
     LaneStatus,
     PacketLinkStatus,
+    RepairStatus,
     RulesStatus,
     Status,
     TunNetworkStatus,
@@ -201,8 +202,16 @@ def _device(device: DeviceStatus) -> Iterator[Metric]:
     yield from _counters("tunnel_bytes", f"{text} bytes.", labels, rows)
 
 
+def _repairs(repairs: Sequence[RepairStatus]) -> Iterator[Metric]:
+    rows = [((repair.name,), repair.repairs) for repair in repairs]
+    yield from _counters("tun_repairs", "How often a fact was put back.", ("fact",), rows)
+    rows = [((repair.name,), bool(repair.trouble)) for repair in repairs]
+    yield from _gauges("tun_trouble", "Whether a fact does not stand, or not for long.", ("fact",), rows)
+
+
 def _tun(tun: TunStatus) -> Iterator[Metric]:
     switch, dns = tun.kill_switch, tun.dns
+    yield from _repairs(tun.repairs)
     if tun.device is not None:
         yield from _device(tun.device)
     yield from _gauge("kill_switch_active", "Whether the kill switch stands.", switch.on and switch.standing)
@@ -242,6 +251,7 @@ def _exit(status: ExitStatus) -> Iterator[Metric]:
         rows = [((), status.lanes.strangers)]
         yield from _counters("lane_strangers", "Datagrams that belong to no lane.", (), rows)
     network = status.network or TunNetworkStatus()
+    yield from _repairs(network.repairs)
     places = (("device", {} if network.device is None else network.device.drops), ("network", network.drops))
     drops = [((place, *cause), count) for place, counts in places for cause, count in _counts(counts)]
     yield from _counters("tunnel_drops", "Packets that were dropped here.", ("place", "cause"), drops)

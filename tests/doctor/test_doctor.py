@@ -37,7 +37,16 @@ from cryprq_proxy.doctor.machine import desktop, leftovers, tun, variables
 from cryprq_proxy.doctor.report import lines, summary
 from cryprq_proxy.doctor.start import clock
 from cryprq_proxy.errors import CarrierError, CloseReason, ConfigError, PeerError
-from cryprq_proxy.status import ClientStatus, KnownExit, LaneStatus, PacketLinkStatus, TunStatus
+from cryprq_proxy.status import (
+    ClientStatus,
+    ExitStatus,
+    KnownExit,
+    LaneStatus,
+    PacketLinkStatus,
+    RepairStatus,
+    TunNetworkStatus,
+    TunStatus,
+)
 from tests.support.pairs import Setup, new_identity
 from tests.support.processes import call
 
@@ -530,6 +539,19 @@ async def test_what_system_wide_mode_needs(pair: Setup, tmp_path: Path) -> None:
     await examine([lists.CLIENT[1]], context)
     verdict = await tun(context)
     assert verdict.state is CheckState.FAIL and "not root" in verdict.text
+
+
+@pytest.mark.parametrize("role", ["client", "exit"])
+async def test_what_a_running_one_cannot_keep_is_named(role: str) -> None:
+    repairs = (
+        RepairStatus(name="device", repairs=3),
+        RepairStatus(name="rules of others", trouble="IPv4 rule 25399 stands before ours"),
+    )
+    client = ClientStatus(tun=TunStatus(repairs=repairs))
+    exit = ExitStatus(network=TunNetworkStatus(repairs=repairs))
+    verdict = await tun(Context(running=client if role == "client" else exit))
+    assert verdict.state is CheckState.WARN
+    assert verdict.text == "rules of others: IPv4 rule 25399 stands before ours"
 
 
 @pytest.mark.process

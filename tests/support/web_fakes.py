@@ -205,5 +205,9 @@ TUN = {
         "counters": {"questions": 4120, "cache_hits": 2870, "blocked": 611, "stale": 4, "failures": 2},
         "upstreams": [{"name": "the exit's resolver", "healthy": True}],
     },
+    "repairs": [
+        {"name": "kill switch", "repairs": 2},
+        {"name": "rules of others", "trouble": "IPv4 rule 25399 stands before ours"},
+    ],
 }  # fmt: skip
 """`status["tun"]` in system-wide mode."""

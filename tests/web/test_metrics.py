@@ -69,6 +69,8 @@ def test_client() -> None:
     assert values(found["cryprq_tunnel_drops"])[("replay", "home", "lane")] == 1
     assert values(found["cryprq_tunnel_drops"])[("no_link", "home", "device")] == 3
     assert values(found["cryprq_kill_switch_active"]) == {(): 1}
+    assert values(found["cryprq_tun_repairs"]) == {("kill switch",): 2, ("rules of others",): 0}
+    assert values(found["cryprq_tun_trouble"]) == {("kill switch",): 0, ("rules of others",): 1}
     assert values(found["cryprq_dns_events"])[("cache_hits",)] == 2870
     assert values(found["cryprq_rule_names"]) == {(): 148_212}
     assert found["cryprq_build_info"].samples[0].labels == {"version": "0.1.0", "role": "client"}

@@ -1,0 +1,87 @@
+"""Whether a table stands as it was written, by what `nft -j` lists."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tun.firewall.standing import Standing
+
+GONE = "the table inet cryprq was removed"
+CHANGED = "the table inet cryprq was changed"
+
+
+def listed(
+    *, packets: int = 0, handle: int = 1, verdict: str = "drop", left: int = 5
+) -> list[dict[str, Any]]:
+    return [
+        {"table": {"family": "inet", "name": "cryprq", "handle": handle}},
+        {"counter": {"name": "dns", "packets": packets, "bytes": packets}},
+        {"set": {"name": "open", "flags": ["timeout"], "elem": [{"elem": {"val": 1, "expires": left}}]}},
+        {"set": {"name": "lan", "flags": ["interval"], "elem": ["10.0.0.0/8"]}},
+        {
+            "rule": {
+                "handle": handle,
+                "expr": [{"counter": {"packets": packets, "bytes": 0}}, {verdict: None}],
+            }
+        },
+    ]
+
+
+class Kernel:
+    def __init__(self) -> None:
+        self.listed: list[dict[str, Any]] | None = listed()
+        self.generation: int | None = 7
+        self.asked = 0
+
+    def ask(self, *command: str) -> list[dict[str, Any]] | None:
+        assert command == ("list", "table", "inet", "cryprq")
+        self.asked += 1
+        return self.listed
+
+
+@pytest.fixture
+def kernel() -> Kernel:
+    return Kernel()
+
+
+@pytest.fixture
+def standing(kernel: Kernel) -> Standing:
+    standing = Standing("cryprq", kernel.ask, lambda: kernel.generation)
+    standing.written()
+    return standing
+
+
+def test_what_changes_by_itself_does_not_count(kernel: Kernel, standing: Standing) -> None:
+    kernel.listed = listed(packets=9, handle=4, left=2)
+    assert standing.look() == ""
+
+
+@pytest.mark.parametrize(("now", "found"), [(None, GONE), (listed(verdict="accept"), CHANGED), ([], CHANGED)])
+def test_what_others_did_is_found_until_it_is_written_again(
+    kernel: Kernel, standing: Standing, now: list[dict[str, Any]] | None, found: str
+) -> None:
+    assert standing.look() == ""
+    kernel.listed, kernel.generation = now, 8
+    assert standing.look() == found
+    assert standing.look() == found
+    kernel.listed = listed()
+    standing.written()
+    assert standing.look() == ""
+
+
+def test_the_table_is_listed_only_after_a_change(kernel: Kernel, standing: Standing) -> None:
+    for _ in range(3):
+        assert standing.look() == ""
+    assert kernel.asked == 2
+    kernel.generation = 8
+    assert standing.look() == ""
+    assert kernel.asked == 3
+
+
+def test_a_kernel_that_tells_no_generation_is_asked_each_time(kernel: Kernel, standing: Standing) -> None:
+    kernel.generation = None
+    assert standing.look() == ""
+    kernel.listed = None
+    assert standing.look() == GONE
