@@ -41,6 +41,10 @@ REACHED = {
         "exit/test_exit.py::test_no_more_opens_of_a_peer_than_configured",
     ],
     "plaintext kept per session; by all sessions": ["session/test_sendlog.py::test_the_bound_of_a_session"],
+    "addresses in the tunnel that it gets by refusing others": [
+        "tun/routing/test_address_pool.py::test_a_peer_that_refuses_everything_takes_few_addresses",
+        "session/test_wire.py::test_prefixes_that_are_none_are_refused",
+    ],
     "data received and not yet taken by targets, per session": [
         "session/test_streams.py::test_more_than_the_window",
         "session/test_streams.py::test_the_pool_bounds_all_windows_together",

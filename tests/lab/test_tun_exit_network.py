@@ -16,6 +16,7 @@ import pytest
 from tests.support.lab.capture import Capture
 from tests.support.lab.hosts import EXIT4, EXIT6, SERVER4, SERVER6
 from tests.support.lab.net import until
+from tests.support.lab.server import ECHO_PORT
 from tests.support.lab.stage import Stage, beside_the_link
 
 DEVICE: Final = "cryprq-exit0"
@@ -124,6 +125,38 @@ def test_the_exit_takes_addresses_that_are_free_on_its_machine(stage: Stage) -> 
         exit.ip("-6 route del blackhole fd63:7279:7071::/64")
 
     stage.restart_exit(release)
+
+
+FOLLOWS: Final = """
+table ip follows {
+    chain forward {
+        type filter hook forward priority 0;
+        ct state established accept
+    }
+}
+"""
+"""Of another program, for which the kernel follows connections."""
+
+
+def test_a_flow_that_began_without_nat_goes_on_with_it(stage: Stage) -> None:
+    """Conntrack knows it as one without NAT, and an entry that is used does not end by itself."""
+    with stage.tunnel(), stage.socket(SERVER4, socket.SOCK_DGRAM) as sock:
+        since = stage.exit.written
+        stage.hosts.exit.nft(FOLLOWS)
+        stage.hosts.exit.run(["nft", "delete", "table", "inet", "cryprq_exit"])
+        sock.sendto(b"echo", (SERVER4, ECHO_PORT))
+        stage.exit.says("packet filter: .*put back", since=since)
+        sock.settimeout(0.2)
+
+        def answered() -> bool:
+            sock.sendto(b"echo", (SERVER4, ECHO_PORT))
+            try:
+                return sock.recv(100) == b"echo"
+            except TimeoutError:
+                return False
+
+        until(answered, "an answer", 5)
+        stage.hosts.exit.nft("delete table ip follows")
 
 
 def advertise(stage: Stage, lifetime: int) -> None:

@@ -17,7 +17,7 @@ Packets to the pool of addresses that come in on another device are dropped befo
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any, Final, NamedTuple, Self
 
@@ -26,8 +26,12 @@ from cryprq_proxy.rules.ranges import IPNetwork
 from ..journal import Record
 from ..reconciler import Fact
 from ..settings import ExitNetworkSettings
-from . import nft
+from . import conntrack, nft
+from .conntrack import Choose, CtEntry
 from .nft import CLAMP, EXIT, REFUSE, Ask, Listed, Run, block, counters, name, replacing
+
+type Delete = Callable[[Choose], object]
+"""As conntrack.delete."""
 
 COUNTERS: Final = ("spoofed", "isolated", "local", "unsolicited", "guard", "invalid")
 """What was not let through, by cause: sources outside of the pool; between clients; to the exit itself; into the
@@ -130,8 +134,9 @@ class ExitFilter(Fact):
     vital = True
     polled = True
 
-    def __init__(self, settings: ExitNetworkSettings, ipv6: bool, run: Run, ask: Ask) -> None:
+    def __init__(self, settings: ExitNetworkSettings, ipv6: bool, run: Run, ask: Ask, delete: Delete) -> None:
         """For `up` only: put the table up. Raises NftError."""
+        self._delete = delete
         self._settings = settings
         self._ipv6 = ipv6
         self._run = run
@@ -150,6 +155,7 @@ class ExitFilter(Fact):
         ours: bool,
         run: Run = nft.run,
         ask: Ask = nft.ask,
+        delete: Delete = conntrack.delete,
     ) -> Self:
         """Write the exit's table to the journal and put it up, in place of one that an earlier run left behind.
 
@@ -158,7 +164,7 @@ class ExitFilter(Fact):
         belongs to another program; then nothing was changed.
         """
         nft.claim(EXIT, ours, record, ask)
-        return cls(settings, ipv6, run, ask)
+        return cls(settings, ipv6, run, ask, delete)
 
     async def follow(self, *, ipv6: bool) -> None:
         """From now on, carry IPv6 or refuse it. Raises NftError."""
@@ -175,7 +181,17 @@ class ExitFilter(Fact):
 
     async def put_back(self) -> None:
         async with self._changing:
-            await asyncio.get_running_loop().run_in_executor(None, self._write)
+            await asyncio.get_running_loop().run_in_executor(None, self._restore)
+
+    def _restore(self) -> None:
+        self._write()
+        # What began while there was no table is known to conntrack as not translated, for as long as it goes on.
+        self._delete(self._is_untranslated)
+
+    def _is_untranslated(self, entry: CtEntry) -> bool:
+        source, destination = entry.original.source, entry.original.destination
+        pool = self._settings.pool4 if source.version == 4 else self._settings.pool6
+        return source in pool and destination not in pool and not entry.is_snat
 
     def _write(self) -> None:
         self._run(script(self._settings, ipv6=self._ipv6))

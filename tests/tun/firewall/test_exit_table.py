@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Network, IPv6Network, ip_address
 
 import pytest
 
 from cryprq_proxy.errors import ConfigError
 from tests.support.nft_fakes import Kernel
 from tests.support.settings import exit_network_settings
+from tun.firewall.conntrack import Choose, CtEntry, Flow
 from tun.firewall.exit_table import COUNTERS, ExitFilter, script, warnings
 
 SETTINGS = exit_network_settings(pool4=IPv4Network("198.18.0.0/16"), pool6=IPv6Network("fd63::/64"))
@@ -108,10 +109,24 @@ def test_a_table_of_another_program_is_left_alone() -> None:
     assert not kernel.scripts
 
 
+def ct_entry(source: str, destination: str, *, translated: bool) -> CtEntry:
+    one, other = ip_address(source), ip_address(destination)
+    return CtEntry(
+        2, Flow(one, other, 17, 5000, 53), Flow(other, one, 17, 53, 5000), 0, 1 << 4 if translated else 0, b""
+    )
+
+
 async def test_a_table_that_goes_or_changes_is_put_back_as_it_is_wanted_now() -> None:
     kernel = Kernel()
+    chosen: list[Choose] = []
     table = ExitFilter.up(
-        SETTINGS, lambda entry: None, ipv6=False, ours=False, run=kernel.run, ask=kernel.ask
+        SETTINGS,
+        lambda entry: None,
+        ipv6=False,
+        ours=False,
+        run=kernel.run,
+        ask=kernel.ask,
+        delete=chosen.append,
     )
     assert await table.look() == ""
     kernel.counters["local"] = (9, 900)
@@ -122,6 +137,14 @@ async def test_a_table_that_goes_or_changes_is_put_back_as_it_is_wanted_now() ->
     assert await table.look() == "the table inet cryprq_exit was removed"
     await table.put_back()
     assert kernel.scripts == [script(SETTINGS, ipv6=False), *[script(SETTINGS, ipv6=True)] * 2]
+    (is_chosen,) = chosen
+    assert [
+        is_chosen(ct_entry("198.18.0.7", "8.8.8.8", translated=False)),
+        is_chosen(ct_entry("198.18.0.7", "8.8.8.8", translated=True)),
+        is_chosen(ct_entry("198.18.0.7", "198.18.0.1", translated=False)),
+        is_chosen(ct_entry("192.168.0.7", "8.8.8.8", translated=False)),
+        is_chosen(ct_entry("fd63::7", "2001:db8::8", translated=False)),
+    ] == [True, False, False, False, True]
     del kernel.counters["local"]
     assert await table.look() == "the table inet cryprq_exit was changed"
     await table.put_back()
