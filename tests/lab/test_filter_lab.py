@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -301,6 +302,31 @@ def test_the_tunnel_address_leaves_by_no_other_device(paths: Paths, kill_switch:
     assert CLIENT4 in {each.source for each in capture.packets if each.sent}
     assert TUNNEL4 not in {each.source for each in capture.packets if each.sent}
     assert client.dropped("stale") == 1
+
+
+def test_no_icmp_error_about_the_tunnel_leaves_by_another_device(paths: Paths) -> None:
+    """Not to the LAN either, which may have everything else: it would show what goes through the tunnel."""
+    Client(paths).up()
+    from4, from6 = (ip_address(address).packed for address in (TUNNEL4, TUNNEL6))
+    other4, other6 = ip_address("192.168.77.2").packed, ip_address("fe80::2").packed
+
+    def quote4(source: bytes) -> bytes:
+        return struct.pack("!BBHI", 3, 1, 0, 0) + bytes(12) + source + bytes(12)
+
+    def quote6(source: bytes) -> bytes:
+        return struct.pack("!BBHI", 1, 3, 0, 0) + bytes(8) + source + bytes(24)
+
+    with Capture(paths.client, "eth0") as capture, paths.client.entered():
+        with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as sock:
+            for source in (from4, other4):
+                with suppress(PermissionError):
+                    sock.sendto(quote4(source), (WORLD4, 0))
+        with socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6) as sock:
+            for source in (from6, other6):
+                with suppress(PermissionError):
+                    sock.sendto(quote6(source), ("fe80::1", 0, 0, socket.if_nametoindex("eth0")))
+    errors = [(p.protocol, p.size) for p in capture.sent() if p.protocol.startswith("icmp")]
+    assert sorted(protocol for protocol, _ in errors) == ["icmp", "icmpv6"]
 
 
 def test_nobody_connects_through_the_tunnel(paths: Paths) -> None:

@@ -82,6 +82,11 @@ _CLEAR_DNS: Final = "{ 53, 853 }"
 _PORT_53: Final = "meta l4proto { tcp, udp } th dport 53"
 # A connection has no mark and is not known to conntrack before its first packet is let through.
 _FIRST: Final = "ct state new ct mark 0 ct status & confirmed == 0"
+# ICMP errors (RFC 792, RFC 4443), and the source address in the packet that they quote.
+_QUOTES: Final = {
+    "ip": "icmp type { 3, 4, 5, 11, 12 } @th,160,32",
+    "ip6": "icmpv6 type { 1, 2, 3, 4 } @th,128,128",
+}
 _TCP_SYN: Final = "tcp flags & (syn | ack) == syn"
 
 
@@ -491,6 +496,7 @@ def _leaving(settings: FilterSettings, given: Given) -> Iterable[str]:
         # A socket bound to another device asks for a name: `dns_out` has sent the question to the forwarder, but the
         # kernel still routes it through that device, where it would leave in the clear.
         yield f"{ip} daddr {tunnel} counter name dns drop"
+        yield f"{_QUOTES[ip]} {int(tunnel):#x} counter name stale drop"
     if settings.kill_switch:
         # Whatever other chains, NAT or the entry of an earlier run have made of it.
         clear = f"meta mark != {mark:#x} meta l4proto {{ tcp, udp }}"

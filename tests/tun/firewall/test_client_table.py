@@ -324,6 +324,9 @@ def test_nothing_for_the_tunnel_address_leaves_by_another_device() -> None:
     for ip, address in (("ip", SETTINGS.tunnel4), ("ip6", SETTINGS.tunnel6)):
         assert f"{ip} daddr {address} counter name dns drop" in leaving
     assert leaving.index('oifname { "cryprq0", "lo" } accept') == 3
+    assert "icmp type { 3, 4, 5, 11, 12 } @th,160,32 0xc6120002 counter name stale drop" in leaving
+    quoted = "icmpv6 type { 1, 2, 3, 4 } @th,128,128 0xfd630000000000000000000000000002"
+    assert f"{quoted} counter name stale drop" in leaving
 
 
 def test_dns_in_the_clear_leaves_by_no_other_device_whatever_was_said_before() -> None:
@@ -423,7 +426,7 @@ def test_what_holds_for_all_settings(some: FilterSettings) -> None:
     text = script(some)
     assert text.count("{") == text.count("}")
     declared = {line.split()[1] for line in text.splitlines() if line.strip().startswith("set ")}
-    used = {word[1:] for word in text.split() if word.startswith("@")}
+    used = {word[1:] for word in text.split() if word.startswith("@") and not word.startswith("@th,")}
     assert used <= declared
     for chain in ("output", "forward"):
         head, *_ = named(text, "chain", chain)
