@@ -7,7 +7,6 @@ moment it stands until it is taken away by a clean stop or by `cleanup`, whateve
 from __future__ import annotations
 
 import random
-import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,16 +17,13 @@ from tests.support.lab.capture import Capture, Packet
 from tests.support.lab.flows import Flow, lane_is, status
 from tests.support.lab.hosts import EXIT4, ROUTER_LAN4, SERVER4, SERVER6, ThreeHosts
 from tests.support.lab.hosts import three_hosts as three_hosts_of
-from tests.support.lab.links import PORT, READY, Links, Role, Settings
+from tests.support.lab.links import PORT, Links, Role, Settings
 from tests.support.lab.net import Lab, Namespace, Resolver, until
 from tests.support.lab.noise import Noise
 from tests.support.lab.server import FarServer
 from tun.journal import boot_id
 
 QUIET: Settings = {"log_level": "info"}
-KILLS = 50
-ROUND = 5
-"""Kills between two calls of `cleanup`."""
 SEED = 20240607
 
 
@@ -77,44 +73,6 @@ def quickly(links: Links, host: Namespace) -> Role:
 def difference(before: str, after: str) -> set[str]:
     """The lines of two snapshots that are not in both."""
     return set(before.splitlines()) ^ set(after.splitlines())
-
-
-@pytest.mark.timeout(900)
-def test_killed_fifty_times_under_load(hosts: ThreeHosts, links: Links) -> None:
-    """At its first line, when it is ready, and at random moments between; after one that was killed and after none."""
-    client = hosts.client
-    chance = random.Random(SEED)
-    before = client.snapshot()
-    role = quickly(links, client)
-    started = time.monotonic()
-    role.says(READY)
-    opening = time.monotonic() - started
-    reached = 0
-    for _ in range(KILLS // ROUND):
-        with only_the_link(client):
-            for kill in range(ROUND):
-                assert role.kill() == -signal.SIGKILL
-                reached += any("ready: " in line for line in role.lines)
-                assert standing(client)
-                if kill < ROUND - 1:
-                    role = quickly(links, client)
-                if kill == 1:
-                    role.says(READY)
-                elif kill:
-                    time.sleep(chance.uniform(0, opening))
-        assert "nft_table" in clean(links, client)
-        after = client.snapshot()
-        assert difference(before, after) == set()
-        assert after == before
-        role = links.client(client, settings=QUIET)
-    assert 2 * KILLS // ROUND <= reached < KILLS, "kills before and after it was ready"
-    with Flow(client, SERVER4) as flow:
-        flow.moves()
-        assert flow.finish()
-    role.kill()
-    assert "nft_table" in clean(links, client)
-    assert "nothing was left" in clean(links, client), "a second time does nothing"
-    assert client.snapshot() == before
 
 
 @pytest.mark.parametrize("resolver", ["own", "bound"])

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 PORTS = (7, 53, 443)
 PAUSE = 0.01
-"""Seconds between two rounds."""
+"""Seconds between two rounds, if nothing else is asked for."""
 KEPT = 64
 """Connections that are being made at any time."""
 ECHO4, ECHO6 = struct.pack("!BBHHH", 8, 0, 0xF7FF, 0, 0), struct.pack("!BBHHH", 128, 0, 0, 0, 0)
@@ -33,9 +33,11 @@ DNS = bytes.fromhex("1234 0100 0001 0000 0000 0000 01 61 04 74657374 00 0001 000
 class Noise:
     """Runs until `stop`, or the end of the `with`."""
 
-    def __init__(self, host: Namespace, device: str, *addresses: str) -> None:
+    def __init__(self, host: Namespace, device: str, *addresses: str, pause: float = PAUSE) -> None:
         self._child = host.popen(
-            [sys.executable, __file__, device, *addresses], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            [sys.executable, __file__, str(pause), device, *addresses],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
         )
         assert self._child.stdout is not None
         if self._child.stdout.readline() != "ready\n":
@@ -96,11 +98,11 @@ class Sender:
             self.refused += 1
 
 
-def main(device: str, *addresses: str) -> None:
+def main(pause: str, device: str, *addresses: str) -> None:
     """The child: sends until its input ends, then says how much it was."""
     senders = [Sender(address, device) for address in addresses]
     print("ready", flush=True)
-    while not select.select([sys.stdin], [], [], PAUSE)[0]:
+    while not select.select([sys.stdin], [], [], float(pause))[0]:
         for sender in senders:
             sender.round()
     print(sum(sender.taken for sender in senders), sum(sender.refused for sender in senders))
