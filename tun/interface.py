@@ -37,7 +37,6 @@ from .firewall.kill_switch import KillSwitch
 from .journal import Record
 from .reconciler import Reconciler
 from .resolver.setting import ResolverSetting
-from .routing.foreign_rules import ForeignRules
 from .routing.routes import Routes
 from .routing.tunnel_addresses import TunnelAddresses
 from .settings import DNS_PORT, MTU, RESOLVER4, RESOLVER6, SLICE_OVERHEAD, TunnelSettings
@@ -111,7 +110,6 @@ class TunInterface(NoInterface):
                 DeviceFact(device),
                 routes.valid_mark,
                 routes,
-                ForeignRules(lambda: routes.in_front(foundation.kill_switch.exits.known())),
                 foundation.resolver,
             ]
         )

@@ -157,12 +157,16 @@ class Reconciler:
         self._stopping = True
         for task in self._listening:
             task.cancel()
-        for kept in self._kept:
-            kept.wake()
+        self.wake()
         await asyncio.wait([*self._listening, *self._tasks], timeout=STOP_SECONDS)
         for task in self._tasks:
             task.cancel()
         await asyncio.wait(self._tasks)
+
+    def wake(self) -> None:
+        """Look at everything soon: something has changed that the kernel does not tell."""
+        for kept in self._kept:
+            kept.wake()
 
     def status(self) -> tuple[RepairStatus, ...]:
         return tuple(kept.schedule.status() for kept in self._kept)

@@ -51,8 +51,9 @@ from .resolver.known_addresses import FILE, KnownAddresses
 from .resolver.setting import ResolverSetting
 from .routing import routes
 from .routing.exit_endpoints import ExitEndpoints
+from .routing.foreign_rules import ForeignRules
 from .routing.lan import Network
-from .routing.routes import read_lan
+from .routing.routes import read_lan, rules_in_front
 from .routing.tunnel_addresses import TunnelAddresses
 from .settings import CLIENT_JOURNAL, MTU, TunnelSettings
 
@@ -136,7 +137,7 @@ class Tunnel:
         self._bootstrap = bootstrap
         self._ending = ending
         self._stack = stack
-        self._reconciler = Reconciler([foundation.kill_switch])
+        self._reconciler = Reconciler([foundation.kill_switch, ForeignRules(self._rules_in_front)])
         stack.push_async_callback(self._reconciler.stop)
         self._offered = TunnelAddresses()
         self._addressed = asyncio.Event()
@@ -189,7 +190,11 @@ class Tunnel:
             except ValueError:
                 addresses = await self._bootstrap.resolve(name)
         await self._kill_switch.follow_exit(name, addresses)
+        self._reconciler.wake()
         return addresses
+
+    async def _rules_in_front(self) -> str:
+        return await rules_in_front(self._settings, self._kill_switch.exits.known())
 
     async def run(self, link: Exits) -> None:
         """Route everything into the tunnel, as soon as the exit has handed out addresses. Raises CryprqError."""

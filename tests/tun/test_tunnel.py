@@ -211,6 +211,8 @@ class FakeReconciler:
     def status(self) -> tuple[RepairStatus, ...]:
         return tuple(RepairStatus(name=fact.name) for fact in self._facts)
 
+    def wake(self) -> None: ...
+
     async def stop(self) -> None: ...
 
 
@@ -862,7 +864,7 @@ async def test_status(machine: Machine) -> None:
         dns=DnsStatus(resolver="resolv.conf", in_use="x"),
         repairs=tuple(
             RepairStatus(name=name)
-            for name in ("kill switch", "device", "src_valid_mark", "routes", "rules of others", "resolver")
+            for name in ("kill switch", "rules of others", "device", "src_valid_mark", "routes", "resolver")
         ),
         exits=(("192.0.2.1", 4433),),
         uplinks=("eth0",),

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from socket import AF_INET
@@ -220,14 +220,15 @@ class ForeignRules(Fact):
     """Trouble only: nothing of it is put back."""
 
     name = "rules of others"
-    polled = True
 
-    def __init__(self, find: Callable[[], str]) -> None:
+    def __init__(self, find: Callable[[], Awaitable[str]]) -> None:
         """`find` says which rules of others decide before ours."""
         self._find = find
+        self._found = ""
 
     async def look(self) -> str:
-        return self._find()
+        self._found = await self._find()
+        return self._found
 
     async def put_back(self) -> None:
-        raise CryprqError(self._find())
+        raise CryprqError(self._found)

@@ -185,7 +185,6 @@ class Routes(Fact):
         self._kernel = kernel
         self._uplinks: dict[int, Uplink | None] = {}
         self._told = Lan()
-        self._seen: _State | None = None
 
     async def apply(self) -> None:
         """Route all traffic as the settings say.
@@ -220,7 +219,6 @@ class Routes(Fact):
             if lan != self.lan or any(set(live) - set(wanted) for wanted, live in compared):
                 await self._repair(kernel, state, lan)
                 self.lan = lan
-        self._seen = state
         if lan != self._told:
             await self._lan_changed(lan)
             self._told = lan
@@ -242,16 +240,6 @@ class Routes(Fact):
         """Add what is missing. Raises CryprqError."""
         async with self._kernel() as kernel:
             await self._repair(kernel, await _look(kernel), self.lan)
-
-    def in_front(self, exits: Collection[ExitEndpoint]) -> str:
-        """Which rules of other programs decide before ours at the last look; empty if none does."""
-        if self._seen is None:
-            return ""
-        seen, own = self._seen, self._settings.device
-        surroundings = Surroundings(
-            seen.routes, seen.links, seen.addresses, own, self._settings.mark, not self._settings.include
-        )
-        return decide_before_ours(seen.foreign, surroundings, {exit.address for exit in exits})
 
     def _wanted_routes(self, state: _State, version: int) -> list[_Default]:
         device = state.device(self._settings.device)
@@ -285,6 +273,16 @@ class Routes(Fact):
                 first = first or error
         if first is not None:
             raise first
+
+
+async def rules_in_front(settings: TunnelSettings, exits: Collection[ExitEndpoint]) -> str:
+    """Which rules of other programs decide before ours, in words; empty if none does. Raises CryprqError."""
+    async with open_kernel() as kernel:
+        seen = await _look(kernel)
+    surroundings = Surroundings(
+        seen.routes, seen.links, seen.addresses, settings.device, settings.mark, not settings.include
+    )
+    return decide_before_ours(seen.foreign, surroundings, {exit.address for exit in exits})
 
 
 async def read_lan(own: str) -> Lan:
