@@ -11,8 +11,7 @@ import pty
 import socket
 import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
-from pathlib import Path
+from contextlib import closing, contextmanager, suppress
 
 import pytest
 
@@ -21,15 +20,10 @@ from tests.support.lab.hosts import (
     CLIENT4,
     CLIENT6,
     EXIT4,
-    EXIT6,
-    ROUTER_LAN4,
-    ROUTER_SERVER4,
     SERVER4,
     SERVER6,
 )
-from tests.support.lab.links import PORT
-from tests.support.lab.net import until
-from tests.support.lab.stage import SECONDS, TUN, Stage, beside_the_link, host_of
+from tests.support.lab.stage import SECONDS, TUN, Stage, beside_the_link
 
 DISCOVERY = (
     ("239.255.255.250", 1900),  # SSDP
@@ -42,17 +36,6 @@ DISCOVERY = (
     ("ff05::c", 1900),
 )
 SSH = 2222
-NAT64_EXIT = "64:ff9b::54b:a02"
-CGROUPS = "/sys/fs/cgroup"
-BLACK_HOLE = f"""
-table inet black_hole {{
-    chain forward {{
-        type filter hook forward priority 0;
-        meta length > 1200 tcp sport {PORT} drop
-        meta length > 1200 tcp dport {PORT} drop
-    }}
-}}
-"""
 OTHER_CABLE = "172.30.9"
 
 
@@ -117,8 +100,6 @@ def test_a_second_network_of_a_container_is_no_guest(stage: Stage) -> None:
             assert not stage.ping(f"{OTHER_CABLE}.1")
             assert stage.fetch(SERVER4) == EXIT4
         assert not beside_the_link(wire)
-        with stage.tunnel("--lan", "allow"):
-            assert stage.ping(f"{OTHER_CABLE}.1")
     finally:
         stage.client.ip("link del eth1")
 
@@ -148,17 +129,12 @@ class Shell:
             sock.close()
 
 
-def client_config(stage: Stage) -> Path:
-    peer = f"cryprq://{stage.links.identity('exit')[1]}@{EXIT4}:{PORT}"
-    return stage.links.config("client", {"peer": peer, "tun": {"state_dir": str(stage.links.state_dir)}})
-
-
 @contextmanager
 def at_terminal(stage: Stage, *options: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """A client in the foreground of a terminal of its own, and the other end of that terminal."""
     master, slave = pty.openpty()
     try:
-        file = client_config(stage)
+        file = stage.client_file()
         command = ["setsid", "--ctty", *stage.links.command("--tun", *options, "--config", str(file))]
         with open(slave) as terminal:
             process = stage.client.popen(
@@ -192,22 +168,15 @@ def test_nobody_is_cut_off_without_being_asked(stage: Stage) -> None:
     stage.unchanged_since(before)
 
 
-@pytest.mark.parametrize("answer", ["yes", "--yes", "--confirm", "--inbound"])
+@pytest.mark.parametrize("answer", ["yes", "--yes"])
 def test_who_has_answered_is_not_asked(stage: Stage, answer: str) -> None:
-    options = {
-        "yes": [],
-        "--yes": ["--yes"],
-        "--confirm": ["--confirm", "60"],
-        "--inbound": ["--inbound", "keep"],
-    }
+    options = ["--yes"] if answer == "--yes" else []
     before = stage.client.snapshot()
-    with closing(Shell(stage)) as shell, at_terminal(stage, *options[answer]) as (process, terminal):
+    with closing(Shell(stage)), at_terminal(stage, *options) as (process, terminal):
         if answer == "yes":
             read_until(process, "Start nevertheless?")
             os.write(terminal, b"y\n")
         assert "nevertheless" not in read_until(process, "ready: ")
-        if answer == "--inbound":
-            assert shell.lives()
         process.terminate()
         process.communicate(timeout=20)
         assert not process.returncode
@@ -217,8 +186,6 @@ def test_who_has_answered_is_not_asked(stage: Stage, answer: str) -> None:
 def test_a_service_manager_is_told_and_not_asked(stage: Stage) -> None:
     with closing(Shell(stage)), stage.tunnel() as client:
         client.says(f"ends connections to this machine .*{SERVER6}.*--inbound keep")
-    with stage.tunnel() as client:
-        assert "--inbound keep" not in client.log
     # The LAN is reached past the tunnel, so a connection from there lives on.
     with stage.client.entered():
         listener = socket.create_server((CLIENT4, SSH))
@@ -226,132 +193,3 @@ def test_a_service_manager_is_told_and_not_asked(stage: Stage) -> None:
         near.connect((CLIENT4, SSH))
         with stage.tunnel() as client:
             assert "--inbound keep" not in client.log
-
-
-# --- control groups -----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def cgroups(stage: Stage) -> Iterator[Path]:
-    """The cgroups of version 2, mounted in the client; what a test makes there has gone at the end."""
-    stage.client.run(["mount", "-t", "cgroup2", "none", CGROUPS])
-    made = stage.client.path(CGROUPS) / f"cq{os.getpid()}"
-    try:
-        yield made
-    finally:
-        if made.exists():
-            made.rmdir()
-        stage.client.run(["umount", CGROUPS])
-
-
-def fetch_within(stage: Stage, cgroup: Path, address: str, *command: str) -> str:
-    """Run a command, by default a request, as a program of the cgroup."""
-    wanted = command or ("curl", "-sS", "--max-time", "5", f"http://{host_of(address)}/address")
-    enter = f'echo $$ >"{CGROUPS}/{cgroup.name}/cgroup.procs" && exec "$@"'
-    return stage.client.run(["sh", "-c", enter, "sh", *wanted])
-
-
-def test_an_excluded_cgroup_goes_past_the_tunnel_but_not_with_dns(stage: Stage, cgroups: Path) -> None:
-    stage.server.dns.answers[("a.example.com.", "A")] = ["192.0.2.7"]
-    cgroups.mkdir()
-    past = {SERVER4: ROUTER_SERVER4, SERVER6: CLIENT6}
-    through = {SERVER4: EXIT4, SERVER6: EXIT6}
-    with stage.tunnel("--exclude-cgroup", f"/{cgroups.name}") as client:
-        stage.resolver.forget()
-        for address, seen in past.items():
-            assert fetch_within(stage, cgroups, address) == seen
-            assert stage.fetch(address) == through[address]
-        question = ("dig", "+short", f"@{ROUTER_LAN4}", "a.example.com")
-        assert fetch_within(stage, cgroups, "", *question) == "192.0.2.7\n"
-        assert not stage.resolver.visits
-        # Another cgroup of the same name: a new number.
-        cgroups.rmdir()
-        cgroups.mkdir()
-        until(lambda: fetch_within(stage, cgroups, SERVER4) == ROUTER_SERVER4, "the new cgroup is known")
-        # Without any, the filter still takes changes.
-        cgroups.rmdir()
-        stage.client.run(["nft", "flush", "ruleset"])
-        until(lambda: bool(stage.status()["kill_switch"]["standing"]), "the filter stands again")
-        assert "could not be checked" not in client.log
-        assert stage.fetch(SERVER4) == EXIT4
-
-
-def test_cgroups_that_cannot_be_told_apart_are_one_sentence(stage: Stage) -> None:
-    before = stage.client.snapshot()
-    file = client_config(stage)
-    for path, says in (
-        ("/a.slice", "none are mounted below /sys/fs/cgroup"),
-        ("/a/../b", "expected the path of"),
-    ):
-        done = stage.links.call(stage.client, "--tun", "--exclude-cgroup", path, "--config", str(file))
-        assert done.returncode == 2
-        assert says in done.stderr
-    stage.unchanged_since(before)
-
-
-# --- the path -----------------------------------------------------------------------------------------------------
-
-
-def test_a_path_that_loses_large_packets_without_a_word(stage: Stage) -> None:
-    """No ICMP and no clamped MSS: TCP connects, and no flight of the handshake arrives."""
-    ends = (stage.client, stage.hosts.exit)
-    with ExitStack() as stack:
-        for host in ends:
-            # The rule is to see segments as they are on a wire.
-            host.ip("link set eth0 gso_max_segs 1")
-            stack.callback(host.ip, "link set eth0 gso_max_segs 65535")
-        stage.hosts.router.nft(BLACK_HOLE)
-        stack.callback(stage.hosts.router.nft, "delete table inet black_hole")
-        client = stack.enter_context(stage.tunnel(settings={"lane": {"enabled": False}}))
-        client.says(r"no link to .*\(MTU\)")
-        client.says(r"link up: .*\(MTU\)")
-        assert stage.fetch(SERVER4) == EXIT4
-        size = ["curl", "-sS", "--max-time", "10", "-o", "/dev/null", "-w", "%{size_download}"]
-        assert stage.client.run([*size, f"http://{SERVER4}/bytes/300000"]) == "300000"
-        assert "link down" not in client.log
-
-
-# --- IPv6 only ----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def only_ipv6(stage: Stage) -> Iterator[None]:
-    """The client's network has no IPv4; its DNS makes IPv6 addresses of others' IPv4 ones.
-
-    The exit has its own translated address, in place of a NAT64 that would lead there.
-    """
-    client, router, exit = stage.client, stage.hosts.router, stage.hosts.exit
-    resolv_conf = client.resolv_conf.read_text()
-    client.ip("-4 addr flush dev eth0")
-    client.resolv_conf.write_text("nameserver 2a01:e0a:77::1\n")
-    router.ip(f"-6 route add {NAT64_EXIT} via {EXIT6}")
-    exit.ip(f"addr add {NAT64_EXIT}/128 dev lo")
-    answers = stage.resolver.dns.answers
-    answers[("exit.example.com.", "AAAA")] = [NAT64_EXIT]
-    answers[("ipv4only.arpa.", "AAAA")] = ["64:ff9b::c000:aa"]
-    try:
-        yield
-    finally:
-        del answers[("ipv4only.arpa.", "AAAA")]
-        exit.ip(f"addr del {NAT64_EXIT}/128 dev lo")
-        router.ip(f"-6 route del {NAT64_EXIT}")
-        client.resolv_conf.write_text(resolv_conf)
-        stage.lab.address(client, "eth0", f"{CLIENT4}/24")
-        client.ip(f"route replace default via {ROUTER_LAN4} dev eth0")
-
-
-@pytest.mark.parametrize("exit", ["exit.example.com", EXIT4])
-def test_a_network_of_ipv6_only_reaches_the_exit_by_its_nat64(
-    stage: Stage, only_ipv6: None, exit: str
-) -> None:
-    with stage.tunnel(address=f"{exit}:{PORT}"), stage.wire() as wire:
-        assert stage.fetch(SERVER4) == EXIT4
-        assert stage.fetch(SERVER6) == EXIT6
-    assert not beside_the_link(wire, (NAT64_EXIT,))
-
-
-def test_without_a_nat64_it_is_one_sentence(stage: Stage, only_ipv6: None) -> None:
-    stage.resolver.dns.answers[("ipv4only.arpa.", "AAAA")] = []
-    client = stage.links.client(stage.client, ready="no link to")
-    client.says("network is unreachable, and this network's DNS names no NAT64 that leads there")
-    assert not client.stop()

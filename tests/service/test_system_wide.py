@@ -15,12 +15,14 @@ from hypothesis import strategies as st
 from cryprq_proxy.address import Destination
 from cryprq_proxy.config.client import ClientConfig, client_from
 from cryprq_proxy.config.exit import ExitConfig, exit_from
+from cryprq_proxy.config.tun import TunTable
 from cryprq_proxy.errors import ConfigError, CryprqError
 from cryprq_proxy.exit.egress_policy import EgressPolicy
 from cryprq_proxy.rules.engine import EVERYTHING
 from cryprq_proxy.service import system_wide as system
 from cryprq_proxy.service.system_wide import (
     clean_up,
+    cut_by_start,
     exit_network_settings,
     leak_test,
     make_tunnel,
@@ -28,11 +30,13 @@ from cryprq_proxy.service.system_wide import (
 )
 from cryprq_proxy.status import ClientStatus, ExitStatus, Status, read
 from tun.firewall import nft
+from tun.firewall.inbound import Inbound, InboundConnection
 from tun.journal import Journal
 from tun.leaktest import probe as leakprobe
 from tun.leaktest.canaries import CanaryTargets
 from tun.leaktest.report import CanaryRow, CanaryVerdict, LeakReport
 from tun.routing import routes
+from tun.routing.lan import Lan
 from tun.routing.route_rules import FIRST, LAST, TABLE
 from tun.settings import CLIENT_JOURNAL, EXIT_JOURNAL
 from tun.tunnel import TunnelPlan
@@ -85,6 +89,24 @@ async def test_not_through_an_upstream_proxy(nobody: None) -> None:
     """Found before the right to do it is: sudo would not help."""
     with pytest.raises(ConfigError, match="--tun and --upstream exclude each other"):
         make_tunnel(client('upstream = "socks5://127.0.0.1:9"'), EVERYTHING)
+
+
+@pytest.mark.parametrize("settled", [{"inbound": "keep"}, {"confirm": 60.0}])
+def test_nothing_is_cut_where_a_setting_has_settled_it(
+    settled: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def observe() -> Inbound:
+        own, far = ip_address("192.168.77.2"), ip_address("203.0.113.9")
+        return Inbound(frozenset({InboundConnection(own, 22, far, 50000)}))
+
+    async def read_lan(own: str) -> Lan:
+        return Lan()
+
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    monkeypatch.setattr("tun.firewall.inbound.observe", observe)
+    monkeypatch.setattr("tun.routing.routes.read_lan", read_lan)
+    assert cut_by_start(TunTable()) == ["203.0.113.9"]
+    assert cut_by_start(TunTable(**settled)) == []
 
 
 async def test_what_the_tunnel_is_told(root: None) -> None:

@@ -76,7 +76,8 @@ _DISCOVERY: Final = (
     "ip daddr { " + ", ".join(map(str, DISCOVERY)) + " }",
     "ip6 daddr & ff0f:: == { ff02::, ff05:: }",
 )
-_GROUPS: Final = ("ip daddr { 224.0.0.0/4, 255.255.255.255 }", "ip6 daddr ff00::/8")
+# Each is one comparison, as every packet into the tunnel meets it. For IPv4 with what is reserved, and broadcast.
+_GROUPS: Final = ("ip daddr 224.0.0.0/3", "ip6 daddr ff00::/8")
 _DNS_PORTS: Final = f"{{ {', '.join(map(str, DNS_PORTS))} }}"
 _CLEAR_DNS: Final = "{ 53, 853 }"
 _PORT_53: Final = "meta l4proto { tcp, udp } th dport 53"

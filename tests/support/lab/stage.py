@@ -17,6 +17,7 @@ import json
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Final, Self
 
 from tests.support.lab.capture import Capture, Packet
@@ -105,6 +106,11 @@ class Stage:
         """The client's routes, rules, filter, sysctls and resolver are those of this snapshot."""
         after = self.client.snapshot()
         assert after == before, "\n".join(difflib.unified_diff(before.split("\n"), after.split("\n"), n=0))
+
+    def client_file(self) -> Path:
+        """The configuration of a client that a test starts by itself."""
+        peer = f"cryprq://{self.links.identity('exit')[1]}@{EXIT4}:{PORT}"
+        return self.links.config("client", {"peer": peer, "tun": {"state_dir": str(self.links.state_dir)}})
 
     def command(self, *arguments: str) -> str:
         """One of the short commands, to the client that runs; its standard output."""

@@ -158,7 +158,7 @@ def test_a_mark_of_an_earlier_run_is_judged_anew() -> None:
 def test_the_way_into_the_tunnel() -> None:
     assert named(script(SETTINGS), "chain", "tunnel") == [
         "ip6 saddr { ::, fe80::/10 } drop",
-        "ip daddr { 224.0.0.0/4, 255.255.255.255 } counter name blocked goto refuse",
+        "ip daddr 224.0.0.0/3 counter name blocked goto refuse",
         "ip6 daddr ff00::/8 counter name blocked goto refuse",
         "ip saddr 198.18.0.2 accept",
         "ip6 saddr fd63::2 accept",
@@ -166,7 +166,7 @@ def test_the_way_into_the_tunnel() -> None:
     ]
     assert named(script(MINIMAL), "chain", "tunnel") == [
         "ip6 saddr { ::, fe80::/10 } drop",
-        "ip daddr { 224.0.0.0/4, 255.255.255.255 } counter name blocked goto refuse",
+        "ip daddr 224.0.0.0/3 counter name blocked goto refuse",
         "ip6 daddr ff00::/8 counter name blocked goto refuse",
         "counter name stale goto refuse",
     ]
