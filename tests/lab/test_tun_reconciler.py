@@ -235,3 +235,26 @@ class TestRulesOfOthers:
                 client.attempt(["ip", "rule", "del", "pref", rule])
             client.ip("link del wg0")
         running.flows()
+
+
+class TestReversePathRules:
+    RULES: Final = """
+table inet strict {
+    chain rpfilter {
+        type filter hook prerouting priority mangle; policy drop;
+        iif lo accept
+        icmpv6 type { nd-router-advert, nd-neighbor-solicit, nd-neighbor-advert } accept
+        fib saddr . mark . iif oif exists accept
+    }
+}
+"""
+
+    def test_what_another_program_loads_after_us_does_not_cut_the_link(self, running: Running) -> None:
+        """As NixOS and firewalld do. Nor does a table of others count as a change of ours."""
+        running.stage.client.nft(self.RULES)
+        try:
+            running.flows()
+            assert running.stage.fetch(SERVER4) == EXIT4
+            assert not running.repairs()["kill switch"]["repairs"]
+        finally:
+            running.stage.client.run(["nft", "delete", "table", "inet", "strict"])
