@@ -134,10 +134,10 @@ class Resolved(ResolverSetting):
                 path=f"{_PATH}/link/{_escaped(self._link[0])}",
                 interface=_PROPERTIES,
             )
-        except (_CallFailed, *_BUS_ERRORS):
-            # What cannot be asked is not known to be changed; a resolved that goes says so.
+            found = {(family, bytes(packed)) for family, packed in servers.value}
+        except (_CallFailed, *_BUS_ERRORS, AttributeError, TypeError, ValueError):
+            # What cannot be asked or understood is not known to be changed; a resolved that goes says so.
             return ""
-        found = {(family, bytes(packed)) for family, packed in servers.value}
         return (
             "" if found == set(self._servers()) else f"other servers for {self._link[1]} in systemd-resolved"
         )

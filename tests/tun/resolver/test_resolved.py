@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dbus_fast import Message, MessageType, NameFlag
+from dbus_fast import Message, MessageType, NameFlag, Variant
 from dbus_fast.aio import MessageBus
 
 from cryprq_proxy.errors import ConfigError
@@ -98,8 +98,14 @@ class Fake:
         self.calls: list[tuple[Any, ...]] = []
         self.errors: dict[str, list[str]] = {}
         self.flushed = asyncio.Queue[None]()
+        self.servers: Variant | None = None
+        """The property DNS of the interface; None as in a version without it."""
 
     def answer(self, message: Message) -> Message | None:
+        if message.member == "Get" and message.path == "/org/freedesktop/resolve1/link/_37":
+            assert message.body == ["org.freedesktop.resolve1.Link", "DNS"]
+            if self.servers is not None:
+                return Message.new_method_return(message, "v", [self.servers])
         if message.message_type is not MessageType.METHOD_CALL or message.path != "/org/freedesktop/resolve1":
             return None
         assert message.interface == "org.freedesktop.resolve1.Manager"
@@ -226,6 +232,25 @@ async def test_sets_again_after_each_restart(service: Service) -> None:
         if await system.look():
             await system.put_back()
         assert await system.look() == ""
+    await system.close()
+
+
+@pytest.mark.process
+async def test_servers_that_others_change_are_set_again(service: Service) -> None:
+    """As `resolvectl revert cryprq0` and `resolvectl dns cryprq0 192.0.2.1` do, which no signal tells."""
+    system = resolver_for(service)
+    await system.set(OURS, *LINK)
+    ours = [[2, socket.inet_aton(OURS[0])], [10, socket.inet_pton(socket.AF_INET6, OURS[1])]]
+    for servers in ([], [[2, b"\xc0\0\2\1"]], ours[:1]):
+        service.fake.servers = Variant("a(iay)", servers)
+        assert await system.look() == "other servers for cryprq0 in systemd-resolved"
+        service.fake.calls.clear()
+        await system.put_back()
+        assert service.fake.calls == settings()
+        service.fake.servers = Variant("a(iay)", ours[::-1])
+        assert await system.look() == ""
+    service.fake.servers = Variant("s", "strange")
+    assert await system.look() == ""
     await system.close()
 
 
