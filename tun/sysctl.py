@@ -67,9 +67,11 @@ class KernelSetting(Fact):
         self._recorded = False
 
     def keep(self, setting: str) -> None:
-        """Set this one, with dots as in sysctl(8), and keep it in place of an earlier one. Raises as set_sysctl."""
-        self._recorded = set_sysctl(setting, self._value, self._record, self._proc)
-        self._setting = setting
+        """Set this one, with dots as in sysctl(8), and keep it in place of an earlier one; the same again changes
+        nothing. Raises as set_sysctl."""
+        if setting != self._setting:
+            self._recorded = set_sysctl(setting, self._value, self._record, self._proc)
+            self._setting = setting
 
     async def look(self) -> str:
         if not self._setting:

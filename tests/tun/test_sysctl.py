@@ -166,6 +166,7 @@ async def test_a_setting_is_kept_and_recorded_once(proc: Path) -> None:
     for _ in range(3):
         assert await fact.look() == ""
         path.write_text("0\n")
+        fact.keep("net.ipv4.conf.eth0.100.rp_filter")
         assert await fact.look() == "net.ipv4.conf.eth0.100.rp_filter was 0"
         await fact.put_back()
         assert path.read_text() == "2"
