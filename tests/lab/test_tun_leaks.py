@@ -27,6 +27,7 @@ from tests.support.lab.links import PORT
 from tests.support.lab.net import Namespace, until
 from tests.support.lab.server import ECHO_PORT
 from tests.support.lab.stage import Stage, beside_the_link, host_of
+from tun.settings import RESOLVER6
 
 DIRECT = {4: ROUTER_SERVER4, 6: CLIENT6}
 THROUGH = {4: EXIT4, 6: EXIT6}
@@ -91,6 +92,10 @@ def move_next_door(host: Namespace) -> None:
 
 
 def take_back(host: Namespace) -> None:
+    # A closed IPv6 socket may still repeat its end from the tunnel's address, after the tunnel: to a neighbour that
+    # does not exist here, so that the kernel gives up seconds later, with an ICMP error in the middle of the next test.
+    host.attempt(["ss", "-K", "-6", "src", f"[{RESOLVER6}]/64"])
+    host.ip("-6 neigh flush dev eth0 nud incomplete")
     host.ip("addr del 93.184.20.77/25 dev eth0")
     host.ip("addr del 2606:2800:20::77/65 dev eth0")
     for prefix in ("0.0.0.0/1", "128.0.0.0/1", "93.184.20.0/24"):

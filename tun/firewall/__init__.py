@@ -3,6 +3,8 @@
 policy              which part of a person's rules is the filter's work, and which rule is refused
 filter_settings     what the client's table depends on
 client_table        the client's table, and user_rules, inbound: its parts
+marks               what the filter writes into a connection, and until when that holds
+conntrack           deletes connections whose reason has ended
 cgroups             which control groups are let past the tunnel
 filter              the client's table in the kernel: put up, replaced, opened for a time
 kill_switch         that filter as it must be at any moment, put back when another program removes it
