@@ -1,8 +1,8 @@
 """Sockets that are kept while their reason to go past the tunnel ends: pause, rule, `--inbound keep`, an earlier run.
 
 conntrack remembers marks and NAT of a flow for as long as it lives, so each test keeps one flow alive across the change
-and looks on the outer interface. With "absent" ctnetlink the program cannot delete such entries (the socket for it is
-refused): then a kept socket may be cut off, but nothing of it leaves either.
+and looks on the outer interface. With "absent" ctnetlink the program cannot delete such entries (what it asks of
+conntrack is refused): then a kept socket may be cut off, but nothing of it leaves either.
 """
 
 from __future__ import annotations
@@ -46,10 +46,11 @@ NAT_OF_ANOTHER: Final = "table ip engine { chain post { type nat hook postroutin
 REFUSING: Final = """
 import socket
 class Socket(socket.socket):
-    def __init__(self, family=-1, type=-1, proto=-1, fileno=None):
-        if family == socket.AF_NETLINK and proto == 12:
-            raise OSError(93, "Protocol not supported")
-        super().__init__(family, type, proto, fileno)
+    def send(self, data, *flags):
+        # nfnetlink.h: the upper byte of a message's type is the subsystem, 1 for conntrack.
+        if self.family == socket.AF_NETLINK and self.proto == 12 and data[5] == 1:
+            raise OSError(22, "Invalid argument")
+        return super().send(data, *flags)
 socket.socket = Socket
 """
 
@@ -313,6 +314,7 @@ def test_a_dns_socket_from_before_and_across_runs(stage: Stage, how: str) -> Non
                 if can_delete(stage):
                     assert answered()
                 else:
+                    role.says("connections from before cannot be looked at")
                     asks(sock, ROUTER_LAN4, SILENCE)
             again(stage, role, how)
             if how == "stop":
