@@ -115,6 +115,7 @@ JSON_ONLY = {
         "PathCounters.migrations",
         "PathCounters.probes",
         "PathCounters.shrinks",
+        "RepairStatus.found",
         "UpstreamStatus.answers",
         "UpstreamStatus.latency",
         "RulesStatus.broken",

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 OWN = {
     "DnsSettings": {"ipv6", "stale_wait", "hedge", "timeout", "link_wait", "questions"},
-    "ExitNetworkSettings": {"device"},
+    "ExitNetworkSettings": {"device", "pool4", "pool6", "fixed"},
     "RotationLimits": {"datagrams"},
     "TunnelSettings": {"device", "mark"},
     "WebSocketSettings": {"forwarded"},

@@ -29,15 +29,14 @@ from cryprq_proxy.service.system_wide import (
     start_network,
 )
 from cryprq_proxy.status import ClientStatus, ExitStatus, Status, read
+from tun import cleanup, sysctl
 from tun.firewall import nft
 from tun.firewall.inbound import Inbound, InboundConnection
 from tun.journal import Journal
 from tun.leaktest import probe as leakprobe
 from tun.leaktest.canaries import CanaryTargets
 from tun.leaktest.report import CanaryRow, CanaryVerdict, LeakReport
-from tun.routing import routes
 from tun.routing.lan import Lan
-from tun.routing.route_rules import FIRST, LAST, TABLE
 from tun.settings import CLIENT_JOURNAL, EXIT_JOURNAL
 from tun.tunnel import TunnelPlan
 
@@ -204,16 +203,19 @@ class Kernel:
         self.tables: set[str] = set()
         self.removed: list[str] = []
         self.broken = False
-        monkeypatch.setattr(routes, "undo_routing", self.undo_routing)
+        self.rules = True
+        monkeypatch.setattr(cleanup, "delete_ours", self.delete_ours)
+        monkeypatch.setattr(sysctl, "is_on", lambda name: False)
         monkeypatch.setattr(nft, "exists", lambda table: table in self.tables)
         monkeypatch.setattr(nft, "remove", self.remove)
         monkeypatch.setitem(nft.UNDO, nft.KIND, lambda entry: self.remove(entry["table"]))
 
-    def undo_routing(self, entry: object) -> None:
-        assert entry == {"table": TABLE, "first": FIRST, "last": LAST}
+    def delete_ours(self) -> bool:
         if self.broken:
             raise CryprqError("the kernel said no")
         self.removed.append("routing")
+        found, self.rules = self.rules, False
+        return found
 
     def remove(self, table: str) -> None:
         self.tables.discard(table)
@@ -229,7 +231,7 @@ def test_nothing_to_clean_up(kernel: Kernel, tmp_path: Path) -> None:
     said: list[str] = []
     for _ in range(2):
         clean_up(tmp_path / "nowhere", said.append)
-    assert said == ["nothing was left to undo"] * 2
+    assert said == ["undone: routing", "nothing was left to undo"]
     assert kernel.removed == ["routing"] * 2
     assert list(tmp_path.iterdir()) == []
 
@@ -238,7 +240,7 @@ def test_tables_are_found_without_a_journal(kernel: Kernel, tmp_path: Path) -> N
     kernel.tables = {nft.CLIENT, "somebody_elses"}
     said: list[str] = []
     clean_up(tmp_path, said.append)
-    assert said == [f"undone: table {nft.CLIENT}"]
+    assert said == [f"undone: routing, table {nft.CLIENT}"]
     assert kernel.tables == {"somebody_elses"}
 
 
@@ -249,7 +251,7 @@ def test_journals_of_both_roles_are_undone(kernel: Kernel, tmp_path: Path) -> No
             journal.record({"kind": nft.KIND, "table": table})
     said: list[str] = []
     clean_up(state, said.append)
-    assert said == [f"undone: {nft.KIND}, {nft.KIND}"]
+    assert said == [f"undone: {nft.KIND}, {nft.KIND}, routing"]
     assert kernel.removed == [nft.CLIENT, nft.EXIT, "routing"]
     clean_up(state, said.append)
     assert said[1:] == ["nothing was left to undo"]
