@@ -7,6 +7,7 @@ moment it stands until it is taken away by a clean stop or by `cleanup`, whateve
 from __future__ import annotations
 
 import random
+import socket
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from tests.support.lab.hosts import three_hosts as three_hosts_of
 from tests.support.lab.links import PORT, Links, Role, Settings
 from tests.support.lab.net import Lab, Namespace, Resolver, until
 from tests.support.lab.noise import Noise
-from tests.support.lab.server import FarServer
+from tests.support.lab.server import ECHO_PORT, FarServer
 from tun.journal import boot_id
 
 QUIET: Settings = {"log_level": "info"}
@@ -101,6 +102,30 @@ def test_killed_while_it_starts_on_clean_ground(resolver: Resolver, lab: Lab, li
         assert difference(before, after) == set()
         assert after == before
     assert closed
+
+
+@pytest.mark.parametrize("server_address", [SERVER4, SERVER6])
+def test_connections_of_the_tunnel_end_with_it(server_address: str, hosts: ThreeHosts, links: Links) -> None:
+    """Else the kernel would send their rest from the tunnel's address by the ordinary route."""
+    client = hosts.client
+    role = links.client(client, settings=QUIET)
+    with client.entered():
+        kept, dropped = (socket.create_connection((server_address, ECHO_PORT), 10) for _ in range(2))
+    with kept, Capture(client, "eth0") as capture:
+        own = kept.getsockname()[0]
+        for sock in (kept, dropped):
+            sock.settimeout(10)
+            sock.sendall(b"echo")
+            assert sock.recv(4) == b"echo"
+        hosts.exit.run(["ip", "link", "set", "eth0", "down"])
+        dropped.sendall(b"never acknowledged")
+        dropped.close()
+        assert role.stop() == 0
+        with pytest.raises(ConnectionError):
+            while True:
+                kept.sendall(b"echo")
+                kept.recv(4)
+    assert not [packet for packet in capture.sent() if packet.source == own]
 
 
 def test_started_again_after_a_kill(hosts: ThreeHosts, links: Links) -> None:

@@ -15,10 +15,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
-import os
 import socket
-import struct
-import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, ip_address
@@ -29,6 +26,7 @@ from cryprq_proxy.rules.ranges import IPNetwork
 
 from .inbound import Address
 from .marks import MarkKind, Marks, Reason, reason_of_mark
+from .netlink import ACK, DUMP, NetlinkSocket, attribute, attributes
 
 _log = logging.getLogger(__name__)
 
@@ -36,23 +34,14 @@ ROUNDS: Final = 4
 """Dumps at most, each with its deletions."""
 MAX_ENTRIES: Final = 1 << 19
 """Entries that one dump looks at."""
-SECONDS: Final = 3.0
-"""For each answer of the kernel."""
 
 _NETFILTER: Final = 12
-_BUFFER: Final = 1 << 16
-_RECEIVE_BUFFER: Final = 4 << 20
 
-_ERROR: Final = 2
-_DONE: Final = 3
 _CT_NEW: Final = 0x100
 _CT_GET: Final = 0x101
 _CT_DELETE: Final = 0x102
 _GET_ADDRESS: Final = 22
 _NEW_ADDRESS: Final = 20
-_REQUEST: Final = 1
-_ACK: Final = 4
-_DUMP: Final = 0x300
 
 _TUPLE_ORIG: Final = 1
 _TUPLE_REPLY: Final = 2
@@ -61,12 +50,9 @@ _MARK: Final = 8
 _ID: Final = 12
 _ZONE: Final = 18
 _NESTED: Final = 0x8000
-_TYPE_MASK: Final = 0x3FFF
 _SNAT: Final = 1 << 4
 _DNAT: Final = 1 << 5
 
-_HEADER: Final = struct.Struct("=IHHII")
-_ATTRIBUTE: Final = struct.Struct("=HH")
 _AGAIN: Final = (errno.ENOBUFS, errno.EINTR, errno.EBUSY)
 """The kernel's answers were lost, so the next round asks again."""
 _TCP_UDP: Final = (6, 17)
@@ -188,77 +174,6 @@ class EndedWithTable:
 # --- how ---
 
 
-class _Netlink:
-    """A netlink socket that asks one thing at a time. A context manager; raises OSError."""
-
-    def __init__(self, protocol: int) -> None:
-        self._sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
-        try:
-            self._sock.settimeout(SECONDS)
-            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
-            self._sock.bind((0, 0))
-        except BaseException:
-            self._sock.close()
-            raise
-        self._sequence = 0
-
-    def ask(self, kind: int, flags: int, body: bytes) -> Iterator[tuple[int, bytes]]:
-        """The answers' types and bodies, to the last one. Raises OSError for what the kernel refuses."""
-        self._sequence += 1
-        header = _HEADER.pack(_HEADER.size + len(body), kind, flags | _REQUEST, self._sequence, 0)
-        self._sock.send(header + body)
-        while True:
-            data, sender = _received(self._sock)
-            # Only the kernel has the port id 0.
-            for answer, sequence, content in messages(data) if sender == 0 else ():
-                if sequence != self._sequence:
-                    continue
-                if answer == _DONE:
-                    return
-                if answer == _ERROR:
-                    number = -int.from_bytes(content[:4], sys.byteorder, signed=True)
-                    if number:
-                        raise OSError(number, os.strerror(number))
-                    return
-                yield answer, content
-
-    def __enter__(self) -> _Netlink:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._sock.close()
-
-
-def _received(sock: socket.socket) -> tuple[bytes, int]:
-    """Some messages, and the port id of who sent them."""
-    data, (sender, _) = sock.recvfrom(_BUFFER)
-    return data, sender
-
-
-def messages(data: bytes) -> Iterator[tuple[int, int, bytes]]:
-    """Type, sequence number and body of each message; what is cut off or garbled ends them."""
-    at = 0
-    while at + _HEADER.size <= len(data):
-        size, kind, _, sequence, _ = _HEADER.unpack_from(data, at)
-        if not _HEADER.size <= size <= len(data) - at:
-            return
-        yield kind, sequence, data[at + _HEADER.size : at + size]
-        at += (size + 3) & ~3
-
-
-def attributes(data: bytes) -> dict[int, bytes]:
-    """Those of one level, the last of each type; what is cut off or garbled ends them."""
-    found: dict[int, bytes] = {}
-    at = 0
-    while at + _ATTRIBUTE.size <= len(data):
-        size, kind = _ATTRIBUTE.unpack_from(data, at)
-        if not _ATTRIBUTE.size <= size <= len(data) - at:
-            break
-        found[kind & _TYPE_MASK] = data[at + _ATTRIBUTE.size : at + size]
-        at += (size + 3) & ~3
-    return found
-
-
 def parse_entry(body: bytes) -> CtEntry | None:
     """An entry from the body of a message; None if it is none, or lacks something. Raises nothing."""
     found = attributes(body[4:])
@@ -266,9 +181,9 @@ def parse_entry(body: bytes) -> CtEntry | None:
     identifier = found.get(_ID, b"")
     if original is None or reply is None or len(identifier) != 4:
         return None
-    identity = _attribute(_TUPLE_ORIG | _NESTED, found[_TUPLE_ORIG]) + _attribute(_ID, identifier)
+    identity = attribute(_TUPLE_ORIG | _NESTED, found[_TUPLE_ORIG]) + attribute(_ID, identifier)
     if _ZONE in found:
-        identity += _attribute(_ZONE, found[_ZONE])
+        identity += attribute(_ZONE, found[_ZONE])
     mark, status = (int.from_bytes(found.get(kind, b"")[:4]) for kind in (_MARK, _STATUS))
     return CtEntry(body[0], original, reply, mark, status, identity)
 
@@ -293,12 +208,8 @@ def _address(found: Mapping[int, bytes], four: int, six: int) -> Address | None:
     return None
 
 
-def _attribute(kind: int, data: bytes) -> bytes:
-    return _ATTRIBUTE.pack(_ATTRIBUTE.size + len(data), kind) + data + bytes(-len(data) % 4)
-
-
-def _dump(kernel: _Netlink) -> Iterator[CtEntry]:
-    for number, (kind, body) in enumerate(kernel.ask(_CT_GET, _DUMP, bytes(4))):
+def _dump(kernel: NetlinkSocket) -> Iterator[CtEntry]:
+    for number, (kind, body) in enumerate(kernel.ask(_CT_GET, DUMP, bytes(4))):
         entry = parse_entry(body) if kind == _CT_NEW and number < MAX_ENTRIES else None
         if entry is not None:
             yield entry
@@ -306,15 +217,15 @@ def _dump(kernel: _Netlink) -> Iterator[CtEntry]:
 
 def entries() -> list[CtEntry]:
     """All entries. Raises OSError."""
-    with _Netlink(_NETFILTER) as kernel:
+    with NetlinkSocket(_NETFILTER) as kernel:
         return list(_dump(kernel))
 
 
 def own_addresses() -> frozenset[Address]:
     """This machine's addresses. Raises OSError."""
-    with _Netlink(socket.NETLINK_ROUTE) as kernel:
+    with NetlinkSocket(socket.NETLINK_ROUTE) as kernel:
         found = set()
-        for kind, body in kernel.ask(_GET_ADDRESS, _DUMP, bytes(8)):
+        for kind, body in kernel.ask(_GET_ADDRESS, DUMP, bytes(8)):
             parts = attributes(body[8:]) if kind == _NEW_ADDRESS else {}
             # Of a point-to-point link, 1 is the other end's.
             packed = parts.get(2, parts.get(1, b""))
@@ -328,7 +239,7 @@ def delete(choose: Choose) -> int:
     deleted = 0
     for _ in range(ROUNDS):
         try:
-            with _Netlink(_NETFILTER) as kernel:
+            with NetlinkSocket(_NETFILTER) as kernel:
                 chosen = [entry for entry in _dump(kernel) if choose(entry)]
                 deleted += sum(_delete(kernel, entry) for entry in chosen)
         except OSError as error:
@@ -343,9 +254,9 @@ def delete(choose: Choose) -> int:
     return deleted
 
 
-def _delete(kernel: _Netlink, entry: CtEntry) -> bool:
+def _delete(kernel: NetlinkSocket, entry: CtEntry) -> bool:
     try:
-        for _ in kernel.ask(_CT_DELETE, _ACK, bytes((entry.family, 0, 0, 0)) + entry.identity):
+        for _ in kernel.ask(_CT_DELETE, ACK, bytes((entry.family, 0, 0, 0)) + entry.identity):
             pass
     except OSError as error:
         # It has ended by itself.

@@ -30,6 +30,7 @@ from ..journal import Entry, Record, Undoer
 from ..settings import DNS_PORT
 from . import conntrack
 from .conntrack import EndedWithTable
+from .tunnel_sockets import end_tunnel_sockets
 
 _log = logging.getLogger(__name__)
 
@@ -257,6 +258,7 @@ def _forget(dns_port: int) -> None:
         # A table of another version, which has other chains.
         _log.debug("the table is removed as it is: %s", error)
     conntrack.delete(EndedWithTable(tunnels=tunnels, dns_port=dns_port))
+    end_tunnel_sockets(tunnels)
 
 
 def remove(table: str) -> None:

@@ -14,9 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tun.firewall import conntrack
-from tun.firewall.conntrack import CtEntry, Ended, EndedWithTable, Flow, attributes, messages, parse_entry
+from tun.firewall import conntrack, netlink
+from tun.firewall.conntrack import CtEntry, Ended, EndedWithTable, Flow, parse_entry
 from tun.firewall.marks import MarkKind, Marks
+from tun.firewall.netlink import attributes, messages
 
 NOW = Marks(5, 2)
 HOST, OLD, TUNNEL, GUEST, FAR, LAN = map(
@@ -214,7 +215,7 @@ class FakeKernel:
 def kernel(monkeypatch: pytest.MonkeyPatch) -> Callable[..., FakeKernel]:
     def made(*dumps: Any) -> FakeKernel:
         fake = FakeKernel(*dumps)
-        monkeypatch.setattr(conntrack, "_Netlink", fake)
+        monkeypatch.setattr(conntrack, "NetlinkSocket", fake)
         monkeypatch.setattr(conntrack, "_told", set())
         return fake
 
@@ -276,8 +277,8 @@ def test_a_kernel_that_cannot_is_named_once(
 def test_the_answers_end_with_the_last_and_errors_are_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     with ours, theirs:
-        monkeypatch.setattr(conntrack, "_received", lambda sock: (sock.recv(65536), 0))
-        kernel = conntrack._Netlink.__new__(conntrack._Netlink)
+        monkeypatch.setattr(netlink, "_received", lambda sock: (sock.recv(65536), 0))
+        kernel = netlink.NetlinkSocket.__new__(netlink.NetlinkSocket)
         kernel._sock, kernel._sequence = ours, 0
         theirs.send(message(0x100, 99, b"old.") + message(0x100, 1, b"body") + message(3, 1, b"\0\0\0\0"))
         assert list(kernel.ask(0x101, 0x300, bytes(4))) == [(0x100, b"body")]

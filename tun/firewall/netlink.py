@@ -1,0 +1,103 @@
+"""Asks the kernel by netlink with nothing but the standard library: one question at a time, and its answers.
+
+For dumps of many thousand messages of which a few bytes matter. netlink(7); the kernel alone is believed.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import sys
+from collections.abc import Iterator
+from typing import Final
+
+SECONDS: Final = 3.0
+"""For each answer of the kernel."""
+REQUEST: Final = 1
+ACK: Final = 4
+DUMP: Final = 0x300
+
+_BUFFER: Final = 1 << 16
+_RECEIVE_BUFFER: Final = 4 << 20
+_ERROR: Final = 2
+_DONE: Final = 3
+_TYPE_MASK: Final = 0x3FFF
+_HEADER: Final = struct.Struct("=IHHII")
+_ATTRIBUTE: Final = struct.Struct("=HH")
+
+
+class NetlinkSocket:
+    """A netlink socket that asks one thing at a time. A context manager; raises OSError."""
+
+    def __init__(self, protocol: int) -> None:
+        self._sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
+        try:
+            self._sock.settimeout(SECONDS)
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
+            self._sock.bind((0, 0))
+        except BaseException:
+            self._sock.close()
+            raise
+        self._sequence = 0
+
+    def ask(self, kind: int, flags: int, body: bytes) -> Iterator[tuple[int, bytes]]:
+        """The answers' types and bodies, to the last one. Raises OSError for what the kernel refuses."""
+        self._sequence += 1
+        header = _HEADER.pack(_HEADER.size + len(body), kind, flags | REQUEST, self._sequence, 0)
+        self._sock.send(header + body)
+        while True:
+            data, sender = _received(self._sock)
+            # Only the kernel has the port id 0.
+            for answer, sequence, content in messages(data) if sender == 0 else ():
+                if sequence != self._sequence:
+                    continue
+                if answer == _DONE:
+                    return
+                if answer == _ERROR:
+                    number = -int.from_bytes(content[:4], sys.byteorder, signed=True)
+                    if number:
+                        raise OSError(number, os.strerror(number))
+                    return
+                yield answer, content
+
+    def __enter__(self) -> NetlinkSocket:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._sock.close()
+
+
+def _received(sock: socket.socket) -> tuple[bytes, int]:
+    """Some messages, and the port id of who sent them."""
+    data, (sender, _) = sock.recvfrom(_BUFFER)
+    return data, sender
+
+
+def messages(data: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """Type, sequence number and body of each message; what is cut off or garbled ends them."""
+    at = 0
+    while at + _HEADER.size <= len(data):
+        size, kind, _, sequence, _ = _HEADER.unpack_from(data, at)
+        if not _HEADER.size <= size <= len(data) - at:
+            return
+        yield kind, sequence, data[at + _HEADER.size : at + size]
+        at += (size + 3) & ~3
+
+
+def attributes(data: bytes) -> dict[int, bytes]:
+    """Those of one level, the last of each type; what is cut off or garbled ends them."""
+    found: dict[int, bytes] = {}
+    at = 0
+    while at + _ATTRIBUTE.size <= len(data):
+        size, kind = _ATTRIBUTE.unpack_from(data, at)
+        if not _ATTRIBUTE.size <= size <= len(data) - at:
+            break
+        found[kind & _TYPE_MASK] = data[at + _ATTRIBUTE.size : at + size]
+        at += (size + 3) & ~3
+    return found
+
+
+def attribute(kind: int, data: bytes) -> bytes:
+    """One attribute, padded."""
+    return _ATTRIBUTE.pack(_ATTRIBUTE.size + len(data), kind) + data + bytes(-len(data) % 4)
