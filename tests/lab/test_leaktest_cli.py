@@ -54,12 +54,25 @@ def test_nothing_leaks_and_a_rule_of_somebody_else_only_blocks(
 def test_a_broken_filter_and_a_broken_route_are_a_leak(
     three_hosts: ThreeHosts, server: FarServer, links: Links
 ) -> None:
+    """The program would put its filter back at once, so nft changes nothing for it from then on."""
     client = three_hosts.client
     links.exit(three_hosts.exit)
+    gone = links.directory / "gone"
+    programs = links.directory / "programs"
+    programs.mkdir()
+    (programs / "nft").write_text(
+        f'#!/bin/sh\n[ "$1" = -f -a -e {gone} ] && exit 1\nPATH=$PATH:/usr/sbin:/sbin exec nft "$@"\n'
+    )
+    (programs / "nft").chmod(0o755)
+    usual = links.environment["PATH"]
+    links.environment["PATH"] = f"{programs}:{usual}"
     links.client(client)
+    links.environment["PATH"] = usual
     past_the_tunnel(client)
+    gone.touch()
     client.nft("insert rule inet cryprq output accept")
     done = leaktest(links, client, "--target", SERVER4)
+    gone.unlink()
     assert done.returncode == 1
     assert "LEAK: " in done.stdout.splitlines()[-1]
     leaked = [line.split()[:2] for line in done.stdout.splitlines() if "LEAKED" in line and "eth0 x" in line]

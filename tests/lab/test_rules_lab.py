@@ -362,8 +362,14 @@ def _routable(target: Destination) -> bool:
     address = ip_address(target.host)
     mapped = getattr(address, "ipv4_mapped", None) or address
     return not (
-        mapped.is_loopback or mapped.is_multicast or mapped.is_unspecified or mapped.is_link_local
-    ) and (str(mapped) not in ("255.255.255.255", "0.0.0.0") and mapped.packed[0] != 0 and target.port != 53)
+        mapped.is_loopback
+        or mapped.is_multicast
+        or mapped.is_unspecified
+        or mapped.is_link_local
+        # The tunnel refuses the reserved addresses with the groups of IPv4, which lie below them.
+        or (mapped.version == 4 and mapped.packed[0] in {0, *range(240, 256)})
+        or target.port == 53
+    )
 
 
 def test_the_kernel_decides_as_the_rules_do(lab: Lab) -> None:
