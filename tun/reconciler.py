@@ -173,11 +173,21 @@ class Reconciler:
 
     async def _listen(self, changes: Callable[[], Changes]) -> None:
         woken = [kept for kept in self._kept if kept.fact.changes == changes]
-        with changes() as told:
-            while True:
-                await told.wait()
-                for kept in woken:
-                    kept.wake()
+        try:
+            with changes() as told:
+                while True:
+                    await told.wait()
+                    for kept in woken:
+                        kept.wake()
+        except OSError as error:
+            names = ", ".join(kept.fact.name for kept in woken)
+            _log.warning(
+                "the kernel tells no changes (%s), so each second is looked at: %s", reason_of(error), names
+            )
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            for kept in woken:
+                kept.wake()
 
     async def _keep(self, kept: _Kept) -> None:
         while not self._stopping:
@@ -221,6 +231,10 @@ class _Kept:
         except (CryprqError, OSError) as error:
             reason = reason_of(error) if isinstance(error, OSError) else str(error)
             self.schedule.failed(self._clock(), found, reason)
+            return
+        except Exception as error:  # noqa: BLE001  a fault of ours must not end the watch, of the filter least of all
+            _log.debug("%s", self.fact.name, exc_info=error)
+            self.schedule.failed(self._clock(), found, f"this is a bug: {type(error).__name__}: {error}")
             return
         if found:
             self.schedule.repaired(self._clock(), found)

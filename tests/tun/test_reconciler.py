@@ -13,6 +13,7 @@ import pytest
 from cryprq_proxy.errors import CryprqError
 from cryprq_proxy.status import RepairStatus
 from tests.support.settle import settle, until
+from tun import reconciler
 from tun.reconciler import FIGHT, LOOK_SECONDS, PEACE_SECONDS, QUIET, SLOW, Fact, Reconciler, Schedule
 
 
@@ -223,7 +224,11 @@ async def test_one_that_hangs_delays_no_other() -> None:
 
 @pytest.mark.parametrize(
     ("error", "trouble"),
-    [(CryprqError("it is used"), "it is used"), (OSError(1, ""), "operation not permitted")],
+    [
+        (CryprqError("it is used"), "it is used"),
+        (OSError(1, ""), "operation not permitted"),
+        (LookupError("no such thing"), "this is a bug: LookupError: no such thing"),
+    ],
 )
 async def test_errors_are_trouble(error: Exception, trouble: str) -> None:
     thing = Thing()
@@ -232,6 +237,36 @@ async def test_errors_are_trouble(error: Exception, trouble: str) -> None:
     await until(lambda: stage.reconciler.status()[0].trouble)
     assert stage.reconciler.status() == (RepairStatus(name="thing", found="gone", trouble=trouble),)
     await stage.reconciler.stop()
+
+
+async def test_a_fault_of_ours_does_not_end_the_watch() -> None:
+    thing = Thing()
+    thing.found, thing.error = "gone", LookupError("no such thing")
+    stage = Stage(thing)
+    await until(lambda: stage.reconciler.status()[0].trouble)
+    thing.error = None
+    stage.reconciler.wake()
+    await until(lambda: thing.put == 1)
+    await stage.reconciler.stop()
+
+
+async def test_without_events_each_second_is_looked_at(
+    log: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reconciler, "LOOK_SECONDS", 0.0)
+    stage = Stage(thing := Thing())
+    monkeypatch.setattr(Told, "__enter__", refused)
+    await until(lambda: thing.looks > 2)
+    thing.found = "gone"
+    await until(lambda: thing.put == 1)
+    assert log.messages[0] == (
+        "the kernel tells no changes (operation not permitted), so each second is looked at: thing"
+    )
+    await stage.reconciler.stop()
+
+
+def refused(told: Told) -> Told:
+    raise PermissionError(1, "")
 
 
 async def test_stop_finishes_a_repair_and_begins_no_other() -> None:
