@@ -29,6 +29,7 @@ from ..settings import TunnelSettings
 from .cgroups import present
 from .filter import Filter
 from .filter_settings import FilterSettings
+from .nft import NftError
 from .policy import Policy
 
 _log = logging.getLogger(__name__)
@@ -210,10 +211,14 @@ class KillSwitch(Fact):
         return found
 
     def status(self) -> KillSwitchStatus:
-        """Ask nft; blocks for some milliseconds."""
-        return KillSwitchStatus(
-            on=self._settings.kill_switch,
-            standing=self._filter.standing(),
-            paused=self._filter.paused(),
-            kept_in={cause: count.packets for cause, count in self._filter.counters().items()},
-        )
+        """Ask nft; blocks for some milliseconds. Where it does not answer, nothing is claimed to stand."""
+        try:
+            return KillSwitchStatus(
+                on=self._settings.kill_switch,
+                standing=self._filter.standing(),
+                paused=self._filter.paused(),
+                kept_in={cause: count.packets for cause, count in self._filter.counters().items()},
+            )
+        except NftError as error:
+            _log.warning("the kill switch cannot be looked at: %s", error)
+            return KillSwitchStatus(on=self._settings.kill_switch)

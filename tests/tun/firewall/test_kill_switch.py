@@ -15,10 +15,12 @@ from cryprq_proxy.address import Destination
 from cryprq_proxy.errors import CryprqError
 from cryprq_proxy.rules.engine import EVERYTHING, RuleSet
 from cryprq_proxy.rules.syntax import Rule, RuleAction, Verdict
+from cryprq_proxy.status import KillSwitchStatus
 from tests.support.settings import tunnel_settings
 from tun.firewall import kill_switch
 from tun.firewall.filter_settings import FilterSettings
 from tun.firewall.kill_switch import KillSwitch
+from tun.firewall.nft import Count, NftError
 from tun.firewall.policy import Policy
 from tun.journal import Record
 from tun.routing.exit_endpoints import ExitEndpoints
@@ -60,6 +62,16 @@ class FakeFilter:
     def restore(self) -> None:
         self._step("restore")
         self.stands = True
+
+    def standing(self) -> bool:
+        self._step("look")
+        return self.stands
+
+    def paused(self) -> int:
+        return 7
+
+    def counters(self) -> dict[str, Count]:
+        return {"dns": Count(3, 180)}
 
     def pause(self, seconds: int) -> None:
         self._step(f"pause {seconds}")
@@ -183,6 +195,13 @@ async def test_a_filter_that_others_removed_is_put_back(guarded: Guarded) -> Non
     await switch.put_back()
     assert await switch.look() == ""
     assert guarded.filter.steps == ["restore"]
+
+
+async def test_the_status_claims_nothing_where_nft_does_not_answer(guarded: Guarded) -> None:
+    usual = guarded.kill_switch.status()
+    assert usual == KillSwitchStatus(on=True, standing=True, paused=7, kept_in={"dns": 3})
+    guarded.filter.refusal = NftError("nft is gone")
+    assert guarded.kill_switch.status() == KillSwitchStatus(on=True)
 
 
 async def test_a_look_follows_the_resolvers_from_before(guarded: Guarded) -> None:
