@@ -198,8 +198,10 @@ async def test_all_is_well(pair: Setup) -> None:
     with serving(server), pair.exit() as exit:
         found = await diagnose(client_config(pair), speed=url)
         assert failed(found) == []
-        for name in ("handshake", "link", "UDP", "MTU", "round trip", "throughput", "port"):
+        for name in ("handshake", "link", "UDP", "round trip", "throughput", "port"):
             assert found[name].state is CheckState.OK, found[name]
+        # On a busy machine the search for larger datagrams may not be over yet.
+        assert found["MTU"].text.startswith("the path carries UDP payloads of "), found["MTU"]
         assert "4.0 MiB came at" in found["throughput"].text
         found = await diagnose(client_config(pair), speed=url.replace("big", "none"))
         assert failed(found) == ["throughput"]
