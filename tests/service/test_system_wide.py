@@ -387,3 +387,39 @@ def test_without_a_tunnel_there_is_nothing_to_test(asked: dict[str, Any]) -> Non
     with pytest.raises(ConfigError, match=r"--target: expected an IP address, got 'example\.com'"):
         leak_test([running()], ["example.com"])
     assert asked == {}
+
+
+# --- cgroups ---
+
+
+@pytest.mark.parametrize(
+    ("lines", "inside"),
+    [
+        ("0::/user.slice/games.slice/a.scope\n", True),
+        ("1:cpu:/games.slice\n0::/user.slice/games.slice\n", True),
+        ("0::/user.slice/games.slices\n", False),
+        ("1:cpu:/user.slice/games.slice\n", False),
+        (None, False),
+    ],
+)
+def test_whether_this_process_is_in_an_excluded_cgroup(
+    lines: str | None, inside: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_text(path: Path, *_: object) -> str:
+        assert str(path) == "/proc/self/cgroup"
+        if lines is None:
+            raise FileNotFoundError
+        return lines
+
+    monkeypatch.setattr(Path, "read_text", read_text)
+    assert system._in_a_cgroup_of(["/user.slice/games.slice/"]) is inside
+
+
+def test_no_connection_is_cut_where_the_kernel_cannot_be_asked(
+    root: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def read_lan(own: str) -> Lan:
+        raise CryprqError("the kernel does not answer")
+
+    monkeypatch.setattr("tun.routing.routes.read_lan", read_lan)
+    assert system.cut_by_start(TunTable()) == []

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+import struct
+from typing import Any, Self
 
 import pytest
 
-from tun.firewall.standing import Standing
+from tun.firewall.standing import Standing, generation
 
 GONE = "the table inet cryprq was removed"
 CHANGED = "the table inet cryprq was changed"
@@ -85,3 +86,44 @@ def test_a_kernel_that_tells_no_generation_is_asked_each_time(kernel: Kernel, st
     assert standing.look() == ""
     kernel.listed = None
     assert standing.look() == GONE
+
+
+class Socket:
+    """A netlink socket with one answer, or none."""
+
+    def __init__(self, answer: bytes | None) -> None:
+        self._answer = answer
+
+    def __call__(self, *_: int) -> Self:
+        return self
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def settimeout(self, seconds: float) -> None: ...
+
+    def send(self, request: bytes) -> None: ...
+
+    def recv(self, size: int) -> bytes:
+        if self._answer is None:
+            raise PermissionError
+        return self._answer
+
+
+def answer(kind: int = 10 << 8 | 15, attribute: int = 1) -> bytes:
+    """NFT_MSG_NEWGEN with the generation 77 (linux/netfilter/nf_tables.h)."""
+    header = struct.pack("=LHHLL", 28, kind, 0, 0, 0) + bytes(4)
+    return header + struct.pack("=HH", 8, attribute) + (77).to_bytes(4)
+
+
+@pytest.mark.parametrize(
+    ("said", "number"),
+    [(answer(), 77), (answer(kind=2), None), (answer(attribute=2), None), (b"short", None), (None, None)],
+)
+def test_the_generation_is_a_number_or_the_kernel_does_not_tell(
+    said: bytes | None, number: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tun.firewall.standing.socket.socket", Socket(said))
+    assert generation() == number
