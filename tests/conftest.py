@@ -130,6 +130,12 @@ class ProcessGuard:
         finally:
             self._armed = False
 
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_teardown(self, nextitem: pytest.Item | None) -> None:
+        # The last test of a worker ends the session's fixtures, which tests with a mark may have begun.
+        if nextitem is None:
+            self._armed = False
+
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self) -> Iterator[None]:
         result = yield
