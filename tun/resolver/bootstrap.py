@@ -7,9 +7,9 @@ While the tunnel is up, the system's resolver is the forwarder, which answers th
 the earlier resolvers, over sockets with the link's mark. The filter is open only for them, and is always closed after.
 A resolver on this machine does not get out through that opening: `resolve_early` asks before the filter closes.
 
-dnspython reads and writes the messages (RFC 1035). This file sends them, as dnspython's transport cannot set a mark. An
-answer counts if it comes from the address that was asked, with the id and the question (RFC 5452 section 9.1). All
-other datagrams are ignored until the time is up.
+dnspython reads and writes the messages (RFC 1035); its transport cannot set a mark. An answer counts if it comes from
+the address that was asked, with the id and the question (RFC 5452 section 9.1). All other datagrams are ignored until
+the time is up.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import socket
 import struct
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -37,6 +38,7 @@ from cryprq_proxy.base.nat64 import WELL_KNOWN_NAME, translated
 from cryprq_proxy.base.tasks import spawn
 from cryprq_proxy.errors import CryprqError, reason_of
 
+from ..dns.marked_server import MarkedServer
 from ..routing.marked_socket import marked_socket
 from .known_addresses import MAX_ADDRESSES, KnownAddresses
 
@@ -60,15 +62,11 @@ EARLY_SECONDS: Final = 3.0
 KNOWN_SECONDS: Final = 4.0
 """Seconds for all resolvers where a last address can be used instead: dialling has some seconds more."""
 MAX_RESOLVERS: Final = 4
-MAX_DATAGRAM: Final = 4096
 MAX_MESSAGE: Final = 16_384
 """Bytes of an answer over TCP."""
-MAX_STRAYS: Final = 32
-"""Ignored datagrams of one question; more are a flood, and TCP is tried."""
 MAX_RESTARTS: Final = 4
 """Further questions for the name at the end of a chain of CNAMEs."""
 
-_LENGTH: Final = struct.Struct("!H")
 _TYPES: Final = (dns.rdatatype.A, dns.rdatatype.AAAA)
 
 
@@ -89,10 +87,6 @@ class NameAnswer(NamedTuple):
 
     addresses: tuple[str, ...] = ()
     alias: dns.name.Name | None = None
-
-
-class Truncated(AnswerError):
-    """The answer did not fit a datagram (TC): ask again over TCP."""
 
 
 class Bootstrap:
@@ -242,49 +236,24 @@ class Bootstrap:
         return AnswerError("too many CNAMEs")
 
     async def _exchange(self, resolver: str, query: dns.message.Message) -> NameAnswer:
-        address = socket.getaddrinfo(
-            resolver, self._port, flags=socket.AI_NUMERICHOST, type=socket.SOCK_DGRAM
-        )[0]
-        family, destination = address[0], address[4]
-        try:
-            async with asyncio.timeout(self._seconds):
-                return await self._over_udp(family, destination, query)
-        except Truncated:
-            async with asyncio.timeout(self._seconds):
-                return await self._over_tcp(family, destination, query)
-
-    async def _over_udp(self, family: int, destination: _Sockaddr, query: dns.message.Message) -> NameAnswer:
-        """Each question has its own socket: its port, chosen by the kernel, is as hard to guess as the id."""
-        loop = asyncio.get_running_loop()
-        with self._socket(family, socket.SOCK_DGRAM) as sock:
-            # Datagrams from other addresses do not reach a connected socket.
-            await loop.sock_connect(sock, destination)
-            await loop.sock_sendall(sock, query.to_wire())
-            for _ in range(MAX_STRAYS):
-                wire = await loop.sock_recv(sock, MAX_DATAGRAM)
-                # Else it is not from the resolver, or damaged: the valid answer may still come.
-                if is_answer(wire, query):
-                    return read_answer(wire, query)
-        raise Truncated("too many datagrams that are no answers")
-
-    async def _over_tcp(self, family: int, destination: _Sockaddr, query: dns.message.Message) -> NameAnswer:
-        loop = asyncio.get_running_loop()
-        with self._socket(family, socket.SOCK_STREAM) as sock:
-            await loop.sock_connect(sock, destination)
-            wire = query.to_wire()
-            await loop.sock_sendall(sock, _LENGTH.pack(len(wire)) + wire)
-            (length,) = _LENGTH.unpack(await _exactly(loop, sock, _LENGTH.size))
-            if length > MAX_MESSAGE:
-                raise AnswerError(f"an answer of {length} bytes")
-            return read_answer(await _exactly(loop, sock, length), query, stream=True)
+        server = MarkedServer(resolver, self._mark, self._port)
+        question = query.to_wire()
+        wire = await server.ask_over_udp(question, partial(is_answer, query=query), self._seconds)
+        if wire is None:
+            try:
+                wire = await server.ask_over_tcp(question, self._seconds, MAX_MESSAGE)
+            except EOFError:
+                raise AnswerError("the resolver closed the connection") from None
+            except ValueError as error:
+                raise AnswerError(str(error)) from None
+        return read_answer(wire, query)
 
     def _by_route(self, addresses: Sequence[str]) -> tuple[str, ...]:
         """Put addresses without a route last. Connecting a datagram socket looks for a route and sends nothing."""
 
         def unreachable(address: str) -> bool:
-            with self._socket(
-                socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM
-            ) as sock:
+            family = socket.AF_INET6 if ":" in address else socket.AF_INET
+            with marked_socket(family, socket.SOCK_DGRAM, self._mark) as sock:
                 return sock.connect_ex((address, self._port)) != 0
 
         try:
@@ -292,9 +261,6 @@ class Bootstrap:
         except OSError:
             # No socket of this family, or no permission for the mark: dialling reports it.
             return tuple(addresses)
-
-    def _socket(self, family: int, kind: int) -> socket.socket:
-        return marked_socket(family, kind, self._mark)
 
 
 async def resolve_early(
@@ -315,17 +281,14 @@ async def resolve_early(
         await asyncio.gather(*late, return_exceptions=True)
 
 
-type _Sockaddr = tuple[str, int] | tuple[str, int, int, int] | tuple[int, bytes]
-
-
-def read_answer(wire: bytes, query: dns.message.Message, *, stream: bool = False) -> NameAnswer:
-    """Read `wire` as the answer to `query`. Raises AnswerError, and Truncated for a cut answer (not over a stream)."""
+def read_answer(wire: bytes, query: dns.message.Message) -> NameAnswer:
+    """Read `wire` as the answer to `query`. Raises AnswerError, also for an answer that is cut off."""
     if not is_answer(wire, query):
         raise AnswerError("an answer to another question")
     try:
         message = dns.message.from_wire(wire, ignore_trailing=True, raise_on_truncation=False)
         if message.flags & dns.flags.TC:
-            raise AnswerError("a cut answer over TCP") if stream else Truncated("the answer is cut off")
+            raise AnswerError("a cut answer over TCP")
         rcode = message.rcode()
         if rcode == dns.rcode.NXDOMAIN:
             return NameAnswer()
@@ -377,16 +340,6 @@ def _read_hosts(path: Path) -> bytes:
             return file.read(MAX_HOSTS)
     except OSError:
         return b""
-
-
-async def _exactly(loop: asyncio.AbstractEventLoop, sock: socket.socket, size: int) -> bytes:
-    data = b""
-    while len(data) < size:
-        piece = await loop.sock_recv(sock, size - len(data))
-        if not piece:
-            raise AnswerError("the resolver closed the connection")
-        data += piece
-    return data
 
 
 def _good(task: asyncio.Task[tuple[str, ...] | AnswerError | OSError]) -> tuple[str, ...]:

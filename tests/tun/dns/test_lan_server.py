@@ -15,6 +15,7 @@ from tests.support.dns_fakes import address, inquiry
 from tun.dns import lan_server
 from tun.dns.framed import UpstreamError
 from tun.dns.lan_server import LanServer
+from tun.dns.marked_server import MAX_STRAYS
 
 type Datagram = Callable[[bytes], list[bytes]]
 
@@ -96,7 +97,7 @@ async def test_datagrams_that_answer_nothing_are_ignored(far: Answering) -> None
     assert dns.message.from_wire(await server(far).ask(ASKED)).answer[0][0].to_text() == "192.0.2.1"
 
 
-@pytest.mark.parametrize("udp", [truncated, lambda question: [b"junk"] * lan_server.MAX_STRAYS])
+@pytest.mark.parametrize("udp", [truncated, lambda question: [b"junk"] * MAX_STRAYS])
 async def test_what_does_not_fit_a_datagram_comes_over_tcp(far: Answering, udp: Datagram) -> None:
     far.udp = udp
     assert dns.message.from_wire(await server(far).ask(ASKED)).answer
