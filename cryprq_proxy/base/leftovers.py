@@ -9,7 +9,7 @@ A kill leaves the marks, and ends the socket. An abstract socket (unix(7)) belon
 filter do, and needs no directory: so a role is found whatever its state directory is. Any user can bind such a name,
 so only a socket of root counts.
 
-It reads netlink with the standard library alone (netlink(7), rtnetlink(7)): a dump takes well under a millisecond.
+It reads netlink (rtnetlink(7)): a dump takes well under a millisecond.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from collections.abc import Iterator
 from typing import Final, Literal
 
 from ..errors import ConfigError
+from .netlink import DUMP, NETFILTER, NetlinkSocket, attributes
 
 type TunRole = Literal["client", "exit"]
 ROLES: Final[tuple[TunRole, ...]] = ("client", "exit")
@@ -40,21 +41,12 @@ KILL_SWITCH_STANDS: Final = (
 )
 
 _PEER: Final = struct.Struct("=iII")
-_HEADER: Final = struct.Struct("=IHHII")
-_ATTRIBUTE: Final = struct.Struct("=HH")
-_ERROR, _DONE = 2, 3  # NLMSG_ERROR, NLMSG_DONE
-_REQUEST_DUMP: Final = 0x301  # NLM_F_REQUEST | NLM_F_DUMP
 _GET_RULES: Final = 34  # RTM_GETRULE
 _RULE_HEADER: Final = 12  # struct fib_rule_hdr
 _FRA_PROTOCOL: Final = 21
 _GET_TABLES: Final = 0x0A01  # NFNL_SUBSYS_NFTABLES, NFT_MSG_GETTABLE
 _TABLE_NAME: Final = 1  # NFTA_TABLE_NAME
 _NFPROTO_INET: Final = 1
-_NETLINK_NETFILTER: Final = 12
-_SECONDS: Final = 1.0
-"""For each message of the kernel, which answers at once."""
-_MESSAGES: Final = 4096
-"""Of one dump that are looked at."""
 
 
 # --- the sign of life ---
@@ -142,22 +134,22 @@ def marks(role: TunRole) -> tuple[str, ...]:
 
 
 def _has_rules() -> bool:
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError), NetlinkSocket(socket.NETLINK_ROUTE) as kernel:
         request = bytes(_RULE_HEADER)  # of all families
         return any(
-            _attributes(message[_RULE_HEADER:]).get(_FRA_PROTOCOL) == bytes([RULE_PROTOCOL])
-            for message in _dump(socket.NETLINK_ROUTE, _GET_RULES, request)
+            attributes(body[_RULE_HEADER:]).get(_FRA_PROTOCOL) == bytes([RULE_PROTOCOL])
+            for _, body in kernel.ask(_GET_RULES, DUMP, request)
         )
     return False
 
 
 def _tables() -> set[str]:
     """The tables of family inet; empty for a user who may not list them."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError), NetlinkSocket(NETFILTER) as kernel:
         request = bytes([_NFPROTO_INET, 0, 0, 0])
         names = [
-            _attributes(message[len(request) :]).get(_TABLE_NAME, b"")
-            for message in _dump(_NETLINK_NETFILTER, _GET_TABLES, request)
+            attributes(body[len(request) :]).get(_TABLE_NAME, b"")
+            for _, body in kernel.ask(_GET_TABLES, DUMP, request)
         ]
         return {name.rstrip(b"\0").decode("ascii", "replace") for name in names}
     return set()
@@ -171,34 +163,3 @@ def _has_header() -> bool:
             return file.read(len(mark)) == mark
     except OSError:
         return False
-
-
-def _dump(family: int, kind: int, request: bytes) -> Iterator[bytes]:
-    """The bodies of the messages that answer a dump. Raises OSError."""
-    if sys.platform != "linux":
-        return
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, family) as sock:
-        sock.settimeout(_SECONDS)
-        sock.send(_HEADER.pack(_HEADER.size + len(request), kind, _REQUEST_DUMP, 1, 0) + request)
-        for _ in range(_MESSAGES):
-            data = sock.recv(1 << 16)
-            at = 0
-            while at + _HEADER.size <= len(data):
-                length, got, *_ = _HEADER.unpack_from(data, at)
-                if got in (_ERROR, _DONE) or length < _HEADER.size:
-                    return
-                yield data[at + _HEADER.size : at + length]
-                at += length + 3 & ~3
-
-
-def _attributes(data: bytes) -> dict[int, bytes]:
-    """By their types; a malformed rest is left out."""
-    found = {}
-    at = 0
-    while at + _ATTRIBUTE.size <= len(data):
-        length, kind = _ATTRIBUTE.unpack_from(data, at)
-        if length < _ATTRIBUTE.size:
-            break
-        found[kind] = data[at + _ATTRIBUTE.size : at + length]
-        at += length + 3 & ~3
-    return found

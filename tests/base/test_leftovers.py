@@ -1,4 +1,4 @@
-"""Signs of life, and how dumps of the kernel are read; the marks themselves are in tests/lab/test_tun_wayout.py."""
+"""Signs of life; the marks themselves are in tests/lab/test_tun_wayout.py."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import cast
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from cryprq_proxy.base import leftovers
 from cryprq_proxy.base.leftovers import TunRole, claimed, holder
@@ -66,16 +64,6 @@ def test_a_user_who_has_the_name_keeps_nobody_from_the_work(role: TunRole) -> No
         os.waitpid(child, 0)
         os.close(reading)
         os.close(writing)
-
-
-def test_attributes_of_a_dump() -> None:
-    data = bytes.fromhex("05001500 72000000 0800060001020304 0300 0700")
-    assert leftovers._attributes(data) == {21: b"\x72", 6: b"\x01\x02\x03\x04"}
-
-
-@given(st.binary(max_size=64))
-def test_malformed_attributes_end_the_list(data: bytes) -> None:
-    assert sum(map(len, leftovers._attributes(data).values())) <= len(data)
 
 
 def test_the_header_of_our_resolv_conf(

@@ -21,12 +21,12 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Final, NamedTuple
 
+from cryprq_proxy.base.netlink import DUMP, NETFILTER, NetlinkSocket, attribute, attributes
 from cryprq_proxy.errors import reason_of
 from cryprq_proxy.rules.ranges import IPNetwork
 
 from .inbound import Address
 from .marks import MarkKind, Marks, Reason, reason_of_mark
-from .netlink import ACK, DUMP, NetlinkSocket, attribute, attributes
 
 _log = logging.getLogger(__name__)
 
@@ -34,8 +34,6 @@ ROUNDS: Final = 4
 """Dumps at most, each with its deletions."""
 MAX_ENTRIES: Final = 1 << 19
 """Entries that one dump looks at."""
-
-_NETFILTER: Final = 12
 
 _CT_NEW: Final = 0x100
 _CT_GET: Final = 0x101
@@ -217,7 +215,7 @@ def _dump(kernel: NetlinkSocket) -> Iterator[CtEntry]:
 
 def entries() -> list[CtEntry]:
     """All entries. Raises OSError."""
-    with NetlinkSocket(_NETFILTER) as kernel:
+    with NetlinkSocket(NETFILTER) as kernel:
         return list(_dump(kernel))
 
 
@@ -239,9 +237,12 @@ def delete(choose: Choose) -> int:
     deleted = 0
     for _ in range(ROUNDS):
         try:
-            with NetlinkSocket(_NETFILTER) as kernel:
+            with NetlinkSocket(NETFILTER) as kernel:
                 chosen = [entry for entry in _dump(kernel) if choose(entry)]
-                deleted += sum(_delete(kernel, entry) for entry in chosen)
+                deleted += sum(
+                    kernel.delete(_CT_DELETE, bytes((entry.family, 0, 0, 0)) + entry.identity)
+                    for entry in chosen
+                )
         except OSError as error:
             if error.errno not in _AGAIN:
                 _unavailable(error)
@@ -252,18 +253,6 @@ def delete(choose: Choose) -> int:
     if deleted:
         _log.debug("deleted %d connections of conntrack whose reason has ended", deleted)
     return deleted
-
-
-def _delete(kernel: NetlinkSocket, entry: CtEntry) -> bool:
-    try:
-        for _ in kernel.ask(_CT_DELETE, ACK, bytes((entry.family, 0, 0, 0)) + entry.identity):
-            pass
-    except OSError as error:
-        # It has ended by itself.
-        if error.errno != errno.ENOENT:
-            raise
-        return False
-    return True
 
 
 def seen_runs() -> Collection[int]:

@@ -7,35 +7,28 @@ Counters, handles and elements with a time limit do not count: they change by th
 from __future__ import annotations
 
 import json
-import socket
-import struct
 from collections.abc import Callable
 from typing import Any, Final
 
-from ..routing.netlink_watch import NETFILTER
+from cryprq_proxy.base.netlink import NETFILTER, NetlinkSocket, attributes
+
 from .nft import Ask, ask
 
 # linux/netfilter/nfnetlink.h, nf_tables.h
 _GET_GENERATION: Final = 10 << 8 | 16
-_REQUEST: Final = struct.pack("=LHHLLBBH", 20, _GET_GENERATION, 1, 0, 0, 0, 0, 0)
-_ANSWER: Final = struct.Struct("=LHHLLBBHHH")
+_NEW_GENERATION: Final = 10 << 8 | 15
 _GENERATION_ID: Final = 1
-_SECONDS: Final = 1.0
 
 
 def generation() -> int | None:
     """A number that each change of any table raises; None where the kernel does not tell. Blocks for microseconds."""
     try:
-        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETFILTER) as sock:
-            sock.settimeout(_SECONDS)
-            sock.send(_REQUEST)
-            answer = sock.recv(256)
-        kind, attribute = _ANSWER.unpack_from(answer)[1], _ANSWER.unpack_from(answer)[-1]
-        if kind != 10 << 8 | 15 or attribute != _GENERATION_ID:
-            return None
-        return int.from_bytes(answer[_ANSWER.size : _ANSWER.size + 4])
-    except (OSError, struct.error):
+        with NetlinkSocket(NETFILTER) as kernel:
+            kind, body = next(kernel.ask(_GET_GENERATION, 0, bytes(4)), (0, b""))
+    except OSError:
         return None
+    number = attributes(body[4:]).get(_GENERATION_ID, b"")
+    return int.from_bytes(number) if kind == _NEW_GENERATION and len(number) == 4 else None
 
 
 class Standing:

@@ -6,17 +6,16 @@ from the tunnel's address by the ordinary route, in the clear. sock_diag(7), SOC
 
 from __future__ import annotations
 
-import errno
 import logging
 import struct
 from collections.abc import Collection
 from socket import AF_INET, AF_INET6, IPPROTO_TCP
 from typing import Final
 
+from cryprq_proxy.base.netlink import DUMP, NetlinkSocket
 from cryprq_proxy.errors import reason_of
 
 from .inbound import Address
-from .netlink import ACK, DUMP, NetlinkSocket
 
 _log = logging.getLogger(__name__)
 
@@ -53,19 +52,7 @@ def end_tunnel_sockets(addresses: Collection[Address]) -> int:
                 ]
                 ours = wanted if size == 4 else wanted | mapped
                 chosen = [name for name in found if name[_LOCAL : _LOCAL + size] in ours]
-                ended += sum(_destroy(kernel, question + name) for name in chosen)
+                ended += sum(kernel.delete(_DESTROY, question + name) for name in chosen)
     except OSError as error:
         _log.debug("connections of the tunnel cannot be ended: %s", reason_of(error))
     return ended
-
-
-def _destroy(kernel: NetlinkSocket, request: bytes) -> bool:
-    try:
-        for _ in kernel.ask(_DESTROY, ACK, request):
-            pass
-    except OSError as error:
-        # It has ended by itself.
-        if error.errno != errno.ENOENT:
-            raise
-        return False
-    return True

@@ -11,6 +11,8 @@ import errno
 import socket
 from typing import Final, Self
 
+from cryprq_proxy.base.netlink import NETFILTER
+
 GROUPS: Final = (
     0x1  # links
     | 0x10  # IPv4 addresses
@@ -21,8 +23,6 @@ GROUPS: Final = (
     | 1 << 18  # IPv6 rules, RTNLGRP_IPV6_RULE
 )
 """The multicast groups of rtnetlink(7), as the mask that bind takes."""
-NETFILTER: Final = 12
-"""NETLINK_NETFILTER: the netlink protocol of packet filters, which the module socket does not name."""
 FILTER_GROUPS: Final = 1 << 6  # NFNLGRP_NFTABLES
 """Those of nfnetlink: each change of any table of nftables."""
 

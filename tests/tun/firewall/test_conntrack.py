@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tun.firewall import conntrack, netlink
+from cryprq_proxy.base.netlink import NetlinkSocket, attributes
+from tun.firewall import conntrack
 from tun.firewall.conntrack import CtEntry, Ended, EndedWithTable, Flow, parse_entry
 from tun.firewall.marks import MarkKind, Marks
-from tun.firewall.netlink import attributes, messages
 
 NOW = Marks(5, 2)
 HOST, OLD, TUNNEL, GUEST, FAR, LAN = map(
@@ -162,10 +162,6 @@ BODY = (
 )
 
 
-def message(kind: int, sequence: int, body: bytes) -> bytes:
-    return struct.pack("=IHHII", 16 + len(body), kind, 0, sequence, 0) + body
-
-
 def test_an_entry_is_named_by_tuple_id_and_zone() -> None:
     found = parse_entry(BODY)
     assert found is not None
@@ -178,12 +174,9 @@ def test_an_entry_is_named_by_tuple_id_and_zone() -> None:
 @given(st.binary(max_size=200) | st.integers(0, len(BODY)).map(lambda end: BODY[:end]))
 def test_garbage_is_no_entry(data: bytes) -> None:
     parse_entry(data)
-    list(messages(data))
-    for value in attributes(data).values():
-        attributes(value)
 
 
-class FakeKernel:
+class FakeKernel(NetlinkSocket):
     """As the netlink socket: `answers` to each request, and what was deleted."""
 
     def __init__(self, *dumps: Any) -> None:
@@ -272,18 +265,3 @@ def test_a_kernel_that_cannot_is_named_once(
     assert conntrack.seen_runs() == ()
     assert len(caplog.records) == 1
     assert "nothing of them leaves past the tunnel" in caplog.text
-
-
-def test_the_answers_end_with_the_last_and_errors_are_raised(monkeypatch: pytest.MonkeyPatch) -> None:
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-    with ours, theirs:
-        monkeypatch.setattr(netlink, "_received", lambda sock: (sock.recv(65536), 0))
-        kernel = netlink.NetlinkSocket.__new__(netlink.NetlinkSocket)
-        kernel._sock, kernel._sequence = ours, 0
-        theirs.send(message(0x100, 99, b"old.") + message(0x100, 1, b"body") + message(3, 1, b"\0\0\0\0"))
-        assert list(kernel.ask(0x101, 0x300, bytes(4))) == [(0x100, b"body")]
-        theirs.send(message(2, 2, struct.pack("=i", -errno.EPERM)))
-        with pytest.raises(PermissionError):
-            list(kernel.ask(0x101, 0x300, bytes(4)))
-        theirs.send(message(2, 3, struct.pack("=i", 0)))
-        assert list(kernel.ask(0x102, 4, b"")) == []

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from typing import Any, Self
 
 import pytest
 
+from cryprq_proxy.base.netlink import NETFILTER
 from tun.firewall.standing import Standing, generation
 
 GONE = "the table inet cryprq was removed"
@@ -88,13 +90,14 @@ def test_a_kernel_that_tells_no_generation_is_asked_each_time(kernel: Kernel, st
     assert standing.look() == GONE
 
 
-class Socket:
+class Netlink:
     """A netlink socket with one answer, or none."""
 
-    def __init__(self, answer: bytes | None) -> None:
+    def __init__(self, answer: tuple[int, bytes] | OSError | None) -> None:
         self._answer = answer
 
-    def __call__(self, *_: int) -> Self:
+    def __call__(self, protocol: int) -> Self:
+        assert protocol == NETFILTER
         return self
 
     def __enter__(self) -> Self:
@@ -102,28 +105,35 @@ class Socket:
 
     def __exit__(self, *_: object) -> None: ...
 
-    def settimeout(self, seconds: float) -> None: ...
-
-    def send(self, request: bytes) -> None: ...
-
-    def recv(self, size: int) -> bytes:
-        if self._answer is None:
-            raise PermissionError
-        return self._answer
+    def ask(self, kind: int, flags: int, body: bytes) -> Iterator[tuple[int, bytes]]:
+        if isinstance(self._answer, OSError):
+            raise self._answer
+        if self._answer is not None:
+            yield self._answer
 
 
-def answer(kind: int = 10 << 8 | 15, attribute: int = 1) -> bytes:
+def answer(
+    kind: int = 10 << 8 | 15, attribute: int = 1, number: bytes = (77).to_bytes(4)
+) -> tuple[int, bytes]:
     """NFT_MSG_NEWGEN with the generation 77 (linux/netfilter/nf_tables.h)."""
-    header = struct.pack("=LHHLL", 28, kind, 0, 0, 0) + bytes(4)
-    return header + struct.pack("=HH", 8, attribute) + (77).to_bytes(4)
+    return kind, bytes(4) + struct.pack("=HH", 4 + len(number), attribute) + number
 
 
 @pytest.mark.parametrize(
     ("said", "number"),
-    [(answer(), 77), (answer(kind=2), None), (answer(attribute=2), None), (b"short", None), (None, None)],
+    [
+        (answer(), 77),
+        (answer(kind=2), None),
+        (answer(attribute=2), None),
+        (answer(number=b"M"), None),
+        ((10 << 8 | 15, b"short"), None),
+        (None, None),
+        (PermissionError(), None),
+        (TimeoutError(), None),
+    ],
 )
 def test_the_generation_is_a_number_or_the_kernel_does_not_tell(
-    said: bytes | None, number: int | None, monkeypatch: pytest.MonkeyPatch
+    said: tuple[int, bytes] | OSError | None, number: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tun.firewall.standing.socket.socket", Socket(said))
+    monkeypatch.setattr("tun.firewall.standing.NetlinkSocket", Netlink(said))
     assert generation() == number

@@ -9,6 +9,7 @@ from typing import Self
 
 import pytest
 
+from cryprq_proxy.base.netlink import NetlinkSocket
 from tun.firewall import tunnel_sockets
 from tun.firewall.tunnel_sockets import end_tunnel_sockets
 
@@ -21,7 +22,7 @@ def message(family: int, address: str, port: int) -> bytes:
     return bytes((family, 1, 0, 0)) + port.to_bytes(2) + bytes(2) + packed.ljust(16, b"\0") + bytes(28 + 20)
 
 
-class Kernel:
+class Kernel(NetlinkSocket):
     """Stands for sock_diag: what it has, by family, and the ports of what was destroyed."""
 
     def __init__(self, *messages: bytes, refuses: int = 0) -> None:

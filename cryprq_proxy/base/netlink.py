@@ -1,23 +1,29 @@
 """Asks the kernel by netlink with nothing but the standard library: one question at a time, and its answers.
 
-For dumps of many thousand messages of which a few bytes matter. netlink(7); the kernel alone is believed.
+For dumps of many thousand messages of which a few bytes matter, and for every user. netlink(7); the kernel alone is
+believed.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import struct
 import sys
 from collections.abc import Iterator
-from typing import Final
+from typing import Final, Self
 
-SECONDS: Final = 3.0
-"""For each answer of the kernel."""
-REQUEST: Final = 1
-ACK: Final = 4
+SECONDS: Final = 1.0
+"""For each datagram of the kernel, which makes it while it is asked."""
+MAX_DATAGRAMS: Final = 4096
+"""Of one answer that are looked at, of up to 32 KiB each. What is behind them is left out."""
+NETFILTER: Final = 12
+"""NETLINK_NETFILTER: the netlink protocol of packet filters, which the module socket does not name."""
 DUMP: Final = 0x300
 
+_REQUEST: Final = 1
+_ACK: Final = 4
 _BUFFER: Final = 1 << 16
 _RECEIVE_BUFFER: Final = 4 << 20
 _ERROR: Final = 2
@@ -42,11 +48,14 @@ class NetlinkSocket:
         self._sequence = 0
 
     def ask(self, kind: int, flags: int, body: bytes) -> Iterator[tuple[int, bytes]]:
-        """The answers' types and bodies, to the last one. Raises OSError for what the kernel refuses."""
+        """The answers' types and bodies, to the last one. Raises OSError for what the kernel refuses.
+
+        An answer without DUMP has no end of its own: take its one message.
+        """
         self._sequence += 1
-        header = _HEADER.pack(_HEADER.size + len(body), kind, flags | REQUEST, self._sequence, 0)
+        header = _HEADER.pack(_HEADER.size + len(body), kind, flags | _REQUEST, self._sequence, 0)
         self._sock.send(header + body)
-        while True:
+        for _ in range(MAX_DATAGRAMS):
             data, sender = _received(self._sock)
             # Only the kernel has the port id 0.
             for answer, sequence, content in messages(data) if sender == 0 else ():
@@ -61,7 +70,18 @@ class NetlinkSocket:
                     return
                 yield answer, content
 
-    def __enter__(self) -> NetlinkSocket:
+    def delete(self, kind: int, body: bytes) -> bool:
+        """Have one thing deleted; False if it has ended by itself. Raises OSError for what the kernel refuses."""
+        try:
+            for _ in self.ask(kind, _ACK, body):
+                pass
+        except OSError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            return False
+        return True
+
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
