@@ -21,7 +21,7 @@ from typing import Final
 from cryprq_proxy.base import leftovers
 from cryprq_proxy.base.buffers import SHARED
 from cryprq_proxy.base.tasks import spawn
-from cryprq_proxy.carriers.lane.packet_link import PacketLink
+from cryprq_proxy.carriers.lane.packet_link import NO_ADDRESSES, PacketLink
 from cryprq_proxy.carriers.lane.train import PacketTrain
 from cryprq_proxy.crypto.identity import PeerId
 from cryprq_proxy.crypto.payloads import Feature
@@ -179,8 +179,10 @@ class ExitNetwork:
         try:
             self._assign(peer, link)
         except CryprqError as error:
-            _log.warning("%s gets no packets: %s", peer, error)
-            link.assign(bytes(4), bytes(16))
+            if link.addresses != NO_ADDRESSES:
+                # Once: the client can ask without end for what does not exist.
+                _log.warning("%s gets no packets: %s", peer, error)
+            link.assign(*NO_ADDRESSES)
 
     def leave(self, link: PacketLink) -> None:
         self._peers.pop(link, None)

@@ -17,7 +17,7 @@ from ..base.clock import clock
 from ..carriers.carrier import Carrier
 from ..carriers.lane.batch import SocketAddress
 from ..carriers.lane.listener import LaneListener
-from ..carriers.lane.packet_link import NetworkLink, PacketLink
+from ..carriers.lane.packet_link import NO_ADDRESSES, NetworkLink, PacketLink
 from ..carriers.rekey_thread import executor_offload
 from ..crypto.handshake import Established
 from ..crypto.identity import PeerId
@@ -160,7 +160,7 @@ class Sessions:
                 self._network.join(entry.peer, link)
             except CryprqError as error:
                 _log.error("%s gets no packets: %s", entry.peer, error)
-                link.assign(bytes(4), bytes(16))
+                link.assign(*NO_ADDRESSES)
         else:
             link = PacketLink(entry.session)
         if features & Feature.LANE and self.lanes is not None:

@@ -295,8 +295,14 @@ class Session:
             self.wake()
 
     def announce(self, frame: bytes) -> None:
-        """Send a LANE, NETWORK or TAKEN frame. It is lost with the carrier."""
+        """Send a LANE, NETWORK or TAKEN frame. It is lost with the carrier.
+
+        A NETWORK or TAKEN takes the place of one that waits: the peer can cause any number of them.
+        """
         if self.attached:
+            kind = frame[0]
+            if kind != wire.LANE:
+                self._announcements = [other for other in self._announcements if other[0] != kind]
             self._announcements.append(frame)
             self.wake()
 

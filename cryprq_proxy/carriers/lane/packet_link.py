@@ -25,6 +25,9 @@ from .carrier import LaneCarrier
 MOST_REFUSALS: Final = 4
 """Addresses of an exit that a client refuses, one after the other."""
 
+NO_ADDRESSES: Final = bytes(4), bytes(16)
+"""What a peer is assigned that gets no packets."""
+
 type Collisions = Callable[[bytes, bytes], Sequence[IPNetwork]]
 """The networks of this machine that hold one of these addresses, of 4 and 16 bytes."""
 type Receiver = Callable[[memoryview, int, int, Run], None]
@@ -179,7 +182,7 @@ class NetworkLink(PacketLink):
             self._refusals += 1
             self._session.announce(encode_taken(found[:MAX_TAKEN]))
         else:
-            self._addressed(bytes(4), bytes(16))
+            self._addressed(*NO_ADDRESSES)
 
     def taken_received(self, networks: tuple[IPNetwork, ...]) -> None:
         self._taken(networks)

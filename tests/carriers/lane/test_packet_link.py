@@ -200,6 +200,25 @@ def test_an_address_that_is_in_use_is_refused_and_another_one_asked_for() -> Non
     assert ends.networks[-1] == (bytes(4), bytes(16))
 
 
+def test_a_flood_of_refusals_has_one_answer() -> None:
+    """One record holds thousands of them: without a bound the answers would fill memory and overflow the buffer."""
+    link = Link()
+    answers: list[bytes] = []
+
+    def answer(networks: tuple[IPNetwork, ...]) -> None:
+        answers.append(bytes([10, 1, len(answers), 7]))
+        end.announce(len(answers), 4711)
+        end.assign(answers[-1], bytes(16))
+
+    end = NetworkLink(link.exit, lambda *packet: None, taken=answer)
+    link.exit.packet_link = end
+    link.quiesce()
+    link.forge(link.exit, *[wire.encode_taken([LAN])] * 3)
+    waiting = link.exit._announcements
+    assert [frame[0] for frame in waiting] == [wire.LANE] * 3 + [wire.NETWORK], "an epoch has its own index"
+    assert waiting[-1] == wire.encode_network(answers[-1], bytes(16)), "the last one counts"
+
+
 def test_status() -> None:
     ends = Ends()
     ends.lanes[0].up = False
