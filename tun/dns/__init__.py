@@ -14,10 +14,10 @@ In the order in which a question passes:
                 three transports: messages on a byte stream, inside TLS, as HTTP
     lan_server  a resolver of the LAN, past the tunnel, for names that the configuration lists
     marked_server
-                a server past the tunnel over UDP and TCP; the look-up of the exit's own name uses it too
+                one server past the tunnel, over UDP and TCP; the look-up of the exit's own name asks so too
     answer      an answer as it is kept and as a client gets it
     setup       makes all of it from settings
 
-Only marked_server opens a socket towards the network. All other upstreams are reached by streams that the caller opens
+Only lan_server opens a socket towards the network. All other upstreams are reached by streams that the caller opens
 through the link, so whatever fails, no question for a name that is not listed can leave past the link.
 """

@@ -16,7 +16,7 @@ from . import resolvconf_files, resolved
 from .left_alone import LeftAlone
 from .recovery import recover_or_empty
 from .resolvconf import ResolvConf
-from .resolvconf_files import MAX_FILE, RESOLV_CONF, STATE
+from .resolvconf_files import RESOLV_CONF, STATE, read
 from .resolvconf_text import nameservers
 from .resolved import Resolved
 from .setting import ResolverSetting
@@ -57,8 +57,7 @@ def points_to_resolved(path: Path = RESOLV_CONF) -> bool:
     if any(target == file or file in target.parents for file in RESOLVED_FILES):
         return True
     try:
-        with path.open("rb") as file:
-            servers = nameservers(file.read(MAX_FILE))
+        servers = nameservers(read(path))
     except OSError:
         return False
     return bool(servers) and STUBS.issuperset(servers)

@@ -9,7 +9,6 @@ The settings of systemd-resolved need no such search: they belong to the interfa
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import re
@@ -20,7 +19,7 @@ from typing import Final
 from cryprq_proxy.base.leftovers import RESOLV_CONF_HEADER
 from cryprq_proxy.errors import ConfigError, reason_of
 
-from .resolvconf_files import RESOLV_CONF, content_of, put_back, read, write
+from .resolvconf_files import RESOLV_CONF, backup_of, content_of, lead_to, put_back, read, write
 from .resolvconf_text import is_ours, nameservers, without_nameservers
 
 _log = logging.getLogger(__name__)
@@ -44,7 +43,7 @@ def recover(state: Path, path: Path = RESOLV_CONF, offered: tuple[Path, ...] = O
         return ""
     tag = _TAG.match(content)
     if tag is not None and _trusted(state):
-        backup = state / f"resolv.conf.{tag[1].decode()}"
+        backup = backup_of(state, tag[1].decode())
         if os.path.lexists(backup):
             try:
                 put_back(path, backup)
@@ -54,7 +53,11 @@ def recover(state: Path, path: Path = RESOLV_CONF, offered: tuple[Path, ...] = O
             return "its backup"
     for target in offered:
         if _is_of_use(target):
-            _lead_to(path, target)
+            try:
+                lead_to(path, str(target))
+            except OSError:
+                # A mount point takes no link, but a copy.
+                write(path, content_of(target))
             return str(target)
     raise ConfigError(
         f"{path} names the resolver of an earlier --tun, and its backup is gone: put your own in its place "
@@ -93,16 +96,3 @@ def _is_of_use(target: Path) -> bool:
     except OSError:
         return False
     return not is_ours(content) and bool(nameservers(content))
-
-
-def _lead_to(path: Path, target: Path) -> None:
-    """Make `path` a link to `target`; a copy where it is a mount point. Raises ConfigError."""
-    temporary = path.with_name(f".{path.name}.cryprq-proxy")
-    try:
-        temporary.unlink(missing_ok=True)
-        temporary.symlink_to(target)
-        temporary.rename(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        write(path, content_of(target))

@@ -74,7 +74,7 @@ class Replaced(Untouched):
         self.ours = ours
         self._state = state
         self._entry = entry
-        self._saved = _backup(state, entry["tag"])
+        self._saved = backup_of(state, entry["tag"])
 
     def is_overwritten(self, seen: str | bytes | None) -> bool:
         return seen != self.ours
@@ -100,7 +100,7 @@ def replace(path: Path, state: Path, content: bytes, addresses: Sequence[str], r
     `content` is that of the file at `path`. Raises ConfigError, with nothing changed.
     """
     tag = secrets.token_hex(8)
-    saved = _backup(state, tag)
+    saved = backup_of(state, tag)
     ours = render(addresses, content, tag)
     try:
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -144,7 +144,7 @@ def undo(entry: Entry, *, path: Path = RESOLV_CONF, state: Path = STATE) -> None
         and len(ours) <= 3
     ):
         raise ConfigError("the journal holds an entry for resolv.conf that this program did not write")
-    backup = _backup(state, tag)
+    backup = backup_of(state, tag)
     try:
         _remove(_temporary(path))
         if _still(path, ours):
@@ -170,14 +170,19 @@ def put_back(path: Path, backup: Path) -> None:
     """Make `path` what `backup` is, a file or a link. Raises OSError, ConfigError."""
     found = backup.lstat()
     if stat.S_ISLNK(found.st_mode):
-        temporary = _temporary(path)
-        _remove(temporary)
-        os.symlink(os.readlink(backup), temporary)
-        os.rename(temporary, path)
+        lead_to(path, os.readlink(backup))
     elif stat.S_ISREG(found.st_mode):
         write(path, read(backup), stat.S_IMODE(found.st_mode) & 0o777, found)
     else:
         raise OSError("the backup is not a file")
+
+
+def lead_to(path: Path, target: str) -> None:
+    """Make `path` a link to `target`, in one step. Raises OSError."""
+    temporary = _temporary(path)
+    _remove(temporary)
+    os.symlink(target, temporary)
+    os.rename(temporary, path)
 
 
 def _copy(path: Path, backup: Path) -> str:
@@ -257,7 +262,8 @@ def read(path: Path) -> bytes:
     return content
 
 
-def _backup(state: Path, tag: str) -> Path:
+def backup_of(state: Path, tag: str) -> Path:
+    """Where the file from before the change with this tag is kept."""
     return state / f"resolv.conf.{tag}"
 
 

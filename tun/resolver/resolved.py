@@ -28,6 +28,7 @@ from cryprq_proxy.base.tasks import spawn
 from cryprq_proxy.errors import ConfigError, reason_of
 
 from ..journal import Record, same_boot
+from .resolvconf_files import read
 from .resolvconf_text import nameservers
 from .setting import ResolverSetting
 
@@ -36,7 +37,6 @@ KIND: Final = "resolved"
 """The kind of our entry in the journal."""
 UPLINK: Final = Path("/run/systemd/resolve/resolv.conf")
 """The file in which resolved lists its servers of all interfaces."""
-MAX_UPLINK: Final = 65_536
 
 CALL_SECONDS: Final = 5.0
 RETRIES: Final = (0.2, 0.5, 1.0, 2.0)
@@ -166,8 +166,7 @@ class Resolved(ResolverSetting):
     def upstreams(self) -> tuple[str, ...]:
         """resolved's servers on other interfaces; they resolve the exit's own name."""
         try:
-            with self._uplink.open("rb") as file:
-                found = nameservers(file.read(MAX_UPLINK))
+            found = nameservers(read(self._uplink))
         except OSError:
             return ()
         return tuple(address for address in found if address not in self._addresses)
