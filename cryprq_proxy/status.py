@@ -1,6 +1,6 @@
-"""The status of a running client or exit and its JSON: typed structs that the roles fill in and every reader reads.
+"""The status of a running client or exit: typed structs that the roles fill in and every reader reads.
 
-    session, lane, exits, dispatcher, tun ... -> ClientStatus | ExitStatus -> encode -> control socket, dashboard
+    session, lane, exits, dispatcher, tun ... -> ClientStatus | ExitStatus -> to_json -> control socket, dashboard
     control socket -> read -> `cryprq-proxy status`, doctor, leaktest, pairing
 
 A new figure needs one field here, one producer, and one line where it is shown (commands/status/, web/metrics.py or
@@ -12,7 +12,6 @@ bytes, times in seconds, points in time in seconds since 1970. Producers update 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -200,7 +199,7 @@ class TunRules(Struct, kw_only=True, frozen=True):
 
 
 class RepairStatus(Struct, kw_only=True, frozen=True):
-    """One fact that system-wide mode keeps as it set it. `repairs`: how often it was put back; `found`: what stands or
+    """A fact that system-wide mode keeps as it set it. `repairs`: how often it was put back; `found`: what stands or
     stood there instead, empty once a look found it as set; `trouble`: why it does not stand, or not for long."""
 
     name: str = "?"
@@ -210,8 +209,7 @@ class RepairStatus(Struct, kw_only=True, frozen=True):
 
 
 class TunStatus(Struct, kw_only=True, frozen=True):
-    """System-wide mode of a client. `exits`: addresses and ports to which the link may connect; `repairs`: all facts
-    that are kept."""
+    """System-wide mode of a client. `exits`: addresses and ports to which the link may connect."""
 
     device: DeviceStatus | None = None
     addresses: tuple[str, ...] = ()
@@ -230,8 +228,7 @@ class TunStatus(Struct, kw_only=True, frozen=True):
 
 
 class TunNetworkStatus(Struct, kw_only=True, frozen=True):
-    """The network interface of an exit; `clients`: number of sessions with packets; `repairs`: all facts that are
-    kept."""
+    """The network interface of an exit; `clients`: number of sessions with packets."""
 
     device: DeviceStatus | None = None
     clients: int = 0
@@ -396,14 +393,6 @@ class ExitStatus(RoleStatus, kw_only=True, frozen=True, tag="exit"):
 
 type Status = ClientStatus | ExitStatus
 type StatusSource = Callable[[], Awaitable[Status]]
-
-
-def encode(value: object) -> bytes:
-    """JSON in UTF-8. Text that is not Unicode (lone surrogates) is escaped."""
-    try:
-        return msgspec.json.encode(value)
-    except UnicodeEncodeError:
-        return json.dumps(msgspec.to_builtins(value)).encode()
 
 
 def read(told: Any) -> Status:

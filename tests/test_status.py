@@ -15,11 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cryprq_proxy import status as definitions
+from cryprq_proxy.base.text import to_json
 from cryprq_proxy.commands.status.view import render
 from cryprq_proxy.errors import CryprqError
 from cryprq_proxy.process.control import read_status
 from cryprq_proxy.process.sd_notify import summary
-from cryprq_proxy.status import ClientStatus, ExitStatus, LoggedError, OpenConnection, Status, encode, read
+from cryprq_proxy.status import ClientStatus, ExitStatus, LoggedError, OpenConnection, Status, read
 from cryprq_proxy.web.metrics import Exposition
 
 ROLES = ClientStatus, ExitStatus
@@ -51,7 +52,7 @@ def show(status: Status) -> list[str]:
 @pytest.mark.parametrize("role", ROLES)
 def test_what_is_encoded_is_read_back(role: type[Status]) -> None:
     full = sample(role, True, 0)
-    assert read(json.loads(encode(full))) == full
+    assert read(json.loads(to_json(full))) == full
 
 
 @pytest.mark.parametrize("role", ["client", "exit"])
@@ -80,7 +81,7 @@ def test_another_version_is_shown_or_refused_in_a_sentence(role: str, told: dict
 
 
 def test_text_that_is_not_unicode_is_escaped() -> None:
-    errors = json.loads(encode(ClientStatus(errors=(LoggedError(text="\ud800"),))))["errors"]
+    errors = json.loads(to_json(ClientStatus(errors=(LoggedError(text="\ud800"),))))["errors"]
     assert errors[0]["text"] == "\ud800"
 
 

@@ -1,9 +1,12 @@
-"""Numbers in words, for people; reasons in words are in errors.py."""
+"""Numbers in words, for people, and values as JSON; reasons in words are in errors.py."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Final
+
+import msgspec
 
 _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB")
 SHORT_ID: Final = 12
@@ -49,3 +52,11 @@ def duration(seconds: float | None) -> str:
     if hours:
         return f"{hours} h {minutes} min"
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def to_json(value: object) -> bytes:
+    """JSON in UTF-8, also of structs. Text that is not Unicode (lone surrogates) is escaped."""
+    try:
+        return msgspec.json.encode(value)
+    except UnicodeEncodeError:
+        return json.dumps(msgspec.to_builtins(value)).encode()

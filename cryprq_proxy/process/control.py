@@ -27,8 +27,9 @@ import msgspec
 
 from ..base.files import locked_directory
 from ..base.log import one_line
+from ..base.text import to_json
 from ..errors import ConfigError, CryprqError, reason_of
-from ..status import Status, StatusSource, encode, read
+from ..status import Status, StatusSource, read
 from .actions import Action
 
 MAX_REQUEST: Final = 4096
@@ -114,7 +115,7 @@ class ControlServer:
                 line = await reader.readuntil(b"\n")
             answer = await self._answer(line)
         except asyncio.LimitOverrunError:
-            answer = encode({"error": f"a request has at most {MAX_REQUEST} bytes"})
+            answer = to_json({"error": f"a request has at most {MAX_REQUEST} bytes"})
         writer.write(answer + b"\n")
         async with asyncio.timeout(TIMEOUT):
             await writer.drain()
@@ -123,20 +124,20 @@ class ControlServer:
         try:
             request = parse_request(line)
         except RequestError as error:
-            return encode({"error": str(error)})
+            return to_json({"error": str(error)})
         command = request.command
         action = self._actions.get(command)
         if action is None and command != "status":
             known = ", ".join(sorted(["status", *self._actions]))
-            return encode({"error": f"unknown command {command!r}; known: {known}"})
+            return to_json({"error": f"unknown command {command!r}; known: {known}"})
         try:
-            return encode({"ok": await (self._status() if action is None else action(request.argument))})
+            return to_json({"ok": await (self._status() if action is None else action(request.argument))})
         except CryprqError as error:
-            return encode({"error": str(error)})
+            return to_json({"error": str(error)})
         except Exception:  # noqa: BLE001
             # A bug in a command must still give the person an answer.
             _log.exception("the command %r failed", command)
-            return encode({"error": f"the command {command} failed; the log has the reason"})
+            return to_json({"error": f"the command {command} failed; the log has the reason"})
 
 
 def query(

@@ -18,8 +18,8 @@ from typing import Final, NamedTuple
 from aiohttp import web
 
 from ..base.tasks import spawn
+from ..base.text import to_json
 from ..process.actions import Actions
-from ..status import encode
 
 MAX_LISTENERS: Final = 16
 """Open pages at once; further ones are refused."""
@@ -106,12 +106,12 @@ class Events:
         ticked.set()
 
     async def _event(self) -> _Event:
-        told = encode({"at": self._clock(), "status": await self._actions.status()})
+        told = to_json({"at": self._clock(), "status": await self._actions.status()})
         status, before = b"event: status\ndata: %b\n\n" % told, self._latest
         if before is not None and before.rows >= MANY and self.ticks % 3:
             return _Event(status, before.streams, False, before.rows)
         rows = self._actions.streams()
-        return _Event(status, b"event: streams\ndata: %b\n\n" % encode(rows), True, len(rows))
+        return _Event(status, b"event: streams\ndata: %b\n\n" % to_json(rows), True, len(rows))
 
     def stop(self) -> None:
         """End all answers, at once for those that wait."""

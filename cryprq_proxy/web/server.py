@@ -23,10 +23,11 @@ import msgspec
 from aiohttp import web
 
 from ..address import Destination
+from ..base.text import to_json
 from ..errors import CryprqError
 from ..process.actions import Actions
 from ..rules.pac.script import PAC_TYPE
-from ..status import StatusSource, encode
+from ..status import StatusSource
 from .connections import AdminConnection, bounded_connection
 from .events import Events
 from .guard import Asked, RequestGuard
@@ -238,13 +239,13 @@ def _with_etag(request: web.Request, body: bytes, tag: str, headers: Mapping[str
 
 
 def _json(value: Any) -> web.Response:
-    return web.Response(body=encode(value), content_type="application/json")
+    return web.Response(body=to_json(value), content_type="application/json")
 
 
 def _refused(status: int, text: str, *, allow: str | None = None) -> web.Response:
     """One sentence, as JSON; it repeats nothing of the request."""
     response = web.Response(
-        status=status, body=encode({"error": text.strip()}), content_type="application/json"
+        status=status, body=to_json({"error": text.strip()}), content_type="application/json"
     )
     if status == 401:
         response.headers["WWW-Authenticate"] = "Bearer"

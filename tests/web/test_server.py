@@ -23,10 +23,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cryprq_proxy.address import Destination
+from cryprq_proxy.base.text import to_json
 from cryprq_proxy.commands.dashboard import dashboard as dashboard_command
 from cryprq_proxy.errors import CryprqError
 from cryprq_proxy.process.recent_errors import MAX_ENTRIES, MAX_TEXT, RecentErrors
-from cryprq_proxy.status import ClientStatus, ExitStatus, Traffic, encode
+from cryprq_proxy.status import ClientStatus, ExitStatus, Traffic
 from cryprq_proxy.web import connections, events
 from cryprq_proxy.web import server as web_server
 from cryprq_proxy.web.events import MAX_LISTENERS, Events
@@ -123,7 +124,7 @@ async def test_the_page_runs_its_own_script_and_no_other(site: Site) -> None:
 async def test_status_and_streams(site: Site) -> None:
     status, streams = await site.ask("/api/status"), await site.ask("/api/streams")
     assert status.headers["content-type"] == "application/json"
-    assert status.json() == json.loads(encode(await site.world.status()))
+    assert status.json() == json.loads(to_json(await site.world.status()))
     assert streams.json() == site.world.open
     assert (await site.ask("/healthz")).body == b"ok\n"
 
