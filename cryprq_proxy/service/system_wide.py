@@ -26,6 +26,7 @@ from ..status import ClientStatus, Status, TunStatus
 
 if TYPE_CHECKING:
     from tun.exit_network import ExitNetwork
+    from tun.leaktest.canaries import CanaryTargets
     from tun.leaktest.held import HeldFlow
     from tun.settings import ExitNetworkSettings, TunnelSettings
 
@@ -144,10 +145,9 @@ def hold_flows(to: Sequence[str], seconds: int) -> list[HeldFlow]:
     """
     addresses = [_literal(text) for text in to]
     _need_linux_and_root("leaktest")
-    from tun.leaktest.canaries import CanaryTargets
     from tun.leaktest.held import hold
 
-    return hold(CanaryTargets(dns=addresses, hosts=addresses) if addresses else CanaryTargets(), seconds)
+    return hold(_canary_targets(addresses), seconds)
 
 
 def leak_test(
@@ -162,8 +162,7 @@ def leak_test(
     addresses = [_literal(text) for text in to]
     _need_linux_and_root("leaktest")
     from tun.leaktest import probe as leakprobe
-    from tun.leaktest.canaries import CanaryTargets
-    from tun.leaktest.report import render
+    from tun.leaktest.report import plain, render
 
     tun = next((role.tun for role in running if isinstance(role, ClientStatus) and role.tun), None)
     if tun is None:
@@ -175,6 +174,29 @@ def leak_test(
         allowed = list(_let_out(tun))
     except ValueError:
         raise ConfigError("the client is of another version: restart it, then test") from None
+    report = asyncio.run(
+        leakprobe.run(
+            tunnel=_tunnel_of(tun),
+            exits=exits,
+            allowed=allowed,
+            targets=_canary_targets(addresses, devices=list(tun.uplinks)),
+            held=held,
+        )
+    )
+    return report.exit_code, render(report), plain(report)
+
+
+def _canary_targets(addresses: Sequence[str], devices: Sequence[str] = ()) -> CanaryTargets:
+    """Those addresses in place of the usual ones, if there are any."""
+    from tun.leaktest.canaries import CanaryTargets
+
+    if addresses:
+        return CanaryTargets(dns=addresses, hosts=addresses, devices=devices)
+    return CanaryTargets(devices=devices)
+
+
+def _tunnel_of(tun: TunStatus) -> str:
+    """The tunnel's interface. Raises ConfigError where a leak test proves nothing: where it is let past the tunnel."""
     if tun.device is None:
         raise ConfigError("the client is not ready yet: try again when it is")
     if any(first <= os.geteuid() <= last for first, last in tun.exclude_uids):
@@ -192,25 +214,7 @@ def leak_test(
         )
     if paused := tun.kill_switch.paused:
         raise ConfigError(f"the client is paused, so all may get out: test again in {paused} s")
-    uplinks = list(tun.uplinks)
-    targets = CanaryTargets(devices=uplinks)
-    if addresses:
-        targets = CanaryTargets(dns=addresses, hosts=addresses, devices=uplinks)
-    report = asyncio.run(
-        leakprobe.run(tunnel=tun.device.name, exits=exits, allowed=allowed, targets=targets, held=held)
-    )
-    plain = {
-        "leak": bool(report.leaks),
-        "canaries": [row._asdict() for row in report.rows],
-        "link_packets": report.link,
-        "others": [
-            {"interface": interface, "what": what, "packets": packets}
-            for interface, what, packets in report.others
-        ],
-        "missed": report.missed,
-        "packets_sent": report.counters,
-    }
-    return report.exit_code, render(report), plain
+    return tun.device.name
 
 
 def _in_a_cgroup_of(paths: Iterable[str]) -> bool:

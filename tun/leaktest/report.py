@@ -1,11 +1,11 @@
-"""The result of a leak test: what became of each canary, and the report as lines for a terminal."""
+"""The result of a leak test: what became of each canary, as lines for a terminal and as plain values for JSON."""
 
 from __future__ import annotations
 
 import enum
 from collections import Counter
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class CanaryVerdict(enum.StrEnum):
@@ -83,3 +83,18 @@ def render(report: LeakReport) -> str:
     else:
         lines.append(f"no leak: {summary or 'nothing was sent'}")
     return "\n".join(lines)
+
+
+def plain(report: LeakReport) -> dict[str, Any]:
+    """The report as plain values, for programs."""
+    return {
+        "leak": bool(report.leaks),
+        "canaries": [row._asdict() for row in report.rows],
+        "link_packets": report.link,
+        "others": [
+            {"interface": interface, "what": what, "packets": packets}
+            for interface, what, packets in report.others
+        ],
+        "missed": report.missed,
+        "packets_sent": report.counters,
+    }
