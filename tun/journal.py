@@ -24,12 +24,11 @@ import json
 import logging
 import os
 import re
-import stat
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Self
 
-from cryprq_proxy.base.files import replace_file, sync_directory, write_all
+from cryprq_proxy.base.files import is_own_directory, is_own_file, replace_file, sync_directory, write_all
 from cryprq_proxy.base.leftovers import in_use
 from cryprq_proxy.errors import ConfigError, CryprqError, LocalError, reason_of
 
@@ -259,20 +258,14 @@ def _own_directory(directory: Path) -> None:
     if not directory.exists():
         directory.mkdir(mode=0o700, parents=True)
         sync_directory(directory.parent)
-    status = directory.stat()
-    if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o022:
+    if not is_own_directory(directory.stat()):
         raise ConfigError(f"others can write to {directory}: make it this user's own, with mode 700")
 
 
 def _open(path: Path) -> int:
     """Raises ConfigError for anything but a plain file of ours; OSError."""
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
-    status = os.fstat(file)
-    if (
-        not stat.S_ISREG(status.st_mode)
-        or status.st_uid != os.geteuid()
-        or stat.S_IMODE(status.st_mode) & 0o077
-    ):
+    if not is_own_file(os.fstat(file)):
         os.close(file)
         raise ConfigError(f"{path} is not a file of this user alone (mode 600): look at it and remove it")
     return file

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -125,6 +126,16 @@ def sync_directory(directory: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def is_own_file(status: os.stat_result) -> bool:
+    """Whether it is a plain file that no user but this one can read or write."""
+    return stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o077
+
+
+def is_own_directory(status: os.stat_result) -> bool:
+    """Whether no user but this one can add, remove or replace files in it."""
+    return status.st_uid == os.geteuid() and not status.st_mode & 0o022
 
 
 def _inherit(handle: int, path: Path) -> None:

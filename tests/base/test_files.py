@@ -10,7 +10,14 @@ from pathlib import Path
 import pytest
 
 from cryprq_proxy.base import files
-from cryprq_proxy.base.files import SharedFile, locked_directory, replace_file, sync_directory
+from cryprq_proxy.base.files import (
+    SharedFile,
+    is_own_directory,
+    is_own_file,
+    locked_directory,
+    replace_file,
+    sync_directory,
+)
 from cryprq_proxy.errors import ConfigError
 
 
@@ -155,3 +162,25 @@ def test_a_file_does_not_grow_without_bound(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(ConfigError, match="would become larger"):
         shared.replace("fours")
     assert shared.read() == "four"
+
+
+def test_only_what_no_other_user_can_change_is_our_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "file"
+    file.touch(0o600)
+    tmp_path.chmod(0o755)
+    assert is_own_file(file.stat())
+    assert is_own_directory(tmp_path.stat())
+    assert not is_own_file(tmp_path.stat())
+    for mode in (0o640, 0o620, 0o604, 0o602):
+        file.chmod(mode)
+        assert not is_own_file(file.stat())
+    for mode in (0o720, 0o702):
+        tmp_path.chmod(mode)
+        assert not is_own_directory(tmp_path.stat())
+    file.chmod(0o600)
+    tmp_path.chmod(0o700)
+    monkeypatch.setattr(os, "geteuid", lambda: file.stat().st_uid + 1)
+    assert not is_own_file(file.stat())
+    assert not is_own_directory(tmp_path.stat())

@@ -10,13 +10,12 @@ from __future__ import annotations
 import json
 import logging
 import os
-import stat
 from collections.abc import Iterable, Sequence
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Final, Self
 
-from cryprq_proxy.base.files import replace_file
+from cryprq_proxy.base.files import is_own_file, replace_file
 from cryprq_proxy.errors import reason_of
 
 _log = logging.getLogger(__name__)
@@ -94,12 +93,7 @@ def _own_content(path: Path) -> bytes:
     """The content of a plain file of this user alone. Raises OSError, ValueError for a larger one."""
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     with open(handle, "rb") as file:
-        status = os.fstat(handle)
-        if (
-            not stat.S_ISREG(status.st_mode)
-            or status.st_uid != os.geteuid()
-            or stat.S_IMODE(status.st_mode) & 0o077
-        ):
+        if not is_own_file(os.fstat(handle)):
             raise PermissionError(1, "it is not a file of this user alone")
         content = file.read(MAX_SIZE + 1)
     if len(content) > MAX_SIZE:

@@ -12,10 +12,10 @@ from __future__ import annotations
 import logging
 import os
 import re
-import stat
 from pathlib import Path
 from typing import Final
 
+from cryprq_proxy.base.files import is_own_directory
 from cryprq_proxy.base.leftovers import RESOLV_CONF_HEADER
 from cryprq_proxy.errors import ConfigError, reason_of
 
@@ -82,12 +82,11 @@ def recover_or_empty(state: Path, path: Path = RESOLV_CONF, offered: tuple[Path,
 
 
 def _trusted(state: Path) -> bool:
-    """Whether only this user can have written what is in there, as for the journal."""
+    """Whether only this user can have written the files in `state`, as for the journal."""
     try:
-        found = state.stat()
+        return is_own_directory(state.stat())
     except OSError:
         return False
-    return found.st_uid == os.geteuid() and not stat.S_IMODE(found.st_mode) & 0o022
 
 
 def _is_of_use(target: Path) -> bool:
