@@ -136,7 +136,7 @@ class Sessions:
             limits=self._settings.limits,
             budget=self._budget,
             slots=self._targets.slots,
-            acceptor=lambda stream: self._accept_stream(entry, stream),
+            accept_stream=lambda stream: self._accept_stream(entry, stream),
             offload=executor_offload(
                 self._provider, self._executor, lambda error: entry.carrier_failed(error)
             ),

@@ -47,7 +47,7 @@ FILL_MINIMUM: Final = wire.MAX_PLAINTEXT + MAX_JOINED + 4 * OVERHEAD
 """Bytes of buffer that `fill` needs beyond its budget."""
 NEVER: Final = float("inf")
 
-type Acceptor = Callable[[Stream], None]
+type AcceptStream = Callable[[Stream], None]
 """Called at the exit for each OPEN. It sets `stream.handler` before it returns; it accepts or refuses the stream
 then or later."""
 
@@ -64,7 +64,7 @@ class SessionLimits:
 
 
 def refuse_streams(stream: Stream) -> None:
-    """The dialler's Acceptor: an exit may not open streams."""
+    """The dialler's AcceptStream: an exit may not open streams."""
     raise PeerError(CloseReason.PROTOCOL, "the exit tried to open a stream")
 
 
@@ -85,7 +85,7 @@ class Session:
         limits: SessionLimits,
         budget: MemoryBudget,
         slots: SlotPool,
-        acceptor: Acceptor = refuse_streams,
+        accept_stream: AcceptStream = refuse_streams,
         offload: Offload = inline,
     ) -> None:
         self.dialler = dialler
@@ -117,7 +117,7 @@ class Session:
         """Streams that the exit refused; both sides count them."""
         self.on_refused: Callable[[Stream, StreamReason], bool] = _not_handled
         """Called at the dialler when the exit refused a stream. If it returns True, the handler is not called."""
-        self._acceptor = acceptor
+        self._accept_stream = accept_stream
         self._awaited: set[int] = set()
         """Streams that have ended here and whose end the peer has not sent yet."""
         self._last_id = 0
@@ -498,7 +498,7 @@ class Session:
         if len(self.streams) + len(self._awaited) > self.limits.streams:
             self.send_refused(stream, StreamReason.LIMIT)
         else:
-            self._acceptor(stream)
+            self._accept_stream(stream)
 
     def _receive_opened(self, stream: Stream, value: Any) -> None:
         if not self.dialler or stream.opened:
@@ -602,7 +602,7 @@ def _not_handled(stream: Stream, reason: StreamReason) -> bool:
 
 
 _UNBORN: Final = StreamHandler()
-"""The handler of a stream until the acceptor sets one."""
+"""The handler of a stream until `accept_stream` sets one."""
 _EPOCH_ENDS: Final = frozenset((wire.REKEY_ANSWER, wire.SWITCH))
 _ENDS: Final = frozenset((wire.FIN, wire.RESET, wire.REFUSED))
 _ON_STREAM: Final[dict[int, Callable[[Session, Stream, Any], None]]] = {

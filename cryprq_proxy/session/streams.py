@@ -144,7 +144,7 @@ class WindowPool:
 
 
 class Stream:
-    """One side of a stream. Only Session makes one: `Session.open` returns it, or the acceptor gets it.
+    """One side of a stream. Only Session makes one: `Session.open` returns it, or its `accept_stream` gets it.
 
     `label` is any value that says what the stream is for; the caller of `Session.open` sets it.
     """

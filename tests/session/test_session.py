@@ -608,7 +608,7 @@ def test_a_peer_may_close_in_the_middle_of_a_record(side: str) -> None:
     assert sent_frames(link, victim) == [], "nobody answers a CLOSE"
 
 
-def test_the_acceptor_may_refuse_at_once() -> None:
+def test_the_exit_may_refuse_a_stream_at_once() -> None:
     def serve(stream: Stream) -> Any:
         stream.refuse(StreamReason.NOT_ALLOWED)
         return App()

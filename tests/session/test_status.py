@@ -104,7 +104,7 @@ def test_totals_outlive_sessions() -> None:
 
 def test_refusals_are_counted_by_reason() -> None:
     link = Link(LIMITS)
-    link.exit._acceptor = lambda stream: stream.refuse(StreamReason.NOT_ALLOWED)
+    link.exit._accept_stream = lambda stream: stream.refuse(StreamReason.NOT_ALLOWED)
     for _ in range(3):
         link.open()
     link.carrier.advance(0.0)

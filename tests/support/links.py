@@ -234,7 +234,7 @@ class Link:
             )
 
         self.client = session(True, limits, offload)
-        self.exit = session(False, exit_limits or limits, exit_offload, acceptor=self._accept)
+        self.exit = session(False, exit_limits or limits, exit_offload, accept_stream=self._accept)
         self.carrier: MemoryCarrier
         if connected:
             self.connect()
