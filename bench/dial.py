@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Callable
 
+from cryprq_proxy.base.sockets import CONNECT_TIMEOUT
 from cryprq_proxy.errors import StreamReason
 from cryprq_proxy.outbound import dialer
 
@@ -29,7 +30,7 @@ def through_selector(loop: asyncio.AbstractEventLoop, port: int, done: dialer.Do
     sock.setblocking(False)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.connect_ex(("127.0.0.1", port))
-    return dialer._Connecting(loop, sock, done, dialer.DIAL_TIMEOUT)
+    return dialer._Connecting(loop, sock, done, CONNECT_TIMEOUT)
 
 
 async def cost(connect: Connect, listener: socket.socket) -> float:

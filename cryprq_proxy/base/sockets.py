@@ -1,4 +1,4 @@
-"""The options of TCP sockets."""
+"""The options of TCP sockets, and the time that one has to connect."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import socket
 import struct
 from typing import Final
 
+CONNECT_TIMEOUT: Final = 10.0
+"""Seconds to connect a target, resolving included, unless an exit's configuration says otherwise."""
 _CONGESTION: Final = getattr(socket, "TCP_CONGESTION", None)
 _UNPACED: Final = b"reno"
 """A congestion control that Linux always has and every user may choose."""

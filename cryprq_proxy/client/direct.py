@@ -23,9 +23,9 @@ from typing import Any, Final
 
 from ..address import Destination
 from ..base.buffers import SHARED
-from ..base.sockets import set_reset_on_close
+from ..base.sockets import CONNECT_TIMEOUT, set_reset_on_close
 from ..errors import LocalError, StreamReason
-from ..outbound.dialer import DIAL_TIMEOUT, Cancellable, connect_target
+from ..outbound.dialer import Cancellable, connect_target
 from ..outbound.relay import SLOTS
 from ..outbound.resolver import Resolver, SystemResolver
 from ..outbound.udp_association import UdpAssociation
@@ -45,7 +45,7 @@ class Direct:
     reason."""
 
     def __init__(
-        self, slots: SlotPool, resolver: Resolver | None = None, timeout: float = DIAL_TIMEOUT
+        self, slots: SlotPool, resolver: Resolver | None = None, timeout: float = CONNECT_TIMEOUT
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.slots = slots

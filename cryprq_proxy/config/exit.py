@@ -12,6 +12,7 @@ from msgspec import Struct
 
 from ..address import Destination, parse_host_port
 from ..base.paths import config_dir, default_control_socket
+from ..base.sockets import CONNECT_TIMEOUT
 from ..crypto.identity import PeerId
 from ..errors import ConfigError
 from ..exit.egress_policy import EgressPolicy
@@ -56,7 +57,7 @@ class ExitLimitsTable(LinkLimits, frozen=True, kw_only=True):
     detached_sessions_per_peer: Annotated[int, count(0, 65_536)] = 2
     resume_seconds: Annotated[float, seconds(0, 86_400)] = RESUME_SECONDS
     retained_total: Annotated[int, size(64 * KIB, 1024 * GIB)] = 256 * MIB
-    connect_timeout: Annotated[float, seconds(0.1, 600)] = 10.0
+    connect_timeout: Annotated[float, seconds(0.1, 600)] = CONNECT_TIMEOUT
 
 
 class WebSocketTable(Struct, frozen=True, kw_only=True):

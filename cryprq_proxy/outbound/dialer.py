@@ -26,15 +26,13 @@ from itertools import chain, zip_longest
 from typing import Final, Protocol
 
 from ..address import Destination
-from ..base.sockets import prepare
+from ..base.sockets import CONNECT_TIMEOUT, prepare
 from ..base.tasks import spawn
 from ..errors import StreamReason, StreamRefused
 from .resolver import Resolver
 
 _log = logging.getLogger(__name__)
 
-DIAL_TIMEOUT: Final = 10.0
-"""Seconds for a whole dial, resolving included."""
 ATTEMPT_DELAY: Final = 0.25
 """Seconds between the starts of two attempts: RFC 8305 section 5."""
 MAX_ADDRESSES: Final = 32
@@ -142,7 +140,7 @@ async def _dial_for(
 
 
 def connect_literal(
-    loop: asyncio.AbstractEventLoop, ip: str, port: int, done: Done, timeout: float = DIAL_TIMEOUT, /
+    loop: asyncio.AbstractEventLoop, ip: str, port: int, done: Done, timeout: float = CONNECT_TIMEOUT, /
 ) -> Cancellable:
     """Connect to one IP literal within `timeout` seconds.
 
@@ -317,7 +315,7 @@ async def dial(
     policy: TargetPolicy,
     *,
     resolver: Resolver,
-    timeout: float = DIAL_TIMEOUT,
+    timeout: float = CONNECT_TIMEOUT,
     attempt_delay: float = ATTEMPT_DELAY,
     connect: ConnectLiteral = connect_literal,
     loop: asyncio.AbstractEventLoop | None = None,
