@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import socket
 import time
@@ -11,10 +10,10 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Final, Protocol
 
+from ..base.resolv_conf import nameservers
 from ..errors import StreamReason, StreamRefused
 
 _log = logging.getLogger(__name__)
@@ -47,17 +46,10 @@ RESOLVE_REASONS: Final[dict[int, StreamReason]] = {
 def name_servers(file: Path = Path("/etc/resolv.conf")) -> list[str]:
     """The addresses of the host's DNS servers, the first MAX_SERVERS of resolv.conf(5), else this host itself."""
     try:
-        # Not splitlines: other characters than a line feed end no line of this file.
-        lines = file.read_text("ascii", "replace").split("\n")
+        servers = nameservers(file.read_bytes())
     except OSError:
-        lines = []
-    servers = []
-    for line in lines:
-        words = line.split()
-        if len(words) >= 2 and words[0] == "nameserver":
-            with contextlib.suppress(ValueError):
-                servers.append(str(ip_address(words[1])))
-    return servers[:MAX_SERVERS] or ["127.0.0.1"]
+        servers = ()
+    return list(servers[:MAX_SERVERS]) or ["127.0.0.1"]
 
 
 class Resolver(Protocol):

@@ -4,7 +4,7 @@ choose              finds the setting of this system: systemd-resolved, or the f
 resolved            the first, over D-Bus
 resolvconf          the second: sets and watches the file
 resolvconf_files    the file's backup, change and undo
-resolvconf_text     the text of the file
+resolvconf_text     the text of our file
 left_alone          nothing is set, and why names work nonetheless
 bootstrap           resolves the exit's name past the tunnel, through an opening of the filter
 known_addresses     the last addresses of that name, on the disk

@@ -11,13 +11,14 @@ import os
 from pathlib import Path
 from typing import Final
 
+from cryprq_proxy.base.resolv_conf import nameservers
+
 from ..journal import Record, Undoer
 from . import resolvconf_files, resolved
 from .left_alone import LeftAlone
 from .recovery import recover_or_empty
 from .resolvconf import ResolvConf
 from .resolvconf_files import RESOLV_CONF, STATE, read
-from .resolvconf_text import nameservers
 from .resolved import Resolved
 from .setting import ResolverSetting
 

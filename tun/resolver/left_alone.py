@@ -12,8 +12,9 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
 
+from cryprq_proxy.base.resolv_conf import nameservers
+
 from .resolvconf_files import RESOLV_CONF, content_of
-from .resolvconf_text import nameservers
 from .setting import ResolverSetting
 
 _log = logging.getLogger(__name__)

@@ -17,10 +17,11 @@ from typing import Final
 
 from cryprq_proxy.base.files import is_own_directory
 from cryprq_proxy.base.leftovers import RESOLV_CONF_HEADER
+from cryprq_proxy.base.resolv_conf import nameservers
 from cryprq_proxy.errors import ConfigError, reason_of
 
 from .resolvconf_files import RESOLV_CONF, backup_of, content_of, lead_to, put_back, read, write
-from .resolvconf_text import is_ours, nameservers, without_nameservers
+from .resolvconf_text import is_ours, without_nameservers
 
 _log = logging.getLogger(__name__)
 

@@ -20,6 +20,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Final
 
+from cryprq_proxy.base.resolv_conf import nameservers
 from cryprq_proxy.errors import ConfigError
 
 from ..journal import Record
@@ -34,7 +35,7 @@ from .resolvconf_files import (
     replace,
     write,
 )
-from .resolvconf_text import is_ours, nameservers
+from .resolvconf_text import is_ours
 from .setting import ResolverSetting
 
 _log = logging.getLogger(__name__)

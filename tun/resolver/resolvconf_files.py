@@ -21,10 +21,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from cryprq_proxy.base.resolv_conf import nameservers
 from cryprq_proxy.errors import ConfigError, CryprqError, reason_of
 
 from ..journal import Entry, Record
-from .resolvconf_text import nameservers, render
+from .resolvconf_text import render
 
 RESOLV_CONF: Final = Path("/etc/resolv.conf")
 STATE: Final = Path("/var/lib/cryprq-proxy")

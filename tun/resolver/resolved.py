@@ -24,12 +24,12 @@ from dbus_fast import DBusFastError, Message, MessageFlag, MessageType
 from dbus_fast.aio import MessageBus
 from dbus_fast.constants import BusType
 
+from cryprq_proxy.base.resolv_conf import nameservers
 from cryprq_proxy.base.tasks import spawn
 from cryprq_proxy.errors import ConfigError, reason_of
 
 from ..journal import Record, same_boot
 from .resolvconf_files import read
-from .resolvconf_text import nameservers
 from .setting import ResolverSetting
 
 NAME: Final = "org.freedesktop.resolve1"

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from cryprq_proxy.base.resolv_conf import nameservers
 from cryprq_proxy.errors import ConfigError
 from tun.resolver.recovery import recover, recover_or_empty
-from tun.resolver.resolvconf_text import is_ours, nameservers, render
+from tun.resolver.resolvconf_text import is_ours, render
 
 TAG = "0123456789abcdef"
 BEFORE = "# by hand\nnameserver 192.0.2.1\nsearch lan\n"

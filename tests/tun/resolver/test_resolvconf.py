@@ -13,12 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cryprq_proxy.base.resolv_conf import MAX_NAMESERVERS, nameservers
 from cryprq_proxy.errors import ConfigError
 from tun.resolver import resolvconf, resolvconf_files
 from tun.resolver.choose import choose
 from tun.resolver.resolvconf import ResolvConf
 from tun.resolver.resolvconf_files import undo
-from tun.resolver.resolvconf_text import MAX_NAMESERVERS, nameservers, render
+from tun.resolver.resolvconf_text import render
 
 OURS = ("198.18.255.53", "fd63:7279:7071::53")
 LINK = (7, "cryprq0")
@@ -461,17 +462,6 @@ def _deny_write(path: Path, *_: object) -> None:
 
 
 # Reading what others wrote
-
-
-def test_nameservers() -> None:
-    content = (
-        b"; comment\n#nameserver 192.0.2.9\n nameserver\t192.0.2.1 # first\nnameserver 192.0.2.1\n"
-        b"nameserver fe80::1%eth0\nnameserver 2001:DB8::1\nnameserver\nnameserver example.org\n"
-        b"nameserver 192.0.2.300\nnameservers 192.0.2.8\nsearch lan\r\nnameserver \xff\n"
-    )
-    assert nameservers(content) == ("192.0.2.1", "fe80::1%eth0", "2001:db8::1")
-    many = b"".join(b"nameserver 192.0.2.%d\n" % number for number in range(100))
-    assert len(nameservers(many)) == MAX_NAMESERVERS
 
 
 def test_render_keeps_no_name_server_and_no_trust() -> None:
