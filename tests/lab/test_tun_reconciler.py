@@ -11,15 +11,15 @@ import socket
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, Final, NamedTuple
 
 import pytest
 
-from tests.support.lab.hosts import EXIT4, EXIT6, SERVER4, SERVER6
+from tests.support.lab.hosts import CLIENT4, EXIT4, EXIT6, ROUTER_LAN4, SERVER4, SERVER6
 from tests.support.lab.links import Role
 from tests.support.lab.net import RESOLVER, until
-from tests.support.lab.stage import TUN, Stage, beside_the_link
+from tests.support.lab.stage import OTHER4, OTHER6, TUN, Stage, beside_the_link
 
 OUTER: Final = 20.0
 """Seconds for one repair on a machine that is busy with other things."""
@@ -235,6 +235,83 @@ class TestRulesOfOthers:
                 client.attempt(["ip", "rule", "del", "pref", rule])
             client.ip("link del wg0")
         running.flows()
+
+
+@contextlib.contextmanager
+def questions(stage: Stage, servers: Collection[str]) -> Iterator[None]:
+    """To ports 53 and 853 of these servers without end, by UDP and TCP, from sockets of before and from new ones."""
+    over = threading.Event()
+    targets = [(server, port) for server in servers for port in (53, 853)]
+    kept = [(stage.socket(server, socket.SOCK_DGRAM), (server, port)) for server, port in targets]
+    for sock, target in kept:
+        sock.connect(target)
+
+    def ask() -> None:
+        with stage.client.entered():
+            while not over.wait(0.003):
+                for sock, target in kept:
+                    with contextlib.suppress(OSError):
+                        sock.send(b"question")
+                    for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
+                        with socket.socket(sock.family, kind) as new, contextlib.suppress(OSError):
+                            new.setblocking(False)
+                            new.connect(target)
+                            new.send(b"question")
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        yield
+    finally:
+        over.set()
+        asking.join()
+        for sock, _ in kept:
+            sock.close()
+
+
+class TestNameServersPastTheTunnel:
+    """The routes of the LAN and of excluded networks lead past the tunnel; questions there do not follow them."""
+
+    SERVERS: Final = (ROUTER_LAN4, OTHER4, OTHER6)
+
+    def test_none_is_asked_while_there_is_no_filter(self, stage: Stage) -> None:
+        excluded = ("--exclude", f"{OTHER4}/32", "--exclude", f"{OTHER6}/128")
+        with stage.tunnel(*excluded) as role:
+            running = Running(stage, role, stage.status())
+            with stage.wire() as wire, questions(stage, self.SERVERS):
+                for _ in range(5):
+                    stage.client.run(["nft", "flush", "ruleset"])
+                    until(running.filtered, "the filter is back", REPAIR * 2)
+                # What is sent there on other ports leaves: so would a question.
+                assert stage.fetch(OTHER4) and stage.fetch(OTHER6)
+            sent = [packet for packet in wire.sent() if packet.destination in self.SERVERS]
+            assert {packet.destination for packet in sent} >= {OTHER4, OTHER6}
+            asked = [packet for packet in sent if packet.destination_port in (53, 853)]
+            assert not asked, (len(asked), asked[:5])
+
+    def test_their_programs_get_answers_at_once(self, stage: Stage) -> None:
+        """The forwarder's to a question, and a refusal to DNS over TLS, as for a server past the tunnel."""
+        stage.server.dns.answers["far.example.com.", "A"] = ["192.0.2.7"]
+        with stage.tunnel("--exclude", f"{OTHER4}/32"):
+            for server in (ROUTER_LAN4, OTHER4):
+                answer = stage.client.run(
+                    ["dig", "+short", "+time=3", "+tries=1", f"@{server}", "far.example.com", "A"]
+                )
+                assert answer.strip() == "192.0.2.7"
+                with stage.socket(server) as sock, pytest.raises(ConnectionRefusedError):
+                    sock.connect((server, 853))
+
+    def test_the_lan_asks_a_name_server_of_this_machine(self, stage: Stage) -> None:
+        """Also where the reverse path filter is strict, as it is here."""
+        with stage.tunnel():
+            server = stage.socket(CLIENT4, socket.SOCK_DGRAM)
+            asks = stage.socket(CLIENT4, socket.SOCK_DGRAM, stage.hosts.router)
+            with server, asks:
+                server.bind((CLIENT4, 53))
+                asks.sendto(b"question", (CLIENT4, 53))
+                question, source = server.recvfrom(100)
+                server.sendto(b"answer", source)
+                assert (question, asks.recv(100)) == (b"question", b"answer")
 
 
 class TestReversePathRules:

@@ -11,7 +11,7 @@ them:
     forward                        containers and virtual machines: into the tunnel, or to the LAN
     mark_out   output, routing     gives the mark to what goes past the tunnel, and calls `rules` for this machine
     dns_out    output, NAT         brings our own DNS to the forwarder
-    output                         the kill switch
+    output                         the kill switch; calls `tunnel` for what enters the tunnel
     sources    postrouting, NAT    containers get the tunnel address
     leaving    postrouting         a wrong source, or our own address as destination, never leaves, whatever
                                    another chain has done
@@ -38,7 +38,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final, NamedTuple
 
-from ..settings import DISCOVERY
+from ..settings import CLEAR_DNS_PORTS, DISCOVERY
 from .cgroups import match
 from .filter_settings import NOTHING_OPEN, FilterSettings, Openings
 from .inbound import NOT_KEPT, Address, Inbound
@@ -79,7 +79,8 @@ _DISCOVERY: Final = (
 # Each is one comparison, as every packet into the tunnel meets it. For IPv4 with what is reserved, and broadcast.
 _GROUPS: Final = ("ip daddr 224.0.0.0/3", "ip6 daddr ff00::/8")
 _DNS_PORTS: Final = f"{{ {', '.join(map(str, DNS_PORTS))} }}"
-_CLEAR_DNS: Final = "{ 53, 853 }"
+_CLEAR_DNS: Final = f"{{ {', '.join(map(str, CLEAR_DNS_PORTS))} }}"
+_ASKS: Final = f"meta l4proto {{ tcp, udp }} th dport {_CLEAR_DNS}"
 _PORT_53: Final = "meta l4proto { tcp, udp } th dport 53"
 # A connection has no mark and is not known to conntrack before its first packet is let through.
 _FIRST: Final = "ct state new ct mark 0 ct status & confirmed == 0"
@@ -190,6 +191,7 @@ def script(
         ("forward", _forward(settings, given)),
         ("mark_out", _mark_out(settings, given)),
         ("dns_out", _dns_out(settings, given)),
+        ("dns_past", _dns_past(settings)),
         ("tunnel", _tunnel(settings)),
         ("marked", _marked(given)),
         ("link", _link(settings)),
@@ -348,6 +350,7 @@ def _forward(settings: FilterSettings, given: Given) -> Iterable[str]:
     yield f"oifname {tun} iifname @uplinks counter name forwarded goto refuse"
     # Begun before the filter, so without our NAT: its other end could not answer.
     yield f"oifname {tun} ct state established ct status & snat == 0 counter name stale goto refuse"
+    yield f"oifname {tun} {_ASKS} jump dns_past"
     yield f"oifname {tun} accept"
     if lasting := given.lasting():
         yield f"ct mark {lasting} accept"
@@ -407,11 +410,27 @@ def _dns_out(settings: FilterSettings, given: Given) -> Iterable[str]:
     yield from _to_forwarder(settings)
 
 
+def _dns_past(settings: FilterSettings) -> Iterable[str]:
+    """A question that only the rules for names (route_rules.py) have routed into the tunnel, and that the forwarder
+    did not get: refused like all that asks past the tunnel."""
+    refused = "counter name dns goto refuse"
+    if settings.excluded_uids:
+        yield f"meta skuid @uids {refused}"
+    inside = "lan" if settings.lan_allowed else "guests"
+    for version, ip in ((4, "ip"), (6, "ip6")):
+        yield f"{ip} daddr @excluded{version} {refused}"
+        yield f"{ip} daddr @{inside}{version} {refused}"
+        if settings.included:
+            yield f"{ip} daddr != @included{version} {refused}"
+
+
 def _tunnel(settings: FilterSettings) -> Iterable[str]:
     """A socket from before the tunnel has another source address, and learns here that it is over."""
     yield "ip6 saddr { ::, fe80::/10 } drop"  # the kernel's own reports on multicast (RFC 3810 section 5.2.13)
     for groups in _GROUPS:
         yield f"{groups} counter name blocked goto refuse"
+    if settings.kill_switch:
+        yield f"{_ASKS} jump dns_past"
     for ip, tunnel in _tunnels(settings):
         yield f"{ip} saddr {tunnel} accept"
     yield "counter name stale goto refuse"

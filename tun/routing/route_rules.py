@@ -5,6 +5,7 @@ For each family, in the order in which the kernel asks them (after its own rule 
     link        marked packets: of our own sockets, and those
                 that the filter keeps outside of the tunnel     -> main, else unreachable
     tunnel      the tunnel's own addresses                      -> our table
+    names       DNS and DNS over TLS, with the kill switch      -> our table
     excluded    --exclude prefixes, --exclude-uid               -> main
     lan         local prefixes, one rule each, and the groups
                 and broadcast of discovery there                -> main
@@ -14,6 +15,11 @@ A marked packet never reaches the last rule: without a route it fails, and does 
 the main table without its default route (`suppress_prefixlength`): a route that the network pushes into main would then
 lead past the tunnel.
 
+The rules for names hold questions to name servers past the tunnel while the filter is gone; while it stands, it
+answers or refuses them (`dns_past` in client_table.py). A question to a server of this machine meets the kernel's rule
+0 first, and the answers of such a server have another destination port. Rules with ports exist since Linux 4.17; the
+filter's table needs 5.2.
+
 Our rules have one protocol number, which distinguishes them from those of other programs.
 """
 
@@ -21,12 +27,12 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterator, Mapping
-from socket import AF_INET, AF_INET6
+from socket import AF_INET, AF_INET6, IPPROTO_TCP, IPPROTO_UDP
 from typing import Any, Final, NamedTuple
 
 from cryprq_proxy.base.leftovers import RULE_PROTOCOL
 
-from ..settings import DISCOVERY, TUNNEL_NETWORKS, TunnelSettings
+from ..settings import CLEAR_DNS_PORTS, DISCOVERY, TUNNEL_NETWORKS, TunnelSettings
 from .lan import MAIN, Lan, NetlinkMessage, Network
 
 TABLE: Final = 0x6372
@@ -36,6 +42,7 @@ LAST: Final = 25449
 
 LINK: Final = FIRST
 TUNNEL: Final = FIRST + 5
+NAMES: Final = FIRST + 8
 EXCLUDED: Final = FIRST + 10
 EXCLUDED_USERS: Final = FIRST + 11
 LOCAL: Final = FIRST + 20
@@ -56,6 +63,8 @@ class RoutingRule(NamedTuple):
     to: Network | None = None
     mark: int | None = None
     uids: tuple[int, int] | None = None
+    service: tuple[int, int] | None = None
+    """Protocol and destination port."""
 
     def __str__(self) -> str:
         return f"IPv{self.version} rule {self.priority}"
@@ -76,6 +85,9 @@ class RoutingRule(NamedTuple):
             arguments["fwmark"] = self.mark
         if self.uids is not None:
             arguments["uid_range"] = f"{self.uids[0]}:{self.uids[1]}"
+        if self.service is not None:
+            protocol, port = self.service
+            arguments |= {"ip_proto": protocol, "dport_range": f"{port}:{port}"}
         return arguments
 
 
@@ -87,12 +99,17 @@ def wanted_rules(settings: TunnelSettings, lan: Lan, version: int) -> list[Routi
         return (prefix for prefix in dict.fromkeys(prefixes) if prefix.version == version)
 
     local = (*lan.prefixes, *DISCOVERY) if settings.lan else lan.guests
+    services = [(protocol, port) for protocol in (IPPROTO_UDP, IPPROTO_TCP) for port in CLEAR_DNS_PORTS]
     # A rule of the kernel has no prefix of length 0; without a prefix it matches everything.
     rest = [prefix if prefix.prefixlen else None for prefix in of_family(settings.include)]
     return [
         RoutingRule(version, LINK, mark=settings.mark),
         RoutingRule(version, LINK + 1, UNREACHABLE, 0, mark=settings.mark),
         *(RoutingRule(version, TUNNEL, table=TABLE, to=prefix) for prefix in of_family(TUNNEL_NETWORKS)),
+        *(
+            RoutingRule(version, NAMES, table=TABLE, service=service)
+            for service in (services if settings.kill_switch else [])
+        ),
         *(RoutingRule(version, EXCLUDED, to=prefix) for prefix in of_family(settings.exclude)),
         *(RoutingRule(version, EXCLUDED_USERS, uids=uids) for uids in dict.fromkeys(settings.exclude_uids)),
         *(RoutingRule(version, LOCAL, to=prefix) for prefix in of_family(local)),
@@ -116,6 +133,9 @@ def read_rule(message: NetlinkMessage) -> tuple[RoutingRule, int]:
     if "FRA_UID_RANGE" in attributes:
         first, _, last = attributes["FRA_UID_RANGE"].partition(":")
         uids = (int(first), int(last))
+    service = None
+    if "FRA_IP_PROTO" in attributes and "FRA_DPORT_RANGE" in attributes:
+        service = attributes["FRA_IP_PROTO"], int(attributes["FRA_DPORT_RANGE"].partition(":")[0])
     found = RoutingRule(
         4 if message["family"] == AF_INET else 6,
         attributes.get("FRA_PRIORITY", 0),
@@ -124,5 +144,6 @@ def read_rule(message: NetlinkMessage) -> tuple[RoutingRule, int]:
         to,
         mark,
         uids,
+        service,
     )
     return found, attributes.get("FRA_PROTOCOL", 0)

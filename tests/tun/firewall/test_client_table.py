@@ -32,6 +32,8 @@ SETTINGS = FilterSettings(
 MINIMAL = FilterSettings(tun="cryprq0", mark=0x6372, exits=frozenset())
 _CLAMP = "tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu"
 
+WITHOUT_KILL_SWITCH = replace(SETTINGS, kill_switch=False)
+
 
 def named(text: str, kind: str, title: str) -> list[str]:
     """The lines inside of `chain title` or `set title`."""
@@ -160,6 +162,7 @@ def test_the_way_into_the_tunnel() -> None:
         "ip6 saddr { ::, fe80::/10 } drop",
         "ip daddr 224.0.0.0/3 counter name blocked goto refuse",
         "ip6 daddr ff00::/8 counter name blocked goto refuse",
+        "meta l4proto { tcp, udp } th dport { 53, 853 } jump dns_past",
         "ip saddr 198.18.0.2 accept",
         "ip6 saddr fd63::2 accept",
         "counter name stale goto refuse",
@@ -168,7 +171,38 @@ def test_the_way_into_the_tunnel() -> None:
         "ip6 saddr { ::, fe80::/10 } drop",
         "ip daddr 224.0.0.0/3 counter name blocked goto refuse",
         "ip6 daddr ff00::/8 counter name blocked goto refuse",
+        "meta l4proto { tcp, udp } th dport { 53, 853 } jump dns_past",
         "counter name stale goto refuse",
+    ]
+    assert not any("dns_past" in line for line in named(script(WITHOUT_KILL_SWITCH), "chain", "tunnel"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "past"),
+    [
+        ({}, ["ip daddr @excluded4", "ip daddr @lan4", "ip6 daddr @excluded6", "ip6 daddr @lan6"]),
+        (
+            {"excluded_uids": frozenset({7}), "lan_allowed": False},
+            [
+                "meta skuid @uids",
+                *("ip daddr @excluded4", "ip daddr @guests4", "ip6 daddr @excluded6", "ip6 daddr @guests6"),
+            ],
+        ),
+        (
+            {"included": frozenset({ip_network("10.0.0.0/8")})},
+            [
+                *("ip daddr @excluded4", "ip daddr @lan4", "ip daddr != @included4"),
+                *("ip6 daddr @excluded6", "ip6 daddr @lan6", "ip6 daddr != @included6"),
+            ],
+        ),
+    ],
+)
+def test_dns_over_tls_past_the_tunnel_is_refused_though_it_is_routed_into_it(
+    changes: dict[str, Any], past: list[str]
+) -> None:
+    settings = replace(SETTINGS, **{"excluded_uids": frozenset(), **changes})
+    assert named(script(settings), "chain", "dns_past") == [
+        f"{which} counter name dns goto refuse" for which in past
     ]
 
 
@@ -182,6 +216,7 @@ def test_the_forward_chain() -> None:
         "ct mark != 0 jump over",
         'oifname "cryprq0" iifname @uplinks counter name forwarded goto refuse',
         'oifname "cryprq0" ct state established ct status & snat == 0 counter name stale goto refuse',
+        'oifname "cryprq0" meta l4proto { tcp, udp } th dport { 53, 853 } jump dns_past',
         'oifname "cryprq0" accept',
         "meta l4proto { tcp, udp } th dport { 53, 853, 5355 } counter name dns goto refuse",
         "ip daddr @excluded4 accept",

@@ -53,11 +53,13 @@ def text(settings: TunnelSettings, version: int, lan: Lan = LAN) -> list[str]:
         words += [f"to {rule.to}"] if rule.to else []
         words += [f"mark {rule.mark:#x}"] if rule.mark else []
         words += [f"uid {rule.uids[0]}-{rule.uids[1]}"] if rule.uids else []
+        words += [f"ipproto {rule.service[0]} dport {rule.service[1]}"] if rule.service else []
         words += ["unreachable" if rule.action == UNREACHABLE else f"lookup {rule.table}"]
         lines.append(" ".join(words))
     return lines
 
 
+NAMES = [f"25408: ipproto {protocol} dport {port} lookup 25458" for protocol in (17, 6) for port in (53, 853)]
 DISCOVERY = [
     "25420: to 224.0.0.0/24 lookup 254",
     "25420: to 239.255.255.250/32 lookup 254",
@@ -71,6 +73,7 @@ def test_everything() -> None:
         "25400: mark 0x6372 lookup 254",
         "25401: mark 0x6372 unreachable",
         "25405: to 198.18.255.53/32 lookup 25458",
+        *NAMES,
         "25420: to 172.17.0.0/16 lookup 254",
         "25420: to 192.168.1.0/24 lookup 254",
         *DISCOVERY,
@@ -80,6 +83,7 @@ def test_everything() -> None:
         "25400: mark 0x6372 lookup 254",
         "25401: mark 0x6372 unreachable",
         "25405: to fd63:7279:7071::53/128 lookup 25458",
+        *NAMES,
         "25420: to fd00::/64 lookup 254",
         "25430: lookup 25458",
     ]
@@ -93,6 +97,7 @@ def test_with_exceptions() -> None:
     )
     assert text(settings, 4)[2:] == [
         "25405: to 198.18.255.53/32 lookup 25458",
+        *NAMES,
         "25410: to 10.1.0.0/16 lookup 254",
         "25411: uid 1000-1000 lookup 254",
         "25411: uid 0-0 lookup 254",
@@ -103,8 +108,12 @@ def test_with_exceptions() -> None:
 
 def test_included_only() -> None:
     settings = tunnel_settings(include=nets("198.51.100.0/24", "::/0"))
-    assert text(settings, 4, Lan())[3:] == [*DISCOVERY, "25430: to 198.51.100.0/24 lookup 25458"]
-    assert text(settings, 6, Lan())[3:] == ["25430: lookup 25458"]
+    assert text(settings, 4, Lan())[3:] == [*NAMES, *DISCOVERY, "25430: to 198.51.100.0/24 lookup 25458"]
+    assert text(settings, 6, Lan())[3:] == [*NAMES, "25430: lookup 25458"]
+
+
+def test_without_the_kill_switch_questions_follow_the_other_rules() -> None:
+    assert not set(NAMES) & set(text(tunnel_settings(kill_switch=False), 4))
 
 
 @pytest.mark.parametrize(
@@ -139,6 +148,8 @@ def as_message(rule: RoutingRule) -> dict[str, Any]:
         "dst": "FRA_DST",
         "fwmark": "FRA_FWMARK",
         "uid_range": "FRA_UID_RANGE",
+        "ip_proto": "FRA_IP_PROTO",
+        "dport_range": "FRA_DPORT_RANGE",
         "table": "FRA_TABLE",
         "priority": "FRA_PRIORITY",
         "protocol": "FRA_PROTOCOL",
@@ -356,7 +367,7 @@ async def test_rules_and_routes_that_others_remove_are_put_back(watched: Watched
     assert (len(kernel.rules), len(kernel.routes)) == before
     assert [step.split()[:2] for step in kernel.steps] == [["add", "route"], ["add", "rule"]]
     kernel.rules.clear()
-    assert "and 9 more removed" in await watched.keep()
+    assert "and 17 more removed" in await watched.keep()
     assert await watched.keep() == ""
 
 
