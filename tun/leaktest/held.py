@@ -40,28 +40,34 @@ class HeldFlow:
 def hold(
     targets: CanaryTargets, seconds: float, sleep: Callable[[float], object] = time.sleep
 ) -> list[HeldFlow]:
-    """Open the flows, and send on them for so long; blocks. What cannot be opened or sent now is tried again."""
-    flows = [_open(canary) for canary in _kept(targets)]
+    """Open the flows, and send on them for so long; blocks. What cannot be sent now is sent in the next round."""
+    # Other texts for the judgement: those from before may have left in a pause, or while nothing ran.
+    pairs = [
+        (flow, judged)
+        for canary, judged in zip(_kept(targets), _kept(targets), strict=True)
+        if (flow := _open(canary)) is not None
+    ]
+    flows = [flow for flow, _ in pairs]
     for _ in range(max(1, round(seconds / PAUSE))):
         for flow in flows:
             with contextlib.suppress(OSError):
                 flow.send()
         sleep(PAUSE)
         _drain(flows)
-    # Other texts: those from before may have left in a pause, or while nothing ran.
-    return [
-        HeldFlow(replace(canary, name=f"{canary.name}, kept"), flow.sock)
-        for canary, flow in zip(_kept(targets), flows, strict=True)
-    ]
+    return [HeldFlow(replace(judged, name=f"{judged.name}, kept"), flow.sock) for flow, judged in pairs]
 
 
 def _kept(targets: CanaryTargets) -> Sequence[Canary]:
     return [canary for canary in canaries(replace(targets, devices=())) if canary.protocol in (TCP, UDP)]
 
 
-def _open(canary: Canary) -> HeldFlow:
+def _open(canary: Canary) -> HeldFlow | None:
+    """None where the kernel has no such socket, as without IPv6: then nothing can leak by one."""
     family = socket.AF_INET6 if ":" in canary.address else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_DGRAM if canary.protocol == UDP else socket.SOCK_STREAM)
+    try:
+        sock = socket.socket(family, socket.SOCK_DGRAM if canary.protocol == UDP else socket.SOCK_STREAM)
+    except OSError:
+        return None
     sock.setblocking(False)
     sock.bind(("", 0))
     if canary.protocol == TCP:

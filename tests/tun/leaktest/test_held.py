@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
+from typing import Any
+
+import pytest
 
 from tun.device.packets import TCP, UDP
 from tun.leaktest.canaries import CanaryTargets
@@ -33,3 +38,23 @@ def test_each_flow_keeps_its_socket_and_gets_another_text_for_the_judgement() ->
         finally:
             for flow in flows:
                 flow.sock.close()
+
+
+def test_a_kernel_without_ipv6_keeps_the_flows_of_ipv4(monkeypatch: pytest.MonkeyPatch) -> None:
+    class OnlyIpv4(socket.socket):
+        def __init__(self, family: int, *more: Any) -> None:
+            if family == socket.AF_INET6:
+                raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
+            super().__init__(family, *more)
+
+    monkeypatch.setattr(socket, "socket", OnlyIpv4)
+    flows = hold(CanaryTargets(dns=(), hosts=("::1", "127.0.0.1")), 0.0, lambda seconds: None)
+    try:
+        assert [(flow.canary.name, flow.canary.address) for flow in flows] == [
+            ("TCP, kept", "127.0.0.1"),
+            ("QUIC, kept", "127.0.0.1"),
+            ("STUN, kept", "127.0.0.1"),
+        ]
+    finally:
+        for flow in flows:
+            flow.sock.close()
