@@ -46,9 +46,8 @@ class _Connector(aiohttp.BaseConnector):
         endpoint, how = self._endpoint, self._how
         if self.protocol is not None:
             if req.url.path == endpoint.path and req.url.host == endpoint.address.host:
-                raise _failed(
-                    endpoint, "ended the connection without an answer"
-                )  # and aiohttp would try again
+                # Else aiohttp would try again.
+                raise _failed(endpoint, "ended the connection without an answer")
             raise _failed(endpoint, "sends a redirect; perhaps this network wants a login first")
         loop = asyncio.get_running_loop()
         context = None
