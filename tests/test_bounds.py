@@ -41,7 +41,8 @@ REACHED = {
         "exit/test_exit.py::test_no_more_opens_of_a_peer_than_configured",
     ],
     "plaintext kept per session; by all sessions": ["session/test_sendlog.py::test_the_bound_of_a_session"],
-    "addresses in the tunnel that it gets by refusing others": [
+    "addresses in the tunnel that it gets by refusing others; answers that wait for the carrier": [
+        "carriers/lane/test_packet_link.py::test_a_flood_of_refusals_has_one_answer",
         "tun/routing/test_address_pool.py::test_a_peer_that_refuses_everything_takes_few_addresses",
         "session/test_wire.py::test_prefixes_that_are_none_are_refused",
     ],

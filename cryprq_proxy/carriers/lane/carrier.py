@@ -130,7 +130,7 @@ class LaneCarrier:
 
     @property
     def size(self) -> int:
-        """The largest UDP payload that the path takes now, in bytes, train.OVERHEAD included."""
+        """The largest UDP payload that the path takes now, in bytes, layout.OVERHEAD included."""
         return self.path.size
 
     def send_packet(self, buffer: memoryview, start: int, end: int, shape: Shape, more: bool = False) -> bool:
