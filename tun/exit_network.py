@@ -120,7 +120,7 @@ class ExitNetwork:
                     SHARED4,
                 )
             stack.callback(undo, journal, UNDO)
-            tun = Tun.open(settings.device, mtu=MTU, offload="auto" if settings.offload else False)
+            tun = Tun.open(settings.device, mtu=MTU, offload=settings.offload)
             stack.callback(tun.close)
             kernel = await ExitKernel.up(settings, tun, journal.record, ours=ours)
             for warning in exit_table.warnings(settings.device):

@@ -131,7 +131,7 @@ class TunInterface(NoInterface):
         """
         settings, kill_switch = foundation.settings, foundation.kill_switch
         async with AsyncExitStack() as stack:
-            device = Tun.open(settings.device, mtu=MTU, offload="auto" if settings.offload else False)
+            device = Tun.open(settings.device, mtu=MTU, offload=settings.offload)
             stack.callback(device.close)
             configured = await device.configure(offered.interfaces())
             addresses = offered if len(configured) == len(offered.interfaces()) else offered.without_ipv6()

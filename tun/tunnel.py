@@ -161,7 +161,7 @@ class Tunnel:
             ours = any(entry["kind"] == nft.KIND for entry in journal.entries())
             left_closed = nft.exists(nft.CLIENT) and (ours or nft.is_left_over(nft.CLIENT))
             check_cgroups(settings.exclude_cgroups)
-            Tun.open(settings.device, mtu=MTU, offload="auto" if settings.offload else False).close()
+            Tun.open(settings.device, mtu=MTU, offload=settings.offload).close()
             lan = await read_lan(settings.device)
             known = await plan.known_addresses(journal)
             ending = JournalEnding(journal, settings, fail_closed=left_closed)

@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from ipaddress import IPv4Interface, IPv6Interface, ip_interface
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
@@ -74,11 +74,10 @@ class Tun(PacketDevice):
         self._caps = GSO_MAX_SIZE, GSO_MAX_SEGS
 
     @classmethod
-    def open(cls, name: str, *, mtu: int, offload: bool | Literal["auto"] = "auto") -> Tun:
+    def open(cls, name: str, *, mtu: int, offload: bool = True) -> Tun:
         """Create the device `name`, down and without addresses: `configure` is the next step.
 
-        `offload`: True requires vnet_hdr with TCP offloads, "auto" uses what the kernel has, False uses none.
-        Raises ConfigError.
+        `offload`: whether to use the offloads that the kernel has. Raises ConfigError.
         """
         if not 0 < len(name.encode()) <= _NAME_SIZE or not name.isprintable() or set(name) & set("/: %"):
             raise ConfigError(f"{name!r} is no name for a network device: use at most 15 letters and digits")
@@ -211,7 +210,7 @@ def _check_mtu(mtu: int) -> None:
         )
 
 
-def _attach(fd: int, name: str, offload: bool | Literal["auto"]) -> int | None:
+def _attach(fd: int, name: str, offload: bool) -> int | None:
     """Make the descriptor a device. Returns its active offloads, None without vnet_hdr. Raises ConfigError."""
     flags = _IFF_TUN | _IFF_NO_PI | _IFF_TUN_EXCL | (_IFF_VNET_HDR if offload else 0)
     try:
@@ -234,8 +233,6 @@ def _attach(fd: int, name: str, offload: bool | Literal["auto"]) -> int | None:
         except OSError:
             continue
         return offloads
-    if offload is True:
-        raise ConfigError(f"this kernel has no TCP offload for {name}: turn the tunnel's offload off")
     return 0
 
 

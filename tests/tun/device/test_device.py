@@ -433,7 +433,7 @@ def test_a_device_is_set_up_as_asked(namespaces: tuple[Namespace, Namespace]) ->
             await tun.set_mtu(1000)
 
     def inside() -> None:
-        tun = Tun.open("cqt0", mtu=1400, offload=True)
+        tun = Tun.open("cqt0", mtu=1400)
         with pytest.raises(ConfigError, match="there is a network device cqt0 already"):
             Tun.open("cqt0", mtu=1400)
         with pytest.raises(ConfigError, match="there is a network device lo already"):
