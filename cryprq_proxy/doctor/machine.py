@@ -227,7 +227,7 @@ async def tun(context: Context) -> CheckVerdict:
 
 def _troubles(context: Context) -> list[str]:
     client, exit = context.running_client, context.running_exit
-    network = exit.network if client is None and exit is not None else client and client.tun
+    network = client.tun if client else exit.network if exit else None
     return [
         f"{repair.name}: {repair.trouble}"
         for repair in (network.repairs if network else ())
