@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from cryprq_proxy.base import leftovers
+from cryprq_proxy.base.paths import ROLES
 from cryprq_proxy.errors import CryprqError
 
 from . import exit_network, sysctl
@@ -36,7 +37,7 @@ def clean(state: Path) -> list[str]:
     undoing = {CLIENT_JOURNAL: undoers(state), EXIT_JOURNAL: exit_network.UNDO}
     work = CleaningUp()
     with ExitStack() as stack:
-        for role in leftovers.ROLES:
+        for role in ROLES:
             stack.enter_context(leftovers.claimed(role))
         for name, how in undoing.items():
             if not (state / name).exists():

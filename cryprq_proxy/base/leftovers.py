@@ -21,20 +21,18 @@ import socket
 import struct
 import sys
 from collections.abc import Iterator
-from typing import Final, Literal
+from typing import Final
 
 from ..errors import ConfigError
 from .netlink import DUMP, NETFILTER, NetlinkSocket, attributes
-
-type TunRole = Literal["client", "exit"]
-ROLES: Final[tuple[TunRole, ...]] = ("client", "exit")
+from .paths import Role
 
 RULE_PROTOCOL: Final = 0x72
 """FRA_PROTOCOL and rtm_protocol of all that is ours; not registered (iproute2, rt_protos)."""
 RESOLV_CONF: Final = "/etc/resolv.conf"
 RESOLV_CONF_HEADER: Final = "# cryprq-proxy "
 """The first line of our resolv.conf begins so."""
-TABLES: Final[dict[TunRole, str]] = {"client": "cryprq", "exit": "cryprq_exit"}
+TABLES: Final[dict[Role, str]] = {"client": "cryprq", "exit": "cryprq_exit"}
 """Our tables of the packet filter, of family inet."""
 KILL_SWITCH_STANDS: Final = (
     "the kill switch of an earlier --tun stands: start it again, or sudo cryprq-proxy cleanup"
@@ -53,7 +51,7 @@ _NFPROTO_INET: Final = 1
 
 
 @contextlib.contextmanager
-def claimed(role: TunRole) -> Iterator[None]:
+def claimed(role: Role) -> Iterator[None]:
     """Be the one `role` in system-wide mode of this network namespace.
 
     Raises ConfigError if there is another one.
@@ -96,7 +94,7 @@ def in_use(pid: int | None) -> str:
     return f"another cryprq-proxy runs in system-wide mode{known}: stop that one first"
 
 
-def holder(role: TunRole) -> int | None:
+def holder(role: Role) -> int | None:
     """The process id of the `role` that lives here in system-wide mode; 0 if it is of another PID namespace."""
     if sys.platform != "linux":
         return None
@@ -110,7 +108,7 @@ def holder(role: TunRole) -> int | None:
     return pid if uid in (0, os.geteuid()) else None
 
 
-def _name(role: TunRole) -> str:
+def _name(role: Role) -> str:
     return f"\0cryprq-proxy-tun-{role}"
 
 
@@ -122,7 +120,7 @@ def standing_kill_switch() -> str:
     return KILL_SWITCH_STANDS if marks("client") else ""
 
 
-def marks(role: TunRole) -> tuple[str, ...]:
+def marks(role: Role) -> tuple[str, ...]:
     """What a `role` that no longer lives has left, as far as this user can see, in words; empty if one lives."""
     if sys.platform != "linux" or holder(role) is not None:
         return ()

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 from ..address import Destination, reachable
 from ..base import leftovers as marks
+from ..base.paths import ROLES
 from ..config.both_roles import is_loopback
 from ..config.client import ClientConfig, load_client
 from ..config.exit import ExitConfig, load_exit
@@ -237,7 +238,7 @@ def _troubles(context: Context) -> list[str]:
 
 async def leftovers(context: Context) -> CheckVerdict:
     """Look for what a killed --tun has left. Needs no configuration, and explains what fails after it."""
-    dead = [role for role in marks.ROLES if marks.holder(role) is None]
+    dead = [role for role in ROLES if marks.holder(role) is None]
     left = [mark for role in dead for mark in marks.marks(role)]
     for directory in _state_directories(context.file):
         for journal in (directory / f"{role}.journal" for role in dead):
@@ -247,7 +248,7 @@ async def leftovers(context: Context) -> CheckVerdict:
     if left:
         what = marks.standing_kill_switch() or "a --tun that ended badly is not undone"
         return fail(f"{what} (it has left {', '.join(left)})", "sudo cryprq-proxy cleanup")
-    if len(dead) < len(marks.ROLES):
+    if len(dead) < len(ROLES):
         return ok("system-wide mode runs; what it has changed is undone when it ends")
     return ok(
         "nothing is left of system-wide mode"

@@ -12,17 +12,18 @@ from typing import cast
 import pytest
 
 from cryprq_proxy.base import leftovers
-from cryprq_proxy.base.leftovers import TunRole, claimed, holder
+from cryprq_proxy.base.leftovers import claimed, holder
+from cryprq_proxy.base.paths import Role
 from cryprq_proxy.errors import ConfigError
 
 
 @pytest.fixture
-def role() -> TunRole:
+def role() -> Role:
     """One of this test alone: the names are those of the whole network namespace."""
-    return cast(TunRole, f"test-{secrets.token_hex(4)}")
+    return cast(Role, f"test-{secrets.token_hex(4)}")
 
 
-def test_a_role_is_alone_while_it_lives(role: TunRole) -> None:
+def test_a_role_is_alone_while_it_lives(role: Role) -> None:
     assert holder(role) is None
     with claimed(role):
         assert holder(role) == os.getpid()
@@ -31,7 +32,7 @@ def test_a_role_is_alone_while_it_lives(role: TunRole) -> None:
     assert holder(role) is None
 
 
-async def test_who_looks_does_not_fill_the_queue(role: TunRole, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_who_looks_does_not_fill_the_queue(role: Role, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "SOMAXCONN", 1)
     with claimed(role):
         for _ in range(300):
@@ -40,7 +41,7 @@ async def test_who_looks_does_not_fill_the_queue(role: TunRole, monkeypatch: pyt
 
 
 @pytest.mark.root
-def test_a_user_who_has_the_name_keeps_nobody_from_the_work(role: TunRole) -> None:
+def test_a_user_who_has_the_name_keeps_nobody_from_the_work(role: Role) -> None:
     """Nor is he taken for a role that lives."""
     reading, writing = os.pipe()
     child = os.fork()
@@ -66,9 +67,7 @@ def test_a_user_who_has_the_name_keeps_nobody_from_the_work(role: TunRole) -> No
         os.close(writing)
 
 
-def test_the_header_of_our_resolv_conf(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, role: TunRole
-) -> None:
+def test_the_header_of_our_resolv_conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, role: Role) -> None:
     file = tmp_path / "resolv.conf"
     monkeypatch.setattr(leftovers, "RESOLV_CONF", str(file))
     assert not leftovers._has_header()
