@@ -44,9 +44,10 @@ def clean(state: Path) -> list[str]:
                 continue
             try:
                 with Journal(state / name) as journal:
-                    kinds = list(dict.fromkeys(entry["kind"] for entry in reversed(journal.entries())))
+                    kinds = dict.fromkeys(entry["kind"] for entry in reversed(journal.entries()))
                     work.try_to(partial(undo, journal, how))
-                    work.undone += kinds
+                    left = {entry["kind"] for entry in journal.entries()}
+                    work.undone += [kind for kind in kinds if kind not in left]
             except JournalInUse:
                 raise
             except CryprqError as error:

@@ -268,7 +268,9 @@ def test_what_cannot_be_undone_is_told_and_the_rest_is_undone(kernel: Kernel, tm
         journal.record({"kind": nft.KIND, "table": nft.CLIENT})
     tmp_path.chmod(0o700)
     with pytest.raises(
-        CryprqError, match=r"of_the_future: this version does not know .*; the kernel said no"
+        CryprqError,
+        match=r"of_the_future: this version does not know .*; the kernel said no "
+        rf"\(undone: {nft.KIND}, table {nft.EXIT}\)$",
     ):
         clean_up(tmp_path, print)
     assert kernel.removed == [nft.CLIENT, nft.EXIT]
