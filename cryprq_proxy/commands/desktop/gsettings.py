@@ -28,7 +28,7 @@ import msgspec
 from ...address import Destination
 from ...base.files import SharedFile
 from ...base.log import one_line
-from ...base.paths import read_text
+from ...base.paths import read_text, state_dir
 from ...errors import ConfigError, CryprqError, reason_of
 
 SCHEMA: Final = "org.gnome.system.proxy"
@@ -50,15 +50,8 @@ class Kept(msgspec.Struct):
 
 
 def state_file() -> Path:
-    """`$XDG_STATE_HOME/cryprq/system-proxy.json`, else in ~/.local/state. Raises ConfigError without a home."""
-    root = os.environ.get("XDG_STATE_HOME", "")
-    try:
-        place = Path(root) if os.path.isabs(root) else Path.home() / ".local" / "state"
-    except RuntimeError:
-        raise ConfigError(
-            "there is no home directory to keep the old settings in: set XDG_STATE_HOME"
-        ) from None
-    return place / "cryprq" / "system-proxy.json"
+    """Raises ConfigError without a home."""
+    return state_dir() / "system-proxy.json"
 
 
 def manual(proxy: Destination) -> dict[str, str]:
