@@ -231,7 +231,7 @@ def _kill_switch(state: KillSwitchStatus) -> str:
     elif state.standing:
         shown = "on"
     else:
-        shown = "on, but another program has removed it: it comes back in 2 s"
+        shown = "on, but another program has removed it: it is being put back"
     if state.paused:
         shown += f", PAUSED for {duration(state.paused)} more"
     kept = nonzero(state.kept_in)
