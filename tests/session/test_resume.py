@@ -1,8 +1,8 @@
 """Resume: whatever byte a carrier breaks at, every stream's bytes arrive once and in order.
 
 `Play` is a small session with everything in it. It is run once without a loss, to learn what must come out and how
-many bytes it takes; then with the carrier cut in each record of either direction: before it, in its header, in its
-body, and just before its last byte.
+many bytes it takes; then with the carrier cut in each record of either direction: before it, at every byte of its
+header, in the middle of its body, and just before its last byte.
 """
 
 from __future__ import annotations
@@ -166,9 +166,9 @@ def test_the_play_has_everything_in_it() -> None:
 
 
 def places(direction: str) -> Iterator[int]:
-    """Where a carrier breaks in `direction` makes a difference, in bytes that still arrive: both ends of each run of
-    bytes that a session cannot tell apart. It sees nothing, a part of a header, or a header and a part of a body, and
-    acts on none of them (test_records.py: test_a_part_of_a_record_changes_nothing)."""
+    """Where a carrier breaks in `direction` makes a difference, in bytes that still arrive: both ends and the middle of
+    each run of bytes that a session cannot tell apart. It sees nothing, a part of a header, or a header and a part of a
+    body, and acts on none of them (test_records.py: test_a_part_of_a_record_changes_nothing)."""
     play = Play(Link(serve=serve, provider=ToyProvider()), [])
     source = play.link.client if direction == RIGHT else play.link.exit
     sent, fill = bytearray(), source.fill
@@ -185,8 +185,10 @@ def places(direction: str) -> Iterator[int]:
     while start < len(sent):
         body = start + HEADER
         end = body + int.from_bytes(sent[start:body])
-        yield from (start, start + 1, body - 1, body, end - 1)
+        assert end - body > 2, "the places in a body differ"
+        yield from (*range(start, body + 1), (body + end) // 2, end - 1)
         start = end
+    assert start == len(sent), "the last record is whole"
 
 
 @pytest.mark.parametrize("direction", [RIGHT, LEFT])
