@@ -12,7 +12,8 @@ import pytest
 
 from cryprq_proxy.cli import cli, run_command
 from cryprq_proxy.commands.completion import SHELLS
-from tests.support.processes import ROOT, call
+from tests.support.logged import ROOT
+from tests.support.processes import call
 
 
 def shell(name: str) -> str:

@@ -14,8 +14,9 @@ import click
 import pytest
 
 from cryprq_proxy.cli import WRONG_USAGE, cli
+from tests.support.logged import ROOT
 from tests.support.pairs import Setup, echo, proxy_port
-from tests.support.processes import ROOT, Program, echo_server, socks_connect
+from tests.support.processes import Program, echo_server, socks_connect
 
 CONFIGS = ROOT / "configs"
 UNITS = sorted(CONFIGS.glob("*.service"))

@@ -66,7 +66,7 @@ def test_the_active_exit_is_killed(world: World, http: HttpTarget, echo_target: 
         with ThreadPoolExecutor(4) as pool:
             exits.first.process.kill()
             list(pool.map(lambda _: through(exits.client.port, echo_target.port).close(), range(8)))
-        exits.first.wait_end()
+        exits.first.wait()
         until(lambda: exits.second.streams == 0, "those have ended")
         exits.goes_through(exits.second, echo_target)
         assert exits.active() == "second"
@@ -98,7 +98,7 @@ def test_the_active_exit_shuts_down(world: World, echo_target: TcpTarget) -> Non
     exits.first.process.send_signal(signal.SIGTERM)
     exits.first.says("stopping")
     exits.goes_through(exits.second, echo_target)
-    assert exits.first.wait_end() == 0
+    assert exits.first.wait() == 0
 
 
 def test_datagrams_move_too(world: World, udp_echo: UdpEcho) -> None:

@@ -61,7 +61,7 @@ def test_exit_stops_gracefully(world: World, echo_target: TcpTarget) -> None:
         sock.sendall(b"still here")
         assert read_exactly(sock, 10) == b"still here"
         assert exit.process.poll() is None
-    assert exit.wait_end() == 0
+    assert exit.wait() == 0
 
 
 def refused(port: int, target: int) -> bool:

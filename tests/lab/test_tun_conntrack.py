@@ -18,6 +18,7 @@ import dns.exception
 import dns.message
 import pytest
 
+from tests.support.config_files import Settings
 from tests.support.lab.capture import Packet
 from tests.support.lab.hosts import (
     CLIENT6,
@@ -28,10 +29,11 @@ from tests.support.lab.hosts import (
     SERVER4,
     SERVER6,
 )
-from tests.support.lab.links import PORT, ROOT, Role, Settings
+from tests.support.lab.links import PORT, Role
 from tests.support.lab.net import until
 from tests.support.lab.server import ECHO_PORT
 from tests.support.lab.stage import Stage, beside_the_link
+from tests.support.logged import ROOT
 from tun.settings import RESOLVER4
 
 DIRECT: Final = {SERVER4: ROUTER_SERVER4, SERVER6: CLIENT6}

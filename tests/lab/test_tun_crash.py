@@ -14,11 +14,12 @@ from contextlib import contextmanager
 
 import pytest
 
+from tests.support.config_files import Settings
 from tests.support.lab.capture import Capture, Packet
 from tests.support.lab.flows import Flow, lane_is, status
 from tests.support.lab.hosts import EXIT4, ROUTER_LAN4, SERVER4, SERVER6, ThreeHosts
 from tests.support.lab.hosts import three_hosts as three_hosts_of
-from tests.support.lab.links import PORT, Links, Role, Settings
+from tests.support.lab.links import PORT, Links, Role
 from tests.support.lab.net import Lab, Namespace, Resolver, until
 from tests.support.lab.noise import Noise
 from tests.support.lab.server import ECHO_PORT, FarServer

@@ -19,10 +19,11 @@ from typing import Final, Self
 import pytest
 
 from cryprq_proxy.process.control import query
+from tests.support.config_files import Settings
 from tests.support.lab.capture import Capture, Packet
 from tests.support.lab.flows import Flow
 from tests.support.lab.hosts import EXIT4, ROUTER_LAN4, SERVER4, SERVER6, ThreeHosts
-from tests.support.lab.links import PORT, READY, Links, Role, Settings
+from tests.support.lab.links import PORT, READY, Links, Role
 from tests.support.lab.net import Namespace, until
 from tests.support.lab.noise import Noise
 from tests.support.lab.server import FarServer

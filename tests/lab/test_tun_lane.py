@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.config_files import Settings
 from tests.support.lab.capture import Capture
 from tests.support.lab.flows import Flow, lane, lane_is, status
 from tests.support.lab.hosts import (
@@ -22,7 +23,7 @@ from tests.support.lab.hosts import (
     SERVER6,
     ThreeHosts,
 )
-from tests.support.lab.links import PORT, Links, Settings
+from tests.support.lab.links import PORT, Links
 from tests.support.lab.net import until
 from tests.support.lab.server import FarServer
 

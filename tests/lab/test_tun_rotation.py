@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from tests.support.config_files import Settings
 from tests.support.lab.flows import Flow, Numbers, lane, lane_is, status
 from tests.support.lab.hosts import SERVER4, SERVER6, ThreeHosts
-from tests.support.lab.links import Links, Settings
+from tests.support.lab.links import Links
 from tests.support.lab.net import until
 from tests.support.lab.server import FarServer
 

@@ -12,8 +12,9 @@ from typing import Any, Final
 
 import pytest
 
+from tests.support.config_files import Settings, toml
 from tests.support.lab.hosts import CLIENT6, EXIT4, EXIT6, ROUTER_SERVER4, SERVER4, SERVER6
-from tests.support.lab.links import Role, Settings, toml
+from tests.support.lab.links import Role
 from tests.support.lab.server import ECHO_PORT
 from tests.support.lab.stage import OTHER4, OTHER6, Stage, beside_the_link, host_of
 

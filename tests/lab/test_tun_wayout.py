@@ -10,9 +10,10 @@ from shutil import rmtree
 
 import pytest
 
+from tests.support.config_files import Settings
 from tests.support.lab.flows import Flow
 from tests.support.lab.hosts import EXIT4, ROUTER_LAN4, SERVER4, ThreeHosts
-from tests.support.lab.links import PORT, Links, Role, Settings
+from tests.support.lab.links import PORT, Links, Role
 from tests.support.lab.net import Namespace
 from tests.support.lab.server import FarServer
 

@@ -17,7 +17,8 @@ import pytest
 from cryprq_proxy.base.tasks import spawn
 from cryprq_proxy.errors import CryprqError
 from cryprq_proxy.process.lifecycle import Stop, raise_file_limit
-from tests.support.processes import PATIENCE, environment
+from tests.support.background import PATIENCE
+from tests.support.processes import environment
 
 
 async def forever() -> None:

@@ -18,9 +18,10 @@ import pytest
 from cryprq_proxy.process.lifecycle import Stop
 from cryprq_proxy.process.sd_notify import Notifier, summary
 from cryprq_proxy.status import read
+from tests.support.background import PATIENCE
 from tests.support.notify_socket import NotifySocket
 from tests.support.pairs import Setup
-from tests.support.processes import PATIENCE, Program, environment
+from tests.support.processes import Program, environment
 
 
 @pytest.fixture(params=["path", "abstract"])

@@ -6,7 +6,7 @@ import socket
 from pathlib import Path
 from typing import Self
 
-from tests.support.processes import PATIENCE
+from tests.support.background import PATIENCE
 
 
 class NotifySocket:

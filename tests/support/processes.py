@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import signal
 import socket
 import socketserver
@@ -13,12 +12,10 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import IO, Self
+from typing import Self
 
-ROOT = Path(__file__).parent.parent.parent
-PATIENCE = 20.0
-"""Seconds until a line that does not come is a failure."""
+from tests.support.background import PATIENCE
+from tests.support.logged import ROOT, Lines
 
 
 def command(*arguments: str) -> list[str]:
@@ -36,44 +33,6 @@ def call(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-class Lines:
-    """What a process writes to one pipe, line by line; read on a thread, so that the pipe is never full."""
-
-    def __init__(self, pipe: IO[str]) -> None:
-        self._pipe = pipe
-        self._changed = threading.Condition()
-        self._ended = False
-        self.lines: list[str] = []
-        self._thread = threading.Thread(target=self._read, daemon=True)
-        self._thread.start()
-
-    def _read(self) -> None:
-        for line in self._pipe:
-            with self._changed:
-                self.lines.append(line.rstrip("\n"))
-                self._changed.notify_all()
-        with self._changed:
-            self._ended = True
-            self._changed.notify_all()
-
-    def wait(self, pattern: str, after: int = 0) -> re.Match[str]:
-        """The first match in a line from number `after` on, waiting for it."""
-
-        def found() -> re.Match[str] | None:
-            return next((match for line in self.lines[after:] if (match := re.search(pattern, line))), None)
-
-        with self._changed:
-            self._changed.wait_for(lambda: found() or self._ended, PATIENCE)
-            match = found()
-            if match is None:
-                raise AssertionError(f"no line like {pattern!r} in:\n" + "\n".join(self.lines))
-            return match
-
-    def close(self) -> None:
-        self._thread.join(PATIENCE)
-        self._pipe.close()
-
-
 class Program:
     """`cryprq-proxy` with these arguments, running. Killed at the end if the test did not end it."""
 
@@ -88,8 +47,8 @@ class Program:
         )
         assert self._popen.stdout is not None
         assert self._popen.stderr is not None
-        self.out = Lines(self._popen.stdout)
-        self.log = Lines(self._popen.stderr)
+        self.out = Lines(self._popen.stdout, arguments[0])
+        self.log = Lines(self._popen.stderr, arguments[0])
 
     def send(self, number: signal.Signals) -> None:
         self._popen.send_signal(number)
@@ -97,8 +56,8 @@ class Program:
     def wait(self) -> int:
         """Its exit code, once it has ended and all its lines are there."""
         code = self._popen.wait(PATIENCE)
-        self.out.close()
-        self.log.close()
+        self.out.join()
+        self.log.join()
         return code
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> int:

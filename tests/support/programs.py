@@ -11,15 +11,11 @@ started again finds its port free.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import random
-import re
-import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -29,16 +25,13 @@ from cryprq_proxy.crypto.identity import Identity
 from cryprq_proxy.crypto.primitives import select_provider
 from cryprq_proxy.process.control import query
 from tests.support.background import PATIENCE
+from tests.support.config_files import Settings, merge, toml
+from tests.support.logged import BUGS, UNWANTED, LoggedProcess, environment_in
 
 HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
 MODULE = ("-m", "cryprq_proxy")
 HOSTS = "site.test=127.0.0.1 six.test=::1"
 """Names that exits know, and nobody else."""
-BUGS = re.compile(r"Traceback|this is a bug")
-UNWANTED = re.compile(rf"{BUGS.pattern}|^\S+ (error|critical) ", re.MULTILINE)
-
-Settings = Mapping[str, Any]
 
 
 def until(condition: Callable[[], bool], what: str, seconds: float = PATIENCE) -> None:
@@ -68,19 +61,15 @@ def free_port(host: str = "127.0.0.1") -> int:
             return port
 
 
-class Program:
-    """One process, whose standard error is read line by line as it comes."""
+class Program(LoggedProcess):
+    """One process, and what it uses."""
 
     def __init__(
         self, name: str, arguments: list[str], environment: Mapping[str, str], directory: Path
     ) -> None:
-        self.name = name
         self.may_complain = False
         """Whether errors in its log are no surprise."""
-        self.lines: list[str] = []
-        self._changed = threading.Condition()
-        self._ended = False
-        self.process = subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -90,49 +79,7 @@ class Program:
             cwd=directory,
             env=dict(environment),
         )
-        self._reader = threading.Thread(target=self._read, name=f"log of {name}")
-        self._reader.start()
-
-    @property
-    def pid(self) -> int:
-        return self.process.pid
-
-    @property
-    def log(self) -> str:
-        with self._changed:
-            return "\n".join(self.lines)
-
-    @property
-    def written(self) -> int:
-        """How many lines there are by now, for `since`."""
-        with self._changed:
-            return len(self.lines)
-
-    def _read(self) -> None:
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            with self._changed:
-                self.lines.append(line.rstrip("\n"))
-                self._changed.notify_all()
-        with self._changed:
-            self._ended = True
-            self._changed.notify_all()
-
-    def says(self, pattern: str, *, since: int = 0, seconds: float = PATIENCE) -> re.Match[str]:
-        """Wait for a line with `pattern` in it, from line number `since` on."""
-        expression = re.compile(pattern)
-        deadline = time.monotonic() + seconds
-        with self._changed:
-            while True:
-                for line in self.lines[since:]:
-                    if match := expression.search(line):
-                        return match
-                since = max(since, len(self.lines))
-                rest = deadline - time.monotonic()
-                if self._ended or rest <= 0:
-                    log = "\n".join(self.lines)
-                    raise AssertionError(f"{self.name} did not say {pattern!r}; it said:\n{log}")
-                self._changed.wait(rest)
+        super().__init__(name, process)
 
     def memory(self) -> int:
         """Resident memory in bytes."""
@@ -144,28 +91,6 @@ class Program:
     def files(self) -> int:
         """Open file descriptors."""
         return len(os.listdir(f"/proc/{self.pid}/fd"))
-
-    def kill(self) -> None:
-        """As `kill -9`, and wait for its end."""
-        self.process.kill()
-        self.wait_end()
-
-    def stop(self, seconds: float = PATIENCE) -> int:
-        """SIGTERM, and the exit code."""
-        self.process.send_signal(signal.SIGTERM)
-        try:
-            self.process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-        return self.wait_end()
-
-    def wait_end(self) -> int:
-        """The exit code of a process that ends."""
-        code = self.process.wait(PATIENCE)
-        self._reader.join(PATIENCE)
-        assert self.process.stderr is not None
-        self.process.stderr.close()
-        return code
 
 
 class Role(Program):
@@ -222,19 +147,7 @@ class World:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        home = str(directory)
-        self.environment = {
-            name: value
-            for name, value in os.environ.items()
-            if name in ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH")
-        }
-        self.environment |= {
-            "HOME": home,
-            "XDG_CONFIG_HOME": f"{home}/config",
-            "XDG_RUNTIME_DIR": f"{home}/run",
-            "PYTHONPATH": os.pathsep.join((str(HERE / "startup"), str(ROOT))),
-            "PYTHONUNBUFFERED": "1",
-        }
+        self.environment = environment_in(directory, HERE / "startup")
         self.programs: list[Program] = []
         self._count = 0
 
@@ -326,32 +239,3 @@ class World:
 
 LIMITS: Settings = {"limits": {"handshakes_per_minute": 100_000}}
 """All the world comes from one address here."""
-
-
-def merge(*parts: Settings) -> dict[str, Any]:
-    """Later settings win, table by table."""
-    merged: dict[str, Any] = {}
-    for part in parts:
-        for key, value in part.items():
-            known = merged.get(key)
-            merged[key] = {**known, **value} if isinstance(known, dict) else value
-    return merged
-
-
-def toml(settings: Settings) -> str:
-    """Strings, numbers, booleans and lists of these are written in TOML as in JSON; lists of tables are not."""
-
-    def pairs(table: Settings) -> list[str]:
-        return [f"{key} = {json.dumps(value)}" for key, value in table.items() if not _tables(value)]
-
-    lines = pairs(settings)
-    for name, value in settings.items():
-        for table in _tables(value):
-            lines += [f"[[{name}]]" if isinstance(value, list) else f"[{name}]", *pairs(table)]
-    return "\n".join(lines) + "\n"
-
-
-def _tables(value: Any) -> list[Settings]:
-    """The tables that a value is, or consists of."""
-    values = value if isinstance(value, list) else [value]
-    return [each for each in values if isinstance(each, dict)]

@@ -22,8 +22,9 @@ from cryprq_proxy.commands.status.live import Rates, repeat, watch
 from cryprq_proxy.commands.status.view import render as render_status
 from cryprq_proxy.errors import CryprqError
 from cryprq_proxy.status import ClientStatus, Status, Traffic, read
+from tests.support.background import PATIENCE
 from tests.support.pairs import Setup
-from tests.support.processes import PATIENCE, call, command, environment
+from tests.support.processes import call, command, environment
 
 
 def render(told: dict[str, Any], width: int = 200) -> str:

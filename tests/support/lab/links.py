@@ -8,105 +8,28 @@ comes (`says`), and `Links.close` tells what was wrong: an exit code, a tracebac
 
 from __future__ import annotations
 
-import json
-import os
-import re
-import signal
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
+from tests.support.background import PATIENCE
+from tests.support.config_files import Settings, merge, toml
 from tests.support.lab.hosts import EXIT4
 from tests.support.lab.net import Namespace
+from tests.support.logged import UNWANTED, LoggedProcess, environment_in
 
-ROOT: Final = Path(__file__).resolve().parents[3]
 PORT: Final = 4433
-PATIENCE: Final = 20.0
-"""Seconds until a line that does not come is a failure."""
 READY: Final = r"ready: "
-UNWANTED: Final = re.compile(r"Traceback|this is a bug|^\S+ (error|critical) ", re.MULTILINE)
-
-Settings = Mapping[str, Any]
 
 
-class Role:
+class Role(LoggedProcess):
     """One running process of the program."""
 
     def __init__(self, name: str, host: Namespace, command: list[str], env: Mapping[str, str]) -> None:
-        self.name = name
         self.host = host
-        self.lines: list[str] = []
-        self._changed = threading.Condition()
-        self._ended = False
-        self.process = host.popen(command, stderr=subprocess.PIPE, env=env)
-        self._reader = threading.Thread(target=self._read, name=f"log of {name}", daemon=True)
-        self._reader.start()
-
-    @property
-    def pid(self) -> int:
-        return self.process.pid
-
-    @property
-    def log(self) -> str:
-        with self._changed:
-            return "\n".join(self.lines)
-
-    @property
-    def written(self) -> int:
-        """How many lines there are by now, for `since`."""
-        with self._changed:
-            return len(self.lines)
-
-    def _read(self) -> None:
-        assert self.process.stderr is not None
-        with self.process.stderr as pipe:
-            for line in pipe:
-                with self._changed:
-                    self.lines.append(line.rstrip("\n"))
-                    self._changed.notify_all()
-        with self._changed:
-            self._ended = True
-            self._changed.notify_all()
-
-    def says(self, pattern: str, *, since: int = 0, seconds: float = PATIENCE) -> re.Match[str]:
-        """Wait for a line with `pattern` in it, from line number `since` on."""
-        expression = re.compile(pattern)
-        deadline = time.monotonic() + seconds
-        with self._changed:
-            while True:
-                for line in self.lines[since:]:
-                    if match := expression.search(line):
-                        return match
-                since = max(since, len(self.lines))
-                rest = deadline - time.monotonic()
-                if self._ended or rest <= 0:
-                    log = "\n".join(self.lines)
-                    raise AssertionError(f"{self.name} did not say {pattern!r}; it said:\n{log}")
-                self._changed.wait(rest)
-
-    def kill(self) -> int:
-        """As `kill -9`, and wait for its end."""
-        self.process.kill()
-        return self.wait()
-
-    def stop(self, seconds: float = PATIENCE) -> int:
-        """SIGTERM, and the exit code."""
-        self.process.send_signal(signal.SIGTERM)
-        return self.wait(seconds)
-
-    def wait(self, seconds: float = PATIENCE) -> int:
-        """The exit code of a process that ends, by SIGKILL if it takes longer."""
-        try:
-            code = self.process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            code = self.process.wait()
-        self._reader.join(PATIENCE)
-        return code
+        super().__init__(name, host.popen(command, stderr=subprocess.PIPE, env=env))
 
 
 class Links:
@@ -116,15 +39,7 @@ class Links:
         self.directory = directory
         directory.mkdir(parents=True, exist_ok=True)
         self.state_dir = directory / "state"
-        home = str(directory)
-        kept = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH")
-        self.environment = {name: value for name, value in os.environ.items() if name in kept} | {
-            "HOME": home,
-            "XDG_CONFIG_HOME": f"{home}/config",
-            "XDG_RUNTIME_DIR": f"{home}/run",
-            "PYTHONPATH": str(ROOT),
-            "PYTHONUNBUFFERED": "1",
-        }
+        self.environment = environment_in(directory)
         self.roles: list[Role] = []
         self._ids: dict[str, str] = {}
 
@@ -225,32 +140,3 @@ class Links:
                 wrong.append(f"{role.name} had an error:\n{role.log}")
         self.roles.clear()
         return wrong
-
-
-def merge(*parts: Settings) -> dict[str, Any]:
-    """Later settings win, table by table."""
-    merged: dict[str, Any] = {}
-    for part in parts:
-        for key, value in part.items():
-            known = merged.get(key)
-            merged[key] = merge(known, value) if isinstance(known, dict) else value
-    return merged
-
-
-def toml(settings: Settings, table: str = "") -> str:
-    """With tables in tables, and arrays of tables. A JSON string, number, list or boolean of these values is a TOML one
-    too."""
-    inner = {key: value for key, value in settings.items() if isinstance(value, dict) or _tables(value)}
-    lines = [f"{key} = {json.dumps(value)}" for key, value in settings.items() if key not in inner]
-    parts = ["\n".join([*([f"[{table}]"] if table else []), *lines])]
-    for key, value in inner.items():
-        name = f"{table}.{key}" if table else key
-        if isinstance(value, dict):
-            parts.append(toml(value, name))
-        else:
-            parts += [f"[[{name}]]\n{toml(each)}" for each in value]
-    return "\n\n".join(parts) + "\n"
-
-
-def _tables(value: object) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(each, dict) for each in value)

@@ -20,9 +20,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Self
 
+from tests.support.config_files import Settings
 from tests.support.lab.capture import Capture, Packet
 from tests.support.lab.hosts import EXIT4, EXIT6, three_hosts
-from tests.support.lab.links import PORT, Links, Role, Settings
+from tests.support.lab.links import PORT, Links, Role
 from tests.support.lab.net import Lab, Namespace, Resolver
 from tests.support.lab.server import ECHO_PORT, FarServer
 
