@@ -16,6 +16,7 @@ from tests.support.lab.links import Links
 from tests.support.lab.net import Lab, missing
 from tests.support.lab.server import FarServer
 from tests.support.lab.snapshot import snapshot
+from tests.support.lab.stage import Stage
 
 
 def _machine() -> str:
@@ -47,6 +48,13 @@ def lab(namespaces: None) -> Iterator[Lab]:
 def three_hosts(lab: Lab) -> ThreeHosts:
     """client, router, exit and server, with nothing running: see hosts.py."""
     return make_three_hosts(lab)
+
+
+@pytest.fixture(scope="module")
+def stage(namespaces: None) -> Iterator[Stage]:
+    """One for all tests of a module; a module whose tests need more has its own."""
+    with Stage() as stage:
+        yield stage
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ from tests.support.lab.hosts import (
     SERVER4,
     SERVER6,
 )
-from tests.support.lab.links import PORT, Role
+from tests.support.lab.links import Role
 from tests.support.lab.net import until
 from tests.support.lab.server import ECHO_PORT
 from tests.support.lab.stage import Stage, beside_the_link
@@ -58,28 +58,32 @@ socket.socket = Socket
 
 
 @pytest.fixture(scope="module")
-def stage(request: pytest.FixtureRequest, namespaces: None) -> Iterator[Stage]:
+def shared(namespaces: None) -> Iterator[Stage]:
     with Stage() as stage:
         stage.server.dns.answers[f"{NAME}.", "A"] = [FAR]
         stage.resolver.dns.answers[f"{NAME}.", "A"] = [LAN]
-        if getattr(request, "param", "usual") == "absent":
-            (stage.links.directory / "sitecustomize.py").write_text(REFUSING)
-            stage.links.environment["PYTHONPATH"] = f"{stage.links.directory}:{ROOT}"
         yield stage
 
 
-@pytest.fixture(autouse=True)
-def ended(stage: Stage) -> Iterator[None]:
-    """A test that fails leaves nothing to the next."""
-    yield
-    for role in stage.links.roles[1:]:
+@pytest.fixture
+def stage(request: pytest.FixtureRequest, shared: Stage, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
+    """The client's ctnetlink is "usual" or "absent". A test that fails leaves nothing to the next."""
+    if getattr(request, "param", "usual") == "absent":
+        refusing = shared.links.directory / "refusing"
+        refusing.mkdir(exist_ok=True)
+        (refusing / "sitecustomize.py").write_text(REFUSING)
+        monkeypatch.setitem(shared.links.environment, "PYTHONPATH", f"{refusing}:{ROOT}")
+    before = shared.client.snapshot()
+    yield shared
+    for role in shared.links.roles[1:]:
         if role.process.poll() is None:
             role.kill()
-    stage.links.call(stage.client, "cleanup", "--state-dir", str(stage.links.state_dir))
+    if shared.client.snapshot() != before:
+        shared.links.call(shared.client, "cleanup", "--state-dir", str(shared.links.state_dir))
 
 
 def can_delete(stage: Stage) -> bool:
-    return not (stage.links.directory / "sitecustomize.py").exists()
+    return "refusing" not in stage.links.environment["PYTHONPATH"]
 
 
 # --- one flow each ------------------------------------------------------------------------------------------------
@@ -247,9 +251,7 @@ def test_flows_of_a_rule_that_stays(stage: Stage, how: str) -> None:
 
 def reload(stage: Stage, role: Role, settings: Settings) -> None:
     written = role.written
-    peer = f"cryprq://{stage.links.identity('exit')[1]}@{EXIT4}:{PORT}"
-    state = {"state_dir": str(stage.links.state_dir)}
-    stage.links.config("client", {"peer": peer, "tun": state, **settings})
+    stage.client_file(settings)
     role.process.send_signal(signal.SIGHUP)
     role.says("reloaded: ", since=written)
 

@@ -6,12 +6,9 @@ import json
 import socket
 import struct
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Final
-
-import pytest
 
 from tests.support.lab.capture import Capture
 from tests.support.lab.hosts import EXIT4, EXIT6, SERVER4, SERVER6
@@ -21,12 +18,6 @@ from tests.support.lab.stage import Stage, beside_the_link
 
 DEVICE: Final = "cryprq-exit0"
 PAGE_PORT: Final = 9000
-
-
-@pytest.fixture(scope="module")
-def stage(namespaces: None) -> Iterator[Stage]:
-    with Stage() as stage:
-        yield stage
 
 
 def exit_addresses(stage: Stage) -> list[IPv4Address | IPv6Address]:

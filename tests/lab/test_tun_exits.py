@@ -22,7 +22,6 @@ POOL4 = "198.19.0.0/16"
 @pytest.fixture
 def stage(namespaces: None) -> Iterator[Stage]:
     with Stage() as stage:
-        stage.server.dns.answers[("a.example.com.", "A")] = ["192.0.2.7"]
         stage.hosts.server.ip("-6 route del default")
         stage.hosts.server.ip("-6 route add 2a01:4f8:10::/64 via 2606:2800:20::1")
         yield stage

@@ -30,7 +30,6 @@ LISTED: Final = {
 def stage(namespaces: None) -> Iterator[Stage]:
     with Stage() as stage:
         stage.resolver.dns.answers |= LISTED
-        stage.server.dns.answers[("a.example.com.", "A")] = ["192.0.2.7"]
         yield stage
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.lab.capture import Capture, is_neighbourly
 from tests.support.lab.hosts import (
-    CLIENT6,
+    DIRECT,
     EXIT4,
     EXIT6,
     ROUTER_LAN4,
@@ -22,6 +22,7 @@ from tests.support.lab.hosts import (
     ROUTER_SERVER4,
     SERVER4,
     SERVER6,
+    THROUGH,
 )
 from tests.support.lab.links import PORT
 from tests.support.lab.net import Namespace, until
@@ -29,16 +30,7 @@ from tests.support.lab.server import ECHO_PORT
 from tests.support.lab.stage import Stage, beside_the_link, host_of
 from tun.settings import RESOLVER6
 
-DIRECT = {4: ROUTER_SERVER4, 6: CLIENT6}
-THROUGH = {4: EXIT4, 6: EXIT6}
 GUEST4, GUEST6 = "172.20.0.2", "fd20::2"
-
-
-@pytest.fixture(scope="module")
-def stage(namespaces: None) -> Iterator[Stage]:
-    with Stage() as stage:
-        stage.server.dns.answers[("a.example.com.", "A")] = ["192.0.2.7"]
-        yield stage
 
 
 # --- everything ---------------------------------------------------------------------------------------------------

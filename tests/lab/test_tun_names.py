@@ -30,7 +30,6 @@ def stage(namespaces: None) -> Iterator[Stage]:
         pytest.skip("dnsmasq is not installed; on Debian: apt-get install dnsmasq-base")
     with Stage() as stage:
         stage.resolver.dns.answers[(f"{NAME}.", "A")] = [EXIT4]
-        stage.server.dns.answers[("a.example.com.", "A")] = ["192.0.2.7"]
         stage.client.popen(["dnsmasq", *DNSMASQ])
         until(lambda: "127.0.0.1:53" in stage.client.run(["ss", "-Hlun"]), "dnsmasq listens")
         stage.client.resolv_conf.write_text("nameserver 127.0.0.1\n")

@@ -39,12 +39,6 @@ SSH = 2222
 OTHER_CABLE = "172.30.9"
 
 
-@pytest.fixture(scope="module")
-def stage(namespaces: None) -> Iterator[Stage]:
-    with Stage() as stage:
-        yield stage
-
-
 def discover(stage: Stage, address: str, port: int) -> bool:
     """Send one datagram without naming an interface; whether the kernel took it."""
     with stage.socket(address, socket.SOCK_DGRAM) as sock:

@@ -17,6 +17,7 @@ import pytest
 from tests.support.lab.hosts import (
     CLIENT4,
     CLIENT6,
+    DIRECT,
     EXIT4,
     EXIT6,
     ROUTER_LAN4,
@@ -24,13 +25,12 @@ from tests.support.lab.hosts import (
     ROUTER_SERVER4,
     SERVER4,
     SERVER6,
+    THROUGH,
 )
 from tests.support.lab.net import Namespace, until
 from tests.support.lab.server import ECHO_PORT
 from tests.support.lab.stage import OTHER4, OTHER6, SECONDS, Stage, beside_the_link, host_of
 
-DIRECT = {4: ROUTER_SERVER4, 6: CLIENT6}
-THROUGH = {4: EXIT4, 6: EXIT6}
 PRINTER4, PRINTER6 = "192.168.77.9", "2a01:e0a:77::9"
 ROOT = Path("/")
 USER = 4321
@@ -44,7 +44,6 @@ SILENCE = 1.0
 @pytest.fixture(scope="module")
 def stage(namespaces: None) -> Iterator[Stage]:
     with Stage() as stage:
-        stage.server.dns.answers[("a.example.com.", "A")] = ["192.0.2.7"]
         printer = stage.lab.namespace("printer")
         stage.hosts.plug(printer, f"{PRINTER4}/24", f"{PRINTER6}/64")
         yield stage

@@ -29,12 +29,6 @@ VALID_MARK: Final = "net.ipv4.conf.all.src_valid_mark"
 SWITCH: Final = f"net.ipv6.conf.{TUN}.disable_ipv6"
 
 
-@pytest.fixture(scope="module")
-def stage(namespaces: None) -> Iterator[Stage]:
-    with Stage() as stage:
-        yield stage
-
-
 @contextlib.contextmanager
 def traffic(stage: Stage) -> Iterator[None]:
     """Datagrams to the server and to port 53 without end, from sockets of before and from new ones."""

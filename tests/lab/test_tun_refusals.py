@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from tests.support.lab.hosts import EXIT4, SERVER4
-from tests.support.lab.links import PORT
 from tests.support.lab.net import Namespace
 from tests.support.lab.stage import TUN, Stage
-
-
-@pytest.fixture(scope="module")
-def stage(namespaces: None) -> Iterator[Stage]:
-    with Stage() as stage:
-        yield stage
 
 
 def hidden(path: str, command: list[str]) -> list[str]:
@@ -53,42 +46,43 @@ def tun_hidden(command: list[str]) -> list[str]:
 
 DEVICE = (f"link add {TUN} type bridge", f"link del {TUN}")
 EXIT_DEVICE = ("link add cryprq-exit0 type bridge", "link del cryprq-exit0")
+TABLE = ("nft add table inet cryprq", "nft delete table inet cryprq")
+EXIT_TABLE = ("nft add table inet cryprq_exit", "nft delete table inet cryprq_exit")
 RULE = ("rule add to 192.0.2.1 lookup 7 priority 25420", "rule del priority 25420")
 ROUTE = ("route add blackhole 192.0.2.0/24 table 25458", "route del blackhole 192.0.2.0/24 table 25458")
+LACKS = (
+    pytest.param((), no_root, "root", id="not root"),
+    pytest.param((), without_rights, "root", id="no rights"),
+    pytest.param((), nft_hidden, "nft", id="no nft"),
+    pytest.param((), tun_hidden, "TUN", id="no tun"),
+)
+"""What either role needs."""
 
 
 @pytest.mark.parametrize(
     ("taken", "wrapped", "says"),
     [
-        ((), no_root, "root"),
-        ((), without_rights, "root"),
-        ((), nft_hidden, "nft"),
-        ((), tun_hidden, "TUN"),
-        (DEVICE, plainly, TUN),
-        (RULE, plainly, "25420"),
-        (ROUTE, plainly, "25458"),
-        (("nft add table inet cryprq", "nft delete table inet cryprq"), plainly, "table"),
+        *LACKS,
+        pytest.param(DEVICE, plainly, TUN, id="device"),
+        pytest.param(RULE, plainly, "25420", id="rule"),
+        pytest.param(ROUTE, plainly, "25458", id="route"),
+        pytest.param(TABLE, plainly, "table", id="table"),
     ],
-    ids=["not root", "no rights", "no nft", "no tun", "device", "rule", "route", "table"],
 )
 def test_a_client_that_cannot_start_says_why_and_changes_nothing(
     stage: Stage, taken: tuple[str, ...], wrapped: Callable[[list[str]], list[str]], says: str
 ) -> None:
-    file = client_file(stage)
+    file = stage.client_file()
     refused(stage, stage.client, ["--tun", "--config", str(file)], taken, wrapped, says)
 
 
 @pytest.mark.parametrize(
     ("taken", "wrapped", "says"),
     [
-        ((), no_root, "root"),
-        ((), without_rights, "root"),
-        ((), nft_hidden, "nft"),
-        ((), tun_hidden, "TUN"),
-        (EXIT_DEVICE, plainly, "cryprq-exit0"),
-        (("nft add table inet cryprq_exit", "nft delete table inet cryprq_exit"), plainly, "table"),
+        *LACKS,
+        pytest.param(EXIT_DEVICE, plainly, "cryprq-exit0", id="device"),
+        pytest.param(EXIT_TABLE, plainly, "table", id="table"),
     ],
-    ids=["not root", "no rights", "no nft", "no tun", "device", "table"],
 )
 def test_an_exit_that_cannot_start_says_why_and_changes_nothing(
     stage: Stage, taken: tuple[str, ...], wrapped: Callable[[list[str]], list[str]], says: str
@@ -103,14 +97,6 @@ def test_an_exit_that_cannot_start_says_why_and_changes_nothing(
         },
     )
     refused(stage, stage.client, ["exit", "--config", str(file)], taken, wrapped, says)
-
-
-def client_file(stage: Stage) -> Path:
-    exit = stage.links.identity("exit")[1]
-    return stage.links.config(
-        "client",
-        {"peer": f"cryprq://{exit}@{EXIT4}:{PORT}", "tun": {"state_dir": str(stage.links.state_dir)}},
-    )
 
 
 def refused(
@@ -144,7 +130,7 @@ def refused(
 def test_a_client_of_an_exit_without_packets_is_told_so(namespaces: None) -> None:
     with Stage(exit_settings={"tun": {"enabled": False}}) as stage:
         before = stage.client.snapshot()
-        command = stage.links.command("--tun", "--config", str(client_file(stage)))
+        command = stage.links.command("--tun", "--config", str(stage.client_file()))
         done = stage.client.attempt(command, env=stage.links.environment)
         assert done.returncode == 1, done.stderr
         told = [line for line in done.stderr.splitlines() if line.startswith("cryprq-proxy: ")]

@@ -33,6 +33,9 @@ ROUTER_EXIT4: Final = "5.75.10.1"
 """Where the home's IPv4 traffic comes from in the eyes of the exit."""
 ROUTER_SERVER4: Final = "93.184.20.1"
 """The same in the eyes of the server: whatever comes from here went past the tunnel."""
+DIRECT: Final = {4: ROUTER_SERVER4, 6: CLIENT6}
+THROUGH: Final = {4: EXIT4, 6: EXIT6}
+"""Where the client's requests come from in the eyes of the server, past the tunnel and through it, by IP version."""
 
 _HOME = """
 table ip home {

@@ -7,7 +7,8 @@ Making hosts and an exit takes seconds, so the tests of a module share one stage
 `tunnel` checks what every run owes, whatever else is tested: a clean end, and a host that is as it was before.
 
 Beside what hosts.py says, the client's reverse path filter is strict, the router's DNS is the network's own resolver,
-and the server has a second address of each family, so that one can be treated otherwise than the other.
+and the server has a second address of each family, so that one can be treated otherwise than the other. The server
+knows a.example.com, which the router does not.
 """
 
 from __future__ import annotations
@@ -69,6 +70,7 @@ class Stage:
             if not ipv6:
                 self.hosts.exit.ip("-6 route del default")
             self.server = FarServer(self.lab, self.hosts.server)
+            self.server.dns.answers["a.example.com.", "A"] = ["192.0.2.7"]
             self.resolver = FarServer(self.lab, self.hosts.router, only=("dns",))
             """What the network tells its hosts to ask; it is also reached at the router's other addresses."""
             self.links = Links(self.lab.directory / "links")
@@ -108,10 +110,11 @@ class Stage:
         after = self.client.snapshot()
         assert after == before, "\n".join(difflib.unified_diff(before.split("\n"), after.split("\n"), n=0))
 
-    def client_file(self) -> Path:
-        """The configuration of a client that a test starts by itself."""
+    def client_file(self, settings: Settings | None = None) -> Path:
+        """The configuration of a client that a test starts by itself, or that runs and will read it again."""
         peer = f"cryprq://{self.links.identity('exit')[1]}@{EXIT4}:{PORT}"
-        return self.links.config("client", {"peer": peer, "tun": {"state_dir": str(self.links.state_dir)}})
+        own = {"peer": peer, "tun": {"state_dir": str(self.links.state_dir)}}
+        return self.links.config("client", {**own, **(settings or {})})
 
     def command(self, *arguments: str) -> str:
         """One of the short commands, to the client that runs; its standard output."""
