@@ -8,6 +8,7 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import NamedTuple
 
 import pytest
 
@@ -259,7 +260,18 @@ async def test_metrics_need_the_token_of_the_file(
 # --- the end ---
 
 
-async def test_open_streams_have_their_time(files: RoleFiles, caplog: pytest.LogCaptureFixture) -> None:
+class Stopping(NamedTuple):
+    """An exit that is asked to stop while a client has a stream to the echo target."""
+
+    exit: RunningRole
+    proxy: int
+    target: int
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+
+@asynccontextmanager
+async def stopping(files: RoleFiles, caplog: pytest.LogCaptureFixture) -> AsyncIterator[Stopping]:
     exit = RunningRole(role(files, "allow_private = true\nshutdown_grace = 3600"))
     await exit.started()
     async with echo_target() as target, linked(files, caplog) as proxy:
@@ -267,6 +279,12 @@ async def test_open_streams_have_their_time(files: RoleFiles, caplog: pytest.Log
         assert reply == 0
         exit.stop.asked.set()
         await until(lambda: "stopping: open streams have 3600 s to end" in caplog.text)
+        assert not exit.task.done()
+        yield Stopping(exit, proxy, target, reader, writer)
+
+
+async def test_open_streams_have_their_time(files: RoleFiles, caplog: pytest.LogCaptureFixture) -> None:
+    async with stopping(files, caplog) as (exit, proxy, target, reader, writer):
         writer.write(b"still here")
         assert await reader.readexactly(10) == b"still here"
         reply, _, late = await socks(proxy, target)
@@ -279,17 +297,9 @@ async def test_open_streams_have_their_time(files: RoleFiles, caplog: pytest.Log
 
 
 async def test_a_second_signal_ends_open_streams(files: RoleFiles, caplog: pytest.LogCaptureFixture) -> None:
-    exit = RunningRole(role(files, "allow_private = true\nshutdown_grace = 3600"))
-    await exit.started()
-    async with echo_target() as target, linked(files, caplog) as proxy:
-        reply, reader, writer = await socks(proxy, target)
-        assert reply == 0
-        exit.stop.asked.set()
-        await until(lambda: "stopping: " in caplog.text)
-        assert not exit.task.done()
+    async with stopping(files, caplog) as (exit, *_, writer):
         exit.stop.urgent.set()
         await exit.task
         assert "stopping at once" in caplog.text
         assert not os.path.lexists(files.directory / "exit.sock")
         writer.close()
-        del reader
