@@ -146,6 +146,11 @@ test-packages: lab-packages
 	@$(call install_package,curl,curl)
 	@$(call install_package,chromium chromium-browser google-chrome,chromium)
 	@$(call install_package,nginx /usr/sbin/nginx,nginx-light)
+	@$(call install_package,strace,strace)
+	@$(call install_package,gsettings,libglib2.0-bin gsettings-desktop-schemas)
+	@$(call install_package,zsh,zsh)
+	@$(call install_package,fish,fish)
+	@$(call install_package,tcsh,tcsh)
 
 # What the hosts of the lab run, all of them network namespaces.
 lab-packages:
@@ -155,6 +160,7 @@ lab-packages:
 	@$(call install_package,dig,dnsutils)
 	@$(call install_package,iperf3,iperf3)
 	@$(call install_package,dbus-daemon,dbus)
+	@$(call install_package,dnsmasq /usr/sbin/dnsmasq,dnsmasq-base)
 
 bench-packages:
 	@$(call install_package,cc gcc clang,gcc libc6-dev)

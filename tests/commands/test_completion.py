@@ -19,7 +19,7 @@ from tests.support.processes import call
 def shell(name: str) -> str:
     found = shutil.which(name)
     if found is None:
-        pytest.skip(f"{name} is not installed here")
+        pytest.skip(f"{name} is not installed; on Debian: apt-get install {name}")
     return found
 
 

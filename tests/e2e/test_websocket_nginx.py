@@ -21,7 +21,9 @@ from tests.support.web_links import make_certificates
 ROOT = Path(__file__).resolve().parents[2]
 PATH = "/cryprq"
 
-pytestmark = pytest.mark.skipif(shutil.which("nginx") is None, reason="nginx is not installed")
+pytestmark = pytest.mark.skipif(
+    shutil.which("nginx") is None, reason="nginx is not installed; on Debian: apt-get install nginx-light"
+)
 
 FRAME = """
 daemon off;

@@ -25,19 +25,11 @@ from cryprq_proxy.outbound.dialer import (
     interleave,
 )
 from cryprq_proxy.outbound.resolver import LookupResult, SystemResolver, look_up
+from tests.support.targets import has_ipv6
 
 OPEN = EgressPolicy(allow_private=True)
 NEVER = 3600.0
 """A delay that no test lives to see."""
-
-
-def has_ipv6() -> bool:
-    try:
-        with socket.socket(socket.AF_INET6) as probe:
-            probe.bind(("::1", 0))
-    except OSError:
-        return False
-    return True
 
 
 needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="this host has no ::1")

@@ -33,11 +33,11 @@ for (let i = 0; i < COUNT; i++)
 
 
 def has_ipv6() -> bool:
-    with socket.socket(socket.AF_INET6) as probe:
-        try:
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
             probe.bind(("::1", 0))
-        except OSError:
-            return False
+    except OSError:
+        return False
     return True
 
 

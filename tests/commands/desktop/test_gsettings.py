@@ -334,7 +334,7 @@ def evaluated(shell: str, text: str) -> dict[str, str]:
     """The variables of a shell that has run `text`."""
     program = shutil.which(shell)
     if program is None:
-        pytest.skip(f"{shell} is not installed")
+        pytest.skip(f"{shell} is not installed; on Debian: apt-get install {shell}")
     options = ["-f"] if shell == "tcsh" else []
     show = f"{sys.executable} -IS -c 'import json, os; print(json.dumps(dict(os.environ)))'"
     arguments = [program, *options, "-c", f"{text}{show}\n"]
