@@ -2,7 +2,8 @@
 
 policy              which part of a person's rules is the filter's work, and which rule is refused
 filter_settings     what the client's table depends on
-client_table        the client's table, and user_rules, inbound: its parts
+client_table        the client's table, and user_rules, inbound, client_words: its parts
+client_marks        the chains of that table which mark connections, and accept them for their marks
 marks               what the filter writes into a connection, and until when that holds
 conntrack           deletes connections whose reason has ended
 cgroups             which control groups are let past the tunnel
