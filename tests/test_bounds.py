@@ -61,7 +61,7 @@ REACHED = {
     ],
     "lane keys kept; split packets of which a part has come": [
         "lane/test_sealing.py::test_many_dials_without_a_datagram_keep_few_keys",
-        "lane/test_sealing.py::test_parts_of_split_packets_are_bounded",
+        "lane/test_slices.py::test_parts_of_split_packets_are_bounded",
     ],
     "sent to an address that is not yet proved, on the lane": [
         "lane/test_path.py::test_little_is_sent_to_an_unproven_address"

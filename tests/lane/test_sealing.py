@@ -1,11 +1,10 @@
-"""The lane: frozen datagrams, whole and torn super-packets, epochs, and that bad input is counted and dropped."""
+"""The sending side of a lane and its epochs: frozen datagrams, whole packets on paths of any size, changes of keys."""
 
 from __future__ import annotations
 
 import json
 import random
 import struct
-from dataclasses import asdict
 from itertools import count
 from math import inf
 from typing import Any
@@ -18,20 +17,9 @@ from cryprq_proxy.crypto.handshake import EpochSecrets
 from cryprq_proxy.crypto.primitives import Cipher, new_aead
 from cryprq_proxy.errors import CloseReason, LocalError, PeerError
 from cryprq_proxy.lane import sealing as lane_module
-from cryprq_proxy.lane.layout import (
-    DATAGRAM,
-    EXPRESS_KIND,
-    HEADER,
-    KEEPALIVE,
-    KIND,
-    MAX_TRAIN,
-    OVERHEAD,
-    SLICE,
-    TAG,
-)
+from cryprq_proxy.lane.layout import EXPRESS_KIND, HEADER, KEEPALIVE, KIND, MAX_TRAIN, OVERHEAD
 from cryprq_proxy.lane.sealing import LINGER, MAX_EPOCHS, MAX_SEND, OUT_SIZE, Lane
 from cryprq_proxy.lane.slices import (
-    ASSEMBLED_BYTES,
     EXPRESS,
     HEADROOM,
     MAX_SLICES,
@@ -45,50 +33,10 @@ from cryprq_proxy.lane.slices import (
     Run,
     Shape,
 )
-from tests.vectors.make_lane import (
-    CLIENT_INDEX,
-    EPOCH,
-    EXIT_INDEX,
-    FROZEN,
-    Recorder,
-    lanes,
-    make,
-    seal_packet,
-    tcp4,
-)
+from tests.support.lanes import GSO, WHOLE_PLAIN, datagrams, dropped, message, receive
+from tests.vectors.make_lane import CLIENT_INDEX, FROZEN, Recorder, lanes, make, seal_packet, tcp4
 
 CIPHERS = pytest.mark.parametrize("cipher", list(Cipher), ids=lambda cipher: cipher.name)
-GSO = Shape(NEEDS_CSUM | TCP4, 100, 40)
-WHOLE_PLAIN = Run(Shape(PLAIN, 0, 0), 0, 1, 1)
-
-
-def receive(lane: Lane, data: bytes, segment: int = 0, now: float = 0.0) -> int:
-    heard = lane.open_batch(memoryview(bytearray(data)), len(data), segment or len(data), now)
-    lane.flush()
-    return heard
-
-
-def datagrams(sent: bytes, segment: int) -> list[bytes]:
-    return [sent[at : at + segment] for at in range(0, len(sent), segment)]
-
-
-def message(lane: Lane, body: bytes) -> bytes:
-    out = memoryview(bytearray(2000))
-    return bytes(out[: lane.seal(body, out, 0)])
-
-
-def forged(plaintext: bytes, counter: int, index: int = EXIT_INDEX) -> bytes:
-    """What a client with the right keys could send."""
-    head = struct.pack("!BIQ", KIND, index, counter)
-    return head + new_aead(Cipher.AES_256_GCM, EPOCH.client_lane).encrypt(head[1:], plaintext, head)
-
-
-def part(flags: int, index: int, of: int, gso: int, header: int, rest: bytes) -> bytes:
-    return SLICE_HEADER.pack(SLICE, flags, index, of, gso, header) + rest
-
-
-def dropped(lane: Lane) -> dict[str, int]:
-    return {cause: number for cause, number in asdict(lane.drops).items() if number}
 
 
 # --- bytes ---
@@ -220,219 +168,6 @@ def test_packets_share_a_buffer() -> None:
     assert at_exit.runs == [(bytes((number,)) * 50, WHOLE_PLAIN) for number in range(5)]
 
 
-# --- torn ones ---
-
-
-@given(st.data())
-def test_loss_damage_and_order(data: st.DataObject) -> None:
-    """Datagrams are lost, damaged, repeated and joined at will: what comes out is a part of what went in."""
-    client, exit_, _, at_exit = lanes()
-    packets: list[bytes] = []
-    flight = []
-    for _ in range(data.draw(st.integers(1, 4))):
-        packet = tcp4(random.Random(len(packets)).randbytes(data.draw(st.integers(1, 900))))
-        packets.append(packet)
-        for sent, segment in seal_packet(client, packet, GSO, 500):
-            flight += datagrams(sent, segment)
-    kept = [one for one in flight if data.draw(st.integers(0, 5))]
-    damaged = set()
-    for number, one in enumerate(kept):
-        if not data.draw(st.integers(0, 7)):
-            damaged.add(one[:HEADER])
-            at = data.draw(st.integers(HEADER, len(one) - 1))
-            kept[number] = one[:at] + bytes((one[at] ^ 1,)) + one[at + 1 :]
-    kept += kept[: data.draw(st.integers(0, 3))]
-    while kept:
-        train = [kept.pop(0)]
-        while kept and len(kept[0]) <= len(train[0]) == len(train[-1]) and data.draw(st.booleans()):
-            train.append(kept.pop(0))
-        receive(exit_, b"".join(train), len(train[0]))
-    seen: set[tuple[bytes, int]] = set()
-    for part, run in at_exit.runs:
-        (packet,) = (
-            packet
-            for packet in packets
-            if packet[:40] == part[:40] and packet[40 + run.first * 100 :].startswith(part[40:])
-        )
-        assert len(part) - 40 == min(run.count * 100, len(packet) - 40 - run.first * 100)
-        indices = {(packet, index) for index in range(run.first, run.first + run.count)}
-        assert not seen & indices
-        seen |= indices
-    total = len({one[:HEADER] for one in flight})
-    assert len(seen) <= total - len(damaged)
-    assert set(dropped(exit_)) <= {"tag", "replay"}
-
-
-@pytest.mark.parametrize("bad", range(10))
-def test_one_damaged_slice_costs_one_slice(bad: int) -> None:
-    client, exit_, _, at_exit = lanes()
-    packet = tcp4(random.Random(1).randbytes(950))
-    ((sent, segment),) = seal_packet(client, packet, GSO, 1000)
-    damaged = bytearray(sent)
-    damaged[segment * bad + 40] ^= 0x80
-    assert receive(exit_, bytes(damaged), segment) == len(sent) - (
-        segment if bad < 9 else len(sent) % segment
-    )
-    assert dropped(exit_) == {"tag": 1}
-    expected = [(0, bad), (bad + 1, 10)]
-    assert at_exit.runs == [
-        (packet[:40] + packet[40 + first * 100 : 40 + stop * 100], Run(GSO, first, stop - first, 10))
-        for first, stop in expected
-        if first < stop
-    ]
-    at_exit.runs.clear()
-    receive(exit_, sent, segment)
-    assert [run for _, run in at_exit.runs] == [Run(GSO, bad, 1, 10)]
-    assert dropped(exit_) == {"tag": 1, "replay": 9}
-
-
-def test_the_same_datagram_twice_in_one_receive() -> None:
-    client, exit_, _, at_exit = lanes()
-    one = message(client, bytes((KEEPALIVE,)))
-    assert receive(exit_, one * 3, len(one)) == len(one)
-    assert len(at_exit.messages) == 1
-    assert dropped(exit_) == {"replay": 2}
-
-
-def test_a_mixture_in_one_receive() -> None:
-    """Two packets, a message, garbage, and a short datagram at the end, in the order in which they came."""
-    client, exit_, _, at_exit = lanes()
-    first, second = tcp4(bytes(300)), tcp4(b"\1" * 200)
-    parts = [seal_packet(client, first, GSO, 500)[0][0]]
-    parts.append(message(client, bytes((DATAGRAM,)).ljust(148, b"m")))
-    parts.append(b"\1".ljust(177, b"g"))
-    parts.append(seal_packet(client, second, GSO, 500)[0][0])
-    parts.append(message(client, bytes((KEEPALIVE,))))
-    receive(exit_, b"".join(parts), 177)
-    assert [data for data, _ in at_exit.runs] == [first, second]
-    assert [kind for kind, _, _ in at_exit.messages] == [DATAGRAM, KEEPALIVE]
-    assert [size for _, _, size in at_exit.messages] == [177, 30]
-    assert dropped(exit_) == {"unknown": 1}
-
-
-def test_parts_of_split_packets_are_bounded() -> None:
-    client, exit_, _, at_exit = lanes()
-    for _ in range(100):
-        for sent, segment in seal_packet(client, bytes(20_000), Shape(PLAIN, 0, 0), 1200):
-            receive(exit_, sent[:-segment], segment)
-    assembly = exit_._opener.assembly
-    assert assembly._size <= ASSEMBLED_BYTES
-    assert exit_.incomplete >= 90
-    assert at_exit.runs == []
-    exit_._opener.assembly.forget(EXIT_INDEX)
-    assert (assembly._size, assembly._groups) == (0, {})
-
-
-def test_lanes_that_share_a_room_do_not_mix_their_packets() -> None:
-    """What one lane holds is handed on when another one needs the room."""
-    packets = [tcp4(bytes([number]) * 400) for number in (1, 2)]
-    ends = [lanes() for _ in packets]
-    for packet, (client, exit_, _, _) in zip(packets, ends, strict=True):
-        ((sent, segment),) = seal_packet(client, packet, GSO, 500)
-        for piece in datagrams(sent, segment)[:2]:
-            exit_.open_batch(memoryview(bytearray(piece)), len(piece), len(piece), 0.0)
-    for _, exit_, _, _ in ends:
-        exit_.flush()
-    for packet, (_, _, _, at_exit) in zip(packets, ends, strict=True):
-        assert at_exit.runs == [(packet[:240], Run(GSO, 0, 2, 4))]
-
-
-@pytest.mark.parametrize("shape", [Shape(PLAIN, 0, 0), Shape(TCP4, 1400, 40)])
-def test_parts_of_a_split_packet_in_any_order(shape: Shape) -> None:
-    client, exit_, _, at_exit = lanes()
-    packet = tcp4(random.Random(3).randbytes(3000))
-    ((sent, segment),) = seal_packet(client, packet, shape, 700)
-    pieces = datagrams(sent, segment)
-    for piece in [*pieces[2:], *pieces[:2]]:
-        assert at_exit.runs == []
-        receive(exit_, piece)
-    assert at_exit.runs == [(packet, Run(shape, 0, len(pieces), len(pieces)))]
-    assert exit_._opener.assembly._size == 0
-
-
-@pytest.mark.parametrize("second", [part(PLAIN, 1, 3, 0, 0, b"y"), part(NEEDS_CSUM, 1, 2, 0, 0, b"y")])
-def test_parts_that_do_not_agree(second: bytes) -> None:
-    _, exit_, _, at_exit = lanes()
-    receive(exit_, forged(part(PLAIN, 0, 2, 0, 0, b"x"), 5))
-    receive(exit_, forged(second, 6))
-    assert at_exit.runs == []
-    assert exit_.incomplete == 1
-
-
-# --- slices that come one by one ---
-
-
-def feed(lane: Lane, piece: bytes) -> None:
-    """As `receive`, in the middle of a wake-up."""
-    assert lane.open_batch(memoryview(bytearray(piece)), len(piece), len(piece), 0.0)
-
-
-def test_slices_that_come_one_by_one_are_put_together() -> None:
-    client, exit_, _, at_exit = lanes()
-    packet = tcp4(random.Random(5).randbytes(950))
-    ((sent, segment),) = seal_packet(client, packet, GSO, 700)
-    for piece in datagrams(sent, segment):
-        feed(exit_, piece)
-    assert at_exit.runs == [(packet, Run(GSO, 0, 10, 10))]  # the last slice ends it
-    exit_.flush()
-    assert len(at_exit.runs) == 1
-
-
-@pytest.mark.parametrize("lost", range(10))
-def test_a_lost_slice_parts_what_is_put_together(lost: int) -> None:
-    client, exit_, _, at_exit = lanes()
-    packet = tcp4(random.Random(6).randbytes(950))
-    ((sent, segment),) = seal_packet(client, packet, GSO, 700)
-    pieces = datagrams(sent, segment)
-    for piece in pieces[:lost] + pieces[lost + 1 :]:
-        feed(exit_, piece)
-    exit_.flush()
-    headers, payload = packet[:40], packet[40:]
-    runs = [(0, lost), (lost + 1, 10 - lost - 1)]
-    assert at_exit.runs == [
-        (headers + payload[first * 100 : (first + count) * 100], Run(GSO, first, count, 10))
-        for first, count in runs
-        if count
-    ]
-
-
-def test_another_packet_ends_what_is_put_together() -> None:
-    client, exit_, _, at_exit = lanes()
-    first, second, plain = tcp4(bytes(300)), tcp4(b"x" * 300), tcp4(b"plain")
-    pieces = []
-    for packet in (first, second):
-        ((sent, segment),) = seal_packet(client, packet, GSO, 700)
-        pieces += datagrams(sent, segment)[:2]
-    ((sent, segment),) = seal_packet(client, plain, Shape(PLAIN, 0, 0), 700)
-    for piece in [*pieces, sent]:
-        feed(exit_, piece)
-    assert at_exit.runs == [
-        (first[:240], Run(GSO, 0, 2, 3)),
-        (second[:240], Run(GSO, 0, 2, 3)),
-        (plain, WHOLE_PLAIN),
-    ]
-
-
-@given(st.permutations(range(6)), st.sets(st.integers(0, 5)))
-def test_whatever_the_order_nothing_is_lost_or_doubled(order: list[int], flushed: set[int]) -> None:
-    client, exit_, _, at_exit = lanes()
-    packet = tcp4(random.Random(7).randbytes(580))
-    ((sent, segment),) = seal_packet(client, packet, GSO, 700)
-    pieces = datagrams(sent, segment)
-    for number in order:
-        feed(exit_, pieces[number])
-        if number in flushed:
-            exit_.flush()
-    exit_.flush()
-    found = {}
-    for data, run in at_exit.runs:
-        assert data[:40] == packet[:40] and run.of == 6
-        assert run.first not in found
-        found[run.first] = data[40:]
-        assert run.count == -(-len(data[40:]) // 100)
-    assert b"".join(found[first] for first in sorted(found)) == packet[40:]
-
-
 # --- what may overtake ---
 
 
@@ -446,31 +181,6 @@ def test_an_express_packet_is_marked_in_clear_and_arrives_as_any_other() -> None
     receive(exit_, slow)
     run = Run(Shape(NEEDS_CSUM, 0, 0), 0, 1, 1)
     assert at_exit.runs == [(second, run), (first, run)]
-
-
-def test_a_train_overtaken_by_an_express_packet() -> None:
-    client, exit_, _, at_exit = lanes()
-    packet = tcp4(random.Random(8).randbytes(950))
-    ((sent, segment),) = seal_packet(client, packet, GSO, 700)
-    ((fast, _),) = seal_packet(client, tcp4(b""), Shape(EXPRESS, 0, 0), 700)
-    receive(exit_, fast)
-    receive(exit_, sent, segment)
-    assert at_exit.runs[1:] == [(packet, Run(GSO, 0, 10, 10))]
-
-
-def test_a_train_of_express_packets() -> None:
-    client, exit_, _, at_exit = lanes()
-    packets = [tcp4(bytes((number,))) for number in range(5)]
-    sent = b"".join(seal_packet(client, packet, Shape(EXPRESS, 0, 0), 700)[0][0] for packet in packets)
-    receive(exit_, sent, len(sent) // 5)
-    assert at_exit.runs == [(packet, WHOLE_PLAIN) for packet in packets]
-
-
-def test_the_mark_is_authentic() -> None:
-    client, exit_, _, at_exit = lanes()
-    ((fast, _),) = seal_packet(client, tcp4(b""), Shape(EXPRESS, 0, 0), 700)
-    receive(exit_, bytes((KIND,)) + fast[1:])
-    assert (at_exit.runs, exit_.drops.tag) == ([], 1)
 
 
 def test_what_must_be_cut_is_not_express() -> None:
@@ -494,96 +204,6 @@ def test_a_packet_in_two_sends_arrives_in_one_piece() -> None:
     for sent, segment in sends:
         assert exit_.open_batch(memoryview(bytearray(sent)), len(sent), segment, 0.0)
     assert at_exit.runs == [(packet, Run(shape, 0, 48, 48))]
-
-
-# --- nonsense from a peer that has the keys ---
-
-
-@pytest.mark.parametrize(
-    ("plaintext", "cause"),
-    [
-        (bytes((SLICE,)), "malformed"),
-        (part(PLAIN, 0, 1, 0, 0, b""), "malformed"),
-        (part(PLAIN, 0, 0, 0, 0, b"x"), "malformed"),
-        (part(PLAIN, 3, 3, 0, 0, b"x"), "malformed"),
-        (part(PLAIN, 0, 1, 5, 0, b"x"), "malformed"),
-        (part(PLAIN, 0, 1, 0, 1, b"xy"), "malformed"),
-        (part(0x08, 0, 1, 0, 0, b"x"), "malformed"),
-        (part(TCP4, 0, 1, 0, 40, tcp4(b"xy")), "malformed"),
-        (part(TCP4, 0, 1, 1, 39, tcp4(b"xy")), "malformed"),
-        (part(TCP4, 0, 1, 100, 42, tcp4(b"xy")), "malformed"),
-        (part(TCP4, 0, 1, 100, 0xFFFF, tcp4(b"xy")), "malformed"),
-        (part(TCP4, 0, 1, 100, 40, tcp4(b"xy") + b"z"), "disagreement"),
-        (part(TCP4, 0, 1, 100, 40, tcp4(b"xy")[:-1]), "disagreement"),
-        (part(TCP4, 0, 1, 100, 40, b"\x65" + tcp4(b"xy")[1:]), "disagreement"),
-        (part(TCP6, 0, 1, 100, 60, tcp4(b"xy", 60)), "disagreement"),
-    ],
-)
-def test_nonsense_is_counted(plaintext: bytes, cause: str) -> None:
-    _, exit_, _, at_exit = lanes()
-    assert receive(exit_, forged(plaintext, 5)) == len(plaintext) + OVERHEAD
-    assert dropped(exit_) == {cause: 1}
-    assert at_exit.runs == []
-
-
-def test_a_slice_whose_packet_began_before_the_first_counter_is_no_whole_packet() -> None:
-    _, exit_, _, at_exit = lanes()
-    plaintexts = [part(PLAIN, 7, 9, 0, 0, bytes(20)), part(PLAIN, 0, 1, 0, 0, bytes(20))]
-    train = [forged(plaintext, counter) for counter, plaintext in enumerate(plaintexts, 1)]
-    receive(exit_, b"".join(train), len(train[0]))
-    assert at_exit.runs == [(bytes(20), WHOLE_PLAIN)]
-
-
-def test_slices_that_disagree() -> None:
-    _, exit_, _, at_exit = lanes()
-    packet = tcp4(bytes(200))
-    train = [
-        forged(part(TCP4, 0, 3, 100, 40, packet[:40] + bytes(100)), 5),
-        forged(part(TCP4, 1, 2, 100, 40, packet[:40] + bytes(100)), 6),
-    ]
-    receive(exit_, b"".join(train), len(train[0]))
-    assert dropped(exit_) == {"disagreement": 2}
-    assert at_exit.runs == []
-
-
-@given(
-    st.lists(st.tuples(st.integers(0, 40), st.binary(min_size=1, max_size=80)), max_size=12),
-    st.integers(1, 120),
-)
-def test_any_plaintext_with_any_counter(plaintexts: list[tuple[int, bytes]], segment: int) -> None:
-    _, exit_, _, at_exit = lanes()
-    data = b""
-    for counter, plaintext in plaintexts:
-        if len(plaintext) % 2:
-            plaintext = bytes((SLICE, plaintext[0] & 0x07)) + plaintext
-        data += forged(plaintext.ljust(segment)[:segment], counter)
-    receive(exit_, data, segment + OVERHEAD)
-    for packet, run in at_exit.runs:
-        assert packet
-        assert 0 <= run.first < run.first + run.count <= run.of
-
-
-@given(st.binary(max_size=300), st.integers(-1, 400))
-def test_any_bytes_on_the_port(data: bytes, segment: int) -> None:
-    _, exit_, _, at_exit = lanes()
-    assert exit_.open_batch(memoryview(bytearray(data)), len(data), segment, 0.0) == 0
-    assert not exit_.advanced
-    assert (at_exit.runs, at_exit.messages) == ([], [])
-
-
-def test_every_bit_is_authentic() -> None:
-    client, exit_, _, at_exit = lanes()
-    sealed = message(client, bytes((KEEPALIVE,)))
-    for bit in range(8 * len(sealed)):
-        damaged = bytearray(sealed)
-        damaged[bit // 8] ^= 1 << bit % 8
-        assert receive(exit_, bytes(damaged)) == 0
-    for size in range(len(sealed)):
-        assert receive(exit_, sealed[:size]) == 0
-    assert at_exit.messages == []
-    receive(exit_, sealed)
-    assert at_exit.messages == [(KEEPALIVE, b"", OVERHEAD + 1)]
-    assert len(sealed) == HEADER + 1 + TAG
 
 
 # --- epochs ---
