@@ -26,9 +26,9 @@ from .device.linux import Tun
 from .firewall.exit_table import ExitFilter
 from .journal import Record
 from .reconciler import Fact
+from .routing.kernel_state import default_route
 from .routing.lan import Uplink
 from .routing.netlink_watch import Changes, pause
-from .routing.routes import default_route
 from .settings import ExitNetworkSettings
 from .sysctl import KernelSetting
 

@@ -42,7 +42,7 @@ from .firewall import exit_table, nft
 from .journal import Journal, undo
 from .reconciler import Reconciler
 from .routing.address_pool import AddressPool, free_pools
-from .routing.routes import read_occupied
+from .routing.kernel_state import read_occupied
 from .settings import EXIT_JOURNAL, MTU, RESOLVER4, RESOLVER6, SHARED4, ExitNetworkSettings
 
 _log = logging.getLogger(__name__)

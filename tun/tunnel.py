@@ -52,8 +52,9 @@ from .resolver.setting import ResolverSetting
 from .routing import routes
 from .routing.exit_endpoints import ExitEndpoints
 from .routing.foreign_rules import ForeignRules
+from .routing.kernel_state import read_lan
 from .routing.lan import Network
-from .routing.routes import read_lan, rules_in_front
+from .routing.routes import rules_in_front
 from .routing.tunnel_addresses import TunnelAddresses
 from .settings import CLIENT_JOURNAL, MTU, TunnelSettings
 

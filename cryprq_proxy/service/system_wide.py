@@ -62,7 +62,7 @@ def cut_by_start(table: TunTable) -> list[str]:
     if sys.platform != "linux" or os.geteuid() or table.inbound == "keep" or table.confirm:
         return []
     from tun.firewall.inbound import cut_connections, observe
-    from tun.routing.routes import read_lan
+    from tun.routing.kernel_state import read_lan
 
     settings = tunnel_settings(table)
     try:

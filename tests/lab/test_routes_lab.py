@@ -25,9 +25,10 @@ from tun import sysctl
 from tun.journal import Entry, Journal, undo
 from tun.reconciler import Reconciler
 from tun.routing import routes
+from tun.routing.kernel_state import default_route, read_lan
 from tun.routing.lan import Lan, Uplink
 from tun.routing.netlink_watch import Changes
-from tun.routing.routes import Routes, default_route, read_lan
+from tun.routing.routes import Routes
 from tun.settings import TunnelSettings
 
 MARK = 0x6372

@@ -105,7 +105,7 @@ def test_nothing_is_cut_where_a_setting_has_settled_it(
 
     monkeypatch.setattr("os.geteuid", lambda: 0)
     monkeypatch.setattr("tun.firewall.inbound.observe", observe)
-    monkeypatch.setattr("tun.routing.routes.read_lan", read_lan)
+    monkeypatch.setattr("tun.routing.kernel_state.read_lan", read_lan)
     assert cut_by_start(TunTable()) == ["203.0.113.9"]
     assert cut_by_start(TunTable(**settled)) == []
 
@@ -423,5 +423,5 @@ def test_no_connection_is_cut_where_the_kernel_cannot_be_asked(
     async def read_lan(own: str) -> Lan:
         raise CryprqError("the kernel does not answer")
 
-    monkeypatch.setattr("tun.routing.routes.read_lan", read_lan)
+    monkeypatch.setattr("tun.routing.kernel_state.read_lan", read_lan)
     assert system.cut_by_start(TunTable()) == []

@@ -21,43 +21,30 @@ from conntrack, and `src_valid_mark` makes the kernel use it (ip-sysctl.rst).
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
-import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from socket import AF_INET, AF_INET6, AF_UNSPEC
-from typing import Any, Final, NamedTuple
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Final
 
-from pyroute2 import AsyncIPRoute, NetlinkDumpInterrupted, NetlinkError
+from pyroute2 import NetlinkError
 
 from cryprq_proxy.base.leftovers import RULE_PROTOCOL
-from cryprq_proxy.errors import ConfigError, CryprqError, reason_of
+from cryprq_proxy.errors import ConfigError, CryprqError
 
 from .. import sysctl
 from ..firewall.filter_settings import ExitEndpoint
 from ..journal import Entry, Record, Undoer
 from ..reconciler import Fact
 from ..settings import TunnelSettings
-from . import lan as network
-from .address_pool import Occupied
-from .foreign_rules import ForeignRule, Surroundings, decide_before_ours, read_foreign_rule
-from .lan import UNICAST, KernelRoute, Lan, NetlinkMessage, NetworkDevice, Uplink
-from .route_rules import FIRST, LAST, TABLE, RoutingRule, read_rule, wanted_rules
+from .foreign_rules import Surroundings, decide_before_ours
+from .kernel_state import FAMILIES, DefaultRoute, KernelState, look_at, open_kernel, refused
+from .lan import Lan, Uplink
+from .route_rules import FIRST, LAST, TABLE, RoutingRule, wanted_rules
 
 KIND: Final = "routing"
 """The kind of our entry in the journal: one for all rules and routes, found by their numbers."""
 VALID_MARK: Final = "net.ipv4.conf.all.src_valid_mark"
-LAST_RESORT: Final = 4_294_967_295
-"""Metric of the unreachable routes: any other one wins."""
-
-_FAMILIES: Final[Mapping[int, int]] = {4: AF_INET, 6: AF_INET6}
-_EVERYTHING: Final = {4: "0.0.0.0/0", 6: "::/0"}
-_DUMPS: Final = 5
-"""Tries to read a table that changes while it is read."""
 _ROUNDS: Final = 5
 """Tries to delete all that is ours, while another program may put it back."""
 _SETTLED: Final = {
@@ -68,88 +55,8 @@ _SETTLED: Final = {
 _NAMED: Final = 3
 """Rules and routes that one log line names."""
 
-_FIRST_NAMESPACE: Final = Path("/proc/sys/net/core/netdev_max_backlog")
-"""A sysctl that the kernel shows in its first network namespace only: with another one, this machine is a container."""
-
 type OpenKernel = Callable[[], AbstractAsyncContextManager[Any]]
 type LanChanged = Callable[[Lan], Awaitable[None]]
-
-
-class _Default(NamedTuple):
-    """A default route in our table: into a device, or unreachable."""
-
-    version: int
-    device: int | None
-
-    def __str__(self) -> str:
-        kind = "unreachable" if self.device is None else "default"
-        return f"IPv{self.version} {kind} route of table {TABLE}"
-
-    def arguments(self) -> dict[str, Any]:
-        """The arguments of `AsyncIPRoute.route`, to add and to delete it."""
-        arguments: dict[str, Any] = {
-            "family": _FAMILIES[self.version],
-            "dst": _EVERYTHING[self.version],
-            "table": TABLE,
-            "proto": RULE_PROTOCOL,
-        }
-        if self.device is None:
-            return arguments | {"type": "unreachable", "priority": LAST_RESORT}
-        return arguments | {"oif": self.device}
-
-
-@dataclass(frozen=True, slots=True)
-class _State:
-    """The kernel's rules, routes and devices at one look."""
-
-    rules: list[tuple[RoutingRule, int]]
-    foreign: list[ForeignRule]
-    routes: list[KernelRoute]
-    links: list[NetworkDevice]
-    addresses: list[network.DeviceAddress]
-
-    def our_rules(self, version: int) -> list[RoutingRule]:
-        return [
-            rule
-            for rule, protocol in self.rules
-            if rule.version == version and protocol == RULE_PROTOCOL and FIRST <= rule.priority <= LAST
-        ]
-
-    def our_routes(self, version: int) -> list[_Default]:
-        """The routes of our table with our number; all have one of our two forms."""
-        return [
-            _Default(version, route.hops[0].device if route.kind == UNICAST and route.hops else None)
-            for route in self.routes
-            if route.version == version and route.table == TABLE and route.protocol == RULE_PROTOCOL
-        ]
-
-    def device(self, name: str) -> int | None:
-        """The index of a device that is up."""
-        return next((link.device for link in self.links if link.name == name and link.up), None)
-
-    def lan(self, own: str) -> Lan:
-        return network.find_lan(self.routes, self.links, own, container=not _FIRST_NAMESPACE.exists())
-
-    def uplink(self, version: int, own: str) -> Uplink | None:
-        return network.find_uplink(version, self.routes, self.links, self.addresses, own)
-
-
-@asynccontextmanager
-async def open_kernel() -> AsyncIterator[Any]:
-    """An AsyncIPRoute whose errors become sentences: CryprqError."""
-    try:
-        async with AsyncIPRoute() as kernel:
-            yield kernel
-    except NetlinkError as error:
-        raise _refused("routing table", error) from error
-    except OSError as error:
-        raise CryprqError(f"the kernel's routing tables cannot be reached: {reason_of(error)}") from error
-
-
-def _refused(what: str, error: NetlinkError) -> CryprqError:
-    if error.code == errno.EPERM:
-        return ConfigError(f"changing the {what} needs root (CAP_NET_ADMIN)")
-    return CryprqError(f"the kernel refused to change the {what}: {reason_of(OSError(error.code, ''))}")
 
 
 class Routes(Fact):
@@ -193,14 +100,14 @@ class Routes(Fact):
         or priorities. Raises CryprqError if the kernel refuses a later change.
         """
         async with self._kernel() as kernel:
-            state = await _look(kernel)
+            state = await look_at(kernel)
             _refuse_others(state)
             if state.device(self._settings.device) is None:
                 raise ConfigError(f"the tunnel device {self._settings.device} is not there or not up")
             self._record({"kind": KIND, "table": TABLE, "first": FIRST, "last": LAST})
             self.valid_mark.keep(VALID_MARK)
             self.lan = self._told = state.lan(self._settings.device)
-            self._uplinks = {version: state.uplink(version, self._settings.device) for version in _FAMILIES}
+            self._uplinks = {version: state.uplink(version, self._settings.device) for version in FAMILIES}
             await self._repair(kernel, state, self.lan)
 
     async def carry(self, versions: frozenset[int]) -> None:
@@ -211,7 +118,7 @@ class Routes(Fact):
     async def look(self) -> str:
         """Which of our rules and routes are gone. Follows other networks, and tells of them and of another uplink."""
         async with self._kernel() as kernel:
-            state = await _look(kernel)
+            state = await look_at(kernel)
             lan = state.lan(self._settings.device)
             # With the earlier networks: rules for a new network are missing, but no program has removed them.
             compared = list(self._compare(state, self.lan))
@@ -222,7 +129,7 @@ class Routes(Fact):
         if lan != self._told:
             await self._lan_changed(lan)
             self._told = lan
-        uplinks = {version: state.uplink(version, self._settings.device) for version in _FAMILIES}
+        uplinks = {version: state.uplink(version, self._settings.device) for version in FAMILIES}
         moved = {
             version: found
             for version, found in uplinks.items()
@@ -239,25 +146,25 @@ class Routes(Fact):
     async def put_back(self) -> None:
         """Add what is missing. Raises CryprqError."""
         async with self._kernel() as kernel:
-            await self._repair(kernel, await _look(kernel), self.lan)
+            await self._repair(kernel, await look_at(kernel), self.lan)
 
-    def _wanted_routes(self, state: _State, version: int) -> list[_Default]:
+    def _wanted_routes(self, state: KernelState, version: int) -> list[DefaultRoute]:
         device = state.device(self._settings.device)
-        wanted: list[_Default] = [_Default(version, None)]
+        wanted: list[DefaultRoute] = [DefaultRoute(version, None)]
         if device is not None and version in self._versions:
-            wanted.append(_Default(version, device))
+            wanted.append(DefaultRoute(version, device))
         return wanted
 
-    def _compare(self, state: _State, lan: Lan) -> Iterator[tuple[Sequence[object], Sequence[object]]]:
+    def _compare(self, state: KernelState, lan: Lan) -> Iterator[tuple[Sequence[object], Sequence[object]]]:
         """Pairs of wanted and present: rules and routes of each family."""
-        for version in _versions():
+        for version in state.versions:
             yield wanted_rules(self._settings, lan, version), state.our_rules(version)
             yield self._wanted_routes(state, version), state.our_routes(version)
 
-    async def _repair(self, kernel: Any, state: _State, lan: Lan) -> None:
+    async def _repair(self, kernel: Any, state: KernelState, lan: Lan) -> None:
         """Add what is missing and delete what is not wanted. Raises CryprqError."""
-        steps: list[tuple[Any, str, RoutingRule | _Default]] = []
-        for version in _versions():
+        steps: list[tuple[Any, str, RoutingRule | DefaultRoute]] = []
+        for version in state.versions:
             routes, had_routes = self._wanted_routes(state, version), state.our_routes(version)
             rules, had_rules = wanted_rules(self._settings, lan, version), state.our_rules(version)
             steps += [(kernel.route, "add", route) for route in routes if route not in had_routes]
@@ -278,35 +185,11 @@ class Routes(Fact):
 async def rules_in_front(settings: TunnelSettings, exits: Collection[ExitEndpoint]) -> str:
     """Which rules of other programs decide before ours, in words; empty if none does. Raises CryprqError."""
     async with open_kernel() as kernel:
-        seen = await _look(kernel)
+        seen = await look_at(kernel)
     surroundings = Surroundings(
         seen.routes, seen.links, seen.addresses, settings.device, settings.mark, not settings.include
     )
     return decide_before_ours(seen.foreign, surroundings, {exit.address for exit in exits})
-
-
-async def read_lan(own: str) -> Lan:
-    """The local networks of this machine; `own` is the TUN device, which may be missing. Raises CryprqError."""
-    async with open_kernel() as kernel:
-        state = await _look(kernel)
-    return state.lan(own)
-
-
-async def default_route(version: int, own: str) -> Uplink | None:
-    """The uplink of one IP version past the tunnel, whose device is `own`. Raises CryprqError."""
-    async with open_kernel() as kernel:
-        return (await _look(kernel)).uplink(version, own)
-
-
-async def read_occupied(own: str) -> Occupied:
-    """What addresses are in use on and around this machine, but for the device `own`. Raises CryprqError."""
-    async with open_kernel() as kernel:
-        state = await _look(kernel)
-    ours = {link.device for link in state.links if link.name == own}
-    return Occupied(
-        tuple(address.interface.network for address in state.addresses if address.device not in ours),
-        tuple(route.prefix for route in state.routes if not ours & {hop.device for hop in route.hops}),
-    )
 
 
 def undo_routing(entry: Entry) -> None:
@@ -334,54 +217,16 @@ def delete_ours() -> bool:
 UNDO: Final[dict[str, Undoer]] = {KIND: undo_routing}
 
 
-async def _do(method: Any, command: str, what: RoutingRule | _Default) -> None:
+async def _do(method: Any, command: str, what: RoutingRule | DefaultRoute) -> None:
     """Add or delete a rule or route; no error if that is already done. Raises CryprqError."""
     try:
         await method(command, **what.arguments())
     except NetlinkError as error:
         if error.code not in _SETTLED[command]:
-            raise _refused("rules and routes", error) from error
+            raise refused("rules and routes", error) from error
 
 
-async def _dump(method: Any, family: int) -> list[NetlinkMessage]:
-    for _ in range(_DUMPS):
-        with contextlib.suppress(NetlinkDumpInterrupted):
-            return [message async for message in await method("dump", family=family)]
-    raise CryprqError(
-        "the kernel's routing tables change faster than they can be read; trying again may help"
-    )
-
-
-async def _look(kernel: Any) -> _State:
-    rules: list[tuple[RoutingRule, int]] = []
-    foreign: list[ForeignRule] = []
-    routes: list[KernelRoute] = []
-    for version in _versions():
-        family = _FAMILIES[version]
-        for message in await _dump(kernel.rule, family):
-            rule, protocol = read_rule(message)
-            rules.append((rule, protocol))
-            if protocol != RULE_PROTOCOL:
-                foreign.append(read_foreign_rule(message))
-        found = [network.read_route(message) for message in await _dump(kernel.route, family)]
-        routes += [route for route in found if route is not None]
-    links = [network.read_link(message) for message in await _dump(kernel.link, AF_UNSPEC)]
-    addresses = [network.read_address(message) for message in await _dump(kernel.addr, AF_UNSPEC)]
-    return _State(rules, foreign, routes, links, addresses)
-
-
-def _versions() -> tuple[int, ...]:
-    """The families that this kernel has. With IPv6 switched off it has no IPv6 traffic."""
-    try:
-        socket.socket(AF_INET6, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC).close()
-    except OSError as error:
-        if error.errno != errno.EAFNOSUPPORT:
-            raise
-        return (4,)
-    return (4, 6)
-
-
-def _refuse_others(state: _State) -> None:
+def _refuse_others(state: KernelState) -> None:
     for rule, protocol in state.rules:
         if FIRST <= rule.priority <= LAST and protocol != RULE_PROTOCOL:
             raise ConfigError(
@@ -400,9 +245,9 @@ async def _delete_ours(kernel: Any) -> bool:
     """Rules first, from the last to the first, so that no packet meets a table without routes. Returns whether there
     was anything. Raises CryprqError."""
     for number in range(_ROUNDS):
-        state = await _look(kernel)
-        rules = [rule for version in _versions() for rule in state.our_rules(version)]
-        routes = [route for version in _versions() for route in state.our_routes(version)]
+        state = await look_at(kernel)
+        rules = [rule for version in state.versions for rule in state.our_rules(version)]
+        routes = [route for version in state.versions for route in state.our_routes(version)]
         if not rules and not routes:
             return number > 0
         for rule in reversed(rules):

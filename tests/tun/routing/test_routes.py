@@ -18,7 +18,7 @@ from cryprq_proxy.base.leftovers import RULE_PROTOCOL
 from cryprq_proxy.errors import ConfigError, CryprqError
 from tests.support.settings import tunnel_settings
 from tun import sysctl
-from tun.routing import routes as routing
+from tun.routing import kernel_state
 from tun.routing.lan import Lan, Network
 from tun.routing.netlink_watch import LEAST_PAUSE, MOST_PAUSE, pause
 from tun.routing.route_rules import (
@@ -306,7 +306,7 @@ class Watched:
             steps.append(f"{name}={value}")
             return True
 
-        monkeypatch.setattr(routing, "_versions", lambda: (4, 6))
+        monkeypatch.setattr(kernel_state, "_versions", lambda: (4, 6))
         monkeypatch.setattr(sysctl, "set_sysctl", set_sysctl)
         self.routes = Routes(
             ROUTES,

@@ -1,0 +1,176 @@
+"""What the kernel has, at one look: rules, routes, devices and addresses, and what follows from them for both roles."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from socket import AF_INET, AF_INET6, AF_UNSPEC
+from typing import Any, Final, NamedTuple
+
+from pyroute2 import AsyncIPRoute, NetlinkDumpInterrupted, NetlinkError
+
+from cryprq_proxy.base.leftovers import RULE_PROTOCOL
+from cryprq_proxy.errors import ConfigError, CryprqError, reason_of
+
+from . import lan as network
+from .address_pool import Occupied
+from .foreign_rules import ForeignRule, read_foreign_rule
+from .lan import UNICAST, KernelRoute, Lan, NetlinkMessage, NetworkDevice, Uplink
+from .route_rules import FIRST, LAST, TABLE, RoutingRule, read_rule
+
+LAST_RESORT: Final = 4_294_967_295
+"""Metric of the unreachable routes: any other one wins."""
+
+FAMILIES: Final[Mapping[int, int]] = {4: AF_INET, 6: AF_INET6}
+_EVERYTHING: Final = {4: "0.0.0.0/0", 6: "::/0"}
+_DUMPS: Final = 5
+"""Tries to read a table that changes while it is read."""
+_FIRST_NAMESPACE: Final = Path("/proc/sys/net/core/netdev_max_backlog")
+"""A sysctl that the kernel shows in its first network namespace only: with another one, this machine is a container."""
+
+
+class DefaultRoute(NamedTuple):
+    """A default route in our table: into a device, or unreachable."""
+
+    version: int
+    device: int | None
+
+    def __str__(self) -> str:
+        kind = "unreachable" if self.device is None else "default"
+        return f"IPv{self.version} {kind} route of table {TABLE}"
+
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of `AsyncIPRoute.route`, to add and to delete it."""
+        arguments: dict[str, Any] = {
+            "family": FAMILIES[self.version],
+            "dst": _EVERYTHING[self.version],
+            "table": TABLE,
+            "proto": RULE_PROTOCOL,
+        }
+        if self.device is None:
+            return arguments | {"type": "unreachable", "priority": LAST_RESORT}
+        return arguments | {"oif": self.device}
+
+
+@dataclass(frozen=True, slots=True)
+class KernelState:
+    """The kernel's rules, routes and devices at one look."""
+
+    versions: tuple[int, ...]
+    """The families that this kernel has."""
+    rules: list[tuple[RoutingRule, int]]
+    foreign: list[ForeignRule]
+    routes: list[KernelRoute]
+    links: list[NetworkDevice]
+    addresses: list[network.DeviceAddress]
+
+    def our_rules(self, version: int) -> list[RoutingRule]:
+        return [
+            rule
+            for rule, protocol in self.rules
+            if rule.version == version and protocol == RULE_PROTOCOL and FIRST <= rule.priority <= LAST
+        ]
+
+    def our_routes(self, version: int) -> list[DefaultRoute]:
+        """The routes of our table with our number; all have one of our two forms."""
+        return [
+            DefaultRoute(version, route.hops[0].device if route.kind == UNICAST and route.hops else None)
+            for route in self.routes
+            if route.version == version and route.table == TABLE and route.protocol == RULE_PROTOCOL
+        ]
+
+    def device(self, name: str) -> int | None:
+        """The index of a device that is up."""
+        return next((link.device for link in self.links if link.name == name and link.up), None)
+
+    def lan(self, own: str) -> Lan:
+        return network.find_lan(self.routes, self.links, own, container=not _FIRST_NAMESPACE.exists())
+
+    def uplink(self, version: int, own: str) -> Uplink | None:
+        return network.find_uplink(version, self.routes, self.links, self.addresses, own)
+
+
+@asynccontextmanager
+async def open_kernel() -> AsyncIterator[Any]:
+    """An AsyncIPRoute whose errors become sentences: CryprqError."""
+    try:
+        async with AsyncIPRoute() as kernel:
+            yield kernel
+    except NetlinkError as error:
+        raise refused("routing table", error) from error
+    except OSError as error:
+        raise CryprqError(f"the kernel's routing tables cannot be reached: {reason_of(error)}") from error
+
+
+def refused(what: str, error: NetlinkError) -> CryprqError:
+    if error.code == errno.EPERM:
+        return ConfigError(f"changing the {what} needs root (CAP_NET_ADMIN)")
+    return CryprqError(f"the kernel refused to change the {what}: {reason_of(OSError(error.code, ''))}")
+
+
+async def _dump(method: Any, family: int) -> list[NetlinkMessage]:
+    for _ in range(_DUMPS):
+        with contextlib.suppress(NetlinkDumpInterrupted):
+            return [message async for message in await method("dump", family=family)]
+    raise CryprqError(
+        "the kernel's routing tables change faster than they can be read; trying again may help"
+    )
+
+
+async def look_at(kernel: Any) -> KernelState:
+    rules: list[tuple[RoutingRule, int]] = []
+    foreign: list[ForeignRule] = []
+    routes: list[KernelRoute] = []
+    versions = _versions()
+    for version in versions:
+        family = FAMILIES[version]
+        for message in await _dump(kernel.rule, family):
+            rule, protocol = read_rule(message)
+            rules.append((rule, protocol))
+            if protocol != RULE_PROTOCOL:
+                foreign.append(read_foreign_rule(message))
+        found = [network.read_route(message) for message in await _dump(kernel.route, family)]
+        routes += [route for route in found if route is not None]
+    links = [network.read_link(message) for message in await _dump(kernel.link, AF_UNSPEC)]
+    addresses = [network.read_address(message) for message in await _dump(kernel.addr, AF_UNSPEC)]
+    return KernelState(versions, rules, foreign, routes, links, addresses)
+
+
+def _versions() -> tuple[int, ...]:
+    """The families that this kernel has. With IPv6 switched off it has no IPv6 traffic."""
+    try:
+        socket.socket(AF_INET6, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC).close()
+    except OSError as error:
+        if error.errno != errno.EAFNOSUPPORT:
+            raise
+        return (4,)
+    return (4, 6)
+
+
+async def read_lan(own: str) -> Lan:
+    """The local networks of this machine; `own` is the TUN device, which may be missing. Raises CryprqError."""
+    async with open_kernel() as kernel:
+        state = await look_at(kernel)
+    return state.lan(own)
+
+
+async def default_route(version: int, own: str) -> Uplink | None:
+    """The uplink of one IP version past the tunnel, whose device is `own`. Raises CryprqError."""
+    async with open_kernel() as kernel:
+        return (await look_at(kernel)).uplink(version, own)
+
+
+async def read_occupied(own: str) -> Occupied:
+    """What addresses are in use on and around this machine, but for the device `own`. Raises CryprqError."""
+    async with open_kernel() as kernel:
+        state = await look_at(kernel)
+    ours = {link.device for link in state.links if link.name == own}
+    return Occupied(
+        tuple(address.interface.network for address in state.addresses if address.device not in ours),
+        tuple(route.prefix for route in state.routes if not ours & {hop.device for hop in route.hops}),
+    )
