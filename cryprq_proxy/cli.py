@@ -253,7 +253,13 @@ def run_command(arguments: list[str] | None = None) -> int:
 
 def _sentence(error: click.ClickException) -> str:
     text = error.format_message().strip().removesuffix(".")
+    if isinstance(error, click.NoSuchOption) and error.ctx is not None and _takes_a_value(error.ctx.command):
+        text += "; if it is no option but a value, write it behind --"
     return text[:1].lower() + text[1:]
+
+
+def _takes_a_value(command: click.Command) -> bool:
+    return any(isinstance(parameter, click.Argument) for parameter in command.params)
 
 
 def _complain(text: str) -> None:

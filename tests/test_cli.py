@@ -126,6 +126,19 @@ BAD = [
     (["pause", "x"], "expected a whole number of seconds from 1 to 3600, got 'x'"),
     (["pause", "0"], "expected a whole number of seconds from 1 to 3600, got '0'"),
     (["pause", "3601"], "expected a whole number of seconds from 1 to 3600, got '3601'"),
+    (["pause", "-5"], "expected a whole number of seconds from 1 to 3600, got '-5'"),
+    (["pause", "-0.5"], "expected a whole number of seconds from 1 to 3600, got '-0.5'"),
+    (["pause", "nan"], "expected a whole number of seconds from 1 to 3600, got 'nan'"),
+    (["pause", "9" * 5000], f"expected a whole number of seconds from 1 to 3600, got '{'9' * 40}'"),
+    (["pause", "-5", "--config"], "option '--config' requires an argument"),
+    (["--confirm", "-5"], "expected a number of seconds from 0 to 3600, got '-5'"),
+    (["--confirm", "nan"], "expected a number of seconds from 0 to 3600, got 'nan'"),
+    (["leaktest", "--hold", "-5"], "expected a whole number of seconds from 1 to 3600, got '-5'"),
+    *(
+        ([*command, "-5"], "no such option '-5'; if it is no option but a value, write it behind --")
+        for command in (["switch"], ["explain"], ["invite"], ["peers", "revoke"], ["peers", "rename"], ["id"])
+    ),
+    (["doctor", "-5"], "no such option '-5'; see"),
     (["pause", "1.5"], "expected a whole number of seconds from 1 to 3600, got '1.5'"),
     (["status", "--watch", "nan"], "expected a number of seconds from 0.2 to 3600, got 'nan'"),
     (["status", "--watch", "x"], "expected a number of seconds from 0.2 to 3600, got 'x'"),

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 FILE: Final = click.Path(path_type=Path)
 ANSWER_SECONDS: Final = 5.0
+_SHOWN: Final = 40
+"""Characters of a wrong value."""
 
 
 def seconds(low: float, high: float, *, whole: bool = False) -> Callable[[str], float]:
@@ -30,7 +32,9 @@ def seconds(low: float, high: float, *, whole: bool = False) -> Callable[[str], 
         if low <= number <= high:
             return number
         kind = "whole number" if whole else "number"
-        raise click.BadParameter(f"expected a {kind} of seconds from {low:g} to {high:g}, got {text!a}")
+        raise click.BadParameter(
+            f"expected a {kind} of seconds from {low:g} to {high:g}, got {text[:_SHOWN]!a}"
+        )
 
     return read
 

@@ -53,7 +53,8 @@ def _at_terminal() -> bool:
         return False
 
 
-@click.command()
+# So "-5" is a wrong number, and not an option that does not exist.
+@click.command(context_settings={"ignore_unknown_options": True})
 @click.argument("seconds", type=seconds(1, MAX_PAUSE, whole=True))
 @config_option
 def pause(seconds: int, config: Path | None) -> None:
