@@ -147,7 +147,6 @@ class Tunnel:
         self._link_up = True
         self._interface = NoInterface()
         self._lost: asyncio.Future[OSError] = asyncio.get_running_loop().create_future()
-        self.confirmed = asyncio.Event()
         self.fail_closed = ending.fail_closed
         """Whether the kill switch is to stay after a failure."""
 

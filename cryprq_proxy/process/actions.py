@@ -50,7 +50,7 @@ class Actions:
         raise NotImplementedError
 
     def confirm(self) -> None:
-        """Keep system-wide mode: the person says that it works."""
+        """Keep system-wide mode: the person says that it works. Raises CryprqError if nothing waits for that."""
         raise NotImplementedError
 
 
@@ -76,7 +76,9 @@ def commands(actions: Actions) -> dict[str, Action]:
         return {"url": actions.dashboard()}
 
     async def pause(argument: str) -> dict[str, object]:
-        if not (argument.isascii() and argument.isdecimal()) or not 1 <= int(argument) <= MAX_PAUSE:
+        # `int` refuses a number of thousands of digits in words of its own.
+        digits = argument.isascii() and argument.isdecimal() and len(argument) <= len(str(MAX_PAUSE))
+        if not digits or not 1 <= int(argument) <= MAX_PAUSE:
             raise CryprqError(f"a pause has 1 to {MAX_PAUSE} seconds")
         await actions.pause(int(argument))
         return {"paused": int(argument)}

@@ -48,7 +48,7 @@ from ..rules.pac.script import pac
 from ..status import ClientStatus, OpenConnection, RulesStatus
 from ..web.guard import new_token
 from .startup import ProcessStatus, explained, read_again, until_one_ends
-from .tun_mode import NO_TUN, TunMode, TunModePlan, keep_if_confirmed
+from .tun_mode import NO_TUN, Confirmation, TunMode, TunModePlan
 
 _log = logging.getLogger(__name__)
 
@@ -153,7 +153,7 @@ async def run_client(
         settle()
         running.log_ready(parts.exits)
         stop.notifier.ready(lambda: summary(exits.status()))
-        await keep_if_confirmed(tun, config.tun.confirm if config.tun.enabled else 0, stop, link)
+        await running.confirmation.wait(stop, link)
         await stop.wait(link)
         _log.info("stopping")
 
@@ -175,6 +175,7 @@ class RunningClient(Actions):
         self._exits = exits
         self._dispatcher = dispatcher
         self._tun = tun
+        self.confirmation = Confirmation(tun, config.tun.confirm if config.tun.enabled else 0)
         self._process = ProcessStatus(recent)
         self._token = new_token()
         self._admin: Destination | None = None
@@ -298,7 +299,7 @@ class RunningClient(Actions):
         await self._tun.pause(seconds)
 
     def confirm(self) -> None:
-        self._tun.confirmed.set()
+        self.confirmation.give()
 
 
 def _but_for_rules(config: ClientConfig) -> ClientConfig:

@@ -17,6 +17,8 @@ from ..status import TunStatus
 
 _log = logging.getLogger(__name__)
 
+_NOT_IN_USE: Final = "it does not run with --tun, so there is nothing to pause or confirm"
+
 
 class TunMode(ClientNetwork, Protocol):
     """The defaults are those of a client that routes nothing.
@@ -25,10 +27,6 @@ class TunMode(ClientNetwork, Protocol):
     """
 
     fail_closed: bool = False
-
-    @property
-    def confirmed(self) -> asyncio.Event:
-        raise CryprqError("it does not run with --tun, so there is nothing to pause or confirm")
 
     async def resolve(self, name: str) -> Sequence[str]:
         return await by_system(name)
@@ -40,7 +38,7 @@ class TunMode(ClientNetwork, Protocol):
         await asyncio.get_running_loop().create_future()
 
     async def pause(self, seconds: int) -> None:
-        self.confirmed  # noqa: B018 - raises
+        raise CryprqError(_NOT_IN_USE)
 
     async def apply_rules(self, rules: RuleSet) -> None:
         return
@@ -72,15 +70,39 @@ class NoTun(NoNetwork, TunMode):
 NO_TUN: Final = NoTun()
 
 
-async def keep_if_confirmed(tun: TunMode, seconds: float, stop: Stop, link: asyncio.Task[None]) -> None:
-    """Wait until a person says that all is well, if `seconds` are set for that; returns as well when a stop is asked
-    for. From then on a failure leaves the kill switch. Raises CryprqError when the time is over."""
-    if seconds:
-        _log.warning("everything is undone in %g s unless you call: cryprq-proxy confirm", seconds)
-        try:
-            async with asyncio.timeout(seconds):
-                await stop.until(tun.confirmed.wait(), link)
-        except TimeoutError:
-            tun.fail_closed = False
-            raise CryprqError("it was not confirmed in time, so everything is undone") from None
-    tun.fail_closed = True
+class Confirmation:
+    """A person's word that all is well, for which `seconds` are set; 0: nothing has to be confirmed."""
+
+    def __init__(self, tun: TunMode, seconds: float) -> None:
+        self._tun = tun
+        self._seconds = seconds
+        self._awaited = False
+        self._given = asyncio.Event()
+
+    def give(self) -> None:
+        """Raises CryprqError where nothing waits for it."""
+        if self._tun is NO_TUN:
+            raise CryprqError(_NOT_IN_USE)
+        if not self._seconds:
+            raise CryprqError("there is nothing to confirm: it was started without --confirm, so it stays")
+        if self._given.is_set():
+            raise CryprqError("there is nothing to confirm: it is confirmed already")
+        if not self._awaited:
+            raise CryprqError("there is nothing to confirm yet: system-wide mode is not up")
+        self._given.set()
+
+    async def wait(self, stop: Stop, link: asyncio.Task[None]) -> None:
+        """Return at once where nothing has to be confirmed, and as well when a stop is asked for. From then on a failure
+        leaves the kill switch. Raises CryprqError when the time is over."""
+        if self._seconds:
+            _log.warning("everything is undone in %g s unless you call: cryprq-proxy confirm", self._seconds)
+            self._awaited = True
+            try:
+                async with asyncio.timeout(self._seconds):
+                    await stop.until(self._given.wait(), link)
+            except TimeoutError:
+                self._tun.fail_closed = False
+                raise CryprqError("it was not confirmed in time, so everything is undone") from None
+            finally:
+                self._awaited = False
+        self._tun.fail_closed = True

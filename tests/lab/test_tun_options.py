@@ -307,6 +307,11 @@ def test_what_is_confirmed_stays(stage: Stage) -> None:
     # Long enough for the command to start on a busy machine.
     with stage.tunnel("--confirm", "10") as client:
         assert stage.command("confirm") == "confirmed\n"
+        again = stage.links.call(
+            stage.client, "confirm", "--config", str(stage.links.directory / "client.toml")
+        )
+        assert (again.returncode, again.stdout) == (1, "")
+        assert "there is nothing to confirm: it is confirmed already" in again.stderr
         until(lambda: stage.uptime() > 11, "more than the time to confirm has passed")
         assert stage.fetch(SERVER4) == EXIT4
         assert client.process.poll() is None

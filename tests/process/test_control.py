@@ -30,7 +30,7 @@ from cryprq_proxy.process.control import (
 )
 from cryprq_proxy.process.recent_errors import RecentErrors
 from cryprq_proxy.service.startup import ProcessStatus
-from cryprq_proxy.service.tun_mode import NO_TUN
+from cryprq_proxy.service.tun_mode import NO_TUN, Confirmation
 from cryprq_proxy.status import ClientStatus, SessionStatus
 
 STATUS = ClientStatus(link="up", uptime=2.5, session=SessionStatus(streams=3, epoch=1))
@@ -310,7 +310,7 @@ async def test_each_command_does_its_action() -> None:
     with pytest.raises(CryprqError, match=r"there is no open connection 'home/2'"):
         await known["close"]("home/2")
     assert actions.asked == [5, "confirm", "auto", "home/1", "home/2"]
-    for wrong in ("", "0", "3601", "-1", "five", "\u0665"):
+    for wrong in ("", "0", "3601", "-1", "five", "\u0665", "9" * 1000, "9" * 5000):
         with pytest.raises(CryprqError, match="a pause has 1 to 3600 seconds"):
             await known["pause"](wrong)
     assert len(actions.asked) == 5
@@ -321,7 +321,7 @@ async def test_without_system_wide_mode_there_is_nothing_to_pause_or_confirm() -
     with pytest.raises(CryprqError, match=nothing):
         await NO_TUN.pause(5)
     with pytest.raises(CryprqError, match=nothing):
-        NO_TUN.confirmed.set()
+        Confirmation(NO_TUN, 0).give()
 
 
 def test_a_status_has_what_the_process_knows() -> None:

@@ -33,7 +33,7 @@ from cryprq_proxy.service.client import (
     no_tun,
     run_client,
 )
-from cryprq_proxy.service.tun_mode import NO_TUN, NoTun, TunMode, keep_if_confirmed
+from cryprq_proxy.service.tun_mode import NO_TUN, Confirmation, NoTun, TunMode
 from cryprq_proxy.status import ClientStatus
 from tests.support.fake_exits import FakeExits
 from tests.support.roles import Role, RoleFiles, RunningRole, running
@@ -56,7 +56,6 @@ class FakeTun(NoTun):
         self.gone = asyncio.Event()
         self.failing: CryprqError | None = None
         self.failure: object = None
-        self._confirmed = asyncio.Event()
 
     def _note(self, event: str) -> None:
         there = os.path.lexists(self.config.control_socket)
@@ -65,10 +64,6 @@ class FakeTun(NoTun):
     async def start(self) -> TunMode:
         self._note("start")
         return self
-
-    @property
-    def confirmed(self) -> asyncio.Event:
-        return self._confirmed
 
     async def run(self, client: Exits) -> None:
         self._note("run")
@@ -373,8 +368,6 @@ async def test_actions(files: RoleFiles) -> None:
     actions.choose_exit("auto")
     await actions.pause(5)
     assert tun.asked == ["pause 5"]
-    actions.confirm()
-    assert tun.confirmed.is_set()
     assert await actions.reload() == "0 rules, 0 listed names"
     with pytest.raises(CryprqError, match="there is no dashboard"):
         actions.dashboard()
@@ -410,25 +403,48 @@ async def test_the_configuration_and_the_lists_are_watched(files: RoleFiles) -> 
 
 
 async def test_what_has_to_be_confirmed_in_time(files: RoleFiles, caplog: pytest.LogCaptureFixture) -> None:
-    link = spawn(asyncio.Event().wait(), "link")
+    link = spawn(_never(), "link")
     tun, stop = FakeTun(files.client(), EVERYTHING), Stop()
 
-    async def confirmed(seconds: float) -> None:
+    async def confirmed(seconds: float, *, given: bool = False) -> Confirmation:
         tun.fail_closed = False
-        await keep_if_confirmed(tun, seconds, stop, link)  # type: ignore[arg-type]
+        confirmation = Confirmation(tun, seconds)
+        waiting = spawn(confirmation.wait(stop, link), "confirmation")
+        await asyncio.sleep(0)
+        if given:
+            confirmation.give()
+        await waiting
         assert tun.fail_closed, "the kill switch stays from now on"
+        return confirmation
 
-    await confirmed(0)
+    with pytest.raises(CryprqError, match="there is nothing to confirm: it was started without --confirm"):
+        (await confirmed(0)).give()
     with pytest.raises(CryprqError, match="it was not confirmed in time, so everything is undone"):
         await confirmed(0.001)
     assert not tun.fail_closed
     assert "everything is undone in 0.001 s unless you call: cryprq-proxy confirm" in caplog.text
-    tun.confirmed.set()
-    await confirmed(60)
-    tun.confirmed.clear()
+    with pytest.raises(CryprqError, match="there is nothing to confirm: it is confirmed already"):
+        (await confirmed(60, given=True)).give()
     stop.asked.set()
     await confirmed(60)
     link.cancel()
+
+
+async def _never() -> None:
+    await asyncio.Event().wait()
+
+
+async def test_where_nothing_waits_for_it_a_confirmation_is_refused(files: RoleFiles) -> None:
+    """Also before system-wide mode is up: nobody can know by then that it works."""
+    tun = FakeTun(files.client(), EVERYTHING)
+    with pytest.raises(CryprqError, match="there is nothing to confirm yet: system-wide mode is not up"):
+        Confirmation(tun, 60).give()
+    with pytest.raises(
+        CryprqError, match="it does not run with --tun, so there is nothing to pause or confirm"
+    ):
+        Parts(files).running.confirm()
+    with pytest.raises(CryprqError, match="there is nothing to confirm: it was started without --confirm"):
+        Parts(files, tun).running.confirm()
 
 
 async def test_the_kill_switch_stays_once_a_person_has_confirmed(files: RoleFiles) -> None:
