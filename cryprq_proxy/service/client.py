@@ -17,7 +17,6 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Final, NamedTuple
 
-import msgspec
 from msgspec import structs
 
 from ..address import Destination, reachable
@@ -31,7 +30,6 @@ from ..client.exits import Exits, PlannedExit, keep_up, plan_exits
 from ..client.packet_ports import NO_NETWORK
 from ..config.client import DEFAULT_ADMIN, ClientConfig
 from ..config.keys import choose_provider, own_identity
-from ..config.rules import DEFAULT
 from ..crypto.identity import Identity
 from ..crypto.primitives import Provider
 from ..errors import CryprqError
@@ -47,12 +45,14 @@ from ..rules.lists import unreported
 from ..rules.pac.script import pac
 from ..status import ClientStatus, OpenConnection, RulesStatus
 from ..web.guard import new_token
-from .startup import ProcessStatus, explained, read_again, until_one_ends
+from .startup import ProcessStatus, explained, needs_restart, read_again, until_one_ends
 from .tun_mode import NO_TUN, Confirmation, TunMode, TunModePlan
 
 _log = logging.getLogger(__name__)
 
 type MakeTun = Callable[[ClientConfig, RuleSet], TunModePlan]
+_TAKEN: Final = ("rule", "default", "log_level")
+"""The keys that a reload puts in force."""
 AUTO: Final = "auto"
 """In place of an exit's name: choose by priority and health."""
 
@@ -282,9 +282,7 @@ class RunningClient(Actions):
         await self.make_pac(rules)
         set_level(loaded.config.log_level)
         said = f"{counted(len(rules.rules), 'rule')}, {counted(len(rules.listed), 'listed name')}"
-        if _but_for_rules(loaded.config) != _but_for_rules(self._config):
-            said += "; what else has changed in the configuration needs a restart"
-        return said
+        return said + needs_restart(self._config, loaded.config, _TAKEN)
 
     async def reload(self) -> str:
         return await self.reloader.reload()
@@ -300,7 +298,3 @@ class RunningClient(Actions):
 
     def confirm(self) -> None:
         self.confirmation.give()
-
-
-def _but_for_rules(config: ClientConfig) -> ClientConfig:
-    return msgspec.structs.replace(config, rule=(), default=DEFAULT, log_level="info")

@@ -39,10 +39,12 @@ from ..process.reload import Reloader
 from ..process.sd_notify import Notifier, summary
 from ..status import ExitStatus, PairingStatus, PeerStatus
 from ..web.guard import new_token
-from .startup import ProcessStatus, explained, read_again, until_one_ends
+from .startup import ProcessStatus, explained, needs_restart, read_again, until_one_ends
 
 _log = logging.getLogger(__name__)
 
+_TAKEN: Final = ("allow", "log_level")
+"""The keys that a reload puts in force, beside the contents of the file `authorized`."""
 OWN_ADDRESSES_SECONDS: Final = 60.0
 """How often the exit looks which addresses this machine has."""
 MAX_PEERS_TOLD: Final = 1000
@@ -149,7 +151,7 @@ class RunningExit:
         config, self._names = loaded
         set_level(config.log_level)
         self._exit.authorize(frozenset(self._names))
-        return f"{counted(len(self._names), 'peer')} allowed"
+        return f"{counted(len(self._names), 'peer')} allowed" + needs_restart(self._config, config, _TAKEN)
 
     async def reload(self, _: str) -> dict[str, object]:
         """The command of the control socket."""

@@ -11,11 +11,11 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 
-from msgspec import structs
+from msgspec import Struct, structs
 
 from .. import __version__
 from ..address import Destination
@@ -81,6 +81,26 @@ def read_again[T](
     """From now until the stack ends: reload at a SIGHUP, and when one of `files` has changed."""
     stack.callback(spawn(FileWatch(files, reloader.quietly).run(), "file watch").cancel)
     stop.reload = lambda: spawn(reloader.quietly(), "reload")
+
+
+def changed_keys(before: Struct, now: Struct) -> list[str]:
+    """The keys whose values differ, as in "tun.dns.split", and never the values: some are secrets."""
+    found = []
+    for field in structs.fields(before):
+        old, new = getattr(before, field.name), getattr(now, field.name)
+        if old == new:
+            continue
+        if isinstance(old, Struct) and type(old) is type(new):
+            found += [f"{field.encode_name}.{key}" for key in changed_keys(old, new)]
+        else:
+            found.append(field.encode_name)
+    return found
+
+
+def needs_restart(before: Struct, now: Struct, taken: Collection[str]) -> str:
+    """What to add to the result of a reload, which has `taken` some keys; empty where no other has changed."""
+    keys = [key for key in changed_keys(before, now) if key not in taken]
+    return f"; what else has changed in the configuration needs a restart: {', '.join(keys)}" if keys else ""
 
 
 async def until_one_ends(*works: asyncio.Task[None]) -> None:

@@ -92,8 +92,8 @@ class Confirmation:
         self._given.set()
 
     async def wait(self, stop: Stop, link: asyncio.Task[None]) -> None:
-        """Return at once where nothing has to be confirmed, and as well when a stop is asked for. From then on a failure
-        leaves the kill switch. Raises CryprqError when the time is over."""
+        """Return at once where nothing has to be confirmed, and as well when a stop is asked for. From then on a
+        failure leaves the kill switch. Raises CryprqError when the time is over."""
         if self._seconds:
             _log.warning("everything is undone in %g s unless you call: cryprq-proxy confirm", self._seconds)
             self._awaited = True

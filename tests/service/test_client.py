@@ -321,10 +321,11 @@ async def test_a_reload_that_fails_leaves_the_old_rules_in_force(
         assert await names() == (0, "tunnel")
         assert tun.rules is not kept
 
-        now[0] = lambda: files.client('log_level = "error"\nvia = true\n')
-        assert "what else has changed in the configuration needs a restart" in str(
-            await files.command("client", "reload")
+        now[0] = lambda: files.client(
+            'log_level = "error"\nvia = true\n', '[tun.dns]\nsplit = ["corp.example=10.0.0.1"]\n'
         )
+        said = str((await files.command("client", "reload"))["reloaded"])
+        assert said.endswith("what else has changed in the configuration needs a restart: via, tun.dns.split")
         assert logging.getLogger().level == logging.ERROR
 
 

@@ -181,6 +181,18 @@ async def test_own_addresses_are_followed(files: RoleFiles, monkeypatch: pytest.
 # --- peers ---
 
 
+async def test_a_reload_names_what_needs_a_restart(files: RoleFiles) -> None:
+    """The list of peers and the log level are in force at once."""
+    now = files.exit()
+    async with running(
+        lambda stop: run_exit(files.exit(), lambda: now, stop, no_network, (), files.authorized)
+    ):
+        now = files.exit('log_level = "error"\nkeepalive = 7\n', "[limits]\nstreams_per_peer = 7\n")
+        said = str((await files.command("exit", "reload"))["reloaded"])
+    assert said.startswith("1 peer allowed; ")
+    assert said.endswith("needs a restart: keepalive, limits.streams_per_peer")
+
+
 async def test_a_reload_lets_peers_in_and_ends_the_links_of_others(
     files: RoleFiles, caplog: pytest.LogCaptureFixture
 ) -> None:
