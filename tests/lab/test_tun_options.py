@@ -293,6 +293,29 @@ def test_a_pause_opens_and_closes_by_itself(stage: Stage) -> None:
         assert stage.status()["kill_switch"]["paused"] == 0
 
 
+def test_a_flush_ends_no_pause_and_begins_none_again(stage: Stage) -> None:
+    """What is left of it is put back with the filter; after its end, its mark is refused by the filter of a repair."""
+    flush = ["nft", "flush", "ruleset"]
+    with stage.tunnel() as client, ExitStack() as stack:
+        stage.command("pause", "10")
+        outside = stack.enter_context(stage.socket(SERVER4))
+        outside.connect((SERVER4, ECHO_PORT))
+        assert talk(outside)
+        stage.client.run(flush)
+        client.says(r"the pause goes on for \d s")
+        assert 0 < stage.status()["kill_switch"]["paused"] < 10
+        assert talk(outside)
+        assert stage.fetch(SERVER4) == DIRECT[4]
+        until(lambda: stage.fetches(SERVER4) == EXIT4, "the pause has ended when it should")
+        stage.client.run(flush)
+        until(lambda: stage.status()["kill_switch"]["standing"], "the filter stands again")
+        with stage.wire() as wire:
+            assert stage.fetch(SERVER6) == EXIT6
+            assert not talk(outside), "what was begun in the pause is cut"
+        assert not beside_the_link(wire)
+        assert stage.status()["kill_switch"]["paused"] == 0
+
+
 def test_what_is_not_confirmed_is_rolled_back(stage: Stage) -> None:
     before = stage.client.snapshot()
     role = stage.links.client(stage.client, "--confirm", "2")

@@ -5,6 +5,7 @@ addresses, exits, LAN prefixes or the forwarder's port become known or change. T
 table away, last of all. If the process ends in any other manner, the filter stays and holds everything in.
 
 Each opening is an element of a set with a time limit. The kernel closes it in time, whether this process lives or not.
+Where another program has removed the table, the pause goes on for what is left of it: a person has asked for that time.
 
 After each change of settings, and at the end of a pause, the connections whose reason has ended are deleted from
 conntrack (conntrack.py): behind the change, so that nothing can begin anew for the old reason.
@@ -12,7 +13,9 @@ conntrack (conntrack.py): behind the change, so that nothing can begin anew for 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from ipaddress import ip_address
@@ -38,7 +41,15 @@ RESOLVING: Final = 30
 class Filter:
     """The client's packet filter, made by `up`. All methods block for some milliseconds and raise NftError."""
 
-    def __init__(self, settings: FilterSettings, inbound: Inbound, marks: Marks, run: Run, ask: Ask) -> None:
+    def __init__(
+        self,
+        settings: FilterSettings,
+        inbound: Inbound,
+        marks: Marks,
+        run: Run,
+        ask: Ask,
+        clock: Callable[[], float],
+    ) -> None:
         """For `up` only: the table stands already."""
         self.settings = settings
         self._inbound = inbound
@@ -46,7 +57,10 @@ class Filter:
         self._left: frozenset[Address] = frozenset()
         self._run = run
         self._ask = ask
+        self._clock = clock
         self._asked: list[frozenset[Address]] = []
+        self._pause_until = -math.inf
+        """When the pause is over, by `clock`."""
         self._standing = Standing(CLIENT, ask)
         self._standing.written()
 
@@ -60,11 +74,13 @@ class Filter:
         keep_inbound: bool = False,
         run: Run = nft.run,
         ask: Ask = nft.ask,
+        clock: Callable[[], float] = time.monotonic,
     ) -> Self:
         """Write the table to the journal and put it up, in place of one that an earlier run left behind.
 
         `record` is the journal's; `ours` says that an older entry of the journal names the table. `keep_inbound`:
-        connections from outside, those open now included, go on past the tunnel. `run` and `ask` reach the kernel.
+        connections from outside, those open now included, go on past the tunnel. `run` and `ask` reach the kernel;
+        `clock` runs as its timers do, so it stands still while the machine sleeps.
 
         Raises ConfigError if the table belongs to another program; then nothing was changed.
         """
@@ -73,7 +89,7 @@ class Filter:
         left = nft.tunnel_addresses(ask)
         marks = FIRST_MARKS.next_run({*conntrack.seen_runs(), *_run_before(ask)})
         settings = _put_up(run, settings, inbound, marks)
-        made = cls(settings, inbound, marks, run, ask)
+        made = cls(settings, inbound, marks, run, ask, clock)
         made._left = left
         made._forget()
         return made
@@ -95,8 +111,11 @@ class Filter:
         self._forget()
 
     def restore(self) -> None:
-        """Put the table back if another program has removed or changed it: see `difference`."""
-        self._replace(self.settings)
+        """Put the table back if another program has removed or changed it: see `difference`.
+
+        What is left of a pause is put back too, whatever the table says: it may be an old one that was loaded again.
+        """
+        self._replace(self.settings, pause=self.pause_left())
 
     def _replace(
         self,
@@ -106,12 +125,13 @@ class Filter:
         bootstrap: Mapping[Address, int] | None = None,
     ) -> None:
         """What is not given stays as it is."""
-        listed = self._ask("list", "table", "inet", CLIENT) or []
-        now = openings(listed)
-        wanted = Openings(
-            now.pause if pause is None else pause, now.bootstrap if bootstrap is None else bootstrap
-        )
-        counted = nft.counts(listed)
+        listed = self._ask("list", "table", "inet", CLIENT)
+        now = openings(listed or [])
+        if pause is None:
+            # Where a table stands it may have been closed early; where none stands it was removed.
+            pause = self.pause_left() if listed is None else min(now.pause, self.pause_left())
+        wanted = Openings(pause, now.bootstrap if bootstrap is None else bootstrap)
+        counted = nft.counts(listed or [])
         self.settings = _put_up(self._run, settings, self._inbound, self._marks, wanted, counted)
         self._standing.written()
 
@@ -181,17 +201,24 @@ class Filter:
         """
         if not 0 < seconds <= MAX_PAUSE:
             raise LocalError(f"a pause lasts from 1 to {MAX_PAUSE} seconds")
-        if not self.paused():
+        until = self._clock() + seconds
+        if not self.pause_left():
             self._marks = self._marks.next_pause()
         self._replace(self.settings, pause=seconds)
+        self._pause_until = until
 
     def end_pause(self) -> None:
         """Close what the kernel has closed by now, and delete the connections that were begun in the pause."""
+        self._pause_until = -math.inf
         self._replace(self.settings, pause=0)
         self._forget()
 
+    def pause_left(self) -> int:
+        """Whole seconds that the pause was asked for from now on, also where another program has removed the table."""
+        return math.floor(max(self._pause_until - self._clock(), 0))
+
     def paused(self) -> int:
-        """Whole seconds that are left of the pause."""
+        """Whole seconds for which the kernel lets everything out."""
         return openings(self._ask("list", "set", "inet", CLIENT, "open") or []).pause
 
 

@@ -203,6 +203,8 @@ class KillSwitch(Fact):
 
     async def put_back(self) -> None:
         await self._change(self._filter.restore)
+        if left := self._filter.pause_left():
+            _log.info("the pause goes on for %d s", left)
 
     def _look(self) -> str:
         found = self._filter.difference()

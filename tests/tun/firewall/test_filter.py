@@ -28,7 +28,13 @@ ONE, TWO, SIX = map(ip_address, ("192.0.2.1", "192.0.2.2", "2001:db8::1"))
 
 def up(kernel: Kernel, *, keep_inbound: bool = False) -> Filter:
     return Filter.up(
-        SETTINGS, lambda entry: None, ours=True, keep_inbound=keep_inbound, run=kernel.run, ask=kernel.ask
+        SETTINGS,
+        lambda entry: None,
+        ours=True,
+        keep_inbound=keep_inbound,
+        run=kernel.run,
+        ask=kernel.ask,
+        clock=lambda: kernel.now,
     )
 
 
@@ -203,6 +209,60 @@ def test_a_removed_table_is_noticed_and_put_back() -> None:
     assert kernel.scripts[-1] == kernel.scripts[0]
 
 
+@pytest.mark.parametrize("by", ["restore", "update"])
+def test_a_pause_goes_on_where_another_program_removed_the_table(by: str) -> None:
+    """To the end that was asked for, and with its number, so that its connections go on."""
+    kernel = Kernel()
+    client = up(kernel)
+    client.pause(60)
+    accepted = marked(kernel)
+    for now, left in ((10.5, 49), (20.25, 39), (59.5, 0), (61.0, 0)):
+        kernel.now = now
+        kernel.tables.clear()
+        if by == "restore":
+            client.restore()
+        else:
+            client.update(OTHER if client.settings == SETTINGS else SETTINGS)
+        assert client.paused() == left
+        assert kernel.open(CLIENT, "open").get("ipv4", 0) == left
+        assert (marked(kernel) == accepted) == (left > 0)
+    assert "@open accept" not in kernel.scripts[-1]
+
+
+def test_after_its_end_a_pause_is_not_put_back() -> None:
+    """Nor is one that an old table says is still on: another program may have loaded it again."""
+    kernel = Kernel()
+    client = up(kernel)
+    client.pause(60)
+    old = kernel.tables[CLIENT]
+    kernel.now = 30
+    client.end_pause()
+    kernel.tables = {CLIENT: {**old, "open": {"ipv4": 90.0, "ipv6": 90.0}}}
+    client.restore()
+    assert client.paused() == 0
+    kernel.tables = {CLIENT: {**old, "open": {"ipv4": 90.0, "ipv6": 90.0}}}
+    client.update(OTHER)
+    assert client.paused() == 0
+    assert "@open accept" not in kernel.scripts[-1]
+
+
+def test_a_pause_that_was_closed_early_stays_closed() -> None:
+    """As with `nft flush set inet cryprq open`."""
+    kernel = Kernel()
+    client = up(kernel)
+    client.pause(60)
+    kernel.tables[CLIENT]["open"].clear()
+    client.update(OTHER)
+    assert client.paused() == 0
+    client.pause(60)
+    assert client.paused() == 60
+
+
+def marked(kernel: Kernel) -> str:
+    """The mark of the pause that the filter lets out now."""
+    return kernel.scripts[-1].partition("chain marked")[2].partition(" meta nfproto @open accept")[0]
+
+
 def test_other_rules_have_another_run_and_other_settings_the_same() -> None:
     kernel = Kernel()
     client = up(kernel)
@@ -222,18 +282,15 @@ def test_each_pause_has_a_number_of_its_own_and_one_that_is_prolonged_keeps_it()
     kernel = Kernel()
     client = up(kernel)
 
-    def accepted() -> str:
-        return kernel.scripts[-1].partition("chain marked")[2].partition(" meta nfproto @open accept")[0]
-
     client.pause(10)
-    first = accepted()
+    first = marked(kernel)
     client.pause(20)
-    assert accepted() == first
+    assert marked(kernel) == first
     kernel.now = 20
     client.end_pause()
     assert "@open accept" not in kernel.scripts[-1]
     client.pause(10)
-    assert accepted() != first
+    assert marked(kernel) != first
 
 
 def test_counters_go_on_through_an_update() -> None:

@@ -70,6 +70,9 @@ class FakeFilter:
     def paused(self) -> int:
         return 7
 
+    def pause_left(self) -> int:
+        return 7
+
     def counters(self) -> dict[str, Count]:
         return {"dns": Count(3, 180)}
 
@@ -183,7 +186,10 @@ async def test_who_is_cancelled_waits_for_the_end_of_the_change(guarded: Guarded
     assert guarded.filter.steps == ["pause 5"]
 
 
-async def test_a_filter_that_others_removed_is_put_back(guarded: Guarded) -> None:
+async def test_a_filter_that_others_removed_is_put_back(
+    guarded: Guarded, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
     switch = guarded.kill_switch
     assert switch.vital
     assert await switch.look() == ""
@@ -192,7 +198,9 @@ async def test_a_filter_that_others_removed_is_put_back(guarded: Guarded) -> Non
     guarded.filter.refusal = CryprqError("refused")
     with pytest.raises(CryprqError, match="refused"):
         await switch.put_back()
+    assert "the pause goes on" not in caplog.text
     await switch.put_back()
+    assert "the pause goes on for 7 s" in caplog.text
     assert await switch.look() == ""
     assert guarded.filter.steps == ["restore"]
 
