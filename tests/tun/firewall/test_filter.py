@@ -229,6 +229,17 @@ def test_a_pause_goes_on_where_another_program_removed_the_table(by: str) -> Non
     assert "@open accept" not in kernel.scripts[-1]
 
 
+def test_a_pause_goes_on_where_another_program_loaded_a_table_from_before_it() -> None:
+    kernel = Kernel()
+    client = up(kernel)
+    old = kernel.tables[CLIENT]
+    client.pause(60)
+    kernel.tables = {CLIENT: old}
+    kernel.now = 10.5
+    client.restore()
+    assert client.paused() == 49
+
+
 def test_after_its_end_a_pause_is_not_put_back() -> None:
     """Nor is one that an old table says is still on: another program may have loaded it again."""
     kernel = Kernel()
