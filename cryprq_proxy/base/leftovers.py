@@ -20,7 +20,7 @@ import os
 import socket
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Final
 
 from ..errors import ConfigError
@@ -34,10 +34,12 @@ RESOLV_CONF_HEADER: Final = "# cryprq-proxy "
 """The first line of our resolv.conf begins so."""
 TABLES: Final[dict[Role, str]] = {"client": "cryprq", "exit": "cryprq_exit"}
 """Our tables of the packet filter, of family inet."""
-KILL_SWITCH_STANDS: Final = (
-    "the kill switch of an earlier --tun stands: start it again, or sudo cryprq-proxy cleanup"
-)
+REMEDY: Final = "start it again, or sudo cryprq-proxy cleanup"
+KILL_SWITCH_STANDS: Final = f"the kill switch of an earlier --tun stands: {REMEDY}"
 
+_FILTER: Final = {role: f"the table {table} of the packet filter" for role, table in TABLES.items()}
+_RULES: Final = "routing rules"
+_RULES_ALONE_SEEN: Final = "routing rules (and a packet filter, as far as can be told without root)"
 _PEER: Final = struct.Struct("=iII")
 _GET_RULES: Final = 34  # RTM_GETRULE
 _RULE_HEADER: Final = 12  # struct fib_rule_hdr
@@ -115,18 +117,31 @@ def _name(role: Role) -> str:
 # --- the marks ---
 
 
-def standing_kill_switch() -> str:
-    """What to say where a client that was killed holds this machine's traffic; empty where none does."""
-    return KILL_SWITCH_STANDS if marks("client") else ""
+def left_by_client() -> str:
+    """What to say where a client that was killed has left something; empty where none has."""
+    left = marks("client")
+    return KILL_SWITCH_STANDS if kill_switch_in(left) else has_left(left) if left else ""
+
+
+def has_left(what: Iterable[str]) -> str:
+    """What to say where no kill switch stands, but something else is left."""
+    return f"an earlier --tun has left {', '.join(what)}: {REMEDY}"
+
+
+def kill_switch_in(left: Collection[str]) -> bool:
+    """Whether what `marks` has found holds this machine's traffic in, as far as this user can see."""
+    return _FILTER["client"] in left or _RULES_ALONE_SEEN in left
 
 
 def marks(role: Role) -> tuple[str, ...]:
     """What a `role` that no longer lives has left, as far as this user can see, in words; empty if one lives."""
     if sys.platform != "linux" or holder(role) is not None:
         return ()
-    found = [f"the table {TABLES[role]} of the packet filter"] if TABLES[role] in _tables() else []
+    tables = _tables()
+    found = [_FILTER[role]] if tables is not None and TABLES[role] in tables else []
     if role == "client":
-        found += ["routing rules"] if _has_rules() else []
+        rules = _RULES_ALONE_SEEN if tables is None else _RULES
+        found += [rules] if _has_rules() else []
         found += [RESOLV_CONF] if _has_header() else []
     return tuple(found)
 
@@ -141,8 +156,8 @@ def _has_rules() -> bool:
     return False
 
 
-def _tables() -> set[str]:
-    """The tables of family inet; empty for a user who may not list them."""
+def _tables() -> set[str] | None:
+    """The tables of family inet; None for a user who may not list them."""
     with contextlib.suppress(OSError), NetlinkSocket(NETFILTER) as kernel:
         request = bytes([_NFPROTO_INET, 0, 0, 0])
         names = [
@@ -150,7 +165,7 @@ def _tables() -> set[str]:
             for _, body in kernel.ask(_GET_TABLES, DUMP, request)
         ]
         return {name.rstrip(b"\0").decode("ascii", "replace") for name in names}
-    return set()
+    return None
 
 
 def _has_header() -> bool:

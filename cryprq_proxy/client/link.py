@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 from ..base.clock import clock
-from ..base.leftovers import standing_kill_switch
+from ..base.leftovers import left_by_client
 from ..base.linger import farewells_ended
 from ..carriers.admission import HANDSHAKE_TIMEOUT, Admission, admit_client
 from ..carriers.carrier import Carrier
@@ -227,8 +227,8 @@ class ClientLink:
     def _note(self, error: PeerError) -> None:
         """Log why there is no link, once for each reason."""
         text = str(error)
-        if isinstance(error, CarrierError) and (held := standing_kill_switch()):
-            text += f"; {held}"
+        if isinstance(error, CarrierError) and (left := left_by_client()):
+            text += f"; {left}"
         if text == self.last_error:
             return
         self.last_error = text

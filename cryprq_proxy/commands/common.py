@@ -123,10 +123,10 @@ def _answers[T](sockets: list[Path], query: Callable[[Path], T]) -> list[tuple[P
 
 def _no_answer(sockets: list[Path], errors: list[tuple[bool, CryprqError]]) -> CryprqError:
     """`errors` say for each socket whether it is missing, and why it did not answer."""
-    from ..base.leftovers import standing_kill_switch
+    from ..base.leftovers import left_by_client
 
-    if held := standing_kill_switch():
-        return CryprqError(f"no cryprq-proxy is running; {held}")
+    if left := left_by_client():
+        return CryprqError(f"no cryprq-proxy is running; {left}")
     if all(missing for missing, _ in errors):
         tried = ", ".join(map(str, sockets))
         return CryprqError(

@@ -246,8 +246,10 @@ async def leftovers(context: Context) -> CheckVerdict:
                 if journal.stat().st_size:
                     left.append(f"the journal {journal}")
     if left:
-        what = marks.standing_kill_switch() or "a --tun that ended badly is not undone"
-        return fail(f"{what} (it has left {', '.join(left)})", "sudo cryprq-proxy cleanup")
+        stands = f"{marks.KILL_SWITCH_STANDS} (it has left {', '.join(left)})"
+        return fail(
+            stands if marks.kill_switch_in(left) else marks.has_left(left), "sudo cryprq-proxy cleanup"
+        )
     if len(dead) < len(ROLES):
         return ok("system-wide mode runs; what it has changed is undone when it ends")
     return ok(

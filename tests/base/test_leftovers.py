@@ -78,3 +78,31 @@ def test_the_header_of_our_resolv_conf(tmp_path: Path, monkeypatch: pytest.Monke
     file.unlink()
     os.mkfifo(file)
     assert not leftovers._has_header(), "and it does not wait for a writer"
+
+
+RULES, HEADER = "routing rules", "/etc/resolv.conf"
+
+
+@pytest.mark.parametrize(
+    ("tables", "rules", "header", "said"),
+    [
+        ({"cryprq"}, True, True, leftovers.KILL_SWITCH_STANDS),
+        ({"cryprq"}, False, False, leftovers.KILL_SWITCH_STANDS),
+        # Without root nobody sees the tables, and rules come with one.
+        (None, True, True, leftovers.KILL_SWITCH_STANDS),
+        (None, False, True, f"an earlier --tun has left {HEADER}: {leftovers.REMEDY}"),
+        # As after a reboot: the kernel's part is gone by itself.
+        ({"other"}, False, True, f"an earlier --tun has left {HEADER}: {leftovers.REMEDY}"),
+        (set(), True, True, f"an earlier --tun has left {RULES}, {HEADER}: {leftovers.REMEDY}"),
+        ({"cryprq_exit"}, False, False, ""),
+        (None, False, False, ""),
+    ],
+)
+def test_what_is_left_is_named(
+    tables: set[str] | None, rules: bool, header: bool, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leftovers, "holder", lambda role: None)
+    monkeypatch.setattr(leftovers, "_tables", lambda: tables)
+    monkeypatch.setattr(leftovers, "_has_rules", lambda: rules)
+    monkeypatch.setattr(leftovers, "_has_header", lambda: header)
+    assert leftovers.left_by_client() == said

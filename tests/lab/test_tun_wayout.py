@@ -186,6 +186,25 @@ def test_every_tool_says_what_to_do(hosts: ThreeHosts, links: Links) -> None:
     assert leftovers.startswith("ok"), leftovers
 
 
+def test_every_tool_names_what_is_left_where_no_filter_stands(hosts: ThreeHosts, links: Links) -> None:
+    """As after a reboot, which takes the kernel's part away."""
+    client = hosts.client
+    killed(links, client)
+    client.run(["nft", "flush", "ruleset"])
+    for version in ("-4", "-6"):
+        client.run(["sh", "-c", f"while ip {version} rule del protocol 114 2>/dev/null; do :; done"])
+    left = "an earlier --tun has left /etc/resolv.conf: start it again, or sudo cryprq-proxy cleanup"
+    for done in (links.call(client, "status"), as_user(links, client, "status")):
+        assert done.returncode == 1
+        assert left in done.stderr
+    assert "an earlier --tun has left /etc/resolv.conf" in links.call(client, "doctor").stdout
+    proxy = links.client(client, settings=QUIET, name="proxy", tun=False, ready="ready: ")
+    assert "earlier --tun" not in proxy.log
+    assert cleanup(links, client, links.state_dir).returncode == 0
+    assert client.resolv_conf.read_text() == BEFORE
+    assert "earlier --tun" not in links.call(client, "doctor").stdout
+
+
 def test_a_kill_before_the_link_is_named_to_root(three_hosts: ThreeHosts, links: Links) -> None:
     """Only the filter stands by then, which users cannot see."""
     client = three_hosts.client
