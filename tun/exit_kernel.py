@@ -19,6 +19,7 @@ from contextlib import suppress
 from ipaddress import IPv4Interface, IPv6Interface
 from typing import Final, Self
 
+from cryprq_proxy.base.netlink_watch import Changes, pause
 from cryprq_proxy.errors import CryprqError
 
 from .device.kept import DeviceFact
@@ -28,7 +29,6 @@ from .journal import Record
 from .reconciler import Fact
 from .routing.kernel_state import default_route
 from .routing.lan import Uplink
-from .routing.netlink_watch import Changes, pause
 from .settings import ExitNetworkSettings
 from .sysctl import KernelSetting
 

@@ -19,11 +19,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from cryprq_proxy.base.netlink_watch import Changes, pause
 from cryprq_proxy.base.tasks import spawn
 from cryprq_proxy.errors import CryprqError, reason_of
 from cryprq_proxy.status import RepairStatus
-
-from .routing.netlink_watch import Changes, pause
 
 _log = logging.getLogger(__name__)
 

@@ -2,6 +2,6 @@
 
 Words and times: text.py (numbers in words), clock.py, log.py, progress.py. Files: paths.py (locations and reading),
 files.py (locks, atomic replacement), resolv_conf.py (name servers). Sockets: accept_loop.py (for proxy port and
-exit), sockets.py (options), linger.py (closing), buffers.py (shared buffers), netlink.py (questions to the kernel).
-tasks.py starts tasks.
+exit), sockets.py (options), linger.py (closing), buffers.py (shared buffers). The kernel:
+netlink.py (questions to it), netlink_watch.py (its changes), own_addresses.py. tasks.py starts tasks.
 """

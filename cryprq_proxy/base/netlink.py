@@ -6,6 +6,7 @@ believed.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -18,10 +19,14 @@ SECONDS: Final = 1.0
 """For each datagram of the kernel, which makes it while it is asked."""
 MAX_DATAGRAMS: Final = 4096
 """Of one answer that are looked at, of up to 32 KiB each. What is behind them is left out."""
+ROUTE: Final = 0
+"""NETLINK_ROUTE: the netlink protocol of links, addresses, routes and rules."""
 NETFILTER: Final = 12
-"""NETLINK_NETFILTER: the netlink protocol of packet filters, which the module socket does not name."""
+"""NETLINK_NETFILTER: that of packet filters."""
 DUMP: Final = 0x300
 
+_SOL_NETLINK: Final = 270
+_STRICT_CHECK: Final = 12  # NETLINK_GET_STRICT_CHK
 _REQUEST: Final = 1
 _ACK: Final = 4
 _BUFFER: Final = 1 << 16
@@ -33,13 +38,26 @@ _HEADER: Final = struct.Struct("=IHHII")
 _ATTRIBUTE: Final = struct.Struct("=HH")
 
 
-class NetlinkSocket:
-    """A netlink socket that asks one thing at a time. A context manager; raises OSError."""
+def netlink_socket(protocol: int) -> socket.socket:
+    """A socket that is not bound. Raises OSError, also on systems without netlink."""
+    if sys.platform != "linux":
+        raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
+    return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
 
-    def __init__(self, protocol: int) -> None:
-        self._sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
+
+class NetlinkSocket:
+    """A netlink socket that asks one thing at a time. A context manager; raises OSError.
+
+    With `strict` a dump of routes has only those of the table that the question names; an old kernel gives all.
+    """
+
+    def __init__(self, protocol: int, *, strict: bool = False) -> None:
+        self._sock = netlink_socket(protocol)
         try:
             self._sock.settimeout(SECONDS)
+            if strict:
+                with contextlib.suppress(OSError):
+                    self._sock.setsockopt(_SOL_NETLINK, _STRICT_CHECK, 1)
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
             self._sock.bind((0, 0))
         except BaseException:

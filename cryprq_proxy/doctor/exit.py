@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from ..base.own_addresses import own_addresses
 from ..base.text import counted
 from ..config.exit import authorized_file
 from ..errors import ConfigError
-from ..exit.egress_policy import own_addresses
 from ..pairing.invitation import is_global, own_address
 from ..pairing.invite_store import InviteStore, beside
 from .checks import CheckVerdict, Context, fail, ok, warn

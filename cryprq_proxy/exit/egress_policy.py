@@ -26,10 +26,8 @@ opens a LAN, but neither the exit's own 10.0.0.5 nor a metadata service inside o
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterable
 from ipaddress import IPv4Network, IPv6Network, ip_network
-from pathlib import Path
 from typing import Final
 
 from ..errors import ConfigError
@@ -89,8 +87,8 @@ TRANSLATED: Final = ("::ffff:0:0/96", "64:ff9b::/96")
 class EgressPolicy:
     """Decides whether a client may reach a target. The module's text explains the lists.
 
-    `own_addresses` are the exit's, as addresses or CIDRs (see the function of that name). They change, so
-    call `update_own_addresses` now and then. Raises `ConfigError` for an invalid entry.
+    `own_addresses` are the exit's, as addresses or CIDRs (base/own_addresses.py). Call `update_own_addresses` when
+    they change. Raises `ConfigError` for an invalid entry.
     """
 
     def __init__(
@@ -198,47 +196,3 @@ def _without(networks: Iterable[IPNetwork], holes: Iterable[IPNetwork]) -> list[
             # Both have the same version here, which the type checker cannot see.
             left += network.address_exclude(hole)  # type: ignore[arg-type]
     return left
-
-
-def own_addresses(proc_net: Path = Path("/proc/net")) -> frozenset[str]:
-    """This machine's addresses and prefixes: all that the kernel treats as local. Never raises.
-
-    Reads files of /proc, so call it about once a minute, not for each connection. Without /proc it finds only
-    what the machine's own name resolves to. It never finds the public address of a NAT router.
-    """
-    try:
-        v4 = _local_v4((proc_net / "fib_trie").read_text(encoding="ascii"))
-    except (OSError, UnicodeError):
-        return _addresses_of_own_name()
-    try:
-        # The name of an interface may have any bytes.
-        return frozenset(v4 | _local_v6((proc_net / "if_inet6").read_text("ascii", "replace")))
-    except OSError:  # no file: a kernel without IPv6
-        return frozenset(v4)
-
-
-def _local_v4(fib_trie: str) -> set[str]:
-    """The addresses of type LOCAL: a line "|-- ADDRESS", then a line "/BITS SCOPE TYPE" for each route to it."""
-    found: set[str] = set()
-    address = ""
-    for line in fib_trie.splitlines():
-        words = line.split()
-        if len(words) == 2 and words[0] == "|--":
-            address = words[1]
-        elif len(words) >= 3 and words[0].startswith("/") and words[2] == "LOCAL":
-            found.add(address if words[0] == "/32" else address + words[0])
-    return found
-
-
-def _local_v6(if_inet6: str) -> set[str]:
-    """The first column of each line: 32 hexadecimal digits."""
-    rows = (line.split() for line in if_inet6.splitlines())
-    words = (row[0] for row in rows if row)
-    return {socket.inet_ntop(socket.AF_INET6, bytes.fromhex(word)) for word in words if len(word) == 32}
-
-
-def _addresses_of_own_name() -> frozenset[str]:
-    try:
-        return frozenset(str(info[4][0]) for info in socket.getaddrinfo(socket.gethostname(), None))
-    except OSError:
-        return frozenset()

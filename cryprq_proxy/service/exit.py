@@ -13,7 +13,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
@@ -21,12 +21,15 @@ from typing import Final
 from msgspec import structs
 
 from ..base.log import set_level
+from ..base.netlink_watch import Changes, NoChanges, pause
+from ..base.own_addresses import ADDRESS_GROUPS, own_addresses
 from ..base.tasks import spawn
 from ..base.text import counted
 from ..config.exit import ExitConfig
 from ..config.keys import choose_provider, own_identity
 from ..crypto.identity import PeerId
-from ..exit.egress_policy import EgressPolicy, own_addresses
+from ..errors import reason_of
+from ..exit.egress_policy import EgressPolicy
 from ..exit.exit import Exit
 from ..exit.providers import NO_INVITES, NO_PACKETS, PacketNetwork
 from ..exit.settings import ExitSettings, WebSocketSettings
@@ -46,7 +49,7 @@ _log = logging.getLogger(__name__)
 _TAKEN: Final = ("allow", "log_level")
 """The keys that a reload puts in force, beside the contents of the file `authorized`."""
 OWN_ADDRESSES_SECONDS: Final = 60.0
-"""How often the exit looks which addresses this machine has."""
+"""How often the exit looks which addresses this machine has, if the kernel tells of no change."""
 MAX_PEERS_TOLD: Final = 1000
 """In the status."""
 
@@ -221,7 +224,29 @@ def peers_told(names: Mapping[PeerId, str], sessions: Iterable[str]) -> tuple[Pe
 
 
 async def _follow_addresses(policy: EgressPolicy, network: PacketNetwork) -> None:
-    while True:
-        policy.update_own_addresses(own_addresses())
-        network.policy_changed()
-        await asyncio.sleep(OWN_ADDRESSES_SECONDS)
+    """Let the policy know which addresses this machine has, right after each change."""
+    clock = asyncio.get_running_loop().time
+    own: frozenset[str] = frozenset()
+    with _address_changes() as changes:
+        while True:
+            started, before = clock(), own
+            own = own_addresses(before)
+            if own != before:
+                policy.update_own_addresses(own)
+                network.policy_changed()
+            await asyncio.sleep(pause(clock() - started))
+            with suppress(TimeoutError):
+                async with asyncio.timeout(OWN_ADDRESSES_SECONDS):
+                    await changes.wait()
+
+
+def _address_changes() -> Changes:
+    try:
+        return Changes(groups=ADDRESS_GROUPS)
+    except OSError as error:
+        _log.debug(
+            "the kernel tells no changes of addresses (%s): they are looked up every %g s",
+            reason_of(error),
+            OWN_ADDRESSES_SECONDS,
+        )
+        return NoChanges()

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import ipaddress
-import socket
 from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cryprq_proxy.base.own_addresses import own_addresses
 from cryprq_proxy.errors import ConfigError
 from cryprq_proxy.exit import egress_policy
-from cryprq_proxy.exit.egress_policy import EgressPolicy, own_addresses
+from cryprq_proxy.exit.egress_policy import EgressPolicy
 from cryprq_proxy.exit.egress_rules import parse_rule
 
 DEFAULT = EgressPolicy()
@@ -257,62 +256,6 @@ def test_own_addresses_are_replaced() -> None:
     assert not policy.check_address("5.6.7.9", 443)
     assert not policy.check_address("127.0.0.1", 443)
     assert not policy.check_address("169.254.169.254", 443)
-
-
-FIB_TRIE = """\
-Main:
-  +-- 0.0.0.0/0 3 0 5
-     |-- 0.0.0.0
-        /0 universe UNICAST
-     +-- 192.0.2.0/24 2 0 2
-        |-- 192.0.2.0
-           /24 link UNICAST
-        |-- 192.0.2.2
-           /32 host LOCAL
-        |-- 192.0.2.255
-           /32 link BROADCAST
-Local:
-  +-- 0.0.0.0/0 3 0 5
-     |-- 127.0.0.0
-        /8 host LOCAL
-     |-- 127.0.0.1
-        /32 host LOCAL
-     |-- 198.51.100.0
-        /25 host LOCAL
-        /24 link UNICAST
-"""
-IF_INET6 = """\
-fd000000000000000000000000000002 04 40 00 82     eth0
-00000000000000000000000000000001 01 80 10 80       lo
-
-short 04 40 00 82 eth0
-"""
-
-
-def test_own_addresses_are_read_from_the_kernels_tables(tmp_path: Path) -> None:
-    (tmp_path / "fib_trie").write_text(FIB_TRIE)
-    v4 = {"192.0.2.2", "127.0.0.0/8", "127.0.0.1", "198.51.100.0/25"}
-    assert own_addresses(tmp_path) == v4
-    (tmp_path / "if_inet6").write_text(IF_INET6)
-    assert own_addresses(tmp_path) == v4 | {"fd00::2", "::1"}
-    # The kernel takes any bytes as the name of an interface.
-    (tmp_path / "if_inet6").write_bytes(IF_INET6.replace("eth0", "b\xfcro").encode("latin-1"))
-    assert own_addresses(tmp_path) == v4 | {"fd00::2", "::1"}
-
-
-def test_own_addresses_without_proc_are_those_of_the_hosts_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def failing(*_: object) -> None:
-        raise socket.gaierror(socket.EAI_NONAME, "no such name")
-
-    def finding(*_: object) -> list[tuple[object, ...]]:
-        return [(socket.AF_INET, 1, 6, "", ("192.0.2.7", 0))]
-
-    monkeypatch.setattr(socket, "getaddrinfo", failing)
-    assert own_addresses(tmp_path) == frozenset()
-    monkeypatch.setattr(socket, "getaddrinfo", finding)
-    assert own_addresses(tmp_path) == {"192.0.2.7"}
 
 
 def test_own_addresses_of_this_machine_are_usable() -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from cryprq_proxy.base.netlink_watch import Changes
 from cryprq_proxy.errors import ConfigError, CryprqError
 from tests.support.lab.net import NETNS, Lab, Namespace
 from tests.support.settings import tunnel_settings
@@ -27,7 +28,6 @@ from tun.reconciler import Reconciler
 from tun.routing import routes
 from tun.routing.kernel_state import default_route, read_lan
 from tun.routing.lan import Lan, Uplink
-from tun.routing.netlink_watch import Changes
 from tun.routing.routes import Routes
 from tun.settings import TunnelSettings
 

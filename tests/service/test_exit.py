@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
 from collections.abc import AsyncIterator
@@ -13,6 +14,7 @@ from typing import NamedTuple
 import pytest
 
 from cryprq_proxy.address import Destination
+from cryprq_proxy.base.netlink_watch import NoChanges
 from cryprq_proxy.config.exit import ExitConfig
 from cryprq_proxy.crypto.identity import PeerId
 from cryprq_proxy.errors import ConfigError, CryprqError
@@ -164,18 +166,44 @@ async def test_a_lost_device_ends_the_exit(files: RoleFiles) -> None:
     assert starts.made[0].socket_at_close is False
 
 
-async def test_own_addresses_are_followed(files: RoleFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+class ToldChanges(NoChanges):
+    """Changes of addresses that the test tells."""
+
+    def tell(self) -> None:
+        self._event.set()
+
+    async def wait(self) -> None:
+        await self._event.wait()
+        self._event.clear()
+
+
+@pytest.mark.parametrize("told_by_kernel", [True, False])
+async def test_own_addresses_are_followed(
+    files: RoleFiles, monkeypatch: pytest.MonkeyPatch, told_by_kernel: bool
+) -> None:
     own = {"192.0.2.1"}
-    monkeypatch.setattr(exit_module, "own_addresses", lambda: frozenset(own))
-    monkeypatch.setattr(exit_module, "OWN_ADDRESSES_SECONDS", 0.001)
+    made: list[ToldChanges] = []
+
+    def changes(*, groups: int) -> ToldChanges:
+        if not told_by_kernel:
+            raise OSError(errno.EAFNOSUPPORT, "no netlink")
+        made.append(ToldChanges())
+        return made[-1]
+
+    monkeypatch.setattr(exit_module, "own_addresses", lambda before=frozenset(): frozenset(own))
+    monkeypatch.setattr(exit_module, "Changes", changes)
+    monkeypatch.setattr(exit_module, "OWN_ADDRESSES_SECONDS", 3600 if told_by_kernel else 0.001)
     starts = Starts()
     async with running(role(files, starts=starts)):
         network = starts.made[0]
+        await network.judged_anew.wait()
+        network.judged_anew.clear()
         assert network.policy.check_address("8.8.8.8", 443)
         own.add("8.8.8.8")
-        await until(lambda: not network.policy.check_address("8.8.8.8", 443))
-        network.judged_anew.clear()
+        for told in made:
+            told.tell()
         await network.judged_anew.wait()
+        assert not network.policy.check_address("8.8.8.8", 443)
 
 
 # --- peers ---

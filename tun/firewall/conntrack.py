@@ -15,13 +15,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
-import socket
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Final, NamedTuple
 
 from cryprq_proxy.base.netlink import DUMP, NETFILTER, NetlinkSocket, attribute, attributes
+from cryprq_proxy.base.own_addresses import local_networks
 from cryprq_proxy.errors import reason_of
 from cryprq_proxy.rules.ranges import IPNetwork
 
@@ -38,8 +38,6 @@ MAX_ENTRIES: Final = 1 << 19
 _CT_NEW: Final = 0x100
 _CT_GET: Final = 0x101
 _CT_DELETE: Final = 0x102
-_GET_ADDRESS: Final = 22
-_NEW_ADDRESS: Final = 20
 
 _TUPLE_ORIG: Final = 1
 _TUPLE_REPLY: Final = 2
@@ -219,19 +217,6 @@ def entries() -> list[CtEntry]:
         return list(_dump(kernel))
 
 
-def own_addresses() -> frozenset[Address]:
-    """This machine's addresses. Raises OSError."""
-    with NetlinkSocket(socket.NETLINK_ROUTE) as kernel:
-        found = set()
-        for kind, body in kernel.ask(_GET_ADDRESS, DUMP, bytes(8)):
-            parts = attributes(body[8:]) if kind == _NEW_ADDRESS else {}
-            # Of a point-to-point link, 1 is the other end's.
-            packed = parts.get(2, parts.get(1, b""))
-            if len(packed) in (4, 16):
-                found.add(ip_address(packed))
-        return frozenset(found)
-
-
 def delete(choose: Choose) -> int:
     """Delete the chosen entries; how many. Where the kernel has no ctnetlink, or fails, that is logged."""
     deleted = 0
@@ -266,9 +251,13 @@ def seen_runs() -> Collection[int]:
 
 
 def own_addresses_or_none() -> frozenset[Address]:
-    """As `own_addresses`, and none where the kernel cannot be asked."""
+    """This machine's addresses, and none where the kernel cannot be asked."""
     with contextlib.suppress(OSError):
-        return own_addresses()
+        return frozenset(
+            network.network_address
+            for network in local_networks()
+            if network.prefixlen == network.max_prefixlen
+        )
     return frozenset()
 
 

@@ -19,8 +19,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable
 from ipaddress import IPv4Address, IPv6Address
-from typing import Any, Final, NamedTuple, Self
+from typing import Final, NamedTuple, Self
 
+from cryprq_proxy.base.netlink_watch import Changes
 from cryprq_proxy.rules.ranges import IPNetwork
 
 from ..journal import Record
@@ -28,7 +29,8 @@ from ..reconciler import Fact
 from ..settings import ExitNetworkSettings
 from . import conntrack, nft
 from .conntrack import Choose, CtEntry
-from .nft import CLAMP, EXIT, REFUSE, Ask, Listed, Run, block, counters, name, replacing
+from .nft import CLAMP, EXIT, REFUSE, Ask, Run, block, counters, name, replacing
+from .standing import Standing
 
 type Delete = Callable[[Choose], object]
 """As conntrack.delete."""
@@ -133,6 +135,7 @@ class ExitFilter(Fact):
     name = "packet filter"
     vital = True
     polled = True
+    changes = Changes.of_filters
 
     def __init__(self, settings: ExitNetworkSettings, ipv6: bool, run: Run, ask: Ask, delete: Delete) -> None:
         """For `up` only: put the table up. Raises NftError."""
@@ -140,9 +143,8 @@ class ExitFilter(Fact):
         self._settings = settings
         self._ipv6 = ipv6
         self._run = run
-        self._ask = ask
         self._changing = asyncio.Lock()
-        self._standing: Listed = []
+        self._standing = Standing(EXIT, ask)
         self._write()
 
     @classmethod
@@ -174,10 +176,7 @@ class ExitFilter(Fact):
 
     async def look(self) -> str:
         async with self._changing:
-            listed = await asyncio.get_running_loop().run_in_executor(None, self._list)
-        if not listed:
-            return f"the table inet {EXIT} was removed"
-        return "" if listed == self._standing else f"the table inet {EXIT} was changed"
+            return await asyncio.get_running_loop().run_in_executor(None, self._standing.look)
 
     async def put_back(self) -> None:
         async with self._changing:
@@ -195,16 +194,7 @@ class ExitFilter(Fact):
 
     def _write(self) -> None:
         self._run(script(self._settings, ipv6=self._ipv6))
-        self._standing = self._list()
-
-    def _list(self) -> Listed:
-        """The table as it stands, without what changes by itself."""
-        listed = self._ask("list", "table", "inet", EXIT) or []
-        return [{kind: _fixed(body) for kind, body in item.items()} for item in listed]
-
-
-def _fixed(body: Any) -> Any:
-    return {key: value for key, value in body.items() if key not in ("handle", "packets", "bytes")}
+        self._standing.written()
 
 
 def warnings(tun: str, ask: Ask = nft.ask) -> list[str]:

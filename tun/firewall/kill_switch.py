@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Final
 
+from cryprq_proxy.base.netlink_watch import Changes
 from cryprq_proxy.base.tasks import spawn
 from cryprq_proxy.errors import CryprqError
 from cryprq_proxy.status import KillSwitchStatus
@@ -23,7 +24,6 @@ from ..journal import Record
 from ..reconciler import Fact
 from ..routing.exit_endpoints import ExitEndpoints
 from ..routing.lan import Lan
-from ..routing.netlink_watch import Changes
 from ..routing.tunnel_addresses import TunnelAddresses
 from ..settings import TunnelSettings
 from .cgroups import present

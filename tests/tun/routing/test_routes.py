@@ -20,7 +20,6 @@ from tests.support.settings import tunnel_settings
 from tun import sysctl
 from tun.routing import kernel_state
 from tun.routing.lan import Lan, Network
-from tun.routing.netlink_watch import LEAST_PAUSE, MOST_PAUSE, pause
 from tun.routing.route_rules import (
     FIRST,
     LAST,
@@ -202,12 +201,6 @@ def test_rules_of_others() -> None:
 def test_an_undo_of_what_is_not_ours_is_refused(entry: dict[str, Any]) -> None:
     with pytest.raises(CryprqError, match="not ours"):
         UNDO["routing"](entry)
-
-
-def test_a_look_that_takes_long_is_taken_less_often() -> None:
-    assert pause(0.0) == LEAST_PAUSE
-    assert pause(0.05) == pytest.approx(0.2)
-    assert pause(60.0) == MOST_PAUSE < 1
 
 
 # --- against a kernel of lists ---

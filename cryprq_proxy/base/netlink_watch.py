@@ -1,4 +1,4 @@
-"""The kernel's messages about changed routes, rules and packet filters, which wake those who look after them.
+"""The kernel's messages about changed addresses, routes, rules and packet filters, which wake those that look.
 
 The content of a message is not used: after an overflow of the socket the kernel drops messages (netlink(7)). A message,
 or an overflow, only means that it is time to look.
@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import socket
 from typing import Final, Self
 
-from cryprq_proxy.base.netlink import NETFILTER
+from .netlink import NETFILTER, ROUTE, netlink_socket
 
 GROUPS: Final = (
     0x1  # links
@@ -21,6 +20,8 @@ GROUPS: Final = (
     | 0x100  # IPv6 addresses
     | 0x400  # IPv6 routes
     | 1 << 18  # IPv6 rules, RTNLGRP_IPV6_RULE
+    | 1 << 23  # IPv4 forwarding and rp_filter, RTNLGRP_IPV4_NETCONF
+    | 1 << 24  # IPv6 forwarding, RTNLGRP_IPV6_NETCONF
 )
 """The multicast groups of rtnetlink(7), as the mask that bind takes."""
 FILTER_GROUPS: Final = 1 << 6  # NFNLGRP_NFTABLES
@@ -44,14 +45,14 @@ def pause(took: float) -> float:
 
 class Changes:
     """Changes of links, addresses, routes and rules in this thread's network namespace, or with other arguments those
-    of packet filters. A context manager."""
+    of packet filters. A context manager. Raises OSError where the kernel tells none."""
 
-    def __init__(self, protocol: int = socket.NETLINK_ROUTE, groups: int = GROUPS) -> None:
+    def __init__(self, protocol: int = ROUTE, groups: int = GROUPS) -> None:
         self._event = asyncio.Event()
         self._loop = asyncio.get_running_loop()
-        kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
-        self._socket = socket.socket(socket.AF_NETLINK, kind, protocol)
+        self._socket = netlink_socket(protocol)
         try:
+            self._socket.setblocking(False)
             self._socket.bind((0, groups))
             self._loop.add_reader(self._socket, self._readable)
         except BaseException:
@@ -88,3 +89,13 @@ class Changes:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class NoChanges(Changes):
+    """Where the kernel tells none: `wait` never returns."""
+
+    def __init__(self) -> None:
+        self._event = asyncio.Event()
+
+    def close(self) -> None:
+        return
