@@ -12,7 +12,7 @@ import dns.message
 import dns.query
 import pytest
 
-from tests.support.lab.capture import Capture, Packet, parse
+from tests.support.lab.capture import Capture, Packet, leaving, parse
 from tests.support.lab.hosts import (
     CLIENT4,
     CLIENT6,
@@ -193,6 +193,24 @@ def test_a_capture_shows_what_left_and_what_came(three_hosts: ThreeHosts, server
     }
     assert any(not p.sent and p.protocol == "tcp" and p.source == SERVER4 for p in capture.packets)
     assert not Capture(three_hosts.client, "lo").stop()
+
+
+def test_a_capture_is_cut_without_a_gap(three_hosts: ThreeHosts) -> None:
+    """What was sent before the cut is in the first part, and only there."""
+    assert ping(three_hosts, SERVER4), "no packet waits for a neighbour's address"
+    with three_hosts.client.entered():
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with sock, Capture(three_hosts.client, "eth0") as capture:
+        parts = []
+        for port in range(1000, 1020):
+            sock.sendto(b"part", (SERVER4, port))
+            parts.append([packet.destination_port for packet in leaving(capture.take())])
+        sock.sendto(b"part", (SERVER4, 1020))
+    assert parts == [[port] for port in range(1000, 1020)]
+    assert [packet.destination_port for packet in capture.sent()] == [1020]
+
+
+def test_no_capture_of_an_interface_that_is_not_there(three_hosts: ThreeHosts) -> None:
     with pytest.raises(OSError, match="not there"):
         Capture(three_hosts.client, "eth9")
 

@@ -2,8 +2,8 @@
 
 Programs send all the time, from sockets that they keep for the whole test and from new ones. What may leave the host is
 the link, and what the present settings let past the tunnel. Two times are judged apart: while a pause lasts, all may
-leave; from a flush of the packet filter to its repair nothing can hold what is bound to the outer interface, so there
-the judge is that the filter is back in time. What such an interval has let out must not go on behind it.
+leave; from a flush of the packet filter to its repair, so may what is sent by sockets that have opened the outer
+interface by name, and nothing else. What such an interval has let out must not go on behind it.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ import pytest
 
 from cryprq_proxy.process.control import query
 from tests.support.config_files import Settings
-from tests.support.lab.capture import Capture, Packet
+from tests.support.lab.capture import Capture, Packet, leaving
 from tests.support.lab.flows import Flow
 from tests.support.lab.hosts import EXIT4, ROUTER_LAN4, SERVER4, SERVER6, ThreeHosts
 from tests.support.lab.links import PORT, READY, Links, Role
 from tests.support.lab.net import Namespace, until
 from tests.support.lab.noise import Noise
+from tests.support.lab.questions import CLEAR_DNS, questions
 from tests.support.lab.server import FarServer
 
 CLOSED: Final = "nothing gets out until the link is up"
@@ -37,7 +38,7 @@ MOMENTS: Final = {
     "in a pause": 3,
     "after a pause": 3,
     "after a reload": 5,
-    "after a flush": 3,
+    "after flushes": 3,
 }
 """When the client is killed, and how often."""
 CLEANUP: Final = 25
@@ -45,9 +46,12 @@ CLEANUP: Final = 25
 REPAIR: Final = 2.0
 """Seconds."""
 PAUSE: Final = 1
+FLUSHES: Final = 3
+"""One after the other, each time."""
 SEED: Final = 20240607
-ANY_PORT_BUT: Final = frozenset({53, 853})
-"""No setting lets questions for names past the tunnel."""
+ASKED: Final = (ROUTER_LAN4, SERVER4, SERVER6)
+"""Name servers, each of which some of the settings let past the tunnel, but for questions."""
+WEB: Final = 443
 
 
 @dataclass(frozen=True)
@@ -74,64 +78,65 @@ RUNS: Final = (
 )
 
 
+@dataclass(frozen=True)
+class Allowed:
+    """What may leave beside the link."""
+
+    destinations: frozenset[str]
+    bound_ports: frozenset[int] = frozenset()
+    """Source ports of sockets that have opened the outer interface by name."""
+    everything: bool = False
+
+    def __contains__(self, packet: Packet) -> bool:
+        with_ports = packet.protocol in ("tcp", "udp")
+        if self.everything or (packet.protocol == "udp" and packet.source_port in self.bound_ports):
+            return True
+        if with_ports and (packet.destination, packet.destination_port) == (EXIT4, PORT):
+            return True
+        # No setting lets questions for names past the tunnel.
+        asks = with_ports and packet.destination_port in CLEAR_DNS
+        return packet.destination in self.destinations and not asks
+
+
 class Judge:
     """Watches the outer interface without a gap; `allow` says what may leave from now on. A context manager.
 
     Allow more before it can leave, and less when it can no longer.
     """
 
-    def __init__(self, host: Namespace, allowed: frozenset[str]) -> None:
-        self._host = host
-        self._allowed: frozenset[str] | None = allowed
+    def __init__(self, host: Namespace, allowed: Allowed) -> None:
+        self._allowed = allowed
         self._capture = Capture(host, "eth0")
         self.seen = 0
         """Packets that were judged."""
         self.story: list[str] = []
         """What has happened, for a failure."""
 
-    def allow(self, allowed: frozenset[str] | None) -> None:
-        """Only the link and these destinations; None for everything."""
-        if allowed == self._allowed:
-            return
-        # The new one begins before the old one ends.
-        before, self._capture = self._capture, Capture(self._host, "eth0")
-        was, self._allowed = self._allowed, allowed
-        self._condemn(before, was)
+    def allow(self, allowed: Allowed) -> None:
+        if allowed != self._allowed:
+            self._condemn(self._capture.take())
+            self._allowed = allowed
 
-    def _condemn(self, capture: Capture, allowed: frozenset[str] | None) -> None:
-        capture.stop()
-        if allowed is None:
+    def _condemn(self, packets: list[Packet]) -> None:
+        if self._allowed.everything:
             return
-        sent = capture.sent()
+        sent = leaving(packets)
         self.seen += len(sent)
         strangers = {
-            (packet.protocol, packet.destination, packet.destination_port)
+            (packet.protocol, packet.source_port, packet.destination, packet.destination_port)
             for packet in sent
-            if not is_link(packet) and not is_passed(packet, allowed)
+            if packet not in self._allowed
         }
         story = ", ".join(self.story)
-        assert strangers == set(), f"left though only {sorted(allowed)} and the link may, after: {story}"
+        assert strangers == set(), f"left though only {self._allowed} may, after: {story}"
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        packets = self._capture.stop()
         if kind is None:
-            self._condemn(self._capture, self._allowed)
-        else:
-            self._capture.stop()
-
-
-def is_link(packet: Packet) -> bool:
-    return packet.protocol in ("tcp", "udp") and (packet.destination, packet.destination_port) == (
-        EXIT4,
-        PORT,
-    )
-
-
-def is_passed(packet: Packet, allowed: frozenset[str]) -> bool:
-    asks = packet.protocol in ("tcp", "udp") and packet.destination_port in ANY_PORT_BUT
-    return packet.destination in allowed and not asks
+            self._condemn(packets)
 
 
 def standing(host: Namespace) -> bool:
@@ -147,20 +152,21 @@ def is_paused(host: Namespace) -> bool:
 class Client:
     """The client's host through all its runs."""
 
-    def __init__(self, host: Namespace, links: Links, judge: Judge) -> None:
+    def __init__(self, host: Namespace, links: Links, judge: Judge, bound_ports: frozenset[int]) -> None:
         self.host = host
         self._links = links
         self._judge = judge
+        self._bound_ports = bound_ports
         self.run = Run()
         self.role: Role | None = None
 
     def start(self, run: Run, ready: str) -> None:
         """Until its filter is up, that of the run before may stand."""
         self._judge.story.append(f"start {run.options} {run.direct}")
-        self._judge.allow(self.run.passed | run.passed)
+        self._judge.allow(Allowed(self.run.passed | run.passed))
         self.role = self._links.client(self.host, *run.options, settings=run.settings, ready=CLOSED)
         self.run = run
-        self._judge.allow(run.passed)
+        self._judge.allow(Allowed(run.passed))
         self.role.says(ready)
 
     def kill(self) -> None:
@@ -174,13 +180,13 @@ class Client:
     # --- what comes before the kill ---
 
     def pause(self) -> None:
-        self._judge.allow(None)
+        self._judge.allow(Allowed(frozenset(), everything=True))
         self.ask("pause", str(PAUSE))
         assert is_paused(self.host)
 
     def pause_ends(self) -> None:
         until(lambda: not is_paused(self.host), "the end of the pause", PAUSE + 5)
-        self._judge.allow(self.run.passed)
+        self._judge.allow(Allowed(self.run.passed))
 
     def whole_pause(self) -> None:
         self.pause()
@@ -190,29 +196,31 @@ class Client:
         """Rules that let the other family past."""
         direct = () if self.run.direct else (SERVER4,)
         run = replace(self.run, direct=direct, passed=(self.run.passed - {SERVER4}) | frozenset(direct))
-        self._judge.allow(self.run.passed | run.passed)
+        self._judge.allow(Allowed(self.run.passed | run.passed))
         file = self._links.directory / "client.toml"
         head = file.read_text().partition("[[rule]]")[0].rstrip()
         rule = f'\n\n[[rule]]\nto = "direct"\ncidrs = {json.dumps(list(direct))}\n' if direct else "\n"
         file.write_text(head + rule)
         self.ask("reload")
         self.run = run
-        self._judge.allow(run.passed)
+        self._judge.allow(Allowed(run.passed))
 
-    def flush(self) -> None:
-        self._judge.allow(None)
-        since = time.monotonic()
-        self.host.run(["nft", "flush", "ruleset"])
-        until(lambda: standing(self.host), "the repair of the filter", REPAIR)
-        assert time.monotonic() - since < REPAIR
-        self._judge.allow(self.run.passed)
+    def flushes(self) -> None:
+        with questions(self.host, ASKED, (*CLEAR_DNS, WEB)):
+            for _ in range(FLUSHES):
+                self._judge.allow(Allowed(self.run.passed, self._bound_ports))
+                since = time.monotonic()
+                self.host.run(["nft", "flush", "ruleset"])
+                until(lambda: standing(self.host), "the repair of the filter", REPAIR)
+                assert time.monotonic() - since < REPAIR
+                self._judge.allow(Allowed(self.run.passed))
 
 
 BEFORE_THE_KILL: Final[dict[str, Callable[[Client], None]]] = {
     "in a pause": Client.pause,
     "after a pause": Client.whole_pause,
     "after a reload": Client.reload,
-    "after a flush": Client.flush,
+    "after flushes": Client.flushes,
 }
 
 
@@ -230,10 +238,10 @@ def test_nothing_leaves_over_fifty_kills(three_hosts: ThreeHosts, server: FarSer
         # The first filter stands before the programs begin.
         links.client(host, settings=Run().settings, ready=CLOSED).kill()
         with (
-            Judge(host, Run().passed) as judge,
+            Judge(host, Allowed(Run().passed)) as judge,
             Noise(host, "eth0", SERVER4, SERVER6, "8.8.8.8", ROUTER_LAN4, pause=0.05) as noise,
         ):
-            client = Client(host, links, judge)
+            client = Client(host, links, judge, noise.bound_ports)
             for moment in moments[at : at + CLEANUP]:
                 client.start(chance.choice(RUNS), ready.get(moment, READY))
                 BEFORE_THE_KILL.get(moment, lambda _: None)(client)

@@ -11,7 +11,7 @@ import socket
 import statistics
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final, NamedTuple
 
 import pytest
@@ -19,6 +19,7 @@ import pytest
 from tests.support.lab.hosts import CLIENT4, EXIT4, EXIT6, ROUTER_LAN4, SERVER4, SERVER6
 from tests.support.lab.links import Role
 from tests.support.lab.net import RESOLVER, until
+from tests.support.lab.questions import questions
 from tests.support.lab.stage import OTHER4, OTHER6, TUN, Stage, beside_the_link
 
 OUTER: Final = 20.0
@@ -231,38 +232,6 @@ class TestRulesOfOthers:
         running.flows()
 
 
-@contextlib.contextmanager
-def questions(stage: Stage, servers: Collection[str]) -> Iterator[None]:
-    """To ports 53 and 853 of these servers without end, by UDP and TCP, from sockets of before and from new ones."""
-    over = threading.Event()
-    targets = [(server, port) for server in servers for port in (53, 853)]
-    kept = [(stage.socket(server, socket.SOCK_DGRAM), (server, port)) for server, port in targets]
-    for sock, target in kept:
-        sock.connect(target)
-
-    def ask() -> None:
-        with stage.client.entered():
-            while not over.wait(0.003):
-                for sock, target in kept:
-                    with contextlib.suppress(OSError):
-                        sock.send(b"question")
-                    for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
-                        with socket.socket(sock.family, kind) as new, contextlib.suppress(OSError):
-                            new.setblocking(False)
-                            new.connect(target)
-                            new.send(b"question")
-
-    asking = threading.Thread(target=ask)
-    asking.start()
-    try:
-        yield
-    finally:
-        over.set()
-        asking.join()
-        for sock, _ in kept:
-            sock.close()
-
-
 class TestNameServersPastTheTunnel:
     """The routes of the LAN and of excluded networks lead past the tunnel; questions there do not follow them."""
 
@@ -272,7 +241,7 @@ class TestNameServersPastTheTunnel:
         excluded = ("--exclude", f"{OTHER4}/32", "--exclude", f"{OTHER6}/128")
         with stage.tunnel(*excluded) as role:
             running = Running(stage, role, stage.status())
-            with stage.wire() as wire, questions(stage, self.SERVERS):
+            with stage.wire() as wire, questions(stage.client, self.SERVERS):
                 for _ in range(5):
                     stage.client.run(["nft", "flush", "ruleset"])
                     until(running.filtered, "the filter is back", REPAIR * 2)

@@ -4,6 +4,8 @@
         ...
     strange = [packet for packet in capture.packets if packet.sent and not link(packet)]
 
+`take` cuts a capture that goes on in two, with no gap and nothing in both.
+
 The packets are read by a process of its own inside the host (this file, run as a script with the standard library
 alone), so that a busy test delays nothing. The kernel counts what its buffer could not hold; a capture that missed a
 packet proves nothing, so leaving the `with` then raises LabError. With offloads one packet is up to 64 KiB.
@@ -11,11 +13,13 @@ packet proves nothing, so leaving the `with` then raises LabError. With offloads
 
 from __future__ import annotations
 
+import os
 import select
 import socket
 import struct
 import subprocess
 import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 if TYPE_CHECKING:
@@ -96,21 +100,43 @@ class Capture:
         if self._child.stdout is None or self._child.stdout.closed:
             return self.packets
         output, _ = self._child.communicate()
-        *lines, last = output.splitlines()
-        self.packets = [parse(*_decode(line)) for line in lines]
-        if last != "missed 0":
-            raise OSError(f"the capture on {self._name} {last} packets")
+        self.packets = self._read(iter(output.splitlines()))
         return self.packets
+
+    def take(self) -> list[Packet]:
+        """What went over the interface before this call, and since the one before; the capture goes on.
+
+        Raises OSError if packets were missed.
+        """
+        assert self._child.stdin is not None and self._child.stdout is not None
+        self._child.stdin.write("take\n")
+        self._child.stdin.flush()
+        return self._read(line.rstrip("\n") for line in self._child.stdout)
+
+    def _read(self, lines: Iterator[str]) -> list[Packet]:
+        packets: list[Packet] = []
+        for line in lines:
+            if line.startswith("missed "):
+                if line != "missed 0":
+                    raise OSError(f"the capture on {self._name} {line} packets")
+                return packets
+            packets.append(parse(*_decode(line)))
+        raise OSError(f"the capture on {self._name} ended too early")
 
     def sent(self) -> list[Packet]:
         """What left the host, link-local neighbour discovery, MLD and ARP left out."""
-        return [packet for packet in self.packets if packet.sent and not is_neighbourly(packet)]
+        return leaving(self.packets)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+
+def leaving(packets: list[Packet]) -> list[Packet]:
+    """Those that left the host, without what is only for its own link."""
+    return [packet for packet in packets if packet.sent and not is_neighbourly(packet)]
 
 
 def is_neighbourly(packet: Packet) -> bool:
@@ -126,7 +152,8 @@ def _decode(line: str) -> tuple[bool, int, bytes, int]:
 
 
 def main(device: str) -> None:
-    """The child: captures until its input ends, then writes a line per packet, and how many were missed."""
+    """The child: captures until its input ends. At each "take", and at the end, it writes a line per packet, and how
+    many were missed."""
     # SOCK_DGRAM takes the link-layer header off, so that a TUN looks like an Ethernet device.
     with socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0) as sock:
         sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, BUFFER)
@@ -139,9 +166,10 @@ def main(device: str) -> None:
         ended = False
         while not ended:
             readable, _, _ = select.select([sock, sys.stdin], [], [])
-            ended = sys.stdin in readable
-            # After the end too: what was sent before is in the buffer already.
-            for _ in range(1 << 20 if ended else 256):
+            asked = sys.stdin in readable
+            ended = asked and not os.read(sys.stdin.fileno(), 100)
+            # What was sent before the question is in the buffer already.
+            for _ in range(1 << 20 if asked else 256):
                 try:
                     size, _, _, address = sock.recvmsg_into([buffer], 0, socket.MSG_TRUNC)
                 except BlockingIOError:
@@ -150,10 +178,12 @@ def main(device: str) -> None:
                     break
                 _, kind, direction, *_ = address
                 seen.append((direction == PACKET_OUTGOING, kind, size, bytes(buffer[: min(size, SNAP)])))
-        _, missed = struct.unpack("II", sock.getsockopt(SOL_PACKET, PACKET_STATISTICS, 8))
-    for sent, kind, size, data in seen:
-        print(int(sent), kind, size, data.hex())
-    print(f"missed {missed}")
+            if asked:
+                _, missed = struct.unpack("II", sock.getsockopt(SOL_PACKET, PACKET_STATISTICS, 8))
+                for sent, kind, size, data in seen:
+                    print(int(sent), kind, size, data.hex())
+                print(f"missed {missed}", flush=True)
+                seen.clear()
 
 
 if __name__ == "__main__":

@@ -40,8 +40,11 @@ class Noise:
             stdout=subprocess.PIPE,
         )
         assert self._child.stdout is not None
-        if self._child.stdout.readline() != "ready\n":
+        said, *ports = self._child.stdout.readline().split() or [""]
+        if said != "ready":
             raise OSError("the noise did not start")
+        self.bound_ports = frozenset(map(int, ports))
+        """Source ports of the UDP sockets that have opened the device by name."""
 
     def stop(self) -> tuple[int, int]:
         """Packets that the kernel took, and those that it refused."""
@@ -71,6 +74,8 @@ class Sender:
         self._bound.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode())
         for sock in (self._ping, self._old, self._bound):
             sock.setblocking(False)
+        self._bound.bind(("", 0))
+        self.bound_port: int = self._bound.getsockname()[1]
         self._connecting: list[socket.socket] = []
         self.taken = self.refused = 0
 
@@ -101,7 +106,7 @@ class Sender:
 def main(pause: str, device: str, *addresses: str) -> None:
     """The child: sends until its input ends, then says how much it was."""
     senders = [Sender(address, device) for address in addresses]
-    print("ready", flush=True)
+    print("ready", *(sender.bound_port for sender in senders), flush=True)
     while not select.select([sys.stdin], [], [], float(pause))[0]:
         for sender in senders:
             sender.round()
