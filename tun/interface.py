@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from msgspec import structs
 
 from cryprq_proxy.base.buffers import SHARED
+from cryprq_proxy.base.forwarder_port import FORWARDER_PORT
 from cryprq_proxy.base.tasks import spawn
 from cryprq_proxy.carriers.lane.train import PacketTrain
 from cryprq_proxy.client.exits import Exits
@@ -39,7 +40,7 @@ from .reconciler import Reconciler
 from .resolver.setting import ResolverSetting
 from .routing.routes import Routes
 from .routing.tunnel_addresses import TunnelAddresses
-from .settings import DNS_PORT, MTU, RESOLVER4, RESOLVER6, SLICE_OVERHEAD, TunnelSettings
+from .settings import MTU, RESOLVER4, RESOLVER6, SLICE_OVERHEAD, TunnelSettings
 
 _log = logging.getLogger(__name__)
 
@@ -264,7 +265,7 @@ class Names:
 
     async def listen(self, addresses: TunnelAddresses) -> None:
         """Answer on these addresses. Raises ConfigError where another program has the port."""
-        await self.server.listen([str(interface.ip) for interface in addresses.interfaces()], DNS_PORT)
+        await self.server.listen([str(interface.ip) for interface in addresses.interfaces()], FORWARDER_PORT)
 
     def close(self) -> None:
         self.server.close()

@@ -20,10 +20,6 @@ CLIENT_DEVICE: Final = "cryprq0"
 EXIT_DEVICE: Final = "cryprq-exit0"
 MARK: Final = 0x6372
 """SO_MARK of the link's own sockets."""
-DNS_PORT: Final = 1022
-"""Where the forwarder is asked, on the tunnel addresses. The same in every run, so that a redirection which outlives
-its run (a killed process) leads to no other; below 1024, so that meanwhile no other user can bind it. One of the two
-for experiments (RFC 4727 section 6); not 53, which a resolver on every address of this machine may have."""
 CLEAR_DNS_PORTS: Final = (53, 853)
 """DNS, and DNS over TLS or QUIC. With the kill switch no question to them leaves by another device than the tunnel."""
 SLICE_OVERHEAD: Final = OVERHEAD + SLICE_SIZE

@@ -27,7 +27,7 @@ from typing import Any, Final
 from msgspec import structs
 
 from cryprq_proxy.address import Destination
-from cryprq_proxy.base import leftovers
+from cryprq_proxy.base import forwarder_port, leftovers
 from cryprq_proxy.client.exits import Exits
 from cryprq_proxy.errors import ConfigError, CryprqError, reason_of
 from cryprq_proxy.lane.slices import Run
@@ -161,6 +161,8 @@ class Tunnel:
             ours = any(entry["kind"] == nft.KIND for entry in journal.entries())
             left_closed = nft.exists(nft.CLIENT) and (ours or nft.is_left_over(nft.CLIENT))
             check_cgroups(settings.exclude_cgroups)
+            if why := forwarder_port.open_to_all():
+                _log.warning("%s; only root may after: %s", why, forwarder_port.PROTECT)
             Tun.open(settings.device, mtu=MTU, offload=settings.offload).close()
             lan = await read_lan(settings.device)
             known = await plan.known_addresses(journal)

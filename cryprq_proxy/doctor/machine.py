@@ -15,6 +15,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from ..address import Destination, reachable
+from ..base import forwarder_port
 from ..base import leftovers as marks
 from ..base.paths import ROLES
 from ..config.both_roles import is_loopback
@@ -218,12 +219,22 @@ async def tun(context: Context) -> CheckVerdict:
         lacks.append(("nft is not installed", "apt install nftables"))
     if asked and context.euid:
         lacks.append(("this is not root", "run it with sudo, or by its systemd unit"))
+    if not lacks and _forwards_names(context) and (why := forwarder_port.open_to_all(context.root)):
+        return warn(why, f"keep it for root: {forwarder_port.PROTECT}")
     ipv6 = (context.root / "proc/sys/net/ipv6").exists()
     note = "" if ipv6 else "; this kernel has no IPv6, so only IPv4 is carried"
     if not lacks:
         return ok(f"what --tun needs is there{note}")
     text, remedy = "; ".join(lack for lack, _ in lacks) + note, "; ".join(mend for _, mend in lacks)
     return fail(text, remedy) if asked else skip(f"--tun is not in use, and would not work here: {text}")
+
+
+def _forwards_names(context: Context) -> bool:
+    """Whether this is a client that runs with --tun, or is to."""
+    running = context.running_client
+    return (running is not None and running.tun is not None) or (
+        context.client is not None and context.client.tun.enabled
+    )
 
 
 def _troubles(context: Context) -> list[str]:

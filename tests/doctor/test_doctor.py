@@ -543,6 +543,25 @@ async def test_what_system_wide_mode_needs(pair: Setup, tmp_path: Path) -> None:
     assert verdict.state is CheckState.FAIL and "not root" in verdict.text
 
 
+async def test_a_forwarders_port_that_every_user_may_have_is_named(pair: Setup, tmp_path: Path) -> None:
+    """Where system-wide mode is asked for, and nowhere else."""
+    root = tmp_path / "root"
+    setting = root / "proc/sys/net/ipv4/ip_unprivileged_port_start"
+    setting.parent.mkdir(parents=True)
+    (root / "dev/net").mkdir(parents=True)
+    (root / "dev/net/tun").touch()
+    there = {"root": root, "which": lambda _: "/usr/sbin/nft", "euid": 0}
+    enabled = client_config(pair, "[tun]\nenabled = true\n", port=1)
+    for value, state in (("1024\n", CheckState.OK), ("0\n", CheckState.WARN)):
+        setting.write_text(value)
+        context = Context(file=enabled, **there)  # type: ignore[arg-type]
+        await examine([lists.CLIENT[1]], context)
+        verdict = await tun(context)
+        assert verdict.state is state
+    assert "ip_unprivileged_port_start is 0" in verdict.text and "port_start=1024" in verdict.remedy
+    assert (await with_client(pair, tun, **there)).state is CheckState.OK
+
+
 @pytest.mark.parametrize("role", ["client", "exit"])
 async def test_what_a_running_one_cannot_keep_is_named(role: str) -> None:
     repairs = (

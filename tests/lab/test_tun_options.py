@@ -261,6 +261,21 @@ def test_connections_from_outside(stage: Stage, inbound: str) -> None:
                 assert stage.fetch(address) == seen, "what begins here is tunnelled all the same"
 
 
+def test_a_port_of_the_forwarder_that_every_user_may_have(stage: Stage) -> None:
+    """As in a container: engines lower the first port that users may bind to 0."""
+    first = "net.ipv4.ip_unprivileged_port_start"
+    before = stage.client.sysctl(first)
+    said = f"every user may listen on port 1022 here ({first} is 0)"
+    doctor = ("doctor", "--no-speed", "--config", str(stage.links.directory / "client.toml"))
+    try:
+        stage.client.sysctl(first, "0")
+        with stage.tunnel() as client:
+            assert client.log.count(said) == 1
+            assert said in stage.links.call(stage.client, *doctor).stdout
+    finally:
+        stage.client.sysctl(first, before)
+
+
 # --- for a time ---------------------------------------------------------------------------------------------------
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from cryprq_proxy.address import Destination
-from cryprq_proxy.base import leftovers
+from cryprq_proxy.base import forwarder_port, leftovers
 from cryprq_proxy.errors import ConfigError, CryprqError
 from cryprq_proxy.lane.slices import HEADROOM, Run, Shape
 from cryprq_proxy.rules.engine import EVERYTHING, RuleSet
@@ -58,6 +58,7 @@ class Machine:
         self.left_over = False
         """Whether the table that stands has our chains, though no journal names it."""
         self.ipv6 = True
+        self.open_port = ""
         self.blocked: threading.Event | None = None
         self.routes: FakeRoutes
         self.blocked_name: Callable[[bytes], bool]
@@ -94,6 +95,7 @@ class Machine:
         monkeypatch.setattr(interface, "DnsServer", lambda forwarder: FakeServer(machine))
         monkeypatch.setattr("tun.resolver.choose.choose", choose)
         monkeypatch.setattr(leftovers, "claimed", lambda role: contextlib.nullcontext())
+        monkeypatch.setattr(forwarder_port, "open_to_all", lambda: self.open_port)
         monkeypatch.setattr(nft, "is_left_over", lambda table: machine.left_over)
         monkeypatch.setattr(nft, "exists", lambda table: machine.standing)
         monkeypatch.setattr("socket.if_nametoindex", lambda name: 7)
@@ -477,6 +479,19 @@ async def test_an_exit_that_hands_out_nothing_is_one_sentence(machine: Machine) 
         await running
     assert machine.take() == []
     await wide.close()
+
+
+async def test_a_start_says_that_every_user_may_have_the_forwarders_port(
+    machine: Machine, caplog: pytest.LogCaptureFixture
+) -> None:
+    machine.open_port = "every user may listen on port 1022 here"
+    wide = Wide(machine)
+    await wide.start()
+    await wide.close()
+    assert [record.getMessage() for record in caplog.records if "1022" in record.message] == [
+        "every user may listen on port 1022 here; only root may after: "
+        "sysctl -w net.ipv4.ip_unprivileged_port_start=1024"
+    ]
 
 
 # --- what a killed process left ---

@@ -23,11 +23,11 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, collap
 from typing import Any, Final, NamedTuple
 
 from cryprq_proxy.base import leftovers
+from cryprq_proxy.base.forwarder_port import FORWARDER_PORT
 from cryprq_proxy.errors import ConfigError
 from cryprq_proxy.rules.ranges import IPNetwork
 
 from ..journal import Entry, Record, Undoer
-from ..settings import DNS_PORT
 from . import conntrack
 from .conntrack import EndedWithTable
 from .tunnel_sockets import end_tunnel_sockets
@@ -266,7 +266,7 @@ def remove(table: str) -> None:
     if table not in TABLES:
         raise ConfigError(f"the journal names the packet filter table {table!r}, which is not this program's")
     if table == CLIENT and exists(CLIENT):
-        _forget(DNS_PORT)
+        _forget(FORWARDER_PORT)
     run(f"add table inet {table}\ndelete table inet {table}\n")
 
 
