@@ -276,6 +276,27 @@ def test_a_port_of_the_forwarder_that_every_user_may_have(stage: Stage) -> None:
         stage.client.sysctl(first, before)
 
 
+def test_after_a_kill_what_is_kept_waits_for_the_next_start(stage: Stage) -> None:
+    """The kernel looks up the route before the filter marks the packet, and the tunnel's has no device any more."""
+    far = stage.hosts.server
+    with ExitStack() as stack:
+        stack.enter_context(served(stage.client, SSH))
+        role = stage.links.client(stage.client, "--inbound", "keep")
+        shell = stack.enter_context(stage.socket(CLIENT6, host=far))
+        shell.connect((CLIENT6, SSH))
+        assert talk(shell)
+        role.kill()
+        shell.settimeout(SILENCE)
+        with stage.wire() as wire:
+            assert not talk(shell)
+            assert not talks(stage, CLIENT6, far, port=SSH, seconds=SILENCE), "no new one comes in"
+        assert CLIENT6 not in {packet.source for packet in beside_the_link(wire)}
+        shell.settimeout(SECONDS)
+        again = stage.links.client(stage.client, "--inbound", "keep")
+        assert talk(shell)
+        assert again.stop() == 0
+
+
 # --- for a time ---------------------------------------------------------------------------------------------------
 
 
