@@ -80,12 +80,14 @@ class PathCounters(Struct, kw_only=True):
 
 
 class LaneStatus(Struct, kw_only=True, frozen=True):
-    """One side of a datagram lane. `size`: of the largest datagram that passes; `why`: a part of a sentence."""
+    """One side of a datagram lane. `size`: of the largest datagram that passes, and while
+    `searching` of the largest so far; `why`: a part of a sentence."""
 
     up: bool = False
     why: str = "?"
     peer: str = ""
     size: int = 0
+    searching: bool = False
     round_trip: float | None = None
     offload: OffloadStatus = OffloadStatus()
     sent: int = 0

@@ -24,6 +24,8 @@ from .reach import linked
 LINK_SECONDS: Final = 10.0
 LANE_SECONDS: Final = 4.0
 """The lane comes up within these seconds if UDP gets through."""
+SEARCH_SECONDS: Final = 8.0
+"""For the search of the largest datagram; with a long round trip and ICMP lost on the path it takes longer."""
 PINGS: Final = 3
 PING_SECONDS: Final = 1.0
 POLL: Final = 0.05
@@ -112,11 +114,18 @@ async def lane(context: Context) -> CheckVerdict:
 
 
 async def mtu(context: Context) -> CheckVerdict:
-    """The MTU that the lane has measured: of the whole path."""
+    """The MTU that the lane has measured: of the whole path. A link of our own has some seconds to measure it."""
     state = lane_of(context)
     if state is None or not state.up:
         return await _route_mtu(context)
+    if state.searching and context.link is not None:
+        await _until(lambda: (found := lane_of(context)) is None or not found.searching, SEARCH_SECONDS)
+        state = lane_of(context) or state
     largest = state.size
+    if state.searching:
+        return ok(
+            f"the search for the largest UDP payload still runs: {largest} bytes pass so far; ask again in a minute"
+        )
     if largest < GOOD_SIZE:
         return warn(
             f"the path carries UDP payloads of {largest} bytes only",

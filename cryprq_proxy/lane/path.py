@@ -146,6 +146,11 @@ class Path:
         self._probed = -inf
         self._ticked = now
 
+    @property
+    def searching(self) -> bool:
+        """Whether `size` is only the largest so far."""
+        return self._phase in (_Phase.CONFIRM, _Phase.SEARCH)
+
     # --- what the owner reports ------------------------------------------------------------------------------------
 
     def sent(self, now: float) -> None:

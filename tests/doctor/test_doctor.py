@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import socket
@@ -343,6 +344,38 @@ async def test_the_mtu_without_a_lane_is_that_of_the_route(pair: Setup) -> None:
     assert f"MTU of {link.route_mtu('127.0.0.1', 4433)} bytes" in verdict.text
     context.running = ClientStatus(link="up", packets=PacketLinkStatus(lane=LaneStatus(up=True, size=1100)))
     assert (await link.mtu(context)).state is CheckState.WARN
+
+
+async def test_the_first_size_is_not_the_result_of_the_search(
+    pair: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every search begins with a size that would be a fault of the path."""
+
+    def lane(*, searching: bool, size: int) -> PacketLinkStatus:
+        return PacketLinkStatus(lane=LaneStatus(up=True, size=size, searching=searching))
+
+    context = Context(file=client_config(pair, port=4433))
+    await examine([lists.CLIENT[1]], context)
+    context.running = ClientStatus(link="up", packets=lane(searching=True, size=1200))
+    verdict = await link.mtu(context)
+    assert verdict.state is CheckState.OK
+    assert "still runs: 1200 bytes pass so far" in verdict.text
+
+    class Link:
+        """As client.Client: its search ends after that many looks."""
+
+        def __init__(self, looks: float) -> None:
+            self.left = looks
+
+        def status(self) -> ClientStatus:
+            self.left -= 1
+            return ClientStatus(packets=lane(searching=self.left > 0, size=1200 if self.left > 0 else 1452))
+
+    context.link = Link(3)  # type: ignore[assignment]
+    assert "carries UDP payloads of 1452 bytes" in (await link.mtu(context)).text
+    monkeypatch.setattr(link, "SEARCH_SECONDS", 0.0)
+    context.link = Link(math.inf)  # type: ignore[assignment]
+    assert "still runs" in (await link.mtu(context)).text
 
 
 async def test_an_exit_that_is_not_well_is_named(pair: Setup) -> None:

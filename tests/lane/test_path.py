@@ -103,6 +103,19 @@ def test_the_largest_size_is_found(limit: int) -> None:
         assert limit - STEP < path.size <= limit
 
 
+def test_a_search_says_that_it_runs() -> None:
+    """Before its end the size is only the largest so far."""
+    net = Net()
+    net.passes = lambda size, to_exit: size <= 1400
+    assert net.client.searching
+    assert not net.exit.searching, "nobody is there yet"
+    net.run(0.1)
+    assert net.client.up and net.client.size == BASE
+    assert net.client.searching and net.exit.searching
+    net.run(30)
+    assert not net.client.searching and not net.exit.searching
+
+
 def test_each_direction_has_a_size_of_its_own() -> None:
     net = Net()
     net.passes = lambda size, to_exit: size <= (1472 if to_exit else 1300)

@@ -332,6 +332,7 @@ class LaneCarrier:
             why=self.why,
             peer="" if outlet is None else str(outlet.to or outlet.socket.peer),
             size=self.path.size,
+            searching=self.path.searching,
             round_trip=self.path.round_trip,
             offload=offload.status(),
             sent=self._sent,

@@ -194,7 +194,12 @@ def _link(status: ClientStatus) -> str:
 
 
 def _lane(lane: LaneStatus) -> str:
-    measured = f", {lane.size}-byte datagrams, round trip {milliseconds(lane.round_trip)}" if lane.up else ""
+    measured = (
+        f", {lane.size}-byte datagrams{' so far' if lane.searching else ''}, "
+        f"round trip {milliseconds(lane.round_trip)}"
+        if lane.up
+        else ""
+    )
     fell = f", fell back {lane.path.falls} times so far" if lane.path.falls else ""
     return f"{up(lane)} ({lane.why}){measured}, {_offload(lane.offload)}{fell}"
 

@@ -144,6 +144,8 @@ def test_system_wide_mode() -> None:
     assert shown["lane"] == (
         "up (probes are answered), 1472-byte datagrams, round trip 0.9 ms, UDP GSO, fell back 3 times so far"
     )
+    early = {**WIDE, "packets": {"lane": {**LANE, "size": 1200, "searching": True}}}
+    assert "1200-byte datagrams so far, round trip" in rows(early)["lane"]
     assert shown["system-wide"] == "198.18.0.7, fd63:7279:7071::7 on cryprq0, MTU 1412"
     assert shown["offloads"] == "TUN reads csum tso4, TUN writes none"
     assert shown["packets"] == "3 sent (292 B), 4 received (2.0 KiB); a super-packet counts as one"
