@@ -4,12 +4,13 @@
 
 The journals name the changes, and each undoer checks its entry before it acts. Where a journal is lost, damaged or not
 to be believed, the rest is found by its marks: the header of resolv.conf, the protocol number of rules and routes, the
-names of the filter's tables. Only kernel settings have no mark; what they were before is lost with the journal.
+names of the filter's tables. Kernel settings have no mark, and what they were before is lost with the journal: where
+there are other marks, those that stand as we set them are named.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -19,10 +20,9 @@ from cryprq_proxy.base.paths import ROLES
 from cryprq_proxy.errors import CryprqError
 
 from . import exit_network, sysctl
-from .exit_kernel import FORWARD4
 from .firewall import nft
 from .firewall.nft import CLIENT, EXIT
-from .journal import Journal, JournalInUse, undo
+from .journal import Journal, JournalInUse, Undoer, undo
 from .resolver.recovery import recover
 from .routing.routes import delete_ours
 from .settings import CLIENT_JOURNAL, EXIT_JOURNAL
@@ -34,28 +34,23 @@ def clean(state: Path) -> list[str]:
 
     Raises CryprqError for what could not be undone, when all else is undone, and ConfigError while a role runs.
     """
-    undoing = {CLIENT_JOURNAL: undoers(state), EXIT_JOURNAL: exit_network.UNDO}
     work = CleaningUp()
     with ExitStack() as stack:
         for role in ROLES:
             stack.enter_context(leftovers.claimed(role))
-        for name, how in undoing.items():
-            if not (state / name).exists():
-                continue
-            try:
-                with Journal(state / name) as journal:
-                    kinds = dict.fromkeys(entry["kind"] for entry in reversed(journal.entries()))
-                    work.try_to(partial(undo, journal, how))
-                    left = {entry["kind"] for entry in journal.entries()}
-                    work.undone += [kind for kind in kinds if kind not in left]
-            except JournalInUse:
-                raise
-            except CryprqError as error:
-                work.failed.append(str(error))
-        work.try_to(partial(_resolver, state))
-        work.try_to(_routing)
-        for table in (CLIENT, EXIT):
-            work.try_to(partial(_table, table))
+        known = {
+            CLIENT: _undo_journal(work, state / CLIENT_JOURNAL, undoers(state)),
+            EXIT: _undo_journal(work, state / EXIT_JOURNAL, exit_network.UNDO),
+        }
+        by_mark: dict[str, list[Callable[[], str]]] = {
+            CLIENT: [partial(_resolver, state), _routing, partial(_table, CLIENT)],
+            EXIT: [partial(_table, EXIT)],
+        }
+        for table, steps in by_mark.items():
+            found = [work.try_to(step) for step in steps]
+            settings = known[table]
+            if any(found) and settings is not None and (left := sysctl.lost_settings(table, settings)):
+                work.failed.append(left)
     if work.failed:
         done = f" (undone: {', '.join(work.undone)})" if work.undone else ""
         raise CryprqError("; ".join(work.failed) + done)
@@ -69,13 +64,42 @@ class CleaningUp:
         self.undone: list[str] = []
         self.failed: list[str] = []
 
-    def try_to(self, step: Callable[[], str | None]) -> None:
-        """`step` returns what it has undone, in words."""
+    def try_to(self, step: Callable[[], str]) -> bool:
+        """`step` returns what it has undone, in words. Returns whether that is anything."""
         try:
-            if done := step():
-                self.undone.append(done)
+            done = step()
         except CryprqError as error:
             self.failed.append(str(error))
+            return False
+        if done:
+            self.undone.append(done)
+        return bool(done)
+
+
+def _undo_journal(work: CleaningUp, path: Path, how: Mapping[str, Undoer]) -> Collection[str] | None:
+    """Undo what it records. Returns the kernel settings among that; None where it goes on having entries.
+
+    Raises JournalInUse.
+    """
+    if not path.exists():
+        return ()
+    try:
+        with Journal(path) as journal:
+            before = journal.entries()
+            try:
+                undo(journal, how)
+            except CryprqError as error:
+                work.failed.append(str(error))
+            left = {entry["kind"] for entry in journal.entries()}
+    except JournalInUse:
+        raise
+    except CryprqError as error:
+        work.failed.append(str(error))
+        return ()
+    work.undone += [
+        kind for kind in dict.fromkeys(entry["kind"] for entry in reversed(before)) if kind not in left
+    ]
+    return None if left else [str(entry.get("name")) for entry in before if entry["kind"] == sysctl.KIND]
 
 
 def _resolver(state: Path) -> str:
@@ -91,9 +115,4 @@ def _table(table: str) -> str:
     if not nft.exists(table):
         return ""
     nft.remove(table)
-    if table == EXIT and sysctl.is_on(FORWARD4):
-        raise CryprqError(
-            "the exit's table is removed, but its journal is gone, so nobody knows whether this machine forwarded "
-            f"packets before: if it is no router, call: sysctl -w {FORWARD4}=0"
-        )
     return f"table {table}"

@@ -30,7 +30,7 @@ from .reconciler import Fact
 from .routing.kernel_state import default_route
 from .routing.lan import Uplink
 from .settings import ExitNetworkSettings
-from .sysctl import KernelSetting
+from .sysctl import FORWARD4, FORWARD6, LIBERAL, KernelSetting
 
 _log = logging.getLogger(__name__)
 
@@ -38,11 +38,6 @@ MAX_GSO: Final = 65_536
 """The kernel's own limit for a super-packet."""
 LOSS_SECONDS: Final = 5.0
 """For which IPv6 is carried on without a default route."""
-LIBERAL: Final = "net.netfilter.nf_conntrack_tcp_be_liberal"
-"""Connections that went on while the exit was not there have sequence numbers that the kernel did not see. It must not
-take their packets for invalid (nf_conntrack-sysctl.rst): it would translate their addresses no longer."""
-FORWARD4: Final = "net.ipv4.ip_forward"
-FORWARD6: Final = "net.ipv6.conf.all.forwarding"
 
 
 class ExitKernel:

@@ -6,6 +6,9 @@ names may have dots; the fixed words around them show where they begin and end.
 Undo writes the old value only where the live one is still ours: a person or program that has changed it since has the
 last word. After a reboot the kernel has started from the machine's own settings, so nothing is written.
 
+A setting bears no mark. Where the journal of an earlier run is lost, `lost_settings` names those that stand as we set
+them; nothing is set back, since another program may need them.
+
 The two forwarding switches change more than themselves: the kernel sets the switch of every interface to match, and
 for IPv4 the opposite for accepting redirects. The entry keeps the values that setting the switch back would lose.
 """
@@ -13,16 +16,25 @@ for IPv4 the opposite for accepting redirects. The entry keeps the values that s
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+import shlex
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from cryprq_proxy.base.leftovers import TABLES
 from cryprq_proxy.errors import ConfigError, CryprqError, LocalError, reason_of
 
 from .journal import Entry, Record, Undoer, same_boot
 from .reconciler import Fact
 
 PROC: Final = Path("/proc/sys")
+
+VALID_MARK: Final = "net.ipv4.conf.all.src_valid_mark"
+FORWARD4: Final = "net.ipv4.ip_forward"
+FORWARD6: Final = "net.ipv6.conf.all.forwarding"
+LIBERAL: Final = "net.netfilter.nf_conntrack_tcp_be_liberal"
+"""Connections that went on while the exit was not there have sequence numbers that the kernel did not see. It must not
+take their packets for invalid (nf_conntrack-sysctl.rst): it would translate their addresses no longer."""
 
 KIND: Final = "sysctl"
 """The kind of our entries in the journal."""
@@ -50,6 +62,18 @@ _SWITCHES: Final = {
 """A switch -> the files that the kernel gives the same value (devinet.c, addrconf.c)."""
 _REDIRECTS: Final = "net.ipv4.conf.all.accept_redirects"
 """Gets the opposite of the IPv4 switch."""
+
+_SWITCH: Final = ("1", "0")
+_SETTINGS: Final = {
+    TABLES["client"]: {VALID_MARK: _SWITCH},
+    TABLES["exit"]: {
+        FORWARD4: _SWITCH,
+        FORWARD6: _SWITCH,
+        LIBERAL: _SWITCH,
+        "net.ipv6.conf.*.accept_ra": ("2", "1"),
+    },
+}
+"""Our table in the packet filter -> what the role that makes it sets: the setting, our value and the kernel's."""
 
 
 class KernelSetting(Fact):
@@ -118,11 +142,6 @@ def set_sysctl(name: str, value: str, record: Record, proc: Path = PROC) -> bool
         raise ConfigError(f"this kernel does not take {name}={value}: {reason_of(error)}") from error
 
 
-def is_on(name: str, proc: Path = PROC) -> bool:
-    """Whether the switch `name`, one of ours, is 1. Raises OSError."""
-    return _read(proc.joinpath(*name.split("."))) == "1"
-
-
 def undo_sysctl(entry: Entry, proc: Path = PROC) -> None:
     """Set back what an entry of the journal says, if the value is still ours. Raises CryprqError."""
     followers = entry.get("followers", {})
@@ -145,6 +164,37 @@ def undo_sysctl(entry: Entry, proc: Path = PROC) -> None:
 
 
 UNDO: Final[dict[str, Undoer]] = {KIND: undo_sysctl}
+
+
+# --- without a journal ---
+
+
+def lost_settings(table: str, recorded: Collection[str] = (), proc: Path = PROC) -> str:
+    """A sentence about the settings that stand as the role of `table` sets them; empty if there are none.
+
+    `recorded` are those that a journal knows.
+    """
+    found = [f"{name}={usual}" for name, usual in _standing(table, proc) if name not in recorded]
+    if not found:
+        return ""
+    return (
+        "the journal of an earlier run is lost, so nobody knows what it found in the kernel's settings: "
+        f"if nothing else on this machine needs them, call: sysctl -w {' '.join(map(shlex.quote, found))}"
+    )
+
+
+def _standing(table: str, proc: Path) -> Iterator[tuple[str, str]]:
+    for setting, (ours, usual) in _SETTINGS[table].items():
+        for path in sorted(proc.glob(setting.replace(".", "/"))):
+            parts = path.relative_to(proc).parts
+            try:
+                stands = path.read_text(encoding="ascii").strip() == ours
+            except OSError:
+                # With its interface.
+                continue
+            if stands:
+                # sysctl(8) takes either separator; an interface name may have dots.
+                yield ("/" if any("." in part for part in parts) else ".").join(parts), usual
 
 
 def _path(name: Any, value: Any, proc: Path) -> Path | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Collection
 from contextlib import nullcontext
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
@@ -206,10 +207,12 @@ class Kernel:
         self.removed: list[str] = []
         self.broken = False
         self.rules = True
+        self.settings: dict[str, list[str]] = {}
+        """Table -> names of the kernel settings that stand as its role sets them."""
         monkeypatch.setattr(cleanup, "delete_ours", self.delete_ours)
         # The machine has one sign of life, and tests run side by side.
         monkeypatch.setattr(leftovers, "claimed", lambda role: nullcontext())
-        monkeypatch.setattr(sysctl, "is_on", lambda name: False)
+        monkeypatch.setattr(sysctl, "lost_settings", self.lost_settings)
         monkeypatch.setattr(nft, "exists", lambda table: table in self.tables)
         monkeypatch.setattr(nft, "remove", self.remove)
         monkeypatch.setitem(nft.UNDO, nft.KIND, lambda entry: self.remove(entry["table"]))
@@ -220,6 +223,10 @@ class Kernel:
         self.removed.append("routing")
         found, self.rules = self.rules, False
         return found
+
+    def lost_settings(self, table: str, recorded: Collection[str]) -> str:
+        left = [name for name in self.settings.get(table, ()) if name not in recorded]
+        return f"call: sysctl {' '.join(left)}" if left else ""
 
     def remove(self, table: str) -> None:
         self.tables.discard(table)
@@ -246,6 +253,40 @@ def test_tables_are_found_without_a_journal(kernel: Kernel, tmp_path: Path) -> N
     clean_up(tmp_path, said.append)
     assert said == [f"undone: routing, table {nft.CLIENT}"]
     assert kernel.tables == {"somebody_elses"}
+
+
+@pytest.mark.parametrize("table", [nft.CLIENT, nft.EXIT])
+def test_settings_are_named_where_marks_but_no_journal_are_found(
+    kernel: Kernel, tmp_path: Path, table: str
+) -> None:
+    kernel.rules, kernel.tables = False, {table}
+    kernel.settings = {table: ["net.some"]}
+    with pytest.raises(CryprqError, match=rf"^call: sysctl net\.some \(undone: table {table}\)$"):
+        clean_up(tmp_path, print)
+    said: list[str] = []
+    clean_up(tmp_path, said.append)
+    assert said == ["nothing was left to undo"], "another program may have set it"
+
+
+@pytest.mark.parametrize("known", ["recorded", "not undone"])
+def test_settings_are_not_named_where_the_journal_knows_them(
+    kernel: Kernel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: str
+) -> None:
+    kernel.settings = {nft.CLIENT: ["net.ipv4.conf.all.src_valid_mark"]}
+    monkeypatch.setitem(sysctl.UNDO, sysctl.KIND, lambda entry: None)
+    tmp_path.chmod(0o700)
+    with Journal(tmp_path / CLIENT_JOURNAL) as journal:
+        if known == "recorded":
+            journal.record({"kind": sysctl.KIND, "name": "net.ipv4.conf.all.src_valid_mark"})
+        else:
+            journal.record({"kind": "of_the_future"})
+    said: list[str] = []
+    if known == "recorded":
+        clean_up(tmp_path, said.append)
+        assert said == [f"undone: {sysctl.KIND}, routing"]
+    else:
+        with pytest.raises(CryprqError, match=r"of_the_future: .*again \(undone: routing\)$"):
+            clean_up(tmp_path, said.append)
 
 
 def test_journals_of_both_roles_are_undone(kernel: Kernel, tmp_path: Path) -> None:

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cryprq_proxy.base.leftovers import TABLES
 from cryprq_proxy.errors import ConfigError, CryprqError, LocalError
 from tun.journal import Entry
-from tun.sysctl import UNDO, KernelSetting, set_sysctl, undo_sysctl
+from tun.sysctl import UNDO, KernelSetting, lost_settings, set_sysctl, undo_sysctl
 
 FORWARD = "net.ipv4.ip_forward"
 FILES = {
@@ -188,3 +189,41 @@ async def test_what_was_right_at_first_is_recorded_when_it_is_put_back(proc: Pat
     assert [entry["before"] for entry in entries] == ["0"]
     undo_sysctl(entries[0], proc)
     assert path.read_text() == "0"
+
+
+# --- without a journal ---
+
+CLIENT, EXIT = TABLES["client"], TABLES["exit"]
+LEFT = {
+    "net/ipv4/conf/all/src_valid_mark": "1",
+    "net/ipv4/ip_forward": "1",
+    "net/ipv6/conf/all/forwarding": "0",
+    "net/ipv6/conf/all/accept_ra": "1",
+    "net/ipv6/conf/eth0.5/accept_ra": "2",
+    "net/ipv6/conf/$(x)/accept_ra": "2",
+}
+
+
+@pytest.fixture
+def left(tmp_path: Path) -> Path:
+    for name, value in LEFT.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{value}\n")
+    (tmp_path / "net/ipv6/conf/gone/accept_ra").mkdir(parents=True)
+    return tmp_path
+
+
+def test_each_role_names_what_it_sets(left: Path) -> None:
+    assert lost_settings(CLIENT, proc=left).endswith(": sysctl -w net.ipv4.conf.all.src_valid_mark=0")
+    assert lost_settings(EXIT, proc=left).endswith(
+        ": sysctl -w net.ipv4.ip_forward=0 'net.ipv6.conf.$(x).accept_ra=1' net/ipv6/conf/eth0.5/accept_ra=1"
+    )
+
+
+def test_what_is_recorded_or_stands_otherwise_is_not_named(left: Path) -> None:
+    assert lost_settings(CLIENT, ["net.ipv4.conf.all.src_valid_mark"], left) == ""
+    assert lost_settings(EXIT, ["net.ipv4.ip_forward"], left).count("=") == 2
+    (left / "net/ipv4/conf/all/src_valid_mark").write_text("0\n")
+    assert lost_settings(CLIENT, proc=left) == ""
+    assert lost_settings(EXIT, proc=left / "nowhere") == ""

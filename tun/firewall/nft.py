@@ -28,6 +28,7 @@ from cryprq_proxy.errors import ConfigError
 from cryprq_proxy.rules.ranges import IPNetwork
 
 from ..journal import Entry, Record, Undoer
+from ..sysctl import lost_settings
 from . import conntrack
 from .conntrack import EndedWithTable
 from .tunnel_sockets import end_tunnel_sockets
@@ -217,11 +218,14 @@ def claim(table: str, ours: bool, record: Record, ask: Ask = ask) -> None:
     """
     if ours:
         return
-    if exists(table, ask) and not is_left_over(table, ask):
+    standing = exists(table, ask)
+    if standing and not is_left_over(table, ask):
         raise ConfigError(
             f'the packet filter already has a table "inet {table}" that this program has not recorded: run '
             f'"cryprq-proxy cleanup", or "nft delete table inet {table}" if it is left over'
         )
+    if standing and (left := lost_settings(table)):
+        _log.warning("%s", left)
     record({"kind": KIND, "table": table})
 
 

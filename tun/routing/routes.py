@@ -37,6 +37,7 @@ from ..firewall.filter_settings import ExitEndpoint
 from ..journal import Entry, Record, Undoer
 from ..reconciler import Fact
 from ..settings import TunnelSettings
+from ..sysctl import VALID_MARK
 from .foreign_rules import Surroundings, decide_before_ours
 from .kernel_state import FAMILIES, DefaultRoute, KernelState, look_at, open_kernel, refused
 from .lan import Lan, Uplink
@@ -44,7 +45,6 @@ from .route_rules import FIRST, LAST, TABLE, RoutingRule, wanted_rules
 
 KIND: Final = "routing"
 """The kind of our entry in the journal: one for all rules and routes, found by their numbers."""
-VALID_MARK: Final = "net.ipv4.conf.all.src_valid_mark"
 _ROUNDS: Final = 5
 """Tries to delete all that is ours, while another program may put it back."""
 _SETTLED: Final = {
