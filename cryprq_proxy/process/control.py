@@ -21,7 +21,7 @@ import stat
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Any, Final
 
 import msgspec
 
@@ -33,6 +33,7 @@ from ..status import Status, StatusSource, read
 from .actions import Action
 
 MAX_REQUEST: Final = 4096
+MAX_ARGUMENT: Final = 1024
 MAX_ANSWER: Final = 4 << 20
 MAX_CONNECTIONS: Final = 16
 """Open connections; more are closed without an answer, so that a faulty script cannot use up the file limit."""
@@ -44,7 +45,7 @@ _log = logging.getLogger(__name__)
 
 
 class RequestError(CryprqError):
-    """An invalid request line on the control socket."""
+    """An invalid request on the control socket."""
 
 
 class NotRunning(CryprqError):
@@ -55,15 +56,22 @@ class ControlRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """One line of a client: a command and, for those that need one, its argument."""
 
     command: str
-    argument: Annotated[str, msgspec.Meta(max_length=1024)] = ""
+    argument: str = ""
 
 
 def parse_request(line: bytes) -> ControlRequest:
     """Decode a request line. Raises RequestError, and nothing else."""
     try:
-        return msgspec.json.decode(line, type=ControlRequest)
+        request = msgspec.json.decode(line, type=ControlRequest)
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise RequestError('expected one line of JSON like {"command": "status"}') from None
+    _check_argument(request.argument)
+    return request
+
+
+def _check_argument(argument: str) -> None:
+    if len(argument) > MAX_ARGUMENT:
+        raise RequestError(f"a name or another value has at most {MAX_ARGUMENT} characters")
 
 
 class ControlServer:
@@ -147,6 +155,8 @@ def query(
 
     Raises NotRunning without an answer, or CryprqError with the text of an answer that is an error.
     """
+    # The other side closes a connection that sends more, which looks as if nobody answered.
+    _check_argument(argument)
     arguments = {"argument": argument} if argument else {}
     request = json.dumps({"command": command, **arguments}).encode() + b"\n"
     try:

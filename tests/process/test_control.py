@@ -105,6 +105,15 @@ async def test_a_request_is_bounded(server: ControlServer) -> None:
     assert answer == {"error": "a request has at most 4096 bytes"}
 
 
+@pytest.mark.parametrize("length", [control.MAX_ARGUMENT + 1, 300_000])
+async def test_a_value_that_is_too_long_is_named(server: ControlServer, length: int) -> None:
+    """And not taken for a process that does not answer."""
+    with pytest.raises(CryprqError, match="a name or another value has at most 1024 characters"):
+        await asyncio.to_thread(query, server.path, "exit", argument="x" * length)
+    request = json.dumps({"command": "exit", "argument": "x" * (control.MAX_ARGUMENT + 1)}).encode() + b"\n"
+    assert await ask(server.path, request) == {"error": "a name or another value has at most 1024 characters"}
+
+
 async def test_a_slow_request_times_out(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(control, "TIMEOUT", 0.01)
     server = ControlServer(path, told)
