@@ -155,7 +155,7 @@ def query(
 
     Raises NotRunning without an answer, or CryprqError with the text of an answer that is an error.
     """
-    # The other side closes a connection that sends more, which looks as if nobody answered.
+    # The other side would count the bytes of the whole request, which says nothing to a person.
     _check_argument(argument)
     arguments = {"argument": argument} if argument else {}
     request = json.dumps({"command": command, **arguments}).encode() + b"\n"

@@ -107,7 +107,7 @@ async def test_a_request_is_bounded(server: ControlServer) -> None:
 
 @pytest.mark.parametrize("length", [control.MAX_ARGUMENT + 1, 300_000])
 async def test_a_value_that_is_too_long_is_named(server: ControlServer, length: int) -> None:
-    """And not taken for a process that does not answer."""
+    """And neither JSON nor the bytes of a request, which the person has not written."""
     with pytest.raises(CryprqError, match="a name or another value has at most 1024 characters"):
         await asyncio.to_thread(query, server.path, "exit", argument="x" * length)
     request = json.dumps({"command": "exit", "argument": "x" * (control.MAX_ARGUMENT + 1)}).encode() + b"\n"
