@@ -7,7 +7,6 @@ conntrack is refused): then a kept socket may be cut off, but nothing of it leav
 
 from __future__ import annotations
 
-import json
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ import pytest
 
 from tests.support.config_files import Settings
 from tests.support.lab.capture import Packet
+from tests.support.lab.faults import without_ctnetlink
 from tests.support.lab.hosts import (
     CLIENT6,
     EXIT4,
@@ -33,7 +33,6 @@ from tests.support.lab.links import Role
 from tests.support.lab.net import until
 from tests.support.lab.server import ECHO_PORT
 from tests.support.lab.stage import Stage, beside_the_link
-from tests.support.logged import ROOT
 from tun.settings import RESOLVER4
 
 DIRECT: Final = {SERVER4: ROUTER_SERVER4, SERVER6: CLIENT6}
@@ -45,16 +44,6 @@ SSH: Final = 2222
 SILENCE: Final = 0.5
 QUESTIONS: Final = 10
 NAT_OF_ANOTHER: Final = "table ip engine { chain post { type nat hook postrouting priority 100; }; }"
-REFUSING: Final = """
-import socket
-class Socket(socket.socket):
-    def send(self, data, *flags):
-        # nfnetlink.h: the upper byte of a message's type is the subsystem, 1 for conntrack.
-        if self.family == socket.AF_NETLINK and self.proto == 12 and data[5] == 1:
-            raise OSError(22, "Invalid argument")
-        return super().send(data, *flags)
-socket.socket = Socket
-"""
 
 
 @pytest.fixture(scope="module")
@@ -69,21 +58,13 @@ def shared(namespaces: None) -> Iterator[Stage]:
 def stage(request: pytest.FixtureRequest, shared: Stage, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
     """The client's ctnetlink is "usual" or "absent". A test that fails leaves nothing to the next."""
     if getattr(request, "param", "usual") == "absent":
-        refusing = shared.links.directory / "refusing"
-        refusing.mkdir(exist_ok=True)
-        (refusing / "sitecustomize.py").write_text(REFUSING)
-        monkeypatch.setitem(shared.links.environment, "PYTHONPATH", f"{refusing}:{ROOT}")
-    before = shared.client.snapshot()
-    yield shared
-    for role in shared.links.roles[1:]:
-        if role.process.poll() is None:
-            role.kill()
-    if shared.client.snapshot() != before:
-        shared.links.call(shared.client, "cleanup", "--state-dir", str(shared.links.state_dir))
+        without_ctnetlink(shared.links, monkeypatch)
+    with shared.left_clean():
+        yield shared
 
 
 def can_delete(stage: Stage) -> bool:
-    return "refusing" not in stage.links.environment["PYTHONPATH"]
+    return "no-ctnetlink" not in stage.links.environment["PYTHONPATH"]
 
 
 # --- one flow each ------------------------------------------------------------------------------------------------
@@ -334,20 +315,6 @@ def test_a_dns_socket_from_before_and_across_runs(stage: Stage, how: str) -> Non
                 after = asks(sock, ROUTER_LAN4)
             assert not to_the_tunnels_range(wire.packets) or not can_delete(stage)
             assert after == LAN or not can_delete(stage)
-
-
-@pytest.mark.parametrize("stage", ["usual"], indirect=True)
-def test_the_leak_test_keeps_flows_across_a_pause(stage: Stage) -> None:
-    file = str(stage.links.directory / "client.toml")
-    options = ("--config", file, "--target", SERVER4, "--target", "8.8.8.8", "--json")
-    with stage.tunnel():
-        stage.command("pause", "2")
-        done = stage.links.call(stage.client, "leaktest", "--hold", "5", *options, limit=60)
-    plain = json.loads(done.stdout)
-    assert (done.returncode, plain["leak"]) == (0, False), done.stdout
-    kept = {row["name"]: row["verdict"] for row in plain["canaries"] if row["name"].endswith(", kept")}
-    assert {"DNS over UDP, kept", "DNS over TCP, kept", "TCP, kept", "QUIC, kept"} <= set(kept)
-    assert set(kept.values()) <= {"tunnelled", "answered here", "blocked"}
 
 
 @pytest.mark.parametrize("stage", ["usual"], indirect=True)

@@ -110,6 +110,19 @@ class Stage:
         after = self.client.snapshot()
         assert after == before, "\n".join(difflib.unified_diff(before.split("\n"), after.split("\n"), n=0))
 
+    @contextmanager
+    def left_clean(self) -> Iterator[None]:
+        """A test inside that fails leaves no client, and nothing of one, to the next."""
+        before = self.client.snapshot()
+        try:
+            yield
+        finally:
+            for role in self.links.roles:
+                if role.host is self.client and role.process.poll() is None:
+                    role.kill()
+            if self.client.snapshot() != before:
+                self.links.call(self.client, "cleanup", "--state-dir", str(self.links.state_dir))
+
     def client_file(self, settings: Settings | None = None) -> Path:
         """The configuration of a client that a test starts by itself, or that runs and will read it again."""
         peer = f"cryprq://{self.links.identity('exit')[1]}@{EXIT4}:{PORT}"
