@@ -16,7 +16,6 @@ from typing import Any, Final, NamedTuple
 
 import pytest
 
-from cryprq_proxy.process.control import query
 from tests.support.config_files import Settings
 from tests.support.lab.faults import accepting_old_marks
 from tests.support.lab.hosts import ROUTER_SERVER4, SERVER4
@@ -60,12 +59,8 @@ def restart(stage: Stage, role: Role) -> Role:
 
 def cut_the_pause_short(stage: Stage, role: Role) -> Role:
     """It ends by itself then. The leak test refuses to judge before."""
-    pause(stage, 1)
+    stage.pause(1)
     return role
-
-
-def pause(stage: Stage, seconds: int) -> None:
-    query(stage.links.directory / "client.sock", "pause", timeout=LIMIT, argument=str(seconds))
 
 
 class Change(NamedTuple):
@@ -100,7 +95,7 @@ def web(stage: Stage) -> Iterator[socket.socket]:
 def held_flows(stage: Stage, role: Role, change: Change) -> tuple[Role, dict[str, Any]]:
     """The client in the end, and what the leak test said after the change."""
     if change.paused:
-        pause(stage, LONG)
+        stage.pause(LONG)
     file = str(stage.links.directory / "client.toml")
     options = ("--config", file, "--target", SERVER4, "--target", ASKED, "--json", "--hold", str(change.hold))
     with web(stage) as quic:

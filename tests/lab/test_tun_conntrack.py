@@ -43,6 +43,8 @@ NAME: Final = "both.example.com"
 SSH: Final = 2222
 SILENCE: Final = 0.5
 QUESTIONS: Final = 10
+LONG: Final = 60
+"""Seconds of a pause that is cut short when all flows are there."""
 NAT_OF_ANOTHER: Final = "table ip engine { chain post { type nat hook postrouting priority 100; }; }"
 
 
@@ -141,7 +143,7 @@ def test_sockets_of_a_pause_leave_nothing_behind_it(stage: Stage, server: str) -
     """They were sent to the network's resolver: by NAT, which outlives the pause."""
     with stage.tunnel(), ExitStack() as stack:
         datagrams = stack.enter_context(stage.socket(server, socket.SOCK_DGRAM))
-        stage.command("pause", "3")
+        stage.pause(LONG)
         assert asks(datagrams, server) == LAN
         stream = stack.enter_context(stage.socket(server))
         stream.connect((server, 53))
@@ -149,6 +151,7 @@ def test_sockets_of_a_pause_leave_nothing_behind_it(stage: Stage, server: str) -
         web = stack.enter_context(stage.socket(SERVER4, socket.SOCK_DGRAM))
         assert echoes(web, SERVER4)
         assert seen(stage, "echo-udp") == DIRECT[SERVER4]
+        stage.pause(1)
         until(lambda: stage.fetches(SERVER4) == EXIT4, "the pause has ended")
         with nothing_beside(stage):
             for _ in range(QUESTIONS):

@@ -21,11 +21,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Self
 
+from cryprq_proxy.process.control import query
 from tests.support.config_files import Settings
 from tests.support.lab.capture import Capture, Packet
 from tests.support.lab.hosts import EXIT4, EXIT6, three_hosts
 from tests.support.lab.links import PORT, Links, Role
-from tests.support.lab.net import Lab, Namespace, Resolver
+from tests.support.lab.net import LIMIT, Lab, Namespace, Resolver
 from tests.support.lab.server import ECHO_PORT, FarServer
 
 OTHER4: Final = "93.184.20.11"
@@ -135,6 +136,10 @@ class Stage:
         done = self.links.call(self.client, *arguments, "--config", str(file))
         assert not done.returncode, done.stderr
         return done.stdout
+
+    def pause(self, seconds: int) -> None:
+        """From now on, also where a longer pause stands; without starting a process for it."""
+        query(self.links.directory / "client.sock", "pause", timeout=LIMIT, argument=str(seconds))
 
     def status(self) -> dict[str, Any]:
         """What the client says of its system-wide mode."""
