@@ -142,6 +142,17 @@ if ! { $(foreach command,$(1),command -v $(command) ||) false; } >/dev/null; the
 fi
 endef
 
+# Unpacked and not installed: the package takes over the machine's own resolver.
+define unpack_resolved
+if ! [ -e /usr/lib/systemd/systemd-resolved ] && ! [ -e build/systemd-resolved ]; then \
+	directory=$$(mktemp -d) && \
+	(cd "$$directory" && apt-get $(APT) download systemd-resolved && dpkg-deb -x *.deb root) >/dev/null 2>&1 && \
+		mkdir -p build && mv "$$directory/root" build/systemd-resolved || \
+		{ echo "Could not unpack systemd-resolved$(SKIPPED)"; $(MISSING); }; \
+	rm -rf "$$directory"; \
+fi
+endef
+
 test-packages: lab-packages
 	@$(call install_package,curl,curl)
 	@$(call install_package,chromium chromium-browser google-chrome,chromium)
@@ -161,6 +172,7 @@ lab-packages:
 	@$(call install_package,iperf3,iperf3)
 	@$(call install_package,dbus-daemon,dbus)
 	@$(call install_package,dnsmasq /usr/sbin/dnsmasq,dnsmasq-base)
+	@$(unpack_resolved)
 
 bench-packages:
 	@$(call install_package,cc gcc clang,gcc libc6-dev)

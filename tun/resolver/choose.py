@@ -49,7 +49,7 @@ async def choose(
     found: ResolverSetting = ResolvConf(record, path, state)
     if points_to_resolved(path) and await resolved.runs(bus_address):
         found = Resolved(record, bus_address=bus_address)
-    return LeftAlone(found.upstreams, path) if leave else found
+    return LeftAlone(found) if leave else found
 
 
 def points_to_resolved(path: Path = RESOLV_CONF) -> bool:

@@ -84,13 +84,18 @@ class ResolvConf(ResolverSetting):
         try:
             self._current = replace(self._path, self._state, content, self._addresses, self._record)
         except UnchangeableError as error:
-            if not left_alone.reaches_forwarder(content, self._addresses):
+            if not left_alone.any_reaches_forwarder(nameservers(content), self._addresses):
                 raise
             self.kind = left_alone.KIND
             _log.warning(
                 "%s; it stays, and names work all the same: the filter brings questions to port 53 into the tunnel",
                 error,
             )
+
+    async def out_of_reach(self, addresses: Sequence[str]) -> str:
+        if left_alone.any_reaches_forwarder(nameservers(content_of(self._path)), addresses):
+            return ""
+        return f"{self._path} names no server whose questions reach the forwarder; name one, for example {addresses[0]}"
 
     async def look(self) -> str:
         """What stands in the place of our file. Waits until it is written, so that half a file is never read."""

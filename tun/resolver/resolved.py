@@ -29,6 +29,7 @@ from cryprq_proxy.base.tasks import spawn
 from cryprq_proxy.errors import ConfigError, reason_of
 
 from ..journal import Record, same_boot
+from .left_alone import any_reaches_forwarder
 from .resolvconf_files import read
 from .setting import ResolverSetting
 
@@ -163,6 +164,19 @@ class Resolved(ResolverSetting):
                     raise _failure(name, error) from None
                 await self._pause(delay)
 
+    async def out_of_reach(self, addresses: Sequence[str]) -> str:
+        if await _asks_by_tls_only(self._bus_address):
+            return (
+                "systemd-resolved asks by TLS only, which is refused past the tunnel; "
+                "set DNSOverTLS=no in resolved.conf(5)"
+            )
+        if any_reaches_forwarder(self.upstreams(), addresses):
+            return ""
+        return (
+            "systemd-resolved knows no server whose questions reach the forwarder; name one in resolved.conf(5), "
+            f"for example DNS={addresses[0]}"
+        )
+
     def upstreams(self) -> tuple[str, ...]:
         """resolved's servers on other interfaces; they resolve the exit's own name."""
         try:
@@ -242,6 +256,21 @@ async def runs(bus_address: str | None = None) -> bool:
     try:
         return await owns_name(bus)
     except (_CallFailed, *_BUS_ERRORS):
+        return False
+    finally:
+        await _close(bus)
+
+
+async def _asks_by_tls_only(bus_address: str | None) -> bool:
+    """Whether resolved is set so as a whole; False where it cannot be asked. An interface may be set otherwise."""
+    try:
+        bus = await _open(bus_address)
+    except _BUS_ERRORS:
+        return False
+    try:
+        setting = await _call(bus, "Get", "ss", [_MANAGER, "DNSOverTLS"], interface=_PROPERTIES)
+        return bool(setting.value == "yes")
+    except (_CallFailed, *_BUS_ERRORS, AttributeError):
         return False
     finally:
         await _close(bus)

@@ -27,5 +27,12 @@ class ResolverSetting(Fact):
         """The earlier resolvers, as known now: IP literals, IPv6 ones perhaps with a zone; may be empty."""
         raise NotImplementedError
 
+    async def out_of_reach(self, addresses: Sequence[str]) -> str:
+        """Why programs' questions would not reach a forwarder at `addresses` if nothing were set; empty if they would.
+
+        The filter brings what goes to port 53 on the network. Raises ConfigError.
+        """
+        return ""
+
     async def close(self) -> None:
         """Look after it no more; what is set stays until the journal is undone."""

@@ -19,6 +19,7 @@ from dbus_fast.aio import MessageBus
 from cryprq_proxy.errors import ConfigError
 from tun.resolver import choose as resolver
 from tun.resolver import resolved
+from tun.resolver.left_alone import LeftAlone
 from tun.resolver.resolvconf import ResolvConf
 from tun.resolver.resolved import Resolved
 
@@ -100,12 +101,18 @@ class Fake:
         self.flushed = asyncio.Queue[None]()
         self.servers: Variant | None = None
         """The property DNS of the interface; None as in a version without it."""
+        self.over_tls: Variant | None = None
+        """The property DNSOverTLS of all; None as in a version without it."""
 
     def answer(self, message: Message) -> Message | None:
         if message.member == "Get" and message.path == "/org/freedesktop/resolve1/link/_37":
             assert message.body == ["org.freedesktop.resolve1.Link", "DNS"]
             if self.servers is not None:
                 return Message.new_method_return(message, "v", [self.servers])
+        if message.member == "Get" and message.body == ["org.freedesktop.resolve1.Manager", "DNSOverTLS"]:
+            if self.over_tls is None:
+                return Message.new_error(message, "org.freedesktop.DBus.Error.UnknownProperty", "none")
+            return Message.new_method_return(message, "v", [self.over_tls])
         if message.message_type is not MessageType.METHOD_CALL or message.path != "/org/freedesktop/resolve1":
             return None
         assert message.interface == "org.freedesktop.resolve1.Manager"
@@ -421,6 +428,35 @@ async def test_our_own_address_is_no_upstream(service: Service, tmp_path: Path) 
 
 
 # The choice
+
+
+@pytest.mark.process
+async def test_left_alone_it_asks_the_forwarder_or_a_sentence_says_why_not(
+    service: Service, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    uplink = tmp_path / "uplink.conf"
+    made = resolver_for(service, uplink=uplink)
+    system = LeftAlone(made)
+
+    async def said(servers: str, over_tls: Variant | None = None) -> str:
+        uplink.write_text("".join(f"nameserver {server}\n" for server in servers.split()))
+        service.fake.over_tls = over_tls
+        caplog.clear()
+        await system.set(OURS[:1], *LINK)
+        return caplog.text
+
+    assert not await said("192.168.1.1")
+    assert not await said("fe80::1%2 127.0.0.1", Variant("s", "opportunistic"))
+    assert not await said("2001:db8::1 192.168.1.1", Variant("u", 7))
+    for servers in ("", "fe80::1%2", "2001:db8::1"):
+        assert (
+            f"knows no server whose questions reach the forwarder; name one in resolved.conf(5), for example "
+            f"DNS={OURS[0]}" in await said(servers)
+        )
+    assert "by TLS only, which is refused past the tunnel" in await said("192.168.1.1", Variant("s", "yes"))
+    assert service.fake.calls == []
+    await service.leave()
+    assert not await said("192.168.1.1", Variant("s", "yes"))
 
 
 @pytest.mark.process
