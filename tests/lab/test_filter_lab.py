@@ -20,7 +20,7 @@ from cryprq_proxy.errors import ConfigError, LocalError
 from cryprq_proxy.rules.syntax import Verdict
 from tests.support.lab.capture import Capture
 from tests.support.lab.filters import DNS_PORT, SETTINGS, UID, Client, Journal, counted
-from tests.support.lab.net import Lab, until
+from tests.support.lab.net import LONG, Lab, until
 from tests.support.lab.paths import (
     CLIENT4,
     CLIENT6,
@@ -28,7 +28,6 @@ from tests.support.lab.paths import (
     EXIT6,
     GUEST4,
     GUEST6,
-    LONG,
     MARK,
     PUBLIC4,
     PUBLIC6,

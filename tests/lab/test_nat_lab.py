@@ -11,8 +11,8 @@ import pytest
 
 from cryprq_proxy.errors import ConfigError
 from tests.support.lab.filters import counted
-from tests.support.lab.net import Lab, Namespace
-from tests.support.lab.paths import LONG, SILENCE, Cable, family, open_tun
+from tests.support.lab.net import LONG, SILENCE, Lab, Namespace
+from tests.support.lab.paths import Cable, family, open_tun
 from tests.support.settings import exit_network_settings
 from tun.firewall import exit_table, nft
 from tun.settings import ExitNetworkSettings

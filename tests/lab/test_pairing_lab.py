@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tests.support.lab.hosts import EXIT4, SERVER4, ThreeHosts
 from tests.support.lab.links import Links, Role
-from tests.support.lab.net import Namespace
+from tests.support.lab.net import LONG, Namespace
 from tests.support.lab.server import FarServer
 
 
@@ -40,7 +40,7 @@ class Bare:
 
     def page(self, *proxy: str) -> str:
         """The address from which the far server saw us come."""
-        return self._host.run(["curl", "-sS", "--max-time", "5", *proxy, f"http://{SERVER4}/address"])
+        return self._host.run(["curl", "-sS", "--max-time", f"{LONG:g}", *proxy, f"http://{SERVER4}/address"])
 
 
 def test_two_commands_there_and_two_here(

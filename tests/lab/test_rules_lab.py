@@ -23,7 +23,7 @@ from cryprq_proxy.rules.syntax import Rule, RuleAction, Verdict, parse_cidr, par
 from tests.support.agreed_rules import SEEDS, accepted
 from tests.support.lab.capture import Capture
 from tests.support.lab.filters import DNS_PORT, SETTINGS, UID, Client, Journal, counted
-from tests.support.lab.net import Lab, Namespace, until
+from tests.support.lab.net import LONG, Lab, Namespace, until
 from tests.support.lab.paths import (
     CLIENT4,
     CLIENT6,
@@ -31,7 +31,6 @@ from tests.support.lab.paths import (
     EXIT6,
     GUEST4,
     GUEST6,
-    LONG,
     MARK,
     PUBLIC4,
     PUBLIC6,

@@ -30,7 +30,7 @@ from tests.support.lab.hosts import (
     SERVER6,
 )
 from tests.support.lab.links import Role
-from tests.support.lab.net import until
+from tests.support.lab.net import LONG, SILENCE, until
 from tests.support.lab.server import ECHO_PORT
 from tests.support.lab.stage import Stage, beside_the_link
 from tun.settings import RESOLVER4
@@ -41,10 +41,11 @@ LAN, FAR = "192.168.77.1", "192.0.2.7"
 """What the network's resolver answers, and the one behind the exit."""
 NAME: Final = "both.example.com"
 SSH: Final = 2222
-SILENCE: Final = 0.5
 QUESTIONS: Final = 10
-LONG: Final = 60
+PAUSE: Final = 60
 """Seconds of a pause that is cut short when all flows are there."""
+AGAIN: Final = 3.0
+"""Seconds after which a question that may be lost is asked once more."""
 NAT_OF_ANOTHER: Final = "table ip engine { chain post { type nat hook postrouting priority 100; }; }"
 
 
@@ -72,7 +73,7 @@ def can_delete(stage: Stage) -> bool:
 # --- one flow each ------------------------------------------------------------------------------------------------
 
 
-def asks(sock: socket.socket, server: str, seconds: float = 2.0) -> str:
+def asks(sock: socket.socket, server: str, seconds: float = LONG) -> str:
     """The address that a question over UDP is answered with; empty for none, or what the system refuses."""
     question = dns.message.make_query(NAME, "A")
     sock.settimeout(seconds)
@@ -86,7 +87,7 @@ def asks(sock: socket.socket, server: str, seconds: float = 2.0) -> str:
         return ""
 
 
-def asks_by_tcp(sock: socket.socket, seconds: float = 2.0) -> str:
+def asks_by_tcp(sock: socket.socket, seconds: float = LONG) -> str:
     """The same on a connection."""
     wire = dns.message.make_query(NAME, "A").to_wire()
     sock.settimeout(seconds)
@@ -99,7 +100,7 @@ def asks_by_tcp(sock: socket.socket, seconds: float = 2.0) -> str:
     return str(answer.answer[0][0]) if answer.answer else ""
 
 
-def echoes(sock: socket.socket, address: str, seconds: float = SILENCE) -> bool:
+def echoes(sock: socket.socket, address: str, seconds: float = LONG) -> bool:
     """Whether a datagram comes back to an unconnected socket."""
     sock.settimeout(seconds)
     try:
@@ -109,7 +110,7 @@ def echoes(sock: socket.socket, address: str, seconds: float = SILENCE) -> bool:
         return False
 
 
-def talks(sock: socket.socket, seconds: float = SILENCE) -> bool:
+def talks(sock: socket.socket, seconds: float = LONG) -> bool:
     """Whether what is sent on a connection comes back."""
     sock.settimeout(seconds)
     try:
@@ -143,7 +144,7 @@ def test_sockets_of_a_pause_leave_nothing_behind_it(stage: Stage, server: str) -
     """They were sent to the network's resolver: by NAT, which outlives the pause."""
     with stage.tunnel(), ExitStack() as stack:
         datagrams = stack.enter_context(stage.socket(server, socket.SOCK_DGRAM))
-        stage.pause(LONG)
+        stage.pause(PAUSE)
         assert asks(datagrams, server) == LAN
         stream = stack.enter_context(stage.socket(server))
         stream.connect((server, 53))
@@ -159,7 +160,7 @@ def test_sockets_of_a_pause_leave_nothing_behind_it(stage: Stage, server: str) -
                 echoes(web, SERVER4, 0.1)
             assert asks_by_tcp(stream, SILENCE) == ""
             if can_delete(stage):
-                until(lambda: asks(datagrams, server) == FAR, "the socket works through the tunnel")
+                until(lambda: asks(datagrams, server, AGAIN) == FAR, "the socket works through the tunnel")
                 assert echoes(web, SERVER4)
                 assert seen(stage, "echo-udp") == EXIT4
 
@@ -194,7 +195,7 @@ def test_flows_of_a_rule_that_the_next_run_has_not(stage: Stage, how: str, optio
         kept, streams = {}, {}
         for address in (SERVER4, SERVER6):
             kept[address] = stack.enter_context(stage.socket(address, socket.SOCK_DGRAM))
-            assert echoes(kept[address], address, 5)
+            assert echoes(kept[address], address)
             assert seen(stage, "echo-udp") == DIRECT[address]
             streams[address] = stack.enter_context(stage.socket(address))
             streams[address].connect((address, ECHO_PORT))
@@ -203,10 +204,10 @@ def test_flows_of_a_rule_that_the_next_run_has_not(stage: Stage, how: str, optio
         role = starts(stage, *options)
         with nothing_beside(stage):
             for address, sock in kept.items():
-                through = echoes(sock, address)
+                through = echoes(sock, address, LONG if can_delete(stage) else SILENCE)
                 assert through or not can_delete(stage)
                 assert not through or seen(stage, "echo-udp") == THROUGH[address]
-                talks(streams[address])
+                talks(streams[address], SILENCE)
         assert not role.stop(), role.log
 
 
@@ -218,18 +219,18 @@ def test_flows_of_a_rule_that_stays(stage: Stage, how: str) -> None:
     role = starts(stage, settings=direct(SERVER4))
     with stage.socket(SERVER4) as stream:
         stream.connect((SERVER4, ECHO_PORT))
-        assert talks(stream, 5)
+        assert talks(stream)
         if how == "kill":
             again(stage, role, how)
             role = starts(stage, settings=direct(SERVER4))
         else:
             reload(stage, role, direct(SERVER4, "192.0.2.1"))
         with stage.wire() as wire:
-            assert talks(stream, 5)
+            assert talks(stream)
         assert {packet.destination for packet in beside_the_link(wire)} == {SERVER4}
         reload(stage, role, {})
         with nothing_beside(stage):
-            assert not talks(stream)
+            assert not talks(stream, SILENCE)
         assert not role.stop(), role.log
 
 
@@ -261,19 +262,19 @@ def test_connections_from_outside_of_an_earlier_run(stage: Stage, how: str, late
         far.connect((CLIENT6, SSH))
         near = stack.enter_context(listener.accept()[0])
 
-        def sends() -> bool:
+        def sends(seconds: float) -> bool:
             """The side here begins: nothing that comes in gives it a reason."""
-            far.settimeout(2 if later == "keep" else SILENCE)
+            far.settimeout(seconds)
             with suppress(OSError):
                 near.sendall(b"from here")
                 return bool(far.recv(100))
             return False
 
-        assert sends()
+        assert sends(LONG)
         again(stage, role, how)
         role = starts(stage, "--inbound", later)
         with stage.wire() as wire:
-            assert sends() == (later == "keep")
+            assert sends(LONG if later == "keep" else SILENCE) == (later == "keep")
         assert bool(beside_the_link(wire)) == (later == "keep")
         assert not role.stop(), role.log
 
@@ -307,7 +308,7 @@ def test_a_dns_socket_from_before_and_across_runs(stage: Stage, how: str) -> Non
             again(stage, role, how)
             if how == "stop":
                 with stage.wire() as wire:
-                    after = asks(sock, ROUTER_LAN4)
+                    after = asks(sock, ROUTER_LAN4, LONG if can_delete(stage) else SILENCE)
                 assert after == LAN or not can_delete(stage)
                 if can_delete(stage):
                     assert not to_the_tunnels_range(wire.packets)
@@ -315,7 +316,7 @@ def test_a_dns_socket_from_before_and_across_runs(stage: Stage, how: str) -> Non
             done = stage.links.call(stage.client, "cleanup", "--state-dir", str(stage.links.state_dir))
             assert not done.returncode, done.stderr
             with stage.wire() as wire:
-                after = asks(sock, ROUTER_LAN4)
+                after = asks(sock, ROUTER_LAN4, LONG if can_delete(stage) else SILENCE)
             assert not to_the_tunnels_range(wire.packets) or not can_delete(stage)
             assert after == LAN or not can_delete(stage)
 

@@ -25,7 +25,7 @@ from tests.support.lab.hosts import (
     THROUGH,
 )
 from tests.support.lab.links import PORT
-from tests.support.lab.net import Namespace, until
+from tests.support.lab.net import LONG, SILENCE, Namespace, until
 from tests.support.lab.server import ECHO_PORT
 from tests.support.lab.stage import Stage, beside_the_link, host_of
 from tun.settings import RESOLVER6
@@ -216,7 +216,7 @@ def container_is_tunnelled(stage: Stage, guest: Namespace) -> None:
                 left -= len(sock.recv(left))
     stage.server.dns.answers[("guest.example.com.", "A")] = ["192.0.2.9"]
     for resolver in ((), ("@8.8.8.8",), ("@2001:4860:4860::8888",), ("+tcp",), ("+tcp", "@8.8.8.8")):
-        answer = guest.run(["dig", "+short", "+tries=1", "+time=4", *resolver, "guest.example.com"])
+        answer = guest.run(["dig", "+short", "+tries=1", f"+time={LONG:g}", *resolver, "guest.example.com"])
         assert answer.strip() == "192.0.2.9", resolver
     assert stage.server.sources("dns") == {EXIT4}
     assert not stage.resolver.visits
@@ -261,7 +261,7 @@ def test_ipv6_is_unreachable_where_the_exit_has_none(namespaces: None) -> None:
         }
         with stage.wire() as wire, stage.tunnel():
             assert not stage.status()["ipv6"]
-            assert not stage.ping(SERVER6)
+            assert not stage.ping(SERVER6, seconds=SILENCE)
             assert stage.refuses(SERVER6), "a program would wait"
             with stage.socket(SERVER6, socket.SOCK_DGRAM) as sock, pytest.raises(OSError) as refused:
                 sock.sendto(b"x", (SERVER6, ECHO_PORT))
@@ -272,5 +272,7 @@ def test_ipv6_is_unreachable_where_the_exit_has_none(namespaces: None) -> None:
             assert stage.fetch(SERVER4) == EXIT4
             for device in ((), ("--interface", "eth0")):
                 url = f"http://{host_of(SERVER6)}/address"
-                assert stage.client.attempt(["curl", "-s", "--max-time", "2", *device, url]).returncode
+                assert stage.client.attempt(
+                    ["curl", "-s", "--max-time", f"{SILENCE:g}", *device, url]
+                ).returncode
         assert not beside_the_link(wire)

@@ -23,7 +23,8 @@ from tests.support.lab.hosts import (
     SERVER4,
     SERVER6,
 )
-from tests.support.lab.stage import SECONDS, TUN, Stage, beside_the_link
+from tests.support.lab.net import LONG, SILENCE
+from tests.support.lab.stage import TUN, Stage, beside_the_link
 
 DISCOVERY = (
     ("239.255.255.250", 1900),  # SSDP
@@ -91,7 +92,7 @@ def test_a_second_network_of_a_container_is_no_guest(stage: Stage) -> None:
         with stage.tunnel("--lan", "block"), Capture(stage.client, "eth1") as wire:
             with stage.socket(SERVER4) as sock, suppress(OSError):
                 sock.connect((f"{OTHER_CABLE}.1", 80))
-            assert not stage.ping(f"{OTHER_CABLE}.1")
+            assert not stage.ping(f"{OTHER_CABLE}.1", seconds=SILENCE)
             assert stage.fetch(SERVER4) == EXIT4
         assert not beside_the_link(wire)
     finally:
@@ -157,7 +158,7 @@ def test_nobody_is_cut_off_without_being_asked(stage: Stage) -> None:
         assert stage.client.snapshot() == before
         os.write(terminal, b"n\n")
         assert "nothing was changed" in read_until(process, "nothing was changed")
-        assert process.wait(SECONDS) == 1
+        assert process.wait(LONG) == 1
         assert shell.lives()
     stage.unchanged_since(before)
 

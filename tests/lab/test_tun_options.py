@@ -27,9 +27,9 @@ from tests.support.lab.hosts import (
     SERVER6,
     THROUGH,
 )
-from tests.support.lab.net import Namespace, until
+from tests.support.lab.net import LONG, SILENCE, Namespace, until
 from tests.support.lab.server import ECHO_PORT
-from tests.support.lab.stage import OTHER4, OTHER6, SECONDS, Stage, beside_the_link, host_of
+from tests.support.lab.stage import OTHER4, OTHER6, Stage, beside_the_link, host_of
 
 PRINTER4, PRINTER6 = "192.168.77.9", "2a01:e0a:77::9"
 ROOT = Path("/")
@@ -37,8 +37,6 @@ USER = 4321
 """Somebody without a name on this machine."""
 PRINTER_PORT = 9100
 SSH = 2222
-SILENCE = 1.0
-"""Seconds without an answer after which none is expected to come."""
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +110,7 @@ def talks(
     host: Namespace | None = None,
     *,
     port: int = PRINTER_PORT,
-    seconds: float = SECONDS,
+    seconds: float = LONG,
 ) -> bool:
     """Whether a new connection opens and carries something."""
     with stage.socket(address, host=host) as sock:
@@ -163,7 +161,8 @@ def test_an_excluded_user_goes_past_the_tunnel_but_not_with_dns(stage: Stage) ->
         for version, address in ((4, SERVER4), (6, SERVER6)):
             url = f"http://{host_of(address)}/address"
             assert (
-                stage.client.run([*user, "curl", "-sS", "--max-time", "5", url], cwd=ROOT) == DIRECT[version]
+                stage.client.run([*user, "curl", "-sS", "--max-time", f"{LONG:g}", url], cwd=ROOT)
+                == DIRECT[version]
             )
             assert stage.fetch(address) == THROUGH[version]
         asked = stage.client.run([*user, "dig", "+short", f"@{ROUTER_LAN4}", "a.example.com"], cwd=ROOT)
@@ -190,7 +189,7 @@ def test_the_lan_is_reached_directly(stage: Stage, printer: Namespace) -> None:
 def test_the_lan_is_blocked_at_once(stage: Stage, printer: Namespace) -> None:
     with served(printer), served(stage.client), stage.tunnel("--lan", "block"), stage.wire() as wire:
         for address in (PRINTER4, ROUTER_LAN4):
-            assert not stage.ping(address)
+            assert not stage.ping(address, seconds=SILENCE)
             with stage.socket(address) as sock, pytest.raises(OSError) as refused:
                 sock.connect((address, PRINTER_PORT))
             assert not isinstance(refused.value, TimeoutError)
@@ -215,7 +214,7 @@ def test_the_kill_switch_holds_where_the_routes_do_not(stage: Stage, switch: str
         for version, address, other in directions:
             if switch == "on":
                 assert stage.refuses(address)
-                assert not stage.ping(address)
+                assert not stage.ping(address, seconds=SILENCE)
             else:
                 assert stage.fetch(address) == DIRECT[version]
                 assert stage.ping(address)
@@ -238,7 +237,7 @@ def test_connections_from_outside(stage: Stage, inbound: str) -> None:
         f" iifname to-server tcp dport {SSH} dnat to {CLIENT4}; }}; }}"
     )
     ways = (ROUTER_SERVER4, CLIENT6)
-    patience = SECONDS if inbound == "keep" else SILENCE
+    patience = LONG if inbound == "keep" else SILENCE
     with ExitStack() as stack:
         stack.callback(router.nft, "delete table ip opened")
         stack.enter_context(served(stage.client, SSH))
@@ -256,7 +255,7 @@ def test_connections_from_outside(stage: Stage, inbound: str) -> None:
                 kept,
                 kept,
             ]
-            assert stage.ping(CLIENT6, far) == kept
+            assert stage.ping(CLIENT6, far, patience) == kept
             for address, seen in ((SERVER4, EXIT4), (SERVER6, EXIT6)):
                 assert stage.fetch(address) == seen, "what begins here is tunnelled all the same"
 
@@ -307,12 +306,14 @@ def test_a_pause_opens_and_closes_by_itself(stage: Stage) -> None:
         inside = stack.enter_context(stage.socket(SERVER4))
         inside.connect((SERVER4, ECHO_PORT))
         assert talk(inside)
-        assert "3 s" in stage.command("pause", "3")
+        assert "60 s" in stage.command("pause", "60")
         assert stage.status()["kill_switch"]["paused"] > 0
         for version, address in ((4, SERVER4), (6, SERVER6)):
             assert stage.fetch(address) == DIRECT[version]
         for asked in (f"@{ROUTER_LAN4}", "@198.18.255.53"):
-            answer = stage.client.run(["dig", "+short", "+tries=1", "+time=2", asked, "portal.example.com"])
+            answer = stage.client.run(
+                ["dig", "+short", "+tries=1", f"+time={LONG:g}", asked, "portal.example.com"]
+            )
             assert answer == "192.168.77.1\n", asked
         outside = stack.enter_context(stage.socket(SERVER4))
         outside.connect((SERVER4, ECHO_PORT))
@@ -320,6 +321,7 @@ def test_a_pause_opens_and_closes_by_itself(stage: Stage) -> None:
         with stage.wire() as wire:
             assert talk(inside), "a tunnelled connection goes on"
         assert not beside_the_link(wire)
+        assert "1 s" in stage.command("pause", "1")
         until(lambda: stage.fetches(SERVER4) == EXIT4, "the pause has ended")
         with stage.wire() as wire:
             assert stage.fetch(SERVER6) == EXIT6
@@ -354,7 +356,7 @@ def test_a_flush_ends_no_pause_and_begins_none_again(stage: Stage) -> None:
 
 def test_what_is_not_confirmed_is_rolled_back(stage: Stage) -> None:
     before = stage.client.snapshot()
-    role = stage.links.client(stage.client, "--confirm", "2")
+    role = stage.links.client(stage.client, "--confirm", "5")
     assert stage.fetch(SERVER4) == EXIT4
     role.says("not confirmed")
     assert role.wait() == 1

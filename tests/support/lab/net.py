@@ -43,6 +43,10 @@ PREFIX = "cq"
 STALE = re.compile(rf"{PREFIX}(\d+)-[0-9a-f]{{6}}-")
 LIMIT = 20.0
 """Seconds that a short command may take."""
+LONG = 15.0
+"""Seconds in which what should arrive has arrived, however busy the machine is."""
+SILENCE = 1.0
+"""Seconds without an answer after which none is expected to come."""
 RESOLVER = "# of the lab\nnameserver 192.168.77.1\n"
 
 Resolver = Literal["own", "bound"]

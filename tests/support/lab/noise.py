@@ -31,7 +31,7 @@ DNS = bytes.fromhex("1234 0100 0001 0000 0000 0000 01 61 04 74657374 00 0001 000
 
 
 class Noise:
-    """Runs until `stop`, or the end of the `with`."""
+    """Runs until `stop`, or the end of the `with`. Each address has had its first round when this begins."""
 
     def __init__(self, host: Namespace, device: str, *addresses: str, pause: float = PAUSE) -> None:
         self._child = host.popen(
@@ -106,6 +106,8 @@ class Sender:
 def main(pause: str, device: str, *addresses: str) -> None:
     """The child: sends until its input ends, then says how much it was."""
     senders = [Sender(address, device) for address in addresses]
+    for sender in senders:
+        sender.round()
     print("ready", *(sender.bound_port for sender in senders), flush=True)
     while not select.select([sys.stdin], [], [], float(pause))[0]:
         for sender in senders:

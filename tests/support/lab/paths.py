@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Final
 
-from tests.support.lab.net import Lab, Namespace
+from tests.support.lab.net import LONG, Lab, Namespace
 
 MARK: Final = 0x6372
 TABLE: Final = 25458
@@ -35,10 +35,6 @@ EXIT4, EXIT6 = "5.75.10.2", "2a01:4f8:10::2"
 PUBLIC4, PUBLIC6 = "93.184.20.10", "2606:2800:20::10"
 RESOLVER4, RESOLVER6 = "8.8.8.8", "2001:4860:4860::8888"
 VIRTUAL4, VIRTUAL6 = "198.18.255.53", "fd63:7279:7071::53"
-LONG: Final = 15.0
-"""Seconds in which what should arrive has arrived, however busy the machine is."""
-SILENCE: Final = 1.0
-"""Seconds without an answer after which none is expected to come."""
 
 
 def open_tun(host: Namespace, device: str) -> int:

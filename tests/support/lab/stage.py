@@ -26,17 +26,15 @@ from tests.support.config_files import Settings
 from tests.support.lab.capture import Capture, Packet
 from tests.support.lab.hosts import EXIT4, EXIT6, three_hosts
 from tests.support.lab.links import PORT, Links, Role
-from tests.support.lab.net import LIMIT, Lab, Namespace, Resolver
+from tests.support.lab.net import LIMIT, LONG, Lab, Namespace, Resolver
 from tests.support.lab.server import ECHO_PORT, FarServer
 
 OTHER4: Final = "93.184.20.11"
 OTHER6: Final = "2606:2800:20::11"
 """The server as well."""
 TUN: Final = "cryprq0"
-SECONDS: Final = 5.0
 NO_CONNECTION: Final = 7
 """Exit code of curl; a time-out has another one."""
-"""In which an answer that comes at all has come."""
 
 
 def family(address: str) -> socket.AddressFamily:
@@ -163,20 +161,22 @@ class Stage:
     def fetch(self, address: str, path: str = "/address", host: Namespace | None = None) -> str:
         """An HTTP request from the client, or from `host`; with the default path, the address that the server saw."""
         url = f"http://{host_of(address)}{path}"
-        return (host or self.client).run(["curl", "-sS", "--max-time", f"{SECONDS:g}", url])
+        return (host or self.client).run(["curl", "-sS", "--max-time", f"{LONG:g}", url])
 
     def fetches(self, address: str, host: Namespace | None = None) -> str:
-        """As `fetch`, but empty if it fails."""
+        """As `fetch`, but empty if it fails; for a test that tries again."""
         url = f"http://{host_of(address)}/address"
-        return (host or self.client).attempt(["curl", "-s", "--max-time", "2", url]).stdout
+        return (host or self.client).attempt(["curl", "-s", "--max-time", "5", url]).stdout
 
     def refuses(self, address: str) -> bool:
         """A connection is refused at once: a program is told and need not wait for its time-out."""
         url = f"http://{host_of(address)}/address"
-        return self.client.attempt(["curl", "-s", "--max-time", "20", url]).returncode == NO_CONNECTION
+        return self.client.attempt(["curl", "-s", "--max-time", f"{LONG:g}", url]).returncode == NO_CONNECTION
 
-    def ping(self, address: str, host: Namespace | None = None) -> bool:
-        return not (host or self.client).attempt(["ping", "-n", "-c", "1", "-W", "2", address]).returncode
+    def ping(self, address: str, host: Namespace | None = None, seconds: float = LONG) -> bool:
+        """Whether an echo is answered; give SILENCE for one that is not to be."""
+        command = ["ping", "-n", "-c", "1", "-W", f"{seconds:g}", address]
+        return not (host or self.client).attempt(command).returncode
 
     def echo(self, address: str, host: Namespace | None = None) -> str:
         """A datagram to the server and back; the address that the server saw."""
@@ -191,7 +191,7 @@ class Stage:
         """A socket of the client, or of `host`, for the family of `address`."""
         with (host or self.client).entered():
             sock = socket.socket(family(address), kind)
-        sock.settimeout(SECONDS)
+        sock.settimeout(LONG)
         return sock
 
     def wire(self) -> Capture:
