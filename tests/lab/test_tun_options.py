@@ -290,7 +290,7 @@ def test_after_a_kill_what_is_kept_waits_for_the_next_start(stage: Stage) -> Non
             assert not talk(shell)
             assert not talks(stage, CLIENT6, far, port=SSH, seconds=SILENCE), "no new one comes in"
         assert CLIENT6 not in {packet.source for packet in beside_the_link(wire)}
-        shell.settimeout(SECONDS)
+        shell.settimeout(LONG)
         again = stage.links.client(stage.client, "--inbound", "keep")
         assert talk(shell)
         assert again.stop() == 0

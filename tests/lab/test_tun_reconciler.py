@@ -18,14 +18,17 @@ import pytest
 
 from tests.support.lab.hosts import CLIENT4, EXIT4, EXIT6, ROUTER_LAN4, SERVER4, SERVER6
 from tests.support.lab.links import Role
-from tests.support.lab.net import RESOLVER, until
+from tests.support.lab.net import LONG, RESOLVER, until
 from tests.support.lab.questions import questions
 from tests.support.lab.stage import OTHER4, OTHER6, TUN, Stage, beside_the_link
+from tun.reconciler import SLOW
 
 OUTER: Final = 20.0
 """Seconds for one repair on a machine that is busy with other things."""
 REPAIR: Final = 2.0
 """Seconds that the median of all repairs may take."""
+COMMANDS: Final = 5
+"""On a machine that is busy with other things, it may take as long as so many short commands take there."""
 VALID_MARK: Final = "net.ipv4.conf.all.src_valid_mark"
 SWITCH: Final = f"net.ipv6.conf.{TUN}.disable_ipv6"
 
@@ -158,10 +161,12 @@ class TestEachFact:
     """Of one client. More than FIGHT changes of one fact within FIGHT_SECONDS would be a fight: the order avoids it."""
 
     def test_all_come_back(self, running: Running) -> None:
-        took = {}
+        took, commands = {}, []
         for what, change in CHANGES.items():
+            asked = time.monotonic()
             before = running.repairs()[change.fact]["repairs"]
             begun = time.monotonic()
+            commands.append(begun - asked)
             running.stage.client.run(["sh", "-c", change.command])
             until(lambda change=change: change.back(running), what, OUTER)  # type: ignore[misc]
             took[what] = time.monotonic() - begun
@@ -169,7 +174,7 @@ class TestEachFact:
             running.role.says(f"warning .*{change.fact}: another program changed it: ")
             assert running.repairs()[change.fact]["repairs"] > before, what
         print({what: round(seconds, 2) for what, seconds in took.items()})
-        assert statistics.median(took.values()) < REPAIR, took
+        assert statistics.median(took.values()) < max(REPAIR, COMMANDS * statistics.median(commands)), took
         assert running.role.log.count("src_valid_mark: another program changed it") == 1
         assert not [repair for repair in running.repairs().values() if repair["trouble"]]
         assert "put back" in running.stage.command("status")
@@ -183,9 +188,13 @@ class TestFights:
         )
         try:
             role.says("warning .*device: another program changes it again and again", seconds=OUTER)
+            took = []
             for _ in range(12):
                 client.run(["nft", "flush", "ruleset"])
-                until(running.filtered, "the filter is back", REPAIR * 2)
+                begun = time.monotonic()
+                until(running.filtered, "the filter is back", OUTER)
+                took.append(time.monotonic() - begun)
+            assert statistics.median(took) < SLOW / 2, "it is slowed down as the device is"
             role.says("warning .*kill switch: another program changes it again and again")
             repairs = running.repairs()
             assert repairs["device"]["trouble"].startswith(
@@ -196,7 +205,7 @@ class TestFights:
         finally:
             flushing.kill()
             flushing.wait()
-        until(running.addressed, "the address is back, slowly", 15 + OUTER)
+        until(running.addressed, "the address is back, slowly", SLOW + OUTER)
         running.flows()
 
 
@@ -244,7 +253,7 @@ class TestNameServersPastTheTunnel:
             with stage.wire() as wire, questions(stage.client, self.SERVERS):
                 for _ in range(5):
                     stage.client.run(["nft", "flush", "ruleset"])
-                    until(running.filtered, "the filter is back", REPAIR * 2)
+                    until(running.filtered, "the filter is back", OUTER)
                 # What is sent there on other ports leaves: so would a question.
                 assert stage.fetch(OTHER4) and stage.fetch(OTHER6)
             sent = [packet for packet in wire.sent() if packet.destination in self.SERVERS]
@@ -258,7 +267,7 @@ class TestNameServersPastTheTunnel:
         with stage.tunnel("--exclude", f"{OTHER4}/32"):
             for server in (ROUTER_LAN4, OTHER4):
                 answer = stage.client.run(
-                    ["dig", "+short", "+time=3", "+tries=1", f"@{server}", "far.example.com", "A"]
+                    ["dig", "+short", f"+time={LONG:g}", "+tries=1", f"@{server}", "far.example.com", "A"]
                 )
                 assert answer.strip() == "192.0.2.7"
                 with stage.socket(server) as sock, pytest.raises(ConnectionRefusedError):
