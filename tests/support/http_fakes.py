@@ -13,7 +13,7 @@ from cryprq_proxy.errors import StreamReason, StreamRefused, StreamReset
 from cryprq_proxy.fronts.credentials import Credentials
 from cryprq_proxy.fronts.http_proxy import HttpProxy, HttpTunnel
 
-PATIENCE = 5.0
+PATIENCE = 30.0
 """Seconds after which a step of a script has failed; none of them waits for time to pass."""
 
 
