@@ -24,7 +24,7 @@ from tests.support.lab.hosts import (
     ThreeHosts,
 )
 from tests.support.lab.links import Links
-from tests.support.lab.net import Lab, LabError, sweep, until
+from tests.support.lab.net import LONG, SILENCE, Lab, LabError, sweep, until
 from tests.support.lab.server import BLOCK, DNS_PORT, ECHO_PORT, FarServer
 
 
@@ -33,14 +33,14 @@ def need(program: str, package: str) -> None:
         pytest.skip(f"{program} is not installed; on Debian: apt-get install {package}")
 
 
-def ping(hosts: ThreeHosts, address: str) -> bool:
+def ping(hosts: ThreeHosts, address: str, seconds: float = LONG) -> bool:
     need("ping", "iputils-ping")
-    return hosts.client.attempt(["ping", "-c", "1", "-W", "1", address]).returncode == 0
+    return hosts.client.attempt(["ping", "-c", "1", "-W", f"{seconds:g}", address]).returncode == 0
 
 
 def fetch(hosts: ThreeHosts, url: str) -> str:
     need("curl", "curl")
-    return hosts.client.run(["curl", "-sS", "--max-time", "5", url])
+    return hosts.client.run(["curl", "-sS", "--max-time", f"{LONG:g}", url])
 
 
 def test_a_host_has_a_resolver_file_of_its_own(lab: Lab) -> None:
@@ -141,7 +141,7 @@ def test_what_the_exit_masquerades_comes_from_the_exit(three_hosts: ThreeHosts, 
     hosts = three_hosts
     hosts.router.ip("rule add iif lan lookup 100")
     hosts.router.ip(f"route add default via {EXIT4} table 100")
-    assert not ping(hosts, SERVER4)
+    assert not ping(hosts, SERVER4, SILENCE)
     hosts.lab.forward(hosts.exit)
     hosts.exit.nft("table ip t { chain p { type nat hook postrouting priority 100; masquerade; }; }")
     assert ping(hosts, SERVER4)
@@ -152,7 +152,7 @@ def test_what_the_exit_masquerades_comes_from_the_exit(three_hosts: ThreeHosts, 
 def test_the_services_of_the_far_server(three_hosts: ThreeHosts, server: FarServer) -> None:
     client = three_hosts.client
     size = 3 * len(BLOCK) + 5
-    with client.entered(), socket.create_connection((SERVER4, 80), 5) as sock:
+    with client.entered(), socket.create_connection((SERVER4, 80), LONG) as sock:
         sock.sendall(f"GET /bytes/{size} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
         data = b"".join(iter(lambda: sock.recv(65536), b""))
     assert data.endswith(BLOCK * 3 + BLOCK[:5])
@@ -160,13 +160,13 @@ def test_the_services_of_the_far_server(three_hosts: ThreeHosts, server: FarServ
     server.dns.answers[("big.test.", "TXT")] = [f'"{i:03}{"x" * 200}"' for i in range(20)]
     with client.entered():
         for ask in (dns.query.udp, dns.query.tcp):
-            answer = ask(dns.message.make_query("a.test", "A"), SERVER4, timeout=5, port=DNS_PORT)
+            answer = ask(dns.message.make_query("a.test", "A"), SERVER4, timeout=LONG, port=DNS_PORT)
             assert answer.answer[0][0].to_text() == "192.0.2.7"
         big = dns.message.make_query("big.test", "TXT")
-        whole, over_tcp = dns.query.udp_with_fallback(big, SERVER6, timeout=5)
+        whole, over_tcp = dns.query.udp_with_fallback(big, SERVER6, timeout=LONG)
         assert over_tcp
         assert len(whole.answer[0]) == 20
-        missing = dns.query.udp(dns.message.make_query("no.test", "A"), SERVER4, timeout=5)
+        missing = dns.query.udp(dns.message.make_query("no.test", "A"), SERVER4, timeout=LONG)
         assert missing.rcode() == dns.rcode.NXDOMAIN
         server.dns.answer = server.dns.dead
         with pytest.raises(dns.exception.Timeout):
@@ -174,7 +174,7 @@ def test_the_services_of_the_far_server(three_hosts: ThreeHosts, server: FarServ
         for address in (SERVER4, SERVER6):
             family = socket.AF_INET6 if ":" in address else socket.AF_INET
             with socket.socket(family, socket.SOCK_DGRAM) as sock:
-                sock.settimeout(5)
+                sock.settimeout(LONG)
                 sock.sendto(b"hello", (address, ECHO_PORT))
                 assert sock.recv(100) == b"hello"
     seen = [visit.what for visit in server.visits if visit.service == "dns-tcp"]
@@ -239,14 +239,14 @@ def test_udp_is_blocked_and_unblocked(three_hosts: ThreeHosts, server: FarServer
         with pytest.raises(TimeoutError):
             sock.recv(100)
         three_hosts.unblock_udp()
-        sock.settimeout(5)
+        sock.settimeout(LONG)
         sock.send(b"found")
         assert sock.recv(100) == b"found"
 
 
 def test_the_path_mtu_is_told(three_hosts: ThreeHosts) -> None:
     need("ping", "iputils-ping")
-    big = ["ping", "-c", "1", "-W", "1", "-M", "do", "-s", "1400", EXIT4]
+    big = ["ping", "-c", "1", "-W", f"{LONG:g}", "-M", "do", "-s", "1400", EXIT4]
     assert three_hosts.client.attempt(big).returncode == 0
     three_hosts.path_mtu(1280)
     done = three_hosts.client.attempt(big)
@@ -261,7 +261,7 @@ def test_the_program_runs_inside(three_hosts: ThreeHosts, server: FarServer, lin
         client = links.client(three_hosts.client, tun=False, settings={"listen": "127.0.0.1:1080"})
         client.says("link up")
         url = f"http://[{SERVER6}]/address"
-        proxied = ["curl", "-sS", "--max-time", "5", "-x", "socks5h://127.0.0.1:1080", url]
+        proxied = ["curl", "-sS", "--max-time", f"{LONG:g}", "-x", "socks5h://127.0.0.1:1080", url]
         assert three_hosts.client.run(proxied) == EXIT6
     assert {(p.destination, p.destination_port) for p in capture.sent()} == {(EXIT4, 4433)}
     assert {p.protocol for p in capture.sent()} <= {"tcp", "udp"}

@@ -14,7 +14,7 @@ from typing import Final
 
 from tests.support.lab.capture import Capture
 from tests.support.lab.hosts import EXIT4, EXIT6, SERVER4, SERVER6
-from tests.support.lab.net import until
+from tests.support.lab.net import LONG, SILENCE, until
 from tests.support.lab.server import ECHO_PORT
 from tests.support.lab.stage import Stage, beside_the_link
 
@@ -24,6 +24,8 @@ OUTER: Final = 20.0
 """Seconds for one repair on a machine that is busy with other things."""
 REPAIR: Final = 2.0
 """Seconds that the median of all repairs may take."""
+COMMANDS: Final = 5
+"""On a machine that is busy with other things, it may take as long as so many short commands take there."""
 
 
 def exit_addresses(stage: Stage) -> list[IPv4Address | IPv6Address]:
@@ -63,11 +65,13 @@ def repairs(stage: Stage) -> dict[str, int]:
 def test_what_others_change_on_the_exit_comes_back(stage: Stage) -> None:
     exit = stage.hosts.exit
     before = exit.snapshot()
-    took = {}
+    took, commands = {}, []
     with stage.tunnel():
         for changes in CHANGES:
+            asked = time.monotonic()
             counted, since = repairs(stage), stage.exit.written
             begun = time.monotonic()
+            commands.append(begun - asked)
             for change in changes:
                 exit.run(change.command.split())
             for change in changes:
@@ -81,7 +85,7 @@ def test_what_others_change_on_the_exit_comes_back(stage: Stage) -> None:
         until(lambda: not any(fact["found"] for fact in stage.exit_status()["repairs"]), "all stands")
         assert exit.snapshot() == before
     print({what: round(seconds, 2) for what, seconds in took.items()})
-    assert statistics.median(took.values()) < REPAIR, took
+    assert statistics.median(took.values()) < max(REPAIR, COMMANDS * statistics.median(commands)), took
 
 
 def test_without_the_table_nothing_more_of_the_exit_is_reached(stage: Stage) -> None:
@@ -99,11 +103,13 @@ def test_without_the_table_nothing_more_of_the_exit_is_reached(stage: Stage) -> 
         for address in (*own, *others, broadcast, ip_address(EXIT4), ip_address(EXIT6)):
             exit.run(["nft", "flush", "ruleset"])
             host = f"[{address}]" if address.version == 6 else str(address)
-            done = stage.client.attempt(["curl", "-s", "--max-time", "2", f"http://{host}:{PAGE_PORT}/"])
+            done = stage.client.attempt(
+                ["curl", "-s", "--max-time", f"{LONG:g}", f"http://{host}:{PAGE_PORT}/"]
+            )
             assert done.returncode == 7, (address, done.stdout)
         exit.run(["nft", "flush", "ruleset"])
         assert all(stage.ping(str(address)) for address in own)
-        assert not any(stage.ping(str(address)) for address in others)
+        assert not any(stage.ping(str(address), seconds=SILENCE) for address in others)
     web.kill()
     written = {(p.protocol, p.destination) for p in device.packets if not p.sent}
     pings = {("icmp" if address.version == 4 else "icmpv6", str(address)) for address in own}
@@ -185,7 +191,7 @@ def test_a_flow_that_began_without_nat_goes_on_with_it(stage: Stage) -> None:
             except TimeoutError:
                 return False
 
-        until(answered, "an answer", 5)
+        until(answered, "an answer")
         stage.hosts.exit.nft("delete table ip follows")
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.lab.hosts import EXIT4, EXIT6, SERVER4, SERVER6
 from tests.support.lab.links import PORT
-from tests.support.lab.net import until
+from tests.support.lab.net import LONG, until
 from tests.support.lab.server import FarServer
 from tests.support.lab.stage import TUN, Stage, beside_the_link
 
@@ -48,7 +48,7 @@ def test_another_exit_takes_over_and_gives_back(stage: Stage) -> None:
         return found
 
     def named() -> str:
-        return stage.client.attempt(["dig", "+short", "+tries=1", "+time=2", "a.example.com"]).stdout
+        return stage.client.attempt(["dig", "+short", "+tries=1", f"+time={LONG:g}", "a.example.com"]).stdout
 
     with FarServer(stage.lab, stage.hosts.exit, only=("http",)), stage.tunnel(settings=settings) as client:
         with stage.wire() as wire:

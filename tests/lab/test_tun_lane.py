@@ -119,7 +119,7 @@ def test_the_carrier_is_cut_while_the_lane_runs(tunnel: ThreeHosts, links: Links
         )
         link_is(links, False)
         assert lane(links)["up"]
-        flow.moves(seconds=5)
+        flow.moves()
         assert status(links)["link"] == "down"
         written = client.written
         tunnel.router.nft("delete table inet cut")

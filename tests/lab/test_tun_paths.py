@@ -20,7 +20,7 @@ from tests.support.lab.hosts import (
     SERVER6,
 )
 from tests.support.lab.links import PORT
-from tests.support.lab.net import until
+from tests.support.lab.net import LONG, until
 from tests.support.lab.stage import Stage, beside_the_link, host_of
 
 BLACK_HOLE = f"""
@@ -54,7 +54,7 @@ def cgroups(stage: Stage) -> Iterator[Path]:
 
 def fetch_within(stage: Stage, cgroup: Path, address: str, *command: str) -> str:
     """Run a command, by default a request, as a program of the cgroup."""
-    wanted = command or ("curl", "-sS", "--max-time", "5", f"http://{host_of(address)}/address")
+    wanted = command or ("curl", "-sS", "--max-time", f"{LONG:g}", f"http://{host_of(address)}/address")
     enter = f'echo $$ >"{CGROUPS}/{cgroup.name}/cgroup.procs" && exec "$@"'
     return stage.client.run(["sh", "-c", enter, "sh", *wanted])
 
@@ -113,7 +113,7 @@ def test_a_path_that_loses_large_packets_without_a_word(stage: Stage) -> None:
         client.says(r"no link to .*\(MTU\)")
         client.says(r"link up: .*\(MTU\)")
         assert stage.fetch(SERVER4) == EXIT4
-        size = ["curl", "-sS", "--max-time", "10", "-o", "/dev/null", "-w", "%{size_download}"]
+        size = ["curl", "-sS", "--max-time", f"{LONG:g}", "-o", "/dev/null", "-w", "%{size_download}"]
         assert stage.client.run([*size, f"http://{SERVER4}/bytes/300000"]) == "300000"
         assert "link down" not in client.log
 

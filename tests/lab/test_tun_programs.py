@@ -21,7 +21,7 @@ import pytest
 
 from tests.support.lab.capture import Capture
 from tests.support.lab.hosts import EXIT4, EXIT6, SERVER4, SERVER6
-from tests.support.lab.net import Namespace, until
+from tests.support.lab.net import LONG, SILENCE, Namespace, until
 from tests.support.lab.server import BLOCK, ECHO_PORT, IPERF_PORT
 from tests.support.lab.stage import TUN, Stage, beside_the_link, family
 
@@ -79,20 +79,22 @@ class TestPrograms:
     def test_curl_downloads_and_uploads(self, stage: Stage, option: str, seen: str) -> None:
         size = 200 * len(BLOCK) + 12_345
         expected = hashlib.sha256(BLOCK * 200 + BLOCK[:12_345]).hexdigest()
-        curl = ["curl", "-sS", option, "--max-time", "20"]
+        curl = ["curl", "-sS", option, "--max-time", "80"]
         stage.server.forget()
         file = stage.client.directory / "download"
-        stage.client.run([*curl, "-o", str(file), f"http://{NAME}/bytes/{size}"], limit=30)
+        stage.client.run([*curl, "-o", str(file), f"http://{NAME}/bytes/{size}"], limit=90)
         assert hashlib.sha256(file.read_bytes()).hexdigest() == expected
         sent = [*curl, "--data-binary", f"@{file}", f"http://{NAME}/bytes"]
-        assert stage.client.run(sent, limit=30) == expected
+        assert stage.client.run(sent, limit=90) == expected
         assert stage.server.sources("http") == {seen}
 
     @pytest.mark.parametrize("option", ["-4", "-6"])
     @pytest.mark.parametrize("size", [0, 56, 1384, 8000], ids=lambda size: f"{size} bytes")
     def test_ping(self, stage: Stage, option: str, size: int) -> None:
         """By name. Larger than the MTU it goes in fragments; with IPv6 the server has to be told first."""
-        said = stage.client.run(["ping", option, "-c", "3", "-i", "0.1", "-W", "3", "-s", str(size), NAME])
+        said = stage.client.run(
+            ["ping", option, "-c", "3", "-i", "0.1", "-W", f"{LONG:g}", "-s", str(size), NAME]
+        )
         assert "icmp_seq=3" in said
 
     def test_dig(self, stage: Stage) -> None:
@@ -155,7 +157,7 @@ def test_the_leak_test_finds_a_leak(stage: Stage) -> None:
 
 def iperf(stage: Stage, address: str, *options: str) -> dict[str, Any]:
     """The end of iperf3's report."""
-    said = stage.client.run(["iperf3", "-J", "-c", address, "-p", str(IPERF_PORT), *options], limit=40)
+    said = stage.client.run(["iperf3", "-J", "-c", address, "-p", str(IPERF_PORT), *options], limit=90)
     end: dict[str, Any] = json.loads(said)["end"]
     return end
 
@@ -226,7 +228,7 @@ FORBIDDEN: Final = (
 def test_what_the_policy_forbids_is_refused_at_once(stage: Stage) -> None:
     with stage.tunnel(), Capture(stage.hosts.exit, "eth0") as beyond:
         for address in FORBIDDEN:
-            said = stage.client.attempt(["ping", "-n", "-c", "1", "-W", "3", address]).stdout
+            said = stage.client.attempt(["ping", "-n", "-c", "1", "-W", f"{LONG:g}", address]).stdout
             assert "Packet filtered" in said or "Administratively prohibited" in said, address
             with stage.socket(address) as sock, pytest.raises(OSError) as refused:
                 sock.connect((address, 80))
@@ -320,7 +322,7 @@ def test_clients_are_kept_from_each_other(stage: Stage) -> None:
         addresses = second.status()["addresses"]
         assert len(addresses) == 2
         for address in addresses:
-            assert not stage.ping(address)
+            assert not stage.ping(address, seconds=SILENCE)
             assert not stage.fetches(address)
         for server, exit in ((SERVER4, EXIT4), (SERVER6, EXIT6)):
             assert stage.fetch(server) == stage.fetch(server, host=second.host) == exit

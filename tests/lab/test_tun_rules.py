@@ -15,6 +15,7 @@ import pytest
 from tests.support.config_files import Settings, toml
 from tests.support.lab.hosts import CLIENT6, EXIT4, EXIT6, ROUTER_SERVER4, SERVER4, SERVER6
 from tests.support.lab.links import Role
+from tests.support.lab.net import LONG
 from tests.support.lab.server import ECHO_PORT
 from tests.support.lab.stage import OTHER4, OTHER6, Stage, beside_the_link, host_of
 
@@ -41,7 +42,7 @@ def rules(*found: Settings, default: str = "tunnel") -> dict[str, Any]:
 
 def resolved(stage: Stage, name: str) -> str:
     """The first line of dig: status and address."""
-    said = stage.client.run(["dig", "+tries=1", "+time=4", f"@{VIRTUAL4}", name])
+    said = stage.client.run(["dig", "+tries=1", f"+time={LONG:g}", f"@{VIRTUAL4}", name])
     status = re.search(r"status: (\w+)", said)
     assert status is not None, said
     address = re.search(r"IN\s+A\s+(\S+)", said.partition("ANSWER SECTION")[2])
@@ -91,7 +92,7 @@ def test_each_rule_does_its_work(stage: Stage) -> None:
             assert resolved(stage, name) == f"NOERROR {NAMES[name]}"
         # A name has the rule of its address; and so does a program that asks the proxy.
         assert stage.fetch("www.example.com") == ROUTER_SERVER4
-        proxied = ["curl", "-sS", "--max-time", "5", "-x", "socks5h://127.0.0.1:1080"]
+        proxied = ["curl", "-sS", "--max-time", f"{LONG:g}", "-x", "socks5h://127.0.0.1:1080"]
         assert stage.client.run([*proxied, f"http://{host_of(SERVER6)}/address"]) == CLIENT6
         assert stage.client.attempt([*proxied, f"http://{OTHER4}/address"]).returncode
         status = stage.status()
