@@ -393,6 +393,11 @@ class Lab:
         one.ip(f"link add name {device} mtu {mtu} type veth peer name {far} mtu {mtu} netns {other.name}")
         one.ip(f"link set {device} up")
         other.ip(f"link set {far} up")
+        # The kernel tells each end of the other at a time of its own, and adds routes of IPv6 then.
+        ends = ((one, device), (other, far))
+        until(
+            lambda: all(" state UP " in host.ip(f"-o link show dev {end}") for host, end in ends), "a cable"
+        )
 
     def address(self, host: Namespace, device: str, *addresses: str) -> None:
         """Addresses with their prefix lengths, of both families."""
