@@ -135,12 +135,15 @@ def cli(
         return
     from .base.paths import config_dir
     from .config.client import load_client
+    from .process.file_watch import FileWatch
     from .process.lifecycle import run as run_process
     from .service.client import MakeTun, no_tun, run_client
 
     tun_flags = {f"tun.{name}": flags.pop(name) for name in _TUN_FLAGS}
     tun_flags["tun.enabled"] = flags.pop("tun") or None
     merged = {**flags, **tun_flags, **context.obj}
+    watch = FileWatch()
+    watch.before_reading(config_dir() / "client.toml" if config is None else config)
     loaded = load_client(config, merged)
     setup(loaded.log_level, loaded.log_format)
     if not loaded.tun.enabled and (yes or any(value not in (None, ()) for value in tun_flags.values())):
@@ -152,8 +155,7 @@ def cli(
         tunnel = make_tunnel
         if not yes:
             tun.ask_before_cutting(loaded.tun)
-    file = config_dir() / "client.toml" if config is None else config
-    run_process(lambda stop: run_client(loaded, lambda: load_client(config, merged), stop, tunnel, file))
+    run_process(lambda stop: run_client(loaded, lambda: load_client(config, merged), stop, tunnel, watch))
 
 
 _TUN_FLAGS: Final = (

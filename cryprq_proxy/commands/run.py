@@ -40,11 +40,15 @@ def exit_(
     """Run the exit peer: it takes links from the listed peers and makes their connections."""
     from ..base.paths import config_dir
     from ..config.exit import authorized_file, load_exit
+    from ..process.file_watch import FileWatch
     from ..process.lifecycle import run
     from ..service.exit import StartNetwork, no_network, run_exit
 
     flags |= merged(context, verbose, log_format)
     flags["tun.enabled"] = flags.pop("tun")
+    watch = FileWatch()
+    file = config_dir() / "exit.toml" if config is None else config
+    watch.before_reading(file, file.with_name("authorized"))
     loaded = load_exit(config, flags)
     setup(loaded.log_level, loaded.log_format)
     network: StartNetwork = no_network
@@ -52,9 +56,8 @@ def exit_(
         from ..service.system_wide import start_network
 
         network = start_network
-    file = config_dir() / "exit.toml" if config is None else config
     listed = authorized_file(config, loaded)
-    run(lambda stop: run_exit(loaded, lambda: load_exit(config, flags), stop, network, [file], listed))
+    run(lambda stop: run_exit(loaded, lambda: load_exit(config, flags), stop, network, listed, watch))
 
 
 @click.command()

@@ -1,6 +1,10 @@
 """The watch on files: it looks at each file once a second and reports a change when it is complete.
 
-A file has changed if its inode, size or time of change differs, or if it appears or disappears. Editors and package
+    mark -> read -> ... start ... -> look, look, look ... -> changed: mark what is new -> read
+                    a change here is found by the first look
+
+A file is marked before it is read, so no change is missed: neither one during the start nor one during a reload. A
+file has changed if its inode, size or time of change differs, or if it appears or disappears. Editors and package
 managers write a file in several steps, so a change is reported after the first look that finds no further one. A look
 is stat(2) on a thread, a few microseconds per file. Unlike inotify it works on every file system, and it sees a file
 that was replaced by renaming.
@@ -17,7 +21,7 @@ from typing import Final
 LOOK_SECONDS: Final = 1.0
 
 type Mark = tuple[int, int, int, int] | None
-"""Device, inode, time of change in ns, size; None if stat(2) fails."""
+"""Device, inode, time of the last change in ns, size; None if stat(2) fails."""
 
 
 def mark(file: Path) -> Mark:
@@ -26,44 +30,42 @@ def mark(file: Path) -> Mark:
         status = os.stat(file)
     except (OSError, ValueError):
         return None
-    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
+    return status.st_dev, status.st_ino, status.st_ctime_ns, status.st_size
 
 
 class FileWatch:
-    """Calls `changed` after a change of one of `files`. Every look calls `files`, since a reload may change the list.
-    The first look at a file is no change."""
+    """Watches the files that were given to `before_reading`, from then on and until the program ends."""
 
     def __init__(
         self,
-        files: Callable[[], Iterable[Path]],
-        changed: Callable[[], Awaitable[object]],
         look: Callable[[Path], Mark] = mark,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        self._files = files
-        self._changed = changed
         self._look = look
         self._sleep = sleep
-        self._seen: dict[Path, Mark] | None = None
+        self._seen: dict[Path, Mark] = {}
         self._restless = False
+
+    def before_reading(self, *files: Path) -> None:
+        """Watch `files`, which the caller is about to read. May be called on any thread.
+
+        A file that is watched already keeps its mark: whether it has changed is what the next look tells."""
+        for file in files:
+            if file not in self._seen:
+                self._seen[file] = self._look(file)
 
     def note(self, marks: Mapping[Path, Mark]) -> bool:
         """Take one look's result. Returns whether a change is complete now."""
-        seen, self._seen = self._seen, dict(marks)
-        if seen is None:
-            return False
-        if any(seen[file] != state for file, state in marks.items() if file in seen):
-            self._restless = True
-            return False
-        over, self._restless = self._restless, False
+        changed = any(self._seen[file] != state for file, state in marks.items())
+        self._seen.update(marks)
+        over, self._restless = self._restless and not changed, changed
         return over
 
-    async def run(self) -> None:
-        """Look until cancelled. An error of `changed` ends it."""
+    async def run(self, changed: Callable[[], Awaitable[object]]) -> None:
+        """Look until cancelled, and call `changed` after each change. An error of `changed` ends it."""
         while True:
-            files = tuple(self._files())
-            if self.note(await asyncio.to_thread(self._look_at, files)):
-                await self._changed()
+            if self.note(await asyncio.to_thread(self._look_at, tuple(self._seen))):
+                await changed()
             await self._sleep(LOOK_SECONDS)
 
     def _look_at(self, files: Iterable[Path]) -> dict[Path, Mark]:

@@ -14,7 +14,6 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
-from pathlib import Path
 from typing import Final, NamedTuple
 
 from msgspec import structs
@@ -36,6 +35,7 @@ from ..errors import CryprqError
 from ..fronts.listener import ListenerSettings, MixedListener
 from ..process.actions import Actions, commands
 from ..process.control import ControlServer, check_free
+from ..process.file_watch import FileWatch
 from ..process.lifecycle import Stop, settle
 from ..process.recent_errors import RecentErrors
 from ..process.reload import Reloader
@@ -64,9 +64,12 @@ class Loaded(NamedTuple):
     rules: RuleSet
 
 
-def load(config: ClientConfig, shown: progress.Report = unreported) -> Loaded:
-    """Read the rule lists that `config` names; takes seconds where they are long. Raises ConfigError."""
-    return Loaded(config, load_rules(config.rules(), config.default, progress=shown))
+def load(config: ClientConfig, watch: FileWatch, shown: progress.Report = unreported) -> Loaded:
+    """Read the rule lists that `config` names; takes seconds where they are long. `watch` looks at them from now on.
+    Raises ConfigError."""
+    rules = config.rules()
+    watch.before_reading(*(path for rule in rules for path in rule.lists))
+    return Loaded(config, load_rules(rules, config.default, progress=shown))
 
 
 def no_tun(config: ClientConfig, rules: RuleSet) -> TunModePlan:
@@ -95,12 +98,14 @@ class ClientParts(NamedTuple):
     listening: ListenerSettings
 
     @classmethod
-    async def of(cls, config: ClientConfig, make_tun: MakeTun) -> tuple[ClientParts, TunModePlan]:
+    async def of(
+        cls, config: ClientConfig, make_tun: MakeTun, watch: FileWatch
+    ) -> tuple[ClientParts, TunModePlan]:
         """Raises CryprqError."""
         provider = choose_provider(config.provider)
         lists = any(rule.lists for rule in config.rule)
         with (progress.bar if lists else progress.unseen)("reading lists") as shown:
-            rules = (await asyncio.to_thread(load, config, shown)).rules
+            rules = (await asyncio.to_thread(load, config, watch, shown)).rules
         plan = make_tun(config, rules)
         choices = config.exits()
         memories = EndpointFile.load(choice.peer_id for choice in choices)
@@ -121,11 +126,13 @@ async def run_client(
     read: Callable[[], ClientConfig],
     stop: Stop,
     make_tun: MakeTun = no_tun,
-    file: Path | None = None,
+    watch: FileWatch | None = None,
 ) -> None:
     """The client until `stop`; with another `make_tun`, in system-wide mode. `read` gives the configuration as it is
-    later, when `file` or a rule list has changed. Raises CryprqError and OSError."""
-    parts, plan = await ClientParts.of(config, make_tun)
+    later, after a change of a file that `watch` has: it has the configuration already. Raises CryprqError and
+    OSError."""
+    watch = watch or FileWatch()
+    parts, plan = await ClientParts.of(config, make_tun, watch)
     async with AsyncExitStack() as stack:
         recent = stack.enter_context(RecentErrors())
         check_free(config.control_socket)
@@ -136,7 +143,9 @@ async def run_client(
             parts.identity, parts.provider, parts.exits, network, tun.resolve, failback=config.failback
         )
         dispatcher = Dispatcher(exits, parts.rules)
-        running = RunningClient(config, exits, dispatcher, tun, lambda: load(read()), stop.notifier, recent)
+        running = RunningClient(
+            config, exits, dispatcher, tun, lambda: load(read(), watch), stop.notifier, recent
+        )
         control = ControlServer(config.control_socket, running.status, commands(running))
         await control.start()
         stack.push_async_callback(control.stop)
@@ -149,7 +158,7 @@ async def run_client(
             _log.info("nothing gets out until the link is up")
         if not await stop.until(tun.run(exits), link):
             return
-        read_again(stack, stop, running.reloader, lambda: running.files(file))
+        read_again(stack, stop, running.reloader, watch)
         settle()
         running.log_ready(parts.exits)
         stop.notifier.ready(lambda: summary(exits.status()))
@@ -215,11 +224,6 @@ class RunningClient(Actions):
         if self._admin is None:
             raise CryprqError('there is no dashboard: set admin = "127.0.0.1:1081" in the configuration')
         return f"http://{reachable(self._admin)}/#token={self._token}"
-
-    def files(self, config: Path | None) -> list[Path]:
-        """What to watch for changes."""
-        lists = [path for rule in self._dispatcher.rules.rules for path in rule.lists]
-        return [*([] if config is None else [config]), *dict.fromkeys(lists)]
 
     # --- what starts ---
 

@@ -36,6 +36,7 @@ from ..exit.settings import ExitSettings, WebSocketSettings
 from ..outbound.resolver import SystemResolver
 from ..pairing.invite_store import Redeemer
 from ..process.control import ControlServer, check_free
+from ..process.file_watch import FileWatch
 from ..process.lifecycle import Stop, settle
 from ..process.recent_errors import RecentErrors
 from ..process.reload import Reloader
@@ -83,14 +84,17 @@ async def run_exit(
     read: Callable[[], ExitConfig],
     stop: Stop,
     start_network: StartNetwork = no_network,
-    files: Iterable[Path] = (),
     authorized: Path | None = None,
+    watch: FileWatch | None = None,
 ) -> None:
     """The exit until `stop`; with another `start_network`, for clients in system-wide mode too. `read` gives the
-    configuration as it is later, when one of `files` has changed. Peers that come with an invite are written into the
-    file `authorized`; None: invites are refused. Raises CryprqError and OSError."""
-    provider = choose_provider(config.provider)
-    settings, names = exit_settings(config), config.named_peers()
+    configuration as it is later, after a change of a file that `watch` has: it has the configuration already. Peers
+    that come with an invite are written into the file `authorized`; None: invites are refused. Raises CryprqError and
+    OSError."""
+    provider, watch = choose_provider(config.provider), watch or FileWatch()
+    if authorized is not None:
+        watch.before_reading(authorized)
+    settings, (_, names) = exit_settings(config), load(config, watch)
     identity, egress = own_identity(provider, config.identity), config.egress
     policy = EgressPolicy(egress.allow, egress.deny, egress.only, config.allow_private, own_addresses())
     async with AsyncExitStack() as stack:
@@ -103,7 +107,9 @@ async def run_exit(
         invites = NO_INVITES if authorized is None else Redeemer(authorized)
         stack.callback(invites.close)
         exit = Exit(identity, settings, frozenset(names), policy, resolver, provider, network, invites)
-        running = RunningExit(config, exit, names, authorized, read, stop.notifier, recent)
+        running = RunningExit(
+            config, exit, names, authorized, lambda: load(read(), watch), stop.notifier, recent
+        )
         control = ControlServer(config.control_socket, running.status, {"reload": running.reload})
         await control.start()
         stack.push_async_callback(control.stop)
@@ -112,8 +118,7 @@ async def run_exit(
         addresses = spawn(_follow_addresses(policy, network), "own addresses")
         work = spawn(until_one_ends(addresses, spawn(network.lost(), "exit's device")), "own addresses")
         stack.callback(work.cancel)
-        listed = [*files, *([] if authorized is None else [authorized])]
-        read_again(stack, stop, running.reloader, lambda: listed)
+        read_again(stack, stop, running.reloader, watch)
         settle()
         running.log_ready(identity.peer_id)
         stop.notifier.ready(lambda: summary(exit.status()))
@@ -124,13 +129,15 @@ async def run_exit(
             _log.info("stopping at once")
 
 
-def load(config: ExitConfig) -> LoadedExit:
-    """With the peers of the file `authorized`, as it is now. Raises ConfigError."""
+def load(config: ExitConfig, watch: FileWatch) -> LoadedExit:
+    """With the peers of the file `authorized`, as it is now; `watch` looks at it from now on. Raises ConfigError."""
+    if config.authorized is not None:
+        watch.before_reading(config.authorized)
     return config, config.named_peers()
 
 
 class RunningExit:
-    """An exit that runs. `names` are those of the peers, `read` gives the configuration that a reload puts in force."""
+    """An exit that runs. `names` are those of the peers, `read` gives what a reload puts in force."""
 
     def __init__(
         self,
@@ -138,7 +145,7 @@ class RunningExit:
         exit: Exit,
         names: dict[PeerId, str],
         authorized: Path | None,
-        read: Callable[[], ExitConfig],
+        read: Callable[[], LoadedExit],
         notifier: Notifier,
         recent: RecentErrors,
     ) -> None:
@@ -147,7 +154,7 @@ class RunningExit:
         self._names = names
         self._authorized = authorized
         self._process = ProcessStatus(recent)
-        self.reloader = Reloader(lambda: load(read()), self.apply, notifier)
+        self.reloader = Reloader(read, self.apply, notifier)
 
     async def apply(self, loaded: LoadedExit) -> str:
         """Put the list of peers and the log level in force."""

@@ -11,9 +11,8 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
-from pathlib import Path
 
 from msgspec import Struct, structs
 
@@ -75,11 +74,9 @@ class ProcessStatus:
         )
 
 
-def read_again[T](
-    stack: AsyncExitStack, stop: Stop, reloader: Reloader[T], files: Callable[[], Iterable[Path]]
-) -> None:
-    """From now until the stack ends: reload at a SIGHUP, and when one of `files` has changed."""
-    stack.callback(spawn(FileWatch(files, reloader.quietly).run(), "file watch").cancel)
+def read_again[T](stack: AsyncExitStack, stop: Stop, reloader: Reloader[T], watch: FileWatch) -> None:
+    """From now until the stack ends: reload at a SIGHUP, and after a change of a file that `watch` has."""
+    stack.callback(spawn(watch.run(reloader.quietly), "file watch").cancel)
     stop.reload = lambda: spawn(reloader.quietly(), "reload")
 
 

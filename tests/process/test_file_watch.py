@@ -18,12 +18,11 @@ def state(number: int) -> Mark:
     return (1, number, number, number)
 
 
-async def nothing() -> None:
-    """Nobody minds a change."""
-
-
-def watch() -> FileWatch:
-    return FileWatch(lambda: (), nothing)
+def watch(*files: Path) -> FileWatch:
+    """It has marked `files` in their first state."""
+    watched = FileWatch(look=lambda _: state(1))
+    watched.before_reading(*files)
+    return watched
 
 
 @pytest.mark.parametrize(
@@ -32,6 +31,7 @@ def watch() -> FileWatch:
         ([1, 1, 1], [False, False, False]),
         ([1, 2, 2, 2], [False, False, True, False]),
         ([1, 2, 3, 3, 3], [False, False, False, True, False]),
+        ([2, 2, 2], [False, True, False]),
         ([None, 1, 1], [False, False, True]),
         ([1, None, None, None], [False, False, True, False]),
         ([1, None, 2, 2], [False, False, False, True]),
@@ -40,25 +40,42 @@ def watch() -> FileWatch:
     ],
 )
 def test_a_change_is_told_once_it_is_over(looks: list[int | None], told: list[bool]) -> None:
-    watched = watch()
+    watched = watch(A)
     assert [watched.note({A: None if look is None else state(look)}) for look in looks] == told
 
 
 def test_one_restless_file_holds_back_the_others() -> None:
-    watched = watch()
-    assert not watched.note({A: state(1), B: state(1)})
+    watched = watch(A, B)
     assert not watched.note({A: state(2), B: state(1)})
     assert not watched.note({A: state(2), B: state(2)})
     assert watched.note({A: state(2), B: state(2)})
 
 
-def test_a_file_that_is_watched_newly_has_not_changed() -> None:
-    watched = watch()
-    assert not watched.note({A: state(1)})
-    assert not watched.note({A: state(1), B: state(1)})
-    assert not watched.note({B: state(1)})
-    assert not watched.note({B: state(2)})
-    assert watched.note({B: state(2)})
+def test_a_file_that_is_read_again_keeps_its_mark() -> None:
+    states = [1, 2, 3]
+    watched = FileWatch(look=lambda _: state(states.pop(0)))
+    watched.before_reading(A)
+    watched.before_reading(A, B)  # A has changed meanwhile, and nobody has noticed yet
+    assert states == [3]
+    assert not watched.note({A: state(2), B: state(2)})
+    assert watched.note({A: state(2), B: state(2)})
+
+
+async def test_a_change_between_reading_and_the_first_look_is_told(tmp_path: Path) -> None:
+    file, clock, calls = tmp_path / "authorized", Clock(), []
+
+    async def changed() -> None:
+        calls.append(file.read_text())
+
+    file.write_text("before the start")
+    watched = FileWatch(sleep=clock)
+    watched.before_reading(file)
+    file.write_text("during the start")
+    watching = spawn(watched.run(changed), "watch")
+    await clock.tick()
+    await clock.tick()
+    assert calls == ["during the start"]
+    watching.cancel()
 
 
 def test_marks_of_real_files(tmp_path: Path) -> None:
@@ -73,6 +90,12 @@ def test_marks_of_real_files(tmp_path: Path) -> None:
     os.utime(other, ns=(status.st_atime_ns, status.st_mtime_ns))
     os.replace(other, file)
     assert mark(file) != first  # of the same size and time, but another file
+    replaced = mark(file)
+    changed_at = file.stat().st_ctime_ns
+    while file.stat().st_ctime_ns == changed_at:  # until the next tick of the kernel's clock
+        file.write_text("six")
+        os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert mark(file) != replaced  # of the same size and time, and the same file
     assert mark(Path("/\0")) is None
     (tmp_path / "link").symlink_to(file)
     assert mark(tmp_path / "link") == mark(file)
@@ -106,7 +129,9 @@ async def test_looking_at_real_files_that_an_editor_replaces(tmp_path: Path) -> 
         calls.append(file.read_text())
 
     file.write_text("one")
-    watching = spawn(FileWatch(lambda: [file], changed, sleep=clock).run(), "watch")
+    watched = FileWatch(sleep=clock)
+    watched.before_reading(file)
+    watching = spawn(watched.run(changed), "watch")
     await clock.tick()
     assert calls == []
     for text in ("", "two, half", "two, whole"):

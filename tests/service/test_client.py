@@ -19,7 +19,9 @@ from cryprq_proxy.client.dispatcher import Dispatcher
 from cryprq_proxy.client.exits import Exits
 from cryprq_proxy.config.client import ClientConfig
 from cryprq_proxy.errors import ConfigError, CryprqError
+from cryprq_proxy.process import file_watch
 from cryprq_proxy.process.control import ControlServer
+from cryprq_proxy.process.file_watch import FileWatch
 from cryprq_proxy.process.lifecycle import Stop
 from cryprq_proxy.process.recent_errors import RecentErrors
 from cryprq_proxy.process.sd_notify import Notifier
@@ -139,7 +141,7 @@ async def test_the_parts_are_read_from_the_configuration(files: RoleFiles) -> No
     config = files.client(
         tables=f'[[exit]]\nname = "other"\npeer = "cryprq://{other}@127.0.0.1:2"\n' + BLOCKED
     )
-    parts, plan = await ClientParts.of(config, makes)
+    parts, plan = await ClientParts.of(config, makes, FileWatch())
     assert plan is makes.made[0]
     assert makes.made[0].rules is parts.rules
     assert makes.made[0].asked == [], "nothing is started"
@@ -148,7 +150,7 @@ async def test_the_parts_are_read_from_the_configuration(files: RoleFiles) -> No
     assert [exit.settings.peer for exit in parts.exits] == [files.exit_id, other]
     assert [exit.settings.mark for exit in parts.exits] == [FakeTun.mark, FakeTun.mark]
     assert parts.listening.listen == config.listen
-    parts, plan = await ClientParts.of(files.client(), no_tun)
+    parts, plan = await ClientParts.of(files.client(), no_tun, FileWatch())
     assert plan is NO_TUN
     assert [exit.settings.mark for exit in parts.exits] == [0]
 
@@ -338,7 +340,7 @@ class Parts:
     def __init__(self, files: RoleFiles, tun: TunMode = NO_TUN) -> None:
         self.config = files.client()
         self.fake = FakeExits(2)
-        self.read: Callable[[], Loaded] = lambda: load(self.config)
+        self.read: Callable[[], Loaded] = lambda: load(self.config, FileWatch())
         exits = self.fake.exits
         self.running = RunningClient(
             self.config,
@@ -388,16 +390,31 @@ async def test_the_dashboards_url_has_the_token(files: RoleFiles) -> None:
         await asyncio.open_connection("127.0.0.1", int(url[1]))
 
 
-async def test_the_configuration_and_the_lists_are_watched(files: RoleFiles) -> None:
-    (files.directory / "list").write_text("listed.example\n")
+async def test_a_list_is_watched_from_before_it_is_read(
+    files: RoleFiles, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also a list that could not be read: it is missing yet."""
+    monkeypatch.setattr(file_watch, "LOOK_SECONDS", 0.01)
+    names = files.directory / "list"
     rule = '[[rule]]\nlists = ["list"]\nto = "block"\n'
-    parts = Parts(files)
-    config = files.directory / "client.toml"
-    assert parts.running.files(config) == [config]
-    parts.read = lambda: load(files.client(tables=rule + rule))
-    assert await parts.running.reload() == "2 rules, 1 listed name"
-    assert parts.running.files(config) == [config, files.directory / "list"]
-    assert parts.running.files(None) == [files.directory / "list"]
+    now = files.client()
+    with caplog.at_level(logging.INFO):
+        async with running(lambda stop: run_client(now, lambda: now, stop)):
+            now = files.client(tables=rule)
+            with pytest.raises(CryprqError, match="list cannot be read"):
+                await files.command("client", "reload")
+            names.write_text("listed.example\n")
+            await until(lambda: "reloaded: 1 rule, 1 listed name" in caplog.text)
+
+    class ChangesList(Makes):
+        def __call__(self, config: ClientConfig, rules: RuleSet) -> FakeTun:
+            names.write_text("listed.example\nother.example\n")
+            return super().__call__(config, rules)
+
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        async with running(lambda stop: run_client(now, lambda: now, stop, ChangesList())):
+            await until(lambda: "reloaded: 1 rule, 2 listed names" in caplog.text)
 
 
 # --- confirming ---

@@ -9,18 +9,26 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import msgspec
 import pytest
 
 from cryprq_proxy.address import Destination
 from cryprq_proxy.base.netlink_watch import NoChanges
-from cryprq_proxy.config.exit import ExitConfig
+from cryprq_proxy.base.tasks import spawn
+from cryprq_proxy.cli import cli
+from cryprq_proxy.commands import run
+from cryprq_proxy.config import exit as config_exit
+from cryprq_proxy.config.exit import ExitConfig, load_exit
 from cryprq_proxy.crypto.identity import PeerId
 from cryprq_proxy.errors import ConfigError, CryprqError
 from cryprq_proxy.exit.egress_policy import EgressPolicy
-from cryprq_proxy.exit.providers import NoPacketNetwork, PacketNetwork
+from cryprq_proxy.exit.providers import NO_PACKETS, NoPacketNetwork, PacketNetwork
+from cryprq_proxy.process import file_watch, lifecycle
 from cryprq_proxy.process.control import ControlServer
+from cryprq_proxy.process.file_watch import FileWatch
 from cryprq_proxy.service import exit as exit_module
 from cryprq_proxy.service.client import run_client
 from cryprq_proxy.service.exit import no_network, peers_told, run_exit
@@ -67,7 +75,7 @@ def role(files: RoleFiles, more: str = "", tables: str = "", starts: Starts | No
     def read() -> ExitConfig:
         return files.exit(more, tables)
 
-    return lambda stop: run_exit(read(), read, stop, starts or no_network, (), files.authorized)
+    return lambda stop: run_exit(read(), read, stop, starts or no_network, files.authorized)
 
 
 async def told(files: RoleFiles) -> ExitStatus:
@@ -212,9 +220,7 @@ async def test_own_addresses_are_followed(
 async def test_a_reload_names_what_needs_a_restart(files: RoleFiles) -> None:
     """The list of peers and the log level are in force at once."""
     now = files.exit()
-    async with running(
-        lambda stop: run_exit(files.exit(), lambda: now, stop, no_network, (), files.authorized)
-    ):
+    async with running(lambda stop: run_exit(files.exit(), lambda: now, stop, no_network, files.authorized)):
         now = files.exit('log_level = "error"\nkeepalive = 7\n', "[limits]\nstreams_per_peer = 7\n")
         said = str((await files.command("exit", "reload"))["reloaded"])
     assert said.startswith("1 peer allowed; ")
@@ -246,6 +252,63 @@ async def test_a_reload_lets_peers_in_and_ends_the_links_of_others(
         files.authorize(f"{files.client_id} laptop", str(guest))
         assert await files.command("exit", "reload") == {"reloaded": "2 peers allowed"}
         assert (await told(files)).authorized == 2
+
+
+async def test_a_peer_taken_off_the_list_during_the_start_is_out(
+    files: RoleFiles, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(file_watch, "LOOK_SECONDS", 0.01)
+
+    async def start(config: ExitConfig, policy: EgressPolicy) -> PacketNetwork:
+        files.authorize(str(files.exit_id))
+        return NO_PACKETS
+
+    async with running(lambda stop: run_exit(files.exit(), files.exit, stop, start, files.authorized)):
+        await until(lambda: "reloaded: 1 peer allowed" in caplog.text)
+        assert [peer.peer_id for peer in (await told(files)).peers] == [str(files.exit_id)]
+
+
+async def test_a_list_that_a_reload_names_is_watched_too(
+    files: RoleFiles, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(file_watch, "LOOK_SECONDS", 0.01)
+    other = files.directory / "other"
+    now = files.exit()
+    async with running(lambda stop: run_exit(files.exit(), lambda: now, stop, no_network, files.authorized)):
+        now = msgspec.structs.replace(files.exit(), authorized=other)
+        with pytest.raises(CryprqError, match="does not exist"):
+            await files.command("exit", "reload")
+        other.write_text("")
+        await until(lambda: "reloaded: 0 peers allowed" in caplog.text)
+
+
+@pytest.mark.parametrize("changed", ["exit.toml", "authorized"])
+async def test_the_command_marks_its_files_before_it_reads_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str
+) -> None:
+    monkeypatch.setattr(file_watch, "LOOK_SECONDS", 0.01)
+    started: list[FileWatch] = []
+    file = tmp_path / "exit.toml"
+    file.write_text("")
+
+    def load(*arguments: Any) -> ExitConfig:
+        loaded = load_exit(*arguments)
+        (tmp_path / changed).write_text("# changed")
+        return loaded
+
+    monkeypatch.setattr(config_exit, "load_exit", load)
+    monkeypatch.setattr(exit_module, "run_exit", lambda *arguments: started.append(arguments[-1]))
+    monkeypatch.setattr(lifecycle, "run", lambda role: role(None))
+    monkeypatch.setattr(run, "setup", lambda *_: None)
+    cli.main(["exit", "--config", str(file)], standalone_mode=False)
+    told = asyncio.Event()
+
+    async def tell() -> None:
+        told.set()
+
+    watching = spawn(started[0].run(tell), "watch")
+    await told.wait()
+    watching.cancel()
 
 
 def test_peers_with_most_sessions_come_first() -> None:
