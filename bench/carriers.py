@@ -85,7 +85,7 @@ async def _serve_exit(setting: dict[str, Any], stop: asyncio.Event) -> None:
     from cryprq_proxy.exit.egress_policy import EgressPolicy
     from cryprq_proxy.exit.exit import Exit
     from cryprq_proxy.exit.settings import ExitSettings, WebSocketSettings
-    from cryprq_proxy.outbound.resolver import SystemResolver
+    from cryprq_proxy.outbound.resolving.resolver import SystemResolver
 
     provider = select_provider()
     tls = (Path("certificate.pem"), Path("key.pem")) if setting["carrier"] == "wss" else (None, None)

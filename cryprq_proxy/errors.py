@@ -46,7 +46,7 @@ class StreamReason(IntEnum):
     NAME_NOT_FOUND = 6
     """The name does not exist (NXDOMAIN) or has no address."""
     NAME_FAILED = 7
-    """The exit's resolver gave no answer; another try may succeed."""
+    """A DNS server of the exit failed or refused the question; another try may succeed."""
     LIMIT = 8
     """The peer's limit on streams, or on their rate, is reached."""
     SHUTTING_DOWN = 9
@@ -58,6 +58,10 @@ class StreamReason(IntEnum):
     """Never on the wire: the exit is not connected."""
     SESSION_LOST = 13
     """Never on the wire: the session ended while the stream was open."""
+    NAME_TIMED_OUT = 14
+    """No DNS server of the exit answered in time."""
+    EXHAUSTED = 15
+    """The exit has no descriptor or no memory left for a socket."""
 
 
 def reason_of(error: OSError) -> str:

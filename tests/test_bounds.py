@@ -77,9 +77,10 @@ REACHED = {
     "ICMP errors of the exit for refused packets, all peers together": [
         "tun/test_exit_network.py::test_answers_are_limited_in_rate"
     ],
-    "names being resolved; waiting; remembered": [
-        "outbound/test_dialer.py::test_too_many_questions_are_refused",
-        "outbound/test_dialer.py::test_the_memory_is_bounded",
+    "names being resolved, of one peer; waiting, of one peer; remembered": [
+        "outbound/resolving/test_fair_slots.py::test_one_asker_does_not_get_all",
+        "outbound/resolving/test_fair_slots.py::test_waiting_is_bounded_for_each_and_for_all",
+        "outbound/resolving/test_resolver.py::test_the_memory_is_bounded",
     ],
     "verdicts of the policy remembered for packets": [
         "tun/test_exit_network.py::test_the_verdicts_that_are_remembered_are_bounded"

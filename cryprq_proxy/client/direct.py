@@ -27,7 +27,7 @@ from ..base.sockets import CONNECT_TIMEOUT, set_reset_on_close
 from ..errors import LocalError, StreamReason
 from ..outbound.dialer import Cancellable, connect_target
 from ..outbound.relay import SLOTS
-from ..outbound.resolver import Resolver, SystemResolver
+from ..outbound.resolving.resolver import Resolver, SystemResolver
 from ..outbound.udp_association import UdpAssociation
 from ..session.sendlog import SLOT_HEADROOM, SlotPool
 from ..session.streams import Half, StreamHandler
@@ -52,8 +52,8 @@ class Direct:
         self.timeout = timeout
         self.incoming = SHARED.scratch("arriving from direct targets", WINDOW)
         self.policy = DirectPolicy()
-        self._own_resolver = None if resolver is not None else SystemResolver()
-        self.resolver: Resolver = resolver or self._own_resolver  # type: ignore[assignment]
+        self._system = SystemResolver()
+        self.resolver = self._system.of("applications") if resolver is None else resolver
         self.streams: dict[int, DirectStream | DirectAssociation] = {}
         """By number, oldest first."""
         self.refused: Counter[Any] = Counter()
@@ -83,8 +83,7 @@ class Direct:
             handler = stream.handler
             stream.reset(StreamReason.SHUTTING_DOWN)
             handler.reset(StreamReason.SHUTTING_DOWN)
-        if self._own_resolver is not None:
-            self._own_resolver.close()
+        self._system.close()
 
 
 class DirectStream:

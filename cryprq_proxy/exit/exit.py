@@ -23,7 +23,7 @@ from ..crypto.identity import Identity, PeerId
 from ..crypto.payloads import Feature, ResumeRequest, resume_proof
 from ..crypto.primitives import Provider
 from ..errors import CloseReason, ConfigError, PeerError, words_of
-from ..outbound.resolver import Resolver
+from ..outbound.resolving.resolver import SystemResolver
 from ..session import wire
 from ..session.records import RecordOpener, RecordSealer
 from ..session.rotation import CarrierKeys
@@ -54,7 +54,7 @@ class Exit:
         settings: ExitSettings,
         authorized: frozenset[PeerId],
         policy: EgressPolicy,
-        resolver: Resolver,
+        resolver: SystemResolver,
         provider: Provider,
         network: PacketNetwork = NO_PACKETS,
         invites: Invites = NO_INVITES,

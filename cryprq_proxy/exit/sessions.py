@@ -24,6 +24,7 @@ from ..crypto.identity import PeerId
 from ..crypto.payloads import Feature, ResumeRequest
 from ..crypto.primitives import Provider, system_entropy
 from ..errors import CloseReason, CryprqError, PeerError, StreamReason
+from ..outbound.resolving.resolver import Resolver
 from ..outbound.udp_association import UdpAssociation
 from ..session.sendlog import MemoryBudget
 from ..session.session import Session
@@ -52,12 +53,14 @@ class PeerSession:
         "expiry",
         "packet_link",
         "peer",
+        "resolver",
         "session",
     )
 
-    def __init__(self, sessions: Sessions, peer: PeerId, session: Session) -> None:
+    def __init__(self, sessions: Sessions, peer: PeerId, session: Session, resolver: Resolver) -> None:
         self._sessions = sessions
         self.peer = peer
+        self.resolver = resolver
         self.session = session
         self.carrier: Carrier | None = None
         self.packet_link: PacketLink | None = None
@@ -141,7 +144,9 @@ class Sessions:
                 self._provider, self._executor, lambda error: entry.carrier_failed(error)
             ),
         )
-        entry = self._by_id[established.session_id] = PeerSession(self, established.peer, session)
+        entry = self._by_id[established.session_id] = PeerSession(
+            self, established.peer, session, self._targets.resolver.of(str(established.peer))
+        )
         if established.features:
             self._link_packets(entry, established.features, client)
         return entry
@@ -180,7 +185,7 @@ class Sessions:
             stream.refuse(StreamReason.LIMIT)
         elif stream.protocol is StreamProtocol.UDP:
             stream.handler = UdpAssociation(
-                self._loop, stream.send_datagram, stream.reset, targets.policy, targets.resolver
+                self._loop, stream.send_datagram, stream.reset, targets.policy, entry.resolver
             )
             stream.accept()
         elif stream.protocol is StreamProtocol.RESOLVER:
@@ -190,7 +195,7 @@ class Sessions:
             else:
                 targets.open_resolver(stream)
         else:
-            targets.open(stream)
+            targets.open(stream, entry.resolver)
 
     # --- without a carrier, and ending ---
 

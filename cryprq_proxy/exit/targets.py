@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Sequence
 from typing import Final
 
+from ..base.tasks import spawn
 from ..errors import StreamReason
 from ..outbound.dialer import Cancellable, connect_literal, connect_target
 from ..outbound.relay import Relay
-from ..outbound.resolver import Resolver, name_servers
+from ..outbound.resolving.resolver import Resolver, SystemResolver
 from ..session.sendlog import SlotPool
 from ..session.streams import Stream, StreamHandler
 from .egress_policy import EgressPolicy
@@ -23,7 +25,9 @@ DNS_PORT: Final = 53
 class Targets:
     """Opens targets for the streams of all sessions of an exit. `timeout` is in seconds."""
 
-    def __init__(self, policy: EgressPolicy, resolver: Resolver, slots: SlotPool, timeout: float) -> None:
+    def __init__(
+        self, policy: EgressPolicy, resolver: SystemResolver, slots: SlotPool, timeout: float
+    ) -> None:
         self.loop = asyncio.get_running_loop()
         self.policy = policy
         self.resolver = resolver
@@ -31,9 +35,9 @@ class Targets:
         self.timeout = timeout
         self.relays: set[Relay] = set()
 
-    def open(self, stream: Stream) -> None:
-        """Connect the target of a new stream, or refuse the stream."""
-        PendingTarget(self, stream).start()
+    def open(self, stream: Stream, resolver: Resolver) -> None:
+        """Connect the target of a new stream, or refuse the stream. `resolver`: that of its peer."""
+        PendingTarget(self, stream).start(resolver)
 
     def open_resolver(self, stream: Stream) -> None:
         """Connect the stream to this host's DNS server. No policy is asked, since the peer chooses no target."""
@@ -52,23 +56,26 @@ class PendingTarget(StreamHandler):
         self._eof = False
         self._attempt: Cancellable | None = None
 
-    def start(self) -> None:
+    def start(self, resolver: Resolver) -> None:
         stream, targets = self._stream, self._targets
         stream.handler = self
         self._attempt = connect_target(
             targets.loop,
             stream.destination,
             targets.policy,
-            targets.resolver,
+            resolver,
             self._connected,
             targets.timeout,
         )
 
     def start_resolver(self) -> None:
         self._stream.handler = self
-        self._try_servers(name_servers())
+        self._attempt = spawn(self._find_servers(), "servers of the host")
 
-    def _try_servers(self, servers: list[str]) -> None:
+    async def _find_servers(self) -> None:
+        self._try_servers(await self._targets.resolver.servers())
+
+    def _try_servers(self, servers: Sequence[str]) -> None:
         targets = self._targets
         self._attempt = None
 

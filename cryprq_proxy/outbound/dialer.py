@@ -4,13 +4,13 @@
     connect_literal  one literal, by callback: no task, no future
     dial             all of it for a task: resolves if need be, then races
     AddressRace      happy eyeballs (RFC 8305) over literals, each by `connect_literal`
-    Resolver         names to literals, off the event loop (resolver.py)
+    Resolver         names to literals (resolving/)
 
 The policy judges each literal right before the connection to that literal starts. Nothing here connects to a
 name, so a name that resolves differently a moment later (DNS rebinding) does no harm.
 
-The system's resolver asks for both families in one call, so an answer is always complete. RFC 8305's resolution
-delay (section 3) is therefore not needed.
+The resolver asks for both families at once and answers when it has both, or a moment after the first one. RFC 8305's
+resolution delay (section 3) is therefore not needed here.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from ..address import Destination
 from ..base.sockets import CONNECT_TIMEOUT, prepare
 from ..base.tasks import spawn
 from ..errors import StreamReason, StreamRefused
-from .resolver import Resolver
+from .resolving.outcome import EXHAUSTED
+from .resolving.resolver import Resolver
 
 _log = logging.getLogger(__name__)
 
@@ -52,6 +53,7 @@ CONNECT_REASONS: Final[dict[int, StreamReason]] = {
     errno.EAFNOSUPPORT: StreamReason.NETWORK_UNREACHABLE,
     errno.EACCES: StreamReason.NOT_ALLOWED,  # the exit's own packet filter
     errno.EPERM: StreamReason.NOT_ALLOWED,
+    **dict.fromkeys(EXHAUSTED, StreamReason.EXHAUSTED),
 }
 
 _CONNECTED: Final = frozenset({0, errno.EISCONN})
@@ -61,6 +63,7 @@ _TELLING: Final = (
     StreamReason.TIMED_OUT,
     StreamReason.HOST_UNREACHABLE,
     StreamReason.NETWORK_UNREACHABLE,
+    StreamReason.EXHAUSTED,
     StreamReason.GENERAL,
     StreamReason.NOT_ALLOWED,
 )
@@ -323,7 +326,7 @@ async def dial(
     """A TCP connection to `destination`: connected, non-blocking, without Nagle's delay.
 
     Raises `StreamRefused`: NOT_ALLOWED if the policy forbids the name or each of its addresses, the error of
-    the resolver (NAME_FAILED also if it times out), or the most telling reason of the addresses. Cancelling
+    the resolver (NAME_TIMED_OUT also if it takes all the time), or the most telling reason of the addresses. Cancelling
     leaves no socket behind. `connect` takes the place of `connect_literal`.
     """
     loop = loop or asyncio.get_running_loop()
@@ -339,7 +342,7 @@ async def dial(
             async with asyncio.timeout_at(deadline):
                 addresses = await resolver.resolve(name)
         except TimeoutError:
-            raise StreamRefused(StreamReason.NAME_FAILED) from None
+            raise StreamRefused(StreamReason.NAME_TIMED_OUT) from None
     outcome: asyncio.Future[socket.socket] = loop.create_future()
     race = AddressRace(
         loop,

@@ -19,7 +19,7 @@ from ..errors import StreamReason, StreamRefused
 from ..session.streams import StreamHandler
 from ..session.wire import MAX_DATAGRAM
 from .dialer import TargetPolicy
-from .resolver import Resolver
+from .resolving.resolver import Resolver
 
 MAX_HOSTS: Final = 1_024
 """Hosts that may answer one association; the least recently used one is forgotten first."""
@@ -50,23 +50,24 @@ class UdpAssociation(StreamHandler):
         self._resolver = resolver
         self._sockets: dict[int, socket.socket] = {}
         self._hosts: OrderedDict[str, None] = OrderedDict()
-        self._resolving = 0
+        self._resolving: set[asyncio.Task[None]] = set()
         self._closed = False
 
     def datagram_received(self, destination: Destination, payload: bytes | memoryview) -> None:
         if destination.is_ip:
             self._send(destination.host, destination.port, payload, None)
-        elif self._resolving < MAX_RESOLVING and self._policy.check_name(destination.host, destination.port):
-            self._resolving += 1
-            spawn(self._send_to_name(destination, payload), "resolve for UDP")
+        elif len(self._resolving) < MAX_RESOLVING and self._policy.check_name(
+            destination.host, destination.port
+        ):
+            task = spawn(self._send_to_name(destination, payload), "resolve for UDP")
+            self._resolving.add(task)
+            task.add_done_callback(self._resolving.discard)
 
     async def _send_to_name(self, destination: Destination, payload: bytes | memoryview) -> None:
         try:
             addresses = await self._resolver.resolve(destination.host)
         except StreamRefused:
             return
-        finally:
-            self._resolving -= 1
         for address in sorted(addresses, key=lambda address: ":" in address):
             if self._closed or self._send(address, destination.port, payload, destination.host):
                 return
@@ -120,6 +121,8 @@ class UdpAssociation(StreamHandler):
 
     def _close(self) -> None:
         self._closed = True
+        for task in self._resolving:
+            task.cancel()
         for sock in self._sockets.values():
             self._loop.remove_reader(sock)
             sock.close()

@@ -23,7 +23,7 @@ from ..crypto.identity import Identity
 from ..exit.egress_policy import EgressPolicy
 from ..exit.exit import Exit
 from ..fronts.listener import MixedListener
-from ..outbound.resolver import SystemResolver
+from ..outbound.resolving.resolver import SystemResolver
 from ..process.lifecycle import Stop, settle
 from ..rules.engine import EVERYTHING
 from .client import listener_settings

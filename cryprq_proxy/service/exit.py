@@ -33,7 +33,7 @@ from ..exit.egress_policy import EgressPolicy
 from ..exit.exit import Exit
 from ..exit.providers import NO_INVITES, NO_PACKETS, PacketNetwork
 from ..exit.settings import ExitSettings, WebSocketSettings
-from ..outbound.resolver import SystemResolver
+from ..outbound.resolving.resolver import SystemResolver
 from ..pairing.invite_store import Redeemer
 from ..process.control import ControlServer, check_free
 from ..process.file_watch import FileWatch

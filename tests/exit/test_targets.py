@@ -15,43 +15,14 @@ from cryprq_proxy.exit import targets as opening
 from cryprq_proxy.exit.egress_policy import EgressPolicy
 from cryprq_proxy.exit.targets import Targets
 from cryprq_proxy.outbound.dialer import Cancellable, Done
-from cryprq_proxy.outbound.resolver import MAX_SERVERS, SystemResolver, name_servers
+from cryprq_proxy.outbound.resolving.host_configuration import ConfigurationReader, HostFiles
+from cryprq_proxy.outbound.resolving.resolver import SystemResolver
 from cryprq_proxy.session.streams import Stream
 from cryprq_proxy.session.wire import StreamProtocol
 from tests.support.links import App, Link
+from tests.support.settle import settle
 
 NOWHERE = Destination("0.0.0.0", 0)
-
-
-# --- whom to ask ---
-
-
-@pytest.mark.parametrize(
-    ("text", "servers"),
-    [
-        ("nameserver 192.0.2.1\n", ["192.0.2.1"]),
-        ("  nameserver\t192.0.2.1 # first\nnameserver 2001:DB8::1\n", ["192.0.2.1", "2001:db8::1"]),
-        ("search example.com\n#nameserver 192.0.2.1\n;nameserver 192.0.2.2\n", ["127.0.0.1"]),
-        ("nameserver\nnameserver x\nnameserver 192.0.2.300\nnameservers 192.0.2.1\n", ["127.0.0.1"]),
-        ("nameserver fe80::1%eth0\n", ["fe80::1%eth0"]),
-        (
-            "".join(f"nameserver 192.0.2.{n}\n" for n in range(9)),
-            [f"192.0.2.{n}" for n in range(MAX_SERVERS)],
-        ),
-        ("", ["127.0.0.1"]),
-        ("\udcff\0", ["127.0.0.1"]),
-        ("# one\u2028nameserver 192.0.2.66\nnameserver 192.0.2.1\n", ["192.0.2.1"]),
-    ],
-)
-def test_name_servers(tmp_path: Path, text: str, servers: list[str]) -> None:
-    file = tmp_path / "resolv.conf"
-    file.write_bytes(text.encode("utf-8", "surrogateescape"))
-    assert name_servers(file) == servers
-
-
-def test_without_a_file_this_host_is_asked(tmp_path: Path) -> None:
-    assert name_servers(tmp_path / "missing") == ["127.0.0.1"]
-    assert name_servers(tmp_path) == ["127.0.0.1"]
 
 
 # --- real connections ---
@@ -63,6 +34,11 @@ class ResolverLink(Link):
     def __init__(self, targets: Targets) -> None:
         self.targets = targets
         super().__init__()
+
+    def name(self, *servers: str) -> None:
+        """Let the host's files name these servers."""
+        reader = self.targets.resolver.reader
+        reader.latest = reader.latest._replace(servers=servers)
 
     def _accept(self, stream: Stream) -> None:
         self.targets.open_resolver(stream)
@@ -79,8 +55,9 @@ class ResolverLink(Link):
 
 
 @pytest.fixture
-async def link() -> AsyncIterator[ResolverLink]:
-    resolver = SystemResolver()
+async def link(tmp_path: Path) -> AsyncIterator[ResolverLink]:
+    missing = HostFiles(*[tmp_path / "missing"] * 3)
+    resolver = SystemResolver(reader=ConfigurationReader(missing))
     link = ResolverLink(Targets(EgressPolicy(only=(":1",)), resolver, Link(connected=False).slots, 5.0))
     yield link
     for relay in list(link.targets.relays):
@@ -108,7 +85,7 @@ async def test_bytes_go_to_the_first_server_that_takes_them(
     link: ResolverLink, port: int, servers: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(opening, "DNS_PORT", port)
-    monkeypatch.setattr(opening, "name_servers", lambda: servers)
+    link.name(*servers)
     app = link.ask()
     await link.until(lambda: ("opened",) in app.events)
     app.say(b"\0\5query", finish=True)
@@ -120,11 +97,12 @@ async def test_what_is_said_before_the_connection_stands_is_not_lost(
     link: ResolverLink, port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(opening, "DNS_PORT", port)
-    monkeypatch.setattr(opening, "name_servers", lambda: ["127.0.0.1"])
+    link.name("127.0.0.1")
     connector = Connector(monkeypatch)
     app = link.ask()
     app.say(b"early", finish=True)
     link.carrier.settle()
+    await settle()
     connector.answer(socket.create_connection(("127.0.0.1", port)))
     await link.until(lambda: ("eof",) in app.events)
     assert bytes(app.received) == b"EARLY"
@@ -136,7 +114,7 @@ async def test_a_server_that_refuses_everything_is_a_refusal(
     with socket.create_server(("127.0.0.1", 0)) as closed:
         free = closed.getsockname()[1]
     monkeypatch.setattr(opening, "DNS_PORT", free)
-    monkeypatch.setattr(opening, "name_servers", lambda: ["127.0.0.1", "127.0.0.1"])
+    link.name("127.0.0.1", "127.0.0.1")
     app = link.ask()
     await link.until(lambda: app.ended)
     assert app.events == [("refused", StreamReason.CONNECTION_REFUSED)]
@@ -185,8 +163,9 @@ async def test_servers_are_tried_in_order(
 ) -> None:
     connector = Connector(monkeypatch)
     connector.at_once = dict.fromkeys(at_once, StreamReason.NETWORK_UNREACHABLE)
-    monkeypatch.setattr(opening, "name_servers", lambda: ["192.0.2.1", "192.0.2.2", "192.0.2.3"])
+    link.name("192.0.2.1", "192.0.2.2", "192.0.2.3")
     app = link.ask()
+    await settle()
     for _ in range(2 - len(at_once)):
         connector.answer(StreamReason.TIMED_OUT)
     assert connector.tried == [(f"192.0.2.{n}", 53, 5.0) for n in (1, 2, 3)]
@@ -202,8 +181,9 @@ async def test_who_no_longer_waits_stops_the_server_that_is_being_tried(
 ) -> None:
     connector = Connector(monkeypatch)
     connector.at_once = dict.fromkeys(at_once, StreamReason.NETWORK_UNREACHABLE)
-    monkeypatch.setattr(opening, "name_servers", lambda: ["192.0.2.1", "192.0.2.2"])
+    link.name("192.0.2.1", "192.0.2.2")
     app = link.ask()
+    await settle()
     if not at_once:
         connector.answer(StreamReason.TIMED_OUT)
     assert app.stream is not None
@@ -211,3 +191,15 @@ async def test_who_no_longer_waits_stops_the_server_that_is_being_tried(
     link.carrier.settle()
     assert connector.cancelled == ["192.0.2.2"]
     assert link.targets.relays == set()
+
+
+async def test_who_leaves_before_the_servers_are_known_connects_to_none(
+    link: ResolverLink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connector = Connector(monkeypatch)
+    app = link.ask()
+    assert app.stream is not None
+    app.stream.reset(StreamReason.CANCELLED)
+    link.carrier.settle()
+    await settle()
+    assert connector.tried == []

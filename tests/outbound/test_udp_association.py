@@ -21,11 +21,16 @@ class Names:
 
     def __init__(self) -> None:
         self.asked: list[str] = []
+        self.waiting = 0
         self.answers: asyncio.Future[Sequence[str]] = asyncio.get_running_loop().create_future()
 
     async def resolve(self, name: str) -> Sequence[str]:
         self.asked.append(name)
-        return await asyncio.shield(self.answers)
+        self.waiting += 1
+        try:
+            return await asyncio.shield(self.answers)
+        finally:
+            self.waiting -= 1
 
 
 class Policy:
@@ -167,6 +172,16 @@ async def test_a_name_that_is_not_found_is_a_lost_datagram(place: Place) -> None
         place.send("nowhere.example", 9)
         await settle()
     assert len(place.names.asked) == MAX_RESOLVING + 1, "it counts no longer as one that waits"
+
+
+async def test_names_of_an_association_that_ends_are_asked_for_no_longer(place: Place) -> None:
+    for number in range(10):
+        place.send(f"slow{number}.example", 9)
+    await settle()
+    assert place.names.waiting == 10
+    place.association.reset(StreamReason.CANCELLED)
+    await settle()
+    assert place.names.waiting == 0
 
 
 async def test_a_name_that_is_found_too_late_sends_nothing(place: Place) -> None:

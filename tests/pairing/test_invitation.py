@@ -30,7 +30,7 @@ from cryprq_proxy.exit.egress_policy import EgressPolicy
 from cryprq_proxy.exit.exit import REFUSALS_LOGGED, Exit
 from cryprq_proxy.exit.providers import Invites
 from cryprq_proxy.exit.settings import WebSocketSettings
-from cryprq_proxy.outbound.resolver import SystemResolver
+from cryprq_proxy.outbound.resolving.resolver import SystemResolver
 from cryprq_proxy.pairing import invitation as pairing
 from cryprq_proxy.pairing.invitation import (
     ExitHere,

@@ -18,7 +18,7 @@ from cryprq_proxy.crypto.primitives import select_provider
 from cryprq_proxy.errors import CarrierError
 from cryprq_proxy.exit.egress_policy import EgressPolicy
 from cryprq_proxy.exit.exit import Exit
-from cryprq_proxy.outbound.resolver import SystemResolver
+from cryprq_proxy.outbound.resolving.resolver import SystemResolver
 from cryprq_proxy.session import wire
 from cryprq_proxy.session.records import HEADER
 from cryprq_proxy.session.session import Session

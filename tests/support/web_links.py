@@ -26,7 +26,7 @@ from cryprq_proxy.crypto.primitives import select_provider
 from cryprq_proxy.exit.egress_policy import EgressPolicy
 from cryprq_proxy.exit.exit import Exit
 from cryprq_proxy.exit.settings import WebSocketSettings
-from cryprq_proxy.outbound.resolver import SystemResolver
+from cryprq_proxy.outbound.resolving.resolver import SystemResolver
 from cryprq_proxy.session.session import SessionLimits
 from tests.support.settings import client_settings, exit_settings, session_limits
 

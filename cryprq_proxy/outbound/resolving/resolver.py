@@ -1,0 +1,178 @@
+"""Names to addresses for all askers of one process: a short-lived cache, and one look-up for many equal questions.
+
+    resolve -> the cache -> a look-up that runs already -> a slot (fair_slots.py) -> a look-up of its own
+
+An asker is a peer at the exit. While it waits for a slot it waits alone: a name that another asker has in its queue
+gets no place there. A look-up for which nobody waits any more is cancelled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Final, NamedTuple, Protocol
+
+from ...base.tasks import spawn
+from ...errors import StreamReason, StreamRefused
+from .c_library import LibraryNames
+from .host_configuration import ConfigurationReader
+from .outcome import LookupResult, NameSource
+
+CACHE_SIZE: Final = 4096
+"""Names remembered."""
+LEAST_SECONDS: Final = 1.0
+MOST_SECONDS: Final = 30.0
+"""How long addresses are remembered: by their TTL, within these bounds."""
+
+FAILURE_SECONDS: Final[dict[StreamReason, float]] = {
+    StreamReason.NAME_NOT_FOUND: 5.0,
+    StreamReason.NAME_FAILED: 1.0,  # the least of RFC 9520 section 3.2
+    StreamReason.NAME_TIMED_OUT: 1.0,
+}
+"""How long a failure is remembered; one of this machine is not."""
+
+
+class Resolver(Protocol):
+    async def resolve(self, name: str) -> Sequence[str]:
+        """The IP literals of `name`, at least one, the best of its family first.
+
+        Raises `StreamRefused` with NAME_NOT_FOUND, NAME_FAILED, NAME_TIMED_OUT, EXHAUSTED, LIMIT or SHUTTING_DOWN.
+        """
+
+
+class ResolverOfAsker(NamedTuple):
+    """The Resolver of one asker."""
+
+    shared: SystemResolver
+    asker: str
+
+    async def resolve(self, name: str) -> Sequence[str]:
+        """See Resolver. A cancellation does not affect others that wait for the same name."""
+        return await self.shared.resolve(name, self.asker)
+
+
+class SystemResolver:
+    """The names as this host knows them. `now` is in seconds."""
+
+    def __init__(
+        self,
+        source: NameSource | None = None,
+        *,
+        reader: ConfigurationReader | None = None,
+        cache_size: int = CACHE_SIZE,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.reader = ConfigurationReader() if reader is None else reader
+        self._source: NameSource = LibraryNames() if source is None else source
+        self._running: dict[str, _LookUp] = {}
+        self._cache: OrderedDict[str, tuple[float, LookupResult]] = OrderedDict()
+        self._cache_size = cache_size
+        self._now = now
+        self._closed = False
+
+    def of(self, asker: str) -> Resolver:
+        """The resolver whose questions count as those of `asker`."""
+        return ResolverOfAsker(self, asker)
+
+    async def servers(self) -> Sequence[str]:
+        """The addresses of the host's DNS servers, the best first; this host itself if its files name none."""
+        return (await self.reader.current()).servers
+
+    async def resolve(self, name: str, asker: str) -> Sequence[str]:
+        """See Resolver."""
+        answer = self._remembered(name)
+        if answer is None:
+            running = self._running.get(name) or await self._turn(name, asker)
+            answer = await self._answer_of(running) if isinstance(running, _LookUp) else running
+        if isinstance(answer, StreamReason):
+            raise StreamRefused(answer)
+        return answer.addresses
+
+    def close(self) -> None:
+        """Refuse all names from now on, also those that wait or are being looked up."""
+        self._closed = True
+        self._cache.clear()
+        self._source.close()
+        self.reader.close()
+        for running in list(self._running.values()):
+            if running.source.cancellable:
+                running.task.cancel()
+
+    async def _turn(self, name: str, asker: str) -> _LookUp | LookupResult:
+        """Wait for a slot, and use it for `name` unless another asker has done so in the meantime."""
+        if self._closed:
+            raise StreamRefused(StreamReason.SHUTTING_DOWN)
+        source = self._source
+        await source.slots.take(asker)
+        found: _LookUp | LookupResult | None = self._remembered(name)
+        if found is None:
+            found = self._running.get(name)
+        if found is None:
+            return self._start(name, source, asker)
+        source.slots.give_back(asker)
+        return found
+
+    def _start(self, name: str, source: NameSource, asker: str) -> _LookUp:
+        running = self._running[name] = _LookUp(name, source, asker)
+        running.task.add_done_callback(partial(self._ended, running))
+        return running
+
+    async def _answer_of(self, running: _LookUp) -> LookupResult:
+        running.waiting += 1
+        try:
+            return await asyncio.shield(running.answer)
+        finally:
+            running.waiting -= 1
+            if not running.waiting and not running.answer.done() and running.source.cancellable:
+                # Nobody may join it from now on.
+                self._forget(running)
+                running.task.cancel()
+
+    def _ended(self, running: _LookUp, task: asyncio.Task[LookupResult]) -> None:
+        running.source.slots.give_back(running.asker)
+        self._forget(running)
+        if task.cancelled():
+            running.answer.set_result(StreamReason.SHUTTING_DOWN)
+            return
+        # An exception is a bug, and base/tasks.py has logged it.
+        answer = StreamReason.NAME_FAILED if task.exception() else task.result()
+        self._remember(running.name, answer)
+        running.answer.set_result(answer)
+
+    def _forget(self, running: _LookUp) -> None:
+        if self._running.get(running.name) is running:
+            del self._running[running.name]
+
+    def _remembered(self, name: str) -> LookupResult | None:
+        expiry, answer = self._cache.get(name, (0.0, None))
+        return answer if expiry > self._now() else None
+
+    def _remember(self, name: str, answer: LookupResult) -> None:
+        seconds = (
+            FAILURE_SECONDS.get(answer, 0.0)
+            if isinstance(answer, StreamReason)
+            else min(max(answer.seconds, LEAST_SECONDS), MOST_SECONDS)
+        )
+        if self._closed or not seconds:
+            return
+        self._cache[name] = self._now() + seconds, answer
+        self._cache.move_to_end(name)
+        if len(self._cache) > self._cache_size:
+            self._cache.popitem(last=False)
+
+
+class _LookUp:
+    """A look-up that runs. It holds a slot of `asker`, and `waiting` calls wait for its `answer`."""
+
+    __slots__ = ("answer", "asker", "name", "source", "task", "waiting")
+
+    def __init__(self, name: str, source: NameSource, asker: str) -> None:
+        self.name = name
+        self.source = source
+        self.asker = asker
+        self.waiting = 0
+        self.answer: asyncio.Future[LookupResult] = asyncio.get_running_loop().create_future()
+        self.task = spawn(source.look_up(name), "look-up of a name")
