@@ -9,7 +9,6 @@ safe: a public key of small order has signatures that are valid for any data.
 from __future__ import annotations
 
 import base64
-import binascii
 import os
 import re
 import stat
@@ -42,6 +41,9 @@ SIGNATURE_SIZE = ED25519_SIGNATURE_SIZE + MLDSA_SIGNATURE_SIZE
 PEER_ID_SIZE = HASH_SIZE
 PEER_ID_LENGTH = 52
 """Characters of a peer id: 256 bits and 4 zero pad bits, 5 bits each."""
+_PEER_ID = re.compile(f"[A-Za-z2-7]{{{PEER_ID_LENGTH}}}")
+_BASE32_TO_INT = str.maketrans("abcdefghijklmnopqrstuvwxyz234567", "0123456789abcdefghijklmnopqrstuv")
+"""From the digits of RFC 4648 to those of `int`."""
 SIGNATURE_CONTEXT = b"cryprq/1"
 """The context string of the ML-DSA signatures (FIPS 204, section 5.2)."""
 
@@ -69,15 +71,14 @@ class PeerId:
         """
         if len(text) != PEER_ID_LENGTH:
             raise ConfigError(f"a peer id has {PEER_ID_LENGTH} characters, but this one has {len(text)}")
-        try:
-            raw = base64.b32decode(text + "====", casefold=True)
-        except (binascii.Error, ValueError):
-            raise ConfigError("a peer id consists of the letters a to z and the digits 2 to 7") from None
-        peer = cls(raw)
+        if not _PEER_ID.fullmatch(text):
+            raise ConfigError("a peer id consists of the letters a to z and the digits 2 to 7")
+        # A list may hold 250,000 ids, and base64.b32decode would make reading them five times as slow.
+        bits = int(text.lower().translate(_BASE32_TO_INT), 32)
         # The last character carries one bit of the id; its other four bits must be zero.
-        if str(peer) != text.lower():
+        if bits & 0b1111:
             raise ConfigError(f"the last character of the peer id cannot be {text[-1]!r}; copy the id again")
-        return peer
+        return cls((bits >> 4).to_bytes(PEER_ID_SIZE))
 
     def __bytes__(self) -> bytes:
         return self.raw
