@@ -102,6 +102,11 @@ REACHED = {
     ],
     "DNS answers kept": ["tun/dns/test_cache.py::test_bytes_are_bounded_too"],
     "names in blocklists": ["tun/dns/test_blocklist.py::test_what_a_person_must_change"],
+    "the list of peers; revocations remembered": [
+        "config/test_authorized.py::test_a_full_list",
+        "config/test_authorized.py::test_thirty_thousand_peers",
+        "config/test_authorized.py::test_revocations_are_bounded_and_the_latest_stay",
+    ],
     "names in rule lists; a list; a line; broken lines described": [
         "rules/test_lists.py::test_what_a_person_must_change",
         "rules/test_lists.py::test_the_longest_line",

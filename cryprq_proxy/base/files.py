@@ -27,15 +27,16 @@ _POLL: Final = 0.005
 
 
 class SharedFile:
-    """One such file. `what` names it in errors, for example "the list of invites"."""
+    """One such file of at most `most` bytes. `what` names it in errors, for example "the list of invites"."""
 
-    def __init__(self, path: Path, what: str) -> None:
+    def __init__(self, path: Path, what: str, most: int = MAX_FILE) -> None:
         self.path = path
         self.what = what
+        self._most = most
 
     def read(self) -> str:
         """The text of the file, "" if the file does not exist. Raises ConfigError."""
-        return read_text(self.path, self.what)[0] if os.path.lexists(self.path) else ""
+        return read_text(self.path, self.what, most=self._most)[0] if os.path.lexists(self.path) else ""
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -54,8 +55,8 @@ class SharedFile:
     def replace(self, text: str) -> None:
         """Replace the text, synced to the disk. Call it inside of `locked`. Raises ConfigError."""
         data = text.encode("utf-8")
-        if len(data) > MAX_FILE:
-            raise ConfigError(f"{self.what} {self.path} would become larger than {MAX_FILE >> 20} MiB")
+        if len(data) > self._most:
+            raise ConfigError(f"{self.what} {self.path} would become larger than {self._most >> 20} MiB")
         try:
             os.close(replace_file(Path(os.path.realpath(self.path)), data))
         except OSError as error:

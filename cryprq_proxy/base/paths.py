@@ -17,6 +17,8 @@ type Role = Literal["client", "exit"]
 ROLES: Final[tuple[Role, ...]] = ("client", "exit")
 MAX_FILE: Final = 1 << 20
 """Largest size of a configuration file in bytes, far more than any needs."""
+MAX_LIST: Final = 16 << 20
+"""Largest size of a list of peers in bytes: 200,000 of them, each with a name."""
 
 
 def config_dir() -> Path:
@@ -65,10 +67,11 @@ def _absolute(variable: str) -> Path | None:
     return Path(value) if os.path.isabs(value) else None
 
 
-def read_text(path: Path, what: str, *, private: bool = False) -> tuple[str, bool]:
+def read_text(path: Path, what: str, *, private: bool = False, most: int = MAX_FILE) -> tuple[str, bool]:
     """The text of a file, and whether only its owner can read it. `what` names the file in errors.
 
-    Raises ConfigError if the file cannot be read, is not UTF-8 or, with `private`, if others can read it.
+    Raises ConfigError if the file cannot be read, has more than `most` bytes, is not UTF-8 or, with `private`, if
+    others can read it.
     """
     try:
         # Non-blocking, so that a FIFO in its place cannot stop the start.
@@ -80,15 +83,15 @@ def read_text(path: Path, what: str, *, private: bool = False) -> tuple[str, boo
             closed = _is_private(status)
             if private and not closed:
                 raise exposed(path, what)
-            data = file.read(MAX_FILE + 1)
+            data = file.read(most + 1)
     except FileNotFoundError:
         raise ConfigError(f"{what} {path} does not exist") from None
     except OSError as error:
         raise ConfigError(f"{what} {path} cannot be read: {reason_of(error)}") from None
     except ValueError:
         raise ConfigError(f"the path of {what} is invalid") from None
-    if len(data) > MAX_FILE:
-        raise ConfigError(f"{what} {path} is larger than {MAX_FILE >> 20} MiB")
+    if len(data) > most:
+        raise ConfigError(f"{what} {path} is larger than {most >> 20} MiB")
     try:
         return data.decode("utf-8"), closed
     except UnicodeDecodeError:

@@ -85,7 +85,7 @@ def invite(
 @config_option
 @click.pass_context
 def peers(context: click.Context, as_json: bool, config: Path | None) -> None:
-    """Show the authorized peers; also `peers rename` and `peers revoke`."""
+    """Show the authorized peers; also `peers add`, `peers rename` and `peers revoke`."""
     context.obj = config
     if context.invoked_subcommand is None:
         _list(as_json, config)
@@ -98,6 +98,22 @@ def peers(context: click.Context, as_json: bool, config: Path | None) -> None:
 def list_(outer: Path | None, /, as_json: bool, config: Path | None) -> None:
     """Show the peers, and the open invites."""
     _list(as_json, config or outer)
+
+
+@peers.command()
+@click.argument("peer_id", metavar="PEERID")
+@click.argument("name")
+@config_option
+@click.pass_obj
+def add(outer: Path | None, /, peer_id: str, name: str, config: Path | None) -> None:
+    """Let in the peer with the id PEERID, also one that was revoked. NAME is its name on the list."""
+    from ..crypto.identity import PeerId
+    from ..pairing.invitation import reload_exit
+
+    here, listed, _ = _lists(config or outer)
+    peer = listed.add(PeerId.parse(peer_id), name)
+    reload_exit(here)
+    click.echo(f"{peer.peer_id} is authorized, as {peer.shown}")
 
 
 @peers.command()
@@ -120,7 +136,8 @@ def rename(outer: Path | None, /, old: str, new: str, config: Path | None) -> No
 @config_option
 @click.pass_obj
 def revoke(outer: Path | None, /, who: str, config: Path | None) -> None:
-    """Remove a peer from the list: its sessions at a running exit end at once."""
+    """Remove a peer from the list: its sessions at a running exit end at once. It stays out, even if an old copy of
+    the list is put back, until `peers add` or an invite lets it in again."""
     from ..pairing.invitation import reload_exit
 
     here, listed, _ = _lists(config or outer)
@@ -151,12 +168,14 @@ def _list(as_json: bool, config: Path | None) -> None:
 
     here, listed, store = _lists(config)
     names = {peer.peer_id: peer.name for peer in listed.read()}
+    revoked = {peer.peer_id: peer.name for peer in listed.revoked()}
     from_allow = [peer for peer in here.config.allow if peer not in names]
     invites = store.open(time.time())
     if as_json:
         everybody = names | dict.fromkeys(from_allow, "")
         told = {
-            "peers": [{"name": name, "peer_id": str(peer)} for peer, name in everybody.items()],
+            "peers": [_entry(peer, name) for peer, name in everybody.items() if peer not in revoked],
+            "revoked": [_entry(peer, name) for peer, name in revoked.items()],
             "invites": [
                 {"name": invite.name, "created": invite.created, "expires": invite.expires}
                 for invite in invites
@@ -168,12 +187,16 @@ def _list(as_json: bool, config: Path | None) -> None:
     rows += [("(allow)", peer) for peer in from_allow]
     width = max((len(name) for name, _ in rows), default=0)
     for name, peer_id in rows:
-        click.echo(f"{name:{width}}  {peer_id}")
+        click.echo(f"{name:{width}}  {peer_id}{'  revoked: not let in' if peer_id in revoked else ''}")
     if not rows:
         click.echo("no peers; invite one with: cryprq-proxy invite NAME")
     if invites:
         click.echo("\nopen invites:")
         _show_invites(store)
+
+
+def _entry(peer: PeerId, name: str) -> dict[str, str]:
+    return {"name": name, "peer_id": str(peer)}
 
 
 def _show_invites(store: InviteStore) -> None:

@@ -5,6 +5,9 @@
 
 One peer id a line, then an optional name; # begins a comment. People edit this file too, so a change touches only the
 lines of that peer, and any text after an id is its name. Names that are set here are unique.
+
+A peer that was revoked is in the file `revoked` beside it, in lines of the same form. It is not let in, whatever list
+names it: an editor that saves an old copy of `authorized` brings nobody back. `add` takes it out of that file.
 """
 
 from __future__ import annotations
@@ -16,11 +19,14 @@ from typing import Final, NamedTuple
 
 from ..base.files import SharedFile
 from ..base.log import one_line
-from ..base.paths import read_text
+from ..base.paths import MAX_LIST, read_text
 from ..crypto.identity import PEER_ID_LENGTH, PeerId
 from ..errors import ConfigError
 
 WHAT: Final = "the list of authorized peers"
+WHAT_REVOKED: Final = "the list of revoked peers"
+MAX_REVOKED: Final = 65_536
+"""Revocations that are remembered: the latest ones."""
 MAX_NAME: Final = 64
 """Characters."""
 _ID_LIKE: Final = re.compile(f"[a-z2-7]{{{PEER_ID_LENGTH}}}", re.IGNORECASE)
@@ -77,31 +83,50 @@ def parse_peers(text: str, file: Path) -> tuple[Peer, ...]:
 
 
 def read_peers(file: Path) -> tuple[Peer, ...]:
-    """The peers of a file that must exist. Raises ConfigError."""
-    return parse_peers(read_text(file, WHAT)[0], file)
+    """The peers of a file that must exist; some may be revoked. Raises ConfigError."""
+    return parse_peers(read_text(file, WHAT, most=MAX_LIST)[0], file)
+
+
+def revoked_beside(authorized: Path) -> Path:
+    """The file of revocations in the directory of the file `authorized`."""
+    return authorized.with_name("revoked")
 
 
 class PeersFile:
     """Reads and changes the list; a missing file is an empty one. All methods block briefly and raise ConfigError."""
 
     def __init__(self, file: Path) -> None:
-        self._file = SharedFile(file, WHAT)
+        self._file = SharedFile(file, WHAT, MAX_LIST)
+        self._revoked = SharedFile(revoked_beside(file), WHAT_REVOKED, MAX_LIST)
 
     def read(self) -> tuple[Peer, ...]:
+        """The peers of the list; some may be revoked."""
         return parse_peers(self._file.read(), self._file.path)
 
+    def revoked(self) -> tuple[Peer, ...]:
+        """The peers that are not let in, each with its name at that time, the latest last."""
+        return parse_peers(self._revoked.read(), self._revoked.path)
+
     def add(self, peer_id: PeerId, name: str) -> Peer:
-        """Add a new peer under `name`, or under a free name like it. A listed peer stays as it is."""
+        """Add a peer under `name`, or under a free name like it, and forget that it was revoked. A listed peer keeps
+        its name."""
         check_name(name)
         with self._file.locked():
-            text = self._file.read()
-            peers = parse_peers(text, self._file.path)
-            for peer in peers:
-                if peer.peer_id == peer_id:
-                    return peer
-            new = Peer(peer_id, free_name(name, (peer.name for peer in peers)))
-            end = "\n" if text and not text.endswith("\n") else ""
-            self._file.replace(f"{text}{end}{peer_id} {new.name}\n")
+            peer = self._listed(peer_id, name)
+            text = self._revoked.read()
+            if any(peer.peer_id == peer_id for peer in parse_peers(text, self._revoked.path)):
+                self._revoked.replace(_without(peer_id, text))
+        return peer
+
+    def _listed(self, peer_id: PeerId, name: str) -> Peer:
+        text = self._file.read()
+        peers = parse_peers(text, self._file.path)
+        for peer in peers:
+            if peer.peer_id == peer_id:
+                return peer
+        new = Peer(peer_id, free_name(name, (peer.name for peer in peers)))
+        end = "\n" if text and not text.endswith("\n") else ""
+        self._file.replace(f"{text}{end}{peer_id} {new.name}\n")
         return new
 
     def rename(self, old: str, new: str) -> Peer:
@@ -118,12 +143,15 @@ class PeersFile:
         return Peer(peer.peer_id, new)
 
     def revoke(self, who: str) -> Peer:
-        """Remove the peer with that name or id from the list."""
+        """Remove the peer with that name or id from the list, and remember that it was revoked."""
         with self._file.locked():
             text = self._file.read()
             peer = find(parse_peers(text, self._file.path), who)
-            lines = text.splitlines(keepends=True)
-            self._file.replace("".join(line for line in lines if _id_of(line) != peer.peer_id))
+            # First what keeps the peer out: a crash in between lets nobody in.
+            others = [other for other in self.revoked() if other.peer_id != peer.peer_id]
+            latest = [*others, peer][-MAX_REVOKED:]
+            self._revoked.replace("".join(f"{peer_id} {name}".rstrip() + "\n" for peer_id, name in latest))
+            self._file.replace(_without(peer.peer_id, text))
         return peer
 
 
@@ -138,6 +166,10 @@ def find(peers: Iterable[Peer], who: str) -> Peer:
     if not found:
         raise ConfigError(f"no peer is called {one_line(who[:MAX_NAME])}; `cryprq-proxy peers` lists them")
     return next(iter(found.values()))
+
+
+def _without(peer_id: PeerId, text: str) -> str:
+    return "".join(line for line in text.splitlines(keepends=True) if _id_of(line) != peer_id)
 
 
 def _id_of(line: str) -> PeerId | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, NamedTuple
 
 import msgspec
 from msgspec import Struct
@@ -18,7 +18,7 @@ from ..errors import ConfigError
 from ..exit.egress_policy import EgressPolicy
 from ..exit.settings import ExitBounds
 from ..session.session import RESUME_SECONDS, SessionLimits
-from .authorized import read_peers
+from .authorized import PeersFile, read_peers
 from .both_roles import GIB, KIB, MIB, LinkLimits, RoleConfig, is_loopback
 from .decode import Text, build, count, decode_file, path, read_source, seconds, size, switch, with_flags
 from .secret_files import read_psk, read_token
@@ -30,6 +30,14 @@ _WEBSOCKET: Final = Text(parse_listen_or_off, 'a string like "127.0.0.1:8443", o
 _LISTEN: Final = Text(parse_host_port, 'a string like "0.0.0.0:4433", or a list of such', many=True)
 _PEERS: Final = Text(PeerId.parse, "a list of peer ids", many=True)
 _RULES: Final = Text(str, 'a list of strings like "10.0.0.0/8", "*.example.com" or ":25"', many=True)
+
+
+class ListedPeers(NamedTuple):
+    """The peers of an exit, each with its name in the file `authorized`, or ""."""
+
+    allowed: dict[PeerId, str]
+    revoked: dict[PeerId, str]
+    """They are listed, and not let in."""
 
 
 class EgressTable(Struct, frozen=True, kw_only=True):
@@ -110,14 +118,12 @@ class ExitConfig(RoleConfig, frozen=True, kw_only=True):
         """The token that Prometheus must send. Raises ConfigError if the file is unreadable or the token too short."""
         return None if self.metrics_token_file is None else read_token(self.metrics_token_file)
 
-    def authorized_peers(self) -> frozenset[PeerId]:
+    def peers(self) -> ListedPeers:
         """The peers of `allow` and of the file `authorized`, read now. Raises ConfigError."""
-        return frozenset(self.named_peers())
-
-    def named_peers(self) -> dict[PeerId, str]:
-        """The same, each with its name in that file, or "". Raises ConfigError."""
         listed = () if self.authorized is None else read_peers(self.authorized)
-        return dict.fromkeys(self.allow, "") | {peer.peer_id: peer.name for peer in listed}
+        names = dict.fromkeys(self.allow, "") | {peer.peer_id: peer.name for peer in listed}
+        revoked = () if self.authorized is None else PeersFile(self.authorized).revoked()
+        return ListedPeers(names, {peer: names.pop(peer) for peer, _ in revoked if peer in names})
 
     def session_limits(self) -> SessionLimits:
         return self.limits_of_session(self.limits, self.limits.streams_per_peer)

@@ -14,7 +14,7 @@ from .machine import bindable
 
 async def peers(context: Context) -> CheckVerdict:
     config = context.exit_config
-    listed = config.authorized_peers()
+    listed = config.peers().allowed
     if not listed:
         return fail("no client is on the list, so none is let in", "invite one: cryprq-proxy invite NAME")
     text = f"{counted(len(listed), 'client')} may come in"

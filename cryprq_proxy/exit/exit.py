@@ -91,10 +91,10 @@ class Exit:
         self.listener.start(features)
         return addresses
 
-    def authorize(self, peers: frozenset[PeerId]) -> None:
-        """Let in `peers` and no others; sessions of peers no longer listed end."""
+    def authorize(self, peers: frozenset[PeerId]) -> int:
+        """Let in `peers` and no others; sessions of peers no longer listed end. Returns how many have ended."""
         self._authorized = peers
-        self.sessions.end_unlisted(peers)
+        return self.sessions.end_unlisted(peers)
 
     async def stop(self, grace: float) -> None:
         """Let no peer in, refuse new streams, give the open ones `grace` seconds to end, then close all links."""

@@ -221,11 +221,12 @@ class Sessions:
         for old in detached[: max(0, len(detached) - self._settings.bounds.detached_sessions_per_peer)]:
             self.end(old, CloseReason.LIMIT)
 
-    def end_unlisted(self, peers: frozenset[PeerId]) -> None:
-        """End the sessions of all peers but these."""
-        for entry in self:
-            if entry.peer not in peers:
-                self.end(entry, CloseReason.NOT_AUTHORIZED)
+    def end_unlisted(self, peers: frozenset[PeerId]) -> int:
+        """End the sessions of all peers but these. Returns their number."""
+        unlisted = [entry for entry in self if entry.peer not in peers]
+        for entry in unlisted:
+            self.end(entry, CloseReason.NOT_AUTHORIZED)
+        return len(unlisted)
 
     def end_all(self) -> None:
         for entry in self:

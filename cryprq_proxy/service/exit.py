@@ -15,16 +15,18 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, suppress
 from ipaddress import ip_address
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
 from msgspec import structs
 
-from ..base.log import set_level
+from ..base.log import one_line, set_level
 from ..base.netlink_watch import Changes, NoChanges, pause
 from ..base.own_addresses import ADDRESS_GROUPS, own_addresses
 from ..base.tasks import spawn
 from ..base.text import counted
+from ..config.authorized import revoked_beside
 from ..config.exit import ExitConfig
 from ..config.keys import choose_provider, own_identity
 from ..crypto.identity import PeerId
@@ -53,6 +55,8 @@ OWN_ADDRESSES_SECONDS: Final = 60.0
 """How often the exit looks which addresses this machine has, if the kernel tells of no change."""
 MAX_PEERS_TOLD: Final = 1000
 """In the status."""
+MAX_PEERS_NAMED: Final = 5
+"""In one line of the log."""
 
 type LoadedExit = tuple[ExitConfig, dict[PeerId, str]]
 """What can be read again while the exit runs: the configuration, and the names of the peers."""
@@ -93,7 +97,7 @@ async def run_exit(
     OSError."""
     provider, watch = choose_provider(config.provider), watch or FileWatch()
     if authorized is not None:
-        watch.before_reading(authorized)
+        watch.before_reading(authorized, revoked_beside(authorized))
     settings, (_, names) = exit_settings(config), load(config, watch)
     identity, egress = own_identity(provider, config.identity), config.egress
     policy = EgressPolicy(egress.allow, egress.deny, egress.only, config.allow_private, own_addresses())
@@ -130,10 +134,21 @@ async def run_exit(
 
 
 def load(config: ExitConfig, watch: FileWatch) -> LoadedExit:
-    """With the peers of the file `authorized`, as it is now; `watch` looks at it from now on. Raises ConfigError."""
+    """With the peers of the file `authorized`, as it is now; `watch` looks at it from now on. Says which of the listed
+    peers are not let in. Raises ConfigError."""
     if config.authorized is not None:
-        watch.before_reading(config.authorized)
-    return config, config.named_peers()
+        watch.before_reading(config.authorized, revoked_beside(config.authorized))
+    allowed, revoked = config.peers()
+    if revoked:
+        named = [one_line(name) or str(peer) for peer, name in islice(revoked.items(), MAX_PEERS_NAMED)]
+        more = len(revoked) - len(named)
+        _log.warning(
+            "%s listed but revoked, and not let in: %s%s; to let one in again, run: cryprq-proxy peers add PEERID NAME",
+            "1 peer is" if len(revoked) == 1 else f"{len(revoked)} peers are",
+            ", ".join(named),
+            f" and {more} more" if more else "",
+        )
+    return config, allowed
 
 
 class RunningExit:
@@ -158,10 +173,20 @@ class RunningExit:
 
     async def apply(self, loaded: LoadedExit) -> str:
         """Put the list of peers and the log level in force."""
+        before = len(self._names)
         config, self._names = loaded
         set_level(config.log_level)
-        self._exit.authorize(frozenset(self._names))
-        return f"{counted(len(self._names), 'peer')} allowed" + needs_restart(self._config, config, _TAKEN)
+        ended = self._exit.authorize(frozenset(self._names))
+        if before and not self._names:
+            _log.warning(
+                "nobody is allowed any more: the list of peers, which had %d, is empty now, and %s ended",
+                before,
+                counted(ended, "session"),
+            )
+        said = f"{counted(len(self._names), 'peer')} allowed"
+        if ended:
+            said += f", {counted(ended, 'session')} of unlisted peers ended"
+        return said + needs_restart(self._config, config, _TAKEN)
 
     async def reload(self, _: str) -> dict[str, object]:
         """The command of the control socket."""
@@ -221,13 +246,17 @@ def peers_told(names: Mapping[PeerId, str], sessions: Iterable[str]) -> tuple[Pe
 
     A peer that has just used an invite has no name yet: names are read with the list.
     """
-    counts = Counter(sessions)
-    known = {str(peer): name for peer, name in names.items()}
-    peers = sorted(dict.fromkeys(counts) | known, key=lambda peer: -counts[peer])
-    return tuple(
-        PeerStatus(peer_id=peer, name=known.get(peer, ""), sessions=counts[peer])
-        for peer in peers[:MAX_PEERS_TOLD]
-    )
+    linked = Counter(sessions).most_common(MAX_PEERS_TOLD)
+    told = [
+        PeerStatus(peer_id=peer, name=names.get(PeerId.parse(peer), ""), sessions=sessions)
+        for peer, sessions in linked
+    ]
+    ids = {peer for peer, _ in linked}
+    # The list may be long: not more of it is looked at than is told.
+    for peer, name in islice(names.items(), MAX_PEERS_TOLD):
+        if len(told) < MAX_PEERS_TOLD and str(peer) not in ids:
+            told.append(PeerStatus(peer_id=str(peer), name=name))
+    return tuple(told)
 
 
 async def _follow_addresses(policy: EgressPolicy, network: PacketNetwork) -> None:

@@ -155,9 +155,8 @@ def test_a_link_stays_a_link(tmp_path: Path) -> None:
     assert (tmp_path / "link").is_symlink()
 
 
-def test_a_file_does_not_grow_without_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "MAX_FILE", 4)
-    shared = SharedFile(tmp_path / "list", "the list")
+def test_a_file_does_not_grow_without_bound(tmp_path: Path) -> None:
+    shared = SharedFile(tmp_path / "list", "the list", most=4)
     shared.replace("four")
     with pytest.raises(ConfigError, match="would become larger"):
         shared.replace("fours")

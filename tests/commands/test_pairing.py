@@ -157,6 +157,23 @@ def test_rename_and_revoke(files: Path, capsys: Capture) -> None:
     assert (files / "authorized").read_text() == f"{ALICE} desk\n"
 
 
+def test_a_revoked_peer_that_an_old_copy_lists_is_shown_as_such(files: Path, capsys: Capture) -> None:
+    old = (files / "authorized").read_text()
+    run(capsys, "peers", "revoke", "laptop")
+    (files / "authorized").write_text(old)
+    out, _ = run(capsys, "peers")
+    assert f"{ALICE}  revoked: not let in\n" in out
+    assert f"{BOB}\n" in out
+    told = json.loads(run(capsys, "peers", "--json")[0])
+    assert [peer["peer_id"] for peer in told["peers"]] == [str(BOB)]
+    assert told["revoked"] == [{"name": "laptop", "peer_id": str(ALICE)}]
+    assert run(capsys, "peers", "add", str(ALICE), "desk")[0] == f"{ALICE} is authorized, as laptop\n"
+    assert "revoked" not in run(capsys, "peers")[0]
+    run(capsys, "peers", "revoke", "laptop")
+    assert run(capsys, "peers", "add", str(ALICE), "desk")[0] == f"{ALICE} is authorized, as desk\n"
+    assert "a peer id has 52 characters" in run(capsys, "peers", "add", "x", "y", code=2)[1]
+
+
 def test_who_is_in_the_configuration_is_revoked_there(files: Path, capsys: Capture) -> None:
     (files / "exit.toml").write_text(f'allow = ["{ALICE}"]\n')
     assert "in `allow`" in run(capsys, "peers", "revoke", str(ALICE), code=2)[1]

@@ -14,7 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cryprq_proxy.base import files as shared_file
-from cryprq_proxy.base.paths import MAX_FILE
+from cryprq_proxy.base.files import SharedFile
+from cryprq_proxy.base.paths import MAX_FILE, MAX_LIST
+from cryprq_proxy.config import authorized
 from cryprq_proxy.config.authorized import (
     MAX_NAME,
     Peer,
@@ -24,6 +26,7 @@ from cryprq_proxy.config.authorized import (
     free_name,
     parse_peers,
     read_peers,
+    revoked_beside,
 )
 from cryprq_proxy.crypto.identity import PeerId
 from cryprq_proxy.errors import ConfigError
@@ -103,9 +106,46 @@ def test_revoking(file: Path) -> None:
     )
     PeersFile(file).revoke(str(BOB).upper())
     assert [peer.peer_id for peer in PeersFile(file).read()] == [CAROL]
+    assert PeersFile(file).revoked() == (Peer(ALICE, "laptop"), Peer(BOB, ""))
+    assert revoked_beside(file).read_text() == f"{ALICE} laptop\n{BOB}\n"
     for gone in ("laptop", str(BOB), ""):
         with pytest.raises(ConfigError, match="no peer is called"):
             PeersFile(file).revoke(gone)
+
+
+def test_adding_again_ends_a_revocation(file: Path) -> None:
+    old = file.read_text()
+    PeersFile(file).revoke(str(BOB))
+    PeersFile(file).revoke("laptop")
+    file.write_text(old)  # an editor saves what it had
+    PeersFile(file).revoke("laptop")
+    assert [peer.peer_id for peer in PeersFile(file).revoked()] == [BOB, ALICE]
+    assert PeersFile(file).add(ALICE, "desk") == Peer(ALICE, "desk")
+    assert PeersFile(file).add(BOB, "other") == Peer(BOB, "")
+    assert PeersFile(file).revoked() == ()
+
+
+def test_a_crash_while_revoking_lets_nobody_in(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Crash(Exception):
+        pass
+
+    def crash(shared: SharedFile, text: str) -> None:
+        if shared.path == file:
+            raise Crash
+        replace(shared, text)
+
+    replace = SharedFile.replace
+    monkeypatch.setattr(SharedFile, "replace", crash)
+    with pytest.raises(Crash):
+        PeersFile(file).revoke("laptop")
+    assert [peer.peer_id for peer in PeersFile(file).revoked()] == [ALICE]
+
+
+def test_revocations_are_bounded_and_the_latest_stay(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(authorized, "MAX_REVOKED", 2)
+    for who in (ALICE, BOB, CAROL):
+        PeersFile(file).revoke(str(who))
+    assert [peer.peer_id for peer in PeersFile(file).revoked()] == [BOB, CAROL]
 
 
 def test_two_of_one_name_are_told_apart_by_their_ids(file: Path) -> None:
@@ -154,10 +194,24 @@ def test_root_leaves_the_list_to_its_owner(file: Path) -> None:
 
 
 def test_a_full_list(file: Path) -> None:
-    file.write_text("#" * (MAX_FILE - 10))
-    with pytest.raises(ConfigError, match="larger than 1 MiB"):
+    text = "#" * (MAX_LIST - 10)
+    file.write_text(text)
+    with pytest.raises(ConfigError, match="larger than 16 MiB"):
         PeersFile(file).add(ALICE, "a")
-    assert file.stat().st_size == MAX_FILE - 10
+    assert file.stat().st_size == MAX_LIST - 10
+    file.write_text(f"{text}{text}")
+    with pytest.raises(ConfigError, match="larger than 16 MiB"):
+        read_peers(file)
+
+
+def test_thirty_thousand_peers(file: Path) -> None:
+    text = "".join(f"{PeerId(number.to_bytes(32))} peer {number}\n" for number in range(30_000))
+    file.write_text(text)
+    assert file.stat().st_size > MAX_FILE
+    assert len(read_peers(file)) == 30_000
+    assert PeersFile(file).add(ALICE, "peer 7").name == "peer 7-2"
+    assert PeersFile(file).revoke("peer 29999").peer_id == PeerId((29_999).to_bytes(32))
+    assert len(PeersFile(file).read()) == 30_000
 
 
 def test_what_a_killed_writer_left_is_in_nobodys_way(file: Path) -> None:

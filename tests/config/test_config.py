@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cryprq_proxy.address import Destination
-from cryprq_proxy.base.paths import config_dir, control_sockets, default_control_socket
+from cryprq_proxy.base.paths import MAX_LIST, config_dir, control_sockets, default_control_socket
 from cryprq_proxy.carriers.dial.endpoint import Endpoint
 from cryprq_proxy.carriers.dial.upstream import UpstreamProxy
 from cryprq_proxy.config.authorized import read_peers
@@ -64,7 +64,7 @@ def test_a_client_needs_a_peer_and_nothing_else() -> None:
 def test_an_exit_needs_nothing() -> None:
     read = exit_peer()
     assert read.listen == (Destination("0.0.0.0", 4433),)
-    assert read.authorized_peers() == frozenset()
+    assert read.peers() == ({}, {})
 
 
 def test_both_sides_take_the_defaults_of_the_session() -> None:
@@ -130,7 +130,7 @@ def test_all_lists_of_an_exit() -> None:
         """
     )
     assert read.listen == (Destination("192.0.2.1", 443), Destination("2001:db8::1", 443))
-    assert read.authorized_peers() == {PeerId(bytes(32)), PeerId(bytes(range(32)))}
+    assert read.peers().allowed.keys() == {PeerId(bytes(32)), PeerId(bytes(range(32)))}
     assert read.allow_private
     assert read.egress.deny == (":25", "*.example.com")
     assert read.limits.detached_sessions_per_peer == 0
@@ -161,7 +161,7 @@ def test_flags_override_the_file() -> None:
 def test_flags_that_were_not_given_change_nothing() -> None:
     text = f'allow = ["{ID}"]\nallow_private = true'
     assert exit_peer(text, {"allow": (), "allow_private": None}) == exit_peer(text)
-    assert exit_peer(text, {"allow": (OTHER_ID,)}).authorized_peers() == {PeerId(bytes(range(32)))}
+    assert exit_peer(text, {"allow": (OTHER_ID,)}).peers().allowed.keys() == {PeerId(bytes(range(32)))}
 
 
 def test_a_user_on_the_command_line_replaces_the_file_of_the_configuration() -> None:
@@ -388,7 +388,7 @@ def test_psk_file(tmp_path: Path) -> None:
 def test_odd_files_are_one_sentence(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo", 0o600)
     (tmp_path / "binary").write_bytes(b"\xff\xfe")
-    (tmp_path / "huge").write_bytes(b"#" * ((1 << 20) + 1))
+    (tmp_path / "huge").write_bytes(b"#" * (MAX_LIST + 1))
     for name in ("fifo", "binary", "huge", ".", "missing", "nul\0"):
         with pytest.raises(ConfigError):
             load_client(tmp_path / name)
@@ -404,17 +404,30 @@ def test_authorized_peers_come_from_both_and_are_read_anew(tmp_path: Path) -> No
     listed.write_text(f"# friends\n\n{OTHER_ID} laptop of Alice\n  {OTHER_ID}#again\n")
     (tmp_path / "exit.toml").write_text(f'allow = ["{ID}"]')
     read = load_exit(tmp_path / "exit.toml")
-    assert read.authorized_peers() == {PeerId(bytes(32)), PeerId(bytes(range(32)))}
+    assert read.peers().allowed.keys() == {PeerId(bytes(32)), PeerId(bytes(range(32)))}
     listed.write_text("")
-    assert read.authorized_peers() == {PeerId(bytes(32))}
+    assert read.peers().allowed.keys() == {PeerId(bytes(32))}
     listed.write_text(f"{ID}\nnobody\n")
     with pytest.raises(ConfigError, match="authorized: line 2: a peer id has 52 characters"):
-        read.authorized_peers()
+        read.peers()
+
+
+def test_a_revoked_peer_is_out_whatever_names_it(tmp_path: Path) -> None:
+    (tmp_path / "authorized").write_text(f"{OTHER_ID} laptop\n")
+    (tmp_path / "exit.toml").write_text(f'allow = ["{ID}"]')
+    read = load_exit(tmp_path / "exit.toml")
+    (tmp_path / "revoked").write_text(f"{OTHER_ID} old name\n{OTHER_ID}\n")
+    assert read.peers() == ({PeerId(bytes(32)): ""}, {PeerId(bytes(range(32))): "laptop"})
+    (tmp_path / "revoked").write_text(f"{ID}\n")
+    assert read.peers() == ({PeerId(bytes(range(32))): "laptop"}, {PeerId(bytes(32)): ""})
+    (tmp_path / "revoked").write_text("nonsense\n")
+    with pytest.raises(ConfigError, match="revoked: line 1: a peer id has 52 characters"):
+        read.peers()
 
 
 def test_a_named_list_must_exist(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"the list of authorized peers .* does not exist"):
-        load_exit(None, {"authorized": str(tmp_path / "gone")}).authorized_peers()
+        load_exit(None, {"authorized": str(tmp_path / "gone")}).peers()
 
 
 def test_a_named_configuration_must_exist(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import os
 import socket
 from collections.abc import AsyncIterator
@@ -21,6 +22,7 @@ from cryprq_proxy.base.tasks import spawn
 from cryprq_proxy.cli import cli
 from cryprq_proxy.commands import run
 from cryprq_proxy.config import exit as config_exit
+from cryprq_proxy.config.authorized import PeersFile
 from cryprq_proxy.config.exit import ExitConfig, load_exit
 from cryprq_proxy.crypto.identity import PeerId
 from cryprq_proxy.errors import ConfigError, CryprqError
@@ -31,7 +33,7 @@ from cryprq_proxy.process.control import ControlServer
 from cryprq_proxy.process.file_watch import FileWatch
 from cryprq_proxy.service import exit as exit_module
 from cryprq_proxy.service.client import run_client
-from cryprq_proxy.service.exit import no_network, peers_told, run_exit
+from cryprq_proxy.service.exit import MAX_PEERS_NAMED, MAX_PEERS_TOLD, no_network, peers_told, run_exit
 from cryprq_proxy.status import ClientStatus, ExitStatus, PeerStatus
 from cryprq_proxy.web import server as web_server
 from tests.support.roles import Role, RoleFiles, RunningRole, running
@@ -309,6 +311,51 @@ async def test_the_command_marks_its_files_before_it_reads_them(
     watching = spawn(started[0].run(tell), "watch")
     await told.wait()
     watching.cancel()
+
+
+async def test_an_emptied_list_is_warned_about(files: RoleFiles, caplog: pytest.LogCaptureFixture) -> None:
+    async with running(role(files)), linked(files, caplog):
+        files.authorize()
+        assert await files.command("exit", "reload") == {
+            "reloaded": "0 peers allowed, 1 session of unlisted peers ended"
+        }
+        assert ("cryprq_proxy.service.exit", logging.WARNING) in [entry[:2] for entry in caplog.record_tuples]
+        assert "the list of peers, which had 1, is empty now, and 1 session ended" in caplog.text
+        caplog.clear()
+        await files.command("exit", "reload")
+        assert "empty now" not in caplog.text
+
+
+async def test_an_old_copy_of_the_list_brings_no_revoked_peer_back(
+    files: RoleFiles, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(file_watch, "LOOK_SECONDS", 0.01)
+    peers = PeersFile(files.authorized)
+    others = [PeerId(bytes([number]) * 32) for number in range(MAX_PEERS_NAMED)]
+    files.authorize(f"{files.client_id} laptop", *map(str, others))
+    old = files.authorized.read_text()
+    async with running(role(files)):
+        peers.revoke("laptop")
+        await until(lambda: "reloaded: 5 peers allowed" in caplog.text)
+        files.authorized.write_text(old)
+        await until(lambda: "1 peer is listed but revoked, and not let in: laptop;" in caplog.text)
+        await until(lambda: caplog.text.count("reloaded: 5 peers allowed") == 2)
+        # Only the file of revocations changes.
+        peers.add(files.client_id, "any")
+        await until(lambda: "reloaded: 6 peers allowed" in caplog.text)
+        for peer in (files.client_id, *others):
+            peers.revoke(str(peer))
+        files.authorized.write_text(old)
+        await until(lambda: "6 peers are listed but revoked, and not let in: " in caplog.text)
+        assert " and 1 more; to let one in again, run: cryprq-proxy peers add PEERID NAME" in caplog.text
+
+
+async def test_twenty_thousand_peers_are_let_in(files: RoleFiles) -> None:
+    many = [f"{PeerId(number.to_bytes(32))} peer {number}" for number in range(20_000)]
+    files.authorize(*many, f"{files.client_id} laptop")
+    async with running(role(files)):
+        status = await told(files)
+        assert (status.authorized, len(status.peers)) == (20_001, MAX_PEERS_TOLD)
 
 
 def test_peers_with_most_sessions_come_first() -> None:
