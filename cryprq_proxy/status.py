@@ -377,11 +377,13 @@ class ClientStatus(RoleStatus, kw_only=True, frozen=True, tag="client"):
 
 
 class ExitStatus(RoleStatus, kw_only=True, frozen=True, tag="exit"):
-    """Numbers: `authorized` of peers, `targets` of connections, `handshakes` of those in progress. `peers` has at most
-    1000 entries, those with most sessions first."""
+    """Numbers: `authorized` of peers, `targets` of connections, `strangers` of connections without a valid first
+    flight, `handshakes` of those from there to the verdict. `peers` has at most 1000 entries, those with most sessions
+    first."""
 
     authorized: int = 0
     targets: int = 0
+    strangers: int = 0
     handshakes: int = 0
     streams_total: int = 0
     streams_refused: Counts = {}

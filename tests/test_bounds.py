@@ -9,16 +9,37 @@ import pytest
 from tests.support.pages import ROOT, THREATS, table
 
 REACHED = {
+    "connections without a valid first flight; of them in TLS or HTTP": [
+        "exit/test_lobby.py::test_the_room_never_holds_more_than_its_capacity",
+        "exit/test_listener.py::test_no_more_strangers_than_the_room_has_places",
+        "exit/test_listener.py::test_strangers_take_half_of_the_descriptors_at_most",
+        "carriers/test_websocket.py::test_no_more_upgrades_at_once_than_there_is_room_for",
+    ],
+    "first flights that wait for their turn": [
+        "exit/test_listener.py::test_the_slow_steps_have_a_bounded_queue"
+    ],
     "handshakes at once": ["exit/test_listener.py::test_no_more_handshakes_at_once_than_configured"],
     "handshakes per IPv4 address or IPv6 /64": [
         "exit/test_listener.py::test_no_more_handshakes_a_minute_from_one_prefix_than_configured"
     ],
-    "time for a whole handshake": ["exit/test_listener.py::test_a_slow_handshake_is_ended"],
-    "steps with signatures or slow key exchange, waiting or running": [
+    "handshakes of a listed peer that are not counted for its address": [
+        "exit/test_listener.py::test_a_peer_gets_back_no_more_than_its_own_tokens"
+    ],
+    "time for the first flight; waiting for a turn; for the rest of a handshake": [
+        "exit/test_listener.py::test_a_stranger_that_says_nothing_is_cut",
+        "exit/test_listener.py::test_who_waits_for_the_thread_has_a_deadline",
+        "exit/test_listener.py::test_a_slow_third_flight_ends_the_handshake",
+        "carriers/test_websocket.py::test_who_says_nothing_is_cut",
+    ],
+    "steps with signatures or slow key exchange that wait or run, beyond which no handshake begins": [
         "exit/test_listener.py::test_the_slow_steps_have_a_bounded_queue"
     ],
+    "connections read from in one turn of the loop; dismissed": [
+        "exit/test_first_flight.py::test_a_bounded_number_is_read_from_in_one_turn",
+        "exit/test_listener.py::test_a_bounded_number_is_dismissed_in_one_turn",
+    ],
     "bytes before the verdict": ["exit/test_listener.py::test_a_flight_of_impossible_length_is_not_read"],
-    "remembered prefixes, remembered first flights": [
+    "remembered prefixes, peers, first flights": [
         "exit/test_limits.py::test_the_prefix_not_heard_of_for_longest_is_forgotten",
         "exit/test_limits.py::test_a_full_memory_forgets_its_oldest",
     ],

@@ -25,6 +25,10 @@ class Pipe(Protocol):
         """The other side's address, for the datagram lane: the client sends UDP to the same host and port. None
         where a reverse proxy may stand between."""
 
+    @property
+    def ended(self) -> bool:
+        """Whether the other side is known to have gone, while nothing is being read."""
+
     async def read_exactly(self, size: int) -> bytes:
         """Read exactly `size` bytes. Raises CarrierError if the connection ends or breaks before."""
 
@@ -52,6 +56,15 @@ class TcpPipe:
         except OSError:  # the connection is gone already
             return None
         return address
+
+    @property
+    def ended(self) -> bool:
+        try:
+            return not self._sock.recv(1, socket.MSG_PEEK)
+        except (BlockingIOError, InterruptedError):
+            return False
+        except OSError:
+            return True
 
     async def read_exactly(self, size: int) -> bytes:
         parts = bytearray()

@@ -106,6 +106,10 @@ class WebSocketPipe:
         watched.emptied = self._emptied.set
         report_all(transport)
 
+    @property
+    def ended(self) -> bool:
+        return self.transport.is_closing()
+
     async def read_exactly(self, size: int) -> bytes:
         while len(self.rest) < size:
             self.rest += await self.receive()

@@ -12,7 +12,8 @@ from collections.abc import Callable
 from typing import Final
 
 BACKOFF_FIRST: Final = 0.25
-BACKOFF_LAST: Final = 15.0
+BACKOFF_LAST: Final = 5.0
+"""An attempt costs the exit 2 ms, and a client should be back soon after an exit that was away for long."""
 JITTER: Final = 0.2
 """Clients that lost their exit at the same moment do not come back at the same moment."""
 STABLE_SECONDS: Final = 1.0

@@ -59,7 +59,7 @@ class ExitLimitsTable(LinkLimits, frozen=True, kw_only=True):
 
     streams_per_peer: Annotated[int, count(1, 1_000_000)] = 16_384
     opens_per_second: Annotated[int, count(1, 1_000_000)] = 10_000
-    handshakes_in_flight: Annotated[int, count(1, 65_536)] = 64
+    handshakes_in_flight: Annotated[int, count(1, 65_536)] = 1024
     handshakes_per_minute: Annotated[int, count(1, 1_000_000)] = 60
     sessions_per_peer: Annotated[int, count(1, 65_536)] = 8
     detached_sessions_per_peer: Annotated[int, count(0, 65_536)] = 2

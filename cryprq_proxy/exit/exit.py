@@ -31,8 +31,9 @@ from ..session.sendlog import SlotPool
 from ..session.status import by_name
 from ..status import ExitStatus
 from .egress_policy import EgressPolicy
+from .handshake_thread import HandshakeThread
 from .limits import TokenBucket
-from .listener import ExitListener, HandshakeThread
+from .listener import ExitListener
 from .providers import NO_INVITES, NO_PACKETS, Invites, PacketNetwork
 from .sessions import PeerSession, Sessions
 from .settings import ExitSettings
@@ -113,9 +114,9 @@ class Exit:
 
     # --- the verdict -----------------------------------------------------------------------------------------------
 
-    async def _admit(self, pipe: Pipe, host: str, handshake: ExitHandshake) -> None:
-        """The verdict on a peer that has proved who it is. Raises CarrierError if the connection breaks, PeerError if
-        the peer claims frames that were never sent."""
+    async def _admit(self, pipe: Pipe, host: str, handshake: ExitHandshake) -> bool:
+        """The verdict on a peer that has proved who it is. Returns whether it is on the list. Raises CarrierError if
+        the connection breaks, PeerError if the peer claims frames that were never sent."""
         established, request, secret = handshake.result, handshake.resume, handshake.invite
         peer = established.peer
         if secret is not None and peer not in self._authorized and not self._stopping:
@@ -129,7 +130,7 @@ class Exit:
             self._log_refusal(peer, host, refusal, invited=secret is not None)
             await pipe.write(sealer.seal(wire.encode_close(refusal)))
             pipe.close()
-            return
+            return refusal is not CloseReason.NOT_AUTHORIZED
         if named is not None and request is not None and _may_resume(named, peer, request, handshake):
             entry, received, resumed = named, request.rx, True
             verdict = _resume(named, request, handshake)
@@ -141,11 +142,12 @@ class Exit:
         await pipe.write(sealer.seal(verdict))
         if entry.session.closed is not None or entry.attempt != attempt:
             pipe.close()  # ended, or overtaken by a later attempt, while the verdict was written
-            return
+            return True
         self._attach(pipe, entry, established, sealer, received)
         _log.info(
             "link %s: %s from %s, %s", "resumed" if resumed else "up", peer, host, established.cipher.name
         )
+        return True
 
     def _attach(
         self, pipe: Pipe, entry: PeerSession, established: Established, sealer: RecordSealer, received: int
@@ -205,7 +207,8 @@ class Exit:
             provider=self._provider.name,
             authorized=len(self._authorized),
             targets=len(self._targets.relays),
-            handshakes=self.listener.in_flight,
+            strangers=self.listener.strangers,
+            handshakes=self.listener.handshakes,
             bytes=totals.bytes(*sessions),
             rotations=totals.rotations(*sessions),
             streams_total=self.sessions.streams_total,

@@ -1,17 +1,16 @@
-"""Limits on what strangers can use: token buckets per address prefix, and a memory of first flights.
+"""Limits on what strangers can use: token buckets per prefix or peer, and a memory of first flights.
 
 Memory is bounded and each call takes constant time. There is no clock: `now` is a parameter, in seconds, and never
 goes backwards. A full table forgets its oldest entry. So a flood from more prefixes than fit always gets new, full
-buckets; the bound on handshakes in flight stops it.
+buckets; the turns of the queue (fair_queue.py) still hold.
 """
 
 from __future__ import annotations
 
-import socket
 from collections import OrderedDict
 from typing import Final
 
-MAX_PREFIXES: Final = 65_536
+MAX_KEYS: Final = 65_536
 
 REPLAY_SECONDS: Final = 600.0
 MAX_FLIGHTS: Final = 65_536
@@ -30,60 +29,61 @@ class TokenBucket:
 
     def allow(self, now: float, amount: float = 1.0) -> bool:
         """Take `amount` tokens if that many are there; a refused call takes none."""
-        if now > self._then:
-            self._tokens = min(self._burst, self._tokens + (now - self._then) * self._rate)
-            self._then = now
-        if self._tokens < amount:
+        if not self.would_allow(now, amount):
             return False
         self._tokens -= amount
         return True
 
+    def would_allow(self, now: float, amount: float = 1.0) -> bool:
+        """Whether `amount` tokens are there; takes none."""
+        if now > self._then:
+            self._tokens = min(self._burst, self._tokens + (now - self._then) * self._rate)
+            self._then = now
+        return self._tokens >= amount
 
-class PrefixLimiter:
-    """A token bucket for each /32 of IPv4 and each /64 of IPv6: the smallest prefix of one customer.
+    def give_back(self) -> None:
+        """Return one token; the bucket is never more than full."""
+        self._tokens = min(self._burst, self._tokens + 1.0)
 
-    Above `max_prefixes` the least recently used one is forgotten. Takes about 250 bytes per prefix.
+
+class TokenBuckets:
+    """A token bucket for each key: a prefix, or a peer.
+
+    Above `max_keys` the least recently used one is forgotten. Takes about 250 bytes per key.
     """
 
-    __slots__ = ("_buckets", "_burst", "_max_prefixes", "_rate")
+    __slots__ = ("_buckets", "_burst", "_max_keys", "_rate")
 
-    def __init__(self, rate: float, burst: float, max_prefixes: int = MAX_PREFIXES) -> None:
+    def __init__(self, rate: float, burst: float, max_keys: int = MAX_KEYS) -> None:
         self._rate = rate
         self._burst = burst
-        self._max_prefixes = max_prefixes
+        self._max_keys = max_keys
         self._buckets: OrderedDict[bytes, TokenBucket] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._buckets)
 
-    def allow(self, ip: str, now: float) -> bool:
-        """Whether the prefix of `ip` (as `getpeername` gives it) has a token left. Takes it."""
-        prefix = prefix_of(ip)
-        bucket = self._buckets.get(prefix)
+    def allow(self, key: bytes, now: float) -> bool:
+        """Take a token of `key`, if one is left."""
+        bucket = self._buckets.get(key)
         if bucket is None:
-            bucket = self._buckets[prefix] = TokenBucket(self._rate, self._burst, now)
-            if len(self._buckets) > self._max_prefixes:
+            bucket = self._buckets[key] = TokenBucket(self._rate, self._burst, now)
+            if len(self._buckets) > self._max_keys:
                 self._buckets.popitem(last=False)
         else:
-            self._buckets.move_to_end(prefix)
+            self._buckets.move_to_end(key)
         return bucket.allow(now)
 
+    def would_allow(self, key: bytes, now: float) -> bool:
+        """Whether `key` has a token left; takes and remembers nothing."""
+        bucket = self._buckets.get(key)
+        return bucket is None or bucket.would_allow(now)
 
-def prefix_of(ip: str) -> bytes:
-    """The four bytes of an IPv4 address (also if v4-mapped), or the first eight of an IPv6 address.
-
-    Text that is no address gives the empty prefix.
-    """
-    try:
-        if ":" not in ip:
-            return socket.inet_pton(socket.AF_INET, ip)
-        address = socket.inet_pton(socket.AF_INET6, ip.partition("%")[0])
-    except (OSError, ValueError):
-        return b""
-    return address[12:] if address.startswith(_V4_MAPPED) else address[:8]
-
-
-_V4_MAPPED: Final = bytes(10) + b"\xff\xff"
+    def give_back(self, key: bytes) -> None:
+        """Return a token that was taken."""
+        bucket = self._buckets.get(key)
+        if bucket is not None:
+            bucket.give_back()
 
 
 class ReplayMemory:

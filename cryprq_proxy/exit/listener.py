@@ -1,7 +1,6 @@
-"""Strangers at the exit: accepting connections, bounding them, and the handshake up to the peer's proof of identity.
+"""Strangers at the exit: accepting connections, and reading the first flight of each.
 
-    accept -> bounds (in flight, per prefix) -> first flight opens? -> not replayed? -> second flight -> third flight
-           -> `admit` (exit.py)
+    accept -> bounds -> [TLS, HTTP, upgrade] -> first flight opens? -> not replayed? -> the handshake (reception.py)
 
 Strangers cost little and learn nothing: every step is bounded in number and time, and a connection that fails is closed
 without a byte.
@@ -12,10 +11,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import random
+import resource
 import socket
 from collections import Counter
-from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -24,14 +23,18 @@ from ..base.accept_loop import Acceptor
 from ..base.clock import clock
 from ..base.sockets import prepare
 from ..base.tasks import spawn
-from ..carriers.admission import HANDSHAKE_TIMEOUT, frame_flight, read_flight
+from ..carriers.admission import read_flight
 from ..carriers.pipe import Pipe, TcpPipe
-from ..crypto.handshake import FIRST_SIZE, THIRD_SIZE, ExitHandshake
+from ..crypto.handshake import FIRST_SIZE, ExitHandshake
 from ..crypto.identity import Identity
 from ..crypto.payloads import Feature
 from ..crypto.primitives import Provider
-from ..errors import ConfigError, HandshakeError, PeerError
-from .limits import PrefixLimiter, ReplayMemory
+from ..errors import ConfigError, HandshakeError, PeerError, reason_of
+from .first_flight import FirstFlight, SilentSockets, read_pieces
+from .handshake_thread import HandshakeThread
+from .limits import ReplayMemory
+from .prefixes import prefixes_of
+from .reception import Admit, Reception, RoomSizes, Visitor
 from .settings import ExitSettings
 
 if TYPE_CHECKING:
@@ -39,33 +42,11 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-BACKLOG: Final = 256
-SIGNATURES_WAITING: Final = 8
-"""Handshakes that may be at the slow steps at once; more are closed."""
+BACKLOG: Final = 4096
+"""Connections that wait to be accepted; the kernel has a bound of its own (net.core.somaxconn)."""
 
-type Admit = Callable[[Pipe, str, ExitHandshake], Awaitable[None]]
-"""Judges a peer that proved its identity; the text is its IP address. Raises PeerError."""
-
-
-class HandshakeThread:
-    """One thread for the slow computations, with a bound on those that wait for it."""
-
-    def __init__(self) -> None:
-        self.executor = ThreadPoolExecutor(1, "handshake")
-        self._waiting = 0
-
-    async def run[*Args, T](self, step: Callable[[*Args], T], *args: *Args) -> T:
-        """The result of `step(*args)`. Raises what it raises, and HandshakeError when too many wait."""
-        if self._waiting >= SIGNATURES_WAITING:
-            raise HandshakeError("too many handshakes at once")
-        self._waiting += 1
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self.executor, step, *args)
-        finally:
-            self._waiting -= 1
-
-    def close(self) -> None:
-        self.executor.shutdown(wait=False, cancel_futures=True)
+_MANY: Final = 1 << 20
+"""Descriptors, where there is no limit."""
 
 
 class ExitListener:
@@ -82,24 +63,31 @@ class ExitListener:
         self._identity = identity
         self._settings = settings
         self._provider = provider
-        self._thread = thread
-        self._admit = admit
         self._features = Feature(0)
         self._loop = asyncio.get_running_loop()
         self._acceptors: list[Acceptor] = []
         self._entrance: WebEntrance | None = None
         """What accepts WebSocket connections."""
-        self._handshakes: set[asyncio.Task[None]] = set()
-        per_minute = settings.bounds.handshakes_per_minute
-        self._per_prefix = PrefixLimiter(rate=per_minute / 60, burst=per_minute)
+        bounds = settings.bounds
+        sizes = RoomSizes.of(_descriptors(), bounds.handshakes_in_flight)
+        self.reception = Reception(thread, sizes, bounds.handshakes_per_minute, admit, random.Random())
+        self._silent = SilentSockets(self._loop)
         self._flights = ReplayMemory()
-        self.failed: Counter[str] = Counter()
-        """Connections that ended before their peer proved who it is, by cause."""
 
     @property
-    def in_flight(self) -> int:
-        """Connections between their acceptance and the verdict."""
-        return len(self._handshakes)
+    def strangers(self) -> int:
+        """Connections that have not shown a valid first flight."""
+        return len(self.reception.strangers) + len(self.reception.upgrading)
+
+    @property
+    def handshakes(self) -> int:
+        """Connections between a valid first flight and the verdict."""
+        return len(self.reception.waiting) + len(self.reception.answered)
+
+    @property
+    def failed(self) -> Counter[str]:
+        """Connections that ended before their peer proved who it is, by cause."""
+        return self.reception.failed
 
     def bind(self) -> list[Destination]:
         """Take the addresses, and return them as bound, that for WebSocket last. Raises OSError, and ConfigError for a
@@ -110,7 +98,7 @@ class ExitListener:
             if websocket is not None:
                 from .websocket_listener import WebEntrance  # aiohttp takes a third of a second to load
 
-                self._entrance = WebEntrance(websocket, self.welcome, self._allow)
+                self._entrance = WebEntrance(websocket, self.welcome, self._refuses)
                 addresses.append(self._listen(websocket.listen, self._entrance))
         except (OSError, ConfigError):
             self.stop_accepting()
@@ -135,61 +123,111 @@ class ExitListener:
         for acceptor in self._acceptors:
             acceptor.close()
         self._acceptors.clear()
-        for task in self._handshakes:
-            task.cancel()
+        self.reception.close()
 
     async def close(self) -> None:
-        """Cut what is left of the HTTP connections."""
+        """End the handshakes that have begun meanwhile, and cut what is left of the HTTP connections."""
+        self.reception.close()
+        self._silent.close()
         if self._entrance is not None:
             await self._entrance.close()
 
     def accepted(self, entrance: WebEntrance | None, sock: socket.socket, host: str) -> None:
-        free = len(self._handshakes) < self._settings.bounds.handshakes_in_flight
-        # A client behind a reverse proxy is counted later, once the proxy has named its address.
+        """A connection has come in; `host` is the address of its other end."""
+        # A client behind a reverse proxy counts once the proxy has named its address.
         behind = entrance is not None and entrance.is_proxy(host)
-        if not free or not (behind or self._allow(host)):
+        if not behind and self._refuses(host):
             self.failed["too_many"] += 1
             sock.close()
             return
-        prepare(sock, host)
-        work = self.welcome(TcpPipe(sock), host) if entrance is None else entrance.visit(sock, host)
-        task = spawn(work, "handshake")
-        self._handshakes.add(task)
-        task.add_done_callback(self._handshakes.discard)
-
-    def _allow(self, host: str) -> bool:
-        """Whether one more handshake may come from `host`."""
-        return self._per_prefix.allow(host, clock())
-
-    async def welcome(self, pipe: Pipe, host: str) -> None:
-        """One connection, from its first byte to its carrier or its end."""
+        sock.setblocking(False)
+        visitor = Visitor(host, () if behind else prefixes_of(host), partial(self._cut, sock))
+        ready = partial(self._read_first, visitor, sock, FirstFlight())
+        if entrance is not None:
+            ready = partial(self._upgrade, visitor, sock, entrance)
         try:
-            async with asyncio.timeout(HANDSHAKE_TIMEOUT):
-                await self._admit(pipe, host, await self._identify(pipe))
-        except TimeoutError:
-            _log.debug("a handshake from %s was not finished in time", host)
-            self.failed["too_slow"] += 1
-            pipe.close()
-        except PeerError as error:
-            _log.debug("a handshake from %s failed: %s", host, error)
-            self.failed["no_handshake"] += 1
-            pipe.close()
-        except BaseException:
-            pipe.close()
-            raise
+            self._silent.watch(sock, ready)
+        except OSError as error:
+            _log.debug("a connection from %s cannot be watched: %s", host, reason_of(error))
+            sock.close()
+            return
+        self.reception.arrive(visitor, self.reception.strangers)
 
-    async def _identify(self, pipe: Pipe) -> ExitHandshake:
-        """The three flights; afterwards the handshake has its result. Raises HandshakeError and CarrierError."""
-        settings = self._settings
-        handshake = ExitHandshake(self._identity, self._provider, psk=settings.psk, features=self._features)
-        first = await read_flight(pipe, FIRST_SIZE)
-        if self._provider.fast:
-            handshake.read_first(first)
-        else:
-            await self._thread.run(handshake.read_first, first)
+    def _refuses(self, host: str) -> bool:
+        """Whether no more handshakes may come from `host` for now."""
+        return self.reception.refuses(prefixes_of(host))
+
+    def _cut(self, sock: socket.socket) -> None:
+        self._silent.forget(sock)
+        sock.close()
+
+    def _read_first(self, visitor: Visitor, sock: socket.socket, first: FirstFlight) -> None:
+        """A stranger on TCP has something to read, or has ended."""
+        error = read_pieces(sock, first)
+        if error is None and first.missing:
+            return
+        try:
+            if error is not None:
+                raise error
+            handshake = self._open(first.flight)
+        except PeerError as failure:
+            self.reception.lost(visitor, str(failure))
+            return
+        self._silent.forget(sock)
+        self.reception.opened(visitor, TcpPipe(prepare(sock, visitor.host)), handshake)
+
+    def _open(self, first: bytes) -> ExitHandshake:
+        """The handshake that begins with this flight. Raises HandshakeError. Takes a tenth of a millisecond, or less
+        where the client does not know this exit's id."""
+        psk, features = self._settings.psk, self._features
+        handshake = ExitHandshake(self._identity, self._provider, psk=psk, features=features)
+        handshake.read_first(first)
         if self._flights.seen(hashlib.sha256(first).digest(), clock()):
             raise HandshakeError("its first flight was replayed")
-        await pipe.write(frame_flight(await self._thread.run(handshake.write_second)))
-        third = await read_flight(pipe, THIRD_SIZE)
-        await self._thread.run(handshake.read_third, third)
         return handshake
+
+    # --- WebSocket -------------------------------------------------------------------------------------------------
+
+    def _upgrade(self, visitor: Visitor, sock: socket.socket, entrance: WebEntrance) -> None:
+        """A stranger on the second entrance has said something: let it be TLS or HTTP."""
+        self._silent.forget(sock)
+        visitor.end = sock.close
+        self.reception.move(visitor, self.reception.upgrading)
+        if visitor.room is None:
+            return  # it lost its place at once
+        visit = spawn(entrance.visit(visitor, prepare(sock, visitor.host)), "upgrade")
+        visitor.end = visit.cancel
+        visit.add_done_callback(partial(self._visited, visitor, sock))
+
+    def _visited(self, visitor: Visitor, sock: socket.socket, visit: asyncio.Task[None]) -> None:
+        if visit.cancelled():
+            sock.close()  # perhaps it had not begun
+        self.reception.lost(visitor)
+
+    async def welcome(self, visitor: Visitor, pipe: Pipe, host: str) -> None:
+        """A visitor that is among the upgrading ones speaks over `pipe` now, and its address is `host`. Returns when it
+        has its carrier or its end."""
+        reception = self.reception
+        reception.rename(visitor, host)
+        try:
+            async with asyncio.timeout(None) as scope:
+                visitor.end = partial(scope.reschedule, 0.0)
+                handshake = self._open(await read_flight(pipe, FIRST_SIZE))
+        except TimeoutError:
+            pipe.close()
+        except PeerError as error:
+            visitor.end = pipe.close
+            reception.lost(visitor, str(error))
+            pipe.close()
+        except BaseException:
+            visitor.end = pipe.close
+            pipe.close()
+            raise
+        else:
+            await reception.opened(visitor, pipe, handshake)
+
+
+def _descriptors() -> int:
+    """How many this process may have open."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _MANY if soft == resource.RLIM_INFINITY else soft

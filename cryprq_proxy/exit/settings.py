@@ -32,7 +32,9 @@ class ExitBounds(Struct, frozen=True, kw_only=True):
     opens_per_second: int
     """New streams of one peer."""
     handshakes_in_flight: int
+    """That have got the second flight and no verdict."""
     handshakes_per_minute: int
+    """The same number is for each peer on the list: so many are not counted for its address."""
     sessions_per_peer: int
     """With a carrier."""
     detached_sessions_per_peer: int

@@ -26,10 +26,10 @@ from ..base.linger import SECONDS
 from ..carriers.pipe import Pipe
 from ..carriers.websocket import MAX_MESSAGE, Watched, WebSocketPipe
 from ..errors import ConfigError, reason_of
+from .lobby import PATIENCE
+from .reception import Visitor
 from .settings import WebSocketSettings
 
-SECONDS_IN_ALL: Final = 10.0
-"""For TLS, the request and the handshake together."""
 CLOSE_SECONDS: Final = 0.5
 """For what is left when all links are closed."""
 MAX_LINE: Final = 8_190
@@ -37,8 +37,8 @@ MAX_HEADERS: Final = 64
 NEVER_DRAIN: Final = 1 << 62
 """aiohttp is not to wait for an empty transport; the carrier does."""
 
-type Welcome = Callable[[Pipe, str], Awaitable[None]]
-"""Runs the handshake on a pipe of a client at that address. Closes the pipe if it fails; raises nothing."""
+type Welcome = Callable[[Visitor, Pipe, str], Awaitable[None]]
+"""Runs the handshake on the pipe of a visitor from that address. Closes the pipe if it fails; raises nothing."""
 
 
 class UpgradeRequest(web.BaseRequest):
@@ -50,7 +50,7 @@ class UpgradeRequest(web.BaseRequest):
 class _Connection(Watched, web.RequestHandler):
     """One HTTP connection. `ended` is done when it carries a link, or has failed."""
 
-    def __init__(self, server: web.Server, host: str, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, server: web.Server, visitor: Visitor, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(
             server,
             loop=loop,
@@ -61,7 +61,8 @@ class _Connection(Watched, web.RequestHandler):
             lingering_time=0,
             tcp_keepalive=False,
         )
-        self.host = host
+        self.visitor = visitor
+        self.host = visitor.host
         self.ended = loop.create_future()
 
     def end(self) -> None:
@@ -78,12 +79,12 @@ class _Connection(Watched, web.RequestHandler):
 
 
 class WebEntrance:
-    """Makes pipes of connections for `welcome`. `allow` says whether one more handshake may come from an address."""
+    """Makes pipes of connections for `welcome`. `refuses` says whether no more may come from an address for now."""
 
-    def __init__(self, settings: WebSocketSettings, welcome: Welcome, allow: Callable[[str], bool]) -> None:
+    def __init__(self, settings: WebSocketSettings, welcome: Welcome, refuses: Callable[[str], bool]) -> None:
         self._settings = settings
         self._welcome = welcome
-        self._allow = allow
+        self._refuses = refuses
         self._loop = asyncio.get_running_loop()
         self._server = web.Server(self._handle, request_factory=self._request)
         self._tls = _context(settings)
@@ -92,22 +93,22 @@ class WebEntrance:
         """Whether a connection from `host` is that of a reverse proxy, which names the address of its client."""
         return self._settings.forwarded and ip_address(host.partition("%")[0]).is_loopback
 
-    async def visit(self, sock: socket.socket, host: str) -> None:
-        """Take over `sock`, accepted from `host` and non-blocking. Returns when it carries a link or has failed."""
-        connection = _Connection(self._server, host, self._loop)
+    async def visit(self, visitor: Visitor, sock: socket.socket) -> None:
+        """Take over `sock`, the visitor's connection, non-blocking. Returns when it carries a link or has failed. The
+        caller bounds the time."""
+        connection = _Connection(self._server, visitor, self._loop)
         tls: dict[str, Any] = {}
         if self._tls is not None:
             tls = {
                 "ssl": self._tls,
-                "ssl_handshake_timeout": SECONDS_IN_ALL,
+                "ssl_handshake_timeout": PATIENCE,
                 "ssl_shutdown_timeout": SECONDS,
             }
         transport: asyncio.Transport | None = None
         try:
-            async with asyncio.timeout(SECONDS_IN_ALL):
-                transport, _ = await self._loop.connect_accepted_socket(lambda: connection, sock, **tls)
-                await connection.ended
-        except (OSError, TimeoutError):
+            transport, _ = await self._loop.connect_accepted_socket(lambda: connection, sock, **tls)
+            await connection.ended
+        except OSError:
             _cut(transport, sock)
         except BaseException:
             _cut(transport, sock)
@@ -134,7 +135,7 @@ class WebEntrance:
             or "Origin" in request.headers
             or "Sec-WebSocket-Protocol" in request.headers
             or not response.can_prepare(request)
-            or (self.is_proxy(connection.host) and not self._allow(host))
+            or (self.is_proxy(connection.host) and self._refuses(host))
         ):
             return _not_found()
         transport = connection.transport
@@ -146,7 +147,9 @@ class WebEntrance:
                 over.set_result(None)
 
         try:
-            await self._welcome(WebSocketPipe(response, transport, connection, ended), host)
+            await self._welcome(
+                connection.visitor, WebSocketPipe(response, transport, connection, ended), host
+            )
         finally:
             connection.end()
         await over

@@ -28,7 +28,8 @@ from cryprq_proxy.carriers.websocket import MAX_MESSAGE, WebSocketCarrier
 from cryprq_proxy.client.client import Client
 from cryprq_proxy.client.settings import EndpointMemory
 from cryprq_proxy.errors import CloseReason, PeerError
-from cryprq_proxy.exit import websocket_listener as web_entrance
+from cryprq_proxy.exit import lobby as lobby_module
+from cryprq_proxy.exit import reception as reception_module
 from cryprq_proxy.session.records import RecordOpener, RecordSealer
 from cryprq_proxy.session.rotation import CarrierKeys
 from cryprq_proxy.status import CarrierStatus
@@ -54,6 +55,12 @@ async def until(true: Callable[[], bool]) -> None:
 
 def sessions(here: Place) -> int:
     return len(here.exit.status().sessions)
+
+
+def visitors(here: Place) -> int:
+    """How many connections have no verdict yet."""
+    status = here.exit.status()
+    return status.strangers + status.handshakes
 
 
 # --- a link ---
@@ -311,7 +318,7 @@ async def test_all_else_meets_an_empty_web_server(
     assert b"erver:" not in head and b"iohttp" not in head
     assert body == b"404: Not Found"
     assert not caplog.records
-    await until(lambda: here.exit.status().handshakes == 0)
+    await until(lambda: not visitors(here))
 
 
 @pytest.mark.parametrize(
@@ -342,7 +349,7 @@ async def test_a_stranger_hears_nothing(here: Place, messages: list[bytes | str]
                 await (socket.send_str(message) if isinstance(message, str) else socket.send_bytes(message))
         said = await socket.receive()
     assert said.type in (WSMsgType.CLOSE, WSMsgType.CLOSED, WSMsgType.ERROR)
-    await until(lambda: here.exit.status().handshakes == 0)
+    await until(lambda: not visitors(here))
     assert sessions(here) == 0
 
 
@@ -357,35 +364,57 @@ async def test_no_server_header_on_an_upgrade(here: Place) -> None:
 
 
 async def test_who_says_nothing_is_cut(monkeypatch: pytest.MonkeyPatch, here: Place) -> None:
-    monkeypatch.setattr(web_entrance, "SECONDS_IN_ALL", 0.05)
+    monkeypatch.setattr(lobby_module, "PATIENCE", 0.05)
+    monkeypatch.setattr(lobby_module, "SHORT_PATIENCE", 0.05)
     for text in ("", "GET / HTT", UPGRADE, UPGRADE + "\n"):
         assert (await answer(here.web, text)).partition(b"\r\n\r\n")[2] in (b"", b"\x88\x02\x03\xe8")
-    await until(lambda: here.exit.status().handshakes == 0)
+    await until(lambda: not visitors(here))
+
+
+async def test_no_more_upgrades_at_once_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Silent connections wait outside of TLS and HTTP, and a client comes in between all of them."""
+    monkeypatch.setattr(reception_module, "MAX_UPGRADING", 8)
+    async with place() as here:
+        reception = here.exit.listener.reception
+        silent = [await asyncio.open_connection(*here.web) for _ in range(30)]
+        await until(lambda: len(reception.strangers) == 30)
+        assert len(reception.upgrading) == 0
+        for _, writer in silent:
+            writer.write(b"GET / HTT")
+        await until(lambda: len(reception.strangers) == 0)
+        assert len(reception.upgrading) == 8
+        assert here.exit.listener.failed == {"too_many": 22}
+        for _, writer in silent:
+            writer.close()
+        await until(lambda: not visitors(here))
+        assert await here.echoes(here.client(here.endpoint("ws")))
 
 
 async def test_limits_are_those_of_the_client_behind_a_proxy() -> None:
-    async def upgrade(web: Destination, forwarded: str) -> bool:
-        reader, writer = await asyncio.open_connection(*web)
-        writer.write(f"{UPGRADE}X-Forwarded-For: {forwarded}\n\n".replace("\n", "\r\n").encode())
+    async def upgrade(here: Place, forwarded: str) -> bool:
+        """Whether it is possible, by a client that says nothing afterwards."""
+        reader, writer = await asyncio.open_connection(*here.web)
+        line = b""
         with suppress(ConnectionError):
+            writer.write(f"{UPGRADE}X-Forwarded-For: {forwarded}\n\n".replace("\n", "\r\n").encode())
             line = await reader.readline()
-            writer.close()
-            return b" 101 " in line
-        return False
+        writer.close()
+        await until(lambda: not visitors(here))
+        return b" 101 " in line
 
     async with place(forwarded=True, per_minute=2) as here:
         for forwarded in ("192.0.2.1", "192.0.2.7, 192.0.2.1"):
-            assert await upgrade(here.web, forwarded)
-        assert not await upgrade(here.web, "192.0.2.8,192.0.2.1")
-        assert await upgrade(here.web, "192.0.2.1, 192.0.2.2")
-        assert await upgrade(here.web, "2001:db8::1")
-        assert await upgrade(here.web, "no address")  # counts for the proxy itself
-        assert await upgrade(here.web, "also none")
-        assert not await upgrade(here.web, "")
+            assert await upgrade(here, forwarded)
+        assert not await upgrade(here, "192.0.2.8,192.0.2.1")
+        assert await upgrade(here, "192.0.2.1, 192.0.2.2")
+        assert await upgrade(here, "2001:db8::1")
+        assert await upgrade(here, "no address")  # counts for the proxy itself
+        assert await upgrade(here, "also none")
+        assert not await upgrade(here, "")
     async with place(per_minute=2) as here:
-        assert await upgrade(here.web, "192.0.2.1")
-        assert await upgrade(here.web, "192.0.2.2")
-        assert not await upgrade(here.web, "192.0.2.3")
+        assert await upgrade(here, "192.0.2.1")
+        assert await upgrade(here, "192.0.2.2")
+        assert not await upgrade(here, "192.0.2.3")
 
 
 # --- the lane ---

@@ -32,6 +32,7 @@ class ExitPipe:
     """The exit on the other side. `gate` holds its answer back."""
 
     direct: SocketAddress | None = None
+    ended = False
 
     def __init__(self, identity: Identity = EXIT) -> None:
         self._handshake = ExitHandshake(identity, FAST)

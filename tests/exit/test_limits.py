@@ -1,14 +1,13 @@
-"""Token buckets, the limiter by prefix and the memory of first flights, on a clock of their own."""
+"""Token buckets, alone and by key, and the memory of first flights, on a clock of their own."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cryprq_proxy.exit.limits import PrefixLimiter, ReplayMemory, TokenBucket, prefix_of
+from cryprq_proxy.exit.limits import ReplayMemory, TokenBucket, TokenBuckets
 
 
 def test_a_bucket_gives_its_burst_and_then_its_rate() -> None:
@@ -47,47 +46,39 @@ def test_a_bucket_never_gives_more_than_burst_plus_rate(steps: list[float], rate
         assert given_out <= burst + now * rate + 1e-6
 
 
-@pytest.mark.parametrize(
-    ("one", "other", "same"),
-    [
-        ("192.0.2.1", "192.0.2.1", True),
-        ("192.0.2.1", "192.0.2.2", False),
-        ("192.0.2.1", "::ffff:192.0.2.1", True),
-        ("::ffff:192.0.2.1", "::ffff:192.0.2.2", False),
-        ("2001:db8:1:2::1", "2001:db8:1:2:ffff::9", True),
-        ("2001:db8:1:2::1", "2001:db8:1:3::1", False),
-        ("fe80::1%eth0", "fe80::2%eth1", True),
-        ("192.0.2.1", "::192.0.2.1", False),
-    ],
-)
-def test_prefixes(one: str, other: str, same: bool) -> None:
-    assert (prefix_of(one) == prefix_of(other)) is same
+def test_a_token_comes_back_and_the_bucket_never_overflows() -> None:
+    bucket = TokenBucket(rate=0.0, burst=2.0, now=0.0)
+    bucket.give_back()
+    assert [bucket.allow(0.0) for _ in range(3)] == [True, True, False]
+    assert not bucket.would_allow(0.0)
+    bucket.give_back()
+    assert bucket.would_allow(0.0) and bucket.would_allow(0.0), "to ask costs nothing"
+    assert [bucket.allow(0.0) for _ in range(2)] == [True, False]
 
 
-@given(st.text())
-def test_any_text_has_a_prefix(text: str) -> None:
-    assert len(prefix_of(text)) in (0, 4, 8)
-
-
-def test_each_prefix_has_a_bucket_of_its_own() -> None:
-    limiter = PrefixLimiter(rate=1.0, burst=2.0)
-    assert [limiter.allow("192.0.2.1", 0.0) for _ in range(3)] == [True, True, False]
-    assert limiter.allow("192.0.2.2", 0.0)
-    assert [limiter.allow(f"2001:db8::{n}", 0.0) for n in range(3)] == [True, True, False]
-    assert limiter.allow("2001:db8:0:1::", 0.0)
-    assert limiter.allow("192.0.2.1", 1.0)
-    assert [limiter.allow(text, 0.0) for text in ("", "x", "y")] == [True, True, False]
+def test_each_key_has_a_bucket_of_its_own() -> None:
+    buckets = TokenBuckets(rate=1.0, burst=2.0)
+    assert [buckets.allow(b"a", 0.0) for _ in range(3)] == [True, True, False]
+    assert not buckets.would_allow(b"a", 0.0)
+    assert buckets.would_allow(b"b", 0.0)
+    assert len(buckets) == 1, "to ask is not remembered"
+    assert buckets.allow(b"b", 0.0)
+    assert buckets.allow(b"a", 1.0)
+    buckets.give_back(b"a")
+    assert buckets.allow(b"a", 1.0)
+    buckets.give_back(b"never seen")
+    assert len(buckets) == 2
 
 
 def test_the_prefix_not_heard_of_for_longest_is_forgotten() -> None:
-    limiter = PrefixLimiter(rate=0.0, burst=1.0, max_prefixes=2)
-    assert limiter.allow("192.0.2.1", 0.0)
-    assert limiter.allow("192.0.2.2", 0.0)
-    assert not limiter.allow("192.0.2.1", 0.0)
-    assert limiter.allow("192.0.2.3", 0.0)
-    assert len(limiter) == 2
-    assert not limiter.allow("192.0.2.1", 0.0)
-    assert limiter.allow("192.0.2.2", 0.0)
+    buckets = TokenBuckets(rate=0.0, burst=1.0, max_keys=2)
+    assert buckets.allow(b"a", 0.0)
+    assert buckets.allow(b"b", 0.0)
+    assert not buckets.allow(b"a", 0.0)
+    assert buckets.allow(b"c", 0.0)
+    assert len(buckets) == 2
+    assert not buckets.allow(b"a", 0.0)
+    assert buckets.allow(b"b", 0.0)
 
 
 def test_a_repeat_is_seen_until_its_time_is_over() -> None:

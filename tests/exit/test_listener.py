@@ -3,34 +3,79 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
+from collections.abc import Callable
 
 import pytest
 
 from cryprq_proxy.carriers.admission import frame_flight, meet_exit, read_flight
-from cryprq_proxy.crypto.handshake import FIRST_SIZE, LENGTH, SECOND_SIZE
-from cryprq_proxy.errors import CarrierError, HandshakeError
-from cryprq_proxy.exit import listener as listener_module
-from cryprq_proxy.exit.listener import SIGNATURES_WAITING, HandshakeThread
+from cryprq_proxy.crypto.handshake import FIRST_SIZE, LENGTH, SECOND_SIZE, ClientHandshake
+from cryprq_proxy.crypto.identity import Identity
+from cryprq_proxy.errors import CarrierError, PeerError
+from cryprq_proxy.exit import fair_queue as queue_module
+from cryprq_proxy.exit import lobby as lobby_module
+from cryprq_proxy.exit import reception as reception_module
+from cryprq_proxy.exit.exit import Exit
+from cryprq_proxy.exit.handshake_thread import SIGNATURES_WAITING
+from cryprq_proxy.exit.limits import TokenBuckets
+from cryprq_proxy.exit.reception import MAX_STRANGERS, RoomSizes
 from tests.support.raw_client import RawClient
 from tests.support.settle import settle, until
-from tests.support.visits import ALICE, Visit, inline, open_exit, tcp_pair
+from tests.support.visits import ALICE, EXIT, FAST, Visit, arrive, inline, open_exit
 
 
-async def test_no_more_handshakes_at_once_than_configured() -> None:
+def patience(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    monkeypatch.setattr(lobby_module, "PATIENCE", seconds)
+    monkeypatch.setattr(lobby_module, "SHORT_PATIENCE", seconds)
+    monkeypatch.setattr(queue_module, "PATIENCE", seconds)
+
+
+def first_flight(identity: Identity = ALICE) -> bytes:
+    return frame_flight(ClientHandshake(identity, EXIT.peer_id, FAST).write_first())
+
+
+async def hears_nothing(sock: socket.socket) -> bool:
+    """Whether the exit closes the connection without a byte; waits until it does one or the other."""
+    try:
+        return await asyncio.get_running_loop().sock_recv(sock, 1) == b""
+    except ConnectionResetError:
+        return True
+
+
+class HeldThread:
+    """Occupies the exit's thread for slow steps until `go`."""
+
+    def __init__(self, exit: Exit) -> None:
+        self._event = threading.Event()
+        self.go: Callable[[], None] = self._event.set
+        self.steps = [exit._thread.submit(self._event.wait) for _ in range(SIGNATURES_WAITING)]
+
+
+# --- strangers ---
+
+
+async def test_silent_connections_are_held_and_take_nothing_from_others() -> None:
+    """The case that was: 64 silent ones, each with a slot of 10 s, and everybody else was closed."""
     async with open_exit(bounds={"handshakes_in_flight": 2}) as exit:
-        (address,) = await exit.start()
-        silent = [RawClient(address) for _ in range(2)]
-        await until(lambda: exit.listener.in_flight == 2)
-        third = RawClient(address)
-        assert await third.read(1) == b""
-        assert exit.listener.failed == {"too_many": 1}
-        silent[0].sock.close()
-        await until(lambda: exit.listener.in_flight == 1)
-        fourth = RawClient(address)
-        await until(lambda: exit.listener.in_flight == 2)
-        for client in (silent[1], third, fourth):
-            client.sock.close()
+        silent = [arrive(exit, f"198.51.100.{number}") for number in range(200)]
+        assert exit.listener.strangers == 200
+        alice = await Visit(exit, ALICE).admit()
+        assert not exit.listener.failed
+        alice.cut()
+        for sock in silent:
+            sock.close()
+        await until(lambda: not exit.listener.strangers)
+        assert exit.listener.failed == {"no_handshake": 200}
+
+
+async def test_no_more_strangers_than_the_room_has_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reception_module, "MAX_STRANGERS", 10)
+    async with open_exit() as exit:
+        for number in range(50):
+            arrive(exit, f"198.51.{number}.1")
+            assert exit.listener.strangers <= 10
+        assert exit.listener.failed == {"too_many": 40}
 
 
 @pytest.mark.parametrize(
@@ -43,44 +88,80 @@ async def test_no_more_handshakes_at_once_than_configured() -> None:
 async def test_no_more_handshakes_a_minute_from_one_prefix_than_configured(
     one_customer: list[str], another: str
 ) -> None:
+    """One waits for a token that an earlier one may give back; when none can come back any more, it is closed."""
     async with open_exit(bounds={"handshakes_per_minute": 2}) as exit:
-        ours = []
-        for host in [*one_customer, another]:
-            left, right = tcp_pair()
-            ours.append(left)
-            exit.listener.accepted(None, right, host)
-        assert exit.listener.in_flight == 3
-        assert exit.listener.failed == {"too_many": 1}
-        assert await asyncio.get_running_loop().sock_recv(ours[2], 1) == b"", "the third of the first prefix"
-        for sock in ours:
+        waiting = [arrive(exit, host, first_flight()) for host in one_customer]
+        other = arrive(exit, another, first_flight())
+        for sock in (*waiting[:2], other):
+            assert await asyncio.get_running_loop().sock_recv(sock, 1)
+        await settle()
+        assert exit.listener.handshakes == 4
+        for sock in waiting[:2]:
             sock.close()
-        await until(lambda: exit.listener.in_flight == 0)
+        await until(lambda: len(exit.listener.reception.answered) == 1)
+        assert await hears_nothing(arrive(exit, one_customer[0], first_flight()))
+        assert exit.listener.failed == {"no_handshake": 2, "too_many": 1}
 
 
-@pytest.mark.parametrize("flights", [0, 1])
-async def test_a_slow_handshake_is_ended(flights: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listener_module, "HANDSHAKE_TIMEOUT", 0.2)
+async def test_garbage_costs_its_prefix_tokens() -> None:
+    async with open_exit(bounds={"handshakes_per_minute": 3}) as exit:
+        for _ in range(3):
+            assert await hears_nothing(arrive(exit, "192.0.2.1", bytes(100)))
+        assert await hears_nothing(arrive(exit, "192.0.2.1"))
+        assert exit.listener.failed == {"no_handshake": 3, "too_many": 1}
+        arrive(exit, "192.0.2.2")
+        assert exit.listener.strangers == 1
+
+
+async def test_a_stranger_that_says_nothing_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    patience(monkeypatch, 0.01)
     async with open_exit() as exit:
-        visit = Visit(exit, ALICE)
-        if flights:
-            await meet_exit(visit.pipe, visit.handshake, inline)
-        assert await visit.is_closed()
-        assert exit.listener.failed == {"too_slow": 1}
-        visit.cut()
+        for data in (b"", first_flight()[:1], first_flight()[:-1]):
+            assert await hears_nothing(arrive(exit, "192.0.2.1", data))
+        assert exit.listener.failed == {"too_slow": 3}
+        assert exit.listener.strangers == 0
+
+
+async def test_a_bounded_number_is_dismissed_in_one_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reception_module, "SWEPT", 10)
+    monkeypatch.setattr(reception_module, "SWEEP_SECONDS", 1e6)
+    async with open_exit() as exit:
+        for _ in range(35):
+            arrive(exit, "192.0.2.1")
+        patience(monkeypatch, 0.0)
+        exit.listener.reception._sweep()
+        seen = [exit.listener.strangers]
+        while exit.listener.strangers:
+            await asyncio.sleep(0)
+            if exit.listener.strangers != seen[-1]:
+                seen.append(exit.listener.strangers)
+        assert seen == [25, 15, 5, 0]
+
+
+async def test_a_first_flight_may_come_in_pieces() -> None:
+    async with open_exit() as exit:
+        flight = first_flight()
+        sock = arrive(exit, "192.0.2.1")
+        for start in range(0, len(flight), 300):
+            sock.send(flight[start : start + 300])
+            await settle()
+        assert await asyncio.get_running_loop().sock_recv(sock, 1)
 
 
 @pytest.mark.parametrize("size", [0, FIRST_SIZE.start - 1, FIRST_SIZE.stop, 0xFFFF])
 async def test_a_flight_of_impossible_length_is_not_read(size: int) -> None:
     async with open_exit() as exit:
+        assert await hears_nothing(arrive(exit, "192.0.2.1", LENGTH.pack(size)))
         visit = Visit(exit, ALICE)
         await visit.pipe.write(LENGTH.pack(size))
         assert await visit.is_closed()
-        assert exit.listener.failed == {"no_handshake": 1}
+        assert exit.listener.failed == {"no_handshake": 2}
         visit.cut()
 
 
 async def test_a_stranger_learns_nothing() -> None:
     async with open_exit() as exit:
+        assert await hears_nothing(arrive(exit, "192.0.2.1", frame_flight(bytes(FIRST_SIZE.start))))
         visit = Visit(exit, ALICE)
         await visit.pipe.write(frame_flight(bytes(FIRST_SIZE.start)))
         assert await visit.is_closed()
@@ -101,42 +182,77 @@ async def test_a_replayed_first_flight_is_not_answered() -> None:
         second.cut()
 
 
-async def test_the_slow_steps_have_a_bounded_queue() -> None:
-    thread, go = HandshakeThread(), threading.Event()
-    waiting = [asyncio.ensure_future(thread.run(go.wait)) for _ in range(SIGNATURES_WAITING)]
-    await settle()
-    try:
-        with pytest.raises(HandshakeError, match="too many handshakes at once"):
-            async with asyncio.timeout(5):
-                await thread.run(go.wait)
-    finally:
-        go.set()
-    assert await asyncio.gather(*waiting) == [True] * SIGNATURES_WAITING
-    assert await thread.run(go.wait), "there is room again"
-    thread.close()
-
-
-async def test_handshakes_end_with_the_listener(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listener_module, "HANDSHAKE_TIMEOUT", 1e6)
-    async with open_exit() as exit:
-        (address,) = await exit.start()
-        client = RawClient(address)
-        await until(lambda: exit.listener.in_flight == 1)
-        exit.listener.stop_accepting()
-        await settle()
-        assert exit.listener.in_flight == 0
-        assert await client.read(1) == b""
-        client.sock.close()
-        with pytest.raises(ConnectionRefusedError):
-            RawClient(address)
-
-
 async def test_a_connection_that_ends_early_is_counted() -> None:
     async with open_exit() as exit:
+        arrive(exit, "192.0.2.1").close()
+        await until(lambda: not exit.listener.strangers)
         visit = Visit(exit, ALICE)
         visit.cut()
         await visit.work
+        assert exit.listener.failed == {"no_handshake": 2}
+
+
+# --- handshakes ---
+
+
+async def test_no_more_handshakes_at_once_than_configured() -> None:
+    async with open_exit(bounds={"handshakes_in_flight": 2}) as exit:
+        for number in range(20):
+            arrive(exit, f"198.51.{number}.1", first_flight())
+        await until(lambda: not exit.listener.strangers and not exit.listener.reception.waiting)
+        assert len(exit.listener.reception.answered) == 2
+        assert exit.listener.failed == {"too_many": 18}
+
+
+async def test_the_slow_steps_have_a_bounded_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the thread has enough to do, handshakes wait for their turn; beyond the bound the newest are closed."""
+    monkeypatch.setattr(reception_module, "MAX_WAITING", 5)
+    async with open_exit() as exit:
+        held = HeldThread(exit)
+        reception = exit.listener.reception
+        socks = [arrive(exit, "192.0.2.1", first_flight()) for _ in range(8)]
+        await until(lambda: not exit.listener.strangers)
+        assert (len(reception.waiting), len(reception.answered)) == (5, 0)
+        assert exit.listener.failed == {"too_many": 3}
+        held.go()
+        answers = await asyncio.gather(*(asyncio.get_running_loop().sock_recv(sock, 1) for sock in socks))
+        assert sum(answer != b"" for answer in answers) == 5
+
+
+async def test_who_waits_for_the_thread_has_a_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    patience(monkeypatch, 0.01)
+    async with open_exit() as exit:
+        held = HeldThread(exit)
+        assert await hears_nothing(arrive(exit, "192.0.2.1", first_flight()))
+        assert exit.listener.failed == {"too_slow": 1}
+        visit = Visit(exit, ALICE)
+        await visit.pipe.write(first_flight())
+        assert await visit.is_closed()
+        await visit.work
+        held.go()
+        visit.cut()
+
+
+async def test_nothing_is_signed_for_a_client_that_has_gone() -> None:
+    async with open_exit() as exit:
+        held = HeldThread(exit)
+        arrive(exit, "192.0.2.1", first_flight()).close()
+        await until(lambda: exit.listener.handshakes == 1)
+        held.go()
+        await until(lambda: exit.listener.handshakes == 0)
         assert exit.listener.failed == {"no_handshake": 1}
+        assert exit._thread.waiting == 0
+
+
+async def test_a_slow_third_flight_ends_the_handshake(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with open_exit() as exit:
+        visit = Visit(exit, ALICE)
+        await meet_exit(visit.pipe, visit.handshake, inline)
+        patience(monkeypatch, 0.01)
+        assert await visit.is_closed()
+        await visit.work
+        assert exit.listener.failed == {"too_slow": 1}
+        visit.cut()
 
 
 async def test_a_client_with_a_wrong_signature_gets_no_verdict() -> None:
@@ -150,3 +266,81 @@ async def test_a_client_with_a_wrong_signature_gets_no_verdict() -> None:
             await visit.pipe.read_exactly(1)
         assert exit.listener.failed == {"no_handshake": 1}
         visit.cut()
+
+
+# --- tokens ---
+
+
+async def test_a_listed_peer_gets_its_token_back() -> None:
+    """A crowd behind one address: each that proves to be listed lets the next one begin."""
+    async with open_exit(bounds={"handshakes_per_minute": 2, "sessions_per_peer": 100}) as exit:
+        exit.listener.reception._peers = TokenBuckets(0.0, 100.0)
+        visits = [Visit(exit, ALICE) for _ in range(20)]
+        await asyncio.gather(*(visit.admit() for visit in visits))
+        assert not exit.listener.failed
+        for visit in visits:
+            visit.cut()
+
+
+async def test_a_peer_gets_back_no_more_than_its_own_tokens() -> None:
+    async with open_exit(bounds={"handshakes_per_minute": 2, "sessions_per_peer": 100}) as exit:
+        visits = [await Visit(exit, ALICE).admit() for _ in range(4)]
+        late = Visit(exit, ALICE)
+        with pytest.raises(CarrierError):
+            await late.admit()
+        assert exit.listener.failed == {"too_many": 1}
+        elsewhere = await Visit(exit, ALICE, host="198.51.100.1").admit()
+        for visit in (*visits, late, elsewhere):
+            visit.cut()
+
+
+async def test_an_unlisted_peer_gets_no_token_back() -> None:
+    async with open_exit(bounds={"handshakes_per_minute": 2}) as exit:
+        stranger = Identity.generate(FAST)
+        for _ in range(2):
+            with pytest.raises(PeerError, match="not authorized"):
+                await Visit(exit, stranger).admit()
+        with pytest.raises(CarrierError):
+            await Visit(exit, ALICE).admit()
+
+
+# --- the end, and the sizes ---
+
+
+async def test_handshakes_end_with_the_listener(monkeypatch: pytest.MonkeyPatch) -> None:
+    patience(monkeypatch, 1e6)
+    async with open_exit() as exit:
+        (address,) = await exit.start()
+        client, begun = RawClient(address), RawClient(address)
+        begun.send(first_flight())
+        assert await begun.read(LENGTH.size)
+        await until(lambda: exit.listener.strangers == 1)
+        exit.listener.stop_accepting()
+        await settle()
+        assert exit.listener.strangers == exit.listener.handshakes == 0
+        assert await client.read(1) == b""
+        await begun.read(100_000)
+        for each in (client, begun):
+            each.sock.close()
+        with pytest.raises(ConnectionRefusedError):
+            RawClient(address)
+
+
+async def test_who_waits_ends_with_the_listener() -> None:
+    async with open_exit() as exit:
+        held = HeldThread(exit)
+        sock = arrive(exit, "192.0.2.1", first_flight())
+        await until(lambda: exit.listener.handshakes == 1)
+        exit.listener.stop_accepting()
+        assert await hears_nothing(sock)
+        assert exit.listener.handshakes == 0
+        held.go()
+
+
+@pytest.mark.parametrize("descriptors", [64, 256, 1024, 4096, 20_000, 1 << 20])
+def test_strangers_take_half_of_the_descriptors_at_most(descriptors: int) -> None:
+    sizes = RoomSizes.of(descriptors, 1024)
+    total = sizes.strangers + sizes.upgrading + sizes.waiting + sizes.answered
+    assert total <= descriptors // 2
+    assert sizes.strangers <= MAX_STRANGERS
+    assert RoomSizes.of(1 << 20, 1024) == RoomSizes(4096, 512, 1024, 1024)

@@ -18,6 +18,8 @@ from cryprq_proxy.crypto.primitives import select_provider
 from cryprq_proxy.errors import CarrierError
 from cryprq_proxy.exit.egress_policy import EgressPolicy
 from cryprq_proxy.exit.exit import Exit
+from cryprq_proxy.exit.prefixes import prefixes_of
+from cryprq_proxy.exit.reception import Visitor
 from cryprq_proxy.outbound.resolving.resolver import SystemResolver
 from cryprq_proxy.session import wire
 from cryprq_proxy.session.records import HEADER
@@ -30,7 +32,7 @@ ALICE: Final = Identity.generate(FAST)
 BOB: Final = Identity.generate(FAST)
 HOST: Final = "192.0.2.1"
 _opened: Final[list[socket.socket]] = []
-"""The clients' ends of all visits, which `open_exit` closes."""
+"""The clients' ends of all connections, which `open_exit` closes."""
 
 
 async def inline(step: Callable[[], bytes]) -> bytes:
@@ -95,7 +97,9 @@ class Visit:
         self.pipe: Pipe = TcpPipe(self.sock)
         self.handshake = ClientHandshake(identity, EXIT.peer_id, FAST, features=features)
         self.admission: Admission
-        self.work = spawn(exit.listener.welcome(self.theirs, host), "visit")
+        visitor = Visitor(host, prefixes_of(host), lambda: None)
+        exit.listener.reception.arrive(visitor, exit.listener.reception.upgrading)
+        self.work = spawn(exit.listener.welcome(visitor, self.theirs, host), "visit")
 
     async def admit(self, known: Known | None = None, attempt: int = 1, invite: bytes | None = None) -> Visit:
         """All of the handshake. Raises PeerError when the exit says no, CarrierError when it closes."""
@@ -139,6 +143,16 @@ class Visit:
 
     def cut(self) -> None:
         self.sock.close()
+
+
+def arrive(exit: Exit, host: str, data: bytes = b"") -> socket.socket:
+    """The client's end of a connection that the exit has accepted on TCP, from that address; `data` is sent."""
+    ours, theirs = tcp_pair()
+    _opened.append(ours)
+    exit.listener.accepted(None, theirs, host)
+    if data:
+        ours.send(data)
+    return ours
 
 
 @asynccontextmanager

@@ -1,0 +1,110 @@
+"""A queue in which each network has its turn: the first flights that opened wait here for a signature.
+
+Prefixes have their turns one after the other, on each level: first the widest (/16 of IPv4, /32 of IPv6), inside of
+each its parts (/24, /48), inside of those single customers (/32, /64). Guests of one customer go in their order of
+arrival. So a crowd from one network delays itself, and others by one turn.
+
+No clock and no I/O: `now` is a parameter, in seconds.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+
+from .lobby import PATIENCE, Guest
+from .prefixes import Prefixes
+
+
+class _Network[G: Guest]:
+    """The guests of one prefix. `parts` are its narrower prefixes, that with the next turn first."""
+
+    __slots__ = ("guests", "parts", "size")
+
+    def __init__(self) -> None:
+        self.parts: OrderedDict[bytes, _Network[G]] = OrderedDict()
+        self.guests: OrderedDict[G, None] = OrderedDict()
+        """Only in the narrowest prefix."""
+        self.size = 0
+        """Guests in all parts."""
+
+    def next(self, may: Callable[[bytes], bool]) -> G | None:
+        for guest in self.guests:
+            return guest
+        for prefix, part in self.parts.items():
+            if part.guests and not may(prefix):
+                continue
+            found = part.next(may)
+            if found is not None:
+                self.parts.move_to_end(prefix)
+                return found
+        return None
+
+    def newest_of_largest(self) -> G:
+        if self.guests:
+            return next(reversed(self.guests))
+        return max(self.parts.values(), key=lambda part: part.size).newest_of_largest()
+
+
+class FairQueue[G: Guest]:
+    """Never holds more than `capacity` guests."""
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._all: _Network[G] = _Network()
+        self._order: OrderedDict[G, None] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __iter__(self) -> Iterator[G]:
+        return iter(list(self._order))
+
+    def enter(self, guest: G, now: float) -> G | None:
+        """Take `guest` in. Returns the guest that has lost its place for it: the newest of the largest network."""
+        guest.since = now
+        self._order[guest] = None
+        network = self._all
+        network.size += 1
+        for prefix in reversed(guest.prefixes):
+            network = network.parts.setdefault(prefix, _Network())
+            network.size += 1
+        network.guests[guest] = None
+        if len(self._order) <= self._capacity:
+            return None
+        victim = self._all.newest_of_largest()
+        self.leave(victim)
+        return victim
+
+    def leave(self, guest: G) -> None:
+        """`guest`, which is here, goes."""
+        del self._order[guest]
+        self._remove(self._all, guest, guest.prefixes)
+
+    def next(self, may: Callable[[bytes], bool]) -> G | None:
+        """The guest that has its turn; it goes. `may` says whether a narrowest prefix may have one now."""
+        guest = self._all.next(may)
+        if guest is not None:
+            self.leave(guest)
+        return guest
+
+    def expired(self, now: float, limit: int) -> list[G]:
+        """Let those go that have waited for PATIENCE, `limit` of them at most, the oldest first. Returns them."""
+        gone: list[G] = []
+        while self._order and len(gone) < limit:
+            oldest = next(iter(self._order))
+            if now - oldest.since < PATIENCE:
+                break
+            self.leave(oldest)
+            gone.append(oldest)
+        return gone
+
+    def _remove(self, network: _Network[G], guest: G, below: Prefixes) -> None:
+        network.size -= 1
+        if not below:
+            del network.guests[guest]
+            return
+        part = network.parts[below[-1]]
+        self._remove(part, guest, below[:-1])
+        if not part.size:
+            del network.parts[below[-1]]

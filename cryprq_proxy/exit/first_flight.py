@@ -1,0 +1,112 @@
+"""Reading first flights from thousands of TCP connections, most of which never send one.
+
+A connection costs no task, no timer and no entry in the event loop: one selector below the loop's watches all of them,
+and of those that have sent something a bounded number has its turn in each turn of the loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import selectors
+import socket
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from ..carriers.carrier import broken
+from ..crypto.handshake import FIRST_SIZE, LENGTH
+from ..errors import CarrierError, CloseReason, HandshakeError, PeerError
+
+READS: Final = 32
+"""Connections that are read from in one turn of the loop."""
+
+
+class SilentSockets:
+    """Calls `ready` of a socket when it has something to read, or has ended; each as a whole stays bounded."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._selector: selectors.DefaultSelector | None = None
+
+    def watch(self, sock: socket.socket, ready: Callable[[], None]) -> None:
+        """From now on, until `forget`. Raises OSError if the system cannot."""
+        if self._selector is None:
+            self._selector = selectors.DefaultSelector()
+            self._loop.add_reader(self._selector.fileno(), self._on_ready)
+        self._selector.register(sock, selectors.EVENT_READ, ready)
+
+    def forget(self, sock: socket.socket) -> None:
+        """Needed before `sock` is closed or used elsewhere."""
+        if self._selector is not None:
+            self._selector.unregister(sock)
+
+    def close(self) -> None:
+        if self._selector is not None:
+            self._loop.remove_reader(self._selector.fileno())
+            self._selector.close()
+            self._selector = None
+
+    def _on_ready(self) -> None:
+        selector = self._selector
+        if selector is None:
+            return
+        for key, _ in selector.select(0)[:READS]:
+            # One that an earlier one of this turn has closed is no longer registered.
+            if key.fd in selector.get_map():
+                key.data()
+
+
+class Pieces(Protocol):
+    """Reads a known number of bytes, perhaps known only step by step."""
+
+    @property
+    def missing(self) -> int:
+        """Bytes that are still to come, as far as known; 0 when all are there."""
+
+    def feed(self, data: bytes) -> None:
+        """Take `missing` bytes or fewer. Raises HandshakeError."""
+
+
+class FirstFlight:
+    """The first flight behind its length."""
+
+    __slots__ = ("_data", "_size")
+
+    def __init__(self) -> None:
+        self._data = bytearray()
+        self._size = LENGTH.size
+
+    @property
+    def missing(self) -> int:
+        return self._size - len(self._data)
+
+    def feed(self, data: bytes) -> None:
+        self._data += data
+        if len(self._data) == LENGTH.size == self._size:
+            (size,) = LENGTH.unpack(self._data)
+            if size not in FIRST_SIZE:
+                raise HandshakeError("a flight of impossible length arrived")
+            self._size += size
+
+    @property
+    def flight(self) -> bytes:
+        """Valid when nothing is missing."""
+        return bytes(self._data[LENGTH.size :])
+
+
+def read_pieces(sock: socket.socket, into: Pieces) -> PeerError | None:
+    """Read what is there and no more than `into` misses. Returns the error after which nothing more comes."""
+    try:
+        while into.missing:
+            data = sock.recv(into.missing)
+            if not data:
+                return CarrierError(
+                    CloseReason.TIMED_OUT, "the other side ended the connection during the handshake"
+                )
+            into.feed(data)
+    except (BlockingIOError, InterruptedError):
+        return None
+    except OSError as error:
+        return broken(error)
+    except HandshakeError as error:
+        return error
+    return None

@@ -1,0 +1,264 @@
+"""Visitors of the exit: the stages that each one passes between its first byte and its carrier.
+
+    strangers, upgrading -> first flight opens -> waiting -> its turn -> signature, second flight
+                         -> answered -> third flight, signatures -> `admit` (exit.py)
+
+Silence costs nothing that is scarce: strangers wait in a lobby. Who has shown a valid first flight waits for the thread
+that signs, where each network has its turn, and then in a second lobby, for its third flight. What is begun is finished
+first: while steps wait for the thread, no further handshake begins.
+
+A prefix has tokens. One is taken for a connection that ends without a valid first flight, and for a handshake; a peer
+on the list gets that one back, as often as its own tokens last. Without tokens nothing of the prefix begins.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Final, Self
+
+from ..base.clock import clock
+from ..base.tasks import spawn
+from ..carriers.admission import frame_flight, read_flight
+from ..carriers.pipe import Pipe
+from ..crypto.handshake import THIRD_SIZE, ExitHandshake
+from ..errors import PeerError
+from .fair_queue import FairQueue
+from .handshake_thread import HandshakeThread
+from .limits import TokenBuckets
+from .lobby import Guest, Lobby
+from .prefixes import Prefixes, prefixes_of
+
+_log = logging.getLogger(__name__)
+
+MAX_STRANGERS: Final = 4096
+MAX_UPGRADING: Final = 512
+"""A connection in TLS or HTTP takes much more memory than a silent one."""
+MAX_WAITING: Final = 1024
+SWEEP_SECONDS: Final = 0.25
+"""How often it is looked whose time is over."""
+SWEPT: Final = 64
+"""Visitors of one room that are dismissed in one turn of the loop."""
+
+type Admit = Callable[[Pipe, str, ExitHandshake], Awaitable[bool]]
+"""Judges a peer that proved its identity; the text is its IP address. Whether it is on the list. Raises PeerError."""
+
+
+@dataclass(frozen=True, slots=True)
+class RoomSizes:
+    """How many visitors each room holds; all together take at most half of the process's descriptors."""
+
+    strangers: int
+    upgrading: int
+    waiting: int
+    answered: int
+
+    @classmethod
+    def of(cls, descriptors: int, handshakes: int) -> Self:
+        """For so many descriptors and handshakes in flight."""
+        return cls(
+            max(1, min(MAX_STRANGERS, descriptors // 4)),
+            max(1, min(MAX_UPGRADING, descriptors // 16)),
+            max(1, min(MAX_WAITING, descriptors // 16)),
+            max(1, min(handshakes, descriptors // 8)),
+        )
+
+
+class Visitor(Guest):
+    """A connection without a verdict. `end` closes it, whatever its stage; `room` is where it waits."""
+
+    __slots__ = ("end", "handshake", "host", "over", "pipe", "room")
+
+    pipe: Pipe
+    handshake: ExitHandshake
+    over: asyncio.Future[None]
+    """Done when it has its carrier or its end. These three: since its first flight opened."""
+
+    def __init__(self, host: str, prefixes: Prefixes, end: Callable[[], object]) -> None:
+        super().__init__(prefixes)
+        self.host = host
+        self.end = end
+        self.room: Lobby[Visitor] | FairQueue[Visitor] | None = None
+
+
+class Reception:
+    """`arrive`, `opened`, and `close` in the end. `per_minute`: tokens of a prefix, and of a peer."""
+
+    def __init__(
+        self,
+        thread: HandshakeThread,
+        sizes: RoomSizes,
+        per_minute: float,
+        admit: Admit,
+        chance: random.Random,
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._thread = thread
+        self._admit = admit
+        self._prefixes = TokenBuckets(per_minute / 60, per_minute)
+        self._peers = TokenBuckets(per_minute / 60, per_minute)
+        self.strangers: Lobby[Visitor] = Lobby(sizes.strangers, chance)
+        self.upgrading: Lobby[Visitor] = Lobby(sizes.upgrading, chance)
+        """In TLS or HTTP, before there is a WebSocket."""
+        self.waiting: FairQueue[Visitor] = FairQueue(sizes.waiting)
+        self.answered: Lobby[Visitor] = Lobby(sizes.answered, chance)
+        self._rooms = (self.strangers, self.upgrading, self.waiting, self.answered)
+        self._timer: asyncio.TimerHandle | None = None
+        self.failed: Counter[str] = Counter()
+        """Connections that ended before their peer proved who it is, by cause."""
+
+    def refuses(self, prefixes: Prefixes) -> bool:
+        """Whether a connection from there is pointless now: there is no token, and none may come back."""
+        narrowest = prefixes[0]
+        may = self._prefixes.would_allow(narrowest, clock())
+        return not may and not self.answered.holds(narrowest)
+
+    # --- strangers ---
+
+    def arrive(self, visitor: Visitor, room: Lobby[Visitor]) -> None:
+        """Let it wait there until `opened` or `lost`, or until its `end` is called. It may be called at once."""
+        visitor.room = room
+        victim = room.enter(visitor, clock())
+        if victim is not None:
+            self._dismiss(victim, "too_many", room)
+        self._watch_time()
+
+    def move(self, visitor: Visitor, room: Lobby[Visitor]) -> None:
+        """A waiting stranger goes on to another lobby, where its time begins anew."""
+        if visitor.room is not None:
+            visitor.room.leave(visitor)
+        self.arrive(visitor, room)
+
+    def rename(self, visitor: Visitor, host: str) -> None:
+        """The address that counts for a waiting stranger has become known."""
+        visitor.host = host
+        if isinstance(visitor.room, Lobby):
+            visitor.room.rename(visitor, prefixes_of(host))
+
+    def lost(self, visitor: Visitor, why: str = "the other side ended the connection") -> None:
+        """A stranger ended without a valid first flight; harmless if it is no longer one."""
+        room = visitor.room
+        if room is not None:
+            _log.debug("a handshake from %s failed: %s", visitor.host, why)
+            room.leave(visitor)
+            self._dismiss(visitor, "no_handshake", room)
+
+    def opened(self, visitor: Visitor, pipe: Pipe, handshake: ExitHandshake) -> asyncio.Future[None]:
+        """A stranger's first flight is valid. The future is done when it has its carrier or its end."""
+        if visitor.room is not None:
+            visitor.room.leave(visitor)
+        visitor.pipe, visitor.handshake = pipe, handshake
+        visitor.over = self._loop.create_future()
+        visitor.end = partial(_close, visitor)
+        visitor.room = self.waiting
+        if self.refuses(visitor.prefixes):
+            self._dismiss(visitor, "too_many", self.waiting)
+        elif (victim := self.waiting.enter(visitor, clock())) is not None:
+            self._dismiss(victim, "too_many", self.waiting)
+        self._serve()
+        self._watch_time()
+        return visitor.over
+
+    # --- handshakes ---
+
+    def _serve(self, *_: object) -> None:
+        """Begin handshakes while the thread is free."""
+        now = clock()
+
+        def may(prefix: bytes) -> bool:
+            return self._prefixes.would_allow(prefix, now)
+
+        while self._thread.free and (visitor := self.waiting.next(may)) is not None:
+            if visitor.pipe.ended:
+                self._dismiss(visitor, "no_handshake", self.waiting)
+                continue
+            self._prefixes.allow(visitor.prefixes[0], now)
+            self._begin(visitor)
+
+    def _begin(self, visitor: Visitor) -> None:
+        signed = self._thread.submit(visitor.handshake.write_second)
+        signed.add_done_callback(self._serve)
+        visitor.room = self.answered
+        victim = self.answered.enter(visitor, clock())
+        if victim is not visitor:
+            task = spawn(self._finish(visitor, signed), "handshake")
+            task.add_done_callback(partial(self._finished, visitor))
+            visitor.end = task.cancel
+        if victim is not None:
+            self._dismiss(victim, "too_many", self.answered)
+
+    async def _finish(self, visitor: Visitor, signed: asyncio.Future[bytes]) -> None:
+        """A handshake from its second flight to the verdict."""
+        pipe, handshake = visitor.pipe, visitor.handshake
+        try:
+            await pipe.write(frame_flight(await signed))
+            third = await read_flight(pipe, THIRD_SIZE)
+            await self._thread.submit(handshake.read_third, third)
+            listed = await self._admit(pipe, visitor.host, handshake)
+        except PeerError as error:
+            _log.debug("a handshake from %s failed: %s", visitor.host, error)
+            self.failed["no_handshake"] += 1
+            pipe.close()
+            return
+        if listed and self._peers.allow(handshake.result.peer.raw, clock()):
+            self._prefixes.give_back(visitor.prefixes[0])
+
+    def _finished(self, visitor: Visitor, task: asyncio.Task[None]) -> None:
+        if visitor.room is not None:
+            visitor.room.leave(visitor)
+            visitor.room = None
+        if task.cancelled() or task.exception() is not None:
+            _close(visitor)
+        elif not visitor.over.done():
+            visitor.over.set_result(None)
+        self._serve()
+
+    # --- time and end ---
+
+    def _dismiss(self, visitor: Visitor, cause: str, room: Lobby[Visitor] | FairQueue[Visitor]) -> None:
+        """End a visitor that has left its `room`."""
+        visitor.room = None
+        self.failed[cause] += 1
+        if room is self.strangers or room is self.upgrading:
+            for narrowest in visitor.prefixes[:1]:
+                self._prefixes.allow(narrowest, clock())
+        visitor.end()
+
+    def _watch_time(self) -> None:
+        if self._timer is None:
+            self._timer = self._loop.call_later(SWEEP_SECONDS, self._sweep)
+
+    def _sweep(self) -> None:
+        """Dismiss those whose time is over; go on as long as anybody is there."""
+        self._timer = None
+        now, pause = clock(), SWEEP_SECONDS
+        for room in self._rooms:
+            expired = room.expired(now, SWEPT)
+            for visitor in expired:
+                _log.debug("a handshake from %s was not finished in time", visitor.host)
+                self._dismiss(visitor, "too_slow", room)
+            if len(expired) == SWEPT:
+                pause = 0.0
+        self._serve()
+        if any(self._rooms):
+            self._timer = self._loop.call_later(pause, self._sweep)
+
+    def close(self) -> None:
+        """End all visitors."""
+        for room in self._rooms:
+            for visitor in room:
+                room.leave(visitor)
+                visitor.room = None
+                visitor.end()
+
+
+def _close(visitor: Visitor) -> None:
+    """End a visitor whose first flight has opened."""
+    visitor.pipe.close()
+    if not visitor.over.done():
+        visitor.over.set_result(None)
