@@ -103,6 +103,14 @@ REACHED = {
         "outbound/resolving/test_fair_slots.py::test_waiting_is_bounded_for_each_and_for_all",
         "outbound/resolving/test_resolver.py::test_the_memory_is_bounded",
     ],
+    "time for a name; an answer; its records, addresses, aliases": [
+        "outbound/resolving/test_dns_names.py::test_all_of_it_has_a_bound_in_time",
+        "outbound/resolving/test_dns_addresses.py::test_a_long_answer_over_tcp_is_refused",
+        "outbound/resolving/test_dns_answer.py::test_records_are_bounded",
+        "outbound/resolving/test_dns_answer.py::test_addresses_are_bounded",
+        "outbound/resolving/test_dns_answer.py::test_chains_are_bounded",
+        "outbound/resolving/test_dns_addresses.py::test_aliases_without_end_end",
+    ],
     "verdicts of the policy remembered for packets": [
         "tun/test_exit_network.py::test_the_verdicts_that_are_remembered_are_bounded"
     ],

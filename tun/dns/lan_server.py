@@ -12,7 +12,7 @@ from cryprq_proxy.errors import reason_of
 
 from .framed import UpstreamError
 from .inquiry import Inquiry
-from .marked_server import MarkedServer
+from .marked_server import marked_server
 
 TRIES: Final = 3
 TRY_SECONDS: Final = 1.2
@@ -26,7 +26,7 @@ class LanServer:
     """An `Upstream`; `mark` is the link's."""
 
     def __init__(self, address: str, mark: int, port: int = 53) -> None:
-        self._server = MarkedServer(address, mark, port)
+        self._server = marked_server(address, mark, port)
         self._in_flight = 0
 
     async def ask(self, inquiry: Inquiry) -> bytes:

@@ -7,9 +7,8 @@ While the tunnel is up, the system's resolver is the forwarder, which answers th
 the earlier resolvers, over sockets with the link's mark. The filter is open only for them, and is always closed after.
 A resolver on this machine does not get out through that opening: `resolve_early` asks before the filter closes.
 
-dnspython reads and writes the messages (RFC 1035); its transport cannot set a mark. An answer counts if it comes from
-the address that was asked, with the id and the question (RFC 5452 section 9.1). All other datagrams are ignored until
-the time is up.
+outbound/resolving/ asks the questions and reads the answers. An answer counts if it comes from the address that was
+asked, with the id and the question (RFC 5452 section 9.1). All other datagrams are ignored until the time is up.
 """
 
 from __future__ import annotations
@@ -19,26 +18,19 @@ import contextlib
 import ipaddress
 import logging
 import socket
-import struct
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
-from functools import partial
 from pathlib import Path
-from typing import Final, NamedTuple
-
-import dns.exception
-import dns.flags
-import dns.message
-import dns.name
-import dns.rcode
-import dns.rdataclass
-import dns.rdatatype
+from typing import Final
 
 from cryprq_proxy.base.nat64 import WELL_KNOWN_NAME, translated
 from cryprq_proxy.base.tasks import spawn
 from cryprq_proxy.errors import CryprqError, reason_of
+from cryprq_proxy.outbound.resolving.dns_addresses import ask_addresses
+from cryprq_proxy.outbound.resolving.dns_answer import AnswerError, encode_name
+from cryprq_proxy.outbound.resolving.hosts_file import read_hosts
 
-from ..dns.marked_server import MarkedServer
+from ..dns.marked_server import marked_server
 from ..routing.marked_socket import marked_socket
 from .known_addresses import MAX_ADDRESSES, KnownAddresses
 
@@ -53,8 +45,6 @@ MAX_HOSTS: Final = 1 << 20
 """Bytes of the hosts file that are read; a blocklist in it may be longer."""
 SECONDS: Final = 2.0
 """Seconds for one resolver over UDP, and again over TCP if its answer was too long for a datagram."""
-OTHER_FAMILY_SECONDS: Final = 0.3
-"""Seconds for the second answer after the first one with addresses: some resolvers never answer AAAA."""
 ROUNDS: Final = 2
 """How often each resolver is asked."""
 EARLY_SECONDS: Final = 3.0
@@ -62,12 +52,6 @@ EARLY_SECONDS: Final = 3.0
 KNOWN_SECONDS: Final = 4.0
 """Seconds for all resolvers where a last address can be used instead: dialling has some seconds more."""
 MAX_RESOLVERS: Final = 4
-MAX_MESSAGE: Final = 16_384
-"""Bytes of an answer over TCP."""
-MAX_RESTARTS: Final = 4
-"""Further questions for the name at the end of a chain of CNAMEs."""
-
-_TYPES: Final = (dns.rdatatype.A, dns.rdatatype.AAAA)
 
 
 class BootstrapError(CryprqError):
@@ -76,17 +60,6 @@ class BootstrapError(CryprqError):
 
 class NameNotFoundError(BootstrapError):
     """The resolvers say that the name does not exist or has no address: asking again soon does not help."""
-
-
-class AnswerError(CryprqError):
-    """A resolver's message that is malformed, answers another question, or says that the resolver failed."""
-
-
-class NameAnswer(NamedTuple):
-    """One answer about one name and type: addresses, a name to ask for next, or neither (NODATA, NXDOMAIN)."""
-
-    addresses: tuple[str, ...] = ()
-    alias: dns.name.Name | None = None
 
 
 class Bootstrap:
@@ -127,7 +100,7 @@ class Bootstrap:
         """
         with contextlib.suppress(ValueError):
             return (str(ipaddress.ip_address(name)),)
-        found = from_hosts(_read_hosts(self._hosts), name)
+        found = _known_to_hosts(self._hosts, name)
         if found:
             return self._by_route(found)
         known = self._known.of(name)
@@ -155,7 +128,7 @@ class Bootstrap:
 
     async def ask_early(self, name: str) -> None:
         """Learn the addresses of `name` without a fall-back; the next `resolve` with the same `known` takes them."""
-        if from_hosts(_read_hosts(self._hosts), name):
+        if _known_to_hosts(self._hosts, name):
             return
         try:
             self._known.learn(name, await self._ask_outside(name), fresh=True)
@@ -169,27 +142,25 @@ class Bootstrap:
                 f"the exit's name {name} cannot be resolved, since this system names no resolver; "
                 f"give the exit's IP address instead"
             )
-        try:
-            question = dns.name.from_text(name)
-        except (dns.exception.DNSException, UnicodeError):
-            raise NameNotFoundError(
-                f"the exit's name {name[:255]!r} is not a name that DNS can hold"
-            ) from None
+        question = encode_name(name)
+        if question is None:
+            raise NameNotFoundError(f"the exit's name {name[:255]!r} is not a name that DNS can hold")
         failures: dict[str, str] = {}
         async with self._opening(resolvers):
             for _ in range(self._rounds):
                 for resolver in resolvers:
                     try:
-                        found = await self._ask(resolver, question)
+                        server = marked_server(resolver, self._mark, self._port)
+                        answer = await ask_addresses(server, question, self._seconds)
                     except (AnswerError, OSError) as error:  # TimeoutError is one
                         failures[resolver] = _why(error)
                         continue
-                    if not found:
+                    if not answer.addresses:
                         raise NameNotFoundError(
                             f"the exit's name {name} does not exist or has no address, says {resolver}; "
                             f"check its spelling"
                         )
-                    return found
+                    return answer.addresses[:MAX_ADDRESSES]
         said = ", ".join(f"{resolver}: {why}" for resolver, why in failures.items())
         local = all(resolver.startswith("127.") or resolver == "::1" for resolver in resolvers)
         hint = "give the exit's IP address if this lasts"
@@ -199,54 +170,6 @@ class Bootstrap:
                 "again, as it asks before the filter closes, or give the exit's IP address"
             )
         raise BootstrapError(f"the exit's name {name} cannot be resolved ({said}); {hint}")
-
-    async def _ask(self, resolver: str, name: dns.name.Name) -> tuple[str, ...]:
-        """Both families from one resolver; empty if it says that there is no address. Raises AnswerError, OSError."""
-        asking = [
-            spawn(self._ask_family(resolver, name, kind), f"{kind.name} of the exit") for kind in _TYPES
-        ]
-        try:
-            await asyncio.wait(asking, return_when=asyncio.FIRST_COMPLETED)
-            answered = any(_good(task) for task in asking)
-            await asyncio.wait(asking, timeout=OTHER_FAMILY_SECONDS if answered else None)
-        finally:
-            for task in asking:
-                task.cancel()
-            results = await asyncio.gather(*asking, return_exceptions=True)
-        found = [address for task in reversed(asking) for address in _good(task)]
-        if found:
-            return tuple(found[:MAX_ADDRESSES])
-        for result in results:
-            if isinstance(result, BaseException):
-                raise result
-        return ()
-
-    async def _ask_family(
-        self, resolver: str, name: dns.name.Name, kind: dns.rdatatype.RdataType
-    ) -> tuple[str, ...] | AnswerError | OSError:
-        """Returns a failure instead of raising it: it is one of two answers, not a failed task."""
-        try:
-            for _ in range(MAX_RESTARTS + 1):
-                answer = await self._exchange(resolver, dns.message.make_query(name, kind))
-                if answer.alias is None:
-                    return answer.addresses
-                name = answer.alias
-        except (AnswerError, OSError) as error:
-            return error
-        return AnswerError("too many CNAMEs")
-
-    async def _exchange(self, resolver: str, query: dns.message.Message) -> NameAnswer:
-        server = MarkedServer(resolver, self._mark, self._port)
-        question = query.to_wire()
-        wire = await server.ask_over_udp(question, partial(is_answer, query=query), self._seconds)
-        if wire is None:
-            try:
-                wire = await server.ask_over_tcp(question, self._seconds, MAX_MESSAGE)
-            except EOFError:
-                raise AnswerError("the resolver closed the connection") from None
-            except ValueError as error:
-                raise AnswerError(str(error)) from None
-        return read_answer(wire, query)
 
     def _by_route(self, addresses: Sequence[str]) -> tuple[str, ...]:
         """Put addresses without a route last. Connecting a datagram socket looks for a route and sends nothing."""
@@ -281,72 +204,13 @@ async def resolve_early(
         await asyncio.gather(*late, return_exceptions=True)
 
 
-def read_answer(wire: bytes, query: dns.message.Message) -> NameAnswer:
-    """Read `wire` as the answer to `query`. Raises AnswerError, also for an answer that is cut off."""
-    if not is_answer(wire, query):
-        raise AnswerError("an answer to another question")
-    try:
-        message = dns.message.from_wire(wire, ignore_trailing=True, raise_on_truncation=False)
-        if message.flags & dns.flags.TC:
-            raise AnswerError("a cut answer over TCP")
-        rcode = message.rcode()
-        if rcode == dns.rcode.NXDOMAIN:
-            return NameAnswer()
-        if rcode != dns.rcode.NOERROR:
-            raise AnswerError(dns.rcode.to_text(rcode))
-        if not isinstance(message, dns.message.QueryMessage):
-            raise AnswerError("an answer of another kind")
-        chain = message.resolve_chaining()
-    except (dns.exception.DNSException, ValueError, struct.error) as error:
-        raise AnswerError(f"a malformed answer ({type(error).__name__})") from None
-    if chain.answer is not None:
-        return NameAnswer(tuple(rdata.address for rdata in list(chain.answer)[:MAX_ADDRESSES]))
-    if chain.cnames:
-        return NameAnswer(alias=chain.canonical_name)
-    return NameAnswer()
-
-
-def is_answer(wire: bytes, query: dns.message.Message) -> bool:
-    """Whether `wire` begins like the answer to `query`: its id, QR set, and exactly its question (in any case)."""
-    asked = query.to_wire()
-    end = len(asked)
-    return (
-        len(wire) >= end
-        and wire[:2] == asked[:2]
-        and wire[2] & 0xF8 == 0x80  # QR, and opcode QUERY
-        and wire[4:6] == b"\x00\x01"
-        and wire[12:end].lower() == asked[12:].lower()
-    )
-
-
-def from_hosts(content: bytes, name: str) -> tuple[str, ...]:
-    """The addresses that a hosts file (hosts(5)) gives `name`, IPv6 first, at most `MAX_ADDRESSES`."""
-    wanted = name.lower().rstrip(".").encode("ascii", "replace")
-    found: dict[str, int] = {}
-    for line in content.split(b"\n"):
-        words = line.partition(b"#")[0].split()
-        if len(words) > 1 and any(word.lower().rstrip(b".") == wanted for word in words[1:]):
-            try:
-                address = ipaddress.ip_address(words[0].decode("ascii"))
-            except ValueError:  # UnicodeDecodeError is one
-                continue
-            found[str(address)] = address.version
-    return tuple(sorted(found, key=lambda address: -found[address]))[:MAX_ADDRESSES]
-
-
-def _read_hosts(path: Path) -> bytes:
+def _known_to_hosts(path: Path, name: str) -> tuple[str, ...]:
     try:
         with path.open("rb") as file:
-            return file.read(MAX_HOSTS)
+            content = file.read(MAX_HOSTS)
     except OSError:
-        return b""
-
-
-def _good(task: asyncio.Task[tuple[str, ...] | AnswerError | OSError]) -> tuple[str, ...]:
-    if not task.done() or task.cancelled():
         return ()
-    result = task.result()
-    return result if isinstance(result, tuple) else ()
+    return read_hosts(content).get(name.lower().rstrip("."), ())[:MAX_ADDRESSES]
 
 
 def _why(error: AnswerError | OSError) -> str:

@@ -18,6 +18,7 @@ from typing import Final, NamedTuple, Protocol
 from ...base.tasks import spawn
 from ...errors import StreamReason, StreamRefused
 from .c_library import LibraryNames
+from .dns_names import DnsNames
 from .host_configuration import ConfigurationReader
 from .outcome import LookupResult, NameSource
 
@@ -55,18 +56,23 @@ class ResolverOfAsker(NamedTuple):
 
 
 class SystemResolver:
-    """The names as this host knows them. `now` is in seconds."""
+    """The names as this host knows them. `now` is in seconds.
+
+    The host's DNS servers are asked, or the C library where the host's files ask for more than files and DNS.
+    """
 
     def __init__(
         self,
-        source: NameSource | None = None,
         *,
+        dns: NameSource | None = None,
+        library: NameSource | None = None,
         reader: ConfigurationReader | None = None,
         cache_size: int = CACHE_SIZE,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self.reader = ConfigurationReader() if reader is None else reader
-        self._source: NameSource = LibraryNames() if source is None else source
+        self._dns: NameSource = DnsNames(self.reader) if dns is None else dns
+        self._library: NameSource = LibraryNames() if library is None else library
         self._running: dict[str, _LookUp] = {}
         self._cache: OrderedDict[str, tuple[float, LookupResult]] = OrderedDict()
         self._cache_size = cache_size
@@ -95,7 +101,8 @@ class SystemResolver:
         """Refuse all names from now on, also those that wait or are being looked up."""
         self._closed = True
         self._cache.clear()
-        self._source.close()
+        self._dns.close()
+        self._library.close()
         self.reader.close()
         for running in list(self._running.values()):
             if running.source.cancellable:
@@ -105,7 +112,7 @@ class SystemResolver:
         """Wait for a slot, and use it for `name` unless another asker has done so in the meantime."""
         if self._closed:
             raise StreamRefused(StreamReason.SHUTTING_DOWN)
-        source = self._source
+        source = self._library if (await self.reader.current()).library else self._dns
         await source.slots.take(asker)
         found: _LookUp | LookupResult | None = self._remembered(name)
         if found is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 
 import pytest
 
@@ -61,7 +61,9 @@ class Stage:
     def __init__(self, slots: int = 64, cache_size: int = 100) -> None:
         self.names = Names(slots)
         self.clock = Clock()
-        self.resolver = SystemResolver(self.names, cache_size=cache_size, now=self.clock)
+        self.resolver = SystemResolver(
+            dns=self.names, library=self.names, cache_size=cache_size, now=self.clock
+        )
 
     def ask(self, name: str = "a.test", asker: str = "alice") -> asyncio.Task[LookupResult]:
         return asyncio.ensure_future(self._ask(name, asker))
@@ -251,13 +253,10 @@ class Library:
         return FOUND
 
 
-type Reason = Callable[[], LookupResult]
-
-
 async def test_a_thread_keeps_its_slot_until_it_ends() -> None:
     library = Library()
     names = LibraryNames(threads=4, call=library)
-    resolver = SystemResolver(names)
+    resolver = SystemResolver(dns=names, library=names)
     tasks = [asyncio.ensure_future(resolver.resolve(f"name{number}", "alice")) for number in range(2)]
     await until(lambda: len(library.asked) == 2)
     for task in tasks:
@@ -277,7 +276,8 @@ async def test_a_thread_keeps_its_slot_until_it_ends() -> None:
 
 async def test_threads_that_run_at_the_end_hold_nobody() -> None:
     library = Library()
-    resolver = SystemResolver(LibraryNames(threads=1, call=library))
+    names = LibraryNames(threads=1, call=library)
+    resolver = SystemResolver(dns=names, library=names)
     running = asyncio.ensure_future(resolver.resolve("running", "alice"))
     waiting = asyncio.ensure_future(resolver.resolve("waiting", "alice"))
     await until(lambda: library.asked)

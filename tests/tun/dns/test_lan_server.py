@@ -11,11 +11,11 @@ from typing import Any
 import dns.message
 import pytest
 
+from cryprq_proxy.outbound.resolving.name_server import MAX_STRAYS
 from tests.support.dns_fakes import address, inquiry
 from tun.dns import lan_server
 from tun.dns.framed import UpstreamError
 from tun.dns.lan_server import LanServer
-from tun.dns.marked_server import MAX_STRAYS
 
 type Datagram = Callable[[bytes], list[bytes]]
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
-import struct
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,111 +15,30 @@ import dns.rcode
 import dns.rdatatype
 import dns.rrset
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from tun.dns.marked_server import MAX_STRAYS
+from cryprq_proxy.outbound.resolving import dns_addresses
+from cryprq_proxy.outbound.resolving.name_server import MAX_STRAYS
+from tests.support.dns_servers import DnsServers, Server, cut, nothing, zone
 from tun.resolver import bootstrap
 from tun.resolver.bootstrap import (
-    AnswerError,
     Bootstrap,
     BootstrapError,
-    NameAnswer,
     NameNotFoundError,
-    from_hosts,
-    read_answer,
     resolve_early,
 )
-from tun.resolver.known_addresses import MAX_ADDRESSES, KnownAddresses
+from tun.resolver.known_addresses import KnownAddresses
 
 NAME = "exit.example.org"
-
-type Handler = Callable[[dns.message.Message], list[bytes]]
-"""A question -> the datagrams that come back; over TCP their bytes in a row."""
-
-
-def zone(records: dict[tuple[str, str], list[str]], *, rcode: int = 0) -> Handler:
-    """Answers from `records`, (name, type) -> rdata; without a record NODATA, or with `rcode`."""
-
-    def handle(query: dns.message.Message) -> list[bytes]:
-        response = dns.message.make_response(query)
-        question = query.question[0]
-        kind = dns.rdatatype.to_text(question.rdtype)
-        name = question.name.to_text(omit_final_dot=True)
-        while (name, "CNAME") in records and (name, kind) not in records:
-            target = records[name, "CNAME"][0]
-            response.answer.append(dns.rrset.from_text(name + ".", 60, "IN", "CNAME", target + "."))
-            name = target
-        if (name, kind) in records:
-            response.answer.append(dns.rrset.from_text(name + ".", 60, "IN", kind, *records[name, kind]))
-        else:
-            response.set_rcode(dns.rcode.Rcode(rcode))
-        return [response.to_wire()]
-
-    return handle
-
 
 BOTH = zone({(NAME, "A"): ["192.0.2.5"], (NAME, "AAAA"): ["2001:db8::5"]})
 
 
-class Server:
-    """One DNS server on `address`, UDP and TCP; says nothing where a handler gives nothing."""
-
-    def __init__(self, udp: Handler, tcp: Handler | None = None) -> None:
-        self.udp = udp
-        self.tcp = tcp
-        self.asked: list[tuple[str, str, str]] = []
-
-    def handle(self, wire: bytes, carrier: str) -> list[bytes]:
-        query = dns.message.from_wire(wire)
-        question = query.question[0]
-        self.asked.append((carrier, question.name.to_text(), dns.rdatatype.to_text(question.rdtype)))
-        handler = self.udp if carrier == "udp" else self.tcp
-        return handler(query) if handler is not None else []
-
-
-class Datagrams(asyncio.DatagramProtocol):
-    def __init__(self, server: Server) -> None:
-        self.server = server
-
-    def connection_made(self, transport: asyncio.DatagramTransport) -> None:  # type: ignore[override]
-        self.transport = transport
-
-    def datagram_received(self, data: bytes, address: Any) -> None:
-        for answer in self.server.handle(data, "udp"):
-            self.transport.sendto(answer, address)
-
-
-class Lab:
-    """Servers on one port and several loopback addresses, and what the filter is told."""
+class Lab(DnsServers):
+    """Servers, and what the filter is told."""
 
     def __init__(self, stack: contextlib.AsyncExitStack) -> None:
-        self._stack = stack
-        self.port = 0
-        self.resolvers: list[str] = []
+        super().__init__(stack)
         self.events: list[str] = []
-
-    async def server(self, server: Server) -> Server:
-        loop = asyncio.get_running_loop()
-        address = f"127.0.0.{len(self.resolvers) + 1}"
-        tcp = await asyncio.start_server(lambda *pair: self._stream(server, *pair), address, self.port)
-        self._stack.push_async_callback(tcp.wait_closed)
-        self._stack.callback(tcp.close)
-        self.port = tcp.sockets[0].getsockname()[1]
-        transport, _ = await loop.create_datagram_endpoint(
-            lambda: Datagrams(server), local_addr=(address, self.port)
-        )
-        self._stack.callback(transport.close)
-        self.resolvers.append(address)
-        return server
-
-    async def _stream(
-        self, server: Server, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
-        (length,) = struct.unpack("!H", await reader.readexactly(2))
-        for answer in server.handle(await reader.readexactly(length), "tcp"):
-            writer.write(struct.pack("!H", len(answer)) + answer)
-        writer.close()
 
     @contextlib.asynccontextmanager
     async def opening(self, resolvers: Sequence[str]) -> AsyncIterator[None]:
@@ -134,23 +51,19 @@ class Lab:
     def bootstrap(self, tmp_path: Path, **more: Any) -> Bootstrap:
         more.setdefault("seconds", 60.0)  # tests in which the time runs out say so
         hosts = tmp_path / "hosts"
-        return Bootstrap(lambda: self.resolvers, self.opening, mark=0, port=self.port, hosts=hosts, **more)
+        return Bootstrap(lambda: self.addresses, self.opening, mark=0, port=self.port, hosts=hosts, **more)
 
 
 @pytest.fixture(autouse=True)
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """A slow machine changes no result."""
-    monkeypatch.setattr(bootstrap, "OTHER_FAMILY_SECONDS", 60.0)
+    monkeypatch.setattr(dns_addresses, "OTHER_FAMILY_SECONDS", 60.0)
 
 
 @pytest.fixture
 async def lab() -> AsyncIterator[Lab]:
     async with contextlib.AsyncExitStack() as stack:
         yield Lab(stack)
-
-
-def nothing(query: dns.message.Message) -> list[bytes]:
-    return []
 
 
 async def test_both_families(lab: Lab, tmp_path: Path) -> None:
@@ -170,7 +83,7 @@ async def test_one_family_is_enough(lab: Lab, tmp_path: Path, kind: str, address
 async def test_a_swallowed_question_does_not_hold_the_other(
     lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bootstrap, "OTHER_FAMILY_SECONDS", 0.01)
+    monkeypatch.setattr(dns_addresses, "OTHER_FAMILY_SECONDS", 0.01)
 
     def no_aaaa(query: dns.message.Message) -> list[bytes]:
         return [] if query.question[0].rdtype == dns.rdatatype.AAAA else BOTH(query)
@@ -216,11 +129,6 @@ async def test_aliases_without_end_end(lab: Lab, tmp_path: Path) -> None:
 
 
 async def test_a_cut_answer_is_asked_for_over_tcp(lab: Lab, tmp_path: Path) -> None:
-    def cut(query: dns.message.Message) -> list[bytes]:
-        response = dns.message.make_response(query)
-        response.flags |= dns.flags.TC
-        return [response.to_wire()]
-
     server = await lab.server(Server(cut, BOTH))
     assert len(await lab.bootstrap(tmp_path).resolve(NAME)) == 2
     assert [carrier for carrier, _, _ in server.asked].count("tcp") == 2
@@ -283,7 +191,7 @@ async def test_a_name_without_an_address(lab: Lab, tmp_path: Path, rcode: dns.rc
 
 async def test_failures_are_one_sentence(lab: Lab, tmp_path: Path) -> None:
     await lab.server(Server(zone({}, rcode=dns.rcode.SERVFAIL)))
-    lab.resolvers.append("127.0.0.9")  # nobody is there
+    lab.addresses.append("127.0.0.9")  # nobody is there
     with pytest.raises(BootstrapError) as caught:
         await lab.bootstrap(tmp_path).resolve(NAME)
     text = str(caught.value)
@@ -304,7 +212,7 @@ async def test_no_resolver_and_no_name(lab: Lab, tmp_path: Path) -> None:
     with pytest.raises(BootstrapError, match="names no resolver"):
         await lab.bootstrap(tmp_path).resolve(NAME)
     assert lab.events == []
-    lab.resolvers.append("127.0.0.1")
+    lab.addresses.append("127.0.0.1")
     for name in ("a" * 64 + ".example", "a..b", "x" * 300, "\ud800.example"):
         with pytest.raises(BootstrapError, match="not a name that DNS can hold"):
             await lab.bootstrap(tmp_path).resolve(name)
@@ -339,7 +247,7 @@ async def test_a_name_is_asked_for_before_there_is_a_filter(lab: Lab, tmp_path: 
     """And once: what comes then is the first answer. What fails then is asked for again."""
     server = await lab.server(Server(BOTH))
     known = KnownAddresses()
-    await resolve_early([NAME, "no.example.org"], lab.resolvers, known, mark=0, port=lab.port)
+    await resolve_early([NAME, "no.example.org"], lab.addresses, known, mark=0, port=lab.port)
     assert lab.events == []
     asked = len(server.asked)
     resolver = lab.bootstrap(tmp_path, known=known)
@@ -357,8 +265,8 @@ async def test_nobody_to_ask_before_the_filter_costs_little(
     monkeypatch.setattr(bootstrap, "EARLY_SECONDS", 0.01)
     await lab.server(Server(nothing))
     known = KnownAddresses()
-    await resolve_early([NAME], lab.resolvers, known, mark=0, port=lab.port)
-    await resolve_early([], lab.resolvers, known, mark=0)
+    await resolve_early([NAME], lab.addresses, known, mark=0, port=lab.port)
+    await resolve_early([], lab.addresses, known, mark=0)
     assert known.of(NAME) == ()
 
 
@@ -381,87 +289,10 @@ async def test_bad_answers_over_tcp(lab: Lab, tmp_path: Path) -> None:
     server = await lab.server(Server(lambda query: [b"x"] * MAX_STRAYS))
     resolver = lab.bootstrap(tmp_path, rounds=1)
     for answers, why in (
-        ([], "the resolver closed the connection"),
-        ([b"\xff" * (bootstrap.MAX_MESSAGE + 1)], f"an answer of {bootstrap.MAX_MESSAGE + 1} bytes"),
+        ([], "the server closed the connection"),
+        ([b"\xff" * (dns_addresses.MAX_MESSAGE + 1)], f"an answer of {dns_addresses.MAX_MESSAGE + 1} bytes"),
         ([b"\xff" * 40], "an answer to another question"),
     ):
         server.tcp = lambda query, answers=answers: answers
         with pytest.raises(BootstrapError, match=why):
             await resolver.resolve(NAME)
-
-
-# The parser
-
-
-QUERY = dns.message.make_query(NAME, "A", id=0x1234)
-
-
-def test_read_answer_of_a_cut_one() -> None:
-    response = dns.message.make_response(QUERY)
-    response.flags |= dns.flags.TC
-    with pytest.raises(AnswerError, match="over TCP"):
-        read_answer(response.to_wire(), QUERY)
-
-
-def test_read_answer_is_bounded() -> None:
-    response = dns.message.make_response(QUERY)
-    addresses = [f"192.0.2.{number}" for number in range(100)]
-    response.answer.append(dns.rrset.from_text(NAME + ".", 60, "IN", "A", *addresses))
-    assert len(read_answer(response.to_wire(max_size=65535), QUERY).addresses) == MAX_ADDRESSES
-
-
-def test_every_prefix_and_every_flip_of_an_answer() -> None:
-    response = dns.message.make_response(QUERY)
-    response.answer.append(dns.rrset.from_text(NAME + ".", 60, "IN", "CNAME", "a.example."))
-    response.answer.append(dns.rrset.from_text("a.example.", 60, "IN", "A", "192.0.2.5"))
-    wire = response.to_wire()
-    assert read_answer(wire, QUERY).addresses == ("192.0.2.5",)
-    assert read_answer(wire + b"trailing", QUERY).addresses == ("192.0.2.5",)
-    for end in range(len(wire)):
-        with pytest.raises(AnswerError):
-            read_answer(wire[:end], QUERY)
-    for position in range(len(wire)):
-        for bit in range(8):
-            flipped = bytearray(wire)
-            flipped[position] ^= 1 << bit
-            with contextlib.suppress(AnswerError):
-                assert isinstance(read_answer(bytes(flipped), QUERY), NameAnswer)
-
-
-@given(st.binary(max_size=300))
-def test_only_answer_errors_leave_the_parser(tail: bytes) -> None:
-    head = bytearray(QUERY.to_wire())
-    head[2] |= 0x80
-    for wire in (
-        tail,
-        bytes(head) + tail,
-        bytes(head[:6]) + tail[:6].ljust(6, b"\x01") + bytes(head[12:]) + tail,
-    ):
-        with contextlib.suppress(AnswerError):
-            answer = read_answer(wire, QUERY)
-            for address in answer.addresses:
-                ipaddress.ip_address(address)
-
-
-@given(
-    st.lists(
-        st.one_of(
-            st.binary(max_size=60), st.just(b"192.0.2.1 " + NAME.encode()), st.just(b"::1 x " + NAME.encode())
-        )
-    ).map(b"\n".join)
-)
-def test_any_hosts_file_can_be_read(content: bytes) -> None:
-    found = from_hosts(content, NAME)
-    assert len(found) <= MAX_ADDRESSES
-    for address in found:
-        ipaddress.ip_address(address)
-
-
-def test_from_hosts() -> None:
-    content = (
-        b"192.0.2.1 exit.example.org.\n::1 other\n2001:db8::1\tx Exit.Example.Org\n"
-        b"#192.0.2.3 exit.example.org\nx exit.example.org\n"
-    )
-    assert from_hosts(content, NAME) == ("2001:db8::1", "192.0.2.1")
-    assert from_hosts(content, "example.org") == ()
-    assert from_hosts(content, "192.0.2.1") == ()

@@ -1,0 +1,112 @@
+"""DNS servers on loopback, over UDP and TCP, that answer what a test says."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import struct
+from collections.abc import Callable
+from typing import Any
+
+import dns.flags
+import dns.message
+import dns.rcode
+import dns.rdatatype
+import dns.rrset
+
+type Handler = Callable[[dns.message.Message], list[bytes]]
+"""A question -> the datagrams that come back; over TCP their bytes in a row."""
+
+
+def zone(records: dict[tuple[str, str], list[str]], *, rcode: int = 0) -> Handler:
+    """Answers from `records`, (name, type) -> rdata; without a record NODATA, or with `rcode`."""
+
+    def handle(query: dns.message.Message) -> list[bytes]:
+        response = dns.message.make_response(query)
+        question = query.question[0]
+        kind = dns.rdatatype.to_text(question.rdtype)
+        name = question.name.to_text(omit_final_dot=True)
+        while (name, "CNAME") in records and (name, kind) not in records:
+            target = records[name, "CNAME"][0]
+            response.answer.append(dns.rrset.from_text(name + ".", 60, "IN", "CNAME", target + "."))
+            name = target
+        if (name, kind) in records:
+            response.answer.append(dns.rrset.from_text(name + ".", 60, "IN", kind, *records[name, kind]))
+        else:
+            response.set_rcode(dns.rcode.Rcode(rcode))
+        return [response.to_wire()]
+
+    return handle
+
+
+def nothing(query: dns.message.Message) -> list[bytes]:
+    return []
+
+
+def cut(query: dns.message.Message) -> list[bytes]:
+    """The rest is to be asked for over TCP."""
+    response = dns.message.make_response(query)
+    response.flags |= dns.flags.TC
+    return [response.to_wire()]
+
+
+class Server:
+    """One DNS server on `address`, UDP and TCP; says nothing where a handler gives nothing."""
+
+    def __init__(self, udp: Handler, tcp: Handler | None = None) -> None:
+        self.udp = udp
+        self.tcp = tcp
+        self.asked: list[tuple[str, str, str]] = []
+        self.ports: list[int] = []
+        """From which the datagrams came."""
+
+    def handle(self, wire: bytes, carrier: str) -> list[bytes]:
+        query = dns.message.from_wire(wire)
+        question = query.question[0]
+        self.asked.append((carrier, question.name.to_text(), dns.rdatatype.to_text(question.rdtype)))
+        handler = self.udp if carrier == "udp" else self.tcp
+        return handler(query) if handler is not None else []
+
+
+class Datagrams(asyncio.DatagramProtocol):
+    def __init__(self, server: Server) -> None:
+        self.server = server
+
+    def connection_made(self, transport: asyncio.DatagramTransport) -> None:  # type: ignore[override]
+        self.transport = transport
+
+    def datagram_received(self, data: bytes, address: Any) -> None:
+        self.server.ports.append(address[1])
+        for answer in self.server.handle(data, "udp"):
+            self.transport.sendto(answer, address)
+
+
+class DnsServers:
+    """Servers on one port and several loopback addresses, the `addresses`."""
+
+    def __init__(self, stack: contextlib.AsyncExitStack) -> None:
+        self._stack = stack
+        self.port = 0
+        self.addresses: list[str] = []
+
+    async def server(self, server: Server) -> Server:
+        loop = asyncio.get_running_loop()
+        address = f"127.0.0.{len(self.addresses) + 1}"
+        tcp = await asyncio.start_server(lambda *pair: self._stream(server, *pair), address, self.port)
+        self._stack.push_async_callback(tcp.wait_closed)
+        self._stack.callback(tcp.close)
+        self.port = tcp.sockets[0].getsockname()[1]
+        transport, _ = await loop.create_datagram_endpoint(
+            lambda: Datagrams(server), local_addr=(address, self.port)
+        )
+        self._stack.callback(transport.close)
+        self.addresses.append(address)
+        return server
+
+    async def _stream(
+        self, server: Server, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        (length,) = struct.unpack("!H", await reader.readexactly(2))
+        for answer in server.handle(await reader.readexactly(length), "tcp"):
+            writer.write(struct.pack("!H", len(answer)) + answer)
+        writer.close()
