@@ -45,6 +45,7 @@ from tests.support.lab.paths import (
 from tun.firewall import nft
 from tun.firewall.filter import Filter
 from tun.firewall.filter_settings import ExitEndpoint, FilterSettings
+from tun.firewall.standing import Standing
 from tun.firewall.user_rules import FilterRule, FilterRules
 
 BOTH = pytest.mark.parametrize("public", [PUBLIC4, PUBLIC6], ids=["ipv4", "ipv6"])
@@ -682,6 +683,19 @@ def test_a_table_of_somebody_else(paths: Paths) -> None:
     with paths.client.entered():
         Filter.up(SETTINGS, client.journal.append, ours=True)
     assert paths.tcp(paths.client, PUBLIC4, 80) == ("beyond", TUNNEL4)
+
+
+@pytest.mark.parametrize("table", [nft.CLIENT, nft.EXIT])
+def test_a_table_that_was_put_to_sleep_is_found_changed(lab: Lab, table: str) -> None:
+    """It filters nothing. nft 1.0.6 prints garbage for its flags: for an empty table no JSON."""
+    host = lab.namespace("host")
+    host.nft(f"table inet {table} {{ }}\n")
+    with host.entered():
+        standing = Standing(table)
+        standing.written()
+        host.nft(f"table inet {table} {{ flags dormant; }}\n")
+        assert f"the table inet {table} was changed" in standing.look()
+        assert nft.exists(table)
 
 
 def test_nft_takes_extreme_settings(lab: Lab) -> None:

@@ -109,7 +109,12 @@ class Running(NamedTuple):
 
     def filtered(self) -> bool:
         listed = self.stage.client.attempt(["nft", "list", "chain", "inet", "cryprq", "output"]).stdout
-        return "policy drop" in listed and listed.count("\n") > 10 and "\n\t\taccept" not in listed
+        return (
+            "policy drop" in listed
+            and "dormant" not in listed
+            and listed.count("\n") > 10
+            and "\n\t\taccept" not in listed
+        )
 
     def resolving(self) -> bool:
         return self.stage.client.resolv_conf.read_text() != RESOLVER
@@ -150,6 +155,9 @@ CHANGES: Final = {
     "MTU": Change("device", f"ip link set {TUN} mtu 1300", Running.sized),
     "chain flushed": Change("kill switch", "nft flush chain inet cryprq output", Running.filtered),
     "MTU too small for IPv6": Change("device", f"ip link set {TUN} mtu 1000", Running.sized),
+    "table put to sleep": Change(
+        "kill switch", "nft add table inet cryprq '{ flags dormant; }'", Running.filtered
+    ),
     "rule inserted": Change("kill switch", "nft insert rule inet cryprq output accept", Running.filtered),
     "resolver": Change("system resolver", f"printf '{RESOLVER}' >/etc/resolv.conf", Running.resolving),
     "IPv6 off and on": Change("device", f"sysctl -qw {SWITCH}=1; sysctl -qw {SWITCH}=0", Running.with_ipv6),

@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from tun.firewall.nft import UnreadableAnswer
+
 _TABLE = re.compile(r"^table inet (\w+) \{$", re.MULTILINE)
 _CHAIN = re.compile(r"^ *chain (\w+) \{$", re.MULTILINE)
 _TIMED = re.compile(r"([^\s,{]+) timeout (\d+)s")
@@ -25,6 +27,8 @@ class Kernel:
         self.counters: dict[str, tuple[int, int]] = {}
         self.chains: list[dict[str, Any]] = []
         """What other programs have put up, as `nft -j list chains` says it."""
+        self.unreadable: set[str] = set()
+        """Tables with flags: nft prints garbage for them. Writing a table anew leaves none."""
         self.before_run: Callable[[], None] = lambda: None
 
     def run(self, script: str) -> None:
@@ -40,19 +44,22 @@ class Kernel:
             elif line.startswith("elements = "):
                 sets[title] |= {what: self.now + int(left) for what, left in _TIMED.findall(line)}
         self.tables[table] = sets
+        self.unreadable.discard(table)
         self.own_chains[table] = _CHAIN.findall(script)
         self.counters = {name: (int(packets), int(size)) for name, packets, size in _COUNTER.findall(script)}
 
     def ask(self, *command: str) -> list[dict[str, Any]] | None:
         match command:
-            case ("list", "tables", "inet"):
-                return [{"table": {"name": name}} for name in self.tables]
+            case ("list", "chain", "inet", table, chain):
+                return [{"chain": {"name": chain}}] if chain in self.own_chains.get(table, ()) else None
             case ("list", "chains"):
                 return [{"chain": chain} for chain in self.chains]
             case ("list", "set", "inet", table, title):
                 return None if table not in self.tables else [self._listed(table, title)]
             case ("list", "counters", "table", "inet", table):
                 return None if table not in self.tables else self._counted()
+            case ("list", "table", "inet", table) if table in self.unreadable:
+                raise UnreadableAnswer(table)
             case ("list", "table", "inet", table) if table in self.tables:
                 chains = [{"chain": {"name": name}} for name in self.own_chains.get(table, ())]
                 return [

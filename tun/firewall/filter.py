@@ -31,7 +31,7 @@ from .conntrack import Ended, Flow
 from .filter_settings import NOTHING_OPEN, FilterSettings, Openings
 from .inbound import NOT_KEPT, Address, Inbound, observe
 from .marks import FIRST_MARKS, Marks, reason_of_mark
-from .nft import CLIENT, NO_COUNTS, Ask, Count, NftError, Run
+from .nft import CLIENT, NO_COUNTS, Ask, Count, NftError, Run, UnreadableAnswer
 from .standing import Standing
 
 RESOLVING: Final = 30
@@ -125,7 +125,11 @@ class Filter:
         bootstrap: Mapping[Address, int] | None = None,
     ) -> None:
         """What is not given stays as it is."""
-        listed = self._ask("list", "table", "inet", CLIENT)
+        try:
+            listed = self._ask("list", "table", "inet", CLIENT)
+        except UnreadableAnswer:
+            # Another program has changed it; what it held is replaced as if it were gone.
+            listed = None
         now = openings(listed or [])
         if pause is None:
             # Where a table stands it may have been closed early; where none stands it was removed.

@@ -57,6 +57,10 @@ class NftError(ConfigError):
     """nft is missing, not permitted, not supported or refused the script; nothing was changed."""
 
 
+class UnreadableAnswer(NftError):
+    """What nft lists is not JSON: some versions print a table with flags so. Whoever compares takes it for a change."""
+
+
 class Count(NamedTuple):
     """What a rule has seen."""
 
@@ -185,7 +189,10 @@ def check(script: str) -> None:
 
 
 def ask(*command: str) -> Listed | None:
-    """What `nft -j` lists, without its own header; None if the asked-for thing does not exist. Raises NftError."""
+    """What `nft -j` lists, without its own header; None if the asked-for thing does not exist.
+
+    Raises NftError, and UnreadableAnswer where the answer is none: nft 1.0.6 prints garbage for the flags of a table.
+    """
     done = _call(["-j", *command])
     if done.returncode:
         if "No such file or directory" in done.stderr:
@@ -195,19 +202,20 @@ def ask(*command: str) -> Listed | None:
         listed = json.loads(done.stdout)["nftables"]
         return [item for item in listed if "metainfo" not in item]
     except (ValueError, LookupError, TypeError) as error:
-        raise NftError("the answer of nft cannot be read: update the package nftables") from error
+        raise UnreadableAnswer("the answer of nft cannot be read: update the package nftables") from error
 
 
 def exists(table: str, ask: Ask = ask) -> bool:
-    """Whether `inet table` stands. Raises NftError."""
-    listed = ask("list", "tables", "inet") or []
-    return any(item.get("table", {}).get("name") == table for item in listed)
+    """Whether `inet table` stands. Raises NftError.
+
+    A list of tables would have their flags, also those of other programs' tables.
+    """
+    return ask("list", "counters", "table", "inet", table) is not None
 
 
 def is_left_over(table: str, ask: Ask = ask) -> bool:
     """Whether `inet table` stands and has our chains, whatever a journal says. Raises NftError."""
-    listed = ask("list", "table", "inet", table) or []
-    return any(item.get("chain", {}).get("name") == REFUSE_CHAIN for item in listed)
+    return ask("list", "chain", "inet", table, REFUSE_CHAIN) is not None
 
 
 def claim(table: str, ours: bool, record: Record, ask: Ask = ask) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from cryprq_proxy.base.netlink import NETFILTER, NetlinkSocket, attributes
 
-from .nft import Ask, ask
+from .nft import Ask, UnreadableAnswer, ask
 
 # linux/netfilter/nfnetlink.h, nf_tables.h
 _GET_GENERATION: Final = 10 << 8 | 16
@@ -44,14 +44,21 @@ class Standing:
     def written(self) -> None:
         """We have just written the table."""
         self._unchanged_at = None
-        self._written = self._content()
+        try:
+            self._written = self._content()
+        except UnreadableAnswer:
+            # Another program has changed it already. No content is equal to this one, so the next look finds it.
+            self._written = None
 
     def look(self) -> str:
         """Nothing if it stands as written, else what was found: a part of a sentence."""
         now = self._generation()
         if now is not None and now == self._unchanged_at:
             return ""
-        content = self._content()
+        try:
+            content = self._content()
+        except UnreadableAnswer:
+            return f"the table inet {self._table} was changed, and nft cannot list it"
         if content is None:
             return f"the table inet {self._table} was removed"
         if content != self._written:

@@ -84,6 +84,15 @@ def test_a_table_whose_journal_is_lost_is_recorded_again_and_replaced() -> None:
     assert len(kernel.scripts) == 2
 
 
+def test_a_table_of_an_earlier_run_that_nft_cannot_list_is_replaced() -> None:
+    kernel = Kernel()
+    up(kernel)
+    kernel.unreadable.add(CLIENT)
+    client = Filter.up(SETTINGS, lambda entry: None, ours=False, run=kernel.run, ask=kernel.ask)
+    assert len(kernel.scripts) == 2
+    assert client.difference() == ""
+
+
 def test_connections_from_outside_are_kept_only_on_demand() -> None:
     for keep in (True, False):
         kernel = Kernel()
@@ -207,6 +216,23 @@ def test_a_removed_table_is_noticed_and_put_back() -> None:
     client.restore()
     assert client.standing()
     assert kernel.scripts[-1] == kernel.scripts[0]
+
+
+@pytest.mark.parametrize("by", ["restore", "update"])
+def test_a_table_that_nft_cannot_list_is_replaced(by: str) -> None:
+    """With the pause that was asked for."""
+    kernel = Kernel()
+    client = up(kernel)
+    client.pause(60)
+    kernel.now = 10.5
+    kernel.unreadable.add(CLIENT)
+    assert client.difference()
+    if by == "restore":
+        client.restore()
+    else:
+        client.update(OTHER)
+    assert client.difference() == ""
+    assert client.paused() == 49
 
 
 @pytest.mark.parametrize("by", ["restore", "update"])

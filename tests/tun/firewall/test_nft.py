@@ -77,7 +77,7 @@ def test_nft_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.process
 def test_an_answer_that_is_no_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_nft(tmp_path, monkeypatch, "", 0, out="[]")
-    with pytest.raises(nft.NftError, match="cannot be read"):
+    with pytest.raises(nft.UnreadableAnswer, match="cannot be read"):
         nft.exists("cryprq")
 
 

@@ -9,6 +9,7 @@ from typing import Any, Self
 import pytest
 
 from cryprq_proxy.base.netlink import NETFILTER
+from tun.firewall.nft import UnreadableAnswer
 from tun.firewall.standing import Standing, generation
 
 GONE = "the table inet cryprq was removed"
@@ -37,10 +38,13 @@ class Kernel:
         self.listed: list[dict[str, Any]] | None = listed()
         self.generation: int | None = 7
         self.asked = 0
+        self.unreadable = False
 
     def ask(self, *command: str) -> list[dict[str, Any]] | None:
         assert command == ("list", "table", "inet", "cryprq")
         self.asked += 1
+        if self.unreadable:
+            raise UnreadableAnswer("no JSON")
         return self.listed
 
 
@@ -70,6 +74,21 @@ def test_what_others_did_is_found_until_it_is_written_again(
     assert standing.look() == found
     assert standing.look() == found
     kernel.listed = listed()
+    standing.written()
+    assert standing.look() == ""
+
+
+def test_what_nft_cannot_list_was_changed_until_it_is_written_again(
+    kernel: Kernel, standing: Standing
+) -> None:
+    """As a table with flags: a dormant one filters nothing."""
+    kernel.unreadable, kernel.generation = True, 8
+    assert standing.look() == f"{CHANGED}, and nft cannot list it"
+    # Changed again right after it was written.
+    standing.written()
+    assert standing.look() == f"{CHANGED}, and nft cannot list it"
+    kernel.unreadable = False
+    assert standing.look() == CHANGED
     standing.written()
     assert standing.look() == ""
 
