@@ -144,10 +144,19 @@ REACHED = {
     "LAN prefixes that get a rule": [
         "tun/routing/test_lan.py::test_a_flood_of_prefixes_is_bounded_in_each_family"
     ],
-    "connections; request; time": [
+    "file descriptors for its streams (a UDP association counts as two)": [
+        "exit/test_descriptor_shares.py::test_one_peer_leaves_a_quarter",
+        "e2e/test_descriptors.py::test_one_peer_leaves_descriptors_to_others",
+    ],
+    "attempts without a free file descriptor: accepting again; lines in the log": [
+        "base/test_accept_loop.py::test_a_machine_without_resources_is_given_time",
+        "e2e/test_descriptors.py::test_an_exit_without_descriptors",
+    ],
+    "connections; request; time; answer": [
         "process/test_control.py::test_connections_are_bounded",
         "process/test_control.py::test_a_request_is_bounded",
         "process/test_control.py::test_a_slow_request_times_out",
+        "process/test_control.py::test_a_long_answer_arrives_and_one_beyond_the_bound_is_refused",
     ],
 }
 """From the column "what" of the table to tests, below tests/."""

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import logging
 import socket
 from collections.abc import Callable
 from typing import Final
 
-from ..errors import reason_of
-
-_log = logging.getLogger(__name__)
+from .descriptors import EXHAUSTED, SHORTAGE, Shortage, SpareDescriptor
+from .tasks import spawn
 
 ACCEPTS: Final = 64
 """Largest number of connections accepted in one wake-up; then other work has its turn."""
-FIRST_PAUSE: Final = 0.1
-MAX_PAUSE: Final = 1.0
-"""Seconds without accepting after a failure. The pause doubles until accepting works again."""
+PAUSE: Final = 1.0
+"""Seconds without accepting after a failure."""
 _ERRORS_OF_ONE_CONNECTION: Final = frozenset(
     getattr(errno, name)
     for name in (
@@ -39,37 +36,43 @@ _ERRORS_OF_ONE_CONNECTION: Final = frozenset(
 class Acceptor:
     """Owns one listening socket and accepts its connections between `start` and `stop`.
 
-    `accepted` gets each connection and the IP address of its other end; it may call `stop`. Without free descriptors or
-    memory accepting fails, but queued connections keep the listening socket readable. The acceptor then pauses instead
-    of spinning, and logs one warning until accepting works again.
+    `accepted` gets each connection and the IP address of its other end, "" for a Unix socket; it may call `stop`.
+
+    Without free descriptors or memory accepting fails, but queued connections keep the listening socket readable. So
+    the acceptor pauses for a second. A spare descriptor takes the first connection of the queue: that one is closed, or
+    with `urgent` it is served. `start` ends a pause, for those that know of a descriptor that is free again.
     """
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
         listener: socket.socket,
-        accepted: Callable[[socket.socket, str], None],
+        accepted: Callable[[socket.socket, str], object],
+        *,
+        urgent: bool = False,
+        shortage: Shortage = SHORTAGE,
     ) -> None:
         listener.setblocking(False)
         self._loop = loop
         self._listener = listener
         self._accepted = accepted
+        self._urgent = urgent
+        self._shortage = shortage
+        self._spare = SpareDescriptor()
         self._reading = False
-        self._pause = 0.0
-        """Seconds of the last pause; 0 while accepting works."""
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
         """Accept from now on. No effect if it does already."""
+        self._spare.keep()
         if not self._reading:
+            self._cancel_pause()
             self._reading = True
             self._loop.add_reader(self._listener, self._on_acceptable)
 
     def stop(self) -> None:
         """Leave new connections in the queue of the listening socket."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._cancel_pause()
         if self._reading:
             self._reading = False
             self._loop.remove_reader(self._listener)
@@ -77,27 +80,63 @@ class Acceptor:
     def close(self) -> None:
         """Stop, close the listening socket and free its address."""
         self.stop()
+        self._spare.release()
         self._listener.close()
+
+    def _cancel_pause(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _on_acceptable(self) -> None:
         for _ in range(ACCEPTS):
             try:
                 sock, address = self._listener.accept()
             except (BlockingIOError, InterruptedError):
-                break
+                return
             except OSError as error:
                 if error.errno in _ERRORS_OF_ONE_CONNECTION:
                     continue
-                self._pause_accepting(error)
+                self._pause(error)
                 return
-            self._accepted(sock, address[0])
+            self._hand_over(sock, address)
             if not self._reading:
-                break
-        self._pause = 0.0
+                return
 
-    def _pause_accepting(self, error: OSError) -> None:
-        if not self._pause:
-            _log.warning("new connections cannot be accepted for now: %s", reason_of(error))
-        self._pause = min(2 * self._pause, MAX_PAUSE) or FIRST_PAUSE
+    def _hand_over(self, sock: socket.socket, address: tuple[str, int] | str) -> None:
+        self._accepted(sock, address[0] if isinstance(address, tuple) else "")
+
+    def _pause(self, error: OSError) -> None:
+        self._shortage.note(error)
         self.stop()
-        self._timer = self._loop.call_later(self._pause, self.start)
+        self._timer = self._loop.call_later(PAUSE, self.start)
+        if error.errno in EXHAUSTED:
+            self._accept_with_spare()
+
+    def _accept_with_spare(self) -> None:
+        self._spare.release()
+        try:
+            sock, address = self._listener.accept()
+        except OSError:
+            self._spare.keep()
+            return
+        if self._urgent:
+            self._hand_over(sock, address)
+        else:
+            sock.close()
+            self._spare.keep()
+
+
+def protocol_acceptor(
+    loop: asyncio.AbstractEventLoop, listener: socket.socket, protocol: Callable[[], asyncio.BaseProtocol]
+) -> Acceptor:
+    """An acceptor that makes each connection that of a new `protocol`. asyncio's own servers log each failure to accept
+    and multiply their attempts."""
+
+    async def connect(sock: socket.socket) -> None:
+        try:
+            await loop.connect_accepted_socket(protocol, sock)
+        except OSError:
+            sock.close()
+
+    return Acceptor(loop, listener, lambda sock, _: spawn(connect(sock), "accepted connection"))

@@ -100,13 +100,13 @@ def holder(role: Role) -> int | None:
     """The process id of the `role` that lives here in system-wide mode; 0 if it is of another PID namespace."""
     if sys.platform != "linux":
         return None
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
-        try:
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
             # A connection that waits in the queue is enough.
             probe.connect(_name(role))
             pid, uid, _ = _PEER.unpack(probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
-        except OSError:
-            return None
+    except OSError:
+        return None
     return pid if uid in (0, os.geteuid()) else None
 
 

@@ -7,6 +7,7 @@ itself. Secrets must not be logged: the types that hold them (credentials, keys)
 
 from __future__ import annotations
 
+import codecs
 import json
 import logging
 import os
@@ -24,6 +25,8 @@ type LogLevel = Literal["debug", "info", "warning", "error"]
 
 _CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 """C0 and C1 controls, line and paragraph separators, bidirectional overrides, lone surrogates."""
+
+codecs.lookup("unicode_escape")  # its module cannot be loaded any more when there is no free descriptor
 
 _CHATTY: Final = frozenset({"asyncio", "pyroute2"})
 """Loggers that log internals at debug: the selector in use, each message of netlink."""

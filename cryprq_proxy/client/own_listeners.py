@@ -10,6 +10,7 @@ import socket
 from ipaddress import IPv6Address, ip_address
 
 from ..address import Destination
+from ..base.descriptors import EXHAUSTED
 
 
 class DirectPolicy:
@@ -45,10 +46,11 @@ def _plain(ip: str) -> str:
 
 
 def _is_local(ip: str) -> bool:
-    """Whether this machine has the address; the kernel lets a socket be bound to no other one."""
+    """Whether this machine has the address; the kernel lets a socket be bound to no other one. Without a descriptor for
+    the probe: True, since a loop would take the others."""
     try:
         with socket.socket(socket.AF_INET6 if ":" in ip else socket.AF_INET, socket.SOCK_DGRAM) as probe:
             probe.bind((ip, 0))
-    except OSError:
-        return False
+    except OSError as error:
+        return error.errno in EXHAUSTED
     return True

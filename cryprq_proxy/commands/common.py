@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -115,22 +116,24 @@ def _answers[T](sockets: list[Path], query: Callable[[Path], T]) -> list[tuple[P
         try:
             answers.append((path, query(path)))
         except CryprqError as error:
-            errors.append((not path.exists(), error))
+            errors.append((path, error))
     if not answers:
         raise _no_answer(sockets, errors)
     return answers
 
 
-def _no_answer(sockets: list[Path], errors: list[tuple[bool, CryprqError]]) -> CryprqError:
-    """`errors` say for each socket whether it is missing, and why it did not answer."""
+def _no_answer(sockets: list[Path], errors: list[tuple[Path, CryprqError]]) -> CryprqError:
+    """`errors` say for each socket why it did not answer."""
     from ..base.leftovers import left_by_client
+    from ..process.control import NotRunning
 
     if left := left_by_client():
         return CryprqError(f"no cryprq-proxy is running; {left}")
-    if all(missing for missing, _ in errors):
+    silent = [path for path, error in errors if isinstance(error, NotRunning)]
+    if len(silent) == len(errors) and not any(map(os.path.lexists, silent)):
         tried = ", ".join(map(str, sockets))
         return CryprqError(
             f"no cryprq-proxy is running: start it, or say with --config which one to ask (tried: {tried})"
         )
-    # The error of an existing socket says more than that of a missing one.
-    return min(errors, key=lambda item: item[0])[1]
+    # That somebody else's runs says more than that nobody answers, and that more than a missing socket.
+    return min(errors, key=lambda item: (item[0] in silent, not os.path.lexists(item[0])))[1]

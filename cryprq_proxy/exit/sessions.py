@@ -14,6 +14,7 @@ from concurrent.futures import Executor
 from msgspec import structs
 
 from ..base.clock import clock
+from ..base.descriptors import for_streams
 from ..carriers.carrier import Carrier
 from ..carriers.lane.batch import SocketAddress
 from ..carriers.lane.listener import LaneListener
@@ -25,13 +26,14 @@ from ..crypto.payloads import Feature, ResumeRequest
 from ..crypto.primitives import Provider, system_entropy
 from ..errors import CloseReason, CryprqError, PeerError, StreamReason
 from ..outbound.resolving.resolver import Resolver
-from ..outbound.udp_association import UdpAssociation
+from ..outbound.udp_association import MAX_SOCKETS, UdpAssociation
 from ..session.sendlog import MemoryBudget
 from ..session.session import Session
 from ..session.status import Totals, session_status
 from ..session.streams import Stream
 from ..session.wire import StreamProtocol
 from ..status import PeerSessionStatus
+from .descriptor_shares import DescriptorShares
 from .limits import TokenBucket
 from .providers import PacketNetwork
 from .settings import ExitSettings
@@ -105,6 +107,7 @@ class Sessions:
         self._budget = MemoryBudget(settings.bounds.retained_total)
         self._by_id: dict[bytes, PeerSession] = {}
         self._opens: dict[PeerId, TokenBucket] = {}
+        self._descriptors = DescriptorShares(for_streams())
         self.lanes: LaneListener | None = None
         self.closing = False
         """Whether new streams are refused."""
@@ -181,21 +184,30 @@ class Sessions:
             bucket = self._opens[peer] = TokenBucket(rate, rate, now)
         if self.closing:
             stream.refuse(StreamReason.SHUTTING_DOWN)
-        elif not bucket.allow(now):
+            return
+        udp = stream.protocol is StreamProtocol.UDP
+        claim = self._descriptors.claim(peer, MAX_SOCKETS if udp else 1) if bucket.allow(now) else None
+        if claim is None:
             stream.refuse(StreamReason.LIMIT)
-        elif stream.protocol is StreamProtocol.UDP:
+        elif udp:
             stream.handler = UdpAssociation(
-                self._loop, stream.send_datagram, stream.reset, targets.policy, entry.resolver
+                self._loop,
+                stream.send_datagram,
+                stream.reset,
+                targets.policy,
+                entry.resolver,
+                claim.release,
             )
             stream.accept()
         elif stream.protocol is StreamProtocol.RESOLVER:
             # Only a client in system-wide mode sends its system's questions here.
             if entry.packet_link is None or entry.packet_link.addresses is None:
+                claim.release()
                 stream.refuse(StreamReason.NOT_ALLOWED)
             else:
-                targets.open_resolver(stream)
+                targets.open_resolver(stream, claim)
         else:
-            targets.open(stream, entry.resolver)
+            targets.open(stream, entry.resolver, claim)
 
     # --- without a carrier, and ending ---
 

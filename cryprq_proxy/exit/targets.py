@@ -17,6 +17,7 @@ from ..outbound.relay import Relay
 from ..outbound.resolving.resolver import Resolver, SystemResolver
 from ..session.sendlog import SlotPool
 from ..session.streams import Stream, StreamHandler
+from .descriptor_shares import Claim
 from .egress_policy import EgressPolicy
 
 DNS_PORT: Final = 53
@@ -35,23 +36,25 @@ class Targets:
         self.timeout = timeout
         self.relays: set[Relay] = set()
 
-    def open(self, stream: Stream, resolver: Resolver) -> None:
-        """Connect the target of a new stream, or refuse the stream. `resolver`: that of its peer."""
-        PendingTarget(self, stream).start(resolver)
+    def open(self, stream: Stream, resolver: Resolver, claim: Claim) -> None:
+        """Connect the target of a new stream, or refuse the stream. `resolver`: that of its peer. `claim` is released
+        with the socket."""
+        PendingTarget(self, stream, claim).start(resolver)
 
-    def open_resolver(self, stream: Stream) -> None:
+    def open_resolver(self, stream: Stream, claim: Claim) -> None:
         """Connect the stream to this host's DNS server. No policy is asked, since the peer chooses no target."""
-        PendingTarget(self, stream).start_resolver()
+        PendingTarget(self, stream, claim).start_resolver()
 
 
 class PendingTarget(StreamHandler):
     """Handler of a stream until its target is connected; then a Relay takes over."""
 
-    __slots__ = ("_attempt", "_early", "_eof", "_stream", "_targets")
+    __slots__ = ("_attempt", "_claim", "_early", "_eof", "_stream", "_targets")
 
-    def __init__(self, targets: Targets, stream: Stream) -> None:
+    def __init__(self, targets: Targets, stream: Stream, claim: Claim) -> None:
         self._targets = targets
         self._stream = stream
+        self._claim = claim
         self._early: list[bytes] = []
         self._eof = False
         self._attempt: Cancellable | None = None
@@ -92,13 +95,18 @@ class PendingTarget(StreamHandler):
     def _connected(self, sock: socket.socket | None, reason: StreamReason | None) -> None:
         stream = self._stream
         if sock is None:
+            self._claim.release()
             stream.refuse(reason or StreamReason.GENERAL)
             return
         targets = self._targets
-        relay = Relay(targets.loop, sock, stream, targets.slots, targets.relays.discard)
+        relay = Relay(targets.loop, sock, stream, targets.slots, self._ended)
         targets.relays.add(relay)
         stream.accept()
         relay.start(received=self._early, ended=self._eof)
+
+    def _ended(self, relay: Relay) -> None:
+        self._targets.relays.discard(relay)
+        self._claim.release()
 
     # --- handler ---------------------------------------------------------------------------------------------------
 
@@ -111,3 +119,4 @@ class PendingTarget(StreamHandler):
     def reset(self, reason: StreamReason) -> None:
         if self._attempt is not None:
             self._attempt.cancel()
+        self._claim.release()

@@ -26,10 +26,10 @@ from itertools import chain, zip_longest
 from typing import Final, Protocol
 
 from ..address import Destination
+from ..base.descriptors import EXHAUSTED, SHORTAGE
 from ..base.sockets import CONNECT_TIMEOUT, prepare
 from ..base.tasks import spawn
 from ..errors import StreamReason, StreamRefused
-from .resolving.outcome import EXHAUSTED
 from .resolving.resolver import Resolver
 
 _log = logging.getLogger(__name__)
@@ -153,6 +153,8 @@ def connect_literal(
     try:
         sock = socket.socket(socket.AF_INET6 if ":" in ip else socket.AF_INET, socket.SOCK_STREAM)
     except OSError as error:
+        if error.errno in EXHAUSTED:
+            SHORTAGE.note(error)
         done(None, _reason(error.errno))
         return _OVER
     try:

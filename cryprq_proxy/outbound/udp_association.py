@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Final
 
 from ..address import Destination
+from ..base.descriptors import EXHAUSTED, SHORTAGE
 from ..base.tasks import spawn
 from ..errors import StreamReason, StreamRefused
 from ..session.streams import StreamHandler
@@ -21,6 +22,8 @@ from ..session.wire import MAX_DATAGRAM
 from .dialer import TargetPolicy
 from .resolving.resolver import Resolver
 
+MAX_SOCKETS: Final = 2
+"""One for each family."""
 MAX_HOSTS: Final = 1_024
 """Hosts that may answer one association; the least recently used one is forgotten first."""
 MAX_RESOLVING: Final = 64
@@ -32,7 +35,8 @@ READS: Final = 32
 class UdpAssociation(StreamHandler):
     """Handler of a UDP stream at the exit, and behind a direct one at the client (client/direct.py).
 
-    `answered` gets the datagrams of hosts with their source, `reset_stream` ends the stream.
+    `answered` gets the datagrams of hosts with their source, `reset_stream` ends the stream, `closed` is called
+    when the sockets are closed, perhaps twice.
     """
 
     def __init__(
@@ -42,12 +46,14 @@ class UdpAssociation(StreamHandler):
         reset_stream: Callable[[StreamReason], None],
         policy: TargetPolicy,
         resolver: Resolver,
+        closed: Callable[[], None] = lambda: None,
     ) -> None:
         self._loop = loop
         self._answered = answered
         self._reset_stream = reset_stream
         self._policy = policy
         self._resolver = resolver
+        self._on_closed = closed
         self._sockets: dict[int, socket.socket] = {}
         self._hosts: OrderedDict[str, None] = OrderedDict()
         self._resolving: set[asyncio.Task[None]] = set()
@@ -89,7 +95,12 @@ class UdpAssociation(StreamHandler):
         return True
 
     def _bind(self, family: int) -> socket.socket:
-        sock = socket.socket(family, socket.SOCK_DGRAM)
+        try:
+            sock = socket.socket(family, socket.SOCK_DGRAM)
+        except OSError as error:
+            if error.errno in EXHAUSTED:
+                SHORTAGE.note(error)
+            raise
         try:
             sock.setblocking(False)
             sock.bind(("::" if family == socket.AF_INET6 else "0.0.0.0", 0))
@@ -127,3 +138,4 @@ class UdpAssociation(StreamHandler):
             self._loop.remove_reader(sock)
             sock.close()
         self._sockets.clear()
+        self._on_closed()

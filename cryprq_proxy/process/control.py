@@ -13,20 +13,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import logging
 import os
 import socket
 import stat
-import time
-from collections.abc import Mapping
+import struct
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
+from ..base.accept_loop import Acceptor
 from ..base.files import locked_directory
 from ..base.log import one_line
+from ..base.tasks import spawn
 from ..base.text import to_json
 from ..errors import ConfigError, CryprqError, reason_of
 from ..status import Status, StatusSource, read
@@ -34,12 +38,15 @@ from .actions import Action
 
 MAX_REQUEST: Final = 4096
 MAX_ARGUMENT: Final = 1024
-MAX_ANSWER: Final = 4 << 20
+MAX_ANSWER: Final = 64 << 20
+"""Bytes. An exit with 10,000 sessions needs about ten million."""
 MAX_CONNECTIONS: Final = 16
-"""Open connections; more are closed without an answer, so that a faulty script cannot use up the file limit."""
+"""Open connections. Others wait in the queue of the socket."""
+BACKLOG: Final = 256
 TIMEOUT: Final = 5.0
-"""Seconds for the whole of a request, and for the whole of an answer."""
-
+"""Seconds for the whole of a request, and for each PIECE of an answer."""
+PIECE: Final = 262_144
+_TIMEVAL: Final = struct.Struct("ll")
 
 _log = logging.getLogger(__name__)
 
@@ -77,81 +84,122 @@ def _check_argument(argument: str) -> None:
 class ControlServer:
     """Answers on the socket `path` from `start()` until `stop()`.
 
-    `status` and `actions` (by command name) are called in the event loop, once for each request.
+    `status` and `actions` (by command name) are called in the event loop: an action once for each request, `status`
+    once for all requests that wait for it. It answers also while the process has no free descriptor.
     """
 
     def __init__(self, path: Path, status: StatusSource, actions: Mapping[str, Action] | None = None) -> None:
         self.path = path
         self._status = status
         self._actions = dict(actions or {})
-        self._server: asyncio.Server | None = None
-        self._connections: set[asyncio.StreamWriter] = set()
+        self._loop = asyncio.get_running_loop()
+        self._acceptor: Acceptor | None = None
+        self._connections: set[asyncio.Task[None]] = set()
+        self._reading = asyncio.Lock()
+        self._next_status: asyncio.Task[bytes] | None = None
+        """The answer to all that ask for the status before it is read."""
 
     async def start(self) -> None:
         """Listen. Raises ConfigError if another process answers there or the socket cannot be made."""
-        listener = _bind(self.path)
-        self._server = await asyncio.start_unix_server(self._serve, sock=listener, limit=MAX_REQUEST)
+        self._acceptor = Acceptor(self._loop, _bind(self.path), self._accepted, urgent=True)
+        self._acceptor.start()
 
     async def stop(self) -> None:
         """Stop listening, drop open connections and remove the socket. Does nothing if not started."""
-        if self._server is None:
+        if self._acceptor is None:
             return
-        server, self._server = self._server, None
+        acceptor, self._acceptor = self._acceptor, None
         # First the file: once the listener is closed, a new process may have its own socket there.
         self.path.unlink(missing_ok=True)
-        server.close()
+        acceptor.close()
         for connection in self._connections:
-            connection.transport.abort()
-        await server.wait_closed()
+            connection.cancel()
+        if self._connections:
+            await asyncio.wait(list(self._connections))
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self._server is None or len(self._connections) >= MAX_CONNECTIONS:
-            writer.transport.abort()
-            return
-        self._connections.add(writer)
-        try:
-            await self._exchange(reader, writer)
-        except (TimeoutError, asyncio.IncompleteReadError, OSError):
-            writer.transport.abort()
-        finally:
-            writer.close()
-            self._connections.discard(writer)
+    def _accepted(self, sock: socket.socket, _: str) -> None:
+        sock.setblocking(False)
+        connection = spawn(self._serve(sock), "control connection")
+        self._connections.add(connection)
+        connection.add_done_callback(partial(self._ended, sock))
+        if self._acceptor is not None and len(self._connections) >= MAX_CONNECTIONS:
+            self._acceptor.stop()
 
-    async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
+    def _ended(self, sock: socket.socket, connection: asyncio.Task[None]) -> None:
+        sock.close()
+        self._connections.discard(connection)
+        if self._acceptor is not None:
+            # At once, so that the descriptor that is free now goes to nobody else.
+            self._acceptor.start()
+
+    async def _serve(self, sock: socket.socket) -> None:
+        with contextlib.suppress(OSError, TimeoutError):
+            try:
+                async with asyncio.timeout(TIMEOUT):
+                    line = await self._read_line(sock)
+                answer = await self._answer(line)
+            except RequestError as error:
+                answer = to_json({"error": str(error)})
+            await self._send(sock, answer + b"\n")
+
+    async def _read_line(self, sock: socket.socket) -> bytes:
+        """Raises RequestError for a line that is too long, OSError if the connection ends before the line does."""
+        line = b""
+        while b"\n" not in line:
+            part = await self._loop.sock_recv(sock, MAX_REQUEST + 1 - len(line))
+            if not part:
+                raise ConnectionResetError(errno.ECONNRESET, "the request has no end")
+            line += part
+            if len(line) > MAX_REQUEST:
+                raise RequestError(f"a request has at most {MAX_REQUEST} bytes")
+        return line[: line.index(b"\n") + 1]
+
+    async def _send(self, sock: socket.socket, answer: bytes) -> None:
+        """Raises TimeoutError if the other side takes nothing for TIMEOUT seconds."""
+        for start in range(0, len(answer), PIECE):
             async with asyncio.timeout(TIMEOUT):
-                line = await reader.readuntil(b"\n")
-            answer = await self._answer(line)
-        except asyncio.LimitOverrunError:
-            answer = to_json({"error": f"a request has at most {MAX_REQUEST} bytes"})
-        writer.write(answer + b"\n")
-        async with asyncio.timeout(TIMEOUT):
-            await writer.drain()
+                await self._loop.sock_sendall(sock, memoryview(answer)[start : start + PIECE])
 
     async def _answer(self, line: bytes) -> bytes:
-        try:
-            request = parse_request(line)
-        except RequestError as error:
-            return to_json({"error": str(error)})
+        """Raises RequestError."""
+        request = parse_request(line)
         command = request.command
+        if command == "status":
+            if self._next_status is None:
+                self._next_status = spawn(self._read_status(), "status")
+            return await asyncio.shield(self._next_status)
         action = self._actions.get(command)
-        if action is None and command != "status":
+        if action is None:
             known = ", ".join(sorted(["status", *self._actions]))
-            return to_json({"error": f"unknown command {command!r}; known: {known}"})
+            raise RequestError(f"unknown command {command!r}; known: {known}")
+        return await self._result(command, partial(action, request.argument))
+
+    async def _read_status(self) -> bytes:
+        async with self._reading:
+            self._next_status = None
+            return await self._result("status", self._status)
+
+    async def _result(self, command: str, action: Callable[[], Awaitable[object]]) -> bytes:
+        """The answer of a command, also of one that fails."""
         try:
-            return to_json({"ok": await (self._status() if action is None else action(request.argument))})
+            answer = to_json({"ok": await action()})
         except CryprqError as error:
             return to_json({"error": str(error)})
         except Exception:  # noqa: BLE001
             # A bug in a command must still give the person an answer.
             _log.exception("the command %r failed", command)
             return to_json({"error": f"the command {command} failed; the log has the reason"})
+        if len(answer) < MAX_ANSWER:
+            return answer
+        return to_json(
+            {"error": f"the answer has {len(answer) >> 20} MiB, and {MAX_ANSWER >> 20} is the most"}
+        )
 
 
 def query(
     path: Path, command: str = "status", timeout: float = TIMEOUT, *, argument: str = ""
 ) -> dict[str, Any]:
-    """Ask the process that listens at `path`; blocks for at most `timeout` seconds.
+    """Ask the process that listens at `path`; blocks for at most `timeout` seconds without progress.
 
     Raises NotRunning without an answer, or CryprqError with the text of an answer that is an error.
     """
@@ -165,6 +213,8 @@ def query(
         raise CryprqError(
             f"the cryprq-proxy at {path} belongs to another user; ask as that user or as root"
         ) from None
+    except BlockingIOError:
+        raise NotRunning(f"the cryprq-proxy at {path} did not answer within {timeout:g} s") from None
     except (OSError, ValueError, RecursionError):
         raise NotRunning(f"no cryprq-proxy is running (no answer at {path})") from None
     match answer:
@@ -192,15 +242,17 @@ def read_status(told: dict[str, Any], path: Path) -> Status:
 
 
 def _exchange(path: Path, request: bytes, timeout: float) -> bytes:
-    """One line out, one line back. Raises OSError, or ValueError for an incomplete or too long answer."""
-    deadline = time.monotonic() + timeout
+    """One line out, one line back. Raises OSError, BlockingIOError for a time-out, or ValueError for an incomplete or
+    too long answer."""
     answer = bytearray()
+    time_out = _TIMEVAL.pack(int(timeout), int(timeout % 1 * 1e6))
     with _unix_socket() as connection:
-        connection.settimeout(timeout)
+        # A time-out of Python's would make the socket non-blocking, and a full queue an error instead of a wait.
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, time_out)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, time_out)
         connection.connect(str(path))
         connection.sendall(request)
         while not answer.endswith(b"\n"):
-            connection.settimeout(max(deadline - time.monotonic(), 0.001))
             chunk = connection.recv(65536)
             if not chunk or len(answer) > MAX_ANSWER:
                 raise ValueError("incomplete answer")
@@ -220,7 +272,7 @@ def _bind(path: Path) -> socket.socket:
                 # Linux gives the file the mode of the socket, so it is never open to others.
                 os.fchmod(listener.fileno(), 0o600)
                 listener.bind(str(path))
-                listener.listen(MAX_CONNECTIONS)
+                listener.listen(BACKLOG)
                 listener.setblocking(False)
             except BaseException:
                 listener.close()

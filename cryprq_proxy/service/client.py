@@ -20,6 +20,7 @@ from msgspec import structs
 
 from ..address import Destination, reachable
 from ..base import progress
+from ..base.descriptors import for_applications
 from ..base.log import set_level
 from ..base.tasks import spawn
 from ..base.text import counted
@@ -83,7 +84,7 @@ def listener_settings(config: ClientConfig) -> ListenerSettings:
         listen=config.listen,
         credentials=config.credentials(),
         negotiation_timeout=config.negotiation_timeout,
-        max_connections=config.limits.max_connections,
+        max_connections=min(config.limits.max_connections, for_applications()),
         via=config.via,
     )
 

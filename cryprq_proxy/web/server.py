@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Annotated, Any, Final
@@ -23,6 +24,7 @@ import msgspec
 from aiohttp import web
 
 from ..address import Destination
+from ..base.accept_loop import Acceptor, protocol_acceptor
 from ..base.text import to_json
 from ..errors import CryprqError
 from ..process.actions import Actions
@@ -34,6 +36,7 @@ from .guard import Asked, RequestGuard
 from .metrics import Exposition
 from .page import NOTHING, dashboard, etag
 
+BACKLOG: Final = 64
 MAX_BODY: Final = 4096
 BODY_SECONDS: Final = 10.0
 STOP_SECONDS: Final = 1.0
@@ -76,7 +79,7 @@ class HttpServer:
         self._token = token
         self._guard: RequestGuard | None = None
         self._runner: web.AppRunner | None = None
-        self._listener: asyncio.Server | None = None
+        self._acceptor: Acceptor | None = None
 
     def _routes(self) -> list[web.RouteDef]:
         raise NotImplementedError
@@ -90,22 +93,24 @@ class HttpServer:
         await self._runner.setup()
         assert self._runner.server is not None
         connections = partial(bounded_connection, self._runner.server)
+        host, port = self._configured
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
-            self._listener = await asyncio.get_running_loop().create_server(
-                connections, self._configured.host, self._configured.port
-            )
+            listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
         except OSError:
             await self._runner.cleanup()
             raise
-        bound = Destination(*self._listener.sockets[0].getsockname()[:2])
+        bound = Destination(*listener.getsockname()[:2])
         self._guard = RequestGuard(bound, self._configured, self._token)
+        self._acceptor = protocol_acceptor(asyncio.get_running_loop(), listener, connections)
+        self._acceptor.start()
         return bound
 
     async def stop(self) -> None:
         """Close the listener and all connections. Does nothing if not started."""
-        if self._listener is not None:
-            self._listener.close()
-            self._listener = None
+        if self._acceptor is not None:
+            self._acceptor.close()
+            self._acceptor = None
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None

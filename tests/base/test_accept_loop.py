@@ -6,15 +6,15 @@ import asyncio
 import contextlib
 import errno
 import os
-import resource
 import socket
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
-from cryprq_proxy.base import accept_loop
-from cryprq_proxy.base.accept_loop import ACCEPTS, Acceptor
+from cryprq_proxy.base.accept_loop import ACCEPTS, Acceptor, protocol_acceptor
+from cryprq_proxy.base.descriptors import Shortage
+from tests.support.descriptors import no_free_descriptor
 
 
 class FakeLoop:
@@ -57,18 +57,29 @@ class FakeLoop:
         return took
 
 
+class FakeConnection:
+    def __init__(self, host: str) -> None:
+        self.host = host
+        self.closed = False
+
+    def close(self) -> None:
+        self.closed = True
+
+
 class FakeListener:
     """A listening socket whose `accept` follows a script: hosts and errors; then nothing is queued."""
 
     def __init__(self, *script: str | int) -> None:
         self.script = list(script)
+        self.taken: list[FakeConnection] = []
         self.closed = False
 
-    def accept(self) -> tuple[str, tuple[str, int]]:
+    def accept(self) -> tuple[FakeConnection, tuple[str, int]]:
         step = self.script.pop(0) if self.script else errno.EAGAIN
         if isinstance(step, int):
             raise OSError(step, os.strerror(step))
-        return f"from {step}", (step, 1)
+        self.taken.append(FakeConnection(step))
+        return self.taken[-1], (step, 1)
 
     def setblocking(self, blocking: bool) -> None:
         assert not blocking
@@ -78,20 +89,30 @@ class FakeListener:
 
 
 class Accepting:
-    def __init__(self, *script: str | int) -> None:
+    def __init__(self, *script: str | int, urgent: bool = False) -> None:
         self.loop = FakeLoop()
         self.listener = FakeListener(*script)
         self.hosts: list[str] = []
-        self.acceptor = self.acceptor_for(self._accepted)
+        self.shortage = Shortage(lambda: self.loop.now)
+        self.acceptor = self.acceptor_for(self._accepted, urgent=urgent)
         self.acceptor.start()
 
-    def acceptor_for(self, accepted: Callable[[object, str], None]) -> Acceptor:
-        loop = cast("asyncio.AbstractEventLoop", self.loop)
-        return Acceptor(loop, cast("socket.socket", self.listener), accepted)
+    def acceptor_for(self, accepted: Callable[[Any, str], None], *, urgent: bool = False) -> Acceptor:
+        return Acceptor(
+            cast("asyncio.AbstractEventLoop", self.loop),
+            cast("socket.socket", self.listener),
+            accepted,
+            urgent=urgent,
+            shortage=self.shortage,
+        )
 
-    def _accepted(self, sock: object, host: str) -> None:
-        assert sock == f"from {host}"
+    def _accepted(self, sock: FakeConnection, host: str) -> None:
+        assert sock.host == host
         self.hosts.append(host)
+
+    @property
+    def shed(self) -> list[str]:
+        return [connection.host for connection in self.listener.taken if connection.closed]
 
 
 def test_connections_are_accepted_up_to_the_bound_of_a_wake_up() -> None:
@@ -105,32 +126,46 @@ def test_connections_are_accepted_up_to_the_bound_of_a_wake_up() -> None:
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM])
 def test_a_machine_without_resources_is_given_time(number: int, caplog: pytest.LogCaptureFixture) -> None:
-    one = Accepting("a", *[number] * 6, "b", "c")
+    """One connection of the queue is closed each second, and one line a minute says why."""
+    script: list[str | int] = ["a"]
+    for second in range(61):
+        script += [number, f"shed {second}"]
+    one = Accepting(*script, "b", "c")
     one.loop.wake()
     assert one.hosts == ["a"]
-    pauses = []
-    for _ in range(6):
+    for second in range(61):
         # The queue keeps the socket readable: nothing may look at it meanwhile.
         assert one.loop.reader is None
-        pauses.append(one.loop.wait())
+        assert len(one.shed) == second + 1
+        assert one.loop.wait() == pytest.approx(1.0)
         one.loop.wake()
-    assert pauses == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.0, 1.0])
     assert one.hosts == ["a", "b", "c"]
     assert one.loop.due is None
-    assert [record.getMessage() for record in caplog.records] == [
-        f"new connections cannot be accepted for now: {os.strerror(number).lower()}"
-    ]
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 2
+    assert lines[0].startswith(
+        f"connections wait or fail: {os.strerror(number).lower()} (this process may open "
+    )
+    assert lines[1].endswith("; 59 other failures were not logged")
 
 
-def test_the_next_failure_after_success_is_logged_again(caplog: pytest.LogCaptureFixture) -> None:
+def test_what_is_urgent_is_served_with_the_spare_descriptor() -> None:
+    one = Accepting(errno.EMFILE, "a", errno.EMFILE, "b", urgent=True)
+    one.loop.wake()
+    assert one.hosts == ["a"] and not one.shed
+    assert one.loop.reader is None
+    one.acceptor.start()
+    one.loop.wake()
+    assert one.hosts == ["a", "b"] and not one.shed
+
+
+def test_without_anything_in_the_queue_the_spare_descriptor_is_kept() -> None:
     one = Accepting(errno.EMFILE)
     one.loop.wake()
-    one.loop.wait()
-    one.loop.wake()
-    one.listener.script = [errno.EMFILE]
-    one.loop.wake()
-    assert one.loop.wait() == pytest.approx(0.1)
-    assert len(caplog.records) == 2
+    assert not one.listener.taken
+    assert one.acceptor._spare._held >= 0
+    one.acceptor.close()
+    assert one.acceptor._spare._held < 0
 
 
 @pytest.mark.parametrize("number", [errno.ECONNABORTED, errno.EPROTO, errno.EHOSTUNREACH])
@@ -157,7 +192,7 @@ def test_who_has_enough_connections_stops_in_the_middle_of_a_wake_up() -> None:
     one.listener.script = ["a", "b", "c"]
     accepted: list[str] = []
 
-    def take(sock: object, host: str) -> None:
+    def take(sock: Any, host: str) -> None:
         accepted.append(host)
         if len(accepted) == 2:
             acceptor.stop()
@@ -183,36 +218,46 @@ def test_an_end_during_a_pause_is_an_end() -> None:
 
 def test_a_start_during_a_pause_ends_it() -> None:
     """A connection that ended has freed a descriptor."""
-    one = Accepting(errno.EMFILE, "a")
+    one = Accepting(errno.EMFILE, "shed", "a")
     one.loop.wake()
     one.acceptor.start()
     one.loop.wake()
     assert one.hosts == ["a"]
-    one.loop.wait()
+    assert one.loop.due is None
     assert one.loop.reader is not None
 
 
-async def test_a_full_table_of_descriptors_is_survived(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a real socket, and as many descriptors as the process may have."""
+async def test_a_full_table_of_descriptors_is_survived() -> None:
+    """With real sockets, and as many descriptors as the process may have."""
     loop = asyncio.get_running_loop()
     arrived: asyncio.Queue[socket.socket] = asyncio.Queue()
     listener = socket.create_server(("127.0.0.1", 0))
     acceptor = Acceptor(loop, listener, lambda sock, host: arrived.put_nowait(sock))
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    taken: list[int] = []
-    with socket.socket() as client, contextlib.ExitStack() as stack:
+    with socket.socket() as first, socket.socket() as second, contextlib.ExitStack() as stack:
         stack.callback(acceptor.close)
-        client.connect(listener.getsockname())
-        resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 256), hard))
-        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
-        with contextlib.suppress(OSError):
-            while True:
-                taken.append(os.dup(client.fileno()))
-        failed = asyncio.Event()
-        monkeypatch.setattr(accept_loop._log, "warning", lambda *_: failed.set())
-        acceptor.start()
-        await asyncio.wait_for(failed.wait(), 10)
-        assert arrived.empty()
-        for number in taken:
-            os.close(number)
+        for client in (first, second):
+            client.connect(listener.getsockname())
+            client.setblocking(False)
+        with no_free_descriptor():
+            acceptor.start()
+            assert await asyncio.wait_for(loop.sock_recv(first, 1), 10) == b""
+            assert arrived.empty()
         (await asyncio.wait_for(arrived.get(), 10)).close()
+
+
+async def test_a_protocol_of_asyncio_is_served_without_its_server() -> None:
+    loop = asyncio.get_running_loop()
+    listener = socket.create_server(("127.0.0.1", 0))
+    acceptor = protocol_acceptor(loop, listener, Greeting)
+    acceptor.start()
+    reader, writer = await asyncio.open_connection(*listener.getsockname())
+    assert await reader.read() == b"hello"
+    writer.close()
+    acceptor.close()
+
+
+class Greeting(asyncio.Protocol):
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        transport.write(b"hello")
+        transport.close()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +12,10 @@ import pytest
 
 from cryprq_proxy.commands.common import ask, ask_status, control_sockets
 from cryprq_proxy.errors import ConfigError, CryprqError
-from cryprq_proxy.process.control import NotRunning
+from cryprq_proxy.process.control import ControlServer, NotRunning
 from cryprq_proxy.status import ClientStatus, ExitStatus
+
+NOBODY = 65_534
 
 type Answers = dict[str, dict[str, Any] | CryprqError]
 
@@ -48,6 +53,44 @@ def test_a_socket_that_is_there_explains_more_than_one_that_is_not(answers: Answ
     answers |= {"exit.sock": CryprqError("ask as root")}
     with pytest.raises(CryprqError, match="ask as root"):
         ask([tmp_path / "client.sock", tmp_path / "exit.sock"])
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs a directory of another user")
+async def test_root_s_directory_does_not_hide_the_user_s_own_client() -> None:
+    """A user who may not even look into /run/cryprq asks their own; only without one they are told of root's."""
+    with tempfile.TemporaryDirectory() as place:
+        directory = Path(place)
+        directory.chmod(0o755)
+        own, foreign = directory / "own" / "client.sock", directory / "foreign" / "client.sock"
+        foreign.parent.mkdir(mode=0o700)
+
+        async def told() -> ClientStatus:
+            return ClientStatus(pid=1)
+
+        server = ControlServer(own, told)
+        await server.start()
+        for path in (own.parent, own):
+            os.chown(path, NOBODY, NOBODY)
+        os.seteuid(NOBODY)
+        try:
+            answers = await asyncio.to_thread(ask_status, [foreign, own])
+            await server.stop()
+            with pytest.raises(
+                CryprqError, match=f"{foreign} belongs to another user; ask as that user or as root"
+            ):
+                await asyncio.to_thread(ask_status, [own, foreign])
+        finally:
+            os.seteuid(0)
+        assert answers == [ClientStatus(pid=1)]
+
+
+def test_a_socket_that_somebody_left_explains_less_than_one_that_may_not_be_asked(
+    answers: Answers, tmp_path: Path
+) -> None:
+    (tmp_path / "left.sock").touch()
+    answers |= {"foreign.sock": CryprqError("ask as root")}
+    with pytest.raises(CryprqError, match="ask as root"):
+        ask([tmp_path / "left.sock", tmp_path / "foreign.sock"])
 
 
 def test_with_no_socket_at_all_the_sentence_says_what_to_do(answers: Answers, tmp_path: Path) -> None:

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from cryprq_proxy.address import Destination
+from cryprq_proxy.crypto.identity import PeerId
 from cryprq_proxy.errors import StreamReason
 from cryprq_proxy.exit import targets as opening
+from cryprq_proxy.exit.descriptor_shares import DescriptorShares
 from cryprq_proxy.exit.egress_policy import EgressPolicy
 from cryprq_proxy.exit.targets import Targets
 from cryprq_proxy.outbound.dialer import Cancellable, Done
@@ -41,7 +43,9 @@ class ResolverLink(Link):
         reader.latest = reader.latest._replace(servers=servers)
 
     def _accept(self, stream: Stream) -> None:
-        self.targets.open_resolver(stream)
+        claim = DescriptorShares(1_000).claim(PeerId(bytes(32)), 1)
+        assert claim is not None
+        self.targets.open_resolver(stream, claim)
 
     def ask(self) -> App:
         app = self.open(protocol=StreamProtocol.RESOLVER, destination=NOWHERE)

@@ -8,6 +8,7 @@ import os
 import socket
 import stat
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from cryprq_proxy.process.actions import Actions, commands
 from cryprq_proxy.process.control import (
     ControlRequest,
     ControlServer,
+    NotRunning,
     RequestError,
     parse_request,
     query,
@@ -32,6 +34,8 @@ from cryprq_proxy.process.recent_errors import RecentErrors
 from cryprq_proxy.service.startup import ProcessStatus
 from cryprq_proxy.service.tun_mode import NO_TUN, Confirmation
 from cryprq_proxy.status import ClientStatus, SessionStatus
+from tests.support.background import PATIENCE
+from tests.support.descriptors import no_free_descriptor
 
 STATUS = ClientStatus(link="up", uptime=2.5, session=SessionStatus(streams=3, epoch=1))
 
@@ -131,13 +135,99 @@ async def test_connections_are_bounded(server: ControlServer) -> None:
     idle = [await asyncio.open_unix_connection(server.path) for _ in range(control.MAX_CONNECTIONS)]
     while len(server._connections) < control.MAX_CONNECTIONS:
         await asyncio.sleep(0)
-    with pytest.raises(CryprqError, match="no cryprq-proxy is running"):
-        await asyncio.to_thread(query, server.path)
+    waiting = [asyncio.create_task(asyncio.to_thread(query_status, server.path)) for _ in range(3)]
+    assert server._acceptor is not None and not server._acceptor._reading
     for _, writer in idle:
         writer.close()
-    while server._connections:
+    assert await asyncio.gather(*waiting) == [STATUS] * 3
+
+
+async def test_all_of_many_callers_are_answered(server: ControlServer) -> None:
+    with ThreadPoolExecutor(64) as callers:
+        asked = [asyncio.wrap_future(callers.submit(query_status, server.path)) for _ in range(256)]
+        assert await asyncio.gather(*asked) == [STATUS] * 256
+
+
+async def test_who_asks_at_the_same_moment_shares_an_answer(path: Path) -> None:
+    asked, ready = 0, asyncio.Event()
+
+    async def slow() -> ClientStatus:
+        nonlocal asked
+        asked += 1
+        await ready.wait()
+        return ClientStatus(uptime=float(asked))
+
+    server = ControlServer(path, slow)
+    request = b'{"command":"status"}\n'
+    first = [asyncio.create_task(server._answer(request)) for _ in range(5)]
+    while not asked:
         await asyncio.sleep(0)
-    assert await asyncio.to_thread(query_status, server.path) == STATUS
+    # What the first one reads may be older than these questions.
+    later = [asyncio.create_task(server._answer(request)) for _ in range(5)]
+    await asyncio.sleep(0)
+    ready.set()
+    uptimes = [json.loads(answer)["ok"]["uptime"] for answer in await asyncio.gather(*first, *later)]
+    assert uptimes == [1.0] * 5 + [2.0] * 5
+
+
+async def test_a_caller_waits_while_the_queue_is_full(path: Path) -> None:
+    """It is not told that nothing runs."""
+    path.parent.mkdir()
+    with socket.socket(socket.AF_UNIX) as busy, socket.socket(socket.AF_UNIX) as first:
+        busy.bind(str(path))
+        busy.listen(0)
+        first.connect(str(path))
+        asked = asyncio.create_task(asyncio.to_thread(query, path, timeout=PATIENCE))
+        await asyncio.sleep(0)
+
+        def serve() -> None:
+            busy.accept()[0].close()
+            with busy.accept()[0] as connection:
+                connection.recv(control.MAX_REQUEST)
+                connection.sendall(b'{"ok":{}}\n')
+
+        await asyncio.to_thread(serve)
+        assert await asked == {}
+
+
+def test_a_process_that_does_not_answer_is_not_called_dead(path: Path) -> None:
+    path.parent.mkdir()
+    with socket.socket(socket.AF_UNIX) as stuck:
+        stuck.bind(str(path))
+        stuck.listen()
+        with pytest.raises(NotRunning, match=f"the cryprq-proxy at {path} did not answer within 0.01 s"):
+            query(path, timeout=0.01)
+
+
+async def test_a_long_answer_arrives_and_one_beyond_the_bound_is_refused(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = ClientStatus(last_error="x" * (5 << 20))
+
+    async def tell() -> ClientStatus:
+        return long
+
+    server = ControlServer(path, tell)
+    await server.start()
+    assert await asyncio.to_thread(query_status, path) == long
+    monkeypatch.setattr(control, "MAX_ANSWER", 4 << 20)
+    with pytest.raises(CryprqError, match="the answer has 5 MiB, and 4 is the most"):
+        await asyncio.to_thread(query, path)
+    await server.stop()
+
+
+async def test_it_answers_without_a_free_descriptor(server: ControlServer) -> None:
+    """One after the other, and the spare descriptor is there again for the next one."""
+    callers = [socket.socket(socket.AF_UNIX) for _ in range(3)]
+    with no_free_descriptor(), contextlib.ExitStack() as stack:
+        for caller in callers:
+            stack.enter_context(caller)
+            caller.setblocking(False)
+            caller.connect(str(server.path))
+            caller.send(b'{"command":"status"}\n')
+        loop = asyncio.get_running_loop()
+        answers = [await asyncio.wait_for(loop.sock_recv(caller, 65_536), PATIENCE) for caller in callers]
+    assert all(b'"ok"' in answer for answer in answers)
 
 
 async def test_a_failing_status_leaves_the_server_alive(path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -11,13 +11,15 @@ started again finds its port free.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import random
+import resource
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,15 +64,21 @@ def free_port(host: str = "127.0.0.1") -> int:
 
 
 class Program(LoggedProcess):
-    """One process, and what it uses."""
+    """One process, and what it uses. It may open `files` descriptors; 0: as many as this one."""
 
     def __init__(
-        self, name: str, arguments: list[str], environment: Mapping[str, str], directory: Path
+        self,
+        name: str,
+        arguments: list[str],
+        environment: Mapping[str, str],
+        directory: Path,
+        files: int = 0,
     ) -> None:
         self.may_complain = False
         """Whether errors in its log are no surprise."""
+        bounded = ["sh", "-c", f'ulimit -n {files}; exec "$@"', "sh"] if files else []
         process = subprocess.Popen(
-            [sys.executable, *arguments],
+            [*bounded, sys.executable, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -92,12 +100,31 @@ class Program(LoggedProcess):
         """Open file descriptors."""
         return len(os.listdir(f"/proc/{self.pid}/fd"))
 
+    @contextlib.contextmanager
+    def no_free_files(self) -> Iterator[None]:
+        """It can open no further descriptor meanwhile, but in the place of one that it closes."""
+        used = set(map(int, os.listdir(f"/proc/{self.pid}/fd")))
+        lowest = next(number for number in itertools.count() if number not in used)
+        before = resource.prlimit(self.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(self.pid, resource.RLIMIT_NOFILE, (lowest, before[1]))
+        try:
+            yield
+        finally:
+            resource.prlimit(self.pid, resource.RLIMIT_NOFILE, before)
+
 
 class Role(Program):
     """An exit or a client: listens on `port`, answers `status`."""
 
     def __init__(
-        self, name: str, arguments: list[str], world: World, config: Settings, peer_id: str, port: int
+        self,
+        name: str,
+        arguments: list[str],
+        world: World,
+        config: Settings,
+        peer_id: str,
+        port: int,
+        files: int = 0,
     ) -> None:
         self.control = world.directory / f"{name}.sock"
         self.peer_id = peer_id
@@ -109,7 +136,8 @@ class Role(Program):
         file.chmod(0o600)
         # An exit knows some names, a client none.
         environment = world.environment | ({"E2E_HOSTS": HOSTS} if isinstance(self, Exit) else {})
-        super().__init__(name, [*MODULE, *arguments, "--config", str(file)], environment, world.directory)
+        command = [*MODULE, *arguments, "--config", str(file)]
+        super().__init__(name, command, environment, world.directory, files)
 
     def status(self) -> dict[str, Any]:
         return query(self.control, timeout=PATIENCE)
@@ -167,6 +195,7 @@ class World:
         identity: str = "exit",
         port: int | None = None,
         private: bool = True,
+        files: int = 0,
     ) -> Exit:
         """Start an exit that lets in the identities of `clients`."""
         file, peer_id = self.identity(identity)
@@ -178,7 +207,8 @@ class World:
             "allow_private": private,
             "shutdown_grace": 0.5,
         }
-        role = Exit(self._name("exit"), ["exit"], self, merge(config, LIMITS, settings or {}), peer_id, port)
+        config = merge(config, LIMITS, settings or {})
+        role = Exit(self._name("exit"), ["exit"], self, config, peer_id, port, files)
         self.programs.append(role)
         role.says("ready: ")
         return role

@@ -17,6 +17,7 @@ import socket
 from collections.abc import Sequence
 from typing import Any, Final
 
+from cryprq_proxy.base.accept_loop import Acceptor, protocol_acceptor
 from cryprq_proxy.base.tasks import spawn
 from cryprq_proxy.errors import ConfigError, reason_of
 
@@ -45,7 +46,7 @@ class DnsServer:
     def __init__(self, forwarder: Forwarder) -> None:
         self._forwarder = forwarder
         self._udp: list[_Datagrams] = []
-        self._tcp: list[asyncio.Server] = []
+        self._tcp: list[Acceptor] = []
         self._clients: dict[_TcpClient, None] = {}
         self.port = 0
         """Where it listens, or did last."""
@@ -74,8 +75,8 @@ class DnsServer:
         """Close everything; questions that wait get no answer."""
         for datagrams in self._udp:
             datagrams.close()
-        for server in self._tcp:
-            server.close()
+        for acceptor in self._tcp:
+            acceptor.close()
         for client in list(self._clients):
             client.abort()
         self._udp.clear()
@@ -87,11 +88,11 @@ class DnsServer:
             stream = undo.enter_context(_bound(socket.SOCK_STREAM, host, self.port))
             self.port = stream.getsockname()[1]
             datagrams = undo.enter_context(_bound(socket.SOCK_DGRAM, host, self.port))
-            server = await loop.create_server(
-                lambda: _TcpClient(self._forwarder, self._clients), sock=stream, backlog=_BACKLOG
-            )
+            stream.listen(_BACKLOG)
+            acceptor = protocol_acceptor(loop, stream, lambda: _TcpClient(self._forwarder, self._clients))
             undo.pop_all()
-        self._tcp.append(server)
+        self._tcp.append(acceptor)
+        acceptor.start()
         self._udp.append(_Datagrams(self._forwarder, datagrams))
 
 

@@ -25,6 +25,7 @@ from typing import Final
 import aiohappyeyeballs
 
 from ...address import Destination
+from ...base.descriptors import EXHAUSTED, SHORTAGE
 from ...base.nat64 import WELL_KNOWN_NAME, translated
 from ...base.sockets import prepare
 from ...errors import CarrierError, CloseReason, CryprqError, reason_of
@@ -78,6 +79,8 @@ async def connect_tcp(
     try:
         return await _start(addresses, port, mark, segment)
     except OSError as error:
+        if error.errno in EXHAUSTED:
+            SHORTAGE.note(error)
         failed = f"{what} at {address} cannot be reached: {_reason(error)}"
         if error.errno != errno.ENETUNREACH or _ipv4(host) is None:
             raise _failed(failed) from None

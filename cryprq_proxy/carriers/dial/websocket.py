@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
 
+from ...base.descriptors import EXHAUSTED
 from ...base.linger import SECONDS
 from ...errors import CarrierError, CloseReason, ConfigError, reason_of
 from ..websocket import MASKED_MESSAGE, MAX_MESSAGE, Watched, WebSocketPipe
@@ -95,6 +96,8 @@ async def dial_websocket(endpoint: Endpoint, how: Dialling) -> WebSocketPipe:
         except aiohttp.WSServerHandshakeError as error:
             raise _failed(endpoint, _refusal(error.status)) from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno in EXHAUSTED:
+                raise
             raise _failed(endpoint, f"does not answer as a web server: {type(error).__name__}") from None
         protocol = connector.protocol
         if protocol is None or protocol.transport is None:
@@ -118,10 +121,13 @@ def _refusal(status: int) -> str:
 
 
 def _context(ca: Path | None) -> ssl.SSLContext:
-    """Read the trusted certificates, which takes some milliseconds."""
+    """Read the trusted certificates, which takes some milliseconds. Raises OSError without a free descriptor, else
+    ConfigError."""
     try:
         context = ssl.create_default_context(cafile=ca)
     except (OSError, ssl.SSLError) as error:
+        if error.errno in EXHAUSTED:
+            raise
         raise ConfigError(f"{ca}: no certificates could be read from it: {error}") from None
     context.set_alpn_protocols(["http/1.1"])
     return context
