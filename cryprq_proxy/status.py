@@ -376,6 +376,15 @@ class ClientStatus(RoleStatus, kw_only=True, frozen=True, tag="client"):
     tun: TunStatus | None = None
 
 
+class NamesStatus(Struct, kw_only=True, frozen=True):
+    """How the exit looks up names. `by`: a part of a sentence; numbers of names being looked up, waiting, and kept."""
+
+    by: str = "?"
+    running: int = 0
+    waiting: int = 0
+    cached: int = 0
+
+
 class ExitStatus(RoleStatus, kw_only=True, frozen=True, tag="exit"):
     """Numbers: `authorized` of peers, `targets` of connections, `strangers` of connections without a valid first
     flight, `handshakes` of those from there to the verdict. `peers` has at most 1000 entries, those with most sessions
@@ -388,6 +397,7 @@ class ExitStatus(RoleStatus, kw_only=True, frozen=True, tag="exit"):
     streams_total: int = 0
     streams_refused: Counts = {}
     refused: Counts = {}
+    names: NamesStatus | None = None
     lanes: LanesStatus | None = None
     network: TunNetworkStatus | None = None
     sessions: tuple[PeerSessionStatus, ...] = ()

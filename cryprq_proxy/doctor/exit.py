@@ -6,6 +6,7 @@ from ..base.own_addresses import own_addresses
 from ..base.text import counted
 from ..config.exit import authorized_file
 from ..errors import ConfigError
+from ..outbound.resolving.host_configuration import described, read_configuration
 from ..pairing.invitation import is_global, own_address
 from ..pairing.invite_store import InviteStore, beside
 from .checks import CheckVerdict, Context, fail, ok, warn
@@ -88,3 +89,11 @@ async def outward(context: Context) -> CheckVerdict:
         )
     families = " and ".join(name for name, found in (("IPv4", four), ("IPv6", six)) if found)
     return ok(f"clients reach the network by {families}")
+
+
+async def names(context: Context) -> CheckVerdict:
+    """What answers for the names that clients ask for."""
+    running = context.running_exit
+    if running is not None and running.names is not None:
+        return ok(f"the running exit looks up names by {running.names.by}")
+    return ok(f"names are looked up by {described(read_configuration())}")

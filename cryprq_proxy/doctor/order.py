@@ -48,5 +48,6 @@ EXIT: Final = (
     Check("listeners", exit_side.listeners, ("configuration",)),
     Check("public address", exit_side.public, ("configuration",)),
     Check("outward", exit_side.outward),
+    Check("names", exit_side.names),
     Check("system-wide", machine.tun, ("configuration",)),
 )

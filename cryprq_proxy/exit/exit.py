@@ -214,6 +214,7 @@ class Exit:
             streams_total=self.sessions.streams_total,
             streams_refused=by_name(totals.refused, *(session.refused for session in sessions)),
             refused=by_name(self._refused) | self.listener.failed,
+            names=self._targets.resolver.status(),
             lanes=None if lanes is None else lanes.status(),
             network=self._network.status(),
             sessions=tuple(entry.status(now) for entry in entries),

@@ -94,6 +94,9 @@ def _exit_rows(status: ExitStatus) -> Iterator[tuple[str, str]]:
     yield "ML-KEM", status.provider
     yield "targets", str(status.targets)
     yield "streams", f"{status.streams_total} so far"
+    if status.names is not None:
+        names = status.names
+        yield "names", f"by {names.by}; {names.running} being looked up, {names.waiting} waiting"
     yield from _traffic_rows(status)
     yield "sessions", str(len(status.sessions))
     network, lanes = status.network, status.lanes

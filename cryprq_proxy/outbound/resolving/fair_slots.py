@@ -63,19 +63,23 @@ class FairSlots:
             del self._held[asker]
         self._free += 1
         while (following := next(filter(self._may_take, self._queues), None)) is not None:
-            self._grant(following)
             turn = self._queues[following].popleft()
-            self._queues.move_to_end(following)
             if not self._queues[following]:
                 del self._queues[following]
-            turn.set_result(None)
+            # One that is being cancelled stands here until its task runs.
+            if not turn.done():
+                self._grant(following)
+                turn.set_result(None)
+                if following in self._queues:
+                    self._queues.move_to_end(following)
 
     def close(self) -> None:
         """Refuse who waits, and all others from now on."""
         self._closed = True
         for queue in self._queues.values():
             for turn in queue:
-                turn.set_exception(StreamRefused(StreamReason.SHUTTING_DOWN))
+                if not turn.done():
+                    turn.set_exception(StreamRefused(StreamReason.SHUTTING_DOWN))
         self._queues.clear()
 
     def _may_take(self, asker: str) -> bool:

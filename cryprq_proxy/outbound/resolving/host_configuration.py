@@ -57,6 +57,13 @@ class HostConfiguration(NamedTuple):
     library: str = ""
 
 
+def described(configuration: HostConfiguration) -> str:
+    """What answers for names, as a part of a sentence."""
+    if configuration.library:
+        return f"the C library, since {configuration.library}"
+    return f"DNS, from {', '.join(configuration.servers)}"
+
+
 type Marks = tuple[tuple[int, int, int, int] | None, ...]
 """Device, inode, size and time of change of each file; None for one that cannot be looked at."""
 

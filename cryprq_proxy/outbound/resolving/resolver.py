@@ -17,9 +17,10 @@ from typing import Final, NamedTuple, Protocol
 
 from ...base.tasks import spawn
 from ...errors import StreamReason, StreamRefused
+from ...status import NamesStatus
 from .c_library import LibraryNames
 from .dns_names import DnsNames
-from .host_configuration import ConfigurationReader
+from .host_configuration import ConfigurationReader, described
 from .outcome import LookupResult, NameSource
 
 CACHE_SIZE: Final = 4096
@@ -96,6 +97,15 @@ class SystemResolver:
         if isinstance(answer, StreamReason):
             raise StreamRefused(answer)
         return answer.addresses
+
+    def status(self) -> NamesStatus:
+        both = (self._dns.slots, self._library.slots)
+        return NamesStatus(
+            by=described(self.reader.latest),
+            running=sum(slots.in_use for slots in both),
+            waiting=sum(slots.waiting for slots in both),
+            cached=len(self._cache),
+        )
 
     def close(self) -> None:
         """Refuse all names from now on, also those that wait or are being looked up."""

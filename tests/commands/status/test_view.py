@@ -335,11 +335,13 @@ def test_an_exit_and_who_is_allowed() -> None:
         "peers": peers,
         "streams_total": 12,
         "refused": {"NAME_NOT_FOUND": 3},
+        "names": {"by": "DNS, from 192.0.2.1", "running": 2, "waiting": 1},
         "bytes": {"sent": 1, "received": 2},
     }
     text, shown = render(status), rows(status)
     assert shown["streams"] == "12 so far"
     assert shown["refused"] == "3 NAME NOT FOUND"
+    assert shown["names"] == "by DNS, from 192.0.2.1; 2 being looked up, 1 waiting"
     assert text.index("guest 70") < text.index("guest 0")
     assert "... and 30 more" in text
 

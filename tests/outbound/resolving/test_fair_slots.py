@@ -148,3 +148,27 @@ async def test_the_end_and_a_cancellation_in_one_moment(end: Callable[[asyncio.T
     with pytest.raises((StreamRefused, asyncio.CancelledError)):
         await waiting
     assert crowd.slots.in_use == 1
+
+
+async def test_a_turn_is_not_given_to_one_that_is_being_cancelled() -> None:
+    """Its task has not run since, so it still stands in the queue."""
+    crowd = Crowd(slots_of(1))
+    await crowd.ask("a")
+    leaving = [*await crowd.ask("b"), *await crowd.ask("c", 2)]
+    await crowd.ask("d")
+    for task in leaving:
+        task.cancel()
+    crowd.slots.give_back("a")
+    await settle()
+    assert crowd.got == ["a", "d"]
+    assert (crowd.slots.in_use, crowd.slots.waiting) == (1, 0)
+
+
+async def test_the_end_while_one_is_being_cancelled() -> None:
+    crowd = Crowd(slots_of(1))
+    await crowd.ask("a")
+    [leaving] = await crowd.ask("b")
+    leaving.cancel()
+    crowd.slots.close()
+    await settle()
+    assert leaving.cancelled()

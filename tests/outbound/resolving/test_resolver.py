@@ -6,14 +6,21 @@ import asyncio
 import logging
 import threading
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
 from cryprq_proxy.errors import StreamReason, StreamRefused
 from cryprq_proxy.outbound.resolving.c_library import LibraryNames
 from cryprq_proxy.outbound.resolving.fair_slots import FairSlots
+from cryprq_proxy.outbound.resolving.host_configuration import (
+    LIBRARY_VARIABLES,
+    ConfigurationReader,
+    HostFiles,
+)
 from cryprq_proxy.outbound.resolving.outcome import FoundAddresses, LookupResult
 from cryprq_proxy.outbound.resolving.resolver import SystemResolver
+from cryprq_proxy.status import NamesStatus
 from tests.support.settle import settle, until
 
 FOUND = FoundAddresses(("1.1.1.1", "2::1"), 20.0)
@@ -288,3 +295,29 @@ async def test_threads_that_run_at_the_end_hold_nobody() -> None:
     assert await running == FOUND.addresses
     with pytest.raises(StreamRefused):
         await resolver.resolve("running", "alice")
+
+
+# --- which of the two ---
+
+
+async def test_the_hosts_files_decide_who_looks_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While it runs, too; `status` says which one it is."""
+    for variable in LIBRARY_VARIABLES:
+        monkeypatch.delenv(variable, raising=False)
+    files = HostFiles(tmp_path / "resolv.conf", tmp_path / "hosts", tmp_path / "nsswitch.conf")
+    files.resolv_conf.write_text("nameserver 192.0.2.1\n")
+    dns, library = Names(), Names()
+    resolver = SystemResolver(dns=dns, library=library, reader=ConfigurationReader(files))
+    await resolver.resolve("a.test", "alice")
+    assert resolver.status() == NamesStatus(by="DNS, from 192.0.2.1", cached=1)
+    files.nsswitch.write_text("hosts: files mdns4 dns\n")
+    library.hold("b.test")
+    task = asyncio.ensure_future(resolver.resolve("b.test", "alice"))
+    await until(lambda: library.asked)
+    told = resolver.status()
+    assert told.by == "the C library, since nsswitch.conf says `hosts: files mdns4 dns`"
+    assert (told.running, told.waiting) == (1, 0)
+    assert (dns.asked, library.asked) == (["a.test"], ["b.test"])
+    library.held["b.test"].set()
+    await task
+    resolver.close()

@@ -42,4 +42,6 @@ def getaddrinfo(host: str | bytes | None, port: str | int | None, *args: Any, **
     return _system(_hosts[name], port, *args, **options)
 
 
+# With this variable an exit leaves all names to getaddrinfo (outbound/resolving/host_configuration.py).
+os.environ["RES_OPTIONS"] = "attempts:1"
 socket.getaddrinfo = getaddrinfo  # type: ignore[assignment]
