@@ -97,6 +97,26 @@ def test_nothing_leaves_without_the_tunnel(paths: Paths, public: str) -> None:
     assert kinds <= {133, 135, 136, 143}
 
 
+def test_nothing_for_this_machine_leaves_by_a_bound_device(paths: Paths) -> None:
+    """IPv6 sends what is for ::1 out of the device that the socket is bound to."""
+
+    def send(address: str) -> None:
+        made = paths.make(paths.client, address, socket.SOCK_DGRAM)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"eth0")
+        with suppress(OSError):
+            made.sendto(b"x", (address, 4433))
+
+    here = ("::1", "::", CLIENT6, TUNNEL6, "127.0.0.1", CLIENT4, TUNNEL4)
+    with Capture(paths.client, "eth0") as open_capture:
+        send("::1")
+    assert [each for each in open_capture.packets if each.sent and each.destination == "::1"]
+    Client(paths).up()
+    with Capture(paths.client, "eth0") as capture:
+        for address in here:
+            send(address)
+    assert not [each for each in capture.packets if each.sent and each.protocol == "udp"]
+
+
 def test_the_filter_stands_before_the_device_exists(lab: Lab) -> None:
     paths = Paths(lab)
     paths.listen_everywhere(80)

@@ -340,6 +340,8 @@ def _leaving(settings: FilterSettings, given: Given) -> Iterable[str]:
         yield f"{ip} daddr {tunnel} counter name dns drop"
         yield f"{_QUOTES[ip]} {int(tunnel):#x} counter name stale drop"
     if settings.kill_switch:
+        # `output` lets it pass as what stays on this machine, but IPv6 sends it out of the device of a bound socket.
+        yield f"meta mark != {mark:#x} fib daddr type local counter name blocked drop"
         # Whatever other chains, NAT or the entry of an earlier run have made of it.
         clear = f"meta mark != {mark:#x} meta l4proto {{ tcp, udp }}"
         yield f"{clear} th dport {_CLEAR_DNS} counter name dns drop"

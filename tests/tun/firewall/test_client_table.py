@@ -371,6 +371,8 @@ def test_dns_in_the_clear_leaves_by_no_other_device_whatever_was_said_before() -
         f"{clear} ct direction original ct original proto-dst {{ 53, 853 }} counter name dns drop",
     ]
     assert named(script(SETTINGS), "chain", "leaving")[-3:-1] == rules
+    bound = "meta mark != 0x6372 fib daddr type local counter name blocked drop"
+    assert named(script(SETTINGS), "chain", "leaving")[-4] == bound
     assert not set(rules) & set(named(script(replace(SETTINGS, kill_switch=False)), "chain", "leaving"))
 
 
