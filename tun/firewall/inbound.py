@@ -2,8 +2,9 @@
 
 Once the tunnel stands, a reply to a client that connected to this machine (ssh) would go into the tunnel and be lost.
 The filter marks connections that come in from then on. Those that are already open have to be found beforehand:
-they are the established TCP connections of a port on which something listens. All others began here, and moving
-them into the tunnel is what the tunnel is for.
+they are the established TCP connections of a port on which something listens, and those of a service that has ended
+and left its sessions: from a port that the kernel gives to clients, to one that it does not. All others began here, and
+moving them into the tunnel is what the tunnel is for.
 
 Between this look and the filter lies a moment; a connection that comes in just then is cut.
 """
@@ -68,8 +69,11 @@ def _endpoint(text: str) -> tuple[Address, int]:
     return address.ipv4_mapped or address, int(port, 16)
 
 
-def connections(lines: Iterable[str]) -> frozenset[InboundConnection]:
-    """Reads the lines of /proc/net/tcp and tcp6 (proc_net_tcp(5)); lines that do not look like it are passed over."""
+def connections(lines: Iterable[str], ephemeral: tuple[int, int]) -> frozenset[InboundConnection]:
+    """Reads the lines of /proc/net/tcp and tcp6 (proc_net_tcp(5)); lines that do not look like it are passed over.
+
+    `ephemeral` are the first and the last port that the kernel gives to sockets which ask for none.
+    """
     listening: set[int] = set()
     established: list[InboundConnection] = []
     for line in lines:
@@ -84,7 +88,13 @@ def connections(lines: Iterable[str]) -> frozenset[InboundConnection]:
             listening.add(port)
         elif state == _ESTABLISHED and not remote.is_loopback:
             established.append(InboundConnection(local, port, remote, remote_port))
-    return frozenset([connection for connection in established if connection.local_port in listening][:MOST])
+    low, high = ephemeral
+
+    def came_in(connection: InboundConnection) -> bool:
+        port = connection.local_port
+        return port in listening or (not low <= port <= high and connection.remote_port >= low)
+
+    return frozenset([connection for connection in established if came_in(connection)][:MOST])
 
 
 def observe() -> Inbound:
@@ -100,7 +110,7 @@ def observe() -> Inbound:
         low, high = map(int, Path(_PORTS).read_text(encoding="ascii").split())
     except (OSError, ValueError):
         low, high = DEFAULT_PORTS
-    return Inbound(connections(lines), (low, high))
+    return Inbound(connections(lines, (low, high)), (low, high))
 
 
 def cut_connections(settings: TunnelSettings, lan: Lan, found: Iterable[InboundConnection]) -> list[Address]:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.settings import tunnel_settings
-from tun.firewall.inbound import MOST, InboundConnection, connections, cut_connections, observe
+from tun.firewall.inbound import DEFAULT_PORTS, MOST, InboundConnection, connections, cut_connections, observe
 from tun.routing.lan import Lan
 
 TCP = """\
@@ -28,10 +28,16 @@ TCP = """\
 @pytest.mark.skipif(sys.byteorder != "little", reason="the sample is of a little-endian machine")
 def test_established_connections_of_listening_ports() -> None:
     local, remote = ip_address("192.168.77.2"), ip_address("5.75.10.2")
-    assert connections(TCP.splitlines()) == {
+    assert connections(TCP.splitlines(), DEFAULT_PORTS) == {
         InboundConnection(local, 22, remote, 0xC351),
         InboundConnection(local, 22, remote, 0xC354),
     }
+
+
+def test_the_sessions_of_a_service_that_has_ended() -> None:
+    """Its listener is gone. A mount by NFS comes from a port below 1024 too, but goes to one that no client has."""
+    lines = ["0: 024DA8C0:0016 020A4B05:C351 01", "1: 024DA8C0:03E9 020A4B05:0801 01", TCP.splitlines()[4]]
+    assert {one.local_port for one in connections(lines, DEFAULT_PORTS)} == {22}
 
 
 @given(
@@ -42,7 +48,7 @@ def test_established_connections_of_listening_ports() -> None:
 )
 def test_strange_lines_are_passed_over(lines: list[str]) -> None:
     """Nothing is raised, whatever a future kernel writes."""
-    assert isinstance(connections(lines), frozenset)
+    assert isinstance(connections(lines, DEFAULT_PORTS), frozenset)
 
 
 def test_this_machine_can_be_observed() -> None:
@@ -54,7 +60,7 @@ def test_a_flood_of_connections_is_bounded() -> None:
     """What an attacker opens from outside does not make the filter's set larger than MOST."""
     lines = ["0: 024DA8C0:0016 00000000:0000 0A"]
     lines += [f"{number}: 024DA8C0:0016 020A4B05:{number:04X} 01" for number in range(1, MOST + 10)]
-    assert len(connections(lines)) == MOST
+    assert len(connections(lines, DEFAULT_PORTS)) == MOST
 
 
 @pytest.mark.parametrize(
