@@ -11,13 +11,11 @@ there are other marks, those that stand as we set them are named.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
 from cryprq_proxy.base import leftovers
-from cryprq_proxy.base.paths import ROLES
-from cryprq_proxy.errors import CryprqError
+from cryprq_proxy.errors import ConfigError, CryprqError
 
 from . import exit_network, sysctl
 from .firewall import nft
@@ -34,10 +32,10 @@ def clean(state: Path) -> list[str]:
 
     Raises CryprqError for what could not be undone, when all else is undone, and ConfigError while a role runs.
     """
+    if state.exists() and not state.is_dir():
+        raise ConfigError(f"{state}, which should be the state directory, is no directory")
     work = CleaningUp()
-    with ExitStack() as stack:
-        for role in ROLES:
-            stack.enter_context(leftovers.claimed(role))
+    with leftovers.cleaning_up():
         known = {
             CLIENT: _undo_journal(work, state / CLIENT_JOURNAL, undoers(state)),
             EXIT: _undo_journal(work, state / EXIT_JOURNAL, exit_network.UNDO),
@@ -48,8 +46,13 @@ def clean(state: Path) -> list[str]:
         }
         for table, steps in by_mark.items():
             found = [work.try_to(step) for step in steps]
-            settings = known[table]
-            if any(found) and settings is not None and (left := sysctl.lost_settings(table, settings)):
+            if table == CLIENT:
+                # It stays where nothing can be put in its place.
+                found.append(leftovers.has_header())
+            if table == CLIENT:
+                # It stays where nothing can be put in its place.
+                found.append(leftovers.has_header())
+            if any(found) and (left := sysctl.lost_settings(table, known[table])):
                 work.failed.append(left)
     if work.failed:
         done = f" (undone: {', '.join(work.undone)})" if work.undone else ""
@@ -76,8 +79,8 @@ class CleaningUp:
         return bool(done)
 
 
-def _undo_journal(work: CleaningUp, path: Path, how: Mapping[str, Undoer]) -> Collection[str] | None:
-    """Undo what it records. Returns the kernel settings among that; None where it goes on having entries.
+def _undo_journal(work: CleaningUp, path: Path, how: Mapping[str, Undoer]) -> Collection[str]:
+    """Undo what it records. Returns the kernel settings among that, also those that could not be undone.
 
     Raises JournalInUse.
     """
@@ -99,7 +102,7 @@ def _undo_journal(work: CleaningUp, path: Path, how: Mapping[str, Undoer]) -> Co
     work.undone += [
         kind for kind in dict.fromkeys(entry["kind"] for entry in reversed(before)) if kind not in left
     ]
-    return None if left else [str(entry.get("name")) for entry in before if entry["kind"] == sysctl.KIND]
+    return [str(entry.get("name")) for entry in before if entry["kind"] == sysctl.KIND]
 
 
 def _resolver(state: Path) -> str:

@@ -212,9 +212,9 @@ def undo(journal: Journal, undoers: Mapping[str, Undoer], keep: Container[str] =
     A failure stops nothing: the other entries are undone, failed ones stay in the journal for the next time, and one
     CryprqError names them. Safe to call again, and in a process that made none of the changes.
     """
-    failed: list[Entry] = []
     kept: list[Entry] = []
     reasons: list[str] = []
+    hint = ""
     if journal.damaged:
         reasons.append(f"{journal.damaged} damaged line(s) in {journal.path}, now dropped")
     for entry in reversed(journal.entries()):
@@ -222,23 +222,31 @@ def undo(journal: Journal, undoers: Mapping[str, Undoer], keep: Container[str] =
         if kind in keep:
             kept.append(entry)
             continue
+        if kind not in undoers:
+            kept.append(entry)
+            reasons.append(f"{kind}: this version does not know such changes")
+            hint = hint or (
+                f"; the rest is undone, use the version that wrote this, or remove {journal.path} "
+                "if nothing is missing"
+            )
+            continue
         try:
-            if kind not in undoers:
-                raise CryprqError("this version does not know such changes")
             undoers[kind](entry)
         except Exception as error:  # noqa: BLE001  whatever it was, the changes before it must still be undone
             _log.debug("undoing %r failed", entry, exc_info=error)
-            failed.append(entry)
             kept.append(entry)
+            hint = "; the rest is undone, run `cryprq-proxy cleanup` to try these again"
             said = str(error) if isinstance(error, CryprqError) else f"{type(error).__name__}: {error}"
             reasons.append(f"{kind}: {said}")
-    if kept:
-        journal.keep(kept[::-1])
-        journal.damaged = 0
-    else:
-        journal.clear()
+    try:
+        if kept:
+            journal.keep(kept[::-1])
+            journal.damaged = 0
+        else:
+            journal.clear()
+    except CryprqError as error:
+        reasons.append(str(error))
     if reasons:
-        hint = "; the rest is undone, run `cryprq-proxy cleanup` to try these again" if failed else ""
         raise CryprqError(f"not everything could be undone: {'; '.join(reasons)}{hint}")
 
 

@@ -20,12 +20,13 @@ import os
 import socket
 import struct
 import sys
+import time
 from collections.abc import Collection, Iterable, Iterator
-from typing import Final
+from typing import Final, Literal
 
 from ..errors import ConfigError
 from .netlink import DUMP, NETFILTER, NetlinkSocket, attributes
-from .paths import Role
+from .paths import ROLES, Role
 
 RULE_PROTOCOL: Final = 0x72
 """FRA_PROTOCOL and rtm_protocol of all that is ours; not registered (iproute2, rt_protos)."""
@@ -40,6 +41,11 @@ KILL_SWITCH_STANDS: Final = f"the kill switch of an earlier --tun stands: {REMED
 _FILTER: Final = {role: f"the table {table} of the packet filter" for role, table in TABLES.items()}
 _RULES: Final = "routing rules"
 _RULES_ALONE_SEEN: Final = "routing rules (and a packet filter, as far as can be told without root)"
+CLEANUP_SECONDS: Final = 10.0
+"""How long a start waits for a cleanup, which takes well under a second."""
+type _Name = Role | Literal["cleanup"]
+_CLEANUP: Final = "cleanup"
+_POLL: Final = 0.02
 _PEER: Final = struct.Struct("=iII")
 _GET_RULES: Final = 34  # RTM_GETRULE
 _RULE_HEADER: Final = 12  # struct fib_rule_hdr
@@ -56,18 +62,52 @@ _NFPROTO_INET: Final = 1
 def claimed(role: Role) -> Iterator[None]:
     """Be the one `role` in system-wide mode of this network namespace.
 
-    Raises ConfigError if there is another one.
+    Waits for a cleanup that runs, at most CLEANUP_SECONDS. Raises ConfigError if there is another one.
     """
+    with _sign_of(role) as sign, _answering(sign):
+        yield
+
+
+@contextlib.contextmanager
+def cleaning_up() -> Iterator[None]:
+    """Be the one cleanup of this network namespace, where neither role lives. Waits and raises as `claimed`."""
+    with contextlib.ExitStack() as signs:
+        signs.enter_context(_sign_of(_CLEANUP))
+        for role in ROLES:
+            signs.enter_context(_sign_of(role))
+        yield
+
+
+@contextlib.contextmanager
+def _sign_of(name: _Name) -> Iterator[socket.socket]:
+    give_up = time.monotonic() + CLEANUP_SECONDS
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as sign:
-        try:
-            sign.bind(_name(role))
-            sign.listen()
-        except OSError:
-            if (pid := holder(role)) is not None:
-                raise ConfigError(in_use(pid)) from None
-            # A user without rights has the name. That must not keep this role from its work.
-        with _answering(sign):
-            yield
+        while not _bound(sign, name):
+            pid = holder(name)
+            if pid is not None and pid == holder(_CLEANUP):
+                if time.monotonic() >= give_up:
+                    raise ConfigError(
+                        f"cryprq-proxy cleanup (pid {pid}) still runs: try again when it has ended"
+                    )
+                time.sleep(_POLL)
+                continue
+            # The other one may have ended just now.
+            if _bound(sign, name):
+                break
+            if pid is not None:
+                raise ConfigError(in_use(pid))
+            # A user without rights has the name. That must not keep this process from its work.
+            break
+        yield sign
+
+
+def _bound(sign: socket.socket, name: str) -> bool:
+    try:
+        sign.bind(_name(name))
+        sign.listen()
+    except OSError:
+        return False
+    return True
 
 
 @contextlib.contextmanager
@@ -96,8 +136,11 @@ def in_use(pid: int | None) -> str:
     return f"another cryprq-proxy runs in system-wide mode{known}: stop that one first"
 
 
-def holder(role: Role) -> int | None:
-    """The process id of the `role` that lives here in system-wide mode; 0 if it is of another PID namespace."""
+def holder(role: _Name) -> int | None:
+    """The process id of the `role` that lives here in system-wide mode, or of the cleanup.
+
+    0 if it is of another PID namespace, None if there is none.
+    """
     if sys.platform != "linux":
         return None
     try:
@@ -110,8 +153,8 @@ def holder(role: Role) -> int | None:
     return pid if uid in (0, os.geteuid()) else None
 
 
-def _name(role: Role) -> str:
-    return f"\0cryprq-proxy-tun-{role}"
+def _name(name: str) -> str:
+    return f"\0cryprq-proxy-tun-{name}"
 
 
 # --- the marks ---
@@ -142,7 +185,7 @@ def marks(role: Role) -> tuple[str, ...]:
     if role == "client":
         rules = _RULES_ALONE_SEEN if tables is None else _RULES
         found += [rules] if _has_rules() else []
-        found += [RESOLV_CONF] if _has_header() else []
+        found += [RESOLV_CONF] if has_header() else []
     return tuple(found)
 
 
@@ -168,7 +211,8 @@ def _tables() -> set[str] | None:
     return None
 
 
-def _has_header() -> bool:
+def has_header() -> bool:
+    """Whether our resolv.conf stands."""
     mark = RESOLV_CONF_HEADER.encode()
     try:
         # A pipe at this path must not block.

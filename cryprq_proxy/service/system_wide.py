@@ -247,6 +247,10 @@ def _without(network: Any, hole: IPNetwork) -> Iterator[IPNetwork]:
 
 def _literal(text: str) -> str:
     try:
-        return str(ip_address(text))
+        address = ip_address(text)
     except ValueError:
         raise ConfigError(f"--target: expected an IP address, got {text[:60]!a}") from None
+    if address.is_multicast or address.is_unspecified or text == "255.255.255.255":
+        # The local network may have them, whatever the tunnel does.
+        raise ConfigError(f"--target: expected the address of one host, got {text[:60]!a}")
+    return str(address)

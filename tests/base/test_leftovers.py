@@ -6,13 +6,18 @@ import asyncio
 import os
 import secrets
 import socket
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
 from pathlib import Path
+from subprocess import PIPE
 from typing import cast
 
 import pytest
 
 from cryprq_proxy.base import leftovers
-from cryprq_proxy.base.leftovers import claimed, holder
+from cryprq_proxy.base.leftovers import claimed, cleaning_up, holder
 from cryprq_proxy.base.paths import Role
 from cryprq_proxy.errors import ConfigError
 
@@ -30,6 +35,54 @@ def test_a_role_is_alone_while_it_lives(role: Role) -> None:
         with pytest.raises(ConfigError, match=rf"\(pid {os.getpid()}\): stop that one first"), claimed(role):
             raise AssertionError("two of them")
     assert holder(role) is None
+
+
+@pytest.fixture
+def cleanup(role: Role, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The cleanup of this test alone, of `role` alone."""
+    monkeypatch.setattr(leftovers, "ROLES", (role,))
+    monkeypatch.setattr(leftovers, "_CLEANUP", f"{role}-cleanup")
+    return f"{role}-cleanup"
+
+
+def test_a_start_and_another_cleanup_wait_until_a_cleanup_has_ended(
+    role: Role, cleanup: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for other in (lambda: claimed(role), cleaning_up):
+        with ExitStack() as first:
+            first.enter_context(cleaning_up())
+            monkeypatch.setattr(time, "sleep", lambda _: first.close())
+            with other():
+                assert holder(role) == os.getpid()
+        assert holder(role) is None
+
+
+def test_a_cleanup_that_does_not_end_is_named(
+    role: Role, cleanup: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leftovers, "CLEANUP_SECONDS", 0.0)
+    said = rf"cryprq-proxy cleanup \(pid {os.getpid()}\) still runs: try again when it has ended"
+    with cleaning_up(), pytest.raises(ConfigError, match=said), claimed(role):
+        raise AssertionError("two of them")
+
+
+@pytest.mark.process
+def test_nothing_is_cleaned_up_under_a_role_that_lives(role: Role, cleanup: str) -> None:
+    code = (
+        "import socket, sys\n"
+        "sign = socket.socket(socket.AF_UNIX)\n"
+        f"sign.bind({leftovers._name(role)!r})\n"
+        "sign.listen()\n"
+        "print(flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdin=PIPE, stdout=PIPE) as other:
+        assert other.stdout is not None and other.stdout.readline()
+        said = rf"\(pid {other.pid}\): stop that one first"
+        with pytest.raises(ConfigError, match=said), cleaning_up():
+            raise AssertionError("two of them")
+        assert other.stdin is not None
+        other.stdin.close()
 
 
 async def test_who_looks_does_not_fill_the_queue(role: Role, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,14 +123,14 @@ def test_a_user_who_has_the_name_keeps_nobody_from_the_work(role: Role) -> None:
 def test_the_header_of_our_resolv_conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, role: Role) -> None:
     file = tmp_path / "resolv.conf"
     monkeypatch.setattr(leftovers, "RESOLV_CONF", str(file))
-    assert not leftovers._has_header()
+    assert not leftovers.has_header()
     file.write_text("# cryprq-proxy 0123456789abcdef: all names ...\n")
-    assert leftovers._has_header()
+    assert leftovers.has_header()
     file.write_text("# by hand\n")
-    assert not leftovers._has_header()
+    assert not leftovers.has_header()
     file.unlink()
     os.mkfifo(file)
-    assert not leftovers._has_header(), "and it does not wait for a writer"
+    assert not leftovers.has_header(), "and it does not wait for a writer"
 
 
 RULES, HEADER = "routing rules", "/etc/resolv.conf"
@@ -104,5 +157,5 @@ def test_what_is_left_is_named(
     monkeypatch.setattr(leftovers, "holder", lambda role: None)
     monkeypatch.setattr(leftovers, "_tables", lambda: tables)
     monkeypatch.setattr(leftovers, "_has_rules", lambda: rules)
-    monkeypatch.setattr(leftovers, "_has_header", lambda: header)
+    monkeypatch.setattr(leftovers, "has_header", lambda: header)
     assert leftovers.left_by_client() == said

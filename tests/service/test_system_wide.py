@@ -35,7 +35,7 @@ from cryprq_proxy.status import ClientStatus, ExitStatus, Status, read
 from tun import cleanup, sysctl
 from tun.firewall import nft
 from tun.firewall.inbound import Inbound, InboundConnection
-from tun.journal import Journal
+from tun.journal import Entry, Journal
 from tun.leaktest import probe as leakprobe
 from tun.leaktest.canaries import CanaryTargets
 from tun.leaktest.report import CanaryRow, CanaryVerdict, LeakReport
@@ -211,7 +211,9 @@ class Kernel:
         """Table -> names of the kernel settings that stand as its role sets them."""
         monkeypatch.setattr(cleanup, "delete_ours", self.delete_ours)
         # The machine has one sign of life, and tests run side by side.
-        monkeypatch.setattr(leftovers, "claimed", lambda role: nullcontext())
+        monkeypatch.setattr(leftovers, "cleaning_up", nullcontext)
+        self.header = False
+        monkeypatch.setattr(leftovers, "has_header", lambda: self.header)
         monkeypatch.setattr(sysctl, "lost_settings", self.lost_settings)
         monkeypatch.setattr(nft, "exists", lambda table: table in self.tables)
         monkeypatch.setattr(nft, "remove", self.remove)
@@ -268,25 +270,47 @@ def test_settings_are_named_where_marks_but_no_journal_are_found(
     assert said == ["nothing was left to undo"], "another program may have set it"
 
 
-@pytest.mark.parametrize("known", ["recorded", "not undone"])
+def test_settings_are_named_as_long_as_our_resolv_conf_stands(kernel: Kernel, tmp_path: Path) -> None:
+    kernel.rules, kernel.header = False, True
+    kernel.settings = {nft.CLIENT: ["net.some"], nft.EXIT: ["net.other"]}
+    for _ in range(2):
+        with pytest.raises(CryprqError, match=r"^call: sysctl net\.some$"):
+            clean_up(tmp_path, print)
+
+
+@pytest.mark.parametrize("known", ["undone", "not undone", "not recorded"])
 def test_settings_are_not_named_where_the_journal_knows_them(
     kernel: Kernel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: str
 ) -> None:
     kernel.settings = {nft.CLIENT: ["net.ipv4.conf.all.src_valid_mark"]}
-    monkeypatch.setitem(sysctl.UNDO, sysctl.KIND, lambda entry: None)
+
+    def undo(entry: Entry) -> None:
+        if known == "not undone":
+            raise CryprqError("the kernel said no")
+
+    monkeypatch.setitem(sysctl.UNDO, sysctl.KIND, undo)
     tmp_path.chmod(0o700)
     with Journal(tmp_path / CLIENT_JOURNAL) as journal:
-        if known == "recorded":
-            journal.record({"kind": sysctl.KIND, "name": "net.ipv4.conf.all.src_valid_mark"})
-        else:
+        if known == "not recorded":
             journal.record({"kind": "of_the_future"})
+        else:
+            journal.record({"kind": sysctl.KIND, "name": "net.ipv4.conf.all.src_valid_mark"})
     said: list[str] = []
-    if known == "recorded":
+    if known == "undone":
         clean_up(tmp_path, said.append)
         assert said == [f"undone: {sysctl.KIND}, routing"]
-    else:
-        with pytest.raises(CryprqError, match=r"of_the_future: .*again \(undone: routing\)$"):
-            clean_up(tmp_path, said.append)
+        return
+    with pytest.raises(CryprqError, match=r" \(undone: routing\)$") as caught:
+        clean_up(tmp_path, said.append)
+    assert ("call: sysctl" in str(caught.value)) == (known == "not recorded")
+
+
+def test_a_state_directory_that_is_a_file(kernel: Kernel, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(ConfigError, match="is no directory"):
+        clean_up(file, print)
+    assert not kernel.removed
 
 
 def test_journals_of_both_roles_are_undone(kernel: Kernel, tmp_path: Path) -> None:
@@ -429,6 +453,9 @@ def test_without_a_tunnel_there_is_nothing_to_test(asked: dict[str, Any]) -> Non
             leak_test(roles, [])
     with pytest.raises(ConfigError, match=r"--target: expected an IP address, got 'example\.com'"):
         leak_test([running()], ["example.com"])
+    for group in ("224.0.0.1", "ff02::1", "::", "255.255.255.255"):
+        with pytest.raises(ConfigError, match="--target: expected the address of one host"):
+            leak_test([running()], [group])
     assert asked == {}
 
 

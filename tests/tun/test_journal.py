@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import signal
 import stat
 import subprocess
@@ -334,6 +335,24 @@ def test_a_failure_stops_nothing_and_stays(path: Path) -> None:
         assert values(journal.entries()) == [1, 2, 4, 5]
         undo(journal, dict.fromkeys(("test", "buggy", "of.tomorrow"), lambda entry: done.append(entry["n"])))
     assert done == [3, 0, 5, 4, 2, 1] and not path.exists()
+
+
+def test_what_another_version_wrote_has_its_own_remedy(path: Path) -> None:
+    with Journal(path) as journal:
+        journal.record({"kind": "of.tomorrow"})
+        with pytest.raises(
+            CryprqError, match=f"use the version that wrote this, or remove {path} if nothing"
+        ):
+            undo(journal, {})
+        assert len(journal.entries()) == 1
+
+
+def test_a_lost_directory_hides_no_reason(path: Path) -> None:
+    with Journal(path) as journal:
+        journal.record({"kind": "test", "n": 1, "fails": "the thing is busy"})
+        shutil.rmtree(path.parent)
+        with pytest.raises(CryprqError, match=r"test: the thing is busy; the journal .* cannot be used"):
+            undo(journal, {"test": undoer([])})
 
 
 def test_a_kept_entry_keeps_its_boot_id(path: Path) -> None:

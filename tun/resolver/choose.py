@@ -14,9 +14,8 @@ from typing import Final
 from cryprq_proxy.base.resolv_conf import nameservers
 
 from ..journal import Record, Undoer
-from . import resolvconf_files, resolved
+from . import recovery, resolvconf_files, resolved
 from .left_alone import LeftAlone
-from .recovery import recover_or_empty
 from .resolvconf import ResolvConf
 from .resolvconf_files import RESOLV_CONF, STATE, read
 from .resolved import Resolved
@@ -45,7 +44,7 @@ async def choose(
     `record` writes to the journal before each change. With `leave` the resolver is only read. `path` is the
     resolv.conf, `state` the directory for its backup, `bus_address` another bus than the system's.
     """
-    recover_or_empty(state, path)
+    recovery.recover_or_empty(state, path)
     found: ResolverSetting = ResolvConf(record, path, state)
     if points_to_resolved(path) and await resolved.runs(bus_address):
         found = Resolved(record, bus_address=bus_address)
@@ -69,6 +68,6 @@ def undoers(
 ) -> dict[str, Undoer]:
     """For the journal's `undo`: kind of entry -> synchronous undo, of both settings."""
     return {
-        resolvconf_files.KIND: lambda entry: resolvconf_files.undo(entry, path=path, state=state),
+        resolvconf_files.KIND: lambda entry: recovery.undo(entry, state, path),
         resolved.KIND: lambda entry: resolved.undo(entry, bus_address=bus_address),
     }

@@ -1,4 +1,6 @@
-"""An /etc/resolv.conf that a killed run has left and that no journal knows any more, recognised by its header.
+"""Our /etc/resolv.conf where the way back is lost: no journal knows it any more, or its backup is gone.
+
+A file that a killed run has left is recognised by its header.
 
     header with a tag  ->  the backup of that tag in the state directory  ->  back in its place
                            no backup  ->  what this system offers: the file of systemd-resolved, NetworkManager, ...
@@ -20,7 +22,18 @@ from cryprq_proxy.base.leftovers import RESOLV_CONF_HEADER
 from cryprq_proxy.base.resolv_conf import nameservers
 from cryprq_proxy.errors import ConfigError, reason_of
 
-from .resolvconf_files import RESOLV_CONF, backup_of, content_of, lead_to, put_back, read, write
+from ..journal import Entry
+from . import resolvconf_files
+from .resolvconf_files import (
+    RESOLV_CONF,
+    BackupLostError,
+    backup_of,
+    content_of,
+    lead_to,
+    put_back,
+    read,
+    write,
+)
 from .resolvconf_text import is_ours, without_nameservers
 
 _log = logging.getLogger(__name__)
@@ -64,6 +77,14 @@ def recover(state: Path, path: Path = RESOLV_CONF, offered: tuple[Path, ...] = O
         f"{path} names the resolver of an earlier --tun, and its backup is gone: put your own in its place "
         f"(for example a line 'nameserver ADDRESS')"
     )
+
+
+def undo(entry: Entry, state: Path, path: Path = RESOLV_CONF, offered: tuple[Path, ...] = OFFERED) -> None:
+    """Undo an entry of the journal; without its backup, as `recover`. Raises ConfigError."""
+    try:
+        resolvconf_files.undo(entry, path=path, state=state)
+    except BackupLostError:
+        recover(state, path, offered)
 
 
 def recover_or_empty(state: Path, path: Path = RESOLV_CONF, offered: tuple[Path, ...] = OFFERED) -> None:

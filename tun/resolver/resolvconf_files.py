@@ -43,6 +43,10 @@ class UnchangeableError(ConfigError):
     """The file is where nobody can change it: on a read-only file system, or protected. Nothing has been changed."""
 
 
+class BackupLostError(ConfigError):
+    """Our file stands, and what it took the place of is gone from the state directory."""
+
+
 class Untouched:
     """A resolv.conf that we have not replaced, or have put back."""
 
@@ -133,8 +137,8 @@ def content_of(path: Path) -> bytes:
 def undo(entry: Entry, *, path: Path = RESOLV_CONF, state: Path = STATE) -> None:
     """Restore `path` as it was before the change of `entry`, if it is still our file.
 
-    The backup is always removed at the end. Idempotent. Raises ConfigError, also for an entry that
-    is not ours.
+    The backup is always removed at the end. Idempotent. Raises BackupLostError, and ConfigError, also for an entry
+    that is not ours.
     """
     tag, was, ours = entry.get("tag"), entry.get("was"), entry.get("ours")
     if not (
@@ -151,11 +155,18 @@ def undo(entry: Entry, *, path: Path = RESOLV_CONF, state: Path = STATE) -> None
         if _still(path, ours):
             if was == "missing":
                 path.unlink()
-            else:
+            elif os.path.lexists(backup):
                 put_back(path, backup)
-        _remove(backup)
+            else:
+                raise BackupLostError(f"the backup of {path}, {backup}, is gone")
     except OSError as error:
         raise ConfigError(f"{path} cannot be put back from {backup}: {_reason(error)}") from None
+    try:
+        _remove(backup)
+    except OSError as error:
+        raise ConfigError(
+            f"{path} is put back, but its backup {backup} cannot be removed: {_reason(error)}"
+        ) from None
 
 
 def _still(path: Path, ours: list[Any]) -> bool:

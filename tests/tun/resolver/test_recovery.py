@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import shutil
 from pathlib import Path
 
 import pytest
 
 from cryprq_proxy.base.resolv_conf import nameservers
 from cryprq_proxy.errors import ConfigError
-from tun.resolver.recovery import recover, recover_or_empty
+from tun.journal import Entry
+from tun.resolver.recovery import recover, recover_or_empty, undo
+from tun.resolver.resolvconf_files import replace
 from tun.resolver.resolvconf_text import is_ours, render
 
 TAG = "0123456789abcdef"
@@ -74,6 +78,39 @@ def test_without_a_backup_the_system_offers_one(files: Files) -> None:
     files.offered[1].write_text("nameserver 192.0.2.9\n")
     assert files.recover() == str(files.offered[1])
     assert files.path.readlink() == files.offered[1]
+
+
+def test_an_entry_without_its_backup_is_undone_by_what_the_system_offers(files: Files) -> None:
+    """As where somebody removes the state directory of a client that lives."""
+    files.path.write_text(BEFORE)
+    entries: list[Entry] = []
+    replace(files.path, files.state, BEFORE.encode(), ("198.18.255.53",), entries.append)
+    shutil.rmtree(files.state)
+    with pytest.raises(ConfigError, match="its backup is gone: put your own in its place"):
+        undo(entries[0], files.state, files.path, files.offered)
+    files.offered[1].write_text("nameserver 192.0.2.9\n")
+    undo(entries[0], files.state, files.path, files.offered)
+    assert files.path.readlink() == files.offered[1]
+    undo(entries[0], files.state, files.path, files.offered)
+    assert files.path.readlink() == files.offered[1]
+
+
+def test_a_backup_that_cannot_be_removed_is_said_to_be_put_back(
+    files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files.path.write_text(BEFORE)
+    entries: list[Entry] = []
+    made = replace(files.path, files.state, BEFORE.encode(), ("198.18.255.53",), entries.append)
+
+    def read_only(path: Path, missing_ok: bool = False) -> None:
+        raise OSError(errno.EROFS, "")
+
+    monkeypatch.setattr(Path, "unlink", read_only)
+    with pytest.raises(
+        ConfigError, match=r"is put back, but its backup .* cannot be removed: its file system is"
+    ):
+        made.undo()
+    assert files.path.read_text() == BEFORE
 
 
 def test_a_start_goes_on_without_the_earlier_one(files: Files, caplog: pytest.LogCaptureFixture) -> None:
