@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 
 import pytest
 
-from tests.support.lab.hosts import CLIENT4, EXIT4, EXIT6, ROUTER_LAN4, SERVER4, SERVER6
+from tests.support.lab.hosts import CLIENT4, EXIT4, EXIT6, ROUTER_LAN4, ROUTER_LAN6, SERVER4, SERVER6
 from tests.support.lab.links import Role
 from tests.support.lab.net import LONG, RESOLVER, until
 from tests.support.lab.questions import questions
@@ -103,6 +103,7 @@ class Running(NamedTuple):
         return all(
             "25400:" in self.ip(f"{family} rule")
             and "25430:" in self.ip(f"{family} rule")
+            and self.ip(f"{family} route show table 25458").count("\n") == 2
             and f"default dev {TUN}" in self.ip(f"{family} route show table 25458")
             for family in ("-4", "-6")
         )
@@ -150,6 +151,12 @@ CHANGES: Final = {
     "table flushed": Change(
         "routes and rules", "ip route flush table 25458; ip -6 route flush table 25458", Running.routed
     ),
+    "default route replaced": Change(
+        "routes and rules",
+        f"ip route replace default via {ROUTER_LAN4} dev eth0 table 25458; "
+        f"ip -6 route replace default via {ROUTER_LAN6} dev eth0 table 25458",
+        Running.routed,
+    ),
     "an address added": Change("device", f"ip addr add 192.0.2.77/32 dev {TUN}", Running.no_stranger),
     "ruleset flushed": Change("kill switch", "nft flush ruleset", Running.filtered),
     "MTU": Change("device", f"ip link set {TUN} mtu 1300", Running.sized),
@@ -157,6 +164,14 @@ CHANGES: Final = {
     "MTU too small for IPv6": Change("device", f"ip link set {TUN} mtu 1000", Running.sized),
     "table put to sleep": Change(
         "kill switch", "nft add table inet cryprq '{ flags dormant; }'", Running.filtered
+    ),
+    "routes added to our table": Change(
+        "routes and rules",
+        f"ip route add 93.184.20.0/24 via {ROUTER_LAN4} dev eth0 table 25458; "
+        f"ip -6 route add 2606:2800:20::/64 via {ROUTER_LAN6} dev eth0 table 25458; "
+        f"ip route append default via {ROUTER_LAN4} dev eth0 table 25458; "
+        "ip route add blackhole 192.0.2.0/24 table 25458",
+        Running.routed,
     ),
     "rule inserted": Change("kill switch", "nft insert rule inet cryprq output accept", Running.filtered),
     "resolver": Change("system resolver", f"printf '{RESOLVER}' >/etc/resolv.conf", Running.resolving),

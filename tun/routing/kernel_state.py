@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from socket import AF_INET, AF_INET6, AF_UNSPEC
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from pyroute2 import AsyncIPRoute, NetlinkDumpInterrupted, NetlinkError
 
@@ -20,41 +20,15 @@ from cryprq_proxy.errors import ConfigError, CryprqError, reason_of
 from . import lan as network
 from .address_pool import Occupied
 from .foreign_rules import ForeignRule, read_foreign_rule
-from .lan import UNICAST, KernelRoute, Lan, NetlinkMessage, NetworkDevice, Uplink
-from .route_rules import FIRST, LAST, TABLE, RoutingRule, read_rule
-
-LAST_RESORT: Final = 4_294_967_295
-"""Metric of the unreachable routes: any other one wins."""
+from .lan import KernelRoute, Lan, NetlinkMessage, NetworkDevice, Uplink
+from .route_rules import FIRST, LAST, RoutingRule, read_rule
+from .table_routes import TableRoute, read_table_route
 
 FAMILIES: Final[Mapping[int, int]] = {4: AF_INET, 6: AF_INET6}
-_EVERYTHING: Final = {4: "0.0.0.0/0", 6: "::/0"}
 _DUMPS: Final = 5
 """Tries to read a table that changes while it is read."""
 _FIRST_NAMESPACE: Final = Path("/proc/sys/net/core/netdev_max_backlog")
 """A sysctl that the kernel shows in its first network namespace only: with another one, this machine is a container."""
-
-
-class DefaultRoute(NamedTuple):
-    """A default route in our table: into a device, or unreachable."""
-
-    version: int
-    device: int | None
-
-    def __str__(self) -> str:
-        kind = "unreachable" if self.device is None else "default"
-        return f"IPv{self.version} {kind} route of table {TABLE}"
-
-    def arguments(self) -> dict[str, Any]:
-        """The arguments of `AsyncIPRoute.route`, to add and to delete it."""
-        arguments: dict[str, Any] = {
-            "family": FAMILIES[self.version],
-            "dst": _EVERYTHING[self.version],
-            "table": TABLE,
-            "proto": RULE_PROTOCOL,
-        }
-        if self.device is None:
-            return arguments | {"type": "unreachable", "priority": LAST_RESORT}
-        return arguments | {"oif": self.device}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +42,8 @@ class KernelState:
     routes: list[KernelRoute]
     links: list[NetworkDevice]
     addresses: list[network.DeviceAddress]
+    table: list[TableRoute]
+    """All that stands in our table."""
 
     def our_rules(self, version: int) -> list[RoutingRule]:
         return [
@@ -76,13 +52,8 @@ class KernelState:
             if rule.version == version and protocol == RULE_PROTOCOL and FIRST <= rule.priority <= LAST
         ]
 
-    def our_routes(self, version: int) -> list[DefaultRoute]:
-        """The routes of our table with our number; all have one of our two forms."""
-        return [
-            DefaultRoute(version, route.hops[0].device if route.kind == UNICAST and route.hops else None)
-            for route in self.routes
-            if route.version == version and route.table == TABLE and route.protocol == RULE_PROTOCOL
-        ]
+    def table_routes(self, version: int) -> list[TableRoute]:
+        return [route for route in self.table if route.version == version]
 
     def device(self, name: str) -> int | None:
         """The index of a device that is up."""
@@ -126,6 +97,7 @@ async def look_at(kernel: Any) -> KernelState:
     rules: list[tuple[RoutingRule, int]] = []
     foreign: list[ForeignRule] = []
     routes: list[KernelRoute] = []
+    table: list[TableRoute] = []
     versions = _versions()
     for version in versions:
         family = FAMILIES[version]
@@ -134,11 +106,14 @@ async def look_at(kernel: Any) -> KernelState:
             rules.append((rule, protocol))
             if protocol != RULE_PROTOCOL:
                 foreign.append(read_foreign_rule(message))
-        found = [network.read_route(message) for message in await _dump(kernel.route, family)]
-        routes += [route for route in found if route is not None]
+        for message in await _dump(kernel.route, family):
+            if (route := network.read_route(message)) is not None:
+                routes.append(route)
+            if (in_table := read_table_route(message)) is not None:
+                table.append(in_table)
     links = [network.read_link(message) for message in await _dump(kernel.link, AF_UNSPEC)]
     addresses = [network.read_address(message) for message in await _dump(kernel.addr, AF_UNSPEC)]
-    return KernelState(versions, rules, foreign, routes, links, addresses)
+    return KernelState(versions, rules, foreign, routes, links, addresses, table)
 
 
 def _versions() -> tuple[int, ...]:

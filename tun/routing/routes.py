@@ -7,11 +7,13 @@
 
 `_repair` compares the kernel's rules and routes with the wanted ones and corrects the difference. It serves a clean
 start, a start after a killed process, and rules deleted by another program. Our rules and routes have our protocol
-number. If our table or priorities hold others, another program uses them, and the start fails.
+number. If our table or priorities hold others at the start, another program uses them, and the start fails; what
+others put into our table later is deleted.
 
 Our table has a default route into the TUN for each family that the exit offers, and an unreachable one with a higher
 metric. That one stays when a killed process loses the device and its routes; a family not offered has only that one.
-The order of repair is unreachable, TUN, then rules from the link's mark to the rest, so that no packet gets lost.
+The order of repair is unreachable, TUN, what is not ours, then rules from the link's mark to the rest, so that no
+packet gets lost. Ours are set in place of what stands there (NLM_F_REPLACE): another program may have replaced one.
 
 With the reverse path filter on (rp_filter=1), the kernel asks these rules for the route to a packet's source. Without
 the mark, a packet from the exit would seem to belong to the tunnel. The filter gives such packets the link's mark
@@ -39,9 +41,10 @@ from ..reconciler import Fact
 from ..settings import TunnelSettings
 from ..sysctl import VALID_MARK
 from .foreign_rules import Surroundings, decide_before_ours
-from .kernel_state import FAMILIES, DefaultRoute, KernelState, look_at, open_kernel, refused
+from .kernel_state import FAMILIES, KernelState, look_at, open_kernel, refused
 from .lan import Lan, Uplink
 from .route_rules import FIRST, LAST, TABLE, RoutingRule, wanted_rules
+from .table_routes import TableRoute, into, unreachable
 
 KIND: Final = "routing"
 """The kind of our entry in the journal: one for all rules and routes, found by their numbers."""
@@ -49,6 +52,7 @@ _ROUNDS: Final = 5
 """Tries to delete all that is ours, while another program may put it back."""
 _SETTLED: Final = {
     "add": frozenset({errno.EEXIST}),
+    "replace": frozenset({errno.EEXIST}),
     "del": frozenset({errno.ENOENT, errno.ESRCH, errno.ENODEV}),
 }
 """Errors for a change that is already made."""
@@ -90,6 +94,7 @@ class Routes(Fact):
         self._lan_changed = lan_changed
         self._uplink_changed = uplink_changed
         self._kernel = kernel
+        self._repairing = asyncio.Lock()
         self._uplinks: dict[int, Uplink | None] = {}
         self._told = Lan()
 
@@ -112,17 +117,22 @@ class Routes(Fact):
 
     async def carry(self, versions: frozenset[int]) -> None:
         """The exit offers these families now. Raises CryprqError."""
-        self._versions = versions
-        await self.put_back()
+        async with self._repairing, self._kernel() as kernel:
+            self._versions = versions
+            await self._repair(kernel, await look_at(kernel), self.lan)
 
     async def look(self) -> str:
-        """Which of our rules and routes are gone. Follows other networks, and tells of them and of another uplink."""
-        async with self._kernel() as kernel:
+        """Which of our rules and routes are gone, and which of others stand in our table.
+
+        Follows other networks, and tells of them and of another uplink.
+        """
+        async with self._repairing, self._kernel() as kernel:
             state = await look_at(kernel)
             lan = state.lan(self._settings.device)
             # With the earlier networks: rules for a new network are missing, but no program has removed them.
             compared = list(self._compare(state, self.lan))
             missing = [what for wanted, live in compared for what in wanted if what not in live]
+            strange = [route for route in state.table if not route.is_ours]
             if lan != self.lan or any(set(live) - set(wanted) for wanted, live in compared):
                 await self._repair(kernel, state, lan)
                 self.lan = lan
@@ -138,39 +148,38 @@ class Routes(Fact):
         if moved:
             self._uplinks |= moved
             self._uplink_changed()
-        if not missing:
-            return ""
-        more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
-        return f"{', '.join(map(str, missing[:_NAMED]))}{more} removed"
+        return ", ".join(filter(None, (_named(missing, "removed"), _named(strange, "added"))))
 
     async def put_back(self) -> None:
-        """Add what is missing. Raises CryprqError."""
-        async with self._kernel() as kernel:
+        """Set what is missing, delete what is not wanted. Raises CryprqError."""
+        async with self._repairing, self._kernel() as kernel:
             await self._repair(kernel, await look_at(kernel), self.lan)
 
-    def _wanted_routes(self, state: KernelState, version: int) -> list[DefaultRoute]:
+    def _wanted_routes(self, state: KernelState, version: int) -> list[TableRoute]:
         device = state.device(self._settings.device)
-        wanted: list[DefaultRoute] = [DefaultRoute(version, None)]
+        wanted = [unreachable(version)]
         if device is not None and version in self._versions:
-            wanted.append(DefaultRoute(version, device))
+            wanted.append(into(device, version))
         return wanted
 
-    def _compare(self, state: KernelState, lan: Lan) -> Iterator[tuple[Sequence[object], Sequence[object]]]:
+    def _compare(
+        self, state: KernelState, lan: Lan
+    ) -> Iterator[tuple[Sequence[RoutingRule | TableRoute], Sequence[RoutingRule | TableRoute]]]:
         """Pairs of wanted and present: rules and routes of each family."""
         for version in state.versions:
             yield wanted_rules(self._settings, lan, version), state.our_rules(version)
-            yield self._wanted_routes(state, version), state.our_routes(version)
+            yield self._wanted_routes(state, version), state.table_routes(version)
 
     async def _repair(self, kernel: Any, state: KernelState, lan: Lan) -> None:
-        """Add what is missing and delete what is not wanted. Raises CryprqError."""
-        steps: list[tuple[Any, str, RoutingRule | DefaultRoute]] = []
+        """Set what is missing and delete what is not wanted. Raises CryprqError."""
+        steps: list[tuple[Any, str, RoutingRule | TableRoute]] = []
         for version in state.versions:
-            routes, had_routes = self._wanted_routes(state, version), state.our_routes(version)
+            routes, had_routes = self._wanted_routes(state, version), state.table_routes(version)
             rules, had_rules = wanted_rules(self._settings, lan, version), state.our_rules(version)
-            steps += [(kernel.route, "add", route) for route in routes if route not in had_routes]
+            steps += [(kernel.route, "replace", route) for route in routes if route not in had_routes]
+            steps += [(kernel.route, "del", route) for route in had_routes if route not in routes]
             steps += [(kernel.rule, "add", rule) for rule in rules if rule not in had_rules]
             steps += [(kernel.rule, "del", rule) for rule in had_rules if rule not in rules]
-            steps += [(kernel.route, "del", route) for route in had_routes if route not in routes]
         first: CryprqError | None = None
         for method, command, what in steps:
             try:
@@ -217,8 +226,13 @@ def delete_ours() -> bool:
 UNDO: Final[dict[str, Undoer]] = {KIND: undo_routing}
 
 
-async def _do(method: Any, command: str, what: RoutingRule | DefaultRoute) -> None:
-    """Add or delete a rule or route; no error if that is already done. Raises CryprqError."""
+def _named(found: Sequence[RoutingRule | TableRoute], done: str) -> str:
+    more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
+    return f"{', '.join(map(str, found[:_NAMED]))}{more} {done}" if found else ""
+
+
+async def _do(method: Any, command: str, what: RoutingRule | TableRoute) -> None:
+    """Set or delete a rule or route; no error if that is already done. Raises CryprqError."""
     try:
         await method(command, **what.arguments())
     except NetlinkError as error:
@@ -247,7 +261,8 @@ async def _delete_ours(kernel: Any) -> bool:
     for number in range(_ROUNDS):
         state = await look_at(kernel)
         rules = [rule for version in state.versions for rule in state.our_rules(version)]
-        routes = [route for version in state.versions for route in state.our_routes(version)]
+        # All of the table if any of it is ours.
+        routes = state.table if number or rules or any(route.is_ours for route in state.table) else []
         if not rules and not routes:
             return number > 0
         for rule in reversed(rules):

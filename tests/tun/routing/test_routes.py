@@ -32,6 +32,7 @@ from tun.routing.route_rules import (
     wanted_rules,
 )
 from tun.routing.routes import KIND, UNDO, Routes
+from tun.routing.table_routes import TableRoute, into, read_table_route, unreachable
 from tun.settings import TunnelSettings
 
 MARK = 0x6372
@@ -248,20 +249,40 @@ class FakeKernel:
         if command == "dump":
             return self._dump(self.routes, arguments["family"])
         version = 4 if arguments["family"] == AF_INET else 6
-        attributes = [("RTA_TABLE", arguments["table"])]
-        attributes += [("RTA_OIF", arguments["oif"])] if "oif" in arguments else []
-        message = {
-            "family": arguments["family"],
-            "flags": 0,
-            "dst_len": 0,
-            "table": 0,
-            "type": 7 if arguments.get("type") == "unreachable" else 1,
-            "proto": arguments["proto"],
-            "attrs": attributes,
-        }
-        what = "device" if "oif" in arguments else "unreachable"
-        self._change(self.routes, command, message, f"route {version} {what}")
+        device = {ETH: "foreign", TUN: "device", None: "unreachable"}[arguments.get("oif")]
+        what = f"route {version} {device}"
+        if command == "del":
+            found = [(read_table_route(message), message) for message in self.routes]
+            meant = [message for route, message in found if route and route.arguments() == arguments]
+            if not meant:
+                raise NetlinkError(errno.ESRCH)
+            (message,) = meant
+            self._change(self.routes, "del", message, what)
+            return None
+        message = self.in_table(arguments["family"], arguments.get("oif"), arguments.get("priority", 0))
+        if self.refuses != what:
+            # What has the same prefix and metric goes (NLM_F_REPLACE).
+            self.routes[:] = [route for route in self.routes if _slot(route) != _slot(message)]
+        self._change(self.routes, command, message, what)
         return None
+
+    @staticmethod
+    def in_table(family: int, device: int | None, metric: int, **attributes: object) -> dict[str, Any]:
+        """A default route of our table, by default as the kernel shows one of ours."""
+        proto = attributes.pop("proto", RULE_PROTOCOL)
+        found = {"RTA_TABLE": TABLE, "RTA_PRIORITY": metric, "RTA_OIF": device, **attributes}
+        if device is None:
+            # IPv6 shows the loopback device.
+            found["RTA_OIF"] = 1 if family == AF_INET6 else None
+        return {
+            "family": family,
+            "flags": 0,
+            "dst_len": int("RTA_DST" in attributes) * 24,
+            "table": 252,
+            "type": UNREACHABLE if device is None else 1,
+            "proto": proto,
+            "attrs": [(name, value) for name, value in found.items() if value],
+        }
 
     async def link(self, command: str, **arguments: Any) -> AsyncIterator[dict[str, Any]]:
         return self._dump(self.links, None)
@@ -273,16 +294,21 @@ class FakeKernel:
         if self.refuses == what:
             raise NetlinkError(errno.EINVAL)
         self.steps.append(f"{command} {what}")
-        if command == "add":
-            table.append(message)
-        else:
+        if command == "del":
             table.remove(message)
+        else:
+            table.append(message)
 
     @staticmethod
     async def _dump(table: list[dict[str, Any]], family: int | None) -> AsyncIterator[dict[str, Any]]:
         for message in table:
             if family is None or message["family"] == family:
                 yield message
+
+
+def _slot(message: dict[str, Any]) -> tuple[Any, ...]:
+    attributes = dict(message["attrs"])
+    return message["family"], *(attributes.get(name, 0) for name in ("RTA_TABLE", "RTA_DST", "RTA_PRIORITY"))
 
 
 class Watched:
@@ -341,7 +367,7 @@ async def test_the_journal_comes_first_and_the_last_rule_last(watched: Watched) 
     assert steps[:2] == [f"record {KIND}", "net.ipv4.conf.all.src_valid_mark=1"]
     for version in (4, 6):
         own = [step for step in steps if f" {version} " in step]
-        assert own[:2] == [f"add route {version} unreachable", f"add route {version} device"]
+        assert own[:2] == [f"replace route {version} unreachable", f"replace route {version} device"]
         rules = [int(step.rpartition(" ")[2]) for step in own[2:]]
         assert rules == sorted(rules)
         assert rules[0] == FIRST
@@ -358,9 +384,51 @@ async def test_rules_and_routes_that_others_remove_are_put_back(watched: Watched
     del kernel.routes[-1]
     assert await watched.keep() == f"IPv6 rule {REST}, IPv6 default route of table {TABLE} removed"
     assert (len(kernel.rules), len(kernel.routes)) == before
-    assert [step.split()[:2] for step in kernel.steps] == [["add", "route"], ["add", "rule"]]
+    assert [step.split()[:2] for step in kernel.steps] == [["replace", "route"], ["add", "rule"]]
     kernel.rules.clear()
     assert "and 17 more removed" in await watched.keep()
+    assert await watched.keep() == ""
+
+
+@pytest.mark.parametrize(("version", "metric"), [(4, 0), (6, 1024)])
+async def test_a_default_route_that_was_replaced_is_set_in_its_place(
+    watched: Watched, version: int, metric: int
+) -> None:
+    """Adding it would fail, as one with the same metric is there."""
+    kernel = watched.kernel
+    await watched.applied()
+    family = AF_INET if version == 4 else AF_INET6
+    other = kernel.in_table(family, ETH, metric, RTA_GATEWAY="192.168.1.1", proto=3)
+    kernel.routes[:] = [route for route in kernel.routes if _slot(route) != _slot(other)] + [other]
+    assert await watched.keep() == (
+        f"IPv{version} default route of table {TABLE} removed, "
+        f"IPv{version} default route via 192.168.1.1 of table {TABLE} added"
+    )
+    assert other not in kernel.routes
+    assert kernel.steps == [f"replace route {version} device"]
+    assert await watched.keep() == ""
+
+
+@pytest.mark.parametrize(
+    ("attributes", "named"),
+    [
+        ({"RTA_DST": "203.0.113.0"}, "IPv4 route 203.0.113.0/24"),
+        ({"RTA_DST": "203.0.113.0", "RTA_GATEWAY": "192.168.1.1", "proto": 3}, "via 192.168.1.1"),
+        ({"RTA_GATEWAY": "192.168.1.1"}, "IPv4 default route via 192.168.1.1"),
+        ({"RTA_METRICS": {"attrs": [("RTAX_MTU", 500)]}}, "IPv4 default route"),
+        ({"proto": 3}, "IPv4 default route"),
+    ],
+)
+async def test_what_others_put_into_our_table_goes(
+    watched: Watched, attributes: dict[str, Any], named: str
+) -> None:
+    kernel = watched.kernel
+    await watched.applied()
+    before = [*kernel.routes]
+    kernel.routes.append(kernel.in_table(AF_INET, TUN, 5, **attributes))
+    found = await watched.keep()
+    assert named in found and found.endswith(f" of table {TABLE} added")
+    assert kernel.routes == before
     assert await watched.keep() == ""
 
 
@@ -419,6 +487,27 @@ async def test_other_families_are_carried(watched: Watched) -> None:
     await watched.routes.carry(frozenset({4}))
     assert watched.kernel.steps == ["del route 6 device"]
     assert await watched.keep() == ""
+
+
+def test_routes_of_our_table_are_read_by_all_that_decides() -> None:
+    def read(**changes: Any) -> TableRoute | None:
+        attributes = changes.pop("attributes", {})
+        return read_table_route({**FakeKernel.in_table(AF_INET, TUN, 0, **attributes), **changes})
+
+    assert read() == into(TUN, 4)
+    assert read_table_route(FakeKernel.in_table(AF_INET6, TUN, 1024)) == into(TUN, 6)
+    assert read_table_route(FakeKernel.in_table(AF_INET6, None, 2**32 - 1)) == unreachable(6)
+    assert read(flags=0x200) is None
+    assert read(family=7) is None
+    assert read(attributes={"RTA_TABLE": 254}) is None
+    hops = [{"oif": ETH, "flags": 0, "attrs": [("RTA_GATEWAY", f"192.168.1.{last}")]} for last in (1, 2)]
+    several = read(attributes={"RTA_MULTIPATH": hops})
+    assert several is not None and not several.is_ours
+    assert "oif" not in several.arguments()
+    assert str(several) == "IPv4 default route via 192.168.1.1 via 192.168.1.2 of table 25458"
+    narrow = read(tos=16, src_len=8, attributes={"RTA_SRC": "10.0.0.0"})
+    assert narrow is not None and not narrow.is_ours
+    assert (narrow.arguments()["tos"], narrow.arguments()["src"]) == (16, "10.0.0.0/8")
 
 
 @pytest.mark.parametrize("what", ["rule", "route", "device"])
