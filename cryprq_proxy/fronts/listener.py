@@ -219,8 +219,7 @@ class SocksConnection(StreamHandler):
     def _on_readable(self) -> None:
         loop, sock = self._listener.loop, self._sock
         if not self.negotiating:
-            # Data, or the end, before the target is connected: the relay will read it.
-            loop.remove_reader(self._fd)
+            self._readable_while_waiting()
             return
         try:
             data = sock.recv(4_096)
@@ -254,6 +253,18 @@ class SocksConnection(StreamHandler):
             else:
                 loop.remove_reader(self._fd)
                 self._listener.serve_udp(sock, socks)
+
+    def _readable_while_waiting(self) -> None:
+        """Data, or the end, before the target is connected: the relay will read it. A reset ends the stream."""
+        try:
+            self._sock.recv(1, socket.MSG_PEEK)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            if self._stream is not None:
+                self.close()
+                return
+        self._listener.loop.remove_reader(self._fd)
 
     def _send(self, reply: bytes) -> bool:
         """Send a few bytes. Closes a socket that does not take them at once."""

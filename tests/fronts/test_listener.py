@@ -133,6 +133,16 @@ async def test_a_refusal_that_comes_at_once(proxies: list[Proxy]) -> None:
     assert await application.read(100) == b"\x05\x00\x05\x02\x00\x01" + bytes(6)
 
 
+async def test_an_application_that_gives_up_while_it_waits(proxy: Proxy) -> None:
+    """So the exit need not resolve a name any longer, nor connect."""
+    application = await proxy.connected()
+    set_reset_on_close(application.sock)
+    application.sock.close()
+    [asked] = proxy.source.asked
+    await until(lambda: asked.stream.resets)
+    assert asked.stream.resets == [StreamReason.CANCELLED]
+
+
 async def test_an_application_that_leaves_while_it_waits(proxy: Proxy) -> None:
     application = await proxy.connected()
     application.sock.close()
