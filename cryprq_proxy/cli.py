@@ -21,7 +21,7 @@ import click
 from click.core import ParameterSource
 
 from . import __version__
-from .base.log import describe, one_line, setup
+from .base.log import describe, one_line, setup, write_behind
 from .commands import completion, control, dashboard, doctor, explain, keys, pairing, run, tun
 from .commands.common import config_option, identity_option, log_flags, log_options, seconds
 from .commands.desktop import command as desktop
@@ -265,8 +265,10 @@ def _takes_a_value(command: click.Command) -> bool:
 
 
 def _complain(text: str) -> None:
-    with contextlib.suppress(OSError, ValueError):
-        click.echo(f"{PROGRAM}: {one_line(text)}", err=True)
+    line = f"{PROGRAM}: {one_line(text)}"
+    if not write_behind(line):
+        with contextlib.suppress(OSError, ValueError):
+            click.echo(line, err=True)
 
 
 def _drop_output() -> None:

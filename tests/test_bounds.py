@@ -148,6 +148,10 @@ REACHED = {
         "exit/test_descriptor_shares.py::test_one_peer_leaves_a_quarter",
         "e2e/test_descriptors.py::test_one_peer_leaves_descriptors_to_others",
     ],
+    "lines that wait for the reader of the log": [
+        "base/test_log_writer.py::test_a_full_queue_drops_and_says_how_many",
+        "base/test_log_writer.py::test_the_length_of_all_lines_is_bounded_too",
+    ],
     "attempts without a free file descriptor: accepting again; lines in the log": [
         "base/test_accept_loop.py::test_a_machine_without_resources_is_given_time",
         "e2e/test_descriptors.py::test_an_exit_without_descriptors",

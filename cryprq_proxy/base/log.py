@@ -2,7 +2,8 @@
 
 Every record is one line. Control characters in it are escaped: text from a peer or an application cannot forge a line
 or control the terminal. An exception becomes a sentence; at level debug its traceback follows, for work on the program
-itself. Secrets must not be logged: the types that hold them (credentials, keys) leave them out of their repr().
+itself. Lines leave on a thread (log_writer.py). Secrets must not be logged: the types that hold them (credentials,
+keys) leave them out of their repr().
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from datetime import UTC, datetime
 from typing import IO, Any, Final, Literal
 
 from ..errors import CryprqError, reason_of
+from .log_writer import LogWriter
 
 type LogFormat = Literal["text", "json"]
 type LogLevel = Literal["debug", "info", "warning", "error"]
@@ -117,12 +119,13 @@ def setup(level: LogLevel = "info", style: LogFormat = "text", stream: IO[str] |
     Replaces the setup of an earlier call. Uncaught errors in threads and destructors are logged too.
     """
     tracebacks = level == "debug"
-    handler = logging.StreamHandler(stream if stream is not None else sys.stderr)
+    handler = _handler(stream if stream is not None else sys.stderr)
     formatter: logging.Formatter
     if style == "json":
         formatter = JsonFormatter(tracebacks=tracebacks)
     else:
-        formatter = TextFormatter(journal=_is_journal(handler.stream), tracebacks=tracebacks)
+        journal = isinstance(handler, LogWriter) and _is_journal(handler.stream)
+        formatter = TextFormatter(journal=journal, tracebacks=tracebacks)
     handler.setFormatter(formatter)
     handler.addFilter(_is_asked_for)
     root = logging.getLogger()
@@ -135,6 +138,32 @@ def setup(level: LogLevel = "info", style: LogFormat = "text", stream: IO[str] |
     logging.captureWarnings(True)
     threading.excepthook = _thread_failed
     sys.unraisablehook = _unraisable
+
+
+def _handler(stream: IO[str] | None) -> logging.Handler:
+    if stream is None:  # the process was started without standard error
+        return logging.NullHandler()
+    try:
+        return LogWriter(stream)
+    except (OSError, ValueError):
+        return logging.StreamHandler(stream)
+
+
+def flush() -> None:
+    """Return when all lines are written, or cannot be written within a second. Call it before an end without atexit."""
+    for handler in logging.getLogger().handlers:
+        handler.flush()
+
+
+def write_behind(line: str) -> bool:
+    """Write `line` as it is behind all that was logged, within a second. False, and nothing is written, where no log is
+    set up for a descriptor."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, LogWriter):
+            handler.put(line)
+            handler.flush()
+            return True
+    return False
 
 
 def set_level(level: LogLevel) -> None:

@@ -22,6 +22,7 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
+from ..base.log import flush
 from ..base.tasks import spawn
 from ..errors import CryprqError
 from .sd_notify import Notifier
@@ -147,9 +148,9 @@ def _end_with_threads() -> None:
             thread.join(max(0.0, deadline - time.monotonic()))
             if thread.is_alive():
                 _log.debug("not waiting for the thread %r", thread.name)
-                for stream in (sys.stdout, sys.stderr):
-                    with contextlib.suppress(OSError, ValueError, AttributeError):
-                        stream.flush()
+                flush()
+                with contextlib.suppress(OSError, ValueError, AttributeError):
+                    sys.stdout.flush()
                 os._exit(0)
 
 

@@ -146,8 +146,26 @@ def test_the_journal_gets_priorities_and_no_time(monkeypatch: pytest.MonkeyPatch
         monkeypatch.setenv("JOURNAL_STREAM", f"{status.st_dev}:{status.st_ino}")
         log.setup(stream=stream)
         logger.warning("careful")
+        log.flush()
         stream.close()
         assert source.read() == "<4>careful\n"
+
+
+def test_without_standard_error_there_is_no_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    log.setup()
+    logger.error("into the void")
+    assert not log.write_behind("neither")
+
+
+def test_a_last_line_comes_behind_all_that_was_logged() -> None:
+    reader, writer = os.pipe()
+    with os.fdopen(reader) as source, os.fdopen(writer, "w") as stream:
+        log.setup(stream=stream)
+        logger.warning("first")
+        assert log.write_behind("cryprq-proxy: last")
+        stream.close()
+        assert [line.rsplit(maxsplit=1)[-1] for line in source] == ["first", "last"]
 
 
 def test_set_up_twice_writes_once() -> None:
