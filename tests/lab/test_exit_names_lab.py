@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import select
 import socket
@@ -15,6 +16,10 @@ import dns.rcode
 import pytest
 
 from cryprq_proxy.base.sockets import set_reset_on_close
+from cryprq_proxy.outbound.resolving.c_library import look_up
+from cryprq_proxy.outbound.resolving.dns_names import DnsNames
+from cryprq_proxy.outbound.resolving.host_configuration import ConfigurationReader
+from cryprq_proxy.outbound.resolving.outcome import FoundAddresses, LookupResult
 from tests.support.lab.hosts import SERVER4, ThreeHosts, three_hosts
 from tests.support.lab.links import Links
 from tests.support.lab.net import LONG, Lab, Namespace, until
@@ -115,6 +120,46 @@ def test_look_ups_end_with_those_that_wait_for_them(place: Place) -> None:
             set_reset_on_close(sock)
         until(lambda: looked_up(place)["waiting"] > 0, "the dead names fill their share")
     until(lambda: looked_up(place)["running"] + looked_up(place)["waiting"] == 0, "nothing is left of them")
+
+
+def test_the_c_library_finds_the_same(place: Place) -> None:
+    """In the exit's host, with its files: what the two kinds of look-up say about one name."""
+    exit, answers = place.hosts.exit, place.server.dns.answers
+    answers["six.test.", "AAAA"] = ["2606:2800:20::7", "2606:2800:20::8"]
+    answers["both.test.", "A"], answers["both.test.", "AAAA"] = ["192.0.2.7"], ["2606:2800:20::7"]
+    answers["long.test.", "A"] = [f"192.0.2.{number}" for number in range(1, 31)]
+    answers["intranet.office.test.", "A"] = ["192.0.2.9"]
+    answers["txt.test.", "TXT"] = ["text"]
+    exit.resolv_conf.write_text(f"nameserver {SERVER4}\nsearch nothing.test office.test\noptions timeout:1\n")
+    names = [
+        *(
+            "alive0.test",
+            "six.test",
+            "both.test",
+            "BOTH.test.",
+            "long.test",
+            "intranet",
+            "intranet.",
+            "txt.test",
+        ),
+        *("nowhere.test", "broken.test", "localhost", exit.run(["hostname"]).strip()),
+    ]
+
+    async def ours() -> list[LookupResult]:
+        reader = ConfigurationReader()
+        found = [await DnsNames(reader).look_up(name) for name in names]
+        reader.close()
+        return found
+
+    found = exit.call(lambda: [sorted_addresses(result) for result in asyncio.run(ours())], LONG)
+    theirs = exit.call(lambda: [sorted_addresses(look_up(name)) for name in names], LONG)
+    assert dict(zip(names, found, strict=True)) == dict(zip(names, theirs, strict=True))
+    assert found[4] == sorted(answers["long.test.", "A"])
+    exit.resolv_conf.write_text(f"nameserver {SERVER4}\n")
+
+
+def sorted_addresses(result: LookupResult) -> list[str] | str:
+    return sorted(result.addresses) if isinstance(result, FoundAddresses) else result.name
 
 
 @pytest.fixture

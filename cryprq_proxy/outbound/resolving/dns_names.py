@@ -28,6 +28,8 @@ WAITING: Final = 8192
 """Names that may wait for a slot, of one asker and of all."""
 LOOKUP_SECONDS: Final = 20.0
 """For all candidates, servers and attempts of one name."""
+SILENT_SECONDS: Final = 30.0
+"""How long a server that was silent is asked after the others, so that a dead one does not delay each name."""
 LOCALHOST: Final = ("::1", "127.0.0.1")
 PORT: Final = 53
 
@@ -42,6 +44,8 @@ class DnsNames:
         self._reader = reader
         self._port = port
         self._turn = 0
+        self._silent: dict[str, float] = {}
+        """Until when a server is asked last: at most as many as the host has had servers."""
 
     async def look_up(self, name: str) -> LookupResult:
         """See NameSource."""
@@ -91,6 +95,7 @@ class DnsNames:
                 try:
                     return await ask_addresses(server, name, seconds, only_tcp=configuration.only_tcp)
                 except TimeoutError:
+                    self._silent[server.address] = _now() + SILENT_SECONDS
                     continue
                 except OSError as error:
                     if error.errno in EXHAUSTED:
@@ -106,7 +111,12 @@ class DnsNames:
         if configuration.rotate:
             self._turn = (self._turn + 1) % len(servers)
             servers = servers[self._turn :] + servers[: self._turn]
-        return servers
+        now = _now()
+        return sorted(servers, key=lambda server: self._silent.get(server.address, now) > now)
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def from_files(name: str, configuration: HostConfiguration) -> tuple[str, ...]:

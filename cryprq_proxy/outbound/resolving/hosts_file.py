@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Mapping
+from typing import Final
 
-MAX_ADDRESSES = 32
+MAX_ADDRESSES: Final = 32
 """Addresses kept for one name."""
 
 

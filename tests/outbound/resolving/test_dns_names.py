@@ -206,6 +206,28 @@ async def test_a_silent_server_is_asked_again_and_then_it_is_a_time_out(stage: S
     assert len(server.asked) == 4, "twice, each time for both families"
 
 
+async def test_a_silent_server_is_asked_last_for_a_while(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dead, alive = await stage.server(Server(nothing)), await stage.server(Server(BOTH))
+    stage.configure(seconds=0.01, servers=tuple(stage.addresses[:1]))
+    names = DnsNames(stage.reader, port=stage.port)
+    assert await names.look_up(NAME) is StreamReason.NAME_TIMED_OUT
+    asked = len(dead.asked)
+    stage.configure()
+    assert addresses(await names.look_up(NAME)) == ["192.0.2.5", "2001:db8::5"]
+    assert len(dead.asked) == asked
+    alive.udp = SERVFAIL
+    dead.udp = BOTH
+    assert len(addresses(await names.look_up(NAME))) == 2, (
+        "it is asked all the same where no other can answer"
+    )
+    asked = len(alive.asked)
+    monkeypatch.setattr(dns_names, "_now", lambda: float("inf"))
+    await names.look_up(NAME)
+    assert len(alive.asked) == asked, "after its time it is the first again"
+
+
 async def test_all_of_it_has_a_bound_in_time(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dns_names, "LOOKUP_SECONDS", 0.01)
     await stage.server(Server(nothing))
