@@ -239,12 +239,14 @@ def test_without_a_kill_switch_an_end_undoes_all(hosts: ThreeHosts, links: Links
 
 
 def test_cleanup_needs_no_configuration_and_no_journal(hosts: ThreeHosts, links: Links) -> None:
-    """What bears our names and numbers is found without the journal; sysctls and the resolver only it knows."""
+    """What bears our marks is found without the journal. Which kernel settings were changed only it knows."""
     client = hosts.client
     links.client(client, settings=QUIET).kill()
     (links.directory / "client.toml").unlink()
     (links.state_dir / "client.journal").rename(links.directory / "aside")
-    assert "table cryprq" in clean(links, client)
+    done = links.call(client, "cleanup", "--state-dir", str(links.state_dir))
+    assert done.returncode == 1
+    assert "table cryprq" in done.stderr and "src_valid_mark=0" in done.stderr
     assert not standing(client)
     assert "25458" not in client.run(["ip", "rule"]) + client.run(["ip", "-6", "rule"])
     (links.directory / "aside").rename(links.state_dir / "client.journal")
