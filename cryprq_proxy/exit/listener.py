@@ -149,6 +149,7 @@ class ExitListener:
             self._silent.watch(sock, ready)
         except OSError as error:
             _log.debug("a connection from %s cannot be watched: %s", host, reason_of(error))
+            self.failed["no_room"] += 1
             sock.close()
             return
         self.reception.arrive(visitor, self.reception.strangers)

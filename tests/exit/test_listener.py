@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 import pytest
 
@@ -43,13 +45,16 @@ async def hears_nothing(sock: socket.socket) -> bool:
         return True
 
 
-class HeldThread:
-    """Occupies the exit's thread for slow steps until `go`."""
-
-    def __init__(self, exit: Exit) -> None:
-        self._event = threading.Event()
-        self.go: Callable[[], None] = self._event.set
-        self.steps = [exit._thread.submit(self._event.wait) for _ in range(SIGNATURES_WAITING)]
+@asynccontextmanager
+async def held_thread(exit: Exit) -> AsyncIterator[Callable[[], None]]:
+    """Occupies the exit's thread for slow steps until the end, or until the result is called."""
+    event = threading.Event()
+    for _ in range(SIGNATURES_WAITING):
+        exit._thread.submit(event.wait)
+    try:
+        yield event.set
+    finally:
+        event.set()
 
 
 # --- strangers ---
@@ -192,6 +197,27 @@ async def test_a_connection_that_ends_early_is_counted() -> None:
         assert exit.listener.failed == {"no_handshake": 2}
 
 
+async def test_a_connection_that_cannot_be_watched_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a free descriptor for the selector, or without memory in the kernel."""
+
+    def watch(*_: object) -> None:
+        raise OSError(errno.EMFILE, "no descriptors")
+
+    async with open_exit() as exit:
+        monkeypatch.setattr(exit.listener._silent, "watch", watch)
+        assert await hears_nothing(arrive(exit, "192.0.2.1"))
+        assert exit.listener.strangers == 0
+        assert exit.listener.failed == {"no_room": 1}
+
+
+async def test_an_upgrade_that_is_cancelled_closes_its_connection() -> None:
+    async with open_exit() as exit:
+        visit = Visit(exit, ALICE)
+        await settle()
+        visit.work.cancel()
+        assert await visit.is_closed()
+
+
 # --- handshakes ---
 
 
@@ -207,38 +233,35 @@ async def test_no_more_handshakes_at_once_than_configured() -> None:
 async def test_the_slow_steps_have_a_bounded_queue(monkeypatch: pytest.MonkeyPatch) -> None:
     """While the thread has enough to do, handshakes wait for their turn; beyond the bound the newest are closed."""
     monkeypatch.setattr(reception_module, "MAX_WAITING", 5)
-    async with open_exit() as exit:
-        held = HeldThread(exit)
+    async with open_exit() as exit, held_thread(exit) as go:
         reception = exit.listener.reception
         socks = [arrive(exit, "192.0.2.1", first_flight()) for _ in range(8)]
         await until(lambda: not exit.listener.strangers)
         assert (len(reception.waiting), len(reception.answered)) == (5, 0)
         assert exit.listener.failed == {"too_many": 3}
-        held.go()
+        go()
         answers = await asyncio.gather(*(asyncio.get_running_loop().sock_recv(sock, 1) for sock in socks))
         assert sum(answer != b"" for answer in answers) == 5
 
 
 async def test_who_waits_for_the_thread_has_a_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     patience(monkeypatch, 0.01)
-    async with open_exit() as exit:
-        held = HeldThread(exit)
+    async with open_exit() as exit, held_thread(exit) as go:
         assert await hears_nothing(arrive(exit, "192.0.2.1", first_flight()))
         assert exit.listener.failed == {"too_slow": 1}
         visit = Visit(exit, ALICE)
         await visit.pipe.write(first_flight())
         assert await visit.is_closed()
         await visit.work
-        held.go()
+        go()
         visit.cut()
 
 
 async def test_nothing_is_signed_for_a_client_that_has_gone() -> None:
-    async with open_exit() as exit:
-        held = HeldThread(exit)
+    async with open_exit() as exit, held_thread(exit) as go:
         arrive(exit, "192.0.2.1", first_flight()).close()
         await until(lambda: exit.listener.handshakes == 1)
-        held.go()
+        go()
         await until(lambda: exit.listener.handshakes == 0)
         assert exit.listener.failed == {"no_handshake": 1}
         assert exit._thread.waiting == 0
@@ -320,6 +343,7 @@ async def test_handshakes_end_with_the_listener(monkeypatch: pytest.MonkeyPatch)
         assert exit.listener.strangers == exit.listener.handshakes == 0
         assert await client.read(1) == b""
         await begun.read(100_000)
+        assert not any(task.get_name() == "handshake" for task in asyncio.all_tasks())
         for each in (client, begun):
             each.sock.close()
         with pytest.raises(ConnectionRefusedError):
@@ -327,14 +351,13 @@ async def test_handshakes_end_with_the_listener(monkeypatch: pytest.MonkeyPatch)
 
 
 async def test_who_waits_ends_with_the_listener() -> None:
-    async with open_exit() as exit:
-        held = HeldThread(exit)
+    async with open_exit() as exit, held_thread(exit) as go:
         sock = arrive(exit, "192.0.2.1", first_flight())
         await until(lambda: exit.listener.handshakes == 1)
         exit.listener.stop_accepting()
         assert await hears_nothing(sock)
         assert exit.listener.handshakes == 0
-        held.go()
+        go()
 
 
 @pytest.mark.parametrize("descriptors", [64, 256, 1024, 4096, 20_000, 1 << 20])

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ...base.log import one_line
-from ...base.text import duration, milliseconds, nonzero, size
+from ...base.text import counted, duration, milliseconds, nonzero, size
 from ...status import (
     ClientStatus,
     DeviceStatus,
@@ -99,6 +99,11 @@ def _exit_rows(status: ExitStatus) -> Iterator[tuple[str, str]]:
         yield "names", f"by {names.by}; {names.running} being looked up, {names.waiting} waiting"
     yield from _traffic_rows(status)
     yield "sessions", str(len(status.sessions))
+    if status.handshakes or status.strangers:
+        yield (
+            "knocking",
+            f"{counted(status.strangers, 'stranger')}, {counted(status.handshakes, 'handshake')}",
+        )
     network, lanes = status.network, status.lanes
     drops = []
     if lanes is not None:
@@ -162,8 +167,8 @@ def _tun_rows(tun: TunStatus) -> Iterator[tuple[str, str]]:
 
 def _repair_rows(repairs: Sequence[RepairStatus]) -> Iterator[tuple[str, str]]:
     """What other programs have changed: tun/reconciler.py."""
-    if counted := nonzero({repair.name: repair.repairs for repair in repairs}):
-        yield "put back", ", ".join(counted)
+    if put_back := nonzero({repair.name: repair.repairs for repair in repairs}):
+        yield "put back", ", ".join(put_back)
     for repair in repairs:
         if repair.trouble:
             yield "trouble", f"{repair.name}: {repair.trouble}"

@@ -340,6 +340,8 @@ def test_an_exit_and_who_is_allowed() -> None:
     }
     text, shown = render(status), rows(status)
     assert shown["streams"] == "12 so far"
+    assert "knocking" not in shown
+    assert rows({**status, "strangers": 1200, "handshakes": 1})["knocking"] == "1200 strangers, 1 handshake"
     assert shown["refused"] == "3 NAME NOT FOUND"
     assert shown["names"] == "by DNS, from 192.0.2.1; 2 being looked up, 1 waiting"
     assert text.index("guest 70") < text.index("guest 0")
