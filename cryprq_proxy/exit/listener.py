@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import logging
 import random
-import resource
 import socket
 from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from ..address import Destination
+from ..base import descriptors
 from ..base.accept_loop import Acceptor
 from ..base.clock import clock
 from ..base.sockets import prepare
@@ -29,7 +28,7 @@ from ..crypto.handshake import FIRST_SIZE, ExitHandshake
 from ..crypto.identity import Identity
 from ..crypto.payloads import Feature
 from ..crypto.primitives import Provider
-from ..errors import ConfigError, HandshakeError, PeerError, reason_of
+from ..errors import ConfigError, HandshakeError, PeerError
 from .first_flight import FirstFlight, SilentSockets, read_pieces
 from .handshake_thread import HandshakeThread
 from .limits import ReplayMemory
@@ -40,13 +39,8 @@ from .settings import ExitSettings
 if TYPE_CHECKING:
     from .websocket_listener import WebEntrance
 
-_log = logging.getLogger(__name__)
-
 BACKLOG: Final = 4096
 """Connections that wait to be accepted; the kernel has a bound of its own (net.core.somaxconn)."""
-
-_MANY: Final = 1 << 20
-"""Descriptors, where there is no limit."""
 
 
 class ExitListener:
@@ -69,7 +63,7 @@ class ExitListener:
         self._entrance: WebEntrance | None = None
         """What accepts WebSocket connections."""
         bounds = settings.bounds
-        sizes = RoomSizes.of(_descriptors(), bounds.handshakes_in_flight)
+        sizes = RoomSizes.of(descriptors.limit(), bounds.handshakes_in_flight)
         self.reception = Reception(thread, sizes, bounds.handshakes_per_minute, admit, random.Random())
         self._silent = SilentSockets(self._loop)
         self._flights = ReplayMemory()
@@ -148,7 +142,7 @@ class ExitListener:
         try:
             self._silent.watch(sock, ready)
         except OSError as error:
-            _log.debug("a connection from %s cannot be watched: %s", host, reason_of(error))
+            descriptors.SHORTAGE.note(error)
             self.failed["no_room"] += 1
             sock.close()
             return
@@ -226,9 +220,3 @@ class ExitListener:
             raise
         else:
             await reception.opened(visitor, pipe, handshake)
-
-
-def _descriptors() -> int:
-    """How many this process may have open."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return _MANY if soft == resource.RLIM_INFINITY else soft

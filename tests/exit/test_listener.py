@@ -198,7 +198,7 @@ async def test_a_connection_that_ends_early_is_counted() -> None:
 
 
 async def test_a_connection_that_cannot_be_watched_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a free descriptor for the selector, or without memory in the kernel."""
+    """Without a free descriptor for the selector, or without memory in the kernel: which is counted and logged."""
 
     def watch(*_: object) -> None:
         raise OSError(errno.EMFILE, "no descriptors")
