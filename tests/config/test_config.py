@@ -520,7 +520,13 @@ def _exit_with_privacy(text: str, source: Path, private: bool, flags: Mapping[st
 @pytest.mark.parametrize("unit", ["cryprq-exit.service", "cryprq-proxy.service"])
 def test_the_units_are_hardened(unit: str) -> None:
     text = (CONFIGS / unit).read_text("utf-8")
-    for line in ("DynamicUser=yes", "NoNewPrivileges=yes", "ProtectSystem=strict", "Restart=always"):
+    for line in (
+        "User=cryprq",
+        "LimitCORE=0",
+        "NoNewPrivileges=yes",
+        "ProtectSystem=strict",
+        "Restart=always",
+    ):
         assert f"\n{line}\n" in text
     sections = re.findall(r"^\[(.*)\]$", text, re.MULTILINE)
     assert sections == ["Unit", "Service", "Install"]
