@@ -5,13 +5,19 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
+from typing import Final
 
+from ..base.core_dumps import forbid_core_dumps
+from ..base.file_access import OWN, access_for
+from ..base.paths import exposed, read_text
 from ..crypto.identity import Identity
 from ..crypto.primitives import Provider, select_provider
-from ..errors import ConfigError
+from ..errors import ConfigError, reason_of
 from .both_roles import ProviderChoice
 
 _log = logging.getLogger(__name__)
+
+_WHAT: Final = "the identity"
 
 
 def choose_provider(choice: ProviderChoice) -> Provider:
@@ -31,7 +37,7 @@ def own_identity(provider: Provider, path: Path) -> Identity:
     if not os.path.lexists(path):
         identity = Identity.generate(provider)
         try:
-            identity.save(path)
+            save_identity(identity, path)
         except ConfigError:
             if not os.path.lexists(path):
                 raise
@@ -39,4 +45,32 @@ def own_identity(provider: Provider, path: Path) -> Identity:
         else:
             _log.info("a new identity is in %s: its peer id is %s", path, identity.peer_id)
             return identity
-    return Identity.load(provider, path)
+    return load_identity(provider, path)
+
+
+def load_identity(provider: Provider, path: Path) -> Identity:
+    """The identity in that file. The process that holds it leaves no core dump. Raises ConfigError."""
+    forbid_core_dumps()
+    access = access_for(path, _WHAT)
+    if access is OWN:
+        return Identity.load(provider, path)
+    text, private = read_text(path, _WHAT)
+    if not private:
+        raise exposed(path, _WHAT)
+    return Identity.parse(provider, text.encode(), path)
+
+
+def save_identity(identity: Identity, path: Path) -> None:
+    """Write the identity to a new file. Raises ConfigError."""
+    forbid_core_dumps()
+    access = access_for(path, _WHAT)
+    if access is OWN:
+        identity.save(path)
+        return
+    try:
+        access.make_directory(path.parent)
+        access.create(path, identity.line())
+    except FileExistsError:
+        raise ConfigError(f"{path} exists already; move it away to make a new identity") from None
+    except OSError as error:
+        raise ConfigError(f"the identity cannot be written to {path}: {reason_of(error)}") from None

@@ -147,13 +147,17 @@ class Identity:
 
     # --- the file ---
 
+    def line(self) -> bytes:
+        """The content of the file: the seeds, which are secret."""
+        return b"cryprq-identity-1 " + base64.b64encode(self._seeds) + b"\n"
+
     def save(self, path: Path) -> None:
         """Write the seeds to a new file that only its owner may read, and sync it to the disk.
 
         Creates a missing directory, for its owner alone. Raises ConfigError if the file cannot be written or
         exists already: a key that is overwritten is lost.
         """
-        line = b"cryprq-identity-1 " + base64.b64encode(self._seeds) + b"\n"
+        line = self.line()
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
@@ -183,7 +187,8 @@ class Identity:
     def load(cls, provider: Provider, path: Path) -> Self:
         """The identity in a file that `save` wrote.
 
-        Raises ConfigError with a remedy if the file is missing, readable by others, or not of that format.
+        Raises ConfigError with a remedy if the file is missing, of another user than this one and root, readable by
+        others, or not of that format.
         """
         try:
             # Non-blocking, so that a FIFO in the file's place cannot stop the start.
@@ -197,11 +202,21 @@ class Identity:
                 status = os.fstat(fd)
                 if not stat.S_ISREG(status.st_mode):
                     raise ConfigError(f"{path} is not a file; name the file of an identity")
+                if status.st_uid not in (0, os.geteuid()):
+                    raise ConfigError(
+                        f"the identity {path} belongs to the user with the number {status.st_uid}; run: "
+                        f"chown {os.geteuid()} {path}"
+                    )
                 if status.st_mode & 0o077:
                     raise ConfigError(f"others may read the identity {path}; run: chmod 600 {path}")
                 line = file.read(_FILE_SIZE + 1)
         except OSError as error:
             raise ConfigError(f"the identity {path} cannot be read: {reason_of(error)}") from None
+        return cls.parse(provider, line, path)
+
+    @classmethod
+    def parse(cls, provider: Provider, line: bytes, path: Path) -> Self:
+        """The identity whose `line` was read from `path`. Raises ConfigError."""
         match = _FILE_FORMAT.fullmatch(line)
         seeds = b"" if match is None else base64.b64decode(match[1])
         if match is None or base64.b64encode(seeds) != match[1]:

@@ -1,6 +1,6 @@
 """The process around a role: its event loop, its signals, its limits and its end.
 
-    raise the limit of open files -> event loop -> role starts -> settle -> ... -> signal -> role stops -> threads end
+    limits -> event loop -> role starts -> settle -> ... -> signal -> role stops -> threads end
 
 The first SIGINT or SIGTERM asks the role to stop in good order, the second one asks it to stop at once, and a third one
 gets the system's default handler. SIGHUP asks for a reload, or means that the terminal is closed.
@@ -22,6 +22,7 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
+from ..base.core_dumps import forbid_core_dumps
 from ..base.log import flush
 from ..base.tasks import spawn
 from ..errors import CryprqError
@@ -119,6 +120,7 @@ class Stop:
 def run(role: Callable[[Stop], Coroutine[Any, Any, None]]) -> None:
     """Run `role` in an event loop until it returns, as its `Stop` asks it to. Raises the error of `role`."""
     raise_file_limit()
+    forbid_core_dumps()
     asyncio.run(_run(role))
 
 
