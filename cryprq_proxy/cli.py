@@ -23,7 +23,7 @@ from click.core import ParameterSource
 from . import __version__
 from .base.log import describe, one_line, setup, write_behind
 from .commands import completion, control, dashboard, doctor, explain, keys, pairing, run, tun
-from .commands.common import config_option, identity_option, log_flags, log_options, seconds
+from .commands.common import act_for, config_option, identity_option, log_flags, log_options, seconds
 from .commands.desktop import command as desktop
 from .commands.status import command as status
 from .errors import ConfigError, CryprqError
@@ -134,17 +134,23 @@ def cli(
         _refuse_misplaced(context, context.invoked_subcommand)
         return
     from .base.paths import config_dir
-    from .config.client import load_client
+    from .config.client import ClientConfig, load_client
+    from .config.foreign import only_harmless
     from .process.file_watch import FileWatch
     from .process.lifecycle import run as run_process
     from .service.client import MakeTun, no_tun, run_client
 
+    act_for(config)
     tun_flags = {f"tun.{name}": flags.pop(name) for name in _TUN_FLAGS}
     tun_flags["tun.enabled"] = flags.pop("tun") or None
     merged = {**flags, **tun_flags, **context.obj}
+
+    def load() -> ClientConfig:
+        return only_harmless(load_client(config, merged))
+
     watch = FileWatch()
     watch.before_reading(config_dir() / "client.toml" if config is None else config)
-    loaded = load_client(config, merged)
+    loaded = load()
     setup(loaded.log_level, loaded.log_format)
     if not loaded.tun.enabled and (yes or any(value not in (None, ()) for value in tun_flags.values())):
         raise click.UsageError("--exclude, --include, --lan and their like need --tun")
@@ -155,7 +161,7 @@ def cli(
         tunnel = make_tunnel
         if not yes:
             tun.ask_before_cutting(loaded.tun)
-    run_process(lambda stop: run_client(loaded, lambda: load_client(config, merged), stop, tunnel, watch))
+    run_process(lambda stop: run_client(loaded, load, stop, tunnel, watch))
 
 
 _TUN_FLAGS: Final = (

@@ -156,6 +156,12 @@ REACHED = {
         "base/test_accept_loop.py::test_a_machine_without_resources_is_given_time",
         "e2e/test_descriptors.py::test_an_exit_without_descriptors",
     ],
+    "one answer of the deputy; time for it; links on the way there": [
+        "base/test_deputy.py::test_an_answer_that_is_none_ends_it",
+        "base/test_deputy.py::test_data_that_was_not_asked_for_is_refused",
+        "base/test_deputy.py::test_silence_ends_it",
+        "base/test_owners.py::test_links_have_an_end",
+    ],
     "connections; request; time; answer": [
         "process/test_control.py::test_connections_are_bounded",
         "process/test_control.py::test_a_request_is_bounded",

@@ -28,7 +28,8 @@ from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Self
 
-from cryprq_proxy.base.files import is_own_directory, is_own_file, replace_file, sync_directory, write_all
+from cryprq_proxy.base.file_access import replace_file, sync_directory, write_all
+from cryprq_proxy.base.files import is_own_directory, is_own_file
 from cryprq_proxy.base.leftovers import in_use
 from cryprq_proxy.errors import ConfigError, CryprqError, LocalError, reason_of
 

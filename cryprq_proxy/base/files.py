@@ -3,14 +3,12 @@
     lock the directory -> read -> change -> write beside it -> fsync -> rename over it -> fsync the directory
 
 Readers need no lock: they find the old file or the new one. The lock is flock(2) on the directory: it leaves no lock
-file and ends with its process. A file keeps its mode and its owner: the exit runs as a user of its own and must be able
-to read its lists after root has changed them.
+file and ends with its process. A file keeps its mode and its owner. Whose rights count says file_access.py.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import stat
 import time
@@ -19,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from ..errors import ConfigError, reason_of
+from .file_access import OWN, FileAccess, access_for
 from .paths import MAX_FILE, read_text
 
 LOCK_SECONDS: Final = 5.0
@@ -44,10 +43,12 @@ class SharedFile:
 
         Raises ConfigError.
         """
+        directory = self.path.parent
+        access = access_for(directory, f"the directory of {self.what},")
         with contextlib.ExitStack() as held:
             try:
-                self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                held.enter_context(locked_directory(self.path.parent))
+                access.make_directory(directory)
+                held.enter_context(locked_directory(directory, access))
             except OSError as error:
                 raise self._unwritable(error) from None
             yield
@@ -57,8 +58,9 @@ class SharedFile:
         data = text.encode("utf-8")
         if len(data) > self._most:
             raise ConfigError(f"{self.what} {self.path} would become larger than {self._most >> 20} MiB")
+        access = access_for(self.path.parent, f"the directory of {self.what},")
         try:
-            os.close(replace_file(Path(os.path.realpath(self.path)), data))
+            access.replace(self.path, data)
         except OSError as error:
             raise self._unwritable(error) from None
 
@@ -67,66 +69,24 @@ class SharedFile:
 
 
 @contextlib.contextmanager
-def locked_directory(directory: Path) -> Iterator[None]:
+def locked_directory(directory: Path, access: FileAccess = OWN) -> Iterator[None]:
     """Hold the lock of `directory`. Blocks for at most LOCK_SECONDS.
 
     Raises ConfigError after that time, and OSError.
     """
-    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     give_up = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            lock = access.lock(directory)
+            break
+        except BlockingIOError:
+            if time.monotonic() >= give_up:
+                raise ConfigError(f"another program keeps {directory} locked; try again") from None
+            time.sleep(_POLL)
     try:
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= give_up:
-                    raise ConfigError(f"another program keeps {directory} locked; try again") from None
-                time.sleep(_POLL)
         yield
     finally:
-        os.close(handle)
-
-
-def replace_file(path: Path, data: bytes) -> int:
-    """Replace the content of the file at `path` with `data` in one step, synced to the disk.
-
-    A crash leaves the old file or the new one. Hold a lock: only one process at a time may replace a file. Returns the
-    descriptor of the new file; the caller closes it. Raises OSError.
-    """
-    fresh = path.with_name(f".{path.name}.new")
-    # A killed writer may have left one.
-    fresh.unlink(missing_ok=True)
-    handle = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        _inherit(handle, path)
-        write_all(handle, data, 0)
-        os.fsync(handle)
-        os.replace(fresh, path)
-        sync_directory(path.parent)
-    except BaseException:
-        os.close(handle)
-        fresh.unlink(missing_ok=True)
-        raise
-    return handle
-
-
-def write_all(handle: int, data: bytes, position: int) -> None:
-    """Write `data` at `position`. Raises OSError."""
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(handle, view, position)
-        view = view[written:]
-        position += written
-
-
-def sync_directory(directory: Path) -> None:
-    """Sync the names in `directory`, so that a new or renamed file survives a crash. Raises OSError."""
-    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        access.unlock(lock)
 
 
 def is_own_file(status: os.stat_result) -> bool:
@@ -137,19 +97,3 @@ def is_own_file(status: os.stat_result) -> bool:
 def is_own_directory(status: os.stat_result) -> bool:
     """Whether no user but this one can add, remove or replace files in it."""
     return status.st_uid == os.geteuid() and not status.st_mode & 0o022
-
-
-def _inherit(handle: int, path: Path) -> None:
-    """Give a new file the mode and owner of the file that it replaces.
-
-    If there is none, and this process is root, the owner of the directory gets the file.
-    """
-    try:
-        old = path.stat()
-    except FileNotFoundError:
-        old = None
-    owner = path.parent.stat() if old is None else old
-    if os.geteuid() == 0 and (owner.st_uid, owner.st_gid) != (0, os.getegid()):
-        os.fchown(handle, owner.st_uid, owner.st_gid)
-    if old is not None:
-        os.fchmod(handle, old.st_mode & 0o777)

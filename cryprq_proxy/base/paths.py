@@ -1,6 +1,8 @@
 """The locations of files: the XDG directories and the control sockets. Reading of files, also of private ones.
 
 The XDG Base Directory Specification says that a relative path in its variables counts as unset.
+
+A file counts only if nobody but its reader and root can change it; where it holds a secret, nobody else may read it.
 """
 
 from __future__ import annotations
@@ -11,6 +13,8 @@ from pathlib import Path
 from typing import Final, Literal
 
 from ..errors import ConfigError, reason_of
+from .file_access import FileContent, access_for
+from .owners import ROOT, others_can_write, user_name
 
 type Role = Literal["client", "exit"]
 
@@ -70,30 +74,26 @@ def _absolute(variable: str) -> Path | None:
 def read_text(path: Path, what: str, *, private: bool = False, most: int = MAX_FILE) -> tuple[str, bool]:
     """The text of a file, and whether only its owner can read it. `what` names the file in errors.
 
-    Raises ConfigError if the file cannot be read, has more than `most` bytes, is not UTF-8 or, with `private`, if
-    others can read it.
+    Raises ConfigError if the file cannot be read, has more than `most` bytes, is not UTF-8, if another user than this
+    one and root could change it or, with `private`, if others can read it.
     """
     try:
-        # Non-blocking, so that a FIFO in its place cannot stop the start.
-        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        with open(handle, "rb") as file:
-            status = os.fstat(handle)
-            if not stat.S_ISREG(status.st_mode):
-                raise ConfigError(f"{what} {path} is not a regular file")
-            closed = _is_private(status)
-            if private and not closed:
-                raise exposed(path, what)
-            data = file.read(most + 1)
+        access = access_for(path, what)
+        found = access.read(path, most + 1)
     except FileNotFoundError:
         raise ConfigError(f"{what} {path} does not exist") from None
     except OSError as error:
         raise ConfigError(f"{what} {path} cannot be read: {reason_of(error)}") from None
     except ValueError:
         raise ConfigError(f"the path of {what} is invalid") from None
-    if len(data) > most:
+    _check_unchangeable(found, path, what, access.uid)
+    closed = _is_private(found)
+    if private and not closed:
+        raise exposed(path, what)
+    if len(found.data) > most:
         raise ConfigError(f"{what} {path} is larger than {most >> 20} MiB")
     try:
-        return data.decode("utf-8"), closed
+        return found.data.decode("utf-8"), closed
     except UnicodeDecodeError:
         raise ConfigError(f"{what} {path} is not text in UTF-8") from None
 
@@ -102,7 +102,18 @@ def exposed(path: Path, what: str) -> ConfigError:
     return ConfigError(f"others can read {what} {path}, which holds a secret; run: chmod 600 {path}")
 
 
-def _is_private(status: os.stat_result) -> bool:
+def _check_unchangeable(found: FileContent, path: Path, what: str, reader: int) -> None:
+    """Raise ConfigError unless it is a file that only the user `reader` and root can change."""
+    if not stat.S_ISREG(found.mode):
+        raise ConfigError(f"{what} {path} is not a regular file")
+    if found.uid not in (ROOT, reader):
+        owner, wanted = user_name(found.uid), user_name(reader)
+        raise ConfigError(f"{what} {path} belongs to the user {owner}; run: chown {wanted} {path}")
+    if others_can_write(found.mode, found.uid, found.gid):
+        raise ConfigError(f"others can write {what} {path}; run: chmod go-w {path}")
+
+
+def _is_private(found: FileContent) -> bool:
     """Whether neither others nor a group except root's have access. systemd gives credentials to a service with an ACL,
     and the mask of the ACL looks like a permission of root's group."""
-    return not status.st_mode & 0o007 and (not status.st_mode & 0o070 or status.st_gid == 0)
+    return not found.mode & 0o007 and (not found.mode & 0o070 or found.gid == 0)

@@ -75,6 +75,12 @@ def control_sockets(config: Path | None) -> list[Path]:
     from ..config.client import load_client
     from ..config.exit import load_exit
 
+    try:
+        act_for(config)
+    except ConfigError:
+        if config is not None:
+            raise
+        # The sockets at the default paths are asked all the same.
     loaders: tuple[Callable[[Path | None], ClientConfig | ExitConfig], ...] = (load_client, load_exit)
     errors, found = [], []
     for load in loaders:
@@ -88,6 +94,17 @@ def control_sockets(config: Path | None) -> list[Path]:
         # The file is valid for neither role; its name tells the intended one.
         raise errors[1 if "exit" in config.name else 0]
     return found[:1]
+
+
+def act_for(config: Path | None) -> None:
+    """As root, open the files of the configuration with the rights of the user to whom its directory belongs.
+
+    Call it before anything else is read. Raises ConfigError.
+    """
+    from ..base.deputy import act_as_owner
+    from ..base.paths import config_dir
+
+    act_as_owner(config_dir() if config is None else config.parent)
 
 
 def ask(

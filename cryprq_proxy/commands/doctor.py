@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from .common import config_option
+from .common import act_for, config_option
 
 
 @click.command()
@@ -31,6 +31,7 @@ def doctor(as_json: bool, as_exit: bool, speed: str | None, no_speed: bool, conf
     from ..doctor.checks import CheckState, Context, Finding, examine
     from ..doctor.report import COLOURS, lines, summary
 
+    act_for(config)
     # The findings replace the log.
     setup("error")
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 200

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from .common import config_option
+from .common import act_for, config_option
 
 if TYPE_CHECKING:
     from ..address import Destination
@@ -38,13 +38,15 @@ def explain(target: str, as_json: bool, config: Path | None) -> None:
     from ..base.log import one_line
     from ..base.progress import bar, unseen
     from ..config.client import load_client
+    from ..config.foreign import only_harmless
     from ..rules.engine import load_rules
     from ..rules.explain import explain as explain_proxy
     from ..rules.pac import script as pac
     from ..service import system_wide as system
 
     destination = parse_target(target)
-    settings = load_client(config)
+    act_for(config)
+    settings = only_harmless(load_client(config))
     unread = settings.rules()
     with (bar if any(rule.lists for rule in unread) else unseen)("reading lists") as report:
         rules = load_rules(unread, settings.default, progress=report)

@@ -12,7 +12,7 @@ import click
 
 from ..base.log import one_line
 from ..errors import ConfigError
-from .common import FILE, config_option
+from .common import FILE, act_for, config_option
 
 if TYPE_CHECKING:
     from ..config.authorized import PeersFile
@@ -155,11 +155,14 @@ def revoke(outer: Path | None, /, who: str, config: Path | None) -> None:
 
 
 def _lists(config: Path | None) -> tuple[ExitHere, PeersFile, InviteStore]:
+    from ..base.deputy import act_as_owner
     from ..config.authorized import PeersFile
     from ..pairing.invitation import exit_here
     from ..pairing.invite_store import InviteStore, beside
 
+    act_for(config)
     here = exit_here(config)
+    act_as_owner(here.authorized.parent, everywhere=False)
     return here, PeersFile(here.authorized), InviteStore(beside(here.authorized))
 
 
@@ -233,6 +236,7 @@ def join(uri: str, name: str | None, force: bool, config: Path | None) -> None:
     from ..pairing.join import join_unless, plan
     from ..process.lifecycle import Stop, run
 
+    act_for(config)
     setup("warning")
     invitation = Invitation.parse(sys.stdin.readline(MAX_URI + 1) if uri == "-" else uri)
     planned = plan(invitation, config, name, force)

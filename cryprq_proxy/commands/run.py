@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from ..base.log import setup
-from .common import config_option, identity_option, log_options, merged
+from .common import act_for, config_option, identity_option, log_options, merged
 
 
 @click.command("exit", short_help="Run the exit peer.")
@@ -38,26 +38,34 @@ def exit_(
     context: click.Context, /, config: Path | None, verbose: bool, log_format: str | None, **flags: Any
 ) -> None:
     """Run the exit peer: it takes links from the listed peers and makes their connections."""
+    from ..base.deputy import act_as_owner
     from ..base.paths import config_dir
-    from ..config.exit import authorized_file, load_exit
+    from ..config.exit import ExitConfig, authorized_file, load_exit
+    from ..config.foreign import only_harmless
     from ..process.file_watch import FileWatch
     from ..process.lifecycle import run
     from ..service.exit import StartNetwork, no_network, run_exit
 
+    act_for(config)
     flags |= merged(context, verbose, log_format)
     flags["tun.enabled"] = flags.pop("tun")
+
+    def load() -> ExitConfig:
+        return only_harmless(load_exit(config, flags))
+
     watch = FileWatch()
     file = config_dir() / "exit.toml" if config is None else config
     watch.before_reading(file, file.with_name("authorized"))
-    loaded = load_exit(config, flags)
+    loaded = load()
+    listed = authorized_file(config, loaded)
+    act_as_owner(listed.parent, everywhere=False)
     setup(loaded.log_level, loaded.log_format)
     network: StartNetwork = no_network
     if loaded.tun.enabled:
         from ..service.system_wide import start_network
 
         network = start_network
-    listed = authorized_file(config, loaded)
-    run(lambda stop: run_exit(loaded, lambda: load_exit(config, flags), stop, network, listed, watch))
+    run(lambda stop: run_exit(loaded, load, stop, network, listed, watch))
 
 
 @click.command()

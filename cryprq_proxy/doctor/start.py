@@ -14,8 +14,8 @@ from ..base.paths import config_dir
 from ..base.text import counted, duration
 from ..config.client import load_client
 from ..config.exit import load_exit
+from ..config.keys import load_identity
 from ..config.secret_files import read_psk
-from ..crypto.identity import Identity
 from ..crypto.primitives import select_provider
 from ..errors import ConfigError, CryprqError, reason_of
 from ..process.control import NotRunning, query_status
@@ -64,7 +64,7 @@ async def identity(context: Context) -> CheckVerdict:
             "they are made at the first start; or make them now: cryprq-proxy keygen",
         )
     try:
-        found = context.identity = Identity.load(provider, file)
+        found = context.identity = load_identity(provider, file)
     except ConfigError as error:
         return fail(str(error), _mend_identity(file))
     psk_files = [exit.psk_file for exit in context.client.exits()] if context.client else [config.psk_file]

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Final, Self
 
 from ..address import Destination, parse_host_port
+from ..base.deputy import act_as_owner
 from ..base.log import one_line
 from ..config.authorized import PeersFile, check_name
 from ..config.exit import ExitConfig, authorized_file, load_exit
@@ -167,12 +168,14 @@ class ExitHere:
 
 def exit_here(file: Path | None) -> ExitHere:
     """The exit of the configuration `file`, or of the default one. A running exit is asked, since flags may override
-    the file, and for root it may be a service. Raises CryprqError."""
+    the file, and for root it may be a service: then its files are opened as its user. Raises CryprqError."""
     config = load_exit(file)
     authorized = authorized_file(file, config)
     status: Status | None = None
     with contextlib.suppress(NotRunning):
         status = query_status(config.control_socket)
+        # What it says about its files holds with the rights of the user that it runs as.
+        act_as_owner(config.control_socket.parent)
     if not isinstance(status, ExitStatus) or status.pairing is None:
         return ExitHere(
             config, authorized, False, None, config.listen, config.public, config.psk_file is not None

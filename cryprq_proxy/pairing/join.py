@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+from ..base.file_access import access_for
 from ..base.files import SharedFile
 from ..base.paths import config_dir, read_text
 from ..base.tasks import spawn
@@ -114,7 +115,7 @@ def write(plan: Plan) -> None:
     with shared.locked():
         if plan.keep is not None:
             try:
-                os.rename(plan.file, plan.keep)
+                access_for(plan.file.parent, f"the directory of {WHAT},").rename(plan.file, plan.keep)
             except OSError as error:
                 raise ConfigError(f"{plan.file} cannot be moved to {plan.keep}: {reason_of(error)}") from None
         elif shared.read() != plan.before:

@@ -183,14 +183,15 @@ def test_mode_and_link_stay(file: Path, tmp_path: Path) -> None:
 
 @pytest.mark.root
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
-def test_root_leaves_the_list_to_its_owner(file: Path) -> None:
+def test_root_changes_no_list_of_another_user(file: Path) -> None:
+    before = file.read_text()
     os.chown(file, 12345, 23456)
-    PeersFile(file).revoke("laptop")
-    assert (file.stat().st_uid, file.stat().st_gid) == (12345, 23456)
+    with pytest.raises(ConfigError, match=f"belongs to the user 12345; run: chown root {file}"):
+        PeersFile(file).revoke("laptop")
     os.chown(file.parent, 12345, 23456)
-    file.unlink()
-    PeersFile(file).add(ALICE, "a")
-    assert (file.stat().st_uid, file.stat().st_gid, file.stat().st_mode & 0o777) == (12345, 23456, 0o600)
+    with pytest.raises(ConfigError, match="is in the hands of the user 12345"):
+        PeersFile(file).revoke("laptop")
+    assert file.read_text() == before
 
 
 def test_a_full_list(file: Path) -> None:

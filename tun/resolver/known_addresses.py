@@ -15,7 +15,8 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Final, Self
 
-from cryprq_proxy.base.files import is_own_file, replace_file
+from cryprq_proxy.base.file_access import replace_file
+from cryprq_proxy.base.files import is_own_file
 from cryprq_proxy.errors import reason_of
 
 _log = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ...errors import ConfigError
-from ..common import config_option
+from ..common import act_for, config_option
 
 if TYPE_CHECKING:
     from .environment import Shell
@@ -24,6 +24,7 @@ def pac(config: Path | None) -> None:
     from ...rules.engine import RuleSet
     from ...rules.pac.script import pac as make
 
+    act_for(config)
     loaded = load_client(config)
     listen = reachable(loaded.listen)
     # The PAC file has no names of lists, so the lists are not read.
@@ -58,6 +59,7 @@ def env(shell: Shell | None, unset: bool, http_only: bool, with_password: bool, 
     if unset:
         click.echo(unsets(chosen), nl=False)
         return
+    act_for(config)
     loaded = load_client(config)
     login = ""
     if with_password:
@@ -96,6 +98,7 @@ def system_proxy(switch: str, by_pac: bool, config: Path | None) -> None:
     from ...address import reachable
     from ...config.client import load_client
 
+    act_for(config)
     loaded = load_client(config)
     if not by_pac:
         proxy = reachable(loaded.listen)

@@ -1,0 +1,136 @@
+"""Who decides what a path leads to. Made-up users stand for others of the machine; only root can make them owners."""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+from pathlib import Path
+
+import pytest
+
+from cryprq_proxy.base.owners import MAX_LINKS, others_can_write, owner_of, require_own, user_name
+from cryprq_proxy.errors import ConfigError
+
+ALICE, BOB = 4_321, 4_322
+
+only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A directory of root, with alice/config of Alice in it."""
+    alice = tmp_path / "alice"
+    (alice / "config").mkdir(parents=True)
+    (alice / "config" / "exit.toml").touch(0o644)
+    for path in (alice, alice / "config", alice / "config" / "exit.toml"):
+        os.chown(path, ALICE, ALICE + 1)
+    tmp_path.chmod(0o755)
+    return tmp_path
+
+
+@only_root
+def test_the_first_component_of_another_user_decides(tree: Path) -> None:
+    owner = owner_of(tree / "alice" / "config" / "exit.toml")
+    assert owner == (ALICE, ALICE + 1, tree / "alice", Path("config/exit.toml"))
+    assert owner.name == str(ALICE)
+    # Whatever lies below can be moved there by her, so that its owner says nothing.
+    os.chown(tree / "alice" / "config", 0, 0)
+    assert owner_of(tree / "alice" / "config").uid == ALICE
+    assert owner_of(tree / "alice" / "missing" / "x")[2:] == (tree / "alice", Path("missing/x"))
+
+
+@only_root
+def test_root_decides_on_what_it_alone_can_change(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tree / "file").touch()
+    for path in (tree, tree / "file", tree / "missing", tree / "missing" / "deeper", Path("/")):
+        assert owner_of(path).uid == 0
+        require_own(path, "the file")
+    monkeypatch.chdir(tree)
+    assert owner_of(Path("file")).uid == owner_of(Path()).uid == 0
+    assert owner_of(Path("alice/..")).uid == ALICE
+    assert owner_of(Path("../..")).uid == 0
+
+
+@only_root
+def test_links_of_root_are_followed_and_those_of_others_decide(tree: Path) -> None:
+    (tree / "link").symlink_to("alice")
+    (tree / "far").symlink_to(tree / "link" / "config")
+    assert owner_of(tree / "far" / "exit.toml")[2:] == (tree / "alice", Path("config/exit.toml"))
+    (tree / "file").touch()
+    (tree / "own").symlink_to("file")
+    assert owner_of(tree / "own").uid == 0
+    (tree / "theirs").symlink_to("/etc")
+    os.lchown(tree / "theirs", BOB, BOB)
+    assert owner_of(tree / "theirs" / "passwd")[2:] == (tree / "theirs", Path("passwd"))
+
+
+@only_root
+def test_links_have_an_end(tree: Path) -> None:
+    (tree / "loop").symlink_to("loop")
+    with pytest.raises(ConfigError, match=f"more than {MAX_LINKS} links"):
+        owner_of(tree / "loop")
+
+
+@only_root
+def test_a_directory_open_to_all_is_nobodys(tree: Path) -> None:
+    (tree / "file").touch()
+    tree.chmod(0o777)
+    for path in (tree, tree / "file", tree / "missing", tree / "alice"):
+        with pytest.raises(ConfigError, match=f"several users can write to {tree}: as root, use files"):
+            owner_of(path)
+    # As in /tmp, nobody can exchange what is there already.
+    tree.chmod(0o1777)
+    assert owner_of(tree / "file").uid == 0
+    assert owner_of(tree / "alice").uid == ALICE
+    for path in (tree, tree / "missing"):
+        with pytest.raises(ConfigError, match="several users can write"):
+            owner_of(path)
+
+
+@only_root
+def test_what_another_user_decides_is_refused_in_one_sentence(tree: Path) -> None:
+    with pytest.raises(ConfigError, match=rf"^the list {tree}/alice/x is in the hands of the user {ALICE}, "):
+        require_own(tree / "alice" / "x", "the list")
+    (tree / "file").touch()
+    os.chown(tree / "file", BOB, BOB)
+    with pytest.raises(ConfigError, match=rf"belongs to the user {BOB}; run: chown root {tree}/file$"):
+        require_own(tree / "file", "the list")
+
+
+@only_root
+@pytest.mark.parametrize("name", ["nul\0", "x" * 300])
+def test_odd_paths_are_one_sentence(tree: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match="cannot be looked up: "):
+        owner_of(tree / name)
+
+
+def test_other_users_look_at_no_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: ALICE)
+    require_own(Path("/no/such\0path"), "the file")
+
+
+def test_names_of_users() -> None:
+    assert user_name(0) == pwd.getpwuid(0).pw_name
+    assert user_name(ALICE) == str(ALICE)
+
+
+def test_a_group_of_one_counts_for_its_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    user = pwd.struct_passwd(("alice", "x", ALICE, BOB, "", "/", ""))
+    members: list[str] = []
+    names = ["alice"]
+    monkeypatch.setattr(pwd, "getpwuid", lambda uid: user)
+    monkeypatch.setattr(grp, "getgrgid", lambda gid: grp.struct_group((names[0], "x", gid, members)))
+    assert not others_can_write(0o664, ALICE, BOB)
+    assert others_can_write(0o666, ALICE, BOB)
+    assert others_can_write(0o664, ALICE, BOB + 1)
+    members.append("bob")
+    assert others_can_write(0o664, ALICE, BOB)
+    assert not others_can_write(0o644, ALICE, BOB)
+    members.clear()
+    names[0] = "users"
+    assert others_can_write(0o664, ALICE, BOB)
+
+
+def test_a_group_of_nobody_is_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert others_can_write(0o620, ALICE, 54_321)
