@@ -77,7 +77,8 @@ _SETTINGS: Final = {
 
 
 class KernelSetting(Fact):
-    """One setting that is kept, from `keep` on. The journal has the value that it had before the first change."""
+    """One value that some settings have and keep, from `keep` on. The journal has what each was before its first
+    change."""
 
     polled = True
 
@@ -87,30 +88,38 @@ class KernelSetting(Fact):
         self._value = value
         self._record = record
         self._proc = proc
-        self._setting = ""
-        self._recorded = False
+        self._kept: tuple[str, ...] = ()
+        self._recorded: set[str] = set()
 
-    def keep(self, setting: str) -> None:
-        """Set this one, with dots as in sysctl(8), and keep it in place of an earlier one; the same again changes
+    def keep(self, *settings: str) -> None:
+        """Set these, with dots as in sysctl(8), and keep them in place of earlier ones; the same again changes
         nothing. Raises as set_sysctl."""
-        if setting != self._setting:
-            self._recorded = set_sysctl(setting, self._value, self._record, self._proc)
-            self._setting = setting
+        for setting in settings:
+            if setting not in self._kept:
+                self._set(setting)
+        self._kept = settings
+
+    def _set(self, setting: str) -> None:
+        record = _no_record if setting in self._recorded else self._record
+        if set_sysctl(setting, self._value, record, self._proc):
+            self._recorded.add(setting)
 
     async def look(self) -> str:
-        if not self._setting:
-            return ""
-        path = _path(self._setting, self._value, self._proc)
+        live = {setting: self._live(setting) for setting in self._kept}
+        return ", ".join(f"{setting} was {value}" for setting, value in live.items() if value != self._value)
+
+    def _live(self, setting: str) -> str:
+        path = _path(setting, self._value, self._proc)
         try:
-            live = self._value if path is None else _read(path)
+            return self._value if path is None else _read(path)
         except FileNotFoundError:
-            # With its interface, or its module.
-            return ""
-        return "" if live == self._value else f"{self._setting} was {live}"
+            # It went with its interface or its module.
+            return self._value
 
     async def put_back(self) -> None:
-        record = _no_record if self._recorded else self._record
-        self._recorded |= set_sysctl(self._setting, self._value, record, self._proc)
+        for setting in self._kept:
+            if self._live(setting) != self._value:
+                self._set(setting)
 
 
 def _no_record(entry: Entry) -> None:

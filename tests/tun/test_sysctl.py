@@ -176,6 +176,28 @@ async def test_a_setting_is_kept_and_recorded_once(proc: Path) -> None:
     assert await fact.look() == "", "the interface is gone"
 
 
+async def test_several_settings_are_kept_and_each_is_recorded_once(proc: Path) -> None:
+    names = [f"net.ipv4.conf.{interface}.rp_filter" for interface in ("all", "eth0.100")]
+    first, second = (proc / f"net/ipv4/conf/{interface}/rp_filter" for interface in ("all", "eth0.100"))
+    first.write_text("1\n")
+    second.write_text("2\n")
+    entries: list[Entry] = []
+    fact = KernelSetting("reverse path filter", "2", entries.append, proc)
+    fact.keep(*names)
+    for _ in range(2):
+        first.write_text("0\n")
+        second.write_text("1\n")
+        assert await fact.look() == f"{names[0]} was 0, {names[1]} was 1"
+        await fact.put_back()
+        assert await fact.look() == ""
+        fact.keep(names[0])
+        second.write_text("1\n")
+        assert await fact.look() == "", "it is kept no longer"
+        fact.keep(*names)
+        assert second.read_text() == "2"
+    assert [(entry["name"], entry["before"]) for entry in entries] == [(names[0], "1"), (names[1], "1")]
+
+
 async def test_what_was_right_at_first_is_recorded_when_it_is_put_back(proc: Path) -> None:
     path = proc / "net/ipv4/conf/all/src_valid_mark"
     path.write_text("1\n")
