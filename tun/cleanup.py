@@ -22,6 +22,7 @@ from .firewall import nft
 from .firewall.nft import CLIENT, EXIT
 from .journal import Journal, JournalInUse, Undoer, undo
 from .resolver.recovery import recover
+from .routing.pool_routes import delete_pool_routes
 from .routing.routes import delete_ours
 from .settings import CLIENT_JOURNAL, EXIT_JOURNAL
 from .tunnel import undoers
@@ -42,7 +43,7 @@ def clean(state: Path) -> list[str]:
         }
         by_mark: dict[str, list[Callable[[], str]]] = {
             CLIENT: [partial(_resolver, state), _routing, partial(_table, CLIENT)],
-            EXIT: [partial(_table, EXIT)],
+            EXIT: [_pool_routes, partial(_table, EXIT)],
         }
         for table, steps in by_mark.items():
             found = [work.try_to(step) for step in steps]
@@ -112,6 +113,10 @@ def _resolver(state: Path) -> str:
 
 def _routing() -> str:
     return "routing" if delete_ours() else ""
+
+
+def _pool_routes() -> str:
+    return "routes to clients" if delete_pool_routes() else ""
 
 
 def _table(table: str) -> str:

@@ -1,8 +1,11 @@
-"""What an exit sets in the kernel for its network interface, and keeps: table, forwarding, device.
+"""What an exit sets in the kernel for its network interface, and keeps: table, routes, forwarding, device.
 
-    up            table -> forwarding -> addresses and state of the device
-    facts         what the reconciler looks after
-    follow_ipv6   one task
+    up               table -> routes -> forwarding -> addresses and state of the device
+    facts            what the reconciler looks after
+    follow_uplinks   one task
+
+The kernel forwards IPv4 that came in on a device whose own switch is on, so the switches of tunnel and uplink are kept,
+beside the one for all. For IPv6 there is only the one for all.
 
 A host may get its IPv6 default route long after the exit has started, by a router advertisement, and may lose it. The
 exit carries IPv6 while there is one: the table lets it pass, the device has its address, and the clients are told. A
@@ -14,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from ipaddress import IPv4Interface, IPv6Interface
 from typing import Final, Self
@@ -24,11 +27,14 @@ from cryprq_proxy.errors import CryprqError
 
 from .device.kept import DeviceFact
 from .device.linux import Tun
+from .firewall import nft
 from .firewall.exit_table import ExitFilter
 from .journal import Record
 from .reconciler import Fact
-from .routing.kernel_state import default_route
+from .routing import pool_routes
+from .routing.kernel_state import read_uplinks
 from .routing.lan import Uplink
+from .routing.pool_routes import PoolRoutes
 from .settings import ExitNetworkSettings
 from .sysctl import FORWARD4, FORWARD6, LIBERAL, KernelSetting
 
@@ -43,27 +49,37 @@ LOSS_SECONDS: Final = 5.0
 class ExitKernel:
     """All that stands in the kernel, made by `up`. The journal undoes it."""
 
-    def __init__(self, settings: ExitNetworkSettings, tun: Tun, table: ExitFilter, record: Record) -> None:
+    def __init__(
+        self, settings: ExitNetworkSettings, tun: Tun, table: ExitFilter, routes: PoolRoutes, record: Record
+    ) -> None:
         """For `up` only."""
         self.ipv6 = False
         """Whether IPv6 is carried."""
         self._settings = settings
         self._tun = tun
         self._table = table
+        self._routes = routes
         self._connections = KernelSetting("connection tracking", "1", record)
         self._forwarding4 = KernelSetting("IPv4 forwarding", "1", record)
         self._forwarding6 = KernelSetting("IPv6 forwarding", "1", record)
         self._advertisements = KernelSetting("router advertisements", "2", record)
         self._lost_at = math.inf
+        self._uplink4 = ""
+        """The device of the last one."""
 
     @classmethod
-    async def up(cls, settings: ExitNetworkSettings, tun: Tun, record: Record, *, ours: bool) -> Self:
-        """Set all of it. `ours`: an older entry of the journal names the table. Raises CryprqError."""
-        uplink6 = await default_route(6, settings.device)
-        table = ExitFilter.up(settings, record, ipv6=uplink6 is not None, ours=ours)
-        kernel = cls(settings, tun, table, record)
+    async def up(
+        cls, settings: ExitNetworkSettings, tun: Tun, record: Record, *, recorded: Collection[str]
+    ) -> Self:
+        """Set all of it. `recorded`: the kinds of what stands in the journal already. Raises CryprqError."""
+        uplinks = await read_uplinks(settings.device)
+        uplink6 = uplinks[6]
+        table = ExitFilter.up(settings, record, ipv6=uplink6 is not None, ours=nft.KIND in recorded)
+        routes = PoolRoutes(settings)
+        await routes.apply(record, ours=pool_routes.KIND in recorded)
+        kernel = cls(settings, tun, table, routes, record)
         kernel._connections.keep(LIBERAL)
-        kernel._forwarding4.keep(FORWARD4)
+        kernel._forward4(uplinks[4])
         if uplink6 is not None:
             kernel._forward6(uplink6)
         kernel.ipv6 = await kernel._configure(ipv6=uplink6 is not None)
@@ -73,6 +89,7 @@ class ExitKernel:
         """What is to be kept."""
         return [
             self._table,
+            self._routes,
             DeviceFact(self._tun),
             self._connections,
             self._forwarding4,
@@ -80,23 +97,33 @@ class ExitKernel:
             self._advertisements,
         ]
 
-    async def follow_ipv6(self, tell: Callable[[], None]) -> None:
-        """Carry IPv6 while there is an uplink, until cancelled. `tell` is called after `ipv6` has changed."""
+    async def follow_uplinks(self, tell: Callable[[], None]) -> None:
+        """Forward from the present uplinks, and carry IPv6 while there is one, until cancelled.
+
+        `tell` is called after `ipv6` has changed.
+        """
         clock = asyncio.get_running_loop().time
         with Changes() as changes:
             while True:
                 started = clock()
                 try:
-                    if await self._check_ipv6(started):
+                    if await self._check(started):
                         tell()
                 except CryprqError as error:
-                    _log.warning("IPv6 of the exit: %s", error)
+                    _log.warning("the exit cannot follow its uplinks: %s", error)
                 await asyncio.sleep(pause(clock() - started))
                 with suppress(TimeoutError):
                     async with asyncio.timeout_at(
                         None if self._lost_at == math.inf else self._lost_at + LOSS_SECONDS
                     ):
                         await changes.wait()
+
+    def _forward4(self, uplink: Uplink | None) -> None:
+        """Let the kernel forward IPv4; without an uplink, from the earlier one."""
+        if uplink is not None:
+            self._uplink4 = uplink.name
+        devices = [self._settings.device, *([self._uplink4] if self._uplink4 else [])]
+        self._forwarding4.keep(FORWARD4, *(f"net.ipv4.conf.{device}.forwarding" for device in devices))
 
     def _forward6(self, uplink: Uplink) -> None:
         """Let the kernel forward IPv6.
@@ -113,14 +140,18 @@ class ExitKernel:
         # single packets. The lane sends a larger one in two pieces.
         addresses = list(_addresses(self._settings, ipv6=ipv6))
         configured = await self._tun.configure(addresses, gso_max_size=MAX_GSO, gso_max_segs=MAX_GSO - 1)
-        return ipv6 and len(configured) == len(addresses)
+        carried = ipv6 and len(configured) == len(addresses)
+        self._routes.carry(ipv6=carried)
+        return carried
 
-    async def _check_ipv6(self, now: float) -> bool:
-        """Carry IPv6 if there is an uplink, and no longer if there was none for a while.
+    async def _check(self, now: float) -> bool:
+        """Forward IPv4, and carry IPv6 if there is an uplink, and no longer if there was none for a while.
 
-        Returns whether that is a change. Raises CryprqError.
+        Returns whether IPv6 has changed. Raises CryprqError.
         """
-        uplink = await default_route(6, self._settings.device)
+        uplinks = await read_uplinks(self._settings.device)
+        self._forward4(uplinks[4])
+        uplink = uplinks[6]
         if uplink is None:
             if not self.ipv6:
                 return False

@@ -41,13 +41,14 @@ from .exit_kernel import ExitKernel
 from .firewall import exit_table, nft
 from .journal import Journal, undo
 from .reconciler import Reconciler
+from .routing import pool_routes
 from .routing.address_pool import AddressPool, free_pools
 from .routing.kernel_state import read_occupied
 from .settings import EXIT_JOURNAL, MTU, RESOLVER4, RESOLVER6, SHARED4, ExitNetworkSettings
 
 _log = logging.getLogger(__name__)
 
-UNDO: Final = {**nft.UNDO, **sysctl.UNDO}
+UNDO: Final = {**nft.UNDO, **pool_routes.UNDO, **sysctl.UNDO}
 VERDICTS: Final = 8_192
 """Verdicts of the policy that are remembered, one for each destination and port."""
 ANSWERS: Final = 200.0
@@ -99,7 +100,7 @@ class ExitNetwork:
         self._lost: asyncio.Future[OSError] = loop.create_future()
         tun.start(loop, self._joiner.packet, self._drained, self._lost.set_result)
         self._reconciler = Reconciler(kernel.facts())
-        self._following = spawn(kernel.follow_ipv6(self._readdress), "IPv6 of the exit")
+        self._following = spawn(kernel.follow_uplinks(self._readdress), "uplinks of the exit")
 
     @classmethod
     async def start(cls, settings: ExitNetworkSettings, policy: EgressPolicy) -> ExitNetwork:
@@ -108,10 +109,11 @@ class ExitNetwork:
             journal = Journal(settings.state / EXIT_JOURNAL)
             stack.callback(journal.close)
             stack.enter_context(leftovers.claimed("exit"))
-            # A table that a killed exit has left is not removed but replaced. Without it the kernel would follow no
-            # connections for a moment, and afterwards take those that go on for invalid.
-            undo(journal, UNDO, keep={nft.KIND})
-            ours = bool(journal.entries())
+            # The table that a killed exit has left is not removed but replaced. Without it the kernel would follow no
+            # connections for a moment, and afterwards take those that go on for invalid. Without the routes, answers
+            # for clients would leave by the default route.
+            undo(journal, UNDO, keep={nft.KIND, pool_routes.KIND})
+            recorded = {entry["kind"] for entry in journal.entries()}
             settings = free_pools(settings, await read_occupied(settings.device))
             if settings.pool4.overlaps(SHARED4):
                 _log.warning(
@@ -122,7 +124,7 @@ class ExitNetwork:
             stack.callback(undo, journal, UNDO)
             tun = Tun.open(settings.device, mtu=MTU, offload=settings.offload)
             stack.callback(tun.close)
-            kernel = await ExitKernel.up(settings, tun, journal.record, ours=ours)
+            kernel = await ExitKernel.up(settings, tun, journal.record, recorded=recorded)
             for warning in exit_table.warnings(settings.device):
                 _log.warning("%s", warning)
             network = cls(settings, policy, tun, kernel, stack.pop_all())

@@ -29,7 +29,9 @@ from .netlink import DUMP, NETFILTER, NetlinkSocket, attributes
 from .paths import ROLES, Role
 
 RULE_PROTOCOL: Final = 0x72
-"""FRA_PROTOCOL and rtm_protocol of all that is ours; not registered (iproute2, rt_protos)."""
+"""FRA_PROTOCOL and rtm_protocol of all that a client sets; not registered (iproute2, rt_protos)."""
+EXIT_PROTOCOL: Final = 0x73
+"""rtm_protocol of an exit's routes: both roles may run on one machine."""
 RESOLV_CONF: Final = "/etc/resolv.conf"
 RESOLV_CONF_HEADER: Final = "# cryprq-proxy "
 """The first line of our resolv.conf begins so."""

@@ -26,7 +26,7 @@ from tun import sysctl
 from tun.journal import Entry, Journal, undo
 from tun.reconciler import Reconciler
 from tun.routing import routes
-from tun.routing.kernel_state import default_route, read_lan
+from tun.routing.kernel_state import read_lan, read_uplinks
 from tun.routing.lan import Lan, Uplink
 from tun.routing.routes import Routes
 from tun.settings import TunnelSettings
@@ -378,7 +378,7 @@ def test_what_the_kernel_refuses_stops_nothing_else(client: Namespace) -> None:
 
 def test_looking_again_and_again_keeps_nothing_open(client: Namespace) -> None:
     async def work() -> None:
-        await default_route(4, DEVICE)
+        await read_uplinks(DEVICE)
         before = set(os.listdir("/proc/self/fd"))
         for _ in range(20):
             await read_lan(DEVICE)
@@ -417,7 +417,7 @@ def test_another_way_out_is_told_and_another_metric_is_not(client: Namespace) ->
             client.ip("route add default via 192.168.88.1 metric 600")
             await heard.next()
             assert heard.uplinks == 1
-            found = await default_route(4, DEVICE)
+            found = (await read_uplinks(DEVICE))[4]
             assert found is not None and found[1:] == ("eth1", "192.168.88.1", "192.168.88.2")
             client.ip("-6 route replace default via fd88::1")
             await heard.next()
@@ -431,10 +431,10 @@ def test_another_way_out_is_told_and_another_metric_is_not(client: Namespace) ->
 
 
 def test_the_way_out_of_before(client: Namespace) -> None:
-    found = inside(client, lambda: default_route(6, DEVICE))
+    found = inside(client, lambda: read_uplinks(DEVICE))[6]
     assert found is not None and found == Uplink(found.device, "eth0", "fd77::1", "fd77::2")
     client.ip("-6 route del default")
-    assert inside(client, lambda: default_route(6, DEVICE)) is None
+    assert inside(client, lambda: read_uplinks(DEVICE))[6] is None
 
 
 # The link's mark on what comes in, as the filter restores it from conntrack.

@@ -50,11 +50,13 @@ CHANGES: Final = (
     [Change("device", f"ip link set {DEVICE} down", "it was down")],
     [Change("device", f"ip link set {DEVICE} mtu 1300", "its MTU was 1300")],
     [
-        Change("IPv4 forwarding", "sysctl -qw net.ipv4.ip_forward=0", "was 0"),
+        Change("IPv4 forwarding", "sysctl -qw net.ipv4.ip_forward=0", "ip_forward was 0"),
         Change("IPv6 forwarding", "sysctl -qw net.ipv6.conf.all.forwarding=0", "was 0"),
         Change("router advertisements", "sysctl -qw net.ipv6.conf.eth0.accept_ra=1", "was 1"),
         Change("connection tracking", "sysctl -qw net.netfilter.nf_conntrack_tcp_be_liberal=0", "was 0"),
     ],
+    [Change("IPv4 forwarding", "sysctl -qw net.ipv4.conf.eth0.forwarding=0", "eth0.forwarding was 0")],
+    [Change("IPv4 forwarding", f"sysctl -qw net.ipv4.conf.{DEVICE}.forwarding=0", "exit0.forwarding was 0")],
 )
 
 

@@ -29,6 +29,7 @@ from tun.exit_network import ANSWERS, VERDICTS, ExitNetwork
 from tun.firewall import exit_table, nft
 from tun.journal import Journal
 from tun.reconciler import Fact
+from tun.routing import pool_routes
 from tun.routing.address_pool import Occupied
 from tun.routing.lan import Uplink
 from tun.settings import EXIT_JOURNAL
@@ -108,8 +109,9 @@ class Stage:
         steps = self.tun.steps
         stage = self
 
-        async def default_route(version: int, own: str) -> Uplink | None:
-            return Uplink(2, "eth0", None, None) if version == 4 or stage.ipv6 else None
+        async def read_uplinks(own: str) -> dict[int, Uplink | None]:
+            uplink = Uplink(2, "eth0", None, None)
+            return {4: uplink, 6: uplink if stage.ipv6 else None}
 
         async def read_occupied(own: str) -> Occupied:
             return Occupied((), ())
@@ -119,9 +121,11 @@ class Stage:
         monkeypatch.setattr(exit_table, "warnings", lambda tun: [])
         monkeypatch.setattr(exit_kernel, "ExitFilter", self._table())
         monkeypatch.setattr(exit_kernel, "KernelSetting", self._setting())
-        monkeypatch.setattr(exit_kernel, "default_route", default_route)
+        monkeypatch.setattr(exit_kernel, "read_uplinks", read_uplinks)
+        monkeypatch.setattr(exit_kernel, "PoolRoutes", self._routes())
         monkeypatch.setattr(exit_kernel, "Changes", self._told())
         monkeypatch.setitem(exit_network.UNDO, nft.KIND, lambda entry: steps.append(f"undo {entry['table']}"))
+        monkeypatch.setitem(exit_network.UNDO, pool_routes.KIND, lambda entry: steps.append("undo routes"))
         monkeypatch.setitem(exit_network.UNDO, sysctl.KIND, lambda entry: steps.append("undo a sysctl"))
 
     def _table(self) -> type[Fact]:
@@ -148,6 +152,26 @@ class Stage:
 
         return Table
 
+    def _routes(self) -> type[Fact]:
+        stage = self
+
+        class Routes(Fact):
+            name = "routes to clients"
+
+            def __init__(self, settings: Any) -> None: ...
+
+            async def apply(self, record: Callable[[Any], None], *, ours: bool) -> None:
+                if not ours:
+                    record({"kind": pool_routes.KIND})
+                stage.tun.steps.append("the routes are ours" if ours else "routes")
+
+            def carry(self, *, ipv6: bool) -> None: ...
+
+            async def look(self) -> str:
+                return ""
+
+        return Routes
+
     def _setting(self) -> type[Fact]:
         stage = self
 
@@ -155,8 +179,8 @@ class Stage:
             def __init__(self, name: str, value: str, record: Callable[[Any], None]) -> None:
                 self.name, self.value = name, value
 
-            def keep(self, setting: str) -> None:
-                stage.tun.steps.append(f"{setting}={self.value}")
+            def keep(self, *settings: str) -> None:
+                stage.tun.steps += [f"{setting}={self.value}" for setting in settings]
 
             async def look(self) -> str:
                 return ""
@@ -526,7 +550,7 @@ class FakeKernel:
     def facts(self) -> list[Fact]:
         return []
 
-    async def follow_ipv6(self, tell: Callable[[], None]) -> None:
+    async def follow_uplinks(self, tell: Callable[[], None]) -> None:
         """Nothing changes."""
 
 
@@ -619,12 +643,14 @@ async def test_all_is_set_up_and_undone_in_reverse(stage: Stage) -> None:
     }
     assert stage.tun.addresses == ["198.18.0.1/16", "fd63:7279:7071::1/64"]
     made = list(stage.tun.steps)
-    assert made.index("open cryprq-exit0") < made.index("nat") < made.index("net.ipv4.ip_forward=1")
+    order = ("open cryprq-exit0", "nat", "routes", "net.ipv4.ip_forward=1")
+    assert sorted(order, key=made.index) == list(order)
+    assert "net.ipv4.conf.cryprq-exit0.forwarding=1" in made and "net.ipv4.conf.eth0.forwarding=1" in made
     assert made.index("net.ipv6.conf.eth0.accept_ra=2") < made.index("net.ipv6.conf.all.forwarding=1")
     with pytest.raises(ConfigError):
         Journal(stage.state / EXIT_JOURNAL)
     await network.close()
-    assert stage.tun.steps[len(made) :] == ["close", f"undo {nft.EXIT}"]
+    assert stage.tun.steps[len(made) :] == ["close", "undo routes", f"undo {nft.EXIT}"]
     assert list(stage.state.glob(EXIT_JOURNAL)) == []
 
 
@@ -637,17 +663,20 @@ async def test_a_failure_in_the_middle_undoes_what_was_done(stage: Stage, where:
         stage.tun.refusal = refusal
     with pytest.raises(ConfigError, match="no"):
         await stage.start()
-    assert stage.tun.steps[-2:] == ["close", f"undo {nft.EXIT}"]
+    undone = stage.tun.steps[stage.tun.steps.index("close") + 1 :]
+    assert undone == ([] if where == "nat" else ["undo routes"]) + [f"undo {nft.EXIT}"]
     with Journal(stage.state / EXIT_JOURNAL) as journal:  # free again, and empty
         assert journal.entries() == []
 
 
-async def test_what_a_killed_exit_left_is_undone_first_but_for_its_table(stage: Stage) -> None:
+async def test_what_a_killed_exit_left_is_undone_first_but_for_table_and_routes(stage: Stage) -> None:
     with Journal(stage.state / EXIT_JOURNAL) as journal:
         journal.record({"kind": nft.KIND, "table": nft.EXIT})
+        journal.record({"kind": pool_routes.KIND})
         journal.record({"kind": sysctl.KIND})
     async with stage.running():
-        assert stage.tun.steps[:3] == ["undo a sysctl", "open cryprq-exit0", "the table is ours"]
+        steps = ["undo a sysctl", "open cryprq-exit0", "the table is ours", "nat", "the routes are ours"]
+        assert stage.tun.steps[:5] == steps
     assert stage.tun.steps[-1] == f"undo {nft.EXIT}"
 
 

@@ -1,7 +1,7 @@
 """The exit's packet filter: where packets of clients go, and the address that they go out with.
 
     input      clients do not reach the exit itself, but for a ping of its tunnel address
-    forward    from the tunnel: outwards only, not to other clients; into it: answers only
+    forward    from the tunnel: outwards only, not to other clients; into it: answers only, and by no other device
     sources    NAT: a client's packets leave with the exit's address
 
 The program (tun/exit_network.py) checks source and egress policy of each packet; the check of the source here is a
@@ -35,10 +35,10 @@ from .standing import Standing
 type Delete = Callable[[Choose], object]
 """As conntrack.delete."""
 
-COUNTERS: Final = ("spoofed", "isolated", "local", "unsolicited", "guard", "invalid")
+COUNTERS: Final = ("spoofed", "isolated", "local", "unsolicited", "guard", "misrouted", "invalid")
 """What was not let through, by cause: sources outside of the pool; between clients; to the exit itself; into the
-tunnel without having been asked for; to the pool from other devices; from clients and belonging to no connection,
-so that the address would not be translated."""
+tunnel without having been asked for; to the pool from other devices; to the pool by other devices; from clients and
+belonging to no connection, so that the address would not be translated."""
 
 
 class _Pool(NamedTuple):
@@ -68,7 +68,7 @@ def script(settings: ExitNetworkSettings, *, ipv6: bool) -> str:
         ("from_clients", _from_clients(tun, pools, settings.isolate)),
         ("to_clients", _to_clients()),
         ("input", _input(tun, pools)),
-        ("forward", _forward(tun)),
+        ("forward", _forward(tun, pools)),
         ("sources", _sources(tun, pools)),
     ):
         lines += block(f"chain {title}", rules)
@@ -115,8 +115,11 @@ def _input(tun: str, pools: list[_Pool]) -> Iterable[str]:
     yield "counter name local goto refuse"
 
 
-def _forward(tun: str) -> Iterable[str]:
+def _forward(tun: str, pools: list[_Pool]) -> Iterable[str]:
     yield "type filter hook forward priority filter; policy accept;"
+    # An answer whose address NAT has set back, where another program's route leads to clients.
+    for family in pools:
+        yield f"oifname != {tun} {family.ip} daddr {family.pool} counter name misrouted drop"
     yield f"iifname {tun} goto from_clients"
     yield f"oifname {tun} goto to_clients"
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import socket
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import Any, Final
 
 from pyroute2 import AsyncIPRoute, NetlinkDumpInterrupted, NetlinkError
 
-from cryprq_proxy.base.leftovers import RULE_PROTOCOL
+from cryprq_proxy.base.leftovers import EXIT_PROTOCOL, RULE_PROTOCOL
 from cryprq_proxy.errors import ConfigError, CryprqError, reason_of
 
 from . import lan as network
@@ -78,6 +80,12 @@ async def open_kernel() -> AsyncIterator[Any]:
         raise CryprqError(f"the kernel's routing tables cannot be reached: {reason_of(error)}") from error
 
 
+def in_own_loop[T](work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """What `work` returns, in a loop and thread of its own; blocks. The thread has this one's network namespace."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, work()).result()
+
+
 def refused(what: str, error: NetlinkError) -> CryprqError:
     if error.code == errno.EPERM:
         return ConfigError(f"changing the {what} needs root (CAP_NET_ADMIN)")
@@ -134,18 +142,24 @@ async def read_lan(own: str) -> Lan:
     return state.lan(own)
 
 
-async def default_route(version: int, own: str) -> Uplink | None:
-    """The uplink of one IP version past the tunnel, whose device is `own`. Raises CryprqError."""
+async def read_uplinks(own: str) -> dict[int, Uplink | None]:
+    """The uplink of each IP version past the tunnel, whose device is `own`. Raises CryprqError."""
     async with open_kernel() as kernel:
-        return (await look_at(kernel)).uplink(version, own)
+        state = await look_at(kernel)
+    return {version: state.uplink(version, own) for version in FAMILIES}
 
 
 async def read_occupied(own: str) -> Occupied:
-    """What addresses are in use on and around this machine, but for the device `own`. Raises CryprqError."""
+    """What addresses are in use on and around this machine, but for the device `own` and the exit's routes. Raises
+    CryprqError."""
     async with open_kernel() as kernel:
         state = await look_at(kernel)
     ours = {link.device for link in state.links if link.name == own}
     return Occupied(
         tuple(address.interface.network for address in state.addresses if address.device not in ours),
-        tuple(route.prefix for route in state.routes if not ours & {hop.device for hop in route.hops}),
+        tuple(
+            route.prefix
+            for route in state.routes
+            if route.protocol != EXIT_PROTOCOL and not ours & {hop.device for hop in route.hops}
+        ),
     )

@@ -25,7 +25,6 @@ from __future__ import annotations
 import asyncio
 import errno
 from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Final
 
@@ -41,7 +40,7 @@ from ..reconciler import Fact
 from ..settings import TunnelSettings
 from ..sysctl import VALID_MARK
 from .foreign_rules import Surroundings, decide_before_ours
-from .kernel_state import FAMILIES, KernelState, look_at, open_kernel, refused
+from .kernel_state import FAMILIES, KernelState, in_own_loop, look_at, open_kernel, refused
 from .lan import Lan, Uplink
 from .route_rules import FIRST, LAST, TABLE, RoutingRule, wanted_rules
 from .table_routes import TableRoute, into, unreachable
@@ -218,9 +217,7 @@ def delete_ours() -> bool:
         async with open_kernel() as kernel:
             return await _delete_ours(kernel)
 
-    # asyncio.run needs a thread without a loop. A new thread has the network namespace of the thread that makes it.
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(asyncio.run, delete()).result()
+    return in_own_loop(delete)
 
 
 UNDO: Final[dict[str, Undoer]] = {KIND: undo_routing}

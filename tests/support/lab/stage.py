@@ -98,9 +98,10 @@ class Stage:
     def _start_exit(self) -> Role:
         return self.links.exit(self.hosts.exit, self._exit_settings, clients=self._clients)
 
-    def restart_exit(self, meanwhile: Callable[[], object]) -> None:
-        """The exit ends, `meanwhile` is called, and it starts again."""
-        assert not self.exit.stop(), self.exit.log
+    def restart_exit(self, meanwhile: Callable[[], object], *, killed: bool = False) -> None:
+        """The exit ends, or is killed; `meanwhile` is called, and it starts again."""
+        code = self.exit.kill() if killed else self.exit.stop()
+        assert killed or not code, self.exit.log
         meanwhile()
         self.exit = self._start_exit()
 

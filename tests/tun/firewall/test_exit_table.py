@@ -28,6 +28,7 @@ table inet cryprq_exit {
     counter local { packets 0 bytes 0; }
     counter unsolicited { packets 0 bytes 0; }
     counter guard { packets 0 bytes 0; }
+    counter misrouted { packets 0 bytes 0; }
     counter invalid { packets 0 bytes 0; }
     chain refuse {
         meta l4proto tcp reject with tcp reset
@@ -59,6 +60,7 @@ table inet cryprq_exit {
     }
     chain forward {
         type filter hook forward priority filter; policy accept;
+        oifname != "cryprq-exit0" ip daddr 198.18.0.0/16 counter name misrouted drop
         iifname "cryprq-exit0" goto from_clients
         oifname "cryprq-exit0" goto to_clients
     }
