@@ -30,7 +30,7 @@ from tests.support.lab.hosts import (
     SERVER6,
 )
 from tests.support.lab.links import Role
-from tests.support.lab.net import LONG, SILENCE, until
+from tests.support.lab.net import LONG, SILENCE, Namespace, until
 from tests.support.lab.server import ECHO_PORT
 from tests.support.lab.stage import Stage, beside_the_link
 from tun.settings import RESOLVER4
@@ -46,6 +46,9 @@ PAUSE: Final = 60
 """Seconds of a pause that is cut short when all flows are there."""
 AGAIN: Final = 3.0
 """Seconds after which a question that may be lost is asked once more."""
+CONNTRACK_OF_ANOTHER: Final = (
+    "table inet engine { chain out { type filter hook output priority 0; ct state invalid drop; }; }"
+)
 NAT_OF_ANOTHER: Final = "table ip engine { chain post { type nat hook postrouting priority 100; }; }"
 
 
@@ -322,6 +325,62 @@ def test_a_dns_socket_from_before_and_across_runs(stage: Stage, how: str) -> Non
 
 
 @pytest.mark.parametrize("stage", ["usual"], indirect=True)
+# --- a time without a filter ---------------------------------------------------------------------------------------
+
+
+@contextmanager
+def guest_of(stage: Stage) -> Iterator[Namespace]:
+    """A container behind a bridge, whose engine has no NAT of its own."""
+    client, guest = stage.client, stage.lab.namespace("guest")
+    client.ip("link add name br0 type bridge")
+    client.ip("link set br0 up")
+    stage.lab.address(client, "br0", "172.20.0.1/24")
+    stage.lab.veth(client, "guest", guest, "eth0")
+    client.ip("link set guest master br0")
+    stage.lab.address(guest, "eth0", "172.20.0.2/24")
+    guest.ip("route add default via 172.20.0.1")
+    before = client.sysctl("net.ipv4.ip_forward")
+    client.sysctl("net.ipv4.ip_forward", "1")
+    try:
+        yield guest
+    finally:
+        client.sysctl("net.ipv4.ip_forward", before)
+        client.ip("link del br0")
+
+
+@pytest.mark.parametrize("who", ["host", "guest"])
+def test_sockets_that_begin_without_a_filter_go_on_with_it(stage: Stage, who: str) -> None:
+    """What they send first has no NAT, and conntrack would keep it so for as long as they send."""
+    with ExitStack() as stack:
+        host = stack.enter_context(guest_of(stage)) if who == "guest" else stage.client
+        role = stack.enter_context(stage.tunnel())
+        if who == "guest":
+            until(lambda: stage.fetches(SERVER4, host) == EXIT4, "the container is tunnelled")
+        stack.enter_context(nothing_beside(stage))
+        servers = ["9.9.9.9", ROUTER_LAN4, *(["2620:fe::fe"] if who == "host" else [])]
+        asking = {
+            server: stack.enter_context(stage.socket(server, socket.SOCK_DGRAM, host)) for server in servers
+        }
+        echoing = stack.enter_context(stage.socket(SERVER4, socket.SOCK_DGRAM, host))
+        since = role.written
+        # Stopped, so that the filter is not back before they have begun.
+        role.process.send_signal(signal.SIGSTOP)
+        try:
+            # Without any rule that needs it, conntrack would follow nothing.
+            stage.client.nft(f"flush ruleset\n{CONNTRACK_OF_ANOTHER}")
+            for server, sock in asking.items():
+                sock.sendto(b"begun", (server, 53))
+            echoing.sendto(b"begun", (SERVER4, ECHO_PORT))
+        finally:
+            role.process.send_signal(signal.SIGCONT)
+        role.says("kill switch: another program changed it", since=since)
+        # Entries that nobody answers end by themselves some time after the last packet: too late.
+        for server, sock in asking.items():
+            assert FAR in (asks(sock, server, AGAIN), asks(sock, server, AGAIN)), server
+        assert echoes(echoing, SERVER4, AGAIN) or echoes(echoing, SERVER4, AGAIN)
+        stage.client.run(["nft", "delete", "table", "inet", "engine"])
+
+
 def test_a_taken_port_is_named(stage: Stage) -> None:
     """The forwarder's port is the same in every run; nobody but root can have it."""
     with stage.client.entered():

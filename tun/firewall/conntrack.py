@@ -46,6 +46,7 @@ _MARK: Final = 8
 _ID: Final = 12
 _ZONE: Final = 18
 _NESTED: Final = 0x8000
+_ANSWERED: Final = 1 << 1  # IPS_SEEN_REPLY
 _SNAT: Final = 1 << 4
 _DNAT: Final = 1 << 5
 
@@ -76,6 +77,10 @@ class CtEntry(NamedTuple):
     status: int
     identity: bytes
     """The attributes that name it to the kernel: tuple, zone, id."""
+
+    @property
+    def is_answered(self) -> bool:
+        return bool(self.status & _ANSWERED)
 
     @property
     def is_snat(self) -> bool:
@@ -123,7 +128,7 @@ class Ended:
                 return False
         if entry.is_snat and entry.reply.destination in self.left:
             return True
-        return self._is_stray_dns(entry)
+        return self._is_stray_dns(entry) or self._is_stray_of_a_guest(entry)
 
     def _is_over(self, entry: CtEntry, reason: Reason) -> bool:
         if reason.kind == MarkKind.PAUSED:
@@ -147,6 +152,14 @@ class Ended:
         source = original.source
         ours = source in self.own or source in self.left or any(source in guests for guests in self.guests)
         return ours and (entry.reply.source, entry.reply.source_port) not in self.forwarder
+
+    def _is_stray_of_a_guest(self, entry: CtEntry) -> bool:
+        """Begun by a guest while there was no filter, so without NAT: nobody can answer. Where somebody can, but has
+        not yet, its next packet begins it anew."""
+        if entry.is_snat or entry.is_answered:
+            return False
+        source, destination = entry.original.source, entry.original.destination
+        return any(source in guests and destination not in guests for guests in self.guests)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,8 +7,9 @@ table away, last of all. If the process ends in any other manner, the filter sta
 Each opening is an element of a set with a time limit. The kernel closes it in time, whether this process lives or not.
 Where another program has removed the table, the pause goes on for what is left of it: a person has asked for that time.
 
-After each change of settings, and at the end of a pause, the connections whose reason has ended are deleted from
-conntrack (conntrack.py): behind the change, so that nothing can begin anew for the old reason.
+After each change of settings, at the end of a pause, and where the table was put back, the connections whose reason has
+ended, or that began without the table, are deleted from conntrack (conntrack.py): behind the change, so that nothing
+can begin anew for the old reason.
 """
 
 from __future__ import annotations
@@ -116,6 +117,8 @@ class Filter:
         What is left of a pause is put back too, whatever the table says: it may be an old one that was loaded again.
         """
         self._replace(self.settings, pause=self.pause_left())
+        # What began while there was no table has no NAT, for as long as it goes on.
+        self._forget()
 
     def _replace(
         self,

@@ -24,7 +24,7 @@ HOST, OLD, TUNNEL, GUEST, FAR, LAN = map(
     ip_address, ("192.168.77.2", "192.168.1.2", "100.96.0.7", "172.20.0.2", "93.184.20.10", "192.168.77.1")
 )
 DNS = 1022
-SNAT, DNAT = 1 << 4, 1 << 5
+ANSWERED, SNAT, DNAT = 1 << 1, 1 << 4, 1 << 5
 ENDED = Ended(
     marks=NOW,
     own=frozenset({HOST, TUNNEL}),
@@ -42,9 +42,11 @@ def entry(
     answers: Any = None,
     answers_from: Any = None,
     answer_port: int | None = None,
+    answered: bool = True,
 ) -> CtEntry:
     """`answers` is where answers go to, `answers_from` and `answer_port` where they come from."""
     status = (SNAT if answers is not None else 0) | (DNAT if answers_from is not None else 0)
+    status |= ANSWERED if answered else 0
     return CtEntry(
         socket.AF_INET,
         Flow(source, to, 17, 40000, port),
@@ -53,6 +55,14 @@ def entry(
         status,
         b"",
     )
+
+
+def test_what_a_guest_has_begun_without_a_filter_ends_until_it_is_answered() -> None:
+    assert ENDED(entry(source=GUEST, answered=False))
+    assert not ENDED(entry(source=GUEST))
+    assert not ENDED(entry(source=GUEST, answers=TUNNEL, answered=False))
+    assert not ENDED(entry(source=GUEST, to=ip_address("172.20.0.3"), answered=False))
+    assert not ENDED(entry(answered=False))
 
 
 def replaced(**changes: Any) -> Ended:
