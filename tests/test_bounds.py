@@ -61,6 +61,20 @@ REACHED = {
         "session/test_streams.py::test_too_many_streams",
         "exit/test_exit.py::test_no_more_opens_of_a_peer_than_configured",
     ],
+    "work in one turn of the event loop, all sessions together": [
+        "session/test_turns.py::test_a_flood_is_taken_a_turn_at_a_time",
+        "session/test_turns.py::test_a_peers_sessions_have_one_budget",
+        "session/test_turns.py::test_many_small_frames_leave_a_turn_at_a_time",
+        "session/test_turns.py::test_very_many_streams_end_with_their_session_a_turn_at_a_time",
+    ],
+    "control frames; frames for ended streams": [
+        "session/test_turns.py::test_a_flood_of_control_frames_ends_the_session",
+        "session/test_turns.py::test_a_flood_of_addresses_ends_the_session",
+        "session/test_turns.py::test_a_flood_for_dead_streams_ends_the_session",
+    ],
+    "acknowledged frames dropped in one turn": [
+        "session/test_turns.py::test_an_acknowledgement_of_very_many_frames_frees_them_a_turn_at_a_time"
+    ],
     "plaintext kept per session; by all sessions": ["session/test_sendlog.py::test_the_bound_of_a_session"],
     "addresses in the tunnel that it gets by refusing others; answers that wait for the carrier": [
         "carriers/lane/test_packet_link.py::test_a_flood_of_refusals_has_one_answer",

@@ -7,6 +7,9 @@ one of three calls:
     drop()          only the carrier ends; the session may go on with another one
     fail(error)     a CarrierError ends the carrier only, any other PeerError the session too
 
+What else is raised while a callback of the loop runs is a fault of this program. It ends the carrier too (`crash`):
+a carrier that went on would have lost its place, and be silent until the peer gives it up. The session resumes.
+
 A subclass moves the bytes (`start`) and closes the connection (`_finish`).
 """
 
@@ -14,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
 import time
 from typing import Final, Protocol
@@ -24,8 +28,8 @@ from ..errors import CarrierError, CloseReason, PeerError, reason_of, words_of
 from ..session.session import FILL_MINIMUM, NEVER, Session
 from .pacing import RateMeter
 
-ROUNDS: Final = 16
-"""Calls of `Session.fill` in one wake-up at most; then other sockets get their turn."""
+_log = logging.getLogger(__name__)
+
 SEND_SIZE: Final = 262_144
 CHECK_SECONDS: Final = 5.0
 """Seconds between two looks at the clock at most."""
@@ -93,6 +97,11 @@ class Carrier:
             self._session.close(error.reason)
         self._end(error)
 
+    def crash(self, error: Exception) -> None:
+        """End the carrier because of a fault of this program, and log it."""
+        _log.error("a fault in this program ends the connection to the peer", exc_info=error)
+        self.fail(CarrierError(CloseReason.TIMED_OUT, "a fault in this program, which the log describes"))
+
     # --- for the kinds of carriers ---------------------------------------------------------------------------------
 
     def _finish(self, last: bytes | None, error: PeerError | None) -> None:
@@ -136,14 +145,15 @@ class Carrier:
         offset = now - time.monotonic()
         jumped = offset - self._sleep_offset > SUSPEND_JUMP
         self._sleep_offset = offset
-        if jumped:
-            self._session.probe(PROBE_SECONDS, now)
         try:
+            if jumped:
+                self._session.probe(PROBE_SECONDS, now)
             self._session.tick(now)
+            self._after()
         except PeerError as error:
             self.fail(error)
-        else:
-            self._after()
+        except Exception as error:  # noqa: BLE001  see the head of the file
+            self.crash(error)
 
     def _end(self, error: PeerError | None) -> None:
         self.open = False

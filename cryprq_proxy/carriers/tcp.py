@@ -2,7 +2,9 @@
 
 There is one callback chain per wake-up, and an idle carrier has no buffer. What arrives is read into one buffer of the
 process and opened there; what leaves is sealed into another one and handed to the kernel. A carrier keeps two things
-only: the start of a record whose rest has not come, and bytes that the kernel did not take.
+only: the start of a record whose rest has not come, and bytes that the kernel did not take. And where a peer's work for
+this turn of the loop is done (session/turns.py), the records that were read and not yet opened; until they are, the
+carrier reads no more.
 
 The kernel keeps few unsent bytes (TCP_NOTSENT_LOWAT), a few milliseconds at the measured rate, so that what the
 scheduler puts first also leaves first.
@@ -20,7 +22,7 @@ from ..base.linger import Farewell
 from ..errors import CarrierError, CloseReason, PeerError
 from ..session.records import HEADER, MAX_RECORD
 from ..session.session import Session
-from .carrier import ROUNDS, Carrier, CarrierOwner, broken
+from .carrier import Carrier, CarrierOwner, broken
 
 RECEIVE_SIZE: Final = 4 * (HEADER + MAX_RECORD)
 """Bytes read from the socket in one wake-up."""
@@ -40,6 +42,8 @@ class TcpCarrier(Carrier):
         self._unsent: memoryview | None = None
         """What the kernel has not taken of `_buffer`."""
         self._reading = True
+        self._behind = False
+        """Whether `_partial` has records that wait for a later turn."""
         self._flush_due = False
         self._record = 0
         """Bytes of the last record that a read did not end with."""
@@ -70,16 +74,15 @@ class TcpCarrier(Carrier):
                 self._resume_reading()
             if self._unsent is None:
                 self._send()
+            self._after()
         except PeerError as error:
             self.fail(error)
-        except OSError as error:
-            self.fail(broken(error))
-        else:
-            self._after()
+        except Exception as error:  # noqa: BLE001  see carrier.py
+            self.crash(error)
 
     def _send(self) -> None:
         session = self._session
-        for _ in range(ROUNDS):
+        while session.turn.left > 0:
             now = clock()
             buffer = self._buffers.take()
             size = session.fill(buffer, session.scheduler.queue_target, now)
@@ -92,15 +95,19 @@ class TcpCarrier(Carrier):
                 self._loop.add_writer(self._fd, self._on_writable)
                 self._measure(self._taken, now)
                 return
-        session.wake()
+        if not self._flush_due:
+            self._flush_due = True
+            session.turn.wait(self._flush_soon)
 
     def _push(self) -> bool:
-        """Hand `_unsent` to the kernel; True if it took all. Raises OSError."""
+        """Hand `_unsent` to the kernel; True if it took all. Raises CarrierError."""
         assert self._unsent is not None
         try:
             taken = self._sock.send(self._unsent)
         except (BlockingIOError, InterruptedError):
             return False
+        except OSError as error:
+            raise broken(error) from None
         self._taken += taken
         if taken < len(self._unsent):
             self._unsent = self._unsent[taken:]
@@ -117,8 +124,8 @@ class TcpCarrier(Carrier):
         try:
             if self._unsent is not None and not self._push():
                 return
-        except OSError as error:
-            self.fail(broken(error))
+        except CarrierError as error:
+            self.fail(error)
             return
         self._flush()
         if self.open and self._unsent is None:
@@ -127,6 +134,8 @@ class TcpCarrier(Carrier):
     # --- in --------------------------------------------------------------------------------------------------------
 
     def _on_readable(self) -> None:
+        if self._behind:
+            return
         start = len(self._partial)
         self._incoming[:start] = self._partial
         try:
@@ -140,11 +149,14 @@ class TcpCarrier(Carrier):
             self.fail(CarrierError(CloseReason.TIMED_OUT, "the peer ended the connection"))
             return
         try:
-            self._take(start + size)
+            used = self._session.receive(self._incoming[: start + size], clock())
+            self._partial = bytes(self._incoming[used : start + size])
+            self._received()
+            self._after()
         except PeerError as error:
             self.fail(error)
-        else:
-            self._after()
+        except Exception as error:  # noqa: BLE001  see carrier.py
+            self.crash(error)
 
     def _next_read(self, partial: int) -> int:
         """Bytes to read behind the `partial` ones that wait.
@@ -158,20 +170,39 @@ class TcpCarrier(Carrier):
             return RECEIVE_SIZE - RECEIVE_SIZE % self._record - partial
         return RECEIVE_SIZE
 
-    def _take(self, size: int) -> None:
-        """Give the first `size` bytes of the incoming buffer to the session."""
-        used = self._session.receive(self._incoming[:size], clock())
-        self._partial = bytes(self._incoming[used:size])
-        if self._session.paused and self._reading:
+    def _received(self) -> None:
+        """The session took what it could: read no more while a key is being computed, or until the peer's next turn."""
+        session = self._session
+        if session.turn.left <= 0 and not self._behind:
+            self._behind = True
+            session.turn.wait(self._next_turn)
+        if session.paused and self._reading:
             self._reading = False
             self._loop.remove_reader(self._fd)
+
+    def _take_rest(self) -> None:
+        """Give to the session again what it left."""
+        rest = self._partial
+        self._partial = rest[self._session.receive(memoryview(rest), clock()) :]
+        self._received()
+
+    def _next_turn(self) -> None:
+        self._behind = False
+        if not self.open:
+            return
+        try:
+            self._take_rest()
+            self._after()
+        except PeerError as error:
+            self.fail(error)
+        except Exception as error:  # noqa: BLE001  see carrier.py
+            self.crash(error)
 
     def _resume_reading(self) -> None:
         self._reading = True
         self._loop.add_reader(self._fd, self._on_readable)
-        size = len(self._partial)
-        self._incoming[:size] = self._partial
-        self._take(size)
+        if not self._behind:
+            self._take_rest()
 
     # --- end -------------------------------------------------------------------------------------------------------
 

@@ -22,7 +22,7 @@ from ..base.linger import SECONDS, wait_for
 from ..base.tasks import spawn
 from ..errors import CarrierError, CloseReason, PeerError
 from ..session.session import Session
-from .carrier import ROUNDS, Carrier, CarrierOwner, broken
+from .carrier import Carrier, CarrierOwner, broken
 from .lane.batch import SocketAddress
 
 if TYPE_CHECKING:
@@ -35,6 +35,9 @@ MESSAGE: Final = 131_072
 """A message is ended by the record with which it reaches so many bytes."""
 MASKED_MESSAGE: Final = 32_768
 """The same for the client. Masking copies a message several times, which is cheap only within the CPU's cache."""
+
+MESSAGE_WORK: Final = 20
+"""What a message costs besides the records in it, as in session/turns.py."""
 
 _TEXT, _BINARY, _ERROR = 1, 2, 258
 """Values of aiohttp.WSMsgType; aiohttp is loaded only where a WebSocket is opened."""
@@ -208,16 +211,17 @@ class WebSocketCarrier(Carrier):
             self._wanted.clear()
             try:
                 await self._send()
-            except PeerError as error:
-                self.fail(error)
-            else:
                 self._readable.set()  # the session says only once that it wants to be called, and that was for both
                 if self.open:
                     self._after()
+            except PeerError as error:
+                self.fail(error)
+            except Exception as error:  # noqa: BLE001  see carrier.py
+                self.crash(error)
 
     async def _send(self) -> None:
         session, pipe = self._session, self._pipe
-        for _ in range(ROUNDS):
+        while session.turn.left > 0:
             now = clock()
             buffer = self._buffers.take()
             size = session.fill(buffer, min(session.scheduler.queue_target, pipe.message), now)
@@ -233,42 +237,52 @@ class WebSocketCarrier(Carrier):
             if full:
                 self._measure(self._written, clock())
         self._wanted.set()
-        await asyncio.sleep(0)
+        await self._next_turn()
 
     # --- in --------------------------------------------------------------------------------------------------------
 
     async def _read(self) -> None:
-        pending = self._pipe.rest
+        session, pending = self._session, self._pipe.rest
         try:
             while self.open:
                 if pending:
                     self._take_pending(pending)
-                    self._after()
-                    while self.open and self._session.paused:
+                while self.open and (session.paused or session.turn.left <= 0):
+                    if session.paused:
                         self._readable.clear()
                         await self._readable.wait()
-                        self._take_pending(pending)
-                        self._after()
+                    else:
+                        await self._next_turn()
+                    self._take_pending(pending)
                 if not self.open:
                     return
                 message = await self._pipe.receive()
                 if not self.open:
                     return
+                session.turn.spend(MESSAGE_WORK)
                 if pending:
                     pending += message
                     continue
                 view = memoryview(message)
-                used = self._session.receive(view, clock())
+                used = session.receive(view, clock())
                 pending += view[used:]
                 self._after()
         except PeerError as error:
             self.fail(error)
+        except Exception as error:  # noqa: BLE001  see carrier.py
+            self.crash(error)
 
     def _take_pending(self, pending: bytearray) -> None:
         """Give what waits to the session; the start of a record stays."""
         with memoryview(pending) as view:
             used = self._session.receive(view, clock())
         del pending[:used]
+        self._after()
+
+    async def _next_turn(self) -> None:
+        came = asyncio.Event()
+        self._session.turn.wait(came.set)
+        await came.wait()
 
     # --- end -------------------------------------------------------------------------------------------------------
 

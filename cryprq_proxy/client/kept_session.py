@@ -27,6 +27,7 @@ from ..session.sendlog import MemoryBudget, SlotPool
 from ..session.session import RESUME_SECONDS, Session
 from ..session.status import Totals
 from ..session.streams import Stream
+from ..session.turns import TurnBudget
 from .packet_ports import NO_NETWORK, ClientNetwork
 from .settings import ClientSettings
 
@@ -117,6 +118,7 @@ class KeptSession:
             limits=self._settings.limits,
             budget=self._budget,
             slots=self._slots,
+            turn=TurnBudget(asyncio.get_running_loop().call_soon),
             offload=executor_offload(self._provider, self._executor, self._failed),
         )
         self._attempts = 0

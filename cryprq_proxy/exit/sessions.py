@@ -31,6 +31,7 @@ from ..session.sendlog import MemoryBudget
 from ..session.session import Session
 from ..session.status import Totals, session_status
 from ..session.streams import Stream
+from ..session.turns import TurnBudget
 from ..session.wire import StreamProtocol
 from ..status import PeerSessionStatus
 from .descriptor_shares import DescriptorShares
@@ -40,6 +41,16 @@ from .settings import ExitSettings
 from .targets import Targets
 
 _log = logging.getLogger(__name__)
+
+
+class PeerShare:
+    """What all sessions of one peer have together: how many streams they open, and their work in a turn of the loop."""
+
+    __slots__ = ("opens", "turn")
+
+    def __init__(self, opens: TokenBucket, turn: TurnBudget) -> None:
+        self.opens = opens
+        self.turn = turn
 
 
 class PeerSession:
@@ -106,7 +117,7 @@ class Sessions:
         self._loop = asyncio.get_running_loop()
         self._budget = MemoryBudget(settings.bounds.retained_total)
         self._by_id: dict[bytes, PeerSession] = {}
-        self._opens: dict[PeerId, TokenBucket] = {}
+        self._shares: dict[PeerId, PeerShare] = {}
         self._descriptors = DescriptorShares(for_streams())
         self.lanes: LaneListener | None = None
         self.closing = False
@@ -133,6 +144,7 @@ class Sessions:
     def new(self, established: Established, client: SocketAddress | None) -> PeerSession:
         """A session for a peer that was let in. `client` is its UDP address, if the lane can use that."""
         entry: PeerSession
+        share = self._share(established.peer)
         session = Session(
             dialler=False,
             session_id=established.session_id,
@@ -142,7 +154,8 @@ class Sessions:
             limits=self._settings.limits,
             budget=self._budget,
             slots=self._targets.slots,
-            accept_stream=lambda stream: self._accept_stream(entry, stream),
+            turn=share.turn,
+            accept_stream=lambda stream: self._accept_stream(entry, share.opens, stream),
             offload=executor_offload(
                 self._provider, self._executor, lambda error: entry.carrier_failed(error)
             ),
@@ -153,6 +166,14 @@ class Sessions:
         if established.features:
             self._link_packets(entry, established.features, client)
         return entry
+
+    def _share(self, peer: PeerId) -> PeerShare:
+        share = self._shares.get(peer)
+        if share is None:
+            rate = self._settings.bounds.opens_per_second
+            opens = TokenBucket(rate, rate, clock())
+            share = self._shares[peer] = PeerShare(opens, TurnBudget(self._loop.call_soon))
+        return share
 
     def _link_packets(self, entry: PeerSession, features: int, client: SocketAddress | None) -> None:
         """Give a new session the packets and the lane that were agreed on."""
@@ -175,18 +196,15 @@ class Sessions:
             link.lane = self.lanes.carrier(link, client)
         entry.packet_link = entry.session.packet_link = link
 
-    def _accept_stream(self, entry: PeerSession, stream: Stream) -> None:
-        peer, now, targets = entry.peer, clock(), self._targets
+    def _accept_stream(self, entry: PeerSession, opens: TokenBucket, stream: Stream) -> None:
+        targets = self._targets
         self.streams_total += 1
-        bucket = self._opens.get(peer)
-        if bucket is None:
-            rate = self._settings.bounds.opens_per_second
-            bucket = self._opens[peer] = TokenBucket(rate, rate, now)
         if self.closing:
             stream.refuse(StreamReason.SHUTTING_DOWN)
             return
         udp = stream.protocol is StreamProtocol.UDP
-        claim = self._descriptors.claim(peer, MAX_SOCKETS if udp else 1) if bucket.allow(now) else None
+        allowed = opens.allow(clock())
+        claim = self._descriptors.claim(entry.peer, MAX_SOCKETS if udp else 1) if allowed else None
         if claim is None:
             stream.refuse(StreamReason.LIMIT)
         elif udp:
@@ -261,7 +279,7 @@ class Sessions:
             entry.packet_link.close()
             self._network.leave(entry.packet_link)
         if not any(self._of(entry.peer)):
-            self._opens.pop(entry.peer, None)
+            self._shares.pop(entry.peer, None)
 
     def _of(self, peer: PeerId) -> Iterable[PeerSession]:
         return (entry for entry in self._by_id.values() if entry.peer == peer)

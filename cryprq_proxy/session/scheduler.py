@@ -16,6 +16,7 @@ from typing import Final
 
 from .sendlog import Chunk
 from .streams import Half, Stream
+from .turns import READ_WORK
 from .wire import MAX_DATA
 
 SPARSE_BURST: Final = 32_768
@@ -118,17 +119,20 @@ class Scheduler:
             (sparse if stream.burst < SPARSE_BURST else bulk).append(stream)
         return stream, chunk
 
-    def call_waiting(self) -> None:
-        """Let waiting streams read, in turn, until the queue is full: `writable` queues data before it returns."""
-        waiting = self._waiting
+    def call_waiting(self, work: int) -> int:
+        """Let waiting streams read, in turn, until the queue is full: `writable` queues data before it returns. Returns
+        the work that this was, about `work` at most (turns.py)."""
+        waiting, done = self._waiting, 0
         for _ in range(len(waiting)):
-            if self.queued >= self.queue_target or not self.open:
+            if self.queued >= self.queue_target or not self.open or done >= work:
                 break
+            done += READ_WORK
             stream = self._turn = waiting.popleft()
             stream.waiting = False
             if stream.send_half is Half.OPEN:
                 stream.handler.writable()
         self._turn = None
+        return done
 
     def forget(self, stream: Stream) -> None:
         """The stream ended: drop what it has queued."""

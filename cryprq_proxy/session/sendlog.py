@@ -26,6 +26,10 @@ FRAME_COST: Final = 128
 """Bytes that a kept frame costs besides its own: the objects around it."""
 
 
+DROPS: Final = 4_096
+"""Acknowledged frames that are dropped in one turn of the loop."""
+
+
 class SlotPool:
     """Reusable 128 KiB buffers, shared by all streams of a process; at most `keep` of them idle.
 
@@ -103,6 +107,8 @@ class SendLog:
         self.acknowledged = 0
         self.sent = 0
         self.kept = 0
+        self._dropped = 0
+        """Count of frames that are no longer here, at most `acknowledged`."""
 
     def has_room(self) -> bool:
         """Whether stream data may be added. Small frames always may: the number of streams bounds theirs.
@@ -140,25 +146,33 @@ class SendLog:
         self.sent += 1
 
     def acknowledge(self, count: int) -> None:
-        """The peer has received the first `count` numbered frames of the session.
+        """The peer has received the first `count` numbered frames of the session. Call `drop` afterwards.
 
         Raises PeerError (RESUME) for a count that goes back or is beyond what was sent.
         """
         if not self.acknowledged <= count <= self.sent:
             raise PeerError(CloseReason.RESUME, "the peer acknowledged frames that were never sent")
+        self.acknowledged = count
+
+    def drop(self, most: int = DROPS) -> bool:
+        """Drop up to `most` frames that the peer has. Whether there are more of them."""
         freed = 0
-        for _ in range(count - self.acknowledged):
+        due = self.acknowledged - self._dropped
+        number = min(due, most)
+        for _ in range(number):
             chunk = self._sent.popleft()
             freed += chunk.cost
             if chunk.slot is not None:
                 slot, chunk.slot = chunk.slot, None
                 self._pool.give(slot)
-        self.acknowledged = count
+        self._dropped += number
         self._charge(-freed)
+        return number < due
 
     def rewind(self, received: int) -> None:
         """A new carrier: the peer has `received` frames; send the others again. Raises as `acknowledge`."""
         self.acknowledge(received)
+        self.drop(self.acknowledged)
         self._sent.extend(self._unsent)
         self._sent, self._unsent = deque(), self._sent
         self.sent = received
@@ -167,6 +181,7 @@ class SendLog:
         """The session ended: drop all frames."""
         self._sent.clear()
         self._unsent.clear()
+        self._dropped = self.acknowledged
         self._charge(-self.kept)
 
     def _charge(self, cost: int) -> None:

@@ -6,13 +6,14 @@ into the carrier's buffer. In: the carrier calls `receive` with what it read. Ev
 method for each frame, and stream data goes to the stream's handler.
 
 No clock, no sockets: the carrier passes the time. After each call it must read `deadline` and call `tick` at that time.
+While `turn` has nothing left (turns.py), it calls neither `fill` nor `receive`.
 If a call raises CarrierError, only the carrier is over: `detach` it. For any other PeerError `close` the session.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -21,6 +22,7 @@ from ..crypto.primitives import Entropy, Provider
 from ..errors import CloseReason, LocalError, PeerError, StreamReason, StreamRefused
 from ..status import EpochStatus
 from . import wire
+from .control_rates import CONTROL_FRAMES, ControlRates
 from .datagrams import BasePacketLink, DatagramQueue
 from .epochs import EpochLedger
 from .liveness import Liveness
@@ -29,6 +31,16 @@ from .rotation import CarrierKeys, Offload, Rotation, RotationLimits, inline
 from .scheduler import Scheduler
 from .sendlog import MemoryBudget, SendLog, SlotPool
 from .streams import Half, Stream, StreamHandler, WindowPool
+from .turns import (
+    BYTES_PER_UNIT,
+    DATA_COST,
+    END_WORK,
+    FILL_WORK,
+    FRAME_COSTS,
+    FRAME_WORK,
+    RECORD_WORK,
+    TurnBudget,
+)
 from .wire import DATA, StreamProtocol
 from .writer import MAX_JOINED, RecordWriter
 
@@ -85,6 +97,7 @@ class Session:
         limits: SessionLimits,
         budget: MemoryBudget,
         slots: SlotPool,
+        turn: TurnBudget,
         accept_stream: AcceptStream = refuse_streams,
         offload: Offload = inline,
     ) -> None:
@@ -93,6 +106,8 @@ class Session:
         self.resume_secret = resume_secret
         self.limits = limits
         self.slots = slots
+        self.turn = turn
+        """The work that the peer may still cause in this turn of the loop, by all of its sessions."""
         self.scheduler = Scheduler()
         self.log = SendLog(limits.retained, budget, slots)
         self.windows = WindowPool(limits.window_pool)
@@ -133,6 +148,13 @@ class Session:
         self._announcements: list[bytes] = []
         self._woken = False
         self._now = 0.0
+        self._frames: Iterator[wire.Frame] | None = None
+        """The frames of an opened record that were left to a later turn."""
+        self._dropping = False
+        """Whether the log goes on dropping acknowledged frames in the next turn."""
+        self._rates = ControlRates()
+        self._ending: list[Stream] = []
+        """Streams of a closed session whose handlers are not yet told."""
 
     # --- life of a carrier -----------------------------------------------------------------------------------------
 
@@ -171,6 +193,7 @@ class Session:
             self.rotation.end(self._now)
             self._rotation = None
         self.scheduler.open = False
+        self._frames = None
         self._announcements.clear()
         self.datagrams.clear()
         self.packets.clear()
@@ -193,22 +216,36 @@ class Session:
         return self.ledger.report(now, None if keys is None else (keys.sealer, keys.opener))
 
     def close(self, reason: CloseReason, stream_reason: StreamReason = StreamReason.SESSION_LOST) -> None:
-        """End the session: reset all streams. The next `fill` gives a CLOSE frame, later ones nothing."""
+        """End the session: reset all streams, many of them a turn's worth at a time. The next `fill` gives a CLOSE
+        frame, later ones nothing."""
         if self.closed is not None:
             return
         self.closed = reason
         self._close_frame = wire.encode_close(reason)
+        self._frames = None
         streams = list(self.streams.values())
         self.streams.clear()
         for stream in streams:
             stream.send_half = stream.receive_half = Half.CLOSED
             self.scheduler.forget(stream)
-            stream.handler.reset(stream_reason)
+        self._ending = streams[::-1]
+        self._reset_ending(stream_reason)
         self._awaited.clear()
         self.datagrams.clear()
         self.packets.clear()
         self.log.clear()
         self.wake()
+
+    def _reset_ending(self, reason: StreamReason) -> None:
+        """Tell the handlers of a closed session that their streams have ended, as many as one turn allows."""
+        ending = self._ending
+        for _ in range(max(self.turn.left // END_WORK, 1)):
+            if not ending:
+                return
+            self.turn.spend(END_WORK)
+            ending.pop().handler.reset(reason)
+        if ending:
+            self.turn.wait(lambda: self._reset_ending(reason))
 
     def deadline(self) -> float:
         """The time at which `tick` must be called."""
@@ -336,8 +373,8 @@ class Session:
         self.wake()
 
     def fill(self, out: memoryview, budget: int, now: float) -> int:  # noqa: C901  the data path
-        """Write records into `out` (at least FILL_MINIMUM + `budget` bytes) until about `budget` bytes are written or
-        nothing is left to send. Returns the number of bytes written."""
+        """Write records into `out` (at least FILL_MINIMUM + `budget` bytes) until about `budget` bytes are written, the
+        turn's work is done, or nothing is left to send. Returns the number of bytes written."""
         self._now = now
         self._woken = False
         rotation = self._rotation
@@ -352,11 +389,13 @@ class Session:
             return 0
         # What handlers queue from here on leaves with this call, or with the one that `wake` requests below.
         self._woken = True
-        self._write_unnumbered(writer, rotation, budget, now)
+        left = before = self.turn.left
+        left = self._write_unnumbered(writer, rotation, budget, now, left)
         log, scheduler = self.log, self.scheduler
         scheduler.open = log.has_room()
         while True:
-            while writer.position < budget:
+            while writer.position < budget and left > 0:
+                left -= FRAME_WORK
                 waiting = log.next_unsent()
                 if waiting is not None:
                     writer.add(waiting)
@@ -370,10 +409,10 @@ class Session:
                 self.bytes_sent += chunk.size
                 if stream.send_half is Half.FINISHING and not stream.queue:
                     self.send_fin(stream)
-            if writer.position >= budget:
+            if writer.position >= budget or left <= 0:
                 break
             queued = scheduler.queued
-            scheduler.call_waiting()
+            left -= scheduler.call_waiting(left)
             if scheduler.queued == queued and log.next_unsent() is None:
                 break
         written = writer.flush()
@@ -382,8 +421,10 @@ class Session:
             written = writer.flush()
             rotation.final_sent(now)
         self._woken = False
+        self.turn.spend(FILL_WORK + before - left + written // BYTES_PER_UNIT)
         if (
-            log.next_unsent() is not None
+            left <= 0
+            or log.next_unsent() is not None
             or self._windows_due
             or self.datagrams
             or self.packets
@@ -392,7 +433,10 @@ class Session:
             self.wake()
         return written
 
-    def _write_unnumbered(self, writer: RecordWriter, rotation: Rotation, budget: int, now: float) -> None:
+    def _write_unnumbered(
+        self, writer: RecordWriter, rotation: Rotation, budget: int, now: float, left: int
+    ) -> int:
+        """Write what belongs to the carrier. Returns how much of the turn's work is left."""
         if self.received != self._acknowledged:
             self._acknowledged = self.received
             self._unacknowledged_bytes = 0
@@ -408,7 +452,8 @@ class Session:
             for frame in frames:
                 writer.add(frame)
             frames.clear()
-        while self._windows_due and writer.position < budget:
+        while self._windows_due and writer.position < budget and left > 0:
+            left -= FRAME_WORK
             _, stream = self._windows_due.popitem()
             limit = stream.next_window(now, self.liveness.least_round_trip, self.windows)
             writer.add(wire.encode_window(stream.id, limit))
@@ -416,12 +461,14 @@ class Session:
         half = (budget + 1) >> 1
         self.datagrams.write(writer, half, now)
         self.packets.write(writer, half, now)
+        return left
 
     # --- in --------------------------------------------------------------------------------------------------------
 
-    def receive(self, data: memoryview, now: float) -> int:  # noqa: C901  the data path
+    def receive(self, data: memoryview, now: float) -> int:
         """Open the records in `data` and act on them. Returns the number of bytes used up. The rest is the start of a
-        record; while keys are being computed it is records, to be passed again after the next `ready`.
+        record; while keys are being computed it is records, to be passed again after the next `ready`; and with
+        nothing left in `turn`, records to be passed again when it has.
 
         Raises PeerError; see the head of the file.
         """
@@ -430,41 +477,64 @@ class Session:
         rotation = self._rotation
         if rotation is None:
             return 0
-        streams = self.streams
-        while not rotation.paused and self.attached and self.closed is None:
+        left = before = self.turn.left
+        if self._frames is not None and left > 0:
+            left = self._take_frames(self._frames, left)
+        while left > 0 and not rotation.paused and self.attached and self.closed is None:
             plaintext, position = rotation.opener.open(data, position)
             if plaintext is None:
                 break
             if plaintext[0] == DATA and wire.DATA_HEADER < len(plaintext) <= wire.DATA_HEADER + wire.MAX_DATA:
+                left -= DATA_COST
                 self.received += 1
                 self._receive_data(int.from_bytes(plaintext[1:5]), memoryview(plaintext)[wire.DATA_HEADER :])
                 continue
-            frames = wire.decode_frames(bytes(plaintext))
-            for kind, id, value in frames:
-                if self.closed is not None:
-                    break
-                if kind <= wire.RESET:
-                    self.received += 1
-                    if kind == DATA:
-                        self._receive_data(id, value)  # type: ignore[arg-type]
-                    elif kind == wire.OPEN:
-                        self._receive_open(id, *value)  # type: ignore[misc]
-                    elif (stream := streams.get(id)) is not None:
-                        _ON_STREAM[kind](self, stream, value)
-                    else:
-                        self._receive_late(kind, id)
-                elif kind in _EPOCH_ENDS and len(frames) > 1:
-                    raise PeerError(CloseReason.REKEY, "the peer ended an epoch in the middle of a record")
-                else:
-                    _ON_SESSION[kind](self, id, value)
+            left -= RECORD_WORK
+            take = self._end_epoch if plaintext[0] in _EPOCH_ENDS else self._take_frames
+            left = take(wire.read_frames(bytes(plaintext)), left)
+        self.turn.spend(before - left + position // BYTES_PER_UNIT)
         if position:
             self.liveness.heard(now)
-            if self.received != self._acknowledged:
-                if self._unacknowledged_bytes >= self._ack_bytes:
-                    self.wake()
-                elif self._ack_by == NEVER:
-                    self._ack_by = now + ACK_DELAY
+        if self.received != self._acknowledged:
+            if self._unacknowledged_bytes >= self._ack_bytes:
+                self.wake()
+            elif self._ack_by == NEVER:
+                self._ack_by = now + ACK_DELAY
         return position
+
+    def _take_frames(self, frames: Iterator[wire.Frame], left: int) -> int:
+        """Act on the frames of one record while there is work left in this turn, and keep the others. Returns what is
+        left then."""
+        self._frames = frames
+        streams = self.streams
+        for kind, id, value in frames:
+            left -= FRAME_COSTS[kind]
+            if kind <= wire.RESET:
+                self.received += 1
+                if kind == DATA:
+                    self._receive_data(id, value)  # type: ignore[arg-type]
+                elif kind == wire.OPEN:
+                    self._receive_open(id, *value)  # type: ignore[misc]
+                elif (stream := streams.get(id)) is not None:
+                    _ON_STREAM[kind](self, stream, value)
+                else:
+                    self._receive_late(kind, id)
+            else:
+                if kind in CONTROL_FRAMES:
+                    self._rates.control(kind, self.rotation.number, self._now)
+                _ON_SESSION[kind](self, id, value)
+            if left <= 0 or self.closed is not None or not self.attached:
+                return left
+        self._frames = None
+        return left
+
+    def _end_epoch(self, frames: Iterator[wire.Frame], left: int) -> int:
+        """Act on the one frame of a record that ends an epoch. Returns what is left of the turn's work."""
+        kind, _, message = next(frames)
+        if next(frames, None) is not None:
+            self._receive_epoch_end(0, message)
+        self.rotation.receive(kind, message, self._now)  # type: ignore[arg-type]
+        return left - FRAME_COSTS[kind]
 
     def _receive_data(self, id: int, payload: memoryview) -> None:
         size = len(payload)
@@ -484,6 +554,7 @@ class Session:
                 self._awaited.discard(id)
             return
         if kind == wire.RESET and 0 < id <= self._last_id:
+            self._rates.late(kind, self._now)
             return
         raise PeerError(CloseReason.PROTOCOL, "the peer sent a frame for an unknown stream")
 
@@ -535,6 +606,14 @@ class Session:
 
     def _receive_ack(self, id: int, count: Any) -> None:
         self.log.acknowledge(count)
+        if not self._dropping:
+            self._drop_acknowledged()
+
+    def _drop_acknowledged(self) -> None:
+        """Drop what the peer has, a bounded number of frames in one turn."""
+        self._dropping = self.log.drop()
+        if self._dropping:
+            self.turn.wait(self._drop_acknowledged)
         if not self.scheduler.open and self.log.has_room():
             self.wake()
 
@@ -544,8 +623,14 @@ class Session:
             if stream.raise_send_limit(limit):
                 self.scheduler.wait(stream)
                 self.wake()
-        elif not 0 < id <= self._last_id:
+        else:
+            self._receive_overtaken(wire.WINDOW, id)
+
+    def _receive_overtaken(self, kind: int, id: int) -> None:
+        """An unnumbered frame for a stream that is not there: it must have been."""
+        if not 0 < id <= self._last_id:
             raise PeerError(CloseReason.PROTOCOL, "the peer sent a frame for an unknown stream")
+        self._rates.late(kind, self._now)
 
     def _receive_ping(self, id: int, token: Any) -> None:
         self._pong = token
@@ -562,8 +647,8 @@ class Session:
                 raise PeerError(CloseReason.PROTOCOL, "the peer sent a datagram on a stream of bytes")
             self.bytes_received += len(payload)
             stream.handler.datagram_received(destination, payload)
-        elif not 0 < id <= self._last_id:
-            raise PeerError(CloseReason.PROTOCOL, "the peer sent a frame for an unknown stream")
+        else:
+            self._receive_overtaken(wire.DATAGRAM, id)
 
     def datagram_from_lane(self, id: int, destination: Destination, payload: memoryview) -> None:
         """A datagram came on the lane. It is dropped if its stream has not begun or has ended."""
@@ -587,6 +672,9 @@ class Session:
     def _receive_close(self, id: int, reason: Any) -> None:
         self.close(reason)
         self._close_frame = None
+
+    def _receive_epoch_end(self, id: int, value: Any) -> None:
+        raise PeerError(CloseReason.REKEY, "the peer ended an epoch in the middle of a record")
 
     def _receive_admission(self, id: int, value: Any) -> None:
         raise PeerError(CloseReason.PROTOCOL, "the peer admitted us twice")
@@ -617,10 +705,8 @@ _ON_SESSION: Final[dict[int, Callable[[Session, int, Any], None]]] = {
     wire.PING: Session._receive_ping,
     wire.PONG: Session._receive_pong,
     wire.REKEY: lambda session, _, message: session.rotation.receive(wire.REKEY, message, session._now),
-    wire.REKEY_ANSWER: lambda session, _, message: session.rotation.receive(
-        wire.REKEY_ANSWER, message, session._now
-    ),
-    wire.SWITCH: lambda session, _, __: session.rotation.receive(wire.SWITCH, b"", session._now),
+    wire.REKEY_ANSWER: Session._receive_epoch_end,
+    wire.SWITCH: Session._receive_epoch_end,
     wire.REKEY_PLEASE: lambda session, _, __: session.rotation.receive(wire.REKEY_PLEASE, b"", session._now),
     wire.DATAGRAM: Session._receive_datagram,
     wire.LANE: Session._receive_lane,

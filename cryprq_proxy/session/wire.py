@@ -32,7 +32,7 @@ The first six are *numbered*: both sides count them, and the sender keeps them u
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from enum import IntEnum
 from ipaddress import IPv4Network, IPv6Network
 from struct import Struct
@@ -205,13 +205,12 @@ def encode_resumed(received: int, proof: bytes) -> bytes:
     return _RESUMED.pack(RESUMED, received, proof)
 
 
-def decode_frames(plaintext: bytes) -> list[Frame]:
-    """All frames of one record, in order.
+def read_frames(plaintext: bytes) -> Iterator[Frame]:
+    """The frames of one record, each decoded when it is asked for.
 
     Payloads are views of `plaintext`, not copies. Raises PeerError (PROTOCOL) for an empty record, an unknown kind, a
     frame cut short, an unknown protocol or reason, or a malformed destination.
     """
-    frames: list[Frame] = []
     position, end = 0, len(plaintext)
     if not end:
         raise PeerError(CloseReason.PROTOCOL, "the peer sent an empty record")
@@ -230,8 +229,12 @@ def decode_frames(plaintext: bytes) -> list[Frame]:
             raise PeerError(
                 CloseReason.PROTOCOL, f"the peer sent a malformed {Kind(kind).name} frame"
             ) from error
-        frames.append(frame)
-    return frames
+        yield frame
+
+
+def decode_frames(plaintext: bytes) -> list[Frame]:
+    """All frames of one short record, in order; as `read_frames`."""
+    return list(read_frames(plaintext))
 
 
 # Decoders, one per layout. A frame cut short ends in struct.error, an IndexError or one of the explicit ValueErrors.

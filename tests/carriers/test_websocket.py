@@ -509,7 +509,7 @@ async def test_the_kernels_queue_follows_the_rate(monkeypatch: pytest.MonkeyPatc
     for module in (carrier_module, websocket_module):
         monkeypatch.setattr(module, "clock", lambda: clock.boot)
     monkeypatch.setattr(carrier_module, "time", SimpleNamespace(monotonic=lambda: clock.awake))
-    link = Link(connected=False)
+    link = Link(connected=False, soon=asyncio.get_running_loop().call_soon)
     keys = epoch(1)
     sealer, opener = (
         RecordSealer(link.cipher, keys.client_record),
@@ -548,7 +548,8 @@ class QueuePipe(SlowPipe):
 async def test_nothing_is_read_while_keys_are_computed() -> None:
     """A message is held until the keys for it are there, and further ones wait in the socket."""
     offload = LaterOffload()
-    link, pipe, owner = Link(connected=False, offload=offload), QueuePipe(), Owner()
+    link = Link(connected=False, offload=offload, soon=asyncio.get_running_loop().call_soon)
+    pipe, owner = QueuePipe(), Owner()
     keys, now = epoch(1), real_clock()
     for session, out, into in (
         (link.client, keys.client_record, keys.exit_record),

@@ -184,11 +184,11 @@ async def test_what_bounds_the_opens_of_a_peer_goes_with_its_last_session() -> N
         await until(lambda: exit.sessions.streams_total == 3)
         first, second, other = exit.sessions
         exit.sessions.end(first, CloseReason.NORMAL)
-        assert exit.sessions._opens.keys() == {ALICE.peer_id, BOB.peer_id}, "the other session needs it"
+        assert exit.sessions._shares.keys() == {ALICE.peer_id, BOB.peer_id}, "the other session needs it"
         exit.sessions.end(second, CloseReason.NORMAL)
-        assert exit.sessions._opens.keys() == {BOB.peer_id}
+        assert exit.sessions._shares.keys() == {BOB.peer_id}
         exit.sessions.end(other, CloseReason.NORMAL)
-        assert not exit.sessions._opens
+        assert not exit.sessions._shares
 
 
 async def test_the_resolver_is_for_clients_that_have_packets() -> None:

@@ -22,6 +22,7 @@ from cryprq_proxy.session.scheduler import (
 )
 from cryprq_proxy.session.sendlog import Chunk
 from cryprq_proxy.session.streams import Half, Stream
+from cryprq_proxy.session.turns import TURN_WORK
 from cryprq_proxy.session.wire import MAX_DATA
 from tests.support.links import App, Link
 
@@ -68,7 +69,7 @@ def order(scheduler: Scheduler, count: int) -> list[Any]:
 def test_nothing_to_send() -> None:
     scheduler, _ = new()
     assert scheduler.next() is None
-    scheduler.call_waiting()
+    scheduler.call_waiting(TURN_WORK)
 
 
 def test_bulk_streams_take_turns() -> None:
@@ -139,7 +140,7 @@ def test_room_is_what_the_carrier_takes() -> None:
     assert scheduler.room_for(two) == 0 and two.waiting
     order(scheduler, 1)
     assert scheduler.room_for(two) == 0, "it is not its turn"
-    scheduler.call_waiting()
+    scheduler.call_waiting(TURN_WORK)
     assert (one.called, two.called) == (1, 1) and not one.waiting and not two.waiting
     assert scheduler.room_for(two) == MAX_DATA
 
@@ -164,7 +165,7 @@ def test_the_room_is_for_whoever_s_turn_it_is() -> None:
     rooms = []
     one.writable = lambda: rooms.append((scheduler.room_for(two), scheduler.room_for(one)))
     two.writable = lambda: rooms.append((scheduler.room_for(one), scheduler.room_for(two)))
-    scheduler.call_waiting()
+    scheduler.call_waiting(TURN_WORK)
     assert rooms == [(0, MAX_QUEUE), (MAX_QUEUE, MAX_QUEUE)], "the second time nobody else waits"
 
 
@@ -190,10 +191,10 @@ def test_nobody_may_queue_while_it_is_closed() -> None:
     scheduler, (one,) = new(1)
     scheduler.open = False
     assert scheduler.room_for(one) == 0 and one.waiting
-    scheduler.call_waiting()
+    scheduler.call_waiting(TURN_WORK)
     assert one.called == 0
     scheduler.open = True
-    scheduler.call_waiting()
+    scheduler.call_waiting(TURN_WORK)
     assert one.called == 1
 
 
@@ -202,9 +203,9 @@ def test_waiting_streams_are_called_in_turn_and_once() -> None:
     for stream in (*streams, *streams):
         scheduler.wait(stream)
     streams[1].send_half = Half.CLOSED
-    scheduler.call_waiting()
+    scheduler.call_waiting(TURN_WORK)
     assert [stream.called for stream in streams] == [1, 0, 1]
-    scheduler.call_waiting()
+    scheduler.call_waiting(TURN_WORK)
     assert [stream.called for stream in streams] == [1, 0, 1]
 
 

@@ -83,6 +83,7 @@ def test_a_slot_comes_back_with_the_acknowledgement() -> None:
     log.append_sent(frame_slot(slot, MAX_DATA, HEADER, pool))
     assert pool.take() is not slot
     log.acknowledge(1)
+    log.drop()
     assert pool.take() is slot and log.kept == 0
 
 
@@ -106,7 +107,9 @@ def test_acknowledgements_out_of_range() -> None:
     refused(log.acknowledge, 1)  # not sent yet
     send_waiting(log)
     log.acknowledge(1)
+    log.drop()
     log.acknowledge(1)
+    log.drop()
     refused(log.acknowledge, 0)
     refused(log.acknowledge, 2)
     refused(log.acknowledge, 2**64 - 1)
@@ -133,6 +136,7 @@ def test_rewinding_out_of_range() -> None:
         log.append(frame)
     send_waiting(log)
     log.acknowledge(2)
+    log.drop()
     log.append(b"never sent")
     refused(log.rewind, 1)
     refused(log.rewind, 4)
@@ -150,6 +154,7 @@ def test_the_bound_of_a_session() -> None:
     assert 4096 <= log.kept < 4096 + FRAME_COST + 512
     log.append(b"small frames always may")
     log.acknowledge(1)
+    log.drop()
     assert log.has_room() is (log.kept < 4096)
 
 
@@ -163,6 +168,7 @@ def test_the_budget_of_the_process_leaves_each_session_its_share() -> None:
         modest.append_sent(chunk(100))
     assert 1000 <= modest.kept < 1000 + FRAME_COST + 100
     greedy.acknowledge(greedy.sent)
+    greedy.drop()
     assert budget.used == modest.kept and greedy.has_room() and modest.has_room()
 
 
@@ -214,6 +220,7 @@ def test_any_order_of_calls(calls: list[tuple[str, int]]) -> None:
             acknowledged = min(sent, acknowledged + argument)
             if call == "ack":
                 log.acknowledge(acknowledged)
+                log.drop()
             else:
                 log.rewind(acknowledged)
                 sent = acknowledged

@@ -152,7 +152,7 @@ class Stage:
         monkeypatch.setattr(carrier_module, "time", SimpleNamespace(monotonic=lambda: self.clock.awake))
         self.loop = StageLoop(self.clock)
         self.sock = StageSocket()
-        self.link = Link(connected=False, **options)
+        self.link = Link(connected=False, soon=self.loop.call_soon, **options)
         self.lost: list[PeerError | None] = []
         keys, cipher = epoch(1), self.link.cipher
         for session, out, into in (
@@ -187,12 +187,14 @@ class Stage:
         self._peer_has += self.sock.outgoing
         self.sock.outgoing.clear()
         view = memoryview(bytes(self._peer_has))
+        self.link.exit.turn.renew()
         del self._peer_has[: self.link.exit.receive(view, self.clock.boot)]
 
     def answer(self) -> bytes:
         """What the peer's session sends."""
         buffer = memoryview(bytearray(FILL_MINIMUM + (1 << 20)))
         sent = b""
+        self.link.exit.turn.renew()
         while size := self.link.exit.fill(buffer, 1 << 20, self.clock.boot):
             sent += buffer[:size]
         return sent

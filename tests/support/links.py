@@ -22,6 +22,7 @@ from cryprq_proxy.session.rotation import CarrierKeys, Offload, inline
 from cryprq_proxy.session.sendlog import SLOT_HEADROOM, MemoryBudget, SlotPool
 from cryprq_proxy.session.session import Session, SessionLimits
 from cryprq_proxy.session.streams import Half, Stream, StreamHandler
+from cryprq_proxy.session.turns import TurnBudget
 from cryprq_proxy.session.wire import StreamProtocol
 from tests.support.memory import MemoryCarrier
 from tests.support.settings import session_limits
@@ -61,6 +62,10 @@ class ToyProvider:
     def encapsulate(self, public: bytes, entropy: Entropy = random.randbytes) -> tuple[bytes, bytes]:
         ciphertext = entropy(32) * 34
         return hashlib.sha256(ciphertext).digest(), ciphertext
+
+
+def _nothing(callback: Callable[[], None]) -> None:
+    """The carrier in memory renews the budgets itself."""
 
 
 def _same(value: Any) -> Any:
@@ -208,6 +213,7 @@ class Link:
         cipher: Cipher = Cipher.CHACHA20_POLY1305,
         offload: Offload = inline,
         exit_offload: Offload = inline,
+        soon: Callable[[Callable[[], None]], object] = _nothing,
         connected: bool = True,
     ) -> None:
         limits = limits or session_limits()
@@ -229,6 +235,7 @@ class Link:
                 limits=limits,
                 budget=self.budgets[not dialler],
                 slots=self.slots,
+                turn=TurnBudget(soon),
                 offload=offload,
                 **more,
             )
@@ -288,7 +295,11 @@ class Link:
         """Let `victim` receive one record with these frames, as from a peer that breaks the rules."""
         peer = self.exit if victim is self.client else self.client
         record = peer.rotation.sealer.seal(b"".join(frames))
+        victim.turn.renew()
         assert victim.receive(memoryview(record), self.carrier.now) == len(record)
+        while victim.turn.left <= 0:
+            victim.turn.renew()
+            victim.receive(memoryview(b""), self.carrier.now)
 
     def quiesce(self) -> None:
         """Let everything be sent and acknowledged."""

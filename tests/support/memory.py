@@ -6,7 +6,8 @@
 Nothing moves by itself. `step` moves what is there once, `settle` until all is quiet, `advance` lets time pass and
 calls `tick` at the sessions' deadlines. It keeps to the rules that every carrier keeps: it asks a session for bytes
 only after `ready`, offers what was not used up again, reads nothing while keys are being computed, and ends when a
-session raises. It can be slow (`capacity`, `piece`) and can break after an exact number of bytes (`cut_after`).
+session raises. Each step is a turn of the loop. It can be slow (`capacity`, `piece`) and can break after an exact
+number of bytes (`cut_after`).
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ class Direction:
         self._unused += self.in_flight[:size]
         del self.in_flight[:size]
         self.arrived += size
-        used = self.target.receive(memoryview(bytes(self._unused)), now) if self._unused else 0
+        used = self.target.receive(memoryview(bytes(self._unused)), now)
         del self._unused[:used]
         return size > 0 or used > 0
 
@@ -100,8 +101,11 @@ class MemoryCarrier:
         self._sessions = (left, right)
 
     def step(self) -> bool:
-        """Move bytes once in each direction; True if anything moved."""
+        """Move bytes once in each direction, in a new turn of the loop; True if anything moved."""
         moved = False
+        for session in self._sessions:
+            moved |= session.turn.left <= 0
+            session.turn.renew()
         for path in (self.to_right, self.to_left):
             for move, session in ((path.pull, path.source), (path.deliver, path.target)):
                 if not self.open:

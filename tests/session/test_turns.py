@@ -1,0 +1,413 @@
+"""What one peer may cause in one turn of the loop, and what it may not cause at all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from ipaddress import ip_network
+
+import pytest
+
+from cryprq_proxy.address import Destination
+from cryprq_proxy.errors import CloseReason, PeerError, StreamReason
+from cryprq_proxy.session import control_rates, sendlog, wire
+from cryprq_proxy.session.session import FILL_MINIMUM, Session
+from cryprq_proxy.session.streams import StreamHandler
+from cryprq_proxy.session.turns import END_WORK, FRAME_COSTS, FRAME_WORK, RECORD_WORK, TURN_WORK, TurnBudget
+from cryprq_proxy.session.wire import StreamProtocol
+from tests.support.links import LaterOffload, Link
+
+NEAR = Destination("127.0.0.1", 9)
+MANY = 20_000
+type Flood = Callable[[int], bytes]
+
+
+class Turns:
+    """The turns of a loop: what was asked for with `soon` is called in the next one."""
+
+    def __init__(self) -> None:
+        self.soon: list[Callable[[], None]] = []
+
+    def next(self) -> None:
+        due, self.soon = self.soon, []
+        for callback in due:
+            callback()
+
+
+def opening(number: int) -> bytes:
+    return wire.encode_open(1000 + number, StreamProtocol.TCP, NEAR)
+
+
+def open_and_reset(number: int) -> bytes:
+    return opening(number) + wire.encode_reset(1000 + number, StreamReason.CANCELLED)
+
+
+FLOODS: dict[str, Flood] = {
+    "OPEN": opening,
+    "OPEN and RESET": open_and_reset,
+    "RESET of a dead stream": lambda _: wire.encode_reset(3, StreamReason.GENERAL),
+    "DATAGRAM": lambda _: wire.encode_datagram(2, NEAR, b""),
+    "DATAGRAM of a dead stream": lambda _: wire.encode_datagram(3, NEAR, b""),
+    "WINDOW": lambda number: wire.encode_window(1, 65_536 + number),
+    "WINDOW of a dead stream": lambda _: wire.encode_window(3, 1),
+    "ACK": lambda _: wire.encode_number(wire.ACK, 4),
+    "DATA": lambda _: wire.encode_data_header(wire.DATA, 1) + b"x",
+}
+
+
+def prepared() -> Link:
+    """A link whose exit has stream 1 of bytes, stream 2 of datagrams, and a third one that has ended."""
+    link = Link()
+    link.pair()
+    link.open(protocol=StreamProtocol.UDP)
+    one, other = link.pair()
+    for app in (one, other):
+        app.say(b"", finish=True)
+    link.quiesce()
+    link.exit.turn.renew()
+    assert sorted(link.exit.streams) == [1, 2] and link.exit.log.acknowledged == 4
+    return link
+
+
+def packed(link: Link, flood: Flood, number: int, joined: int) -> bytes:
+    """The frames in records of about `joined` bytes, as the client seals them."""
+    records, plain = bytearray(), bytearray()
+    for index in range(number):
+        plain += flood(index)
+        if len(plain) >= joined:
+            records += link.client.rotation.sealer.seal(bytes(plain))
+            plain.clear()
+    if plain:
+        records += link.client.rotation.sealer.seal(bytes(plain))
+    return bytes(records)
+
+
+class Counted:
+    """Counts the frames that are taken out of joined records, and the records that are opened."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, session: Session) -> None:
+        self._session = session
+        self._records = session.rotation.opener.records
+        self._kinds: list[int] = []
+        real = wire.read_frames
+
+        def read_frames(plaintext: bytes) -> Iterator[wire.Frame]:
+            for frame in real(plaintext):
+                self._kinds.append(frame[0])
+                yield frame
+
+        monkeypatch.setattr(wire, "read_frames", read_frames)
+
+    def take(self) -> tuple[int, int, int]:
+        """Records, frames, and the least work that these were, since the last call."""
+        opened = self._session.rotation.opener.records
+        records, self._records = opened - self._records, opened
+        kinds, self._kinds = self._kinds, []
+        return records, len(kinds), records * RECORD_WORK + sum(FRAME_COSTS[kind] for kind in kinds)
+
+
+@pytest.mark.parametrize("joined", [1, 130_000], ids=["a record each", "full records"])
+@pytest.mark.parametrize("flood", FLOODS.values(), ids=FLOODS)
+def test_a_flood_is_taken_a_turn_at_a_time(
+    monkeypatch: pytest.MonkeyPatch, flood: Flood, joined: int
+) -> None:
+    """524 KiB of small frames are what one wake-up reads. They took 30 to 1,200 ms of it."""
+    link = prepared()
+    exit = link.exit
+    if flood is FLOODS["DATA"]:
+        joined = 1
+    data = memoryview(packed(link, flood, MANY, joined))
+    counted = Counted(monkeypatch, exit)
+    turns, largest = 0, max(FRAME_COSTS)
+    while data or exit.turn.left <= 0:
+        exit.turn.renew()
+        data = data[exit.receive(data, link.carrier.now) :]
+        records, frames, work = counted.take()
+        assert records or frames or not data
+        assert work <= TURN_WORK + RECORD_WORK + largest
+        turns += 1
+    assert turns >= MANY * min(FRAME_COSTS) // TURN_WORK
+    assert exit.closed is None
+
+
+def test_a_record_is_left_in_the_middle_and_gone_on_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    link = prepared()
+    app = link.served[2]
+    payloads = [number.to_bytes(2) for number in range(5_000)]
+    record = packed(link, lambda number: wire.encode_datagram(2, NEAR, payloads[number]), 5_000, 130_000)
+    assert link.exit.receive(memoryview(record), link.carrier.now) == len(record)
+    taken = len(app.datagrams)
+    assert 0 < taken <= TURN_WORK // FRAME_COSTS[wire.DATAGRAM] + 1
+    assert link.exit.receive(memoryview(b""), link.carrier.now) == 0, "nothing before the next turn"
+    assert len(app.datagrams) == taken
+    while len(app.datagrams) < len(payloads):
+        link.exit.turn.renew()
+        link.exit.receive(memoryview(b""), link.carrier.now)
+    assert app.datagrams == [(NEAR, payload) for payload in payloads]
+
+
+def test_what_was_left_is_lost_with_the_carrier_and_comes_again() -> None:
+    """The frames behind the last one taken are not counted as received."""
+    link = prepared()
+    apps = [link.open() for _ in range(1_000)]
+    path = link.carrier.to_right
+    while path.pull(link.carrier.now):
+        link.client.turn.renew()
+    path.deliver(link.carrier.now)
+    assert 2 < len(link.exit.streams) < 100
+    assert link.exit.received == link.client.log.sent - 1_002 + len(link.exit.streams)
+    link.resume()
+    link.quiesce()
+    assert len(link.exit.streams) == 1_002
+    assert all(app.events == [("opened",)] for app in apps)
+
+
+def test_a_peers_sessions_have_one_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight sessions of one peer are no eight budgets."""
+    links = [prepared() for _ in range(8)]
+    shared = TurnBudget(Turns().soon.append)
+    total = 0
+    for link in links:
+        link.exit.turn = shared
+        counted = Counted(monkeypatch, link.exit)
+        link.exit.receive(memoryview(packed(link, opening, 500, 1)), link.carrier.now)
+        total += counted.take()[2]
+    assert total <= TURN_WORK + RECORD_WORK + FRAME_COSTS[wire.OPEN]
+
+
+def test_those_that_wait_for_a_turn_go_on_in_their_order() -> None:
+    turns, order = Turns(), ""
+    budget = TurnBudget(lambda callback: turns.soon.append(callback))
+
+    def user(name: str) -> Callable[[], None]:
+        def take() -> None:
+            nonlocal order
+            order += name
+            budget.spend(TURN_WORK - 1 if name == "b" else TURN_WORK)
+            budget.wait(take)
+
+        return take
+
+    for name in "abc":
+        budget.wait(user(name))
+    assert order == "" and len(turns.soon) == 1
+    seen = []
+    for _ in range(5):
+        before = order
+        turns.next()
+        seen.append(order[len(before) :])
+    assert seen == ["a", "bc", "a", "bc", "a"]
+
+
+def test_a_budget_is_asked_for_again_only_when_half_of_it_is_spent() -> None:
+    turns = Turns()
+    budget = TurnBudget(lambda callback: turns.soon.append(callback))
+    budget.spend(TURN_WORK // 2)
+    assert turns.soon == []
+    budget.spend(1)
+    budget.spend(1)
+    assert turns.soon == [budget.renew]
+    turns.next()
+    assert budget.left == TURN_WORK and turns.soon == []
+
+
+def test_a_fault_in_one_that_waited_does_not_keep_the_others() -> None:
+    turns, served = Turns(), []
+    budget = TurnBudget(lambda callback: turns.soon.append(callback))
+
+    def fault() -> None:
+        raise ZeroDivisionError
+
+    budget.wait(fault)
+    budget.wait(lambda: served.append(1))
+    with pytest.raises(ZeroDivisionError):
+        turns.next()
+    turns.next()
+    assert served == [1]
+
+
+# --- what the peer makes us send -----------------------------------------------------------------------------------
+
+
+def fill(session: Session, now: float) -> int:
+    return session.fill(memoryview(bytearray(FILL_MINIMUM + 262_144)), 262_144, now)
+
+
+def test_many_small_frames_leave_a_turn_at_a_time() -> None:
+    """Answers that the peer did not read for a while, or after a resume: 43,000 of them fit one buffer."""
+    link = prepared()
+    link.exit.turn.renew()
+    before = link.exit.log.sent
+    for _ in range(30_000):
+        link.exit._append(wire.encode_reset(1, StreamReason.GENERAL))
+    assert fill(link.exit, link.carrier.now) > 0
+    assert 0 < link.exit.log.sent - before <= TURN_WORK // FRAME_WORK
+    woken = []
+    link.exit.ready = lambda: woken.append(1)
+    link.exit.turn.renew()
+    fill(link.exit, link.carrier.now)
+    assert woken == [1], "there is more to send"
+
+
+def test_many_windows_leave_a_turn_at_a_time() -> None:
+    link = Link()
+    for _ in range(3 * TURN_WORK):
+        link.open()
+    link.carrier.settle()
+    link.resume()
+    due = len(link.exit._windows_due)
+    link.exit.turn.renew()
+    fill(link.exit, link.carrier.now)
+    assert 0 < due - len(link.exit._windows_due) <= TURN_WORK
+    for _ in range(3):
+        link.exit.turn.renew()
+        fill(link.exit, link.carrier.now)
+    assert not link.exit._windows_due
+
+
+class Idle(StreamHandler):
+    """A stream whose socket has nothing to read."""
+
+    asked = 0
+
+    def writable(self) -> None:
+        Idle.asked += 1
+
+
+def test_many_streams_that_wait_are_asked_a_turn_at_a_time() -> None:
+    link = Link()
+    for _ in range(2_000):
+        link.open()
+    link.quiesce()
+    Idle.asked = 0
+    for stream in link.exit.streams.values():
+        stream.handler = Idle()
+        stream.wait_for_turn()
+    link.exit.turn.renew()
+    fill(link.exit, link.carrier.now)
+    assert 0 < Idle.asked <= TURN_WORK // 4
+    for _ in range(10):
+        link.exit.turn.renew()
+        fill(link.exit, link.carrier.now)
+    assert Idle.asked == 2_000
+
+
+def test_an_acknowledgement_of_very_many_frames_frees_them_a_turn_at_a_time() -> None:
+    turns = Turns()
+    link = Link(soon=lambda callback: turns.soon.append(callback))
+    link.quiesce()
+    exit = link.exit
+    for _ in range(20_000):
+        exit._append(wire.encode_reset(1, StreamReason.GENERAL))
+    while exit.log.next_unsent():
+        exit.turn.renew()
+        fill(exit, link.carrier.now)
+    turns.soon.clear()
+    exit.turn.renew()
+    kept = len(exit.log._sent)
+    for _ in range(5):
+        exit._receive_ack(0, exit.log.sent)
+    assert kept - len(exit.log._sent) == sendlog.DROPS
+    while turns.soon:
+        before = len(exit.log._sent)
+        turns.next()
+        assert before - len(exit.log._sent) <= sendlog.DROPS
+    assert exit.log.kept == 0
+
+
+def test_very_many_streams_end_with_their_session_a_turn_at_a_time() -> None:
+    """16,384 sockets took 400 ms to close."""
+    turns = Turns()
+    link = Link(soon=lambda callback: turns.soon.append(callback))
+    apps = [link.open() for _ in range(1_000)]
+    link.carrier.settle()
+    turns.soon.clear()
+    link.client.turn.renew()
+    link.client.close(CloseReason.NORMAL)
+    assert not link.client.streams
+
+    def ended() -> int:
+        return sum(app.ended for app in apps)
+
+    assert 0 < ended() <= TURN_WORK // END_WORK
+    while turns.soon:
+        before = ended()
+        turns.next()
+        assert ended() - before <= TURN_WORK // END_WORK + 1
+    assert ended() == 1_000
+
+
+# --- rates ---------------------------------------------------------------------------------------------------------
+
+BOTH = pytest.mark.parametrize("side", ["client", "exit"])
+
+
+def flooded(victim: Session, link: Link, frame: bytes, most: int) -> int:
+    """How many of these frames `victim` takes, at one moment."""
+    for number in range(most):
+        try:
+            link.forge(victim, frame)
+        except PeerError as error:
+            assert error.reason is CloseReason.LIMIT and "too many" in str(error)
+            return number
+    return most
+
+
+@BOTH
+@pytest.mark.parametrize("kind", [wire.PING, wire.PONG, wire.LANE, wire.REKEY_PLEASE])
+def test_a_flood_of_control_frames_ends_the_session(side: str, kind: int) -> None:
+    frame = {wire.LANE: wire.encode_lane(9, 1), wire.REKEY_PLEASE: wire.encode_bare(kind)}.get(
+        kind, wire.encode_number(kind, 1)
+    )
+    link = Link(offload=LaterOffload())
+    for session in (link.client, link.exit):
+        session.packet_link.announced = lambda number, index: None  # type: ignore[method-assign]
+    link.quiesce()
+    if side == "exit" and kind == wire.REKEY_PLEASE:
+        with pytest.raises(PeerError, match="out of turn"):
+            link.forge(link.exit, frame)
+        return
+    victim: Session = getattr(link, side)
+    link.carrier.now += 60
+    assert flooded(victim, link, frame, 1_000) == control_rates.CONTROL_BURST
+
+
+@pytest.mark.parametrize(
+    ("side", "frame"),
+    [
+        ("client", wire.encode_network(bytes(4), bytes(16))),
+        ("exit", wire.encode_taken([ip_network("10.0.0.0/8")])),
+    ],
+)
+def test_a_flood_of_addresses_ends_the_session(side: str, frame: bytes) -> None:
+    link = Link()
+    for session in (link.client, link.exit):
+        session.packet_link.network_received = lambda ipv4, ipv6: None  # type: ignore[method-assign]
+        session.packet_link.taken_received = lambda networks: None  # type: ignore[method-assign]
+    link.quiesce()
+    link.carrier.now += 60
+    assert flooded(getattr(link, side), link, frame, 1_000) == control_rates.CONTROL_BURST // 16
+
+
+def test_what_a_peer_needs_is_never_too_much() -> None:
+    """A keepalive each second for an hour, and rotations as fast as they go."""
+    link = Link()
+    link.quiesce()
+    for _ in range(3_600):
+        link.carrier.now += 1.0
+        link.forge(link.exit, wire.encode_number(wire.PING, 1), wire.encode_number(wire.PONG, 1))
+    for _ in range(2 * control_rates.CONTROL_BURST):
+        link.forge(link.client, wire.encode_number(wire.PING, 1))
+        link.client.rotation.start(link.carrier.now)
+        link.carrier.settle()
+    assert link.client.rotation.number == 2 * control_rates.CONTROL_BURST
+
+
+@pytest.mark.parametrize(
+    "flood", ["RESET of a dead stream", "DATAGRAM of a dead stream", "WINDOW of a dead stream"]
+)
+def test_a_flood_for_dead_streams_ends_the_session(flood: str) -> None:
+    link = prepared()
+    frame = FLOODS[flood](0)
+    most = control_rates.LATE_BURST
+    link.carrier.now += 60
+    assert flooded(link.exit, link, frame * 128, most) == most // 128
