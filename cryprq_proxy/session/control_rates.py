@@ -2,7 +2,7 @@
 
 Two allowances, in frames. *Control* frames are about the link itself. They are rare: a keepalive, and a few for each
 epoch. So the allowance is full again with each epoch, however fast the keys rotate. *Late* frames are for streams that
-have ended here, or RESETs in answer. There may be one or two for each stream, and datagrams that were on their way.
+have ended here, or RESETs in answer. There may be one or two for each stream, and datagrams that were sent before.
 """
 
 from __future__ import annotations

@@ -6,6 +6,8 @@ import asyncio
 import errno
 import random
 import socket
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -29,7 +31,7 @@ from cryprq_proxy.session.records import RecordOpener, RecordSealer
 from cryprq_proxy.session.rotation import CarrierKeys
 from cryprq_proxy.session.turns import BYTES_PER_UNIT, TURN_WORK
 from cryprq_proxy.session.wire import StreamProtocol
-from tests.support.carrier_stage import FD, Stage
+from tests.support.carrier_stage import BOUNDLESS, FD, Stage
 from tests.support.links import TARGET, App, LaterOffload, Link, epoch
 from tests.support.settings import session_limits
 
@@ -410,6 +412,80 @@ def test_a_peer_that_is_there_after_a_suspend(monkeypatch: pytest.MonkeyPatch) -
 
 
 # --- the last record, on real sockets ---
+
+# --- faults of this program ----------------------------------------------------------------------------------------
+
+
+def raise_fault(*_: object) -> Any:
+    raise ZeroDivisionError
+
+
+def fault_when_data_comes(stage: Stage) -> None:
+    app = opened(stage)
+    app.on_data = raise_fault
+    stage.link.served[1].say(b"data")
+    stage.sock.incoming += stage.answer()
+
+
+def fault_in_a_later_turn(stage: Stage) -> None:
+    """The frames that bring it wait for the next turn."""
+    fault_when_data_comes(stage)
+    stage.link.client.turn.spend(TURN_WORK)
+    stage.loop.readers[FD]()
+    assert stage.carrier.open
+
+
+def fault_when_a_stream_reads(stage: Stage) -> None:
+    app = opened(stage)
+    stage.sock.room = 0
+    app.outgoing += bytes(100)
+    app.pump = app._pump = raise_fault  # type: ignore[method-assign]
+    assert app.stream is not None
+    app.stream.wait_for_turn()
+    stage.link.client.wake()
+
+
+def fault_when_the_kernel_takes_bytes_again(stage: Stage) -> None:
+    app = opened(stage)
+    stage.sock.room = 10
+    app.say(bytes(1_000))
+    stage.run()
+    assert FD in stage.loop.writers
+    app._pump = raise_fault  # type: ignore[method-assign]
+    assert app.stream is not None
+    app.stream.wait_for_turn()
+    stage.link.client.wake()
+    stage.sock.room = BOUNDLESS
+
+
+def fault_in_the_timer(stage: Stage) -> None:
+    opened(stage)
+    stage.link.client.tick = raise_fault  # type: ignore[assignment]
+    stage.clock.advance(CHECK_SECONDS)
+
+
+@pytest.mark.parametrize(
+    "prepare",
+    [
+        fault_when_data_comes,
+        fault_in_a_later_turn,
+        fault_when_a_stream_reads,
+        fault_when_the_kernel_takes_bytes_again,
+        fault_in_the_timer,
+    ],
+)
+def test_a_fault_of_this_program_ends_the_carrier_and_not_the_session(
+    stage: Stage, caplog: pytest.LogCaptureFixture, prepare: Callable[[Stage], None]
+) -> None:
+    """It left a link that was mute until the peer gave it up, after 19 s."""
+    prepare(stage)
+    stage.run()
+    assert not stage.carrier.open and stage.sock.closed
+    [error] = stage.lost
+    assert isinstance(error, CarrierError)
+    assert stage.link.client.closed is None and not stage.link.client.attached
+    [record] = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert record.exc_info is not None and record.exc_info[0] is ZeroDivisionError
 
 
 class RealEnd:
