@@ -48,7 +48,7 @@ class StreamReason(IntEnum):
     NAME_FAILED = 7
     """A DNS server of the exit failed or refused the question; another try may succeed."""
     LIMIT = 8
-    """The peer's limit on streams, or on their rate, is reached."""
+    """The peer's limit on streams, on their rate, or on names that wait is reached."""
     SHUTTING_DOWN = 9
     CONNECTION_RESET = 10
     """The target's or application's TCP connection was reset."""

@@ -8,7 +8,6 @@ from typing import Final
 
 from ...base.tasks import spawn
 from .dns_answer import AAAA, A, AnswerError, NameAnswer, Question, is_answer, read_answer
-from .hosts_file import MAX_ADDRESSES
 from .name_server import NameServer
 
 OTHER_FAMILY_SECONDS: Final = 0.3
@@ -22,7 +21,7 @@ MAX_MESSAGE: Final = 4_096
 async def ask_addresses(
     server: NameServer, name: bytes, seconds: float, *, only_tcp: bool = False
 ) -> NameAnswer:
-    """The addresses of `name`, IPv6 first; none if the server says that there is none.
+    """The addresses of `name`, those of IPv6 first; none if the server says that there is none.
 
     `seconds` is the time for one question over UDP, and again over TCP if its answer was too long for a datagram.
     Raises AnswerError or OSError, which TimeoutError is, if neither family has an answer.
@@ -42,10 +41,11 @@ async def ask_addresses(
     found = [answer for task in asking if (answer := _good(task)) is not None]
     if found:
         addresses = [address for answer in found for address in answer.addresses]
-        return NameAnswer(tuple(addresses[:MAX_ADDRESSES]), min(answer.seconds for answer in found))
-    for result in results:
-        if isinstance(result, BaseException):
-            raise result
+        return NameAnswer(tuple(addresses), min(answer.seconds for answer in found))
+    failures = [result for result in results if isinstance(result, BaseException)]
+    if failures:
+        # What the server or this machine said tells more than silence.
+        raise min(failures, key=lambda failure: isinstance(failure, TimeoutError))
     return NameAnswer()
 
 

@@ -1,7 +1,7 @@
 """A DNS server: asked over UDP, and over TCP for what fits no datagram.
 
-Each question has a socket of its own: its port, chosen by the kernel, is as hard to
-guess as the id (RFC 5452 section 9.2).
+Each question has a socket of its own: its port, chosen by the kernel, is as hard to guess as the id (RFC 5452
+section 9.2).
 """
 
 from __future__ import annotations

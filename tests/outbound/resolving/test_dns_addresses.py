@@ -12,7 +12,7 @@ import pytest
 
 from cryprq_proxy.outbound.resolving import dns_addresses
 from cryprq_proxy.outbound.resolving.dns_addresses import MAX_MESSAGE, ask_addresses
-from cryprq_proxy.outbound.resolving.dns_answer import AnswerError, NameAnswer, encode_name
+from cryprq_proxy.outbound.resolving.dns_answer import AAAA, A, AnswerError, NameAnswer, encode_name
 from cryprq_proxy.outbound.resolving.hosts_file import MAX_ADDRESSES
 from cryprq_proxy.outbound.resolving.name_server import NameServer
 from tests.support.dns_servers import DnsServers, Server, cut, nothing, zone
@@ -88,6 +88,26 @@ async def test_a_long_answer_over_tcp_is_refused(servers: DnsServers) -> None:
     many = [f"192.0.2.{number}" for number in range(200)]
     server.tcp = zone({(NAME, "A"): many})
     assert len((await ask(servers)).addresses) == MAX_ADDRESSES
+
+
+async def test_many_addresses_of_one_family_leave_those_of_the_other(servers: DnsServers) -> None:
+    six = [f"2001:db8::{number:x}" for number in range(MAX_ADDRESSES)]
+    records = {(NAME, "AAAA"): six, (NAME, "A"): ["192.0.2.1"]}
+    await servers.server(Server(cut, zone(records)))
+    found = (await ask(servers)).addresses
+    assert (len(found), found[-1]) == (MAX_ADDRESSES + 1, "192.0.2.1")
+
+
+@pytest.mark.parametrize("silent", [A, AAAA])
+async def test_a_failure_tells_more_than_silence(silent: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def exchange(server: NameServer, asked: bytes, seconds: float, only_tcp: bool) -> NameAnswer:
+        if int.from_bytes(asked[-4:-2]) == silent:
+            raise TimeoutError
+        raise AnswerError("SERVFAIL")
+
+    monkeypatch.setattr(dns_addresses, "_exchange", exchange)
+    with pytest.raises(AnswerError, match="SERVFAIL"):
+        await ask_addresses(NameServer("127.0.0.1"), b"\1a\0", SECONDS)
 
 
 async def test_a_server_that_closes_the_connection(servers: DnsServers) -> None:
