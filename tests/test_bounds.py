@@ -75,6 +75,9 @@ REACHED = {
     "acknowledged frames dropped in one turn": [
         "session/test_turns.py::test_an_acknowledgement_of_very_many_frames_frees_them_a_turn_at_a_time"
     ],
+    "datagrams of the lane opened in one turn, of all peers": [
+        "carriers/lane/test_inbox.py::test_small_datagrams_count_for_more_than_their_bytes"
+    ],
     "plaintext kept per session; by all sessions": ["session/test_sendlog.py::test_the_bound_of_a_session"],
     "addresses in the tunnel that it gets by refusing others; answers that wait for the carrier": [
         "carriers/lane/test_packet_link.py::test_a_flood_of_refusals_has_one_answer",

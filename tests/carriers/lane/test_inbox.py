@@ -11,7 +11,7 @@ import pytest
 from cryprq_proxy.base.buffers import SharedBuffers
 from cryprq_proxy.carriers.lane import inbox as module
 from cryprq_proxy.carriers.lane.batch import Batch, UdpPeer
-from cryprq_proxy.carriers.lane.inbox import BUFFERS, TURN_BYTES, Inbox
+from cryprq_proxy.carriers.lane.inbox import BUFFERS, DATAGRAM_COST, EXPRESS_COST, TURN_COST, Inbox
 from cryprq_proxy.lane.layout import EXPRESS_KIND, KIND
 
 PEER = UdpPeer(("192.0.2.1", 1))
@@ -33,9 +33,10 @@ class Loop:
 
 
 class Socket:
-    """Batches of (kind, number, size)."""
+    """Batches of (kind, number, size), in datagrams of `segment` bytes, or in one."""
 
     def __init__(self) -> None:
+        self.segment = 0
         self.queue: deque[tuple[int, int, int]] = deque()
 
     def fileno(self) -> int:
@@ -46,7 +47,7 @@ class Socket:
             return None
         kind, number, size = self.queue.popleft()
         buffer[0], buffer[1] = kind, number
-        return Batch(buffer, size, size, PEER)
+        return Batch(buffer, size, self.segment or size, PEER)
 
 
 class Stage:
@@ -77,7 +78,7 @@ def stage(monkeypatch: pytest.MonkeyPatch) -> Stage:
 
 
 def test_a_little_at_a_time_in_the_order_of_arrival(stage: Stage) -> None:
-    size = TURN_BYTES // 2
+    size = TURN_COST // 2
     stage.sock.queue.extend((KIND, number, size) for number in range(5))
     stage.readable()
     assert (stage.seen, stage.turns) == ([0, 1], [True])
@@ -90,7 +91,7 @@ def test_a_little_at_a_time_in_the_order_of_arrival(stage: Stage) -> None:
 
 
 def test_what_is_urgent_overtakes(stage: Stage) -> None:
-    stage.sock.queue.extend((KIND, number, TURN_BYTES) for number in range(3))
+    stage.sock.queue.extend((KIND, number, TURN_COST) for number in range(3))
     stage.sock.queue.append((EXPRESS_KIND, 9, 100))
     stage.readable()
     assert stage.seen == [9, 0]
@@ -104,15 +105,15 @@ def test_what_is_urgent_overtakes(stage: Stage) -> None:
 
 
 def test_a_readable_socket_and_the_next_turn_do_not_double_the_work(stage: Stage) -> None:
-    stage.sock.queue.extend((KIND, number, TURN_BYTES) for number in range(4))
+    stage.sock.queue.extend((KIND, number, TURN_COST) for number in range(4))
     stage.readable()
     stage.readable()
-    assert stage.seen == [0, 1]
+    assert stage.seen == [0]
     assert len(stage.loop.soon) == 1
 
 
 def test_what_waits_is_bounded(stage: Stage) -> None:
-    stage.sock.queue.extend((KIND, number % 256, TURN_BYTES) for number in range(10 * BUFFERS))
+    stage.sock.queue.extend((KIND, number % 256, TURN_COST) for number in range(10 * BUFFERS))
     stage.readable()
     assert len(stage.inbox._waiting) < BUFFERS
     assert len(stage.sock.queue) >= 9 * BUFFERS
@@ -123,6 +124,48 @@ def test_a_flood_of_urgent_ones_ends_the_turn(stage: Stage) -> None:
     stage.readable()
     assert len(stage.seen) <= 4 * BUFFERS
     assert stage.turns == [False]
+
+
+@pytest.mark.parametrize("kind", [KIND, EXPRESS_KIND])
+def test_small_datagrams_count_for_more_than_their_bytes(stage: Stage, kind: int) -> None:
+    """A turn took 25 ms where batches had 64 datagrams of 30 bytes each, and all were urgent."""
+    stage.sock.segment = 30
+    stage.sock.queue.extend((kind, number, 64 * 30) for number in range(200))
+    cost = 64 * (30 + DATAGRAM_COST)
+    stage.readable()
+    while stage.loop.soon:
+        before = len(stage.seen)
+        stage.again()
+        assert len(stage.seen) - before <= (TURN_COST + EXPRESS_COST) // cost + 2
+    assert sorted(stage.seen) == list(range(200))
+
+
+def test_what_is_too_much_to_overtake_keeps_its_order(stage: Stage) -> None:
+    stage.sock.queue.append((KIND, 0, 100))
+    stage.sock.queue.extend((EXPRESS_KIND, number, EXPRESS_COST // 2) for number in range(1, 6))
+    stage.readable()
+    while stage.loop.soon:
+        stage.again()
+    assert stage.seen == [1, 2, 0, 3, 4, 5]
+
+
+@pytest.mark.parametrize("kind", [KIND, EXPRESS_KIND])
+def test_a_fault_drops_a_batch_and_is_logged_once(
+    stage: Stage, kind: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What waited behind it stayed where it was until the next datagram, and its buffer was lost."""
+
+    def fault() -> None:
+        if stage.seen[-1] < 2:
+            raise ZeroDivisionError
+
+    stage.on_batch = fault
+    stage.sock.queue.extend((kind, number, 100) for number in range(4))
+    stage.readable()
+    assert (stage.seen, stage.turns) == ([0, 1, 2, 3], [False])
+    [record] = caplog.records
+    assert record.exc_info is not None and record.exc_info[0] is ZeroDivisionError
+    assert len(stage.inbox._spare) <= 5
 
 
 def test_buffers_are_used_again(stage: Stage) -> None:
@@ -149,7 +192,7 @@ def test_nothing_comes_after_a_close_in_mid_turn(stage: Stage, kind: int) -> Non
 
 
 def test_a_turn_that_was_asked_for_before_a_close_does_nothing(stage: Stage) -> None:
-    stage.sock.queue.extend((KIND, number, TURN_BYTES) for number in range(4))
+    stage.sock.queue.extend((KIND, number, TURN_COST) for number in range(4))
     stage.readable()
     stage.inbox.close()
     stage.again()
