@@ -211,13 +211,14 @@ def test_an_end_that_nobody_asked_for_leaves_the_kill_switch(hosts: ThreeHosts, 
     assert difference(before, client.snapshot()) == set()
 
 
-def test_the_device_is_removed_by_hand(hosts: ThreeHosts, links: Links) -> None:
+@pytest.mark.parametrize("command", ["link del cryprq0", "link set cryprq0 netns elsewhere"])
+def test_the_device_is_removed_by_hand(hosts: ThreeHosts, links: Links, lab: Lab, command: str) -> None:
     """The process says so and ends with 1, so that a service manager starts it again; meanwhile nothing gets out."""
     client = hosts.client
     before = client.snapshot()
     role = links.client(client, settings=QUIET)
     with only_the_link(client):
-        client.ip("link del cryprq0")
+        client.ip(command.replace("elsewhere", lab.namespace("elsewhere").name))
         assert role.wait() == 1
         assert standing(client)
         assert "another program removed the device cryprq0" in role.log
@@ -355,11 +356,14 @@ def test_a_killed_exit_is_undone(three_hosts: ThreeHosts, server: FarServer, lin
     assert difference(before, host.snapshot()) == set()
 
 
-def test_the_exits_device_is_removed_by_hand(three_hosts: ThreeHosts, links: Links) -> None:
+@pytest.mark.parametrize("command", ["link del cryprq-exit0", "link set cryprq-exit0 netns elsewhere"])
+def test_the_exits_device_is_removed_by_hand(
+    three_hosts: ThreeHosts, links: Links, lab: Lab, command: str
+) -> None:
     host = three_hosts.exit
     before = host.snapshot()
     exit = links.exit(host, QUIET)
-    host.ip("link del cryprq-exit0")
+    host.ip(command.replace("elsewhere", lab.namespace("elsewhere").name))
     assert exit.wait() == 1
     assert "another program removed the device cryprq-exit0" in exit.log
     assert difference(before, host.snapshot()) == set()

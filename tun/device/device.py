@@ -59,7 +59,7 @@ class PacketDevice:
     ) -> None:
         """Call `on_packet` for each packet that comes, and `on_drained` after those of one wake-up.
 
-        `on_lost` is called once, when another program has removed the device; nothing comes afterwards.
+        `on_lost` is called once, when another program has removed the device or moved it away; nothing comes then.
         """
         self._reading = Reading(
             self._file, self._head, self._shape, self.drops, loop, on_packet, on_drained, on_lost
@@ -68,6 +68,10 @@ class PacketDevice:
     def stop(self) -> None:
         """Read no more; the device stays, and packets wait in its queue."""
         self._reading.stop()
+
+    def lost(self, error: OSError) -> None:
+        """Another program has removed it, or moved it to another network namespace, where it would still be read."""
+        self._reading.lost(error)
 
     def close(self) -> None:
         """Give the device back to the kernel, which removes it. Safe to call twice."""
@@ -138,6 +142,9 @@ class NotReading:
     def stop(self) -> None:
         """Nothing is read."""
 
+    def lost(self, error: OSError) -> None:
+        """Whoever sets it up is told by an error."""
+
 
 class Reading:
     """Drains a device whenever the loop says that it is readable, from `__init__` to `stop`. The device owns `file`."""
@@ -174,6 +181,12 @@ class Reading:
             self._stopped = True
             self._loop.remove_reader(self._file.fileno())
 
+    def lost(self, error: OSError) -> None:
+        """Read no more and tell it, but once."""
+        if not self._stopped:
+            self.stop()
+            self._on_lost(error)
+
     def _drain(self) -> None:
         buffer, inbox, begin = self._buffer, self._inbox, self._read_at
         readinto, shape_of, on_packet = self._file.readinto, self._shape_of, self._on_packet
@@ -185,8 +198,7 @@ class Reading:
                 size = readinto(inbox)
             except OSError as error:
                 # A removed device is readable for ever.
-                self.stop()
-                self._on_lost(error)
+                self.lost(error)
                 break
             if not size:
                 break

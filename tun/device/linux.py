@@ -165,12 +165,18 @@ class Tun(PacketDevice):
 
     @asynccontextmanager
     async def _netlink(self, failure: str) -> AsyncIterator[AsyncIPRoute]:
-        """A netlink socket whose errors become a ConfigError."""
+        """A netlink socket whose errors become a ConfigError. A device that is gone is told to the reader."""
         try:
             async with AsyncIPRoute() as netlink:
                 yield netlink
         except (NetlinkError, OSError) as error:
-            raise ConfigError(f"{self.name} {failure} ({error}): run as root") from error
+            number = error.code if isinstance(error, NetlinkError) else error.errno
+            if number == errno.ENODEV:
+                self.lost(OSError(number, os.strerror(number)))
+                raise ConfigError(f"another program removed the device {self.name}") from error
+            advice = ": run as root" if number == errno.EPERM else ""
+            reason = reason_of(OSError(number or errno.EIO, ""))
+            raise ConfigError(f"{self.name} {failure} ({reason}){advice}") from error
 
     def write(self, buffer: memoryview, start: int, end: int, shape: Shape) -> bool:
         kind = shape.flags & KIND_MASK

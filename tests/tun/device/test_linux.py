@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
+import socket
 from collections.abc import AsyncIterator
 from ipaddress import IPv4Interface, IPv6Interface
 from typing import Any, Self
@@ -36,6 +38,7 @@ class Kernel:
         self.name, self.mtu, self.flags = "cryprq0", 1500, MULTICAST
         self.addresses: set[str] = set()
         self.refuses = 0
+        self.gone = False
         self.keeps_name = False
 
     def __call__(self) -> Self:
@@ -76,6 +79,9 @@ class Kernel:
         return dump()
 
     async def get_links(self, index: int) -> AsyncIterator[Message]:
+        if self.gone:
+            raise NetlinkError(errno.ENODEV, "No such device")
+
         async def dump() -> AsyncIterator[Message]:
             yield Message(IFLA_IFNAME=self.name, IFLA_MTU=self.mtu, flags=self.flags)
 
@@ -140,3 +146,22 @@ async def test_the_mtu_follows_and_has_bounds(kernel: Kernel, device: Tun) -> No
     assert (kernel.mtu, device.mtu, await device.difference()) == (1300, 1300, "")
     with pytest.raises(ConfigError, match="the tunnel's MTU cannot be 100"):
         await device.set_mtu(100)
+
+
+async def test_a_device_that_is_gone_from_this_namespace_is_lost_once(kernel: Kernel) -> None:
+    """Its descriptor still works where another program has moved it to another namespace."""
+    near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with near, far:
+        near.setblocking(False)
+        device = Tun(os.dup(near.fileno()), "cryprq0", 1412, None, INDEX)
+        kernel.gone = True
+        # Before it is read, whoever sets it up is told.
+        with pytest.raises(ConfigError, match=r"^another program removed the device cryprq0$"):
+            await device.difference()
+        lost: list[OSError] = []
+        device.start(asyncio.get_running_loop(), lambda *packet: None, lambda: None, lost.append)
+        for _ in range(2):
+            with pytest.raises(ConfigError, match=r"^another program removed the device cryprq0$"):
+                await device.difference()
+        device.close()
+    assert [error.errno for error in lost] == [errno.ENODEV]
