@@ -3,6 +3,8 @@
     marks of a client   routing rules with our protocol number      any user can read them
                         the header of /etc/resolv.conf              any user
                         the table of the packet filter              root only
+    marks of an exit    routes with its protocol number             any user
+                        the table of the packet filter              root only
     sign of life        an abstract socket of the role's process    any user
 
 A kill leaves the marks, and ends the socket. An abstract socket (unix(7)) belongs to a network namespace, as rules and
@@ -42,6 +44,7 @@ KILL_SWITCH_STANDS: Final = f"the kill switch of an earlier --tun stands: {REMED
 
 _FILTER: Final = {role: f"the table {table} of the packet filter" for role, table in TABLES.items()}
 _RULES: Final = "routing rules"
+_ROUTES: Final = "routes to clients"
 _RULES_ALONE_SEEN: Final = "routing rules (and a packet filter, as far as can be told without root)"
 CLEANUP_SECONDS: Final = 10.0
 """How long a start waits for a cleanup, which takes well under a second."""
@@ -52,6 +55,10 @@ _PEER: Final = struct.Struct("=iII")
 _GET_RULES: Final = 34  # RTM_GETRULE
 _RULE_HEADER: Final = 12  # struct fib_rule_hdr
 _FRA_PROTOCOL: Final = 21
+_GET_ROUTES: Final = 26  # RTM_GETROUTE
+_ROUTE_HEADER: Final = 12  # struct rtmsg
+_ROUTE_PROTOCOL: Final = 5
+"""Where rtm_protocol is in it."""
 _GET_TABLES: Final = 0x0A01  # NFNL_SUBSYS_NFTABLES, NFT_MSG_GETTABLE
 _TABLE_NAME: Final = 1  # NFTA_TABLE_NAME
 _NFPROTO_INET: Final = 1
@@ -168,6 +175,12 @@ def left_by_client() -> str:
     return KILL_SWITCH_STANDS if kill_switch_in(left) else has_left(left) if left else ""
 
 
+def left_by_any() -> str:
+    """What to say where either role has left something; empty where none has."""
+    left = marks("exit")
+    return "; ".join(filter(None, (left_by_client(), has_left(left) if left else "")))
+
+
 def has_left(what: Iterable[str]) -> str:
     """What to say where no kill switch stands, but something else is left."""
     return f"an earlier --tun has left {', '.join(what)}: {REMEDY}"
@@ -188,6 +201,8 @@ def marks(role: Role) -> tuple[str, ...]:
         rules = _RULES_ALONE_SEEN if tables is None else _RULES
         found += [rules] if _has_rules() else []
         found += [RESOLV_CONF] if has_header() else []
+    elif _has_routes():
+        found.append(_ROUTES)
     return tuple(found)
 
 
@@ -197,6 +212,16 @@ def _has_rules() -> bool:
         return any(
             attributes(body[_RULE_HEADER:]).get(_FRA_PROTOCOL) == bytes([RULE_PROTOCOL])
             for _, body in kernel.ask(_GET_RULES, DUMP, request)
+        )
+    return False
+
+
+def _has_routes() -> bool:
+    with contextlib.suppress(OSError), NetlinkSocket(socket.NETLINK_ROUTE) as kernel:
+        request = bytes(_ROUTE_HEADER)  # of all families
+        return any(
+            len(body) >= _ROUTE_HEADER and body[_ROUTE_PROTOCOL] == EXIT_PROTOCOL
+            for _, body in kernel.ask(_GET_ROUTES, DUMP, request)
         )
     return False
 

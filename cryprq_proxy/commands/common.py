@@ -141,10 +141,10 @@ def _answers[T](sockets: list[Path], query: Callable[[Path], T]) -> list[tuple[P
 
 def _no_answer(sockets: list[Path], errors: list[tuple[Path, CryprqError]]) -> CryprqError:
     """`errors` say for each socket why it did not answer."""
-    from ..base.leftovers import left_by_client
+    from ..base.leftovers import left_by_any
     from ..process.control import NotRunning
 
-    if left := left_by_client():
+    if left := left_by_any():
         return CryprqError(f"no cryprq-proxy is running; {left}")
     silent = [path for path, error in errors if isinstance(error, NotRunning)]
     if len(silent) == len(errors) and not any(map(os.path.lexists, silent)):

@@ -134,6 +134,7 @@ def test_the_header_of_our_resolv_conf(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 RULES, HEADER = "routing rules", "/etc/resolv.conf"
+TABLE = "the table cryprq_exit of the packet filter"
 
 
 @pytest.mark.parametrize(
@@ -158,4 +159,32 @@ def test_what_is_left_is_named(
     monkeypatch.setattr(leftovers, "_tables", lambda: tables)
     monkeypatch.setattr(leftovers, "_has_rules", lambda: rules)
     monkeypatch.setattr(leftovers, "has_header", lambda: header)
+    monkeypatch.setattr(leftovers, "_has_routes", lambda: False)
     assert leftovers.left_by_client() == said
+
+
+@pytest.mark.parametrize(
+    ("tables", "routes", "said"),
+    [
+        ({"cryprq_exit"}, True, f"{TABLE}, routes to clients"),
+        ({"cryprq_exit", "other"}, False, TABLE),
+        ({"other"}, True, "routes to clients"),
+        # Without root nobody sees the tables.
+        (None, True, "routes to clients"),
+        (None, False, ""),
+    ],
+)
+def test_what_an_exit_has_left_is_named(
+    tables: set[str] | None, routes: bool, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leftovers, "holder", lambda role: None)
+    monkeypatch.setattr(leftovers, "_tables", lambda: tables)
+    monkeypatch.setattr(leftovers, "_has_rules", lambda: False)
+    monkeypatch.setattr(leftovers, "_has_routes", lambda: routes)
+    monkeypatch.setattr(leftovers, "has_header", lambda: False)
+    assert leftovers.left_by_client() == ""
+    left = f"an earlier --tun has left {said}: {leftovers.REMEDY}"
+    assert leftovers.left_by_any() == (left if said else "")
+    monkeypatch.setattr(leftovers, "has_header", lambda: True)
+    client = f"an earlier --tun has left {HEADER}: {leftovers.REMEDY}"
+    assert leftovers.left_by_any() == (f"{client}; {left}" if said else client)

@@ -316,3 +316,20 @@ def test_an_exit_on_a_full_disk(three_hosts: ThreeHosts, links: Links) -> None:
         links.exit(host, QUIET)
     assert links.roles[-1].wait() in (1, 2)
     assert before == host.snapshot()
+
+
+def test_every_tool_names_what_a_killed_exit_has_left(three_hosts: ThreeHosts, links: Links) -> None:
+    """With and without a configuration; a user without rights sees its routes, and no table."""
+    host = three_hosts.exit
+    links.exit(host, QUIET).kill()
+    table, routes = "the table cryprq_exit of the packet filter", "routes to clients"
+    left = f"no cryprq-proxy is running; an earlier --tun has left {table}, {routes}: start it again, or sudo"
+    file = links.directory / "exit.toml"
+    for options in ((), ("--config", str(file))):
+        done = links.call(host, "status", *options)
+        assert done.returncode == 1 and left in done.stderr
+    assert f"an earlier --tun has left {routes}: start it" in as_user(links, host, "status").stderr
+    assert routes in as_user(links, host, "doctor").stdout
+    assert cleanup(links, host, links.directory / "state-exit").returncode == 0
+    assert "earlier --tun" not in links.call(host, "status").stderr
+    assert "earlier --tun" not in links.call(host, "doctor").stdout
