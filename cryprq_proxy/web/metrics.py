@@ -25,6 +25,7 @@ from ..status import (
     ExitStatus,
     KnownExit,
     LaneStatus,
+    NamesStatus,
     PacketLinkStatus,
     RepairStatus,
     RulesStatus,
@@ -241,6 +242,9 @@ def _exit(status: ExitStatus) -> Iterator[Metric]:
     yield from _gauge("targets", "Connections to targets.", status.targets)
     yield from _gauge("strangers", "Connections without a valid first flight.", status.strangers)
     yield from _gauge("handshakes", "Handshakes from a valid first flight to the verdict.", status.handshakes)
+    names = status.names or NamesStatus()
+    states = [(("looked_up",), names.running), (("waiting",), names.waiting), (("remembered",), names.cached)]
+    yield from _gauges("names", "Names of targets, by their state.", ("state",), states)
     retained = sum(session.retained for session in sessions)
     yield from _gauge("retained_bytes", "Bytes kept until the peers have acknowledged them.", retained)
     yield from _counters("streams_opened", "Streams that peers opened.", (), [((), status.streams_total)])

@@ -24,7 +24,7 @@ EXIT: dict[str, Any] = {
     "role": "exit", "version": "0.1.0", "uptime": 12.5, "authorized": 3, "targets": 7, "handshakes": 1,
     "bytes": {"sent": 1000, "received": 2000}, "rotations": 5, "streams_total": 90,
     "streams_refused": {"not_allowed": 2}, "refused": {"not_authorized": 4, "no_handshake": 11},
-    "lanes": {"sockets": [], "strangers": 6},
+    "lanes": {"sockets": [], "strangers": 6}, "names": {"running": 3, "waiting": 1, "cached": 40},
     "network": {"device": {"drops": {"no_link": 1}}, "drops": {"no_client": 2}},
     "sessions": [
         {"peer_id": "a" * 52, "link": "up", "streams": 4, "retained": 10},
@@ -85,6 +85,7 @@ def test_exit() -> None:
     assert values(found["cryprq_connections_refused"]) == {("not_authorized",): 4, ("no_handshake",): 11}
     assert values(found["cryprq_tunnel_drops"]) == {("no_link", "device"): 1, ("no_client", "network"): 2}
     assert values(found["cryprq_retained_bytes"]) == {(): 30}
+    assert values(found["cryprq_names"]) == {("looked_up",): 3, ("waiting",): 1, ("remembered",): 40}
     assert "cryprq_link_up" not in found
 
 
