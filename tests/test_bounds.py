@@ -108,6 +108,9 @@ REACHED = {
         "outbound/test_udp_association.py::test_the_host_sent_to_least_recently_is_forgotten_at_the_bound",
         "outbound/test_udp_association.py::test_datagrams_that_wait_for_a_name_are_bounded",
     ],
+    "what the kernel keeps for a target that does not read, per stream": [
+        "base/test_sockets.py::test_the_kernel_keeps_little_for_an_end_that_does_not_read"
+    ],
     "time to connect a target; addresses tried for a name": [
         "outbound/test_dialer.py::test_an_attempt_gets_no_more_than_the_time_left",
         "outbound/test_dialer.py::test_a_name_with_very_many_addresses_gets_a_bounded_number_of_attempts",
@@ -137,6 +140,14 @@ REACHED = {
         "fronts/test_listener.py::test_a_slow_head_of_http_is_answered_and_ended",
     ],
     "head of an HTTP message": ["fronts/test_http_proxy.py::test_a_client_cannot_make_us_keep_without_bound"],
+    "one that has died, while nobody takes what it has sent; another machine that does not answer": [
+        "outbound/test_relays.py::test_an_application_that_died_is_seen_while_its_target_does_not_read",
+        "base/test_sockets.py::test_the_kernel_asks_a_quiet_end_whether_it_is_there",
+        "base/test_far_end.py::test_silence_counts_while_an_answer_is_due",
+    ],
+    "a connection in which nothing moves": [
+        "outbound/test_relays.py::test_the_idle_limit_counts_from_the_last_byte"
+    ],
     "waiting for the link": ["client/test_waiting.py::test_each_waits_for_its_own_time"],
     "DNS questions that wait; time for one": [
         "tun/dns/test_forwarder.py::test_questions_that_wait_are_bounded",

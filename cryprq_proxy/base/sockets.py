@@ -9,6 +9,20 @@ from typing import Final
 
 CONNECT_TIMEOUT: Final = 10.0
 """Seconds to connect a target, resolving included, unless an exit's configuration says otherwise."""
+UNSENT: Final = 65_536
+KEEPALIVE_IDLE: Final = 30
+KEEPALIVE_INTERVAL: Final = 10
+KEEPALIVE_PROBES: Final = 6
+_KEEPALIVE: Final = tuple(
+    (getattr(socket, name), value)
+    for name, value in (
+        ("TCP_KEEPIDLE", KEEPALIVE_IDLE),
+        ("TCP_KEEPINTVL", KEEPALIVE_INTERVAL),
+        ("TCP_KEEPCNT", KEEPALIVE_PROBES),
+    )
+    if hasattr(socket, name)
+)
+_NOTSENT_LOWAT: Final[int] = getattr(socket, "TCP_NOTSENT_LOWAT", 0)
 _CONGESTION: Final = getattr(socket, "TCP_CONGESTION", None)
 _UNPACED: Final = b"reno"
 """A congestion control that Linux always has and every user may choose."""
@@ -27,6 +41,20 @@ def prepare(sock: socket.socket, host: str) -> socket.socket:
         with contextlib.suppress(OSError):
             sock.setsockopt(socket.IPPROTO_TCP, _CONGESTION, _UNPACED)
     return sock
+
+
+def keep_alive(sock: socket.socket) -> None:
+    """Let the kernel ask the other end of a quiet connection whether it is there: an error comes within 90 s if not."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in _KEEPALIVE:
+        sock.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+def bound_unsent(sock: socket.socket) -> None:
+    """Let the kernel take no more than UNSENT bytes beyond those that the other end has room for. Without this bound a
+    target that does not read costs 2.6 MiB of the kernel's memory, with it 100 KiB."""
+    if _NOTSENT_LOWAT:
+        sock.setsockopt(socket.IPPROTO_TCP, _NOTSENT_LOWAT, UNSENT)
 
 
 def set_reset_on_close(sock: socket.socket) -> None:

@@ -187,6 +187,9 @@ class DirectStream:
         if self.received - self._consumed <= WINDOW >> 1:
             self._read_on()
 
+    def progress(self) -> int:
+        return self.sent + self.received + self._consumed
+
     # --- to the destination ----------------------------------------------------------------------------------------
 
     def request_room(self) -> int:

@@ -43,6 +43,9 @@ class DatagramsOnly:
     def consumed(self, size: int) -> None:
         """Datagrams have no window."""
 
+    def progress(self) -> int:
+        return 0
+
     def finish(self) -> None:
         """There is no half-close."""
 

@@ -67,7 +67,8 @@ class Exit:
         self._network = network
         self._invites = invites
         self._thread = HandshakeThread()
-        self._targets = Targets(policy, resolver, SlotPool(), settings.bounds.connect_timeout)
+        bounds = settings.bounds
+        self._targets = Targets(policy, resolver, SlotPool(), bounds.connect_timeout, bounds.idle_timeout)
         self.sessions = Sessions(settings, provider, self._thread.executor, self._targets, self._network)
         self.listener = ExitListener(identity, settings, provider, self._thread, self._admit)
         self._stopping = False

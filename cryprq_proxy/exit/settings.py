@@ -41,6 +41,8 @@ class ExitBounds(Struct, frozen=True, kw_only=True):
     """Without one, for `resume_seconds` at most."""
     resume_seconds: float
     connect_timeout: float
+    idle_timeout: float = 0.0
+    """Of a stream to a target in which nothing moves; 0: none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from ..base.tasks import spawn
 from ..errors import StreamReason
 from ..outbound.dialer import Cancellable, connect_literal, connect_target
 from ..outbound.relay import Relay
+from ..outbound.relays import Relays
 from ..outbound.resolving.resolver import Resolver, SystemResolver
 from ..session.sendlog import SlotPool
 from ..session.streams import Stream, StreamHandler
@@ -24,17 +25,23 @@ DNS_PORT: Final = 53
 
 
 class Targets:
-    """Opens targets for the streams of all sessions of an exit. `timeout` is in seconds."""
+    """Opens targets for the streams of all sessions of an exit. `timeout` is in seconds, as is `idle_timeout`, which
+    outbound/relays.py explains."""
 
     def __init__(
-        self, policy: EgressPolicy, resolver: SystemResolver, slots: SlotPool, timeout: float
+        self,
+        policy: EgressPolicy,
+        resolver: SystemResolver,
+        slots: SlotPool,
+        timeout: float,
+        idle_timeout: float = 0.0,
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.policy = policy
         self.resolver = resolver
         self.slots = slots
         self.timeout = timeout
-        self.relays: set[Relay] = set()
+        self.relays = Relays(self.loop, applications=False, idle_timeout=idle_timeout)
 
     def open(self, stream: Stream, resolver: Resolver, claim: Claim) -> None:
         """Connect the target of a new stream, or refuse the stream. `resolver`: that of its peer. `claim` is released

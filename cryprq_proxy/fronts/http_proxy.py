@@ -84,9 +84,9 @@ class _OriginFailed(Exception):
 class HttpProxy:
     """Serves the requests of one client connection.
 
-    Times are in seconds. `header_timeout` bounds the time for a request's header section. `idle_timeout` bounds the
-    time of a kept connection without a request, and of an upload after its complete response. `via` is this proxy's
-    name for the Via field; without it there is no such field.
+    Times are in seconds. `header_timeout` bounds the time for a request's header section. `keepalive_timeout` bounds
+    the time of a kept connection without a request, and of an upload after its complete response. `via` is this
+    proxy's name for the Via field; without it there is no such field.
 
     A cancelled `read` must not consume anything, neither on the client's connection nor on the streams.
     """
@@ -99,7 +99,7 @@ class HttpProxy:
         credentials: Credentials | None = None,
         via: str | None = None,
         header_timeout: float = 30.0,
-        idle_timeout: float = 120.0,
+        keepalive_timeout: float = 120.0,
     ) -> None:
         if via is not None and not _PSEUDONYM.fullmatch(via):
             raise LocalError(f"{via!r} cannot be a proxy's name in a Via field")
@@ -108,7 +108,7 @@ class HttpProxy:
         self._credentials = credentials
         self._via = via
         self._header_timeout = header_timeout
-        self._idle_timeout = idle_timeout
+        self._keepalive_timeout = keepalive_timeout
         self._http = h11.Connection(h11.SERVER, MAX_HEADER)
         self._origin: Origin | None = None
         """The one stream that this object must end: in use, or kept for the next request."""
@@ -152,7 +152,7 @@ class HttpProxy:
         http = self._http
         try:
             if not http.trailing_data[1]:
-                async with asyncio.timeout(self._idle_timeout):
+                async with asyncio.timeout(self._keepalive_timeout):
                     while not pending:
                         data = await self._read()
                         if not data:
@@ -281,7 +281,7 @@ class HttpProxy:
                 elif origin.http.their_state is h11.DONE:
                     # The origin answered early but keeps the connection, so it reads the rest of the body.
                     with suppress(TimeoutError):
-                        async with asyncio.timeout(self._idle_timeout):
+                        async with asyncio.timeout(self._keepalive_timeout):
                             await uploaded.wait()
                 upload.cancel()
         except ExceptionGroup as failures:

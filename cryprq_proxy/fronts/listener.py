@@ -21,12 +21,13 @@ from asyncio_socks_server.core.types import Cmd
 from ..address import Destination
 from ..base.accept_loop import Acceptor
 from ..base.linger import Farewell
-from ..base.sockets import prepare
+from ..base.sockets import keep_alive, prepare
 from ..base.tasks import spawn
 from ..client.requests import StreamSource
 from ..errors import LocalError, StreamReason, StreamReset
 from ..outbound.bytestream import LinkStream, SocketStream
 from ..outbound.relay import Relay
+from ..outbound.relays import Relays
 from ..session.streams import AnyStream, StreamHandler
 from ..session.wire import StreamProtocol
 from .credentials import Credentials
@@ -45,13 +46,15 @@ SOCKS_VERSIONS: Final = frozenset((4, 5))
 
 @dataclass(frozen=True, slots=True)
 class ListenerSettings:
-    """`negotiation_timeout` in seconds bounds SOCKS negotiations and the head of each HTTP request."""
+    """`negotiation_timeout` in seconds bounds SOCKS negotiations and the head of each HTTP request, `idle_timeout` a
+    relay in which nothing moves; 0: nothing does."""
 
     listen: Destination
     negotiation_timeout: float
     max_connections: int
     via: bool
     credentials: Credentials | None = None
+    idle_timeout: float = 0.0
 
 
 class MixedListener:
@@ -65,7 +68,7 @@ class MixedListener:
         self._connections = 0
         self._negotiating: deque[tuple[float, SocksConnection]] = deque()
         self._sweeper: asyncio.TimerHandle | None = None
-        self._relays: set[Relay] = set()
+        self._relays = Relays(self.loop, applications=True, idle_timeout=settings.idle_timeout)
         self._udp: set[UdpFront] = set()
         self._http: set[asyncio.Task[None]] = set()
 
@@ -90,7 +93,7 @@ class MixedListener:
                 connection.close()
         for front in list(self._udp):
             front.close()
-        for relay in list(self._relays):
+        for relay in self._relays:
             relay.abort(StreamReason.SHUTTING_DOWN)
         for task in self._http:
             task.cancel()
@@ -99,6 +102,7 @@ class MixedListener:
 
     def _accepted(self, sock: socket.socket, host: str) -> None:
         prepare(sock, host)
+        keep_alive(sock)
         self._connections += 1
         if self._acceptor is not None and self._connections >= self.settings.max_connections:
             self._acceptor.stop()

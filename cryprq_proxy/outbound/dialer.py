@@ -27,7 +27,7 @@ from typing import Final, Protocol
 
 from ..address import Destination
 from ..base.descriptors import EXHAUSTED, SHORTAGE
-from ..base.sockets import CONNECT_TIMEOUT, prepare
+from ..base.sockets import CONNECT_TIMEOUT, bound_unsent, keep_alive, prepare
 from ..base.tasks import spawn
 from ..errors import StreamReason, StreamRefused
 from .resolving.resolver import Resolver
@@ -159,6 +159,8 @@ def connect_literal(
         return _OVER
     try:
         prepare(sock, ip)
+        keep_alive(sock)
+        bound_unsent(sock)
         code = sock.connect_ex((ip, port))
         if code == errno.EINPROGRESS:
             # Targets on this host are connected by now, but Linux says so only at a second call. The call takes

@@ -63,6 +63,19 @@ class Relay(StreamHandler):
         if ended:
             self.eof_received()
 
+    @property
+    def sock(self) -> socket.socket:
+        return self._sock
+
+    @property
+    def unwatched(self) -> bool:
+        """Whether no event of the socket would be noticed, since the relay neither reads nor writes now."""
+        return not self._armed and self._backlog is None
+
+    def progress(self) -> int:
+        """A number that changes whenever the stream moves in either direction."""
+        return self._stream.progress()
+
     def abort(self, reason: StreamReason) -> None:
         """End both sides at once, with resets."""
         self._stream.reset(reason)

@@ -86,6 +86,7 @@ def listener_settings(config: ClientConfig) -> ListenerSettings:
         negotiation_timeout=config.negotiation_timeout,
         max_connections=min(config.limits.max_connections, for_applications()),
         via=config.via,
+        idle_timeout=config.limits.idle_timeout,
     )
 
 

@@ -91,6 +91,7 @@ class AnyStream(Protocol):
     def finish(self) -> None: ...
     def reset(self, reason: StreamReason) -> None: ...
     def consumed(self, size: int) -> None: ...
+    def progress(self) -> int: ...
     def send_datagram(self, destination: Destination, payload: bytes | memoryview) -> None: ...
 
 
@@ -273,6 +274,10 @@ class Stream:
         self.consumed_bytes += size
         if self.announced - self.consumed_bytes <= self._window >> 1 and self.receive_half is Half.OPEN:
             self._session.window_due(self)
+
+    def progress(self) -> int:
+        """A number that grows with each byte sent and received, and with each credit of the peer."""
+        return self.sent + self.received + self.send_limit
 
     def send_datagram(self, destination: Destination, payload: bytes | memoryview) -> None:
         """On a UDP stream: send one datagram, at most MAX_DATAGRAM bytes. It may be dropped."""

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import socket
+import struct
+import sys
 
 import pytest
 
-from cryprq_proxy.base.sockets import prepare
+from cryprq_proxy.base.sockets import UNSENT, bound_unsent, keep_alive, prepare
+from tests.support.visits import tcp_pair
+
+SIOCOUTQNSD = 0x894B
+"""ioctl: bytes that the kernel has and has not sent."""
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "203.0.113.9", "::1", "2001:db8::1"])
@@ -27,3 +34,32 @@ def test_only_what_stays_on_this_machine_is_not_paced(host: str, local: bool) ->
         before = untouched.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16)
         after = prepare(sock, host).getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16)
         assert after.rstrip(b"\0") == (b"reno" if local else before.rstrip(b"\0"))
+
+
+def test_the_kernel_asks_a_quiet_end_whether_it_is_there() -> None:
+    with socket.socket() as sock:
+        keep_alive(sock)
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        if hasattr(socket, "TCP_KEEPIDLE"):
+            names = ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT")
+            idle, interval, count = (
+                sock.getsockopt(socket.IPPROTO_TCP, getattr(socket, name)) for name in names
+            )
+            assert idle + interval * count == 90
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have other ioctls")
+@pytest.mark.parametrize("bounded", [True, False])
+def test_the_kernel_keeps_little_for_an_end_that_does_not_read(bounded: bool) -> None:
+    piece = bytes(1 << 16)
+    far, own = tcp_pair()
+    with far, own:
+        if bounded:
+            bound_unsent(own)
+        try:
+            while True:
+                own.send(piece)
+        except BlockingIOError:
+            pass
+        (unsent,) = struct.unpack("i", fcntl.ioctl(own, SIOCOUTQNSD, bytes(4)))
+        assert (unsent <= UNSENT + len(piece)) is bounded

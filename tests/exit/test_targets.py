@@ -194,7 +194,7 @@ async def test_who_no_longer_waits_stops_the_server_that_is_being_tried(
     app.stream.reset(StreamReason.CANCELLED)
     link.carrier.settle()
     assert connector.cancelled == ["192.0.2.2"]
-    assert link.targets.relays == set()
+    assert not link.targets.relays
 
 
 async def test_who_leaves_before_the_servers_are_known_connects_to_none(

@@ -721,7 +721,7 @@ async def test_a_slow_request_is_a_408_and_an_idle_connection_ends_in_silence() 
         stage.says(b"GET http://exam")
         assert status(await stage.client.gets_message()) == 408
         await stage.ends()
-    async with Stage(idle_timeout=0) as stage:
+    async with Stage(keepalive_timeout=0) as stage:
         stage.says(GET)
         origin = await stage.origin()
         origin.feed(OK)

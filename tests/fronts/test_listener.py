@@ -12,8 +12,9 @@ from dataclasses import replace
 import pytest
 
 from cryprq_proxy.address import Destination
-from cryprq_proxy.base.sockets import set_reset_on_close
+from cryprq_proxy.base.sockets import keep_alive, set_reset_on_close
 from cryprq_proxy.errors import StreamReason
+from cryprq_proxy.fronts import listener
 from cryprq_proxy.fronts.credentials import Credentials
 from cryprq_proxy.fronts.listener import ListenerSettings, MixedListener, SocksConnection
 from cryprq_proxy.session.streams import Half
@@ -106,6 +107,21 @@ async def test_a_negotiation_leaves_nothing_behind(proxy: Proxy) -> None:
     finally:
         gc.enable()
     assert connection._stream is None
+
+
+async def test_an_application_elsewhere_that_vanishes_is_missed(
+    proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From its first byte on: the kernel asks it whether it is there."""
+    accepted: list[socket.socket] = []
+
+    def kept(sock: socket.socket) -> None:
+        keep_alive(sock)
+        accepted.append(sock)
+
+    monkeypatch.setattr(listener, "keep_alive", kept)
+    await proxy.application().greet()
+    assert accepted[0].getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
 
 
 async def test_what_comes_behind_the_request_goes_first_into_the_stream(proxy: Proxy) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 import pytest
 
 from cryprq_proxy.address import Destination
+from cryprq_proxy.base.sockets import UNSENT
 from cryprq_proxy.errors import StreamReason, StreamRefused
 from cryprq_proxy.exit.egress_policy import EgressPolicy
 from cryprq_proxy.outbound import dialer
@@ -118,6 +119,9 @@ def check_connected(sock: socket.socket, server: socket.socket) -> None:
     with sock, server.accept()[0] as accepted:
         assert sock.gettimeout() == 0.0
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        if hasattr(socket, "TCP_NOTSENT_LOWAT"):
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT) == UNSENT
         assert not sock.get_inheritable()
         accepted.sendall(b"hello")
         sock.setblocking(True)

@@ -18,6 +18,7 @@ import pytest
 
 from cryprq_proxy.address import Destination
 from cryprq_proxy.base.netlink_watch import NoChanges
+from cryprq_proxy.base.sockets import set_reset_on_close
 from cryprq_proxy.base.tasks import spawn
 from cryprq_proxy.cli import cli
 from cryprq_proxy.commands import run
@@ -28,6 +29,7 @@ from cryprq_proxy.crypto.identity import PeerId
 from cryprq_proxy.errors import ConfigError, CryprqError
 from cryprq_proxy.exit.egress_policy import EgressPolicy
 from cryprq_proxy.exit.providers import NO_PACKETS, NoPacketNetwork, PacketNetwork
+from cryprq_proxy.outbound import relays
 from cryprq_proxy.process import file_watch, lifecycle
 from cryprq_proxy.process.control import ControlServer
 from cryprq_proxy.process.file_watch import FileWatch
@@ -362,6 +364,80 @@ def test_peers_with_most_sessions_come_first() -> None:
     one, two, late = (PeerId(bytes([number]) * 32) for number in (1, 2, 3))
     peers = peers_told({one: "one", two: "two"}, [str(two), str(late), str(late)])
     assert [(peer.name, peer.sessions) for peer in peers] == [("", 2), ("two", 1), ("one", 0)]
+
+
+# --- dead applications and targets ---
+
+
+@asynccontextmanager
+async def unread_target() -> AsyncIterator[tuple[int, list[asyncio.StreamWriter]]]:
+    """A target that reads nothing: its port, and its connections."""
+    taken: list[asyncio.StreamWriter] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.transport.pause_reading()  # type: ignore[attr-defined]
+        taken.append(writer)
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        try:
+            yield server.sockets[0].getsockname()[1], taken
+        finally:
+            for writer in taken:
+                writer.transport.abort()
+
+
+@pytest.mark.parametrize("reset", [True, False])
+async def test_a_dead_application_is_seen_while_its_target_does_not_read(
+    files: RoleFiles, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, reset: bool
+) -> None:
+    monkeypatch.setattr(relays, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(relays, "GONE_SECONDS", 0.05)
+    async with (
+        running(role(files, "allow_private = true")),
+        linked(files, caplog) as proxy,
+        unread_target() as (port, _),
+    ):
+        reply, _, writer = await socks(proxy, port)
+        assert reply == 0
+        application = writer.transport.get_extra_info("socket").dup()
+        writer.transport.abort()
+        await fill(application)
+        assert (await told(files)).targets == 1
+        if reset:
+            set_reset_on_close(application)
+        application.close()
+        while (await told(files)).targets:
+            await asyncio.sleep(0.01)
+
+
+async def fill(sock: socket.socket) -> None:
+    """Send until nobody takes more."""
+    loop, more = asyncio.get_running_loop(), True
+    while more:
+        try:
+            async with asyncio.timeout(0.3):
+                await loop.sock_sendall(sock, bytes(1 << 16))
+        except TimeoutError:
+            more = False
+
+
+@pytest.mark.parametrize("which", ["exit", "client"])
+async def test_the_idle_limit_of_either_role(
+    files: RoleFiles, caplog: pytest.LogCaptureFixture, which: str
+) -> None:
+    limit = "[limits]\nidle_timeout = 0.2\n"
+    exit = role(files, "allow_private = true", limit if which == "exit" else "")
+    async with running(exit), echo_target() as target:
+        config = files.client(tables=limit if which == "client" else "", port=await port_of(files))
+        async with running(partial(run_client, config, lambda: config)):
+            await until(lambda: "link up: " in caplog.text)
+            status = await files.status("client")
+            assert isinstance(status, ClientStatus)
+            reply, reader, writer = await socks(int(status.listen[0].rpartition(":")[2]), target)
+            assert reply == 0
+            with pytest.raises(ConnectionResetError):
+                await reader.read()
+            writer.close()
 
 
 # --- metrics ---

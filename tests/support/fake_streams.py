@@ -65,6 +65,9 @@ class FakeStream:
     def consumed(self, size: int) -> None:
         self.taken += size
 
+    def progress(self) -> int:
+        return len(self.sent) + self.taken
+
     def reset(self, reason: StreamReason) -> None:
         self.resets.append(reason)
         self.send_half = self.receive_half = Half.CLOSED

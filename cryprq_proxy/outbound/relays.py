@@ -1,0 +1,121 @@
+"""All relays of a role, and a look at those that hear of nothing.
+
+asyncio watches a socket only for reading and writing. A relay whose stream takes nothing does neither, so it does not
+hear that its application has died. Every LOOK_SECONDS the kernel is asked about each relay (base/far_end.py), some of
+them in one turn of the loop:
+
+    the connection has failed, and nothing moves                       -> ends at the next look
+    the application has gone, and nobody takes what it has sent        -> ends after GONE_SECONDS
+    the other machine acknowledges nothing                             -> ends
+    nothing moves, in either direction, for the configured idle time   -> ends
+
+An application that has only ended its half is there: it waits for an answer. What one has sent before it closed is
+still passed on, as long as somebody takes it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from math import inf
+from typing import Final
+
+from ..base.far_end import FarEnd, is_abandoned, look_at
+from ..errors import StreamReason
+from .relay import Relay
+
+LOOK_SECONDS: Final = 10.0
+GONE_SECONDS: Final = 60.0
+RELAYS_A_TURN: Final = 64
+"""Looked at in one turn of the loop, at 2 to 50 us each."""
+
+
+@dataclass(slots=True)
+class _Still:
+    """A relay in which nothing has moved since the moment `since`. `ended`: the other end has sent its FIN."""
+
+    progress: int
+    since: float
+    ended: bool = False
+
+
+class Relays:
+    """`idle_timeout` in seconds; 0: none. `applications`: their sockets are those of applications, which own their
+    streams. A target that has sent all and has gone is no reason to end a stream: the application may read slowly."""
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, *, applications: bool, idle_timeout: float = 0.0
+    ) -> None:
+        self._loop = loop
+        self._idle = idle_timeout or inf
+        self._gone = GONE_SECONDS if applications else inf
+        self._applications = applications
+        self._relays: set[Relay] = set()
+        self._still: dict[Relay, _Still] = {}
+        self._looks = False
+
+    def __len__(self) -> int:
+        return len(self._relays)
+
+    def __iter__(self) -> Iterator[Relay]:
+        return iter(list(self._relays))
+
+    def add(self, relay: Relay) -> None:
+        self._relays.add(relay)
+        if not self._looks:
+            self._looks = True
+            self._loop.call_later(min(LOOK_SECONDS, self._idle), self._look)
+
+    def discard(self, relay: Relay) -> None:
+        self._relays.discard(relay)
+        self._still.pop(relay, None)
+
+    # --- the look --------------------------------------------------------------------------------------------------
+
+    def _look(self) -> None:
+        if self._relays:
+            self._look_on(iter(self))
+        else:
+            self._looks = False
+
+    def _look_on(self, rest: Iterator[Relay]) -> None:
+        now, looked = self._loop.time(), 0
+        for relay in islice(rest, RELAYS_A_TURN):
+            looked += 1
+            if relay in self._relays:
+                self.look_at(relay, now)
+        if looked == RELAYS_A_TURN:
+            self._loop.call_soon(self._look_on, rest)
+        else:
+            self._loop.call_later(min(LOOK_SECONDS, self._idle), self._look)
+
+    def look_at(self, relay: Relay, now: float) -> None:
+        """End `relay` if it has to end."""
+        end, unwatched = look_at(relay.sock), relay.unwatched
+        still, progress = self._still.get(relay), relay.progress()
+        if end is FarEnd.SILENT:
+            relay.abort(StreamReason.TIMED_OUT)
+        elif not unwatched and self._idle == inf:
+            # The events of the socket tell the rest.
+            if still is not None and not still.ended:
+                del self._still[relay]
+        elif still is None:
+            self._still[relay] = _Still(progress, now, end is FarEnd.ENDED)
+        elif still.progress != progress:
+            still.progress, still.since = progress, now
+            still.ended |= end is FarEnd.ENDED
+        else:
+            still.ended |= end is FarEnd.ENDED
+            waited = now - still.since
+            if waited >= self._idle:
+                relay.abort(StreamReason.TIMED_OUT)
+            elif unwatched and waited >= self._patience(relay, still, end):
+                relay.abort(StreamReason.CONNECTION_RESET)
+
+    def _patience(self, relay: Relay, still: _Still, end: FarEnd) -> float:
+        """How many seconds a relay may wait that hears of nothing and in which nothing moves."""
+        if end is FarEnd.OVER:
+            return self._gone if still.ended else 0.0
+        return self._gone if self._applications and is_abandoned(relay.sock) else inf

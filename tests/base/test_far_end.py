@@ -1,0 +1,120 @@
+"""What the kernel tells of the other end of a connection; over loopback, where it tells at once."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Iterator
+from typing import cast
+
+import pytest
+
+from cryprq_proxy.base import far_end
+from cryprq_proxy.base.far_end import FarEnd, is_abandoned, look_at
+from cryprq_proxy.base.sockets import set_reset_on_close
+from tests.support.settle import until
+from tests.support.visits import tcp_pair
+
+pytestmark = pytest.mark.skipif(not hasattr(socket, "TCP_INFO"), reason="this kernel tells nothing")
+
+
+class Ends:
+    def __init__(self) -> None:
+        self.far, self.own = tcp_pair()
+
+    def fill(self) -> None:
+        """The far end sends until nothing more fits, so that its FIN would have to wait."""
+        try:
+            while True:
+                self.far.send(bytes(1 << 16))
+        except BlockingIOError:
+            pass
+
+
+@pytest.fixture
+def ends() -> Iterator[Ends]:
+    ends = Ends()
+    yield ends
+    ends.far.close()
+    ends.own.close()
+
+
+async def test_a_living_end(ends: Ends) -> None:
+    ends.far.send(b"unread")
+    assert look_at(ends.own) is FarEnd.THERE
+    assert not is_abandoned(ends.own)
+
+
+async def test_an_end_that_has_ended_its_half_is_there(ends: Ends) -> None:
+    ends.far.shutdown(socket.SHUT_WR)
+    await until(lambda: look_at(ends.own) is FarEnd.ENDED)
+    assert not is_abandoned(ends.own)
+    ends.far.close()
+    await until(lambda: is_abandoned(ends.own))
+    assert look_at(ends.own) is FarEnd.ENDED
+
+
+async def test_an_end_whose_program_died_with_its_fin_behind_unread_data(ends: Ends) -> None:
+    ends.fill()
+    assert not is_abandoned(ends.own)
+    ends.far.close()
+    await until(lambda: is_abandoned(ends.own))
+    assert look_at(ends.own) is FarEnd.THERE, "its FIN has not come"
+
+
+async def test_a_reset_is_seen_and_its_error_is_left_to_the_reader(ends: Ends) -> None:
+    ends.far.send(b"unread")
+    set_reset_on_close(ends.far)
+    ends.far.close()
+    await until(lambda: look_at(ends.own) is FarEnd.OVER)
+    assert not is_abandoned(ends.own)
+    assert ends.own.recv(100) == b"unread"
+    with pytest.raises(ConnectionResetError):
+        ends.own.recv(100)
+
+
+async def test_what_is_no_tcp_connection_is_there() -> None:
+    left, right = socket.socketpair()
+    with left, right:
+        assert look_at(left) is FarEnd.THERE
+        assert not is_abandoned(left)
+    assert look_at(left) is FarEnd.THERE
+    assert not is_abandoned(left)
+    with socket.socket() as unconnected:
+        assert not is_abandoned(unconnected)
+
+
+class Told:
+    """A socket of which the kernel tells this."""
+
+    def __init__(self, probes: int, unacked: int, milliseconds: int, size: int = 60) -> None:
+        info = bytearray(60)
+        info[0], info[3] = 1, probes
+        struct.pack_into("=I", info, 24, unacked)
+        struct.pack_into("=I", info, 56, milliseconds)
+        self._info = bytes(info[:size])
+
+    def getsockopt(self, level: int, option: int, size: int) -> bytes:
+        return self._info[:size]
+
+
+@pytest.mark.parametrize(
+    ("told", "end"),
+    [
+        (Told(0, 0, 10_000_000), FarEnd.THERE),
+        (Told(0, 3, 179_999), FarEnd.THERE),
+        (Told(0, 3, 180_000), FarEnd.SILENT),
+        (Told(4, 0, 179_999), FarEnd.THERE),
+        (Told(4, 0, 180_000), FarEnd.SILENT),
+        (Told(4, 3, 10_000_000, size=40), FarEnd.THERE),
+    ],
+)
+def test_silence_counts_while_an_answer_is_due(told: Told, end: FarEnd) -> None:
+    assert look_at(cast(socket.socket, told)) is end
+
+
+def test_without_tcp_info_nothing_is_known(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(far_end, "_TCP_INFO", 0)
+    set_reset_on_close(ends.far)
+    ends.far.close()
+    assert look_at(ends.own) is FarEnd.THERE
