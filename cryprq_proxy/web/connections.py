@@ -21,10 +21,14 @@ _log = logging.getLogger(__name__)
 
 
 class AdminConnection(web.RequestHandler):
-    """`heard`: whether a request has come. From then on aiohttp's own timer watches the connection."""
+    """`silence` ends the connection unless it is cancelled. aiohttp's own timer watches it after the first request."""
 
-    __slots__ = ("heard",)
-    heard: bool
+    __slots__ = ("silence",)
+    silence: asyncio.TimerHandle
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self.silence.cancel()
+        super().connection_lost(exc)
 
     def handle_error(
         self,
@@ -58,13 +62,12 @@ def bounded_connection(server: web.Server) -> asyncio.BaseProtocol:
         access_log=None,  # type: ignore[arg-type]  # which is what its documentation says
         auto_decompress=False,
     )
-    connection.heard = False
-    loop.call_later(FIRST_REQUEST_SECONDS, _end_if_silent, connection)
+    connection.silence = loop.call_later(FIRST_REQUEST_SECONDS, _end, connection)
     return connection
 
 
-def _end_if_silent(connection: AdminConnection) -> None:
-    if not connection.heard and connection.transport is not None:
+def _end(connection: AdminConnection) -> None:
+    if connection.transport is not None:
         connection.transport.abort()
 
 

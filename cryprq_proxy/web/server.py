@@ -120,7 +120,7 @@ class HttpServer:
         if self._guard is None:  # the moment between listening and knowing the port
             raise web.HTTPServiceUnavailable(text="not ready yet\n")
         if isinstance(request.protocol, AdminConnection):
-            request.protocol.heard = True
+            request.protocol.silence.cancel()
         asked = Asked(
             target=request.raw_path,
             hosts=tuple(request.headers.getall("Host", ())),
@@ -192,7 +192,10 @@ class AdminServer(MetricsServer):
     async def _pac(self, request: web.Request) -> web.Response:
         body = self._actions.pac().encode()
         headers = {"Content-Type": PAC_TYPE, "Cache-Control": "no-cache"}
-        return _with_etag(request, body, etag(body), headers)
+        response = _with_etag(request, body, etag(body), headers)
+        # Programs ask for it once, and many leave the connection open.
+        response.force_close()
+        return response
 
     async def _close(self, request: web.Request) -> web.Response:
         wanted = await _read(request, _Close)

@@ -395,6 +395,19 @@ async def test_connections_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         await server.stop()
 
 
+async def test_who_asks_for_the_pac_file_leaves_nothing_behind(site: Site) -> None:
+    """Neither an open connection nor a timer that holds one, which had stayed for ten and for thirty seconds."""
+    for _ in range(5):
+        reader, writer = await asyncio.open_connection(*site.address)
+        writer.write(f"GET /proxy.pac HTTP/1.1\r\nHost: {site.address}\r\n\r\n".encode())
+        answer = await asyncio.wait_for(reader.read(), 20)
+        assert b"FindProxyForURL" in answer and b"Connection: close" in answer
+        writer.close()
+        await writer.wait_closed()
+    timers = asyncio.get_running_loop()._scheduled  # type: ignore[attr-defined]
+    assert not [timer for timer in timers if not timer.cancelled() and "onnection" in repr(timer)]
+
+
 async def test_start_names_a_port_in_use(site: Site) -> None:
     with pytest.raises(OSError, match="in use"):
         await AdminServer(site.address, World(), TOKEN).start()
