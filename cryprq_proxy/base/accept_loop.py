@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import select
 import socket
 from collections.abc import Callable
 from typing import Final
 
 from .descriptors import EXHAUSTED, SHORTAGE, Shortage, SpareDescriptor
 from .tasks import spawn
+from .work import Work
 
 ACCEPTS: Final = 64
 """Largest number of connections accepted in one wake-up; then other work has its turn."""
+STUCK_SECONDS: Final = 30.0
+"""A queue from which nothing is taken for so long shows that the acceptor is stuck."""
 PAUSE: Final = 1.0
 """Seconds without accepting after a failure."""
 _ERRORS_OF_ONE_CONNECTION: Final = frozenset(
@@ -61,6 +65,8 @@ class Acceptor:
         self._spare = SpareDescriptor()
         self._reading = False
         self._timer: asyncio.TimerHandle | None = None
+        self._taken = 0
+        """Connections taken out of the queue."""
 
     def start(self) -> None:
         """Accept from now on. No effect if it does already."""
@@ -83,6 +89,13 @@ class Acceptor:
         self._spare.release()
         self._listener.close()
 
+    def work(self, name: str) -> Work:
+        """What has been taken out of the queue, and whether it is empty, for the watchdog."""
+        poll = select.poll()
+        poll.register(self._listener, select.POLLIN)
+        accepts = self._reading or self._timer is not None
+        return Work(name, self._taken, accepts and bool(poll.poll(0)), STUCK_SECONDS)
+
     def _cancel_pause(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
@@ -99,6 +112,7 @@ class Acceptor:
                     continue
                 self._pause(error)
                 return
+            self._taken += 1
             self._hand_over(sock, address)
             if not self._reading:
                 return
@@ -120,6 +134,7 @@ class Acceptor:
         except OSError:
             self._spare.keep()
             return
+        self._taken += 1
         if self._urgent:
             self._hand_over(sock, address)
         else:

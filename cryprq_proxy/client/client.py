@@ -12,6 +12,7 @@ from typing import Any
 
 from ..address import Destination
 from ..base.clock import clock
+from ..base.work import Work
 from ..carriers.dial.tcp import Resolve, by_system
 from ..crypto.identity import Identity
 from ..crypto.primitives import Provider
@@ -60,6 +61,10 @@ class Client:
     async def run(self) -> None:
         """Keep the link up until `stop` is called. Raises CryprqError if the exit cannot do what is asked of it."""
         await self._link.run()
+
+    def work(self, name: str) -> Work:
+        """That of its link, for the watchdog."""
+        return self._link.work(name)
 
     async def reach(self) -> None:
         """One attempt to bring the link up, instead of `run`. Raises PeerError with the reason in a sentence."""

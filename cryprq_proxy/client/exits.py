@@ -25,6 +25,7 @@ from msgspec import structs
 from ..address import Destination
 from ..base.clock import clock
 from ..base.tasks import spawn
+from ..base.work import Work
 from ..carriers.dial.tcp import Resolve, by_system
 from ..crypto.identity import Identity
 from ..crypto.primitives import Provider
@@ -307,6 +308,10 @@ class Exits(ClientObserver):
             await entry.client.stop()
 
     # --- what others read ------------------------------------------------------------------------------------------
+
+    def work(self) -> list[Work]:
+        """For the watchdog."""
+        return [entry.client.work(f"the link to {entry.name}") for entry in self.entries]
 
     def refused(self) -> Counter[Any]:
         """How many requests were refused since the start, by reason."""

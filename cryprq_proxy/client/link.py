@@ -14,11 +14,12 @@ import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from ..base.clock import clock
 from ..base.leftovers import left_by_client
 from ..base.linger import farewells_ended
+from ..base.work import Work
 from ..carriers.admission import HANDSHAKE_TIMEOUT, Admission, admit_client
 from ..carriers.carrier import Carrier
 from ..carriers.dial.connect import Dialling
@@ -39,6 +40,9 @@ from .packet_ports import NO_NETWORK, ClientNetwork
 from .settings import ClientSettings
 
 _log = logging.getLogger(__name__)
+
+STUCK_SECONDS: Final = 180.0
+"""Without a link there is an attempt within a minute and a half, also of an exit that was given up for a minute."""
 
 type Pause = Callable[[float], Awaitable[None]]
 
@@ -82,6 +86,7 @@ class ClientLink:
         self._lost: asyncio.Future[PeerError | None] | None = None
         self._task: asyncio.Task[Any] | None = None
         self.stopping = False
+        self._attempts = 0
         self.carriers = 0
         """How many there have been since the start."""
         self.last_error: str | None = None
@@ -117,6 +122,7 @@ class ClientLink:
 
     async def connect(self) -> None:
         """One attempt to bring the link up. Raises PeerError with the reason in a sentence."""
+        self._attempts += 1
         kept = self.kept
         reached = await self._endpoints.race(self._handshake, self._offload)
         invite = None if self.carriers else self._settings.invite
@@ -134,6 +140,10 @@ class ClientLink:
             if is_late(error, began):
                 raise self._endpoints.late(reached.endpoint, small_first=not reached.small) from None
             raise
+
+    def work(self, name: str) -> Work:
+        """The attempts to bring it up while it is down, for the watchdog."""
+        return Work(name, self._attempts, not self.up and not self.stopping, STUCK_SECONDS)
 
     def close(self) -> None:
         """End the link, for good. Await `ended` behind it."""

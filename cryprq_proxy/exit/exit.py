@@ -16,6 +16,7 @@ from ..address import Destination
 from ..base.clock import clock
 from ..base.linger import farewells_ended
 from ..base.tasks import spawn
+from ..base.work import Work
 from ..carriers.lane.listener import LaneListener
 from ..carriers.pipe import Pipe
 from ..crypto.handshake import Established, ExitHandshake
@@ -197,6 +198,10 @@ class Exit:
         )
 
     # --- status ----------------------------------------------------------------------------------------------------
+
+    def work(self) -> list[Work]:
+        """For the watchdog."""
+        return [*self.listener.work(), self._thread.work()]
 
     def status(self) -> ExitStatus:
         """What `cryprq-proxy status` shows."""

@@ -7,16 +7,21 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
+from ..base.work import Work
+
+STUCK_SECONDS: Final = 30.0
+"""A step takes a tenth of a second at most."""
 SIGNATURES_WAITING: Final = 8
 """While so many steps wait or run, no further handshake is begun. Those that have begun go on."""
 
 
 class HandshakeThread:
-    """`waiting` is the number of steps that wait or run."""
+    """`waiting` is the number of steps that wait or run, `ended` of those that did."""
 
     def __init__(self) -> None:
         self.executor = ThreadPoolExecutor(1, "handshake")
         self.waiting = 0
+        self.ended = 0
 
     @property
     def free(self) -> bool:
@@ -30,10 +35,15 @@ class HandshakeThread:
         future.add_done_callback(self._done)
         return future
 
+    def work(self) -> Work:
+        """For the watchdog."""
+        return Work("the thread of the handshakes", self.ended, self.waiting > 0, STUCK_SECONDS)
+
     def close(self) -> None:
         self.executor.shutdown(wait=False, cancel_futures=True)
 
     def _done(self, future: asyncio.Future[Any]) -> None:
         self.waiting -= 1
+        self.ended += 1
         if not future.cancelled():
             future.exception()  # nobody may wait for it any more

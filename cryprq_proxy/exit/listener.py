@@ -22,6 +22,7 @@ from ..base.accept_loop import Acceptor
 from ..base.clock import clock
 from ..base.sockets import prepare
 from ..base.tasks import spawn
+from ..base.work import Work
 from ..carriers.admission import read_flight
 from ..carriers.pipe import Pipe, TcpPipe
 from ..crypto.handshake import FIRST_SIZE, ExitHandshake
@@ -111,6 +112,12 @@ class ExitListener:
         self._features = features
         for acceptor in self._acceptors:
             acceptor.start()
+
+    def work(self) -> list[Work]:
+        """For the watchdog."""
+        return [
+            acceptor.work(f"accepting clients ({number})") for number, acceptor in enumerate(self._acceptors)
+        ]
 
     def stop_accepting(self) -> None:
         """Close the listening sockets and end all handshakes; established links go on."""

@@ -23,6 +23,7 @@ from ..base.accept_loop import Acceptor
 from ..base.linger import Farewell
 from ..base.sockets import keep_alive, prepare
 from ..base.tasks import spawn
+from ..base.work import Work
 from ..client.requests import StreamSource
 from ..errors import LocalError, StreamReason, StreamReset
 from ..outbound.bytestream import LinkStream, SocketStream
@@ -80,6 +81,10 @@ class MixedListener:
         self._acceptor = Acceptor(self.loop, sock, self._accepted)
         self._acceptor.start()
         return Destination(*sock.getsockname()[:2])
+
+    def work(self) -> list[Work]:
+        """For the watchdog."""
+        return [] if self._acceptor is None else [self._acceptor.work("accepting applications")]
 
     async def stop(self) -> None:
         """Stop listening and end all connections."""

@@ -6,8 +6,9 @@
     RELOADING=1, then READY=1      around a reload
     STOPPING=1                     once, when the stop begins
 
-A timer of the event loop that moves the data sends the watchdog's message: if that loop is stuck, no message comes, and
-the manager restarts the process. Without a manager (no NOTIFY_SOCKET) nothing is sent.
+A timer of the event loop that moves the data sends the watchdog's message, unless a part of the program is stuck
+(watchdog.py). If the loop or such a part is stuck, no message comes, and the manager restarts the process. Without a
+manager (no NOTIFY_SOCKET) nothing is sent.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Final
 from ..base.log import describe, one_line
 from ..base.text import counted
 from ..status import ExitStatus, Status
+from .watchdog import UNWATCHED, Watchdog
 
 _log = logging.getLogger(__name__)
 
@@ -49,6 +51,8 @@ class Notifier:
         self._told = ""
         self._timers: list[asyncio.TimerHandle] = []
         self._failed = False
+        self._watch = UNWATCHED
+        self._stuck = ""
 
     @classmethod
     def from_environment(cls, environment: MutableMapping[str, str] | None = None) -> Notifier:
@@ -72,20 +76,22 @@ class Notifier:
         """Whether there is a manager to tell."""
         return bool(self._address)
 
-    def ready(self, status: Callable[[], str]) -> None:
-        """Report the start. From now on call `status` for the status text, and send the watchdog's messages.
+    def ready(self, status: Callable[[], str], watch: Watchdog = UNWATCHED) -> None:
+        """Report the start. From now on call `status` for the status text, and send the watchdog's messages while
+        `watch` finds nothing that is stuck.
 
         Call it in the event loop.
         """
         if not self.listens:
             return
+        self._watch = watch
         self._status = status
         self._told = self._text()
         self._send("READY=1", f"STATUS={self._told}")
         self._repeat(STATUS_SECONDS, self._tell_status)
         if self.watchdog:
             self._send("WATCHDOG=1")
-            self._repeat(self.watchdog / 2, lambda: self._send("WATCHDOG=1"))
+            self._repeat(self.watchdog / 2, self._feed_watchdog)
 
     @contextmanager
     def reloading(self) -> Iterator[None]:
@@ -120,6 +126,17 @@ class Notifier:
             work()
 
         self._timers.append(loop.call_later(seconds, again))
+
+    def _feed_watchdog(self) -> None:
+        stuck, before = self._watch.stuck(), self._stuck
+        self._stuck = stuck
+        if not stuck:
+            self._send("WATCHDOG=1")
+        elif stuck != before:
+            _log.error(
+                "%s stands still although there is work: the service manager may start this program anew",
+                stuck,
+            )
 
     def _tell_status(self) -> None:
         text = self._text()

@@ -24,6 +24,7 @@ from ..base.descriptors import for_applications
 from ..base.log import set_level
 from ..base.tasks import spawn
 from ..base.text import counted
+from ..base.work import LookAtWork, no_work
 from ..client.dispatcher import Dispatcher
 from ..client.endpoint_memory import EndpointFile
 from ..client.exits import Exits, PlannedExit, keep_up, plan_exits
@@ -41,6 +42,7 @@ from ..process.lifecycle import Stop, settle
 from ..process.recent_errors import RecentErrors
 from ..process.reload import Reloader
 from ..process.sd_notify import Notifier, summary
+from ..process.watchdog import Watchdog
 from ..rules.engine import RuleSet, load_rules
 from ..rules.lists import unreported
 from ..rules.pac.script import pac
@@ -163,7 +165,9 @@ async def run_client(
         read_again(stack, stop, running.reloader, watch)
         settle()
         running.log_ready(parts.exits)
-        stop.notifier.ready(lambda: summary(exits.status()))
+        stop.notifier.ready(
+            lambda: summary(exits.status()), Watchdog(lambda: [*running.work(), *exits.work()])
+        )
         await running.confirmation.wait(stop, link)
         await stop.wait(link)
         _log.info("stopping")
@@ -192,6 +196,8 @@ class RunningClient(Actions):
         self._admin: Destination | None = None
         self._proxy = config.listen
         """Where the proxy listens."""
+        self.work: LookAtWork = no_work
+        """That of the proxy's port."""
         self._pac = ""
         self.reloader = Reloader(read, self.apply, notifier)
 
@@ -232,6 +238,7 @@ class RunningClient(Actions):
     async def listen(self, stack: AsyncExitStack, settings: ListenerSettings) -> None:
         """Take connections of applications until the stack ends. Raises CryprqError."""
         listener = MixedListener(self._dispatcher, settings)
+        self.work = listener.work
         with explained([settings.listen]):
             self._proxy = listener.start()
         stack.push_async_callback(listener.stop)

@@ -43,6 +43,7 @@ from ..process.lifecycle import Stop, settle
 from ..process.recent_errors import RecentErrors
 from ..process.reload import Reloader
 from ..process.sd_notify import Notifier, summary
+from ..process.watchdog import Watchdog
 from ..status import ExitStatus, PairingStatus, PeerStatus
 from ..web.guard import new_token
 from .startup import ProcessStatus, explained, needs_restart, read_again, until_one_ends
@@ -125,7 +126,7 @@ async def run_exit(
         read_again(stack, stop, running.reloader, watch)
         settle()
         running.log_ready(identity.peer_id)
-        stop.notifier.ready(lambda: summary(exit.status()))
+        stop.notifier.ready(lambda: summary(exit.status()), Watchdog(exit.work))
         await stop.wait(work)
         grace = config.shutdown_grace
         _log.info("stopping: open streams have %g s to end; a second signal ends them now", grace)

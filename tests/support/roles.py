@@ -16,6 +16,7 @@ from cryprq_proxy.crypto.primitives import select_provider
 from cryprq_proxy.process.control import query, query_status
 from cryprq_proxy.process.lifecycle import Stop
 from cryprq_proxy.process.sd_notify import Notifier
+from cryprq_proxy.process.watchdog import UNWATCHED, Watchdog
 from cryprq_proxy.status import Status
 
 type Role = Callable[[Stop], Coroutine[Any, Any, None]]
@@ -29,7 +30,7 @@ class ReadyNotifier(Notifier):
         super().__init__()
         self.started = asyncio.Event()
 
-    def ready(self, status: Callable[[], str]) -> None:
+    def ready(self, status: Callable[[], str], watch: Watchdog = UNWATCHED) -> None:
         status()
         self.started.set()
 
