@@ -41,7 +41,7 @@ class Targets:
         self.resolver = resolver
         self.slots = slots
         self.timeout = timeout
-        self.relays = Relays(self.loop, applications=False, idle_timeout=idle_timeout)
+        self.relays: Relays[Relay] = Relays(self.loop, applications=False, idle_timeout=idle_timeout)
 
     def open(self, stream: Stream, resolver: Resolver, claim: Claim) -> None:
         """Connect the target of a new stream, or refuse the stream. `resolver`: that of its peer. `claim` is released

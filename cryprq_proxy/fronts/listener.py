@@ -69,9 +69,12 @@ class MixedListener:
         self._connections = 0
         self._negotiating: deque[tuple[float, SocksConnection]] = deque()
         self._sweeper: asyncio.TimerHandle | None = None
-        self._relays = Relays(self.loop, applications=True, idle_timeout=settings.idle_timeout)
+        self._relays: Relays[Relay] = Relays(self.loop, applications=True, idle_timeout=settings.idle_timeout)
         self._udp: set[UdpFront] = set()
         self._http: set[asyncio.Task[None]] = set()
+        self._exchanges: Relays[HttpExchange] = Relays(
+            self.loop, applications=True, idle_timeout=settings.idle_timeout
+        )
 
     def start(self) -> Destination:
         """Listen. Returns the bound address. Raises OSError."""
@@ -147,13 +150,16 @@ class MixedListener:
         self.ended()
 
     def serve_http(self, sock: socket.socket, first: bytes) -> None:
-        task = spawn(self._serve_http(sock, first), "http connection")
-        self._http.add(task)
-        task.add_done_callback(self._http.discard)
-
-    async def _serve_http(self, sock: socket.socket, first: bytes) -> None:
         application = SocketStream(sock)
-        handed_on = False
+        task = spawn(self._serve_http(application, first), "http connection")
+        exchange = HttpExchange(application, task)
+        self._http.add(task)
+        self._exchanges.add(exchange)
+        task.add_done_callback(self._http.discard)
+        task.add_done_callback(lambda _: self._exchanges.discard(exchange))
+
+    async def _serve_http(self, application: SocketStream, first: bytes) -> None:
+        sock, handed_on = application.sock, False
         try:
             proxy = HttpProxy(
                 application,
@@ -197,6 +203,27 @@ class MixedListener:
     def _udp_ended(self, front: UdpFront) -> None:
         self._udp.discard(front)
         self.ended()
+
+
+class HttpExchange:
+    """The Relaying of an HTTP connection, whose task may wait for its origin and not for its application."""
+
+    __slots__ = ("_application", "_task")
+    unwatched = True
+
+    def __init__(self, application: SocketStream, task: asyncio.Task[None]) -> None:
+        self._application = application
+        self._task = task
+
+    @property
+    def sock(self) -> socket.socket:
+        return self._application.sock
+
+    def progress(self) -> int:
+        return self._application.moved
+
+    def abort(self, reason: StreamReason) -> None:
+        self._task.cancel()
 
 
 class SocksConnection(StreamHandler):

@@ -137,6 +137,8 @@ class SocketStream:
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
+        self.moved = 0
+        """Bytes that were read or written."""
         self._fd = sock.fileno()
         self._loop = asyncio.get_running_loop()
 
@@ -144,7 +146,9 @@ class SocketStream:
         # Not loop.sock_recv: a cancellation at the wrong moment loses the bytes that it has read.
         while True:
             try:
-                return self.sock.recv(65_536)
+                data = self.sock.recv(65_536)
+                self.moved += len(data)
+                return data
             except (BlockingIOError, InterruptedError):
                 await self._readable()
             except OSError:
@@ -161,6 +165,7 @@ class SocketStream:
     async def write(self, data: bytes) -> None:
         try:
             await self._loop.sock_sendall(self.sock, data)
+            self.moved += len(data)
         except OSError:
             raise StreamReset(StreamReason.CONNECTION_RESET) from None
 

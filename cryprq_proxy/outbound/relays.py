@@ -1,8 +1,8 @@
-"""All relays of a role, and a look at those that hear of nothing.
+"""All relays of a role, or its HTTP connections, and a look at those that hear of nothing.
 
 asyncio watches a socket only for reading and writing. A relay whose stream takes nothing does neither, so it does not
-hear that its application has died. Every LOOK_SECONDS the kernel is asked about each relay (base/far_end.py), some of
-them in one turn of the loop:
+hear that its application has died. The same holds for an upload by HTTP. Every LOOK_SECONDS the kernel is asked about
+each of them (base/far_end.py), some in one turn of the loop:
 
     the connection has failed, and nothing moves                       -> ends at the next look
     the application has gone, and nobody takes what it has sent        -> ends after GONE_SECONDS
@@ -16,20 +16,31 @@ still passed on, as long as somebody takes it.
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from math import inf
-from typing import Final
+from typing import Final, Protocol
 
 from ..base.far_end import FarEnd, is_abandoned, look_at
 from ..errors import StreamReason
-from .relay import Relay
 
 LOOK_SECONDS: Final = 10.0
 GONE_SECONDS: Final = 60.0
 RELAYS_A_TURN: Final = 64
 """Looked at in one turn of the loop, at 2 to 50 us each."""
+
+
+class Relaying(Protocol):
+    """What has a socket and a stream, and moves bytes between the two; see relay.Relay for the calls."""
+
+    @property
+    def sock(self) -> socket.socket: ...
+    @property
+    def unwatched(self) -> bool: ...
+    def progress(self) -> int: ...
+    def abort(self, reason: StreamReason) -> None: ...
 
 
 @dataclass(slots=True)
@@ -41,7 +52,7 @@ class _Still:
     ended: bool = False
 
 
-class Relays:
+class Relays[R: Relaying]:
     """`idle_timeout` in seconds; 0: none. `applications`: their sockets are those of applications, which own their
     streams. A target that has sent all and has gone is no reason to end a stream: the application may read slowly."""
 
@@ -52,23 +63,23 @@ class Relays:
         self._idle = idle_timeout or inf
         self._gone = GONE_SECONDS if applications else inf
         self._applications = applications
-        self._relays: set[Relay] = set()
-        self._still: dict[Relay, _Still] = {}
+        self._relays: set[R] = set()
+        self._still: dict[R, _Still] = {}
         self._looks = False
 
     def __len__(self) -> int:
         return len(self._relays)
 
-    def __iter__(self) -> Iterator[Relay]:
+    def __iter__(self) -> Iterator[R]:
         return iter(list(self._relays))
 
-    def add(self, relay: Relay) -> None:
+    def add(self, relay: R) -> None:
         self._relays.add(relay)
         if not self._looks:
             self._looks = True
             self._loop.call_later(min(LOOK_SECONDS, self._idle), self._look)
 
-    def discard(self, relay: Relay) -> None:
+    def discard(self, relay: R) -> None:
         self._relays.discard(relay)
         self._still.pop(relay, None)
 
@@ -80,7 +91,7 @@ class Relays:
         else:
             self._looks = False
 
-    def _look_on(self, rest: Iterator[Relay]) -> None:
+    def _look_on(self, rest: Iterator[R]) -> None:
         now, looked = self._loop.time(), 0
         for relay in islice(rest, RELAYS_A_TURN):
             looked += 1
@@ -91,7 +102,7 @@ class Relays:
         else:
             self._loop.call_later(min(LOOK_SECONDS, self._idle), self._look)
 
-    def look_at(self, relay: Relay, now: float) -> None:
+    def look_at(self, relay: R, now: float) -> None:
         """End `relay` if it has to end."""
         end, unwatched = look_at(relay.sock), relay.unwatched
         still, progress = self._still.get(relay), relay.progress()
@@ -114,7 +125,7 @@ class Relays:
             elif unwatched and waited >= self._patience(relay, still, end):
                 relay.abort(StreamReason.CONNECTION_RESET)
 
-    def _patience(self, relay: Relay, still: _Still, end: FarEnd) -> float:
+    def _patience(self, relay: R, still: _Still, end: FarEnd) -> float:
         """How many seconds a relay may wait that hears of nothing and in which nothing moves."""
         if end is FarEnd.OVER:
             return self._gone if still.ended else 0.0

@@ -17,6 +17,7 @@ from cryprq_proxy.errors import StreamReason
 from cryprq_proxy.fronts import listener
 from cryprq_proxy.fronts.credentials import Credentials
 from cryprq_proxy.fronts.listener import ListenerSettings, MixedListener, SocksConnection
+from cryprq_proxy.outbound import relays
 from cryprq_proxy.session.streams import Half
 from cryprq_proxy.session.wire import StreamProtocol
 from tests.support.fake_source import FakeSource
@@ -241,6 +242,34 @@ async def test_no_more_connections_than_the_bound(proxies: list[Proxy]) -> None:
     assert await third.is_ignored()
     first.sock.close()
     assert await third.read(2) == b"\x05\x00", "it waited in the kernel's queue"
+
+
+@pytest.mark.parametrize("upload", [True, False])
+async def test_a_dead_application_is_seen_while_its_origin_is_silent(
+    proxies: list[Proxy], monkeypatch: pytest.MonkeyPatch, upload: bool
+) -> None:
+    """The origin takes nothing of an upload; or it has a whole request, and does not answer."""
+    monkeypatch.setattr(relays, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(relays, "GONE_SECONDS", 0.05)
+    proxy = Proxy(HERE)
+    proxies.append(proxy)
+    application = proxy.application()
+    size = 1 << 20 if upload else 0
+    application.send(b"POST http://x/ HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % size)
+    await until(lambda: proxy.source.asked)
+    [asked] = proxy.source.asked
+    if upload:
+        asked.stream.room = 0
+    asked.open()
+    if upload:
+        application.send(bytes(1 << 15))
+        await until(lambda: asked.stream.asked)
+    else:
+        await until(lambda: asked.stream.sent)
+    await settle()
+    assert asked.stream.resets == []
+    application.sock.close()
+    await until(lambda: asked.stream.resets and proxy.listener._connections == 0)
 
 
 @pytest.mark.parametrize("kind", ["socks", "relay", "refused", "udp", "http", "tunnel"])

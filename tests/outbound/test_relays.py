@@ -27,7 +27,7 @@ class Held:
 
     def __init__(self, *, applications: bool = True, idle_timeout: float = 0.0) -> None:
         loop = asyncio.get_running_loop()
-        self.relays = Relays(loop, applications=applications, idle_timeout=idle_timeout)
+        self.relays: Relays[Relay] = Relays(loop, applications=applications, idle_timeout=idle_timeout)
         self.far, sock = tcp_pair()
         self.stream = FakeStream(room=0)
         self.relay = Relay(loop, sock, self.stream, SlotPool(), self.relays.discard)
@@ -177,11 +177,11 @@ async def test_looks_begin_with_a_relay_and_take_turns(monkeypatch: pytest.Monke
     looked: list[int] = []
     turn = 0
 
-    def look(relays: Relays, relay: Relay, now: float) -> None:
+    def look(relays: Relays[Relay], relay: Relay, now: float) -> None:
         looked.append(turn)
 
     monkeypatch.setattr(Relays, "look_at", look)
-    relays = Relays(asyncio.get_running_loop(), applications=True)
+    relays: Relays[Relay] = Relays(asyncio.get_running_loop(), applications=True)
     many = {object(): None for _ in range(2 * RELAYS_A_TURN)}
     for relay in many:
         relays.add(relay)  # type: ignore[arg-type]
