@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import resource
 import select
 import socket
 import time
@@ -204,6 +206,31 @@ def test_the_page_says_which_failure_it_was(place: Place) -> None:
             ]
         )
         assert text in page
+
+
+@pytest.mark.parametrize("target", ["alive6.test", SERVER4])
+def test_an_exit_without_descriptors_says_so(place: Place, target: str) -> None:
+    """Whether it needs a socket for the name or for the target."""
+    [exit] = (role for role in place.links.roles if role.name == "exit")
+    pid = exit.process.pid
+    limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    taken = {int(number) for number in os.listdir(f"/proc/{pid}/fd")}
+    free = next(number for number in range(len(taken) + 1) if number not in taken)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (free, limits[1]))
+    try:
+        page = place.hosts.client.run(
+            [
+                *("curl", "-s", "--max-time", f"{LONG:g}"),
+                "-x",
+                f"http://127.0.0.1:{PORTS['client']}",
+                f"http://{target}/",
+            ]
+        )
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+    assert "no descriptor or memory left" in page
+    with ask(place.hosts.client, "client", "alive6.test") as sock:
+        assert reply(sock) == FOUND, "nothing of it is remembered"
 
 
 def test_the_exit_follows_its_resolv_conf_and_hosts_file(place: Place) -> None:

@@ -6,6 +6,7 @@ A file is read again when it has changed, on a thread: the event loop only asks 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 import sys
@@ -17,7 +18,11 @@ from typing import Final, NamedTuple
 
 from ...base.resolv_conf import lines, nameservers
 from ...base.tasks import spawn
+from ...errors import reason_of
 from .hosts_file import read_hosts
+from .outcome import EXHAUSTED
+
+_log = logging.getLogger(__name__)
 
 MAX_SERVERS: Final = 3
 """The C library uses no more."""
@@ -96,6 +101,9 @@ class ConfigurationReader:
             read = partial(read_configuration, self._files)
             self.latest = await asyncio.get_running_loop().run_in_executor(self._thread, read)
             self._marks = marks
+        except OSError as error:
+            # The next one who asks tries again.
+            _log.debug("the host's files cannot be read: %s", reason_of(error))
         finally:
             self._reading = None
         return self.latest
@@ -116,7 +124,10 @@ def _mark(path: Path) -> tuple[int, int, int, int] | None:
 def read_configuration(
     files: HostFiles = HOST_FILES, hostname: Callable[[], str] = socket.gethostname
 ) -> HostConfiguration:
-    """Blocks. A file that is missing or cannot be read counts as empty."""
+    """Blocks. A file that is missing or may not be read counts as empty.
+
+    Raises OSError if this machine has no descriptor or memory for it: that says nothing about the file.
+    """
     content = _content(files.resolv_conf)
     hosts = _content(files.hosts, MAX_FILE + 1)
     library = why_library(_content(files.nsswitch), os.environ)
@@ -130,7 +141,9 @@ def _content(path: Path, most: int = MAX_FILE) -> bytes:
     try:
         with path.open("rb") as file:
             return file.read(most)
-    except OSError:
+    except OSError as error:
+        if error.errno in EXHAUSTED:
+            raise
         return b""
 
 

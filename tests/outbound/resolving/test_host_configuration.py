@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from pathlib import Path
 
 import pytest
@@ -160,6 +161,24 @@ async def test_a_change_during_the_reading_is_seen_the_next_time(
     assert (await reader.current()).hosts == {"a.example": ("192.0.2.22",)}
     monkeypatch.undo()
     assert (await reader.current()).hosts == {"a.example": ("192.0.2.3",)}
+    reader.close()
+
+
+async def test_a_file_that_cannot_be_opened_for_now_is_read_later(
+    files: HostFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else an exit without descriptors would take its resolv.conf for empty, and keep that."""
+    files.resolv_conf.write_text("nameserver 192.0.2.1\n")
+    reader = ConfigurationReader(files)
+    files.resolv_conf.write_text("nameserver 192.0.2.22\n")
+
+    def failing(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, "no descriptors")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", failing)
+        assert (await reader.current()).servers == ("192.0.2.1",)
+    assert (await reader.current()).servers == ("192.0.2.22",)
     reader.close()
 
 
