@@ -42,7 +42,7 @@ TRY_LIMIT = 20.0
 
 def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("tests", nargs="*", choices=[*TESTS, []], default=TESTS)
+    parser.add_argument("tests", nargs="*", metavar="TEST", help=", ".join(TESTS))
     parser.add_argument("--tree", type=Path, default=ROOT)
     parser.add_argument("--clients", type=int, help="instead of 200 or 500")
     return parser.parse_args()
@@ -269,7 +269,7 @@ async def main() -> None:
         "one": lambda: crowd("200 at once, one address", 10.0, 1),
         "restart": restart,
     }
-    for name in OPTIONS.tests:
+    for name in OPTIONS.tests or TESTS:
         await runs[name]()
 
 
