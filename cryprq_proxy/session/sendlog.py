@@ -178,11 +178,10 @@ class SendLog:
         self.sent = received
 
     def clear(self) -> None:
-        """The session ended: drop all frames."""
-        self._sent.clear()
-        self._unsent.clear()
-        self._dropped = self.acknowledged
-        self._charge(-self.kept)
+        """The session ended: no frame is needed any more. Call `drop` afterwards."""
+        self._sent.extend(self._unsent)
+        self._unsent = deque()
+        self.sent = self.acknowledged = self._dropped + len(self._sent)
 
     def _charge(self, cost: int) -> None:
         self.kept += cost

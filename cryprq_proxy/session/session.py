@@ -234,6 +234,8 @@ class Session:
         self.datagrams.clear()
         self.packets.clear()
         self.log.clear()
+        if not self._dropping:
+            self._drop_acknowledged()
         self.wake()
 
     def _reset_ending(self, reason: StreamReason) -> None:
@@ -610,11 +612,11 @@ class Session:
             self._drop_acknowledged()
 
     def _drop_acknowledged(self) -> None:
-        """Drop what the peer has, a bounded number of frames in one turn."""
+        """Drop what the peer has, or what nobody needs, a bounded number of frames in one turn."""
         self._dropping = self.log.drop()
         if self._dropping:
             self.turn.wait(self._drop_acknowledged)
-        if not self.scheduler.open and self.log.has_room():
+        if self.closed is None and not self.scheduler.open and self.log.has_room():
             self.wake()
 
     def _receive_window(self, id: int, limit: Any) -> None:

@@ -178,8 +178,10 @@ def test_the_end_gives_everything_back() -> None:
     log.append_sent(chunk(10))
     log.append(b"a")
     log.clear()
+    assert not log.drop()
     assert budget.used == log.kept == 0 and log.next_unsent() is None
     log.clear()
+    assert not log.drop()
     assert budget.used == 0
 
 
