@@ -36,7 +36,7 @@ import msgspec
 from msgspec import Struct
 
 from ..errors import ConfigError, reason_of
-from .file_access import FileAccess, FileContent, appoint, deputy_for
+from .file_access import FileAccess, FileContent, Mark, appoint, deputy_for
 from .owners import ROOT, Owner, become, owner_of
 
 ANSWER_SECONDS: Final = 10.0
@@ -48,7 +48,9 @@ _MORE: Final = 256
 _LENGTH: Final = struct.Struct("!I")
 _encode: Final = msgspec.msgpack.Encoder().encode
 
-type _Do = Literal["read", "replace", "create", "rename", "make_directory", "lock", "unlock"]
+type _Do = Literal[
+    "exists", "mark", "read", "replace", "create", "rename", "make_directory", "lock", "unlock"
+]
 
 
 class DeputyRequest(Struct, frozen=True, array_like=True):
@@ -71,6 +73,7 @@ class DeputyAnswer(Struct, frozen=True, array_like=True, forbid_unknown_fields=T
     uid: int = 0
     gid: int = 0
     number: int = 0
+    mark: Mark = None
 
 
 # Made now: the child could not load what the first use of a type needs.
@@ -96,6 +99,14 @@ class Deputy(FileAccess):
     def serves(self, path: Path) -> bool:
         return self._everywhere or (Path.cwd() / path).is_relative_to(self._directory)
 
+    def exists(self, path: Path) -> bool:
+        return bool(self._ask(DeputyRequest("exists", self._seen(path))).number)
+
+    def mark(self, path: Path) -> Mark:
+        with contextlib.suppress(OSError, ConfigError):
+            return self._ask(DeputyRequest("mark", self._seen(path))).mark
+        return None
+
     def read(self, path: Path, most: int) -> FileContent:
         answer = self._ask(DeputyRequest("read", self._seen(path), number=most), most)
         return FileContent(answer.data, answer.mode, answer.uid, answer.gid)
@@ -116,7 +127,7 @@ class Deputy(FileAccess):
         return self._ask(DeputyRequest("lock", self._seen(directory))).number
 
     def unlock(self, lock: int) -> None:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ConfigError):
             self._ask(DeputyRequest("unlock", number=lock))
 
     def _seen(self, path: Path) -> str:
@@ -127,7 +138,7 @@ class Deputy(FileAccess):
         return str(path)
 
     def _ask(self, request: DeputyRequest, most: int = 0) -> DeputyAnswer:
-        """Raises the OSError of the deputy, or one about it."""
+        """Raises the OSError of the deputy, and ConfigError if there is no answer of it."""
         with self._turn:
             try:
                 _send(self._sock, _encode(request))
@@ -135,7 +146,9 @@ class Deputy(FileAccess):
             except (OSError, EOFError, msgspec.DecodeError, UnicodeError):
                 # A late answer must not be taken for that of the next question.
                 self._sock.close()
-                raise OSError(errno.EPIPE, f"the process that works as {self._owner.name} has gone") from None
+                raise ConfigError(
+                    f"the process that works as the user {self._owner.name} has ended; start this program again"
+                ) from None
         if answer.error or len(answer.data) > most:
             code = answer.error or errno.EMSGSIZE
             raise OSError(code, os.strerror(code))
@@ -165,7 +178,8 @@ def act_as_owner(directory: Path, *, everywhere: bool = True) -> None:
 
 def _start(owner: Owner) -> socket.socket:
     """Fork the deputy of `owner`; returns the socket to ask it at. Raises OSError."""
-    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    # O_PATH, where there is such a thing: root without CAP_DAC_OVERRIDE may not read the directory.
+    flags = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     base = os.open(owner.base, flags)
     try:
         if os.fstat(base).st_uid != owner.uid:
@@ -204,16 +218,22 @@ def _live(owner: Owner, base: int, handle: int) -> Never:
             os.dup2(nothing, standard)
         for first, end in ((3, low), (low + 1, high), (high + 1, os.sysconf("SC_OPEN_MAX"))):
             os.closerange(first, end)
-        try:
-            become(owner)
-            os.fchdir(base)
-        except OSError as error:
-            _send(sock, _encode(DeputyAnswer(error.errno or errno.EPERM)))
-            os._exit(1)
-        _send(sock, _encode(DeputyAnswer()))
-        _serve(sock)
+        _work(owner, base, sock)
     finally:
         os._exit(0)
+
+
+def _work(owner: Owner, base: int, sock: socket.socket) -> None:
+    """Become the user, say whether that worked, and answer until root closes the socket."""
+    try:
+        become(owner)
+        os.fchdir(base)
+    except OSError as error:
+        _send(sock, _encode(DeputyAnswer(error.errno or errno.EPERM)))
+        return
+    _send(sock, _encode(DeputyAnswer()))
+    with contextlib.suppress(EOFError):
+        _serve(sock)
 
 
 def _serve(sock: socket.socket) -> None:
@@ -228,6 +248,14 @@ def _serve(sock: socket.socket) -> None:
         except ValueError:
             answer = DeputyAnswer(errno.EINVAL)
         _send(sock, _encode(answer))
+
+
+def _exists(access: FileAccess, request: DeputyRequest) -> DeputyAnswer:
+    return DeputyAnswer(number=int(access.exists(Path(request.path))))
+
+
+def _mark(access: FileAccess, request: DeputyRequest) -> DeputyAnswer:
+    return DeputyAnswer(mark=access.mark(Path(request.path)))
 
 
 def _read(access: FileAccess, request: DeputyRequest) -> DeputyAnswer:
@@ -265,6 +293,8 @@ def _unlock(access: FileAccess, request: DeputyRequest) -> DeputyAnswer:
 
 
 _DEEDS: Final[dict[_Do, Callable[[FileAccess, DeputyRequest], DeputyAnswer]]] = {
+    "exists": _exists,
+    "mark": _mark,
     "read": _read,
     "replace": _replace,
     "create": _create,

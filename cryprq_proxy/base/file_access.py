@@ -15,7 +15,11 @@ import stat
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from ..errors import ConfigError, reason_of
 from .owners import require_own
+
+type Mark = tuple[int, int, int, int] | None
+"""Device, inode, time of the last change in ns, size; None if stat(2) fails."""
 
 
 class FileContent(NamedTuple):
@@ -42,6 +46,22 @@ class FileAccess:
     def serves(self, path: Path) -> bool:
         """Whether files at `path` are opened with these rights."""
         return True
+
+    def exists(self, path: Path) -> bool:
+        """Whether there is a file, a directory or a link. Raises OSError if that cannot be seen."""
+        try:
+            os.lstat(path)
+        except (FileNotFoundError, NotADirectoryError, ValueError):
+            return False
+        return True
+
+    def mark(self, path: Path) -> Mark:
+        """The state of a file, to compare with a later one."""
+        try:
+            status = os.stat(path)
+        except (OSError, ValueError):
+            return None
+        return status.st_dev, status.st_ino, status.st_ctime_ns, status.st_size
 
     def read(self, path: Path, most: int) -> FileContent:
         """At most `most` bytes of a file. Of what is no regular file only the mode is told. Raises OSError."""
@@ -116,6 +136,19 @@ def access_for(path: Path, what: str) -> FileAccess:
         return deputy
     require_own(path, what)
     return OWN
+
+
+def mark(path: Path) -> Mark:
+    """The state of a file. It is looked at, and not opened, so root looks at any."""
+    return (deputy_for(path) or OWN).mark(path)
+
+
+def exists(path: Path, what: str) -> bool:
+    """Whether there is a file. Raises ConfigError if that cannot be said; `what` names the file."""
+    try:
+        return access_for(path, what).exists(path)
+    except OSError as error:
+        raise ConfigError(f"{what} {path} cannot be looked up: {reason_of(error)}") from None
 
 
 # --- steps ---

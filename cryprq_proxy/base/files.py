@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from ..errors import ConfigError, reason_of
-from .file_access import OWN, FileAccess, access_for
+from .file_access import OWN, FileAccess, access_for, exists
 from .paths import MAX_FILE, read_text
 
 LOCK_SECONDS: Final = 5.0
@@ -35,7 +35,7 @@ class SharedFile:
 
     def read(self) -> str:
         """The text of the file, "" if the file does not exist. Raises ConfigError."""
-        return read_text(self.path, self.what, most=self._most)[0] if os.path.lexists(self.path) else ""
+        return read_text(self.path, self.what, most=self._most)[0] if exists(self.path, self.what) else ""
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:

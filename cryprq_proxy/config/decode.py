@@ -10,7 +10,6 @@ from __future__ import annotations
 import datetime
 import difflib
 import functools
-import os
 import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
@@ -20,6 +19,7 @@ from typing import Any, Final, get_args, get_origin, get_type_hints
 import msgspec
 from msgspec import Meta, Struct
 
+from ..base.file_access import exists
 from ..base.paths import config_dir, read_text
 from ..errors import ConfigError, CryprqError
 
@@ -229,7 +229,7 @@ def with_flags(
 def read_source(file: Path | None, name: str) -> tuple[str, Path, bool]:
     """Text, path and privacy of the configuration; the text is empty if the default file does not exist."""
     source = config_dir() / name if file is None else file
-    if file is None and not os.path.exists(source):
+    if file is None and not exists(source, "the configuration"):
         return "", source, True
     text, private = read_text(source, "the configuration")
     return text, source, private

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Final, NamedTuple
@@ -11,6 +10,7 @@ import msgspec
 from msgspec import Struct
 
 from ..address import Destination, parse_host_port
+from ..base.file_access import exists
 from ..base.paths import config_dir, default_control_socket
 from ..base.sockets import CONNECT_TIMEOUT
 from ..crypto.identity import PeerId
@@ -18,6 +18,7 @@ from ..errors import ConfigError
 from ..exit.egress_policy import EgressPolicy
 from ..exit.settings import ExitBounds
 from ..session.session import RESUME_SECONDS, SessionLimits
+from .authorized import WHAT as LIST
 from .authorized import PeersFile, read_peers
 from .both_roles import GIB, KIB, MIB, LinkLimits, RoleConfig, is_loopback
 from .decode import Text, build, count, decode_file, path, read_source, seconds, size, switch, with_flags
@@ -137,7 +138,7 @@ def load_exit(file: Path | None = None, flags: Mapping[str, object] | None = Non
     text, source, _ = read_source(file, "exit.toml")
     config = exit_from(text, source, flags or {})
     beside = source.with_name("authorized")
-    if config.authorized is None and os.path.exists(beside):
+    if config.authorized is None and exists(beside, LIST):
         return msgspec.structs.replace(config, authorized=beside)
     return config
 

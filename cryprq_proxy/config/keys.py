@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
 from typing import Final
 
 from ..base.core_dumps import forbid_core_dumps
-from ..base.file_access import OWN, access_for
+from ..base.file_access import OWN, access_for, exists
 from ..base.paths import exposed, read_text
 from ..crypto.identity import Identity
 from ..crypto.primitives import Provider, select_provider
@@ -34,12 +33,12 @@ def choose_provider(choice: ProviderChoice) -> Provider:
 
 def own_identity(provider: Provider, path: Path) -> Identity:
     """The identity in that file; a missing one is made. Raises ConfigError."""
-    if not os.path.lexists(path):
+    if not exists(path, _WHAT):
         identity = Identity.generate(provider)
         try:
             save_identity(identity, path)
         except ConfigError:
-            if not os.path.lexists(path):
+            if not exists(path, _WHAT):
                 raise
             # The other role, started at the same time, made it.
         else:
@@ -69,6 +68,9 @@ def save_identity(identity: Identity, path: Path) -> None:
         return
     try:
         access.make_directory(path.parent)
+    except OSError as error:
+        raise ConfigError(f"the directory {path.parent} cannot be made: {reason_of(error)}") from None
+    try:
         access.create(path, identity.line())
     except FileExistsError:
         raise ConfigError(f"{path} exists already; move it away to make a new identity") from None

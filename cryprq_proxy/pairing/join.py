@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from ..base.file_access import access_for
+from ..base.file_access import access_for, exists
 from ..base.files import SharedFile
 from ..base.paths import config_dir, read_text
 from ..base.tasks import spawn
@@ -63,7 +62,7 @@ def plan(invitation: Invitation, file: Path | None, name: str | None, force: boo
     """
     source = config_dir() / "client.toml" if file is None else file
     old, private = "", True
-    if os.path.lexists(source) and not force:
+    if exists(source, WHAT) and not force:
         old, private = read_text(source, WHAT)
     document = parse_toml(old, source)
     if _names(document, invitation.peer_id):
@@ -78,7 +77,7 @@ def plan(invitation: Invitation, file: Path | None, name: str | None, force: boo
             f"the exit cannot be added to {source} ({error}): mend that file, use another one with "
             "--config F, or begin a new one with --force"
         ) from None
-    return Plan(source, old, text, config, _free(source) if force and os.path.lexists(source) else None)
+    return Plan(source, old, text, config, _free(source) if force and exists(source, WHAT) else None)
 
 
 def _names(value: object, peer: PeerId) -> bool:
@@ -101,7 +100,7 @@ def _extended(old: str, document: dict[str, Any], invitation: Invitation, name: 
 
 def _free(source: Path) -> Path:
     kept, number = source.with_name(f"{source.name}.old"), 1
-    while os.path.lexists(kept):
+    while exists(kept, WHAT):
         number += 1
         kept = source.with_name(f"{source.name}.old{number}")
     return kept

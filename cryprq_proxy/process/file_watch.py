@@ -13,24 +13,13 @@ that was replaced by renaming.
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
+from ..base.file_access import Mark, mark
+
 LOOK_SECONDS: Final = 1.0
-
-type Mark = tuple[int, int, int, int] | None
-"""Device, inode, time of the last change in ns, size; None if stat(2) fails."""
-
-
-def mark(file: Path) -> Mark:
-    """The state of a file, to compare with a later one."""
-    try:
-        status = os.stat(file)
-    except (OSError, ValueError):
-        return None
-    return status.st_dev, status.st_ino, status.st_ctime_ns, status.st_size
 
 
 class FileWatch:

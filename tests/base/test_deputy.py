@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -19,11 +20,12 @@ import pytest
 
 from cryprq_proxy.base import deputy, file_access
 from cryprq_proxy.base.deputy import Deputy, DeputyAnswer, act_as_owner
-from cryprq_proxy.base.file_access import OWN, access_for, appoint
+from cryprq_proxy.base.file_access import OWN, access_for, appoint, exists, mark
 from cryprq_proxy.base.files import SharedFile
 from cryprq_proxy.base.owners import Owner
 from cryprq_proxy.base.paths import MAX_FILE, read_text
 from cryprq_proxy.errors import ConfigError
+from tests.support.deputies import on_a_thread
 from tests.support.logged import ROOT
 
 ALICE = 4_321
@@ -46,27 +48,16 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def alices(directory: Path) -> Iterator[Deputy]:
-    """The deputy for that directory, on a thread, and with the rights of this process."""
-    ours, theirs = socket.socketpair()
-    ours.settimeout(10)
-
-    def serve() -> None:
-        with theirs, pytest.raises(EOFError):
-            deputy._serve(theirs)
-
-    thread = threading.Thread(target=serve)
-    thread.start()
-    owner = Owner(os.geteuid(), os.getegid(), directory, Path())
-    yield Deputy(owner, directory, ours, everywhere=False)
-    ours.close()
-    thread.join(10)
-    assert not thread.is_alive()
+    """The deputy for that directory, with the rights of this process."""
+    with on_a_thread(directory) as found:
+        yield found
 
 
 def test_a_shared_file_by_way_of_a_deputy(directory: Path, alices: Deputy) -> None:
     appoint(alices)
     shared = SharedFile(directory / "lists" / "peers", "the list")
     assert shared.read() == ""
+    assert not exists(directory / "lists", "the list")
     with shared.locked():
         shared.replace("grüße")
         with pytest.raises(BlockingIOError):
@@ -75,6 +66,8 @@ def test_a_shared_file_by_way_of_a_deputy(directory: Path, alices: Deputy) -> No
     assert (directory / "lists" / "peers").stat().st_mode & 0o777 == 0o600
     alices.rename(directory / "lists" / "peers", directory / "old")
     assert read_text(directory / "old", "the list")[0] == "grüße"
+    assert exists(directory / "lists", "the list")
+    assert mark(directory / "old") == OWN.mark(directory / "old") != mark(directory / "missing") is None
     alices.unlock(alices.lock(directory))
 
 
@@ -140,16 +133,20 @@ def test_an_answer_that_is_none_ends_it(answered: tuple[Deputy, socket.socket], 
     theirs.sendall(answer)
     theirs.shutdown(socket.SHUT_WR)
     for _ in range(2):
-        with pytest.raises(OSError, match=f"the process that works as {ALICE} has gone"):
+        with pytest.raises(ConfigError, match=f"the process that works as the user {ALICE} has ended; start"):
             alices.read(Path("file"), 3)
     alices.unlock(5)
+    appoint(alices)
+    # A list that cannot be asked for is not an empty one.
+    with pytest.raises(ConfigError, match="has ended"):
+        exists(Path("file"), "the list")
 
 
 def test_silence_ends_it(answered: tuple[Deputy, socket.socket]) -> None:
     alices, _ = answered
     alices._sock.settimeout(0.01)
     for _ in range(2):
-        with pytest.raises(OSError, match="has gone"):
+        with pytest.raises(ConfigError, match="has ended"):
             alices.read(Path("file"), 3)
 
 
@@ -196,6 +193,105 @@ def test_other_users_and_root_at_home_need_none(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(os, "geteuid", lambda: ALICE)
     act_as_owner(Path("/no/such\0path"))
     assert file_access._deputies == []
+
+
+# --- its birth, without a child ---
+
+
+def forked_on_a_thread(monkeypatch: pytest.MonkeyPatch, owner: Owner) -> list[threading.Thread]:
+    """From now on os.fork() begins a thread that does what the child would do."""
+    threads: list[threading.Thread] = []
+    ours, theirs = socket.socketpair()
+    base, end = os.open(owner.base, os.O_RDONLY | os.O_DIRECTORY), theirs.dup()
+
+    def work() -> None:
+        with end:
+            deputy._work(owner, base, end)
+        os.close(base)
+
+    def fork() -> int:
+        threads.append(threading.Thread(target=work))
+        threads[0].start()
+        return 1
+
+    monkeypatch.setattr(os, "fork", fork)
+    monkeypatch.setattr(socket, "socketpair", lambda: (ours, theirs))
+    return threads
+
+
+def test_the_child_says_that_it_is_ready(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    became: list[Owner] = []
+    monkeypatch.setattr(deputy, "become", became.append)
+    owner = Owner(os.geteuid(), os.getegid(), directory, Path())
+    threads = forked_on_a_thread(monkeypatch, owner)
+    monkeypatch.setattr(deputy, "owner_of", lambda path: owner._replace(uid=ALICE))
+    real = deputy._start
+    monkeypatch.setattr(deputy, "_start", lambda asked: real(owner))
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    act_as_owner(directory)
+    act_as_owner(Path("/anything"))  # served already
+    (alices,) = file_access._deputies
+    assert (alices.uid, became) == (ALICE, [owner])
+    alices.create(directory / "file", b"text")
+    assert (directory / "file").read_bytes() == b"text"
+    alices._sock.close()  # type: ignore[attr-defined]
+    threads[0].join(10)
+    assert not threads[0].is_alive()
+
+
+@pytest.mark.parametrize("child", ["cannot become the user", "dies"])
+def test_a_child_that_is_not_the_user_is_one_sentence(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, child: str
+) -> None:
+    def refuse(owner: Owner) -> None:
+        raise PermissionError(errno.EPERM, "") if child != "dies" else EOFError
+
+    monkeypatch.setattr(deputy, "become", refuse)
+    owner = Owner(os.geteuid(), os.getegid(), directory, Path())
+    monkeypatch.setattr(threading, "excepthook", lambda arguments: None)
+    threads = forked_on_a_thread(monkeypatch, owner)
+    with pytest.raises(OSError, match="Operation not permitted" if child != "dies" else "No child processes"):
+        deputy._start(owner)
+    threads[0].join(10)
+
+
+def test_a_directory_that_was_exchanged_is_not_served(directory: Path) -> None:
+    owner = Owner(os.geteuid() + 1, os.getegid(), directory, Path())
+    with pytest.raises(OSError, match="Stale"):
+        deputy._start(owner)
+    (directory / "link").symlink_to(directory)
+    with pytest.raises(NotADirectoryError):
+        deputy._start(owner._replace(base=directory / "link"))
+
+
+class Ended(BaseException):
+    """Stands for the end of a process."""
+
+
+def test_nothing_leads_the_child_back(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def end(code: int) -> None:
+        raise Ended
+
+    def fail(owner: Owner, base: int, sock: socket.socket) -> None:
+        done.append("work")
+        sock.close()
+        raise RuntimeError
+
+    done: list[object] = []
+    ours, theirs = socket.socketpair()
+    monkeypatch.setattr(signal, "signal", lambda number, handler: done.append((number, handler)))
+    monkeypatch.setattr(os, "dup2", lambda old, new: done.append(new))
+    monkeypatch.setattr(os, "closerange", lambda first, end: done.append((first, end)))
+    monkeypatch.setattr(os, "_exit", end)
+    monkeypatch.setattr(deputy, "_work", fail)
+    handle, base = theirs.detach(), 5_000
+    with ours, pytest.raises(Ended):
+        deputy._live(Owner(ALICE, ALICE, directory, Path()), base, handle)
+    ignored = [
+        (number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE)
+    ]
+    limits = (3, handle), (handle + 1, base), (base + 1, os.sysconf("SC_OPEN_MAX"))
+    assert done == [*ignored, 0, 1, 2, *limits, "work"]
 
 
 # --- a child with the rights of another user ---

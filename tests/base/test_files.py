@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cryprq_proxy.base import files
-from cryprq_proxy.base.file_access import replace_file, sync_directory
+from cryprq_proxy.base.file_access import OWN, replace_file, sync_directory
 from cryprq_proxy.base.files import SharedFile, is_own_directory, is_own_file, locked_directory
 from cryprq_proxy.errors import ConfigError
 
@@ -95,6 +95,19 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["list"]
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_new_file_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    OWN.create(tmp_path / "whole", b"text")
+    assert (tmp_path / "whole").read_bytes() == b"text"
+
+    def full(handle: int) -> None:
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        OWN.create(tmp_path / "half", b"text")
+    assert os.listdir(tmp_path) == ["whole"]
 
 
 def test_the_lock_keeps_others_out_and_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import ctypes
 import grp
 import os
 import pwd
+import sys
 from pathlib import Path
 
 import pytest
 
-from cryprq_proxy.base.owners import MAX_LINKS, others_can_write, owner_of, require_own, user_name
+from cryprq_proxy.base import owners
+from cryprq_proxy.base.owners import (
+    MAX_LINKS,
+    Owner,
+    become,
+    others_can_write,
+    owner_of,
+    require_own,
+    user_name,
+)
 from cryprq_proxy.errors import ConfigError
 
 ALICE, BOB = 4_321, 4_322
@@ -134,3 +145,88 @@ def test_a_group_of_one_counts_for_its_user(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_group_of_nobody_is_others(monkeypatch: pytest.MonkeyPatch) -> None:
     assert others_can_write(0o620, ALICE, 54_321)
+
+
+# --- how root becomes another user ---
+
+
+class Given:
+    """Stands for the kernel: notes what is given up, and shows what is left."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, left: dict[str, object]) -> None:
+        self.steps: list[object] = []
+        self.refuses = False
+        monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: self)
+        for name in ("setgroups", "setresgid", "setresuid"):
+            monkeypatch.setattr(os, name, lambda *value, name=name: self.steps.append((name, *value)))
+        shown = {
+            "getresuid": (ALICE,) * 3,
+            "getresgid": (BOB,) * 3,
+            "getgroups": [],
+            "_capabilities": 0,
+        } | left
+        for name, value in shown.items():
+            monkeypatch.setattr(owners if name[0] == "_" else os, name, lambda value=value: value)
+
+    def prctl(self, *arguments: int) -> int:
+        self.steps.append(("prctl", arguments[0]))
+        return int(self.refuses)
+
+
+def test_everything_is_given_up_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No new rights first; groups before the group, and the user last, since it is the right to change the others."""
+    given = Given(monkeypatch, {})
+    become(Owner(ALICE, BOB, Path("/"), Path()))
+    assert given.steps[0] == ("prctl", 38)
+    assert given.steps[1:65] == [("prctl", 24)] * 64
+    assert given.steps[65:] == [
+        ("setgroups", []),
+        ("setresgid", BOB, BOB, BOB),
+        ("setresuid", ALICE, ALICE, ALICE),
+    ]
+
+
+@pytest.mark.parametrize(
+    "left",
+    [
+        {"getresuid": (ALICE, ALICE, 0)},
+        {"getresgid": (0, BOB, BOB)},
+        {"getgroups": [0]},
+        {"_capabilities": 1},
+    ],
+    ids=str,
+)
+def test_a_right_that_was_left_over_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, left: dict[str, object]
+) -> None:
+    Given(monkeypatch, left)
+    with pytest.raises(PermissionError):
+        become(Owner(ALICE, BOB, Path("/"), Path()))
+
+
+def test_without_the_flag_nothing_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = Given(monkeypatch, {})
+    given.refuses = True
+    monkeypatch.setattr(ctypes, "get_errno", lambda: 22)
+    with pytest.raises(OSError, match="Invalid argument"):
+        become(Owner(ALICE, BOB, Path("/"), Path()))
+    assert given.steps == [("prctl", 38)]
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with pytest.raises(PermissionError, match="only Linux"):
+        become(Owner(ALICE, BOB, Path("/"), Path()))
+
+
+def test_the_group_is_the_users_own_and_never_roots(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = Given(monkeypatch, {"getresgid": (65534,) * 3})
+    become(Owner(ALICE, 0, Path("/"), Path()))
+    assert given.steps[66] == ("setresgid", 65534, 65534, 65534)
+    monkeypatch.setattr(pwd, "getpwuid", lambda uid: pwd.struct_passwd(("a", "x", ALICE, 7, "", "/", "")))
+    monkeypatch.setattr(os, "getresgid", lambda: (7, 7, 7))
+    become(Owner(ALICE, 0, Path("/"), Path()))
+    assert given.steps[-2] == ("setresgid", 7, 7, 7)
+
+
+def test_capabilities_of_this_process_are_read() -> None:
+    lines = Path("/proc/self/status").read_text("ascii").splitlines()
+    (held,) = (int(line.split()[1], 16) for line in lines if line.startswith("CapEff"))
+    assert owners._capabilities() & held == held

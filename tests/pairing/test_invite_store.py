@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cryprq_proxy.base.file_access import mark
 from cryprq_proxy.config.authorized import Peer, PeersFile
 from cryprq_proxy.crypto.identity import PeerId
 from cryprq_proxy.errors import ConfigError
 from cryprq_proxy.pairing.invite_store import MAX_OPEN, Invite, InviteStore, Redeemer, beside, parse_invites
-from cryprq_proxy.process.file_watch import mark
 
 NOW = 1_800_000_000.5
 PEER, OTHER = PeerId(bytes(32)), PeerId(bytes(range(32)))

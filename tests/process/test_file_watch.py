@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from cryprq_proxy.base.file_access import Mark, mark
 from cryprq_proxy.base.tasks import spawn
-from cryprq_proxy.process.file_watch import LOOK_SECONDS, FileWatch, Mark, mark
+from cryprq_proxy.process.file_watch import LOOK_SECONDS, FileWatch
 
 A, B = Path("/a"), Path("/b")
 
