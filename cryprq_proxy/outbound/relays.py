@@ -2,7 +2,7 @@
 
 asyncio watches a socket only for reading and writing. A relay whose stream takes nothing does neither, so it does not
 hear that its application has died. The same holds for an upload by HTTP. Every LOOK_SECONDS the kernel is asked about
-each of them (base/far_end.py), some in one turn of the loop:
+each of them that hears of nothing (base/far_end.py), every minute about all, some in one turn of the loop:
 
     the connection has failed, and nothing moves                       -> ends at the next look
     the application has gone, and nobody takes what it has sent        -> ends after GONE_SECONDS
@@ -28,6 +28,9 @@ from ..errors import StreamReason
 
 LOOK_SECONDS: Final = 10.0
 GONE_SECONDS: Final = 60.0
+LOOKS_AT_ALL: Final = 6
+"""Every so many looks all relays are looked at. Those that wait for their socket miss only a silent machine, and
+thousands of quiet ones are to cost nothing."""
 RELAYS_A_TURN: Final = 64
 """Looked at in one turn of the loop, at 2 to 50 us each."""
 
@@ -66,6 +69,7 @@ class Relays[R: Relaying]:
         self._relays: set[R] = set()
         self._still: dict[R, _Still] = {}
         self._looks = False
+        self._number = 0
 
     def __len__(self) -> int:
         return len(self._relays)
@@ -87,18 +91,19 @@ class Relays[R: Relaying]:
 
     def _look(self) -> None:
         if self._relays:
-            self._look_on(iter(self))
+            self._number += 1
+            self._look_on(iter(self), self._idle < inf or self._number % LOOKS_AT_ALL == 0)
         else:
             self._looks = False
 
-    def _look_on(self, rest: Iterator[R]) -> None:
+    def _look_on(self, rest: Iterator[R], at_all: bool) -> None:
         now, looked = self._loop.time(), 0
         for relay in islice(rest, RELAYS_A_TURN):
             looked += 1
-            if relay in self._relays:
+            if (at_all or relay.unwatched) and relay in self._relays:
                 self.look_at(relay, now)
         if looked == RELAYS_A_TURN:
-            self._loop.call_soon(self._look_on, rest)
+            self._loop.call_soon(self._look_on, rest, at_all)
         else:
             self._loop.call_later(min(LOOK_SECONDS, self._idle), self._look)
 

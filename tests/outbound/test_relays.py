@@ -14,7 +14,7 @@ from cryprq_proxy.base.sockets import set_reset_on_close
 from cryprq_proxy.errors import StreamReason
 from cryprq_proxy.outbound import relays as module
 from cryprq_proxy.outbound.relay import Relay
-from cryprq_proxy.outbound.relays import GONE_SECONDS, LOOK_SECONDS, RELAYS_A_TURN, Relays
+from cryprq_proxy.outbound.relays import GONE_SECONDS, LOOK_SECONDS, LOOKS_AT_ALL, RELAYS_A_TURN, Relays
 from cryprq_proxy.session.sendlog import SlotPool
 from cryprq_proxy.session.streams import Half
 from tests.support.fake_streams import FakeStream
@@ -172,6 +172,30 @@ async def test_without_an_idle_limit_a_quiet_connection_stays(make: Make) -> Non
     assert [held.look(now) for now in (0, 1e3, 1e6)] == [[], [], []]
 
 
+class Quiet:
+    """Something to look at."""
+
+    def __init__(self, *, unwatched: bool) -> None:
+        self.unwatched = unwatched
+
+
+async def test_those_that_hear_of_nothing_are_looked_at_most_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LOOK_SECONDS", 0.0)
+    looked: list[bool] = []
+
+    def look(relays: Relays[Relay], relay: Relay, now: float) -> None:
+        looked.append(relay.unwatched)
+
+    monkeypatch.setattr(Relays, "look_at", look)
+    relays: Relays[Relay] = Relays(asyncio.get_running_loop(), applications=True)
+    for unwatched in (True, False):
+        relays.add(Quiet(unwatched=unwatched))  # type: ignore[arg-type]
+    await until(lambda: False in looked)
+    assert looked.index(False) in (LOOKS_AT_ALL - 1, LOOKS_AT_ALL)
+    for relay in relays:
+        relays.discard(relay)
+
+
 async def test_looks_begin_with_a_relay_and_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LOOK_SECONDS", 0.001)
     looked: list[int] = []
@@ -182,7 +206,7 @@ async def test_looks_begin_with_a_relay_and_take_turns(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(Relays, "look_at", look)
     relays: Relays[Relay] = Relays(asyncio.get_running_loop(), applications=True)
-    many = {object(): None for _ in range(2 * RELAYS_A_TURN)}
+    many = {Quiet(unwatched=True): None for _ in range(2 * RELAYS_A_TURN)}
     for relay in many:
         relays.add(relay)  # type: ignore[arg-type]
     assert len(list(relays)) == len(relays) == len(many)
