@@ -30,7 +30,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from ..settings import CLEAR_DNS_PORTS, DISCOVERY
+from ..settings import CLEAR_DNS_PORTS, DISCOVERY, RESOLVER4, RESOLVER6
 from .client_marks import Given, earlier, mark_in, mark_out, marked, over
 from .client_words import (
     AFTER_NAT,
@@ -179,8 +179,18 @@ def _dns_in(settings: FilterSettings) -> Iterable[str]:
     yield base_chain("nat", "prerouting", BEFORE_OTHERS_DNAT)
     yield f'iifname {{ {name(settings.tun)}, "lo" }} return'
     yield "iifname @uplinks return"
+    yield from _to_resolver(settings)
     yield "fib daddr type local return"
     yield from _to_forwarder(settings)
+
+
+def _to_resolver(settings: FilterSettings) -> Iterable[str]:
+    """What asks the system's resolver in the tunnel, also where a device of this machine has its address."""
+    if settings.dns_port is None:
+        return
+    for ip, tunnel in tunnels(settings):
+        resolver = RESOLVER4 if tunnel.version == 4 else RESOLVER6
+        yield f"{ip} daddr {resolver} {_PORT_53} {_dnat(ip, tunnel, settings.dns_port)}"
 
 
 def _to_forwarder(settings: FilterSettings) -> Iterable[str]:
@@ -232,6 +242,8 @@ def _forward(settings: FilterSettings, given: Given) -> Iterable[str]:
 
 def _dns_out(settings: FilterSettings, given: Given) -> Iterable[str]:
     yield base_chain("nat", "output", BEFORE_OTHERS_DNAT)
+    for rule in _to_resolver(settings):
+        yield f'oifname "lo" {rule}'
     yield 'oifname "lo" return'
     for family in families(settings):
         if family.resolver is not None and given.paused:

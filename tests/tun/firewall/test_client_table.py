@@ -276,14 +276,20 @@ def test_dns_is_redirected_once_the_forwarder_is_known() -> None:
     text = script(SETTINGS)
     assert named(text, "chain", "dns_out") == [
         "type nat hook output priority -105; policy accept;",
+        # Where a device of this machine has the resolver's address.
+        'oifname "lo" ip daddr 198.18.255.53 meta l4proto { tcp, udp } th dport 53 dnat ip to 198.18.0.2:5300',
+        'oifname "lo" ip6 daddr fd63:7279:7071::53 meta l4proto { tcp, udp } th dport 53 '
+        "dnat ip6 to [fd63::2]:5300",
         'oifname "lo" return',
         "meta mark 0x6372 return",
         "meta l4proto { tcp, udp } th dport 53 dnat ip to 198.18.0.2:5300",
         "meta l4proto { tcp, udp } th dport 53 dnat ip6 to [fd63::2]:5300",
     ]
-    assert named(text, "chain", "dns_in")[1:4] == [
+    assert named(text, "chain", "dns_in")[1:6] == [
         'iifname { "cryprq0", "lo" } return',
         "iifname @uplinks return",
+        "ip daddr 198.18.255.53 meta l4proto { tcp, udp } th dport 53 dnat ip to 198.18.0.2:5300",
+        "ip6 daddr fd63:7279:7071::53 meta l4proto { tcp, udp } th dport 53 dnat ip6 to [fd63::2]:5300",
         "fib daddr type local return",
     ]
     assert "dnat" not in script(replace(SETTINGS, dns_port=None))
