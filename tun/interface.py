@@ -38,6 +38,7 @@ from .firewall.kill_switch import KillSwitch
 from .journal import Record
 from .reconciler import Reconciler
 from .resolver.setting import ResolverSetting
+from .routing.lan import Lan
 from .routing.routes import Routes
 from .routing.tunnel_addresses import TunnelAddresses
 from .settings import MTU, RESOLVER4, RESOLVER6, SLICE_OVERHEAD, TunnelSettings
@@ -140,9 +141,15 @@ class TunInterface(NoInterface):
             stack.callback(names.close)
             await names.listen(addresses)
             await kill_switch.follow_addresses(addresses, names.server.port)
-            routes = Routes(
-                settings, addresses.versions, foundation.record, kill_switch.follow_lan, link.redial
-            )
+
+            async def follow_lan(lan: Lan) -> None:
+                before = kill_switch.collisions()
+                await kill_switch.follow_lan(lan)
+                if set(kill_switch.collisions()) - set(before):
+                    # The exit hands out addresses with each carrier, and then they are judged.
+                    link.redial()
+
+            routes = Routes(settings, addresses.versions, foundation.record, follow_lan, link.redial)
             await routes.apply()
             joiner = UdpJoiner(link.send_packet)
             train = SHARED.one(PacketTrain)

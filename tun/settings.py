@@ -28,8 +28,8 @@ MTU: Final = 1412
 """A packet of this size is one datagram where the path takes 1,500 bytes, over IPv6 too."""
 RESOLVER4: Final = IPv4Address("198.18.255.53")
 RESOLVER6: Final = IPv6Address("fd63:7279:7071::53")
-"""Where the system asks for names. The filter brings the questions to the forwarder, also where a device of this machine
-has one of these addresses."""
+"""Where the system asks for names. The filter brings the questions to the forwarder, also where a device of this
+machine has one of these addresses."""
 TUNNEL_NETWORKS: Final[tuple[Network, ...]] = (IPv4Network(RESOLVER4), IPv6Network(RESOLVER6))
 """Routed into the tunnel also if a LAN has them, or if only some prefixes are included."""
 DISCOVERY: Final = (

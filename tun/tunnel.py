@@ -244,16 +244,12 @@ class Tunnel:
 
     def collisions(self, ipv4: bytes, ipv6: bytes) -> Sequence[Network]:
         """Those of the local networks that hold an address which the exit hands out."""
-        offered = TunnelAddresses.of(ipv4, ipv6).interfaces()
-        found = tuple(
-            prefix
-            for prefix in self._kill_switch.lan.prefixes
-            if any(interface.ip in prefix for interface in offered)
-        )
+        offered = TunnelAddresses.of(ipv4, ipv6)
+        found = offered.held_by(self._kill_switch.lan)
         if found:
             _log.warning(
                 "the exit hands out %s, which lies in a local network here (%s): it is asked for another address",
-                ", ".join(str(interface.ip) for interface in offered),
+                ", ".join(str(interface.ip) for interface in offered.interfaces()),
                 ", ".join(map(str, found)),
             )
             # All that were refused, so that the next address lies in none of them either.

@@ -246,6 +246,53 @@ def test_ipv6_that_comes_by_a_router_advertisement_and_goes(stage: Stage) -> Non
     stage.restart_exit(back)
 
 
+def test_a_network_of_another_range_around_the_client(stage: Stage) -> None:
+    """As one of a laboratory: it is no LAN by its addresses, and holds the tunnel address all the same."""
+    client = stage.client
+    with stage.tunnel():
+        (first, *_) = stage.status()["addresses"]
+    lan = ip_network(f"{first}/24", strict=False)
+    client.ip("link add name other0 type bridge")
+    client.ip("link set other0 up")
+    client.ip(f"addr add {lan[1]}/24 dev other0")
+    with stage.tunnel() as role, stage.wire() as wire:
+        role.says(
+            rf"hands out {first}.*, which lies in a local network here \({lan}\): it is asked for another"
+        )
+        (second, *_) = stage.status()["addresses"]
+        assert ip_address(second) not in lan
+        assert stage.fetch(SERVER4) == EXIT4
+        # One that comes later: this time exactly the address.
+        client.ip(f"addr add {second}/32 dev other0")
+        role.says(rf"hands out {second}.*, which lies in a local network here", seconds=OUTER)
+        until(lambda: stage.status()["addresses"][0] not in (first, second), "a third address")
+        until(lambda: stage.fetches(SERVER4) == EXIT4, "IPv4 flows", OUTER)
+        client.ip(f"addr del {second}/32 dev other0")
+    assert not beside_the_link(wire)
+    client.ip("link del other0")
+
+
+def test_another_device_of_the_client_has_the_resolvers_address(stage: Stage) -> None:
+    """Over an exit without IPv6 it is the only one. What asks there reaches the forwarder all the same."""
+    exit, client = stage.hosts.exit, stage.client
+    stage.restart_exit(lambda: exit.ip("-6 route del default"))
+    client.ip("link add name other1 type bridge")
+    client.ip("link set other1 up")
+    stage.server.dns.answers["b.example.com.", "A"] = ["192.0.2.8"]
+    for prefix in ("198.18.255.53/32", "198.18.255.53/24"):
+        client.ip(f"addr add {prefix} dev other1")
+        with stage.tunnel() as role, stage.wire() as wire:
+            assert client.run(["getent", "ahostsv4", "a.example.com"]).startswith("192.0.2.7")
+            client.ip("-4 addr flush dev other1")
+            client.ip(f"addr add {prefix} dev other1")
+            assert client.run(["getent", "ahostsv4", "b.example.com"]).startswith("192.0.2.8")
+            assert role.process.poll() is None
+        assert not beside_the_link(wire)
+        client.ip("-4 addr flush dev other1")
+    client.ip("link del other1")
+    stage.restart_exit(lambda: exit.ip("-6 route add default via 2a01:4f8:10::1"))
+
+
 def test_an_address_that_a_network_around_the_client_holds(namespaces: None) -> None:
     """It is refused, and another one asked for; where the exit has none, both sides say so in a sentence."""
     with Stage(exit_settings={"tun": {"pool4": "10.50.0.0/16"}}) as stage:

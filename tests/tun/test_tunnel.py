@@ -711,6 +711,22 @@ async def test_filter_and_link_follow_the_networks_around(machine: Machine) -> N
     await wide.close()
 
 
+async def test_a_network_that_comes_with_an_address_of_the_tunnel_brings_another_one(
+    machine: Machine,
+) -> None:
+    """The exit hands out addresses with each carrier, and the present ones are refused then."""
+    wide = Wide(machine)
+    await wide.up()
+    (own, *_) = (ip_network(address) for address in machine.devices[-1].addresses)
+    before = wide.client.redials
+    for attached, redials in (((), 0), ((own,), 1), ((own,), 1), ((), 1), ((own,), 2)):
+        await machine.routes.lan_changed(Lan(attached=attached))
+        assert wide.client.redials == before + redials
+    taken = wide.tunnel.collisions(own.network_address.packed, bytes(16))
+    assert list(taken) == [own]
+    await wide.close()
+
+
 # --- the exit's name ---
 
 

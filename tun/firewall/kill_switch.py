@@ -23,7 +23,7 @@ from cryprq_proxy.status import KillSwitchStatus
 from ..journal import Record
 from ..reconciler import Fact
 from ..routing.exit_endpoints import ExitEndpoints
-from ..routing.lan import Lan
+from ..routing.lan import Lan, Network
 from ..routing.tunnel_addresses import TunnelAddresses
 from ..settings import TunnelSettings
 from .cgroups import present
@@ -116,6 +116,10 @@ class KillSwitch(Fact):
     async def follow_lan(self, lan: Lan) -> None:
         self.lan = lan
         await self.update()
+
+    def collisions(self) -> tuple[Network, ...]:
+        """The networks around this machine in which an address of the tunnel lies."""
+        return self._addresses.held_by(self.lan)
 
     async def follow_policy(self, policy: Policy) -> None:
         """Other rules. Where the filter cannot be changed, those from before stay."""

@@ -9,7 +9,7 @@ import socket
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from socket import AF_INET, AF_INET6, AF_UNSPEC
 from typing import Any, Final
@@ -62,7 +62,8 @@ class KernelState:
         return next((link.device for link in self.links if link.name == name and link.up), None)
 
     def lan(self, own: str) -> Lan:
-        return network.find_lan(self.routes, self.links, own, container=not _FIRST_NAMESPACE.exists())
+        lan = network.find_lan(self.routes, self.links, own, container=not _FIRST_NAMESPACE.exists())
+        return replace(lan, attached=network.find_attached(lan, self.addresses, self.links, own))
 
     def uplink(self, version: int, own: str) -> Uplink | None:
         return network.find_uplink(version, self.routes, self.links, self.addresses, own)

@@ -108,6 +108,8 @@ class Lan:
     """Those of `prefixes` with only this machine's containers and virtual machines."""
     uplinks: frozenset[str] = frozenset()
     """Names of the devices to outside networks."""
+    attached: tuple[Network, ...] = ()
+    """Networks of this machine's addresses that lie in none of `prefixes`: public ones, and single addresses."""
 
 
 class Uplink(NamedTuple):
@@ -204,6 +206,15 @@ def find_lan(
     return Lan(merged([*outer, *hosted]), merged(hosted), _uplinks(routes, links, own, container))
 
 
+def find_attached(
+    lan: Lan, addresses: Collection[DeviceAddress], links: Collection[NetworkDevice], own: str
+) -> tuple[Network, ...]:
+    """The networks of addresses that lie in none of the LAN's prefixes; those of the device `own` do not count."""
+    ours = {link.device for link in links if link.name == own}
+    networks = {address.interface.network for address in addresses if address.device not in ours}
+    return merged(network for network in networks if not _within(network, lan.prefixes))
+
+
 def _on_link(route: KernelRoute) -> bool:
     return (
         route.table == MAIN
@@ -215,9 +226,13 @@ def _on_link(route: KernelRoute) -> bool:
 
 
 def _private(prefix: Network) -> bool:
+    return _within(prefix, PRIVATE)
+
+
+def _within(prefix: Network, networks: Iterable[Network]) -> bool:
     return any(
-        prefix.version == private.version and prefix.subnet_of(private)  # type: ignore[arg-type]
-        for private in PRIVATE
+        prefix.version == network.version and prefix.subnet_of(network)  # type: ignore[arg-type]
+        for network in networks
     )
 
 

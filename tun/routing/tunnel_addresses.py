@@ -5,6 +5,8 @@ from __future__ import annotations
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 from typing import NamedTuple, Self
 
+from .lan import Lan, Network
+
 
 class TunnelAddresses(NamedTuple):
     """The addresses of this machine inside the tunnel. None for a family that the exit does not carry."""
@@ -31,6 +33,11 @@ class TunnelAddresses(NamedTuple):
         four = [] if self.ipv4 is None else [IPv4Interface((self.ipv4, 32))]
         six = [] if self.ipv6 is None else [IPv6Interface((self.ipv6, 128))]
         return [*four, *six]
+
+    def held_by(self, lan: Lan) -> tuple[Network, ...]:
+        """The networks around this machine in which one of them lies."""
+        networks = (*lan.prefixes, *lan.attached)
+        return tuple(net for net in networks if any(own.ip in net for own in self.interfaces()))
 
     def without_ipv6(self) -> TunnelAddresses:
         return TunnelAddresses(self.ipv4)

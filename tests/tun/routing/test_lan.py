@@ -21,6 +21,7 @@ from tun.routing.lan import (
     NetworkDevice,
     NextHop,
     Uplink,
+    find_attached,
     find_lan,
     find_uplink,
     merged,
@@ -317,3 +318,20 @@ def test_links_and_addresses_of_messages() -> None:
     assert read_address({**header, "attrs": [("IFA_ADDRESS", "fe80::1")]}) == DeviceAddress(
         7, ip_interface("fe80::1/64"), 253, 0x40
     )
+
+
+def test_networks_of_addresses_that_are_no_lan() -> None:
+    links = [NetworkDevice(2, "eth0", True), NetworkDevice(9, "cryprq0", True)]
+    addresses = [
+        DeviceAddress(device, ip_interface(text))
+        for device, text in (
+            (2, "192.168.1.5/24"),
+            (2, "198.18.7.5/24"),
+            (2, "198.18.7.6/24"),
+            (2, "2001:db8::5/64"),
+            (9, "198.18.9.9/32"),
+        )
+    ]
+    lan = Lan((ip_network("192.168.0.0/16"),))
+    attached = find_attached(lan, addresses, links, "cryprq0")
+    assert attached == (ip_network("198.18.7.0/24"), ip_network("2001:db8::/64"))
