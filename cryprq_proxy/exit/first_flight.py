@@ -35,8 +35,8 @@ class SilentSockets:
         self._selector.register(sock, selectors.EVENT_READ, ready)
 
     def forget(self, sock: socket.socket) -> None:
-        """Needed before `sock` is closed or used elsewhere."""
-        if self._selector is not None:
+        """Needed before `sock` is closed or used elsewhere; harmless if it is not watched."""
+        if self._selector is not None and sock in self._selector.get_map():
             self._selector.unregister(sock)
 
     def close(self) -> None:

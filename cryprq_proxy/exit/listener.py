@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import random
 import socket
 from collections import Counter
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -39,6 +41,8 @@ from .settings import ExitSettings
 
 if TYPE_CHECKING:
     from .websocket_listener import WebEntrance
+
+_log = logging.getLogger(__name__)
 
 BACKLOG: Final = 4096
 """Connections that wait to be accepted; the kernel has a bound of its own (net.core.somaxconn)."""
@@ -147,7 +151,7 @@ class ExitListener:
         if entrance is not None:
             ready = partial(self._upgrade, visitor, sock, entrance)
         try:
-            self._silent.watch(sock, ready)
+            self._silent.watch(sock, partial(self._guarded, visitor, ready))
         except OSError as error:
             descriptors.SHORTAGE.note(error)
             self.failed["no_room"] += 1
@@ -158,6 +162,14 @@ class ExitListener:
     def _refuses(self, host: str) -> bool:
         """Whether no more handshakes may come from `host` for now."""
         return self.reception.refuses(prefixes_of(host))
+
+    def _guarded(self, visitor: Visitor, ready: Callable[[], None]) -> None:
+        """Let a fault in this program end the one connection, which would otherwise stay readable for ever."""
+        try:
+            ready()
+        except Exception as error:  # noqa: BLE001  see above
+            _log.error("a fault in this program ends the connection from %s", visitor.host, exc_info=error)
+            self.reception.lost(visitor, "a fault in this program")
 
     def _cut(self, sock: socket.socket) -> None:
         self._silent.forget(sock)

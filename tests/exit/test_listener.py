@@ -16,6 +16,7 @@ from cryprq_proxy.crypto.handshake import FIRST_SIZE, LENGTH, SECOND_SIZE, Clien
 from cryprq_proxy.crypto.identity import Identity
 from cryprq_proxy.errors import CarrierError, PeerError
 from cryprq_proxy.exit import fair_queue as queue_module
+from cryprq_proxy.exit import listener as listener_module
 from cryprq_proxy.exit import lobby as lobby_module
 from cryprq_proxy.exit import reception as reception_module
 from cryprq_proxy.exit.exit import Exit
@@ -208,6 +209,25 @@ async def test_a_connection_that_cannot_be_watched_is_closed(monkeypatch: pytest
         assert await hears_nothing(arrive(exit, "192.0.2.1"))
         assert exit.listener.strangers == 0
         assert exit.listener.failed == {"no_room": 1}
+
+
+@pytest.mark.parametrize("name", ["_open", "prepare"])
+async def test_a_fault_of_ours_ends_one_connection_only(
+    name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It was called again in each turn of the loop, with a traceback in the log each time."""
+
+    def fault(*_: object) -> None:
+        raise ZeroDivisionError
+
+    async with open_exit() as exit:
+        with monkeypatch.context() as patch:
+            patch.setattr(exit.listener if name == "_open" else listener_module, name, fault)
+            assert await hears_nothing(arrive(exit, "192.0.2.1", first_flight()))
+            await settle()
+        assert [record.levelname for record in caplog.records] == ["ERROR"]
+        assert exit.listener.strangers == 0
+        assert await asyncio.get_running_loop().sock_recv(arrive(exit, "192.0.2.1", first_flight()), 1)
 
 
 async def test_an_upgrade_that_is_cancelled_closes_its_connection() -> None:
