@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -18,6 +19,8 @@ from ..base.sockets import set_reset_on_close
 from ..errors import StreamReason
 from ..session.sendlog import SLOT_HEADROOM, SlotPool
 from ..session.streams import AnyStream, Half, StreamHandler
+
+_log = logging.getLogger(__name__)
 
 READS: Final = 2
 """Reads in one wake-up."""
@@ -82,6 +85,11 @@ class Relay(StreamHandler):
         set_reset_on_close(self._sock)
         self._close()
 
+    def _crash(self, error: Exception) -> None:
+        """End both sides because of a fault of this program."""
+        _log.error("a fault in this program ends a connection", exc_info=error)
+        self.abort(StreamReason.GENERAL)
+
     # --- socket to stream ------------------------------------------------------------------------------------------
 
     def _arm(self) -> None:
@@ -95,9 +103,12 @@ class Relay(StreamHandler):
             self._loop.remove_reader(self._fd)
 
     def _on_readable(self) -> None:
-        for _ in range(READS):
-            if not self._read():
-                return
+        try:
+            for _ in range(READS):
+                if not self._read():
+                    return
+        except Exception as error:  # noqa: BLE001  the socket stays readable: the loop would call again at once
+            self._crash(error)
 
     def _read(self) -> bool:
         """Read once. True if there may be more to read and the stream may take it."""
@@ -165,6 +176,12 @@ class Relay(StreamHandler):
             self._loop.add_writer(self._fd, self._on_writable)
 
     def _on_writable(self) -> None:
+        try:
+            self._write_backlog()
+        except Exception as error:  # noqa: BLE001  as in _on_readable
+            self._crash(error)
+
+    def _write_backlog(self) -> None:
         backlog = self._backlog
         while backlog:
             data = backlog[0]

@@ -8,6 +8,7 @@ each datagram after the name is resolved and before it is sent.
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 from collections import OrderedDict
 from collections.abc import Callable
@@ -24,6 +25,8 @@ from .resolving.resolver import Resolver
 
 MAX_SOCKETS: Final = 2
 """One for each family."""
+_log = logging.getLogger(__name__)
+
 MAX_HOSTS: Final = 1_024
 """Hosts that may answer one association; the least recently used one is forgotten first."""
 MAX_RESOLVING: Final = 64
@@ -112,6 +115,14 @@ class UdpAssociation(StreamHandler):
         return sock
 
     def _on_readable(self, sock: socket.socket) -> None:
+        try:
+            self._read(sock)
+        except Exception as error:  # noqa: BLE001  the socket stays readable: the loop would call again at once
+            _log.error("a fault in this program ends a UDP association", exc_info=error)
+            self._reset_stream(StreamReason.GENERAL)
+            self._close()
+
+    def _read(self, sock: socket.socket) -> None:
         for _ in range(READS):
             try:
                 payload, address = sock.recvfrom(MAX_DATAGRAM)

@@ -27,15 +27,18 @@ from cryprq_proxy.carriers.lane.client import ClientLane
 from cryprq_proxy.carriers.websocket import MAX_MESSAGE, WebSocketCarrier
 from cryprq_proxy.client.client import Client
 from cryprq_proxy.client.settings import EndpointMemory
-from cryprq_proxy.errors import CloseReason, PeerError
+from cryprq_proxy.errors import CarrierError, CloseReason, PeerError
 from cryprq_proxy.exit import lobby as lobby_module
 from cryprq_proxy.exit import reception as reception_module
+from cryprq_proxy.session import wire
 from cryprq_proxy.session.records import RecordOpener, RecordSealer
 from cryprq_proxy.session.rotation import CarrierKeys
+from cryprq_proxy.session.turns import TURN_WORK
 from cryprq_proxy.status import CarrierStatus
 from tests.support.carrier_stage import Clock, StageSocket
 from tests.support.links import LaterOffload, Link, epoch
 from tests.support.settings import rotation_limits, session_limits
+from tests.support.settle import settle
 from tests.support.web_links import CLIENT_IDENTITY, PATH, Place, Relay, make_certificates, place
 
 PLAIN = UdpOffload(gso=False, gro=False)
@@ -588,3 +591,77 @@ async def test_nothing_is_read_while_keys_are_computed() -> None:
         await pass_on()
     carrier.drop()
     assert owner.lost == [None]
+
+
+class Played:
+    """The client's session on a WebSocketCarrier; what its peer says is the test's."""
+
+    def __init__(self) -> None:
+        loop = asyncio.get_running_loop()
+        self.link = Link(connected=False, soon=loop.call_soon)
+        self.pipe, self.owner = QueuePipe(), Owner()
+        keys, now = epoch(1), real_clock()
+        for session, out, into in (
+            (self.link.client, keys.client_record, keys.exit_record),
+            (self.link.exit, keys.exit_record, keys.client_record),
+        ):
+            sealer, opener = RecordSealer(self.link.cipher, out), RecordOpener(self.link.cipher, into)
+            session.attach(CarrierKeys(self.link.cipher, keys, sealer, opener), 0, now)
+        queue: Any = self.pipe
+        self.carrier = WebSocketCarrier(loop, queue, self.link.client, self.owner)
+        self.carrier.start()
+
+    def seal(self, frame: bytes) -> bytes:
+        return self.link.exit.rotation.sealer.seal(frame)
+
+
+@pytest.mark.parametrize(("joined", "cost"), [(True, 6), (False, 26)], ids=["one message", "a message each"])
+async def test_a_flood_is_taken_a_turn_at_a_time(joined: bool, cost: int) -> None:
+    """Waiting messages were all taken at once, since nothing between them waits for the loop."""
+    played = Played()
+    await settle()
+    played.link.client.turn.renew()
+    records = [played.seal(wire.encode_number(wire.ACK, 0)) for _ in range(2_000)]
+    for message in [b"".join(records)] if joined else records:
+        played.pipe.incoming.put_nowait(message)
+    opener = played.link.client.rotation.opener
+    turns = 0
+    while opener.records < len(records):
+        before = opener.records
+        await asyncio.sleep(0)
+        assert opener.records - before <= TURN_WORK // cost + 1
+        turns += 1
+    assert turns >= len(records) * cost // TURN_WORK
+    played.carrier.drop()
+
+
+async def test_a_fault_of_this_program_ends_the_carrier_and_not_the_session(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    played = Played()
+    await settle()
+
+    def fault(data: memoryview, now: float) -> int:
+        raise ZeroDivisionError
+
+    played.link.client.receive = fault  # type: ignore[method-assign]
+    played.pipe.incoming.put_nowait(played.seal(wire.encode_number(wire.ACK, 0)))
+    await until(lambda: bool(played.owner.lost))
+    assert isinstance(played.owner.lost[0], CarrierError) and played.link.client.closed is None
+    assert [record.exc_info is not None for record in caplog.records if record.levelname == "ERROR"] == [True]
+
+
+async def test_a_fault_while_sending_ends_the_carrier_and_not_the_session(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    played = Played()
+    await settle()
+
+    def fault(*_: object) -> int:
+        raise ZeroDivisionError
+
+    played.link.client.fill = fault  # type: ignore[method-assign,assignment]
+    played.link.open()
+    await until(lambda: bool(played.owner.lost))
+    assert isinstance(played.owner.lost[0], CarrierError) and played.link.client.closed is None
+    assert [record.exc_info is not None for record in caplog.records if record.levelname == "ERROR"] == [True]

@@ -250,3 +250,36 @@ async def test_the_application_sees_an_error_and_not_an_early_end(tcp_wire: Wire
     getattr(tcp_wire.relay, end)(StreamReason.SESSION_LOST)
     with pytest.raises(ConnectionResetError):
         await tcp_wire.read(1)
+
+
+# --- faults of this program ---
+
+
+def raise_fault(*_: object) -> int:
+    raise ZeroDivisionError
+
+
+async def test_a_fault_while_reading_ends_both_sides_and_is_logged_once(
+    wire: Wire, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The loop called again and again, with a log line for each call."""
+    wire.relay.start()
+    wire.stream.request_room = raise_fault  # type: ignore[method-assign]
+    wire.application.send(b"data")
+    await until(lambda: bool(wire.ended))
+    await settle()
+    assert wire.is_reset() and wire.stream.send_half is Half.CLOSED
+    assert [record.exc_info is not None for record in caplog.records] == [True]
+
+
+async def test_a_fault_while_writing_ends_both_sides_and_is_logged_once(
+    wire: Wire, caplog: pytest.LogCaptureFixture
+) -> None:
+    wire.relay.start()
+    wire.relay.data_received(BIG)
+    wire.stream.consumed = raise_fault  # type: ignore[method-assign,assignment]
+    await wire.read(len(BIG))
+    await until(lambda: bool(wire.ended))
+    await settle()
+    assert wire.is_reset()
+    assert [record.exc_info is not None for record in caplog.records] == [True]

@@ -236,3 +236,21 @@ async def test_the_end_closes_the_sockets(place: Place, end: str) -> None:
         place.association.reset(StreamReason.SESSION_LOST)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as again:
         again.bind(("0.0.0.0", sender[1]))
+
+
+async def test_a_fault_while_reading_ends_the_association_and_is_logged_once(
+    place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The loop called again and again, with a log line for each call."""
+    host = place.host()
+    place.send(*host.address)
+    _, sender = await host.receive()
+
+    def fault(source: Destination, payload: bytes) -> None:
+        raise ZeroDivisionError
+
+    place.association._answered = fault
+    host.sock.sendto(b"answer", sender)
+    await until(lambda: place.association._closed)
+    await settle()
+    assert [record.exc_info is not None for record in caplog.records] == [True]

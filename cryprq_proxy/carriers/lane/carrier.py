@@ -282,7 +282,11 @@ class LaneCarrier:
 
     def _on_timer(self) -> None:
         self._timer, self._timer_at = None, inf
-        self._tick(self._clock())
+        try:
+            self._tick(self._clock())
+        except Exception as error:  # noqa: BLE001  without its timer a lane would never notice that it is down
+            _log.error("a fault in this program ends the datagram lane", exc_info=error)
+            self.close()
 
     def _tick(self, now: float) -> None:
         if self.lane.deadline() <= now:

@@ -82,10 +82,10 @@ class Inbox:
             if self._closed:
                 return
             self._spare.append(batch.data)
-        self._turn_ended(bool(waiting))
-        if waiting and not self._again and not self._closed:
+        if waiting and not self._again:
             self._again = True
             self._loop.call_soon(self._next_turn)
+        self._turn_ended(bool(waiting))
 
     def _next_turn(self) -> None:
         self._again = False

@@ -768,6 +768,22 @@ def test_idle_lane_stays_up_and_says_little(join: Join, loop: Loop) -> None:
     assert session.client.status().sent - before < 300
 
 
+def test_a_fault_in_the_timer_ends_the_lane_with_one_line(
+    join: Join, loop: Loop, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without its timer it would take itself for up, whatever becomes of what it sends."""
+    session = join()
+    session.start()
+
+    def fault(now: float) -> None:
+        raise ZeroDivisionError
+
+    session.client.path.tick = fault  # type: ignore[method-assign]
+    loop.advance(60.0)
+    assert not session.client.up and not session.send(plain_packet(100))
+    assert [record.exc_info is not None for record in caplog.records if record.levelname == "ERROR"] == [True]
+
+
 # --- strangers ----------------------------------------------------------------------------------------------
 
 
