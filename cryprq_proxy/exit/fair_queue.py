@@ -77,19 +77,19 @@ class FairQueue[G: Guest]:
         return victim
 
     def leave(self, guest: G) -> None:
-        """`guest`, which is here, goes."""
+        """Remove `guest`, which is here."""
         del self._order[guest]
         self._remove(self._all, guest, guest.prefixes)
 
     def next(self, may: Callable[[bytes], bool]) -> G | None:
-        """The guest that has its turn; it goes. `may` says whether a narrowest prefix may have one now."""
+        """Remove and return the guest that has its turn. `may` says whether a narrowest prefix may have one now."""
         guest = self._all.next(may)
         if guest is not None:
             self.leave(guest)
         return guest
 
     def expired(self, now: float, limit: int) -> list[G]:
-        """Let those go that have waited for PATIENCE, `limit` of them at most, the oldest first. Returns them."""
+        """Remove and return the guests that have waited for PATIENCE, `limit` at most, the oldest first."""
         gone: list[G] = []
         while self._order and len(gone) < limit:
             oldest = next(iter(self._order))

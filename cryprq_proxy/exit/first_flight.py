@@ -21,14 +21,14 @@ READS: Final = 32
 
 
 class SilentSockets:
-    """Calls `ready` of a socket when it has something to read, or has ended; each as a whole stays bounded."""
+    """Calls `ready` of a socket when it has something to read, or has ended: for READS of them in each turn."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._selector: selectors.DefaultSelector | None = None
 
     def watch(self, sock: socket.socket, ready: Callable[[], None]) -> None:
-        """From now on, until `forget`. Raises OSError if the system cannot."""
+        """Call `ready` from now on, until `forget`. Raises OSError without a descriptor or memory."""
         if self._selector is None:
             self._selector = selectors.DefaultSelector()
             self._loop.add_reader(self._selector.fileno(), self._on_ready)

@@ -1,10 +1,10 @@
 """Where connections wait that have not shown anything yet: many, cheap, and bounded.
 
-Up to half of the room's capacity all of them have PATIENCE. Above that there is pressure, which rises from 0 to 1 while
-the rest fills up. With that chance each newcomer costs one of the guests its place (random early drop, as MaxStartups
-of sshd), and their time shrinks to SHORT_PATIENCE. The guest is taken at random, perhaps the newcomer itself: of
-SAMPLES picks the one whose prefixes hold most places. So who fills the room with silence loses most of it, and one
-who speaks after a round trip has hardly been at risk.
+Up to half of the capacity each guest has PATIENCE. Above that there is pressure, which rises from 0 to 1 while the
+other half fills up. With that chance each newcomer costs one guest its place (random early drop, as MaxStartups of
+sshd), and the time of all shrinks to SHORT_PATIENCE. The guest is picked at random and may be the newcomer itself: of
+SAMPLES picks it is the one whose prefixes hold most places. So a crowd that fills the lobby with silence mostly drops
+itself, and a client that speaks after one round trip is hardly at risk.
 
 No clock and no I/O: `now` is a parameter, in seconds, and never goes backwards. Each call takes constant time.
 """
@@ -26,7 +26,8 @@ SAMPLES: Final = 3
 
 
 class Guest:
-    """Who waits. `since` when is set by the room; `prefixes` may be empty while the address is not known."""
+    """A connection that waits. Its room sets `since`, the time of its arrival there. `prefixes` may be empty while the
+    address is not known."""
 
     __slots__ = ("_place", "prefixes", "since")
 
@@ -57,7 +58,7 @@ class Lobby[G: Guest]:
 
     @property
     def pressure(self) -> float:
-        """From 0 (half full or less) to 1 (a guest too many)."""
+        """From 0 (half full or less) to 1 (one guest too many)."""
         return max(0.0, (len(self._guests) - self._calm) / (self._capacity + 1 - self._calm))
 
     @property
@@ -83,7 +84,7 @@ class Lobby[G: Guest]:
         return victim
 
     def leave(self, guest: G) -> None:
-        """`guest`, which is here, goes."""
+        """Remove `guest`, which is here."""
         del self._order[guest]
         last = self._guests.pop()
         if last is not guest:
@@ -92,13 +93,13 @@ class Lobby[G: Guest]:
         self._forget(guest.prefixes)
 
     def rename(self, guest: G, prefixes: Prefixes) -> None:
-        """The address of `guest`, which is here, has become known."""
+        """Count `guest`, which is here, for these prefixes from now on."""
         self._forget(guest.prefixes)
         guest.prefixes = prefixes
         self._crowds.update(prefixes)
 
     def expired(self, now: float, limit: int) -> list[G]:
-        """Let those go whose time is over, `limit` of them at most, the oldest first. Returns them."""
+        """Remove and return the guests whose time is over, `limit` at most, the oldest first."""
         gone: list[G] = []
         while self._order and len(gone) < limit:
             oldest = next(iter(self._order))

@@ -3,12 +3,13 @@
     strangers, upgrading -> first flight opens -> waiting -> its turn -> signature, second flight
                          -> answered -> third flight, signatures -> `admit` (exit.py)
 
-Silence costs nothing that is scarce: strangers wait in a lobby. Who has shown a valid first flight waits for the thread
-that signs, where each network has its turn, and then in a second lobby, for its third flight. What is begun is finished
-first: while steps wait for the thread, no further handshake begins.
+Silence costs nothing that is scarce: strangers wait in a lobby. A visitor with a valid first flight waits for the
+thread that signs, where each network has its turn, and then in a second lobby, until its third flight comes. What has
+begun is finished first: while steps wait for the thread, no further handshake begins.
 
-A prefix has tokens. One is taken for a connection that ends without a valid first flight, and for a handshake; a peer
-on the list gets that one back, as often as its own tokens last. Without tokens nothing of the prefix begins.
+Each prefix has tokens. A connection that ends without a valid first flight costs one, and so does a handshake. A peer
+on the list gets its token back, as long as the tokens of the peer itself last. Without a token no handshake of the
+prefix begins.
 """
 
 from __future__ import annotations
@@ -121,7 +122,8 @@ class Reception:
     # --- strangers ---
 
     def arrive(self, visitor: Visitor, room: Lobby[Visitor]) -> None:
-        """Let it wait there until `opened` or `lost`, or until its `end` is called. It may be called at once."""
+        """Let `visitor` wait in `room` until `opened` or `lost`. When it loses its place or its time is over,
+        its `end` is called, perhaps at once."""
         visitor.room = room
         victim = room.enter(visitor, clock())
         if victim is not None:
@@ -234,7 +236,7 @@ class Reception:
             self._timer = self._loop.call_later(SWEEP_SECONDS, self._sweep)
 
     def _sweep(self) -> None:
-        """Dismiss those whose time is over; go on as long as anybody is there."""
+        """Dismiss the visitors whose time is over; sweep again as long as there are visitors."""
         self._timer = None
         now, pause = clock(), SWEEP_SECONDS
         for room in self._rooms:
