@@ -1,4 +1,4 @@
-"""Our /etc/resolv.conf that nothing can put back: no journal knows it any more, or its backup is gone.
+"""Our /etc/resolv.conf where what was there before is lost: no journal knows it any more, or its backup is gone.
 
 A file that a killed run has left is recognised by its header.
 
