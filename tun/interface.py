@@ -1,10 +1,10 @@
 """The network interface of a running tunnel: device, forwarder, routes and system resolver, on the exit's addresses.
 
-    device -> forwarder, its servers -> filter -> routes -> packets -> system resolver -> reconciler
+    addresses -> forwarder, its servers -> filter -> routes -> packets -> system resolver -> reconciler
 
-`TunInterface.start` builds it in this order, and `close` takes it down in reverse. Routes and resolver stand in the
-journal, whose owner undoes them. The exit may hand out other addresses at any time, and the lane may take packets of
-another size: one task follows both.
+Device and routes stand already: they hold everything in from the start. `TunInterface.start` sets up the rest in this
+order, and `close` takes it down in reverse. Routes and resolver stand in the journal, whose owner undoes them. The exit
+may hand out other addresses at any time, and the lane may take packets of another size: one task follows both.
 """
 
 from __future__ import annotations
@@ -35,7 +35,6 @@ from .dns.forwarder import Forwarder
 from .dns.server import DnsServer
 from .dns.setup import build
 from .firewall.kill_switch import KillSwitch
-from .journal import Record
 from .reconciler import Reconciler
 from .resolver.setting import ResolverSetting
 from .routing.lan import Lan
@@ -53,7 +52,9 @@ class Foundation:
     settings: TunnelSettings
     kill_switch: KillSwitch
     resolver: ResolverSetting
-    record: Record
+    device: Tun
+    """Up, without addresses, and not read yet."""
+    routes: Routes
 
 
 type WriteRun = Callable[[memoryview, int, int, Run], bool]
@@ -86,35 +87,25 @@ class TunInterface(NoInterface):
         self,
         foundation: Foundation,
         link: Exits,
-        device: Tun,
         names: Names,
-        routes: Routes,
         offered: TunnelAddresses,
         addresses: TunnelAddresses,
         stack: AsyncExitStack,
     ) -> None:
         """`addresses` are those of `offered` that this kernel has taken. `stack` undoes what stands already."""
         super().__init__()
-        self.write_run = device.write_run
+        self.write_run = foundation.device.write_run
         self._foundation = foundation
         self._link = link
-        self._device = device
+        self._device = foundation.device
         self._names = names
-        self._routes = routes
         self._offered = offered
         self._addresses = addresses
         self._ipv6_here = addresses == offered
         self._asked_at = resolver_addresses(addresses)
         self._stack = stack
         self._changed = asyncio.Event()
-        self._reconciler = Reconciler(
-            [
-                DeviceFact(device),
-                routes.valid_mark,
-                routes,
-                foundation.resolver,
-            ]
-        )
+        self._reconciler = Reconciler([DeviceFact(foundation.device), foundation.resolver])
         self._following = spawn(self._follow(), "tunnel interface")
         self.lane_changed()
 
@@ -131,13 +122,12 @@ class TunInterface(NoInterface):
         `lost` is called once, when another program has removed the device. Raises CryprqError; then device and
         forwarder are gone, and the filter still stands.
         """
-        settings, kill_switch = foundation.settings, foundation.kill_switch
+        device, routes, kill_switch = foundation.device, foundation.routes, foundation.kill_switch
         async with AsyncExitStack() as stack:
-            device = Tun.open(settings.device, mtu=MTU, offload=settings.offload)
             stack.callback(device.close)
             configured = await device.configure(offered.interfaces())
             addresses = offered if len(configured) == len(offered.interfaces()) else offered.without_ipv6()
-            names = await Names.read(settings, kill_switch, link, addresses)
+            names = await Names.read(foundation.settings, kill_switch, link, addresses)
             stack.callback(names.close)
             await names.listen(addresses)
             await kill_switch.follow_addresses(addresses, names.server.port)
@@ -149,8 +139,9 @@ class TunInterface(NoInterface):
                     # The exit hands out addresses with each carrier, and then they are judged.
                     link.redial()
 
-            routes = Routes(settings, addresses.versions, foundation.record, follow_lan, link.redial)
-            await routes.apply()
+            routes.lan_changed = follow_lan
+            routes.uplink_changed = link.redial
+            await routes.carry(addresses.versions)
             joiner = UdpJoiner(link.send_packet)
             train = SHARED.one(PacketTrain)
 
@@ -161,7 +152,7 @@ class TunInterface(NoInterface):
             device.start(asyncio.get_running_loop(), joiner.packet, drained, lost)
             stack.push_async_callback(foundation.resolver.close)
             await set_resolver(foundation, resolver_addresses(addresses))
-            return cls(foundation, link, device, names, routes, offered, addresses, stack.pop_all())
+            return cls(foundation, link, names, offered, addresses, stack.pop_all())
 
     async def close(self) -> None:
         """Restore and follow nothing any more, then end forwarder and device."""
@@ -210,7 +201,7 @@ class TunInterface(NoInterface):
         self._names.server.close()
         self._names.forwarder.offer_ipv6(addresses.ipv6 is not None)
         await self._device.configure(addresses.interfaces())
-        await self._routes.carry(addresses.versions)
+        await self._foundation.routes.carry(addresses.versions)
         await self._names.listen(addresses)
         await self._foundation.kill_switch.follow_addresses(addresses, self._names.server.port)
         asked_at = resolver_addresses(addresses)

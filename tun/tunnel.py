@@ -1,10 +1,11 @@
 """The client's system-wide mode: from the first rule of the filter to the last thing undone.
 
     Tunnel.start     the exits' names, if no filter of an earlier run stands
-                     journal: undo what a killed process left, but for the filter
+                     journal: undo what a killed process left, but for the filter and the routes
                      filter up: nothing gets out any more but the link and the LAN
+                     device up, routes: they hold everything in where another program removes the filter
     Tunnel.resolve   the exits' names, through the filter's narrow opening
-    Tunnel.run       link up, addresses from the exit -> interface.py: device, forwarder, routes, system resolver
+    Tunnel.run       link up, addresses from the exit -> interface.py: forwarder, packets, system resolver
                      reconciler.py puts back what other programs change, the filter from its start on
     Tunnel.close     all of it in reverse
 
@@ -54,7 +55,7 @@ from .routing.exit_endpoints import ExitEndpoints
 from .routing.foreign_rules import ForeignRules
 from .routing.kernel_state import read_lan
 from .routing.lan import Network
-from .routing.routes import rules_in_front
+from .routing.routes import Routes, rules_in_front
 from .routing.tunnel_addresses import TunnelAddresses
 from .settings import CLIENT_JOURNAL, MTU, TunnelSettings
 
@@ -138,7 +139,14 @@ class Tunnel:
         self._bootstrap = bootstrap
         self._ending = ending
         self._stack = stack
-        self._reconciler = Reconciler([foundation.kill_switch, ForeignRules(self._rules_in_front)])
+        self._reconciler = Reconciler(
+            [
+                foundation.kill_switch,
+                ForeignRules(self._rules_in_front),
+                foundation.routes.valid_mark,
+                foundation.routes,
+            ]
+        )
         stack.push_async_callback(self._reconciler.stop)
         self._offered = TunnelAddresses()
         self._addressed = asyncio.Event()
@@ -158,12 +166,14 @@ class Tunnel:
             journal = Journal(settings.state / CLIENT_JOURNAL)
             stack.callback(journal.close)
             stack.enter_context(leftovers.claimed("client"))
-            ours = any(entry["kind"] == nft.KIND for entry in journal.entries())
+            left = {entry["kind"] for entry in journal.entries()}
+            ours = nft.KIND in left
             left_closed = nft.exists(nft.CLIENT) and (ours or nft.is_left_over(nft.CLIENT))
             check_cgroups(settings.exclude_cgroups)
             if why := forwarder_port.open_to_all():
                 _log.warning("%s; only root may after: %s", why, forwarder_port.PROTECT)
-            Tun.open(settings.device, mtu=MTU, offload=settings.offload).close()
+            device = Tun.open(settings.device, mtu=MTU, offload=settings.offload)
+            stack.callback(device.close)
             lan = await read_lan(settings.device)
             known = await plan.known_addresses(journal)
             ending = JournalEnding(journal, settings, fail_closed=left_closed)
@@ -172,13 +182,18 @@ class Tunnel:
                 settings, ExitEndpoints(plan.exits), plan.policy, lan, journal.record, ours=ours
             )
             stack.push_async_callback(kill_switch.shut)
-            ending.undo_all_but_the_filter("what an earlier run changed could not be undone")
+            # Once more, so that it goes before the filter.
+            stack.callback(device.close)
+            ending.undo_all_but({nft.KIND, routes.KIND}, "what an earlier run changed could not be undone")
+            await device.configure(())
+            routing = Routes(settings, device.versions(), journal.record, kill_switch.follow_lan)
+            await routing.apply(ours=routes.KIND in left)
             system_resolver = await plan.resolver(journal)
             await kill_switch.follow_resolvers(system_resolver.upstreams)
             bootstrap = Bootstrap(
                 system_resolver.upstreams, kill_switch.open_for, mark=settings.mark, known=known
             )
-            foundation = Foundation(settings, kill_switch, system_resolver, journal.record)
+            foundation = Foundation(settings, kill_switch, system_resolver, device, routing)
             return cls(foundation, bootstrap, ending, stack.pop_all())
 
     async def resolve(self, name: str) -> Sequence[str]:
@@ -315,14 +330,14 @@ class JournalEnding:
         if failure[0] is None or not self.fail_closed or not self._kill_switch:
             undo(self._journal, self._undoers)
             return
-        self.undo_all_but_the_filter("not everything could be undone")
+        self.undo_all_but({nft.KIND}, "not everything could be undone")
         _log.warning(
             "the kill switch stands: nothing gets out until cryprq-proxy --tun runs again, or cryprq-proxy cleanup"
         )
 
-    def undo_all_but_the_filter(self, complaint: str) -> None:
+    def undo_all_but(self, kinds: set[str], complaint: str) -> None:
         """A failure is logged behind `complaint`, and its entry stays in the journal for the next time."""
         try:
-            undo(self._journal, self._undoers, keep={nft.KIND})
+            undo(self._journal, self._undoers, keep=kinds)
         except CryprqError as error:
             _log.warning("%s: %s", complaint, error)

@@ -7,6 +7,7 @@ changes are made by the programs that people and services use: ip, nft, sysctl.
 from __future__ import annotations
 
 import contextlib
+import signal
 import socket
 import statistics
 import threading
@@ -262,6 +263,41 @@ class TestRulesOfOthers:
                 client.attempt(["ip", "rule", "del", "pref", rule])
             client.ip("link del wg0")
         running.flows()
+
+
+class TestDuringAStart:
+    """No exit answers, so the client never gets further."""
+
+    NOBODY: Final = "5.75.10.77:4433"
+    STARTING: Final = "nothing gets out until the link is up"
+
+    def test_the_routes_hold_while_another_program_has_flushed_the_filter(self, stage: Stage) -> None:
+        client = stage.client
+        with stage.left_clean():
+            role = stage.links.client(client, address=self.NOBODY, ready=self.STARTING)
+            with stage.wire() as wire, traffic(stage), questions(client, (ROUTER_LAN4, OTHER4, OTHER6)):
+                for _ in range(3):
+                    since = role.written
+                    # Stopped, so that all of it is sent without a filter.
+                    role.process.send_signal(signal.SIGSTOP)
+                    try:
+                        client.run(["nft", "flush", "ruleset"])
+                        for address in (SERVER4, SERVER6):
+                            assert not stage.fetches(address)
+                    finally:
+                        role.process.send_signal(signal.SIGCONT)
+                    role.says("kill switch: another program changed it", since=since)
+            assert not beside_the_link(wire, (self.NOBODY.partition(":")[0],))
+            role.kill()
+
+    def test_a_pause_is_possible(self, stage: Stage) -> None:
+        """As a captive portal needs it before the link can be up."""
+        with stage.left_clean():
+            role = stage.links.client(stage.client, address=self.NOBODY, ready=self.STARTING)
+            stage.pause(60)
+            for address in (SERVER4, SERVER6):
+                until(lambda address=address: bool(stage.fetches(address)), "it goes past the tunnel", OUTER)  # type: ignore[misc]
+            role.kill()
 
 
 class TestNameServersPastTheTunnel:

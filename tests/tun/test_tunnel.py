@@ -88,7 +88,7 @@ class Machine:
         monkeypatch.setattr(tunnel, "read_lan", read_lan)
         monkeypatch.setattr(tunnel, "resolve_early", resolve_early)
         monkeypatch.setattr(kill_switch, "Filter", FilterFactory(machine))
-        monkeypatch.setattr(interface, "Routes", lambda *given: FakeRoutes(machine, *given))
+        monkeypatch.setattr(tunnel, "Routes", lambda *given: FakeRoutes(machine, *given))
         for module in (interface, tunnel):
             monkeypatch.setattr(module, "Reconciler", FakeReconciler)
         monkeypatch.setattr(interface, "build", build)
@@ -176,6 +176,7 @@ class FakeDevice:
         self.written: list[bytes] = []
         self.addresses: list[str] = []
         self.gate: asyncio.Event | None = None
+        self.closed = False
 
     async def configure(self, interfaces: list[Any]) -> tuple[Any, ...]:
         if self.gate is not None:
@@ -188,6 +189,9 @@ class FakeDevice:
     def start(self, loop: Any, on_packet: Any, drained: Any, lost: Callable[[OSError], None]) -> None:
         self.machine.step("start device")
         self.on_packet, self.on_lost = on_packet, lost
+
+    def versions(self) -> frozenset[int]:
+        return frozenset({4, 6})
 
     async def set_mtu(self, mtu: int) -> None:
         if self.gate is not None:
@@ -203,7 +207,9 @@ class FakeDevice:
         return DeviceStatus(name="cryprq0")
 
     def close(self) -> None:
-        self.machine.step("close device")
+        if not self.closed:
+            self.machine.step("close device")
+        self.closed = True
 
 
 class FakeReconciler:
@@ -231,20 +237,22 @@ class FakeRoutes(FakeFact):
         versions: frozenset[int],
         record: Any,
         lan_changed: Callable[[Lan], Awaitable[None]],
-        uplink_changed: Callable[[], None],
     ) -> None:
         super().__init__("routes")
         machine.routes = self
         self.machine, self.versions, self.record = machine, versions, record
-        self.lan_changed, self.uplink_changed = lan_changed, uplink_changed
+        self.lan_changed = lan_changed
+        self.uplink_changed: Callable[[], None] = lambda: None
         self.valid_mark = FakeFact("src_valid_mark")
 
-    async def apply(self) -> None:
-        self.record({"kind": ROUTING})
+    async def apply(self, *, ours: bool) -> None:
+        if not ours:
+            self.record({"kind": ROUTING})
         self.machine.step("routes")
 
     async def carry(self, versions: frozenset[int]) -> None:
         self.versions = versions
+        self.machine.step(f"carry {''.join(map(str, sorted(versions)))}")
 
 
 class FakeResolver(FakeFact):
@@ -359,9 +367,10 @@ async def test_the_filter_is_first_in_and_last_out(machine: Machine) -> None:
     await wide.start()
     assert machine.take() == [
         "open device",
-        "close device",
         "look",
         "filter up",
+        "configure device",
+        "routes",
         "choose resolver",
         "filter update",
     ]
@@ -372,13 +381,12 @@ async def test_the_filter_is_first_in_and_last_out(machine: Machine) -> None:
     wide.tunnel.addressed(OWN4, OWN6)
     await wide.tunnel.run(wide.client)
     assert machine.take() == [
-        "open device",
         "configure device",
         "forwarder ipv6=True",
         "listen 198.18.0.7",
         "listen fd63:7279:7071::7",
         "filter update",
-        "routes",
+        "carry 46",
         "start device",
         "resolver 198.18.255.53 fd63:7279:7071::53",
     ]
@@ -423,7 +431,10 @@ async def test_a_kernel_without_ipv6(machine: Machine) -> None:
     await wide.close()
 
 
-@pytest.mark.parametrize("step", ["open device", "look", "filter up", "choose resolver", "filter update"])
+@pytest.mark.parametrize(
+    "step",
+    ["open device", "look", "filter up", "configure device", "routes", "choose resolver", "filter update"],
+)
 async def test_a_failure_while_preparing_leaves_nothing(machine: Machine, step: str) -> None:
     machine.fails = step
     wide = Wide(machine)
@@ -437,13 +448,12 @@ async def test_a_failure_while_preparing_leaves_nothing(machine: Machine, step: 
 @pytest.mark.parametrize(
     "step",
     [
-        "open device",
         "configure device",
         "forwarder ipv6=True",
         "listen 198.18.0.7",
         "listen fd63:7279:7071::7",
         "filter update",
-        "routes",
+        "carry 46",
         "start device",
         "resolver 198.18.255.53 fd63:7279:7071::53",
     ],
@@ -452,7 +462,6 @@ async def test_a_failure_in_the_middle_undoes_everything(machine: Machine, step:
     wide = Wide(machine)
     await wide.start()
     wide.tunnel.addressed(OWN4, OWN6)
-    machine.take()
     machine.fails = step
     with pytest.raises(CryprqError, match=f"the kernel refused to {step}") as caught:
         await wide.tunnel.run(wide.client)
@@ -505,7 +514,9 @@ async def test_the_filter_of_a_killed_process_is_replaced_and_the_rest_undone(ma
     await wide.start()
     assert machine.filter.ours
     steps = machine.take()
-    assert steps[steps.index("filter up") + 1 :][:2] == ["undo resolver", f"undo {ROUTING}"]
+    # Routes of before hold until there are new ones.
+    assert steps[steps.index("filter up") + 1 :][:3] == ["undo resolver", "configure device", "routes"]
+    assert f"undo {ROUTING}" not in steps
     assert f"undo {nft.KIND}" not in steps
     await wide.close()
     assert machine.journal() == []
@@ -615,6 +626,7 @@ async def test_other_addresses_move_everything(machine: Machine) -> None:
         "leave fd63:7279:7071::7",
         "offer ipv6=False",
         "configure device",
+        "carry 4",
         "listen 10.9.0.5",
         "filter update",
         "resolver 198.18.255.53",
@@ -657,7 +669,7 @@ async def test_addresses_that_change_during_the_start_are_not_forgotten(machine:
     wide = Wide(machine)
     await wide.start()
     wide.tunnel.addressed(OWN4, OWN6)
-    machine.during["routes"] = lambda: wide.tunnel.addressed(bytes([10, 9, 0, 5]), OWN6)
+    machine.during["carry 46"] = lambda: wide.tunnel.addressed(bytes([10, 9, 0, 5]), OWN6)
     await wide.tunnel.run(wide.client)
     while machine.devices[-1].addresses != ["10.9.0.5", "fd63:7279:7071::7"]:
         await asyncio.sleep(0.001)
@@ -694,7 +706,7 @@ async def test_the_forwarder_hears_of_the_link(machine: Machine) -> None:
 async def test_a_link_that_is_lost_during_the_start_is_told(machine: Machine) -> None:
     wide = Wide(machine)
     await wide.start()
-    machine.during["routes"] = lambda: wide.tunnel.link_changed(False)
+    machine.during["carry 46"] = lambda: wide.tunnel.link_changed(False)
     await wide.run()
     assert machine.steps[-1] == "link lost"
     await wide.close()
@@ -743,7 +755,6 @@ async def test_a_name_is_asked_for_before_the_filter_closes_unless_one_stands(
     early = ["choose resolver", "ask early for exit.example"]
     assert steps[: steps.index("filter up")] == [
         "open device",
-        "close device",
         "look",
         *([] if left else early),
     ]
@@ -895,7 +906,7 @@ async def test_status(machine: Machine) -> None:
         dns=DnsStatus(resolver="resolv.conf", in_use="x"),
         repairs=tuple(
             RepairStatus(name=name)
-            for name in ("kill switch", "rules of others", "device", "src_valid_mark", "routes", "resolver")
+            for name in ("kill switch", "rules of others", "src_valid_mark", "routes", "device", "resolver")
         ),
         exits=(("192.0.2.1", 4433),),
         uplinks=("eth0",),

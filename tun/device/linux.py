@@ -7,6 +7,7 @@ device is not persistent: it, its addresses and its routes end when its descript
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import fcntl
 import os
@@ -118,6 +119,13 @@ class Tun(PacketDevice):
                 self._addresses = await self._configure(netlink)
             return self._addresses
 
+    def versions(self) -> frozenset[int]:
+        """The IP versions that it can have routes of."""
+        with contextlib.suppress(OSError):
+            if _switch(self.name).read_text(encoding="ascii").strip() == "0":
+                return frozenset({4, 6})
+        return frozenset({4})
+
     async def set_mtu(self, mtu: int) -> None:
         """Change the MTU, `MIN_MTU` or more. Raises ConfigError."""
         _check_mtu(mtu)
@@ -150,7 +158,7 @@ class Tun(PacketDevice):
             await netlink.link("set", index=self._index, mtu=self.mtu)
             if any(address.version == 6 for address in self._addresses):
                 # The switch is the device's own, and ends with it.
-                Path(f"/proc/sys/net/ipv6/conf/{self.name}/disable_ipv6").write_text("0", encoding="ascii")
+                _switch(self.name).write_text("0", encoding="ascii")
             configured = await self._configure(netlink)
         if configured != self._addresses:
             raise ConfigError(f"{self.name} does not take its IPv6 address back: IPv6 is switched off here")
@@ -207,6 +215,11 @@ class Tun(PacketDevice):
 
     def _write_offloads(self) -> tuple[str, ...]:
         return tuple(name for kind, name in _KINDS.items() if self._whole[kind])
+
+
+def _switch(name: str) -> Path:
+    """1 where IPv6 is switched off at the device; missing where the kernel has none."""
+    return Path(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6")
 
 
 def _check_mtu(mtu: int) -> None:

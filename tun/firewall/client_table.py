@@ -224,7 +224,9 @@ def _forward(settings: FilterSettings, given: Given) -> Iterable[str]:
     # Begun before the filter, so without our NAT: its other end could not answer.
     yield f"oifname {tun} ct state established ct status & snat == 0 counter name stale goto refuse"
     yield f"oifname {tun} {_ASKS} jump dns_past"
-    yield f"oifname {tun} accept"
+    if any(tunnels(settings)):
+        # Before, its packets would have no address that can be answered.
+        yield f"oifname {tun} accept"
     if lasting := given.lasting():
         yield f"ct mark {lasting} accept"
     yield f"meta l4proto {{ tcp, udp }} th dport {DNS_SET} counter name dns goto refuse"

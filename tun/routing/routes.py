@@ -77,10 +77,10 @@ class Routes(Fact):
         versions: frozenset[int],
         record: Record,
         lan_changed: LanChanged,
-        uplink_changed: Callable[[], None],
+        uplink_changed: Callable[[], None] = lambda: None,
         kernel: OpenKernel = open_kernel,
     ) -> None:
-        """`versions`: the families that the exit offers; the other one is unreachable. `lan_changed` gets the local
+        """`versions`: the families that enter the device; the other one is unreachable. `lan_changed` gets the local
         networks when they change. `uplink_changed` is called when the uplink has another device, gateway or source
         address, not while there is none. `kernel` reaches the routing tables."""
         self._settings = settings
@@ -90,15 +90,16 @@ class Routes(Fact):
         self.valid_mark = sysctl.KernelSetting("src_valid_mark", "1", record)
         """Another fact, set by `apply` too."""
         self._record = record
-        self._lan_changed = lan_changed
-        self._uplink_changed = uplink_changed
+        self.lan_changed = lan_changed
+        self.uplink_changed = uplink_changed
         self._kernel = kernel
         self._repairing = asyncio.Lock()
         self._uplinks: dict[int, Uplink | None] = {}
         self._told = Lan()
 
-    async def apply(self) -> None:
-        """Route all traffic as the settings say.
+    async def apply(self, *, ours: bool = False) -> None:
+        """Route all traffic as the settings say. `ours`: the journal names rules and routes of an earlier run, which
+        this takes over.
 
         Raises ConfigError, with nothing changed, if the device or the permission is missing, or if others use our table
         or priorities. Raises CryprqError if the kernel refuses a later change.
@@ -108,7 +109,8 @@ class Routes(Fact):
             _refuse_others(state)
             if state.device(self._settings.device) is None:
                 raise ConfigError(f"the tunnel device {self._settings.device} is not there or not up")
-            self._record({"kind": KIND, "table": TABLE, "first": FIRST, "last": LAST})
+            if not ours:
+                self._record({"kind": KIND, "table": TABLE, "first": FIRST, "last": LAST})
             self.valid_mark.keep(VALID_MARK)
             self.lan = self._told = state.lan(self._settings.device)
             self._uplinks = {version: state.uplink(version, self._settings.device) for version in FAMILIES}
@@ -136,7 +138,7 @@ class Routes(Fact):
                 await self._repair(kernel, state, lan)
                 self.lan = lan
         if lan != self._told:
-            await self._lan_changed(lan)
+            await self.lan_changed(lan)
             self._told = lan
         uplinks = {version: state.uplink(version, self._settings.device) for version in FAMILIES}
         moved = {
@@ -146,7 +148,7 @@ class Routes(Fact):
         }
         if moved:
             self._uplinks |= moved
-            self._uplink_changed()
+            self.uplink_changed()
         return ", ".join(filter(None, (_named(missing, "removed"), _named(strange, "added"))))
 
     async def put_back(self) -> None:
@@ -244,6 +246,9 @@ def _refuse_others(state: KernelState) -> None:
                 f"another program has a routing rule with priority {rule.priority}, and {FIRST} to {LAST} are ours: "
                 "remove it (`ip rule`, `ip -6 rule`)"
             )
+    if any(route.is_ours for route in state.table):
+        # Left by an earlier run, and so is the table.
+        return
     for route in state.routes:
         if route.table == TABLE and route.protocol != RULE_PROTOCOL:
             raise ConfigError(

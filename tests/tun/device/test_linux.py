@@ -8,6 +8,7 @@ import os
 import socket
 from collections.abc import AsyncIterator
 from ipaddress import IPv4Interface, IPv6Interface
+from pathlib import Path
 from typing import Any, Self
 
 import pytest
@@ -165,3 +166,14 @@ async def test_a_device_that_is_gone_from_this_namespace_is_lost_once(kernel: Ke
                 await device.difference()
         device.close()
     assert [error.errno for error in lost] == [errno.ENODEV]
+
+
+@pytest.mark.parametrize(("switch", "versions"), [("0\n", {4, 6}), ("1\n", {4}), (None, {4})])
+async def test_it_has_routes_of_the_versions_that_are_switched_on(
+    device: Tun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, switch: str | None, versions: set[int]
+) -> None:
+    path = tmp_path / "disable_ipv6"
+    if switch is not None:
+        path.write_text(switch)
+    monkeypatch.setattr(linux, "_switch", lambda name: path)
+    assert device.versions() == versions

@@ -499,3 +499,10 @@ def test_what_holds_for_all_settings(some: FilterSettings) -> None:
 def test_settings_that_cannot_be(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         replace(SETTINGS, **wrong)
+
+
+def test_containers_enter_the_tunnel_only_with_an_address_that_is_answered() -> None:
+    accept = 'oifname "cryprq0" accept'
+    assert accept in named(script(SETTINGS), "chain", "forward")
+    without = replace(SETTINGS, tunnel4=None, tunnel6=None)
+    assert accept not in named(script(without), "chain", "forward")

@@ -374,6 +374,19 @@ async def test_the_journal_comes_first_and_the_last_rule_last(watched: Watched) 
         assert (LOCAL in rules) == (version == 4)
 
 
+async def test_what_an_earlier_run_left_is_taken_over(watched: Watched) -> None:
+    """It holds until the new one stands: nothing is removed before, and its table is ours with all that is in it."""
+    kernel = watched.kernel
+    kernel.routes.append(kernel.in_table(AF_INET, None, 2**32 - 1))
+    kernel.routes.append(kernel.in_table(AF_INET, ETH, 5, RTA_GATEWAY="192.168.1.1", proto=3))
+    await watched.routes.apply(ours=True)
+    steps = kernel.steps
+    assert f"record {KIND}" not in steps
+    own = [step for step in steps if step.startswith(("replace route 4", "del"))]
+    assert own == ["replace route 4 device", "del route 4 foreign"]
+    assert await watched.keep() == ""
+
+
 async def test_rules_and_routes_that_others_remove_are_put_back(watched: Watched) -> None:
     kernel = watched.kernel
     await watched.applied()
