@@ -34,6 +34,17 @@ def limit() -> int:
     return _UNLIMITED if soft == resource.RLIM_INFINITY else min(soft, _UNLIMITED)
 
 
+def one_is_free() -> bool:
+    """Whether there is a free descriptor now; a shortage is noted."""
+    try:
+        os.close(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+    except OSError as error:
+        if error.errno in EXHAUSTED:
+            SHORTAGE.note(error)
+            return False
+    return True
+
+
 def for_streams() -> int:
     """How many descriptors the streams of all peers may hold at an exit."""
     return max(_LEAST, limit() // 2 - RESERVE)

@@ -16,11 +16,14 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Final
 
+from ..base.descriptors import one_is_free
 from ..errors import ConfigError, CryprqError
 from .sd_notify import Notifier
 
 _log = logging.getLogger(__name__)
 
+DESCRIPTOR_SECONDS: Final = 1.0
+"""Between two looks for a free descriptor."""
 UNCHANGED: Final = "everything stays as it was"
 
 
@@ -34,11 +37,13 @@ class Reloader[T]:
         apply: Callable[[T], Awaitable[str]],
         notifier: Notifier,
         now: Callable[[], float] = time.time,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._read = read
         self._apply = apply
         self._notifier = notifier
         self._now = now
+        self._sleep = sleep
         self._turn = asyncio.Lock()
         self._asked = 0
         self._served = 0
@@ -62,7 +67,10 @@ class Reloader[T]:
             return self._said
 
     async def quietly(self) -> None:
-        """As `reload`, for a signal or a changed file: an error is logged and not raised."""
+        """As `reload`, for a signal or a changed file: an error is logged and not raised. Waits for a free descriptor,
+        since a change that could not be read would never be noticed again."""
+        while not one_is_free():
+            await self._sleep(DESCRIPTOR_SECONDS)
         try:
             await self.reload()
         except ConfigError:

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 import pytest
 
 from cryprq_proxy.process.control import query
-from tests.support.applications import Refused, connect, read_exactly, through
+from tests.support.applications import Refused, UdpApplication, connect, read_exactly, through
 from tests.support.background import PATIENCE
 from tests.support.programs import Role, World, free_port
-from tests.support.targets import TcpTarget
+from tests.support.targets import TcpTarget, UdpEcho
 
 WARNING = "connections wait or fail: too many open files"
 
@@ -82,6 +82,25 @@ def test_dialling_without_descriptors_is_tried_again(world: World, echo_target: 
     world.exit(port=port)
     client.wait_up()
     through(client.port, echo_target.port).close()
+
+
+def test_udp_associations_leave_descriptors_to_others(world: World, udp_echo: UdpEcho) -> None:
+    """Each counts as two, one for each family of addresses."""
+    exit = world.exit(clients=("client", "other"), files=400)
+    greedy, other = world.client(exit), world.client(exit, identity="other")
+    with contextlib.ExitStack() as stack:
+        held: list[UdpApplication] = []
+        with pytest.raises(Refused):
+            while len(held) < 400:
+                held.append(UdpApplication(greedy.port))
+                stack.callback(held[-1].close)
+        assert len(held) == 27
+        application = UdpApplication(other.port)
+        stack.callback(application.close)
+        application.send(b"x", udp_echo.port)
+        assert application.receive()[1] == b"x"
+        assert exit.status()["streams_refused"] == {"limit": 1}
+    assert not lines(exit)
 
 
 def test_one_peer_leaves_descriptors_to_others(world: World, echo_target: TcpTarget) -> None:

@@ -13,6 +13,7 @@ from cryprq_proxy.base.tasks import spawn
 from cryprq_proxy.errors import ConfigError
 from cryprq_proxy.process.reload import Reloader
 from cryprq_proxy.process.sd_notify import Notifier
+from tests.support.descriptors import no_free_descriptor
 from tests.support.notify_socket import NotifySocket
 
 
@@ -107,3 +108,21 @@ async def test_the_manager_is_told_around_it(tmp_path: Path) -> None:
             assert manager.next()["RELOADING"] == "1"
             assert manager.next() == {"READY": "1"}
         notifier.close()
+
+
+async def test_a_changed_file_is_read_when_there_is_a_descriptor() -> None:
+    """A peer that was taken off the list would stay in for want of one."""
+    waited = asyncio.Event()
+
+    async def wait(_: float) -> None:
+        waited.set()
+        await asyncio.sleep(0)
+
+    files = Files()
+    reloader = Reloader(files.read, files.apply, Notifier(), lambda: 100.0, wait)
+    with no_free_descriptor():
+        reloading = spawn(reloader.quietly(), "reload")
+        await waited.wait()
+        assert not files.reads
+    await reloading
+    assert files.applied == [1]

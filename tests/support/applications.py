@@ -69,12 +69,14 @@ def through(proxy: int, port: int, host: str = "127.0.0.1") -> socket.socket:
 
 
 class UdpApplication:
-    """One SOCKS5 UDP association, with the application's socket."""
+    """One SOCKS5 UDP association, with the application's socket. Raises Refused."""
 
     def __init__(self, proxy: int) -> None:
         self.control = connect(proxy)
         code, self.relay = request(self.control, 3, "0.0.0.0", 0)
-        assert code == 0, f"SOCKS reply {code}"
+        if code:
+            self.control.close()
+            raise Refused(code)
         assert ipaddress.ip_address(self.relay.host).is_loopback
         self.sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.sock.settimeout(PATIENCE)

@@ -11,9 +11,10 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
+from ...base.descriptors import EXHAUSTED
 from ...errors import StreamReason
 from .fair_slots import FairSlots
-from .outcome import EXHAUSTED, FoundAddresses, LookupResult
+from .outcome import FoundAddresses, LookupResult
 
 THREADS: Final = 64
 WAITING_EACH: Final = 1024

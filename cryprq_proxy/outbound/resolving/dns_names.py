@@ -12,6 +12,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Final
 
+from ...base.descriptors import EXHAUSTED
 from ...errors import StreamReason
 from .destination_order import by_preference
 from .dns_addresses import ask_addresses
@@ -19,7 +20,7 @@ from .dns_answer import AnswerError, NameAnswer, encode_name
 from .fair_slots import FairSlots
 from .host_configuration import ConfigurationReader, HostConfiguration
 from .name_server import NameServer
-from .outcome import EXHAUSTED, FoundAddresses, LookupResult
+from .outcome import FoundAddresses, LookupResult
 
 SLOTS: Final = 64
 """Names looked up at once, each with two sockets."""

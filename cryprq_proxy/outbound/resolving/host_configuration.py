@@ -16,11 +16,11 @@ from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from ...base.descriptors import EXHAUSTED
 from ...base.resolv_conf import lines, nameservers
 from ...base.tasks import spawn
 from ...errors import reason_of
 from .hosts_file import read_hosts
-from .outcome import EXHAUSTED
 
 _log = logging.getLogger(__name__)
 

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import errno
-from typing import Final, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from ...errors import StreamReason
 from .fair_slots import FairSlots
-
-EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-"""Errors of this machine: it has no descriptor or no memory for a socket."""
 
 
 class FoundAddresses(NamedTuple):
