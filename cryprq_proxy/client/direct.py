@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
 from collections import Counter, deque
 from typing import Any, Final
@@ -35,6 +36,8 @@ from ..session.wire import MAX_DATA, StreamProtocol
 from .own_listeners import DirectPolicy
 from .requests import StreamRequest
 from .split_association import DatagramsOnly
+
+_log = logging.getLogger(__name__)
 
 WINDOW: Final = 262_144
 """Bytes that the handler may have received and not yet consumed."""
@@ -160,6 +163,12 @@ class DirectStream:
             self._direct.loop.remove_reader(self._fd)
 
     def _on_readable(self) -> None:
+        try:
+            self._receive()
+        except Exception as error:  # noqa: BLE001  the socket stays readable: the loop would call again at once
+            self._crash(error)
+
+    def _receive(self) -> None:
         incoming, room = self._direct.incoming, WINDOW - (self.received - self._consumed)
         if room <= 0 or self._sock is None:
             self._pause()
@@ -241,6 +250,12 @@ class DirectStream:
             self._backlog.append(bytes(data[taken:]))
 
     def _on_writable(self) -> None:
+        try:
+            self._write_backlog()
+        except Exception as error:  # noqa: BLE001  as in _on_readable
+            self._crash(error)
+
+    def _write_backlog(self) -> None:
         backlog = self._backlog
         while backlog and self._sock is not None:
             data = backlog[0]
@@ -290,6 +305,10 @@ class DirectStream:
         if self._sock is not None:
             set_reset_on_close(self._sock)
         self._end()
+
+    def _crash(self, error: Exception) -> None:
+        _log.error("a fault in this program ends a direct connection", exc_info=error)
+        self._fail()
 
     def _fail(self) -> None:
         """The destination, or the network, broke the connection."""

@@ -27,7 +27,7 @@ from cryprq_proxy.fronts.socks import encode_datagram, parse_datagram
 from cryprq_proxy.rules.engine import RuleSet
 from cryprq_proxy.rules.syntax import Rule, parse_action
 from cryprq_proxy.session.sendlog import SLOT_HEADROOM, SlotPool
-from cryprq_proxy.session.streams import AnyStream, Half
+from cryprq_proxy.session.streams import AnyStream, Half, StreamHandler
 from cryprq_proxy.session.wire import StreamProtocol
 from tests.support.fake_exits import FakeExits
 from tests.support.links import App
@@ -452,3 +452,25 @@ async def test_stopping_ends_all(direct: Direct) -> None:
         direct.stop()
         assert app.events[-1] == ("reset", StreamReason.SHUTTING_DOWN)
         assert not direct.streams
+
+
+class Faulty(StreamHandler):
+    def data_received(self, data: memoryview) -> None:
+        raise ZeroDivisionError
+
+
+async def test_a_fault_of_this_program_ends_the_connection_and_is_logged_once(
+    proxy: Proxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The loop went on calling, while there was more to read."""
+    async with target(echo) as port:
+        _, writer = await proxy.connect(port)
+        [stream] = proxy.direct.streams.values()
+        assert isinstance(stream, DirectStream)
+        relay, stream.handler = stream.handler, Faulty()
+        writer.write(b"hello")
+        await until(lambda: not proxy.direct.streams)
+        relay.reset(StreamReason.GENERAL)
+        writer.close()
+    errors = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert [record.exc_info is not None for record in errors] == [True]
