@@ -28,7 +28,7 @@ from cryprq_proxy.errors import CryprqError
 from .device.kept import DeviceFact
 from .device.linux import Tun
 from .firewall import nft
-from .firewall.exit_table import ExitFilter
+from .firewall.exit_table import ExitFilter, Withhold
 from .journal import Record
 from .reconciler import Fact
 from .routing import pool_routes
@@ -96,6 +96,10 @@ class ExitKernel:
             self._forwarding6,
             self._advertisements,
         ]
+
+    def tell_of_table(self, withhold: Withhold) -> None:
+        """As ExitFilter.tell."""
+        self._table.tell(withhold)
 
     async def follow_uplinks(self, tell: Callable[[], None]) -> None:
         """Forward from the present uplinks, and carry IPv6 while there is one, until cancelled.

@@ -61,6 +61,7 @@ _ECHO_TYPES: Final = {4: (8, 0), 6: (128, 129)}
 _SPOOFED: Final = "source is not the client's"
 _FORBIDDEN: Final = "forbidden by the policy"
 _NOBODY: Final = "for no client"
+_WITHHELD: Final = "no packet filter"
 
 
 class ExitNetwork:
@@ -80,6 +81,7 @@ class ExitNetwork:
         self._settings = settings
         self._policy = policy
         self._tun = tun
+        self._write = tun.write
         self._kernel = kernel
         self._stack = stack
         self._pool4 = AddressPool(settings.pool4, settings.own4, RESOLVER4)
@@ -99,6 +101,7 @@ class ExitNetwork:
         loop = asyncio.get_running_loop()
         self._lost: asyncio.Future[OSError] = loop.create_future()
         tun.start(loop, self._joiner.packet, self._drained, self._lost.set_result)
+        kernel.tell_of_table(self._withhold)
         self._reconciler = Reconciler(kernel.facts())
         self._following = spawn(kernel.follow_uplinks(self._readdress), "uplinks of the exit")
 
@@ -223,10 +226,18 @@ class ExitNetwork:
         if allowed is None:
             allowed = self._judge(key)
         if allowed or self._is_ping(buffer, start, packet):
-            self._tun.write(buffer, start, end, shape)
+            self._write(buffer, start, end, shape)
         else:
             self.drops[_FORBIDDEN] += 1
             self._refuse(link, buffer, start, end, packet)
+
+    def _withhold(self, withhold: bool) -> None:
+        """Drop what clients send, or no longer: without the kernel's table it would leave with their own addresses."""
+        self._write = self._drop if withhold else self._tun.write
+
+    def _drop(self, buffer: memoryview, start: int, end: int, shape: Shape) -> bool:
+        self.drops[_WITHHELD] += 1
+        return False
 
     def _judge(self, key: tuple[bytes, int]) -> bool:
         destination, port = key

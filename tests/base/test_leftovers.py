@@ -181,6 +181,7 @@ def test_what_an_exit_has_left_is_named(
     monkeypatch.setattr(leftovers, "_tables", lambda: tables)
     monkeypatch.setattr(leftovers, "_has_rules", lambda: False)
     monkeypatch.setattr(leftovers, "_has_routes", lambda: routes)
+    assert leftovers.table_stands("exit") == (None if tables is None else "cryprq_exit" in tables)
     monkeypatch.setattr(leftovers, "has_header", lambda: False)
     assert leftovers.left_by_client() == ""
     left = f"an earlier --tun has left {said}: {leftovers.REMEDY}"

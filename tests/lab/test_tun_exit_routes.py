@@ -12,7 +12,10 @@ from collections.abc import Iterator
 from ipaddress import ip_address, ip_network
 from typing import Any, Final
 
+import pytest
+
 from tests.support.lab.capture import Capture, Packet
+from tests.support.lab.faults import slow_nft
 from tests.support.lab.hosts import EXIT4, EXIT6, ROUTER_EXIT4, SERVER4, SERVER6
 from tests.support.lab.net import until
 from tests.support.lab.server import ECHO_PORT
@@ -147,6 +150,37 @@ def test_a_narrower_route_of_another_program_is_named(stage: Stage) -> None:
             stage.exit.says("routes to clients: stands again", since=since)
         answered(stage)
     assert not misdirected(outer)
+
+
+def test_while_the_table_is_gone_nothing_leaves_with_a_clients_address(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What leaves before the program knows cannot be helped. The repair is slow here, so that there is a time after."""
+    exit = stage.hosts.exit
+    hold = slow_nft(stage.links, monkeypatch)
+    stage.restart_exit(lambda: None)
+
+    def withheld() -> int:
+        count: int = stage.exit_status()["drops"].get("no packet filter", 0)
+        return count
+
+    with stage.tunnel(), asking(stage), Capture(exit, "eth0") as outer:
+        answered(stage)
+        hold.touch()
+        exit.run(["nft", "flush", "ruleset"])
+        until(lambda: withheld() > 0, "withheld")
+        outer.take()
+        before = withheld()
+        until(lambda: withheld() > before + 100, "more is withheld")
+        gone = outer.take()
+        hold.unlink()
+        answered(stage)
+    pools = [ip_network(pool) for pool in (POOL4, POOL6)]
+    assert not [
+        p for p in gone if p.sent and p.source and any(ip_address(p.source) in pool for pool in pools)
+    ]
+    monkeypatch.undo()
+    stage.restart_exit(lambda: None)
 
 
 def test_after_a_kill_the_route_holds_and_cleanup_removes_it(stage: Stage) -> None:

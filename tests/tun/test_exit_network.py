@@ -103,6 +103,7 @@ class Stage:
         self.tun = FakeTun()
         self.state = state
         self.refusal: Exception | None = None
+        self.withhold: Callable[[bool], None] = lambda withhold: None
         self.ipv6 = ipv6
         self.changed = asyncio.Event()
         """Set it after a change of `ipv6`."""
@@ -143,6 +144,9 @@ class Stage:
                 if stage.refusal is not None:
                     raise stage.refusal
                 return cls()
+
+            def tell(self, withhold: Callable[[bool], None]) -> None:
+                stage.withhold = withhold
 
             async def follow(self, *, ipv6: bool) -> None:
                 stage.tun.steps.append(f"nat ipv6={ipv6}")
@@ -275,6 +279,17 @@ async def test_what_is_allowed_is_written(stage: Stage) -> None:
             exit.receive(packet)
         assert [data for data, _ in stage.tun.written] == packets
         assert exit.counted() == {}
+        assert exit.alice.sent == []
+
+
+async def test_nothing_is_written_while_the_table_is_gone(stage: Stage) -> None:
+    async with stage.running() as exit:
+        packet = udp(exit.alice4, WEB4)
+        for withhold in (False, True, True, False):
+            stage.withhold(withhold)
+            exit.receive(packet)
+        assert [data for data, _ in stage.tun.written] == [packet] * 2
+        assert exit.counted() == {"no packet filter": 2}
         assert exit.alice.sent == []
 
 
@@ -549,6 +564,9 @@ class FakeKernel:
 
     def facts(self) -> list[Fact]:
         return []
+
+    def tell_of_table(self, withhold: Callable[[bool], None]) -> None:
+        """It stands."""
 
     async def follow_uplinks(self, tell: Callable[[], None]) -> None:
         """Nothing changes."""

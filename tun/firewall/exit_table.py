@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final, NamedTuple, Self
 
+from cryprq_proxy.base import leftovers
 from cryprq_proxy.base.netlink_watch import Changes
 from cryprq_proxy.rules.ranges import IPNetwork
 
@@ -32,6 +33,7 @@ from .conntrack import Choose, CtEntry
 from .nft import CLAMP, EXIT, REFUSE, Ask, Run, block, counters, name, replacing
 from .standing import Standing
 
+type Withhold = Callable[[bool], None]
 type Delete = Callable[[Choose], object]
 """As conntrack.delete."""
 
@@ -148,6 +150,7 @@ class ExitFilter(Fact):
         self._run = run
         self._changing = asyncio.Lock()
         self._standing = Standing(EXIT, ask)
+        self._withhold: Withhold = _leave_all
         self._write()
 
     @classmethod
@@ -177,13 +180,23 @@ class ExitFilter(Fact):
             self._ipv6 = ipv6
             await asyncio.get_running_loop().run_in_executor(None, self._write)
 
+    def tell(self, withhold: Withhold) -> None:
+        """From now on, call `withhold` with True when the table does not stand as written, with False when it does."""
+        self._withhold = withhold
+
     async def look(self) -> str:
         async with self._changing:
-            return await asyncio.get_running_loop().run_in_executor(None, self._standing.look)
+            if leftovers.table_stands("exit") is False:
+                # Before nft is asked: until it has answered, packets would leave with the clients' own addresses.
+                self._withhold(True)
+            found = await asyncio.get_running_loop().run_in_executor(None, self._standing.look)
+            self._withhold(bool(found))
+            return found
 
     async def put_back(self) -> None:
         async with self._changing:
             await asyncio.get_running_loop().run_in_executor(None, self._restore)
+            self._withhold(False)
 
     def _restore(self) -> None:
         self._write()
@@ -198,6 +211,10 @@ class ExitFilter(Fact):
     def _write(self) -> None:
         self._run(script(self._settings, ipv6=self._ipv6))
         self._standing.written()
+
+
+def _leave_all(withhold: bool) -> None:
+    """Before anybody wants to be told."""
 
 
 def warnings(tun: str, ask: Ask = nft.ask) -> list[str]:

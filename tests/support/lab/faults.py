@@ -46,6 +46,22 @@ def without_ctnetlink(links: Links, patch: pytest.MonkeyPatch) -> None:
     patch.setitem(links.environment, "PYTHONPATH", f"{directory}:{ROOT}")
 
 
+def slow_nft(links: Links, patch: pytest.MonkeyPatch) -> Path:
+    """Their nft waits while the returned file is there."""
+    nft = shutil.which("nft", path=_PROGRAMS)
+    assert nft is not None
+    directory = links.directory / "slow-nft"
+    directory.mkdir(exist_ok=True)
+    hold = directory / "hold"
+    program = directory / "nft"
+    program.write_text(
+        f'#!/bin/sh\nPATH={_PROGRAMS}\nwhile [ -e {hold} ]; do sleep 0.02; done\nexec {nft} "$@"\n'
+    )
+    program.chmod(0o755)
+    patch.setitem(links.environment, "PATH", f"{directory}{os.pathsep}{links.environment['PATH']}")
+    return hold
+
+
 def accepting_old_marks(links: Links, patch: pytest.MonkeyPatch) -> None:
     """Their filter lets past the tunnel whatever has ever been marked by a pause or a rule, in any run."""
     without_ctnetlink(links, patch)

@@ -9,10 +9,11 @@ from ipaddress import IPv4Network, IPv6Network, ip_address
 
 import pytest
 
+from cryprq_proxy.base import leftovers
 from cryprq_proxy.errors import ConfigError
 from tests.support.nft_fakes import Kernel
 from tests.support.settings import exit_network_settings
-from tun.firewall import exit_table
+from tun.firewall import exit_table, nft
 from tun.firewall.conntrack import Choose, CtEntry, Flow
 from tun.firewall.exit_table import COUNTERS, ExitFilter, script, warnings
 from tun.firewall.standing import Standing
@@ -158,6 +159,42 @@ async def test_a_table_that_goes_or_changes_is_put_back_as_it_is_wanted_now(
     assert await table.look() == "the table inet cryprq_exit was changed"
     await table.put_back()
     assert await table.look() == ""
+
+
+@pytest.mark.parametrize("seen", [True, False, None])
+async def test_who_sends_is_told_when_the_table_goes_and_when_it_is_back(
+    seen: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`seen`: what the kernel says before nft is asked; None where it says nothing."""
+    monkeypatch.setattr(exit_table, "Standing", partial(Standing, generation=lambda: None))
+    monkeypatch.setattr(leftovers, "table_stands", lambda role: seen)
+    kernel = Kernel()
+    told: list[bool] = []
+    table = ExitFilter.up(
+        SETTINGS,
+        lambda entry: None,
+        ipv6=False,
+        ours=False,
+        run=kernel.run,
+        ask=kernel.ask,
+        delete=lambda choose: None,
+    )
+    table.tell(told.append)
+    assert not await table.look()
+    assert told == ([True, False] if seen is False else [False])
+    del kernel.tables["cryprq_exit"]
+    assert await table.look() and told[-1]
+
+    def refuse() -> None:
+        raise nft.NftError("no")
+
+    kernel.before_run = refuse
+    with pytest.raises(nft.NftError):
+        await table.put_back()
+    assert told[-1], "nothing is sent while it is not back"
+    kernel.before_run = lambda: None
+    await table.put_back()
+    assert not told[-1]
 
 
 def test_only_other_tables_that_drop_forwarded_packets_are_named() -> None:
