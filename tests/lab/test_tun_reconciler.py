@@ -258,8 +258,24 @@ class TestRulesOfOthers:
             client.ip("rule del pref 25399")
             running.role.says("rules of others: stands again as it was set")
             assert not running.repairs()["rules of others"]["trouble"]
+            # For some packets only.
+            for rule, words in (
+                ("ipproto udp dport 53 lookup 51820", "ipproto udp dport 53 lookup 51820"),
+                ("uidrange 1000-2000 lookup 51820", "uidrange 1000-2000 lookup 51820"),
+                ("ipproto tcp dport 443 blackhole", "ipproto tcp dport 443 blackhole"),
+            ):
+                since = running.role.written
+                client.ip(f"rule add pref 300 {rule}")
+                where = "nowhere" if "blackhole" in rule else "wg0"
+                running.role.says(
+                    rf"warning .*IPv4 rule 300 \({words}\) stands before ours: it sends some of this machine's traffic "
+                    f"to {where}$",
+                    since=since,
+                )
+                client.ip("rule del pref 300")
+                running.role.says("rules of others: stands again as it was set", since=since)
         finally:
-            for rule in ("5210", "5270", "25398", "25399"):
+            for rule in ("300", "5210", "5270", "25398", "25399"):
                 client.attempt(["ip", "rule", "del", "pref", rule])
             client.ip("link del wg0")
         running.flows()

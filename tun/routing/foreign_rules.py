@@ -7,7 +7,8 @@ rule matters if its selector can match our packets and its table has a route for
     this machine's        unmarked packets              must enter the tunnel
 
 Nothing leaks by them, since the filter stands; but the link does not come up, or nothing works. We remove no rules of
-others: they are named. Rules for single ports, protocols or users do not count.
+others: they are named. A rule for single ports, protocols or users is named where it leads some of this machine's
+traffic elsewhere; for the link such rules do not count.
 """
 
 from __future__ import annotations
@@ -33,7 +34,11 @@ _LOCAL_TABLE: Final = 255
 _INVERTED: Final = 0x2  # FIB_RULE_INVERT
 _REFUSALS: Final = frozenset({6, 7, 8})
 """Blackhole, unreachable and prohibit, as actions of rules and as types of routes."""
-_NARROW: Final = ("FRA_IP_PROTO", "FRA_SPORT_RANGE", "FRA_DPORT_RANGE", "FRA_TUN_ID", "FRA_L3MDEV")
+_ACTIONS: Final = {6: "blackhole", 7: "unreachable", 8: "prohibit"}
+_PARTS: Final = {"FRA_IP_PROTO": "ipproto", "FRA_SPORT_RANGE": "sport", "FRA_DPORT_RANGE": "dport"}
+"""Conditions that only some packets of a program match, as ip-rule(8) writes them."""
+_PROTOCOLS: Final = {6: "tcp", 17: "udp"}
+_NARROW: Final = ("FRA_TUN_ID", "FRA_L3MDEV")
 _ALL_USERS: Final = (0, 0xFFFF_FFFF)
 _NOWHERE: Final = "nowhere"
 
@@ -53,8 +58,15 @@ class ForeignRule(NamedTuple):
     to: Network | None = None
     users: tuple[int, int] = _ALL_USERS
     narrow: bool = False
-    """It has conditions that only some packets of a kind match."""
+    """It has conditions that no packets of this machine's programs match, or few."""
     inverted: bool = False
+    parts: tuple[str, ...] = ()
+    """Its protocol and ports, in words."""
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether only some packets match, by who sends them or by their ports."""
+        return bool(self.parts) or self.users != _ALL_USERS
 
     def __str__(self) -> str:
         words = ["not"] if self.inverted else []
@@ -65,7 +77,11 @@ class ForeignRule(NamedTuple):
         if self.mark is not None:
             value, mask = self.mark
             words.append(f"fwmark {value:#x}" + ("" if mask == 0xFFFF_FFFF else f"/{mask:#x}"))
-        words.append(f"lookup {self.table}" if self.action == LOOKUP else "unreachable")
+        if self.users != _ALL_USERS:
+            words.append(f"uidrange {self.users[0]}-{self.users[1]}")
+        words += self.parts
+        lookup = f"lookup {self.table}"
+        words.append(lookup if self.action == LOOKUP else _ACTIONS.get(self.action, f"action {self.action}"))
         return f"IPv{self.version} rule {self.priority} ({' '.join(words)})"
 
 
@@ -88,7 +104,15 @@ def read_foreign_rule(message: NetlinkMessage) -> ForeignRule:
         # Our packets come from this machine, and no socket of ours has chosen a device.
         devices != {"lo"} or bool(message.get("tos")) or any(name in attributes for name in _NARROW),
         bool(message.get("flags", 0) & _INVERTED),
+        tuple(_part(name, attributes[name]) for name in _PARTS if name in attributes),
     )
+
+
+def _part(name: str, value: int | str) -> str:
+    if isinstance(value, int):
+        return f"{_PARTS[name]} {_PROTOCOLS.get(value, value)}"
+    first, _, last = value.partition(":")
+    return f"{_PARTS[name]} {first}" + ("" if last in ("", first) else f"-{last}")
 
 
 def _prefix(address: str | None, length: int) -> Network | None:
@@ -170,6 +194,7 @@ def _link(
             and _has_source(rule, surroundings.sources(own=False))
             and rule.users[0] <= uid <= rule.users[1]
             and not rule.narrow
+            and not rule.parts
         )
         if matched == rule.inverted:
             continue
@@ -186,11 +211,16 @@ def _machine(rule: ForeignRule, surroundings: Surroundings) -> Iterator[tuple[st
         _has_mark(rule, 0)
         and (rule.to is None or rule.to.prefixlen <= 1)
         and _has_source(rule, surroundings.sources(own=True))
-        and rule.users == _ALL_USERS
         and not rule.narrow
     )
-    if matched == rule.inverted:
+    # What a partial rule leaves out is all the rest.
+    if (matched and not rule.is_partial) if rule.inverted else not matched:
         return
+    what = (
+        "some of this machine's traffic"
+        if rule.is_partial and not rule.inverted
+        else "this machine's traffic"
+    )
     # Two halves of all addresses do what a default route does.
     device = _leads(rule, surroundings, lambda prefix: prefix.prefixlen <= 1)
     if not device:
@@ -199,7 +229,7 @@ def _machine(rule: ForeignRule, surroundings: Surroundings) -> Iterator[tuple[st
             rule, surroundings, lambda prefix: any(net.network_address in prefix for net in names)
         )
     if device and device != surroundings.own:
-        yield "this machine's traffic", device
+        yield what, device
 
 
 def _leads(rule: ForeignRule, surroundings: Surroundings, covers: Callable[[Network], bool]) -> str:

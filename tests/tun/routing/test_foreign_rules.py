@@ -56,6 +56,7 @@ def decides(rule: ForeignRule, *, everything: bool = True) -> str:
 BOTH = "the link to wg0 and this machine's traffic to wg0"
 LINK_ONLY = "the link to wg0"
 TRAFFIC = "this machine's traffic to wg0"
+SOME = f"some of {TRAFFIC}"
 
 
 @pytest.mark.parametrize(
@@ -83,7 +84,16 @@ TRAFFIC = "this machine's traffic to wg0"
         (ForeignRule(4, 9, table=51820, source=ip_network("192.168.77.2/32")), LINK_ONLY),
         (ForeignRule(4, 9, table=100, source=ip_network("192.168.77.2/32")), ""),
         (ForeignRule(4, 9, table=51820, source=ip_network("192.0.2.0/24")), ""),
-        (ForeignRule(4, 9, table=51820, users=(4321, 4321)), ""),
+        (ForeignRule(4, 9, table=51820, users=(4321, 4321)), SOME),
+        (ForeignRule(4, 300, table=51820, parts=("ipproto udp", "dport 53")), SOME),
+        (
+            ForeignRule(4, 300, action=6, parts=("ipproto udp", "dport 53")),
+            "some of this machine's traffic to nowhere",
+        ),
+        (ForeignRule(4, 300, table=52, parts=("ipproto udp", "dport 53")), ""),
+        (ForeignRule(4, 300, table=51820, parts=("dport 53",), mark=(1, 1)), ""),
+        (ForeignRule(4, 300, table=51820, parts=("dport 53",), inverted=True), BOTH),
+        (ForeignRule(4, 300, table=51820, users=(4321, 4321), inverted=True), BOTH),
         (ForeignRule(4, 9, table=51820, narrow=True), ""),
         (ForeignRule(6, 9, table=51820), ""),
     ],
@@ -122,6 +132,18 @@ def message(flags: int = 0, src_len: int = 0, **attributes: Any) -> dict[str, An
             "IPv4 rule 5210 (fwmark 0x80000/0xff0000 lookup 254)",
         ),
         (message(src_len=24, FRA_SRC="10.1.0.0"), "IPv4 rule 0 (from 10.1.0.0/24 lookup 254)"),
+        (
+            message(FRA_PRIORITY=300, FRA_IP_PROTO=17, FRA_DPORT_RANGE="53:53", FRA_TABLE=51820),
+            "IPv4 rule 300 (ipproto udp dport 53 lookup 51820)",
+        ),
+        (
+            message(FRA_UID_RANGE="1000:2000", FRA_IP_PROTO=132, FRA_SPORT_RANGE="1:9", FRA_TABLE=51820),
+            "IPv4 rule 0 (uidrange 1000-2000 ipproto 132 sport 1-9 lookup 51820)",
+        ),
+        *(
+            ({**message(), "action": action}, f"IPv4 rule 0 ({word})")
+            for action, word in ((6, "blackhole"), (7, "unreachable"), (8, "prohibit"), (3, "action 3"))
+        ),
     ],
 )
 def test_rules_are_read_and_written_as_people_know_them(found: dict[str, Any], text: str) -> None:
@@ -130,7 +152,7 @@ def test_rules_are_read_and_written_as_people_know_them(found: dict[str, Any], t
 
 def test_conditions_of_few_packets_are_noticed() -> None:
     assert not read_foreign_rule(message()).narrow
-    for condition in ("FRA_IP_PROTO", "FRA_DPORT_RANGE", "FRA_IIFNAME", "FRA_OIFNAME"):
+    for condition in ("FRA_L3MDEV", "FRA_IIFNAME", "FRA_OIFNAME"):
         found = message()
         found["attrs"].append((condition, "wg0"))
         assert read_foreign_rule(found).narrow
