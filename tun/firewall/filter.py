@@ -59,7 +59,8 @@ class Filter:
         self._run = run
         self._ask = ask
         self._clock = clock
-        self._asked: list[frozenset[Address]] = []
+        self._asked: list[tuple[frozenset[Address], float]] = []
+        """Resolvers that are being asked for an exit's name, and until when they may be, by `clock`."""
         self._pause_until = -math.inf
         """When the pause is over, by `clock`."""
         self._standing = Standing(CLIENT, ask)
@@ -137,7 +138,9 @@ class Filter:
         if pause is None:
             # Where a table stands it may have been closed early; where none stands it was removed.
             pause = self.pause_left() if listed is None else min(now.pause, self.pause_left())
-        wanted = Openings(pause, now.bootstrap if bootstrap is None else bootstrap)
+        if bootstrap is None:
+            bootstrap = self._asked_now() if listed is None else now.bootstrap
+        wanted = Openings(pause, bootstrap)
         counted = nft.counts(listed or [])
         self.settings = _put_up(self._run, settings, self._inbound, self._marks, wanted, counted)
         self._standing.written()
@@ -189,7 +192,7 @@ class Filter:
 
         May be entered again before it is left: the last one out closes.
         """
-        asked = frozenset(resolvers)
+        asked = frozenset(resolvers), self._clock() + RESOLVING
         self._asked.append(asked)
         try:
             self._open_resolvers()
@@ -199,7 +202,15 @@ class Filter:
             self._open_resolvers()
 
     def _open_resolvers(self) -> None:
-        self._replace(self.settings, bootstrap=dict.fromkeys(frozenset().union(*self._asked), RESOLVING))
+        found = frozenset[Address]().union(*(resolvers for resolvers, _ in self._asked))
+        self._replace(self.settings, bootstrap=dict.fromkeys(found, RESOLVING))
+
+    def _asked_now(self) -> dict[Address, int]:
+        """Each resolver with the whole seconds for which it may still be asked."""
+        now = self._clock()
+        ends = sorted(self._asked, key=lambda asked: asked[1])
+        left = {resolver: math.floor(until - now) for resolvers, until in ends for resolver in resolvers}
+        return {resolver: seconds for resolver, seconds in left.items() if seconds > 0}
 
     def pause(self, seconds: int) -> None:
         """New connections of this machine go past the tunnel, DNS to the network's resolvers, for `seconds`.

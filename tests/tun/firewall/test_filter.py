@@ -159,6 +159,23 @@ def test_resolvers_are_open_while_an_exit_is_resolved() -> None:
     assert kernel.open(CLIENT, "open")["ipv4"] == 60
 
 
+@pytest.mark.parametrize("by", ["restore", "update"])
+def test_a_question_goes_on_where_another_program_removed_the_table(by: str) -> None:
+    """For as long as it may, and no longer."""
+    kernel = Kernel()
+    client = up(kernel)
+    with client.resolving([ONE]):
+        for now, left in ((10.5, {str(ONE): RESOLVING - 11}), (40.0, {})):
+            kernel.now = now
+            kernel.tables.clear()
+            if by == "restore":
+                client.restore()
+            else:
+                client.update(OTHER if client.settings == SETTINGS else SETTINGS)
+            assert kernel.open(CLIENT, "bootstrap4") == left
+    assert not asked(kernel)
+
+
 def test_the_last_one_out_closes() -> None:
     kernel = Kernel()
     client = up(kernel)
