@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import random
 import signal
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -152,15 +153,25 @@ def is_paused(host: Namespace) -> bool:
 class Client:
     """The client's host through all its runs."""
 
-    def __init__(self, host: Namespace, links: Links, judge: Judge, bound_ports: frozenset[int]) -> None:
+    def __init__(
+        self,
+        host: Namespace,
+        links: Links,
+        judge: Judge,
+        bound_ports: frozenset[int],
+        starts: list[float],
+        repairs: list[float],
+    ) -> None:
         self.host = host
         self._links = links
         self._judge = judge
         self._bound_ports = bound_ports
         self.run = Run()
         self.role: Role | None = None
-        self.starts: list[float] = []
-        """Seconds until the filter was up."""
+        self.starts = starts
+        """Seconds of each start until the filter was up."""
+        self.repairs = repairs
+        """Seconds of each repair after a flush."""
 
     def start(self, run: Run, ready: str) -> None:
         """Until its filter is up, that of the run before may stand."""
@@ -216,7 +227,7 @@ class Client:
                 since = time.monotonic()
                 self.host.run(["nft", "flush", "ruleset"])
                 until(lambda: standing(self.host), "the repair of the filter")
-                assert time.monotonic() - since < max(REPAIR, *self.starts)
+                self.repairs.append(time.monotonic() - since)
                 self._judge.allow(Allowed(self.run.passed))
 
 
@@ -237,6 +248,8 @@ def test_nothing_leaves_over_fifty_kills(three_hosts: ThreeHosts, server: FarSer
     assert len(moments) == 50
     chance.shuffle(moments)
     before = host.snapshot()
+    starts: list[float] = []
+    repairs: list[float] = []
     ready = {"closed": CLOSED, "link up": "link up"}
     for at in range(0, len(moments), CLEANUP):
         # The first filter stands before the programs begin.
@@ -245,7 +258,7 @@ def test_nothing_leaves_over_fifty_kills(three_hosts: ThreeHosts, server: FarSer
             Judge(host, Allowed(Run().passed)) as judge,
             Noise(host, "eth0", SERVER4, SERVER6, "8.8.8.8", ROUTER_LAN4, pause=0.05) as noise,
         ):
-            client = Client(host, links, judge, noise.bound_ports)
+            client = Client(host, links, judge, noise.bound_ports, starts, repairs)
             for moment in moments[at : at + CLEANUP]:
                 client.start(chance.choice(RUNS), ready.get(moment, READY))
                 BEFORE_THE_KILL.get(moment, lambda _: None)(client)
@@ -258,6 +271,8 @@ def test_nothing_leaves_over_fifty_kills(three_hosts: ThreeHosts, server: FarSer
         done = links.call(host, "cleanup", "--state-dir", str(links.state_dir))
         assert not done.returncode and "nft_table" in done.stdout, done.stderr
         assert host.snapshot() == before
+    # A busy machine is slow at both.
+    assert statistics.median(repairs) < max(REPAIR, statistics.median(starts)), repairs
     last = links.client(host, settings=Run().settings)
     with Flow(host, SERVER4) as flow:
         flow.moves()
