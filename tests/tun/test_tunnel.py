@@ -148,6 +148,9 @@ class FakeFilter:
         self.machine.step("filter restored")
         self.machine.standing = True
 
+    def forget(self) -> None:
+        """As if conntrack were empty."""
+
     def paused(self) -> int:
         return 3
 

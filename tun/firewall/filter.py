@@ -93,7 +93,7 @@ class Filter:
         settings = _put_up(run, settings, inbound, marks)
         made = cls(settings, inbound, marks, run, ask, clock)
         made._left = left
-        made._forget()
+        made.forget()
         return made
 
     def update(self, settings: FilterSettings) -> None:
@@ -110,16 +110,15 @@ class Filter:
         self._replace(settings)
         self._left |= _addresses(before)
         self._left -= _addresses(settings)
-        self._forget()
+        self.forget()
 
     def restore(self) -> None:
         """Put the table back if another program has removed or changed it: see `difference`.
 
         What is left of a pause is put back too, whatever the table says: it may be an old one that was loaded again.
+        What began while there was no table has no NAT, for as long as it goes on: call `forget` after this.
         """
         self._replace(self.settings, pause=self.pause_left())
-        # What began while there was no table has no NAT, for as long as it goes on.
-        self._forget()
 
     def _replace(
         self,
@@ -145,8 +144,11 @@ class Filter:
         self.settings = _put_up(self._run, settings, self._inbound, self._marks, wanted, counted)
         self._standing.written()
 
-    def _forget(self) -> None:
-        """Delete the connections whose reason has ended under the present settings."""
+    def forget(self) -> None:
+        """Delete the connections whose reason has ended under the present settings, or that began without the table.
+
+        Takes some microseconds for each connection of this machine. May run on another thread than a change.
+        """
         settings = self.settings
         rules = settings.rules
 
@@ -229,7 +231,7 @@ class Filter:
         """Close what the kernel has closed by now, and delete the connections that were begun in the pause."""
         self._pause_until = -math.inf
         self._replace(self.settings, pause=0)
-        self._forget()
+        self.forget()
 
     def pause_left(self) -> int:
         """Whole seconds that the pause was asked for from now on, also where another program has removed the table."""

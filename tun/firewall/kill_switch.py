@@ -73,6 +73,8 @@ class KillSwitch(Fact):
         self._changing = asyncio.Lock()
         self._shut = False
         self._pause_end: asyncio.Task[None] | None = None
+        self._forgetting: asyncio.Task[None] | None = None
+        self._to_forget = False
         self._filter = Filter.up(self._wanted(), record, ours=ours, keep_inbound=settings.keep_inbound)
 
     async def shut(self) -> None:
@@ -82,6 +84,8 @@ class KillSwitch(Fact):
             self._pause_end.cancel()
         async with self._changing:
             pass
+        if self._forgetting is not None:
+            await asyncio.wait([self._forgetting])
 
     async def _change[T, *A](self, change: Callable[[*A], T], *arguments: *A) -> T:
         """Make a change on a thread. A caller that is cancelled still waits for the end of its change: no change may
@@ -207,8 +211,20 @@ class KillSwitch(Fact):
 
     async def put_back(self) -> None:
         await self._change(self._filter.restore)
+        self._to_forget = True
+        if self._forgetting is None or self._forgetting.done():
+            self._forgetting = spawn(self._forget(), "connections without a filter")
         if left := self._filter.pause_left():
             _log.info("the pause goes on for %d s", left)
+
+    async def _forget(self) -> None:
+        """Beside further repairs: a dump of conntrack may take longer than one, and nothing hangs on it."""
+        while self._to_forget and not self._shut:
+            self._to_forget = False
+            try:
+                await asyncio.get_running_loop().run_in_executor(None, self._filter.forget)
+            except CryprqError as error:
+                _log.warning("what began without the filter may have to be opened anew: %s", error)
 
     def _look(self) -> str:
         found = self._filter.difference()

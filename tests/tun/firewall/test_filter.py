@@ -235,19 +235,6 @@ def test_a_removed_table_is_noticed_and_put_back() -> None:
     assert kernel.scripts[-1] == kernel.scripts[0]
 
 
-def test_what_began_without_a_table_is_judged_anew_when_it_is_put_back(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    kernel = Kernel()
-    client = up(kernel)
-    deletions = []
-    monkeypatch.setattr("tun.firewall.conntrack.delete", lambda choose: deletions.append(len(kernel.scripts)))
-    kernel.tables.clear()
-    client.restore()
-    # Behind the change, so that nothing can begin anew without it.
-    assert deletions == [2]
-
-
 @pytest.mark.parametrize("by", ["restore", "update"])
 def test_a_table_that_nft_cannot_list_is_replaced(by: str) -> None:
     """With the pause that was asked for."""

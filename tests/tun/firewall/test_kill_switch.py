@@ -42,6 +42,11 @@ class FakeFilter:
         self.stands = True
         self.refusal: CryprqError | None = None
         self.held: threading.Event | None = None
+        self.forgets = threading.Event()
+        self.forgets.set()
+        self.forgotten: list[int] = []
+        """The number of steps before each call of `forget`."""
+        self.forget_refusal: CryprqError | None = None
 
     def _step(self, what: str) -> None:
         if self.held is not None:
@@ -62,6 +67,12 @@ class FakeFilter:
     def restore(self) -> None:
         self._step("restore")
         self.stands = True
+
+    def forget(self) -> None:
+        self.forgotten.append(len(self.steps))
+        assert self.forgets.wait(20)
+        if self.forget_refusal is not None:
+            raise self.forget_refusal
 
     def standing(self) -> bool:
         self._step("look")
@@ -218,3 +229,33 @@ async def test_a_look_follows_the_resolvers_from_before(guarded: Guarded) -> Non
     resolvers[0] = "192.168.1.9"
     assert await guarded.kill_switch.look() == ""
     assert guarded.filter.settings.portal_resolvers == (ip_address("192.168.1.9"),)
+
+
+async def test_what_began_without_the_filter_is_judged_beside_further_repairs(
+    guarded: Guarded, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A dump of conntrack takes long. Three repairs are not held up by it, and are followed by one more."""
+    switch, filter = guarded.kill_switch, guarded.filter
+    filter.forgets.clear()
+    filter.forget_refusal = CryprqError("no answer")
+    for _ in range(3):
+        await switch.put_back()
+    assert filter.steps == ["restore"] * 3
+    filter.forgets.set()
+    assert switch._forgetting is not None
+    await switch._forgetting
+    assert len(filter.forgotten) == 2 and filter.forgotten[1] == 3
+    assert "may have to be opened anew: no answer" in caplog.text
+
+
+async def test_the_end_waits_for_what_is_judged(guarded: Guarded) -> None:
+    switch, filter = guarded.kill_switch, guarded.filter
+    filter.forgets.clear()
+    for _ in range(2):
+        await switch.put_back()
+    ending = asyncio.ensure_future(switch.shut())
+    await asyncio.sleep(0)
+    assert not ending.done()
+    filter.forgets.set()
+    await ending
+    assert len(filter.forgotten) == 1
