@@ -120,3 +120,37 @@ def test_a_start_goes_on_without_the_earlier_one(files: Files, caplog: pytest.Lo
     assert not is_ours(content) and nameservers(content) == ()
     assert b"search lan" in content
     assert "is lost" in caplog.text
+
+
+def test_what_is_no_backup_is_not_put_back(files: Files) -> None:
+    files.backup.mkdir()
+    with pytest.raises(ConfigError, match="cannot be put back from"):
+        files.recover()
+    assert files.path.read_bytes() == OURS
+
+
+def test_a_mount_point_gets_a_copy_of_what_the_system_offers(
+    files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files.offered[0].mkdir()
+    files.offered[1].write_text("nameserver 192.0.2.9\n")
+
+    def busy(path: Path, target: str) -> None:
+        raise OSError(errno.EBUSY, "")
+
+    monkeypatch.setattr("tun.resolver.recovery.lead_to", busy)
+    assert files.recover() == str(files.offered[1])
+    assert not files.path.is_symlink() and files.path.read_text() == "nameserver 192.0.2.9\n"
+
+
+def test_a_start_says_from_where_the_earlier_one_came(files: Files, caplog: pytest.LogCaptureFixture) -> None:
+    files.backup.write_text(BEFORE)
+    with caplog.at_level(logging.INFO):
+        recover_or_empty(files.state, files.path, files.offered)
+    assert "it is put back from its backup" in caplog.text
+
+
+def test_without_a_state_directory_no_backup_is_looked_for(files: Files) -> None:
+    files.state.rmdir()
+    with pytest.raises(ConfigError, match="its backup is gone"):
+        files.recover()
