@@ -41,7 +41,10 @@ REACHED = {
     "bytes before the verdict": ["exit/test_listener.py::test_a_flight_of_impossible_length_is_not_read"],
     "remembered prefixes, peers, first flights": [
         "exit/test_limits.py::test_the_prefix_not_heard_of_for_longest_is_forgotten",
-        "exit/test_limits.py::test_a_full_memory_forgets_its_oldest",
+        "exit/test_flight_memory.py::test_a_full_memory_forgets_its_oldest",
+    ],
+    "first flights on disk; written at once": [
+        "exit/test_flight_memory.py::test_few_are_written_each_time_and_all_when_they_are_many"
     ],
     "open invites; a guess": [
         "pairing/test_invite_store.py::test_names_are_unique_and_the_number_is_bounded",

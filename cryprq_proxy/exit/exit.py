@@ -32,6 +32,7 @@ from ..session.sendlog import SlotPool
 from ..session.status import by_name
 from ..status import ExitStatus
 from .egress_policy import EgressPolicy
+from .flight_memory import FlightMemory
 from .handshake_thread import HandshakeThread
 from .limits import TokenBucket
 from .listener import ExitListener
@@ -48,7 +49,8 @@ REFUSAL_SECONDS: Final = 10.0
 
 
 class Exit:
-    """`start`, then `stop`. `authorized` is the set of peers let in; `authorize` replaces it, `invites` add to it."""
+    """`start`, then `stop`. `authorized` is the set of peers let in; `authorize` replaces it, `invites` add to it.
+    `flights`: the first flights that were answered earlier."""
 
     def __init__(
         self,
@@ -60,6 +62,7 @@ class Exit:
         provider: Provider,
         network: PacketNetwork = NO_PACKETS,
         invites: Invites = NO_INVITES,
+        flights: FlightMemory | None = None,
     ) -> None:
         self._identity = identity
         self._settings = settings
@@ -71,7 +74,8 @@ class Exit:
         bounds = settings.bounds
         self._targets = Targets(policy, resolver, SlotPool(), bounds.connect_timeout, bounds.idle_timeout)
         self.sessions = Sessions(settings, provider, self._thread.executor, self._targets, self._network)
-        self.listener = ExitListener(identity, settings, provider, self._thread, self._admit)
+        flights = FlightMemory() if flights is None else flights
+        self.listener = ExitListener(identity, settings, provider, self._thread, self._admit, flights)
         self._stopping = False
         self._refusals = TokenBucket(1 / REFUSAL_SECONDS, REFUSALS_LOGGED, clock())
         self._unlogged = 0

@@ -1,4 +1,4 @@
-"""Limits on what strangers can use: token buckets per prefix or peer, and a memory of first flights.
+"""Limits on what strangers can use: token buckets per prefix or peer.
 
 Memory is bounded and each call takes constant time. There is no clock: `now` is a parameter, in seconds, and never
 goes backwards. A full table forgets its oldest entry. So a flood from more prefixes than fit always gets new, full
@@ -11,9 +11,6 @@ from collections import OrderedDict
 from typing import Final
 
 MAX_KEYS: Final = 65_536
-
-REPLAY_SECONDS: Final = 600.0
-MAX_FLIGHTS: Final = 65_536
 
 
 class TokenBucket:
@@ -84,38 +81,3 @@ class TokenBuckets:
         bucket = self._buckets.get(key)
         if bucket is not None:
             bucket.give_back()
-
-
-class ReplayMemory:
-    """Recognizes a first flight that was seen within the last `seconds`, by its hash.
-
-    All entries live equally long, so they expire in their order of arrival. Each call drops at most two expired
-    ones: entries go faster than they come, and no call takes long. Above `max_entries` the oldest is forgotten
-    early. Takes about 200 bytes per entry.
-    """
-
-    __slots__ = ("_ends", "_max_entries", "_seconds")
-
-    def __init__(self, seconds: float = REPLAY_SECONDS, max_entries: int = MAX_FLIGHTS) -> None:
-        self._seconds = seconds
-        self._max_entries = max_entries
-        self._ends: OrderedDict[bytes, float] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._ends)
-
-    def seen(self, flight_hash: bytes, now: float) -> bool:
-        """Whether the hash is a repeat. A new one is remembered; a repeat does not live longer."""
-        ends = self._ends
-        end = ends.get(flight_hash)
-        if end is not None:
-            if now < end:
-                return True
-            del ends[flight_hash]
-        for _ in range(2):
-            if ends and ends[next(iter(ends))] <= now:
-                ends.popitem(last=False)
-        if len(ends) >= self._max_entries:
-            ends.popitem(last=False)
-        ends[flight_hash] = now + self._seconds
-        return False

@@ -9,7 +9,6 @@ without a byte.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import random
 import socket
@@ -21,7 +20,6 @@ from typing import TYPE_CHECKING, Final
 from ..address import Destination
 from ..base import descriptors
 from ..base.accept_loop import Acceptor
-from ..base.clock import clock
 from ..base.sockets import prepare
 from ..base.tasks import spawn
 from ..base.work import Work
@@ -33,8 +31,8 @@ from ..crypto.payloads import Feature
 from ..crypto.primitives import Provider
 from ..errors import ConfigError, HandshakeError, PeerError
 from .first_flight import FirstFlight, SilentSockets, read_pieces
+from .flight_memory import FlightMemory
 from .handshake_thread import HandshakeThread
-from .limits import ReplayMemory
 from .prefixes import prefixes_of
 from .reception import Admit, Reception, RoomSizes, Visitor
 from .settings import ExitSettings
@@ -58,6 +56,7 @@ class ExitListener:
         provider: Provider,
         thread: HandshakeThread,
         admit: Admit,
+        flights: FlightMemory,
     ) -> None:
         self._identity = identity
         self._settings = settings
@@ -71,7 +70,7 @@ class ExitListener:
         sizes = RoomSizes.of(descriptors.limit(), bounds.handshakes_in_flight)
         self.reception = Reception(thread, sizes, bounds.handshakes_per_minute, admit, random.Random())
         self._silent = SilentSockets(self._loop)
-        self._flights = ReplayMemory()
+        self._flights = flights
 
     @property
     def strangers(self) -> int:
@@ -196,7 +195,7 @@ class ExitListener:
         psk, features = self._settings.psk, self._features
         handshake = ExitHandshake(self._identity, self._provider, psk=psk, features=features)
         handshake.read_first(first)
-        if self._flights.seen(hashlib.sha256(first).digest(), clock()):
+        if self._flights.seen(first):
             raise HandshakeError("its first flight was replayed")
         return handshake
 

@@ -33,6 +33,7 @@ from ..crypto.identity import PeerId
 from ..errors import reason_of
 from ..exit.egress_policy import EgressPolicy
 from ..exit.exit import Exit
+from ..exit.flight_memory import kept_flights
 from ..exit.providers import NO_INVITES, NO_PACKETS, PacketNetwork
 from ..exit.settings import ExitSettings, WebSocketSettings
 from ..outbound.resolving.resolver import SystemResolver
@@ -111,7 +112,10 @@ async def run_exit(
         stack.callback(resolver.close)
         invites = NO_INVITES if authorized is None else Redeemer(authorized)
         stack.callback(invites.close)
-        exit = Exit(identity, settings, frozenset(names), policy, resolver, provider, network, invites)
+        flights = await stack.enter_async_context(kept_flights())
+        exit = Exit(
+            identity, settings, frozenset(names), policy, resolver, provider, network, invites, flights
+        )
         running = RunningExit(
             config, exit, names, authorized, lambda: load(read(), watch), stop.notifier, recent
         )

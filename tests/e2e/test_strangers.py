@@ -14,6 +14,7 @@ import pytest
 from cryprq_proxy.crypto.handshake import FIRST_SIZE, ClientHandshake
 from cryprq_proxy.crypto.identity import Identity, PeerId
 from cryprq_proxy.crypto.primitives import select_provider
+from cryprq_proxy.exit.flight_memory import RECENT
 from tests.support.applications import connect, read_all, read_exactly, through
 from tests.support.background import PATIENCE
 from tests.support.programs import Client, Exit, World, until
@@ -97,6 +98,27 @@ def test_replayed_first_flight(exit: Exit) -> None:
         sock.sendall(flight)
         silence(sock)
     exit.says("replayed", since=mark)
+
+
+def test_a_first_flight_that_was_recorded_before_a_crash(world: World) -> None:
+    """The exit is killed and started again, and knows the flight."""
+    exit = world.exit()
+    flight = first_flight(exit.peer_id)
+    with connect(exit.port) as sock:
+        sock.sendall(flight)
+        assert sock.recv(1)
+    kept = world.directory / ".local/state/cryprq" / RECENT
+    until(kept.exists, "the flight is on disk")
+    exit.kill()
+    exit = world.exit(port=exit.port)
+    mark = exit.written
+    with connect(exit.port) as sock:
+        sock.sendall(flight)
+        silence(sock)
+    exit.says("replayed", since=mark)
+    with connect(exit.port) as sock:
+        sock.sendall(first_flight(exit.peer_id))
+        assert sock.recv(1)
 
 
 def test_garbage_after_the_second_flight(exit: Exit) -> None:

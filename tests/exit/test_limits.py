@@ -1,13 +1,11 @@
-"""Token buckets, alone and by key, and the memory of first flights, on a clock of their own."""
+"""Token buckets, alone and by key, on a clock of their own."""
 
 from __future__ import annotations
-
-from collections import OrderedDict
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cryprq_proxy.exit.limits import ReplayMemory, TokenBucket, TokenBuckets
+from cryprq_proxy.exit.limits import TokenBucket, TokenBuckets
 
 
 def test_a_bucket_gives_its_burst_and_then_its_rate() -> None:
@@ -79,46 +77,3 @@ def test_the_prefix_not_heard_of_for_longest_is_forgotten() -> None:
     assert len(buckets) == 2
     assert not buckets.allow(b"a", 0.0)
     assert buckets.allow(b"b", 0.0)
-
-
-def test_a_repeat_is_seen_until_its_time_is_over() -> None:
-    memory = ReplayMemory(seconds=600.0)
-    assert not memory.seen(b"a", 0.0)
-    assert memory.seen(b"a", 0.0)
-    assert memory.seen(b"a", 599.9)
-    assert not memory.seen(b"a", 600.0)
-    assert memory.seen(b"a", 1199.0)
-
-
-def test_a_full_memory_forgets_its_oldest() -> None:
-    memory = ReplayMemory(seconds=600.0, max_entries=3)
-    for flight in (b"a", b"b", b"c", b"d"):
-        assert not memory.seen(flight, 0.0)
-    assert len(memory) == 3
-    assert all(memory.seen(flight, 1.0) for flight in (b"b", b"c", b"d"))
-    assert not memory.seen(b"a", 1.0)
-
-
-def test_what_is_over_drains_two_for_each_new_one() -> None:
-    memory = ReplayMemory(seconds=10.0, max_entries=100)
-    for n in range(50):
-        memory.seen(b"old %d" % n, 0.0)
-    for n in range(50):
-        assert not memory.seen(b"new %d" % n, 10.0)
-        assert len(memory) == max(50 - 2 * (n + 1), 0) + n + 1
-    assert len(memory) == 50
-    assert all(memory.seen(b"new %d" % n, 10.0) for n in range(50))
-
-
-@given(st.lists(st.tuples(st.integers(0, 9), st.floats(0, 4)), max_size=80))
-def test_the_memory_agrees_with_a_plain_one(calls: list[tuple[int, float]]) -> None:
-    memory = ReplayMemory(seconds=10.0, max_entries=100)
-    plain: OrderedDict[int, float] = OrderedDict()
-    now = 0.0
-    for flight, step in calls:
-        now += step
-        expected = flight in plain and now < plain[flight]
-        if not expected:
-            plain[flight] = now + 10.0
-        assert memory.seen(bytes([flight]), now) is expected
-    assert len(memory) <= 10
