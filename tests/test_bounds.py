@@ -38,7 +38,10 @@ REACHED = {
         "exit/test_first_flight.py::test_a_bounded_number_is_read_from_in_one_turn",
         "exit/test_listener.py::test_a_bounded_number_is_dismissed_in_one_turn",
     ],
-    "bytes before the verdict": ["exit/test_listener.py::test_a_flight_of_impossible_length_is_not_read"],
+    "bytes before the verdict; of a PROXY header": [
+        "exit/test_listener.py::test_a_flight_of_impossible_length_is_not_read",
+        "exit/test_proxy_protocol.py::test_what_is_refused_at_its_head",
+    ],
     "remembered prefixes, peers, first flights": [
         "exit/test_limits.py::test_the_prefix_not_heard_of_for_longest_is_forgotten",
         "exit/test_flight_memory.py::test_a_full_memory_forgets_its_oldest",

@@ -91,3 +91,11 @@ class TcpPipe:
 
     def carrier(self, session: Session, owner: CarrierOwner) -> Carrier:
         return TcpCarrier(self._loop, self._sock, session, owner)
+
+
+class ProxiedPipe(TcpPipe):
+    """The same on a connection that a TCP proxy has made for the other side."""
+
+    @property
+    def direct(self) -> SocketAddress | None:
+        return None

@@ -17,20 +17,25 @@ from ..crypto.identity import PeerId
 from ..errors import ConfigError
 from ..exit.egress_policy import EgressPolicy
 from ..exit.settings import ExitBounds
+from ..rules.ranges import IPNetwork
 from ..session.session import RESUME_SECONDS, SessionLimits
 from .authorized import WHAT as LIST
 from .authorized import PeersFile, read_peers
 from .both_roles import GIB, KIB, MIB, LinkLimits, RoleConfig, is_loopback
 from .decode import Text, build, count, decode_file, path, read_source, seconds, size, switch, with_flags
 from .secret_files import read_psk, read_token
-from .tun import ExitTunTable
+from .tun import ExitTunTable, parse_prefix
 from .urls import parse_listen_or_off, parse_public, parse_web_path
 
 _METRICS: Final = Text(parse_listen_or_off, 'a string like "127.0.0.1:9108", or "off"')
 _WEBSOCKET: Final = Text(parse_listen_or_off, 'a string like "127.0.0.1:8443", or "off"')
 _LISTEN: Final = Text(parse_host_port, 'a string like "0.0.0.0:4433", or a list of such', many=True)
+_PROXIES: Final = Text(parse_prefix, 'an address or prefix like "10.0.0.0/8", or a list of such', many=True)
 _PEERS: Final = Text(PeerId.parse, "a list of peer ids", many=True)
 _RULES: Final = Text(str, 'a list of strings like "10.0.0.0/8", "*.example.com" or ":25"', many=True)
+
+MAX_PROXIES: Final = 256
+"""Each is compared with the address of each new connection."""
 
 
 class ListedPeers(NamedTuple):
@@ -87,6 +92,7 @@ class ExitConfig(RoleConfig, frozen=True, kw_only=True):
     """All settings of the exit."""
 
     listen: Annotated[tuple[Destination, ...], _LISTEN] = (Destination("0.0.0.0", 4433),)
+    proxy_protocol: Annotated[tuple[IPNetwork, ...], _PROXIES] = ()
     allow: Annotated[tuple[PeerId, ...], _PEERS] = ()
     authorized: Annotated[Path | None, path()] = None
     allow_private: Annotated[bool, switch()] = False
@@ -105,6 +111,10 @@ class ExitConfig(RoleConfig, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if not self.listen:
             raise ConfigError("listen is empty: name at least one address")
+        if len(self.proxy_protocol) > MAX_PROXIES:
+            raise ConfigError(
+                f"proxy_protocol has {len(self.proxy_protocol)} entries, more than {MAX_PROXIES}"
+            )
         if self.metrics is not None and not is_loopback(self.metrics) and self.metrics_token_file is None:
             raise ConfigError(
                 f"metrics on {self.metrics} could be read by other machines: name a metrics_token_file, or listen on "

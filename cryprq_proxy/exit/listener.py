@@ -1,6 +1,7 @@
 """Strangers at the exit: accepting connections, and reading the first flight of each.
 
-    accept -> bounds -> [TLS, HTTP, upgrade] -> first flight opens? -> not replayed? -> the handshake (reception.py)
+    accept -> bounds -> [PROXY header] -> [TLS, HTTP, upgrade] -> first flight opens? -> not replayed?
+           -> the handshake (reception.py)
 
 Strangers cost little and learn nothing: every step is bounded in number and time, and a connection that fails is closed
 without a byte.
@@ -24,7 +25,7 @@ from ..base.sockets import prepare
 from ..base.tasks import spawn
 from ..base.work import Work
 from ..carriers.admission import read_flight
-from ..carriers.pipe import Pipe, TcpPipe
+from ..carriers.pipe import Pipe, ProxiedPipe, TcpPipe
 from ..crypto.handshake import FIRST_SIZE, ExitHandshake
 from ..crypto.identity import Identity
 from ..crypto.payloads import Feature
@@ -34,6 +35,7 @@ from .first_flight import FirstFlight, SilentSockets, read_pieces
 from .flight_memory import FlightMemory
 from .handshake_thread import HandshakeThread
 from .prefixes import prefixes_of
+from .proxy_protocol import ProxyHeader, is_among
 from .reception import Admit, Reception, RoomSizes, Visitor
 from .settings import ExitSettings
 
@@ -138,17 +140,22 @@ class ExitListener:
 
     def accepted(self, entrance: WebEntrance | None, sock: socket.socket, host: str) -> None:
         """A connection has come in; `host` is the address of its other end."""
-        # A client behind a reverse proxy counts once the proxy has named its address.
-        behind = entrance is not None and entrance.is_proxy(host)
+        # A client behind a proxy counts once the proxy has named its address: in a PROXY header, or in HTTP.
+        by_http = entrance is not None and entrance.is_proxy(host)
+        by_header = not by_http and is_among(host, self._settings.proxies)
+        behind = by_http or by_header
         if not behind and self._refuses(host):
             self.failed["too_many"] += 1
             sock.close()
             return
         sock.setblocking(False)
         visitor = Visitor(host, () if behind else prefixes_of(host), partial(self._cut, sock))
-        ready = partial(self._read_first, visitor, sock, FirstFlight())
+        pipe = ProxiedPipe if by_header else TcpPipe
+        ready = partial(self._read_first, visitor, sock, host, pipe, FirstFlight())
         if entrance is not None:
-            ready = partial(self._upgrade, visitor, sock, entrance)
+            ready = partial(self._upgrade, visitor, sock, host, entrance)
+        if by_header:
+            ready = partial(self._read_header, visitor, sock, ProxyHeader(), ready)
         try:
             self._silent.watch(sock, partial(self._guarded, visitor, ready))
         except OSError as error:
@@ -174,8 +181,25 @@ class ExitListener:
         self._silent.forget(sock)
         sock.close()
 
-    def _read_first(self, visitor: Visitor, sock: socket.socket, first: FirstFlight) -> None:
-        """A stranger on TCP has something to read, or has ended."""
+    def _read_header(
+        self, visitor: Visitor, sock: socket.socket, header: ProxyHeader, ready: Callable[[], None]
+    ) -> None:
+        """As `ready`, which is called once the proxy has named its client, and has sent more than that."""
+        if not header.missing:
+            ready()
+            return
+        error = read_pieces(sock, header)
+        if error is not None:
+            self.reception.lost(visitor, str(error))
+        elif not header.missing:
+            self.reception.rename(visitor, header.client(visitor.host))
+            if self._refuses(visitor.host):
+                self.reception.refuse(visitor)
+
+    def _read_first(
+        self, visitor: Visitor, sock: socket.socket, host: str, pipe: type[TcpPipe], first: FirstFlight
+    ) -> None:
+        """A stranger on TCP, with a connection from `host`, has something to read, or has ended."""
         error = read_pieces(sock, first)
         if error is None and first.missing:
             return
@@ -187,7 +211,7 @@ class ExitListener:
             self.reception.lost(visitor, str(failure))
             return
         self._silent.forget(sock)
-        self.reception.opened(visitor, TcpPipe(prepare(sock, visitor.host)), handshake)
+        self.reception.opened(visitor, pipe(prepare(sock, host)), handshake)
 
     def _open(self, first: bytes) -> ExitHandshake:
         """The handshake that begins with this flight. Raises HandshakeError. Takes a tenth of a millisecond, or less
@@ -201,14 +225,14 @@ class ExitListener:
 
     # --- WebSocket -------------------------------------------------------------------------------------------------
 
-    def _upgrade(self, visitor: Visitor, sock: socket.socket, entrance: WebEntrance) -> None:
+    def _upgrade(self, visitor: Visitor, sock: socket.socket, host: str, entrance: WebEntrance) -> None:
         """A stranger on the second entrance has said something: let it be TLS or HTTP."""
         self._silent.forget(sock)
         visitor.end = sock.close
         self.reception.move(visitor, self.reception.upgrading)
         if visitor.room is None:
             return  # it lost its place at once
-        visit = spawn(entrance.visit(visitor, prepare(sock, visitor.host)), "upgrade")
+        visit = spawn(entrance.visit(visitor, prepare(sock, host)), "upgrade")
         visitor.end = visit.cancel
         visit.add_done_callback(partial(self._visited, visitor, sock))
 

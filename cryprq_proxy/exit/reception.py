@@ -150,6 +150,14 @@ class Reception:
             room.leave(visitor)
             self._dismiss(visitor, "no_handshake", room)
 
+    def refuse(self, visitor: Visitor) -> None:
+        """End a waiting stranger from where no more handshakes may begin now; it costs no token."""
+        if visitor.room is not None:
+            visitor.room.leave(visitor)
+            visitor.room = None
+            self.failed["too_many"] += 1
+            visitor.end()
+
     def opened(self, visitor: Visitor, pipe: Pipe, handshake: ExitHandshake) -> asyncio.Future[None]:
         """A stranger's first flight is valid. The future is done when it has its carrier or its end."""
         if visitor.room is not None:

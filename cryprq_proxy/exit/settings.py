@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 
 from msgspec import Struct
@@ -48,11 +49,13 @@ class ExitBounds(Struct, frozen=True, kw_only=True):
 @dataclass(frozen=True, slots=True)
 class ExitSettings:
     """`limits` bound one session, `bounds` what there is of them. `lane`: what the kernel's batching can do for the
-    datagram lane; None: no lane. `websocket`: the second entrance, if there is one."""
+    datagram lane; None: no lane. `websocket`: the second entrance, if there is one. `proxies`: the TCP proxies, whose
+    connections begin with a PROXY header."""
 
     listen: tuple[Destination, ...]
     limits: SessionLimits
     bounds: ExitBounds
     websocket: WebSocketSettings | None = None
+    proxies: tuple[IPv4Network | IPv6Network, ...] = ()
     psk: bytes | None = field(default=None, repr=False)
     lane: UdpOffload | None = None

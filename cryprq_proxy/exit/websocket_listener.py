@@ -63,6 +63,8 @@ class _Connection(Watched, web.RequestHandler):
         )
         self.visitor = visitor
         self.host = visitor.host
+        # What no proxy on TCP has named yet, a reverse proxy will. A named address is never taken for the proxy's own.
+        self.behind_proxy = not visitor.prefixes
         self.ended = loop.create_future()
 
     def end(self) -> None:
@@ -125,7 +127,7 @@ class WebEntrance:
         connection = request.protocol
         if not isinstance(connection, _Connection) or connection.transport is None:
             return _not_found()
-        host = self._client(connection.host, request)
+        host = _client(connection.host, request) if connection.behind_proxy else connection.host
         response = web.WebSocketResponse(
             timeout=SECONDS, compress=False, max_msg_size=MAX_MESSAGE, writer_limit=NEVER_DRAIN
         )
@@ -135,7 +137,7 @@ class WebEntrance:
             or "Origin" in request.headers
             or "Sec-WebSocket-Protocol" in request.headers
             or not response.can_prepare(request)
-            or (self.is_proxy(connection.host) and self._refuses(host))
+            or (connection.behind_proxy and self._refuses(host))
         ):
             return _not_found()
         transport = connection.transport
@@ -155,17 +157,16 @@ class WebEntrance:
         await over
         return response
 
-    def _client(self, host: str, request: web.BaseRequest) -> str:
-        """The client's address: behind a reverse proxy the last one that the proxy names."""
-        if not self.is_proxy(host):
-            return host
-        named = request.headers.getall("X-Forwarded-For", [""])[-1].rpartition(",")[2].strip()
-        try:
-            client = canonical_host(named.encode("ascii"))
-            ip_address(client)
-        except (AddressError, ValueError):
-            return host
-        return client
+
+def _client(host: str, request: web.BaseRequest) -> str:
+    """The client's address behind the reverse proxy `host`: the last one that the proxy names."""
+    named = request.headers.getall("X-Forwarded-For", [""])[-1].rpartition(",")[2].strip()
+    try:
+        client = canonical_host(named.encode("ascii"))
+        ip_address(client)
+    except (AddressError, ValueError):
+        return host
+    return client
 
 
 def _not_found() -> web.Response:

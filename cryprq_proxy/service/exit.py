@@ -74,6 +74,7 @@ def exit_settings(config: ExitConfig) -> ExitSettings:
         limits=config.session_limits(),
         bounds=config.bounds(),
         lane=config.lane.checked(),
+        proxies=config.proxy_protocol,
         websocket=None
         if web.listen is None
         else WebSocketSettings(web.listen, web.path, web.certificate, web.key, web.forwarded),

@@ -697,6 +697,17 @@ def test_the_dashboard_and_the_second_entrance() -> None:
             exit_peer(f'public = "{public}"')
 
 
+def test_proxies_that_name_their_clients() -> None:
+    found = exit_peer('proxy_protocol = ["10.0.0.0/8", "192.0.2.1", "2001:db8::/32"]').proxy_protocol
+    assert [str(network) for network in found] == ["10.0.0.0/8", "192.0.2.1/32", "2001:db8::/32"]
+    assert exit_peer('proxy_protocol = "127.0.0.1"').proxy_protocol
+    for wrong in ("10.0.0.1/8", "proxy.example", "", "fe80::1%eth0", "10.0.0.0/33"):
+        with pytest.raises(ConfigError, match="proxy_protocol: "):
+            exit_peer(f'proxy_protocol = ["{wrong}"]')
+    with pytest.raises(ConfigError, match="proxy_protocol has 257 entries, more than 256"):
+        exit_peer(f"proxy_protocol = {['192.0.2.1'] * 257}")
+
+
 def test_metrics_beyond_loopback_need_a_token(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="could be read by other machines: name a metrics_token_file"):
         exit_peer('metrics = "0.0.0.0:9108"')

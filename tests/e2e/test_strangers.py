@@ -11,13 +11,12 @@ import time
 
 import pytest
 
-from cryprq_proxy.crypto.handshake import FIRST_SIZE, ClientHandshake
-from cryprq_proxy.crypto.identity import Identity, PeerId
-from cryprq_proxy.crypto.primitives import select_provider
+from cryprq_proxy.crypto.handshake import FIRST_SIZE
 from cryprq_proxy.exit.flight_memory import RECENT
 from tests.support.applications import connect, read_all, read_exactly, through
 from tests.support.background import PATIENCE
 from tests.support.programs import Client, Exit, World, until
+from tests.support.strangers import first_flight, silence
 from tests.support.targets import HttpTarget, TcpTarget
 
 GARBAGE = random.Random(2)
@@ -25,23 +24,10 @@ GARBAGE = random.Random(2)
 # --- at the exit ---
 
 
-def silence(sock: socket.socket) -> None:
-    """Not one byte comes back, and the connection ends; whether with an end or a reset does not matter."""
-    with contextlib.suppress(ConnectionResetError):
-        assert sock.recv(1) == b""
-
-
 def end(sock: socket.socket) -> None:
     """Say that nothing more comes, if the other side still listens."""
     with contextlib.suppress(OSError):
         sock.shutdown(socket.SHUT_WR)
-
-
-def first_flight(exit_id: str) -> bytes:
-    provider = select_provider()
-    handshake = ClientHandshake(Identity.generate(provider), PeerId.parse(exit_id), provider)
-    flight = handshake.write_first()
-    return len(flight).to_bytes(2) + flight
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import socket
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -12,7 +11,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from cryprq_proxy.carriers.admission import frame_flight, meet_exit, read_flight
-from cryprq_proxy.crypto.handshake import FIRST_SIZE, LENGTH, SECOND_SIZE, ClientHandshake
+from cryprq_proxy.crypto.handshake import FIRST_SIZE, LENGTH, SECOND_SIZE
 from cryprq_proxy.crypto.identity import Identity
 from cryprq_proxy.errors import CarrierError, PeerError
 from cryprq_proxy.exit import fair_queue as queue_module
@@ -25,25 +24,22 @@ from cryprq_proxy.exit.limits import TokenBuckets
 from cryprq_proxy.exit.reception import MAX_STRANGERS, RoomSizes
 from tests.support.raw_client import RawClient
 from tests.support.settle import settle, until
-from tests.support.visits import ALICE, EXIT, FAST, Visit, arrive, inline, open_exit
+from tests.support.visits import (
+    ALICE,
+    FAST,
+    Visit,
+    arrive,
+    first_flight,
+    hears_nothing,
+    inline,
+    open_exit,
+)
 
 
 def patience(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     monkeypatch.setattr(lobby_module, "PATIENCE", seconds)
     monkeypatch.setattr(lobby_module, "SHORT_PATIENCE", seconds)
     monkeypatch.setattr(queue_module, "PATIENCE", seconds)
-
-
-def first_flight(identity: Identity = ALICE) -> bytes:
-    return frame_flight(ClientHandshake(identity, EXIT.peer_id, FAST).write_first())
-
-
-async def hears_nothing(sock: socket.socket) -> bool:
-    """Whether the exit closes the connection without a byte; waits until it does one or the other."""
-    try:
-        return await asyncio.get_running_loop().sock_recv(sock, 1) == b""
-    except ConnectionResetError:
-        return True
 
 
 @asynccontextmanager

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final, cast
 
 from cryprq_proxy.base.tasks import spawn
-from cryprq_proxy.carriers.admission import Admission, admit_client, meet_exit
+from cryprq_proxy.carriers.admission import Admission, admit_client, frame_flight, meet_exit
 from cryprq_proxy.carriers.pipe import Pipe, TcpPipe
 from cryprq_proxy.crypto.handshake import ClientHandshake
 from cryprq_proxy.crypto.identity import Identity
@@ -155,16 +155,32 @@ def arrive(exit: Exit, host: str, data: bytes = b"") -> socket.socket:
     return ours
 
 
+def first_flight(identity: Identity = ALICE) -> bytes:
+    return frame_flight(ClientHandshake(identity, EXIT.peer_id, FAST).write_first())
+
+
+async def hears_nothing(sock: socket.socket) -> bool:
+    """Whether the exit closes the connection without a byte; waits until it does one or the other."""
+    try:
+        return await asyncio.get_running_loop().sock_recv(sock, 1) == b""
+    except ConnectionResetError:
+        return True
+
+
 @asynccontextmanager
 async def open_exit(
-    *peers: Identity, bounds: Mapping[str, Any] | None = None, **parts: Any
+    *peers: Identity,
+    bounds: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    **parts: Any,
 ) -> AsyncIterator[Exit]:
-    """An exit that lets in `peers` (Alice and Bob if none), on a port of loopback; `parts` as for Exit."""
+    """An exit that lets in `peers` (Alice and Bob if none), on a port of loopback; `bounds` and `settings` as for
+    exit_settings, `parts` as for Exit."""
     listed = frozenset(peer.peer_id for peer in peers or (ALICE, BOB))
     resolver = SystemResolver()
     exit = Exit(
         EXIT,
-        exit_settings(bounds={"handshakes_per_minute": 1_000_000, **(bounds or {})}),
+        exit_settings(bounds={"handshakes_per_minute": 1_000_000, **(bounds or {})}, **(settings or {})),
         listed,
         EgressPolicy(allow_private=True),
         resolver,

@@ -1,0 +1,127 @@
+"""The exit behind a real HAProxy, set up as configs/haproxy.cfg says: whose address counts, and what has no header."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.support.applications import read_exactly, through
+from tests.support.background import PATIENCE
+from tests.support.programs import Exit, World, free_port, until
+from tests.support.proxy_headers import proxy_header
+from tests.support.strangers import first_flight, silence
+from tests.support.targets import TcpTarget
+
+HAPROXY = shutil.which("haproxy") or shutil.which("haproxy", path="/usr/sbin")
+FRAGMENT = Path(__file__).resolve().parents[2] / "configs" / "haproxy.cfg"
+PROXY = "127.0.0.7"
+"""Where HAProxy connects from."""
+OTHER = "127.0.0.9"
+THIRD = "127.0.0.11"
+
+pytestmark = pytest.mark.skipif(
+    HAPROXY is None, reason="haproxy is not installed; on Debian: apt-get install haproxy"
+)
+
+
+def connect(port: int, source: str = "127.0.0.1") -> socket.socket:
+    sock = socket.create_connection(("127.0.0.1", port), PATIENCE, (source, 0))
+    sock.settimeout(PATIENCE)
+    return sock
+
+
+@pytest.fixture
+def exit(world: World) -> Exit:
+    return world.exit({"proxy_protocol": [PROXY], "limits": {"handshakes_per_minute": 30}})
+
+
+@contextmanager
+def in_front_of(exit: Exit, tmp_path: Path) -> Iterator[int]:
+    """The port of an HAProxy."""
+    port, text = free_port(), FRAGMENT.read_text()
+    for old, new in (
+        ("bind :4433\n", f"bind 127.0.0.1:{port}\n"),
+        ("127.0.0.1:4434 ", f"127.0.0.1:{exit.port} source {PROXY} "),
+    ):
+        assert text.count(old) == 1, old
+        text = text.replace(old, new)
+    file, log = tmp_path / "haproxy.cfg", tmp_path / "haproxy.log"
+    file.write_text(text.replace("inter 10s", "inter 500ms"))
+    with log.open("wb") as output:
+        process = subprocess.Popen([str(HAPROXY), "-db", "-f", str(file)], stdout=output, stderr=output)
+
+    def answers() -> bool:
+        assert process.poll() is None, log.read_text()
+        try:
+            connect(port, THIRD).close()  # which costs it a token
+        except OSError:
+            return False
+        return True
+
+    until(answers, "haproxy is ready")
+    try:
+        yield port
+    finally:
+        process.terminate()
+        process.wait(PATIENCE)
+
+
+@pytest.fixture
+def haproxy(tmp_path: Path, exit: Exit) -> Iterator[int]:
+    with in_front_of(exit, tmp_path) as port:
+        yield port
+
+
+def test_a_link_through_haproxy(world: World, exit: Exit, haproxy: int, echo_target: TcpTarget) -> None:
+    client = world.client(exit, through=haproxy)
+    exit.says(r"link up: \S+ from 127\.0\.0\.1,")
+    with through(client.port, echo_target.port) as sock:
+        for _ in range(20):
+            block = os.urandom(100_000)
+            sock.sendall(block)
+            assert read_exactly(sock, len(block)) == block
+
+
+def test_the_limits_are_about_the_client(world: World, exit: Exit, haproxy: int) -> None:
+    """Garbage from one address behind the proxy shuts that one out, and nobody else."""
+    for _ in range(30):
+        with connect(haproxy, OTHER) as sock:
+            sock.sendall(b"\xff" * 100)
+            silence(sock)
+    exit.says(rf"a handshake from {OTHER} failed")
+    with connect(haproxy, OTHER) as sock:
+        sock.sendall(first_flight(exit.peer_id))
+        silence(sock)
+    world.client(exit, through=haproxy)
+
+
+def test_health_checks_count_for_the_proxy(world: World, tmp_path: Path) -> None:
+    """HAProxy says LOCAL in them, and goes. They use up its own tokens, which clients do not need."""
+    exit = world.exit({"proxy_protocol": [PROXY], "limits": {"handshakes_per_minute": 1}})
+    with in_front_of(exit, tmp_path) as port:
+        until(lambda: exit.status()["refused"].get("too_many", 0), "the proxy has no token left")
+        exit.says(rf"a handshake from {PROXY} failed")
+        world.client(exit, through=port)
+
+
+def test_without_a_header(exit: Exit) -> None:
+    mark = exit.written
+    with connect(exit.port, PROXY) as sock:
+        sock.sendall(first_flight(exit.peer_id))
+        silence(sock)
+    exit.says(rf"a handshake from {PROXY} failed: a proxy sent no PROXY header of version 2", since=mark)
+
+
+def test_a_header_from_somebody_else(exit: Exit) -> None:
+    mark = exit.written
+    with connect(exit.port, OTHER) as sock:
+        sock.sendall(proxy_header("192.0.2.1") + first_flight(exit.peer_id))
+        silence(sock)
+    exit.says(rf"a handshake from {OTHER} failed", since=mark)
