@@ -1,35 +1,48 @@
 """Pairing, the client's side: from an invitation to a working client.toml.
 
     read the invitation -> plan the new file -> identity -> dial, show the secret -> write the file
+                                                             ^      v
+                                                            busy: again, a few times
 
 The new file is planned before the secret is used up, so a file that cannot be extended does not waste the invite. An
-existing file is never overwritten: the exit is added to it, or an error says what to do.
+existing file is never overwritten: the exit is added to it, or an error says what to do. To show the secret again is
+safe: whoever has used it up is on the list, and is let in for that.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+from ..base.clock import clock
 from ..base.file_access import access_for, exists
 from ..base.files import SharedFile
 from ..base.paths import config_dir, read_text
 from ..base.tasks import spawn
+from ..client.backoff import Backoff
 from ..client.client import Client
+from ..client.link import Pause
 from ..client.settings import ClientSettings
 from ..config.client import ClientConfig, client_from
 from ..config.decode import parse_toml
 from ..config.keys import choose_provider, own_identity
 from ..config.urls import parse_peer_url
 from ..crypto.identity import PeerId
-from ..errors import CloseReason, ConfigError, CryprqError, PeerError, reason_of
+from ..errors import CarrierError, CloseReason, ConfigError, CryprqError, PeerError, reason_of
 from ..process.lifecycle import Stop
 from .invitation import Invitation
 
+_log = logging.getLogger(__name__)
+
 WHAT: Final = "the configuration"
+ATTEMPTS: Final = 8
+RETRY_SECONDS: Final = 15.0
+"""After that no further attempt begins. An exit takes a crowd of 200 in two seconds."""
+_PASSING: Final = (CloseReason.LIMIT, CloseReason.SHUTTING_DOWN)
 _HEAD: Final = (
     "# Written by `cryprq-proxy join`. configs/client.toml of the program's source lists every key.\n"
 )
@@ -134,7 +147,7 @@ async def join_unless(stop: Stop, invitation: Invitation, plan: Plan) -> PeerId 
     return task.result()
 
 
-async def join(invitation: Invitation, plan: Plan) -> PeerId:
+async def join(invitation: Invitation, plan: Plan, pause: Pause = asyncio.sleep) -> PeerId:
     """Show the exit the secret and write the configuration. Returns this machine's peer id.
 
     Raises CryprqError with the reason of a failure.
@@ -143,7 +156,7 @@ async def join(invitation: Invitation, plan: Plan) -> PeerId:
     identity = own_identity(provider, plan.config.identity)
     client = Client(identity, _settings(invitation, plan.config), provider)
     try:
-        await client.reach()
+        await _reach(client, pause)
     except PeerError as error:
         if error.reason is CloseReason.NOT_AUTHORIZED:
             raise CryprqError(
@@ -156,6 +169,27 @@ async def join(invitation: Invitation, plan: Plan) -> PeerId:
         await client.stop()
     write(plan)
     return identity.peer_id
+
+
+async def _reach(client: Client, pause: Pause) -> None:
+    """Attempts, until one succeeds or they are enough. Raises PeerError with the reason of the last one.
+
+    An exit that is busy, or has had too many attempts from this address, ends the connection without a word.
+    """
+    backoff, said = Backoff(), ""
+    give_up = clock() + RETRY_SECONDS
+    for left in reversed(range(ATTEMPTS)):
+        try:
+            await client.reach()
+            return
+        except PeerError as error:
+            passing = isinstance(error, CarrierError) or error.reason in _PASSING
+            if not passing or not left or clock() >= give_up:
+                raise
+            if str(error) != said:
+                said = str(error)
+                _log.warning("the exit was not reached: %s; trying again", said)
+        await pause(backoff.next())
 
 
 def _settings(invitation: Invitation, config: ClientConfig) -> ClientSettings:

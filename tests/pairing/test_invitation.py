@@ -9,7 +9,9 @@ import secrets
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -32,6 +34,7 @@ from cryprq_proxy.exit.providers import Invites
 from cryprq_proxy.exit.settings import WebSocketSettings
 from cryprq_proxy.outbound.resolving.resolver import SystemResolver
 from cryprq_proxy.pairing import invitation as pairing
+from cryprq_proxy.pairing import join as join_module
 from cryprq_proxy.pairing.invitation import (
     ExitHere,
     Invitation,
@@ -41,7 +44,7 @@ from cryprq_proxy.pairing.invitation import (
     reload_exit,
 )
 from cryprq_proxy.pairing.invite_store import InviteStore, Redeemer, beside
-from cryprq_proxy.pairing.join import join, plan, write
+from cryprq_proxy.pairing.join import ATTEMPTS, RETRY_SECONDS, join, plan, write
 from cryprq_proxy.service.exit import MAX_PEERS_TOLD, peers_told
 from tests.support.settings import client_settings, exit_settings
 
@@ -307,20 +310,24 @@ class World:
         finally:
             await client.stop()
 
+    def invitation(self, name: str) -> Invitation:
+        url = f"cryprq://{self.peer}@{self.endpoint.address}"
+        return Invitation(url, self.store.create(name, 60, self.now))
+
     def names(self) -> list[str]:
         return [peer.name for peer in self.listed.read()]
 
 
 @asynccontextmanager
 async def running(
-    directory: Path, invites: Invites | None = None, *, websocket: bool = False
+    directory: Path, invites: Invites | None = None, *, websocket: bool = False, **bounds: Any
 ) -> AsyncIterator[World]:
     redeemer = Redeemer(directory / "authorized", lambda: world.now)
     identity, resolver = Identity.generate(FAST), SystemResolver()
     anywhere = Destination("127.0.0.1", 0)
     settings = exit_settings(
         anywhere,
-        bounds={"handshakes_per_minute": 1_000_000},
+        bounds={"handshakes_per_minute": 1_000_000, **bounds},
         websocket=WebSocketSettings(anywhere, "/link") if websocket else None,
     )
     exit = Exit(identity, settings, frozenset(), EgressPolicy(), resolver, FAST, invites=invites or redeemer)
@@ -496,14 +503,86 @@ async def test_join_writes_a_configuration_that_works(tmp_path: Path, own_direct
         assert other.read_text() == 'identity = "other.key"\n'
 
 
-async def test_join_says_why_it_did_not_work(tmp_path: Path) -> None:
+class Pauses:
+    """Between the attempts of a `join`; they take no time."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    async def __call__(self, seconds: float) -> None:
+        self.seconds.append(seconds)
+
+
+async def test_join_says_why_it_did_not_work(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
+    pauses = Pauses()
     nowhere = Invitation(f"cryprq://{ID}@127.0.0.1:{port}", SECRET)
     with pytest.raises(CryprqError, match=r"the exit was not reached: .*refused.*; make sure that the exit"):
-        await join(nowhere, plan(nowhere, tmp_path / "c.toml", None, False))
+        await join(nowhere, plan(nowhere, tmp_path / "c.toml", None, False), pauses)
+    assert len(pauses.seconds) == ATTEMPTS - 1
+    assert [record.getMessage()[-14:] for record in caplog.records] == ["; trying again"], "said once"
     async with running(tmp_path) as world:
         stranger = Invitation(f"cryprq://{ID}@{world.endpoint.address}", SECRET)
         with pytest.raises(CryprqError, match=r"the exit was not reached: .*ended the connection"):
-            await join(stranger, plan(stranger, tmp_path / "c.toml", None, False))
+            await join(stranger, plan(stranger, tmp_path / "c.toml", None, False), pauses)
     assert not (tmp_path / "c.toml").exists()
+
+
+async def test_join_begins_no_attempt_after_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(join_module, "clock", lambda: now)
+
+    async def pause(_: float) -> None:
+        nonlocal now
+        now += RETRY_SECONDS / 2
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    nowhere = Invitation(f"cryprq://{ID}@127.0.0.1:{port}", SECRET)
+    with pytest.raises(CryprqError, match="the exit was not reached"):
+        await join(nowhere, plan(nowhere, tmp_path / "c.toml", None, False), pause)
+    assert now == RETRY_SECONDS
+
+
+async def test_join_tries_again_at_a_busy_exit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It gave up after one attempt, and the person had to call again."""
+    async with running(tmp_path) as world:
+        accepted, busy = world.exit.listener.accepted, 3
+
+        def shut(entrance: None, sock: socket.socket, host: str) -> None:
+            nonlocal busy
+            busy -= 1
+            if busy >= 0:
+                sock.close()
+            else:
+                accepted(entrance, sock, host)
+
+        monkeypatch.setattr(world.exit.listener._acceptors[0], "_accepted", partial(shut, None))
+        invitation = world.invitation("laptop")
+        pauses = Pauses()
+        await join(invitation, plan(invitation, tmp_path / "c.toml", None, False), pauses)
+        assert world.names() == ["laptop"]
+        assert len(pauses.seconds) == 3
+        assert pauses.seconds[0] < pauses.seconds[1] < pauses.seconds[2]
+
+
+async def test_a_refused_invite_is_not_tried_again(tmp_path: Path) -> None:
+    async with running(tmp_path) as world:
+        invitation, pauses = Invitation(world.invitation("laptop").url, SECRET), Pauses()
+        with pytest.raises(CryprqError, match="refused this invite"):
+            await join(invitation, plan(invitation, tmp_path / "c.toml", None, False), pauses)
+        assert not pauses.seconds
+
+
+async def test_fifty_at_once(tmp_path: Path) -> None:
+    """At an exit that has room for few handshakes at once. With one attempt each, most of them were turned away."""
+    async with running(tmp_path, handshakes_in_flight=16) as world:
+        names, joins = [f"laptop{number}" for number in range(50)], []
+        for name in names:
+            config = tmp_path / f"{name}.toml"
+            config.write_text(f'identity = "{name}.key"\n')
+            invitation = world.invitation(name)
+            joins.append(join(invitation, plan(invitation, config, None, False)))
+        await asyncio.gather(*joins)
+        assert sorted(world.names()) == sorted(names)
