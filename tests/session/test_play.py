@@ -1,0 +1,129 @@
+"""Two sessions with a liar among them, from fixed seeds and the fuzzer's corpus; and the judge finds what is wrong."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from cryprq_proxy.address import Destination
+from cryprq_proxy.errors import StreamReason
+from cryprq_proxy.session.streams import Stream
+from cryprq_proxy.session.wire import StreamProtocol
+from tests.support.choices import Choices
+from tests.support.session_judge import Witness
+from tests.support.session_play import Play
+
+CORPUS = sorted((Path(__file__).parents[1] / "fuzz/corpus/session").iterdir())
+SEEDS = 200
+BLOCK = 20
+"""Plays of one test."""
+HONEST = b"\0\0\3"
+"""The setting, the bound on streams, and the one number in four that makes a play without a liar."""
+
+
+def seeded_play(seed: int) -> Play:
+    return Play(Choices(random.Random(seed).randbytes(400)))
+
+
+@pytest.mark.parametrize("first", range(0, SEEDS, BLOCK))
+def test_a_victim_keeps_its_promises(first: int) -> None:
+    for seed in range(first, first + BLOCK):
+        seeded_play(seed).run()
+
+
+@pytest.mark.parametrize("path", CORPUS, ids=lambda path: path.name)
+def test_a_victim_keeps_its_promises_in_plays_of_the_corpus(path: Path) -> None:
+    Play(Choices(path.read_bytes())).run()
+
+
+def test_plays_have_liars_and_honest_peers_and_end_for_many_reasons() -> None:
+    plays = [seeded_play(seed) for seed in range(4 * BLOCK)]
+    for play in plays:
+        play.run()
+    assert {play.honest for play in plays} == {True, False}
+    assert {play.liar.dialler for play in plays} == {True, False}
+    assert {play.deferred for play in plays} == {True, False}
+    assert len({str(error) for play in plays for error in play.errors}) > 12
+
+
+def honest_play() -> Play:
+    play = Play(Choices(HONEST))
+    play._open()
+    play.link.carrier.settle()
+    return play
+
+
+def test_the_judge_sees_bytes_that_nobody_counts() -> None:
+    play = honest_play()
+    play.judges[0].check()
+    play.victim.log.kept += 1
+    with pytest.raises(RuntimeError, match="are kept"):
+        play.judges[0].check()
+
+
+def test_the_judge_sees_a_window_that_is_lost() -> None:
+    play = honest_play()
+    play.victim.windows.free -= 1
+    with pytest.raises(RuntimeError, match="of the pool"):
+        play.judges[0].check()
+
+
+def test_the_judge_sees_more_streams_than_are_allowed() -> None:
+    play = honest_play()
+    play.judges[0].streams = 0
+    with pytest.raises(RuntimeError, match="streams and"):
+        play.judges[0].check()
+
+
+def test_the_judge_sees_more_data_than_credit() -> None:
+    play = honest_play()
+    stream = next(iter(play.victim.streams.values()))
+    stream.received = stream.announced + 1
+    with pytest.raises(RuntimeError, match="credit"):
+        play.judges[0].check()
+
+
+def test_the_judge_sees_what_a_closed_session_keeps() -> None:
+    play = honest_play()
+    with pytest.raises(RuntimeError, match="keeps something"):
+        play.judges[0].check_closed(0.0)
+
+
+def test_the_judge_sees_bytes_that_are_lost() -> None:
+    play = honest_play()
+    sender = next(app for app in play.apps if app.dialler)
+    sender.say(b"one two")
+    sender.told += b" three"
+    with pytest.raises(RuntimeError, match="did not arrive"):
+        play._check_honest()
+
+
+def test_the_judge_takes_no_error_between_honest_sessions() -> None:
+    play = honest_play()
+    play.link.exit.received += 1
+    with pytest.raises(RuntimeError, match="disagree"):
+        play._resume()
+
+
+def test_a_witness_may_not_be_called_after_its_end() -> None:
+    play = honest_play()
+    witness = play._witness(dialler=True)
+    witness.stream = Stream(play.victim, 9, StreamProtocol.TCP, Destination("192.0.2.1", 1), witness, 0.0)
+    with pytest.raises(RuntimeError, match="before `opened`"):
+        witness.data_received(memoryview(b"-"))
+    witness.opened()
+    with pytest.raises(RuntimeError, match="on an open stream"):
+        witness.refused(StreamReason.GENERAL)
+    witness.eof_received()
+    with pytest.raises(RuntimeError, match="after the peer's end"):
+        witness.data_received(memoryview(b"-"))
+    with pytest.raises(RuntimeError, match="a stream of bytes"):
+        witness.datagram_received(Destination("192.0.2.1", 1), memoryview(b"-"))
+    witness.reset(StreamReason.CANCELLED)
+    with pytest.raises(RuntimeError, match="after the end"):
+        witness.writable()
+    exit_witness: Witness = play._witness(dialler=False)
+    with pytest.raises(RuntimeError, match="at the exit"):
+        exit_witness.opened()
