@@ -1,4 +1,5 @@
-"""Invariant: whatever client and origins send, only StreamReset leaves HttpProxy.run, and no stream is left open."""
+"""Invariant: whatever client and origins send, only StreamReset leaves HttpProxy.run, no stream is left open, and what
+an origin gets is in the one strict form, without a field for the proxy."""
 
 from __future__ import annotations
 
@@ -14,6 +15,9 @@ with atheris.instrument_imports(include=["cryprq_proxy", "h11"]):
     from cryprq_proxy.errors import StreamReason, StreamRefused, StreamReset
     from cryprq_proxy.fronts.http_proxy import HttpProxy
     from tests.support.http_fakes import FakeStream
+
+from tests.support.http_grammar import OF_THE_HOP
+from tests.support.strict_http import read_requests
 
 CUT = b"\xff"
 """Where this byte stands in the input, the next read begins; two of them end the client's part."""
@@ -53,6 +57,10 @@ async def serve(data: bytes) -> None:
     for stream in origins.opened:
         if stream.aborted == (tunnel is not None and stream is tunnel.stream):
             raise RuntimeError("a stream was left open")
+        for message in read_requests(bytes(stream.sent)):
+            names = {name for name, _ in [*message.fields, *message.trailers]}
+            if names & (OF_THE_HOP - {b"x-hop"}):
+                raise RuntimeError(f"an origin got a field that was for the proxy: {message}")
 
 
 def fuzz(data: bytes) -> None:
