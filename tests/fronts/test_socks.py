@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable
 from itertools import pairwise
 
 import pytest
 from asyncio_socks_server.core.protocol import build_method_reply
-from asyncio_socks_server.core.types import AuthMethod, Cmd, Rep
+from asyncio_socks_server.core.types import Address, AuthMethod, Cmd, Rep
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,7 +24,16 @@ from cryprq_proxy.fronts.socks import (
     encode_datagram,
     parse_datagram,
 )
-from tests.support.socks_oracle import check_datagram, check_negotiation, check_reply
+from tests.support import socks_grammar
+from tests.support.choices import Choices
+from tests.support.socks_oracle import (
+    check_datagram,
+    check_negotiation,
+    check_reply,
+    compare_datagram,
+    compare_negotiation,
+    explained,
+)
 
 USER = Credentials.parse("alice:secret")
 NAME = Destination("example.org", 443)
@@ -278,6 +288,41 @@ def test_their_datagrams_agree(rest: bytes, kind: bytes) -> None:
     except DatagramError:
         return
     check_datagram(data, destination, payload)
+
+
+@pytest.mark.parametrize("credentials", [None, Credentials.parse("u:p")])
+def test_both_accept_the_same_of_generated_inputs(credentials: Credentials | None) -> None:
+    source = random.Random(1)
+    accepted = 0
+    for _ in range(3_000):
+        accepted += compare_negotiation(socks_grammar.negotiation(Choices(source.randbytes(16))), credentials)
+        accepted += compare_datagram(socks_grammar.datagram(Choices(source.randbytes(16))))
+    assert 800 < accepted < 5_000
+
+
+@pytest.mark.parametrize("name", socks_grammar.NAMES)
+def test_both_accept_the_same_names(name: bytes) -> None:
+    head = bytes((3, len(name))) + name
+    for port in (b"\0\0", b"\0\x50"):
+        for command in Cmd:
+            compare_negotiation(NO_AUTH + bytes((5, command, 0)) + head + port, None)
+        compare_datagram(b"\0\0\0" + head + port)
+
+
+@given(st.binary(max_size=80))
+def test_both_accept_the_same_of_anything(data: bytes) -> None:
+    for start in (b"", NO_AUTH, NO_AUTH + b"\x05\x01\x00", PASSWORD_ONLY + LOGIN + b"\x05\x03\x00\x03"):
+        compare_negotiation(start + data, None)
+    compare_datagram(b"\0\0\0" + data)
+
+
+def test_a_refusal_without_a_reason_is_seen() -> None:
+    assert not explained(Address("target.example", 443), zero=False)
+    assert not explained(Address("192.0.2.1", 443), zero=False)
+    assert not explained(Address("2001:db8::1", 443), zero=False)
+    assert explained(Address("target.example", 0), zero=False)
+    assert not explained(Address("target.example", 0), zero=True)
+    assert explained(Address("192.0.2.256", 1), zero=False)
 
 
 def test_the_oracle_disagrees_where_it_should() -> None:

@@ -1,5 +1,5 @@
-"""Invariant: SocksServer and parse_datagram raise nothing else, keep a bounded amount, splits do not matter, and what
-they accept means the same to asyncio-socks-server."""
+"""Invariant: SocksServer and parse_datagram raise nothing else, keep a bounded amount, splits do not matter, and they
+accept and understand what asyncio-socks-server does, but for reasons that are known; also on inputs of a grammar."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ with atheris.instrument_imports(include=["cryprq_proxy"]):
         parse_datagram,
     )
 
-from tests.support.socks_oracle import check_datagram, check_negotiation
+from tests.support import socks_grammar
+from tests.support.choices import Choices
+from tests.support.socks_oracle import compare_datagram, compare_negotiation
 
 USER = Credentials.parse("u:p")
 
@@ -41,16 +43,16 @@ def fuzz(data: bytes) -> None:
     whole = negotiate([rest], credentials)
     if whole != negotiate([rest[i : i + 1] for i in range(len(rest))], credentials):
         raise RuntimeError("the result depends on how the bytes are split")
-    server = SocksServer(credentials)
-    server.receive(rest)
-    check_negotiation(rest, server)
+    for negotiation in (rest, socks_grammar.negotiation(Choices(rest))):
+        compare_negotiation(negotiation, credentials)
+    for datagram in (rest, socks_grammar.datagram(Choices(rest))):
+        compare_datagram(datagram)
     try:
         destination, payload = parse_datagram(rest)
     except DatagramError:
         return
     if parse_datagram(encode_datagram(destination, payload)) != (destination, payload):
         raise RuntimeError("a datagram does not survive its own encoding")
-    check_datagram(rest, destination, payload)
 
 
 if __name__ == "__main__":

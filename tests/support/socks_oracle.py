@@ -7,17 +7,20 @@ What ours accepts theirs must accept, and both must mean the same by it. Known d
     IPv6 with an IPv4 address inside       the text differs, the 16 bytes do not
     SOCKS4                                 theirs does not speak it
 
-Ours refuses more: port 0, impossible names, fragments of datagrams, names that only look like addresses.
+Ours refuses more, and `explained` knows each reason: a wrong password, port 0, impossible names, names that only look
+like addresses, fragments of datagrams. What theirs accepts for no such reason, ours must accept.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Coroutine
 from ipaddress import ip_address
 from typing import Any, cast
 
 from asyncio_socks_server.core.address import decode_address
 from asyncio_socks_server.core.protocol import (
+    ProtocolError,
     build_udp_header,
     parse_method_selection,
     parse_request,
@@ -27,7 +30,11 @@ from asyncio_socks_server.core.protocol import (
 from asyncio_socks_server.core.types import Address, AuthMethod, Cmd
 
 from cryprq_proxy.address import Destination, canonical_host
-from cryprq_proxy.fronts.socks import SocksServer, encode_datagram
+from cryprq_proxy.fronts.credentials import Credentials
+from cryprq_proxy.fronts.socks import DatagramError, SocksServer, encode_datagram, parse_datagram
+
+LABEL = re.compile("[A-Za-z0-9_-]{1,63}")
+LIKE_A_NUMBER = re.compile("[0-9]+|0[xX][0-9a-fA-F]*")
 
 
 class BytesReader:
@@ -78,6 +85,68 @@ def check_negotiation(data: bytes, server: SocksServer) -> None:
     agree(command == request.command, "the commands differ", data)
     check_address(address, request.destination)
     agree(rest == server.leftover, "the request ends elsewhere", data)
+
+
+def compare_negotiation(data: bytes, credentials: Credentials | None) -> bool:
+    """Raises RuntimeError if ours and theirs differ about `data` without a known reason. Whether ours accepts."""
+    server = SocksServer(credentials)
+    server.receive(data)
+    if server.request is not None:
+        check_negotiation(data, server)
+        return True
+    output = server.take_output()
+    if output[:1] != b"\x05" or output[1] == AuthMethod.NO_ACCEPTABLE:
+        # Not SOCKS5, or their caller too would refuse: it chooses among the methods that are offered.
+        agree(server.failed is not None or not whole_methods(data), "ours waits for nothing", data)
+        return False
+    try:
+        command, address, _ = their_negotiation(data, output[1])
+    except (ProtocolError, EOFError, UnicodeDecodeError):
+        return False
+    agree(server.failed is not None, "ours waits for more than a whole request", data)
+    if output[2:4] == b"\x01\x01":
+        reader: Any = BytesReader(data[2 + data[1] :])
+        login = run(parse_username_password(reader))
+        accepted = credentials is None or credentials.check(*(part.encode() for part in login))
+        agree(not accepted, "ours refuses the right password", data)
+        return False
+    agree(explained(address, zero=command is not Cmd.CONNECT), f"ours refuses {address}", data)
+    return False
+
+
+def whole_methods(data: bytes) -> bool:
+    return len(data) > 1 and data[0] == 5 and len(data) >= 2 + data[1]
+
+
+def compare_datagram(data: bytes) -> bool:
+    """The same for the header of a datagram."""
+    try:
+        destination, payload = parse_datagram(data)
+    except DatagramError:
+        try:
+            address, _, _ = parse_udp_header(data)
+        except (ProtocolError, IndexError, UnicodeDecodeError):
+            return False
+        # Theirs does not look at the reserved bytes and at the number of the fragment.
+        agree(data[:3] != bytes(3) or explained(address, zero=False), f"ours refuses {address}", data)
+        return False
+    check_datagram(data, destination, payload)
+    return True
+
+
+def explained(address: Address, *, zero: bool) -> bool:
+    """Whether ours has a reason to refuse what theirs has read; `zero` says whether port 0 may be."""
+    if not address.port and not zero:
+        return True
+    try:
+        ip_address(address.host.removesuffix(".") if ":" not in address.host else address.host)
+    except ValueError:
+        name = address.host.removesuffix(".")
+        labels = name.split(".")
+        like_number = LIKE_A_NUMBER.fullmatch(labels[-1]) is not None
+        return len(name) > 253 or like_number or not all(map(LABEL.fullmatch, labels))
+    # An address with a zone is one only on one machine.
+    return "%" in address.host
 
 
 def check_datagram(data: bytes, destination: Destination, payload: bytes) -> None:
