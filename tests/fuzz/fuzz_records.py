@@ -7,15 +7,15 @@ from pathlib import Path
 
 import atheris
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 with atheris.instrument_imports(include=["cryprq_proxy"]):
     from cryprq_proxy.crypto.primitives import Cipher
     from cryprq_proxy.errors import CarrierError, PeerError
     from cryprq_proxy.session.records import RecordOpener, RecordSealer
     from cryprq_proxy.session.session import Session
     from cryprq_proxy.session.wire import MAX_PLAINTEXT, StreamProtocol
-    from tests.support.links import Link, ToyProvider
+
+from tests.support.links import Link, ToyProvider
 
 KEY = bytes(32)
 
