@@ -250,14 +250,21 @@ class HttpProxy:
                     raise _ClientGone(StreamReason.CONNECTION_RESET) from None
                 return None
             if switched is not None:
-                self._origin = None
-                reply = self._http.send(forward_response(switched, self._via))
-                return HttpTunnel(
-                    kept.stream, reply + kept.http.trailing_data[0], self._http.trailing_data[0]
-                )
+                return self._switch(kept, switched)
             if not kept.renew():
                 self._drop_origin()
             return None
+
+    def _switch(self, origin: Origin, switched: h11.InformationalResponse) -> HttpTunnel:
+        """Hand the stream over after a 101. Raises RequestRefused."""
+        if self._http.trailing_data[0]:
+            # Bytes from before the 101 may be requests to other origins, with the password for this proxy.
+            raise RequestRefused(
+                400, "More was sent before the answer to a request to switch protocols.", close=True
+            )
+        self._origin = None
+        reply = self._http.send(forward_response(switched, self._via))
+        return HttpTunnel(origin.stream, reply + origin.http.trailing_data[0], b"")
 
     # 3. The exchange: both directions at once
 

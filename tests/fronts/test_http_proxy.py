@@ -403,7 +403,7 @@ UPGRADE = b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: x\r\
 
 async def test_websocket() -> None:
     async with Stage() as stage:
-        stage.says(GET[:-2] + UPGRADE + b"early")
+        stage.says(GET[:-2] + UPGRADE)
         origin = await stage.origin()
         await origin.gets(
             GET_FORWARDED[:-2] + b"Sec-WebSocket-Key: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n"
@@ -415,7 +415,23 @@ async def test_websocket() -> None:
         assert stage.tunnel is not None
         assert stage.tunnel.stream is origin
         assert stage.tunnel.to_client == switch + hop + b"frame"
-        assert stage.tunnel.early == b"early"
+        assert stage.tunnel.early == b""
+
+
+@pytest.mark.parametrize("early", [b"early", GET])
+async def test_bytes_before_the_switch_do_not_go_to_the_origin(early: bytes) -> None:
+    """They may be a request to another origin, with the client's password for this proxy."""
+    async with Stage() as stage:
+        stage.says(GET[:-2] + UPGRADE + early)
+        origin = await stage.origin()
+        await origin.gets_message()
+        origin.feed(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n")
+        head = await stage.client.gets_message_head()
+        assert head.startswith(b"HTTP/1.1 400 ")
+        assert b"connection: close" in head.lower()
+        await stage.ends()
+        assert stage.tunnel is None
+        assert origin.aborted and not origin.sent
 
 
 async def test_an_upgrade_that_is_declined_is_an_ordinary_request() -> None:

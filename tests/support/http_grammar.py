@@ -142,7 +142,8 @@ class HttpGrammar:
             fields.append(choices.pick(PASSWORD_FIELDS) % RIGHT)
         if choices.once_in(2):
             fields.reverse()
-        self.wanted.append(Wanted(number, method, host, body, refused, self._answer(mark, method)))
+        offers = any(b"Upgrade:" in field for field in fields)
+        self.wanted.append(Wanted(number, method, host, body, refused, self._answer(mark, method, offers)))
         head = b"%s http://%s/r%s HTTP/%s\r\n" % (method, host, mark, version)
         return head + b"".join(fields) + b"\r\n" + payload
 
@@ -228,8 +229,10 @@ class HttpGrammar:
 
     # Making answers
 
-    def _answer(self, mark: bytes, method: bytes) -> Answer:
+    def _answer(self, mark: bytes, method: bytes, offers: bool) -> Answer:
         choices = self.choices
+        if choices.once_in(2 if offers else 16):
+            return Answer(self.split(SWITCH % mark), b"", early=False, end="", whole=True)
         status = choices.pick(
             (b"200 OK", b"200", b"204 No Content", b"304 Not Modified", b"404 \xff", b"206 Part")
         )

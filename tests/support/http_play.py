@@ -149,6 +149,8 @@ class HttpPlay:
             if not self.grammar.connects:
                 raise RuntimeError("a tunnel was made for no CONNECT")
             return
+        if tunnel.early:
+            raise RuntimeError(f"bytes from before the switch go to the origin: {tunnel.early!r}")
         head, _, raw = tunnel.to_client.partition(b"\r\n\r\n")
         (switch,) = read_responses(head + b"\r\n\r\n", [])
         assert isinstance(tunnel.stream, RecordingStream)
