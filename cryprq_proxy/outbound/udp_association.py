@@ -68,11 +68,12 @@ class UdpAssociation(StreamHandler):
         elif len(self._resolving) < MAX_RESOLVING and self._policy.check_name(
             destination.host, destination.port
         ):
-            task = spawn(self._send_to_name(destination, payload), "resolve for UDP")
+            # A copy: the view is of a buffer that later datagrams, also of other peers, are opened into.
+            task = spawn(self._send_to_name(destination, bytes(payload)), "resolve for UDP")
             self._resolving.add(task)
             task.add_done_callback(self._resolving.discard)
 
-    async def _send_to_name(self, destination: Destination, payload: bytes | memoryview) -> None:
+    async def _send_to_name(self, destination: Destination, payload: bytes) -> None:
         try:
             addresses = await self._resolver.resolve(destination.host)
         except StreamRefused:

@@ -109,6 +109,17 @@ async def test_one_outer_port_for_all_targets(place: Place) -> None:
     assert (await first.receive())[1][1] == (await second.receive())[1][1]
 
 
+async def test_a_datagram_to_a_name_keeps_its_bytes_while_the_name_is_looked_up(place: Place) -> None:
+    """The lane gives a view of a buffer that all sessions of the process share."""
+    host = place.host()
+    shared = bytearray(b"my own question")
+    place.association.datagram_received(Destination("a.example", host.address.port), memoryview(shared))
+    await until(lambda: place.names.waiting)
+    shared[:] = b"another's bytes"
+    place.names.answers.set_result(("127.0.0.1",))
+    assert (await host.receive())[0] == b"my own question"
+
+
 async def test_hosts_that_were_not_sent_to_are_not_heard(place: Place) -> None:
     known, stranger = place.host(), place.host("127.0.0.2")
     place.send(*known.address)
