@@ -10,6 +10,7 @@ import socket
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable
+from http.client import HTTPException
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
@@ -102,11 +103,14 @@ async def pac(context: Context) -> CheckVerdict:
     try:
         kind = await asyncio.to_thread(_content_type, url)
     except (OSError, ValueError) as error:
-        reason = getattr(error, "reason", None) or error
+        # urllib keeps the error of the connection in its own.
+        inner = getattr(error, "reason", error)
         return warn(
-            f"{url} does not answer: {reason}",
+            f"{url} does not answer: {reason_of(inner) if isinstance(inner, OSError) else inner}",
             "another program may have that port: see the client's log, or set another `admin`",
         )
+    except HTTPException:
+        kind = "something else than HTTP"
     if kind != PAC_TYPE:
         return fail(
             f"{url} answers with {kind!a}, which is no PAC file: something else listens there",

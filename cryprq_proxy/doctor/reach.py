@@ -187,8 +187,9 @@ async def _shake(
         )
     except (CarrierError, TimeoutError) as error:
         if known:
+            why = str(error) or "it gave no answer in time"
             return fail(
-                f"the exit at {endpoint} proved its identity, then closed the link: {error or 'no answer in time'}",
+                f"the exit at {endpoint} proved its identity, but there is no link: {why}",
                 "its log says why; try again in a minute",
             )
         wrong, missing = (

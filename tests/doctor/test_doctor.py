@@ -34,9 +34,9 @@ from cryprq_proxy.doctor.checks import (
     skip,
     warn,
 )
-from cryprq_proxy.doctor.machine import desktop, leftovers, tun, variables
+from cryprq_proxy.doctor.machine import desktop, leftovers, pac, tun, variables
 from cryprq_proxy.doctor.report import lines, summary
-from cryprq_proxy.doctor.start import clock
+from cryprq_proxy.doctor.start import client_configuration, clock
 from cryprq_proxy.errors import CarrierError, CloseReason, ConfigError, PeerError
 from cryprq_proxy.status import (
     ClientStatus,
@@ -286,6 +286,56 @@ async def test_something_else_listens_there(pair: Setup) -> None:
         found = await diagnose(client_config(pair, port=server.server_address[1]))
     assert failed(found) == ["handshake"]
     assert "something else listens there" in found["handshake"].text
+
+
+async def test_an_exit_that_says_nothing_after_its_proof(
+    pair: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def proved(*_: object) -> None:
+        """The exit has proved its identity."""
+
+    async def silent(*_: object) -> None:
+        raise TimeoutError
+
+    monkeypatch.setattr(reach, "meet_exit", proved)
+    monkeypatch.setattr(reach, "admit_client", silent)
+    checks = [
+        check for check in lists.CLIENT if check.name in ("configuration", "identity", "reach", "handshake")
+    ]
+    with socket.create_server(("127.0.0.1", 0)) as exit:
+        context = Context(file=client_config(pair, port=exit.getsockname()[1]))
+        found = {finding.name: finding for finding in await examine(checks, context)}
+    assert found["handshake"].state is CheckState.FAIL
+    assert found["handshake"].text.endswith("but there is no link: it gave no answer in time")
+
+
+async def test_a_pac_file_that_nobody_serves_is_told_in_words(pair: Setup) -> None:
+    dead = free_port()
+    file = client_config(pair, port=1)
+    file.write_text(file.read_text().replace('admin = "off"', f'admin = "127.0.0.1:{dead}"'))
+    context = Context(file=file, running=ClientStatus())
+    await client_configuration(context)
+    assert await pac(context) == warn(
+        f"http://127.0.0.1:{dead}/proxy.pac does not answer: connection refused",
+        "another program may have that port: see the client's log, or set another `admin`",
+    )
+
+
+async def test_a_pac_file_where_something_else_listens(pair: Setup) -> None:
+    class Shell(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            self.rfile.readline()
+            self.wfile.write(b"SSH-2.0-other\r\n")
+
+    with serving(server := socketserver.ThreadingTCPServer(("127.0.0.1", 0), Shell)):
+        file = client_config(pair, port=1)
+        port = server.server_address[1]
+        file.write_text(file.read_text().replace('admin = "off"', f'admin = "127.0.0.1:{port}"'))
+        context = Context(file=file, running=ClientStatus())
+        await client_configuration(context)
+        verdict = await pac(context)
+    assert verdict.state is CheckState.FAIL
+    assert "something else listens there" in verdict.text
 
 
 @pytest.mark.process
