@@ -176,7 +176,7 @@ def _connections(connections: ConnectionCounts) -> Iterator[Metric]:
 def _rules(rules: RulesStatus) -> Iterator[Metric]:
     yield from _gauge("rules", "Rules in use.", rules.rules)
     yield from _gauge("rule_names", "Names in the lists of the rules.", rules.names)
-    yield from _gauge("rule_problems", "Broken lines in the lists.", len(rules.problems))
+    yield from _gauge("rule_problems", "Broken lines in the lists.", rules.broken)
     yield from _gauge("rules_loaded_timestamp_seconds", "When the rules were read.", rules.loaded_at)
     yield from _gauge(
         "rules_last_load_successful", "Whether the last reading of the rules worked.", not rules.error

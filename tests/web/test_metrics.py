@@ -77,6 +77,11 @@ def test_client() -> None:
     assert values(found["cryprq_log_messages"]) == {("warning",): 4, ("error",): 0}
 
 
+def test_all_broken_lines_count_and_not_only_those_that_are_told() -> None:
+    rules = {"rules": 1, "broken": 4000, "problems": ["ads.txt, line 1: no name"]}
+    assert values(families(client(rules=rules))["cryprq_rule_problems"]) == {(): 4000}
+
+
 def test_exit() -> None:
     found = families(EXIT)
     assert values(found["cryprq_sessions"]) == {("up",): 1, ("down",): 1}

@@ -74,7 +74,7 @@ def _client_rows(status: ClientStatus) -> Iterator[tuple[str, str]]:
         yield "streams", str(session.streams)
         yield "bytes", f"{size(session.bytes_sent)} sent, {size(session.bytes_received)} received"
     if status.waiting:
-        yield "waiting", f"{status.waiting} requests for the link"
+        yield "waiting", f"{counted(status.waiting, 'request')} for the link"
     yield from _traffic_rows(status)
     if status.rules is not None:
         yield from _rules_rows(status.rules)
@@ -112,7 +112,7 @@ def _exit_rows(status: ExitStatus) -> Iterator[tuple[str, str]]:
     if network is not None:
         device = network.device or DeviceStatus()
         families = "IPv4 and IPv6" if network.ipv6 else "IPv4 only"
-        yield "network", f"{_device(device)}, {network.clients} sessions with packets, {families}"
+        yield "network", f"{_device(device)}, {counted(network.clients, 'session')} with packets, {families}"
         yield "offloads", _device_offloads(device)
         yield "packets", _device_packets(device, "to clients", "from clients")
         yield from _repair_rows(network.repairs)
@@ -147,7 +147,7 @@ def _rules_rows(rules: RulesStatus) -> Iterator[tuple[str, str]]:
     if rules.error:
         yield "rules failed", rules.error
     if rules.problems:
-        more = f"; and {len(rules.problems) - _PROBLEMS} more" if len(rules.problems) > _PROBLEMS else ""
+        more = f"; and {rules.broken - _PROBLEMS} more" if rules.broken > _PROBLEMS else ""
         yield "broken lines", "; ".join(rules.problems[:_PROBLEMS]) + more
 
 
@@ -208,7 +208,7 @@ def _lane(lane: LaneStatus) -> str:
         if lane.up
         else ""
     )
-    fell = f", fell back {lane.path.falls} times so far" if lane.path.falls else ""
+    fell = f", fell back {counted(lane.path.falls, 'time')} so far" if lane.path.falls else ""
     return f"{up(lane)} ({lane.why}){measured}, {_offload(lane.offload)}{fell}"
 
 
@@ -254,7 +254,7 @@ def _kill_switch(state: KillSwitchStatus) -> str:
 def _dns(dns: DnsStatus) -> str:
     counters = dns.counters
     shown = [
-        f"{counters.questions} questions",
+        counted(counters.questions, "question"),
         f"{counters.cache_hits} from the cache",
         f"{counters.blocked} blocked",
         f"{counters.stale} stale",

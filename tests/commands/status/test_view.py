@@ -278,7 +278,8 @@ DAILY: dict[str, Any] = {
         "rules": 12,
         "names": 500_000,
         "default": "tunnel",
-        "problems": [f"ads.txt, line {line}: no name" for line in range(1, 6)],
+        "broken": 3000,
+        "problems": [f"ads.txt, line {line}: no name" for line in range(1, 21)],
         "loaded_at": 1,
         "error": "everything stays as it was: client.toml: rule 3: no such exit",
     },
@@ -303,7 +304,7 @@ def test_what_daily_use_shows() -> None:
     assert shown["rules"].startswith("12 and 500000 names of lists, all else tunnel, read ")
     assert shown["rules failed"].endswith("rule 3: no such exit")
     assert shown["broken lines"] == (
-        "ads.txt, line 1: no name; ads.txt, line 2: no name; ads.txt, line 3: no name; and 2 more"
+        "ads.txt, line 1: no name; ads.txt, line 2: no name; ads.txt, line 3: no name; and 2997 more"
     )
     assert shown["dashboard"].startswith("http://127.0.0.1:1081/")
     assert " ".join(shown["home"].split()) == (
