@@ -5,5 +5,5 @@ and reading), files.py (locks, atomic replacement), file_access.py (with whose r
 the directory of another user), core_dumps.py, resolv_conf.py (name servers). Sockets: accept_loop.py (for all that
 listens), descriptors.py (how many there are), sockets.py (options), linger.py (closing), buffers.py (shared buffers).
 The kernel: netlink.py (questions to it), netlink_watch.py (its changes), own_addresses.py. tasks.py starts tasks,
-work.py says what a part has done.
+faults.py reports what callbacks of the loop raise, work.py says what a part has done.
 """

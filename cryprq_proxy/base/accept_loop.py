@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Final
 
 from .descriptors import EXHAUSTED, SHORTAGE, Shortage, SpareDescriptor
+from .faults import report_fault
 from .tasks import spawn
 from .work import Work
 
@@ -118,7 +119,13 @@ class Acceptor:
                 return
 
     def _hand_over(self, sock: socket.socket, address: tuple[str, int] | str) -> None:
-        self._accepted(sock, address[0] if isinstance(address, tuple) else "")
+        try:
+            self._accepted(sock, address[0] if isinstance(address, tuple) else "")
+        except Exception as error:  # noqa: BLE001  the others in the queue are served
+            report_fault("ends a connection that has just begun", error)
+            # Closing alone would leave what was registered to the next socket of the same number.
+            self._loop.remove_reader(sock)
+            sock.close()
 
     def _pause(self, error: OSError) -> None:
         self._shortage.note(error)

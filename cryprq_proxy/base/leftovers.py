@@ -27,6 +27,7 @@ from collections.abc import Collection, Iterable, Iterator
 from typing import Final, Literal
 
 from ..errors import ConfigError
+from .accept_loop import Acceptor
 from .netlink import DUMP, NETFILTER, NetlinkSocket, attributes
 from .paths import ROLES, Role
 
@@ -128,15 +129,16 @@ def _answering(sign: socket.socket) -> Iterator[None]:
         yield
         return
 
-    def turn_away() -> None:
-        with contextlib.suppress(OSError):
-            sign.accept()[0].close()
-
-    loop.add_reader(sign, turn_away)
+    if not sign.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        # Another user has the name. The loop would call for this socket without end.
+        yield
+        return
+    acceptor = Acceptor(loop, sign, lambda caller, _: caller.close())
+    acceptor.start()
     try:
         yield
     finally:
-        loop.remove_reader(sign)
+        acceptor.close()
 
 
 def in_use(pid: int | None) -> str:

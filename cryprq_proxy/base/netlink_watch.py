@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 from typing import Final, Self
 
+from ..errors import reason_of
 from .netlink import NETFILTER, ROUTE, netlink_socket
+
+_log = logging.getLogger(__name__)
 
 GROUPS: Final = (
     0x1  # links
@@ -30,6 +34,8 @@ FILTER_GROUPS: Final = 1 << 6  # NFNLGRP_NFTABLES
 LEAST_PAUSE: Final = 0.05
 MOST_PAUSE: Final = 0.5
 """Seconds between two looks. What another program removes must be back within a second."""
+LOST_SECONDS: Final = 1.0
+"""Seconds between two looks where nothing can be read from the kernel any more."""
 _READS: Final = 64
 """Messages taken in one wake-up; the loop calls again for the rest."""
 
@@ -49,6 +55,7 @@ class Changes:
 
     def __init__(self, protocol: int = ROUTE, groups: int = GROUPS) -> None:
         self._event = asyncio.Event()
+        self._lost = False
         self._loop = asyncio.get_running_loop()
         self._socket = netlink_socket(protocol)
         try:
@@ -68,15 +75,27 @@ class Changes:
                 return
             except OSError as error:
                 if error.errno != errno.ENOBUFS:
-                    raise
+                    self._lose(error)
+                    return
             self._event.set()
+
+    def _lose(self, error: OSError) -> None:
+        """Nothing more can be read; the socket would stay readable for ever."""
+        _log.warning("the kernel tells no more changes (%s), so each second is looked", reason_of(error))
+        self._loop.remove_reader(self._socket)
+        self._lost = True
+        self._event.set()
 
     @classmethod
     def of_filters(cls) -> Self:
         return cls(NETFILTER, FILTER_GROUPS)
 
     async def wait(self) -> None:
-        """Return after a change since the last return, or since the start."""
+        """Return after a change since the last return, or since the start; where the kernel tells none any more, after
+        a second."""
+        if self._lost:
+            await asyncio.sleep(LOST_SECONDS)
+            return
         await self._event.wait()
         self._event.clear()
 
@@ -96,6 +115,7 @@ class NoChanges(Changes):
 
     def __init__(self) -> None:
         self._event = asyncio.Event()
+        self._lost = False
 
     def close(self) -> None:
         return

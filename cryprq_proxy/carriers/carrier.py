@@ -17,18 +17,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import socket
 import time
 from typing import Final, Protocol
 
 from ..base.buffers import SHARED
 from ..base.clock import clock
+from ..base.faults import report_fault
 from ..errors import CarrierError, CloseReason, PeerError, reason_of, words_of
 from ..session.session import FILL_MINIMUM, NEVER, Session
 from .pacing import RateMeter
-
-_log = logging.getLogger(__name__)
 
 SEND_SIZE: Final = 262_144
 CHECK_SECONDS: Final = 5.0
@@ -99,7 +97,7 @@ class Carrier:
 
     def crash(self, error: Exception) -> None:
         """End the carrier because of a fault of this program, and log it."""
-        _log.error("a fault in this program ends the connection to the peer", exc_info=error)
+        report_fault("ends the connection to the peer", error)
         self.fail(CarrierError(CloseReason.TIMED_OUT, "a fault in this program, which the log describes"))
 
     # --- for the kinds of carriers ---------------------------------------------------------------------------------

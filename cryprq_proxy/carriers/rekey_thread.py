@@ -7,8 +7,9 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from typing import Any
 
+from ..base.faults import report_fault
 from ..crypto.primitives import Provider
-from ..errors import PeerError
+from ..errors import CarrierError, CloseReason, PeerError
 from ..session.rotation import Offload, inline
 
 
@@ -29,6 +30,11 @@ def executor_offload(provider: Provider, executor: Executor, failed: Callable[[P
                 done(future.result)
             except PeerError as error:
                 failed(error)
+            except Exception as error:  # noqa: BLE001  the session would wait for its key for ever
+                report_fault("ends the connection to the peer", error)
+                failed(
+                    CarrierError(CloseReason.TIMED_OUT, "a fault in this program, which the log describes")
+                )
 
         loop.run_in_executor(executor, job).add_done_callback(finished)
 

@@ -17,13 +17,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import socket
 from collections import Counter, deque
 from typing import Any, Final
 
 from ..address import Destination
 from ..base.buffers import SHARED
+from ..base.faults import report_fault
 from ..base.sockets import CONNECT_TIMEOUT, set_reset_on_close
 from ..errors import LocalError, StreamReason
 from ..outbound.dialer import Cancellable, connect_target
@@ -36,8 +36,6 @@ from ..session.wire import MAX_DATA, StreamProtocol
 from .own_listeners import DirectPolicy
 from .requests import StreamRequest
 from .split_association import DatagramsOnly
-
-_log = logging.getLogger(__name__)
 
 WINDOW: Final = 262_144
 """Bytes that the handler may have received and not yet consumed."""
@@ -147,8 +145,11 @@ class DirectStream:
             self._sock, self._fd = sock, sock.fileno()
             self.opened = True
             self.receive_half = Half.OPEN
-            self.handler.opened()
-            self._read_on()
+            try:
+                self.handler.opened()
+                self._read_on()
+            except Exception as error:  # noqa: BLE001  nobody else would end the two sockets
+                self._crash(error)
 
     # --- from the destination --------------------------------------------------------------------------------------
 
@@ -217,7 +218,10 @@ class DirectStream:
     def _take_turn(self) -> None:
         self._turn = False
         if self.send_half is Half.OPEN and not self._failed:
-            self.handler.writable()
+            try:
+                self.handler.writable()
+            except Exception as error:  # noqa: BLE001  else nobody would call it again
+                self._crash(error)
 
     def waits(self) -> bool:
         return self._turn or self._starved
@@ -307,7 +311,7 @@ class DirectStream:
         self._end()
 
     def _crash(self, error: Exception) -> None:
-        _log.error("a fault in this program ends a direct connection", exc_info=error)
+        report_fault("ends a direct connection", error)
         self._fail()
 
     def _fail(self) -> None:

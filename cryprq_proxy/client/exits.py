@@ -24,6 +24,7 @@ from msgspec import structs
 
 from ..address import Destination
 from ..base.clock import clock
+from ..base.faults import report_fault
 from ..base.tasks import spawn
 from ..base.work import Work
 from ..carriers.dial.tcp import Resolve, by_system
@@ -257,12 +258,16 @@ class Exits(ClientObserver):
 
     def _tick(self) -> None:
         now = self._clock()
-        if now - self._probed >= PROBE_SECONDS:
-            self._probed = now
-            for entry in self.entries:
-                entry.client.measure()
-        self.changed()
-        due = min(self._probed + PROBE_SECONDS, self._selection.deadline())
+        due = now + PROBE_SECONDS
+        try:
+            if now - self._probed >= PROBE_SECONDS:
+                self._probed = now
+                for entry in self.entries:
+                    entry.client.measure()
+            self.changed()
+            due = min(self._probed + PROBE_SECONDS, self._selection.deadline())
+        except Exception as error:  # noqa: BLE001  without its timer a silent exit would stay the active one
+            report_fault("delays the choice of an exit", error)
         self._timer = self._loop.call_later(max(due - self._clock(), 0.0), self._tick)
 
     # --- life ------------------------------------------------------------------------------------------------------

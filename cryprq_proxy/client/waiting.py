@@ -52,7 +52,9 @@ class WaitingRoom:
 
     def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
         self._sweeper = None
-        while self._waiting and self._waiting[0][0] <= loop.time():
-            self._refuse(self._waiting.popleft()[1])
-        if self._waiting:
-            self._sweeper = loop.call_at(self._waiting[0][0], self._sweep, loop)
+        try:
+            while self._waiting and self._waiting[0][0] <= loop.time():
+                self._refuse(self._waiting.popleft()[1])
+        finally:
+            if self._waiting and self._sweeper is None:
+                self._sweeper = loop.call_at(self._waiting[0][0], self._sweep, loop)

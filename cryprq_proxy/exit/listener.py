@@ -10,7 +10,6 @@ without a byte.
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 import socket
 from collections import Counter
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Final
 from ..address import Destination
 from ..base import descriptors
 from ..base.accept_loop import Acceptor
+from ..base.faults import report_fault
 from ..base.sockets import prepare
 from ..base.tasks import spawn
 from ..base.work import Work
@@ -41,8 +41,6 @@ from .settings import ExitSettings
 
 if TYPE_CHECKING:
     from .websocket_listener import WebEntrance
-
-_log = logging.getLogger(__name__)
 
 BACKLOG: Final = 4096
 """Connections that wait to be accepted; the kernel has a bound of its own (net.core.somaxconn)."""
@@ -174,7 +172,7 @@ class ExitListener:
         try:
             ready()
         except Exception as error:  # noqa: BLE001  see above
-            _log.error("a fault in this program ends the connection from %s", visitor.host, exc_info=error)
+            report_fault(f"ends the connection from {visitor.host}", error)
             self.reception.lost(visitor, "a fault in this program")
 
     def _cut(self, sock: socket.socket) -> None:

@@ -247,16 +247,18 @@ class Reception:
         """Dismiss the visitors whose time is over; sweep again as long as there are visitors."""
         self._timer = None
         now, pause = clock(), SWEEP_SECONDS
-        for room in self._rooms:
-            expired = room.expired(now, SWEPT)
-            for visitor in expired:
-                _log.debug("a handshake from %s was not finished in time", visitor.host)
-                self._dismiss(visitor, "too_slow", room)
-            if len(expired) == SWEPT:
-                pause = 0.0
-        self._serve()
-        if any(self._rooms):
-            self._timer = self._loop.call_later(pause, self._sweep)
+        try:
+            for room in self._rooms:
+                expired = room.expired(now, SWEPT)
+                for visitor in expired:
+                    _log.debug("a handshake from %s was not finished in time", visitor.host)
+                    self._dismiss(visitor, "too_slow", room)
+                if len(expired) == SWEPT:
+                    pause = 0.0
+            self._serve()
+        finally:
+            if any(self._rooms):
+                self._timer = self._loop.call_later(pause, self._sweep)
 
     def close(self) -> None:
         """End all visitors."""

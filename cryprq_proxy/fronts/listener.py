@@ -20,6 +20,7 @@ from asyncio_socks_server.core.types import Cmd
 
 from ..address import Destination
 from ..base.accept_loop import Acceptor
+from ..base.faults import report_fault
 from ..base.linger import Farewell
 from ..base.sockets import keep_alive, prepare
 from ..base.tasks import spawn
@@ -111,10 +112,10 @@ class MixedListener:
     def _accepted(self, sock: socket.socket, host: str) -> None:
         prepare(sock, host)
         keep_alive(sock)
+        connection = SocksConnection(self, sock)
         self._connections += 1
         if self._acceptor is not None and self._connections >= self.settings.max_connections:
             self._acceptor.stop()
-        connection = SocksConnection(self, sock)
         self._negotiating.append((self.loop.time() + self.settings.negotiation_timeout, connection))
         if self._sweeper is None:
             self._sweep()
@@ -122,14 +123,16 @@ class MixedListener:
     def _sweep(self) -> None:
         """End negotiations that take too long; they are in the order of their deadlines."""
         now = self.loop.time()
-        while self._negotiating and (
-            self._negotiating[0][0] <= now or not self._negotiating[0][1].negotiating
-        ):
-            _, connection = self._negotiating.popleft()
-            if connection.negotiating:
-                connection.close()
-        seconds = min(SWEEP_SECONDS, self.settings.negotiation_timeout)
-        self._sweeper = self.loop.call_later(seconds, self._sweep) if self._negotiating else None
+        try:
+            while self._negotiating and (
+                self._negotiating[0][0] <= now or not self._negotiating[0][1].negotiating
+            ):
+                _, connection = self._negotiating.popleft()
+                if connection.negotiating:
+                    connection.close()
+        finally:
+            seconds = min(SWEEP_SECONDS, self.settings.negotiation_timeout)
+            self._sweeper = self.loop.call_later(seconds, self._sweep) if self._negotiating else None
 
     # --- the stages of a connection ------------------------------------------------------------------------------
 
@@ -232,7 +235,7 @@ class SocksConnection(StreamHandler):
     It also recognizes HTTP connections and passes them on.
     """
 
-    __slots__ = ("_fd", "_listener", "_sock", "_socks", "_stream", "negotiating")
+    __slots__ = ("_fd", "_handed_on", "_listener", "_sock", "_socks", "_stream", "negotiating")
 
     def __init__(self, listener: MixedListener, sock: socket.socket) -> None:
         self._listener = listener
@@ -240,20 +243,34 @@ class SocksConnection(StreamHandler):
         self._fd = sock.fileno()  # asyncio builds a repr of a socket object each time it registers one
         self._socks: SocksServer | None = None
         self._stream: AnyStream | None = None
+        self._handed_on = False
         self.negotiating = True
         listener.loop.add_reader(self._fd, self._on_readable)
 
     def close(self) -> None:
-        """End the connection without a reply."""
-        self.negotiating = False
+        """End the connection without a reply, unless it has been handed on."""
+        if self._handed_on:
+            return
+        self._hand_on()
         if self._stream is not None:
             self._stream.reset(StreamReason.CANCELLED)
-        self._listener.loop.remove_reader(self._fd)
         self._sock.close()
         self._listener.ended()
 
+    def _hand_on(self) -> None:
+        """The socket is somebody else's from now on."""
+        self._handed_on, self.negotiating = True, False
+        self._listener.loop.remove_reader(self._fd)
+
     def _on_readable(self) -> None:
-        loop, sock = self._listener.loop, self._sock
+        try:
+            self._read()
+        except Exception as error:  # noqa: BLE001  a fault: see base/faults.py
+            report_fault("ends an application's connection", error)
+            self.close()
+
+    def _read(self) -> None:
+        sock = self._sock
         if not self.negotiating:
             self._readable_while_waiting()
             return
@@ -269,8 +286,7 @@ class SocksConnection(StreamHandler):
         socks = self._socks
         if socks is None:
             if data[0] not in SOCKS_VERSIONS:
-                self.negotiating = False
-                loop.remove_reader(self._fd)
+                self._hand_on()
                 self._listener.serve_http(sock, data)
                 return
             socks = self._socks = SocksServer(self._listener.settings.credentials)
@@ -287,7 +303,7 @@ class SocksConnection(StreamHandler):
                     StreamProtocol.TCP, socks.request.destination, self, self._begin
                 )
             else:
-                loop.remove_reader(self._fd)
+                self._hand_on()
                 self._listener.serve_udp(sock, socks)
 
     def _readable_while_waiting(self) -> None:
@@ -314,8 +330,7 @@ class SocksConnection(StreamHandler):
 
     def _farewell(self) -> None:
         """Let the last reply arrive."""
-        self.negotiating = False
-        self._listener.loop.remove_reader(self._fd)
+        self._hand_on()
         Farewell(self._listener.loop, self._sock, ended=self._listener.ended)
 
     # --- handler of the stream -------------------------------------------------------------------------------------
@@ -329,6 +344,7 @@ class SocksConnection(StreamHandler):
             return
         # The stream's label keeps this object for as long as the stream lives.
         self._stream = self._socks = None
+        self._hand_on()
         self._listener.relay(self._sock, stream).start(socks.leftover)
 
     def refused(self, reason: StreamReason) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Final
 
 from ..address import Destination
+from ..base.faults import report_fault
 from ..client.requests import NOWHERE, StreamSource
 from ..errors import StreamReason
 from ..session.streams import AnyStream, StreamHandler
@@ -40,6 +41,8 @@ class UdpFront(StreamHandler):
         self._ended = ended
         self._stream: AnyStream | None = None
         self._sock: socket.socket | None = None
+        self._host = ""
+        """Where the application is, once the stream is open."""
         self._application: tuple[str, int] | None = None
         self._closed = False
 
@@ -72,6 +75,13 @@ class UdpFront(StreamHandler):
         self.close()
 
     def _on_readable(self) -> None:
+        try:
+            self._read()
+        except Exception as error:  # noqa: BLE001  a fault: see base/faults.py
+            report_fault("ends a UDP association", error)
+            self.close()
+
+    def _read(self) -> None:
         sock, stream = self._sock, self._stream
         if sock is None or stream is None:
             return
@@ -93,7 +103,7 @@ class UdpFront(StreamHandler):
     def _is_application(self, address: tuple[str, int]) -> bool:
         if self._application is None:
             named = self._socks.request.destination.port if self._socks.request is not None else 0
-            if address[0] == self._control.getpeername()[0] and named in (0, address[1]):
+            if address[0] == self._host and named in (0, address[1]):
                 self._application = address
         return self._application == address
 
@@ -105,8 +115,9 @@ class UdpFront(StreamHandler):
             stream.reset(StreamReason.CANCELLED)
 
     def opened(self) -> None:
-        host = self._control.getsockname()[0]
         try:
+            # Once: a connection that was reset has no addresses any more.
+            self._host, host = self._control.getpeername()[0], self._control.getsockname()[0]
             self._sock = socket.socket(self._control.family, socket.SOCK_DGRAM)
             self._sock.setblocking(False)
             self._sock.bind((host, 0))

@@ -27,6 +27,7 @@ from typing import Final, Protocol
 
 from ..address import Destination
 from ..base.descriptors import EXHAUSTED, SHORTAGE
+from ..base.faults import report_fault
 from ..base.sockets import CONNECT_TIMEOUT, bound_unsent, keep_alive, prepare
 from ..base.tasks import spawn
 from ..errors import StreamReason, StreamRefused
@@ -272,6 +273,14 @@ class AddressRace:
 
     def _advance(self) -> None:
         """Start the next attempt, or end the race if there is none left and none runs."""
+        try:
+            self._try_next()
+        except Exception as error:  # noqa: BLE001  whoever waits for this race would wait for ever
+            report_fault("ends an attempt to connect", error)
+            self.cancel()
+            self._done(None, StreamReason.GENERAL)
+
+    def _try_next(self) -> None:
         self._stop_timer()
         while self._waiting:
             left = self._deadline - self._loop.time()

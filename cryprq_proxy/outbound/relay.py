@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import socket
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Final
 
+from ..base.faults import report_fault
 from ..base.sockets import set_reset_on_close
 from ..errors import StreamReason
 from ..session.sendlog import SLOT_HEADROOM, SlotPool
 from ..session.streams import AnyStream, Half, StreamHandler
-
-_log = logging.getLogger(__name__)
 
 READS: Final = 2
 """Reads in one wake-up."""
@@ -58,13 +56,16 @@ class Relay(StreamHandler):
         """Begin to relay. `early` was read from the socket before and goes first: at most INITIAL_WINDOW bytes.
         `received` came from the stream before and is not yet consumed. `ended`: the stream's end came too."""
         self._stream.handler = self
-        if early:
-            self._stream.send(early)
-        self._arm()
-        for data in received:
-            self.data_received(data)
-        if ended:
-            self.eof_received()
+        try:
+            if early:
+                self._stream.send(early)
+            self._arm()
+            for data in received:
+                self.data_received(data)
+            if ended:
+                self.eof_received()
+        except Exception as error:  # noqa: BLE001  nobody else would end the two
+            self._crash(error)
 
     @property
     def sock(self) -> socket.socket:
@@ -87,7 +88,7 @@ class Relay(StreamHandler):
 
     def _crash(self, error: Exception) -> None:
         """End both sides because of a fault of this program."""
-        _log.error("a fault in this program ends a connection", exc_info=error)
+        report_fault("ends a connection", error)
         self.abort(StreamReason.GENERAL)
 
     # --- socket to stream ------------------------------------------------------------------------------------------

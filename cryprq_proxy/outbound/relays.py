@@ -24,6 +24,7 @@ from math import inf
 from typing import Final, Protocol
 
 from ..base.far_end import FarEnd, is_abandoned, look_at
+from ..base.faults import report_fault
 from ..errors import StreamReason
 
 LOOK_SECONDS: Final = 10.0
@@ -101,7 +102,11 @@ class Relays[R: Relaying]:
         for relay in islice(rest, RELAYS_A_TURN):
             looked += 1
             if (at_all or relay.unwatched) and relay in self._relays:
-                self.look_at(relay, now)
+                try:
+                    self.look_at(relay, now)
+                except Exception as error:  # noqa: BLE001  the look at the others goes on
+                    report_fault("keeps a relay from being looked at", error)
+                    self.discard(relay)
         if looked == RELAYS_A_TURN:
             self._loop.call_soon(self._look_on, rest, at_all)
         else:

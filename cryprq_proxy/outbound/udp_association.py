@@ -8,7 +8,6 @@ each datagram after the name is resolved and before it is sent.
 from __future__ import annotations
 
 import asyncio
-import logging
 import socket
 from collections import OrderedDict
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from typing import Final
 
 from ..address import Destination
 from ..base.descriptors import EXHAUSTED, SHORTAGE
+from ..base.faults import report_fault
 from ..base.tasks import spawn
 from ..errors import StreamReason, StreamRefused
 from ..session.streams import StreamHandler
@@ -25,8 +25,6 @@ from .resolving.resolver import Resolver
 
 MAX_SOCKETS: Final = 2
 """One for each family."""
-_log = logging.getLogger(__name__)
-
 MAX_HOSTS: Final = 1_024
 """Hosts that may answer one association; the least recently used one is forgotten first."""
 MAX_RESOLVING: Final = 64
@@ -119,7 +117,7 @@ class UdpAssociation(StreamHandler):
         try:
             self._read(sock)
         except Exception as error:  # noqa: BLE001  the socket stays readable: the loop would call again at once
-            _log.error("a fault in this program ends a UDP association", exc_info=error)
+            report_fault("ends a UDP association", error)
             self._reset_stream(StreamReason.GENERAL)
             self._close()
 

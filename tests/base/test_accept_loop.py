@@ -261,3 +261,39 @@ class Greeting(asyncio.Protocol):
         assert isinstance(transport, asyncio.Transport)
         transport.write(b"hello")
         transport.close()
+
+
+async def test_a_fault_ends_the_one_connection_and_the_others_are_served(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """What it had registered at the loop would otherwise be called for the next socket of the same number."""
+    loop = asyncio.get_running_loop()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        served: list[socket.socket] = []
+        broken: list[int] = []
+
+        def accepted(sock: socket.socket, host: str) -> None:
+            if not broken:
+                broken.append(sock.fileno())
+                loop.add_reader(sock, served.append, sock)
+                raise ZeroDivisionError
+            served.append(sock)
+
+        acceptor = Acceptor(loop, listener, accepted)
+        with contextlib.ExitStack() as applications:
+            first, second = (
+                applications.enter_context(socket.create_connection(listener.getsockname())) for _ in range(2)
+            )
+            acceptor.start()
+            acceptor._on_acceptable()
+            first.setblocking(False)
+            assert await loop.sock_recv(first, 1) == b""
+            [sock] = served
+            assert not loop.remove_reader(broken[0])
+            sock.send(b"x")
+            assert second.recv(1) == b"x"
+            sock.close()
+        acceptor.close()
+    assert [record.getMessage() for record in caplog.records] == [
+        "a fault in this program ends a connection that has just begun"
+    ]

@@ -189,3 +189,15 @@ def test_what_an_exit_has_left_is_named(
     monkeypatch.setattr(leftovers, "has_header", lambda: True)
     client = f"an earlier --tun has left {HEADER}: {leftovers.REMEDY}"
     assert leftovers.left_by_any() == (f"{client}; {left}" if said else client)
+
+
+async def test_a_name_that_another_user_has_does_not_occupy_the_loop(
+    role: Role, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The socket of this process, bound to nothing, is readable for ever: each turn of the loop looked at it."""
+    watched: list[object] = []
+    monkeypatch.setattr(asyncio.get_running_loop(), "add_reader", lambda *call: watched.append(call))
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(leftovers._name(role))  # not listening: so it has no process id, as of another namespace
+        with claimed(role):
+            assert not watched

@@ -81,3 +81,28 @@ def test_a_look_that_takes_long_is_taken_less_often() -> None:
     assert pause(0.0) == LEAST_PAUSE
     assert pause(0.05) == pytest.approx(0.2)
     assert pause(60.0) == MOST_PAUSE < 1
+
+
+async def test_a_socket_that_gives_nothing_but_errors_is_left(
+    ends: Ends, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It stayed readable, and each turn of the loop logged the same error."""
+    monkeypatch.setattr(netlink_watch, "LOST_SECONDS", 0.01)
+    kernel, ours = ends
+    failures = 0
+
+    def recv(size: int, flags: int = 0) -> bytes:
+        nonlocal failures
+        failures += 1
+        raise OSError(errno.ENOMEM, "no memory")
+
+    monkeypatch.setattr(ours, "recv", recv)
+    with Changes() as changes:
+        kernel.send(b"message")
+        for _ in range(3):
+            await changes.wait()
+    assert failures == 1
+    [record] = caplog.records
+    assert record.getMessage() == (
+        "the kernel tells no more changes (cannot allocate memory), so each second is looked"
+    )

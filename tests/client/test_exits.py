@@ -337,3 +337,25 @@ async def test_an_exit_that_carries_no_packets_any_more_is_left(wide: WideWorld)
         wide.exits.status().exits[0].last_error
         == "the exit carries no packets at the moment; its log says why"
     )
+
+
+async def test_a_fault_while_one_looks_delays_the_choice_and_does_not_end_it(
+    world: FakeExits, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The timer was not set again, and a silent exit stayed the active one."""
+    world.up("a", "b")
+    measure = world.clients[1].measure
+
+    def fault() -> None:
+        world.clients[1].measure = measure  # type: ignore[method-assign]
+        raise ZeroDivisionError
+
+    world.clients[1].measure = fault  # type: ignore[method-assign]
+    world.timers.advance(5.0)
+    assert [record.getMessage() for record in caplog.records] == [
+        "a fault in this program delays the choice of an exit"
+    ]
+    world.clients[0].mute = True
+    world.timers.advance(SILENT_SECONDS + 2.0)
+    world.ask()
+    assert world.served() == [0, 1]

@@ -96,3 +96,17 @@ def test_closing_refuses_all(room: Room) -> None:
     assert room.refused == ["a", "b"]
     room.timers.advance(SECONDS)
     assert room.refused == ["a", "b"]
+
+
+def test_a_fault_of_one_refusal_keeps_no_other_waiting(room: Room) -> None:
+    def refuse(request: StreamRequest) -> None:
+        if request.exit == "a":
+            raise ZeroDivisionError
+        room.refused.append(request.exit)
+
+    room.waiting._refuse = refuse
+    room.add("a", "b")
+    with pytest.raises(ZeroDivisionError):
+        room.timers.advance(SECONDS + 1)
+    room.timers.advance(SECONDS + 1)
+    assert (room.refused, len(room.waiting)) == (["b"], 0)

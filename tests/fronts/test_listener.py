@@ -8,6 +8,7 @@ import socket
 import weakref
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -349,3 +350,83 @@ async def test_stopping_ends_everything(proxy: Proxy) -> None:
     assert proxy.source.asked[1].stream.resets == [StreamReason.CANCELLED]
     with pytest.raises(ConnectionRefusedError):
         proxy.application()
+
+
+# --- faults of this program ---
+
+
+def fault(*_: object) -> None:
+    raise ZeroDivisionError
+
+
+async def test_a_fault_ends_the_one_connection(
+    proxies: list[Proxy], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its socket stayed readable, or was never looked at again, and its place was lost."""
+    proxies.append(Proxy(replace(HERE, max_connections=1)))
+    [proxy] = proxies
+    application = proxy.application()
+    await application.greet()
+    proxy.source.request = fault  # type: ignore[method-assign,assignment]
+    application.send(CONNECT)
+    assert await application.read(1) == b""
+    [record] = caplog.records
+    assert record.getMessage() == "a fault in this program ends an application's connection"
+    await proxy.application().greet()
+
+
+async def test_a_fault_behind_a_refusal_frees_one_place(
+    proxies: list[Proxy], caplog: pytest.LogCaptureFixture
+) -> None:
+    class Faulty(FakeSource):
+        def request(self, *arguments: Any) -> None:
+            super().request(*arguments)
+            raise ZeroDivisionError
+
+    proxies.append(Proxy(HERE, Faulty(StreamReason.NOT_ALLOWED)))
+    application = proxies[0].application()
+    application.send(GREETING + CONNECT)
+    assert await application.read(100) == b"\x05\x00\x05\x02\x00\x01" + bytes(6)
+    application.sock.close()
+    await until(lambda: proxies[0].listener._connections <= 0)
+    await settle()
+    assert proxies[0].listener._connections == 0
+    assert len(caplog.records) == 1
+
+
+async def test_a_fault_when_a_relay_begins_ends_both_sides(
+    proxy: Proxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    application = proxy.application()
+    application.send(GREETING + CONNECT + b"early")
+    await until(lambda: proxy.source.asked)
+    [asked] = proxy.source.asked
+    asked.stream.send = fault  # type: ignore[method-assign,assignment]
+    asked.open()
+    assert asked.stream.resets == [StreamReason.GENERAL]
+    assert len(caplog.records) == 1
+    await until(lambda: proxy.listener._connections == 0)
+
+
+async def test_negotiations_are_bounded_in_time_also_after_a_fault(
+    proxies: list[Proxy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The timer was not set again."""
+    proxies.append(Proxy(replace(HERE, negotiation_timeout=0.05)))
+    faults: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: faults.append(context["exception"]))
+    first, second = proxies[0].application(), proxies[0].application()
+    await until(lambda: len(proxies[0].listener._negotiating) == 2)
+    connection = proxies[0].listener._negotiating[0][1]
+    ends = SocksConnection.close
+
+    def close(self: SocksConnection) -> None:
+        if self is connection and not faults:
+            raise ZeroDivisionError
+        ends(self)
+
+    monkeypatch.setattr(SocksConnection, "close", close)
+    assert await second.read(1) == b""
+    assert len(faults) == 1
+    connection.close()
+    assert await first.read(1) == b""

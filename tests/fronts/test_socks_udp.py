@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from cryprq_proxy.address import Destination
+from cryprq_proxy.base.sockets import set_reset_on_close
 from cryprq_proxy.client.requests import NOWHERE, Begin
 from cryprq_proxy.errors import StreamReason
 from cryprq_proxy.fronts import socks_udp
@@ -220,3 +221,41 @@ async def test_the_end_of_the_stream_ends_the_connection(association: Associatio
     else:
         handler.eof_received()
     assert await association.control.read(1) == b""
+
+
+@pytest.mark.parametrize("moment", ["asked", "open"])
+async def test_a_connection_that_breaks_ends_the_association_without_a_fault(
+    association: Association, moment: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A broken connection has no addresses. The question for them failed in the callback, once per turn of the loop."""
+    await association.ask()
+    if moment == "open":
+        association.asked.open()
+        reply = await association.control.read(10)
+        association.proxy = socket.inet_ntoa(reply[4:8]), int.from_bytes(reply[8:])
+        association.send(b"first")
+    set_reset_on_close(association.control.sock)
+    association.control.sock.close()
+    # Before the loop can tell of the reset.
+    [front] = association.listener._udp
+    if moment == "asked":
+        association.asked.open()
+    else:
+        front._on_readable()
+    await until(lambda: not association.listener._udp)
+    assert not caplog.records
+
+
+async def test_a_fault_ends_the_association(
+    association: Association, caplog: pytest.LogCaptureFixture
+) -> None:
+    await association.open()
+    association.asked.stream.send_datagram = fault  # type: ignore[method-assign,assignment]
+    association.send(b"question")
+    assert await association.control.read(1) == b""
+    [record] = caplog.records
+    assert record.getMessage() == "a fault in this program ends a UDP association"
+
+
+def fault(*_: object) -> None:
+    raise ZeroDivisionError

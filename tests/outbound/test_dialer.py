@@ -23,6 +23,7 @@ from cryprq_proxy.outbound.dialer import (
     dial,
     interleave,
 )
+from tests.support.settle import until
 from tests.support.targets import has_ipv6
 
 OPEN = EgressPolicy(allow_private=True)
@@ -648,3 +649,30 @@ async def test_dial_on_loopback_refused(refused_port: int, no_leaks: None) -> No
     resolver = FakeResolver(a_test=["127.0.0.1", "127.0.0.1"])
     task = asyncio.ensure_future(dial(Destination("a.test", refused_port), OPEN, resolver=resolver))
     assert await refused(task) is StreamReason.CONNECTION_REFUSED
+
+
+@pytest.mark.parametrize("first", ["1.1.1.1", "1.1.1.2"])
+async def test_a_fault_in_a_race_ends_it(first: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Who waited for it waited for ever."""
+    outcome: list[StreamReason | None] = []
+
+    def allowed(ip: str) -> bool:
+        if ip == first:
+            raise ZeroDivisionError
+        return True
+
+    connector = Connector()
+    AddressRace(
+        asyncio.get_running_loop(),
+        ["1.1.1.1", "1.1.1.2"],
+        1,
+        allowed,
+        lambda sock, reason: outcome.append(reason),
+        10.0,
+        0.0,
+        connector,
+    )
+    await until(lambda: outcome)
+    assert outcome == [StreamReason.GENERAL]
+    assert all(attempt.cancelled for attempt in connector.attempts)
+    assert len(caplog.records) == 1

@@ -223,3 +223,27 @@ async def test_looks_begin_with_a_relay_and_take_turns(monkeypatch: pytest.Monke
     last = len(looked)
     relays.add(next(iter(many)))  # type: ignore[arg-type]
     await until(lambda: len(looked) > last)
+
+
+async def test_a_fault_at_one_relay_keeps_no_other_from_being_looked_at(
+    make: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The look was not made again, for none of them."""
+    monkeypatch.setattr(module, "LOOK_SECONDS", 0.01)
+    relays: Relays[Relay] = Relays(asyncio.get_running_loop(), applications=True)
+    faulty, other = make(), make()
+    looked: list[Relay] = []
+
+    def look_at(relay: Relay, now: float) -> None:
+        if relay is faulty.relay:
+            raise ZeroDivisionError
+        looked.append(relay)
+
+    monkeypatch.setattr(relays, "look_at", look_at)
+    for held in (faulty, other):
+        await held.unwatched()
+        relays.add(held.relay)
+    await until(lambda: len(looked) >= 2)
+    relays.discard(other.relay)
+    assert len(relays) == 0
+    assert len(caplog.records) == 1

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from io import FileIO
 from typing import Final
 
+from cryprq_proxy.base.faults import Faults
 from cryprq_proxy.lane.slices import HEADROOM, MAX_PACKET, Run, Shape
 from cryprq_proxy.status import DeviceStatus
 from tun.device.offload import VNET_SIZE, fit
@@ -173,6 +174,7 @@ class Reading:
         self._inbox = self._buffer[self._read_at :]
         self._loop = loop
         self._stopped = False
+        self._faults = Faults("drops packets of the interface")
         loop.add_reader(file.fileno(), self._drain)
 
     def stop(self) -> None:
@@ -188,6 +190,14 @@ class Reading:
             self._on_lost(error)
 
     def _drain(self) -> None:
+        try:
+            if self._read():
+                self._on_drained()
+        except Exception as error:  # noqa: BLE001  a packet is lost: see cryprq_proxy/base/faults.py
+            self._faults.report(error)
+
+    def _read(self) -> bool:
+        """Hand on the packets of one wake-up. False if a callback has stopped that."""
         buffer, inbox, begin = self._buffer, self._inbox, self._read_at
         readinto, shape_of, on_packet = self._file.readinto, self._shape_of, self._on_packet
         enough = self.bytes + BYTES_PER_WAKEUP
@@ -212,5 +222,5 @@ class Reading:
             on_packet(buffer, START, end, shape)
             # By the callback.
             if self._stopped:
-                return
-        self._on_drained()
+                return False
+        return True

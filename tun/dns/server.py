@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from cryprq_proxy.base.accept_loop import Acceptor, protocol_acceptor
+from cryprq_proxy.base.faults import Faults, report_fault
 from cryprq_proxy.base.tasks import spawn
 from cryprq_proxy.errors import ConfigError, reason_of
 
@@ -121,6 +122,7 @@ class _Datagrams:
         self._forwarder = forwarder
         self._sock = sock
         self._tasks: set[asyncio.Task[None]] = set()
+        self._faults = Faults("leaves questions for names without an answer")
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(sock, self._readable)
 
@@ -131,6 +133,12 @@ class _Datagrams:
             task.cancel()
 
     def _readable(self) -> None:
+        try:
+            self._drain()
+        except Exception as error:  # noqa: BLE001  that question is lost: see cryprq_proxy/base/faults.py
+            self._faults.report(error)
+
+    def _drain(self) -> None:
         for _ in range(DRAIN):
             try:
                 message, client = self._sock.recvfrom(65_535)
@@ -213,6 +221,13 @@ class _TcpClient(asyncio.Protocol):
 
     def _advance(self) -> None:
         """Take up the questions that have arrived, as far as more may be open."""
+        try:
+            self._take_up()
+        except Exception as error:  # noqa: BLE001  a fault: see cryprq_proxy/base/faults.py
+            report_fault("ends a connection of a DNS client", error)
+            self.abort()
+
+    def _take_up(self) -> None:
         buffer = self._buffer
         at = 0
         while not self._full and len(self._tasks) < MAX_PIPELINED and not self._transport.is_closing():

@@ -23,6 +23,7 @@ from ... import address
 from ...address import AddressError, Destination
 from ...base.buffers import SHARED
 from ...base.clock import clock
+from ...base.faults import report_fault
 from ...crypto.handshake import EpochSecrets
 from ...crypto.primitives import Cipher, Entropy, system_entropy
 from ...lane.joining import Room
@@ -285,7 +286,7 @@ class LaneCarrier:
         try:
             self._tick(self._clock())
         except Exception as error:  # noqa: BLE001  without its timer a lane would never notice that it is down
-            _log.error("a fault in this program ends the datagram lane", exc_info=error)
+            report_fault("ends the datagram lane", error)
             self.close()
 
     def _tick(self, now: float) -> None:

@@ -11,12 +11,12 @@ A fault of this program while a batch is handled drops that batch. The first one
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import deque
 from collections.abc import Callable
 from typing import Final
 
 from ...base.buffers import SHARED
+from ...base.faults import Faults
 from ...lane.layout import EXPRESS_KIND
 from .batch import RECEIVE_SIZE, Batch
 from .udp_socket import UdpSocket
@@ -29,8 +29,6 @@ TURN_COST: Final = 180_224
 """Bytes opened in one turn, so counted, about: 94 datagrams of 1,400 bytes, or 330 small ones."""
 EXPRESS_COST: Final = TURN_COST // 2
 """Of what is marked as able to overtake; more of it waits with the rest."""
-
-_log = logging.getLogger(__name__)
 
 
 class Inbox:
@@ -54,7 +52,7 @@ class Inbox:
         self._buffers = SHARED.pool("arriving datagrams", RECEIVE_SIZE, BUFFERS)
         self._again = False
         self._closed = False
-        self._faulty = False
+        self._faults = Faults("drops datagrams of the lane")
         loop.add_reader(sock.fileno(), self._readable)
 
     def close(self) -> None:
@@ -95,9 +93,7 @@ class Inbox:
         try:
             self._handle(batch)
         except Exception as error:  # noqa: BLE001  see the head of the file
-            if not self._faulty:
-                self._faulty = True
-                _log.error("a fault in this program drops datagrams of the lane", exc_info=error)
+            self._faults.report(error)
 
     def _read(self) -> int:
         """Empty the socket as far as there are buffers. Returns the cost of what was opened at once."""

@@ -20,6 +20,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from ipaddress import ip_interface
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from pyroute2 import AsyncIPRoute
@@ -219,6 +220,44 @@ async def test_a_device_that_is_gone_is_told_once_and_read_no_more() -> None:
     assert (reading.packets, inbox.packets) == (0, [])
     reading.stop()
     file.close()
+
+
+class Packets:
+    """A descriptor that gives each of some packets."""
+
+    def __init__(self, *packets: bytes) -> None:
+        self._packets = list(packets)
+
+    def fileno(self) -> int:
+        return -1
+
+    def readinto(self, buffer: memoryview) -> int | None:
+        if not self._packets:
+            return None
+        packet = self._packets.pop(0)
+        buffer[: len(packet)] = packet
+        return len(packet)
+
+
+def test_a_fault_drops_a_packet_and_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    """The kernel calls again for the rest."""
+    file: Any = Packets(b"bad", b"good", b"bad", b"good")
+    taken: list[bytes] = []
+
+    def take(buffer: memoryview, start: int, end: int, shape: Shape) -> None:
+        packet = bytes(buffer[start:end])
+        if packet == b"bad":
+            raise ZeroDivisionError
+        taken.append(packet)
+
+    loop = Mock(asyncio.AbstractEventLoop)
+    reading = Reading(file, 0, lambda *_: COMPLETE, Counter(), loop, take, lambda: taken.append(b"."), lost)
+    for _ in range(3):
+        reading._drain()
+    assert b"".join(taken) == b"goodgood."
+    assert reading.packets == 4
+    [record] = caplog.records
+    assert record.getMessage() == "a fault in this program drops packets of the interface"
 
 
 async def test_reading_with_and_without_offloads(pair: Pair) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import shutil
 import socket
 from collections.abc import AsyncIterator
+from typing import Any
 
 import dns.message
 import pytest
@@ -281,3 +282,29 @@ async def test_dig(port: int, arguments: str, expected: list[str], unexpected: l
         assert text in output, output
     for text in unexpected:
         assert text not in output, output
+
+
+async def test_a_fault_leaves_the_one_question_without_an_answer(
+    port: int, forwarder: Forwarder, caplog: pytest.LogCaptureFixture
+) -> None:
+    consider = forwarder.consider
+
+    def faulty(message: bytes, *, tcp: bool) -> Any:
+        if message[:1] == b"\xff":
+            raise ZeroDivisionError
+        return consider(message, tcp=tcp)
+
+    forwarder.consider = faulty  # type: ignore[method-assign,assignment]
+    good = dns.message.make_query("www.example.org", "A").to_wire()
+    with Udp("127.0.0.1", port) as client:
+        for _ in range(2):
+            client.sock.send(b"\xff" + good[1:])
+        assert (await client.exchange(good))[:2] == good[:2]
+    assert len(caplog.records) == 1
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(framed(good))
+    assert (await frame(reader)).id == int.from_bytes(good[:2])
+    writer.write(framed(b"\xff" + good[1:]))
+    assert await reader.read(1) == b""
+    writer.close()
+    assert len(caplog.records) == 2
