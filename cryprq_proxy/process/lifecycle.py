@@ -77,12 +77,15 @@ class Stop:
     async def wait(self, work: asyncio.Task[Any]) -> None:
         """Return when a stop is asked for. If the endless `work` ends first, raises its CryprqError or a new one."""
         asked = spawn(self.asked.wait(), "signals")
-        await asyncio.wait({asked, work}, return_when=asyncio.FIRST_COMPLETED)
-        if not asked.done():
+        try:
+            await asyncio.wait({asked, work}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
             asked.cancel()
-            if not work.cancelled() and isinstance(error := work.exception(), CryprqError):
-                raise error
-            raise CryprqError(f"the task {work.get_name()!r} ended unexpectedly; the log has the reason")
+        if self.asked.is_set():
+            return
+        if not work.cancelled() and isinstance(error := work.exception(), CryprqError):
+            raise error
+        raise CryprqError(f"the task {work.get_name()!r} ended unexpectedly; the log has the reason")
 
     async def until[T](self, goal: Coroutine[Any, Any, T], work: asyncio.Task[Any]) -> bool:
         """Run `goal`; False if a stop is asked for first. Raises the error of `goal`, or as `wait` about `work`."""

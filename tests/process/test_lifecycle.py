@@ -19,6 +19,7 @@ from cryprq_proxy.errors import CryprqError
 from cryprq_proxy.process.lifecycle import Stop, raise_file_limit
 from tests.support.background import PATIENCE
 from tests.support.processes import environment
+from tests.support.settle import settle
 
 
 async def forever() -> None:
@@ -99,6 +100,14 @@ def test_the_limit_of_open_files_is_raised() -> None:
 async def test_a_goal_is_reached() -> None:
     work = spawn(forever(), "work")
     assert await Stop().until(asyncio.sleep(0, "goal"), work) is True
+    work.cancel()
+
+
+async def test_nothing_waits_for_a_stop_any_more_when_the_goal_is_reached() -> None:
+    work = spawn(forever(), "work")
+    await Stop().until(asyncio.sleep(0), work)
+    await settle()
+    assert asyncio.all_tasks() == {work, asyncio.current_task()}
     work.cancel()
 
 
