@@ -78,6 +78,11 @@ def path() -> Text:
     return Text(_parse_path, "a string with the path of a file")
 
 
+def paths() -> Text:
+    """A list of file names, each as for `path`."""
+    return Text(_parse_path, "a list of files", many=True)
+
+
 def _parse_path(text: str) -> Path:
     if not text or not text.isprintable():
         raise ConfigError("expected the path of a file, without control characters")

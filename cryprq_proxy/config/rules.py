@@ -33,7 +33,7 @@ from ..rules.syntax import (
     parse_ports,
     shown,
 )
-from .decode import Text, path
+from .decode import Text, paths
 
 DEFAULT: Final = RuleAction(Verdict.TUNNEL)
 ACTION: Final = Text(parse_action, 'a string: "tunnel", "direct", "block" or "exit:NAME"')
@@ -43,7 +43,6 @@ _DOMAINS: Final = Text(
 )
 _CIDRS: Final = Text(parse_cidr, 'a list of networks or addresses like "10.0.0.0/8"', many=True)
 _PORTS: Final = Text(parse_ports, 'a list of ports like 22 or "6000-6100"', many=True, integers=True)
-_LISTS: Final = Text(path().parse, "a list of files", many=True)
 _NAME: Final = Text(parse_label, 'a string like "the office"')
 
 
@@ -54,7 +53,7 @@ class RuleTable(Struct, frozen=True, kw_only=True):
     domains: Annotated[tuple[str, ...], _DOMAINS] = ()
     cidrs: Annotated[tuple[IPNetwork, ...], _CIDRS] = ()
     ports: Annotated[tuple[tuple[int, int], ...], _PORTS] = ()
-    lists: Annotated[tuple[Path, ...], _LISTS] = ()
+    lists: Annotated[tuple[Path, ...], paths()] = ()
     name: Annotated[str, _NAME] = ""
 
     def __post_init__(self) -> None:

@@ -14,7 +14,7 @@ from msgspec import Struct
 from ..errors import ConfigError
 from ..rules.ranges import IPNetwork
 from .both_roles import AutoOrOff
-from .decode import Text, choice, count, path, seconds, size, switch
+from .decode import Text, choice, count, path, paths, seconds, size, switch
 
 STATE: Final = Path("/var/lib/cryprq-proxy")
 MAX_UID: Final = 4_294_967_294
@@ -78,7 +78,6 @@ _CGROUPS: Final = Text(str, 'a list of cgroups like "/system.slice/backup.servic
 _NAMES: Final = Text(str, 'a list of names like "ads.example"', many=True)
 _SERVERS: Final = Text(str, 'a list of servers like "exit" or "tls://1.1.1.1#cloudflare-dns.com"', many=True)
 _SPLIT: Final = Text(parse_split, 'a list of strings like "corp.example=10.0.0.1"', many=True)
-_FILES: Final = Text(Path, "a list of files", many=True)
 _POOL4: Final = Text(partial(_pool, 4), 'a prefix like "10.9.0.0/16"')
 _POOL6: Final = Text(partial(_pool, 6), 'a prefix like "fd63:7279:7071:9::/64"')
 
@@ -88,7 +87,7 @@ class DnsTable(Struct, frozen=True, kw_only=True):
 
     upstreams: Annotated[tuple[str, ...], _SERVERS] = ("exit",)
     split: Annotated[tuple[tuple[str, tuple[str, ...]], ...], _SPLIT] = ()
-    blocklists: Annotated[tuple[Path, ...], _FILES] = ()
+    blocklists: Annotated[tuple[Path, ...], paths()] = ()
     block: Annotated[tuple[str, ...], _NAMES] = ()
     allow: Annotated[tuple[str, ...], _NAMES] = ()
     block_answer: Annotated[Literal["nxdomain", "zero"], choice("nxdomain", "zero")] = "nxdomain"

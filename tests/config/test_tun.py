@@ -105,6 +105,12 @@ def test_every_key_of_a_client(tmp_path: Path) -> None:
     )
 
 
+def test_a_blocklist_may_be_in_the_home_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/alice")
+    read = client("[tun.dns]\nblocklists = ['~/ads.txt']")
+    assert read.tun.dns.blocklists == (Path("/home/alice/ads.txt"),)
+
+
 def test_every_key_of_an_exit() -> None:
     read = exit_peer(
         """
@@ -167,6 +173,7 @@ PREFIX = "expected an address or prefix like 192.0.2.0/24, got "
         ("[tun.dns]\nsplit = ['corp.example']", "tun.dns.split: expected DOMAIN=SERVER or DOMAIN=SERVER,SERVER, got"),
         ("[tun.dns]\nsplit = ['a=1.1.1.1,']", "tun.dns.split: expected DOMAIN=SERVER or DOMAIN=SERVER,SERVER, got"),
         ("[tun.dns]\nupstreams = 1", 'tun.dns.upstreams: expected a list of servers like "exit" or '),
+        ("[tun.dns]\nblocklists = ['']", "tun.dns.blocklists: expected the path of a file"),
         ("[tun.dns]\ncache_entries = 0", "tun.dns.cache_entries: expected a whole number from 1 to 1000000, got"),
         ("[tun.dns]\ncache_bytes = 1", "tun.dns.cache_bytes: expected a size from 64 KiB to 1 GiB, in bytes or"),
         ("[tun.dns]\nstale = 'x'", "tun.dns.stale: expected a number of seconds from 0 to 259200, got a string"),
