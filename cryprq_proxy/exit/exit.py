@@ -129,19 +129,21 @@ class Exit:
             # An invite that is used up has let a peer in: a connection that breaks meanwhile does not stop it.
             await asyncio.shield(spawn(self._redeem(secret, peer), "invite"))
         sealer = RecordSealer(established.cipher, established.epoch.exit_record)
-        named = self.sessions.named_in(request)
-        refusal = self._refusal(peer, named)
+        resumed = self.sessions.named_in(request)
+        if resumed is None or request is None or not _may_resume(resumed, peer, request, handshake):
+            resumed = None
+        refusal = self._refusal(peer, resumed)
         if refusal is not None:
             self._refused[refusal] += 1
             self._log_refusal(peer, host, refusal, invited=secret is not None)
             await pipe.write(sealer.seal(wire.encode_close(refusal)))
             pipe.close()
             return refusal is not CloseReason.NOT_AUTHORIZED
-        if named is not None and request is not None and _may_resume(named, peer, request, handshake):
-            entry, received, resumed = named, request.rx, True
-            verdict = _resume(named, request, handshake)
+        if resumed is not None and request is not None:
+            entry, received = resumed, request.rx
+            verdict = _resume(entry, request, handshake)
         else:
-            entry, received, resumed = self.sessions.new(established, pipe.direct), 0, False
+            entry, received = self.sessions.new(established, pipe.direct), 0
             verdict = wire.encode_bare(wire.ACCEPT if request is None else wire.NO_SESSION)
         attempt = entry.attempt
         self.sessions.keep_detached(entry)
@@ -151,7 +153,11 @@ class Exit:
             return True
         self._attach(pipe, entry, established, sealer, received)
         _log.info(
-            "link %s: %s from %s, %s", "resumed" if resumed else "up", peer, host, established.cipher.name
+            "link %s: %s from %s, %s",
+            "up" if resumed is None else "resumed",
+            peer,
+            host,
+            established.cipher.name,
         )
         return True
 

@@ -143,6 +143,19 @@ async def test_no_more_sessions_of_a_peer_than_configured() -> None:
             visit.cut()
 
 
+async def test_only_a_session_that_goes_on_is_spared_in_the_count() -> None:
+    async with open_exit(bounds={"sessions_per_peer": 2}) as exit:
+        first, second = await Visit(exit, ALICE).admit(), await Visit(exit, ALICE).admit()
+        known = second.known
+        known.resume_secret = bytes(len(known.resume_secret))
+        with pytest.raises(PeerError) as caught:
+            await Visit(exit, ALICE).admit(known)
+        assert caught.value.reason is CloseReason.LIMIT
+        assert held(exit) == (2, 0)
+        for visit in (first, second):
+            visit.cut()
+
+
 async def test_of_sessions_without_a_carrier_the_oldest_end_beyond_the_configured_number() -> None:
     async with open_exit(bounds={"detached_sessions_per_peer": 2}) as exit:
         visits = [await Visit(exit, ALICE).admit() for _ in range(3)]
