@@ -146,7 +146,7 @@ class Exit:
             entry, received = self.sessions.new(established, pipe.direct), 0
             verdict = wire.encode_bare(wire.ACCEPT if request is None else wire.NO_SESSION)
         attempt = entry.attempt
-        self.sessions.keep_detached(entry)
+        self.sessions.keep_detached(entry, admitted=True)
         await pipe.write(sealer.seal(verdict))
         if entry.session.closed is not None or entry.attempt != attempt:
             pipe.close()  # ended, or overtaken by a later attempt, while the verdict was written
@@ -249,8 +249,7 @@ def _may_resume(entry: PeerSession, peer: PeerId, request: ResumeRequest, handsh
 def _resume(entry: PeerSession, request: ResumeRequest, handshake: ExitHandshake) -> bytes:
     """Take the session from its carrier for this attempt; the verdict's frame."""
     entry.attempt = request.attempt
-    if entry.carrier is not None:
-        entry.carrier.drop()
+    entry.leave_carrier()
     session = entry.session
     proof = resume_proof(
         session.resume_secret, b"resume S", handshake.resume_hash, request.attempt, session.received

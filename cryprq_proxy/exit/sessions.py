@@ -44,13 +44,15 @@ _log = logging.getLogger(__name__)
 
 
 class PeerShare:
-    """What all sessions of one peer have together: how many streams they open, and their work in a turn of the loop."""
+    """The sessions of one peer, those whose carrier was lost last at the end, and what they have together: how many
+    streams they open, and their work in a turn of the loop."""
 
-    __slots__ = ("opens", "turn")
+    __slots__ = ("opens", "sessions", "turn")
 
     def __init__(self, opens: TokenBucket, turn: TurnBudget) -> None:
         self.opens = opens
         self.turn = turn
+        self.sessions: dict[bytes, PeerSession] = {}
 
 
 class PeerSession:
@@ -88,10 +90,16 @@ class PeerSession:
             **structs.asdict(session_status(self.session, now)),
         )
 
+    def leave_carrier(self) -> None:
+        """Drop the carrier, if there is one, for another one."""
+        carrier, self.carrier = self.carrier, None
+        if carrier is not None:
+            carrier.drop()
+
     def carrier_lost(self, carrier: Carrier, error: PeerError | None) -> None:
         if self.carrier is carrier:
             self.carrier = None
-        self._sessions.carrier_lost(self, error)
+            self._sessions.carrier_lost(self, error)
 
     def carrier_failed(self, error: PeerError) -> None:
         if self.carrier is not None:
@@ -99,7 +107,7 @@ class PeerSession:
 
 
 class Sessions:
-    """All sessions of an exit, those whose carrier was lost last at the end."""
+    """All sessions of an exit."""
 
     def __init__(
         self,
@@ -134,10 +142,7 @@ class Sessions:
 
     def attached(self, peer: PeerId, *, but: PeerSession | None) -> int:
         """How many sessions of `peer` have a carrier, without `but`."""
-        return sum(
-            entry.peer == peer and entry.carrier is not None and entry is not but
-            for entry in self._by_id.values()
-        )
+        return sum(entry.carrier is not None and entry is not but for entry in self._of(peer))
 
     # --- beginning ---
 
@@ -160,7 +165,7 @@ class Sessions:
                 self._provider, self._executor, lambda error: entry.carrier_failed(error)
             ),
         )
-        entry = self._by_id[established.session_id] = PeerSession(
+        entry = self._by_id[established.session_id] = share.sessions[established.session_id] = PeerSession(
             self, established.peer, session, self._targets.resolver.of(str(established.peer))
         )
         if established.features:
@@ -238,16 +243,21 @@ class Sessions:
         if error is not None:
             _log.info("link down: %s: %s", entry.peer, error)
 
-    def keep_detached(self, entry: PeerSession) -> None:
-        """Bound a session without a carrier in time, and those of its peer in number: the oldest ends first."""
+    def keep_detached(self, entry: PeerSession, *, admitted: bool = False) -> None:
+        """Bound a session without a carrier in time, and those of its peer in number: the oldest ends first. One that
+        is `admitted` is about to get a carrier, and takes no place of the others."""
         if entry.expiry is not None:
             entry.expiry.cancel()
         entry.expiry = self._loop.call_later(
             self._settings.bounds.resume_seconds, self.end, entry, CloseReason.NORMAL
         )
-        session_id = entry.session.session_id
-        self._by_id[session_id] = self._by_id.pop(session_id)
-        detached = [other for other in self._of(entry.peer) if other.carrier is None]
+        session_id, sessions = entry.session.session_id, self._shares[entry.peer].sessions
+        sessions[session_id] = sessions.pop(session_id)
+        detached = [
+            other
+            for other in sessions.values()
+            if other.carrier is None and not (admitted and other is entry)
+        ]
         for old in detached[: max(0, len(detached) - self._settings.bounds.detached_sessions_per_peer)]:
             self.end(old, CloseReason.LIMIT)
 
@@ -273,13 +283,17 @@ class Sessions:
     def _forget(self, entry: PeerSession) -> None:
         if entry.expiry is not None:
             entry.expiry.cancel()
-        if self._by_id.pop(entry.session.session_id, None) is not None:
+        session_id = entry.session.session_id
+        if self._by_id.pop(session_id, None) is not None:
             self.totals.add(entry.session)
+            share = self._shares[entry.peer]
+            del share.sessions[session_id]
+            if not share.sessions:
+                del self._shares[entry.peer]
         if entry.packet_link is not None:
             entry.packet_link.close()
             self._network.leave(entry.packet_link)
-        if not any(self._of(entry.peer)):
-            self._shares.pop(entry.peer, None)
 
     def _of(self, peer: PeerId) -> Iterable[PeerSession]:
-        return (entry for entry in self._by_id.values() if entry.peer == peer)
+        held = self._shares.get(peer)
+        return () if held is None else held.sessions.values()

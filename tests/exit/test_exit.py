@@ -166,6 +166,26 @@ async def test_of_sessions_without_a_carrier_the_oldest_end_beyond_the_configure
         assert not (await Visit(exit, ALICE).admit(visits[1].known)).resumed, "it was cut first"
 
 
+async def test_a_session_that_begins_takes_no_place_of_those_without_a_carrier() -> None:
+    async with open_exit(bounds={"detached_sessions_per_peer": 2}) as exit:
+        visits = [await Visit(exit, ALICE).admit() for _ in range(2)]
+        await cut(exit, *visits)
+        third = await Visit(exit, ALICE).admit()
+        assert held(exit) == (1, 2)
+        third.cut()
+
+
+async def test_where_no_session_is_kept_clients_come_in_all_the_same() -> None:
+    async with open_exit(bounds={"detached_sessions_per_peer": 0}) as exit:
+        first = await Visit(exit, ALICE).admit()
+        assert held(exit) == (1, 0)
+        second = await Visit(exit, ALICE).admit(first.known)
+        assert second.resumed, "the old carrier was still there"
+        assert held(exit) == (1, 0)
+        await cut(exit, second)
+        assert held(exit) == (0, 0)
+
+
 async def test_a_session_without_a_carrier_ends_after_its_time() -> None:
     async with open_exit(bounds={"resume_seconds": 0.05}) as exit:
         visit = await Visit(exit, ALICE).admit()
