@@ -138,6 +138,19 @@ def require_own(path: Path, what: str) -> None:
         )
 
 
+def require_name(path: Path, what: str) -> None:
+    """As root, raise ConfigError if another user decides in which directory `path` lies. The directory itself may be
+    another user's: a name that is made or removed in it, and not followed, leads nowhere else."""
+    if os.geteuid() != ROOT:
+        return
+    owner = owner_of(path.parent)
+    if owner.uid != ROOT and (owner.rest.parts or owner.base.is_symlink()):
+        raise ConfigError(
+            f"{what} {path} lies where the user {owner.name} decides, who could lead root to another directory: "
+            "choose a path in a directory of root"
+        )
+
+
 # --- how root becomes another user ---
 
 

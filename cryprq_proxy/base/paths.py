@@ -49,7 +49,8 @@ def default_identity() -> Path:
 
 
 def default_control_socket(role: Role) -> Path:
-    """The socket in the user's runtime directory; if there is none, in /run for root, else beside the configuration."""
+    """The socket in the user's runtime directory; if there is none of this user, in /run for root, else beside the
+    configuration."""
     return _socket_dir() / f"{role}.sock"
 
 
@@ -61,9 +62,17 @@ def control_sockets() -> list[Path]:
 
 def _socket_dir() -> Path:
     runtime = _absolute("XDG_RUNTIME_DIR")
-    if runtime is not None:
+    if runtime is not None and not (os.geteuid() == ROOT and _is_foreign(runtime)):
         return runtime / "cryprq"
-    return Path("/run/cryprq") if os.geteuid() == 0 else config_dir()
+    return Path("/run/cryprq") if os.geteuid() == ROOT else config_dir()
+
+
+def _is_foreign(directory: Path) -> bool:
+    """Whether it is another user's, as the runtime directory is that sudo has left in the environment."""
+    try:
+        return directory.stat().st_uid != ROOT
+    except OSError:
+        return False
 
 
 def _absolute(variable: str) -> Path | None:

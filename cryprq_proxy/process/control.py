@@ -30,6 +30,7 @@ import msgspec
 from ..base.accept_loop import Acceptor
 from ..base.files import locked_directory
 from ..base.log import one_line
+from ..base.owners import require_name
 from ..base.tasks import spawn
 from ..base.text import to_json
 from ..errors import ConfigError, CryprqError, reason_of
@@ -46,6 +47,7 @@ BACKLOG: Final = 256
 TIMEOUT: Final = 5.0
 """Seconds for the whole of a request, and for each PIECE of an answer."""
 PIECE: Final = 262_144
+_WHAT: Final = "the control socket"
 _TIMEVAL: Final = struct.Struct("ll")
 
 _log = logging.getLogger(__name__)
@@ -262,6 +264,7 @@ def _exchange(path: Path, request: bytes, timeout: float) -> bytes:
 
 def _bind(path: Path) -> socket.socket:
     """A listening socket at `path`, mode 0600. Raises ConfigError."""
+    require_name(path, _WHAT)
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         # Of two processes that start together, one must not replace the socket of the other.
@@ -286,7 +289,9 @@ def _bind(path: Path) -> socket.socket:
 
 
 def check_free(path: Path) -> None:
-    """Raise ConfigError if another process answers at `path`. Call it before changing this machine."""
+    """Raise ConfigError if another process answers at `path`, or root may not use it. Call it before changing this
+    machine."""
+    require_name(path, _WHAT)
     with contextlib.suppress(OSError), locked_directory(path.parent):
         _remove_stale(path)
 

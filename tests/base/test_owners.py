@@ -18,6 +18,7 @@ from cryprq_proxy.base.owners import (
     become,
     others_can_write,
     owner_of,
+    require_name,
     require_own,
     user_name,
 )
@@ -110,6 +111,21 @@ def test_what_another_user_decides_is_refused_in_one_sentence(tree: Path) -> Non
 
 
 @only_root
+def test_a_name_in_another_users_directory_is_harmless_and_one_below_is_not(tree: Path) -> None:
+    """The directory could be exchanged for a link while root makes or removes the name."""
+    require_name(tree / "client.sock", "the socket")
+    require_name(tree / "missing" / "client.sock", "the socket")
+    require_name(tree / "alice" / "client.sock", "the socket")
+    (tree / "theirs").symlink_to(tree)
+    os.lchown(tree / "theirs", ALICE, ALICE)
+    for directory in (tree / "alice" / "config", tree / "alice" / "missing", tree / "theirs"):
+        with pytest.raises(
+            ConfigError, match=rf"^the socket {directory}/x lies where the user {ALICE} decides, "
+        ):
+            require_name(directory / "x", "the socket")
+
+
+@only_root
 @pytest.mark.parametrize("name", ["nul\0", "x" * 300])
 def test_odd_paths_are_one_sentence(tree: Path, name: str) -> None:
     with pytest.raises(ConfigError, match="cannot be looked up: "):
@@ -119,6 +135,7 @@ def test_odd_paths_are_one_sentence(tree: Path, name: str) -> None:
 def test_other_users_look_at_no_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: ALICE)
     require_own(Path("/no/such\0path"), "the file")
+    require_name(Path("/no/such\0path"), "the file")
 
 
 def test_names_of_users() -> None:

@@ -463,6 +463,19 @@ def test_directories_follow_xdg(monkeypatch: pytest.MonkeyPatch, own_directories
     assert default_control_socket("client") == Path("/run/cryprq/client.sock")
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives directories away")
+def test_root_leaves_the_runtime_directory_of_another_user_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `sudo -E` leaves it in the environment."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    assert default_control_socket("client") == tmp_path / "cryprq" / "client.sock"
+    os.chown(tmp_path, 4_321, 4_321)
+    assert default_control_socket("client") == Path("/run/cryprq/client.sock")
+    monkeypatch.setattr(os, "geteuid", lambda: 4_321)
+    assert default_control_socket("client") == tmp_path / "cryprq" / "client.sock"
+
+
 # --- the examples ---
 
 

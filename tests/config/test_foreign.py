@@ -70,3 +70,40 @@ def test_all_else_is_allowed(directory: Path) -> None:
     only_harmless(client_from(f'{PEER}psk_file = "psk"\nuser_file = "user"\n', Path("client.toml"), True, {}))
     config = exit_from('authorized = "a"\nidentity = "b"\nmetrics_token_file = "c"', Path("exit.toml"), {})
     assert only_harmless(config) is config
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ('ca = "{}"', "ca"),
+        ('tun.state_dir = "{}"', "tun.state_dir"),
+        ('tun.dns.blocklists = ["/etc/hosts", "{}"]', "tun.dns.blocklists"),
+        ('[[rule]]\nlists = ["{}"]\nto = "direct"', "rule.lists"),
+    ],
+)
+def test_a_configuration_of_root_names_no_file_in_the_hands_of_another_user(
+    tmp_path: Path, text: str, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That user could lead root to any file by a link, or stop it by a pipe."""
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    config = client_from(PEER + text.format(theirs / "file"), tmp_path / "client.toml", True, {})
+    only_harmless(config)
+    os.chown(theirs, 4_321, 4_321)
+    said = rf"^{key} names a file that root would open itself, but {theirs}/file is in the hands of the user 4321, "
+    with pytest.raises(ConfigError, match=said):
+        only_harmless(config)
+    monkeypatch.setattr(os, "geteuid", lambda: 4_321)
+    only_harmless(config)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_a_certificate_in_the_hands_of_another_user(tmp_path: Path) -> None:
+    (tmp_path / "key.pem").touch()
+    os.chown(tmp_path / "key.pem", 4_321, 4_321)
+    text = f'websocket = {{ certificate = "{tmp_path}/cert.pem", key = "{tmp_path}/key.pem" }}'
+    with pytest.raises(
+        ConfigError, match=r"^websocket\.key names .* belongs to the user 4321; run: chown root "
+    ):
+        only_harmless(exit_from(text, Path("exit.toml"), {}))

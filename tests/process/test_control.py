@@ -433,3 +433,20 @@ def test_a_status_has_what_the_process_knows() -> None:
     assert (status.pid, status.listen, status.version) == (os.getpid(), ("127.0.0.1:1080",), __version__)
     assert [error.text for error in status.errors] == ["the exit is gone"]
     assert status.logged == {"warning": 1, "error": 0}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives directories away")
+async def test_root_makes_no_socket_where_another_user_decides(tmp_path: Path) -> None:
+    """That user could exchange the directory, and root would make or remove a socket elsewhere."""
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    os.chown(theirs, 4_321, 4_321)
+    below = theirs / "cryprq" / "client.sock"
+    with pytest.raises(ConfigError, match=r"lies where the user 4321 decides"):
+        control.check_free(below)
+    with pytest.raises(ConfigError, match=r"lies where the user 4321 decides"):
+        await ControlServer(below, told).start()
+    assert not below.parent.exists()
+    server = ControlServer(theirs / "client.sock", told)
+    await server.start()
+    await server.stop()
