@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from ...base.descriptors import EXHAUSTED
+from ...base.file_access import OWN, Mark
 from ...base.resolv_conf import lines, nameservers
 from ...base.tasks import spawn
 from ...errors import reason_of
@@ -69,8 +70,8 @@ def described(configuration: HostConfiguration) -> str:
     return f"DNS, from {', '.join(configuration.servers)}"
 
 
-type Marks = tuple[tuple[int, int, int, int] | None, ...]
-"""Device, inode, size and time of change of each file; None for one that cannot be looked at."""
+type Marks = tuple[Mark, ...]
+"""The state of each file."""
 
 
 class ConfigurationReader:
@@ -110,15 +111,7 @@ class ConfigurationReader:
 
 
 def marks_of(files: HostFiles) -> Marks:
-    return tuple(_mark(path) for path in files)
-
-
-def _mark(path: Path) -> tuple[int, int, int, int] | None:
-    try:
-        found = os.stat(path)
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+    return tuple(map(OWN.mark, files))
 
 
 def read_configuration(
