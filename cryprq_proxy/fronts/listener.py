@@ -40,7 +40,7 @@ from .socks_udp import UdpFront
 _log = logging.getLogger(__name__)
 
 BACKLOG: Final = 1_024
-"""Connections accepted in one wake-up."""
+"""Connections that wait to be accepted."""
 SWEEP_SECONDS: Final = 1.0
 """Seconds between two checks for negotiations that take too long."""
 SOCKS_VERSIONS: Final = frozenset((4, 5))
@@ -295,6 +295,7 @@ class SocksConnection(StreamHandler):
         if output and not self._send(output):
             return
         if socks.failed is not None:
+            _log.debug("a SOCKS connection is refused: %s", socks.failed)
             self._farewell()
         elif socks.request is not None:
             self.negotiating = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import socket
 import weakref
 from collections.abc import AsyncIterator
@@ -198,12 +199,14 @@ async def test_an_end_in_the_middle_of_a_negotiation(proxy: Proxy) -> None:
     assert await application.read(1) == b""
 
 
-async def test_wrong_credentials(proxies: list[Proxy]) -> None:
+async def test_wrong_credentials(proxies: list[Proxy], caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, listener.__name__)
     proxies.append(Proxy(replace(HERE, credentials=Credentials.parse("user:secret"))))
     application = proxies[0].application()
     application.send(b"\x05\x01\x02\x01\x04user\x05wrong")
     assert await application.read(100) == b"\x05\x02\x01\x01"
     assert not proxies[0].source.asked
+    assert "a SOCKS connection is refused: the SOCKS user or password is wrong" in caplog.text
 
 
 async def test_http_by_its_first_byte(proxy: Proxy) -> None:
