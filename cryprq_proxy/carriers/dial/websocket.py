@@ -128,7 +128,7 @@ def _context(ca: Path | None) -> ssl.SSLContext:
     except (OSError, ssl.SSLError) as error:
         if error.errno in EXHAUSTED:
             raise
-        raise ConfigError(f"{ca}: no certificates could be read from it: {error}") from None
+        raise ConfigError(f"{ca}: no certificates could be read from it: {reason_of(error)}") from None
     context.set_alpn_protocols(["http/1.1"])
     return context
 

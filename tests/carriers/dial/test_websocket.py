@@ -131,7 +131,9 @@ async def test_certificates(tmp_path: Path) -> None:
             CarrierError, match=r"an invalid certificate: Hostname mismatch, .* 'www.example'"
         ):
             await reach("www.example", ca)
-        with pytest.raises(ConfigError, match=r"nowhere.pem: no certificates could be read"):
+        with pytest.raises(
+            ConfigError, match=r"nowhere.pem: no certificates could be read from it: no such file"
+        ):
             await reach("exit.example", tmp_path / "nowhere.pem")
     async with place() as here:
         with pytest.raises(CarrierError, match="does not speak TLS correctly"):
