@@ -240,9 +240,12 @@ class ExitListener:
         self.reception.lost(visitor)
 
     async def welcome(self, visitor: Visitor, pipe: Pipe, host: str) -> None:
-        """A visitor that is among the upgrading ones speaks over `pipe` now, and its address is `host`. Returns when it
-        has its carrier or its end."""
+        """A visitor that is among the upgrading ones, or has just lost its place there, speaks over `pipe` now, and its
+        address is `host`. Returns when it has its carrier or its end."""
         reception = self.reception
+        if visitor.room is None:
+            pipe.close()
+            return
         reception.rename(visitor, host)
         try:
             async with asyncio.timeout(None) as scope:

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from cryprq_proxy.carriers.admission import frame_flight, meet_exit, read_flight
+from cryprq_proxy.carriers.pipe import TcpPipe
 from cryprq_proxy.crypto.handshake import FIRST_SIZE, LENGTH, SECOND_SIZE
 from cryprq_proxy.crypto.identity import Identity
 from cryprq_proxy.errors import CarrierError, PeerError
@@ -21,7 +22,7 @@ from cryprq_proxy.exit import reception as reception_module
 from cryprq_proxy.exit.exit import Exit
 from cryprq_proxy.exit.handshake_thread import SIGNATURES_WAITING
 from cryprq_proxy.exit.limits import TokenBuckets
-from cryprq_proxy.exit.reception import MAX_STRANGERS, RoomSizes
+from cryprq_proxy.exit.reception import MAX_STRANGERS, RoomSizes, Visitor
 from tests.support.raw_client import RawClient
 from tests.support.settle import settle, until
 from tests.support.visits import (
@@ -33,6 +34,7 @@ from tests.support.visits import (
     hears_nothing,
     inline,
     open_exit,
+    tcp_pair,
 )
 
 
@@ -122,6 +124,18 @@ async def test_a_stranger_that_says_nothing_is_cut(monkeypatch: pytest.MonkeyPat
             assert await hears_nothing(arrive(exit, "192.0.2.1", data))
         assert exit.listener.failed == {"too_slow": 3}
         assert exit.listener.strangers == 0
+
+
+async def test_a_visitor_that_lost_its_place_during_its_upgrade_gets_no_handshake() -> None:
+    """Behind a reverse proxy its address is not known until then."""
+    async with open_exit() as exit:
+        ours, theirs = tcp_pair()
+        pipe = TcpPipe(theirs)
+        ours.sendall(first_flight())
+        await exit.listener.welcome(Visitor("127.0.0.1", (), pipe.close), pipe, "192.0.2.1")
+        assert exit.listener.handshakes == 0
+        assert await hears_nothing(ours)
+        ours.close()
 
 
 async def test_a_bounded_number_is_dismissed_in_one_turn(monkeypatch: pytest.MonkeyPatch) -> None:
