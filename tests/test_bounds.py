@@ -73,6 +73,11 @@ REACHED = {
         "session/test_turns.py::test_many_small_frames_leave_a_turn_at_a_time",
         "session/test_turns.py::test_very_many_streams_end_with_their_session_a_turn_at_a_time",
     ],
+    "sockets of its targets served in one turn; datagrams read from each": [
+        "outbound/test_socket_group.py::test_a_bounded_number_is_served_in_one_turn_and_each_has_its_own",
+        "exit/test_exit.py::test_what_targets_say_waits_for_the_next_turn_of_their_peer",
+        "outbound/test_udp_association.py::test_a_bounded_number_of_datagrams_is_read_at_once",
+    ],
     "control frames; frames for ended streams": [
         "session/test_turns.py::test_a_flood_of_control_frames_ends_the_session",
         "session/test_turns.py::test_a_flood_of_addresses_ends_the_session",

@@ -26,6 +26,7 @@ from ..crypto.payloads import Feature, ResumeRequest
 from ..crypto.primitives import Provider, system_entropy
 from ..errors import CloseReason, CryprqError, PeerError, StreamReason
 from ..outbound.resolving.resolver import Resolver
+from ..outbound.socket_group import SocketGroup
 from ..outbound.udp_association import MAX_SOCKETS, UdpAssociation
 from ..session.sendlog import MemoryBudget
 from ..session.session import Session
@@ -45,13 +46,14 @@ _log = logging.getLogger(__name__)
 
 class PeerShare:
     """The sessions of one peer, those whose carrier was lost last at the end, and what they have together: how many
-    streams they open, and their work in a turn of the loop."""
+    streams they open, their work in a turn of the loop, and the sockets of their targets."""
 
-    __slots__ = ("opens", "sessions", "turn")
+    __slots__ = ("opens", "sessions", "sockets", "turn")
 
-    def __init__(self, opens: TokenBucket, turn: TurnBudget) -> None:
+    def __init__(self, opens: TokenBucket, loop: asyncio.AbstractEventLoop) -> None:
         self.opens = opens
-        self.turn = turn
+        self.turn = TurnBudget(loop.call_soon)
+        self.sockets = SocketGroup(loop, self.turn)
         self.sessions: dict[bytes, PeerSession] = {}
 
 
@@ -160,7 +162,7 @@ class Sessions:
             budget=self._budget,
             slots=self._targets.slots,
             turn=share.turn,
-            accept_stream=lambda stream: self._accept_stream(entry, share.opens, stream),
+            accept_stream=lambda stream: self._accept_stream(entry, share, stream),
             offload=executor_offload(
                 self._provider, self._executor, lambda error: entry.carrier_failed(error)
             ),
@@ -177,7 +179,7 @@ class Sessions:
         if share is None:
             rate = self._settings.bounds.opens_per_second
             opens = TokenBucket(rate, rate, clock())
-            share = self._shares[peer] = PeerShare(opens, TurnBudget(self._loop.call_soon))
+            share = self._shares[peer] = PeerShare(opens, self._loop)
         return share
 
     def _link_packets(self, entry: PeerSession, features: int, client: SocketAddress | None) -> None:
@@ -201,20 +203,20 @@ class Sessions:
             link.lane = self.lanes.carrier(link, client)
         entry.packet_link = entry.session.packet_link = link
 
-    def _accept_stream(self, entry: PeerSession, opens: TokenBucket, stream: Stream) -> None:
+    def _accept_stream(self, entry: PeerSession, share: PeerShare, stream: Stream) -> None:
         targets = self._targets
         self.streams_total += 1
         if self.closing:
             stream.refuse(StreamReason.SHUTTING_DOWN)
             return
         udp = stream.protocol is StreamProtocol.UDP
-        allowed = opens.allow(clock())
+        allowed = share.opens.allow(clock()) and share.sockets.open()
         claim = self._descriptors.claim(entry.peer, MAX_SOCKETS if udp else 1) if allowed else None
         if claim is None:
             stream.refuse(StreamReason.LIMIT)
         elif udp:
             stream.handler = UdpAssociation(
-                self._loop,
+                share.sockets,
                 stream.send_datagram,
                 stream.reset,
                 targets.policy,
@@ -228,9 +230,9 @@ class Sessions:
                 claim.release()
                 stream.refuse(StreamReason.NOT_ALLOWED)
             else:
-                targets.open_resolver(stream, claim)
+                targets.open_resolver(stream, share.sockets, claim)
         else:
-            targets.open(stream, entry.resolver, claim)
+            targets.open(stream, entry.resolver, share.sockets, claim)
 
     # --- without a carrier, and ending ---
 
@@ -290,6 +292,7 @@ class Sessions:
             del share.sessions[session_id]
             if not share.sessions:
                 del self._shares[entry.peer]
+                share.sockets.retire()
         if entry.packet_link is not None:
             entry.packet_link.close()
             self._network.leave(entry.packet_link)

@@ -16,6 +16,7 @@ from ..outbound.dialer import Cancellable, connect_literal, connect_target
 from ..outbound.relay import Relay
 from ..outbound.relays import Relays
 from ..outbound.resolving.resolver import Resolver, SystemResolver
+from ..outbound.socket_group import SocketLoop
 from ..session.sendlog import SlotPool
 from ..session.streams import Stream, StreamHandler
 from .descriptor_shares import Claim
@@ -43,23 +44,24 @@ class Targets:
         self.timeout = timeout
         self.relays: Relays[Relay] = Relays(self.loop, applications=False, idle_timeout=idle_timeout)
 
-    def open(self, stream: Stream, resolver: Resolver, claim: Claim) -> None:
-        """Connect the target of a new stream, or refuse the stream. `resolver`: that of its peer. `claim` is released
-        with the socket."""
-        PendingTarget(self, stream, claim).start(resolver)
+    def open(self, stream: Stream, resolver: Resolver, sockets: SocketLoop, claim: Claim) -> None:
+        """Connect the target of a new stream, or refuse the stream. `resolver` and `sockets` are those of its peer.
+        `claim` is released with the socket."""
+        PendingTarget(self, stream, sockets, claim).start(resolver)
 
-    def open_resolver(self, stream: Stream, claim: Claim) -> None:
+    def open_resolver(self, stream: Stream, sockets: SocketLoop, claim: Claim) -> None:
         """Connect the stream to this host's DNS server. No policy is asked, since the peer chooses no target."""
-        PendingTarget(self, stream, claim).start_resolver()
+        PendingTarget(self, stream, sockets, claim).start_resolver()
 
 
 class PendingTarget(StreamHandler):
     """Handler of a stream until its target is connected; then a Relay takes over."""
 
-    __slots__ = ("_attempt", "_claim", "_early", "_eof", "_stream", "_targets")
+    __slots__ = ("_attempt", "_claim", "_early", "_eof", "_sockets", "_stream", "_targets")
 
-    def __init__(self, targets: Targets, stream: Stream, claim: Claim) -> None:
+    def __init__(self, targets: Targets, stream: Stream, sockets: SocketLoop, claim: Claim) -> None:
         self._targets = targets
+        self._sockets = sockets
         self._stream = stream
         self._claim = claim
         self._early: list[bytes] = []
@@ -70,7 +72,7 @@ class PendingTarget(StreamHandler):
         stream, targets = self._stream, self._targets
         stream.handler = self
         self._attempt = connect_target(
-            targets.loop,
+            self._sockets,
             stream.destination,
             targets.policy,
             resolver,
@@ -95,7 +97,7 @@ class PendingTarget(StreamHandler):
             else:
                 self._connected(sock, reason)
 
-        attempt = connect_literal(targets.loop, servers[0], DNS_PORT, done, targets.timeout)
+        attempt = connect_literal(self._sockets, servers[0], DNS_PORT, done, targets.timeout)
         if self._attempt is None:  # else it has failed already, and that is the next server's
             self._attempt = attempt
 
@@ -106,7 +108,7 @@ class PendingTarget(StreamHandler):
             stream.refuse(reason or StreamReason.GENERAL)
             return
         targets = self._targets
-        relay = Relay(targets.loop, sock, stream, targets.slots, self._ended)
+        relay = Relay(self._sockets, sock, stream, targets.slots, self._ended)
         targets.relays.add(relay)
         stream.accept()
         relay.start(received=self._early, ended=self._eof)

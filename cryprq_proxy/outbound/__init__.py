@@ -1,5 +1,6 @@
 """Connections to targets, at the exit or at the client.
 
 dialer.py connects a destination, with resolving/ for names. relay.py joins the socket to a stream; udp_association.py
-does so for datagrams. bytestream.py has streams to await, for code that speaks a protocol.
+does so for datagrams. At the exit socket_group.py serves the sockets of one peer by turns. bytestream.py has streams to
+await, for code that speaks a protocol.
 """

@@ -32,6 +32,7 @@ from ..base.sockets import CONNECT_TIMEOUT, bound_unsent, keep_alive, prepare
 from ..base.tasks import spawn
 from ..errors import StreamReason, StreamRefused
 from .resolving.resolver import Resolver
+from .socket_group import SocketLoop, Timer
 
 _log = logging.getLogger(__name__)
 
@@ -91,7 +92,7 @@ type Done = Callable[[socket.socket | None, StreamReason | None], None]
 """Called once, with a reason or with a connected non-blocking socket, which the callee then owns."""
 
 
-type ConnectLiteral = Callable[[asyncio.AbstractEventLoop, str, int, Done, float], Cancellable]
+type ConnectLiteral = Callable[[SocketLoop, str, int, Done, float], Cancellable]
 """The signature of `connect_literal`; tests pass their own."""
 
 
@@ -108,7 +109,7 @@ _OVER: Final = _Over()
 
 
 def connect_target(
-    loop: asyncio.AbstractEventLoop,
+    loop: SocketLoop,
     destination: Destination,
     policy: TargetPolicy,
     resolver: Resolver,
@@ -121,7 +122,7 @@ def connect_target(
     """
     host, port = destination
     if not destination.is_ip:
-        return spawn(_dial_for(destination, policy, resolver, done, timeout), "dial")
+        return spawn(_dial_for(loop, destination, policy, resolver, done, timeout), "dial")
     if policy.check_address(host, port):
         return connect_literal(loop, host, port, done, timeout)
     done(None, StreamReason.NOT_ALLOWED)
@@ -129,10 +130,15 @@ def connect_target(
 
 
 async def _dial_for(
-    destination: Destination, policy: TargetPolicy, resolver: Resolver, done: Done, timeout: float
+    loop: SocketLoop,
+    destination: Destination,
+    policy: TargetPolicy,
+    resolver: Resolver,
+    done: Done,
+    timeout: float,
 ) -> None:
     try:
-        sock = await dial(destination, policy, resolver=resolver, timeout=timeout)
+        sock = await dial(destination, policy, resolver=resolver, timeout=timeout, sockets=loop)
     except StreamRefused as refusal:
         done(None, refusal.reason)
     except Exception:
@@ -144,7 +150,7 @@ async def _dial_for(
 
 
 def connect_literal(
-    loop: asyncio.AbstractEventLoop, ip: str, port: int, done: Done, timeout: float = CONNECT_TIMEOUT, /
+    loop: SocketLoop, ip: str, port: int, done: Done, timeout: float = CONNECT_TIMEOUT, /
 ) -> Cancellable:
     """Connect to one IP literal within `timeout` seconds.
 
@@ -188,9 +194,7 @@ class _Connecting:
 
     __slots__ = ("_done", "_loop", "_sock", "_timer")
 
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, sock: socket.socket, done: Done, timeout: float
-    ) -> None:
+    def __init__(self, loop: SocketLoop, sock: socket.socket, done: Done, timeout: float) -> None:
         self._loop = loop
         self._sock: socket.socket | None = sock
         self._done = done
@@ -248,7 +252,7 @@ class AddressRace:
 
     def __init__(
         self,
-        loop: asyncio.AbstractEventLoop,
+        loop: SocketLoop,
         addresses: Iterable[str],
         port: int,
         allowed: Callable[[str], bool],
@@ -268,7 +272,7 @@ class AddressRace:
         self._number = 0
         self._running: dict[int, Cancellable] = {}
         self._reasons: set[StreamReason] = set()
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: Timer | None = None
         self._advance()
 
     def _advance(self) -> None:
@@ -334,15 +338,15 @@ async def dial(
     timeout: float = CONNECT_TIMEOUT,
     attempt_delay: float = ATTEMPT_DELAY,
     connect: ConnectLiteral = connect_literal,
-    loop: asyncio.AbstractEventLoop | None = None,
+    sockets: SocketLoop | None = None,
 ) -> socket.socket:
     """A TCP connection to `destination`: connected, non-blocking, without Nagle's delay.
 
     Raises `StreamRefused`: NOT_ALLOWED if the policy forbids the name or each of its addresses, the error of
     the resolver (NAME_TIMED_OUT also if it takes all the time), or the most telling reason of the addresses. Cancelling
-    leaves no socket behind. `connect` takes the place of `connect_literal`.
+    leaves no socket behind. `connect` takes the place of `connect_literal`, and `sockets` that of the loop.
     """
-    loop = loop or asyncio.get_running_loop()
+    loop = asyncio.get_running_loop()
     host, port = destination
     deadline = loop.time() + timeout
     name = None
@@ -358,7 +362,7 @@ async def dial(
             raise StreamRefused(StreamReason.NAME_TIMED_OUT) from None
     outcome: asyncio.Future[socket.socket] = loop.create_future()
     race = AddressRace(
-        loop,
+        sockets or loop,
         addresses,
         port,
         lambda ip: policy.check_address(ip, port, name),

@@ -7,7 +7,6 @@ a half-close on the other side, and a reset becomes a reset.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import socket
 from collections import deque
@@ -19,6 +18,7 @@ from ..base.sockets import set_reset_on_close
 from ..errors import StreamReason
 from ..session.sendlog import SLOT_HEADROOM, SlotPool
 from ..session.streams import AnyStream, Half, StreamHandler
+from .socket_group import SocketLoop
 
 READS: Final = 2
 """Reads in one wake-up."""
@@ -36,7 +36,7 @@ class Relay(StreamHandler):
 
     def __init__(
         self,
-        loop: asyncio.AbstractEventLoop,
+        loop: SocketLoop,
         sock: socket.socket,
         stream: AnyStream,
         slots: SlotPool,

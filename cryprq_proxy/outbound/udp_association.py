@@ -11,6 +11,7 @@ import asyncio
 import socket
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from ..address import Destination
@@ -22,6 +23,7 @@ from ..session.streams import StreamHandler
 from ..session.wire import MAX_DATAGRAM
 from .dialer import TargetPolicy
 from .resolving.resolver import Resolver
+from .socket_group import SocketLoop
 
 MAX_SOCKETS: Final = 2
 """One for each family."""
@@ -29,7 +31,7 @@ MAX_HOSTS: Final = 1_024
 """Hosts that may answer one association; the least recently used one is forgotten first."""
 MAX_RESOLVING: Final = 64
 """Datagrams of one association that may wait for a name; more are dropped."""
-READS: Final = 32
+READS: Final = 8
 """Datagrams read in one wake-up."""
 
 
@@ -42,7 +44,7 @@ class UdpAssociation(StreamHandler):
 
     def __init__(
         self,
-        loop: asyncio.AbstractEventLoop,
+        loop: SocketLoop,
         answered: Callable[[Destination, bytes], None],
         reset_stream: Callable[[StreamReason], None],
         policy: TargetPolicy,
@@ -110,7 +112,7 @@ class UdpAssociation(StreamHandler):
             sock.close()
             raise
         self._sockets[family] = sock
-        self._loop.add_reader(sock, self._on_readable, sock)
+        self._loop.add_reader(sock.fileno(), partial(self._on_readable, sock))
         return sock
 
     def _on_readable(self, sock: socket.socket) -> None:
@@ -145,7 +147,7 @@ class UdpAssociation(StreamHandler):
         for task in self._resolving:
             task.cancel()
         for sock in self._sockets.values():
-            self._loop.remove_reader(sock)
+            self._loop.remove_reader(sock.fileno())
             sock.close()
         self._sockets.clear()
         self._on_closed()

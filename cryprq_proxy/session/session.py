@@ -34,6 +34,7 @@ from .streams import Half, Stream, StreamHandler, WindowPool
 from .turns import (
     BYTES_PER_UNIT,
     DATA_COST,
+    DATAGRAM_WORK,
     END_WORK,
     FILL_WORK,
     FRAME_COSTS,
@@ -320,6 +321,7 @@ class Session:
         if not stream.opened or stream.id not in self.streams:
             # Before OPENED too: datagrams overtake numbered frames, and this one could arrive before its OPEN.
             return
+        self.turn.spend(DATAGRAM_WORK)
         if self.packet_link.send_datagram(stream.id, destination, payload):
             self.bytes_sent += len(payload)
         elif self.attached:

@@ -2,8 +2,9 @@
 
 A peer chooses which frames it sends, and small ones cost much more per byte than data. So work is counted, in units of
 about a microsecond on a fast machine, and all sessions of a peer have one TurnBudget together. A session stops in the
-middle of what has arrived when the budget is used up; its carrier keeps the rest and waits. In the next turn of the
-loop the budget is full again, and those that waited go on in their order. Between two turns everybody else is served.
+middle of what has arrived when the budget is used up; its carrier keeps the rest and waits. The sockets of its targets
+wait too (outbound/socket_group.py). In the next turn of the loop the budget is full again, and those that waited go on
+in their order. Between two turns everybody else is served.
 """
 
 from __future__ import annotations
@@ -22,8 +23,12 @@ FILL_WORK: Final = 8
 """Filling a buffer and handing it to the kernel."""
 FRAME_WORK: Final = 1
 """Writing a frame into a record."""
+DATAGRAM_WORK: Final = 12
+"""Sending a datagram or a packet, or taking one."""
 READ_WORK: Final = 8
 """Letting a stream read from its socket."""
+EVENT_WORK: Final = 16
+"""Serving a ready socket of the peer's targets."""
 END_WORK: Final = 30
 """Ending a stream with its socket."""
 BYTES_PER_UNIT: Final = 1_024
@@ -39,9 +44,9 @@ _WORK: Final = {
     wire.REKEY: 500,
     wire.REKEY_ANSWER: 500,
     wire.REKEY_PLEASE: 3,
-    wire.DATAGRAM: 12,
+    wire.DATAGRAM: DATAGRAM_WORK,
     wire.LANE: 20,
-    wire.PACKET: 12,
+    wire.PACKET: DATAGRAM_WORK,
     wire.NETWORK: 500,
     wire.TAKEN: 500,
 }

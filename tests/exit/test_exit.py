@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from cryprq_proxy.exit.exit import REFUSAL_SECONDS, REFUSALS_LOGGED, Exit
 from cryprq_proxy.exit.providers import NoPacketNetwork
 from cryprq_proxy.session import wire
 from cryprq_proxy.session.wire import StreamProtocol
-from tests.support.settle import until
+from tests.support.settle import settle, until
 from tests.support.visits import ALICE, BOB, HeldPipe, Visit, open_exit
 
 NOWHERE = Destination("127.0.0.1", 9)
@@ -220,8 +221,43 @@ async def test_what_bounds_the_opens_of_a_peer_goes_with_its_last_session() -> N
         assert exit.sessions._shares.keys() == {ALICE.peer_id, BOB.peer_id}, "the other session needs it"
         exit.sessions.end(second, CloseReason.NORMAL)
         assert exit.sessions._shares.keys() == {BOB.peer_id}
+        sockets = exit.sessions._shares[BOB.peer_id].sockets
         exit.sessions.end(other, CloseReason.NORMAL)
         assert not exit.sessions._shares
+        assert not sockets.is_open, "its descriptor too"
+
+
+@pytest.mark.parametrize("protocol", [StreamProtocol.TCP, StreamProtocol.UDP])
+async def test_what_targets_say_waits_for_the_next_turn_of_their_peer(protocol: StreamProtocol) -> None:
+    """One peer's thousands of targets had one turn of the loop together, however long that took."""
+    kind = socket.SOCK_STREAM if protocol is StreamProtocol.TCP else socket.SOCK_DGRAM
+    with socket.socket(socket.AF_INET, kind) as target:
+        target.bind(("127.0.0.1", 0))
+        here = Destination(*target.getsockname())
+        async with open_exit() as exit:
+            visit = await Visit(exit, ALICE).admit()
+            turn = exit.sessions._shares[ALICE.peer_id].turn
+            if protocol is StreamProtocol.TCP:
+                target.listen()
+                await visit.send(wire.encode_open(1, protocol, here))
+                await visit.read(wire.OPENED)
+                far = target.accept()[0]
+            else:
+                await visit.send(wire.encode_open(1, protocol, here), wire.encode_datagram(1, here, b"?"))
+                await visit.read(wire.OPENED)
+                far = target.dup()
+                far.connect(target.recvfrom(1)[1])
+            turn._soon, soon = lambda _: None, turn._soon
+            turn.left = 0
+            with far:
+                far.send(b"x")
+                await settle()
+                (entry,) = exit.sessions
+                assert (entry.session.scheduler.queued, entry.session.bytes_sent) == (0, 0), "nothing is read"
+                turn._soon = soon
+                turn.renew()
+                await visit.read(wire.DATA if protocol is StreamProtocol.TCP else wire.DATAGRAM)
+            visit.cut()
 
 
 async def test_the_resolver_is_for_clients_that_have_packets() -> None:

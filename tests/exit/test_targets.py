@@ -45,7 +45,7 @@ class ResolverLink(Link):
     def _accept(self, stream: Stream) -> None:
         claim = DescriptorShares(1_000).claim(PeerId(bytes(32)), 1)
         assert claim is not None
-        self.targets.open_resolver(stream, claim)
+        self.targets.open_resolver(stream, self.targets.loop, claim)
 
     def ask(self) -> App:
         app = self.open(protocol=StreamProtocol.RESOLVER, destination=NOWHERE)

@@ -23,6 +23,7 @@ from cryprq_proxy.outbound.dialer import (
     dial,
     interleave,
 )
+from cryprq_proxy.outbound.socket_group import SocketLoop
 from tests.support.settle import until
 from tests.support.targets import has_ipv6
 
@@ -266,9 +267,7 @@ class Connector:
         self.script = script or {}
         self.attempts: list[Attempt] = []
 
-    def __call__(
-        self, loop: asyncio.AbstractEventLoop, ip: str, port: int, done: Done, timeout: float, /
-    ) -> Attempt:
+    def __call__(self, loop: SocketLoop, ip: str, port: int, done: Done, timeout: float, /) -> Attempt:
         attempt = Attempt(ip, port, done, timeout)
         self.attempts.append(attempt)
         if ip in self.script:

@@ -11,7 +11,7 @@ import pytest
 from cryprq_proxy.address import Destination
 from cryprq_proxy.errors import StreamReason, StreamRefused
 from cryprq_proxy.outbound import udp_association
-from cryprq_proxy.outbound.udp_association import MAX_HOSTS, MAX_RESOLVING, UdpAssociation
+from cryprq_proxy.outbound.udp_association import MAX_HOSTS, MAX_RESOLVING, READS, UdpAssociation
 from tests.support.fake_streams import FakeStream
 from tests.support.settle import settle, until
 
@@ -100,6 +100,18 @@ async def test_a_question_and_its_answer(place: Place) -> None:
     host.sock.sendto(b"answer", sender)
     await until(lambda: place.stream.datagrams)
     assert place.stream.datagrams == [(host.address, b"answer")]
+
+
+async def test_a_bounded_number_of_datagrams_is_read_at_once(place: Place) -> None:
+    host = place.host()
+    place.send(*host.address)
+    _, sender = await host.receive()
+    for _ in range(READS + 1):
+        host.sock.sendto(b"answer", sender)
+    (sock,) = place.association._sockets.values()
+    place.association._on_readable(sock)
+    assert len(place.stream.datagrams) == READS
+    await until(lambda: len(place.stream.datagrams) == READS + 1)
 
 
 async def test_one_outer_port_for_all_targets(place: Place) -> None:

@@ -1,0 +1,222 @@
+"""The sockets to one peer's targets: one descriptor of the event loop, however many they are.
+
+A peer chooses its targets, so it can make thousands of sockets ready at the same moment. The loop would call all of
+them in one turn. A bound on the number in each turn would not help others: their sockets would wait for as many turns
+as it takes to serve all. So the sockets of a peer have an epoll of their own (kqueue on macOS and the BSDs), and the
+loop watches that one.
+
+    loop -> the group's epoll is readable -> BATCH sockets at a time, while the peer's TurnBudget lasts -> next turn
+
+The kernel puts a socket that it has reported behind all others that are ready, so each has its turn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import select
+import sys
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from ..base.descriptors import EXHAUSTED, SHORTAGE
+from ..session.turns import EVENT_WORK, TurnBudget
+
+BATCH: Final = 16
+"""Sockets that are served between two looks at the budget."""
+_READ, _WRITE = 1, 2
+
+
+class Timer(Protocol):
+    def cancel(self) -> object: ...
+
+
+class SocketLoop(Protocol):
+    """What sockets need of an event loop: asyncio's loops have it, and so has a SocketGroup."""
+
+    def add_reader(self, fd: int, callback: Callable[[], object], /) -> object: ...
+    def remove_reader(self, fd: int, /) -> object: ...
+    def add_writer(self, fd: int, callback: Callable[[], object], /) -> object: ...
+    def remove_writer(self, fd: int, /) -> object: ...
+    def call_later(self, delay: float, callback: Callable[[], object], /) -> Timer: ...
+    def time(self) -> float: ...
+
+
+if sys.platform == "linux":
+
+    class _Epoll:
+        """`ready` gives descriptors with what they are ready for, at most `count`, at once."""
+
+        def __init__(self) -> None:
+            self._epoll = select.epoll()
+            self.fileno = self._epoll.fileno
+            self.close = self._epoll.close
+
+        def change(self, fd: int, before: int, after: int) -> None:
+            mask = (select.EPOLLIN if after & _READ else 0) | (select.EPOLLOUT if after & _WRITE else 0)
+            if not before:
+                self._epoll.register(fd, mask)
+            elif after:
+                self._epoll.modify(fd, mask)
+            else:
+                self._epoll.unregister(fd)
+
+        def ready(self, count: int) -> list[tuple[int, int]]:
+            # An error or a hang-up is for both.
+            return [
+                (
+                    fd,
+                    (_READ if mask & ~select.EPOLLOUT else 0) | (_WRITE if mask & ~select.EPOLLIN else 0),
+                )
+                for fd, mask in self._epoll.poll(0, count)
+            ]
+
+    _Queue = _Epoll
+
+else:
+
+    class _Kqueue:
+        """As on Linux."""
+
+        def __init__(self) -> None:
+            self._kqueue = select.kqueue()
+            self.fileno = self._kqueue.fileno
+            self.close = self._kqueue.close
+
+        def change(self, fd: int, before: int, after: int) -> None:
+            self._kqueue.control(
+                [
+                    select.kevent(fd, kind, select.KQ_EV_ADD if after & bit else select.KQ_EV_DELETE)
+                    for bit, kind in ((_READ, select.KQ_FILTER_READ), (_WRITE, select.KQ_FILTER_WRITE))
+                    if (before ^ after) & bit
+                ],
+                0,
+            )
+
+        def ready(self, count: int) -> list[tuple[int, int]]:
+            return [
+                (event.ident, _READ if event.filter == select.KQ_FILTER_READ else _WRITE)
+                for event in self._kqueue.control(None, count, 0)
+            ]
+
+    _Queue = _Kqueue
+
+
+class SocketGroup:
+    """A SocketLoop for the sockets of one peer, on `loop`. Its own descriptor is there from `open` until the last
+    socket has gone after `retire`."""
+
+    __slots__ = ("_behind", "_loop", "_queue", "_readers", "_retired", "_turn", "_writers")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, turn: TurnBudget) -> None:
+        self._loop = loop
+        self._turn = turn
+        self._queue: _Queue | None = None
+        self._readers: dict[int, Callable[[], object]] = {}
+        self._writers: dict[int, Callable[[], object]] = {}
+        self._behind = False
+        """Whether sockets wait for a later turn."""
+        self._retired = False
+
+    def open(self) -> bool:
+        """Take the group's own descriptor, if it has none yet. False if there is none left: then add no socket."""
+        try:
+            self._opened()
+        except OSError as error:
+            if error.errno not in EXHAUSTED:
+                raise
+            SHORTAGE.note(error)
+            return False
+        return True
+
+    @property
+    def is_open(self) -> bool:
+        return self._queue is not None
+
+    def retire(self) -> None:
+        """The peer has gone. Its last sockets go in their own time."""
+        self._retired = True
+        self._close_if_empty()
+
+    def call_later(self, delay: float, callback: Callable[[], object], /) -> Timer:
+        return self._loop.call_later(delay, callback)
+
+    def time(self) -> float:
+        return self._loop.time()
+
+    def add_reader(self, fd: int, callback: Callable[[], object], /) -> None:
+        if fd not in self._readers:
+            self._change(fd, _READ)
+        self._readers[fd] = callback
+
+    def add_writer(self, fd: int, callback: Callable[[], object], /) -> None:
+        if fd not in self._writers:
+            self._change(fd, _WRITE)
+        self._writers[fd] = callback
+
+    def remove_reader(self, fd: int, /) -> None:
+        if fd in self._readers:
+            self._change(fd, _READ)
+            del self._readers[fd]
+            self._close_if_empty()
+
+    def remove_writer(self, fd: int, /) -> None:
+        if fd in self._writers:
+            self._change(fd, _WRITE)
+            del self._writers[fd]
+            self._close_if_empty()
+
+    def _change(self, fd: int, bit: int) -> None:
+        """Watch `fd` for `bit` from now on, or no longer."""
+        before = (_READ if fd in self._readers else 0) | (_WRITE if fd in self._writers else 0)
+        self._opened().change(fd, before, before ^ bit)
+
+    def _opened(self) -> _Queue:
+        if self._queue is None:
+            self._queue = _Queue()
+            self._loop.add_reader(self._queue.fileno(), self._on_ready)
+        return self._queue
+
+    def _close_if_empty(self) -> None:
+        if self._retired and self._queue is not None and not self._readers and not self._writers:
+            self._loop.remove_reader(self._queue.fileno())
+            self._queue.close()
+            self._queue = None
+
+    # --- serving ---------------------------------------------------------------------------------------------------
+
+    def _on_ready(self) -> None:
+        if not self._behind:
+            self._serve()
+
+    def _serve(self) -> None:
+        turn = self._turn
+        self._behind = False
+        while turn.left > 0:
+            if self._queue is None:
+                return
+            readers, writers = self._readers, self._writers
+            # Only as many as are served now, so that the kernel knows whose turn is next. The callbacks are looked up
+            # first: one of them may close a socket, and another one get its number.
+            ready = [
+                (fd, readers.get(fd) if mask & _READ else None, writers.get(fd) if mask & _WRITE else None)
+                for fd, mask in self._queue.ready(BATCH)
+            ]
+            for fd, reader, writer in ready:
+                if reader is not None and readers.get(fd) is reader:
+                    self._call(reader)
+                if writer is not None and writers.get(fd) is writer:
+                    self._call(writer)
+            turn.spend(EVENT_WORK * len(ready))
+            if len(ready) < BATCH:
+                return
+        self._behind = True
+        turn.wait(self._serve)
+
+    def _call(self, callback: Callable[[], object]) -> None:
+        """As an event loop does: a fault in one socket's callback is not another one's."""
+        try:
+            callback()
+        except Exception as error:  # noqa: BLE001
+            self._loop.call_exception_handler(
+                {"message": f"a fault in {callback!r}", "exception": error},
+            )

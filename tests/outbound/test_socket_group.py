@@ -1,0 +1,241 @@
+"""The sockets of one peer's targets: how many of them are served in one turn of the loop, and that each is."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import select
+import socket
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import partial
+
+import pytest
+
+from cryprq_proxy.outbound import socket_group
+from cryprq_proxy.outbound.socket_group import BATCH, SocketGroup
+from cryprq_proxy.session.turns import EVENT_WORK, TURN_WORK, TurnBudget
+from tests.support.settle import settle
+
+A_TURN = TURN_WORK // EVENT_WORK + BATCH
+"""Sockets that are served in one turn at most."""
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
+
+
+def readable(stack: ExitStack) -> socket.socket:
+    """A socket that stays readable."""
+    here, there = map(stack.enter_context, socket.socketpair())
+    there.send(b"x")
+    return here
+
+
+class Stage:
+    """A group in the running loop, and how often each of its sockets was served, turn by turn."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.turn = TurnBudget(self.loop.call_soon)
+        self.group = SocketGroup(self.loop, self.turn)
+        self.served: Counter[int] = Counter()
+        self._stack = stack
+        stack.callback(self.group.retire)
+
+    def add(self, count: int) -> None:
+        for _ in range(count):
+            fd = readable(self._stack).fileno()
+            self.group.add_reader(fd, partial(self._serve, fd))
+            self._stack.callback(self.group.remove_reader, fd)
+
+    def _serve(self, fd: int) -> None:
+        self.served[fd] += 1
+
+    async def one_turn(self) -> int:
+        before = self.served.total()
+        await asyncio.sleep(0)
+        return self.served.total() - before
+
+    def end(self) -> None:
+        for fd in list(self.served):
+            self.group.remove_reader(fd)
+
+
+async def test_a_bounded_number_is_served_in_one_turn_and_each_has_its_own(stack: ExitStack) -> None:
+    """A loop of asyncio would call all of them in each turn."""
+    stage = Stage(stack)
+    stage.add(450)
+    turns = [await stage.one_turn() for _ in range(12)]
+    assert max(turns) <= A_TURN
+    assert len(stage.served) == 450, "none is starved"
+    assert max(stage.served.values()) - min(stage.served.values()) <= 1, "and none goes before the others"
+
+
+async def test_another_ones_socket_does_not_wait_for_all(stack: ExitStack) -> None:
+    stage = Stage(stack)
+    stage.add(450)
+    others = readable(stack)
+    came = asyncio.Event()
+    stage.loop.add_reader(others, came.set)
+    try:
+        await came.wait()
+    finally:
+        stage.loop.remove_reader(others)
+    assert stage.served.total() <= 2 * A_TURN
+
+
+async def test_nothing_is_served_while_the_peer_has_spent_its_budget(stack: ExitStack) -> None:
+    stage = Stage(stack)
+    stage.add(3)
+    stage.turn.left = 0
+    stage.turn._soon = lambda _: None
+    for _ in range(3):
+        assert not await stage.one_turn()
+    stage.turn.renew()
+    assert stage.served.total() == 3
+
+
+async def test_what_a_callback_spends_counts(stack: ExitStack) -> None:
+    stage = Stage(stack)
+    stage.add(3 * BATCH)
+    costly = readable(stack).fileno()
+    stage.group.add_reader(costly, lambda: stage.turn.spend(TURN_WORK))
+    served = [await stage.one_turn() for _ in range(4)]
+    assert max(served) <= 4 * BATCH
+    assert stage.served.total() > 3 * BATCH
+
+
+async def test_reading_and_writing_are_told_apart(stack: ExitStack) -> None:
+    stage = Stage(stack)
+    here, there = map(stack.enter_context, socket.socketpair())
+    told: list[str] = []
+    for add, what in ((stage.group.add_reader, "read"), (stage.group.add_writer, "write")):
+        add(here.fileno(), partial(told.append, what))
+    await settle()
+    assert set(told) == {"write"}
+    stage.group.remove_writer(here.fileno())
+    there.send(b"x")
+    told.clear()
+    await settle()
+    assert set(told) == {"read"}
+    stage.group.remove_reader(here.fileno())
+    stage.group.remove_reader(here.fileno())
+    told.clear()
+    await settle()
+    assert not told
+
+
+async def test_an_end_is_told_to_both(stack: ExitStack) -> None:
+    stage = Stage(stack)
+    here, there = socket.socketpair()
+    stack.callback(here.close)
+    told: list[str] = []
+
+    def tell(what: str, remove: Callable[[int], None]) -> None:
+        told.append(what)
+        remove(here.fileno())
+
+    there.close()
+    stage.group.add_writer(here.fileno(), partial(tell, "write", stage.group.remove_writer))
+    stage.group.add_reader(here.fileno(), partial(tell, "read", stage.group.remove_reader))
+    await settle()
+    assert told == ["read", "write"]
+
+
+async def test_a_descriptor_that_has_changed_hands_is_not_served_for_its_former_owner(
+    stack: ExitStack,
+) -> None:
+    """Both are in one batch: the first one that is served closes the other one, and a new socket gets its number."""
+    stage = Stage(stack)
+    sockets = {sock.fileno(): sock for sock in (readable(stack), readable(stack))}
+    wrong: list[int] = []
+
+    def serve(fd: int) -> None:
+        (other,) = sockets.keys() - {fd}
+        for each in sockets:
+            stage.group.remove_reader(each)
+        quiet, _ = map(stack.enter_context, socket.socketpair())
+        os.dup2(quiet.fileno(), other)
+        stage.group.add_reader(other, partial(wrong.append, other))
+
+    for fd in sockets:
+        stage.group.add_reader(fd, partial(serve, fd))
+    await settle()
+    assert not wrong
+
+
+async def test_a_fault_in_one_callback_is_not_another_ones(stack: ExitStack) -> None:
+    stage = Stage(stack)
+    errors: list[object] = []
+    stage.loop.set_exception_handler(lambda _, context: errors.append(context.get("exception")))
+    faulty = readable(stack).fileno()
+
+    def fail() -> None:
+        stage.group.remove_reader(faulty)
+        raise ZeroDivisionError
+
+    stage.group.add_reader(faulty, fail)
+    stage.add(3)
+    await stage.one_turn()
+    await stage.one_turn()
+    assert [type(error) for error in errors] == [ZeroDivisionError]
+    assert len(stage.served) == 3
+
+
+async def test_the_groups_own_descriptor_goes_with_the_last_socket(stack: ExitStack) -> None:
+    stage = Stage(stack)
+    assert not stage.group.is_open
+    assert stage.group.open()
+    stage.add(1)
+    await settle()
+    stage.group.retire()
+    assert stage.group.is_open
+    stage.end()
+    assert not stage.group.is_open
+
+
+async def test_a_retired_group_without_sockets_has_none(stack: ExitStack) -> None:
+    stage = Stage(stack)
+    assert stage.group.open()
+    stage.group.retire()
+    assert not stage.group.is_open
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.EINVAL])
+async def test_without_a_descriptor_it_does_not_open(
+    stack: ExitStack, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def fail() -> None:
+        raise OSError(code, os.strerror(code))
+
+    stage = Stage(stack)
+    monkeypatch.setattr(socket_group, "_Queue", fail)
+    if code == errno.EMFILE:
+        assert not stage.group.open()
+    else:
+        with pytest.raises(OSError, match=os.strerror(code)):
+            stage.group.open()
+
+
+async def test_timers_are_those_of_the_loop(stack: ExitStack) -> None:
+    stage = Stage(stack)
+    came = asyncio.Event()
+    stage.group.call_later(0.0, came.set)
+    stage.group.call_later(0.0, pytest.fail).cancel()
+    await came.wait()
+    assert stage.group.time() <= stage.loop.time()
+
+
+def test_the_kernel_puts_what_it_has_reported_behind_the_others(stack: ExitStack) -> None:
+    """What the group relies on."""
+    epoll = select.epoll()
+    stack.callback(epoll.close)
+    fds = {readable(stack).fileno() for _ in range(10)}
+    for fd in fds:
+        epoll.register(fd, select.EPOLLIN)
+    assert {fd for _ in range(5) for fd, _ in epoll.poll(0, 2)} == fds
