@@ -50,9 +50,6 @@ def clean(state: Path) -> list[str]:
             if table == CLIENT:
                 # It stays where nothing can be put in its place.
                 found.append(leftovers.has_header())
-            if table == CLIENT:
-                # It stays where nothing can be put in its place.
-                found.append(leftovers.has_header())
             if any(found) and (left := sysctl.lost_settings(table, known[table])):
                 work.failed.append(left)
     if work.failed:
