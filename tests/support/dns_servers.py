@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import itertools
 import struct
 from collections.abc import Callable
 from typing import Any
@@ -50,6 +52,28 @@ def cut(query: dns.message.Message) -> list[bytes]:
     return [response.to_wire()]
 
 
+def without_aaaa(handler: Handler) -> Handler:
+    """Questions for IPv6 addresses get nothing back."""
+
+    def handle(query: dns.message.Message) -> list[bytes]:
+        return [] if query.question[0].rdtype == dns.rdatatype.AAAA else handler(query)
+
+    return handle
+
+
+def aliases_without_end() -> Handler:
+    """Each name is another name for a new one."""
+    numbers = itertools.count(1)
+
+    def handle(query: dns.message.Message) -> list[bytes]:
+        response = dns.message.make_response(query)
+        name, target = query.question[0].name.to_text(), f"x{next(numbers)}.example."
+        response.answer.append(dns.rrset.from_text(name, 60, "IN", "CNAME", target))
+        return [response.to_wire()]
+
+    return handle
+
+
 class Server:
     """One DNS server on `address`, UDP and TCP; says nothing where a handler gives nothing."""
 
@@ -92,13 +116,23 @@ class DnsServers:
     async def server(self, server: Server) -> Server:
         loop = asyncio.get_running_loop()
         address = f"127.0.0.{len(self.addresses) + 1}"
-        tcp = await asyncio.start_server(lambda *pair: self._stream(server, *pair), address, self.port)
+        while True:
+            tcp = await asyncio.start_server(lambda *pair: self._stream(server, *pair), address, self.port)
+            port = tcp.sockets[0].getsockname()[1]
+            try:
+                transport, _ = await loop.create_datagram_endpoint(
+                    lambda: Datagrams(server), local_addr=(address, port)
+                )
+            except OSError as error:
+                tcp.close()
+                if self.port or error.errno != errno.EADDRINUSE:
+                    raise
+                # Free for TCP alone; the first server may take another one.
+                continue
+            break
+        self.port = port
         self._stack.push_async_callback(tcp.wait_closed)
         self._stack.callback(tcp.close)
-        self.port = tcp.sockets[0].getsockname()[1]
-        transport, _ = await loop.create_datagram_endpoint(
-            lambda: Datagrams(server), local_addr=(address, self.port)
-        )
         self._stack.callback(transport.close)
         self.addresses.append(address)
         return server

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -26,13 +27,18 @@ FILES = {
 }
 
 
-@pytest.fixture
-def proc(tmp_path: Path) -> Path:
-    for name, value in FILES.items():
-        path = tmp_path / name
+def written(directory: Path, files: Mapping[str, str]) -> Path:
+    """The directory, with these files as the kernel shows them."""
+    for name, value in files.items():
+        path = directory / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"{value}\n")
-    return tmp_path
+    return directory
+
+
+@pytest.fixture
+def proc(tmp_path: Path) -> Path:
+    return written(tmp_path, FILES)
 
 
 def test_recorded_before_it_is_written_and_put_back(proc: Path) -> None:
@@ -228,10 +234,7 @@ LEFT = {
 
 @pytest.fixture
 def left(tmp_path: Path) -> Path:
-    for name, value in LEFT.items():
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"{value}\n")
+    written(tmp_path, LEFT)
     (tmp_path / "net/ipv6/conf/gone/accept_ra").mkdir(parents=True)
     return tmp_path
 

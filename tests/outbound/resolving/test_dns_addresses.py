@@ -15,7 +15,15 @@ from cryprq_proxy.outbound.resolving.dns_addresses import MAX_MESSAGE, ask_addre
 from cryprq_proxy.outbound.resolving.dns_answer import AAAA, A, AnswerError, NameAnswer, encode_name
 from cryprq_proxy.outbound.resolving.hosts_file import MAX_ADDRESSES
 from cryprq_proxy.outbound.resolving.name_server import NameServer
-from tests.support.dns_servers import DnsServers, Server, cut, nothing, zone
+from tests.support.dns_servers import (
+    DnsServers,
+    Server,
+    aliases_without_end,
+    cut,
+    nothing,
+    without_aaaa,
+    zone,
+)
 
 NAME = "www.example.org"
 SECONDS = 60.0
@@ -66,17 +74,7 @@ async def test_an_alias_without_its_addresses_is_another_question(servers: DnsSe
 
 
 async def test_aliases_without_end_end(servers: DnsServers) -> None:
-    number = 0
-
-    def circle(query: dns.message.Message) -> list[bytes]:
-        nonlocal number
-        number += 1
-        name = query.question[0].name.to_text()
-        response = dns.message.make_response(query)
-        response.answer.append(dns.rrset.from_text(name, 60, "IN", "CNAME", f"x{number}.example."))
-        return [response.to_wire()]
-
-    await servers.server(Server(circle))
+    await servers.server(Server(aliases_without_end()))
     with pytest.raises(AnswerError, match="too many CNAMEs"):
         await ask(servers)
 
@@ -122,9 +120,6 @@ async def test_a_name_without_addresses(servers: DnsServers) -> None:
 
 
 async def test_one_answer_without_addresses_is_not_enough(servers: DnsServers) -> None:
-    def no_aaaa(query: dns.message.Message) -> list[bytes]:
-        return [] if query.question[0].rdtype == dns.rdatatype.AAAA else zone({})(query)
-
-    await servers.server(Server(no_aaaa))
+    await servers.server(Server(without_aaaa(zone({}))))
     with pytest.raises(TimeoutError):
         await ask(servers, 0.01)

@@ -15,7 +15,7 @@ from tests.support.nft_fakes import Kernel
 from tests.support.settings import exit_network_settings
 from tun.firewall import exit_table, nft
 from tun.firewall.conntrack import Choose, CtEntry, Flow
-from tun.firewall.exit_table import COUNTERS, ExitFilter, script, warnings
+from tun.firewall.exit_table import COUNTERS, Delete, ExitFilter, script, warnings
 from tun.firewall.standing import Standing
 
 SETTINGS = exit_network_settings(pool4=IPv4Network("198.18.0.0/16"), pool6=IPv6Network("fd63::/64"))
@@ -122,22 +122,26 @@ def ct_entry(source: str, destination: str, *, translated: bool) -> CtEntry:
     )
 
 
-async def test_a_table_that_goes_or_changes_is_put_back_as_it_is_wanted_now(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    # The kernel in memory has no generations, so each look lists the table.
+def table_in(kernel: Kernel, monkeypatch: pytest.MonkeyPatch, delete: Delete) -> ExitFilter:
+    """One that stands, without IPv6. The kernel in memory has no generations, so each look lists the table."""
     monkeypatch.setattr(exit_table, "Standing", partial(Standing, generation=lambda: None))
-    kernel = Kernel()
-    chosen: list[Choose] = []
-    table = ExitFilter.up(
+    return ExitFilter.up(
         SETTINGS,
         lambda entry: None,
         ipv6=False,
         ours=False,
         run=kernel.run,
         ask=kernel.ask,
-        delete=chosen.append,
+        delete=delete,
     )
+
+
+async def test_a_table_that_goes_or_changes_is_put_back_as_it_is_wanted_now(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kernel = Kernel()
+    chosen: list[Choose] = []
+    table = table_in(kernel, monkeypatch, chosen.append)
     assert await table.look() == ""
     kernel.counters["local"] = (9, 900)
     assert await table.look() == "", "counters change by themselves"
@@ -166,19 +170,10 @@ async def test_who_sends_is_told_when_the_table_goes_and_when_it_is_back(
     seen: bool | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`seen`: what the kernel says before nft is asked; None where it says nothing."""
-    monkeypatch.setattr(exit_table, "Standing", partial(Standing, generation=lambda: None))
     monkeypatch.setattr(leftovers, "table_stands", lambda role: seen)
     kernel = Kernel()
     told: list[bool] = []
-    table = ExitFilter.up(
-        SETTINGS,
-        lambda entry: None,
-        ipv6=False,
-        ours=False,
-        run=kernel.run,
-        ask=kernel.ask,
-        delete=lambda choose: None,
-    )
+    table = table_in(kernel, monkeypatch, lambda choose: None)
     table.tell(told.append)
     assert not await table.look()
     assert told == ([True, False] if seen is False else [False])

@@ -18,7 +18,15 @@ import pytest
 
 from cryprq_proxy.outbound.resolving import dns_addresses
 from cryprq_proxy.outbound.resolving.name_server import MAX_STRAYS
-from tests.support.dns_servers import DnsServers, Server, cut, nothing, zone
+from tests.support.dns_servers import (
+    DnsServers,
+    Server,
+    aliases_without_end,
+    cut,
+    nothing,
+    without_aaaa,
+    zone,
+)
 from tun.resolver import bootstrap
 from tun.resolver.bootstrap import (
     Bootstrap,
@@ -84,11 +92,7 @@ async def test_a_swallowed_question_does_not_hold_the_other(
     lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dns_addresses, "OTHER_FAMILY_SECONDS", 0.01)
-
-    def no_aaaa(query: dns.message.Message) -> list[bytes]:
-        return [] if query.question[0].rdtype == dns.rdatatype.AAAA else BOTH(query)
-
-    await lab.server(Server(no_aaaa))
+    await lab.server(Server(without_aaaa(BOTH)))
     assert await lab.bootstrap(tmp_path).resolve(NAME) == ("192.0.2.5",)
 
 
@@ -112,17 +116,7 @@ async def test_an_alias_is_followed(lab: Lab, tmp_path: Path) -> None:
 
 
 async def test_aliases_without_end_end(lab: Lab, tmp_path: Path) -> None:
-    number = 0
-
-    def circle(query: dns.message.Message) -> list[bytes]:
-        nonlocal number
-        number += 1
-        name = query.question[0].name.to_text()
-        response = dns.message.make_response(query)
-        response.answer.append(dns.rrset.from_text(name, 60, "IN", "CNAME", f"x{number}.example."))
-        return [response.to_wire()]
-
-    await lab.server(Server(circle))
+    await lab.server(Server(aliases_without_end()))
     with pytest.raises(BootstrapError, match="too many CNAMEs"):
         await lab.bootstrap(tmp_path).resolve(NAME)
     assert lab.events[-1] == "close"
