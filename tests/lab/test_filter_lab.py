@@ -8,6 +8,7 @@ import socket
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -91,10 +92,7 @@ def test_nothing_leaves_without_the_tunnel(paths: Paths, public: str) -> None:
         with counted(client, "forwarded"):
             assert paths.tcp(paths.guest, public, 80) is None
         assert paths.tcp(paths.client, EXIT4, 443, mark=MARK) == ("world", CLIENT4)
-    sent = [each for each in capture.packets if each.sent and each.destination != EXIT4]
-    assert {each.protocol for each in sent} <= {"arp", "icmpv6"}
-    kinds = {each.source_port for each in sent if each.protocol == "icmpv6"}
-    assert kinds <= {133, 135, 136, 143}
+    assert {each.destination for each in capture.sent()} == {EXIT4}
 
 
 def test_nothing_for_this_machine_leaves_by_a_bound_device(paths: Paths) -> None:
@@ -160,7 +158,7 @@ def test_resolvers_from_before_are_asked_only_while_a_name_is_resolved(paths: Pa
     client = Client(paths).up()
 
     def refuses(resolver: str) -> None:
-        with counted(client, "dns", datagrams=1):
+        with counted(client, "dns"):
             assert not paths.sends(paths.client, resolver, 53, mark=MARK)
 
     for resolver in (WORLD4, RESOLVER4, RESOLVER6):
@@ -309,7 +307,7 @@ def test_the_tunnel_address_is_reached_only_through_the_tunnel(paths: Paths) -> 
         paths.world.ip(f"{ip} route add {address} via {via}")
         there = paths.udp(paths.client, address, 7000)
         for host, port in ((paths.world, 7000), (paths.world, DNS_PORT), (paths.guest, 7000)):
-            with counted(client, "guard", datagrams=1):
+            with counted(client, "guard"):
                 paths.sends(host, address, port)
         # What comes after them arrives, and they have not.
         with paths.client.entered():
@@ -359,7 +357,7 @@ def test_nobody_connects_through_the_tunnel(paths: Paths) -> None:
     paths.listen(paths.client, TUNNEL4, 2222)
     paths.lab.address(paths.beyond, "far0", "198.18.0.1/32")
     paths.beyond.ip("route add 172.20.0.0/24 dev far0")
-    with counted(client, "unsolicited", datagrams=1):
+    with counted(client, "unsolicited"):
         paths.sends(paths.beyond, GUEST4, 9)
     knock = paths.make(paths.beyond, TUNNEL4, socket.SOCK_STREAM, bind=("198.18.0.1", 0))
     knock.setblocking(False)
@@ -373,7 +371,7 @@ def test_a_neighbour_cannot_use_the_tunnel_or_the_forwarder(paths: Paths) -> Non
     here = paths.udp(paths.client, TUNNEL4, DNS_PORT)
     paths.world.ip("addr del 8.8.8.8/32 dev lo")
     paths.world.ip("addr del 93.184.20.10/32 dev lo")
-    with counted(client, "forwarded", datagrams=1):
+    with counted(client, "forwarded"):
         paths.sends(paths.world, RESOLVER4, 53)
     with counted(client, "forwarded"):
         assert paths.tcp(paths.world, PUBLIC4, 80) is None
@@ -485,7 +483,7 @@ def test_a_resolver_of_this_machine_is_left_alone(paths: Paths) -> None:
 def test_dns_elsewhere_is_refused_before_the_lan_is_allowed(paths: Paths) -> None:
     client = Client(paths, replace(SETTINGS, dns_port=None)).up()
     for port in (53, 853, 5355):
-        with counted(client, "dns", datagrams=1):
+        with counted(client, "dns"):
             assert not paths.sends(paths.client, WORLD4, port)
         with counted(client, "dns"):
             assert paths.tcp(paths.client, WORLD4, port) is None
@@ -570,8 +568,11 @@ def test_a_pause_lets_new_connections_out_and_closes_by_itself(paths: Paths) -> 
     before.connect((PUBLIC4, 8080))
     tunnelled = listener.accept()[0]
 
+    begun = time.monotonic()
     client.do(lambda each: each.pause(60))
-    assert 58 <= client.do(Filter.paused) <= 60
+    left = client.do(Filter.paused)
+    # In whole seconds, so one may be missing.
+    assert 60 - (time.monotonic() - begun) - 1 <= left <= 60
     assert paths.tcp(paths.client, PUBLIC4, 80) == ("world", CLIENT4)
     assert paths.tcp(paths.client, PUBLIC6, 80) == ("world", CLIENT6)
     portal = paths.udp(paths.world, WORLD4, 53)
@@ -587,18 +588,18 @@ def test_a_pause_lets_new_connections_out_and_closes_by_itself(paths: Paths) -> 
     # Containers are not let out.
     assert paths.tcp(paths.guest, PUBLIC4, 80) == ("beyond", TUNNEL4)
     client.change(lan_allowed=False)
-    assert client.do(Filter.paused) > 50
+    assert 0 < client.do(Filter.paused) <= left, "an update neither ends it nor begins it again"
 
-    begun = paths.make(paths.client, EXIT4, socket.SOCK_STREAM)
-    begun.connect((EXIT4, 80))
+    direct = paths.make(paths.client, EXIT4, socket.SOCK_STREAM)
+    direct.connect((EXIT4, 80))
     assert paths.taken(80) == ("world", CLIENT4)
     client.do(lambda each: each.pause(1))
     shown = ["nft", "list", "set", "inet", "cryprq", "open"]
     until(lambda: "expires" not in paths.client.run(shown), "the pause is over")
     assert paths.tcp(paths.client, PUBLIC4, 80) == ("beyond", TUNNEL4)
     with Capture(paths.client, "eth0") as capture:
-        begun.send(b"late")
-        begun.close()
+        direct.send(b"late")
+        direct.close()
         assert paths.tcp(paths.client, PUBLIC4, 80) == ("beyond", TUNNEL4)
     assert not [each for each in capture.packets if each.sent and each.protocol == "tcp"]
 
@@ -636,7 +637,7 @@ def test_the_kill_switch_off(paths: Paths) -> None:
     forwarder.sendto(b"answer", forwarder.recvfrom(10)[1])
     assert asking.recv(10) == b"answer"
     paths.world.ip(f"route add {TUNNEL4} via {CLIENT4}")
-    with counted(client, "guard", datagrams=1):
+    with counted(client, "guard"):
         paths.sends(paths.world, TUNNEL4, 9)
     paths.unroute()
     assert paths.tcp(paths.client, PUBLIC4, 80) == ("world", CLIENT4)

@@ -143,7 +143,7 @@ def test_clients_go_out_with_the_address_of_the_exit(net: Exit, server: str, exi
 @pytest.mark.parametrize("other", [TWO4, TWO6], ids=["ipv4", "ipv6"])
 def test_clients_do_not_reach_each_other(net: Exit, other: str) -> None:
     listener = net.listen(net.two, other)
-    with counted(net, "isolated", datagrams=1):
+    with counted(net, "isolated"):
         assert not net.pings(net.one, other, SILENCE)
     with counted(net, "isolated"):
         assert net.seen(net.one, listener) is None
@@ -158,7 +158,7 @@ def test_clients_do_not_reach_the_exit(net: Exit, gate: str) -> None:
     outer = EXIT6 if ":" in gate else EXIT4
     assert net.pings(net.one, gate)
     assert net.dropped("local") == 0
-    with counted(net, "local", datagrams=1):
+    with counted(net, "local"):
         assert not net.pings(net.one, outer, SILENCE)
     for address in (gate, outer):
         with counted(net, "local"):
@@ -176,7 +176,7 @@ def test_wrong_sources_are_dropped_in_silence(net: Exit) -> None:
         spoofed = net.make(net.one, server, socket.SOCK_DGRAM)
         spoofed.bind((source, 0))
         for target in ((server, 4433), (gate, 9)):
-            with counted(net, "spoofed", datagrams=1):
+            with counted(net, "spoofed"):
                 spoofed.sendto(b"spoofed", target)
         own = net.make(net.one, server, socket.SOCK_DGRAM)
         own.bind((right, 0))
@@ -188,14 +188,14 @@ def test_nothing_comes_in_unasked(net: Exit) -> None:
     for pool, gateway in (("198.18.0.0/16", EXIT4), ("fd63:7279:7071::/64", EXIT6)):
         net.server.ip(f"{'-6' if ':' in pool else ''} route add {pool} via {gateway}")
     for address in (ONE4, GATE4, ONE6, GATE6):
-        with counted(net, "guard", datagrams=1):
+        with counted(net, "guard"):
             net.make(net.server, address, socket.SOCK_DGRAM).sendto(b"probe", (address, 9))
     # Another table sends somebody's connection to a client.
     net.exit.nft(
         "table ip other {\nchain pre {\ntype nat hook prerouting priority -100;\n"
         f"iifname eth0 udp dport 8080 dnat to {ONE4}\n}}\n}}\n"
     )
-    with counted(net, "unsolicited", datagrams=1):
+    with counted(net, "unsolicited"):
         net.make(net.server, EXIT4, socket.SOCK_DGRAM).sendto(b"probe", (EXIT4, 8080))
 
 
@@ -203,7 +203,7 @@ def test_an_exit_without_ipv6(net: Exit) -> None:
     net.put_up(ipv6=False, ours=True)
     there = net.make(net.server, SERVER6, socket.SOCK_DGRAM)
     there.bind((SERVER6, 4433))
-    with counted(net, "spoofed", datagrams=1):
+    with counted(net, "spoofed"):
         net.make(net.one, SERVER6, socket.SOCK_DGRAM).sendto(b"x", (SERVER6, 4433))
     there.setblocking(False)
     with pytest.raises(BlockingIOError):
