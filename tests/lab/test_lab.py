@@ -117,10 +117,19 @@ def test_removal_ends_what_runs_inside_and_leaves_nothing() -> None:
 
 
 def test_a_killed_lab_is_swept_away(namespaces: None) -> None:
-    """The child makes a namespace as a lab does, and is gone without a word."""
-    code = "import os, subprocess; n = f'cq{os.getpid()}-abcdef-x'; subprocess.run(['ip', 'netns', 'add', n]); print(n)"
-    name = subprocess.run(["python3", "-c", code], capture_output=True, text=True, check=True).stdout.strip()
-    assert os.path.exists(f"/run/netns/{name}")
+    """The child makes a namespace as a lab does, and is gone without a word. While it lives, nobody takes it away."""
+    with subprocess.Popen(
+        ["sh", "-c", 'ip netns add "cq$$-abcdef-x" && echo "cq$$-abcdef-x" && exec cat'],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as child:
+        assert child.stdout is not None
+        name = child.stdout.readline().strip()
+        sweep()
+        assert os.path.exists(f"/run/netns/{name}")
+        child.kill()
+    # Another test's lab may be the one that takes it.
     sweep()
     assert not os.path.exists(f"/run/netns/{name}")
 

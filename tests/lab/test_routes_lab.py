@@ -27,7 +27,7 @@ from tun.journal import Entry, Journal, undo
 from tun.reconciler import Reconciler
 from tun.routing import routes
 from tun.routing.kernel_state import read_lan, read_uplinks
-from tun.routing.lan import Lan, Uplink
+from tun.routing.lan import Lan, Network, Uplink
 from tun.routing.routes import Routes
 from tun.settings import TunnelSettings
 
@@ -35,6 +35,7 @@ MARK = 0x6372
 DEVICE = "cryprq0"
 SETTINGS = tunnel_settings()
 BOTH = frozenset({4, 6})
+TUNNEL = ("198.18.0.2/32", "fd63:7279:7071::2/128")
 WEB, WEB6 = "198.51.100.9", "2001:db8:99::9"
 UNDOERS = {**routes.UNDO, **sysctl.UNDO}
 VALID_MARK = "net.ipv4.conf.all.src_valid_mark"
@@ -76,8 +77,8 @@ def client(lab: Lab) -> Namespace:
     client.ip("route add default via 192.168.77.1")
     client.ip("-6 route add default via fd77::1")
     client.ip(f"tuntap add dev {DEVICE} mode tun")
-    lab.address(client, DEVICE, "198.18.0.2/32", "fd63:7279:7071::2/128")
     client.ip(f"link set {DEVICE} up")
+    lab.address(client, DEVICE, *TUNNEL)
     return client
 
 
@@ -107,9 +108,15 @@ class Heard:
         self.uplinks += 1
         self.event.set()
 
-    async def next(self) -> None:
-        await self.event.wait()
-        self.event.clear()
+    def prefixes(self) -> tuple[Network, ...]:
+        """Of the LAN that was told last; none before that."""
+        return self.lans[-1].prefixes if self.lans else ()
+
+    async def until(self, holds: Callable[[], bool]) -> None:
+        """Return when it holds; looks after each call."""
+        while not holds():
+            await self.event.wait()
+            self.event.clear()
 
 
 class UndoneRoutes(Routes):
@@ -257,7 +264,9 @@ def test_guests_are_reached_where_the_lan_is_not(lab: Lab, client: Namespace) ->
     assert ip_network("192.168.77.0/24") in lan.prefixes
 
 
-def test_a_killed_process_leaves_nothing_that_hurts_the_next(client: Namespace, tmp_path: Path) -> None:
+def test_a_killed_process_leaves_nothing_that_hurts_the_next(
+    lab: Lab, client: Namespace, tmp_path: Path
+) -> None:
     before = client.snapshot()
     path = tmp_path / "journal"
 
@@ -283,9 +292,8 @@ def test_a_killed_process_leaves_nothing_that_hurts_the_next(client: Namespace, 
     clean_up()
     client.call(clean_up)
     client.ip(f"tuntap add dev {DEVICE} mode tun")
-    client.ip(f"addr add 198.18.0.2/32 dev {DEVICE}")
-    client.ip(f"addr add fd63:7279:7071::2/128 dev {DEVICE} nodad")
     client.ip(f"link set {DEVICE} up")
+    lab.address(client, DEVICE, *TUNNEL)
     assert _unnumbered(client.snapshot()) == _unnumbered(before)
 
 
@@ -389,16 +397,16 @@ def test_looking_again_and_again_keeps_nothing_open(client: Namespace) -> None:
 
 
 def test_the_lan_is_followed(client: Namespace) -> None:
+    added = ip_network("10.3.0.0/16")
+
     async def work() -> None:
         async with watched(UndoneRoutes()) as heard:
             assert way(client, "10.3.3.3") == DEVICE
             client.ip("addr add 10.3.0.1/16 dev eth1")
-            await heard.next()
-            assert ip_network("10.3.0.0/16") in heard.lans[-1].prefixes
+            await heard.until(lambda: added in heard.prefixes())
             assert way(client, "10.3.3.3") == "eth1"
             client.ip("addr del 10.3.0.1/16 dev eth1")
-            await heard.next()
-            assert ip_network("10.3.0.0/16") not in heard.lans[-1].prefixes
+            await heard.until(lambda: added not in heard.prefixes())
             assert way(client, "10.3.3.3") == DEVICE
             assert not heard.uplinks
 
@@ -415,15 +423,15 @@ def test_another_way_out_is_told_and_another_metric_is_not(client: Namespace) ->
             client.ip("route add default via 192.168.77.1 metric 700")
             client.ip("route del default via 192.168.77.1 metric 0")
             client.ip("route add default via 192.168.88.1 metric 600")
-            await heard.next()
+            await heard.until(lambda: heard.uplinks > 0)
             assert heard.uplinks == 1
             found = (await read_uplinks(DEVICE))[4]
             assert found is not None and found[1:] == ("eth1", "192.168.88.1", "192.168.88.2")
             client.ip("-6 route replace default via fd88::1")
-            await heard.next()
+            await heard.until(lambda: heard.uplinks > 1)
             assert heard.uplinks == 2
             client.ip("route replace default via 192.168.88.1 src 192.168.77.2 metric 600")
-            await heard.next()
+            await heard.until(lambda: heard.uplinks > 2)
             assert heard.uplinks == 3
             assert not [lan for lan in heard.lans if lan.prefixes != heard.lans[0].prefixes]
 

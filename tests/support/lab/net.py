@@ -32,6 +32,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from ipaddress import ip_interface
 from pathlib import Path
 from typing import IO, Literal, Self
 
@@ -362,6 +363,11 @@ def sweep() -> None:
         _remove(name)
 
 
+def _local_routes(host: Namespace, device: str) -> str:
+    """Those to the device's IPv6 addresses."""
+    return host.ip(f"-6 route show table local dev {device}")
+
+
 class Lab:
     """Makes hosts and cables. A context manager; `close` may be called again."""
 
@@ -393,16 +399,17 @@ class Lab:
         one.ip(f"link add name {device} mtu {mtu} type veth peer name {far} mtu {mtu} netns {other.name}")
         one.ip(f"link set {device} up")
         other.ip(f"link set {far} up")
-        # The kernel tells each end of the other at a time of its own, and adds routes of IPv6 then.
+        # The kernel tells each end of the other at a time of its own, and later gives it its link-local address.
         ends = ((one, device), (other, far))
-        until(
-            lambda: all(" state UP " in host.ip(f"-o link show dev {end}") for host, end in ends), "a cable"
-        )
+        until(lambda: all("local fe80" in _local_routes(host, end) for host, end in ends), "a cable")
 
     def address(self, host: Namespace, device: str, *addresses: str) -> None:
-        """Addresses with their prefix lengths, of both families."""
+        """Addresses with their prefix lengths, of both families, for a device that is up. They are in use then."""
         for address in addresses:
             host.ip(f"addr add {address} dev {device}" + (" nodad" if ":" in address else ""))
+        six = [f"local {ip_interface(address).ip} " for address in addresses if ":" in address]
+        # The kernel makes the route of an IPv6 address on a thread of its own.
+        until(lambda: all(route in _local_routes(host, device) for route in six), "IPv6 addresses")
 
     def forward(self, host: Namespace) -> None:
         """Makes it a router for both families."""
