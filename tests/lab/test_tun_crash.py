@@ -16,7 +16,7 @@ import pytest
 
 from tests.support.config_files import Settings
 from tests.support.lab.capture import Capture, Packet
-from tests.support.lab.flows import Flow, lane_is, status
+from tests.support.lab.flows import Flow, lane_is
 from tests.support.lab.hosts import EXIT4, ROUTER_LAN4, SERVER4, SERVER6, ThreeHosts
 from tests.support.lab.hosts import three_hosts as three_hosts_of
 from tests.support.lab.links import PORT, Links, Role
@@ -273,7 +273,7 @@ def test_the_exit_is_started_again(way: str, hosts: ThreeHosts, links: Links) ->
     """The client is back by itself. What was open goes on or breaks, and does not hang."""
     client, exit = links.client(hosts.client, settings=QUIET), links.roles[0]
     lane_is(links, True)
-    addresses = status(links)["tun"]["addresses"]
+    addresses = links.status()["tun"]["addresses"]
     outside = Capture(hosts.exit, "eth0")
     with only_the_link(hosts.client), Flow(hosts.client, SERVER4) as flow:
         flow.moves()
@@ -295,7 +295,7 @@ def test_the_exit_is_started_again(way: str, hosts: ThreeHosts, links: Links) ->
     ]
     assert not inner, "what is not translated must not leave the exit"
     lane_is(links, True)
-    assert status(links)["tun"]["addresses"] == addresses
+    assert links.status()["tun"]["addresses"] == addresses
 
 
 def test_the_exit_comes_back_with_another_pool(hosts: ThreeHosts, server: FarServer, links: Links) -> None:
@@ -316,7 +316,7 @@ def test_the_exit_comes_back_with_another_pool(hosts: ThreeHosts, server: FarSer
                 assert new.finish()
         answer = hosts.client.run(["dig", "+short", "+time=5", "+tries=3", "after.example.com"])
         assert answer.split() == [SERVER4]
-    addresses = status(links)["tun"]["addresses"]
+    addresses = links.status()["tun"]["addresses"]
     assert addresses[0].startswith("100.127.0.") and addresses[1].startswith("fd00:127:")
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.config_files import Settings
 from tests.support.lab.capture import Capture
-from tests.support.lab.flows import Flow, lane, lane_is, status
+from tests.support.lab.flows import Flow, lane, lane_is
 from tests.support.lab.hosts import (
     EXIT4,
     EXIT6,
@@ -41,19 +41,21 @@ def tunnel(three_hosts: ThreeHosts, server: FarServer, links: Links) -> ThreeHos
 
 def link_is(links: Links, up: bool) -> None:
     until(
-        lambda: status(links)["link"] == ("up" if up else "down"), f"the link is {'up' if up else 'down'}", 30
+        lambda: links.status()["link"] == ("up" if up else "down"),
+        f"the link is {'up' if up else 'down'}",
+        30,
     )
 
 
 def carriers(links: Links) -> int:
     """How many there have been so far."""
-    number: int = status(links)["carriers"]
+    number: int = links.status()["carriers"]
     return number
 
 
 def exits_lane(links: Links) -> dict[str, Any]:
     """The exit's part about the lane of its only session."""
-    (session,) = status(links, "exit")["sessions"]
+    (session,) = links.status("exit")["sessions"]
     found: dict[str, Any] = session["packets"]["lane"]
     return found
 
@@ -73,9 +75,9 @@ def test_udp_blocked_in_mid_transfer_and_unblocked(tunnel: ThreeHosts, links: Li
         until(lambda: "not answered" in lane(links)["why"], "the status says why")
         flow.moves()
         flow6.moves()
-        before = status(links)["packets"]["on_carrier"]
+        before = links.status()["packets"]["on_carrier"]
         flow.moves()
-        after = status(links)["packets"]["on_carrier"]
+        after = links.status()["packets"]["on_carrier"]
         assert after["sent"] > before["sent"]
         assert after["received"] > before["received"]
         tunnel.unblock_udp()
@@ -120,7 +122,7 @@ def test_the_carrier_is_cut_while_the_lane_runs(tunnel: ThreeHosts, links: Links
         link_is(links, False)
         assert lane(links)["up"]
         flow.moves()
-        assert status(links)["link"] == "down"
+        assert links.status()["link"] == "down"
         written = client.written
         tunnel.router.nft("delete table inet cut")
         client.says("link resumed", since=written)
@@ -223,7 +225,7 @@ def test_without_offloads(
         flow.moves(2 << 20)
         flow6.moves(2 << 20)
         assert flow.finish() and flow6.finish()
-    system = status(links)["tun"]
+    system = links.status()["tun"]
     assert not system["device"]["drops"]
     if here.get("tun"):
         assert not system["device"]["reads"]
@@ -241,7 +243,7 @@ def test_two_clients_of_one_exit(three_hosts: ThreeHosts, server: FarServer, lin
     )
     lane_is(links, True)
     lane_is(links, True, "other")
-    mine, theirs = (status(links, name)["tun"]["addresses"] for name in ("client", "other"))
+    mine, theirs = (links.status(name)["tun"]["addresses"] for name in ("client", "other"))
     assert not {*mine} & {*theirs}
     server.forget()
     with (

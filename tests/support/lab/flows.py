@@ -19,10 +19,9 @@ import time
 from types import TracebackType
 from typing import Any, Final, Self
 
-from cryprq_proxy.process.control import query
 from tests.support.lab.links import Links
 from tests.support.lab.net import LONG, LabError, Namespace, until
-from tests.support.lab.server import BLOCK, ECHO_PORT
+from tests.support.lab.server import BLOCK, ECHO_PORT, RECEIVE_BUFFER, SO_RCVBUFFORCE
 
 PIECE: Final = 16_384
 PATIENCE: Final = 30.0
@@ -30,14 +29,9 @@ _TICK: Final = 0.2
 """Seconds after which a thread that waits for the network looks whether it is to end."""
 
 
-def status(links: Links, name: str = "client") -> dict[str, Any]:
-    """What `cryprq-proxy status --json` would say, without starting a process for it."""
-    return query(links.directory / f"{name}.sock")
-
-
 def lane(links: Links, name: str = "client") -> dict[str, Any]:
     """The client's part about its lane; empty while there is no session."""
-    packets = status(links, name)["packets"]
+    packets = links.status(name)["packets"]
     found: dict[str, Any] = {} if packets is None else packets["lane"]
     return found
 
@@ -177,7 +171,7 @@ def _piece(number: int) -> bytes:
 class Numbers:
     """Numbered datagrams of `size` bytes to the echo service, one each `pause` seconds, and which came back."""
 
-    def __init__(self, host: Namespace, address: str, size: int = 1000, pause: float = 0.005) -> None:
+    def __init__(self, host: Namespace, address: str, size: int = 1000, pause: float = 0.01) -> None:
         self._size = size
         self._pause = pause
         self._ending = False
@@ -188,7 +182,7 @@ class Numbers:
             self._sock = socket.socket(
                 socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM
             )
-        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+        self._sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BUFFER)
         self._sock.connect((address, ECHO_PORT))
         self._sock.settimeout(_TICK)
         self._threads = [threading.Thread(target=work, daemon=True) for work in (self._send, self._receive)]

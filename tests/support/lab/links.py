@@ -12,12 +12,13 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+from cryprq_proxy.process.control import query
 from tests.support.background import PATIENCE
 from tests.support.config_files import Settings, merge, toml
 from tests.support.lab.hosts import EXIT4
-from tests.support.lab.net import Namespace
+from tests.support.lab.net import LIMIT, Namespace
 from tests.support.logged import UNWANTED, LoggedProcess, environment_in
 
 PORT: Final = 4433
@@ -50,6 +51,10 @@ class Links:
     def call(self, host: Namespace, *arguments: str, limit: float = 30.0) -> subprocess.CompletedProcess[str]:
         """Runs one of the short commands inside a host: `cleanup`, `status`, `leaktest`."""
         return host.attempt(self.command(*arguments), env=self.environment, limit=limit)
+
+    def status(self, name: str = "client") -> dict[str, Any]:
+        """What `cryprq-proxy status --json` would say, without starting a process for it."""
+        return query(self.directory / f"{name}.sock", timeout=LIMIT)
 
     def identity(self, name: str) -> tuple[Path, str]:
         """The file of an identity, made by `keygen` when first asked for, and its peer id."""

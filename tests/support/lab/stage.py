@@ -14,7 +14,6 @@ knows a.example.com, which the router does not.
 from __future__ import annotations
 
 import difflib
-import json
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -142,19 +141,17 @@ class Stage:
 
     def status(self) -> dict[str, Any]:
         """What the client says of its system-wide mode."""
-        system: dict[str, Any] = json.loads(self.command("status", "--json"))["tun"]
+        system: dict[str, Any] = self.links.status()["tun"]
         return system
 
     def uptime(self) -> float:
         """Seconds since the client started, by its own clock."""
-        seconds: float = json.loads(self.command("status", "--json"))["uptime"]
+        seconds: float = self.links.status()["uptime"]
         return seconds
 
     def exit_status(self) -> dict[str, Any]:
         """What the exit says of its network interface."""
-        file = self.links.directory / "exit.toml"
-        done = self.links.call(self.hosts.exit, "status", "--json", "--config", str(file))
-        network: dict[str, Any] = json.loads(done.stdout)["network"]
+        network: dict[str, Any] = self.links.status("exit")["network"]
         return network
 
     # --- packets ---------------------------------------------------------------------------------------------------
