@@ -25,6 +25,8 @@ from tests.support.programs import Exit, World
 from tests.support.targets import TcpTarget
 
 PINGS = 60
+ENOUGH = 100_000
+"""Bytes of a flood."""
 CLOSED_PORT = Destination("127.0.0.1", 9)
 
 
@@ -95,7 +97,7 @@ def pings(sock: socket.socket, number: int) -> list[float]:
         sock.sendall(b"ping")
         read_exactly(sock, 4)
         taken.append(time.monotonic() - begin)
-    return sorted(taken)
+    return taken
 
 
 @pytest.mark.parametrize("flood", FLOODS)
@@ -111,10 +113,13 @@ def test_another_peers_ping_during_a_flood(world: World, echo_target: TcpTarget,
         while not flooder.sent and thread.is_alive():
             time.sleep(0.01)
         during = pings(sock, PINGS)
+        while flooder.sent <= ENOUGH and thread.is_alive():
+            during += pings(sock, 1)
     flooder.end()
     thread.join()
     flooder.sock.close()
-    assert flooder.sent > 100_000
-    # Without a flood it takes 0.3 ms; 4 to 33 ms were measured with one, on two cores that all processes share.
-    assert statistics.median(during) < 0.25, f"{statistics.median(quiet)} s before"
+    assert flooder.sent > ENOUGH
+    # Without a flood it takes 0.3 ms; 4 to 33 ms were measured with one, on two cores that all processes share. Where
+    # others keep them busy too, both take longer.
+    assert statistics.median(during) < max(0.25, 50 * statistics.median(quiet)), (quiet, during)
     assert client.up

@@ -203,8 +203,8 @@ def test_handshakes_in_flight_are_bounded(world: World) -> None:
 
 
 def test_handshakes_of_an_address_are_bounded(world: World) -> None:
-    exit = world.exit({"limits": {"handshakes_per_minute": 3}})
-    for _ in range(3):
+    exit = world.exit({"limits": {"handshakes_per_minute": 2}})
+    for _ in range(2):
         with connect(exit.port) as sock:
             sock.sendall(first_flight(exit.peer_id))
             assert sock.recv(1)

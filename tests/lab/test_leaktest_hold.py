@@ -7,9 +7,11 @@ them: a test with new sockets alone would say that nothing leaks.
 from __future__ import annotations
 
 import json
+import math
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
@@ -27,7 +29,9 @@ ASKED: Final = "8.8.8.8"
 """In a pause its questions go to the network's resolver, by NAT."""
 LONG: Final = 60
 """Seconds of a pause that is cut short as soon as the flows are seen."""
-LIMIT: Final = 60.0
+LIMIT: Final = 90.0
+STARTS: Final = 4
+"""On a machine that is busy with other things a change has as long as so many starts of the client take there."""
 PAST: Final[Settings] = {"rule": [{"to": "direct", "cidrs": [SERVER4]}]}
 """All that goes to the server goes past the tunnel, but for questions for names."""
 
@@ -65,7 +69,7 @@ def cut_the_pause_short(stage: Stage, role: Role) -> Role:
 
 class Change(NamedTuple):
     hold: int
-    """Seconds in which it is made, with much to spare."""
+    """Seconds in which it is made, with much to spare where the machine is not busy."""
     paused: bool
     settings: Settings
     """Of the client at first."""
@@ -92,12 +96,15 @@ def web(stage: Stage) -> Iterator[socket.socket]:
         yield quic
 
 
-def held_flows(stage: Stage, role: Role, change: Change) -> tuple[Role, dict[str, Any]]:
+def held_flows(stage: Stage, change: Change) -> tuple[Role, dict[str, Any]]:
     """The client in the end, and what the leak test said after the change."""
+    begun = time.monotonic()
+    role = stage.links.client(stage.client, settings=change.settings)
+    hold = max(change.hold, math.ceil(STARTS * (time.monotonic() - begun)))
     if change.paused:
         stage.pause(LONG)
     file = str(stage.links.directory / "client.toml")
-    options = ("--config", file, "--target", SERVER4, "--target", ASKED, "--json", "--hold", str(change.hold))
+    options = ("--config", file, "--target", SERVER4, "--target", ASKED, "--json", "--hold", str(hold))
     with web(stage) as quic:
         test = stage.client.popen(
             stage.links.command("leaktest", *options), stdout=subprocess.PIPE, env=stage.links.environment
@@ -118,7 +125,7 @@ INSIDE: Final = {"tunnelled", "answered here", "blocked"}
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_a_healthy_client_keeps_them_in(stage: Stage, change: Change) -> None:
     before = stage.client.snapshot()
-    role, plain = held_flows(stage, stage.links.client(stage.client, settings=change.settings), change)
+    role, plain = held_flows(stage, change)
     assert not role.stop(), role.log
     assert not plain["leak"], plain["canaries"]
     names = {row["name"] for row in plain["canaries"]}
@@ -132,7 +139,7 @@ def test_a_filter_that_goes_by_old_marks_is_found(
     stage: Stage, change: Change, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     accepting_old_marks(stage.links, monkeypatch)
-    role, plain = held_flows(stage, stage.links.client(stage.client, settings=change.settings), change)
+    role, plain = held_flows(stage, change)
     assert not role.stop(), role.log
     leaked = {(row["name"], row["target"]) for row in plain["canaries"] if row["verdict"] == "LEAKED"}
     expected = {("QUIC, kept", f"{SERVER4}:{WEB}"), ("STUN, kept", f"{SERVER4}:3478")}

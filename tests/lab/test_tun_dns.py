@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import re
+import signal
 import socket
 from collections.abc import Iterator
 from typing import Final
@@ -141,8 +142,9 @@ class TestQuestions:
     def test_an_answer_comes_from_the_cache_with_the_rest_of_its_life(self, tunnel: Stage) -> None:
         tunnel.server.dns.answers[("cached.example.com.", "A")] = ["192.0.2.50"]
         assert values(ask(tunnel, "cached.example.com")) == ["192.0.2.50"]
+        asked = tunnel.server.visits
         until(lambda: ask(tunnel, "cached.example.com").answer[0].ttl < 60, "the answer ages")
-        assert [visit.what for visit in tunnel.server.visits] == ["cached.example.com. A"]
+        assert tunnel.server.visits == asked
 
     @pytest.mark.parametrize(
         ("name", "blocked"),
@@ -243,7 +245,12 @@ def test_a_resolver_file_that_others_overwrite_comes_back(either: Stage, way: st
     ours = client.resolv_conf.read_bytes()
     assert re.findall(rb"(?m)^nameserver (\S+)$", ours) == [VIRTUAL4.encode(), VIRTUAL6.encode()]
     move = "cat >/etc/resolv.conf" if way == "written" else "cat >/etc/new; mv /etc/new /etc/resolv.conf"
-    client.run(["sh", "-c", move], stdin=news)
+    # Stopped, so that it does not find the file empty and put its own in place before the news are written.
+    role.process.send_signal(signal.SIGSTOP)
+    try:
+        client.run(["sh", "-c", move], stdin=news)
+    finally:
+        role.process.send_signal(signal.SIGCONT)
 
     def repaired() -> bool:
         return any(

@@ -8,12 +8,15 @@ import statistics
 import struct
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Final
 
 from tests.support.lab.capture import Capture
 from tests.support.lab.hosts import EXIT4, EXIT6, SERVER4, SERVER6
+from tests.support.lab.links import Role
 from tests.support.lab.net import LONG, SILENCE, until
 from tests.support.lab.server import ECHO_PORT
 from tests.support.lab.stage import Stage, beside_the_link
@@ -139,12 +142,11 @@ def test_an_address_that_comes_while_the_exit_runs_is_its_own_at_once(stage: Sta
         for address in came:
             assert not refused(address)
             exit.ip(f"addr add {address} dev eth0")
-            # At once where the machine is not busy.
-            until(lambda address=address: refused(address), f"{address} is the exit's", 6)  # type: ignore[misc]
+            until(lambda address=address: refused(address), f"{address} is the exit's", OUTER)  # type: ignore[misc]
             exit.run(["nft", "flush", "ruleset"])
             assert not stage.ping(address)
             exit.ip(f"addr del {address} dev eth0")
-            until(lambda address=address: not refused(address), f"{address} is no more", 6)  # type: ignore[misc]
+            until(lambda address=address: not refused(address), f"{address} is no more", OUTER)  # type: ignore[misc]
 
 
 def test_the_exit_takes_addresses_that_are_free_on_its_machine(stage: Stage) -> None:
@@ -247,30 +249,51 @@ def test_ipv6_that_comes_by_a_router_advertisement_and_goes(stage: Stage) -> Non
     stage.restart_exit(back)
 
 
-def test_a_network_of_another_range_around_the_client(stage: Stage) -> None:
-    """As one of a laboratory: it is no LAN by its addresses, and holds the tunnel address all the same."""
+def address_of(stage: Stage) -> str:
+    """The client's own inside the tunnel, over IPv4."""
+    address: str = stage.status()["addresses"][0]
+    return address
+
+
+@contextmanager
+def network_around(stage: Stage) -> Iterator[Callable[[Role], str]]:
+    """A bridge of the client whose network holds the address that the exit hands out. Gives what waits until a role has
+    asked for another one, and returns that."""
     client = stage.client
     with stage.tunnel():
-        (first, *_) = stage.status()["addresses"]
+        first = address_of(stage)
     lan = ip_network(f"{first}/24", strict=False)
     client.ip("link add name other0 type bridge")
     client.ip("link set other0 up")
     client.ip(f"addr add {lan[1]}/24 dev other0")
-    with stage.tunnel() as role, stage.wire() as wire:
+
+    def another(role: Role) -> str:
         role.says(
             rf"hands out {first}.*, which lies in a local network here \({lan}\): it is asked for another"
         )
-        (second, *_) = stage.status()["addresses"]
+        second = address_of(stage)
         assert ip_address(second) not in lan
+        return second
+
+    try:
+        yield another
+    finally:
+        client.ip("link del other0")
+
+
+def test_a_network_of_another_range_around_the_client(stage: Stage) -> None:
+    """As one of a laboratory: it is no LAN by its addresses, and holds the tunnel address all the same."""
+    client = stage.client
+    with network_around(stage) as another, stage.tunnel() as role, stage.wire() as wire:
+        second = another(role)
         assert stage.fetch(SERVER4) == EXIT4
         # One that comes later: this time exactly the address.
         client.ip(f"addr add {second}/32 dev other0")
         role.says(rf"hands out {second}.*, which lies in a local network here", seconds=OUTER)
-        until(lambda: stage.status()["addresses"][0] not in (first, second), "a third address")
+        until(lambda: another(role) != second, "a third address")
         until(lambda: stage.fetches(SERVER4) == EXIT4, "IPv4 flows", OUTER)
         client.ip(f"addr del {second}/32 dev other0")
     assert not beside_the_link(wire)
-    client.ip("link del other0")
 
 
 def test_another_device_of_the_client_has_the_resolvers_address(stage: Stage) -> None:
@@ -298,25 +321,16 @@ def test_an_address_that_a_network_around_the_client_holds(namespaces: None) -> 
     """It is refused, and another one asked for; where the exit has none, both sides say so in a sentence."""
     with Stage(exit_settings={"tun": {"pool4": "10.50.0.0/16"}}) as stage:
         client = stage.client
-        with stage.tunnel():
-            (first, *_) = stage.status()["addresses"]
-        lan = ip_network(f"{first}/24", strict=False)
-        client.ip("link add name other0 type bridge")
-        client.ip("link set other0 up")
-        client.ip(f"addr add {lan[1]}/24 dev other0")
-        with stage.tunnel() as role, stage.wire() as wire:
-            role.says(
-                rf"hands out {first}.*, which lies in a local network here \({lan}\): it is asked for another"
-            )
-            (second, *_) = stage.status()["addresses"]
-            assert ip_address(second) not in lan
-            assert stage.fetch(SERVER4) == EXIT4
-            assert stage.fetch(SERVER6) == EXIT6
-            assert stage.ping("10.50.0.1")
-        assert not beside_the_link(wire)
-        client.ip("addr flush dev other0")
-        client.ip("addr add 10.50.255.254/16 dev other0")
-        failing = stage.links.client(client, ready="its operator must choose another pool")
-        assert failing.wait() == 1
-        stage.exit.says("has no address for it outside of 10.50.0.0/16")
-        stage.links.roles.remove(failing)
+        with network_around(stage) as another:
+            with stage.tunnel() as role, stage.wire() as wire:
+                another(role)
+                assert stage.fetch(SERVER4) == EXIT4
+                assert stage.fetch(SERVER6) == EXIT6
+                assert stage.ping("10.50.0.1")
+            assert not beside_the_link(wire)
+            client.ip("addr flush dev other0")
+            client.ip("addr add 10.50.255.254/16 dev other0")
+            failing = stage.links.client(client, ready="its operator must choose another pool")
+            assert failing.wait() == 1
+            stage.exit.says("has no address for it outside of 10.50.0.0/16")
+            stage.links.roles.remove(failing)

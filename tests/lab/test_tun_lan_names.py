@@ -13,6 +13,7 @@ import dns.rcode
 import pytest
 
 from tests.support.lab.hosts import CLIENT4, ROUTER_LAN4
+from tests.support.lab.net import LONG
 from tests.support.lab.stage import Stage, beside_the_link
 
 LAN: Final = f"lan://{ROUTER_LAN4}"
@@ -35,7 +36,7 @@ def stage(namespaces: None) -> Iterator[Stage]:
 
 def ask(stage: Stage, name: str, kind: str = "A", server: str = "8.8.8.8") -> list[str]:
     with stage.client.entered():
-        answer, _ = dns.query.udp_with_fallback(dns.message.make_query(name, kind), server, timeout=6)
+        answer, _ = dns.query.udp_with_fallback(dns.message.make_query(name, kind), server, timeout=LONG)
     return sorted(item.to_text() for rrset in answer.answer for item in rrset)
 
 

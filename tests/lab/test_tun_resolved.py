@@ -9,6 +9,7 @@ import pytest
 
 from tests.support.lab import resolved
 from tests.support.lab.hosts import ROUTER_LAN4
+from tests.support.lab.net import LONG
 from tests.support.lab.stage import Stage, beside_the_link
 
 LEAVE = ("--resolver", "leave")
@@ -23,7 +24,7 @@ def program() -> Path:
 
 
 def asks(stage: Stage, *options: str) -> str:
-    done = stage.client.attempt(["dig", "+short", "+time=5", "+tries=1", *options])
+    done = stage.client.attempt(["dig", "+short", f"+time={LONG:g}", "+tries=1", *options])
     return done.stdout if not done.returncode else ""
 
 

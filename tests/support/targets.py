@@ -143,7 +143,8 @@ class TcpTarget:
         self.accepted += 1
         try:
             await self._manner(reader, writer)
-        except OSError:
+        except (OSError, asyncio.CancelledError):
+            # Nobody takes any more what is not sent yet.
             writer.transport.abort()
         finally:
             writer.close()
