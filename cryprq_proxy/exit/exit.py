@@ -76,6 +76,9 @@ class Exit:
         self.sessions = Sessions(settings, provider, self._thread.executor, self._targets, self._network)
         flights = FlightMemory() if flights is None else flights
         self.listener = ExitListener(identity, settings, provider, self._thread, self._admit, flights)
+        self.list_turn = asyncio.Lock()
+        """Held from the reading of the list until `authorize`, and while an invite puts a peer on it: a list that was
+        read before the invite was used would take that peer's session, one that was read later a revoked peer back."""
         self._stopping = False
         self._refusals = TokenBucket(1 / REFUSAL_SECONDS, REFUSALS_LOGGED, clock())
         self._unlogged = 0
@@ -180,8 +183,9 @@ class Exit:
         entry.carrier.start()
 
     async def _redeem(self, secret: bytes, peer: PeerId) -> None:
-        if await self._invites.redeem(secret, peer):
-            self._authorized |= {peer}
+        async with self.list_turn:
+            if await self._invites.redeem(secret, peer):
+                self._authorized |= {peer}
 
     def _refusal(self, peer: PeerId, resuming: PeerSession | None) -> CloseReason | None:
         if peer not in self._authorized:

@@ -38,13 +38,15 @@ class Reloader[T]:
         notifier: Notifier,
         now: Callable[[], float] = time.time,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        turn: asyncio.Lock | None = None,
     ) -> None:
+        """`turn` is held from reading until applying, for those that change what is read; one of its own if None."""
         self._read = read
         self._apply = apply
         self._notifier = notifier
         self._now = now
         self._sleep = sleep
-        self._turn = asyncio.Lock()
+        self._turn = asyncio.Lock() if turn is None else turn
         self._asked = 0
         self._served = 0
         self._said = ""

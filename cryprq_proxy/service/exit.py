@@ -175,7 +175,7 @@ class RunningExit:
         self._names = names
         self._authorized = authorized
         self._process = ProcessStatus(recent)
-        self.reloader = Reloader(read, self.apply, notifier)
+        self.reloader = Reloader(read, self.apply, notifier, turn=exit.list_turn)
 
     async def apply(self, loaded: LoadedExit) -> str:
         """Put the list of peers and the log level in force."""

@@ -7,6 +7,7 @@ import errno
 import logging
 import os
 import socket
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -28,19 +29,31 @@ from cryprq_proxy.config.exit import ExitConfig, load_exit
 from cryprq_proxy.crypto.identity import PeerId
 from cryprq_proxy.errors import ConfigError, CryprqError
 from cryprq_proxy.exit.egress_policy import EgressPolicy
+from cryprq_proxy.exit.exit import Exit
 from cryprq_proxy.exit.providers import NO_PACKETS, NoPacketNetwork, PacketNetwork
 from cryprq_proxy.outbound import relays
 from cryprq_proxy.process import file_watch, lifecycle
 from cryprq_proxy.process.control import ControlServer
 from cryprq_proxy.process.file_watch import FileWatch
+from cryprq_proxy.process.recent_errors import RecentErrors
+from cryprq_proxy.process.sd_notify import Notifier
 from cryprq_proxy.service import exit as exit_module
 from cryprq_proxy.service.client import run_client
-from cryprq_proxy.service.exit import MAX_PEERS_NAMED, MAX_PEERS_TOLD, no_network, peers_told, run_exit
+from cryprq_proxy.service.exit import (
+    MAX_PEERS_NAMED,
+    MAX_PEERS_TOLD,
+    LoadedExit,
+    RunningExit,
+    no_network,
+    peers_told,
+    run_exit,
+)
 from cryprq_proxy.status import ClientStatus, ExitStatus, PeerStatus
 from cryprq_proxy.web import server as web_server
 from tests.support.roles import Role, RoleFiles, RunningRole, running
-from tests.support.settle import until
+from tests.support.settle import settle, until
 from tests.support.targets import echo
+from tests.support.visits import ALICE, BOB, Visit, open_exit
 
 
 class FakeNetwork(NoPacketNetwork):
@@ -529,3 +542,68 @@ async def test_a_second_signal_ends_open_streams(files: RoleFiles, caplog: pytes
         assert "stopping at once" in caplog.text
         assert not os.path.lexists(files.directory / "exit.sock")
         writer.close()
+
+
+# --- an invite that is used while the list is read again ---
+
+
+class OnDisk:
+    """The list of peers as a file, and an invite for Alice. `gate`: a reading goes on when it is set, `reading`: one
+    has the list already."""
+
+    def __init__(self, config: ExitConfig) -> None:
+        self.listed = {BOB.peer_id: "bob"}
+        self.gate = threading.Event()
+        self.reading = threading.Event()
+        self._config = config
+
+    async def redeem(self, secret: bytes, peer: PeerId) -> bool:
+        self.listed[peer] = "alice"
+        await asyncio.sleep(0)
+        return True
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def read(self) -> LoadedExit:
+        found = dict(self.listed)
+        self.reading.set()
+        assert self.gate.wait(20)
+        return self._config, found
+
+
+@asynccontextmanager
+async def inviting(files: RoleFiles) -> AsyncIterator[tuple[OnDisk, Exit, RunningExit]]:
+    config = files.exit()
+    disk = OnDisk(config)
+    async with open_exit(BOB, invites=disk) as exit:
+        yield (
+            disk,
+            exit,
+            RunningExit(config, exit, dict(disk.listed), None, disk.read, Notifier(), RecentErrors()),
+        )
+
+
+async def test_a_peer_whose_invite_is_used_during_a_reload_stays_in(files: RoleFiles) -> None:
+    """The list was read before the peer was on it, and putting it in force ended the peer's new session."""
+    async with inviting(files) as (disk, exit, running):
+        reload = spawn(running.reloader.reload(), "reload")
+        await asyncio.to_thread(disk.reading.wait)
+        redeem = spawn(exit._redeem(bytes(16), ALICE.peer_id), "invite")
+        await settle()
+        disk.gate.set()
+        await asyncio.gather(reload, redeem)
+        assert exit.status().authorized == 2
+        await Visit(exit, ALICE).admit()
+
+
+async def test_a_reload_waits_for_an_invite_that_is_being_used(files: RoleFiles) -> None:
+    """A peer that is revoked meanwhile does not come back: the list is read afterwards."""
+    async with inviting(files) as (disk, exit, running):
+        disk.gate.set()
+        redeem = spawn(exit._redeem(bytes(16), ALICE.peer_id), "invite")
+        await until(lambda: ALICE.peer_id in disk.listed)
+        del disk.listed[ALICE.peer_id]
+        await running.reloader.reload()
+        await redeem
+        assert exit.status().authorized == 1
