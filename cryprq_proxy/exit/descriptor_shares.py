@@ -23,12 +23,16 @@ class DescriptorShares:
 
     def claim(self, peer: PeerId, count: int) -> Claim | None:
         """Take `count` descriptors for `peer`; None if its share is used up."""
+        return Claim(self, peer, count) if self.take(peer, count) else None
+
+    def take(self, peer: PeerId, count: int) -> bool:
+        """Whether `peer` has them now."""
         held = self._held.get(peer, 0) + count
         free = self.free - count
         if held > ABUNDANCE * free:
-            return None
+            return False
         self._held[peer], self.free = held, free
-        return Claim(self, peer, count)
+        return True
 
     def give_back(self, peer: PeerId, count: int) -> None:
         self.free += count
@@ -40,7 +44,7 @@ class DescriptorShares:
 
 
 class Claim:
-    """The descriptors of one stream, until `release`."""
+    """The descriptors of one stream, until `release`. A SocketRoom (outbound/dialer.py) while its name is dialled."""
 
     __slots__ = ("_count", "_peer", "_shares")
 
@@ -48,6 +52,18 @@ class Claim:
         self._shares = shares
         self._peer = peer
         self._count = count
+
+    def more(self) -> bool:
+        """Take one more, if the share allows it."""
+        taken = bool(self._count) and self._shares.take(self._peer, 1)
+        self._count += taken
+        return taken
+
+    def less(self) -> None:
+        """Give one back; does nothing after `release`."""
+        if self._count:
+            self._count -= 1
+            self._shares.give_back(self._peer, 1)
 
     def release(self) -> None:
         """Give them back; a second call does nothing."""

@@ -78,6 +78,7 @@ class PendingTarget(StreamHandler):
             resolver,
             self._connected,
             targets.timeout,
+            self._claim,
         )
 
     def start_resolver(self) -> None:

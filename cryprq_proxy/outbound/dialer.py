@@ -40,6 +40,10 @@ ATTEMPT_DELAY: Final = 0.25
 """Seconds between the starts of two attempts: RFC 8305 section 5."""
 MAX_ADDRESSES: Final = 32
 """Addresses of one name that are tried at most."""
+MAX_RUNNING: Final = 8
+"""Attempts for one name at the same time."""
+ATTEMPT_PATIENCE: Final = MAX_RUNNING * ATTEMPT_DELAY
+"""Seconds that an attempt has before another one may take its place; then its SYN was sent twice."""
 
 CONNECT_REASONS: Final[dict[int, StreamReason]] = {
     errno.ECONNREFUSED: StreamReason.CONNECTION_REFUSED,
@@ -88,6 +92,29 @@ class Cancellable(Protocol):
         """End it, close its sockets and never call `done`. Does nothing after `done` was called."""
 
 
+class SocketRoom(Protocol):
+    """Whether a race may hold one more socket beside its first one."""
+
+    def more(self) -> bool:
+        """Count one more, if there is room."""
+
+    def less(self) -> None:
+        """Give one of them back."""
+
+
+class EnoughRoom:
+    """A SocketRoom without a bound of its own."""
+
+    def more(self) -> bool:
+        return True
+
+    def less(self) -> None:
+        """Nothing is counted."""
+
+
+ENOUGH_ROOM: Final = EnoughRoom()
+
+
 type Done = Callable[[socket.socket | None, StreamReason | None], None]
 """Called once, with a reason or with a connected non-blocking socket, which the callee then owns."""
 
@@ -115,14 +142,15 @@ def connect_target(
     resolver: Resolver,
     done: Done,
     timeout: float,
+    room: SocketRoom = ENOUGH_ROOM,
 ) -> Cancellable:
-    """Connect to `destination` within `timeout` seconds, if the policy allows it.
+    """Connect to `destination` within `timeout` seconds, if the policy allows it. `room` is for several addresses.
 
     A literal, the usual case, takes no task. `done` may be called before this returns.
     """
     host, port = destination
     if not destination.is_ip:
-        return spawn(_dial_for(loop, destination, policy, resolver, done, timeout), "dial")
+        return spawn(_dial_for(loop, destination, policy, resolver, done, timeout, room), "dial")
     if policy.check_address(host, port):
         return connect_literal(loop, host, port, done, timeout)
     done(None, StreamReason.NOT_ALLOWED)
@@ -136,9 +164,10 @@ async def _dial_for(
     resolver: Resolver,
     done: Done,
     timeout: float,
+    room: SocketRoom,
 ) -> None:
     try:
-        sock = await dial(destination, policy, resolver=resolver, timeout=timeout, sockets=loop)
+        sock = await dial(destination, policy, resolver=resolver, timeout=timeout, room=room, sockets=loop)
     except StreamRefused as refusal:
         done(None, refusal.reason)
     except Exception:
@@ -242,12 +271,14 @@ def interleave(addresses: Iterable[str]) -> list[str]:
 class AddressRace:
     """Connects to the literal of `addresses` that answers first. The attempts start `attempt_delay` seconds apart.
 
-    `allowed(ip)` is asked right before each attempt. `done` may be called before the race is made.
+    `allowed(ip)` is asked right before each attempt. `done` may be called before the race is made. At most MAX_RUNNING
+    attempts run, and fewer where `room` has no more: then the next one takes the place of the oldest, once that one has
+    had ATTEMPT_PATIENCE seconds.
     """
 
     __slots__ = (
-        "_allowed", "_connect", "_deadline", "_delay", "_done", "_loop", "_number", "_port", "_reasons",
-        "_running", "_timer", "_waiting",
+        "_allowed", "_connect", "_counted", "_deadline", "_delay", "_done", "_loop", "_number", "_port",
+        "_reasons", "_room", "_running", "_started", "_timer", "_waiting",
     )  # fmt: skip
 
     def __init__(
@@ -260,6 +291,7 @@ class AddressRace:
         timeout: float,
         attempt_delay: float,
         connect: ConnectLiteral = connect_literal,
+        room: SocketRoom = ENOUGH_ROOM,
     ) -> None:
         self._loop = loop
         self._waiting = deque(interleave(addresses)[:MAX_ADDRESSES])
@@ -270,7 +302,12 @@ class AddressRace:
         self._delay = attempt_delay
         self._connect = connect
         self._number = 0
+        self._room = room
+        self._counted = 0
+        """Sockets beside the first one."""
         self._running: dict[int, Cancellable] = {}
+        """By number, the oldest first."""
+        self._started: dict[int, float] = {}
         self._reasons: set[StreamReason] = set()
         self._timer: Timer | None = None
         self._advance()
@@ -292,23 +329,47 @@ class AddressRace:
                 self._reasons.add(StreamReason.TIMED_OUT)
                 self._waiting.clear()
                 break
-            ip = self._waiting.popleft()
+            ip = self._waiting[0]
             if self._allowed(ip):
-                self._start(ip, left)
+                if not self._running or self._has_room():
+                    self._start(self._waiting.popleft(), left)
                 return
+            self._waiting.popleft()
             self._reasons.add(StreamReason.NOT_ALLOWED)
         if not self._running:
             self._done(None, next((r for r in _TELLING if r in self._reasons), StreamReason.GENERAL))
+
+    def _has_room(self) -> bool:
+        """Make room for one attempt beside those that run; else come back when the oldest may be replaced."""
+        if len(self._running) < MAX_RUNNING and self._room.more():
+            self._counted += 1
+            return True
+        oldest = next(iter(self._running))
+        left = self._started[oldest] + ATTEMPT_PATIENCE - self._loop.time()
+        if left > 0:
+            self._timer = self._loop.call_later(left, self._advance)
+            return False
+        self._running.pop(oldest).cancel()
+        self._reasons.add(StreamReason.TIMED_OUT)
+        return True
+
+    def _give_room_back(self) -> None:
+        """Of the sockets that are not open any more."""
+        while self._counted > max(len(self._running) - 1, 0):
+            self._counted -= 1
+            self._room.less()
 
     def cancel(self) -> None:
         self._stop_timer()
         self._waiting.clear()
         while self._running:
             self._running.popitem()[1].cancel()
+        self._give_room_back()
 
     def _start(self, ip: str, left: float) -> None:
         number = self._number = self._number + 1
         self._running[number] = _OVER  # in case it ends before `connect` returns
+        self._started[number] = self._loop.time()
         attempt = self._connect(self._loop, ip, self._port, partial(self._ended, number), left)
         if number in self._running:
             self._running[number] = attempt
@@ -317,6 +378,7 @@ class AddressRace:
 
     def _ended(self, number: int, sock: socket.socket | None, reason: StreamReason | None) -> None:
         del self._running[number]
+        self._give_room_back()
         if sock is None:
             self._reasons.add(reason or StreamReason.GENERAL)
             self._advance()
@@ -338,6 +400,7 @@ async def dial(
     timeout: float = CONNECT_TIMEOUT,
     attempt_delay: float = ATTEMPT_DELAY,
     connect: ConnectLiteral = connect_literal,
+    room: SocketRoom = ENOUGH_ROOM,
     sockets: SocketLoop | None = None,
 ) -> socket.socket:
     """A TCP connection to `destination`: connected, non-blocking, without Nagle's delay.
@@ -370,6 +433,7 @@ async def dial(
         deadline - loop.time(),
         attempt_delay,
         connect,
+        room,
     )
     try:
         return await outcome

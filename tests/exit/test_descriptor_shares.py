@@ -51,3 +51,18 @@ def test_there_are_never_more_than_there_are(steps: list[tuple[PeerId, int, bool
             held.append((count, claim))
         assert shares.free == 40 - sum(count for count, _ in held)
         assert shares.free > 0
+
+
+def test_the_sockets_of_a_name_count_like_streams() -> None:
+    shares = DescriptorShares(8)
+    claim = shares.claim(FIRST, 1)
+    assert claim is not None
+    taken = [claim.more() for _ in range(8)]
+    assert taken == [True] * 5 + [False] * 3
+    assert shares.claim(FIRST, 1) is None
+    claim.less()
+    assert shares.free == 3
+    claim.release()
+    claim.less()
+    assert not claim.more()
+    assert shares.free == 8

@@ -7,6 +7,7 @@ import errno
 import os
 import socket
 from collections.abc import Iterator, Sequence
+from typing import cast
 
 import pytest
 
@@ -16,7 +17,10 @@ from cryprq_proxy.errors import StreamReason, StreamRefused
 from cryprq_proxy.exit.egress_policy import EgressPolicy
 from cryprq_proxy.outbound import dialer
 from cryprq_proxy.outbound.dialer import (
+    ATTEMPT_DELAY,
+    ATTEMPT_PATIENCE,
     CONNECT_REASONS,
+    MAX_RUNNING,
     AddressRace,
     Done,
     connect_literal,
@@ -24,6 +28,7 @@ from cryprq_proxy.outbound.dialer import (
     interleave,
 )
 from cryprq_proxy.outbound.socket_group import SocketLoop
+from tests.support.fake_exits import Timers
 from tests.support.settle import until
 from tests.support.targets import has_ipv6
 
@@ -675,3 +680,84 @@ async def test_a_fault_in_a_race_ends_it(first: str, caplog: pytest.LogCaptureFi
     assert outcome == [StreamReason.GENERAL]
     assert all(attempt.cancelled for attempt in connector.attempts)
     assert len(caplog.records) == 1
+
+
+class Room:
+    """A SocketRoom of a size; `taken` of it is in use, `most` was."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.taken = self.most = 0
+
+    def more(self) -> bool:
+        if self.taken == self.size:
+            return False
+        self.taken += 1
+        self.most = max(self.most, self.taken)
+        return True
+
+    def less(self) -> None:
+        assert self.taken > 0
+        self.taken -= 1
+
+
+class Race:
+    """A race of many addresses of which none answers, on the test's clock."""
+
+    def __init__(self, room: Room, addresses: int = 12) -> None:
+        self.timers = Timers()
+        self.room = room
+        self.connector = Connector()
+        self.outcome: list[object] = []
+        self.race = AddressRace(
+            cast(asyncio.AbstractEventLoop, self.timers),
+            [f"192.0.2.{number}" for number in range(1, addresses + 1)],
+            1,
+            always,
+            lambda sock, reason: self.outcome.append(sock or reason),
+            10.0,
+            ATTEMPT_DELAY,
+            self.connector,
+            room,
+        )
+
+    @property
+    def open(self) -> list[int]:
+        """The numbers of the addresses whose attempts run."""
+        return [number for number, one in enumerate(self.connector.attempts, 1) if not one.cancelled]
+
+
+def test_the_sockets_of_a_race_are_bounded_and_counted() -> None:
+    """There were as many as addresses, 32, and they counted as one. The ninth takes the place of the first, whose SYN
+    was sent twice by then."""
+    race = Race(Room(100))
+    assert (race.open, race.room.taken) == ([1], 0)
+    race.timers.advance(7.5 * ATTEMPT_DELAY)
+    assert (race.open, race.room.taken) == (list(range(1, MAX_RUNNING + 1)), MAX_RUNNING - 1)
+    race.timers.advance(4 * ATTEMPT_DELAY)
+    assert (race.open, race.room.taken) == (list(range(5, 13)), MAX_RUNNING - 1)
+    race.connector.attempts[-1].done(None, StreamReason.TIMED_OUT)
+    assert race.room.taken == MAX_RUNNING - 2
+    race.connector.attempts[4].succeed().close()
+    assert race.room.taken == 0 and len(race.outcome) == 1
+    assert race.open == [5, 12], "those that ended by themselves"
+
+
+def test_without_room_the_next_one_waits_for_the_first() -> None:
+    race = Race(Room(1))
+    race.timers.advance(ATTEMPT_PATIENCE - 0.01)
+    assert (race.open, race.room.taken) == ([1, 2], 1)
+    race.timers.advance(0.02)
+    assert (race.open, race.room.taken) == ([2, 3], 1)
+    race.connector.attempts[1].done(None, StreamReason.CONNECTION_REFUSED)
+    assert race.connector.tried[-1] == "192.0.2.4" and race.room.taken == 1
+    race.race.cancel()
+    assert race.room.taken == 0
+
+
+def test_a_race_that_fails_gives_everything_back() -> None:
+    race = Race(Room(100), addresses=3)
+    race.timers.advance(1.0)
+    for attempt in race.connector.attempts:
+        attempt.done(None, StreamReason.TIMED_OUT)
+    assert race.outcome == [StreamReason.TIMED_OUT] and race.room.taken == 0 and race.room.most == 2
