@@ -122,7 +122,9 @@ REACHED = {
     "what the kernel keeps for a target that does not read, per stream": [
         "base/test_sockets.py::test_the_kernel_keeps_little_for_an_end_that_does_not_read"
     ],
-    "time to connect a target; addresses tried for a name": [
+    "time to connect a target; addresses tried for a name; at the same time, each counted as a file descriptor": [
+        "outbound/test_dialer.py::test_the_sockets_of_a_race_are_bounded_and_counted",
+        "exit/test_descriptor_shares.py::test_the_sockets_of_a_name_count_like_streams",
         "outbound/test_dialer.py::test_an_attempt_gets_no_more_than_the_time_left",
         "outbound/test_dialer.py::test_a_name_with_very_many_addresses_gets_a_bounded_number_of_attempts",
     ],
@@ -159,7 +161,10 @@ REACHED = {
     "a connection in which nothing moves": [
         "outbound/test_relays.py::test_the_idle_limit_counts_from_the_last_byte"
     ],
-    "waiting for the link": ["client/test_waiting.py::test_each_waits_for_its_own_time"],
+    "waiting for the link; an application that has died while its target is not connected yet": [
+        "client/test_waiting.py::test_each_waits_for_its_own_time",
+        "fronts/test_listener.py::test_an_application_that_ended_while_it_waits_is_missed_and_one_that_reads_on_is_not",
+    ],
     "DNS questions that wait; time for one": [
         "tun/dns/test_forwarder.py::test_questions_that_wait_are_bounded",
         "tun/dns/test_upstreams.py::test_silence_ends_in_time_and_is_remembered",

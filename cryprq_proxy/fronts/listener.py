@@ -71,6 +71,8 @@ class MixedListener:
         self._negotiating: deque[tuple[float, SocksConnection]] = deque()
         self._sweeper: asyncio.TimerHandle | None = None
         self._relays: Relays[Relay] = Relays(self.loop, applications=True, idle_timeout=settings.idle_timeout)
+        self.early: Relays[SocksConnection] = Relays(self.loop, applications=True)
+        """Those whose application has sent data or its end before the target is connected."""
         self._udp: set[UdpFront] = set()
         self._http: set[asyncio.Task[None]] = set()
         self._exchanges: Relays[HttpExchange] = Relays(
@@ -232,9 +234,11 @@ class HttpExchange:
 class SocksConnection(StreamHandler):
     """One application's connection until its target is connected: negotiates, requests the stream, answers.
 
-    It also recognizes HTTP connections and passes them on.
+    It also recognizes HTTP connections and passes them on. It is a Relaying (outbound/relays.py) while it waits for its
+    target and its application has said more already, or ended.
     """
 
+    unwatched = True
     __slots__ = ("_fd", "_handed_on", "_listener", "_sock", "_socks", "_stream", "negotiating")
 
     def __init__(self, listener: MixedListener, sock: socket.socket) -> None:
@@ -261,6 +265,7 @@ class SocksConnection(StreamHandler):
         """The socket is somebody else's from now on."""
         self._handed_on, self.negotiating = True, False
         self._listener.loop.remove_reader(self._fd)
+        self._listener.early.discard(self)
 
     def _on_readable(self) -> None:
         try:
@@ -308,16 +313,30 @@ class SocksConnection(StreamHandler):
                 self._listener.serve_udp(sock, socks)
 
     def _readable_while_waiting(self) -> None:
-        """Data, or the end, before the target is connected: the relay will read it. A reset ends the stream."""
+        """Data, or the end, before the target is connected: the relay will read it. A reset ends the connection.
+
+        An application that has ended its direction may still read. Whether it is there is looked at from now on,
+        since its socket tells nothing any more.
+        """
         try:
             self._sock.recv(1, socket.MSG_PEEK)
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
-            if self._stream is not None:
-                self.close()
-                return
+            self.close()
+            return
         self._listener.loop.remove_reader(self._fd)
+        self._listener.early.add(self)
+
+    @property
+    def sock(self) -> socket.socket:
+        return self._sock
+
+    def progress(self) -> int:
+        return 0
+
+    def abort(self, reason: StreamReason) -> None:
+        self.close()
 
     def _send(self, reply: bytes) -> bool:
         """Send a few bytes. Closes a socket that does not take them at once."""
@@ -337,7 +356,10 @@ class SocksConnection(StreamHandler):
     # --- handler of the stream -------------------------------------------------------------------------------------
 
     def _begin(self, stream: AnyStream) -> None:
-        self._stream = stream
+        if self._handed_on:
+            stream.reset(StreamReason.CANCELLED)  # the application has gone while it waited for the link
+        else:
+            self._stream = stream
 
     def opened(self) -> None:
         stream, socks = self._stream, self._socks
@@ -350,7 +372,7 @@ class SocksConnection(StreamHandler):
 
     def refused(self, reason: StreamReason) -> None:
         self._stream = None
-        if self._socks is not None and self._send(self._socks.refuse(reason)):
+        if self._socks is not None and not self._handed_on and self._send(self._socks.refuse(reason)):
             self._farewell()
 
     def reset(self, reason: StreamReason) -> None:

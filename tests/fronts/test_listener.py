@@ -6,6 +6,7 @@ import asyncio
 import gc
 import logging
 import socket
+import sys
 import weakref
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -22,7 +23,8 @@ from cryprq_proxy.fronts.listener import ListenerSettings, MixedListener, SocksC
 from cryprq_proxy.outbound import relays
 from cryprq_proxy.session.streams import Half
 from cryprq_proxy.session.wire import StreamProtocol
-from tests.support.fake_source import FakeSource
+from tests.support.fake_source import FakeSource, LateSource
+from tests.support.fake_streams import FakeStream
 from tests.support.raw_client import RawClient
 from tests.support.settings import listener_settings
 from tests.support.settle import settle, until
@@ -160,6 +162,46 @@ async def test_an_application_that_gives_up_while_it_waits(proxy: Proxy) -> None
     [asked] = proxy.source.asked
     await until(lambda: asked.stream.resets)
     assert asked.stream.resets == [StreamReason.CANCELLED]
+
+
+async def test_an_application_that_gives_up_while_it_waits_for_the_link(proxies: list[Proxy]) -> None:
+    """Its place was free only after the wait."""
+    source = LateSource()
+    proxies.append(Proxy(HERE, source))
+    [proxy] = proxies
+    application = proxy.application()
+    application.send(GREETING + CONNECT)
+    await until(lambda: source.begin)
+    set_reset_on_close(application.sock)
+    application.sock.close()
+    await until(lambda: proxy.listener._connections == 0)
+    stream = FakeStream()
+    source.begin[0](stream)
+    assert stream.resets == [StreamReason.CANCELLED]
+    source.handlers[0].refused(StreamReason.LINK_DOWN)
+    assert proxy.listener._connections == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says who holds the other end")
+async def test_an_application_that_ended_while_it_waits_is_missed_and_one_that_reads_on_is_not(
+    proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A target that is not answered for, as while the session has no carrier, may wait for five minutes."""
+    monkeypatch.setattr(relays, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(relays, "GONE_SECONDS", 0.05)
+    gone, half_closed = await proxy.connected(), await proxy.connected()
+    gone.sock.close()
+    half_closed.send(b"question")
+    half_closed.sock.shutdown(socket.SHUT_WR)
+    first, second = proxy.source.asked
+    await until(lambda: first.stream.resets)
+    assert first.stream.resets == [StreamReason.CANCELLED]
+    assert len(proxy.listener.early) == 1
+    second.open()
+    assert len(proxy.listener.early) == 0
+    await until(lambda: second.stream.sent == b"question" and second.stream.send_half is not Half.OPEN)
+    second.stream.handler.data_received(memoryview(b"answer"))
+    assert await half_closed.read(16) == SUCCEEDED + b"answer"
 
 
 async def test_an_application_that_leaves_while_it_waits(proxy: Proxy) -> None:

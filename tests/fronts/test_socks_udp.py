@@ -10,14 +10,13 @@ import pytest
 
 from cryprq_proxy.address import Destination
 from cryprq_proxy.base.sockets import set_reset_on_close
-from cryprq_proxy.client.requests import NOWHERE, Begin
+from cryprq_proxy.client.requests import NOWHERE
 from cryprq_proxy.errors import StreamReason
 from cryprq_proxy.fronts import socks_udp
 from cryprq_proxy.fronts.listener import MixedListener
 from cryprq_proxy.fronts.socks import encode_datagram, parse_datagram
-from cryprq_proxy.session.streams import StreamHandler
 from cryprq_proxy.session.wire import StreamProtocol
-from tests.support.fake_source import Asked, FakeSource
+from tests.support.fake_source import Asked, FakeSource, LateSource
 from tests.support.fake_streams import FakeStream
 from tests.support.raw_client import RawClient
 from tests.support.settings import listener_settings
@@ -35,19 +34,6 @@ def udp_socket(ip: str = "127.0.0.1") -> socket.socket:
     sock.setblocking(False)
     sock.bind((ip, 0))
     return sock
-
-
-class LateSource(FakeSource):
-    """Gives no stream: each of `begin` takes one from the test."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.begin: list[Begin] = []
-
-    def request(
-        self, protocol: StreamProtocol, destination: Destination, handler: StreamHandler, begin: Begin
-    ) -> None:
-        self.begin.append(begin)
 
 
 class Association:

@@ -54,3 +54,18 @@ class FakeSource:
 
     async def open(self, destination: Destination) -> ByteStream:
         return await opened(self.start, StreamProtocol.TCP, destination)
+
+
+class LateSource(FakeSource):
+    """Gives no stream: each of `begin` takes one from the test. `handlers` are those of the requests."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begin: list[Begin] = []
+        self.handlers: list[StreamHandler] = []
+
+    def request(
+        self, protocol: StreamProtocol, destination: Destination, handler: StreamHandler, begin: Begin
+    ) -> None:
+        self.begin.append(begin)
+        self.handlers.append(handler)
