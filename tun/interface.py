@@ -15,6 +15,7 @@ import socket
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
+from typing import Final
 
 from msgspec import structs
 
@@ -23,7 +24,7 @@ from cryprq_proxy.base.forwarder_port import FORWARDER_PORT
 from cryprq_proxy.base.tasks import spawn
 from cryprq_proxy.carriers.lane.train import PacketTrain
 from cryprq_proxy.client.exits import Exits
-from cryprq_proxy.errors import CryprqError
+from cryprq_proxy.errors import CryprqError, reason_of
 from cryprq_proxy.lane.slices import Run
 from cryprq_proxy.status import TunStatus
 
@@ -43,6 +44,9 @@ from .routing.tunnel_addresses import TunnelAddresses
 from .settings import MTU, RESOLVER4, RESOLVER6, SLICE_OVERHEAD, TunnelSettings
 
 _log = logging.getLogger(__name__)
+
+RETRY_SECONDS: Final = 2.0
+"""After something could not follow the exit, until it is tried again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,22 +186,31 @@ class TunInterface(NoInterface):
         self._changed.set()
 
     async def _follow(self) -> None:
+        told = ""
         while True:
             await self._changed.wait()
             self._changed.clear()
+            failed = ""
             for change in (self._readdress, self._resize):
                 try:
                     await change()
                 except CryprqError as error:
-                    _log.error("the tunnel could not follow the exit: %s", error)
+                    failed = str(error)
+            if failed:
+                if failed != told:
+                    _log.error("the tunnel could not follow the exit, and tries again: %s", failed)
+                asyncio.get_running_loop().call_later(RETRY_SECONDS, self._changed.set)
+            told = failed
 
     async def _readdress(self) -> None:
-        """Another exit, or one that was started anew with another pool, hands out other addresses."""
+        """Another exit, or one that was started anew with another pool, hands out other addresses.
+
+        After a failure anywhere all of it is done again.
+        """
         addresses = self._offered if self._ipv6_here else self._offered.without_ipv6()
         before = self._addresses
         if addresses == before:
             return
-        self._addresses = addresses
         self._names.server.close()
         self._names.forwarder.offer_ipv6(addresses.ipv6 is not None)
         await self._device.configure(addresses.interfaces())
@@ -208,6 +221,7 @@ class TunInterface(NoInterface):
         if asked_at != self._asked_at:
             await set_resolver(self._foundation, asked_at)
             self._asked_at = asked_at
+        self._addresses = addresses
         if addresses.ipv4 == before.ipv4:
             _log.info("the exit carries %s", "no IPv6 any more" if addresses.ipv6 is None else "IPv6 now")
         else:
@@ -276,5 +290,10 @@ def resolver_addresses(addresses: TunnelAddresses) -> list[str]:
 
 
 async def set_resolver(foundation: Foundation, asked_at: Sequence[str]) -> None:
+    """Raises CryprqError, also while another program has renamed the device."""
     device = foundation.settings.device
-    await foundation.resolver.set(asked_at, socket.if_nametoindex(device), device)
+    try:
+        index = socket.if_nametoindex(device)
+    except OSError as error:
+        raise CryprqError(f"the system's resolver is not set: {device}: {reason_of(error)}") from error
+    await foundation.resolver.set(asked_at, index, device)

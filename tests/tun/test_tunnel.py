@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -666,6 +667,40 @@ async def test_addresses_that_change_at_once_are_taken_one_after_the_other(machi
         *("listen 10.9.0.6", "listen fd63:7279:7071::7"),
         *("leave 10.9.0.6", "leave fd63:7279:7071::7"),
     ]
+
+
+@pytest.mark.parametrize(
+    "step",
+    ["configure device", "carry 4", "listen 10.9.0.5", "filter update", "resolver 198.18.255.53", "index"],
+)
+async def test_other_addresses_that_are_refused_at_first_are_tried_again(
+    machine: Machine, step: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Else nobody would answer questions for names, or the filter would refuse all packets, until the next change."""
+    monkeypatch.setattr(interface, "RETRY_SECONDS", 0.0)
+    wide = Wide(machine)
+    await wide.up()
+    machine.fails = step
+    if step == "index":
+
+        def gone(name: str) -> int:
+            raise OSError(errno.ENODEV, "No such device")
+
+        monkeypatch.setattr("socket.if_nametoindex", gone)
+    wide.tunnel.addressed(bytes([10, 9, 0, 5]), bytes(16))
+    while "could not follow the exit" not in caplog.text:
+        await asyncio.sleep(0.001)
+    await wide.settle()
+    machine.fails = ""
+    machine.take()
+    monkeypatch.setattr("socket.if_nametoindex", lambda name: 7)
+    await machine.reached("resolver 198.18.255.53")
+    assert machine.devices[-1].addresses == ["10.9.0.5"]
+    assert (str(machine.filter.settings.tunnel4), machine.filter.settings.tunnel6) == ("10.9.0.5", None)
+    await wide.settle()
+    assert (await wide.tunnel.status()).addresses == ("10.9.0.5",)
+    assert caplog.text.count("could not follow the exit") == 1
+    await wide.close()
 
 
 async def test_addresses_that_change_during_the_start_are_not_forgotten(machine: Machine) -> None:
