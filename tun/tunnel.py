@@ -229,7 +229,8 @@ class Tunnel:
 
     async def lost(self) -> None:
         """Return never: raise CryprqError when another program has removed the device."""
-        error = await self._lost
+        # Not cancelled with its caller: the device may still be lost while everything is undone.
+        error = await asyncio.shield(self._lost)
         stays = "; the kill switch stands until then" if self._settings.kill_switch else ""
         raise CryprqError(
             f"another program removed the device {self._settings.device} ({reason_of(error)}); "

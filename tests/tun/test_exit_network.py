@@ -700,6 +700,10 @@ async def test_what_a_killed_exit_left_is_undone_first_but_for_table_and_routes(
 
 async def test_a_device_that_goes_ends_the_exit_with_a_sentence(stage: Stage) -> None:
     async with stage.running() as exit:
+        waiting = asyncio.ensure_future(exit.network.lost())
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.wait([waiting])
         stage.tun.on_lost(OSError(77, "File descriptor in bad state"))
         with pytest.raises(CryprqError, match=r"removed the device cryprq-exit0 .*; start the exit again"):
             await exit.network.lost()

@@ -567,6 +567,10 @@ async def test_the_kill_switch_outlives_a_failure(machine: Machine, kill_switch:
     wide = Wide(machine, kill_switch=kill_switch)
     device = await wide.up()
     wide.tunnel.fail_closed = True
+    waiting = asyncio.ensure_future(wide.tunnel.lost())
+    await wide.settle()
+    waiting.cancel()
+    await wide.settle()
     device.on_lost(OSError(77, "File descriptor in bad state"))
     with pytest.raises(CryprqError, match="another program removed the device cryprq0") as caught:
         await wide.tunnel.lost()
