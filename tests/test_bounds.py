@@ -3,10 +3,57 @@
 from __future__ import annotations
 
 import ast
+import re
 
 import pytest
 
+from cryprq_proxy.base import accept_loop, descriptors, linger, log_writer, netlink, owners, paths, sockets
+from cryprq_proxy.carriers import admission, websocket
+from cryprq_proxy.carriers.dial import http_connect
+from cryprq_proxy.carriers.lane import packet_link, udp_socket
+from cryprq_proxy.client import dispatcher, split_association
+from cryprq_proxy.config import authorized, decode, exits
+from cryprq_proxy.config import exit as exit_config
+from cryprq_proxy.config.client import ClientConfig
+from cryprq_proxy.config.exit import ExitConfig
+from cryprq_proxy.crypto import handshake
+from cryprq_proxy.exit import (
+    exit,
+    first_flight,
+    flight_memory,
+    handshake_thread,
+    limits,
+    lobby,
+    proxy_protocol,
+    reception,
+    websocket_listener,
+)
+from cryprq_proxy.fronts import http_messages
+from cryprq_proxy.lane import path, replay, sealing, slices
+from cryprq_proxy.outbound import dialer, relay, udp_association
+from cryprq_proxy.outbound.resolving import (
+    dns_addresses,
+    dns_answer,
+    dns_names,
+    host_configuration,
+    hosts_file,
+    resolver,
+)
+from cryprq_proxy.pairing import invite_store
+from cryprq_proxy.process import control, recent_errors
+from cryprq_proxy.rules import lists
+from cryprq_proxy.rules.pac import script
+from cryprq_proxy.service import exit as exit_service
+from cryprq_proxy.session import control_rates, epochs, sendlog, session, streams, turns, wire
+from cryprq_proxy.web import connections, events, metrics, server
 from tests.support.pages import ROOT, THREATS, table
+from tun import exit_network, journal
+from tun.device import device, linux
+from tun.dns import cache, framed, https, lan_server
+from tun.dns import server as dns_server
+from tun.firewall import inbound
+from tun.resolver import known_addresses, resolvconf
+from tun.routing import address_pool, lan
 
 REACHED = {
     "connections without a valid first flight; of them in TLS or HTTP": [
@@ -212,6 +259,92 @@ REACHED = {
         "process/test_control.py::test_a_slow_request_times_out",
         "process/test_control.py::test_a_long_answer_arrives_and_one_beyond_the_bound_is_refused",
     ],
+    "reads from a target in one turn of the loop; datagrams of an association": [
+        "outbound/test_relay.py::test_one_wake_up_reads_a_bounded_number_of_times",
+        "outbound/test_udp_association.py::test_one_wake_up_reads_a_bounded_number_of_datagrams",
+        "fronts/test_socks_udp.py::test_one_wake_up_reads_a_bounded_number_of_datagrams",
+    ],
+    "counters of datagrams remembered for each lane key, against replays": [
+        "lane/test_replay.py::test_the_size_of_the_lane"
+    ],
+    "probes of the lane that wait for an answer": [
+        "lane/test_path.py::test_whatever_comes_the_path_stays_within_its_bounds"
+    ],
+    "epochs in the status": ["session/test_status.py::test_the_ledger_is_bounded_and_holds_no_keys"],
+    "what the kernel keeps for a socket of the lane, in each direction": [
+        "carriers/lane/test_udp_socket.py::test_options_of_root"
+    ],
+    "datagrams that wait until their route is open": [
+        "client/test_dispatcher.py::test_datagrams_that_wait_are_bounded"
+    ],
+    "verdict on the client; head of a proxy's answer": [
+        "carriers/test_admission.py::test_a_verdict_has_a_bound",
+        "carriers/dial/test_websocket.py::test_what_proxies_answer",
+    ],
+    "connections; time for the first request": ["web/test_server.py::test_connections_are_bounded"],
+    "body of a request; time for it": [
+        "web/test_server.py::test_bodies_are_bounded",
+        "web/test_server.py::test_a_body_has_its_time",
+    ],
+    "pages with live data; one that takes nothing": [
+        "web/test_server.py::test_listeners_are_bounded_and_stop_ends_them",
+        "web/test_server.py::test_a_listener_that_takes_nothing_is_cut_off",
+    ],
+    "connections listed; peers in the status; series of a metric": [
+        "client/test_dispatcher.py::test_very_many_connections",
+        "service/test_exit.py::test_twenty_thousand_peers_are_let_in",
+        "web/test_metrics.py::test_labels_are_bounded_and_quoted",
+    ],
+    "PAC file; patterns with wildcards in it": [
+        "rules/pac/test_script.py::test_what_does_not_fit_goes_to_the_proxy",
+        "rules/pac/test_script.py::test_more_patterns_than_are_quick_are_cut",
+    ],
+    "failed DNS questions remembered": [
+        "tun/dns/test_cache.py::test_failures_are_remembered_for_seconds_and_in_bounds"
+    ],
+    "questions on a connection to a server, to a server of the LAN; connections of DNS over HTTPS": [
+        "tun/dns/test_framed.py::test_questions_on_one_connection_are_bounded",
+        "tun/dns/test_lan_server.py::test_questions_at_once_are_bounded",
+        "tun/dns/test_tls.py::test_a_request_given_up_ends_its_connection_and_frees_its_place",
+    ],
+    "packets read from the interface in one turn of the loop; datagrams joined to one": [
+        "tun/device/test_device.py::test_a_drain_is_bounded_and_comes_back",
+        "tun/device/test_coalesce.py::test_super_packets_are_bounded",
+    ],
+    "any other file; tables of one kind in it; exits, and addresses of each; proxies that name clients": [
+        "config/test_config.py::test_odd_files_are_one_sentence",
+        "config/test_config.py::test_tables_are_bounded",
+        "config/test_config.py::test_exits_and_their_endpoints_are_bounded",
+        "config/test_config.py::test_proxies_that_name_their_clients",
+    ],
+    "the host's own: its list of hosts; servers and search domains": [
+        "outbound/resolving/test_host_configuration.py::test_a_long_hosts_file_is_left_to_the_c_library",
+        "outbound/resolving/test_host_configuration.py::test_name_servers",
+        "outbound/resolving/test_host_configuration.py::test_search_lists",
+    ],
+    "addresses of an exit's name kept on disk": [
+        "tun/resolver/test_known_addresses.py::test_what_is_learned_is_known_at_the_next_start"
+    ],
+    "the journal": ["tun/test_journal.py::test_a_full_journal_takes_no_more"],
+    "connections from outside that go on past the tunnel": [
+        "tun/firewall/test_inbound.py::test_a_flood_of_connections_is_bounded"
+    ],
+    "one answer of the kernel about routes and addresses": [
+        "base/test_netlink.py::test_an_answer_without_end_is_left"
+    ],
+    "resolv.conf put back, until the next start": [
+        "tun/resolver/test_resolvconf.py::test_a_fight_ends_before_the_journal_grows_without_bound"
+    ],
+    "warnings and errors kept for the status": ["process/test_recent_errors.py::test_the_newest_are_kept"],
+    "connections accepted in one turn of the loop, by each listener": [
+        "base/test_accept_loop.py::test_connections_are_accepted_up_to_the_bound_of_a_wake_up"
+    ],
+    "time for the last bytes of a connection that is being closed": [
+        "base/test_linger.py::test_a_peer_that_never_ends"
+    ],
+    "buffers of 128 KiB that are kept for later": [
+        "session/test_sendlog.py::test_the_slot_used_last_comes_first"
+    ],
 }
 """From the column "what" of the table to tests, below tests/."""
 
@@ -227,3 +360,205 @@ def test_the_test_exists(name: str) -> None:
     assert function in {
         node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
     }
+
+
+# --- the numbers ---
+
+EXIT, CLIENT = ExitConfig(), ClientConfig()
+BOUNDS = EXIT.bounds()
+
+NUMBERS: dict[str, list[float]] = {
+    "connections without a valid first flight; of them in TLS or HTTP": [
+        reception.MAX_STRANGERS,
+        reception.MAX_UPGRADING,
+    ],
+    "first flights that wait for their turn": [reception.MAX_WAITING],
+    "handshakes at once": [BOUNDS.handshakes_in_flight],
+    "handshakes per IPv4 address or IPv6 /64": [BOUNDS.handshakes_per_minute],
+    "handshakes of a listed peer that are not counted for its address": [BOUNDS.handshakes_per_minute],
+    "time for the first flight; waiting for a turn; for the rest of a handshake": [
+        lobby.PATIENCE,
+        lobby.SHORT_PATIENCE,
+    ],
+    "steps with signatures or slow key exchange that wait or run, beyond which no handshake begins": [
+        handshake_thread.SIGNATURES_WAITING
+    ],
+    "connections read from in one turn of the loop; dismissed": [first_flight.READS, reception.SWEPT],
+    "bytes before the verdict; of a PROXY header": [
+        handshake.THIRD_SIZE.stop - 1,
+        proxy_protocol.MAX_HEADER,
+    ],
+    "remembered prefixes, peers, first flights": [limits.MAX_KEYS],
+    "first flights on disk; written at once": [flight_memory.MAX_FLIGHTS, flight_memory.MAX_RECENT],
+    "open invites; a guess": [invite_store.MAX_OPEN],
+    "lines in the log about refused peers": [exit.REFUSALS_LOGGED, exit.REFUSAL_SECONDS],
+    "on the WebSocket entrance: request line, one header; headers; one message": [
+        websocket_listener.MAX_LINE,
+        websocket_listener.MAX_HEADERS,
+        websocket.MAX_MESSAGE,
+    ],
+    "sessions; of them without a carrier, and for how long": [
+        BOUNDS.sessions_per_peer,
+        BOUNDS.detached_sessions_per_peer,
+        BOUNDS.resume_seconds,
+    ],
+    "streams of a session; opens of a peer": [
+        EXIT.session_limits().streams,
+        BOUNDS.opens_per_second,
+    ],
+    "work in one turn of the event loop, all sessions together": [turns.TURN_WORK],
+    "control frames; frames for ended streams": [
+        control_rates.CONTROL_BURST,
+        control_rates.CONTROL_RATE,
+        control_rates.LATE_BURST,
+        control_rates.LATE_RATE,
+    ],
+    "acknowledged frames dropped in one turn": [sendlog.DROPS],
+    "plaintext kept per session; by all sessions": [
+        EXIT.limits.retained_bytes,
+        BOUNDS.retained_total,
+    ],
+    "addresses in the tunnel that it gets by refusing others; answers that wait for the carrier": [
+        address_pool.MOST_OF_ONE_PEER,
+        packet_link.MOST_REFUSALS,
+        wire.MAX_TAKEN,
+    ],
+    "file descriptors for its streams (a UDP association counts as two)": [descriptors.RESERVE],
+    "data received and not yet taken by targets, per session": [
+        streams.INITIAL_WINDOW,
+        EXIT.limits.window_pool,
+    ],
+    "reads from a target in one turn of the loop; datagrams of an association": [
+        relay.READS,
+        udp_association.READS,
+    ],
+    "streams whose end the peer owes": [session.MAX_AWAITED],
+    "small frames that the peer does not acknowledge": [session.MAX_SMALL],
+    "datagrams waiting for the carrier; packets": [session.DATAGRAM_QUEUE, session.PACKET_QUEUE],
+    "lane keys kept; split packets of which a part has come": [
+        sealing.MAX_EPOCHS,
+        slices.ASSEMBLED_GROUPS,
+        slices.ASSEMBLED_BYTES,
+    ],
+    "counters of datagrams remembered for each lane key, against replays": [replay.WINDOW],
+    "probes of the lane that wait for an answer": [path._OUTSTANDING],
+    "epochs in the status": [epochs.MAX_EPOCHS],
+    "sent to an address that is not yet proved, on the lane": [path.CHALLENGE_INTERVAL],
+    "hosts that may answer a UDP association; datagrams waiting for a name": [
+        udp_association.MAX_HOSTS,
+        udp_association.MAX_RESOLVING,
+    ],
+    "what the kernel keeps for a target that does not read, per stream": [sockets.UNSENT],
+    "what the kernel keeps for a socket of the lane, in each direction": [2 * udp_socket.SOCKET_BUFFER],
+    "time to connect a target; addresses tried for a name": [
+        BOUNDS.connect_timeout,
+        dialer.MAX_ADDRESSES,
+    ],
+    "ICMP errors of the exit for refused packets, all peers together": [exit_network.ANSWERS],
+    "names being resolved, of one peer; waiting, of one peer; remembered": [
+        dns_names.SLOTS,
+        dns_names.WAITING,
+        dns_names.WAITING_EACH,
+        resolver.CACHE_SIZE,
+        resolver.MOST_SECONDS,
+    ],
+    "time for a name; an answer; its records, addresses, aliases": [
+        dns_names.LOOKUP_SECONDS,
+        dns_addresses.MAX_MESSAGE,
+        dns_answer.MAX_RECORDS,
+        hosts_file.MAX_ADDRESSES,
+        dns_answer.MAX_LINKS,
+        dns_addresses.MAX_RESTARTS,
+    ],
+    "verdicts of the policy remembered for packets": [exit_network.VERDICTS],
+    "connections": [CLIENT.limits.max_connections, descriptors.RESERVE // 2],
+    "time for a SOCKS negotiation, or the head of an HTTP request": [CLIENT.negotiation_timeout],
+    "head of an HTTP message": [http_messages.MAX_HEADER],
+    "datagrams that wait until their route is open": [split_association.MAX_EARLY],
+    "waiting for the link": [CLIENT.wait_for_link],
+    "verdict on the client; head of a proxy's answer": [admission.MAX_VERDICT, http_connect.MAX_HEAD],
+    "connections; time for the first request": [
+        connections.MAX_CONNECTIONS,
+        connections.FIRST_REQUEST_SECONDS,
+    ],
+    "body of a request; time for it": [server.MAX_BODY, server.BODY_SECONDS],
+    "pages with live data; one that takes nothing": [events.MAX_LISTENERS, events.WRITE_SECONDS],
+    "connections listed; peers in the status; series of a metric": [
+        dispatcher.MAX_ROWS,
+        exit_service.MAX_PEERS_TOLD,
+        metrics.MAX_SERIES,
+    ],
+    "PAC file; patterns with wildcards in it": [script.MAX_SIZE, script.MAX_WILDCARDS],
+    "DNS connections; questions open on one; idle": [
+        dns_server.MAX_CONNECTIONS,
+        dns_server.MAX_PIPELINED,
+        dns_server.IDLE_SECONDS,
+    ],
+    "failed DNS questions remembered": [cache.MAX_FAILURES],
+    "questions on a connection to a server, to a server of the LAN; connections of DNS over HTTPS": [
+        framed.MAX_IN_FLIGHT,
+        lan_server.MAX_IN_FLIGHT,
+        https.MAX_CONNECTIONS,
+    ],
+    "packets read from the interface in one turn of the loop; datagrams joined to one": [
+        device.READS_PER_WAKEUP,
+        linux.GSO_MAX_SEGS,
+        linux.GSO_MAX_SIZE,
+    ],
+    "names in blocklists": [lists.MAX_NAMES],
+    "the list of peers; revocations remembered": [paths.MAX_LIST, authorized.MAX_REVOKED],
+    "names in rule lists; a list; a line; broken lines described": [
+        lists.MAX_NAMES,
+        lists.MAX_FILE,
+        lists.MAX_LINE,
+        lists.MAX_PROBLEMS,
+    ],
+    "any other file; tables of one kind in it; exits, and addresses of each; proxies that name clients": [
+        paths.MAX_FILE,
+        decode.MAX_TABLES,
+        exits.MAX_EXITS,
+        exits.MAX_ENDPOINTS,
+        exit_config.MAX_PROXIES,
+    ],
+    "the host's own: its list of hosts; servers and search domains": [
+        host_configuration.MAX_FILE,
+        host_configuration.MAX_SERVERS,
+        host_configuration.MAX_SEARCH,
+    ],
+    "addresses of an exit's name kept on disk": [known_addresses.MAX_ADDRESSES],
+    "the journal": [journal.MAX_JOURNAL],
+    "LAN prefixes that get a rule": [lan.MAX_PREFIXES],
+    "connections from outside that go on past the tunnel": [inbound.MOST],
+    "one answer of the kernel about routes and addresses": [netlink.MAX_DATAGRAMS],
+    "resolv.conf put back, until the next start": [resolvconf.MAX_REPAIRS],
+    "one answer of the deputy; time for it; links on the way there": [owners.MAX_LINKS],
+    "connections; request; time; answer": [
+        control.MAX_CONNECTIONS,
+        control.BACKLOG,
+        control.MAX_REQUEST,
+        control.TIMEOUT,
+        control.MAX_ANSWER,
+    ],
+    "lines that wait for the reader of the log": [log_writer.MAX_LINES, log_writer.MAX_CHARACTERS],
+    "warnings and errors kept for the status": [recent_errors.MAX_ENTRIES],
+    "connections accepted in one turn of the loop, by each listener": [accept_loop.ACCEPTS],
+    "time for the last bytes of a connection that is being closed": [linger.SECONDS],
+    "attempts without a free file descriptor: accepting again; lines in the log": [
+        accept_loop.PAUSE,
+        descriptors.LOG_SECONDS,
+    ],
+}
+"""What stands in the column "bound", read from the code, in bytes, seconds or pieces."""
+
+
+def numbers_in(bound: str) -> set[float]:
+    """Each with its unit, if it is one of size."""
+    sizes = {"KiB": 1 << 10, "MiB": 1 << 20}
+    found = re.findall(r"(?<![\w.])(\d[\d,]*(?:\.\d+)?)(?: (KiB|MiB))?", bound)
+    return {float(number.replace(",", "")) * sizes.get(unit, 1) for number, unit in found}
+
+
+@pytest.mark.parametrize("what", NUMBERS)
+def test_the_numbers_are_those_of_the_code(what: str) -> None:
+    (bound,) = [row[2] for row in table(THREATS, "of whom", "what", "bound") if row[1] == what]
+    assert set(NUMBERS[what]) <= numbers_in(bound), bound

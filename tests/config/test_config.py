@@ -18,6 +18,7 @@ from cryprq_proxy.address import Destination
 from cryprq_proxy.base.paths import MAX_LIST, config_dir, control_sockets, default_control_socket
 from cryprq_proxy.carriers.dial.endpoint import Endpoint
 from cryprq_proxy.carriers.dial.upstream import UpstreamProxy
+from cryprq_proxy.config import decode
 from cryprq_proxy.config.authorized import read_peers
 from cryprq_proxy.config.client import ClientConfig, client_from, load_client
 from cryprq_proxy.config.decode import decode_table
@@ -629,6 +630,14 @@ def test_several_peers_are_several_exits_in_their_order() -> None:
         "", {"peer": (f"cryprq://{OTHER_ID}@[2001:db8::1]:1", f"cryprq://{ID}@b.example:1")}
     ).exits()
     assert [(exit.name, exit.priority) for exit in exits] == [("exit-1", 1), ("b.example", 2)]
+
+
+def test_tables_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decode, "MAX_TABLES", 3)
+    rule = '[[rule]]\ndomains = "a.example"\nto = "block"\n'
+    assert len(client(3 * rule).rule) == 3
+    with pytest.raises(ConfigError, match="rule: expected at most 3 tables, got 4"):
+        client(4 * rule)
 
 
 def test_exits_and_their_endpoints_are_bounded() -> None:

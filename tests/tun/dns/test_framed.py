@@ -9,6 +9,7 @@ import pytest
 
 from cryprq_proxy.errors import StreamReason
 from tests.support.dns_fakes import FramedServer, MemoryStream, address, inquiry, now, reply, run
+from tun.dns import framed
 from tun.dns.framed import CONNECT_SECONDS, IDLE_SECONDS, FramedUpstream, UpstreamError
 
 
@@ -36,6 +37,27 @@ def test_questions_share_a_connection_and_answers_come_in_any_order() -> None:
         for number, answer in enumerate(await asyncio.gather(*asked)):
             assert name_of(answer) == f"n{number}.example."
         assert len(server.streams) == 1
+        upstream.close()
+
+    run(main())
+
+
+def test_questions_on_one_connection_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(framed, "MAX_IN_FLIGHT", 3)
+
+    async def main() -> None:
+        held: list[dns.message.Message] = []
+        server = FramedServer(held.append)
+        upstream = FramedUpstream(server.open)
+        asked = [asyncio.ensure_future(upstream.ask(inquiry(f"n{i}.example."))) for i in range(3)]
+        while len(held) < 3:
+            await asyncio.sleep(0)
+        with pytest.raises(UpstreamError, match="too many questions wait for the server"):
+            await upstream.ask(inquiry("more.example."))
+        server.handler = address
+        upstream.close()
+        await asyncio.gather(*asked, return_exceptions=True)
+        assert name_of(await upstream.ask(inquiry("later.example."))) == "later.example."
         upstream.close()
 
     run(main())
