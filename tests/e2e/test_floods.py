@@ -2,92 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import socket
 import statistics
 import threading
 import time
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
-from cryprq_proxy.address import Destination
-from cryprq_proxy.crypto.handshake import ClientHandshake
-from cryprq_proxy.crypto.identity import Identity, PeerId
-from cryprq_proxy.crypto.primitives import select_provider
-from cryprq_proxy.errors import StreamReason
-from cryprq_proxy.session import wire
-from cryprq_proxy.session.records import RecordSealer
-from cryprq_proxy.session.wire import StreamProtocol
-from tests.support.applications import connect, read_exactly, through
-from tests.support.programs import Exit, World
+from tests.support.applications import read_exactly, through
+from tests.support.flooder import FLOODS, Flooder
+from tests.support.programs import World
 from tests.support.targets import TcpTarget
 
 PINGS = 60
 ENOUGH = 100_000
 """Bytes of a flood."""
-CLOSED_PORT = Destination("127.0.0.1", 9)
-
-
-def frames_at(make: Callable[[int], bytes], first: int) -> bytes:
-    return b"".join(make(first + number) for number in range(2_000))
-
-
-FLOODS: dict[str, Callable[[int], bytes]] = {
-    "OPEN and RESET": lambda number: (
-        wire.encode_open(number, StreamProtocol.TCP, CLOSED_PORT)
-        + wire.encode_reset(number, StreamReason.CANCELLED)
-    ),
-    "RESET": lambda _: wire.encode_reset(1, StreamReason.GENERAL),
-    "DATAGRAM": lambda _: wire.encode_datagram(1, CLOSED_PORT, b"x"),
-    "WINDOW": lambda _: wire.encode_window(1, 1),
-    "PING": lambda number: wire.encode_number(wire.PING, number),
-}
-
-
-class Flooder:
-    """A client with an identity on the list whose frames are the test's own."""
-
-    def __init__(self, exit: Exit, key: Path) -> None:
-        provider = select_provider()
-        self._handshake = ClientHandshake(Identity.load(provider, key), PeerId.parse(exit.peer_id), provider)
-        self.sock = connect(exit.port)
-        first = self._handshake.write_first()
-        self.sock.sendall(len(first).to_bytes(2) + first)
-        self._handshake.read_second(read_exactly(self.sock, int.from_bytes(read_exactly(self.sock, 2))))
-        third = self._handshake.write_third(None)
-        self.sock.sendall(len(third).to_bytes(2) + third)
-        read_exactly(self.sock, int.from_bytes(read_exactly(self.sock, 4)))
-        established = self._handshake.result
-        self._sealer = RecordSealer(established.cipher, established.epoch.client_record)
-        self._ended = threading.Event()
-        self.sent = 0
-
-    def run(self, make: Callable[[int], bytes]) -> None:
-        """Send as fast as the exit takes it, until `end` or until the exit has had enough; read nothing but to drop."""
-        reader = threading.Thread(target=self._drop)
-        reader.start()
-        self.sock.sendall(self._sealer.seal(wire.encode_open(1, StreamProtocol.UDP, CLOSED_PORT)))
-        number = 2
-        with contextlib.suppress(OSError):
-            while not self._ended.is_set():
-                # Full records, as many frames as they hold.
-                plain = frames_at(make, number)
-                number += 2_000
-                self.sock.sendall(self._sealer.seal(plain))
-                self.sent += len(plain)
-        reader.join()
-
-    def _drop(self) -> None:
-        with contextlib.suppress(OSError):
-            while self.sock.recv(1 << 16):
-                pass
-
-    def end(self) -> None:
-        self._ended.set()
-        with contextlib.suppress(OSError):
-            self.sock.shutdown(socket.SHUT_RDWR)
 
 
 def pings(sock: socket.socket, number: int) -> list[float]:
@@ -105,7 +34,7 @@ def test_another_peers_ping_during_a_flood(world: World, echo_target: TcpTarget,
     """It rose from 0.4 ms to 3 s."""
     exit = world.exit(clients=("client", "flooder"))
     client = world.client(exit)
-    flooder = Flooder(exit, world.identity("flooder")[0])
+    flooder = Flooder(exit.peer_id, exit.port, world.identity("flooder")[0])
     thread = threading.Thread(target=flooder.run, args=(FLOODS[flood],))
     with through(client.port, echo_target.port) as sock:
         quiet = pings(sock, PINGS)
