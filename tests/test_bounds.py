@@ -130,8 +130,9 @@ REACHED = {
         "session/test_turns.py::test_a_flood_of_addresses_ends_the_session",
         "session/test_turns.py::test_a_flood_for_dead_streams_ends_the_session",
     ],
-    "acknowledged frames dropped in one turn": [
-        "session/test_turns.py::test_an_acknowledgement_of_very_many_frames_frees_them_a_turn_at_a_time"
+    "acknowledged frames dropped in one turn, also of a session that is resumed": [
+        "session/test_turns.py::test_a_resume_with_very_many_frames_frees_them_a_turn_at_a_time",
+        "session/test_turns.py::test_an_acknowledgement_of_very_many_frames_frees_them_a_turn_at_a_time",
     ],
     "datagrams of the lane opened in one turn, of all peers": [
         "carriers/lane/test_inbox.py::test_small_datagrams_count_for_more_than_their_bytes"
@@ -413,7 +414,7 @@ NUMBERS: dict[str, list[float]] = {
         control_rates.LATE_BURST,
         control_rates.LATE_RATE,
     ],
-    "acknowledged frames dropped in one turn": [sendlog.DROPS],
+    "acknowledged frames dropped in one turn, also of a session that is resumed": [sendlog.DROPS],
     "plaintext kept per session; by all sessions": [
         EXIT.limits.retained_bytes,
         BOUNDS.retained_total,

@@ -12,6 +12,7 @@ data, so a chunk is read, framed, sealed and kept without a copy.
 from __future__ import annotations
 
 from collections import deque
+from itertools import islice
 from typing import Final
 
 from ..errors import CloseReason, PeerError
@@ -170,11 +171,13 @@ class SendLog:
         return number < due
 
     def rewind(self, received: int) -> None:
-        """A new carrier: the peer has `received` frames; send the others again. Raises as `acknowledge`."""
+        """A new carrier: the peer has `received` frames; send the others again. Raises as `acknowledge`. Call `drop`
+        afterwards."""
         self.acknowledge(received)
-        self.drop(self.acknowledged)
-        self._sent.extend(self._unsent)
-        self._sent, self._unsent = deque(), self._sent
+        known = received - self._dropped
+        again = deque(islice(self._sent, known, None))
+        again.extend(self._unsent)
+        self._sent, self._unsent = deque(islice(self._sent, known)), again
         self.sent = received
 
     def clear(self) -> None:

@@ -184,6 +184,8 @@ class Session:
         self._windows_due = {id: s for id, s in self.streams.items() if s.receive_half is Half.OPEN}
         self._acknowledged = -1
         self._pong = None
+        if not self._dropping:
+            self._drop_acknowledged()
         self.scheduler.open = self.log.has_room()
         self.wake()
 

@@ -314,6 +314,33 @@ def test_an_acknowledgement_of_very_many_frames_frees_them_a_turn_at_a_time() ->
     assert exit.log.kept == 0
 
 
+def test_a_resume_with_very_many_frames_frees_them_a_turn_at_a_time() -> None:
+    turns = Turns()
+    link = Link(soon=lambda callback: turns.soon.append(callback))
+    link.quiesce()
+    exit = link.exit
+    for _ in range(20_000):
+        exit._append(wire.encode_reset(1, StreamReason.GENERAL))
+    while exit.log.next_unsent():
+        exit.turn.renew()
+        fill(exit, link.carrier.now)
+    turns.soon.clear()
+    exit.turn.renew()
+    link.carrier.cut()
+    exit.log.append(b"later")
+    link.now = link.carrier.now
+    before = len(exit.log._sent)
+    link.connect(exit.log.sent - 10, exit.received)
+    freed = [before - len(exit.log._sent)]
+    while turns.soon:
+        before = len(exit.log._sent)
+        turns.next()
+        freed.append(before - len(exit.log._sent))
+    # The ten that the peer did not get are no longer among those that were sent.
+    assert max(freed) <= sendlog.DROPS + 10
+    assert len(exit.log._sent) == 0 and len(exit.log._unsent) == 11
+
+
 def test_what_a_session_kept_is_freed_a_turn_at_a_time() -> None:
     """A peer that acknowledges nothing makes us keep 250,000 frames, and then we end the session: it took 58 ms."""
     turns = Turns()
