@@ -28,7 +28,7 @@ from cryprq_proxy.exit import (
     reception,
     websocket_listener,
 )
-from cryprq_proxy.fronts import http_messages
+from cryprq_proxy.fronts import http_messages, socks_udp
 from cryprq_proxy.lane import path, replay, sealing, slices
 from cryprq_proxy.outbound import dialer, relay, udp_association
 from cryprq_proxy.outbound.resolving import (
@@ -260,9 +260,8 @@ REACHED = {
         "process/test_control.py::test_a_slow_request_times_out",
         "process/test_control.py::test_a_long_answer_arrives_and_one_beyond_the_bound_is_refused",
     ],
-    "reads from a target in one turn of the loop; datagrams of an association": [
+    "reads of one relay in one turn of the loop; datagrams of an application's association": [
         "outbound/test_relay.py::test_one_wake_up_reads_a_bounded_number_of_times",
-        "outbound/test_udp_association.py::test_one_wake_up_reads_a_bounded_number_of_datagrams",
         "fronts/test_socks_udp.py::test_one_wake_up_reads_a_bounded_number_of_datagrams",
     ],
     "counters of datagrams remembered for each lane key, against replays": [
@@ -429,9 +428,9 @@ NUMBERS: dict[str, list[float]] = {
         streams.INITIAL_WINDOW,
         EXIT.limits.window_pool,
     ],
-    "reads from a target in one turn of the loop; datagrams of an association": [
+    "reads of one relay in one turn of the loop; datagrams of an application's association": [
         relay.READS,
-        udp_association.READS,
+        socks_udp.READS,
     ],
     "streams whose end the peer owes": [session.MAX_AWAITED],
     "small frames that the peer does not acknowledge": [session.MAX_SMALL],
