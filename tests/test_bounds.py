@@ -450,7 +450,7 @@ NUMBERS: dict[str, list[float]] = {
     ],
     "what the kernel keeps for a target that does not read, per stream": [sockets.UNSENT],
     "what the kernel keeps for a socket of the lane, in each direction": [2 * udp_socket.SOCKET_BUFFER],
-    "time to connect a target; addresses tried for a name": [
+    "time to connect a target; addresses tried for a name; at the same time, each counted as a file descriptor": [
         BOUNDS.connect_timeout,
         dialer.MAX_ADDRESSES,
     ],
@@ -475,7 +475,9 @@ NUMBERS: dict[str, list[float]] = {
     "time for a SOCKS negotiation, or the head of an HTTP request": [CLIENT.negotiation_timeout],
     "head of an HTTP message": [http_messages.MAX_HEADER],
     "datagrams that wait until their route is open": [split_association.MAX_EARLY],
-    "waiting for the link": [CLIENT.wait_for_link],
+    "waiting for the link; an application that has died while its target is not connected yet": [
+        CLIENT.wait_for_link
+    ],
     "verdict on the client; head of a proxy's answer": [admission.MAX_VERDICT, http_connect.MAX_HEAD],
     "connections; time for the first request": [
         connections.MAX_CONNECTIONS,
