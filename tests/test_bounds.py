@@ -125,6 +125,11 @@ REACHED = {
         "exit/test_exit.py::test_what_targets_say_waits_for_the_next_turn_of_their_peer",
         "outbound/test_udp_association.py::test_a_bounded_number_of_datagrams_is_read_at_once",
     ],
+    "on a WebSocket: bytes of one read; messages in one turn before the link is up; pings that are not answered": [
+        "carriers/test_websocket.py::test_both_sides_read_little_at_once",
+        "carriers/test_websocket.py::test_others_have_their_turn_during_a_flood_of_messages_before_the_handshake",
+        "carriers/test_websocket.py::test_pings_of_a_peer_are_work_and_no_answer_waits",
+    ],
     "control frames; frames for ended streams": [
         "session/test_turns.py::test_a_flood_of_control_frames_ends_the_session",
         "session/test_turns.py::test_a_flood_of_addresses_ends_the_session",

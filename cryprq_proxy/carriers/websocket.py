@@ -7,7 +7,10 @@ The session decides what leaves first, so few bytes may wait below it. aiohttp's
 kernel has not taken (its high-water mark is 0), the kernel keeps few (TCP_NOTSENT_LOWAT), and the next records are made
 only when all have gone.
 
-The session checks that the peer is alive, so no pings of WebSocket are sent.
+The session checks that the peer is alive, so no pings of WebSocket are sent. Those that come count as messages, and are
+answered while the answer need not wait (RFC 6455 section 5.5.3 allows to leave out some).
+
+aiohttp parses all that one read has brought before the session's budget counts anything. So one read is small.
 """
 
 from __future__ import annotations
@@ -39,7 +42,12 @@ MASKED_MESSAGE: Final = 32_768
 MESSAGE_WORK: Final = 20
 """What a message costs besides the records in it, as in session/turns.py."""
 
-_TEXT, _BINARY, _ERROR = 1, 2, 258
+READ_SIZE: Final = 65_536
+"""Bytes of one read; 2 ms of parsing if they are frames of two bytes each. asyncio would read 256 KiB."""
+MESSAGES_AT_ONCE: Final = 16
+"""Messages taken in one turn of the loop before there is a session that counts them."""
+
+_TEXT, _BINARY, _PING, _PONG, _ERROR = 1, 2, 9, 10, 258
 """Values of aiohttp.WSMsgType; aiohttp is loaded only where a WebSocket is opened."""
 _NORMAL_CLOSURE, _GOING_AWAY, _PROTOCOL_ERROR, _UNSUPPORTED_DATA = 1000, 1001, 1002, 1003
 """Codes of RFC 6455 section 7.4.1."""
@@ -64,6 +72,15 @@ class Watched(asyncio.Protocol):
     def connection_lost(self, exc: BaseException | None) -> None:
         super().connection_lost(exc)  # type: ignore[arg-type]
         self.emptied()
+
+
+def bound_reads(transport: asyncio.Transport) -> None:
+    """Let `transport` read at most READ_SIZE bytes at once. asyncio has no public way to say so."""
+    tls = getattr(transport, "_ssl_protocol", None)
+    if tls is None:
+        transport.max_size = READ_SIZE  # type: ignore[attr-defined]
+    else:
+        tls._ssl_buffer_view = memoryview(tls._ssl_buffer)[:READ_SIZE]
 
 
 def report_all(transport: asyncio.Transport) -> None:
@@ -108,29 +125,45 @@ class WebSocketPipe:
         self._watched = watched
         watched.emptied = self._emptied.set
         report_all(transport)
+        bound_reads(transport)
 
     @property
     def ended(self) -> bool:
         return self.transport.is_closing()
 
     async def read_exactly(self, size: int) -> bytes:
+        messages = 0
         while len(self.rest) < size:
             self.rest += await self.receive()
+            messages += 1
+            if not messages % MESSAGES_AT_ONCE:
+                await asyncio.sleep(0)
         data = bytes(self.rest[:size])
         del self.rest[:size]
         return data
 
     async def receive(self) -> bytes:
-        """The next message. Raises CarrierError if the connection ends, and for a message that is not allowed."""
+        """The next message; nothing for a ping or a pong. Raises CarrierError if the connection ends, and for a message
+        that is not allowed."""
         message = await self.socket.receive()
         if message.type == _BINARY:
             data: bytes = message.data
             return data
+        if message.type in (_PING, _PONG):
+            if message.type == _PING and not self.transport.get_write_buffer_size():
+                await self._answer(message.data)
+            return b""
         if message.type == _TEXT:
             raise TextMessageError(CloseReason.BAD_RECORD, "a text message arrived where only bytes may")
         if message.type == _ERROR:
             raise CarrierError(CloseReason.BAD_RECORD, f"a message was too large or damaged: {message.data}")
         raise CarrierError(CloseReason.TIMED_OUT, "the peer ended the connection")
+
+    async def _answer(self, ping: bytes) -> None:
+        try:
+            await self.socket.pong(ping)
+        except OSError as error:
+            raise broken(error) from None
 
     async def write(self, data: bytes) -> None:
         await self.send(data)

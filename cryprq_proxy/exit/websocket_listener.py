@@ -129,7 +129,11 @@ class WebEntrance:
             return _not_found()
         host = _client(connection.host, request) if connection.behind_proxy else connection.host
         response = web.WebSocketResponse(
-            timeout=SECONDS, compress=False, max_msg_size=MAX_MESSAGE, writer_limit=NEVER_DRAIN
+            timeout=SECONDS,
+            autoping=False,
+            compress=False,
+            max_msg_size=MAX_MESSAGE,
+            writer_limit=NEVER_DRAIN,
         )
         if (
             request.path != self._settings.path

@@ -18,18 +18,27 @@ from aiohttp import WSMsgType, web
 
 from cryprq_proxy.address import Destination
 from cryprq_proxy.base.clock import clock as real_clock
+from cryprq_proxy.base.tasks import spawn
 from cryprq_proxy.carriers import carrier as carrier_module
 from cryprq_proxy.carriers import websocket as websocket_module
 from cryprq_proxy.carriers.carrier import LOWAT_SECONDS, Carrier
-from cryprq_proxy.carriers.dial.endpoint import Endpoint
+from cryprq_proxy.carriers.dial import websocket as dial_websocket_module
+from cryprq_proxy.carriers.dial.endpoint import CarrierKind, Endpoint
 from cryprq_proxy.carriers.lane.batch import UdpOffload
 from cryprq_proxy.carriers.lane.client import ClientLane
-from cryprq_proxy.carriers.websocket import MAX_MESSAGE, WebSocketCarrier
+from cryprq_proxy.carriers.websocket import (
+    MAX_MESSAGE,
+    MESSAGES_AT_ONCE,
+    READ_SIZE,
+    WebSocketCarrier,
+    WebSocketPipe,
+)
 from cryprq_proxy.client.client import Client
 from cryprq_proxy.client.settings import EndpointMemory
 from cryprq_proxy.errors import CarrierError, CloseReason, PeerError
 from cryprq_proxy.exit import lobby as lobby_module
 from cryprq_proxy.exit import reception as reception_module
+from cryprq_proxy.exit import websocket_listener
 from cryprq_proxy.session import wire
 from cryprq_proxy.session.records import RecordOpener, RecordSealer
 from cryprq_proxy.session.rotation import CarrierKeys
@@ -273,6 +282,115 @@ async def test_what_no_exit_sends_ends_the_carrier_only(
         assert client.status().carriers == 2
         assert sessions(here) == 1
         stream.abort()
+
+
+# --- small messages, pings and fragments ---
+
+
+async def upgraded(http: aiohttp.ClientSession, here: Place) -> aiohttp.ClientWebSocketResponse:
+    return await http.ws_connect(f"ws://{here.web}{PATH}", autoping=False)
+
+
+async def test_pings_are_answered(here: Place) -> None:
+    async with aiohttp.ClientSession() as http, await upgraded(http, here) as socket:
+        await socket.ping(b"one")
+        message = await socket.receive()
+        assert (message.type, message.data) == (WSMsgType.PONG, b"one")
+
+
+@pytest.mark.parametrize("kind", [WSMsgType.PING, WSMsgType.PONG, WSMsgType.BINARY])
+async def test_others_have_their_turn_during_a_flood_of_messages_before_the_handshake(
+    kind: WSMsgType,
+) -> None:
+    """A read of 40,000 pings was taken, and answered, in one turn of the loop."""
+    socket = Sayings(*[(kind, b"")] * 1_000)
+    reading = spawn(pipe_of(socket).read_exactly(1), "read")
+    while socket.waiting:
+        before = len(socket.waiting)
+        await asyncio.sleep(0)
+        assert before - len(socket.waiting) <= MESSAGES_AT_ONCE
+    reading.cancel()
+
+
+async def test_pings_of_a_peer_are_work_and_no_answer_waits() -> None:
+    """Answers that a peer did not read took memory without a bound."""
+    socket = Sayings((WSMsgType.PING, b"1"), (WSMsgType.PONG, b"2"), (WSMsgType.PING, b"3"))
+    pipe = pipe_of(socket)
+    assert await pipe.receive() == b""
+    assert await pipe.receive() == b""
+    socket.unsent = 1
+    assert await pipe.receive() == b""
+    assert socket.answered == [b"1"]
+
+
+async def test_a_ping_that_cannot_be_answered_any_more_ends_the_carrier() -> None:
+    socket = Sayings((WSMsgType.PING, b""))
+    socket.error = aiohttp.ClientConnectionResetError("Cannot write to closing transport")
+    with pytest.raises(CarrierError, match="the connection to the peer broke"):
+        await pipe_of(socket).receive()
+
+
+class Sayings:
+    """Socket, transport and protocol of a pipe: what was said and waits to be received."""
+
+    def __init__(self, *said: tuple[WSMsgType, bytes]) -> None:
+        self.waiting = list(said)
+        self.answered: list[bytes] = []
+        self.unsent = 0
+        self.error: OSError | None = None
+        self.emptied: Callable[[], None]
+
+    async def receive(self) -> SimpleNamespace:
+        if not self.waiting:
+            await asyncio.Event().wait()
+        kind, data = self.waiting.pop(0)
+        return SimpleNamespace(type=kind, data=data)
+
+    async def pong(self, data: bytes) -> None:
+        if self.error is not None:
+            raise self.error
+        self.answered.append(data)
+
+    def get_write_buffer_size(self) -> int:
+        return self.unsent
+
+    def set_write_buffer_limits(self, high: int) -> None:
+        assert high == 0
+
+    def get_extra_info(self, name: str) -> None:
+        pass
+
+
+def pipe_of(socket: Any) -> WebSocketPipe:
+    async def ended() -> None:
+        pass
+
+    return WebSocketPipe(socket, socket, socket, ended)
+
+
+@pytest.mark.parametrize("carrier", ["ws", "wss"])
+async def test_both_sides_read_little_at_once(
+    carrier: CarrierKind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """aiohttp parses all of a read in one turn: 256 KiB are 130,000 frames."""
+    sizes: dict[type, list[int]] = {}
+    for role in (websocket_listener._Connection, dial_websocket_module._Protocol):
+
+        def data_received(self: Any, data: bytes, role: Any = role) -> None:
+            if self._upgraded:
+                sizes.setdefault(role, []).append(len(data))
+            super(role, self).data_received(data)
+
+        monkeypatch.setattr(role, "data_received", data_received, raising=False)
+    ca, certificate, key = make_certificates(tmp_path)
+    files: dict[str, Any] = {"certificate": certificate, "key": key} if carrier == "wss" else {}
+    async with place(**files) as here:
+        client = here.client(here.endpoint(carrier), ca=ca if files else None)
+        assert await here.echoes(client, os.urandom(5_000_000))
+    assert len(sizes) == 2
+    for read in sizes.values():
+        # A part of a TLS record may stand before what was read.
+        assert 16_384 < max(read) <= READ_SIZE + 16_384
 
 
 # --- strangers ---

@@ -91,7 +91,11 @@ async def dial_websocket(endpoint: Endpoint, how: Dialling) -> WebSocketPipe:
     try:
         try:
             socket = await http.ws_connect(
-                url, max_msg_size=MAX_MESSAGE, compress=0, timeout=aiohttp.ClientWSTimeout(ws_close=SECONDS)
+                url,
+                autoping=False,
+                max_msg_size=MAX_MESSAGE,
+                compress=0,
+                timeout=aiohttp.ClientWSTimeout(ws_close=SECONDS),
             )
         except aiohttp.WSServerHandshakeError as error:
             raise _failed(endpoint, _refusal(error.status)) from None
