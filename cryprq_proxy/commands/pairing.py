@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import click
 
 from ..base.log import one_line
-from ..errors import ConfigError
 from .common import FILE, act_for, config_option
 
 if TYPE_CHECKING:
@@ -137,21 +136,15 @@ def rename(outer: Path | None, /, old: str, new: str, config: Path | None) -> No
 @click.pass_obj
 def revoke(outer: Path | None, /, who: str, config: Path | None) -> None:
     """Remove a peer from the list: its sessions at a running exit end at once. It stays out, even if an old copy of
-    the list is put back, until `peers add` or an invite lets it in again."""
+    the list is put back or `allow` names it, until `peers add` or an invite lets it in again."""
     from ..pairing.invitation import reload_exit
 
     here, listed, _ = _lists(config or outer)
-    if any(str(peer) == who.lower() for peer in here.config.allow):
-        raise ConfigError(
-            "that peer is in `allow` of the exit's configuration; take it out there, and send SIGHUP"
-        )
-    peer = listed.revoke(who)
+    peer = listed.revoke(who, here.config.allow)
     reload_exit(here)
     click.echo(f"{peer.shown} is no longer authorized")
     if peer.peer_id in here.config.allow:
-        raise ConfigError(
-            f"{peer.shown} is in `allow` of the exit's configuration too; take it out there as well"
-        )
+        click.echo("note: `allow` in the exit's configuration still names it, which lets nobody in", err=True)
 
 
 def _lists(config: Path | None) -> tuple[ExitHere, PeersFile, InviteStore]:

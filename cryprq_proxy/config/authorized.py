@@ -142,11 +142,13 @@ class PeersFile:
             self._file.replace("".join(_renamed(line, peer.peer_id, new) for line in lines))
         return Peer(peer.peer_id, new)
 
-    def revoke(self, who: str) -> Peer:
-        """Remove the peer with that name or id from the list, and remember that it was revoked."""
+    def revoke(self, who: str, unlisted: Iterable[PeerId] = ()) -> Peer:
+        """Remove the peer with that name or id from the list, and remember that it was revoked. The peers `unlisted`
+        are let in too, perhaps without being on the list."""
         with self._file.locked():
             text = self._file.read()
-            peer = find(parse_peers(text, self._file.path), who)
+            unnamed = [Peer(peer_id, "") for peer_id in unlisted]
+            peer = find([*unnamed, *parse_peers(text, self._file.path)], who)
             # First what keeps the peer out: a crash in between lets nobody in.
             others = [other for other in self.revoked() if other.peer_id != peer.peer_id]
             latest = [*others, peer][-MAX_REVOKED:]

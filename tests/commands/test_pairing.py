@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from cryprq_proxy.cli import run_command
+from cryprq_proxy.config.exit import load_exit
 from cryprq_proxy.crypto.identity import Identity, PeerId
 from cryprq_proxy.crypto.primitives import select_provider
 from cryprq_proxy.pairing.invitation import Invitation
@@ -174,13 +175,23 @@ def test_a_revoked_peer_that_an_old_copy_lists_is_shown_as_such(files: Path, cap
     assert "a peer id has 52 characters" in run(capsys, "peers", "add", "x", "y", code=2)[1]
 
 
-def test_who_is_in_the_configuration_is_revoked_there(files: Path, capsys: Capture) -> None:
+@pytest.mark.parametrize("who", ["laptop", str(ALICE), str(BOB).upper()])
+def test_whom_the_configuration_allows_is_revoked_too(files: Path, capsys: Capture, who: str) -> None:
+    (files / "exit.toml").write_text(f'allow = ["{ALICE}", "{BOB}"]\n')
+    out, err = run(capsys, "peers", "revoke", who)
+    assert "is no longer authorized" in out
+    assert "`allow` in the exit's configuration still names it" in err
+    allowed, revoked = load_exit(files / "exit.toml").peers()
+    assert (allowed.keys(), revoked.keys()) == (
+        ({BOB}, {ALICE}) if who != str(BOB).upper() else ({ALICE}, {BOB})
+    )
+
+
+def test_whom_only_the_configuration_allows_is_revoked_without_a_list(files: Path, capsys: Capture) -> None:
+    (files / "authorized").unlink()
     (files / "exit.toml").write_text(f'allow = ["{ALICE}"]\n')
-    assert "in `allow`" in run(capsys, "peers", "revoke", str(ALICE), code=2)[1]
-    run_command(["peers", "revoke", "laptop"])
-    out, err = capsys.readouterr()
-    assert "laptop is no longer authorized" in out
-    assert "laptop is in `allow` of the exit's configuration too" in err
+    run(capsys, "peers", "revoke", str(ALICE))
+    assert not load_exit(files / "exit.toml").peers().allowed
 
 
 # --- all of it ---
