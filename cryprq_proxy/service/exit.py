@@ -192,7 +192,13 @@ class RunningExit:
         said = f"{counted(len(self._names), 'peer')} allowed"
         if ended:
             said += f", {counted(ended, 'session')} of unlisted peers ended"
-        return said + needs_restart(self._config, config, _TAKEN)
+        return said + needs_restart(self._config_with_list(config), config, _TAKEN)
+
+    def _config_with_list(self, now: ExitConfig) -> ExitConfig:
+        """The configuration of the start. The list that counts by itself may have been made since, by an invite."""
+        if self._config.authorized is not None or now.authorized is None:
+            return self._config
+        return structs.replace(self._config, authorized=self._authorized)
 
     async def reload(self, _: str) -> dict[str, object]:
         """The command of the control socket."""

@@ -271,6 +271,12 @@ async def test_a_reload_lets_peers_in_and_ends_the_links_of_others(
         assert (await told(files)).authorized == 2
 
 
+async def test_a_list_that_the_first_invite_made_needs_no_restart(files: RoleFiles) -> None:
+    bare = msgspec.structs.replace(files.exit(), authorized=None, allow=())
+    async with running(lambda stop: run_exit(bare, files.exit, stop, no_network, files.authorized)):
+        assert await files.command("exit", "reload") == {"reloaded": "1 peer allowed"}
+
+
 async def test_a_peer_taken_off_the_list_during_the_start_is_out(
     files: RoleFiles, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
