@@ -46,7 +46,9 @@ from .settings import MTU, RESOLVER4, RESOLVER6, SLICE_OVERHEAD, TunnelSettings
 _log = logging.getLogger(__name__)
 
 RETRY_SECONDS: Final = 2.0
-"""After something could not follow the exit, until it is tried again."""
+MAX_RETRY_SECONDS: Final = 60.0
+"""After something could not follow the exit, until it is tried again; twice as long each time, as setting the resolver
+may add a line to the journal each time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +188,7 @@ class TunInterface(NoInterface):
         self._changed.set()
 
     async def _follow(self) -> None:
-        told = ""
+        told, wait = "", RETRY_SECONDS
         while True:
             await self._changed.wait()
             self._changed.clear()
@@ -199,8 +201,8 @@ class TunInterface(NoInterface):
             if failed:
                 if failed != told:
                     _log.error("the tunnel could not follow the exit, and tries again: %s", failed)
-                asyncio.get_running_loop().call_later(RETRY_SECONDS, self._changed.set)
-            told = failed
+                asyncio.get_running_loop().call_later(wait, self._changed.set)
+            told, wait = failed, min(2 * wait, MAX_RETRY_SECONDS) if failed else RETRY_SECONDS
 
     async def _readdress(self) -> None:
         """Another exit, or one that was started anew with another pool, hands out other addresses.

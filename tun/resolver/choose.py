@@ -14,7 +14,7 @@ from typing import Final
 from cryprq_proxy.base.resolv_conf import nameservers
 
 from ..journal import Record, Undoer
-from . import recovery, resolvconf_files, resolved
+from . import recovery, resolvconf_files, resolved, resolved_bus
 from .left_alone import LeftAlone
 from .resolvconf import ResolvConf
 from .resolvconf_files import RESOLV_CONF, STATE, read
@@ -46,7 +46,7 @@ async def choose(
     """
     recovery.recover_or_empty(state, path)
     found: ResolverSetting = ResolvConf(record, path, state)
-    if points_to_resolved(path) and await resolved.runs(bus_address):
+    if points_to_resolved(path) and await resolved_bus.runs(bus_address):
         found = Resolved(record, bus_address=bus_address)
     return LeftAlone(found) if leave else found
 

@@ -20,58 +20,29 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
-from dbus_fast import DBusFastError, Message, MessageFlag, MessageType
+from dbus_fast import Message
 from dbus_fast.aio import MessageBus
-from dbus_fast.constants import BusType
 
 from cryprq_proxy.base.resolv_conf import nameservers
 from cryprq_proxy.base.tasks import spawn
-from cryprq_proxy.errors import ConfigError, reason_of
+from cryprq_proxy.errors import ConfigError
 
 from ..journal import Record, same_boot
+from . import resolved_bus
 from .left_alone import any_reaches_forwarder
 from .resolvconf_files import read
+from .resolved_bus import ERRORS, CallFailed, call, failure, owns_name
 from .setting import ResolverSetting
 
-NAME: Final = "org.freedesktop.resolve1"
 KIND: Final = "resolved"
 """The kind of our entry in the journal."""
 UPLINK: Final = Path("/run/systemd/resolve/resolv.conf")
 """The file in which resolved lists its servers of all interfaces."""
 
-CALL_SECONDS: Final = 5.0
 RETRIES: Final = (0.2, 0.5, 1.0, 2.0)
 """Seconds between attempts to make the settings again after a restart, as resolved may still be starting."""
 
-_PATH: Final = "/org/freedesktop/resolve1"
-_MANAGER: Final = "org.freedesktop.resolve1.Manager"
-_LINK: Final = "org.freedesktop.resolve1.Link"
-_PROPERTIES: Final = "org.freedesktop.DBus.Properties"
-_BUS: Final = "org.freedesktop.DBus"
-_WATCHED: Final = f"type='signal',sender='{_BUS}',interface='{_BUS}',member='NameOwnerChanged',arg0='{NAME}'"
 _INTERFACE: Final = re.compile(r"[^\s/]{1,15}")
-
-_BUS_ERRORS: Final = (DBusFastError, OSError, EOFError)
-"""Errors of a call without a bus, or if the bus ends; TimeoutError is an OSError."""
-
-_REFUSED: Final = {
-    "org.freedesktop.DBus.Error.AccessDenied",
-    "org.freedesktop.DBus.Error.InteractiveAuthorizationRequired",
-}
-_GONE: Final = {
-    f"{NAME}.NoSuchLink",
-    "org.freedesktop.DBus.Error.ServiceUnknown",
-    "org.freedesktop.DBus.Error.NameHasNoOwner",
-}
-_OLD: Final = {"org.freedesktop.DBus.Error.UnknownMethod", "org.freedesktop.DBus.Error.NotSupported"}
-
-
-class _CallFailed(Exception):
-    """A method call that resolved (or the bus) answered with an error."""
-
-    def __init__(self, member: str, name: str, text: str) -> None:
-        super().__init__(f"{member} gave {name}: {text}" if text else f"{member} gave {name}")
-        self.name = name
 
 
 class Resolved(ResolverSetting):
@@ -96,6 +67,8 @@ class Resolved(ResolverSetting):
         self._bus: MessageBus | None = None
         self._following: asyncio.Task[None] | None = None
         self._link: tuple[int, str] | None = None
+        self._recorded: tuple[int, str] | None = None
+        """What the journal knows: it need not grow with each change of the servers."""
         self._addresses: tuple[str, ...] = ()
         self._restarted = False
 
@@ -105,17 +78,19 @@ class Resolved(ResolverSetting):
         Raises ConfigError.
         """
         self._link, self._addresses = (index, name), tuple(addresses)
-        self._record({"kind": KIND, "index": index, "name": name})
+        if self._recorded != (index, name):
+            self._record({"kind": KIND, "index": index, "name": name})
+            self._recorded = index, name
         self._restarted = False
         try:
             await self._apply(await self._connect(), index)
-        except (_CallFailed, *_BUS_ERRORS) as error:
+        except ERRORS as error:
             self._link = None
-            with contextlib.suppress(_CallFailed, *_BUS_ERRORS):
+            with contextlib.suppress(*ERRORS):
                 if self._bus is not None:
                     await _revert(self._bus, index)
             await self._disconnect()
-            raise _failure(name, error) from None
+            raise failure(name, error) from None
 
     async def close(self) -> None:
         """Leave the bus."""
@@ -126,22 +101,11 @@ class Resolved(ResolverSetting):
             return ""
         if self._bus is None or not self._bus.connected or self._restarted:
             return "systemd-resolved was restarted"
-        try:
-            servers = await _call(
-                self._bus,
-                "Get",
-                "ss",
-                [_LINK, "DNS"],
-                path=f"{_PATH}/link/{_escaped(self._link[0])}",
-                interface=_PROPERTIES,
-            )
-            found = {(family, bytes(packed)) for family, packed in servers.value}
-        except (_CallFailed, *_BUS_ERRORS, AttributeError, TypeError, ValueError):
-            # What cannot be asked or understood is not known to be changed; a resolved that goes says so.
+        servers = await resolved_bus.servers_of(self._bus, self._link[0])
+        # What cannot be asked is not known to be changed; a resolved that goes says so.
+        if servers is None or servers == set(self._servers()):
             return ""
-        return (
-            "" if found == set(self._servers()) else f"other servers for {self._link[1]} in systemd-resolved"
-        )
+        return f"other servers for {self._link[1]} in systemd-resolved"
 
     async def put_back(self) -> None:
         """Make the settings again. A resolved that has restarted knows its interfaces only after a moment."""
@@ -158,14 +122,14 @@ class Resolved(ResolverSetting):
                     return
                 self._restarted = True
                 raise ConfigError("systemd-resolved has stopped: names are not resolved until it is back")
-            except (_CallFailed, *_BUS_ERRORS) as error:
+            except ERRORS as error:
                 self._restarted = True
                 if delay is None:
-                    raise _failure(name, error) from None
+                    raise failure(name, error) from None
                 await self._pause(delay)
 
     async def out_of_reach(self, addresses: Sequence[str]) -> str:
-        if await _asks_by_tls_only(self._bus_address):
+        if await resolved_bus.asks_by_tls_only(self._bus_address):
             return (
                 "systemd-resolved asks by TLS only, which is refused past the tunnel; "
                 "set DNSOverTLS=no in resolved.conf(5)"
@@ -189,12 +153,12 @@ class Resolved(ResolverSetting):
         if self._bus is not None and self._bus.connected:
             return self._bus
         await self._disconnect()
-        bus = await _open(self._bus_address)
+        bus = await resolved_bus.open_bus(self._bus_address)
         try:
             bus.add_message_handler(self._signal)
-            await _call(bus, "AddMatch", "s", [_WATCHED], on_bus=True)
+            await resolved_bus.watch(bus)
         except BaseException:
-            await _close(bus)
+            await resolved_bus.close_bus(bus)
             raise
         self._bus = bus
         self._following = spawn(self._follow(bus), "connection to the bus")
@@ -210,16 +174,11 @@ class Resolved(ResolverSetting):
             await following
 
     async def _follow(self, bus: MessageBus) -> None:
-        await _ended(bus)
+        await resolved_bus.ended(bus)
         self._restarted = True
 
     def _signal(self, message: Message) -> None:
-        if (
-            message.message_type is MessageType.SIGNAL
-            and message.member == "NameOwnerChanged"
-            and message.sender == _BUS
-            and message.body[:1] == [NAME]
-        ):
+        if resolved_bus.has_come_or_gone(message):
             self._restarted = True
 
     def _servers(self) -> list[tuple[int, bytes]]:
@@ -231,54 +190,20 @@ class Resolved(ResolverSetting):
     async def _apply(self, bus: MessageBus, index: int) -> None:
         for member in ("SetLinkLLMNR", "SetLinkMulticastDNS", "SetLinkDNSSEC", "SetLinkDNSOverTLS"):
             try:
-                await _call(bus, member, "is", [index, "no"])
-            except _CallFailed as error:
+                await call(bus, member, "is", [index, "no"])
+            except CallFailed as error:
                 # A resolved without this setting does not have the feature that it turns off.
-                if error.name not in _OLD:
+                if not error.is_unknown:
                     raise
-        await _call(bus, "SetLinkDNS", "ia(iay)", [index, [list(server) for server in self._servers()]])
-        await _call(bus, "SetLinkDomains", "ia(sb)", [index, [[".", True]]])
+        await call(bus, "SetLinkDNS", "ia(iay)", [index, [list(server) for server in self._servers()]])
+        await call(bus, "SetLinkDomains", "ia(sb)", [index, [[".", True]]])
         try:
-            await _call(bus, "SetLinkDefaultRoute", "ib", [index, True])
-        except _CallFailed as error:
+            await call(bus, "SetLinkDefaultRoute", "ib", [index, True])
+        except CallFailed as error:
             # Before systemd 240, "~." means it too.
-            if error.name not in _OLD:
+            if not error.is_unknown:
                 raise
-        await _call(bus, "FlushCaches", "", [])
-
-
-async def runs(bus_address: str | None = None) -> bool:
-    """Whether systemd-resolved owns its name on the system bus (or on that of `bus_address`); does not start it."""
-    try:
-        bus = await _open(bus_address)
-    except _BUS_ERRORS:
-        return False
-    try:
-        return await owns_name(bus)
-    except (_CallFailed, *_BUS_ERRORS):
-        return False
-    finally:
-        await _close(bus)
-
-
-async def _asks_by_tls_only(bus_address: str | None) -> bool:
-    """Whether resolved is set so as a whole; False where it cannot be asked. An interface may be set otherwise."""
-    try:
-        bus = await _open(bus_address)
-    except _BUS_ERRORS:
-        return False
-    try:
-        setting = await _call(bus, "Get", "ss", [_MANAGER, "DNSOverTLS"], interface=_PROPERTIES)
-        return bool(setting.value == "yes")
-    except (_CallFailed, *_BUS_ERRORS, AttributeError):
-        return False
-    finally:
-        await _close(bus)
-
-
-async def owns_name(bus: MessageBus) -> bool:
-    """Whether systemd-resolved is on this bus."""
-    return bool(await _call(bus, "NameHasOwner", "s", [NAME], on_bus=True))
+        await call(bus, "FlushCaches", "", [])
 
 
 def undo(entry: Mapping[str, Any], *, bus_address: str | None = None) -> None:
@@ -303,100 +228,26 @@ def undo(entry: Mapping[str, Any], *, bus_address: str | None = None) -> None:
     try:
         with ThreadPoolExecutor(1) as thread:
             thread.submit(asyncio.run, _undo(index, bus_address)).result()
-    except (_CallFailed, *_BUS_ERRORS) as error:
-        raise _failure(name, error) from None
+    except ERRORS as error:
+        raise failure(name, error) from None
 
 
 async def _undo(index: int, bus_address: str | None) -> None:
     try:
-        bus = await _open(bus_address)
+        bus = await resolved_bus.open_bus(bus_address)
     except (FileNotFoundError, ConnectionRefusedError):
         # No bus, no resolved.
         return
     try:
         await _revert(bus, index)
     finally:
-        await _close(bus)
+        await resolved_bus.close_bus(bus)
 
 
 async def _revert(bus: MessageBus, index: int) -> None:
     for member, signature, body in (("RevertLink", "i", [index]), ("FlushCaches", "", [])):
         try:
-            await _call(bus, member, signature, body)
-        except _CallFailed as error:
-            if error.name not in _GONE:
+            await call(bus, member, signature, body)
+        except CallFailed as error:
+            if not error.is_gone:
                 raise
-
-
-async def _open(address: str | None) -> MessageBus:
-    bus = MessageBus(bus_address=address, bus_type=BusType.SYSTEM)
-    async with asyncio.timeout(CALL_SECONDS):
-        return await bus.connect()
-
-
-async def _close(bus: MessageBus) -> None:
-    if bus.connected:
-        bus.disconnect()
-    await _ended(bus)
-
-
-async def _ended(bus: MessageBus) -> None:
-    """Returns when the connection's socket is closed."""
-    ended: Awaitable[None] = bus.wait_for_disconnect()  # type: ignore[no-untyped-call]
-    with contextlib.suppress(*_BUS_ERRORS):
-        await ended
-
-
-async def _call(
-    bus: MessageBus,
-    member: str,
-    signature: str,
-    body: list[Any],
-    *,
-    on_bus: bool = False,
-    path: str = _PATH,
-    interface: str = _MANAGER,
-) -> Any:
-    """The first value of the answer, or None. Raises _CallFailed, TimeoutError, and what dbus-fast raises."""
-    message = Message(
-        destination=_BUS if on_bus else NAME,
-        path="/org/freedesktop/DBus" if on_bus else path,
-        interface=_BUS if on_bus else interface,
-        member=member,
-        signature=signature,
-        body=body,
-        # A resolved that does not run has no settings of ours.
-        flags=MessageFlag.NO_AUTOSTART,
-    )
-    async with asyncio.timeout(CALL_SECONDS):
-        reply = await bus.call(message)
-    if reply.message_type is MessageType.ERROR:
-        text = reply.body[0] if reply.body and isinstance(reply.body[0], str) else ""
-        raise _CallFailed(member, reply.error_name or "an error", text[:200])
-    return reply.body[0] if reply.body else None
-
-
-def _escaped(index: int) -> str:
-    """The number of an interface in an object path, where no part begins with a digit (sd_bus_path_encode(3))."""
-    return f"_3{index}"
-
-
-def _failure(name: str, error: Exception) -> ConfigError:
-    if isinstance(error, _CallFailed):
-        if error.name in _REFUSED:
-            return ConfigError(
-                f"systemd-resolved does not let this user change the resolver of {name}; run this as root"
-            )
-        if error.name == f"{NAME}.LinkBusy":
-            return ConfigError(
-                f"systemd-resolved takes the resolver of {name} from systemd-networkd; let networkd leave that "
-                f"interface alone (Unmanaged=yes in its [Link] section)"
-            )
-        return ConfigError(f"systemd-resolved did not take the resolver of {name}: {error}")
-    if isinstance(error, TimeoutError):
-        return ConfigError(
-            f"systemd-resolved did not answer within {CALL_SECONDS:g} s about the resolver of {name}; see whether it "
-            f"hangs (systemctl status systemd-resolved)"
-        )
-    why = reason_of(error) if isinstance(error, OSError) else str(error)
-    return ConfigError(f"systemd-resolved cannot be reached over D-Bus to set the resolver of {name}: {why}")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tun.resolver import choose as choosing
-from tun.resolver import resolved
+from tun.resolver import resolved_bus
 from tun.resolver.choose import choose, points_to_resolved
 from tun.resolver.left_alone import LeftAlone
 from tun.resolver.resolvconf import ResolvConf
@@ -52,7 +52,7 @@ async def test_resolved_is_set_where_it_runs_and_is_asked(
     async def asked(bus_address: str | None) -> bool:
         return runs
 
-    monkeypatch.setattr(resolved, "runs", asked)
+    monkeypatch.setattr(resolved_bus, "runs", asked)
     path = tmp_path / "resolv.conf"
     path.write_text("nameserver 127.0.0.53\n")
     found = await choose(record, path=path, state=tmp_path)
@@ -75,7 +75,7 @@ async def test_why_resolved_left_alone_does_not_reach_the_forwarder(
     async def asks_by_tls_only(bus_address: str | None) -> bool:
         return tls_only
 
-    monkeypatch.setattr(resolved, "_asks_by_tls_only", asks_by_tls_only)
+    monkeypatch.setattr(resolved_bus, "asks_by_tls_only", asks_by_tls_only)
     uplink = tmp_path / "uplink"
     uplink.write_text(servers)
     found = await Resolved(record, uplink=uplink).out_of_reach(("198.18.255.53",))

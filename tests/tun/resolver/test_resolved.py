@@ -18,7 +18,7 @@ from dbus_fast.aio import MessageBus
 
 from cryprq_proxy.errors import ConfigError
 from tun.resolver import choose as resolver
-from tun.resolver import resolved
+from tun.resolver import resolved, resolved_bus
 from tun.resolver.left_alone import LeftAlone
 from tun.resolver.resolvconf import ResolvConf
 from tun.resolver.resolved import Resolved
@@ -55,8 +55,8 @@ class Daemon:
         # As where resolved is installed: a call would start it, here with a failure.
         services = directory / "services"
         services.mkdir()
-        service = f"[D-BUS Service]\nName={resolved.NAME}\nExec=/bin/false\n"
-        (services / f"{resolved.NAME}.service").write_text(service)
+        service = f"[D-BUS Service]\nName={resolved_bus.NAME}\nExec=/bin/false\n"
+        (services / f"{resolved_bus.NAME}.service").write_text(service)
         self._socket = directory / "bus"
         self.start()
 
@@ -141,10 +141,10 @@ class Service:
         await self.come()
 
     async def come(self) -> None:
-        await self._bus.request_name(resolved.NAME, NameFlag.DO_NOT_QUEUE)
+        await self._bus.request_name(resolved_bus.NAME, NameFlag.DO_NOT_QUEUE)
 
     async def leave(self) -> None:
-        await self._bus.release_name(resolved.NAME)
+        await self._bus.release_name(resolved_bus.NAME)
 
     async def disconnect(self) -> None:
         if self._bus.connected:
@@ -210,6 +210,8 @@ async def test_sets_what_the_journal_knows(service: Service) -> None:
     assert service.fake.calls == settings()
     assert entries == [{"kind": "resolved", "index": 7, "name": "cryprq0"}]
     assert entries.calls_before == [0]
+    await system.set(OURS[:1], *LINK)
+    assert len(entries) == 1, "a line for each change of the servers would fill the journal"
     await system.close()
 
 
@@ -353,7 +355,7 @@ async def test_no_bus_is_one_sentence(tmp_path: Path) -> None:
 
 @pytest.mark.process
 async def test_no_answer_is_one_sentence(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resolved, "CALL_SECONDS", 0.0)
+    monkeypatch.setattr(resolved_bus, "CALL_SECONDS", 0.0)
     with pytest.raises(ConfigError, match="did not answer within 0 s"):
         await resolver_for(service).set(OURS, *LINK)
 
