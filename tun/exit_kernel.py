@@ -97,6 +97,10 @@ class ExitKernel:
             self._advertisements,
         ]
 
+    async def close(self) -> None:
+        """End what still works on it; then the journal can undo it. Nothing may be put back any more."""
+        await self._table.close()
+
     def tell_of_table(self, withhold: Withhold) -> None:
         """As ExitFilter.tell."""
         self._table.tell(withhold)

@@ -144,6 +144,7 @@ class ExitNetwork:
         self._following.cancel()
         await asyncio.wait([self._following])
         await self._reconciler.stop()
+        await self._kernel.close()
         await self._stack.aclose()
 
     async def lost(self) -> None:

@@ -148,6 +148,9 @@ class Stage:
             def tell(self, withhold: Callable[[bool], None]) -> None:
                 stage.withhold = withhold
 
+            async def close(self) -> None:
+                stage.tun.steps.append("deletions end")
+
             async def follow(self, *, ipv6: bool) -> None:
                 stage.tun.steps.append(f"nat ipv6={ipv6}")
 
@@ -568,6 +571,9 @@ class FakeKernel:
     def tell_of_table(self, withhold: Callable[[bool], None]) -> None:
         """It stands."""
 
+    async def close(self) -> None:
+        """Nothing works on it."""
+
     async def follow_uplinks(self, tell: Callable[[], None]) -> None:
         """Nothing changes."""
 
@@ -668,7 +674,7 @@ async def test_all_is_set_up_and_undone_in_reverse(stage: Stage) -> None:
     with pytest.raises(ConfigError):
         Journal(stage.state / EXIT_JOURNAL)
     await network.close()
-    assert stage.tun.steps[len(made) :] == ["close", "undo routes", f"undo {nft.EXIT}"]
+    assert stage.tun.steps[len(made) :] == ["deletions end", "close", "undo routes", f"undo {nft.EXIT}"]
     assert list(stage.state.glob(EXIT_JOURNAL)) == []
 
 

@@ -137,10 +137,12 @@ class FakeFilter:
     def __init__(self, machine: Machine, settings: FilterSettings, *, ours: bool) -> None:
         self.machine, self.settings, self.ours = machine, settings, ours
 
-    def update(self, settings: FilterSettings) -> None:
-        if settings != self.settings:
-            self.machine.step("filter update")
-            self.settings = settings
+    def update(self, settings: FilterSettings) -> bool:
+        if settings == self.settings:
+            return False
+        self.machine.step("filter update")
+        self.settings = settings
+        return True
 
     def standing(self) -> bool:
         return self.machine.standing
@@ -149,8 +151,9 @@ class FakeFilter:
         self.machine.step("filter restored")
         self.machine.standing = True
 
-    def forget(self) -> None:
+    def ended(self) -> Callable[[], object]:
         """As if conntrack were empty."""
+        return lambda: 0
 
     def paused(self) -> int:
         return 3

@@ -30,6 +30,7 @@ from ..reconciler import Fact
 from ..settings import ExitNetworkSettings
 from . import conntrack, nft
 from .conntrack import Choose, CtEntry
+from .deletions import Deletions
 from .nft import CLAMP, EXIT, REFUSE, Ask, Run, block, counters, name, replacing
 from .standing import Standing
 
@@ -145,6 +146,9 @@ class ExitFilter(Fact):
     def __init__(self, settings: ExitNetworkSettings, ipv6: bool, run: Run, ask: Ask, delete: Delete) -> None:
         """For `up` only: put the table up. Raises NftError."""
         self._delete = delete
+        self._deletions = Deletions(self._delete_untranslated)
+        self._gone = False
+        """Whether the table is not there as written, as far as is known."""
         self._settings = settings
         self._ipv6 = ipv6
         self._run = run
@@ -172,7 +176,10 @@ class ExitFilter(Fact):
         belongs to another program; then nothing was changed.
         """
         nft.claim(EXIT, ours, record, ask)
-        return cls(settings, ipv6, run, ask, delete)
+        made = cls(settings, ipv6, run, ask, delete)
+        # Begun while an exit that was killed had no table.
+        delete(made._is_untranslated)
+        return made
 
     async def follow(self, *, ipv6: bool) -> None:
         """From now on, carry IPv6 or refuse it. Raises NftError."""
@@ -181,27 +188,36 @@ class ExitFilter(Fact):
             await asyncio.get_running_loop().run_in_executor(None, self._write)
 
     def tell(self, withhold: Withhold) -> None:
-        """From now on, call `withhold` with True when the table does not stand as written, with False when it does."""
+        """From now on, call `withhold` with True when the table does not stand as written, and with False when it does
+        and what began without it has been deleted: that leaves untranslated."""
         self._withhold = withhold
 
     async def look(self) -> str:
         async with self._changing:
             if leftovers.table_stands("exit") is False:
                 # Before nft is asked: until it has answered, packets would leave with the clients' own addresses.
+                self._gone = True
                 self._withhold(True)
             found = await asyncio.get_running_loop().run_in_executor(None, self._standing.look)
-            self._withhold(bool(found))
+            self._gone = bool(found)
+            self._withhold(self._gone or self._deletions.pending)
             return found
 
     async def put_back(self) -> None:
         async with self._changing:
-            await asyncio.get_running_loop().run_in_executor(None, self._restore)
-            self._withhold(False)
+            await asyncio.get_running_loop().run_in_executor(None, self._write)
+            self._gone = False
+            self._deletions.soon()
 
-    def _restore(self) -> None:
-        self._write()
-        # What began while there was no table is known to conntrack as not translated, for as long as it goes on.
-        self._delete(self._is_untranslated)
+    async def close(self) -> None:
+        """Wait for the end of what is being deleted. Nothing may be put back any more."""
+        await self._deletions.close()
+
+    async def _delete_untranslated(self) -> None:
+        """What began while there was no table is known to conntrack as not translated, for as long as it goes on."""
+        await asyncio.get_running_loop().run_in_executor(None, self._delete, self._is_untranslated)
+        if not self._deletions.due:
+            self._withhold(self._gone)
 
     def _is_untranslated(self, entry: CtEntry) -> bool:
         source, destination = entry.original.source, entry.original.destination

@@ -8,8 +8,9 @@ Each opening is an element of a set with a time limit. The kernel closes it in t
 Where another program has removed the table, the pause goes on for what is left of it: a person has asked for that time.
 
 After each change of settings, at the end of a pause, and where the table was put back, the connections whose reason has
-ended, or that began without the table, are deleted from conntrack (conntrack.py): behind the change, so that nothing
-can begin anew for the old reason.
+ended, or that began without the table, are to be deleted from conntrack (conntrack.py): behind the change, so that
+nothing can begin anew for the old reason. `up` does so itself; afterwards the owner does, beside further changes
+(deletions.py), by what `ended` gives.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from ipaddress import ip_address
 from typing import Any, Final, Self
 
@@ -93,30 +95,31 @@ class Filter:
         settings = _put_up(run, settings, inbound, marks)
         made = cls(settings, inbound, marks, run, ask, clock)
         made._left = left
-        made.forget()
+        made.ended()()
         return made
 
-    def update(self, settings: FilterSettings) -> None:
-        """From now on, the filter is that of `settings`; what is open stays open and the counters go on.
+    def update(self, settings: FilterSettings) -> bool:
+        """From now on, the filter is that of `settings`; what is open stays open and the counters go on. Returns
+        whether anything has changed.
 
         The table is replaced in one transaction, also if another program has removed it in between.
         """
         before = self.settings
         if settings == before:
-            return
+            return False
         if settings.rules != before.rules:
             # What the rules from before sent past the tunnel is judged anew.
             self._marks = self._marks.next_run(conntrack.seen_runs())
         self._replace(settings)
         self._left |= _addresses(before)
         self._left -= _addresses(settings)
-        self.forget()
+        return True
 
     def restore(self) -> None:
         """Put the table back if another program has removed or changed it: see `difference`.
 
         What is left of a pause is put back too, whatever the table says: it may be an old one that was loaded again.
-        What began while there was no table has no NAT, for as long as it goes on: call `forget` after this.
+        What began while there was no table has no NAT, for as long as it goes on: it is to be deleted after this.
         """
         self._replace(self.settings, pause=self.pause_left())
 
@@ -144,10 +147,11 @@ class Filter:
         self.settings = _put_up(self._run, settings, self._inbound, self._marks, wanted, counted)
         self._standing.written()
 
-    def forget(self) -> None:
-        """Delete the connections whose reason has ended under the present settings, or that began without the table.
+    def ended(self) -> Callable[[], object]:
+        """What deletes the connections whose reason has ended under the present settings, or that began without the
+        table.
 
-        Takes some microseconds for each connection of this machine. May run on another thread than a change.
+        It takes some microseconds for each connection of this machine, and may run beside further changes.
         """
         settings = self.settings
         rules = settings.rules
@@ -156,21 +160,20 @@ class Filter:
             return rules.sends_past_the_tunnel(flow.destination, flow.protocol, flow.port)
 
         tunnels = _addresses(settings)
-        conntrack.delete(
-            Ended(
-                marks=self._marks,
-                paused=self.paused() > 0,
-                keep_inbound=self._inbound.keep,
-                excludes=bool(settings.excluded_cgroups),
-                direct=direct,
-                own=conntrack.own_addresses_or_none() | tunnels,
-                left=self._left,
-                guests=tuple(settings.guests),
-                forwarder=frozenset(
-                    (address, settings.dns_port) for address in tunnels if settings.dns_port is not None
-                ),
-            )
+        ended = Ended(
+            marks=self._marks,
+            paused=self.paused() > 0,
+            keep_inbound=self._inbound.keep,
+            excludes=bool(settings.excluded_cgroups),
+            direct=direct,
+            own=conntrack.own_addresses_or_none() | tunnels,
+            left=self._left,
+            guests=tuple(settings.guests),
+            forwarder=frozenset(
+                (address, settings.dns_port) for address in tunnels if settings.dns_port is not None
+            ),
         )
+        return partial(conntrack.delete, ended)
 
     def difference(self) -> str:
         """What another program has done to the table, in words; nothing if it stands as written."""
@@ -228,10 +231,9 @@ class Filter:
         self._pause_until = until
 
     def end_pause(self) -> None:
-        """Close what the kernel has closed by now, and delete the connections that were begun in the pause."""
+        """Close what the kernel has closed by now. The connections that were begun in the pause have ended."""
         self._pause_until = -math.inf
         self._replace(self.settings, pause=0)
-        self.forget()
 
     def pause_left(self) -> int:
         """Whole seconds that the pause was asked for from now on, also where another program has removed the table."""

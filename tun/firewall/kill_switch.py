@@ -27,6 +27,7 @@ from ..routing.lan import Lan, Network
 from ..routing.tunnel_addresses import TunnelAddresses
 from ..settings import TunnelSettings
 from .cgroups import present
+from .deletions import Deletions
 from .filter import Filter
 from .filter_settings import FilterSettings
 from .nft import NftError
@@ -41,7 +42,8 @@ PAUSE_MARGIN: Final = 0.1
 class KillSwitch(Fact):
     """The filter of one tunnel, closed by `__init__`. After `shut` every change is refused.
 
-    Changes block for some milliseconds, so they are made on a thread. They raise CryprqError.
+    Changes block for some milliseconds, so they are made on a thread. They raise CryprqError. Connections whose reason
+    has ended with a change are deleted beside the next ones (deletions.py).
     """
 
     name = "kill switch"
@@ -73,8 +75,7 @@ class KillSwitch(Fact):
         self._changing = asyncio.Lock()
         self._shut = False
         self._pause_end: asyncio.Task[None] | None = None
-        self._forgetting: asyncio.Task[None] | None = None
-        self._to_forget = False
+        self._deletions = Deletions(self._delete_ended)
         self._filter = Filter.up(self._wanted(), record, ours=ours, keep_inbound=settings.keep_inbound)
 
     async def shut(self) -> None:
@@ -84,8 +85,7 @@ class KillSwitch(Fact):
             self._pause_end.cancel()
         async with self._changing:
             pass
-        if self._forgetting is not None:
-            await asyncio.wait([self._forgetting])
+        await self._deletions.close()
 
     async def _change[T, *A](self, change: Callable[[*A], T], *arguments: *A) -> T:
         """Make a change on a thread. A caller that is cancelled still waits for the end of its change: no change may
@@ -126,17 +126,24 @@ class KillSwitch(Fact):
         return self._addresses.held_by(self.lan)
 
     async def follow_policy(self, policy: Policy) -> None:
-        """Other rules. Where the filter cannot be changed, those from before stay."""
+        """Other rules: when this returns, connections that they send elsewhere have been deleted. Where the filter
+        cannot be changed, those from before stay."""
         before, self.policy = self.policy, policy
         try:
-            await self.update()
+            changed = await self._change(self._update)
         except BaseException:
             self.policy = before
             raise
+        if changed:
+            await asyncio.shield(self._deletions.soon())
 
     async def update(self) -> None:
         """Make the filter what it must be now."""
-        await self._change(lambda: self._filter.update(self._wanted()))
+        if await self._change(self._update):
+            self._deletions.soon()
+
+    def _update(self) -> bool:
+        return self._filter.update(self._wanted())
 
     def _wanted(self) -> FilterSettings:
         settings, lan = self._settings, self.lan
@@ -202,35 +209,31 @@ class KillSwitch(Fact):
             await self._change(self._filter.end_pause)
         except CryprqError as error:
             _log.warning("connections that were begun in the pause may have to be opened anew: %s", error)
+        else:
+            self._deletions.soon()
 
     # --- looking after it ---
 
     async def look(self) -> str:
         """Compare the table with what was written; follow the resolvers from before, which tell nobody of changes."""
-        return await self._change(self._look)
+        found = await self._change(self._filter.difference)
+        if not found:
+            await self.update()
+        return found
 
     async def put_back(self) -> None:
         await self._change(self._filter.restore)
-        self._to_forget = True
-        if self._forgetting is None or self._forgetting.done():
-            self._forgetting = spawn(self._forget(), "connections without a filter")
+        self._deletions.soon()
         if left := self._filter.pause_left():
             _log.info("the pause goes on for %d s", left)
 
-    async def _forget(self) -> None:
-        """Beside further repairs: a dump of conntrack may take longer than one, and nothing hangs on it."""
-        while self._to_forget and not self._shut:
-            self._to_forget = False
-            try:
-                await asyncio.get_running_loop().run_in_executor(None, self._filter.forget)
-            except CryprqError as error:
-                _log.warning("what began without the filter may have to be opened anew: %s", error)
-
-    def _look(self) -> str:
-        found = self._filter.difference()
-        if not found:
-            self._filter.update(self._wanted())
-        return found
+    async def _delete_ended(self) -> None:
+        loop = asyncio.get_running_loop()
+        async with self._changing:
+            if self._shut:
+                return
+            delete = await loop.run_in_executor(None, self._filter.ended)
+        await loop.run_in_executor(None, delete)
 
     def status(self) -> KillSwitchStatus:
         """Ask nft; blocks for some milliseconds. Where it does not answer, nothing is claimed to stand."""

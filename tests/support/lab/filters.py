@@ -74,7 +74,9 @@ class Client:
         return self
 
     def change(self, **changes: object) -> None:
+        """The settings with these changes; connections whose reason has ended with them are deleted."""
         self.do(lambda each: each.update(replace(each.settings, **changes)))  # type: ignore[arg-type]
+        self.do(lambda each: each.ended()())
 
     def dropped(self, cause: str) -> int:
         return self.do(Filter.counters)[cause].packets

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -13,6 +15,7 @@ from cryprq_proxy.base import leftovers
 from cryprq_proxy.errors import ConfigError
 from tests.support.nft_fakes import Kernel
 from tests.support.settings import exit_network_settings
+from tests.support.settle import settle, until
 from tun.firewall import exit_table, nft
 from tun.firewall.conntrack import Choose, CtEntry, Flow
 from tun.firewall.exit_table import COUNTERS, Delete, ExitFilter, script, warnings
@@ -151,7 +154,8 @@ async def test_a_table_that_goes_or_changes_is_put_back_as_it_is_wanted_now(
     assert await table.look() == "the table inet cryprq_exit was removed"
     await table.put_back()
     assert kernel.scripts == [script(SETTINGS, ipv6=False), *[script(SETTINGS, ipv6=True)] * 2]
-    (is_chosen,) = chosen
+    await until(lambda: len(chosen) == 2)
+    is_chosen = chosen[-1]
     assert [
         is_chosen(ct_entry("198.18.0.7", "8.8.8.8", translated=False)),
         is_chosen(ct_entry("198.18.0.7", "8.8.8.8", translated=True)),
@@ -189,7 +193,40 @@ async def test_who_sends_is_told_when_the_table_goes_and_when_it_is_back(
     assert told[-1], "nothing is sent while it is not back"
     kernel.before_run = lambda: None
     await table.put_back()
-    assert not told[-1]
+    await until(lambda: not told[-1])
+
+
+async def test_packets_are_withheld_until_what_began_without_the_table_is_deleted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Those would leave with the clients' own addresses. A second flush is repaired meanwhile."""
+    kernel = Kernel()
+    deletes, deletions = threading.Event(), 0
+    deletes.set()
+
+    def delete(choose: Choose) -> None:
+        nonlocal deletions
+        deletions += 1
+        assert deletes.wait(20)
+
+    table = table_in(kernel, monkeypatch, delete)
+    assert deletions == 1, "an exit that was killed may have left some"
+    told: list[bool] = []
+    table.tell(told.append)
+    deletes.clear()
+    for _ in range(2):
+        del kernel.tables["cryprq_exit"]
+        assert await table.look() and told[-1]
+        await table.put_back()
+        await until(lambda: deletions == 2)
+    assert not await table.look()
+    assert told[-1]
+    closing = asyncio.ensure_future(table.close())
+    await settle()
+    assert not closing.done()
+    deletes.set()
+    await closing
+    assert told[-1] and deletions == 2, "at the end no other deletion begins"
 
 
 def test_only_other_tables_that_drop_forwarded_packets_are_named() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Any
@@ -17,7 +17,9 @@ from cryprq_proxy.rules.engine import EVERYTHING, RuleSet
 from cryprq_proxy.rules.syntax import Rule, RuleAction, Verdict
 from cryprq_proxy.status import KillSwitchStatus
 from tests.support.settings import tunnel_settings
+from tests.support.settle import settle, until
 from tun.firewall import kill_switch
+from tun.firewall.deletions import Deletions
 from tun.firewall.filter_settings import FilterSettings
 from tun.firewall.kill_switch import KillSwitch
 from tun.firewall.nft import Count, NftError
@@ -42,11 +44,11 @@ class FakeFilter:
         self.stands = True
         self.refusal: CryprqError | None = None
         self.held: threading.Event | None = None
-        self.forgets = threading.Event()
-        self.forgets.set()
-        self.forgotten: list[int] = []
-        """The number of steps before each call of `forget`."""
-        self.forget_refusal: CryprqError | None = None
+        self.deletes = threading.Event()
+        self.deletes.set()
+        self.deleted: list[int] = []
+        """The number of steps before each deletion was chosen."""
+        self.deletion_refusal: CryprqError | None = None
 
     def _step(self, what: str) -> None:
         if self.held is not None:
@@ -56,10 +58,12 @@ class FakeFilter:
             raise refusal
         self.steps.append(what)
 
-    def update(self, settings: FilterSettings) -> None:
-        if settings != self.settings:
-            self._step("update")
-            self.settings = settings
+    def update(self, settings: FilterSettings) -> bool:
+        if settings == self.settings:
+            return False
+        self._step("update")
+        self.settings = settings
+        return True
 
     def difference(self) -> str:
         return "" if self.stands else "it was removed"
@@ -68,11 +72,17 @@ class FakeFilter:
         self._step("restore")
         self.stands = True
 
-    def forget(self) -> None:
-        self.forgotten.append(len(self.steps))
-        assert self.forgets.wait(20)
-        if self.forget_refusal is not None:
-            raise self.forget_refusal
+    def ended(self) -> Callable[[], object]:
+        self.deleted.append(len(self.steps))
+        return self._delete
+
+    def _delete(self) -> None:
+        assert self.deletes.wait(20)
+        if self.deletion_refusal is not None:
+            raise self.deletion_refusal
+
+    def end_pause(self) -> None:
+        self._step("end of the pause")
 
     def standing(self) -> bool:
         self._step("look")
@@ -231,31 +241,74 @@ async def test_a_look_follows_the_resolvers_from_before(guarded: Guarded) -> Non
     assert guarded.filter.settings.portal_resolvers == (ip_address("192.168.1.9"),)
 
 
-async def test_what_began_without_the_filter_is_judged_beside_further_repairs(
-    guarded: Guarded, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("first", ["repair", "settings", "pause"])
+async def test_deletions_run_beside_further_repairs(
+    guarded: Guarded, first: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A dump of conntrack takes long. Three repairs are not held up by it, and are followed by one more."""
+    """A dump of conntrack takes long. Repairs are not held up by it, and are followed by one more deletion."""
     switch, filter = guarded.kill_switch, guarded.filter
-    filter.forgets.clear()
-    filter.forget_refusal = CryprqError("no answer")
+    filter.deletes.clear()
+    filter.deletion_refusal = CryprqError("no answer")
+    if first == "repair":
+        await switch.put_back()
+    elif first == "settings":
+        await switch.follow_resolvers(lambda: ("192.168.1.1",))
+    else:
+        await switch._end_pause(0.0)
+    await until(lambda: filter.deleted)
     for _ in range(3):
         await switch.put_back()
-    assert filter.steps == ["restore"] * 3
-    filter.forgets.set()
-    assert switch._forgetting is not None
-    await switch._forgetting
-    assert len(filter.forgotten) == 2 and filter.forgotten[1] == 3
-    assert "may have to be opened anew: no answer" in caplog.text
+    assert await switch.look() == ""
+    assert filter.steps[1:] == ["restore"] * 3
+    filter.deletes.set()
+    await until(lambda: not switch._deletions.pending)
+    assert filter.deleted == [1, 4]
+    assert caplog.text.count("may have to be opened anew: no answer") == 2
 
 
-async def test_the_end_waits_for_what_is_judged(guarded: Guarded) -> None:
+async def test_what_changes_nothing_deletes_nothing(guarded: Guarded) -> None:
+    await guarded.kill_switch.update()
+    assert await guarded.kill_switch.look() == ""
+    assert not guarded.filter.deleted
+
+
+async def test_the_end_waits_for_a_deletion_and_begins_no_other(guarded: Guarded) -> None:
     switch, filter = guarded.kill_switch, guarded.filter
-    filter.forgets.clear()
-    for _ in range(2):
-        await switch.put_back()
+    filter.deletes.clear()
+    await switch.put_back()
+    await until(lambda: filter.deleted)
+    await switch.put_back()
     ending = asyncio.ensure_future(switch.shut())
-    await asyncio.sleep(0)
+    await settle()
     assert not ending.done()
-    filter.forgets.set()
+    filter.deletes.set()
     await ending
-    assert len(filter.forgotten) == 1
+    assert len(filter.deleted) == 1
+
+
+async def test_who_sets_other_rules_waits_until_they_hold_for_open_connections(guarded: Guarded) -> None:
+    """Beside the lock: a repair comes in between."""
+    switch, filter = guarded.kill_switch, guarded.filter
+    filter.deletes.clear()
+    setting = asyncio.ensure_future(switch.follow_policy(Policy(BLOCK)))
+    await until(lambda: filter.deleted)
+    await switch.put_back()
+    assert not setting.done()
+    filter.deletes.set()
+    await setting
+    assert filter.steps == ["update", "restore"]
+
+
+async def test_a_fault_in_a_deletion_keeps_no_other_from_it(caplog: pytest.LogCaptureFixture) -> None:
+    calls = 0
+
+    async def delete() -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise ZeroDivisionError
+
+    deletions = Deletions(delete)
+    await asyncio.shield(deletions.soon())
+    await asyncio.shield(deletions.soon())
+    assert calls == 2 and len(caplog.records) == 1
