@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, Self
 
+from cryprq_proxy.base.faults import Faults
 from cryprq_proxy.base.tasks import spawn
 from cryprq_proxy.errors import ConfigError, reason_of
 from cryprq_proxy.rules.ranges import IPNetwork
@@ -76,6 +77,7 @@ class Capture:
 
     def __init__(self, watch: Watch) -> None:
         self._watch = watch
+        self._faults = Faults("leaves packets of the leak test unseen")
         try:
             self._sock = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(_ETH_P_ALL))
         except PermissionError:
@@ -113,17 +115,21 @@ class Capture:
                 _log.debug("the capture says %s", error)
                 continue
             if direction == _PACKET_OUTGOING and hardware != _ARPHRD_LOOPBACK:
-                self._watch.frame(interface, data)
+                try:
+                    self._watch.frame(interface, data)
+                except Exception as error:  # noqa: BLE001  the packet counts as one that was not seen
+                    self._faults.report(error)
         return most
 
     def finish(self) -> int:
-        """Read what is left, and say how many packets the kernel had to drop so far."""
+        """Read what is left, and say how many packets were not looked at so far: the kernel had to drop them, or this
+        program has a fault."""
         while self.read() == DRAIN:
             pass
         _, dropped = struct.unpack(
             "II", self._sock.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, struct.calcsize("II"))
         )
-        return int(dropped)
+        return int(dropped) + self._faults.count
 
 
 async def run(
