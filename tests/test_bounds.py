@@ -46,6 +46,7 @@ from cryprq_proxy.rules.pac import script
 from cryprq_proxy.service import exit as exit_service
 from cryprq_proxy.session import control_rates, epochs, sendlog, session, streams, turns, wire
 from cryprq_proxy.web import connections, events, metrics, server
+from tests.mutants.run import load_all
 from tests.support.pages import ROOT, THREATS, table
 from tun import exit_network, journal
 from tun.device import device, linux
@@ -142,7 +143,10 @@ REACHED = {
     "datagrams of the lane opened in one turn, of all peers": [
         "carriers/lane/test_inbox.py::test_small_datagrams_count_for_more_than_their_bytes"
     ],
-    "plaintext kept per session; by all sessions": ["session/test_sendlog.py::test_the_bound_of_a_session"],
+    "plaintext kept per session; by all sessions": [
+        "session/test_sendlog.py::test_the_bound_of_a_session",
+        "session/test_sendlog.py::test_the_budget_of_the_process_leaves_each_session_its_share",
+    ],
     "addresses in the tunnel that it gets by refusing others; answers that wait for the carrier": [
         "carriers/lane/test_packet_link.py::test_a_flood_of_refusals_has_one_answer",
         "tun/routing/test_address_pool.py::test_a_peer_that_refuses_everything_takes_few_addresses",
@@ -317,7 +321,7 @@ REACHED = {
         "tun/device/test_coalesce.py::test_super_packets_are_bounded",
     ],
     "any other file; tables of one kind in it; exits, and addresses of each; proxies that name clients": [
-        "config/test_config.py::test_odd_files_are_one_sentence",
+        "config/test_config.py::test_a_long_file_is_not_read",
         "config/test_config.py::test_tables_are_bounded",
         "config/test_config.py::test_exits_and_their_endpoints_are_bounded",
         "config/test_config.py::test_proxies_that_name_their_clients",
@@ -365,6 +369,29 @@ def test_the_test_exists(name: str) -> None:
     assert function in {
         node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
     }
+
+
+# --- without the bound, its test fails ---
+
+KEPT = {
+    "base/test_deputy.py::test_an_answer_that_is_none_ends_it",
+    "config/test_authorized.py::test_thirty_thousand_peers",
+    "e2e/test_descriptors.py::test_an_exit_without_descriptors",
+    "e2e/test_descriptors.py::test_one_peer_leaves_descriptors_to_others",
+}
+"""Tests with real processes, which are too slow to be run with a fault, and of what must still pass below a bound."""
+
+
+@pytest.mark.parametrize("name", sorted({name for names in REACHED.values() for name in names} - KEPT))
+def test_the_bound_is_removed_by_a_fault(name: str, removing: set[str]) -> None:
+    """`make mutants` removes it, and then this test must fail, or another one of its file."""
+    assert f"tests/{name}" in removing or f"tests/{name.partition('::')[0]}" in removing
+
+
+@pytest.fixture(scope="module")
+def removing() -> set[str]:
+    """What the faults name."""
+    return {test for fault in load_all() for test in fault.tests}
 
 
 # --- the numbers ---

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cryprq_proxy.address import Destination
-from cryprq_proxy.base.paths import MAX_LIST, config_dir, control_sockets, default_control_socket
+from cryprq_proxy.base.paths import MAX_FILE, MAX_LIST, config_dir, control_sockets, default_control_socket
 from cryprq_proxy.carriers.dial.endpoint import Endpoint
 from cryprq_proxy.carriers.dial.upstream import UpstreamProxy
 from cryprq_proxy.config import decode
@@ -395,6 +395,15 @@ def test_odd_files_are_one_sentence(tmp_path: Path) -> None:
             load_client(tmp_path / name)
         with pytest.raises(ConfigError):
             read_peers(tmp_path / name)
+
+
+def test_a_long_file_is_not_read(tmp_path: Path) -> None:
+    file = tmp_path / "exit.toml"
+    file.write_bytes(b"#" * MAX_FILE)
+    load_exit(file)
+    file.write_bytes(b"#" * (MAX_FILE + 1))
+    with pytest.raises(ConfigError, match="is larger than 1 MiB"):
+        load_exit(file)
 
 
 # --- who is authorized, and default places ---
