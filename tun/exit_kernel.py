@@ -22,8 +22,8 @@ from contextlib import suppress
 from ipaddress import IPv4Interface, IPv6Interface
 from typing import Final, Self
 
-from cryprq_proxy.base.netlink_watch import Changes, pause
-from cryprq_proxy.errors import CryprqError
+from cryprq_proxy.base.netlink_watch import Changes, NoChanges, pause
+from cryprq_proxy.errors import CryprqError, reason_of
 
 from .device.kept import DeviceFact
 from .device.linux import Tun
@@ -42,6 +42,8 @@ _log = logging.getLogger(__name__)
 
 MAX_GSO: Final = 65_536
 """The kernel's own limit for a super-packet."""
+POLL_SECONDS: Final = 5.0
+"""Between two looks at the uplinks where the kernel tells no changes, for instance without a free descriptor."""
 LOSS_SECONDS: Final = 5.0
 """For which IPv6 is carried on without a default route."""
 
@@ -111,7 +113,8 @@ class ExitKernel:
         `tell` is called after `ipv6` has changed.
         """
         clock = asyncio.get_running_loop().time
-        with Changes() as changes:
+        changes, most = _listen()
+        with changes:
             while True:
                 started = clock()
                 try:
@@ -120,10 +123,9 @@ class ExitKernel:
                 except CryprqError as error:
                     _log.warning("the exit cannot follow its uplinks: %s", error)
                 await asyncio.sleep(pause(clock() - started))
+                until = min(self._lost_at + LOSS_SECONDS, clock() + most)
                 with suppress(TimeoutError):
-                    async with asyncio.timeout_at(
-                        None if self._lost_at == math.inf else self._lost_at + LOSS_SECONDS
-                    ):
+                    async with asyncio.timeout_at(None if until == math.inf else until):
                         await changes.wait()
 
     def _forward4(self, uplink: Uplink | None) -> None:
@@ -178,6 +180,19 @@ class ExitKernel:
         self.ipv6 = carried
         _log.warning("IPv6 %s; the clients are told", "is here now" if carried else "is gone")
         return True
+
+
+def _listen() -> tuple[Changes, float]:
+    """What tells of changes, and the seconds after which it is looked without having been told."""
+    try:
+        return Changes(), math.inf
+    except OSError as error:
+        _log.warning(
+            "the kernel tells no changes (%s), so the exit's uplinks are looked at every %g s",
+            reason_of(error),
+            POLL_SECONDS,
+        )
+        return NoChanges(), POLL_SECONDS
 
 
 def _addresses(settings: ExitNetworkSettings, *, ipv6: bool) -> Iterator[IPv4Interface | IPv6Interface]:

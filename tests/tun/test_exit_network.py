@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import struct
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
@@ -614,6 +615,23 @@ async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(10):
         while not condition():
             await asyncio.sleep(0.001)
+
+
+async def test_uplinks_are_followed_where_the_kernel_tells_no_changes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    stage = Stage(monkeypatch, tmp_path / "state", ipv6=False)
+
+    def refused() -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(exit_kernel, "Changes", refused)
+    monkeypatch.setattr(exit_kernel, "POLL_SECONDS", 0.01)
+    async with stage.running() as exit:
+        await until(lambda: "the kernel tells no changes" in caplog.text)
+        assert exit.alice.assigned == [(exit.alice4, bytes(16))]
+        stage.ipv6 = True
+        await until(lambda: len(exit.alice.assigned) == 2)
 
 
 async def test_ipv6_that_comes_later_is_handed_out_at_once(
