@@ -50,6 +50,7 @@ from cryprq_proxy.status import (
 )
 from tests.support.pairs import Setup, new_identity
 from tests.support.processes import call
+from tests.support.programs import free_port
 
 # --- the order of checks ---
 
@@ -166,12 +167,6 @@ def own_log_handlers(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def pair(tmp_path: Path) -> Setup:
     return Setup(tmp_path)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def client_config(pair: Setup, more: str = "", peer_id: str = "", port: int = 0) -> Path:

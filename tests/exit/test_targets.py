@@ -115,12 +115,13 @@ async def test_what_is_said_before_the_connection_stands_is_not_lost(
 async def test_a_server_that_refuses_everything_is_a_refusal(
     link: ResolverLink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        free = closed.getsockname()[1]
-    monkeypatch.setattr(opening, "DNS_PORT", free)
-    link.name("127.0.0.1", "127.0.0.1")
-    app = link.ask()
-    await link.until(lambda: app.ended)
+    # Bound and not listening, so that nobody else gets the port meanwhile.
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        monkeypatch.setattr(opening, "DNS_PORT", closed.getsockname()[1])
+        link.name("127.0.0.1", "127.0.0.1")
+        app = link.ask()
+        await link.until(lambda: app.ended)
     assert app.events == [("refused", StreamReason.CONNECTION_REFUSED)]
 
 

@@ -7,7 +7,7 @@ import contextlib
 import errno
 import itertools
 import struct
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import dns.flags
@@ -105,6 +105,33 @@ class Datagrams(asyncio.DatagramProtocol):
             self.transport.sendto(answer, address)
 
 
+async def udp_and_tcp(
+    address: str,
+    port: int,
+    datagrams: Callable[[], asyncio.DatagramProtocol],
+    stream: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
+    stack: contextlib.AsyncExitStack,
+) -> int:
+    """Listen on one port over both until the end of `stack`. Port 0: one that is free for both. Returns the port."""
+    while True:
+        tcp = await asyncio.start_server(stream, address, port)
+        found: int = tcp.sockets[0].getsockname()[1]
+        try:
+            transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(
+                datagrams, local_addr=(address, found)
+            )
+        except OSError as error:
+            tcp.close()
+            if port or error.errno != errno.EADDRINUSE:
+                raise
+            # Free for TCP alone.
+            continue
+        stack.push_async_callback(tcp.wait_closed)
+        stack.callback(tcp.close)
+        stack.callback(transport.close)
+        return found
+
+
 class DnsServers:
     """Servers on one port and several loopback addresses, the `addresses`."""
 
@@ -114,26 +141,14 @@ class DnsServers:
         self.addresses: list[str] = []
 
     async def server(self, server: Server) -> Server:
-        loop = asyncio.get_running_loop()
         address = f"127.0.0.{len(self.addresses) + 1}"
-        while True:
-            tcp = await asyncio.start_server(lambda *pair: self._stream(server, *pair), address, self.port)
-            port = tcp.sockets[0].getsockname()[1]
-            try:
-                transport, _ = await loop.create_datagram_endpoint(
-                    lambda: Datagrams(server), local_addr=(address, port)
-                )
-            except OSError as error:
-                tcp.close()
-                if self.port or error.errno != errno.EADDRINUSE:
-                    raise
-                # Free for TCP alone; the first server may take another one.
-                continue
-            break
-        self.port = port
-        self._stack.push_async_callback(tcp.wait_closed)
-        self._stack.callback(tcp.close)
-        self._stack.callback(transport.close)
+        self.port = await udp_and_tcp(
+            address,
+            self.port,
+            lambda: Datagrams(server),
+            lambda reader, writer: self._stream(server, reader, writer),
+            self._stack,
+        )
         self.addresses.append(address)
         return server
 
