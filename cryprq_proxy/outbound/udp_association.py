@@ -30,7 +30,9 @@ MAX_SOCKETS: Final = 2
 MAX_HOSTS: Final = 1_024
 """Hosts that may answer one association; the least recently used one is forgotten first."""
 MAX_RESOLVING: Final = 64
-"""Datagrams of one association that may wait for a name; more are dropped."""
+MAX_HELD: Final = 65_536
+"""Datagrams of one association that may wait for a name, and their bytes; more are dropped. A peer may have thousands
+of associations, and names that no server answers."""
 READS: Final = 8
 """Datagrams read in one wake-up."""
 
@@ -60,18 +62,27 @@ class UdpAssociation(StreamHandler):
         self._sockets: dict[int, socket.socket] = {}
         self._hosts: OrderedDict[str, None] = OrderedDict()
         self._resolving: set[asyncio.Task[None]] = set()
+        self._held = 0
+        """Bytes of the datagrams that wait for a name."""
         self._closed = False
 
     def datagram_received(self, destination: Destination, payload: bytes | memoryview) -> None:
         if destination.is_ip:
             self._send(destination.host, destination.port, payload, None)
-        elif len(self._resolving) < MAX_RESOLVING and self._policy.check_name(
-            destination.host, destination.port
+        elif (
+            len(self._resolving) < MAX_RESOLVING
+            and self._held + len(payload) <= MAX_HELD
+            and self._policy.check_name(destination.host, destination.port)
         ):
+            self._held += len(payload)
             # A copy: the view is of a buffer that later datagrams, also of other peers, are opened into.
             task = spawn(self._send_to_name(destination, bytes(payload)), "resolve for UDP")
             self._resolving.add(task)
-            task.add_done_callback(self._resolving.discard)
+            task.add_done_callback(partial(self._resolved, len(payload)))
+
+    def _resolved(self, size: int, task: asyncio.Task[None]) -> None:
+        self._resolving.discard(task)
+        self._held -= size
 
     async def _send_to_name(self, destination: Destination, payload: bytes) -> None:
         try:

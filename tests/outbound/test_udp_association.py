@@ -11,7 +11,7 @@ import pytest
 from cryprq_proxy.address import Destination
 from cryprq_proxy.errors import StreamReason, StreamRefused
 from cryprq_proxy.outbound import udp_association
-from cryprq_proxy.outbound.udp_association import MAX_HOSTS, MAX_RESOLVING, READS, UdpAssociation
+from cryprq_proxy.outbound.udp_association import MAX_HELD, MAX_HOSTS, MAX_RESOLVING, READS, UdpAssociation
 from tests.support.fake_streams import FakeStream
 from tests.support.settle import settle, until
 
@@ -171,6 +171,21 @@ async def test_the_policy_judges_each_datagram(place: Place) -> None:
     assert place.names.asked == ["both.example"]
     with pytest.raises(BlockingIOError):
         closed.sock.recv(100)
+
+
+async def test_the_bytes_that_wait_for_a_name_are_bounded(place: Place) -> None:
+    host = place.host()
+    third = bytes(MAX_HELD // 3)
+    for _ in range(4):
+        place.send("slow.example", host.address.port, third)
+    place.send("slow.example", host.address.port, b"1")
+    await settle()
+    assert len(place.names.asked) == 4, "the fourth of the large ones is dropped"
+    place.names.answers.set_result(["127.0.0.1"])
+    for _ in range(4):
+        await host.receive()
+    place.send("slow.example", host.address.port, third)
+    await host.receive()
 
 
 async def test_datagrams_that_wait_for_a_name_are_bounded(place: Place) -> None:
