@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from ..base.descriptors import one_is_free
+from ..base.faults import report_fault
 from ..errors import ConfigError, CryprqError
 from .sd_notify import Notifier
 
@@ -25,6 +26,7 @@ _log = logging.getLogger(__name__)
 DESCRIPTOR_SECONDS: Final = 1.0
 """Between two looks for a free descriptor."""
 UNCHANGED: Final = "everything stays as it was"
+FAILED: Final = "the reload failed: a fault in this program, which the log describes"
 
 
 class Reloader[T]:
@@ -87,6 +89,10 @@ class Reloader[T]:
             except CryprqError as error:
                 self.error = f"{UNCHANGED}: {error}"
                 _log.error("%s", self.error)
+                return
+            except Exception as error:  # noqa: BLE001  the watch on files goes on, and with it later reloads
+                report_fault("ends a reload", error)
+                self.error = FAILED
                 return
             self.loaded_at, self.error = at, None
             _log.info("reloaded: %s", self._said)

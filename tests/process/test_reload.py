@@ -83,6 +83,21 @@ async def test_what_is_refused_while_it_is_applied_is_an_error_too() -> None:
         await reloader.reload()
 
 
+async def test_a_fault_ends_one_reload_and_not_the_watch_on_files(caplog: pytest.LogCaptureFixture) -> None:
+    files = Files()
+    reloader = Reloader(files.read, Broken().apply, Notifier())
+    with pytest.raises(ConfigError, match="the reload failed: a fault in this program"):
+        await reloader.reload()
+    await reloader.quietly()
+    assert reloader.error is not None
+    assert [record.exc_info is not None for record in caplog.records] == [True, True]
+
+
+class Broken:
+    async def apply(self, value: int) -> str:
+        raise RuntimeError("can't start new thread")
+
+
 async def test_who_asks_during_a_reload_shares_one_that_comes_after_it() -> None:
     gate = threading.Event()
     files = Files(gate)
