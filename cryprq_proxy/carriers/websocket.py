@@ -75,7 +75,7 @@ class Watched(asyncio.Protocol):
 
 
 def bound_reads(transport: asyncio.Transport) -> None:
-    """Let `transport` read at most READ_SIZE bytes at once. asyncio has no public way to say so."""
+    """Let `transport` read at most READ_SIZE bytes at once. asyncio has no public call for that."""
     tls = getattr(transport, "_ssl_protocol", None)
     if tls is None:
         transport.max_size = READ_SIZE  # type: ignore[attr-defined]
