@@ -250,6 +250,9 @@ REACHED = {
         "exit/test_descriptor_shares.py::test_one_peer_leaves_a_quarter",
         "e2e/test_descriptors.py::test_one_peer_leaves_descriptors_to_others",
     ],
+    "time for the next part of an answer, and beyond that for the whole": [
+        "process/test_control.py::test_an_answer_that_trickles_has_an_end"
+    ],
     "lines that wait for the reader of the log": [
         "base/test_log_writer.py::test_a_full_queue_drops_and_says_how_many",
         "base/test_log_writer.py::test_the_length_of_all_lines_is_bounded_too",
@@ -575,6 +578,7 @@ NUMBERS: dict[str, list[float]] = {
         control.TIMEOUT,
         control.MAX_ANSWER,
     ],
+    "time for the next part of an answer, and beyond that for the whole": [control.TIMEOUT, control.WHOLE],
     "lines that wait for the reader of the log": [log_writer.MAX_LINES, log_writer.MAX_CHARACTERS],
     "warnings and errors kept for the status": [recent_errors.MAX_ENTRIES],
     "connections accepted in one turn of the loop, by each listener": [accept_loop.ACCEPTS],

@@ -20,6 +20,8 @@ import os
 import socket
 import stat
 import struct
+import sys
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -30,7 +32,7 @@ import msgspec
 from ..base.accept_loop import Acceptor
 from ..base.files import locked_directory
 from ..base.log import one_line
-from ..base.owners import require_name
+from ..base.owners import ROOT, require_name
 from ..base.tasks import spawn
 from ..base.text import to_json
 from ..errors import ConfigError, CryprqError, reason_of
@@ -47,6 +49,8 @@ BACKLOG: Final = 256
 TIMEOUT: Final = 5.0
 """Seconds for the whole of a request, and for each PIECE of an answer."""
 PIECE: Final = 262_144
+WHOLE: Final = 15.0
+"""Seconds, beyond those for the next part of it, in which an answer must be whole."""
 _WHAT: Final = "the control socket"
 _TIMEVAL: Final = struct.Struct("ll")
 
@@ -201,9 +205,11 @@ class ControlServer:
 def query(
     path: Path, command: str = "status", timeout: float = TIMEOUT, *, argument: str = ""
 ) -> dict[str, Any]:
-    """Ask the process that listens at `path`; blocks for at most `timeout` seconds without progress.
+    """Ask the process that listens at `path`; blocks for at most `timeout` seconds without progress, and for at most
+    WHOLE more in all.
 
-    Raises NotRunning without an answer, or CryprqError with the text of an answer that is an error.
+    Raises NotRunning without an answer, ConfigError if root may not use the path, or CryprqError with the text of an
+    answer that is an error.
     """
     # The other side would count the bytes of the whole request, which says nothing to a person.
     _check_argument(argument)
@@ -246,20 +252,47 @@ def read_status(told: dict[str, Any], path: Path) -> Status:
 def _exchange(path: Path, request: bytes, timeout: float) -> bytes:
     """One line out, one line back. Raises OSError, BlockingIOError for a time-out, or ValueError for an incomplete or
     too long answer."""
+    require_name(path, _WHAT)
     answer = bytearray()
-    time_out = _TIMEVAL.pack(int(timeout), int(timeout % 1 * 1e6))
+    give_up = time.monotonic() + timeout + WHOLE
     with _unix_socket() as connection:
         # A time-out of Python's would make the socket non-blocking, and a full queue an error instead of a wait.
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, time_out)
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, time_out)
-        connection.connect(str(path))
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(timeout))
+        _connect(connection, path)
         connection.sendall(request)
         while not answer.endswith(b"\n"):
+            left = give_up - time.monotonic()
+            if left <= 0:
+                raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(min(timeout, left)))
             chunk = connection.recv(65536)
             if not chunk or len(answer) > MAX_ANSWER:
                 raise ValueError("incomplete answer")
             answer += chunk
     return bytes(answer)
+
+
+def _timeval(seconds: float) -> bytes:
+    """For the socket options. Never 0, which would mean for ever."""
+    microseconds = max(int(seconds * 1e6), 1)
+    return _TIMEVAL.pack(*divmod(microseconds, 1_000_000))
+
+
+def _connect(connection: socket.socket, path: Path) -> None:
+    """Connect to the socket at `path`. Root follows no link there: in a directory of another user that user would lead
+    root to a socket that only root may use. What was looked at is what is connected to. Raises OSError."""
+    if os.geteuid() != ROOT or sys.platform != "linux":
+        connection.connect(str(path))
+        return
+    handle = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        status = os.fstat(handle)
+        # A second name may be a hard link to a socket of somebody else's.
+        if not stat.S_ISSOCK(status.st_mode) or status.st_nlink > 1:
+            raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
+        connection.connect(f"/proc/self/fd/{handle}")
+    finally:
+        os.close(handle)
 
 
 def _bind(path: Path) -> socket.socket:
@@ -307,7 +340,7 @@ def _remove_stale(path: Path) -> None:
     with _unix_socket() as probe:
         probe.setblocking(False)
         try:
-            probe.connect(str(path))
+            _connect(probe, path)
         except ConnectionRefusedError:
             path.unlink()
             return

@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import stat
+import threading
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -197,6 +198,30 @@ def test_a_process_that_does_not_answer_is_not_called_dead(path: Path) -> None:
         stuck.listen()
         with pytest.raises(NotRunning, match=f"the cryprq-proxy at {path} did not answer within 0.01 s"):
             query(path, timeout=0.01)
+
+
+def test_an_answer_that_trickles_has_an_end(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process of the service's user could hold a command of root for ever."""
+    monkeypatch.setattr(control, "WHOLE", 0.2)
+    path.parent.mkdir()
+    gone = threading.Event()
+
+    def trickle(listener: socket.socket) -> None:
+        with listener.accept()[0] as connection, contextlib.suppress(OSError):
+            while not gone.wait(0.01):
+                connection.send(b" ")
+
+    with socket.socket(socket.AF_UNIX) as slow, ThreadPoolExecutor(1) as threads:
+        slow.bind(str(path))
+        slow.listen()
+        serving = threads.submit(trickle, slow)
+        asking = threading.Timer(PATIENCE, gone.set)
+        asking.start()
+        with pytest.raises(NotRunning, match="did not answer within"):
+            query(path, timeout=0.1)
+        asking.cancel()
+        gone.set()
+        serving.result(PATIENCE)
 
 
 async def test_a_long_answer_arrives_and_one_beyond_the_bound_is_refused(
@@ -450,3 +475,23 @@ async def test_root_makes_no_socket_where_another_user_decides(tmp_path: Path) -
     server = ControlServer(theirs / "client.sock", told)
     await server.start()
     await server.stop()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives directories away")
+async def test_root_says_nothing_where_a_link_or_another_user_leads_it(
+    server: ControlServer, tmp_path: Path
+) -> None:
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    os.chown(theirs, 4_321, 4_321)
+    (theirs / "link.sock").symlink_to(server.path)
+    (theirs / "below").symlink_to(server.path.parent)
+    os.lchown(theirs / "below", 4_321, 4_321)
+    os.link(server.path, theirs / "second.sock")
+    for name in ("link.sock", "second.sock"):
+        with pytest.raises(NotRunning, match="no cryprq-proxy is running"):
+            await asyncio.to_thread(query, theirs / name)
+    with pytest.raises(ConfigError, match=r"lies where the user 4321 decides"):
+        await asyncio.to_thread(query, theirs / "below" / server.path.name)
+    (theirs / "second.sock").unlink()
+    assert (await asyncio.to_thread(query_status, server.path)) == STATUS
