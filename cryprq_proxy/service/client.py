@@ -38,7 +38,8 @@ from ..fronts.listener import ListenerSettings, MixedListener
 from ..process.actions import Actions, commands
 from ..process.control import ControlServer, check_free
 from ..process.file_watch import FileWatch
-from ..process.lifecycle import Stop, settle
+from ..process.garbage import COLLECTOR
+from ..process.lifecycle import Stop
 from ..process.recent_errors import RecentErrors
 from ..process.reload import Reloader
 from ..process.sd_notify import Notifier, summary
@@ -163,7 +164,7 @@ async def run_client(
         if not await stop.until(tun.run(exits), link):
             return
         read_again(stack, stop, running.reloader, watch)
-        settle()
+        COLLECTOR.start()
         running.log_ready(parts.exits)
         stop.notifier.ready(
             lambda: summary(exits.status()), Watchdog(lambda: [*running.work(), *exits.work()])

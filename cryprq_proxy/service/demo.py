@@ -24,7 +24,8 @@ from ..exit.egress_policy import EgressPolicy
 from ..exit.exit import Exit
 from ..fronts.listener import MixedListener
 from ..outbound.resolving.resolver import SystemResolver
-from ..process.lifecycle import Stop, settle
+from ..process.garbage import COLLECTOR
+from ..process.lifecycle import Stop
 from ..rules.engine import EVERYTHING
 from .client import listener_settings
 from .exit import exit_settings
@@ -76,7 +77,7 @@ async def run_demo(listen: str | None, say: Callable[[str], None], stop: Stop) -
         stack.callback(dispatcher.stop)
         stack.push_async_callback(listener.stop)
         link = keep_up(exits)
-        settle()
+        COLLECTOR.start()
         say(f"The proxy listens on {proxy}, for SOCKS5, SOCKS4a and HTTP. Try:")
         say(f"  curl -x socks5h://{proxy} https://example.com/")
         say("Ctrl-C ends the demo.")

@@ -40,7 +40,8 @@ from ..outbound.resolving.resolver import SystemResolver
 from ..pairing.invite_store import Redeemer
 from ..process.control import ControlServer, check_free
 from ..process.file_watch import FileWatch
-from ..process.lifecycle import Stop, settle
+from ..process.garbage import COLLECTOR
+from ..process.lifecycle import Stop
 from ..process.recent_errors import RecentErrors
 from ..process.reload import Reloader
 from ..process.sd_notify import Notifier, summary
@@ -129,7 +130,7 @@ async def run_exit(
         work = spawn(until_one_ends(addresses, spawn(network.lost(), "exit's device")), "own addresses")
         stack.callback(work.cancel)
         read_again(stack, stop, running.reloader, watch)
-        settle()
+        COLLECTOR.start()
         running.log_ready(identity.peer_id)
         stop.notifier.ready(lambda: summary(exit.status()), Watchdog(exit.work))
         await stop.wait(work)

@@ -195,6 +195,7 @@ class Session:
             self.attached = False
             self.rotation.end(self._now)
             self._rotation = None
+        self.ready = _nothing
         self.scheduler.open = False
         self._frames = None
         self._announcements.clear()
@@ -224,6 +225,7 @@ class Session:
         if self.closed is not None:
             return
         self.closed = reason
+        self._accept_stream = refuse_streams
         self._close_frame = wire.encode_close(reason)
         self._frames = None
         streams = list(self.streams.values())
@@ -248,7 +250,9 @@ class Session:
             if not ending:
                 return
             self.turn.spend(END_WORK)
-            ending.pop().handler.reset(reason)
+            stream = ending.pop()
+            handler, stream.handler = stream.handler, ENDED
+            handler.reset(reason)
         if ending:
             self.turn.wait(lambda: self._reset_ending(reason))
 
@@ -313,6 +317,7 @@ class Session:
         self._append(wire.encode_fin(stream.id))
         if stream.receive_half is Half.CLOSED:
             self._remove(stream)
+            stream.handler = ENDED
 
     def send_reset(self, stream: Stream, reason: StreamReason) -> None:
         if stream.id in self.streams:
@@ -358,6 +363,7 @@ class Session:
         if stream.receive_half is not Half.CLOSED:
             self._awaited.add(stream.id)
         self._remove(stream)
+        stream.handler = ENDED
 
     def _remove(self, stream: Stream) -> None:
         stream.send_half = stream.receive_half = Half.CLOSED
@@ -591,18 +597,22 @@ class Session:
         self._answer_end(stream)
         if not self.on_refused(stream, reason):
             stream.handler.refused(reason)
+        stream.handler = ENDED
 
     def _receive_fin(self, stream: Stream, value: Any) -> None:
         if stream.receive_half is not Half.OPEN:
             raise PeerError(CloseReason.PROTOCOL, "the peer ended a stream twice")
         stream.receive_half = Half.CLOSED
+        handler = stream.handler
         if stream.send_half is Half.CLOSED:
             self._remove(stream)
-        stream.handler.eof_received()
+            stream.handler = ENDED
+        handler.eof_received()
 
     def _receive_reset(self, stream: Stream, reason: Any) -> None:
         self._answer_end(stream)
-        stream.handler.reset(reason)
+        handler, stream.handler = stream.handler, ENDED
+        handler.reset(reason)
 
     def _answer_end(self, stream: Stream) -> None:
         """The peer ended both halves. It waits for our end, unless that is already sent."""
@@ -695,6 +705,8 @@ def _not_handled(stream: Stream, reason: StreamReason) -> bool:
     return False
 
 
+ENDED: Final = StreamHandler()
+"""The handler of a stream that has ended, so that neither of them keeps the other one in memory."""
 _UNBORN: Final = StreamHandler()
 """The handler of a stream until `accept_stream` sets one."""
 _EPOCH_ENDS: Final = frozenset((wire.REKEY_ANSWER, wire.SWITCH))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 from typing import Any
 
@@ -258,6 +259,43 @@ async def test_what_targets_say_waits_for_the_next_turn_of_their_peer(protocol: 
                 turn.renew()
                 await visit.read(wire.DATA if protocol is StreamProtocol.TCP else wire.DATAGRAM)
             visit.cut()
+
+
+async def test_what_has_ended_is_freed_without_a_collection_of_garbage() -> None:
+    """Each ended stream waited for one, and a collection stops the exit for as long as it has many others."""
+    found: list[object] = []
+
+    async def come_and_go(exit: Exit, server: socket.socket) -> None:
+        visit = await Visit(exit, ALICE).admit()
+        here, tcp, udp = Destination(*server.getsockname()), StreamProtocol.TCP, StreamProtocol.UDP
+        for stream in range(1, 5):
+            await visit.send(wire.encode_open(stream, tcp, here))
+            await visit.read(wire.OPENED)
+            server.accept()[0].close()
+        await visit.send(wire.encode_open(5, udp, here), wire.encode_open(6, tcp, NOWHERE))
+        await visit.read(wire.REFUSED)
+        await visit.send(wire.encode_reset(1, StreamReason.CANCELLED), wire.encode_fin(2))
+        await until(lambda: all(not entry.session.streams.keys() & {1, 2, 6} for entry in exit.sessions))
+        visit.cut()
+        await until(lambda: not list(exit.sessions))
+        await settle()
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        async with open_exit(bounds={"detached_sessions_per_peer": 0}) as exit:
+            await come_and_go(exit, server)
+            gc.collect()
+            gc.disable()
+            try:
+                await come_and_go(exit, server)
+                gc.set_debug(gc.DEBUG_SAVEALL)
+                gc.collect()
+                found.extend(gc.garbage)
+            finally:
+                gc.set_debug(0)
+                gc.enable()
+                gc.garbage.clear()
+    ours = [thing for thing in found if type(thing).__module__.startswith("cryprq_proxy")]
+    assert not ours
 
 
 async def test_the_resolver_is_for_clients_that_have_packets() -> None:

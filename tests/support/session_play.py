@@ -241,9 +241,9 @@ class Play:
         """The exit connects or refuses what it has left unanswered."""
         if self.unanswered:
             stream = self.unanswered.pop(0)
-            app = stream.handler
-            assert isinstance(app, Witness)
-            if self.choices.once_in(2) and not self.honest and not app.ended and not app.gone:
+            app = stream.handler  # another one if the stream has ended meanwhile
+            refuses = self.choices.once_in(2) and not self.honest
+            if refuses and isinstance(app, Witness) and not app.ended and not app.gone:
                 app.gone = not stream.opened
                 stream.refuse(StreamReason.TIMED_OUT)
             else:
