@@ -31,7 +31,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Final
 
 from ..errors import ConfigError
-from ..rules.ranges import LAST_PORT, AddressSet, IPNetwork
+from ..rules.ranges import LAST_PORT, AddressSet, IPNetwork, without
 from .egress_rules import EgressRule, RuleList, faces, normalise, parse_rule
 
 PRIVATE: Final = (
@@ -112,7 +112,7 @@ class EgressPolicy:
         guarded = [*map(ip_network, METADATA), *(n for n in own if n is not None)]
         blocked = list(map(ip_network, SPECIAL))
         private = list(map(ip_network, PRIVATE))
-        blocked = _without(blocked, [*map(ip_network, TRANSLATED), *private])
+        blocked = without(blocked, [*map(ip_network, TRANSLATED), *private])
         if not self._allow_private:
             blocked += private
         self._guarded = AddressSet(guarded)
@@ -185,14 +185,3 @@ def _covers(outer: IPNetwork, inner: IPNetwork | None) -> bool:
     if isinstance(outer, IPv4Network):
         return isinstance(inner, IPv4Network) and inner.subnet_of(outer)
     return isinstance(inner, IPv6Network) and inner.subnet_of(outer)
-
-
-def _without(networks: Iterable[IPNetwork], holes: Iterable[IPNetwork]) -> list[IPNetwork]:
-    """The networks without the holes."""
-    left = list(networks)
-    for hole in holes:
-        for network in [network for network in left if _covers(network, hole)]:
-            left.remove(network)
-            # Both have the same version here, which the type checker cannot see.
-            left += network.address_exclude(hole)  # type: ignore[arg-type]
-    return left

@@ -10,7 +10,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Iterable
 from ipaddress import IPv4Network, IPv6Network, ip_network
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 type IPNetwork = IPv4Network | IPv6Network
 
@@ -93,6 +93,21 @@ class Steps:
 
     def __getitem__(self, value: int) -> int:
         return self._masks[bisect_right(self._borders, value)]
+
+
+def without(networks: Iterable[IPNetwork], holes: Iterable[IPNetwork]) -> list[IPNetwork]:
+    """What is left of the networks outside of the holes."""
+    left = list(networks)
+    for hole in holes:
+        left = [rest for network in left for rest in _outside(network, hole)]
+    return left
+
+
+def _outside(network: Any, hole: IPNetwork) -> Iterable[IPNetwork]:
+    """Of two prefixes that overlap, one is inside of the other."""
+    if network.version != hole.version or not network.overlaps(hole):
+        return [network]
+    return network.address_exclude(hole) if network.prefixlen < hole.prefixlen else []
 
 
 def parse_ports(text: str) -> tuple[int, int]:

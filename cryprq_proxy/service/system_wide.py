@@ -21,7 +21,7 @@ from ..config.tun import ExitTunTable, TunTable
 from ..errors import ConfigError, CryprqError
 from ..exit.egress_policy import EgressPolicy
 from ..rules.engine import RuleSet
-from ..rules.ranges import IPNetwork
+from ..rules.ranges import IPNetwork, without
 from ..status import ClientStatus, Status, TunStatus
 
 if TYPE_CHECKING:
@@ -231,18 +231,7 @@ def _let_out(tun: TunStatus) -> Iterator[IPNetwork]:
     yield from map(ip_network, (*tun.lan, *tun.exclude, *(tun.rules.direct or ())))
     included = list(map(ip_network, tun.include))
     if included:
-        outside: list[IPNetwork] = [IPv4Network("0.0.0.0/0"), IPv6Network("::/0")]
-        for network in included:
-            outside = [rest for prefix in outside for rest in _without(prefix, network)]
-        yield from outside
-
-
-def _without(network: Any, hole: IPNetwork) -> Iterator[IPNetwork]:
-    """What is left of `network`. Of two prefixes that overlap, one is inside of the other."""
-    if network.version != hole.version or not network.overlaps(hole):
-        yield network
-    elif network.prefixlen < hole.prefixlen:
-        yield from network.address_exclude(hole)
+        yield from without([IPv4Network("0.0.0.0/0"), IPv6Network("::/0")], included)
 
 
 def _literal(text: str) -> str:

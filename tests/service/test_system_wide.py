@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from cryprq_proxy.address import Destination
 from cryprq_proxy.base import leftovers
@@ -414,17 +412,6 @@ def test_with_include_all_else_may_get_out(asked: dict[str, Any]) -> None:
 
     assert not any(map(may_leave, ("10.0.0.0", "10.1.2.3", "10.255.255.255", "2001:db8::1")))
     assert all(map(may_leave, ("9.255.255.255", "11.0.0.0", "2001:db7::1", "2001:db9::1", "255.255.255.255")))
-
-
-@given(st.integers(0, 32), st.integers(0, 2**32 - 1), st.integers(0, 32), st.integers(0, 2**32 - 1))
-def test_a_prefix_without_another(size: int, base: int, hole_size: int, hole_base: int) -> None:
-    network = IPv4Network((base, size), strict=False)
-    hole = IPv4Network((hole_base, hole_size), strict=False)
-    left = list(system._without(network, hole))
-    common = min(network.num_addresses, hole.num_addresses) if network.overlaps(hole) else 0
-    assert sum(each.num_addresses for each in left) == network.num_addresses - common
-    assert all(isinstance(each, IPv4Network) and each.subnet_of(network) for each in left)
-    assert not any(each.overlaps(hole) for each in left)
 
 
 @pytest.mark.parametrize(
