@@ -74,6 +74,7 @@ def control_sockets(config: Path | None) -> list[Path]:
     from ..base.paths import control_sockets as usual_places
     from ..config.client import load_client
     from ..config.exit import load_exit
+    from ..config.foreign import ASKED_AT, only_harmless
 
     try:
         act_for(config)
@@ -85,7 +86,7 @@ def control_sockets(config: Path | None) -> list[Path]:
     errors, found = [], []
     for load in loaders:
         try:
-            found.append(load(config).control_socket)
+            found.append(only_harmless(load(config), ASKED_AT).control_socket)
         except ConfigError as error:
             errors.append(error)
     if config is None:

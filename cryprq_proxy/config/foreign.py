@@ -8,7 +8,7 @@ those on whose path no other user decides.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,13 +24,17 @@ OPENED_BY_ROOT: Final = frozenset(
 
 _SOCKET: Final = "control_socket"
 """process/control.py looks at the path that is used in the end."""
+ASKED_AT: Final = frozenset({_SOCKET})
+"""For commands that ask the running role, and open none of the others."""
 
 
-def only_harmless[T: Struct](config: T) -> T:
-    """Return `config`. As root, raises ConfigError if it names a file that root would open itself, and another user
-    owns the configuration or decides what the path leads to."""
+def only_harmless[T: Struct](config: T, keys: Set[str] = OPENED_BY_ROOT) -> T:
+    """Return `config`. As root, raises ConfigError if one of `keys` names a file that root would open itself, and
+    another user owns the configuration or decides what the path leads to."""
     foreign = deputy_for(Path("/")) is not None
     for key, value in _named(config):
+        if key.rpartition(".")[2] not in keys:
+            continue
         if foreign:
             raise ConfigError(
                 f"the configuration belongs to another user than root, and so root does not use the file that {key} "

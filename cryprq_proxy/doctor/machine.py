@@ -22,6 +22,7 @@ from ..base.paths import ROLES
 from ..config.both_roles import is_loopback
 from ..config.client import ClientConfig, load_client
 from ..config.exit import ExitConfig, load_exit
+from ..config.foreign import only_harmless
 from ..config.tun import STATE
 from ..errors import ConfigError, reason_of
 from ..rules.engine import load_rules
@@ -279,5 +280,5 @@ def _state_directories(file: Path | None) -> Iterable[Path]:
     loaders: tuple[Callable[[Path | None], ClientConfig | ExitConfig], ...] = (load_client, load_exit)
     for load in loaders:
         with contextlib.suppress(ConfigError):
-            found[load(file).tun.state_dir] = None
+            found[only_harmless(load(file)).tun.state_dir] = None
     return found

@@ -14,6 +14,7 @@ from ..base.paths import config_dir
 from ..base.text import counted, duration
 from ..config.client import load_client
 from ..config.exit import load_exit
+from ..config.foreign import only_harmless
 from ..config.keys import load_identity
 from ..config.secret_files import read_psk
 from ..crypto.primitives import select_provider
@@ -31,7 +32,7 @@ FAR: Final = 4_000_000_000.0
 async def client_configuration(context: Context) -> CheckVerdict:
     file = context.file or config_dir() / "client.toml"
     try:
-        config = context.client = load_client(context.file)
+        config = context.client = only_harmless(load_client(context.file))
         exits = config.exits()
     except ConfigError as error:
         return fail(
@@ -47,7 +48,7 @@ async def client_configuration(context: Context) -> CheckVerdict:
 async def exit_configuration(context: Context) -> CheckVerdict:
     file = context.file or config_dir() / "exit.toml"
     try:
-        context.exit = load_exit(context.file)
+        context.exit = only_harmless(load_exit(context.file))
     except ConfigError as error:
         return fail(str(error), f"change {file} as it says; configs/exit.toml lists all keys")
     return ok(f"{file} is valid" if file.exists() else f"there is no {file}, so all is as by default")

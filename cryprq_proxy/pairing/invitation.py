@@ -26,6 +26,7 @@ from ..base.deputy import act_as_owner
 from ..base.log import one_line
 from ..config.authorized import PeersFile, check_name
 from ..config.exit import ExitConfig, authorized_file, load_exit
+from ..config.foreign import ASKED_AT, only_harmless
 from ..config.keys import choose_provider, own_identity
 from ..config.urls import parse_peer_url, parse_public
 from ..crypto.identity import PeerId
@@ -169,7 +170,7 @@ class ExitHere:
 def exit_here(file: Path | None) -> ExitHere:
     """The exit of the configuration `file`, or of the default one. A running exit is asked, since flags may override
     the file, and for root it may be a service: then its files are opened as its user. Raises CryprqError."""
-    config = load_exit(file)
+    config = only_harmless(load_exit(file), ASKED_AT)
     authorized = authorized_file(file, config)
     status: Status | None = None
     with contextlib.suppress(NotRunning):

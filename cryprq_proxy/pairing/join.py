@@ -29,6 +29,7 @@ from ..client.link import Pause
 from ..client.settings import ClientSettings
 from ..config.client import ClientConfig, client_from
 from ..config.decode import parse_toml
+from ..config.foreign import only_harmless
 from ..config.keys import choose_provider, own_identity
 from ..config.urls import parse_peer_url
 from ..crypto.identity import PeerId
@@ -79,7 +80,7 @@ def plan(invitation: Invitation, file: Path | None, name: str | None, force: boo
         old, private = read_text(source, WHAT)
     document = parse_toml(old, source)
     if _names(document, invitation.peer_id):
-        return Plan(source, old, old, client_from(old, source, private, {}), None)
+        return Plan(source, old, old, only_harmless(client_from(old, source, private, {})), None)
     text = _extended(old, document, invitation, name)
     try:
         config = client_from(text, source, private, {})
@@ -90,7 +91,9 @@ def plan(invitation: Invitation, file: Path | None, name: str | None, force: boo
             f"the exit cannot be added to {source} ({error}): mend that file, use another one with "
             "--config F, or begin a new one with --force"
         ) from None
-    return Plan(source, old, text, config, _free(source) if force and exists(source, WHAT) else None)
+    return Plan(
+        source, old, text, only_harmless(config), _free(source) if force and exists(source, WHAT) else None
+    )
 
 
 def _names(value: object, peer: PeerId) -> bool:
