@@ -30,7 +30,7 @@ from cryprq_proxy.exit import (
 )
 from cryprq_proxy.fronts import http_messages, socks_udp
 from cryprq_proxy.lane import path, replay, sealing, slices
-from cryprq_proxy.outbound import dialer, relay, udp_association
+from cryprq_proxy.outbound import backlog, dialer, relay, udp_association
 from cryprq_proxy.outbound.resolving import (
     dns_addresses,
     dns_answer,
@@ -136,9 +136,14 @@ REACHED = {
         "session/test_turns.py::test_a_flood_of_addresses_ends_the_session",
         "session/test_turns.py::test_a_flood_for_dead_streams_ends_the_session",
     ],
-    "acknowledged frames dropped in one turn, also of a session that is resumed": [
+    "acknowledged frames dropped in one turn, also of a session that is resumed; at once": [
         "session/test_turns.py::test_a_resume_with_very_many_frames_frees_them_a_turn_at_a_time",
         "session/test_turns.py::test_an_acknowledgement_of_very_many_frames_frees_them_a_turn_at_a_time",
+        "session/test_turns.py::test_many_acknowledgements_together_free_a_turns_worth_at_a_time",
+    ],
+    "pieces of data written to a slow target, or application, in one turn": [
+        "outbound/test_backlog.py::test_one_turn_writes_a_bounded_number_of_pieces",
+        "outbound/test_relay.py::test_small_frames_that_waited_leave_together",
     ],
     "datagrams of the lane opened in one turn, of all peers": [
         "carriers/lane/test_inbox.py::test_small_datagrams_count_for_more_than_their_bytes"
@@ -449,7 +454,11 @@ NUMBERS: dict[str, list[float]] = {
         control_rates.LATE_BURST,
         control_rates.LATE_RATE,
     ],
-    "acknowledged frames dropped in one turn, also of a session that is resumed": [sendlog.DROPS],
+    "acknowledged frames dropped in one turn, also of a session that is resumed; at once": [sendlog.DROPS],
+    "pieces of data written to a slow target, or application, in one turn": [
+        backlog.WRITES,
+        backlog.PIECE // 1024,
+    ],
     "plaintext kept per session; by all sessions": [
         EXIT.limits.retained_bytes,
         BOUNDS.retained_total,

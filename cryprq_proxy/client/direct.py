@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections import Counter, deque
+from collections import Counter
 from typing import Any, Final
 
 from ..address import Destination
@@ -26,6 +26,7 @@ from ..base.buffers import SHARED
 from ..base.faults import report_fault
 from ..base.sockets import CONNECT_TIMEOUT, set_reset_on_close
 from ..errors import LocalError, StreamReason
+from ..outbound.backlog import Backlog
 from ..outbound.dialer import Cancellable, connect_target
 from ..outbound.relay import SLOTS
 from ..outbound.resolving.resolver import Resolver, SystemResolver
@@ -113,7 +114,7 @@ class DirectStream:
         self._sock: socket.socket | None = None
         self._fd = -1
         self._attempt: Cancellable | None = None
-        self._backlog: deque[bytes | memoryview] = deque()
+        self._backlog = Backlog()
         self._starved = False
         self._turn = False
         self._reading = False
@@ -251,7 +252,7 @@ class DirectStream:
         if taken < size:
             if not self._backlog and self._sock is not None:
                 self._direct.loop.add_writer(self._fd, self._on_writable)
-            self._backlog.append(bytes(data[taken:]))
+            self._backlog.append(data[taken:])
 
     def _on_writable(self) -> None:
         try:
@@ -260,20 +261,15 @@ class DirectStream:
             self._crash(error)
 
     def _write_backlog(self) -> None:
-        backlog = self._backlog
-        while backlog and self._sock is not None:
-            data = backlog[0]
-            try:
-                taken = self._sock.send(data)
-            except (BlockingIOError, InterruptedError):
-                return
-            except OSError:
-                self._fail()
-                return
-            if taken < len(data):
-                backlog[0] = memoryview(data)[taken:]
-                return
-            backlog.popleft()
+        if self._sock is None:
+            return
+        try:
+            self._backlog.write(self._sock)
+        except OSError:
+            self._fail()
+            return
+        if self._backlog:
+            return
         self._direct.loop.remove_writer(self._fd)
         if self.send_half is Half.FINISHING:
             self._shut_down()

@@ -12,6 +12,7 @@ from typing import Final
 
 from ..base.tasks import spawn
 from ..errors import StreamReason
+from ..outbound.backlog import Backlog
 from ..outbound.dialer import Cancellable, connect_literal, connect_target
 from ..outbound.relay import Relay
 from ..outbound.relays import Relays
@@ -64,7 +65,7 @@ class PendingTarget(StreamHandler):
         self._sockets = sockets
         self._stream = stream
         self._claim = claim
-        self._early: list[bytes] = []
+        self._early = Backlog()
         self._eof = False
         self._attempt: Cancellable | None = None
 
@@ -121,7 +122,7 @@ class PendingTarget(StreamHandler):
     # --- handler ---------------------------------------------------------------------------------------------------
 
     def data_received(self, data: memoryview) -> None:
-        self._early.append(bytes(data))
+        self._early.append(data)
 
     def eof_received(self) -> None:
         self._eof = True

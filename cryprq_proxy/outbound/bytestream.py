@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections import deque
 from typing import Protocol
 
 from ..base.sockets import set_reset_on_close
 from ..errors import LocalError, StreamReason, StreamRefused, StreamReset
 from ..session.streams import AnyStream, Half, StreamHandler
+from .backlog import Backlog
 
 
 class ByteStream(Protocol):
@@ -34,7 +34,7 @@ class LinkStream(StreamHandler):
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._incoming: deque[bytes] = deque()
+        self._incoming = Backlog()
         self._eof = False
         self._reset: StreamReason | None = None
         self._reader: asyncio.Future[None] | None = None
@@ -72,7 +72,7 @@ class LinkStream(StreamHandler):
                 return b""
             self._reader = self._loop.create_future()
             await self._reader
-        data = self._incoming.popleft()
+        data = bytes(self._incoming.pop())
         self.stream.consumed(len(data))
         return data
 
@@ -98,12 +98,12 @@ class LinkStream(StreamHandler):
             self.stream.reset(StreamReason.CANCELLED)
             self.reset(StreamReason.CANCELLED)
 
-    def detach(self) -> tuple[AnyStream, list[bytes], bool]:
+    def detach(self) -> tuple[AnyStream, Backlog, bool]:
         """Give the stream to another handler. Returns it, the data that is not yet read or consumed, and whether its
         end was received. Raises StreamReset."""
         if self._reset is not None:
             raise StreamReset(self._reset)
-        return self.stream, list(self._incoming), self._eof
+        return self.stream, self._incoming, self._eof
 
     # --- handler ---------------------------------------------------------------------------------------------------
 
@@ -114,7 +114,7 @@ class LinkStream(StreamHandler):
         self.reset(reason)
 
     def data_received(self, data: memoryview) -> None:
-        self._incoming.append(bytes(data))
+        self._incoming.append(data)
         _wake(self._reader)
 
     def eof_received(self) -> None:

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Final
 
 from ..base.faults import report_fault
@@ -18,6 +17,7 @@ from ..base.sockets import set_reset_on_close
 from ..errors import StreamReason
 from ..session.sendlog import SLOT_HEADROOM, SlotPool
 from ..session.streams import AnyStream, Half, StreamHandler
+from .backlog import Backlog
 from .socket_group import SocketLoop
 
 READS: Final = 2
@@ -48,11 +48,11 @@ class Relay(StreamHandler):
         self._stream = stream
         self._slots = slots
         self._ended = ended
-        self._backlog: deque[bytes | memoryview] | None = None
+        self._backlog: Backlog | None = None
         self._armed = False
         self._flowing = False
 
-    def start(self, early: bytes = b"", received: Iterable[bytes] = (), ended: bool = False) -> None:
+    def start(self, early: bytes = b"", received: Backlog | None = None, ended: bool = False) -> None:
         """Begin to relay. `early` was read from the socket before and goes first: at most INITIAL_WINDOW bytes.
         `received` came from the stream before and is not yet consumed. `ended`: the stream's end came too."""
         self._stream.handler = self
@@ -60,8 +60,8 @@ class Relay(StreamHandler):
             if early:
                 self._stream.send(early)
             self._arm()
-            for data in received:
-                self.data_received(data)
+            while received:
+                self.data_received(received.pop())
             if ended:
                 self.eof_received()
         except Exception as error:  # noqa: BLE001  nobody else would end the two
@@ -158,9 +158,9 @@ class Relay(StreamHandler):
 
     # --- stream to socket ------------------------------------------------------------------------------------------
 
-    def data_received(self, data: bytes | memoryview) -> None:
+    def data_received(self, data: bytes | bytearray | memoryview) -> None:
         if self._backlog is not None:
-            self._backlog.append(bytes(data))
+            self._backlog.append(data)
             return
         size = len(data)
         try:
@@ -173,7 +173,8 @@ class Relay(StreamHandler):
         if taken:
             self._stream.consumed(taken)
         if taken < size:
-            self._backlog = deque((bytes(data[taken:]),))
+            self._backlog = Backlog()
+            self._backlog.append(data[taken:])
             self._loop.add_writer(self._fd, self._on_writable)
 
     def _on_writable(self) -> None:
@@ -183,21 +184,16 @@ class Relay(StreamHandler):
             self._crash(error)
 
     def _write_backlog(self) -> None:
-        backlog = self._backlog
-        while backlog:
-            data = backlog[0]
-            try:
-                taken = self._sock.send(data)
-            except (BlockingIOError, InterruptedError):
-                return
-            except OSError:
-                self.abort(StreamReason.CONNECTION_RESET)
-                return
+        assert self._backlog is not None
+        try:
+            taken = self._backlog.write(self._sock)
+        except OSError:
+            self.abort(StreamReason.CONNECTION_RESET)
+            return
+        if taken:
             self._stream.consumed(taken)
-            if taken < len(data):
-                backlog[0] = memoryview(data)[taken:]
-                return
-            backlog.popleft()
+        if self._backlog:
+            return
         self._backlog = None
         self._loop.remove_writer(self._fd)
         if self._stream.receive_half is Half.CLOSED:

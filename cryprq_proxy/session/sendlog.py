@@ -28,7 +28,7 @@ FRAME_COST: Final = 128
 
 
 DROPS: Final = 4_096
-"""Acknowledged frames that are dropped in one turn of the loop."""
+"""Acknowledged frames that are dropped at once; then others have their turn."""
 
 
 class SlotPool:
@@ -108,7 +108,7 @@ class SendLog:
         self.acknowledged = 0
         self.sent = 0
         self.kept = 0
-        self._dropped = 0
+        self.dropped = 0
         """Count of frames that are no longer here, at most `acknowledged`."""
 
     def has_room(self) -> bool:
@@ -158,7 +158,7 @@ class SendLog:
     def drop(self, most: int = DROPS) -> bool:
         """Drop up to `most` frames that the peer has. Whether there are more of them."""
         freed = 0
-        due = self.acknowledged - self._dropped
+        due = self.acknowledged - self.dropped
         number = min(due, most)
         for _ in range(number):
             chunk = self._sent.popleft()
@@ -166,7 +166,7 @@ class SendLog:
             if chunk.slot is not None:
                 slot, chunk.slot = chunk.slot, None
                 self._pool.give(slot)
-        self._dropped += number
+        self.dropped += number
         self._charge(-freed)
         return number < due
 
@@ -174,7 +174,7 @@ class SendLog:
         """A new carrier: the peer has `received` frames; send the others again. Raises as `acknowledge`. Call `drop`
         afterwards."""
         self.acknowledge(received)
-        known = received - self._dropped
+        known = received - self.dropped
         again = deque(islice(self._sent, known, None))
         again.extend(self._unsent)
         self._sent, self._unsent = deque(islice(self._sent, known)), again
@@ -184,7 +184,7 @@ class SendLog:
         """The session ended: no frame is needed any more. Call `drop` afterwards."""
         self._sent.extend(self._unsent)
         self._unsent = deque()
-        self.sent = self.acknowledged = self._dropped + len(self._sent)
+        self.sent = self.acknowledged = self.dropped + len(self._sent)
 
     def _charge(self, cost: int) -> None:
         self.kept += cost

@@ -35,6 +35,7 @@ from .turns import (
     BYTES_PER_UNIT,
     DATA_COST,
     DATAGRAM_WORK,
+    DROPS_PER_UNIT,
     END_WORK,
     FILL_WORK,
     FRAME_COSTS,
@@ -627,7 +628,11 @@ class Session:
 
     def _drop_acknowledged(self) -> None:
         """Drop what the peer has, or what nobody needs, a bounded number of frames in one turn."""
-        self._dropping = self.log.drop()
+        self._dropping = True
+        if self.turn.left > 0:
+            before = self.log.dropped
+            self._dropping = self.log.drop()
+            self.turn.spend((self.log.dropped - before) // DROPS_PER_UNIT)
         if self._dropping:
             self.turn.wait(self._drop_acknowledged)
         if self.closed is None and not self.scheduler.open and self.log.has_room():

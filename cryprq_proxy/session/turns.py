@@ -34,6 +34,9 @@ END_WORK: Final = 30
 BYTES_PER_UNIT: Final = 1_024
 """Bytes of records that are opened or sealed for one unit."""
 
+DROPS_PER_UNIT: Final = 4
+"""Acknowledged frames that are dropped for one unit."""
+
 _WORK: Final = {
     wire.OPEN: 60,
     wire.OPENED: 20,

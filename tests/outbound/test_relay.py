@@ -10,9 +10,10 @@ import pytest
 
 from cryprq_proxy.base.sockets import set_reset_on_close
 from cryprq_proxy.errors import StreamReason
+from cryprq_proxy.outbound.backlog import Backlog
 from cryprq_proxy.outbound.relay import READS, SLOTS, Relay
 from cryprq_proxy.session.sendlog import SlotPool
-from cryprq_proxy.session.streams import Half
+from cryprq_proxy.session.streams import INITIAL_WINDOW, Half
 from tests.support.fake_streams import FakeStream
 from tests.support.settle import settle, until
 from tests.support.visits import tcp_pair
@@ -32,6 +33,23 @@ class CountingPool(SlotPool):
     def give(self, slot: memoryview) -> None:
         self.out -= 1
         super().give(slot)
+
+
+class CountingSocket:
+    """`sends`: how often something was sent. While it is `full`, it takes nothing."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self.fileno, self.close, self.recv_into = sock.fileno, sock.close, sock.recv_into
+        self.setsockopt = sock.setsockopt
+        self.full = False
+        self.sends = 0
+
+    def send(self, data: bytes) -> int:
+        if self.full:
+            raise BlockingIOError
+        self.sends += 1
+        return self._sock.send(data)
 
 
 class Wire:
@@ -219,9 +237,31 @@ async def test_only_what_the_socket_took_is_consumed(wire: Wire) -> None:
 
 async def test_what_the_stream_brought_before_the_relay_comes_first(wire: Wire) -> None:
     wire.stream.receive_half = Half.CLOSED
-    wire.relay.start(received=[b"one ", b"two"], ended=True)
+    received = Backlog()
+    received.append(b"one ")
+    received.append(b"two")
+    wire.relay.start(received=received, ended=True)
     assert await wire.read(100) == b"one two"
     assert wire.stream.taken == 7
+
+
+@pytest.mark.parametrize("early", [True, False])
+async def test_small_frames_that_waited_leave_together(wire: Wire, early: bool) -> None:
+    """A call of the kernel for each would be a turn of a quarter of a second for 65,536 of them."""
+    counting = CountingSocket(wire.sock)
+    wire.relay._sock = counting  # type: ignore[assignment]
+    received = Backlog()
+    if not early:
+        wire.relay.start()
+        counting.full = True
+    for _ in range(INITIAL_WINDOW):
+        (received.append if early else wire.relay.data_received)(b"x")
+    counting.full, counting.sends = False, 0
+    if early:
+        wire.relay.start(received=received)
+    assert await wire.read(INITIAL_WINDOW) == b"x" * INITIAL_WINDOW
+    assert wire.stream.taken == INITIAL_WINDOW
+    assert counting.sends < 10, "some, since the socket pair takes less at once"
 
 
 # --- the end ---

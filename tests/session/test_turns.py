@@ -12,7 +12,15 @@ from cryprq_proxy.errors import CloseReason, PeerError, StreamReason
 from cryprq_proxy.session import control_rates, sendlog, wire
 from cryprq_proxy.session.session import FILL_MINIMUM, Session
 from cryprq_proxy.session.streams import StreamHandler
-from cryprq_proxy.session.turns import END_WORK, FRAME_COSTS, FRAME_WORK, RECORD_WORK, TURN_WORK, TurnBudget
+from cryprq_proxy.session.turns import (
+    DROPS_PER_UNIT,
+    END_WORK,
+    FRAME_COSTS,
+    FRAME_WORK,
+    RECORD_WORK,
+    TURN_WORK,
+    TurnBudget,
+)
 from cryprq_proxy.session.wire import StreamProtocol
 from tests.support.links import LaterOffload, Link
 
@@ -311,6 +319,32 @@ def test_an_acknowledgement_of_very_many_frames_frees_them_a_turn_at_a_time() ->
         before = len(exit.log._sent)
         turns.next()
         assert before - len(exit.log._sent) <= sendlog.DROPS
+    assert exit.log.kept == 0
+
+
+def test_many_acknowledgements_together_free_a_turns_worth_at_a_time() -> None:
+    """Each of them is bounded, and one record holds thousands."""
+    turns = Turns()
+    link = Link(soon=lambda callback: turns.soon.append(callback))
+    link.quiesce()
+    exit = link.exit
+    for _ in range(40_000):
+        exit._append(wire.encode_reset(1, StreamReason.GENERAL))
+    while exit.log.next_unsent():
+        exit.turn.renew()
+        fill(exit, link.carrier.now)
+    turns.soon.clear()
+    exit.turn.renew()
+    kept = len(exit.log._sent)
+    for count in range(exit.log.acknowledged, exit.log.sent + 1, 1_000):
+        exit._receive_ack(0, count)
+    worth = TURN_WORK * DROPS_PER_UNIT + sendlog.DROPS
+    assert 4_000 < kept - len(exit.log._sent) <= worth
+    exit._receive_ack(0, exit.log.sent)
+    while turns.soon:
+        before = len(exit.log._sent)
+        turns.next()
+        assert before - len(exit.log._sent) <= worth
     assert exit.log.kept == 0
 
 
