@@ -51,12 +51,12 @@ FILES: Final = 1024
 """The descriptors that the exit may open."""
 SETTLE_LIMIT: Final = 90.0
 """Seconds until nothing may be left of a cycle's faults."""
-SLACK: Final = 0.03
-LEAST_SLACK_KIB: Final = 1024
+SLACK: Final = {"KiB": 0.2, "blocks": 0.03, "KiB in use": 0.03}
+"""As a share. What allocators keep rises in steps, each time that more is in use at once than ever before."""
 LEAST_CYCLES: Final = 6
 WARM_UP: Final = 3
 """One of so many samples is left out, from the first on."""
-COLUMNS: Final = ("KiB", "descriptors", "threads", "tasks", "timers")
+COLUMNS: Final = ("KiB", "blocks", "KiB in use", "descriptors", "threads", "tasks", "timers")
 MORE_TIMERS: Final = 2
 """Those of keepalives and rotations come and go."""
 
@@ -259,7 +259,7 @@ class Soak:
             for index, what in enumerate(COLUMNS):
                 first = statistics.median(sample[index] for sample in steady[:half])
                 second = statistics.median(sample[index] for sample in steady[half:])
-                slack = {"KiB": max(SLACK * first, LEAST_SLACK_KIB), "timers": MORE_TIMERS}.get(what, 0.0)
+                slack = MORE_TIMERS if what == "timers" else SLACK.get(what, 0.0) * first
                 values.append(f"{samples[0][index]} {first:g} {second:g}")
                 if second > first + slack:
                     sentences.append(f"{name}: {what} rose from {first:g} to {second:g}")

@@ -39,16 +39,18 @@ ONE_PAGE: Final = 4_096
 F_SETPIPE_SZ: Final = 1031
 
 PR_SET_PDEATHSIG: Final = 1
-TRACED_FRAMES: Final = 12
 MOST_TOLD: Final = 25
 
 
 class Census(Struct, frozen=True):
-    """What a role holds: tasks and timers of its loop. With `traced` also, since the census before, the types and the
-    places in the code of which there is more."""
+    """What a role holds: tasks and timers of its loop, live blocks of Python's allocator, and live KiB of the C
+    library's. With `traced` also, since the census before, the types and the places in the code of which there is
+    more."""
 
     tasks: int
     timers: int
+    blocks: int
+    malloc_kib: int
     types: dict[str, int] = {}
     places: tuple[str, ...] = ()
 
@@ -91,7 +93,7 @@ def role(setting: RoleSetting, arguments: tuple[str, ...]) -> None:
     from cryprq_proxy.outbound.resolving.host_configuration import ConfigurationReader, HostFiles
 
     if setting.traced:
-        tracemalloc.start(TRACED_FRAMES)
+        tracemalloc.start()
     here = Path(setting.hosts)
     files = HostFiles(here / "resolv.conf", here / "hosts", here / "nsswitch.conf")
     # Both have this machine's own by default, and the program does not say otherwise.
@@ -121,6 +123,8 @@ class CensusTeller:
         census = Census(
             len(asyncio.all_tasks(loop)),
             sum(not timer.cancelled() for timer in getattr(loop, "_scheduled", ())),
+            sys.getallocatedblocks(),
+            malloc_bytes() >> 10,
             types,
             places,
         )
@@ -139,8 +143,29 @@ class CensusTeller:
         before, self._snapshot = self._snapshot, now
         if before is None:
             return ()
-        differences = now.compare_to(before, "traceback")[:MOST_TOLD]
-        return tuple(f"{each}\n" + "\n".join(each.traceback.format()) for each in differences)
+        return tuple(map(str, now.compare_to(before, "lineno")[:MOST_TOLD]))
+
+
+class MallInfo(ctypes.Structure):
+    """struct mallinfo2 (mallinfo(3))."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_size_t)
+        for name in (
+            *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
+            *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
+        )
+    )
+
+
+def malloc_bytes() -> int:
+    """Bytes in use, in the heap and beside it; 0 where the C library does not tell."""
+    library = ctypes.CDLL(None)
+    if not hasattr(library, "mallinfo2"):
+        return 0
+    library.mallinfo2.restype = MallInfo
+    info = library.mallinfo2()
+    return int(info.uordblks) + int(info.hblkhd)
 
 
 # --- a crowd ---
@@ -188,9 +213,12 @@ async def crowd(setting: CrowdSetting) -> None:
 
 
 class Sample(NamedTuple):
-    """`kib` is memory that would be free again without the process (smaps_rollup)."""
+    """`kib` is memory that would be free again without the process (smaps_rollup): what is in use, and what the
+    allocators keep of the highest that ever was. `blocks` and `malloc_kib` are what is in use."""
 
     kib: int
+    blocks: int
+    malloc_kib: int
     descriptors: int
     threads: int
     tasks: int
@@ -288,7 +316,8 @@ class SoakedProcess:
         descriptors = len(os.listdir(f"/proc/{self.pid}/fd"))
         threads = len(os.listdir(f"/proc/{self.pid}/task"))
         census = self.census()
-        return Sample(kib, descriptors, threads, census.tasks, census.timers), census
+        live = (census.blocks, census.malloc_kib)
+        return Sample(kib, *live, descriptors, threads, census.tasks, census.timers), census
 
     def stop(self) -> None:
         self.process.terminate()
