@@ -117,8 +117,9 @@ class CensusTeller:
         loop = asyncio.get_running_loop()
         types: dict[str, int] = {}
         places: tuple[str, ...] = ()
+        # Else what is in use rises by up to 0.5 MiB in a cycle, until the collector comes by itself.
+        gc.collect()
         if self._setting.traced:
-            gc.collect()
             types, places = self._more_types(), self._more_places()
         census = Census(
             len(asyncio.all_tasks(loop)),
