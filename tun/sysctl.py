@@ -167,9 +167,15 @@ def undo_sysctl(entry: Entry, proc: Path = PROC) -> None:
     except OSError:
         # The interface is gone, and its settings with it.
         return
-    _restore(path, before)
-    for path, before in back:
-        _restore(path, before)
+    failed: list[str] = []
+    for file, value in ((path, before), *back):
+        try:
+            _restore(file, value)
+        except CryprqError as error:
+            # The next undo finds the switch set back and stops there: now or never for the others.
+            failed.append(str(error))
+    if failed:
+        raise CryprqError("; ".join(failed))
 
 
 UNDO: Final[dict[str, Undoer]] = {KIND: undo_sysctl}

@@ -219,6 +219,21 @@ async def test_what_was_right_at_first_is_recorded_when_it_is_put_back(proc: Pat
     assert path.read_text() == "0"
 
 
+def test_one_that_cannot_be_set_back_leaves_none_of_the_others(proc: Path) -> None:
+    (proc / "net/ipv4/conf/eth1/forwarding").parent.mkdir()
+    (proc / "net/ipv4/conf/eth1/forwarding").write_text("1\n")
+    entries: list[Entry] = []
+    set_sysctl(FORWARD, "1", entries.append, proc)
+    for name in ("all", "eth0", "eth0.100", "eth1"):
+        (proc / f"net/ipv4/conf/{name}/forwarding").write_text("0\n")
+    broken = proc / "net/ipv4/conf/eth0.100/forwarding"
+    broken.unlink()
+    broken.mkdir()
+    with pytest.raises(CryprqError, match=r"eth0\.100/forwarding could not be set back to 1"):
+        undo_sysctl(entries[0], proc)
+    assert (proc / "net/ipv4/conf/eth1/forwarding").read_text() == "1"
+
+
 # --- without a journal ---
 
 CLIENT, EXIT = TABLES["client"], TABLES["exit"]
