@@ -28,6 +28,7 @@ from cryprq_proxy.exit import (
     reception,
     websocket_listener,
 )
+from cryprq_proxy.exit.exit import TOLD_AT_ONCE
 from cryprq_proxy.fronts import http_messages, socks_udp
 from cryprq_proxy.lane import path, replay, sealing, slices
 from cryprq_proxy.outbound import backlog, dialer, relay, udp_association
@@ -114,6 +115,9 @@ REACHED = {
     "streams of a session; opens of a peer": [
         "session/test_streams.py::test_too_many_streams",
         "exit/test_exit.py::test_no_more_opens_of_a_peer_than_configured",
+    ],
+    "sessions told of in one turn, when the status is asked for": [
+        "exit/test_exit.py::test_the_status_of_many_sessions_is_read_a_turn_at_a_time"
     ],
     "work in one turn of the event loop, all sessions together": [
         "session/test_turns.py::test_a_flood_is_taken_a_turn_at_a_time",
@@ -447,6 +451,7 @@ NUMBERS: dict[str, list[float]] = {
         EXIT.session_limits().streams,
         BOUNDS.opens_per_second,
     ],
+    "sessions told of in one turn, when the status is asked for": [TOLD_AT_ONCE],
     "work in one turn of the event loop, all sessions together": [turns.TURN_WORK],
     "control frames; frames for ended streams": [
         control_rates.CONTROL_BURST,

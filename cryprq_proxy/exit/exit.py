@@ -30,7 +30,7 @@ from ..session.records import RecordOpener, RecordSealer
 from ..session.rotation import CarrierKeys
 from ..session.sendlog import SlotPool
 from ..session.status import by_name
-from ..status import ExitStatus
+from ..status import ExitStatus, PeerSessionStatus
 from .egress_policy import EgressPolicy
 from .flight_memory import FlightMemory
 from .handshake_thread import HandshakeThread
@@ -43,6 +43,8 @@ from .targets import Targets
 
 _log = logging.getLogger(__name__)
 
+TOLD_AT_ONCE: Final = 250
+"""Sessions whose status is read in one turn of the loop, of about 10 us each."""
 REFUSALS_LOGGED: Final = 20
 """Log lines about refused peers at once; after that one every REFUSAL_SECONDS, with the number of the others."""
 REFUSAL_SECONDS: Final = 10.0
@@ -217,8 +219,21 @@ class Exit:
         """For the watchdog."""
         return [*self.listener.work(), self._thread.work()]
 
-    def status(self) -> ExitStatus:
-        """What `cryprq-proxy status` shows."""
+    def counts(self) -> tuple[int, int]:
+        """How many sessions and targets there are."""
+        return len(self.sessions), len(self._targets.relays)
+
+    async def status_by_turns(self) -> ExitStatus:
+        """As `status`, a part of the sessions in each turn of the loop."""
+        told: list[PeerSessionStatus] = []
+        for number, entry in enumerate(self.sessions, 1):
+            told.append(entry.status(clock()))
+            if not number % TOLD_AT_ONCE:
+                await asyncio.sleep(0)
+        return self.status(tuple(told))
+
+    def status(self, told: tuple[PeerSessionStatus, ...] | None = None) -> ExitStatus:
+        """What `cryprq-proxy status` shows; `told` is what it shows of the sessions."""
         now, entries = clock(), list(self.sessions)
         totals, lanes = self.sessions.totals, self.sessions.lanes
         sessions = [entry.session for entry in entries]
@@ -237,7 +252,7 @@ class Exit:
             names=self._targets.resolver.status(),
             lanes=None if lanes is None else lanes.status(),
             network=self._network.status(),
-            sessions=tuple(entry.status(now) for entry in entries),
+            sessions=tuple(entry.status(now) for entry in entries) if told is None else told,
         )
 
 

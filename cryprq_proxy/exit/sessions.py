@@ -70,6 +70,7 @@ class PeerSession:
         "expiry",
         "packet_link",
         "peer",
+        "peer_text",
         "resolver",
         "session",
     )
@@ -77,6 +78,8 @@ class PeerSession:
     def __init__(self, sessions: Sessions, peer: PeerId, session: Session, resolver: Resolver) -> None:
         self._sessions = sessions
         self.peer = peer
+        self.peer_text = str(peer)
+        """For the status, which is asked for more often than a session begins."""
         self.resolver = resolver
         self.session = session
         self.carrier: Carrier | None = None
@@ -86,7 +89,7 @@ class PeerSession:
 
     def status(self, now: float) -> PeerSessionStatus:
         return PeerSessionStatus(
-            peer_id=str(self.peer),
+            peer_id=self.peer_text,
             link="down" if self.carrier is None else "up",
             packets=None if self.packet_link is None else self.packet_link.status(),
             **structs.asdict(session_status(self.session, now)),
@@ -137,6 +140,9 @@ class Sessions:
 
     def __iter__(self) -> Iterator[PeerSession]:
         return iter(list(self._by_id.values()))
+
+    def __len__(self) -> int:
+        return len(self._by_id)
 
     def named_in(self, request: ResumeRequest | None) -> PeerSession | None:
         """The session that a client asks for; whether it may have it is not judged here."""

@@ -167,10 +167,14 @@ def _no_text() -> str:
     return ""
 
 
+def exit_summary(sessions: int, targets: int) -> str:
+    return f"{counted(sessions, 'session')}, {counted(targets, 'target')}"
+
+
 def summary(status: Status) -> str:
     """A role's status as the status text: one short line."""
     if isinstance(status, ExitStatus):
-        return f"{counted(len(status.sessions), 'session')}, {counted(status.targets, 'target')}"
+        return exit_summary(len(status.sessions), status.targets)
     if status.link != "up":
         return f"no link to {status.exit.address}: {status.last_error or 'connecting'}"
     streams = 0 if status.session is None else status.session.streams

@@ -44,7 +44,7 @@ from ..process.garbage import COLLECTOR
 from ..process.lifecycle import Stop
 from ..process.recent_errors import RecentErrors
 from ..process.reload import Reloader
-from ..process.sd_notify import Notifier, summary
+from ..process.sd_notify import Notifier, exit_summary
 from ..process.watchdog import Watchdog
 from ..status import ExitStatus, PairingStatus, PeerStatus
 from ..web.guard import new_token
@@ -132,7 +132,7 @@ async def run_exit(
         read_again(stack, stop, running.reloader, watch)
         COLLECTOR.start()
         running.log_ready(identity.peer_id)
-        stop.notifier.ready(lambda: summary(exit.status()), Watchdog(exit.work))
+        stop.notifier.ready(lambda: exit_summary(*exit.counts()), Watchdog(exit.work))
         await stop.wait(work)
         grace = config.shutdown_grace
         _log.info("stopping: open streams have %g s to end; a second signal ends them now", grace)
@@ -206,7 +206,7 @@ class RunningExit:
         return {"reloaded": await self.reloader.reload()}
 
     async def status(self) -> ExitStatus:
-        told, config = self._exit.status(), self._config
+        told, config = await self._exit.status_by_turns(), self._config
         pairing = PairingStatus(
             authorized=None if self._authorized is None else str(self._authorized.absolute()),
             public=config.public,

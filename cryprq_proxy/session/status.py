@@ -42,7 +42,7 @@ class Totals:
 def by_name(*counts: Counter[Any]) -> dict[str, int]:
     """The sum of counters of reasons, by the reasons' names in lower case."""
     total: Counter[Any] = Counter()
-    for count in counts:
+    for count in filter(None, counts):
         total.update(count)
     return {reason.name.lower(): count for reason, count in total.items()}
 

@@ -38,7 +38,7 @@ DROPS_PER_UNIT: Final = 4
 """Acknowledged frames that are dropped for one unit."""
 
 _WORK: Final = {
-    wire.OPEN: 60,
+    wire.OPEN: 120,
     wire.OPENED: 20,
     wire.REFUSED: END_WORK,
     wire.DATA: 6,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import socket
 from typing import Any
@@ -14,8 +15,10 @@ from cryprq_proxy.carriers.lane.packet_link import PacketLink
 from cryprq_proxy.crypto.identity import Identity, PeerId
 from cryprq_proxy.crypto.payloads import Feature
 from cryprq_proxy.errors import CarrierError, CloseReason, CryprqError, PeerError, StreamReason
+from cryprq_proxy.exit import exit as exit_module
 from cryprq_proxy.exit.exit import REFUSAL_SECONDS, REFUSALS_LOGGED, Exit
 from cryprq_proxy.exit.providers import NoPacketNetwork
+from cryprq_proxy.exit.sessions import PeerSession
 from cryprq_proxy.session import wire
 from cryprq_proxy.session.wire import StreamProtocol
 from tests.support.settle import settle, until
@@ -296,6 +299,26 @@ async def test_what_has_ended_is_freed_without_a_collection_of_garbage() -> None
                 gc.garbage.clear()
     ours = [thing for thing in found if type(thing).__module__.startswith("cryprq_proxy")]
     assert not ours
+
+
+async def test_the_status_of_many_sessions_is_read_a_turn_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousand of them took 13 to 21 ms in one turn of the loop."""
+    monkeypatch.setattr(exit_module, "TOLD_AT_ONCE", 2)
+    async with open_exit(bounds={"sessions_per_peer": 8}) as exit:
+        visits = [await Visit(exit, ALICE).admit() for _ in range(5)]
+        reading = spawn(exit.status_by_turns(), "status")
+        read: list[int] = []
+        monkeypatch.setattr(PeerSession, "status", lambda entry, now: read.append(1))
+        turns = 0
+        while not reading.done():
+            before = len(read)
+            await asyncio.sleep(0)
+            assert len(read) - before <= 2
+            turns += 1
+        assert turns >= 3
+        assert len(reading.result().sessions) == len(exit.sessions) == exit.counts()[0] == 5
+        for visit in visits:
+            visit.cut()
 
 
 async def test_the_resolver_is_for_clients_that_have_packets() -> None:
