@@ -4,7 +4,8 @@ A collection of the oldest generation looks at every object: 75,000 for 7,500 st
 moves. So what has survived one is left out of all later ones (`gc.freeze`), and each looks at what is new only. Objects
 that are left out are still freed when nothing refers to them; they stay only if they refer to each other in a circle.
 Ended streams and sessions do not (session/session.py). For what else may, a collection looks at everything once in
-THAW_SECONDS, unless there is so much that it would take long.
+THAW_SECONDS if there is so little that it is quick, and in any case once in MOST_THAW_SECONDS: one pause a day costs
+less than memory that is lost for good.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from typing import Final
 from ..base.clock import clock
 
 THAW_SECONDS: Final = 3_600.0
-MOST_THAWED: Final = 20_000
-"""Objects beyond those of the start with which a collection may still look at everything."""
+QUICK: Final = 20_000
+"""Objects beyond those of the start with which a look at everything takes a few milliseconds."""
+MOST_THAW_SECONDS: Final = 86_400.0
 _OLDEST: Final = 2
 _COLLECTIONS: Final = 3
 """Collections of the middle generation before one of the oldest, which is cheap now: the sooner it comes, the less is
@@ -53,10 +55,15 @@ class Collector:
             return
         if phase == "stop":
             gc.freeze()
-        elif self._clock() - self._thawed_at >= THAW_SECONDS:
+        elif self._is_due(self._clock() - self._thawed_at):
             self._thawed_at = self._clock()
-            if gc.get_freeze_count() - self._at_start <= MOST_THAWED:
-                gc.unfreeze()
+            gc.unfreeze()
+
+    def _is_due(self, passed: float) -> bool:
+        """Whether a collection is to look at everything, `passed` seconds after the last one that did."""
+        if passed < THAW_SECONDS:
+            return False
+        return gc.get_freeze_count() - self._at_start <= QUICK or passed >= MOST_THAW_SECONDS
 
 
 COLLECTOR: Final = Collector()

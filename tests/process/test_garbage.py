@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from cryprq_proxy.process import garbage
-from cryprq_proxy.process.garbage import THAW_SECONDS, Collector
+from cryprq_proxy.process.garbage import MOST_THAW_SECONDS, THAW_SECONDS, Collector
 
 
 class Ring:
@@ -69,11 +69,11 @@ def test_what_is_left_out_is_freed_when_nothing_refers_to_it(collector: Collecto
 
 
 @pytest.mark.parametrize("many", [False, True])
-def test_all_is_looked_at_once_an_hour_unless_it_is_too_much(
+def test_all_is_looked_at_once_an_hour_or_if_it_is_much_once_a_day(
     collector: Collector, hours: Hours, many: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if many:
-        monkeypatch.setattr(garbage, "MOST_THAWED", -(1 << 60))
+        monkeypatch.setattr(garbage, "QUICK", -(1 << 60))
     ring = Ring()
     gone = weakref.ref(ring)
     gc.collect()
@@ -83,6 +83,9 @@ def test_all_is_looked_at_once_an_hour_unless_it_is_too_much(
     hours.now += THAW_SECONDS
     gc.collect()
     assert (gone() is not None) is many
+    hours.now = MOST_THAW_SECONDS
+    gc.collect()
+    assert gone() is None, "no garbage stays for good"
     later = Ring()
     gc.collect()
     assert not looked_at(later), "and all is left out again"
