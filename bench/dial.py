@@ -14,18 +14,19 @@ from collections.abc import Callable
 from cryprq_proxy.base.sockets import CONNECT_TIMEOUT
 from cryprq_proxy.errors import StreamReason
 from cryprq_proxy.outbound import dialer
+from cryprq_proxy.outbound.address_race import Done
 
 COUNT = 200
 ROUNDS = 15
 
-type Connect = Callable[[asyncio.AbstractEventLoop, int, dialer.Done], object]
+type Connect = Callable[[asyncio.AbstractEventLoop, int, Done], object]
 
 
-def with_second_ask(loop: asyncio.AbstractEventLoop, port: int, done: dialer.Done) -> object:
+def with_second_ask(loop: asyncio.AbstractEventLoop, port: int, done: Done) -> object:
     return dialer.connect_literal(loop, "127.0.0.1", port, done)
 
 
-def through_selector(loop: asyncio.AbstractEventLoop, port: int, done: dialer.Done) -> object:
+def through_selector(loop: asyncio.AbstractEventLoop, port: int, done: Done) -> object:
     sock = socket.socket()
     sock.setblocking(False)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

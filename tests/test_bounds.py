@@ -31,7 +31,7 @@ from cryprq_proxy.exit import (
 from cryprq_proxy.exit.exit import TOLD_AT_ONCE
 from cryprq_proxy.fronts import http_messages, socks_udp
 from cryprq_proxy.lane import path, replay, sealing, slices
-from cryprq_proxy.outbound import backlog, dialer, relay, udp_association
+from cryprq_proxy.outbound import address_race, backlog, relay, udp_association
 from cryprq_proxy.outbound.resolving import (
     dns_addresses,
     dns_answer,
@@ -190,10 +190,10 @@ REACHED = {
         "base/test_sockets.py::test_the_kernel_keeps_little_for_an_end_that_does_not_read"
     ],
     "time to connect a target; addresses tried for a name; at the same time, each counted as a file descriptor": [
-        "outbound/test_dialer.py::test_the_sockets_of_a_race_are_bounded_and_counted",
+        "outbound/test_address_race.py::test_the_sockets_of_a_race_are_bounded_and_counted",
         "exit/test_descriptor_shares.py::test_the_sockets_of_a_name_count_like_streams",
-        "outbound/test_dialer.py::test_an_attempt_gets_no_more_than_the_time_left",
-        "outbound/test_dialer.py::test_a_name_with_very_many_addresses_gets_a_bounded_number_of_attempts",
+        "outbound/test_address_race.py::test_an_attempt_gets_no_more_than_the_time_left",
+        "outbound/test_address_race.py::test_a_name_with_very_many_addresses_gets_a_bounded_number_of_attempts",
     ],
     "ICMP errors of the exit for refused packets, all peers together": [
         "tun/test_exit_network.py::test_answers_are_limited_in_rate"
@@ -503,7 +503,7 @@ NUMBERS: dict[str, list[float]] = {
     "what the kernel keeps for a socket of the lane, in each direction": [2 * udp_socket.SOCKET_BUFFER],
     "time to connect a target; addresses tried for a name; at the same time, each counted as a file descriptor": [
         BOUNDS.connect_timeout,
-        dialer.MAX_ADDRESSES,
+        address_race.MAX_ADDRESSES,
     ],
     "ICMP errors of the exit for refused packets, all peers together": [exit_network.ANSWERS],
     "names being resolved, of one peer; waiting, of one peer; remembered": [

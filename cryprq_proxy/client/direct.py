@@ -26,8 +26,9 @@ from ..base.buffers import SHARED
 from ..base.faults import report_fault
 from ..base.sockets import CONNECT_TIMEOUT, set_reset_on_close
 from ..errors import LocalError, StreamReason
+from ..outbound.address_race import Cancellable
 from ..outbound.backlog import Backlog
-from ..outbound.dialer import Cancellable, connect_target
+from ..outbound.dialer import connect_target
 from ..outbound.relay import SLOTS
 from ..outbound.resolving.resolver import Resolver, SystemResolver
 from ..outbound.udp_association import UdpAssociation

@@ -44,7 +44,8 @@ class DescriptorShares:
 
 
 class Claim:
-    """The descriptors of one stream, until `release`. A SocketRoom (outbound/dialer.py) while its name is dialled."""
+    """The descriptors of one stream, until `release`. While its name is dialled, a SocketRoom
+    (outbound/address_race.py)."""
 
     __slots__ = ("_count", "_peer", "_shares")
 

@@ -12,8 +12,9 @@ from typing import Final
 
 from ..base.tasks import spawn
 from ..errors import StreamReason
+from ..outbound.address_race import Cancellable
 from ..outbound.backlog import Backlog
-from ..outbound.dialer import Cancellable, connect_literal, connect_target
+from ..outbound.dialer import connect_literal, connect_target
 from ..outbound.relay import Relay
 from ..outbound.relays import Relays
 from ..outbound.resolving.resolver import Resolver, SystemResolver

@@ -1,7 +1,7 @@
 """Connections to targets, at the exit or at the client.
 
-dialer.py connects a destination, with resolving/ for names. relay.py joins the socket to a stream, with backlog.py for
-what one of them does not take yet; udp_association.py
-does so for datagrams. At the exit socket_group.py serves the sockets of one peer by turns. bytestream.py has streams to
-await, for code that speaks a protocol.
+dialer.py connects a destination, with resolving/ for names and address_race.py for the addresses of a name. relay.py
+joins the socket to a stream, with backlog.py for what one of them does not take yet; udp_association.py does so for
+datagrams. At the exit socket_group.py serves the sockets of one peer by turns. bytestream.py has streams to await, for
+code that speaks a protocol.
 """

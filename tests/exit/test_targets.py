@@ -16,7 +16,7 @@ from cryprq_proxy.exit import targets as opening
 from cryprq_proxy.exit.descriptor_shares import DescriptorShares
 from cryprq_proxy.exit.egress_policy import EgressPolicy
 from cryprq_proxy.exit.targets import Targets
-from cryprq_proxy.outbound.dialer import Cancellable, Done
+from cryprq_proxy.outbound.address_race import Cancellable, Done
 from cryprq_proxy.outbound.resolving.host_configuration import ConfigurationReader, HostFiles
 from cryprq_proxy.outbound.resolving.resolver import SystemResolver
 from cryprq_proxy.session.streams import Stream
