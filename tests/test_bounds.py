@@ -68,8 +68,9 @@ REACHED = {
         "exit/test_listener.py::test_the_slow_steps_have_a_bounded_queue"
     ],
     "handshakes at once": ["exit/test_listener.py::test_no_more_handshakes_at_once_than_configured"],
-    "handshakes per IPv4 address or IPv6 /64": [
-        "exit/test_listener.py::test_no_more_handshakes_a_minute_from_one_prefix_than_configured"
+    "first flights opened per IPv4 address or IPv6 /64": [
+        "exit/test_listener.py::test_no_more_handshakes_a_minute_from_one_prefix_than_configured",
+        "exit/test_listener.py::test_no_prefix_opens_flights_beyond_its_rate",
     ],
     "handshakes of a listed peer that are not counted for its address": [
         "exit/test_listener.py::test_a_peer_gets_back_no_more_than_its_own_tokens"
@@ -83,9 +84,10 @@ REACHED = {
     "steps with signatures or slow key exchange that wait or run, beyond which no handshake begins": [
         "exit/test_listener.py::test_the_slow_steps_have_a_bounded_queue"
     ],
-    "connections read from in one turn of the loop; dismissed": [
+    "connections read from in one turn of the loop; dismissed; first flights opened because time has brought tokens": [
         "exit/test_first_flight.py::test_a_bounded_number_is_read_from_in_one_turn",
         "exit/test_listener.py::test_a_bounded_number_is_dismissed_in_one_turn",
+        "exit/test_listener.py::test_a_bounded_number_is_opened_in_one_turn",
     ],
     "bytes before the verdict; of a PROXY header": [
         "exit/test_listener.py::test_a_flight_of_impossible_length_is_not_read",
@@ -419,7 +421,7 @@ NUMBERS: dict[str, list[float]] = {
     ],
     "first flights that wait for their turn": [reception.MAX_WAITING],
     "handshakes at once": [BOUNDS.handshakes_in_flight],
-    "handshakes per IPv4 address or IPv6 /64": [BOUNDS.handshakes_per_minute],
+    "first flights opened per IPv4 address or IPv6 /64": [BOUNDS.handshakes_per_minute],
     "handshakes of a listed peer that are not counted for its address": [BOUNDS.handshakes_per_minute],
     "time for the first flight; waiting for a turn; for the rest of a handshake": [
         lobby.PATIENCE,
@@ -428,7 +430,10 @@ NUMBERS: dict[str, list[float]] = {
     "steps with signatures or slow key exchange that wait or run, beyond which no handshake begins": [
         handshake_thread.SIGNATURES_WAITING
     ],
-    "connections read from in one turn of the loop; dismissed": [first_flight.READS, reception.SWEPT],
+    "connections read from in one turn of the loop; dismissed; first flights opened because time has brought tokens": [
+        first_flight.READS,
+        reception.SWEPT,
+    ],
     "bytes before the verdict; of a PROXY header": [
         handshake.THIRD_SIZE.stop - 1,
         proxy_protocol.MAX_HEADER,

@@ -10,7 +10,7 @@ No clock and no I/O: `now` is a parameter, in seconds.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from .lobby import PATIENCE, Guest
 from .prefixes import Prefixes
@@ -28,17 +28,13 @@ class _Network[G: Guest]:
         self.size = 0
         """Guests in all parts."""
 
-    def next(self, may: Callable[[bytes], bool]) -> G | None:
-        for guest in self.guests:
-            return guest
-        for prefix, part in self.parts.items():
-            if part.guests and not may(prefix):
-                continue
-            found = part.next(may)
-            if found is not None:
-                self.parts.move_to_end(prefix)
-                return found
-        return None
+    def next(self) -> G:
+        """The guest that has its turn; there is one."""
+        if self.guests:
+            return next(iter(self.guests))
+        prefix, part = next(iter(self.parts.items()))
+        self.parts.move_to_end(prefix)
+        return part.next()
 
     def newest_of_largest(self) -> G:
         if self.guests:
@@ -81,11 +77,19 @@ class FairQueue[G: Guest]:
         del self._order[guest]
         self._remove(self._all, guest, guest.prefixes)
 
-    def next(self, may: Callable[[bytes], bool]) -> G | None:
-        """Remove and return the guest that has its turn. `may` says whether a narrowest prefix may have one now."""
-        guest = self._all.next(may)
-        if guest is not None:
-            self.leave(guest)
+    def holds(self, prefixes: Prefixes) -> bool:
+        """Whether a guest with the same narrowest prefix is here."""
+        network: _Network[G] | None = self._all
+        for prefix in reversed(prefixes):
+            network = network.parts.get(prefix) if network is not None else None
+        return network is not None
+
+    def next(self) -> G | None:
+        """Remove and return the guest that has its turn."""
+        if not self._order:
+            return None
+        guest = self._all.next()
+        self.leave(guest)
         return guest
 
     def expired(self, now: float, limit: int) -> list[G]:

@@ -1,7 +1,7 @@
 """Strangers at the exit: accepting connections, and reading the first flight of each.
 
-    accept -> bounds -> [PROXY header] -> [TLS, HTTP, upgrade] -> first flight opens? -> not replayed?
-           -> the handshake (reception.py)
+    accept -> bounds -> [PROXY header] -> [TLS, HTTP, upgrade] -> first flight -> a token of its prefix (reception.py)
+           -> it opens? -> not replayed? -> the handshake (reception.py)
 
 Strangers cost little and learn nothing: every step is bounded in number and time, and a connection that fails is closed
 without a byte.
@@ -199,17 +199,23 @@ class ExitListener:
     ) -> None:
         """A stranger on TCP, with a connection from `host`, has something to read, or has ended."""
         error = read_pieces(sock, first)
-        if error is None and first.missing:
-            return
+        if error is not None:
+            self.reception.lost(visitor, str(error))
+        elif not first.missing:
+            self._silent.forget(sock)
+            opening = partial(self._open_first, visitor, sock, host, pipe, first.flight)
+            self.reception.offer(visitor, partial(self._guarded, visitor, opening))
+
+    def _open_first(
+        self, visitor: Visitor, sock: socket.socket, host: str, pipe: type[TcpPipe], first: bytes
+    ) -> None:
+        """As `_read_first`, when there is a token for its first flight."""
         try:
-            if error is not None:
-                raise error
-            handshake = self._open(first.flight)
-        except PeerError as failure:
-            self.reception.lost(visitor, str(failure))
-            return
-        self._silent.forget(sock)
-        self.reception.opened(visitor, pipe(prepare(sock, host)), handshake)
+            handshake = self._open(first)
+        except PeerError as error:
+            self.reception.lost(visitor, str(error))
+        else:
+            self.reception.opened(visitor, pipe(prepare(sock, host)), handshake)
 
     def _open(self, first: bytes) -> ExitHandshake:
         """The handshake that begins with this flight. Raises HandshakeError. Takes a tenth of a millisecond, or less
@@ -250,7 +256,11 @@ class ExitListener:
         try:
             async with asyncio.timeout(None) as scope:
                 visitor.end = partial(scope.reschedule, 0.0)
-                handshake = self._open(await read_flight(pipe, FIRST_SIZE))
+                first = await read_flight(pipe, FIRST_SIZE)
+                token = asyncio.Event()
+                reception.offer(visitor, token.set)
+                await token.wait()
+                handshake = self._open(first)
         except TimeoutError:
             pipe.close()
         except PeerError as error:

@@ -1,15 +1,16 @@
 """Visitors of the exit: the stages that each one passes between its first byte and its carrier.
 
-    strangers, upgrading -> first flight opens -> waiting -> its turn -> signature, second flight
+    strangers, upgrading -> first flight is there -> a token of its prefix -> it opens
+                         -> waiting -> its turn -> signature, second flight
                          -> answered -> third flight, signatures -> `admit` (exit.py)
 
 Silence costs nothing that is scarce: strangers wait in a lobby. A visitor with a valid first flight waits for the
 thread that signs, where each network has its turn, and then in a second lobby, until its third flight comes. What has
 begun is finished first: while steps wait for the thread, no further handshake begins.
 
-Each prefix has tokens. A connection that ends without a valid first flight costs one, and so does a handshake. A peer
-on the list gets its token back, as long as the tokens of the peer itself last. Without a token no handshake of the
-prefix begins.
+Each prefix has tokens. To open a first flight costs one, and so does a connection that ends without one. A peer on the
+list gets its token back, as long as the tokens of the peer itself last, and nobody else does. Without a token no first
+flight of the prefix is opened: it waits for one among the strangers, if an earlier handshake may still give one back.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from .handshake_thread import HandshakeThread
 from .limits import TokenBuckets
 from .lobby import Guest, Lobby
 from .prefixes import Prefixes, prefixes_of
+from .unopened_flights import UnopenedFlights
 
 _log = logging.getLogger(__name__)
 
@@ -44,7 +46,8 @@ MAX_WAITING: Final = 1024
 SWEEP_SECONDS: Final = 0.25
 """How often it is looked whose time is over."""
 SWEPT: Final = 64
-"""Visitors of one room that are dismissed in one turn of the loop."""
+"""Visitors of one room that are dismissed in one turn of the loop, and first flights that are opened in it because time
+has brought tokens."""
 
 type Admit = Callable[[Pipe, str, ExitHandshake], Awaitable[bool]]
 """Judges a peer that proved its identity; the text is its IP address. Whether it is on the list. Raises PeerError."""
@@ -71,9 +74,10 @@ class RoomSizes:
 
 
 class Visitor(Guest):
-    """A connection without a verdict. `end` closes it, whatever its stage; `room` is where it waits."""
+    """A connection without a verdict. `end` closes it, whatever its stage; `room` is where it waits. `charged`: whether
+    it has cost a token of its prefix."""
 
-    __slots__ = ("end", "handshake", "host", "over", "pipe", "room")
+    __slots__ = ("charged", "end", "handshake", "host", "over", "pipe", "room")
 
     pipe: Pipe
     handshake: ExitHandshake
@@ -85,10 +89,11 @@ class Visitor(Guest):
         self.host = host
         self.end = end
         self.room: Lobby[Visitor] | FairQueue[Visitor] | None = None
+        self.charged = False
 
 
 class Reception:
-    """`arrive`, `opened`, and `close` in the end. `per_minute`: tokens of a prefix, and of a peer."""
+    """`arrive`, `offer`, `opened`, and `close` in the end. `per_minute`: tokens of a prefix, and of a peer."""
 
     def __init__(
         self,
@@ -106,6 +111,8 @@ class Reception:
         self.strangers: Lobby[Visitor] = Lobby(sizes.strangers, chance)
         self.upgrading: Lobby[Visitor] = Lobby(sizes.upgrading, chance)
         """In TLS or HTTP, before there is a WebSocket."""
+        self._unopened: UnopenedFlights[Visitor] = UnopenedFlights()
+        """Of visitors in these two."""
         self.waiting: FairQueue[Visitor] = FairQueue(sizes.waiting)
         self.answered: Lobby[Visitor] = Lobby(sizes.answered, chance)
         self._rooms = (self.strangers, self.upgrading, self.waiting, self.answered)
@@ -117,7 +124,7 @@ class Reception:
         """Whether a connection from there is pointless now: there is no token, and none may come back."""
         narrowest = prefixes[0]
         may = self._prefixes.would_allow(narrowest, clock())
-        return not may and not self.answered.holds(narrowest)
+        return not may and not self.answered.holds(narrowest) and not self.waiting.holds(prefixes)
 
     # --- strangers ---
 
@@ -158,6 +165,30 @@ class Reception:
             self.failed["too_many"] += 1
             visitor.end()
 
+    def offer(self, visitor: Visitor, opening: Callable[[], None]) -> None:
+        """A waiting stranger has sent its first flight: call `opening` for a token of its prefix, now or later, which
+        ends with `opened` or `lost`. Harmless if the stranger has lost its place."""
+        if visitor.room is None:
+            return
+        narrowest = visitor.prefixes[0]
+        if narrowest not in self._unopened and self._prefixes.allow(narrowest, clock()):
+            visitor.charged = True
+            opening()
+        elif self.refuses(visitor.prefixes):
+            self.refuse(visitor)
+        else:
+            self._unopened.add(visitor, opening)
+
+    def _open_some(self, prefix: bytes, limit: int) -> int:
+        """Open first flights that wait for tokens of `prefix`, one for each; at most `limit`. Returns how many."""
+        for number in range(limit):
+            if prefix not in self._unopened or not self._prefixes.allow(prefix, clock()):
+                return number
+            visitor, opening = self._unopened.pop(prefix)
+            visitor.charged = True
+            opening()
+        return limit
+
     def opened(self, visitor: Visitor, pipe: Pipe, handshake: ExitHandshake) -> asyncio.Future[None]:
         """A stranger's first flight is valid. The future is done when it has its carrier or its end."""
         if visitor.room is not None:
@@ -166,9 +197,8 @@ class Reception:
         visitor.over = self._loop.create_future()
         visitor.end = partial(_close, visitor)
         visitor.room = self.waiting
-        if self.refuses(visitor.prefixes):
-            self._dismiss(visitor, "too_many", self.waiting)
-        elif (victim := self.waiting.enter(visitor, clock())) is not None:
+        victim = self.waiting.enter(visitor, clock())
+        if victim is not None:
             self._dismiss(victim, "too_many", self.waiting)
         self._serve()
         self._watch_time()
@@ -178,17 +208,11 @@ class Reception:
 
     def _serve(self, *_: object) -> None:
         """Begin handshakes while the thread is free."""
-        now = clock()
-
-        def may(prefix: bytes) -> bool:
-            return self._prefixes.would_allow(prefix, now)
-
-        while self._thread.free and (visitor := self.waiting.next(may)) is not None:
+        while self._thread.free and (visitor := self.waiting.next()) is not None:
             if visitor.pipe.ended:
                 self._dismiss(visitor, "no_handshake", self.waiting)
-                continue
-            self._prefixes.allow(visitor.prefixes[0], now)
-            self._begin(visitor)
+            else:
+                self._begin(visitor)
 
     def _begin(self, visitor: Visitor) -> None:
         signed = self._thread.submit(visitor.handshake.write_second)
@@ -217,6 +241,7 @@ class Reception:
             return
         if listed and self._peers.allow(handshake.result.peer.raw, clock()):
             self._prefixes.give_back(visitor.prefixes[0])
+            self._open_some(visitor.prefixes[0], 1)
 
     def _finished(self, visitor: Visitor, task: asyncio.Task[None]) -> None:
         if visitor.room is not None:
@@ -234,7 +259,8 @@ class Reception:
         """End a visitor that has left its `room`."""
         visitor.room = None
         self.failed[cause] += 1
-        if room is self.strangers or room is self.upgrading:
+        waited = self._unopened.discard(visitor)
+        if (room is self.strangers or room is self.upgrading) and not waited and not visitor.charged:
             for narrowest in visitor.prefixes[:1]:
                 self._prefixes.allow(narrowest, clock())
         visitor.end()
@@ -255,6 +281,11 @@ class Reception:
                     self._dismiss(visitor, "too_slow", room)
                 if len(expired) == SWEPT:
                     pause = 0.0
+            left = SWEPT
+            for prefix in self._unopened.prefixes():
+                left -= self._open_some(prefix, left)
+            if not left:
+                pause = 0.0
             self._serve()
         finally:
             if any(self._rooms):
@@ -264,6 +295,7 @@ class Reception:
         """End all visitors."""
         for room in self._rooms:
             for visitor in room:
+                self._unopened.discard(visitor)
                 room.leave(visitor)
                 visitor.room = None
                 visitor.end()

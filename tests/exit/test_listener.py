@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import errno
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import pytest
 
-from cryprq_proxy.carriers.admission import frame_flight, meet_exit, read_flight
+from cryprq_proxy.carriers.admission import admit_client, frame_flight, meet_exit, read_flight
 from cryprq_proxy.carriers.pipe import TcpPipe
-from cryprq_proxy.crypto.handshake import FIRST_SIZE, LENGTH, SECOND_SIZE
+from cryprq_proxy.crypto.handshake import FIRST_SIZE, LENGTH, SECOND_SIZE, ClientHandshake
 from cryprq_proxy.crypto.identity import Identity
 from cryprq_proxy.errors import CarrierError, PeerError
 from cryprq_proxy.exit import fair_queue as queue_module
@@ -22,11 +22,13 @@ from cryprq_proxy.exit import reception as reception_module
 from cryprq_proxy.exit.exit import Exit
 from cryprq_proxy.exit.handshake_thread import SIGNATURES_WAITING
 from cryprq_proxy.exit.limits import TokenBuckets
+from cryprq_proxy.exit.prefixes import prefixes_of
 from cryprq_proxy.exit.reception import MAX_STRANGERS, RoomSizes, Visitor
 from tests.support.raw_client import RawClient
 from tests.support.settle import settle, until
 from tests.support.visits import (
     ALICE,
+    EXIT,
     FAST,
     Visit,
     arrive,
@@ -92,14 +94,15 @@ async def test_no_more_strangers_than_the_room_has_places(monkeypatch: pytest.Mo
 async def test_no_more_handshakes_a_minute_from_one_prefix_than_configured(
     one_customer: list[str], another: str
 ) -> None:
-    """One waits for a token that an earlier one may give back; when none can come back any more, it is closed."""
+    """One waits unopened for a token that an earlier one may give back; when none can come back any more, a newcomer is
+    closed."""
     async with open_exit(bounds={"handshakes_per_minute": 2}) as exit:
         waiting = [arrive(exit, host, first_flight()) for host in one_customer]
         other = arrive(exit, another, first_flight())
         for sock in (*waiting[:2], other):
             assert await asyncio.get_running_loop().sock_recv(sock, 1)
         await settle()
-        assert exit.listener.handshakes == 4
+        assert (exit.listener.handshakes, exit.listener.strangers) == (3, 1)
         for sock in waiting[:2]:
             sock.close()
         await until(lambda: len(exit.listener.reception.answered) == 1)
@@ -322,6 +325,121 @@ async def test_a_client_with_a_wrong_signature_gets_no_verdict() -> None:
 
 
 # --- tokens ---
+
+
+@pytest.fixture
+def time(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The only item is the time of the reception, which stands still otherwise; tests sweep themselves."""
+    now = [1000.0]
+    monkeypatch.setattr(reception_module, "clock", lambda: now[0])
+    monkeypatch.setattr(reception_module, "SWEEP_SECONDS", 1e6)
+    return now
+
+
+async def test_no_prefix_opens_flights_beyond_its_rate(
+    monkeypatch: pytest.MonkeyPatch, time: list[float]
+) -> None:
+    """The case that was: while one stalled, any number of flights of its address were opened, and remembered."""
+    patience(monkeypatch, 1e6)
+    async with open_exit(bounds={"handshakes_per_minute": 6, "handshakes_in_flight": 2}) as exit:
+        reception, flights = exit.listener.reception, exit.listener._flights
+        for opened in (6, 7, 8):
+            for _ in range(20):
+                arrive(exit, "192.0.2.1", first_flight())
+                await settle()
+            assert (flights.taken, reception.refuses(prefixes_of("192.0.2.1"))) == (opened, False)
+            time[0] += 10.0  # when one token more is there, but nobody has finished
+            reception._sweep()
+        assert await asyncio.get_running_loop().sock_recv(arrive(exit, "192.0.2.2", first_flight()), 1)
+
+
+async def test_who_is_dismissed_while_it_waits_for_the_thread_has_cost_a_token(
+    monkeypatch: pytest.MonkeyPatch, time: list[float]
+) -> None:
+    monkeypatch.setattr(reception_module, "MAX_WAITING", 2)
+    async with open_exit(bounds={"handshakes_per_minute": 5}) as exit, held_thread(exit):
+        for _ in range(20):
+            arrive(exit, "192.0.2.1", first_flight())
+        await until(lambda: exit.listener.failed["too_many"] == 3)
+        await settle()
+        assert exit.listener._flights.taken == 5
+        assert (exit.listener.handshakes, exit.listener.strangers) == (2, 15)
+
+
+async def test_garbage_costs_one_token_and_not_two(time: list[float]) -> None:
+    async with open_exit(bounds={"handshakes_per_minute": 2}) as exit:
+        garbage = frame_flight(bytes(FIRST_SIZE.start))
+        assert await hears_nothing(arrive(exit, "192.0.2.1", garbage))
+        assert await asyncio.get_running_loop().sock_recv(arrive(exit, "192.0.2.1", first_flight()), 1)
+        assert exit.listener.failed == {"no_handshake": 1}
+
+
+async def test_flights_that_wait_for_a_token_go_with_their_connections(
+    monkeypatch: pytest.MonkeyPatch, time: list[float]
+) -> None:
+    """And cost none, so that a crowd which comes in late leaves to others what time brings."""
+    async with open_exit(bounds={"handshakes_per_minute": 1}) as exit:
+        reception = exit.listener.reception
+        for _ in range(5):
+            arrive(exit, "192.0.2.1", first_flight())
+        await until(lambda: exit.listener.handshakes == 1)
+        await settle()
+        assert exit.listener.strangers == 4 and reception._unopened.prefixes()
+        patience(monkeypatch, 0.0)
+        reception._sweep()
+        assert exit.listener.strangers == 0 and not reception._unopened.prefixes()
+        assert exit.listener._flights.taken == 1
+        time[0] += 60.0
+        arrive(exit, "192.0.2.1", first_flight())
+        await until(lambda: exit.listener._flights.taken == 2)
+
+
+async def test_a_bounded_number_is_opened_in_one_turn(
+    monkeypatch: pytest.MonkeyPatch, time: list[float]
+) -> None:
+    """When time brings tokens to many prefixes at once."""
+    monkeypatch.setattr(reception_module, "SWEPT", 10)
+    async with open_exit(bounds={"handshakes_per_minute": 1}) as exit, held_thread(exit):
+        for number in range(25):
+            for _ in range(2):
+                arrive(exit, f"198.51.{number}.1", first_flight())
+        flights = exit.listener._flights
+        await until(lambda: flights.taken == 25)
+        await settle()
+        assert exit.listener.strangers == 25
+        time[0] += 60.0
+        patience(monkeypatch, 1e6)
+        exit.listener.reception._sweep()
+        seen = [flights.taken]
+        while exit.listener.strangers:
+            await asyncio.sleep(0)
+            if flights.taken != seen[-1]:
+                seen.append(flights.taken)
+        assert seen == [35, 45, 50]
+
+
+async def come_in(exit: Exit, identity: Identity) -> None:
+    """A whole handshake over the TCP entrance."""
+    handshake, pipe = ClientHandshake(identity, EXIT.peer_id, FAST), TcpPipe(arrive(exit, "192.0.2.1"))
+    await meet_exit(pipe, handshake, inline)
+    await admit_client(pipe, handshake, None, 1, inline, None)
+
+
+async def visit(exit: Exit, identity: Identity) -> None:
+    """The same as over a WebSocket."""
+    await Visit(exit, identity).admit()
+
+
+@pytest.mark.parametrize("enter", [come_in, visit])
+async def test_a_crowd_behind_one_address_comes_in_with_few_tokens(
+    enter: Callable[[Exit, Identity], Awaitable[None]], time: list[float]
+) -> None:
+    """After a restart. Time brings no token here, so each one comes from somebody who proves to be listed."""
+    crowd = [Identity.generate(FAST) for _ in range(60)]
+    async with open_exit(*crowd, bounds={"handshakes_per_minute": 2}) as exit:
+        await asyncio.gather(*(enter(exit, identity) for identity in crowd))
+        assert exit.listener._flights.taken == len(crowd)
+        assert not exit.listener.failed
 
 
 async def test_a_listed_peer_gets_its_token_back() -> None:
