@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import selectors
 import socket
 from functools import partial
 
@@ -92,6 +93,69 @@ async def test_a_bounded_number_is_read_from_in_one_turn() -> None:
     assert [read.count(number) for number in sorted(set(read))] == [READS] * 3
     sockets.close()
     for ours, theirs in pairs:
+        ours.close()
+        theirs.close()
+
+
+async def test_the_ready_ones_are_listed_once_for_many_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The case that was: a list of all of them in each turn, 4 ms of it with 4,096 connections."""
+    loop, listed, read = asyncio.get_running_loop(), [], 0
+    select = selectors.DefaultSelector.select
+
+    class Counting(selectors.DefaultSelector):
+        def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+            listed.append(len(ready := select(self, timeout)))
+            return ready
+
+    monkeypatch.setattr(selectors, "DefaultSelector", Counting)
+    sockets = SilentSockets(loop)
+    pairs = [pair() for _ in range(4 * READS)]
+
+    def ready(theirs: socket.socket) -> None:
+        nonlocal read
+        read += len(theirs.recv(1))
+
+    for ours, theirs in pairs:
+        sockets.watch(theirs, partial(ready, theirs))
+        ours.send(b"x")
+    await until(lambda: read == len(pairs))
+    assert sum(listed) == len(pairs)
+    sockets.close()
+    for ours, theirs in pairs:
+        ours.close()
+        theirs.close()
+
+
+async def test_a_newcomer_with_the_number_of_one_that_was_closed_is_not_read_from() -> None:
+    """In a later turn than that in which the ready ones were listed."""
+    sockets, read = SilentSockets(asyncio.get_running_loop()), 0
+    pairs = [pair() for _ in range(2 * READS)]
+    newcomers: list[tuple[socket.socket, socket.socket]] = []
+    reused: list[int] = []
+
+    def ready() -> None:
+        nonlocal read
+        read += 1
+        if read < READS:
+            return
+        numbers = {theirs.fileno() for _, theirs in pairs}
+        for ours, theirs in pairs:
+            sockets.forget(theirs)
+            theirs.close()
+            ours.close()
+        newcomers.extend(pair() for _ in pairs)
+        for _, theirs in newcomers:
+            sockets.watch(theirs, partial(reused.append, theirs.fileno()))
+        newcomers[0][0].send(b"x")
+        assert numbers & {theirs.fileno() for _, theirs in newcomers}
+
+    for ours, theirs in pairs:
+        sockets.watch(theirs, ready)
+        ours.send(b"x")
+    await until(lambda: reused)
+    assert (read, set(reused)) == (READS, {newcomers[0][1].fileno()})
+    sockets.close()
+    for ours, theirs in newcomers:
         ours.close()
         theirs.close()
 

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from cryprq_proxy.base.accept_loop import ACCEPTS
 from cryprq_proxy.carriers.admission import admit_client, frame_flight, meet_exit, read_flight
 from cryprq_proxy.carriers.pipe import TcpPipe
 from cryprq_proxy.crypto.handshake import FIRST_SIZE, LENGTH, SECOND_SIZE, ClientHandshake
@@ -155,6 +156,22 @@ async def test_a_bounded_number_is_dismissed_in_one_turn(monkeypatch: pytest.Mon
             if exit.listener.strangers != seen[-1]:
                 seen.append(exit.listener.strangers)
         assert seen == [25, 15, 5, 0]
+
+
+async def test_what_is_accepted_in_one_turn_is_read_in_the_next() -> None:
+    """The case that was: 64 were accepted and 32 read, so that flights which nobody had read filled the lobby."""
+    async with open_exit() as exit:
+        (address,) = await exit.start()
+        crowd = [RawClient(address) for _ in range(4 * ACCEPTS)]
+        for client in crowd:
+            client.send(b"\xff\xff")
+        most = 0
+        while exit.listener.failed["no_handshake"] < len(crowd):
+            await asyncio.sleep(0)
+            most = max(most, exit.listener.strangers)
+        assert most <= ACCEPTS
+        for client in crowd:
+            client.sock.close()
 
 
 async def test_a_first_flight_may_come_in_pieces() -> None:
