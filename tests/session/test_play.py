@@ -11,6 +11,7 @@ from cryprq_proxy.address import Destination
 from cryprq_proxy.errors import StreamReason
 from cryprq_proxy.session.streams import Stream
 from cryprq_proxy.session.wire import StreamProtocol
+from tests.support import session_play
 from tests.support.choices import Choices
 from tests.support.session_judge import Witness
 from tests.support.session_play import Play
@@ -80,9 +81,42 @@ def test_the_judge_sees_more_streams_than_are_allowed() -> None:
 def test_the_judge_sees_more_data_than_credit() -> None:
     play = honest_play()
     stream = next(iter(play.victim.streams.values()))
+    assert isinstance(stream.handler, Witness)
+    stream.handler.received += bytes(stream.announced + 1)
     stream.received = stream.announced + 1
     with pytest.raises(RuntimeError, match="credit"):
         play.judges[0].check()
+
+
+def test_the_judge_counts_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It believed the session's own count of what came, which a session without `take_data` leaves at 0."""
+    monkeypatch.setattr(Stream, "take_data", lambda stream, size: None)
+    play = honest_play()
+    next(app for app in play.apps if app.dialler).say(b"one two")
+    play.link.carrier.settle()
+    (judge,) = [judge for judge in play.judges if not judge.session.dialler]
+    with pytest.raises(RuntimeError, match="7 and 0 bytes passed, 0 and 0 are counted"):
+        judge.check()
+
+
+def test_a_witness_counts_its_credit_by_itself() -> None:
+    play = honest_play()
+    (stream,) = play.link.exit.streams.values()
+    assert isinstance(stream.handler, Witness)
+    stream.handler.received += bytes(stream.announced)
+    with pytest.raises(RuntimeError, match="credit"):
+        stream.handler.data_received(memoryview(b"-"))
+
+
+def test_a_play_of_the_corpus_reaches_the_bound_on_ended_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the judge sees a session that has none."""
+    awaited = next(path for path in CORPUS if path.name == "awaited").read_bytes()
+    play = Play(Choices(awaited))
+    play.run()
+    assert any("without acknowledging ended ones" in str(error) for error in play.errors)
+    monkeypatch.setattr(session_play, "AWAITED", 1 << 30)
+    with pytest.raises(RuntimeError, match="ended ones are kept"):
+        Play(Choices(awaited)).run()
 
 
 def test_the_judge_sees_what_a_closed_session_keeps() -> None:

@@ -16,7 +16,6 @@ from cryprq_proxy.session.sendlog import MemoryBudget, SlotPool
 from cryprq_proxy.session.session import (
     DATAGRAM_QUEUE,
     FILL_MINIMUM,
-    MAX_AWAITED,
     MAX_SMALL,
     PACKET_QUEUE,
     Session,
@@ -30,6 +29,8 @@ from tests.support.memory import CAPACITY
 RETAINED: Final = 1 << 18
 POOL: Final = 1 << 20
 """Bounds of the sessions of a play, in bytes."""
+AWAITED: Final = 500
+"""The value of MAX_AWAITED in a play, which is too short for the real one."""
 _SINK: Final = memoryview(bytearray(FILL_MINIMUM + 65_536))
 
 
@@ -82,7 +83,7 @@ class Witness(App):
 
     def data_received(self, data: memoryview) -> None:
         self._called("data")
-        if self.stream is not None and self.stream.received > self.stream.announced:
+        if self.stream is not None and len(self.received) + len(data) > self.stream.announced:
             raise broken("more data was received than there was credit for")
         super().data_received(data)
 
@@ -136,7 +137,7 @@ class Judge:
         session, log = self.session, self.session.log
         if log.kept > RETAINED + MAX_SMALL + 2 * wire.MAX_PLAINTEXT or log.kept != self.budget.used:
             raise broken(f"{log.kept} bytes are kept, {self.budget.used} are charged")
-        if len(session.streams) > self.streams or len(session._awaited) > MAX_AWAITED + 1:
+        if len(session.streams) > self.streams or len(session._awaited) > AWAITED + 1:
             raise broken(f"{len(session.streams)} streams and {len(session._awaited)} ended ones are kept")
         for queue, bound in ((session.datagrams, DATAGRAM_QUEUE), (session.packets, PACKET_QUEUE)):
             if not 0 <= queue.bytes <= max(bound, wire.MAX_DATAGRAM + 512):
@@ -154,9 +155,17 @@ class Judge:
         for stream in session.streams.values():
             extra += stream._extra_window
             queued += sum(chunk.size for chunk in stream.queue)
-            if stream.received > stream.announced or stream.sent > stream.send_limit:
+            # What the session itself counts is what a fault would falsify.
+            app = stream.handler
+            assert isinstance(app, Witness)
+            received, sent = len(app.received), len(app.told) - len(app.outgoing)
+            if (received, sent) != (stream.received, stream.sent):
+                raise broken(
+                    f"{received} and {sent} bytes passed, {stream.received} and {stream.sent} are counted"
+                )
+            if received > stream.announced or sent > stream.send_limit:
                 raise broken("more bytes passed than there was credit for")
-            if stream.announced - stream.consumed_bytes > MAX_WINDOW:
+            if stream.announced - (received - app.unconsumed) > MAX_WINDOW:
                 raise broken("more credit was given than the largest window")
             if stream.send_half is Half.CLOSED and stream.receive_half is Half.CLOSED:
                 raise broken("a stream that has ended on both sides is kept")

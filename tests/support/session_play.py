@@ -15,10 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Final
+from unittest import mock
 
 from cryprq_proxy.crypto.primitives import Cipher
 from cryprq_proxy.errors import CarrierError, CloseReason, PeerError, StreamReason, StreamRefused
 from cryprq_proxy.session import control_rates, wire
+from cryprq_proxy.session import session as session_module
 from cryprq_proxy.session.session import Session
 from cryprq_proxy.session.streams import Stream
 from cryprq_proxy.session.wire import StreamProtocol
@@ -26,7 +28,7 @@ from tests.support import session_lies as lies
 from tests.support.choices import Choices
 from tests.support.links import App, LaterOffload, Link, ToyProvider
 from tests.support.memory import CAPACITY, Direction
-from tests.support.session_judge import POOL, RETAINED, Judge, OpenPacketLink, Witness, broken
+from tests.support.session_judge import AWAITED, POOL, RETAINED, Judge, OpenPacketLink, Witness, broken
 from tests.support.session_lies import ADDRESSES, ForgivingDirection
 from tests.support.settings import rotation_limits, session_limits
 
@@ -112,6 +114,10 @@ class Play:
     # --- the play --------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
+        with mock.patch.object(session_module, "MAX_AWAITED", AWAITED):
+            self._run()
+
+    def _run(self) -> None:
         acts: tuple[Callable[[], None], ...] = (
             self._open, self._open_many, self._say, self._say, self._finish, self._leave, self._consume,
             self._datagram, self._packet, self._announce, self._wait, self._wait, self._resume,
