@@ -4,19 +4,22 @@ Usually they are those of this process. As root they hold only for paths on whic
 root works with the configuration of another user, a deputy does the same things as that user (deputy.py):
 
     access_for(path)     the deputy that serves the path, else this process after a look at the path
+    open_own(path)       a file that this process reads itself, after the same look
     FileAccess           read, replace, create, rename, lock: by path, and all errors are OSError
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import stat
+import sys
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import BinaryIO, Final, NamedTuple
 
 from ..errors import ConfigError, reason_of
-from .owners import require_own
+from .owners import ROOT, require_own, user_name
 
 type Mark = tuple[int, int, int, int] | None
 """Device, inode, time of the last change in ns, size; None if stat(2) fails."""
@@ -136,6 +139,43 @@ def access_for(path: Path, what: str) -> FileAccess:
         return deputy
     require_own(path, what)
     return OWN
+
+
+def open_own(path: Path, what: str) -> BinaryIO:
+    """A regular file, opened for reading by this process itself. `what` names it. For files that no deputy can read:
+    they are too large, or a library reads them.
+
+    As root, raises ConfigError if another user decides what the path leads to, or has written the configuration that
+    names it. Nothing is read of what is no regular file, and no pipe stops this process. Raises OSError.
+    """
+    require_own(path, what)
+    if deputy_for(path) is not None:
+        raise ConfigError(
+            f"root opens {what} {path} itself, and not for the configuration of another user: run this as that user"
+        )
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    try:
+        status = os.fstat(handle)
+        if stat.S_ISDIR(status.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if not stat.S_ISREG(status.st_mode):
+            raise ConfigError(f"{what} {path} is not a regular file")
+        if os.geteuid() == ROOT and status.st_uid != ROOT:
+            raise ConfigError(f"{what} {path} belongs to the user {user_name(status.st_uid)}")
+        return open(handle, "rb")
+    except BaseException:
+        os.close(handle)
+        raise
+
+
+def open_list(path: Path) -> BinaryIO:
+    """`open_own` as an OpenList of rules/lists.py."""
+    return open_own(path, "the list")
+
+
+def path_again(file: BinaryIO, path: Path) -> str:
+    """For a library that opens paths only: one that leads root to the opened `file`, whatever `path` leads to now."""
+    return f"/proc/self/fd/{file.fileno()}" if sys.platform == "linux" and os.geteuid() == ROOT else str(path)
 
 
 def mark(path: Path) -> Mark:

@@ -35,6 +35,7 @@ def explain(target: str, as_json: bool, config: Path | None) -> None:
 
     Without a port it is that of the URL's scheme, or 443.
     """
+    from ..base.file_access import open_list
     from ..base.log import one_line
     from ..base.progress import bar, unseen
     from ..config.client import load_client
@@ -49,7 +50,7 @@ def explain(target: str, as_json: bool, config: Path | None) -> None:
     settings = only_harmless(load_client(config))
     unread = settings.rules()
     with (bar if any(rule.lists for rule in unread) else unseen)("reading lists") as report:
-        rules = load_rules(unread, settings.default, progress=report)
+        rules = load_rules(unread, settings.default, progress=report, opener=open_list)
     decision = rules.decide(*destination)
     sentences = {
         "proxy": explain_proxy(rules, *destination),

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 from ..address import Destination, reachable
 from ..base import forwarder_port
 from ..base import leftovers as marks
+from ..base.file_access import open_list
 from ..base.paths import ROLES
 from ..config.both_roles import is_loopback
 from ..config.client import ClientConfig, load_client
@@ -44,7 +45,7 @@ async def rules(context: Context) -> CheckVerdict:
     if not given:
         return ok(f"there are no rules: everything goes to {config.default}")
     with context.progress("reading lists") as report:
-        loaded = await asyncio.to_thread(load_rules, given, config.default, progress=report)
+        loaded = await asyncio.to_thread(load_rules, given, config.default, progress=report, opener=open_list)
     text = f"{len(given)} rules, {len(loaded.listed)} names in lists"
     if loaded.listed.problems:
         return warn(

@@ -16,12 +16,15 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Any, Final
 
 from aiohttp import web
 
 from ..address import AddressError, canonical_host
+from ..base.file_access import open_own, path_again
 from ..base.linger import SECONDS
 from ..carriers.pipe import Pipe
 from ..carriers.websocket import MAX_MESSAGE, Watched, WebSocketPipe
@@ -192,7 +195,14 @@ def _context(settings: WebSocketSettings) -> ssl.SSLContext | None:
         return None
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     try:
-        context.load_cert_chain(settings.certificate, settings.key, password=lambda: "")
+        with ExitStack() as opened:
+
+            def again(path: Path, what: str) -> str:
+                return path_again(opened.enter_context(open_own(path, what)), path)
+
+            chain = again(settings.certificate, "the certificate")
+            key = None if settings.key is None else again(settings.key, "the key")
+            context.load_cert_chain(chain, key, password=lambda: "")
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(
             f"the certificate {settings.certificate} and its key cannot be used: {reason_of(error)}"

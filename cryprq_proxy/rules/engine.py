@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 
 from ..address import packed
 from . import lists
-from .lists import ListedNames, ReadProgress
+from .lists import ListedNames, OpenList, ReadProgress
 from .ranges import LAST_PORT, Steps, spans
 from .syntax import Rule, RuleAction, Verdict, shown
 
@@ -162,10 +162,15 @@ def pattern(domain: str) -> re.Pattern[str]:
 
 
 def load_rules(
-    rules: Sequence[Rule], default: RuleAction, *, progress: ReadProgress = lists.unreported
+    rules: Sequence[Rule],
+    default: RuleAction,
+    *,
+    progress: ReadProgress = lists.unreported,
+    opener: OpenList = lists.open_any,
 ) -> RuleSet:
     """Read the lists of all rules; takes a second or two for a million lines, so not on the event loop.
 
+    `opener` opens them: a program that may run as root gives one that looks at whose they are (base/file_access.py).
     `progress` gets the bytes read so far and the total. Invalid lines are in `listed.problems`. Raises ConfigError for
     an unreadable list, and for more than `lists.MAX_NAMES` names in all of them.
     """
@@ -175,7 +180,7 @@ def load_rules(
             masks[path] = masks.get(path, 0) | bit
     if not masks:
         return RuleSet(rules, default)
-    return RuleSet(rules, default, lists.load(list(masks), list(masks.values()), progress))
+    return RuleSet(rules, default, lists.load(list(masks), list(masks.values()), progress, opener))
 
 
 EVERYTHING: Final = RuleSet((), RuleAction(Verdict.TUNNEL))

@@ -81,6 +81,15 @@ def unreported(done: int, total: int) -> None:
     """The ReadProgress of a caller without a progress bar."""
 
 
+type OpenList = Callable[[Path], BinaryIO]
+"""Opens a list. Raises OSError, and ConfigError if this process must not open it."""
+
+
+def open_any(path: Path) -> BinaryIO:
+    """The OpenList of a caller for whom every path is as good as another. A pipe does not stop it."""
+    return open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY), "rb")
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """A skipped line."""
@@ -237,18 +246,28 @@ class ListedNames:
 NOTHING: Final = ListedNames()
 
 
-def load(paths: Sequence[Path], masks: Sequence[int], progress: ReadProgress = unreported) -> ListedNames:
+def load(
+    paths: Sequence[Path],
+    masks: Sequence[int],
+    progress: ReadProgress = unreported,
+    opener: OpenList = open_any,
+) -> ListedNames:
     """Read each file once; `masks` has the bits for the names of each. About a second per million lines.
 
     Raises ConfigError for a file that cannot be read, and for more than `MAX_NAMES` names in all of them.
     """
     names = ListedNames()
-    read_files(names, paths, progress)
+    read_files(names, paths, progress, opener)
     names.seal(masks)
     return names
 
 
-def read_files(names: ListedNames, paths: Sequence[Path], progress: ReadProgress = unreported) -> None:
+def read_files(
+    names: ListedNames,
+    paths: Sequence[Path],
+    progress: ReadProgress = unreported,
+    opener: OpenList = open_any,
+) -> None:
     """As `load`, into existing `names`: the number of the source is the index in `paths`."""
     if len(paths) > MAX_FILES:
         raise ConfigError(
@@ -263,7 +282,8 @@ def read_files(names: ListedNames, paths: Sequence[Path], progress: ReadProgress
 
     for source, path in enumerate(paths):
         try:
-            with path.open("rb") as file:
+            with opener(path) as file:
+                _check(os.fstat(file.fileno()), path)
                 names.read(file, path, source, read)
         except OSError as error:
             raise _unreadable(path, reason_of(error)) from None
@@ -271,20 +291,26 @@ def read_files(names: ListedNames, paths: Sequence[Path], progress: ReadProgress
 
 
 def _size(path: Path) -> int:
-    """Bytes in a file. Raises ConfigError for anything else: devices and pipes may have no end."""
+    """Bytes in a file, for the progress. Raises ConfigError as `_check`."""
     try:
         found = os.stat(path)
     except OSError as error:
         raise _unreadable(path, reason_of(error)) from None
     except ValueError:
         raise _unreadable(path, "no file can have this path") from None
+    _check(found, path)
+    return found.st_size
+
+
+def _check(found: os.stat_result, path: Path) -> None:
+    """Raise ConfigError for what is no file, or too large: devices and pipes may have no end. What is read is checked
+    by its descriptor, since the path may lead elsewhere by then."""
     if stat.S_ISDIR(found.st_mode):
         raise _unreadable(path, "is a directory")
     if not stat.S_ISREG(found.st_mode):
         raise _unreadable(path, "it is no regular file")
     if found.st_size > MAX_FILE:
         raise _unreadable(path, f"it has more than {MAX_FILE >> 20} MiB")
-    return found.st_size
 
 
 def _unreadable(path: Path, reason: str | None) -> ConfigError:

@@ -21,6 +21,7 @@ from msgspec import structs
 from ..address import Destination, reachable
 from ..base import progress
 from ..base.descriptors import for_applications
+from ..base.file_access import open_list
 from ..base.log import set_level
 from ..base.tasks import spawn
 from ..base.text import counted
@@ -73,7 +74,7 @@ def load(config: ClientConfig, watch: FileWatch, shown: progress.Report = unrepo
     Raises ConfigError."""
     rules = config.rules()
     watch.before_reading(*(path for rule in rules for path in rule.lists))
-    return Loaded(config, load_rules(rules, config.default, progress=shown))
+    return Loaded(config, load_rules(rules, config.default, progress=shown, opener=open_list))
 
 
 def no_tun(config: ClientConfig, rules: RuleSet) -> TunModePlan:

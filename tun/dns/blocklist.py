@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from cryprq_proxy.base.file_access import open_list
 from cryprq_proxy.errors import ConfigError
 from cryprq_proxy.rules import lists
 from cryprq_proxy.rules.lists import ListedNames
@@ -33,6 +34,6 @@ def load(paths: Sequence[Path] = (), block: Iterable[str] = (), allow: Iterable[
                 names.add(name, 0, allowed=allowed)
             except ValueError as error:
                 raise ConfigError(f"{error}; write it like example.com") from None
-    lists.read_files(names, paths)
+    lists.read_files(names, paths, opener=open_list)
     names.seal([1] * max(len(paths), 1))
     return names

@@ -8,6 +8,7 @@ from functools import cache
 
 from cryprq_proxy.address import Destination
 from cryprq_proxy.base.clock import clock
+from cryprq_proxy.base.file_access import open_own
 from cryprq_proxy.errors import ConfigError, reason_of
 from cryprq_proxy.outbound.bytestream import ByteStream
 from cryprq_proxy.rules.lists import ListedNames
@@ -73,7 +74,7 @@ def check(settings: DnsSettings) -> None:
     load((), settings.block, settings.allow)
     for path in settings.blocklists:
         try:
-            path.open("rb").close()
+            open_own(path, "the blocklist").close()
         except OSError as error:
             raise ConfigError(f"the blocklist {path} cannot be read: {reason_of(error)}") from None
 

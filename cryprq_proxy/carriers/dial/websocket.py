@@ -15,6 +15,7 @@ import aiohttp
 from aiohttp.client_proto import ResponseHandler
 
 from ...base.descriptors import EXHAUSTED
+from ...base.file_access import open_own
 from ...base.linger import SECONDS
 from ...errors import CarrierError, CloseReason, ConfigError, reason_of
 from ..websocket import MASKED_MESSAGE, MAX_MESSAGE, Watched, WebSocketPipe
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from aiohttp.tracing import Trace
 
 TLS_SECONDS: Final = 10.0
+MAX_AUTHORITIES: Final = 4 << 20
+"""Bytes of the file `ca`. All that browsers trust is 0.3 million."""
 
 
 class _Protocol(Watched, ResponseHandler):
@@ -128,13 +131,22 @@ def _context(ca: Path | None) -> ssl.SSLContext:
     """Read the trusted certificates, which takes some milliseconds. Raises OSError without a free descriptor, else
     ConfigError."""
     try:
-        context = ssl.create_default_context(cafile=ca)
+        context = ssl.create_default_context(cadata=None if ca is None else _authorities(ca))
     except (OSError, ssl.SSLError) as error:
         if error.errno in EXHAUSTED:
             raise
         raise ConfigError(f"{ca}: no certificates could be read from it: {reason_of(error)}") from None
     context.set_alpn_protocols(["http/1.1"])
     return context
+
+
+def _authorities(ca: Path) -> str:
+    """Certificates in PEM, and never "", which would stand for those of the system. Raises OSError and ConfigError."""
+    with open_own(ca, "the authority") as file:
+        text = file.read(MAX_AUTHORITIES + 1)
+    if len(text) > MAX_AUTHORITIES:
+        raise ConfigError(f"the authority {ca} is larger than {MAX_AUTHORITIES >> 20} MiB")
+    return text.decode("ascii", "ignore") + "\n"
 
 
 def _why(error: ssl.SSLCertVerificationError) -> str:
