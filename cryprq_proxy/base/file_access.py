@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple
 
 from ..errors import ConfigError, reason_of
-from .owners import ROOT, require_own, user_name
+from .owners import ROOT, others_can_write, require_own, user_name
 
 type Mark = tuple[int, int, int, int] | None
 """Device, inode, time of the last change in ns, size; None if stat(2) fails."""
@@ -236,7 +236,10 @@ def sync_directory(directory: Path) -> None:
 
 
 def _inherit(handle: int, path: Path) -> None:
-    """Give a new file the mode and, if this process is root, the owner of the file that it replaces."""
+    """Give a new file the mode and, if this process is root, the owner of the file that it replaces.
+
+    Not the permission to write that others have: what reads the file would refuse it for that, now and after every
+    replacement."""
     try:
         old = path.lstat()
     except FileNotFoundError:
@@ -245,4 +248,7 @@ def _inherit(handle: int, path: Path) -> None:
         return
     if os.geteuid() == 0 and (old.st_uid, old.st_gid) != (0, os.getegid()):
         os.fchown(handle, old.st_uid, old.st_gid)
-    os.fchmod(handle, old.st_mode & 0o777)
+    mode = old.st_mode & 0o777
+    if others_can_write(mode, old.st_uid, old.st_gid):
+        mode &= ~0o022
+    os.fchmod(handle, mode)

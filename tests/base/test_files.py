@@ -69,6 +69,17 @@ def test_a_file_keeps_its_mode(tmp_path: Path) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
 
 
+@pytest.mark.parametrize(("before", "after"), [(0o666, 0o644), (0o602, 0o600), (0o700, 0o700)])
+def test_what_would_be_refused_is_not_kept(tmp_path: Path, before: int, after: int) -> None:
+    """Else a file that others could write once would be refused after every replacement, too."""
+    path = tmp_path / "list"
+    path.touch()
+    path.chmod(before)
+    os.close(replace_file(path, b"new"))
+    assert stat.S_IMODE(path.stat().st_mode) == after
+    assert SharedFile(path, "the list").read() == "new"
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
 def test_root_leaves_files_with_their_owner(tmp_path: Path) -> None:
     kept = tmp_path / "kept"

@@ -209,3 +209,16 @@ async def test_without_a_state_directory_they_last_as_long_as_the_process(
         assert not memory.seen(b"a")
         assert memory.seen(b"a")
     assert "there is no home directory" in caplog.text
+
+
+async def test_a_file_that_others_could_write_is_replaced_by_one_that_counts(tmp_path: Path) -> None:
+    """What it held is forgotten, but not what comes then."""
+    async with kept(tmp_path) as memory:
+        memory.seen(b"old")
+    (tmp_path / RECENT).chmod(0o666)
+    async with kept(tmp_path) as memory:
+        assert not memory.seen(b"old")
+        memory.seen(b"new")
+    async with kept(tmp_path) as memory:
+        assert memory.seen(b"new")
+        assert memory.seen(b"old")
