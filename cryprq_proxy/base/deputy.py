@@ -28,6 +28,7 @@ import signal
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Literal, Never
@@ -40,7 +41,7 @@ from .file_access import FileAccess, FileContent, Mark, appoint, deputy_for
 from .owners import ROOT, Owner, become, owner_of
 
 ANSWER_SECONDS: Final = 10.0
-"""Longest time that root waits for the deputy: a file system of the user's own may never answer."""
+"""Longest time that root waits for a whole answer of the deputy: a file system of the user's own may never answer."""
 MAX_REQUEST: Final = 32 << 20
 """Bytes; the file that is written is in it."""
 _MORE: Final = 256
@@ -313,16 +314,28 @@ def _send(sock: socket.socket, message: bytes) -> None:
 
 
 def _receive(sock: socket.socket, most: int) -> bytes:
-    """One message. Raises EOFError if it is larger than `most` or the other side has gone, and OSError."""
-    (size,) = _LENGTH.unpack(_exactly(sock, _LENGTH.size))
-    if size > most:
-        raise EOFError
-    return _exactly(sock, size)
+    """One message, whole within the time-out of the socket. Raises EOFError if it is larger than `most` or the other
+    side has gone, and OSError."""
+    limit = sock.gettimeout()
+    give_up = None if limit is None else time.monotonic() + limit
+    try:
+        (size,) = _LENGTH.unpack(_exactly(sock, _LENGTH.size, give_up))
+        if size > most:
+            raise EOFError
+        return _exactly(sock, size, give_up)
+    finally:
+        sock.settimeout(limit)
 
 
-def _exactly(sock: socket.socket, size: int) -> bytes:
+def _exactly(sock: socket.socket, size: int, give_up: float | None) -> bytes:
+    """Raises TimeoutError at `give_up`, however often a piece comes until then."""
     data = bytearray()
     while len(data) < size:
+        if give_up is not None:
+            left = give_up - time.monotonic()
+            if left <= 0:
+                raise TimeoutError
+            sock.settimeout(left)
         piece = sock.recv(min(size - len(data), 1 << 20))
         if not piece:
             raise EOFError

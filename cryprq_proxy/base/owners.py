@@ -28,6 +28,7 @@ MAX_LINKS: Final = 40
 _NOBODY: Final = 65534
 _PR_SET_NO_NEW_PRIVS: Final = 38
 _PR_CAPBSET_DROP: Final = 24
+_PR_SET_DUMPABLE: Final = 4
 _MAX_CAPABILITY: Final = 63
 
 
@@ -58,12 +59,15 @@ def others_can_write(mode: int, uid: int, gid: int) -> bool:
 
 
 def _is_private_group(uid: int, gid: int) -> bool:
-    """Whether it is the group that useradd(8) makes for one user: with the user's name, and without other members."""
+    """Whether it is the group that useradd(8) makes for one user: with the user's name, without other members, and no
+    other user's own group."""
     try:
         user, group = pwd.getpwuid(uid), grp.getgrgid(gid)
     except KeyError:
         return False
-    return user.pw_gid == gid and group.gr_name == user.pw_name and not set(group.gr_mem) - {user.pw_name}
+    if user.pw_gid != gid or group.gr_name != user.pw_name or set(group.gr_mem) - {user.pw_name}:
+        return False
+    return all(other.pw_uid == uid for other in pwd.getpwall() if other.pw_gid == gid)
 
 
 # --- who decides ---
@@ -157,23 +161,32 @@ def require_name(path: Path, what: str) -> None:
 def become(owner: Owner) -> None:
     """Give up groups, group, user and capabilities for good; no set-user-id program gives any back.
 
-    The kernel also makes the process undumpable, so that no other process of the user can look into it (ptrace(2)).
-    Raises OSError, with EPERM also if a right was left over.
+    The process becomes undumpable, so that no other process of the user can look into it (ptrace(2)); with
+    fs.suid_dumpable=1 the kernel would leave it open. Raises OSError, with EPERM also if a right was left over.
     """
     if sys.platform != "linux":
         raise PermissionError(1, "only Linux can do that")
     gid = _group_of(owner)
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        raise _failed()
     for capability in range(_MAX_CAPABILITY + 1):
         # It fails for numbers that the kernel does not know, and without CAP_SETPCAP: then the flag above is enough.
         libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)
     os.setgroups([])
-    os.setresgid(gid, gid, gid)
+    # While the saved group is another one, ptrace(2) is refused: between the change of the user, which may make the
+    # process dumpable, and the next line.
+    os.setresgid(gid, gid, os.getegid())
     os.setresuid(owner.uid, owner.uid, owner.uid)
+    if libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0):
+        raise _failed()
+    os.setresgid(gid, gid, gid)
     if {*os.getresuid()} != {owner.uid} or {*os.getresgid()} != {gid} or os.getgroups() or _capabilities():
         raise PermissionError(1, os.strerror(1))
+
+
+def _failed() -> OSError:
+    return OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
 def _group_of(owner: Owner) -> int:

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -148,6 +149,27 @@ def test_silence_ends_it(answered: tuple[Deputy, socket.socket]) -> None:
     for _ in range(2):
         with pytest.raises(ConfigError, match="has ended"):
             alices.read(Path("file"), 3)
+
+
+def test_an_answer_that_trickles_ends_it(answered: tuple[Deputy, socket.socket]) -> None:
+    alices, theirs = answered
+    alices._sock.settimeout(0.3)
+    theirs.sendall((200).to_bytes(4))
+    gone, sent = threading.Event(), [0]
+
+    def trickle() -> None:
+        with suppress(OSError):
+            while sent[0] < 199 and not gone.wait(0.1):
+                theirs.sendall(b"\x91")
+                sent[0] += 1
+
+    thread = threading.Thread(target=trickle)
+    thread.start()
+    with pytest.raises(ConfigError, match="has ended"):
+        alices.read(Path("file"), 3)
+    gone.set()
+    thread.join(10)
+    assert sent[0] < 199
 
 
 def test_data_that_was_not_asked_for_is_refused(answered: tuple[Deputy, socket.socket]) -> None:

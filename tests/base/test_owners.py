@@ -6,6 +6,7 @@ import ctypes
 import grp
 import os
 import pwd
+import subprocess
 import sys
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from cryprq_proxy.base.owners import (
     user_name,
 )
 from cryprq_proxy.errors import ConfigError
+from tests.support.background import PATIENCE
 
 ALICE, BOB = 4_321, 4_322
 
@@ -147,6 +149,8 @@ def test_a_group_of_one_counts_for_its_user(monkeypatch: pytest.MonkeyPatch) -> 
     user = pwd.struct_passwd(("alice", "x", ALICE, BOB, "", "/", ""))
     members: list[str] = []
     names = ["alice"]
+    others = [user]
+    monkeypatch.setattr(pwd, "getpwall", lambda: others)
     monkeypatch.setattr(pwd, "getpwuid", lambda uid: user)
     monkeypatch.setattr(grp, "getgrgid", lambda gid: grp.struct_group((names[0], "x", gid, members)))
     assert not others_can_write(0o664, ALICE, BOB)
@@ -156,6 +160,12 @@ def test_a_group_of_one_counts_for_its_user(monkeypatch: pytest.MonkeyPatch) -> 
     assert others_can_write(0o664, ALICE, BOB)
     assert not others_can_write(0o644, ALICE, BOB)
     members.clear()
+    # A second name of the same user, and a user whose own group it is (useradd --gid alice bob).
+    others.append(pwd.struct_passwd(("al", "x", ALICE, BOB, "", "/", "")))
+    assert not others_can_write(0o664, ALICE, BOB)
+    others.append(pwd.struct_passwd(("bob", "x", ALICE + 1, BOB, "", "/", "")))
+    assert others_can_write(0o664, ALICE, BOB)
+    others.pop()
     names[0] = "users"
     assert others_can_write(0o664, ALICE, BOB)
 
@@ -191,15 +201,18 @@ class Given:
 
 
 def test_everything_is_given_up_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No new rights first; groups before the group, and the user last, since it is the right to change the others."""
+    """No new rights first; groups before the group, and then the user, who is the right to change the others. The saved
+    group goes when nobody can look into the process any more."""
     given = Given(monkeypatch, {})
     become(Owner(ALICE, BOB, Path("/"), Path()))
     assert given.steps[0] == ("prctl", 38)
     assert given.steps[1:65] == [("prctl", 24)] * 64
     assert given.steps[65:] == [
         ("setgroups", []),
-        ("setresgid", BOB, BOB, BOB),
+        ("setresgid", BOB, BOB, os.getegid()),
         ("setresuid", ALICE, ALICE, ALICE),
+        ("prctl", 4),
+        ("setresgid", BOB, BOB, BOB),
     ]
 
 
@@ -233,14 +246,44 @@ def test_without_the_flag_nothing_goes_on(monkeypatch: pytest.MonkeyPatch) -> No
         become(Owner(ALICE, BOB, Path("/"), Path()))
 
 
+def test_without_being_closed_to_others_nothing_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = Given(monkeypatch, {})
+    monkeypatch.setattr(given, "prctl", lambda number, *_: int(number == 4))
+    monkeypatch.setattr(ctypes, "get_errno", lambda: 22)
+    with pytest.raises(OSError, match="Invalid argument"):
+        become(Owner(ALICE, BOB, Path("/"), Path()))
+
+
+@only_root
+@pytest.mark.process
+def test_a_kernel_that_leaves_it_open_is_no_matter() -> None:
+    """As with fs.suid_dumpable=1. In a child, which cannot go back."""
+    code = f"""if True:
+        import ctypes, os
+        from pathlib import Path
+        from cryprq_proxy.base.owners import Owner, become
+        prctl, change = ctypes.CDLL(None).prctl, os.setresuid
+        def open_again(*ids):
+            change(*ids)
+            prctl(4, 1, 0, 0, 0)
+        os.setresuid = open_again
+        become(Owner({ALICE}, {BOB}, Path("/"), Path()))
+        print(prctl(3, 0, 0, 0, 0), *os.getresuid(), *os.getresgid())
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE, check=True
+    )
+    assert done.stdout.split() == ["0", *[str(ALICE)] * 3, *[str(BOB)] * 3]
+
+
 def test_the_group_is_the_users_own_and_never_roots(monkeypatch: pytest.MonkeyPatch) -> None:
     given = Given(monkeypatch, {"getresgid": (65534,) * 3})
     become(Owner(ALICE, 0, Path("/"), Path()))
-    assert given.steps[66] == ("setresgid", 65534, 65534, 65534)
+    assert given.steps[-1] == ("setresgid", 65534, 65534, 65534)
     monkeypatch.setattr(pwd, "getpwuid", lambda uid: pwd.struct_passwd(("a", "x", ALICE, 7, "", "/", "")))
     monkeypatch.setattr(os, "getresgid", lambda: (7, 7, 7))
     become(Owner(ALICE, 0, Path("/"), Path()))
-    assert given.steps[-2] == ("setresgid", 7, 7, 7)
+    assert given.steps[-1] == ("setresgid", 7, 7, 7)
 
 
 def test_capabilities_of_this_process_are_read() -> None:
