@@ -467,7 +467,7 @@ NUMBERS: dict[str, list[float]] = {
     "acknowledged frames dropped in one turn, also of a session that is resumed; at once": [sendlog.DROPS],
     "pieces of data written to a slow target, or application, in one turn": [
         backlog.WRITES,
-        backlog.PIECE // 1024,
+        backlog.PIECE,
     ],
     "plaintext kept per session; by all sessions": [
         EXIT.limits.retained_bytes,

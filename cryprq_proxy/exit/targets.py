@@ -66,7 +66,7 @@ class PendingTarget(StreamHandler):
         self._sockets = sockets
         self._stream = stream
         self._claim = claim
-        self._early = Backlog()
+        self._early: Backlog | None = None
         self._eof = False
         self._attempt: Cancellable | None = None
 
@@ -114,7 +114,9 @@ class PendingTarget(StreamHandler):
         relay = Relay(self._sockets, sock, stream, targets.slots, self._ended)
         targets.relays.add(relay)
         stream.accept()
-        relay.start(received=self._early, ended=self._eof)
+        # The relay keeps this object: a deque for each of its streams would be most of what an idle one takes.
+        early, self._early = self._early, None
+        relay.start(received=early, ended=self._eof)
 
     def _ended(self, relay: Relay) -> None:
         self._targets.relays.discard(relay)
@@ -123,6 +125,8 @@ class PendingTarget(StreamHandler):
     # --- handler ---------------------------------------------------------------------------------------------------
 
     def data_received(self, data: memoryview) -> None:
+        if self._early is None:
+            self._early = Backlog()
         self._early.append(data)
 
     def eof_received(self) -> None:
