@@ -44,6 +44,7 @@ class Carried(Pair):
         self.name = name
 
     def launch(self) -> list[Process]:
+        from cryprq_proxy.config.keys import save_identity
         from cryprq_proxy.crypto.identity import Identity
         from cryprq_proxy.crypto.primitives import select_provider
         from tests.support.web_links import make_certificates
@@ -52,7 +53,7 @@ class Carried(Pair):
         setting = {"carrier": self.name, "socks": self.socks_port, "tcp": free_port(), "web": free_port()}
         for role in ("exit", "client"):
             identity = Identity.generate(select_provider())
-            identity.save(self.directory / f"{role}-identity")
+            save_identity(identity, self.directory / f"{role}-identity")
             setting[role] = str(identity.peer_id)
         if self.name == "wss":
             make_certificates(self.directory)
@@ -80,7 +81,8 @@ async def serve(role: str) -> None:
 async def _serve_exit(setting: dict[str, Any], stop: asyncio.Event) -> None:
     from cryprq_proxy.address import Destination
     from cryprq_proxy.config.exit import ExitConfig
-    from cryprq_proxy.crypto.identity import Identity, PeerId
+    from cryprq_proxy.config.keys import load_identity
+    from cryprq_proxy.crypto.identity import PeerId
     from cryprq_proxy.crypto.primitives import select_provider
     from cryprq_proxy.exit.egress_policy import EgressPolicy
     from cryprq_proxy.exit.exit import Exit
@@ -92,7 +94,7 @@ async def _serve_exit(setting: dict[str, Any], stop: asyncio.Event) -> None:
     config = ExitConfig()
     web = WebSocketSettings(Destination("127.0.0.1", setting["web"]), PATH, *tls)
     exit = Exit(
-        Identity.load(provider, Path("exit-identity")),
+        load_identity(provider, Path("exit-identity")),
         ExitSettings(
             (Destination("127.0.0.1", setting["tcp"]),), config.session_limits(), config.bounds(), web
         ),
@@ -113,7 +115,8 @@ async def _serve_client(setting: dict[str, Any], stop: asyncio.Event) -> None:
     from cryprq_proxy.client.exits import PlannedExit, keep_up, plan_exits
     from cryprq_proxy.client.settings import ClientSettings
     from cryprq_proxy.config.client import ClientConfig
-    from cryprq_proxy.crypto.identity import Identity, PeerId
+    from cryprq_proxy.config.keys import load_identity
+    from cryprq_proxy.crypto.identity import PeerId
     from cryprq_proxy.crypto.primitives import select_provider
     from cryprq_proxy.fronts.listener import MixedListener
     from cryprq_proxy.rules.engine import EVERYTHING
@@ -129,7 +132,7 @@ async def _serve_client(setting: dict[str, Any], stop: asyncio.Event) -> None:
         config.wait_for_link,
         ca=Path("ca.pem") if carrier == "wss" else None,
     )
-    identity = Identity.load(provider, Path("client-identity"))
+    identity = load_identity(provider, Path("client-identity"))
     exits = plan_exits(identity, provider, [PlannedExit("exit", 1, settings)], failback=config.failback)
     listen = replace(listener_settings(config), listen=Destination("127.0.0.1", setting["socks"]))
     listener = MixedListener(Dispatcher(exits, EVERYTHING), listen)

@@ -59,6 +59,7 @@ from cryprq_proxy.carriers.dial.endpoint import Endpoint  # noqa: E402
 from cryprq_proxy.client.client import Client  # noqa: E402
 from cryprq_proxy.client.settings import ClientSettings  # noqa: E402
 from cryprq_proxy.config.client import ClientConfig  # noqa: E402
+from cryprq_proxy.config.keys import save_identity  # noqa: E402
 from cryprq_proxy.crypto.handshake import FIRST_SIZE, ClientHandshake  # noqa: E402
 from cryprq_proxy.crypto.identity import Identity  # noqa: E402
 from cryprq_proxy.crypto.primitives import select_provider  # noqa: E402
@@ -93,7 +94,7 @@ class ExitProcess:
         self.identity = Identity.generate(PROVIDER)
         with socket.create_server(("127.0.0.1", 0)) as probe:
             self.port = probe.getsockname()[1]
-        self.identity.save(directory / "identity")
+        save_identity(self.identity, directory / "identity")
         (directory / "authorized").write_text("".join(f"{client.peer_id}\n" for client in clients))
         (directory / "authorized").chmod(0o600)
         file = directory / "exit.toml"

@@ -86,6 +86,7 @@ if __name__ == "__main__" and sys.argv[1:2] == ["--be-exit"]:
 
 from cryprq_proxy.address import Destination  # noqa: E402
 from cryprq_proxy.carriers.admission import frame_flight  # noqa: E402
+from cryprq_proxy.config.keys import load_identity, save_identity  # noqa: E402
 from cryprq_proxy.crypto.handshake import ClientHandshake  # noqa: E402
 from cryprq_proxy.crypto.identity import Identity, PeerId  # noqa: E402
 from cryprq_proxy.crypto.primitives import select_provider  # noqa: E402
@@ -344,7 +345,7 @@ def flood_process(kind: str, ports: tuple[int, int], exit_id: str, key: Path) ->
     """Flood for ever: a connection that the exit ends is followed by another one."""
     os.setpriority(os.PRIO_PROCESS, 0, 19)
     raise_limit()
-    identity = Identity.load(PROVIDER, key)
+    identity = load_identity(PROVIDER, key)
     web, go = FLOODS[kind]
     while True:
         with contextlib.suppress(OSError, EOFError):
@@ -372,9 +373,9 @@ class MeasuredExit:
     def __init__(self, tree: Path, directory: Path) -> None:
         self.identity = Identity.generate(PROVIDER)
         self.peers = {name: Identity.generate(PROVIDER) for name in ("honest", "flooder")}
-        self.identity.save(directory / "identity")
+        save_identity(self.identity, directory / "identity")
         for name, peer in self.peers.items():
-            peer.save(directory / name)
+            save_identity(peer, directory / name)
         self.ports = free_port(), free_port()
         allowed = ", ".join(f'"{peer.peer_id}"' for peer in self.peers.values())
         config = directory / "exit.toml"

@@ -37,6 +37,7 @@ from soak_processes import ROOT, Sample, SoakedProcess, until
 
 sys.path.insert(0, str(ROOT))
 
+from cryprq_proxy.config.keys import save_identity
 from cryprq_proxy.crypto.identity import Identity
 from cryprq_proxy.crypto.primitives import select_provider
 from tests.support.background import Background
@@ -170,7 +171,7 @@ def roles(stage: Stage, dns_port: int, traced: str) -> Iterator[list[SoakedProce
 
 def _identity(stage: Stage, name: str) -> str:
     identity = Identity.generate(PROVIDER)
-    identity.save(stage.directory / f"{name}.key")
+    save_identity(identity, stage.directory / f"{name}.key")
     return str(identity.peer_id)
 
 

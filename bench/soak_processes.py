@@ -178,7 +178,8 @@ async def crowd(setting: CrowdSetting) -> None:
     from cryprq_proxy.base.tasks import spawn
     from cryprq_proxy.carriers.dial.endpoint import Endpoint
     from cryprq_proxy.client.client import Client
-    from cryprq_proxy.crypto.identity import Identity, PeerId
+    from cryprq_proxy.config.keys import load_identity
+    from cryprq_proxy.crypto.identity import PeerId
     from cryprq_proxy.crypto.primitives import select_provider
     from tests.support.settings import client_settings
 
@@ -188,7 +189,7 @@ async def crowd(setting: CrowdSetting) -> None:
     endpoint = Endpoint("tcp", Destination("127.0.0.1", setting.port))
     clients = [
         Client(
-            Identity.load(provider, Path(key)),
+            load_identity(provider, Path(key)),
             client_settings(PeerId.parse(setting.exit), (endpoint,)),
             provider,
         )

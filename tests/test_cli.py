@@ -11,8 +11,9 @@ import pytest
 
 from cryprq_proxy import __version__
 from cryprq_proxy.cli import run_command
+from cryprq_proxy.config.keys import load_identity
 from cryprq_proxy.config.tun import STATE
-from cryprq_proxy.crypto.identity import Identity, PeerId
+from cryprq_proxy.crypto.identity import PeerId
 from cryprq_proxy.crypto.primitives import select_provider
 from tests.support.processes import call, command, environment
 
@@ -38,7 +39,7 @@ def test_keygen_makes_a_private_file_and_prints_the_id_alone(tmp_path: Path) -> 
     peer = PeerId.parse(done.stdout.removesuffix("\n"))
     assert file.stat().st_mode & 0o777 == 0o600
     assert file.parent.stat().st_mode & 0o777 == 0o700
-    assert Identity.load(select_provider(), file).peer_id == peer
+    assert load_identity(select_provider(), file).peer_id == peer
     again = call("id", str(file))
     assert (again.returncode, again.stdout, again.stderr) == (0, done.stdout, "")
 
@@ -193,7 +194,7 @@ def test_a_bug_is_a_sentence_too(capsys: pytest.CaptureFixture[str], monkeypatch
     def broken(*_: object) -> None:
         raise KeyError("x")
 
-    monkeypatch.setattr(Identity, "load", broken)
+    monkeypatch.setattr("cryprq_proxy.config.keys.load_identity", broken)
     monkeypatch.setattr("cryprq_proxy.cli._drop_output", lambda: None)
     assert run_command(["id"]) == 1
     assert "this is a bug in cryprq-proxy: KeyError: 'x'" in complaint(capsys.readouterr().err)

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Final
 
 from ..base.core_dumps import forbid_core_dumps
-from ..base.file_access import OWN, access_for, exists
-from ..base.paths import exposed, read_text
+from ..base.file_access import access_for, exists
+from ..base.paths import read_text
 from ..crypto.identity import Identity
 from ..crypto.primitives import Provider, select_provider
 from ..errors import ConfigError, reason_of
@@ -50,22 +50,20 @@ def own_identity(provider: Provider, path: Path) -> Identity:
 def load_identity(provider: Provider, path: Path) -> Identity:
     """The identity in that file. The process that holds it leaves no core dump. Raises ConfigError."""
     forbid_core_dumps()
-    access = access_for(path, _WHAT)
-    if access is OWN:
-        return Identity.load(provider, path)
-    text, private = read_text(path, _WHAT)
-    if not private:
-        raise exposed(path, _WHAT)
+    if not exists(path, _WHAT):
+        raise ConfigError(f"there is no identity at {path}; make one first")
+    text, _ = read_text(path, _WHAT, private=True)
     return Identity.parse(provider, text.encode(), path)
 
 
 def save_identity(identity: Identity, path: Path) -> None:
-    """Write the identity to a new file. Raises ConfigError."""
+    """Write the identity to a new file that only its owner may read, and sync it to the disk.
+
+    Makes a missing directory, for its owner alone. Raises ConfigError if the file cannot be written or exists already:
+    a key that is overwritten is lost.
+    """
     forbid_core_dumps()
     access = access_for(path, _WHAT)
-    if access is OWN:
-        identity.save(path)
-        return
     try:
         access.make_directory(path.parent)
     except OSError as error:

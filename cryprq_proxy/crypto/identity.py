@@ -9,15 +9,13 @@ safe: a public key of small order has signatures that are valid for any data.
 from __future__ import annotations
 
 import base64
-import os
 import re
-import stat
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Self
 
-from ..errors import ConfigError, LocalError, reason_of
+from ..errors import ConfigError, LocalError
 from .primitives import (
     ED25519_PUBLIC_SIZE,
     ED25519_SIGNATURE_SIZE,
@@ -102,14 +100,13 @@ def verify_signatures(provider: Provider, public: bytes, signature: bytes, data:
 
 
 _FILE_FORMAT = re.compile(rb"cryprq-identity-1 ([A-Za-z0-9+/]{86}==)\n")
-_FILE_SIZE = len("cryprq-identity-1 ") + 88 + 1
 
 
 class Identity:
     """The signing keys of this peer. Safe to use from several threads."""
 
     def __init__(self, provider: Provider, ed25519_seed: bytes, mldsa_seed: bytes) -> None:
-        """From two seeds of 32 bytes; see also `generate` and `load`.
+        """From two seeds of 32 bytes; see also `generate` and `parse`.
 
         The first use expands the ML-DSA key (0.3 ms, or 12 ms with the pure provider), so that loading a
         file only to check it is cheap.
@@ -148,71 +145,8 @@ class Identity:
     # --- the file ---
 
     def line(self) -> bytes:
-        """The content of the file: the seeds, which are secret."""
+        """The content of the file (config/keys.py): the seeds, which are secret."""
         return b"cryprq-identity-1 " + base64.b64encode(self._seeds) + b"\n"
-
-    def save(self, path: Path) -> None:
-        """Write the seeds to a new file that only its owner may read, and sync it to the disk.
-
-        Creates a missing directory, for its owner alone. Raises ConfigError if the file cannot be written or
-        exists already: a key that is overwritten is lost.
-        """
-        line = self.line()
-        try:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f"the directory {path.parent} cannot be made: {reason_of(error)}") from None
-        try:
-            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        except FileExistsError:
-            raise ConfigError(f"{path} exists already; move it away to make a new identity") from None
-        except OSError as error:
-            raise ConfigError(f"the identity cannot be written to {path}: {reason_of(error)}") from None
-        try:
-            with open(fd, "wb") as file:
-                file.write(line)
-                file.flush()
-                os.fsync(fd)
-            directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                os.fsync(directory)
-            finally:
-                os.close(directory)
-        except OSError as error:
-            # A later start must not find half a key.
-            path.unlink(missing_ok=True)
-            raise ConfigError(f"the identity cannot be written to {path}: {reason_of(error)}") from None
-
-    @classmethod
-    def load(cls, provider: Provider, path: Path) -> Self:
-        """The identity in a file that `save` wrote.
-
-        Raises ConfigError with a remedy if the file is missing, of another user than this one and root, readable by
-        others, or not of that format.
-        """
-        try:
-            # Non-blocking, so that a FIFO in the file's place cannot stop the start.
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        except FileNotFoundError:
-            raise ConfigError(f"there is no identity at {path}; make one first") from None
-        except OSError as error:
-            raise ConfigError(f"the identity {path} cannot be read: {reason_of(error)}") from None
-        try:
-            with open(fd, "rb") as file:
-                status = os.fstat(fd)
-                if not stat.S_ISREG(status.st_mode):
-                    raise ConfigError(f"{path} is not a file; name the file of an identity")
-                if status.st_uid not in (0, os.geteuid()):
-                    raise ConfigError(
-                        f"the identity {path} belongs to the user with the number {status.st_uid}; run: "
-                        f"chown {os.geteuid()} {path}"
-                    )
-                if status.st_mode & 0o077:
-                    raise ConfigError(f"others may read the identity {path}; run: chmod 600 {path}")
-                line = file.read(_FILE_SIZE + 1)
-        except OSError as error:
-            raise ConfigError(f"the identity {path} cannot be read: {reason_of(error)}") from None
-        return cls.parse(provider, line, path)
 
     @classmethod
     def parse(cls, provider: Provider, line: bytes, path: Path) -> Self:

@@ -14,7 +14,8 @@ import pytest
 
 from cryprq_proxy.cli import run_command
 from cryprq_proxy.config.exit import load_exit
-from cryprq_proxy.crypto.identity import Identity, PeerId
+from cryprq_proxy.config.keys import load_identity
+from cryprq_proxy.crypto.identity import PeerId
 from cryprq_proxy.crypto.primitives import select_provider
 from cryprq_proxy.pairing.invitation import Invitation
 from tests.support.processes import Program, call, echo_server, receive, socks_connect
@@ -48,7 +49,7 @@ def run(capsys: Capture, *arguments: str, code: int = 0) -> tuple[str, str]:
 def test_the_invite_alone_is_on_standard_output(own_directories: Path, capsys: Capture) -> None:
     out, err = run(capsys, "invite", "laptop", "--expires", "7d", "--address", "exit.example")
     invitation = Invitation.parse(out)
-    own = Identity.load(select_provider(), own_directories / ".config/cryprq/identity").peer_id
+    own = load_identity(select_provider(), own_directories / ".config/cryprq/identity").peer_id
     assert invitation.url == f"cryprq://{own}@exit.example:4433"
     assert out == f"{invitation}\n"
     assert "for laptop, to be used once, until " in err

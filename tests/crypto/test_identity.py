@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import itertools
-import os
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,7 @@ from cryprq_proxy.errors import ConfigError, LocalError
 PROVIDER = select_provider()
 SEEDS = bytes(range(32)), bytes(range(32, 64))
 IDENTITY = Identity(PROVIDER, *SEEDS)
+FILE = Path("identity")
 LINE = b"cryprq-identity-1 " + base64.b64encode(SEEDS[0] + SEEDS[1]) + b"\n"
 
 
@@ -163,69 +163,9 @@ def test_small_order_keys_do_not_pass(small: bytes) -> None:
 # --- the file ---
 
 
-def test_save_and_load(tmp_path: Path) -> None:
-    path = tmp_path / "a" / "identity"
-    identity = Identity.generate(PROVIDER)
-    identity.save(path)
-    assert Identity.load(PROVIDER, path).peer_id == identity.peer_id
-    assert path.stat().st_mode & 0o777 == 0o600
-    assert path.parent.stat().st_mode & 0o777 == 0o700
-
-
-def test_the_format(tmp_path: Path) -> None:
-    path = tmp_path / "identity"
-    IDENTITY.save(path)
-    assert path.read_bytes() == LINE
-
-
-def test_save_never_overwrites(tmp_path: Path) -> None:
-    path = tmp_path / "identity"
-    path.write_text("precious")
-    with pytest.raises(ConfigError, match="exists already"):
-        IDENTITY.save(path)
-    assert path.read_text() == "precious"
-    link = tmp_path / "link"
-    link.symlink_to(tmp_path / "nothing")
-    with pytest.raises(ConfigError, match="exists already"):
-        IDENTITY.save(link)
-    assert not (tmp_path / "nothing").exists()
-
-
-def test_save_where_it_cannot(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match="cannot be made"):
-        IDENTITY.save(tmp_path / "file" / "identity")
-    with pytest.raises(ConfigError, match="cannot be written"):
-        IDENTITY.save(tmp_path / ("long" * 100))
-
-
-def test_failed_save_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(fd: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    path = tmp_path / "identity"
-    with pytest.raises(ConfigError, match="no space left"):
-        IDENTITY.save(path)
-    assert not path.exists()
-
-
-def file_with(path: Path, content: bytes, mode: int = 0o600) -> Path:
-    path.write_bytes(content)
-    path.chmod(mode)
-    return path
-
-
-@pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o610, 0o601, 0o620, 0o602, 0o777])
-def test_load_refuses_a_file_open_to_others(tmp_path: Path, mode: int) -> None:
-    path = file_with(tmp_path / "identity", LINE, mode)
-    with pytest.raises(ConfigError, match="chmod 600"):
-        Identity.load(PROVIDER, path)
-
-
-@pytest.mark.parametrize("mode", [0o600, 0o400])
-def test_load_accepts_the_owner(tmp_path: Path, mode: int) -> None:
-    assert Identity.load(PROVIDER, file_with(tmp_path / "identity", LINE, mode)).peer_id == IDENTITY.peer_id
+def test_the_format() -> None:
+    assert IDENTITY.line() == LINE
+    assert Identity.parse(PROVIDER, LINE, FILE).peer_id == IDENTITY.peer_id
 
 
 @pytest.mark.parametrize(
@@ -245,27 +185,15 @@ def test_load_accepts_the_owner(tmp_path: Path, mode: int) -> None:
         LINE * 1000,
     ],
 )
-def test_load_refuses_other_formats(tmp_path: Path, content: bytes) -> None:
-    with pytest.raises(ConfigError, match="not an identity"):
-        Identity.load(PROVIDER, file_with(tmp_path / "identity", content))
+def test_other_formats_are_refused(content: bytes) -> None:
+    with pytest.raises(ConfigError, match="not an identity of this version"):
+        Identity.parse(PROVIDER, content, FILE)
 
 
 @given(st.binary(max_size=200))
-def test_load_raises_only_config_errors(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+def test_parse_raises_only_config_errors(content: bytes) -> None:
     with pytest.raises(ConfigError):
-        Identity.load(PROVIDER, file_with(tmp_path_factory.getbasetemp() / "identity", content))
-
-
-def test_load_of_what_is_no_file(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="make one first"):
-        Identity.load(PROVIDER, tmp_path / "nothing")
-    with pytest.raises(ConfigError):
-        Identity.load(PROVIDER, tmp_path)
-    os.mkfifo(tmp_path / "fifo", 0o600)
-    with pytest.raises(ConfigError, match="not a file"):
-        Identity.load(PROVIDER, tmp_path / "fifo")
-    with pytest.raises(ConfigError):
-        Identity.load(PROVIDER, Path("/proc/self/mem/identity"))
+        Identity.parse(PROVIDER, content, FILE)
 
 
 def test_no_secrets_in_repr() -> None:

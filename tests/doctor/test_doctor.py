@@ -469,7 +469,7 @@ async def test_a_broken_configuration_stops_nearly_all(tmp_path: Path) -> None:
     ("spoil", "text", "remedy"),
     [
         (lambda key: key.unlink(), "there are no keys", "keygen"),
-        (lambda key: key.chmod(0o644), "others may read", "chmod 600"),
+        (lambda key: key.chmod(0o644), "others can read", "chmod 600"),
         (lambda key: key.write_bytes(b"x"), "", "restore"),
     ],
 )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cryprq_proxy.crypto.identity import Identity
+from cryprq_proxy.config.keys import load_identity
 from cryprq_proxy.crypto.primitives import select_provider
 from tests.support.applications import Curl, read_exactly, through
 from tests.support.cutter import DOWN, UP, Cutter
@@ -100,7 +100,7 @@ def test_nothing_is_readable_on_the_way(
     proxy = f"127.0.0.1:{client.port}"
     assert curl.get("--socks5-hostname", proxy, f"http://site.test:{http.port}/hello") == b"hello\n"
     provider = select_provider()
-    readable = [Identity.load(provider, world.identity(name)[0]) for name in ("client", "exit")]
+    readable = [load_identity(provider, world.identity(name)[0]) for name in ("client", "exit")]
     for words in (b"site.test", b"hello", b"HTTP", *(who.public[:32] for who in readable)):
         assert words not in line.kept
     assert len(line.kept) > 10_000

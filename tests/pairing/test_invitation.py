@@ -25,6 +25,7 @@ from cryprq_proxy.client.requests import ClientObserver
 from cryprq_proxy.config.authorized import PeersFile
 from cryprq_proxy.config.client import ClientConfig, load_client
 from cryprq_proxy.config.exit import ExitConfig
+from cryprq_proxy.config.keys import load_identity
 from cryprq_proxy.crypto.identity import Identity, PeerId
 from cryprq_proxy.crypto.primitives import select_provider
 from cryprq_proxy.errors import CloseReason, ConfigError, CryprqError, PeerError
@@ -493,7 +494,7 @@ async def test_join_writes_a_configuration_that_works(tmp_path: Path, own_direct
         peer_id = await join(invitation, plan(invitation, None, None, False))
         assert [peer.peer_id for peer in world.listed.read()] == [peer_id]
         loaded = load_client()
-        assert Identity.load(FAST, loaded.identity).peer_id == peer_id
+        assert load_identity(FAST, loaded.identity).peer_id == peer_id
         assert ids_of(loaded) == [world.peer]
 
         other = tmp_path / "other.toml"

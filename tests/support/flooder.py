@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Final
 
 from cryprq_proxy.address import Destination
+from cryprq_proxy.config.keys import load_identity
 from cryprq_proxy.crypto.handshake import ClientHandshake
-from cryprq_proxy.crypto.identity import Identity, PeerId
+from cryprq_proxy.crypto.identity import PeerId
 from cryprq_proxy.crypto.primitives import select_provider
 from cryprq_proxy.errors import StreamReason
 from cryprq_proxy.session import wire
@@ -46,7 +47,7 @@ class Flooder:
 
     def __init__(self, peer_id: str, port: int, key: Path) -> None:
         provider = select_provider()
-        self._handshake = ClientHandshake(Identity.load(provider, key), PeerId.parse(peer_id), provider)
+        self._handshake = ClientHandshake(load_identity(provider, key), PeerId.parse(peer_id), provider)
         self.sock = connect(port)
         first = self._handshake.write_first()
         self.sock.sendall(len(first).to_bytes(2) + first)

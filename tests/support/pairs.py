@@ -6,6 +6,7 @@ import json
 import socket
 from pathlib import Path
 
+from cryprq_proxy.config.keys import save_identity
 from cryprq_proxy.crypto.identity import Identity
 from cryprq_proxy.crypto.primitives import select_provider
 from tests.support.processes import Program, call, receive
@@ -13,7 +14,7 @@ from tests.support.processes import Program, call, receive
 
 def new_identity(file: Path) -> str:
     identity = Identity.generate(select_provider())
-    identity.save(file)
+    save_identity(identity, file)
     return str(identity.peer_id)
 
 

@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from cryprq_proxy.config.keys import load_identity, save_identity
 from cryprq_proxy.crypto.identity import Identity
 from cryprq_proxy.crypto.primitives import select_provider
 from cryprq_proxy.process.control import query
@@ -184,8 +185,8 @@ class World:
         provider = select_provider()
         file = self.directory / f"{name}.key"
         if not file.exists():
-            Identity.generate(provider).save(file)
-        return file, str(Identity.load(provider, file).peer_id)
+            save_identity(Identity.generate(provider), file)
+        return file, str(load_identity(provider, file).peer_id)
 
     def exit(
         self,

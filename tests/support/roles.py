@@ -11,6 +11,7 @@ from typing import Any
 from cryprq_proxy.base.tasks import spawn
 from cryprq_proxy.config.client import ClientConfig, client_from
 from cryprq_proxy.config.exit import ExitConfig, exit_from
+from cryprq_proxy.config.keys import save_identity
 from cryprq_proxy.crypto.identity import Identity, PeerId
 from cryprq_proxy.crypto.primitives import select_provider
 from cryprq_proxy.process.control import query, query_status
@@ -82,7 +83,7 @@ class RoleFiles:
 
     def identity(self, name: str) -> PeerId:
         identity = Identity.generate(select_provider())
-        identity.save(self.directory / f"{name}.key")
+        save_identity(identity, self.directory / f"{name}.key")
         return identity.peer_id
 
     def authorize(self, *lines: str) -> None:
