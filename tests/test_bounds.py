@@ -183,10 +183,11 @@ REACHED = {
     "sent to an address that is not yet proved, on the lane": [
         "lane/test_path.py::test_little_is_sent_to_an_unproven_address"
     ],
-    "hosts that may answer a UDP association; datagrams waiting for a name, and their bytes": [
+    "hosts that may answer a UDP association; its datagrams waiting for a name; their bytes; in all associations": [
         "outbound/test_udp_association.py::test_the_host_sent_to_least_recently_is_forgotten_at_the_bound",
         "outbound/test_udp_association.py::test_datagrams_that_wait_for_a_name_are_bounded",
         "outbound/test_udp_association.py::test_the_bytes_that_wait_for_a_name_are_bounded",
+        "outbound/test_udp_association.py::test_the_bytes_that_wait_in_all_associations_are_bounded",
     ],
     "what the kernel keeps for a target that does not read, per stream": [
         "base/test_sockets.py::test_the_kernel_keeps_little_for_an_end_that_does_not_read"
@@ -499,10 +500,11 @@ NUMBERS: dict[str, list[float]] = {
     "probes of the lane that wait for an answer": [path._OUTSTANDING],
     "epochs in the status": [epochs.MAX_EPOCHS],
     "sent to an address that is not yet proved, on the lane": [path.CHALLENGE_INTERVAL],
-    "hosts that may answer a UDP association; datagrams waiting for a name, and their bytes": [
+    "hosts that may answer a UDP association; its datagrams waiting for a name; their bytes; in all associations": [
         udp_association.MAX_HOSTS,
         udp_association.MAX_RESOLVING,
         udp_association.MAX_HELD,
+        udp_association.MAX_HELD_TOGETHER,
     ],
     "what the kernel keeps for a target that does not read, per stream": [sockets.UNSENT],
     "what the kernel keeps for a socket of the lane, in each direction": [2 * udp_socket.SOCKET_BUFFER],

@@ -31,7 +31,7 @@ from ..outbound.backlog import Backlog
 from ..outbound.dialer import connect_target
 from ..outbound.relay import SLOTS
 from ..outbound.resolving.resolver import Resolver, SystemResolver
-from ..outbound.udp_association import UdpAssociation
+from ..outbound.udp_association import HeldBytes, UdpAssociation
 from ..session.sendlog import SLOT_HEADROOM, SlotPool
 from ..session.streams import Half, StreamHandler
 from ..session.wire import MAX_DATA, StreamProtocol
@@ -59,6 +59,7 @@ class Direct:
         self.resolver = self._system.of("applications") if resolver is None else resolver
         self.streams: dict[int, DirectStream | DirectAssociation] = {}
         """By number, oldest first."""
+        self.held = HeldBytes()
         self.refused: Counter[Any] = Counter()
         self._last = 0
 
@@ -350,7 +351,7 @@ class DirectAssociation(DatagramsOnly):
         direct = self._direct
         if self.id in direct.streams:
             self._sockets = UdpAssociation(
-                direct.loop, self._answered, self.reset, direct.policy, direct.resolver
+                direct.loop, self._answered, self.reset, direct.policy, direct.resolver, direct.held
             )
             self.opened = True
             self.handler.opened()

@@ -27,7 +27,7 @@ from ..crypto.primitives import Provider, system_entropy
 from ..errors import CloseReason, CryprqError, PeerError, StreamReason
 from ..outbound.resolving.resolver import Resolver
 from ..outbound.socket_group import SocketGroup
-from ..outbound.udp_association import MAX_SOCKETS, UdpAssociation
+from ..outbound.udp_association import MAX_SOCKETS, HeldBytes, UdpAssociation
 from ..session.sendlog import MemoryBudget
 from ..session.session import Session
 from ..session.status import Totals, session_status
@@ -46,14 +46,16 @@ _log = logging.getLogger(__name__)
 
 class PeerShare:
     """The sessions of one peer, those whose carrier was lost last at the end, and what they have together: how many
-    streams they open, their work in a turn of the loop, and the sockets of their targets."""
+    streams they open, their work in a turn of the loop, the sockets of their targets, and the bytes that wait for
+    names."""
 
-    __slots__ = ("opens", "sessions", "sockets", "turn")
+    __slots__ = ("held", "opens", "sessions", "sockets", "turn")
 
     def __init__(self, opens: TokenBucket, loop: asyncio.AbstractEventLoop) -> None:
         self.opens = opens
         self.turn = TurnBudget(loop.call_soon)
         self.sockets = SocketGroup(loop, self.turn)
+        self.held = HeldBytes()
         self.sessions: dict[bytes, PeerSession] = {}
 
 
@@ -227,6 +229,7 @@ class Sessions:
                 stream.reset,
                 targets.policy,
                 entry.resolver,
+                share.held,
                 claim.release,
             )
             stream.accept()

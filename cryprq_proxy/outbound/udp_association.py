@@ -31,17 +31,28 @@ MAX_HOSTS: Final = 1_024
 """Hosts that may answer one association; the least recently used one is forgotten first."""
 MAX_RESOLVING: Final = 64
 MAX_HELD: Final = 65_536
-"""Datagrams of one association that may wait for a name, and their bytes; more are dropped. A peer may have thousands
-of associations, and names that no server answers."""
+"""Datagrams of one association that may wait for a name, and their bytes; more are dropped."""
+MAX_HELD_TOGETHER: Final = 1 << 20
+"""Bytes that may wait in all associations of one peer. It may have thousands of them, and names that no server
+answers."""
 READS: Final = 8
 """Datagrams read in one wake-up."""
+
+
+class HeldBytes:
+    """The number of bytes that wait for a name in all associations of one peer, or of all applications."""
+
+    __slots__ = ("together",)
+
+    def __init__(self) -> None:
+        self.together = 0
 
 
 class UdpAssociation(StreamHandler):
     """Handler of a UDP stream at the exit, and behind a direct one at the client (client/direct.py).
 
-    `answered` gets the datagrams of hosts with their source, `reset_stream` ends the stream, `closed` is called
-    when the sockets are closed, perhaps twice.
+    `answered` gets the datagrams of hosts with their source, `reset_stream` ends the stream, `held` is that
+    of its peer, `closed` is called when the sockets are closed, perhaps twice.
     """
 
     def __init__(
@@ -51,6 +62,7 @@ class UdpAssociation(StreamHandler):
         reset_stream: Callable[[StreamReason], None],
         policy: TargetPolicy,
         resolver: Resolver,
+        held: HeldBytes,
         closed: Callable[[], None] = lambda: None,
     ) -> None:
         self._loop = loop
@@ -62,6 +74,7 @@ class UdpAssociation(StreamHandler):
         self._sockets: dict[int, socket.socket] = {}
         self._hosts: OrderedDict[str, None] = OrderedDict()
         self._resolving: set[asyncio.Task[None]] = set()
+        self._held_together = held
         self._held = 0
         """Bytes of the datagrams that wait for a name."""
         self._closed = False
@@ -72,9 +85,11 @@ class UdpAssociation(StreamHandler):
         elif (
             len(self._resolving) < MAX_RESOLVING
             and self._held + len(payload) <= MAX_HELD
+            and self._held_together.together + len(payload) <= MAX_HELD_TOGETHER
             and self._policy.check_name(destination.host, destination.port)
         ):
             self._held += len(payload)
+            self._held_together.together += len(payload)
             # A copy: the view is of a buffer that later datagrams, also of other peers, are opened into.
             task = spawn(self._send_to_name(destination, bytes(payload)), "resolve for UDP")
             self._resolving.add(task)
@@ -83,6 +98,7 @@ class UdpAssociation(StreamHandler):
     def _resolved(self, size: int, task: asyncio.Task[None]) -> None:
         self._resolving.discard(task)
         self._held -= size
+        self._held_together.together -= size
 
     async def _send_to_name(self, destination: Destination, payload: bytes) -> None:
         try:

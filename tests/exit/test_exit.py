@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import socket
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -19,6 +19,7 @@ from cryprq_proxy.exit import exit as exit_module
 from cryprq_proxy.exit.exit import REFUSAL_SECONDS, REFUSALS_LOGGED, Exit
 from cryprq_proxy.exit.providers import NoPacketNetwork
 from cryprq_proxy.exit.sessions import PeerSession
+from cryprq_proxy.outbound.resolving.resolver import SystemResolver
 from cryprq_proxy.session import wire
 from cryprq_proxy.session.wire import StreamProtocol
 from tests.support.settle import settle, until
@@ -262,6 +263,23 @@ async def test_what_targets_say_waits_for_the_next_turn_of_their_peer(protocol: 
                 turn.renew()
                 await visit.read(wire.DATA if protocol is StreamProtocol.TCP else wire.DATAGRAM)
             visit.cut()
+
+
+async def test_datagrams_of_all_sessions_of_a_peer_wait_for_names_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def silent(*_: object) -> NoReturn:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    monkeypatch.setattr(SystemResolver, "resolve", silent)
+    waiting = wire.encode_datagram(1, Destination("slow.example", 9), b"?")
+    async with open_exit() as exit:
+        for _ in range(2):
+            visit = await Visit(exit, ALICE).admit()
+            await visit.send(wire.encode_open(1, StreamProtocol.UDP, NOWHERE), waiting)
+            await visit.read(wire.OPENED)
+        await until(lambda: exit.sessions._shares[ALICE.peer_id].held.together == 2)
 
 
 async def test_what_has_ended_is_freed_without_a_collection_of_garbage() -> None:

@@ -11,7 +11,15 @@ import pytest
 from cryprq_proxy.address import Destination
 from cryprq_proxy.errors import StreamReason, StreamRefused
 from cryprq_proxy.outbound import udp_association
-from cryprq_proxy.outbound.udp_association import MAX_HELD, MAX_HOSTS, MAX_RESOLVING, READS, UdpAssociation
+from cryprq_proxy.outbound.udp_association import (
+    MAX_HELD,
+    MAX_HELD_TOGETHER,
+    MAX_HOSTS,
+    MAX_RESOLVING,
+    READS,
+    HeldBytes,
+    UdpAssociation,
+)
 from tests.support.fake_streams import FakeStream
 from tests.support.settle import settle, until
 
@@ -65,11 +73,21 @@ class Place:
         self.stream = FakeStream()
         self.policy = Policy()
         self.names = Names()
-        stream, loop = self.stream, asyncio.get_running_loop()
-        self.association = UdpAssociation(loop, stream.send_datagram, stream.reset, self.policy, self.names)
-        stream.handler = self.association
-        stream.accept()
+        self.held = HeldBytes()
+        self.association = self.stream.handler = self.another(self.stream)
+        self.stream.accept()
         self.hosts: list[Host] = []
+
+    def another(self, stream: FakeStream) -> UdpAssociation:
+        """An association of the same peer."""
+        return UdpAssociation(
+            asyncio.get_running_loop(),
+            stream.send_datagram,
+            stream.reset,
+            self.policy,
+            self.names,
+            self.held,
+        )
 
     def host(self, ip: str = "127.0.0.1") -> Host:
         self.hosts.append(Host(ip))
@@ -186,6 +204,27 @@ async def test_the_bytes_that_wait_for_a_name_are_bounded(place: Place) -> None:
         await host.receive()
     place.send("slow.example", host.address.port, third)
     await host.receive()
+
+
+async def test_the_bytes_that_wait_in_all_associations_are_bounded(place: Place) -> None:
+    """Each of thousands could hold 64 KiB."""
+    fitting = MAX_HELD_TOGETHER // MAX_HELD
+    associations = [place.another(FakeStream()) for _ in range(fitting)]
+    for association in associations:
+        association.datagram_received(Destination("slow.example", 9), bytes(MAX_HELD))
+    place.send("slow.example", 9, b"1")
+    await settle()
+    assert len(place.names.asked) == fitting, "the one byte of the last association is dropped"
+    associations[0].reset(StreamReason.CANCELLED)
+    await settle()
+    assert place.held.together == MAX_HELD_TOGETHER - MAX_HELD
+    place.send("slow.example", 9, b"1")
+    await settle()
+    assert len(place.names.asked) == fitting + 1
+    for association in [*associations, place.association]:
+        association.reset(StreamReason.CANCELLED)
+    await settle()
+    assert place.held.together == 0
 
 
 async def test_datagrams_that_wait_for_a_name_are_bounded(place: Place) -> None:
