@@ -206,6 +206,9 @@ REACHED = {
         "outbound/resolving/test_fair_slots.py::test_waiting_is_bounded_for_each_and_for_all",
         "outbound/resolving/test_resolver.py::test_the_memory_is_bounded",
     ],
+    "of those that wait for one name, told in one turn of the loop": [
+        "outbound/resolving/test_resolver.py::test_many_that_wait_for_one_name_go_on_by_turns"
+    ],
     "time for a name; an answer; its records, addresses, aliases": [
         "outbound/resolving/test_dns_names.py::test_all_of_it_has_a_bound_in_time",
         "outbound/resolving/test_dns_addresses.py::test_a_long_answer_over_tcp_is_refused",
@@ -520,6 +523,7 @@ NUMBERS: dict[str, list[float]] = {
         resolver.CACHE_SIZE,
         resolver.MOST_SECONDS,
     ],
+    "of those that wait for one name, told in one turn of the loop": [resolver.WOKEN],
     "time for a name; an answer; its records, addresses, aliases": [
         dns_names.LOOKUP_SECONDS,
         dns_addresses.MAX_MESSAGE,

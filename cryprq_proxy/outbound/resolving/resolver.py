@@ -23,6 +23,8 @@ from .dns_names import DnsNames
 from .host_configuration import ConfigurationReader, described
 from .outcome import LookupResult, NameSource
 
+WOKEN: Final = 16
+"""Of those that wait for one name, so many go on in one turn of the loop."""
 CACHE_SIZE: Final = 4096
 """Names remembered."""
 LEAST_SECONDS: Final = 1.0
@@ -93,7 +95,7 @@ class SystemResolver:
         answer = self._remembered(name)
         if answer is None:
             running = self._running.get(name) or await self._turn(name, asker)
-            answer = await self._answer_of(running) if isinstance(running, _LookUp) else running
+            answer = await self._answer_of(running, asker) if isinstance(running, _LookUp) else running
         if isinstance(answer, StreamReason):
             raise StreamRefused(answer)
         return answer.addresses
@@ -137,13 +139,13 @@ class SystemResolver:
         running.task.add_done_callback(partial(self._ended, running))
         return running
 
-    async def _answer_of(self, running: _LookUp) -> LookupResult:
-        running.waiting += 1
+    async def _answer_of(self, running: _LookUp, asker: str) -> LookupResult:
+        waiter = running.join(asker)
         try:
-            return await asyncio.shield(running.answer)
+            return await waiter
         finally:
-            running.waiting -= 1
-            if not running.waiting and not running.answer.done() and running.source.cancellable:
+            running.leave(asker, waiter)
+            if running.is_unwanted() and running.source.cancellable:
                 # Nobody may join it from now on.
                 self._forget(running)
                 running.task.cancel()
@@ -152,12 +154,12 @@ class SystemResolver:
         running.source.slots.give_back(running.asker)
         self._forget(running)
         if task.cancelled():
-            running.answer.set_result(StreamReason.SHUTTING_DOWN)
+            running.tell(StreamReason.SHUTTING_DOWN)
             return
         # An exception is a bug, and base/tasks.py has logged it.
         answer = StreamReason.NAME_FAILED if task.exception() else task.result()
         self._remember(running.name, answer)
-        running.answer.set_result(answer)
+        running.tell(answer)
 
     def _forget(self, running: _LookUp) -> None:
         if self._running.get(running.name) is running:
@@ -182,14 +184,49 @@ class SystemResolver:
 
 
 class _LookUp:
-    """A look-up that runs. It holds a slot of `asker`, and `waiting` calls wait for its `answer`."""
+    """A look-up that runs. It holds a slot of `asker`, who may not be the only one that waits for it."""
 
-    __slots__ = ("answer", "asker", "name", "source", "task", "waiting")
+    __slots__ = ("_ended", "_waiters", "asker", "name", "source", "task")
 
     def __init__(self, name: str, source: NameSource, asker: str) -> None:
         self.name = name
         self.source = source
         self.asker = asker
-        self.waiting = 0
-        self.answer: asyncio.Future[LookupResult] = asyncio.get_running_loop().create_future()
+        self._waiters: OrderedDict[str, OrderedDict[asyncio.Future[LookupResult], None]] = OrderedDict()
+        """By asker, in the order of their turns."""
+        self._ended = False
         self.task = spawn(source.look_up(name), "look-up of a name")
+
+    def join(self, asker: str) -> asyncio.Future[LookupResult]:
+        """What `tell` answers, or its caller cancels."""
+        waiter: asyncio.Future[LookupResult] = asyncio.get_running_loop().create_future()
+        self._waiters.setdefault(asker, OrderedDict())[waiter] = None
+        return waiter
+
+    def leave(self, asker: str, waiter: asyncio.Future[LookupResult]) -> None:
+        theirs = self._waiters.get(asker)
+        if theirs is not None and waiter in theirs:
+            del theirs[waiter]
+            if not theirs:
+                del self._waiters[asker]
+
+    def is_unwanted(self) -> bool:
+        """Whether it still runs and nobody waits for it."""
+        return not self._ended and not self._waiters
+
+    def tell(self, answer: LookupResult) -> None:
+        """Answer WOKEN of those that wait, askers in turn, and the others in the next turns of the loop: each of them
+        connects at once, and thousands may wait for one name."""
+        self._ended = True
+        waiters = self._waiters
+        for _ in range(WOKEN):
+            if not waiters:
+                return
+            asker, theirs = waiters.popitem(last=False)
+            waiter, _ = theirs.popitem(last=False)
+            if theirs:
+                waiters[asker] = theirs
+            if not waiter.done():
+                waiter.set_result(answer)
+        if waiters:
+            asyncio.get_running_loop().call_soon(self.tell, answer)

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import AsyncIterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from cryprq_proxy.outbound.resolving.host_configuration import (
     HostFiles,
 )
 from cryprq_proxy.outbound.resolving.outcome import FoundAddresses, LookupResult
-from cryprq_proxy.outbound.resolving.resolver import SystemResolver
+from cryprq_proxy.outbound.resolving.resolver import WOKEN, SystemResolver
 from cryprq_proxy.status import NamesStatus
 from tests.support.settle import settle, until
 
@@ -149,6 +150,41 @@ async def test_the_same_question_is_asked_once(stage: Stage) -> None:
     stage.names.held["a.test"].set()
     assert all(isinstance(answer, FoundAddresses) for answer in await asyncio.gather(*tasks))
     assert stage.names.asked == ["a.test"]
+
+
+async def test_many_that_wait_for_one_name_go_on_by_turns(stage: Stage) -> None:
+    """Each of them then connects: 16,384 streams to one name were one turn of the loop."""
+    stage.names.hold("a.test")
+    many = [stage.ask() for _ in range(10 * WOKEN)]
+    await until(lambda: stage.names.asked == ["a.test"])
+    await settle()
+    other = stage.ask(asker="bob")
+    await settle()
+    stage.names.held["a.test"].set()
+    steps = [0]
+    while not all(task.done() for task in many):
+        await asyncio.sleep(0)
+        steps.append(sum(task.done() for task in many))
+        if steps[-1]:
+            assert other.done(), "askers have turns"
+    assert max(after - before for before, after in pairwise(steps)) == WOKEN
+    assert all(task.result() == FOUND._replace(seconds=0.0) for task in (*many, other))
+
+
+async def test_who_gives_up_while_the_answer_is_told_is_left_out(stage: Stage) -> None:
+    stage.names.hold("a.test")
+    many = [stage.ask() for _ in range(3 * WOKEN)]
+    await until(lambda: stage.names.asked == ["a.test"])
+    await settle()
+    stage.names.held["a.test"].set()
+    while not many[0].done():
+        await asyncio.sleep(0)
+    assert not many[-1].done()
+    many[-1].cancel()
+    done = await asyncio.gather(*many, return_exceptions=True)
+    assert isinstance(done[-1], asyncio.CancelledError)
+    assert done[:-1] == [FOUND._replace(seconds=0.0)] * (3 * WOKEN - 1)
+    assert stage.names.cancelled == []
 
 
 async def test_one_peer_with_400_dead_names_does_not_delay_another(stage: Stage) -> None:
