@@ -29,7 +29,7 @@ from cryprq_proxy.exit import (
     websocket_listener,
 )
 from cryprq_proxy.exit.exit import TOLD_AT_ONCE
-from cryprq_proxy.fronts import http_messages, socks_udp
+from cryprq_proxy.fronts import http_chunks, http_origin, http_sections, socks_udp
 from cryprq_proxy.lane import path, replay, sealing, slices
 from cryprq_proxy.outbound import address_race, backlog, relay, udp_association
 from cryprq_proxy.outbound.resolving import (
@@ -225,7 +225,17 @@ REACHED = {
         "fronts/test_listener.py::test_slow_negotiations_are_ended",
         "fronts/test_listener.py::test_a_slow_head_of_http_is_answered_and_ended",
     ],
-    "head of an HTTP message": ["fronts/test_http_proxy.py::test_a_client_cannot_make_us_keep_without_bound"],
+    "head of an HTTP message, or trailers; lines in it; commas; answers before the response": [
+        "fronts/test_http_proxy.py::test_a_client_cannot_make_us_keep_without_bound",
+        "fronts/test_http_turns.py::test_sections_beyond_the_bounds_are_refused",
+        "fronts/test_http_turns.py::test_trailers_beyond_the_bounds_are_refused",
+        "fronts/test_http_turns.py::test_answers_before_the_response_are_bounded",
+    ],
+    "work of HTTP in one turn of the loop, all connections together; chunks in one slice; line before a chunk": [
+        "fronts/test_http_turns.py::test_tiny_chunks_of_an_origin_pass_a_turn_at_a_time",
+        "fronts/test_http_turns.py::test_all_connections_have_one_budget_and_all_of_them_their_turn",
+        "fronts/test_http_turns.py::test_the_line_before_a_chunk_is_bounded",
+    ],
     "one that has died, while nobody takes what it has sent; another machine that does not answer": [
         "outbound/test_relays.py::test_an_application_that_died_is_seen_while_its_target_does_not_read",
         "base/test_sockets.py::test_the_kernel_asks_a_quiet_end_whether_it_is_there",
@@ -535,7 +545,17 @@ NUMBERS: dict[str, list[float]] = {
     "verdicts of the policy remembered for packets": [exit_network.VERDICTS],
     "connections": [CLIENT.limits.max_connections, descriptors.RESERVE // 2],
     "time for a SOCKS negotiation, or the head of an HTTP request": [CLIENT.negotiation_timeout],
-    "head of an HTTP message": [http_messages.MAX_HEADER],
+    "head of an HTTP message, or trailers; lines in it; commas; answers before the response": [
+        http_sections.MAX_HEADER,
+        http_sections.MAX_FIELDS,
+        http_sections.MAX_MEMBERS,
+        http_origin.MAX_INTERIM,
+    ],
+    "work of HTTP in one turn of the loop, all connections together; chunks in one slice; line before a chunk": [
+        turns.TURN_WORK,
+        http_chunks.SLICE_CHUNKS,
+        http_chunks.MAX_CHUNK_HEADER,
+    ],
     "datagrams that wait until their route is open": [split_association.MAX_EARLY],
     "waiting for the link; an application that has died while its target is not connected yet": [
         CLIENT.wait_for_link

@@ -24,9 +24,6 @@ from .http_failures import Field, RequestRefused
 
 Message = h11.Request | h11.Response | h11.InformationalResponse
 
-MAX_HEADER: Final = 64 * 1024
-"""The most bytes of a message's header section, or of its trailers."""
-
 _ABSOLUTE = re.compile(rb"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)([^#]*)(#.*)?")
 
 _HOP_BY_HOP: Final = frozenset(
@@ -262,8 +259,9 @@ def has_both_framings(response: Message) -> bool:
 def relay_body(source: h11.Connection, sink: h11.Connection, *, trailers: bool = True) -> tuple[bytes, bool]:
     """Take the received part of a body from `source` and frame it for `sink`: the bytes to send, and whether it ended.
 
-    The chunks of one read leave as one piece. `trailers` says whether `sink` can take trailer fields (HTTP/1.0
-    cannot). Raises h11.RemoteProtocolError if the body is malformed or cut short; the pieces of this call are lost.
+    The chunks of one slice (http_reader.py) leave as one piece. `trailers` says whether `sink` can take trailer fields
+    (HTTP/1.0 cannot). Raises h11.RemoteProtocolError if the body is malformed or cut short; the pieces of this call are
+    lost.
     """
     pieces: list[bytes] = []
     while type(event := source.next_event()) is h11.Data:

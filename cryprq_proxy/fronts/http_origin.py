@@ -8,14 +8,19 @@ is sent, is an end before the first byte of the response (`silent`).
 from __future__ import annotations
 
 import asyncio
-from typing import Protocol
+from typing import Final, Protocol
 
 import h11
 
 from ..address import Destination
 from ..errors import StreamReset
 from ..outbound.bytestream import ByteStream
-from .http_messages import MAX_HEADER, has_both_framings
+from ..session.turns import TurnBudget
+from .http_messages import has_both_framings
+from .http_reader import HttpReader
+
+MAX_INTERIM: Final = 100
+"""Answers of a kind like 103 before the response itself."""
 
 
 class TcpSource(Protocol):
@@ -28,39 +33,40 @@ class TcpSource(Protocol):
 class Origin:
     """The stream of one server. Its owner ends it with `stream.abort`, or passes it on."""
 
-    def __init__(self, destination: Destination, stream: ByteStream) -> None:
+    def __init__(self, destination: Destination, stream: ByteStream, turns: TurnBudget) -> None:
         self.destination = destination
         self.stream = stream
-        self.http = h11.Connection(h11.CLIENT, MAX_HEADER)
-        self.silent = True
-        """Whether no byte was received since the last request."""
+        self.reader = HttpReader(stream, h11.CLIENT, turns)
+        self.http = self.reader.http
+        self._interim = 0
         self._clear = True
         """Whether the response has only one mark of its end."""
 
+    @property
+    def silent(self) -> bool:
+        """Whether no byte was received since the last request."""
+        return self.reader.silent
+
     async def head(self) -> h11.Response | h11.InformationalResponse:
         """The next header section. Raises StreamReset, h11.RemoteProtocolError."""
-        while True:
-            event = self.http.next_event()
-            if isinstance(event, h11.Response | h11.InformationalResponse):
-                if not event.http_version.startswith(b"1."):
-                    raise h11.RemoteProtocolError("the response is not HTTP/1.x")
-                self._clear = not has_both_framings(event)
-                return event
-            await self.receive()
-
-    async def receive(self) -> None:
-        """Pass the next bytes, or the end, to h11. Raises StreamReset."""
-        data = await self.stream.read()
-        self.silent = self.silent and not data
-        self.http.receive_data(data)
+        while not isinstance(event := self.reader.next_head(), h11.Response | h11.InformationalResponse):
+            await self.reader.receive()
+        if not event.http_version.startswith(b"1."):
+            raise h11.RemoteProtocolError("the response is not HTTP/1.x")
+        self._interim += isinstance(event, h11.InformationalResponse)
+        if self._interim > MAX_INTERIM:
+            raise h11.RemoteProtocolError("too many answers before the response")
+        self._clear = not has_both_framings(event)
+        return event
 
     def renew(self) -> bool:
         """Prepare for another request; False if the stream cannot carry one."""
         complete = self.http.states == {h11.CLIENT: h11.DONE, h11.SERVER: h11.DONE}
-        if not complete or not self._clear or any(self.http.trailing_data):
+        if not complete or not self._clear or self.reader.rest or self.reader.ended:
             return False
         self.http.start_next_cycle()
-        self.silent = True
+        self.reader.silent = True
+        self._interim = 0
         return True
 
     async def is_idle(self) -> bool:

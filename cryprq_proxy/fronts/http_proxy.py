@@ -6,7 +6,7 @@
 `HttpProxy.run` serves one request after another, each with two coroutines: `_upload` moves the request, `_download` the
 response. So a server may answer before it has read everything, a 100-continue passes while the client waits for it, and
 a client that closes early ends the exchange at once. Neither coroutine makes a task, a future or a copy in a queue per
-piece. A body passes in pieces and is never collected.
+piece. A body passes in pieces and is never collected. http_reader.py gives h11 no more at once than is little work.
 
 Three exceptions end an exchange: `_ClientGone`, `_ClientBroke` and `_OriginFailed`. If no byte of the response was
 sent, the client gets an error page. Else its connection is aborted, so that it cannot take the response for complete.
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -26,10 +27,10 @@ import h11
 from ..address import Destination
 from ..errors import DirectRefused, LocalError, StreamBlocked, StreamReason, StreamRefused, StreamReset
 from ..outbound.bytestream import ByteStream
+from ..session.turns import TurnBudget
 from .credentials import Credentials
 from .http_failures import RequestRefused, blocked, error_page, refusal_for
 from .http_messages import (
-    MAX_HEADER,
     Target,
     check_authorization,
     check_request,
@@ -42,6 +43,8 @@ from .http_messages import (
     relay_body,
 )
 from .http_origin import Origin, TcpSource
+from .http_reader import HttpReader
+from .http_sections import MAX_HEADER
 
 _PSEUDONYM = re.compile("[A-Za-z0-9._-]+")
 
@@ -86,7 +89,7 @@ class HttpProxy:
 
     Times are in seconds. `header_timeout` bounds the time for a request's header section. `keepalive_timeout` bounds
     the time of a kept connection without a request, and of an upload after its complete response. `via` is this
-    proxy's name for the Via field; without it there is no such field.
+    proxy's name for the Via field; without it there is no such field. All HTTP connections have the one budget `turns`.
 
     A cancelled `read` must not consume anything, neither on the client's connection nor on the streams.
     """
@@ -95,6 +98,7 @@ class HttpProxy:
         self,
         client: ByteStream,
         source: TcpSource,
+        turns: TurnBudget,
         *,
         credentials: Credentials | None = None,
         via: str | None = None,
@@ -109,7 +113,8 @@ class HttpProxy:
         self._via = via
         self._header_timeout = header_timeout
         self._keepalive_timeout = keepalive_timeout
-        self._http = h11.Connection(h11.SERVER, MAX_HEADER)
+        self._turns = turns
+        self._reader = HttpReader(client, h11.SERVER, turns)
         self._origin: Origin | None = None
         """The one stream that this object must end: in use, or kept for the next request."""
 
@@ -122,23 +127,15 @@ class HttpProxy:
         leaves no stream open.
         """
         try:
-            pending = first_bytes.lstrip(b"\r\n")
-            while (request := await self._next_request(pending)) is not None:
+            self._reader.keep(first_bytes)
+            while (request := await self._next_request()) is not None:
                 tunnel = await self._serve(request)
                 if tunnel is not None:
                     return tunnel
                 if self._http.states != {h11.CLIENT: h11.DONE, h11.SERVER: h11.DONE}:
                     break
-                pending, ended = self._http.trailing_data
-                pending = pending.lstrip(b"\r\n")
-                if ended and not pending:
-                    break
-                self._http = h11.Connection(h11.SERVER, MAX_HEADER)
-                if ended:
-                    # Complete requests before the end are still served, incomplete ones are not.
-                    self._http.receive_data(pending)
-                    self._http.receive_data(b"")
-                    pending = b""
+                # Complete requests before the client's end are still served, incomplete ones are not.
+                self._reader.restart()
             return None
         except _ClientGone as gone:
             raise StreamReset(gone.reason) from None
@@ -147,25 +144,27 @@ class HttpProxy:
 
     # 1. The request
 
-    async def _next_request(self, pending: bytes) -> h11.Request | None:
+    @property
+    def _http(self) -> h11.Connection:
+        """The h11 state of the client's connection."""
+        return self._reader.http
+
+    async def _next_request(self) -> h11.Request | None:
         """The next request; None after the last one, or if it was answered with an error."""
-        http = self._http
+        reader = self._reader
         try:
-            if not http.trailing_data[1]:
-                async with asyncio.timeout(self._keepalive_timeout):
-                    while not pending:
-                        data = await self._read()
-                        if not data:
-                            return None
-                        # RFC 9112 section 2.2: ignore empty lines before a request.
-                        pending = data.lstrip(b"\r\n")
-                http.receive_data(pending)
+            async with asyncio.timeout(self._keepalive_timeout):
+                # RFC 9112 section 2.2: ignore empty lines before a request.
+                while not reader.skip(b"\r\n"):
+                    if reader.ended:
+                        return None
+                    await self._receive(reader.read)
         except TimeoutError:
             return None
         try:
             async with asyncio.timeout(self._header_timeout):
-                while (event := http.next_event()) is h11.NEED_DATA:
-                    http.receive_data(await self._read())
+                while (event := reader.next_head()) is h11.NEED_DATA:
+                    await self._receive(reader.receive)
         except TimeoutError:
             await self._refuse(RequestRefused(408, "The request did not arrive in time.", close=True))
             return None
@@ -218,7 +217,7 @@ class HttpProxy:
             # Bytes that the client sent early for the tunnel are not HTTP.
             refusal.close = True
             raise
-        return HttpTunnel(stream, ESTABLISHED, self._http.trailing_data[0])
+        return HttpTunnel(stream, ESTABLISHED, self._reader.rest)
 
     async def _forward(self, request: h11.Request, target: Target) -> HttpTunnel | None:
         """Send the request to its origin, on the kept stream if that has the same origin and is still open."""
@@ -227,7 +226,7 @@ class HttpProxy:
             reused = kept is not None and kept.destination == target.destination and await kept.is_idle()
             if kept is None or not reused:
                 self._drop_origin()
-                kept = Origin(target.destination, await self._open(target.destination))
+                kept = Origin(target.destination, await self._open(target.destination), self._turns)
                 self._origin = kept
             try:
                 switched = await self._exchange(kept, request, target)
@@ -257,14 +256,14 @@ class HttpProxy:
 
     def _switch(self, origin: Origin, switched: h11.InformationalResponse) -> HttpTunnel:
         """Hand the stream over after a 101. Raises RequestRefused."""
-        if self._http.trailing_data[0]:
+        if self._reader.rest:
             # Bytes from before the 101 may be requests to other origins, with the password for this proxy.
             raise RequestRefused(
                 400, "More was sent before the answer to a request to switch protocols.", close=True
             )
         self._origin = None
         reply = self._http.send(forward_response(switched, self._via))
-        return HttpTunnel(origin.stream, reply + origin.http.trailing_data[0], b"")
+        return HttpTunnel(origin.stream, reply + origin.reader.rest, b"")
 
     # 3. The exchange: both directions at once
 
@@ -304,6 +303,8 @@ class HttpProxy:
         http = self._http
         try:
             complete = False
+            if http.their_state is h11.SEND_BODY:
+                self._reader.feed()
             while True:
                 if http.their_state is h11.SEND_BODY:
                     piece, complete = relay_body(http, origin.http)
@@ -316,18 +317,15 @@ class HttpProxy:
                     output = b""
                 if complete:
                     break
-                http.receive_data(await self._read())
+                await self._receive(self._reader.receive)
         except h11.RemoteProtocolError:
             raise _ClientBroke("The body of the request is malformed or ends too early.") from None
         except StreamReset:
             return  # `_download` gets the same error, and may first have a response to finish.
         finally:
             uploaded.set()
-        while True:
-            ahead, ended = http.trailing_data
-            if ended or len(ahead) > MAX_HEADER:
-                return
-            http.receive_data(await self._read())
+        while not self._reader.ended and len(self._reader.rest) <= MAX_HEADER:
+            await self._receive(self._reader.read)
 
     async def _download(self, origin: Origin, request: h11.Request) -> h11.InformationalResponse | None:
         """Pass the response on. Returns the 101 if there is one."""
@@ -342,6 +340,8 @@ class HttpProxy:
             # Tell a client that still sends: its body will not be read.
             ignored = http.their_state is h11.SEND_BODY and closes(response)
             output = http.send(forward_response(response, self._via, close=ignored))
+            # So that the head and the beginning of the body leave as one piece.
+            origin.reader.feed()
             while True:
                 piece, complete = relay_body(origin.http, http, trailers=modern)
                 if output or piece:
@@ -349,7 +349,7 @@ class HttpProxy:
                     output = b""
                 if complete:
                     break
-                await origin.receive()
+                await origin.reader.receive()
         except StreamReset as reset:
             raise _OriginFailed(refusal_for(reset.reason, origin.destination), silent=origin.silent) from None
         except h11.RemoteProtocolError:
@@ -376,9 +376,10 @@ class HttpProxy:
             self._origin.stream.abort()
             self._origin = None
 
-    async def _read(self) -> bytes:
+    async def _receive(self, step: Callable[[], Awaitable[None]]) -> None:
+        """One step of the reader of the client's bytes."""
         try:
-            return await self._client.read()
+            await step()
         except StreamReset as reset:
             raise _ClientGone(reset.reason) from None
 

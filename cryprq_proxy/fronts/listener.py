@@ -31,6 +31,7 @@ from ..outbound.bytestream import LinkStream, SocketStream
 from ..outbound.relay import Relay
 from ..outbound.relays import Relays
 from ..session.streams import AnyStream, StreamHandler
+from ..session.turns import TurnBudget
 from ..session.wire import StreamProtocol
 from .credentials import Credentials
 from .http_proxy import HttpProxy, HttpTunnel
@@ -75,6 +76,7 @@ class MixedListener:
         """Those whose application has sent data or its end before the target is connected."""
         self._udp: set[UdpFront] = set()
         self._http: set[asyncio.Task[None]] = set()
+        self._turns = TurnBudget(self.loop.call_soon)
         self._exchanges: Relays[HttpExchange] = Relays(
             self.loop, applications=True, idle_timeout=settings.idle_timeout
         )
@@ -169,6 +171,7 @@ class MixedListener:
             proxy = HttpProxy(
                 application,
                 self.source,
+                self._turns,
                 credentials=self.settings.credentials,
                 via="cryprq-proxy" if self.settings.via else None,
                 header_timeout=self.settings.negotiation_timeout,

@@ -12,6 +12,7 @@ from cryprq_proxy.errors import LocalError, StreamReason
 from cryprq_proxy.fronts.credentials import Credentials
 from cryprq_proxy.fronts.http_failures import FAILURES
 from cryprq_proxy.fronts.http_proxy import ESTABLISHED, HttpProxy
+from cryprq_proxy.session.turns import TurnBudget
 from tests.support.http_fakes import Stage
 
 GET = b"GET http://example.org/a HTTP/1.1\r\nHost: example.org\r\n\r\n"
@@ -815,7 +816,7 @@ async def test_via() -> None:
         origin.feed(b"HTTP/1.0 204 No\r\n\r\n")
         await stage.client.gets(b"HTTP/1.1 204 No\r\nVia: 1.0 cryprq\r\n\r\n")
     with pytest.raises(LocalError):
-        HttpProxy(stage.client, stage, via="a b")
+        HttpProxy(stage.client, stage, TurnBudget(asyncio.get_running_loop().call_soon), via="a b")
 
 
 async def test_cancelling_leaves_nothing_open() -> None:

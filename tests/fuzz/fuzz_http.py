@@ -14,6 +14,7 @@ with atheris.instrument_imports(include=["cryprq_proxy", "h11"]):
     from cryprq_proxy.address import Destination
     from cryprq_proxy.errors import StreamReason, StreamRefused, StreamReset
     from cryprq_proxy.fronts.http_proxy import HttpProxy
+    from cryprq_proxy.session.turns import TurnBudget
     from tests.support.http_fakes import FakeStream
 
 from tests.support.http_grammar import OF_THE_HOP
@@ -51,7 +52,7 @@ async def serve(data: bytes) -> None:
     tunnel = None
     try:
         async with asyncio.timeout(5):
-            tunnel = await HttpProxy(client, origins).run(b"")
+            tunnel = await HttpProxy(client, origins, TurnBudget(LOOP.call_soon)).run(b"")
     except StreamReset:
         pass
     for stream in origins.opened:

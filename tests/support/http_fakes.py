@@ -12,6 +12,7 @@ from cryprq_proxy.address import Destination
 from cryprq_proxy.errors import StreamReason, StreamRefused, StreamReset
 from cryprq_proxy.fronts.credentials import Credentials
 from cryprq_proxy.fronts.http_proxy import HttpProxy, HttpTunnel
+from cryprq_proxy.session.turns import TurnBudget
 
 PATIENCE = 30.0
 """Seconds after which a step of a script has failed; none of them waits for time to pass."""
@@ -137,7 +138,11 @@ class Stage:
     """
 
     def __init__(
-        self, credentials: Credentials | None = None, via: str | None = None, **limits: float
+        self,
+        credentials: Credentials | None = None,
+        via: str | None = None,
+        turns: TurnBudget | None = None,
+        **limits: float,
     ) -> None:
         self.client = FakeStream()
         self.opened: list[tuple[Destination, FakeStream]] = []
@@ -146,7 +151,8 @@ class Stage:
         self.reset: StreamReason | None = None
         """Why the client's connection is to be aborted."""
         self.done = False
-        self.proxy = HttpProxy(self.client, self, credentials=credentials, via=via, **limits)
+        turns = turns or TurnBudget(asyncio.get_running_loop().call_soon)
+        self.proxy = HttpProxy(self.client, self, turns, credentials=credentials, via=via, **limits)
         self._first: asyncio.Future[bytes] | None = None
         self._task: asyncio.Task[None] | None = None
         self._coming: list[FakeStream] = []

@@ -18,6 +18,7 @@ from cryprq_proxy.address import Destination
 from cryprq_proxy.errors import StreamReason, StreamRefused, StreamReset
 from cryprq_proxy.fronts.credentials import Credentials
 from cryprq_proxy.fronts.http_proxy import ESTABLISHED, HttpProxy, HttpTunnel
+from cryprq_proxy.session.turns import TurnBudget
 from tests.support.choices import Choices
 from tests.support.http_fakes import PATIENCE, FakeStream
 from tests.support.http_grammar import (
@@ -85,7 +86,8 @@ class HttpPlay:
         aborted = False
         try:
             async with asyncio.timeout(PATIENCE):
-                self.tunnel = await HttpProxy(self.client, self, credentials=credentials).run(b"")
+                turns = TurnBudget(asyncio.get_running_loop().call_soon)
+                self.tunnel = await HttpProxy(self.client, self, turns, credentials=credentials).run(b"")
         except StreamReset:
             aborted = True
         self._check_streams()

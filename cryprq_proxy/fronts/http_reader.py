@@ -1,0 +1,142 @@
+"""The bytes of one HTTP peer, given to h11 in slices that are little work, each in a turn that has room for it.
+
+    head          as a whole, when its last line has come and it is within the bounds (http_sections.py)
+    chunked body  up to SLICE_CHUNKS chunks at a time (http_chunks.py)
+    other body    as it comes
+
+A peer chooses how it divides its messages, and h11 takes far longer for a chunk or a field than for its bytes. So the
+work is counted, and all HTTP connections of the proxy have one TurnBudget together: in each turn of the loop they stop
+when it is used up, and those that wait go on in their order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+import h11
+
+from ..outbound.bytestream import ByteStream
+from ..session.turns import BYTES_PER_UNIT, READ_WORK, TurnBudget
+from .http_chunks import CHUNK_WORK, SLICE_CHUNKS, ChunkScanner
+from .http_sections import MAX_HEADER, check_section, end_of_section
+
+HEAD_WORK: Final = 200
+"""Units of work for a head, whatever is in it; for that of a request also its stream and its answer."""
+LINE_WORK: Final = 6
+"""For each line of a head."""
+_SLICE_WORK: Final = SLICE_CHUNKS * CHUNK_WORK
+
+type Role = type[h11.CLIENT] | type[h11.SERVER]
+
+
+class HttpReader:
+    """Gives what comes on `stream` to `http`, an h11 connection in the role `role`. A cancelled call loses nothing."""
+
+    def __init__(self, stream: ByteStream, role: Role, turns: TurnBudget) -> None:
+        self._stream = stream
+        self._role = role
+        self._turns = turns
+        self._chunks: ChunkScanner | None = None
+        self.http = h11.Connection(role, MAX_HEADER)
+        self.waiting = b""
+        """Received, and not given to h11."""
+        self.ended = False
+        """Whether the end was received, after what is waiting."""
+        self.silent = True
+        """Whether no byte was received since the last message."""
+
+    @property
+    def rest(self) -> bytes:
+        """What was received after the present message."""
+        return self.http.trailing_data[0] + self.waiting
+
+    def restart(self) -> None:
+        """Prepare for another message, which may have begun with what was received after the last one."""
+        self.waiting = self.rest
+        self.http = h11.Connection(self._role, MAX_HEADER)
+
+    def next_head(self) -> object:
+        """The next event of h11, while a head is due; from its head on, a message's body is known to be chunked or
+        not. Raises h11.RemoteProtocolError."""
+        event = self.http.next_event()
+        if isinstance(event, h11.Request | h11.Response):
+            chunked = any(name == b"transfer-encoding" for name, _ in event.headers)
+            self._chunks = ChunkScanner() if chunked else None
+        return event
+
+    def keep(self, data: bytes) -> None:
+        """Take bytes that were received by somebody else."""
+        self.waiting += data
+
+    def skip(self, ignored: bytes) -> bool:
+        """Drop these bytes before a message; whether others are there."""
+        self.waiting = self.waiting.lstrip(ignored)
+        return bool(self.waiting)
+
+    async def read(self) -> None:
+        """Receive some bytes, or the end, without giving them to h11. Raises StreamReset."""
+        if self._turns.left <= 0:
+            await _next_turn(self._turns)
+        data = await self._stream.read()
+        self._turns.spend(READ_WORK + (len(self.waiting) + len(data)) // BYTES_PER_UNIT)
+        if data:
+            self.silent = False
+            self.waiting = self.waiting + data if self.waiting else data
+        else:
+            self.ended = True
+
+    async def receive(self) -> None:
+        """Give h11 the next slice, or the end. Raises StreamReset, h11.RemoteProtocolError."""
+        while True:
+            if self._turns.left <= 0:
+                await _next_turn(self._turns)
+            if self.feed():
+                return
+            if self.ended:
+                self.http.receive_data(b"")
+                return
+            await self.read()
+
+    def feed(self) -> bool:
+        """Give h11 the next slice if one waits, in this turn. Raises h11.RemoteProtocolError."""
+        size = self._cut()
+        if size:
+            data = self.waiting
+            self.waiting = data[size:]
+            self.http.receive_data(data[:size])
+        return size > 0
+
+    def _cut(self) -> int:
+        """The length of the next slice; 0 if more must come first. Its work is counted."""
+        data, state = self.waiting, self.http.their_state
+        size, work = len(data), 0
+        if state in (h11.IDLE, h11.SEND_RESPONSE):
+            size, work = _cut_head(data)
+        elif state is h11.SEND_BODY and self._chunks is not None:
+            size, work = self._chunks.cut(data)
+        if work:
+            self._turns.spend(work)
+        # After the end h11 gets the rest as well, and tells what is missing.
+        return len(data) if self.ended and not size else size
+
+
+def _cut_head(data: bytes) -> tuple[int, int]:
+    if not data or data[0] <= ord(" "):
+        return len(data), 0  # h11 refuses it at once
+    end = end_of_section(data)
+    return (0, 0) if end < 0 else (end, HEAD_WORK + LINE_WORK * check_section(data[:end]))
+
+
+async def _next_turn(turns: TurnBudget) -> None:
+    """Wait for a turn of the loop with room for a slice, after those that wait already."""
+    granted = asyncio.get_running_loop().create_future()
+
+    def grant() -> None:
+        if not granted.done():
+            # In advance, so that no more go on in one turn than it has room for.
+            turns.spend(_SLICE_WORK)
+            granted.set_result(None)
+
+    turns.wait(grant)
+    await granted

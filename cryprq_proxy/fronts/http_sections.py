@@ -1,0 +1,42 @@
+"""Sections of header or trailer fields, before h11 parses them: where one ends, and whether it is within the bounds."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+import h11
+
+MAX_HEADER: Final = 64 * 1024
+"""The most bytes of a message's header section, or of its trailers."""
+MAX_FIELDS: Final = 256
+"""Lines in one of them."""
+MAX_MEMBERS: Final = 4_096
+"""Commas in one of them: h11 and we split lists."""
+
+# The time that h11 takes for an invalid value grows with the square of the spaces before it.
+_MANY_SPACES: Final = re.compile(rb":[ \t]{256}")
+_BLANK_LINE: Final = re.compile(rb"\n\r?\n")
+_AT_ONCE: Final = re.compile(rb"\r?\n")
+
+
+def end_of_section(data: bytes, start: int = 0) -> int:
+    """The index behind the blank line that ends the section at `start`, as h11 finds it; -1 if it has not come.
+
+    Raises h11.RemoteProtocolError if it has become too long meanwhile.
+    """
+    match = _AT_ONCE.match(data, start) or _BLANK_LINE.search(data, start)
+    if match is not None:
+        return match.end()
+    if len(data) - start > MAX_HEADER:
+        raise h11.RemoteProtocolError("a section without end", error_status_hint=431)
+    return -1
+
+
+def check_section(section: bytes) -> int:
+    """The number of lines of a whole section. Raises h11.RemoteProtocolError beyond a bound."""
+    lines = section.count(b"\n")
+    # Beside the fields there are the start line and the blank one.
+    if lines > MAX_FIELDS + 2 or section.count(b",") > MAX_MEMBERS or _MANY_SPACES.search(section):
+        raise h11.RemoteProtocolError("fields beyond the bounds", error_status_hint=431)
+    return lines
