@@ -129,11 +129,13 @@ class ExitConfig(RoleConfig, frozen=True, kw_only=True):
         """The token that Prometheus must send. Raises ConfigError if the file is unreadable or the token too short."""
         return None if self.metrics_token_file is None else read_token(self.metrics_token_file)
 
-    def peers(self) -> ListedPeers:
-        """The peers of `allow` and of the file `authorized`, read now. Raises ConfigError."""
+    def peers(self, file: Path | None = None) -> ListedPeers:
+        """The peers of `allow` and of the file `authorized`, read now. `file` is where that list would be if there is
+        none (`authorized_file`): the peers that were revoked there stay out without it too. Raises ConfigError."""
         listed = () if self.authorized is None else read_peers(self.authorized)
         names = dict.fromkeys(self.allow, "") | {peer.peer_id: peer.name for peer in listed}
-        revoked = () if self.authorized is None else PeersFile(self.authorized).revoked()
+        place = self.authorized or file
+        revoked = () if place is None else PeersFile(place).revoked()
         return ListedPeers(names, {peer: names.pop(peer) for peer, _ in revoked if peer in names})
 
     def session_limits(self) -> SessionLimits:

@@ -15,7 +15,7 @@ from .machine import bindable
 
 async def peers(context: Context) -> CheckVerdict:
     config = context.exit_config
-    listed = config.peers().allowed
+    listed = config.peers(authorized_file(context.file, config)).allowed
     if not listed:
         return fail("no client is on the list, so none is let in", "invite one: cryprq-proxy invite NAME")
     text = f"{counted(len(listed), 'client')} may come in"

@@ -22,7 +22,7 @@ from cryprq_proxy.config import decode
 from cryprq_proxy.config.authorized import read_peers
 from cryprq_proxy.config.client import ClientConfig, client_from, load_client
 from cryprq_proxy.config.decode import decode_table
-from cryprq_proxy.config.exit import ExitConfig, exit_from, load_exit
+from cryprq_proxy.config.exit import ExitConfig, authorized_file, exit_from, load_exit
 from cryprq_proxy.config.exits import MAX_ENDPOINTS, MAX_EXITS
 from cryprq_proxy.config.secret_files import read_psk, read_user
 from cryprq_proxy.config.urls import PeerUrl, parse_peer_url, parse_upstream
@@ -433,6 +433,18 @@ def test_a_revoked_peer_is_out_whatever_names_it(tmp_path: Path) -> None:
     (tmp_path / "revoked").write_text("nonsense\n")
     with pytest.raises(ConfigError, match="revoked: line 1: a peer id has 52 characters"):
         read.peers()
+
+
+def test_a_revoked_peer_is_out_without_a_list_too(tmp_path: Path) -> None:
+    file = tmp_path / "exit.toml"
+    file.write_text(f'allow = ["{ID}", "{OTHER_ID}"]')
+    (tmp_path / "revoked").write_text(f"{ID} laptop\n")
+    read = load_exit(file)
+    assert read.authorized is None
+    assert read.peers(authorized_file(file, read)) == (
+        {PeerId(bytes(range(32))): ""},
+        {PeerId(bytes(32)): ""},
+    )
 
 
 def test_a_named_list_must_exist(tmp_path: Path) -> None:
