@@ -218,9 +218,7 @@ def query(
     try:
         answer = json.loads(_exchange(path, request, timeout))
     except PermissionError:
-        raise CryprqError(
-            f"the cryprq-proxy at {path} belongs to another user; ask as that user or as root"
-        ) from None
+        raise CryprqError(_not_permitted(path)) from None
     except BlockingIOError:
         raise NotRunning(f"the cryprq-proxy at {path} did not answer within {timeout:g} s") from None
     except (OSError, ValueError, RecursionError):
@@ -231,6 +229,14 @@ def query(
         case {"error": str(text)}:
             raise CryprqError(f"the cryprq-proxy at {path} answers: {text}")
     raise CryprqError(f"the process at {path} is not cryprq-proxy, or has another version")
+
+
+def _not_permitted(path: Path) -> str:
+    try:
+        path.lstat()
+    except OSError:
+        return f"only the owner of {path.parent} and root can see whether a cryprq-proxy runs there; ask as one of them"
+    return f"the cryprq-proxy at {path} belongs to another user; ask as that user or as root"
 
 
 def query_status(path: Path, timeout: float = TIMEOUT) -> Status:

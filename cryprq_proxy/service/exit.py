@@ -102,7 +102,7 @@ async def run_exit(
     provider, watch = choose_provider(config.provider), watch or FileWatch()
     if authorized is not None:
         watch.before_reading(authorized, revoked_beside(authorized))
-    settings, (_, names) = exit_settings(config), load(config, watch)
+    settings, (_, names) = exit_settings(config), load(config, watch, authorized)
     identity, egress = own_identity(provider, config.identity), config.egress
     policy = EgressPolicy(egress.allow, egress.deny, egress.only, config.allow_private, own_addresses())
     async with AsyncExitStack() as stack:
@@ -119,7 +119,7 @@ async def run_exit(
             identity, settings, frozenset(names), policy, resolver, provider, network, invites, flights
         )
         running = RunningExit(
-            config, exit, names, authorized, lambda: load(read(), watch), stop.notifier, recent
+            config, exit, names, authorized, lambda: load(read(), watch, authorized), stop.notifier, recent
         )
         control = ControlServer(config.control_socket, running.status, {"reload": running.reload})
         await control.start()
@@ -140,12 +140,12 @@ async def run_exit(
             _log.info("stopping at once")
 
 
-def load(config: ExitConfig, watch: FileWatch) -> LoadedExit:
-    """With the peers of the file `authorized`, as it is now; `watch` looks at it from now on. Says which of the listed
-    peers are not let in. Raises ConfigError."""
+def load(config: ExitConfig, watch: FileWatch, authorized: Path | None) -> LoadedExit:
+    """With the peers of the file that `config` names, as it is now; `watch` looks at it from now on. `authorized` is
+    where it would be if there is none. Says which of the listed peers are not let in. Raises ConfigError."""
     if config.authorized is not None:
         watch.before_reading(config.authorized, revoked_beside(config.authorized))
-    allowed, revoked = config.peers()
+    allowed, revoked = config.peers(authorized)
     if revoked:
         named = [one_line(name) or str(peer) for peer, name in islice(revoked.items(), MAX_PEERS_NAMED)]
         more = len(revoked) - len(named)
@@ -180,15 +180,23 @@ class RunningExit:
 
     async def apply(self, loaded: LoadedExit) -> str:
         """Put the list of peers and the log level in force."""
-        before = len(self._names)
+        before = self._names
         config, self._names = loaded
         set_level(config.log_level)
         ended = self._exit.authorize(frozenset(self._names))
-        if before and not self._names:
+        gone = len(before.keys() - self._names.keys())
+        if gone and not self._names:
             _log.warning(
                 "nobody is allowed any more: the list of peers, which had %d, is empty now, and %s ended",
-                before,
+                gone,
                 counted(ended, "session"),
+            )
+        elif gone and self._names.keys() <= set(config.allow):
+            _log.warning(
+                "the list of peers, which had %d more, is empty now, and %s ended: only %s of `allow` may come in",
+                gone,
+                counted(ended, "session"),
+                counted(len(self._names), "peer"),
             )
         said = f"{counted(len(self._names), 'peer')} allowed"
         if ended:

@@ -347,6 +347,36 @@ async def test_an_emptied_list_is_warned_about(files: RoleFiles, caplog: pytest.
         assert "empty now" not in caplog.text
 
 
+async def test_a_list_emptied_beside_allow_is_warned_about(
+    files: RoleFiles, caplog: pytest.LogCaptureFixture
+) -> None:
+    allowed = f'allow = ["{PeerId(bytes(32))}"]'
+    async with running(role(files, allowed)), linked(files, caplog):
+        files.authorize()
+        await files.command("exit", "reload")
+        assert (
+            "cryprq_proxy.service.exit",
+            logging.WARNING,
+            "the list of peers, which had 1 more, is empty now, and 1 session ended: "
+            "only 1 peer of `allow` may come in",
+        ) in caplog.record_tuples
+
+
+async def test_a_peer_that_was_revoked_stays_out_when_the_list_goes_away(
+    files: RoleFiles, caplog: pytest.LogCaptureFixture
+) -> None:
+    both = f'allow = ["{PeerId(bytes(32))}", "{files.client_id}"]'
+    now = files.exit(both)
+    async with running(
+        lambda stop: run_exit(files.exit(both), lambda: now, stop, no_network, files.authorized)
+    ):
+        PeersFile(files.authorized).revoke(str(files.client_id), [files.client_id])
+        files.authorized.unlink()
+        now = msgspec.structs.replace(now, authorized=None)
+        told = await files.command("exit", "reload")
+        assert str(told["reloaded"]).startswith("1 peer allowed")
+
+
 async def test_an_old_copy_of_the_list_brings_no_revoked_peer_back(
     files: RoleFiles, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
