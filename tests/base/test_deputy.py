@@ -254,6 +254,7 @@ def test_the_child_says_that_it_is_ready(directory: Path, monkeypatch: pytest.Mo
     act_as_owner(Path("/anything"))  # served already
     (alices,) = file_access._deputies
     assert (alices.uid, became) == (ALICE, [owner])
+    assert alices._sock.gettimeout() == deputy.ANSWER_SECONDS  # type: ignore[attr-defined]
     alices.create(directory / "file", b"text")
     assert (directory / "file").read_bytes() == b"text"
     alices._sock.close()  # type: ignore[attr-defined]
