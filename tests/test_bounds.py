@@ -319,7 +319,10 @@ REACHED = {
         "carriers/test_admission.py::test_a_verdict_has_a_bound",
         "carriers/dial/test_websocket.py::test_what_proxies_answer",
     ],
-    "connections; time for the first request": ["web/test_server.py::test_connections_are_bounded"],
+    "connections; time for the first request; bytes of one read": [
+        "web/test_server.py::test_connections_are_bounded",
+        "web/test_server.py::test_little_is_read_at_once",
+    ],
     "body of a request; time for it": [
         "web/test_server.py::test_bodies_are_bounded",
         "web/test_server.py::test_a_body_has_its_time",
@@ -561,9 +564,10 @@ NUMBERS: dict[str, list[float]] = {
         CLIENT.wait_for_link
     ],
     "verdict on the client; head of a proxy's answer": [admission.MAX_VERDICT, http_connect.MAX_HEAD],
-    "connections; time for the first request": [
+    "connections; time for the first request; bytes of one read": [
         connections.MAX_CONNECTIONS,
         connections.FIRST_REQUEST_SECONDS,
+        connections.READ_SIZE,
     ],
     "body of a request; time for it": [server.MAX_BODY, server.BODY_SECONDS],
     "pages with live data; one that takes nothing": [events.MAX_LISTENERS, events.WRITE_SECONDS],

@@ -16,6 +16,8 @@ from aiohttp import web
 MAX_CONNECTIONS: Final = 64
 FIRST_REQUEST_SECONDS: Final = 10.0
 KEEPALIVE_SECONDS: Final = 30.0
+READ_SIZE: Final = 4_096
+"""Bytes of one read: small requests and chunks are far more work than their bytes, and all of them are done at once."""
 
 _log = logging.getLogger(__name__)
 
@@ -25,6 +27,10 @@ class AdminConnection(web.RequestHandler):
 
     __slots__ = ("silence",)
     silence: asyncio.TimerHandle
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        transport.max_size = READ_SIZE  # type: ignore[attr-defined]  # asyncio has no public call for that
+        super().connection_made(transport)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self.silence.cancel()

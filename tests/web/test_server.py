@@ -30,6 +30,7 @@ from cryprq_proxy.process.recent_errors import MAX_ENTRIES, MAX_TEXT, RecentErro
 from cryprq_proxy.status import ClientStatus, ExitStatus, Traffic
 from cryprq_proxy.web import connections, events
 from cryprq_proxy.web import server as web_server
+from cryprq_proxy.web.connections import READ_SIZE
 from cryprq_proxy.web.events import MAX_LISTENERS, Events
 from cryprq_proxy.web.guard import Asked, RequestGuard, new_token
 from cryprq_proxy.web.page import dashboard
@@ -372,6 +373,26 @@ async def test_the_metrics_of_an_exit_need_the_token_beyond_loopback() -> None:
         assert (await site.ask("/metrics", headers={"Authorization": f"Bearer {TOKEN}"})).status == 200
     finally:
         await server.stop()
+
+
+async def test_little_is_read_at_once(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    take = connections.AdminConnection.data_received
+
+    def data_received(self: connections.AdminConnection, data: bytes) -> None:
+        sizes.append(len(data))
+        take(self, data)
+
+    monkeypatch.setattr(connections.AdminConnection, "data_received", data_received)
+    one = f"GET /healthz HTTP/1.1\r\nHost: {site.address}\r\n\r\n".encode()
+    reader, writer = await asyncio.open_connection(*site.address)
+    writer.write(one * 500)
+    async with asyncio.timeout(20):
+        for _ in range(500):
+            await reader.readuntil(b"ok\n")
+    writer.close()
+    assert sum(sizes) == 500 * len(one)
+    assert max(sizes) <= READ_SIZE
 
 
 async def test_connections_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
