@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from typing import Protocol
+from typing import Final, Protocol
 
 from ..base.sockets import set_reset_on_close
 from ..errors import LocalError, StreamReason, StreamRefused, StreamReset
 from ..session.streams import AnyStream, Half, StreamHandler
 from .backlog import Backlog
+
+_NOTHING: Final = memoryview(b"")
 
 
 class ByteStream(Protocol):
@@ -140,6 +142,8 @@ class SocketStream:
         self.moved = 0
         """Bytes that were read or written."""
         self._fd = sock.fileno()
+        self._rest = _NOTHING
+        """What `write` waits for the socket to take."""
         self._loop = asyncio.get_running_loop()
 
     async def read(self) -> bytes:
@@ -163,11 +167,44 @@ class SocketStream:
             self._loop.remove_reader(self._fd)
 
     async def write(self, data: bytes) -> None:
+        # Not loop.sock_sendall: it does not tell how far it is, and a slow reader would look idle.
         try:
-            await self._loop.sock_sendall(self.sock, data)
-            self.moved += len(data)
+            size = self.sock.send(data)
+        except (BlockingIOError, InterruptedError):
+            size = 0
         except OSError:
             raise StreamReset(StreamReason.CONNECTION_RESET) from None
+        self.moved += size
+        if size < len(data):
+            await self._send_rest(memoryview(data)[size:])
+
+    async def _send_rest(self, rest: memoryview) -> None:
+        """Send what the socket has no room for now, with one future for all of it."""
+        sent = self._loop.create_future()
+        self._rest = rest
+        self._loop.add_writer(self._fd, self._send_more, sent)
+        try:
+            await sent
+        except OSError:
+            raise StreamReset(StreamReason.CONNECTION_RESET) from None
+        finally:
+            self._loop.remove_writer(self._fd)
+            self._rest = _NOTHING
+
+    def _send_more(self, sent: asyncio.Future[None]) -> None:
+        if sent.done():
+            return
+        try:
+            size = self.sock.send(self._rest)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            sent.set_exception(error)
+            return
+        self.moved += size
+        self._rest = self._rest[size:]
+        if not self._rest:
+            sent.set_result(None)
 
     def write_eof(self) -> None:
         with contextlib.suppress(OSError):
