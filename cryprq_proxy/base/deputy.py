@@ -197,6 +197,9 @@ def _start(owner: Owner) -> socket.socket:
         answer = _decode_answer(_receive(ours, _MORE))
     except (EOFError, msgspec.DecodeError):
         answer = DeputyAnswer(errno.ECHILD)
+    except OSError as error:
+        # Also when it says nothing in time.
+        answer = DeputyAnswer(error.errno or errno.ETIMEDOUT)
     if answer.error:
         ours.close()
         raise OSError(answer.error, os.strerror(answer.error))

@@ -278,6 +278,17 @@ def test_a_child_that_is_not_the_user_is_one_sentence(
     threads[0].join(10)
 
 
+def test_a_child_that_says_nothing_leaves_no_socket(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error left with the socket open."""
+    ours, theirs = socket.socketpair()
+    monkeypatch.setattr(os, "fork", lambda: 1)
+    monkeypatch.setattr(socket, "socketpair", lambda: (ours, theirs))
+    monkeypatch.setattr(deputy, "ANSWER_SECONDS", 0.01)
+    with theirs.dup(), pytest.raises(TimeoutError):
+        deputy._start(Owner(os.geteuid(), os.getegid(), directory, Path()))
+    assert ours.fileno() == -1
+
+
 def test_a_directory_that_was_exchanged_is_not_served(directory: Path) -> None:
     owner = Owner(os.geteuid() + 1, os.getegid(), directory, Path())
     with pytest.raises(OSError, match="Stale"):
