@@ -282,7 +282,8 @@ function showRules(status) {
     if (rules.error) rows.push(["Not taken", rules.error, "The rules before that stay in use.", "bad"]);
   }
   facts($("rules"), rows);
-  fill($("problems"), list(rules.problems));
+  const problems = list(rules.problems), unlisted = (rules.broken ?? 0) - problems.length;
+  fill($("problems"), unlisted > 0 ? [...problems, `and ${many(unlisted, "more broken line")}`] : problems);
 }
 
 function showTun(tun) {

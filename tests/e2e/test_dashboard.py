@@ -147,6 +147,15 @@ async def test_contrast(site: Site, tab: Tab, scheme: Literal["light", "dark"]) 
     assert poor == []
 
 
+async def test_broken_lines_that_are_not_listed_are_counted(site: Site, tab: Tab) -> None:
+    """Twenty of thousands looked like all of them."""
+    site.world.problems, site.world.broken = ["ads.txt, line 7: this is no domain"], 4_001
+    await tab.open(site.url)
+    await tab.until("document.querySelector('#problems li')")
+    shown = await tab.run("[...document.querySelectorAll('#problems li')].map((one) => one.textContent)")
+    assert shown == ["ads.txt, line 7: this is no domain", "and 4,000 more broken lines"]
+
+
 CONTRAST = """(() => {
   const rgb = (colour) => { const p = colour.match(/[\\d.]+/g).map(Number); return [p[0], p[1], p[2], p[3] ?? 1]; };
   const linear = (v) => (v / 255 <= .04045 ? v / 255 / 12.92 : ((v / 255 + .055) / 1.055) ** 2.4);

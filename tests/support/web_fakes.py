@@ -33,6 +33,7 @@ class World(Actions):
         self.pinned: str | None = None
         self.tun: Mapping[str, Any] | None = None
         self.problems: list[str] = []
+        self.broken = 0
         self.extra: dict[str, Any] = {}
         self.asked = 0
         self.closed: list[str] = []
@@ -177,7 +178,7 @@ def client_status(world: World) -> dict[str, Any]:
             exit_row(world, "far", "wss://exit.example.net/link", 3, None),
         ],
         "rules": {
-            "rules": 4, "names": 148_212, "default": "tunnel", "problems": world.problems,
+            "rules": 4, "names": 148_212, "default": "tunnel", "broken": world.broken, "problems": world.problems,
             "loaded_at": START - 5000, "error": None,
         },
         "connections": {
