@@ -118,6 +118,13 @@ class HandshakeError(PeerError):
         super().__init__(CloseReason.PROTOCOL, text)
 
 
+class CarrierFault(CarrierError):
+    """A fault of this program, already logged, has ended the carrier, or an attempt to bring one up."""
+
+    def __init__(self) -> None:
+        super().__init__(CloseReason.TIMED_OUT, "a fault in this program, which the log describes")
+
+
 class StreamRefused(CryprqError):
     """The exit (or this side, while the link is down) refused a stream; `reason` says why."""
 

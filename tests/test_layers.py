@@ -26,6 +26,7 @@ LAYERS = {
     "cryprq_proxy.session": 2,
     "cryprq_proxy.lane": 2,
     "cryprq_proxy.base": 3,
+    "cryprq_proxy.base.faults": 1,
     "cryprq_proxy.carriers": 4,
     "cryprq_proxy.outbound": 4,
     "cryprq_proxy.process": 4,

@@ -10,11 +10,17 @@ busy with:
     except Exception as error:  # noqa: BLE001  a fault: see base/faults.py
         report_fault("ends a connection", error)
         self.close()
+
+Where something ends in several steps, each step runs although another one failed: `with contained("..."):`.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ..errors import CryprqError, LocalError
 
 _log = logging.getLogger(__name__)
 
@@ -22,6 +28,22 @@ _log = logging.getLogger(__name__)
 def report_fault(effect: str, error: Exception) -> None:
     """Log an unexpected exception with its traceback. `effect` says in the present tense what is given up for it."""
     _log.error("a fault in this program %s", effect, exc_info=error)
+
+
+@contextmanager
+def contained(effect: str) -> Iterator[None]:
+    """One step of several: report what it raises, and let the next one run."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001  see the head of the file
+        report_fault(effect, error)
+
+
+def is_fault(error: BaseException) -> bool:
+    """Whether it is a fault of this program, and not an answer to what a peer or a person did."""
+    return isinstance(error, Exception) and (
+        isinstance(error, LocalError) or not isinstance(error, CryprqError)
+    )
 
 
 class Faults:

@@ -12,6 +12,8 @@ import socket
 from collections.abc import Callable
 from typing import Final
 
+from .faults import report_fault
+
 SECONDS: Final = 2.0
 """Time for the other side to read the last bytes and to end."""
 
@@ -44,6 +46,13 @@ class Farewell:
 
     def _on_writable(self) -> None:
         try:
+            self._write()
+        except Exception as error:  # noqa: BLE001  a fault: see faults.py
+            report_fault("ends a connection before its last bytes", error)
+            self._close()
+
+    def _write(self) -> None:
+        try:
             while self._last:
                 self._last = self._last[self._sock.send(self._last) :]
         except (BlockingIOError, InterruptedError):
@@ -59,6 +68,13 @@ class Farewell:
             self._sock.shutdown(socket.SHUT_WR)
 
     def _on_readable(self) -> None:
+        try:
+            self._read()
+        except Exception as error:  # noqa: BLE001  a fault: see faults.py
+            report_fault("ends a connection before its last bytes", error)
+            self._close()
+
+    def _read(self) -> None:
         try:
             if self._sock.recv(65_536):
                 return

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Coroutine
 from typing import Any
 
-from ..errors import CryprqError, LocalError
+from .faults import is_fault
 
 _log = logging.getLogger(__name__)
 _running: set[asyncio.Task[Any]] = set()
@@ -34,5 +34,5 @@ def _ended(task: asyncio.Task[Any]) -> None:
     if task.cancelled():
         return
     error = task.exception()
-    if error is not None and (not isinstance(error, CryprqError) or isinstance(error, LocalError)):
+    if error is not None and (is_fault(error) or not isinstance(error, Exception)):
         _log.error("the task %r failed", task.get_name(), exc_info=error)

@@ -9,8 +9,9 @@ one of three calls:
 
 What else is raised while a callback of the loop runs is a fault of this program. It ends the carrier too (`crash`):
 a carrier that went on would have lost its place, and be silent until the peer gives it up. The session resumes.
+The end has several steps, and each is taken although another one fails: without the last one there is no new carrier.
 
-A subclass moves the bytes (`start`) and closes the connection (`_finish`).
+A subclass moves the bytes (`start`) and closes the connection (`_finish`, or `_abandon` where that fails).
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from typing import Final, Protocol
 
 from ..base.buffers import SHARED
 from ..base.clock import clock
-from ..base.faults import report_fault
-from ..errors import CarrierError, CloseReason, PeerError, reason_of, words_of
+from ..base.faults import Faults, contained, report_fault
+from ..errors import CarrierError, CarrierFault, CloseReason, PeerError, reason_of, words_of
 from ..session.session import FILL_MINIMUM, NEVER, Session
 from .pacing import RateMeter
 
@@ -41,6 +42,10 @@ LOWAT_SECONDS: Final = 0.004
 MIN_LOWAT: Final = 16_384
 MAX_LOWAT: Final = 524_288
 
+TELL_AGAIN: Final = 0.25
+MAX_TELL_AGAIN: Final = 60.0
+"""Seconds until an owner that failed is told again that the carrier is lost; each time twice as many, up to this."""
+
 MAX_IDLE: Final = 4
 """Idle buffers for leaving records. A carrier holds one only while its socket takes no bytes, so few are needed."""
 
@@ -50,7 +55,7 @@ class CarrierOwner(Protocol):
 
     def carrier_lost(self, carrier: Carrier, error: PeerError | None) -> None:
         """`error` says why; it is None if this side ended the carrier. The session is detached. It is closed too if
-        the error or the peer ended it."""
+        the error or the peer ended it. If this raises, it is called again later."""
 
 
 class Carrier:
@@ -79,7 +84,7 @@ class Carrier:
     def close(self, reason: CloseReason) -> None:
         """End the session and the carrier, and tell the peer."""
         if self.open:
-            self._session.close(reason)
+            self._close_session(reason)
             self._end(None)
 
     def drop(self) -> None:
@@ -92,19 +97,23 @@ class Carrier:
         if not self.open:
             return
         if not isinstance(error, CarrierError):
-            self._session.close(error.reason)
+            self._close_session(error.reason)
         self._end(error)
 
     def crash(self, error: Exception) -> None:
         """End the carrier because of a fault of this program, and log it."""
         report_fault("ends the connection to the peer", error)
-        self.fail(CarrierError(CloseReason.TIMED_OUT, "a fault in this program, which the log describes"))
+        self.fail(CarrierFault())
 
     # --- for the kinds of carriers ---------------------------------------------------------------------------------
 
     def _finish(self, last: bytes | None, error: PeerError | None) -> None:
         """Stop reading and writing, and close the connection. If the session ended, `last` is its last record, which
         is to be sent before."""
+        raise NotImplementedError
+
+    def _abandon(self) -> None:
+        """Close the connection at once, after `_finish` has failed somewhere."""
         raise NotImplementedError
 
     def _after(self) -> None:
@@ -154,16 +163,41 @@ class Carrier:
             self.crash(error)
 
     def _end(self, error: PeerError | None) -> None:
+        if not self.open:
+            return
         self.open = False
         if self._timer is not None:
             self._timer.cancel()
         last: bytes | None = None
-        if self._session.closed is not None:
-            buffer = memoryview(bytearray(FILL_MINIMUM))
-            last = bytes(buffer[: self._session.fill(buffer, 0, clock())])
-        self._finish(last, error)
-        self._session.detach()
-        self._owner.carrier_lost(self, error)
+        with contained("keeps the end of the link from the peer"):
+            last = self._last_record()
+        try:
+            self._finish(last, error)
+        except Exception as fault:  # noqa: BLE001  see the head of the file
+            report_fault("cuts a connection to the peer short", fault)
+            with contained("leaves a connection to the peer open"):
+                self._abandon()
+        with contained("leaves a session attached to a lost carrier"):
+            self._session.detach()
+        self._tell(error, Faults("delays what follows a lost carrier"), TELL_AGAIN)
+
+    def _last_record(self) -> bytes | None:
+        if self._session.closed is None:
+            return None
+        buffer = memoryview(bytearray(FILL_MINIMUM))
+        return bytes(buffer[: self._session.fill(buffer, 0, clock())])
+
+    def _close_session(self, reason: CloseReason) -> None:
+        with contained("leaves the streams of a link that has ended"):
+            self._session.close(reason)
+
+    def _tell(self, error: PeerError | None, faults: Faults, again: float) -> None:
+        """Tell the owner of the end, until it has heard."""
+        try:
+            self._owner.carrier_lost(self, error)
+        except Exception as fault:  # noqa: BLE001  see the head of the file
+            faults.report(fault)
+            self._loop.call_later(again, lambda: self._tell(error, faults, min(2 * again, MAX_TELL_AGAIN)))
 
 
 def broken(error: OSError) -> CarrierError:

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..base.faults import report_fault
 from ..crypto.primitives import Provider
-from ..errors import CarrierError, CloseReason, PeerError
+from ..errors import CarrierFault, PeerError
 from ..session.rotation import Offload, inline
 
 
@@ -32,9 +32,7 @@ def executor_offload(provider: Provider, executor: Executor, failed: Callable[[P
                 failed(error)
             except Exception as error:  # noqa: BLE001  the session would wait for its key for ever
                 report_fault("ends the connection to the peer", error)
-                failed(
-                    CarrierError(CloseReason.TIMED_OUT, "a fault in this program, which the log describes")
-                )
+                failed(CarrierFault())
 
         loop.run_in_executor(executor, job).add_done_callback(finished)
 

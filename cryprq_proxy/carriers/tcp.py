@@ -127,6 +127,9 @@ class TcpCarrier(Carrier):
         except CarrierError as error:
             self.fail(error)
             return
+        except Exception as error:  # noqa: BLE001  see carrier.py
+            self.crash(error)
+            return
         self._flush()
         if self.open and self._unsent is None:
             self._loop.remove_writer(self._fd)
@@ -136,14 +139,17 @@ class TcpCarrier(Carrier):
     def _on_readable(self) -> None:
         if self._behind:
             return
-        start = len(self._partial)
-        self._incoming[:start] = self._partial
         try:
+            start = len(self._partial)
+            self._incoming[:start] = self._partial
             size = self._sock.recv_into(self._incoming[start : start + self._next_read(start)])
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
             self.fail(broken(error))
+            return
+        except Exception as error:  # noqa: BLE001  see carrier.py
+            self.crash(error)
             return
         if not size:
             self.fail(CarrierError(CloseReason.TIMED_OUT, "the peer ended the connection"))
@@ -213,3 +219,8 @@ class TcpCarrier(Carrier):
             self._sock.close()
         else:
             Farewell(self._loop, self._sock, bytes(self._unsent or b"") + last)
+
+    def _abandon(self) -> None:
+        self._loop.remove_reader(self._fd)
+        self._loop.remove_writer(self._fd)
+        self._sock.close()

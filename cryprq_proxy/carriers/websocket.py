@@ -330,3 +330,11 @@ class WebSocketCarrier(Carrier):
         elif isinstance(error, CarrierError) and error.reason is CloseReason.BAD_RECORD:
             code = _PROTOCOL_ERROR
         self._pipe.finish(last, code, *self._tasks)
+
+    def _abandon(self) -> None:
+        try:
+            self._pipe.close()
+        finally:
+            self._pipe.transport.abort()
+            # Both tasks end, for the carrier is no longer open.
+            self._ready()

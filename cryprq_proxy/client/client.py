@@ -12,6 +12,7 @@ from typing import Any
 
 from ..address import Destination
 from ..base.clock import clock
+from ..base.faults import contained
 from ..base.work import Work
 from ..carriers.dial.tcp import Resolve, by_system
 from ..crypto.identity import Identity
@@ -108,7 +109,10 @@ class Client:
             self._refuse(request, refusal.reason)
         else:
             stream.label = request
-            request.begin(stream)
+            try:
+                request.begin(stream)
+            except Exception as error:  # noqa: BLE001  the others that wait for the link would not begin
+                session.stream_failed(stream, request.handler, error)
 
     def _refuse(self, request: StreamRequest, reason: StreamReason = StreamReason.LINK_DOWN) -> None:
         self._kept.totals.refused[reason] += 1
@@ -204,8 +208,10 @@ class Client:
             self._start(request)
 
     def link_down(self) -> None:
-        self._network.link_changed(False)
-        self.observer.changed()
+        with contained("keeps the loss of the link from the network interface"):
+            self._network.link_changed(False)
+        with contained("delays the choice of an exit"):
+            self.observer.changed()
 
     def stream_refused(self, stream: Stream, reason: StreamReason) -> bool:
         """True if another exit serves the request, so that its handler is not told."""

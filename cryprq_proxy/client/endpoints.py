@@ -124,8 +124,9 @@ class Endpoints:
                 # Perhaps in TLS.
                 self._suspected.setdefault(endpoint, False)
             raise CarrierError(CloseReason.TIMED_OUT, f"{endpoint} did not answer in time") from None
-        handshake, began = make(), clock()
+        began = clock()
         try:
+            handshake = make()
             async with asyncio.timeout(HANDSHAKE_TIMEOUT):
                 await meet_exit(pipe, handshake, run_step)
         except BaseException as error:

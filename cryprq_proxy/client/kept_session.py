@@ -14,6 +14,7 @@ from concurrent.futures import Executor
 from typing import Any
 
 from ..base.clock import clock
+from ..base.faults import contained
 from ..carriers.admission import Admission
 from ..carriers.lane.batch import SocketAddress
 from ..carriers.lane.client import ClientLane
@@ -89,16 +90,16 @@ class KeptSession:
 
         Raises PeerError; a session that could not be attached is dropped.
         """
-        session = self._begin(admission) if admission.resumed is None else self.session
-        if session is None:
-            raise CarrierError(CloseReason.RESUME, "the session ended while it was being resumed")
-        lane = None if self.packet_link is None else self.packet_link.lane
-        if isinstance(lane, ClientLane) and address is not None:
-            # By another carrier the exit's UDP address is not known: the lane stays where it is, if it is anywhere.
-            lane.move(address)
         try:
+            session = self._begin(admission) if admission.resumed is None else self.session
+            if session is None:
+                raise CarrierError(CloseReason.RESUME, "the session ended while it was being resumed")
+            lane = None if self.packet_link is None else self.packet_link.lane
+            if isinstance(lane, ClientLane) and address is not None:
+                # By another carrier the exit's UDP address is not known: the lane stays where it is, if it is anywhere.
+                lane.move(address)
             session.attach(admission.keys, admission.resumed or 0, clock())
-        except PeerError:
+        except Exception:
             self.drop()
             raise
         self._stop_expiry()
@@ -148,12 +149,12 @@ class KeptSession:
             self.packet_link.send(buffer, start, end, shape, True)
 
     def carrier_lost(self) -> None:
-        """Keep the session for RESUME_SECONDS, if it has not ended."""
+        """Keep the session for RESUME_SECONDS, if it has not ended. A second call does nothing."""
         if self.session is None:
             return
         if self.session.closed is not None:
             self.drop()
-        else:
+        elif self._expiry is None:
             self._expiry = asyncio.get_running_loop().call_later(RESUME_SECONDS, self.drop)
 
     def drop(self) -> None:
@@ -162,9 +163,11 @@ class KeptSession:
         session, self.session = self.session, None
         link, self.packet_link = self.packet_link, None
         if link is not None:
-            link.close()
+            with contained("leaves a datagram lane behind"):
+                link.close()
         if session is not None:
-            session.close(CloseReason.NORMAL)
+            with contained("leaves the streams of a session that has ended"):
+                session.close(CloseReason.NORMAL)
             self.totals.add(session)
 
     def _stop_expiry(self) -> None:

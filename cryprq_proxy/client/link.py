@@ -5,6 +5,8 @@
      └── backoff <── an attempt failed, or the link broke at once
 
 endpoints.py finds the exit, kept_session.py owns the session, backoff.py says how long to wait.
+
+A fault of this program in any of these steps is like a failed attempt: the next one comes after the backoff.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, Protocol
 
 from ..base.clock import clock
+from ..base.faults import contained, is_fault, report_fault
 from ..base.leftovers import left_by_client
 from ..base.linger import farewells_ended
 from ..base.work import Work
@@ -29,7 +32,7 @@ from ..crypto.handshake import ClientHandshake
 from ..crypto.identity import Identity
 from ..crypto.payloads import Feature
 from ..crypto.primitives import Provider
-from ..errors import CarrierError, CloseReason, CryprqError, PeerError, StreamReason
+from ..errors import CarrierError, CarrierFault, CloseReason, CryprqError, PeerError, StreamReason
 from ..session.sendlog import SlotPool
 from ..session.streams import Stream
 from ..status import CarrierStatus
@@ -93,7 +96,7 @@ class ClientLink:
 
     @property
     def up(self) -> bool:
-        return self._carrier is not None
+        return self._carrier is not None and self._carrier.open
 
     @property
     def endpoint(self) -> Endpoint:
@@ -108,22 +111,35 @@ class ClientLink:
         backoff = Backoff()
         with contextlib.suppress(asyncio.CancelledError):
             while not self.stopping:
-                try:
-                    await self.connect()
-                except PeerError as error:
-                    self._note(error)
-                    await self._pause(backoff.next())
-                    continue
-                self.last_error = None
-                if await self._was_of_use():
+                if await self._one_link():
                     backoff.reset()
                 else:
                     await self._pause(backoff.next())
+
+    async def _one_link(self) -> bool:
+        """Bring the link up and wait for its end. False: there was none, or it broke at once."""
+        try:
+            try:
+                await self.connect()
+            except PeerError as error:
+                self._note(error)
+                return False
+            self.last_error = None
+            return await self._was_of_use()
+        except Exception as error:
+            if not is_fault(error):
+                raise
+            report_fault("ends an attempt to bring the link up", error)
+            self.last_error = str(CarrierFault())
+            return False
 
     async def connect(self) -> None:
         """One attempt to bring the link up. Raises PeerError with the reason in a sentence."""
         self._attempts += 1
         kept = self.kept
+        # Both may be left of a link whose end has met a fault.
+        self.drop_carrier()
+        kept.carrier_lost()
         reached = await self._endpoints.race(self._handshake, self._offload)
         invite = None if self.carriers else self._settings.invite
         began = clock()
@@ -184,18 +200,28 @@ class ClientLink:
         )
 
     def _attach(self, reached: ReachedExit, admission: Admission) -> None:
-        endpoint, pipe, _, why, _ = reached
-        established = admission.established
-        if self._packets and not established.features & Feature.PACKETS:
+        pipe = reached.pipe
+        if self._packets and not admission.established.features & Feature.PACKETS:
             raise CryprqError(
-                f"the exit at {endpoint} carries no packets of whole systems; run it as root with "
+                f"the exit at {reached.endpoint} carries no packets of whole systems; run it as root with "
                 "nftables installed, or use the local proxy without --tun"
             )
         session = self.kept.attach(admission, pipe.direct)
         self._lost = asyncio.get_running_loop().create_future()
+        try:
+            carrier = pipe.carrier(session, self)
+        except Exception:
+            session.detach()
+            raise
+        self._carrier, self._reached = carrier, reached
+        try:
+            self._begin(carrier, reached, admission)
+        except Exception as error:  # noqa: BLE001  nobody else would end the carrier
+            carrier.crash(error)
+
+    def _begin(self, carrier: Carrier, reached: ReachedExit, admission: Admission) -> None:
+        endpoint = reached.endpoint
         self.carriers += 1
-        self._carrier = pipe.carrier(session, self)
-        self._reached = reached
         if self._endpoints.worked(endpoint):
             self._settings.memory.remember(endpoint)
         _log.info(
@@ -203,12 +229,12 @@ class ClientLink:
             "resumed" if admission.resumed is not None else "up",
             self._settings.peer,
             endpoint,
-            why,
-            established.cipher.name,
+            reached.why,
+            admission.established.cipher.name,
             self._provider.name,
         )
-        self._carrier.start()
-        if self._carrier is not None:
+        carrier.start()
+        if carrier.open:
             self._user.link_up()
 
     async def _was_of_use(self) -> bool:
@@ -218,15 +244,21 @@ class ClientLink:
         reason = await self._lost
         if not self.stopping:
             _log.warning("link down: %s", reason or "closed")
-        if clock() - since >= STABLE_SECONDS or self.kept.moved != before:
+        # A fault may come again with the next byte, so what was moved before it is no reason for haste.
+        moved = self.kept.moved != before and not isinstance(reason, CarrierFault)
+        if clock() - since >= STABLE_SECONDS or moved:
             return True
         self._endpoints.shun(self._reached.endpoint)
         return False
 
     def carrier_lost(self, carrier: Carrier, error: PeerError | None) -> None:
+        if carrier is not self._carrier:
+            return
         self._carrier = None
-        self._user.link_down()
-        self.kept.carrier_lost()
+        with contained("keeps the loss of the link from the client"):
+            self._user.link_down()
+        with contained("leaves the session of a lost link"):
+            self.kept.carrier_lost()
         if self._lost is not None and not self._lost.done():
             self._lost.set_result(error)
 

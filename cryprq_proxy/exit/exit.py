@@ -23,7 +23,7 @@ from ..crypto.handshake import Established, ExitHandshake
 from ..crypto.identity import Identity, PeerId
 from ..crypto.payloads import Feature, ResumeRequest, resume_proof
 from ..crypto.primitives import Provider
-from ..errors import CloseReason, ConfigError, PeerError, words_of
+from ..errors import CloseReason, ConfigError, words_of
 from ..outbound.resolving.resolver import SystemResolver
 from ..session import wire
 from ..session.records import RecordOpener, RecordSealer
@@ -151,7 +151,11 @@ class Exit:
             entry, received = self.sessions.new(established, pipe.direct), 0
             verdict = wire.encode_bare(wire.ACCEPT if request is None else wire.NO_SESSION)
         attempt = entry.attempt
-        self.sessions.keep_detached(entry, admitted=True)
+        try:
+            self.sessions.keep_detached(entry, admitted=True)
+        except Exception:
+            self.sessions.end(entry, CloseReason.NORMAL)
+            raise
         await pipe.write(sealer.seal(verdict))
         if entry.session.closed is not None or entry.attempt != attempt:
             pipe.close()  # ended, or overtaken by a later attempt, while the verdict was written
@@ -176,13 +180,17 @@ class Exit:
         keys = CarrierKeys(cipher, epoch, sealer, RecordOpener(cipher, epoch.client_record))
         try:
             entry.session.attach(keys, received, clock())
-        except PeerError:
+            carrier = pipe.carrier(entry.session, entry)
+        except Exception:
             self.sessions.end(entry, CloseReason.RESUME)
             raise
-        entry.carrier = pipe.carrier(entry.session, entry)
-        if entry.packet_link is not None:
-            entry.packet_link.announce_addresses()
-        entry.carrier.start()
+        entry.carrier = carrier
+        try:
+            if entry.packet_link is not None:
+                entry.packet_link.announce_addresses()
+            carrier.start()
+        except Exception as error:  # noqa: BLE001  nobody else would end the carrier
+            carrier.crash(error)
 
     async def _redeem(self, secret: bytes, peer: PeerId) -> None:
         async with self.list_turn:
@@ -267,10 +275,11 @@ def _may_resume(entry: PeerSession, peer: PeerId, request: ResumeRequest, handsh
 
 def _resume(entry: PeerSession, request: ResumeRequest, handshake: ExitHandshake) -> bytes:
     """Take the session from its carrier for this attempt; the verdict's frame."""
-    entry.attempt = request.attempt
-    entry.leave_carrier()
     session = entry.session
     proof = resume_proof(
         session.resume_secret, b"resume S", handshake.resume_hash, request.attempt, session.received
     )
-    return wire.encode_resumed(session.received, proof)
+    verdict = wire.encode_resumed(session.received, proof)
+    entry.attempt = request.attempt
+    entry.leave_carrier()
+    return verdict

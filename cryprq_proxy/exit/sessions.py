@@ -15,6 +15,7 @@ from msgspec import structs
 
 from ..base.clock import clock
 from ..base.descriptors import for_streams
+from ..base.faults import contained, report_fault
 from ..carriers.carrier import Carrier
 from ..carriers.lane.batch import SocketAddress
 from ..carriers.lane.listener import LaneListener
@@ -35,7 +36,7 @@ from ..session.streams import Stream
 from ..session.turns import TurnBudget
 from ..session.wire import StreamProtocol
 from ..status import PeerSessionStatus
-from .descriptor_shares import DescriptorShares
+from .descriptor_shares import Claim, DescriptorShares
 from .limits import TokenBucket
 from .providers import PacketNetwork
 from .settings import ExitSettings
@@ -106,7 +107,11 @@ class PeerSession:
     def carrier_lost(self, carrier: Carrier, error: PeerError | None) -> None:
         if self.carrier is carrier:
             self.carrier = None
-            self._sessions.carrier_lost(self, error)
+            try:
+                self._sessions.carrier_lost(self, error)
+            except Exception as fault:  # noqa: BLE001  nobody else would bound it in time
+                report_fault("ends a session", fault)
+                self._sessions.end(self, CloseReason.NORMAL)
 
     def carrier_failed(self, error: PeerError) -> None:
         if self.carrier is not None:
@@ -178,8 +183,12 @@ class Sessions:
         entry = self._by_id[established.session_id] = share.sessions[established.session_id] = PeerSession(
             self, established.peer, session, self._targets.resolver.of(str(established.peer))
         )
-        if established.features:
-            self._link_packets(entry, established.features, client)
+        try:
+            if established.features:
+                self._link_packets(entry, established.features, client)
+        except Exception:
+            self.end(entry, CloseReason.NORMAL)
+            raise
         return entry
 
     def _share(self, peer: PeerId) -> PeerShare:
@@ -212,7 +221,6 @@ class Sessions:
         entry.packet_link = entry.session.packet_link = link
 
     def _accept_stream(self, entry: PeerSession, share: PeerShare, stream: Stream) -> None:
-        targets = self._targets
         self.streams_total += 1
         if self.closing:
             stream.refuse(StreamReason.SHUTTING_DOWN)
@@ -222,7 +230,17 @@ class Sessions:
         claim = self._descriptors.claim(entry.peer, MAX_SOCKETS if udp else 1) if allowed else None
         if claim is None:
             stream.refuse(StreamReason.LIMIT)
-        elif udp:
+            return
+        try:
+            self._serve(entry, share, stream, claim)
+        except Exception:
+            claim.release()
+            raise
+
+    def _serve(self, entry: PeerSession, share: PeerShare, stream: Stream, claim: Claim) -> None:
+        """Give an accepted stream the handler that connects its target."""
+        targets = self._targets
+        if stream.protocol is StreamProtocol.UDP:
             stream.handler = UdpAssociation(
                 share.sockets,
                 stream.send_datagram,
@@ -285,10 +303,11 @@ class Sessions:
 
     def end(self, entry: PeerSession, reason: CloseReason) -> None:
         """Tell the peer if it has a carrier, and forget the session."""
-        if entry.carrier is not None:
-            entry.carrier.close(reason)
-        else:
-            entry.session.close(reason)
+        with contained("leaves the streams of a session that has ended"):
+            if entry.carrier is not None:
+                entry.carrier.close(reason)
+            else:
+                entry.session.close(reason)
         self._forget(entry)
 
     def _forget(self, entry: PeerSession) -> None:
@@ -296,15 +315,18 @@ class Sessions:
             entry.expiry.cancel()
         session_id = entry.session.session_id
         if self._by_id.pop(session_id, None) is not None:
-            self.totals.add(entry.session)
             share = self._shares[entry.peer]
             del share.sessions[session_id]
             if not share.sessions:
                 del self._shares[entry.peer]
-                share.sockets.retire()
+                with contained("leaves the sockets of a peer that has gone"):
+                    share.sockets.retire()
+            self.totals.add(entry.session)
         if entry.packet_link is not None:
-            entry.packet_link.close()
-            self._network.leave(entry.packet_link)
+            with contained("leaves a datagram lane behind"):
+                entry.packet_link.close()
+            with contained("leaves the addresses of a peer that has gone"):
+                self._network.leave(entry.packet_link)
 
     def _of(self, peer: PeerId) -> Iterable[PeerSession]:
         held = self._shares.get(peer)

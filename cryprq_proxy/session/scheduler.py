@@ -130,7 +130,11 @@ class Scheduler:
             stream = self._turn = waiting.popleft()
             stream.waiting = False
             if stream.send_half is Half.OPEN:
-                stream.handler.writable()
+                handler = stream.handler
+                try:
+                    handler.writable()
+                except Exception as error:  # noqa: BLE001  a fault in one stream: the others go on
+                    stream.failed(handler, error)
         self._turn = None
         return done
 

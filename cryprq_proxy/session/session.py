@@ -8,6 +8,7 @@ method for each frame, and stream data goes to the stream's handler.
 No clock, no sockets: the carrier passes the time. After each call it must read `deadline` and call `tick` at that time.
 While `turn` has nothing left (turns.py), it calls neither `fill` nor `receive`.
 If a call raises CarrierError, only the carrier is over: `detach` it. For any other PeerError `close` the session.
+What a stream's handler raises ends that stream only: the frame counts as received, and would not come again.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from ..address import Destination
+from ..base.faults import Faults
 from ..crypto.primitives import Entropy, Provider
 from ..errors import CloseReason, LocalError, PeerError, StreamReason, StreamRefused
 from ..status import EpochStatus
@@ -155,6 +157,7 @@ class Session:
         self._dropping = False
         """Whether the log goes on dropping acknowledged frames in the next turn."""
         self._rates = ControlRates()
+        self._faults = Faults("resets a stream")
         self._ending: list[Stream] = []
         """Streams of a closed session whose handlers are not yet told."""
 
@@ -165,6 +168,9 @@ class Session:
 
         Raises PeerError (RESUME) for a count out of range. Call `fill` afterwards.
         """
+        if self.attached:
+            # A fault has kept it from the carrier before.
+            self.detach()
         self.log.rewind(received)
         self._now = now
         self.attached = True
@@ -192,16 +198,16 @@ class Session:
 
     def detach(self) -> None:
         """The carrier is gone: streams wait, datagrams are dropped."""
-        if self.attached:
-            self.attached = False
-            self.rotation.end(self._now)
-            self._rotation = None
+        self.attached = False
+        rotation, self._rotation = self._rotation, None
         self.ready = _nothing
         self.scheduler.open = False
         self._frames = None
         self._announcements.clear()
         self.datagrams.clear()
         self.packets.clear()
+        if rotation is not None:
+            rotation.end(self._now)
 
     @property
     def rotation(self) -> Rotation:
@@ -253,7 +259,10 @@ class Session:
             self.turn.spend(END_WORK)
             stream = ending.pop()
             handler, stream.handler = stream.handler, ENDED
-            handler.reset(reason)
+            try:
+                handler.reset(reason)
+            except Exception as error:  # noqa: BLE001  the others are still to be told
+                self._faults.report(error)
         if ending:
             self.turn.wait(lambda: self._reset_ending(reason))
 
@@ -324,6 +333,15 @@ class Session:
         if stream.id in self.streams:
             self._append(wire.encode_reset(stream.id, reason))
             self._end(stream)
+
+    def stream_failed(self, stream: Stream, handler: StreamHandler, fault: Exception) -> None:
+        """`handler` has raised: reset its stream, and let it free what it holds. Of all faults the first is logged."""
+        self._faults.report(fault)
+        self.send_reset(stream, StreamReason.GENERAL)
+        try:
+            handler.reset(StreamReason.GENERAL)
+        except Exception as error:  # noqa: BLE001  nothing more can be done for it
+            self._faults.report(error)
 
     def send_datagram(self, stream: Stream, destination: Destination, payload: bytes | memoryview) -> None:
         if not stream.opened or stream.id not in self.streams:
@@ -558,7 +576,11 @@ class Session:
             self._receive_late(DATA, id)
         else:
             stream.take_data(size)
-            stream.handler.data_received(payload)
+            handler = stream.handler
+            try:
+                handler.data_received(payload)
+            except Exception as error:  # noqa: BLE001  see the head of the file
+                self.stream_failed(stream, handler, error)
 
     def _receive_late(self, kind: int, id: int) -> None:
         """A frame for a stream that has ended here: the peer's end of it, or a frame that was sent before that end."""
@@ -582,22 +604,35 @@ class Session:
         if len(self.streams) + len(self._awaited) > self.limits.streams:
             self.send_refused(stream, StreamReason.LIMIT)
         else:
-            self._accept_stream(stream)
+            try:
+                self._accept_stream(stream)
+            except PeerError:
+                raise
+            except Exception as error:  # noqa: BLE001  see the head of the file
+                self.stream_failed(stream, stream.handler, error)
 
     def _receive_opened(self, stream: Stream, value: Any) -> None:
         if not self.dialler or stream.opened:
             raise PeerError(CloseReason.PROTOCOL, "the peer accepted a stream out of turn")
         stream.opened = True
         stream.receive_half = Half.OPEN
-        stream.handler.opened()
+        handler = stream.handler
+        try:
+            handler.opened()
+        except Exception as error:  # noqa: BLE001  see the head of the file
+            self.stream_failed(stream, handler, error)
 
     def _receive_refused(self, stream: Stream, reason: Any) -> None:
         if not self.dialler or stream.opened:
             raise PeerError(CloseReason.PROTOCOL, "the peer refused a stream out of turn")
         self.refused[reason] += 1
         self._answer_end(stream)
-        if not self.on_refused(stream, reason):
-            stream.handler.refused(reason)
+        handler = stream.handler
+        try:
+            if not self.on_refused(stream, reason):
+                handler.refused(reason)
+        except Exception as error:  # noqa: BLE001  see the head of the file
+            self.stream_failed(stream, handler, error)
         stream.handler = ENDED
 
     def _receive_fin(self, stream: Stream, value: Any) -> None:
@@ -608,12 +643,18 @@ class Session:
         if stream.send_half is Half.CLOSED:
             self._remove(stream)
             stream.handler = ENDED
-        handler.eof_received()
+        try:
+            handler.eof_received()
+        except Exception as error:  # noqa: BLE001  see the head of the file
+            self.stream_failed(stream, handler, error)
 
     def _receive_reset(self, stream: Stream, reason: Any) -> None:
         self._answer_end(stream)
         handler, stream.handler = stream.handler, ENDED
-        handler.reset(reason)
+        try:
+            handler.reset(reason)
+        except Exception as error:  # noqa: BLE001  see the head of the file
+            self._faults.report(error)
 
     def _answer_end(self, stream: Stream) -> None:
         """The peer ended both halves. It waits for our end, unless that is already sent."""
@@ -628,11 +669,13 @@ class Session:
 
     def _drop_acknowledged(self) -> None:
         """Drop what the peer has, or what nobody needs, a bounded number of frames in one turn."""
-        self._dropping = True
+        self._dropping = False
+        more = True
         if self.turn.left > 0:
             before = self.log.dropped
-            self._dropping = self.log.drop()
+            more = self.log.drop()
             self.turn.spend((self.log.dropped - before) // DROPS_PER_UNIT)
+        self._dropping = more
         if self._dropping:
             self.turn.wait(self._drop_acknowledged)
         if self.closed is None and not self.scheduler.open and self.log.has_room():
@@ -666,8 +709,7 @@ class Session:
         if stream is not None:
             if stream.protocol is not StreamProtocol.UDP:
                 raise PeerError(CloseReason.PROTOCOL, "the peer sent a datagram on a stream of bytes")
-            self.bytes_received += len(payload)
-            stream.handler.datagram_received(destination, payload)
+            self._deliver_datagram(stream, destination, payload)
         else:
             self._receive_overtaken(wire.DATAGRAM, id)
 
@@ -675,8 +717,15 @@ class Session:
         """A datagram came on the lane. It is dropped if its stream has not begun or has ended."""
         stream = self.streams.get(id)
         if stream is not None and stream.protocol is StreamProtocol.UDP:
-            self.bytes_received += len(payload)
-            stream.handler.datagram_received(destination, payload)
+            self._deliver_datagram(stream, destination, payload)
+
+    def _deliver_datagram(self, stream: Stream, destination: Destination, payload: memoryview) -> None:
+        self.bytes_received += len(payload)
+        handler = stream.handler
+        try:
+            handler.datagram_received(destination, payload)
+        except Exception as error:  # noqa: BLE001  see the head of the file
+            self.stream_failed(stream, handler, error)
 
     def _receive_lane(self, id: int, value: Any) -> None:
         self.packet_link.announced(*value)

@@ -41,7 +41,8 @@ and other streams wait behind it."""
 class StreamHandler:
     """What a stream calls: override the methods that you need; the others do nothing.
 
-    No method may raise; each may call the stream back. After `refused` or `reset` nothing more is called.
+    No method may raise: what one raises is logged and resets its stream, and the handler's `reset` is called. Each may
+    call the stream back. After `refused` or `reset` nothing more is called.
     """
 
     __slots__ = ()
@@ -120,6 +121,7 @@ class StreamOwner(Protocol):
     def send_refused(self, stream: Stream, reason: StreamReason, /) -> None: ...
     def send_fin(self, stream: Stream, /) -> None: ...
     def send_reset(self, stream: Stream, reason: StreamReason, /) -> None: ...
+    def stream_failed(self, stream: Stream, handler: StreamHandler, fault: Exception, /) -> None: ...
     def send_datagram(
         self, stream: Stream, destination: Destination, payload: bytes | memoryview, /
     ) -> None: ...
@@ -284,6 +286,10 @@ class Stream:
         self._session.send_datagram(self, destination, payload)
 
     # --- for the session -------------------------------------------------------------------------------------------
+
+    def failed(self, handler: StreamHandler, fault: Exception) -> None:
+        """`handler` has raised."""
+        self._session.stream_failed(self, handler, fault)
 
     def _queue(self, chunk: Chunk) -> None:
         if self.send_half is not Half.OPEN:

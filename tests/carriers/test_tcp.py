@@ -7,7 +7,7 @@ import errno
 import random
 import socket
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -29,6 +29,7 @@ from cryprq_proxy.carriers.tcp import TcpCarrier
 from cryprq_proxy.errors import CarrierError, CloseReason, PeerError
 from cryprq_proxy.session.records import RecordOpener, RecordSealer
 from cryprq_proxy.session.rotation import CarrierKeys
+from cryprq_proxy.session.scheduler import Scheduler
 from cryprq_proxy.session.turns import BYTES_PER_UNIT, TURN_WORK
 from cryprq_proxy.session.wire import StreamProtocol
 from tests.support.carrier_stage import BOUNDLESS, FD, Stage
@@ -420,9 +421,14 @@ def raise_fault(*_: object) -> Any:
     raise ZeroDivisionError
 
 
+class Faulty(Scheduler):
+    def next(self) -> NoReturn:
+        raise ZeroDivisionError
+
+
 def fault_when_data_comes(stage: Stage) -> None:
-    app = opened(stage)
-    app.on_data = raise_fault
+    opened(stage)
+    stage.link.client._receive_data = raise_fault  # type: ignore[assignment]
     stage.link.served[1].say(b"data")
     stage.sock.incoming += stage.answer()
 
@@ -439,9 +445,9 @@ def fault_when_a_stream_reads(stage: Stage) -> None:
     app = opened(stage)
     stage.sock.room = 0
     app.outgoing += bytes(100)
-    app.pump = app._pump = raise_fault  # type: ignore[method-assign]
     assert app.stream is not None
     app.stream.wait_for_turn()
+    stage.link.client.scheduler = Faulty()
     stage.link.client.wake()
 
 
@@ -451,10 +457,7 @@ def fault_when_the_kernel_takes_bytes_again(stage: Stage) -> None:
     app.say(bytes(1_000))
     stage.run()
     assert FD in stage.loop.writers
-    app._pump = raise_fault  # type: ignore[method-assign]
-    assert app.stream is not None
-    app.stream.wait_for_turn()
-    stage.link.client.wake()
+    stage.carrier._push = raise_fault  # type: ignore[method-assign]
     stage.sock.room = BOUNDLESS
 
 

@@ -214,6 +214,43 @@ async def test_no_more_opens_of_a_peer_than_configured() -> None:
             visit.cut()
 
 
+@pytest.mark.parametrize("protocol", [StreamProtocol.TCP, StreamProtocol.UDP])
+async def test_a_stream_that_a_fault_ends_gives_its_descriptors_back(
+    protocol: StreamProtocol, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("cryprq_proxy.exit.sessions.UdpAssociation", fail)
+    monkeypatch.setattr("cryprq_proxy.exit.targets.Targets.open", fail)
+    async with open_exit() as exit:
+        free = exit.sessions._descriptors.free
+        visit = await Visit(exit, ALICE).admit()
+        await visit.send(open_frame(1, protocol))
+        assert (await visit.read(wire.RESET))[2] is StreamReason.GENERAL
+        assert exit.sessions._descriptors.free == free
+        visit.cut()
+
+
+async def test_a_fault_in_the_end_of_one_session_spares_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Peers that were taken off the list stayed."""
+    async with open_exit() as exit:
+        one, two = await Visit(exit, ALICE).admit(), await Visit(exit, ALICE).admit()
+        first, _ = exit.sessions
+
+        def fail(*_: object) -> None:
+            raise ZeroDivisionError
+
+        monkeypatch.setattr(first.session, "close", fail)
+        monkeypatch.setattr(first.carrier, "_finish", fail)
+        exit.authorize(frozenset([BOB.peer_id]))
+        assert held(exit) == (0, 0)
+        assert (await two.read(wire.CLOSE))[2] is CloseReason.NOT_AUTHORIZED
+        with pytest.raises(CarrierError):
+            await one.read(wire.CLOSE)
+        two.cut()
+
+
 async def test_what_bounds_the_opens_of_a_peer_goes_with_its_last_session() -> None:
     """Each peer that ever came would otherwise cost the exit some memory for good."""
     async with open_exit() as exit:

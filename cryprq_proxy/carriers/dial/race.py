@@ -11,8 +11,9 @@ import asyncio
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from typing import Any, NamedTuple
 
+from ...base.faults import is_fault, report_fault
 from ...base.tasks import spawn
-from ...errors import CryprqError, PeerError
+from ...errors import CarrierFault, CryprqError, PeerError
 
 
 class Outcome[T](NamedTuple):
@@ -45,7 +46,7 @@ async def race[T](
     End with the first one that returns.
 
     When this returns or raises, no attempt is running; `discard` gets what late ones have returned. Raises AllFailed.
-    Any exception of an attempt other than PeerError ends the race and is raised.
+    A fault of this program ends its attempt only. Any other CryprqError ends the race and is raised.
     """
     errors: list[PeerError | None] = [None] * len(starts)
     running: dict[asyncio.Future[T], int] = {}
@@ -55,7 +56,7 @@ async def race[T](
     try:
         while True:
             if due:
-                running |= {spawn(starts[number](), "dial"): number for number in waiting[:due]}
+                running |= {spawn(_attempt(starts[number]), "dial"): number for number in waiting[:due]}
                 del waiting[:due]
                 _stop(head_start)
                 head_start = spawn(_awaited(pause, delay), "head start") if waiting else None
@@ -76,6 +77,16 @@ async def race[T](
     finally:
         _stop(head_start)
         await _end(running, discard)
+
+
+async def _attempt[T](start: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    try:
+        return await start()
+    except Exception as error:
+        if not is_fault(error):
+            raise
+        report_fault("ends an attempt to reach the exit", error)
+        raise CarrierFault from None
 
 
 async def _end[T](running: Collection[asyncio.Future[T]], discard: Callable[[T], None]) -> None:

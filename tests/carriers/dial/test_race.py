@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 
 from cryprq_proxy.carriers.dial.race import AllFailed, Outcome, race
-from cryprq_proxy.errors import CarrierError, CloseReason, LocalError, PeerError
+from cryprq_proxy.errors import CarrierError, CarrierFault, CloseReason, ConfigError, LocalError, PeerError
 
 
 class Track:
@@ -156,13 +156,29 @@ async def test_cancelled() -> None:
     assert track.log[2:] == ["stop 0", "stop 1"]
 
 
-async def test_a_mistake_of_our_own_ends_the_race() -> None:
+async def test_a_setting_that_does_not_work_ends_the_race() -> None:
     track = Track(2)
     running = track.start()
     await settle()
     track.pass_delay()
     await settle()
-    track.results[1].set_exception(LocalError("a bug"))
-    with pytest.raises(LocalError):
+    track.results[1].set_exception(ConfigError("no such certificate"))
+    with pytest.raises(ConfigError):
         await running
     assert track.log[-1] == "stop 0"
+
+
+@pytest.mark.parametrize("fault", [LocalError("a bug"), ZeroDivisionError()], ids=["of ours", "of Python"])
+async def test_a_fault_of_this_program_ends_one_attempt_only(
+    fault: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    track = Track(2)
+    running = track.start()
+    await settle()
+    track.results[0].set_exception(fault)
+    await settle()
+    track.results[1].set_result("second")
+    outcome = await running
+    assert outcome.value == "second" and isinstance(outcome.errors[0], CarrierFault)
+    [record] = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert record.exc_info is not None and record.exc_info[1] is fault
