@@ -13,6 +13,8 @@ import h11
 
 from .http_sections import check_section, end_of_section
 
+ENDLESS: Final = 1 << 62
+"""`left` of a body that is not chunked."""
 SLICE_CHUNKS: Final = 128
 """Chunks in one slice."""
 CHUNK_WORK: Final = 8
@@ -24,11 +26,11 @@ _HEADER: Final = re.compile(rb"([0-9A-Fa-f]{1,20})[ \t]{0,32}(?:;[^\r\n]{0,960})
 
 
 class ChunkScanner:
-    """Scans one chunked body."""
+    """Scans one chunked body; with ENDLESS bytes left, any other body."""
 
-    def __init__(self) -> None:
-        self._left = 0
-        """Bytes of the present chunk that are still to come, with the line end behind it."""
+    def __init__(self, left: int = 0) -> None:
+        self.left = left
+        """Bytes of the present chunk that are still to come, with the line end behind it: h11 may get them uncut."""
         self._trailers = False
 
     def cut(self, data: bytes) -> tuple[int, int]:
@@ -36,25 +38,25 @@ class ChunkScanner:
 
         `data` begins where the last slice ended. Raises h11.RemoteProtocolError.
         """
-        at = chunks = lines = 0
-        while at < len(data) and chunks < SLICE_CHUNKS and not lines:
-            if self._left:
-                taken = min(self._left, len(data) - at)
-                self._left -= taken
-                at += taken
-            elif self._trailers:
-                end = end_of_section(data, at)
-                if end < 0:
-                    break
-                lines = check_section(data[at:end])
-                at = end
-            elif match := _HEADER.match(data, at):
-                size = int(match[1], 16)
-                chunks += 1
-                at = match.end()
-                self._trailers, self._left = size == 0, size + 2 if size else 0
-            elif b"\n" in data[at : at + MAX_CHUNK_HEADER] or len(data) - at > MAX_CHUNK_HEADER:
-                raise h11.RemoteProtocolError("an invalid or too long chunk header")
-            else:
+        total = len(data)
+        if self.left >= total:
+            self.left -= total
+            return total, 0
+        at, chunks, lines = self.left, 0, 0
+        while at < total and chunks < SLICE_CHUNKS and not self._trailers:
+            match = _HEADER.match(data, at)
+            if match is None:
+                if b"\n" in data[at : at + MAX_CHUNK_HEADER] or total - at > MAX_CHUNK_HEADER:
+                    raise h11.RemoteProtocolError("an invalid or too long chunk header")
                 break
-        return at, (chunks + lines) * CHUNK_WORK
+            chunks += 1
+            at = match.end()
+            if size := int(match[1], 16):
+                at += size + 2
+            else:
+                self._trailers = True
+        if self._trailers and (end := end_of_section(data, at)) >= 0:
+            lines = check_section(data[at:end])
+            at = end
+        self.left = max(at - total, 0)
+        return min(at, total), (chunks + lines) * CHUNK_WORK

@@ -49,8 +49,9 @@ class Origin:
 
     async def head(self) -> h11.Response | h11.InformationalResponse:
         """The next header section. Raises StreamReset, h11.RemoteProtocolError."""
-        while not isinstance(event := self.reader.next_head(), h11.Response | h11.InformationalResponse):
-            await self.reader.receive()
+        event = await self.reader.head()
+        if not isinstance(event, (h11.Response, h11.InformationalResponse)):
+            raise h11.RemoteProtocolError("the connection has ended")
         if not event.http_version.startswith(b"1."):
             raise h11.RemoteProtocolError("the response is not HTTP/1.x")
         self._interim += isinstance(event, h11.InformationalResponse)
@@ -64,8 +65,7 @@ class Origin:
         complete = self.http.states == {h11.CLIENT: h11.DONE, h11.SERVER: h11.DONE}
         if not complete or not self._clear or self.reader.rest or self.reader.ended:
             return False
-        self.http.start_next_cycle()
-        self.reader.silent = True
+        self.reader.renew()
         self._interim = 0
         return True
 

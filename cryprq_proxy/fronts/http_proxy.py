@@ -163,8 +163,7 @@ class HttpProxy:
             return None
         try:
             async with asyncio.timeout(self._header_timeout):
-                while (event := reader.next_head()) is h11.NEED_DATA:
-                    await self._receive(reader.receive)
+                event = await self._receive(reader.head)
         except TimeoutError:
             await self._refuse(RequestRefused(408, "The request did not arrive in time.", close=True))
             return None
@@ -376,10 +375,10 @@ class HttpProxy:
             self._origin.stream.abort()
             self._origin = None
 
-    async def _receive(self, step: Callable[[], Awaitable[None]]) -> None:
+    async def _receive[T](self, step: Callable[[], Awaitable[T]]) -> T:
         """One step of the reader of the client's bytes."""
         try:
-            await step()
+            return await step()
         except StreamReset as reset:
             raise _ClientGone(reset.reason) from None
 

@@ -2,7 +2,7 @@
 
     head          as a whole, when its last line has come and it is within the bounds (http_sections.py)
     chunked body  up to SLICE_CHUNKS chunks at a time (http_chunks.py)
-    other body    as it comes
+    other body    as it comes, like the rest of a chunk
 
 A peer chooses how it divides its messages, and h11 takes far longer for a chunk or a field than for its bytes. So the
 work is counted, and all HTTP connections of the proxy have one TurnBudget together: in each turn of the loop they stop
@@ -18,7 +18,7 @@ import h11
 
 from ..outbound.bytestream import ByteStream
 from ..session.turns import BYTES_PER_UNIT, READ_WORK, TurnBudget
-from .http_chunks import CHUNK_WORK, SLICE_CHUNKS, ChunkScanner
+from .http_chunks import CHUNK_WORK, ENDLESS, SLICE_CHUNKS, ChunkScanner
 from .http_sections import MAX_HEADER, check_section, end_of_section
 
 HEAD_WORK: Final = 200
@@ -37,7 +37,7 @@ class HttpReader:
         self._stream = stream
         self._role = role
         self._turns = turns
-        self._chunks: ChunkScanner | None = None
+        self._body = ChunkScanner()
         self.http = h11.Connection(role, MAX_HEADER)
         self.waiting = b""
         """Received, and not given to h11."""
@@ -55,15 +55,13 @@ class HttpReader:
         """Prepare for another message, which may have begun with what was received after the last one."""
         self.waiting = self.rest
         self.http = h11.Connection(self._role, MAX_HEADER)
+        self._body.left = 0
 
-    def next_head(self) -> object:
-        """The next event of h11, while a head is due; from its head on, a message's body is known to be chunked or
-        not. Raises h11.RemoteProtocolError."""
-        event = self.http.next_event()
-        if isinstance(event, h11.Request | h11.Response):
-            chunked = any(name == b"transfer-encoding" for name, _ in event.headers)
-            self._chunks = ChunkScanner() if chunked else None
-        return event
+    def renew(self) -> None:
+        """Prepare for the answer to another request, on a connection whose last messages were complete."""
+        self.http.start_next_cycle()
+        self._body.left = 0
+        self.silent = True
 
     def keep(self, data: bytes) -> None:
         """Take bytes that were received by somebody else."""
@@ -78,43 +76,67 @@ class HttpReader:
         """Receive some bytes, or the end, without giving them to h11. Raises StreamReset."""
         if self._turns.left <= 0:
             await _next_turn(self._turns)
-        data = await self._stream.read()
-        self._turns.spend(READ_WORK + (len(self.waiting) + len(data)) // BYTES_PER_UNIT)
-        if data:
-            self.silent = False
-            self.waiting = self.waiting + data if self.waiting else data
-        else:
-            self.ended = True
+        self._add(await self._stream.read())
+
+    async def head(self) -> object:
+        """Receive until h11 has an event, while a head is due. Raises StreamReset, h11.RemoteProtocolError."""
+        event: object = h11.NEED_DATA
+        while event is h11.NEED_DATA:
+            await self.receive()
+            event = self.http.next_event()
+        if isinstance(event, (h11.Request, h11.Response)):
+            # Not `event.headers` itself: it makes a call for each field.
+            names = [name.lower() for name, _ in event.headers.raw_items()]
+            self._body = ChunkScanner(0 if b"transfer-encoding" in names else ENDLESS)
+        return event
 
     async def receive(self) -> None:
         """Give h11 the next slice, or the end. Raises StreamReset, h11.RemoteProtocolError."""
+        turns = self._turns
         while True:
-            if self._turns.left <= 0:
-                await _next_turn(self._turns)
-            if self.feed():
+            if turns.left <= 0:
+                await _next_turn(turns)
+            if self.waiting and self.feed():
                 return
             if self.ended:
                 self.http.receive_data(b"")
                 return
-            await self.read()
+            # Not `read`, and not `feed` inside a chunk or a body by length: they would slow down each piece.
+            data = await self._stream.read()
+            if self.waiting or not 0 < len(data) <= self._body.left:
+                self._add(data)
+                continue
+            self._body.left -= len(data)
+            turns.spend(READ_WORK + len(data) // BYTES_PER_UNIT)
+            self.http.receive_data(data)
+            return
 
     def feed(self) -> bool:
         """Give h11 the next slice if one waits, in this turn. Raises h11.RemoteProtocolError."""
-        size = self._cut()
+        data = self.waiting
+        size = self._cut(data)
         if size:
-            data = self.waiting
             self.waiting = data[size:]
             self.http.receive_data(data[:size])
         return size > 0
 
-    def _cut(self) -> int:
-        """The length of the next slice; 0 if more must come first. Its work is counted."""
-        data, state = self.waiting, self.http.their_state
+    def _add(self, data: bytes) -> None:
+        """Take what a read has returned, and count the work."""
+        if data:
+            self.silent = False
+            self.waiting = data = self.waiting + data if self.waiting else data
+        else:
+            self.ended = True
+        self._turns.spend(READ_WORK + len(data) // BYTES_PER_UNIT)
+
+    def _cut(self, data: bytes) -> int:
+        """The length of the next slice of `data`; 0 if more must come first. Its work is counted."""
+        state = self.http.their_state
         size, work = len(data), 0
-        if state in (h11.IDLE, h11.SEND_RESPONSE):
+        if state is h11.SEND_BODY:
+            size, work = self._body.cut(data)
+        elif state in (h11.IDLE, h11.SEND_RESPONSE):
             size, work = _cut_head(data)
-        elif state is h11.SEND_BODY and self._chunks is not None:
-            size, work = self._chunks.cut(data)
         if work:
             self._turns.spend(work)
         # After the end h11 gets the rest as well, and tells what is missing.
