@@ -184,11 +184,13 @@ async def test_an_application_that_gives_up_while_it_waits_for_the_link(proxies:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux says who holds the other end")
 async def test_an_application_that_ended_while_it_waits_is_missed_and_one_that_reads_on_is_not(
-    proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+    proxies: list[Proxy], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A target that is not answered for, as while the session has no carrier, may wait for five minutes."""
     monkeypatch.setattr(relays, "LOOK_SECONDS", 0.01)
     monkeypatch.setattr(relays, "GONE_SECONDS", 0.05)
+    proxies.append(Proxy(HERE))
+    [proxy] = proxies
     gone, half_closed = await proxy.connected(), await proxy.connected()
     gone.sock.close()
     half_closed.send(b"question")
