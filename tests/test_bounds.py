@@ -29,9 +29,9 @@ from cryprq_proxy.exit import (
     websocket_listener,
 )
 from cryprq_proxy.exit.exit import TOLD_AT_ONCE
-from cryprq_proxy.fronts import http_chunks, http_origin, http_sections, socks_udp
+from cryprq_proxy.fronts import http_origin, socks_udp
 from cryprq_proxy.lane import path, replay, sealing, slices
-from cryprq_proxy.outbound import address_race, backlog, relay, udp_association
+from cryprq_proxy.outbound import address_race, backlog, http_chunks, http_sections, relay, udp_association
 from cryprq_proxy.outbound.resolving import (
     dns_addresses,
     dns_answer,

@@ -15,9 +15,9 @@ import h11
 from ..address import Destination
 from ..errors import StreamReset
 from ..outbound.bytestream import ByteStream
+from ..outbound.http_reader import HttpReader
 from ..session.turns import TurnBudget
 from .http_messages import has_both_framings
-from .http_reader import HttpReader
 
 MAX_INTERIM: Final = 100
 """Answers of a kind like 103 before the response itself."""

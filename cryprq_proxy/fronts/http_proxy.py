@@ -27,6 +27,8 @@ import h11
 from ..address import Destination
 from ..errors import DirectRefused, LocalError, StreamBlocked, StreamReason, StreamRefused, StreamReset
 from ..outbound.bytestream import ByteStream
+from ..outbound.http_reader import HttpReader
+from ..outbound.http_sections import MAX_HEADER
 from ..session.turns import TurnBudget
 from .credentials import Credentials
 from .http_failures import RequestRefused, blocked, error_page, refusal_for
@@ -43,8 +45,6 @@ from .http_messages import (
     relay_body,
 )
 from .http_origin import Origin, TcpSource
-from .http_reader import HttpReader
-from .http_sections import MAX_HEADER
 
 _PSEUDONYM = re.compile("[A-Za-z0-9._-]+")
 

@@ -8,13 +8,11 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 
 import pytest
-from hypothesis import example, given
-from hypothesis import strategies as st
 
-from cryprq_proxy.fronts.http_chunks import CHUNK_WORK, MAX_CHUNK_HEADER, SLICE_CHUNKS, ChunkScanner
 from cryprq_proxy.fronts.http_origin import MAX_INTERIM
-from cryprq_proxy.fronts.http_reader import HEAD_WORK
-from cryprq_proxy.fronts.http_sections import MAX_FIELDS, MAX_HEADER, MAX_MEMBERS
+from cryprq_proxy.outbound.http_chunks import CHUNK_WORK, MAX_CHUNK_HEADER, SLICE_CHUNKS
+from cryprq_proxy.outbound.http_reader import HEAD_WORK
+from cryprq_proxy.outbound.http_sections import MAX_FIELDS, MAX_HEADER, MAX_MEMBERS
 from cryprq_proxy.session.turns import TURN_WORK, TurnBudget
 from tests.support.http_fakes import PATIENCE, Stage
 
@@ -211,22 +209,3 @@ async def test_the_line_before_a_chunk_is_bounded(header: bytes) -> None:
         stage.says(POST + b"1\r\nz\r\n" + header)
         assert b"HTTP/1.1 400" in await stage.client.gets_message()
         await stage.ends()
-
-
-@example([1] * (SLICE_CHUNKS - 1), [1_000])  # the end and the trailers are in a full slice
-@given(st.lists(st.integers(1, 300), max_size=600), st.lists(st.integers(1, 5_000), min_size=1))
-def test_slices_are_all_of_a_body_and_few_chunks_each(chunks: list[int], sizes: list[int]) -> None:
-    framed = [b"%X;a=b\r\n%b\r\n" % (size, b"\n" * size) for size in chunks]
-    body = b"".join(framed) + b"0\r\nA: b\r\n\r\n"
-    scanner, waiting, cut, given_on = ChunkScanner(), b"", 0, 0
-    while given_on < len(body):
-        size, work = scanner.cut(waiting)
-        # The two lines of the trailers may be beside them.
-        assert work <= (SLICE_CHUNKS + 2) * CHUNK_WORK
-        waiting, given_on = waiting[size:], given_on + size
-        if not size:
-            more = sizes[cut % len(sizes)]
-            at = given_on + len(waiting)
-            waiting, cut = waiting + body[at : at + more], cut + 1
-    assert given_on == len(body)
-    assert waiting == b""

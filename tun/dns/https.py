@@ -1,7 +1,8 @@
 """DNS over HTTPS (RFC 8484), as POST over HTTP/1.1.
 
 A connection carries one request at a time, so there are several: those that are idle are used again, and beyond
-`MAX_CONNECTIONS` a question waits. POST, since it needs no encoding and no cache keeps it.
+`MAX_CONNECTIONS` a question waits. POST, since it needs no encoding and no cache keeps it. A server is not trusted with
+the time of the loop: HttpReader bounds its heads, and all connections to it have one TurnBudget together.
 """
 
 from __future__ import annotations
@@ -13,29 +14,28 @@ import h11
 
 from cryprq_proxy.errors import StreamReset
 from cryprq_proxy.outbound.bytestream import ByteStream
+from cryprq_proxy.outbound.http_reader import HttpReader
+from cryprq_proxy.session.turns import TurnBudget
 
 from .codes import MAX_MESSAGE, PADDING
 from .framed import IDLE_SECONDS, OpenStream, UpstreamError, open_in_time
 from .inquiry import Inquiry
 
 MAX_CONNECTIONS: Final = 8
-MAX_HEADER: Final = 16_384
-"""Bytes of a response's header section."""
 MEDIA_TYPE: Final = b"application/dns-message"
+_NO_ANSWER: Final = "the server closed the connection without an answer"
 
 
 class HttpsConnection:
     """One stream and the state of HTTP on it."""
 
-    def __init__(self, stream: ByteStream) -> None:
+    def __init__(self, stream: ByteStream, turns: TurnBudget) -> None:
         self.stream = stream
-        self.http = h11.Connection(h11.CLIENT, MAX_HEADER)
-        self.silent = True
-        """Whether nothing has come since the last request."""
+        self.reader = HttpReader(stream, h11.CLIENT, turns)
 
     async def fetch(self, host: str, path: str, body: bytes) -> bytes:
         """POST `body`, and return the response's. Raises UpstreamError, StreamReset, h11.RemoteProtocolError."""
-        self.silent = True
+        http = self.reader.http
         headers = [
             (b"Host", host.encode("ascii")),
             (b"Accept", MEDIA_TYPE),
@@ -44,32 +44,33 @@ class HttpsConnection:
         ]
         request = h11.Request(method="POST", target=path, headers=headers)
         events = (request, h11.Data(data=body), h11.EndOfMessage())
-        await self.stream.write(b"".join(self.http.send(event) or b"" for event in events))
+        await self.stream.write(b"".join(http.send(event) or b"" for event in events))
+        while isinstance(response := await self.reader.head(), h11.InformationalResponse):
+            pass
+        if not isinstance(response, h11.Response):
+            raise UpstreamError(_NO_ANSWER)
+        _check(response)
         content = bytearray()
         while True:
-            event = self.http.next_event()
+            event = http.next_event()
             if event is h11.NEED_DATA:
-                data = await self.stream.read()
-                if self.silent and not data:
-                    raise UpstreamError("the server closed the connection without an answer")
-                self.silent = False
-                self.http.receive_data(data)
-            elif isinstance(event, h11.Response):
-                _check(event)
+                await self.reader.receive()
             elif isinstance(event, h11.Data):
                 content += event.data
                 if len(content) > MAX_MESSAGE:
                     raise UpstreamError("the server's answer is too long for DNS")
             elif isinstance(event, h11.EndOfMessage):
                 return bytes(content)
-            elif not isinstance(event, h11.InformationalResponse):
-                raise UpstreamError("the server closed the connection without an answer")
+            else:
+                raise UpstreamError(_NO_ANSWER)
 
     def renew(self) -> bool:
         """Make ready for another request; False when the stream cannot carry one."""
-        if self.http.states != {h11.CLIENT: h11.DONE, h11.SERVER: h11.DONE} or self.http.trailing_data[0]:
+        reader = self.reader
+        complete = reader.http.states == {h11.CLIENT: h11.DONE, h11.SERVER: h11.DONE}
+        if not complete or reader.rest or reader.ended:
             return False
-        self.http.start_next_cycle()
+        reader.renew()
         return True
 
 
@@ -81,6 +82,7 @@ class HttpsUpstream:
         self._open_stream = open_stream
         self._host = host
         self._path = path
+        self._turns = TurnBudget(asyncio.get_running_loop().call_soon)
         self._free = asyncio.Semaphore(MAX_CONNECTIONS)
         self._idle: dict[HttpsConnection, asyncio.TimerHandle] = {}
         """Connection -> what ends it."""
@@ -91,9 +93,7 @@ class HttpsUpstream:
         async with self._free:
             while True:
                 reused = bool(self._idle)
-                connection = (
-                    self._take() if reused else HttpsConnection(await open_in_time(self._open_stream))
-                )
+                connection = self._take() if reused else await self._connect()
                 self._busy.add(connection)
                 kept = False
                 try:
@@ -101,9 +101,9 @@ class HttpsUpstream:
                     kept = connection.renew()
                 except (StreamReset, UpstreamError, h11.RemoteProtocolError) as error:
                     # A kept connection may have been closed from the other side at any time.
-                    if reused and connection.silent:
+                    if reused and connection.reader.silent:
                         continue
-                    raise UpstreamError(_text(error)) from None
+                    raise UpstreamError(_text(error, silent=connection.reader.silent)) from None
                 finally:
                     self._busy.discard(connection)
                     self._put(connection) if kept else connection.stream.abort()
@@ -117,6 +117,9 @@ class HttpsUpstream:
             connection.stream.abort()
         while self._idle:
             self._take()
+
+    async def _connect(self) -> HttpsConnection:
+        return HttpsConnection(await open_in_time(self._open_stream), self._turns)
 
     def _take(self) -> HttpsConnection:
         """The connection that was used last."""
@@ -141,9 +144,9 @@ def _check(response: h11.Response) -> None:
         raise UpstreamError("the server's HTTP response is no DNS message")
 
 
-def _text(error: Exception) -> str:
+def _text(error: Exception, *, silent: bool) -> str:
     if isinstance(error, StreamReset):
-        return "the server closed the connection without an answer"
+        return _NO_ANSWER
     if isinstance(error, h11.RemoteProtocolError):
-        return "the server's HTTP response is malformed"
+        return _NO_ANSWER if silent else "the server's HTTP response is malformed"
     return str(error)

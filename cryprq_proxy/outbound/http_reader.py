@@ -16,8 +16,8 @@ from typing import Final
 
 import h11
 
-from ..outbound.bytestream import ByteStream
 from ..session.turns import BYTES_PER_UNIT, READ_WORK, TurnBudget
+from .bytestream import ByteStream
 from .http_chunks import CHUNK_WORK, ENDLESS, SLICE_CHUNKS, ChunkScanner
 from .http_sections import MAX_HEADER, check_section, end_of_section
 
