@@ -29,9 +29,17 @@ from cryprq_proxy.exit import (
     websocket_listener,
 )
 from cryprq_proxy.exit.exit import TOLD_AT_ONCE
-from cryprq_proxy.fronts import http_origin, socks_udp
+from cryprq_proxy.fronts import socks_udp
 from cryprq_proxy.lane import path, replay, sealing, slices
-from cryprq_proxy.outbound import address_race, backlog, http_chunks, http_sections, relay, udp_association
+from cryprq_proxy.outbound import (
+    address_race,
+    backlog,
+    http_chunks,
+    http_reader,
+    http_sections,
+    relay,
+    udp_association,
+)
 from cryprq_proxy.outbound.resolving import (
     dns_addresses,
     dns_answer,
@@ -552,7 +560,7 @@ NUMBERS: dict[str, list[float]] = {
         http_sections.MAX_HEADER,
         http_sections.MAX_FIELDS,
         http_sections.MAX_MEMBERS,
-        http_origin.MAX_INTERIM,
+        http_reader.MAX_INTERIM,
     ],
     "work of HTTP in one turn of the loop, all connections together; chunks in one slice; line before a chunk": [
         turns.TURN_WORK,

@@ -8,7 +8,7 @@ is sent, is an end before the first byte of the response (`silent`).
 from __future__ import annotations
 
 import asyncio
-from typing import Final, Protocol
+from typing import Protocol
 
 import h11
 
@@ -18,9 +18,6 @@ from ..outbound.bytestream import ByteStream
 from ..outbound.http_reader import HttpReader
 from ..session.turns import TurnBudget
 from .http_messages import has_both_framings
-
-MAX_INTERIM: Final = 100
-"""Answers of a kind like 103 before the response itself."""
 
 
 class TcpSource(Protocol):
@@ -38,7 +35,6 @@ class Origin:
         self.stream = stream
         self.reader = HttpReader(stream, h11.CLIENT, turns)
         self.http = self.reader.http
-        self._interim = 0
         self._clear = True
         """Whether the response has only one mark of its end."""
 
@@ -54,9 +50,6 @@ class Origin:
             raise h11.RemoteProtocolError("the connection has ended")
         if not event.http_version.startswith(b"1."):
             raise h11.RemoteProtocolError("the response is not HTTP/1.x")
-        self._interim += isinstance(event, h11.InformationalResponse)
-        if self._interim > MAX_INTERIM:
-            raise h11.RemoteProtocolError("too many answers before the response")
         self._clear = not has_both_framings(event)
         return event
 
@@ -66,7 +59,6 @@ class Origin:
         if not complete or not self._clear or self.reader.rest or self.reader.ended:
             return False
         self.reader.renew()
-        self._interim = 0
         return True
 
     async def is_idle(self) -> bool:

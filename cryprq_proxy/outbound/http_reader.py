@@ -25,6 +25,8 @@ HEAD_WORK: Final = 200
 """Units of work for a head, whatever is in it; for that of a request also its stream and its answer."""
 LINE_WORK: Final = 6
 """For each line of a head."""
+MAX_INTERIM: Final = 100
+"""Answers of a kind like 103 before the response itself."""
 _SLICE_WORK: Final = SLICE_CHUNKS * CHUNK_WORK
 
 type Role = type[h11.CLIENT] | type[h11.SERVER]
@@ -38,6 +40,7 @@ class HttpReader:
         self._role = role
         self._turns = turns
         self._body = ChunkScanner()
+        self._interim = 0
         self.http = h11.Connection(role, MAX_HEADER)
         self.waiting = b""
         """Received, and not given to h11."""
@@ -61,6 +64,7 @@ class HttpReader:
         """Prepare for the answer to another request, on a connection whose last messages were complete."""
         self.http.start_next_cycle()
         self._body.left = 0
+        self._interim = 0
         self.silent = True
 
     def keep(self, data: bytes) -> None:
@@ -88,6 +92,10 @@ class HttpReader:
             # Not `event.headers` itself: it makes a call for each field.
             names = [name.lower() for name, _ in event.headers.raw_items()]
             self._body = ChunkScanner(0 if b"transfer-encoding" in names else ENDLESS)
+        elif isinstance(event, h11.InformationalResponse):
+            self._interim += 1
+            if self._interim > MAX_INTERIM:
+                raise h11.RemoteProtocolError("too many answers before the response")
         return event
 
     async def receive(self) -> None:

@@ -9,9 +9,8 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from cryprq_proxy.fronts.http_origin import MAX_INTERIM
 from cryprq_proxy.outbound.http_chunks import CHUNK_WORK, MAX_CHUNK_HEADER, SLICE_CHUNKS
-from cryprq_proxy.outbound.http_reader import HEAD_WORK
+from cryprq_proxy.outbound.http_reader import HEAD_WORK, MAX_INTERIM
 from cryprq_proxy.outbound.http_sections import MAX_FIELDS, MAX_HEADER, MAX_MEMBERS
 from cryprq_proxy.session.turns import TURN_WORK, TurnBudget
 from tests.support.http_fakes import PATIENCE, Stage

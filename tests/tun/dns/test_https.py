@@ -8,6 +8,7 @@ import pytest
 
 from cryprq_proxy.outbound.bytestream import ByteStream
 from cryprq_proxy.outbound.http_chunks import CHUNK_WORK, SLICE_CHUNKS
+from cryprq_proxy.outbound.http_reader import MAX_INTERIM
 from cryprq_proxy.outbound.http_sections import MAX_FIELDS
 from cryprq_proxy.session.turns import TURN_WORK
 from tests.support.dns_fakes import inquiry
@@ -45,3 +46,11 @@ async def test_tiny_chunks_pass_a_turn_at_a_time() -> None:
 async def test_heads_beyond_the_bounds_are_refused(field: bytes) -> None:
     with pytest.raises(UpstreamError, match="malformed"):
         await asked(HEAD + field + b"Content-Length: 4\r\n\r\njunk")
+
+
+@pytest.mark.parametrize(
+    ("interim", "text"), [(MAX_INTERIM, "another question"), (MAX_INTERIM + 1, "malformed")]
+)
+async def test_answers_before_the_response_are_bounded(interim: int, text: str) -> None:
+    with pytest.raises(UpstreamError, match=text):
+        await asked(b"HTTP/1.1 103 E\r\n\r\n" * interim + HEAD + b"Content-Length: 4\r\n\r\njunk")
