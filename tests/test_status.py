@@ -119,7 +119,6 @@ JSON_ONLY = {
         "RepairStatus.found",
         "UpstreamStatus.answers",
         "UpstreamStatus.latency",
-        "RulesStatus.broken",
     },
     "what another figure shows already, or a script may ask": {
         "ClientStatus.carriers",
