@@ -101,7 +101,7 @@ class Program(LoggedProcess):
         """Open file descriptors."""
         return len(os.listdir(f"/proc/{self.pid}/fd"))
 
-    def _lasting_files(self) -> set[int]:
+    def lasting_files(self) -> set[int]:
         """Its descriptors, once the same ones have been open for a while: what it has answered is then closed."""
         looks: list[set[int]] = []
         while len(looks) < 5 or any(look != looks[-1] for look in looks[-5:]):
@@ -112,7 +112,7 @@ class Program(LoggedProcess):
     @contextlib.contextmanager
     def no_free_files(self) -> Iterator[None]:
         """It can open no further descriptor meanwhile, but in the place of one that it closes."""
-        used = self._lasting_files()
+        used = self.lasting_files()
         lowest = next(number for number in itertools.count() if number not in used)
         before = resource.prlimit(self.pid, resource.RLIMIT_NOFILE)
         resource.prlimit(self.pid, resource.RLIMIT_NOFILE, (lowest, before[1]))

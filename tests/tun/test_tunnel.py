@@ -61,6 +61,7 @@ class Machine:
         self.ipv6 = True
         self.open_port = ""
         self.blocked: threading.Event | None = None
+        self.waits = threading.Event()
         self.routes: FakeRoutes
         self.blocked_name: Callable[[bytes], bool]
         machine = self
@@ -163,6 +164,7 @@ class FakeFilter:
 
     def pause(self, seconds: int) -> None:
         if self.machine.blocked is not None:
+            self.machine.waits.set()
             assert self.machine.blocked.wait(20)
         self.machine.step(f"pause {seconds}")
 
@@ -989,7 +991,7 @@ async def test_no_change_of_the_filter_comes_after_its_end(machine: Machine) -> 
     machine.blocked = threading.Event()
     under_way = asyncio.ensure_future(wide.tunnel.pause(5))
     late = asyncio.ensure_future(wide.tunnel.pause(6))
-    await wide.settle()
+    assert await asyncio.to_thread(machine.waits.wait, 20)
     under_way.cancel()
     closing = asyncio.ensure_future(wide.close())
     await wide.settle()
