@@ -9,9 +9,10 @@ turns.
 from __future__ import annotations
 
 import asyncio
-from collections import Counter, OrderedDict, deque
+from collections import Counter
 
 from ...errors import StreamReason, StreamRefused
+from .asker_queues import AskerQueues
 
 
 class FairSlots:
@@ -20,8 +21,7 @@ class FairSlots:
     def __init__(self, slots: int, *, waiting_each: int, waiting: int) -> None:
         self._free = slots
         self._held: Counter[str] = Counter()
-        self._queues: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
-        """Never an empty one. The asker whose turn was last is at the end."""
+        self._queues: AskerQueues[None] = AskerQueues()
         self._waiting_each = waiting_each
         self._most_waiting = waiting
         self._closed = False
@@ -32,25 +32,25 @@ class FairSlots:
 
     @property
     def waiting(self) -> int:
-        return sum(map(len, self._queues.values()))
+        return len(self._queues)
 
     async def take(self, asker: str) -> None:
         """Take a slot for `asker`, and give it back later. Raises StreamRefused with LIMIT or SHUTTING_DOWN."""
         if self._closed:
             raise StreamRefused(StreamReason.SHUTTING_DOWN)
-        queue = self._queues.get(asker)
-        if queue is None and self._may_take(asker):
+        queued = self._queues.calls_of(asker)
+        if not queued and self._may_take(asker):
             self._grant(asker)
             return
-        if len(queue or ()) >= self._waiting_each or self.waiting >= self._most_waiting:
+        if queued >= self._waiting_each or self.waiting >= self._most_waiting:
             raise StreamRefused(StreamReason.LIMIT)
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._queues.setdefault(asker, deque()).append(turn)
+        self._queues.add(asker, turn)
         try:
             await turn
         except asyncio.CancelledError:
             if turn.cancelled():
-                self._leave(asker, turn)
+                self._queues.discard(asker, turn)
             elif turn.exception() is None:
                 # The turn came in the same moment as the cancellation.
                 self.give_back(asker)
@@ -63,24 +63,21 @@ class FairSlots:
             del self._held[asker]
         self._free += 1
         while (following := next(filter(self._may_take, self._queues), None)) is not None:
-            turn = self._queues[following].popleft()
-            if not self._queues[following]:
-                del self._queues[following]
+            turn = self._queues.pop(following)
             # One that is being cancelled stands here until its task runs.
             if not turn.done():
                 self._grant(following)
                 turn.set_result(None)
-                if following in self._queues:
-                    self._queues.move_to_end(following)
+                self._queues.pass_turn(following)
 
     def close(self) -> None:
         """Refuse who waits, and all others from now on."""
         self._closed = True
-        for queue in self._queues.values():
-            for turn in queue:
+        for asker in list(self._queues):
+            while self._queues.calls_of(asker):
+                turn = self._queues.pop(asker)
                 if not turn.done():
                     turn.set_exception(StreamRefused(StreamReason.SHUTTING_DOWN))
-        self._queues.clear()
 
     def _may_take(self, asker: str) -> bool:
         return self._held[asker] < self._free
@@ -88,10 +85,3 @@ class FairSlots:
     def _grant(self, asker: str) -> None:
         self._held[asker] += 1
         self._free -= 1
-
-    def _leave(self, asker: str, turn: asyncio.Future[None]) -> None:
-        queue = self._queues.get(asker)
-        if queue is not None and turn in queue:
-            queue.remove(turn)
-            if not queue:
-                del self._queues[asker]

@@ -18,6 +18,7 @@ from typing import Final, NamedTuple, Protocol
 from ...base.tasks import spawn
 from ...errors import StreamReason, StreamRefused
 from ...status import NamesStatus
+from .asker_queues import AskerQueues
 from .c_library import LibraryNames
 from .dns_names import DnsNames
 from .host_configuration import ConfigurationReader, described
@@ -192,23 +193,18 @@ class _LookUp:
         self.name = name
         self.source = source
         self.asker = asker
-        self._waiters: OrderedDict[str, OrderedDict[asyncio.Future[LookupResult], None]] = OrderedDict()
-        """By asker, in the order of their turns."""
+        self._waiters: AskerQueues[LookupResult] = AskerQueues()
         self._ended = False
         self.task = spawn(source.look_up(name), "look-up of a name")
 
     def join(self, asker: str) -> asyncio.Future[LookupResult]:
         """What `tell` answers, or its caller cancels."""
         waiter: asyncio.Future[LookupResult] = asyncio.get_running_loop().create_future()
-        self._waiters.setdefault(asker, OrderedDict())[waiter] = None
+        self._waiters.add(asker, waiter)
         return waiter
 
     def leave(self, asker: str, waiter: asyncio.Future[LookupResult]) -> None:
-        theirs = self._waiters.get(asker)
-        if theirs is not None and waiter in theirs:
-            del theirs[waiter]
-            if not theirs:
-                del self._waiters[asker]
+        self._waiters.discard(asker, waiter)
 
     def is_unwanted(self) -> bool:
         """Whether it still runs and nobody waits for it."""
@@ -222,10 +218,9 @@ class _LookUp:
         for _ in range(WOKEN):
             if not waiters:
                 return
-            asker, theirs = waiters.popitem(last=False)
-            waiter, _ = theirs.popitem(last=False)
-            if theirs:
-                waiters[asker] = theirs
+            asker = next(iter(waiters))
+            waiter = waiters.pop(asker)
+            waiters.pass_turn(asker)
             if not waiter.done():
                 waiter.set_result(answer)
         if waiters:
