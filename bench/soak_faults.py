@@ -36,6 +36,7 @@ from cryprq_proxy.session import wire
 from tests.support.applications import Refused, UdpApplication, connect, read_exactly, through
 from tests.support.background import Background
 from tests.support.cutter import DOWN, UP, Cutter
+from tests.support.descriptors import no_free_files
 from tests.support.flooder import FLOODS, Flooder
 from tests.support.strangers import first_flight
 from tests.support.targets import HttpTarget, TcpTarget, UdpEcho
@@ -303,7 +304,7 @@ def dashboard(stage: Stage) -> None:
 
 def no_descriptors(stage: Stage) -> None:
     """The exit finds no free descriptor, while strangers and applications come."""
-    with contextlib.ExitStack() as stack, stage.exit.no_free_files():
+    with contextlib.ExitStack() as stack, no_free_files(stage.exit.pid):
         for number in range(20):
             stack.enter_context(_from(number, stage.exit.port))
         for number in range(10):

@@ -14,9 +14,7 @@ import contextlib
 import ctypes
 import fcntl
 import gc
-import itertools
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -282,18 +280,6 @@ class SoakedProcess:
             yield
         finally:
             self._reading.set()
-
-    @contextlib.contextmanager
-    def no_free_files(self) -> Iterator[None]:
-        """It can open no further descriptor meanwhile, but in the place of one that it closes."""
-        used = {int(each) for each in os.listdir(f"/proc/{self.pid}/fd")}
-        lowest = next(number for number in itertools.count() if number not in used)
-        before = resource.prlimit(self.pid, resource.RLIMIT_NOFILE)
-        resource.prlimit(self.pid, resource.RLIMIT_NOFILE, (lowest, before[1]))
-        try:
-            yield
-        finally:
-            resource.prlimit(self.pid, resource.RLIMIT_NOFILE, before)
 
     def status(self) -> Mapping[str, Any]:
         """Empty if it does not answer."""

@@ -11,15 +11,13 @@ started again finds its port free.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import random
-import resource
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +27,7 @@ from cryprq_proxy.crypto.primitives import select_provider
 from cryprq_proxy.process.control import query
 from tests.support.background import PATIENCE
 from tests.support.config_files import Settings, merge, toml
+from tests.support.descriptors import lasting_files, no_free_files
 from tests.support.logged import BUGS, UNWANTED, LoggedProcess, environment_in
 
 HERE = Path(__file__).resolve().parent
@@ -102,24 +101,10 @@ class Program(LoggedProcess):
         return len(os.listdir(f"/proc/{self.pid}/fd"))
 
     def lasting_files(self) -> set[int]:
-        """Its descriptors, once the same ones have been open for a while: what it has answered is then closed."""
-        looks: list[set[int]] = []
-        while len(looks) < 5 or any(look != looks[-1] for look in looks[-5:]):
-            looks.append(set(map(int, os.listdir(f"/proc/{self.pid}/fd"))))
-            time.sleep(0.02)
-        return looks[-1]
+        return lasting_files(self.pid)
 
-    @contextlib.contextmanager
-    def no_free_files(self) -> Iterator[None]:
-        """It can open no further descriptor meanwhile, but in the place of one that it closes."""
-        used = self.lasting_files()
-        lowest = next(number for number in itertools.count() if number not in used)
-        before = resource.prlimit(self.pid, resource.RLIMIT_NOFILE)
-        resource.prlimit(self.pid, resource.RLIMIT_NOFILE, (lowest, before[1]))
-        try:
-            yield
-        finally:
-            resource.prlimit(self.pid, resource.RLIMIT_NOFILE, before)
+    def no_free_files(self) -> contextlib.AbstractContextManager[None]:
+        return no_free_files(self.pid)
 
 
 class Role(Program):

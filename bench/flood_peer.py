@@ -1,0 +1,294 @@
+"""A listed peer that floods an exit, in each of many ways that its frames, messages and targets offer.
+
+bench/floods.py measures what that costs others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable
+from ipaddress import ip_network
+from pathlib import Path
+
+from cryprq_proxy.address import Destination
+from cryprq_proxy.carriers.admission import frame_flight
+from cryprq_proxy.config.keys import load_identity
+from cryprq_proxy.crypto.handshake import ClientHandshake
+from cryprq_proxy.crypto.identity import Identity, PeerId
+from cryprq_proxy.crypto.primitives import select_provider
+from cryprq_proxy.errors import StreamReason
+from cryprq_proxy.session import wire
+from cryprq_proxy.session.records import HEADER, RecordOpener, RecordSealer
+from cryprq_proxy.session.streams import INITIAL_WINDOW
+from cryprq_proxy.session.wire import StreamProtocol
+
+TARGETS = min(10_000, (resource.getrlimit(resource.RLIMIT_NOFILE)[1] // 2 - 128) * 3 // 4 - 100)
+"""Streams of the flooder: what the limit of descriptors lets one peer have."""
+ASSOCIATIONS = TARGETS // 2
+PROVIDER = select_provider()
+WS_PATH = "/flood"
+NOWHERE = Destination("127.0.0.1", 9)
+
+
+class RawPeer:
+    """A listed client whose frames are this script's own, on TCP or, with `web`, in messages of a WebSocket."""
+
+    def __init__(self, port: int, exit_id: PeerId, identity: Identity, web: bool = False) -> None:
+        self.sock = socket.create_connection(("127.0.0.1", port))
+        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._web = web
+        self._rest = bytearray()
+        self.lock = threading.Lock()
+        if web:
+            self.sock.sendall(
+                f"GET {WS_PATH} HTTP/1.1\r\nHost: exit\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+                "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n".encode()
+            )
+            answer = b""
+            while not answer.endswith(b"\r\n\r\n"):
+                answer += self._raw(1)
+        handshake = ClientHandshake(identity, exit_id, PROVIDER)
+        self._write(frame_flight(handshake.write_first()))
+        handshake.read_second(self._read(int.from_bytes(self._read(2))))
+        self._write(frame_flight(handshake.write_third(None)))
+        established = handshake.result
+        self.sealer = RecordSealer(established.cipher, established.epoch.client_record)
+        self._opener = RecordOpener(established.cipher, established.epoch.exit_record)
+        self.received = 0
+        self.window = INITIAL_WINDOW
+        """How much the exit takes on its only stream."""
+        self.next_frames()
+
+    def send(self, *frames: bytes) -> None:
+        with self.lock:
+            self._write(self.sealer.seal(b"".join(frames)))
+
+    def next_frames(self) -> list[wire.Frame]:
+        """The frames of the exit's next record."""
+        header = self._read(HEADER)
+        plain, _ = self._opener.open(memoryview(header + self._read(int.from_bytes(header))), 0)
+        frames = list(wire.read_frames(bytes(plain or b"")))
+        self.received += sum(kind <= wire.RESET for kind, _, _ in frames)
+        return frames
+
+    def answer(self) -> None:
+        """Take all that the exit sends, and acknowledge it, until the connection ends."""
+        acknowledged = 0
+        with contextlib.suppress(OSError, EOFError):
+            while True:
+                for kind, _, value in self.next_frames():
+                    if kind == wire.PING and isinstance(value, int):
+                        self.send(wire.encode_number(wire.PONG, value))
+                    elif kind == wire.WINDOW and isinstance(value, int):
+                        self.window = value
+                if self.received - acknowledged > 256:
+                    acknowledged = self.received
+                    self.send(wire.encode_number(wire.ACK, acknowledged))
+
+    def drop(self) -> None:
+        """Take all that the exit sends, until the connection ends."""
+        with contextlib.suppress(OSError):
+            while self.sock.recv(1 << 18):
+                pass
+
+    def close(self) -> None:
+        self.sock.close()
+
+    def _write(self, data: bytes) -> None:
+        if self._web:
+            data = b"\x82\xff" + len(data).to_bytes(8) + bytes(4) + data
+        self.sock.sendall(data)
+
+    def _read(self, size: int) -> bytes:
+        while len(self._rest) < size:
+            if not self._web:
+                self._rest += self._raw(size - len(self._rest))
+                continue
+            length = self._raw(2)[1]
+            if length > 125:
+                length = int.from_bytes(self._raw(2 if length == 126 else 8))
+            self._rest += self._raw(length)
+        data = bytes(self._rest[:size])
+        del self._rest[:size]
+        return data
+
+    def _raw(self, size: int) -> bytes:
+        data = bytearray()
+        while len(data) < size:
+            if not (got := self.sock.recv(size - len(data))):
+                raise EOFError
+            data += got
+        return bytes(data)
+
+
+# --- the floods ------------------------------------------------------------------------------------------------------
+
+
+def flood_frames(make: Callable[[int], bytes], each: int = 2_000) -> Callable[[RawPeer], None]:
+    """Records full of small frames, whose numbers rise."""
+
+    def go(peer: RawPeer) -> None:
+        threading.Thread(target=peer.drop, daemon=True).start()
+        peer.send(wire.encode_open(1, StreamProtocol.UDP, NOWHERE))
+        number = 2
+        while True:
+            peer.send(*map(make, range(number, number + each)))
+            number += each
+
+    return go
+
+
+def flood_bytes(make: Callable[[RawPeer], bytes]) -> Callable[[RawPeer], None]:
+    """Bytes under the session, as they are."""
+
+    def go(peer: RawPeer) -> None:
+        threading.Thread(target=peer.drop, daemon=True).start()
+        peer.send(wire.encode_open(1, StreamProtocol.UDP, NOWHERE))
+        while True:
+            peer.sock.sendall(make(peer))
+
+    return go
+
+
+def tiny_data(peer: RawPeer) -> None:
+    """One byte in each DATA frame, and each frame in a record of its own, for a target that takes all."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=peer.answer, daemon=True).start()
+        peer.send(wire.encode_open(1, StreamProtocol.TCP, Destination(*server.getsockname()[:2])))
+        target, _ = server.accept()
+        threading.Thread(target=lambda: all(iter(lambda: target.recv(1 << 18), b"")), daemon=True).start()
+        frame = wire.encode_data_header(wire.DATA, 1) + b"x"
+        sent = 0
+        while True:
+            if sent + 1_000 > peer.window:
+                time.sleep(0.001)
+                continue
+            with peer.lock:
+                peer.sock.sendall(b"".join(peer.sealer.seal(frame) for _ in range(1_000)))
+            sent += 1_000
+
+
+def tiny_messages(peer: RawPeer) -> bytes:
+    """A record, each byte in a message of its own."""
+    record = peer.sealer.seal(wire.encode_datagram(1, NOWHERE, b"x") * 500)
+    return b"".join(b"\x82\x81\0\0\0\0" + record[n : n + 1] for n in range(len(record)))
+
+
+PING_FRAMES = b"\x89\x80\0\0\0\0" * 40_000
+FRAGMENTS = b"\x02\x80\0\0\0\0" + b"\x00\x80\0\0\0\0" * 40_000 + b"\x80\x80\0\0\0\0"
+
+
+def targets_of(peer: RawPeer, count: int) -> list[socket.socket]:
+    """So many streams to targets in this process, and the sockets of these."""
+    with socket.create_server(("127.0.0.1", 0), backlog=4_096) as server:
+        destination = Destination(*server.getsockname()[:2])
+        targets = []
+        for first in range(1, count + 1, 100):
+            numbers = range(first, min(first + 100, count + 1))
+            peer.send(*(wire.encode_open(number, StreamProtocol.TCP, destination) for number in numbers))
+            targets += [server.accept()[0] for _ in numbers]
+    for target in targets:
+        target.setblocking(False)
+    return targets
+
+
+def readable(peer: RawPeer) -> None:
+    """Targets that all have something to say, again and again."""
+    threading.Thread(target=peer.answer, daemon=True).start()
+    targets = targets_of(peer, TARGETS)
+    for _ in range(60):
+        for target in targets:
+            with contextlib.suppress(BlockingIOError):
+                target.send(b"x")
+
+
+def ending(peer: RawPeer) -> None:
+    """Targets that all end at once."""
+    threading.Thread(target=peer.answer, daemon=True).start()
+    targets = targets_of(peer, TARGETS)
+    for target in targets:
+        target.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    for target in targets:
+        target.close()
+    time.sleep(0.5)
+
+
+def answering(peer: RawPeer) -> None:
+    """UDP associations that all get datagrams at once, again and again."""
+    threading.Thread(target=peer.answer, daemon=True).start()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as target:
+        target.bind(("127.0.0.1", 0))
+        target.settimeout(0.5)
+        destination = Destination(*target.getsockname()[:2])
+        sources = set()
+        for first in range(1, ASSOCIATIONS + 1, 50):
+            numbers = range(first, first + 50)
+            peer.send(*(wire.encode_open(number, StreamProtocol.UDP, destination) for number in numbers))
+            peer.send(*(wire.encode_datagram(number, destination, b"x") for number in numbers))
+            with contextlib.suppress(TimeoutError):
+                for _ in numbers:
+                    sources.add(target.recvfrom(16)[1])
+        target.setblocking(False)
+        for _ in range(60):
+            for source in sources:
+                for _ in range(4):
+                    with contextlib.suppress(BlockingIOError):
+                        target.sendto(b"x" * 1_000, source)
+
+
+TAKEN = wire.encode_taken([ip_network("10.0.0.0/24")] * 16)
+FLOODS: dict[str, tuple[bool, Callable[[RawPeer], None]]] = {
+    "datagram": (False, flood_frames(lambda _: wire.encode_datagram(1, NOWHERE, b"x"))),
+    "open-reset": (
+        False,
+        flood_frames(
+            lambda number: (
+                wire.encode_open(number, StreamProtocol.TCP, NOWHERE)
+                + wire.encode_reset(number, StreamReason.CANCELLED)
+            )
+        ),
+    ),
+    "open-name": (
+        False,
+        flood_frames(
+            lambda number: wire.encode_open(number, StreamProtocol.TCP, Destination("localhost", 9)), 500
+        ),
+    ),
+    "reset": (False, flood_frames(lambda _: wire.encode_reset(1, StreamReason.GENERAL))),
+    "rekey-please": (False, flood_frames(lambda _: wire.encode_bare(wire.REKEY_PLEASE))),
+    "lane": (False, flood_frames(lambda number: wire.encode_lane(1, number))),
+    "taken": (False, flood_frames(lambda _: TAKEN, 100)),
+    "window": (False, flood_frames(lambda _: wire.encode_window(1, 1))),
+    "tiny-data": (False, tiny_data),
+    "tiny-messages": (True, flood_bytes(tiny_messages)),
+    "ping": (True, flood_bytes(lambda _: PING_FRAMES)),
+    "fragments": (True, flood_bytes(lambda _: FRAGMENTS)),
+    "readable": (False, readable),
+    "ending": (False, ending),
+    "answering": (False, answering),
+}
+"""Whether it is for the WebSocket entrance, and what one connection does until the exit has had enough."""
+
+
+def flood_process(kind: str, ports: tuple[int, int], exit_id: str, key: Path) -> None:
+    """Flood for ever: a connection that the exit ends is followed by another one."""
+    os.setpriority(os.PRIO_PROCESS, 0, 19)
+    raise_limit()
+    identity = load_identity(PROVIDER, key)
+    web, go = FLOODS[kind]
+    while True:
+        with contextlib.suppress(OSError, EOFError):
+            peer = RawPeer(ports[web], PeerId.parse(exit_id), identity, web)
+            with contextlib.closing(peer):
+                go(peer)
+
+
+def raise_limit() -> None:
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
