@@ -28,6 +28,8 @@ from tests.support.lab.net import until
 from tests.support.lab.server import FarServer
 
 QUIET: Settings = {"log_level": "info"}
+SMALL_PATH = 1280 - 28
+"""Bytes of the largest UDP payload on a path with an MTU of 1280."""
 
 
 @pytest.fixture
@@ -168,13 +170,13 @@ def test_the_path_mtu_drops_to_1280(
     lane_is(links, True)
     with Flow(hosts.client, SERVER4) as flow, Flow(hosts.client, SERVER6) as flow6:
         flow.moves()
-        size = lane(links)["size"]
+        until(lambda: lane(links)["size"] > SMALL_PATH, "the lane has found the whole path", 30)
         hosts.path_mtu(1280)
-        until(lambda: lane(links)["size"] < size, "the lane has found the smaller path", 30)
+        until(lambda: lane(links)["size"] <= SMALL_PATH, "the lane has found the smaller path", 30)
         flow.moves()
         flow6.moves()
         assert flow.finish() and flow6.finish()
-    assert lane(links)["size"] <= 1280 - 28
+    assert lane(links)["size"] <= SMALL_PATH
     assert lane(links)["up"]
     assert carriers(links) == 1
 
