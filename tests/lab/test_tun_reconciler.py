@@ -18,12 +18,15 @@ from typing import Any, Final, NamedTuple
 
 import pytest
 
+from tests.support.lab.flows import lane
 from tests.support.lab.hosts import CLIENT4, EXIT4, EXIT6, ROUTER_LAN4, ROUTER_LAN6, SERVER4, SERVER6
 from tests.support.lab.links import Role
 from tests.support.lab.net import LONG, RESOLVER, until
 from tests.support.lab.questions import questions
 from tests.support.lab.stage import OTHER4, OTHER6, TUN, Stage, beside_the_link
+from tun.device.linux import MIN_MTU
 from tun.reconciler import FIGHT, FIGHT_SECONDS, SLOW
+from tun.settings import MTU, SLICE_OVERHEAD
 
 OUTER: Final = 20.0
 """Seconds for one repair on a machine that is busy with other things."""
@@ -88,8 +91,10 @@ class Running(NamedTuple):
         return ",UP" in self.ip(f"-o link show dev {TUN}")
 
     def sized(self) -> bool:
-        # What the lane's path takes now, which may be less than at first.
-        wanted = self.stage.status()["device"]["mtu"]
+        # As large as the lane's path takes now, which may be less than at first.
+        path = lane(self.stage.links)
+        fits = path["size"] - SLICE_OVERHEAD if path.get("up") else MTU
+        wanted = max(MIN_MTU, min(MTU, fits))
         return f"mtu {wanted} " in self.ip(f"-o link show dev {TUN}") and self.addressed()
 
     def no_stranger(self) -> bool:
