@@ -7,6 +7,8 @@ loop watches that one.
 
     loop -> the group's epoll is readable -> BATCH sockets at a time, while the peer's TurnBudget lasts -> next turn
 
+The first few are watched by the loop itself, and wait in the same TurnBudget.
+
 The kernel puts a socket that it has reported behind all others that are ready, so each has its turn.
 """
 
@@ -16,6 +18,7 @@ import asyncio
 import select
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Final, Protocol
 
 from ..base.descriptors import EXHAUSTED, SHORTAGE
@@ -23,6 +26,8 @@ from ..session.turns import EVENT_WORK, TurnBudget
 
 BATCH: Final = 16
 """Sockets that are served between two looks at the budget."""
+DIRECT: Final = 8
+"""Callbacks of a group that the loop has itself: for so few, a second epoll costs more than it saves."""
 _READ, _WRITE = 1, 2
 
 
@@ -105,11 +110,25 @@ class SocketGroup:
     """A SocketLoop for the sockets of one peer, on `loop`. Its own descriptor is there from `open` until the last
     socket has gone after `retire`."""
 
-    __slots__ = ("_behind", "_loop", "_queue", "_readers", "_retired", "_turn", "_writers")
+    __slots__ = (
+        "_behind",
+        "_direct",
+        "_late",
+        "_loop",
+        "_queue",
+        "_readers",
+        "_retired",
+        "_turn",
+        "_writers",
+    )
 
     def __init__(self, loop: asyncio.AbstractEventLoop, turn: TurnBudget) -> None:
         self._loop = loop
         self._turn = turn
+        self._direct: dict[tuple[int, int], Callable[[], object]] = {}
+        """Descriptors that the loop watches itself, each with what for; the others are in the next three."""
+        self._late: set[tuple[int, int]] = set()
+        """Those of them that wait for a later turn."""
         self._queue: _Queue | None = None
         self._readers: dict[int, Callable[[], object]] = {}
         self._writers: dict[int, Callable[[], object]] = {}
@@ -145,11 +164,17 @@ class SocketGroup:
 
     def add_reader(self, fd: int, callback: Callable[[], object], /) -> None:
         if fd not in self._readers:
+            if self._is_direct(fd, _READ, callback):
+                self._loop.add_reader(fd, self._on_one_ready, (fd, _READ), callback)
+                return
             self._change(fd, _READ)
         self._readers[fd] = callback
 
     def add_writer(self, fd: int, callback: Callable[[], object], /) -> None:
         if fd not in self._writers:
+            if self._is_direct(fd, _WRITE, callback):
+                self._loop.add_writer(fd, self._on_one_ready, (fd, _WRITE), callback)
+                return
             self._change(fd, _WRITE)
         self._writers[fd] = callback
 
@@ -158,12 +183,26 @@ class SocketGroup:
             self._change(fd, _READ)
             del self._readers[fd]
             self._close_if_empty()
+        elif (fd, _READ) in self._direct:
+            del self._direct[fd, _READ]
+            self._loop.remove_reader(fd)
 
     def remove_writer(self, fd: int, /) -> None:
         if fd in self._writers:
             self._change(fd, _WRITE)
             del self._writers[fd]
             self._close_if_empty()
+        elif (fd, _WRITE) in self._direct:
+            del self._direct[fd, _WRITE]
+            self._loop.remove_writer(fd)
+
+    def _is_direct(self, fd: int, bit: int, callback: Callable[[], object]) -> bool:
+        """Whether the loop itself is to watch `fd` for `bit`."""
+        direct = self._direct
+        if len(direct) >= DIRECT and (fd, bit) not in direct:
+            return False
+        direct[fd, bit] = callback
+        return True
 
     def _change(self, fd: int, bit: int) -> None:
         """Watch `fd` for `bit` from now on, or no longer."""
@@ -183,6 +222,21 @@ class SocketGroup:
             self._queue = None
 
     # --- serving ---------------------------------------------------------------------------------------------------
+
+    def _on_one_ready(self, watched: tuple[int, int], callback: Callable[[], object]) -> None:
+        turn = self._turn
+        if turn.left > 0:
+            callback()
+            turn.spend(EVENT_WORK)
+        elif watched not in self._late:
+            self._late.add(watched)
+            turn.wait(partial(self._serve_late, watched, callback))
+
+    def _serve_late(self, watched: tuple[int, int], callback: Callable[[], object]) -> None:
+        self._late.remove(watched)
+        if self._direct.get(watched) is callback:
+            self._call(callback)
+            self._turn.spend(EVENT_WORK)
 
     def _on_ready(self) -> None:
         if not self._behind:

@@ -31,7 +31,7 @@ EVENT_WORK: Final = 16
 """Serving a ready socket of the peer's targets."""
 END_WORK: Final = 30
 """Ending a stream with its socket."""
-BYTES_PER_UNIT: Final = 1_024
+BYTES_PER_UNIT: Final = 4_096
 """Bytes of records that are opened or sealed for one unit."""
 
 DROPS_PER_UNIT: Final = 4
