@@ -135,10 +135,13 @@ class ListedNames:
         self._sources.append(source)
 
     def read(self, file: BinaryIO, path: Path, source: int, progress: Callable[[int], None]) -> None:
-        """Add all lines of a file; `progress` gets the bytes of each part. Raises ConfigError for too many names."""
-        number = 0
+        """Add all lines of a file; `progress` gets the bytes of each part. Raises ConfigError for too many names, and
+        for too many bytes: the file may grow while it is read."""
+        number = size = 0
         rest = file.read(3).removeprefix(b"\xef\xbb\xbf")
         while chunk := file.read(_CHUNK):
+            size += len(chunk)
+            _check_size(size, path)
             lines = (rest + chunk).lower().split(b"\n")
             rest = lines.pop()[: MAX_LINE + 1]
             self._take_lines(lines, path, number, source)
@@ -309,7 +312,11 @@ def _check(found: os.stat_result, path: Path) -> None:
         raise _unreadable(path, "is a directory")
     if not stat.S_ISREG(found.st_mode):
         raise _unreadable(path, "it is no regular file")
-    if found.st_size > MAX_FILE:
+    _check_size(found.st_size, path)
+
+
+def _check_size(size: int, path: Path) -> None:
+    if size > MAX_FILE:
         raise _unreadable(path, f"it has more than {MAX_FILE >> 20} MiB")
 
 

@@ -214,6 +214,33 @@ def test_what_a_person_must_change(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         load([path, path], [1, 1])
 
 
+def test_a_list_that_grows_while_it_is_read_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Comments add no name, so the bound on names never ends such a list."""
+    growing = GrowingList(b"# without an end\n")
+    monkeypatch.setattr(module, "_CHUNK", 64)
+    monkeypatch.setattr(module, "MAX_FILE", 640)
+    with pytest.raises(ConfigError, match="it has more than"):
+        ListedNames().read(growing, WHERE, 0, lambda _: None)
+    assert growing.told <= 640 + 64 + 3
+
+
+class GrowingList(BytesIO):
+    """Gets another line for each one that is read, up to a size that is no bound of the program's."""
+
+    def __init__(self, line: bytes) -> None:
+        super().__init__()
+        self._line = line
+        self.told = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if self.told > 1 << 20:
+            return b""
+        assert size is not None and size > 0
+        data = (self._line * (size // len(self._line) + 1))[:size]
+        self.told += len(data)
+        return data
+
+
 def test_progress_ends_with_all_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_CHUNK", 64)
     paths = [tmp_path / "one.txt", tmp_path / "two.txt"]
