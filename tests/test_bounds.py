@@ -10,6 +10,7 @@ import pytest
 from cryprq_proxy.base import accept_loop, descriptors, linger, log_writer, netlink, owners, paths, sockets
 from cryprq_proxy.carriers import admission, websocket
 from cryprq_proxy.carriers.dial import http_connect
+from cryprq_proxy.carriers.dial import websocket as dial_websocket
 from cryprq_proxy.carriers.lane import packet_link, udp_socket
 from cryprq_proxy.client import dispatcher, split_association
 from cryprq_proxy.config import authorized, decode, exits
@@ -367,6 +368,10 @@ REACHED = {
         "config/test_config.py::test_exits_and_their_endpoints_are_bounded",
         "config/test_config.py::test_proxies_that_name_their_clients",
     ],
+    "an own certificate, or its key; trusted certificates": [
+        "carriers/test_websocket.py::test_a_long_certificate_is_not_used",
+        "carriers/dial/test_websocket.py::test_a_long_file_of_authorities_is_not_used",
+    ],
     "the host's own: its list of hosts; servers and search domains": [
         "outbound/resolving/test_host_configuration.py::test_a_long_hosts_file_is_left_to_the_c_library",
         "outbound/resolving/test_host_configuration.py::test_name_servers",
@@ -617,6 +622,7 @@ NUMBERS: dict[str, list[float]] = {
         exits.MAX_ENDPOINTS,
         exit_config.MAX_PROXIES,
     ],
+    "an own certificate, or its key; trusted certificates": [paths.MAX_FILE, dial_websocket.MAX_AUTHORITIES],
     "the host's own: its list of hosts; servers and search domains": [
         host_configuration.MAX_FILE,
         host_configuration.MAX_SERVERS,

@@ -13,6 +13,7 @@ browsers send the page's origin, and the client does not.
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import ssl
 from collections.abc import Awaitable, Callable
@@ -26,6 +27,7 @@ from aiohttp import web
 from ..address import AddressError, canonical_host
 from ..base.file_access import open_own, path_again
 from ..base.linger import SECONDS
+from ..base.paths import MAX_FILE
 from ..carriers.pipe import Pipe
 from ..carriers.websocket import MAX_MESSAGE, Watched, WebSocketPipe
 from ..errors import ConfigError, reason_of
@@ -198,7 +200,10 @@ def _context(settings: WebSocketSettings) -> ssl.SSLContext | None:
         with ExitStack() as opened:
 
             def again(path: Path, what: str) -> str:
-                return path_again(opened.enter_context(open_own(path, what)), path)
+                file = opened.enter_context(open_own(path, what))
+                if os.fstat(file.fileno()).st_size > MAX_FILE:
+                    raise ConfigError(f"{what} {path} is larger than {MAX_FILE >> 20} MiB")
+                return path_again(file, path)
 
             chain = again(settings.certificate, "the certificate")
             key = None if settings.key is None else again(settings.key, "the key")

@@ -35,10 +35,11 @@ from cryprq_proxy.carriers.websocket import (
 )
 from cryprq_proxy.client.client import Client
 from cryprq_proxy.client.settings import EndpointMemory
-from cryprq_proxy.errors import CarrierError, CloseReason, PeerError
+from cryprq_proxy.errors import CarrierError, CloseReason, ConfigError, PeerError
 from cryprq_proxy.exit import lobby as lobby_module
 from cryprq_proxy.exit import reception as reception_module
 from cryprq_proxy.exit import websocket_listener
+from cryprq_proxy.exit.settings import WebSocketSettings
 from cryprq_proxy.session import wire
 from cryprq_proxy.session.records import RecordOpener, RecordSealer
 from cryprq_proxy.session.rotation import CarrierKeys
@@ -48,7 +49,7 @@ from tests.support.carrier_stage import Clock, StageSocket
 from tests.support.links import LaterOffload, Link, epoch
 from tests.support.settings import rotation_limits, session_limits
 from tests.support.settle import settle
-from tests.support.web_links import CLIENT_IDENTITY, PATH, Place, Relay, make_certificates, place
+from tests.support.web_links import CLIENT_IDENTITY, HERE, PATH, Place, Relay, make_certificates, place
 
 PLAIN = UdpOffload(gso=False, gro=False)
 
@@ -98,6 +99,15 @@ async def test_tls_at_the_exit(tmp_path: Path) -> None:
     async with place(certificate=certificate, key=key) as here:
         client = here.client(here.endpoint("wss"), ca=ca)
         assert await here.echoes(client, os.urandom(3_000_000))
+
+
+@pytest.mark.parametrize("long", ["certificate", "key"])
+def test_a_long_certificate_is_not_used(long: str, tmp_path: Path) -> None:
+    _, certificate, key = make_certificates(tmp_path)
+    with {"certificate": certificate, "key": key}[long].open("ab") as file:
+        file.write(b"\n" * (1 << 20))
+    with pytest.raises(ConfigError, match=rf"the {long} .* is larger than 1 MiB"):
+        websocket_listener._context(WebSocketSettings(HERE, PATH, certificate, key))
 
 
 async def test_keys_change_under_way() -> None:

@@ -140,6 +140,21 @@ async def test_certificates(tmp_path: Path) -> None:
             await reach("127.0.0.1", ca)
 
 
+async def test_a_long_file_of_authorities_is_not_used(tmp_path: Path) -> None:
+    """4 MiB of comments and one certificate are read, one byte more is refused."""
+    ca, certificate, key = make_certificates(tmp_path)
+    trusted = ca.read_bytes()
+    async with place(certificate=certificate, key=key) as here:
+        endpoint = Endpoint("wss", here.web, PATH)
+        ca.write_bytes(b"#" * ((4 << 20) - len(trusted) - 1) + b"\n" + trusted)
+        pipe = await dial(endpoint, Dialling(ca=ca))
+        pipe.close()
+        ca.write_bytes(b"#" * ((4 << 20) - len(trusted)) + b"\n" + trusted)
+        with pytest.raises(ConfigError, match=r"the authority .* is larger than 4 MiB"):
+            await dial(endpoint, Dialling(ca=ca))
+        await farewells_ended()
+
+
 # --- through an HTTP proxy ---
 
 
