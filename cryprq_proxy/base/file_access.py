@@ -236,19 +236,24 @@ def sync_directory(directory: Path) -> None:
 
 
 def _inherit(handle: int, path: Path) -> None:
-    """Give a new file the mode and, if this process is root, the owner of the file that it replaces.
+    """Give a new file the mode and the group of the file that it replaces, if that one is this user's or root's.
 
-    Not the permission to write that others have: what reads the file would refuse it for that, now and after every
-    replacement."""
+    It stays this user's own: who could write the old file must not get what this process writes. Not kept is a
+    permission to write that others have, for which a reader would refuse the file after every replacement, and the
+    rights of a group that this user cannot give a file to: they would be another group's.
+    """
     try:
         old = path.lstat()
     except FileNotFoundError:
         return
-    if not stat.S_ISREG(old.st_mode):
+    if not stat.S_ISREG(old.st_mode) or old.st_uid not in (ROOT, os.geteuid()):
         return
-    if os.geteuid() == 0 and (old.st_uid, old.st_gid) != (0, os.getegid()):
-        os.fchown(handle, old.st_uid, old.st_gid)
     mode = old.st_mode & 0o777
     if others_can_write(mode, old.st_uid, old.st_gid):
         mode &= ~0o022
+    if os.fstat(handle).st_gid != old.st_gid:
+        try:
+            os.fchown(handle, -1, old.st_gid)
+        except PermissionError:
+            mode &= ~0o070
     os.fchmod(handle, mode)

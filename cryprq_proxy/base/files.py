@@ -3,7 +3,8 @@
     lock the directory -> read -> change -> write beside it -> fsync -> rename over it -> fsync the directory
 
 Readers need no lock: they find the old file or the new one. The lock is flock(2) on the directory: it leaves no lock
-file and ends with its process. A file keeps its mode and its owner. Whose rights count says file_access.py.
+file and ends with its process. A file keeps its mode and its group, unless it belongs to a stranger.
+Whose rights count says file_access.py.
 """
 
 from __future__ import annotations

@@ -80,13 +80,49 @@ def test_what_would_be_refused_is_not_kept(tmp_path: Path, before: int, after: i
     assert SharedFile(path, "the list").read() == "new"
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
-def test_root_leaves_files_with_their_owner(tmp_path: Path) -> None:
-    kept = tmp_path / "kept"
-    kept.write_bytes(b"old")
-    os.chown(kept, 4_321, 4_322)
-    os.close(replace_file(kept, b"new"))
-    assert (kept.stat().st_uid, kept.stat().st_gid) == (4_321, 4_322)
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files to other groups")
+def test_root_leaves_files_with_their_group(tmp_path: Path) -> None:
+    """A service's user reads the list by its group."""
+    path = tmp_path / "list"
+    path.write_bytes(b"old")
+    path.chmod(0o640)
+    os.chown(path, 0, 4_322)
+    os.close(replace_file(path, b"new"))
+    status = path.stat()
+    assert (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == (0, 4_322, 0o640)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_a_stranger_gets_nothing_of_what_replaces_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "state"
+    path.write_bytes(b"old")
+    path.chmod(0o664)
+    os.chown(path, 4_321, 4_322)
+    os.close(replace_file(path, b"new"))
+    status = path.stat()
+    assert (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == (0, os.getegid(), 0o600)
+
+
+def test_another_group_gets_no_rights_of_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user who has left the group of a file cannot give it a new one."""
+    path = tmp_path / "list"
+    path.write_bytes(b"old")
+    path.chmod(0o644)
+    real = os.fstat
+
+    def of_another_group(handle: int) -> os.stat_result:
+        found = list(real(handle))
+        found[stat.ST_GID] += 1
+        return os.stat_result(found)
+
+    def refuse(handle: int, uid: int, gid: int) -> None:
+        assert (uid, gid) == (-1, path.stat().st_gid)
+        raise PermissionError(1, os.strerror(1))
+
+    monkeypatch.setattr(os, "fstat", of_another_group)
+    monkeypatch.setattr(os, "fchown", refuse)
+    os.close(replace_file(path, b"new"))
+    assert stat.S_IMODE(path.stat().st_mode) == 0o604
 
 
 def test_a_failure_leaves_the_old_file_and_nothing_else(
