@@ -50,7 +50,7 @@ from cryprq_proxy.outbound.resolving import (
     resolver,
 )
 from cryprq_proxy.pairing import invite_store
-from cryprq_proxy.process import control, recent_errors
+from cryprq_proxy.process import answers, control, recent_errors
 from cryprq_proxy.rules import lists
 from cryprq_proxy.rules.pac import script
 from cryprq_proxy.service import exit as exit_service
@@ -127,8 +127,9 @@ REACHED = {
         "session/test_streams.py::test_too_many_streams",
         "exit/test_exit.py::test_no_more_opens_of_a_peer_than_configured",
     ],
-    "sessions told of in one turn, when the status is asked for": [
-        "exit/test_exit.py::test_the_status_of_many_sessions_is_read_a_turn_at_a_time"
+    "sessions told of, added up or encoded in one turn, when the status is asked for": [
+        "exit/test_exit.py::test_the_status_of_many_sessions_is_read_a_turn_at_a_time",
+        "process/test_answers.py::test_a_long_list_is_encoded_a_turn_at_a_time",
     ],
     "work in one turn of the event loop, all sessions together": [
         "session/test_turns.py::test_a_flood_is_taken_a_turn_at_a_time",
@@ -333,6 +334,14 @@ REACHED = {
         "web/test_server.py::test_connections_are_bounded",
         "web/test_server.py::test_little_is_read_at_once",
     ],
+    "requests answered in one turn of the loop": [
+        "web/test_server.py::test_one_request_is_answered_in_a_turn_of_the_loop",
+        "web/test_server.py::test_who_asks_for_metrics_together_shares_the_status_and_no_turn",
+        "process/test_answers.py::test_one_goes_on_in_each_turn_and_in_order",
+    ],
+    "requests carried out, or answered, in one turn of the loop": [
+        "process/test_control.py::test_one_request_is_carried_out_in_a_turn_of_the_loop",
+    ],
     "body of a request; time for it": [
         "web/test_server.py::test_bodies_are_bounded",
         "web/test_server.py::test_a_body_has_its_time",
@@ -487,7 +496,10 @@ NUMBERS: dict[str, list[float]] = {
         EXIT.session_limits().streams,
         BOUNDS.opens_per_second,
     ],
-    "sessions told of in one turn, when the status is asked for": [TOLD_AT_ONCE],
+    "sessions told of, added up or encoded in one turn, when the status is asked for": [
+        TOLD_AT_ONCE,
+        answers.ENCODED_AT_ONCE,
+    ],
     "work in one turn of the event loop, all sessions together": [turns.TURN_WORK],
     "control frames; frames for ended streams": [
         control_rates.CONTROL_BURST,

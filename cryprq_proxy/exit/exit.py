@@ -29,7 +29,7 @@ from ..session import wire
 from ..session.records import RecordOpener, RecordSealer
 from ..session.rotation import CarrierKeys
 from ..session.sendlog import SlotPool
-from ..session.status import by_name
+from ..session.status import Totals, by_name
 from ..status import ExitStatus, PeerSessionStatus
 from .egress_policy import EgressPolicy
 from .flight_memory import FlightMemory
@@ -232,19 +232,25 @@ class Exit:
         return len(self.sessions), len(self._targets.relays)
 
     async def status_by_turns(self) -> ExitStatus:
-        """As `status`, a part of the sessions in each turn of the loop."""
+        """As `status`, a part of the sessions in each turn of the loop. Sessions that end meanwhile count once."""
         told: list[PeerSessionStatus] = []
+        totals = self.sessions.totals.copy()
         for number, entry in enumerate(self.sessions, 1):
             told.append(entry.status(clock()))
+            totals.add(entry.session)
             if not number % TOLD_AT_ONCE:
                 await asyncio.sleep(0)
-        return self.status(tuple(told))
+        return self._status(totals, told)
 
-    def status(self, told: tuple[PeerSessionStatus, ...] | None = None) -> ExitStatus:
-        """What `cryprq-proxy status` shows; `told` is what it shows of the sessions."""
-        now, entries = clock(), list(self.sessions)
-        totals, lanes = self.sessions.totals, self.sessions.lanes
-        sessions = [entry.session for entry in entries]
+    def status(self) -> ExitStatus:
+        """What `cryprq-proxy status` shows."""
+        now, totals, entries = clock(), self.sessions.totals.copy(), list(self.sessions)
+        for entry in entries:
+            totals.add(entry.session)
+        return self._status(totals, [entry.status(now) for entry in entries])
+
+    def _status(self, totals: Totals, told: list[PeerSessionStatus]) -> ExitStatus:
+        lanes = self.sessions.lanes
         return ExitStatus(
             peer_id=str(self._identity.peer_id),
             provider=self._provider.name,
@@ -252,15 +258,15 @@ class Exit:
             targets=len(self._targets.relays),
             strangers=self.listener.strangers,
             handshakes=self.listener.handshakes,
-            bytes=totals.bytes(*sessions),
-            rotations=totals.rotations(*sessions),
+            bytes=totals.bytes(),
+            rotations=totals.rotations(),
             streams_total=self.sessions.streams_total,
-            streams_refused=by_name(totals.refused, *(session.refused for session in sessions)),
+            streams_refused=by_name(totals.refused),
             refused=by_name(self._refused) | self.listener.failed,
             names=self._targets.resolver.status(),
             lanes=None if lanes is None else lanes.status(),
             network=self._network.status(),
-            sessions=tuple(entry.status(now) for entry in entries) if told is None else told,
+            sessions=tuple(told),
         )
 
 

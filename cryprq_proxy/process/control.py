@@ -38,6 +38,7 @@ from ..base.text import to_json
 from ..errors import ConfigError, CryprqError, reason_of
 from ..status import Status, StatusSource, read
 from .actions import Action
+from .answers import OneATurn, SharedAnswer, json_by_turns
 
 MAX_REQUEST: Final = 4096
 MAX_ARGUMENT: Final = 1024
@@ -96,14 +97,12 @@ class ControlServer:
 
     def __init__(self, path: Path, status: StatusSource, actions: Mapping[str, Action] | None = None) -> None:
         self.path = path
-        self._status = status
         self._actions = dict(actions or {})
         self._loop = asyncio.get_running_loop()
         self._acceptor: Acceptor | None = None
         self._connections: set[asyncio.Task[None]] = set()
-        self._reading = asyncio.Lock()
-        self._next_status: asyncio.Task[bytes] | None = None
-        """The answer to all that ask for the status before it is read."""
+        self._told = SharedAnswer(partial(self._result, "status", status))
+        self._turns = OneATurn()
 
     async def start(self) -> None:
         """Listen. Raises ConfigError if another process answers there or the socket cannot be made."""
@@ -145,8 +144,9 @@ class ControlServer:
                     line = await self._read_line(sock)
                 answer = await self._answer(line)
             except RequestError as error:
-                answer = to_json({"error": str(error)})
-            await self._send(sock, answer + b"\n")
+                answer = _line(to_json({"error": str(error)}))
+            await self._turns.turn()
+            await self._send(sock, answer)
 
     async def _read_line(self, sock: socket.socket) -> bytes:
         """Raises RequestError for a line that is too long, OSError if the connection ends before the line does."""
@@ -171,35 +171,35 @@ class ControlServer:
         request = parse_request(line)
         command = request.command
         if command == "status":
-            if self._next_status is None:
-                self._next_status = spawn(self._read_status(), "status")
-            return await asyncio.shield(self._next_status)
+            return await self._told.get()
         action = self._actions.get(command)
         if action is None:
             known = ", ".join(sorted(["status", *self._actions]))
             raise RequestError(f"unknown command {command!r}; known: {known}")
+        await self._turns.turn()
         return await self._result(command, partial(action, request.argument))
-
-    async def _read_status(self) -> bytes:
-        async with self._reading:
-            self._next_status = None
-            return await self._result("status", self._status)
 
     async def _result(self, command: str, action: Callable[[], Awaitable[object]]) -> bytes:
         """The answer of a command, also of one that fails."""
         try:
-            answer = to_json({"ok": await action()})
+            result = await action()
+            told = await json_by_turns(result) if isinstance(result, msgspec.Struct) else to_json(result)
+            answer = _line(b'{"ok":%b}' % told)
         except CryprqError as error:
-            return to_json({"error": str(error)})
+            return _line(to_json({"error": str(error)}))
         except Exception:  # noqa: BLE001
             # A bug in a command must still give the person an answer.
             _log.exception("the command %r failed", command)
-            return to_json({"error": f"the command {command} failed; the log has the reason"})
-        if len(answer) < MAX_ANSWER:
+            return _line(to_json({"error": f"the command {command} failed; the log has the reason"}))
+        if len(answer) <= MAX_ANSWER:
             return answer
-        return to_json(
-            {"error": f"the answer has {len(answer) >> 20} MiB, and {MAX_ANSWER >> 20} is the most"}
+        return _line(
+            to_json({"error": f"the answer has {len(answer) >> 20} MiB, and {MAX_ANSWER >> 20} is the most"})
         )
+
+
+def _line(answer: bytes) -> bytes:
+    return answer + b"\n"
 
 
 def query(

@@ -221,6 +221,7 @@ class RunningExit:
             psk=config.psk_file is not None,
             listen=tuple(map(str, self._process.listen[: len(config.listen)])),
         )
+        await asyncio.sleep(0)
         peers = peers_told(self._names, (session.peer_id for session in told.sessions))
         return self._process.add_to(structs.replace(told, peers=peers, pairing=pairing))
 

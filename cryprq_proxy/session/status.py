@@ -20,6 +20,13 @@ class Totals:
         self.refused: Counter[Enum] = Counter()
         """Streams that this side refused, in sessions that are over."""
 
+    def copy(self) -> Totals:
+        """To which live sessions may be added as well."""
+        twin = Totals()
+        twin._sent, twin._received, twin._rotations = self._sent, self._received, self._rotations
+        twin.refused.update(self.refused)
+        return twin
+
     def add(self, session: Session) -> None:
         """`session` is over: add its counts. Call it once per session."""
         self._sent += session.bytes_sent

@@ -16,7 +16,7 @@ from aiohttp import web
 MAX_CONNECTIONS: Final = 64
 FIRST_REQUEST_SECONDS: Final = 10.0
 KEEPALIVE_SECONDS: Final = 30.0
-READ_SIZE: Final = 4_096
+READ_SIZE: Final = 512
 """Bytes of one read: small requests and chunks are far more work than their bytes, and all of them are done at once."""
 
 _log = logging.getLogger(__name__)
@@ -44,10 +44,10 @@ class AdminConnection(web.RequestHandler):
         message: str | None = None,
     ) -> web.StreamResponse:
         """Answer what is no request, or what failed in our own code, without a detail of either."""
-        if status >= 500:
+        if status >= 500 and not isinstance(exc, ConnectionError):
             _log.error("a request to the admin server failed", exc_info=exc)
         else:
-            _log.debug("the admin server was sent what is no request: %s", exc)
+            _log.debug("the admin server was sent what is no request, or no whole one: %s", exc)
         if request.writer.output_size:
             raise ConnectionError("part of another answer is already out")
         # An empty name of the server: left out, aiohttp would put in its own.

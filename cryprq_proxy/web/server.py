@@ -8,7 +8,7 @@
                                                             GET  /healthz             "ok", while the process answers
 
 guard.py checks each request first. Everything that a stranger can make grow has a bound: connections, the time to the
-first request, headers, bodies, listeners.
+first request, headers, bodies, listeners, and how many requests are answered in one turn of the loop: one.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from ..base.accept_loop import Acceptor, protocol_acceptor
 from ..base.text import to_json
 from ..errors import CryprqError
 from ..process.actions import Actions
+from ..process.answers import OneATurn, SharedAnswer
 from ..rules.pac.script import PAC_TYPE
 from ..status import StatusSource
 from .connections import AdminConnection, bounded_connection
@@ -77,6 +78,7 @@ class HttpServer:
     def __init__(self, listen: Destination, token: str) -> None:
         self._configured = listen
         self._token = token
+        self._turns = OneATurn()
         self._guard: RequestGuard | None = None
         self._runner: web.AppRunner | None = None
         self._acceptor: Acceptor | None = None
@@ -121,6 +123,8 @@ class HttpServer:
             raise web.HTTPServiceUnavailable(text="not ready yet\n")
         if isinstance(request.protocol, AdminConnection):
             request.protocol.silence.cancel()
+        # Also for what is refused, of which one connection sends a hundred in a packet.
+        await self._turns.turn()
         asked = Asked(
             target=request.raw_path,
             hosts=tuple(request.headers.getall("Host", ())),
@@ -145,14 +149,16 @@ class MetricsServer(HttpServer):
 
     def __init__(self, listen: Destination, status: StatusSource, token: str) -> None:
         super().__init__(listen, token)
-        self._status = status
+        self._told = SharedAnswer(status)
         self._exposition = Exposition()
 
     def _routes(self) -> list[web.RouteDef]:
         return [web.get("/metrics", self._metrics), web.get("/healthz", _healthz)]
 
     async def _metrics(self, request: web.Request) -> web.Response:
-        body, kind = self._exposition.write(await self._status(), request.headers.get("Accept", ""))
+        status = await self._told.get()
+        await self._turns.turn()
+        body, kind = self._exposition.write(status, request.headers.get("Accept", ""))
         return web.Response(body=body, headers={"Content-Type": kind})
 
 
@@ -184,7 +190,9 @@ class AdminServer(MetricsServer):
         await super().stop()
 
     async def _tell_status(self, _: web.Request) -> web.Response:
-        return _json(await self._actions.status())
+        status = await self._told.get()
+        await self._turns.turn()
+        return _json(status)
 
     async def _tell_streams(self, _: web.Request) -> web.Response:
         return _json(self._actions.streams())

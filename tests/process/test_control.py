@@ -37,6 +37,7 @@ from cryprq_proxy.service.tun_mode import NO_TUN, Confirmation
 from cryprq_proxy.status import ClientStatus, SessionStatus
 from tests.support.background import PATIENCE
 from tests.support.descriptors import no_free_descriptor
+from tests.support.turn_count import counted_turns
 
 STATUS = ClientStatus(link="up", uptime=2.5, session=SessionStatus(streams=3, epoch=1))
 
@@ -169,6 +170,34 @@ async def test_who_asks_at_the_same_moment_shares_an_answer(path: Path) -> None:
     ready.set()
     uptimes = [json.loads(answer)["ok"]["uptime"] for answer in await asyncio.gather(*first, *later)]
     assert uptimes == [1.0] * 5 + [2.0] * 5
+
+
+async def test_one_request_is_carried_out_in_a_turn_of_the_loop(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A list of a thousand connections takes milliseconds, and sixteen may ask for it at once."""
+    at: list[int] = []
+    sent: list[int] = []
+    send = ControlServer._send
+
+    async def note(self: ControlServer, sock: socket.socket, answer: bytes) -> None:
+        sent.append(turns.now)
+        await send(self, sock, answer)
+
+    monkeypatch.setattr(ControlServer, "_send", note)
+
+    async def streams(_: str) -> dict[str, object]:
+        at.append(turns.now)
+        return {}
+
+    server = ControlServer(path, told, {"streams": streams})
+    await server.start()
+    with counted_turns() as turns:
+        await asyncio.gather(*(ask(path, b'{"command": "streams"}\n') for _ in range(12)))
+        assert len(set(at)) == len(at) == 12
+        await asyncio.gather(*(ask(path, b'{"command": "status"}\n') for _ in range(12)))
+    await server.stop()
+    assert len(set(sent)) == len(sent) == 24
 
 
 async def test_a_caller_waits_while_the_queue_is_full(path: Path) -> None:

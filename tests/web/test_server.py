@@ -23,18 +23,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cryprq_proxy.address import Destination
+from cryprq_proxy.base.tasks import spawn
 from cryprq_proxy.base.text import to_json
 from cryprq_proxy.commands.dashboard import dashboard as dashboard_command
 from cryprq_proxy.errors import CryprqError
+from cryprq_proxy.process.answers import OneATurn
 from cryprq_proxy.process.recent_errors import MAX_ENTRIES, MAX_TEXT, RecentErrors
-from cryprq_proxy.status import ClientStatus, ExitStatus, Traffic
+from cryprq_proxy.status import ClientStatus, ExitStatus, Status, Traffic
 from cryprq_proxy.web import connections, events
 from cryprq_proxy.web import server as web_server
 from cryprq_proxy.web.connections import READ_SIZE
 from cryprq_proxy.web.events import MAX_LISTENERS, Events
-from cryprq_proxy.web.guard import Asked, RequestGuard, new_token
+from cryprq_proxy.web.guard import Asked, Refusal, RequestGuard, new_token
+from cryprq_proxy.web.metrics import Exposition
 from cryprq_proxy.web.page import dashboard
 from cryprq_proxy.web.server import MAX_BODY, AdminServer, MetricsServer
+from tests.support.settle import settle
+from tests.support.turn_count import counted_turns
 from tests.support.web_fakes import World
 
 TOKEN = new_token()
@@ -393,6 +398,84 @@ async def test_little_is_read_at_once(site: Site, monkeypatch: pytest.MonkeyPatc
     writer.close()
     assert sum(sizes) == 500 * len(one)
     assert max(sizes) <= READ_SIZE
+
+
+@pytest.mark.parametrize("host", ["", "evil.example"])
+async def test_one_request_is_answered_in_a_turn_of_the_loop(
+    host: str, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Short ones behind each other, which nobody needs a token for, stopped the loop for half a second."""
+    at: list[int] = []
+    refuse = RequestGuard.refuse
+
+    def judge(self: RequestGuard, asked: Asked) -> Refusal | None:
+        at.append(turns.now)
+        return refuse(self, asked)
+
+    monkeypatch.setattr(RequestGuard, "refuse", judge)
+    one = f"GET /healthz HTTP/1.1\r\nHost: {host or site.address}\r\n\r\n".encode()
+    with counted_turns() as turns:
+        pairs = [await asyncio.open_connection(*site.address) for _ in range(8)]
+        for _, writer in pairs:
+            writer.write(one * 20)
+        async with asyncio.timeout(20):
+            for reader, writer in pairs:
+                for _ in range(20):
+                    await reader.readuntil(b'"}' if host else b"ok\n")
+                writer.close()
+    assert len(set(at)) == len(at) == 160
+
+
+async def test_who_asks_for_metrics_together_shares_the_status_and_no_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    at: list[int] = []
+    write, ready, asked = Exposition.write, asyncio.Event(), list[int]()
+
+    async def status() -> ExitStatus:
+        asked.append(turns.now)
+        await ready.wait()
+        return ExitStatus()
+
+    def note(self: Exposition, status: Status, accept: str) -> tuple[bytes, str]:
+        at.append(turns.now)
+        return write(self, status, accept)
+
+    monkeypatch.setattr(Exposition, "write", note)
+    server = MetricsServer(LOOPBACK, status, TOKEN)
+    site = Site(World(), await server.start())
+    turn, gone_on = OneATurn.turn, list[int]()
+
+    async def counted(self: OneATurn) -> None:
+        await turn(self)
+        gone_on.append(1)
+
+    monkeypatch.setattr(OneATurn, "turn", counted)
+    with counted_turns() as turns:
+        asking = [spawn(site.ask("/metrics"), "asks") for _ in range(12)]
+        await until(lambda: len(gone_on) == 12)
+        await settle()
+        ready.set()
+        assert {answer.status for answer in await asyncio.gather(*asking)} == {200}
+    await server.stop()
+    assert len(set(at)) == len(at) == 12
+    assert len(asked) == 2, "those that came while the first one was made did not share the second one"
+
+
+async def test_a_body_that_breaks_off_is_no_failure_of_ours(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Sixty-four connections wrote as many tracebacks."""
+    caplog.set_level(logging.DEBUG)
+    _reader, writer = await asyncio.open_connection(*site.address)
+    head = f"POST /api/reload HTTP/1.1\r\nHost: {site.address}\r\nAuthorization: Bearer {TOKEN}\r\n"
+    writer.write(f"{head}Content-Type: application/json\r\nContent-Length: 9\r\n\r\n{{".encode())
+    await writer.drain()
+    assert (await site.ask("/healthz")).status == 200
+    await settle()
+    writer.transport.abort()
+    await until(lambda: "no whole one" in caplog.text)
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
 async def test_connections_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
