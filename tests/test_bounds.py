@@ -231,6 +231,11 @@ REACHED = {
         "tun/test_exit_network.py::test_the_verdicts_that_are_remembered_are_bounded"
     ],
     "connections": ["fronts/test_listener.py::test_no_more_connections_than_the_bound"],
+    "sockets of their direct connections beyond one for each: for further addresses of a name, for UDP": [
+        "client/test_direct.py::test_the_sockets_of_many_names_are_bounded_together",
+        "client/test_direct.py::test_associations_without_room_for_their_sockets_are_refused",
+        "base/test_descriptors.py::test_what_a_limit_allows",
+    ],
     "time for a SOCKS negotiation, or the head of an HTTP request": [
         "fronts/test_listener.py::test_slow_negotiations_are_ended",
         "fronts/test_listener.py::test_a_slow_head_of_http_is_answered_and_ended",

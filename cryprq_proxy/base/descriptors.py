@@ -53,7 +53,12 @@ def for_streams() -> int:
 def for_applications() -> int:
     """How many applications may be connected to the proxy: each may need a second descriptor, for a direct connection
     or for UDP."""
-    return max(_LEAST, (limit() - RESERVE) // 2)
+    return max(_LEAST, (limit() - for_direct() - RESERVE) // 2)
+
+
+def for_direct() -> int:
+    """How many descriptors direct connections may hold together beyond the second one of each application."""
+    return max(_LEAST, limit() // 8)
 
 
 class Shortage:

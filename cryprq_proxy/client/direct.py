@@ -23,6 +23,7 @@ from typing import Any, Final
 
 from ..address import Destination
 from ..base.buffers import SHARED
+from ..base.descriptors import for_direct
 from ..base.faults import report_fault
 from ..base.sockets import CONNECT_TIMEOUT, set_reset_on_close
 from ..errors import LocalError, StreamReason
@@ -31,10 +32,11 @@ from ..outbound.backlog import Backlog
 from ..outbound.dialer import connect_target
 from ..outbound.relay import SLOTS
 from ..outbound.resolving.resolver import Resolver, SystemResolver
-from ..outbound.udp_association import HeldBytes, UdpAssociation
+from ..outbound.udp_association import MAX_SOCKETS, HeldBytes, UdpAssociation
 from ..session.sendlog import SLOT_HEADROOM, SlotPool
 from ..session.streams import Half, StreamHandler
 from ..session.wire import MAX_DATA, StreamProtocol
+from .direct_sockets import DirectSockets
 from .own_listeners import DirectPolicy
 from .requests import StreamRequest
 from .split_association import DatagramsOnly
@@ -60,6 +62,7 @@ class Direct:
         self.streams: dict[int, DirectStream | DirectAssociation] = {}
         """By number, oldest first."""
         self.held = HeldBytes()
+        self.sockets = DirectSockets(for_direct())
         self.refused: Counter[Any] = Counter()
         self._last = 0
 
@@ -130,7 +133,13 @@ class DirectStream:
             return
         direct = self._direct
         attempt = connect_target(
-            direct.loop, self.destination, direct.policy, direct.resolver, self._connected, direct.timeout
+            direct.loop,
+            self.destination,
+            direct.policy,
+            direct.resolver,
+            self._connected,
+            direct.timeout,
+            direct.sockets,
         )
         if not self.opened:
             self._attempt = attempt
@@ -347,9 +356,15 @@ class DirectAssociation(DatagramsOnly):
         self._sockets: UdpAssociation | None = None
 
     def start(self) -> None:
-        """Nothing has to be connected."""
+        """Nothing has to be connected, but there must be room for the sockets."""
         direct = self._direct
-        if self.id in direct.streams:
+        if self.id not in direct.streams:
+            return
+        if not direct.sockets.take(MAX_SOCKETS):
+            del direct.streams[self.id]
+            direct.refused[StreamReason.LIMIT] += 1
+            self.handler.refused(StreamReason.LIMIT)
+        else:
             self._sockets = UdpAssociation(
                 direct.loop, self._answered, self.reset, direct.policy, direct.resolver, direct.held
             )
@@ -369,4 +384,5 @@ class DirectAssociation(DatagramsOnly):
         self._direct.streams.pop(self.id, None)
         sockets, self._sockets = self._sockets, None
         if sockets is not None:
+            self._direct.sockets.give_back(MAX_SOCKETS)
             sockets.reset(reason)

@@ -110,7 +110,7 @@ def test_one_line_a_minute_says_how_many_attempts_failed(caplog: pytest.LogCaptu
 
 @pytest.mark.parametrize(
     ("limit", "streams", "applications"),
-    [(64, 16, 16), (1_024, 384, 448), (20_000, 9_872, 9_936), (resource.RLIM_INFINITY, 524_160, 524_224)],
+    [(64, 16, 16), (1_024, 384, 384), (20_000, 9_872, 8_686), (resource.RLIM_INFINITY, 524_160, 458_688)],
 )
 def test_what_a_limit_allows(
     limit: int, streams: int, applications: int, monkeypatch: pytest.MonkeyPatch
@@ -118,3 +118,4 @@ def test_what_a_limit_allows(
     monkeypatch.setattr(resource, "getrlimit", lambda _: (limit, limit))
     assert (descriptors.for_streams(), descriptors.for_applications()) == (streams, applications)
     assert limit == 64 or streams + RESERVE <= descriptors.limit() // 2
+    assert limit == 64 or 2 * applications + descriptors.for_direct() + RESERVE <= descriptors.limit()

@@ -18,12 +18,14 @@ import pytest
 
 from cryprq_proxy.address import Destination
 from cryprq_proxy.client.direct import WINDOW, Direct, DirectStream
+from cryprq_proxy.client.direct_sockets import DirectSockets
 from cryprq_proxy.client.dispatcher import Dispatcher
 from cryprq_proxy.client.own_listeners import DirectPolicy
 from cryprq_proxy.client.requests import StreamRequest
 from cryprq_proxy.errors import DirectRefused, LocalError, StreamReason, StreamRefused
 from cryprq_proxy.fronts.listener import MixedListener
 from cryprq_proxy.fronts.socks import encode_datagram, parse_datagram
+from cryprq_proxy.outbound.dialer import dial
 from cryprq_proxy.rules.engine import RuleSet
 from cryprq_proxy.rules.syntax import Rule, parse_action
 from cryprq_proxy.session.sendlog import SLOT_HEADROOM, SlotPool
@@ -443,6 +445,64 @@ async def test_a_stream_that_is_not_wanted_any_more_is_not_connected(direct: Dir
         app, _stream = ask(direct, port)
         await until(lambda: bool(connections))
         assert len(connections) == 1
+
+
+class Attempt:
+    """To connect to an address that never answers. `open` has those that run."""
+
+    def __init__(self, open: list[Attempt]) -> None:
+        self._open = open
+        open.append(self)
+
+    def cancel(self) -> None:
+        self._open.remove(self)
+
+
+class ManyAddresses:
+    async def resolve(self, name: str) -> Sequence[str]:
+        return [f"192.0.2.{number}" for number in range(1, 33)]
+
+
+async def test_the_sockets_of_many_names_are_bounded_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each name was dialled at eight addresses at once, whatever the others had."""
+    direct, running, refused = Direct(SlotPool(), ManyAddresses()), list[Attempt](), list[int]()
+
+    class Watched(DirectSockets):
+        def more(self) -> bool:
+            more = super().more()
+            if not more:
+                refused.append(len(running))
+            return more
+
+    defaults = dial.__kwdefaults__
+    assert defaults is not None
+    monkeypatch.setitem(defaults, "connect", lambda *_: Attempt(running))
+    monkeypatch.setitem(defaults, "attempt_delay", 0.0)
+    direct.sockets = Watched(5)
+    for _ in range(4):
+        direct.start(
+            StreamRequest(StreamProtocol.TCP, Destination("many.example", 443), App(), lambda _: None)
+        )
+    await until(lambda: len(refused) == 4)
+    assert len(running) == 4 + 5
+    assert direct.sockets.free == 0
+    direct.stop()
+    await until(lambda: not running)
+    assert direct.sockets.free == 5
+
+
+async def test_associations_without_room_for_their_sockets_are_refused(direct: Direct) -> None:
+    apps = [App() for _ in range(3)]
+    associations: list[AnyStream] = []
+    direct.sockets.free = 5
+    for app in apps:
+        direct.start(StreamRequest(StreamProtocol.UDP, Destination("192.0.2.1", 0), app, associations.append))
+    assert [app.events[0] for app in apps] == [("opened",), ("opened",), ("refused", StreamReason.LIMIT)]
+    assert (len(direct.streams), direct.sockets.free, direct.refused[StreamReason.LIMIT]) == (2, 1, 1)
+    associations[2].reset(StreamReason.CANCELLED)
+    for _ in range(2):
+        associations[0].reset(StreamReason.CANCELLED)
+    assert direct.sockets.free == 3
 
 
 async def test_stopping_ends_all(direct: Direct) -> None:
