@@ -81,7 +81,8 @@ def _absolute(variable: str) -> Path | None:
 
 
 def read_text(path: Path, what: str, *, private: bool = False, most: int = MAX_FILE) -> tuple[str, bool]:
-    """The text of a file, and whether only its owner can read it. `what` names the file in errors.
+    """The text of a file, without a byte order mark, and whether only its owner can read it. `what` names the file in
+    errors.
 
     Raises ConfigError if the file cannot be read, has more than `most` bytes, is not UTF-8, if another user than this
     one and root could change it or, with `private`, if others can read it.
@@ -102,7 +103,7 @@ def read_text(path: Path, what: str, *, private: bool = False, most: int = MAX_F
     if len(found.data) > most:
         raise ConfigError(f"{what} {path} is larger than {most >> 20} MiB")
     try:
-        return found.data.decode("utf-8"), closed
+        return found.data.decode("utf-8-sig"), closed
     except UnicodeDecodeError:
         raise ConfigError(f"{what} {path} is not text in UTF-8") from None
 

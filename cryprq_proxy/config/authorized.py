@@ -17,6 +17,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from ..base.file_access import exists
 from ..base.files import SharedFile
 from ..base.log import one_line
 from ..base.paths import MAX_LIST, read_text
@@ -90,6 +91,25 @@ def read_peers(file: Path) -> tuple[Peer, ...]:
 def revoked_beside(authorized: Path) -> Path:
     """The file of revocations in the directory of the file `authorized`."""
     return authorized.with_name("revoked")
+
+
+class KeptRevocations:
+    """Remembers which files of revocations there were. `peers add` leaves an empty one at least, so one that has gone
+    was removed by mistake, or by somebody who wants a revoked peer back."""
+
+    def __init__(self) -> None:
+        self._seen: set[Path] = set()
+
+    def check(self, authorized: Path) -> None:
+        """The file beside `authorized` has just been read. Raises ConfigError if it was there once, and is not now."""
+        file = revoked_beside(authorized)
+        if exists(file, WHAT_REVOKED):
+            self._seen.add(file)
+        elif file in self._seen:
+            raise ConfigError(
+                f"{WHAT_REVOKED} {file} has gone; put it back, or make an empty file if all who were in it may come in"
+                " again"
+            )
 
 
 class PeersFile:

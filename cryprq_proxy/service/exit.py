@@ -26,7 +26,7 @@ from ..base.netlink_watch import Changes, NoChanges, pause
 from ..base.own_addresses import ADDRESS_GROUPS, own_addresses
 from ..base.tasks import spawn
 from ..base.text import counted
-from ..config.authorized import revoked_beside
+from ..config.authorized import KeptRevocations, revoked_beside
 from ..config.exit import ExitConfig
 from ..config.keys import choose_provider, own_identity
 from ..crypto.identity import PeerId
@@ -102,7 +102,8 @@ async def run_exit(
     provider, watch = choose_provider(config.provider), watch or FileWatch()
     if authorized is not None:
         watch.before_reading(authorized, revoked_beside(authorized))
-    settings, (_, names) = exit_settings(config), load(config, watch, authorized)
+    revocations = KeptRevocations()
+    settings, (_, names) = exit_settings(config), load(config, watch, authorized, revocations)
     identity, egress = own_identity(provider, config.identity), config.egress
     policy = EgressPolicy(egress.allow, egress.deny, egress.only, config.allow_private, own_addresses())
     async with AsyncExitStack() as stack:
@@ -119,7 +120,13 @@ async def run_exit(
             identity, settings, frozenset(names), policy, resolver, provider, network, invites, flights
         )
         running = RunningExit(
-            config, exit, names, authorized, lambda: load(read(), watch, authorized), stop.notifier, recent
+            config,
+            exit,
+            names,
+            authorized,
+            lambda: load(read(), watch, authorized, revocations),
+            stop.notifier,
+            recent,
         )
         control = ControlServer(config.control_socket, running.status, {"reload": running.reload})
         await control.start()
@@ -140,12 +147,16 @@ async def run_exit(
             _log.info("stopping at once")
 
 
-def load(config: ExitConfig, watch: FileWatch, authorized: Path | None) -> LoadedExit:
+def load(
+    config: ExitConfig, watch: FileWatch, authorized: Path | None, revocations: KeptRevocations
+) -> LoadedExit:
     """With the peers of the file that `config` names, as it is now; `watch` looks at it from now on. `authorized` is
     where it would be if there is none. Says which of the listed peers are not let in. Raises ConfigError."""
     if config.authorized is not None:
         watch.before_reading(config.authorized, revoked_beside(config.authorized))
     allowed, revoked = config.peers(authorized)
+    if (place := config.authorized or authorized) is not None:
+        revocations.check(place)
     if revoked:
         named = [one_line(name) or str(peer) for peer, name in islice(revoked.items(), MAX_PEERS_NAMED)]
         more = len(revoked) - len(named)

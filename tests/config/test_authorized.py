@@ -61,6 +61,13 @@ def test_lines(file: Path) -> None:
     assert peers[1].shown == str(BOB)
 
 
+def test_an_editor_may_put_a_byte_order_mark_in_front_and_end_lines_in_its_own_manner(file: Path) -> None:
+    file.write_bytes(f"\ufeff{ALICE} laptop\r\n{BOB}\r\n".encode())
+    assert list(read_peers(file)) == [Peer(ALICE, "laptop"), Peer(BOB, "")]
+    PeersFile(file).rename("laptop", "desk")
+    assert list(read_peers(file)) == [Peer(ALICE, "desk"), Peer(BOB, "")]
+
+
 def test_a_missing_file_is_an_empty_list_here_and_an_error_where_it_is_named(tmp_path: Path) -> None:
     assert PeersFile(tmp_path / "none").read() == ()
     with pytest.raises(ConfigError, match="does not exist"):

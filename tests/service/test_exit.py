@@ -24,7 +24,7 @@ from cryprq_proxy.base.tasks import spawn
 from cryprq_proxy.cli import cli
 from cryprq_proxy.commands import run
 from cryprq_proxy.config import exit as config_exit
-from cryprq_proxy.config.authorized import PeersFile
+from cryprq_proxy.config.authorized import PeersFile, revoked_beside
 from cryprq_proxy.config.exit import ExitConfig, load_exit
 from cryprq_proxy.crypto.identity import PeerId
 from cryprq_proxy.errors import ConfigError, CryprqError
@@ -399,6 +399,23 @@ async def test_an_old_copy_of_the_list_brings_no_revoked_peer_back(
         files.authorized.write_text(old)
         await until(lambda: "6 peers are listed but revoked, and not let in: " in caplog.text)
         assert " and 1 more; to let one in again, run: cryprq-proxy peers add PEERID NAME" in caplog.text
+
+
+async def test_a_list_of_revoked_peers_that_has_gone_brings_nobody_back(files: RoleFiles) -> None:
+    peers = PeersFile(files.authorized)
+    files.authorize(f"{files.client_id} laptop")
+    old = files.authorized.read_text()
+    async with running(role(files)):
+        peers.revoke("laptop")
+        await files.command("exit", "reload")
+        files.authorized.write_text(old)
+        revoked_beside(files.authorized).unlink()
+        for _ in range(2):
+            with pytest.raises(CryprqError, match="has gone; put it back, or make an empty file"):
+                await files.command("exit", "reload")
+        assert (await told(files)).authorized == 0
+        revoked_beside(files.authorized).touch(0o600)
+        assert await files.command("exit", "reload") == {"reloaded": "1 peer allowed"}
 
 
 async def test_twenty_thousand_peers_are_let_in(files: RoleFiles) -> None:
