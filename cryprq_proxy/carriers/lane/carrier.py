@@ -77,13 +77,15 @@ class LaneCarrier:
         ceiling: int,
         taken: Container[int] = (),
         entropy: Entropy = system_entropy,
+        indices: Entropy | None = None,
         clock: Callable[[], float] = clock,
     ) -> None:
+        """Indices are drawn from `indices`, or as all else from `entropy`."""
         self._loop = loop
         self._handler = handler
         self._clock = clock
         self._dialler = dialler
-        self.lane = Lane(dialler, entropy, self, SHARED.one(Room), taken)
+        self.lane = Lane(dialler, indices or entropy, self, SHARED.one(Room), taken)
         self._train = SHARED.one(PacketTrain)
         # The kernel takes what is sealed here, or it is dropped, before the next seal.
         self._output = SHARED.scratch("leaving datagrams", OUT_SIZE)

@@ -2,9 +2,10 @@
 
     datagram -> index (5 bytes) -> the session's lane -> its handler
 
-Each lane draws the indices under which it receives, one per epoch, and one table here has them all. A datagram without
-a known index is counted and dropped: strangers get no answer, so that a port with a lane looks like one without. A
-datagram with a known index goes to its lane, which answers only what it can open.
+Each lane draws the indices under which it receives, one per epoch, and one table here has them all. They end with the
+tag of this process, by which the kernel tells its datagrams from those of a successor (shared_port.py). A datagram
+without a known index is counted and dropped: strangers get no answer, so that a port with a lane looks like one
+without. A datagram with a known index goes to its lane, which answers only what it can open.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from ...status import LaneSocketStatus, LanesStatus
 from .batch import Batch, SocketAddress, UdpOffload, UdpPeer
 from .carrier import LaneCarrier, LaneHandler
 from .inbox import Inbox
+from .shared_port import new_tag, tagged
 from .train import Outlet
 from .udp_socket import ETHERNET_MTU, HEADERS, UdpSocket
 
@@ -44,10 +46,18 @@ class ExitLane(LaneCarrier):
         *,
         ceiling: int,
         entropy: Entropy,
+        tag: int,
         clock: Callable[[], float],
     ) -> None:
         super().__init__(
-            loop, handler, dialler=False, ceiling=ceiling, taken=lanes, entropy=entropy, clock=clock
+            loop,
+            handler,
+            dialler=False,
+            ceiling=ceiling,
+            taken=lanes,
+            entropy=entropy,
+            indices=tagged(entropy, tag),
+            clock=clock,
         )
         self._lanes = lanes
 
@@ -80,6 +90,7 @@ class LaneListener:
         self._loop = loop
         self._offload = offload
         self._mark = mark
+        self._tag = new_tag()
         self._clock = clock
         self._lanes: dict[int, ExitLane] = {}
         self._sockets: list[UdpSocket] = []
@@ -89,7 +100,7 @@ class LaneListener:
         """Datagrams of no session: too short, of another kind, or with an index that is not in use."""
         for where in addresses:
             try:
-                sock = UdpSocket(where, offload, mark)
+                sock = UdpSocket(where, offload, mark, self._tag)
             except OSError as error:
                 self.close()
                 raise ConfigError(
@@ -113,6 +124,7 @@ class LaneListener:
             self._lanes,
             ceiling=self._ceiling(client),
             entropy=entropy,
+            tag=self._tag,
             clock=self._clock,
         )
 

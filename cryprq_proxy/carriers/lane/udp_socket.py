@@ -28,6 +28,7 @@ from typing import Final
 
 from ...errors import ConfigError
 from .batch import MAX_BATCH, MAX_SEGMENTS, Batch, Sent, SocketAddress, UdpOffload, UdpPeer
+from .shared_port import share, steer
 
 LINUX: Final = sys.platform == "linux"
 
@@ -79,11 +80,14 @@ _log = logging.getLogger(__name__)
 class UdpSocket:
     """A non-blocking UDP socket of one family, bound to `address`: (host literal, port), port 0 for any.
 
-    `mark` is the fwmark of its packets (0: none). Raises OSError if the address cannot be had, ConfigError if the
-    mark may not be set. Close it. Counters are in datagrams and in bytes of UDP payload.
+    `mark` is the fwmark of its packets (0: none). With a `tag`, another process may have the port too: see
+    shared_port.py. Raises OSError if the address cannot be had, ConfigError if the mark may not be set. Close it.
+    Counters are in datagrams and in bytes of UDP payload.
     """
 
-    def __init__(self, address: SocketAddress, offload: UdpOffload, mark: int = 0) -> None:
+    def __init__(
+        self, address: SocketAddress, offload: UdpOffload, mark: int = 0, tag: int | None = None
+    ) -> None:
         self.family: Final = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         self._sock = socket.socket(self.family, socket.SOCK_DGRAM)
         self._gso, self._gro, self._reason = offload
@@ -103,7 +107,10 @@ class UdpSocket:
         try:
             self._sock.setblocking(False)
             self._configure(mark)
+            shared = LINUX and tag is not None and share(self._sock)
             self._sock.bind(address)
+            if shared and tag is not None:
+                steer(self._sock, tag)
             self._report_local(address[0] in WILDCARDS)
         except BaseException:
             self._sock.close()

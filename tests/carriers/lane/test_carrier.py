@@ -16,13 +16,15 @@ import struct
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, count
 from typing import Any, Final, cast
 
 import pytest
 
 from cryprq_proxy.address import Destination
 from cryprq_proxy.base.buffers import SHARED
+from cryprq_proxy.carriers.lane import listener as listener_module
+from cryprq_proxy.carriers.lane import shared_port
 from cryprq_proxy.carriers.lane.batch import RECEIVE_SIZE, Sent, SocketAddress, UdpOffload, UdpPeer
 from cryprq_proxy.carriers.lane.carrier import MAX_PAYLOAD, LaneCarrier
 from cryprq_proxy.carriers.lane.client import ClientLane
@@ -909,15 +911,58 @@ def test_handler_may_close_the_lane_in_a_call(join: Join, loop: Loop) -> None:
 
 
 def test_port_that_is_taken(loop: Loop) -> None:
-    first = LaneListener(loop.typed, [("127.0.0.1", 0)], BOTH, clock=loop.clock)
-    try:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        other.bind(("127.0.0.1", 0))
         with pytest.raises(
             ConfigError, match=r"cannot listen on UDP 127\.0\.0\.1:\d+ \(address already in use\)"
         ):
-            LaneListener(loop.typed, [("127.0.0.1", 0), first.addresses[0]], BOTH, clock=loop.clock)
-    finally:
-        first.close()
+            LaneListener(loop.typed, [("127.0.0.1", 0), other.getsockname()], BOTH, clock=loop.clock)
     assert not loop.readers
+
+
+def test_an_exit_and_its_successor_share_a_port(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each gets what is for it, and the successor all when the other one has gone."""
+    monkeypatch.setattr(listener_module, "new_tag", count().__next__)
+    older = LaneListener(loop.typed, [("127.0.0.1", 0)], BOTH, clock=loop.clock)
+    where = older.addresses[0]
+    before = Session(loop, older, where, BOTH)
+    before.start()
+    for number in range(20):
+        newer = LaneListener(loop.typed, [where], BOTH, clock=loop.clock)
+        sessions = [Session(loop, newer, where, BOTH) for _ in range(5)]
+        for session in sessions:
+            session.start()
+        for session in (before, *sessions):
+            assert session.client.send_datagram(1, NAME, b"%d" % number)
+            assert session.exit.send_datagram(1, NAME, b"%d" % number)
+        loop.settle()
+        for session in (before, *sessions):
+            assert (
+                session.at_exit.datagrams[-1] == session.at_client.datagrams[-1] == (1, NAME, b"%d" % number)
+            )
+        assert older.strangers == newer.strangers == 0
+        before.close()
+        older.close()
+        for session in sessions:
+            assert session.client.send_datagram(1, NAME, b"after")
+        loop.settle()
+        assert all(session.at_exit.datagrams[-1] == (1, NAME, b"after") for session in sessions)
+        older, before = newer, sessions.pop()
+        for session in sessions:
+            session.close()
+    before.close()
+    older.close()
+    assert not loop.readers
+
+
+def test_where_the_kernel_cannot_steer_a_port_is_not_shared(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared_port, "SO_ATTACH_REUSEPORT_CBPF", 0xFFFF)
+    older = LaneListener(loop.typed, [("127.0.0.1", 0)], BOTH, clock=loop.clock)
+    with pytest.raises(ConfigError, match="address already in use"):
+        LaneListener(loop.typed, [older.addresses[0]], BOTH, clock=loop.clock)
+    older.close()
 
 
 def test_status(join: Join) -> None:
