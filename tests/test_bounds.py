@@ -12,7 +12,7 @@ from cryprq_proxy.carriers import admission, websocket
 from cryprq_proxy.carriers.dial import http_connect
 from cryprq_proxy.carriers.dial import websocket as dial_websocket
 from cryprq_proxy.carriers.lane import packet_link, udp_socket
-from cryprq_proxy.client import dispatcher, split_association
+from cryprq_proxy.client import dispatcher, leaving, split_association
 from cryprq_proxy.config import authorized, decode, exits
 from cryprq_proxy.config import exit as exit_config
 from cryprq_proxy.config.client import ClientConfig
@@ -331,6 +331,10 @@ REACHED = {
     "datagrams that wait until their route is open": [
         "client/test_dispatcher.py::test_datagrams_that_wait_are_bounded"
     ],
+    "sessions that it has asked the client to leave, and that run out; for how long": [
+        "client/test_leaving.py::test_the_oldest_ends_beyond_the_bound",
+        "client/test_leaving.py::test_it_ends_after_its_time",
+    ],
     "verdict on the client; head of a proxy's answer": [
         "carriers/test_admission.py::test_a_verdict_has_a_bound",
         "carriers/dial/test_websocket.py::test_what_proxies_answer",
@@ -593,6 +597,10 @@ NUMBERS: dict[str, list[float]] = {
     "datagrams that wait until their route is open": [split_association.MAX_EARLY],
     "waiting for the link; an application that has died while its target is not connected yet": [
         CLIENT.wait_for_link
+    ],
+    "sessions that it has asked the client to leave, and that run out; for how long": [
+        leaving.MOST_LEAVING,
+        leaving.LEAVING_SECONDS,
     ],
     "verdict on the client; head of a proxy's answer": [admission.MAX_VERDICT, http_connect.MAX_HEAD],
     "connections; time for the first request; bytes of one read": [

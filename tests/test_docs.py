@@ -264,6 +264,7 @@ def test_frames() -> None:
         "PACKET": (wire.encode_packet(0, 0, 0, b"xyz"), 3),
         "NETWORK": (wire.encode_network(bytes(4), bytes(16)), 0),
         "TAKEN": (wire.encode_taken([IPv4Network("10.0.0.0/8")]), 17),
+        "GOAWAY": (wire.encode_bare(wire.GOAWAY), 0),
         "CLOSE": (wire.encode_close(CloseReason.NORMAL), 0),
         "ACCEPT": (wire.encode_bare(wire.ACCEPT), 0),
         "RESUMED": (wire.encode_resumed(1, bytes(32)), 0),

@@ -65,7 +65,8 @@ _WITHHELD: Final = "no packet filter"
 
 
 class ExitNetwork:
-    """The PacketNetwork of an exit (exit/providers.py), made by `start`; `close` in any case."""
+    """The PacketNetwork of an exit (exit/providers.py), made by `start`; `close` in any case. Packets that come after
+    that are dropped."""
 
     features = Feature.PACKETS
 
@@ -145,6 +146,8 @@ class ExitNetwork:
         await asyncio.wait([self._following])
         await self._reconciler.stop()
         await self._kernel.close()
+        # Sessions may live on: another exit may take the device's place for the new ones.
+        self._withhold(True)
         await self._stack.aclose()
 
     async def lost(self) -> None:

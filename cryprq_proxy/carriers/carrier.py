@@ -77,6 +77,10 @@ class Carrier:
         self.open = True
         self._set_lowat(MAX_LOWAT >> 2)
 
+    def pass_to(self, owner: CarrierOwner) -> None:
+        """From now on `owner` is told of the end, and no other."""
+        self._owner = owner
+
     def start(self) -> None:
         """Begin to move bytes. The owner may be told during the call that the carrier is lost."""
         raise NotImplementedError

@@ -3,6 +3,7 @@
 an attempt failed                       the next time, twice as long as the last
 a link broke                            the next time, too: an exit that admits a client only to drop it
 a link lasted STABLE_SECONDS, or moved  none, and the times begin anew
+the exit said that it goes              none, and the times begin anew and short: its successor may be there already
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from typing import Final
 
 BACKOFF_FIRST: Final = 0.25
+BACKOFF_RESTART: Final = 0.05
 BACKOFF_LAST: Final = 5.0
 """An attempt costs the exit 2 ms, and a client should be back soon after an exit that was away for long."""
 JITTER: Final = 0.2
@@ -36,3 +38,7 @@ class Backoff:
     def reset(self) -> None:
         """The exit was of use."""
         self._seconds = BACKOFF_FIRST
+
+    def hasten(self) -> None:
+        """The exit was of use, and is being replaced."""
+        self._seconds = BACKOFF_RESTART

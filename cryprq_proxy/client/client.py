@@ -1,7 +1,8 @@
 """The client role: what front-ends and Exits (exits.py) ask of one exit.
 
 `start` asks for a stream. While the link (link.py) is down, requests wait for a bounded time (waiting.py) and are then
-refused. Nothing ever goes out directly.
+refused. Nothing ever goes out directly. When the exit is about to stop, streams of its session run out beside the next
+one (leaving.py), and requests that it has not served are made again.
 """
 
 from __future__ import annotations
@@ -123,7 +124,7 @@ class Client:
     @property
     def up(self) -> bool:
         """Whether there is a link, to an exit that takes new streams."""
-        return self._link.up and not self._kept.leaving
+        return self._link.up
 
     @property
     def heard(self) -> float:
@@ -161,7 +162,7 @@ class Client:
             request = stream.label
             if not isinstance(request, StreamRequest) or request.exit:
                 continue
-            if not stream.opened and not stream.sent:
+            if stream.untouched:
                 stream.reset(StreamReason.CANCELLED)
                 withdrawn.append(request)
             elif stream.protocol is StreamProtocol.UDP:
@@ -171,19 +172,20 @@ class Client:
         return withdrawn
 
     def streams(self) -> list[Stream]:
-        """The open and the requested ones, oldest first."""
-        return list(self._kept.streams.values())
+        """The open and the requested ones, oldest first; also those of sessions that were left."""
+        left = [stream for session in self._link.left for stream in session.streams.values()]
+        return [*left, *self._kept.streams.values()]
 
     def stream(self, id: int) -> Stream | None:
-        return self._kept.streams.get(id)
+        return self._kept.streams.get(id) or self._link.left.stream(id)
 
     @property
     def open_streams(self) -> int:
-        return len(self._kept.streams)
+        return len(self._kept.streams) + sum(len(session.streams) for session in self._link.left)
 
     def refused(self) -> Counter[Any]:
         """How many requests were refused since the start, by reason."""
-        return self._kept.refused()
+        return self._kept.refused() + self._link.left.refused()
 
     # --- for system-wide mode ----------------------------------------------------------------------------------------
 
@@ -213,14 +215,22 @@ class Client:
         with contained("delays the choice of an exit"):
             self.observer.changed()
 
-    def stream_refused(self, stream: Stream, reason: StreamReason) -> bool:
-        """True if another exit serves the request, so that its handler is not told."""
-        if reason is not StreamReason.SHUTTING_DOWN:
+    def stream_refused(self, stream: Stream, untouched: bool) -> bool:
+        """The exit is about to stop. True if the request is made again, so that its handler is not told: where nothing
+        was sent on it."""
+        request = stream.label
+        if not untouched or not isinstance(request, StreamRequest):
             return False
-        if not self._kept.leaving:
-            self._kept.leaving = True
-            self.observer.changed()
-        return isinstance(stream.label, StreamRequest) and self.observer.take_over(stream.label)
+        if not self.observer.take_over(request):
+            self.start(request)
+        return True
+
+    def streams_lost(self, streams: list[Stream]) -> None:
+        """A session that was left ends: make its requests again on which nothing was sent."""
+        for stream in streams:
+            if stream.untouched and isinstance(stream.label, StreamRequest):
+                stream.reset(StreamReason.CANCELLED)
+                self.stream_refused(stream, True)
 
     # --- what others read --------------------------------------------------------------------------------------------
 
@@ -228,7 +238,7 @@ class Client:
         """What `cryprq-proxy status` shows of this link."""
         link, kept = self._link, self._kept
         session, packet_link = kept.session, kept.packet_link
-        live = [] if session is None else [session]
+        live = [*link.left] if session is None else [*link.left, session]
         return ClientStatus(
             peer_id=str(self._identity.peer_id),
             link="up" if link.up else "down",

@@ -156,8 +156,6 @@ class Exits(ClientObserver):
             self._waiting.add(request)
 
     def take_over(self, request: StreamRequest) -> bool:
-        if request.exit or not self.active.healthy:
-            return False
         self.start(request)
         return True
 

@@ -1,7 +1,8 @@
 """The session with the exit, which outlives its carriers, and the packet link beside it.
 
 admitted -> new session, or the old one resumed -> attached to a carrier -> detached -> resumed ...
-                                                                                     -> dropped, RESUME_SECONDS later
+                                                   |                                 -> dropped, RESUME_SECONDS later
+                                                   -> left, when the exit is about to stop (leaving.py)
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Executor
+from functools import partial
 from typing import Any
 
 from ..base.clock import clock
@@ -22,13 +24,14 @@ from ..carriers.lane.packet_link import NetworkLink, PacketLink
 from ..carriers.rekey_thread import executor_offload
 from ..crypto.payloads import Feature
 from ..crypto.primitives import Provider, system_entropy
-from ..errors import CarrierError, CloseReason, PeerError, StreamReason
+from ..errors import CarrierError, CloseReason, PeerError
 from ..lane.slices import Shape
 from ..session.sendlog import MemoryBudget, SlotPool
-from ..session.session import RESUME_SECONDS, Session
+from ..session.session import RESUME_SECONDS, Refused, Session
 from ..session.status import Totals
 from ..session.streams import Stream
 from ..session.turns import TurnBudget
+from ..session.wire import MAX_STREAM
 from .packet_ports import NO_NETWORK, ClientNetwork
 from .settings import ClientSettings
 
@@ -36,8 +39,9 @@ _log = logging.getLogger(__name__)
 
 
 class KeptSession:
-    """Owner of the session. `failed` is told what the peer did wrong in a slow key exchange, `stream_refused` which
-    stream it refused and why; see `Session.on_refused`."""
+    """Owner of the session. `failed` is told what the peer did wrong in a slow key exchange of the session with this
+    id, `stream_refused` which stream it refused and why (see `Session.on_refused`), `goaway` that it takes no new
+    ones."""
 
     def __init__(
         self,
@@ -46,8 +50,9 @@ class KeptSession:
         network: ClientNetwork,
         slots: SlotPool,
         executor: Executor,
-        failed: Callable[[PeerError], None],
-        stream_refused: Callable[[Stream, StreamReason], bool],
+        failed: Callable[[bytes, PeerError], None],
+        stream_refused: Refused,
+        goaway: Callable[[], None],
     ) -> None:
         self._settings = settings
         self._provider = provider
@@ -56,24 +61,20 @@ class KeptSession:
         self._executor = executor
         self._failed = failed
         self._stream_refused = stream_refused
+        self._goaway = goaway
         self._budget = MemoryBudget(settings.limits.retained)
         self._attempts = 0
         self._expiry: asyncio.TimerHandle | None = None
         self.session: Session | None = None
         self.packet_link: PacketLink | None = None
         self.totals = Totals()
-        self.leaving = False
-        """The exit takes no new streams of this session."""
+        self._last_stream = 0
+        """The number of the newest stream of the session before."""
 
     @property
     def streams(self) -> dict[int, Stream]:
         """Those of the present session, by number, oldest first."""
         return {} if self.session is None else self.session.streams
-
-    @property
-    def moved(self) -> int:
-        """Bytes of the present session, both directions together."""
-        return 0 if self.session is None else self.session.bytes_sent + self.session.bytes_received
 
     def next_attempt(self) -> int:
         """The number of one more attempt to resume the session, from 1."""
@@ -120,11 +121,14 @@ class KeptSession:
             budget=self._budget,
             slots=self._slots,
             turn=TurnBudget(asyncio.get_running_loop().call_soon),
-            offload=executor_offload(self._provider, self._executor, self._failed),
+            offload=executor_offload(
+                self._provider, self._executor, partial(self._failed, established.session_id)
+            ),
+            last_stream=self._last_stream,
         )
         self._attempts = 0
-        self.leaving = False
         session.on_refused = self._stream_refused
+        session.on_goaway = self._goaway
         network, lane = self._network, self._settings.lane
         link = (
             PacketLink(session)
@@ -157,18 +161,28 @@ class KeptSession:
         elif self._expiry is None:
             self._expiry = asyncio.get_running_loop().call_later(RESUME_SECONDS, self.drop)
 
-    def drop(self) -> None:
-        """End the session, if there is one."""
+    def leave(self) -> tuple[Session, PacketLink] | None:
+        """Give the session away, if there is one: the next carrier begins another one."""
         self._stop_expiry()
         session, self.session = self.session, None
         link, self.packet_link = self.packet_link, None
-        if link is not None:
-            with contained("leaves a datagram lane behind"):
-                link.close()
-        if session is not None:
-            with contained("leaves the streams of a session that has ended"):
-                session.close(CloseReason.NORMAL)
-            self.totals.add(session)
+        if session is None or link is None:
+            return None
+        # So each number names one stream, whichever session has it. At half of the numbers they begin again.
+        self._last_stream = 0 if session.last_stream > MAX_STREAM >> 1 else session.last_stream
+        return session, link
+
+    def drop(self) -> None:
+        """End the session, if there is one."""
+        held = self.leave()
+        if held is None:
+            return
+        session, link = held
+        with contained("leaves a datagram lane behind"):
+            link.close()
+        with contained("leaves the streams of a session that has ended"):
+            session.close(CloseReason.NORMAL)
+        self.totals.add(session)
 
     def _stop_expiry(self) -> None:
         if self._expiry is not None:

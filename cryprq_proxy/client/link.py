@@ -2,9 +2,11 @@
 
     dial -> handshake -> admission -> carrier up -> lost -> dial again, with the session's id and proof
      ^                                                       session kept while the exit may still have it
-     └── backoff <── an attempt failed, or the link broke at once
+     ├── backoff <── an attempt failed, or the link broke at once
+     └── the exit is about to stop: its session runs out beside the next one
 
-endpoints.py finds the exit, kept_session.py owns the session, backoff.py says how long to wait.
+endpoints.py finds the exit, kept_session.py owns the session, leaving.py those that run out, backoff.py says how long
+to wait.
 
 A fault of this program in any of these steps is like a failed attempt: the next one comes after the backoff.
 """
@@ -16,6 +18,7 @@ import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from enum import Enum
 from typing import Any, Final, Protocol
 
 from ..base.clock import clock
@@ -39,6 +42,7 @@ from ..status import CarrierStatus
 from .backoff import STABLE_SECONDS, Backoff
 from .endpoints import Endpoints, ReachedExit, is_late
 from .kept_session import KeptSession
+from .leaving import LeavingSessions
 from .packet_ports import NO_NETWORK, ClientNetwork
 from .settings import ClientSettings
 
@@ -51,11 +55,29 @@ type Pause = Callable[[float], Awaitable[None]]
 
 
 class LinkUser(Protocol):
-    """What is told of a link's life."""
+    """What is told of a link's life. `streams_lost`: a session that was left is about to end with these."""
 
     def link_up(self) -> None: ...
     def link_down(self) -> None: ...
-    def stream_refused(self, stream: Stream, reason: StreamReason) -> bool: ...
+    def stream_refused(self, stream: Stream, untouched: bool) -> bool: ...
+    def streams_lost(self, streams: list[Stream]) -> None: ...
+
+
+class ExitStops(PeerError):
+    """The exit takes no new streams, and its session was left."""
+
+    def __init__(self) -> None:
+        super().__init__(CloseReason.SHUTTING_DOWN, "the exit is about to stop")
+
+
+class LinkEnd(Enum):
+    """What became of an attempt to have a link."""
+
+    OF_USE = 0
+    LEFT = 1
+    """It was of use, until the exit said that it is about to stop."""
+    OF_NO_USE = 2
+    """There was none, or it broke at once."""
 
 
 class ClientLink:
@@ -82,8 +104,9 @@ class ClientLink:
         self._endpoints = Endpoints(settings.endpoints, dialling, settings.memory.last)
         self._executor = ThreadPoolExecutor(1, "handshake")
         self.kept = KeptSession(
-            settings, provider, network, slots, self._executor, self._fail, user.stream_refused
+            settings, provider, network, slots, self._executor, self._fail, self._refused, self.leave
         )
+        self.left = LeavingSessions(self.kept.totals, self._refused_by_left, user.streams_lost)
         self._carrier: Carrier | None = None
         self._reached: ReachedExit | None = None
         self._lost: asyncio.Future[PeerError | None] | None = None
@@ -111,19 +134,22 @@ class ClientLink:
         backoff = Backoff()
         with contextlib.suppress(asyncio.CancelledError):
             while not self.stopping:
-                if await self._one_link():
+                end = await self._one_link()
+                if end is LinkEnd.OF_USE:
                     backoff.reset()
+                elif end is LinkEnd.LEFT:
+                    backoff.hasten()
                 else:
                     await self._pause(backoff.next())
 
-    async def _one_link(self) -> bool:
-        """Bring the link up and wait for its end. False: there was none, or it broke at once."""
+    async def _one_link(self) -> LinkEnd:
+        """Bring the link up and wait for its end."""
         try:
             try:
                 await self.connect()
             except PeerError as error:
                 self._note(error)
-                return False
+                return LinkEnd.OF_NO_USE
             self.last_error = None
             return await self._was_of_use()
         except Exception as error:
@@ -131,7 +157,7 @@ class ClientLink:
                 raise
             report_fault("ends an attempt to bring the link up", error)
             self.last_error = str(CarrierFault())
-            return False
+            return LinkEnd.OF_NO_USE
 
     async def connect(self) -> None:
         """One attempt to bring the link up. Raises PeerError with the reason in a sentence."""
@@ -166,6 +192,7 @@ class ClientLink:
         self.stopping = True
         if self._carrier is not None:
             self._carrier.close(CloseReason.NORMAL)
+        self.left.close()
         self.kept.drop()
 
     async def ended(self) -> None:
@@ -234,36 +261,71 @@ class ClientLink:
             self._provider.name,
         )
         carrier.start()
-        if carrier.open:
+        if self.up:
             self._user.link_up()
 
-    async def _was_of_use(self) -> bool:
-        """Wait for the end of the link. False: it broke at once, and its endpoint is shunned."""
+    async def _was_of_use(self) -> LinkEnd:
+        """Wait for the end of the link. The endpoint of one that broke at once is shunned."""
         assert self._lost is not None and self._reached is not None
-        since, before = clock(), self.kept.moved
+        since, session = clock(), self.kept.session
+        before = 0 if session is None else session.moved
         reason = await self._lost
-        if not self.stopping:
+        left = isinstance(reason, ExitStops)
+        if not self.stopping and not left:
             _log.warning("link down: %s", reason or "closed")
         # A fault may come again with the next byte, so what was moved before it is no reason for haste.
-        moved = self.kept.moved != before and not isinstance(reason, CarrierFault)
+        moved = session is not None and session.moved != before and not isinstance(reason, CarrierFault)
         if clock() - since >= STABLE_SECONDS or moved:
-            return True
+            return LinkEnd.LEFT if left else LinkEnd.OF_USE
         self._endpoints.shun(self._reached.endpoint)
-        return False
+        return LinkEnd.OF_NO_USE
+
+    def leave(self) -> None:
+        """The exit takes no new streams: let the session run out on its carrier, and dial anew at once."""
+        carrier, self._carrier = self._carrier, None
+        if carrier is None:
+            return
+        held = self.kept.leave()
+        if held is None:
+            carrier.drop()
+        else:
+            session, packet_link = held
+            _log.info(
+                "the exit %s is about to stop: new streams wait for a new link, %d go on to their end",
+                self._settings.peer,
+                len(session.streams),
+            )
+            self.left.add(session, packet_link, carrier)
+        self._down(ExitStops())
+
+    def _refused(self, stream: Stream, reason: StreamReason, untouched: bool) -> bool:
+        """The exit refused a stream of the present session."""
+        if reason is StreamReason.SHUTTING_DOWN:
+            self.leave()
+        return self._refused_by_left(stream, reason, untouched)
+
+    def _refused_by_left(self, stream: Stream, reason: StreamReason, untouched: bool) -> bool:
+        return reason is StreamReason.SHUTTING_DOWN and self._user.stream_refused(stream, untouched)
 
     def carrier_lost(self, carrier: Carrier, error: PeerError | None) -> None:
         if carrier is not self._carrier:
             return
         self._carrier = None
+        self._down(error)
+
+    def _down(self, reason: PeerError | None) -> None:
         with contained("keeps the loss of the link from the client"):
             self._user.link_down()
         with contained("leaves the session of a lost link"):
             self.kept.carrier_lost()
         if self._lost is not None and not self._lost.done():
-            self._lost.set_result(error)
+            self._lost.set_result(reason)
 
-    def _fail(self, error: PeerError) -> None:
-        if self._carrier is not None:
+    def _fail(self, session_id: bytes, error: PeerError) -> None:
+        session = self.kept.session
+        if session is None or session.session_id != session_id:
+            self.left.fail(session_id, error)
+        elif self._carrier is not None:
             self._carrier.fail(error)
 
     def _note(self, error: PeerError) -> None:

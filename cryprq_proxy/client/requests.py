@@ -59,7 +59,8 @@ class ClientObserver:
         """The link came or went, the exit is about to shut down, or it has begun or ceased to carry packets."""
 
     def take_over(self, request: StreamRequest) -> bool:
-        """The exit refused `request` because it shuts down. True if another exit serves it."""
+        """The exit will not serve `request` because it is about to stop. True if it was made again, at whichever exit
+        comes first."""
         return False
 
 

@@ -2,12 +2,13 @@
 
 handshake done (listener.py) -> listed, or invited? -> a new session, or the one it proves to know -> verdict
                              -> carrier
+
+The end: retire -> no new peers or streams, all peers hear GOAWAY -> stop -> their streams run out -> all closed
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections import Counter
 from typing import Final
@@ -51,8 +52,8 @@ REFUSAL_SECONDS: Final = 10.0
 
 
 class Exit:
-    """`start`, then `stop`. `authorized` is the set of peers let in; `authorize` replaces it, `invites` add to it.
-    `flights`: the first flights that were answered earlier."""
+    """`start`, then `retire` or `stop`. `authorized` is the set of peers let in; `authorize` replaces it, `invites` add
+    to it. `flights`: the first flights that were answered earlier."""
 
     def __init__(
         self,
@@ -108,17 +109,20 @@ class Exit:
         self._authorized = peers
         return self.sessions.end_unlisted(peers)
 
-    async def stop(self, grace: float) -> None:
-        """Let no peer in, refuse new streams, give the open ones `grace` seconds to end, then close all links."""
-        self._stopping = self.sessions.closing = True
+    def retire(self) -> None:
+        """Free the ports, let no new peer in, and ask all peers to leave when their streams have ended. Handshakes that
+        have begun go on: who resumes a session still can. A second call does nothing."""
+        if self._stopping:
+            return
+        self._stopping = True
         self.listener.stop_accepting()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(grace):
-                while any(entry.carrier is not None and entry.session.streams for entry in self.sessions):  # noqa: ASYNC110
-                    await asyncio.sleep(0.1)
+        self.sessions.retire()
+
+    async def stop(self, grace: float) -> None:
+        """`retire`, give the open streams `grace` seconds to end, then close all links."""
+        self.retire()
+        await self.sessions.left(grace)
         self.sessions.end_all()
-        if self.sessions.lanes is not None:
-            self.sessions.lanes.close()
         await farewells_ended()
         await self.listener.close()
         self._thread.close()
@@ -188,6 +192,8 @@ class Exit:
         try:
             if entry.packet_link is not None:
                 entry.packet_link.announce_addresses()
+            if self._stopping:
+                entry.ask_to_leave()
             carrier.start()
         except Exception as error:  # noqa: BLE001  nobody else would end the carrier
             carrier.crash(error)
@@ -200,7 +206,7 @@ class Exit:
     def _refusal(self, peer: PeerId, resuming: PeerSession | None) -> CloseReason | None:
         if peer not in self._authorized:
             return CloseReason.NOT_AUTHORIZED
-        if self._stopping:
+        if self._stopping and resuming is None:
             return CloseReason.SHUTTING_DOWN
         attached = self.sessions.attached(peer, but=resuming)
         return CloseReason.LIMIT if attached >= self._settings.bounds.sessions_per_peer else None

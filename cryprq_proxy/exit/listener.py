@@ -47,7 +47,7 @@ BACKLOG: Final = 4096
 
 
 class ExitListener:
-    """`bind`, `start`, then `stop_accepting` and `close`."""
+    """`bind`, `start`, then `stop_accepting`, and `close` in the end."""
 
     def __init__(
         self,
@@ -123,14 +123,13 @@ class ExitListener:
         ]
 
     def stop_accepting(self) -> None:
-        """Close the listening sockets and end all handshakes; established links go on."""
+        """Close the listening sockets; handshakes that have begun and established links go on."""
         for acceptor in self._acceptors:
             acceptor.close()
         self._acceptors.clear()
-        self.reception.close()
 
     async def close(self) -> None:
-        """End the handshakes that have begun meanwhile, and cut what is left of the HTTP connections."""
+        """End all handshakes, and cut what is left of the HTTP connections."""
         self.reception.close()
         self._silent.close()
         if self._entrance is not None:

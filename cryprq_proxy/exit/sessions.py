@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor
+from contextlib import suppress
 
 from msgspec import structs
 
@@ -34,7 +35,7 @@ from ..session.session import Session
 from ..session.status import Totals, session_status
 from ..session.streams import Stream
 from ..session.turns import TurnBudget
-from ..session.wire import StreamProtocol
+from ..session.wire import GOAWAY, StreamProtocol, encode_bare
 from ..status import PeerSessionStatus
 from .descriptor_shares import Claim, DescriptorShares
 from .limits import TokenBucket
@@ -98,6 +99,10 @@ class PeerSession:
             **structs.asdict(session_status(self.session, now)),
         )
 
+    def ask_to_leave(self) -> None:
+        """Ask the peer, if there is a carrier, to close the session when its streams have ended."""
+        self.session.announce(encode_bare(GOAWAY))
+
     def leave_carrier(self) -> None:
         """Drop the carrier, if there is one, for another one."""
         carrier, self.carrier = self.carrier, None
@@ -140,8 +145,10 @@ class Sessions:
         self._shares: dict[PeerId, PeerShare] = {}
         self._descriptors = DescriptorShares(for_streams())
         self.lanes: LaneListener | None = None
-        self.closing = False
+        self._retired = False
         """Whether new streams are refused."""
+        self._loss = asyncio.Event()
+        """Set when a carrier is lost."""
         self.totals = Totals()
         self.streams_total = 0
 
@@ -222,7 +229,7 @@ class Sessions:
 
     def _accept_stream(self, entry: PeerSession, share: PeerShare, stream: Stream) -> None:
         self.streams_total += 1
-        if self.closing:
+        if self._retired:
             stream.refuse(StreamReason.SHUTTING_DOWN)
             return
         udp = stream.protocol is StreamProtocol.UDP
@@ -265,6 +272,7 @@ class Sessions:
 
     def carrier_lost(self, entry: PeerSession, error: PeerError | None) -> None:
         """Keep the session for a resume, unless it is closed or its peer has too many of them."""
+        self._loss.set()
         if entry.session.closed is not None:
             self._forget(entry)
         else:
@@ -297,9 +305,36 @@ class Sessions:
             self.end(entry, CloseReason.NOT_AUTHORIZED)
         return len(unlisted)
 
+    def retire(self) -> None:
+        """Refuse new streams, and ask the peers to leave. Lanes whose ports the next exit could not have are closed."""
+        self._retired = True
+        lanes = None if self.lanes is None or self.lanes.shared else self.lanes
+        for entry in self:
+            entry.ask_to_leave()
+            if lanes is not None and entry.packet_link is not None:
+                entry.packet_link.close()
+        if lanes is not None:
+            lanes.close()
+
+    async def left(self, seconds: float) -> None:
+        """Return when no session has a carrier any more, or after so many seconds.
+
+        It is the client that closes a session when its last stream has ended: closed from here, an OPEN that has been
+        sent would be lost.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while carried := [entry for entry in self if entry.carrier is not None]:
+                    for entry in carried:
+                        while entry.carrier is not None:
+                            self._loss.clear()
+                            await self._loss.wait()
+
     def end_all(self) -> None:
         for entry in self:
             self.end(entry, CloseReason.SHUTTING_DOWN)
+        if self.lanes is not None:
+            self.lanes.close()
 
     def end(self, entry: PeerSession, reason: CloseReason) -> None:
         """Tell the peer if it has a carrier, and forget the session."""

@@ -2,7 +2,8 @@
 
     configuration -> provider, identity, secrets -> control socket -> [network interface] -> listeners -> ready
     SIGHUP, or a changed file -> the authorized peers, and the log level
-    signal -> no new streams, the open ones have their time -> all in reverse
+    signal -> what one process can have only is released, ports first: the next exit can start -> open streams have
+              their time -> all in reverse
 
 Whatever a person must mend is found before anything listens.
 """
@@ -30,7 +31,7 @@ from ..config.authorized import KeptRevocations, revoked_beside
 from ..config.exit import ExitConfig
 from ..config.keys import choose_provider, own_identity
 from ..crypto.identity import PeerId
-from ..errors import reason_of
+from ..errors import CryprqError, reason_of
 from ..exit.egress_policy import EgressPolicy
 from ..exit.exit import Exit
 from ..exit.flight_memory import kept_flights
@@ -87,6 +88,10 @@ async def no_network(config: ExitConfig, policy: EgressPolicy) -> PacketNetwork:
     return NO_PACKETS
 
 
+def nobody_waits() -> None:
+    """The `released` of an exit that nobody replaces."""
+
+
 async def run_exit(
     config: ExitConfig,
     read: Callable[[], ExitConfig],
@@ -94,11 +99,13 @@ async def run_exit(
     start_network: StartNetwork = no_network,
     authorized: Path | None = None,
     watch: FileWatch | None = None,
+    released: Callable[[], None] = nobody_waits,
 ) -> None:
     """The exit until `stop`; with another `start_network`, for clients in system-wide mode too. `read` gives the
     configuration as it is later, after a change of a file that `watch` has: it has the configuration already. Peers
-    that come with an invite are written into the file `authorized`; None: invites are refused. Raises CryprqError and
-    OSError."""
+    that come with an invite are written into the file `authorized`; None: invites are refused. `released` is called
+    when another exit can start with the same configuration; open streams may go on for `shutdown_grace` after that.
+    Raises CryprqError and OSError."""
     provider, watch = choose_provider(config.provider), watch or FileWatch()
     if authorized is not None:
         watch.before_reading(authorized, revoked_beside(authorized))
@@ -109,13 +116,14 @@ async def run_exit(
     async with AsyncExitStack() as stack:
         recent = stack.enter_context(RecentErrors())
         check_free(config.control_socket)
+        alone = await stack.enter_async_context(AsyncExitStack())
         network = await start_network(config, policy)
-        stack.push_async_callback(network.close)
+        alone.push_async_callback(network.close)
         resolver = SystemResolver()
         stack.callback(resolver.close)
         invites = NO_INVITES if authorized is None else Redeemer(authorized)
         stack.callback(invites.close)
-        flights = await stack.enter_async_context(kept_flights())
+        flights = await alone.enter_async_context(kept_flights())
         exit = Exit(
             identity, settings, frozenset(names), policy, resolver, provider, network, invites, flights
         )
@@ -130,9 +138,9 @@ async def run_exit(
         )
         control = ControlServer(config.control_socket, running.status, {"reload": running.reload})
         await control.start()
-        stack.push_async_callback(control.stop)
+        alone.push_async_callback(control.stop)
         await running.listen(stack)
-        await running.serve_metrics(stack)
+        await running.serve_metrics(alone)
         addresses = spawn(_follow_addresses(policy, network), "own addresses")
         work = spawn(until_one_ends(addresses, spawn(network.lost(), "exit's device")), "own addresses")
         stack.callback(work.cancel)
@@ -141,10 +149,26 @@ async def run_exit(
         running.log_ready(identity.peer_id)
         stop.notifier.ready(lambda: exit_summary(*exit.counts()), Watchdog(exit.work))
         await stop.wait(work)
+        exit.retire()
         grace = config.shutdown_grace
         _log.info("stopping: open streams have %g s to end; a second signal ends them now", grace)
+        failure = await _release(alone)
+        released()
         if not await stop.hurry(exit.stop(grace)):
             _log.info("stopping at once")
+        if failure is not None:
+            raise failure
+
+
+async def _release(alone: AsyncExitStack) -> CryprqError | None:
+    """Undo what only one exit can have on a machine. What could not be undone is returned: open streams go on."""
+    try:
+        await alone.aclose()
+    except CryprqError as error:
+        _log.error("%s", error)
+        return error
+    _log.info("released: another exit can start here")
+    return None
 
 
 def load(

@@ -24,6 +24,7 @@ CONTROL_FRAMES: Final = {
     wire.PONG: 1,
     wire.LANE: 1,
     wire.REKEY_PLEASE: 1,
+    wire.GOAWAY: 1,
     # Addresses change in the system: 4 a second.
     wire.NETWORK: 16,
     wire.TAKEN: 16,

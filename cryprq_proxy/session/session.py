@@ -63,6 +63,9 @@ FILL_MINIMUM: Final = wire.MAX_PLAINTEXT + MAX_JOINED + 4 * OVERHEAD
 """Bytes of buffer that `fill` needs beyond its budget."""
 NEVER: Final = float("inf")
 
+type Refused = Callable[[Stream, StreamReason, bool], bool]
+"""Called at the dialler when the exit refused a stream; True as third argument: nothing was sent on it. If it returns
+True, the stream's handler is not called."""
 type AcceptStream = Callable[[Stream], None]
 """Called at the exit for each OPEN. It sets `stream.handler` before it returns; it accepts or refuses the stream
 then or later."""
@@ -87,7 +90,8 @@ def refuse_streams(stream: Stream) -> None:
 class Session:
     """One side of a session; `dialler` is True at the client.
 
-    `ready` is called when there is something to send, once until the next `fill`. For `offload` see rotation.py.
+    `ready` is called when there is something to send, once until the next `fill`. For `offload` see rotation.py. The
+    first stream of a dialler has the number behind `last_stream`.
     """
 
     def __init__(
@@ -104,6 +108,7 @@ class Session:
         turn: TurnBudget,
         accept_stream: AcceptStream = refuse_streams,
         offload: Offload = inline,
+        last_stream: int = 0,
     ) -> None:
         self.dialler = dialler
         self.session_id = session_id
@@ -134,12 +139,15 @@ class Session:
         """Stream data and datagram payload since the session began."""
         self.refused: Counter[StreamReason] = Counter()
         """Streams that the exit refused; both sides count them."""
-        self.on_refused: Callable[[Stream, StreamReason], bool] = _not_handled
-        """Called at the dialler when the exit refused a stream. If it returns True, the handler is not called."""
+        self.on_refused: Refused = _not_handled
+        self.on_goaway: Callable[[], None] = _nothing
+        """Called at the dialler when the exit says that it takes no new streams of this session."""
+        self.on_idle: Callable[[], None] = _nothing
+        """Called when the session may have become `idle`, in the middle of its work."""
         self._accept_stream = accept_stream
         self._awaited: set[int] = set()
         """Streams that have ended here and whose end the peer has not sent yet."""
-        self._last_id = 0
+        self._last_id = last_stream
         self._acknowledged = 0
         self._unacknowledged_bytes = 0
         self._ack_bytes = limits.retained >> 4
@@ -194,6 +202,8 @@ class Session:
         if not self._dropping:
             self._drop_acknowledged()
         self.scheduler.open = self.log.has_room()
+        if not self.streams:
+            self.on_idle()
         self.wake()
 
     def detach(self) -> None:
@@ -265,6 +275,21 @@ class Session:
                 self._faults.report(error)
         if ending:
             self.turn.wait(lambda: self._reset_ending(reason))
+
+    @property
+    def moved(self) -> int:
+        """Bytes of streams and datagrams, both directions together."""
+        return self.bytes_sent + self.bytes_received
+
+    @property
+    def last_stream(self) -> int:
+        """The number of the newest stream."""
+        return self._last_id
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is no stream, and the peer has everything that was sent."""
+        return not self.streams and self.log.acknowledged == self.log.sent and self.log.next_unsent() is None
 
     def deadline(self) -> float:
         """The time at which `tick` must be called."""
@@ -362,9 +387,9 @@ class Session:
             self.wake()
 
     def announce(self, frame: bytes) -> None:
-        """Send a LANE, NETWORK or TAKEN frame. It is lost with the carrier.
+        """Send a LANE, NETWORK, TAKEN or GOAWAY frame. It is lost with the carrier.
 
-        A NETWORK or TAKEN takes the place of one that waits: the peer can cause any number of them.
+        All but LANE take the place of one that waits: the peer can cause any number of them.
         """
         if self.attached:
             kind = frame[0]
@@ -390,6 +415,8 @@ class Session:
         stream.release(self.windows)
         self.streams.pop(stream.id, None)
         self._windows_due.pop(stream.id, None)
+        if not self.streams:
+            self.on_idle()
 
     # --- out -------------------------------------------------------------------------------------------------------
 
@@ -626,10 +653,11 @@ class Session:
         if not self.dialler or stream.opened:
             raise PeerError(CloseReason.PROTOCOL, "the peer refused a stream out of turn")
         self.refused[reason] += 1
+        untouched = stream.untouched
         self._answer_end(stream)
         handler = stream.handler
         try:
-            if not self.on_refused(stream, reason):
+            if not self.on_refused(stream, reason, untouched):
                 handler.refused(reason)
         except Exception as error:  # noqa: BLE001  see the head of the file
             self.stream_failed(stream, handler, error)
@@ -666,6 +694,8 @@ class Session:
         self.log.acknowledge(count)
         if not self._dropping:
             self._drop_acknowledged()
+        if not self.streams:
+            self.on_idle()
 
     def _drop_acknowledged(self) -> None:
         """Drop what the peer has, or what nobody needs, a bounded number of frames in one turn."""
@@ -739,6 +769,11 @@ class Session:
     def _receive_taken(self, id: int, networks: Any) -> None:
         self.packet_link.taken_received(networks)
 
+    def _receive_goaway(self, id: int, value: Any) -> None:
+        if not self.dialler:
+            raise PeerError(CloseReason.PROTOCOL, "the client sent a frame that only an exit may send")
+        self.on_goaway()
+
     def _receive_close(self, id: int, reason: Any) -> None:
         self.close(reason)
         self._close_frame = None
@@ -751,10 +786,10 @@ class Session:
 
 
 def _nothing() -> None:
-    """`ready` without a carrier: nothing can be sent."""
+    """`ready` without a carrier: nothing can be sent. And what nobody waits for."""
 
 
-def _not_handled(stream: Stream, reason: StreamReason) -> bool:
+def _not_handled(stream: Stream, reason: StreamReason, untouched: bool) -> bool:
     """`on_refused` by default: leave a refused stream to its handler."""
     return False
 
@@ -785,6 +820,7 @@ _ON_SESSION: Final[dict[int, Callable[[Session, int, Any], None]]] = {
     wire.PACKET: Session._receive_packet,
     wire.NETWORK: Session._receive_network,
     wire.TAKEN: Session._receive_taken,
+    wire.GOAWAY: Session._receive_goaway,
     wire.CLOSE: Session._receive_close,
     wire.ACCEPT: Session._receive_admission,
     wire.RESUMED: Session._receive_admission,

@@ -239,6 +239,11 @@ class Stream:
         """Whether `handler.writable` is going to be called."""
         return self.waiting or self.starved
 
+    @property
+    def untouched(self) -> bool:
+        """Whether it is requested, and nothing else was sent or received on it."""
+        return not self.opened and not self.sent and self.send_half is Half.OPEN
+
     def send_slot(self, slot: memoryview, size: int) -> None:
         """Send `size` bytes (at most `frame_limit` and `request_room()`) that were read into `slot` after its headroom.
         The stream takes the slot over."""

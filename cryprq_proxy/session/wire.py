@@ -22,6 +22,7 @@ of five bytes and one seal.
     PACKET        kind | flags u8 | segment size u16 | header size u16 | length u16 | IP packet, `length` bytes
     NETWORK       kind | IPv4 address, 4 bytes | IPv6 address, 16 bytes
     TAKEN         kind | count u8 | count times: prefix length u8, IPv6 address (IPv4 as ::ffff:0:0/96), 16 bytes
+    GOAWAY        kind
     CLOSE         kind | reason u8
     ACCEPT, NO_SESSION
                   kind
@@ -82,6 +83,7 @@ class Kind(IntEnum):
     PACKET = 0x1A
     NETWORK = 0x1B
     TAKEN = 0x1C
+    GOAWAY = 0x1D
     CLOSE = 0x1F
     ACCEPT = 0x20
     RESUMED = 0x21
@@ -100,7 +102,7 @@ class StreamProtocol(IntEnum):
 # Plain integers for the data path: each use of an IntEnum member costs a look-up in the dictionary of its class.
 OPEN, OPENED, REFUSED, DATA, FIN, RESET = range(0x01, 0x07)
 ACK, WINDOW, PING, PONG, REKEY, REKEY_ANSWER, SWITCH, REKEY_PLEASE, DATAGRAM = range(0x10, 0x19)
-LANE, PACKET, NETWORK, TAKEN = range(0x19, 0x1D)
+LANE, PACKET, NETWORK, TAKEN, GOAWAY = range(0x19, 0x1E)
 CLOSE, ACCEPT, RESUMED, NO_SESSION = 0x1F, 0x20, 0x21, 0x22
 
 _STREAM = Struct("!BI")
@@ -163,7 +165,7 @@ def encode_message(kind: int, message: bytes) -> bytes:
 
 
 def encode_bare(kind: int) -> bytes:
-    """SWITCH, REKEY_PLEASE, ACCEPT or NO_SESSION."""
+    """SWITCH, REKEY_PLEASE, GOAWAY, ACCEPT or NO_SESSION."""
     return bytes((kind,))
 
 
@@ -360,6 +362,7 @@ _DECODERS = {
     PACKET: _packet,
     NETWORK: _network,
     TAKEN: _taken,
+    GOAWAY: _bare,
     CLOSE: _close,
     ACCEPT: _bare,
     RESUMED: _resumed,

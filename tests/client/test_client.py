@@ -33,7 +33,7 @@ from cryprq_proxy.session.wire import StreamProtocol
 from cryprq_proxy.status import CarrierStatus
 from tests.support.links import App
 from tests.support.settings import client_settings
-from tests.support.settle import settle, until
+from tests.support.settle import until
 from tests.support.web_links import CLIENT_IDENTITY, EXIT_IDENTITY, FAST, Place, Relay, place
 
 
@@ -50,18 +50,13 @@ class Pauses:
 
 
 class Watcher(ClientObserver):
-    """Calls `changed` at each change of the link. `others` get the requests that the exit refuses."""
+    """Calls `changed` at each change of the link."""
 
-    def __init__(self, changed: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, changed: Callable[[], None]) -> None:
         self._changed = changed
-        self.others: list[StreamRequest] = []
 
     def changed(self) -> None:
         self._changed()
-
-    def take_over(self, request: StreamRequest) -> bool:
-        self.others.append(request)
-        return True
 
 
 class Interface:
@@ -365,20 +360,3 @@ async def test_unanswered_requests_can_be_withdrawn(here: Place, client: MakeCli
     await until(lambda: ("opened",) in named.events)
     assert not unanswered.events and not answered.ended
     assert len(good.streams()) == good.open_streams == 2
-
-
-async def test_an_exit_that_shuts_down_gets_no_new_streams(here: Place, client: MakeClient) -> None:
-    good = client(here.endpoint("tcp"))
-    watcher = Watcher()
-    good.observer = watcher
-    await up(good)
-    keeps_it_busy = ask(good, target=here.echo)
-    await until(lambda: ("opened",) in keeps_it_busy.events)
-    stopping = spawn(here.exit.stop(30.0), "shutdown")
-    await settle()
-    refused = ask(good, target=here.echo)
-    await until(lambda: refused.events or watcher.others)
-    assert watcher.others and not good.up, "the exit is leaving"
-    assert not refused.ended, "another exit serves it"
-    await good.stop()
-    await stopping

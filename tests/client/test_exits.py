@@ -77,12 +77,17 @@ async def test_what_an_exit_refuses_because_it_shuts_down_moves(world: FakeExits
     world.ask("a")
     anywhere, by_name = world.clients[0].requests
     world.clients[0].open.clear()
-    assert not world.clients[0].observer.take_over(by_name)
     world.clients[0].link(False)  # what the Client says of an exit that shuts down
-    assert world.clients[0].observer.take_over(anywhere)
-    assert world.clients[1].requests == [anywhere]
-    world.clients[1].link(False)
-    assert not world.clients[1].observer.take_over(anywhere), "there is nobody else"
+    for request in (by_name, anywhere):
+        assert world.clients[0].observer.take_over(request)
+    assert (world.served(), world.clients[1].requests) == ([0, 1], [anywhere])
+    world.up("a")
+    assert world.clients[0].requests == [by_name], "it waited for its exit"
+    world.clients[1].open.clear()
+    for client in world.clients:
+        client.link(False)
+    assert world.clients[1].observer.take_over(anywhere), "it waits for whichever comes first"
+    assert world.exits.status().waiting == 1
 
 
 async def test_what_the_lost_exit_has_not_answered_moves(world: FakeExits) -> None:

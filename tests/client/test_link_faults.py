@@ -71,7 +71,14 @@ def close(here: Place, client: Client) -> None:
 
 def break_rules(here: Place, client: Client) -> None:
     """The client finds that the exit has broken the protocol."""
-    client._link._fail(PeerError(CloseReason.PROTOCOL, "broken"))
+    fail(client, PeerError(CloseReason.PROTOCOL, "broken"))
+
+
+def fail(client: Client, error: PeerError) -> None:
+    """The link ends for this reason."""
+    session = client._kept.session
+    assert session is not None
+    client._link._fail(session.session_id, error)
 
 
 def assert_bounded(here: Place) -> None:
@@ -237,7 +244,7 @@ async def test_a_fault_after_some_bytes_is_no_reason_for_haste(here: Place) -> N
     client._link._pause = pause
     await until(lambda: client.up)
     assert await here.echoes(client)
-    client._link._fail(CarrierFault())
+    fail(client, CarrierFault())
     await until(lambda: client.up)
     assert len(pauses) == 1
 

@@ -9,44 +9,14 @@ import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from typing import Any
 
 import pytest
 
 from cryprq_proxy.process.control import query
 from tests.support.applications import Refused, UdpApplication, read_exactly, through
-from tests.support.programs import Client, Exit, World, until
+from tests.support.programs import Client, World, until
 from tests.support.targets import HttpTarget, TcpTarget, UdpEcho
-
-
-class Exits:
-    """Two exits, called first and second in the order of preference, and a client of both."""
-
-    def __init__(self, world: World, **settings: Any) -> None:
-        self.first = world.exit(identity="exit")
-        self.second = world.exit(identity="other")
-        tables = [
-            {"name": name, "priority": priority, "peer": f"cryprq://{exit.peer_id}@127.0.0.1:{exit.port}"}
-            for priority, (name, exit) in enumerate([("first", self.first), ("second", self.second)], 1)
-        ]
-        self.client: Client = world.client(None, {"exit": tables, **settings}, wait=False)
-        until(lambda: self.healthy() == ["first", "second"], "both links are up")
-        until(lambda: self.active() == "first", "the preferred one is active")
-
-    def healthy(self) -> list[str]:
-        return [exit["name"] for exit in self.client.status()["exits"] if exit["healthy"]]
-
-    def active(self) -> str:
-        [name] = [exit["name"] for exit in self.client.status()["exits"] if exit["active"]]
-        return str(name)
-
-    def goes_through(self, exit: Exit, target: TcpTarget) -> None:
-        """A new connection, of which `exit` and no other knows."""
-        before = exit.streams
-        with through(self.client.port, target.port) as sock:
-            sock.sendall(b"hello")
-            assert read_exactly(sock, 5) == b"hello"
-            assert exit.streams == before + 1
+from tests.support.two_exits import TwoExits
 
 
 def load(stack: ExitStack, client: Client, http: HttpTarget) -> None:
@@ -59,7 +29,7 @@ def load(stack: ExitStack, client: Client, http: HttpTarget) -> None:
 
 def test_the_active_exit_is_killed(world: World, http: HttpTarget, echo_target: TcpTarget) -> None:
     """The first connection after it succeeds, and those that are waiting at that moment too."""
-    exits = Exits(world)
+    exits = TwoExits(world)
     with ExitStack() as stack:
         load(stack, exits.client, http)
         exits.goes_through(exits.first, echo_target)
@@ -75,7 +45,7 @@ def test_the_active_exit_is_killed(world: World, http: HttpTarget, echo_target: 
 def test_the_active_exit_falls_silent_and_comes_back(
     world: World, echo_target: TcpTarget, http: HttpTarget
 ) -> None:
-    exits = Exits(world, failback=1)
+    exits = TwoExits(world, failback=1)
     with ExitStack() as stack:
         load(stack, exits.client, http)
         old = stack.enter_context(through(exits.client.port, echo_target.port))
@@ -94,7 +64,7 @@ def test_the_active_exit_falls_silent_and_comes_back(
 
 def test_the_active_exit_shuts_down(world: World, echo_target: TcpTarget) -> None:
     """It lets its streams end, and what it refuses meanwhile goes to the other one."""
-    exits = Exits(world)
+    exits = TwoExits(world)
     exits.first.process.send_signal(signal.SIGTERM)
     exits.first.says("stopping")
     exits.goes_through(exits.second, echo_target)
@@ -103,7 +73,7 @@ def test_the_active_exit_shuts_down(world: World, echo_target: TcpTarget) -> Non
 
 def test_datagrams_move_too(world: World, udp_echo: UdpEcho) -> None:
     """The association lives on, with another outer port."""
-    exits = Exits(world)
+    exits = TwoExits(world)
     with closing(UdpApplication(exits.client.port)) as application:
         for name, exit in (("first", exits.first), ("second", exits.second)):
             until(lambda name=name: exits.active() == name, "the way is clear")  # type: ignore[misc]
@@ -115,7 +85,7 @@ def test_datagrams_move_too(world: World, udp_echo: UdpEcho) -> None:
 
 
 def test_a_person_chooses(world: World, echo_target: TcpTarget) -> None:
-    exits = Exits(world, wait_for_link=0.5)
+    exits = TwoExits(world, wait_for_link=0.5)
     query(exits.client.control, "exit", argument="second")
     exits.goes_through(exits.second, echo_target)
     exits.second.kill()
@@ -128,7 +98,7 @@ def test_a_person_chooses(world: World, echo_target: TcpTarget) -> None:
 
 def test_a_rule_names_an_exit(world: World, echo_target: TcpTarget) -> None:
     rule = {"to": "exit:second", "ports": [echo_target.port]}
-    exits = Exits(world, wait_for_link=0.5, rule=[rule])
+    exits = TwoExits(world, wait_for_link=0.5, rule=[rule])
     exits.goes_through(exits.second, echo_target)
     row = next(row for row in _while_open(exits, echo_target) if row["protocol"] == "tcp")
     assert (row["to"], row["exit"], row["rule"]) == ("exit:second", "second", "rule 1")
@@ -140,7 +110,7 @@ def test_a_rule_names_an_exit(world: World, echo_target: TcpTarget) -> None:
     assert echo_target.accepted == accepted, "it never goes elsewhere"
 
 
-def _while_open(exits: Exits, target: TcpTarget) -> list[dict[str, object]]:
+def _while_open(exits: TwoExits, target: TcpTarget) -> list[dict[str, object]]:
     with through(exits.client.port, target.port):
         rows = query(exits.client.control, "streams")["streams"]
         assert isinstance(rows, list)

@@ -45,31 +45,26 @@ def test_exit_stopped_and_started_again(world: World, echo_target: TcpTarget) ->
     exit, client = world.pair()
     mark = client.written
     assert exit.stop() == 0
-    client.says("link down.*shutting down", since=mark)
+    client.says("is about to stop: new streams wait for a new link", since=mark)
     world.exit(port=exit.port)
     client.says("link up", since=mark)
     talk(client.port, echo_target)
 
 
 def test_exit_stops_gracefully(world: World, echo_target: TcpTarget) -> None:
-    """Streams that are open may end; new ones are refused."""
+    """Streams that are open may end; new ones wait for another exit, and not for ever."""
     exit = world.exit({"shutdown_grace": 30})
-    client = world.client(exit)
+    client = world.client(exit, {"wait_for_link": 0.5})
     with through(client.port, echo_target.port) as sock:
         exit.process.terminate()
-        until(lambda: refused(client.port, echo_target.port), "new streams are refused")
+        client.says("is about to stop")
+        with pytest.raises(Refused) as refusal:
+            through(client.port, echo_target.port)
+        assert refusal.value.code == 3
         sock.sendall(b"still here")
         assert read_exactly(sock, 10) == b"still here"
         assert exit.process.poll() is None
     assert exit.wait() == 0
-
-
-def refused(port: int, target: int) -> bool:
-    try:
-        through(port, target).close()
-    except Refused:
-        return True
-    return False
 
 
 @pytest.mark.parametrize("up", [True, False], ids=["up", "down"])

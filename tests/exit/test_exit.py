@@ -88,6 +88,58 @@ async def test_an_exit_that_stops_lets_no_peer_in() -> None:
         await stopping
 
 
+async def test_an_exit_that_retires_asks_all_its_peers_to_leave() -> None:
+    """It ends when the last of them has left, without any waiting, and lets nobody in meanwhile."""
+    async with open_exit() as exit:
+        alice, bob = await Visit(exit, ALICE).admit(), await Visit(exit, BOB).admit()
+        (address,) = await exit.start()
+        exit.retire()
+        for visit in (alice, bob):
+            await visit.read(wire.GOAWAY)
+            await visit.send(open_frame(1))
+            assert (await visit.read(wire.REFUSED))[2] is StreamReason.SHUTTING_DOWN
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(address).close()
+        stopping = spawn(exit.stop(3_600.0), "stop")
+        await alice.send(wire.encode_close(CloseReason.NORMAL))
+        await until(lambda: held(exit) == (0, 0))
+        alice.cut()
+        await settle()
+        assert not stopping.done()
+        bob.cut()
+        await stopping
+        assert held(exit, BOB) == (0, 0), "nobody can resume it"
+
+
+async def test_a_session_that_is_resumed_while_the_exit_stops_is_asked_to_leave_too() -> None:
+    """Its handshake had begun before."""
+    async with open_exit() as exit:
+        first, other = await Visit(exit, ALICE).admit(), await Visit(exit, BOB).admit()
+        again = Visit(exit, ALICE)
+        exit.retire()
+        stopping = spawn(exit.stop(3_600.0), "stop")
+        await first.read(wire.GOAWAY)
+        await again.admit(first.known)
+        assert again.resumed
+        await again.read(wire.GOAWAY)
+        other.cut()
+        await until(lambda: held(exit, BOB) == (0, 1))
+        await settle()
+        assert not stopping.done()
+        await again.send(wire.encode_close(CloseReason.NORMAL))
+        for visit in (first, again):
+            visit.cut()
+        await stopping
+
+
+async def test_what_has_not_left_ends_with_the_grace() -> None:
+    async with open_exit() as exit:
+        alice = await Visit(exit, ALICE).admit()
+        await exit.stop(0.05)
+        await alice.read(wire.GOAWAY)
+        assert (await alice.read(wire.CLOSE))[2] is CloseReason.SHUTTING_DOWN
+
+
 async def test_lines_about_refused_peers_are_bounded(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -504,7 +504,7 @@ async def test_handshakes_end_with_the_listener(monkeypatch: pytest.MonkeyPatch)
         assert await begun.read(LENGTH.size)
         await until(lambda: exit.listener.strangers == 1)
         exit.listener.stop_accepting()
-        await settle()
+        await exit.listener.close()
         assert exit.listener.strangers == exit.listener.handshakes == 0
         assert await client.read(1) == b""
         await begun.read(100_000)
@@ -519,7 +519,7 @@ async def test_who_waits_ends_with_the_listener() -> None:
     async with open_exit() as exit, held_thread(exit) as go:
         sock = arrive(exit, "192.0.2.1", first_flight())
         await until(lambda: exit.listener.handshakes == 1)
-        exit.listener.stop_accepting()
+        await exit.listener.close()
         assert await hears_nothing(sock)
         assert exit.listener.handshakes == 0
         go()

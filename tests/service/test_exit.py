@@ -8,7 +8,7 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -35,6 +35,7 @@ from cryprq_proxy.outbound import relays
 from cryprq_proxy.process import file_watch, lifecycle
 from cryprq_proxy.process.control import ControlServer
 from cryprq_proxy.process.file_watch import FileWatch
+from cryprq_proxy.process.lifecycle import Stop
 from cryprq_proxy.process.recent_errors import RecentErrors
 from cryprq_proxy.process.sd_notify import Notifier
 from cryprq_proxy.service import exit as exit_module
@@ -562,9 +563,14 @@ class Stopping(NamedTuple):
     writer: asyncio.StreamWriter
 
 
+PRIVATE = "allow_private = true\nshutdown_grace = 3600\n"
+
+
 @asynccontextmanager
-async def stopping(files: RoleFiles, caplog: pytest.LogCaptureFixture) -> AsyncIterator[Stopping]:
-    exit = RunningRole(role(files, "allow_private = true\nshutdown_grace = 3600"))
+async def stopping(
+    files: RoleFiles, caplog: pytest.LogCaptureFixture, exit_role: Role | None = None
+) -> AsyncIterator[Stopping]:
+    exit = RunningRole(exit_role or role(files, PRIVATE))
     await exit.started()
     async with echo_target() as target, linked(files, caplog) as proxy:
         reply, reader, writer = await socks(proxy, target)
@@ -576,16 +582,65 @@ async def stopping(files: RoleFiles, caplog: pytest.LogCaptureFixture) -> AsyncI
 
 
 async def test_open_streams_have_their_time(files: RoleFiles, caplog: pytest.LogCaptureFixture) -> None:
-    async with stopping(files, caplog) as (exit, proxy, target, reader, writer):
+    async with stopping(files, caplog) as (exit, _, _, reader, writer):
         writer.write(b"still here")
         assert await reader.readexactly(10) == b"still here"
-        reply, _, late = await socks(proxy, target)
-        late.close()
-        assert reply != 0, "no new streams"
         assert not exit.task.done()
         writer.close()
         await exit.task
     assert "stopping at once" not in caplog.text
+
+
+async def test_what_one_exit_has_alone_is_released_while_streams_go_on(
+    files: RoleFiles, caplog: pytest.LogCaptureFixture
+) -> None:
+    """So the next one starts beside it, and the client's new streams go there."""
+    starts, released = Starts(), asyncio.Event()
+    with socket.create_server(("127.0.0.1", 0)) as free, socket.create_server(("127.0.0.1", 0)) as other:
+        listen, metrics = free.getsockname()[1], other.getsockname()[1]
+    config = files.exit(f'listen = "127.0.0.1:{listen}"\nmetrics = "127.0.0.1:{metrics}"\n{PRIVATE}')
+
+    def start(stop: Stop) -> Coroutine[Any, Any, None]:
+        return run_exit(config, lambda: config, stop, starts, files.authorized, released=released.set)
+
+    async with stopping(files, caplog, start) as (exit, proxy, target, reader, writer):
+        await released.wait()
+        assert starts.made[0].socket_at_close is False, "the control socket was gone before the network"
+        async with running(start):
+            reply, new_reader, new_writer = await socks(proxy, target)
+            assert reply == 0
+            new_writer.write(b"new")
+            assert await new_reader.readexactly(3) == b"new"
+            writer.write(b"still here")
+            assert await reader.readexactly(10) == b"still here"
+            assert len((await told(files)).sessions) == 1
+            assert not exit.task.done()
+            writer.close()
+            await exit.task
+            assert "stopping at once" not in caplog.text
+            new_writer.close()
+
+
+async def test_what_cannot_be_undone_ends_no_stream(
+    files: RoleFiles, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(network: FakeNetwork) -> None:
+        raise CryprqError("the table stays")
+
+    monkeypatch.setattr(FakeNetwork, "close", fail)
+    async with stopping(files, caplog, role(files, PRIVATE, starts=Starts())) as (
+        exit,
+        _,
+        _,
+        reader,
+        writer,
+    ):
+        await until(lambda: "the table stays" in caplog.text)
+        writer.write(b"still here")
+        assert await reader.readexactly(10) == b"still here"
+        writer.close()
+        with pytest.raises(CryprqError, match="the table stays"):
+            await exit.task
 
 
 async def test_a_second_signal_ends_open_streams(files: RoleFiles, caplog: pytest.LogCaptureFixture) -> None:

@@ -653,3 +653,143 @@ def test_much_data_is_acknowledged_before_its_time() -> None:
     link.carrier.to_left.pull(link.carrier.now)
     link.carrier.to_left.deliver(link.carrier.now)
     assert link.client.log.acknowledged == link.exit.received
+
+
+# --- an exit that is about to stop ---
+
+
+class Told:
+    """What the hooks of a client's session were called with."""
+
+    def __init__(self, link: Link, *, handled: bool = False) -> None:
+        self.goaways = 0
+        self.idle: list[bool] = []
+        self.refused: list[tuple[StreamReason, bool]] = []
+        self.handled = handled
+        self.session = link.client
+        link.client.on_goaway = self._goaway
+        link.client.on_idle = lambda: self.idle.append(link.client.idle)
+        link.client.on_refused = self._refused
+
+    def _goaway(self) -> None:
+        self.goaways += 1
+
+    def _refused(self, stream: Stream, reason: StreamReason, untouched: bool) -> bool:
+        self.refused.append((reason, untouched))
+        return self.handled
+
+
+def test_goaway_reaches_the_client_and_changes_nothing_by_itself() -> None:
+    link = Link()
+    told = Told(link)
+    app, other = link.pair()
+    link.exit.announce(wire.encode_bare(wire.GOAWAY))
+    link.exit.announce(wire.encode_bare(wire.GOAWAY))
+    link.carrier.settle()
+    assert told.goaways == 1, "one that waits takes the place of the next"
+    app.say(b"still here")
+    link.carrier.settle()
+    assert other.received == b"still here"
+    link.pair()
+
+
+def test_goaway_is_lost_with_the_carrier() -> None:
+    link = Link()
+    told = Told(link)
+    link.exit.announce(wire.encode_bare(wire.GOAWAY))
+    link.resume()
+    link.carrier.settle()
+    assert not told.goaways
+    link.exit.detach()
+    link.exit.announce(wire.encode_bare(wire.GOAWAY))
+    link.resume()
+    link.carrier.settle()
+    assert not told.goaways
+
+
+def test_goaway_from_the_client_breaks_the_protocol() -> None:
+    link = Link()
+    with pytest.raises(PeerError) as caught:
+        link.forge(link.exit, wire.encode_bare(wire.GOAWAY))
+    assert caught.value.reason is CloseReason.PROTOCOL and type(caught.value) is PeerError
+
+
+def test_a_flood_of_goaway_ends_the_session() -> None:
+    link = Link()
+    told = Told(link)
+    with pytest.raises(PeerError) as caught:
+        for _ in range(1_000):
+            link.forge(link.client, wire.encode_bare(wire.GOAWAY))
+    assert caught.value.reason is CloseReason.LIMIT
+    assert told.goaways <= 256
+
+
+def test_idle_is_told_when_the_last_stream_has_ended_and_everything_has_arrived() -> None:
+    link = Link()
+    told = Told(link)
+    app, other = link.pair()
+    second = link.pair()[0]
+    link.quiesce()
+    told.idle.clear()
+    second.stream.reset(StreamReason.CANCELLED)  # type: ignore[union-attr]
+    link.quiesce()
+    assert not told.idle and not link.client.idle
+    other.say(b"", finish=True)
+    link.quiesce()
+    app.say(b"last words", finish=True)
+    while not told.idle:
+        assert link.carrier.to_right.pull(link.carrier.now)
+    assert told.idle == [False], "the exit does not have them yet"
+    link.quiesce()
+    assert other.received == b"last words"
+    assert told.idle[-1] and link.client.idle
+
+
+def test_idle_is_told_when_the_exit_ends_the_last_stream() -> None:
+    link = Link()
+    told = Told(link)
+    app, other = link.pair()
+    app.say(b"", finish=True)
+    link.quiesce()
+    told.idle.clear()
+    other.say(b"", finish=True)
+    link.carrier.settle()
+    assert told.idle == [True]
+
+
+def test_idle_is_told_when_a_resume_has_acknowledged_the_last_frame() -> None:
+    link = Link()
+    told = Told(link)
+    app, _ = link.pair()
+    link.quiesce()
+    app.stream.reset(StreamReason.CANCELLED)  # type: ignore[union-attr]
+    link.carrier.to_right.pull(link.carrier.now)
+    link.carrier.to_right.deliver(link.carrier.now)
+    told.idle.clear()
+    link.resume()
+    assert told.idle == [True]
+
+
+@pytest.mark.parametrize("handled", [True, False])
+def test_who_is_told_of_a_refused_stream(handled: bool) -> None:
+    link = Link(serve=lambda stream: App())
+    told = Told(link, handled=handled)
+    apps = [link.open() for _ in range(3)]
+    apps[1].say(b"data")
+    apps[2].say(b"", finish=True)
+    link.carrier.settle()
+    for stream in list(link.exit.streams.values()):
+        stream.refuse(StreamReason.SHUTTING_DOWN)
+    link.carrier.settle()
+    assert [untouched for _, untouched in told.refused] == [True, False, False]
+    assert [bool(app.events) for app in apps] == [not handled] * 3
+
+
+def test_numbers_of_streams_may_begin_anywhere() -> None:
+    link = Link()
+    link.client._last_id = 5_000
+    app, _ = link.pair()
+    assert app.stream is not None and app.stream.id == link.client.last_stream == 5_001
+    app.stream.reset(StreamReason.CANCELLED)
+    link.quiesce()
+    link.assert_clean()

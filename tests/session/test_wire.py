@@ -42,6 +42,7 @@ FRAMES: list[tuple[bytes, Expected]] = [
     (wire.encode_network(bytes(4), bytes(16)), (wire.NETWORK, 0, (bytes(4), bytes(16)))),
     (wire.encode_taken(EDGES[:1]), (wire.TAKEN, 0, (EDGES[0],))),
     (wire.encode_taken([*EDGES, *EDGES]), (wire.TAKEN, 0, (*EDGES, *EDGES))),
+    (wire.encode_bare(wire.GOAWAY), (wire.GOAWAY, 0, None)),
     (wire.encode_close(CloseReason.LIMIT), (wire.CLOSE, 0, CloseReason.LIMIT)),
     (wire.encode_bare(wire.ACCEPT), (wire.ACCEPT, 0, None)),
     (wire.encode_resumed(5, bytes(range(32))), (wire.RESUMED, 0, (5, bytes(range(32))))),

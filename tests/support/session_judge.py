@@ -131,6 +131,17 @@ class Judge:
         self.session = session
         self.budget = budget
         self.streams = streams
+        self._was_idle = session.idle
+        self._told_idle = False
+        session.on_idle = self._idle
+        session.on_goaway = self._goaway
+
+    def _idle(self) -> None:
+        self._told_idle = True
+
+    def _goaway(self) -> None:
+        if not self.session.dialler:
+            raise broken("an exit was asked to go away by its client")
 
     def check(self) -> None:
         """What the session keeps for its peer, and what the peer may make it do in one turn."""
@@ -148,6 +159,9 @@ class Judge:
             raise broken(f"a turn went {-session.turn.left} units beyond its budget")
         if session.closed is None:
             self._check_streams()
+            if session.idle and not self._was_idle and not self._told_idle:
+                raise broken("nobody was told that the session has become idle")
+        self._was_idle, self._told_idle = session.idle, False
 
     def _check_streams(self) -> None:
         session = self.session

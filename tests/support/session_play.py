@@ -226,6 +226,8 @@ class Play:
         if isinstance(self.victim.packet_link, OpenPacketLink):
             frame = self.choices.pick((wire.encode_lane(0, 1), wire.encode_network(bytes(4), bytes(16))))
             self._side().announce(frame)
+        else:
+            self.link.exit.announce(wire.encode_bare(wire.GOAWAY))
 
     def _side(self) -> Session:
         return self.choices.pick((self.victim, self.liar))

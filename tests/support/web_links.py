@@ -86,6 +86,7 @@ async def place(
     lane: UdpOffload | None = None,
     per_minute: float = 600,
     limits: SessionLimits | None = None,
+    listen: Destination = HERE,
     **websocket: Any,
 ) -> AsyncIterator[Place]:
     """`websocket` has fields of WebSocketSettings."""
@@ -93,7 +94,7 @@ async def place(
     echo = Destination(*server.sockets[0].getsockname()[:2])
     resolver = SystemResolver()
     settings = exit_settings(
-        HERE,
+        listen,
         websocket=WebSocketSettings(HERE, PATH, **websocket),
         lane=lane,
         limits=limits or session_limits(),

@@ -144,6 +144,11 @@ class LaneListener:
         """Where the sockets are bound."""
         return [sock.address for sock in self._sockets]
 
+    @property
+    def shared(self) -> bool:
+        """Whether another exit may have the same ports at the same time."""
+        return all(sock.shared for sock in self._sockets)
+
     def status(self) -> LanesStatus:
         return LanesStatus(
             sockets=tuple(

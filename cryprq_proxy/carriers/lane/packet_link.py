@@ -69,6 +69,10 @@ class PacketLink(BasePacketLink):
         if self.addresses is not None:
             self._session.announce(encode_network(*self.addresses))
 
+    def retire(self) -> None:
+        """Another session has taken its place beside the network interface, which hears nothing more from this one."""
+        self._lane_changed = _unheard
+
     def close(self) -> None:
         """Close the lane; the session is over."""
         if self.lane is not None:
@@ -189,3 +193,12 @@ class NetworkLink(PacketLink):
 
     def packet(self, buffer: memoryview, start: int, end: int, run: Run) -> None:
         self._receive(buffer, start, end, run)
+
+    def retire(self) -> None:
+        super().retire()
+        self._receive = self._addressed = _unheard
+        self._collisions = nothing_taken
+
+
+def _unheard(*_: object) -> None:
+    """What comes after `retire`."""

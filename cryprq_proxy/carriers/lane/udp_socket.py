@@ -107,9 +107,10 @@ class UdpSocket:
         try:
             self._sock.setblocking(False)
             self._configure(mark)
-            shared = LINUX and tag is not None and share(self._sock)
+            self.shared = LINUX and tag is not None and share(self._sock)
+            """Whether another process may have the port at the same time."""
             self._sock.bind(address)
-            if shared and tag is not None:
+            if self.shared and tag is not None:
                 steer(self._sock, tag)
             self._report_local(address[0] in WILDCARDS)
         except BaseException:
