@@ -16,6 +16,7 @@ from typing import Final
 from ..address import Destination
 from ..base.clock import clock
 from ..base.linger import farewells_ended
+from ..base.passed_sockets import NO_SOCKETS, PassedSockets
 from ..base.tasks import spawn
 from ..base.work import Work
 from ..carriers.lane.listener import LaneListener
@@ -88,10 +89,10 @@ class Exit:
         self._refused: Counter[CloseReason] = Counter()
         """Peers that proved who they are and were not let in."""
 
-    async def start(self) -> list[Destination]:
+    async def start(self, passed: PassedSockets = NO_SOCKETS) -> list[Destination]:
         """Listen; the addresses as bound, that for WebSocket last. Raises OSError, or ConfigError for the datagram
-        lane's or a certificate."""
-        addresses = self.listener.bind()
+        lane's, a certificate or a passed socket."""
+        addresses = self.listener.bind(passed)
         features = self._network.features
         if self._settings.lane is not None:
             try:

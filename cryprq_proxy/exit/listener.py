@@ -21,6 +21,7 @@ from ..address import Destination
 from ..base import descriptors
 from ..base.accept_loop import Acceptor
 from ..base.faults import report_fault
+from ..base.passed_sockets import PassedSockets
 from ..base.sockets import prepare
 from ..base.tasks import spawn
 from ..base.work import Work
@@ -87,26 +88,30 @@ class ExitListener:
         """Connections that ended before their peer proved who it is, by cause."""
         return self.reception.failed
 
-    def bind(self) -> list[Destination]:
+    def bind(self, passed: PassedSockets) -> list[Destination]:
         """Take the addresses, and return them as bound, that for WebSocket last. Raises OSError, and ConfigError for a
-        certificate; then no address is held."""
+        certificate, and for a passed socket that is at none of them; then no address is held."""
         websocket = self._settings.websocket
         try:
-            addresses = [self._listen(address) for address in self._settings.listen]
+            addresses = [self._listen(passed, address) for address in self._settings.listen]
             if websocket is not None:
                 from .websocket_listener import WebEntrance  # aiohttp takes a third of a second to load
 
                 self._entrance = WebEntrance(websocket, self.welcome, self._refuses)
-                addresses.append(self._listen(websocket.listen, self._entrance))
+                addresses.append(self._listen(passed, websocket.listen, self._entrance))
+            passed.check_all_taken()
         except (OSError, ConfigError):
             self.stop_accepting()
             raise
         return addresses
 
-    def _listen(self, address: Destination, entrance: WebEntrance | None = None) -> Destination:
-        host, port = address
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        sock = socket.create_server((host, port), family=family, backlog=BACKLOG)
+    def _listen(
+        self, passed: PassedSockets, address: Destination, entrance: WebEntrance | None = None
+    ) -> Destination:
+        sock = passed.take(address)
+        if sock is None:
+            family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+            sock = socket.create_server(tuple(address), family=family, backlog=BACKLOG)
         self._acceptors.append(Acceptor(self._loop, sock, partial(self.accepted, entrance)))
         return Destination(*sock.getsockname()[:2])
 

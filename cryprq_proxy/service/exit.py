@@ -25,6 +25,7 @@ from msgspec import structs
 from ..base.log import one_line, set_level
 from ..base.netlink_watch import Changes, NoChanges, pause
 from ..base.own_addresses import ADDRESS_GROUPS, own_addresses
+from ..base.passed_sockets import PassedSockets
 from ..base.tasks import spawn
 from ..base.text import counted
 from ..config.authorized import KeptRevocations, revoked_beside
@@ -139,7 +140,9 @@ async def run_exit(
         control = ControlServer(config.control_socket, running.status, {"reload": running.reload})
         await control.start()
         alone.push_async_callback(control.stop)
-        await running.listen(stack)
+        passed = PassedSockets.from_environment()
+        stack.callback(passed.close)
+        await running.listen(stack, passed)
         await running.serve_metrics(alone)
         addresses = spawn(_follow_addresses(policy, network), "own addresses")
         work = spawn(until_one_ends(addresses, spawn(network.lost(), "exit's device")), "own addresses")
@@ -260,11 +263,12 @@ class RunningExit:
         peers = peers_told(self._names, (session.peer_id for session in told.sessions))
         return self._process.add_to(structs.replace(told, peers=peers, pairing=pairing))
 
-    async def listen(self, stack: AsyncExitStack) -> None:
-        """Start the exit until the stack ends. Raises CryprqError for an address that cannot be had."""
+    async def listen(self, stack: AsyncExitStack, passed: PassedSockets) -> None:
+        """Start the exit until the stack ends, where it can on the `passed` sockets. Raises CryprqError for an address
+        that cannot be had."""
         websocket = self._config.websocket.listen
         with explained([*self._config.listen, *([] if websocket is None else [websocket])]):
-            self._process.listen = tuple(await self._exit.start())
+            self._process.listen = tuple(await self._exit.start(passed))
         stack.push_async_callback(self._exit.stop, 0.0)
 
     async def serve_metrics(self, stack: AsyncExitStack) -> None:

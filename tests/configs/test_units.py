@@ -14,6 +14,7 @@ import click
 import pytest
 
 from cryprq_proxy.cli import WRONG_USAGE, cli
+from cryprq_proxy.config.exit import ExitConfig
 from tests.support.logged import ROOT
 from tests.support.pairs import Setup, echo, proxy_port
 from tests.support.processes import Program, echo_server, socks_connect
@@ -50,7 +51,7 @@ def settings(unit: Path) -> dict[str, list[str]]:
     for line in unit.read_text().splitlines():
         if line and line[0] not in "#[":
             key, equals, value = line.partition("=")
-            assert equals and re.fullmatch("[A-Za-z]+", key), line
+            assert equals and re.fullmatch("[A-Za-z0-9]+", key), line
             found.setdefault(key, []).append(value)
     return found
 
@@ -74,6 +75,12 @@ def test_the_manager_is_told_and_watches(unit: Path) -> None:
     assert found["ExecReload"] == ["/bin/kill -HUP $MAINPID"]
     assert found["Restart"][0] in ("always", "on-failure")
     assert found["RestartPreventExitStatus"] == [str(WRONG_USAGE)]
+
+
+def test_the_socket_unit_passes_what_the_exit_listens_on_by_default() -> None:
+    found = settings(CONFIGS / "cryprq-exit.socket")
+    assert found["ListenStream"] == [str(address) for address in ExitConfig().listen]
+    assert found["BindIPv6Only"] == ["ipv6-only"]
 
 
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)

@@ -17,10 +17,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cryprq_proxy.base.passed_sockets import FIRST_DESCRIPTOR
 from cryprq_proxy.config.keys import load_identity, save_identity
 from cryprq_proxy.crypto.identity import Identity
 from cryprq_proxy.crypto.primitives import select_provider
@@ -64,7 +65,8 @@ def free_port(host: str = "127.0.0.1") -> int:
 
 
 class Program(LoggedProcess):
-    """One process, and what it uses. It may open `files` descriptors; 0: as many as this one."""
+    """One process, and what it uses. It may open `files` descriptors; 0: as many as this one. The sockets `passed` are
+    those of a service manager."""
 
     def __init__(
         self,
@@ -73,12 +75,19 @@ class Program(LoggedProcess):
         environment: Mapping[str, str],
         directory: Path,
         files: int = 0,
+        passed: Sequence[socket.socket] = (),
     ) -> None:
         self.may_complain = False
         """Whether errors in its log are no surprise."""
-        bounded = ["sh", "-c", f'ulimit -n {files}; exec "$@"', "sh"] if files else []
+        before = [f"ulimit -n {files}"] if files else []
+        descriptors = [sock.fileno() for sock in passed]
+        if passed:
+            before += [f"exec {number}<&{fd}" for number, fd in enumerate(descriptors, FIRST_DESCRIPTOR)]
+            before.append(f"export LISTEN_PID=$$ LISTEN_FDS={len(passed)}")
+        shell = ["bash", "-c", "; ".join((*before, 'exec "$@"')), "bash"] if before else []
         process = subprocess.Popen(
-            [*bounded, sys.executable, *arguments],
+            [*shell, sys.executable, *arguments],
+            pass_fds=descriptors,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -119,6 +128,7 @@ class Role(Program):
         peer_id: str,
         port: int,
         files: int = 0,
+        passed: Sequence[socket.socket] = (),
     ) -> None:
         self.control = world.directory / f"{name}.sock"
         self.peer_id = peer_id
@@ -131,7 +141,7 @@ class Role(Program):
         # An exit knows some names, a client none.
         environment = world.environment | ({"E2E_HOSTS": HOSTS} if isinstance(self, Exit) else {})
         command = [*MODULE, *arguments, "--config", str(file)]
-        super().__init__(name, command, environment, world.directory, files)
+        super().__init__(name, command, environment, world.directory, files, passed)
 
     def status(self) -> dict[str, Any]:
         return query(self.control, timeout=PATIENCE)
@@ -190,8 +200,10 @@ class World:
         port: int | None = None,
         private: bool = True,
         files: int = 0,
+        passed: Sequence[socket.socket] = (),
+        wait: bool = True,
     ) -> Exit:
-        """Start an exit that lets in the identities of `clients`."""
+        """Start an exit that lets in the identities of `clients`; with `wait` it is ready when this returns."""
         file, peer_id = self.identity(identity)
         port = port or free_port()
         config = {
@@ -202,9 +214,10 @@ class World:
             "shutdown_grace": 0.5,
         }
         config = merge(config, LIMITS, settings or {})
-        role = Exit(self._name("exit"), ["exit"], self, config, peer_id, port, files)
+        role = Exit(self._name("exit"), ["exit"], self, config, peer_id, port, files, passed)
         self.programs.append(role)
-        role.says("ready: ")
+        if wait:
+            role.says("ready: ")
         return role
 
     def client(
