@@ -35,10 +35,12 @@ from cryprq_proxy.lane import path, replay, sealing, slices
 from cryprq_proxy.outbound import (
     address_race,
     backlog,
+    bytestream,
     http_chunks,
     http_reader,
     http_sections,
     relay,
+    relays,
     udp_association,
 )
 from cryprq_proxy.outbound.resolving import (
@@ -66,6 +68,10 @@ from tun.firewall import inbound
 from tun.resolver import known_addresses, resolvconf
 from tun.routing import address_pool, lan
 
+HTTP_GIVEN_UP = (
+    "an HTTP request whose application has closed, on this machine; elsewhere, while the answer does not go on; "
+    "time for its origin to end"
+)
 REACHED = {
     "connections without a valid first flight; of them in TLS or HTTP": [
         "exit/test_lobby.py::test_the_room_never_holds_more_than_its_capacity",
@@ -259,9 +265,14 @@ REACHED = {
     "a connection in which nothing moves": [
         "outbound/test_relays.py::test_the_idle_limit_counts_from_the_last_byte"
     ],
-    "waiting for the link; an application that has died while its target is not connected yet": [
+    "waiting for the link; a dead application whose target is not connected yet, without and with data sent": [
         "client/test_waiting.py::test_each_waits_for_its_own_time",
         "fronts/test_listener.py::test_an_application_that_ended_while_it_waits_is_missed_and_one_that_reads_on_is_not",
+    ],
+    HTTP_GIVEN_UP: [
+        "fronts/test_listener.py::test_a_dead_application_is_seen_while_its_origin_is_silent",
+        "outbound/test_relays.py::test_a_request_whose_application_has_gone_is_given_up_at_once",
+        "outbound/test_bytestream.py::test_a_stream_that_is_left_ends_in_order_and_then_at_once",
     ],
     "DNS questions that wait; time for one": [
         "tun/dns/test_forwarder.py::test_questions_that_wait_are_bounded",
@@ -595,13 +606,16 @@ NUMBERS: dict[str, list[float]] = {
         http_chunks.MAX_CHUNK_HEADER,
     ],
     "datagrams that wait until their route is open": [split_association.MAX_EARLY],
-    "waiting for the link; an application that has died while its target is not connected yet": [
-        CLIENT.wait_for_link
+    "waiting for the link; a dead application whose target is not connected yet, without and with data sent": [
+        CLIENT.wait_for_link,
+        relays.PROMPT_LOOK_SECONDS,
+        relays.GONE_SECONDS,
     ],
     "sessions that it has asked the client to leave, and that run out; for how long": [
         leaving.MOST_LEAVING,
         leaving.LEAVING_SECONDS,
     ],
+    HTTP_GIVEN_UP: [relays.PROMPT_LOOK_SECONDS, relays.ENDED_SECONDS, bytestream.PARTING_SECONDS],
     "verdict on the client; head of a proxy's answer": [admission.MAX_VERDICT, http_connect.MAX_HEAD],
     "connections; time for the first request; bytes of one read": [
         connections.MAX_CONNECTIONS,

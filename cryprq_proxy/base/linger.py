@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Final
 
 from .faults import report_fault
+from .sockets import set_end_on_close
 
 SECONDS: Final = 2.0
 """Time for the other side to read the last bytes and to end."""
@@ -37,6 +38,7 @@ class Farewell:
         self._last = memoryview(last)
         self._ended = ended
         self._heard_end = False
+        set_end_on_close(sock)
         self.done: asyncio.Future[None] = loop.create_future()
         wait_for(self.done)
         self._timer = loop.call_later(SECONDS, self._close)

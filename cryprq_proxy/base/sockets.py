@@ -27,6 +27,7 @@ _CONGESTION: Final = getattr(socket, "TCP_CONGESTION", None)
 _UNPACED: Final = b"reno"
 """A congestion control that Linux always has and every user may choose."""
 _LINGER_RESET: Final = struct.pack("ii", 1, 0)
+_LINGER_NONE: Final = struct.pack("ii", 0, 0)
 
 
 def prepare(sock: socket.socket, host: str) -> socket.socket:
@@ -58,6 +59,13 @@ def bound_unsent(sock: socket.socket) -> None:
 
 
 def set_reset_on_close(sock: socket.socket) -> None:
-    """Let `close` send a TCP reset, so that the application sees an error and not an early end."""
+    """Let `close` send a TCP reset, so that the other side sees an error and not an early end. The same holds when
+    this process is killed."""
     with contextlib.suppress(OSError):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
+
+
+def set_end_on_close(sock: socket.socket) -> None:
+    """Let `close` end the connection in order, after all that was sent."""
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NONE)

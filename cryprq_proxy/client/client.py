@@ -19,7 +19,7 @@ from ..carriers.dial.tcp import Resolve, by_system
 from ..crypto.identity import Identity
 from ..crypto.primitives import Provider
 from ..errors import StreamReason, StreamRefused
-from ..outbound.bytestream import ByteStream
+from ..outbound.bytestream import OriginStream
 from ..session.liveness import UNKNOWN_ROUND_TRIP
 from ..session.sendlog import SlotPool
 from ..session.status import session_status
@@ -86,7 +86,7 @@ class Client:
         """See requests.StreamSource."""
         self.start(StreamRequest(protocol, destination, handler, begin))
 
-    async def open(self, destination: Destination) -> ByteStream:
+    async def open(self, destination: Destination) -> OriginStream:
         """See requests.StreamSource. Raises StreamRefused."""
         return await opened(self.start, StreamProtocol.TCP, destination)
 

@@ -25,7 +25,7 @@ from ..address import Destination
 from ..base.buffers import SHARED
 from ..base.descriptors import for_direct
 from ..base.faults import report_fault
-from ..base.sockets import CONNECT_TIMEOUT, set_reset_on_close
+from ..base.sockets import CONNECT_TIMEOUT, set_end_on_close, set_reset_on_close
 from ..errors import LocalError, StreamReason
 from ..outbound.address_race import Cancellable
 from ..outbound.backlog import Backlog
@@ -154,6 +154,7 @@ class DirectStream:
             self._direct.refused[reason] += 1
             self.handler.refused(reason or StreamReason.GENERAL)
         else:
+            set_reset_on_close(sock)
             self._sock, self._fd = sock, sock.fileno()
             self.opened = True
             self.receive_half = Half.OPEN
@@ -199,9 +200,8 @@ class DirectStream:
             return
         self._pause()
         self.receive_half = Half.CLOSED
-        done = self.send_half is Half.CLOSED
-        if done:
-            self._end()
+        if self.send_half is Half.CLOSED:
+            self._end_in_order()
         self.handler.eof_received()
 
     def consumed(self, size: int) -> None:
@@ -301,7 +301,7 @@ class DirectStream:
             with contextlib.suppress(OSError):
                 self._sock.shutdown(socket.SHUT_WR)
         if self.receive_half is Half.CLOSED:
-            self._end()
+            self._end_in_order()
 
     def send_datagram(self, destination: Destination, payload: bytes | memoryview) -> None:
         raise LocalError("a datagram was sent on a stream of bytes")
@@ -313,8 +313,6 @@ class DirectStream:
             return
         if self._attempt is not None:
             self._attempt.cancel()
-        if self._sock is not None:
-            set_reset_on_close(self._sock)
         self._end()
 
     def _crash(self, error: Exception) -> None:
@@ -327,7 +325,13 @@ class DirectStream:
             self._end()
             self.handler.reset(StreamReason.CONNECTION_RESET)
 
+    def _end_in_order(self) -> None:
+        if self._sock is not None:
+            set_end_on_close(self._sock)
+        self._end()
+
     def _end(self) -> None:
+        """Close the socket: with a reset, unless both directions have ended."""
         self._direct.streams.pop(self.id, None)
         self.send_half = self.receive_half = Half.CLOSED
         self._starved = False

@@ -21,7 +21,7 @@ from typing import Any, Final
 
 from ..address import Destination
 from ..errors import ConfigError, DirectRefused, StreamBlocked, StreamReason, StreamRefused
-from ..outbound.bytestream import ByteStream
+from ..outbound.bytestream import OriginStream
 from ..rules.engine import Decision, RuleSet
 from ..rules.syntax import RuleAction, Verdict
 from ..session.sendlog import SlotPool
@@ -90,7 +90,7 @@ class Dispatcher:
         decision = self._always or self._rules.decide(*destination)
         self.start(StreamRequest(protocol, destination, handler, begin, decision.action.exit, decision))
 
-    async def open(self, destination: Destination) -> ByteStream:
+    async def open(self, destination: Destination) -> OriginStream:
         """See requests.StreamSource. Raises StreamBlocked where a rule blocks the destination, DirectRefused where it
         cannot be reached from this machine, and StreamRefused."""
         decision = self.decide(destination)

@@ -32,7 +32,7 @@ from ..crypto.identity import Identity
 from ..crypto.primitives import Provider
 from ..errors import ConfigError, CryprqError, StreamReason
 from ..lane.slices import Shape
-from ..outbound.bytestream import ByteStream
+from ..outbound.bytestream import ByteStream, OriginStream
 from ..session.sendlog import SlotPool
 from ..session.wire import StreamProtocol
 from ..status import ClientStatus, KnownExit, Traffic
@@ -166,7 +166,7 @@ class Exits(ClientObserver):
         self._refused[StreamReason.LINK_DOWN] += 1
         request.handler.refused(StreamReason.LINK_DOWN)
 
-    async def open(self, destination: Destination) -> ByteStream:
+    async def open(self, destination: Destination) -> OriginStream:
         """A TCP stream to `destination`. Raises StreamRefused."""
         return await opened(self.start, StreamProtocol.TCP, destination)
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from ..address import Destination
-from ..outbound.bytestream import ByteStream, LinkStream
+from ..outbound.bytestream import LinkStream, OriginStream
 from ..rules.engine import Decision
 from ..session.sendlog import SlotPool
 from ..session.streams import AnyStream, StreamHandler
@@ -80,7 +80,7 @@ class StreamSource(Protocol):
         """Ask for a stream. `begin` gets it, and then `handler.opened` is called, or `handler.refused`; that may be
         called without the other, and before this returns."""
 
-    async def open(self, destination: Destination) -> ByteStream:
+    async def open(self, destination: Destination) -> OriginStream:
         """A TCP stream to `destination`, within a bounded time. Raises StreamRefused."""
 
 
@@ -90,7 +90,7 @@ async def opened(
     destination: Destination,
     exit: str = "",
     decision: Decision | None = None,
-) -> ByteStream:
+) -> OriginStream:
     """The stream that `start` gives, as something to await. Raises StreamRefused."""
     link = LinkStream()
     start(StreamRequest(protocol, destination, link, link.begin, exit, decision))

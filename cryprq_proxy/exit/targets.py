@@ -16,7 +16,7 @@ from ..outbound.address_race import Cancellable
 from ..outbound.backlog import Backlog
 from ..outbound.dialer import connect_literal, connect_target
 from ..outbound.relay import Relay
-from ..outbound.relays import Relays
+from ..outbound.relays import TARGETS, Relays
 from ..outbound.resolving.resolver import Resolver, SystemResolver
 from ..outbound.socket_group import SocketLoop
 from ..session.sendlog import SlotPool
@@ -44,7 +44,7 @@ class Targets:
         self.resolver = resolver
         self.slots = slots
         self.timeout = timeout
-        self.relays: Relays[Relay] = Relays(self.loop, applications=False, idle_timeout=idle_timeout)
+        self.relays: Relays[Relay] = Relays(self.loop, TARGETS, idle_timeout=idle_timeout)
 
     def open(self, stream: Stream, resolver: Resolver, sockets: SocketLoop, claim: Claim) -> None:
         """Connect the target of a new stream, or refuse the stream. `resolver` and `sockets` are those of its peer.

@@ -1,7 +1,7 @@
 """The origin's side of the HTTP proxy: a stream to an origin server, and the h11 state of its messages.
 
 A stream is kept for the next request to the same destination if both messages were complete and had one clear end.
-Between requests a server may close it at any time. `is_idle` sees an earlier close. A later one, while the next request
+Between requests a server may close it at any time, which ends the stream at once. A later close, while the next request
 is sent, is an end before the first byte of the response (`silent`).
 """
 
@@ -14,7 +14,7 @@ import h11
 
 from ..address import Destination
 from ..errors import StreamReset
-from ..outbound.bytestream import ByteStream
+from ..outbound.bytestream import OriginStream
 from ..outbound.http_reader import HttpReader
 from ..session.turns import TurnBudget
 from .http_messages import has_both_framings
@@ -23,18 +23,20 @@ from .http_messages import has_both_framings
 class TcpSource(Protocol):
     """Opens streams to targets."""
 
-    async def open(self, destination: Destination) -> ByteStream:
+    async def open(self, destination: Destination) -> OriginStream:
         """A stream to `destination`, within a bounded time. Raises StreamRefused."""
 
 
 class Origin:
     """The stream of one server. Its owner ends it with `stream.abort`, or passes it on."""
 
-    def __init__(self, destination: Destination, stream: ByteStream, turns: TurnBudget) -> None:
+    def __init__(self, destination: Destination, stream: OriginStream, turns: TurnBudget) -> None:
         self.destination = destination
         self.stream = stream
         self.reader = HttpReader(stream, h11.CLIENT, turns)
         self.http = self.reader.http
+        self.asked = False
+        """Whether the whole request has been sent."""
         self._clear = True
         """Whether the response has only one mark of its end."""
 
@@ -42,6 +44,18 @@ class Origin:
     def silent(self) -> bool:
         """Whether no byte was received since the last request."""
         return self.reader.silent
+
+    def begin(self) -> None:
+        """A request is going to be sent."""
+        self.asked = False
+        self.stream.idle = False
+
+    def leave(self) -> None:
+        """The client has gone. What it sent before is not to be lost, so a whole request ends in order."""
+        if self.asked and self.silent:
+            self.stream.leave()
+        else:
+            self.stream.abort()
 
     async def head(self) -> h11.Response | h11.InformationalResponse:
         """The next header section. Raises StreamReset, h11.RemoteProtocolError."""
@@ -59,6 +73,7 @@ class Origin:
         if not complete or not self._clear or self.reader.rest or self.reader.ended:
             return False
         self.reader.renew()
+        self.stream.idle = True
         return True
 
     async def is_idle(self) -> bool:

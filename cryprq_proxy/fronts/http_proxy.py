@@ -26,7 +26,7 @@ import h11
 
 from ..address import Destination
 from ..errors import DirectRefused, LocalError, StreamBlocked, StreamReason, StreamRefused, StreamReset
-from ..outbound.bytestream import ByteStream
+from ..outbound.bytestream import ByteStream, OriginStream
 from ..outbound.http_reader import HttpReader
 from ..outbound.http_sections import MAX_HEADER
 from ..session.turns import TurnBudget
@@ -55,7 +55,7 @@ ESTABLISHED = b"HTTP/1.1 200 Connection established\r\n\r\n"
 class HttpTunnel:
     """A connection that no longer speaks HTTP. The caller owns `stream` from here on and relays raw bytes."""
 
-    stream: ByteStream
+    stream: OriginStream
     to_client: bytes
     """To send to the client before anything from `stream`."""
     early: bytes
@@ -115,6 +115,10 @@ class HttpProxy:
         self._keepalive_timeout = keepalive_timeout
         self._turns = turns
         self._reader = HttpReader(client, h11.SERVER, turns)
+        self.serving = False
+        """Whether a request is being answered, so that the end of the connection is not in order."""
+        self._withholds = False
+        """Whether the client waits for a 100 before it sends the body of its request."""
         self._origin: Origin | None = None
         """The one stream that this object must end: in use, or kept for the next request."""
 
@@ -124,14 +128,16 @@ class HttpProxy:
         Returns an HttpTunnel, or None at the end. After None the caller closes the client's connection, but reads on
         for a while, as the client may still send (RFC 9112 section 9.6). Raises StreamReset if the caller must abort
         that connection: the client reset it, or the response was cut. Raises nothing else but CancelledError, and
-        leaves no stream open.
+        leaves no stream open. Cancel it if the client has gone.
         """
         try:
             self._reader.keep(first_bytes)
             while (request := await self._next_request()) is not None:
+                self.serving = True
                 tunnel = await self._serve(request)
                 if tunnel is not None:
                     return tunnel
+                self.serving = False
                 if self._http.states != {h11.CLIENT: h11.DONE, h11.SERVER: h11.DONE}:
                     break
                 # Complete requests before the client's end are still served, incomplete ones are not.
@@ -139,6 +145,11 @@ class HttpProxy:
             return None
         except _ClientGone as gone:
             raise StreamReset(gone.reason) from None
+        except asyncio.CancelledError:
+            if self._origin is not None:
+                self._origin.leave()
+                self._origin = None
+            raise
         finally:
             self._drop_origin()
 
@@ -194,12 +205,14 @@ class HttpProxy:
                 return await self._connect(target)
             return await self._forward(request, target)
         except RequestRefused as refusal:
+            # Bytes that the client sent early for the tunnel are not HTTP.
+            refusal.close |= request.method == b"CONNECT"
             await self._refuse(refusal, head=request.method == b"HEAD")
             return None
 
     # 2. The stream
 
-    async def _open(self, destination: Destination) -> ByteStream:
+    async def _open(self, destination: Destination) -> OriginStream:
         try:
             return await self._source.open(destination)
         except StreamBlocked as failure:
@@ -210,12 +223,7 @@ class HttpProxy:
             raise refusal_for(failure.reason, destination) from None
 
     async def _connect(self, target: Target) -> HttpTunnel:
-        try:
-            stream = await self._open(target.destination)
-        except RequestRefused as refusal:
-            # Bytes that the client sent early for the tunnel are not HTTP.
-            refusal.close = True
-            raise
+        stream = await self._open(target.destination)
         return HttpTunnel(stream, ESTABLISHED, self._reader.rest)
 
     async def _forward(self, request: h11.Request, target: Target) -> HttpTunnel | None:
@@ -274,6 +282,8 @@ class HttpProxy:
         Raises _ClientGone, _ClientBroke, _OriginFailed.
         """
         uploaded = asyncio.Event()
+        origin.begin()
+        self._withholds = self._http.they_are_waiting_for_100_continue
         # Before any read: an origin that sends first must not confuse h11.
         head = origin.http.send(forward_request(request, target, self._via))
         try:
@@ -283,7 +293,7 @@ class HttpProxy:
                 if switched is not None:
                     # RFC 9110 section 7.8: the client ends its request before it speaks the new protocol.
                     await uploaded.wait()
-                elif origin.http.their_state is h11.DONE:
+                elif origin.http.their_state is h11.DONE and not self._withholds:
                     # The origin answered early but keeps the connection, so it reads the rest of the body.
                     with suppress(TimeoutError):
                         async with asyncio.timeout(self._keepalive_timeout):
@@ -307,7 +317,9 @@ class HttpProxy:
             while True:
                 if http.their_state is h11.SEND_BODY:
                     piece, complete = relay_body(http, origin.http)
-                    output += piece
+                    if piece:
+                        self._withholds = False
+                        output += piece
                 elif not complete:
                     output += origin.http.send(h11.EndOfMessage())
                     complete = True
@@ -315,6 +327,7 @@ class HttpProxy:
                     await origin.stream.write(output)
                     output = b""
                 if complete:
+                    origin.asked = True
                     break
                 await self._receive(self._reader.receive)
         except h11.RemoteProtocolError:
@@ -334,10 +347,13 @@ class HttpProxy:
             while isinstance(response := await origin.head(), h11.InformationalResponse):
                 if response.status_code == 101:
                     return response
+                if response.status_code == 100:
+                    self._withholds = False
                 if modern:
                     await self._write(http.send(forward_response(response, self._via)))
-            # Tell a client that still sends: its body will not be read.
-            ignored = http.their_state is h11.SEND_BODY and closes(response)
+            # Tell a client that still sends: its body will not be read. One that withholds its body may send another
+            # request instead, which must not be read as that body (RFC 9110 section 10.1.1).
+            ignored = http.their_state is h11.SEND_BODY and (self._withholds or closes(response))
             output = http.send(forward_response(response, self._via, close=ignored))
             # So that the head and the beginning of the body leave as one piece.
             origin.reader.feed()

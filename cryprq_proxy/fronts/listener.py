@@ -22,14 +22,14 @@ from ..address import Destination
 from ..base.accept_loop import Acceptor
 from ..base.faults import report_fault
 from ..base.linger import Farewell
-from ..base.sockets import keep_alive, prepare
+from ..base.sockets import keep_alive, prepare, set_end_on_close, set_reset_on_close
 from ..base.tasks import spawn
 from ..base.work import Work
 from ..client.requests import StreamSource
 from ..errors import LocalError, StreamReason, StreamReset
 from ..outbound.bytestream import LinkStream, SocketStream
 from ..outbound.relay import Relay
-from ..outbound.relays import Relays
+from ..outbound.relays import APPLICATIONS, EARLY, REQUESTS, SILENT, Relays
 from ..session.streams import AnyStream, StreamHandler
 from ..session.turns import TurnBudget
 from ..session.wire import StreamProtocol
@@ -71,14 +71,16 @@ class MixedListener:
         self._connections = 0
         self._negotiating: deque[tuple[float, SocksConnection]] = deque()
         self._sweeper: asyncio.TimerHandle | None = None
-        self._relays: Relays[Relay] = Relays(self.loop, applications=True, idle_timeout=settings.idle_timeout)
-        self.early: Relays[SocksConnection] = Relays(self.loop, applications=True)
-        """Those whose application has sent data or its end before the target is connected."""
+        self._relays: Relays[Relay] = Relays(self.loop, APPLICATIONS, idle_timeout=settings.idle_timeout)
+        self.early: Relays[SocksConnection] = Relays(self.loop, EARLY)
+        """Those whose application has sent data before the target is connected."""
+        self.silent: Relays[SocksConnection] = Relays(self.loop, SILENT)
+        """Those whose application has ended its half by then, and has sent nothing."""
         self._udp: set[UdpFront] = set()
         self._http: set[asyncio.Task[None]] = set()
         self._turns = TurnBudget(self.loop.call_soon)
         self._exchanges: Relays[HttpExchange] = Relays(
-            self.loop, applications=True, idle_timeout=settings.idle_timeout
+            self.loop, REQUESTS, idle_timeout=settings.idle_timeout
         )
 
     def start(self) -> Destination:
@@ -157,25 +159,26 @@ class MixedListener:
         self.ended()
 
     def serve_http(self, sock: socket.socket, first: bytes) -> None:
+        set_reset_on_close(sock)
         application = SocketStream(sock)
-        task = spawn(self._serve_http(application, first), "http connection")
-        exchange = HttpExchange(application, task)
+        proxy = HttpProxy(
+            application,
+            self.source,
+            self._turns,
+            credentials=self.settings.credentials,
+            via="cryprq-proxy" if self.settings.via else None,
+            header_timeout=self.settings.negotiation_timeout,
+        )
+        task = spawn(self._serve_http(application, proxy, first), "http connection")
+        exchange = HttpExchange(application, proxy, task)
         self._http.add(task)
         self._exchanges.add(exchange)
         task.add_done_callback(self._http.discard)
         task.add_done_callback(lambda _: self._exchanges.discard(exchange))
 
-    async def _serve_http(self, application: SocketStream, first: bytes) -> None:
+    async def _serve_http(self, application: SocketStream, proxy: HttpProxy, first: bytes) -> None:
         sock, handed_on = application.sock, False
         try:
-            proxy = HttpProxy(
-                application,
-                self.source,
-                self._turns,
-                credentials=self.settings.credentials,
-                via="cryprq-proxy" if self.settings.via else None,
-                header_timeout=self.settings.negotiation_timeout,
-            )
             tunnel = await proxy.run(first)
             if tunnel is None:
                 Farewell(self.loop, sock, ended=self.ended)
@@ -183,9 +186,11 @@ class MixedListener:
                 await self._tunnel(application, tunnel)
             handed_on = True
         except StreamReset:
-            application.abort()
+            pass  # As the socket is, closing it is a reset.
         finally:
             if not handed_on:
+                if not proxy.serving:
+                    set_end_on_close(sock)
                 sock.close()
                 self.ended()
 
@@ -216,12 +221,16 @@ class MixedListener:
 class HttpExchange:
     """The Relaying of an HTTP connection, whose task may wait for its origin and not for its application."""
 
-    __slots__ = ("_application", "_task")
-    unwatched = True
+    __slots__ = ("_application", "_proxy", "_task")
 
-    def __init__(self, application: SocketStream, task: asyncio.Task[None]) -> None:
+    def __init__(self, application: SocketStream, proxy: HttpProxy, task: asyncio.Task[None]) -> None:
         self._application = application
+        self._proxy = proxy
         self._task = task
+
+    @property
+    def unwatched(self) -> bool:
+        return self._proxy.serving
 
     @property
     def sock(self) -> socket.socket:
@@ -269,6 +278,7 @@ class SocksConnection(StreamHandler):
         self._handed_on, self.negotiating = True, False
         self._listener.loop.remove_reader(self._fd)
         self._listener.early.discard(self)
+        self._listener.silent.discard(self)
 
     def _on_readable(self) -> None:
         try:
@@ -319,17 +329,18 @@ class SocksConnection(StreamHandler):
         """Data, or the end, before the target is connected: the relay will read it. A reset ends the connection.
 
         An application that has ended its direction may still read. Whether it is there is looked at from now on,
-        since its socket tells nothing any more.
+        since its socket tells nothing any more. What it has sent is passed on, even if it has gone.
         """
+        listener = self._listener
         try:
-            self._sock.recv(1, socket.MSG_PEEK)
+            early = self._sock.recv(1, socket.MSG_PEEK) or (self._socks is not None and self._socks.leftover)
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
             self.close()
             return
-        self._listener.loop.remove_reader(self._fd)
-        self._listener.early.add(self)
+        listener.loop.remove_reader(self._fd)
+        (listener.early if early else listener.silent).add(self)
 
     @property
     def sock(self) -> socket.socket:

@@ -31,10 +31,25 @@ class ByteStream(Protocol):
         """End both directions; has no effect after their end."""
 
 
+class OriginStream(ByteStream, Protocol):
+    """A ByteStream to an origin server."""
+
+    idle: bool
+    """Between two messages: whatever comes, be it the end, ends both directions."""
+
+    def leave(self) -> None:
+        """The application has closed, and is answered no more: end this direction, as it did, and the other one when
+        something comes, or after PARTING_SECONDS."""
+
+
+PARTING_SECONDS: Final = 2.0
+
+
 class LinkStream(StreamHandler):
-    """A ByteStream over a stream of the link, and that stream's handler until `detach`."""
+    """An OriginStream over a stream of the link, and that stream's handler until `detach`."""
 
     def __init__(self) -> None:
+        self.idle = False
         self._loop = asyncio.get_running_loop()
         self._incoming = Backlog()
         self._eof = False
@@ -100,6 +115,18 @@ class LinkStream(StreamHandler):
             self.stream.reset(StreamReason.CANCELLED)
             self.reset(StreamReason.CANCELLED)
 
+    def leave(self) -> None:
+        if (
+            self._reset is None
+            and not self._eof
+            and not self._incoming
+            and self.stream.send_half is Half.OPEN
+        ):
+            Parting(self._loop, self.stream)
+            self.reset(StreamReason.CANCELLED)
+        else:
+            self.abort()
+
     def detach(self) -> tuple[AnyStream, Backlog, bool]:
         """Give the stream to another handler. Returns it, the data that is not yet read or consumed, and whether its
         end was received. Raises StreamReset."""
@@ -116,10 +143,16 @@ class LinkStream(StreamHandler):
         self.reset(reason)
 
     def data_received(self, data: memoryview) -> None:
+        if self.idle:
+            self.abort()
+            return
         self._incoming.append(data)
         _wake(self._reader)
 
     def eof_received(self) -> None:
+        if self.idle:
+            self.abort()
+            return
         self._eof = True
         _wake(self._reader)
 
@@ -132,6 +165,30 @@ class LinkStream(StreamHandler):
 
     def writable(self) -> None:
         _wake(self._writer)
+
+
+class Parting(StreamHandler):
+    """Ends an opened `stream` in order, whose application has closed after it had sent all. What the origin still says
+    is answered with a reset, as the application's own system would answer it."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, stream: AnyStream) -> None:
+        self._stream = stream
+        stream.handler = self
+        stream.finish()
+        self._timer = loop.call_later(PARTING_SECONDS, self._end)
+
+    def _end(self) -> None:
+        self._timer.cancel()
+        self._stream.reset(StreamReason.CANCELLED)
+
+    def data_received(self, data: memoryview) -> None:
+        self._end()
+
+    def eof_received(self) -> None:
+        self._end()
+
+    def reset(self, reason: StreamReason) -> None:
+        self._timer.cancel()
 
 
 class SocketStream:

@@ -3,6 +3,9 @@
 The socket is read only if the stream can take the bytes, and the stream gets credit only after the socket has taken
 them. So a slow side slows down the other one, and no bytes collect here. Each direction ends by itself: an end becomes
 a half-close on the other side, and a reset becomes a reset.
+
+Until both directions have ended, closing the socket resets its connection, also when this process is killed: half of a
+file is not taken for the whole.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from collections.abc import Callable
 from typing import Final
 
 from ..base.faults import report_fault
-from ..base.sockets import set_reset_on_close
+from ..base.sockets import set_end_on_close, set_reset_on_close
 from ..errors import StreamReason
 from ..session.sendlog import SLOT_HEADROOM, SlotPool
 from ..session.streams import AnyStream, Half, StreamHandler
@@ -51,6 +54,7 @@ class Relay(StreamHandler):
         self._backlog: Backlog | None = None
         self._armed = False
         self._flowing = False
+        set_reset_on_close(sock)
 
     def start(self, early: bytes = b"", received: Backlog | None = None, ended: bool = False) -> None:
         """Begin to relay. `early` was read from the socket before and goes first: at most INITIAL_WINDOW bytes.
@@ -83,7 +87,6 @@ class Relay(StreamHandler):
     def abort(self, reason: StreamReason) -> None:
         """End both sides at once, with resets."""
         self._stream.reset(reason)
-        set_reset_on_close(self._sock)
         self._close()
 
     def _crash(self, error: Exception) -> None:
@@ -211,7 +214,6 @@ class Relay(StreamHandler):
     # --- the end ---------------------------------------------------------------------------------------------------
 
     def reset(self, reason: StreamReason) -> None:
-        set_reset_on_close(self._sock)
         self._close()
 
     def refused(self, reason: StreamReason) -> None:
@@ -223,6 +225,7 @@ class Relay(StreamHandler):
             and self._stream.receive_half is Half.CLOSED
             and self._stream.send_half is not Half.OPEN
         ):
+            set_end_on_close(self._sock)
             self._close()
 
     def _close(self) -> None:

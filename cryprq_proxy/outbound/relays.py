@@ -1,16 +1,18 @@
 """All relays of a role, or its HTTP connections, and a look at those that hear of nothing.
 
 asyncio watches a socket only for reading and writing. A relay whose stream takes nothing does neither, so it does not
-hear that its application has died. The same holds for an upload by HTTP. Every LOOK_SECONDS the kernel is asked about
-each of them that hears of nothing (base/far_end.py), every minute about all, some in one turn of the loop:
+hear that its application has died. The same holds for an HTTP request that waits for its origin, and for an application
+whose target is being connected. In regular looks, some in one turn of the loop, the kernel is asked about each of them
+that hears of nothing (base/far_end.py), and in every sixth about all. What ends one:
 
-    the connection has failed, and nothing moves                       -> ends at the next look
-    the application has gone, and nobody takes what it has sent        -> ends after GONE_SECONDS
-    the other machine acknowledges nothing                             -> ends
-    nothing moves, in either direction, for the configured idle time   -> ends
+    the connection has failed, and nothing moves                       -> a later look
+    the application has gone, and nobody takes what it has sent        -> after a time
+    the other machine acknowledges nothing                             -> a look
+    nothing moves, in either direction, for the configured idle time   -> a look
 
-An application that has only ended its half is there: it waits for an answer. What one has sent before it closed is
-still passed on, as long as somebody takes it.
+How long each of them may wait is its Patience. An application that has only ended its half is there: it waits for an
+answer. What one has sent through a relay before it closed is still passed on, as long as somebody takes it; a request
+whose answer nobody can get any more is given up at once.
 """
 
 from __future__ import annotations
@@ -23,17 +25,46 @@ from itertools import islice
 from math import inf
 from typing import Final, Protocol
 
-from ..base.far_end import FarEnd, is_abandoned, look_at
+from ..base.far_end import FarEnd, Holder, has_unread, holder_of, look_at
 from ..base.faults import report_fault
 from ..errors import StreamReason
 
 LOOK_SECONDS: Final = 10.0
 GONE_SECONDS: Final = 60.0
+PROMPT_LOOK_SECONDS: Final = 1.0
+ENDED_SECONDS: Final = 3.0
+"""For the answer to begin or go on, where it is unknown whether an application that sends no more still reads."""
 LOOKS_AT_ALL: Final = 6
 """Every so many looks all relays are looked at. Those that wait for their socket miss only a silent machine, and
 thousands of quiet ones are to cost nothing."""
 RELAYS_A_TURN: Final = 64
 """Looked at in one turn of the loop, at 2 to 50 us each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a relay may stay that hears of nothing and in which nothing moves, in seconds."""
+
+    look: float
+    """Between two looks."""
+    over: float
+    """Its connection has failed."""
+    gone: float = inf
+    """Its application has closed: on this machine no program holds the other end, or the connection has failed after
+    the application had ended its half."""
+    ended: float = inf
+    """Its application has ended its half, and nobody knows whether it has closed."""
+
+
+APPLICATIONS: Final = Patience(look=LOOK_SECONDS, over=PROMPT_LOOK_SECONDS, gone=GONE_SECONDS)
+TARGETS: Final = Patience(look=LOOK_SECONDS, over=PROMPT_LOOK_SECONDS)
+"""A target that has sent all and has gone is no reason to end a stream: the application may read slowly."""
+REQUESTS: Final = Patience(look=PROMPT_LOOK_SECONDS, over=0.0, gone=0.0, ended=ENDED_SECONDS)
+"""Applications that wait for the answer to an HTTP request."""
+EARLY: Final = Patience(look=PROMPT_LOOK_SECONDS, over=0.0, gone=GONE_SECONDS)
+"""Applications that have sent data for a target that is being connected."""
+SILENT: Final = Patience(look=PROMPT_LOOK_SECONDS, over=0.0, gone=0.0)
+"""Applications that ended their half while the target was being connected, and have sent nothing."""
 
 
 class Relaying(Protocol):
@@ -57,16 +88,15 @@ class _Still:
 
 
 class Relays[R: Relaying]:
-    """`idle_timeout` in seconds; 0: none. `applications`: their sockets are those of applications, which own their
-    streams. A target that has sent all and has gone is no reason to end a stream: the application may read slowly."""
+    """`idle_timeout` in seconds; 0: none."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, *, applications: bool, idle_timeout: float = 0.0
+        self, loop: asyncio.AbstractEventLoop, patience: Patience, *, idle_timeout: float = 0.0
     ) -> None:
         self._loop = loop
+        self._patience = patience
         self._idle = idle_timeout or inf
-        self._gone = GONE_SECONDS if applications else inf
-        self._applications = applications
+        self._seconds = min(patience.look, self._idle)
         self._relays: set[R] = set()
         self._still: dict[R, _Still] = {}
         self._looks = False
@@ -82,7 +112,7 @@ class Relays[R: Relaying]:
         self._relays.add(relay)
         if not self._looks:
             self._looks = True
-            self._loop.call_later(min(LOOK_SECONDS, self._idle), self._look)
+            self._loop.call_later(self._seconds, self._look)
 
     def discard(self, relay: R) -> None:
         self._relays.discard(relay)
@@ -110,7 +140,7 @@ class Relays[R: Relaying]:
         if looked == RELAYS_A_TURN:
             self._loop.call_soon(self._look_on, rest, at_all)
         else:
-            self._loop.call_later(min(LOOK_SECONDS, self._idle), self._look)
+            self._loop.call_later(self._seconds, self._look)
 
     def look_at(self, relay: R, now: float) -> None:
         """End `relay` if it has to end."""
@@ -122,21 +152,27 @@ class Relays[R: Relaying]:
             # The events of the socket tell the rest.
             if still is not None and not still.ended:
                 del self._still[relay]
-        elif still is None:
-            self._still[relay] = _Still(progress, now, end is FarEnd.ENDED)
-        elif still.progress != progress:
-            still.progress, still.since = progress, now
-            still.ended |= end is FarEnd.ENDED
         else:
+            if still is None:
+                still = self._still[relay] = _Still(progress, now)
             still.ended |= end is FarEnd.ENDED
+            if still.progress != progress:
+                still.progress, still.since = progress, now
+                return
             waited = now - still.since
             if waited >= self._idle:
                 relay.abort(StreamReason.TIMED_OUT)
-            elif unwatched and waited >= self._patience(relay, still, end):
+            elif unwatched and waited >= self._seconds_for(relay, still, end):
                 relay.abort(StreamReason.CONNECTION_RESET)
 
-    def _patience(self, relay: R, still: _Still, end: FarEnd) -> float:
-        """How many seconds a relay may wait that hears of nothing and in which nothing moves."""
+    def _seconds_for(self, relay: R, still: _Still, end: FarEnd) -> float:
+        """How long a relay may wait that hears of nothing and in which nothing moves."""
+        patience = self._patience
         if end is FarEnd.OVER:
-            return self._gone if still.ended else 0.0
-        return self._gone if self._applications and is_abandoned(relay.sock) else inf
+            return patience.gone if still.ended else patience.over
+        if patience.gone == inf or (end is FarEnd.THERE and not has_unread(relay.sock)):
+            return inf
+        holder = holder_of(relay.sock)
+        if holder is Holder.NOBODY:
+            return patience.gone
+        return patience.ended if still.ended and holder is Holder.UNKNOWN else inf

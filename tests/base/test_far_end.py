@@ -10,7 +10,7 @@ from typing import cast
 import pytest
 
 from cryprq_proxy.base import far_end
-from cryprq_proxy.base.far_end import FarEnd, is_abandoned, look_at
+from cryprq_proxy.base.far_end import FarEnd, Holder, has_unread, holder_of, is_abandoned, look_at
 from cryprq_proxy.base.sockets import set_reset_on_close
 from tests.support.settle import until
 from tests.support.visits import tcp_pair
@@ -118,3 +118,27 @@ def test_without_tcp_info_nothing_is_known(ends: Ends, monkeypatch: pytest.Monke
     set_reset_on_close(ends.far)
     ends.far.close()
     assert look_at(ends.own) is FarEnd.THERE
+
+
+async def test_who_holds_an_end(ends: Ends) -> None:
+    assert holder_of(ends.own) is Holder.PROGRAM
+    ends.far.close()
+    await until(lambda: holder_of(ends.own) is Holder.NOBODY)
+    with socket.socket() as unconnected:
+        assert holder_of(unconnected) is Holder.UNKNOWN
+
+
+async def test_unread_bytes_are_seen_and_left(ends: Ends) -> None:
+    assert not has_unread(ends.own)
+    ends.far.send(b"unread")
+    await until(lambda: has_unread(ends.own))
+    set_reset_on_close(ends.far)
+    ends.far.close()
+    await until(lambda: look_at(ends.own) is FarEnd.OVER)
+    assert has_unread(ends.own)
+    assert ends.own.recv(100) == b"unread"
+    assert not has_unread(ends.own)
+    with pytest.raises(ConnectionResetError):
+        ends.own.recv(100)
+    ends.own.close()
+    assert not has_unread(ends.own)

@@ -14,6 +14,7 @@ from cryprq_proxy.fronts.http_failures import FAILURES
 from cryprq_proxy.fronts.http_proxy import ESTABLISHED, HttpProxy
 from cryprq_proxy.session.turns import TurnBudget
 from tests.support.http_fakes import Stage
+from tests.support.settle import until
 
 GET = b"GET http://example.org/a HTTP/1.1\r\nHost: example.org\r\n\r\n"
 GET_FORWARDED = b"GET /a HTTP/1.1\r\nHost: example.org\r\n\r\n"
@@ -210,6 +211,85 @@ async def test_a_client_that_half_closes_still_gets_its_answers() -> None:
             await stage.client.gets(OK)
         await stage.ends()
     assert stage.reset is None
+
+
+async def test_a_client_that_has_gone_leaves_its_whole_request_in_order() -> None:
+    """So nothing of it is lost on its way, and the origin sees what it would see of the client itself."""
+    async with Stage() as stage:
+        stage.says(POST_HEAD % 3 + b"abc")
+        origin = await stage.origin()
+        await origin.gets(POST_FORWARDED % 3 + b"abc")
+        stage.gives_up()
+        await stage.ends()
+        assert origin.left
+
+
+@pytest.mark.parametrize("state", ["uploading", "answered"])
+async def test_a_client_that_has_gone_in_the_middle_breaks_its_stream(state: str) -> None:
+    async with Stage() as stage:
+        stage.says(POST_HEAD % 10 + b"abc" if state == "uploading" else GET)
+        origin = await stage.origin()
+        if state == "answered":
+            await origin.gets(GET_FORWARDED)
+            origin.feed(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc")
+            await stage.client.gets_message_head()
+        else:
+            await origin.gets(POST_FORWARDED % 10 + b"abc")
+        stage.gives_up()
+        await stage.ends()
+        assert origin.aborted and not origin.left
+
+
+async def test_a_request_is_being_served_until_its_answer_is_complete() -> None:
+    async with Stage() as stage:
+        assert not stage.proxy.serving
+        stage.says(GET)
+        origin = await stage.origin()
+        assert stage.proxy.serving
+        origin.feed(OK)
+        await stage.client.gets(OK)
+        await until(lambda: not stage.proxy.serving)
+
+
+# Expect: 100-continue
+
+EXPECTING = (
+    b"POST http://example.org/ HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\n"
+)
+REFUSED = b"HTTP/1.1 417 Expectation Failed\r\nContent-Length: 0\r\n%b\r\n"
+
+
+@pytest.mark.parametrize("hint", [b"", b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n"])
+async def test_a_body_that_is_withheld_ends_the_connection_with_the_answer(hint: bytes) -> None:
+    """Else the next request would be read as the body."""
+    async with Stage() as stage:
+        stage.says(EXPECTING)
+        origin = await stage.origin()
+        origin.feed(hint + REFUSED % b"")
+        await stage.client.gets(hint + REFUSED % b"Connection: close\r\n")
+        stage.says(GET)
+        await stage.ends()
+    assert len(stage.opened) == 1
+    assert stage.reset is None
+
+
+@pytest.mark.parametrize("asked", [True, False], ids=["asked for", "unasked"])
+async def test_a_body_that_comes_after_all_keeps_the_connection(asked: bool) -> None:
+    async with Stage() as stage:
+        stage.says(EXPECTING)
+        origin = await stage.origin()
+        await origin.gets_message_head()
+        if asked:
+            origin.feed(b"HTTP/1.1 100 Continue\r\n\r\n")
+            await stage.client.gets_message_head()
+        stage.says(b"ab")
+        await origin.gets(b"ab")
+        origin.feed(REFUSED % b"")
+        await stage.client.gets(REFUSED % b"")
+        stage.says(b"c" + GET)
+        await origin.gets(b"c" + GET_FORWARDED)
+        origin.feed(OK)
+        await stage.client.gets(OK)
 
 
 # Keep-alive towards the origin
@@ -698,7 +778,7 @@ async def test_an_upload_cut_short_in_mid_response_aborts_both() -> None:
         (b"OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n", 400),
         (b"GET https://example.org/ HTTP/1.1\r\nHost: a\r\n\r\n", 501),
         (b"GET ftp://example.org/ HTTP/1.1\r\nHost: a\r\n\r\n", 501),
-        (b"GET http://u:p@example.org/ HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+        (b"CONNECT u:p@example.org:443 HTTP/1.1\r\nHost: a\r\n\r\n", 400),
         (b"GET http:///path HTTP/1.1\r\nHost: a\r\n\r\n", 400),
         (b"GET http://a/#f HTTP/1.1\r\nHost: a\r\n\r\n", 400),
         (b"GET http://a:0/ HTTP/1.1\r\nHost: a\r\n\r\n", 400),
@@ -731,6 +811,59 @@ async def test_refused_requests(request_bytes: bytes, expected: int) -> None:
         assert status(page) == expected
         await stage.ends()
     assert (stage.opened, stage.reset) == ([], None)
+
+
+@pytest.mark.parametrize("target", [b"a", b"a:0", b"u:p@a:443", b"http://a/", b"a:443:443"])
+async def test_what_follows_a_malformed_connect_is_no_request(target: bytes) -> None:
+    async with Stage() as stage:
+        stage.says(b"CONNECT " + target + b" HTTP/1.1\r\nHost: a\r\n\r\n" + GET)
+        page = await stage.client.gets_message()
+        assert status(page) == 400
+        assert b"\r\nConnection: close\r\n" in page
+        await stage.ends()
+    assert (stage.opened, bytes(stage.client.sent)) == ([], b"")
+
+
+async def test_what_follows_a_connect_without_the_password_is_no_request() -> None:
+    async with Stage(USER) as stage:
+        stage.says(b"CONNECT a:443 HTTP/1.1\r\nHost: a\r\n\r\n" + GET)
+        assert status(await stage.client.gets_message()) == 407
+        await stage.ends()
+    assert (stage.opened, bytes(stage.client.sent)) == ([], b"")
+
+
+@pytest.mark.parametrize(
+    ("target", "forwarded"),
+    [
+        (b"/\xc3\xbc?\xff=%20\x80", b"/%C3%BC?%FF=%20%80"),
+        (b'/a?"<>|{}^', b'/a?"<>|{}^'),
+    ],
+)
+async def test_bytes_beyond_ascii_in_a_target_are_escaped(target: bytes, forwarded: bytes) -> None:
+    async with Stage() as stage:
+        fields = b"Host: example.org\r\nX-Name: \xc3\xbc\r\n\r\n"
+        stage.says(b"GET http://example.org" + target + b" HTTP/1.1\r\n" + fields)
+        origin = await stage.origin()
+        await origin.gets(b"GET " + forwarded + b" HTTP/1.1\r\n" + fields)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"G\xc3\x89T http://a/ HTTP/1.1",
+        b"GET http://\xc3\xbc/ HTTP/1.1",
+        b"GET http://a/ HTTP/1.\xb9",
+        b"GET http://a/\xc3\xbc b HTTP/1.1",
+        b"GET http://a/\xc3\xbc\x01 HTTP/1.1",
+        b"CONNECT \xc3\xbc:443 HTTP/1.1",
+        b"\xc3\xbc",
+    ],
+)
+async def test_bytes_beyond_ascii_elsewhere_are_refused(line: bytes) -> None:
+    async with Stage() as stage:
+        stage.says(line + b"\r\nHost: a\r\n\r\n")
+        assert status(await stage.client.gets_message()) == 400
+    assert not stage.opened
 
 
 async def test_a_slow_request_is_a_408_and_an_idle_connection_ends_in_silence() -> None:

@@ -20,7 +20,7 @@ from cryprq_proxy.errors import StreamReason
 from cryprq_proxy.fronts import listener
 from cryprq_proxy.fronts.credentials import Credentials
 from cryprq_proxy.fronts.listener import ListenerSettings, MixedListener, SocksConnection
-from cryprq_proxy.outbound import relays
+from cryprq_proxy.outbound.relays import EARLY, REQUESTS, SILENT
 from cryprq_proxy.session.streams import Half
 from cryprq_proxy.session.wire import StreamProtocol
 from tests.support.fake_source import FakeSource, LateSource
@@ -187,8 +187,8 @@ async def test_an_application_that_ended_while_it_waits_is_missed_and_one_that_r
     proxies: list[Proxy], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A target that is not answered for, as while the session has no carrier, may wait for five minutes."""
-    monkeypatch.setattr(relays, "LOOK_SECONDS", 0.01)
-    monkeypatch.setattr(relays, "GONE_SECONDS", 0.05)
+    monkeypatch.setattr(listener, "SILENT", replace(SILENT, look=0.01))
+    monkeypatch.setattr(listener, "EARLY", replace(EARLY, look=0.01, gone=0.05))
     proxies.append(Proxy(HERE))
     [proxy] = proxies
     gone, half_closed = await proxy.connected(), await proxy.connected()
@@ -297,8 +297,7 @@ async def test_a_dead_application_is_seen_while_its_origin_is_silent(
     proxies: list[Proxy], monkeypatch: pytest.MonkeyPatch, upload: bool
 ) -> None:
     """The origin takes nothing of an upload; or it has a whole request, and does not answer."""
-    monkeypatch.setattr(relays, "LOOK_SECONDS", 0.01)
-    monkeypatch.setattr(relays, "GONE_SECONDS", 0.05)
+    monkeypatch.setattr(listener, "REQUESTS", replace(REQUESTS, look=0.01))
     proxy = Proxy(HERE)
     proxies.append(proxy)
     application = proxy.application()

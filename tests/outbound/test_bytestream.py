@@ -1,4 +1,4 @@
-"""SocketStream on a pair of sockets whose other end is the test's."""
+"""SocketStream on a pair of sockets whose other end is the test's, and LinkStream on a stream of the test."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from collections.abc import Iterator
 import pytest
 
 from cryprq_proxy.base.tasks import spawn
-from cryprq_proxy.errors import StreamReset
-from cryprq_proxy.outbound.bytestream import SocketStream
+from cryprq_proxy.errors import StreamReason, StreamReset
+from cryprq_proxy.outbound import bytestream
+from cryprq_proxy.outbound.bytestream import LinkStream, SocketStream
+from cryprq_proxy.session.streams import Half
+from tests.support.fake_streams import FakeStream
 from tests.support.settle import until
 
 LARGE = bytes(range(256)) * 16_384
@@ -66,3 +69,70 @@ async def test_a_cancelled_write_sends_nothing_more(pair: tuple[socket.socket, s
     with pytest.raises(asyncio.CancelledError):
         await writing
     assert not asyncio.get_running_loop().remove_writer(pair[0].fileno())
+
+
+# --- streams of the link ---
+
+
+def opened(stream: FakeStream) -> LinkStream:
+    link = LinkStream()
+    stream.handler = link
+    link.begin(stream)
+    link.opened()
+    return link
+
+
+async def test_a_stream_that_is_left_ends_in_order_and_then_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The origin has time to end by itself."""
+    monkeypatch.setattr(bytestream, "PARTING_SECONDS", 0.02)
+    stream = FakeStream()
+    opened(stream).leave()
+    assert (stream.send_half, stream.resets) == (Half.CLOSED, [])
+    await until(lambda: stream.resets == [StreamReason.CANCELLED])
+
+
+@pytest.mark.parametrize("how", ["answer", "end", "reset"])
+async def test_what_comes_for_a_stream_that_was_left_ends_it(how: str) -> None:
+    stream = FakeStream()
+    link = opened(stream)
+    link.leave()
+    if how == "answer":
+        stream.handler.data_received(memoryview(b"late"))
+    elif how == "end":
+        stream.end()
+    else:
+        stream.handler.reset(StreamReason.CONNECTION_RESET)
+    assert stream.resets == ([] if how == "reset" else [StreamReason.CANCELLED])
+    with pytest.raises(StreamReset):
+        await link.read()
+
+
+@pytest.mark.parametrize("how", ["answer", "end", "reset"])
+async def test_a_stream_whose_answer_has_begun_is_left_by_a_reset(how: str) -> None:
+    stream = FakeStream()
+    link = opened(stream)
+    if how == "answer":
+        stream.handler.data_received(memoryview(b"begun"))
+    elif how == "end":
+        stream.end()
+    else:
+        link.abort()
+    link.leave()
+    assert stream.resets == [StreamReason.CANCELLED]
+    link.leave()
+    assert stream.resets == [StreamReason.CANCELLED]
+
+
+@pytest.mark.parametrize("how", ["answer", "end"])
+async def test_whatever_comes_for_an_idle_stream_ends_it(how: str) -> None:
+    """The socket of an origin that had closed stayed open at the exit until the next request."""
+    stream = FakeStream()
+    link = opened(stream)
+    link.idle = True
+    if how == "answer":
+        stream.handler.data_received(memoryview(b"unasked"))
+    else:
+        stream.end()
+    assert stream.resets == [StreamReason.CANCELLED]
+    with pytest.raises(StreamReset):
+        await link.read()

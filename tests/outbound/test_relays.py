@@ -9,12 +9,23 @@ from math import inf
 
 import pytest
 
-from cryprq_proxy.base.far_end import FarEnd, is_abandoned, look_at
+from cryprq_proxy.base.far_end import FarEnd, Holder, is_abandoned, look_at
 from cryprq_proxy.base.sockets import set_reset_on_close
 from cryprq_proxy.errors import StreamReason
 from cryprq_proxy.outbound import relays as module
 from cryprq_proxy.outbound.relay import Relay
-from cryprq_proxy.outbound.relays import GONE_SECONDS, LOOK_SECONDS, LOOKS_AT_ALL, RELAYS_A_TURN, Relays
+from cryprq_proxy.outbound.relays import (
+    APPLICATIONS,
+    ENDED_SECONDS,
+    GONE_SECONDS,
+    LOOK_SECONDS,
+    LOOKS_AT_ALL,
+    RELAYS_A_TURN,
+    REQUESTS,
+    TARGETS,
+    Patience,
+    Relays,
+)
 from cryprq_proxy.session.sendlog import SlotPool
 from cryprq_proxy.session.streams import Half
 from tests.support.fake_streams import FakeStream
@@ -25,9 +36,9 @@ from tests.support.visits import tcp_pair
 class Held:
     """One relay whose stream takes nothing; `far` is the other end of its socket. `look` is a look at this time."""
 
-    def __init__(self, *, applications: bool = True, idle_timeout: float = 0.0) -> None:
+    def __init__(self, patience: Patience = APPLICATIONS, idle_timeout: float = 0.0) -> None:
         loop = asyncio.get_running_loop()
-        self.relays: Relays[Relay] = Relays(loop, applications=applications, idle_timeout=idle_timeout)
+        self.relays: Relays[Relay] = Relays(loop, patience, idle_timeout=idle_timeout)
         self.far, sock = tcp_pair()
         self.stream = FakeStream(room=0)
         self.relay = Relay(loop, sock, self.stream, SlotPool(), self.relays.discard)
@@ -64,9 +75,9 @@ async def make() -> AsyncIterator[Callable[..., Held]]:
 type Make = Callable[..., Held]
 
 
-@pytest.mark.parametrize("applications", [True, False])
-async def test_a_reset_that_nobody_hears_ends_the_relay(make: Make, applications: bool) -> None:
-    held = make(applications=applications)
+@pytest.mark.parametrize("patience", [APPLICATIONS, TARGETS])
+async def test_a_reset_that_nobody_hears_ends_the_relay(make: Make, patience: Patience) -> None:
+    held = make(patience=patience)
     await held.unwatched()
     assert held.look(0) == []
     set_reset_on_close(held.far)
@@ -130,18 +141,67 @@ async def test_an_application_that_has_only_ended_its_half_stays(make: Make) -> 
     assert [held.look(now) for now in (2e6, 3e6)] == [[], []], "it waits for an answer"
 
 
-@pytest.mark.parametrize(("applications", "after"), [(True, GONE_SECONDS), (False, inf)])
+@pytest.mark.parametrize(("patience", "after"), [(APPLICATIONS, GONE_SECONDS), (TARGETS, inf)])
 async def test_a_target_that_has_sent_all_may_go(
-    make: Make, monkeypatch: pytest.MonkeyPatch, applications: bool, after: float
+    make: Make, monkeypatch: pytest.MonkeyPatch, patience: Patience, after: float
 ) -> None:
     """The application reads what it has sent when it likes. One that is elsewhere is gone when its kernel says so."""
     ends = [FarEnd.ENDED, FarEnd.OVER, FarEnd.OVER, FarEnd.OVER, FarEnd.OVER]
     monkeypatch.setattr(module, "look_at", lambda _: ends.pop(0))
-    monkeypatch.setattr(module, "is_abandoned", lambda _: False)
-    held = make(applications=applications)
+    monkeypatch.setattr(module, "holder_of", lambda _: Holder.UNKNOWN)
+    held = make(patience=patience)
     await held.unwatched()
     looks = [held.look(now)[:] for now in (0, GONE_SECONDS - 1, GONE_SECONDS, 1e6)]
     assert [bool(resets) for resets in looks] == [False, False, after == GONE_SECONDS, after == GONE_SECONDS]
+
+
+@pytest.mark.parametrize(
+    ("ends", "holder", "after"),
+    [
+        (FarEnd.OVER, Holder.UNKNOWN, 0.0),
+        (FarEnd.ENDED, Holder.NOBODY, 0.0),
+        (FarEnd.ENDED, Holder.UNKNOWN, ENDED_SECONDS),
+        (FarEnd.ENDED, Holder.PROGRAM, inf),
+        (FarEnd.THERE, Holder.UNKNOWN, inf),
+    ],
+)
+async def test_a_request_whose_application_has_gone_is_given_up_at_once(
+    make: Make, monkeypatch: pytest.MonkeyPatch, ends: FarEnd, holder: Holder, after: float
+) -> None:
+    """One on another machine may have ended its half only, as far as is known; one on this machine is known to be
+    there."""
+    monkeypatch.setattr(module, "look_at", lambda _: ends)
+    monkeypatch.setattr(module, "holder_of", lambda _: holder)
+    held = make(patience=REQUESTS)
+    await held.unwatched()
+    looks = [bool(held.look(now)) for now in (0, ENDED_SECONDS - 0.1, ENDED_SECONDS, 1e6)]
+    assert looks == [after <= now for now in (0, ENDED_SECONDS - 0.1, ENDED_SECONDS, 1e6)]
+
+
+async def test_an_answer_that_goes_on_keeps_the_request_of_a_half_closed_application(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "look_at", lambda _: FarEnd.ENDED)
+    monkeypatch.setattr(module, "holder_of", lambda _: Holder.UNKNOWN)
+    held = make(patience=REQUESTS)
+    await held.unwatched()
+    for second in range(10):
+        assert held.look(second * 2.0) == []
+        held.stream.taken += 1
+    assert held.look(20.0) == held.look(20.0 + ENDED_SECONDS - 0.1) == []
+    assert held.look(20.0 + ENDED_SECONDS) == [StreamReason.CONNECTION_RESET]
+
+
+async def test_those_that_wait_for_an_answer_with_nothing_unread_cost_no_question(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def holder_of(_: socket.socket) -> Holder:
+        raise AssertionError("asked")
+
+    monkeypatch.setattr(module, "holder_of", holder_of)
+    held = make(patience=REQUESTS)
+    monkeypatch.setattr(Relay, "unwatched", True)
+    assert held.look(0) == held.look(1e6) == []
 
 
 async def test_a_relay_that_is_watched_is_left_to_its_events(
@@ -153,10 +213,10 @@ async def test_a_relay_that_is_watched_is_left_to_its_events(
     assert held.look(0) == held.look(1e6) == []
 
 
-@pytest.mark.parametrize("applications", [True, False])
-async def test_silence_ends_a_relay(make: Make, monkeypatch: pytest.MonkeyPatch, applications: bool) -> None:
+@pytest.mark.parametrize("patience", [APPLICATIONS, TARGETS])
+async def test_silence_ends_a_relay(make: Make, monkeypatch: pytest.MonkeyPatch, patience: Patience) -> None:
     monkeypatch.setattr(module, "look_at", lambda _: FarEnd.SILENT)
-    assert make(applications=applications).look(0) == [StreamReason.TIMED_OUT]
+    assert make(patience=patience).look(0) == [StreamReason.TIMED_OUT]
 
 
 async def test_the_idle_limit_counts_from_the_last_byte(make: Make) -> None:
@@ -180,14 +240,13 @@ class Quiet:
 
 
 async def test_those_that_hear_of_nothing_are_looked_at_most_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LOOK_SECONDS", 0.0)
     looked: list[bool] = []
 
     def look(relays: Relays[Relay], relay: Relay, now: float) -> None:
         looked.append(relay.unwatched)
 
     monkeypatch.setattr(Relays, "look_at", look)
-    relays: Relays[Relay] = Relays(asyncio.get_running_loop(), applications=True)
+    relays: Relays[Relay] = Relays(asyncio.get_running_loop(), Patience(look=0.001, over=1.0))
     for unwatched in (True, False):
         relays.add(Quiet(unwatched=unwatched))  # type: ignore[arg-type]
     await until(lambda: False in looked)
@@ -197,7 +256,6 @@ async def test_those_that_hear_of_nothing_are_looked_at_most_often(monkeypatch: 
 
 
 async def test_looks_begin_with_a_relay_and_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LOOK_SECONDS", 0.001)
     looked: list[int] = []
     turn = 0
 
@@ -205,7 +263,7 @@ async def test_looks_begin_with_a_relay_and_take_turns(monkeypatch: pytest.Monke
         looked.append(turn)
 
     monkeypatch.setattr(Relays, "look_at", look)
-    relays: Relays[Relay] = Relays(asyncio.get_running_loop(), applications=True)
+    relays: Relays[Relay] = Relays(asyncio.get_running_loop(), Patience(look=0.001, over=1.0))
     many = {Quiet(unwatched=True): None for _ in range(2 * RELAYS_A_TURN)}
     for relay in many:
         relays.add(relay)  # type: ignore[arg-type]
@@ -229,8 +287,7 @@ async def test_a_fault_at_one_relay_keeps_no_other_from_being_looked_at(
     make: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The look was not made again, for none of them."""
-    monkeypatch.setattr(module, "LOOK_SECONDS", 0.01)
-    relays: Relays[Relay] = Relays(asyncio.get_running_loop(), applications=True)
+    relays: Relays[Relay] = Relays(asyncio.get_running_loop(), Patience(look=0.01, over=1.0))
     faulty, other = make(), make()
     looked: list[Relay] = []
 

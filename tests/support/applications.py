@@ -102,14 +102,29 @@ class Curl:
     """curl with nothing of the user's own configuration; `run` returns exit code, output and what -w says."""
 
     def __init__(self, path: str, directory: Path) -> None:
-        self._path = path
+        self._command = (path, "-q", "-sS", "--noproxy", "")
         self._directory = directory
+        self._environment = {"PATH": "/usr/bin:/bin", "HOME": str(directory)}
+
+    def size(self, name: str) -> int:
+        """Of a file that it has written, or writes."""
+        path = self._directory / name
+        return path.stat().st_size if path.exists() else 0
+
+    def started(self, *arguments: str) -> subprocess.Popen[bytes]:
+        """A transfer under way. It writes what it gets at once."""
+        return subprocess.Popen(
+            [*self._command, "--no-buffer", *arguments],
+            cwd=self._directory,
+            env=self._environment,
+            stderr=subprocess.DEVNULL,
+        )
 
     def run(self, *arguments: str, timeout: float = 2 * PATIENCE) -> subprocess.CompletedProcess[bytes]:
         return subprocess.run(
-            [self._path, "-q", "-sS", "--noproxy", "", *arguments],
+            [*self._command, *arguments],
             cwd=self._directory,
-            env={"PATH": "/usr/bin:/bin", "HOME": str(self._directory)},
+            env=self._environment,
             capture_output=True,
             timeout=timeout,
             check=False,

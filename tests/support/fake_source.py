@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from cryprq_proxy.address import Destination
 from cryprq_proxy.client.requests import Begin, StreamRequest, opened
 from cryprq_proxy.errors import StreamReason
-from cryprq_proxy.outbound.bytestream import ByteStream
+from cryprq_proxy.outbound.bytestream import OriginStream
 from cryprq_proxy.session.sendlog import SlotPool
 from cryprq_proxy.session.streams import StreamHandler
 from cryprq_proxy.session.wire import StreamProtocol
@@ -52,7 +52,7 @@ class FakeSource:
     def start(self, request: StreamRequest) -> None:
         self.request(request.protocol, request.destination, request.handler, request.begin)
 
-    async def open(self, destination: Destination) -> ByteStream:
+    async def open(self, destination: Destination) -> OriginStream:
         return await opened(self.start, StreamProtocol.TCP, destination)
 
 

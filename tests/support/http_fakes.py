@@ -26,6 +26,9 @@ class FakeStream:
         self.ended = False
         """The proxy has ended its direction."""
         self.aborted = False
+        self.left = False
+        """The proxy has passed on that its client has closed."""
+        self.idle = False
         self.reads = 0
         self._incoming = deque(pieces)
         self._eof = False
@@ -58,6 +61,10 @@ class FakeStream:
     def write_eof(self) -> None:
         self.ended = True
         self._notify()
+
+    def leave(self) -> None:
+        self.left = True
+        self.abort()
 
     def abort(self) -> None:
         self.aborted = True
@@ -183,6 +190,11 @@ class Stage:
         else:
             self.client.feed(data)
 
+    def gives_up(self) -> None:
+        """The client is known to have gone."""
+        assert self._task is not None
+        self._task.cancel()
+
     async def ends(self) -> None:
         """Wait for the proxy to be done with this connection."""
         await self.client.until(lambda: self.done)
@@ -192,6 +204,8 @@ class Stage:
             self.tunnel = await self.proxy.run(await first)
         except StreamReset as reset:
             self.reset = reset.reason
+        except asyncio.CancelledError:
+            self.reset = StreamReason.CANCELLED
         finally:
             self.done = True
             self.client._notify()
