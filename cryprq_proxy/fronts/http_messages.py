@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import binascii
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
+from urllib.parse import unquote_to_bytes
 
 import h11
 
@@ -58,6 +59,8 @@ class Target:
     """Host and port as the client wrote them; the value of Host."""
     path: bytes
     """The request target for the origin: path and query, or an asterisk; empty for CONNECT."""
+    authorization: bytes = field(default=b"", repr=False)
+    """A value of Authorization for a user and password that the URI held; empty without them."""
 
 
 # Reading a request
@@ -105,6 +108,7 @@ def parse_target(request: h11.Request) -> Target:
         raise RequestRefused(501, "Only http:// can be requested like this; use CONNECT for all else.")
     if fragment is not None:
         raise RequestRefused(400, "The URI has a fragment; leave out the # part.")
+    userinfo, _, authority = authority.rpartition(b"@")
     authority = authority.removesuffix(b":")
     destination = _parse_authority(authority, 80)
     if not path:
@@ -112,13 +116,19 @@ def parse_target(request: h11.Request) -> Target:
         path = b"*" if request.method == b"OPTIONS" else b"/"
     elif path.startswith(b"?"):
         path = b"/" + path
-    return Target(destination, authority, path)
+    return Target(destination, authority, path, _basic(userinfo))
+
+
+def _basic(userinfo: bytes) -> bytes:
+    """The value of Authorization (Basic, RFC 7617) for the user and password of a URI; empty without them."""
+    if not userinfo:
+        return b""
+    user, _, password = userinfo.partition(b":")
+    pair = unquote_to_bytes(user) + b":" + unquote_to_bytes(password)
+    return b"Basic " + binascii.b2a_base64(pair, newline=False)
 
 
 def _parse_authority(authority: bytes, default_port: int | None) -> Destination:
-    if b"@" in authority:
-        # RFC 9110 section 4.2.4: mostly used to mislead about the host, and the password would be in logs.
-        raise RequestRefused(400, "The URI holds a user or password; send them in an Authorization field.")
     try:
         if not authority.startswith(b"[") and authority.count(b":") > 1:
             raise AddressError("an IPv6 address needs brackets in a URI, as in [2001:db8::1]")
@@ -200,6 +210,8 @@ def forward_request(request: h11.Request, target: Target, via: str | None) -> h1
             fields.append((raw, b"%d" % (hops - 1)))
         elif name != b"expect" or modern:  # RFC 9110 section 10.1.1: HTTP/1.0 has no 100
             fields.append((raw, value))
+    if target.authorization and _first(request, b"authorization") is None:
+        fields.append((b"Authorization", target.authorization))
     length = _first(request, b"content-length")
     if _first(request, b"transfer-encoding") is not None:
         fields.append((b"Transfer-Encoding", b"chunked"))

@@ -19,7 +19,7 @@ import h11
 from ..session.turns import BYTES_PER_UNIT, READ_WORK, TurnBudget
 from .bytestream import ByteStream
 from .http_chunks import CHUNK_WORK, ENDLESS, SLICE_CHUNKS, ChunkScanner
-from .http_sections import MAX_HEADER, check_section, end_of_section
+from .http_sections import MAX_HEADER, check_section, end_of_section, escape_target
 
 HEAD_WORK: Final = 200
 """Units of work for a head, whatever is in it; for that of a request also its stream and its answer."""
@@ -125,7 +125,10 @@ class HttpReader:
         size = self._cut(data)
         if size:
             self.waiting = data[size:]
-            self.http.receive_data(data[:size])
+            data = data[:size]
+            if self._role is h11.SERVER and self.http.their_state is h11.IDLE and not data.isascii():
+                data = escape_target(data)
+            self.http.receive_data(data)
         return size > 0
 
     def _add(self, data: bytes) -> None:

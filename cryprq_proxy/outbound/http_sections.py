@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from typing import Final
+from urllib.parse import quote_from_bytes
 
 import h11
 
@@ -16,6 +17,7 @@ MAX_MEMBERS: Final = 4_096
 
 # The time that h11 takes for an invalid value grows with the square of the spaces before it.
 _MANY_SPACES: Final = re.compile(rb":[ \t]{256}")
+_ASCII: Final = bytes(range(128))
 _BLANK_LINE: Final = re.compile(rb"\n\r?\n")
 _AT_ONCE: Final = re.compile(rb"\r?\n")
 
@@ -31,6 +33,17 @@ def end_of_section(data: bytes, start: int = 0) -> int:
     if len(data) - start > MAX_HEADER:
         raise h11.RemoteProtocolError("a section without end", error_status_hint=431)
     return -1
+
+
+def escape_target(head: bytes) -> bytes:
+    """The head of a request, with a percent escape for each byte beyond ASCII in its target. Programs send such bytes
+    as their users type them; a URI holds none (RFC 3986 section 2)."""
+    line, end, rest = head.partition(b"\n")
+    method, space, after = line.partition(b" ")
+    target, last, version = after.rpartition(b" ")
+    if target.isascii():
+        return head
+    return method + space + quote_from_bytes(target, _ASCII).encode("ascii") + last + version + end + rest
 
 
 def check_section(section: bytes) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Iterable
 
 import h11
@@ -70,6 +71,43 @@ def answered(fields: Fields, status: int = 200) -> Fields:
 def test_targets(method: bytes, uri: bytes, destination: str, host: bytes, path: bytes) -> None:
     target = parse_target(request(uri, method=method))
     assert (str(target.destination), target.authority, target.path) == (destination, host, path)
+
+
+@pytest.mark.parametrize(
+    ("userinfo", "pair"),
+    [
+        (b"u:p@", b"u:p"),
+        (b"u@", b"u:"),
+        (b"u:@", b"u:"),
+        (b":p@", b":p"),
+        (b"%75:p%3A%40@", b"u:p:@"),
+        (b"u:p:q@", b"u:p:q"),
+        (b"u:p@q@", b"u:p@q"),
+        (b"%zz:%c3%bc@", b"%zz:\xc3\xbc"),
+    ],
+)
+def test_user_and_password_of_a_uri(userinfo: bytes, pair: bytes) -> None:
+    asked = request(b"http://" + userinfo + b"example.org/")
+    target = parse_target(asked)
+    assert (str(target.destination), target.authority, target.path) == (
+        "example.org:80",
+        b"example.org",
+        b"/",
+    )
+    wanted = b"Basic " + b64encode(pair)
+    assert dict(forward_request(asked, target, None).headers)[b"authorization"] == wanted
+    assert wanted.decode() not in repr(target)
+    given = [(b"Host", b"x"), (b"Authorization", b"Bearer y")]
+    own = h11.Request(method="GET", target=b"http://" + userinfo + b"example.org/", headers=given)
+    assert [
+        value for name, value in forward_request(own, target, None).headers if name == b"authorization"
+    ] == [b"Bearer y"]
+
+
+def test_a_uri_without_a_user_gets_no_authorization() -> None:
+    for uri in (b"http://example.org/", b"http://@example.org/", b"http://example.org/u:p@x"):
+        asked = request(uri)
+        assert b"authorization" not in dict(forward_request(asked, parse_target(asked), None).headers)
 
 
 def test_fields_for_one_hop_stay_here() -> None:
