@@ -15,6 +15,7 @@ with atheris.instrument_imports(include=["cryprq_proxy"]):
     from cryprq_proxy.session.session import Session
     from cryprq_proxy.session.wire import MAX_PLAINTEXT, StreamProtocol
 
+from tests.support.fault_watch import FaultWatch
 from tests.support.links import Link, ToyProvider
 
 KEY = bytes(32)
@@ -79,7 +80,9 @@ def fuzz(data: bytes) -> None:
     if provider.ConsumeBool():
         fuzz_opener(provider)
     else:
-        fuzz_session(provider)
+        # A session contains what an App asserts.
+        with FaultWatch():
+            fuzz_session(provider)
 
 
 if __name__ == "__main__":

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from cryprq_proxy.errors import CloseReason, StreamReason
 from cryprq_proxy.session.streams import Stream
 from cryprq_proxy.session.wire import StreamProtocol
+from tests.support.fault_watch import FaultWatch
 from tests.support.links import TARGET, App, Link
+
+
+@pytest.fixture(autouse=True)
+def only_the_fault_of_the_test(fault_watch: FaultWatch) -> Iterator[None]:
+    yield
+    assert {type(fault) for fault in fault_watch.faults} <= {ZeroDivisionError}
+    fault_watch.faults.clear()
 
 
 class Faulty(App):

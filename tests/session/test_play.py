@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,13 @@ from cryprq_proxy.session.streams import Stream
 from cryprq_proxy.session.wire import StreamProtocol
 from tests.support import session_play
 from tests.support.choices import Choices
+from tests.support.fault_watch import FaultWatch
+from tests.support.planted_faults import PLANTED, SEEDS, finds
 from tests.support.session_judge import Witness
 from tests.support.session_play import Play
 
-CORPUS = sorted((Path(__file__).parents[1] / "fuzz/corpus/session").iterdir())
-SEEDS = 200
+CORPUS = sorted(SEEDS.iterdir())
+PLAYS = 200
 BLOCK = 20
 """Plays of one test."""
 HONEST = b"\0\0\3"
@@ -28,7 +31,7 @@ def seeded_play(seed: int) -> Play:
     return Play(Choices(random.Random(seed).randbytes(400)))
 
 
-@pytest.mark.parametrize("first", range(0, SEEDS, BLOCK))
+@pytest.mark.parametrize("first", range(0, PLAYS, BLOCK))
 def test_a_victim_keeps_its_promises(first: int) -> None:
     for seed in range(first, first + BLOCK):
         seeded_play(seed).run()
@@ -37,6 +40,29 @@ def test_a_victim_keeps_its_promises(first: int) -> None:
 @pytest.mark.parametrize("path", CORPUS, ids=lambda path: path.name)
 def test_a_victim_keeps_its_promises_in_plays_of_the_corpus(path: Path) -> None:
     Play(Choices(path.read_bytes())).run()
+
+
+@pytest.mark.parametrize("plant", PLANTED, ids=lambda plant: plant.__name__)
+def test_a_play_of_the_corpus_finds_a_planted_fault(
+    plant: Callable[[pytest.MonkeyPatch], None], fault_watch: FaultWatch
+) -> None:
+    """Faults that handlers raise were contained by the session, and the others were nowhere counted but there."""
+    assert finds(plant, SEEDS.joinpath(plant.__name__).read_bytes())
+    fault_watch.faults.clear()
+
+
+def test_a_play_fails_for_a_fault_that_the_session_contains(
+    monkeypatch: pytest.MonkeyPatch, fault_watch: FaultWatch
+) -> None:
+    def fail(witness: Witness) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Witness, "opened", fail)
+    with pytest.raises(RuntimeError, match="a fault was contained") as failure:
+        for path in CORPUS:
+            Play(Choices(path.read_bytes())).run()
+    assert isinstance(failure.value.__cause__, ZeroDivisionError)
+    fault_watch.faults.clear()
 
 
 def test_plays_have_liars_and_honest_peers_and_end_for_many_reasons() -> None:

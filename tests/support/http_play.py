@@ -20,6 +20,7 @@ from cryprq_proxy.fronts.credentials import Credentials
 from cryprq_proxy.fronts.http_proxy import ESTABLISHED, HttpProxy, HttpTunnel
 from cryprq_proxy.session.turns import TurnBudget
 from tests.support.choices import Choices
+from tests.support.fault_watch import FaultWatch
 from tests.support.http_fakes import PATIENCE, FakeStream
 from tests.support.http_grammar import (
     BASIC,
@@ -182,5 +183,6 @@ class HttpPlay:
 def play(choices: Choices, loop: asyncio.AbstractEventLoop) -> HttpPlay:
     """Run one play on `loop`."""
     http = HttpPlay(choices)
-    loop.run_until_complete(http.run())
+    with FaultWatch():
+        loop.run_until_complete(http.run())
     return http

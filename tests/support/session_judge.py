@@ -1,7 +1,8 @@
 """The judge of a session: the promises that hold whatever its peer sends. Each raises RuntimeError when it is broken.
 
 `Witness` is an application that checks the order of what it is told, `OpenPacketLink` a packet link that checks what it
-is handed, and `Judge` looks at what a session keeps and owes, while it lives and after its end.
+is handed, and `Judge` looks at what a session keeps and owes, while it lives and after its end. What a peer makes its
+session do, a Judge counts from the frames themselves (frame_count.py).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from cryprq_proxy.session.session import (
 from cryprq_proxy.session.streams import MAX_WINDOW, Half
 from cryprq_proxy.session.turns import BYTES_PER_UNIT, FRAME_COSTS
 from cryprq_proxy.session.wire import StreamProtocol
+from tests.support.frame_count import FrameCount, broken
 from tests.support.links import App
 from tests.support.memory import CAPACITY
 
@@ -32,10 +34,6 @@ POOL: Final = 1 << 20
 AWAITED: Final = 500
 """The value of MAX_AWAITED in a play, which is too short for the real one."""
 _SINK: Final = memoryview(bytearray(FILL_MINIMUM + 65_536))
-
-
-def broken(promise: str) -> RuntimeError:
-    return RuntimeError(f"a promise was broken: {promise}")
 
 
 class Witness(App):
@@ -131,6 +129,7 @@ class Judge:
         self.session = session
         self.budget = budget
         self.streams = streams
+        self.count = FrameCount(session)
         self._was_idle = session.idle
         self._told_idle = False
         session.on_idle = self._idle
@@ -155,6 +154,7 @@ class Judge:
                 raise broken(f"{queue.bytes} bytes of datagrams wait")
         if session.attached and len(session.rotation.frames) > 4:
             raise broken("frames of rotations pile up")
+        self.count.check()
         if session.turn.left < -(CAPACITY // BYTES_PER_UNIT) - 2 * max(FRAME_COSTS):
             raise broken(f"a turn went {-session.turn.left} units beyond its budget")
         if session.closed is None:

@@ -6,9 +6,9 @@ unknown streams, numbers just inside and outside of what is allowed, too much da
 changed. What its victim answers it reads, forgives what it cannot understand, and goes on. So a lie meets a victim in
 any state, also in the middle of a rotation or of a turn whose budget is used up.
 
-`Play.run` raises whatever is no PeerError, and RuntimeError for a broken promise: a bound (`Judge`), a call of
-a handler after its end (`Witness`), something that is kept after the end, and in a play without a
-liar any error and any byte that is lost or out of order.
+`Play.run` raises whatever is no PeerError, also what a session has contained (`FaultWatch`), and RuntimeError for a
+broken promise: a bound (`Judge`), a call of a handler after its end (`Witness`), something that is kept after the end,
+and in a play without a liar any error and any byte that is lost or out of order.
 """
 
 from __future__ import annotations
@@ -26,9 +26,11 @@ from cryprq_proxy.session.streams import Stream
 from cryprq_proxy.session.wire import StreamProtocol
 from tests.support import session_lies as lies
 from tests.support.choices import Choices
+from tests.support.fault_watch import FaultWatch
+from tests.support.frame_count import LATE_BURST, LATE_RATE, broken
 from tests.support.links import App, LaterOffload, Link, ToyProvider
 from tests.support.memory import CAPACITY, Direction
-from tests.support.session_judge import AWAITED, POOL, RETAINED, Judge, OpenPacketLink, Witness, broken
+from tests.support.session_judge import AWAITED, POOL, RETAINED, Judge, OpenPacketLink, Witness
 from tests.support.session_lies import ADDRESSES, ForgivingDirection
 from tests.support.settings import rotation_limits, session_limits
 
@@ -72,7 +74,8 @@ class Play:
                 session.packet_link = OpenPacketLink()
         self.errors: list[PeerError] = []
         budgets = dict(zip(pair, self.link.budgets, strict=True))
-        self.judges = [Judge(session, budgets[session], self.streams) for session in (self.victim, self.liar)]
+        judged = (self.victim, self.liar) if self.honest else (self.victim,)
+        self.judges = [Judge(session, budgets[session], self.streams) for session in judged]
         self._connect()
 
     def _serve(self, stream: Stream) -> App:
@@ -114,7 +117,12 @@ class Play:
     # --- the play --------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        with mock.patch.object(session_module, "MAX_AWAITED", AWAITED):
+        with (
+            FaultWatch() as self.watch,
+            mock.patch.object(session_module, "MAX_AWAITED", AWAITED),
+            mock.patch.object(control_rates, "LATE_BURST", LATE_BURST),
+            mock.patch.object(control_rates, "LATE_RATE", LATE_RATE),
+        ):
             self._run()
 
     def _run(self) -> None:
@@ -131,7 +139,8 @@ class Play:
             all_acts = acts if self.honest else acts + untruths
             self.choices.pick(all_acts)()
             self._look_at_carrier()
-            for judge in self.judges[: 1 + self.honest]:
+            self.watch.check()
+            for judge in self.judges:
                 judge.check()
         if self.honest:
             self._check_honest()
@@ -372,7 +381,7 @@ class Play:
         self.victim.close(CloseReason.NORMAL)
         self.liar.close(CloseReason.NORMAL)
         now = self.link.carrier.now if self.link.carriers else self.link.now
-        for judge in self.judges[: 1 + self.honest]:
+        for judge in self.judges:
             for _ in range(100):
                 judge.session.turn.renew()
             judge.check_closed(now)
