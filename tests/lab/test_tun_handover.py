@@ -1,0 +1,83 @@
+"""An exit with a network interface is replaced while a stream is open: what only one exit can have changes hands."""
+
+from __future__ import annotations
+
+import signal
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from cryprq_proxy.base.leftovers import holder
+from tests.support.applications import read_exactly, request
+from tests.support.lab.hosts import EXIT4, EXIT6, SERVER4, SERVER6
+from tests.support.lab.net import until
+from tests.support.lab.server import ECHO_PORT
+from tests.support.lab.stage import Stage
+from tun.settings import EXIT_JOURNAL
+
+PROXY: Final = ("127.0.0.1", 1080)
+DEVICE: Final = "cryprq-exit0"
+TABLE: Final = "cryprq_exit"
+PATIENCE: Final = 10.0
+"""Seconds that the hand-over may take on a machine that is busy with other things."""
+
+
+def test_a_successor_starts_beside_an_exit_whose_stream_goes_on(
+    namespaces: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Stage(exit_settings={"shutdown_grace": 60}) as stage:
+        exit, old = stage.hosts.exit, stage.exit
+        journal = Path(stage.links.directory) / "state-exit" / EXIT_JOURNAL
+
+        def held() -> list[str]:
+            """What the exit has of what there is only once."""
+            with exit.entered():
+                sign = holder("exit")
+            found = {
+                "device": f"{DEVICE}:" in exit.ip("link"),
+                "table": TABLE in exit.run(["nft", "list", "tables"]),
+                "journal": journal.exists() and bool(journal.read_bytes().strip()),
+                "socket": sign is not None,
+            }
+            return [name for name, there in found.items() if there]
+
+        assert len(held()) == 4
+        with stage.tunnel() as client, closing(stage.socket(SERVER4)) as sock:
+            sock.connect(PROXY)
+            assert request(sock, 1, SERVER4, ECHO_PORT)[0] == 0
+
+            def goes_on() -> bool:
+                sock.sendall(b"still here")
+                return read_exactly(sock, 10) == b"still here"
+
+            assert goes_on() and stage.fetch(SERVER4) == EXIT4
+            mark, begun = client.written, time.monotonic()
+            old.process.send_signal(signal.SIGTERM)
+            old.says("released: another exit can start here")
+            released = time.monotonic() - begun
+            assert held() == []
+            assert goes_on()
+            begun = time.monotonic()
+            stage.exit = stage._start_exit()
+            client.says("link up", since=mark)
+            until(lambda: stage.fetches(SERVER4) == EXIT4, "packets go through the successor")
+            back = time.monotonic() - begun
+            assert stage.fetch(SERVER6) == EXIT6
+            assert len(held()) == 4
+            assert old.process.poll() is None and goes_on()
+            with closing(stage.socket(SERVER4)) as new:
+                new.connect(PROXY)
+                assert request(new, 1, SERVER4, ECHO_PORT)[0] == 0
+            sock.close()
+            assert old.wait() == 0
+            assert len(held()) == 4, "its end takes nothing from the successor"
+            assert stage.fetch(SERVER4) == EXIT4
+        with capsys.disabled():
+            print(
+                f"\nhand-over of the exit's network: released in {released:.2f} s; "
+                f"packets {back:.2f} s after the start of the successor"
+            )
+        assert released < PATIENCE
