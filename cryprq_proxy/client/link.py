@@ -291,7 +291,7 @@ class ClientLink:
         else:
             session, packet_link = held
             _log.info(
-                "the exit %s is about to stop: new streams wait for a new link, %d go on to their end",
+                "link left: the exit %s is about to stop; new streams wait for another link, %d go on to their end",
                 self._settings.peer,
                 len(session.streams),
             )
