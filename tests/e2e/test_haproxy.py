@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.applications import read_exactly, through
-from tests.support.background import PATIENCE
+from tests.support.background import PATIENCE, Background
+from tests.support.config_files import Settings
+from tests.support.load import Load, Talk
 from tests.support.programs import Exit, World, free_port, until
 from tests.support.proxy_headers import proxy_header
 from tests.support.strangers import first_flight, silence
@@ -25,6 +27,11 @@ PROXY = "127.0.0.7"
 """Where HAProxy connects from."""
 OTHER = "127.0.0.9"
 THIRD = "127.0.0.11"
+RESTARTS = 10
+RISE = 2
+"""Checks after which a server counts as there again (`rise`)."""
+PROMISED = 10.0
+"""Seconds that a request waits for the link, as README says."""
 
 pytestmark = pytest.mark.skipif(
     HAPROXY is None, reason="haproxy is not installed; on Debian: apt-get install haproxy"
@@ -43,13 +50,18 @@ def exit(world: World) -> Exit:
 
 
 @contextmanager
-def in_front_of(exit: Exit, tmp_path: Path) -> Iterator[int]:
+def in_front_of(exit: Exit, tmp_path: Path, other: Exit | None = None) -> Iterator[int]:
     """The port of an HAProxy."""
     port, text = free_port(), FRAGMENT.read_text()
-    for old, new in (
+    changes = [
         ("bind :4433\n", f"bind 127.0.0.1:{port}\n"),
         ("127.0.0.1:4434 ", f"127.0.0.1:{exit.port} source {PROXY} "),
-    ):
+    ]
+    if other is not None:
+        changes.append(
+            ("#server other 127.0.0.1:4435 ", f"server other 127.0.0.1:{other.port} source {PROXY} ")
+        )
+    for old, new in changes:
         assert text.count(old) == 1, old
         text = text.replace(old, new)
     file, log = tmp_path / "haproxy.cfg", tmp_path / "haproxy.log"
@@ -112,6 +124,43 @@ def test_health_checks_count_for_the_proxy(world: World, tmp_path: Path) -> None
         until(lambda: exit.status()["refused"].get("too_many", 0), "the proxy has no token left")
         exit.says(rf"a handshake from {PROXY} failed")
         world.client(exit, through=port)
+
+
+def checks(exit: Exit) -> int:
+    """How often HAProxy has looked whether it is there."""
+    return sum(f"a handshake from {PROXY} failed" in line for line in exit.lines)
+
+
+def test_planned_restarts_of_two_exits_refuse_nobody(
+    world: World,
+    tmp_path: Path,
+    background: Background,
+    echo_target: TcpTarget,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """With one identity, in turn: new connections go to the other one while one is away."""
+    settings: Settings = {"proxy_protocol": [PROXY], "shutdown_grace": 60, "lane": {"enabled": False}}
+    exits = [world.exit(settings), world.exit(settings)]
+    with in_front_of(exits[0], tmp_path, exits[1]) as port:
+        client = world.client(exits[0], through=port)
+        talk = Talk(through(client.port, echo_target.port))
+        with Load(background, client.port, echo_target) as load:
+            for number in range(RESTARTS):
+                [linked] = [index for index, exit in enumerate(exits) if exit.sessions]
+                mark, answered, old = client.written, load.answered, exits[linked]
+                old.process.terminate()
+                client.says("link up", since=mark)
+                until(lambda: load.answered > answered + 50, "new connections go on")  # noqa: B023
+                if not number:
+                    talk.goes_on()
+                    talk.end()
+                old.says("released: ")
+                exits[linked] = world.exit(settings, port=old.port)
+                until(lambda: checks(exits[linked]) > RISE, "haproxy knows that it is back")  # noqa: B023
+        with capsys.disabled():
+            print(f"\n{RESTARTS} planned restarts of two exits behind HAProxy: {load}")
+        assert not load.wrong
+        assert load.slowest < PROMISED
 
 
 def test_without_a_header(exit: Exit) -> None:
