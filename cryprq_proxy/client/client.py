@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from typing import Any
+from typing import Any, Final
 
 from ..address import Destination
 from ..base.clock import clock
@@ -26,11 +26,17 @@ from ..session.status import session_status
 from ..session.streams import Stream, StreamHandler
 from ..session.wire import StreamProtocol
 from ..status import ClientStatus, ExitAddress
+from .kept_session import PROOF_SECONDS
 from .link import ClientLink, Pause
 from .packet_ports import NO_NETWORK, ClientNetwork
 from .requests import NO_OBSERVER, Begin, ClientObserver, StreamRequest, opened
 from .settings import ClientSettings
 from .waiting import WaitingRoom
+
+SILENCE: Final = 1.0
+"""Seconds without a sign of life after which a request makes the exit prove that it is still there."""
+SWEEP_SECONDS: Final = 0.25
+"""Between two looks at the requests that nobody has answered, at least."""
 
 
 class Client:
@@ -57,6 +63,7 @@ class Client:
         self._link = ClientLink(identity, settings, provider, network, resolve, self.slots, self, pause)
         self._kept = self._link.kept
         self._waiting = WaitingRoom(settings.wait_for_link, self._refuse)
+        self._sweeper: asyncio.TimerHandle | None = None
         self.observer: ClientObserver = NO_OBSERVER
         self.send_packet = self._kept.send_packet
 
@@ -99,6 +106,7 @@ class Client:
             self._refuse(request)
         else:
             self._waiting.add(request)
+            self._link.hasten()
 
     def _start(self, request: StreamRequest) -> None:
         session = self._kept.session
@@ -110,6 +118,9 @@ class Client:
             self._refuse(request, refusal.reason)
         else:
             stream.label = request
+            now = clock()
+            if now - session.liveness.last > SILENCE:
+                session.prove(PROOF_SECONDS, now)
             try:
                 request.begin(stream)
             except Exception as error:  # noqa: BLE001  the others that wait for the link would not begin
@@ -210,10 +221,34 @@ class Client:
             self._start(request)
 
     def link_down(self) -> None:
+        self._refuse_unanswered()
         with contained("keeps the loss of the link from the network interface"):
             self._network.link_changed(False)
         with contained("delays the choice of an exit"):
             self.observer.changed()
+
+    def _refuse_unanswered(self) -> None:
+        """While the link is down, refuse requests that the exit has not answered in the time that others wait for the
+        link: they were made when it was not known yet to be dead."""
+        if self._link.up:
+            return
+        loop = asyncio.get_running_loop()
+        before, next_due = loop.time() - self._settings.wait_for_link, None
+        for stream in list(self._kept.streams.values()):
+            request = stream.label
+            if stream.opened or not isinstance(request, StreamRequest):
+                continue
+            if request.since <= before:
+                with contained("leaves a request that nobody answers"):
+                    stream.reset(StreamReason.CANCELLED)
+                    self._refuse(request)
+            else:
+                next_due = min(request.since, next_due or request.since)
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        if next_due is not None:
+            seconds = max(next_due - before, SWEEP_SECONDS)
+            self._sweeper = loop.call_later(seconds, self._refuse_unanswered)
 
     def stream_refused(self, stream: Stream, untouched: bool) -> bool:
         """The exit is about to stop. True if the request is made again, so that its handler is not told: where nothing

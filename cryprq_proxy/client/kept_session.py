@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Executor
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from ..base.clock import clock
 from ..base.faults import contained
@@ -35,13 +35,16 @@ from ..session.wire import MAX_STREAM
 from .packet_ports import NO_NETWORK, ClientNetwork
 from .settings import ClientSettings
 
+PROOF_SECONDS: Final = 3.0
+"""How long the exit has to answer when there is a doubt whether it is still there. Then the next carrier resumes."""
+
 _log = logging.getLogger(__name__)
 
 
 class KeptSession:
     """Owner of the session. `failed` is told what the peer did wrong in a slow key exchange of the session with this
     id, `stream_refused` which stream it refused and why (see `Session.on_refused`), `goaway` that it takes no new
-    ones."""
+    ones; `lost` gets the streams of a session that is dropped, before they are reset."""
 
     def __init__(
         self,
@@ -53,6 +56,7 @@ class KeptSession:
         failed: Callable[[bytes, PeerError], None],
         stream_refused: Refused,
         goaway: Callable[[], None],
+        lost: Callable[[list[Stream]], None],
     ) -> None:
         self._settings = settings
         self._provider = provider
@@ -62,6 +66,7 @@ class KeptSession:
         self._failed = failed
         self._stream_refused = stream_refused
         self._goaway = goaway
+        self._lost = lost
         self._budget = MemoryBudget(settings.limits.retained)
         self._attempts = 0
         self._expiry: asyncio.TimerHandle | None = None
@@ -131,13 +136,13 @@ class KeptSession:
         session.on_goaway = self._goaway
         network, lane = self._network, self._settings.lane
         link = (
-            PacketLink(session)
+            PacketLink(session, self._lane_changed)
             if network is NO_NETWORK
             else NetworkLink(
                 session,
                 network.received,
                 network.addressed,
-                network.lane_changed,
+                self._lane_changed,
                 collisions=network.collisions,
             )
         )
@@ -146,6 +151,13 @@ class KeptSession:
             loop = asyncio.get_running_loop()
             link.lane = ClientLane(loop, link, lane, mark=self._settings.mark)
         return session
+
+    def _lane_changed(self) -> None:
+        link = self.packet_link
+        if self.session is not None and link is not None and link.lane is not None and not link.lane.up:
+            # The lane notices in three seconds that nothing comes back; perhaps it is not the lane alone.
+            self.session.prove(PROOF_SECONDS, clock())
+        self._network.lane_changed()
 
     def send_packet(self, buffer: memoryview, start: int, end: int, shape: Shape) -> None:
         """See PacketLink.send, with `more`; without a session the packet is dropped."""
@@ -180,6 +192,8 @@ class KeptSession:
         session, link = held
         with contained("leaves a datagram lane behind"):
             link.close()
+        with contained("keeps requests of a lost session from the next one"):
+            self._lost(list(session.streams.values()))
         with contained("leaves the streams of a session that has ended"):
             session.close(CloseReason.NORMAL)
         self.totals.add(session)

@@ -25,6 +25,7 @@ from ..base.clock import clock
 from ..base.faults import contained, is_fault, report_fault
 from ..base.leftovers import left_by_client
 from ..base.linger import farewells_ended
+from ..base.tasks import spawn
 from ..base.work import Work
 from ..carriers.admission import HANDSHAKE_TIMEOUT, Admission, admit_client
 from ..carriers.carrier import Carrier
@@ -50,6 +51,9 @@ _log = logging.getLogger(__name__)
 
 STUCK_SECONDS: Final = 180.0
 """Without a link there is an attempt within a minute and a half, also of an exit that was given up for a minute."""
+
+SOON_SECONDS: Final = 1.0
+"""Between two attempts while a request waits for the link."""
 
 type Pause = Callable[[float], Awaitable[None]]
 
@@ -104,13 +108,23 @@ class ClientLink:
         self._endpoints = Endpoints(settings.endpoints, dialling, settings.memory.last)
         self._executor = ThreadPoolExecutor(1, "handshake")
         self.kept = KeptSession(
-            settings, provider, network, slots, self._executor, self._fail, self._refused, self.leave
+            settings,
+            provider,
+            network,
+            slots,
+            self._executor,
+            self._fail,
+            self._refused,
+            self.leave,
+            user.streams_lost,
         )
         self.left = LeavingSessions(self.kept.totals, self._refused_by_left, user.streams_lost)
         self._carrier: Carrier | None = None
         self._reached: ReachedExit | None = None
         self._lost: asyncio.Future[PeerError | None] | None = None
         self._task: asyncio.Task[Any] | None = None
+        self._rest: asyncio.Task[Any] | None = None
+        self._rested = 0.0
         self.stopping = False
         self._attempts = 0
         self.carriers = 0
@@ -140,7 +154,28 @@ class ClientLink:
                 elif end is LinkEnd.LEFT:
                     backoff.hasten()
                 else:
-                    await self._pause(backoff.next())
+                    await self._rest_for(backoff.next())
+
+    async def _rest_for(self, seconds: float) -> None:
+        """Wait before the next attempt, unless `hasten` ends it."""
+
+        async def rest() -> None:
+            await self._pause(seconds)
+
+        self._rested = clock()
+        self._rest = spawn(rest(), "backoff")
+        try:
+            await asyncio.wait([self._rest])
+        finally:
+            self._rest.cancel()
+            self._rest = None
+
+    def hasten(self) -> None:
+        """Somebody waits for the link: the next attempt comes at the latest SOON_SECONDS after the last one."""
+        if self._rest is not None:
+            asyncio.get_running_loop().call_later(
+                max(self._rested + SOON_SECONDS - clock(), 0.0), self._rest.cancel
+            )
 
     async def _one_link(self) -> LinkEnd:
         """Bring the link up and wait for its end."""

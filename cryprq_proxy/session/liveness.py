@@ -84,6 +84,14 @@ class Liveness:
         self._ask()
         self._answer_by = now + within
 
+    def prove(self, within: float, now: float) -> None:
+        """As `probe`; but what the peer is asked for already stays, so that doubts one after the other give it no more
+        time."""
+        if self._answer_by is None or now + within < self._answer_by:
+            self._answer_by = now + within
+            if not self._asked and self.ping is None:
+                self._ask()
+
     def deadline(self) -> float:
         """When `tick` has something to do."""
         due = self._pinged + self._interval

@@ -314,6 +314,12 @@ class Session:
         self.liveness.probe(within, now)
         self.wake()
 
+    def prove(self, within: float, now: float) -> None:
+        """There is a doubt whether the peer is still there: request a sign of life within `within` seconds."""
+        if self.attached:
+            self.liveness.prove(within, now)
+            self.wake()
+
     def measure(self) -> None:
         """Measure the round trip now; see Liveness.measure."""
         if self.attached and self.liveness.measure():

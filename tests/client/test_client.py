@@ -5,18 +5,23 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from cryprq_proxy.address import Destination
+from cryprq_proxy.base.clock import clock
 from cryprq_proxy.base.tasks import spawn
 from cryprq_proxy.carriers.admission import HANDSHAKE_TIMEOUT, Admission, admit_client
 from cryprq_proxy.carriers.dial.endpoint import Endpoint
+from cryprq_proxy.client import client as client_module
 from cryprq_proxy.client import endpoints, kept_session
 from cryprq_proxy.client import link as link_module
 from cryprq_proxy.client.backoff import BACKOFF_LAST, JITTER
 from cryprq_proxy.client.client import Client
+from cryprq_proxy.client.kept_session import PROOF_SECONDS
+from cryprq_proxy.client.link import SOON_SECONDS
 from cryprq_proxy.client.requests import NOWHERE, ClientObserver, StreamRequest
 from cryprq_proxy.crypto.identity import Identity
 from cryprq_proxy.errors import (
@@ -33,7 +38,7 @@ from cryprq_proxy.session.wire import StreamProtocol
 from cryprq_proxy.status import CarrierStatus
 from tests.support.links import App
 from tests.support.settings import client_settings
-from tests.support.settle import until
+from tests.support.settle import settle, until
 from tests.support.web_links import CLIENT_IDENTITY, EXIT_IDENTITY, FAST, Place, Relay, place
 
 
@@ -360,3 +365,96 @@ async def test_unanswered_requests_can_be_withdrawn(here: Place, client: MakeCli
     await until(lambda: ("opened",) in named.events)
     assert not unanswered.events and not answered.ended
     assert len(good.streams()) == good.open_streams == 2
+
+
+# --- a link that is dead, and not yet known to be ---
+
+
+async def test_a_request_makes_a_silent_exit_prove_itself(
+    here: Place, client: MakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without an answer another carrier resumes the session long before the keepalive would find out."""
+    good = client(here.endpoint("tcp"))
+    await up(good)
+    assert await here.echoes(good)
+    session = good._kept.session
+    assert session is not None and session.liveness._answer_by is None
+    ask(good, target=here.echo)
+    assert session.liveness._answer_by is None, "it was heard just now"
+    monkeypatch.setattr(client_module, "SILENCE", -1.0)
+    ask(good, target=here.echo)
+    assert session.liveness._answer_by == pytest.approx(clock() + PROOF_SECONDS, abs=1.0)
+    await until(lambda: session.liveness._answer_by is None)
+    monkeypatch.setattr(client_module, "PROOF_SECONDS", 0.0)
+    ask(good, target=here.echo)
+    await until(lambda: good.status().carriers == 2)
+    assert good._kept.session is session, "resumed"
+
+
+async def test_a_lane_that_falls_makes_the_exit_prove_itself(here: Place, client: MakeClient) -> None:
+    good = client(here.endpoint("tcp"))
+    await up(good)
+    assert await here.echoes(good)
+    session, link = good._kept.session, good._kept.packet_link
+    assert session is not None and link is not None and session.liveness._answer_by is None
+    lane: Any = SimpleNamespace(up=True, datagrams=lambda: 0, close=lambda: None)
+    link.lane = lane
+    link.lane_changed()
+    assert session.liveness._answer_by is None
+    lane.up = False
+    link.lane_changed()
+    assert session.liveness._answer_by is not None
+    await until(lambda: session.liveness._answer_by is None)
+    assert good._link.carriers == 1, "it was only the lane"
+
+
+async def test_a_request_that_the_dead_link_has_swallowed_fails_when_others_do(
+    client: MakeClient, pauses: Pauses, here: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_module, "SWEEP_SECONDS", 0.0)
+    relay = Relay(here.tcp)
+    good = client(here.endpoint("tcp", await relay.start()), wait_for_link=0.2)
+    await up(good)
+    open_one = ask(good, target=here.echo)
+    await until(lambda: ("opened",) in open_one.events)
+    session = good._kept.session
+    assert session is not None
+    monkeypatch.setattr(session, "ready", lambda: None)
+    swallowed = [ask(good, target=here.echo) for _ in range(3)]
+    await relay.stop()
+    await until(lambda: pauses.seconds)
+    await until(lambda: all(app.ended for app in swallowed))
+    assert all(app.events == [("refused", StreamReason.LINK_DOWN)] for app in swallowed)
+    assert good._kept.session is not None and not open_one.ended, "a stream that is open waits for a resume"
+
+
+async def test_a_request_without_data_is_made_again_in_the_next_session(
+    here: Place, client: MakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One with data fails: it must not run twice."""
+    good = client(here.endpoint("tcp"))
+    await up(good)
+    assert await here.echoes(good)
+    session = good._kept.session
+    assert session is not None
+    monkeypatch.setattr(session, "ready", lambda: None)
+    bare, busy = ask(good, target=here.echo), ask(good, target=here.echo)
+    assert busy.stream is not None
+    busy.stream.sent += 1
+    monkeypatch.setattr(here.exit.sessions, "named_in", lambda request: None)
+    good.redial()
+    await until(lambda: ("opened",) in bare.events)
+    assert busy.events == [("reset", StreamReason.SESSION_LOST)]
+    assert good._kept.session is not session
+
+
+async def test_a_request_ends_the_pause_between_two_attempts(client: MakeClient, pauses: Pauses) -> None:
+    nobody = client(closed_port())
+    spawn(nobody.run(), "link")
+    await until(lambda: len(pauses.seconds) == 1)
+    nobody._link._rested -= SOON_SECONDS
+    ask(nobody)
+    await until(lambda: len(pauses.seconds) == 2)
+    ask(nobody)
+    await settle()
+    assert len(pauses.seconds) == 2, "but not at once after the last one"

@@ -249,3 +249,18 @@ def test_a_session_tells_when_it_last_heard_of_its_peer() -> None:
     link.client.detach()
     link.client.measure()
     assert link.client.liveness.ping is None, "there is no carrier to ask on"
+
+
+def test_doubts_one_after_the_other_give_the_peer_no_more_time() -> None:
+    liveness = attached()
+    measure(liveness, 100.0, 0.1)
+    liveness.prove(3.0, 105.0)
+    assert liveness.ping is not None
+    assert liveness.deadline() == 108.0
+    liveness.ping_sent(105.0)
+    for now in (106.0, 107.0, 107.9):
+        liveness.prove(3.0, now)
+        assert liveness.ping is None, "one is on its path"
+    assert dies_at(liveness, 107.9) == 108.0
+    liveness.heard(107.95)
+    assert liveness.deadline() > 108.0
