@@ -10,6 +10,7 @@ from contextlib import suppress
 import pytest
 
 from cryprq_proxy.address import Destination
+from cryprq_proxy.carriers.dial.endpoint import CarrierKind
 from cryprq_proxy.carriers.lane.batch import UdpOffload
 from cryprq_proxy.client import leaving
 from cryprq_proxy.client.client import Client
@@ -60,8 +61,8 @@ async def echoes(app: App, data: bytes) -> None:
     await until(lambda: app.received[before:] == data)
 
 
-async def up(here: Place) -> Client:
-    client = here.client(here.endpoint("tcp"))
+async def up(here: Place, kind: CarrierKind = "tcp") -> Client:
+    client = here.client(here.endpoint(kind))
     await until(lambda: client.up)
     return client
 
@@ -86,8 +87,11 @@ async def left(here: Place, client: Client) -> Session:
 # --- what goes on ---
 
 
-async def test_streams_go_on_to_their_end_and_then_the_session_is_closed(here: Place) -> None:
-    client = await up(here)
+@pytest.mark.parametrize("kind", ["tcp", "ws"])
+async def test_streams_go_on_to_their_end_and_then_the_session_is_closed(
+    here: Place, kind: CarrierKind
+) -> None:
+    client = await up(here, kind)
     old = await opened(client, here.echo)
     session = await left(here, client)
     new = await opened(client, here.echo)

@@ -200,6 +200,22 @@ def test_an_address_that_is_in_use_is_refused_and_another_one_asked_for() -> Non
     assert ends.networks[-1] == (bytes(4), bytes(16))
 
 
+def test_the_interface_hears_nothing_of_a_session_that_another_one_has_followed() -> None:
+    """Else the old exit could change addresses under the new one."""
+    ends = Ends()
+    ends.client.retire()
+    for ipv4 in (bytes([100, 96, 0, 7]), bytes([10, 0, 0, 7])):
+        ends.exit.assign(ipv4, bytes(16))
+    ends.lanes[1].up = False
+    send(ends.exit, b"packet")
+    ends.link.carrier.settle()
+    room = memoryview(bytearray(HEADROOM) + b"packet")
+    ends.client.packet(room, HEADROOM, len(room), Run(PLAIN, 0, 1, 1))
+    ends.client.lane_changed()
+    assert not ends.packets and not ends.networks and not ends.taken and not ends.changes
+    assert ends.client.received_on_carrier == 1
+
+
 def test_a_flood_of_refusals_has_one_answer() -> None:
     """One record holds thousands of them: without a bound the answers would fill memory and overflow the buffer."""
     link = Link()
