@@ -106,13 +106,16 @@ class Relay(StreamHandler):
             self._armed = False
             self._loop.remove_reader(self._fd)
 
-    def _on_readable(self) -> None:
+    def _on_readable(self) -> int:
+        """Read a few times. Returns the number of bytes."""
+        before = self._stream.progress()
         try:
             for _ in range(READS):
                 if not self._read():
-                    return
+                    break
         except Exception as error:  # noqa: BLE001  the socket stays readable: the loop would call again at once
             self._crash(error)
+        return self._stream.progress() - before
 
     def _read(self) -> bool:
         """Read once. True if there may be more to read and the stream may take it."""
@@ -180,27 +183,30 @@ class Relay(StreamHandler):
             self._backlog.append(data[taken:])
             self._loop.add_writer(self._fd, self._on_writable)
 
-    def _on_writable(self) -> None:
+    def _on_writable(self) -> int:
         try:
-            self._write_backlog()
+            return self._write_backlog()
         except Exception as error:  # noqa: BLE001  as in _on_readable
             self._crash(error)
+            return 0
 
-    def _write_backlog(self) -> None:
+    def _write_backlog(self) -> int:
+        """Write some of what waits. Returns the number of bytes."""
         assert self._backlog is not None
         try:
             taken = self._backlog.write(self._sock)
         except OSError:
             self.abort(StreamReason.CONNECTION_RESET)
-            return
+            return 0
         if taken:
             self._stream.consumed(taken)
         if self._backlog:
-            return
+            return taken
         self._backlog = None
         self._loop.remove_writer(self._fd)
         if self._stream.receive_half is Half.CLOSED:
             self._shut_down()
+        return taken
 
     def eof_received(self) -> None:
         if self._backlog is None:

@@ -9,7 +9,8 @@ loop watches that one.
 
 The first few are watched by the loop itself, and wait in the same TurnBudget.
 
-The kernel puts a socket that it has reported behind all others that are ready, so each has its turn.
+The kernel puts a socket that it has reported behind all others that are ready, so each has its turn. A callback
+returns how many bytes it has moved: bytes are work too, and those that have just been reported wait when it is done.
 """
 
 from __future__ import annotations
@@ -17,18 +18,22 @@ from __future__ import annotations
 import asyncio
 import select
 import sys
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import Final, Protocol
 
 from ..base.descriptors import EXHAUSTED, SHORTAGE
-from ..session.turns import EVENT_WORK, TurnBudget
+from ..session.turns import BYTES_PER_UNIT, EVENT_WORK, TurnBudget
 
 BATCH: Final = 16
-"""Sockets that are served between two looks at the budget."""
+"""Sockets that the kernel is asked for at once."""
 DIRECT: Final = 8
 """Callbacks of a group that the loop has itself: for so few, a second epoll costs more than it saves."""
 _READ, _WRITE = 1, 2
+
+type Serve = Callable[[], int | None]
+"""Called when a socket is ready. Returns the bytes that it has moved, if it counts them."""
 
 
 class Timer(Protocol):
@@ -38,9 +43,9 @@ class Timer(Protocol):
 class SocketLoop(Protocol):
     """What sockets need of an event loop: asyncio's loops have it, and so has a SocketGroup."""
 
-    def add_reader(self, fd: int, callback: Callable[[], object], /) -> object: ...
+    def add_reader(self, fd: int, callback: Serve, /) -> object: ...
     def remove_reader(self, fd: int, /) -> object: ...
-    def add_writer(self, fd: int, callback: Callable[[], object], /) -> object: ...
+    def add_writer(self, fd: int, callback: Serve, /) -> object: ...
     def remove_writer(self, fd: int, /) -> object: ...
     def call_later(self, delay: float, callback: Callable[[], object], /) -> Timer: ...
     def time(self) -> float: ...
@@ -117,6 +122,7 @@ class SocketGroup:
         "_loop",
         "_queue",
         "_readers",
+        "_reported",
         "_retired",
         "_turn",
         "_writers",
@@ -125,13 +131,15 @@ class SocketGroup:
     def __init__(self, loop: asyncio.AbstractEventLoop, turn: TurnBudget) -> None:
         self._loop = loop
         self._turn = turn
-        self._direct: dict[tuple[int, int], Callable[[], object]] = {}
+        self._direct: dict[tuple[int, int], Serve] = {}
         """Descriptors that the loop watches itself, each with what for; the others are in the next three."""
         self._late: set[tuple[int, int]] = set()
         """Those of them that wait for a later turn."""
         self._queue: _Queue | None = None
-        self._readers: dict[int, Callable[[], object]] = {}
-        self._writers: dict[int, Callable[[], object]] = {}
+        self._readers: dict[int, Serve] = {}
+        self._writers: dict[int, Serve] = {}
+        self._reported: deque[tuple[int, Serve | None, Serve | None]] = deque()
+        """Those that the kernel has reported and that are not yet served, with their callbacks of that moment."""
         self._behind = False
         """Whether sockets wait for a later turn."""
         self._retired = False
@@ -162,7 +170,7 @@ class SocketGroup:
     def time(self) -> float:
         return self._loop.time()
 
-    def add_reader(self, fd: int, callback: Callable[[], object], /) -> None:
+    def add_reader(self, fd: int, callback: Serve, /) -> None:
         if fd not in self._readers:
             if self._is_direct(fd, _READ, callback):
                 self._loop.add_reader(fd, self._on_one_ready, (fd, _READ), callback)
@@ -170,7 +178,7 @@ class SocketGroup:
             self._change(fd, _READ)
         self._readers[fd] = callback
 
-    def add_writer(self, fd: int, callback: Callable[[], object], /) -> None:
+    def add_writer(self, fd: int, callback: Serve, /) -> None:
         if fd not in self._writers:
             if self._is_direct(fd, _WRITE, callback):
                 self._loop.add_writer(fd, self._on_one_ready, (fd, _WRITE), callback)
@@ -196,7 +204,7 @@ class SocketGroup:
             del self._direct[fd, _WRITE]
             self._loop.remove_writer(fd)
 
-    def _is_direct(self, fd: int, bit: int, callback: Callable[[], object]) -> bool:
+    def _is_direct(self, fd: int, bit: int, callback: Serve) -> bool:
         """Whether the loop itself is to watch `fd` for `bit`."""
         direct = self._direct
         if len(direct) >= DIRECT and (fd, bit) not in direct:
@@ -223,54 +231,60 @@ class SocketGroup:
 
     # --- serving ---------------------------------------------------------------------------------------------------
 
-    def _on_one_ready(self, watched: tuple[int, int], callback: Callable[[], object]) -> None:
+    def _on_one_ready(self, watched: tuple[int, int], callback: Serve) -> None:
         turn = self._turn
         if turn.left > 0:
-            callback()
-            turn.spend(EVENT_WORK)
+            turn.spend(EVENT_WORK + (callback() or 0) // BYTES_PER_UNIT)
         elif watched not in self._late:
             self._late.add(watched)
             turn.wait(partial(self._serve_late, watched, callback))
 
-    def _serve_late(self, watched: tuple[int, int], callback: Callable[[], object]) -> None:
+    def _serve_late(self, watched: tuple[int, int], callback: Serve) -> None:
         self._late.remove(watched)
         if self._direct.get(watched) is callback:
-            self._call(callback)
-            self._turn.spend(EVENT_WORK)
+            self._turn.spend(self._call(callback))
 
     def _on_ready(self) -> None:
         if not self._behind:
             self._serve()
 
     def _serve(self) -> None:
-        turn = self._turn
+        turn, reported = self._turn, self._reported
         self._behind = False
         while turn.left > 0:
-            if self._queue is None:
-                return
+            all_known = False
+            if not reported:
+                if self._queue is None:
+                    return
+                self._report(self._queue)
+                all_known = len(reported) < BATCH
             readers, writers = self._readers, self._writers
-            # Only as many as are served now, so that the kernel knows whose turn is next. The callbacks are looked up
-            # first: one of them may close a socket, and another one get its number.
-            ready = [
-                (fd, readers.get(fd) if mask & _READ else None, writers.get(fd) if mask & _WRITE else None)
-                for fd, mask in self._queue.ready(BATCH)
-            ]
-            for fd, reader, writer in ready:
+            while reported and turn.left > 0:
+                fd, reader, writer = reported.popleft()
                 if reader is not None and readers.get(fd) is reader:
-                    self._call(reader)
+                    turn.spend(self._call(reader))
                 if writer is not None and writers.get(fd) is writer:
-                    self._call(writer)
-            turn.spend(EVENT_WORK * len(ready))
-            if len(ready) < BATCH:
+                    turn.spend(self._call(writer))
+            if all_known and not reported:
                 return
         self._behind = True
         turn.wait(self._serve)
 
-    def _call(self, callback: Callable[[], object]) -> None:
-        """As an event loop does: a fault in one socket's callback is not another one's."""
+    def _report(self, queue: _Queue) -> None:
+        """Ask the kernel for no more than a few, so that it knows whose turn is next. Their callbacks are looked up
+        before any is served: one of them may close a socket, and another one get its number."""
+        readers, writers = self._readers, self._writers
+        self._reported.extend(
+            (fd, readers.get(fd) if mask & _READ else None, writers.get(fd) if mask & _WRITE else None)
+            for fd, mask in queue.ready(BATCH)
+        )
+
+    def _call(self, callback: Serve) -> int:
+        """As an event loop does: a fault in one socket's callback is not another one's. Returns the work."""
         try:
-            callback()
+            return EVENT_WORK + (callback() or 0) // BYTES_PER_UNIT
         except Exception as error:  # noqa: BLE001
             self._loop.call_exception_handler(
                 {"message": f"a fault in {callback!r}", "exception": error},
             )
+            return EVENT_WORK

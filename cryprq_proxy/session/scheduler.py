@@ -16,7 +16,7 @@ from typing import Final
 
 from .sendlog import Chunk
 from .streams import Half, Stream
-from .turns import READ_WORK
+from .turns import BYTES_PER_UNIT, READ_WORK
 from .wire import MAX_DATA
 
 SPARSE_BURST: Final = 32_768
@@ -126,7 +126,7 @@ class Scheduler:
         for _ in range(len(waiting)):
             if self.queued >= self.queue_target or not self.open or done >= work:
                 break
-            done += READ_WORK
+            before = self.queued
             stream = self._turn = waiting.popleft()
             stream.waiting = False
             if stream.send_half is Half.OPEN:
@@ -135,6 +135,8 @@ class Scheduler:
                     handler.writable()
                 except Exception as error:  # noqa: BLE001  a fault in one stream: the others go on
                     stream.failed(handler, error)
+            # A stream that has ended has taken its bytes out again.
+            done += READ_WORK + max(self.queued - before, 0) // BYTES_PER_UNIT
         self._turn = None
         return done
 

@@ -32,7 +32,7 @@ EVENT_WORK: Final = 16
 END_WORK: Final = 30
 """Ending a stream with its socket."""
 BYTES_PER_UNIT: Final = 4_096
-"""Bytes of records that are opened or sealed for one unit."""
+"""Bytes for one unit: of records that are opened or sealed, of reads from sockets, and of writes that have waited."""
 
 DROPS_PER_UNIT: Final = 4
 """Acknowledged frames that are dropped for one unit."""

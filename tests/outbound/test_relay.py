@@ -235,6 +235,21 @@ async def test_only_what_the_socket_took_is_consumed(wire: Wire) -> None:
     await until(lambda: wire.stream.taken == len(BIG) + 3)
 
 
+async def test_a_relay_says_how_many_bytes_it_has_moved(wire: Wire) -> None:
+    """They are work of the peer: see socket_group.py."""
+    wire.relay.start()
+    wire.application.send(bytes(1_000))
+    assert wire.relay._on_readable() == 1_000
+    assert wire.relay._on_readable() == 0
+    wire.relay.data_received(BIG)
+    held = wire.stream.taken
+    await wire.read(held)
+    moved = wire.relay._on_writable()
+    assert 0 < moved == wire.stream.taken - held
+    wire.application.close()
+    assert wire.relay._on_writable() == 0
+
+
 async def test_what_the_stream_brought_before_the_relay_comes_first(wire: Wire) -> None:
     wire.stream.receive_half = Half.CLOSED
     received = Backlog()

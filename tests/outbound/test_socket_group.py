@@ -16,10 +16,10 @@ import pytest
 
 from cryprq_proxy.outbound import socket_group
 from cryprq_proxy.outbound.socket_group import BATCH, DIRECT, SocketGroup
-from cryprq_proxy.session.turns import EVENT_WORK, TURN_WORK, TurnBudget
+from cryprq_proxy.session.turns import BYTES_PER_UNIT, EVENT_WORK, TURN_WORK, TurnBudget
 from tests.support.settle import settle
 
-A_TURN = TURN_WORK // EVENT_WORK + BATCH + DIRECT
+A_TURN = TURN_WORK // EVENT_WORK
 """Sockets that are served in one turn at most."""
 few_and_many = pytest.mark.parametrize("before", [0, DIRECT], ids=["the loop", "the group's epoll"])
 """Which of the two watches the sockets of a test."""
@@ -136,6 +136,30 @@ async def test_what_a_callback_spends_counts(stack: ExitStack) -> None:
     served = [await stage.one_turn() for _ in range(4)]
     assert max(served) <= 4 * BATCH
     assert stage.served.total() > 3 * BATCH
+
+
+@few_and_many
+async def test_bytes_that_a_socket_moves_count(stack: ExitStack, before: int) -> None:
+    """Backlogs of a mebibyte, all of which could be written at once, made turns of 35 ms."""
+    stage = Stage(stack, before)
+    served: list[int] = []
+    for _ in range(DIRECT):
+        fd = readable(stack).fileno()
+
+        def move(fd: int = fd) -> int:
+            served.append(fd)
+            return TURN_WORK * BYTES_PER_UNIT // 2
+
+        stage.group.add_reader(fd, move)
+        stack.callback(stage.group.remove_reader, fd)
+    turns = []
+    for _ in range(16):
+        so_far = len(served)
+        await asyncio.sleep(0)
+        turns.append(len(served) - so_far)
+    assert max(turns) == 2
+    shares = Counter(served)
+    assert len(shares) == DIRECT and max(shares.values()) - min(shares.values()) <= 1
 
 
 @few_and_many

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
+from functools import partial
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ from cryprq_proxy.session.scheduler import (
 )
 from cryprq_proxy.session.sendlog import Chunk
 from cryprq_proxy.session.streams import Half, Stream
-from cryprq_proxy.session.turns import TURN_WORK
+from cryprq_proxy.session.turns import BYTES_PER_UNIT, READ_WORK, TURN_WORK
 from cryprq_proxy.session.wire import MAX_DATA
 from tests.support.links import App, Link
 
@@ -207,6 +208,19 @@ def test_waiting_streams_are_called_in_turn_and_once() -> None:
     assert [stream.called for stream in streams] == [1, 0, 1]
     scheduler.call_waiting(TURN_WORK)
     assert [stream.called for stream in streams] == [1, 0, 1]
+
+
+def test_the_bytes_that_a_stream_reads_in_its_turn_are_work() -> None:
+    scheduler, streams = new(5)
+    for stream in streams:
+        stream.writable = partial(put, scheduler, stream)
+        scheduler.wait(stream)
+    one = READ_WORK + MAX_DATA // BYTES_PER_UNIT
+    assert scheduler.call_waiting(2 * one) == 2 * one
+    assert [bool(stream.queue) for stream in streams] == [True, True, False, False, False]
+    scheduler.next()
+    streams[2].writable = partial(scheduler.forget, streams[1])
+    assert scheduler.call_waiting(1) == READ_WORK, "an end gives no work back"
 
 
 @pytest.mark.parametrize(
