@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 from typing import IO, Any, Final, Literal
 
 from ..errors import CryprqError, reason_of
+from .descriptors import EXHAUSTED
 from .log_writer import LogWriter
 
 type LogFormat = Literal["text", "json"]
@@ -56,7 +57,8 @@ def describe(error: BaseException) -> str:
     """
     text = str(error)
     if isinstance(error, OSError):
-        name = f": {error.filename}" if error.filename else ""
+        # Without a free descriptor it is chance which file was the next one: often one of the program itself.
+        name = f": {error.filename}" if error.filename and error.errno not in EXHAUSTED else ""
         return one_line(f"{reason_of(error)}{name}")
     if isinstance(error, CryprqError) and text:
         return one_line(text)

@@ -24,7 +24,7 @@ from typing import Any, Final
 from ..base.core_dumps import forbid_core_dumps
 from ..base.log import flush
 from ..base.tasks import spawn
-from ..errors import CryprqError
+from ..errors import CryprqError, reason_of
 from .sd_notify import Notifier
 
 _log = logging.getLogger(__name__)
@@ -32,6 +32,8 @@ _log = logging.getLogger(__name__)
 THREADS_END: Final = 0.5
 """Seconds for the threads to end after the role has stopped."""
 LOOKUP_THREADS: Final = 4
+LOOP_DESCRIPTORS: Final = 3
+"""Descriptors of an event loop: its selector and the two sockets that wake it."""
 
 
 class Stop:
@@ -123,7 +125,22 @@ def run(role: Callable[[Stop], Coroutine[Any, Any, None]]) -> None:
     """Run `role` in an event loop until it returns, as its `Stop` asks it to. Raises the error of `role`."""
     raise_file_limit()
     forbid_core_dumps()
-    asyncio.run(_run(role))
+    with asyncio.Runner(loop_factory=make_loop) as runner:
+        runner.run(_run(role))
+
+
+def make_loop() -> asyncio.AbstractEventLoop:
+    """A new event loop. Raises CryprqError if there are too few free descriptors for it: asyncio would leave a half of
+    the loop behind, whose end fails too and is logged."""
+    try:
+        with contextlib.ExitStack() as stack:
+            for _ in range(LOOP_DESCRIPTORS):
+                stack.callback(os.close, os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+    except OSError as error:
+        raise CryprqError(
+            f"the event loop cannot be made: {reason_of(error)}; ulimit -n or LimitNOFILE= allows more"
+        ) from None
+    return asyncio.new_event_loop()
 
 
 async def _run(role: Callable[[Stop], Coroutine[Any, Any, None]]) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import io
 import json
 import logging
@@ -204,3 +205,9 @@ def test_an_unraisable_error_is_logged() -> None:
     log.setup(stream=out)
     Stubborn()
     assert out.getvalue().endswith("an error could not be raised: ValueError: not now\n")
+
+
+def test_a_file_is_named_unless_any_other_would_have_failed_too() -> None:
+    """An import without a free descriptor named a source file of the program."""
+    assert log.describe(OSError(errno.EACCES, "", "/a")) == "permission denied: /a"
+    assert log.describe(OSError(errno.EMFILE, "", "/a")) == "too many open files"

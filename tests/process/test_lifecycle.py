@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import pty
 import resource
@@ -16,8 +17,10 @@ import pytest
 
 from cryprq_proxy.base.tasks import spawn
 from cryprq_proxy.errors import CryprqError
+from cryprq_proxy.process import lifecycle
 from cryprq_proxy.process.lifecycle import Stop, raise_file_limit
 from tests.support.background import PATIENCE
+from tests.support.descriptors import no_free_descriptor
 from tests.support.processes import environment
 from tests.support.settle import settle
 
@@ -92,6 +95,33 @@ def test_the_limit_of_open_files_is_raised() -> None:
         assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_without_descriptors_for_an_event_loop_there_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """asyncio left a half of a loop and a coroutine that was never awaited, with a line in the log for each."""
+
+    async def role(stop: Stop) -> None:
+        raise AssertionError
+
+    for name in ("raise_file_limit", "forbid_core_dumps"):
+        monkeypatch.setattr(lifecycle, name, lambda: None)
+    with (
+        no_free_descriptor(),
+        pytest.raises(CryprqError, match="loop cannot be made: too many open files; ulimit"),
+    ):
+        lifecycle.run(role)
+    gc.collect()
+
+
+def test_an_event_loop_needs_as_many_descriptors_as_are_looked_for() -> None:
+    before = set(os.listdir("/proc/self/fd"))
+    loop = lifecycle.make_loop()
+    try:
+        assert len(set(os.listdir("/proc/self/fd")) - before) == lifecycle.LOOP_DESCRIPTORS
+    finally:
+        loop.close()
 
 
 # --- reaching a goal before the end ---
