@@ -154,8 +154,13 @@ async def test_a_refusal_that_comes_at_once(proxies: list[Proxy]) -> None:
     assert await application.read(100) == b"\x05\x00\x05\x02\x00\x01" + bytes(6)
 
 
-async def test_an_application_that_gives_up_while_it_waits(proxy: Proxy) -> None:
-    """So the exit need not resolve a name any longer, nor connect."""
+async def test_an_application_that_gives_up_while_it_waits(
+    proxies: list[Proxy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So the exit need not resolve a name any longer, nor connect. That takes no look."""
+    monkeypatch.setattr(listener, "SILENT", replace(SILENT, look=1e6))
+    proxies.append(Proxy(HERE))
+    [proxy] = proxies
     application = await proxy.connected()
     set_reset_on_close(application.sock)
     application.sock.close()
