@@ -214,6 +214,10 @@ REACHED = {
         "outbound/test_address_race.py::test_an_attempt_gets_no_more_than_the_time_left",
         "outbound/test_address_race.py::test_a_name_with_very_many_addresses_gets_a_bounded_number_of_attempts",
     ],
+    "in the same budget of work: an attempt to connect to an address of a name; asking the policy about one": [
+        "outbound/test_address_race.py::test_addresses_that_fail_at_once_are_tried_in_the_turns_of_their_peer",
+        "outbound/test_address_race.py::test_addresses_that_the_policy_forbids_are_work_too",
+    ],
     "ICMP errors of the exit for refused packets, all peers together": [
         "tun/test_exit_network.py::test_answers_are_limited_in_rate"
     ],
@@ -573,6 +577,10 @@ NUMBERS: dict[str, list[float]] = {
     "time to connect a target; addresses tried for a name; at the same time, each counted as a file descriptor": [
         BOUNDS.connect_timeout,
         address_race.MAX_ADDRESSES,
+    ],
+    "in the same budget of work: an attempt to connect to an address of a name; asking the policy about one": [
+        turns.ATTEMPT_WORK,
+        turns.JUDGE_WORK,
     ],
     "ICMP errors of the exit for refused packets, all peers together": [exit_network.ANSWERS],
     "names being resolved, of one peer; waiting, of one peer; remembered": [

@@ -35,6 +35,7 @@ from ..outbound.resolving.resolver import Resolver, SystemResolver
 from ..outbound.udp_association import MAX_SOCKETS, HeldBytes, UdpAssociation
 from ..session.sendlog import SLOT_HEADROOM, SlotPool
 from ..session.streams import Half, StreamHandler
+from ..session.turns import TurnBudget
 from ..session.wire import MAX_DATA, StreamProtocol
 from .direct_sockets import DirectSockets
 from .own_listeners import DirectPolicy
@@ -62,6 +63,8 @@ class Direct:
         self.streams: dict[int, DirectStream | DirectAssociation] = {}
         """By number, oldest first."""
         self.held = HeldBytes()
+        self.turn = TurnBudget(self.loop.call_soon)
+        """The addresses of names, and datagrams to names, of all applications together."""
         self.sockets = DirectSockets(for_direct())
         self.refused: Counter[Any] = Counter()
         self._last = 0
@@ -139,6 +142,7 @@ class DirectStream:
             direct.resolver,
             self._connected,
             direct.timeout,
+            direct.turn,
             direct.sockets,
         )
         if not self.opened:

@@ -266,7 +266,7 @@ class Sessions:
             else:
                 targets.open_resolver(stream, share.sockets, claim)
         else:
-            targets.open(stream, entry.resolver, share.sockets, claim)
+            targets.open(stream, entry.resolver, share.sockets, share.turn, claim)
 
     # --- without a carrier, and ending ---
 

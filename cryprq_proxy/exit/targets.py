@@ -21,6 +21,7 @@ from ..outbound.resolving.resolver import Resolver, SystemResolver
 from ..outbound.socket_group import SocketLoop
 from ..session.sendlog import SlotPool
 from ..session.streams import Stream, StreamHandler
+from ..session.turns import TurnBudget
 from .descriptor_shares import Claim
 from .egress_policy import EgressPolicy
 
@@ -46,10 +47,12 @@ class Targets:
         self.timeout = timeout
         self.relays: Relays[Relay] = Relays(self.loop, TARGETS, idle_timeout=idle_timeout)
 
-    def open(self, stream: Stream, resolver: Resolver, sockets: SocketLoop, claim: Claim) -> None:
-        """Connect the target of a new stream, or refuse the stream. `resolver` and `sockets` are those of its peer.
-        `claim` is released with the socket."""
-        PendingTarget(self, stream, sockets, claim).start(resolver)
+    def open(
+        self, stream: Stream, resolver: Resolver, sockets: SocketLoop, turn: TurnBudget, claim: Claim
+    ) -> None:
+        """Connect the target of a new stream, or refuse the stream. `resolver`, `sockets` and `turn` are those of its
+        peer. `claim` is released with the socket."""
+        PendingTarget(self, stream, sockets, claim).start(resolver, turn)
 
     def open_resolver(self, stream: Stream, sockets: SocketLoop, claim: Claim) -> None:
         """Connect the stream to this host's DNS server. No policy is asked, since the peer chooses no target."""
@@ -70,7 +73,7 @@ class PendingTarget(StreamHandler):
         self._eof = False
         self._attempt: Cancellable | None = None
 
-    def start(self, resolver: Resolver) -> None:
+    def start(self, resolver: Resolver, turn: TurnBudget) -> None:
         stream, targets = self._stream, self._targets
         stream.handler = self
         self._attempt = connect_target(
@@ -80,6 +83,7 @@ class PendingTarget(StreamHandler):
             resolver,
             self._connected,
             targets.timeout,
+            turn,
             self._claim,
         )
 

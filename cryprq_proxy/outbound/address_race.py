@@ -20,6 +20,7 @@ from typing import Final, Protocol
 
 from ..base.faults import report_fault
 from ..errors import StreamReason
+from ..session.turns import ATTEMPT_WORK, JUDGE_WORK, TurnBudget
 from .socket_group import SocketLoop, Timer
 
 ATTEMPT_DELAY: Final = 0.25
@@ -106,11 +107,14 @@ class AddressRace:
     `allowed(ip)` is asked right before each attempt. `done` may be called before the race is made. At most MAX_RUNNING
     attempts run, and fewer where `room` has no more: then the next one takes the place of the oldest, once that one has
     had ATTEMPT_PATIENCE seconds.
+
+    A peer chooses names whose addresses all fail at once, so each address is work of `turn`. When that is used up, the
+    race goes on in a later turn of the loop.
     """
 
     __slots__ = (
-        "_allowed", "_connect", "_counted", "_deadline", "_delay", "_done", "_loop", "_number", "_port",
-        "_reasons", "_room", "_running", "_started", "_timer", "_waiting",
+        "_allowed", "_connect", "_counted", "_deadline", "_delay", "_done", "_late", "_loop", "_number", "_port",
+        "_reasons", "_room", "_running", "_started", "_timer", "_turn", "_waiting",
     )  # fmt: skip
 
     def __init__(
@@ -123,6 +127,7 @@ class AddressRace:
         timeout: float,
         attempt_delay: float,
         connect: ConnectLiteral,
+        turn: TurnBudget,
         room: SocketRoom = ENOUGH_ROOM,
     ) -> None:
         self._loop = loop
@@ -134,6 +139,9 @@ class AddressRace:
         self._delay = attempt_delay
         self._connect = connect
         self._number = 0
+        self._turn = turn
+        self._late = False
+        """Whether it waits for a later turn."""
         self._room = room
         self._counted = 0
         """Sockets beside the first one."""
@@ -155,21 +163,37 @@ class AddressRace:
 
     def _try_next(self) -> None:
         self._stop_timer()
+        turn = self._turn
         while self._waiting:
+            if self._late:
+                return
+            if turn.left <= 0:
+                self._late = True
+                turn.wait(self._go_on)
+                return
             left = self._deadline - self._loop.time()
             if left <= 0:
                 self._reasons.add(StreamReason.TIMED_OUT)
                 self._waiting.clear()
                 break
             ip = self._waiting[0]
+            turn.spend(JUDGE_WORK)
             if self._allowed(ip):
                 if not self._running or self._has_room():
+                    turn.spend(ATTEMPT_WORK)
                     self._start(self._waiting.popleft(), left)
                 return
             self._waiting.popleft()
             self._reasons.add(StreamReason.NOT_ALLOWED)
         if not self._running:
             self._done(None, next((r for r in _TELLING if r in self._reasons), StreamReason.GENERAL))
+
+    def _go_on(self) -> None:
+        self._late = False
+        # The race may have ended meanwhile. Many of those cost something too.
+        self._turn.spend(1)
+        if self._waiting:
+            self._advance()
 
     def _has_room(self) -> bool:
         """Make room for one attempt beside those that run; else come back when the oldest may be replaced."""

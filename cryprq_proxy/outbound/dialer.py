@@ -25,6 +25,7 @@ from ..base.descriptors import EXHAUSTED, SHORTAGE
 from ..base.sockets import CONNECT_TIMEOUT, bound_unsent, keep_alive, prepare
 from ..base.tasks import spawn
 from ..errors import StreamReason, StreamRefused
+from ..session.turns import TurnBudget
 from .address_race import (
     ATTEMPT_DELAY,
     ENOUGH_ROOM,
@@ -78,15 +79,17 @@ def connect_target(
     resolver: Resolver,
     done: Done,
     timeout: float,
+    turn: TurnBudget,
     room: SocketRoom = ENOUGH_ROOM,
 ) -> Cancellable:
-    """Connect to `destination` within `timeout` seconds, if the policy allows it. `room` is for several addresses.
+    """Connect to `destination` within `timeout` seconds, if the policy allows it. `turn` and `room` are for several
+    addresses.
 
     A literal, the usual case, takes no task. `done` may be called before this returns.
     """
     host, port = destination
     if not destination.is_ip:
-        return spawn(_dial_for(loop, destination, policy, resolver, done, timeout, room), "dial")
+        return spawn(_dial_for(loop, destination, policy, resolver, done, timeout, turn, room), "dial")
     if policy.check_address(host, port):
         return connect_literal(loop, host, port, done, timeout)
     done(None, StreamReason.NOT_ALLOWED)
@@ -100,10 +103,13 @@ async def _dial_for(
     resolver: Resolver,
     done: Done,
     timeout: float,
+    turn: TurnBudget,
     room: SocketRoom,
 ) -> None:
     try:
-        sock = await dial(destination, policy, resolver=resolver, timeout=timeout, room=room, sockets=loop)
+        sock = await dial(
+            destination, policy, resolver=resolver, timeout=timeout, turn=turn, room=room, sockets=loop
+        )
     except StreamRefused as refusal:
         done(None, refusal.reason)
     except Exception:
@@ -201,6 +207,7 @@ async def dial(
     policy: TargetPolicy,
     *,
     resolver: Resolver,
+    turn: TurnBudget,
     timeout: float = CONNECT_TIMEOUT,
     attempt_delay: float = ATTEMPT_DELAY,
     connect: ConnectLiteral = connect_literal,
@@ -237,6 +244,7 @@ async def dial(
         deadline - loop.time(),
         attempt_delay,
         connect,
+        turn,
         room,
     )
     try:

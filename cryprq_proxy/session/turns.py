@@ -31,6 +31,10 @@ EVENT_WORK: Final = 16
 """Serving a ready socket of the peer's targets."""
 END_WORK: Final = 30
 """Ending a stream with its socket."""
+ATTEMPT_WORK: Final = 80
+"""An attempt to connect to one of the addresses of a name."""
+JUDGE_WORK: Final = 10
+"""Asking the policy about an address of a name, or trying to send a datagram to it."""
 BYTES_PER_UNIT: Final = 4_096
 """Bytes for one unit: of records that are opened or sealed, of reads from sockets, and of writes that have waited."""
 

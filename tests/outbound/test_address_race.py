@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import cast
 
 import pytest
@@ -16,7 +17,8 @@ from cryprq_proxy.outbound.address_race import (
     AddressRace,
     interleave,
 )
-from tests.support.connectors import NEVER, Connector, Outcome, turn
+from cryprq_proxy.session.turns import ATTEMPT_WORK, JUDGE_WORK, TURN_WORK, TurnBudget
+from tests.support.connectors import NEVER, Connector, Outcome, plenty, turn
 from tests.support.fake_exits import Timers
 from tests.support.settle import until
 
@@ -42,7 +44,7 @@ def test_families_take_turns(given: list[str], tried: list[str]) -> None:
 async def test_the_next_address_starts_after_the_delay_and_the_winner_ends_the_others() -> None:
     connector, done = Connector(), Outcome()
     loop = asyncio.get_running_loop()
-    AddressRace(loop, ["1.1.1.1", "1.1.1.2"], 443, always, done, NEVER, 0.0, connector)
+    AddressRace(loop, ["1.1.1.1", "1.1.1.2"], 443, always, done, NEVER, 0.0, connector, plenty())
     assert connector.tried == ["1.1.1.1"]
     while len(connector.attempts) < 2:
         await asyncio.sleep(0)
@@ -57,7 +59,7 @@ async def test_the_next_address_starts_after_the_delay_and_the_winner_ends_the_o
 async def test_the_first_may_still_win_after_the_second_has_started() -> None:
     connector, done = Connector(), Outcome()
     loop = asyncio.get_running_loop()
-    AddressRace(loop, ["1.1.1.1", "1.1.1.2", "1.1.1.3"], 443, always, done, NEVER, 0.0, connector)
+    AddressRace(loop, ["1.1.1.1", "1.1.1.2", "1.1.1.3"], 443, always, done, NEVER, 0.0, connector, plenty())
     while len(connector.attempts) < 2:
         await asyncio.sleep(0)
     connector.attempts[0].succeed().close()
@@ -71,7 +73,7 @@ async def test_a_failure_starts_the_next_at_once() -> None:
     connector = Connector({"1.1.1.1": StreamReason.CONNECTION_REFUSED})
     done = Outcome()
     loop = asyncio.get_running_loop()
-    AddressRace(loop, ["1.1.1.1", "1.1.1.2", "1.1.1.3"], 443, always, done, NEVER, NEVER, connector)
+    AddressRace(loop, ["1.1.1.1", "1.1.1.2", "1.1.1.3"], 443, always, done, NEVER, NEVER, connector, plenty())
     assert connector.tried == ["1.1.1.1", "1.1.1.2"]
     connector.attempts[1].done(None, StreamReason.HOST_UNREACHABLE)
     assert connector.tried == ["1.1.1.1", "1.1.1.2", "1.1.1.3"]
@@ -100,7 +102,9 @@ async def test_the_most_telling_reason_is_reported(
 ) -> None:
     script = {f"1.1.1.{n}": reason for n, reason in enumerate(reasons)}
     done = Outcome()
-    AddressRace(asyncio.get_running_loop(), script, 443, always, done, NEVER, NEVER, Connector(script))
+    AddressRace(
+        asyncio.get_running_loop(), script, 443, always, done, NEVER, NEVER, Connector(script), plenty()
+    )
     assert done.calls == [(None, reported)]
 
 
@@ -114,7 +118,7 @@ async def test_each_address_is_approved_right_before_its_attempt() -> None:
         return ip != "1.1.1.2"
 
     done = Outcome()
-    AddressRace(asyncio.get_running_loop(), script, 443, allowed, done, NEVER, NEVER, connector)
+    AddressRace(asyncio.get_running_loop(), script, 443, allowed, done, NEVER, NEVER, connector, plenty())
     assert events == ["0 tried, 1.1.1.1?", "1 tried, 1.1.1.2?", "1 tried, 1.1.1.3?"]
     assert connector.tried == ["1.1.1.1", "1.1.1.3"]
     assert done.calls == [(None, StreamReason.CONNECTION_REFUSED)]
@@ -124,7 +128,7 @@ async def test_a_failure_while_the_last_forbidden_is_left_waits_for_who_runs() -
     connector, done = Connector(), Outcome()
     loop = asyncio.get_running_loop()
     addresses = ["1.1.1.1", "1.1.1.2"]
-    AddressRace(loop, addresses, 443, lambda ip: ip != "1.1.1.2", done, NEVER, 0.0, connector)
+    AddressRace(loop, addresses, 443, lambda ip: ip != "1.1.1.2", done, NEVER, 0.0, connector, plenty())
     await turn()
     await turn()
     assert not done.calls
@@ -135,14 +139,16 @@ async def test_a_failure_while_the_last_forbidden_is_left_waits_for_who_runs() -
 
 async def test_no_attempt_starts_after_the_deadline() -> None:
     connector, done = Connector(), Outcome()
-    AddressRace(asyncio.get_running_loop(), ["1.1.1.1"], 443, always, done, 0.0, NEVER, connector)
+    AddressRace(asyncio.get_running_loop(), ["1.1.1.1"], 443, always, done, 0.0, NEVER, connector, plenty())
     assert connector.tried == []
     assert done.calls == [(None, StreamReason.TIMED_OUT)]
 
 
 async def test_an_attempt_gets_no_more_than_the_time_left() -> None:
     connector = Connector()
-    race = AddressRace(asyncio.get_running_loop(), ["1.1.1.1"], 443, always, Outcome(), 5.0, 1.0, connector)
+    race = AddressRace(
+        asyncio.get_running_loop(), ["1.1.1.1"], 443, always, Outcome(), 5.0, 1.0, connector, plenty()
+    )
     assert connector.attempts[0].port == 443
     assert 0 < connector.attempts[0].timeout <= 5.0
     race.cancel()
@@ -152,7 +158,7 @@ async def test_an_attempt_gets_no_more_than_the_time_left() -> None:
 async def test_a_cancelled_race_starts_nothing_more() -> None:
     connector, done = Connector(), Outcome()
     loop = asyncio.get_running_loop()
-    race = AddressRace(loop, ["1.1.1.1", "1.1.1.2"], 443, always, done, NEVER, 0.0, connector)
+    race = AddressRace(loop, ["1.1.1.1", "1.1.1.2"], 443, always, done, NEVER, 0.0, connector, plenty())
     race.cancel()
     race.cancel()
     await turn()
@@ -164,7 +170,7 @@ async def test_a_cancelled_race_starts_nothing_more() -> None:
 async def test_a_name_with_very_many_addresses_gets_a_bounded_number_of_attempts() -> None:
     script = {f"1.1.{n >> 8}.{n & 255}": StreamReason.CONNECTION_REFUSED for n in range(4000)}
     connector, done = Connector(script), Outcome()
-    AddressRace(asyncio.get_running_loop(), script, 443, always, done, NEVER, NEVER, connector)
+    AddressRace(asyncio.get_running_loop(), script, 443, always, done, NEVER, NEVER, connector, plenty())
     assert len(connector.attempts) == MAX_ADDRESSES
     assert len(done.calls) == 1
 
@@ -189,6 +195,7 @@ async def test_a_fault_in_a_race_ends_it(first: str, caplog: pytest.LogCaptureFi
         10.0,
         0.0,
         connector,
+        plenty(),
     )
     await until(lambda: outcome)
     assert outcome == [StreamReason.GENERAL]
@@ -232,6 +239,7 @@ class Race:
             10.0,
             ATTEMPT_DELAY,
             self.connector,
+            plenty(),
             room,
         )
 
@@ -275,3 +283,104 @@ def test_a_race_that_fails_gives_everything_back() -> None:
     for attempt in race.connector.attempts:
         attempt.done(None, StreamReason.TIMED_OUT)
     assert race.outcome == [StreamReason.TIMED_OUT] and race.room.taken == 0 and race.room.most == 2
+
+
+class Soon:
+    """The next turns of a loop, one at a time, and the budget of a peer in them."""
+
+    def __init__(self) -> None:
+        self.callbacks: list[Callable[[], None]] = []
+        self.budget = TurnBudget(self.callbacks.append)
+
+    def next_turn(self) -> None:
+        due, self.callbacks[:] = self.callbacks[:], []
+        for callback in due:
+            callback()
+
+
+def race_of_refusals(
+    soon: Soon, connector: Connector, outcome: list[object], allowed: Callable[[str], bool] = always
+) -> AddressRace:
+    return AddressRace(
+        cast(asyncio.AbstractEventLoop, Timers()),
+        connector.script,
+        1,
+        allowed,
+        lambda sock, reason: outcome.append(reason),
+        10.0,
+        ATTEMPT_DELAY,
+        connector,
+        soon.budget,
+    )
+
+
+def refusing() -> Connector:
+    return Connector(
+        {f"192.0.2.{number}": StreamReason.CONNECTION_REFUSED for number in range(MAX_ADDRESSES)}
+    )
+
+
+def test_addresses_that_fail_at_once_are_tried_in_the_turns_of_their_peer() -> None:
+    """Sixteen names of 32 addresses each took 50 ms in one turn of the exit's loop."""
+    soon, outcome = Soon(), list[object]()
+    connectors = [refusing() for _ in range(16)]
+    for connector in connectors:
+        race_of_refusals(soon, connector, outcome)
+    in_a_turn = -(-TURN_WORK // (ATTEMPT_WORK + JUDGE_WORK))
+    tried, turns = sum(len(connector.tried) for connector in connectors), 0
+    assert tried <= in_a_turn
+    while len(outcome) < len(connectors):
+        soon.next_turn()
+        before, tried = tried, sum(len(connector.tried) for connector in connectors)
+        assert 0 < tried - before <= in_a_turn
+        turns += 1
+    assert tried == len(connectors) * MAX_ADDRESSES
+    assert outcome == [StreamReason.CONNECTION_REFUSED] * len(connectors)
+
+
+def test_addresses_that_the_policy_forbids_are_work_too() -> None:
+    soon, outcome, asked = Soon(), list[object](), list[str]()
+
+    def forbidden(ip: str) -> bool:
+        asked.append(ip)
+        return False
+
+    for _ in range(16):
+        race_of_refusals(soon, refusing(), outcome, forbidden)
+    assert len(asked) <= TURN_WORK // JUDGE_WORK
+    while len(outcome) < 16:
+        soon.next_turn()
+    assert outcome == [StreamReason.NOT_ALLOWED] * 16
+
+
+def test_a_race_that_is_cancelled_while_it_waits_for_a_turn_tries_nothing() -> None:
+    soon, outcome, connector = Soon(), list[object](), refusing()
+    soon.budget.spend(TURN_WORK)
+    race = race_of_refusals(soon, connector, outcome)
+    race.cancel()
+    soon.next_turn()
+    assert not connector.tried and not outcome and soon.budget.left < TURN_WORK
+
+
+def test_an_attempt_that_ends_meanwhile_does_not_start_the_next_before_its_turn() -> None:
+    soon, outcome, connector = Soon(), list[object](), Connector()
+    connector.script = {"192.0.2.1": StreamReason.TIMED_OUT, "192.0.2.2": StreamReason.TIMED_OUT}
+    race = race_of_refusals(soon, connector, outcome)
+    assert race and connector.tried == ["192.0.2.1", "192.0.2.2"]
+    silent = Connector()
+    AddressRace(
+        cast(asyncio.AbstractEventLoop, Timers()),
+        ["192.0.2.1", "192.0.2.2"],
+        1,
+        always,
+        lambda sock, reason: outcome.append(reason),
+        10.0,
+        ATTEMPT_DELAY,
+        silent,
+        soon.budget,
+    )
+    soon.budget.spend(TURN_WORK)
+    silent.attempts[0].done(None, StreamReason.TIMED_OUT)
+    assert silent.tried == ["192.0.2.1"]
+    soon.next_turn()
+    assert silent.tried == ["192.0.2.1", "192.0.2.2"]

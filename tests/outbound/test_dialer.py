@@ -15,7 +15,7 @@ from cryprq_proxy.base.sockets import UNSENT
 from cryprq_proxy.errors import StreamReason, StreamRefused
 from cryprq_proxy.exit.egress_policy import EgressPolicy
 from cryprq_proxy.outbound.dialer import CONNECT_REASONS, connect_literal, dial
-from tests.support.connectors import NEVER, Connector, Outcome, turn
+from tests.support.connectors import NEVER, Connector, Outcome, plenty, turn
 from tests.support.targets import has_ipv6
 
 OPEN = EgressPolicy(allow_private=True)
@@ -242,6 +242,7 @@ class Dialling:
                 Destination(host, 443),
                 policy or EgressPolicy(),
                 resolver=self.resolver,
+                turn=plenty(),
                 timeout=timeout,
                 attempt_delay=NEVER,
                 connect=self.connector,
@@ -393,7 +394,7 @@ async def test_a_failure_after_the_cancellation() -> None:
 async def test_dial_on_loopback_goes_on_after_a_refusal(listener: socket.socket, no_leaks: None) -> None:
     resolver = FakeResolver(a_test=["127.0.0.3", "127.0.0.1"])  # the listener is bound to the second only
     destination = Destination("a.test", listener.getsockname()[1])
-    sock = await dial(destination, OPEN, resolver=resolver)
+    sock = await dial(destination, OPEN, turn=plenty(), resolver=resolver)
     assert sock.getpeername()[0] == "127.0.0.1"
     check_connected(sock, listener)
 
@@ -402,7 +403,9 @@ async def test_dial_on_loopback_goes_on_after_a_refusal(listener: socket.socket,
 async def test_dial_on_loopback_prefers_ipv6(no_leaks: None) -> None:
     with socket.create_server(("::1", 0), family=socket.AF_INET6) as server:
         destination = Destination("a.test", server.getsockname()[1])
-        sock = await dial(destination, OPEN, resolver=FakeResolver(a_test=["127.0.0.1", "::1"]))
+        sock = await dial(
+            destination, OPEN, turn=plenty(), resolver=FakeResolver(a_test=["127.0.0.1", "::1"])
+        )
         assert sock.getpeername()[0] == "::1"
         check_connected(sock, server)
 
@@ -410,12 +413,16 @@ async def test_dial_on_loopback_prefers_ipv6(no_leaks: None) -> None:
 async def test_dial_on_loopback_past_a_black_hole(black_hole: int, no_leaks: None) -> None:
     with socket.create_server(("127.0.0.2", black_hole)) as server:
         resolver = FakeResolver(a_test=["127.0.0.1", "127.0.0.2"])
-        sock = await dial(Destination("a.test", black_hole), OPEN, resolver=resolver, attempt_delay=0.0)
+        sock = await dial(
+            Destination("a.test", black_hole), OPEN, turn=plenty(), resolver=resolver, attempt_delay=0.0
+        )
         assert sock.getpeername()[0] == "127.0.0.2"
         check_connected(sock, server)
 
 
 async def test_dial_on_loopback_refused(refused_port: int, no_leaks: None) -> None:
     resolver = FakeResolver(a_test=["127.0.0.1", "127.0.0.1"])
-    task = asyncio.ensure_future(dial(Destination("a.test", refused_port), OPEN, resolver=resolver))
+    task = asyncio.ensure_future(
+        dial(Destination("a.test", refused_port), OPEN, turn=plenty(), resolver=resolver)
+    )
     assert await refused(task) is StreamReason.CONNECTION_REFUSED

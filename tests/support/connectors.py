@@ -9,9 +9,17 @@ from typing import Final
 from cryprq_proxy.errors import StreamReason
 from cryprq_proxy.outbound.address_race import Done
 from cryprq_proxy.outbound.socket_group import SocketLoop
+from cryprq_proxy.session.turns import TurnBudget
 
 NEVER: Final = 3600.0
 """A delay that no test lives to see."""
+
+
+def plenty() -> TurnBudget:
+    """A budget that is never used up."""
+    budget = TurnBudget(lambda callback: None)
+    budget.left = 1 << 30
+    return budget
 
 
 async def turn() -> None:
