@@ -55,6 +55,9 @@ class LeavingSession:
         session.on_idle = self._look_soon
         packet_link.retire()
         carrier.pass_to(self)
+        for stream in list(session.streams.values()):
+            with contained("keeps a stream from ending that is kept for later"):
+                stream.handler.session_left()
         self._look_soon()
 
     def _look_soon(self) -> None:

@@ -48,7 +48,7 @@ class Origin:
     def begin(self) -> None:
         """A request is going to be sent."""
         self.asked = False
-        self.stream.idle = False
+        self.stream.use()
 
     def leave(self) -> None:
         """The client has gone. What it sent before is not to be lost, so a whole request ends in order."""
@@ -70,10 +70,9 @@ class Origin:
     def renew(self) -> bool:
         """Prepare for another request; False if the stream cannot carry one."""
         complete = self.http.states == {h11.CLIENT: h11.DONE, h11.SERVER: h11.DONE}
-        if not complete or not self._clear or self.reader.rest or self.reader.ended:
+        if not complete or not self._clear or self.reader.rest or self.reader.ended or not self.stream.keep():
             return False
         self.reader.renew()
-        self.stream.idle = True
         return True
 
     async def is_idle(self) -> bool:

@@ -34,8 +34,12 @@ class ByteStream(Protocol):
 class OriginStream(ByteStream, Protocol):
     """A ByteStream to an origin server."""
 
-    idle: bool
-    """Between two messages: whatever comes, be it the end, ends both directions."""
+    def keep(self) -> bool:
+        """Between two messages: whatever comes from now on, be it the end, ends both directions. False if the stream
+        cannot be kept."""
+
+    def use(self) -> None:
+        """Another message begins."""
 
     def leave(self) -> None:
         """The application has closed, and is answered no more: end this direction, as it did, and the other one when
@@ -49,7 +53,8 @@ class LinkStream(StreamHandler):
     """An OriginStream over a stream of the link, and that stream's handler until `detach`."""
 
     def __init__(self) -> None:
-        self.idle = False
+        self._idle = False
+        self._left = False
         self._loop = asyncio.get_running_loop()
         self._incoming = Backlog()
         self._eof = False
@@ -115,6 +120,13 @@ class LinkStream(StreamHandler):
             self.stream.reset(StreamReason.CANCELLED)
             self.reset(StreamReason.CANCELLED)
 
+    def keep(self) -> bool:
+        self._idle = not self._left and not self._eof and self._reset is None
+        return self._idle
+
+    def use(self) -> None:
+        self._idle = False
+
     def leave(self) -> None:
         if (
             self._reset is None
@@ -143,18 +155,23 @@ class LinkStream(StreamHandler):
         self.reset(reason)
 
     def data_received(self, data: memoryview) -> None:
-        if self.idle:
+        if self._idle:
             self.abort()
             return
         self._incoming.append(data)
         _wake(self._reader)
 
     def eof_received(self) -> None:
-        if self.idle:
+        if self._idle:
             self.abort()
             return
         self._eof = True
         _wake(self._reader)
+
+    def session_left(self) -> None:
+        self._left = True
+        if self._idle:
+            self.abort()
 
     def reset(self, reason: StreamReason) -> None:
         self._reset = reason

@@ -68,6 +68,9 @@ class StreamHandler:
     def writable(self) -> None:
         """It is the stream's turn to send: see `Stream.request_room`."""
 
+    def session_left(self) -> None:
+        """At the client: the exit has asked it to leave the session. A stream that is kept for later is to end."""
+
     def datagram_received(self, destination: Destination, payload: memoryview) -> None:
         """A datagram arrived on a UDP stream. `payload` is valid until this returns."""
 

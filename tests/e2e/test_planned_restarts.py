@@ -6,11 +6,11 @@ from typing import Final
 
 import pytest
 
-from tests.support.applications import through
-from tests.support.background import Background
+from tests.support.applications import connect, read_exactly, through
+from tests.support.background import PATIENCE, Background
 from tests.support.load import Load, Talk
 from tests.support.programs import Exit, World, until
-from tests.support.targets import TcpTarget
+from tests.support.targets import HttpTarget, TcpTarget
 from tests.support.two_exits import TwoExits
 
 RESTARTS: Final = 10
@@ -69,3 +69,17 @@ def test_new_connections_go_to_the_other_exit_at_once(
         print(f"\none of two exits stops: {load}")
     assert not load.wrong
     assert load.slowest < PROMISED
+
+
+def test_kept_connections_do_not_hold_an_exit_that_stops(world: World, http: HttpTarget) -> None:
+    """An HTTP application keeps its connection for later, and so does the client its stream to the origin."""
+    exit = world.exit(dict(GRACE))
+    client = world.client(exit)
+    with connect(client.port) as application:
+        for _ in range(2):
+            application.sendall(b"GET http://127.0.0.1:%d/hello HTTP/1.1\r\nHost: x\r\n\r\n" % http.port)
+            answer = b""
+            while not answer.endswith(b"hello\n"):
+                answer += read_exactly(application, 1)
+        assert exit.streams == 1
+        assert exit.stop(PATIENCE) == 0

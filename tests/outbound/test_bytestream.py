@@ -128,7 +128,7 @@ async def test_whatever_comes_for_an_idle_stream_ends_it(how: str) -> None:
     """The socket of an origin that had closed stayed open at the exit until the next request."""
     stream = FakeStream()
     link = opened(stream)
-    link.idle = True
+    assert link.keep()
     if how == "answer":
         stream.handler.data_received(memoryview(b"unasked"))
     else:
@@ -136,3 +136,31 @@ async def test_whatever_comes_for_an_idle_stream_ends_it(how: str) -> None:
     assert stream.resets == [StreamReason.CANCELLED]
     with pytest.raises(StreamReset):
         await link.read()
+
+
+async def test_a_stream_in_use_may_get_what_it_asked_for() -> None:
+    stream = FakeStream()
+    link = opened(stream)
+    assert link.keep()
+    link.use()
+    stream.handler.data_received(memoryview(b"asked"))
+    stream.end()
+    assert (await link.read(), await link.read(), stream.resets) == (b"asked", b"", [])
+    assert not link.keep(), "it has ended"
+
+
+async def test_an_idle_stream_does_not_hold_a_session_that_is_left() -> None:
+    """It kept an exit that was about to stop for the whole of its grace."""
+    stream = FakeStream()
+    link = opened(stream)
+    assert link.keep()
+    stream.handler.session_left()
+    assert stream.resets == [StreamReason.CANCELLED]
+
+
+async def test_a_stream_of_a_session_that_is_left_is_not_kept() -> None:
+    stream = FakeStream()
+    link = opened(stream)
+    stream.handler.session_left()
+    assert stream.resets == [], "its answer is under way"
+    assert not link.keep()

@@ -28,7 +28,6 @@ class FakeStream:
         self.aborted = False
         self.left = False
         """The proxy has passed on that its client has closed."""
-        self.idle = False
         self.reads = 0
         self._incoming = deque(pieces)
         self._eof = False
@@ -61,6 +60,12 @@ class FakeStream:
     def write_eof(self) -> None:
         self.ended = True
         self._notify()
+
+    def keep(self) -> bool:
+        return True
+
+    def use(self) -> None:
+        pass
 
     def leave(self) -> None:
         self.left = True
