@@ -52,7 +52,7 @@ from cryprq_proxy.outbound.resolving import (
     resolver,
 )
 from cryprq_proxy.pairing import invite_store
-from cryprq_proxy.process import answers, control, recent_errors
+from cryprq_proxy.process import answers, control, overlap, recent_errors
 from cryprq_proxy.rules import lists
 from cryprq_proxy.rules.pac import script
 from cryprq_proxy.service import exit as exit_service
@@ -71,6 +71,9 @@ from tun.routing import address_pool, lan
 HTTP_GIVEN_UP = (
     "an HTTP request whose application has closed, on this machine; elsewhere, while the answer does not go on; "
     "time for its origin to end"
+)
+BESIDE_SUCCESSOR = (
+    "an exit beside its successor, beyond the time of its streams; one that is stuck, after SIGABRT"
 )
 REACHED = {
     "connections without a valid first flight; of them in TLS or HTTP": [
@@ -424,6 +427,10 @@ REACHED = {
         "tun/resolver/test_resolvconf.py::test_a_fight_ends_before_the_journal_grows_without_bound"
     ],
     "warnings and errors kept for the status": ["process/test_recent_errors.py::test_the_newest_are_kept"],
+    BESIDE_SUCCESSOR: [
+        "process/test_overlap.py::test_a_child_that_does_not_end_in_its_time_is_ended",
+        "process/test_overlap.py::test_a_child_that_survives_its_abort_is_killed",
+    ],
     "connections accepted in one turn of the loop, by each listener": [
         "base/test_accept_loop.py::test_connections_are_accepted_up_to_the_bound_of_a_wake_up"
     ],
@@ -692,6 +699,7 @@ NUMBERS: dict[str, list[float]] = {
     "time for the next part of an answer, and beyond that for the whole": [control.TIMEOUT, control.WHOLE],
     "lines that wait for the reader of the log": [log_writer.MAX_LINES, log_writer.MAX_CHARACTERS],
     "warnings and errors kept for the status": [recent_errors.MAX_ENTRIES],
+    BESIDE_SUCCESSOR: [overlap.OVERTIME, overlap.ABORT_SECONDS],
     "connections accepted in one turn of the loop, by each listener": [accept_loop.ACCEPTS],
     "time for the last bytes of a connection that is being closed": [linger.SECONDS],
     "attempts without a free file descriptor: accepting again; lines in the log": [

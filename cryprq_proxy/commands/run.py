@@ -32,18 +32,32 @@ from .common import act_for, config_option, identity_option, log_options, merged
     default=None,
     help="Carry packets of clients in system-wide mode (cryprq-proxy --tun); as root.",
 )
+@click.option(
+    "--overlap",
+    is_flag=True,
+    help="End the main process when a successor can start; open streams go on in another one. For service managers.",
+)
 @log_options
 @click.pass_context
 def exit_(
-    context: click.Context, /, config: Path | None, verbose: bool, log_format: str | None, **flags: Any
+    context: click.Context,
+    /,
+    config: Path | None,
+    overlap: bool,
+    verbose: bool,
+    log_format: str | None,
+    **flags: Any,
 ) -> None:
     """Run the exit peer: it takes links from the listed peers and makes their connections."""
+    from ..process.overlap import begin
+
+    parent = begin() if overlap else None
     from ..base.deputy import act_as_owner
     from ..base.paths import config_dir
     from ..config.exit import ExitConfig, authorized_file, load_exit
     from ..config.foreign import only_harmless
     from ..process.file_watch import FileWatch
-    from ..process.lifecycle import run
+    from ..process.lifecycle import Stop, run
     from ..service.exit import StartNetwork, no_network, run_exit
 
     act_for(config)
@@ -65,7 +79,17 @@ def exit_(
         from ..service.system_wide import start_network
 
         network = start_network
-    run(lambda stop: run_exit(loaded, load, stop, network, listed, watch))
+
+    async def role(stop: Stop) -> None:
+        def released() -> None:
+            if parent is not None:
+                # The manager listens to the successor from now on.
+                stop.notifier.close()
+                parent.release(loaded.shutdown_grace)
+
+        await run_exit(loaded, load, stop, network, listed, watch, released)
+
+    run(role)
 
 
 @click.command()

@@ -109,6 +109,8 @@ class Notifier:
         self._send("STOPPING=1", "STATUS=stopping")
 
     def close(self) -> None:
+        """Send nothing any more."""
+        self._address = ""
         for timer in self._timers:
             timer.cancel()
         self._timers.clear()

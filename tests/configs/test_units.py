@@ -25,7 +25,7 @@ DROP_IN = CONFIGS / "cryprq-exit-tun.conf"
 PROGRAM = "/opt/cryprq-proxy/.venv/bin/cryprq-proxy"
 
 WORST = {
-    "cryprq-exit.service": 1.2,
+    "cryprq-exit.service": 1.3,
     "cryprq-proxy.service": 1.2,
     "cryprq-client-tun.service": 2.4,
     "cryprq-proxy-user.service": 6.5,
@@ -81,6 +81,17 @@ def test_the_socket_unit_passes_what_the_exit_listens_on_by_default() -> None:
     found = settings(CONFIGS / "cryprq-exit.socket")
     assert found["ListenStream"] == [str(address) for address in ExitConfig().listen]
     assert found["BindIPv6Only"] == ["ipv6-only"]
+
+
+def test_a_restart_of_the_exit_leaves_open_streams_to_the_old_process() -> None:
+    """The signal goes to the main process alone, which ends before its child; the child sends the messages."""
+    found, more = settings(CONFIGS / "cryprq-exit.service"), settings(DROP_IN)
+    assert found["KillMode"] == ["process"] and "KillMode" not in more
+    assert found["NotifyAccess"] == ["all"]
+    # The successor listens in the same directory, while the old process is still there.
+    assert found["RuntimeDirectoryPreserve"] == ["yes"]
+    for unit in (found, more):
+        assert "--overlap" in unit["ExecStart"][-1].split()
 
 
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
@@ -219,7 +230,7 @@ def test_no_call_of_the_program_is_filtered(tmp_path: Path, monkeypatch: pytest.
         ],
     )
     pair = Traced(tmp_path)
-    with echo_server() as target, pair.exit() as exit, pair.client() as client:
+    with echo_server() as target, pair.exit("--overlap") as exit, pair.client() as client:
         client.log.wait("link up")
         sock, reply = socks_connect(proxy_port(client), target)
         assert reply == 0

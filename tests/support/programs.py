@@ -201,6 +201,7 @@ class World:
         private: bool = True,
         files: int = 0,
         passed: Sequence[socket.socket] = (),
+        flags: tuple[str, ...] = (),
         wait: bool = True,
     ) -> Exit:
         """Start an exit that lets in the identities of `clients`; with `wait` it is ready when this returns."""
@@ -214,7 +215,7 @@ class World:
             "shutdown_grace": 0.5,
         }
         config = merge(config, LIMITS, settings or {})
-        role = Exit(self._name("exit"), ["exit"], self, config, peer_id, port, files, passed)
+        role = Exit(self._name("exit"), ["exit", *flags], self, config, peer_id, port, files, passed)
         self.programs.append(role)
         if wait:
             role.says("ready: ")
