@@ -25,6 +25,9 @@ from .http_failures import Field, RequestRefused
 
 Message = h11.Request | h11.Response | h11.InformationalResponse
 
+type _Fields = dict[bytes, list[bytes]]
+"""The values of each name, which is in lower case."""
+
 _ABSOLUTE = re.compile(rb"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)([^#]*)(#.*)?")
 
 _HOP_BY_HOP: Final = frozenset(
@@ -63,15 +66,21 @@ class Target:
     """A value of Authorization for a user and password that the URI held; empty without them."""
 
 
+def _by_name(message: Message) -> _Fields:
+    # Not `message.headers` itself: it makes a call for each field.
+    fields: _Fields = {}
+    for name, value in message.headers.raw_items():
+        fields.setdefault(name.lower(), []).append(value)
+    return fields
+
+
 # Reading a request
 
 
 def has_body(request: h11.Request) -> bool:
     """Whether a body follows: chunks, or a length other than 0 (RFC 9112 section 6.3)."""
-    return any(
-        name == b"transfer-encoding" or (name == b"content-length" and int(value) > 0)
-        for name, value in request.headers
-    )
+    fields = _by_name(request)
+    return b"transfer-encoding" in fields or int(_first(fields, b"content-length") or 0) > 0
 
 
 def is_repeatable(request: h11.Request) -> bool:
@@ -83,13 +92,13 @@ def check_request(request: h11.Request) -> None:
     """Refuse what h11 accepts but a proxy must not forward. Raises RequestRefused."""
     if not request.http_version.startswith(b"1."):
         raise RequestRefused(505, "This proxy speaks HTTP/1.1 only.", close=True)
-    names = {name for name, _ in request.headers}
-    if b"transfer-encoding" in names and (b"content-length" in names or request.http_version == b"1.0"):
+    fields = _by_name(request)
+    if b"transfer-encoding" in fields and (b"content-length" in fields or request.http_version == b"1.0"):
         # RFC 9112 sections 6.1 and 6.3 let a proxy reject a message that another server may frame differently.
         raise RequestRefused(400, "The request has both a length and chunks.", close=True)
     if request.method in (b"CONNECT", b"TRACE") and has_body(request):
         raise RequestRefused(400, f"A {request.method.decode()} request has no body.", close=True)
-    if _max_forwards(request) == 0:
+    if _max_forwards(request, fields) == 0:
         raise RequestRefused(501, "Max-Forwards ends at this proxy, which does not answer this request.")
 
 
@@ -142,17 +151,17 @@ def _parse_authority(authority: bytes, default_port: int | None) -> Destination:
 
 def authorized(request: h11.Request, credentials: Credentials) -> bool:
     """Whether Proxy-Authorization holds the right user and password (Basic, RFC 7617)."""
-    for name, value in request.headers:
-        if name == b"proxy-authorization":
-            scheme, _, encoded = value.partition(b" ")
-            if scheme.lower() != b"basic":
-                return False
-            try:
-                user, colon, password = binascii.a2b_base64(encoded.strip(), strict_mode=True).partition(b":")
-            except binascii.Error:
-                return False
-            return credentials.check(user, password) and colon == b":"
-    return False
+    value = _first(_by_name(request), b"proxy-authorization")
+    if value is None:
+        return False
+    scheme, _, encoded = value.partition(b" ")
+    if scheme.lower() != b"basic":
+        return False
+    try:
+        user, colon, password = binascii.a2b_base64(encoded.strip(), strict_mode=True).partition(b":")
+    except binascii.Error:
+        return False
+    return credentials.check(user, password) and colon == b":"
 
 
 def check_authorization(request: h11.Request, credentials: Credentials) -> None:
@@ -169,32 +178,28 @@ def check_authorization(request: h11.Request, credentials: Credentials) -> None:
 # Making the other side's message
 
 
-def _first(message: Message, wanted: bytes) -> bytes | None:
-    return next((value for name, value in message.headers if name == wanted), None)
+def _first(fields: _Fields, name: bytes) -> bytes | None:
+    return fields[name][0] if name in fields else None
 
 
-def _tokens(message: Message, wanted: bytes) -> set[bytes]:
+def _tokens(fields: _Fields, name: bytes) -> set[bytes]:
     """The members of a comma-separated field, in lower case and without parameters."""
-    return {
-        member.partition(b";")[0].strip().lower()
-        for name, value in message.headers
-        if name == wanted
-        for member in value.split(b",")
-    }
+    values = fields.get(name, ())
+    return {member.partition(b";")[0].strip().lower() for value in values for member in value.split(b",")}
 
 
-def _end_to_end(message: Message, via: str | None) -> list[Field]:
+def _end_to_end(message: Message, received: _Fields, via: str | None) -> list[Field]:
     """The fields for the other end, spelled as received."""
-    dropped = _NOT_FORWARDED | _tokens(message, b"connection")
+    dropped = _NOT_FORWARDED | _tokens(received, b"connection")
     kept = [(raw, value) for raw, value in message.headers.raw_items() if raw.lower() not in dropped]
     if via is not None:
         kept.append((b"Via", message.http_version + b" " + via.encode("ascii")))
     return kept
 
 
-def _max_forwards(request: h11.Request) -> int | None:
+def _max_forwards(request: h11.Request, received: _Fields) -> int | None:
     """The number of hops that TRACE and OPTIONS may still go (RFC 9110 section 7.6.2)."""
-    value = _first(request, b"max-forwards") if request.method in (b"OPTIONS", b"TRACE") else None
+    value = _first(received, b"max-forwards") if request.method in (b"OPTIONS", b"TRACE") else None
     return int(value) if value is not None and value.isdigit() and len(value) < 10 else None
 
 
@@ -203,25 +208,26 @@ def forward_request(request: h11.Request, target: Target, via: str | None) -> h1
     # RFC 9112 section 3.2.2: the URI replaces Host.
     fields: list[Field] = [(b"Host", target.authority)]
     modern = request.http_version != b"1.0"
-    hops = _max_forwards(request)
-    for raw, value in _end_to_end(request, via):
+    received = _by_name(request)
+    hops = _max_forwards(request, received)
+    for raw, value in _end_to_end(request, received, via):
         name = raw.lower()
         if name == b"max-forwards" and hops is not None:
             fields.append((raw, b"%d" % (hops - 1)))
         elif name != b"expect" or modern:  # RFC 9110 section 10.1.1: HTTP/1.0 has no 100
             fields.append((raw, value))
-    if target.authorization and _first(request, b"authorization") is None:
+    if target.authorization and b"authorization" not in received:
         fields.append((b"Authorization", target.authorization))
-    length = _first(request, b"content-length")
-    if _first(request, b"transfer-encoding") is not None:
+    length = _first(received, b"content-length")
+    if b"transfer-encoding" in received:
         fields.append((b"Transfer-Encoding", b"chunked"))
     elif length is not None:
         fields.append((b"Content-Length", length))
     connection = []
-    if modern and (upgrades := _upgrades(request)):
+    if modern and (upgrades := _upgrades(received)):
         fields.append((b"Upgrade", b", ".join(upgrades)))
         connection.append(b"Upgrade")
-    if modern and b"trailers" in _tokens(request, b"te"):
+    if modern and b"trailers" in _tokens(received, b"te"):
         fields.append((b"TE", b"trailers"))
         connection.append(b"TE")
     if connection:
@@ -229,11 +235,11 @@ def forward_request(request: h11.Request, target: Target, via: str | None) -> h1
     return h11.Request(method=request.method, target=target.path, headers=fields)
 
 
-def _upgrades(message: Message) -> list[bytes]:
+def _upgrades(received: _Fields) -> list[bytes]:
     """The protocols to offer to the other side; never h2c, whose settings are a field of this hop."""
-    if b"upgrade" not in _tokens(message, b"connection"):
+    if b"upgrade" not in _tokens(received, b"connection"):
         return []
-    members = [m.strip() for name, value in message.headers if name == b"upgrade" for m in value.split(b",")]
+    members = [member.strip() for value in received.get(b"upgrade", ()) for member in value.split(b",")]
     return [member for member in members if member and member.lower() != b"h2c"]
 
 
@@ -242,14 +248,15 @@ def forward_response[R: (h11.Response, h11.InformationalResponse)](
 ) -> R:
     """The response for the client; h11 adds what the client's version needs to find the body's end."""
     status = response.status_code
-    fields = _end_to_end(response, via)
-    length = _first(response, b"content-length")
+    received = _by_name(response)
+    fields = _end_to_end(response, received, via)
+    length = _first(received, b"content-length")
     # RFC 9110 section 8.6 forbids a length in 1xx and 204. With chunks the length is void (RFC 9112 section 6.3).
-    if length is not None and status >= 200 and status != 204 and not has_both_framings(response):
+    if length is not None and status >= 200 and status != 204 and b"transfer-encoding" not in received:
         fields.append((b"Content-Length", length))
     connection = [b"close"] if close else []
     # 426 must name the protocols (RFC 9110 section 15.5.22); elsewhere the offer is for this hop.
-    if status in (101, 426) and (upgrades := _upgrades(response)):
+    if status in (101, 426) and (upgrades := _upgrades(received)):
         fields.append((b"Upgrade", b", ".join(upgrades)))
         connection.append(b"Upgrade")
     if connection:
@@ -259,13 +266,13 @@ def forward_response[R: (h11.Response, h11.InformationalResponse)](
 
 def closes(response: h11.Response) -> bool:
     """Whether the origin closes its connection after this response (RFC 9112 section 9.3)."""
-    return response.http_version == b"1.0" or b"close" in _tokens(response, b"connection")
+    return response.http_version == b"1.0" or b"close" in _tokens(_by_name(response), b"connection")
 
 
 def has_both_framings(response: Message) -> bool:
     """Whether it has a length and chunks, so that its connection must not be reused (RFC 9112 section 6.3)."""
-    names = {name for name, _ in response.headers}
-    return b"content-length" in names and b"transfer-encoding" in names
+    fields = _by_name(response)
+    return b"content-length" in fields and b"transfer-encoding" in fields
 
 
 def relay_body(source: h11.Connection, sink: h11.Connection, *, trailers: bool = True) -> tuple[bytes, bool]:
@@ -275,13 +282,13 @@ def relay_body(source: h11.Connection, sink: h11.Connection, *, trailers: bool =
     (HTTP/1.0 cannot). Raises h11.RemoteProtocolError if the body is malformed or cut short; the pieces of this call are
     lost.
     """
-    pieces: list[bytes] = []
+    pieces: list[h11.Data] = []
     while type(event := source.next_event()) is h11.Data:
-        pieces.append(event.data)
+        pieces.append(event)
     output: list[bytes] = []
     if pieces:
-        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        output += sink.send_with_data_passthrough(h11.Data(data=data)) or ()
+        whole = pieces[0] if len(pieces) == 1 else h11.Data(data=b"".join([piece.data for piece in pieces]))
+        output += sink.send_with_data_passthrough(whole) or ()
     if type(event) is not h11.EndOfMessage:
         return b"".join(output), False
     kept = [(raw, value) for raw, value in event.headers.raw_items() if raw.lower() not in _NO_TRAILERS]

@@ -58,5 +58,8 @@ class ChunkScanner:
         if self._trailers and (end := end_of_section(data, at)) >= 0:
             lines = check_section(data[at:end])
             at = end
-        self.left = max(at - total, 0)
-        return min(at, total), (chunks + lines) * CHUNK_WORK
+        if at <= total:
+            self.left = 0
+        else:
+            self.left, at = at - total, total
+        return at, (chunks + lines) * CHUNK_WORK

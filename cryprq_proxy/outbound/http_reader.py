@@ -122,14 +122,26 @@ class HttpReader:
     def feed(self) -> bool:
         """Give h11 the next slice if one waits, in this turn. Raises h11.RemoteProtocolError."""
         data = self.waiting
-        size = self._cut(data)
-        if size:
-            self.waiting = data[size:]
-            data = data[:size]
-            if self._role is h11.SERVER and self.http.their_state is h11.IDLE and not data.isascii():
-                data = escape_target(data)
-            self.http.receive_data(data)
-        return size > 0
+        state = self.http.their_state
+        if state is h11.SEND_BODY:
+            size, work = self._body.cut(data)
+        elif state in (h11.IDLE, h11.SEND_RESPONSE):
+            size, work = _cut_head(data)
+        else:
+            size, work = len(data), 0
+        if work:
+            self._turns.spend(work)
+        if self.ended and not size:
+            # After the end h11 gets the rest as well, and tells what is missing.
+            size = len(data)
+        if not size:
+            return False
+        self.waiting = data[size:]
+        data = data[:size]
+        if state is h11.IDLE and self._role is h11.SERVER and not data.isascii():
+            data = escape_target(data)
+        self.http.receive_data(data)
+        return True
 
     def _add(self, data: bytes) -> None:
         """Take what a read has returned, and count the work."""
@@ -139,19 +151,6 @@ class HttpReader:
         else:
             self.ended = True
         self._turns.spend(READ_WORK + len(data) // BYTES_PER_UNIT)
-
-    def _cut(self, data: bytes) -> int:
-        """The length of the next slice of `data`; 0 if more must come first. Its work is counted."""
-        state = self.http.their_state
-        size, work = len(data), 0
-        if state is h11.SEND_BODY:
-            size, work = self._body.cut(data)
-        elif state in (h11.IDLE, h11.SEND_RESPONSE):
-            size, work = _cut_head(data)
-        if work:
-            self._turns.spend(work)
-        # After the end h11 gets the rest as well, and tells what is missing.
-        return len(data) if self.ended and not size else size
 
 
 def _cut_head(data: bytes) -> tuple[int, int]:

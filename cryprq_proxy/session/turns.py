@@ -41,6 +41,7 @@ BYTES_PER_UNIT: Final = 4_096
 DROPS_PER_UNIT: Final = 4
 """Acknowledged frames that are dropped for one unit."""
 
+_HALF: Final = TURN_WORK >> 1
 _WORK: Final = {
     wire.OPEN: 120,
     wire.OPENED: 20,
@@ -81,7 +82,7 @@ class TurnBudget:
     def spend(self, work: int) -> None:
         """`work` units were done."""
         self.left -= work
-        if self.left < TURN_WORK >> 1:
+        if self.left < _HALF:
             self._ask()
 
     def wait(self, callback: Callable[[], None]) -> None:
