@@ -42,6 +42,7 @@ from cryprq_proxy.outbound import (
     relay,
     relays,
     udp_association,
+    waiting_datagrams,
 )
 from cryprq_proxy.outbound.resolving import (
     dns_addresses,
@@ -207,6 +208,7 @@ REACHED = {
         "outbound/test_udp_association.py::test_datagrams_that_wait_for_a_name_are_bounded",
         "outbound/test_udp_association.py::test_the_bytes_that_wait_for_a_name_are_bounded",
         "outbound/test_udp_association.py::test_the_bytes_that_wait_in_all_associations_are_bounded",
+        "outbound/test_udp_association.py::test_empty_datagrams_that_wait_are_bounded_for_a_peer",
     ],
     "what the kernel keeps for a target that does not read, per stream": [
         "base/test_sockets.py::test_the_kernel_keeps_little_for_an_end_that_does_not_read"
@@ -575,9 +577,11 @@ NUMBERS: dict[str, list[float]] = {
     "sent to an address that is not yet proved, on the lane": [path.CHALLENGE_INTERVAL],
     "hosts that may answer a UDP association; its datagrams waiting for a name; their bytes; in all associations": [
         udp_association.MAX_HOSTS,
-        udp_association.MAX_RESOLVING,
-        udp_association.MAX_HELD,
-        udp_association.MAX_HELD_TOGETHER,
+        waiting_datagrams.MAX_WAITING,
+        waiting_datagrams.MAX_HELD,
+        waiting_datagrams.MAX_HELD_TOGETHER,
+        waiting_datagrams.DATAGRAM_OVERHEAD,
+        waiting_datagrams.NAME_OVERHEAD,
     ],
     "what the kernel keeps for a target that does not read, per stream": [sockets.UNSENT],
     "what the kernel keeps for a socket of the lane, in each direction": [2 * udp_socket.SOCKET_BUFFER],

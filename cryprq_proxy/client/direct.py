@@ -32,7 +32,8 @@ from ..outbound.backlog import Backlog
 from ..outbound.dialer import connect_target
 from ..outbound.relay import SLOTS
 from ..outbound.resolving.resolver import Resolver, SystemResolver
-from ..outbound.udp_association import MAX_SOCKETS, HeldBytes, UdpAssociation
+from ..outbound.udp_association import MAX_SOCKETS, UdpAssociation
+from ..outbound.waiting_datagrams import HeldBytes
 from ..session.sendlog import SLOT_HEADROOM, SlotPool
 from ..session.streams import Half, StreamHandler
 from ..session.turns import TurnBudget
@@ -374,7 +375,13 @@ class DirectAssociation(DatagramsOnly):
             self.handler.refused(StreamReason.LIMIT)
         else:
             self._sockets = UdpAssociation(
-                direct.loop, self._answered, self.reset, direct.policy, direct.resolver, direct.held
+                direct.loop,
+                self._answered,
+                self.reset,
+                direct.policy,
+                direct.resolver,
+                direct.held,
+                direct.turn,
             )
             self.opened = True
             self.handler.opened()

@@ -29,7 +29,8 @@ from ..crypto.primitives import Provider, system_entropy
 from ..errors import CloseReason, CryprqError, PeerError, StreamReason
 from ..outbound.resolving.resolver import Resolver
 from ..outbound.socket_group import SocketGroup
-from ..outbound.udp_association import MAX_SOCKETS, HeldBytes, UdpAssociation
+from ..outbound.udp_association import MAX_SOCKETS, UdpAssociation
+from ..outbound.waiting_datagrams import HeldBytes
 from ..session.sendlog import MemoryBudget
 from ..session.session import Session
 from ..session.status import Totals, session_status
@@ -255,6 +256,7 @@ class Sessions:
                 targets.policy,
                 entry.resolver,
                 share.held,
+                share.turn,
                 claim.release,
             )
             stream.accept()

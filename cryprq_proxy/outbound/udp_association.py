@@ -7,52 +7,37 @@ each datagram after the name is resolved and before it is sent.
 
 from __future__ import annotations
 
-import asyncio
 import socket
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
 
 from ..address import Destination
 from ..base.descriptors import EXHAUSTED, SHORTAGE
 from ..base.faults import report_fault
-from ..base.tasks import spawn
-from ..errors import StreamReason, StreamRefused
+from ..errors import StreamReason
 from ..session.streams import StreamHandler
+from ..session.turns import JUDGE_WORK, TurnBudget
 from ..session.wire import MAX_DATAGRAM
 from .dialer import TargetPolicy
 from .resolving.resolver import Resolver
 from .socket_group import SocketLoop
+from .waiting_datagrams import HeldBytes, WaitingDatagrams
 
 MAX_SOCKETS: Final = 2
 """One for each family."""
 MAX_HOSTS: Final = 1_024
 """Hosts that may answer one association; the least recently used one is forgotten first."""
-MAX_RESOLVING: Final = 64
-MAX_HELD: Final = 65_536
-"""Datagrams of one association that may wait for a name, and their bytes; more are dropped."""
-MAX_HELD_TOGETHER: Final = 1 << 20
-"""Bytes that may wait in all associations of one peer. It may have thousands of them, and names that no server
-answers."""
 READS: Final = 8
 """Datagrams read in one wake-up."""
-
-
-class HeldBytes:
-    """The number of bytes that wait for a name in all associations of one peer, or of all applications."""
-
-    __slots__ = ("together",)
-
-    def __init__(self) -> None:
-        self.together = 0
 
 
 class UdpAssociation(StreamHandler):
     """Handler of a UDP stream at the exit, and behind a direct one at the client (client/direct.py).
 
-    `answered` gets the datagrams of hosts with their source, `reset_stream` ends the stream, `held` is that
-    of its peer, `closed` is called when the sockets are closed, perhaps twice.
+    `answered` gets the datagrams of hosts with their source, `reset_stream` ends the stream, `held` and
+    `turn` are those of its peer, `closed` is called when the sockets are closed, perhaps twice.
     """
 
     def __init__(
@@ -63,6 +48,7 @@ class UdpAssociation(StreamHandler):
         policy: TargetPolicy,
         resolver: Resolver,
         held: HeldBytes,
+        turn: TurnBudget,
         closed: Callable[[], None] = lambda: None,
     ) -> None:
         self._loop = loop
@@ -73,41 +59,29 @@ class UdpAssociation(StreamHandler):
         self._on_closed = closed
         self._sockets: dict[int, socket.socket] = {}
         self._hosts: OrderedDict[str, None] = OrderedDict()
-        self._resolving: set[asyncio.Task[None]] = set()
-        self._held_together = held
-        self._held = 0
-        """Bytes of the datagrams that wait for a name."""
+        self._turn = turn
+        self._waiting = WaitingDatagrams(resolver, turn, held, self._send_to_name)
         self._closed = False
 
     def datagram_received(self, destination: Destination, payload: bytes | memoryview) -> None:
         if destination.is_ip:
             self._send(destination.host, destination.port, payload, None)
-        elif (
-            len(self._resolving) < MAX_RESOLVING
-            and self._held + len(payload) <= MAX_HELD
-            and self._held_together.together + len(payload) <= MAX_HELD_TOGETHER
-            and self._policy.check_name(destination.host, destination.port)
-        ):
-            self._held += len(payload)
-            self._held_together.together += len(payload)
-            # A copy: the view is of a buffer that later datagrams, also of other peers, are opened into.
-            task = spawn(self._send_to_name(destination, bytes(payload)), "resolve for UDP")
-            self._resolving.add(task)
-            task.add_done_callback(partial(self._resolved, len(payload)))
+        elif self._policy.check_name(destination.host, destination.port):
+            name, port = destination
+            addresses = None if name in self._waiting else self._resolver.remembered(name)
+            if addresses is None:
+                self._waiting.add(name, port, payload)
+            else:
+                self._send_to_name(name, addresses, port, payload)
 
-    def _resolved(self, size: int, task: asyncio.Task[None]) -> None:
-        self._resolving.discard(task)
-        self._held -= size
-        self._held_together.together -= size
-
-    async def _send_to_name(self, destination: Destination, payload: bytes) -> None:
-        try:
-            addresses = await self._resolver.resolve(destination.host)
-        except StreamRefused:
-            return
+    def _send_to_name(
+        self, name: str, addresses: Sequence[str], port: int, payload: bytes | memoryview
+    ) -> None:
+        """Send a datagram to the first address that is allowed and reachable, IPv4 first."""
         for address in sorted(addresses, key=lambda address: ":" in address):
-            if self._closed or self._send(address, destination.port, payload, destination.host):
+            if self._closed or self._send(address, port, payload, name):
                 return
+            self._turn.spend(JUDGE_WORK)
 
     def _send(self, host: str, port: int, payload: bytes | memoryview, name: str | None) -> bool:
         """Send a datagram. Returns whether it was allowed and sent."""
@@ -171,8 +145,7 @@ class UdpAssociation(StreamHandler):
 
     def _close(self) -> None:
         self._closed = True
-        for task in self._resolving:
-            task.cancel()
+        self._waiting.close()
         for sock in self._sockets.values():
             self._loop.remove_reader(sock.fileno())
             sock.close()

@@ -19,7 +19,9 @@ from cryprq_proxy.carriers.dial.endpoint import CarrierKind, Endpoint
 from cryprq_proxy.client.own_listeners import DirectPolicy
 from cryprq_proxy.errors import CarrierError, StreamReason
 from cryprq_proxy.outbound.dialer import connect_literal
-from cryprq_proxy.outbound.udp_association import HeldBytes, UdpAssociation
+from cryprq_proxy.outbound.udp_association import UdpAssociation
+from cryprq_proxy.outbound.waiting_datagrams import HeldBytes
+from cryprq_proxy.session.turns import TurnBudget
 from tests.support.descriptors import no_free_descriptor
 
 HERE = Destination("127.0.0.1", 9)
@@ -50,10 +52,21 @@ class NoNames:
     async def resolve(self, name: str) -> list[str]:
         return []
 
+    def remembered(self, name: str) -> list[str] | None:
+        return None
+
 
 async def test_a_datagram_is_lost_and_the_next_one_is_not() -> None:
     loop = asyncio.get_running_loop()
-    association = UdpAssociation(loop, lambda *_: None, lambda _: None, Everywhere(), NoNames(), HeldBytes())
+    association = UdpAssociation(
+        loop,
+        lambda *_: None,
+        lambda _: None,
+        Everywhere(),
+        NoNames(),
+        HeldBytes(),
+        TurnBudget(loop.call_soon),
+    )
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as host:
         host.setblocking(False)
         host.bind(("127.0.0.1", 0))

@@ -49,6 +49,9 @@ class Names:
             return ["::ffff:127.0.0.1", "127.0.0.1"]
         raise StreamRefused(StreamReason.NAME_NOT_FOUND)
 
+    def remembered(self, name: str) -> Sequence[str] | None:
+        return None
+
 
 class Proxy:
     def __init__(self, dispatcher: Dispatcher, address: Destination) -> None:
@@ -461,6 +464,9 @@ class Attempt:
 class ManyAddresses:
     async def resolve(self, name: str) -> Sequence[str]:
         return [f"192.0.2.{number}" for number in range(1, 33)]
+
+    def remembered(self, name: str) -> Sequence[str] | None:
+        return None
 
 
 async def test_the_sockets_of_many_names_are_bounded_together(monkeypatch: pytest.MonkeyPatch) -> None:

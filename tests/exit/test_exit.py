@@ -20,6 +20,7 @@ from cryprq_proxy.exit.exit import REFUSAL_SECONDS, REFUSALS_LOGGED, Exit
 from cryprq_proxy.exit.providers import NoPacketNetwork
 from cryprq_proxy.exit.sessions import PeerSession
 from cryprq_proxy.outbound.resolving.resolver import SystemResolver
+from cryprq_proxy.outbound.waiting_datagrams import DATAGRAM_OVERHEAD, NAME_OVERHEAD
 from cryprq_proxy.session import wire
 from cryprq_proxy.session.status import Totals
 from cryprq_proxy.session.wire import StreamProtocol
@@ -364,12 +365,13 @@ async def test_datagrams_of_all_sessions_of_a_peer_wait_for_names_together(
 
     monkeypatch.setattr(SystemResolver, "resolve", silent)
     waiting = wire.encode_datagram(1, Destination("slow.example", 9), b"?")
+    waiting_one = NAME_OVERHEAD + DATAGRAM_OVERHEAD + 1
     async with open_exit() as exit:
         for _ in range(2):
             visit = await Visit(exit, ALICE).admit()
             await visit.send(wire.encode_open(1, StreamProtocol.UDP, NOWHERE), waiting)
             await visit.read(wire.OPENED)
-        await until(lambda: exit.sessions._shares[ALICE.peer_id].held.together == 2)
+        await until(lambda: exit.sessions._shares[ALICE.peer_id].held.together == waiting_one * 2)
 
 
 async def test_what_has_ended_is_freed_without_a_collection_of_garbage() -> None:

@@ -217,6 +217,9 @@ class FakeResolver:
             raise StreamRefused(answer)
         return answer or ()
 
+    def remembered(self, name: str) -> Sequence[str] | None:
+        return None
+
 
 async def refused(awaitable: asyncio.Task[socket.socket] | asyncio.Future[socket.socket]) -> StreamReason:
     with pytest.raises(StreamRefused) as caught:

@@ -47,6 +47,9 @@ class Resolver(Protocol):
         Raises `StreamRefused` with NAME_NOT_FOUND, NAME_FAILED, NAME_TIMED_OUT, EXHAUSTED, LIMIT or SHUTTING_DOWN.
         """
 
+    def remembered(self, name: str) -> Sequence[str] | None:
+        """The addresses of `name` that are in memory, none if it is known to have none; None: `resolve` it."""
+
 
 class ResolverOfAsker(NamedTuple):
     """The Resolver of one asker."""
@@ -57,6 +60,10 @@ class ResolverOfAsker(NamedTuple):
     async def resolve(self, name: str) -> Sequence[str]:
         """See Resolver. A cancellation does not affect others that wait for the same name."""
         return await self.shared.resolve(name, self.asker)
+
+    def remembered(self, name: str) -> Sequence[str] | None:
+        """See Resolver."""
+        return self.shared.remembered(name)
 
 
 class SystemResolver:
@@ -100,6 +107,11 @@ class SystemResolver:
         if isinstance(answer, StreamReason):
             raise StreamRefused(answer)
         return answer.addresses
+
+    def remembered(self, name: str) -> Sequence[str] | None:
+        """See Resolver."""
+        answer = self._remembered(name)
+        return () if isinstance(answer, StreamReason) else answer and answer.addresses
 
     def status(self) -> NamesStatus:
         both = (self._dns.slots, self._library.slots)
