@@ -22,7 +22,7 @@ from cryprq_proxy.config.keys import load_identity
 from cryprq_proxy.crypto.handshake import ClientHandshake
 from cryprq_proxy.crypto.identity import Identity, PeerId
 from cryprq_proxy.crypto.primitives import select_provider
-from cryprq_proxy.errors import StreamReason
+from cryprq_proxy.errors import CloseReason, StreamReason
 from cryprq_proxy.session import wire
 from cryprq_proxy.session.records import HEADER, RecordOpener, RecordSealer
 from cryprq_proxy.session.streams import INITIAL_WINDOW
@@ -33,6 +33,8 @@ TARGETS = min(10_000, (resource.getrlimit(resource.RLIMIT_NOFILE)[1] // 2 - 128)
 ASSOCIATIONS = TARGETS // 2
 PROVIDER = select_provider()
 WS_PATH = "/flood"
+MANY_NAMES = 200
+"""Names of 32 addresses each, at which nothing listens."""
 NOWHERE = Destination("127.0.0.1", 9)
 
 
@@ -242,6 +244,28 @@ def answering(peer: RawPeer) -> None:
                         target.sendto(b"x" * 1_000, source)
 
 
+def waiting(peer: RawPeer) -> None:
+    """UDP associations whose datagrams all wait for one name, and that end together with the session."""
+    threading.Thread(target=peer.drop, daemon=True).start()
+    datagram = Destination("silent.test", 9)
+    for number in range(1, min(1_500, ASSOCIATIONS) + 1):
+        opening = wire.encode_open(number, StreamProtocol.UDP, NOWHERE)
+        peer.send(opening, *[wire.encode_datagram(number, datagram, b"")] * 64)
+        if not number % 50:
+            time.sleep(0.05)
+    peer.send(wire.encode_close(CloseReason.NORMAL))
+    time.sleep(1.0)
+
+
+def remembered(peer: RawPeer) -> None:
+    """Datagrams of many associations to a name whose address is in memory."""
+    threading.Thread(target=peer.drop, daemon=True).start()
+    numbers = range(1, 301)
+    peer.send(*(wire.encode_open(number, StreamProtocol.UDP, NOWHERE) for number in numbers))
+    while True:
+        peer.send(*(wire.encode_datagram(number, Destination("localhost", 9), b"") for number in numbers))
+
+
 TAKEN = wire.encode_taken([ip_network("10.0.0.0/24")] * 16)
 FLOODS: dict[str, tuple[bool, Callable[[RawPeer], None]]] = {
     "datagram": (False, flood_frames(lambda _: wire.encode_datagram(1, NOWHERE, b"x"))),
@@ -260,6 +284,17 @@ FLOODS: dict[str, tuple[bool, Callable[[RawPeer], None]]] = {
             lambda number: wire.encode_open(number, StreamProtocol.TCP, Destination("localhost", 9)), 500
         ),
     ),
+    "many-addresses": (
+        False,
+        flood_frames(
+            lambda number: wire.encode_open(
+                number, StreamProtocol.TCP, Destination(f"many{number % MANY_NAMES}.test", 9)
+            ),
+            500,
+        ),
+    ),
+    "names-waiting": (False, waiting),
+    "names-known": (False, remembered),
     "reset": (False, flood_frames(lambda _: wire.encode_reset(1, StreamReason.GENERAL))),
     "rekey-please": (False, flood_frames(lambda _: wire.encode_bare(wire.REKEY_PLEASE))),
     "lane": (False, flood_frames(lambda number: wire.encode_lane(1, number))),

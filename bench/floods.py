@@ -37,6 +37,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 EXIT_CORE, OTHER_CORE = 0, 1
 BAR = 0.020
+SILENT_SERVER = "127.0.0.2"
 FIGURES = struct.Struct("ddd")
 """Longest turn and longest collection in seconds, and the number of turns above BAR."""
 
@@ -69,6 +70,10 @@ def exit_process(tree: str, figures: str, *arguments: str) -> None:
         turn, collection, above = FIGURES.unpack(shared[:])
         shared[:] = FIGURES.pack(turn, max(collection, time.thread_time() - began), above)
 
+    from cryprq_proxy.outbound.resolving.host_configuration import ConfigurationReader, HostFiles
+
+    files = HostFiles(Path("resolv.conf").absolute(), Path("hosts").absolute())
+    ConfigurationReader.__init__.__defaults__ = (files,)
     asyncio.BaseEventLoop._run_once = measured  # type: ignore[attr-defined]
     gc.callbacks.append(collected)
     sys.argv = ["cryprq-proxy", *arguments]
@@ -79,7 +84,7 @@ if __name__ == "__main__" and sys.argv[1:2] == ["--be-exit"]:
     exit_process(*sys.argv[2:])
     sys.exit()
 
-from flood_peer import FLOODS, PROVIDER, WS_PATH, RawPeer, flood_process, raise_limit  # noqa: E402
+from flood_peer import FLOODS, MANY_NAMES, PROVIDER, WS_PATH, RawPeer, flood_process, raise_limit  # noqa: E402
 from pairs import free_port  # noqa: E402
 
 from cryprq_proxy.address import Destination  # noqa: E402
@@ -89,6 +94,22 @@ from cryprq_proxy.session import wire  # noqa: E402
 from cryprq_proxy.session.wire import StreamProtocol  # noqa: E402
 
 # --- the exit, and the peer that pings -------------------------------------------------------------------------------
+
+
+def many_addresses() -> str:
+    """A hosts file: localhost, and names of 32 addresses where nothing listens."""
+    lines = ["127.0.0.1 localhost"]
+    lines += [f"127.1.{name}.{ip} many{name}.test" for name in range(MANY_NAMES) for ip in range(1, 33)]
+    return "\n".join(lines)
+
+
+@contextlib.contextmanager
+def silent_server() -> Iterator[None]:
+    """A DNS server that never answers. Without root there is none, and the names that it has fail at once."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+        with contextlib.suppress(PermissionError):
+            server.bind((SILENT_SERVER, 53))
+        yield
 
 
 class MeasuredExit:
@@ -109,6 +130,8 @@ class MeasuredExit:
             f'[websocket]\nlisten = "127.0.0.1:{self.ports[1]}"\npath = "{WS_PATH}"\n'
         )
         config.chmod(0o600)
+        (directory / "hosts").write_text(many_addresses())
+        (directory / "resolv.conf").write_text(f"nameserver {SILENT_SERVER}\n")
         file = directory / "figures"
         file.write_bytes(bytes(FIGURES.size))
         with file.open("r+b") as opened:
@@ -258,7 +281,7 @@ def main() -> None:
                 pinger = Pinger(exit, target)
                 quiet = pinger.pings(2.0)
                 exit.figures()
-                with flooding(kind, exit, directory):
+                with silent_server(), flooding(kind, exit, directory):
                     pings = pinger.pings(options.seconds)
                 told(kind, pings, quiet, exit)
                 pinger.close()
