@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import time
 from contextlib import closing
@@ -11,8 +12,10 @@ from typing import Final
 import pytest
 
 from cryprq_proxy.base.leftovers import holder
-from tests.support.applications import read_exactly, request
+from tests.support.applications import UdpApplication, read_exactly, request
+from tests.support.lab.flows import lane_is
 from tests.support.lab.hosts import EXIT4, EXIT6, SERVER4, SERVER6
+from tests.support.lab.links import PORT
 from tests.support.lab.net import until
 from tests.support.lab.server import ECHO_PORT
 from tests.support.lab.stage import Stage
@@ -25,10 +28,11 @@ PATIENCE: Final = 10.0
 """Seconds that the hand-over may take on a machine that is busy with other things."""
 
 
+@pytest.mark.parametrize("flags", [(), ("--overlap",)], ids=["one process", "parent and child"])
 def test_a_successor_starts_beside_an_exit_whose_stream_goes_on(
-    namespaces: None, capsys: pytest.CaptureFixture[str]
+    flags: tuple[str, ...], namespaces: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with Stage(exit_settings={"shutdown_grace": 60}) as stage:
+    with Stage(exit_settings={"shutdown_grace": 60}, exit_flags=flags) as stage:
         exit, old = stage.hosts.exit, stage.exit
         journal = Path(stage.links.directory) / "state-exit" / EXIT_JOURNAL
 
@@ -57,6 +61,8 @@ def test_a_successor_starts_beside_an_exit_whose_stream_goes_on(
             mark, begun = client.written, time.monotonic()
             old.process.send_signal(signal.SIGTERM)
             old.says("released: another exit can start here")
+            if flags:
+                assert old.process.wait(PATIENCE) == 0, "a service manager sees it end"
             released = time.monotonic() - begun
             assert held() == []
             assert goes_on()
@@ -67,7 +73,7 @@ def test_a_successor_starts_beside_an_exit_whose_stream_goes_on(
             back = time.monotonic() - begun
             assert stage.fetch(SERVER6) == EXIT6
             assert len(held()) == 4
-            assert old.process.poll() is None and goes_on()
+            assert (old.process.poll() is None or flags) and goes_on()
             with closing(stage.socket(SERVER4)) as new:
                 new.connect(PROXY)
                 assert request(new, 1, SERVER4, ECHO_PORT)[0] == 0
@@ -81,3 +87,52 @@ def test_a_successor_starts_beside_an_exit_whose_stream_goes_on(
                 f"packets {back:.2f} s after the start of the successor"
             )
         assert released < PATIENCE
+
+
+DATAGRAMS: Final = 200
+"""So many that probes for the size of the lane's path do not count beside them."""
+
+
+def test_both_exits_have_a_lane_on_one_port(namespaces: None) -> None:
+    """Datagrams of an association from before the restart, and of one from after it, pass as UDP on the network: none
+    takes the carrier."""
+    with Stage(exit_settings={"shutdown_grace": 60}, exit_flags=("--overlap",)) as stage:
+        old, router = stage.exit, stage.hosts.router
+        router.nft(
+            "table inet count { chain f { type filter hook forward priority 0; "
+            f"udp dport {PORT} meta length > 1000 counter; }}; }}"
+        )
+
+        def association() -> UdpApplication:
+            with stage.client.entered():
+                return UdpApplication(PROXY[1])
+
+        def on_the_lane(udp: UdpApplication) -> int:
+            """How many large datagrams of the lane have passed the router while `udp` was used."""
+            before = passed()
+            for number in range(DATAGRAMS):
+                data = b"%d" % number + bytes(1000)
+                udp.send(data, ECHO_PORT, SERVER4)
+                assert udp.receive()[1] == data
+            return passed() - before
+
+        def passed() -> int:
+            found = re.search(r"counter packets (\d+)", router.run(["nft", "list", "table", "inet", "count"]))
+            assert found is not None
+            return int(found[1])
+
+        with stage.tunnel() as client:
+            lane_is(stage.links, True)
+            with closing(association()) as before:
+                assert on_the_lane(before) >= DATAGRAMS
+                mark = client.written
+                old.process.send_signal(signal.SIGTERM)
+                assert old.process.wait(PATIENCE) == 0
+                stage.exit = stage._start_exit()
+                client.says("link up", since=mark)
+                lane_is(stage.links, True)
+                with closing(association()) as after:
+                    assert on_the_lane(before) >= DATAGRAMS
+                    assert on_the_lane(after) >= DATAGRAMS
+            with closing(association()) as after:
+                assert on_the_lane(after) >= DATAGRAMS

@@ -93,6 +93,7 @@ class Links:
         listen: tuple[str, ...] = (f"0.0.0.0:{PORT}", f"[::]:{PORT}"),
         clients: tuple[str, ...] = ("client",),
         name: str = "exit",
+        flags: tuple[str, ...] = (),
         tun: bool = True,
     ) -> Role:
         """Starts an exit that lets in the identities of `clients`; returns when it is ready."""
@@ -106,7 +107,7 @@ class Links:
             defaults = merge(
                 defaults, {"tun": {"enabled": True, "state_dir": str(self.directory / f"state-{name}")}}
             )
-        return self._start(name, host, ["exit"], merge(defaults, settings or {}))
+        return self._start(name, host, ["exit", *flags], merge(defaults, settings or {}))
 
     def client(
         self,

@@ -55,6 +55,7 @@ class Stage:
         clients: tuple[str, ...] = ("client",),
         ipv6: bool = True,
         exit_settings: Settings | None = None,
+        exit_flags: tuple[str, ...] = (),
     ) -> None:
         self.lab = Lab()
         try:
@@ -72,7 +73,7 @@ class Stage:
             self.resolver = FarServer(self.lab, self.hosts.router, only=("dns",))
             """What the network tells its hosts to ask; it is also reached at the router's other addresses."""
             self.links = Links(self.lab.directory / "links")
-            self._exit_settings, self._clients = exit_settings, clients
+            self._exit_settings, self._exit_flags, self._clients = exit_settings, exit_flags, clients
             self.exit = self._start_exit()
         except BaseException:
             self.lab.close()
@@ -95,7 +96,9 @@ class Stage:
         self.unchanged_since(before)
 
     def _start_exit(self) -> Role:
-        return self.links.exit(self.hosts.exit, self._exit_settings, clients=self._clients)
+        return self.links.exit(
+            self.hosts.exit, self._exit_settings, clients=self._clients, flags=self._exit_flags
+        )
 
     def restart_exit(self, meanwhile: Callable[[], object], *, killed: bool = False) -> None:
         """The exit ends, or is killed; `meanwhile` is called, and it starts again."""
