@@ -37,6 +37,7 @@ from cryprq_proxy.outbound import (
     backlog,
     bytestream,
     http_chunks,
+    http_heads,
     http_reader,
     http_sections,
     relay,
@@ -260,6 +261,10 @@ REACHED = {
         "fronts/test_http_turns.py::test_sections_beyond_the_bounds_are_refused",
         "fronts/test_http_turns.py::test_trailers_beyond_the_bounds_are_refused",
         "fronts/test_http_turns.py::test_answers_before_the_response_are_bounded",
+    ],
+    "head of a response; lines in it; commas, and spaces; line ends before it": [
+        "fronts/test_http_turns.py::test_responses_at_the_bounds_pass_in_any_cut",
+        "fronts/test_http_turns.py::test_responses_beyond_the_bounds_are_refused_in_any_cut",
     ],
     "work of HTTP in one turn of the loop, all connections together; chunks in one slice; line before a chunk": [
         "fronts/test_http_turns.py::test_tiny_chunks_of_an_origin_pass_a_turn_at_a_time",
@@ -618,6 +623,12 @@ NUMBERS: dict[str, list[float]] = {
         http_sections.MAX_FIELDS,
         http_sections.MAX_MEMBERS,
         http_reader.MAX_INTERIM,
+    ],
+    "head of a response; lines in it; commas, and spaces; line ends before it": [
+        http_heads.MAX_RESPONSE_HEAD,
+        http_heads.MAX_RESPONSE_FIELDS,
+        http_heads.MAX_RESPONSE_MEMBERS,
+        http_heads.MAX_EMPTY_LINES,
     ],
     "work of HTTP in one turn of the loop, all connections together; chunks in one slice; line before a chunk": [
         turns.TURN_WORK,

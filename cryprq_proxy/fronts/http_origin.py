@@ -33,7 +33,7 @@ class Origin:
     def __init__(self, destination: Destination, stream: OriginStream, turns: TurnBudget) -> None:
         self.destination = destination
         self.stream = stream
-        self.reader = HttpReader(stream, h11.CLIENT, turns)
+        self.reader = HttpReader(stream, h11.CLIENT, turns, lenient=True)
         self.http = self.reader.http
         self.asked = False
         """Whether the whole request has been sent."""
@@ -70,7 +70,9 @@ class Origin:
     def renew(self) -> bool:
         """Prepare for another request; False if the stream cannot carry one."""
         complete = self.http.states == {h11.CLIENT: h11.DONE, h11.SERVER: h11.DONE}
-        if not complete or not self._clear or self.reader.rest or self.reader.ended or not self.stream.keep():
+        if not complete or not self._clear or self.reader.odd or self.reader.rest or self.reader.ended:
+            return False
+        if not self.stream.keep():
             return False
         self.reader.renew()
         return True

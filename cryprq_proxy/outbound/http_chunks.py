@@ -31,6 +31,8 @@ class ChunkScanner:
     def __init__(self, left: int = 0) -> None:
         self.left = left
         """Bytes of the present chunk that are still to come, with the line end behind it: h11 may get them uncut."""
+        self.rewritten: bytes | None = None
+        """The present slice for h11, where it is not what was received."""
         self._trailers = False
 
     def cut(self, data: bytes) -> tuple[int, int]:

@@ -19,12 +19,18 @@ import h11
 from ..session.turns import BYTES_PER_UNIT, READ_WORK, TurnBudget
 from .bytestream import ByteStream
 from .http_chunks import CHUNK_WORK, ENDLESS, SLICE_CHUNKS, ChunkScanner
+from .http_heads import MAX_EMPTY_LINES, check_head, clean_head, end_of_head
+from .http_loose_chunks import LooseChunkScanner
 from .http_sections import MAX_HEADER, check_section, end_of_section, escape_target
 
 HEAD_WORK: Final = 200
 """Units of work for a head, whatever is in it; for that of a request also its stream and its answer."""
 LINE_WORK: Final = 6
 """For each line of a head."""
+HEAD_BYTES_PER_UNIT: Final = 32
+"""Bytes of the head of a response for one unit."""
+LARGE_HEAD: Final = 16 * 1024
+"""Bytes of a head of which one turn reads what the next one passes on."""
 MAX_INTERIM: Final = 100
 """Answers of a kind like 103 before the response itself."""
 _SLICE_WORK: Final = SLICE_CHUNKS * CHUNK_WORK
@@ -33,12 +39,24 @@ type Role = type[h11.CLIENT] | type[h11.SERVER]
 
 
 class HttpReader:
-    """Gives what comes on `stream` to `http`, an h11 connection in the role `role`. A cancelled call loses nothing."""
+    """Gives what comes on `stream` to `http`, an h11 connection in the role `role`. A cancelled call loses nothing.
 
-    def __init__(self, stream: ByteStream, role: Role, turns: TurnBudget) -> None:
+    With `lenient`, for the responses of any server, odd heads and chunk lines are written anew before h11 gets them
+    (http_heads.py, http_loose_chunks.py).
+    """
+
+    def __init__(self, stream: ByteStream, role: Role, turns: TurnBudget, *, lenient: bool = False) -> None:
         self._stream = stream
         self._role = role
         self._turns = turns
+        self._lenient = lenient
+        self._scanner = LooseChunkScanner if lenient else ChunkScanner
+        self._searched = 0
+        """Bytes of `waiting` in which no head ends."""
+        self._empty_lines = 0
+        self._large = False
+        self.odd = False
+        """Whether any of the present response was written anew, so that where it ends is in doubt."""
         self._body = ChunkScanner()
         self._interim = 0
         self.http = h11.Connection(role, MAX_HEADER)
@@ -65,6 +83,7 @@ class HttpReader:
         self.http.start_next_cycle()
         self._body.left = 0
         self._interim = 0
+        self._empty_lines = 0
         self.silent = True
 
     def keep(self, data: bytes) -> None:
@@ -88,10 +107,13 @@ class HttpReader:
         while event is h11.NEED_DATA:
             await self.receive()
             event = self.http.next_event()
+        if self._large:
+            self._large = False
+            await _next_turn(self._turns)
         if isinstance(event, (h11.Request, h11.Response)):
             # Not `event.headers` itself: it makes a call for each field.
             names = [name.lower() for name, _ in event.headers.raw_items()]
-            self._body = ChunkScanner(0 if b"transfer-encoding" in names else ENDLESS)
+            self._body = self._scanner(0 if b"transfer-encoding" in names else ENDLESS)
         elif isinstance(event, h11.InformationalResponse):
             self._interim += 1
             if self._interim > MAX_INTERIM:
@@ -121,10 +143,14 @@ class HttpReader:
 
     def feed(self) -> bool:
         """Give h11 the next slice if one waits, in this turn. Raises h11.RemoteProtocolError."""
-        data = self.waiting
         state = self.http.their_state
+        if self._lenient and state is h11.SEND_RESPONSE:
+            return self._feed_loose_head()
+        data = self.waiting
+        rewritten = None
         if state is h11.SEND_BODY:
             size, work = self._body.cut(data)
+            rewritten = self._body.rewritten
         elif state in (h11.IDLE, h11.SEND_RESPONSE):
             size, work = _cut_head(data)
         else:
@@ -138,9 +164,37 @@ class HttpReader:
             return False
         self.waiting = data[size:]
         data = data[:size]
-        if state is h11.IDLE and self._role is h11.SERVER and not data.isascii():
+        if rewritten is not None:
+            data, self.odd = rewritten, True
+        elif state is h11.IDLE and self._role is h11.SERVER and not data.isascii():
             data = escape_target(data)
         self.http.receive_data(data)
+        return True
+
+    def _feed_loose_head(self) -> bool:
+        """Give h11 the head of a response, written anew if need be, when it is there."""
+        data = self.waiting
+        if data[:1] in (b"\r", b"\n"):
+            self.waiting = data.lstrip(b"\r\n")
+            self._empty_lines += len(data) - len(self.waiting)
+            if self._empty_lines > MAX_EMPTY_LINES:
+                raise h11.RemoteProtocolError("too many empty lines before a response")
+            self.odd = True
+            data = self.waiting
+        end = end_of_head(data, self._searched)
+        if end < 0:
+            if self.ended and data:
+                raise h11.RemoteProtocolError("a head that was cut short")
+            self._searched = len(data)
+            return False
+        self._searched = 0
+        head = data[:end]
+        self._turns.spend(HEAD_WORK + LINE_WORK * check_head(head) + end // HEAD_BYTES_PER_UNIT)
+        cleaned = clean_head(head)
+        self.odd |= cleaned is not head
+        self.waiting = data[end:]
+        self._large = end > LARGE_HEAD
+        self.http.receive_data(cleaned)
         return True
 
     def _add(self, data: bytes) -> None:

@@ -25,14 +25,12 @@ _AT_ONCE: Final = re.compile(rb"\r?\n")
 def end_of_section(data: bytes, start: int = 0) -> int:
     """The index behind the blank line that ends the section at `start`, as h11 finds it; -1 if it has not come.
 
-    Raises h11.RemoteProtocolError if it has become too long meanwhile.
+    Raises h11.RemoteProtocolError if it is too long, whether its end has come or not.
     """
     match = _AT_ONCE.match(data, start) or _BLANK_LINE.search(data, start)
-    if match is not None:
-        return match.end()
-    if len(data) - start > MAX_HEADER:
-        raise h11.RemoteProtocolError("a section without end", error_status_hint=431)
-    return -1
+    if (len(data) if match is None else match.end()) - start > MAX_HEADER:
+        raise h11.RemoteProtocolError("a section beyond the bound", error_status_hint=431)
+    return -1 if match is None else match.end()
 
 
 def escape_target(head: bytes) -> bytes:

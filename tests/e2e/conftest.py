@@ -14,7 +14,9 @@ import pytest
 
 from tests.support.applications import Curl
 from tests.support.background import Background
+from tests.support.browser import NOT_INSTALLED, find
 from tests.support.cutter import Cutter
+from tests.support.pac_site import Site
 from tests.support.programs import Client, Exit, World
 from tests.support.targets import HttpTarget, Manner, TcpTarget, UdpEcho, echo, has_ipv6
 
@@ -128,3 +130,12 @@ def curl(tmp_path: Path) -> Curl:
     if path is None:
         pytest.skip("curl is not installed; on Debian: apt-get install curl")
     return Curl(path, tmp_path)
+
+
+@pytest.fixture
+def site(background: Background) -> Iterator[Site]:
+    if find() is None:
+        pytest.skip(NOT_INSTALLED)
+    site = Site(background)
+    yield site
+    site.close()

@@ -10,7 +10,13 @@ from contextlib import AsyncExitStack
 import pytest
 
 from cryprq_proxy.outbound.http_chunks import CHUNK_WORK, MAX_CHUNK_HEADER, SLICE_CHUNKS
-from cryprq_proxy.outbound.http_reader import HEAD_WORK, MAX_INTERIM
+from cryprq_proxy.outbound.http_heads import (
+    MAX_EMPTY_LINES,
+    MAX_RESPONSE_FIELDS,
+    MAX_RESPONSE_HEAD,
+    MAX_RESPONSE_MEMBERS,
+)
+from cryprq_proxy.outbound.http_reader import HEAD_BYTES_PER_UNIT, HEAD_WORK, MAX_INTERIM
 from cryprq_proxy.outbound.http_sections import MAX_FIELDS, MAX_HEADER, MAX_MEMBERS
 from cryprq_proxy.session.turns import TURN_WORK, TurnBudget
 from tests.support.http_fakes import PATIENCE, Stage
@@ -137,22 +143,94 @@ async def test_sections_beyond_the_bounds_are_refused(fields: bytes) -> None:
         stage.says(GET[:-2] + fields + b"\r\n")
         assert b"HTTP/1.1 431" in await stage.client.gets_message()
         await stage.ends()
-    async with Stage() as stage:
-        stage.says(GET)
-        origin = await stage.origin()
-        origin.feed(NO_BODY[:-2] + fields + b"\r\n")
-        assert b"HTTP/1.1 502" in await stage.client.gets_message()
 
 
 async def test_sections_at_the_bounds_pass() -> None:
     async with Stage() as stage:
+        fields = b"a: b\r\n" * (MAX_FIELDS - 2) + b"b:" + b" " * 255 + b"," * MAX_MEMBERS + b"\r\n"
+        stage.says(GET[:-2] + fields + b"\r\n")
+        head = await (await stage.origin()).gets_message_head()
+    assert head.count(b"a: b") == MAX_FIELDS - 2
+    assert head.count(b",") == MAX_MEMBERS
+
+
+def sized(size: int) -> bytes:
+    """A head without a body of `size` bytes."""
+    return NO_BODY[:-2] + b"A: " + b"b" * (size - len(NO_BODY) - 5) + b"\r\n\r\n"
+
+
+RESPONSES_AT_THE_BOUNDS = [
+    sized(MAX_RESPONSE_HEAD),
+    NO_BODY[:-2] + b"a: b\r\n" * MAX_RESPONSE_FIELDS + b"\r\n",
+    NO_BODY[:-2] + b"A: " + b"," * MAX_RESPONSE_MEMBERS + b"\r\n\r\n",
+    NO_BODY[:-2] + b"A:" + b"b\t" * (MAX_RESPONSE_MEMBERS - 4) + b"b\r\n\r\n",
+    b"\n" * MAX_EMPTY_LINES + NO_BODY,
+]
+RESPONSES_BEYOND_THE_BOUNDS = [
+    sized(MAX_RESPONSE_HEAD + 1),
+    NO_BODY[:-2] + b"a: b\r\n" * (MAX_RESPONSE_FIELDS + 1) + b"\r\n",
+    NO_BODY[:-2] + b"A: " + b"," * (MAX_RESPONSE_MEMBERS + 1) + b"\r\n\r\n",
+    NO_BODY[:-2] + b"A:" + b"b\t" * (MAX_RESPONSE_MEMBERS + 1) + b"b\r\n\r\n",
+    b"\n" * (MAX_EMPTY_LINES + 1) + NO_BODY,
+]
+BOUNDED = ["bytes", "lines", "commas", "spaces", "empty lines"]
+
+
+@pytest.mark.parametrize("piece", [1 << 20, 65_536, 1_000])
+@pytest.mark.parametrize("head", RESPONSES_AT_THE_BOUNDS, ids=BOUNDED)
+async def test_responses_at_the_bounds_pass_in_any_cut(head: bytes, piece: int) -> None:
+    async with Stage() as stage:
         stage.says(GET)
         origin = await stage.origin()
-        fields = b"a: b\r\n" * (MAX_FIELDS - 1) + b"b:" + b" " * 255 + b"," * MAX_MEMBERS + b"\r\n"
-        origin.feed(NO_BODY[:-2] + fields + b"\r\n")
-        head = await stage.client.gets_message_head()
-    assert head.count(b"a: b") == MAX_FIELDS - 1
-    assert head.count(b",") == MAX_MEMBERS
+        for start in range(0, len(head), piece):
+            origin.feed(head[start : start + piece])
+        assert b"HTTP/1.1 204" in await stage.client.gets_message_head()
+
+
+@pytest.mark.parametrize("piece", [1 << 20, 65_536, 1_000])
+@pytest.mark.parametrize("head", RESPONSES_BEYOND_THE_BOUNDS, ids=BOUNDED)
+async def test_responses_beyond_the_bounds_are_refused_in_any_cut(head: bytes, piece: int) -> None:
+    async with Stage() as stage:
+        stage.says(GET)
+        origin = await stage.origin()
+        for start in range(0, len(head), piece):
+            origin.feed(head[start : start + piece])
+        assert b"HTTP/1.1 502" in await stage.client.gets_message()
+
+
+@pytest.mark.parametrize("piece", [1 << 20, 1_000])
+@pytest.mark.parametrize("more", [0, 1])
+async def test_requests_have_one_bound_in_any_cut(more: int, piece: int) -> None:
+    head = GET[:-2] + b"A: " + b"b" * (MAX_HEADER - len(GET) - 5 + more) + b"\r\n\r\n"
+    async with Stage() as stage:
+        stage.expect(NO_BODY)
+        for start in range(0, len(head), piece):
+            stage.says(head[start : start + piece])
+        answer = await stage.client.gets_message_head()
+    assert answer.startswith(b"HTTP/1.1 431" if more else b"HTTP/1.1 204")
+
+
+async def test_a_large_head_is_read_in_one_turn_and_passed_on_in_another() -> None:
+    async with Stage() as stage:
+        stage.says(GET)
+        origin = await stage.origin()
+        await origin.gets(GET_FORWARDED)
+        budget = stage.proxy._turns
+        origin.feed(NO_BODY)
+        await stage.client.gets(NO_BODY)
+        stage.says(GET)
+        await origin.gets(GET_FORWARDED)
+        origin.feed(sized(MAX_RESPONSE_HEAD))
+        lefts: list[int] = []
+
+        def sent() -> int:
+            lefts.append(budget.left)
+            return len(stage.client.sent)
+
+        await turns_until(1, sent)
+    # The head's bytes are paid for before the turn in which it is passed on.
+    assert min(lefts) <= TURN_WORK - MAX_RESPONSE_HEAD // HEAD_BYTES_PER_UNIT
+    assert lefts[-1] > 0
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,8 @@ class FakeStream:
         self.aborted = False
         self.left = False
         """The proxy has passed on that its client has closed."""
+        self.kept = False
+        """The proxy holds it for another request."""
         self.reads = 0
         self._incoming = deque(pieces)
         self._eof = False
@@ -62,10 +64,11 @@ class FakeStream:
         self._notify()
 
     def keep(self) -> bool:
+        self.kept = True
         return True
 
     def use(self) -> None:
-        pass
+        self.kept = False
 
     def leave(self) -> None:
         self.left = True

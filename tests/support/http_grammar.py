@@ -60,6 +60,35 @@ SPOILING: Final = (
     b"no colon\r\n",
 )
 """Lines for which the whole request must be refused."""
+ODD_LINES: Final = (
+    *SPOILING[:1],
+    *SPOILING[3:],
+    b"X Odd: 1\r\n",
+    b"X/Odd: 1\r\n",
+    b"\xff: 1\r\n",
+    b"X-Hop : 1\r\nConnection : x-hop\r\n",
+    b"Proxy-Authenticate : Basic\r\n",
+    b"Transfer Encoding: chunked\r\n",
+    b"Transfer-Encoding chunked\r\n",
+    b"Content-Length 7\r\n",
+    b"\xffContent-Length: 7\r\n",
+    b"X-Odd: a\rb\r\n",
+)
+"""Lines of an answer that are left out or mended, and do not change its body."""
+AMBIGUOUS: Final = (
+    b"Content-Length: %d\r\nContent-Length: 7777\r\n",
+    b"Content-Length: %d\r\nContent-Length : 7777\r\n",
+    b"Content-Length: %d, 7777\r\n",
+    b"Content-Length: +%d\r\n",
+    b"Content-Length: %d\r\n 7\r\n",
+    b"Content-Length: %d\r7\r\n",
+    b"Transfer-Encoding: gzip, chunked\r\nContent-Length: %d\r\n",
+    b"Transfer-Encoding:\x0bchunked\r\nContent-Length: %d\r\n",
+    b"X: y\rTransfer-Encoding: chunked\r\nContent-Length: %d\r\n",
+    b"X Y: y\r\n Transfer-Encoding: chunked\r\nContent-Length: %d\r\n",
+    b"X: \0\r\nContent-Length: %d\r\n",
+)
+"""Framings of an answer that have no meaning, or more than one."""
 PASSWORD_FIELDS: Final = (
     b"Proxy-Authorization: %s\r\n",
     b"proxy-authorization:%s\r\n",
@@ -240,9 +269,20 @@ class HttpGrammar:
         bare = method == b"HEAD" or status[:3] in (b"204", b"304")
         body = b"" if bare else self._body(mark)
         length = b"Content-Length: %d\r\n" % len(body)
-        coding = b"Transfer-Encoding: chunked\r\n"
-        end, whole = "", True
-        match choices.number(5):
+        coding = choices.pick(
+            (
+                b"Transfer-Encoding: chunked\r\n",
+                b"Transfer-Encoding: chunked\r\n",
+                b"Transfer-Encoding : chunked\r\n",
+                b"Transfer-Encoding: identity, chunked\r\n",
+                b"TRANSFER-ENCODING:\tChunked \r\ntransfer-encoding: chunked\r\n",
+                b"Transfer-Encoding:\r\n\tchunked\r\n",
+            )
+        )
+        end, whole, ambiguous = "", True, choices.once_in(16)
+        match 5 if ambiguous else choices.number(5):
+            case 5:
+                framing, payload = choices.pick(AMBIGUOUS) % len(body), body
             case 0 | 1:
                 framing, payload = length, body
             case 2:
@@ -256,13 +296,14 @@ class HttpGrammar:
         fields = [
             b"X-Mark: %s\r\n" % mark,
             framing,
-            *(choices.pick(ODDITIES) for _ in range(choices.number(3))),
+            *(choices.pick((*ODDITIES, *ODD_LINES)) for _ in range(choices.number(3))),
         ]
         before = b"".join(
             b"HTTP/1.1 103 Early Hints\r\nX-Mark: %s\r\nProxy-Authenticate: x\r\n\r\n" % mark
             for _ in range(choices.number(3) // 2)
         )
-        said = before + b"HTTP/%s %s\r\n" % (version, status) + b"".join(fields) + b"\r\n" + payload
+        start = choices.pick((b"HTTP/%s %s\r\n", b"HTTP/%s %s\r\n", b"\r\nhttp/%s %s\r\n", b"HTTP/%s  %s\n"))
+        said = before + start % (version, status) + b"".join(fields) + b"\r\n" + payload
         match choices.number(8):
             case 1:
                 said, whole = said[: -1 - choices.number(len(said) - 1)], False
@@ -276,8 +317,12 @@ class HttpGrammar:
                 whole = bool(framing) or bare or end == "eof"
             case 4 if choices.once_in(2):
                 said, end, whole = b"", choices.pick(("eof", "reset")), False
+        if ambiguous:
+            whole, end = False, "eof"
         return Answer(self.split(said), body, choices.once_in(4), end, whole)
 
     def _chunked_answer(self, body: bytes, mark: bytes) -> bytes:
-        pieces = b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in self.split(body))
-        return pieces + b"0\r\n" + self.choices.pick((b"", b"X-Trail: %s\r\n" % mark)) + b"\r\n"
+        line = self.choices.pick((b"%x\r\n%s\r\n", b"%x\r\n%s\r\n", b"%x\n%s\r\n", b"%X;a\r\n%s\n"))
+        pieces = b"".join(line % (len(piece), piece) for piece in self.split(body))
+        trailers = (b"", b"X-Trail: %s\r\n" % mark, b"X Trail: 1\nno colon\r\nX-Trail : %s\r\n" % mark)
+        return pieces + b"0\r\n" + self.choices.pick(trailers) + b"\r\n"
