@@ -71,7 +71,8 @@ class SocksRequest:
 
     command: Cmd
     destination: Destination
-    """The target; for UDP_ASSOCIATE the announced source of the application's datagrams, often zeros."""
+    """The target; for UDP_ASSOCIATE a hint about the source of the application's datagrams, often zeros, and 0.0.0.0
+    for a host that makes no sense."""
     version: int
     """4 or 5."""
 
@@ -192,6 +193,12 @@ class SocksServer:
         try:
             destination, end = decode(buffer, 3)
         except AddressError as error:
+            if command is Cmd.UDP_ASSOCIATE:
+                end = 3 + size
+                self.request = SocksRequest(
+                    command, Destination("0.0.0.0", int.from_bytes(buffer[end - 2 : end])), 5
+                )
+                return end
             # An invalid name gets the answer for an unknown name.
             return self._deny5(REPLIES[StreamReason.NAME_NOT_FOUND], str(error))
         if command is Cmd.CONNECT and not destination.port:

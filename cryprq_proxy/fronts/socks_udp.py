@@ -1,7 +1,9 @@
 """SOCKS5 UDP ASSOCIATE (RFC 1928 section 7) at the client: the application's UDP socket, and a UDP stream.
 
 The socket is bound to the local address of the control connection and lives as long as that connection. It takes
-datagrams only from the host of that connection, and only from the port in the request, else the first port that sends.
+datagrams only from the host of that connection, and only from the first port that sends a valid one. The address in the
+request is a hint, since applications put many things there: the name "0" (PySocks), their target, a port that a NAT has
+changed. The port counts only if it does send: then it takes the place of the first one.
 """
 
 from __future__ import annotations
@@ -44,6 +46,7 @@ class UdpFront(StreamHandler):
         self._host = ""
         """Where the application is, once the stream is open."""
         self._application: tuple[str, int] | None = None
+        self._hinted = socks.request.destination.port if socks.request is not None else 0
         self._closed = False
 
     def start(self) -> None:
@@ -92,19 +95,16 @@ class UdpFront(StreamHandler):
                 return
             except OSError:
                 continue  # an ICMP error of an earlier datagram
-            if not self._is_application(address):
-                continue
             try:
                 destination, payload = parse_datagram(data)
             except DatagramError:
                 continue
-            stream.send_datagram(destination, payload)
+            if self._is_application(address):
+                stream.send_datagram(destination, payload)
 
     def _is_application(self, address: tuple[str, int]) -> bool:
-        if self._application is None:
-            named = self._socks.request.destination.port if self._socks.request is not None else 0
-            if address[0] == self._host and named in (0, address[1]):
-                self._application = address
+        if address[0] == self._host and (self._application is None or address[1] == self._hinted):
+            self._application = address
         return self._application == address
 
     # --- handler of the stream -------------------------------------------------------------------------------------

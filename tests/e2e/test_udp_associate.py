@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.applications import UdpApplication, connect, request
+from tests.support.applications import UdpApplication, connect, read_exactly, read_reply, request
 from tests.support.background import PATIENCE
 from tests.support.programs import Client, Exit, until
 from tests.support.targets import UdpEcho
@@ -64,20 +64,52 @@ def test_datagrams_of_others_are_dropped(application: UdpApplication, udp_echo: 
 
 
 def test_the_request_may_name_the_port(client: Client, udp_echo: UdpEcho) -> None:
-    """Then no other port is the application's, whoever comes first."""
+    """Then that port is the application's as soon as it sends, whoever came first."""
     with (
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock,
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger,
         connect(client.port) as control,
     ):
-        sock.bind(("127.0.0.1", 0))
-        sock.settimeout(PATIENCE)
+        for one in (sock, stranger):
+            one.bind(("127.0.0.1", 0))
+            one.settimeout(PATIENCE)
         code, relay = request(control, 3, "127.0.0.1", sock.getsockname()[1])
         assert code == 0
         header = b"\0\0\0\x01\x7f\0\0\x01" + udp_echo.port.to_bytes(2)
         stranger.sendto(header + b"stranger", relay)
+        assert stranger.recv(1_000) == header + b"stranger"
         sock.sendto(header + b"mine", relay)
         assert sock.recv(1_000) == header + b"mine"
+        stranger.sendto(header + b"stranger again", relay)
+        sock.sendto(header + b"mine again", relay)
+        assert sock.recv(1_000) == header + b"mine again"
+        stranger.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            stranger.recv(1)
+
+
+@pytest.mark.parametrize(
+    "hint",
+    [b"\x03\x010", b"\x03\x09site.test", b"\x01\x7f\0\0\x01", b"\x01\xc0\0\x02\x01"],
+    ids=["PySocks", "name", "address", "other host"],
+)
+@pytest.mark.parametrize("port", ["own", "target"])
+def test_the_address_in_the_request_is_a_hint(
+    hint: bytes, port: str, client: Client, udp_echo: UdpEcho
+) -> None:
+    """PySocks names the host "0" and its own port; others name the target, or what a NAT made of their port."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock, connect(client.port) as control:
+        sock.bind(("127.0.0.1", 0))
+        sock.settimeout(PATIENCE)
+        named = sock.getsockname()[1] if port == "own" else udp_echo.port
+        control.sendall(b"\x05\x01\x00")
+        assert read_exactly(control, 2) == b"\x05\x00"
+        control.sendall(b"\x05\x03\x00" + hint + named.to_bytes(2))
+        code, relay = read_reply(control)
+        assert code == 0
+        header = b"\0\0\0\x01\x7f\0\0\x01" + udp_echo.port.to_bytes(2)
+        sock.sendto(header + b"hello", relay)
+        assert sock.recv(1_000) == header + b"hello"
 
 
 def test_bad_datagrams_are_dropped(application: UdpApplication, udp_echo: UdpEcho) -> None:

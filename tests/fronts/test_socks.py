@@ -80,6 +80,12 @@ GOOD = {
         b"\x05\x00",
         SocksRequest(Cmd.UDP_ASSOCIATE, Destination("0.0.0.0", 0), 5),
     ),
+    "udp, with the name of PySocks": (
+        None,
+        NO_AUTH + b"\x05\x03\x00\x03\x010\x12\x34",
+        b"\x05\x00",
+        SocksRequest(Cmd.UDP_ASSOCIATE, Destination("0.0.0.0", 0x1234), 5),
+    ),
     "password": (USER, BOTH + LOGIN + request5(NAME), b"\x05\x02\x01\x00", connect(NAME)),
     "any password where none is asked for": (
         None,

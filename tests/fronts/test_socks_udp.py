@@ -25,8 +25,8 @@ from tests.support.settle import settle, until
 TARGET = Destination("192.0.2.1", 53)
 
 
-def associate(port: int = 0) -> bytes:
-    return b"\x05\x01\x00" + b"\x05\x03\x00\x01\0\0\0\0" + port.to_bytes(2)
+def associate(port: int = 0, hint: bytes = b"\x01\0\0\0\0") -> bytes:
+    return b"\x05\x01\x00" + b"\x05\x03\x00" + hint + port.to_bytes(2)
 
 
 def udp_socket(ip: str = "127.0.0.1") -> socket.socket:
@@ -46,13 +46,15 @@ class Association:
         self.sock = udp_socket()
         self.control = RawClient(self.address)
         self.proxy: tuple[str, int]
+        self.hint = b"\x01\0\0\0\0"
+        """The address in the request, without the port."""
 
     @property
     def asked(self) -> Asked:
         return self.source.asked[0]
 
     async def ask(self, port: int = 0) -> None:
-        self.control.send(associate(port))
+        self.control.send(associate(port, self.hint))
         assert await self.control.read(2) == b"\x05\x00"
         await until(lambda: self.source.asked)
 
@@ -119,12 +121,45 @@ async def test_the_first_port_is_the_only_one(association: Association) -> None:
         await association.arrived(b"mine", b"mine too")
 
 
-async def test_a_port_that_the_request_names_is_the_only_one(association: Association) -> None:
+async def test_a_port_that_the_request_names_is_a_hint(association: Association) -> None:
+    """Some name the target's port, others lose theirs in a NAT."""
+    await association.open(TARGET.port)
+    association.send(b"from another port")
+    await association.arrived(b"from another port")
+    association.asked.stream.handler.datagram_received(TARGET, memoryview(b"answer"))
+    data = await asyncio.get_running_loop().sock_recv(association.sock, 100)
+    assert parse_datagram(data) == (TARGET, b"answer")
+
+
+async def test_the_port_that_the_request_names_goes_before_the_first_one(association: Association) -> None:
+    """So nobody who is faster takes an association away from an application that told the truth."""
     await association.open(association.sock.getsockname()[1])
     with udp_socket() as other:
-        association.send(b"first, and from another port", other)
+        association.send(b"first", other)
         association.send(b"mine")
-        await association.arrived(b"mine")
+        association.send(b"late", other)
+        association.send(b"mine too")
+        await association.arrived(b"first", b"mine", b"mine too")
+
+
+@pytest.mark.parametrize(
+    "address",
+    [b"\x03\x010", b"\x03\x09site.test", b"\x03\x00", b"\x03\x03a\xff/", b"\x01\xc0\x00\x02\x01"],
+    ids=["PySocks", "a name", "empty", "no name", "the target"],
+)
+async def test_an_address_in_the_request_means_nothing(association: Association, address: bytes) -> None:
+    association.hint = address
+    await association.open(association.sock.getsockname()[1])
+    association.send(b"question")
+    await association.arrived(b"question")
+
+
+async def test_only_a_datagram_that_makes_sense_settles_the_port(association: Association) -> None:
+    await association.open()
+    with udp_socket() as other:
+        other.sendto(b"no header", association.proxy)
+    association.send(b"mine")
+    await association.arrived(b"mine")
 
 
 async def test_nothing_is_sent_to_an_application_that_is_not_known_yet(association: Association) -> None:

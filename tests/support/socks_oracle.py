@@ -6,6 +6,7 @@ What ours accepts theirs must accept, and both must mean the same by it. Known d
     names                                  theirs keeps them as they came; ours writes them in one form (canonical_host)
     IPv6 with an IPv4 address inside       the text differs, the 16 bytes do not
     SOCKS4                                 theirs does not speak it
+    no host, in UDP ASSOCIATE              theirs gives the text; ours gives 0.0.0.0, since it is a hint only
 
 Ours refuses more, and `explained` knows each reason: a wrong password, port 0, impossible names, names that only look
 like addresses, fragments of datagrams. What theirs accepts for no such reason, ours must accept.
@@ -80,9 +81,14 @@ def check_negotiation(data: bytes, server: SocksServer) -> None:
     try:
         command, address, rest = their_negotiation(data, method)
     except UnicodeDecodeError:
-        agree(method == AuthMethod.USERNAME_PASSWORD, "only a password may be no text", data)
+        hint = request.command is Cmd.UDP_ASSOCIATE
+        agree(
+            hint or method == AuthMethod.USERNAME_PASSWORD, "only a password or a hint may be no text", data
+        )
         return
     agree(command == request.command, "the commands differ", data)
+    if command is Cmd.UDP_ASSOCIATE and explained(address, zero=True):
+        address = Address("0.0.0.0", address.port)
     check_address(address, request.destination)
     agree(rest == server.leftover, "the request ends elsewhere", data)
 
