@@ -218,8 +218,11 @@ def _when(moment: float) -> str:
 @click.argument("uri", metavar="URI")
 @click.option("--name", help="What the exit is called in the configuration.")
 @click.option("--force", is_flag=True, help="Begin a new configuration; the old file is kept beside it.")
+@click.option(
+    "--direct-private", is_flag=True, help="Add a rule: private networks are reached past the exit."
+)
 @click.option("--config", type=FILE, metavar="F", help="The configuration to write (default: client.toml).")
-def join(uri: str, name: str | None, force: bool, config: Path | None) -> None:
+def join(uri: str, name: str | None, force: bool, direct_private: bool, config: Path | None) -> None:
     """Join an exit with the URI that `cryprq-proxy invite` printed there; - reads it from standard input.
 
     Makes this machine's keys, lets the exit add them to its list, and writes the configuration.
@@ -232,7 +235,7 @@ def join(uri: str, name: str | None, force: bool, config: Path | None) -> None:
     act_for(config)
     setup("warning")
     invitation = Invitation.parse(sys.stdin.readline(MAX_URI + 1) if uri == "-" else uri)
-    planned = plan(invitation, config, name, force)
+    planned = plan(invitation, config, name, force, direct_private)
     joined: PeerId | None = None
 
     async def role(stop: Stop) -> None:
@@ -248,6 +251,11 @@ def join(uri: str, name: str | None, force: bool, config: Path | None) -> None:
     click.echo(
         f"the exit is in {planned.file}" if planned.changed else f"{planned.file} named the exit already"
     )
+    if planned.proposes:
+        click.echo(
+            "private addresses (your own router, printers) are asked of the exit, which usually refuses them; to reach"
+            " your own past it, take the # away from the rule at the end of that file"
+        )
     start = "cryprq-proxy" if config is None else f"cryprq-proxy --config {shlex.quote(str(config))}"
     click.echo(f"\nNow start the proxy:\n  {start}\nand try it:")
     click.echo(f"  curl -x socks5h://{planned.config.listen} https://example.com/")

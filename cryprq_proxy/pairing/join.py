@@ -47,6 +47,16 @@ _PASSING: Final = (CloseReason.LIMIT, CloseReason.SHUTTING_DOWN)
 _HEAD: Final = (
     "# Written by `cryprq-proxy join`. configs/client.toml of the program's source lists every key.\n"
 )
+_OWN_NETWORKS: Final = """
+[[rule]]
+name = "private networks"
+to = "direct"
+cidrs = ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7"]
+"""
+_PROPOSAL: Final = (
+    "\n# Your own router, printers and so on, past the exit, which has other private networks:"
+    + (_OWN_NETWORKS.rstrip("\n").replace("\n", "\n#") + "\n")
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,25 +73,39 @@ class Plan:
     """The path to keep the present file at, if it is replaced and not extended."""
 
     @property
+    def proposes(self) -> bool:
+        """Whether the new text has the rule for private networks as a comment."""
+        return self.changed and _PROPOSAL in self.text
+
+    @property
     def changed(self) -> bool:
         """False if the exit is in the file already."""
         return self.text != self.before or self.keep is not None
 
 
-def plan(invitation: Invitation, file: Path | None, name: str | None, force: bool) -> Plan:
+def plan(
+    invitation: Invitation, file: Path | None, name: str | None, force: bool, direct_private: bool = False
+) -> Plan:
     """Plan how to make or extend `file`, or client.toml in the default directory; writes nothing.
 
-    `name` is the exit's name there. `force` begins a new file and keeps the old one under another name. Raises
-    ConfigError if the exit cannot be added.
+    `name` is the exit's name there. `force` begins a new file and keeps the old one under another name.
+    `direct_private` adds a rule that sends private networks past the exit; a new file has it as a comment otherwise.
+    Raises ConfigError if the exit cannot be added.
     """
     source = config_dir() / "client.toml" if file is None else file
     old, private = "", True
     if exists(source, WHAT) and not force:
         old, private = read_text(source, WHAT)
     document = parse_toml(old, source)
+    rule = _OWN_NETWORKS if direct_private and _OWN_NETWORKS not in old else ""
     if _names(document, invitation.peer_id):
-        return Plan(source, old, old, only_harmless(client_from(old, source, private, {})), None)
+        text = f"{_whole_lines(old)}{rule}" if rule else old
+        return Plan(source, old, text, only_harmless(client_from(text, source, private, {})), None)
+    if not old and not rule:
+        rule = _PROPOSAL
     text = _extended(old, document, invitation, name)
+    if rule:
+        text = f"{_whole_lines(text)}{rule}"
     try:
         config = client_from(text, source, private, {})
     except ConfigError as error:
@@ -109,9 +133,12 @@ def _extended(old: str, document: dict[str, Any], invitation: Invitation, name: 
     if name is None and "peer" not in document and "exit" not in document:
         # A key of the whole file must stand before its first table.
         return f"{'' if old else _HEAD}peer = {url}\n{old}"
-    end = "" if not old or old.endswith("\n") else "\n"
     called = "" if name is None else f"name = {json.dumps(name)}\n"
-    return f"{old or _HEAD}{end}\n[[exit]]\n{called}peer = {url}\n"
+    return f"{_whole_lines(old) or _HEAD}\n[[exit]]\n{called}peer = {url}\n"
+
+
+def _whole_lines(text: str) -> str:
+    return text if not text or text.endswith("\n") else f"{text}\n"
 
 
 def _free(source: Path) -> Path:

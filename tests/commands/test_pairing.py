@@ -223,6 +223,7 @@ def test_from_nothing_to_a_proxy_and_out_again(own_directories: Path, tmp_path: 
         joined = call("join", uri, "--config", str(here))
         assert (joined.returncode, joined.stderr) == (0, "")
         assert f"cryprq-proxy --config {here}" in joined.stdout
+        assert "take the # away" not in joined.stdout, "the file was there before"
         exit.log.wait("used an invite and is on the list of peers now, as laptop")
         assert (config / "authorized").read_text().endswith(" laptop\n")
         again = call("join", uri, "--config", str(tmp_path / "other.toml"))

@@ -46,6 +46,8 @@ from cryprq_proxy.pairing.invitation import (
 )
 from cryprq_proxy.pairing.invite_store import InviteStore, Redeemer, beside
 from cryprq_proxy.pairing.join import ATTEMPTS, RETRY_SECONDS, join, plan, write
+from cryprq_proxy.rules.engine import RuleSet
+from cryprq_proxy.rules.syntax import Verdict, parse_action
 from cryprq_proxy.service.exit import MAX_PEERS_TOLD, peers_told
 from tests.support.settings import client_settings, exit_settings
 
@@ -238,6 +240,36 @@ def test_a_second_exit_is_added(first: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"the exit cannot be added to .* begin a new one with --force"):
         third = Invitation(f"cryprq://{PeerId(bytes([9]) * 32)}@third.example:1", SECRET)
         plan(third, file, "home", False)
+
+
+def test_a_new_configuration_proposes_a_rule_for_private_networks(tmp_path: Path) -> None:
+    """Else the person's own router is asked of the exit, which has other private networks and refuses."""
+    file = tmp_path / "c.toml"
+    planned = plan(INVITATION, file, None, False)
+    write(planned)
+    assert planned.proposes
+    assert load_client(file).rules() == ()
+    head, rule = file.read_text().split("\n#[[rule]]\n")
+    file.write_text(f"{head}\n[[rule]]\n{rule.replace('#', '')}")
+    rules = RuleSet(load_client(file).rules(), load_client(file).default)
+    assert rules.decide("192.168.1.1", 80).action.verdict is Verdict.DIRECT
+    assert rules.decide("192.0.2.1", 80).action.verdict is Verdict.TUNNEL
+
+
+@pytest.mark.parametrize("old", ["", "[lane]\nenabled = false", f"peer = '{INVITATION.url}'"])
+def test_a_rule_for_private_networks_by_flag(tmp_path: Path, old: str) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text(old)
+    for _ in range(2):
+        planned = plan(INVITATION, file, None, False, direct_private=True)
+        assert not planned.proposes
+        write(planned)
+    loaded = load_client(file)
+    assert ids_of(loaded) == [ID] and len(loaded.rules()) == 1
+    rules = RuleSet(loaded.rules(), loaded.default)
+    for host in ("10.1.2.3", "172.16.0.1", "192.168.1.1", "fd00::1"):
+        assert rules.decide(host, 80) == (parse_action("direct"), "private networks", 0)
+    assert rules.decide("172.32.0.1", 80).action.verdict is Verdict.TUNNEL
 
 
 def test_the_first_one_with_a_name(tmp_path: Path) -> None:
