@@ -9,8 +9,8 @@ What the destination does not take stays in the application's socket, what the a
 destination's; half-closes and resets pass in both directions.
 
 Names are asked of this machine's own resolver, off the event loop. There is no egress policy here: what may use the
-proxy runs on this machine or was allowed by its owner. One thing is forbidden: a connection to the proxy itself
-(own_listeners.py).
+proxy runs on this machine or was allowed by its owner. Two things are forbidden: a connection to the proxy itself, and
+one to this machine by a name whose rule does not say so (own_listeners.py).
 """
 
 from __future__ import annotations

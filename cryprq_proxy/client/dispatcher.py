@@ -72,7 +72,7 @@ class Dispatcher:
                     f"a rule sends connections to the exit {action.exit}, which is not configured; "
                     f"there are: {', '.join(known)}"
                 )
-        self._rules = rules
+        self._rules = self.direct.policy.rules = rules
         self._always = None if rules.rules else Decision(rules.default, "default", -1)
         self._splits = bool(rules.rules) or (rules.default.verdict is Verdict.TUNNEL and len(known) > 1)
 

@@ -1,30 +1,66 @@
-"""Where direct connections may go: everywhere but to the proxy itself, which would be a loop.
+"""Where direct connections may go: everywhere but to the proxy itself, and by a name not to this machine.
 
-The proxy is reached at the address on which it listens; at the unspecified address, which Linux takes for loopback; as
-an IPv4 address mapped into IPv6; and, if it listens on all addresses, at each one that this machine has.
+A connection to the proxy would be a loop. The proxy is reached at the address on which it listens; at the unspecified
+address, which Linux takes for loopback; as an IPv4 address mapped into IPv6; and, if it listens on all addresses, at
+each one that this machine has.
+
+The owner of a name decides what it resolves to. A web page whose name resolves to this machine a moment later (DNS
+rebinding) could talk to each service here, and the browser would take it for the page's own. So such a name is
+refused, unless the rule that sends it past the exit has the address in its own `cidrs`. Only localhost and the names
+below it have no owner (RFC 6761 section 6.3): they may mean loopback.
 """
 
 from __future__ import annotations
 
 import socket
-from ipaddress import IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from ..address import Destination
 from ..base.descriptors import EXHAUSTED
+from ..base.own_addresses import local_networks
+from ..rules.engine import EVERYTHING, RuleSet
 
 
 class DirectPolicy:
-    """The policy (dialer.TargetPolicy) of direct connections: everywhere but to where the proxy listens."""
+    """The policy (dialer.TargetPolicy) of direct connections."""
 
     def __init__(self) -> None:
         self.listening: list[Destination] = []
+        self.rules: RuleSet = EVERYTHING
+        """Those in force."""
 
     def check_name(self, name: str, port: int) -> bool:
         """What it resolves to is judged."""
         return True
 
     def check_address(self, ip: str, port: int, name: str | None = None) -> bool:
-        return not any(port == own.port and _reaches(ip, own.host) for own in self.listening)
+        if any(port == own.port and _reaches(ip, own.host) for own in self.listening):
+            return False
+        return name is None or not is_this_machine(ip) or self._may_mean(name, port, ip)
+
+    def _may_mean(self, name: str, port: int, ip: str) -> bool:
+        """Whether `name` may stand for `ip`, an address of this machine."""
+        ip = _plain(ip).partition("%")[0]
+        if (name == "localhost" or name.endswith(".localhost")) and ip_address(ip).is_loopback:
+            return True
+        return self.rules.agrees(name, port, ip)
+
+
+def is_this_machine(ip: str) -> bool:
+    """Whether a connection to `ip` stays here: loopback, 0.0.0.0/8, ::, each own address, and prefixes of local routes
+    (AnyIP). An IPv6 address around an IPv4 address is that one."""
+    address = ip_address(_plain(ip).partition("%")[0])
+    if (
+        address.is_loopback
+        or address.is_unspecified
+        or (isinstance(address, IPv4Address) and not address.packed[0])
+    ):
+        return True
+    try:
+        return any(address in network for network in local_networks())
+    except OSError:
+        # Only where the kernel has no netlink, or no descriptor is left.
+        return _is_local(str(address))
 
 
 def _reaches(ip: str, listening: str) -> bool:

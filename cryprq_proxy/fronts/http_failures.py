@@ -52,7 +52,9 @@ FAILURES: Final[dict[StreamReason, Failure]] = {
     StreamReason.GENERAL: Failure(502, "destination_unavailable",
         "The exit could not reach the target. Look into the exit's log."),
     StreamReason.NOT_ALLOWED: Failure(403, "destination_ip_prohibited",
-        "The exit's policy forbids this target. Private and local addresses need the permission of its operator."),
+        "The exit's policy forbids this target. If it is in your own network, write a rule in client.toml:"
+        ' [[rule]] to = "direct" with its address in cidrs, or its name in domains (docs/rules.md). Private addresses'
+        " at the exit need the consent of its operator."),
     StreamReason.NETWORK_UNREACHABLE: Failure(502, "destination_ip_unroutable",
         "The exit has no route to the target's network, perhaps for lack of IPv6."),
     StreamReason.HOST_UNREACHABLE: Failure(502, "destination_ip_unroutable",
@@ -93,6 +95,8 @@ def refusal_for(reason: StreamReason, destination: Destination, *, direct: bool 
         text = (
             f"A rule sends this target past the exit, and the direct connection failed: {words_of(reason)}."
         )
+        if reason is StreamReason.NOT_ALLOWED and not destination.is_ip:
+            text += " A name that means this machine needs a rule that names its address too, in cidrs."
     return RequestRefused(failure.status, f"{text} (Target: {destination})", failure.error)
 
 

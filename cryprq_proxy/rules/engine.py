@@ -93,6 +93,12 @@ class RuleSet:
         mask = (self._host(host) | self._any_host) & self._ports[port]
         return self._decisions[(mask & -mask).bit_length() - 1]
 
+    def agrees(self, name: str, port: int, address: str) -> bool:
+        """Whether the rule that decides about `name` has `address` in its own `cidrs`: whoever wrote it knew where the
+        name leads. Never by default, and never by a rule that names no network."""
+        index = self.decide(name, port).index
+        return index >= 0 and bool(self._host(address) >> index & 1)
+
     def _host(self, host: str) -> int:
         """The rules whose domains, networks or lists hold `host`."""
         address = None

@@ -8,6 +8,7 @@ No exit has a part in it: the one that is configured has no link.
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 import struct
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -17,6 +18,7 @@ from ipaddress import ip_network
 import pytest
 
 from cryprq_proxy.address import Destination
+from cryprq_proxy.client import own_listeners
 from cryprq_proxy.client.direct import WINDOW, Direct, DirectStream
 from cryprq_proxy.client.direct_sockets import DirectSockets
 from cryprq_proxy.client.dispatcher import Dispatcher
@@ -27,6 +29,7 @@ from cryprq_proxy.fronts.listener import MixedListener
 from cryprq_proxy.fronts.socks import encode_datagram, parse_datagram
 from cryprq_proxy.outbound.dialer import dial
 from cryprq_proxy.rules.engine import RuleSet
+from cryprq_proxy.rules.ranges import IPNetwork
 from cryprq_proxy.rules.syntax import Rule, parse_action
 from cryprq_proxy.session.sendlog import SLOT_HEADROOM, SlotPool
 from cryprq_proxy.session.streams import AnyStream, Half, StreamHandler
@@ -40,10 +43,10 @@ BIG = bytes(range(256)) * 16_384  # 4 MiB
 
 
 class Names:
-    """A resolver that knows two names."""
+    """A resolver that knows a few names."""
 
     async def resolve(self, name: str) -> Sequence[str]:
-        if name == "here.example":
+        if name in ("here.example", "rebound.example", "app.localhost"):
             return ["127.0.0.1"]
         if name == "us.example":
             return ["::ffff:127.0.0.1", "127.0.0.1"]
@@ -51,6 +54,9 @@ class Names:
 
     def remembered(self, name: str) -> Sequence[str] | None:
         return None
+
+
+HERE = Rule(action=parse_action("direct"), cidrs=(ip_network("127.0.0.0/8"),), domains=("here.example",))
 
 
 class Proxy:
@@ -122,6 +128,7 @@ async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "here.example"])
 async def test_bytes_both_ways_and_a_half_close(proxy: Proxy, host: str) -> None:
+    proxy.dispatcher.rules = RuleSet((HERE,), parse_action("direct"))
     async with target(echo) as port:
         reader, writer = await proxy.connect(port, host)
         sending = asyncio.ensure_future(_send(writer, BIG))
@@ -324,13 +331,106 @@ def test_where_the_proxy_may_be_reached(listening: str, target: str, allowed: bo
     assert policy.check_address(target, 1081)
 
 
+# --- names that resolve to this machine ---
+
+
+ANY_NAME = Rule(action=parse_action("direct"), domains=("*.example",))
+LOOPBACK = Rule(action=parse_action("direct"), cidrs=(ip_network("127.0.0.0/8"),))
+
+
+async def served(proxy: Proxy, port: int, host: str) -> None:
+    """A connection to the echo at `host` is made, and ends on all sides."""
+    reader, writer = await proxy.connect(port, host)
+    writer.write_eof()
+    assert await reader.read() == b"end"
+    writer.close()
+    await writer.wait_closed()
+
+
+@pytest.mark.parametrize(
+    "rules", [(), (ANY_NAME,), (ANY_NAME, LOOPBACK), (LOOPBACK, ANY_NAME), (HERE, ANY_NAME)]
+)
+async def test_a_name_does_not_lead_to_this_machine(proxy: Proxy, rules: tuple[Rule, ...]) -> None:
+    """DNS rebinding: a page whose name resolves to loopback a moment later must not reach the services here. That
+    another rule is about the address says nothing of this name."""
+    proxy.dispatcher.rules = RuleSet(rules, parse_action("direct"))
+    async with target(echo) as port:
+        assert await proxy.refused(port, "rebound.example") == 2
+        reader, writer = await asyncio.open_connection(*proxy.address)
+        writer.write(
+            b"GET http://rebound.example:%d/ HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n" % port
+        )
+        page = await reader.read()
+        assert page.startswith(b"HTTP/1.1 403 ") and b"names its address too, in cidrs" in page
+        writer.close()
+        for host in ("127.0.0.1", "app.localhost"):
+            await served(proxy, port, host)
+
+
+async def test_a_datagram_to_a_name_does_not_reach_this_machine(proxy: Proxy) -> None:
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as application,
+    ):
+        for sock in (server, application):
+            sock.setblocking(False)
+            sock.bind(("127.0.0.1", 0))
+        _reader, writer, reply = await proxy.greet(3, "0.0.0.0", 0)
+        relay = socket.inet_ntoa(reply[4:8]), int.from_bytes(reply[8:])
+        port = server.getsockname()[1]
+        for host, data in (("rebound.example", b"rebound"), ("app.localhost", b"mine")):
+            application.sendto(encode_datagram(Destination(host, port), data), relay)
+        assert await asyncio.get_running_loop().sock_recv(server, 100) == b"mine"
+        writer.close()
+
+
+async def test_a_rule_that_names_the_address_too_lets_its_name_through(proxy: Proxy) -> None:
+    proxy.dispatcher.rules = RuleSet((HERE,), parse_action("direct"))
+    async with target(echo) as port:
+        await served(proxy, port, "here.example")
+        proxy.dispatcher.rules = RuleSet((), parse_action("direct"))
+        assert await proxy.refused(port, "here.example") == 2
+
+
+@pytest.mark.parametrize(
+    ("ip", "here"),
+    [
+        ("127.9.9.9", True),
+        ("::1", True),
+        ("0.0.0.0", True),
+        ("0.1.2.3", True),
+        ("::", True),
+        ("::ffff:127.0.0.1", True),
+        ("::ffff:0.0.0.0", True),
+        ("192.0.2.7", True),
+        ("::ffff:192.0.2.7", True),
+        ("2001:db8:a::77", True),
+        ("192.0.2.8", False),
+        ("2001:db8:b::1", False),
+    ],
+)
+def test_what_this_machine_is(ip: str, here: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Own addresses, and whole prefixes of local routes (AnyIP)."""
+    own = frozenset(map(ip_network, ("192.0.2.7/32", "2001:db8:a::/64")))
+    monkeypatch.setattr(own_listeners, "local_networks", lambda: own)
+    assert own_listeners.is_this_machine(ip) == here
+
+
+@pytest.mark.parametrize(("ip", "here"), [("127.0.0.1", True), ("192.0.2.8", False)])
+def test_what_this_machine_is_where_the_kernel_cannot_be_asked(
+    ip: str, here: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails() -> frozenset[IPNetwork]:
+        raise OSError(errno.EMFILE, "no descriptor")
+
+    monkeypatch.setattr(own_listeners, "local_networks", fails)
+    assert own_listeners.is_this_machine(ip) == here
+
+
 # --- UDP ---
 
 
-LOOPBACK = Rule(action=parse_action("direct"), cidrs=(ip_network("127.0.0.0/8"),), domains=("here.example",))
-
-
-@pytest.mark.parametrize("rules", [(), (LOOPBACK,)], ids=["by default", "by rule"])
+@pytest.mark.parametrize("rules", [(), (HERE,)], ids=["by default", "by rule"])
 async def test_datagrams(proxy: Proxy, rules: tuple[Rule, ...]) -> None:
     proxy.dispatcher.rules = RuleSet(rules, parse_action("block" if rules else "direct"))
     loop = asyncio.get_running_loop()
@@ -345,7 +445,8 @@ async def test_datagrams(proxy: Proxy, rules: tuple[Rule, ...]) -> None:
         assert reply[1] == 0
         relay = socket.inet_ntoa(reply[4:8]), int.from_bytes(reply[8:])
         port = server.getsockname()[1]
-        for host in ("127.0.0.1", "here.example"):
+        # By default no name means this machine.
+        for host in ("127.0.0.1", "here.example" if rules else "app.localhost"):
             await loop.sock_sendto(application, encode_datagram(Destination(host, port), b"ping"), relay)
             data, source = await loop.sock_recvfrom(server, 100)
             assert data == b"ping"

@@ -119,6 +119,34 @@ def test_a_wrong_file_changes_nothing_and_is_named(world: World, echo_target: Tc
     through(client.port, echo_target.port).close()
 
 
+def test_a_direct_name_does_not_lead_to_this_machine(
+    world: World, echo_target: TcpTarget, curl: Curl
+) -> None:
+    """The owner of a name decides that it resolves to loopback (DNS rebinding)."""
+    world.environment = {**world.environment, "E2E_HOSTS": "rebound.test=127.0.0.1 localhost=127.0.0.1"}
+    ruled, name, port = Ruled(world, 'default = "direct"\n'), "rebound.test", echo_target.port
+    client = ruled.client
+    with pytest.raises(Refused) as refused:
+        through(client.port, port, name)
+    assert refused.value.code == 2
+    page = curl.run("-x", f"http://127.0.0.1:{client.port}", "-i", f"http://{name}:{port}/").stdout
+    assert page.startswith(b"HTTP/1.1 403") and b"names its address too, in cidrs" in page
+    for host in ("127.0.0.1", "localhost"):
+        through(client.port, port, host).close()
+    # The rule of the name itself says so.
+    ruled.write(f'[[rule]]\nto = "direct"\ndomains = ["{name}"]\ncidrs = ["127.0.0.1"]\n')
+    ruled.until_loaded()
+    through(client.port, port, name).close()
+
+
+def test_a_private_address_needs_a_rule(world: World, curl: Curl) -> None:
+    """The exit forbids it; the page says what the person can do."""
+    exit = world.exit({"allow_private": False})
+    client = world.client(exit)
+    page = curl.run("-x", f"http://127.0.0.1:{client.port}", "-i", "http://192.168.1.1/").stdout
+    assert page.startswith(b"HTTP/1.1 403") and b'[[rule]] to = "direct"' in page
+
+
 def test_the_pac_file_follows_the_rules(world: World) -> None:
     ruled = Ruled(world, '[[rule]]\nto = "direct"\ndomains = [".corp.test"]')
     url = f"http://127.0.0.1:{ruled.admin}/proxy.pac"

@@ -15,3 +15,16 @@ def test_every_reason_has_a_page() -> None:
         assert 400 < response.status_code < 600
         assert b"example.org:80" in body
         assert dict(response.headers)[b"content-length"] == str(len(body)).encode()
+
+
+def test_a_private_address_needs_a_rule_of_the_persons_own() -> None:
+    """Mostly it is the router or printer beside the person: the exit's operator has nothing to do with it."""
+    _, body = error_page(refusal_for(StreamReason.NOT_ALLOWED, Destination("192.168.1.1", 80)), close=False)
+    assert b'[[rule]] to = "direct"' in body and b"docs/rules.md" in body
+
+
+def test_a_direct_name_that_may_not_mean_this_machine() -> None:
+    refused = StreamReason.NOT_ALLOWED
+    by_name = str(refusal_for(refused, Destination("rebound.example", 80), direct=True))
+    assert "needs a rule that names its address too, in cidrs" in by_name
+    assert "in cidrs" not in str(refusal_for(refused, Destination("127.0.0.1", 80), direct=True))
