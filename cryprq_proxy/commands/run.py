@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -80,14 +81,14 @@ def exit_(
 
         network = start_network
 
-    async def role(stop: Stop) -> None:
+    def role(stop: Stop) -> Coroutine[Any, Any, None]:
         def released() -> None:
             if parent is not None:
                 # The manager listens to the successor from now on.
                 stop.notifier.close()
                 parent.release(loaded.shutdown_grace)
 
-        await run_exit(loaded, load, stop, network, listed, watch, released)
+        return run_exit(loaded, load, stop, network, listed, watch, released=released)
 
     run(role)
 

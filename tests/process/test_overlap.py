@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -113,6 +113,100 @@ def test_only_linux_tells_a_child_of_its_parents_end(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(sys, "platform", "darwin")
     with pytest.raises(ConfigError, match="needs Linux"):
         begin()
+
+
+class Kernel:
+    """What `overlap` asks of the system, without another process: `calls` has what was done, in its order."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, forked: int = 0) -> None:
+        self.calls: list[tuple[object, ...]] = []
+        self.status: int | None = None
+        """How the child has ended, as from waitpid(2)."""
+        replaced = (
+            (os, "fork", lambda: forked),
+            (os, "getppid", os.getpid),
+            (os, "setpgid", self.note("setpgid")),
+            (os, "kill", self.kill),
+            (os, "waitpid", lambda pid, _: (0, 0) if self.status is None else (pid, self.status)),
+            (signal, "signal", self.note("signal")),
+            (signal, "alarm", self.note("alarm")),
+            (signal, "pthread_sigmask", self.note("mask")),
+            (signal, "set_wakeup_fd", self.note("wakeup")),
+            (overlap, "_signal_at_parents_end", self.note("parent's end")),
+        )
+        for place, name, instead in replaced:
+            monkeypatch.setattr(place, name, instead)
+
+    def note(self, name: str) -> Callable[..., None]:
+        return lambda *arguments: self.calls.append((name, *arguments))
+
+    def kill(self, pid: int, number: int) -> None:
+        self.calls.append(("kill", pid, number))
+        if pid != os.getpid() and number != signal.SIGABRT:
+            self.status = number
+
+    def did(self, name: str) -> list[tuple[object, ...]]:
+        return [call[1:] for call in self.calls if call[0] == name]
+
+
+def test_the_child_gives_up_its_death_signal_before_it_releases(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = Kernel(monkeypatch)
+    parent = begin()
+    assert kernel.did("setpgid") == [(0, 0)] and kernel.did("kill") == []
+    assert kernel.did("mask")[-1] == (signal.SIG_SETMASK, None)
+    parent.release(2.5)  # nobody holds the other end of the pipe
+    assert kernel.did("parent's end") == [(signal.SIGTERM,), (0,)]
+    assert kernel.did("alarm") == [(3 + overlap.OVERTIME,)]
+
+
+def test_a_child_whose_parent_has_gone_already_stops(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = Kernel(monkeypatch)
+    monkeypatch.setattr(os, "getppid", lambda: 1)
+    begin().release(0)
+    assert kernel.did("kill") == [(os.getpid(), signal.SIGTERM)]
+
+
+@pytest.mark.parametrize(("code", "killed"), [(7, []), (-signal.SIGKILL, [(os.getpid(), signal.SIGKILL)])])
+def test_the_parent_never_returns(
+    monkeypatch: pytest.MonkeyPatch, code: int, killed: list[tuple[int, int]]
+) -> None:
+    kernel = Kernel(monkeypatch, forked=4242)
+    seen: list[int] = []
+
+    def attended(child: int, released: int, signals: int) -> int:
+        for file in (released, signals, kernel.did("wakeup")[0][0]):
+            assert isinstance(file, int)
+            os.close(file)
+        seen.append(child)
+        return code
+
+    monkeypatch.setattr(overlap, "attend", attended)
+    with pytest.raises(SystemExit):
+        begin()
+    assert seen == [4242] and kernel.did("kill") == killed
+
+
+@pytest.mark.parametrize(
+    ("arrives", "says", "code"),
+    [
+        ([signal.SIGTERM], b"", -signal.SIGTERM),
+        ([signal.SIGCHLD], b"released", 0),
+        ([signal.SIGABRT], b"", -signal.SIGKILL),
+    ],
+)
+def test_what_the_parent_waits_for(
+    monkeypatch: pytest.MonkeyPatch, arrives: list[int], says: bytes, code: int
+) -> None:
+    monkeypatch.setattr(overlap, "ABORT_SECONDS", 0.0)
+    Kernel(monkeypatch)
+    released, tell = os.pipe()
+    signals, arrived = os.pipe()
+    os.write(arrived, bytes(arrives))
+    os.write(tell, says)
+    os.close(tell)
+    assert attend(4242, released, signals) == code
+    for file in (released, signals, arrived):
+        os.close(file)
 
 
 # --- both, forked ---

@@ -321,7 +321,7 @@ async def test_the_command_marks_its_files_before_it_reads_them(
         return loaded
 
     monkeypatch.setattr(config_exit, "load_exit", load)
-    monkeypatch.setattr(exit_module, "run_exit", lambda *arguments: started.append(arguments[-1]))
+    monkeypatch.setattr(exit_module, "run_exit", lambda *arguments, **_: started.append(arguments[-1]))
     monkeypatch.setattr(lifecycle, "run", lambda role: role(None))
     monkeypatch.setattr(run, "setup", lambda *_: None)
     cli.main(["exit", "--config", str(file)], standalone_mode=False)
