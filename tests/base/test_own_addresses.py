@@ -89,6 +89,19 @@ def test_addresses_and_what_the_table_local_has(kernel: FakeKernel) -> None:
     }
 
 
+def test_local_routes_of_the_other_tables_that_each_look_up_comes_to(kernel: FakeKernel) -> None:
+    kernel.answers = {
+        22: [],
+        socket.AF_INET: [
+            route("198.51.100.0/24", LOCAL, table=254),
+            route("203.0.113.0/24", UNICAST, table=254),
+            route("192.0.2.255/32", BROADCAST, table=254),
+        ],
+        socket.AF_INET6: [route("2001:db8:9::/48", LOCAL, table=253)],
+    }
+    assert own_addresses() == {"198.51.100.0/24", "2001:db8:9::/48"}
+
+
 def test_a_whole_family_that_is_local(kernel: FakeKernel) -> None:
     kernel.answers[socket.AF_INET] = [route("0.0.0.0/0", LOCAL)]
     assert own_addresses() == {"0.0.0.0/0"}
