@@ -26,11 +26,12 @@ from tests.support.processes import environment
 class Attended:
     """A child, and the pipes through which its parent would hear of it and of signals."""
 
-    def __init__(self, command: str = "echo; exec sleep 1000") -> None:
-        self.child = subprocess.Popen(["bash", "-c", command], stdout=subprocess.PIPE)
+    def __init__(self, *command: str) -> None:
+        self.child = subprocess.Popen(command or ("sleep", "1000"), stdout=subprocess.PIPE)
         assert self.child.stdout is not None
         with self.child.stdout as begun:
-            begun.readline()
+            if command:
+                begun.readline()
         self._released, self._tell = os.pipe()
         self._signals, self._arrived = os.pipe()
         self._ended = threading.Thread(target=self._tell_of_end, args=(os.pidfd_open(self.child.pid),))
@@ -98,7 +99,7 @@ def test_a_closed_pipe_is_no_release(attended: Attended) -> None:
 @pytest.mark.process
 def test_a_child_that_survives_its_abort_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(overlap, "ABORT_SECONDS", 0.05)
-    with contextlib.closing(Attended("trap '' ABRT; echo; exec sleep 1000")) as attended:
+    with contextlib.closing(Attended("bash", "-c", "trap '' ABRT; echo; exec sleep 1000")) as attended:
         attended.signal(signal.SIGABRT)
         assert attended.attend() == -signal.SIGKILL
 
