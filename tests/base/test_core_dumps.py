@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 from pathlib import Path
@@ -49,13 +50,13 @@ def test_whoever_holds_an_identity_forbids_them(tmp_path: Path, asked: list[str]
 
 
 def test_every_role_forbids_them(asked: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    def not_run(role: object) -> None:
-        asked.append("loop")
-        role.close()  # type: ignore[attr-defined]
-
     async def role(stop: lifecycle.Stop) -> None:
-        raise AssertionError
+        asked.append("runs")
 
-    monkeypatch.setattr("asyncio.run", not_run)
+    def make_loop() -> asyncio.AbstractEventLoop:
+        asked.append("loop")
+        return asyncio.new_event_loop()
+
+    monkeypatch.setattr(lifecycle, "make_loop", make_loop)
     lifecycle.run(role)
-    assert asked == ["role", "loop"]
+    assert asked == ["role", "loop", "runs"]

@@ -135,9 +135,13 @@ def test_a_buffer_is_held_only_while_bytes_wait(stage: Stage) -> None:
 
 
 def at_rate(stage: Stage, app: App, rate: float, seconds: float) -> None:
-    """The kernel takes `rate` bytes a second, in steps that are long enough to be measured, and is full meanwhile."""
+    """The kernel takes `rate` bytes a second, in steps that are long enough to be measured, and is full meanwhile: of
+    many streams, since each has little credit."""
+    others = [stage.link.open() for _ in range(15)]
+    stage.exchange()
     for _ in range(round(seconds / (2 * SHORTEST))):
-        app.say(bytes(int(3 * SHORTEST * rate)))
+        for one in (app, *others):
+            one.say(bytes(int(3 * SHORTEST * rate) // 16))
         stage.clock.advance(2 * SHORTEST)
         stage.sock.room = int(2 * SHORTEST * rate)
         stage.exchange()
