@@ -23,15 +23,24 @@ from tests.support.processes import environment
 # --- what the parent does, with a child that is no fork of it ---
 
 
+# A shell that starts tests in the background lets them ignore some signals, and their children too.
+WAIT = """
+import signal
+for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+    signal.signal(number, signal.SIG_DFL)
+print(flush=True)
+signal.pause()
+"""
+
+
 class Attended:
     """A child, and the pipes through which its parent would hear of it and of signals."""
 
     def __init__(self, *command: str) -> None:
-        self.child = subprocess.Popen(command or ("sleep", "1000"), stdout=subprocess.PIPE)
+        self.child = subprocess.Popen(command or (sys.executable, "-c", WAIT), stdout=subprocess.PIPE)
         assert self.child.stdout is not None
         with self.child.stdout as begun:
-            if command:
-                begun.readline()
+            begun.readline()
         self._released, self._tell = os.pipe()
         self._signals, self._arrived = os.pipe()
         self._ended = threading.Thread(target=self._tell_of_end, args=(os.pidfd_open(self.child.pid),))

@@ -187,8 +187,15 @@ class Relay:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
-        there_reader, there = await asyncio.open_connection(*self._target)
-        self._writers |= {writer, there}
+        self._writers.add(writer)
+        try:
+            there_reader, there = await asyncio.open_connection(*self._target)
+        except OSError:
+            writer.transport.abort()
+            return
+        self._writers.add(there)
+        if writer.transport.is_closing():  # cut meanwhile
+            there.transport.abort()
         await asyncio.gather(self._pass(reader, there, False), self._pass(there_reader, writer, True))
 
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, back: bool) -> None:
