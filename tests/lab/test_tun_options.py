@@ -79,11 +79,14 @@ class Served:
                 connection.sendall(data)
 
     def close(self) -> None:
+        """Nothing of it is left on the network: also of a connection that has just come in."""
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
         for sock in self._open:
             with suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
             sock.close()
-        self._thread.join()
 
 
 @contextmanager
@@ -102,6 +105,15 @@ def talk(sock: socket.socket) -> bool:
         return sock.recv(100) == b"hello"
     except OSError:
         return False
+
+
+def comes_back(sock: socket.socket, data: bytes) -> bool:
+    """Whether all of `data`, of which a part may have been sent before, comes back."""
+    received = b""
+    with suppress(OSError):
+        while len(received) < len(data) and (piece := sock.recv(100)):
+            received += piece
+    return received == data
 
 
 def talks(
@@ -292,8 +304,11 @@ def test_after_a_kill_what_is_kept_waits_for_the_next_start(stage: Stage) -> Non
         assert CLIENT6 not in {packet.source for packet in beside_the_link(wire)}
         shell.settimeout(LONG)
         again = stage.links.client(stage.client, "--inbound", "keep")
-        assert talk(shell)
-        assert again.stop() == 0
+        try:
+            shell.sendall(b"world")
+            assert comes_back(shell, b"helloworld"), "what was said in the meantime too"
+        finally:
+            assert again.stop() == 0
 
 
 # --- for a time ---------------------------------------------------------------------------------------------------
