@@ -86,11 +86,6 @@ class Holder(Enum):
     UNKNOWN = auto()
 
 
-def is_abandoned(sock: socket.socket) -> bool:
-    """Whether the other end is on this machine and belongs to no program any more. Takes 50 us."""
-    return holder_of(sock) is Holder.NOBODY
-
-
 def holder_of(sock: socket.socket) -> Holder:
     """What holds the other end. Takes 50 us."""
     try:

@@ -31,7 +31,7 @@ from ..session import wire
 from ..session.records import RecordOpener, RecordSealer
 from ..session.rotation import CarrierKeys
 from ..session.sendlog import SlotPool
-from ..session.status import Totals, by_name
+from ..session.status import by_name
 from ..status import ExitStatus, PeerSessionStatus
 from .egress_policy import EgressPolicy
 from .flight_memory import FlightMemory
@@ -238,26 +238,16 @@ class Exit:
         """How many sessions and targets there are."""
         return len(self.sessions), len(self._targets.relays)
 
-    async def status_by_turns(self) -> ExitStatus:
-        """As `status`, a part of the sessions in each turn of the loop. Sessions that end meanwhile count once."""
+    async def status(self) -> ExitStatus:
+        """What `cryprq-proxy status` shows; a part of the sessions is read in each turn of the loop. Sessions that end
+        meanwhile count once."""
         told: list[PeerSessionStatus] = []
-        totals = self.sessions.totals.copy()
+        totals, lanes = self.sessions.totals.copy(), self.sessions.lanes
         for number, entry in enumerate(self.sessions, 1):
             told.append(entry.status(clock()))
             totals.add(entry.session)
             if not number % TOLD_AT_ONCE:
                 await asyncio.sleep(0)
-        return self._status(totals, told)
-
-    def status(self) -> ExitStatus:
-        """What `cryprq-proxy status` shows."""
-        now, totals, entries = clock(), self.sessions.totals.copy(), list(self.sessions)
-        for entry in entries:
-            totals.add(entry.session)
-        return self._status(totals, [entry.status(now) for entry in entries])
-
-    def _status(self, totals: Totals, told: list[PeerSessionStatus]) -> ExitStatus:
-        lanes = self.sessions.lanes
         return ExitStatus(
             peer_id=str(self._identity.peer_id),
             provider=self._provider.name,

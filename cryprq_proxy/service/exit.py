@@ -252,7 +252,7 @@ class RunningExit:
         return {"reloaded": await self.reloader.reload()}
 
     async def status(self) -> ExitStatus:
-        told, config = await self._exit.status_by_turns(), self._config
+        told, config = await self._exit.status(), self._config
         pairing = PairingStatus(
             authorized=None if self._authorized is None else str(self._authorized.absolute()),
             public=config.public,

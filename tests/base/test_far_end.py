@@ -10,7 +10,7 @@ from typing import cast
 import pytest
 
 from cryprq_proxy.base import far_end
-from cryprq_proxy.base.far_end import FarEnd, Holder, has_unread, holder_of, is_abandoned, look_at
+from cryprq_proxy.base.far_end import FarEnd, Holder, has_unread, holder_of, look_at
 from cryprq_proxy.base.sockets import set_reset_on_close
 from tests.support.settle import until
 from tests.support.visits import tcp_pair
@@ -42,23 +42,23 @@ def ends() -> Iterator[Ends]:
 async def test_a_living_end(ends: Ends) -> None:
     ends.far.send(b"unread")
     assert look_at(ends.own) is FarEnd.THERE
-    assert not is_abandoned(ends.own)
+    assert holder_of(ends.own) is not Holder.NOBODY
 
 
 async def test_an_end_that_has_ended_its_half_is_there(ends: Ends) -> None:
     ends.far.shutdown(socket.SHUT_WR)
     await until(lambda: look_at(ends.own) is FarEnd.ENDED)
-    assert not is_abandoned(ends.own)
+    assert holder_of(ends.own) is not Holder.NOBODY
     ends.far.close()
-    await until(lambda: is_abandoned(ends.own))
+    await until(lambda: holder_of(ends.own) is Holder.NOBODY)
     assert look_at(ends.own) is FarEnd.ENDED
 
 
 async def test_an_end_whose_program_died_with_its_fin_behind_unread_data(ends: Ends) -> None:
     ends.fill()
-    assert not is_abandoned(ends.own)
+    assert holder_of(ends.own) is not Holder.NOBODY
     ends.far.close()
-    await until(lambda: is_abandoned(ends.own))
+    await until(lambda: holder_of(ends.own) is Holder.NOBODY)
     assert look_at(ends.own) is FarEnd.THERE, "its FIN has not come"
 
 
@@ -67,7 +67,7 @@ async def test_a_reset_is_seen_and_its_error_is_left_to_the_reader(ends: Ends) -
     set_reset_on_close(ends.far)
     ends.far.close()
     await until(lambda: look_at(ends.own) is FarEnd.OVER)
-    assert not is_abandoned(ends.own)
+    assert holder_of(ends.own) is not Holder.NOBODY
     assert ends.own.recv(100) == b"unread"
     with pytest.raises(ConnectionResetError):
         ends.own.recv(100)
@@ -77,11 +77,11 @@ async def test_what_is_no_tcp_connection_is_there() -> None:
     left, right = socket.socketpair()
     with left, right:
         assert look_at(left) is FarEnd.THERE
-        assert not is_abandoned(left)
+        assert holder_of(left) is Holder.UNKNOWN
     assert look_at(left) is FarEnd.THERE
-    assert not is_abandoned(left)
+    assert holder_of(left) is Holder.UNKNOWN
     with socket.socket() as unconnected:
-        assert not is_abandoned(unconnected)
+        assert holder_of(unconnected) is Holder.UNKNOWN
 
 
 class Told:

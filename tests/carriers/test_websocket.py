@@ -67,13 +67,13 @@ async def until(true: Callable[[], bool]) -> None:
 
 
 def sessions(here: Place) -> int:
-    return len(here.exit.status().sessions)
+    return here.exit.counts()[0]
 
 
 def visitors(here: Place) -> int:
     """How many connections have no verdict yet."""
-    status = here.exit.status()
-    return status.strangers + status.handshakes
+    listener = here.exit.listener
+    return listener.strangers + listener.handshakes
 
 
 # --- a link ---

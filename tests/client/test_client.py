@@ -349,7 +349,7 @@ async def test_stopping_ends_streams_and_the_task(here: Place, client: MakeClien
     await good.stop()
     assert app.ended and not good.up
     await running
-    await until(lambda: not here.exit.status().sessions)
+    await until(lambda: not here.exit.counts()[0])
 
 
 async def test_unanswered_requests_can_be_withdrawn(here: Place, client: MakeClient) -> None:

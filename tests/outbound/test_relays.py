@@ -9,7 +9,7 @@ from math import inf
 
 import pytest
 
-from cryprq_proxy.base.far_end import FarEnd, Holder, is_abandoned, look_at
+from cryprq_proxy.base.far_end import FarEnd, Holder, holder_of, look_at
 from cryprq_proxy.base.sockets import set_reset_on_close
 from cryprq_proxy.errors import StreamReason
 from cryprq_proxy.outbound import relays as module
@@ -113,7 +113,7 @@ async def test_an_application_that_died_is_seen_while_its_target_does_not_read(
         pass
     assert held.look(0) == held.look(1_000) == []
     held.far.close()
-    await until(lambda: is_abandoned(held.relay.sock))
+    await until(lambda: holder_of(held.relay.sock) is Holder.NOBODY)
     assert held.look(1_000) == [StreamReason.CONNECTION_RESET]
 
 
@@ -121,7 +121,7 @@ async def test_one_that_closed_has_time_as_long_as_somebody_takes_its_data(make:
     held = make()
     await held.unwatched()
     held.far.close()
-    await until(lambda: is_abandoned(held.relay.sock))
+    await until(lambda: holder_of(held.relay.sock) is Holder.NOBODY)
     assert held.look(0) == held.look(GONE_SECONDS - 1) == []
     held.stream.taken += 1
     assert held.look(GONE_SECONDS + 1) == held.look(2 * GONE_SECONDS) == []

@@ -701,7 +701,7 @@ async def test_a_peer_whose_invite_is_used_during_a_reload_stays_in(files: RoleF
         await settle()
         disk.gate.set()
         await asyncio.gather(reload, redeem)
-        assert exit.status().authorized == 2
+        assert (await exit.status()).authorized == 2
         await Visit(exit, ALICE).admit()
 
 
@@ -714,4 +714,4 @@ async def test_a_reload_waits_for_an_invite_that_is_being_used(files: RoleFiles)
         del disk.listed[ALICE.peer_id]
         await running.reloader.reload()
         await redeem
-        assert exit.status().authorized == 1
+        assert (await exit.status()).authorized == 1
