@@ -54,4 +54,3 @@ def test_a_request_fails_in_the_promised_time_when_it_is_not(
         through(client.port, echo_target.port)
     assert refusal.value.code == 3
     assert echo_target.accepted == 0
-    forwarder.release()
