@@ -188,7 +188,8 @@ def test_the_services_of_the_far_server(three_hosts: ThreeHosts, server: FarServ
                 assert sock.recv(100) == b"hello"
     seen = [visit.what for visit in server.visits if visit.service == "dns-tcp"]
     assert seen == ["a.test. A", "big.test. TXT"]
-    assert "receiver" in client.run(["iperf3", "-c", SERVER4, "-n", "1M"])
+    with server.iperf3():
+        assert "receiver" in client.run(["iperf3", "-c", SERVER4, "-n", "1M"])
 
 
 def test_a_capture_shows_what_left_and_what_came(three_hosts: ThreeHosts, server: FarServer) -> None:

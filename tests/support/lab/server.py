@@ -9,7 +9,7 @@ below.
     POST /bytes         the SHA-256 of the body in hex
     UDP 7, TCP 7        echo
     UDP 53, TCP 53      DNS: see `Dns`
-    TCP and UDP 5201    iperf3, one test at a time
+    TCP and UDP 5201    iperf3, for one run at a time: see `FarServer.iperf3`
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ import socket
 import socketserver
 import struct
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple, Self
 
 import dns.exception
@@ -224,12 +225,10 @@ def _text(address: str) -> str:
 class FarServer:
     """All services on one host. A context manager; goes with the lab otherwise.
 
-    `only` picks some of "http", "dns", "echo", "iperf3".
+    `only` picks some of "http", "dns", "echo". iperf3 runs while `iperf3` is entered.
     """
 
-    def __init__(
-        self, lab: Lab, host: Namespace, only: tuple[str, ...] = ("http", "dns", "echo", "iperf3")
-    ) -> None:
+    def __init__(self, lab: Lab, host: Namespace, only: tuple[str, ...] = ("http", "dns", "echo")) -> None:
         self.host = host
         self.dns = Dns()
         self._lock = threading.Lock()
@@ -244,9 +243,6 @@ class FarServer:
         if "echo" in only:
             self._serve(_Udp, ECHO_PORT, _EchoUdp)
             self._serve(_Tcp, ECHO_PORT, _EchoTcp)
-        if "iperf3" in only:
-            host.popen(["iperf3", "-s", "-p", str(IPERF_PORT)])
-            until(lambda: f":{IPERF_PORT}" in host.run(["ss", "-Hltn"]), "iperf3 listens")
 
     def _serve(self, kind: type[_Quiet], port: int, handler: type[socketserver.BaseRequestHandler]) -> None:
         with self.host.entered():
@@ -255,6 +251,17 @@ class FarServer:
         thread = threading.Thread(target=server.serve_forever, args=(0.1,), daemon=True)
         thread.start()
         self._servers.append((server, thread))
+
+    @contextmanager
+    def iperf3(self) -> Iterator[None]:
+        """A server for one run."""
+        server = self.host.popen(["iperf3", "-s", "-1", "-p", str(IPERF_PORT)])
+        try:
+            until(lambda: f":{IPERF_PORT}" in self.host.run(["ss", "-Hltn"]), "iperf3 listens")
+            yield
+        finally:
+            server.kill()
+            server.wait()
 
     def note(self, service: str, client: tuple[Any, ...], what: str) -> None:
         with self._lock:
