@@ -709,6 +709,7 @@ NUMBERS: dict[str, list[float]] = {
         control.BACKLOG,
         control.MAX_REQUEST,
         control.TIMEOUT,
+        control.CROWDED_TIMEOUT,
         control.MAX_ANSWER,
     ],
     "time for the next part of an answer, and beyond that for the whole": [control.TIMEOUT, control.WHOLE],

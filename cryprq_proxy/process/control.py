@@ -2,7 +2,7 @@
 
 One request and one answer a connection, each a line of JSON:
 
-    {"command": "status"}\\n          at most 4096 bytes, within 5 s
+    {"command": "status"}\\n          at most 4096 bytes, within 5 s; within 0.5 s while all connections are in use
     {"ok": {...}}\\n                  or {"error": "a sentence"}\\n
 
 File modes restrict access: the socket has 0600, and a directory that this module makes has 0700. A socket file left by
@@ -49,6 +49,9 @@ MAX_CONNECTIONS: Final = 16
 BACKLOG: Final = 256
 TIMEOUT: Final = 5.0
 """Seconds for the whole of a request, and for each PIECE of an answer."""
+CROWDED_TIMEOUT: Final = 0.5
+"""Seconds for the whole of a request from the moment when MAX_CONNECTIONS are open. `query` sends its request at once,
+so only callers that say nothing give place to those that wait."""
 PIECE: Final = 262_144
 WHOLE: Final = 15.0
 """Seconds, beyond those for the next part of it, in which an answer must be whole."""
@@ -101,6 +104,8 @@ class ControlServer:
         self._loop = asyncio.get_running_loop()
         self._acceptor: Acceptor | None = None
         self._connections: set[asyncio.Task[None]] = set()
+        self._requests: set[asyncio.Timeout] = set()
+        """Of the requests that are being read."""
         self._told = SharedAnswer(partial(self._result, "status", status))
         self._turns = OneATurn()
 
@@ -129,6 +134,16 @@ class ControlServer:
         connection.add_done_callback(partial(self._ended, sock))
         if self._acceptor is not None and len(self._connections) >= MAX_CONNECTIONS:
             self._acceptor.stop()
+            # Not at once: those that were accepted in this turn have not begun to read.
+            self._loop.call_soon(self._hurry)
+
+    def _hurry(self) -> None:
+        """Leave the requests that are being read CROWDED_TIMEOUT from now on."""
+        latest = self._loop.time() + CROWDED_TIMEOUT
+        for request in self._requests:
+            when = request.when()
+            if not request.expired() and when is not None and when > latest:
+                request.reschedule(latest)
 
     def _ended(self, sock: socket.socket, connection: asyncio.Task[None]) -> None:
         sock.close()
@@ -140,13 +155,20 @@ class ControlServer:
     async def _serve(self, sock: socket.socket) -> None:
         with contextlib.suppress(OSError, TimeoutError):
             try:
-                async with asyncio.timeout(TIMEOUT):
-                    line = await self._read_line(sock)
-                answer = await self._answer(line)
+                answer = await self._answer(await self._request(sock))
             except RequestError as error:
                 answer = _line(to_json({"error": str(error)}))
             await self._turns.turn()
             await self._send(sock, answer)
+
+    async def _request(self, sock: socket.socket) -> bytes:
+        """The line of a request. Raises as `_read_line`, and TimeoutError."""
+        async with asyncio.timeout(TIMEOUT) as request:
+            self._requests.add(request)
+            try:
+                return await self._read_line(sock)
+            finally:
+                self._requests.discard(request)
 
     async def _read_line(self, sock: socket.socket) -> bytes:
         """Raises RequestError for a line that is too long, OSError if the connection ends before the line does."""

@@ -10,6 +10,7 @@ import stat
 import threading
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -142,6 +143,39 @@ async def test_connections_are_bounded(server: ControlServer) -> None:
     for _, writer in idle:
         writer.close()
     assert await asyncio.gather(*waiting) == [STATUS] * 3
+
+
+@pytest.mark.parametrize("early", [0, 1, control.MAX_CONNECTIONS])
+async def test_silent_callers_give_place_to_those_that_wait(
+    path: Path, monkeypatch: pytest.MonkeyPatch, early: int
+) -> None:
+    """Those that came while there was room, those that came all at once, and those that wait themselves."""
+    monkeypatch.setattr(control, "TIMEOUT", 100 * PATIENCE)
+    monkeypatch.setattr(control, "CROWDED_TIMEOUT", 0.01)
+    server = ControlServer(path, told)
+    await server.start()
+    with ExitStack() as stack:
+        for number in range(1, 2 * control.MAX_CONNECTIONS + 1):
+            silent = stack.enter_context(socket.socket(socket.AF_UNIX))
+            silent.connect(str(path))
+            while len(server._requests) < min(number, early):
+                await asyncio.sleep(0)
+        assert await asyncio.to_thread(query_status, path, PATIENCE) == STATUS
+    await server.stop()
+
+
+async def test_a_silent_caller_may_take_its_time_while_there_is_room(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "CROWDED_TIMEOUT", 0.0)
+    server = ControlServer(path, told)
+    await server.start()
+    reader, writer = await asyncio.open_unix_connection(path)
+    assert await asyncio.to_thread(query_status, path) == STATUS
+    writer.write(b'{"command": "status"}\n')
+    assert (await reader.read()).startswith(b'{"ok":')
+    writer.close()
+    await server.stop()
 
 
 async def test_all_of_many_callers_are_answered(server: ControlServer) -> None:
