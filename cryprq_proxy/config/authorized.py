@@ -4,7 +4,8 @@
     aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa laptop of Alice   # since May
 
 One peer id a line, then an optional name; # begins a comment. People edit this file too, so a change touches only the
-lines of that peer, and any text after an id is its name. Names that are set here are unique.
+lines of that peer, and any text after an id is its name. Names that are set here are unique. Of a peer that stands on
+several lines the last name counts.
 
 A peer that was revoked is in the file `revoked` beside it, in lines of the same form. It is not let in, whatever list
 names it: an editor that saves an old copy of `authorized` brings nobody back. `add` takes it out of that file.
@@ -13,7 +14,7 @@ names it: an editor that saves an old copy of `authorized` brings nobody back. `
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -47,6 +48,15 @@ class Peer(NamedTuple):
         return one_line(self.name) or str(self.peer_id)
 
 
+class RepeatedPeer(NamedTuple):
+    """A peer on several lines of the list, under the name that counts."""
+
+    peer: Peer
+    first: int
+    last: int
+    """Numbers of lines."""
+
+
 def check_name(name: str) -> str:
     """Return `name` if it is valid for a peer. Raises ConfigError with the reason."""
     if not 1 <= len(name) <= MAX_NAME:
@@ -72,20 +82,35 @@ def free_name(wanted: str, taken: Iterable[str]) -> str:
 
 def parse_peers(text: str, file: Path) -> tuple[Peer, ...]:
     """The peers in the text of `file`. Raises ConfigError with the invalid line."""
-    peers = []
+    return tuple(_by_line(text, file).values())
+
+
+def _by_line(text: str, file: Path) -> dict[int, Peer]:
+    peers = {}
     for number, line in enumerate(text.splitlines(), 1):
         words = line.partition("#")[0].split(maxsplit=1)
         if words:
             try:
-                peers.append(Peer(PeerId.parse(words[0]), words[1].strip() if len(words) > 1 else ""))
+                peers[number] = Peer(PeerId.parse(words[0]), words[1].strip() if len(words) > 1 else "")
             except ConfigError as error:
                 raise ConfigError(f"{file}: line {number}: {error}") from None
-    return tuple(peers)
+    return peers
 
 
-def read_peers(file: Path) -> tuple[Peer, ...]:
-    """The peers of a file that must exist; some may be revoked. Raises ConfigError."""
-    return parse_peers(read_text(file, WHAT, most=MAX_LIST)[0], file)
+def read_peers(file: Path) -> dict[int, Peer]:
+    """The peers of a file that must exist, by the number of the line; some may be revoked. Raises ConfigError."""
+    return _by_line(read_text(file, WHAT, most=MAX_LIST)[0], file)
+
+
+def repeated_peers(by_line: Mapping[int, Peer]) -> tuple[RepeatedPeer, ...]:
+    """Those that stand on several of the lines, which come in their order."""
+    first: dict[PeerId, int] = {}
+    repeated = {}
+    for number, peer in by_line.items():
+        before = first.setdefault(peer.peer_id, number)
+        if before != number:
+            repeated[peer.peer_id] = RepeatedPeer(peer, before, number)
+    return tuple(repeated.values())
 
 
 def revoked_beside(authorized: Path) -> Path:

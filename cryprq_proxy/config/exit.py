@@ -20,7 +20,7 @@ from ..exit.settings import ExitBounds
 from ..rules.ranges import IPNetwork
 from ..session.session import RESUME_SECONDS, SessionLimits
 from .authorized import WHAT as LIST
-from .authorized import PeersFile, read_peers
+from .authorized import PeersFile, RepeatedPeer, read_peers, repeated_peers
 from .both_roles import GIB, KIB, MIB, LinkLimits, RoleConfig, is_loopback
 from .decode import Text, build, count, decode_file, path, read_source, seconds, size, switch, with_flags
 from .secret_files import read_psk, read_token
@@ -44,6 +44,7 @@ class ListedPeers(NamedTuple):
     allowed: dict[PeerId, str]
     revoked: dict[PeerId, str]
     """They are listed, and not let in."""
+    repeated: tuple[RepeatedPeer, ...]
 
 
 class EgressTable(Struct, frozen=True, kw_only=True):
@@ -132,11 +133,12 @@ class ExitConfig(RoleConfig, frozen=True, kw_only=True):
     def peers(self, file: Path | None = None) -> ListedPeers:
         """The peers of `allow` and of the file `authorized`, read now. `file` is where that list would be if there is
         none (`authorized_file`): the peers that were revoked there stay out without it too. Raises ConfigError."""
-        listed = () if self.authorized is None else read_peers(self.authorized)
-        names = dict.fromkeys(self.allow, "") | {peer.peer_id: peer.name for peer in listed}
+        by_line = {} if self.authorized is None else read_peers(self.authorized)
+        names = dict.fromkeys(self.allow, "") | {peer.peer_id: peer.name for peer in by_line.values()}
         place = self.authorized or file
         revoked = () if place is None else PeersFile(place).revoked()
-        return ListedPeers(names, {peer: names.pop(peer) for peer, _ in revoked if peer in names})
+        out = {peer: names.pop(peer) for peer, _ in revoked if peer in names}
+        return ListedPeers(names, out, repeated_peers(by_line))
 
     def session_limits(self) -> SessionLimits:
         return self.limits_of_session(self.limits, self.limits.streams_per_peer)

@@ -178,22 +178,33 @@ def load(
     config: ExitConfig, watch: FileWatch, authorized: Path | None, revocations: KeptRevocations
 ) -> LoadedExit:
     """With the peers of the file that `config` names, as it is now; `watch` looks at it from now on. `authorized` is
-    where it would be if there is none. Says which of the listed peers are not let in. Raises ConfigError."""
+    where it would be if there is none. Says which of the listed peers are not let in, and which are listed several
+    times. Raises ConfigError."""
     if config.authorized is not None:
         watch.before_reading(config.authorized, revoked_beside(config.authorized))
-    allowed, revoked = config.peers(authorized)
+    allowed, revoked, repeated = config.peers(authorized)
     if (place := config.authorized or authorized) is not None:
         revocations.check(place)
     if revoked:
-        named = [one_line(name) or str(peer) for peer, name in islice(revoked.items(), MAX_PEERS_NAMED)]
-        more = len(revoked) - len(named)
         _log.warning(
-            "%s listed but revoked, and not let in: %s%s; to let one in again, run: cryprq-proxy peers add PEERID NAME",
+            "%s listed but revoked, and not let in: %s; to let one in again, run: cryprq-proxy peers add PEERID NAME",
             "1 peer is" if len(revoked) == 1 else f"{len(revoked)} peers are",
-            ", ".join(named),
-            f" and {more} more" if more else "",
+            _first_of([one_line(name) or str(peer) for peer, name in revoked.items()]),
+        )
+    if repeated:
+        _log.warning(
+            "%s: %s listed more than once, and the name of the last line counts: %s",
+            config.authorized,
+            "1 peer is" if len(repeated) == 1 else f"{len(repeated)} peers are",
+            _first_of([f"{peer.shown} (lines {first} and {last})" for peer, first, last in repeated]),
         )
     return config, allowed
+
+
+def _first_of(named: list[str]) -> str:
+    """As many as fit into one line of the log."""
+    more = len(named) - MAX_PEERS_NAMED
+    return ", ".join(named[:MAX_PEERS_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 class RunningExit:

@@ -182,7 +182,7 @@ def test_whom_the_configuration_allows_is_revoked_too(files: Path, capsys: Captu
     out, err = run(capsys, "peers", "revoke", who)
     assert "is no longer authorized" in out
     assert "`allow` in the exit's configuration still names it" in err
-    allowed, revoked = load_exit(files / "exit.toml").peers()
+    allowed, revoked, _ = load_exit(files / "exit.toml").peers()
     assert (allowed.keys(), revoked.keys()) == (
         ({BOB}, {ALICE}) if who != str(BOB).upper() else ({ALICE}, {BOB})
     )

@@ -21,11 +21,13 @@ from cryprq_proxy.config.authorized import (
     MAX_NAME,
     Peer,
     PeersFile,
+    RepeatedPeer,
     check_name,
     find,
     free_name,
     parse_peers,
     read_peers,
+    repeated_peers,
     revoked_beside,
 )
 from cryprq_proxy.crypto.identity import PeerId
@@ -57,15 +59,26 @@ def test_lines(file: Path) -> None:
         Peer(CAROL, "phone of Carol"),
     ]
     assert list(PeersFile(file).read()) == peers
-    assert list(read_peers(file)) == peers
+    assert list(read_peers(file).values()) == peers
     assert peers[1].shown == str(BOB)
+
+
+def test_a_peer_on_several_lines(file: Path) -> None:
+    assert repeated_peers(read_peers(file)) == (RepeatedPeer(Peer(ALICE, "the same again"), 3, 5),)
+    file.write_text(f"{BOB}\n{ALICE} a\n\n{BOB} b\n{ALICE} c\n{BOB} d\n")
+    assert repeated_peers(read_peers(file)) == (
+        RepeatedPeer(Peer(BOB, "d"), 1, 6),
+        RepeatedPeer(Peer(ALICE, "c"), 2, 5),
+    )
+    file.write_text(f"{BOB} same\n{ALICE} same\n")
+    assert repeated_peers(read_peers(file)) == ()
 
 
 def test_an_editor_may_put_a_byte_order_mark_in_front_and_end_lines_in_its_own_manner(file: Path) -> None:
     file.write_bytes(f"\ufeff{ALICE} laptop\r\n{BOB}\r\n".encode())
-    assert list(read_peers(file)) == [Peer(ALICE, "laptop"), Peer(BOB, "")]
+    assert list(read_peers(file).values()) == [Peer(ALICE, "laptop"), Peer(BOB, "")]
     PeersFile(file).rename("laptop", "desk")
-    assert list(read_peers(file)) == [Peer(ALICE, "desk"), Peer(BOB, "")]
+    assert list(read_peers(file).values()) == [Peer(ALICE, "desk"), Peer(BOB, "")]
 
 
 def test_a_missing_file_is_an_empty_list_here_and_an_error_where_it_is_named(tmp_path: Path) -> None:

@@ -402,6 +402,24 @@ async def test_an_old_copy_of_the_list_brings_no_revoked_peer_back(
         assert " and 1 more; to let one in again, run: cryprq-proxy peers add PEERID NAME" in caplog.text
 
 
+async def test_peers_that_are_listed_more_than_once_are_said_with_their_lines(
+    files: RoleFiles, caplog: pytest.LogCaptureFixture
+) -> None:
+    others = [PeerId(bytes([number]) * 32) for number in range(MAX_PEERS_NAMED)]
+    files.authorize(f"{files.client_id} laptop", *map(str, others), f"{files.client_id} desk")
+    async with running(role(files)):
+        assert caplog.text.count("listed more than once") == 1
+        assert (
+            f"{files.authorized}: 1 peer is listed more than once, and the name of the last line counts: desk (lines 1"
+            " and 7)\n"
+        ) in caplog.text
+        assert (await told(files)).authorized == 6
+        files.authorize(*[f"{files.client_id} laptop", *map(str, others)] * 2)
+        await files.command("exit", "reload")
+        assert ": 6 peers are listed more than once, and " in caplog.text
+        assert caplog.text.count(" and 1 more\n") == 1
+
+
 async def test_a_list_of_revoked_peers_that_has_gone_brings_nobody_back(files: RoleFiles) -> None:
     peers = PeersFile(files.authorized)
     files.authorize(f"{files.client_id} laptop")
