@@ -25,6 +25,7 @@ CONTROL_FRAMES: Final = {
     wire.LANE: 1,
     wire.REKEY_PLEASE: 1,
     wire.GOAWAY: 1,
+    wire.ADVERTISE: 1,
     # Addresses change in the system: 4 a second.
     wire.NETWORK: 16,
     wire.TAKEN: 16,

@@ -142,6 +142,8 @@ class Session:
         self.on_refused: Refused = _not_handled
         self.on_goaway: Callable[[], None] = _nothing
         """Called at the dialler when the exit says that it takes no new streams of this session."""
+        self.on_advertise: Callable[[Destination], None] = ignore_address
+        """Called at the dialler when the exit says where it is reached itself."""
         self.on_idle: Callable[[], None] = _nothing
         """Called when the session may have become `idle`, in the middle of its work."""
         self._accept_stream = accept_stream
@@ -393,7 +395,7 @@ class Session:
             self.wake()
 
     def announce(self, frame: bytes) -> None:
-        """Send a LANE, NETWORK, TAKEN or GOAWAY frame. It is lost with the carrier.
+        """Send a LANE, NETWORK, TAKEN, GOAWAY or ADVERTISE frame. It is lost with the carrier.
 
         All but LANE take the place of one that waits: the peer can cause any number of them.
         """
@@ -775,10 +777,17 @@ class Session:
     def _receive_taken(self, id: int, networks: Any) -> None:
         self.packet_link.taken_received(networks)
 
-    def _receive_goaway(self, id: int, value: Any) -> None:
+    def _check_from_exit(self) -> None:
         if not self.dialler:
             raise PeerError(CloseReason.PROTOCOL, "the client sent a frame that only an exit may send")
+
+    def _receive_goaway(self, id: int, value: Any) -> None:
+        self._check_from_exit()
         self.on_goaway()
+
+    def _receive_advertise(self, id: int, address: Any) -> None:
+        self._check_from_exit()
+        self.on_advertise(address)
 
     def _receive_close(self, id: int, reason: Any) -> None:
         self.close(reason)
@@ -793,6 +802,10 @@ class Session:
 
 def _nothing() -> None:
     """`ready` without a carrier: nothing can be sent. And what nobody waits for."""
+
+
+def ignore_address(address: Destination) -> None:
+    """`on_advertise` by default."""
 
 
 def _not_handled(stream: Stream, reason: StreamReason, untouched: bool) -> bool:
@@ -827,6 +840,7 @@ _ON_SESSION: Final[dict[int, Callable[[Session, int, Any], None]]] = {
     wire.NETWORK: Session._receive_network,
     wire.TAKEN: Session._receive_taken,
     wire.GOAWAY: Session._receive_goaway,
+    wire.ADVERTISE: Session._receive_advertise,
     wire.CLOSE: Session._receive_close,
     wire.ACCEPT: Session._receive_admission,
     wire.RESUMED: Session._receive_admission,

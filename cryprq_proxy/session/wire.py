@@ -23,6 +23,7 @@ of five bytes and one seal.
     NETWORK       kind | IPv4 address, 4 bytes | IPv6 address, 16 bytes
     TAKEN         kind | count u8 | count times: prefix length u8, IPv6 address (IPv4 as ::ffff:0:0/96), 16 bytes
     GOAWAY        kind
+    ADVERTISE     kind | destination, an address and no name
     CLOSE         kind | reason u8
     ACCEPT, NO_SESSION
                   kind
@@ -40,7 +41,7 @@ from struct import Struct
 from struct import error as StructError
 from typing import Final
 
-from ..address import AddressError, Destination
+from ..address import ATYP_NAME, AddressError, Destination
 from ..address import decode as decode_destination
 from ..address import encode as encode_destination
 from ..errors import CloseReason, PeerError, StreamReason
@@ -84,6 +85,7 @@ class Kind(IntEnum):
     NETWORK = 0x1B
     TAKEN = 0x1C
     GOAWAY = 0x1D
+    ADVERTISE = 0x1E
     CLOSE = 0x1F
     ACCEPT = 0x20
     RESUMED = 0x21
@@ -102,7 +104,7 @@ class StreamProtocol(IntEnum):
 # Plain integers for the data path: each use of an IntEnum member costs a look-up in the dictionary of its class.
 OPEN, OPENED, REFUSED, DATA, FIN, RESET = range(0x01, 0x07)
 ACK, WINDOW, PING, PONG, REKEY, REKEY_ANSWER, SWITCH, REKEY_PLEASE, DATAGRAM = range(0x10, 0x19)
-LANE, PACKET, NETWORK, TAKEN, GOAWAY = range(0x19, 0x1E)
+LANE, PACKET, NETWORK, TAKEN, GOAWAY, ADVERTISE = range(0x19, 0x1F)
 CLOSE, ACCEPT, RESUMED, NO_SESSION = 0x1F, 0x20, 0x21, 0x22
 
 _STREAM = Struct("!BI")
@@ -122,8 +124,8 @@ type Frame = tuple[int, int, object]
 """A decoded frame: kind, stream id (0 for frames of the whole session), and a value that depends on the kind:
 `(StreamProtocol, Destination)` for OPEN, `StreamReason` for REFUSED and RESET, a memoryview for DATA, an int for ACK,
 WINDOW, PING and PONG, bytes for REKEY and REKEY_ANSWER, `(Destination, memoryview)` for DATAGRAM, `(int, int)` for
-LANE, `(int, int, int, memoryview)` for PACKET, `(bytes, bytes)` for NETWORK, a tuple of networks for TAKEN,
-`CloseReason` for CLOSE, `(int, bytes)` for RESUMED, None for the rest."""
+LANE, `(int, int, int, memoryview)` for PACKET, `(bytes, bytes)` for NETWORK, a tuple of networks for TAKEN, a
+Destination for ADVERTISE, `CloseReason` for CLOSE, `(int, bytes)` for RESUMED, None for the rest."""
 
 
 def encode_open(stream: int, protocol: StreamProtocol, destination: Destination) -> bytes:
@@ -197,6 +199,11 @@ def encode_taken(networks: Sequence[IPNetwork]) -> bytes:
         else:
             parts.append(_PREFIX.pack(network.prefixlen, network.network_address.packed))
     return b"".join(parts)
+
+
+def encode_advertise(address: Destination) -> bytes:
+    """Where the exit is reached itself; an address literal with a port above 0."""
+    return bytes((ADVERTISE,)) + encode_destination(address)
 
 
 def encode_close(reason: CloseReason) -> bytes:
@@ -332,6 +339,15 @@ def _taken(data: bytes, view: memoryview, at: int) -> tuple[Frame, int]:
     return (kind, 0, tuple(networks)), at
 
 
+def _advertise(data: bytes, view: memoryview, at: int) -> tuple[Frame, int]:
+    if data[at + 1] == ATYP_NAME:
+        raise ValueError("a name")
+    destination, end = decode_destination(data, at + 1)
+    if not destination.port:
+        raise ValueError("no port")
+    return (data[at], 0, destination), end
+
+
 def _close(data: bytes, view: memoryview, at: int) -> tuple[Frame, int]:
     kind, reason = _BYTE.unpack_from(data, at)
     return (kind, 0, CloseReason(reason)), at + _BYTE.size
@@ -363,6 +379,7 @@ _DECODERS = {
     NETWORK: _network,
     TAKEN: _taken,
     GOAWAY: _bare,
+    ADVERTISE: _advertise,
     CLOSE: _close,
     ACCEPT: _bare,
     RESUMED: _resumed,

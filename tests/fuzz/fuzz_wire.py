@@ -43,6 +43,8 @@ def encode(kind: int, stream: int, value: Any) -> bytes:  # noqa: C901  a case a
         return wire.encode_network(*value)
     if kind == wire.TAKEN:
         return wire.encode_taken(value)
+    if kind == wire.ADVERTISE:
+        return wire.encode_advertise(value)
     if kind == wire.CLOSE:
         return wire.encode_close(value)
     if kind == wire.RESUMED:

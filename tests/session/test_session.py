@@ -724,6 +724,57 @@ def test_a_flood_of_goaway_ends_the_session() -> None:
     assert told.goaways <= 256
 
 
+def test_an_advertised_address_reaches_the_client_and_changes_nothing_by_itself() -> None:
+    link = Link()
+    told: list[Destination] = []
+    link.client.on_advertise = told.append
+    app, other = link.pair()
+    link.exit.announce(wire.encode_advertise(Destination("192.0.2.1", 1)))
+    link.exit.announce(wire.encode_advertise(Destination("2001:db8::1", 4433)))
+    link.carrier.settle()
+    assert told == [Destination("2001:db8::1", 4433)], "one that waits takes the place of the one before"
+    app.say(b"still here")
+    link.carrier.settle()
+    assert other.received == b"still here"
+
+
+def test_an_advertised_address_is_lost_with_the_carrier() -> None:
+    link = Link()
+    told: list[Destination] = []
+    link.client.on_advertise = told.append
+    link.exit.announce(wire.encode_advertise(Destination("192.0.2.1", 1)))
+    link.resume()
+    link.carrier.settle()
+    assert not told
+
+
+def test_an_advertised_address_for_which_nobody_waits_is_ignored() -> None:
+    link = Link()
+    link.forge(link.client, wire.encode_advertise(Destination("192.0.2.1", 1)))
+    link.pair()
+
+
+def test_a_client_advertises_nothing() -> None:
+    link = Link()
+    told: list[Destination] = []
+    link.exit.on_advertise = told.append
+    with pytest.raises(PeerError) as caught:
+        link.forge(link.exit, wire.encode_advertise(Destination("192.0.2.1", 1)))
+    assert caught.value.reason is CloseReason.PROTOCOL and type(caught.value) is PeerError
+    assert not told
+
+
+def test_a_flood_of_advertised_addresses_ends_the_session() -> None:
+    link = Link()
+    told: list[Destination] = []
+    link.client.on_advertise = told.append
+    with pytest.raises(PeerError) as caught:
+        for port in range(1, 1_001):
+            link.forge(link.client, wire.encode_advertise(Destination("192.0.2.1", port)))
+    assert caught.value.reason is CloseReason.LIMIT
+    assert len(told) <= 256
+
+
 def test_idle_is_told_when_the_last_stream_has_ended_and_everything_has_arrived() -> None:
     link = Link()
     told = Told(link)

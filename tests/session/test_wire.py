@@ -8,6 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cryprq_proxy.address import Destination
+from cryprq_proxy.address import encode as encode_destination
 from cryprq_proxy.errors import CloseReason, PeerError, StreamReason
 from cryprq_proxy.rules.ranges import IPNetwork
 from cryprq_proxy.session import wire
@@ -43,6 +45,8 @@ FRAMES: list[tuple[bytes, Expected]] = [
     (wire.encode_taken(EDGES[:1]), (wire.TAKEN, 0, (EDGES[0],))),
     (wire.encode_taken([*EDGES, *EDGES]), (wire.TAKEN, 0, (*EDGES, *EDGES))),
     (wire.encode_bare(wire.GOAWAY), (wire.GOAWAY, 0, None)),
+    (wire.encode_advertise(V4), (wire.ADVERTISE, 0, V4)),
+    (wire.encode_advertise(V6), (wire.ADVERTISE, 0, V6)),
     (wire.encode_close(CloseReason.LIMIT), (wire.CLOSE, 0, CloseReason.LIMIT)),
     (wire.encode_bare(wire.ACCEPT), (wire.ACCEPT, 0, None)),
     (wire.encode_resumed(5, bytes(range(32))), (wire.RESUMED, 0, (5, bytes(range(32))))),
@@ -187,3 +191,17 @@ def test_decoding_undoes_encoding(frames: list[tuple[bytes, Expected]], stream: 
 )
 def test_prefixes_that_are_none_are_refused(prefixes: bytes) -> None:
     refusal(bytes([wire.TAKEN]) + prefixes)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        encode_destination(NAME),
+        b"\x03\x09127.0.0.1\x11\x51",
+        encode_destination(Destination("192.0.2.1", 0)),
+        b"\x02" + bytes(6),
+    ],
+    ids=["a name", "an address as a name", "no port", "another type"],
+)
+def test_an_exit_advertises_an_address_and_no_name(address: bytes) -> None:
+    assert "ADVERTISE" in str(refusal(bytes([wire.ADVERTISE]) + address))

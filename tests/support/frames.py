@@ -84,6 +84,10 @@ SMALL_FRAMES = st.one_of(
         st.integers(0, 65_535),
         st.binary(min_size=1, max_size=40),
     ),
+    st.builds(
+        lambda address: (wire.encode_advertise(address), (wire.ADVERTISE, 0, address)),
+        st.sampled_from([V4, V6]),
+    ),
     st.just((wire.encode_bare(wire.GOAWAY), (wire.GOAWAY, 0, None))),
     st.builds(
         lambda received, proof: (wire.encode_resumed(received, proof), (wire.RESUMED, 0, (received, proof))),

@@ -134,6 +134,7 @@ class Judge:
         self._told_idle = False
         session.on_idle = self._idle
         session.on_goaway = self._goaway
+        session.on_advertise = self._advertised
 
     def _idle(self) -> None:
         self._told_idle = True
@@ -141,6 +142,10 @@ class Judge:
     def _goaway(self) -> None:
         if not self.session.dialler:
             raise broken("an exit was asked to go away by its client")
+
+    def _advertised(self, address: Destination) -> None:
+        if not self.session.dialler or not address.is_ip or not address.port:
+            raise broken(f"{address} was taken for the address of an exit")
 
     def check(self) -> None:
         """What the session keeps for its peer, and what the peer may make it do in one turn."""

@@ -86,6 +86,8 @@ def frame(choices: Choices, victim: Session) -> bytes:  # noqa: C901  a case a f
         case wire.Kind.TAKEN:
             count = choices.pick((1, wire.MAX_TAKEN, wire.MAX_TAKEN + 1, 0))
             return bytes((kind, count)) + (bytes((choices.number(140),)) + bytes(16)) * count
+        case wire.Kind.ADVERTISE:
+            return wire.encode_advertise(choices.pick(ADDRESSES[:2]))
         case wire.Kind.CLOSE:
             return wire.encode_close(choices.pick(tuple(CloseReason)))
         case wire.Kind.RESUMED:

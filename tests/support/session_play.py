@@ -236,7 +236,8 @@ class Play:
             frame = self.choices.pick((wire.encode_lane(0, 1), wire.encode_network(bytes(4), bytes(16))))
             self._side().announce(frame)
         else:
-            self.link.exit.announce(wire.encode_bare(wire.GOAWAY))
+            here = wire.encode_advertise(ADDRESSES[0])
+            self.link.exit.announce(self.choices.pick((wire.encode_bare(wire.GOAWAY), here)))
 
     def _side(self) -> Session:
         return self.choices.pick((self.victim, self.liar))
