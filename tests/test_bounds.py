@@ -12,7 +12,7 @@ from cryprq_proxy.carriers import admission, websocket
 from cryprq_proxy.carriers.dial import http_connect
 from cryprq_proxy.carriers.dial import websocket as dial_websocket
 from cryprq_proxy.carriers.lane import packet_link, udp_socket
-from cryprq_proxy.client import dispatcher, leaving, split_association
+from cryprq_proxy.client import dispatcher, endpoints, leaving, split_association
 from cryprq_proxy.config import authorized, decode, exits
 from cryprq_proxy.config import exit as exit_config
 from cryprq_proxy.config.client import ClientConfig
@@ -360,6 +360,11 @@ REACHED = {
         "client/test_leaving.py::test_the_oldest_ends_beyond_the_bound",
         "client/test_leaving.py::test_it_ends_after_its_time",
     ],
+    "addresses that it names for resuming; how long the first attempt goes there alone": [
+        "client/test_advertised.py::test_the_last_one_counts_and_only_what_may",
+        "client/test_endpoints.py::test_it_has_a_head_start_of_some_seconds",
+        "client/test_endpoints.py::test_its_silence_is_nothing_to_remember",
+    ],
     "verdict on the client; head of a proxy's answer": [
         "carriers/test_admission.py::test_a_verdict_has_a_bound",
         "carriers/dial/test_websocket.py::test_what_proxies_answer",
@@ -644,6 +649,9 @@ NUMBERS: dict[str, list[float]] = {
     "sessions that it has asked the client to leave, and that run out; for how long": [
         leaving.MOST_LEAVING,
         leaving.LEAVING_SECONDS,
+    ],
+    "addresses that it names for resuming; how long the first attempt goes there alone": [
+        endpoints.ADVERTISED_HEAD_START
     ],
     HTTP_GIVEN_UP: [relays.PROMPT_LOOK_SECONDS, relays.ENDED_SECONDS, bytestream.PARTING_SECONDS],
     "verdict on the client; head of a proxy's answer": [admission.MAX_VERDICT, http_connect.MAX_HEAD],

@@ -265,6 +265,7 @@ def test_frames() -> None:
         "NETWORK": (wire.encode_network(bytes(4), bytes(16)), 0),
         "TAKEN": (wire.encode_taken([IPv4Network("10.0.0.0/8")]), 17),
         "GOAWAY": (wire.encode_bare(wire.GOAWAY), 0),
+        "ADVERTISE": (wire.encode_advertise(target), address),
         "CLOSE": (wire.encode_close(CloseReason.NORMAL), 0),
         "ACCEPT": (wire.encode_bare(wire.ACCEPT), 0),
         "RESUMED": (wire.encode_resumed(1, bytes(32)), 0),
@@ -436,6 +437,8 @@ def test_examples_of_frames() -> None:
         elif isinstance(value, tuple) and kind == wire.NETWORK:
             assert value[1] == bytes(16)
             assert parts == [str(IPv4Address(value[0])), "no IPv6"]
+        elif kind == wire.ADVERTISE:
+            assert parts == [str(value)]
         elif isinstance(value, tuple) and kind == wire.TAKEN:
             assert parts == list(map(str, value))
         elif isinstance(value, tuple):

@@ -21,7 +21,7 @@ import logging
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, ip_address
 from pathlib import Path
 from typing import Any, Final
 
@@ -41,6 +41,7 @@ from .device.linux import Tun
 from .dns.setup import check
 from .firewall import nft
 from .firewall.cgroups import check_cgroups, parts_of
+from .firewall.filter_settings import ExitEndpoint
 from .firewall.kill_switch import KillSwitch
 from .firewall.policy import Policy, contradiction
 from .interface import Foundation, NoInterface, TunInterface
@@ -272,6 +273,11 @@ class Tunnel:
             self._refused = tuple(dict.fromkeys((*found, *self._refused)))[:MAX_TAKEN]
             return self._refused
         return ()
+
+    def lets_out(self, address: Destination) -> bool:
+        """Whether the filter does; an address that an exit names opens nothing."""
+        wanted = ExitEndpoint(ip_address(address.host), address.port)
+        return wanted in self._kill_switch.exits.known()
 
     def _no_address(self) -> str:
         if not self._refused:

@@ -8,6 +8,9 @@ Their order is that of the configuration, with two exceptions. The one that work
 the first one. One that led to a link that broke at once comes last in the next race. So a network where only a detour
 passes costs no time, and a client that returns from such a network does not stay on the detour.
 
+A resume begins where the exit itself advertises, if it does (advertised.py): the others may lead to another exit of the
+same identity, which does not have the session.
+
 A path may lose large packets without a word: no ICMP, no clamped MSS. TCP connects there, and no flight of the
 handshake arrives. So where a handshake stays without an answer, the next race has a second attempt with small segments.
 """
@@ -33,6 +36,8 @@ from ..errors import CarrierError, CloseReason, PeerError
 DIAL_TIMEOUT: Final = 10.0
 HEAD_START: Final = 0.5
 """Seconds before the next endpoint is tried too."""
+ADVERTISED_HEAD_START: Final = 2.0
+"""Seconds for the address that the exit itself advertises: at the others the session may be unknown, and lost."""
 SMALL_SEGMENT: Final = 1024
 """Bytes: what Linux falls back to as well (tcp_base_mss)."""
 _SILENCE: Final = 5.0
@@ -72,6 +77,8 @@ class Endpoints:
         self._pause = pause
         self._worked = next((one for one in endpoints if str(one) == remembered), None)
         self._shunned: Endpoint | None = None
+        self._small = False
+        """Whether the last race was won with small segments."""
         self._suspected: dict[Endpoint, bool] = {}
         """Where large packets may be lost; whether small segments are tried first, or second."""
 
@@ -81,7 +88,9 @@ class Endpoints:
         return sorted(self._endpoints, key=lambda one: (one == self._shunned, one not in ahead))
 
     def worked(self, endpoint: Endpoint) -> bool:
-        """There is a link by `endpoint`; True if it was another one before."""
+        """There is a link by `endpoint`; True if it is a configured one, and was another one before."""
+        if endpoint not in self._endpoints:
+            return False
         new, self._worked = endpoint != self._worked, endpoint
         return new
 
@@ -89,8 +98,38 @@ class Endpoints:
         """It brought a link that broke at once: in the next race the others come first."""
         self._shunned = endpoint
 
-    async def race(self, handshake: Callable[[], ClientHandshake], run_step: RunStep) -> ReachedExit:
-        """One race. Raises PeerError with the reason in a sentence, ConfigError for settings that do not work."""
+    async def race(
+        self,
+        handshake: Callable[[], ClientHandshake],
+        run_step: RunStep,
+        advertised: Endpoint | None = None,
+    ) -> ReachedExit:
+        """One race. `advertised`, if given, is where the exit says that it has the session. Raises PeerError with the
+        reason in a sentence, ConfigError for settings that do not work."""
+        if advertised is None or self._endpoints == (advertised,):
+            return await self._race_configured(handshake, run_step)
+        starts = [
+            lambda: self._reach_advertised(advertised, handshake, run_step),
+            lambda: self._race_configured(handshake, run_step),
+        ]
+        shunned = advertised == self._shunned
+        if shunned:
+            self._shunned = None
+            starts.reverse()
+        try:
+            return (await race(starts, ADVERTISED_HEAD_START, _discard, self._pause)).value
+        except AllFailed as failure:
+            raise failure.errors[0 if shunned else 1] from None
+
+    async def _reach_advertised(
+        self, endpoint: Endpoint, handshake: Callable[[], ClientHandshake], run_step: RunStep
+    ) -> ReachedExit:
+        pipe, shaken = await self._try(endpoint, self._small, handshake, run_step)
+        return ReachedExit(endpoint, pipe, shaken, "the exit advertises it for the session", self._small)
+
+    async def _race_configured(
+        self, handshake: Callable[[], ClientHandshake], run_step: RunStep
+    ) -> ReachedExit:
         order = self.order()
         self._shunned = None
         both = {self._endpoints[0], self._worked} == set(order[:2])
@@ -109,6 +148,7 @@ class Endpoints:
         endpoint, small = starts[winner]
         if winner < len(order) and not small:
             self._suspected.pop(endpoint, None)
+        self._small = small
         why = _ONLY_SMALL if small else self._why(order, order.index(endpoint), errors)
         return ReachedExit(endpoint, pipe, shaken, why, small)
 
@@ -142,6 +182,8 @@ class Endpoints:
         `small_first`: for the next race they are the better guess, as large ones have won one and then failed.
         """
         text = "the exit did not finish the handshake in time"
+        if endpoint not in self._endpoints:
+            return CarrierError(CloseReason.TIMED_OUT, text)
         if endpoint in self._suspected:
             text += ", with small packets neither"
         else:
@@ -164,6 +206,10 @@ class Endpoints:
         if error is None:
             return f"{name} did not answer within {HEAD_START:g} s"
         return f"{name} failed: {error}"
+
+
+def _discard(loser: ReachedExit) -> None:
+    loser.pipe.close()
 
 
 def is_late(error: BaseException, began: float) -> bool:

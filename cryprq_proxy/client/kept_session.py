@@ -15,9 +15,11 @@ from concurrent.futures import Executor
 from functools import partial
 from typing import Any, Final
 
+from ..address import Destination
 from ..base.clock import clock
 from ..base.faults import contained
 from ..carriers.admission import Admission
+from ..carriers.dial.endpoint import Endpoint
 from ..carriers.lane.batch import SocketAddress
 from ..carriers.lane.client import ClientLane
 from ..carriers.lane.packet_link import NetworkLink, PacketLink
@@ -27,11 +29,12 @@ from ..crypto.primitives import Provider, system_entropy
 from ..errors import CarrierError, CloseReason, PeerError
 from ..lane.slices import Shape
 from ..session.sendlog import MemoryBudget, SlotPool
-from ..session.session import RESUME_SECONDS, Refused, Session
+from ..session.session import RESUME_SECONDS, Refused, Session, ignore_address
 from ..session.status import Totals
 from ..session.streams import Stream
 from ..session.turns import TurnBudget
 from ..session.wire import MAX_STREAM
+from .advertised import resume_endpoint
 from .packet_ports import NO_NETWORK, ClientNetwork
 from .settings import ClientSettings
 
@@ -69,6 +72,10 @@ class KeptSession:
         self._lost = lost
         self._budget = MemoryBudget(settings.limits.retained)
         self._attempts = 0
+        self._reached: SocketAddress | None = None
+        """Where the present carrier reaches the exit over plain TCP."""
+        self.advertised: Endpoint | None = None
+        """Where the exit says that it has the session; a resume is dialled there first."""
         self._expiry: asyncio.TimerHandle | None = None
         self.session: Session | None = None
         self.packet_link: PacketLink | None = None
@@ -104,6 +111,7 @@ class KeptSession:
             if isinstance(lane, ClientLane) and address is not None:
                 # By another carrier the exit's UDP address is not known: the lane stays where it is, if it is anywhere.
                 lane.move(address)
+            self._reached = address if self._settings.upstream is None else None
             session.attach(admission.keys, admission.resumed or 0, clock())
         except Exception:
             self.drop()
@@ -134,6 +142,7 @@ class KeptSession:
         self._attempts = 0
         session.on_refused = self._stream_refused
         session.on_goaway = self._goaway
+        session.on_advertise = self._exit_advertised
         network, lane = self._network, self._settings.lane
         link = (
             PacketLink(session, self._lane_changed)
@@ -151,6 +160,10 @@ class KeptSession:
             loop = asyncio.get_running_loop()
             link.lane = ClientLane(loop, link, lane, mark=self._settings.mark)
         return session
+
+    def _exit_advertised(self, address: Destination) -> None:
+        """The last one counts, for all carriers of this session that follow."""
+        self.advertised = resume_endpoint(address, self._reached, self._network.lets_out)
 
     def _lane_changed(self) -> None:
         link = self.packet_link
@@ -178,8 +191,10 @@ class KeptSession:
         self._stop_expiry()
         session, self.session = self.session, None
         link, self.packet_link = self.packet_link, None
+        self.advertised = None
         if session is None or link is None:
             return None
+        session.on_advertise = ignore_address
         # So each number names one stream, whichever session has it. At half of the numbers they begin again.
         self._last_stream = 0 if session.last_stream > MAX_STREAM >> 1 else session.last_stream
         return session, link

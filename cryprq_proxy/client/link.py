@@ -201,7 +201,7 @@ class ClientLink:
         # Both may be left of a link whose end has met a fault.
         self.drop_carrier()
         kept.carrier_lost()
-        reached = await self._endpoints.race(self._handshake, self._offload)
+        reached = await self._endpoints.race(self._handshake, self._offload, kept.advertised)
         invite = None if self.carriers else self._settings.invite
         began = clock()
         try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, Protocol
 
+from ..address import Destination
 from ..lane.slices import Run
 from ..rules.ranges import IPNetwork
 from .requests import NO_OBSERVER, ClientObserver
@@ -27,6 +28,9 @@ class ClientNetwork(Protocol):
     def collisions(self, ipv4: bytes, ipv6: bytes) -> Sequence[IPNetwork]:
         """The networks of this machine that hold one of these addresses: the exit is asked for others."""
 
+    def lets_out(self, address: Destination) -> bool:
+        """Whether the link's own connections to it get out of this machine."""
+
     def link_changed(self, up: bool) -> None:
         """The link has come, or gone."""
 
@@ -42,6 +46,9 @@ class NoNetwork:
 
     def collisions(self, ipv4: bytes, ipv6: bytes) -> Sequence[IPNetwork]:
         return ()
+
+    def lets_out(self, address: Destination) -> bool:
+        return True
 
     def link_changed(self, up: bool) -> None: ...
     def lane_changed(self) -> None: ...
@@ -97,6 +104,9 @@ class ExitPort:
 
     def collisions(self, ipv4: bytes, ipv6: bytes) -> Sequence[IPNetwork]:
         return self._network.collisions(ipv4, ipv6)
+
+    def lets_out(self, address: Destination) -> bool:
+        return self._network.lets_out(address)
 
     def link_changed(self, up: bool) -> None:
         self._up = up

@@ -25,10 +25,11 @@ from .both_roles import GIB, KIB, MIB, LinkLimits, RoleConfig, is_loopback
 from .decode import Text, build, count, decode_file, path, read_source, seconds, size, switch, with_flags
 from .secret_files import read_psk, read_token
 from .tun import ExitTunTable, parse_prefix
-from .urls import parse_listen_or_off, parse_public, parse_web_path
+from .urls import parse_advertise, parse_listen_or_off, parse_public, parse_web_path
 
 _METRICS: Final = Text(parse_listen_or_off, 'a string like "127.0.0.1:9108", or "off"')
 _WEBSOCKET: Final = Text(parse_listen_or_off, 'a string like "127.0.0.1:8443", or "off"')
+_ADVERTISE: Final = Text(parse_advertise, 'a string like "203.0.113.7:4433"')
 _LISTEN: Final = Text(parse_host_port, 'a string like "0.0.0.0:4433", or a list of such', many=True)
 _PROXIES: Final = Text(parse_prefix, 'an address or prefix like "10.0.0.0/8", or a list of such', many=True)
 _PEERS: Final = Text(PeerId.parse, "a list of peer ids", many=True)
@@ -98,6 +99,7 @@ class ExitConfig(RoleConfig, frozen=True, kw_only=True):
     authorized: Annotated[Path | None, path()] = None
     allow_private: Annotated[bool, switch()] = False
     public: Annotated[str, Text(parse_public, 'a string like "exit.example:4433"')] = ""
+    advertise: Annotated[Destination | None, _ADVERTISE] = None
     metrics: Annotated[Destination | None, _METRICS] = None
     metrics_token_file: Annotated[Path | None, path()] = None
     shutdown_grace: Annotated[float, seconds(0, 3600)] = 30.0

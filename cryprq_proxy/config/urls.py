@@ -8,6 +8,7 @@ from typing import Final, Literal
 from urllib.parse import unquote_to_bytes
 
 from ..address import AddressError, Destination, parse_host_port
+from ..base.address_kinds import AddressKind, kind_of
 from ..carriers.dial.endpoint import CarrierKind, Endpoint, is_path, parse_endpoint
 from ..carriers.dial.upstream import UpstreamProxy
 from ..crypto.identity import PeerId
@@ -97,6 +98,25 @@ def parse_web_path(text: str) -> str:
     if is_path(text):
         return text
     raise ConfigError(f'expected a path like "/cryprq", without a query or a fragment, got {text[:100]!a}')
+
+
+def parse_advertise(text: str) -> Destination:
+    """Read the address of one exit, "HOST:PORT" with a literal host at which a client can dial. Raises ConfigError."""
+    try:
+        address = _endpoint(text)
+    except AddressError as error:
+        raise ConfigError(str(error)) from None
+    if not address.is_ip:
+        raise ConfigError(
+            f"expected an address and a port like 203.0.113.7:4433, no name, got {text[:100]!a}"
+        )
+    if kind_of(address.host) is AddressKind.NO_HOST or (
+        ":" in address.host and kind_of(address.host) is AddressKind.LINK_LOCAL
+    ):
+        raise ConfigError(
+            f"nobody can dial {text[:100]!a}: expected the address of this exit, as clients reach it"
+        )
+    return address
 
 
 def parse_public(text: str) -> str:

@@ -193,6 +193,8 @@ class Exit:
         try:
             if entry.packet_link is not None:
                 entry.packet_link.announce_addresses()
+            if self._settings.advertise is not None:
+                entry.session.announce(wire.encode_advertise(self._settings.advertise))
             if self._stopping:
                 entry.ask_to_leave()
             carrier.start()

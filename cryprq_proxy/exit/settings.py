@@ -50,7 +50,8 @@ class ExitBounds(Struct, frozen=True, kw_only=True):
 class ExitSettings:
     """`limits` bound one session, `bounds` what there is of them. `lane`: what the kernel's batching can do for the
     datagram lane; None: no lane. `websocket`: the second entrance, if there is one. `proxies`: the TCP proxies, whose
-    connections begin with a PROXY header."""
+    connections begin with a PROXY header. `advertise`: where clients reach this exit, and no other one of its
+    identity."""
 
     listen: tuple[Destination, ...]
     limits: SessionLimits
@@ -59,3 +60,4 @@ class ExitSettings:
     proxies: tuple[IPv4Network | IPv6Network, ...] = ()
     psk: bytes | None = field(default=None, repr=False)
     lane: UdpOffload | None = None
+    advertise: Destination | None = None

@@ -78,6 +78,7 @@ def exit_settings(config: ExitConfig) -> ExitSettings:
         bounds=config.bounds(),
         lane=config.lane.checked(),
         proxies=config.proxy_protocol,
+        advertise=config.advertise,
         websocket=None
         if web.listen is None
         else WebSocketSettings(web.listen, web.path, web.certificate, web.key, web.forwarded),

@@ -77,6 +77,9 @@ class Interface:
     def collisions(self, ipv4: bytes, ipv6: bytes) -> list[IPNetwork]:
         return []
 
+    def lets_out(self, address: Destination) -> bool:
+        return True
+
     def link_changed(self, up: bool) -> None:
         self.told.append(up)
 

@@ -16,7 +16,7 @@ from cryprq_proxy.carriers.dial.endpoint import Endpoint
 from cryprq_proxy.carriers.lane.batch import SocketAddress
 from cryprq_proxy.carriers.pipe import Pipe
 from cryprq_proxy.client import endpoints as endpoints_module
-from cryprq_proxy.client.endpoints import SMALL_SEGMENT, Endpoints, is_late
+from cryprq_proxy.client.endpoints import ADVERTISED_HEAD_START, SMALL_SEGMENT, Endpoints, is_late
 from cryprq_proxy.crypto.handshake import LENGTH, ClientHandshake, ExitHandshake
 from cryprq_proxy.crypto.identity import Identity
 from cryprq_proxy.errors import CarrierError, CloseReason, ConfigError, PeerError
@@ -25,6 +25,7 @@ from tests.support.links import FAST
 EXIT, OTHER, CLIENT = (Identity.generate(FAST) for _ in range(3))
 TCP = Endpoint("tcp", Destination("192.0.2.1", 4433))
 TCP2 = Endpoint("tcp", Destination("192.0.2.2", 4433))
+ADVERTISED = Endpoint("tcp", Destination("192.0.2.9", 4433))
 WSS = Endpoint("wss", Destination("exit.example", 443), "/x")
 
 
@@ -67,9 +68,10 @@ class Net:
         self.dialled: list[str] = []
         self.segments: list[int] = []
         self.delays: list[asyncio.Future[None]] = []
+        self.seconds: list[float] = []
 
     async def dial(self, endpoint: Endpoint, how: Dialling) -> Pipe:
-        name = {TCP: "tcp", TCP2: "tcp2", WSS: "wss"}[endpoint]
+        name = {TCP: "tcp", TCP2: "tcp2", WSS: "wss", ADVERTISED: "advertised"}[endpoint]
         self.dialled.append(name)
         self.segments.append(how.segment)
         if how.segment:
@@ -84,6 +86,7 @@ class Net:
 
     async def pause(self, seconds: float) -> None:
         self.delays.append(asyncio.get_running_loop().create_future())
+        self.seconds.append(seconds)
         await self.delays[-1]
 
     def endpoints(self, *endpoints: Endpoint, remembered: str | None = None) -> Endpoints:
@@ -252,6 +255,145 @@ def test_an_end_after_a_long_silence_is_the_time_out_of_the_exit(monkeypatch: py
     assert not is_late(failure("it ended the connection"), 99.0)
     assert is_late(TimeoutError(), 100.0)
     assert not is_late(ConfigError("no such file"), 0.0)
+
+
+# --- a resume, where the exit advertises an address ---
+
+
+async def test_a_resume_begins_where_the_exit_advertises() -> None:
+    net = Net(advertised=ExitPipe(), tcp=ExitPipe())
+    choice = net.endpoints(TCP, WSS)
+    met = await choice.race(handshake, offload, ADVERTISED)
+    assert (met.endpoint, met.why) == (ADVERTISED, "the exit advertises it for the session")
+    assert net.dialled == ["advertised"] and net.seconds == [ADVERTISED_HEAD_START]
+    assert not choice.worked(ADVERTISED) and choice.order() == [TCP, WSS], "it is for this session only"
+
+
+async def test_it_has_a_head_start_of_some_seconds() -> None:
+    """Then the others follow in their usual order. Who is late loses, before the exit has heard who asks."""
+    late = silent()
+    net = Net(advertised=late, tcp=failure("no route"), wss=ExitPipe())
+    meeting = asyncio.ensure_future(net.endpoints(TCP, WSS).race(handshake, offload, ADVERTISED))
+    await settle()
+    assert net.dialled == ["advertised"] and net.seconds == [2.0]
+    net.delays[-1].set_result(None)
+    met = await meeting
+    assert (met.endpoint, met.why) == (WSS, "tcp failed: no route")
+    assert net.dialled == ["advertised", "tcp", "wss"]
+    assert (late.closed, late.flights) == (1, 1)
+
+
+async def test_it_can_still_win_after_its_head_start() -> None:
+    late, slow = silent(), silent()
+    net = Net(advertised=late, tcp=slow)
+    meeting = asyncio.ensure_future(net.endpoints(TCP, WSS).race(handshake, offload, ADVERTISED))
+    await settle()
+    net.delays[-1].set_result(None)
+    await settle()
+    assert net.dialled == ["advertised", "tcp"]
+    late.gate.set()
+    met = await meeting
+    assert met.endpoint == ADVERTISED
+    assert (late.closed, slow.closed, slow.flights) == (0, 1, 1)
+
+
+@pytest.mark.parametrize("turns", range(12))
+async def test_both_are_met_at_about_the_same_time_and_one_is_closed(turns: int) -> None:
+    """For some number of turns of the loop both are met before one of them has won."""
+    late, slow = silent(), silent()
+    net = Net(advertised=late, tcp=slow)
+    meeting = asyncio.ensure_future(net.endpoints(TCP).race(handshake, offload, ADVERTISED))
+    await settle()
+    net.delays[-1].set_result(None)
+    await settle()
+    slow.gate.set()
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    late.gate.set()
+    met = await meeting
+    winner, loser = (late, slow) if met.endpoint == ADVERTISED else (slow, late)
+    assert (winner.closed, loser.closed) == (0, 1)
+
+
+async def test_where_it_fails_the_configured_ones_go_on_at_once() -> None:
+    net = Net(advertised=failure("refused"), tcp=ExitPipe())
+    met = await net.endpoints(TCP, WSS, remembered=str(WSS)).race(handshake, offload, ADVERTISED)
+    assert (met.endpoint, met.why) == (TCP, "the first one given")
+    assert net.dialled == ["advertised", "tcp", "wss"], "those two start at the same moment, as ever"
+    assert net.delays[0].cancelled(), "nobody waited"
+
+
+async def test_another_exit_there_is_not_taken() -> None:
+    stranger = ExitPipe(OTHER)
+    net = Net(advertised=stranger, tcp=ExitPipe())
+    met = await net.endpoints(TCP).race(handshake, offload, ADVERTISED)
+    assert met.endpoint == TCP
+    assert (stranger.closed, stranger.flights) == (1, 1)
+
+
+async def test_where_it_broke_at_once_it_comes_last_and_only_once() -> None:
+    net = Net(advertised=ExitPipe, tcp=ExitPipe)
+    choice = net.endpoints(TCP)
+    choice.shun(ADVERTISED)
+    assert (await choice.race(handshake, offload, ADVERTISED)).endpoint == TCP
+    assert net.dialled == ["tcp"]
+    assert (await choice.race(handshake, offload, ADVERTISED)).endpoint == ADVERTISED
+
+
+@pytest.mark.parametrize("shunned", [False, True])
+async def test_where_nothing_works_the_configured_ones_say_why(shunned: bool) -> None:
+    net = Net(advertised=failure("nobody is there"), tcp=failure("tcp is closed"))
+    choice = net.endpoints(TCP)
+    if shunned:
+        choice.shun(ADVERTISED)
+    with pytest.raises(PeerError, match=r"^tcp is closed$"):
+        await choice.race(handshake, offload, ADVERTISED)
+    assert sorted(net.dialled) == ["advertised", "tcp"]
+
+
+async def test_the_only_configured_one_is_dialled_once() -> None:
+    net = Net(tcp=failure("tcp is closed"))
+    with pytest.raises(PeerError, match=r"^tcp is closed$"):
+        await net.endpoints(TCP).race(handshake, offload, TCP)
+    assert net.dialled == ["tcp"] and not net.seconds
+
+
+async def test_its_silence_is_nothing_to_remember(impatient: None) -> None:
+    """An exit may advertise any number of addresses, one after the other."""
+    net = Net(advertised=silent, tcp=failure("no route"))
+    choice = net.endpoints(TCP)
+    for _ in range(2):
+        with pytest.raises(PeerError, match="no route"):
+            await choice.race(handshake, offload, ADVERTISED)
+    assert str(choice.late(ADVERTISED)) == "the exit did not finish the handshake in time"
+    assert not choice._suspected
+    assert net.segments == [0] * 4
+
+
+async def test_where_only_small_packets_get_through_it_gets_small_ones() -> None:
+    net = Net(tcp_small=ExitPipe, tcp=ExitPipe, advertised_small=ExitPipe)
+    choice = net.endpoints(TCP)
+    choice.late(TCP, small_first=True)
+    assert (await choice.race(handshake, offload)).small
+    met = await choice.race(handshake, offload, ADVERTISED)
+    assert met.small and met.endpoint == ADVERTISED
+    assert net.segments == [SMALL_SEGMENT, SMALL_SEGMENT]
+
+
+async def test_a_resume_is_cancelled() -> None:
+    first, second = silent(), silent()
+    net = Net(advertised=first, tcp=second)
+    meeting = asyncio.ensure_future(net.endpoints(TCP).race(handshake, offload, ADVERTISED))
+    await settle()
+    net.delays[-1].set_result(None)
+    await settle()
+    meeting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await meeting
+    assert (first.closed, second.closed) == (1, 1)
+
+
+# --- nothing works ---
 
 
 async def test_nothing_works() -> None:

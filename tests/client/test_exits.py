@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from cryprq_proxy.address import Destination
 from cryprq_proxy.client.exits import ExitEntry, Exits
 from cryprq_proxy.client.packet_ports import ExitPort
 from cryprq_proxy.client.selection import SILENT_SECONDS
@@ -263,6 +264,9 @@ class Interface:
 
     def collisions(self, ipv4: bytes, ipv6: bytes) -> list[IPNetwork]:
         return []
+
+    def lets_out(self, address: Destination) -> bool:
+        return True
 
     def link_changed(self, up: bool) -> None:
         self.told.append(("link", up))

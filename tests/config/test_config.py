@@ -28,6 +28,7 @@ from cryprq_proxy.config.secret_files import read_psk, read_user
 from cryprq_proxy.config.urls import PeerUrl, parse_peer_url, parse_upstream
 from cryprq_proxy.crypto.identity import PeerId
 from cryprq_proxy.errors import ConfigError
+from cryprq_proxy.service.exit import exit_settings
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs"
 ID = "a" * 52
@@ -536,7 +537,7 @@ def test_the_examples_are_read_and_show_the_defaults() -> None:
     assert exit_from((CONFIGS / "exit.toml").read_text("utf-8"), CONFIGS / "exit.toml", {}) == exit_peer()
     placeful = {
         *("identity", "psk_file", "control_socket", "user", "upstream", "allow", "authorized"),
-        *("ca", "exit", "rule", "public", "metrics", "metrics_token_file", "websocket"),
+        *("ca", "exit", "rule", "public", "advertise", "metrics", "metrics_token_file", "websocket"),
     }
     shown = re.sub("^user_file = .*$", "", uncommented("client.toml"), flags=re.MULTILINE)
     # Without a pool the exit takes one that is free.
@@ -750,6 +751,40 @@ def test_proxies_that_name_their_clients() -> None:
             exit_peer(f'proxy_protocol = ["{wrong}"]')
     with pytest.raises(ConfigError, match="proxy_protocol has 257 entries, more than 256"):
         exit_peer(f"proxy_protocol = {['192.0.2.1'] * 257}")
+
+
+def test_where_this_exit_and_no_other_is_reached() -> None:
+    assert exit_peer("").advertise is None
+    for text, read in {
+        "203.0.113.7:4433": Destination("203.0.113.7", 4433),
+        "[2001:DB8::7]:443": Destination("2001:db8::7", 443),
+        "127.0.0.1:1": Destination("127.0.0.1", 1),
+        "10.0.0.7:65535": Destination("10.0.0.7", 65535),
+    }.items():
+        config = exit_peer(f'advertise = "{text}"')
+        assert config.advertise == read
+        assert exit_settings(config).advertise == read
+    for wrong, sentence in {
+        "exit.example:4433": "expected an address and a port like 203.0.113.7:4433, no name, got 'exit.example:4433'",
+        "localhost:1": "no name",
+        "203.0.113.7": "lacks a port",
+        "203.0.113.7:0": "expected a port from 1 to 65535",
+        "203.0.113.7:65536": "not a port",
+        "2001:db8::7:443": "needs brackets",
+        "": "",
+        "off": "lacks a port",
+        "0.0.0.0:4433": "nobody can dial '0.0.0.0:4433'",
+        "[::]:4433": "nobody can dial",
+        "255.255.255.255:1": "nobody can dial",
+        "239.1.2.3:1": "nobody can dial",
+        "[ff02::1]:1": "nobody can dial",
+        "[::ffff:8.8.8.8]:1": "nobody can dial",
+        "[fe80::1]:1": "nobody can dial",
+        "[fe80::1%eth0]:1": "",
+        "127.1:80": "",
+    }.items():
+        with pytest.raises(ConfigError, match=rf"advertise: .*{re.escape(sentence)}"):
+            exit_peer(f'advertise = "{wrong}"')
 
 
 def test_metrics_beyond_loopback_need_a_token(tmp_path: Path) -> None:

@@ -112,6 +112,18 @@ async def test_an_exit_that_retires_asks_all_its_peers_to_leave() -> None:
         assert held(exit, BOB) == (0, 0), "nobody can resume it"
 
 
+async def test_an_exit_advertises_its_address_with_each_carrier() -> None:
+    here = Destination("192.0.2.7", 4433)
+    async with open_exit(settings={"advertise": here}) as exit:
+        first = await Visit(exit, ALICE).admit()
+        assert (await first.read(wire.ADVERTISE))[2] == here
+        again = await Visit(exit, ALICE).admit(first.known)
+        assert again.resumed
+        assert (await again.read(wire.ADVERTISE))[2] == here
+        for visit in (first, again):
+            visit.cut()
+
+
 async def test_a_session_that_is_resumed_while_the_exit_stops_is_asked_to_leave_too() -> None:
     """Its handshake had begun before."""
     async with open_exit() as exit:

@@ -867,6 +867,29 @@ async def test_each_exit_keeps_its_own_addresses(machine: Machine, monkeypatch: 
     await wide.close()
 
 
+async def test_what_an_exit_advertises_gets_out_only_where_it_did_before(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Addresses that the configuration names, and those of the names in it, with the ports there."""
+    wide = Wide(machine, Destination("one.example", 4433), Destination("2001:db8::9", 80))
+    await wide.start()
+
+    async def resolve(name: str) -> tuple[str, ...]:
+        return "192.0.2.1", "192.0.2.2"
+
+    monkeypatch.setattr(wide.tunnel._bootstrap, "resolve", resolve)
+    lets_out = wide.tunnel.lets_out
+    named = Destination("2001:db8::9", 80)
+    assert lets_out(named) and not lets_out(Destination("192.0.2.2", 4433))
+    await wide.tunnel.resolve("one.example")
+    before = machine.filter.settings
+    assert lets_out(named) and lets_out(Destination("192.0.2.2", 4433))
+    for other in [("192.0.2.3", 4433), ("192.0.2.2", 80), ("2001:db8::9", 4433), ("127.0.0.1", 4433)]:
+        assert not lets_out(Destination(*other))
+    assert machine.filter.settings == before, "nothing is opened"
+    await wide.close()
+
+
 # --- rules ---
 
 
