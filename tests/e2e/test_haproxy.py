@@ -3,45 +3,29 @@
 from __future__ import annotations
 
 import os
-import shutil
-import socket
-import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.support.applications import read_exactly, through
-from tests.support.background import PATIENCE, Background
+from tests.support.background import Background
 from tests.support.config_files import Settings
+from tests.support.haproxy import HAPROXY, NOT_INSTALLED, PROXY, connect, in_front_of
 from tests.support.load import Load, Talk
-from tests.support.programs import Exit, World, free_port, until
+from tests.support.programs import Exit, World, until
 from tests.support.proxy_headers import proxy_header
 from tests.support.strangers import first_flight, silence
 from tests.support.targets import TcpTarget
 
-HAPROXY = shutil.which("haproxy") or shutil.which("haproxy", path="/usr/sbin")
-FRAGMENT = Path(__file__).resolve().parents[2] / "configs" / "haproxy.cfg"
-PROXY = "127.0.0.7"
-"""Where HAProxy connects from."""
 OTHER = "127.0.0.9"
-THIRD = "127.0.0.11"
 RESTARTS = 10
 RISE = 2
 """Checks after which a server counts as there again (`rise`)."""
 PROMISED = 10.0
 """Seconds that a request waits for the link, as README says."""
 
-pytestmark = pytest.mark.skipif(
-    HAPROXY is None, reason="haproxy is not installed; on Debian: apt-get install haproxy"
-)
-
-
-def connect(port: int, source: str = "127.0.0.1") -> socket.socket:
-    sock = socket.create_connection(("127.0.0.1", port), PATIENCE, (source, 0))
-    sock.settimeout(PATIENCE)
-    return sock
+pytestmark = pytest.mark.skipif(HAPROXY is None, reason=NOT_INSTALLED)
 
 
 @pytest.fixture
@@ -49,46 +33,10 @@ def exit(world: World) -> Exit:
     return world.exit({"proxy_protocol": [PROXY], "limits": {"handshakes_per_minute": 30}})
 
 
-@contextmanager
-def in_front_of(exit: Exit, tmp_path: Path, other: Exit | None = None) -> Iterator[int]:
-    """The port of an HAProxy."""
-    port, text = free_port(), FRAGMENT.read_text()
-    changes = [
-        ("bind :4433\n", f"bind 127.0.0.1:{port}\n"),
-        ("127.0.0.1:4434 ", f"127.0.0.1:{exit.port} source {PROXY} "),
-    ]
-    if other is not None:
-        changes.append(
-            ("#server other 127.0.0.1:4435 ", f"server other 127.0.0.1:{other.port} source {PROXY} ")
-        )
-    for old, new in changes:
-        assert text.count(old) == 1, old
-        text = text.replace(old, new)
-    file, log = tmp_path / "haproxy.cfg", tmp_path / "haproxy.log"
-    file.write_text(text.replace("inter 10s", "inter 500ms"))
-    with log.open("wb") as output:
-        process = subprocess.Popen([str(HAPROXY), "-db", "-f", str(file)], stdout=output, stderr=output)
-
-    def answers() -> bool:
-        assert process.poll() is None, log.read_text()
-        try:
-            connect(port, THIRD).close()  # which costs it a token
-        except OSError:
-            return False
-        return True
-
-    until(answers, "haproxy is ready")
-    try:
-        yield port
-    finally:
-        process.terminate()
-        process.wait(PATIENCE)
-
-
 @pytest.fixture
 def haproxy(tmp_path: Path, exit: Exit) -> Iterator[int]:
-    with in_front_of(exit, tmp_path) as port:
-        yield port
+    with in_front_of(tmp_path, exit) as haproxy:
+        yield haproxy.port
 
 
 def test_a_link_through_haproxy(world: World, exit: Exit, haproxy: int, echo_target: TcpTarget) -> None:
@@ -105,25 +53,25 @@ def test_the_limits_are_about_the_client(world: World, tmp_path: Path) -> None:
     """Garbage from one address behind the proxy shuts that one out, and nobody else."""
     # Few, so that none comes back before the end.
     exit = world.exit({"proxy_protocol": [PROXY], "limits": {"handshakes_per_minute": 2}})
-    with in_front_of(exit, tmp_path) as haproxy:
+    with in_front_of(tmp_path, exit) as haproxy:
         for _ in range(2):
-            with connect(haproxy, OTHER) as sock:
+            with connect(haproxy.port, OTHER) as sock:
                 sock.sendall(b"\xff" * 100)
                 silence(sock)
         exit.says(rf"a handshake from {OTHER} failed")
-        with connect(haproxy, OTHER) as sock:
+        with connect(haproxy.port, OTHER) as sock:
             sock.sendall(first_flight(exit.peer_id))
             silence(sock)
-        world.client(exit, through=haproxy)
+        world.client(exit, through=haproxy.port)
 
 
 def test_health_checks_count_for_the_proxy(world: World, tmp_path: Path) -> None:
     """HAProxy says LOCAL in them, and goes. They use up its own tokens, which clients do not need."""
     exit = world.exit({"proxy_protocol": [PROXY], "limits": {"handshakes_per_minute": 1}})
-    with in_front_of(exit, tmp_path) as port:
+    with in_front_of(tmp_path, exit) as haproxy:
         until(lambda: exit.status()["refused"].get("too_many", 0), "the proxy has no token left")
         exit.says(rf"a handshake from {PROXY} failed")
-        world.client(exit, through=port)
+        world.client(exit, through=haproxy.port)
 
 
 def checks(exit: Exit) -> int:
@@ -141,8 +89,8 @@ def test_planned_restarts_of_two_exits_refuse_nobody(
     """With one identity, in turn: new connections go to the other one while one is away."""
     settings: Settings = {"proxy_protocol": [PROXY], "shutdown_grace": 60, "lane": {"enabled": False}}
     exits = [world.exit(settings), world.exit(settings)]
-    with in_front_of(exits[0], tmp_path, exits[1]) as port:
-        client = world.client(exits[0], through=port)
+    with in_front_of(tmp_path, *exits) as haproxy:
+        client = world.client(exits[0], through=haproxy.port)
         talk = Talk(through(client.port, echo_target.port))
         with Load(background, client.port, echo_target) as load:
             for number in range(RESTARTS):
