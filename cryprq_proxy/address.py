@@ -150,6 +150,12 @@ def packed(host: str) -> bytes | None:
         return None
 
 
+def is_localhost(name: str) -> bool:
+    """Whether the canonical `name` has no owner and means loopback: localhost, and the names below it (RFC 6761
+    section 6.3)."""
+    return name == "localhost" or name.endswith(".localhost")
+
+
 def parse_host_port(text: str, default_port: int | None = None) -> Destination:
     """Read "host:port" or "[v6]:port" and, with a `default_port`, also "host", "[v6]" and "v6".
 

@@ -15,6 +15,7 @@ from cryprq_proxy.address import (
     decode,
     encode,
     encoded_size,
+    is_localhost,
     parse_host_port,
 )
 
@@ -170,3 +171,8 @@ def test_is_ip_and_text() -> None:
     assert not Destination("node1", 1).is_ip
     assert str(Destination("::1", 53)) == "[::1]:53"
     assert f"{Destination('node1', 53)}" == "node1:53"
+
+
+def test_localhost() -> None:
+    assert is_localhost("localhost") and is_localhost("a.b.localhost")
+    assert not is_localhost("notlocalhost") and not is_localhost("localhost.example")

@@ -15,7 +15,7 @@ from __future__ import annotations
 import socket
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
-from ..address import Destination
+from ..address import Destination, is_localhost
 from ..base.descriptors import EXHAUSTED
 from ..base.own_addresses import local_networks
 from ..rules.engine import EVERYTHING, RuleSet
@@ -41,7 +41,7 @@ class DirectPolicy:
     def _may_mean(self, name: str, port: int, ip: str) -> bool:
         """Whether `name` may stand for `ip`, an address of this machine."""
         ip = _plain(ip).partition("%")[0]
-        if (name == "localhost" or name.endswith(".localhost")) and ip_address(ip).is_loopback:
+        if is_localhost(name) and ip_address(ip).is_loopback:
             return True
         return self.rules.agrees(name, port, ip)
 

@@ -30,6 +30,7 @@ from collections.abc import Iterable
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Final
 
+from ..address import is_localhost
 from ..errors import ConfigError
 from ..rules.ranges import LAST_PORT, AddressSet, IPNetwork, without
 from .egress_rules import EgressRule, RuleList, faces, normalise, parse_rule
@@ -131,7 +132,7 @@ class EgressPolicy:
             return self.check_address(name, port)
         if not 1 <= port <= LAST_PORT or not name or not name.isascii():
             return False
-        if not self._allow_private and (name == "localhost" or name.endswith(".localhost")):
+        if not self._allow_private and is_localhost(name):
             return False
         if self._deny and self._deny.has_name(name, port):
             return False

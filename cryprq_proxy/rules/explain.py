@@ -5,8 +5,8 @@ rules/pac/script.py and system-wide mode have their own texts for the same rules
 
 from __future__ import annotations
 
-from ..address import packed
-from .engine import RuleSet
+from ..address import is_localhost, packed
+from .engine import Decision, RuleSet
 from .ranges import LAST_PORT
 from .syntax import Rule, RuleAction, Verdict
 
@@ -16,9 +16,10 @@ def explain(rules: RuleSet, host: str, port: int) -> str:
     decision = rules.decide(host, port)
     what = _what(decision.action)
     if decision.index < 0:
-        return f"the proxy {what}, by default: no rule applies"
-    reason = _reason(rules, decision.index, host, port)
-    return f"the proxy {what}, by {decision.rule}: {reason}"
+        reason = "by default: no rule applies"
+    else:
+        reason = f"by {decision.rule}: {_reason(rules, decision.index, host, port)}"
+    return f"the proxy {what}, {reason}{_unless(rules, decision, host)}"
 
 
 def _what(action: RuleAction) -> str:
@@ -31,6 +32,18 @@ def _what(action: RuleAction) -> str:
             return "connects directly, past the tunnel"
         case Verdict.BLOCK:
             return "refuses it"
+
+
+def _unless(rules: RuleSet, decision: Decision, host: str) -> str:
+    """What becomes of a direct name that resolves to this machine (RuleSet.agrees)."""
+    if decision.action.verdict is not Verdict.DIRECT or packed(host) is not None:
+        return ""
+    places = ["loopback"] if is_localhost(host) else []
+    if decision.index >= 0 and rules.rules[decision.index].cidrs:
+        places.append("the cidrs of that rule")
+    if places:
+        return f"; if the name resolves to this machine, to {' and '.join(places)} only"
+    return "; if the name resolves to this machine it is refused, unless the rule for it has that address in its cidrs"
 
 
 def _reason(rules: RuleSet, index: int, host: str, port: int) -> str:

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cryprq_proxy.address import Destination
+from cryprq_proxy.client.own_listeners import DirectPolicy
 from cryprq_proxy.commands.explain import explain as explain_command
 from cryprq_proxy.commands.explain import parse_target
 from cryprq_proxy.errors import ConfigError
@@ -21,6 +22,9 @@ from cryprq_proxy.rules.syntax import Rule, RuleAction, Verdict
 from tests.support.rule_cases import cases
 
 TUNNEL, DIRECT, BLOCK = (RuleAction(verdict) for verdict in (Verdict.TUNNEL, Verdict.DIRECT, Verdict.BLOCK))
+
+
+HERE = "; if the name resolves to this machine it is refused, unless the rule for it has that address in its cidrs"
 
 
 # --- targets ---
@@ -95,7 +99,7 @@ def test_the_part_of_the_rule_is_named(tmp_path: Path) -> None:
         DIRECT,
     )
     assert explain(rules, "a.corp.example", 443) == (
-        "the proxy connects directly, past the tunnel, by the office: its domain .corp.example holds the name"
+        f"the proxy connects directly, past the tunnel, by the office: its domain .corp.example holds the name{HERE}"
     )
     assert (
         explain(rules, "a.ads.example", 443)
@@ -114,8 +118,42 @@ def test_the_part_of_the_rule_is_named(tmp_path: Path) -> None:
     assert explain(rules, "192.0.2.1", 22).endswith("by rule 5: its port 22 is this one")
     assert explain(rules, "gmail.example", 150).endswith("by rule 6: its domain *mail* holds the name")
     assert explain(rules, "a.example", 443) == (
-        "the proxy connects directly, past the tunnel, by default: no rule applies"
+        f"the proxy connects directly, past the tunnel, by default: no rule applies{HERE}"
     )
+
+
+@pytest.mark.parametrize(
+    ("host", "only", "allowed"),
+    [
+        ("any.example", "", []),
+        ("here.example", "the cidrs of that rule", ["0.0.0.1"]),
+        ("app.localhost", "loopback", ["127.0.0.1"]),
+        ("mine.localhost", "loopback and the cidrs of that rule", ["127.0.0.1", "0.0.0.1"]),
+    ],
+)
+def test_a_direct_name_that_resolves_to_this_machine(host: str, only: str, allowed: list[str]) -> None:
+    """It says what the client does."""
+    rules = RuleSet(
+        [Rule(action=DIRECT, domains=("here.example", "mine.localhost"), cidrs=(ip_network("0.0.0.0/8"),))],
+        DIRECT,
+    )
+    policy = DirectPolicy()
+    policy.rules = rules
+    assert [ip for ip in ("127.0.0.1", "0.0.0.1") if policy.check_address(ip, 443, host)] == allowed
+    said = explain(rules, host, 443)
+    assert said.endswith(f"; if the name resolves to this machine, to {only} only" if only else HERE)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.1", "192.0.2.1", "tunnel.example"])
+def test_nothing_else_depends_on_what_a_name_resolves_to(host: str) -> None:
+    rules = RuleSet(
+        [
+            Rule(action=TUNNEL, domains=("tunnel.example",), cidrs=(ip_network("127.0.0.0/8"),)),
+            Rule(action=DIRECT, cidrs=(ip_network("0.0.0.0/8"),)),
+        ],
+        DIRECT,
+    )
+    assert "resolves" not in explain(rules, host, 443)
 
 
 def test_the_words_are_about_the_decision(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Final
 
+from ...address import is_localhost
 from ...base.descriptors import EXHAUSTED
 from ...errors import StreamReason
 from .destination_order import by_preference
@@ -123,7 +124,7 @@ def _now() -> float:
 def from_files(name: str, configuration: HostConfiguration) -> tuple[str, ...]:
     """The addresses of the hosts file; of localhost also if it has none (RFC 6761 section 6.3)."""
     known = configuration.hosts.get(name, ())
-    return known or (LOCALHOST if name == "localhost" or name.endswith(".localhost") else ())
+    return known or (LOCALHOST if is_localhost(name) else ())
 
 
 def candidates(name: str, configuration: HostConfiguration) -> Sequence[str]:
