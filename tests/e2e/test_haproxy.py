@@ -19,7 +19,6 @@ from tests.support.strangers import first_flight, silence
 from tests.support.targets import TcpTarget
 
 OTHER = "127.0.0.9"
-RESTARTS = 10
 RISE = 2
 """Checks after which a server counts as there again (`rise`)."""
 PROMISED = 10.0
@@ -79,34 +78,42 @@ def checks(exit: Exit) -> int:
     return sum(f"a handshake from {PROXY} failed" in line for line in exit.lines)
 
 
+@pytest.mark.parametrize(
+    ("flags", "restarts"), [((), 10), (("--overlap",), 4)], ids=["by a person", "by a manager"]
+)
 def test_planned_restarts_of_two_exits_refuse_nobody(
+    flags: tuple[str, ...],
+    restarts: int,
     world: World,
     tmp_path: Path,
     background: Background,
     echo_target: TcpTarget,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """With one identity, in turn: new connections go to the other one while one is away."""
+    """With one identity, in turn: new connections go to the other one while one is away. A manager starts the successor
+    as soon as the main process has ended."""
     settings: Settings = {"proxy_protocol": [PROXY], "shutdown_grace": 60, "lane": {"enabled": False}}
-    exits = [world.exit(settings), world.exit(settings)]
+    exits = [world.exit(settings, flags=flags) for _ in range(2)]
     with in_front_of(tmp_path, *exits) as haproxy:
         client = world.client(exits[0], through=haproxy.port)
         talk = Talk(through(client.port, echo_target.port))
         with Load(background, client.port, echo_target) as load:
-            for number in range(RESTARTS):
+            for number in range(restarts):
                 [linked] = [index for index, exit in enumerate(exits) if exit.sessions]
                 mark, answered, old = client.written, load.answered, exits[linked]
                 old.process.terminate()
                 client.says("link up", since=mark)
                 until(lambda: load.answered > answered + 50, "new connections go on")  # noqa: B023
+                old.says("released: ")
+                if flags:
+                    assert old.process.wait(PROMISED) == 0
+                exits[linked] = world.exit(settings, port=old.port, flags=flags)
                 if not number:
                     talk.goes_on()
                     talk.end()
-                old.says("released: ")
-                exits[linked] = world.exit(settings, port=old.port)
                 until(lambda: checks(exits[linked]) > RISE, "haproxy knows that it is back")  # noqa: B023
         with capsys.disabled():
-            print(f"\n{RESTARTS} planned restarts of two exits behind HAProxy: {load}")
+            print(f"\n{restarts} restarts of one of two exits behind HAProxy, {flags or 'by hand'}: {load}")
         assert not load.wrong
         assert load.slowest < PROMISED
 

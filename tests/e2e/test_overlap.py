@@ -20,7 +20,7 @@ from tests.support.notify_socket import NotifySocket
 from tests.support.programs import Exit, World, free_port, until
 from tests.support.targets import TcpTarget, UdpEcho
 
-RESTARTS: Final = 3
+RESTARTS: Final = 10
 PROMISED: Final = 10.0
 """Seconds that a request waits for the link, as README says."""
 
