@@ -29,6 +29,7 @@ from ..errors import ConfigError, reason_of
 from ..rules.engine import load_rules
 from ..rules.pac.script import PAC_TYPE
 from .checks import CheckVerdict, Context, fail, ok, output_of, skip, warn
+from .direct_names import refused_names
 
 SECONDS: Final = 3.0
 VARIABLES: Final = ("ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY")
@@ -39,7 +40,7 @@ SCHEMA: Final = "org.gnome.system.proxy"
 
 
 async def rules(context: Context) -> CheckVerdict:
-    """Read the lists as at a start."""
+    """Read the lists as at a start, and look for direct names that the proxy refuses."""
     config = context.client_config
     given = config.rules()
     if not given:
@@ -51,6 +52,11 @@ async def rules(context: Context) -> CheckVerdict:
         return warn(
             f"{text}; some lines are left out, the first one is {loaded.listed.problems[0]}",
             "mend or delete these lines; the rest counts",
+        )
+    if refused := await refused_names(loaded):
+        return warn(
+            f"{text}; direct names that resolve to this machine are refused: {', '.join(refused)}",
+            "if they may mean this machine, add these addresses to the cidrs of the rule for the name",
         )
     return ok(text)
 
