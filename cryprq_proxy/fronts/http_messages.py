@@ -28,6 +28,7 @@ Message = h11.Request | h11.Response | h11.InformationalResponse
 type _Fields = dict[bytes, list[bytes]]
 """The values of each name, which is in lower case."""
 
+_PLAIN_SCHEMES: Final = (b"http", b"ws")
 _ABSOLUTE = re.compile(rb"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)([^#]*)(#.*)?")
 
 _HOP_BY_HOP: Final = frozenset(
@@ -83,6 +84,11 @@ def has_body(request: h11.Request) -> bool:
     return b"transfer-encoding" in fields or int(_first(fields, b"content-length") or 0) > 0
 
 
+def ends_with_head(request: h11.Request, response: h11.Response) -> bool:
+    """Whether the response has no body, whatever its fields say (RFC 9112 section 6.3)."""
+    return request.method == b"HEAD" or response.status_code in (204, 304)
+
+
 def is_repeatable(request: h11.Request) -> bool:
     """Whether it may be sent again after a reused connection ended (RFC 9110 section 9.2.2)."""
     return request.method in _REPEATABLE and not has_body(request)
@@ -103,7 +109,8 @@ def check_request(request: h11.Request) -> None:
 
 
 def parse_target(request: h11.Request) -> Target:
-    """The destination of a CONNECT or of an absolute `http://` URI (RFC 9112 section 3.2). Raises RequestRefused."""
+    """The destination of a CONNECT or of an absolute `http://` URI (RFC 9112 section 3.2). Some libraries write `ws://`
+    (RFC 6455 section 3), which means the same. Raises RequestRefused."""
     target = request.target
     if request.method == b"CONNECT":
         destination = _parse_authority(target, None)
@@ -113,8 +120,10 @@ def parse_target(request: h11.Request) -> Target:
         # Also the answer if a web page makes the browser contact this port.
         raise RequestRefused(400, HOW_TO_USE, close=True)
     scheme, authority, path, fragment = match.groups()
-    if scheme.lower() != b"http":
-        raise RequestRefused(501, "Only http:// can be requested like this; use CONNECT for all else.")
+    if scheme.lower() not in _PLAIN_SCHEMES:
+        raise RequestRefused(
+            501, "Only http:// and ws:// can be requested like this; use CONNECT for all else."
+        )
     if fragment is not None:
         raise RequestRefused(400, "The URI has a fragment; leave out the # part.")
     userinfo, _, authority = authority.rpartition(b"@")

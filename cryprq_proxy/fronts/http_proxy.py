@@ -37,6 +37,7 @@ from .http_messages import (
     check_authorization,
     check_request,
     closes,
+    ends_with_head,
     forward_request,
     forward_response,
     has_body,
@@ -355,8 +356,9 @@ class HttpProxy:
             # request instead, which must not be read as that body (RFC 9110 section 10.1.1).
             ignored = http.their_state is h11.SEND_BODY and (self._withholds or closes(response))
             output = http.send(forward_response(response, self._via, close=ignored))
-            # So that the head and the beginning of the body leave as one piece.
-            origin.reader.feed()
+            if not ends_with_head(request, response):
+                # So that the head and the beginning of the body leave as one piece.
+                origin.reader.feed()
             while True:
                 piece, complete = relay_body(origin.http, http, trailers=modern)
                 if output or piece:

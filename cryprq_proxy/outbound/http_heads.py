@@ -44,6 +44,7 @@ _STATUS: Final = re.compile(
     rb"(?s).{0,4}?(?i:http|(icy))(?:/([0-9])\.([0-9]))?[^ \t]*[ \t]*([0-9]*)[ \t]*(.*)"
 )
 _FRAMING: Final = re.compile(rb"(?i)content-length|transfer-encoding")
+_FRAMING_FIELD: Final = re.compile(rb"(?i)(?:content-length|transfer-encoding)[^:]*:")
 _FRAMING_NAMES: Final = (b"content-length", b"transfer-encoding")
 _CONTROLS: Final = re.compile(rb"[\r\x0b\x0c]")
 _TO_SPACES: Final = bytes.maketrans(b"\r\x0b\x0c", b"   ")
@@ -134,7 +135,7 @@ def _unfold(lines: list[bytes]) -> list[tuple[bytes, bytes]]:
     for line in lines:
         if line[:1] in (b" ", b"\t"):
             text = line.strip(b" \t")
-            if _FRAMING.match(text):
+            if _FRAMING_FIELD.match(text):
                 # To another reader this is a line of its own.
                 raise h11.RemoteProtocolError("a field of the framing in a folded line")
             last.append(text)

@@ -1,4 +1,5 @@
-"""Chunks of responses whose lines end with a bare LF, or whose trailers are odd: h11 gets them in the strict form.
+"""Chunks of responses whose lines end with a bare LF or have spaces before an extension, or whose trailers are odd:
+h11 gets them in the strict form.
 
 Chunks that are in that form already are cut as those of a request (http_chunks.py) and are not copied.
 """
@@ -14,8 +15,8 @@ from .http_chunks import CHUNK_WORK, MAX_CHUNK_HEADER, SLICE_CHUNKS, ChunkScanne
 from .http_heads import clean_trailers
 from .http_sections import check_section, end_of_section
 
-_LINE: Final = rb"([0-9A-Fa-f]{1,20})[ \t]{0,32}(?:;[^\r\n]{0,960})?(?:\r\n|(\n))"
-# Groups: a bare LF before the line, the size, a bare LF at its end.
+_LINE: Final = rb"([0-9A-Fa-f]{1,20})(?:([ \t]{1,32}(?=;))|[ \t]{0,32})(?:;[^\r\n]{0,960})?(?:\r\n|(\n))"
+# Groups: a bare LF before the line, the size, the spaces before an extension, a bare LF at its end.
 _FIRST: Final = re.compile(rb"()" + _LINE)
 _NEXT: Final = re.compile(rb"(?:\r\n|(\n))" + _LINE)
 
@@ -49,7 +50,7 @@ class LooseChunkScanner(ChunkScanner):
                 self._check_line(data, at)
                 break
             chunks += 1
-            if match[1] or match[3]:
+            if match[1] or match[3] or match[4]:
                 pieces += data[copied:at], b"\r\n" if self._line is _NEXT else b"", match[2], b"\r\n"
                 copied = match.end()
             size = int(match[2], 16)

@@ -10,9 +10,10 @@ that hears of nothing (base/far_end.py), and in every sixth about all. What ends
     the other machine acknowledges nothing                             -> a look
     nothing moves, in either direction, for the configured idle time   -> a look
 
-How long each of them may wait is its Patience. An application that has only ended its half is there: it waits for an
-answer. What one has sent through a relay before it closed is still passed on, as long as somebody takes it; a request
-whose answer nobody can get any more is given up at once.
+How long each of them may wait is its Patience. An application on this machine that has only ended its half is there: it
+waits for an answer. One on another machine cannot be told from one that has gone, so it waits for a short time only.
+What an application has sent through a relay before it closed is still passed on, as long as somebody takes it; a
+request whose answer nobody can get any more is given up at once.
 """
 
 from __future__ import annotations

@@ -69,6 +69,23 @@ async def test_head_has_a_length_and_no_body() -> None:
         await stage.client.gets(OK)
 
 
+@pytest.mark.parametrize("body", [b"", b"2\r\nok\r\n0\r\n\r\n", b"  2\r\nok\r\n", b"no chunk"])
+async def test_what_follows_the_head_of_an_answer_to_head_is_nobodys(body: bytes) -> None:
+    """Servers send bodies where there are none, and not always in chunks."""
+    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    async with Stage() as stage:
+        stage.says(b"HEAD http://example.org/ HTTP/1.1\r\nHost: example.org\r\n\r\n")
+        origin = await stage.origin()
+        await origin.gets_message_head()
+        origin.feed(head + body)
+        await stage.client.gets(head)
+        stage.says(GET)
+        another = await stage.origin(1 if body else 0)
+        await another.gets(GET_FORWARDED)
+        another.feed(OK)
+        await stage.client.gets(OK)
+
+
 @pytest.mark.parametrize(
     "response",
     [
@@ -532,6 +549,18 @@ async def test_an_upgrade_that_is_declined_is_an_ordinary_request() -> None:
         )
 
 
+async def test_a_websocket_by_its_own_scheme() -> None:
+    """Some libraries send ws://, as if it were http://, to a proxy."""
+    async with Stage() as stage:
+        stage.says(b"GET ws://example.org/chat HTTP/1.1\r\nHost: example.org\r\n" + UPGRADE)
+        origin = await stage.origin()
+        assert stage.opened[0][0] == EXAMPLE
+        assert (await origin.gets_message_head()).startswith(b"GET /chat HTTP/1.1\r\nHost: example.org\r\n")
+        origin.feed(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n")
+        await stage.ends()
+        assert stage.tunnel is not None
+
+
 async def test_an_upgrade_with_a_body_switches_behind_the_body() -> None:
     async with Stage() as stage:
         stage.says((POST_HEAD % 4)[:-2] + UPGRADE)
@@ -777,6 +806,7 @@ async def test_an_upload_cut_short_in_mid_response_aborts_both() -> None:
         (b"GET / HTTP/1.1\r\nHost: 127.0.0.1:1080\r\n\r\n", 400),
         (b"OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n", 400),
         (b"GET https://example.org/ HTTP/1.1\r\nHost: a\r\n\r\n", 501),
+        (b"GET wss://example.org/ HTTP/1.1\r\nHost: a\r\n\r\n", 501),
         (b"GET ftp://example.org/ HTTP/1.1\r\nHost: a\r\n\r\n", 501),
         (b"CONNECT u:p@example.org:443 HTTP/1.1\r\nHost: a\r\n\r\n", 400),
         (b"GET http:///path HTTP/1.1\r\nHost: a\r\n\r\n", 400),

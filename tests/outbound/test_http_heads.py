@@ -69,6 +69,7 @@ async def test_what_no_browser_shows_is_refused_in_any_cut(name: str, piece: int
         (b"Transfer-Encoding chunked\r\nContent-Length: 2\r\n", b"ab"),
         (b"X: y\nContent-Length: 2\r\n", b"ab"),
         (b"Transfer-Encoding: chunked\r\n", b"2\nab\r\n0\r\n\r\n"),
+        (b"Transfer-Encoding: chunked\r\n", b"2 ; a=b\r\nab\r\n0\t;c\r\n\r\n"),
         (b"Transfer-Encoding: chunked\r\n", b"2\r\nab\n0\r\n\r\n"),
     ],
 )
@@ -111,6 +112,7 @@ async def test_a_connection_with_one_clear_end_is_used_again(fields: bytes) -> N
         b"no colon\rContent-Length: 2\r\n",
         b"X: y\r\n Transfer-Encoding: chunked\r\n",
         b" Content-Length: 2\r\n",
+        b"X: y\r\n\tcontent-length : 2\r\n",
         b"X: \0\r\n",
         b"X\0Y: 1\r\n",
     ],

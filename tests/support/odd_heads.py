@@ -44,6 +44,8 @@ LISTED: Final = {
     "LF chunks": CHUNKED + chunks(b"\n", b"\n", b"\n"),
     "LF chunk lines": CHUNKED + chunks(b"\n"),
     "LF behind chunks": CHUNKED + chunks(after=b"\n"),
+    "folded with the name of a length": head(b"Access-Control-Expose-Headers: X-Other,", b"\tContent-Length")
+    + BODY,
     "folded": head(b"X-Long: 1", b" 2", b"\t3") + BODY,
     "100 KB": head(b"X-Long: " + b"x" * 100_000) + BODY,
     "250 KB in fields": head(*[b"X-%d: " % number + b"x" * 1_000 for number in range(250)]) + BODY,
