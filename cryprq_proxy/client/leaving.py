@@ -24,7 +24,7 @@ from ..session.streams import Stream
 
 _log = logging.getLogger(__name__)
 
-MOST_LEAVING: Final = 4
+MOST_LEAVING: Final = 8
 """Sessions that run out at the same time; one more ends the oldest."""
 LEAVING_SECONDS: Final = 600.0
 """An exit ends what has not run out after its own grace; this is for one that does not."""

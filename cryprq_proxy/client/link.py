@@ -310,8 +310,12 @@ class ClientLink:
             _log.warning("link down: %s", reason or "closed")
         # A fault may come again with the next byte, so what was moved before it is no reason for haste.
         moved = session is not None and session.moved != before and not isinstance(reason, CarrierFault)
-        if clock() - since >= STABLE_SECONDS or moved:
-            return LinkEnd.LEFT if left else LinkEnd.OF_USE
+        stable = clock() - since >= STABLE_SECONDS
+        if left and stable:
+            return LinkEnd.LEFT
+        # An exit that asks its clients to leave as soon as they have come is met with the backoff, whatever it moved.
+        if not left and (stable or moved):
+            return LinkEnd.OF_USE
         self._endpoints.shun(self._reached.endpoint)
         return LinkEnd.OF_NO_USE
 

@@ -21,6 +21,7 @@ from cryprq_proxy.base.tasks import spawn
 from cryprq_proxy.carriers.dial.endpoint import CarrierKind, Endpoint
 from cryprq_proxy.carriers.lane.batch import UdpOffload
 from cryprq_proxy.client.client import Client
+from cryprq_proxy.client.leaving import MOST_LEAVING
 from cryprq_proxy.crypto.identity import Identity
 from cryprq_proxy.crypto.primitives import select_provider
 from cryprq_proxy.exit.egress_policy import EgressPolicy
@@ -98,7 +99,8 @@ async def place(
         websocket=WebSocketSettings(HERE, PATH, **websocket),
         lane=lane,
         limits=limits or session_limits(),
-        bounds={"handshakes_per_minute": per_minute},
+        # Room for all sessions that run out: here they are of one exit, else each of another process.
+        bounds={"handshakes_per_minute": per_minute, "sessions_per_peer": 2 * MOST_LEAVING},
     )
     exit = Exit(
         EXIT_IDENTITY,
