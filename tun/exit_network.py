@@ -6,6 +6,12 @@
 What a client may send is decided here, packet by packet: by the same policy as its connections, and inside the tunnel a
 ping of the exit and nothing else, or other clients where they are not isolated. The kernel's part is
 tun/firewall/exit_table.py: it translates addresses, and is a second line for the rest.
+
+    start -> release: the device goes; table, routes and settings stand, as after a kill -> a successor takes them over
+                                                                                         -> close: they are undone
+
+What stands until there is a successor keeps the connections of clients: without it, the kernel would take their packets
+for its own and answer with a reset.
 """
 
 from __future__ import annotations
@@ -13,7 +19,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter, OrderedDict
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack, closing
 from ipaddress import ip_address
 from socket import AF_INET, AF_INET6, inet_ntop
 from typing import Final
@@ -25,7 +31,7 @@ from cryprq_proxy.carriers.lane.packet_link import NO_ADDRESSES, PacketLink
 from cryprq_proxy.carriers.lane.train import PacketTrain
 from cryprq_proxy.crypto.identity import PeerId
 from cryprq_proxy.crypto.payloads import Feature
-from cryprq_proxy.errors import CryprqError, reason_of
+from cryprq_proxy.errors import ConfigError, CryprqError, reason_of
 from cryprq_proxy.exit.egress_policy import EgressPolicy
 from cryprq_proxy.exit.limits import TokenBucket
 from cryprq_proxy.lane.slices import HEADROOM, Run, Shape
@@ -55,6 +61,9 @@ ANSWERS: Final = 200.0
 """ICMP errors a second for packets that the policy refuses."""
 NO_PORT: Final = 1
 """The port by which packets without ports are judged."""
+SUCCESSOR_SECONDS: Final = 10.0
+"""For which a successor is waited for where clients have packets."""
+_LOOK_SECONDS: Final = 0.1
 _ECHO: Final = {4: ICMP, 6: ICMP6}
 _ECHO_TYPES: Final = {4: (8, 0), 6: (128, 129)}
 """IP version -> the types of echo and echo reply (RFC 792, RFC 4443)."""
@@ -65,8 +74,8 @@ _WITHHELD: Final = "no packet filter"
 
 
 class ExitNetwork:
-    """The PacketNetwork of an exit (exit/providers.py), made by `start`; `close` in any case. Packets that come after
-    that are dropped."""
+    """The PacketNetwork of an exit (exit/providers.py), made by `start`; `release`, and `close` in any case. Packets
+    that come after that are dropped."""
 
     features = Feature.PACKETS
 
@@ -78,8 +87,11 @@ class ExitNetwork:
         kernel: ExitKernel,
         stack: AsyncExitStack,
     ) -> None:
-        """Read `tun`, which `kernel` has configured. `stack` undoes what stands already."""
+        """Read `tun`, which `kernel` has configured. `stack` gives it up, with all else that only one exit can have."""
         self._settings = settings
+        self._released = False
+        self._used = False
+        """Whether a client has had addresses."""
         self._policy = policy
         self._tun = tun
         self._write = tun.write
@@ -125,12 +137,14 @@ class ExitNetwork:
                     settings.pool4,
                     SHARED4,
                 )
-            stack.callback(undo, journal, UNDO)
+            failed = stack.enter_context(ExitStack())
+            failed.callback(undo, journal, UNDO)
             tun = Tun.open(settings.device, mtu=MTU, offload=settings.offload)
             stack.callback(tun.close)
             kernel = await ExitKernel.up(settings, tun, journal.record, recorded=recorded)
             for warning in exit_table.warnings(settings.device):
                 _log.warning("%s", warning)
+            failed.pop_all()
             network = cls(settings, policy, tun, kernel, stack.pop_all())
         _log.info(
             "packets: %s, clients in %s%s",
@@ -140,8 +154,10 @@ class ExitNetwork:
         )
         return network
 
-    async def close(self) -> None:
-        """Undo everything. Raises CryprqError for what could not be undone."""
+    async def release(self) -> None:
+        if self._released:
+            return
+        self._released = True
         self._following.cancel()
         await asyncio.wait([self._following])
         await self._reconciler.stop()
@@ -149,6 +165,28 @@ class ExitNetwork:
         # Sessions may live on: another exit may take the device's place for the new ones.
         self._withhold(True)
         await self._stack.aclose()
+
+    async def succeeded(self) -> None:
+        loop = asyncio.get_running_loop()
+        give_up = loop.time() + SUCCESSOR_SECONDS
+        # What another process does is no event here.
+        while self._used and loop.time() < give_up and leftovers.holder("exit") is None:  # noqa: ASYNC110
+            await asyncio.sleep(_LOOK_SECONDS)
+
+    async def close(self) -> None:
+        await self.release()
+        if leftovers.holder("exit") is not None:
+            return
+        try:
+            with (
+                leftovers.claimed("exit"),
+                closing(Journal(self._settings.state / EXIT_JOURNAL)) as journal,
+            ):
+                undo(journal, UNDO)
+        except ConfigError:
+            # A successor may have come just now.
+            if leftovers.holder("exit") is None:
+                raise
 
     async def lost(self) -> None:
         """Return never: raise CryprqError when another program has removed the device."""
@@ -163,6 +201,7 @@ class ExitNetwork:
     def join(self, peer: PeerId, link: PacketLink) -> None:
         self._assign(peer, link)
         self._peers[link] = peer
+        self._used = True
 
     def _assign(self, peer: PeerId, link: PacketLink) -> None:
         self._release(link)

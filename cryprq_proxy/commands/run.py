@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Coroutine
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..base.log import setup
 from .common import act_for, config_option, identity_option, log_options, merged
+
+if TYPE_CHECKING:
+    from ..process.lifecycle import Stop
+    from ..process.overlap import Parent
 
 
 @click.command("exit", short_help="Run the exit peer.")
@@ -58,8 +63,8 @@ def exit_(
     from ..config.exit import ExitConfig, authorized_file, load_exit
     from ..config.foreign import only_harmless
     from ..process.file_watch import FileWatch
-    from ..process.lifecycle import Stop, run
-    from ..service.exit import StartNetwork, no_network, run_exit
+    from ..process.lifecycle import run
+    from ..service.exit import StartNetwork, no_network, nobody_waits, run_exit
 
     act_for(config)
     flags |= merged(context, verbose, log_format)
@@ -82,15 +87,16 @@ def exit_(
         network = start_network
 
     def role(stop: Stop) -> Coroutine[Any, Any, None]:
-        def released() -> None:
-            if parent is not None:
-                # The manager listens to the successor from now on.
-                stop.notifier.close()
-                parent.release(loaded.shutdown_grace)
-
+        released = nobody_waits if parent is None else partial(_let_go, stop, parent, loaded.shutdown_grace)
         return run_exit(loaded, load, stop, network, listed, watch, released=released)
 
     run(role)
+
+
+def _let_go(stop: Stop, parent: Parent, seconds: float) -> None:
+    """Let the successor begin; the manager listens to it from now on."""
+    stop.notifier.close()
+    parent.release(seconds)
 
 
 @click.command()

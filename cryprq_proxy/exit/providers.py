@@ -27,8 +27,16 @@ class PacketNetwork(Protocol):
         """Return or raise when the interface is gone."""
         await asyncio.get_running_loop().create_future()
 
+    async def release(self) -> None:
+        """Remove the interface, so that another exit can have it. What stands beside it is left to that one."""
+        return
+
+    async def succeeded(self) -> None:
+        """After `release`: return when another exit has taken over what is left, or when it is pointless to wait."""
+        return
+
     async def close(self) -> None:
-        """Remove the interface. Raises CryprqError for what could not be undone."""
+        """`release`, and undo what nobody has taken over. Raises CryprqError for what could not be undone."""
         return
 
     def policy_changed(self) -> None:

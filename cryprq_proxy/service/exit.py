@@ -91,7 +91,7 @@ async def no_network(config: ExitConfig, policy: EgressPolicy) -> PacketNetwork:
 
 
 def nobody_waits() -> None:
-    """The `released` of an exit that nobody replaces."""
+    """The `released` of an exit for which no successor is started while it ends."""
 
 
 async def run_exit(
@@ -118,9 +118,10 @@ async def run_exit(
     async with AsyncExitStack() as stack:
         recent = stack.enter_context(RecentErrors())
         check_free(config.control_socket)
-        alone = await stack.enter_async_context(AsyncExitStack())
         network = await start_network(config, policy)
-        alone.push_async_callback(network.close)
+        stack.push_async_callback(network.close)
+        alone = await stack.enter_async_context(AsyncExitStack())
+        alone.push_async_callback(network.release)
         resolver = SystemResolver()
         stack.callback(resolver.close)
         invites = NO_INVITES if authorized is None else Redeemer(authorized)
@@ -158,10 +159,17 @@ async def run_exit(
         _log.info("stopping: open streams have %g s to end; a second signal ends them now", grace)
         failure = await _release(alone)
         released()
-        if not await stop.hurry(exit.stop(grace)):
+        if not await stop.hurry(_run_out(exit, grace, network, replaced=released is not nobody_waits)):
             _log.info("stopping at once")
         if failure is not None:
             raise failure
+
+
+async def _run_out(exit: Exit, grace: float, network: PacketNetwork, *, replaced: bool) -> None:
+    """Let the streams end. Where a successor is started at once, it also has its time to take the network over."""
+    await exit.stop(grace)
+    if replaced:
+        await network.succeeded()
 
 
 async def _release(alone: AsyncExitStack) -> CryprqError | None:

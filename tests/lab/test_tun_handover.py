@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 import signal
+import socket
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -16,7 +18,7 @@ from tests.support.applications import UdpApplication, read_exactly, request
 from tests.support.lab.flows import lane_is
 from tests.support.lab.hosts import EXIT4, EXIT6, SERVER4, SERVER6
 from tests.support.lab.links import PORT
-from tests.support.lab.net import until
+from tests.support.lab.net import LONG, until
 from tests.support.lab.server import ECHO_PORT
 from tests.support.lab.stage import Stage
 from tun.settings import EXIT_JOURNAL
@@ -26,6 +28,20 @@ DEVICE: Final = "cryprq-exit0"
 TABLE: Final = "cryprq_exit"
 PATIENCE: Final = 10.0
 """Seconds that the hand-over may take on a machine that is busy with other things."""
+
+
+@contextmanager
+def through_the_tunnel(stage: Stage) -> Iterator[tuple[socket.socket, socket.socket]]:
+    """A TCP connection by packets and not by the proxy: the client's end and the server's."""
+    with stage.hosts.server.entered():
+        listener = socket.create_server((SERVER4, 0))
+    with closing(listener), closing(stage.socket(SERVER4)) as inner:
+        inner.connect(listener.getsockname()[:2])
+        far, (source, _) = listener.accept()
+        far.settimeout(LONG)
+        assert source == EXIT4
+        with closing(far):
+            yield inner, far
 
 
 @pytest.mark.parametrize("flags", [(), ("--overlap",)], ids=["one process", "parent and child"])
@@ -49,7 +65,11 @@ def test_a_successor_starts_beside_an_exit_whose_stream_goes_on(
             return [name for name, there in found.items() if there]
 
         assert len(held()) == 4
-        with stage.tunnel() as client, closing(stage.socket(SERVER4)) as sock:
+        with (
+            stage.tunnel() as client,
+            closing(stage.socket(SERVER4)) as sock,
+            through_the_tunnel(stage) as (inner, far),
+        ):
             sock.connect(PROXY)
             assert request(sock, 1, SERVER4, ECHO_PORT)[0] == 0
 
@@ -64,7 +84,10 @@ def test_a_successor_starts_beside_an_exit_whose_stream_goes_on(
             if flags:
                 assert old.process.wait(PATIENCE) == 0, "a service manager sees it end"
             released = time.monotonic() - begun
-            assert held() == []
+            assert held() == ["table", "journal"], (
+                "until there is a successor, answers for clients are still dropped"
+            )
+            far.sendall(b"while there is no exit")
             assert goes_on()
             begun = time.monotonic()
             stage.exit = stage._start_exit()
@@ -74,6 +97,9 @@ def test_a_successor_starts_beside_an_exit_whose_stream_goes_on(
             assert stage.fetch(SERVER6) == EXIT6
             assert len(held()) == 4
             assert (old.process.poll() is None or flags) and goes_on()
+            assert read_exactly(inner, 22) == b"while there is no exit"
+            inner.sendall(b"and on")
+            assert read_exactly(far, 6) == b"and on"
             with closing(stage.socket(SERVER4)) as new:
                 new.connect(PROXY)
                 assert request(new, 1, SERVER4, ECHO_PORT)[0] == 0
@@ -81,6 +107,8 @@ def test_a_successor_starts_beside_an_exit_whose_stream_goes_on(
             assert old.wait() == 0
             assert len(held()) == 4, "its end takes nothing from the successor"
             assert stage.fetch(SERVER4) == EXIT4
+            assert stage.exit.stop() == 0
+            assert held() == []
         with capsys.disabled():
             print(
                 f"\nhand-over of the exit's network: released in {released:.2f} s; "

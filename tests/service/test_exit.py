@@ -46,6 +46,7 @@ from cryprq_proxy.service.exit import (
     LoadedExit,
     RunningExit,
     no_network,
+    nobody_waits,
     peers_told,
     run_exit,
 )
@@ -58,7 +59,7 @@ from tests.support.visits import ALICE, BOB, Visit, open_exit
 
 
 class FakeNetwork(NoPacketNetwork):
-    """Records what the exit is like when the network is closed."""
+    """Records what the exit is like when the network is released."""
 
     def __init__(self, config: ExitConfig, policy: EgressPolicy) -> None:
         self.config = config
@@ -66,7 +67,8 @@ class FakeNetwork(NoPacketNetwork):
         self.judged_anew = asyncio.Event()
         self.gone = asyncio.Event()
         self.socket_at_start = os.path.lexists(config.control_socket)
-        self.socket_at_close: bool | None = None
+        self.socket_at_release: bool | None = None
+        self.ends: list[str] = []
 
     def policy_changed(self) -> None:
         self.judged_anew.set()
@@ -74,8 +76,15 @@ class FakeNetwork(NoPacketNetwork):
     async def lost(self) -> None:
         await self.gone.wait()
 
+    async def release(self) -> None:
+        self.ends.append("released")
+        self.socket_at_release = os.path.lexists(self.config.control_socket)
+
+    async def succeeded(self) -> None:
+        self.ends.append("succeeded")
+
     async def close(self) -> None:
-        self.socket_at_close = os.path.lexists(self.config.control_socket)
+        self.ends.append("closed")
 
 
 class Starts:
@@ -145,9 +154,9 @@ async def test_the_network_starts_first_and_ends_last(files: RoleFiles) -> None:
     async with running(role(files, starts=starts)):
         (network,) = starts.made
         assert not network.socket_at_start
-        assert network.socket_at_close is None
+        assert network.socket_at_release is None
         port = await port_of(files)
-    assert network.socket_at_close is False, "the control socket was gone before"
+    assert network.socket_at_release is False, "the control socket was gone before"
     with pytest.raises(ConnectionRefusedError):
         await asyncio.open_connection("127.0.0.1", port)
 
@@ -161,7 +170,7 @@ async def test_a_port_in_use_leaves_nothing_behind(files: RoleFiles, which: str)
         flag = "--listen" if which == "listen" else "metrics in the configuration"
         with pytest.raises(CryprqError, match=f"^{where} is in use by another program; .* with {flag}$"):
             await RunningRole(role(files, f'{which} = "{where}"', starts=starts)).started()
-    assert [network.socket_at_close for network in starts.made] == [False]
+    assert [network.socket_at_release for network in starts.made] == [False]
     assert not os.path.lexists(files.directory / "exit.sock")
     await until(lambda: asyncio.all_tasks() == tasks)
     async with running(role(files)):
@@ -189,7 +198,7 @@ async def test_a_lost_device_ends_the_exit(files: RoleFiles) -> None:
     starts.made[0].gone.set()
     with pytest.raises(CryprqError, match="the task 'own addresses' ended unexpectedly"):
         await exit.task
-    assert starts.made[0].socket_at_close is False
+    assert starts.made[0].socket_at_release is False
 
 
 class ToldChanges(NoChanges):
@@ -623,7 +632,7 @@ async def test_what_one_exit_has_alone_is_released_while_streams_go_on(
 
     async with stopping(files, caplog, start) as (exit, proxy, target, reader, writer):
         await released.wait()
-        assert starts.made[0].socket_at_close is False, "the control socket was gone before the network"
+        assert starts.made[0].socket_at_release is False, "the control socket was gone before the network"
         async with running(start):
             reply, new_reader, new_writer = await socks(proxy, target)
             assert reply == 0
@@ -645,7 +654,7 @@ async def test_what_cannot_be_undone_ends_no_stream(
     async def fail(network: FakeNetwork) -> None:
         raise CryprqError("the table stays")
 
-    monkeypatch.setattr(FakeNetwork, "close", fail)
+    monkeypatch.setattr(FakeNetwork, "release", fail)
     async with stopping(files, caplog, role(files, PRIVATE, starts=Starts())) as (
         exit,
         _,
@@ -659,6 +668,26 @@ async def test_what_cannot_be_undone_ends_no_stream(
         writer.close()
         with pytest.raises(CryprqError, match="the table stays"):
             await exit.task
+
+
+@pytest.mark.parametrize("replaced", [True, False])
+async def test_the_network_is_given_up_first_and_undone_last(
+    files: RoleFiles, caplog: pytest.LogCaptureFixture, replaced: bool
+) -> None:
+    """Only an exit whose successor is started at once waits for it."""
+    starts, config, told = Starts(), files.exit(PRIVATE), asyncio.Event()
+
+    def begin(stop: Stop) -> Coroutine[Any, Any, None]:
+        released = told.set if replaced else nobody_waits
+        return run_exit(config, lambda: config, stop, starts, released=released)
+
+    async with stopping(files, caplog, begin) as (exit, *_, writer):
+        await until(lambda: "released: another exit can start here" in caplog.text)
+        assert starts.made[0].ends == ["released"]
+        writer.close()
+        await exit.task
+    ends = starts.made[0].ends
+    assert ends[-1] == "closed" and ("succeeded" in ends) == replaced
 
 
 async def test_a_second_signal_ends_open_streams(files: RoleFiles, caplog: pytest.LogCaptureFixture) -> None:

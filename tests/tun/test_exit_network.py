@@ -552,7 +552,7 @@ async def test_whatever_comes_is_written_counted_or_answered(
         seen = parse(data, 0, len(data))
         assert not isinstance(seen, Drop)
         assert seen.source in (exit.alice4, exit.alice6)
-    await network.close()
+    await network.release()
 
 
 class FakeReconciler:
@@ -694,6 +694,60 @@ async def test_all_is_set_up_and_undone_in_reverse(stage: Stage) -> None:
     await network.close()
     assert stage.tun.steps[len(made) :] == ["deletions end", "close", "undo routes", f"undo {nft.EXIT}"]
     assert list(stage.state.glob(EXIT_JOURNAL)) == []
+
+
+async def test_a_release_leaves_what_keeps_connections_until_the_end(stage: Stage) -> None:
+    """The case that was: the kernel answered for the connections of clients, with resets, while there was no exit."""
+    network = await stage.start()
+    made = list(stage.tun.steps)
+    await network.release()
+    assert stage.tun.steps[len(made) :] == ["deletions end", "close"]
+    with Journal(stage.state / EXIT_JOURNAL) as journal:
+        assert {entry["kind"] for entry in journal.entries()} >= {nft.KIND, pool_routes.KIND}
+    await network.close()
+    assert stage.tun.steps[len(made) + 2 :] == ["undo routes", f"undo {nft.EXIT}"]
+
+
+@pytest.mark.parametrize("lives", [[7], [None, 7]], ids=["before", "just now"])
+async def test_what_a_successor_has_taken_over_is_left_to_it(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, lives: list[int | None]
+) -> None:
+    network = await stage.start()
+    await network.release()
+    steps = list(stage.tun.steps)
+    monkeypatch.setattr(leftovers, "holder", lambda role: lives.pop(0))
+    with Journal(stage.state / EXIT_JOURNAL):
+        await network.close()
+    assert stage.tun.steps == steps and not lives
+
+
+async def test_a_journal_that_nobody_living_has_is_an_error(stage: Stage) -> None:
+    network = await stage.start()
+    await network.release()
+    with Journal(stage.state / EXIT_JOURNAL), pytest.raises(ConfigError):
+        await network.close()
+
+
+async def test_a_successor_is_waited_for_where_clients_have_packets(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[int | None] = [None, None, 7]
+    monkeypatch.setattr(exit_network, "_LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(leftovers, "holder", lambda role: looks.pop(0))
+    network = await stage.start()
+    await network.release()
+    await network.succeeded()
+    assert len(looks) == 3, "nobody was there"
+    network = await stage.start()
+    exit = Exit(network, stage.tun)
+    network.leave(exit.alice)  # type: ignore[arg-type]
+    await network.release()
+    await network.succeeded()
+    assert not looks
+    monkeypatch.setattr(leftovers, "holder", lambda role: None)
+    monkeypatch.setattr(exit_network, "SUCCESSOR_SECONDS", 0.01)
+    await network.succeeded()
+    await network.close()
 
 
 @pytest.mark.parametrize("where", ["nat", "device"])
