@@ -31,7 +31,8 @@ from cryprq_proxy.errors import ConfigError, CryprqError
 from cryprq_proxy.exit.egress_policy import EgressPolicy
 from cryprq_proxy.exit.exit import Exit
 from cryprq_proxy.exit.providers import NO_PACKETS, NoPacketNetwork, PacketNetwork
-from cryprq_proxy.outbound import relays
+from cryprq_proxy.fronts import listener
+from cryprq_proxy.outbound.relays import Patience
 from cryprq_proxy.process import file_watch, lifecycle
 from cryprq_proxy.process.control import ControlServer
 from cryprq_proxy.process.file_watch import FileWatch
@@ -484,8 +485,7 @@ async def unread_target() -> AsyncIterator[tuple[int, list[asyncio.StreamWriter]
 async def test_a_dead_application_is_seen_while_its_target_does_not_read(
     files: RoleFiles, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, reset: bool
 ) -> None:
-    monkeypatch.setattr(relays, "LOOK_SECONDS", 0.01)
-    monkeypatch.setattr(relays, "GONE_SECONDS", 0.05)
+    monkeypatch.setattr(listener, "APPLICATIONS", Patience(look=0.01, over=0.01, gone=0.05))
     async with (
         running(role(files, "allow_private = true")),
         linked(files, caplog) as proxy,
