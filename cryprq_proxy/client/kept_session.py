@@ -80,6 +80,7 @@ class KeptSession:
         self.session: Session | None = None
         self.packet_link: PacketLink | None = None
         self.totals = Totals()
+        self._packets_without_session = 0
         self._last_stream = 0
         """The number of the newest stream of the session before."""
 
@@ -176,6 +177,14 @@ class KeptSession:
         """See PacketLink.send, with `more`; without a session the packet is dropped."""
         if self.packet_link is not None:
             self.packet_link.send(buffer, start, end, shape, True)
+        else:
+            self._packets_without_session += 1
+
+    @property
+    def packets_wanted(self) -> int:
+        """A number that changes with each packet that is to be sent while there is no lane."""
+        sent = 0 if self.packet_link is None else self.packet_link.sent_on_carrier
+        return self._packets_without_session + sent
 
     def carrier_lost(self) -> None:
         """Keep the session for RESUME_SECONDS, if it has not ended. A second call does nothing."""

@@ -53,7 +53,7 @@ STUCK_SECONDS: Final = 180.0
 """Without a link there is an attempt within a minute and a half, also of an exit that was given up for a minute."""
 
 SOON_SECONDS: Final = 1.0
-"""Between two attempts while a request waits for the link."""
+"""Between two attempts while a request waits for the link, or packets do."""
 
 type Pause = Callable[[float], Awaitable[None]]
 
@@ -157,10 +157,15 @@ class ClientLink:
                     await self._rest_for(backoff.next())
 
     async def _rest_for(self, seconds: float) -> None:
-        """Wait before the next attempt, unless `hasten` ends it."""
+        """Wait before the next attempt, unless `hasten` ends it, or packets are to be sent for which SOON_SECONDS are
+        enough."""
 
         async def rest() -> None:
-            await self._pause(seconds)
+            wanted, left = self.kept.packets_wanted, seconds
+            while left > 0 and self.kept.packets_wanted == wanted:
+                step = min(left, SOON_SECONDS) if self._packets else left
+                await self._pause(step)
+                left -= step
 
         self._rested = clock()
         self._rest = spawn(rest(), "backoff")

@@ -32,7 +32,7 @@ from cryprq_proxy.errors import (
     StreamReason,
     StreamRefused,
 )
-from cryprq_proxy.lane.slices import Run
+from cryprq_proxy.lane.slices import Run, Shape
 from cryprq_proxy.rules.ranges import IPNetwork
 from cryprq_proxy.session.wire import StreamProtocol
 from cryprq_proxy.status import CarrierStatus
@@ -84,6 +84,15 @@ class Interface:
         self.told.append(up)
 
     def lane_changed(self) -> None: ...
+
+
+class WithoutLane:
+    """The packet link of a session without a carrier."""
+
+    sent_on_carrier = 0
+
+    def send(self, *_: object) -> None:
+        self.sent_on_carrier += 1
 
 
 type MakeClient = Callable[..., Client]
@@ -158,6 +167,31 @@ async def test_the_backoff_grows_to_its_bound(client: MakeClient, pauses: Pauses
     assert all(seconds >= bound for seconds, bound in zip(pauses.seconds, least, strict=False))
     assert all(seconds <= BACKOFF_LAST * (1 + JITTER) for seconds in pauses.seconds)
     assert pauses.seconds[-1] >= BACKOFF_LAST * (1 - JITTER)
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["no session", "a session"])
+async def test_packets_that_are_to_be_sent_bring_the_next_attempt_within_a_second(
+    client: MakeClient, pauses: Pauses, monkeypatch: pytest.MonkeyPatch, kept: bool
+) -> None:
+    """The case that was: only requests for streams did, and packets waited for the whole backoff."""
+    monkeypatch.setattr("cryprq_proxy.client.backoff.BACKOFF_FIRST", 10 * SOON_SECONDS)
+    running = client(closed_port(), network=Interface())
+    if kept:
+        running._kept.packet_link = WithoutLane()  # type: ignore[assignment]
+    spawn(running.run(), "link")
+
+    async def goes_on(count: int) -> int:
+        """The attempts so far, when there were so many pauses and all but the last one are over."""
+        await until(lambda: len(pauses.seconds) == count)
+        return running._link._attempts
+
+    assert await goes_on(1) == 1
+    pauses.dials.release()
+    assert await goes_on(2) == 1, "nobody wants anything"
+    running.send_packet(memoryview(bytearray(100)), 50, 90, Shape(0, 0, 0))
+    pauses.dials.release()
+    assert await goes_on(3) == 2
+    assert max(pauses.seconds) == SOON_SECONDS
 
 
 async def test_a_reason_is_logged_once(
