@@ -20,10 +20,9 @@ from cryprq_proxy.client.client import Client
 from cryprq_proxy.client.endpoints import ReachedExit
 from cryprq_proxy.client.packet_ports import ExitPort, NoNetwork
 from cryprq_proxy.client.settings import EndpointMemory
-from cryprq_proxy.session.wire import GOAWAY, StreamProtocol, encode_advertise, encode_bare
-from tests.support.links import App
+from cryprq_proxy.session.wire import GOAWAY, encode_advertise, encode_bare
 from tests.support.settle import until
-from tests.support.web_links import Place, Relay, place
+from tests.support.web_links import Place, Relay, echoes, opened, place
 
 PLAIN = UdpOffload(gso=False, gro=False)
 PORT = 4433
@@ -133,21 +132,6 @@ async def two() -> AsyncIterator[TwoExits]:
         await two.front.stop()
 
 
-async def open_one(client: Client, target: Destination) -> App:
-    app = App()
-    stream = client._kept.session
-    assert stream is not None
-    app.stream = stream.open(StreamProtocol.TCP, target, app)
-    await until(lambda: ("opened",) in app.events)
-    return app
-
-
-async def echoes(app: App, data: bytes) -> None:
-    before = len(app.received)
-    app.say(data)
-    await until(lambda: app.received[before:] == data)
-
-
 def address(client: Client) -> str:
     carrier = client.status().carrier
     assert carrier is not None
@@ -162,7 +146,7 @@ async def test_a_session_goes_on_at_the_exit_that_has_it(two: TwoExits) -> None:
     memory = EndpointMemory()
     client = await two.client(memory=memory)
     await known(client)
-    app = await open_one(client, two.first.echo)
+    app = await opened(client, two.first.echo)
     session = client._kept.session
     for _ in range(3):
         two.cut()
@@ -179,7 +163,7 @@ async def test_a_session_goes_on_at_the_exit_that_has_it(two: TwoExits) -> None:
 async def test_without_it_the_session_is_lost_at_another_exit(two: TwoExits) -> None:
     two.advertise(None)
     client = await two.client()
-    app = await open_one(client, two.first.echo)
+    app = await opened(client, two.first.echo)
     two.cut()
     await until(lambda: app.ended)
     await until(lambda: client.up)
@@ -191,7 +175,7 @@ async def test_the_lane_follows_the_carrier(two: TwoExits) -> None:
     client = await two.client(lane=PLAIN)
     await known(client)
     assert client.lane_size is None
-    await echoes(await open_one(client, two.first.echo), b"of use")
+    await echoes(await opened(client, two.first.echo), b"of use")
     two.cut()
     await until(lambda: client.lane_size is not None)
     assert address(client) == str(two.first.tcp)
@@ -203,7 +187,7 @@ async def test_where_nobody_listens_any_more_the_configured_endpoints_follow_at_
     monkeypatch.setattr(endpoints, "ADVERTISED_HEAD_START", 3_600.0)
     client = await two.client()
     await known(client)
-    app = await open_one(client, two.first.echo)
+    app = await opened(client, two.first.echo)
     two.first.exit.listener.stop_accepting()
     two.cut()
     await until(lambda: app.ended)
@@ -267,7 +251,7 @@ async def test_it_does_not_count_through_an_upstream_proxy(two: TwoExits) -> Non
     upstream = UpstreamProxy(await proxy.start(), kind="http")
     client = two.first.client(two.first.endpoint("tcp"), upstream=upstream)
     await until(lambda: client.up)
-    await echoes(await open_one(client, two.first.echo), b"what came before this was taken")
+    await echoes(await opened(client, two.first.echo), b"what came before this was taken")
     assert client._kept._reached is None and client._kept.advertised is None
     await client.stop()
     await proxy.stop()
@@ -295,7 +279,7 @@ async def test_a_session_that_was_left_says_nothing_about_the_next_one(
     monkeypatch.setattr("cryprq_proxy.client.link.STABLE_SECONDS", 0.0)
     client = await two.client()
     await known(client)
-    app = await open_one(client, two.first.echo)
+    app = await opened(client, two.first.echo)
     [entry] = two.first.exit.sessions
     entry.session.announce(encode_bare(GOAWAY))
     await until(lambda: client.status().carriers == 2)

@@ -21,9 +21,8 @@ from cryprq_proxy.errors import CloseReason, PeerError, StreamReason
 from cryprq_proxy.exit.exit import Exit
 from cryprq_proxy.session.session import Session
 from cryprq_proxy.session.wire import GOAWAY, MAX_STREAM, StreamProtocol, encode_bare
-from tests.support.links import App
 from tests.support.settle import settle, until
-from tests.support.web_links import Place, place
+from tests.support.web_links import Place, ask, echoes, opened, place
 
 PLAIN = UdpOffload(gso=False, gro=False)
 
@@ -38,28 +37,6 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 async def here() -> AsyncIterator[Place]:
     async with place() as here:
         yield here
-
-
-def ask(client: Client, target: Destination, protocol: StreamProtocol = StreamProtocol.TCP) -> App:
-    app = App()
-
-    def begin(stream: object) -> None:
-        app.stream = stream  # type: ignore[assignment]
-
-    client.request(protocol, target, app, begin)
-    return app
-
-
-async def opened(client: Client, target: Destination) -> App:
-    app = ask(client, target)
-    await until(lambda: ("opened",) in app.events)
-    return app
-
-
-async def echoes(app: App, data: bytes) -> None:
-    before = len(app.received)
-    app.say(data)
-    await until(lambda: app.received[before:] == data)
 
 
 async def up(here: Place, kind: CarrierKind = "tcp") -> Client:

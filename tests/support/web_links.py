@@ -29,7 +29,10 @@ from cryprq_proxy.exit.exit import Exit
 from cryprq_proxy.exit.settings import WebSocketSettings
 from cryprq_proxy.outbound.resolving.resolver import SystemResolver
 from cryprq_proxy.session.session import SessionLimits
+from cryprq_proxy.session.wire import StreamProtocol
+from tests.support.links import App
 from tests.support.settings import client_settings, exit_settings, session_limits
+from tests.support.settle import until
 
 PATH = "/a/path"
 HERE = Destination("127.0.0.1", 0)
@@ -221,3 +224,28 @@ class Relay:
         self.server.close()
         self.cut()
         await self.server.wait_closed()
+
+
+def ask(client: Client, target: Destination, protocol: StreamProtocol = StreamProtocol.TCP) -> App:
+    """The application's end of a stream that `client` is asked for."""
+    app = App()
+
+    def begin(stream: object) -> None:
+        app.stream = stream  # type: ignore[assignment]
+
+    client.request(protocol, target, app, begin)
+    return app
+
+
+async def opened(client: Client, target: Destination) -> App:
+    """The same, when its target is connected."""
+    app = ask(client, target)
+    await until(lambda: ("opened",) in app.events)
+    return app
+
+
+async def echoes(app: App, data: bytes) -> None:
+    """Send `data`, and wait until it has come back."""
+    before = len(app.received)
+    app.say(data)
+    await until(lambda: app.received[before:] == data)
