@@ -6,14 +6,18 @@ It makes both devices, says "ready", and at the end of its input or on SIGTERM p
 The devices go with it. It stands in for netem, which many small kernels lack, and does what matters here:
 
     read      a batch of frames from a device, and the time once for the batch
-    Line      each direction has one: a frame waits `delay`, is lost by a seeded chance, or finds the line full
+    Line      each direction has one (line.py): what waits, is lost, late, or finds the line full
     write     what is due, in order, to the other device
 
-A line holds up to `limit` bytes, as a router's buffer would; what comes then is dropped. With a rate, frames leave one
+A line holds up to `limit` bytes, in its queue and under way; what comes then is dropped. With a rate, frames leave one
 after the other at that many bits a second, and the delay begins when a frame has left. Frames come as they go on a
 wire, one segment each, so that chance takes segments. With --offload (and no loss) the devices pass the kernel's
 super-packets of up to 64 KiB whole, with their virtio_net_hdr: that is for delays at several Gbit/s. Everything is one
 thread; the timer is that of select(2), good to some 100 us.
+
+While it runs it obeys commands for both directions on its input, one a line: `blackout 3` (seconds), `udp off`,
+`udp on`, `police BIT/S BYTES` (a token bucket for UDP), `police off`, `delay`, `loss`, `rate`, `limit`, `reorder CHANCE
+SECONDS`. One that it does not know ends it.
 """
 
 from __future__ import annotations
@@ -23,18 +27,17 @@ import contextlib
 import fcntl
 import json
 import os
-import random
 import select
 import signal
 import socket
 import struct
 import sys
 import time
-from collections import deque
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
+
+from line import LIMIT, Line
 
 # include/uapi/linux/if_tun.h and sockios.h
 TUNSETIFF = 0x400454CA
@@ -53,71 +56,9 @@ TX_QUEUE = 10_000
 BATCH = 64
 FRAME = 9018
 """The largest frame without offload: jumbo."""
-SUPER_FRAME = 10 + 14 + 4 + 65_535
-LIMIT = 64 << 20
-"""2.5 Gbit/s for 200 ms."""
-
-
-@dataclass
-class Counters:
-    """What one direction did, in frames."""
-
-    forwarded: int = 0
-    lost: int = 0
-    """By chance."""
-    overflowed: int = 0
-    """Because the line was full."""
-
-
-class Line:
-    """One direction: no I/O, no clock. Times are seconds of any clock that does not go back."""
-
-    def __init__(
-        self, delay: float, loss: float = 0.0, limit: int = LIMIT, seed: int = 0, rate: float = 0.0
-    ) -> None:
-        """`rate` is in bit/s, 0 for none. Raises ValueError."""
-        if delay < 0 or not 0 <= loss <= 1 or limit < 1 or rate < 0:
-            raise ValueError(
-                "delay is at least 0 s, loss from 0 to 1, the limit at least 1 byte, rate at least 0"
-            )
-        self.counters = Counters()
-        self._delay = delay
-        self._loss = loss
-        self._limit = limit
-        self._seconds_per_byte = 8 / rate if rate else 0.0
-        self._free = 0.0
-        self._random = random.Random(seed).random
-        self._waiting: deque[tuple[float, bytes]] = deque()
-        self._held = 0
-
-    def offer(self, now: float, frames: Iterable[bytes]) -> None:
-        """Frames that came at `now`, which is not before any earlier one."""
-        free = max(now, self._free)
-        for frame in frames:
-            # The chance is asked for each frame, full line or not: the same seed loses the same ones.
-            if self._loss and self._random() < self._loss:
-                self.counters.lost += 1
-            elif self._held + len(frame) > self._limit:
-                self.counters.overflowed += 1
-            else:
-                self._held += len(frame)
-                free += len(frame) * self._seconds_per_byte
-                self._waiting.append((free + self._delay, frame))
-        self._free = free
-
-    def due(self, now: float) -> list[bytes]:
-        """Takes out what has waited long enough, oldest first."""
-        waiting, out = self._waiting, []
-        while waiting and waiting[0][0] <= now:
-            out.append(waiting.popleft()[1])
-        self._held -= sum(map(len, out))
-        self.counters.forwarded += len(out)
-        return out
-
-    @property
-    def next(self) -> float | None:
-        """When the oldest frame is due; None if none waits."""
-        return self._waiting[0][0] if self._waiting else None
+VIRTIO_HEADER = 10
+"""struct virtio_net_hdr, in front of each frame with offload."""
+SUPER_FRAME = VIRTIO_HEADER + 14 + 4 + 65_535
 
 
 def open_tap(end: str, offload: bool) -> int:
@@ -156,16 +97,40 @@ def _write(tap: int, frames: list[bytes]) -> None:
             os.write(tap, frame)
 
 
-def forward(taps: tuple[int, int], lines: tuple[Line, Line], stop: int, size: int = FRAME) -> None:
-    """Runs until `stop` is readable. `lines[0]` goes from `taps[0]` to `taps[1]`, `lines[1]` back."""
+class Input:
+    """The commands that come on a descriptor. Reads what is there, and no more."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+        self._rest = b""
+
+    def commands(self) -> list[str] | None:
+        """The lines that are complete; None at the end of the input."""
+        data = os.read(self.descriptor, 4096)
+        if not data:
+            return None
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        return [line.decode(errors="replace") for line in lines]
+
+
+def forward(taps: tuple[int, int], lines: tuple[Line, Line], given: Input, size: int = FRAME) -> None:
+    """Runs until the end of the input. `lines[0]` goes from `taps[0]` to `taps[1]`, `lines[1]` back.
+
+    Raises ValueError for a command that no line knows.
+    """
     directions = ((taps[0], taps[1], lines[0]), (taps[1], taps[0], lines[1]))
     while True:
         times = [line.next for line in lines]
         first = min((at for at in times if at is not None), default=None)
         wait = None if first is None else max(0.0, first - time.monotonic())
-        readable, _, _ = select.select([*taps, stop], [], [], wait)
-        if stop in readable:
-            return
+        readable, _, _ = select.select([*taps, given.descriptor], [], [], wait)
+        if given.descriptor in readable:
+            commands = given.commands()
+            if commands is None:
+                return
+            for command in commands:
+                for line in lines:
+                    line.obey(time.monotonic(), command)
         for source, sink, line in directions:
             if source in readable:
                 frames = _read(source, size)
@@ -186,11 +151,15 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--limit", type=int, default=LIMIT, help="bytes in the line in each direction (%(default)s)"
     )
+    parser.add_argument(
+        "--reorder", type=float, default=0.0, help="chance of each frame to come late (%(default)s)"
+    )
+    parser.add_argument("--later", type=float, default=0.005, help="by so many seconds (%(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="of the losses (%(default)s)")
-    parser.add_argument("--offload", action="store_true", help="pass super-packets whole; excludes --loss")
+    parser.add_argument("--offload", action="store_true", help="pass super-packets whole")
     options = parser.parse_args()
-    if options.offload and options.loss:
-        parser.error("--loss takes frames of the wire; leave --offload out")
+    if options.offload and (options.loss or options.reorder):
+        parser.error("--loss and --reorder take frames of the wire; leave --offload out")
     if not all(":" in end for end in options.ends):
         parser.error("an end is HOST:DEVICE")
     return options
@@ -199,23 +168,37 @@ def arguments() -> argparse.Namespace:
 def main() -> int:
     options = arguments()
     taps = tuple(open_tap(end, options.offload) for end in options.ends)
-    lines = tuple(
-        Line(options.delay, options.loss, options.limit, options.seed + number, options.rate)
+    lines = [
+        Line(
+            options.delay,
+            options.loss,
+            options.limit,
+            options.seed + number,
+            options.rate,
+            reorder=options.reorder,
+            later=options.later,
+            header=VIRTIO_HEADER if options.offload else 0,
+        )
         for number in (0, 1)
-    )
+    ]
 
     def ended(signum: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, ended)
     print("ready", flush=True)
-    with contextlib.suppress(KeyboardInterrupt):
+    try:
         forward(
             (taps[0], taps[1]),
             (lines[0], lines[1]),
-            sys.stdin.fileno(),
+            Input(sys.stdin.fileno()),
             SUPER_FRAME if options.offload else FRAME,
         )
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        pass
     print(json.dumps([asdict(line.counters) for line in lines]), flush=True)
     return 0
 

@@ -32,9 +32,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hosts import SERVER, Wire, new_lab
 from pairs import BenchError
 from run import NONE, machine, median, ratios, spread
-from tunnels import IPERF_PORT, KINDS, SERVER, Contender, Cryprq, Wire, WireGuardGo, new_lab
+from tunnels import IPERF_PORT, KINDS, Contender, Cryprq, WireGuardGo
 
 OURS, THEIRS, DIRECT = Cryprq.name, WireGuardGo.name, Contender.name
 TESTS = ("tcp", "udp", "ping", "loss")

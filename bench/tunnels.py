@@ -1,70 +1,26 @@
-"""What bench/tunnel.py compares: the same three hosts, once for each kind of tunnel, and once with none.
-
-    client 45.83.20.2 ---- 45.83.20.1 exit 93.184.20.1 ---- 93.184.20.10 server
-
-The hosts are namespaces of tests/lab. The cable between client and exit is a veth, or a delay line (delayline.py)
-that loses frames. Every contender has hosts of its own, so that none sees the other's routes; its exit masquerades.
-The addresses are ordinary public ones because an exit refuses others; they never leave the namespaces.
-"""
+"""What bench/tunnel.py compares: the same three hosts (hosts.py), once for each kind of tunnel, and once with none."""
 
 from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
-from pairs import ROOT, BenchError
+from hosts import CLIENT, EXIT, SERVER, Hosts
+from pairs import BenchError
 
-sys.path.insert(0, str(ROOT))
 from tests.support.lab.links import PORT, Links
-from tests.support.lab.net import Lab, LabError, until
+from tests.support.lab.net import LabError, until
 
-CLIENT = "45.83.20.2"
-EXIT = "45.83.20.1"
-EXIT_OUTER = "93.184.20.1"
-SERVER = "93.184.20.10"
 IPERF_PORT = 5201
 START_LIMIT = 30.0
 """Seconds until the first packet must have come through a tunnel."""
-TICKS = os.sysconf("SC_CLK_TCK")
 
 
-@dataclass(frozen=True)
-class Wire:
-    """The cable between client and exit; with neither delay, loss nor rate it is a veth."""
-
-    delay: float = 0.0
-    """Seconds in each direction."""
-    loss: float = 0.0
-    """Chance of each frame, in each direction."""
-    rate: float = 0.0
-    """Bit/s in each direction, 0 for what the machine can do."""
-    limit: int = 64 << 20
-    """Bytes that it holds in each direction."""
-    seed: int = 1
-
-
-def new_lab() -> Lab:
-    """Where the contenders' hosts are made. Raises BenchError where none can be."""
-    try:
-        return Lab()
-    except LabError as error:
-        raise BenchError(f"The hosts cannot be made: {error}.") from error
-
-
-class Contender:
+class Contender(Hosts):
     """Three hosts and no tunnel: the ceiling. Subclasses give `tunnel`. Use it as a context manager."""
 
     name = "no tunnel"
-
-    def __init__(self, lab: Lab, wire: Wire) -> None:
-        self.lab = lab
-        self.wire = wire
-        self.programs: list[subprocess.Popen[str]] = []
 
     @staticmethod
     def missing() -> str | None:
@@ -74,7 +30,7 @@ class Contender:
     def start(self) -> None:
         """Makes hosts and tunnel; returns when the server answers through it. Raises BenchError."""
         try:
-            self._cable()
+            self.cable()
             self.server.popen(["iperf3", "-s", "-p", str(IPERF_PORT)])
             until(lambda: f":{IPERF_PORT}" in self.server.run(["ss", "-Hltn"]), "iperf3 listens")
             self.tunnel()
@@ -82,43 +38,6 @@ class Contender:
             until(lambda: not self.client.attempt(probe).returncode, "the server answers", START_LIMIT)
         except LabError as error:
             raise BenchError(f"{self.name} did not start: {error}") from error
-
-    def _cable(self) -> None:
-        lab = self.lab
-        self.client, self.exit, self.server = (lab.namespace(label) for label in ("client", "exit", "server"))
-        if self.wire.delay or self.wire.loss or self.wire.rate:
-            self._delay_line()
-        else:
-            lab.veth(self.client, "eth0", self.exit, "eth0")
-        lab.veth(self.exit, "eth1", self.server, "eth0")
-        lab.address(self.client, "eth0", f"{CLIENT}/24")
-        lab.address(self.exit, "eth0", f"{EXIT}/24")
-        lab.address(self.exit, "eth1", f"{EXIT_OUTER}/24")
-        lab.address(self.server, "eth0", f"{SERVER}/24")
-        for host, device in ((self.client, "eth0"), (self.exit, "eth0")):
-            host.ip(f"link set {device} up")
-        self.client.ip(f"route add default via {EXIT}")
-        self.server.ip(f"route add default via {EXIT_OUTER}")
-        # Buffers that hold what 40 ms of delay and a few Gbit/s put in flight; the same for all.
-        for host in (self.client, self.exit, self.server):
-            host.sysctl("net.ipv4.tcp_rmem", "4096 131072 16777216")
-            host.sysctl("net.ipv4.tcp_wmem", "4096 65536 16777216")
-
-    def _delay_line(self) -> None:
-        ends = [f"{host.name}:eth0" for host in (self.client, self.exit)]
-        script = str(Path(__file__).with_name("delayline.py"))
-        wire = self.wire
-        options = ["--delay", str(wire.delay), "--loss", str(wire.loss), "--seed", str(wire.seed)]
-        options += ["--rate", str(wire.rate), "--limit", str(wire.limit)]
-        if not wire.loss:
-            options.append("--offload")
-        # Inside the server's host only to end with it; it finds the others by name.
-        cable = self.server.popen(
-            [sys.executable, script, *ends, *options], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
-        assert cable.stdout is not None
-        if cable.stdout.readline() != "ready\n":
-            raise BenchError("The delay line did not start.")
 
     def tunnel(self) -> None:
         self.lab.forward(self.exit)
@@ -129,25 +48,6 @@ class Contender:
             "table ip bench { chain post { type nat hook postrouting priority 100;"
             f' ip saddr {source} oifname "eth1" masquerade; }}; }}'
         )
-
-    def cpu(self) -> float:
-        """Seconds of user and system time of the tunnel's processes so far."""
-        total = 0
-        for program in self.programs:
-            if program.poll() is not None:
-                raise BenchError(f"A process of {self.name} ended with code {program.returncode}.")
-            values = Path(f"/proc/{program.pid}/stat").read_text().rpartition(")")[2].split()
-            total += int(values[11]) + int(values[12])
-        return total / TICKS
-
-    def stop(self) -> None:
-        """Nothing that the hosts' end does not end as well."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
 
 
 class WireGuardGo(Contender):

@@ -1,0 +1,153 @@
+"""Three hosts in a row, for what is measured between machines: namespaces of tests/lab, and the cables between them.
+
+    client 45.83.20.2 ---- 45.83.20.1 exit 93.184.20.1 ---- 93.184.20.10 server
+
+The cable between client and exit is a veth, or a delay line (delayline.py). Every contender of a benchmark has hosts of
+its own, so that none sees the other's routes. The addresses are ordinary public ones because an exit refuses others;
+they never leave the namespaces.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from line import LIMIT
+from pairs import ROOT, BenchError
+
+sys.path.insert(0, str(ROOT))
+from tests.support.lab.net import Lab, LabError
+
+CLIENT = "45.83.20.2"
+EXIT = "45.83.20.1"
+EXIT_OUTER = "93.184.20.1"
+SERVER = "93.184.20.10"
+CONGESTION_CONTROL = "net.ipv4.tcp_congestion_control"
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True)
+class Wire:
+    """The cable between client and exit; with neither delay, loss nor rate it is a veth."""
+
+    delay: float = 0.0
+    """Seconds in each direction."""
+    loss: float = 0.0
+    """Chance of each frame, in each direction."""
+    rate: float = 0.0
+    """Bit/s in each direction, 0 for what the machine can do."""
+    limit: int = LIMIT
+    """Bytes that it holds in each direction."""
+    reorder: float = 0.0
+    """Chance of each frame to come `later` seconds behind its turn."""
+    later: float = 0.005
+    seed: int = 1
+    segments: bool = False
+    """Frames of one segment each also where none is lost: the queue counts what a router's would, at more CPU."""
+
+    @property
+    def offload(self) -> bool:
+        """Whether the kernel's super-packets cross whole."""
+        return not (self.loss or self.reorder or self.segments)
+
+
+def new_lab() -> Lab:
+    """Where the contenders' hosts are made. Raises BenchError where none can be."""
+    try:
+        return Lab()
+    except LabError as error:
+        raise BenchError(f"The hosts cannot be made: {error}.") from error
+
+
+def cpu_of(program: subprocess.Popen[str]) -> float:
+    """Seconds of user and system time of a process so far. Raises BenchError if it has ended."""
+    if program.poll() is not None:
+        raise BenchError(
+            f"The process {program.pid} ended with code {program.returncode} while it was measured."
+        )
+    values = Path(f"/proc/{program.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(values[11]) + int(values[12])) / TICKS
+
+
+class Hosts:
+    """Subclasses put something on them. A context manager; what runs inside ends with the lab at the latest."""
+
+    name = ""
+
+    def __init__(self, lab: Lab, wire: Wire, control: str | None = None) -> None:
+        """`control` is the congestion control of all three hosts; None for the machine's own."""
+        self.lab = lab
+        self.wire = wire
+        self.control = control
+        self.programs: list[subprocess.Popen[str]] = []
+        """What cpu() counts."""
+        self.line: subprocess.Popen[str] | None = None
+
+    def cable(self) -> None:
+        """Makes the hosts. Raises LabError and BenchError."""
+        lab = self.lab
+        self.client, self.exit, self.server = (lab.namespace(label) for label in ("client", "exit", "server"))
+        if self.wire.delay or self.wire.loss or self.wire.rate or self.wire.reorder:
+            self._delay_line()
+        else:
+            lab.veth(self.client, "eth0", self.exit, "eth0")
+        lab.veth(self.exit, "eth1", self.server, "eth0")
+        lab.address(self.client, "eth0", f"{CLIENT}/24")
+        lab.address(self.exit, "eth0", f"{EXIT}/24")
+        lab.address(self.exit, "eth1", f"{EXIT_OUTER}/24")
+        lab.address(self.server, "eth0", f"{SERVER}/24")
+        for host, device in ((self.client, "eth0"), (self.exit, "eth0")):
+            host.ip(f"link set {device} up")
+        self.client.ip(f"route add default via {EXIT}")
+        self.server.ip(f"route add default via {EXIT_OUTER}")
+        # Buffers that hold what 40 ms of delay and a few Gbit/s put in flight; the same for all.
+        for host in (self.client, self.exit, self.server):
+            host.sysctl("net.ipv4.tcp_rmem", "4096 131072 16777216")
+            host.sysctl("net.ipv4.tcp_wmem", "4096 65536 16777216")
+            if self.control:
+                host.sysctl(CONGESTION_CONTROL, self.control)
+
+    def _delay_line(self) -> None:
+        ends = [f"{host.name}:eth0" for host in (self.client, self.exit)]
+        script = str(Path(__file__).with_name("delayline.py"))
+        wire = self.wire
+        options = ["--delay", str(wire.delay), "--loss", str(wire.loss), "--seed", str(wire.seed)]
+        options += ["--rate", str(wire.rate), "--limit", str(wire.limit)]
+        options += ["--reorder", str(wire.reorder), "--later", str(wire.later)]
+        if wire.offload:
+            options.append("--offload")
+        # Inside the server's host only to end with it; it finds the others by name.
+        self.line = self.server.popen(
+            [sys.executable, script, *ends, *options], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        assert self.line.stdout is not None
+        if self.line.stdout.readline() != "ready\n":
+            raise BenchError("The delay line did not start.")
+
+    def tell_line(self, command: str) -> None:
+        """A command for the delay line (line.py, Line.obey), from now on. Raises BenchError where there is none."""
+        if self.line is None or self.line.stdin is None or self.line.poll() is not None:
+            raise BenchError(f"No delay line runs that could be told {command!r}.")
+        self.line.stdin.write(command + "\n")
+        self.line.stdin.flush()
+
+    def cpu(self) -> float:
+        """Seconds of user and system time of `programs` so far."""
+        return sum(map(cpu_of, self.programs))
+
+    def line_cpu(self) -> float:
+        """The same of the delay line; 0 for a veth."""
+        return cpu_of(self.line) if self.line is not None else 0.0
+
+    def stop(self) -> None:
+        """Nothing that the hosts' end does not end as well."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
