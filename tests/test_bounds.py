@@ -27,6 +27,7 @@ from cryprq_proxy.exit import (
     lobby,
     proxy_protocol,
     reception,
+    sessions,
     websocket_listener,
 )
 from cryprq_proxy.exit.exit import TOLD_AT_ONCE
@@ -133,6 +134,9 @@ REACHED = {
         "exit/test_exit.py::test_no_more_sessions_of_a_peer_than_configured",
         "exit/test_exit.py::test_of_sessions_without_a_carrier_the_oldest_end_beyond_the_configured_number",
         "exit/test_exit.py::test_a_session_without_a_carrier_ends_after_its_time",
+    ],
+    "streams that it opens at an exit that is about to stop, after it was asked to leave": [
+        "exit/test_exit.py::test_an_exit_that_retires_asks_all_its_peers_to_leave"
     ],
     "streams of a session; opens of a peer": [
         "session/test_streams.py::test_too_many_streams",
@@ -538,6 +542,9 @@ NUMBERS: dict[str, list[float]] = {
     "streams of a session; opens of a peer": [
         EXIT.session_limits().streams,
         BOUNDS.opens_per_second,
+    ],
+    "streams that it opens at an exit that is about to stop, after it was asked to leave": [
+        sessions.IN_FLIGHT_SECONDS
     ],
     "sessions told of, added up or encoded in one turn, when the status is asked for": [
         TOLD_AT_ONCE,

@@ -11,6 +11,8 @@ import logging
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor
 from contextlib import suppress
+from math import inf
+from typing import Final
 
 from msgspec import structs
 
@@ -46,6 +48,10 @@ from .targets import Targets
 
 _log = logging.getLogger(__name__)
 
+IN_FLIGHT_SECONDS: Final = 5.0
+"""For which streams are still served after the peer was asked to leave. Requests that it sent before it heard that
+come by then, also over a path with long queues; what has followed them could not be sent to another exit."""
+
 
 class PeerShare:
     """The sessions of one peer, those whose carrier was lost last at the end, and what they have together: how many
@@ -73,6 +79,7 @@ class PeerSession:
         "attempt",
         "carrier",
         "expiry",
+        "opens_until",
         "packet_link",
         "peer",
         "peer_text",
@@ -91,6 +98,8 @@ class PeerSession:
         self.packet_link: PacketLink | None = None
         self.attempt = 0
         self.expiry: asyncio.TimerHandle | None = None
+        self.opens_until = inf
+        """The time from which new streams are refused."""
 
     def status(self, now: float) -> PeerSessionStatus:
         return PeerSessionStatus(
@@ -101,7 +110,9 @@ class PeerSession:
         )
 
     def ask_to_leave(self) -> None:
-        """Ask the peer, if there is a carrier, to close the session when its streams have ended."""
+        """Ask the peer, if there is a carrier, to open no more streams, and to close the session when its last one has
+        ended. As in HTTP/2 (RFC 9113 section 6.8), those in flight are served."""
+        self.opens_until = clock() + IN_FLIGHT_SECONDS
         self.session.announce(encode_bare(GOAWAY))
 
     def leave_carrier(self) -> None:
@@ -146,8 +157,6 @@ class Sessions:
         self._shares: dict[PeerId, PeerShare] = {}
         self._descriptors = DescriptorShares(for_streams())
         self.lanes: LaneListener | None = None
-        self._retired = False
-        """Whether new streams are refused."""
         self._loss = asyncio.Event()
         """Set when a carrier is lost."""
         self.totals = Totals()
@@ -230,11 +239,12 @@ class Sessions:
 
     def _accept_stream(self, entry: PeerSession, share: PeerShare, stream: Stream) -> None:
         self.streams_total += 1
-        if self._retired:
+        now = clock()
+        if now >= entry.opens_until:
             stream.refuse(StreamReason.SHUTTING_DOWN)
             return
         udp = stream.protocol is StreamProtocol.UDP
-        allowed = share.opens.allow(clock()) and share.sockets.open()
+        allowed = share.opens.allow(now) and share.sockets.open()
         claim = self._descriptors.claim(entry.peer, MAX_SOCKETS if udp else 1) if allowed else None
         if claim is None:
             stream.refuse(StreamReason.LIMIT)
@@ -308,8 +318,7 @@ class Sessions:
         return len(unlisted)
 
     def retire(self) -> None:
-        """Refuse new streams, and ask the peers to leave. Lanes whose ports the next exit could not have are closed."""
-        self._retired = True
+        """Ask the peers to leave. Lanes whose ports the next exit could not have are closed."""
         lanes = None if self.lanes is None or self.lanes.shared else self.lanes
         for entry in self:
             entry.ask_to_leave()

@@ -18,12 +18,13 @@ from cryprq_proxy.errors import CarrierError, CloseReason, CryprqError, PeerErro
 from cryprq_proxy.exit import exit as exit_module
 from cryprq_proxy.exit.exit import REFUSAL_SECONDS, REFUSALS_LOGGED, Exit
 from cryprq_proxy.exit.providers import NoPacketNetwork
-from cryprq_proxy.exit.sessions import PeerSession
+from cryprq_proxy.exit.sessions import IN_FLIGHT_SECONDS, PeerSession
 from cryprq_proxy.outbound.resolving.resolver import SystemResolver
 from cryprq_proxy.outbound.waiting_datagrams import DATAGRAM_OVERHEAD, NAME_OVERHEAD
 from cryprq_proxy.session import wire
 from cryprq_proxy.session.status import Totals
 from cryprq_proxy.session.wire import StreamProtocol
+from tests.support.background import PATIENCE
 from tests.support.settle import settle, until
 from tests.support.visits import ALICE, BOB, HeldPipe, Visit, open_exit
 
@@ -89,12 +90,15 @@ async def test_an_exit_that_stops_lets_no_peer_in() -> None:
         await stopping
 
 
-async def test_an_exit_that_retires_asks_all_its_peers_to_leave() -> None:
+async def test_an_exit_that_retires_asks_all_its_peers_to_leave(monkeypatch: pytest.MonkeyPatch) -> None:
     """It ends when the last of them has left, without any waiting, and lets nobody in meanwhile."""
+    now = 1000.0
+    monkeypatch.setattr("cryprq_proxy.exit.sessions.clock", lambda: now)
     async with open_exit() as exit:
         alice, bob = await Visit(exit, ALICE).admit(), await Visit(exit, BOB).admit()
         (address,) = await exit.start()
         exit.retire()
+        now += IN_FLIGHT_SECONDS
         for visit in (alice, bob):
             await visit.read(wire.GOAWAY)
             await visit.send(open_frame(1))
@@ -110,6 +114,34 @@ async def test_an_exit_that_retires_asks_all_its_peers_to_leave() -> None:
         bob.cut()
         await stopping
         assert held(exit, BOB) == (0, 0), "nobody can resume it"
+
+
+async def test_a_stream_that_crosses_the_request_to_leave_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was sent behind its OPEN could go to no other exit. The time begins with each carrier that is asked, since
+    what was in flight on a lost one comes by the next."""
+    now = 1000.0
+    monkeypatch.setattr("cryprq_proxy.exit.sessions.clock", lambda: now)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(PATIENCE)
+        request = wire.encode_open(1, StreamProtocol.TCP, Destination(*server.getsockname()))
+        data = wire.encode_data_header(wire.DATA, 1) + b"once"
+        async with open_exit() as exit:
+            alice, bob = await Visit(exit, ALICE).admit(), await Visit(exit, BOB).admit()
+            bob.cut()
+            await until(lambda: held(exit, BOB) == (0, 1))
+            exit.retire()
+            for visit in (alice, Visit(exit, BOB)):
+                if visit is not alice:
+                    now += 2 * IN_FLIGHT_SECONDS
+                    assert (await visit.admit(bob.known)).resumed
+                now += IN_FLIGHT_SECONDS / 2
+                await visit.send(request)
+                await visit.send(data)
+                await visit.read(wire.OPENED)
+                with server.accept()[0] as target:
+                    target.settimeout(PATIENCE)
+                    assert await asyncio.to_thread(target.recv, 4) == b"once"
+                visit.cut()
 
 
 async def test_an_exit_advertises_its_address_with_each_carrier() -> None:
