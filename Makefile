@@ -63,7 +63,7 @@ bench: $(VENV)/.dev bench-packages ## the proxy, side by side with a C pair
 	$(BIN)/python bench/run.py $(ARGS)
 
 tunnelbench: $(VENV)/.dev lab-packages ## system-wide mode, side by side with wireguard-go; as root
-	@$(call install_package,wireguard-go,wireguard-go)
+	@$(build_wireguard)
 	@$(call install_package,wg,wireguard-tools)
 	$(BIN)/python bench/tunnel.py $(ARGS)
 
@@ -151,6 +151,17 @@ if ! [ -e /usr/lib/systemd/systemd-resolved ] && ! [ -e build/systemd-resolved ]
 		{ echo "Could not unpack systemd-resolved$(SKIPPED)"; $(MISSING); }; \
 	rm -rf "$$directory"; \
 fi
+endef
+
+# Debian's is years older than the newest, and much slower.
+define build_wireguard
+if ! command -v go >/dev/null; then \
+	echo "Go is not installed: the newest wireguard-go cannot be built, Debian's takes its place"; \
+elif ! GOBIN="$(CURDIR)/bench/build" go install golang.zx2c4.com/wireguard@latest; then \
+	echo "Go could not build the newest wireguard-go: $$([ -e bench/build/wireguard ] && \
+		echo "the one that was built before" || echo "Debian's") takes its place"; \
+fi; \
+[ -e bench/build/wireguard ] || { $(call install_package,wireguard-go,wireguard-go); }
 endef
 
 test-packages: lab-packages

@@ -1,6 +1,7 @@
 """Three hosts in a row, for what is measured between machines: namespaces of tests/lab, and the cables between them.
 
-    client 45.83.20.2 ---- 45.83.20.1 exit 93.184.20.1 ---- 93.184.20.10 server
+    client 45.83.20.2 -------- 45.83.20.1 exit 93.184.20.1 ------- 93.184.20.10 server
+           2a01:e0a:20::2      2a01:e0a:20::1  2606:2800:20::1     2606:2800:20::10
 
 The cable between client and exit is a veth, or a delay line (delayline.py). Every contender of a benchmark has hosts of
 its own, so that none sees the other's routes. The addresses are ordinary public ones because an exit refuses others;
@@ -26,6 +27,10 @@ CLIENT = "45.83.20.2"
 EXIT = "45.83.20.1"
 EXIT_OUTER = "93.184.20.1"
 SERVER = "93.184.20.10"
+CLIENT6 = "2a01:e0a:20::2"
+EXIT6 = "2a01:e0a:20::1"
+EXIT_OUTER6 = "2606:2800:20::1"
+SERVER6 = "2606:2800:20::10"
 CONGESTION_CONTROL = "net.ipv4.tcp_congestion_control"
 TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -96,14 +101,17 @@ class Hosts:
         else:
             lab.veth(self.client, "eth0", self.exit, "eth0")
         lab.veth(self.exit, "eth1", self.server, "eth0")
-        lab.address(self.client, "eth0", f"{CLIENT}/24")
-        lab.address(self.exit, "eth0", f"{EXIT}/24")
-        lab.address(self.exit, "eth1", f"{EXIT_OUTER}/24")
-        lab.address(self.server, "eth0", f"{SERVER}/24")
         for host, device in ((self.client, "eth0"), (self.exit, "eth0")):
             host.ip(f"link set {device} up")
-        self.client.ip(f"route add default via {EXIT}")
-        self.server.ip(f"route add default via {EXIT_OUTER}")
+        lab.address(self.client, "eth0", f"{CLIENT}/24", f"{CLIENT6}/64")
+        lab.address(self.exit, "eth0", f"{EXIT}/24", f"{EXIT6}/64")
+        lab.address(self.exit, "eth1", f"{EXIT_OUTER}/24", f"{EXIT_OUTER6}/64")
+        lab.address(self.server, "eth0", f"{SERVER}/24", f"{SERVER6}/64")
+        for host, gateway in ((self.client, EXIT), (self.server, EXIT_OUTER)):
+            host.ip(f"route add default via {gateway}")
+        # An exit carries IPv6 where it has a default route of it.
+        for host, gateway in ((self.client, EXIT6), (self.server, EXIT_OUTER6), (self.exit, SERVER6)):
+            host.ip(f"-6 route add default via {gateway}")
         # Buffers that hold what 40 ms of delay and a few Gbit/s put in flight; the same for all.
         for host in (self.client, self.exit, self.server):
             host.sysctl("net.ipv4.tcp_rmem", "4096 131072 16777216")

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
-from hosts import CLIENT, EXIT, SERVER, Hosts
-from pairs import BenchError
+from hosts import CLIENT, CLIENT6, EXIT, SERVER, SERVER6, Hosts, Wire
+from pairs import ROOT, BenchError
 
 from tests.support.lab.links import PORT, Links
-from tests.support.lab.net import LabError, until
+from tests.support.lab.net import Lab, LabError, until
 
 IPERF_PORT = 5201
 START_LIMIT = 30.0
@@ -41,29 +43,52 @@ class Contender(Hosts):
 
     def tunnel(self) -> None:
         self.lab.forward(self.exit)
-        self._masquerade(CLIENT)
+        self._masquerade(CLIENT, CLIENT6)
 
-    def _masquerade(self, source: str) -> None:
+    def _masquerade(self, source: str, source6: str) -> None:
         self.exit.nft(
-            "table ip bench { chain post { type nat hook postrouting priority 100;"
-            f' ip saddr {source} oifname "eth1" masquerade; }}; }}'
+            "table inet bench { chain post { type nat hook postrouting priority 100;"
+            f' oifname "eth1" ip saddr {source} masquerade; oifname "eth1" ip6 saddr {source6} masquerade; }}; }}'
         )
 
 
 class WireGuardGo(Contender):
-    """Debian's wireguard-go in userspace, one process on each side."""
+    """wireguard-go, one process on each side: the newest, which `make tunnelbench` builds, else Debian's."""
 
     name = "wireguard-go"
+    BUILT = ROOT / "bench/build/wireguard"
     INNER = ("10.66.0.2", "10.66.0.1")
+    INNER6 = ("fd66::2", "fd66::1")
     MTU = 1420
     LISTEN = 51820
 
     @staticmethod
     def missing() -> str | None:
-        for program, package in (("wireguard-go", "wireguard-go"), ("wg", "wireguard-tools")):
-            if shutil.which(program) is None:
-                return f"{program} is not installed; on Debian: apt-get install {package}"
+        if not WireGuardGo.BUILT.exists() and shutil.which("wireguard-go") is None:
+            return "wireguard-go is missing; run make tunnelbench, which builds it, or apt-get install wireguard-go"
+        if shutil.which("wg") is None:
+            return "wg is not installed; on Debian: apt-get install wireguard-tools"
         return None
+
+    @staticmethod
+    def program() -> str:
+        """The command."""
+        return str(WireGuardGo.BUILT) if WireGuardGo.BUILT.exists() else "wireguard-go"
+
+    @staticmethod
+    def version() -> str:
+        """Which one it is. What it says itself is that of its last release."""
+        if WireGuardGo.BUILT.exists() and (go := shutil.which("go")):
+            told = subprocess.run(
+                [go, "version", "-m", WireGuardGo.BUILT], capture_output=True, text=True, check=False
+            )
+            for line in told.stdout.splitlines():
+                if line.split()[:1] == ["mod"]:
+                    return " ".join(line.split()[1:3])
+        told = subprocess.run(
+            [WireGuardGo.program(), "--version"], capture_output=True, text=True, check=False
+        )
+        return told.stdout.partition("\n")[0] or "of an unknown version"
 
     def tunnel(self) -> None:
         hosts, outer = (self.client, self.exit), (CLIENT, EXIT)
@@ -75,7 +100,7 @@ class WireGuardGo(Contender):
             device = f"wg{host.name.split('-')[1]}{side}"
             self.programs.append(
                 host.popen(
-                    ["wireguard-go", "--foreground", device],
+                    [self.program(), "--foreground", device],
                     env={
                         **os.environ,
                         "WG_I_PREFER_BUGGY_USERSPACE_TO_POLISHED_KMOD": "1",
@@ -85,19 +110,22 @@ class WireGuardGo(Contender):
             )
             socket = Path("/var/run/wireguard", f"{device}.sock")
             until(socket.exists, f"wireguard-go makes {device}")
-            allowed = "0.0.0.0/0" if host is self.client else f"{self.INNER[0]}/32"
+            allowed = (
+                "0.0.0.0/0, ::/0" if host is self.client else f"{self.INNER[0]}/32, {self.INNER6[0]}/128"
+            )
             config = (
                 f"[Interface]\nPrivateKey = {keys[side]}\nListenPort = {self.LISTEN}\n"
                 f"[Peer]\nPublicKey = {public[far]}\nEndpoint = {outer[far]}:{self.LISTEN}\n"
                 f"AllowedIPs = {allowed}\n"
             )
             host.run(["wg", "setconf", device, "/dev/stdin"], stdin=config)
-            self.lab.address(host, device, f"{self.INNER[side]}/24")
             host.ip(f"link set {device} up mtu {self.MTU}")
+            self.lab.address(host, device, f"{self.INNER[side]}/24", f"{self.INNER6[side]}/64")
             if host is self.client:
                 host.ip(f"route add {SERVER}/32 dev {device}")
+                host.ip(f"-6 route add {SERVER6}/128 dev {device}")
         self.lab.forward(self.exit)
-        self._masquerade(self.INNER[0])
+        self._masquerade(self.INNER[0], self.INNER6[0])
 
     def stop(self) -> None:
         # On SIGTERM it takes its socket away with it.
@@ -108,12 +136,18 @@ class WireGuardGo(Contender):
 
 
 class Cryprq(Contender):
-    """Our own, of this interpreter and this working tree: `cryprq-proxy exit` and `cryprq-proxy --tun`."""
+    """Our own, with this interpreter: `cryprq-proxy exit` and `cryprq-proxy --tun` of `tree`."""
 
     name = "cryprq-proxy"
 
+    def __init__(self, lab: Lab, wire: Wire, name: str = name, tree: Path = ROOT) -> None:
+        super().__init__(lab, wire)
+        self.name = name
+        self._tree = tree
+
     def tunnel(self) -> None:
         self.links = Links(self.client.directory / "links")
+        self.links.environment["PYTHONPATH"] = str(self._tree)
         # Debug lines would be part of what is measured.
         quiet = {"log_level": "info"}
         try:
@@ -129,5 +163,7 @@ class Cryprq(Contender):
         if hasattr(self, "links") and (wrong := self.links.close()):
             raise BenchError("\n".join(wrong))
 
+
+type Kinds = dict[str, Callable[[Lab, Wire], Contender]]
 
 KINDS: dict[str, type[Contender]] = {kind.name: kind for kind in (Cryprq, WireGuardGo, Contender)}
