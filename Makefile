@@ -20,7 +20,7 @@ COMPILE = $(VENV)-lock/bin/pip-compile --quiet --upgrade --generate-hashes --all
 	--no-emit-index-url --no-emit-trusted-host --no-emit-find-links
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo check unit test coverage mutants lint format bench tunnelbench fuzz requirements clean
+.PHONY: help venv demo check unit test coverage mutants lint format bench wanbench tunnelbench fuzz requirements clean
 .PHONY: test-packages lab-packages bench-packages
 .SUFFIXES:
 .DELETE_ON_ERROR:
@@ -61,6 +61,10 @@ format: $(VENV)/.dev ## let ruff put things in order
 
 bench: $(VENV)/.dev bench-packages ## the proxy, side by side with a C pair
 	$(BIN)/python bench/run.py $(ARGS)
+
+wanbench: $(VENV)/.dev lab-packages bench-packages ## the proxy on a long line, side by side with others; as root
+	@$(call install_package,nginx /usr/sbin/nginx,nginx-light)
+	$(BIN)/python bench/wan.py $(ARGS)
 
 tunnelbench: $(VENV)/.dev lab-packages ## system-wide mode, side by side with wireguard-go; as root
 	@$(build_wireguard)

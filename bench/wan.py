@@ -1,0 +1,210 @@
+"""Side-by-side benchmark on a long line: this program's proxy, others, and no proxy at all, as root.
+
+    make wanbench                                                    the whole table
+    .venv/bin/python bench/wan.py --only page,requests               some of page, requests, streams
+    .venv/bin/python bench/wan.py --loss 0.01 --control cubic        another line, other hosts
+    .venv/bin/python bench/wan.py --proxies cryprq-proxy --tree DIR  this tree and another checkout of the program
+
+Everything happens in network namespaces that it makes and removes (hosts.py), client --line-- exit --veth-- server, once for
+each contender (wan_proxies.py). The line has a delay, a rate, a queue, and chances of loss and reordering
+(delayline.py); it is one process of Python, and so is the load generator (wan_load.py). Both share the cores with the
+proxies, so the table says what they took, in per cent of a core.
+
+Contenders take turns within each round, and the order turns round with every round. A cell is the median of the
+rounds; the ratio is formed round by round, of the contender's figure by that of cryprq-proxy. The line is told by what
+it does in each direction; the queue, by bandwidth-delay products of the round trip.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hosts import Wire, new_lab
+from pairs import BenchError
+from run import NONE, machine, median, ratios, spread
+from wan_proxies import CryprqProxy, Proxy, Result, ShadowsocksProxy
+from wan_tests import NAMES, Test, groups
+
+from tests.support.lab.net import Lab
+
+OURS = CryprqProxy.name
+OTHER_TREE = "the other tree"
+KINDS: dict[str, type[Proxy]] = {kind.name: kind for kind in (CryprqProxy, ShadowsocksProxy, Proxy)}
+HEAD = ["test", "proxy", "figure", f"ratio to {OURS}", "CPU of both ends", "line, generator"]
+
+Samples = dict[str, list[Result]]
+
+
+@dataclass
+class Bench:
+    """What is measured, and the table so far."""
+
+    kinds: dict[str, type[Proxy]]
+    rounds: int
+    control: str | None
+    rows: list[list[str]] = field(default_factory=list)
+    raw: dict[str, Samples] = field(default_factory=dict)
+
+    def on_wire(self, name: str, wire: Wire, tests: list[Test]) -> None:
+        """Starts the contenders on such a line, runs the tests, and removes everything. Raises BenchError."""
+        with ExitStack() as stack:
+            lab: Lab = stack.enter_context(new_lab())
+            proxies = {label: kind(lab, wire, self.control) for label, kind in self.kinds.items()}
+            for proxy in proxies.values():
+                stack.enter_context(proxy).start()
+            for test in tests:
+                self._run(f"{name}{test.title}", proxies, test)
+
+    def _run(self, title: str, proxies: dict[str, Proxy], test: Test) -> None:
+        say(title)
+        samples: Samples = {label: [] for label in proxies}
+        for round_ in range(self.rounds):
+            order: Iterable[str] = reversed(proxies) if round_ % 2 else proxies
+            for label in order:
+                result = test.measure(proxies[label])
+                samples[label].append(result)
+                say(f"  round {round_ + 1} {label:18} {test.figure([result])}")
+        self.raw[title] = samples
+        for label, results in samples.items():
+            ours = samples.get(OURS)
+            ratio = spread(ratios(results, ours, test.value)) if ours and label != OURS else NONE
+            self.rows.append([title, label, test.figure(results), ratio, cost(results), shares(results)])
+
+    def text(self) -> str:
+        return "\n".join("| " + " | ".join(row) + " |" for row in [HEAD, ["---"] * len(HEAD), *self.rows])
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def cost(results: list[Result]) -> str:
+    """CPU seconds for each 10^9 bytes of downloads, else the part of a core."""
+    if not any(result["proxy_cpu"] for result in results):
+        return NONE
+    if "bytes" in results[0]:
+        return f"{median(results, lambda r: r['proxy_cpu'] / r['bytes'] * 1e9):.1f} s/GB"
+    return per_cent(results, lambda result: result["proxy_cpu"] / result["wall"])
+
+
+def shares(results: list[Result]) -> str:
+    return f"{per_cent(results, lambda r: r['line_share'])}, {per_cent(results, lambda r: r['load_share'])}"
+
+
+def per_cent(results: list[Result], part: Callable[[Result], float]) -> str:
+    return f"{100 * median(results, part):.0f} %"
+
+
+def line_of(options: argparse.Namespace) -> Wire:
+    return Wire(
+        delay=options.delay,
+        loss=options.loss,
+        rate=options.rate,
+        limit=limit_of(options.rate, options.delay, options.buffer),
+        reorder=options.reorder,
+        later=options.later,
+        segments=not options.offload,
+    )
+
+
+def limit_of(rate: float, delay: float, buffer: float) -> int:
+    """What is under way in one direction, and a queue of so many bandwidth-delay products behind it, in bytes."""
+    return max(int(rate / 8 * delay * (1 + 2 * buffer)), 64 << 10)
+
+
+def told(wire: Wire, options: argparse.Namespace) -> str:
+    """The line and the hosts in a sentence."""
+    parts = [f"{wire.rate / 1e6:g} Mbit/s", f"{2000 * wire.delay:g} ms there and back"]
+    if wire.loss:
+        parts.append(f"{100 * wire.loss:g} % lost in each direction")
+    if wire.reorder:
+        parts.append(f"{100 * wire.reorder:g} % late by {1000 * wire.later:g} ms")
+    parts.append(f"a queue of {options.buffer:g} BDP")
+    parts.append("super-packets whole" if wire.offload else "a frame for each segment")
+    return f"{', '.join(parts)}; hosts with {options.control or 'the congestion control of this machine'}"
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--delay", type=float, default=0.025, help="seconds in each direction (%(default)s)")
+    parser.add_argument("--loss", type=float, default=0.0, help="chance of each frame (%(default)s)")
+    parser.add_argument("--rate", type=float, default=200e6, help="bit/s in each direction (%(default)s)")
+    parser.add_argument("--buffer", type=float, default=1.0, help="the queue, in BDP (%(default)s)")
+    parser.add_argument("--reorder", type=float, default=0.0, help="chance to come late (%(default)s)")
+    parser.add_argument("--later", type=float, default=0.005, help="by so many seconds (%(default)s)")
+    parser.add_argument("--offload", action="store_true", help="let super-packets cross whole: less CPU")
+    parser.add_argument("--control", help="congestion control of all hosts: reno, cubic, bbr")
+    parser.add_argument("--only", default=",".join(NAMES), help="some of %(default)s")
+    parser.add_argument("--proxies", default=",".join(KINDS), help="some of %(default)s")
+    parser.add_argument("--tree", type=Path, help="another checkout of this program, measured as well")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=5.0, help="of each download (%(default)s)")
+    parser.add_argument("--quick", action="store_true", help="1 round, short downloads: a look, not a figure")
+    parser.add_argument("--json", type=Path, help="also write all samples to this file")
+    options = parser.parse_args()
+    options.only, options.proxies = options.only.split(","), options.proxies.split(",")
+    if not set(options.only) <= set(NAMES) or not set(options.proxies) <= set(KINDS):
+        parser.error("--only or --proxies names something that does not exist")
+    if options.offload and (options.loss or options.reorder):
+        parser.error("loss and reordering take frames of the wire; leave --offload out")
+    if options.tree is not None and not (options.tree / "cryprq_proxy").is_dir():
+        parser.error(f"{options.tree} is no checkout of this program")
+    if options.quick:
+        options.rounds, options.seconds = 1, 2.0
+    return options
+
+
+def contenders(options: argparse.Namespace) -> dict[str, type[Proxy]]:
+    """Those that can run here; says why others cannot."""
+    kinds: dict[str, type[Proxy]] = {}
+    for label in options.proxies:
+        reason = KINDS[label].missing()
+        if reason is None:
+            kinds[label] = KINDS[label]
+        else:
+            say(f"{label} is left out: {reason}")
+    if options.tree is not None:
+        tree = options.tree.resolve()
+
+        class OtherTree(CryprqProxy):
+            name = OTHER_TREE
+
+        OtherTree.tree = tree
+        kinds[OTHER_TREE] = OtherTree
+    return kinds
+
+
+def run(options: argparse.Namespace) -> None:
+    wire = line_of(options)
+    bench = Bench(contenders(options), options.rounds, options.control)
+    for name, line, tests in groups(wire, options.only, options.seconds):
+        bench.on_wire(name, line, tests)
+    print(f"{machine()}; {bench.rounds} rounds, in turns.\n{told(wire, options)}.\n\n{bench.text()}")
+    if options.json:
+        options.json.write_text(json.dumps({"machine": machine(), "samples": bench.raw}, indent=1))
+
+
+def main() -> int:
+    # SIGTERM unwinds like Ctrl-C, so that every namespace is removed.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        run(arguments())
+    except BenchError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

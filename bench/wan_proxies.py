@@ -1,0 +1,206 @@
+"""What bench/wan.py compares: three hosts for each proxy (hosts.py), its client on one and its exit on the next.
+
+On the server nginx has 100 objects of 20 kB, as many small ones and one large file of zeros. A contender says which
+processes it is made of and on which port of the client SOCKS5 is spoken; `restart_client` starts that one anew.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from hosts import EXIT, Hosts
+from pairs import BenchError, Cryprq, Shadowsocks
+from wan_load import LARGE, OBJECT, OBJECTS, SMALL, content
+
+from tests.support.lab.links import PORT, Links
+from tests.support.lab.net import LabError, Namespace, until
+
+LOAD = Path(__file__).with_name("wan_load.py")
+SOCKS = 1080
+START_LIMIT = 30.0
+"""Seconds until the first request must have come through."""
+STOP_LIMIT = 10.0
+NGINX = """
+daemon off;
+pid {directory}/nginx.pid;
+error_log {directory}/nginx.log;
+worker_processes 1;
+events {{ worker_connections 1000; }}
+http {{
+    access_log off;
+    sendfile on;
+    tcp_nopush on;
+    keepalive_requests 1000000;
+    client_body_temp_path {directory};
+    proxy_temp_path {directory};
+    fastcgi_temp_path {directory};
+    uwsgi_temp_path {directory};
+    scgi_temp_path {directory};
+    server {{ listen 80; root {directory}; }}
+}}
+"""
+Result = dict[str, Any]
+
+
+class Proxy(Hosts):
+    """No proxy: what the line and the load can do. Subclasses give `prepare` and the two command lines."""
+
+    name = "no proxy"
+    socks = 0
+
+    @staticmethod
+    def missing() -> str | None:
+        """Why it cannot be measured here and what to do, else None."""
+        return None
+
+    # Start
+
+    def start(self) -> None:
+        """Returns when a request came through. Raises BenchError."""
+        try:
+            self.cable()
+            self.lab.forward(self.exit)
+            self._serve()
+            self.prepare()
+            if command := self.exit_command():
+                self._exit = self._run(self.exit, "exit", command)
+            if command := self.client_command():
+                self._client = self._run(self.client, "client", command)
+            until(self._answers, "the server answers through it", START_LIMIT)
+        except (LabError, OSError) as error:
+            raise BenchError(f"{self.name} did not start: {error}.{self._said()}") from error
+
+    def _serve(self) -> None:
+        directory = self.server.directory / "www"
+        directory.mkdir()
+        directory.chmod(0o755)
+        for name in (f"{size}-{number}" for size in (SMALL, OBJECT) for number in range(OBJECTS)):
+            (directory / name).write_bytes(content(name))
+        with (directory / "large").open("wb") as large:
+            large.truncate(LARGE)
+        file = directory / "nginx.conf"
+        file.write_text("user root;\n" + NGINX.format(directory=directory))
+        self.server.popen(
+            ["nginx", "-p", str(directory), "-e", str(directory / "nginx.log"), "-c", str(file)]
+        )
+        until(lambda: ":80" in self.server.run(["ss", "-Hltn"]), "nginx listens")
+
+    def prepare(self) -> None:
+        """Writes configurations and keys, into `files`."""
+
+    def client_command(self) -> list[str]:
+        return []
+
+    def exit_command(self) -> list[str]:
+        return []
+
+    def environment(self) -> dict[str, str] | None:
+        return None
+
+    @property
+    def files(self) -> Path:
+        """A directory for the files of both ends."""
+        directory = self.client.directory / "proxy"
+        directory.mkdir(exist_ok=True)
+        return directory
+
+    def _run(self, host: Namespace, name: str, command: list[str]) -> subprocess.Popen[str]:
+        with (self.files / f"{name}.log").open("a") as log:
+            program = host.popen(command, stdout=log, stderr=log, env=self.environment())
+        self.programs.append(program)
+        return program
+
+    def restart_client(self) -> None:
+        """Ends the client and starts it anew; returns at once. Call `stop_client` before."""
+        self._client = self._run(self.client, "client", self.client_command())
+
+    def stop_client(self) -> None:
+        """Its link is down after this."""
+        self._client.terminate()
+        self._client.wait(STOP_LIMIT)
+        self.programs.remove(self._client)
+
+    def _answers(self) -> bool:
+        for program in self.programs:
+            if program.poll() is not None:
+                raise LabError(f"a process ended with code {program.returncode}")
+        return not self.client.attempt(
+            self.load_command("requests", "--count", "1", "--workers", "1")
+        ).returncode
+
+    def _said(self) -> str:
+        """The ends of what its processes have logged."""
+        logs = sorted(self.files.glob("*.log"))
+        return "".join(f"\n[{log.name}] {log.read_text(errors='replace')[-1000:]}" for log in logs)
+
+    # Load
+
+    def load_command(self, test: str, *options: str) -> list[str]:
+        return [sys.executable, str(LOAD), test, "--proxy", str(self.socks), *options]
+
+    def load(self, test: str, *options: str) -> subprocess.Popen[str]:
+        """Starts the load generator in the client's host; give it to `result` then."""
+        command = self.load_command(test, *options)
+        return self.client.popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+    def result(self, load: subprocess.Popen[str]) -> Result:
+        """What it measured. Raises BenchError."""
+        output, errors = load.communicate(timeout=150)
+        if load.returncode:
+            raise BenchError(f"{self.name}: {errors.strip()}.{self._said()}")
+        result: Result = json.loads(output.splitlines()[-1])
+        return result
+
+
+class CryprqProxy(Proxy):
+    """Ours, of this working tree, as it is configured when nothing is said: over TCP."""
+
+    name = Cryprq.name
+    socks = SOCKS
+    tree: Path | None = None
+    """Another checkout to run instead, with this interpreter."""
+
+    def prepare(self) -> None:
+        self._links = Links(self.files)
+        if self.tree is not None:
+            self._links.environment["PYTHONPATH"] = str(self.tree)
+        # Debug lines would be part of what is measured.
+        quiet = {"log_level": "info"}
+        try:
+            identities = {role: self._links.identity(role)[1] for role in ("client", "exit")}
+        except AssertionError as error:
+            raise LabError(f"no keys: {error}") from error
+        listen = {"listen": [f"0.0.0.0:{PORT}"], "allow": [identities["client"]]}
+        self._exit_file = self._links.config("exit", {**quiet, **listen})
+        dial = {"peer": f"cryprq://{identities['exit']}@{EXIT}:{PORT}", "admin": "off"}
+        self._client_file = self._links.config("client", {**quiet, **dial})
+
+    def environment(self) -> dict[str, str] | None:
+        return self._links.environment
+
+    def exit_command(self) -> list[str]:
+        return self._links.command("exit", "--config", str(self._exit_file))
+
+    def client_command(self) -> list[str]:
+        return self._links.command("--config", str(self._client_file))
+
+
+class ShadowsocksProxy(Proxy):
+    """Debian's C pair, with the cipher that our link takes on most machines."""
+
+    name = Shadowsocks.name
+    socks = SOCKS
+    missing = staticmethod(Shadowsocks.missing)
+
+    def _command(self, program: str, *options: str) -> list[str]:
+        return [program, "-s", EXIT, "-p", "8388", "-k", "bench", "-m", "aes-256-gcm", *options]
+
+    def exit_command(self) -> list[str]:
+        return self._command("ss-server")
+
+    def client_command(self) -> list[str]:
+        return self._command("ss-local", "-b", "127.0.0.1", "-l", str(SOCKS))
