@@ -25,7 +25,7 @@ from cryprq_proxy.crypto.primitives import select_provider
 from cryprq_proxy.errors import CloseReason, StreamReason
 from cryprq_proxy.session import wire
 from cryprq_proxy.session.records import HEADER, RecordOpener, RecordSealer
-from cryprq_proxy.session.streams import INITIAL_WINDOW
+from cryprq_proxy.session.windows import INITIAL_WINDOW
 from cryprq_proxy.session.wire import StreamProtocol
 
 TARGETS = min(10_000, (resource.getrlimit(resource.RLIMIT_NOFILE)[1] // 2 - 128) * 3 // 4 - 100)

@@ -59,7 +59,7 @@ from cryprq_proxy.process import answers, control, overlap, recent_errors
 from cryprq_proxy.rules import lists
 from cryprq_proxy.rules.pac import script
 from cryprq_proxy.service import exit as exit_service
-from cryprq_proxy.session import control_rates, epochs, sendlog, session, streams, turns, wire
+from cryprq_proxy.session import control_rates, epochs, sendlog, session, turns, windows, wire
 from cryprq_proxy.web import connections, events, metrics, server
 from tests.mutants.run import load_all
 from tests.support.pages import ROOT, THREATS, table
@@ -190,7 +190,7 @@ REACHED = {
     ],
     "data received and not yet taken by targets, per session": [
         "session/test_streams.py::test_more_than_the_window",
-        "session/test_streams.py::test_the_pool_bounds_all_windows_together",
+        "session/test_windows.py::test_the_pool_bounds_all_windows_together",
     ],
     "streams whose end the peer owes": ["session/test_session.py::test_opening_without_ending_is_bounded"],
     "small frames that the peer does not acknowledge": [
@@ -565,6 +565,7 @@ NUMBERS: dict[str, list[float]] = {
     "plaintext kept per session; by all sessions": [
         EXIT.limits.retained_bytes,
         BOUNDS.retained_total,
+        sendlog.ASSURED,
     ],
     "addresses in the tunnel that it gets by refusing others; answers that wait for the carrier": [
         address_pool.MOST_OF_ONE_PEER,
@@ -573,7 +574,7 @@ NUMBERS: dict[str, list[float]] = {
     ],
     "file descriptors for its streams (a UDP association counts as two)": [descriptors.RESERVE],
     "data received and not yet taken by targets, per session": [
-        streams.INITIAL_WINDOW,
+        windows.INITIAL_WINDOW,
         EXIT.limits.window_pool,
     ],
     "reads of one relay in one turn of the loop; datagrams of an application's association": [

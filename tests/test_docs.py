@@ -43,7 +43,7 @@ from cryprq_proxy.lane import sealing as lane
 from cryprq_proxy.session import wire
 from cryprq_proxy.session.records import MAX_RECORD, RecordOpener, RecordSealer
 from cryprq_proxy.session.session import DATAGRAM_QUEUE, PACKET_QUEUE
-from cryprq_proxy.session.streams import INITIAL_WINDOW
+from cryprq_proxy.session.windows import INITIAL_WINDOW
 from cryprq_proxy.session.wire import Kind, StreamProtocol
 from cryprq_proxy.status import ClientStatus
 from tests.support.pages import ARCHITECTURE, PROTOCOL, README, ROOT, THREATS, table
@@ -375,7 +375,7 @@ def test_constants() -> None:
         300,
     )
     assert "300 s, 2^22 records, 2^38 bytes, 2^27 datagrams" in PROTOCOL.read_text()
-    assert (limits.retained, limits.streams, limits.keepalive) == (16 << 20, 16_384, 10)
+    assert (limits.retained, limits.streams, limits.keepalive) == (40 << 20, 16_384, 10)
 
 
 def both_tables_of_constants() -> Iterator[list[str]]:

@@ -49,11 +49,11 @@ class LaneTable(Struct, frozen=True, kw_only=True):
 
 
 class LinkLimits(Struct, frozen=True, kw_only=True):
-    """`retained_bytes` and the round-trip time bound the throughput. All streams share the pool. A connection in which
-    nothing moves for `idle_timeout` ends; 0: none does."""
+    """`retained_bytes`, and half of `window_pool`, bound what one stream moves in a round trip. All streams share the
+    pool. A connection in which nothing moves for `idle_timeout` ends; 0: none does."""
 
-    retained_bytes: Annotated[int, size(64 * KIB, GIB)] = 16 * MIB
-    window_pool: Annotated[int, size(64 * KIB, GIB)] = 32 * MIB
+    retained_bytes: Annotated[int, size(64 * KIB, GIB)] = 40 * MIB
+    window_pool: Annotated[int, size(64 * KIB, GIB)] = 64 * MIB
     idle_timeout: Annotated[float, seconds(0, 7 * 86_400)] = 0.0
 
 

@@ -23,6 +23,9 @@ SLOT_HEADROOM: Final = 8
 SLOT_SIZE: Final = SLOT_HEADROOM + MAX_DATA
 SLOT_MINIMUM: Final = 32_768
 """Fewer bytes than this are copied out of their slot: 128 KiB kept for a hundred bytes would waste the bound."""
+ASSURED: Final = 1 << 20
+"""Bytes that a session may keep even if the budget of the process is spent, or a sixteenth of its bound if that is
+less."""
 FRAME_COST: Final = 128
 """Bytes that a kept frame costs besides its own: the objects around it."""
 
@@ -104,7 +107,7 @@ class SendLog:
         self._bound = bound
         self._budget = budget
         self._pool = pool
-        self._assured = bound // 16
+        self._assured = min(bound >> 4, ASSURED)
         self.acknowledged = 0
         self.sent = 0
         self.kept = 0
@@ -114,7 +117,7 @@ class SendLog:
     def has_room(self) -> bool:
         """Whether stream data may be added. Small frames always may: the number of streams bounds theirs.
 
-        A session may always use a sixteenth of its bound, even if the budget of the process is spent.
+        A session may always use what is assured to it, even if the budget of the process is spent.
         """
         kept, budget = self.kept, self._budget
         return kept < self._bound and (kept < self._assured or budget.used < budget.total)

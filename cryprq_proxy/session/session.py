@@ -32,7 +32,7 @@ from .records import OVERHEAD
 from .rotation import CarrierKeys, Offload, Rotation, RotationLimits, inline
 from .scheduler import Scheduler
 from .sendlog import MemoryBudget, SendLog, SlotPool
-from .streams import Half, Stream, StreamHandler, WindowPool
+from .streams import Half, Stream, StreamHandler
 from .turns import (
     BYTES_PER_UNIT,
     DATA_COST,
@@ -45,11 +45,14 @@ from .turns import (
     RECORD_WORK,
     TurnBudget,
 )
+from .windows import WindowPool
 from .wire import DATA, StreamProtocol
 from .writer import MAX_JOINED, RecordWriter
 
 RESUME_SECONDS: Final = 300.0
 """Seconds for which a client keeps a session without a carrier, and an exit unless its configuration says otherwise."""
+ACK_BYTES: Final = 1 << 20
+"""Bytes of data after which an ACK is due at once, or a sixteenth of `retained` if that is less."""
 ACK_DELAY: Final = 0.025
 """Longest time in seconds until a received frame is acknowledged."""
 DATAGRAM_QUEUE: Final = 65_536
@@ -152,7 +155,7 @@ class Session:
         self._last_id = last_stream
         self._acknowledged = 0
         self._unacknowledged_bytes = 0
-        self._ack_bytes = limits.retained >> 4
+        self._ack_bytes = min(limits.retained >> 4, ACK_BYTES)
         self._ack_by = NEVER
         self._windows_due: dict[int, Stream] = {}
         self._pong: int | None = None

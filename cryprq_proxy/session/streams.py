@@ -10,32 +10,20 @@ A side may close both halves before the peer has ended its own. It then keeps th
 arrives, so that frames still in flight differ from frames for a stream that never existed.
 
 Credit is counted in bytes since the stream began. Each direction starts with INITIAL_WINDOW; WINDOW frames, which hold
-an absolute value, extend it. A stream that drains its window fast, or nearly to zero, gets a larger one from the
-session's pool; a slow stream gives it back.
+an absolute value, extend it. How large the window is that they give follows what was measured (windows.py).
 """
 
 from __future__ import annotations
 
 from collections import deque
 from enum import Enum
-from typing import Final, Protocol
+from typing import Protocol
 
 from ..address import Destination
 from ..errors import CloseReason, LocalError, PeerError, StreamReason
 from .sendlog import Chunk, SlotPool, frame_slot
+from .windows import INITIAL_WINDOW, SHORTEST_ROUND, WindowPool, step, wanted, wanted_at_least
 from .wire import DATA, StreamProtocol, encode_data_header
-
-INITIAL_WINDOW: Final = 65_536
-"""Bytes that may be sent on a new stream, in each direction, before the first WINDOW."""
-MAX_WINDOW: Final = 8 << 20
-"""Largest window of one stream in bytes."""
-MODEST_WINDOW: Final = 131_072
-"""Bytes up to which a window also grows if it was nearly used up: enough for a fair share of a busy link."""
-FAST_DRAIN: Final = 0.001
-"""Seconds: a window is too small if its half drains in less than this, or in less than two round trips."""
-SLOW_DRAIN: Final = 8
-"""A window is too large if its half took this many times longer to drain: the surplus only waits in queues on the path,
-and other streams wait behind it."""
 
 
 class StreamHandler:
@@ -118,6 +106,8 @@ class StreamOwner(Protocol):
     def scheduler(self) -> StreamTurns: ...
     @property
     def slots(self) -> SlotPool: ...
+    @property
+    def windows(self) -> WindowPool: ...
     def wake(self) -> None: ...
     def window_due(self, stream: Stream, /) -> None: ...
     def send_opened(self, stream: Stream, /) -> None: ...
@@ -140,15 +130,6 @@ class Half(Enum):
     CLOSED = 3
 
 
-class WindowPool:
-    """`free`: bytes by which all windows of a session together may still exceed INITIAL_WINDOW."""
-
-    __slots__ = ("free",)
-
-    def __init__(self, total: int) -> None:
-        self.free = total
-
-
 class Stream:
     """One side of a stream. Only Session makes one: `Session.open` returns it, or its `accept_stream` gets it.
 
@@ -156,11 +137,13 @@ class Stream:
     """
 
     __slots__ = (
-        "_extra_window",
+        "_due",
         "_header",
+        "_round_all",
+        "_round_own",
+        "_round_since",
         "_session",
         "_window",
-        "_window_since",
         "announced",
         "burst",
         "burst_mark",
@@ -213,8 +196,11 @@ class Stream:
         self.consumed_bytes = 0
         self.announced = INITIAL_WINDOW
         self._window = INITIAL_WINDOW
-        self._window_since = now
-        self._extra_window = 0
+        self._due = INITIAL_WINDOW >> 1
+        # The measurement that goes on: since when, and what was taken before, here and by all.
+        self._round_since = now
+        self._round_own = 0
+        self._round_all = session.windows.taken
 
     # --- for the handler -------------------------------------------------------------------------------------------
 
@@ -282,7 +268,8 @@ class Stream:
     def consumed(self, size: int) -> None:
         """`size` bytes have left the handler: the peer may send as many again."""
         self.consumed_bytes += size
-        if self.announced - self.consumed_bytes <= self._window >> 1 and self.receive_half is Half.OPEN:
+        self._session.windows.taken += size
+        if self.consumed_bytes >= self._due and self.receive_half is Half.OPEN:
             self._session.window_due(self)
 
     def progress(self) -> int:
@@ -324,34 +311,25 @@ class Stream:
             raise PeerError(CloseReason.CREDIT, "the peer sent more data than the window allows")
 
     def next_window(self, now: float, round_trip: float, pool: WindowPool) -> int:
-        """The limit to announce now. Adapts the window to the time in which its last half was drained.
-
-        `round_trip` is that of the idle path: one that includes the queues would make them grow.
-        """
-        elapsed = now - self._window_since
-        self._window_since = now
-        fast = max(FAST_DRAIN, 2 * round_trip)
-        # Half of what is left, so that early streams leave something for later ones.
-        share = pool.free >> 1
-        if self._extra_window > share:
-            growth = (share - self._extra_window) >> 1
-        elif elapsed < fast or (
-            self._window < MODEST_WINDOW and self.announced - self.consumed_bytes <= self._window >> 2
-        ):
-            growth = min(self._window, MAX_WINDOW - self._window, share - self._extra_window)
-        elif elapsed > SLOW_DRAIN * fast:
-            growth = -(self._extra_window >> 1)
+        """The limit to announce now, with a window that follows what was measured. `round_trip` as in windows.py."""
+        consumed, extra = self.consumed_bytes, self._window - INITIAL_WINDOW
+        share = pool.share(extra)
+        own, elapsed = consumed - self._round_own, now - self._round_since
+        if elapsed >= max(round_trip, SHORTEST_ROUND):
+            extra = wanted(own, pool.taken - self._round_all, elapsed, round_trip)
+            self._round_since, self._round_own, self._round_all = now, consumed, pool.taken
         else:
-            growth = 0
-        self._window += growth
-        self._extra_window += growth
-        pool.free -= growth
-        limit = max(self.announced, self.consumed_bytes + self._window)
-        self.announced = limit
-        return limit
+            extra = max(extra, wanted_at_least(own, round_trip))
+        # What is announced already cannot be taken back: it counts until it is consumed.
+        window = max(INITIAL_WINDOW + min(extra, share), self.announced - consumed)
+        pool.free -= window - self._window
+        self._window = window
+        self._due = consumed + step(window, round_trip)
+        self.announced = consumed + window
+        return self.announced
 
     def release(self, pool: WindowPool) -> None:
         """The stream is gone: its window goes back to the pool."""
-        pool.free += self._extra_window
-        self._extra_window = 0
+        pool.free += self._window - INITIAL_WINDOW
+        self._window = INITIAL_WINDOW
         self.queue.clear()

@@ -13,7 +13,8 @@ from cryprq_proxy.errors import StreamReason
 from cryprq_proxy.outbound.backlog import Backlog
 from cryprq_proxy.outbound.relay import READS, SLOTS, Relay
 from cryprq_proxy.session.sendlog import SlotPool
-from cryprq_proxy.session.streams import INITIAL_WINDOW, Half
+from cryprq_proxy.session.streams import Half
+from cryprq_proxy.session.windows import INITIAL_WINDOW
 from tests.support.fake_streams import FakeStream
 from tests.support.settle import settle, until
 from tests.support.visits import tcp_pair

@@ -534,9 +534,12 @@ def test_fill_keeps_to_its_buffer(sizes: list[int], budget: int, slots: bool) ->
 
 def test_the_overhead_of_bulk_data() -> None:
     link = Link()
-    one, _ = link.pair(slots=link.slots)
+    one, other = link.pair(slots=link.slots)
     link.quiesce()
     before = link.carrier.to_right.sent
+    assert one.stream is not None and other.stream is not None
+    other.stream.announced = 16 << 20
+    one.stream.raise_send_limit(16 << 20)
     one.say(bytes(8 << 20))
     link.carrier.settle()
     records = (8 << 20) / wire.MAX_DATA

@@ -7,28 +7,18 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from cryprq_proxy.errors import CloseReason, LocalError, PeerError, StreamReason, StreamRefused
 from cryprq_proxy.session import wire
-from cryprq_proxy.session.liveness import UNKNOWN_ROUND_TRIP
-from cryprq_proxy.session.streams import (
-    FAST_DRAIN,
-    INITIAL_WINDOW,
-    MAX_WINDOW,
-    SLOW_DRAIN,
-    Half,
-    Stream,
-    WindowPool,
-)
+from cryprq_proxy.session.streams import Half, Stream
+from cryprq_proxy.session.windows import INITIAL_WINDOW
 from cryprq_proxy.session.wire import StreamProtocol
 from tests.support.links import TARGET, App, Link, ToyProvider
 from tests.support.settings import session_limits
 
-SLOW = 2 * SLOW_DRAIN * FAST_DRAIN
-"""Seconds: on a link without a round trip, nobody who takes so long needs a larger window."""
 GENERAL, CANCELLED = StreamReason.GENERAL, StreamReason.CANCELLED
 
 
@@ -510,212 +500,6 @@ def test_a_lower_window_is_ignored() -> None:
     link.forge(link.client, wire.encode_window(1, 2**64 - 1))
     assert one.stream.send_limit == 2**64 - 1
     assert one.stream.request_room() == link.client.scheduler.queue_target
-
-
-def receiving() -> Stream:
-    """A stream of its own, at the exit, whose windows nobody sends."""
-    return Stream(Link().exit, 1, StreamProtocol.TCP, TARGET, App(), 0.0)
-
-
-def drain(stream: Stream, seconds: float, pool: WindowPool, round_trip: float = 0.0) -> None:
-    """Half of the window leaves the handler, and the next one is made."""
-    stream.consumed_bytes = stream.announced - stream._window // 2
-    stream.next_window(stream._window_since + seconds, round_trip, pool)
-
-
-def extra(app: App) -> int:
-    assert app.stream is not None
-    return app.stream._extra_window
-
-
-def test_fast_streams_get_larger_windows_and_slow_ones_give_them_back() -> None:
-    link = Link(session_limits(window_pool=32 << 20))
-    one, other = link.pair()
-    total = link.exit.limits.window_pool
-    one.say(bytes(64 << 20))
-    link.carrier.settle()
-    stream = other.stream
-    assert stream is not None and stream._window == MAX_WINDOW
-    assert link.exit.windows.free == total - (MAX_WINDOW - INITIAL_WINDOW)
-    other.eager = False
-    one.say(bytes(64 << 20))
-    for _ in range(400):
-        link.carrier.advance(SLOW)
-        other.consume(32 << 10)
-    assert stream._window < 2 * INITIAL_WINDOW
-    assert link.exit.windows.free > total - 2 * INITIAL_WINDOW
-    stream.reset(GENERAL)
-    link.quiesce()
-    assert link.exit.windows.free == total
-    link.assert_clean()
-
-
-def test_the_pool_bounds_all_windows_together() -> None:
-    pool = 1 << 20
-    link = Link(session_limits(window_pool=pool))
-    apps = [link.pair() for _ in range(30)]
-    for one, _ in apps:
-        one.say(bytes(1 << 20))
-    link.carrier.settle()
-    windows = [other.stream._window for _, other in apps if other.stream is not None]
-    assert link.exit.windows.free >= 0
-    assert sum(windows) == 30 * INITIAL_WINDOW + pool - link.exit.windows.free
-    assert all(len(other.received) == 1 << 20 for _, other in apps)
-    for one, other in apps:
-        one.say(b"", finish=True)
-        other.say(b"", finish=True)
-    link.quiesce()
-    link.assert_clean()
-
-
-def test_a_stream_that_keeps_its_pace_keeps_its_window() -> None:
-    pool = WindowPool(1 << 20)
-    stream = receiving()
-    drain(stream, 0.0, pool)
-    window = stream._window
-    assert window == 2 * INITIAL_WINDOW
-    for _ in range(10):
-        drain(stream, SLOW / 4, pool)
-        assert stream._window == window
-
-
-def test_a_stream_that_is_drained_to_the_last_quarter_gets_a_larger_window() -> None:
-    pool = WindowPool(1 << 20)
-    stream = receiving()
-    stream.consumed_bytes += INITIAL_WINDOW * 3 // 4 - 1
-    stream.next_window(SLOW, 0.0, pool)
-    assert stream._window == INITIAL_WINDOW
-    stream.consumed_bytes = stream.announced - INITIAL_WINDOW // 4
-    stream.next_window(2 * SLOW, 0.0, pool)
-    assert stream._window == 2 * INITIAL_WINDOW
-
-
-@pytest.mark.parametrize("round_trip", [0.01, 0.3])
-def test_what_is_slow_is_told_by_the_round_trip(round_trip: float) -> None:
-    pool = WindowPool(32 << 20)
-    stream = receiving()
-    drain(stream, 1.9 * round_trip, pool, round_trip)
-    assert stream._window == 2 * INITIAL_WINDOW, "no faster than the path"
-    drain(stream, 2.1 * round_trip, pool, round_trip)
-    drain(stream, 1.9 * SLOW_DRAIN * round_trip, pool, round_trip)
-    assert stream._window == 2 * INITIAL_WINDOW
-    drain(stream, 2.1 * SLOW_DRAIN * round_trip, pool, round_trip)
-    assert stream._window == 3 * INITIAL_WINDOW // 2
-
-
-def test_a_long_path_gets_large_windows_by_what_was_measured() -> None:
-    """Half of the window leaves in each round trip, which is much longer than the guess before the first answer."""
-    link = Link()
-    one, other = link.pair()
-    link.quiesce()
-    liveness, round_trip = link.exit.liveness, 4 * UNKNOWN_ROUND_TRIP
-    liveness.attach(link.carrier.now)
-    token = liveness.ping
-    assert token is not None
-    liveness.ping_sent(link.carrier.now)
-    liveness.pong(token, link.carrier.now + round_trip)
-    other.eager = False
-    one.say(bytes(8 << 20))
-    stream = other.stream
-    assert stream is not None
-    for _ in range(3):
-        window = stream._window
-        link.carrier.advance(round_trip)
-        other.consume(window // 2)
-        link.carrier.settle()
-        assert stream._window == 2 * window
-    link.carrier.cut()
-
-
-def test_streams_that_all_drain_share_the_pool() -> None:
-    """Those that came first leave as much for those that come later."""
-    pool = 2 << 20
-    link = Link(session_limits(window_pool=pool))
-    early = [link.pair() for _ in range(4)]
-    for one, _ in early:
-        one.say(bytes(4 << 20))
-    link.carrier.settle()
-    assert min(extra(other) for _, other in early) > INITIAL_WINDOW
-    late = [link.pair() for _ in range(4)]
-    for one, _ in early + late:
-        one.say(bytes(6 << 20))
-    link.carrier.settle()
-    assert all(len(other.received) == 10 << 20 for _, other in early)
-    shares = [extra(other) for _, other in early + late]
-    fair = pool // (len(shares) + 2)  # half as much as what all of them leave free
-    assert all(0.8 * fair <= share <= 1.25 * fair for share in shares)
-    assert link.exit.windows.free == pool - sum(shares)
-
-
-@given(
-    st.lists(
-        st.tuples(
-            st.integers(0, 4),
-            st.sampled_from([0.0, SLOW / 4, SLOW]),
-            st.integers(0, 100),
-            st.booleans(),
-        ),
-        max_size=60,
-    ),
-    st.sampled_from([0, 1, 1000, 1 << 20, 64 << 20]),
-)
-def test_no_stream_takes_more_than_half_of_what_is_left(
-    steps: list[tuple[int, float, int, bool]], total: int
-) -> None:
-    pool = WindowPool(total)
-    streams = [receiving() for _ in range(5)]
-    for index, pause, percent, ends in steps:
-        stream = streams[index]
-        if ends:
-            stream.release(pool)
-            streams[index] = receiving()
-            continue
-        share, before, announced = pool.free >> 1, stream._extra_window, stream.announced
-        stream.consumed_bytes += (announced - stream.consumed_bytes) * percent // 100
-        assert stream.next_window(stream._window_since + pause, 0.0, pool) == stream.announced >= announced
-        if before > share:
-            assert stream._extra_window <= before - (before - share) // 2, (
-                "it gives back what is not its share"
-            )
-        assert stream._extra_window <= max(share, before)
-        assert stream._window == INITIAL_WINDOW + stream._extra_window <= MAX_WINDOW
-        assert min(pool.free, *(stream._extra_window for stream in streams)) >= 0
-        assert pool.free + sum(stream._extra_window for stream in streams) == total
-    for stream in streams:
-        stream.release(pool)
-    assert pool.free == total
-
-
-@given(
-    st.lists(
-        st.tuples(st.integers(1, 1 << 20), st.sampled_from([0.0, FAST_DRAIN, 2 * FAST_DRAIN, SLOW, 20.0])),
-        max_size=40,
-    ),
-    st.sampled_from([0, 1000, 1 << 20]),
-)
-def test_windows_are_never_taken_back(steps: list[tuple[int, float]], pool: int) -> None:
-    """Whatever the reader does: limits only rise, the pool is conserved, and who consumes everything gets more."""
-    link = Link(session_limits(window_pool=pool))
-    one, other = link.pair()
-    other.eager = False
-    stream = other.stream
-    assert stream is not None
-    one.say(bytes(4 << 20))
-    announced = INITIAL_WINDOW
-    for size, pause in steps:
-        other.consume(size)
-        link.carrier.advance(pause)
-        assert stream.announced >= announced
-        announced = stream.announced
-        assert link.exit.windows.free >= 0
-        assert link.exit.windows.free + stream._extra_window == pool
-        assert stream._window == INITIAL_WINDOW + stream._extra_window
-    other.eager = True
-    other.consume()
-    link.quiesce()
-    assert len(other.received) == 4 << 20
-    end_all(link, one, other)
-    link.assert_clean()
 
 
 # --- a random walk ---

@@ -21,8 +21,9 @@ from cryprq_proxy.session.session import (
     PACKET_QUEUE,
     Session,
 )
-from cryprq_proxy.session.streams import MAX_WINDOW, Half
+from cryprq_proxy.session.streams import Half
 from cryprq_proxy.session.turns import BYTES_PER_UNIT, FRAME_COSTS
+from cryprq_proxy.session.windows import INITIAL_WINDOW
 from cryprq_proxy.session.wire import StreamProtocol
 from tests.support.frame_count import FrameCount, broken
 from tests.support.links import App
@@ -172,7 +173,7 @@ class Judge:
         session = self.session
         extra = queued = 0
         for stream in session.streams.values():
-            extra += stream._extra_window
+            extra += stream._window - INITIAL_WINDOW
             queued += sum(chunk.size for chunk in stream.queue)
             # What the session itself counts is what a fault would falsify.
             app = stream.handler
@@ -184,8 +185,8 @@ class Judge:
                 )
             if received > stream.announced or sent > stream.send_limit:
                 raise broken("more bytes passed than there was credit for")
-            if stream.announced - (received - app.unconsumed) > MAX_WINDOW:
-                raise broken("more credit was given than the largest window")
+            if stream.announced - (received - app.unconsumed) > stream._window:
+                raise broken("more credit was given than the pool counts")
             if stream.send_half is Half.CLOSED and stream.receive_half is Half.CLOSED:
                 raise broken("a stream that has ended on both sides is kept")
         if session.windows.free < 0 or extra + session.windows.free != POOL:

@@ -12,7 +12,7 @@ from cryprq_proxy.errors import CarrierError, CloseReason, PeerError, StreamReas
 from cryprq_proxy.session import wire
 from cryprq_proxy.session.records import HEADER
 from cryprq_proxy.session.session import Session
-from cryprq_proxy.session.streams import INITIAL_WINDOW
+from cryprq_proxy.session.windows import INITIAL_WINDOW
 from cryprq_proxy.session.wire import StreamProtocol
 from tests.support.choices import Choices
 from tests.support.memory import Direction

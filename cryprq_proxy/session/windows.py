@@ -1,0 +1,73 @@
+"""Windows: how many bytes a receiver lets a stream send before it gives more credit.
+
+A window must hold what a sender puts on the path in the time in which credit comes back, else the sender stands still.
+More than that waits in queues, and other streams wait behind it. Two measurements tell what is right:
+
+    round trip      the least one of the carrier (liveness.py): one that includes queues would make them grow
+    taken           bytes that the handler of a stream has taken in a round trip, and the handlers of all streams
+
+    window = INITIAL_WINDOW + the larger one of
+        SHORT_PATH times the stream's part of what all streams have taken
+        GAIN times what it has taken in a round trip: so it doubles while it is what holds the sender up
+
+So what all streams that move have beyond their first windows is SHORT_PATH, or GAIN times rate and round trip, and one
+that stands still has no part in it. What that one was given before is counted until it has taken it: the pool bounds
+what a session can be made to hold.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+INITIAL_WINDOW: Final = 65_536
+"""Bytes that may be sent on a new stream, in each direction, before the first WINDOW."""
+SHORT_PATH: Final = 1 << 20
+"""Bytes by which the windows of all streams together may exceed INITIAL_WINDOW, however short the path is."""
+GAIN: Final = 3
+"""Twice would do if credit came back at once. It comes in steps, and a round trip later than the data."""
+SHORTEST_ROUND: Final = 0.01
+"""Seconds of a measurement at least: what is taken in a shorter time tells the turns of the loop, not the rate. A path
+with a shorter round trip is a short one."""
+FIRST_ROUNDS: Final = 16
+"""Of SHORT_PATH a stream gets no more than it takes in so many rounds."""
+
+
+class WindowPool:
+    """What the streams of a session have together.
+
+    `free`: bytes by which all windows together may still exceed INITIAL_WINDOW. `taken`: bytes that the handlers have
+    taken since the session began.
+    """
+
+    __slots__ = ("free", "taken")
+
+    def __init__(self, total: int) -> None:
+        self.free = total
+        self.taken = 0
+
+    def share(self, extra: int) -> int:
+        """What a stream that has `extra` bytes beyond INITIAL_WINDOW may have at most: as much as it leaves free, so
+        that early streams leave something for later ones."""
+        return (self.free + extra) >> 1
+
+
+def wanted(own: int, everything: int, elapsed: float, round_trip: float) -> int:
+    """Bytes beyond INITIAL_WINDOW that a stream can use which has taken `own` bytes of `everything` in `elapsed`
+    seconds, at least a round trip and SHORTEST_ROUND."""
+    if not own:
+        return 0
+    each_second = own / elapsed
+    few = min(SHORT_PATH * own / everything, FIRST_ROUNDS * each_second * max(round_trip, SHORTEST_ROUND))
+    return int(max(few, GAIN * each_second * round_trip))
+
+
+def wanted_at_least(own: int, round_trip: float) -> int:
+    """As `wanted`, in the middle of a round in which `own` bytes were taken: what its end will say at least. So credit
+    for twice a burst leaves with the burst, not a round trip later."""
+    return int(GAIN * own * min(round_trip / SHORTEST_ROUND, 1.0))
+
+
+def step(window: int, round_trip: float) -> int:
+    """After how many bytes credit is announced again. What is taken between two announcements is on top of what the
+    path needs, so on a long path they are small; on a short one each costs more than it brings."""
+    return window >> 1 if round_trip < SHORTEST_ROUND else max(window >> 4, INITIAL_WINDOW >> 1)

@@ -1,0 +1,274 @@
+"""Windows: what they follow, what bounds them, and what they bring on lines with rate and delay."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from cryprq_proxy.errors import StreamReason
+from cryprq_proxy.session.streams import Stream
+from cryprq_proxy.session.windows import (
+    FIRST_ROUNDS,
+    GAIN,
+    INITIAL_WINDOW,
+    SHORT_PATH,
+    SHORTEST_ROUND,
+    WindowPool,
+    step,
+    wanted,
+    wanted_at_least,
+)
+from cryprq_proxy.session.wire import StreamProtocol
+from tests.support.line import Line, Sink
+from tests.support.links import TARGET, App, Link
+from tests.support.settings import session_limits
+
+MIB = 1 << 20
+FAST = 62.5e6
+"""500 Mbit/s."""
+LONG = 0.3
+SLOT = 0.02
+"""Seconds of a round in tests without a line: more than SHORTEST_ROUND."""
+
+
+def receiving(pool: WindowPool) -> Stream:
+    """A stream of its own, at the exit, whose windows nobody sends."""
+    session = Link().exit
+    session.windows = pool
+    return Stream(session, 1, StreamProtocol.TCP, TARGET, App(), 0.0)
+
+
+def take(stream: Stream, size: int, pause: float, pool: WindowPool, round_trip: float = 0.0) -> None:
+    """`size` bytes are taken, and `pause` seconds after the last measurement the next window is made."""
+    stream.consumed(size)
+    stream._round_since = 0.0
+    stream.next_window(pause, round_trip, pool)
+
+
+def extra(stream: Stream | None) -> int:
+    assert stream is not None
+    return stream._window - INITIAL_WINDOW
+
+
+# --- the measure ---
+
+
+def test_a_long_path_is_given_a_multiple_of_what_is_taken_in_a_round_trip() -> None:
+    assert wanted(10 * MIB, 10 * MIB, LONG, LONG) == GAIN * 10 * MIB
+    assert wanted(20 * MIB, 20 * MIB, 2 * LONG, LONG) == GAIN * 10 * MIB, "by the rate, not by the time"
+    assert wanted(5 * MIB, 40 * MIB, LONG, LONG) == GAIN * 5 * MIB, "whatever others take"
+
+
+def test_streams_of_a_short_path_share_a_fixed_sum() -> None:
+    everything = 100 * MIB
+    takes = [everything // 16] * 8 + [everything // 32] * 16
+    shares = [wanted(own, everything, 0.1, 0.0001) for own in takes]
+    assert sum(shares) == SHORT_PATH and shares[0] == 2 * shares[-1]
+
+
+def test_a_slow_reader_that_is_alone_needs_little() -> None:
+    assert wanted(1000, 1000, 1.0, 0.0001) == int(FIRST_ROUNDS * 1000 * SHORTEST_ROUND)
+    assert wanted(0, 0, 60.0, LONG) == 0
+
+
+@given(st.integers(1, 64 * MIB), st.floats(0.0, 0.999), st.floats(0.0, 1.0))
+def test_the_middle_of_a_round_promises_no_more_than_its_end(
+    own: int, part: float, round_trip: float
+) -> None:
+    """Also if nothing more is taken after it."""
+    whole = max(round_trip, SHORTEST_ROUND)
+    assert wanted_at_least(own, round_trip) <= wanted(own, own, whole, round_trip) + 1
+
+
+@given(st.integers(INITIAL_WINDOW, 64 * MIB), st.floats(0.0, 1.0))
+def test_credit_is_announced_while_most_of_the_window_is_left(window: int, round_trip: float) -> None:
+    assert INITIAL_WINDOW // 2 <= step(window, round_trip) <= window // 2
+    assert step(32 * MIB, LONG) == 2 * MIB and step(32 * MIB, 0.001) == 16 * MIB
+
+
+# --- one stream and its pool ---
+
+
+def test_a_reader_that_slows_down_gives_its_window_back_as_it_takes() -> None:
+    pool = WindowPool(64 * MIB)
+    stream = receiving(pool)
+    for _ in range(12):
+        take(stream, stream.announced - stream.consumed_bytes, LONG, pool, LONG)
+    assert stream._window == INITIAL_WINDOW + 32 * MIB and pool.free == 32 * MIB
+    for _ in range(600):
+        take(stream, 65_536, LONG, pool, LONG)
+    assert extra(stream) <= SHORT_PATH and pool.free >= 63 * MIB
+    stream.release(pool)
+    assert pool.free == 64 * MIB
+
+
+def test_a_reader_that_stands_still_takes_no_part_in_what_others_share() -> None:
+    pool = WindowPool(64 * MIB)
+    still, other = receiving(pool), receiving(pool)
+    for _ in range(3):
+        take(still, still.announced - still.consumed_bytes, SLOT, pool)
+    assert extra(still) == SHORT_PATH
+    for _ in range(3):
+        take(other, other.announced - other.consumed_bytes, SLOT, pool)
+    assert extra(other) == SHORT_PATH
+
+
+def test_in_less_than_a_round_nothing_shrinks() -> None:
+    pool = WindowPool(64 * MIB)
+    stream = receiving(pool)
+    take(stream, 65_536, LONG, pool, LONG)
+    window = stream._window
+    take(stream, 1000, LONG / 2, pool, LONG)
+    assert stream._window == window
+    take(stream, window - 1000, LONG / 2, pool, LONG)
+    assert stream._window == INITIAL_WINDOW + GAIN * window, "more can only be more"
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, 4), st.sampled_from([0.0, SLOT, LONG, 20.0]), st.integers(0, 100), st.booleans()
+        ),
+        max_size=60,
+    ),
+    st.sampled_from([0, 1, 1000, MIB, 64 * MIB]),
+    st.sampled_from([0.0, 0.001, LONG]),
+)
+@example([(0, LONG, 100, False)] * 12 + [(1, LONG, 100, False)] * 12, 64 * MIB, LONG)
+def test_no_credit_beyond_the_pool_and_none_is_taken_back(
+    steps: list[tuple[int, float, int, bool]], total: int, round_trip: float
+) -> None:
+    """Whatever readers do: limits only rise, what may come is counted, and each leaves as much as it takes."""
+    pool = WindowPool(total)
+    streams = [receiving(pool) for _ in range(5)]
+    for index, pause, percent, ends in steps:
+        stream = streams[index]
+        if ends:
+            stream.release(pool)
+            streams[index] = receiving(pool)
+            continue
+        before, announced = extra(stream), stream.announced
+        take(stream, (announced - stream.consumed_bytes) * percent // 100, pause, pool, round_trip)
+        assert stream.announced >= announced
+        assert stream.announced - stream.consumed_bytes == stream._window
+        assert extra(stream) <= max(before, pool.free + 1), "it leaves as much to others"
+        assert min(pool.free, *map(extra, streams)) >= 0
+        assert pool.free + sum(map(extra, streams)) == total
+    for stream in streams:
+        stream.release(pool)
+    assert pool.free == total
+
+
+# --- two sessions and a line ---
+
+
+def line(rate: float, round_trip: float, tick: float = 0.001) -> Line:
+    """A link that has been up for a while."""
+    made = Line(Link(session_limits()), rate, round_trip, tick)
+    made.advance(3 * round_trip + SHORTEST_ROUND)
+    return made
+
+
+def outstanding(on: Line) -> int:
+    """Bytes that may be on their way."""
+    return sum(
+        sink.stream.announced - sink.stream.consumed_bytes for sink in on.sinks if sink.stream is not None
+    )
+
+
+def moved(on: Line, seconds: float) -> float:
+    """The part of the line that is used in the next `seconds`."""
+    before = sum(sink.taken for sink in on.sinks)
+    on.advance(seconds)
+    return (sum(sink.taken for sink in on.sinks) - before) / (seconds * on.rate)
+
+
+def fairness(sinks: list[Sink]) -> float:
+    """Jain's index: 1 if all have taken the same."""
+    return float(sum(sink.taken for sink in sinks) ** 2 / (len(sinks) * sum(sink.taken**2 for sink in sinks)))
+
+
+@pytest.mark.parametrize("round_trip", [LONG / 2, LONG])
+@pytest.mark.parametrize("streams", [1, 4])
+def test_a_long_fast_path_is_full_after_some_round_trips(round_trip: float, streams: int) -> None:
+    on = line(FAST, round_trip)
+    for _ in range(streams):
+        on.download()
+    on.advance(9 * round_trip)
+    assert moved(on, 2 * round_trip) > 0.9
+    assert outstanding(on) <= streams * INITIAL_WINDOW + 64 * MIB
+    assert on.link.exit.log.kept <= on.link.exit.limits.retained + 131_072
+
+
+def test_a_window_doubles_in_each_round_trip() -> None:
+    on = line(FAST, LONG)
+    on.download()
+    on.advance(2 * LONG)
+    parts = [moved(on, LONG) for _ in range(3)]
+    assert parts[-1] < 0.5, "the line itself is no bound yet"
+    assert all(later > 1.7 * earlier for earlier, later in itertools.pairwise(parts))
+
+
+def test_on_a_short_path_little_is_on_its_way_and_the_streams_are_equal() -> None:
+    on = line(1e9, 0.0002, tick=0.0002)
+    sinks = [on.download() for _ in range(16)]
+    on.advance(0.2)
+    assert moved(on, 0.1) > 0.9
+    assert outstanding(on) <= 4 * MIB
+    assert fairness(sinks) > 0.97
+
+
+def test_a_late_stream_gets_its_part() -> None:
+    on = line(FAST, LONG / 3)
+    early = on.download()
+    on.advance(3.0)
+    late = on.download()
+    on.advance(2.0)
+    before = early.taken, late.taken
+    on.advance(1.0)
+    assert 0.8 < (late.taken - before[1]) / (early.taken - before[0]) < 1.25
+
+
+def test_readers_that_stand_still_leave_the_line_to_others() -> None:
+    on = line(FAST, LONG / 3)
+    still = [on.download() for _ in range(3)]
+    on.advance(2.0)
+    for sink in still:
+        sink.rate = 0.0
+    on.advance(1.0)
+    on.download()
+    on.advance(2.0)
+    assert moved(on, 1.0) > 0.9
+
+
+def test_a_slow_reader_ends_with_a_small_window() -> None:
+    on = line(FAST, LONG / 3)
+    sink = on.download()
+    on.advance(2.0)
+    assert extra(sink.stream) > 8 * MIB
+    sink.rate = FAST
+    on.advance(0.1)
+    sink.rate = FAST / 20
+    on.advance(10.0)
+    assert extra(sink.stream) <= 2 * MIB
+    assert moved(on, 1.0) == pytest.approx(0.05, rel=0.1)
+
+
+def test_the_pool_bounds_all_windows_together() -> None:
+    pool = 4 * MIB
+    on = Line(Link(session_limits(window_pool=pool)), FAST, LONG)
+    on.advance(1.0)
+    for _ in range(8):
+        on.download()
+    on.advance(3.0)
+    windows = on.link.client.windows
+    assert 0 <= windows.free < pool // 4
+    assert sum(extra(sink.stream) for sink in on.sinks) == pool - windows.free
+    assert outstanding(on) <= 8 * INITIAL_WINDOW + pool
+    for sink in on.sinks:
+        assert sink.stream is not None
+        sink.stream.reset(StreamReason.GENERAL)
+    assert windows.free == pool

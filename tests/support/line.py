@@ -1,0 +1,144 @@
+"""A line with rate and delay between two sessions, on a virtual clock, with what surrounds it on real hosts.
+
+    source.fill -> kernel: what waits until the line is free -> in flight for `delay` -> target.receive
+
+Time goes in ticks of `tick` seconds, each a turn of the loop on both sides. `kernel` is what a host keeps unsent, in
+seconds at the line's rate: a sender is asked for more while there is less. `Source` always has something to send,
+`Sink` takes what comes, at once or at a rate.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final
+
+from cryprq_proxy.session.session import FILL_MINIMUM, Session
+from cryprq_proxy.session.streams import Stream, StreamHandler
+from cryprq_proxy.session.wire import StreamProtocol
+from tests.support.links import TARGET, Link
+
+KERNEL: Final = 0.004
+BUDGET: Final = 262_144
+
+_buffer: Final = memoryview(bytearray(FILL_MINIMUM + BUDGET))
+_ZEROS: Final = bytes(131_072)
+
+
+class Source(StreamHandler):
+    """Sends as much as it may."""
+
+    def __init__(self) -> None:
+        self.stream: Stream | None = None
+
+    def opened(self) -> None:
+        self.writable()
+
+    def writable(self) -> None:
+        assert self.stream is not None
+        room = min(self.stream.request_room(), self.stream.frame_limit)
+        if room:
+            self.stream.send(_ZEROS[:room])
+            self.stream.wait_for_turn()
+
+
+class Sink(StreamHandler):
+    """Takes what comes: at once, or `rate` bytes a second as soon as that is set."""
+
+    def __init__(self) -> None:
+        self.stream: Stream | None = None
+        self.rate: float | None = None
+        self.held = 0
+        self.taken = 0
+
+    def data_received(self, data: memoryview) -> None:
+        self.held += len(data)
+        if self.rate is None:
+            self.take(self.held)
+
+    def take(self, size: float) -> None:
+        assert self.stream is not None
+        if size := min(int(size), self.held):
+            self.held -= size
+            self.taken += size
+            self.stream.consumed(size)
+
+
+class _Direction:
+    def __init__(self, source: Session, target: Session, rate: float, delay: float, tick: float) -> None:
+        self.source, self.target = source, target
+        self._tick = tick
+        self._rate, self._delay = rate, delay
+        self._kernel: deque[bytes] = deque()
+        self._flight: deque[tuple[float, bytes]] = deque()
+        self._unsent = 0
+        self._free = 0.0
+        self._unused = b""
+
+    def send(self, now: float) -> None:
+        while self._unsent < max(self._rate * KERNEL, 65_536):
+            size = self.source.fill(_buffer, self.source.scheduler.queue_target, now)
+            if not size:
+                break
+            self._kernel.append(bytes(_buffer[:size]))
+            self._unsent += size
+        self._free = max(self._free, now - self._tick)
+        while self._kernel and self._free <= now:
+            piece = self._kernel.popleft()
+            self._unsent -= len(piece)
+            self._free += len(piece) / self._rate
+            self._flight.append((self._free + self._delay, piece))
+
+    def deliver(self, now: float) -> None:
+        while self._flight and self._flight[0][0] <= now:
+            self._unused += self._flight.popleft()[1]
+        if self._unused:
+            self._unused = self._unused[self.target.receive(memoryview(self._unused), now) :]
+
+
+class Line:
+    """`rate` in bytes a second, `round_trip` in seconds; both hosts are fast enough for it."""
+
+    def __init__(self, link: Link, rate: float, round_trip: float, tick: float = 0.001) -> None:
+        self.link = link
+        self._tick = tick
+        self.now = link.now
+        self.rate = rate
+        self._sessions = (link.client, link.exit)
+        self._directions = [
+            _Direction(*pair, rate, round_trip / 2, tick) for pair in (self._sessions, self._sessions[::-1])
+        ]
+        link.exit.scheduler.pace(rate)
+        link.client.scheduler.pace(rate)
+        self.sinks: list[Sink] = []
+        link.serve = self._accept  # type: ignore[assignment]
+
+    def download(self) -> Sink:
+        """A new stream on which the exit sends."""
+        sink = Sink()
+        sink.stream = self.link.client.open(StreamProtocol.TCP, TARGET, sink)
+        self.sinks.append(sink)
+        return sink
+
+    @staticmethod
+    def _accept(stream: Stream) -> Source:
+        source = Source()
+        source.stream = stream
+        stream.handler = source
+        stream.accept()
+        source.writable()
+        return source
+
+    def advance(self, seconds: float) -> None:
+        for _ in range(round(seconds / self._tick)):
+            self.now += self._tick
+            for session in self._sessions:
+                session.turn.renew()
+                if session.deadline() <= self.now:
+                    session.tick(self.now)
+            for direction in self._directions:
+                direction.deliver(self.now)
+            for sink in self.sinks:
+                if sink.rate is not None:
+                    sink.take(sink.rate * self._tick)
+            for direction in self._directions:
+                direction.send(self.now)
