@@ -248,9 +248,12 @@ class ExitAddress(Struct, kw_only=True, frozen=True):
 
 
 class CarrierStatus(Struct, kw_only=True, frozen=True):
+    """`congestion`: the kernel's congestion control for what is sent, empty if the system names none."""
+
     kind: str = "?"
     address: str = "?"
     why: str = ""
+    congestion: str = ""
 
 
 class KnownExit(ExitAddress, kw_only=True, frozen=True):
@@ -307,10 +310,11 @@ class RulesStatus(Struct, kw_only=True, frozen=True):
 
 
 class PeerSessionStatus(SessionStatus, kw_only=True, frozen=True):
-    """A session of a client at its exit."""
+    """A session of a client at its exit. `congestion`: that of its carrier, as in CarrierStatus."""
 
     peer_id: str = "?"
     link: str = "?"
+    congestion: str = ""
     packets: PacketLinkStatus | None = None
 
 

@@ -27,6 +27,7 @@ from ..base.clock import clock
 from ..base.faults import Faults, contained, report_fault
 from ..errors import CarrierError, CarrierFault, CloseReason, PeerError, reason_of, words_of
 from ..session.session import FILL_MINIMUM, NEVER, Session
+from .congestion import choose
 from .pacing import RateMeter
 
 SEND_SIZE: Final = 262_144
@@ -75,6 +76,8 @@ class Carrier:
         self._timer_at = NEVER
         self._sleep_offset = clock() - time.monotonic()
         self.open = True
+        self.congestion = choose(sock)
+        """The kernel's congestion control for what is sent; "" if the system names none."""
         self._set_lowat(MAX_LOWAT >> 2)
 
     def pass_to(self, owner: CarrierOwner) -> None:

@@ -252,7 +252,12 @@ class ClientLink:
         if self._carrier is None or self._reached is None:
             return None
         endpoint = self._reached.endpoint
-        return CarrierStatus(kind=endpoint.carrier, address=str(endpoint), why=self._reached.why)
+        return CarrierStatus(
+            kind=endpoint.carrier,
+            address=str(endpoint),
+            why=self._reached.why,
+            congestion=self._carrier.congestion,
+        )
 
     async def _offload(self, job: Callable[[], bytes]) -> bytes:
         return await asyncio.get_running_loop().run_in_executor(self._executor, job)

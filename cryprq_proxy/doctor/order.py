@@ -8,6 +8,7 @@ from . import exit as exit_side
 from . import link, machine, reach, speed, start
 from .algorithms import algorithms
 from .checks import Check
+from .congestion import congestion
 
 LEFTOVERS: Final = Check("leftovers", machine.leftovers)
 
@@ -27,6 +28,7 @@ CLIENT: Final = (
     Check("UDP", link.lane, ("link",)),
     Check("MTU", link.mtu, ("link",)),
     Check("round trip", link.round_trip, ("link",)),
+    Check("congestion", congestion, ("configuration",)),
     Check("throughput", speed.throughput, ("link",)),
     Check("port", machine.port, ("configuration",)),
     Check("PAC", machine.pac, ("configuration",)),
@@ -48,6 +50,7 @@ EXIT: Final = (
     Check("listeners", exit_side.listeners, ("configuration",)),
     Check("public address", exit_side.public, ("configuration",)),
     Check("outward", exit_side.outward),
+    Check("congestion", congestion),
     Check("names", exit_side.names),
     Check("system-wide", machine.tun, ("configuration",)),
 )

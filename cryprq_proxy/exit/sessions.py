@@ -105,6 +105,7 @@ class PeerSession:
         return PeerSessionStatus(
             peer_id=self.peer_text,
             link="down" if self.carrier is None else "up",
+            congestion="" if self.carrier is None else self.carrier.congestion,
             packets=None if self.packet_link is None else self.packet_link.status(),
             **structs.asdict(session_status(self.session, now)),
         )

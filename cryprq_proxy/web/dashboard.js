@@ -249,6 +249,7 @@ function facts(node, rows) {
 function showPath(status) {
   const carrier = part(status.carrier), lane = part(part(status.packets).lane), session = part(status.session), rows = [];
   rows.push(["Carrier", carrier.kind ? `${CARRIERS[carrier.kind] ?? carrier.kind} to ${carrier.address}` : status.link === "up" ? "up" : "none", carrier.why]);
+  if (carrier.congestion) rows.push(["Congestion", carrier.congestion, "The kernel's control for what is sent."]);
   if (lane.why !== undefined) rows.push(["Lane", lane.up ? `UDP to ${lane.peer}, ${lane.size}-byte datagrams` : "not in use", lane.why]);
   else rows.push(["Lane", "not in use", "Datagrams go on the carrier."]);
   const trips = [`link ${trip(session.round_trip)}`];

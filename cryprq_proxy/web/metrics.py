@@ -8,6 +8,7 @@ own words) never becomes one. What was not measured gives no metric, rather than
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
@@ -140,6 +141,13 @@ def _exits(exits: Sequence[KnownExit]) -> Iterator[Metric]:
         yield from _gauges(name, text, ("exit",), [((_label(exit.name),), value(exit)) for exit in exits])
     rows = [((_label(exit.name),), exit.carriers) for exit in exits]
     yield from _counters("carriers", "Carriers that were set up.", ("exit",), rows)
+    links = [(_label(exit.name), exit.carrier) for exit in exits]
+    yield from _gauges(
+        "exit_carrier",
+        "1 for the kind of the carrier to this exit, and the congestion control of what is sent to it.",
+        ("exit", "kind", "congestion"),
+        [((name, _label(on.kind), _label(on.congestion)), 1) for name, on in links if on is not None],
+    )
 
 
 _PER_EXIT: Final[tuple[tuple[str, str, Callable[[KnownExit], float | None]], ...]] = (
@@ -236,6 +244,13 @@ def _exit(status: ExitStatus) -> Iterator[Metric]:
         "Sessions of peers, by the state of their link.",
         ("link",),
         [((state,), sum(session.link == state for session in sessions)) for state in ("up", "down")],
+    )
+    controls = Counter(session.congestion for session in sessions if session.link == "up")
+    yield from _gauges(
+        "session_congestion",
+        "Sessions with a link, by the congestion control of what is sent to them.",
+        ("congestion",),
+        _counts(controls),
     )
     yield from _gauge("peers_authorized", "Peers that may come in.", status.authorized)
     yield from _gauge("streams", "Streams that are open.", sum(session.streams for session in sessions))

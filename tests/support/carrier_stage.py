@@ -113,6 +113,9 @@ class StageSocket:
         assert (level, name) == (socket.IPPROTO_TCP, carrier_module.TCP_NOTSENT_LOWAT)
         self.lowat.append(value)
 
+    def getsockopt(self, level: int, name: int, size: int) -> bytes:
+        raise OSError(errno.ENOPROTOOPT, "this is no TCP")
+
     def send(self, data: memoryview) -> int:
         self._check()
         size = min(len(data), self.room)

@@ -71,11 +71,22 @@ def _exits(exits: Iterable[KnownExit]) -> Table:
             "healthy" if exit.healthy else "ill",
             exit.link,
             "-" if exit.carrier is None else exit.carrier.kind,
+            "-" if exit.carrier is None else exit.carrier.congestion or "?",
             milliseconds(exit.round_trip),
             exit.last_error or "" if exit.link != "up" else "",
         )
 
-    columns = ("exit", "priority", "use", "health", "link", "carrier", "round trip", "last error")
+    columns = (
+        "exit",
+        "priority",
+        "use",
+        "health",
+        "link",
+        "carrier",
+        "congestion",
+        "round trip",
+        "last error",
+    )
     return _table("exits", columns, map(row, exits), fold="last error")
 
 
@@ -90,12 +101,13 @@ def _sessions(sessions: Iterable[PeerSessionStatus], width: int) -> Table:
         if roomy:
             yield duration(session.epoch_age)
             yield session.cipher or "-"
+            yield session.congestion or "-"
         yield milliseconds(session.round_trip)
         yield str(session.streams)
         yield size(session.bytes_sent)
         yield size(session.bytes_received)
 
-    columns = ("peer", "link", "lane", "epoch", *(("age", "cipher") if roomy else ()))
+    columns = ("peer", "link", "lane", "epoch", *(("age", "cipher", "congestion") if roomy else ()))
     rest = ("round trip", "streams", "sent", "received")
     return _table("sessions", (*columns, *rest), (tuple(row(session)) for session in sessions))
 

@@ -260,7 +260,12 @@ EXITS = [
         "pinned": True,
         "healthy": True,
         "link": "up",
-        "carrier": {"kind": "wss", "address": "wss://work.example/x", "why": "it answered first"},
+        "carrier": {
+            "kind": "wss",
+            "address": "wss://work.example/x",
+            "why": "it answered first",
+            "congestion": "bbr",
+        },
         "round_trip": 0.0123,
         "last_error": "of yesterday",
     },
@@ -298,6 +303,7 @@ DAILY: dict[str, Any] = {
 def test_what_daily_use_shows() -> None:
     shown = rows(DAILY)
     assert shown["carrier"] == "wss to wss://work.example/x: it answered first"
+    assert shown["congestion"] == "bbr for what is sent"
     assert shown["traffic"] == "1000 B sent, 5.0 MiB received since the start"
     assert shown["connections"] == "3 open, 40 so far: 30 tunnel, 8 direct, 2 block"
     assert shown["refused"] == "2 not allowed"
@@ -308,9 +314,9 @@ def test_what_daily_use_shows() -> None:
     )
     assert shown["dashboard"].startswith("http://127.0.0.1:1081/")
     assert " ".join(shown["home"].split()) == (
-        "1 - ill down - - the exit at home.example:4433 cannot be reached: connection refused"
+        "1 - ill down - - - the exit at home.example:4433 cannot be reached: connection refused"
     )
-    assert " ".join(shown["work"].split()) == "2 pinned healthy up wss 12.3 ms"
+    assert " ".join(shown["work"].split()) == "2 pinned healthy up wss bbr 12.3 ms"
     assert [shown[str(number)].split()[-1] for number in (9, 5)] == ["CHACHA20_POLY1305"] * 2
     assert "X25519 + ML-KEM-768" in shown["9"]
     assert "4" not in shown  # only the newest ones
