@@ -5,8 +5,8 @@
     .venv/bin/python bench/wan.py --loss 0.01 --control cubic        another line, other hosts
     .venv/bin/python bench/wan.py --proxies cryprq-proxy --tree DIR  this tree and another checkout of the program
 
-Everything happens in network namespaces that it makes and removes (hosts.py), client --line-- exit --veth-- server, once for
-each contender (wan_proxies.py). The line has a delay, a rate, a queue, and chances of loss and reordering
+Everything happens in network namespaces that it makes and removes (hosts.py), client --line-- exit --veth-- server,
+once for each contender (wan_proxies.py). The line has a delay, a rate, a queue, and chances of loss and reordering
 (delayline.py); it is one process of Python, and so is the load generator (wan_load.py). Both share the cores with the
 proxies, so the table says what they took, in per cent of a core.
 
