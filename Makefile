@@ -64,6 +64,7 @@ bench: $(VENV)/.dev bench-packages ## the proxy, side by side with a C pair
 
 wanbench: $(VENV)/.dev lab-packages bench-packages ## the proxy on a long line, side by side with others; as root
 	@$(call install_package,nginx /usr/sbin/nginx,nginx-light)
+	@$(build_xray)
 	$(BIN)/python bench/wan.py $(ARGS)
 
 tunnelbench: $(VENV)/.dev lab-packages ## system-wide mode, side by side with wireguard-go; as root
@@ -166,6 +167,17 @@ elif ! GOBIN="$(CURDIR)/bench/build" go install golang.zx2c4.com/wireguard@lates
 		echo "the one that was built before" || echo "Debian's") takes its place"; \
 fi; \
 [ -e bench/build/wireguard ] || { $(call install_package,wireguard-go,wireguard-go); }
+endef
+
+# go names the program after its directory, which is main.
+define build_xray
+if ! command -v go >/dev/null; then \
+	echo "Go is not installed: xray-core cannot be built, and is measured only where PATH finds it"; \
+else \
+	GOBIN="$(CURDIR)/bench/build/xray-core" go install github.com/xtls/xray-core/main@latest && \
+		mv bench/build/xray-core/main bench/build/xray || \
+		echo "Go could not build the newest xray-core: one that was built before takes its place, or none"; \
+fi
 endef
 
 test-packages: lab-packages

@@ -21,7 +21,7 @@ from line import LIMIT
 from pairs import ROOT, BenchError
 
 sys.path.insert(0, str(ROOT))
-from tests.support.lab.net import Lab, LabError
+from tests.support.lab.net import Lab, LabError, Namespace
 
 CLIENT = "45.83.20.2"
 EXIT = "45.83.20.1"
@@ -117,7 +117,18 @@ class Hosts:
             host.sysctl("net.ipv4.tcp_rmem", "4096 131072 16777216")
             host.sysctl("net.ipv4.tcp_wmem", "4096 65536 16777216")
             if self.control:
-                host.sysctl(CONGESTION_CONTROL, self.control)
+                self._use(host, self.control)
+
+    def _use(self, host: Namespace, control: str) -> None:
+        """Makes it the host's congestion control. One that the kernel restricts can be set by routes only."""
+        try:
+            host.sysctl(CONGESTION_CONTROL, control)
+        except PermissionError:
+            host.sysctl(CONGESTION_CONTROL, "reno")
+            for route in host.ip("-4 route").splitlines():
+                host.ip(f"route replace {route} congctl {control}")
+        except FileNotFoundError as error:
+            raise BenchError(f"This kernel has no congestion control {control!r}.") from error
 
     def _delay_line(self) -> None:
         ends = [f"{host.name}:eth0" for host in (self.client, self.exit)]

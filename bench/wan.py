@@ -31,12 +31,14 @@ from pairs import BenchError
 from run import NONE, machine, median, ratios, spread
 from wan_proxies import CryprqProxy, Proxy, Result, ShadowsocksProxy
 from wan_tests import NAMES, Test, groups
+from wan_xray import XRAY, XrayProxy, version
 
 from tests.support.lab.net import Lab
 
 OURS = CryprqProxy.name
 OTHER_TREE = "the other tree"
-KINDS: dict[str, type[Proxy]] = {kind.name: kind for kind in (CryprqProxy, ShadowsocksProxy, Proxy)}
+ALL: list[type[Proxy]] = [CryprqProxy, ShadowsocksProxy, *XRAY, Proxy]
+KINDS = {kind.name: kind for kind in ALL}
 HEAD = ["test", "proxy", "figure", f"ratio to {OURS}", "CPU of both ends", "line, generator"]
 
 Samples = dict[str, list[Result]]
@@ -188,6 +190,9 @@ def run(options: argparse.Namespace) -> None:
     bench = Bench(contenders(options), options.rounds, options.control)
     for name, line, tests in groups(wire, options.only, options.seconds):
         bench.on_wire(name, line, tests)
+    if any(issubclass(kind, XrayProxy) for kind in bench.kinds.values()):
+        others = ", ".join(kind.name for kind in XRAY)
+        say(f"{others}: {version()}")
     print(f"{machine()}; {bench.rounds} rounds, in turns.\n{told(wire, options)}.\n\n{bench.text()}")
     if options.json:
         options.json.write_text(json.dumps({"machine": machine(), "samples": bench.raw}, indent=1))
