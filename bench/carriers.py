@@ -130,6 +130,7 @@ async def _serve_client(setting: dict[str, Any], stop: asyncio.Event) -> None:
         (Endpoint(carrier, Destination("127.0.0.1", port), path),),
         config.session_limits(),
         config.wait_for_link,
+        config.connect,
         ca=Path("ca.pem") if carrier == "wss" else None,
     )
     identity = load_identity(provider, Path("client-identity"))

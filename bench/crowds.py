@@ -136,6 +136,7 @@ class ExitProcess:
             (Endpoint("tcp", Destination("127.0.0.1", self.port)),),
             config.session_limits(),
             config.wait_for_link,
+            config.connect,
             mark=number,
         )
         return Client(identity, settings, PROVIDER)

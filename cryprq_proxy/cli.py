@@ -61,6 +61,12 @@ _log = logging.getLogger(__name__)
     help="Dial the exit through a SOCKS5 proxy; with http:// through an HTTP proxy.",
 )
 @click.option(
+    "--connect",
+    type=click.Choice(["eager", "learned", "exact"]),
+    help="When an application hears that its target is connected: at once, at once if the exit reached it lately, or "
+    "when the exit says so.",
+)
+@click.option(
     "--tun",
     is_flag=True,
     help="System-wide mode: route the whole system, not only what uses the proxy; as root.",

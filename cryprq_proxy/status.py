@@ -273,12 +273,15 @@ class KnownExit(ExitAddress, kw_only=True, frozen=True):
 
 
 class ConnectionCounts(Struct, kw_only=True, frozen=True):
-    """Connections of applications; `by`: their number for each route that rules gave them."""
+    """Connections of applications; `by`: their number for each route that rules gave them; `early`: those that were
+    answered before the exit had connected their target, and of them those that were reset because it did not."""
 
     open: int = 0
     total: int = 0
     by: Counts = {}
     refused: Counts = {}
+    early: int = 0
+    early_refused: Counts = {}
 
 
 class OpenConnection(Struct, kw_only=True, frozen=True):

@@ -12,7 +12,7 @@ from cryprq_proxy.carriers import admission, websocket
 from cryprq_proxy.carriers.dial import http_connect
 from cryprq_proxy.carriers.dial import websocket as dial_websocket
 from cryprq_proxy.carriers.lane import packet_link, udp_socket
-from cryprq_proxy.client import dispatcher, endpoints, leaving, split_association
+from cryprq_proxy.client import dispatcher, endpoints, leaving, reached, split_association
 from cryprq_proxy.config import authorized, decode, exits
 from cryprq_proxy.config import exit as exit_config
 from cryprq_proxy.config.client import ClientConfig
@@ -357,6 +357,10 @@ REACHED = {
     "what the kernel keeps for a socket of the lane, in each direction": [
         "carriers/lane/test_udp_socket.py::test_options_of_root"
     ],
+    "targets remembered as reached through an exit, to answer sooner; for how long": [
+        "client/test_reached.py::test_the_oldest_is_forgotten_beyond_the_bound",
+        "client/test_reached.py::test_it_is_forgotten_after_its_time",
+    ],
     "datagrams that wait until their route is open": [
         "client/test_dispatcher.py::test_datagrams_that_wait_are_bounded"
     ],
@@ -649,6 +653,10 @@ NUMBERS: dict[str, list[float]] = {
         http_chunks.MAX_CHUNK_HEADER,
     ],
     "datagrams that wait until their route is open": [split_association.MAX_EARLY],
+    "targets remembered as reached through an exit, to answer sooner; for how long": [
+        reached.MOST_REACHED,
+        reached.REACHED_SECONDS,
+    ],
     "waiting for the link; a dead application whose target is not connected yet, without and with data sent": [
         CLIENT.wait_for_link,
         relays.PROMPT_LOOK_SECONDS,

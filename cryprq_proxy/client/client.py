@@ -3,11 +3,16 @@
 `start` asks for a stream. While the link (link.py) is down, requests wait for a bounded time (waiting.py) and are then
 refused. Nothing ever goes out directly. When the exit is about to stop, streams of its session run out beside the next
 one (leaving.py), and requests that it has not served are made again.
+
+When a stream has begun, its handler may be told to go on before the exit has answered (requests.Early). What it sends
+then follows the OPEN in its session, and goes nowhere else: a request on whose stream something was sent is never made
+again, here or at another exit.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter
 from typing import Any, Final
 
@@ -18,7 +23,7 @@ from ..base.work import Work
 from ..carriers.dial.tcp import Resolve, by_system
 from ..crypto.identity import Identity
 from ..crypto.primitives import Provider
-from ..errors import StreamReason, StreamRefused
+from ..errors import StreamReason, StreamRefused, words_of
 from ..outbound.bytestream import OriginStream
 from ..session.liveness import UNKNOWN_ROUND_TRIP
 from ..session.sendlog import SlotPool
@@ -29,9 +34,12 @@ from ..status import ClientStatus, ExitAddress
 from .kept_session import PROOF_SECONDS
 from .link import ClientLink, Pause
 from .packet_ports import NO_NETWORK, ClientNetwork
-from .requests import NO_OBSERVER, Begin, ClientObserver, StreamRequest, opened
+from .reached import ReachedTargets
+from .requests import NO_OBSERVER, Begin, ClientObserver, Early, StreamRequest, opened
 from .settings import ClientSettings
 from .waiting import WaitingRoom
+
+_log = logging.getLogger(__name__)
 
 SILENCE: Final = 1.0
 """Seconds without a sign of life after which a request makes the exit prove that it is still there."""
@@ -63,6 +71,11 @@ class Client:
         self._link = ClientLink(identity, settings, provider, network, resolve, self.slots, self, pause)
         self._kept = self._link.kept
         self._waiting = WaitingRoom(settings.wait_for_link, self._refuse)
+        self._reached = ReachedTargets(clock)
+        self.early = 0
+        """Applications that were answered before the exit had connected their target."""
+        self.early_refused: Counter[Any] = Counter()
+        """How many of their requests were refused, by reason."""
         self._sweeper: asyncio.TimerHandle | None = None
         self.observer: ClientObserver = NO_OBSERVER
         self.send_packet = self._kept.send_packet
@@ -91,11 +104,11 @@ class Client:
         self, protocol: StreamProtocol, destination: Destination, handler: StreamHandler, begin: Begin
     ) -> None:
         """See requests.StreamSource."""
-        self.start(StreamRequest(protocol, destination, handler, begin))
+        self.start(StreamRequest(protocol, destination, handler, begin, early=Early.AS_CONFIGURED))
 
-    async def open(self, destination: Destination) -> OriginStream:
+    async def open(self, destination: Destination, early: Early = Early.NEVER) -> OriginStream:
         """See requests.StreamSource. Raises StreamRefused."""
-        return await opened(self.start, StreamProtocol.TCP, destination)
+        return await opened(self.start, StreamProtocol.TCP, destination, early=early)
 
     def start(self, request: StreamRequest) -> None:
         """Ask for the stream that `request` describes, now or when the link is up; `request` becomes its label. If the
@@ -123,12 +136,34 @@ class Client:
                 session.prove(PROOF_SECONDS, now)
             try:
                 request.begin(stream)
+                if self._goes_early(request):
+                    request.handler.expected()
             except Exception as error:  # noqa: BLE001  the others that wait for the link would not begin
-                session.stream_failed(stream, request.handler, error)
+                session.stream_failed(stream, stream.handler, error)
+
+    def _goes_early(self, request: StreamRequest) -> bool:
+        """Whether its front goes on before the exit has answered."""
+        if request.protocol is not StreamProtocol.TCP or request.answered:
+            return False
+        if request.early is not Early.AS_CONFIGURED:
+            return request.early is Early.ALWAYS
+        connect = self._settings.connect
+        request.answered = connect == "eager" or (
+            connect == "learned" and request.destination in self._reached
+        )
+        self.early += request.answered
+        return request.answered
 
     def _refuse(self, request: StreamRequest, reason: StreamReason = StreamReason.LINK_DOWN) -> None:
         self._kept.totals.refused[reason] += 1
+        self._note_late(request, reason)
         request.handler.refused(reason)
+
+    def _note_late(self, request: StreamRequest, reason: StreamReason) -> None:
+        """A refusal that an application sees as a reset, if it has been answered."""
+        if request.answered:
+            self.early_refused[reason] += 1
+            _log.debug("a connection is reset whose target was not reached: %s", words_of(reason))
 
     # --- for the choice among several exits (exits.py) ---------------------------------------------------------------
 
@@ -165,8 +200,9 @@ class Client:
     def withdraw(self) -> list[StreamRequest]:
         """Take back the requests that this exit has not answered and any exit could serve; the caller makes them again.
 
-        The exit may have reached the destination for some of them by now. Nothing was sent on them. Streams of
-        datagrams that any exit could carry end: a datagram that was sent is not worth waiting for.
+        The exit may have reached the destination for some of them by now. Nothing was sent on them. Where something
+        was, the stream ends, so that who sent it may try again, at an exit that answers. So do streams of datagrams:
+        one that was sent is not worth waiting for.
         """
         withdrawn = []
         for stream in self.streams():
@@ -174,12 +210,12 @@ class Client:
             if not isinstance(request, StreamRequest) or request.exit:
                 continue
             if stream.untouched:
-                stream.reset(StreamReason.CANCELLED)
+                request.leave(stream)
                 withdrawn.append(request)
-            elif stream.protocol is StreamProtocol.UDP:
-                handler = stream.handler
-                stream.reset(StreamReason.CANCELLED)
-                handler.reset(StreamReason.SESSION_LOST)
+            elif stream.protocol is StreamProtocol.UDP or not stream.opened:
+                request.leave(stream)
+                self._note_late(request, StreamReason.SESSION_LOST)
+                request.handler.reset(StreamReason.SESSION_LOST)
         return withdrawn
 
     def streams(self) -> list[Stream]:
@@ -240,7 +276,7 @@ class Client:
                 continue
             if request.since <= before:
                 with contained("leaves a request that nobody answers"):
-                    stream.reset(StreamReason.CANCELLED)
+                    request.leave(stream)
                     self._refuse(request)
             else:
                 next_due = min(request.since, next_due or request.since)
@@ -250,22 +286,34 @@ class Client:
             seconds = max(next_due - before, SWEEP_SECONDS)
             self._sweeper = loop.call_later(seconds, self._refuse_unanswered)
 
-    def stream_refused(self, stream: Stream, untouched: bool) -> bool:
-        """The exit is about to stop. True if the request is made again, so that its handler is not told: where nothing
-        was sent on it."""
+    def stream_opened(self, stream: Stream) -> None:
+        """The exit has connected the destination."""
+        if stream.protocol is StreamProtocol.TCP:
+            self._reached.add(stream.destination)
+
+    def stream_refused(self, stream: Stream, reason: StreamReason, untouched: bool) -> bool:
+        """The exit has not connected the destination. True if the request is made again, so that its handler is not
+        told: where the exit is about to stop, and nothing was sent on the stream."""
+        self._reached.discard(stream.destination)
         request = stream.label
-        if not untouched or not isinstance(request, StreamRequest):
+        if not isinstance(request, StreamRequest):
             return False
-        if not self.observer.take_over(request):
-            self.start(request)
-        return True
+        if reason is StreamReason.SHUTTING_DOWN and untouched:
+            self._make_again(stream, request)
+            return True
+        self._note_late(request, reason)
+        return False
 
     def streams_lost(self, streams: list[Stream]) -> None:
         """A session that was left ends: make its requests again on which nothing was sent."""
         for stream in streams:
             if stream.untouched and isinstance(stream.label, StreamRequest):
-                stream.reset(StreamReason.CANCELLED)
-                self.stream_refused(stream, True)
+                self._make_again(stream, stream.label)
+
+    def _make_again(self, stream: Stream, request: StreamRequest) -> None:
+        request.leave(stream)
+        if not self.observer.take_over(request):
+            self.start(request)
 
     # --- what others read --------------------------------------------------------------------------------------------
 

@@ -31,7 +31,7 @@ from ..session.wire import StreamProtocol
 from ..status import ConnectionCounts, OpenConnection
 from .direct import Direct, DirectAssociation, DirectStream
 from .exits import Exits
-from .requests import Begin, StreamRequest, opened
+from .requests import Begin, Early, StreamRequest, opened
 from .split_association import SplitAssociation
 
 MAX_ROWS: Final = 1_000
@@ -88,9 +88,10 @@ class Dispatcher:
             handler.opened()
             return
         decision = self._always or self._rules.decide(*destination)
-        self.start(StreamRequest(protocol, destination, handler, begin, decision.action.exit, decision))
+        exit = decision.action.exit
+        self.start(StreamRequest(protocol, destination, handler, begin, exit, decision, Early.AS_CONFIGURED))
 
-    async def open(self, destination: Destination) -> OriginStream:
+    async def open(self, destination: Destination, early: Early = Early.NEVER) -> OriginStream:
         """See requests.StreamSource. Raises StreamBlocked where a rule blocks the destination, DirectRefused where it
         cannot be reached from this machine, and StreamRefused."""
         decision = self.decide(destination)
@@ -99,7 +100,9 @@ class Dispatcher:
             self._count_blocked()
             raise StreamBlocked(decision.rule)
         try:
-            return await opened(self.start, StreamProtocol.TCP, destination, decision.action.exit, decision)
+            return await opened(
+                self.start, StreamProtocol.TCP, destination, decision.action.exit, decision, early
+            )
         except StreamRefused as refusal:
             if verdict is Verdict.DIRECT:
                 raise DirectRefused(refusal.reason) from None
@@ -172,12 +175,15 @@ class Dispatcher:
     def counts(self) -> ConnectionCounts:
         """How many connections there are and were, by which routes, and how many were refused."""
         blocked = self._counts[Verdict.BLOCK]
+        early, early_refused = self.exits.early()
         refused: Counter[Any] = Counter({StreamReason.NOT_ALLOWED: blocked} if blocked else {})
         return ConnectionCounts(
             open=sum(entry.client.open_streams for entry in self.exits.entries) + len(self.direct.streams),
             total=sum(self._counts.values()),
             by={verdict.value: count for verdict, count in self._counts.items()},
             refused=by_name(self.exits.refused(), self.direct.refused, refused),
+            early=early,
+            early_refused=by_name(early_refused),
         )
 
 

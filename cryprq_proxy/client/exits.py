@@ -38,7 +38,7 @@ from ..session.wire import StreamProtocol
 from ..status import ClientStatus, KnownExit, Traffic
 from .client import Client
 from .packet_ports import NO_NETWORK, ClientNetwork, ExitPort
-from .requests import NOWHERE, ClientObserver, StreamRequest, opened
+from .requests import NOWHERE, ClientObserver, Early, StreamRequest, opened
 from .selection import PROBE_SECONDS, ExitState, Selection
 from .settings import ClientSettings
 from .waiting import WaitingRoom
@@ -129,6 +129,7 @@ class Exits(ClientObserver):
         """See Client.send_packet: to the active exit."""
         self._waiting = WaitingRoom(wait_for_link, self._refuse, self._loop)
         self._refused: Counter[Any] = Counter()
+        self._early_refused: Counter[Any] = Counter()
         self._timer: asyncio.TimerHandle | None = None
         self._probed = clock()
         self._stopping = False
@@ -164,11 +165,12 @@ class Exits(ClientObserver):
 
     def _refuse(self, request: StreamRequest) -> None:
         self._refused[StreamReason.LINK_DOWN] += 1
+        self._early_refused[StreamReason.LINK_DOWN] += request.answered
         request.handler.refused(StreamReason.LINK_DOWN)
 
-    async def open(self, destination: Destination) -> OriginStream:
-        """A TCP stream to `destination`. Raises StreamRefused."""
-        return await opened(self.start, StreamProtocol.TCP, destination)
+    async def open(self, destination: Destination, early: Early = Early.NEVER) -> OriginStream:
+        """See requests.StreamSource. Raises StreamRefused."""
+        return await opened(self.start, StreamProtocol.TCP, destination, early=early)
 
     async def open_resolver(self) -> ByteStream:
         """A stream to the active exit's own DNS resolver (RFC 7766). Raises StreamRefused."""
@@ -319,6 +321,12 @@ class Exits(ClientObserver):
     def refused(self) -> Counter[Any]:
         """How many requests were refused since the start, by reason."""
         return sum((entry.client.refused() for entry in self.entries), self._refused)
+
+    def early(self) -> tuple[int, Counter[Any]]:
+        """How many applications were answered early since the start, and how many of these refused then, by reason."""
+        clients = [entry.client for entry in self.entries]
+        refused = sum((client.early_refused for client in clients), self._early_refused)
+        return sum(client.early for client in clients), refused
 
     def status(self) -> ClientStatus:
         """That of the active exit's link, and all exits."""

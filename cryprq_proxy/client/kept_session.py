@@ -46,8 +46,8 @@ _log = logging.getLogger(__name__)
 
 class KeptSession:
     """Owner of the session. `failed` is told what the peer did wrong in a slow key exchange of the session with this
-    id, `stream_refused` which stream it refused and why (see `Session.on_refused`), `goaway` that it takes no new
-    ones; `lost` gets the streams of a session that is dropped, before they are reset."""
+    id, `opened` and `stream_refused` which stream it opened, or refused and why (see `Session.on_refused`), `goaway`
+    that it takes no new ones; `lost` gets the streams of a session that is dropped, before they are reset."""
 
     def __init__(
         self,
@@ -57,6 +57,7 @@ class KeptSession:
         slots: SlotPool,
         executor: Executor,
         failed: Callable[[bytes, PeerError], None],
+        opened: Callable[[Stream], None],
         stream_refused: Refused,
         goaway: Callable[[], None],
         lost: Callable[[list[Stream]], None],
@@ -67,6 +68,7 @@ class KeptSession:
         self._slots = slots
         self._executor = executor
         self._failed = failed
+        self._opened = opened
         self._stream_refused = stream_refused
         self._goaway = goaway
         self._lost = lost
@@ -141,6 +143,7 @@ class KeptSession:
             last_stream=self._last_stream,
         )
         self._attempts = 0
+        session.on_opened = self._opened
         session.on_refused = self._stream_refused
         session.on_goaway = self._goaway
         session.on_advertise = self._exit_advertised

@@ -63,7 +63,8 @@ class LinkUser(Protocol):
 
     def link_up(self) -> None: ...
     def link_down(self) -> None: ...
-    def stream_refused(self, stream: Stream, untouched: bool) -> bool: ...
+    def stream_opened(self, stream: Stream) -> None: ...
+    def stream_refused(self, stream: Stream, reason: StreamReason, untouched: bool) -> bool: ...
     def streams_lost(self, streams: list[Stream]) -> None: ...
 
 
@@ -114,11 +115,12 @@ class ClientLink:
             slots,
             self._executor,
             self._fail,
+            user.stream_opened,
             self._refused,
             self.leave,
             user.streams_lost,
         )
-        self.left = LeavingSessions(self.kept.totals, self._refused_by_left, user.streams_lost)
+        self.left = LeavingSessions(self.kept.totals, user.stream_refused, user.streams_lost)
         self._carrier: Carrier | None = None
         self._reached: ReachedExit | None = None
         self._lost: asyncio.Future[PeerError | None] | None = None
@@ -351,10 +353,7 @@ class ClientLink:
         """The exit refused a stream of the present session."""
         if reason is StreamReason.SHUTTING_DOWN:
             self.leave()
-        return self._refused_by_left(stream, reason, untouched)
-
-    def _refused_by_left(self, stream: Stream, reason: StreamReason, untouched: bool) -> bool:
-        return reason is StreamReason.SHUTTING_DOWN and self._user.stream_refused(stream, untouched)
+        return self._user.stream_refused(stream, reason, untouched)
 
     def carrier_lost(self, carrier: Carrier, error: PeerError | None) -> None:
         if carrier is not self._carrier:

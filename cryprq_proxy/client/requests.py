@@ -4,7 +4,7 @@
                                                   -> Direct              -> a DirectStream
 
 A StreamRequest stays with its stream as its label. It tells later what the stream is for, and it is made again at
-another exit when its exit fell silent before it had answered.
+another exit when its exit fell silent before it had answered, if nothing was sent on its stream.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from enum import Enum
 from typing import Final, Protocol
 
 from ..address import Destination
+from ..errors import StreamReason
 from ..outbound.bytestream import LinkStream, OriginStream
 from ..rules.engine import Decision
 from ..session.sendlog import SlotPool
-from ..session.streams import AnyStream, StreamHandler
+from ..session.streams import AnyStream, Stream, StreamHandler
 from ..session.wire import StreamProtocol
 
 NOWHERE: Final = Destination("0.0.0.0", 0)
@@ -28,11 +30,25 @@ type Begin = Callable[[AnyStream], None]
 """Gets the stream before anything is called on its handler."""
 
 
+class Early(Enum):
+    """Whether a front goes on before the exit has answered. None does so before its stream has begun on a link that is
+    up, so what this side knows itself is said precisely."""
+
+    NEVER = 0
+    AS_CONFIGURED = 1
+    """It tells its application that the target is connected: as `connect` in the configuration says."""
+    ALWAYS = 2
+    """It tells nobody anything, and what it sends may be sent again: a request of HTTP that can be repeated."""
+
+
 class StreamRequest:
     """One requested stream. `exit` is the name of the only exit that may serve it, or "". `decision` is what the rules
-    said, None for a stream of the program's own. `since` is by time.monotonic."""
+    said, None for a stream of the program's own. `since` is by time.monotonic. `answered`: the application was told
+    that the target is connected before the exit had said so."""
 
-    __slots__ = ("begin", "decision", "destination", "exit", "handler", "protocol", "since")
+    __slots__ = (
+        "answered", "begin", "decision", "destination", "early", "exit", "handler", "protocol", "since",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -42,6 +58,7 @@ class StreamRequest:
         begin: Begin,
         exit: str = "",
         decision: Decision | None = None,
+        early: Early = Early.NEVER,
     ) -> None:
         self.protocol = protocol
         self.destination = destination
@@ -49,7 +66,15 @@ class StreamRequest:
         self.begin = begin
         self.exit = exit
         self.decision = decision
+        self.early = early
+        self.answered = False
         self.since = time.monotonic()
+
+    def leave(self, stream: Stream) -> None:
+        """Give `stream` up. What becomes of the request is told to whoever handles the stream now."""
+        if stream.handler is not self.handler:
+            self.handler, self.begin = stream.handler, stream.handler.moved
+        stream.reset(StreamReason.CANCELLED)
 
 
 class ClientObserver:
@@ -78,10 +103,12 @@ class StreamSource(Protocol):
         self, protocol: StreamProtocol, destination: Destination, handler: StreamHandler, begin: Begin
     ) -> None:
         """Ask for a stream. `begin` gets it, and then `handler.opened` is called, or `handler.refused`; that may be
-        called without the other, and before this returns."""
+        called without the other, and before this returns. Before either, `handler.expected` may be called, as the
+        configuration says (Early.AS_CONFIGURED)."""
 
-    async def open(self, destination: Destination) -> OriginStream:
-        """A TCP stream to `destination`, within a bounded time. Raises StreamRefused."""
+    async def open(self, destination: Destination, early: Early = Early.NEVER) -> OriginStream:
+        """A TCP stream to `destination`, within a bounded time: opened, or so `early` that it may still be reset with
+        the reason for which it was refused. Raises StreamRefused."""
 
 
 async def opened(
@@ -90,10 +117,11 @@ async def opened(
     destination: Destination,
     exit: str = "",
     decision: Decision | None = None,
+    early: Early = Early.NEVER,
 ) -> OriginStream:
     """The stream that `start` gives, as something to await. Raises StreamRefused."""
     link = LinkStream()
-    start(StreamRequest(protocol, destination, link, link.begin, exit, decision))
+    start(StreamRequest(protocol, destination, link, link.begin, exit, decision, early))
     try:
         await link.wait_opened()
     except asyncio.CancelledError:

@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from ..carriers.dial.endpoint import Endpoint
 from ..carriers.dial.upstream import UpstreamProxy
 from ..carriers.lane.batch import UdpOffload
 from ..crypto.identity import PeerId
 from ..session.session import SessionLimits
+
+type Connect = Literal["eager", "learned", "exact"]
+"""When an application hears that its target is connected: at once, at once if the exit has reached it lately
+(reached.py), or when the exit says so."""
 
 
 class EndpointMemory:
@@ -43,6 +48,7 @@ class ClientSettings:
     endpoints: tuple[Endpoint, ...]
     limits: SessionLimits
     wait_for_link: float
+    connect: Connect
     psk: bytes | None = field(default=None, repr=False)
     upstream: UpstreamProxy | None = None
     lane: UdpOffload | None = None

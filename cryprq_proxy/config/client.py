@@ -22,13 +22,13 @@ import msgspec
 from ..address import Destination, parse_host_port
 from ..base.paths import default_control_socket, exposed
 from ..carriers.dial.upstream import UpstreamProxy
-from ..client.settings import ClientSettings, EndpointMemory
+from ..client.settings import ClientSettings, Connect, EndpointMemory
 from ..errors import ConfigError
 from ..fronts.credentials import Credentials
 from ..rules.syntax import Rule, RuleAction
 from ..session.session import SessionLimits
 from .both_roles import LinkLimits, RoleConfig, is_loopback
-from .decode import Text, build, count, decode_file, path, read_source, seconds, switch, with_flags
+from .decode import Text, build, choice, count, decode_file, path, read_source, seconds, switch, with_flags
 from .exits import PEER, ExitChoice, ExitTable, exit_choices
 from .rules import ACTION, DEFAULT, RuleTable, check_exits, to_rules
 from .secret_files import read_user
@@ -61,6 +61,7 @@ class ClientConfig(RoleConfig, frozen=True, kw_only=True):
     exit: tuple[ExitTable, ...] = ()
     failback: Annotated[float, seconds(0, 86_400)] = 30.0
     wait_for_link: Annotated[float, seconds(0, 3600)] = 10.0
+    connect: Annotated[Connect, choice("eager", "learned", "exact")] = "learned"
     negotiation_timeout: Annotated[float, seconds(0.1, 600)] = 10.0
     via: Annotated[bool, switch()] = False
     admin: Annotated[Destination | None, _ADMIN] = DEFAULT_ADMIN
@@ -104,6 +105,7 @@ class ClientConfig(RoleConfig, frozen=True, kw_only=True):
             psk=exit.psk(),
             upstream=self.upstream,
             wait_for_link=self.wait_for_link,
+            connect=self.connect,
             lane=self.lane.checked() if self.upstream is None else None,
             mark=mark,
             limits=self.session_limits(),

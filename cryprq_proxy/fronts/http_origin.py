@@ -13,6 +13,7 @@ from typing import Protocol
 import h11
 
 from ..address import Destination
+from ..client.requests import Early
 from ..errors import StreamReset
 from ..outbound.bytestream import OriginStream
 from ..outbound.http_reader import HttpReader
@@ -23,8 +24,8 @@ from .http_messages import has_both_framings
 class TcpSource(Protocol):
     """Opens streams to targets."""
 
-    async def open(self, destination: Destination) -> OriginStream:
-        """A stream to `destination`, within a bounded time. Raises StreamRefused."""
+    async def open(self, destination: Destination, early: Early) -> OriginStream:
+        """See StreamSource.open in client/requests.py. Raises StreamRefused."""
 
 
 class Origin:

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 import h11
 
 from ..address import Destination
+from ..client.requests import Early
 from ..errors import DirectRefused, LocalError, StreamBlocked, StreamReason, StreamRefused, StreamReset
 from ..outbound.bytestream import ByteStream, OriginStream
 from ..outbound.http_reader import HttpReader
@@ -213,9 +214,9 @@ class HttpProxy:
 
     # 2. The stream
 
-    async def _open(self, destination: Destination) -> OriginStream:
+    async def _open(self, destination: Destination, early: Early) -> OriginStream:
         try:
-            return await self._source.open(destination)
+            return await self._source.open(destination, early)
         except StreamBlocked as failure:
             raise blocked(failure.rule, destination) from None
         except DirectRefused as failure:
@@ -224,27 +225,31 @@ class HttpProxy:
             raise refusal_for(failure.reason, destination) from None
 
     async def _connect(self, target: Target) -> HttpTunnel:
-        stream = await self._open(target.destination)
+        stream = await self._open(target.destination, Early.AS_CONFIGURED)
         return HttpTunnel(stream, ESTABLISHED, self._reader.rest)
 
     async def _forward(self, request: h11.Request, target: Target) -> HttpTunnel | None:
-        """Send the request to its origin, on the kept stream if that has the same origin and is still open."""
+        """Send the request to its origin, on the kept stream if that has the same origin and is still open.
+
+        One that may be sent again goes before the exit has connected the origin: nobody was told anything yet, so a
+        refusal is still an error page. It is sent again, once, if the exit goes away before.
+        """
+        repeatable = is_repeatable(request)
+        early = Early.ALWAYS if repeatable else Early.NEVER
         while True:
-            kept = self._origin
-            reused = kept is not None and kept.destination == target.destination and await kept.is_idle()
-            if kept is None or not reused:
-                self._drop_origin()
-                kept = Origin(target.destination, await self._open(target.destination), self._turns)
-                self._origin = kept
+            kept, reused = await self._origin_of(target, early)
             try:
                 switched = await self._exchange(kept, request, target)
             except _OriginFailed as failure:
                 self._drop_origin()
                 if self._http.our_state is not h11.SEND_RESPONSE:
                     raise _ClientGone(StreamReason.CONNECTION_RESET) from None
-                if not (reused and failure.silent):
+                unserved = early is Early.ALWAYS and kept.stream.unserved
+                if not failure.silent or not (reused or unserved):
                     raise failure.refusal from None
-                if is_repeatable(request):
+                if unserved:
+                    early = Early.NEVER
+                if repeatable:
                     continue
                 # It is unknown whether the origin acted on it. After a close without an answer the client applies
                 # its own rule for lost connections (RFC 9112 section 9.3.1).
@@ -261,6 +266,16 @@ class HttpProxy:
             if not kept.renew():
                 self._drop_origin()
             return None
+
+    async def _origin_of(self, target: Target, early: Early) -> tuple[Origin, bool]:
+        """The kept stream if it is one to this origin and still open, else a new one; and whether it was kept."""
+        kept = self._origin
+        if kept is not None and kept.destination == target.destination and await kept.is_idle():
+            return kept, True
+        self._drop_origin()
+        stream = await self._open(target.destination, early)
+        self._origin = Origin(target.destination, stream, self._turns)
+        return self._origin, False
 
     def _switch(self, origin: Origin, switched: h11.InformationalResponse) -> HttpTunnel:
         """Hand the stream over after a 101. Raises RequestRefused."""

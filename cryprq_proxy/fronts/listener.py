@@ -375,6 +375,9 @@ class SocksConnection(StreamHandler):
         else:
             self._stream = stream
 
+    def expected(self) -> None:
+        self.opened()
+
     def opened(self) -> None:
         stream, socks = self._stream, self._socks
         if stream is None or socks is None or not self._send(socks.succeed(None)):

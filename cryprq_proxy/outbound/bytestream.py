@@ -45,8 +45,13 @@ class OriginStream(ByteStream, Protocol):
         """The application has closed, and is answered no more: end this direction, as it did, and the other one when
         something comes, or after PARTING_SECONDS."""
 
+    @property
+    def unserved(self) -> bool:
+        """Whether the exit went away before it had connected the origin, after something was sent."""
+
 
 PARTING_SECONDS: Final = 2.0
+_EXIT_GONE: Final = frozenset((StreamReason.SHUTTING_DOWN, StreamReason.SESSION_LOST))
 
 
 class LinkStream(StreamHandler):
@@ -55,6 +60,7 @@ class LinkStream(StreamHandler):
     def __init__(self) -> None:
         self._idle = False
         self._left = False
+        self._opened = False
         self._loop = asyncio.get_running_loop()
         self._incoming = Backlog()
         self._eof = False
@@ -77,8 +83,12 @@ class LinkStream(StreamHandler):
         return self._stream
 
     async def wait_opened(self) -> None:
-        """Raises StreamRefused."""
+        """Wait until the stream is opened, or is to be taken as opened. Raises StreamRefused."""
         await self._opening
+
+    @property
+    def unserved(self) -> bool:
+        return not self._opened and self._reset in _EXIT_GONE
 
     def give_up(self) -> None:
         """The caller of `wait_opened` was cancelled: reset the stream."""
@@ -148,7 +158,11 @@ class LinkStream(StreamHandler):
 
     # --- handler ---------------------------------------------------------------------------------------------------
 
+    def expected(self) -> None:
+        _wake(self._opening)
+
     def opened(self) -> None:
+        self._opened = True
         _wake(self._opening)
 
     def refused(self, reason: StreamReason) -> None:
@@ -185,7 +199,7 @@ class LinkStream(StreamHandler):
 
 
 class Parting(StreamHandler):
-    """Ends an opened `stream` in order, whose application has closed after it had sent all. What the origin still says
+    """Ends a `stream` in order, whose application has closed after it had sent all. What the origin still says
     is answered with a reset, as the application's own system would answer it."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, stream: AnyStream) -> None:

@@ -30,9 +30,10 @@ SLOTS: Final = 2
 
 
 class Relay(StreamHandler):
-    """Handler of an opened `stream` and owner of `sock`, which is connected and non-blocking.
+    """Handler of a `stream` and owner of `sock`, which is connected and non-blocking.
 
-    `start` begins. `ended` is called once, when both have ended.
+    `start` begins. `ended` is called once, when both have ended. At the client the stream may not be opened yet, whose
+    application was told that it is: then a refusal is a reset, and the stream may be replaced until something was sent.
     """
 
     __slots__ = ("_armed", "_backlog", "_ended", "_fd", "_flowing", "_loop", "_slots", "_sock", "_stream")
@@ -93,6 +94,13 @@ class Relay(StreamHandler):
         """End both sides because of a fault of this program."""
         report_fault("ends a connection", error)
         self.abort(StreamReason.GENERAL)
+
+    def moved(self, stream: AnyStream) -> None:
+        if self._fd < 0:
+            stream.reset(StreamReason.CANCELLED)
+            return
+        self._stream = stream
+        self._arm()
 
     # --- socket to stream ------------------------------------------------------------------------------------------
 

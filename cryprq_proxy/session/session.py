@@ -143,6 +143,8 @@ class Session:
         self.refused: Counter[StreamReason] = Counter()
         """Streams that the exit refused; both sides count them."""
         self.on_refused: Refused = _not_handled
+        self.on_opened: Callable[[Stream], None] = _ignore_stream
+        """Called at the dialler when the exit has connected the destination of a stream, before its handler is."""
         self.on_goaway: Callable[[], None] = _nothing
         """Called at the dialler when the exit says that it takes no new streams of this session."""
         self.on_advertise: Callable[[Destination], None] = ignore_address
@@ -656,6 +658,7 @@ class Session:
         stream.receive_half = Half.OPEN
         handler = stream.handler
         try:
+            self.on_opened(stream)
             handler.opened()
         except Exception as error:  # noqa: BLE001  see the head of the file
             self.stream_failed(stream, handler, error)
@@ -805,6 +808,10 @@ class Session:
 
 def _nothing() -> None:
     """`ready` without a carrier: nothing can be sent. And what nobody waits for."""
+
+
+def _ignore_stream(stream: Stream) -> None:
+    """`on_opened` by default."""
 
 
 def ignore_address(address: Destination) -> None:

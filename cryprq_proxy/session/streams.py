@@ -35,6 +35,9 @@ class StreamHandler:
 
     __slots__ = ()
 
+    def expected(self) -> None:
+        """At the client, before `opened`: go on as if the exit had connected the destination. `refused` may follow."""
+
     def opened(self) -> None:
         """At the client: the exit has connected the destination."""
 
@@ -55,6 +58,9 @@ class StreamHandler:
 
     def writable(self) -> None:
         """It is the stream's turn to send: see `Stream.request_room`."""
+
+    def moved(self, stream: AnyStream) -> None:
+        """At the client: its stream, on which nothing was sent, was given up, and this one takes its place."""
 
     def session_left(self) -> None:
         """At the client: the exit has asked it to leave the session. A stream that is kept for later is to end."""

@@ -277,6 +277,8 @@ function showRules(status) {
   rows.push(["Requests", counted.map(([route, , count]) => `${route} ${count.toLocaleString("en")}`).join(", ") || "none yet"]);
   const refused = Object.entries(part(part(status.connections).refused)).filter(([, count]) => count > 0);
   if (refused.length) rows.push(["Not opened", refused.map(([why, count]) => `${why.replaceAll("_", " ")} ${count}`).join(", ")]);
+  const connections = part(status.connections), cut = Object.entries(part(connections.early_refused)).filter(([, count]) => count > 0);
+  if (connections.early > 0) rows.push(["Answered early", connections.early.toLocaleString("en"), cut.length ? `reset then: ${cut.map(([why, count]) => `${why.replaceAll("_", " ")} ${count}`).join(", ")}` : ""]);
   if (rules.rules !== undefined) {
     rows.push(["Rules", rules.rules ? `${many(rules.rules, "rule")}, then ${rules.default}` : `none; everything: ${rules.default}`, rules.names ? `${many(rules.names, "name")} from lists` : ""]);
     if (rules.loaded_at) rows.push(["Read at", clock(rules.loaded_at)]);

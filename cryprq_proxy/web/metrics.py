@@ -179,6 +179,18 @@ def _connections(connections: ConnectionCounts) -> Iterator[Metric]:
     yield from _counters(
         "streams_refused", "Streams that were not opened.", ("reason",), _counts(connections.refused)
     )
+    yield from _counters(
+        "streams_early",
+        "Applications that were answered before the exit had connected their target.",
+        (),
+        [((), connections.early)],
+    )
+    yield from _counters(
+        "streams_early_refused",
+        "Of these, connections that were reset because it was not connected.",
+        ("reason",),
+        _counts(connections.early_refused),
+    )
 
 
 def _rules(rules: RulesStatus) -> Iterator[Metric]:

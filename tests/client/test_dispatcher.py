@@ -13,9 +13,16 @@ import pytest
 from cryprq_proxy.address import Destination
 from cryprq_proxy.client.direct import Direct, DirectAssociation
 from cryprq_proxy.client.dispatcher import MAX_ROWS, Dispatcher
-from cryprq_proxy.client.requests import NOWHERE
+from cryprq_proxy.client.requests import NOWHERE, Early
 from cryprq_proxy.client.split_association import MAX_EARLY, DatagramsOnly
-from cryprq_proxy.errors import ConfigError, LocalError, StreamBlocked, StreamReason, StreamRefused
+from cryprq_proxy.errors import (
+    ConfigError,
+    DirectRefused,
+    LocalError,
+    StreamBlocked,
+    StreamReason,
+    StreamRefused,
+)
 from cryprq_proxy.fronts.listener import MixedListener
 from cryprq_proxy.rules.engine import EVERYTHING, RuleSet
 from cryprq_proxy.rules.syntax import Rule, parse_action
@@ -98,6 +105,26 @@ async def test_without_rules_the_default_holds_for_all() -> None:
         assert office.served() == served
         assert bool(app.events) == (default == "block")
         office.dispatcher.stop()
+
+
+@pytest.mark.parametrize("early", Early)
+async def test_a_direct_connection_is_answered_when_it_is_made(office: Office, early: Early) -> None:
+    """This machine knows soon enough, and says precisely why not."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        (await office.dispatcher.open(Destination("127.0.0.1", port), early)).abort()
+    with pytest.raises(DirectRefused) as refused:
+        await office.dispatcher.open(Destination("127.0.0.1", port), early)
+    assert refused.value.reason is StreamReason.CONNECTION_REFUSED
+    assert office.dispatcher.counts().early == 0
+
+
+async def test_early_answers_are_counted(office: Office) -> None:
+    for number, client in enumerate(office.clients, 1):
+        client.early = number
+        client.early_refused[StreamReason.TIMED_OUT] = number
+    counts = office.dispatcher.counts()
+    assert (counts.early, counts.early_refused) == (3, {"timed_out": 3})
 
 
 async def test_opening_names_the_rule_that_blocks(office: Office) -> None:

@@ -39,6 +39,7 @@ OTHER_MEANINGS = {
     "include",
     "inbound",
     "resolver",
+    "connect",
 }
 """Keys whose word names other things as a parameter."""
 

@@ -8,13 +8,14 @@ from base64 import b64encode
 import pytest
 
 from cryprq_proxy.address import Destination
+from cryprq_proxy.client.requests import Early
 from cryprq_proxy.errors import LocalError, StreamReason
 from cryprq_proxy.fronts.credentials import Credentials
 from cryprq_proxy.fronts.http_failures import FAILURES
 from cryprq_proxy.fronts.http_proxy import ESTABLISHED, HttpProxy
 from cryprq_proxy.session.turns import TurnBudget
 from tests.support.http_fakes import Stage
-from tests.support.settle import until
+from tests.support.settle import settle, until
 
 GET = b"GET http://example.org/a HTTP/1.1\r\nHost: example.org\r\n\r\n"
 GET_FORWARDED = b"GET /a HTTP/1.1\r\nHost: example.org\r\n\r\n"
@@ -688,6 +689,78 @@ async def test_a_reset_before_the_answer_says_why() -> None:
         page = await stage.client.gets_message()
         assert status(page) == 502
         assert b"link to the exit" in page
+
+
+# Before the exit has connected the origin
+
+
+@pytest.mark.parametrize("method", [b"GET", b"HEAD", b"OPTIONS", b"POST", b"PUT", b"PATCH", b"ODD"])
+async def test_what_may_be_sent_twice_does_not_wait_for_the_exit(method: bytes) -> None:
+    """No answer was given yet, so a refusal is still an error page. All else is sent when the origin is connected, and
+    so goes to whichever exit connects it."""
+    async with Stage() as stage:
+        stage.says(method + GET[3:])
+        origin = await stage.origin()
+        await origin.gets(method + GET_FORWARDED[3:])
+        early = Early.NEVER if method in (b"POST", b"PATCH", b"ODD") else Early.ALWAYS
+        assert stage.early == [early]
+
+
+async def test_a_request_with_a_body_waits_for_the_exit() -> None:
+    async with Stage() as stage:
+        stage.says(b"GET http://example.org/ HTTP/1.1\r\nHost: example.org\r\nContent-Length: 2\r\n\r\nhi")
+        await stage.origin()
+        assert stage.early == [Early.NEVER]
+
+
+async def test_a_tunnel_is_answered_as_configured() -> None:
+    async with Stage() as stage:
+        stage.says(b"CONNECT example.org:80 HTTP/1.1\r\nHost: example.org\r\n\r\n")
+        await stage.ends()
+        assert stage.early == [Early.AS_CONFIGURED]
+        assert stage.tunnel is not None
+
+
+@pytest.mark.parametrize("reason", StreamReason)
+async def test_a_refusal_behind_the_request_has_the_same_page(reason: StreamReason) -> None:
+    async with Stage() as stage:
+        stage.says(GET)
+        origin = await stage.origin()
+        await origin.gets(GET_FORWARDED)
+        origin.reset(reason)
+        page = await stage.client.gets_message()
+        assert status(page) == FAILURES[reason].status
+        assert b"Proxy-Status: cryprq-proxy; error=" + FAILURES[reason].error.encode() in page
+        assert len(stage.opened) == 1
+
+
+async def test_an_exit_that_goes_away_before_it_has_connected_is_no_error() -> None:
+    """As where nothing was sent: then the request is made again at the next one. But that is tried once."""
+    async with Stage() as stage:
+        stage.says(GET)
+        first = await stage.origin()
+        await first.gets(GET_FORWARDED)
+        second = stage.expect()
+        first.unserved = True
+        first.reset(StreamReason.SESSION_LOST)
+        await second.gets(GET_FORWARDED)
+        assert stage.early == [Early.ALWAYS, Early.NEVER]
+        second.unserved = True
+        second.reset(StreamReason.SESSION_LOST)
+        assert status(await stage.client.gets_message()) == 502
+
+
+async def test_an_exit_that_goes_away_behind_the_first_byte_of_an_answer_is_one() -> None:
+    async with Stage() as stage:
+        stage.says(GET)
+        origin = await stage.origin()
+        origin.feed(b"HTTP/1.1 ")
+        await origin.gets(GET_FORWARDED)
+        await settle()
+        origin.unserved = True
+        origin.reset(StreamReason.SESSION_LOST)
+        assert status(await stage.client.gets_message()) == 502
+        assert len(stage.opened) == 1
 
 
 @pytest.mark.parametrize(

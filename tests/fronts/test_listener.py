@@ -20,10 +20,11 @@ from cryprq_proxy.errors import StreamReason
 from cryprq_proxy.fronts import listener
 from cryprq_proxy.fronts.credentials import Credentials
 from cryprq_proxy.fronts.listener import ListenerSettings, MixedListener, SocksConnection
+from cryprq_proxy.outbound.relay import Relay
 from cryprq_proxy.outbound.relays import EARLY, REQUESTS, SILENT
 from cryprq_proxy.session.streams import Half
 from cryprq_proxy.session.wire import StreamProtocol
-from tests.support.fake_source import FakeSource, LateSource
+from tests.support.fake_source import Asked, FakeSource, LateSource
 from tests.support.fake_streams import FakeStream
 from tests.support.raw_client import RawClient
 from tests.support.settings import listener_settings
@@ -279,6 +280,83 @@ async def test_what_a_tunnel_has_received_before_its_relay_is_not_lost(proxy: Pr
     stream.end()
     assert (await application.read(1_000)).endswith(b"\r\n\r\nbanner")
     assert stream.taken == 6
+
+
+# --- an application that is answered early ---
+
+HTTP_CONNECT = b"CONNECT 192.0.2.1:443 HTTP/1.1\r\nHost: x\r\n\r\n"
+ESTABLISHED = b"HTTP/1.1 200 Connection established\r\n\r\n"
+
+
+async def answered_early(proxy: Proxy, front: str) -> tuple[Application, Asked]:
+    """An application that has its answer, and the exit has not said anything yet."""
+    application = proxy.application()
+    application.send(HTTP_CONNECT if front == "connect" else GREETING + CONNECT)
+    await until(lambda: proxy.source.asked)
+    [asked] = proxy.source.asked
+    asked.expect()
+    answer = ESTABLISHED if front == "connect" else b"\x05\x00" + SUCCEEDED
+    assert await application.read(len(answer)) == answer
+    return application, asked
+
+
+FRONTS = pytest.mark.parametrize("front", ["socks", "connect"])
+
+
+@FRONTS
+async def test_what_an_application_says_travels_with_its_request(proxy: Proxy, front: str) -> None:
+    application, asked = await answered_early(proxy, front)
+    application.send(b"question")
+    await until(lambda: asked.stream.sent == b"question")
+    asked.open()
+    asked.stream.handler.data_received(memoryview(b"answer"))
+    assert await application.read(6) == b"answer"
+
+
+@FRONTS
+async def test_a_target_that_speaks_first_is_heard(proxy: Proxy, front: str) -> None:
+    application, asked = await answered_early(proxy, front)
+    await until(lambda: isinstance(asked.stream.handler, Relay))
+    asked.open()
+    asked.stream.handler.data_received(memoryview(b"banner"))
+    assert await application.read(6) == b"banner"
+    asked.stream.end()
+    assert await application.read(1) == b""
+
+
+@FRONTS
+@pytest.mark.parametrize("said", [b"", b"question"])
+async def test_a_refusal_behind_the_answer_is_a_reset(proxy: Proxy, front: str, said: bytes) -> None:
+    application, asked = await answered_early(proxy, front)
+    if said:
+        application.send(said)
+    await until(lambda: isinstance(asked.stream.handler, Relay) and asked.stream.sent == said)
+    asked.refuse(StreamReason.CONNECTION_REFUSED)
+    with pytest.raises(ConnectionResetError):
+        await application.read(1)
+    await until(lambda: proxy.listener._connections == 0)
+
+
+@FRONTS
+async def test_the_end_of_an_application_travels_too(proxy: Proxy, front: str) -> None:
+    """It may still read, and the target learns of the end: as where the two are joined directly."""
+    application, asked = await answered_early(proxy, front)
+    application.send(b"question")
+    application.sock.shutdown(socket.SHUT_WR)
+    await until(lambda: asked.stream.sent == b"question" and asked.stream.send_half is not Half.OPEN)
+    asked.open()
+    asked.stream.handler.data_received(memoryview(b"answer"))
+    asked.stream.end()
+    assert await application.read(100) == b"answer"
+
+
+@FRONTS
+async def test_a_broken_application_gives_its_request_up(proxy: Proxy, front: str) -> None:
+    application, asked = await answered_early(proxy, front)
+    await until(lambda: isinstance(asked.stream.handler, Relay))
+    set_reset_on_close(application.sock)
+    application.sock.close()
+    await until(lambda: asked.stream.resets)
 
 
 # --- bounds ---

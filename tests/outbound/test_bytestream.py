@@ -164,3 +164,28 @@ async def test_a_stream_of_a_session_that_is_left_is_not_kept() -> None:
     stream.handler.session_left()
     assert stream.resets == [], "its answer is under way"
     assert not link.keep()
+
+
+# --- a stream that is not opened yet ---
+
+
+@pytest.mark.parametrize("reason", StreamReason)
+@pytest.mark.parametrize("opened", [False, True])
+async def test_which_stream_was_not_served(reason: StreamReason, opened: bool) -> None:
+    """Because its exit went away; any other reason is an answer."""
+    link, stream = LinkStream(), FakeStream()
+    link.begin(stream)
+    link.expected()
+    await link.wait_opened()
+    await link.write(b"question")
+    assert stream.sent == b"question" and not link.unserved
+    if opened:
+        link.opened()
+    link.refused(reason)
+    gone = reason in (StreamReason.SHUTTING_DOWN, StreamReason.SESSION_LOST)
+    assert link.unserved == (gone and not opened)
+    with pytest.raises(StreamReset) as reset:
+        await link.read()
+    assert reset.value.reason is reason
+    link.abort()
+    assert link.unserved == (gone and not opened), "nor does the end of its owner change it"

@@ -339,3 +339,45 @@ async def test_a_fault_while_writing_ends_both_sides_and_is_logged_once(
     await settle()
     assert wire.is_reset()
     assert [record.exc_info is not None for record in caplog.records] == [True]
+
+
+# --- a stream that is not opened yet ---
+
+
+async def test_a_refusal_is_a_reset_of_the_application(tcp_wire: Wire) -> None:
+    """It was told that its target is connected."""
+    wire = tcp_wire
+    wire.relay.start()
+    wire.application.send(b"question")
+    await until(lambda: wire.stream.sent == b"question")
+    wire.relay.refused(StreamReason.CONNECTION_REFUSED)
+    assert wire.ended == [wire.relay]
+    with pytest.raises(ConnectionResetError):
+        await wire.read(1)
+
+
+async def test_another_stream_may_take_the_place_of_one_that_was_given_up(wire: Wire) -> None:
+    """What the application says meanwhile waits in its socket, its end too."""
+    wire.relay.start()
+    before, after = wire.stream, FakeStream(wire.slots)
+    before.reset(StreamReason.CANCELLED)
+    before.room = 0
+    wire.application.send(b"question")
+    wire.application.shutdown(socket.SHUT_WR)
+    await until(lambda: before.asked)
+    assert not before.sent and wire.relay.unwatched
+    after.handler = wire.relay
+    wire.relay.moved(after)
+    await until(lambda: after.sent == b"question" and after.send_half is Half.CLOSED)
+    wire.relay.data_received(b"answer")
+    after.end()
+    assert await wire.read(100) == b"answer"
+    assert wire.ended == [wire.relay]
+
+
+async def test_a_stream_that_comes_too_late_is_given_up(wire: Wire) -> None:
+    wire.relay.start()
+    wire.relay.abort(StreamReason.CANCELLED)
+    late = FakeStream()
+    wire.relay.moved(late)
+    assert late.resets == [StreamReason.CANCELLED]

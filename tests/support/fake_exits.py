@@ -102,6 +102,8 @@ class FakeClient:
         self.probes = 0
         self.redials = 0
         self.packets: list[bytes] = []
+        self.early = 0
+        self.early_refused: Counter[Any] = Counter()
         self.lane_size: int | None = None
         self.failing: CryprqError | None = None
         self.ended = asyncio.Event()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cryprq_proxy.address import Destination
-from cryprq_proxy.client.requests import Begin, StreamRequest, opened
+from cryprq_proxy.client.requests import Begin, Early, StreamRequest, opened
 from cryprq_proxy.errors import StreamReason
 from cryprq_proxy.outbound.bytestream import OriginStream
 from cryprq_proxy.session.sendlog import SlotPool
@@ -21,6 +21,10 @@ class Asked:
     protocol: StreamProtocol
     destination: Destination
     stream: FakeStream
+
+    def expect(self) -> None:
+        """As the client does that takes the target as reached."""
+        self.stream.handler.expected()
 
     def open(self) -> None:
         """As the exit does."""
@@ -52,8 +56,8 @@ class FakeSource:
     def start(self, request: StreamRequest) -> None:
         self.request(request.protocol, request.destination, request.handler, request.begin)
 
-    async def open(self, destination: Destination) -> OriginStream:
-        return await opened(self.start, StreamProtocol.TCP, destination)
+    async def open(self, destination: Destination, early: Early = Early.NEVER) -> OriginStream:
+        return await opened(self.start, StreamProtocol.TCP, destination, early=early)
 
 
 class LateSource(FakeSource):

@@ -9,6 +9,7 @@ import asyncio
 from typing import Final
 
 from cryprq_proxy.address import Destination
+from cryprq_proxy.client.requests import Early
 from cryprq_proxy.errors import StreamReason, StreamRefused, StreamReset
 from cryprq_proxy.fronts.http_proxy import HttpProxy
 from cryprq_proxy.session.turns import TurnBudget
@@ -28,7 +29,7 @@ class Origins:
         self.answers = answers
         self.opened: list[FakeStream] = []
 
-    async def open(self, destination: Destination) -> FakeStream:
+    async def open(self, destination: Destination, early: Early) -> FakeStream:
         if len(self.opened) >= len(self.answers):
             raise StreamRefused(StreamReason.LIMIT)
         stream = FakeStream(*filter(None, self.answers[len(self.opened)].split(b"\xfe")))

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Self
 
 from cryprq_proxy.address import Destination
+from cryprq_proxy.client.requests import Early
 from cryprq_proxy.errors import StreamReason, StreamRefused, StreamReset
 from cryprq_proxy.fronts.credentials import Credentials
 from cryprq_proxy.fronts.http_proxy import HttpProxy, HttpTunnel
@@ -30,6 +31,8 @@ class FakeStream:
         """The proxy has passed on that its client has closed."""
         self.kept = False
         """The proxy holds it for another request."""
+        self.unserved = False
+        """Whether the exit went away before it had connected the origin."""
         self.reads = 0
         self._incoming = deque(pieces)
         self._eof = False
@@ -161,6 +164,8 @@ class Stage:
     ) -> None:
         self.client = FakeStream()
         self.opened: list[tuple[Destination, FakeStream]] = []
+        self.early: list[Early] = []
+        """How each was opened."""
         self.refusals: dict[Destination, StreamReason] = {}
         self.tunnel: HttpTunnel | None = None
         self.reset: StreamReason | None = None
@@ -178,11 +183,12 @@ class Stage:
         self._coming.append(stream)
         return stream
 
-    async def open(self, destination: Destination) -> FakeStream:
+    async def open(self, destination: Destination, early: Early) -> FakeStream:
         if destination in self.refusals:
             raise StreamRefused(self.refusals[destination])
         stream = self._coming.pop(0) if self._coming else FakeStream()
         self.opened.append((destination, stream))
+        self.early.append(early)
         self.client._notify()
         return stream
 

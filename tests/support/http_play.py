@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 
 from cryprq_proxy.address import Destination
+from cryprq_proxy.client.requests import Early
 from cryprq_proxy.errors import StreamReason, StreamRefused, StreamReset
 from cryprq_proxy.fronts.credentials import Credentials
 from cryprq_proxy.fronts.http_proxy import ESTABLISHED, HttpProxy, HttpTunnel
@@ -75,7 +76,7 @@ class HttpPlay:
 
     # The play
 
-    async def open(self, destination: Destination) -> FakeStream:
+    async def open(self, destination: Destination, early: Early) -> FakeStream:
         if self.choices.once_in(20):
             raise StreamRefused(StreamReason.CONNECTION_REFUSED)
         stream = RecordingStream(self, destination)

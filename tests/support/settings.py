@@ -43,7 +43,7 @@ def session_limits(**changes: Any) -> SessionLimits:
 
 
 def client_settings(peer: PeerId, endpoints: tuple[Endpoint, ...], **changes: Any) -> ClientSettings:
-    settings = ClientSettings(peer, endpoints, CLIENT.session_limits(), CLIENT.wait_for_link)
+    settings = ClientSettings(peer, endpoints, CLIENT.session_limits(), CLIENT.wait_for_link, CLIENT.connect)
     return replace(settings, **changes)
 
 

@@ -137,6 +137,10 @@ def _traffic_rows(status: Status) -> Iterator[tuple[str, str]]:
         of_them = f": {', '.join(routes)}" if routes else ""
         yield "connections", f"{status.connections.open} open, {status.connections.total} so far{of_them}"
         refused = nonzero(status.connections.refused)
+        if status.connections.early:
+            cut = nonzero(status.connections.early_refused)
+            reset = f"; reset then: {', '.join(cut)}" if cut else ""
+            yield "answered early", f"{status.connections.early}{reset}"
     if refused:
         yield "refused", ", ".join(refused)
 

@@ -331,6 +331,14 @@ def test_what_came_again_and_again_is_one_line() -> None:
     assert "once (" not in text
 
 
+def test_who_was_answered_early_and_reset_then() -> None:
+    assert "answered early" not in rows(DAILY)
+    connections = {"early": 812, "early_refused": {"timed_out": 3, "connection_refused": 1}}
+    shown = rows({**DAILY, "connections": connections})
+    assert shown["answered early"] == "812; reset then: 3 timed out, 1 connection refused"
+    assert rows({**DAILY, "connections": {"early": 1}})["answered early"] == "1"
+
+
 def test_one_exit_is_no_table() -> None:
     assert "last error" not in render({**DAILY, "exits": EXITS[1:]})
 
