@@ -10,7 +10,9 @@ SOCKS is the hot path: from accept to relay a connection takes no task and no fu
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
+import os
 import socket
 from collections import deque
 from dataclasses import dataclass
@@ -30,6 +32,7 @@ from ..errors import LocalError, StreamReason, StreamReset
 from ..outbound.bytestream import LinkStream, SocketStream
 from ..outbound.relay import Relay
 from ..outbound.relays import APPLICATIONS, EARLY, REQUESTS, SILENT, Relays
+from ..outbound.socket_group import SocketGroup
 from ..session.streams import AnyStream, StreamHandler
 from ..session.turns import TurnBudget
 from ..session.wire import StreamProtocol
@@ -67,6 +70,8 @@ class MixedListener:
         self.source = source
         self.settings = settings
         self.loop = asyncio.get_running_loop()
+        self.sockets = SocketGroup(self.loop, TurnBudget(self.loop.call_soon))
+        """What watches applications that speak SOCKS, and those whose bytes are relayed."""
         self._acceptor: Acceptor | None = None
         self._connections = 0
         self._negotiating: deque[tuple[float, SocksConnection]] = deque()
@@ -88,6 +93,9 @@ class MixedListener:
         host, port = self.settings.listen
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         sock = socket.create_server((host, port), family=family, backlog=BACKLOG)
+        if not self.sockets.open():
+            sock.close()
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         self._acceptor = Acceptor(self.loop, sock, self._accepted)
         self._acceptor.start()
         return Destination(*sock.getsockname()[:2])
@@ -114,6 +122,7 @@ class MixedListener:
             task.cancel()
         if self._http:
             await asyncio.wait(self._http)
+        self.sockets.retire()
 
     def _accepted(self, sock: socket.socket, host: str) -> None:
         prepare(sock, host)
@@ -150,7 +159,7 @@ class MixedListener:
 
     def relay(self, sock: socket.socket, stream: AnyStream) -> Relay:
         """The relay between an application's socket and its stream, not yet started."""
-        relay = Relay(self.loop, sock, stream, self.source.slots, self._relay_ended)
+        relay = Relay(self.sockets, sock, stream, self.source.slots, self._relay_ended)
         self._relays.add(relay)
         return relay
 
@@ -261,7 +270,7 @@ class SocksConnection(StreamHandler):
         self._stream: AnyStream | None = None
         self._handed_on = False
         self.negotiating = True
-        listener.loop.add_reader(self._fd, self._on_readable)
+        listener.sockets.add_reader(self._fd, self._on_readable)
 
     def close(self) -> None:
         """End the connection without a reply, unless it has been handed on."""
@@ -275,8 +284,11 @@ class SocksConnection(StreamHandler):
 
     def _hand_on(self) -> None:
         """The socket is somebody else's from now on."""
+        self._listener.sockets.remove_reader(self._fd)
+        self._let_go()
+
+    def _let_go(self) -> None:
         self._handed_on, self.negotiating = True, False
-        self._listener.loop.remove_reader(self._fd)
         self._listener.early.discard(self)
         self._listener.silent.discard(self)
 
@@ -339,7 +351,7 @@ class SocksConnection(StreamHandler):
         except OSError:
             self.close()
             return
-        listener.loop.remove_reader(self._fd)
+        listener.sockets.remove_reader(self._fd)
         (listener.early if early else listener.silent).add(self)
 
     @property
@@ -384,7 +396,8 @@ class SocksConnection(StreamHandler):
             return
         # The stream's label keeps this object for as long as the stream lives.
         self._stream = self._socks = None
-        self._hand_on()
+        # The socket stays watched; the relay says who is called.
+        self._let_go()
         self._listener.relay(self._sock, stream).start(socks.leftover)
 
     def refused(self, reason: StreamReason) -> None:

@@ -62,9 +62,9 @@ class Relay(StreamHandler):
         `received` came from the stream before and is not yet consumed. `ended`: the stream's end came too."""
         self._stream.handler = self
         try:
+            self._arm()
             if early:
                 self._stream.send(early)
-            self._arm()
             while received:
                 self.data_received(received.pop())
             if ended:

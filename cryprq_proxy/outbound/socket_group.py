@@ -1,4 +1,4 @@
-"""The sockets to one peer's targets: one descriptor of the event loop, however many they are.
+"""Many sockets as one descriptor of the event loop: those to one peer's targets, or those of applications.
 
 A peer chooses its targets, so it can make thousands of sockets ready at the same moment. The loop would call all of
 them in one turn. A bound on the number in each turn would not help others: their sockets would wait for as many turns
@@ -8,6 +8,9 @@ loop watches that one.
     loop -> the group's epoll is readable -> BATCH sockets at a time, while the peer's TurnBudget lasts -> next turn
 
 The first few are watched by the loop itself, and wait in the same TurnBudget.
+
+The client has such a group too, because it is cheap: to begin and end watching a socket takes 4.3 us, where asyncio
+takes 9.7, and to name another callback for one that is watched 0.1 us instead of 4.2 (bench/sockets.py).
 
 The kernel puts a socket that it has reported behind all others that are ready, so each has its turn. A callback
 returns how many bytes it has moved: bytes are work too, and those that have just been reported wait when it is done.
@@ -112,8 +115,8 @@ else:
 
 
 class SocketGroup:
-    """A SocketLoop for the sockets of one peer, on `loop`. Its own descriptor is there from `open` until the last
-    socket has gone after `retire`."""
+    """A SocketLoop for the sockets of one peer, or of all applications, on `loop`. Its own descriptor is there from
+    `open` until the last socket has gone after `retire`."""
 
     __slots__ = (
         "_behind",
@@ -172,16 +175,22 @@ class SocketGroup:
 
     def add_reader(self, fd: int, callback: Serve, /) -> None:
         if fd not in self._readers:
-            if self._is_direct(fd, _READ, callback):
-                self._loop.add_reader(fd, self._on_one_ready, (fd, _READ), callback)
+            watched = (fd, _READ)
+            if watched in self._direct or len(self._direct) < DIRECT:
+                if watched not in self._direct:
+                    self._loop.add_reader(fd, self._on_one_ready, watched)
+                self._direct[watched] = callback
                 return
             self._change(fd, _READ)
         self._readers[fd] = callback
 
     def add_writer(self, fd: int, callback: Serve, /) -> None:
         if fd not in self._writers:
-            if self._is_direct(fd, _WRITE, callback):
-                self._loop.add_writer(fd, self._on_one_ready, (fd, _WRITE), callback)
+            watched = (fd, _WRITE)
+            if watched in self._direct or len(self._direct) < DIRECT:
+                if watched not in self._direct:
+                    self._loop.add_writer(fd, self._on_one_ready, watched)
+                self._direct[watched] = callback
                 return
             self._change(fd, _WRITE)
         self._writers[fd] = callback
@@ -204,14 +213,6 @@ class SocketGroup:
             del self._direct[fd, _WRITE]
             self._loop.remove_writer(fd)
 
-    def _is_direct(self, fd: int, bit: int, callback: Serve) -> bool:
-        """Whether the loop itself is to watch `fd` for `bit`."""
-        direct = self._direct
-        if len(direct) >= DIRECT and (fd, bit) not in direct:
-            return False
-        direct[fd, bit] = callback
-        return True
-
     def _change(self, fd: int, bit: int) -> None:
         """Watch `fd` for `bit` from now on, or no longer."""
         before = (_READ if fd in self._readers else 0) | (_WRITE if fd in self._writers else 0)
@@ -231,8 +232,8 @@ class SocketGroup:
 
     # --- serving ---------------------------------------------------------------------------------------------------
 
-    def _on_one_ready(self, watched: tuple[int, int], callback: Serve) -> None:
-        turn = self._turn
+    def _on_one_ready(self, watched: tuple[int, int]) -> None:
+        turn, callback = self._turn, self._direct[watched]
         if turn.left > 0:
             turn.spend(EVENT_WORK + (callback() or 0) // BYTES_PER_UNIT)
         elif watched not in self._late:

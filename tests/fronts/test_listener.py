@@ -22,6 +22,7 @@ from cryprq_proxy.fronts.credentials import Credentials
 from cryprq_proxy.fronts.listener import ListenerSettings, MixedListener, SocksConnection
 from cryprq_proxy.outbound.relay import Relay
 from cryprq_proxy.outbound.relays import EARLY, REQUESTS, SILENT
+from cryprq_proxy.outbound.socket_group import SocketGroup
 from cryprq_proxy.session.streams import Half
 from cryprq_proxy.session.wire import StreamProtocol
 from tests.support.fake_source import Asked, FakeSource, LateSource
@@ -128,6 +129,14 @@ async def test_an_application_elsewhere_that_vanishes_is_missed(
     monkeypatch.setattr(listener, "keep_alive", kept)
     await proxy.application().greet()
     assert accepted[0].getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+
+
+async def test_a_listener_without_a_descriptor_for_its_applications_does_not_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(SocketGroup, "open", lambda _: False)
+    with pytest.raises(OSError, match="Too many open files"):
+        MixedListener(FakeSource(), HERE).start()
 
 
 async def test_what_comes_behind_the_request_goes_first_into_the_stream(proxy: Proxy) -> None:

@@ -225,6 +225,24 @@ async def test_a_descriptor_that_has_changed_hands_is_not_served_for_its_former_
 
 
 @few_and_many
+async def test_another_callback_takes_over_a_socket_that_is_watched(stack: ExitStack, before: int) -> None:
+    stage = Stage(stack, before)
+    reader, writer = readable(stack).fileno(), readable(stack).fileno()
+    stage.group.add_reader(reader, pytest.fail)
+    stage.group.add_writer(writer, pytest.fail)
+    served: list[str] = []
+    stage.group.add_reader(reader, partial(served.append, "reads"))
+    stage.group.add_writer(writer, partial(served.append, "writes"))
+    await settle()
+    assert set(served) == {"reads", "writes"}
+    stage.group.remove_reader(reader)
+    stage.group.remove_writer(writer)
+    served.clear()
+    await settle()
+    assert not served
+
+
+@few_and_many
 async def test_a_fault_in_one_callback_is_not_another_ones(stack: ExitStack, before: int) -> None:
     stage = Stage(stack, before)
     errors: list[object] = []
