@@ -55,10 +55,15 @@ def left_after(roles: Roles, origin: Origin | None, seconds: float) -> dict[str,
         time.sleep(0.05)
 
 
-@pytest.fixture(scope="module", params=["tunnel", "direct"])
+ROUTES = {"tunnel": {"connect": "exact"}, "early": {"connect": "eager"}, "direct": {"default": "direct"}}
+
+
+@pytest.fixture(scope="module", params=ROUTES)
 def roles(request: pytest.FixtureRequest, shared_world: World, http: HttpTarget) -> Roles:
-    exit = shared_world.exit(identity=f"exit-{request.param}")
-    client = shared_world.client(exit, {"default": request.param})
+    # Where applications are answered early, what they leave behind has the time of a target that does not answer.
+    settings = {"limits": {"connect_timeout": 1.0}} if request.param == "early" else {}
+    exit = shared_world.exit(settings, identity=f"exit-{request.param}")
+    client = shared_world.client(exit, ROUTES[request.param])
     # The first stream makes what stays.
     with through(client.port, http.port):
         pass

@@ -1,6 +1,7 @@
 """How one side of a connection ends, and what the other side sees: an end is an end, and a reset is a reset.
 
-For each front, by way of the exit and directly, in both directions. That nothing is left behind is checked, too; what
+For each front, by way of the exit, the same with applications that are answered early, and directly, in both
+directions. That nothing is left behind is checked, too; what
 is given up before it has begun is in test_abandoned.py.
 """
 
@@ -45,10 +46,17 @@ def target() -> Iterator[Target]:
     target.close()
 
 
-@pytest.fixture(scope="module", params=["tunnel", "direct"])
+ROUTES: Final = {
+    "tunnel": {"connect": "exact"},
+    "early": {"connect": "eager"},
+    "direct": {"default": "direct"},
+}
+
+
+@pytest.fixture(scope="module", params=ROUTES)
 def roles(request: pytest.FixtureRequest, shared_world: World) -> tuple[Exit, Client]:
     exit = shared_world.exit(identity=f"exit-{request.param}")
-    return exit, shared_world.client(exit, {"default": request.param})
+    return exit, shared_world.client(exit, ROUTES[request.param])
 
 
 def by_socks(client: Client, target: Target) -> socket.socket:

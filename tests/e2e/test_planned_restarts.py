@@ -26,11 +26,17 @@ def replaced(world: World, old: Exit) -> Exit:
     return world.exit(GRACE, port=old.port)
 
 
+@pytest.mark.parametrize("connect", ["exact", "learned", "eager"])
 def test_ten_planned_restarts_refuse_nobody(
-    world: World, background: Background, echo_target: TcpTarget, capsys: pytest.CaptureFixture[str]
+    world: World,
+    background: Background,
+    echo_target: TcpTarget,
+    capsys: pytest.CaptureFixture[str],
+    connect: str,
 ) -> None:
+    """Nor is anybody reset who was answered early: what has crossed the request to leave is served."""
     exit = first = world.exit(GRACE)
-    client = world.client(exit)
+    client = world.client(exit, {"connect": connect})
     talk = Talk(through(client.port, echo_target.port))
     with Load(background, client.port, echo_target) as load:
         for number in range(RESTARTS):
@@ -44,10 +50,29 @@ def test_ten_planned_restarts_refuse_nobody(
                 talk.end()
                 assert first.wait() == 0
     with capsys.disabled():
-        print(f"\n{RESTARTS} planned restarts: {load}")
+        print(f"\n{RESTARTS} planned restarts, {connect}: {load}")
     assert not load.wrong
+    assert (client.status()["connections"]["early"] > load.answered / 2) == (connect != "exact")
     assert load.slowest < PROMISED
     until(lambda: client.streams == 0, "no stream is left")
+
+
+def test_planned_restarts_fail_no_page(
+    world: World, background: Background, http: HttpTarget, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Plain HTTP requests are sent before the exit has connected their origin."""
+    exit = world.exit(GRACE)
+    client = world.client(exit)
+    with Load(background, client.port, http, plain=True) as load:
+        for _ in range(RESTARTS // 2):
+            mark, answered = client.written, load.answered
+            exit = replaced(world, exit)
+            client.says("link up", since=mark)
+            until(lambda: load.answered > answered + 50, "new pages come")  # noqa: B023
+    with capsys.disabled():
+        print(f"\n{RESTARTS // 2} planned restarts: {load}")
+    assert not load.wrong
+    assert load.slowest < PROMISED
 
 
 def test_new_connections_go_to_the_other_exit_at_once(

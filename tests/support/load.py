@@ -12,7 +12,7 @@ from cryprq_proxy.base.tasks import spawn
 from tests.support.applications import read_exactly
 from tests.support.background import PATIENCE, Background
 from tests.support.programs import until
-from tests.support.targets import TcpTarget
+from tests.support.targets import HttpTarget, TcpTarget
 
 EVERY: Final = 0.01
 """Seconds between two new connections."""
@@ -20,9 +20,14 @@ EVERY: Final = 0.01
 
 class Load:
     """New connections through the proxy at `port` to an echo target, one every few milliseconds, until the end of the
-    block; all of them have been answered then. `wrong`: what those met that failed."""
+    block; all of them have been answered then. `wrong`: what those met that failed. With `plain`, each asks an HTTP
+    target for a page, without a tunnel."""
 
-    def __init__(self, background: Background, port: int, target: TcpTarget) -> None:
+    def __init__(
+        self, background: Background, port: int, target: TcpTarget | HttpTarget, *, plain: bool = False
+    ) -> None:
+        self._plain = plain
+        self._get = b"GET http://127.0.0.1:%d/hello HTTP/1.0\r\n\r\n" % target.port
         self._background = background
         self._port = port
         self._head = b"\x05\x01\x00\x05\x01\x00\x01\x7f\x00\x00\x01" + target.port.to_bytes(2)
@@ -62,20 +67,29 @@ class Load:
         try:
             reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
             try:
-                writer.write(self._head)
-                reply = await reader.readexactly(12)
-                if reply[3]:
-                    self.wrong.append(f"SOCKS reply {reply[3]}")
+                if wrong := await (self._page(reader, writer) if self._plain else self._echo(reader, writer)):
+                    self.wrong.append(wrong)
                     return
-                writer.write(b"hello")
-                if await reader.readexactly(5) != b"hello":
-                    self.wrong.append("another answer")
             finally:
                 writer.close()
         except (OSError, EOFError) as error:
             self.wrong.append(repr(error))
         else:
             self._seconds.append(time.monotonic() - began)
+
+    async def _echo(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> str:
+        """What is wrong."""
+        writer.write(self._head)
+        reply = await reader.readexactly(12)
+        if reply[3]:
+            return f"SOCKS reply {reply[3]}"
+        writer.write(b"hello")
+        return "" if await reader.readexactly(5) == b"hello" else "another answer"
+
+    async def _page(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> str:
+        writer.write(self._get)
+        page = await reader.read()
+        return "" if page.endswith(b"hello\n") else f"the answer {page[:40]!r}"
 
 
 class Talk:
