@@ -1,7 +1,7 @@
 """Side-by-side benchmark on a long line: this program's proxy, others, and no proxy at all, as root.
 
     make wanbench                                                    the whole table
-    .venv/bin/python bench/wan.py --only page,requests               some of page, requests, streams
+    .venv/bin/python bench/wan.py --only page,requests               some of its tests
     .venv/bin/python bench/wan.py --loss 0.01 --control cubic        another line, other hosts
     .venv/bin/python bench/wan.py --proxies cryprq-proxy --tree DIR  this tree and another checkout of the program
 
@@ -9,6 +9,14 @@ Everything happens in network namespaces that it makes and removes (hosts.py), c
 once for each contender (wan_proxies.py). The line has a delay, a rate, a queue, and chances of loss and reordering
 (delayline.py); it is one process of Python, and so is the load generator (wan_load.py). Both share the cores with the
 proxies, so the table says what they took, in per cent of a core.
+
+    page      100 objects of 20 kB, six at a time, a fresh connection each; 60 of them beside 4 downloads
+    requests  1 kB, four at a time, on fresh and on kept connections, alone and beside 4 downloads
+    streams   1 and 8 downloads, after two seconds
+    long      1 download at 500 Mbit/s and 150 and 300 ms, after five seconds; super-packets cross whole
+    cold      the client starts anew at 100 ms: from the moment when its port is open to the first answer
+    blackout  the line is silent for 3 s in a download: how long it takes after that until bytes come again
+    share     1 download beside a flow of the kernel's reno, cubic and bbr that goes past the proxy
 
 Contenders take turns within each round, and the order turns round with every round. A cell is the median of the
 rounds; the ratio is formed round by round, of the contender's figure by that of cryprq-proxy. The line is told by what
@@ -30,7 +38,7 @@ from hosts import Wire, new_lab
 from pairs import BenchError
 from run import NONE, machine, median, ratios, spread
 from wan_proxies import CryprqProxy, Proxy, Result, ShadowsocksProxy
-from wan_tests import NAMES, Test, groups
+from wan_tests import NAMES, Test, groups, limit_of
 from wan_xray import XRAY, XrayProxy, version
 
 from tests.support.lab.net import Lab
@@ -116,11 +124,6 @@ def line_of(options: argparse.Namespace) -> Wire:
     )
 
 
-def limit_of(rate: float, delay: float, buffer: float) -> int:
-    """What is under way in one direction, and a queue of so many bandwidth-delay products behind it, in bytes."""
-    return max(int(rate / 8 * delay * (1 + 2 * buffer)), 64 << 10)
-
-
 def told(wire: Wire, options: argparse.Namespace) -> str:
     """The line and the hosts in a sentence."""
     parts = [f"{wire.rate / 1e6:g} Mbit/s", f"{2000 * wire.delay:g} ms there and back"]
@@ -188,7 +191,7 @@ def contenders(options: argparse.Namespace) -> dict[str, type[Proxy]]:
 def run(options: argparse.Namespace) -> None:
     wire = line_of(options)
     bench = Bench(contenders(options), options.rounds, options.control)
-    for name, line, tests in groups(wire, options.only, options.seconds):
+    for name, line, tests in groups(wire, options.buffer, options.only, options.seconds):
         bench.on_wire(name, line, tests)
     if any(issubclass(kind, XrayProxy) for kind in bench.kinds.values()):
         others = ", ".join(kind.name for kind in XRAY)

@@ -39,6 +39,8 @@ ZEROS = bytes(256 << 10)
 PATIENCE = 60.0
 """Seconds that any one step may take."""
 POLL = 0.002
+NOTABLE = 1.0
+"""Seconds of silence that are the black-out's, and no other."""
 
 Result = dict[str, object]
 
@@ -262,23 +264,23 @@ async def streams(options: argparse.Namespace) -> Result:
 
 
 async def silence(options: argparse.Namespace) -> Result:
-    """The longest silence after "flowing" was said, and whether the download lived through it."""
+    """How long nothing came after "flowing" was said, and what became of the download if it did not go on."""
     downloads = Downloads(options, 1)
     await downloads.start()
     await asyncio.sleep(options.warm)
     print("flowing", flush=True)
     downloads.measure_silence()
     deadline = time.monotonic() + options.seconds
-    ended = ""
-    while time.monotonic() < deadline and not ended:
-        await asyncio.sleep(0.05)
-        try:
+    try:
+        while downloads.silence < NOTABLE:
+            if time.monotonic() > deadline:
+                raise WrongAnswer(f"nothing came within {options.seconds:.0f} s")
+            await asyncio.sleep(0.02)
             downloads.check()
-        except (WrongAnswer, OSError) as error:
-            ended = str(error)
-    if not ended:
-        await downloads.stop()
-    return {"silence": downloads.silence, "ended": ended}
+    except (WrongAnswer, OSError) as error:
+        return {"silence": downloads.silence, "ended": str(error)}
+    await downloads.stop()
+    return {"silence": downloads.silence, "ended": ""}
 
 
 async def cold(options: argparse.Namespace) -> Result:

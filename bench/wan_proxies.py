@@ -1,7 +1,8 @@
 """What bench/wan.py compares: three hosts for each proxy (hosts.py), its client on one and its exit on the next.
 
-On the server nginx has 100 objects of 20 kB, as many small ones and one large file of zeros. A contender says which
-processes it is made of and on which port of the client SOCKS5 is spoken; `restart_client` starts that one anew.
+On the server nginx has 100 objects of 20 kB, as many small ones and one large file of zeros, and iperf3 waits for
+flows past the proxy. A contender says which
+processes it is made of, and on which port of the client SOCKS5 is spoken.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from tests.support.lab.net import LabError, Namespace, until
 
 LOAD = Path(__file__).with_name("wan_load.py")
 SOCKS = 1080
+IPERF_PORT = 5201
 START_LIMIT = 30.0
 """Seconds until the first request must have come through."""
 STOP_LIMIT = 10.0
@@ -51,6 +53,7 @@ class Proxy(Hosts):
 
     name = "no proxy"
     socks = 0
+    _client: subprocess.Popen[str] | None = None
 
     @staticmethod
     def missing() -> str | None:
@@ -67,9 +70,8 @@ class Proxy(Hosts):
             self._serve()
             self.prepare()
             if command := self.exit_command():
-                self._exit = self._run(self.exit, "exit", command)
-            if command := self.client_command():
-                self._client = self._run(self.client, "client", command)
+                self._run(self.exit, "exit", command)
+            self.start_client()
             until(self._answers, "the server answers through it", START_LIMIT)
         except (LabError, OSError) as error:
             raise BenchError(f"{self.name} did not start: {error}.{self._said()}") from error
@@ -87,7 +89,9 @@ class Proxy(Hosts):
         self.server.popen(
             ["nginx", "-p", str(directory), "-e", str(directory / "nginx.log"), "-c", str(file)]
         )
-        until(lambda: ":80" in self.server.run(["ss", "-Hltn"]), "nginx listens")
+        self.server.popen(["iperf3", "-s", "-p", str(IPERF_PORT)])
+        ports = (":80 ", f":{IPERF_PORT} ")
+        until(lambda: all(port in self.server.run(["ss", "-Hltn"]) for port in ports), "the server listens")
 
     def prepare(self) -> None:
         """Writes configurations and keys, into `files`."""
@@ -114,15 +118,17 @@ class Proxy(Hosts):
         self.programs.append(program)
         return program
 
-    def restart_client(self) -> None:
-        """Ends the client and starts it anew; returns at once. Call `stop_client` before."""
-        self._client = self._run(self.client, "client", self.client_command())
-
     def stop_client(self) -> None:
-        """Its link is down after this."""
-        self._client.terminate()
-        self._client.wait(STOP_LIMIT)
-        self.programs.remove(self._client)
+        """Its link is down after this. Nothing where there is no proxy."""
+        if self._client is not None:
+            self._client.terminate()
+            self._client.wait(STOP_LIMIT)
+            self.programs.remove(self._client)
+
+    def start_client(self) -> None:
+        """Returns at once. Nothing where there is no proxy."""
+        if command := self.client_command():
+            self._client = self._run(self.client, "client", command)
 
     def _answers(self) -> bool:
         for program in self.programs:

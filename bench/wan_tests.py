@@ -6,17 +6,30 @@ took while it was measured: where these are near 100 %, they and not the proxy m
 
 from __future__ import annotations
 
+import json
 import statistics
 import subprocess
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from hosts import Wire
+from hosts import SERVER, Wire
+from pairs import BenchError
 from run import median
-from wan_proxies import Proxy, Result
+from wan_proxies import IPERF_PORT, Proxy, Result
 
 FILES = 4
 """Downloads that something small is measured beside."""
+BLACK_OUT = 3
+"""Seconds."""
+SETTLE = 4.0
+"""Seconds after which two flows have found their shares."""
+SLOW_START = 5.0
+"""Seconds in which a flow fills 500 Mbit/s at 300 ms: some fifteen round trips."""
+LONG_RATE = 500e6
+LONG = (0.150, 0.300)
+"""Round trips in seconds."""
+COLD = 0.100
 
 
 @dataclass(frozen=True)
@@ -123,17 +136,120 @@ def streams(seconds: float, warm: float, *counts: int) -> list[Test]:
     return tests
 
 
-def groups(wire: Wire, only: list[str], seconds: float) -> list[tuple[str, Wire, list[Test]]]:
+def black_outs() -> list[Test]:
+    def told(proxy: Proxy, load: subprocess.Popen[str]) -> None:
+        assert load.stdout is not None
+        if load.stdout.readline() == "flowing\n":
+            proxy.tell_line(f"blackout {BLACK_OUT}")
+
+    def one(proxy: Proxy) -> Result:
+        result = loaded(proxy, "silence", "--seconds", "25", during=told)
+        return {**result, "after": result["silence"] - BLACK_OUT}
+
+    def figure(results: list[Result]) -> str:
+        ended = [result["ended"] for result in results if result["ended"]]
+        return ended[0] if ended else f"{median(results, after):.2f} s"
+
+    def after(result: Result) -> float:
+        return float(result["after"])
+
+    return [Test(f"black-out of {BLACK_OUT} s, until the download goes on", one, figure, after)]
+
+
+def cold_starts(trip: float) -> list[Test]:
+    def one(proxy: Proxy) -> Result:
+        proxy.stop_client()
+        line = proxy.line_cpu()
+        load = proxy.load("cold")
+        assert load.stdout is not None
+        load.stdout.readline()
+        started = time.monotonic()
+        proxy.start_client()
+        result = proxy.result(load)
+        return {
+            **result,
+            "trips": (result["answered"] - result["opened"]) / trip,
+            "after_start": result["answered"] - started,
+            "proxy_cpu": 0.0,
+            "line_share": (proxy.line_cpu() - line) / result["wall"],
+            "load_share": result["cpu"] / result["wall"],
+        }
+
+    def figure(results: list[Result]) -> str:
+        start = median(results, lambda result: result["after_start"])
+        return f"{median(results, trips):.2f} round trips, {start:.2f} s after its start"
+
+    def trips(result: Result) -> float:
+        return float(result["trips"])
+
+    return [Test("client's port open, until the first answer", one, figure, trips)]
+
+
+def shared(seconds: float) -> list[Test]:
+    """One download beside a kernel's flow that the server sends past the proxy."""
+    tests = []
+    for control in ("reno", "cubic", "bbr"):
+
+        def one(proxy: Proxy, control: str = control) -> Result:
+            options = ["-R", "-J", "-C", control, "-t", f"{SETTLE + seconds + 1:g}", "-i", "0.5"]
+            command = ["iperf3", "-c", SERVER, "-p", str(IPERF_PORT), *options]
+            flow = proxy.client.popen(command, stdout=subprocess.PIPE)
+            result = loaded(
+                proxy, "streams", "--downloads", "1", "--seconds", str(seconds), "--warm", str(SETTLE)
+            )
+            report = json.loads(flow.communicate(timeout=60)[0])
+            if "error" in report:
+                raise BenchError(f"iperf3 failed: {report['error']}.")
+            pieces = [piece["sum"] for piece in report["intervals"] if piece["sum"]["start"] >= SETTLE]
+            rate = sum(piece["bytes"] for piece in pieces) * 8 / sum(piece["seconds"] for piece in pieces)
+            return {**result, "kernel_mbit": rate / 1e6}
+
+        tests.append(Test(f"1 download beside a flow of the kernel's {control}", one, share_figure, share))
+    return tests
+
+
+def share_figure(results: list[Result]) -> str:
+    kernel = median(results, lambda result: result["kernel_mbit"])
+    return f"{median(results, mbit):.0f} beside {kernel:.0f} Mbit/s"
+
+
+def share(result: Result) -> float:
+    """Its part of what both got."""
+    return mbit(result) / (mbit(result) + float(result["kernel_mbit"]))
+
+
+# --- lines ---
+
+
+def limit_of(rate: float, delay: float, buffer: float) -> int:
+    """What is under way in one direction, and a queue of so many bandwidth-delay products behind it, in bytes."""
+    return max(int(rate / 8 * delay * (1 + 2 * buffer)), 64 << 10)
+
+
+def groups(wire: Wire, buffer: float, only: list[str], seconds: float) -> list[tuple[str, Wire, list[Test]]]:
     """The tests that are asked for, by the line that they need, with its name where it is not the common one."""
-    common: list[Test] = []
-    for name, tests in (
-        ("page", pages()),
-        ("requests", requests()),
-        ("streams", streams(seconds, 2.0, 1, 8)),
-    ):
-        if name in only:
-            common += tests
-    return [("", wire, common)] if common else []
+
+    def other(rate: float, delay: float, segments: bool) -> Wire:
+        limit = limit_of(rate, delay, buffer)
+        return replace(wire, rate=rate, delay=delay, limit=limit, segments=segments)
+
+    common = {
+        "page": pages(),
+        "requests": requests(),
+        "streams": streams(seconds, 2.0, 1, 8),
+        "blackout": black_outs(),
+        "share": shared(seconds),
+    }
+    found = [("", wire, [test for name in common if name in only for test in common[name]])]
+    if "long" in only:
+        for trip in LONG:
+            # A frame for each segment would take most of a core at this rate.
+            line = other(LONG_RATE, trip / 2, False)
+            title = f"{LONG_RATE / 1e6:g} Mbit/s, {1000 * trip:g} ms: "
+            found.append((title, line, streams(seconds, SLOW_START, 1)))
+    if "cold" in only:
+        found.append((f"{1000 * COLD:g} ms: ", other(wire.rate, COLD / 2, wire.segments), cold_starts(COLD)))
+    return [group for group in found if group[2]]
 
 
-NAMES = ("page", "requests", "streams")
+NAMES = ("page", "requests", "streams", "long", "cold", "blackout", "share")

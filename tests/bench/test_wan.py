@@ -1,0 +1,127 @@
+"""The load generator of the long line's benchmark: what it takes for an answer, and what it never does."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "bench"))
+import wan_load  # noqa: E402
+from wan_tests import limit_of  # noqa: E402
+
+Serve = Callable[[str], bytes]
+
+
+def right(name: str) -> bytes:
+    body = wan_load.content(name)
+    return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+
+
+def measured(
+    test: Callable[[argparse.Namespace], Awaitable[wan_load.Result]],
+    serve: Serve,
+    socks: bytes | None = None,
+    ends: bool = False,
+    **more: object,
+) -> tuple[wan_load.Result, list[str]]:
+    """The test's result against such a server, and what was asked for on each connection; with `socks`, the server is
+    a proxy too and answers a SOCKS request with that; with `ends`, it ends a connection after an answer."""
+    asked: list[str] = []
+
+    async def connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        names: list[str] = []
+        try:
+            if socks is not None:
+                assert await reader.readexactly(3) == b"\x05\x01\x00"
+                writer.write(b"\x05\x00")
+                assert await reader.readexactly(10) == b"\x05\x01\x00\x01\x01\x02\x03\x04\x00\x50"
+                writer.write(socks)
+            while not (ends and names):
+                names.append((await reader.readuntil(b"\r\n\r\n")).decode().split()[1][1:])
+                writer.write(serve(names[-1]))
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        writer.close()
+        asked.append(" ".join(names))
+
+    async def run() -> wan_load.Result:
+        server = await asyncio.start_server(connection, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        options = {"downloads": 0, "count": 3, "workers": 2, "kept": False, "warm": 0.0}
+        target = ("127.0.0.1", port) if socks is None else ("1.2.3.4", 80)
+        places = {"server": target, "proxy": 0 if socks is None else port}
+        try:
+            return await test(argparse.Namespace(**{**options, **places, **more}))
+        finally:
+            server.close()
+            await server.wait_closed()
+
+    return asyncio.run(run()), asked
+
+
+def test_a_page_is_an_object_on_each_connection() -> None:
+    result, asked = measured(wan_load.page, right, count=8)
+    assert sorted(asked) == [f"20000-{number}" for number in range(8)]
+    assert isinstance(result["page"], float)
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_requests_are_counted_on_fresh_and_on_kept_connections(kept: bool) -> None:
+    result, asked = measured(wan_load.requests, right, kept=kept, count=5)
+    assert isinstance(result["times"], list)
+    assert len(result["times"]) == 5
+    assert len(asked) == (2 if kept else 5)
+
+
+def test_it_speaks_socks_step_by_step() -> None:
+    _, asked = measured(wan_load.requests, right, b"\x05\x00\x00\x01" + bytes(6))
+    assert len(asked) == 3
+
+
+@pytest.mark.parametrize(
+    ("serve", "said"),
+    [
+        (lambda name: right(name)[:-1] + b"?", "is wrong"),
+        (lambda name: right(name).replace(b" 200 ", b" 404 "), "begins with"),
+        (lambda name: b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc", "begins with"),
+    ],
+)
+def test_a_wrong_answer_is_no_figure(serve: Serve, said: str) -> None:
+    with pytest.raises(wan_load.WrongAnswer, match=said):
+        measured(wan_load.requests, serve, workers=1)
+
+
+def test_an_answer_that_ends_early_is_no_figure() -> None:
+    with pytest.raises(wan_load.WrongAnswer, match="ended early"):
+        measured(wan_load.requests, lambda name: right(name)[:-1], workers=1, ends=True)
+
+
+def test_a_refusal_of_the_proxy_is_no_figure() -> None:
+    with pytest.raises(wan_load.WrongAnswer, match="SOCKS reply 5"):
+        measured(wan_load.requests, right, b"\x05\x05\x00\x01" + bytes(6), workers=1)
+
+
+def test_a_download_of_wrong_bytes_is_no_figure() -> None:
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % wan_load.LARGE
+
+    async def one(options: argparse.Namespace) -> wan_load.Result:
+        downloads = wan_load.Downloads(options, 1)
+        await downloads.start()
+        while True:
+            downloads.check()
+            await asyncio.sleep(0.001)
+
+    with pytest.raises(wan_load.WrongAnswer, match="wrong bytes"):
+        measured(one, lambda name: head + bytes(1000) + b"x" * 200_000)
+
+
+def test_a_queue_is_counted_in_products_of_the_round_trip() -> None:
+    """80 Mbit/s and 50 ms each direction: 1 MB for 100 ms, of which half is under way in one direction."""
+    assert limit_of(80e6, 0.050, 0) == 500_000
+    assert limit_of(80e6, 0.050, 1) == 1_500_000
