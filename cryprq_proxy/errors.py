@@ -107,6 +107,10 @@ class PeerError(CryprqError):
         self.reason = reason
 
 
+class NotAdmitted(PeerError):
+    """The exit's verdict is a refusal, or none at all: there is no session, and the carrier ends without a CLOSE."""
+
+
 class CarrierError(PeerError):
     """The carrier is silent, or its bytes cannot be trusted; the session may resume on another carrier."""
 

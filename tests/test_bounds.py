@@ -8,7 +8,7 @@ import re
 import pytest
 
 from cryprq_proxy.base import accept_loop, descriptors, linger, log_writer, netlink, owners, paths, sockets
-from cryprq_proxy.carriers import admission, websocket
+from cryprq_proxy.carriers import websocket
 from cryprq_proxy.carriers.dial import http_connect
 from cryprq_proxy.carriers.dial import websocket as dial_websocket
 from cryprq_proxy.carriers.lane import packet_link, udp_socket
@@ -59,7 +59,7 @@ from cryprq_proxy.process import answers, control, overlap, recent_errors
 from cryprq_proxy.rules import lists
 from cryprq_proxy.rules.pac import script
 from cryprq_proxy.service import exit as exit_service
-from cryprq_proxy.session import control_rates, epochs, sendlog, session, turns, windows, wire
+from cryprq_proxy.session import control_rates, epochs, sendlog, session, turns, verdict, windows, wire
 from cryprq_proxy.web import connections, events, metrics, server
 from tests.mutants.run import load_all
 from tests.support.pages import ROOT, THREATS, table
@@ -113,6 +113,9 @@ REACHED = {
     "bytes before the verdict; of a PROXY header": [
         "exit/test_listener.py::test_a_flight_of_impossible_length_is_not_read",
         "exit/test_proxy_protocol.py::test_what_is_refused_at_its_head",
+    ],
+    "bytes read behind the third flight before the verdict, on a WebSocket": [
+        "exit/test_early_messages.py::test_what_follows_the_third_flight_waits_unopened_and_is_bounded"
     ],
     "remembered prefixes, peers, first flights": [
         "exit/test_limits.py::test_the_prefix_not_heard_of_for_longest_is_forgotten",
@@ -373,8 +376,10 @@ REACHED = {
         "client/test_endpoints.py::test_it_has_a_head_start_of_some_seconds",
         "client/test_endpoints.py::test_its_silence_is_nothing_to_remember",
     ],
-    "verdict on the client; head of a proxy's answer": [
+    "verdict on the client; records sent before it; head of a proxy's answer": [
+        "session/test_verdict.py::test_a_verdict_has_a_bound",
         "carriers/test_admission.py::test_a_verdict_has_a_bound",
+        "session/test_verdict.py::test_no_more_than_its_bound_is_sent_before_the_verdict",
         "carriers/dial/test_websocket.py::test_what_proxies_answer",
     ],
     "connections; time for the first request; bytes of one read": [
@@ -454,8 +459,9 @@ REACHED = {
     "connections accepted in one turn of the loop, by each listener": [
         "base/test_accept_loop.py::test_connections_are_accepted_up_to_the_bound_of_a_wake_up"
     ],
-    "time for the last bytes of a connection that is being closed": [
-        "base/test_linger.py::test_a_peer_that_never_ends"
+    "time for the last bytes of a connection that is being closed; bytes read and dropped meanwhile": [
+        "base/test_linger.py::test_a_peer_that_never_ends",
+        "base/test_linger.py::test_no_more_is_dropped_than_the_bound",
     ],
     "buffers of 128 KiB that are kept for later": [
         "session/test_sendlog.py::test_the_slot_used_last_comes_first"
@@ -670,7 +676,11 @@ NUMBERS: dict[str, list[float]] = {
         endpoints.ADVERTISED_HEAD_START
     ],
     HTTP_GIVEN_UP: [relays.PROMPT_LOOK_SECONDS, relays.ENDED_SECONDS, bytestream.PARTING_SECONDS],
-    "verdict on the client; head of a proxy's answer": [admission.MAX_VERDICT, http_connect.MAX_HEAD],
+    "verdict on the client; records sent before it; head of a proxy's answer": [
+        verdict.MAX_VERDICT,
+        session.MAX_EARLY,
+        http_connect.MAX_HEAD,
+    ],
     "connections; time for the first request; bytes of one read": [
         connections.MAX_CONNECTIONS,
         connections.FIRST_REQUEST_SECONDS,
@@ -741,7 +751,10 @@ NUMBERS: dict[str, list[float]] = {
     "warnings and errors kept for the status": [recent_errors.MAX_ENTRIES],
     BESIDE_SUCCESSOR: [overlap.OVERTIME, overlap.ABORT_SECONDS],
     "connections accepted in one turn of the loop, by each listener": [accept_loop.ACCEPTS],
-    "time for the last bytes of a connection that is being closed": [linger.SECONDS],
+    "time for the last bytes of a connection that is being closed; bytes read and dropped meanwhile": [
+        linger.SECONDS,
+        linger.MAX_DROPPED,
+    ],
     "attempts without a free file descriptor: accepting again; lines in the log": [
         accept_loop.PAUSE,
         descriptors.LOG_SECONDS,

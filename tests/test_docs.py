@@ -16,7 +16,6 @@ import pytest
 from click.testing import CliRunner
 
 from cryprq_proxy.address import Destination
-from cryprq_proxy.carriers.admission import MAX_VERDICT
 from cryprq_proxy.carriers.lane import carrier as lane_carrier
 from cryprq_proxy.cli import cli
 from cryprq_proxy.config import tun as config_tun
@@ -43,6 +42,7 @@ from cryprq_proxy.lane import sealing as lane
 from cryprq_proxy.session import wire
 from cryprq_proxy.session.records import MAX_RECORD, RecordOpener, RecordSealer
 from cryprq_proxy.session.session import DATAGRAM_QUEUE, PACKET_QUEUE
+from cryprq_proxy.session.verdict import MAX_VERDICT
 from cryprq_proxy.session.windows import INITIAL_WINDOW
 from cryprq_proxy.session.wire import Kind, StreamProtocol
 from cryprq_proxy.status import ClientStatus

@@ -1,7 +1,8 @@
 """Closing a connection so that the last bytes sent arrive.
 
 A `close` with unread bytes sends a reset, and a reset makes the other side drop what it has not read yet. So: send the
-rest, end our direction, read and drop what still comes, and close when the other side has ended too.
+rest, end our direction, read and drop what still comes, and close when the other side has ended too. Of one that sends
+on and on no more is read: it has the rest of its time, and then a reset.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from .sockets import set_end_on_close
 
 SECONDS: Final = 2.0
 """Time for the other side to read the last bytes and to end."""
+
+MAX_DROPPED: Final = 1 << 20
+"""Bytes that are read and dropped of one connection."""
 
 _pending: Final[set[asyncio.Future[None]]] = set()
 """The end of each farewell that is not over."""
@@ -36,12 +40,13 @@ class Farewell:
         self._sock = sock
         self._fd = sock.fileno()
         self._last = memoryview(last)
+        self._dropped = 0
         self._ended = ended
         self._heard_end = False
         set_end_on_close(sock)
         self.done: asyncio.Future[None] = loop.create_future()
         wait_for(self.done)
-        self._timer = loop.call_later(SECONDS, self._close)
+        self._timer = loop.call_later(SECONDS, self.cut)
         loop.add_reader(self._fd, self._on_readable)
         loop.add_writer(self._fd, self._on_writable)
         self._on_writable()
@@ -51,7 +56,7 @@ class Farewell:
             self._write()
         except Exception as error:  # noqa: BLE001  a fault: see faults.py
             report_fault("ends a connection before its last bytes", error)
-            self._close()
+            self.cut()
 
     def _write(self) -> None:
         try:
@@ -60,11 +65,11 @@ class Farewell:
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
-            self._close()
+            self.cut()
             return
         self._loop.remove_writer(self._fd)
         if self._heard_end:
-            self._close()
+            self.cut()
             return
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_WR)
@@ -74,25 +79,29 @@ class Farewell:
             self._read()
         except Exception as error:  # noqa: BLE001  a fault: see faults.py
             report_fault("ends a connection before its last bytes", error)
-            self._close()
+            self.cut()
 
     def _read(self) -> None:
         try:
-            if self._sock.recv(65_536):
+            if data := self._sock.recv(65_536):
+                self._dropped += len(data)
+                if self._dropped >= MAX_DROPPED:
+                    self._loop.remove_reader(self._fd)
                 return
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
-            self._close()
+            self.cut()
             return
         # The other side may have ended its own direction only, and still read the rest.
         if self._last:
             self._heard_end = True
             self._loop.remove_reader(self._fd)
         else:
-            self._close()
+            self.cut()
 
-    def _close(self) -> None:
+    def cut(self) -> None:
+        """Close now, if it is not closed."""
         if self.done.done():
             return
         self.done.set_result(None)

@@ -1,12 +1,15 @@
 """From a connection to a carrier's first keys: the handshake's flights and the exit's verdict on them.
 
+    meet_exit -> introduce: a new session, whose first records follow at once; it reads the verdict itself
+              -> resume: the verdict first, which says what each side has of the session
+
 Each flight stands behind its length, u16. After the third flight the exit's first record is the verdict: ACCEPT (a new
 session), RESUMED (the session that the client named goes on), NO_SESSION (that session is lost, this is a new one) or
-CLOSE. Until the exit has authenticated the client, it reads no further than the third flight. On any error before that
-it closes in silence.
+CLOSE. Until the exit has given it, it reads no further than the third flight. On any error before that it closes in
+silence.
 
-The client goes in two steps. After `meet_exit` the exit has proved its identity and the client has not yet given its
-own, so several connections may come that far at a time. `admit_client` goes on with one of them.
+After `meet_exit` the exit has proved its identity and the client has not yet given its own, so several connections may
+come that far at a time. The client goes on with one of them.
 """
 
 from __future__ import annotations
@@ -18,17 +21,16 @@ from typing import Final
 from ..crypto.handshake import LENGTH, SECOND_SIZE, ClientHandshake, Established
 from ..crypto.payloads import RESUME_EXIT, InviteClaim, ResumeRequest, resume_proof
 from ..crypto.primitives import constant_time_equal
-from ..errors import CarrierError, CloseReason, HandshakeError, PeerError, words_of
+from ..errors import CloseReason, HandshakeError, PeerError
 from ..session import wire
-from ..session.records import HEADER, MAX_RECORD, TAG, RecordOpener, RecordSealer
+from ..session.records import HEADER, RecordOpener, RecordSealer
 from ..session.rotation import CarrierKeys
 from ..session.session import Session
+from ..session.verdict import open_verdict
 from .pipe import Pipe
 
 HANDSHAKE_TIMEOUT: Final = 10.0
 """Seconds that each side gives the other for the handshake, the verdict included."""
-MAX_VERDICT: Final = 64
-"""Bytes of frames in the exit's first record at most."""
 
 type RunStep = Callable[[Callable[[], bytes]], Awaitable[bytes]]
 """Run one step of a handshake, on another thread where it is slow."""
@@ -36,7 +38,7 @@ type RunStep = Callable[[Callable[[], bytes]], Awaitable[bytes]]
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """The client's view of a finished handshake.
+    """The client's view of its three flights, and of the verdict if it resumes.
 
     `resumed` is the number of frames of the old session that the exit has, None if this is a new session.
     """
@@ -72,25 +74,33 @@ async def meet_exit(pipe: Pipe, handshake: ClientHandshake, run_step: RunStep) -
     await run_step(read)
 
 
-async def admit_client(
-    pipe: Pipe,
-    handshake: ClientHandshake,
-    session: Session | None,
-    attempt: int,
-    run_step: RunStep,
-    invite: bytes | None = None,
+async def introduce(
+    pipe: Pipe, handshake: ClientHandshake, run_step: RunStep, invite: bytes | None = None
 ) -> Admission:
-    """Send the third flight and read the verdict, after `meet_exit`.
+    """Send the third flight of a new session, after `meet_exit`. The verdict is left to the session that is attached
+    with these keys (`Session.attach` with `admitted`), which may send before.
 
-    `session` is the one to resume and `attempt` the number of this attempt (from 1, rising). Without a session,
-    `invite` is the secret that is shown. Raises CarrierError if the connection ends, PeerError (NOT_AUTHORIZED and
-    others) if the exit refuses. The caller bounds the time.
+    `invite` is the secret that is shown. Raises CarrierError if the connection ends. The caller bounds the time.
     """
-    received = 0 if session is None else session.received
 
     def third() -> bytes:
-        if session is None:
-            return handshake.write_third(None if invite is None else InviteClaim(invite))
+        return handshake.write_third(None if invite is None else InviteClaim(invite))
+
+    await pipe.write(frame_flight(await run_step(third)))
+    return Admission(handshake.result, _first_keys(handshake.result), None)
+
+
+async def resume(
+    pipe: Pipe, handshake: ClientHandshake, session: Session, attempt: int, run_step: RunStep
+) -> Admission:
+    """Send the third flight of a handshake that resumes `session`, after `meet_exit`, and read the verdict.
+
+    `attempt` is the number of this attempt (from 1, rising). Raises CarrierError if the connection ends, NotAdmitted if
+    the exit refuses, PeerError if it does not prove that it has the session. The caller bounds the time.
+    """
+    received = session.received
+
+    def third() -> bytes:
         return handshake.write_third(
             ResumeRequest.make(
                 session.session_id, session.resume_secret, handshake.resume_hash, attempt, received
@@ -98,31 +108,29 @@ async def admit_client(
         )
 
     await pipe.write(frame_flight(await run_step(third)))
-    established = handshake.result
-    opener = RecordOpener(established.cipher, established.epoch.exit_record)
-    kind, value = await _read_verdict(pipe, opener)
+    keys = _first_keys(handshake.result)
+    kind, _, value = await read_verdict(pipe, keys.opener, wire.RESUMED, wire.NO_SESSION)
     resumed: int | None = None
-    if kind == wire.CLOSE and isinstance(value, CloseReason):
-        raise PeerError(value, f"the exit closed the link: {words_of(value)}")
-    if kind == wire.RESUMED and session is not None and isinstance(value, tuple):
+    if kind == wire.RESUMED and isinstance(value, tuple):
         resumed, proof = value
         expected = resume_proof(session.resume_secret, RESUME_EXIT, handshake.resume_hash, attempt, resumed)
         if not constant_time_equal(proof, expected):
             raise PeerError(CloseReason.RESUME, "the exit did not prove that it knows the session")
-    elif (kind, session is None) not in ((wire.ACCEPT, True), (wire.NO_SESSION, False)):
-        raise PeerError(CloseReason.PROTOCOL, "the exit's first record is not an answer to the handshake")
-    sealer = RecordSealer(established.cipher, established.epoch.client_record)
-    keys = CarrierKeys(established.cipher, established.epoch, sealer, opener)
-    return Admission(established, keys, resumed)
+    return Admission(handshake.result, keys, resumed)
 
 
-async def _read_verdict(pipe: Pipe, opener: RecordOpener) -> tuple[int, object]:
-    """Kind and value of the only frame in the exit's first record; kind 0 if it is not alone. Raises CarrierError."""
-    header = await pipe.read_exactly(HEADER)
-    length = int.from_bytes(header)
-    if not TAG < length <= min(TAG + MAX_VERDICT, MAX_RECORD):
-        raise CarrierError(CloseReason.BAD_RECORD, "the exit's first record has an impossible length")
-    plaintext, _ = opener.open(memoryview(header + await pipe.read_exactly(length)), 0)
-    frames = wire.decode_frames(bytes(plaintext or b""))
-    kind, _, value = frames[0] if len(frames) == 1 else (0, 0, None)
-    return kind, value
+async def read_verdict(pipe: Pipe, opener: RecordOpener, *kinds: int) -> wire.Frame:
+    """The frame of the exit's first record; see `open_verdict`. Raises CarrierError too if the connection ends."""
+    record = b""
+    while True:
+        record += await pipe.read_exactly(int.from_bytes(record) or HEADER)
+        frame, _ = open_verdict(opener, memoryview(record), *kinds)
+        if frame is not None:
+            return frame
+
+
+def _first_keys(established: Established) -> CarrierKeys:
+    cipher, epoch = established.cipher, established.epoch
+    return CarrierKeys(
+        cipher, epoch, RecordSealer(cipher, epoch.client_record), RecordOpener(cipher, epoch.exit_record)
+    )

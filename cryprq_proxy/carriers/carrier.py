@@ -5,7 +5,7 @@ one of three calls:
 
     close(reason)   the session ends with it; the peer is told with the last record
     drop()          only the carrier ends; the session may go on with another one
-    fail(error)     a CarrierError ends the carrier only, any other PeerError the session too
+    fail(error)     a CarrierError or NotAdmitted ends the carrier only, any other PeerError the session too
 
 What else is raised while a callback of the loop runs is a fault of this program. It ends the carrier too (`crash`):
 a carrier that went on would have lost its place, and be silent until the peer gives it up. The session resumes.
@@ -25,7 +25,7 @@ from typing import Final, Protocol
 from ..base.buffers import SHARED
 from ..base.clock import clock
 from ..base.faults import Faults, contained, report_fault
-from ..errors import CarrierError, CarrierFault, CloseReason, PeerError, reason_of, words_of
+from ..errors import CarrierError, CarrierFault, CloseReason, NotAdmitted, PeerError, reason_of, words_of
 from ..session.session import FILL_MINIMUM, NEVER, Session
 from .congestion import choose
 from .pacing import RateMeter
@@ -100,10 +100,10 @@ class Carrier:
             self._end(None)
 
     def fail(self, error: PeerError) -> None:
-        """End the carrier because of `error`, and the session too unless it is a CarrierError."""
+        """End the carrier because of `error`, and the session too unless it is a CarrierError or NotAdmitted."""
         if not self.open:
             return
-        if not isinstance(error, CarrierError):
+        if not isinstance(error, CarrierError | NotAdmitted):
             self._close_session(error.reason)
         self._end(error)
 

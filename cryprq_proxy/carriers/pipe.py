@@ -10,6 +10,7 @@ import asyncio
 import socket
 from typing import Protocol
 
+from ..base.linger import Farewell
 from ..errors import CarrierError, CloseReason
 from ..session.session import Session
 from .carrier import Carrier, CarrierOwner, broken
@@ -34,6 +35,10 @@ class Pipe(Protocol):
 
     async def write(self, data: bytes) -> None:
         """Send all of `data`. Raises CarrierError if the connection breaks."""
+
+    async def part(self, last: bytes) -> None:
+        """Send `last` and close the connection so that it arrives, whatever the other side is sending: return when that
+        has ended, or after linger.SECONDS."""
 
     def close(self) -> None:
         """Close the connection; harmless if it is closed."""
@@ -85,6 +90,13 @@ class TcpPipe:
             await self._loop.sock_sendall(self._sock, data)
         except OSError as error:
             raise broken(error) from None
+
+    async def part(self, last: bytes) -> None:
+        farewell = Farewell(self._loop, self._sock, last)
+        try:
+            await asyncio.shield(farewell.done)
+        finally:
+            farewell.cut()
 
     def close(self) -> None:
         self._sock.close()

@@ -181,6 +181,14 @@ class WebSocketPipe:
         except OSError as error:
             raise broken(error) from None
 
+    async def part(self, last: bytes) -> None:
+        self.finish(last, _NORMAL_CLOSURE)
+        assert self._closing is not None
+        try:
+            await asyncio.shield(self._closing)
+        finally:
+            self.transport.abort()
+
     def close(self) -> None:
         self.finish(None, _NORMAL_CLOSURE)
 

@@ -1,8 +1,9 @@
 """The client role: what front-ends and Exits (exits.py) ask of one exit.
 
 `start` asks for a stream. While the link (link.py) is down, requests wait for a bounded time (waiting.py) and are then
-refused. Nothing ever goes out directly. When the exit is about to stop, streams of its session run out beside the next
-one (leaving.py), and requests that it has not served are made again.
+refused. While it opens they are sent already, and wait no longer than others. Nothing ever goes out directly. When the
+exit is about to stop, streams of its session run out beside the next one (leaving.py), and requests that it has not
+served are made again.
 
 When a stream has begun, its handler may be told to go on before the exit has answered (requests.Early). What it sends
 then follows the OPEN in its session, and goes nowhere else: a request on whose stream something was sent is never made
@@ -114,12 +115,28 @@ class Client:
         """Ask for the stream that `request` describes, now or when the link is up; `request` becomes its label. If the
         link does not come up in time, only `handler.refused(LINK_DOWN)` is called."""
         if self._link.up:
+            request.wait_until = None
             self._start(request)
+        elif self._link.opens:
+            self._start_early(request)
         elif self._link.stopping:
             self._refuse(request)
         else:
             self._waiting.add(request)
             self._link.hasten()
+
+    def _start_early(self, request: StreamRequest) -> None:
+        """Begin `request` before there is a link."""
+        loop = asyncio.get_running_loop()
+        until = self._waiting.until(request, loop)
+        self._start(request)
+        if self._sweeper is None or self._sweeper.when() > until:
+            self._sweep_at(until, loop)
+
+    def _sweep_at(self, when: float, loop: asyncio.AbstractEventLoop) -> None:
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        self._sweeper = loop.call_at(when, self._refuse_unanswered)
 
     def _start(self, request: StreamRequest) -> None:
         session = self._kept.session
@@ -132,7 +149,7 @@ class Client:
         else:
             stream.label = request
             now = clock()
-            if now - session.liveness.last > SILENCE:
+            if self._link.up and now - session.liveness.last > SILENCE:
                 session.prove(PROOF_SECONDS, now)
             try:
                 request.begin(stream)
@@ -173,6 +190,11 @@ class Client:
         return self._link.up
 
     @property
+    def opens(self) -> bool:
+        """Whether streams may be requested, although the exit has not said yet whether it lets this client in."""
+        return self._link.opens
+
+    @property
     def heard(self) -> float:
         """When the exit last gave a sign of life, by base.clock; 0 before the first one."""
         session = self._kept.session
@@ -201,8 +223,8 @@ class Client:
         """Take back the requests that this exit has not answered and any exit could serve; the caller makes them again.
 
         The exit may have reached the destination for some of them by now. Nothing was sent on them. Where something
-        was, the stream ends, so that who sent it may try again, at an exit that answers. So do streams of datagrams:
-        one that was sent is not worth waiting for.
+        was, the stream ends, so that who sent it may try again, at an exit that answers; unless the link opens, and the
+        answer is to come. So do streams of datagrams: one that was sent is not worth waiting for.
         """
         withdrawn = []
         for stream in self.streams():
@@ -212,7 +234,7 @@ class Client:
             if stream.untouched:
                 request.leave(stream)
                 withdrawn.append(request)
-            elif stream.protocol is StreamProtocol.UDP or not stream.opened:
+            elif stream.protocol is StreamProtocol.UDP or not (stream.opened or self._link.opens):
                 request.leave(stream)
                 self._note_late(request, StreamReason.SESSION_LOST)
                 request.handler.reset(StreamReason.SESSION_LOST)
@@ -249,12 +271,21 @@ class Client:
 
     # --- called by the link ------------------------------------------------------------------------------------------
 
+    def link_opens(self) -> None:
+        """Requests need not wait for the exit's verdict."""
+        for request in self._waiting.take():
+            self._start_early(request)
+        self.observer.opens()
+
     def link_up(self) -> None:
         """Requests need not wait any more."""
+        for stream in self._kept.streams.values():
+            if isinstance(stream.label, StreamRequest):
+                stream.label.wait_until = None
         self._network.link_changed(True)
         self.observer.changed()
         for request in self._waiting.take():
-            self._start(request)
+            self.start(request)
 
     def link_down(self) -> None:
         self._refuse_unanswered()
@@ -269,22 +300,23 @@ class Client:
         if self._link.up:
             return
         loop = asyncio.get_running_loop()
-        before, next_due = loop.time() - self._settings.wait_for_link, None
+        now, next_due = loop.time(), None
         for stream in list(self._kept.streams.values()):
             request = stream.label
             if stream.opened or not isinstance(request, StreamRequest):
                 continue
-            if request.since <= before:
+            due = request.wait_until or request.since + self._settings.wait_for_link
+            if due <= now:
                 with contained("leaves a request that nobody answers"):
                     request.leave(stream)
                     self._refuse(request)
             else:
-                next_due = min(request.since, next_due or request.since)
+                next_due = min(due, next_due or due)
         if self._sweeper is not None:
             self._sweeper.cancel()
+            self._sweeper = None
         if next_due is not None:
-            seconds = max(next_due - before, SWEEP_SECONDS)
-            self._sweeper = loop.call_later(seconds, self._refuse_unanswered)
+            self._sweep_at(max(next_due, now + SWEEP_SECONDS), loop)
 
     def stream_opened(self, stream: Stream) -> None:
         """The exit has connected the destination."""
@@ -331,7 +363,7 @@ class Client:
             carriers=link.carriers,
             waiting=len(self._waiting),
             last_error=link.last_error,
-            session=None if session is None else session_status(session, clock()),
+            session=None if session is None or link.opens else session_status(session, clock()),
             bytes=kept.totals.bytes(*live),
             rotations=kept.totals.rotations(*live),
             packets=None if packet_link is None else packet_link.status(),

@@ -1,6 +1,6 @@
 """Several exits, seen as one: each has a Client of its own, and new streams go to the active one of them.
 
-    request -> active exit healthy?  yes -> its Client
+    request -> active exit healthy?  yes -> its Client, as soon as its link opens
                                      no  -> wait for whichever is healthy first, `wait_for_link` seconds at most
     request for one exit by name    -> that one, or wait for it, and nowhere else
 
@@ -151,7 +151,7 @@ class Exits(ClientObserver):
         entry = self._entry(request)
         if entry is None or self._stopping:
             self._refuse(request)
-        elif entry.healthy:
+        elif entry.healthy or entry.client.opens:
             entry.client.start(request)
         else:
             self._waiting.add(request)
@@ -209,6 +209,15 @@ class Exits(ClientObserver):
         self.changed()
 
     # --- the choice ------------------------------------------------------------------------------------------------
+
+    def opens(self) -> None:
+        """Requests that wait for an exit whose link opens need not wait for its verdict."""
+        for request in self._waiting.take(self._opens_for):
+            self.start(request)
+
+    def _opens_for(self, request: StreamRequest) -> bool:
+        entry = self._entry(request)
+        return entry is not None and entry.client.opens
 
     def changed(self) -> None:
         """Look at all exits anew: something has changed, or it is time."""

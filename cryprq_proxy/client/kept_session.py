@@ -1,6 +1,6 @@
 """The session with the exit, which outlives its carriers, and the packet link beside it.
 
-admitted -> new session, or the old one resumed -> attached to a carrier -> detached -> resumed ...
+admitted, or about to be -> new session, or the old one resumed -> attached to a carrier -> detached -> resumed ...
                                                    |                                 -> dropped, RESUME_SECONDS later
                                                    -> left, when the exit is about to stop (leaving.py)
 """
@@ -101,8 +101,11 @@ class KeptSession:
         live: Counter[Any] = Counter() if self.session is None else self.session.refused
         return self.totals.refused + live
 
-    def attach(self, admission: Admission, address: SocketAddress | None) -> Session:
-        """Go on with what the exit has admitted. `address` is that of the exit where UDP reaches it too, else None.
+    def attach(
+        self, admission: Admission, address: SocketAddress | None, admitted: Callable[[], None] | None = None
+    ) -> Session:
+        """Go on with what the exit has admitted, or, with `admitted`, is still to admit (see `Session.attach`).
+        `address` is that of the exit where UDP reaches it too, else None.
 
         Raises PeerError; a session that could not be attached is dropped.
         """
@@ -115,7 +118,7 @@ class KeptSession:
                 # By another carrier the exit's UDP address is not known: the lane stays where it is, if it is anywhere.
                 lane.move(address)
             self._reached = address if self._settings.upstream is None else None
-            session.attach(admission.keys, admission.resumed or 0, clock())
+            session.attach(admission.keys, admission.resumed or 0, clock(), admitted)
         except Exception:
             self.drop()
             raise

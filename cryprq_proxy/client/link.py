@@ -1,12 +1,15 @@
 """The link to one exit: one session, kept up over one carrier after another.
 
-    dial -> handshake -> admission -> carrier up -> lost -> dial again, with the session's id and proof
-     ^                                                       session kept while the exit may still have it
+    dial -> handshake -> a new session: its requests leave at once -> verdict -> link up
+     ^                -> the session that is kept -> verdict, resumed          -> link up
+     |                                                                            lost: dial again, session kept
+     |                                                                            while the exit may still have it
      ├── backoff <── an attempt failed, or the link broke at once
      └── the exit is about to stop: its session runs out beside the next one
 
 endpoints.py finds the exit, kept_session.py owns the session, leaving.py those that run out, backoff.py says how long
-to wait.
+to wait. Between the third flight of a new session and the verdict on it the link *opens*: requests may use the session,
+and nobody else takes the link for up. If the verdict is a refusal, or none comes, the session ends with all it has.
 
 A fault of this program in any of these steps is like a failed attempt: the next one comes after the backoff.
 """
@@ -27,7 +30,7 @@ from ..base.leftovers import left_by_client
 from ..base.linger import farewells_ended
 from ..base.tasks import spawn
 from ..base.work import Work
-from ..carriers.admission import HANDSHAKE_TIMEOUT, Admission, admit_client
+from ..carriers.admission import HANDSHAKE_TIMEOUT, Admission, introduce, resume
 from ..carriers.carrier import Carrier
 from ..carriers.dial.connect import Dialling
 from ..carriers.dial.endpoint import Endpoint
@@ -59,8 +62,10 @@ type Pause = Callable[[float], Awaitable[None]]
 
 
 class LinkUser(Protocol):
-    """What is told of a link's life. `streams_lost`: a session that was left is about to end with these."""
+    """What is told of a link's life. `link_opens`: streams may be requested, the verdict is still to come.
+    `streams_lost`: a session that was left, or not let in, is about to end with these."""
 
+    def link_opens(self) -> None: ...
     def link_up(self) -> None: ...
     def link_down(self) -> None: ...
     def stream_opened(self, stream: Stream) -> None: ...
@@ -123,6 +128,8 @@ class ClientLink:
         self.left = LeavingSessions(self.kept.totals, user.stream_refused, user.streams_lost)
         self._carrier: Carrier | None = None
         self._reached: ReachedExit | None = None
+        self._verdict: asyncio.Future[None] | None = None
+        """While the link opens."""
         self._lost: asyncio.Future[PeerError | None] | None = None
         self._task: asyncio.Task[Any] | None = None
         self._rest: asyncio.Task[Any] | None = None
@@ -135,12 +142,17 @@ class ClientLink:
 
     @property
     def up(self) -> bool:
-        return self._carrier is not None and self._carrier.open
+        return self._verdict is None and self._carrier is not None and self._carrier.open
+
+    @property
+    def opens(self) -> bool:
+        """Whether the exit's verdict on a new session is still to come, and requests may use it."""
+        return self._verdict is not None and self._carrier is not None and self._carrier.open
 
     @property
     def endpoint(self) -> Endpoint:
         """By which the exit is reached now, or first tried."""
-        if self._carrier is not None and self._reached is not None:
+        if self.up and self._reached is not None:
             return self._reached.endpoint
         return self._settings.endpoints[0]
 
@@ -209,21 +221,73 @@ class ClientLink:
         self.drop_carrier()
         kept.carrier_lost()
         reached = await self._endpoints.race(self._handshake, self._offload, kept.advertised)
-        invite = None if self.carriers else self._settings.invite
         began = clock()
         try:
             async with asyncio.timeout(HANDSHAKE_TIMEOUT):
-                admission = await admit_client(
-                    reached.pipe, reached.handshake, kept.session, kept.next_attempt(), self._offload, invite
-                )
-            self._attach(reached, admission)
+                await (self._begin_session if kept.session is None else self._resume)(reached)
         except BaseException as error:
-            reached.pipe.close()
             if isinstance(error, CarrierError | TimeoutError):
                 self._endpoints.shun(reached.endpoint)
             if is_late(error, began):
                 raise self._endpoints.late(reached.endpoint, small_first=not reached.small) from None
             raise
+
+    async def _begin_session(self, reached: ReachedExit) -> None:
+        """Send the third flight of a new session, let its requests follow, and wait for the verdict."""
+        invite = None if self.carriers else self._settings.invite
+        try:
+            admission = await introduce(reached.pipe, reached.handshake, self._offload, invite)
+            self._check_features(reached, admission)
+            verdict: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            carrier = self._attach(reached, admission, lambda: self._admitted(verdict, reached, admission))
+        except BaseException:
+            reached.pipe.close()
+            self.kept.drop()
+            raise
+        self._verdict = verdict
+        try:
+            carrier.start()
+            if self.opens:
+                self._user.link_opens()
+            await verdict
+        except BaseException:
+            if self._verdict is None:
+                carrier.drop()
+            else:
+                self._carrier = self._verdict = None
+                self.kept.drop()
+                carrier.close(CloseReason.NORMAL)
+            raise
+
+    def _admitted(self, verdict: asyncio.Future[None], reached: ReachedExit, admission: Admission) -> None:
+        """The exit lets the new session in."""
+        if verdict.done():
+            return  # too late: the attempt is over, and the session about to end
+        self._verdict = None
+        verdict.set_result(None)
+        self._begin(reached, admission)
+        self._user.link_up()
+
+    async def _resume(self, reached: ReachedExit) -> None:
+        """Ask the exit to go on with the session; if it no longer has it, begin another one."""
+        kept = self.kept
+        assert kept.session is not None
+        try:
+            admission = await resume(
+                reached.pipe, reached.handshake, kept.session, kept.next_attempt(), self._offload
+            )
+            self._check_features(reached, admission)
+            carrier = self._attach(reached, admission)
+        except BaseException:
+            reached.pipe.close()
+            raise
+        try:
+            self._begin(reached, admission)
+            carrier.start()
+            if self.up:
+                self._user.link_up()
+        except Exception as error:  # noqa: BLE001  nobody else would end the carrier
+            carrier.crash(error)
 
     def work(self, name: str) -> Work:
         """The attempts to bring it up while it is down, for the watchdog."""
@@ -246,19 +310,20 @@ class ClientLink:
         self._executor.shutdown(wait=False, cancel_futures=True)
 
     def drop_carrier(self) -> None:
-        """Leave the present carrier for a new one."""
-        if self._carrier is not None:
+        """Leave the present carrier for a new one; one that opens is new enough."""
+        if self._carrier is not None and self._verdict is None:
             self._carrier.drop()
 
     def carrier_status(self) -> CarrierStatus | None:
-        if self._carrier is None or self._reached is None:
+        carrier = self._carrier
+        if carrier is None or not self.up or self._reached is None:
             return None
         endpoint = self._reached.endpoint
         return CarrierStatus(
             kind=endpoint.carrier,
             address=str(endpoint),
             why=self._reached.why,
-            congestion=self._carrier.congestion,
+            congestion=carrier.congestion,
         )
 
     async def _offload(self, job: Callable[[], bytes]) -> bytes:
@@ -273,14 +338,20 @@ class ClientLink:
             self._identity, settings.peer, self._provider, psk=settings.psk, features=features
         )
 
-    def _attach(self, reached: ReachedExit, admission: Admission) -> None:
-        pipe = reached.pipe
+    def _check_features(self, reached: ReachedExit, admission: Admission) -> None:
+        """Raises CryprqError if the exit cannot do what is asked of it."""
         if self._packets and not admission.established.features & Feature.PACKETS:
             raise CryprqError(
                 f"the exit at {reached.endpoint} carries no packets of whole systems; run it as root with "
                 "nftables installed, or use the local proxy without --tun"
             )
-        session = self.kept.attach(admission, pipe.direct)
+
+    def _attach(
+        self, reached: ReachedExit, admission: Admission, admitted: Callable[[], None] | None = None
+    ) -> Carrier:
+        """The carrier of the session, not yet started. For `admitted` see `Session.attach`."""
+        pipe = reached.pipe
+        session = self.kept.attach(admission, pipe.direct, admitted)
         self._lost = asyncio.get_running_loop().create_future()
         try:
             carrier = pipe.carrier(session, self)
@@ -288,12 +359,10 @@ class ClientLink:
             session.detach()
             raise
         self._carrier, self._reached = carrier, reached
-        try:
-            self._begin(carrier, reached, admission)
-        except Exception as error:  # noqa: BLE001  nobody else would end the carrier
-            carrier.crash(error)
+        return carrier
 
-    def _begin(self, carrier: Carrier, reached: ReachedExit, admission: Admission) -> None:
+    def _begin(self, reached: ReachedExit, admission: Admission) -> None:
+        """There is a link."""
         endpoint = reached.endpoint
         self.carriers += 1
         if self._endpoints.worked(endpoint):
@@ -307,9 +376,6 @@ class ClientLink:
             admission.established.cipher.name,
             self._provider.name,
         )
-        carrier.start()
-        if self.up:
-            self._user.link_up()
 
     async def _was_of_use(self) -> LinkEnd:
         """Wait for the end of the link. The endpoint of one that broke at once is shunned."""
@@ -359,7 +425,13 @@ class ClientLink:
         if carrier is not self._carrier:
             return
         self._carrier = None
-        self._down(error)
+        if self._verdict is None:
+            self._down(error)
+        elif not self._verdict.done():
+            left = CarrierError(
+                CloseReason.TIMED_OUT, "the link was left before the exit had let this client in"
+            )
+            self._verdict.set_exception(error or left)
 
     def _down(self, reason: PeerError | None) -> None:
         with contained("keeps the loss of the link from the client"):

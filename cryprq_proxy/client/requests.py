@@ -31,8 +31,8 @@ type Begin = Callable[[AnyStream], None]
 
 
 class Early(Enum):
-    """Whether a front goes on before the exit has answered. None does so before its stream has begun on a link that is
-    up, so what this side knows itself is said precisely."""
+    """Whether a front goes on before the exit has answered. None does so before its stream has begun, on a link that is
+    up or opens, so what this side knows itself is said precisely."""
 
     NEVER = 0
     AS_CONFIGURED = 1
@@ -43,11 +43,12 @@ class Early(Enum):
 
 class StreamRequest:
     """One requested stream. `exit` is the name of the only exit that may serve it, or "". `decision` is what the rules
-    said, None for a stream of the program's own. `since` is by time.monotonic. `answered`: the application was told
+    said, None for a stream of the program's own. `since` is by time.monotonic. `wait_until` is by the loop's time: when
+    it is refused if there is no link yet, None while it does not wait for one. `answered`: the application was told
     that the target is connected before the exit had said so."""
 
     __slots__ = (
-        "answered", "begin", "decision", "destination", "early", "exit", "handler", "protocol", "since",
+        "answered", "begin", "decision", "destination", "early", "exit", "handler", "protocol", "since", "wait_until",
     )  # fmt: skip
 
     def __init__(
@@ -69,6 +70,7 @@ class StreamRequest:
         self.early = early
         self.answered = False
         self.since = time.monotonic()
+        self.wait_until: float | None = None
 
     def leave(self, stream: Stream) -> None:
         """Give `stream` up. What becomes of the request is told to whoever handles the stream now."""
@@ -79,6 +81,9 @@ class StreamRequest:
 
 class ClientObserver:
     """What a client tells the one that owns it: Exits. These defaults are for a client that is the only one."""
+
+    def opens(self) -> None:
+        """Streams may be requested at an exit that has not said yet whether it lets this client in."""
 
     def changed(self) -> None:
         """The link came or went, the exit is about to shut down, or it has begun or ceased to carry packets."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Final
 
-from ..carriers.admission import admit_client, meet_exit
+from ..carriers.admission import introduce, meet_exit, read_verdict
 from ..carriers.dial.connect import Dialling
 from ..carriers.dial.dial import dial
 from ..carriers.dial.endpoint import Endpoint
@@ -21,7 +21,7 @@ from ..config.exits import ExitChoice
 from ..crypto.handshake import ClientHandshake
 from ..crypto.payloads import Feature
 from ..errors import CarrierError, CloseReason, CryprqError, HandshakeError, PeerError
-from ..session.wire import encode_close
+from ..session.wire import ACCEPT, encode_close
 from ..status import ClientStatus
 from .checks import CheckState, CheckVerdict, Context, fail, ok, skip, warn
 
@@ -178,7 +178,8 @@ async def _shake(
         async with asyncio.timeout(SECONDS):
             await meet_exit(pipe, shaking, asyncio.to_thread)
             known = True
-            admission = await admit_client(pipe, shaking, None, 1, asyncio.to_thread)
+            admission = await introduce(pipe, shaking, asyncio.to_thread)
+            await read_verdict(pipe, admission.keys.opener, ACCEPT)
             await pipe.write(admission.keys.sealer.seal(encode_close(CloseReason.NORMAL)))
     except HandshakeError as error:
         return fail(

@@ -146,8 +146,8 @@ class Exit:
         if refusal is not None:
             self._refused[refusal] += 1
             self._log_refusal(peer, host, refusal, invited=secret is not None)
-            await pipe.write(sealer.seal(wire.encode_close(refusal)))
-            pipe.close()
+            # What has followed the third flight waits unread, and is dropped.
+            await pipe.part(sealer.seal(wire.encode_close(refusal)))
             return refusal is not CloseReason.NOT_AUTHORIZED
         if resumed is not None and request is not None:
             entry, received = resumed, request.rx

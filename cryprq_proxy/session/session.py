@@ -7,7 +7,8 @@ method for each frame, and stream data goes to the stream's handler.
 
 No clock, no sockets: the carrier passes the time. After each call it must read `deadline` and call `tick` at that time.
 While `turn` has nothing left (turns.py), it calls neither `fill` nor `receive`.
-If a call raises CarrierError, only the carrier is over: `detach` it. For any other PeerError `close` the session.
+If a call raises CarrierError or NotAdmitted, only the carrier is over: `detach` it. For any other PeerError `close` the
+session.
 What a stream's handler raises ends that stream only: the frame counts as received, and would not come again.
 """
 
@@ -28,7 +29,7 @@ from .control_rates import CONTROL_FRAMES, ControlRates
 from .datagrams import BasePacketLink, DatagramQueue
 from .epochs import EpochLedger
 from .liveness import Liveness
-from .records import OVERHEAD
+from .records import OVERHEAD, RecordOpener
 from .rotation import CarrierKeys, Offload, Rotation, RotationLimits, inline
 from .scheduler import Scheduler
 from .sendlog import MemoryBudget, SendLog, SlotPool
@@ -45,6 +46,7 @@ from .turns import (
     RECORD_WORK,
     TurnBudget,
 )
+from .verdict import open_verdict
 from .windows import WindowPool
 from .wire import DATA, StreamProtocol
 from .writer import MAX_JOINED, RecordWriter
@@ -62,6 +64,8 @@ MAX_AWAITED: Final = 65_536
 """Largest number of streams that have ended here and whose end the peer has not sent yet."""
 MAX_SMALL: Final = 16 << 20
 """Bytes of small frames kept beyond the bound `retained` while the peer does not acknowledge them."""
+MAX_EARLY: Final = 65_536
+"""Before the exit's verdict no record begins behind so many bytes of records."""
 FILL_MINIMUM: Final = wire.MAX_PLAINTEXT + MAX_JOINED + 4 * OVERHEAD
 """Bytes of buffer that `fill` needs beyond its budget."""
 NEVER: Final = float("inf")
@@ -133,6 +137,10 @@ class Session:
         self.packet_link: BasePacketLink = BasePacketLink()
         self.streams: dict[int, Stream] = {}
         self.attached = False
+        self._admitted: Callable[[], None] | None = None
+        """What waits for the exit's verdict."""
+        self._early = 0
+        """Bytes that may still be sent before it."""
         self.closed: CloseReason | None = None
         self.ready: Callable[[], None] = _nothing
         self.received = 0
@@ -178,10 +186,14 @@ class Session:
 
     # --- life of a carrier -----------------------------------------------------------------------------------------
 
-    def attach(self, keys: CarrierKeys, received: int, now: float) -> None:
+    def attach(
+        self, keys: CarrierKeys, received: int, now: float, admitted: Callable[[], None] | None = None
+    ) -> None:
         """A carrier is ready. The peer has received `received` numbered frames (0 for a new session).
 
-        Raises PeerError (RESUME) for a count out of range. Call `fill` afterwards.
+        With `admitted` the exit's verdict on a new session is still to come. Until then only numbered frames are sent,
+        MAX_EARLY bytes of them, and `receive` waits for it: `admitted` is called if it is ACCEPT, NotAdmitted raised if
+        not. Raises PeerError (RESUME) for a count out of range. Call `fill` afterwards.
         """
         if self.attached:
             # A fault has kept it from the carrier before.
@@ -189,6 +201,7 @@ class Session:
         self.log.rewind(received)
         self._now = now
         self.attached = True
+        self._admitted, self._early = admitted, MAX_EARLY
         self._rotation = Rotation(
             keys,
             now,
@@ -216,6 +229,7 @@ class Session:
     def detach(self) -> None:
         """The carrier is gone: streams wait, datagrams are dropped."""
         self.attached = False
+        self._admitted = None
         rotation, self._rotation = self._rotation, None
         self.ready = _nothing
         self.scheduler.open = False
@@ -300,14 +314,14 @@ class Session:
 
     def deadline(self) -> float:
         """The time at which `tick` must be called."""
-        if not self.attached:
+        if not self.attached or self._admitted is not None:
             return NEVER
         return min(self._ack_by, self.liveness.deadline(), self.rotation.deadline())
 
     def tick(self, now: float) -> None:
         """Time has passed. Raises CarrierError if the peer is silent or the keys are too old."""
         self._now = now
-        if not self.attached or self.closed is not None:
+        if not self.attached or self._admitted is not None or self.closed is not None:
             return
         self.rotation.tick(now)
         if self.liveness.tick(now):
@@ -394,8 +408,8 @@ class Session:
             self.wake()
 
     def send_packet(self, flags: int, segment: int, header: int, packet: memoryview) -> None:
-        """Send an IP packet on the carrier while the lane is down. It may be dropped."""
-        if self.attached:
+        """Send an IP packet on the carrier while the lane is down. It may be dropped, as it is before the verdict."""
+        if self.attached and self._admitted is None:
             self.packets.add(wire.encode_packet(flags, segment, header, packet))
             self.wake()
 
@@ -456,12 +470,16 @@ class Session:
             frame, self._close_frame = self._close_frame, None
             writer.add(frame)
             return writer.flush()
-        if self.closed is not None:
+        early = self._admitted is not None
+        if early:
+            budget = min(budget, self._early)
+        if self.closed is not None or (early and budget <= 0):
             return 0
         # What handlers queue from here on leaves with this call, or with the one that `wake` requests below.
         self._woken = True
         left = before = self.turn.left
-        left = self._write_unnumbered(writer, rotation, budget, now, left)
+        if not early:
+            left = self._write_unnumbered(writer, rotation, budget, now, left)
         log, scheduler = self.log, self.scheduler
         scheduler.open = log.has_room()
         while True:
@@ -492,6 +510,8 @@ class Session:
             written = writer.flush()
             rotation.final_sent(now)
         self._woken = False
+        if early:
+            self._early -= written
         self.turn.spend(FILL_WORK + before - left + written // BYTES_PER_UNIT)
         if (
             left <= 0
@@ -548,6 +568,10 @@ class Session:
         rotation = self._rotation
         if rotation is None:
             return 0
+        if self._admitted is not None:
+            position = self._receive_verdict(self._admitted, rotation.opener, data)
+            if not position:
+                return 0
         left = before = self.turn.left
         if self._frames is not None and left > 0:
             left = self._take_frames(self._frames, left)
@@ -571,6 +595,16 @@ class Session:
                 self.wake()
             elif self._ack_by == NEVER:
                 self._ack_by = now + ACK_DELAY
+        return position
+
+    def _receive_verdict(self, admitted: Callable[[], None], opener: RecordOpener, data: memoryview) -> int:
+        """Read the exit's first record; 0 while it has not come. Raises NotAdmitted or CarrierError."""
+        frame, position = open_verdict(opener, data, wire.ACCEPT)
+        if frame is None:
+            return 0
+        self._admitted = None
+        self.wake()
+        admitted()
         return position
 
     def _take_frames(self, frames: Iterator[wire.Frame], left: int) -> int:

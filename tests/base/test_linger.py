@@ -133,6 +133,28 @@ async def test_nothing_to_say(sockets: tuple[socket.socket, socket.socket]) -> N
     await words.done
 
 
+async def test_no_more_is_dropped_than_the_bound(
+    sockets: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that sends on and on has the last bytes too, and the rest of its time to read them."""
+    monkeypatch.setattr(farewell, "MAX_DROPPED", 100_000)
+    ours, peer = sockets
+    loop, dropped = Loop(), []
+    words = Farewell(loop, ours, LAST)  # type: ignore[arg-type]
+    sending = asyncio.ensure_future(loop.sock_sendall(peer, bytes(32 << 20)))
+    assert await read_all(peer) == LAST
+    for _ in range(50):
+        await pause()
+        dropped.append(words._dropped)
+    assert 100_000 <= dropped[-1] < 100_000 + 65_536 and not words.done.done()
+    [(seconds, cut)] = loop.timers
+    assert seconds == SECONDS
+    cut()
+    with pytest.raises(ConnectionError):
+        await sending
+    await words.done
+
+
 @pytest.mark.parametrize("last", [LAST, MUCH], ids=["it has taken", "it does not take"])
 @pytest.mark.parametrize("talks", [False, True])
 async def test_a_peer_that_never_ends(

@@ -10,20 +10,22 @@ import pytest
 
 from cryprq_proxy.base.tasks import spawn
 from cryprq_proxy.carriers.admission import (
-    MAX_VERDICT,
     Admission,
-    admit_client,
     frame_flight,
+    introduce,
     meet_exit,
     read_flight,
+    read_verdict,
+    resume,
 )
 from cryprq_proxy.carriers.pipe import TcpPipe
 from cryprq_proxy.crypto.handshake import FIRST_SIZE, LENGTH, THIRD_SIZE, ClientHandshake, ExitHandshake
 from cryprq_proxy.crypto.identity import Identity
 from cryprq_proxy.crypto.payloads import RESUME_EXIT, resume_proof
-from cryprq_proxy.errors import CarrierError, CloseReason, HandshakeError, PeerError
+from cryprq_proxy.errors import CarrierError, CloseReason, HandshakeError, NotAdmitted, PeerError
 from cryprq_proxy.session import wire
 from cryprq_proxy.session.records import RecordOpener, RecordSealer
+from cryprq_proxy.session.verdict import MAX_VERDICT
 from tests.support.links import FAST, RESUME_SECRET, SESSION_ID, Link
 
 pytestmark = pytest.mark.timeout(20)
@@ -67,8 +69,11 @@ class Meeting:
         answering = spawn(self.answer(verdict), "exit")
         try:
             await meet_exit(self.pipe, self.handshake, at_once)
-            session = None if link is None else link.client
-            return await admit_client(self.pipe, self.handshake, session, ATTEMPT, at_once, invite)
+            if link is not None:
+                return await resume(self.pipe, self.handshake, link.client, ATTEMPT, at_once)
+            admission = await introduce(self.pipe, self.handshake, at_once, invite)
+            await read_verdict(self.pipe, admission.keys.opener, wire.ACCEPT)
+            return admission
         finally:
             await answering
 
@@ -123,7 +128,7 @@ async def test_the_keys_go_on_behind_the_verdict(meeting: Meeting) -> None:
 
 async def test_a_session_goes_on(meeting: Meeting) -> None:
     link = Link()
-    admission = await meeting.admit(resumed(5), link, invite=INVITE)
+    admission = await meeting.admit(resumed(5), link)
     assert admission.resumed == 5
     request = meeting.answering.resume
     assert request is not None
@@ -164,13 +169,14 @@ async def test_a_verdict_that_is_not_the_answer_to_this_attempt(meeting: Meeting
 async def test_what_is_no_verdict(meeting: Meeting, resuming: bool, verdict: Verdict) -> None:
     error = await refused(meeting, verdict, Link() if resuming else None)
     assert error.reason is CloseReason.PROTOCOL
+    assert isinstance(error, NotAdmitted)
 
 
 @pytest.mark.parametrize("reason", [CloseReason.NOT_AUTHORIZED, CloseReason.LIMIT])
 async def test_the_exit_says_no(meeting: Meeting, reason: CloseReason) -> None:
     error = await refused(meeting, lambda handshake: wire.encode_close(reason))
     assert error.reason is reason
-    assert not isinstance(error, CarrierError)
+    assert isinstance(error, NotAdmitted)
 
 
 async def test_a_verdict_has_a_bound(meeting: Meeting) -> None:
@@ -196,7 +202,7 @@ async def test_slow_steps_run_where_they_are_told_to(meeting: Meeting) -> None:
 
     answering = spawn(meeting.answer(bare(wire.ACCEPT)), "exit")
     await meet_exit(meeting.pipe, meeting.handshake, elsewhere)
-    await admit_client(meeting.pipe, meeting.handshake, None, 1, elsewhere)
+    await introduce(meeting.pipe, meeting.handshake, elsewhere)
     await answering
     assert len(ran) == 3
 

@@ -13,7 +13,7 @@ import pytest
 from cryprq_proxy.address import Destination
 from cryprq_proxy.base.clock import clock
 from cryprq_proxy.base.tasks import spawn
-from cryprq_proxy.carriers.admission import HANDSHAKE_TIMEOUT, Admission, admit_client
+from cryprq_proxy.carriers.admission import HANDSHAKE_TIMEOUT, Admission, introduce
 from cryprq_proxy.carriers.dial.endpoint import Endpoint
 from cryprq_proxy.client import client as client_module
 from cryprq_proxy.client import endpoints, kept_session
@@ -261,19 +261,20 @@ async def test_the_invite_is_shown_until_there_was_a_link_and_never_again(
     shown: list[bytes | None] = []
     failures = [CarrierError(CloseReason.TIMED_OUT, "the connection broke")]
 
-    async def admit(*arguments: Any) -> Admission:
+    async def began(*arguments: Any) -> Admission:
         shown.append(arguments[-1])
         if failures:
             raise failures.pop()
-        return await admit_client(*arguments)
+        return await introduce(*arguments)
 
-    monkeypatch.setattr(link_module, "admit_client", admit)
+    monkeypatch.setattr(link_module, "introduce", began)
     invited = client(here.endpoint("tcp"), invite=bytes(16))
     running = spawn(invited.run(), "link")
     await until(lambda: pauses.seconds)
     pauses.dials.release()
     await until(lambda: invited.up or running.done())
     assert await here.echoes(invited)
+    invited._kept.drop()
     invited.redial()
     await until(lambda: invited.status().carriers == 2)
     assert shown == [bytes(16), bytes(16), None]

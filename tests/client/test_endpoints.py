@@ -53,6 +53,9 @@ class ExitPipe:
         data, self._answer = self._answer[:size], self._answer[size:]
         return data
 
+    async def part(self, last: bytes) -> None:
+        raise NotImplementedError
+
     def close(self) -> None:
         self.closed += 1
 

@@ -90,6 +90,20 @@ def test_with_no_time_to_wait_the_answer_comes_at_once() -> None:
     assert room.refused == ["a"]
 
 
+def test_who_comes_again_has_no_more_time_than_at_first(room: Room) -> None:
+    """It was sent before the exit's verdict, and the exit let nobody in."""
+    again = request("a")
+    room.waiting.add(again)
+    room.timers.advance(6.0)
+    room.take()
+    room.add("b")
+    room.waiting.add(again)
+    room.timers.advance(4.1)
+    assert room.refused == ["a"]
+    room.timers.advance(6.0)
+    assert room.refused == ["a", "b"]
+
+
 def test_closing_refuses_all(room: Room) -> None:
     room.add("a", "b")
     room.waiting.close()

@@ -293,7 +293,7 @@ async def test_an_exit_that_says_nothing_after_its_proof(
         raise TimeoutError
 
     monkeypatch.setattr(reach, "meet_exit", proved)
-    monkeypatch.setattr(reach, "admit_client", silent)
+    monkeypatch.setattr(reach, "introduce", silent)
     checks = [
         check for check in lists.CLIENT if check.name in ("configuration", "identity", "reach", "handshake")
     ]

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from cryprq_proxy.base.accept_loop import ACCEPTS
-from cryprq_proxy.carriers.admission import admit_client, frame_flight, meet_exit, read_flight
+from cryprq_proxy.carriers.admission import frame_flight, introduce, meet_exit, read_flight, read_verdict
 from cryprq_proxy.carriers.pipe import TcpPipe
 from cryprq_proxy.crypto.handshake import FIRST_SIZE, LENGTH, SECOND_SIZE, ClientHandshake
 from cryprq_proxy.crypto.identity import Identity
@@ -26,6 +26,7 @@ from cryprq_proxy.exit.handshake_thread import SIGNATURES_WAITING
 from cryprq_proxy.exit.limits import TokenBuckets
 from cryprq_proxy.exit.prefixes import prefixes_of
 from cryprq_proxy.exit.reception import MAX_STRANGERS, RoomSizes, Visitor
+from cryprq_proxy.session import wire
 from tests.support.raw_client import RawClient
 from tests.support.settle import settle, until
 from tests.support.visits import (
@@ -449,7 +450,8 @@ async def come_in(exit: Exit, identity: Identity) -> None:
     """A whole handshake over the TCP entrance."""
     handshake, pipe = ClientHandshake(identity, EXIT.peer_id, FAST), TcpPipe(arrive(exit, "192.0.2.1"))
     await meet_exit(pipe, handshake, inline)
-    await admit_client(pipe, handshake, None, 1, inline, None)
+    admission = await introduce(pipe, handshake, inline)
+    await read_verdict(pipe, admission.keys.opener, wire.ACCEPT)
 
 
 async def visit(exit: Exit, identity: Identity) -> None:

@@ -92,6 +92,7 @@ class FakeClient:
     def __init__(self, timers: Timers) -> None:
         self._timers = timers
         self.up = False
+        self.opens = False
         self.mute = False
         self.heard = 0.0
         self.round_trip: float | None = 0.05

@@ -23,7 +23,7 @@ from cryprq_proxy.session.sendlog import SLOT_HEADROOM, MemoryBudget, SlotPool
 from cryprq_proxy.session.session import Session, SessionLimits
 from cryprq_proxy.session.streams import Half, Stream, StreamHandler
 from cryprq_proxy.session.turns import TurnBudget
-from cryprq_proxy.session.wire import StreamProtocol
+from cryprq_proxy.session.wire import ACCEPT, StreamProtocol, encode_bare
 from tests.support.memory import MemoryCarrier
 from tests.support.settings import session_limits
 
@@ -277,13 +277,28 @@ class Link:
     def connect(self, client_has: int = 0, exit_has: int = 0) -> MemoryCarrier:
         """A new carrier with new keys; the counts are what each side says it has."""
         self.carriers += 1
-        keys, cipher = epoch(self.carriers), self.cipher
         for session, peer_has in ((self.client, exit_has), (self.exit, client_has)):
-            out, into = (keys.client_record, keys.exit_record)[:: 1 if session.dialler else -1]
-            sealer, opener = RecordSealer(cipher, out), RecordOpener(cipher, into)
-            session.attach(CarrierKeys(cipher, keys, sealer, opener), peer_has, self.now)
+            session.attach(self._keys(session), peer_has, self.now)
         self.carrier = MemoryCarrier(self.client, self.exit, self.now)
         return self.carrier
+
+    def _keys(self, session: Session) -> CarrierKeys:
+        keys, cipher = epoch(self.carriers), self.cipher
+        out, into = (keys.client_record, keys.exit_record)[:: 1 if session.dialler else -1]
+        return CarrierKeys(cipher, keys, RecordSealer(cipher, out), RecordOpener(cipher, into))
+
+    def introduce(self, admitted: Callable[[], None] = lambda: None) -> MemoryCarrier:
+        """The first carrier: the client has sent its third flight, and the exit has not read it yet."""
+        self.carriers += 1
+        self.client.attach(self._keys(self.client), 0, self.now, admitted)
+        self.carrier = MemoryCarrier(self.client, self.exit, self.now)
+        return self.carrier
+
+    def admit(self, *verdict: bytes) -> None:
+        """The exit says ACCEPT, or something else, and begins."""
+        keys = self._keys(self.exit)
+        self.carrier.to_left.in_flight += keys.sealer.seal(b"".join(verdict) or encode_bare(ACCEPT))
+        self.exit.attach(keys, 0, self.carrier.now)
 
     def resume(self) -> MemoryCarrier:
         """After a loss: go on where the counts say."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from cryprq_proxy.errors import CarrierError, LocalError, PeerError
+from cryprq_proxy.errors import CarrierError, LocalError, NotAdmitted, PeerError
 from cryprq_proxy.session.session import FILL_MINIMUM, Session
 
 CAPACITY: Final = 1 << 20
@@ -156,7 +156,7 @@ class MemoryCarrier:
     def _fail(self, session: Session, error: PeerError) -> None:
         """`session` raised `error`: the end of the carrier or, after a last record with the reason, of the session."""
         self.error = error
-        if not isinstance(error, CarrierError):
+        if not isinstance(error, CarrierError | NotAdmitted):
             session.close(error.reason)
         self._end()
 

@@ -21,7 +21,8 @@ from cryprq_proxy.crypto.primitives import Cipher
 from cryprq_proxy.errors import CarrierError, CloseReason, PeerError, StreamReason, StreamRefused
 from cryprq_proxy.session import control_rates, wire
 from cryprq_proxy.session import session as session_module
-from cryprq_proxy.session.session import Session
+from cryprq_proxy.session.records import OVERHEAD
+from cryprq_proxy.session.session import MAX_EARLY, Session
 from cryprq_proxy.session.streams import Stream
 from cryprq_proxy.session.wire import StreamProtocol
 from tests.support import session_lies as lies
@@ -72,6 +73,8 @@ class Play:
         if self.honest or setting >> 4 & 1:
             for session in pair:
                 session.packet_link = OpenPacketLink()
+        self.verdict_due = bool(setting >> 5 & 1)
+        """Whether the client has sent its third flight, and the exit has not answered yet."""
         self.errors: list[PeerError] = []
         budgets = dict(zip(pair, self.link.budgets, strict=True))
         judged = (self.victim, self.liar) if self.honest else (self.victim,)
@@ -101,7 +104,10 @@ class Play:
             self.link.now = self.link.carrier.now
             self.link.carrier.cut()
         try:
-            self.link.connect(client.received, exit.received)
+            if self.verdict_due:
+                self.link.introduce()
+            else:
+                self.link.connect(client.received, exit.received)
         except PeerError as error:
             # Only for counts that a lie has made impossible.
             self._failed(error, self.victim)
@@ -138,13 +144,24 @@ class Play:
                 break
             all_acts = acts if self.honest else acts + untruths
             self.choices.pick(all_acts)()
+            if self.verdict_due and self.choices.once_in(4):
+                self._admit()
             self._look_at_carrier()
             self.watch.check()
             for judge in self.judges:
                 judge.check()
+        if self.verdict_due:
+            self._admit()
         if self.honest:
             self._check_honest()
         self._end()
+
+    def _admit(self) -> None:
+        """The exit lets the client in."""
+        if self.honest and self.link.carrier.to_right.sent > MAX_EARLY + wire.MAX_PLAINTEXT + OVERHEAD:
+            raise broken("the client did not wait for the verdict")
+        self.verdict_due = False
+        self.link.admit()
 
     def _look_at_carrier(self) -> None:
         """Resume after a lost carrier, as both roles do."""
@@ -248,7 +265,8 @@ class Play:
         self.link.carrier.advance(self.choices.pick((0.001, 0.03, 1.0, 20.0)))
 
     def _resume(self) -> None:
-        self._connect()
+        if not self.verdict_due:
+            self._connect()
 
     def _measure(self) -> None:
         side = self._side()

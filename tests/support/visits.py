@@ -10,7 +10,14 @@ from dataclasses import dataclass
 from typing import Any, Final, cast
 
 from cryprq_proxy.base.tasks import spawn
-from cryprq_proxy.carriers.admission import Admission, admit_client, frame_flight, meet_exit
+from cryprq_proxy.carriers.admission import (
+    Admission,
+    frame_flight,
+    introduce,
+    meet_exit,
+    read_verdict,
+    resume,
+)
 from cryprq_proxy.carriers.pipe import Pipe, TcpPipe
 from cryprq_proxy.crypto.handshake import ClientHandshake
 from cryprq_proxy.crypto.identity import Identity
@@ -104,11 +111,21 @@ class Visit:
     async def admit(self, known: Known | None = None, attempt: int = 1, invite: bytes | None = None) -> Visit:
         """All of the handshake. Raises PeerError when the exit says no, CarrierError when it closes."""
         await meet_exit(self.pipe, self.handshake, inline)
-        self.admission = await admit_client(
-            self.pipe, self.handshake, cast("Session | None", known), attempt, inline, invite
-        )
+        if known is None:
+            await self.introduce(invite)
+            await self.verdict()
+        else:
+            self.admission = await resume(self.pipe, self.handshake, cast(Session, known), attempt, inline)
         await self.work
         return self
+
+    async def introduce(self, invite: bytes | None = None) -> None:
+        """The third flight of a new session, after `meet_exit`; records may follow."""
+        self.admission = await introduce(self.pipe, self.handshake, inline, invite)
+
+    async def verdict(self) -> None:
+        """Wait for ACCEPT. Raises PeerError."""
+        await read_verdict(self.pipe, self.admission.keys.opener, wire.ACCEPT)
 
     @property
     def resumed(self) -> bool:
