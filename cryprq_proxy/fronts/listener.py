@@ -24,7 +24,7 @@ from ..address import Destination
 from ..base.accept_loop import Acceptor
 from ..base.faults import report_fault
 from ..base.linger import Farewell
-from ..base.sockets import keep_alive, prepare, set_end_on_close, set_reset_on_close
+from ..base.sockets import prepare_accepted, prepare_listener, set_end_on_close, set_reset_on_close
 from ..base.tasks import spawn
 from ..base.work import Work
 from ..client.requests import StreamSource
@@ -96,6 +96,7 @@ class MixedListener:
         if not self.sockets.open():
             sock.close()
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        prepare_listener(sock, host)
         self._acceptor = Acceptor(self.loop, sock, self._accepted)
         self._acceptor.start()
         return Destination(*sock.getsockname()[:2])
@@ -125,8 +126,7 @@ class MixedListener:
         self.sockets.retire()
 
     def _accepted(self, sock: socket.socket, host: str) -> None:
-        prepare(sock, host)
-        keep_alive(sock)
+        prepare_accepted(sock, host, self.settings.listen.host)
         connection = SocksConnection(self, sock)
         self._connections += 1
         if self._acceptor is not None and self._connections >= self.settings.max_connections:

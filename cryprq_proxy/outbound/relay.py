@@ -221,9 +221,10 @@ class Relay(StreamHandler):
             self._shut_down()
 
     def _shut_down(self) -> None:
+        if self._close_if_done():
+            return
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_WR)
-        self._close_if_done()
 
     # --- the end ---------------------------------------------------------------------------------------------------
 
@@ -233,14 +234,17 @@ class Relay(StreamHandler):
     def refused(self, reason: StreamReason) -> None:
         self.reset(reason)
 
-    def _close_if_done(self) -> None:
-        if (
+    def _close_if_done(self) -> bool:
+        """Close the socket if both directions have ended, which ends ours too. Returns whether they have."""
+        done = (
             self._backlog is None
             and self._stream.receive_half is Half.CLOSED
             and self._stream.send_half is not Half.OPEN
-        ):
+        )
+        if done:
             set_end_on_close(self._sock)
             self._close()
+        return done
 
     def _close(self) -> None:
         if self._fd < 0:

@@ -9,7 +9,16 @@ import sys
 
 import pytest
 
-from cryprq_proxy.base.sockets import UNSENT, bound_unsent, keep_alive, prepare
+from cryprq_proxy.base import sockets
+from cryprq_proxy.base.sockets import (
+    KEEPALIVE_IDLE,
+    UNSENT,
+    bound_unsent,
+    keep_alive,
+    prepare,
+    prepare_accepted,
+    prepare_listener,
+)
 from tests.support.visits import tcp_pair
 
 SIOCOUTQNSD = 0x894B
@@ -34,6 +43,31 @@ def test_only_what_stays_on_this_machine_is_not_paced(host: str, local: bool) ->
         before = untouched.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16)
         after = prepare(sock, host).getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16)
         assert after.rstrip(b"\0") == (b"reno" if local else before.rstrip(b"\0"))
+
+
+@pytest.mark.parametrize("inherits", [True, False])
+@pytest.mark.parametrize("listens", ["127.0.0.1", "0.0.0.0"])
+def test_what_a_listener_accepts_is_as_a_socket_that_was_prepared(
+    monkeypatch: pytest.MonkeyPatch, listens: str, inherits: bool
+) -> None:
+    if inherits and sys.platform != "linux":
+        pytest.skip("only Linux gives a connection the options of its listener")
+    monkeypatch.setattr(sockets, "_INHERITS", inherits)
+    with socket.create_server((listens, 0)) as listener:
+        if inherits:
+            prepare_listener(listener, listens)
+        with socket.create_connection(("127.0.0.1", listener.getsockname()[1])):
+            accepted, (host, _) = listener.accept()
+            with accepted:
+                prepare_accepted(accepted, host, listens)
+                assert not accepted.getblocking()
+                assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+                assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+                if hasattr(socket, "TCP_KEEPIDLE"):
+                    assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == KEEPALIVE_IDLE
+                if hasattr(socket, "TCP_CONGESTION"):
+                    control = accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16)
+                    assert control.rstrip(b"\0") == b"reno"
 
 
 def test_the_kernel_asks_a_quiet_end_whether_it_is_there() -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from cryprq_proxy.address import Destination
-from cryprq_proxy.base.sockets import keep_alive, set_reset_on_close
+from cryprq_proxy.base.sockets import prepare_accepted, set_reset_on_close
 from cryprq_proxy.errors import StreamReason
 from cryprq_proxy.fronts import listener
 from cryprq_proxy.fronts.credentials import Credentials
@@ -122,11 +122,11 @@ async def test_an_application_elsewhere_that_vanishes_is_missed(
     """From its first byte on: the kernel asks it whether it is there."""
     accepted: list[socket.socket] = []
 
-    def kept(sock: socket.socket) -> None:
-        keep_alive(sock)
+    def kept(sock: socket.socket, host: str, listens: str) -> None:
+        prepare_accepted(sock, host, listens)
         accepted.append(sock)
 
-    monkeypatch.setattr(listener, "keep_alive", kept)
+    monkeypatch.setattr(listener, "prepare_accepted", kept)
     await proxy.application().greet()
     assert accepted[0].getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
 
