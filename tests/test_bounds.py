@@ -419,6 +419,10 @@ REACHED = {
         "tun/dns/test_lan_server.py::test_questions_at_once_are_bounded",
         "tun/dns/test_tls.py::test_a_request_given_up_ends_its_connection_and_frees_its_place",
     ],
+    "packets of the interface that wait for the link, together": [
+        "tun/device/test_device.py::test_a_drain_is_bounded_and_comes_back",
+        "tun/device/test_device.py::test_what_waits_is_bounded_and_what_is_urgent_overtakes_it",
+    ],
     "packets read from the interface in one turn of the loop; datagrams joined to one": [
         "tun/device/test_device.py::test_a_drain_is_bounded_and_comes_back",
         "tun/device/test_coalesce.py::test_super_packets_are_bounded",
@@ -705,6 +709,7 @@ NUMBERS: dict[str, list[float]] = {
         lan_server.MAX_IN_FLIGHT,
         https.MAX_CONNECTIONS,
     ],
+    "packets of the interface that wait for the link, together": [device.BUFFERS, device.QUEUE_BYTES],
     "packets read from the interface in one turn of the loop; datagrams joined to one": [
         device.READS_PER_WAKEUP,
         linux.GSO_MAX_SEGS,

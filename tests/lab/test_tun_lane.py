@@ -26,6 +26,7 @@ from tests.support.lab.hosts import (
 from tests.support.lab.links import PORT, Links
 from tests.support.lab.net import until
 from tests.support.lab.server import FarServer
+from tun.device.packets import Drop
 
 QUIET: Settings = {"log_level": "info"}
 SMALL_PATH = 1280 - 28
@@ -228,7 +229,8 @@ def test_without_offloads(
         flow6.moves(2 << 20)
         assert flow.finish() and flow6.finish()
     system = links.status()["tun"]
-    assert not system["device"]["drops"]
+    # Two flows that send as fast as they can may be faster than the link.
+    assert not {*system["device"]["drops"]} - {Drop.QUEUE.value}
     if here.get("tun"):
         assert not system["device"]["reads"]
 

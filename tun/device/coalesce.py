@@ -18,13 +18,11 @@ from typing import Final
 
 from cryprq_proxy.lane.slices import EXPRESS, HEADROOM, MAX_PACKET, NEEDS_CSUM, UDP_GSO, Shape
 
-from .device import OnPacket
+from .device import MAX_URGENT, OnPacket
 from .linux import GSO_MAX_SEGS, GSO_MAX_SIZE
 from .offload import COMPLETE
 from .packets import TCP, UDP, Drop, checksum, ones_sum, parse, pseudo_sum
 
-MAX_URGENT: Final = 256
-"""Bytes of a packet that may overtake. A larger one may be part of a transfer."""
 MIN_PAYLOAD: Final = 256
 """Smaller datagrams are sent as they are: voice and games, where each is alone in its wake-up."""
 _UDP_HEADER: Final = 8

@@ -44,6 +44,7 @@ class Drop(StrEnum):
     FAMILY = "family header differs from version"
     REFUSED = "refused by the kernel"
     BUSY = "device queue full"
+    QUEUE = "sent faster than the link takes it"
 
 
 class Packet(NamedTuple):

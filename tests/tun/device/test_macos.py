@@ -80,7 +80,9 @@ def test_what_is_no_ip_packet_is_not_written(utun: tuple[Utun, socket.socket]) -
 
 async def test_packets_come_without_their_family(utun: tuple[Utun, socket.socket]) -> None:
     device, kernel = utun
-    expected = [segments(Flow(version, protocol, b"data", 99))[0] for version, protocol in KINDS]
+    expected = [
+        segments(Flow(version, protocol, bytes(300), 400))[0] for version, protocol in KINDS
+    ]  # none is urgent
     for packet in expected:
         kernel.send(HEADS[packet[0] >> 4] + packet)
     kernel.send(HEADS[6] + expected[0])
