@@ -112,10 +112,10 @@ class Hosts:
         # An exit carries IPv6 where it has a default route of it.
         for host, gateway in ((self.client, EXIT6), (self.server, EXIT_OUTER6), (self.exit, SERVER6)):
             host.ip(f"-6 route add default via {gateway}")
-        # Buffers that hold what 40 ms of delay and a few Gbit/s put in flight; the same for all.
+        # Buffers that hold what 300 ms and 500 Mbit/s put in flight, with what TCP keeps beside it; the same for all.
         for host in (self.client, self.exit, self.server):
-            host.sysctl("net.ipv4.tcp_rmem", "4096 131072 16777216")
-            host.sysctl("net.ipv4.tcp_wmem", "4096 65536 16777216")
+            host.sysctl("net.ipv4.tcp_rmem", "4096 131072 67108864")
+            host.sysctl("net.ipv4.tcp_wmem", "4096 65536 67108864")
             if self.control:
                 self._use(host, self.control)
 

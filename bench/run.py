@@ -31,8 +31,16 @@ from pairs import BenchError, Cryprq, Direct, Pair, Shadowsocks
 OURS, THEIRS, DIRECT = Cryprq.name, Shadowsocks.name, Direct.name
 TESTS = ("bulk", "connect", "latency", "idle", "rotation", "watched")
 NONE = "-"
-GOALS = {"bulk": 1.6, "connect": 0.5, "rise": 15.0, "idle": 30.0, "rotation": 0.97, "watched": 0.99}
-"""Ratio, ratio, ms, KB (1000 bytes), ratio."""
+GOALS = {
+    "bulk": 1.6,
+    "fairness": 0.9,
+    "connect": 0.5,
+    "rise": 15.0,
+    "idle": 30.0,
+    "rotation": 0.97,
+    "watched": 0.99,
+}
+"""Ratio, index, ratio, ms, KB (1000 bytes), ratio, ratio."""
 
 
 @dataclass
@@ -103,6 +111,18 @@ def add_bulk(table: Table, bench: Bench, pairs: dict[str, Pair]) -> None:
                 cells[label] += f", {median(samples[label], measure.cpu_per_gb):.2f} CPU s/GB"
             ratio, met = compare(samples, gbit, GOALS["bulk"])
             table.add(name, cells, ratio + cpu_ratio(samples, measure.cpu_per_gb), "≥ 1.6", met)
+            if streams > 1 and direction == "down":
+                add_fairness(table, samples, streams)
+
+
+def add_fairness(table: Table, samples: Samples, streams: int) -> None:
+    """Jain's index of what the streams got, and the one that got least by the one that got most."""
+    cells = {
+        label: f"{median(rs, lambda r: r['fairness']):.3f}; {median(rs, lambda r: r['least_over_most']):.2f}"
+        for label, rs in samples.items()
+    }
+    met = median(samples[OURS], lambda r: r["fairness"]) >= GOALS["fairness"] if OURS in samples else None
+    table.add(f"fairness of {streams} downloads: Jain's index; least by most", cells, NONE, "≥ 0.9", met)
 
 
 def add_connect(table: Table, bench: Bench, pairs: dict[str, Pair]) -> None:

@@ -106,12 +106,16 @@ static void bulk_timed(void)
     position(&bytes_after, &to);
     double seconds = (double)(to - from) / 1e9, bytes = (double)(bytes_after - bytes_before);
     uint64_t least = UINT64_MAX, most = 0;
+    double all_moved = 0, squares = 0;
     for (int i = 0; i < opt.streams; i++) {
         uint64_t moved = all[i].bytes - before[i];
         least = moved < least ? moved : least, most = moved > most ? moved : most;
+        all_moved += (double)moved, squares += (double)moved * (double)moved;
     }
-    printf("{\"streams\": %d, \"bytes\": %.0f, \"seconds\": %.3f, \"gbit\": %.3f, \"least_over_most\": %.2f, ",
-           opt.streams, bytes, seconds, bytes * 8e-9 / seconds, most ? (double)least / (double)most : 0);
+    /* Jain's index: 1 if all streams have moved the same, 1 / streams if one has moved everything. */
+    double fairness = squares > 0 ? all_moved * all_moved / (squares * opt.streams) : 0;
+    printf("{\"streams\": %d, \"bytes\": %.0f, \"seconds\": %.3f, \"gbit\": %.3f, \"least_over_most\": %.2f, \"fairness\": %.3f, ",
+           opt.streams, bytes, seconds, bytes * 8e-9 / seconds, most ? (double)least / (double)most : 0, fairness);
     print_cpu();
     printf("}\n");
 }
