@@ -112,8 +112,6 @@ class StreamOwner(Protocol):
     def scheduler(self) -> StreamTurns: ...
     @property
     def slots(self) -> SlotPool: ...
-    @property
-    def windows(self) -> WindowPool: ...
     def wake(self) -> None: ...
     def window_due(self, stream: Stream, /) -> None: ...
     def send_opened(self, stream: Stream, /) -> None: ...
@@ -145,7 +143,6 @@ class Stream:
     __slots__ = (
         "_due",
         "_header",
-        "_round_all",
         "_round_own",
         "_round_since",
         "_session",
@@ -203,10 +200,9 @@ class Stream:
         self.announced = INITIAL_WINDOW
         self._window = INITIAL_WINDOW
         self._due = INITIAL_WINDOW >> 1
-        # The measurement that goes on: since when, and what was taken before, here and by all.
+        # The measurement that goes on: since when, and what was taken before.
         self._round_since = now
         self._round_own = 0
-        self._round_all = session.windows.taken
 
     # --- for the handler -------------------------------------------------------------------------------------------
 
@@ -274,7 +270,6 @@ class Stream:
     def consumed(self, size: int) -> None:
         """`size` bytes have left the handler: the peer may send as many again."""
         self.consumed_bytes += size
-        self._session.windows.taken += size
         if self.consumed_bytes >= self._due and self.receive_half is Half.OPEN:
             self._session.window_due(self)
 
@@ -322,8 +317,8 @@ class Stream:
         share = pool.share(extra)
         own, elapsed = consumed - self._round_own, now - self._round_since
         if elapsed >= max(round_trip, SHORTEST_ROUND):
-            extra = wanted(own, pool.taken - self._round_all, elapsed, round_trip)
-            self._round_since, self._round_own, self._round_all = now, consumed, pool.taken
+            extra = wanted(own, elapsed, round_trip, pool.moving(self._round_since, now, round_trip))
+            self._round_since, self._round_own = now, consumed
         else:
             extra = max(extra, wanted_at_least(own, round_trip))
         # What is announced already cannot be taken back: it counts until it is consumed.

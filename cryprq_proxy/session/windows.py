@@ -4,10 +4,10 @@ A window must hold what a sender puts on the path in the time in which credit co
 More than that waits in queues, and other streams wait behind it. Two measurements tell what is right:
 
     round trip      the least one of the carrier (liveness.py): one that includes queues would make them grow
-    taken           bytes that the handler of a stream has taken in a round trip, and the handlers of all streams
+    taken           bytes that the stream's handler has taken in a round, which is a round trip, or SHORTEST_ROUND
 
     window = INITIAL_WINDOW + the larger one of
-        SHORT_PATH times the stream's part of what all streams have taken
+        SHORT_PATH, divided by the number of streams whose windows were measured in a round
         GAIN times what it has taken in a round trip: so it doubles while it is what holds the sender up
 
 So what all streams that move have beyond their first windows is SHORT_PATH, or GAIN times rate and round trip, and one
@@ -25,6 +25,8 @@ SHORT_PATH: Final = 1 << 20
 """Bytes by which the windows of all streams together may exceed INITIAL_WINDOW, however short the path is."""
 GAIN: Final = 3
 """Twice would do if credit came back at once. It comes in steps, and a round trip later than the data."""
+LOOP_SECONDS: Final = 0.001
+"""Of a round trip, what the two programs may have had of it: SHORT_PATH holds enough for that."""
 SHORTEST_ROUND: Final = 0.01
 """Seconds of a measurement at least: what is taken in a shorter time tells the turns of the loop, not the rate. A path
 with a shorter round trip is a short one."""
@@ -35,36 +37,42 @@ FIRST_ROUNDS: Final = 16
 class WindowPool:
     """What the streams of a session have together.
 
-    `free`: bytes by which all windows together may still exceed INITIAL_WINDOW. `taken`: bytes that the handlers have
-    taken since the session began.
+    `free`: bytes by which all windows together may still exceed INITIAL_WINDOW.
     """
 
-    __slots__ = ("free", "taken")
+    __slots__ = ("_counted", "_moving", "_since", "free")
 
     def __init__(self, total: int) -> None:
         self.free = total
-        self.taken = 0
+        self._since = 0.0
+        self._counted = self._moving = 0
 
     def share(self, extra: int) -> int:
         """What a stream that has `extra` bytes beyond INITIAL_WINDOW may have at most: as much as it leaves free, so
         that early streams leave something for later ones."""
         return (self.free + extra) >> 1
 
+    def moving(self, last: float, now: float, round_trip: float) -> int:
+        """A stream is measured that was measured at `last`. Returns how many are, in a round: at least this one."""
+        if now - self._since >= max(round_trip, SHORTEST_ROUND):
+            self._since, self._moving, self._counted = now, self._counted, 0
+        if last < self._since:
+            self._counted += 1
+        return max(self._counted, self._moving, 1)
 
-def wanted(own: int, everything: int, elapsed: float, round_trip: float) -> int:
-    """Bytes beyond INITIAL_WINDOW that a stream can use which has taken `own` bytes of `everything` in `elapsed`
-    seconds, at least a round trip and SHORTEST_ROUND."""
-    if not own:
-        return 0
+
+def wanted(own: int, elapsed: float, round_trip: float, moving: int) -> int:
+    """Bytes beyond INITIAL_WINDOW that a stream can use which has taken `own` bytes in `elapsed` seconds, at least a
+    round trip and SHORTEST_ROUND, while `moving` streams are."""
     each_second = own / elapsed
-    few = min(SHORT_PATH * own / everything, FIRST_ROUNDS * each_second * max(round_trip, SHORTEST_ROUND))
-    return int(max(few, GAIN * each_second * round_trip))
+    few = min(SHORT_PATH / moving, FIRST_ROUNDS * each_second * max(round_trip, SHORTEST_ROUND))
+    return int(max(few, GAIN * each_second * (round_trip - LOOP_SECONDS)))
 
 
 def wanted_at_least(own: int, round_trip: float) -> int:
     """As `wanted`, in the middle of a round in which `own` bytes were taken: what its end will say at least. So credit
     for twice a burst leaves with the burst, not a round trip later."""
-    return int(GAIN * own * min(round_trip / SHORTEST_ROUND, 1.0))
+    return int(GAIN * own * (round_trip - LOOP_SECONDS) / max(round_trip, SHORTEST_ROUND))
 
 
 def step(window: int, round_trip: float) -> int:

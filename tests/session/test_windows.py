@@ -14,6 +14,7 @@ from cryprq_proxy.session.windows import (
     FIRST_ROUNDS,
     GAIN,
     INITIAL_WINDOW,
+    LOOP_SECONDS,
     SHORT_PATH,
     SHORTEST_ROUND,
     WindowPool,
@@ -34,18 +35,15 @@ SLOT = 0.02
 """Seconds of a round in tests without a line: more than SHORTEST_ROUND."""
 
 
-def receiving(pool: WindowPool) -> Stream:
+def receiving() -> Stream:
     """A stream of its own, at the exit, whose windows nobody sends."""
-    session = Link().exit
-    session.windows = pool
-    return Stream(session, 1, StreamProtocol.TCP, TARGET, App(), 0.0)
+    return Stream(Link().exit, 1, StreamProtocol.TCP, TARGET, App(), 0.0)
 
 
 def take(stream: Stream, size: int, pause: float, pool: WindowPool, round_trip: float = 0.0) -> None:
     """`size` bytes are taken, and `pause` seconds after the last measurement the next window is made."""
     stream.consumed(size)
-    stream._round_since = 0.0
-    stream.next_window(pause, round_trip, pool)
+    stream.next_window(stream._round_since + 1.001 * pause, round_trip, pool)
 
 
 def extra(stream: Stream | None) -> int:
@@ -57,21 +55,33 @@ def extra(stream: Stream | None) -> int:
 
 
 def test_a_long_path_is_given_a_multiple_of_what_is_taken_in_a_round_trip() -> None:
-    assert wanted(10 * MIB, 10 * MIB, LONG, LONG) == GAIN * 10 * MIB
-    assert wanted(20 * MIB, 20 * MIB, 2 * LONG, LONG) == GAIN * 10 * MIB, "by the rate, not by the time"
-    assert wanted(5 * MIB, 40 * MIB, LONG, LONG) == GAIN * 5 * MIB, "whatever others take"
+    path = LONG - LOOP_SECONDS
+    assert wanted(10 * MIB, LONG, LONG, 1) == int(GAIN * 10 * MIB / LONG * path)
+    assert wanted(20 * MIB, 2 * LONG, LONG, 1) == int(GAIN * 10 * MIB / LONG * path), "by the rate"
+    assert wanted(5 * MIB, LONG, LONG, 100) == int(GAIN * 5 * MIB / LONG * path), "whatever others take"
 
 
 def test_streams_of_a_short_path_share_a_fixed_sum() -> None:
-    everything = 100 * MIB
-    takes = [everything // 16] * 8 + [everything // 32] * 16
-    shares = [wanted(own, everything, 0.1, 0.0001) for own in takes]
-    assert sum(shares) == SHORT_PATH and shares[0] == 2 * shares[-1]
+    shares = [wanted(own, 0.1, LOOP_SECONDS, 16) for own in (1 << 20, 2 << 20, 100 << 20)]
+    assert shares == [SHORT_PATH // 16] * 3, "the same for each, whatever it takes"
 
 
 def test_a_slow_reader_that_is_alone_needs_little() -> None:
-    assert wanted(1000, 1000, 1.0, 0.0001) == int(FIRST_ROUNDS * 1000 * SHORTEST_ROUND)
-    assert wanted(0, 0, 60.0, LONG) == 0
+    assert wanted(1000, 1.0, 0.0001, 1) == int(FIRST_ROUNDS * 1000 * SHORTEST_ROUND)
+    assert wanted(0, 60.0, LONG, 1) == 0
+
+
+def test_the_streams_that_move_are_counted_in_rounds() -> None:
+    pool = WindowPool(0)
+    last = [0.0] * 3
+    for round_ in range(1, 6):
+        now = round_ * LONG * 1.01
+        for number in range(3):
+            moving = pool.moving(last[number], now, LONG)
+            assert moving == 3 or round_ == 1, "the last round tells, while this one is young"
+            last[number] = now
+    assert pool.moving(last[0], now, LONG) == 3, "once in a round"
+    assert [pool.moving(last[0], now + part * LONG, LONG) for part in (1.1, 2.2)] == [3, 1]
 
 
 @given(st.integers(1, 64 * MIB), st.floats(0.0, 0.999), st.floats(0.0, 1.0))
@@ -80,7 +90,7 @@ def test_the_middle_of_a_round_promises_no_more_than_its_end(
 ) -> None:
     """Also if nothing more is taken after it."""
     whole = max(round_trip, SHORTEST_ROUND)
-    assert wanted_at_least(own, round_trip) <= wanted(own, own, whole, round_trip) + 1
+    assert wanted_at_least(own, round_trip) <= wanted(own, whole, round_trip, 1) + 1
 
 
 @given(st.integers(INITIAL_WINDOW, 64 * MIB), st.floats(0.0, 1.0))
@@ -94,7 +104,7 @@ def test_credit_is_announced_while_most_of_the_window_is_left(window: int, round
 
 def test_a_reader_that_slows_down_gives_its_window_back_as_it_takes() -> None:
     pool = WindowPool(64 * MIB)
-    stream = receiving(pool)
+    stream = receiving()
     for _ in range(12):
         take(stream, stream.announced - stream.consumed_bytes, LONG, pool, LONG)
     assert stream._window == INITIAL_WINDOW + 32 * MIB and pool.free == 32 * MIB
@@ -107,10 +117,11 @@ def test_a_reader_that_slows_down_gives_its_window_back_as_it_takes() -> None:
 
 def test_a_reader_that_stands_still_takes_no_part_in_what_others_share() -> None:
     pool = WindowPool(64 * MIB)
-    still, other = receiving(pool), receiving(pool)
+    still, other = receiving(), receiving()
     for _ in range(3):
         take(still, still.announced - still.consumed_bytes, SLOT, pool)
     assert extra(still) == SHORT_PATH
+    other._round_since = still._round_since
     for _ in range(3):
         take(other, other.announced - other.consumed_bytes, SLOT, pool)
     assert extra(other) == SHORT_PATH
@@ -118,13 +129,13 @@ def test_a_reader_that_stands_still_takes_no_part_in_what_others_share() -> None
 
 def test_in_less_than_a_round_nothing_shrinks() -> None:
     pool = WindowPool(64 * MIB)
-    stream = receiving(pool)
+    stream = receiving()
     take(stream, 65_536, LONG, pool, LONG)
     window = stream._window
     take(stream, 1000, LONG / 2, pool, LONG)
     assert stream._window == window
     take(stream, window - 1000, LONG / 2, pool, LONG)
-    assert stream._window == INITIAL_WINDOW + GAIN * window, "more can only be more"
+    assert stream._window == INITIAL_WINDOW + wanted_at_least(window, LONG), "more can only be more"
 
 
 @given(
@@ -143,12 +154,12 @@ def test_no_credit_beyond_the_pool_and_none_is_taken_back(
 ) -> None:
     """Whatever readers do: limits only rise, what may come is counted, and each leaves as much as it takes."""
     pool = WindowPool(total)
-    streams = [receiving(pool) for _ in range(5)]
+    streams = [receiving() for _ in range(5)]
     for index, pause, percent, ends in steps:
         stream = streams[index]
         if ends:
             stream.release(pool)
-            streams[index] = receiving(pool)
+            streams[index] = receiving()
             continue
         before, announced = extra(stream), stream.announced
         take(stream, (announced - stream.consumed_bytes) * percent // 100, pause, pool, round_trip)
