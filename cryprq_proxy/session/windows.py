@@ -13,6 +13,10 @@ More than that waits in queues, and other streams wait behind it. Two measuremen
 So what all streams that move have beyond their first windows is SHORT_PATH, or GAIN times rate and round trip, and one
 that stands still has no part in it. What that one was given before is counted until it has taken it: the pool bounds
 what a session can be made to hold.
+
+GAIN is no less than 4 for the sake of BBR. At its start it puts 2.89 bandwidth-delay products on the path, until three
+round trips have brought it no more, and it does not count those in which it could have sent more than it was given.
+With 3 it stays at its start for good, and two products stand in the queue of the path; with 4 less than one.
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ INITIAL_WINDOW: Final = 65_536
 """Bytes that may be sent on a new stream, in each direction, before the first WINDOW."""
 SHORT_PATH: Final = 1 << 20
 """Bytes by which the windows of all streams together may exceed INITIAL_WINDOW, however short the path is."""
-GAIN: Final = 3
+GAIN: Final = 4
 """Twice would do if credit came back at once. It comes in steps, and a round trip later than the data."""
 LOOP_SECONDS: Final = 0.001
 """Of a round trip, what the two programs may have had of it: SHORT_PATH holds enough for that."""

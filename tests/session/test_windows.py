@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 from hypothesis import example, given
@@ -217,10 +218,19 @@ def test_a_long_fast_path_is_full_after_some_round_trips(round_trip: float, stre
 def test_a_window_doubles_in_each_round_trip() -> None:
     on = line(FAST, LONG)
     on.download()
-    on.advance(2 * LONG)
+    on.advance(LONG)
     parts = [moved(on, LONG) for _ in range(3)]
     assert parts[-1] < 0.5, "the line itself is no bound yet"
     assert all(later > 1.7 * earlier for earlier, later in itertools.pairwise(parts))
+
+
+def test_windows_hold_what_bbr_puts_under_way_at_its_start() -> None:
+    """Its gain is 2 / ln 2; with less it never learns that the line is full."""
+    on = Line(Link(session_limits()), FAST, LONG / 3, kernel=2 * LONG)
+    on.advance(LONG)
+    on.download()
+    on.advance(4.0)
+    assert on.downwards > 2 / math.log(2) * FAST * LONG / 3
 
 
 def test_on_a_short_path_little_is_on_its_way_and_the_streams_are_equal() -> None:

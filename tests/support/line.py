@@ -3,7 +3,8 @@
     source.fill -> kernel: what waits until the line is free -> in flight for `delay` -> target.receive
 
 Time goes in ticks of `tick` seconds, each a turn of the loop on both sides. `kernel` is what a host keeps unsent, in
-seconds at the line's rate: a sender is asked for more while there is less. `Source` always has something to send,
+seconds at the line's rate: a sender is asked for more while there is less. With more than KERNEL it is the queue of the
+path too. `Source` always has something to send,
 `Sink` takes what comes, at once or at a rate.
 """
 
@@ -64,8 +65,11 @@ class Sink(StreamHandler):
 
 
 class _Direction:
-    def __init__(self, source: Session, target: Session, rate: float, delay: float, tick: float) -> None:
+    def __init__(
+        self, source: Session, target: Session, rate: float, delay: float, tick: float, kernel: float
+    ) -> None:
         self.source, self.target = source, target
+        self._room = max(rate * kernel, 65_536)
         self._tick = tick
         self._rate, self._delay = rate, delay
         self._kernel: deque[bytes] = deque()
@@ -75,7 +79,7 @@ class _Direction:
         self._unused = b""
 
     def send(self, now: float) -> None:
-        while self._unsent < max(self._rate * KERNEL, 65_536):
+        while self._unsent < self._room:
             size = self.source.fill(_buffer, self.source.scheduler.queue_target, now)
             if not size:
                 break
@@ -88,6 +92,11 @@ class _Direction:
             self._free += len(piece) / self._rate
             self._flight.append((self._free + self._delay, piece))
 
+    @property
+    def under_way(self) -> int:
+        """Bytes that the kernel has taken, and that have not arrived."""
+        return self._unsent + sum(len(piece) for _, piece in self._flight)
+
     def deliver(self, now: float) -> None:
         while self._flight and self._flight[0][0] <= now:
             self._unused += self._flight.popleft()[1]
@@ -98,19 +107,27 @@ class _Direction:
 class Line:
     """`rate` in bytes a second, `round_trip` in seconds; both hosts are fast enough for it."""
 
-    def __init__(self, link: Link, rate: float, round_trip: float, tick: float = 0.001) -> None:
+    def __init__(
+        self, link: Link, rate: float, round_trip: float, tick: float = 0.001, kernel: float = KERNEL
+    ) -> None:
         self.link = link
         self._tick = tick
         self.now = link.now
         self.rate = rate
         self._sessions = (link.client, link.exit)
         self._directions = [
-            _Direction(*pair, rate, round_trip / 2, tick) for pair in (self._sessions, self._sessions[::-1])
+            _Direction(*pair, rate, round_trip / 2, tick, kernel)
+            for pair in (self._sessions, self._sessions[::-1])
         ]
         link.exit.scheduler.pace(rate)
         link.client.scheduler.pace(rate)
         self.sinks: list[Sink] = []
         link.serve = self._accept  # type: ignore[assignment]
+
+    @property
+    def downwards(self) -> int:
+        """Bytes on their way to the client."""
+        return self._directions[1].under_way
 
     def download(self) -> Sink:
         """A new stream on which the exit sends."""
