@@ -136,6 +136,12 @@ def told(wire: Wire, options: argparse.Namespace) -> str:
     return f"{', '.join(parts)}; hosts with {options.control or 'the congestion control of this machine'}"
 
 
+def versions(bench: Bench) -> str:
+    """Which xray-core was measured, as a line; nothing where none was."""
+    names = [name for name, kind in bench.kinds.items() if issubclass(kind, XrayProxy)]
+    return f"\n{', '.join(names)}: {version()}." if names else ""
+
+
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -193,10 +199,9 @@ def run(options: argparse.Namespace) -> None:
     bench = Bench(contenders(options), options.rounds, options.control)
     for name, line, tests in groups(wire, options.buffer, options.only, options.seconds):
         bench.on_wire(name, line, tests)
-    if any(issubclass(kind, XrayProxy) for kind in bench.kinds.values()):
-        others = ", ".join(kind.name for kind in XRAY)
-        say(f"{others}: {version()}")
-    print(f"{machine()}; {bench.rounds} rounds, in turns.\n{told(wire, options)}.\n\n{bench.text()}")
+    print(
+        f"{machine()}; {bench.rounds} rounds, in turns.\n{told(wire, options)}.{versions(bench)}\n\n{bench.text()}"
+    )
     if options.json:
         options.json.write_text(json.dumps({"machine": machine(), "samples": bench.raw}, indent=1))
 
