@@ -3,6 +3,7 @@
     make wanbench                                                    the whole table
     .venv/bin/python bench/wan.py --only page,requests               some of its tests
     .venv/bin/python bench/wan.py --loss 0.01 --control cubic        another line, other hosts
+    .venv/bin/python bench/wan.py --tell "police 20e6 60000"          a line that polices UDP, or `udp off`
     .venv/bin/python bench/wan.py --proxies cryprq-proxy --tree DIR  this tree and another checkout of the program
 
 Everything happens in network namespaces that it makes and removes (hosts.py), client --line-- exit --veth-- server,
@@ -35,6 +36,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hosts import Wire, new_lab
+from line import Line
 from pairs import BenchError
 from run import NONE, machine, median, ratios, spread
 from wan_proxies import CryprqProxy, Proxy, Result, ShadowsocksProxy
@@ -59,6 +61,8 @@ class Bench:
     kinds: dict[str, type[Proxy]]
     rounds: int
     control: str | None
+    commands: list[str]
+    """For the lines, once all contenders are up."""
     rows: list[list[str]] = field(default_factory=list)
     raw: dict[str, Samples] = field(default_factory=dict)
 
@@ -69,6 +73,9 @@ class Bench:
             proxies = {label: kind(lab, wire, self.control) for label, kind in self.kinds.items()}
             for proxy in proxies.values():
                 stack.enter_context(proxy).start()
+            for proxy in proxies.values():
+                for command in self.commands:
+                    proxy.tell_line(command)
             for test in tests:
                 self._run(f"{name}{test.title}", proxies, test)
 
@@ -132,6 +139,7 @@ def told(wire: Wire, options: argparse.Namespace) -> str:
     if wire.reorder:
         parts.append(f"{100 * wire.reorder:g} % late by {1000 * wire.later:g} ms")
     parts.append(f"a queue of {options.buffer:g} BDP")
+    parts += options.tell
     parts.append("super-packets whole" if wire.offload else "a frame for each segment")
     return f"{', '.join(parts)}; hosts with {options.control or 'the congestion control of this machine'}"
 
@@ -154,6 +162,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--later", type=float, default=0.005, help="by so many seconds (%(default)s)")
     parser.add_argument("--offload", action="store_true", help="let super-packets cross whole: less CPU")
     parser.add_argument("--control", help="congestion control of all hosts: reno, cubic, bbr")
+    parser.add_argument(
+        "--tell",
+        action="append",
+        default=[],
+        metavar="COMMAND",
+        help="to the line, as delayline.py lists them",
+    )
     parser.add_argument("--only", default=",".join(NAMES), help="some of %(default)s")
     parser.add_argument("--proxies", default=",".join(KINDS), help="some of %(default)s")
     parser.add_argument("--tree", type=Path, help="another checkout of this program, measured as well")
@@ -167,6 +182,11 @@ def arguments() -> argparse.Namespace:
         parser.error("--only or --proxies names something that does not exist")
     if options.offload and (options.loss or options.reorder):
         parser.error("loss and reordering take frames of the wire; leave --offload out")
+    try:
+        for command in options.tell:
+            Line(0.0).obey(0.0, command)
+    except ValueError as error:
+        parser.error(str(error))
     if options.tree is not None and not (options.tree / "cryprq_proxy").is_dir():
         parser.error(f"{options.tree} is no checkout of this program")
     if options.quick:
@@ -196,7 +216,7 @@ def contenders(options: argparse.Namespace) -> dict[str, type[Proxy]]:
 
 def run(options: argparse.Namespace) -> None:
     wire = line_of(options)
-    bench = Bench(contenders(options), options.rounds, options.control)
+    bench = Bench(contenders(options), options.rounds, options.control, options.tell)
     for name, line, tests in groups(wire, options.buffer, options.only, options.seconds):
         bench.on_wire(name, line, tests)
     print(

@@ -1,11 +1,12 @@
-"""The load generator of the long line's benchmark: what it takes for an answer, and what it never does."""
+"""The long line's benchmark: what its load generator takes for an answer, and once all of it together."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import shutil
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,11 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "bench"))
 import wan_load  # noqa: E402
-from wan_tests import limit_of  # noqa: E402
+from hosts import Wire  # noqa: E402
+from wan_proxies import CryprqProxy, Proxy  # noqa: E402
+from wan_tests import cold_starts, limit_of, loaded  # noqa: E402
+
+from tests.support.lab.net import Lab, missing  # noqa: E402
 
 Serve = Callable[[str], bytes]
 
@@ -125,3 +130,32 @@ def test_a_queue_is_counted_in_products_of_the_round_trip() -> None:
     """80 Mbit/s and 50 ms each direction: 1 MB for 100 ms, of which half is under way in one direction."""
     assert limit_of(80e6, 0.050, 0) == 500_000
     assert limit_of(80e6, 0.050, 1) == 1_500_000
+
+
+@pytest.fixture
+def wan() -> Iterator[Lab]:
+    reason = missing()
+    for program in ("nginx", "iperf3"):
+        if reason is None and shutil.which(program) is None:
+            reason = f"{program} is not installed"
+    if reason is not None:
+        pytest.skip(reason)
+    with Lab() as lab:
+        yield lab
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("kind", [Proxy, CryprqProxy])
+def test_a_contender_is_loaded_on_its_line_and_told_what_it_took(wan: Lab, kind: type[Proxy]) -> None:
+    """Hosts, server, proxy and generator together, and a client that starts anew."""
+    wire = Wire(delay=0.005, rate=100e6, limit=limit_of(100e6, 0.005, 1), segments=True)
+    with kind(wan, wire, "reno") as proxy:
+        proxy.start()
+        result = loaded(proxy, "page", "--count", "4")
+        # Whatever connects early, an answer takes a round trip.
+        assert result["page"] >= 2 * wire.delay
+        assert result["line_share"] >= 0
+        assert result["wall"] >= result["cpu"] >= 0
+        [cold] = cold_starts(2 * wire.delay)
+        assert cold.value(cold.measure(proxy)) >= 1
+        assert proxy.client.sysctl("net.ipv4.tcp_congestion_control") == "reno"
