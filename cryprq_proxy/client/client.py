@@ -33,10 +33,11 @@ from ..session.streams import Stream, StreamHandler
 from ..session.wire import StreamProtocol
 from ..status import ClientStatus, ExitAddress
 from .kept_session import PROOF_SECONDS
-from .link import ClientLink, Pause
+from .link import ClientLink
 from .packet_ports import NO_NETWORK, ClientNetwork
 from .reached import ReachedTargets
 from .requests import NO_OBSERVER, Begin, ClientObserver, Early, StreamRequest, opened
+from .rest import Pause
 from .settings import ClientSettings
 from .waiting import WaitingRoom
 

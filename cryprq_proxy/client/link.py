@@ -19,16 +19,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from enum import Enum
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from ..base.clock import clock
 from ..base.faults import contained, is_fault, report_fault
 from ..base.leftovers import left_by_client
 from ..base.linger import farewells_ended
-from ..base.tasks import spawn
 from ..base.work import Work
 from ..carriers.admission import HANDSHAKE_TIMEOUT, Admission, introduce, resume
 from ..carriers.carrier import Carrier
@@ -47,30 +46,15 @@ from .backoff import STABLE_SECONDS, Backoff
 from .endpoints import Endpoints, ReachedExit, is_late
 from .kept_session import KeptSession
 from .leaving import LeavingSessions
+from .link_user import LinkUser
 from .packet_ports import NO_NETWORK, ClientNetwork
+from .rest import Pause, Rest
 from .settings import ClientSettings
 
 _log = logging.getLogger(__name__)
 
 STUCK_SECONDS: Final = 180.0
 """Without a link there is an attempt within a minute and a half, also of an exit that was given up for a minute."""
-
-SOON_SECONDS: Final = 1.0
-"""Between two attempts while a request waits for the link, or packets do."""
-
-type Pause = Callable[[float], Awaitable[None]]
-
-
-class LinkUser(Protocol):
-    """What is told of a link's life. `link_opens`: streams may be requested, the verdict is still to come.
-    `streams_lost`: a session that was left, or not let in, is about to end with these."""
-
-    def link_opens(self) -> None: ...
-    def link_up(self) -> None: ...
-    def link_down(self) -> None: ...
-    def stream_opened(self, stream: Stream) -> None: ...
-    def stream_refused(self, stream: Stream, reason: StreamReason, untouched: bool) -> bool: ...
-    def streams_lost(self, streams: list[Stream]) -> None: ...
 
 
 class ExitStops(PeerError):
@@ -108,7 +92,6 @@ class ClientLink:
         self._settings = settings
         self._provider = provider
         self._user = user
-        self._pause = pause
         self._packets = network is not NO_NETWORK
         dialling = Dialling(settings.upstream, resolve, settings.mark, settings.ca)
         self._endpoints = Endpoints(settings.endpoints, dialling, settings.memory.last)
@@ -132,8 +115,7 @@ class ClientLink:
         """While the link opens."""
         self._lost: asyncio.Future[PeerError | None] | None = None
         self._task: asyncio.Task[Any] | None = None
-        self._rest: asyncio.Task[Any] | None = None
-        self._rested = 0.0
+        self._rest = Rest(pause, (lambda: self.kept.packets_wanted) if self._packets else None)
         self.stopping = False
         self._attempts = 0
         self.carriers = 0
@@ -168,33 +150,11 @@ class ClientLink:
                 elif end is LinkEnd.LEFT:
                     backoff.hasten()
                 else:
-                    await self._rest_for(backoff.next())
-
-    async def _rest_for(self, seconds: float) -> None:
-        """Wait before the next attempt, unless `hasten` ends it, or packets are to be sent for which SOON_SECONDS are
-        enough."""
-
-        async def rest() -> None:
-            wanted, left = self.kept.packets_wanted, seconds
-            while left > 0 and self.kept.packets_wanted == wanted:
-                step = min(left, SOON_SECONDS) if self._packets else left
-                await self._pause(step)
-                left -= step
-
-        self._rested = clock()
-        self._rest = spawn(rest(), "backoff")
-        try:
-            await asyncio.wait([self._rest])
-        finally:
-            self._rest.cancel()
-            self._rest = None
+                    await self._rest.take(backoff.next())
 
     def hasten(self) -> None:
-        """Somebody waits for the link: the next attempt comes at the latest SOON_SECONDS after the last one."""
-        if self._rest is not None:
-            asyncio.get_running_loop().call_later(
-                max(self._rested + SOON_SECONDS - clock(), 0.0), self._rest.cancel
-            )
+        """Somebody waits for the link: see Rest.hasten."""
+        self._rest.hasten()
 
     async def _one_link(self) -> LinkEnd:
         """Bring the link up and wait for its end."""

@@ -25,7 +25,7 @@ from ..base.paths import config_dir, read_text
 from ..base.tasks import spawn
 from ..client.backoff import Backoff
 from ..client.client import Client
-from ..client.link import Pause
+from ..client.rest import Pause
 from ..client.settings import ClientSettings
 from ..config.client import ClientConfig, client_from
 from ..config.decode import parse_toml

@@ -21,8 +21,8 @@ from cryprq_proxy.client import link as link_module
 from cryprq_proxy.client.backoff import BACKOFF_LAST, JITTER
 from cryprq_proxy.client.client import Client
 from cryprq_proxy.client.kept_session import PROOF_SECONDS
-from cryprq_proxy.client.link import SOON_SECONDS
 from cryprq_proxy.client.requests import NOWHERE, ClientObserver, StreamRequest
+from cryprq_proxy.client.rest import SOON_SECONDS
 from cryprq_proxy.crypto.identity import Identity
 from cryprq_proxy.errors import (
     CarrierError,
@@ -490,7 +490,7 @@ async def test_a_request_ends_the_pause_between_two_attempts(client: MakeClient,
     nobody = client(closed_port())
     spawn(nobody.run(), "link")
     await until(lambda: len(pauses.seconds) == 1)
-    nobody._link._rested -= SOON_SECONDS
+    nobody._link._rest._began -= SOON_SECONDS
     ask(nobody)
     await until(lambda: len(pauses.seconds) == 2)
     ask(nobody)

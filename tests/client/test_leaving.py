@@ -151,7 +151,7 @@ async def test_the_exit_is_dialled_again_without_a_pause(
         pauses.append(seconds)
         await settle(1)
 
-    client._link._pause = pause
+    client._link._rest._pause = pause
     await left(here, client)
     assert not pauses
     monkeypatch.setattr("cryprq_proxy.client.link.STABLE_SECONDS", 60.0)

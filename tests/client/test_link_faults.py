@@ -226,7 +226,7 @@ async def test_a_fault_that_stays_is_met_with_the_backoff(
         pauses.append(seconds)
         await settle(1)
 
-    client._link._pause = pause
+    client._link._rest._pause = pause
     planted = Planted(monkeypatch, ClientLink, "_handshake", 6)
     await until(lambda: client.up)
     assert not planted.left and len(pauses) == 6
@@ -241,7 +241,7 @@ async def test_a_fault_after_some_bytes_is_no_reason_for_haste(here: Place) -> N
         pauses.append(seconds)
         await settle(1)
 
-    client._link._pause = pause
+    client._link._rest._pause = pause
     await until(lambda: client.up)
     assert await here.echoes(client)
     fail(client, CarrierFault())
