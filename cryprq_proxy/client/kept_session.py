@@ -73,6 +73,7 @@ class KeptSession:
         self._goaway = goaway
         self._lost = lost
         self._budget = MemoryBudget(settings.limits.retained)
+        self._window_budget = MemoryBudget(settings.limits.window_pool)
         self._attempts = 0
         self._reached: SocketAddress | None = None
         """Where the present carrier reaches the exit over plain TCP."""
@@ -138,6 +139,7 @@ class KeptSession:
             entropy=system_entropy,
             limits=self._settings.limits,
             budget=self._budget,
+            window_budget=self._window_budget,
             slots=self._slots,
             turn=TurnBudget(asyncio.get_running_loop().call_soon),
             offload=executor_offload(

@@ -73,6 +73,7 @@ class ExitLimitsTable(LinkLimits, frozen=True, kw_only=True):
     detached_sessions_per_peer: Annotated[int, count(0, 65_536)] = 2
     resume_seconds: Annotated[float, seconds(0, 86_400)] = RESUME_SECONDS
     retained_total: Annotated[int, size(64 * KIB, 1024 * GIB)] = 256 * MIB
+    window_total: Annotated[int, size(64 * KIB, 1024 * GIB)] = 512 * MIB
     connect_timeout: Annotated[float, seconds(0.1, 600)] = CONNECT_TIMEOUT
 
 

@@ -154,6 +154,7 @@ class Sessions:
         self._network = network
         self._loop = asyncio.get_running_loop()
         self._budget = MemoryBudget(settings.bounds.retained_total)
+        self._window_budget = MemoryBudget(settings.bounds.window_total)
         self._by_id: dict[bytes, PeerSession] = {}
         self._shares: dict[PeerId, PeerShare] = {}
         self._descriptors = DescriptorShares(for_streams())
@@ -191,6 +192,7 @@ class Sessions:
             entropy=system_entropy,
             limits=self._settings.limits,
             budget=self._budget,
+            window_budget=self._window_budget,
             slots=self._targets.slots,
             turn=share.turn,
             accept_stream=lambda stream: self._accept_stream(entry, share, stream),

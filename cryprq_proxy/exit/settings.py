@@ -30,6 +30,8 @@ class ExitBounds(Struct, frozen=True, kw_only=True):
 
     retained_total: int
     """Bytes that the sessions of all peers may keep until they are acknowledged."""
+    window_total: int
+    """Bytes by which the windows of all peers' streams may exceed the first one."""
     opens_per_second: int
     """New streams of one peer."""
     handshakes_in_flight: int

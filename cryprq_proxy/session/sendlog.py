@@ -25,7 +25,7 @@ SLOT_MINIMUM: Final = 32_768
 """Fewer bytes than this are copied out of their slot: 128 KiB kept for a hundred bytes would waste the bound."""
 ASSURED: Final = 1 << 20
 """Bytes that a session may keep even if the budget of the process is spent, or a sixteenth of its bound if that is
-less."""
+less. Its windows may be larger by as much, too."""
 FRAME_COST: Final = 128
 """Bytes that a kept frame costs besides its own: the objects around it."""
 
@@ -60,7 +60,7 @@ class SlotPool:
 
 
 class MemoryBudget:
-    """The bound on bytes kept by all sessions of a process together."""
+    """A bound on bytes for all sessions of a process together."""
 
     def __init__(self, total: int) -> None:
         self.total = total

@@ -111,6 +111,7 @@ class Session:
         entropy: Entropy,
         limits: SessionLimits,
         budget: MemoryBudget,
+        window_budget: MemoryBudget,
         slots: SlotPool,
         turn: TurnBudget,
         accept_stream: AcceptStream = refuse_streams,
@@ -126,7 +127,7 @@ class Session:
         """The work that the peer may still cause in this turn of the loop, by all of its sessions."""
         self.scheduler = Scheduler()
         self.log = SendLog(limits.retained, budget, slots)
-        self.windows = WindowPool(limits.window_pool)
+        self.windows = WindowPool(limits.window_pool, window_budget)
         self.liveness = Liveness(limits.keepalive)
         self.ledger = EpochLedger()
         self._provider = provider
@@ -271,6 +272,7 @@ class Session:
         for stream in streams:
             stream.send_half = stream.receive_half = Half.CLOSED
             self.scheduler.forget(stream)
+            stream.release(self.windows)
         self._ending = streams[::-1]
         self._reset_ending(stream_reason)
         self._awaited.clear()

@@ -323,7 +323,7 @@ class Stream:
             extra = max(extra, wanted_at_least(own, round_trip))
         # What is announced already cannot be taken back: it counts until it is consumed.
         window = max(INITIAL_WINDOW + min(extra, share), self.announced - consumed)
-        pool.free -= window - self._window
+        pool.grant(window - self._window)
         self._window = window
         self._due = consumed + step(window, round_trip)
         self.announced = consumed + window
@@ -331,6 +331,6 @@ class Stream:
 
     def release(self, pool: WindowPool) -> None:
         """The stream is gone: its window goes back to the pool."""
-        pool.free += self._window - INITIAL_WINDOW
+        pool.grant(INITIAL_WINDOW - self._window)
         self._window = INITIAL_WINDOW
         self.queue.clear()

@@ -23,6 +23,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from .sendlog import ASSURED, MemoryBudget
+
 INITIAL_WINDOW: Final = 65_536
 """Bytes that may be sent on a new stream, in each direction, before the first WINDOW."""
 SHORT_PATH: Final = 1 << 20
@@ -39,22 +41,30 @@ FIRST_ROUNDS: Final = 16
 
 
 class WindowPool:
-    """What the streams of a session have together.
+    """What the streams of a session have together, and the sessions of a process.
 
-    `free`: bytes by which all windows together may still exceed INITIAL_WINDOW.
+    `free`: bytes by which all windows together may still exceed INITIAL_WINDOW. `budget` counts what the windows of all
+    sessions exceed it by; if it is spent, a session may still have ASSURED.
     """
 
-    __slots__ = ("_counted", "_moving", "_since", "free")
+    __slots__ = ("_budget", "_counted", "_moving", "_since", "_total", "free")
 
-    def __init__(self, total: int) -> None:
-        self.free = total
+    def __init__(self, total: int, budget: MemoryBudget) -> None:
+        self._total = self.free = total
+        self._budget = budget
         self._since = 0.0
         self._counted = self._moving = 0
 
     def share(self, extra: int) -> int:
         """What a stream that has `extra` bytes beyond INITIAL_WINDOW may have at most: as much as it leaves free, so
         that early streams leave something for later ones."""
-        return (self.free + extra) >> 1
+        more = max(self._budget.total - self._budget.used, ASSURED - (self._total - self.free), 0)
+        return min(self.free + extra >> 1, extra + more)
+
+    def grant(self, size: int) -> None:
+        """A window has grown by `size` bytes, or has shrunk if that is negative."""
+        self.free -= size
+        self._budget.used += size
 
     def moving(self, last: float, now: float, round_trip: float) -> int:
         """A stream is measured that was measured at `last`. Returns how many are, in a round: at least this one."""

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from cryprq_proxy.errors import StreamReason
+from cryprq_proxy.errors import CloseReason, StreamReason
+from cryprq_proxy.session.sendlog import ASSURED, MemoryBudget
 from cryprq_proxy.session.streams import Stream
 from cryprq_proxy.session.windows import (
     FIRST_ROUNDS,
@@ -34,6 +35,10 @@ FAST = 62.5e6
 LONG = 0.3
 SLOT = 0.02
 """Seconds of a round in tests without a line: more than SHORTEST_ROUND."""
+
+
+def new_pool(total: int, budget: MemoryBudget | None = None) -> WindowPool:
+    return WindowPool(total, budget or MemoryBudget(1 << 40))
 
 
 def receiving() -> Stream:
@@ -73,7 +78,7 @@ def test_a_slow_reader_that_is_alone_needs_little() -> None:
 
 
 def test_the_streams_that_move_are_counted_in_rounds() -> None:
-    pool = WindowPool(0)
+    pool = new_pool(0)
     last = [0.0] * 3
     for round_ in range(1, 6):
         now = round_ * LONG * 1.01
@@ -104,7 +109,7 @@ def test_credit_is_announced_while_most_of_the_window_is_left(window: int, round
 
 
 def test_a_reader_that_slows_down_gives_its_window_back_as_it_takes() -> None:
-    pool = WindowPool(64 * MIB)
+    pool = new_pool(64 * MIB)
     stream = receiving()
     for _ in range(12):
         take(stream, stream.announced - stream.consumed_bytes, LONG, pool, LONG)
@@ -117,7 +122,7 @@ def test_a_reader_that_slows_down_gives_its_window_back_as_it_takes() -> None:
 
 
 def test_a_reader_that_stands_still_takes_no_part_in_what_others_share() -> None:
-    pool = WindowPool(64 * MIB)
+    pool = new_pool(64 * MIB)
     still, other = receiving(), receiving()
     for _ in range(3):
         take(still, still.announced - still.consumed_bytes, SLOT, pool)
@@ -129,7 +134,7 @@ def test_a_reader_that_stands_still_takes_no_part_in_what_others_share() -> None
 
 
 def test_in_less_than_a_round_nothing_shrinks() -> None:
-    pool = WindowPool(64 * MIB)
+    pool = new_pool(64 * MIB)
     stream = receiving()
     take(stream, 65_536, LONG, pool, LONG)
     window = stream._window
@@ -154,7 +159,7 @@ def test_no_credit_beyond_the_pool_and_none_is_taken_back(
     steps: list[tuple[int, float, int, bool]], total: int, round_trip: float
 ) -> None:
     """Whatever readers do: limits only rise, what may come is counted, and each leaves as much as it takes."""
-    pool = WindowPool(total)
+    pool = new_pool(total)
     streams = [receiving() for _ in range(5)]
     for index, pause, percent, ends in steps:
         stream = streams[index]
@@ -172,6 +177,29 @@ def test_no_credit_beyond_the_pool_and_none_is_taken_back(
     for stream in streams:
         stream.release(pool)
     assert pool.free == total
+
+
+def test_the_budget_of_the_process_leaves_each_session_its_share() -> None:
+    budget = MemoryBudget(8 * MIB)
+    greedy, modest = new_pool(64 * MIB, budget), new_pool(64 * MIB, budget)
+    for pool, most in ((greedy, 8 * MIB), (modest, ASSURED)):
+        streams = [receiving() for _ in range(4)]
+        for _ in range(12):
+            for stream in streams:
+                take(stream, stream.announced - stream.consumed_bytes, LONG, pool, LONG)
+        assert 0 <= most - (64 * MIB - pool.free) < 8
+        assert all(stream._window > INITIAL_WINDOW for stream in streams[:1])
+    assert budget.used == 128 * MIB - greedy.free - modest.free
+
+
+def test_a_session_that_has_ended_leaves_the_budget_to_others() -> None:
+    on = line(FAST, LONG / 3)
+    on.download()
+    on.advance(1.0)
+    budget = on.link.window_budgets[0]
+    assert budget.used > MIB
+    on.link.client.close(CloseReason.NORMAL)
+    assert budget.used == 0
 
 
 # --- two sessions and a line ---

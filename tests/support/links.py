@@ -218,6 +218,7 @@ class Link:
     ) -> None:
         limits = limits or session_limits()
         self.budgets = (MemoryBudget(256 << 20), MemoryBudget(256 << 20))
+        self.window_budgets = (MemoryBudget(256 << 20), MemoryBudget(256 << 20))
         self.slots = SlotPool()
         self.cipher = cipher
         self.served: dict[int, App] = {}
@@ -234,6 +235,7 @@ class Link:
                 entropy=seeded(int(dialler)),
                 limits=limits,
                 budget=self.budgets[not dialler],
+                window_budget=self.window_budgets[not dialler],
                 slots=self.slots,
                 turn=TurnBudget(soon),
                 offload=offload,
@@ -328,6 +330,7 @@ class Link:
             assert session.log.kept == 0 and session.log.acknowledged == session.log.sent
             assert budget.used == 0
             assert session.windows.free == session.limits.window_pool
+            assert self.window_budgets[not session.dialler].used == 0
             assert session.scheduler.queued == 0
             assert session.scheduler.next() is None
             assert not session._windows_due
