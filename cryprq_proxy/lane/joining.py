@@ -7,10 +7,18 @@ that: nothing is held longer than a wake-up. Other parts wait in an Assembly (sl
 
 from __future__ import annotations
 
+from typing import Final
+
 from .slices import HEADROOM, KIND_MASK, MAX_PACKET, Assembly, Drops, LaneSink, Rows, Run, Shape, total_length
 
 type SliceGroup = tuple[int, int, int, int, int, int]
 """What all slices of a packet have in common: epoch, counter of slice 0, flags, number of slices, gso, header."""
+
+
+BELOW: Final = 2 * MAX_PACKET
+"""Bytes of a train, in front of its last datagram, that are opened at once."""
+TOP: Final = HEADROOM + BELOW
+"""Where the last datagram of a train is opened in `Room.opened`; the earlier ones are opened below it."""
 
 
 class Room:
@@ -19,7 +27,7 @@ class Room:
     __slots__ = ("held", "holder", "opened", "row")
 
     def __init__(self) -> None:
-        self.opened = memoryview(bytearray(HEADROOM + 2 * MAX_PACKET))
+        self.opened = memoryview(bytearray(TOP + MAX_PACKET))
         self.held = memoryview(bytearray(HEADROOM + MAX_PACKET))
         self.holder: Joiner | None = None
         """The owner of the slices in `held`."""
@@ -101,7 +109,7 @@ class Joiner:
             segments = of == -(-payload // gso) and size == min(payload, (first + count) * gso) - first * gso
             deliverable = segments or count == of
         else:
-            deliverable = count == of
+            deliverable = count == of and end - start <= MAX_PACKET
         if deliverable:
             self._sink.run(out, start, end, run)
             return

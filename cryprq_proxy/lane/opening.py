@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from typing import Final
 
 from ..crypto.primitives import Aead, InvalidTag
-from .joining import Joiner, Room
+from .joining import BELOW, TOP, Joiner, Room
 from .layout import EXPRESS_KIND, FIELDS, HEADER, KIND, LANE_HEADER, MAX_TRAIN, OVERHEAD, SLICE
 from .replay import ReplayWindow
 from .slices import MAX_PACKET, SLICE_SIZE, Drops, LaneSink, Run, Shape, spaced
-from .train import TOP, WHOLE, Found, Train, open_train, slice_header
+from .train import WHOLE, Found, Train, open_train, slice_header
 
 _KINDS: Final = frozenset((KIND, EXPRESS_KIND))
 _LEAST: Final = OVERHEAD + 1
@@ -86,7 +86,7 @@ class Opener:
         if _LEAST <= size <= segment:
             self._open_one(data, size)
             return self.heard
-        per_train = min(MAX_TRAIN, MAX_PACKET // segment)
+        per_train = min(MAX_TRAIN, BELOW // segment)
         for begin in range(0, size, segment * per_train):
             count = min(per_train, -(-(size - begin) // segment))
             last = min(segment, size - begin - segment * (count - 1))

@@ -91,8 +91,8 @@ class Path:
     """One side's path.
 
     The owner calls `tick` at `deadline`. After every call but `sent` it sends what is in `outgoing`: (message,
-    address); None stands for the current address (`address`; at the client, the exit's). While the path is up the
-    owner needs to read `deadline` after each `tick` only.
+    address); None stands for the current address (`address`; at the client, the exit's). While the path is `steady` the
+    owner needs to read `deadline` after each `tick` and `too_big` only.
     """
 
     def __init__(self, dialler: bool, ceiling: int, entropy: Entropy, now: float) -> None:
@@ -145,6 +145,11 @@ class Path:
         self._probed_by = 0
         self._probed = -inf
         self._ticked = now
+
+    @property
+    def steady(self) -> bool:
+        """Whether it is up, and `size` is known to pass."""
+        return self.up and self._phase is _Phase.STEADY
 
     @property
     def searching(self) -> bool:

@@ -19,13 +19,11 @@ from operator import length_hint
 from typing import Final
 
 from ..crypto.primitives import Buffer, InvalidTag
-from .joining import Room
+from .joining import TOP, Room
 from .layout import HEADER, OVERHEAD, SLICE
 from .slices import (
     FLAGS_MASK,
-    HEADROOM,
     KIND_MASK,
-    MAX_PACKET,
     MIN_HEADER,
     NEEDS_CSUM,
     PLAIN,
@@ -36,8 +34,6 @@ from .slices import (
     Shape,
 )
 
-TOP: Final = HEADROOM + MAX_PACKET
-"""Where the last datagram of a train is opened in `Room.opened`; the earlier ones are opened below it."""
 WHOLE: Final = {flags: Run(Shape(flags, 0, 0), 0, 1, 1) for flags in (PLAIN, PLAIN | NEEDS_CSUM)}
 """The run of a whole packet in one slice, by its flags."""
 _INVALID: Final = (0, 0, 0, 0, 0, 0)

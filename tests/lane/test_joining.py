@@ -8,10 +8,30 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cryprq_proxy.lane.joining import Joiner, Room
 from cryprq_proxy.lane.sealing import Lane
-from cryprq_proxy.lane.slices import PLAIN, Run, Shape
+from cryprq_proxy.lane.slices import HEADROOM, MAX_PACKET, PLAIN, Drops, Run, Shape
 from tests.support.lanes import GSO, WHOLE_PLAIN, datagrams
 from tests.vectors.make_lane import lanes, seal_packet, tcp4
+
+
+def test_no_packet_is_larger_than_ip_allows() -> None:
+    """A train is longer than that, and a peer may say that all of it is one packet."""
+    given: list[int] = []
+
+    class Sink:
+        def run(self, buffer: memoryview, start: int, end: int, run: Run) -> None:
+            given.append(end - start)
+
+        def message(self, kind: int, body: memoryview, size: int) -> None:
+            raise AssertionError
+
+    room = Room()
+    joiner = Joiner(Sink(), room, Drops())
+    for size in (MAX_PACKET, MAX_PACKET + 1):
+        joiner.deliver(room.opened, HEADROOM, HEADROOM + size, Run(Shape(PLAIN, 0, 0), 0, 60, 60), (1, size))
+    assert given == [MAX_PACKET]
+    assert joiner.assembly.given_up == 1
 
 
 def test_lanes_that_share_a_room_do_not_mix_their_packets() -> None:

@@ -270,7 +270,9 @@ class LaneCarrier:
         if self._falls != self.path.counters.falls:
             self._falls = self.path.counters.falls
             self._fell(now)
-        self._arm(now)
+        # A steady path's timer comes before anything that input can bring forward.
+        if self._timer is None or not self.path.steady:
+            self._arm(now)
 
     def _deadline(self) -> float:
         return min(self.lane.deadline(), self.path.deadline() if self._started else inf)

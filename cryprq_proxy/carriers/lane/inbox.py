@@ -5,6 +5,9 @@ a DNS question would wait behind all of it. So the socket is emptied at once, wh
 as able to overtake (opening.EXPRESS_KIND) is opened at once too, unless there is very much of it. Of the rest, one turn
 of the loop opens so little that other callbacks do not wait long.
 
+A super-packet that needs two sends comes in two receives. The second is put behind the first in one buffer, so that the
+packet is opened in one piece, and not in two that must be copied together (lane/joining.py).
+
 A fault of this program while a batch is handled drops that batch. The first one is logged with its traceback.
 """
 
@@ -17,12 +20,14 @@ from typing import Final
 
 from ...base.buffers import SHARED
 from ...base.faults import Faults
-from ...lane.layout import EXPRESS_KIND
-from .batch import RECEIVE_SIZE, Batch
+from ...lane.layout import EXPRESS_KIND, KIND, MAX_TRAIN
+from ...lane.sealing import MAX_SEND
+from .batch import MAX_SEGMENTS, RECEIVE_SIZE, Batch
 from .udp_socket import UdpSocket
 
 BUFFERS: Final = 32
-"""Batches of 64 KiB that wait here at most; further ones wait in the socket."""
+"""Batches of 64 KiB, or up to twice as much where one was put behind the other, that wait here at most; further ones
+wait in the socket."""
 DATAGRAM_COST: Final = 512
 """Bytes for which each datagram counts besides its own: small ones take time too."""
 TURN_COST: Final = 180_224
@@ -49,7 +54,7 @@ class Inbox:
         self._waiting: deque[Batch] = deque()
         self._spare: list[memoryview] = []
         # Buffers of closed inboxes are used again, because lanes keep views of them.
-        self._buffers = SHARED.pool("arriving datagrams", RECEIVE_SIZE, BUFFERS)
+        self._buffers = SHARED.pool("arriving datagrams", 2 * RECEIVE_SIZE, BUFFERS)
         self._again = False
         self._closed = False
         self._faults = Faults("drops datagrams of the lane")
@@ -102,11 +107,23 @@ class Inbox:
         for _ in range(4 * BUFFERS):
             if len(waiting) >= BUFFERS:
                 break
-            buffer = spare.pop() if spare else self._buffers.take()
-            batch = sock.receive(buffer)
+            cut = waiting[-1] if waiting and _is_cut(waiting[-1]) else None
+            if cut is None:
+                buffer, at = spare.pop() if spare else self._buffers.take(), 0
+            else:
+                buffer, at = cut.data, cut.size
+            batch = sock.receive(buffer, at)
             if batch is None:
-                spare.append(buffer)
+                if cut is None:
+                    spare.append(buffer)
                 break
+            if cut is not None:
+                if _is_rest(batch, cut):
+                    waiting[-1] = cut._replace(size=at + batch.size)
+                    continue
+                buffer = spare.pop() if spare else self._buffers.take()
+                buffer[: batch.size] = batch.data[at : at + batch.size]
+                batch = batch._replace(data=buffer)
             if buffer[0] != EXPRESS_KIND or taken >= EXPRESS_COST:
                 waiting.append(batch)
                 continue
@@ -116,6 +133,21 @@ class Inbox:
                 break
             spare.append(buffer)
         return taken
+
+
+def _is_cut(batch: Batch) -> bool:
+    """Whether it is as much as one send can be, so that the rest of a super-packet may follow."""
+    return batch.size == batch.segment * min(MAX_SEGMENTS, MAX_SEND // batch.segment)
+
+
+def _is_rest(batch: Batch, cut: Batch) -> bool:
+    """Whether what was received behind `cut` can be of the same super-packet. Only its last datagram may be shorter."""
+    return (
+        batch.peer == cut.peer
+        and batch.data[cut.size] == KIND
+        and (batch.segment == cut.segment or batch.size < cut.segment)
+        and cut.size + batch.size <= cut.segment * MAX_TRAIN
+    )
 
 
 def _cost(batch: Batch) -> int:

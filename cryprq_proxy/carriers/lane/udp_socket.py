@@ -331,11 +331,13 @@ class UdpSocket:
 
     # --- in --------------------------------------------------------------------------------------------------------
 
-    def receive(self, buffer: memoryview) -> Batch | None:
-        """The next batch, in `buffer` of RECEIVE_SIZE bytes; None if nothing waits."""
+    def receive(self, buffer: memoryview, at: int = 0) -> Batch | None:
+        """The next batch, in `buffer`, which has RECEIVE_SIZE bytes from `at` on; None if nothing waits. `at` is not
+        part of the Batch."""
+        room = buffer[at:] if at else buffer
         for _ in range(PASSED_OVER):
             try:
-                size, control, _, address = self._sock.recvmsg_into((buffer,), _CONTROL_SIZE)
+                size, control, _, address = self._sock.recvmsg_into((room,), _CONTROL_SIZE)
             except (BlockingIOError, InterruptedError):
                 return None
             except OSError:

@@ -10,7 +10,7 @@ import pytest
 
 from cryprq_proxy.base.buffers import SharedBuffers
 from cryprq_proxy.carriers.lane import inbox as module
-from cryprq_proxy.carriers.lane.batch import Batch, UdpPeer
+from cryprq_proxy.carriers.lane.batch import RECEIVE_SIZE, Batch, UdpPeer
 from cryprq_proxy.carriers.lane.inbox import BUFFERS, DATAGRAM_COST, EXPRESS_COST, TURN_COST, Inbox
 from cryprq_proxy.lane.layout import EXPRESS_KIND, KIND
 
@@ -37,23 +37,26 @@ class Socket:
 
     def __init__(self) -> None:
         self.segment = 0
+        self.peer = PEER
         self.queue: deque[tuple[int, int, int]] = deque()
 
     def fileno(self) -> int:
         return 7
 
-    def receive(self, buffer: memoryview) -> Batch | None:
+    def receive(self, buffer: memoryview, at: int = 0) -> Batch | None:
         if not self.queue:
             return None
         kind, number, size = self.queue.popleft()
-        buffer[0], buffer[1] = kind, number
-        return Batch(buffer, size, self.segment or size, PEER)
+        assert len(buffer) - at >= RECEIVE_SIZE
+        buffer[at], buffer[at + 1] = kind, number
+        return Batch(buffer, size, min(self.segment or size, size), self.peer)
 
 
 class Stage:
     def __init__(self) -> None:
         self.loop, self.sock = Loop(), Socket()
         self.seen: list[int] = []
+        self.batches: list[tuple[int, int, int]] = []
         self.turns: list[bool] = []
         self.on_batch: Callable[[], None] = lambda: None
         loop: Any = self.loop
@@ -62,6 +65,7 @@ class Stage:
 
     def handle(self, batch: Batch) -> None:
         self.seen.append(batch.data[1])
+        self.batches.append((batch.data[1], batch.size, batch.segment))
         self.on_batch()
 
     def readable(self) -> None:
@@ -102,6 +106,64 @@ def test_what_is_urgent_overtakes(stage: Stage) -> None:
     assert stage.seen == [9, 0, 8, 7, 1, 2]
     stage.again()
     assert stage.seen == [9, 0, 8, 7, 1, 2, 3]
+
+
+FULL = 45 * 1437
+"""As much as one send can be of datagrams of 1437 bytes."""
+
+
+@pytest.mark.parametrize("rest", [3 * 1437, 3 * 1437 - 5, 700])
+def test_the_rest_of_a_super_packet_is_put_behind_its_beginning(stage: Stage, rest: int) -> None:
+    stage.sock.segment = 1437
+    stage.sock.queue.extend([(KIND, 1, FULL), (KIND, 2, rest), (KIND, 3, FULL)])
+    stage.readable()
+    while stage.loop.soon:
+        stage.again()
+    assert stage.batches == [(1, FULL + rest, 1437), (3, FULL, 1437)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "segment", "seen"),
+    [
+        (EXPRESS_KIND, 100, 1437, [(2, 100, 100), (1, FULL, 1437)]),  # one that may overtake
+        (KIND, 3000, 1000, [(1, FULL, 1437), (2, 3000, 1000)]),  # of another size
+        (KIND, FULL, 1437, [(1, FULL, 1437), (2, FULL, 1437)]),  # more than a train
+    ],
+)
+def test_what_is_no_rest_is_a_batch_of_its_own(
+    stage: Stage, kind: int, size: int, segment: int, seen: list[tuple[int, int, int]]
+) -> None:
+    stage.sock.segment = 1437
+    stage.sock.queue.append((KIND, 1, FULL))
+    stage.sock.queue.append((kind, 2, size))
+    received = stage.sock.receive
+
+    def receive(buffer: memoryview, at: int = 0) -> Batch | None:
+        batch = received(buffer, at)
+        stage.sock.segment = segment
+        return batch
+
+    stage.sock.receive = receive  # type: ignore[method-assign]
+    stage.readable()
+    while stage.loop.soon:
+        stage.again()
+    assert stage.batches == seen
+
+
+def test_the_rest_of_a_super_packet_comes_from_the_same_peer(stage: Stage) -> None:
+    stage.sock.segment = 1437
+    stage.sock.queue.append((KIND, 1, FULL))
+    received = stage.sock.receive
+
+    def receive(buffer: memoryview, at: int = 0) -> Batch | None:
+        batch = received(buffer, at)
+        stage.sock.peer = UdpPeer(("192.0.2.2", 1))
+        return batch
+
+    stage.sock.receive = receive  # type: ignore[method-assign]
+    stage.sock.queue.append((KIND, 2, 3 * 1437))
+    stage.readable()
+    assert stage.batches == [(1, FULL, 1437), (2, 3 * 1437, 1437)]
 
 
 def test_a_readable_socket_and_the_next_turn_do_not_double_the_work(stage: Stage) -> None:
