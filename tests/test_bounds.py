@@ -423,6 +423,7 @@ REACHED = {
     "packets of the interface that wait for the link, together": [
         "tun/device/test_device.py::test_a_drain_is_bounded_and_comes_back",
         "tun/device/test_device.py::test_what_waits_is_bounded_and_what_is_urgent_overtakes_it",
+        "tun/device/test_device.py::test_further_small_packets_wait_in_the_kernel_s_queue",
     ],
     "packets read from the interface in one turn of the loop; datagrams joined to one": [
         "tun/device/test_device.py::test_a_drain_is_bounded_and_comes_back",

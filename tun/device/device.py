@@ -9,7 +9,7 @@ would wait for all. So the device is read empty at once, as the lane's socket is
 on which no order depends are handed on before the others. The others wait here, QUEUE_BYTES of them at most: what
 exceeds that is dropped, from which a TCP sender learns that it is too fast.
 
-Nothing is allocated per packet but the few integers that describe it. There are BUFFERS buffers per device:
+Nothing is allocated per packet but the few integers that describe it, and a buffer for each that waits:
 
     [ HEADROOM ][ device header ][ packet, up to 65,535 bytes ]
                                  ^ START: what was read always begins here
@@ -35,10 +35,11 @@ READS_PER_WAKEUP: Final = 32
 BYTES_PER_WAKEUP: Final = 131072
 """Packets are read, and about so many bytes handed on, before other sockets get their turn: half a millisecond, the
 longest wait for the other direction."""
-BUFFERS: Final = 16
+BUFFERS: Final = 128
 """Packets that wait here at most; further small ones wait in the kernel's queue."""
-QUEUE_BYTES: Final = 524288
-"""Bytes that wait here, about, until more is dropped: 3 ms at 1.3 Gbit/s."""
+QUEUE_BYTES: Final = 4194304
+"""Bytes that wait here, about, until more is dropped. With an eighth of that, moments without a core cost losses:
+thousands of retransmissions, and half of the rate of four flows."""
 MAX_URGENT: Final = 256
 """Bytes of a packet that may overtake. A larger one may be part of a transfer."""
 _LEAST_URGENT: Final = V4_HEADER + 8
@@ -183,9 +184,8 @@ class Reading:
         self._on_packet = on_packet
         self._on_drained = on_drained
         self._on_lost = on_lost
-        self._spare = [memoryview(bytearray(START + MAX_PACKET)) for _ in range(BUFFERS)]
-        # For what comes when there is too much already: it may be urgent.
-        self._overflow = memoryview(bytearray(START + MAX_PACKET))
+        # The one that was used last is used next: it is in the cache.
+        self._spare: list[memoryview] = []
         self._waiting: deque[tuple[memoryview, int, Shape]] = deque()
         self._held = 0
         """Bytes in `_waiting`."""
@@ -234,9 +234,11 @@ class Reading:
         readinto, shape_of = self._file.readinto, self._shape_of
         for _ in range(READS_PER_WAKEUP):
             crowded = self._held >= QUEUE_BYTES
-            if not spare and not crowded:
+            if len(waiting) >= BUFFERS and not crowded:
                 break  # these are small, and the kernel's queue may hold more of them
-            buffer = self._overflow if crowded else spare[-1]
+            if not spare:
+                spare.append(memoryview(bytearray(START + MAX_PACKET)))
+            buffer = spare[-1]
             try:
                 size = readinto(buffer[begin:])
             except OSError as error:
