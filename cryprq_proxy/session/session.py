@@ -604,6 +604,7 @@ class Session:
         frame, position = open_verdict(opener, data, wire.ACCEPT)
         if frame is None:
             return 0
+        self.turn.spend(RECORD_WORK + FRAME_COSTS[frame[0]])
         self._admitted = None
         self.wake()
         admitted()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import random
-import signal
 import socket
 import subprocess
 import time
@@ -151,23 +150,17 @@ def test_unlisted_peer(world: World, echo_target: TcpTarget) -> None:
     exit.says(f"refused {peer_id} from 127.0.0.1")
     assert not exit.sessions
     authorized.write_text(f"{peer_id} a remark\n")
-    reload(exit)
+    exit.reload()
     client.wait_up()
     with through(client.port, echo_target.port) as sock:
         mark = client.written
         authorized.write_text("# nobody\n")
-        reload(exit)
+        exit.reload()
         client.says("link down.*not authorized", since=mark)
         with pytest.raises(ConnectionResetError):
             sock.sendall(b"x")
             sock.recv(1)
     assert not exit.sessions
-
-
-def reload(exit: Exit) -> None:
-    mark = exit.written
-    exit.process.send_signal(signal.SIGHUP)
-    exit.says("reloaded", since=mark)
 
 
 def test_wrong_psk(world: World) -> None:

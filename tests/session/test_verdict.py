@@ -8,6 +8,7 @@ from cryprq_proxy.errors import CarrierError, CloseReason, NotAdmitted, PeerErro
 from cryprq_proxy.session import wire
 from cryprq_proxy.session.records import OVERHEAD, RecordOpener, RecordSealer
 from cryprq_proxy.session.session import FILL_MINIMUM, MAX_EARLY, NEVER
+from cryprq_proxy.session.turns import FRAME_COSTS, RECORD_WORK
 from cryprq_proxy.session.verdict import MAX_VERDICT, open_verdict
 from cryprq_proxy.session.wire import StreamProtocol
 from tests.support.links import FAST, App, Link, epoch
@@ -107,6 +108,17 @@ def test_nothing_is_due_before_the_verdict() -> None:
     link.carrier.settle()
     assert link.carrier.open
     assert link.client.liveness.least_round_trip == 0.0, "measured behind the verdict"
+
+
+def test_a_verdict_is_work_as_other_records_are() -> None:
+    link = new_link()
+    link.introduce()
+    link.admit()
+    link.client.turn.renew()
+    before = link.client.turn.left
+    record = link.carrier.to_left.in_flight
+    link.client.receive(memoryview(bytes(record)), link.now)
+    assert link.client.turn.left <= before - RECORD_WORK - FRAME_COSTS[wire.ACCEPT]
 
 
 def test_what_follows_the_verdict_may_come_with_it_or_in_pieces() -> None:

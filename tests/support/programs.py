@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import signal
 import socket
 import subprocess
 import sys
@@ -155,6 +156,12 @@ class Exit(Role):
     @property
     def streams(self) -> int:
         return sum(session["streams"] for session in self.sessions)
+
+    def reload(self) -> None:
+        """Read the configuration and the list again."""
+        mark = self.written
+        self.process.send_signal(signal.SIGHUP)
+        self.says("reloaded", since=mark)
 
 
 class Client(Role):

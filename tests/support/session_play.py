@@ -262,7 +262,9 @@ class Play:
     def _wait(self) -> None:
         if self.honest:
             self._compute()
-        self.link.carrier.advance(self.choices.pick((0.001, 0.03, 1.0, 20.0)))
+        # The time to a verdict is bounded by who began the handshake.
+        longest = 0.3 if self.verdict_due else 20.0
+        self.link.carrier.advance(min(self.choices.pick((0.001, 0.03, 1.0, 20.0)), longest))
 
     def _resume(self) -> None:
         if not self.verdict_due:
