@@ -137,6 +137,30 @@ async def test_a_front_that_may_goes_on_while_a_link_opens(here: Place, gate: Ga
     await until(lambda: app.received == DATA)
 
 
+@pytest.mark.parametrize("connect", ["exact", "learned", "eager"])
+async def test_an_application_is_answered_before_the_verdict_by_eager_only(
+    here: Place, gate: Gate, connect: str
+) -> None:
+    """The exit has proved who it is; but it may still refuse the client, and "learned" promises precise replies."""
+
+    class Front(App):
+        def expected(self) -> None:
+            self._note("expected")
+
+    client, app = new_client(here, connect=connect), Front()
+    client._reached.add(here.echo)
+    client.start(
+        StreamRequest(StreamProtocol.TCP, here.echo, app, lambda stream: None, early=Early.AS_CONFIGURED)
+    )
+    run(client)
+    await opens(client, gate)
+    before = [("expected",)] if connect == "eager" else []
+    assert app.events == before
+    gate.open.set()
+    await until(lambda: ("opened",) in app.events)
+    assert app.events == [*before, ("opened",)]
+
+
 async def test_a_session_that_is_resumed_waits_for_the_verdict(here: Place, gate: Gate) -> None:
     """Which says what each side has of it."""
     gate.open.set()

@@ -39,6 +39,7 @@ def test_ten_planned_restarts_refuse_nobody(
     client = world.client(exit, {"connect": connect})
     talk = Talk(through(client.port, echo_target.port))
     with Load(background, client.port, echo_target) as load:
+        until(lambda: load.answered > 100, "connections go through")
         for number in range(RESTARTS):
             mark, answered = client.written, load.answered
             exit = replaced(world, exit)
@@ -52,7 +53,7 @@ def test_ten_planned_restarts_refuse_nobody(
     with capsys.disabled():
         print(f"\n{RESTARTS} planned restarts, {connect}: {load}")
     assert not load.wrong
-    assert (client.status()["connections"]["early"] > load.answered / 2) == (connect != "exact")
+    assert (client.status()["connections"]["early"] > 0) == (connect != "exact")
     assert load.slowest < PROMISED
     until(lambda: client.streams == 0, "no stream is left")
 
