@@ -8,7 +8,7 @@ import re
 import pytest
 
 from cryprq_proxy.base import accept_loop, descriptors, linger, log_writer, netlink, owners, paths, sockets
-from cryprq_proxy.carriers import websocket
+from cryprq_proxy.carriers import pipe, websocket
 from cryprq_proxy.carriers.dial import http_connect
 from cryprq_proxy.carriers.dial import websocket as dial_websocket
 from cryprq_proxy.carriers.lane import packet_link, udp_socket
@@ -116,6 +116,11 @@ REACHED = {
     ],
     "bytes read behind the third flight before the verdict, on a WebSocket": [
         "exit/test_early_messages.py::test_what_follows_the_third_flight_waits_unopened_and_is_bounded"
+    ],
+    "bytes read and dropped of a peer that is refused, on TCP; for how long, in its place among the handshakes": [
+        "base/test_linger.py::test_no_more_is_dropped_than_the_bound",
+        "exit/test_early_records.py::test_no_more_is_read_of_a_refused_peer_than_the_bound",
+        "exit/test_early_records.py::test_who_is_refused_keeps_its_place_until_it_has_ended",
     ],
     "remembered prefixes, peers, first flights": [
         "exit/test_limits.py::test_the_prefix_not_heard_of_for_longest_is_forgotten",
@@ -465,9 +470,8 @@ REACHED = {
     "connections accepted in one turn of the loop, by each listener": [
         "base/test_accept_loop.py::test_connections_are_accepted_up_to_the_bound_of_a_wake_up"
     ],
-    "time for the last bytes of a connection that is being closed; bytes read and dropped meanwhile": [
-        "base/test_linger.py::test_a_peer_that_never_ends",
-        "base/test_linger.py::test_no_more_is_dropped_than_the_bound",
+    "time for the last bytes of a connection that is being closed": [
+        "base/test_linger.py::test_a_peer_that_never_ends"
     ],
     "buffers of 128 KiB that are kept for later": [
         "session/test_sendlog.py::test_the_slot_used_last_comes_first"
@@ -760,9 +764,10 @@ NUMBERS: dict[str, list[float]] = {
     "warnings and errors kept for the status": [recent_errors.MAX_ENTRIES],
     BESIDE_SUCCESSOR: [overlap.OVERTIME, overlap.ABORT_SECONDS],
     "connections accepted in one turn of the loop, by each listener": [accept_loop.ACCEPTS],
-    "time for the last bytes of a connection that is being closed; bytes read and dropped meanwhile": [
+    "time for the last bytes of a connection that is being closed": [linger.SECONDS],
+    "bytes read and dropped of a peer that is refused, on TCP; for how long, in its place among the handshakes": [
+        pipe.MAX_DROPPED,
         linger.SECONDS,
-        linger.MAX_DROPPED,
     ],
     "attempts without a free file descriptor: accepting again; lines in the log": [
         accept_loop.PAUSE,

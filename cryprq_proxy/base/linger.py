@@ -1,8 +1,7 @@
 """Closing a connection so that the last bytes sent arrive.
 
 A `close` with unread bytes sends a reset, and a reset makes the other side drop what it has not read yet. So: send the
-rest, end our direction, read and drop what still comes, and close when the other side has ended too. Of one that sends
-on and on no more is read: it has the rest of its time, and then a reset.
+rest, end our direction, read and drop what still comes, and close when the other side has ended too.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Callable
+from math import inf
 from typing import Final
 
 from .faults import report_fault
@@ -19,15 +19,13 @@ from .sockets import set_end_on_close
 SECONDS: Final = 2.0
 """Time for the other side to read the last bytes and to end."""
 
-MAX_DROPPED: Final = 1 << 20
-"""Bytes that are read and dropped of one connection."""
-
 _pending: Final[set[asyncio.Future[None]]] = set()
 """The end of each farewell that is not over."""
 
 
 class Farewell:
-    """Takes over `sock` (connected, non-blocking), sends `last` and closes it, then calls `ended` once."""
+    """Takes over `sock` (connected, non-blocking), sends `last` and closes it, then calls `ended` once. When `most`
+    bytes were dropped no more is read: the other side has the rest of its time, and then a reset."""
 
     def __init__(
         self,
@@ -35,11 +33,13 @@ class Farewell:
         sock: socket.socket,
         last: bytes = b"",
         ended: Callable[[], None] = lambda: None,
+        most: float = inf,
     ) -> None:
         self._loop = loop
         self._sock = sock
         self._fd = sock.fileno()
         self._last = memoryview(last)
+        self._most = most
         self._dropped = 0
         self._ended = ended
         self._heard_end = False
@@ -85,7 +85,7 @@ class Farewell:
         try:
             if data := self._sock.recv(65_536):
                 self._dropped += len(data)
-                if self._dropped >= MAX_DROPPED:
+                if self._dropped >= self._most:
                     self._loop.remove_reader(self._fd)
                 return
         except (BlockingIOError, InterruptedError):

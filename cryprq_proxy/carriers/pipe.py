@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from typing import Protocol
+from typing import Final, Protocol
 
 from ..base.linger import Farewell
 from ..errors import CarrierError, CloseReason
@@ -16,6 +16,9 @@ from ..session.session import Session
 from .carrier import Carrier, CarrierOwner, broken
 from .lane.batch import SocketAddress
 from .tcp import TcpCarrier
+
+MAX_DROPPED: Final = 1 << 20
+"""Bytes that are read and dropped of a peer that is refused, on TCP."""
 
 
 class Pipe(Protocol):
@@ -92,7 +95,7 @@ class TcpPipe:
             raise broken(error) from None
 
     async def part(self, last: bytes) -> None:
-        farewell = Farewell(self._loop, self._sock, last)
+        farewell = Farewell(self._loop, self._sock, last, most=MAX_DROPPED)
         try:
             await asyncio.shield(farewell.done)
         finally:

@@ -133,14 +133,11 @@ async def test_nothing_to_say(sockets: tuple[socket.socket, socket.socket]) -> N
     await words.done
 
 
-async def test_no_more_is_dropped_than_the_bound(
-    sockets: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_no_more_is_dropped_than_the_bound(sockets: tuple[socket.socket, socket.socket]) -> None:
     """One that sends on and on has the last bytes too, and the rest of its time to read them."""
-    monkeypatch.setattr(farewell, "MAX_DROPPED", 100_000)
     ours, peer = sockets
     loop, dropped = Loop(), []
-    words = Farewell(loop, ours, LAST)  # type: ignore[arg-type]
+    words = Farewell(loop, ours, LAST, most=100_000)  # type: ignore[arg-type]
     sending = asyncio.ensure_future(loop.sock_sendall(peer, bytes(32 << 20)))
     assert await read_all(peer) == LAST
     for _ in range(50):

@@ -11,6 +11,7 @@ import pytest
 from cryprq_proxy.address import Destination
 from cryprq_proxy.base import linger
 from cryprq_proxy.base.tasks import spawn
+from cryprq_proxy.carriers import pipe
 from cryprq_proxy.carriers.admission import frame_flight, meet_exit
 from cryprq_proxy.crypto.handshake import LENGTH
 from cryprq_proxy.errors import CloseReason, NotAdmitted
@@ -110,6 +111,24 @@ async def test_who_is_refused_keeps_its_place_until_it_has_ended() -> None:
         visit.cut()
         await until(lambda: not len(answered))
         await visit.work
+
+
+async def test_no_more_is_read_of_a_refused_peer_than_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    most: list[float] = []
+
+    class Watched(linger.Farewell):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            most.append(self._most)
+
+    monkeypatch.setattr(pipe, "Farewell", Watched)
+    async with open_exit(BOB) as exit:
+        visit = await introduced(Visit(exit, ALICE))
+        with pytest.raises(NotAdmitted):
+            await visit.verdict()
+        visit.cut()
+        await visit.work
+    assert most == [pipe.MAX_DROPPED]
 
 
 async def test_who_floods_on_after_a_refusal_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
