@@ -25,7 +25,7 @@ from ..address import Destination
 from ..base.buffers import SHARED
 from ..base.descriptors import for_direct
 from ..base.faults import report_fault
-from ..base.sockets import CONNECT_TIMEOUT, set_end_on_close, set_reset_on_close
+from ..base.sockets import CONNECT_TIMEOUT, keep_alive, set_end_on_close, set_reset_on_close
 from ..errors import LocalError, StreamReason
 from ..outbound.address_race import Cancellable
 from ..outbound.backlog import Backlog
@@ -160,6 +160,7 @@ class DirectStream:
             self.handler.refused(reason or StreamReason.GENERAL)
         else:
             set_reset_on_close(sock)
+            keep_alive(sock)
             self._sock, self._fd = sock, sock.fileno()
             self.opened = True
             self.receive_half = Half.OPEN

@@ -22,7 +22,7 @@ from typing import Final, Protocol
 
 from ..address import Destination
 from ..base.descriptors import EXHAUSTED, SHORTAGE
-from ..base.sockets import CONNECT_TIMEOUT, bound_unsent, keep_alive, prepare
+from ..base.sockets import CONNECT_TIMEOUT, bound_unsent, prepare
 from ..base.tasks import spawn
 from ..errors import StreamReason, StreamRefused
 from ..session.turns import TurnBudget
@@ -137,7 +137,6 @@ def connect_literal(
         return OVER
     try:
         prepare(sock, ip)
-        keep_alive(sock)
         bound_unsent(sock)
         code = sock.connect_ex((ip, port))
         if code == errno.EINPROGRESS:

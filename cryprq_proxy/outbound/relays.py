@@ -10,6 +10,9 @@ that hears of nothing (base/far_end.py), and in every sixth about all. What ends
     the other machine acknowledges nothing                             -> a look
     nothing moves, in either direction, for the configured idle time   -> a look
 
+The first look at a relay also tells the kernel to ask its other end whether it is there: most do not live as long, and
+that takes four system calls.
+
 How long each of them may wait is its Patience. An application on this machine that has only ended its half is there: it
 waits for an answer. One on another machine cannot be told from one that has gone, so it waits for a short time only.
 What an application has sent through a relay before it closed is still passed on, as long as somebody takes it; a
@@ -21,6 +24,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from math import inf
@@ -28,6 +32,7 @@ from typing import Final, Protocol
 
 from ..base.far_end import FarEnd, Holder, has_unread, holder_of, look_at
 from ..base.faults import report_fault
+from ..base.sockets import keep_alive
 from ..errors import StreamReason
 
 LOOK_SECONDS: Final = 10.0
@@ -100,6 +105,8 @@ class Relays[R: Relaying]:
         self._seconds = min(patience.look, self._idle)
         self._relays: set[R] = set()
         self._still: dict[R, _Still] = {}
+        self._new: set[R] = set()
+        """Those that no look has come to yet."""
         self._looks = False
         self._number = 0
 
@@ -111,12 +118,14 @@ class Relays[R: Relaying]:
 
     def add(self, relay: R) -> None:
         self._relays.add(relay)
+        self._new.add(relay)
         if not self._looks:
             self._looks = True
             self._loop.call_later(self._seconds, self._look)
 
     def discard(self, relay: R) -> None:
         self._relays.discard(relay)
+        self._new.discard(relay)
         self._still.pop(relay, None)
 
     # --- the look --------------------------------------------------------------------------------------------------
@@ -132,6 +141,10 @@ class Relays[R: Relaying]:
         now, looked = self._loop.time(), 0
         for relay in islice(rest, RELAYS_A_TURN):
             looked += 1
+            if relay in self._new:
+                self._new.discard(relay)
+                with suppress(OSError):
+                    keep_alive(relay.sock)
             if (at_all or relay.unwatched) and relay in self._relays:
                 try:
                     self.look_at(relay, now)

@@ -157,6 +157,9 @@ async def test_the_target_ends_first(proxy: Proxy) -> None:
     async with target(serve) as port:
         reader, writer = await proxy.connect(port)
         assert await reader.read() == b"hello"
+        [stream] = proxy.direct.streams.values()
+        assert isinstance(stream, DirectStream) and stream._sock is not None
+        assert stream._sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
         writer.write(b"still here")
         writer.write_eof()
         assert await got == b"still here"

@@ -232,11 +232,16 @@ async def test_without_an_idle_limit_a_quiet_connection_stays(make: Make) -> Non
     assert [held.look(now) for now in (0, 1e3, 1e6)] == [[], [], []]
 
 
+CLOSED = socket.socket()
+CLOSED.close()
+
+
 class Quiet:
     """Something to look at."""
 
     def __init__(self, *, unwatched: bool) -> None:
         self.unwatched = unwatched
+        self.sock = CLOSED
 
 
 async def test_those_that_hear_of_nothing_are_looked_at_most_often(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,6 +258,17 @@ async def test_those_that_hear_of_nothing_are_looked_at_most_often(monkeypatch: 
     assert looked.index(False) in (LOOKS_AT_ALL - 1, LOOKS_AT_ALL)
     for relay in relays:
         relays.discard(relay)
+
+
+async def test_the_kernel_asks_the_other_end_of_what_lives_for_a_look(make: Make) -> None:
+    """Most do not live as long, and it takes four system calls."""
+    held = make()
+    sock = held.relay.sock
+    assert not sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+    relays: Relays[Relay] = Relays(asyncio.get_running_loop(), Patience(look=0.001, over=inf))
+    relays.add(held.relay)
+    await until(lambda: sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE))
+    relays.discard(held.relay)
 
 
 async def test_looks_begin_with_a_relay_and_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
