@@ -115,11 +115,9 @@ def test_a_link_through_nginx(world: World, exit: Exit, nginx: Nginx, echo_targe
             block = os.urandom(100_000)
             sock.sendall(block)
             assert read_exactly(sock, len(block)) == block
-        assert client.status()["carrier"] == {
-            "kind": "wss",
-            "address": f"wss://127.0.0.1:{nginx.port}{PATH}",
-            "why": "the only one given",
-        }
+        carrier = client.status()["carrier"]
+        assert (carrier["kind"], carrier["why"]) == ("wss", "the only one given")
+        assert carrier["address"] == f"wss://127.0.0.1:{nginx.port}{PATH}"
     assert len(exit.sessions) == 1
 
 
