@@ -160,15 +160,16 @@ class Client:
                 session.stream_failed(stream, stream.handler, error)
 
     def _goes_early(self, request: StreamRequest) -> bool:
-        """Whether its front goes on before the exit has answered. While the link opens, "eager" relies on an exit that
-        has proved who it is; "learned" promises precise replies, and waits for the verdict."""
+        """Whether its front goes on before the exit has answered. While its first link opens, "eager" relies on an exit
+        that has proved who it is. Later ones open when an exit was restarted: a verdict that says it stops again would
+        reset what could be made again. "learned" promises precise replies, and always waits for the verdict."""
         if request.protocol is not StreamProtocol.TCP or request.answered:
             return False
         if request.early is not Early.AS_CONFIGURED:
             return request.early is Early.ALWAYS
-        connect = self._settings.connect
-        request.answered = connect == "eager" or (
-            connect == "learned" and self._link.up and request.destination in self._reached
+        connect, link = self._settings.connect, self._link
+        request.answered = (connect == "eager" and (link.up or not link.carriers)) or (
+            connect == "learned" and link.up and request.destination in self._reached
         )
         self.early += request.answered
         return request.answered
