@@ -60,7 +60,7 @@ class Bench:
     """Settings of a run, the contenders that are up, and the table so far."""
 
     rounds: int
-    seconds: float
+    seconds: int
     columns: list[str]
     """The names of those that take part."""
     contenders: dict[str, Contender] = field(default_factory=dict)
@@ -241,7 +241,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--quick", action="store_true", help="2 rounds of 1 s: a look, not a figure")
     parser.add_argument("--rounds", type=int, help="rounds of each test (5)")
-    parser.add_argument("--seconds", type=float, help="seconds of each single measurement (3)")
+    parser.add_argument("--seconds", type=int, help="seconds of each single measurement (3)")
     parser.add_argument("--only", default=",".join(TESTS), help="some of " + ",".join(TESTS))
     parser.add_argument("--tunnels", default=",".join(KINDS), help="some of %(default)s")
     parser.add_argument("--before", type=Path, metavar="TREE", help="another checkout, which takes part too")
@@ -274,7 +274,7 @@ def run(options: argparse.Namespace) -> None:
         kinds[BEFORE] = partial(Cryprq, name=BEFORE, tree=options.before.resolve())
     bench = Bench(
         rounds=options.rounds or (2 if options.quick else 5),
-        seconds=options.seconds or (1.0 if options.quick else 3.0),
+        seconds=options.seconds or (1 if options.quick else 3),
         columns=list(kinds),
     )
     if options.hold:
