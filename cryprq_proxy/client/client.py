@@ -237,11 +237,16 @@ class Client:
             if stream.untouched:
                 request.leave(stream)
                 withdrawn.append(request)
-            elif stream.protocol is StreamProtocol.UDP or not (stream.opened or self._link.opens):
+            elif stream.protocol is StreamProtocol.UDP or self._is_stuck(stream):
                 request.leave(stream)
                 self._note_late(request, StreamReason.SESSION_LOST)
                 request.handler.reset(StreamReason.SESSION_LOST)
         return withdrawn
+
+    def _is_stuck(self, stream: Stream) -> bool:
+        """Whether the exit does not answer it. Of a session that was left it serves what it has, and in one that opens
+        the answer is to come."""
+        return not stream.opened and stream.id in self._kept.streams and not self._link.opens
 
     def streams(self) -> list[Stream]:
         """The open and the requested ones, oldest first; also those of sessions that were left."""

@@ -259,6 +259,20 @@ async def test_what_is_withdrawn_from_a_silent_exit(here: Place, monkeypatch: py
     assert quiet.events == [("moved",)]
 
 
+async def test_what_an_exit_that_stops_still_serves_is_not_withdrawn(
+    here: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has crossed the request to leave, and another exit is the active one by now."""
+    client = await up(here, "eager")
+    hang(here.exit, monkeypatch)
+    said = ask(client, here.echo)
+    said.say(b"once")
+    for entry in here.exit.sessions:
+        entry.session.announce(encode_bare(GOAWAY))
+    await until(lambda: client.up and client.status().carriers == 2)
+    assert not client.withdraw() and not said.ended
+
+
 async def test_what_is_open_is_not_withdrawn(here: Place) -> None:
     client = await up(here, "eager")
     front = ask(client, here.echo, Early.ALWAYS)
