@@ -14,6 +14,8 @@ from tests.support.background import PATIENCE
 from tests.support.programs import Role, World, free_port
 from tests.support.targets import TcpTarget, UdpEcho
 
+EXACT = {"connect": "exact"}
+"""So that a refusal is told, and no connection ended for it."""
 WARNING = "connections wait or fail: too many open files"
 
 
@@ -35,7 +37,8 @@ def lines(role: Role) -> int:
 
 def test_an_exit_without_descriptors(world: World, echo_target: TcpTarget) -> None:
     """Ten strangers cost one line and no link, and when there are descriptors again all is as before."""
-    exit, client = world.pair()
+    exit = world.exit()
+    client = world.client(exit, EXACT)
     with through(client.port, echo_target.port) as sock:
         before = exit.written
         with exhausted(exit, exit.port, 10):
@@ -106,7 +109,7 @@ def test_udp_associations_leave_descriptors_to_others(world: World, udp_echo: Ud
 def test_one_peer_leaves_descriptors_to_others(world: World, echo_target: TcpTarget) -> None:
     """It takes its share for streams, and the exit goes on for another peer and for the control socket."""
     exit = world.exit(clients=("client", "other"), files=400)
-    greedy, other = world.client(exit), world.client(exit, identity="other")
+    greedy, other = world.client(exit, EXACT), world.client(exit, identity="other")
     with contextlib.ExitStack() as stack:
         held: list[socket.socket] = []
         with pytest.raises(Refused):

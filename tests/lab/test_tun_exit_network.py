@@ -46,10 +46,11 @@ class Change:
     found: str
 
 
+# What is found twice within ten seconds is told once, so no two in sequence may be told in the same words.
 CHANGES: Final = (
-    [Change("packet filter", "nft flush ruleset", "was removed")],
     [Change("packet filter", "nft flush chain inet cryprq_exit sources", "was changed")],
-    # nft 1.0.6 cannot list such a table as JSON.
+    [Change("packet filter", "nft flush ruleset", "was removed")],
+    # nft 1.0.6 lists such a table as JSON that cannot be read, or, as its memory happens to be, as JSON that can.
     [Change("packet filter", "nft add table inet cryprq_exit { flags dormant; }", "was changed")],
     [Change("device", f"ip addr flush dev {DEVICE}", "was removed")],
     [Change("device", f"ip link set {DEVICE} down", "it was down")],

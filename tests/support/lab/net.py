@@ -49,6 +49,8 @@ LONG = 15.0
 SILENCE = 1.0
 """Seconds without an answer after which none is expected to come."""
 RESOLVER = "# of the lab\nnameserver 192.168.77.1\n"
+NAME_SERVICES = "passwd: files\ngroup: files\nhosts: files dns\n"
+"""The machine may look names up by other means, which a host of the lab does not have."""
 
 Resolver = Literal["own", "bound"]
 
@@ -64,6 +66,7 @@ if [ "$1" = own ]; then
     }
     rm -f /etc/resolv.conf
     printf '%s' "$3" >/etc/resolv.conf
+    printf '%s' "$4" >/etc/nsswitch.conf
     chmod 644 /etc/resolv.conf
 fi
 echo ready
@@ -124,11 +127,25 @@ class Namespace:
             bound = ETC_NETNS / name
             bound.mkdir(parents=True)
             (bound / "resolv.conf").write_text(RESOLVER)
+            (bound / "nsswitch.conf").write_text(NAME_SERVICES)
         layer = directory / "etc"
         layer.mkdir()
         # Ends at the end of its input, and so with this process, however that ends.
         self._keeper = subprocess.Popen(
-            ["ip", "netns", "exec", name, "sh", "-c", _KEEPER, "sh", resolver, str(layer), RESOLVER],
+            [
+                "ip",
+                "netns",
+                "exec",
+                name,
+                "sh",
+                "-c",
+                _KEEPER,
+                "sh",
+                resolver,
+                str(layer),
+                RESOLVER,
+                NAME_SERVICES,
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
