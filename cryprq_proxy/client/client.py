@@ -154,22 +154,24 @@ class Client:
                 session.prove(PROOF_SECONDS, now)
             try:
                 request.begin(stream)
-                if self._goes_early(request):
+                if self._goes_early(request, session.liveness.overdue(now)):
                     request.handler.expected()
             except Exception as error:  # noqa: BLE001  the others that wait for the link would not begin
                 session.stream_failed(stream, stream.handler, error)
 
-    def _goes_early(self, request: StreamRequest) -> bool:
+    def _goes_early(self, request: StreamRequest, silent: bool) -> bool:
         """Whether its front goes on before the exit has answered. While its first link opens, "eager" relies on an exit
         that has proved who it is. Later ones open when an exit was restarted: a verdict that says it stops again would
-        reset what could be made again. "learned" promises precise replies, and always waits for the verdict."""
+        reset what could be made again. "learned" promises precise replies, and always waits for the verdict. Of a
+        `silent` exit no answer may come at all, and what is not answered early can go to another one."""
         if request.protocol is not StreamProtocol.TCP or request.answered:
             return False
         if request.early is not Early.AS_CONFIGURED:
             return request.early is Early.ALWAYS
         connect, link = self._settings.connect, self._link
-        request.answered = (connect == "eager" and (link.up or not link.carriers)) or (
-            connect == "learned" and link.up and request.destination in self._reached
+        request.answered = not silent and (
+            (connect == "eager" and (link.up or not link.carriers))
+            or (connect == "learned" and link.up and request.destination in self._reached)
         )
         self.early += request.answered
         return request.answered
@@ -345,10 +347,15 @@ class Client:
         return False
 
     def streams_lost(self, streams: list[Stream]) -> None:
-        """A session that was left ends: make its requests again on which nothing was sent."""
+        """A session ends: make its requests again on which nothing was sent."""
         for stream in streams:
-            if stream.untouched and isinstance(stream.label, StreamRequest):
-                self._make_again(stream, stream.label)
+            request = stream.label
+            if not isinstance(request, StreamRequest) or stream.opened:
+                continue
+            if stream.untouched:
+                self._make_again(stream, request)
+            else:
+                self._note_late(request, StreamReason.SESSION_LOST)
 
     def _make_again(self, stream: Stream, request: StreamRequest) -> None:
         request.leave(stream)

@@ -10,7 +10,7 @@ from ..session.streams import Stream
 
 class LinkUser(Protocol):
     """What is told of a link's life. `link_opens`: streams may be requested, the verdict is still to come.
-    `streams_lost`: a session that was left, or not let in, is about to end with these."""
+    `streams_lost`: a session is about to end with these."""
 
     def link_opens(self) -> None: ...
     def link_up(self) -> None: ...

@@ -13,6 +13,8 @@ from ..errors import CarrierError, CloseReason
 SMOOTHING: Final = 0.25
 """Weight of the newest measurement in the round-trip time."""
 UNKNOWN_ROUND_TRIP: Final = 0.1
+OVERDUE: Final = 0.25
+"""Seconds beyond two round trips after which an answer is overdue."""
 
 
 class Liveness:
@@ -91,6 +93,12 @@ class Liveness:
             self._answer_by = now + within
             if not self._asked and self.ping is None:
                 self._ask()
+
+    def overdue(self, now: float) -> bool:
+        """Whether the peer has been asked, and nothing came in the time that an answer takes: it may have gone."""
+        return (
+            self._asked and self._answer_by is not None and now - self._pinged > 2 * self.round_trip + OVERDUE
+        )
 
     def deadline(self) -> float:
         """When `tick` has something to do."""

@@ -14,6 +14,7 @@ from cryprq_proxy.client.requests import Early, StreamRequest
 from cryprq_proxy.client.settings import Connect
 from cryprq_proxy.errors import StreamReason, StreamRefused, StreamReset
 from cryprq_proxy.exit.exit import Exit
+from cryprq_proxy.session.liveness import Liveness
 from cryprq_proxy.session.streams import AnyStream, StreamHandler
 from cryprq_proxy.session.wire import GOAWAY, MAX_STREAM, StreamProtocol, encode_bare
 from tests.support.fake_streams import FakeStream
@@ -118,6 +119,20 @@ async def test_only_who_tells_its_application_asks_the_configuration(here: Place
         assert await answered(eager, here.echo, early=early, protocol=StreamProtocol.UDP) == [OPENED]
 
 
+async def test_a_silent_exit_is_waited_for(here: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may never answer, and nobody's request could go to another one any more."""
+    eager, learned = await up(here, "eager"), await up(here, "learned")
+    await answered(learned, here.echo)
+    silent = True
+    monkeypatch.setattr(Liveness, "overdue", lambda liveness, now: silent)
+    for client in (eager, learned):
+        assert await answered(client, here.echo) == [OPENED]
+        assert await answered(client, here.echo, early=Early.ALWAYS) == [EXPECTED, OPENED], "nobody is told"
+    silent = False
+    for client in (eager, learned):
+        assert await answered(client, here.echo) == [EXPECTED, OPENED]
+
+
 async def test_what_the_client_knows_it_says_precisely(here: Place) -> None:
     """That there is no link, and that it has too many streams."""
     client = await up(here, "eager", wait_for_link=0.05)
@@ -208,6 +223,7 @@ async def test_who_has_sent_nothing_goes_on_in_the_next_session(
     quiet.say(b"now")
     await until(lambda: quiet.received == b"now")
     assert client.early == 3
+    assert client.early_refused == {StreamReason.SESSION_LOST: 2}
 
 
 async def test_who_was_sent_away_by_an_exit_that_stops_goes_on(

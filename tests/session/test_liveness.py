@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cryprq_proxy.errors import CarrierError, CloseReason
-from cryprq_proxy.session.liveness import SMOOTHING, UNKNOWN_ROUND_TRIP, Liveness
+from cryprq_proxy.session.liveness import OVERDUE, SMOOTHING, UNKNOWN_ROUND_TRIP, Liveness
 from tests.support.links import Link
 from tests.support.settings import session_limits
 
@@ -264,3 +264,19 @@ def test_doubts_one_after_the_other_give_the_peer_no_more_time() -> None:
     assert dies_at(liveness, 107.9) == 108.0
     liveness.heard(107.95)
     assert liveness.deadline() > 108.0
+
+
+def test_an_answer_is_overdue_two_round_trips_and_a_little_after_the_question() -> None:
+    liveness = attached()
+    liveness.ping_sent(100.0)
+    liveness.pong(liveness._token, 100.04)
+    liveness.heard(100.04)
+    assert not liveness.overdue(200.0), "nobody has asked"
+    liveness.prove(3.0, 200.0)
+    assert not liveness.overdue(200.0), "the question has not left"
+    liveness.ping_sent(200.0)
+    late = 200.0 + 2 * 0.04 + OVERDUE
+    assert not liveness.overdue(late - 0.001)
+    assert liveness.overdue(late + 0.001)
+    liveness.heard(late + 0.002)
+    assert not liveness.overdue(late + 10), "any record is a sign of life"
