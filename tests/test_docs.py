@@ -48,7 +48,7 @@ from cryprq_proxy.session.wire import Kind, StreamProtocol
 from cryprq_proxy.status import ClientStatus
 from tests.support.pages import ARCHITECTURE, PROTOCOL, README, ROOT, THREATS, table
 from tun import settings as tun_settings
-from tun.device.device import MAX_URGENT
+from tun.device.urgent import MAX_URGENT
 from tun.firewall import nft
 from tun.routing import route_rules as rules
 

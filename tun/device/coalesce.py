@@ -7,8 +7,6 @@ that follow each other within a wake-up are joined here, by copying, and cut apa
 Packets are joined where a kernel would join them: same addresses, ports, lengths, TTL, TOS and flow label, no options
 or fragments, IPv4 ids that do not matter (DF, RFC 6864) or count up. A complete checksum is checked first, since the
 joined packet gets a new one.
-
-Small packets on which no order depends are marked: they may overtake the bulk (carriers/lane/inbox.py).
 """
 
 from __future__ import annotations
@@ -16,12 +14,12 @@ from __future__ import annotations
 from struct import Struct
 from typing import Final
 
-from cryprq_proxy.lane.slices import EXPRESS, HEADROOM, MAX_PACKET, NEEDS_CSUM, UDP_GSO, Shape
+from cryprq_proxy.lane.slices import HEADROOM, MAX_PACKET, NEEDS_CSUM, UDP_GSO, Shape
 
-from .device import MAX_URGENT, OnPacket
+from .device import OnPacket
 from .linux import GSO_MAX_SEGS, GSO_MAX_SIZE
 from .offload import COMPLETE
-from .packets import TCP, UDP, Drop, checksum, ones_sum, parse, pseudo_sum
+from .packets import UDP, checksum, ones_sum, pseudo_sum
 
 MIN_PAYLOAD: Final = 256
 """Smaller datagrams are sent as they are: voice and games, where each is alone in its wake-up."""
@@ -31,7 +29,6 @@ _V4: Final = Struct(">4sH4s2s14sH")
 _V6: Final = Struct(">46sH")
 _U16: Final = Struct(">H")
 _DF: Final = 0x40
-_EXPRESS: Final = {flags: Shape(flags | EXPRESS, 0, 0) for flags in (0, NEEDS_CSUM)}
 
 type _Key = tuple[bytes, bytes, bytes] | bytes
 
@@ -62,8 +59,6 @@ class UdpJoiner:
                 number, header = 0, 48
         if key is None:
             self.flush()
-            if end - start <= MAX_URGENT and not shape.gso_size and _is_urgent(buffer, start, end):
-                shape = _EXPRESS[shape.flags]
             self._send(buffer, start, end, shape)
             return
         payload = end - start - header
@@ -120,13 +115,6 @@ class UdpJoiner:
         half = len(addresses) // 2
         _U16.pack_into(buffer, transport + 4, length)
         _U16.pack_into(buffer, transport + 6, pseudo_sum(addresses[:half], addresses[half:], UDP, length))
-
-
-def _is_urgent(buffer: memoryview, start: int, end: int) -> bool:
-    """Whether the small packet may overtake others: pings, and datagrams that are not joined. TCP may not: its data
-    would overtake earlier data, and telling acknowledgements apart costs more than it brings."""
-    packet = parse(buffer, start, end)
-    return not isinstance(packet, Drop) and packet.protocol != TCP and not packet.fragment and not packet.more
 
 
 def _sums(buffer: memoryview, start: int, end: int, header: int) -> bool:

@@ -6,8 +6,8 @@ front of its packets.
 
 The kernel's queue holds 1,000 packets, which is right for small ones and 60 MB of super-packets: a ping behind them
 would wait for all. So the device is read empty at once, as the lane's socket is (carriers/lane/inbox.py). Small packets
-on which no order depends are handed on before the others. The others wait here, QUEUE_BYTES of them at most: what
-exceeds that is dropped, from which a TCP sender learns that it is too fast.
+on which no order depends (urgent.py) are handed on before the others, and marked. The others wait here, QUEUE_BYTES of
+them at most: what exceeds that is dropped, from which a TCP sender learns that it is too fast.
 
 Nothing is allocated per packet but the few integers that describe it, and a buffer for each that waits:
 
@@ -29,7 +29,8 @@ from cryprq_proxy.lane.slices import HEADROOM, MAX_PACKET, Run, Shape
 from cryprq_proxy.status import DeviceStatus
 from tun.device.acks import LEAST_ACK, MAX_ACK, AckFilter
 from tun.device.offload import VNET_SIZE, fit
-from tun.device.packets import ICMP, ICMP6, UDP, V4_HEADER, Drop
+from tun.device.packets import Drop
+from tun.device.urgent import Urgency
 
 START: Final = HEADROOM + VNET_SIZE
 READS_PER_WAKEUP: Final = 32
@@ -41,11 +42,6 @@ BUFFERS: Final = 128
 QUEUE_BYTES: Final = 4194304
 """Bytes that wait here, about, until more is dropped. With an eighth of that, moments without a core cost losses:
 thousands of retransmissions, and half of the rate of four flows."""
-MAX_URGENT: Final = 256
-"""Bytes of a packet that may overtake. A larger one may be part of a transfer."""
-_LEAST_URGENT: Final = V4_HEADER + 8
-_UNORDERED: Final = frozenset({ICMP, UDP, ICMP6})
-"""Protocols whose small packets may overtake."""
 
 type OnPacket = Callable[[memoryview, int, int, Shape], None]
 """(buffer, start, end, shape). `buffer[start - HEADROOM:end]` is the callee's until it returns, not longer."""
@@ -193,6 +189,7 @@ class Reading:
         self._gone = 0
         """Packets that have left `_waiting`: the place of its first one."""
         self._acks = AckFilter()
+        self._urgency = Urgency()
         self._read_at = START - head
         self._loop = loop
         self._again = False
@@ -235,7 +232,7 @@ class Reading:
     def _read(self) -> None:
         """Empty the device's queue as far as there is room here; what is urgent is handed on at once."""
         begin, spare, waiting = self._read_at, self._spare, self._waiting
-        readinto, shape_of = self._file.readinto, self._shape_of
+        readinto, shape_of, look = self._file.readinto, self._shape_of, self._urgency.look
         for _ in range(READS_PER_WAKEUP):
             crowded = self._held >= QUEUE_BYTES
             if len(waiting) >= BUFFERS and not crowded:
@@ -255,8 +252,8 @@ class Reading:
             shape = shape_of(buffer, START, end) if end > START else Drop.SHORT
             if isinstance(shape, Drop):
                 self._drops[shape] += 1
-            elif _LEAST_URGENT <= end - START <= MAX_URGENT and _protocol(buffer) in _UNORDERED:
-                self._hand_on(buffer, end, shape)
+            elif urgent := look(buffer, START, end, shape):
+                self._hand_on(buffer, end, urgent)
                 if self._stopped:
                     break
             elif crowded:
@@ -293,8 +290,3 @@ class Reading:
         self.packets += 1
         self.bytes += end - START
         self._on_packet(buffer, START, end, shape)
-
-
-def _protocol(buffer: memoryview) -> int:
-    """The packet's protocol, of IPv6 that of the first header behind."""
-    return buffer[START + (9 if buffer[START] >> 4 == 4 else 6)]

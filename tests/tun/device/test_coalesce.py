@@ -9,37 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cryprq_proxy.lane.slices import EXPRESS, HEADROOM, NEEDS_CSUM, UDP_GSO, Run, Shape
+from tests.support.udp_packets import udp
 from tun.device.coalesce import MIN_PAYLOAD, UdpJoiner
 from tun.device.linux import GSO_MAX_SEGS, GSO_MAX_SIZE
 from tun.device.offload import COMPLETE, UNSUMMED, fit, split
-from tun.device.packets import TCP, UDP, Packet, checksum, parse, pseudo_sum
-
-HERE4, THERE4 = bytes((10, 0, 0, 1)), bytes((192, 0, 2, 9))
-HERE6, THERE6 = bytes(15) + b"\1", bytes(15) + b"\2"
-
-
-def udp(
-    payload: bytes,
-    *,
-    version: int = 4,
-    port: int = 443,
-    number: int = 0,
-    flags: int = 0x40,
-    ttl: int = 64,
-    tos: int = 0,
-    summed: bool = True,
-    protocol: int = UDP,
-) -> bytes:
-    length = 8 + len(payload)
-    near, far = (HERE4, THERE4) if version == 4 else (HERE6, THERE6)
-    head = pack(">HHHH", 5000, port, length, 0)
-    pseudo = pseudo_sum(near, far, UDP, length)
-    total = checksum(head + payload, pseudo) or 0xFFFF if summed else pseudo
-    datagram = head[:6] + pack(">H", total) + payload
-    if version == 6:
-        return pack(">IHBB16s16s", 6 << 28 | tos << 20, length, protocol, ttl, near, far) + datagram
-    ip = pack(">BBHHBBBBH4s4s", 0x45, tos, 20 + length, number, flags, 0, ttl, protocol, 0, near, far)
-    return ip[:10] + pack(">H", checksum(ip)) + ip[12:] + datagram
+from tun.device.packets import TCP, UDP, Packet, parse, pseudo_sum
 
 
 class Link:
@@ -107,29 +81,10 @@ def test_one_packet_alone_stays_as_it_is() -> None:
     assert link.sent == [(packet, COMPLETE)]
 
 
-def tcp(payload: bytes) -> bytes:
-    segment = pack(">HHIIBBHHH", 1, 2, 3, 4, 20 << 2, 0x10, 9, 0, 0) + payload
-    ip = pack(">BBHHBBBBH4s4s", 0x45, 0, 20 + len(segment), 0, 0x40, 0, 64, TCP, 0, HERE4, THERE4)
-    return ip[:10] + pack(">H", checksum(ip)) + ip[12:] + segment
-
-
-@pytest.mark.parametrize(
-    ("packet", "urgent"),
-    [
-        (tcp(b""), False),
-        (tcp(b"x"), False),
-        (udp(b"x" * 100), True),
-        (udp(b"x" * 100, version=6), True),
-        (udp(b"x" * 100, flags=0x20), False),
-        (udp(b"x" * 240), False),
-        (b"\x45", False),
-    ],
-)
-@pytest.mark.parametrize("shape", [COMPLETE, UNSUMMED])
-def test_small_packets_without_an_order_are_marked(packet: bytes, urgent: bool, shape: Shape) -> None:
-    link = Link()
-    link.feed(packet, shape=shape)
-    assert link.sent == [(packet, Shape(shape.flags | EXPRESS, 0, 0) if urgent else shape)]
+def test_what_may_overtake_keeps_its_mark() -> None:
+    link, shape = Link(), Shape(COMPLETE.flags | EXPRESS, 0, 0)
+    link.feed(udp(b"x" * 100), shape=shape)
+    assert link.sent == [(udp(b"x" * 100), shape)]
 
 
 BASE = udp(b"a" * 600)

@@ -26,8 +26,9 @@ import pytest
 from pyroute2 import AsyncIPRoute
 
 from cryprq_proxy.errors import ConfigError
-from cryprq_proxy.lane.slices import HEADROOM, MAX_PACKET, NEEDS_CSUM, TCP4, Run, Shape
+from cryprq_proxy.lane.slices import EXPRESS, HEADROOM, MAX_PACKET, NEEDS_CSUM, TCP4, Run, Shape
 from tests.support.super_packets import KINDS, PAYLOAD, Flow, segments, super_packet
+from tests.support.udp_packets import udp
 from tun.device.device import BUFFERS, QUEUE_BYTES, READS_PER_WAKEUP, PacketDevice, Reading
 from tun.device.kept import DeviceFact
 from tun.device.linux import GSO_MAX_SEGS, GSO_MAX_SIZE, Tun
@@ -142,8 +143,8 @@ async def pair() -> AsyncIterator[Callable[[int | None], tuple[Tun, socket.socke
 type Pair = Callable[[int | None], tuple[Tun, socket.socket]]
 
 
-@pytest.mark.parametrize("protocol", [TCP, UDP])
-async def test_a_drain_is_bounded_and_comes_back(pair: Pair, protocol: int) -> None:
+@pytest.mark.parametrize(("protocol", "shape"), [(TCP, COMPLETE), (UDP, Shape(EXPRESS, 0, 0))])
+async def test_a_drain_is_bounded_and_comes_back(pair: Pair, protocol: int, shape: Shape) -> None:
     tun, kernel = pair(None)
     count = READS_PER_WAKEUP + 5
     sent = [small(protocol, number) for number in range(count)]
@@ -152,7 +153,7 @@ async def test_a_drain_is_bounded_and_comes_back(pair: Pair, protocol: int) -> N
     inbox = Inbox()
     tun.start(asyncio.get_running_loop(), inbox.take, inbox.drained, lost)
     packets = await inbox.until(count)
-    assert packets == [(packet, COMPLETE) for packet in sent]
+    assert packets == [(packet, shape) for packet in sent]
     assert inbox.wakeups == [READS_PER_WAKEUP, count]
     assert (tun.status().read_packets, tun.status().read_bytes) == (
         count,
@@ -208,6 +209,27 @@ async def test_what_waits_is_bounded_and_what_is_urgent_overtakes_it(protocol: i
     before = len(taken)
     turn()
     assert taken[before] == urgent and urgent not in taken[before + 1 :]
+
+
+async def test_small_datagrams_pass_others_and_none_of_their_own_flow() -> None:
+    taken: list[tuple[bytes, Shape]] = []
+    large, small_of_it, call = (
+        udp(b"x" * 1200),
+        udp(b"x" * 60),
+        udp(b"x" * 60, port=9),
+    )
+    download = [bytes((0x45, *[number] * 59_999)) for number in range(4)]
+    file: Any = Packets(*download, large, small_of_it, call)
+    loop = Mock(asyncio.AbstractEventLoop)
+
+    def take(buffer: memoryview, start: int, end: int, shape: Shape) -> None:
+        taken.append((bytes(buffer[start:end]), shape))
+
+    reading = reading_of(file, loop, take)
+    reading._readable()
+    reading._next_turn()
+    assert taken[0] == (call, Shape(EXPRESS, 0, 0))
+    assert taken[1:] == [(packet, COMPLETE) for packet in (*download, large, small_of_it)]
 
 
 async def test_further_small_packets_wait_in_the_kernel_s_queue() -> None:
