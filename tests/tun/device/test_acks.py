@@ -179,6 +179,14 @@ def test_what_has_gone_is_neither_replaced_nor_forgotten() -> None:
     assert queue.waiting == [BASE, last]
 
 
+def test_the_place_of_one_that_has_gone_is_nobody_s() -> None:
+    queue = Queue()
+    queue.put(BASE)
+    queue.take()
+    queue.put(NEXT)
+    assert (queue.gone, queue.waiting) == ([BASE], [NEXT])
+
+
 def test_one_that_others_replace_again_and_again_gets_its_turn() -> None:
     """At the end of a queue that never ends, it would wait for ever."""
     queue = Queue()
