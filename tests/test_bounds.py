@@ -196,10 +196,13 @@ REACHED = {
         "tun/routing/test_address_pool.py::test_a_peer_that_refuses_everything_takes_few_addresses",
         "session/test_wire.py::test_prefixes_that_are_none_are_refused",
     ],
-    "data received and not yet taken by targets, per session; by all sessions": [
+    "data received and not yet taken by targets, per session; by all sessions; streams looked at at once": [
         "session/test_streams.py::test_more_than_the_window",
         "session/test_windows.py::test_the_pool_bounds_all_windows_together",
         "session/test_windows.py::test_the_budget_of_the_process_leaves_each_session_its_share",
+        "session/test_windows.py::test_old_credit_that_finds_no_room_is_refused",
+        "session/test_windows.py::test_old_credit_is_refused_beyond_the_budget_of_the_process",
+        "session/test_windows.py::test_few_streams_are_looked_at_at_once",
     ],
     "streams whose end the peer owes": ["session/test_session.py::test_opening_without_ending_is_bounded"],
     "small frames that the peer does not acknowledge": [
@@ -597,11 +600,12 @@ NUMBERS: dict[str, list[float]] = {
         wire.MAX_TAKEN,
     ],
     "file descriptors for its streams (a UDP association counts as two)": [descriptors.RESERVE],
-    "data received and not yet taken by targets, per session; by all sessions": [
+    "data received and not yet taken by targets, per session; by all sessions; streams looked at at once": [
         windows.INITIAL_WINDOW,
         EXIT.limits.window_pool,
         BOUNDS.window_total,
         sendlog.ASSURED,
+        windows.LOOKS,
     ],
     "reads of one relay in one turn of the loop; datagrams of an application's association": [
         relay.READS,

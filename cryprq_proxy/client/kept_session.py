@@ -33,6 +33,7 @@ from ..session.session import RESUME_SECONDS, Refused, Session, ignore_address
 from ..session.status import Totals
 from ..session.streams import Stream
 from ..session.turns import TurnBudget
+from ..session.windows import WindowBudget
 from ..session.wire import MAX_STREAM
 from .advertised import resume_endpoint
 from .packet_ports import NO_NETWORK, ClientNetwork
@@ -73,7 +74,7 @@ class KeptSession:
         self._goaway = goaway
         self._lost = lost
         self._budget = MemoryBudget(settings.limits.retained)
-        self._window_budget = MemoryBudget(settings.limits.window_pool)
+        self._window_budget = WindowBudget(settings.limits.window_pool)
         self._attempts = 0
         self._reached: SocketAddress | None = None
         """Where the present carrier reaches the exit over plain TCP."""

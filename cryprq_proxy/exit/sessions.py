@@ -38,6 +38,7 @@ from ..session.session import Session
 from ..session.status import Totals, session_status
 from ..session.streams import Stream
 from ..session.turns import TurnBudget
+from ..session.windows import WindowBudget
 from ..session.wire import GOAWAY, StreamProtocol, encode_bare
 from ..status import PeerSessionStatus
 from .descriptor_shares import Claim, DescriptorShares
@@ -154,7 +155,7 @@ class Sessions:
         self._network = network
         self._loop = asyncio.get_running_loop()
         self._budget = MemoryBudget(settings.bounds.retained_total)
-        self._window_budget = MemoryBudget(settings.bounds.window_total)
+        self._window_budget = WindowBudget(settings.bounds.window_total)
         self._by_id: dict[bytes, PeerSession] = {}
         self._shares: dict[PeerId, PeerShare] = {}
         self._descriptors = DescriptorShares(for_streams())

@@ -47,7 +47,7 @@ from .turns import (
     TurnBudget,
 )
 from .verdict import open_verdict
-from .windows import WindowPool
+from .windows import WindowBudget, WindowPool
 from .wire import DATA, StreamProtocol
 from .writer import MAX_JOINED, RecordWriter
 
@@ -111,7 +111,7 @@ class Session:
         entropy: Entropy,
         limits: SessionLimits,
         budget: MemoryBudget,
-        window_budget: MemoryBudget,
+        window_budget: WindowBudget,
         slots: SlotPool,
         turn: TurnBudget,
         accept_stream: AcceptStream = refuse_streams,
@@ -217,7 +217,7 @@ class Session:
             ledger=self.ledger,
         )
         self.liveness.attach(now)
-        self._windows_due = {id: s for id, s in self.streams.items() if s.receive_half is Half.OPEN}
+        self._windows_due = {id: s for id, s in self.streams.items() if s.receive_half is not Half.UNBORN}
         self._acknowledged = -1
         self._pong = None
         if not self._dropping:
@@ -272,7 +272,7 @@ class Session:
         for stream in streams:
             stream.send_half = stream.receive_half = Half.CLOSED
             self.scheduler.forget(stream)
-            stream.release(self.windows)
+            stream.release(self._now, self.windows)
         self._ending = streams[::-1]
         self._reset_ending(stream_reason)
         self._awaited.clear()
@@ -391,9 +391,13 @@ class Session:
     def stream_failed(self, stream: Stream, handler: StreamHandler, fault: Exception) -> None:
         """`handler` has raised: reset its stream, and let it free what it holds. Of all faults the first is logged."""
         self._faults.report(fault)
-        self.send_reset(stream, StreamReason.GENERAL)
+        self._abort(stream, handler, StreamReason.GENERAL)
+
+    def _abort(self, stream: Stream, handler: StreamHandler, reason: StreamReason) -> None:
+        """Reset a stream, and tell both sides."""
+        self.send_reset(stream, reason)
         try:
-            handler.reset(StreamReason.GENERAL)
+            handler.reset(reason)
         except Exception as error:  # noqa: BLE001  nothing more can be done for it
             self._faults.report(error)
 
@@ -441,7 +445,7 @@ class Session:
     def _remove(self, stream: Stream) -> None:
         stream.send_half = stream.receive_half = Half.CLOSED
         self.scheduler.forget(stream)
-        stream.release(self.windows)
+        stream.release(self._now, self.windows)
         self.streams.pop(stream.id, None)
         self._windows_due.pop(stream.id, None)
         if not self.streams:
@@ -548,6 +552,9 @@ class Session:
         while self._windows_due and writer.position < budget and left > 0:
             left -= FRAME_WORK
             _, stream = self._windows_due.popitem()
+            if stream.receive_half is Half.CLOSED:
+                stream.count_held(now, self.windows)
+                continue
             limit = stream.next_window(now, self.liveness.least_round_trip, self.windows)
             writer.add(wire.encode_window(stream.id, limit))
         # The other half is for streams.
@@ -651,8 +658,9 @@ class Session:
         stream = self.streams.get(id)
         if stream is None:
             self._receive_late(DATA, id)
+        elif not stream.take_data(size, self._now, self.windows):
+            self._abort(stream, stream.handler, StreamReason.LIMIT)
         else:
-            stream.take_data(size)
             handler = stream.handler
             try:
                 handler.data_received(payload)
@@ -718,6 +726,7 @@ class Session:
         if stream.receive_half is not Half.OPEN:
             raise PeerError(CloseReason.PROTOCOL, "the peer ended a stream twice")
         stream.receive_half = Half.CLOSED
+        stream.count_held(self._now, self.windows)
         handler = stream.handler
         if stream.send_half is Half.CLOSED:
             self._remove(stream)

@@ -10,20 +10,24 @@ A side may close both halves before the peer has ended its own. It then keeps th
 arrives, so that frames still in flight differ from frames for a stream that never existed.
 
 Credit is counted in bytes since the stream began. Each direction starts with INITIAL_WINDOW; WINDOW frames, which hold
-an absolute value, extend it. How large the window is that they give follows what was measured (windows.py).
+an absolute value, extend it. How large the window is that they give follows what was measured, and how much of it is
+counted in a pool, whether the stream moves (windows.py).
 """
 
 from __future__ import annotations
 
 from collections import deque
 from enum import Enum
-from typing import Protocol
+from typing import Final, Protocol
 
 from ..address import Destination
 from ..errors import CloseReason, LocalError, PeerError, StreamReason
 from .sendlog import Chunk, SlotPool, frame_slot
 from .windows import INITIAL_WINDOW, SHORTEST_ROUND, WindowPool, step, wanted, wanted_at_least
 from .wire import DATA, StreamProtocol, encode_data_header
+
+_NEVER: Final = float("inf")
+"""More bytes than are ever taken."""
 
 
 class StreamHandler:
@@ -141,6 +145,7 @@ class Stream:
     """
 
     __slots__ = (
+        "_covered",
         "_due",
         "_header",
         "_round_own",
@@ -155,6 +160,7 @@ class Stream:
         "handler",
         "id",
         "label",
+        "last_data",
         "opened",
         "protocol",
         "queue",
@@ -193,13 +199,16 @@ class Stream:
         self.waiting = False
         self.burst = 0
         self.burst_mark = 0
-        # Receiving: bytes that came, that left the handler, and that may come.
+        # Receiving: bytes that came (and when they last did), that left the handler, and that may come.
         self.receive_half = Half.UNBORN if session.dialler else Half.OPEN
         self.received = 0
+        self.last_data = now
         self.consumed_bytes = 0
         self.announced = INITIAL_WINDOW
+        # Of what may come and was not taken, how much is counted, and up to which byte that reaches.
         self._window = INITIAL_WINDOW
-        self._due = INITIAL_WINDOW >> 1
+        self._covered = INITIAL_WINDOW
+        self._due: float = INITIAL_WINDOW >> 1
         # The measurement that goes on: since when, and what was taken before.
         self._round_since = now
         self._round_own = 0
@@ -270,7 +279,7 @@ class Stream:
     def consumed(self, size: int) -> None:
         """`size` bytes have left the handler: the peer may send as many again."""
         self.consumed_bytes += size
-        if self.consumed_bytes >= self._due and self.receive_half is Half.OPEN:
+        if self.consumed_bytes >= self._due:
             self._session.window_due(self)
 
     def progress(self) -> int:
@@ -302,35 +311,60 @@ class Stream:
         starved, self.starved = self.starved, False
         return starved
 
-    def take_data(self, size: int) -> None:
-        """`size` bytes arrived. Raises PeerError for data before OPENED or after the end (PROTOCOL), and for more than
-        the window allows (CREDIT)."""
+    def take_data(self, size: int, now: float, pool: WindowPool) -> bool:
+        """`size` bytes arrived. False if they came on credit that was counted no more, and there is no room for them:
+        the stream is to be reset. Raises PeerError for data before OPENED or after the end (PROTOCOL), and for more
+        than the window allows (CREDIT)."""
         if self.receive_half is not Half.OPEN:
             raise PeerError(CloseReason.PROTOCOL, "the peer sent data outside of a stream's life")
         self.received += size
+        self.last_data = now
+        if self.received <= self._covered:
+            return True
         if self.received > self.announced:
             raise PeerError(CloseReason.CREDIT, "the peer sent more data than the window allows")
+        held = self.received - self.consumed_bytes
+        if held - self._window > pool.room:
+            return False
+        self._count(max(held, self._window), now, pool)
+        return True
 
     def next_window(self, now: float, round_trip: float, pool: WindowPool) -> int:
         """The limit to announce now, with a window that follows what was measured. `round_trip` as in windows.py."""
         consumed, extra = self.consumed_bytes, self._window - INITIAL_WINDOW
-        share = pool.share(extra)
         own, elapsed = consumed - self._round_own, now - self._round_since
         if elapsed >= max(round_trip, SHORTEST_ROUND):
             extra = wanted(own, elapsed, round_trip, pool.moving(self._round_since, now, round_trip))
             self._round_since, self._round_own = now, consumed
         else:
             extra = max(extra, wanted_at_least(own, round_trip))
-        # What is announced already cannot be taken back: it counts until it is consumed.
-        window = max(INITIAL_WINDOW + min(extra, share), self.announced - consumed)
-        pool.grant(window - self._window)
-        self._window = window
+        if pool.share(self._window - INITIAL_WINDOW) < extra:
+            pool.reclaim(now)
+        most = INITIAL_WINDOW + pool.share(self._window - INITIAL_WINDOW)
+        # What is announced already cannot be taken back: it counts until it is consumed. Of what was counted no more
+        # while the stream was quiet, as much counts again as there is room for.
+        promised = self.announced - consumed
+        window = max(min(INITIAL_WINDOW + extra, most), promised)
+        self._count(max(min(window, most), min(promised, self._window)), now, pool)
         self._due = consumed + step(window, round_trip)
         self.announced = consumed + window
         return self.announced
 
-    def release(self, pool: WindowPool) -> None:
+    def count_held(self, now: float, pool: WindowPool) -> None:
+        """Little or nothing comes any more: count only what is held. Once the peer has ended its half, this is due
+        again when half of that is taken."""
+        window = max(INITIAL_WINDOW, self.received - self.consumed_bytes)
+        self._count(window, now, pool)
+        if self.receive_half is Half.CLOSED:
+            self._due = self.consumed_bytes + (window >> 1) if window > INITIAL_WINDOW else _NEVER
+
+    def release(self, now: float, pool: WindowPool) -> None:
         """The stream is gone: its window goes back to the pool."""
-        pool.grant(INITIAL_WINDOW - self._window)
-        self._window = INITIAL_WINDOW
+        self._count(INITIAL_WINDOW, now, pool)
+        self._due = _NEVER
         self.queue.clear()
+
+    def _count(self, window: int, now: float, pool: WindowPool) -> None:
+        pool.count(self, self._window, window, now)
+        self._window = window
+        self._covered = self.consumed_bytes + window

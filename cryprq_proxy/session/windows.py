@@ -11,8 +11,13 @@ More than that waits in queues, and other streams wait behind it. Two measuremen
         GAIN times what it has taken in a round trip: so it doubles while it is what holds the sender up
 
 So what all streams that move have beyond their first windows is SHORT_PATH, or GAIN times rate and round trip, and one
-that stands still has no part in it. What that one was given before is counted until it has taken it: the pool bounds
-what a session can be made to hold.
+that stands still has no part in it.
+
+The pool bounds what a session can be made to hold. While a stream moves, all that it may still send is counted there.
+Credit cannot be taken back, so one that goes quiet keeps it for life, and a few such streams would leave nothing to
+others. Therefore a quiet one is counted for what is held of it, and no more. If it uses its old credit later, that is
+counted again as it comes (`Stream.take_data`). Only if its handler does not take it and the pool has no room for it,
+the stream is reset.
 
 GAIN is no less than 4 for the sake of BBR. At its start it puts 2.89 bandwidth-delay products on the path, until three
 round trips have brought it no more, and it does not count those in which it could have sent more than it was given.
@@ -21,7 +26,8 @@ With 3 it stays at its start for good, and two products stand in the queue of th
 
 from __future__ import annotations
 
-from typing import Final
+from collections import OrderedDict
+from typing import Final, NamedTuple, Protocol
 
 from .sendlog import ASSURED, MemoryBudget
 
@@ -38,6 +44,57 @@ SHORTEST_ROUND: Final = 0.01
 with a shorter round trip is a short one."""
 FIRST_ROUNDS: Final = 16
 """Of SHORT_PATH a stream gets no more than it takes in so many rounds."""
+QUIET_SECONDS: Final = 1.0
+"""A stream is quiet if nothing came in so long, or less than INITIAL_WINDOW, which is enough for it."""
+LOOKS: Final = 16
+"""Streams that are looked at, at most, when another one wants more than there is."""
+
+
+class Counted(Protocol):
+    """What is needed of a stream whose window is counted (streams.py)."""
+
+    received: int
+    last_data: float
+
+    def count_held(self, now: float, pool: WindowPool, /) -> None: ...
+
+
+class _Mark(NamedTuple):
+    """What a stream had received at a time."""
+
+    time: float
+    received: int
+    pool: WindowPool
+
+
+class WindowBudget(MemoryBudget):
+    """A bound on what the windows of all sessions of a process exceed INITIAL_WINDOW by."""
+
+    def __init__(self, total: int) -> None:
+        super().__init__(total)
+        self._marks: OrderedDict[Counted, _Mark] = OrderedDict()
+        """Of all streams that are counted, those first that were not looked at for longest."""
+
+    def watch(self, stream: Counted, pool: WindowPool, now: float) -> None:
+        """`stream` is counted from now on."""
+        if stream not in self._marks:
+            self._marks[stream] = _Mark(now, stream.received, pool)
+
+    def forget(self, stream: Counted) -> None:
+        """It is counted no more."""
+        self._marks.pop(stream, None)
+
+    def reclaim(self, now: float) -> None:
+        """Count streams that have gone quiet for what is held of them."""
+        for _ in range(min(LOOKS, len(self._marks))):
+            stream, mark = next(iter(self._marks.items()))
+            if now - mark.time < QUIET_SECONDS:
+                return
+            if now - stream.last_data >= QUIET_SECONDS or stream.received - mark.received < INITIAL_WINDOW:
+                stream.count_held(now, mark.pool)
+            if stream in self._marks:
+                self._marks[stream] = _Mark(now, stream.received, mark.pool)
+                self._marks.move_to_end(stream)
 
 
 class WindowPool:
@@ -49,7 +106,7 @@ class WindowPool:
 
     __slots__ = ("_budget", "_counted", "_moving", "_since", "_total", "free")
 
-    def __init__(self, total: int, budget: MemoryBudget) -> None:
+    def __init__(self, total: int, budget: WindowBudget) -> None:
         self._total = self.free = total
         self._budget = budget
         self._since = 0.0
@@ -58,13 +115,29 @@ class WindowPool:
     def share(self, extra: int) -> int:
         """What a stream that has `extra` bytes beyond INITIAL_WINDOW may have at most: as much as it leaves free, so
         that early streams leave something for later ones."""
-        more = max(self._budget.total - self._budget.used, ASSURED - (self._total - self.free), 0)
-        return min(self.free + extra >> 1, extra + more)
+        return min(self.free + extra >> 1, extra + self._budgeted)
 
-    def grant(self, size: int) -> None:
-        """A window has grown by `size` bytes, or has shrunk if that is negative."""
-        self.free -= size
-        self._budget.used += size
+    @property
+    def room(self) -> int:
+        """Bytes that may still be counted for data that comes on old credit."""
+        return min(self.free, self._budgeted)
+
+    @property
+    def _budgeted(self) -> int:
+        return max(self._budget.total - self._budget.used, ASSURED - (self._total - self.free), 0)
+
+    def reclaim(self, now: float) -> None:
+        """A stream wants more than its share: see which ones have gone quiet."""
+        self._budget.reclaim(now)
+
+    def count(self, stream: Counted, before: int, window: int, now: float) -> None:
+        """`window` bytes are counted for `stream`, which were `before`."""
+        self.free -= window - before
+        self._budget.used += window - before
+        if window > INITIAL_WINDOW:
+            self._budget.watch(stream, self, now)
+        else:
+            self._budget.forget(stream)
 
     def moving(self, last: float, now: float, round_trip: float) -> int:
         """A stream is measured that was measured at `last`. Returns how many are, in a round: at least this one."""

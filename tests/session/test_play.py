@@ -116,7 +116,7 @@ def test_the_judge_sees_more_data_than_credit() -> None:
 
 def test_the_judge_counts_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     """It believed the session's own count of what came, which a session without `take_data` leaves at 0."""
-    monkeypatch.setattr(Stream, "take_data", lambda stream, size: None)
+    monkeypatch.setattr(Stream, "take_data", lambda stream, size, now, pool: True)
     play = honest_play()
     next(app for app in play.apps if app.dialler).say(b"one two")
     play.link.carrier.settle()

@@ -10,15 +10,18 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cryprq_proxy.errors import CloseReason, StreamReason
-from cryprq_proxy.session.sendlog import ASSURED, MemoryBudget
-from cryprq_proxy.session.streams import Stream
+from cryprq_proxy.session.sendlog import ASSURED
+from cryprq_proxy.session.streams import Half, Stream
 from cryprq_proxy.session.windows import (
     FIRST_ROUNDS,
     GAIN,
     INITIAL_WINDOW,
+    LOOKS,
     LOOP_SECONDS,
+    QUIET_SECONDS,
     SHORT_PATH,
     SHORTEST_ROUND,
+    WindowBudget,
     WindowPool,
     step,
     wanted,
@@ -37,8 +40,8 @@ SLOT = 0.02
 """Seconds of a round in tests without a line: more than SHORTEST_ROUND."""
 
 
-def new_pool(total: int, budget: MemoryBudget | None = None) -> WindowPool:
-    return WindowPool(total, budget or MemoryBudget(1 << 40))
+def new_pool(total: int, budget: WindowBudget | None = None) -> WindowPool:
+    return WindowPool(total, budget or WindowBudget(1 << 40))
 
 
 def receiving() -> Stream:
@@ -47,9 +50,11 @@ def receiving() -> Stream:
 
 
 def take(stream: Stream, size: int, pause: float, pool: WindowPool, round_trip: float = 0.0) -> None:
-    """`size` bytes are taken, and `pause` seconds after the last measurement the next window is made."""
+    """`size` bytes come and are taken, and `pause` seconds after the last measurement the next window is made."""
+    now = stream._round_since + 1.001 * pause
+    assert stream.take_data(size, now, pool)
     stream.consumed(size)
-    stream.next_window(stream._round_since + 1.001 * pause, round_trip, pool)
+    stream.next_window(now, round_trip, pool)
 
 
 def extra(stream: Stream | None) -> int:
@@ -117,7 +122,7 @@ def test_a_reader_that_slows_down_gives_its_window_back_as_it_takes() -> None:
     for _ in range(600):
         take(stream, 65_536, LONG, pool, LONG)
     assert extra(stream) <= SHORT_PATH and pool.free >= 63 * MIB
-    stream.release(pool)
+    stream.release(0.0, pool)
     assert pool.free == 64 * MIB
 
 
@@ -147,40 +152,63 @@ def test_in_less_than_a_round_nothing_shrinks() -> None:
 @given(
     st.lists(
         st.tuples(
-            st.integers(0, 4), st.sampled_from([0.0, SLOT, LONG, 20.0]), st.integers(0, 100), st.booleans()
+            st.integers(0, 4),
+            st.sampled_from([0.0, SLOT, LONG, 20.0]),
+            st.integers(0, 100),
+            st.integers(0, 100),
+            st.booleans(),
         ),
         max_size=60,
     ),
     st.sampled_from([0, 1, 1000, MIB, 64 * MIB]),
     st.sampled_from([0.0, 0.001, LONG]),
 )
-@example([(0, LONG, 100, False)] * 12 + [(1, LONG, 100, False)] * 12, 64 * MIB, LONG)
-def test_no_credit_beyond_the_pool_and_none_is_taken_back(
-    steps: list[tuple[int, float, int, bool]], total: int, round_trip: float
+@example([(0, LONG, 100, 100, False)] * 12 + [(1, LONG, 100, 100, False)] * 12, 64 * MIB, LONG)
+@example([(i, LONG, 100, 100, False) for i in [0] * 9 + [1] * 9 + [2] * 9], 64 * MIB, LONG)
+def test_what_is_held_is_counted_and_no_credit_is_taken_back(
+    steps: list[tuple[int, float, int, int, bool]], total: int, round_trip: float
 ) -> None:
-    """Whatever readers do: limits only rise, what may come is counted, and each leaves as much as it takes."""
-    pool = new_pool(total)
+    """Whatever senders and readers do: limits only rise, and what is held beyond first windows is in the pool."""
+    pool, now = new_pool(total), 0.0
     streams = [receiving() for _ in range(5)]
-    for index, pause, percent, ends in steps:
+    for index, pause, comes, leaves, ends in steps:
         stream = streams[index]
-        if ends:
-            stream.release(pool)
+        now += pause
+        room = pool.room
+        size = (stream.announced - stream.received) * comes // 100
+        fits = stream.take_data(size, now, pool)
+        assert fits or stream.received - stream.consumed_bytes - stream._window > room
+        if ends or not fits:
+            stream.release(now, pool)
             streams[index] = receiving()
             continue
+        stream.consumed((stream.received - stream.consumed_bytes) * leaves // 100)
         before, announced = extra(stream), stream.announced
-        take(stream, (announced - stream.consumed_bytes) * percent // 100, pause, pool, round_trip)
+        stream.next_window(now, round_trip, pool)
         assert stream.announced >= announced
-        assert stream.announced - stream.consumed_bytes == stream._window
         assert extra(stream) <= max(before, pool.free + 1), "it leaves as much to others"
         assert min(pool.free, *map(extra, streams)) >= 0
         assert pool.free + sum(map(extra, streams)) == total
+        assert all(other.received - other.consumed_bytes <= other._window for other in streams)
     for stream in streams:
-        stream.release(pool)
-    assert pool.free == total
+        stream.release(now, pool)
+    assert pool.free == total and not pool._budget._marks
+
+
+def test_what_a_moving_stream_may_still_send_is_counted() -> None:
+    pool = new_pool(64 * MIB)
+    stream, now = receiving(), 0.0
+    for _ in range(20):
+        now += LONG
+        size = stream.announced - stream.received
+        assert stream.take_data(size, now, pool)
+        stream.consumed(size)
+        stream.next_window(now, LONG, pool)
+        assert stream.announced - stream.consumed_bytes == stream._window, "also if it is looked at"
 
 
 def test_the_budget_of_the_process_leaves_each_session_its_share() -> None:
-    budget = MemoryBudget(8 * MIB)
+    budget = WindowBudget(8 * MIB)
     greedy, modest = new_pool(64 * MIB, budget), new_pool(64 * MIB, budget)
     for pool, most in ((greedy, 8 * MIB), (modest, ASSURED)):
         streams = [receiving() for _ in range(4)]
@@ -200,6 +228,119 @@ def test_a_session_that_has_ended_leaves_the_budget_to_others() -> None:
     assert budget.used > MIB
     on.link.client.close(CloseReason.NORMAL)
     assert budget.used == 0
+
+
+# --- streams that are quiet, and ends ---
+
+
+def grown(pool: WindowPool, start: float = 0.0) -> Stream:
+    """A stream whose window is as large as the pool allows, and that has taken everything."""
+    stream = receiving()
+    stream._round_since = start
+    for _ in range(12):
+        take(stream, stream.announced - stream.received, LONG, pool, LONG)
+    return stream
+
+
+def test_a_quiet_stream_leaves_what_it_was_given_to_others() -> None:
+    pool = new_pool(64 * MIB)
+    first = grown(pool)
+    assert extra(first) == 32 * MIB
+    second = grown(pool, first._round_since + QUIET_SECONDS)
+    assert extra(second) == 32 * MIB and extra(first) == 0
+    assert first.announced - first.consumed_bytes > 32 * MIB, "it may still be used"
+
+
+def test_old_credit_counts_as_soon_as_it_is_used() -> None:
+    pool = new_pool(64 * MIB)
+    first = grown(pool)
+    second = grown(pool, first._round_since + QUIET_SECONDS)
+    now = second._round_since
+    assert first.take_data(INITIAL_WINDOW + MIB, now, pool)
+    assert extra(first) == MIB and pool.free == 31 * MIB
+    first.consumed(INITIAL_WINDOW + MIB)
+    first.next_window(now, LONG, pool)
+    assert extra(first) == 16 * MIB, "it moves again, and has its share"
+
+
+def test_old_credit_that_finds_no_room_is_refused() -> None:
+    """A peer makes many streams go quiet, and then uses all that it was given on them."""
+    pool = new_pool(64 * MIB)
+    now, streams = 0.0, []
+    for _ in range(8):
+        streams.append(grown(pool, now))
+        now = streams[-1]._round_since + QUIET_SECONDS
+    promised = sum(stream.announced - stream.received for stream in streams)
+    assert promised > 4 * 64 * MIB
+    held = 0
+    for stream in streams:
+        while (size := min(stream.announced - stream.received, MIB)) and stream.take_data(size, now, pool):
+            held += size
+    assert held <= 64 * MIB + len(streams) * INITIAL_WINDOW and pool.free < MIB
+
+
+def test_old_credit_is_refused_beyond_the_budget_of_the_process() -> None:
+    budget = WindowBudget(64 * MIB)
+    ours, others = new_pool(64 * MIB, budget), new_pool(64 * MIB, budget)
+    early = grown(ours)
+    late = grown(others, early._round_since + QUIET_SECONDS)
+    assert extra(late) == 32 * MIB and extra(early) == 0, "what is quiet leaves its part to other sessions"
+    assert late.take_data(late.announced - late.received, late._round_since, others)
+    more = grown(others, late._round_since)
+    now = more._round_since
+    assert (extra(late), extra(more)) == (32 * MIB, 16 * MIB), "what is held leaves nothing"
+    assert early.take_data(INITIAL_WINDOW + 16 * MIB, now, ours)
+    assert not early.take_data(1, now, ours)
+    early.release(now, ours)
+    more.release(now, others)
+    late.release(now, others)
+    assert budget.used == 0
+
+
+def test_few_streams_are_looked_at_at_once() -> None:
+    budget = WindowBudget(1 << 40)
+    pool = new_pool(1 << 30, budget)
+    for _ in range(3 * LOOKS):
+        take(receiving(), INITIAL_WINDOW, LONG, pool, LONG)
+    for looks in (LOOKS, 2 * LOOKS, 3 * LOOKS, 3 * LOOKS):
+        budget.reclaim(20.0)
+        assert len(budget._marks) == 3 * LOOKS - looks
+
+
+def test_a_stream_whose_old_credit_finds_no_room_is_reset_alone() -> None:
+    link = Link(session_limits(window_pool=MIB))
+    (one, quiet), (other, _) = link.pair(), link.pair()
+    assert quiet.stream is not None
+    quiet.eager = False
+    quiet.stream.announced += 2 * MIB
+    link.client.streams[1].send_limit += 2 * MIB
+    one.say(bytes(2 * MIB))
+    link.quiesce()
+    assert quiet.events[-1] == one.events[-1] == ("reset", StreamReason.LIMIT)
+    assert link.exit.windows.free == MIB
+    other.say(b"goes on")
+    link.quiesce()
+    assert link.served[2].received == b"goes on"
+
+
+def test_a_half_that_has_ended_leaves_its_window_to_others() -> None:
+    on = line(FAST, LONG / 3)
+    sink = on.download()
+    on.advance(1.0)
+    sink.rate = 0.0
+    assert extra(sink.stream) > 8 * MIB
+    on.advance(1.0)
+    on.sources[0].finish()
+    on.advance(LONG)
+    assert sink.stream is not None and sink.stream.receive_half is Half.CLOSED
+    assert sink.stream._window == sink.held > 8 * MIB, "only what is held"
+    sink.take(sink.held * 3 // 4)
+    on.advance(LONG)
+    assert sink.stream._window == sink.held
+    sink.take(sink.held)
+    on.advance(LONG)
+    assert on.link.client.windows.free == on.link.client.limits.window_pool
+    assert sink.stream.send_half is Half.OPEN
 
 
 # --- two sessions and a line ---
@@ -291,6 +432,20 @@ def test_readers_that_stand_still_leave_the_line_to_others() -> None:
     on.download()
     on.advance(2.0)
     assert moved(on, 1.0) > 0.9
+
+
+def test_downloads_one_after_the_other_are_equally_fast() -> None:
+    """Their streams stay open, as those of a browser do."""
+    on = Line(Link(session_limits(window_pool=16 * MIB)), FAST, LONG / 3)
+    on.advance(LONG)
+    parts = []
+    for _ in range(6):
+        on.download()
+        on.advance(1.2)
+        parts.append(moved(on, 0.3))
+        on.sources[-1].idle = True
+        on.advance(2.5)
+    assert min(parts) > 0.9 * parts[0] > 0.8
 
 
 def test_a_slow_reader_ends_with_a_small_window() -> None:

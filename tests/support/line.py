@@ -26,10 +26,11 @@ _ZEROS: Final = bytes(131_072)
 
 
 class Source(StreamHandler):
-    """Sends as much as it may."""
+    """Sends as much as it may, unless it is `idle`."""
 
     def __init__(self) -> None:
         self.stream: Stream | None = None
+        self.idle = False
 
     def opened(self) -> None:
         self.writable()
@@ -37,9 +38,15 @@ class Source(StreamHandler):
     def writable(self) -> None:
         assert self.stream is not None
         room = min(self.stream.request_room(), self.stream.frame_limit)
-        if room:
+        if room and not self.idle:
             self.stream.send(_ZEROS[:room])
             self.stream.wait_for_turn()
+
+    def finish(self) -> None:
+        """The target ends its half."""
+        assert self.stream is not None
+        self.idle = True
+        self.stream.finish()
 
 
 class Sink(StreamHandler):
@@ -122,6 +129,7 @@ class Line:
         link.exit.scheduler.pace(rate)
         link.client.scheduler.pace(rate)
         self.sinks: list[Sink] = []
+        self.sources: list[Source] = []
         link.serve = self._accept  # type: ignore[assignment]
 
     @property
@@ -136,9 +144,9 @@ class Line:
         self.sinks.append(sink)
         return sink
 
-    @staticmethod
-    def _accept(stream: Stream) -> Source:
+    def _accept(self, stream: Stream) -> Source:
         source = Source()
+        self.sources.append(source)
         source.stream = stream
         stream.handler = source
         stream.accept()

@@ -23,6 +23,7 @@ from cryprq_proxy.session.sendlog import SLOT_HEADROOM, MemoryBudget, SlotPool
 from cryprq_proxy.session.session import Session, SessionLimits
 from cryprq_proxy.session.streams import Half, Stream, StreamHandler
 from cryprq_proxy.session.turns import TurnBudget
+from cryprq_proxy.session.windows import WindowBudget
 from cryprq_proxy.session.wire import ACCEPT, StreamProtocol, encode_bare
 from tests.support.memory import MemoryCarrier
 from tests.support.settings import session_limits
@@ -218,7 +219,7 @@ class Link:
     ) -> None:
         limits = limits or session_limits()
         self.budgets = (MemoryBudget(256 << 20), MemoryBudget(256 << 20))
-        self.window_budgets = (MemoryBudget(256 << 20), MemoryBudget(256 << 20))
+        self.window_budgets = (WindowBudget(256 << 20), WindowBudget(256 << 20))
         self.slots = SlotPool()
         self.cipher = cipher
         self.served: dict[int, App] = {}

@@ -19,13 +19,15 @@ from cryprq_proxy.session import wire
 from cryprq_proxy.session.control_rates import ControlRates
 from cryprq_proxy.session.session import Session
 from cryprq_proxy.session.streams import Stream, StreamHandler
+from cryprq_proxy.session.windows import WindowPool
 from tests.support.choices import Choices
 from tests.support.session_play import Play
 
 
 def data_without_credit(patch: pytest.MonkeyPatch) -> None:
-    def take_data(stream: Stream, size: int) -> None:
+    def take_data(stream: Stream, size: int, now: float, pool: WindowPool) -> bool:
         stream.received += size
+        return True
 
     patch.setattr(Stream, "take_data", take_data)
 

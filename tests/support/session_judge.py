@@ -185,8 +185,8 @@ class Judge:
                 )
             if received > stream.announced or sent > stream.send_limit:
                 raise broken("more bytes passed than there was credit for")
-            if stream.announced - (received - app.unconsumed) > stream._window:
-                raise broken("more credit was given than the pool counts")
+            if app.unconsumed > stream._window:
+                raise broken("more is held than the pool counts")
             if stream.send_half is Half.CLOSED and stream.receive_half is Half.CLOSED:
                 raise broken("a stream that has ended on both sides is kept")
         if session.windows.free < 0 or extra + session.windows.free != POOL:
