@@ -248,12 +248,15 @@ class ExitAddress(Struct, kw_only=True, frozen=True):
 
 
 class CarrierStatus(Struct, kw_only=True, frozen=True):
-    """`congestion`: the kernel's congestion control for what is sent, empty if the system names none."""
+    """`congestion`: the kernel's congestion control for what is sent, empty if the system names none.
+    `connection_round_trip`: by which it was chosen, the kernel's least one, in seconds, of the carrier's TCP connection
+    as it was made. That connection may end before the peer, at an upstream proxy or a web server."""
 
     kind: str = "?"
     address: str = "?"
     why: str = ""
     congestion: str = ""
+    connection_round_trip: float | None = None
 
 
 class KnownExit(ExitAddress, kw_only=True, frozen=True):
@@ -313,11 +316,13 @@ class RulesStatus(Struct, kw_only=True, frozen=True):
 
 
 class PeerSessionStatus(SessionStatus, kw_only=True, frozen=True):
-    """A session of a client at its exit. `congestion`: that of its carrier, as in CarrierStatus."""
+    """A session of a client at its exit. `congestion` and `connection_round_trip` are of its carrier, as in
+    CarrierStatus."""
 
     peer_id: str = "?"
     link: str = "?"
     congestion: str = ""
+    connection_round_trip: float | None = None
     packets: PacketLinkStatus | None = None
 
 

@@ -77,7 +77,7 @@ class Carrier:
         self._sleep_offset = clock() - time.monotonic()
         self.open = True
         self.congestion = choose(sock)
-        """The kernel's congestion control for what is sent; "" if the system names none."""
+        """The kernel's congestion control for what is sent."""
         self._set_lowat(MAX_LOWAT >> 2)
 
     def pass_to(self, owner: CarrierOwner) -> None:

@@ -20,7 +20,7 @@ import contextlib
 import socket
 import struct
 import sys
-from typing import Final
+from typing import Final, NamedTuple
 
 BBR: Final = "bbr"
 SHORT_PATH: Final = 0.002
@@ -33,19 +33,28 @@ _LEAST_ROUND_TRIP: Final = struct.Struct("=148xI")
 _UNKNOWN: Final = 0xFFFFFFFF
 
 
-def choose(sock: socket.socket) -> str:
-    """Ask the kernel for BBR if the path of `sock`, a TCP connection, is long. Returns the name of the congestion
-    control that sends now, "" where the system tells none."""
+class CongestionChoice(NamedTuple):
+    """What sends, and what it was chosen by."""
+
+    control: str = ""
+    """The name of the congestion control; "" where the system tells none."""
+    round_trip: float | None = None
+    """The least of the connection until then, in seconds; None if the kernel does not know it."""
+
+
+def choose(sock: socket.socket) -> CongestionChoice:
+    """Ask the kernel for BBR if the path of `sock`, a TCP connection, is long. Returns what sends now."""
     if sys.platform != "linux":
-        return ""
-    if is_long(_least_round_trip(sock)):
+        return CongestionChoice()
+    round_trip = _least_round_trip(sock)
+    if is_long(round_trip):
         with contextlib.suppress(OSError):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, BBR.encode())
     try:
         name = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, _NAME_MAX)
     except OSError:
-        return ""
-    return name.rstrip(b"\0").decode("ascii", "replace")
+        return CongestionChoice("", round_trip)
+    return CongestionChoice(name.rstrip(b"\0").decode("ascii", "replace"), round_trip)
 
 
 def is_long(round_trip: float | None) -> bool:
@@ -54,7 +63,6 @@ def is_long(round_trip: float | None) -> bool:
 
 
 def _least_round_trip(sock: socket.socket) -> float | None:
-    """Of the connection so far, in seconds; None if the kernel does not know it."""
     try:
         told = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _LEAST_ROUND_TRIP.size)
         (least,) = _LEAST_ROUND_TRIP.unpack(told)

@@ -283,7 +283,8 @@ class ClientLink:
             kind=endpoint.carrier,
             address=str(endpoint),
             why=self._reached.why,
-            congestion=carrier.congestion,
+            congestion=carrier.congestion.control,
+            connection_round_trip=carrier.congestion.round_trip,
         )
 
     async def _offload(self, job: Callable[[], bytes]) -> bytes:

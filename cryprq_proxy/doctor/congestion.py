@@ -1,14 +1,17 @@
 """The check of the kernel's congestion control: does what leaves from here go by BBR (carriers/congestion.py)?
 
-A link tells what it uses. Without one, the kernel's list of what every program may ask for has to do.
+A link tells what it uses and by which round trip that was chosen: the least one of its connection as it was made.
+Those of a session grow with the load and count what lies behind an upstream proxy. Without a link, the kernel's list
+of what every program may ask for has to do.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-from ..carriers.congestion import BBR, is_long
-from ..status import ClientStatus, ExitStatus
+from ..base.text import milliseconds
+from ..carriers.congestion import BBR, CongestionChoice, is_long
+from ..status import CarrierStatus, ClientStatus, ExitStatus, PeerSessionStatus
 from .checks import CheckVerdict, Context, ok, skip, warn
 from .link import status_of
 
@@ -21,19 +24,54 @@ async def congestion(context: Context) -> CheckVerdict:
     allowed = _names(context, _ALLOWED)
     if not allowed:
         return skip("this system does not tell which congestion controls it allows")
-    used, trip = _in_use(context)
-    if BBR in used:
-        return ok("links over a long path send with BBR")
-    if used and trip is not None and not is_long(trip):
-        return ok(f"the path is short, where the host's choice is the best one: {', '.join(sorted(used))}")
-    if BBR in allowed:
-        return ok("links over a long path send with BBR, which this host allows")
-    return warn(
-        "this host does not allow BBR, so one lost packet in a hundred makes a link slow "
-        f"(it allows {' '.join(allowed)})",
-        f"as root: modprobe tcp_bbr; sysctl -w net.ipv4.{_ALLOWED}='{' '.join([*allowed, BBR])}'; for good: "
-        "configs/modules-load.d and configs/sysctl.d; for a container: on the machine that it runs on",
+    links = _links(context)
+    others = [link for link in links if link.control != BBR]
+    slow = [link for link in others if link.round_trip is None or is_long(link.round_trip)]
+    if links and not slow:
+        return ok("links over a long path send with BBR" if not others else _short(others))
+    if BBR not in allowed:
+        return warn(
+            "this host does not allow BBR, so one lost packet in a hundred makes a link slow "
+            f"(it allows {' '.join(allowed)})",
+            f"as root: modprobe tcp_bbr; sysctl -w net.ipv4.{_ALLOWED}='{' '.join([*allowed, BBR])}'; for good: "
+            "configs/modules-load.d and configs/sysctl.d; for a container: on the machine that it runs on",
+        )
+    if not links:
+        return ok(
+            "this host allows BBR, which a link over a long path asks for; no link is up that could tell"
+        )
+    return _without(slow, new=context.link is not None)
+
+
+def _short(links: list[CongestionChoice]) -> str:
+    longest = max(link.round_trip or 0.0 for link in links)
+    return (
+        f"a link whose own connection is short ({milliseconds(longest)}) sends with the host's choice, which is the "
+        f"best one there: {_controls(links)}"
     )
+
+
+def _without(links: list[CongestionChoice], *, new: bool) -> CheckVerdict:
+    """Of links that are without BBR although the host allows it. `new`: the link was made by this check."""
+    known = [link.round_trip for link in links if link.round_trip is not None]
+    if not known:
+        return warn(
+            f"a link sends with {_controls(links)}: when it was made, the kernel had not measured how long its path is",
+            "make the link again: restart cryprq-proxy",
+        )
+    path = milliseconds(max(known))
+    said = f"a link over a long path ({path}) sends with {_controls(links)}, though this host allows BBR"
+    unlock = "take `congctl lock` off the route (`ip route` shows it) if it is not meant"
+    if new:
+        return warn(f"{said}: its route locks another one", unlock)
+    return warn(
+        f"{said}: its route locks another one, or it was made before BBR was allowed",
+        f"restart cryprq-proxy, which makes the link again; if that does not help, {unlock}",
+    )
+
+
+def _controls(links: list[CongestionChoice]) -> str:
+    return ", ".join(sorted({link.control for link in links}))
 
 
 def _names(context: Context, setting: str) -> list[str]:
@@ -43,14 +81,14 @@ def _names(context: Context, setting: str) -> list[str]:
         return []
 
 
-def _in_use(context: Context) -> tuple[set[str], float | None]:
-    """What the links that are up send with, and the longest of their round trips in seconds."""
+def _links(context: Context) -> list[CongestionChoice]:
+    """What the links that are up send with, as far as the system tells."""
     status = context.running if isinstance(context.running, ExitStatus) else status_of(context)
+    carriers: list[CarrierStatus | PeerSessionStatus] = []
     if isinstance(status, ExitStatus):
-        up = [session for session in status.sessions if session.link == "up" and session.congestion]
-        trips = [session.round_trip for session in up if session.round_trip]
-        return {session.congestion for session in up}, max(trips, default=None)
-    if isinstance(status, ClientStatus) and status.carrier is not None and status.carrier.congestion:
-        session = status.session
-        return {status.carrier.congestion}, None if session is None else session.round_trip
-    return set(), None
+        carriers += [session for session in status.sessions if session.link == "up"]
+    elif isinstance(status, ClientStatus) and status.carrier is not None:
+        carriers.append(status.carrier)
+    return [
+        CongestionChoice(each.congestion, each.connection_round_trip) for each in carriers if each.congestion
+    ]

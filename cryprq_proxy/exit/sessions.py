@@ -20,6 +20,7 @@ from ..base.clock import clock
 from ..base.descriptors import for_streams
 from ..base.faults import contained, report_fault
 from ..carriers.carrier import Carrier
+from ..carriers.congestion import CongestionChoice
 from ..carriers.lane.batch import SocketAddress
 from ..carriers.lane.listener import LaneListener
 from ..carriers.lane.packet_link import NO_ADDRESSES, NetworkLink, PacketLink
@@ -103,10 +104,12 @@ class PeerSession:
         """The time from which new streams are refused."""
 
     def status(self, now: float) -> PeerSessionStatus:
+        congestion = CongestionChoice() if self.carrier is None else self.carrier.congestion
         return PeerSessionStatus(
             peer_id=self.peer_text,
             link="down" if self.carrier is None else "up",
-            congestion="" if self.carrier is None else self.carrier.congestion,
+            congestion=congestion.control,
+            connection_round_trip=congestion.round_trip,
             packets=None if self.packet_link is None else self.packet_link.status(),
             **structs.asdict(session_status(self.session, now)),
         )

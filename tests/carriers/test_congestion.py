@@ -43,7 +43,7 @@ class Kernel:
 
 
 def chosen(kernel: Any) -> str:
-    return choose(kernel)
+    return choose(kernel).control
 
 
 @pytest.mark.parametrize(
@@ -54,6 +54,12 @@ def test_bbr_is_for_paths_that_are_known_to_be_long(least: int | None, control: 
     kernel = Kernel(least)
     assert chosen(kernel) == control
     assert kernel.asked == ([b"bbr"] if control == "bbr" else [])
+
+
+@pytest.mark.parametrize(("least", "told"), [(50_000, 0.05), (4, 4e-6), (UNKNOWN, None), (None, None)])
+def test_it_tells_what_it_went_by(least: int | None, told: float | None) -> None:
+    kernel: Any = Kernel(least)
+    assert choose(kernel).round_trip == told
 
 
 @pytest.mark.parametrize("refusal", [errno.EPERM, errno.ENOENT])
@@ -76,10 +82,10 @@ def test_a_connection_on_this_machine_keeps_what_it_has() -> None:
     one, other = tcp_pair()
     with one, other:
         one.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
-        assert choose(one) == "reno"
+        assert choose(one).control == "reno"
 
 
 def test_what_is_no_tcp_has_none() -> None:
     one, other = socket.socketpair()
     with one, other:
-        assert choose(one) == ""
+        assert choose(one).control == ""

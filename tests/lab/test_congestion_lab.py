@@ -67,7 +67,7 @@ def test_both_ends_of_a_long_path_send_with_bbr(lab: Lab, path: str) -> None:
     dialled, accepted = connected(client, exit)
     with dialled, accepted:
         wanted = "bbr" if path == "long" else "reno"
-        assert (choose(dialled), choose(accepted)) == (wanted, wanted)
+        assert (choose(dialled).control, choose(accepted).control) == (wanted, wanted)
         # It goes on as it is after the change.
         accepted.sendall(b"answer")
         assert dialled.recv(6) == b"answer"

@@ -65,7 +65,9 @@ def _client_rows(status: ClientStatus) -> Iterator[tuple[str, str]]:
     if carrier is not None:
         why = f": {carrier.why}" if carrier.why else ""
         yield "carrier", f"{carrier.kind} to {carrier.address}{why}"
-        yield "congestion", f"{carrier.congestion or '?'} for what is sent"
+        on = carrier.connection_round_trip
+        chosen = "" if on is None else f", on a connection of {milliseconds(on)}"
+        yield "congestion", f"{carrier.congestion or '?'} for what is sent{chosen}"
     if session is not None and session.epoch is not None:
         yield "epoch", f"{session.epoch}, {duration(session.epoch_age)} old"
         yield "cipher", session.cipher or "?"

@@ -265,6 +265,7 @@ EXITS = [
             "address": "wss://work.example/x",
             "why": "it answered first",
             "congestion": "bbr",
+            "connection_round_trip": 0.0119,
         },
         "round_trip": 0.0123,
         "last_error": "of yesterday",
@@ -303,7 +304,7 @@ DAILY: dict[str, Any] = {
 def test_what_daily_use_shows() -> None:
     shown = rows(DAILY)
     assert shown["carrier"] == "wss to wss://work.example/x: it answered first"
-    assert shown["congestion"] == "bbr for what is sent"
+    assert shown["congestion"] == "bbr for what is sent, on a connection of 11.9 ms"
     assert shown["traffic"] == "1000 B sent, 5.0 MiB received since the start"
     assert shown["connections"] == "3 open, 40 so far: 30 tunnel, 8 direct, 2 block"
     assert shown["refused"] == "2 not allowed"
