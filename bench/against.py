@@ -19,8 +19,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import measure
+from commandline import ROOT, checkout, count, positive, run_to_end, told_at_end
 from measure import Bench, Result, cpu_per_gb
-from pairs import BenchError, Cryprq, Pair
+from pairs import Cryprq, Pair
 
 THIS, OTHER = "this tree", "the other"
 
@@ -60,8 +61,8 @@ def compare(samples: measure.Samples, value: Callable[[Result], float]) -> list[
     return [value(a) / value(b) for a, b in zip(samples[THIS], samples[OTHER], strict=True)]
 
 
-def run(bench: Bench, makers: dict[str, Callable[[], Pair]]) -> list[str]:
-    rows = []
+def run(bench: Bench, makers: dict[str, Callable[[], Pair]], rows: list[str]) -> None:
+    """Adds a row for each figure. Raises BenchError."""
     with ExitStack() as stack:
         pairs = {label: stack.enter_context(make()) for label, make in makers.items()}
         for pair in pairs.values():
@@ -79,7 +80,6 @@ def run(bench: Bench, makers: dict[str, Callable[[], Pair]]) -> list[str]:
         per_cpu = compare(samples, lambda result: result["connections"] / sum(result["cpu"]))
         rows.append(line("new connections: per CPU s", per_cpu))
     rows.append(line("idle streams: memory", [idle(bench, makers) for _ in range(max(bench.rounds // 3, 1))]))
-    return rows
 
 
 def idle(bench: Bench, makers: dict[str, Callable[[], Pair]]) -> float:
@@ -88,32 +88,29 @@ def idle(bench: Bench, makers: dict[str, Callable[[], Pair]]) -> float:
     return sum(sizes[THIS]) / sum(sizes[OTHER])
 
 
-def main() -> int:
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("checkout", type=Path, help="the other checkout")
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--seconds", type=float, default=2.0)
-    options = parser.parse_args()
-    root = options.checkout.resolve()
-    if not (root / "cryprq_proxy").is_dir():
-        parser.error(f"{options.checkout} is no checkout of this program")
-    here = Path(__file__).resolve().parent.parent
+    parser.add_argument("checkout", type=checkout, help="the other checkout")
+    parser.add_argument("--rounds", type=count, default=10)
+    parser.add_argument("--seconds", type=positive, default=2.0)
+    return parser.parse_args()
+
+
+def against(options: argparse.Namespace) -> None:
     makers: dict[str, Callable[[], Pair]] = {
-        THIS: lambda: Checkout(THIS, here),
-        OTHER: lambda: Checkout(OTHER, root),
+        THIS: lambda: Checkout(THIS, ROOT),
+        OTHER: lambda: Checkout(OTHER, options.checkout),
     }
-    try:
-        measure.build()
-        with Bench(rounds=options.rounds, seconds=options.seconds) as bench:
-            rows = run(bench, makers)
-    except BenchError as error:
-        print(error, file=sys.stderr)
-        return 1
-    print("\n".join(rows))
-    return 0
+    measure.build()
+    rows: list[str] = []
+    with (
+        told_at_end(rows, lambda: print("\n".join(rows))),
+        Bench(rounds=options.rounds, seconds=options.seconds) as bench,
+    ):
+        run(bench, makers, rows)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_to_end(lambda: against(arguments())))

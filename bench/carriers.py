@@ -25,8 +25,9 @@ from pathlib import Path
 from typing import Any
 
 import measure
+from commandline import ROOT, count, positive, run_to_end, told_at_end
 from measure import Bench
-from pairs import ROOT, BenchError, Pair, Process, free_port
+from pairs import Pair, Process, free_port
 from run import NONE, gbit, machine, median, percentiles, ratios, spread
 
 sys.path.insert(0, str(ROOT))
@@ -161,7 +162,7 @@ def add_bulk(rows: list[list[str]], bench: Bench, pairs: dict[str, Pair]) -> Non
                     rows.append([*row, NONE, NONE])
                     continue
                 values = ratios(results, base, gbit)
-                met = statistics.median(values) >= GOAL
+                met = bool(values) and statistics.median(values) >= GOAL
                 verdict = f"≥ {GOAL}" + (" (met)" if met else " (**missed**)") if carrier == "ws" else NONE
                 rows.append([*row, spread(values), verdict])
 
@@ -178,7 +179,15 @@ def run(options: argparse.Namespace) -> None:
     measure.build()
     rows: list[list[str]] = []
     rounds, seconds = (2, 1.0) if options.quick else (options.rounds, options.seconds)
+
+    def tell() -> None:
+        head = ["test", "carrier", "figure", "ratio to tcp: median (min..max)", "goal"]
+        text = "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
+        print(f"{machine()}; {rounds} rounds of {seconds:g} s, carriers in turns.\n\n{text}")
+
     with ExitStack() as stack:
+        if not options.hold:
+            stack.enter_context(told_at_end(rows, tell))
         bench = stack.enter_context(Bench(rounds=rounds, seconds=seconds))
         pairs: dict[str, Pair] = {name: stack.enter_context(Carried(name)) for name in CARRIERS}
         for pair in pairs.values():
@@ -191,34 +200,27 @@ def run(options: argparse.Namespace) -> None:
             return
         add_bulk(rows, bench, pairs)
         add_latency(rows, bench, pairs)
-    head = ["test", "carrier", "figure", "ratio to tcp: median (min..max)", "goal"]
-    text = "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
-    print(f"{machine()}; {rounds} rounds of {seconds:g} s, carriers in turns.\n\n{text}")
 
 
-def main() -> int:
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="2 rounds of 1 s: a look, not a figure")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=3.0, help="of each round")
-    parser.add_argument("--hold", type=int, metavar="SECONDS", help="only start the pairs, for that long")
+    parser.add_argument("--rounds", type=count, default=5)
+    parser.add_argument("--seconds", type=positive, default=3.0, help="of each round")
+    parser.add_argument(
+        "--hold", type=positive, metavar="SECONDS", help="only start the pairs, for that long"
+    )
     parser.add_argument("--role", choices=("exit", "client"), help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    # SIGTERM unwinds like Ctrl-C, so that no process of a pair outlives this one.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        if options.role:
-            asyncio.run(serve(options.role))
-        else:
-            run(options)
-    except BenchError as error:
-        print(error, file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return parser.parse_args()
+
+
+def main() -> int:
+    options = arguments()
+    if options.role:
+        return run_to_end(lambda: asyncio.run(serve(options.role)))
+    return run_to_end(lambda: run(options))
 
 
 if __name__ == "__main__":

@@ -31,7 +31,8 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+from commandline import ROOT, BenchError, checkout, count, run_to_end
+
 TESTS = ("silent", "garbage", "stalling", "crowd", "one", "restart")
 FLOOD_RATE = 100
 FLOOD_ADDRESSES = 200
@@ -42,9 +43,9 @@ TRY_LIMIT = 20.0
 
 def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("tests", nargs="*", metavar="TEST", help=", ".join(TESTS))
-    parser.add_argument("--tree", type=Path, default=ROOT)
-    parser.add_argument("--clients", type=int, help="instead of 200 or 500")
+    parser.add_argument("tests", nargs="*", choices=TESTS, metavar="TEST", help=", ".join(TESTS))
+    parser.add_argument("--tree", type=checkout, default=ROOT)
+    parser.add_argument("--clients", type=count, help="instead of 200 or 500")
     return parser.parse_args()
 
 
@@ -115,7 +116,7 @@ class ExitProcess:
         listening = f":{self.port:04X} 00000000:0000 0A"
         while listening not in Path("/proc/net/tcp").read_text():
             if self._process.poll() is not None:
-                sys.exit("The exit did not start.")
+                raise BenchError("The exit did not start.")
             time.sleep(0.005)
         return time.monotonic()
 
@@ -276,4 +277,4 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    sys.exit(run_to_end(lambda: asyncio.run(main())))

@@ -177,20 +177,24 @@ def arguments() -> argparse.Namespace:
 
 def main() -> int:
     options = arguments()
+    try:
+        lines = [
+            Line(
+                options.delay,
+                options.loss,
+                options.limit,
+                options.seed + number,
+                options.rate,
+                reorder=options.reorder,
+                later=options.later,
+                header=VIRTIO_HEADER if options.offload else 0,
+            )
+            for number in (0, 1)
+        ]
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
     taps = tuple(open_tap(end, options.offload) for end in options.ends)
-    lines = [
-        Line(
-            options.delay,
-            options.loss,
-            options.limit,
-            options.seed + number,
-            options.rate,
-            reorder=options.reorder,
-            later=options.later,
-            header=VIRTIO_HEADER if options.offload else 0,
-        )
-        for number in (0, 1)
-    ]
 
     def ended(signum: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt

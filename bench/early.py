@@ -23,14 +23,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import aiohttp
+from commandline import BenchError, count, not_negative, run_to_end, some_of, told_at_end
 from hosts import SERVER, Wire, new_lab
 from run import machine
-from wan import Bench
+from wan import Bench, say
 from wan_proxies import NGINX, SOCKS, CryprqProxy
 from wan_tests import limit_of, pages, requests
 
@@ -41,6 +42,8 @@ from tests.support.lab.net import LabError, until
 SETTINGS = ("exact", "learned", "eager")
 VISITS = ("first", "next", "later")
 HOSTS = 20
+RATE = 200e6
+"""Bit/s."""
 OTHER_ADDRESS = "93.184.20.11"
 """That of the hosts with HTTP/1.1 alone: nginx cannot choose by name."""
 PICTURE = 15_000
@@ -191,18 +194,7 @@ def median_of(rows: list[Row]) -> str:
     return f"{seconds:.2f} s; {opened:.0f}, {early:.0f} early"
 
 
-def measure_visits(wire: Wire, rounds: int) -> str:
-    found: dict[str, list[list[Row]]] = {setting: [] for setting in SETTINGS}
-    with ExitStack() as stack:
-        lab = stack.enter_context(new_lab())
-        sites = {setting: kind(lab, wire) for setting, kind in kinds().items()}
-        for site in sites.values():
-            stack.enter_context(site).start()
-            site.serve_site()
-        for _ in range(rounds):
-            for setting, site in sites.items():
-                found[setting].append(list(site.visits()))
-                print(setting, found[setting][-1], file=sys.stderr, flush=True)
+def visits_table(found: dict[str, list[list[Row]]]) -> str:
     lines = ["| `connect` | " + " | ".join(VISITS) + " |", "|---" * (1 + len(VISITS)) + "|"]
     for setting, visits in found.items():
         cells = [median_of([rows[index] for rows in visits]) for index in range(len(VISITS))]
@@ -210,30 +202,65 @@ def measure_visits(wire: Wire, rounds: int) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
+def measure_visits(wire: Wire, rounds: int) -> None:
+    """Prints the table. Raises BenchError and LabError, after that of what was measured so far."""
+    found: dict[str, list[list[Row]]] = {}
+    with told_at_end(found, lambda: print(visits_table(found))), ExitStack() as stack:
+        lab = stack.enter_context(new_lab())
+        sites = {setting: kind(lab, wire) for setting, kind in kinds().items()}
+        for site in sites.values():
+            stack.enter_context(site).start()
+            site.serve_site()
+        for _ in range(rounds):
+            for setting, site in sites.items():
+                visits = list(site.visits())
+                found.setdefault(setting, []).append(visits)
+                say(f"{setting} {visits}")
+
+
+def measure_loads(wire: Wire, rounds: int) -> None:
+    """The same of what bench/wan.py measures."""
+    bench = Bench({**kinds()}, rounds, None, [])
+    with told_at_end(bench.rows, lambda: print(bench.text())):
+        bench.on_wire("", wire, [*pages()[:1], *requests()[:1]])
+
+
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", default="loads,visits", help="some of %(default)s")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--delay", type=float, default=0.025, help="seconds in each direction (%(default)s)")
+    parser.add_argument(
+        "--only", type=some_of(MEASURED), default=",".join(MEASURED), help="some of %(default)s"
+    )
+    parser.add_argument("--rounds", type=count, default=3)
+    parser.add_argument(
+        "--delay", type=not_negative, default=0.025, help="seconds in each direction (%(default)s)"
+    )
     parser.add_argument("--browse", type=Path, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def run(options: argparse.Namespace) -> None:
+    if "visits" in options.only and find() is None:
+        raise BenchError("Chromium is not installed; on Debian: apt-get install chromium nginx-light")
+    wire = Wire(delay=options.delay, rate=RATE, limit=limit_of(RATE, options.delay, 1.0))
+    print(
+        f"{machine()}; {options.rounds} rounds, in turns; {RATE / 1e6:g} Mbit/s, {2000 * options.delay:g} ms.\n"
+    )
+    for name, measure in MEASURED.items():
+        if name in options.only:
+            measure(wire, options.rounds)
+
+
+MEASURED: dict[str, Callable[[Wire, int], None]] = {"loads": measure_loads, "visits": measure_visits}
+
+
+def main() -> int:
+    options = arguments()
     if options.browse is not None:
-        asyncio.run(browse(options.browse))
-        return
-    rate = 200e6
-    wire = Wire(delay=options.delay, rate=rate, limit=limit_of(rate, options.delay, 1.0))
-    print(f"{machine()}; {options.rounds} rounds, in turns; 200 Mbit/s, {2000 * options.delay:g} ms.\n")
-    if "loads" in options.only:
-        bench = Bench({**kinds()}, options.rounds, None, [])
-        bench.on_wire("", wire, [*pages()[:1], *requests()[:1]])
-        print(bench.text())
-    if "visits" in options.only:
-        if find() is None:
-            sys.exit("Chromium is not installed; on Debian: apt-get install chromium nginx-light")
-        print(measure_visits(wire, options.rounds))
+        return run_to_end(lambda: asyncio.run(browse(options.browse)))
+    return run_to_end(lambda: run(options))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

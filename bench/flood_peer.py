@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import signal
 import socket
 import struct
 import threading
@@ -314,6 +315,8 @@ FLOODS: dict[str, tuple[bool, Callable[[RawPeer], None]]] = {
 def flood_process(kind: str, ports: tuple[int, int], exit_id: str, key: Path) -> None:
     """Flood for ever: a connection that the exit ends is followed by another one."""
     os.setpriority(os.PRIO_PROCESS, 0, 19)
+    # On Ctrl-C, which comes to both, the other process ends this one.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     raise_limit()
     identity = load_identity(PROVIDER, key)
     web, go = FLOODS[kind]

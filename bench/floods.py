@@ -84,6 +84,7 @@ if __name__ == "__main__" and sys.argv[1:2] == ["--be-exit"]:
     exit_process(*sys.argv[2:])
     sys.exit()
 
+from commandline import BenchError, checkout, positive, run_to_end  # noqa: E402
 from flood_peer import FLOODS, MANY_NAMES, PROVIDER, WS_PATH, RawPeer, flood_process, raise_limit  # noqa: E402
 from pairs import free_port  # noqa: E402
 
@@ -142,7 +143,7 @@ class MeasuredExit:
         listening = f":{self.ports[1]:04X} 00000000:0000 0A"
         while listening not in Path("/proc/net/tcp").read_text():
             if self._process.poll() is not None:
-                sys.exit("The exit did not start.")
+                raise BenchError("The exit did not start.")
             time.sleep(0.01)
         time.sleep(0.3)
 
@@ -265,9 +266,9 @@ def told(what: str, pings: list[float], quiet: list[float], exit: MeasuredExit) 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("floods", nargs="*", metavar="FLOOD", help=", ".join(FLOODS))
-    parser.add_argument("--tree", type=Path, default=ROOT)
-    parser.add_argument("--seconds", type=float, default=6.0)
+    parser.add_argument("floods", nargs="*", choices=FLOODS, metavar="FLOOD", help=", ".join(FLOODS))
+    parser.add_argument("--tree", type=checkout, default=ROOT)
+    parser.add_argument("--seconds", type=positive, default=6.0)
     options = parser.parse_args()
     raise_limit()
     os.sched_setaffinity(0, {OTHER_CORE})
@@ -276,7 +277,7 @@ def main() -> None:
     for kind in options.floods or FLOODS:
         with tempfile.TemporaryDirectory() as name:
             directory = Path(name)
-            exit = MeasuredExit(options.tree.resolve(), directory)
+            exit = MeasuredExit(options.tree, directory)
             try:
                 pinger = Pinger(exit, target)
                 quiet = pinger.pings(2.0)
@@ -291,4 +292,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_to_end(main))

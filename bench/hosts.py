@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from commandline import ROOT, BenchError
 from line import LIMIT
-from pairs import ROOT, BenchError
 
 sys.path.insert(0, str(ROOT))
 from tests.support.lab.net import Lab, LabError, Namespace
@@ -53,6 +53,10 @@ class Wire:
     seed: int = 1
     segments: bool = False
     """Frames of one segment each also where none is lost: the queue counts what a router's would, at more CPU."""
+
+    @property
+    def is_line(self) -> bool:
+        return bool(self.delay or self.loss or self.rate or self.reorder)
 
     @property
     def offload(self) -> bool:
@@ -96,7 +100,7 @@ class Hosts:
         """Makes the hosts. Raises LabError and BenchError."""
         lab = self.lab
         self.client, self.exit, self.server = (lab.namespace(label) for label in ("client", "exit", "server"))
-        if self.wire.delay or self.wire.loss or self.wire.rate or self.wire.reorder:
+        if self.wire.is_line:
             self._delay_line()
         else:
             lab.veth(self.client, "eth0", self.exit, "eth0")
@@ -140,12 +144,12 @@ class Hosts:
         if wire.offload:
             options.append("--offload")
         # Inside the server's host only to end with it; it finds the others by name.
-        self.line = self.server.popen(
-            [sys.executable, script, *ends, *options], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
+        command, log = [sys.executable, script, *ends, *options], self.server.directory / "line.log"
+        with log.open("w") as file:
+            self.line = self.server.popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=file)
         assert self.line.stdout is not None
         if self.line.stdout.readline() != "ready\n":
-            raise BenchError("The delay line did not start.")
+            raise BenchError(f"The delay line did not start: {log.read_text()[-1000:].strip()}")
 
     def tell_line(self, command: str) -> None:
         """A command for the delay line (line.py, Line.obey), from now on. Raises BenchError where there is none."""

@@ -15,6 +15,7 @@ stay in order among themselves, except those that are late by choice.
 
 from __future__ import annotations
 
+import math
 import random
 from collections import deque
 from collections.abc import Sequence
@@ -59,7 +60,7 @@ class Bucket:
 
     def __init__(self, rate: float, burst: int) -> None:
         """Raises ValueError."""
-        if rate <= 0 or burst < 1:
+        if not 0 < rate < math.inf or burst < 1:
             raise ValueError("the police need a rate above 0 bit/s and a burst of at least 1 byte")
         self._bytes_per_second = rate / 8
         self._burst = self._tokens = float(burst)
@@ -105,14 +106,18 @@ class Line:
         self._police: Bucket | None = None
         self._set(delay, loss, limit, rate, reorder, later)
 
-    def _set(self, delay: float, loss: float, limit: int, rate: float, reorder: float, later: float) -> None:
+    def _set(
+        self, delay: float, loss: float, limit: float, rate: float, reorder: float, later: float
+    ) -> None:
+        if not all(map(math.isfinite, (delay, loss, limit, rate, reorder, later))):
+            raise ValueError("what a line is told must be finite numbers")
         if delay < 0 or not 0 <= loss <= 1 or limit < 1 or rate < 0:
             raise ValueError(
                 "delay is at least 0 s, loss from 0 to 1, the limit at least 1 byte, rate at least 0"
             )
         if not 0 <= reorder <= 1 or later < 0:
             raise ValueError("the chance of reordering is from 0 to 1, by at least 0 s")
-        self._delay, self._loss, self._limit, self._rate = delay, loss, limit, rate
+        self._delay, self._loss, self._limit, self._rate = delay, loss, int(limit), rate
         self._reorder, self._later = reorder, later
         self._seconds_per_byte = 8 / rate if rate else 0.0
 
@@ -181,7 +186,7 @@ class Line:
         """
         match command.split():
             case ["blackout", seconds]:
-                self._dark_until = now + float(seconds)
+                self._dark_until = now + self._seconds(seconds)
             case ["udp", ("on" | "off") as state]:
                 self._udp = state == "on"
             case ["police", "off"]:
@@ -193,17 +198,24 @@ class Line:
             case _:
                 raise ValueError(f"{command!r} is no command of the delay line")
 
+    @staticmethod
+    def _seconds(text: str) -> float:
+        seconds = float(text)
+        if not 0 <= seconds < math.inf:
+            raise ValueError("a black-out takes a number of seconds, at least 0")
+        return seconds
+
     def _change(self, key: str, values: Sequence[str]) -> None:
         names = ("reorder", "later") if key == "reorder" else (key,)
         if len(values) != len(names):
             raise ValueError(f"{key} takes {len(names)} value{'s' * (len(names) > 1)}")
-        now = {
+        now: dict[str, float] = {
             "delay": self._delay,
             "loss": self._loss,
-            "limit": float(self._limit),
+            "limit": self._limit,
             "rate": self._rate,
             "reorder": self._reorder,
             "later": self._later,
         }
         now.update(zip(names, map(float, values), strict=True))
-        self._set(now["delay"], now["loss"], int(now["limit"]), now["rate"], now["reorder"], now["later"])
+        self._set(**now)

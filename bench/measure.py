@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pairs import BenchError, Cryprq, Pair, Process, Shadowsocks, free_port
+from commandline import BenchError
+from pairs import Cryprq, Pair, Process, Shadowsocks, free_port
 
 HERE = Path(__file__).resolve().parent
 LOADGEN = HERE / "build" / "loadgen"

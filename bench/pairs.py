@@ -18,18 +18,15 @@ import tempfile
 import time
 from pathlib import Path
 
+from commandline import ROOT, BenchError
+
 from cryprq_proxy.errors import reason_of
 
-ROOT = Path(__file__).resolve().parent.parent
 START_LIMIT = 30.0
 """Seconds a pair may take until its first request comes back."""
 STOP_LIMIT = 8.0
 """Seconds a process may take to end after SIGTERM."""
 REQUEST = b"readiness".ljust(64)
-
-
-class BenchError(Exception):
-    """The benchmark cannot go on; str() is one sentence for the person who runs it."""
 
 
 def free_port() -> int:

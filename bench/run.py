@@ -15,7 +15,6 @@ import json
 import os
 import platform
 import resource
-import signal
 import statistics
 import sys
 import time
@@ -25,8 +24,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import measure
+from commandline import BenchError, count, new_file, positive, run_to_end, some_of, told_at_end
 from measure import Bench, Result, Samples
-from pairs import BenchError, Cryprq, Direct, Pair, Shadowsocks
+from pairs import Cryprq, Direct, Pair, Shadowsocks
 
 OURS, THEIRS, DIRECT = Cryprq.name, Shadowsocks.name, Direct.name
 TESTS = ("bulk", "connect", "latency", "idle", "rotation", "watched")
@@ -80,7 +80,7 @@ def compare(samples: Samples, value: Callable[[Result], float], goal: float) -> 
     if not samples.get(OURS) or not samples.get(THEIRS):
         return NONE, None
     values = ratios(samples[OURS], samples[THEIRS], value)
-    return spread(values), statistics.median(values) >= goal
+    return spread(values), bool(values) and statistics.median(values) >= goal
 
 
 def cpu_ratio(samples: Samples, cost: Callable[[Result], float]) -> str:
@@ -229,17 +229,14 @@ def arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="2 rounds of 1 s: a look, not a figure")
-    parser.add_argument("--rounds", type=int, help="rounds of each test (5)")
-    parser.add_argument("--seconds", type=float, help="seconds of each single measurement (3)")
-    parser.add_argument("--only", default=",".join(TESTS), help="some of " + ",".join(TESTS))
-    parser.add_argument("--pairs", default=f"{OURS},{THEIRS},{DIRECT}", help="some of %(default)s")
-    parser.add_argument("--json", type=Path, help="also write all samples to this file")
-    parser.add_argument("--hold", type=float, metavar="SECONDS", help="only start the pairs and keep them")
-    options = parser.parse_args()
-    options.only, options.pairs = options.only.split(","), options.pairs.split(",")
-    if not set(options.only) <= set(TESTS) or not set(options.pairs) <= {OURS, THEIRS, DIRECT}:
-        parser.error("--only or --pairs names something that does not exist")
-    return options
+    parser.add_argument("--rounds", type=count, help="rounds of each test (5)")
+    parser.add_argument("--seconds", type=positive, help="seconds of each single measurement (3)")
+    parser.add_argument("--only", type=some_of(TESTS), default=",".join(TESTS), help="some of %(default)s")
+    names = (OURS, THEIRS, DIRECT)
+    parser.add_argument("--pairs", type=some_of(names), default=",".join(names), help="some of %(default)s")
+    parser.add_argument("--json", type=new_file, help="also write all samples to this file")
+    parser.add_argument("--hold", type=positive, metavar="SECONDS", help="only start the pairs and keep them")
+    return parser.parse_args()
 
 
 def run(options: argparse.Namespace) -> None:  # noqa: C901  the list of what there is to measure
@@ -254,7 +251,15 @@ def run(options: argparse.Namespace) -> None:  # noqa: C901  the list of what th
     )
     table = Table()
     proxies = [label for label in options.pairs if label != DIRECT]
+
+    def tell() -> None:
+        print(f"{machine()}; {bench.rounds} rounds of {bench.seconds:g} s, pairs in turns.\n\n{table.text()}")
+        if options.json:
+            options.json.write_text(json.dumps({"machine": machine(), "samples": table.raw}, indent=1))
+
     with ExitStack() as stack:
+        if not options.hold:
+            stack.enter_context(told_at_end(table.rows, tell))
         stack.enter_context(bench)
         if options.hold or set(options.only) & {"bulk", "connect", "latency"}:
             pairs: dict[str, Pair] = {label: make() for label, make in measure.makers(proxies).items()}
@@ -278,24 +283,12 @@ def run(options: argparse.Namespace) -> None:  # noqa: C901  the list of what th
             add_rotation(table, bench)
         if "watched" in options.only and OURS in proxies:
             add_watched(table, bench)
-    print(f"{machine()}; {bench.rounds} rounds of {bench.seconds:g} s, pairs in turns.\n\n{table.text()}")
-    if options.json:
-        options.json.write_text(json.dumps({"machine": machine(), "samples": table.raw}, indent=1))
 
 
 def main() -> int:
-    # SIGTERM unwinds like Ctrl-C, so that no process of a pair outlives this one.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    try:
-        run(arguments())
-    except BenchError as error:
-        print(error, file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return run_to_end(lambda: run(arguments()))
 
 
 if __name__ == "__main__":

@@ -31,7 +31,8 @@ from pathlib import Path
 from typing import Any, Final
 
 import dns.message
-from pairs import BenchError, free_port
+from commandline import BenchError
+from pairs import free_port
 from soak_faults import FAULTS, Stage
 from soak_processes import ROOT, Sample, SoakedProcess, until
 

@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import msgspec
+from commandline import BenchError
 from msgspec import Struct
-from pairs import BenchError
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))

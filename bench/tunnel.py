@@ -34,8 +34,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from commandline import BenchError, checkout, count, new_file, positive, run_to_end, some_of, told_at_end
 from hosts import SERVER, Wire, new_lab
-from pairs import BenchError
 from run import NONE, machine, median, ratios, spread
 from tunnel_loads import Result, ping, tcp, tcp6, udp
 from tunnels import IPERF_PORT, KINDS, Contender, Cryprq, Kinds, WireGuardGo
@@ -240,18 +240,18 @@ def arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="2 rounds of 1 s: a look, not a figure")
-    parser.add_argument("--rounds", type=int, help="rounds of each test (5)")
-    parser.add_argument("--seconds", type=int, help="seconds of each single measurement (3)")
-    parser.add_argument("--only", default=",".join(TESTS), help="some of " + ",".join(TESTS))
-    parser.add_argument("--tunnels", default=",".join(KINDS), help="some of %(default)s")
-    parser.add_argument("--before", type=Path, metavar="TREE", help="another checkout, which takes part too")
-    parser.add_argument("--json", type=Path, help="also write all samples to this file")
-    parser.add_argument("--hold", type=float, metavar="SECONDS", help="only start the tunnels and keep them")
-    options = parser.parse_args()
-    options.only, options.tunnels = options.only.split(","), options.tunnels.split(",")
-    if not set(options.only) <= set(TESTS) or not set(options.tunnels) <= set(KINDS):
-        parser.error("--only or --tunnels names something that does not exist")
-    return options
+    parser.add_argument("--rounds", type=count, help="rounds of each test (5)")
+    parser.add_argument("--seconds", type=count, help="seconds of each single measurement (3)")
+    parser.add_argument("--only", type=some_of(TESTS), default=",".join(TESTS), help="some of %(default)s")
+    parser.add_argument("--tunnels", type=some_of(KINDS), default=",".join(KINDS), help="some of %(default)s")
+    parser.add_argument(
+        "--before", type=checkout, metavar="TREE", help="another checkout, which takes part too"
+    )
+    parser.add_argument("--json", type=new_file, help="also write all samples to this file")
+    parser.add_argument(
+        "--hold", type=positive, metavar="SECONDS", help="only start the tunnels and keep them"
+    )
+    return parser.parse_args()
 
 
 def on_wire(bench: Bench, kinds: Kinds, wire: Wire, tests: Sequence[Callable[[Bench], None]]) -> None:
@@ -265,13 +265,18 @@ def on_wire(bench: Bench, kinds: Kinds, wire: Wire, tests: Sequence[Callable[[Be
             test(bench)
 
 
+def version(bench: Bench) -> str:
+    """Which wireguard-go was measured, as a line; nothing where it was not."""
+    return f"\n{THEIRS}: {WireGuardGo.version()}." if THEIRS in bench.columns else ""
+
+
 def run(options: argparse.Namespace) -> None:
     missing = [KINDS[label].missing() for label in options.tunnels]
     if any(missing):
         raise BenchError("; ".join(filter(None, missing)))
     kinds: Kinds = {label: KINDS[label] for label in options.tunnels}
     if options.before:
-        kinds[BEFORE] = partial(Cryprq, name=BEFORE, tree=options.before.resolve())
+        kinds[BEFORE] = partial(Cryprq, name=BEFORE, tree=options.before)
     bench = Bench(
         rounds=options.rounds or (2 if options.quick else 5),
         seconds=options.seconds or (1 if options.quick else 3),
@@ -288,28 +293,19 @@ def run(options: argparse.Namespace) -> None:
         "udp": lambda bench: add_datagrams(bench, DATAGRAM, ""),
         "urgent": lambda bench: add_datagrams(bench, URGENT, " marked as urgent"),
     }
-    if tests := [add for test, add in plain.items() if test in options.only]:
-        on_wire(bench, kinds, Wire(), tests)
-    if "loss" in options.only:
-        on_wire(bench, kinds, LOSSY, [add_loss])
-    print(f"{machine()}; {bench.rounds} rounds of {bench.seconds:g} s, in turns.")
-    print(f"{THEIRS}: {WireGuardGo.version()}.\n\n{bench.text()}")
-    if options.json:
-        options.json.write_text(json.dumps({"machine": machine(), "samples": bench.raw}, indent=1))
 
+    def tell() -> None:
+        print(f"{machine()}; {bench.rounds} rounds of {bench.seconds:g} s, in turns.{version(bench)}")
+        print(f"\n{bench.text()}")
+        if options.json:
+            options.json.write_text(json.dumps({"machine": machine(), "samples": bench.raw}, indent=1))
 
-def main() -> int:
-    # SIGTERM unwinds like Ctrl-C, so that every namespace is removed.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        run(arguments())
-    except BenchError as error:
-        print(error, file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    with told_at_end(bench.rows, tell):
+        if tests := [add for test, add in plain.items() if test in options.only]:
+            on_wire(bench, kinds, Wire(), tests)
+        if "loss" in options.only:
+            on_wire(bench, kinds, LOSSY, [add_loss])
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_to_end(lambda: run(arguments())))

@@ -14,8 +14,8 @@ import subprocess
 from collections.abc import Callable
 from typing import Any
 
+from commandline import BenchError
 from hosts import SERVER, SERVER6
-from pairs import BenchError
 from tunnels import IPERF_PORT, Contender
 
 LOSS_FREE = 0.001

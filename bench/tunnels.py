@@ -8,8 +8,8 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+from commandline import ROOT, BenchError
 from hosts import CLIENT, CLIENT6, EXIT, SERVER, SERVER6, Hosts, Wire
-from pairs import ROOT, BenchError
 
 from tests.support.lab.links import PORT, Links
 from tests.support.lab.net import Lab, LabError, until

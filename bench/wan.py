@@ -20,24 +20,34 @@ proxies, so the table says what they took, in per cent of a core.
     share     1 download beside a flow of the kernel's reno, cubic and bbr that goes past the proxy
 
 Contenders take turns within each round, and the order turns round with every round. A cell is the median of the
-rounds; the ratio is formed round by round, of the contender's figure by that of cryprq-proxy. The line is told by what
-it does in each direction; the queue, by bandwidth-delay products of the round trip.
+rounds; the ratio is formed round by round, of the contender's figure by that of cryprq-proxy. A round in which a
+download broke is counted in the cell, and is part of no figure. The line is told by what it does in each direction; the
+queue, by bandwidth-delay products of the round trip.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import signal
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 
+from commandline import (
+    BenchError,
+    chance,
+    checkout,
+    count,
+    new_file,
+    not_negative,
+    positive,
+    run_to_end,
+    some_of,
+    told_at_end,
+)
 from hosts import Wire, new_lab
 from line import Line
-from pairs import BenchError
 from run import NONE, machine, median, ratios, spread
 from wan_proxies import CryprqProxy, Proxy, Result, ShadowsocksProxy
 from wan_tests import NAMES, Test, groups, limit_of
@@ -49,6 +59,8 @@ OURS = CryprqProxy.name
 OTHER_TREE = "the other tree"
 ALL: list[type[Proxy]] = [CryprqProxy, ShadowsocksProxy, *XRAY, Proxy]
 KINDS = {kind.name: kind for kind in ALL}
+TOLD = ("udp", "police", "blackout")
+"""Commands of the line that nothing else sets: what has an option stands in titles, queues and checks as well."""
 HEAD = ["test", "proxy", "figure", f"ratio to {OURS}", "CPU of both ends", "line, generator"]
 
 Samples = dict[str, list[Result]]
@@ -87,12 +99,17 @@ class Bench:
             for label in order:
                 result = test.measure(proxies[label])
                 samples[label].append(result)
-                say(f"  round {round_ + 1} {label:18} {test.figure([result])}")
+                say(f"  round {round_ + 1} {label:18} {cell(test, [result])}")
         self.raw[title] = samples
+        self.add(title, samples, test)
+
+    def add(self, title: str, samples: Samples, test: Test) -> None:
+        """A row for each contender."""
         for label, results in samples.items():
-            ours = samples.get(OURS)
-            ratio = spread(ratios(results, ours, test.value)) if ours and label != OURS else NONE
-            self.rows.append([title, label, test.figure(results), ratio, cost(results), shares(results)])
+            whole = [result for result in results if not test.broken(result)]
+            figures = [cost(whole), shares(whole)] if whole else [NONE, NONE]
+            ratio = NONE if label == OURS else spread(ratio_to(samples.get(OURS, []), results, test))
+            self.rows.append([title, label, cell(test, results), ratio, *figures])
 
     def text(self) -> str:
         return "\n".join("| " + " | ".join(row) + " |" for row in [HEAD, ["---"] * len(HEAD), *self.rows])
@@ -100,6 +117,22 @@ class Bench:
 
 def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
+
+
+def cell(test: Test, results: list[Result]) -> str:
+    """The figure of the rounds that went well, and how many did not."""
+    whole = [result for result in results if not test.broken(result)]
+    causes = dict.fromkeys(test.broken(result) for result in results if test.broken(result))
+    ended = (
+        f"ended early in {len(results) - len(whole)} of {len(results)}: {', '.join(causes)}" if causes else ""
+    )
+    return "; ".join(filter(None, [test.figure(whole) if whole else "", ended]))
+
+
+def ratio_to(ours: list[Result], theirs: list[Result], test: Test) -> list[float]:
+    """Round by round, of those in which both went well."""
+    both = [pair for pair in zip(theirs, ours, strict=False) if not any(map(test.broken, pair))]
+    return ratios([pair[0] for pair in both], [pair[1] for pair in both], test.value)
 
 
 def cost(results: list[Result]) -> str:
@@ -133,7 +166,8 @@ def line_of(options: argparse.Namespace) -> Wire:
 
 def told(wire: Wire, options: argparse.Namespace) -> str:
     """The line and the hosts in a sentence."""
-    parts = [f"{wire.rate / 1e6:g} Mbit/s", f"{2000 * wire.delay:g} ms there and back"]
+    rate = f"{wire.rate / 1e6:g} Mbit/s" if wire.rate else "no bound of the rate"
+    parts = [rate, f"{2000 * wire.delay:g} ms there and back"]
     if wire.loss:
         parts.append(f"{100 * wire.loss:g} % lost in each direction")
     if wire.reorder:
@@ -154,12 +188,16 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--delay", type=float, default=0.025, help="seconds in each direction (%(default)s)")
-    parser.add_argument("--loss", type=float, default=0.0, help="chance of each frame (%(default)s)")
-    parser.add_argument("--rate", type=float, default=200e6, help="bit/s in each direction (%(default)s)")
-    parser.add_argument("--buffer", type=float, default=1.0, help="the queue, in BDP (%(default)s)")
-    parser.add_argument("--reorder", type=float, default=0.0, help="chance to come late (%(default)s)")
-    parser.add_argument("--later", type=float, default=0.005, help="by so many seconds (%(default)s)")
+    parser.add_argument(
+        "--delay", type=not_negative, default=0.025, help="seconds in each direction (%(default)s)"
+    )
+    parser.add_argument("--loss", type=chance, default=0.0, help="chance of each frame (%(default)s)")
+    parser.add_argument(
+        "--rate", type=not_negative, default=200e6, help="bit/s in each direction (%(default)s)"
+    )
+    parser.add_argument("--buffer", type=not_negative, default=1.0, help="the queue, in BDP (%(default)s)")
+    parser.add_argument("--reorder", type=chance, default=0.0, help="chance to come late (%(default)s)")
+    parser.add_argument("--later", type=not_negative, default=0.005, help="by so many seconds (%(default)s)")
     parser.add_argument("--offload", action="store_true", help="let super-packets cross whole: less CPU")
     parser.add_argument("--control", help="congestion control of all hosts: reno, cubic, bbr")
     parser.add_argument(
@@ -167,28 +205,29 @@ def arguments() -> argparse.Namespace:
         action="append",
         default=[],
         metavar="COMMAND",
-        help="to the line, as delayline.py lists them",
+        help=f"to the line, as delayline.py lists them; one of {', '.join(TOLD)}",
     )
-    parser.add_argument("--only", default=",".join(NAMES), help="some of %(default)s")
-    parser.add_argument("--proxies", default=",".join(KINDS), help="some of %(default)s")
-    parser.add_argument("--tree", type=Path, help="another checkout of this program, measured as well")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=5.0, help="of each download (%(default)s)")
+    parser.add_argument("--only", type=some_of(NAMES), default=",".join(NAMES), help="some of %(default)s")
+    parser.add_argument("--proxies", type=some_of(KINDS), default=",".join(KINDS), help="some of %(default)s")
+    parser.add_argument("--tree", type=checkout, help="another checkout of this program, measured as well")
+    parser.add_argument("--rounds", type=count, default=3)
+    parser.add_argument("--seconds", type=positive, default=5.0, help="of each download (%(default)s)")
     parser.add_argument("--quick", action="store_true", help="1 round, short downloads: a look, not a figure")
-    parser.add_argument("--json", type=Path, help="also write all samples to this file")
+    parser.add_argument("--json", type=new_file, help="also write all samples to this file")
     options = parser.parse_args()
-    options.only, options.proxies = options.only.split(","), options.proxies.split(",")
-    if not set(options.only) <= set(NAMES) or not set(options.proxies) <= set(KINDS):
-        parser.error("--only or --proxies names something that does not exist")
     if options.offload and (options.loss or options.reorder):
         parser.error("loss and reordering take frames of the wire; leave --offload out")
     try:
         for command in options.tell:
             Line(0.0).obey(0.0, command)
+            if command.split()[0] not in TOLD:
+                parser.error(f"--tell {command!r}: say that with the option of the line, --help lists them")
     except ValueError as error:
-        parser.error(str(error))
-    if options.tree is not None and not (options.tree / "cryprq_proxy").is_dir():
-        parser.error(f"{options.tree} is no checkout of this program")
+        parser.error(f"--tell: {error}")
+    if not line_of(options).is_line and (options.tell or "blackout" in options.only):
+        parser.error(
+            "without --delay and --rate there is no line to be told; leave out --tell and the test blackout"
+        )
     if options.quick:
         options.rounds, options.seconds = 1, 2.0
     return options
@@ -204,40 +243,31 @@ def contenders(options: argparse.Namespace) -> dict[str, type[Proxy]]:
         else:
             say(f"{label} is left out: {reason}")
     if options.tree is not None:
-        tree = options.tree.resolve()
 
         class OtherTree(CryprqProxy):
             name = OTHER_TREE
+            tree = options.tree
 
-        OtherTree.tree = tree
         kinds[OTHER_TREE] = OtherTree
+    if not kinds:
+        raise BenchError("none of the contenders can run here.")
     return kinds
 
 
 def run(options: argparse.Namespace) -> None:
     wire = line_of(options)
     bench = Bench(contenders(options), options.rounds, options.control, options.tell)
-    for name, line, tests in groups(wire, options.buffer, options.only, options.seconds):
-        bench.on_wire(name, line, tests)
-    print(
-        f"{machine()}; {bench.rounds} rounds, in turns.\n{told(wire, options)}.{versions(bench)}\n\n{bench.text()}"
-    )
-    if options.json:
-        options.json.write_text(json.dumps({"machine": machine(), "samples": bench.raw}, indent=1))
 
+    def tell() -> None:
+        head = f"{machine()}; {bench.rounds} rounds, in turns.\n{told(wire, options)}.{versions(bench)}"
+        print(f"{head}\n\n{bench.text()}")
+        if options.json:
+            options.json.write_text(json.dumps({"machine": machine(), "samples": bench.raw}, indent=1))
 
-def main() -> int:
-    # SIGTERM unwinds like Ctrl-C, so that every namespace is removed.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        run(arguments())
-    except BenchError as error:
-        print(error, file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    with told_at_end(bench.rows, tell):
+        for name, line, tests in groups(wire, options.buffer, options.only, options.seconds):
+            bench.on_wire(name, line, tests)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_to_end(lambda: run(arguments())))

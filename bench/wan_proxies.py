@@ -13,8 +13,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from commandline import BenchError
 from hosts import EXIT, Hosts
-from pairs import BenchError, Cryprq, Shadowsocks
+from pairs import Cryprq, Shadowsocks
 from wan_load import LARGE, OBJECT, OBJECTS, SMALL, content
 
 from tests.support.lab.links import PORT, Links

@@ -13,8 +13,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from commandline import BenchError
 from hosts import SERVER, Wire
-from pairs import BenchError
+from line import LIMIT
 from run import median
 from wan_proxies import IPERF_PORT, Proxy, Result
 
@@ -41,6 +42,8 @@ class Test:
     figure: Callable[[list[Result]], str]
     value: Callable[[Result], float]
     """What the contenders' ratio is formed of."""
+    broken: Callable[[Result], str] = lambda _: ""
+    """What went wrong in a round, which then takes part in no figure; "" for nothing."""
 
 
 def loaded(
@@ -147,13 +150,15 @@ def black_outs() -> list[Test]:
         return {**result, "after": result["silence"] - BLACK_OUT}
 
     def figure(results: list[Result]) -> str:
-        ended = [result["ended"] for result in results if result["ended"]]
-        return ended[0] if ended else f"{median(results, after):.2f} s"
+        return f"{median(results, after):.2f} s"
 
     def after(result: Result) -> float:
         return float(result["after"])
 
-    return [Test(f"black-out of {BLACK_OUT} s, until the download goes on", one, figure, after)]
+    def broken(result: Result) -> str:
+        return str(result["ended"])
+
+    return [Test(f"black-out of {BLACK_OUT} s, until the download goes on", one, figure, after, broken)]
 
 
 def cold_starts(trip: float) -> list[Test]:
@@ -223,6 +228,8 @@ def share(result: Result) -> float:
 
 def limit_of(rate: float, delay: float, buffer: float) -> int:
     """What is under way in one direction, and a queue of so many bandwidth-delay products behind it, in bytes."""
+    if not rate:
+        return LIMIT
     return max(int(rate / 8 * delay * (1 + 2 * buffer)), 64 << 10)
 
 

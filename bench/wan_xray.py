@@ -14,8 +14,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from commandline import ROOT
 from hosts import EXIT
-from pairs import ROOT
 from wan_proxies import SOCKS, Proxy
 
 from tests.support.web_links import make_certificates

@@ -223,6 +223,8 @@ def test_frames_do_not_overtake_when_the_delay_becomes_shorter() -> None:
     [
         "", "black-out 3", "blackout", "blackout soon", "udp", "udp maybe", "police 0 10", "police 10 0", "police 10",
         "loss 2", "loss", "delay -1", "delay 1 2", "rate -1", "limit 0", "reorder 0.1", "reorder 2 1", "reorder 1 -1",
+        "delay nan", "rate inf", "limit inf", "limit nan", "loss nan", "reorder 0.1 inf", "blackout nan",
+        "blackout inf", "blackout -1", "police inf 9", "police nan 9",
     ],
 )  # fmt: skip
 def test_what_is_no_command_is_refused(command: str) -> None:

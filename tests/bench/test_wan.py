@@ -15,8 +15,10 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "bench"))
 import wan_load  # noqa: E402
 from hosts import Wire  # noqa: E402
-from wan_proxies import CryprqProxy, Proxy  # noqa: E402
-from wan_tests import cold_starts, limit_of, loaded  # noqa: E402
+from line import LIMIT  # noqa: E402
+from wan import Bench  # noqa: E402
+from wan_proxies import CryprqProxy, Proxy, Result  # noqa: E402
+from wan_tests import black_outs, cold_starts, limit_of, loaded  # noqa: E402
 
 from tests.support.lab.net import Lab, missing  # noqa: E402
 
@@ -130,6 +132,56 @@ def test_a_queue_is_counted_in_products_of_the_round_trip() -> None:
     """80 Mbit/s and 50 ms each direction: 1 MB for 100 ms, of which half is under way in one direction."""
     assert limit_of(80e6, 0.050, 0) == 500_000
     assert limit_of(80e6, 0.050, 1) == 1_500_000
+
+
+def round_(silence: float, ended: str = "") -> Result:
+    return {
+        "after": silence,
+        "ended": ended,
+        "wall": 1.0,
+        "proxy_cpu": 0.5,
+        "line_share": 0.1,
+        "load_share": 0.2,
+    }
+
+
+def black_out_rows(**rounds: list[Result]) -> list[list[str]]:
+    """The rows of a table in which each contender had these rounds of a black-out."""
+    bench = Bench({}, 3, None, [])
+    [test] = black_outs()
+    bench.add("black-out", {label.replace("_", "-"): results for label, results in rounds.items()}, test)
+    return bench.rows
+
+
+def test_a_round_that_broke_is_counted_and_part_of_no_figure() -> None:
+    ours = [round_(1.0), round_(2.0), round_(4.0)]
+    rows = black_out_rows(
+        cryprq_proxy=ours, other=[round_(-3.0, "a download ended early"), round_(3.0), round_(5.0)]
+    )
+    assert rows == [
+        ["black-out", "cryprq-proxy", "2.00 s", "-", "50 %", "10 %, 20 %"],
+        [
+            "black-out", "other", "4.00 s; ended early in 1 of 3: a download ended early", "1.38 (1.25..1.50)", "50 %",
+            "10 %, 20 %",
+        ],
+    ]  # fmt: skip
+
+
+def test_where_every_round_broke_there_is_no_figure() -> None:
+    broken = [round_(-3.0, "a download ended early"), round_(-2.9, "nothing came within 25 s")]
+    [_, other] = black_out_rows(cryprq_proxy=[round_(1.0), round_(1.0)], other=broken)
+    assert other[2:] == [
+        "ended early in 2 of 2: a download ended early, nothing came within 25 s", "-", "-", "-",
+    ]  # fmt: skip
+
+
+def test_where_ours_broke_the_others_are_by_the_rest() -> None:
+    rows = black_out_rows(cryprq_proxy=[round_(-3.0, "ended"), round_(2.0)], other=[round_(9.0), round_(3.0)])
+    assert rows[1][2:4] == ["6.00 s", "1.50 (1.50..1.50)"]
+
+
+def test_a_line_without_a_rate_holds_what_comes() -> None:
+    assert limit_of(0, 0.1, 1) == LIMIT
 
 
 @pytest.fixture
