@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Final
 
 from ..base.text import milliseconds
-from ..carriers.congestion import BBR, CongestionChoice, is_long
+from ..carriers.congestion import BBR, SHORT_PATH, CongestionChoice, is_long
 from ..status import CarrierStatus, ClientStatus, ExitStatus, PeerSessionStatus
 from .checks import CheckVerdict, Context, ok, skip, warn
 from .link import status_of
@@ -44,10 +44,9 @@ async def congestion(context: Context) -> CheckVerdict:
 
 
 def _short(links: list[CongestionChoice]) -> str:
-    longest = max(link.round_trip or 0.0 for link in links)
     return (
-        f"a link whose own connection is short ({milliseconds(longest)}) sends with the host's choice, which is the "
-        f"best one there: {_controls(links)}"
+        f"a link whose own connection is short (under {milliseconds(SHORT_PATH)}) sends with the host's choice, which "
+        f"is the best one there: {_controls(links)}"
     )
 
 

@@ -86,8 +86,8 @@ async def test_nothing_is_asked_for_on_a_short_path(
         found = await congestion(host)
         assert found.state is CheckState.OK
         assert found.text == (
-            "a link whose own connection is short (0.5 ms) sends with the host's choice, which is the best one there: "
-            "cubic"
+            "a link whose own connection is short (under 2.0 ms) sends with the host's choice, "
+            "which is the best one there: cubic"
         )
 
 
