@@ -13,6 +13,8 @@ from ..errors import CarrierError, CloseReason
 SMOOTHING: Final = 0.25
 """Weight of the newest measurement in the round-trip time."""
 UNKNOWN_ROUND_TRIP: Final = 0.1
+AGAIN_SECONDS: Final = 0.5
+"""While streams move, the round trip is measured so often: the path may change."""
 OVERDUE: Final = 0.25
 """Seconds beyond two round trips after which an answer is overdue."""
 
@@ -63,8 +65,9 @@ class Liveness:
         if self._answer_by is None:
             self._answer_by = now + self._interval
 
-    def pong(self, token: int, now: float) -> None:
-        """An answer came. One to an older PING is ignored."""
+    def pong(self, token: int, now: float) -> float | None:
+        """An answer came: returns the round trip. One to an older PING is ignored."""
+        sample = None
         if self._asked and token == self._token:
             self._asked = False
             sample = now - self._pinged
@@ -72,6 +75,7 @@ class Liveness:
                 self.round_trip = self.least_round_trip = sample
             self.round_trip += SMOOTHING * (sample - self.round_trip)
             self.least_round_trip = min(self.least_round_trip, sample)
+        return sample
 
     def measure(self) -> bool:
         """Request a PING unless one is unanswered; True if a PING must be sent now. A missing answer does not end the
@@ -80,6 +84,11 @@ class Liveness:
             return False
         self._ask()
         return True
+
+    def measure_again(self, now: float) -> None:
+        """Streams move: request a PING if the last one was sent AGAIN_SECONDS ago and is answered."""
+        if now - self._pinged >= AGAIN_SECONDS:
+            self.measure()
 
     def probe(self, within: float, now: float) -> None:
         """End the carrier unless a record comes within `within` seconds."""

@@ -28,7 +28,8 @@ from . import wire
 from .control_rates import CONTROL_FRAMES, ControlRates
 from .datagrams import BasePacketLink, DatagramQueue
 from .epochs import EpochLedger
-from .liveness import Liveness
+from .liveness import UNKNOWN_ROUND_TRIP, Liveness
+from .path_length import PathLength
 from .records import OVERHEAD, RecordOpener
 from .rotation import CarrierKeys, Offload, Rotation, RotationLimits, inline
 from .scheduler import Scheduler
@@ -129,6 +130,7 @@ class Session:
         self.log = SendLog(limits.retained, budget, slots)
         self.windows = WindowPool(limits.window_pool, window_budget)
         self.liveness = Liveness(limits.keepalive)
+        self.path = PathLength(UNKNOWN_ROUND_TRIP, 0, 0.0)
         self.ledger = EpochLedger()
         self._provider = provider
         self._entropy = entropy
@@ -217,6 +219,7 @@ class Session:
             ledger=self.ledger,
         )
         self.liveness.attach(now)
+        self.path = PathLength(UNKNOWN_ROUND_TRIP, self.bytes_received, now)
         self._windows_due = {id: s for id, s in self.streams.items() if s.receive_half is not Half.UNBORN}
         self._acknowledged = -1
         self._pong = None
@@ -542,6 +545,8 @@ class Session:
         if self._pong is not None:
             writer.add(wire.encode_number(wire.PONG, self._pong))
             self._pong = None
+        if self._windows_due:
+            self.liveness.measure_again(now)
         if self.liveness.ping is not None:
             writer.add(wire.encode_number(wire.PING, self.liveness.ping))
             self.liveness.ping_sent(now)
@@ -555,7 +560,7 @@ class Session:
             if stream.receive_half is Half.CLOSED:
                 stream.count_held(now, self.windows)
                 continue
-            limit = stream.next_window(now, self.liveness.least_round_trip, self.windows)
+            limit = stream.next_window(now, self.path.round_trip, self.windows)
             writer.add(wire.encode_window(stream.id, limit))
         # The other half is for streams.
         half = (budget + 1) >> 1
@@ -791,7 +796,9 @@ class Session:
         self.wake()
 
     def _receive_pong(self, id: int, token: Any) -> None:
-        self.liveness.pong(token, self._now)
+        sample = self.liveness.pong(token, self._now)
+        if sample is not None:
+            self.path.measured(sample, self.bytes_received, self.windows.credit, self._now)
 
     def _receive_datagram(self, id: int, value: Any) -> None:
         stream = self.streams.get(id)

@@ -3,7 +3,7 @@
 A window must hold what a sender puts on the path in the time in which credit comes back, else the sender stands still.
 More than that waits in queues, and other streams wait behind it. Two measurements tell what is right:
 
-    round trip      the least one of the carrier (liveness.py): one that includes queues would make them grow
+    round trip      that of the path (path_length.py): one that includes queues would make them grow
     taken           bytes that the stream's handler has taken in a round, which is a round trip, or SHORTEST_ROUND
 
     window = INITIAL_WINDOW + the larger one of
@@ -116,6 +116,11 @@ class WindowPool:
         """What a stream that has `extra` bytes beyond INITIAL_WINDOW may have at most: as much as it leaves free, so
         that early streams leave something for later ones."""
         return min(self.free + extra >> 1, extra + self._budgeted)
+
+    @property
+    def credit(self) -> int:
+        """Bytes that may be on the path, of the streams that move."""
+        return self._total - self.free + INITIAL_WINDOW * max(self._counted, self._moving, 1)
 
     @property
     def room(self) -> int:

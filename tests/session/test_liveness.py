@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 
 from cryprq_proxy.errors import CarrierError, CloseReason
-from cryprq_proxy.session.liveness import OVERDUE, SMOOTHING, UNKNOWN_ROUND_TRIP, Liveness
+from cryprq_proxy.session.liveness import (
+    AGAIN_SECONDS,
+    OVERDUE,
+    SMOOTHING,
+    UNKNOWN_ROUND_TRIP,
+    Liveness,
+)
 from tests.support.links import Link
 from tests.support.settings import session_limits
 
@@ -236,6 +242,19 @@ def test_measuring_asks_once_and_ends_nothing_sooner() -> None:
     assert liveness.ping not in (None, token)
     liveness.ping_sent(101.0)
     assert dies_at(liveness, 101.0) == 101.0 + INTERVAL
+
+
+def test_while_streams_move_the_peer_is_asked_twice_a_second_at_most() -> None:
+    liveness = attached()
+    measure(liveness, 100.0, 0.1)
+    liveness.measure_again(100.0 + AGAIN_SECONDS - 0.01)
+    assert liveness.ping is None
+    liveness.measure_again(100.0 + AGAIN_SECONDS)
+    assert liveness.ping is not None
+    liveness.ping_sent(101.0)
+    liveness.measure_again(105.0)
+    assert liveness.ping is None, "one is on its path"
+    assert dies_at(liveness, 105.0) == 101.0 + INTERVAL
 
 
 def test_a_session_tells_when_it_last_heard_of_its_peer() -> None:

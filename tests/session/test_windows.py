@@ -251,6 +251,19 @@ def test_a_quiet_stream_leaves_what_it_was_given_to_others() -> None:
     assert first.announced - first.consumed_bytes > 32 * MIB, "it may still be used"
 
 
+def test_a_stream_that_moves_is_counted_for_all_that_it_may_send_though_its_share_has_shrunk() -> None:
+    pool = new_pool(64 * MIB)
+    first, second = grown(pool), receiving()
+    second._round_since = first._round_since
+    for _ in range(12):
+        assert first.take_data(INITIAL_WINDOW, second._round_since, pool)
+        first.consumed(INITIAL_WINDOW)
+        take(second, second.announced - second.received, LONG, pool, LONG)
+    assert extra(first) == 32 * MIB and extra(second) == 16 * MIB
+    first.next_window(second._round_since, LONG, pool)
+    assert first._window == first.announced - first.consumed_bytes > 31 * MIB
+
+
 def test_old_credit_counts_as_soon_as_it_is_used() -> None:
     pool = new_pool(64 * MIB)
     first = grown(pool)
@@ -446,6 +459,34 @@ def test_downloads_one_after_the_other_are_equally_fast() -> None:
         on.sources[-1].idle = True
         on.advance(2.5)
     assert min(parts) > 0.9 * parts[0] > 0.8
+
+
+@pytest.mark.parametrize("idle", [False, True])
+def test_windows_follow_a_path_that_becomes_longer(idle: bool) -> None:
+    on = line(FAST / 5, 0.001)
+    if not idle:
+        on.download()
+    on.advance(3.0)
+    on.lengthen(LONG)
+    if idle:
+        on.advance(15.0)
+        on.download()
+    on.advance(10.0)
+    assert moved(on, 1.0) > 0.9
+    assert on.link.client.path.round_trip == pytest.approx(LONG, rel=0.2)
+    on.lengthen(0.001)
+    on.advance(3.0)
+    assert on.link.client.path.round_trip < LONG / 2 and outstanding(on) < 16 * MIB
+
+
+def test_a_queue_that_windows_make_does_not_make_them_larger() -> None:
+    """The queue of the path holds what comes; BBR is not there to bound it."""
+    rate, trip = FAST / 5, 0.05
+    on = Line(Link(session_limits()), rate, trip, kernel=100.0)
+    on.advance(3 * trip)
+    on.download()
+    on.advance(20.0)
+    assert outstanding(on) < INITIAL_WINDOW + SHORT_PATH + 1.2 * GAIN * rate * trip
 
 
 def test_a_slow_reader_ends_with_a_small_window() -> None:

@@ -78,7 +78,7 @@ class _Direction:
         self.source, self.target = source, target
         self._room = max(rate * kernel, 65_536)
         self._tick = tick
-        self._rate, self._delay = rate, delay
+        self.rate, self.delay = rate, delay
         self._kernel: deque[bytes] = deque()
         self._flight: deque[tuple[float, bytes]] = deque()
         self._unsent = 0
@@ -96,8 +96,8 @@ class _Direction:
         while self._kernel and self._free <= now:
             piece = self._kernel.popleft()
             self._unsent -= len(piece)
-            self._free += len(piece) / self._rate
-            self._flight.append((self._free + self._delay, piece))
+            self._free += len(piece) / self.rate
+            self._flight.append((self._free + self.delay, piece))
 
     @property
     def under_way(self) -> int:
@@ -136,6 +136,11 @@ class Line:
     def downwards(self) -> int:
         """Bytes on their way to the client."""
         return self._directions[1].under_way
+
+    def lengthen(self, round_trip: float) -> None:
+        """The path is another one from now on."""
+        for direction in self._directions:
+            direction.delay = round_trip / 2
 
     def download(self) -> Sink:
         """A new stream on which the exit sends."""
