@@ -287,7 +287,9 @@ def test_old_credit_that_finds_no_room_is_refused() -> None:
     assert promised > 4 * 64 * MIB
     held = 0
     for stream in streams:
-        while (size := min(stream.announced - stream.received, MIB)) and stream.take_data(size, now, pool):
+        while (size := min(stream.announced - stream.received, MIB)) > 0 and stream.take_data(
+            size, now, pool
+        ):
             held += size
     assert held <= 64 * MIB + len(streams) * INITIAL_WINDOW and pool.free < MIB
 
