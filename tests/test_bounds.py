@@ -206,7 +206,7 @@ REACHED = {
     ],
     "streams whose end the peer owes": ["session/test_session.py::test_opening_without_ending_is_bounded"],
     "small frames that the peer does not acknowledge": [
-        "session/test_session.py::test_what_a_peer_does_not_acknowledge_is_bounded"
+        "session/test_session.py::test_opening_without_acknowledging_is_bounded"
     ],
     "datagrams waiting for the carrier; packets": [
         "session/test_session.py::test_the_queue_of_datagrams_is_bounded_and_drops_the_oldest",
