@@ -9,6 +9,8 @@ from typing import Any
 
 PATIENCE = 30.0
 """Seconds after which anything that a test waits for counts as a hang."""
+ACCEPT_TURNS = 4
+"""From the accept of a connection to the first step of the task that serves it: transport, protocol, task."""
 
 
 class Background:
@@ -31,11 +33,23 @@ class Background:
 
         return self.run(wrapped())
 
+    def end_server(self, server: asyncio.Server) -> None:
+        """Close `server`, so that what it has accepted is served. A connection that is accepted in the same turn of the
+        loop would find a closed server, and CPython 3.12 then leaves its socket open."""
+        self.run(self._end_server(server))
+
     def close(self) -> None:
         self.run(self._end_tasks())
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(PATIENCE)
         self.loop.close()
+
+    async def _end_server(self, server: asyncio.Server) -> None:
+        for listening in server.sockets:
+            self.loop.remove_reader(listening.fileno())
+        for _ in range(ACCEPT_TURNS):
+            await asyncio.sleep(0)
+        server.close()
 
     async def _end_tasks(self) -> None:
         # A connection that has just been accepted gets its task in the next turn of the loop.

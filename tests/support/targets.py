@@ -150,7 +150,7 @@ class TcpTarget:
             writer.close()
 
     def close(self) -> None:
-        self._background.call(self._server.close)
+        self._background.end_server(self._server)
 
 
 async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
