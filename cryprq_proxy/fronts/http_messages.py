@@ -31,6 +31,9 @@ type _Fields = dict[bytes, list[bytes]]
 _PLAIN_SCHEMES: Final = (b"http", b"ws")
 _ABSOLUTE = re.compile(rb"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)([^#]*)(#.*)?")
 
+# h11 lets all but NUL and line ends pass. Some servers take the others for line ends too (RFC 9110 section 5.5).
+_CONTROLS: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+
 _HOP_BY_HOP: Final = frozenset(
     (b"connection", b"proxy-connection", b"keep-alive", b"te", b"transfer-encoding", b"upgrade")
 )
@@ -98,6 +101,8 @@ def check_request(request: h11.Request) -> None:
     """Refuse what h11 accepts but a proxy must not forward. Raises RequestRefused."""
     if not request.http_version.startswith(b"1."):
         raise RequestRefused(505, "This proxy speaks HTTP/1.1 only.", close=True)
+    if any(_CONTROLS.search(value) for _, value in request.headers):
+        raise RequestRefused(400, "A field of the request has a control character.", close=True)
     fields = _by_name(request)
     if b"transfer-encoding" in fields and (b"content-length" in fields or request.http_version == b"1.0"):
         # RFC 9112 sections 6.1 and 6.3 let a proxy reject a message that another server may frame differently.
@@ -300,6 +305,10 @@ def relay_body(source: h11.Connection, sink: h11.Connection, *, trailers: bool =
         output += sink.send_with_data_passthrough(whole) or ()
     if type(event) is not h11.EndOfMessage:
         return b"".join(output), False
-    kept = [(raw, value) for raw, value in event.headers.raw_items() if raw.lower() not in _NO_TRAILERS]
+    kept = [
+        (raw, value)
+        for raw, value in event.headers.raw_items()
+        if raw.lower() not in _NO_TRAILERS and not _CONTROLS.search(value)
+    ]
     output += sink.send_with_data_passthrough(h11.EndOfMessage(headers=kept if trailers else [])) or ()
     return b"".join(output), True

@@ -338,3 +338,24 @@ def assert_clear(sent: bytes) -> None:
         if not isinstance(event, h11.EndOfMessage):
             return
         sent = origin.trailing_data[0]
+
+
+@pytest.mark.parametrize("control", [b"\x01", b"\x08", b"\x0e", b"\x1c", b"\x1f", b"\x7f"])
+def test_a_control_character_in_a_field_is_refused(control: bytes) -> None:
+    """Some servers take it for the end of a line, and see a field of the framing behind it."""
+    with pytest.raises(RequestRefused) as refused:
+        check_request(request(b"http://a/", [(b"X-A", b"a" + control + b"Transfer-Encoding: chunked")]))
+    assert refused.value.status == 400 and refused.value.close
+    check_request(request(b"http://a/", [(b"X-A", b"a\tb \x80\xff")]))
+
+
+def test_a_trailer_with_a_control_character_is_left_out() -> None:
+    source, sink = h11.Connection(h11.SERVER), h11.Connection(h11.CLIENT)
+    source.receive_data(
+        b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nX-A: a\x1cb\r\nX-B: c\r\n\r\n"
+    )
+    source.next_event()
+    sink.send(
+        h11.Request(method="POST", target="/", headers=[("Host", "a"), ("Transfer-Encoding", "chunked")])
+    )
+    assert relay_body(source, sink) == (b"0\r\nX-B: c\r\n\r\n", True)
