@@ -39,7 +39,7 @@ from cryprq_proxy.status import CarrierStatus
 from tests.support.links import App
 from tests.support.settings import client_settings
 from tests.support.settle import settle, until
-from tests.support.web_links import CLIENT_IDENTITY, EXIT_IDENTITY, FAST, Place, Relay, place
+from tests.support.web_links import CLIENT_IDENTITY, EXIT_IDENTITY, FAST, Place, Relay
 
 
 class Pauses:
@@ -96,12 +96,6 @@ class WithoutLane:
 
 
 type MakeClient = Callable[..., Client]
-
-
-@pytest.fixture
-async def here() -> AsyncIterator[Place]:
-    async with place() as here:
-        yield here
 
 
 @pytest.fixture

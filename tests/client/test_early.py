@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -20,7 +19,7 @@ from cryprq_proxy.session.wire import GOAWAY, MAX_STREAM, StreamProtocol, encode
 from tests.support.fake_streams import FakeStream
 from tests.support.links import App
 from tests.support.settle import settle, until
-from tests.support.web_links import Place, place
+from tests.support.web_links import Place
 
 NOWHERE = Destination("127.0.0.1", 1)
 
@@ -40,16 +39,7 @@ class Successor(Front):
         self.stream = stream  # type: ignore[assignment]
 
 
-@pytest.fixture(autouse=True)
-def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A link of any age was of use."""
-    monkeypatch.setattr("cryprq_proxy.client.link.STABLE_SECONDS", 0.0)
-
-
-@pytest.fixture
-async def here() -> AsyncIterator[Place]:
-    async with place() as here:
-        yield here
+pytestmark = pytest.mark.usefixtures("hasty")
 
 
 async def up(here: Place, connect: Connect, **options: Any) -> Client:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 
 import pytest
@@ -27,16 +27,7 @@ from tests.support.web_links import Place, ask, echoes, opened, place
 PLAIN = UdpOffload(gso=False, gro=False)
 
 
-@pytest.fixture(autouse=True)
-def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A link of any age was of use."""
-    monkeypatch.setattr("cryprq_proxy.client.link.STABLE_SECONDS", 0.0)
-
-
-@pytest.fixture
-async def here() -> AsyncIterator[Place]:
-    async with place() as here:
-        yield here
+pytestmark = pytest.mark.usefixtures("hasty")
 
 
 async def up(here: Place, kind: CarrierKind = "tcp") -> Client:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from contextlib import suppress
 from itertools import pairwise
 from typing import Any
@@ -26,13 +26,7 @@ from cryprq_proxy.session.session import Session
 from cryprq_proxy.session.wire import StreamProtocol
 from tests.support.links import App
 from tests.support.settle import settle, until
-from tests.support.web_links import Place, place
-
-
-@pytest.fixture
-async def here() -> AsyncIterator[Place]:
-    async with place() as here:
-        yield here
+from tests.support.web_links import Place
 
 
 class Planted:

@@ -6,7 +6,6 @@ A whole client against a whole exit on loopback. The exit's verdict waits for th
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -23,7 +22,7 @@ from tests.support.fake_exits import FakeExits
 from tests.support.links import App
 from tests.support.settings import client_settings
 from tests.support.settle import settle, until
-from tests.support.web_links import CLIENT_IDENTITY, EXIT_IDENTITY, FAST, Place, Relay, ask, place
+from tests.support.web_links import CLIENT_IDENTITY, EXIT_IDENTITY, FAST, Place, Relay, ask
 
 DATA = b"first data"
 KINDS: tuple[CarrierKind, ...] = ("tcp", "ws")
@@ -55,12 +54,6 @@ class Told(ClientObserver):
 
     def changed(self) -> None:
         self.changes += 1
-
-
-@pytest.fixture
-async def here() -> AsyncIterator[Place]:
-    async with place() as here:
-        yield here
 
 
 @pytest.fixture
