@@ -32,14 +32,13 @@ from commandline import BenchError, count, not_negative, run_to_end, some_of, to
 from hosts import SERVER, Wire, new_lab
 from run import machine
 from wan import Bench, say
-from wan_proxies import NGINX, SOCKS, CryprqProxy
+from wan_proxies import NGINX, SETTINGS, SOCKS, CryprqProxy
 from wan_tests import limit_of, pages, requests
 
 from tests.support.browser import find, started
 from tests.support.devtools import Browser
 from tests.support.lab.net import LabError, until
 
-SETTINGS = ("exact", "learned", "eager")
 VISITS = ("first", "next", "later")
 HOSTS = 20
 RATE = 200e6
@@ -81,12 +80,8 @@ def page(visit: str) -> str:
 class Site(CryprqProxy):
     """Ours with one setting, and the site on its server."""
 
-    connect = ""
-
     def prepare(self) -> None:
         super().prepare()
-        text = self._client_file.read_text()
-        self._client_file.write_text(f'connect = "{self.connect}"\n{text}')
         self._names()
 
     def _names(self) -> None:

@@ -21,7 +21,7 @@ from commandline import ROOT, BenchError
 from line import LIMIT
 
 sys.path.insert(0, str(ROOT))
-from tests.support.lab.net import Lab, LabError, Namespace
+from tests.support.lab.net import Lab, LabError, Namespace, until
 
 CLIENT = "45.83.20.2"
 EXIT = "45.83.20.1"
@@ -33,6 +33,10 @@ EXIT_OUTER6 = "2606:2800:20::1"
 SERVER6 = "2606:2800:20::10"
 CONGESTION_CONTROL = "net.ipv4.tcp_congestion_control"
 TICKS = os.sysconf("SC_CLK_TCK")
+IPERF_PORT = 5201
+"""Where iperf3 listens on the server."""
+START_LIMIT = 30.0
+"""Seconds until the first request or packet must have come through."""
 
 
 @dataclass(frozen=True)
@@ -82,10 +86,15 @@ def cpu_of(program: subprocess.Popen[str]) -> float:
     return (int(values[11]) + int(values[12])) / TICKS
 
 
-class Hosts:
-    """Subclasses put something on them. A context manager; what runs inside ends with the lab at the latest."""
+class Contender:
+    """Three hosts, and what subclasses put on them. A context manager; all ends with the lab at the latest."""
 
     name = ""
+
+    @staticmethod
+    def missing() -> str | None:
+        """Why it cannot be measured here and what to do, else None."""
+        return None
 
     def __init__(self, lab: Lab, wire: Wire, control: str | None = None) -> None:
         """`control` is the congestion control of all three hosts; None for the machine's own."""
@@ -96,7 +105,38 @@ class Hosts:
         """What cpu() counts."""
         self.line: subprocess.Popen[str] | None = None
 
-    def cable(self) -> None:
+    def start(self) -> None:
+        """Makes the hosts and starts everything; returns when the server answers. Raises BenchError."""
+        try:
+            self._cable()
+            self._serve()
+            self.run()
+            until(self.answers, "the server answers through it", START_LIMIT)
+        except (LabError, OSError) as error:
+            raise BenchError(f"{self.name} did not start: {error}.{self.said()}") from error
+
+    def run(self) -> None:
+        """Starts what is measured. Raises LabError and BenchError."""
+        raise NotImplementedError
+
+    def answers(self) -> bool:
+        """Whether the server can be reached as it will be in the tests. Raises LabError where that cannot come."""
+        raise NotImplementedError
+
+    def said(self) -> str:
+        """What a person should read where it did not start."""
+        return ""
+
+    def listening(self) -> tuple[int, ...]:
+        """Starts more on the server; returns the TCP ports where it will listen."""
+        return ()
+
+    def _serve(self) -> None:
+        self.server.popen(["iperf3", "-s", "-p", str(IPERF_PORT)])
+        ports = [f":{port} " for port in (IPERF_PORT, *self.listening())]
+        until(lambda: all(port in self.server.run(["ss", "-Hltn"]) for port in ports), "the server listens")
+
+    def _cable(self) -> None:
         """Makes the hosts. Raises LabError and BenchError."""
         lab = self.lab
         self.client, self.exit, self.server = (lab.namespace(label) for label in ("client", "exit", "server"))

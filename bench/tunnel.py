@@ -35,12 +35,12 @@ from functools import partial
 from pathlib import Path
 
 from commandline import BenchError, checkout, count, new_file, positive, run_to_end, some_of, told_at_end
-from hosts import SERVER, Wire, new_lab
+from hosts import IPERF_PORT, SERVER, Wire, new_lab
 from run import NONE, machine, median, ratios, spread
 from tunnel_loads import Result, ping, tcp, tcp6, udp
-from tunnels import IPERF_PORT, KINDS, Contender, Cryprq, Kinds, WireGuardGo
+from tunnels import KINDS, Cryprq, Kinds, Tunnel, WireGuardGo
 
-OURS, THEIRS, DIRECT = Cryprq.name, WireGuardGo.name, Contender.name
+OURS, THEIRS, DIRECT = Cryprq.name, WireGuardGo.name, Tunnel.name
 BEFORE = "before"
 TESTS = ("tcp", "both", "tcp6", "ping", "udp", "urgent", "loss")
 DATAGRAM, URGENT = 1300, 160
@@ -63,12 +63,12 @@ class Bench:
     seconds: int
     columns: list[str]
     """The names of those that take part."""
-    contenders: dict[str, Contender] = field(default_factory=dict)
+    contenders: dict[str, Tunnel] = field(default_factory=dict)
     rows: list[list[str]] = field(default_factory=list)
     raw: dict[str, Samples] = field(default_factory=dict)
 
     def in_turns(
-        self, name: str, one: Callable[[Contender], Result], summary: Callable[[Result], str]
+        self, name: str, one: Callable[[Tunnel], Result], summary: Callable[[Result], str]
     ) -> Samples:
         say(name)
         samples: Samples = {label: [] for label in self.contenders}
@@ -130,7 +130,7 @@ def tcp_summary(result: Result) -> str:
 
 
 def add_rates(
-    bench: Bench, name: str, one: Callable[[Contender], Result], under: str, goal: float, scale: float = 1.0
+    bench: Bench, name: str, one: Callable[[Tunnel], Result], under: str, goal: float, scale: float = 1.0
 ) -> None:
     """One row of TCP. The goal is a part of what `under` reaches; `scale`: 1,000 for Mbit/s instead of Gbit/s."""
     samples = bench.in_turns(name, one, tcp_summary)
@@ -143,14 +143,14 @@ def add_tcp(bench: Bench) -> None:
     for flows, direction in itertools.product((1, 4), ("down", "up")):
         name = f"TCP, {flows} flow{'s' if flows > 1 else ''} {direction}"
 
-        def one(contender: Contender, flows: int = flows, direction: str = direction) -> Result:
+        def one(contender: Tunnel, flows: int = flows, direction: str = direction) -> Result:
             return tcp(contender, bench.seconds, flows, direction)
 
         add_rates(bench, name, one, THEIRS, GOALS["tcp"])
 
 
 def add_both(bench: Bench) -> None:
-    def one(contender: Contender) -> Result:
+    def one(contender: Tunnel) -> Result:
         return tcp(contender, bench.seconds, 4, "both at once")
 
     add_rates(bench, "TCP, 4 flows down and 4 up at once", one, THEIRS, GOALS["both"])
@@ -159,7 +159,7 @@ def add_both(bench: Bench) -> None:
 def add_tcp6(bench: Bench) -> None:
     for direction in ("down", "up"):
 
-        def one(contender: Contender, direction: str = direction) -> Result:
+        def one(contender: Tunnel, direction: str = direction) -> Result:
             return tcp6(contender, bench.seconds, 4, direction)
 
         add_rates(bench, f"TCP over IPv6, 4 flows {direction}", one, THEIRS, GOALS["tcp"])
@@ -182,7 +182,7 @@ def add_ping(bench: Bench) -> None:
     for control in controls():
         name = f"ping, alone → beside a {control} download: p50, p99"
 
-        def one(contender: Contender, control: str = control) -> Result:
+        def one(contender: Tunnel, control: str = control) -> Result:
             return ping(contender, bench.seconds, control)
 
         samples = bench.in_turns(name, one, summary)
@@ -199,7 +199,7 @@ def add_datagrams(bench: Bench, size: int, what: str) -> None:
     for direction in ("down", "up"):
         name = f"UDP, {size} bytes{what}, loss-free, {direction}"
 
-        def one(contender: Contender, direction: str = direction) -> Result:
+        def one(contender: Tunnel, direction: str = direction) -> Result:
             return udp(contender, bench.seconds, size, direction)
 
         samples = bench.in_turns(name, one, datagrams_cell)
@@ -216,7 +216,7 @@ def add_loss(bench: Bench) -> None:
     for control, direction in itertools.product(controls(), ("down", "up")):
         name = f"1 % loss, 40 ms, TCP {control}, {LOSS_FLOWS} flows {direction}"
 
-        def one(contender: Contender, control: str = control, direction: str = direction) -> Result:
+        def one(contender: Tunnel, control: str = control, direction: str = direction) -> Result:
             # Slow start and recoveries take many round trips.
             return tcp(contender, 4 * bench.seconds, LOSS_FLOWS, direction, "-C", control)
 

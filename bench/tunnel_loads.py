@@ -15,8 +15,8 @@ from collections.abc import Callable
 from typing import Any
 
 from commandline import BenchError
-from hosts import SERVER, SERVER6
-from tunnels import IPERF_PORT, Contender
+from hosts import IPERF_PORT, SERVER, SERVER6
+from tunnels import Tunnel
 
 LOSS_FREE = 0.001
 """The part of the datagrams that may be lost in flight: two busy cores lose some to the scheduler at any rate."""
@@ -29,7 +29,7 @@ DIRECTIONS = {"down": ["-R"], "up": [], "both at once": ["--bidir"]}
 type Result = dict[str, Any]
 
 
-def iperf(contender: Contender, seconds: float, *options: str, server: str = SERVER) -> Result:
+def iperf(contender: Tunnel, seconds: float, *options: str, server: str = SERVER) -> Result:
     """The sums of one run of iperf3, and "cpu": seconds of the tunnel's processes."""
     command = ["iperf3", "-c", server, "-p", str(IPERF_PORT), "-J", "-t", f"{seconds:g}", *options]
     before = contender.cpu()
@@ -46,7 +46,7 @@ def iperf(contender: Contender, seconds: float, *options: str, server: str = SER
 
 
 def tcp(
-    contender: Contender, seconds: float, flows: int, direction: str, *options: str, server: str = SERVER
+    contender: Tunnel, seconds: float, flows: int, direction: str, *options: str, server: str = SERVER
 ) -> Result:
     """Gbit/s received, retransmitted segments, and CPU seconds of the tunnel for each 10^9 bytes. "both at once" is the
     sum of two directions with `flows` each."""
@@ -61,7 +61,7 @@ def tcp(
     }
 
 
-def tcp6(contender: Contender, seconds: float, flows: int, direction: str) -> Result:
+def tcp6(contender: Tunnel, seconds: float, flows: int, direction: str) -> Result:
     """The same over IPv6."""
     return tcp(contender, seconds, flows, direction, server=SERVER6)
 
@@ -95,7 +95,7 @@ def search(offer: Callable[[float], tuple[float, float]]) -> float:
     return best
 
 
-def udp(contender: Contender, seconds: float, size: int, direction: str) -> Result:
+def udp(contender: Tunnel, seconds: float, size: int, direction: str) -> Result:
     """The loss-free rate of datagrams of `size` bytes: Gbit/s of payload, and datagrams a second."""
 
     def offer(rate: float) -> tuple[float, float]:
@@ -108,7 +108,7 @@ def udp(contender: Contender, seconds: float, size: int, direction: str) -> Resu
     return {"gbit": rate / 1e9, "packets": rate / 8 / size}
 
 
-def ping(contender: Contender, seconds: float, control: str) -> Result:
+def ping(contender: Tunnel, seconds: float, control: str) -> Result:
     """Round trips in ms: alone, and beside a TCP download with that congestion control, which fills the tunnel. 50th
     and 99th percentile; of few pings the latter is the longest but one or so."""
 

@@ -9,39 +9,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 from commandline import ROOT, BenchError
-from hosts import CLIENT, CLIENT6, EXIT, SERVER, SERVER6, Hosts, Wire
+from hosts import CLIENT, CLIENT6, EXIT, SERVER, SERVER6, Contender, Wire
 
 from tests.support.lab.links import PORT, Links
-from tests.support.lab.net import Lab, LabError, until
-
-IPERF_PORT = 5201
-START_LIMIT = 30.0
-"""Seconds until the first packet must have come through a tunnel."""
+from tests.support.lab.net import Lab, until
 
 
-class Contender(Hosts):
-    """Three hosts and no tunnel: the ceiling. Subclasses give `tunnel`. Use it as a context manager."""
+class Tunnel(Contender):
+    """No tunnel: the ceiling. Subclasses give `run`."""
 
     name = "no tunnel"
 
-    @staticmethod
-    def missing() -> str | None:
-        """What to do where it is not installed, else None."""
-        return None
+    def answers(self) -> bool:
+        return not self.client.attempt(["ping", "-c", "1", "-W", "1", SERVER]).returncode
 
-    def start(self) -> None:
-        """Makes hosts and tunnel; returns when the server answers through it. Raises BenchError."""
-        try:
-            self.cable()
-            self.server.popen(["iperf3", "-s", "-p", str(IPERF_PORT)])
-            until(lambda: f":{IPERF_PORT}" in self.server.run(["ss", "-Hltn"]), "iperf3 listens")
-            self.tunnel()
-            probe = ["ping", "-c", "1", "-W", "1", SERVER]
-            until(lambda: not self.client.attempt(probe).returncode, "the server answers", START_LIMIT)
-        except LabError as error:
-            raise BenchError(f"{self.name} did not start: {error}") from error
-
-    def tunnel(self) -> None:
+    def run(self) -> None:
         self.lab.forward(self.exit)
         self._masquerade(CLIENT, CLIENT6)
 
@@ -52,7 +34,7 @@ class Contender(Hosts):
         )
 
 
-class WireGuardGo(Contender):
+class WireGuardGo(Tunnel):
     """wireguard-go, one process on each side: the newest, which `make tunnelbench` builds, else Debian's."""
 
     name = "wireguard-go"
@@ -90,7 +72,7 @@ class WireGuardGo(Contender):
         )
         return told.stdout.partition("\n")[0] or "of an unknown version"
 
-    def tunnel(self) -> None:
+    def run(self) -> None:
         hosts, outer = (self.client, self.exit), (CLIENT, EXIT)
         keys = [host.run(["wg", "genkey"]).strip() for host in hosts]
         public = [self.client.run(["wg", "pubkey"], stdin=key).strip() for key in keys]
@@ -135,7 +117,7 @@ class WireGuardGo(Contender):
             program.wait(10)
 
 
-class Cryprq(Contender):
+class Cryprq(Tunnel):
     """Our own, with this interpreter: `cryprq-proxy exit` and `cryprq-proxy --tun` of `tree`."""
 
     name = "cryprq-proxy"
@@ -145,7 +127,7 @@ class Cryprq(Contender):
         self.name = name
         self._tree = tree
 
-    def tunnel(self) -> None:
+    def run(self) -> None:
         self.links = Links(self.client.directory / "links")
         self.links.environment["PYTHONPATH"] = str(self._tree)
         # Debug lines would be part of what is measured.
@@ -164,6 +146,6 @@ class Cryprq(Contender):
             raise BenchError("\n".join(wrong))
 
 
-type Kinds = dict[str, Callable[[Lab, Wire], Contender]]
+type Kinds = dict[str, Callable[[Lab, Wire], Tunnel]]
 
-KINDS: dict[str, type[Contender]] = {kind.name: kind for kind in (Cryprq, WireGuardGo, Contender)}
+KINDS: dict[str, type[Tunnel]] = {kind.name: kind for kind in (Cryprq, WireGuardGo, Tunnel)}

@@ -49,7 +49,7 @@ from commandline import (
 from hosts import Wire, new_lab
 from line import Line
 from run import NONE, machine, median, ratios, spread
-from wan_proxies import CryprqProxy, Proxy, Result, ShadowsocksProxy
+from wan_proxies import SETTINGS, CryprqProxy, Proxy, Result, ShadowsocksProxy
 from wan_tests import NAMES, Test, groups, limit_of
 from wan_xray import XRAY, XrayProxy, version
 
@@ -175,7 +175,9 @@ def told(wire: Wire, options: argparse.Namespace) -> str:
     parts.append(f"a queue of {options.buffer:g} BDP")
     parts += options.tell
     parts.append("super-packets whole" if wire.offload else "a frame for each segment")
-    return f"{', '.join(parts)}; hosts with {options.control or 'the congestion control of this machine'}"
+    hosts = options.control or "the congestion control of this machine"
+    setting = f'; connect = "{options.connect}"' if options.connect is not None else ""
+    return f"{', '.join(parts)}; hosts with {hosts}{setting}"
 
 
 def versions(bench: Bench) -> str:
@@ -200,6 +202,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--later", type=not_negative, default=0.005, help="by so many seconds (%(default)s)")
     parser.add_argument("--offload", action="store_true", help="let super-packets cross whole: less CPU")
     parser.add_argument("--control", help="congestion control of all hosts: reno, cubic, bbr")
+    parser.add_argument(
+        "--connect", choices=SETTINGS, help="when this program answers applications: its setting of that name"
+    )
     parser.add_argument(
         "--tell",
         action="append",
@@ -249,6 +254,12 @@ def contenders(options: argparse.Namespace) -> dict[str, type[Proxy]]:
             tree = options.tree
 
         kinds[OTHER_TREE] = OtherTree
+    if OURS in kinds and options.connect is not None:
+
+        class AsAsked(CryprqProxy):
+            connect = options.connect
+
+        kinds[OURS] = AsAsked
     if not kinds:
         raise BenchError("none of the contenders can run here.")
     return kinds

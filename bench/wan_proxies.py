@@ -1,8 +1,7 @@
 """What bench/wan.py compares: three hosts for each proxy (hosts.py), its client on one and its exit on the next.
 
 On the server nginx has 100 objects of 20 kB, as many small ones and one large file of zeros, and iperf3 waits for
-flows past the proxy. A contender says which
-processes it is made of, and on which port of the client SOCKS5 is spoken.
+flows past the proxy. A contender says which processes it is made of, and on which port of the client SOCKS5 is spoken.
 """
 
 from __future__ import annotations
@@ -14,18 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from commandline import BenchError
-from hosts import EXIT, Hosts
+from hosts import EXIT, Contender
 from pairs import Cryprq, Shadowsocks
 from wan_load import LARGE, OBJECT, OBJECTS, SMALL, content
 
 from tests.support.lab.links import PORT, Links
-from tests.support.lab.net import LabError, Namespace, until
+from tests.support.lab.net import LabError, Namespace
 
 LOAD = Path(__file__).with_name("wan_load.py")
 SOCKS = 1080
-IPERF_PORT = 5201
-START_LIMIT = 30.0
-"""Seconds until the first request must have come through."""
+SETTINGS = ("exact", "learned", "eager")
+"""Of `connect`: when an application is answered (operations.md)."""
 STOP_LIMIT = 10.0
 NGINX = """
 daemon off;
@@ -49,35 +47,23 @@ http {{
 Result = dict[str, Any]
 
 
-class Proxy(Hosts):
+class Proxy(Contender):
     """No proxy: what the line and the load can do. Subclasses give `prepare` and the two command lines."""
 
     name = "no proxy"
     socks = 0
     _client: subprocess.Popen[str] | None = None
 
-    @staticmethod
-    def missing() -> str | None:
-        """Why it cannot be measured here and what to do, else None."""
-        return None
-
     # Start
 
-    def start(self) -> None:
-        """Returns when a request came through. Raises BenchError."""
-        try:
-            self.cable()
-            self.lab.forward(self.exit)
-            self._serve()
-            self.prepare()
-            if command := self.exit_command():
-                self._run(self.exit, "exit", command)
-            self.start_client()
-            until(self._answers, "the server answers through it", START_LIMIT)
-        except (LabError, OSError) as error:
-            raise BenchError(f"{self.name} did not start: {error}.{self._said()}") from error
+    def run(self) -> None:
+        self.lab.forward(self.exit)
+        self.prepare()
+        if command := self.exit_command():
+            self._run(self.exit, "exit", command)
+        self.start_client()
 
-    def _serve(self) -> None:
+    def listening(self) -> tuple[int, ...]:
         directory = self.server.directory / "www"
         directory.mkdir()
         directory.chmod(0o755)
@@ -90,9 +76,7 @@ class Proxy(Hosts):
         self.server.popen(
             ["nginx", "-p", str(directory), "-e", str(directory / "nginx.log"), "-c", str(file)]
         )
-        self.server.popen(["iperf3", "-s", "-p", str(IPERF_PORT)])
-        ports = (":80 ", f":{IPERF_PORT} ")
-        until(lambda: all(port in self.server.run(["ss", "-Hltn"]) for port in ports), "the server listens")
+        return (80,)
 
     def prepare(self) -> None:
         """Writes configurations and keys, into `files`."""
@@ -131,7 +115,7 @@ class Proxy(Hosts):
         if command := self.client_command():
             self._client = self._run(self.client, "client", command)
 
-    def _answers(self) -> bool:
+    def answers(self) -> bool:
         for program in self.programs:
             if program.poll() is not None:
                 raise LabError(f"a process ended with code {program.returncode}")
@@ -139,8 +123,7 @@ class Proxy(Hosts):
             self.load_command("requests", "--count", "1", "--workers", "1")
         ).returncode
 
-    def _said(self) -> str:
-        """The ends of what its processes have logged."""
+    def said(self) -> str:
         logs = sorted(self.files.glob("*.log"))
         return "".join(f"\n[{log.name}] {log.read_text(errors='replace')[-1000:]}" for log in logs)
 
@@ -158,7 +141,7 @@ class Proxy(Hosts):
         """What it measured. Raises BenchError."""
         output, errors = load.communicate(timeout=150)
         if load.returncode:
-            raise BenchError(f"{self.name}: {errors.strip()}.{self._said()}")
+            raise BenchError(f"{self.name}: {errors.strip()}.{self.said()}")
         result: Result = json.loads(output.splitlines()[-1])
         return result
 
@@ -170,6 +153,8 @@ class CryprqProxy(Proxy):
     socks = SOCKS
     tree: Path | None = None
     """Another checkout to run instead, with this interpreter."""
+    connect: str | None = None
+    """One of SETTINGS, where not as by default."""
 
     def prepare(self) -> None:
         self._links = Links(self.files)
@@ -184,6 +169,8 @@ class CryprqProxy(Proxy):
         listen = {"listen": [f"0.0.0.0:{PORT}"], "allow": [identities["client"]]}
         self._exit_file = self._links.config("exit", {**quiet, **listen})
         dial = {"peer": f"cryprq://{identities['exit']}@{EXIT}:{PORT}", "admin": "off"}
+        if self.connect is not None:
+            dial["connect"] = self.connect
         self._client_file = self._links.config("client", {**quiet, **dial})
 
     def environment(self) -> dict[str, str] | None:

@@ -14,10 +14,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from commandline import BenchError
-from hosts import SERVER, Wire
+from hosts import IPERF_PORT, SERVER, Wire
 from line import LIMIT
 from run import median
-from wan_proxies import IPERF_PORT, Proxy, Result
+from wan_proxies import Proxy, Result
 
 FILES = 4
 """Downloads that something small is measured beside."""
