@@ -21,7 +21,7 @@ import pytest
 from tests.support.lab.flows import lane
 from tests.support.lab.hosts import CLIENT4, EXIT4, EXIT6, ROUTER_LAN4, ROUTER_LAN6, SERVER4, SERVER6
 from tests.support.lab.links import Role
-from tests.support.lab.net import LONG, RESOLVER, until
+from tests.support.lab.net import LONG, RESOLVER, LabError, until
 from tests.support.lab.questions import questions
 from tests.support.lab.stage import OTHER4, OTHER6, TUN, Stage, beside_the_link
 from tun.device.linux import MIN_MTU
@@ -72,6 +72,14 @@ class Running(NamedTuple):
 
     def repairs(self) -> dict[str, dict[str, Any]]:
         return {repair["name"]: repair for repair in self.stage.status()["repairs"]}
+
+    def until(self, condition: Callable[[], bool], what: str) -> None:
+        """Within OUTER; else says what there is instead."""
+        try:
+            until(condition, what, OUTER)
+        except LabError as error:
+            found = (lane(self.stage.links), list(self.repairs().values()), self.ip("addr"))
+            raise LabError(f"{error}; lane, repairs, addresses: {found}") from error
 
     def flows(self) -> None:
         until(lambda: self.stage.fetches(SERVER4) == EXIT4, "IPv4 flows", OUTER)
@@ -212,7 +220,7 @@ class TestEachFact:
             begun = time.monotonic()
             commands.append(begun - asked)
             running.stage.client.run(["sh", "-c", change.command])
-            until(lambda change=change: change.back(running), what, OUTER)  # type: ignore[misc]
+            running.until(partial(change.back, running), what)
             took[what] = time.monotonic() - begun
             running.flows()
             running.role.says(f"warning .*{change.fact}: another program changed it: ")

@@ -22,6 +22,7 @@ from typing import Final
 from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
+from cryprq_proxy.base.rtnetlink import SECONDS, rtnetlink
 from cryprq_proxy.errors import ConfigError, reason_of
 from cryprq_proxy.lane.slices import KIND_MASK, MAX_PACKET, TCP4, TCP6, UDP_GSO, Shape
 from tun.device.device import PacketDevice
@@ -175,7 +176,7 @@ class Tun(PacketDevice):
     async def _netlink(self, failure: str) -> AsyncIterator[AsyncIPRoute]:
         """A netlink socket whose errors become a ConfigError. A device that is gone is told to the reader."""
         try:
-            async with AsyncIPRoute() as netlink:
+            async with rtnetlink(SECONDS) as netlink:
                 yield netlink
         except (NetlinkError, OSError) as error:
             number = error.code if isinstance(error, NetlinkError) else error.errno
@@ -183,7 +184,7 @@ class Tun(PacketDevice):
                 self.lost(OSError(number, os.strerror(number)))
                 raise ConfigError(f"another program removed the device {self.name}") from error
             advice = ": run as root" if number == errno.EPERM else ""
-            reason = reason_of(OSError(number or errno.EIO, ""))
+            reason = reason_of(OSError(number, "") if isinstance(error, NetlinkError) else error)
             raise ConfigError(f"{self.name} {failure} ({reason}){advice}") from error
 
     def write(self, buffer: memoryview, start: int, end: int, shape: Shape) -> bool:

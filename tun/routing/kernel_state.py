@@ -14,9 +14,10 @@ from pathlib import Path
 from socket import AF_INET, AF_INET6, AF_UNSPEC
 from typing import Any, Final
 
-from pyroute2 import AsyncIPRoute, NetlinkDumpInterrupted, NetlinkError
+from pyroute2 import NetlinkDumpInterrupted, NetlinkError
 
 from cryprq_proxy.base.leftovers import EXIT_PROTOCOL, RULE_PROTOCOL
+from cryprq_proxy.base.rtnetlink import TABLE_SECONDS, rtnetlink
 from cryprq_proxy.errors import ConfigError, CryprqError, reason_of
 
 from . import lan as network
@@ -73,7 +74,7 @@ class KernelState:
 async def open_kernel() -> AsyncIterator[Any]:
     """An AsyncIPRoute whose errors become sentences: CryprqError."""
     try:
-        async with AsyncIPRoute() as kernel:
+        async with rtnetlink(TABLE_SECONDS) as kernel:
             yield kernel
     except NetlinkError as error:
         raise refused("routing table", error) from error

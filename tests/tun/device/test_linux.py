@@ -14,6 +14,7 @@ from typing import Any, Self
 import pytest
 from pyroute2.netlink.exceptions import NetlinkError
 
+from cryprq_proxy.base import rtnetlink
 from cryprq_proxy.errors import ConfigError
 from tun.device import linux
 from tun.device.linux import Tun
@@ -33,7 +34,8 @@ class Message(dict[str, Any]):
 
 
 class Kernel:
-    """One device. `refuses`: the error code of each change of its IPv6 addresses; `keeps_name`: while it is up."""
+    """One device. `refuses`: the error code of each change of its IPv6 addresses; `keeps_name`: while it is up;
+    `silent`: answers no question about the device."""
 
     def __init__(self) -> None:
         self.name, self.mtu, self.flags = "cryprq0", 1500, MULTICAST
@@ -41,6 +43,7 @@ class Kernel:
         self.refuses = 0
         self.gone = False
         self.keeps_name = False
+        self.silent = False
 
     def __call__(self) -> Self:
         return self
@@ -82,6 +85,8 @@ class Kernel:
     async def get_links(self, index: int) -> AsyncIterator[Message]:
         if self.gone:
             raise NetlinkError(errno.ENODEV, "No such device")
+        if self.silent:
+            await asyncio.Event().wait()
 
         async def dump() -> AsyncIterator[Message]:
             yield Message(IFLA_IFNAME=self.name, IFLA_MTU=self.mtu, flags=self.flags)
@@ -92,7 +97,7 @@ class Kernel:
 @pytest.fixture
 def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
     kernel = Kernel()
-    monkeypatch.setattr(linux, "AsyncIPRoute", kernel)
+    monkeypatch.setattr(rtnetlink, "AsyncIPRoute", kernel)
     return kernel
 
 
@@ -147,6 +152,24 @@ async def test_the_mtu_follows_and_has_bounds(kernel: Kernel, device: Tun) -> No
     assert (kernel.mtu, device.mtu, await device.difference()) == (1300, 1300, "")
     with pytest.raises(ConfigError, match="the tunnel's MTU cannot be 100"):
         await device.set_mtu(100)
+
+
+async def test_a_lost_answer_of_the_kernel_is_told_and_the_next_look_sees(
+    kernel: Kernel, device: Tun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await device.configure([IPV4])
+    kernel.mtu, kernel.silent = 1300, True
+    monkeypatch.setattr(linux, "SECONDS", 0.01)
+    with pytest.raises(
+        ConfigError, match=r"^cryprq0 cannot be read \(the kernel did not answer within 0.01 s\)$"
+    ):
+        await device.difference()
+    monkeypatch.undo()
+    monkeypatch.setattr(rtnetlink, "AsyncIPRoute", kernel)
+    kernel.silent = False
+    assert await device.difference() == "its MTU was 1300"
+    await device.restore()
+    assert await device.difference() == ""
 
 
 async def test_a_device_that_is_gone_from_this_namespace_is_lost_once(kernel: Kernel) -> None:
