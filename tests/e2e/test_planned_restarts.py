@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 import pytest
@@ -9,8 +10,9 @@ import pytest
 from tests.support.applications import connect, read_exactly, through
 from tests.support.background import PATIENCE, Background
 from tests.support.load import Load, Talk
+from tests.support.numbered import Numbered, NumberedLoad
 from tests.support.programs import Exit, World, until
-from tests.support.targets import HttpTarget, TcpTarget
+from tests.support.targets import HttpTarget, Manner, TcpTarget
 from tests.support.two_exits import TwoExits
 
 RESTARTS: Final = 10
@@ -19,11 +21,11 @@ PROMISED: Final = 10.0
 GRACE: Final = {"shutdown_grace": 60}
 
 
-def replaced(world: World, old: Exit) -> Exit:
+def replaced(world: World, old: Exit, flags: tuple[str, ...] = ()) -> Exit:
     """Another exit on the same port, which is started as soon as `old` has released it."""
     old.process.terminate()
     old.says("released: another exit can start here")
-    return world.exit(GRACE, port=old.port)
+    return world.exit(GRACE, port=old.port, flags=flags)
 
 
 @pytest.mark.parametrize("connect", ["exact", "learned", "eager"])
@@ -95,6 +97,42 @@ def test_new_connections_go_to_the_other_exit_at_once(
         print(f"\none of two exits stops: {load}")
     assert not load.wrong
     assert load.slowest < PROMISED
+
+
+@pytest.mark.parametrize(
+    ("connect", "flags"), [("eager", ()), ("learned", ("--overlap",))], ids=["eager", "learned, overlap"]
+)
+def test_ten_restarts_of_one_of_two_exits_serve_each_request_once(
+    world: World,
+    background: Background,
+    serve: Callable[[Manner], TcpTarget],
+    capsys: pytest.CaptureFixture[str],
+    connect: str,
+    flags: tuple[str, ...],
+) -> None:
+    """It is the one in use each time. Only a GET of plain HTTP may come twice: its exit may have gone before it was
+    answered."""
+    numbered = Numbered()
+    exits = TwoExits(world, GRACE, flags, failback=0, connect=connect)
+    client = exits.client
+    with NumberedLoad(background, client.port, serve(numbered)) as load:
+        until(lambda: load.answered > 100, "requests are answered")
+        for _ in range(RESTARTS):
+            mark = client.written
+            exits.first = replaced(world, exits.first, flags)
+            client.says("new connections go through exit first", since=mark)
+            answered = load.answered
+            until(lambda: load.answered > answered + 50, "new requests are answered")  # noqa: B023
+    early, again = client.status()["connections"]["early"], len(numbered.twice("get"))
+    with capsys.disabled():
+        print(
+            f"\n{RESTARTS} restarts of one of two exits, {connect}: {load}; {early} early, {again} GET twice"
+        )
+    assert not load.wrong
+    assert not numbered.twice("tunnel") and not numbered.twice("post")
+    assert early > 0
+    assert load.slowest < PROMISED
+    until(lambda: client.streams == 0, "no stream is left")
 
 
 def test_kept_connections_do_not_hold_an_exit_that_stops(world: World, http: HttpTarget) -> None:

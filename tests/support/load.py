@@ -67,7 +67,7 @@ class Load:
         try:
             reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
             try:
-                if wrong := await (self._page(reader, writer) if self._plain else self._echo(reader, writer)):
+                if wrong := await self._exchange(reader, writer):
                     self.wrong.append(wrong)
                     return
             finally:
@@ -77,12 +77,19 @@ class Load:
         else:
             self._seconds.append(time.monotonic() - began)
 
-    async def _echo(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> str:
+    async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> str:
+        """Ask once; what is wrong."""
+        return await (self._page(reader, writer) if self._plain else self._echo(reader, writer))
+
+    async def _tunnel(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> str:
         """What is wrong."""
         writer.write(self._head)
         reply = await reader.readexactly(12)
-        if reply[3]:
-            return f"SOCKS reply {reply[3]}"
+        return f"SOCKS reply {reply[3]}" if reply[3] else ""
+
+    async def _echo(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> str:
+        if wrong := await self._tunnel(reader, writer):
+            return wrong
         writer.write(b"hello")
         return "" if await reader.readexactly(5) == b"hello" else "another answer"
 

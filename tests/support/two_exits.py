@@ -13,9 +13,15 @@ from tests.support.targets import TcpTarget
 class TwoExits:
     """Two exits, called first and second in the order of preference, and a client of both."""
 
-    def __init__(self, world: World, exit_settings: Settings | None = None, **settings: Any) -> None:
-        self.first = world.exit(exit_settings, identity="exit")
-        self.second = world.exit(exit_settings, identity="other")
+    def __init__(
+        self,
+        world: World,
+        exit_settings: Settings | None = None,
+        flags: tuple[str, ...] = (),
+        **settings: Any,
+    ) -> None:
+        self.first = world.exit(exit_settings, identity="exit", flags=flags)
+        self.second = world.exit(exit_settings, identity="other", flags=flags)
         tables = [
             {"name": name, "priority": priority, "peer": f"cryprq://{exit.peer_id}@127.0.0.1:{exit.port}"}
             for priority, (name, exit) in enumerate([("first", self.first), ("second", self.second)], 1)
