@@ -217,6 +217,9 @@ REACHED = {
         "lane/test_sealing.py::test_many_dials_without_a_datagram_keep_few_keys",
         "lane/test_slices.py::test_parts_of_split_packets_are_bounded",
     ],
+    "views of the lane's buffers that are kept for later": [
+        "lane/test_slices.py::test_views_that_are_kept_are_bounded"
+    ],
     "sent to an address that is not yet proved, on the lane": [
         "lane/test_path.py::test_little_is_sent_to_an_unproven_address"
     ],
@@ -619,6 +622,7 @@ NUMBERS: dict[str, list[float]] = {
         slices.ASSEMBLED_GROUPS,
         slices.ASSEMBLED_BYTES,
     ],
+    "views of the lane's buffers that are kept for later": [slices.MAX_VIEWS],
     "counters of datagrams remembered for each lane key, against replays": [replay.WINDOW],
     "probes of the lane that wait for an answer": [path._OUTSTANDING],
     "epochs in the status": [epochs.MAX_EPOCHS],

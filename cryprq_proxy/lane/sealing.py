@@ -266,44 +266,36 @@ class Lane:
         """Seal `count` slices of `piece` payload bytes each (the last may have fewer), with counters from `counter` on.
 
         `prefix`: slice header and the packet's own headers. The first slice goes to `buffer[at:]`, the packet ends at
-        `end`.
+        `end`. All are sealed in one go and cut into sends only then.
         """
         encrypt, row, width = epoch.encrypt, self._row, len(prefix)
         segment = OVERHEAD + width + piece
-        per_send = min(MAX_TRAIN, MAX_SEND // segment)
-        sends = []
-        for done in range(0, count, per_send):
-            number = min(per_send, count - done)
-            fields = [KIND, epoch.peer_index, 0] * number
-            fields[2::3] = range(counter + done, counter + done + number)
-            spaced(FIELDS, number, segment - HEADER).pack_into(out, position, *fields)
-            k = done
-            for top, plain, nonce, head, place in zip(
-                row(buffer, at, piece, width, number)[: number - 1],
-                row(buffer, at, piece, width + piece, number),
-                row(out, position + 1, segment, HEADER - 1, number),
-                row(out, position, segment, HEADER, number),
-                row(out, position + HEADER, segment, segment - HEADER, number),
-                strict=False,
-            ):
-                prefix[2] = k
-                k += 1
-                top[:] = prefix
-                encrypt(nonce, plain, head, place)
-            # The last one of a send may be shorter.
+        fields = [KIND, epoch.peer_index, 0] * count
+        fields[2::3] = range(counter, counter + count)
+        spaced(FIELDS, count, segment - HEADER).pack_into(out, position, *fields)
+        last = count - 1
+        for k, top, plain, nonce, head, place in zip(
+            range(last),
+            row(buffer, at, piece, width, last),
+            row(buffer, at, piece, width + piece, last),
+            row(out, position + 1, segment, HEADER - 1, last),
+            row(out, position, segment, HEADER, last),
+            row(out, position + HEADER, segment, segment - HEADER, last),
+            strict=False,
+        ):
             prefix[2] = k
-            at += piece * (number - 1)
-            final = position + segment * (number - 1)
-            body = final + HEADER
-            finish = min(at + width + piece, end)
-            buffer[at : at + width] = prefix
-            plain = buffer[at:finish]
-            finish = body + finish - at + TAG
-            encrypt(out[final + 1 : body], plain, out[final:body], out[body:finish])
-            sends.append((position, finish, segment))
-            at += piece
-            position = finish
-        return sends
+            top[:] = prefix
+            encrypt(nonce, plain, head, place)
+        # The last one may be shorter.
+        prefix[2] = last
+        at += piece * last
+        final = position + segment * last
+        body = final + HEADER
+        finish = body + end - at + TAG
+        buffer[at : at + width] = prefix
+        encrypt(out[final + 1 : body], buffer[at:end], out[final:body], out[body:finish])
+        step = segment * min(MAX_TRAIN, MAX_SEND // segment)
+        return [(begin, min(begin + step, finish), segment) for begin in range(position, finish, step)]
 
     # --- opening ---------------------------------------------------------------------------------------------------
 

@@ -6,7 +6,16 @@ import random
 
 import pytest
 
-from cryprq_proxy.lane.slices import ASSEMBLED_BYTES, NEEDS_CSUM, PLAIN, TCP4, Run, Shape
+from cryprq_proxy.lane.slices import (
+    ASSEMBLED_BYTES,
+    MAX_VIEWS,
+    NEEDS_CSUM,
+    PLAIN,
+    TCP4,
+    Rows,
+    Run,
+    Shape,
+)
 from tests.support.lanes import datagrams, forged, part, receive
 from tests.vectors.make_lane import EXIT_INDEX, lanes, seal_packet, tcp4
 
@@ -44,3 +53,17 @@ def test_parts_that_do_not_agree(second: bytes) -> None:
     receive(exit_, forged(second, 6))
     assert at_exit.runs == []
     assert exit_.incomplete == 1
+
+
+def test_views_that_are_kept_are_bounded() -> None:
+    rows, buffer = Rows(), memoryview(bytearray(range(250)) * 4)
+    most = 0
+    for size in range(1, 400):
+        views = rows.row(buffer, 0, 1, size, 255)
+        assert len(views) == 255
+        assert views[254] == buffer[254 : 254 + size]
+        most = max(most, sum(len(kept) for _, kept in rows._rows.values()))
+    assert MAX_VIEWS - 255 < most <= MAX_VIEWS
+    kept = rows.row(buffer, 0, 10, 10, 2)
+    assert rows.row(buffer, 0, 10, 10, 3) is kept
+    assert [bytes(view) for view in kept] == [bytes(range(at, at + 10)) for at in (0, 10, 20)]
