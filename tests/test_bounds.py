@@ -127,7 +127,8 @@ REACHED = {
         "exit/test_flight_memory.py::test_a_full_memory_forgets_its_oldest",
     ],
     "first flights on disk; written at once": [
-        "exit/test_flight_memory.py::test_few_are_written_each_time_and_all_when_they_are_many"
+        "exit/test_flight_memory.py::test_few_are_written_each_time_and_all_when_they_are_many",
+        "exit/test_flight_memory.py::test_the_whole_list_has_no_more_than_the_memory",
     ],
     "open invites; a guess": [
         "pairing/test_invite_store.py::test_names_are_unique_and_the_number_is_bounded",
@@ -416,7 +417,9 @@ REACHED = {
     ],
     "connections listed; peers in the status; series of a metric": [
         "client/test_dispatcher.py::test_very_many_connections",
+        "client/test_dispatcher.py::test_very_many_connections_of_two_exits",
         "service/test_exit.py::test_twenty_thousand_peers_are_let_in",
+        "service/test_exit.py::test_peers_with_sessions_leave_less_room_for_others",
         "web/test_metrics.py::test_labels_are_bounded_and_quoted",
     ],
     "PAC file; patterns with wildcards in it": [

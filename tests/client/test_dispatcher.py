@@ -344,6 +344,18 @@ async def test_very_many_connections(office: Office) -> None:
     assert office.dispatcher.counts().open == MAX_ROWS + 50
 
 
+async def test_very_many_connections_of_two_exits(office: Office) -> None:
+    for _ in range(MAX_ROWS + 50):
+        office.request(TUNNEL)
+    for _ in range(50):
+        office.request(NAMED)
+    # No more are looked at of either exit than could be listed, and no more are listed of both.
+    assert len(list(office.dispatcher._all())) == MAX_ROWS + 50
+    rows = office.dispatcher.connections()
+    assert len(rows) == MAX_ROWS
+    assert [row.exit for row in rows].count("b") == 50
+
+
 async def test_closing_a_connection(office: Office) -> None:
     apps: list[Any] = [office.request(TUNNEL), office.request(NAMED)]
     assert office.dispatcher.close("a/1")

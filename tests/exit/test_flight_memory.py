@@ -131,6 +131,21 @@ async def test_few_are_written_each_time_and_all_when_they_are_many(
     ]  # fmt: skip
 
 
+async def test_the_whole_list_has_no_more_than_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_RECENT", 3)
+    for end in range(4, 17, 4):
+        async with kept(tmp_path, most=8) as memory:
+            for flight in flights(end - 4, end):
+                memory.seen(flight)
+    hashes = (tmp_path / FILE).read_text().split()
+    assert len(hashes) == 8
+    async with kept(tmp_path, most=16) as memory:
+        assert len(memory) == 8
+        assert all(memory.seen(flight) for flight in flights(8, 16))
+
+
 async def test_nothing_is_written_when_nothing_is_new(tmp_path: Path) -> None:
     async with kept(tmp_path):
         pass

@@ -8,6 +8,7 @@ import pytest
 
 from cryprq_proxy.lane.slices import (
     ASSEMBLED_BYTES,
+    ASSEMBLED_GROUPS,
     MAX_VIEWS,
     NEEDS_CSUM,
     PLAIN,
@@ -20,12 +21,14 @@ from tests.support.lanes import datagrams, forged, part, receive
 from tests.vectors.make_lane import EXIT_INDEX, lanes, seal_packet, tcp4
 
 
-def test_parts_of_split_packets_are_bounded() -> None:
+@pytest.mark.parametrize("size", [3_000, 20_000])
+def test_parts_of_split_packets_are_bounded(size: int) -> None:
     client, exit_, _, at_exit = lanes()
     for _ in range(100):
-        for sent, segment in seal_packet(client, bytes(20_000), Shape(PLAIN, 0, 0), 1200):
+        for sent, segment in seal_packet(client, bytes(size), Shape(PLAIN, 0, 0), 1200):
             receive(exit_, sent[:-segment], segment)
     assembly = exit_._opener.assembly
+    assert 0 < len(assembly._groups) <= ASSEMBLED_GROUPS
     assert assembly._size <= ASSEMBLED_BYTES
     assert exit_.incomplete >= 90
     assert at_exit.runs == []

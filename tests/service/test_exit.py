@@ -455,6 +455,13 @@ async def test_twenty_thousand_peers_are_let_in(files: RoleFiles) -> None:
         assert (status.authorized, len(status.peers)) == (20_001, MAX_PEERS_TOLD)
 
 
+def test_peers_with_sessions_leave_less_room_for_others() -> None:
+    linked = [str(PeerId(number.to_bytes(32))) for number in range(10)]
+    listed = {PeerId(number.to_bytes(32)): "" for number in range(10, 10 + MAX_PEERS_TOLD)}
+    told = peers_told(listed, linked)
+    assert (len(told), sum(peer.sessions for peer in told)) == (MAX_PEERS_TOLD, 10)
+
+
 def test_peers_with_most_sessions_come_first() -> None:
     one, two, late = (PeerId(bytes([number]) * 32) for number in (1, 2, 3))
     peers = peers_told({one: "one", two: "two"}, [str(two), str(late), str(late)])
