@@ -64,7 +64,7 @@ from cryprq_proxy.web import connections, events, metrics, server
 from tests.mutants.run import load_all
 from tests.support.pages import ROOT, THREATS, table
 from tun import exit_network, journal
-from tun.device import acks, device, linux, urgent
+from tun.device import device, linux, urgent
 from tun.dns import cache, framed, https, lan_server
 from tun.dns import server as dns_server
 from tun.firewall import inbound
@@ -439,8 +439,7 @@ REACHED = {
         "tun/device/test_device.py::test_what_waits_is_bounded_and_what_is_urgent_overtakes_it",
         "tun/device/test_device.py::test_further_small_packets_wait_in_the_kernel_s_queue",
     ],
-    "TCP flows of the interface whose last acknowledgement is known; UDP flows with large datagrams": [
-        "tun/device/test_acks.py::test_flows_that_are_known_are_bounded",
+    "UDP flows of the interface with large datagrams that are known": [
         "tun/device/test_urgent.py::test_the_flows_that_are_known_are_bounded",
     ],
     "packets read from the interface in one turn of the loop; datagrams joined to one": [
@@ -733,8 +732,7 @@ NUMBERS: dict[str, list[float]] = {
         https.MAX_CONNECTIONS,
     ],
     "packets of the interface that wait for the link, together": [device.BUFFERS, device.QUEUE_BYTES],
-    "TCP flows of the interface whose last acknowledgement is known; UDP flows with large datagrams": [
-        acks.MAX_FLOWS,
+    "UDP flows of the interface with large datagrams that are known": [
         urgent.MAX_FLOWS,
         urgent.MAX_FLOWS,
     ],

@@ -27,7 +27,6 @@ from typing import Final
 from cryprq_proxy.base.faults import Faults
 from cryprq_proxy.lane.slices import HEADROOM, MAX_PACKET, Run, Shape
 from cryprq_proxy.status import DeviceStatus
-from tun.device.acks import LEAST_ACK, MAX_ACK, AckFilter
 from tun.device.offload import VNET_SIZE, fit
 from tun.device.packets import Drop
 from tun.device.urgent import Urgency
@@ -186,9 +185,6 @@ class Reading:
         self._waiting: deque[tuple[memoryview, int, Shape]] = deque()
         self._held = 0
         """Bytes in `_waiting`."""
-        self._gone = 0
-        """Packets that have left `_waiting`: the place of its first one."""
-        self._acks = AckFilter()
         self._urgency = Urgency()
         self._read_at = START - head
         self._loop = loop
@@ -259,29 +255,14 @@ class Reading:
             elif crowded:
                 self._drops[Drop.QUEUE] += 1
             else:
-                self._wait(spare.pop(), end, shape)
-
-    def _wait(self, buffer: memoryview, end: int, shape: Shape) -> None:
-        """Put a packet behind the others, or an acknowledgement where it makes another one needless."""
-        waiting = self._waiting
-        if LEAST_ACK <= end - START <= MAX_ACK and not shape.gso_size:
-            behind = self._gone + len(waiting)
-            place = self._acks.place(buffer, START, end, self._gone, behind)
-            if place != behind:
-                needless, _, _ = waiting[place - self._gone]
-                waiting[place - self._gone] = buffer, end, shape  # it is of the same size
-                self._spare.append(needless)
-                self._drops[Drop.ACK] += 1
-                return
-        self._held += end - START
-        waiting.append((buffer, end, shape))
+                self._held += end - START
+                waiting.append((spare.pop(), end, shape))
 
     def _work_off(self) -> None:
         """Hand on what waits, as much as a turn allows."""
         waiting, enough = self._waiting, self.bytes + BYTES_PER_WAKEUP
         while waiting and self.bytes < enough and not self._stopped:
             buffer, end, shape = waiting.popleft()
-            self._gone += 1
             self._spare.append(buffer)  # nothing is read before the callback returns
             self._held -= end - START
             self._hand_on(buffer, end, shape)

@@ -45,7 +45,6 @@ class Drop(StrEnum):
     REFUSED = "refused by the kernel"
     BUSY = "device queue full"
     QUEUE = "sent faster than the link takes it"
-    ACK = "acknowledgements that a later one includes"
 
 
 class Packet(NamedTuple):

@@ -26,7 +26,7 @@ import pytest
 from pyroute2 import AsyncIPRoute
 
 from cryprq_proxy.errors import ConfigError
-from cryprq_proxy.lane.slices import EXPRESS, HEADROOM, MAX_PACKET, NEEDS_CSUM, TCP4, Run, Shape
+from cryprq_proxy.lane.slices import EXPRESS, HEADROOM, MAX_PACKET, Run, Shape
 from tests.support.super_packets import KINDS, PAYLOAD, Flow, segments, super_packet
 from tests.support.udp_packets import udp
 from tun.device.device import BUFFERS, QUEUE_BYTES, READS_PER_WAKEUP, PacketDevice, Reading
@@ -346,52 +346,6 @@ class Packets:
         packet = self.packets.pop(0)
         buffer[: len(packet)] = packet
         return len(packet)
-
-
-def acknowledgement(number: int) -> bytes:
-    """An IPv4 packet of TCP without data or options."""
-    ip = struct.pack(">BBHHHBBHII", 0x45, 0, 40, 0, 0, 64, TCP, 0, 1, 2)
-    return ip + struct.pack(">HHIIBBHHH", 3, 4, 5, number, 5 << 4, 0x10, 6, 0, 0)
-
-
-def test_acknowledgements_that_wait_together_become_one() -> None:
-    first, last = acknowledgement(1), acknowledgement(9)
-    other = bytes((0x45, *[9] * 60_000))
-    taken: list[bytes] = []
-    drops: Counter[Drop] = Counter()
-    file: Any = Packets(first, other, other, acknowledgement(5), last)
-    loop = Mock(asyncio.AbstractEventLoop)
-    reading = reading_of(
-        file, loop, lambda buffer, start, end, shape: taken.append(bytes(buffer[start:end])), drops
-    )
-    reading._readable()
-    assert taken == [last, other, other]
-    assert drops == {Drop.ACK: 2}
-    file.packets += [first, *[other] * 5, acknowledgement(2)]
-    reading._next_turn()  # so much that some waits for the next turn
-    file.packets += [acknowledgement(3), acknowledgement(4)]
-    reading._next_turn()
-    reading._next_turn()
-    assert taken[3:] == [first, *[other] * 5, acknowledgement(4)]
-    assert drops == {Drop.ACK: 4}
-    assert reading._held == 0 and reading.packets == len(taken)
-    assert len({id(buffer) for buffer in reading._spare}) == len(reading._spare)
-
-
-def test_a_super_packet_is_no_acknowledgement() -> None:
-    packets = [acknowledgement(number) for number in (1, 2)]
-    file: Any = Packets(*packets)
-    taken: list[bytes] = []
-
-    def take(buffer: memoryview, start: int, end: int, shape: Shape) -> None:
-        taken.append(bytes(buffer[start:end]))
-
-    loop = Mock(asyncio.AbstractEventLoop)
-    reading = Reading(
-        file, 0, lambda *_: Shape(NEEDS_CSUM | TCP4, 1, 39), Counter(), loop, take, nothing, lost
-    )
-    reading._readable()
-    assert taken == packets
 
 
 def test_a_fault_drops_a_packet_and_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -856,7 +810,7 @@ async def test_tcp_between_two_namespaces(
     for wire, tun in zip(wires, (near, far), strict=True):
         assert (wire.super_packets > 0) is offload
         assert (wire.partial > 0 and wire.lost > 0) is (mode == "lossy")
-        assert not {*tun.drops} - {Drop.QUEUE, Drop.ACK}
+        assert not {*tun.drops} - {Drop.QUEUE}
         status = tun.status()
         assert status.read_bytes > BLOCKS * len(DATA)
         if mode == "offloads":
