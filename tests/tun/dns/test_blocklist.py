@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from cryprq_proxy.errors import ConfigError
+from cryprq_proxy.rules import lists
 from cryprq_proxy.rules.lists import ListedNames
 from tun.dns.blocklist import blocks, load
 from tun.dns.names import from_text, to_host
@@ -68,10 +69,15 @@ def test_odd_labels_are_themselves_no_entry_and_hide_nothing_above_them() -> Non
     assert to_host(b"\3a.b\2\xff\x80\3ads\0") == "a?b.??.ads"
 
 
-def test_what_a_person_must_change(tmp_path: Path) -> None:
+def test_what_a_person_must_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=r"none\.txt cannot be read: no such file"):
         load([tmp_path / "none.txt"])
     with pytest.raises(ConfigError, match="'a b' is not a domain; write it like"):
         load(block=("a b",))
     with pytest.raises(ConfigError, match="not a domain"):
         load(allow=("ads.example/x",))
+    path = tmp_path / "list.txt"
+    path.write_text("a.example\nb.example\nc.example\n")
+    monkeypatch.setattr(lists, "MAX_NAMES", 2)
+    with pytest.raises(ConfigError, match=r"more than 2 names at .*list\.txt, line 3"):
+        load([path])
