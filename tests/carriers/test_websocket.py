@@ -460,6 +460,15 @@ async def test_all_else_meets_an_empty_web_server(
     await until(lambda: not visitors(here))
 
 
+async def status_of(here: Place, text: str) -> bytes:
+    """What such a request gets; the connection ends then."""
+    reader, writer = await asyncio.open_connection(*here.web)
+    writer.write(text.replace("\n", "\r\n").encode())
+    line = await reader.readline()
+    writer.close()
+    return line.split()[1]
+
+
 @pytest.mark.parametrize(
     ("more", "status"),
     [
@@ -470,11 +479,27 @@ async def test_all_else_meets_an_empty_web_server(
     ],
 )
 async def test_an_upgrade_has_a_bounded_head(here: Place, more: str, status: bytes) -> None:
+    assert await status_of(here, UPGRADE + more + "\n") == status
+
+
+@pytest.mark.parametrize(("size", "status"), [(8_000, b"101"), (8_192, b"404")])
+async def test_an_upgrade_has_a_bounded_first_line(here: Place, size: int, status: bytes) -> None:
+    assert await status_of(here, UPGRADE.replace(PATH, PATH + "?" + "y" * size) + "\n") == status
+
+
+async def test_a_message_that_is_too_long_ends_the_connection_before_it_has_come(
+    monkeypatch: pytest.MonkeyPatch, here: Place
+) -> None:
+    monkeypatch.setattr(lobby_module, "PATIENCE", 3600.0)
+    monkeypatch.setattr(lobby_module, "SHORT_PATIENCE", 3600.0)
     reader, writer = await asyncio.open_connection(*here.web)
-    writer.write((UPGRADE + more + "\n").replace("\n", "\r\n").encode())
-    line = await reader.readline()
+    writer.write((UPGRADE + "\n").replace("\n", "\r\n").encode())
+    await reader.readuntil(b"\r\n\r\n")
+    # The head of a masked binary message, and its first bytes (RFC 6455 section 5.2).
+    writer.write(b"\x82\xff" + (MAX_MESSAGE + 1).to_bytes(8) + bytes(14))
+    await reader.read()
     writer.close()
-    assert line.split()[1] == status
+    await until(lambda: not visitors(here))
 
 
 @pytest.mark.parametrize(

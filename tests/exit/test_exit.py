@@ -247,6 +247,18 @@ async def test_no_more_sessions_of_a_peer_than_configured() -> None:
             visit.cut()
 
 
+async def test_the_sessions_of_a_peer_have_one_budget() -> None:
+    async with open_exit() as exit:
+        visits = [await Visit(exit, who).admit() for who in (ALICE, ALICE, BOB)]
+        entries = list(exit.sessions)
+        alices = [entry.session.turn for entry in entries if entry.peer == ALICE.peer_id]
+        bobs = [entry.session.turn for entry in entries if entry.peer == BOB.peer_id]
+        assert len(alices) == 2 and len(bobs) == 1
+        assert alices[0] is alices[1] and bobs[0] is not alices[0]
+        for visit in visits:
+            visit.cut()
+
+
 async def test_only_a_session_that_goes_on_is_spared_in_the_count() -> None:
     async with open_exit(bounds={"sessions_per_peer": 2}) as exit:
         first, second = await Visit(exit, ALICE).admit(), await Visit(exit, ALICE).admit()

@@ -11,7 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cryprq_proxy.lane.layout import CHALLENGE, KEEPALIVE, OVERHEAD, PROBE, PROBE_ACK, RESPONSE
-from cryprq_proxy.lane.path import AMPLIFICATION, BASE, LEAST, RAISE, RETRY, SILENCE, STEP, Path
+from cryprq_proxy.lane.path import (
+    AMPLIFICATION,
+    BASE,
+    CHALLENGE_INTERVAL,
+    LEAST,
+    RAISE,
+    RETRY,
+    SILENCE,
+    STEP,
+    Path,
+)
 
 HOME = ("192.0.2.1", 1000)
 AWAY = ("198.51.100.7", 2000)
@@ -267,6 +277,17 @@ def test_little_is_sent_to_an_unproven_address() -> None:
         path.outgoing.clear()
         assert sent <= AMPLIFICATION * received
     assert sent
+
+
+def test_an_unproven_address_is_asked_at_intervals() -> None:
+    path = exit_at_home()
+    asked = []
+    for tick in range(8):
+        now = 1.0 + tick * CHALLENGE_INTERVAL / 4
+        path.received_from(AWAY, 10_000, True, now)
+        asked += [now for _, address in path.outgoing if address == AWAY]
+        path.outgoing.clear()
+    assert asked == [1.0, 1.0 + CHALLENGE_INTERVAL]
 
 
 def test_an_acknowledgement_must_fit_the_probe() -> None:
