@@ -34,7 +34,7 @@ NONE = "-"
 GOALS = {
     "bulk": 1.6,
     "fairness": 0.9,
-    "connect": 0.5,
+    "connect": 0.75,
     "rise": 15.0,
     "idle": 30.0,
     "rotation": 0.97,
