@@ -14,10 +14,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cryprq_proxy.base.file_access import mark
+from cryprq_proxy.base.files import SharedFile
 from cryprq_proxy.config.authorized import Peer, PeersFile
 from cryprq_proxy.crypto.identity import PeerId
 from cryprq_proxy.errors import ConfigError
-from cryprq_proxy.pairing.invite_store import MAX_OPEN, Invite, InviteStore, Redeemer, beside, parse_invites
+from cryprq_proxy.pairing.invite_store import (
+    MAX_OPEN,
+    WHAT,
+    Invite,
+    InviteStore,
+    Redeemer,
+    beside,
+    parse_invites,
+)
 
 NOW = 1_800_000_000.5
 PEER, OTHER = PeerId(bytes(32)), PeerId(bytes(range(32)))
@@ -249,8 +258,9 @@ async def test_a_broken_list_of_peers_costs_nobody_the_invite(
 
 
 def test_ten_thousand_guesses(tmp_path: Path) -> None:
-    """None gets in, nothing is written, and the real one still works."""
+    """None gets in, each only reads the file of invites without its lock, and the real one still works."""
     listed = tmp_path / "authorized"
+    listed.write_text("nonsense\n")  # whoever reads the list of peers fails
     store, redeemer = InviteStore(beside(listed)), Redeemer(listed, lambda: NOW)
     secrets = [store.create(f"n{number}", 60, NOW) for number in range(20)]
     before = mark(beside(listed))
@@ -258,8 +268,10 @@ def test_ten_thousand_guesses(tmp_path: Path) -> None:
     near[15] ^= 1
     guesses = [hashlib.sha256(number.to_bytes(4)).digest()[:16] for number in range(10_000)]
     guesses[5000] = bytes(near)
-    assert all(redeemer.redeem_now(guess, PEER) is None for guess in guesses)
+    with SharedFile(beside(listed), WHAT).locked():
+        assert all(redeemer.redeem_now(guess, PEER) is None for guess in guesses)
     assert mark(beside(listed)) == before
-    assert not listed.exists()
+    assert listed.read_text() == "nonsense\n"
+    listed.write_text("")
     assert redeemer.redeem_now(secrets[7], PEER) == "n7"
     redeemer.close()
