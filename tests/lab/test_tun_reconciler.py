@@ -82,8 +82,8 @@ class Running(NamedTuple):
             raise LabError(f"{error}; lane, repairs, addresses: {found}") from error
 
     def flows(self) -> None:
-        until(lambda: self.stage.fetches(SERVER4) == EXIT4, "IPv4 flows", OUTER)
-        until(lambda: self.stage.fetches(SERVER6) == EXIT6, "IPv6 flows", OUTER)
+        self.until(lambda: self.stage.fetches(SERVER4) == EXIT4, "IPv4 flows")
+        self.until(lambda: self.stage.fetches(SERVER6) == EXIT6, "IPv6 flows")
 
     def ip(self, arguments: str) -> str:
         return self.stage.client.attempt(["sh", "-c", f"ip {arguments}"]).stdout
