@@ -28,7 +28,7 @@ from tun.device.linux import MIN_MTU
 from tun.reconciler import FIGHT, FIGHT_SECONDS, SLOW
 from tun.settings import MTU, SLICE_OVERHEAD
 
-OUTER: Final = 60.0
+OUTER: Final = 20.0
 """Seconds for one repair on a machine that is busy with other things."""
 REPAIR: Final = 2.0
 """Seconds that the median of all repairs may take."""

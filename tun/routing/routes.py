@@ -26,6 +26,7 @@ import asyncio
 import errno
 from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from typing import Any, Final
 
 from pyroute2 import NetlinkError
@@ -96,6 +97,8 @@ class Routes(Fact):
         self._repairing = asyncio.Lock()
         self._uplinks: dict[int, Uplink | None] = {}
         self._told = Lan()
+        self._device: int | None = None
+        """The index of our device, which stays when another program renames it."""
 
     async def apply(self, *, ours: bool = False) -> None:
         """Route all traffic as the settings say. `ours`: the journal names rules and routes of an earlier run, which
@@ -107,11 +110,13 @@ class Routes(Fact):
         async with self._kernel() as kernel:
             state = await look_at(kernel)
             _refuse_others(state)
-            if state.device(self._settings.device) is None:
+            device = state.device(self._settings.device)
+            if device is None:
                 raise ConfigError(f"the tunnel device {self._settings.device} is not there or not up")
             if not ours:
                 self._record({"kind": KIND, "table": TABLE, "first": FIRST, "last": LAST})
             self.valid_mark.keep(VALID_MARK)
+            self._device = device
             self.lan = self._told = state.lan(self._settings.device)
             self._uplinks = {version: state.uplink(version, self._settings.device) for version in FAMILIES}
             await self._repair(kernel, state, self.lan)
@@ -120,7 +125,7 @@ class Routes(Fact):
         """The exit offers these families now. Raises CryprqError."""
         async with self._repairing, self._kernel() as kernel:
             self._versions = versions
-            await self._repair(kernel, await look_at(kernel), self.lan)
+            await self._repair(kernel, await self._look_at(kernel), self.lan)
 
     async def look(self) -> str:
         """Which of our rules and routes are gone, and which of others stand in our table.
@@ -128,7 +133,7 @@ class Routes(Fact):
         Follows other networks, and tells of them and of another uplink.
         """
         async with self._repairing, self._kernel() as kernel:
-            state = await look_at(kernel)
+            state = await self._look_at(kernel)
             lan = state.lan(self._settings.device)
             # With the earlier networks: rules for a new network are missing, but no program has removed them.
             compared = list(self._compare(state, self.lan))
@@ -154,7 +159,15 @@ class Routes(Fact):
     async def put_back(self) -> None:
         """Set what is missing, delete what is not wanted. Raises CryprqError."""
         async with self._repairing, self._kernel() as kernel:
-            await self._repair(kernel, await look_at(kernel), self.lan)
+            await self._repair(kernel, await self._look_at(kernel), self.lan)
+
+    async def _look_at(self, kernel: Any) -> KernelState:
+        """What the kernel has, our device under its own name. With the name that another program has given it for a
+        moment, its networks would be those of others."""
+        state = await look_at(kernel)
+        name = self._settings.device
+        links = [link._replace(name=name) if link.device == self._device else link for link in state.links]
+        return replace(state, links=links)
 
     def _wanted_routes(self, state: KernelState, version: int) -> list[TableRoute]:
         device = state.device(self._settings.device)

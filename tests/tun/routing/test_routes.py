@@ -226,6 +226,10 @@ class FakeKernel:
             {"index": index, "flags": 1, "attrs": [("IFLA_IFNAME", name)]}
             for index, name in ((ETH, "eth0"), (TUN, "cryprq0"))
         ]
+        self.addresses = [
+            {"index": index, "prefixlen": length, "scope": 0, "flags": 0, "attrs": [("IFA_ADDRESS", address)]}
+            for index, address, length in ((ETH, "192.168.1.2", 24), (TUN, "198.18.0.2", 32))
+        ]
 
     @staticmethod
     def main(prefix: str, length: int, **attributes: object) -> dict[str, Any]:
@@ -288,7 +292,7 @@ class FakeKernel:
         return self._dump(self.links, None)
 
     async def addr(self, command: str, **arguments: Any) -> AsyncIterator[dict[str, Any]]:
-        return self._dump([], None)
+        return self._dump(self.addresses, None)
 
     def _change(self, table: list[dict[str, Any]], command: str, message: dict[str, Any], what: str) -> None:
         if self.refuses == what:
@@ -455,6 +459,18 @@ async def test_rules_of_others_stay_and_ours_of_before_go(watched: Watched) -> N
     assert kernel.steps == [f"del rule 4 {LOCAL}"]
     assert foreign in kernel.rules
     assert [lan.prefixes for lan in watched.lans] == [()]
+
+
+async def test_our_device_is_no_network_of_others_under_another_name(watched: Watched) -> None:
+    """Else its addresses would be taken for occupied ones, and the exit be asked for others."""
+    kernel = watched.kernel
+    await watched.applied()
+    kernel.links[1]["attrs"] = [("IFLA_IFNAME", "other0")]
+    kernel.routes.append(kernel.main("10.0.0.0", 24, RTA_OIF=TUN))
+    assert await watched.keep() == ""
+    assert (watched.lans, watched.moved, kernel.steps) == ([], 0, [])
+    await watched.routes.carry(frozenset({4, 6}))
+    assert kernel.steps == []
 
 
 async def test_networks_that_could_not_be_told_are_told_again(watched: Watched) -> None:
