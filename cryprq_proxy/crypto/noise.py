@@ -8,9 +8,16 @@ tokens in order. The objects have the names of the specification, section 5. Bes
     ekem1   an encapsulation to that key, encrypted; its secret is mixed into the key (hfs)
     sig     a signature of the handshake hash with the key that `s` carried, encrypted (sig)
 
+and two of the link's own, for sides that share a secret already, of which the responder may have many:
+
+    ticket  16 bytes that name the secret, encrypted
+    resume  the secret, mixed into key and hash as a psk is (section 9.2)
+
 Here `s` is a signing key only, without Diffie-Hellman. An `Authenticator` defines what a signing key is, and
-which ones are accepted. One rule is not in the tables: in a pattern with a psk, `e` is also mixed into the key
-(section 9.2), so that a first message is never encrypted under the psk alone.
+which ones are accepted; `Tickets` define which secret a ticket names. Two rules are not in the tables: in a pattern
+with a psk, `e` is also mixed into the key (section 9.2), so that a first message is never encrypted under the psk
+alone; and two patterns may have one name and one first message, so that the responder learns from its payload
+which of them the initiator follows (`HandshakeState.follow`).
 """
 
 from __future__ import annotations
@@ -33,7 +40,7 @@ from .primitives import (
 )
 from .symmetric import SymmetricState
 
-type Token = Literal["psk", "e", "ee", "e1", "ekem1", "s", "sig"]
+type Token = Literal["psk", "e", "ee", "e1", "ekem1", "s", "sig", "ticket", "resume"]
 type Pattern = tuple[tuple[Token, ...], ...]
 
 PATTERNS: Final[Mapping[str, Pattern]] = {
@@ -48,11 +55,18 @@ PATTERNS: Final[Mapping[str, Pattern]] = {
         ("e", "ee", "ekem1", "s", "sig"),
         ("s", "sig"),
     ),
+    "XXhfs+sig+psk0 short": (
+        ("psk", "e", "e1"),
+        ("e", "ee", "ekem1"),
+        ("ticket", "resume"),
+    ),
 }
-"""The initiator writes the first message; then the sides alternate."""
+"""The initiator writes the first message; then the sides alternate. What stands behind a space is no part of the name:
+such a pattern has the name and the first message of the one without it."""
 
 MAX_MESSAGE = 65535
 PSK_SIZE = 32
+TICKET_SIZE = 16
 
 _TOKENS = {
     name: frozenset(token for message in pattern for token in message) for name, pattern in PATTERNS.items()
@@ -62,9 +76,10 @@ _TOKENS = {
 @cache
 def protocol_name(pattern: str) -> bytes:
     """The name that begins the handshake hash, for example Noise_NNhfs+psk0_25519+MLKEM768_ChaChaPoly_SHA256."""
-    tokens = _TOKENS[pattern]
+    name = pattern.partition(" ")[0]
+    tokens = _TOKENS[name]
     keys = "25519" + ("+MLKEM768" if "e1" in tokens else "") + ("+Ed25519+MLDSA65" if "sig" in tokens else "")
-    return f"Noise_{pattern}_{keys}_ChaChaPoly_SHA256".encode()
+    return f"Noise_{name}_{keys}_ChaChaPoly_SHA256".encode()
 
 
 class Authenticator(Protocol):
@@ -85,6 +100,16 @@ class Authenticator(Protocol):
 
     def verify(self, public: bytes, signature: bytes, h: bytes) -> None:
         """Return if the peer is accepted; raise HandshakeError if not."""
+
+
+class Tickets(Protocol):
+    """What the tokens `ticket` and `resume` stand for. An initiator shows one ticket, a responder looks it up."""
+
+    def show(self) -> tuple[bytes, bytes]:
+        """The ticket of 16 bytes, and the secret that it names."""
+
+    def look_up(self, ticket: bytes) -> bytes:
+        """The secret that `ticket` names; raises HandshakeError if there is none."""
 
 
 class HandshakeState:
@@ -112,11 +137,14 @@ class HandshakeState:
             raise LocalError(f"this psk does not fit the pattern {pattern}")
         if (authenticator is not None) is not ("s" in tokens):
             raise LocalError(f"this authenticator does not fit the pattern {pattern}")
+        self._name = protocol_name(pattern)
         self._initiator = initiator
         self._provider = provider
         self._entropy = entropy
         self._psk = psk
         self._authenticator = authenticator
+        self.tickets: Tickets | None = None
+        """For the tokens `ticket` and `resume`: the owner sets it before their message."""
         self._turn = 0
         self._broken = False
         self._e: X25519Key | None = None
@@ -124,8 +152,9 @@ class HandshakeState:
         self._e1: KemKey | None = None
         self._re1 = b""
         self._rs = b""
+        self._resume = b""
         self._input, self._offset = b"", 0
-        self._symmetric = SymmetricState(protocol_name(pattern))
+        self._symmetric = SymmetricState(self._name)
         self._symmetric.mix_hash(prologue)
 
     @property
@@ -141,11 +170,22 @@ class HandshakeState:
         """`length` bytes of key material for one purpose; valid after the last message only.
 
         HKDF-SHA256 (RFC 5869) with ikm = the final chaining key, salt = the final handshake hash,
-        info = "cryprq/1 " || label.
+        info = "cryprq/2 " || label.
         """
         if not self.finished:
             raise LocalError("the handshake is not finished")
-        return self._symmetric.export(b"cryprq/1 " + label, length)
+        return self._symmetric.export(b"cryprq/2 " + label, length)
+
+    def follow(self, pattern: str) -> None:
+        """Go on with `pattern`, which has the same name; the messages so far must be the same in both."""
+        done = slice(self._turn)
+        if (
+            self._broken
+            or protocol_name(pattern) != self._name
+            or PATTERNS[pattern][done] != self._messages[done]
+        ):
+            raise LocalError(f"a handshake that has come this far cannot follow the pattern {pattern}")
+        self._messages = PATTERNS[pattern]
 
     # --- a message ---
 
@@ -262,6 +302,22 @@ class HandshakeState:
         authenticator, h = self._our_authenticator(), self.h
         authenticator.verify(self._rs, self._take_encrypted(authenticator.signature_size), h)
 
+    def _our_tickets(self) -> Tickets:
+        if self.tickets is None:
+            raise LocalError("the pattern needs tickets")
+        return self.tickets
+
+    def _write_ticket(self) -> bytes:
+        ticket, self._resume = self._our_tickets().show()
+        return self._symmetric.encrypt_and_hash(ticket)
+
+    def _read_ticket(self) -> None:
+        self._resume = self._our_tickets().look_up(self._take_encrypted(TICKET_SIZE))
+
+    def _mix_resume(self) -> bytes:
+        self._symmetric.mix_key_and_hash(self._resume)
+        return b""
+
 
 _WRITERS: Final[Mapping[Token, Callable[[HandshakeState], bytes]]] = {
     "psk": HandshakeState._mix_psk,
@@ -271,6 +327,8 @@ _WRITERS: Final[Mapping[Token, Callable[[HandshakeState], bytes]]] = {
     "ekem1": HandshakeState._write_ekem1,
     "s": HandshakeState._write_s,
     "sig": HandshakeState._write_sig,
+    "ticket": HandshakeState._write_ticket,
+    "resume": HandshakeState._mix_resume,
 }
 
 _READERS: Final[Mapping[Token, Callable[[HandshakeState], object]]] = {
@@ -281,6 +339,8 @@ _READERS: Final[Mapping[Token, Callable[[HandshakeState], object]]] = {
     "ekem1": HandshakeState._read_ekem1,
     "s": HandshakeState._read_s,
     "sig": HandshakeState._read_sig,
+    "ticket": HandshakeState._read_ticket,
+    "resume": HandshakeState._mix_resume,
 }
 
 
@@ -292,5 +352,6 @@ def message_overhead(pattern: str, index: int, *, public_size: int = 0, signatur
         "ekem1": MLKEM_CIPHERTEXT_SIZE + AEAD_TAG_SIZE,
         "s": public_size + AEAD_TAG_SIZE,
         "sig": signature_size + AEAD_TAG_SIZE,
+        "ticket": TICKET_SIZE + AEAD_TAG_SIZE,
     }
     return sum(sizes.get(token, 0) for token in PATTERNS[pattern][index]) + AEAD_TAG_SIZE

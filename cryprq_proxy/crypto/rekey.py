@@ -6,7 +6,7 @@
 
 This is Noise NNhfs+psk0 with the prologue
 
-    "cryprq/1 rekey" || session id (16 bytes) || n + 1 (4 bytes, big endian) || handshake hash of epoch n (32)
+    "cryprq/2 rekey" || session id (16 bytes) || n + 1 (4 bytes, big endian) || handshake hash of epoch n (32)
 
 and empty payloads. Nothing is signed: only the peer of epoch n knows its chain secret. The exchange is fresh: a
 passive attacker that learns the secrets of epoch n does not learn those of epoch n + 1. The session decides when
@@ -27,7 +27,7 @@ PATTERN = "NNhfs+psk0"
 REKEY_SIZE: Final = message_overhead(PATTERN, 0)
 REKEY_ANSWER_SIZE: Final = message_overhead(PATTERN, 1)
 
-_PROLOGUE = b"cryprq/1 rekey"
+_PROLOGUE = b"cryprq/2 rekey"
 
 
 def _noise(

@@ -4,85 +4,64 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from cryprq_proxy.crypto import handshake
+from cryprq_proxy.crypto import client_handshake, exit_handshake
+from cryprq_proxy.crypto.client_handshake import ClientHandshake, ShortClientHandshake
+from cryprq_proxy.crypto.exit_handshake import ExitHandshake
 from cryprq_proxy.crypto.handshake import (
     FIRST_SIZE,
     LENGTH,
     SECOND_SIZE,
     THIRD_SIZE,
-    ClientHandshake,
     EpochSecrets,
-    ExitHandshake,
     default_psk,
+    record_keys,
 )
 from cryprq_proxy.crypto.identity import Identity, PeerId
 from cryprq_proxy.crypto.payloads import (
-    RESUME_CLIENT,
-    RESUME_EXIT,
+    JOIN_CLIENT,
+    JOIN_EXIT,
     Choice,
     Claim,
     HandshakeOffer,
     InviteClaim,
-    ResumeRequest,
-    choose,
-    decode_proof,
-    encode_proof,
-    resume_proof,
+    JoinClaim,
+    join_proof,
 )
 from cryprq_proxy.crypto.primitives import (
     Cipher,
     Ed25519Key,
     Entropy,
-    KemKey,
-    MldsaKey,
     Provider,
+    hkdf,
     select_provider,
     sha256,
     system_entropy,
 )
 from cryprq_proxy.errors import HandshakeError, LocalError
+from tests.support.handshakes import (
+    AES,
+    BOTH,
+    CHACHA,
+    CLIENT,
+    EXIT,
+    FAST,
+    FlightTest,
+    Hostile,
+    flights,
+    new_client,
+    new_exit,
+)
 from tests.vectors.make import FROZEN, FastReader, frozen
 
-AES, CHACHA = Cipher.AES_256_GCM, Cipher.CHACHA20_POLY1305
-BOTH = (CHACHA, AES)
-FAST = select_provider()
-CLIENT = Identity.generate(FAST)
-EXIT = Identity.generate(FAST)
-RESUME = ResumeRequest(bytes(range(16)), 7, 2**40, bytes(range(32)))
+RESUME = bytes(range(32))
+JOIN = JoinClaim(bytes(range(16)), 7, bytes(range(32)))
 INVITE = InviteClaim(bytes(range(100, 116)))
-
-
-def new_client(**changes: Any) -> ClientHandshake:
-    arguments: dict[str, Any] = {
-        "identity": CLIENT,
-        "exit_id": EXIT.peer_id,
-        "provider": FAST,
-        "ciphers": BOTH,
-    }
-    return ClientHandshake(**(arguments | changes))
-
-
-def new_exit(**changes: Any) -> ExitHandshake:
-    arguments: dict[str, Any] = {"identity": EXIT, "provider": FAST, "ciphers": BOTH}
-    return ExitHandshake(**(arguments | changes))
-
-
-def flights(client: ClientHandshake, exit_: ExitHandshake, claim: Claim = None) -> tuple[bytes, bytes, bytes]:
-    first = client.write_first()
-    exit_.read_first(first)
-    second = exit_.write_second()
-    client.read_second(second)
-    third = client.write_third(claim)
-    exit_.read_third(third)
-    return first, second, third
 
 
 # --- what works ---
@@ -100,11 +79,11 @@ def test_every_pair_of_providers(ours: str, theirs: str) -> None:
     assert (client.result.provider, exit_.result.provider) == (client_provider.name, exit_provider.name)
     expected = replace(client.result, peer=client_id.peer_id, provider=exit_provider.name)
     assert exit_.result == expected
-    assert exit_.resume is None
-    assert client.resume_hash == exit_.resume_hash
+    assert exit_.joins is None
+    assert client.join_hash == exit_.join_hash
 
 
-@pytest.mark.parametrize("claim", [None, RESUME, INVITE], ids=["new", "resume", "invite"])
+@pytest.mark.parametrize("claim", [None, JOIN, INVITE], ids=["new", "join", "invite"])
 def test_sizes(claim: Claim) -> None:
     first, second, third = flights(new_client(), new_exit(), claim)
     assert len(first) in FIRST_SIZE
@@ -120,10 +99,18 @@ def test_secrets_are_all_different_and_new() -> None:
         flights(client, exit_)
         epoch = client.result.epoch
         secrets = [getattr(epoch, field.name) for field in fields(EpochSecrets)]
-        secrets += [client.result.session_id, client.result.resume_secret]
-        assert [len(secret) for secret in secrets] == [32] * 6 + [16, 32]
+        secrets.append(client.result.session_id)
+        assert [len(secret) for secret in secrets] == [32] * 6 + [16]
         seen.update(secrets)
-    assert len(seen) == 16
+    assert len(seen) == 14
+
+
+def test_the_record_keys_of_a_path() -> None:
+    client, exit_ = record_keys(RESUME, 0x01020304)
+    assert client == hkdf(RESUME, b"", b"cryprq/2 client record\x01\x02\x03\x04", 32)
+    assert exit_ == hkdf(RESUME, b"", b"cryprq/2 exit record\x01\x02\x03\x04", 32)
+    keys = {key for path in (0, 1, 256, 2**32 - 1) for key in record_keys(RESUME, path)}
+    assert len(keys) == 8
 
 
 @pytest.mark.parametrize(
@@ -143,33 +130,33 @@ def test_a_configured_psk() -> None:
     flights(new_client(psk=default_psk(EXIT.peer_id)), new_exit())
 
 
-def test_resume() -> None:
+def test_join() -> None:
     client, exit_ = new_client(), new_exit()
     exit_.read_first(client.write_first())
     client.read_second(exit_.write_second())
     session_id, secret = bytes(range(16)), bytes(range(32))
-    request = ResumeRequest.make(session_id, secret, client.resume_hash, 3, 99)
-    exit_.read_third(client.write_third(request))
-    assert exit_.resume == request
-    h = exit_.resume_hash
-    assert request.proves(secret, h)
-    assert not request.proves(bytes(32), h)
-    assert not request.proves(secret, bytes(32))
-    for wrong in (replace(request, attempt=4), replace(request, rx=98), replace(request, proof=bytes(32))):
+    claim = JoinClaim.make(session_id, secret, client.join_hash, 3)
+    exit_.read_third(client.write_third(claim))
+    assert exit_.joins == claim
+    h = exit_.join_hash
+    assert claim.proves(secret, h)
+    assert not claim.proves(bytes(32), h)
+    assert not claim.proves(secret, bytes(32))
+    for wrong in (replace(claim, path=4), replace(claim, proof=bytes(32))):
         assert not wrong.proves(secret, h)
-    assert resume_proof(secret, RESUME_CLIENT, h, 3, 99) == request.proof
-    assert resume_proof(secret, RESUME_EXIT, h, 3, 99) != request.proof
+    assert join_proof(secret, JOIN_CLIENT, h, 3) == claim.proof
+    assert join_proof(secret, JOIN_EXIT, h, 3) != claim.proof
 
 
 @pytest.mark.parametrize(
-    ("claim", "resume", "invite"),
-    [(None, None, None), (RESUME, RESUME, None), (INVITE, None, INVITE.secret)],
-    ids=["new", "resume", "invite"],
+    ("claim", "joins", "invite"),
+    [(None, None, None), (JOIN, JOIN, None), (INVITE, None, INVITE.secret)],
+    ids=["new", "join", "invite"],
 )
-def test_what_the_client_asks_for(claim: Claim, resume: ResumeRequest | None, invite: bytes | None) -> None:
+def test_what_the_client_asks_for(claim: Claim, joins: JoinClaim | None, invite: bytes | None) -> None:
     client, exit_ = new_client(), new_exit()
     flights(client, exit_, claim)
-    assert (exit_.resume, exit_.invite) == (resume, invite)
+    assert (exit_.joins, exit_.invite) == (joins, invite)
     assert client.result.session_id == exit_.result.session_id
 
 
@@ -284,75 +271,35 @@ def test_a_signature_does_not_serve_the_other_role() -> None:
         client.read_second(exit_.write_second())
 
 
-class Step:
-    """How to come to the point where one side reads one flight."""
-
-    def __init__(self, name: str, size: range, boundaries: list[int]) -> None:
-        self.name = name
-        self.size = size
-        self.boundaries = boundaries
-        """Where the fields of the flight start."""
-
-    def prepare(self) -> tuple[Callable[[bytes], None], bytes]:
-        client, exit_ = new_client(), new_exit()
-        first = client.write_first()
-        if self.name == "first":
-            return exit_.read_first, first
-        exit_.read_first(first)
-        second = exit_.write_second()
-        if self.name == "second":
-            return client.read_second, second
-        client.read_second(second)
-        return exit_.read_third, client.write_third(RESUME)
+def prepare(name: str) -> tuple[Callable[[bytes], object], bytes]:
+    """The point where one side reads one flight."""
+    client, exit_ = new_client(), new_exit()
+    first = client.write_first()
+    if name == "first":
+        return exit_.read_first, first
+    exit_.read_first(first)
+    second = exit_.write_second()
+    if name == "second":
+        return client.read_second, second
+    client.read_second(second)
+    return exit_.read_third, client.write_third(JOIN)
 
 
-STEPS = [
-    Step("first", FIRST_SIZE, [0, 32, 1216, 1232]),
-    Step("second", SECOND_SIZE, [0, 32, 1120, 1136, 1168, 3120, 3136, 3200, 6509, 6525, 6531]),
-    Step("third", THIRD_SIZE, [0, 32, 1984, 2000, 2064, 5373, 5389, 5390, 5406, 5410, 5418]),
+FLIGHTS = [
+    FlightTest("first", prepare, FIRST_SIZE, [0, 32, 1216, 1232]),
+    FlightTest("second", prepare, SECOND_SIZE, [0, 32, 1120, 1136, 1168, 3120, 3136, 3200, 6509, 6525, 6531]),
+    FlightTest("third", prepare, THIRD_SIZE, [0, 32, 1984, 2000, 2064, 5373, 5389, 5390, 5406, 5410]),
 ]
 
 
-def offsets(step: Step, size: int) -> Iterator[int]:
-    """Both ends of every field, and a sample of what is in between."""
-    near = {start + delta for start in step.boundaries for delta in (-1, 0, 1)}
-    yield from sorted(offset for offset in near | set(range(7, size, 67)) | {size - 1} if 0 <= offset < size)
+@pytest.mark.parametrize("flight", FLIGHTS, ids=lambda flight: flight.name)
+def test_each_byte_counts(flight: FlightTest) -> None:
+    flight.changed()
 
 
-@pytest.mark.parametrize("step", STEPS, ids=lambda step: step.name)
-def test_each_byte_counts(step: Step) -> None:
-    size = len(step.prepare()[1])
-    for offset in offsets(step, size):
-        read, flight = step.prepare()
-        wrong = bytearray(flight)
-        wrong[offset] ^= 0x80 if offset % 2 else 0x01
-        with pytest.raises(HandshakeError):
-            read(bytes(wrong))
-        with pytest.raises(LocalError):  # not even the right one is read now
-            read(flight)
-
-
-@pytest.mark.parametrize("step", STEPS, ids=lambda step: step.name)
-def test_other_lengths(step: Step) -> None:
-    right = len(step.prepare()[1])
-    lengths = {
-        0,
-        1,
-        31,
-        32,
-        33,
-        right - 1,
-        right + 1,
-        step.size[0] - 1,
-        step.size[0],
-        step.size[-1] + 1,
-        65535,
-    }
-    for length in sorted((lengths | set(step.size[::9]) | set(range(0, right, 499))) - {right}):
-        read, flight = step.prepare()
-        with pytest.raises(HandshakeError) as caught:
-            read((flight + bytes(65535))[:length])
-        assert ("wrong length" in str(caught.value)) is (length not in step.size)
+@pytest.mark.parametrize("flight", FLIGHTS, ids=lambda flight: flight.name)
+def test_other_lengths(flight: FlightTest) -> None:
+    flight.other_lengths()
 
 
 def test_flights_of_another_handshake() -> None:
@@ -368,32 +315,6 @@ def test_flights_of_another_handshake() -> None:
         with pytest.raises((HandshakeError, LocalError)):
             exit_.read_third(old)
     assert second != other_second
-
-
-class Hostile:
-    """A provider whose KEM key or ciphertext is what the test says; the rest is the fast one's."""
-
-    name = "hostile"
-    fast = True
-
-    def __init__(self, public: bytes = b"", ciphertext: bytes = b"") -> None:
-        self.public = public
-        self._ciphertext = ciphertext
-
-    def generate_kem(self, entropy: Entropy = system_entropy) -> KemKey:
-        return self
-
-    def decapsulate(self, ciphertext: bytes) -> bytes:
-        return bytes(32)
-
-    def encapsulate(self, public: bytes, entropy: Entropy = system_entropy) -> tuple[bytes, bytes]:
-        return bytes(32), self._ciphertext
-
-    def mldsa_key(self, seed: bytes) -> MldsaKey:
-        return FAST.mldsa_key(seed)
-
-    def mldsa_verify(self, public: bytes, signature: bytes, data: bytes, context: bytes) -> bool:
-        return FAST.mldsa_verify(public, signature, data, context)
 
 
 def test_a_client_with_a_malformed_kem_key() -> None:
@@ -429,7 +350,7 @@ def test_x25519_keys_of_small_order(useless: bytes) -> None:
     first = (
         write_e()
         + noise._write_e1()
-        + noise._symmetric.encrypt_and_hash(HandshakeOffer((1,), BOTH, 0).encode())
+        + noise._symmetric.encrypt_and_hash(HandshakeOffer((2,), BOTH, 0).encode())
     )
     exit_.read_first(first)
     with pytest.raises(HandshakeError, match="X25519"):
@@ -468,30 +389,21 @@ def test_default_ciphers_agree() -> None:
     assert client.result.cipher is exit_.result.cipher
 
 
-@pytest.mark.parametrize("values", [(0,), (2, 3), (255,)])
-def test_no_common_version(values: tuple[int, ...]) -> None:
-    client = new_client()
-    client._offer = HandshakeOffer(values, BOTH, 0)
-    with pytest.raises(HandshakeError, match="version"):
-        new_exit().read_first(client.write_first())
-
-
 def test_unknown_offers_mean_nothing() -> None:
     client, exit_ = new_client(), new_exit()
-    client._offer = HandshakeOffer((9, 1, 77), (200, AES, CHACHA), 2**32 - 1)
+    client._offer = HandshakeOffer((9, 2, 77), (200, AES, CHACHA), 2**32 - 1)
     flights(client, exit_)
     assert exit_.result.cipher is CHACHA
     assert exit_.result.features == 0
+    assert exit_.outdated is None
 
 
 @pytest.mark.parametrize(
     "choice",
     [
-        Choice(2, CHACHA, 0),
-        Choice(0, CHACHA, 0),
-        Choice(1, AES, 0),
-        Choice(1, CHACHA, 1),
-        Choice(1, CHACHA, 2**31),
+        Choice(2, AES, 0),
+        Choice(2, CHACHA, 1),
+        Choice(2, CHACHA, 2**31),
     ],
 )
 def test_choices_that_were_not_offered(choice: Choice) -> None:
@@ -500,120 +412,6 @@ def test_choices_that_were_not_offered(choice: Choice) -> None:
     exit_._choice = choice
     with pytest.raises(HandshakeError, match="not offered"):
         client.read_second(exit_.write_second())
-
-
-# --- the payloads ---
-
-offers = st.builds(
-    HandshakeOffer,
-    st.lists(st.integers(0, 255), min_size=1, max_size=29).map(tuple),
-    st.lists(st.integers(0, 255), min_size=1, max_size=29).map(tuple),
-    st.integers(0, 2**32 - 1),
-)
-
-
-@given(offers)
-def test_offer_round_trip(offer: HandshakeOffer) -> None:
-    encoded = offer.encode()
-    assert 8 <= len(encoded) <= 64
-    assert HandshakeOffer.decode(encoded) == offer
-    for size in range(len(encoded)):
-        with pytest.raises(HandshakeError):
-            HandshakeOffer.decode(encoded[:size])
-    with pytest.raises(HandshakeError):
-        HandshakeOffer.decode(encoded + b"\0")
-
-
-@given(st.binary(max_size=80))
-def test_offer_of_any_bytes(payload: bytes) -> None:
-    try:
-        offer = HandshakeOffer.decode(payload)
-    except HandshakeError:
-        return
-    assert offer.encode() == payload
-    try:
-        choice = choose(offer, BOTH)
-    except HandshakeError:
-        return
-    assert choice.version in offer.versions
-    assert choice.cipher in offer.ciphers
-    assert Choice.decode(choice.encode()) == choice
-
-
-@given(st.binary(max_size=10) | st.binary(min_size=6, max_size=6))
-def test_choice_of_any_bytes(payload: bytes) -> None:
-    try:
-        choice = Choice.decode(payload)
-    except HandshakeError:
-        return
-    assert choice.encode() == payload
-
-
-requests = st.builds(
-    ResumeRequest,
-    st.binary(min_size=16, max_size=16),
-    st.integers(0, 2**32 - 1),
-    st.integers(0, 2**64 - 1),
-    st.binary(min_size=32, max_size=32),
-)
-
-
-invites = st.binary(min_size=16, max_size=16).map(InviteClaim)
-
-
-@given(st.none() | requests | invites)
-def test_proof_round_trip(claim: Claim) -> None:
-    encoded = encode_proof(claim)
-    assert decode_proof(encoded) == claim
-    for size in range(len(encoded)):
-        with pytest.raises(HandshakeError):
-            decode_proof(encoded[:size])
-    with pytest.raises(HandshakeError):
-        decode_proof(encoded + b"\0")
-
-
-@given(
-    st.binary(max_size=130)
-    | st.builds(lambda kind, rest: bytes((kind,)) + rest, st.integers(0, 3), st.binary(max_size=62))
-)
-def test_proof_of_any_bytes(payload: bytes) -> None:
-    try:
-        claim = decode_proof(payload)
-    except HandshakeError:
-        return
-    assert encode_proof(claim) == payload
-
-
-def test_an_invite_is_seventeen_bytes() -> None:
-    assert encode_proof(INVITE) == b"\2" + INVITE.secret
-    assert decode_proof(b"\2" + bytes(16)) == InviteClaim(bytes(16))
-    for size in (0, 15, 17, 60):
-        with pytest.raises(HandshakeError):
-            decode_proof(b"\2" + bytes(size))
-        with pytest.raises(LocalError):
-            InviteClaim(bytes(size))
-
-
-@pytest.mark.parametrize("kind", [3, 255])
-def test_unknown_kinds_abort(kind: int) -> None:
-    for size in (1, 17, 61):
-        with pytest.raises(HandshakeError):
-            decode_proof(bytes((kind,)) + bytes(size - 1))
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [(bytes(15), 0, 0, bytes(32)), (bytes(17), 0, 0, bytes(32)), (bytes(16), 0, 0, bytes(31))],
-)
-def test_resume_request_sizes(arguments: tuple[bytes, int, int, bytes]) -> None:
-    with pytest.raises(LocalError):
-        ResumeRequest(*arguments)
-
-
-@pytest.mark.parametrize(("attempt", "rx"), [(-1, 0), (2**32, 0), (0, -1), (0, 2**64)])
-def test_resume_numbers(attempt: int, rx: int) -> None:
-    with pytest.raises(LocalError):
-        resume_proof(bytes(32), RESUME_CLIENT, bytes(32), attempt, rx)
 
 
 # --- the order of the calls ---
@@ -625,7 +423,7 @@ def test_client_calls_out_of_turn() -> None:
         client.write_third,
         lambda: client.read_second(b""),
         lambda: client.result,
-        lambda: client.resume_hash,
+        lambda: client.join_hash,
     ):
         with pytest.raises(LocalError):
             early()
@@ -647,9 +445,12 @@ def test_exit_calls_out_of_turn() -> None:
         exit_.write_second,
         lambda: exit_.read_third(b""),
         lambda: exit_.result,
-        lambda: exit_.resume,
+        lambda: exit_.joins,
         lambda: exit_.invite,
-        lambda: exit_.resume_hash,
+        lambda: exit_.join_hash,
+        lambda: exit_.pattern,
+        lambda: exit_.outdated,
+        lambda: exit_.third_size,
     ):
         with pytest.raises(LocalError):
             early()
@@ -658,13 +459,19 @@ def test_exit_calls_out_of_turn() -> None:
     with pytest.raises(LocalError):
         exit_.read_first(first)
     client.read_second(exit_.write_second())
-    for early in (exit_.write_second, lambda: exit_.resume, lambda: exit_.result):
+    for call in (exit_.write_second, lambda: exit_.joins, lambda: exit_.result, lambda: exit_.path):
         with pytest.raises(LocalError):
-            early()
+            call()
 
 
 def test_every_step_of_the_tables_is_a_method() -> None:
-    for side, steps in ((ClientHandshake, handshake._CLIENT_STEPS), (ExitHandshake, handshake._EXIT_STEPS)):
+    for side, steps in (
+        (ClientHandshake, client_handshake._CLIENT_STEPS),
+        (ShortClientHandshake, client_handshake._CLIENT_STEPS),
+        (ExitHandshake, exit_handshake._EXIT_STEPS),
+        (ExitHandshake, exit_handshake._SHORT_EXIT_STEPS),
+        (ExitHandshake, exit_handshake._OUTDATED_EXIT_STEPS),
+    ):
         assert all(callable(getattr(side, call)) for _, call in steps)
 
 

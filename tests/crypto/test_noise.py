@@ -51,12 +51,31 @@ class Signer:
         self.peer = public
 
 
+class Pocket:
+    """One ticket and its secret, for both sides."""
+
+    ticket, secret = b"a ticket of 16 B", bytes(range(32, 64))
+
+    def show(self) -> tuple[bytes, bytes]:
+        return self.ticket, self.secret
+
+    def look_up(self, ticket: bytes) -> bytes:
+        if ticket != self.ticket:
+            raise HandshakeError("unknown")
+        return self.secret
+
+
+SIGNED, SHORT = "XXhfs+sig+psk0", "XXhfs+sig+psk0 short"
+
+
 def pair(pattern: str) -> tuple[HandshakeState, HandshakeState]:
-    signed = "sig" in pattern
+    signed = pattern == SIGNED
     initiator, responder = (
         state(pattern, initiator=side, **({"authenticator": Signer(name)} if signed else {}))
         for side, name in ((True, b"first"), (False, b"other"))
     )
+    if pattern == SHORT:
+        initiator.tickets, responder.tickets = Pocket(), Pocket()
     return initiator, responder
 
 
@@ -149,7 +168,7 @@ def test_each_byte_counts(pattern: str) -> None:
                 reader.read_message(bytes(wrong))
 
 
-@pytest.mark.parametrize("pattern", ["NNpsk0", "NNhfs+psk0", "XXhfs+sig+psk0"])
+@pytest.mark.parametrize("pattern", ["NNpsk0", "NNhfs+psk0", SIGNED, SHORT])
 def test_truncated_first_message(pattern: str) -> None:
     message = pair(pattern)[0].write_message()
     for size in range(len(message)):
@@ -189,6 +208,72 @@ def test_forged_signature() -> None:
         initiator.read_message(responder.write_message())
 
 
+# --- two patterns of one name ---
+
+
+def test_the_short_pattern_has_the_name_of_the_long_one() -> None:
+    assert protocol_name(SHORT) == protocol_name(SIGNED)
+    assert PATTERNS[SHORT][0] == PATTERNS[SIGNED][0]
+
+
+def test_a_responder_follows_the_initiator() -> None:
+    initiator = pair(SHORT)[0]
+    responder = state(SIGNED, initiator=False, authenticator=Signer(b"other"))
+    responder.read_message(initiator.write_message())
+    responder.follow(SHORT)
+    responder.tickets = Pocket()
+    initiator.read_message(responder.write_message())
+    assert responder.read_message(initiator.write_message(b"payload")) == b"payload"
+    assert initiator.export(b"label", 32) == responder.export(b"label", 32)
+    assert initiator.finished and responder.finished
+
+
+def test_a_pattern_that_has_gone_elsewhere_cannot_be_followed() -> None:
+    initiator, responder = pair(SIGNED)
+    with pytest.raises(LocalError, match="cannot follow"):
+        responder.follow("NNhfs+psk0")
+    message = initiator.write_message()
+    responder.read_message(message)
+    responder.write_message()
+    with pytest.raises(LocalError, match="cannot follow"):
+        responder.follow(SHORT)
+    broken = pair(SIGNED)[1]
+    with pytest.raises(HandshakeError):
+        broken.read_message(message[:-1])
+    with pytest.raises(LocalError, match="cannot follow"):
+        broken.follow(SHORT)
+
+
+def last_message(**wrong: bytes) -> tuple[HandshakeState, bytes]:
+    """A responder, and the last message of an initiator whose pocket has something wrong."""
+    initiator, responder = pair(SHORT)
+    pocket = Pocket()
+    vars(pocket).update(wrong)
+    initiator.tickets = pocket
+    responder.read_message(initiator.write_message())
+    initiator.read_message(responder.write_message())
+    return responder, initiator.write_message()
+
+
+def test_unknown_tickets() -> None:
+    responder, message = last_message(ticket=bytes(16))
+    with pytest.raises(HandshakeError, match="unknown"):
+        responder.read_message(message)
+
+
+def test_tickets_without_their_secret() -> None:
+    responder, message = last_message(secret=bytes(32))
+    with pytest.raises(HandshakeError, match="authenticate"):
+        responder.read_message(message)
+
+
+def test_a_side_without_tickets() -> None:
+    responder, message = last_message()
+    responder.tickets = None
+    with pytest.raises(LocalError, match="tickets"):
+        responder.read_message(message)
+
+
 # --- the psk rule, the export ---
 
 
@@ -202,7 +287,7 @@ def test_psk_rule() -> None:
 def test_export_is_hkdf() -> None:
     initiator, _, _ = run("NNhfs+psk0")
     ck = initiator._symmetric._ck
-    assert initiator.export(b"label", 50) == hkdf(ck, initiator.h, b"cryprq/1 label", 50)
+    assert initiator.export(b"label", 50) == hkdf(ck, initiator.h, b"cryprq/2 label", 50)
 
 
 # --- misuse ---

@@ -1,4 +1,4 @@
-"""The rotation of keys. Its frozen vector is part of the one in test_crypto_handshake.py."""
+"""The rotation of keys. Its frozen vector is part of the one in test_handshake.py."""
 
 from __future__ import annotations
 
@@ -67,8 +67,8 @@ def test_what_is_bound(changes: dict[str, Any]) -> None:
         answer(initiator().write(), **changes)
 
 
-@pytest.mark.parametrize("name", ["client_record", "exit_record", "client_lane", "exit_lane"])
-def test_record_keys_play_no_part(name: str) -> None:
+@pytest.mark.parametrize("name", ["records", "client_lane", "exit_lane", "resume"])
+def test_other_secrets_play_no_part(name: str) -> None:
     client = initiator()
     other = replace(EPOCH, **{name: bytes(32)})
     assert client.read(answer(client.write(), epoch=other)[0])

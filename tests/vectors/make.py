@@ -1,4 +1,4 @@
-"""Makes frozen.json: one whole handshake, one rotation and one invite under fixed randomness.
+"""Makes frozen.json: one whole handshake, one rotation, one invite and one short handshake under fixed randomness.
 
 The tests call the same functions and compare. Run as a script, this file writes the vectors anew.
 """
@@ -13,11 +13,14 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from cryprq_proxy.crypto.handshake import ClientHandshake, EpochSecrets, ExitHandshake
+from cryprq_proxy.crypto.client_handshake import ClientHandshake, ShortClientHandshake
+from cryprq_proxy.crypto.exit_handshake import ExitHandshake
+from cryprq_proxy.crypto.handshake import EpochSecrets, record_keys
 from cryprq_proxy.crypto.identity import Identity
-from cryprq_proxy.crypto.payloads import InviteClaim, ResumeRequest
+from cryprq_proxy.crypto.payloads import InviteClaim, JoinClaim, join_ticket
 from cryprq_proxy.crypto.primitives import Cipher, Entropy, KemKey, MldsaKey, Provider, select_provider
 from cryprq_proxy.crypto.rekey import RekeyInitiator, answer_rekey
+from cryprq_proxy.exit.ticket_book import Ticket
 
 FROZEN = Path(__file__).with_name("frozen.json")
 CIPHERS = (Cipher.CHACHA20_POLY1305, Cipher.AES_256_GCM)
@@ -62,12 +65,18 @@ class FastReader:
 
 
 def _epoch(epoch: EpochSecrets) -> dict[str, str]:
-    names = ("client_record", "exit_record", "client_lane", "exit_lane", "chain", "hash")
+    names = ("records", "client_lane", "exit_lane", "chain", "resume", "hash")
     return {name: getattr(epoch, name).hex() for name in names}
 
 
+def _record_keys(records: bytes, path: int) -> dict[str, str]:
+    client, exit_ = record_keys(records, path)
+    return {"client_record": client.hex(), "exit_record": exit_.hex()}
+
+
 def frozen(provider: Provider) -> dict[str, object]:
-    """A handshake that resumes a session, with the exit's default psk, and then the rotation to epoch 1."""
+    """A handshake that joins a session, with the exit's default psk, and then, as if it had begun one, the rotation to
+    epoch 1 and a short handshake that joins with the secret of that."""
     client_id = Identity.generate(provider, FixedEntropy("client identity"))
     exit_id = Identity.generate(provider, FixedEntropy("exit identity"))
     client = ClientHandshake(
@@ -79,10 +88,10 @@ def frozen(provider: Provider) -> dict[str, object]:
     second = exit_.write_second()
     client.read_second(second)
     old_session, old_secret = FixedEntropy("old session")(16), FixedEntropy("old secret")(32)
-    resume = ResumeRequest.make(old_session, old_secret, client.resume_hash, attempt=7, rx=2**33 + 1)
-    third = client.write_third(resume)
+    join = JoinClaim.make(old_session, old_secret, client.join_hash, path=7)
+    third = client.write_third(join)
     exit_.read_third(third)
-    if client.result.epoch != exit_.result.epoch or exit_.resume != resume:
+    if client.result.epoch != exit_.result.epoch or exit_.joins != join:
         raise AssertionError("the two sides do not agree")
     session_id, epoch = client.result.session_id, client.result.epoch
     initiator = RekeyInitiator(provider, session_id, epoch, 1, FixedEntropy("rekey"))
@@ -98,15 +107,17 @@ def frozen(provider: Provider) -> dict[str, object]:
         "third": third.hex(),
         "cipher": client.result.cipher,
         "features": client.result.features,
-        "resume_hash": client.resume_hash.hex(),
-        "resume_proof": resume.proof.hex(),
+        "join_hash": client.join_hash.hex(),
+        "join_proof": join.proof.hex(),
         "session_id": session_id.hex(),
-        "resume_secret": client.result.resume_secret.hex(),
         "epoch 0": _epoch(epoch),
+        "epoch 0, path 0": _record_keys(epoch.records, 0),
+        "epoch 0, path 7": _record_keys(epoch.records, 7),
         "rekey": message.hex(),
         "rekey_answer": answer.hex(),
         "epoch 1": _epoch(next_epoch),
         "invite": _invite(provider, client_id, exit_id),
+        "short": _short(provider, exit_id, next_epoch.resume),
     }
 
 
@@ -125,10 +136,37 @@ def _invite(provider: Provider, client_id: Identity, exit_id: Identity) -> dict[
         raise AssertionError("the two sides do not agree")
     return {
         "secret": secret.hex(),
-        "resume_hash": client.resume_hash.hex(),
+        "join_hash": client.join_hash.hex(),
         "third": third.hex(),
         "session_id": client.result.session_id.hex(),
     }
+
+
+def _short(provider: Provider, exit_id: Identity, resume: bytes) -> dict[str, object]:
+    """A short handshake with the exit, which adds path 8 to the session with this resume secret."""
+    path = 8
+    client = ShortClientHandshake(
+        exit_id.peer_id, provider, resume, path, ciphers=CIPHERS, entropy=FixedEntropy("short client")
+    )
+    exit_ = ExitHandshake(exit_id, provider, ciphers=CIPHERS, entropy=FixedEntropy("short exit"))
+    first = client.write_first()
+    exit_.read_first(first)
+    second = exit_.write_second()
+    client.read_second(second)
+    third = client.write_third()
+    ticket = join_ticket(resume, path)
+    exit_.read_short_third(third, {ticket: Ticket(None, path, resume)}.get)
+    if client.result.records != exit_.path.records:
+        raise AssertionError("the two sides do not agree")
+    return {
+        "path": path,
+        "ticket": ticket.hex(),
+        "first": first.hex(),
+        "second": second.hex(),
+        "third": third.hex(),
+        "cipher": client.result.cipher,
+        "records": client.result.records.hex(),
+    } | _record_keys(client.result.records, path)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,14 @@ from cryprq_proxy.lane.sealing import OUT_SIZE, Lane
 from cryprq_proxy.lane.slices import HEADROOM, NEEDS_CSUM, PLAIN, TCP4, Run, Shape
 
 FROZEN = Path(__file__).with_name("lane.json")
-EPOCH = EpochSecrets(*(bytes((number,)) * 32 for number in range(1, 7)))
+EPOCH = EpochSecrets(
+    records=bytes(32),
+    client_lane=b"\3" * 32,
+    exit_lane=b"\4" * 32,
+    chain=bytes(32),
+    resume=bytes(32),
+    hash=bytes(32),
+)
 CLIENT_INDEX = 0x11223344
 EXIT_INDEX = 0xA1B2C3D4
 ROOM = Room()
