@@ -30,10 +30,9 @@ class Traffic(Struct, kw_only=True, frozen=True):
 
 
 class EpochStatus(Struct, kw_only=True, frozen=True):
-    """`carrier` counts the session's carriers from 1, `number` the epochs of a carrier from 0. The epoch began `since`
-    seconds ago and was in use for `lasted` seconds."""
+    """`number` counts the session's epochs from 0. The epoch began `since` seconds ago and was in use for `lasted`
+    seconds."""
 
-    carrier: int = 0
     number: int = 0
     current: bool = False
     since: float = 0.0

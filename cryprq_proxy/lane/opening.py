@@ -24,13 +24,13 @@ _LEAST: Final = OVERHEAD + 1
 class Receiving:
     """The state that opens the datagrams of one index."""
 
-    __slots__ = ("decrypt", "heard", "index", "serial", "window")
+    __slots__ = ("decrypt", "heard", "index", "number", "window")
 
-    def __init__(self, aead: Aead, index: int, serial: int) -> None:
-        """`serial` rises from epoch to epoch."""
+    def __init__(self, aead: Aead, index: int, number: int) -> None:
+        """`number` is that of the epoch; it rises from one to the next."""
         self.decrypt = aead.decrypt_into
         self.index = index
-        self.serial = serial
+        self.number = number
         self.heard = 0
         """Authentic datagrams."""
         self.window = ReplayWindow()
@@ -133,8 +133,8 @@ class Opener:
         window.mark_range(counter, counter)
         epoch.heard += 1
         self.heard = size
-        if (epoch.serial, counter) > self._top:
-            self._top = (epoch.serial, counter)
+        if (epoch.number, counter) > self._top:
+            self._top = (epoch.number, counter)
             self.advanced = True
         if out[TOP] != SLICE:
             self._sink.message(out[TOP], out[TOP + 1 : top], size)
@@ -208,8 +208,8 @@ class Opener:
         else:
             epoch.window.mark_range(counter, newest)
             epoch.heard += number
-        if (epoch.serial, newest) > self._top:
-            self._top = (epoch.serial, newest)
+        if (epoch.number, newest) > self._top:
+            self._top = (epoch.number, newest)
             self.advanced = True
         return True
 

@@ -39,15 +39,11 @@ type Send = tuple[int, int, int]
 class _LaneKeys(Receiving):
     """The keys of one epoch, both directions."""
 
-    __slots__ = ("carrier", "encrypt", "number", "peer_index", "retire_at", "sealed")
+    __slots__ = ("encrypt", "peer_index", "retire_at", "sealed")
 
-    def __init__(
-        self, cipher: Cipher, send: bytes, receive: bytes, carrier: int, number: int, serial: int, index: int
-    ) -> None:
-        super().__init__(new_aead(cipher, receive), index, serial)
+    def __init__(self, cipher: Cipher, send: bytes, receive: bytes, index: int, number: int) -> None:
+        super().__init__(new_aead(cipher, receive), index, number)
         self.encrypt = new_aead(cipher, send).encrypt_into
-        self.carrier = carrier
-        self.number = number
         self.peer_index = 0
         self.sealed = 0
         self.retire_at = inf
@@ -72,12 +68,13 @@ class Lane:
         self._dialler = dialler
         self._entropy = entropy
         self._taken = taken
-        self._carrier = 0
-        self._serial = 0
         self._epochs: dict[int, _LaneKeys] = {}
         """By receive index, oldest first."""
         self._newest: _LaneKeys | None = None
         self._sending: _LaneKeys | None = None
+        self._early_index = 0
+        """What the peer has announced for the epoch after the newest one, whose secrets are not here yet: it came
+        by a faster path. 0 for nothing."""
         room = room or Room()
         self._row = room.row
         self.drops = Drops()
@@ -88,13 +85,11 @@ class Lane:
     # --- epochs ----------------------------------------------------------------------------------------------------
 
     def install(self, cipher: Cipher, number: int, epoch: EpochSecrets, now: float) -> int:
-        """This side knows the secrets of an epoch of the present carrier; number 0 means that the carrier is new.
+        """This side knows the secrets of an epoch of the session: 0, or the one after the last.
 
         Returns the index under which this side now receives datagrams; announce it to the peer in a LANE frame.
         """
-        if number == 0:
-            self._carrier += 1
-        elif self._newest is None or number != self._newest.number + 1:
+        if number != (0 if self._newest is None else self._newest.number + 1):
             raise LocalError(f"epoch {number} of the lane does not follow the one before")
         index = 0
         while not index or index in self._epochs or index in self._taken:
@@ -102,26 +97,27 @@ class Lane:
         send, receive = epoch.client_lane, epoch.exit_lane
         if not self._dialler:
             send, receive = receive, send
-        self._serial += 1
-        self._newest = _LaneKeys(cipher, send, receive, self._carrier, number, self._serial, index)
+        self._newest = _LaneKeys(cipher, send, receive, index, number)
         self._epochs[index] = self._newest
         self.expire(now)
         if len(self._epochs) > MAX_EPOCHS:
             self._drop(next(epoch for epoch in self._epochs.values() if epoch is not self._sending))
+        if self._early_index:
+            self._newest.peer_index, self._early_index = self._early_index, 0
+            self._move(self._newest, now)
         return index
 
     def announced(self, number: int, index: int, now: float) -> None:
-        """The peer's LANE frame: datagrams under epoch `number` of the present carrier must carry `index`.
+        """The peer's LANE frame: datagrams under epoch `number` must carry `index`. Of the next epoch it is kept until
+        that is installed; others that are not known are ignored.
 
         Raises PeerError (PROTOCOL) for index 0 and for a second index.
         """
+        if self._newest is not None and number == self._newest.number + 1:
+            self._early_index = _checked(index, self._early_index)
         for epoch in self._epochs.values():
-            if epoch.carrier == self._carrier and epoch.number == number:
-                if not index or epoch.peer_index not in (0, index):
-                    raise PeerError(
-                        CloseReason.PROTOCOL, "the peer announced two lane indices for one epoch, or 0"
-                    )
-                epoch.peer_index = index
+            if epoch.number == number:
+                epoch.peer_index = _checked(index, epoch.peer_index)
                 self._move(epoch, now)
                 return
 
@@ -167,12 +163,12 @@ class Lane:
         if (
             not epoch.peer_index
             or (not self._dialler and not epoch.heard)
-            or (sending is not None and sending.serial >= epoch.serial)
+            or (sending is not None and sending.number >= epoch.number)
         ):
             return
         self._sending = epoch
         for earlier in self._epochs.values():
-            if earlier.serial < epoch.serial and earlier.retire_at == inf:
+            if earlier.number < epoch.number and earlier.retire_at == inf:
                 earlier.retire_at = now + LINGER
 
     def _drop(self, epoch: _LaneKeys) -> None:
@@ -318,3 +314,10 @@ class Lane:
             for epoch in list(self._epochs.values()):
                 self._move(epoch, now)
         return heard
+
+
+def _checked(index: int, before: int) -> int:
+    """`index`, if the peer may announce it after `before` for one epoch (0: nothing yet). Raises PeerError."""
+    if not index or before not in (0, index):
+        raise PeerError(CloseReason.PROTOCOL, "the peer announced two lane indices for one epoch, or 0")
+    return index

@@ -78,7 +78,7 @@ class BasePacketLink:
     """
 
     def epoch(self, cipher: Cipher, number: int, secrets: EpochSecrets, now: float) -> None:
-        """From now on both sides know these secrets. `number` counts the epochs of a carrier from 0."""
+        """These secrets are known here, and the peer has them or is about to; `number` is that of the epoch."""
 
     def announced(self, number: int, index: int) -> None:
         """The peer expects datagrams of epoch `number` under `index`. Raises PeerError if no lane was agreed on."""
@@ -96,11 +96,11 @@ class BasePacketLink:
         """A PACKET frame came. Raises PeerError if packets were not agreed on."""
         raise unwanted("packet")
 
-    def network_received(self, ipv4: bytes, ipv6: bytes) -> None:
+    def network_received(self, serial: int, ipv4: bytes, ipv6: bytes) -> None:
         """A NETWORK frame came. Raises PeerError if none may come."""
         raise unwanted("network")
 
-    def taken_received(self, networks: tuple[IPNetwork, ...]) -> None:
+    def taken_received(self, serial: int, networks: tuple[IPNetwork, ...]) -> None:
         """A TAKEN frame came. Raises PeerError if none may come."""
         raise unwanted("taken")
 

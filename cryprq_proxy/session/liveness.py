@@ -32,6 +32,7 @@ class Liveness:
         "_asked",
         "_interval",
         "_pinged",
+        "_proof",
         "_token",
         "last",
         "least_round_trip",
@@ -49,6 +50,8 @@ class Liveness:
         self._pinged = self.last = now
         self.round_trip = self.least_round_trip = UNKNOWN_ROUND_TRIP
         self._asked = False
+        self._proof: int | None = None
+        """The token whose answer ends a doubt."""
         self._answer_by: float | None = now + self._interval
         self.ping: int | None = None
         self._ask()
@@ -66,9 +69,13 @@ class Liveness:
             self._answer_by = now + self._interval
 
     def pong(self, token: int, now: float) -> float | None:
-        """An answer came: returns the round trip. One to an older PING is ignored."""
+        """An answer came: returns the round trip. One to an older PING is ignored; one that ends a doubt measures the
+        silence before it."""
         sample = None
-        if self._asked and token == self._token:
+        if token == self._proof:
+            self._proof = None
+            self._asked = False
+        elif self._asked and token == self._token:
             self._asked = False
             sample = now - self._pinged
             if self.round_trip == UNKNOWN_ROUND_TRIP:
@@ -76,6 +83,16 @@ class Liveness:
             self.round_trip += SMOOTHING * (sample - self.round_trip)
             self.least_round_trip = min(self.least_round_trip, sample)
         return sample
+
+    def doubt(self) -> None:
+        """The carrier is silent: request a PING. Its answer shows that whatever was sent before has arrived."""
+        self._ask()
+        self._proof = self._token
+
+    @property
+    def doubted(self) -> bool:
+        """Whether the answer to `doubt` is still to come."""
+        return self._proof is not None
 
     def measure(self) -> bool:
         """Request a PING unless one is unanswered; True if a PING must be sent now. A missing answer does not end the
@@ -129,5 +146,8 @@ class Liveness:
 
     def _ask(self) -> None:
         self._token = (self._token + 1) & 0xFFFF_FFFF
+        if self._proof is not None:
+            # Of several PINGs that wait only the last one need be answered.
+            self._proof = self._token
         self._asked = False
         self.ping = self._token

@@ -1,44 +1,49 @@
-"""Rotation: a hybrid exchange inside the link gives a carrier fresh keys every few minutes.
+"""Rotation: a hybrid exchange inside the link gives the session a fresh epoch every few minutes.
 
-    dialler                                   exit
+    dialler                                               exit
     IDLE
     ASKING (computes)
-          --- REKEY ---------------------->   IDLE
-    ASKED                                     ANSWERING   (computes)
-          <--------------- REKEY_ANSWER ---   ANSWERED    its last record of epoch n; it sends with n+1 from here
-    SWITCHING (computes), opens with n+1
-          --- SWITCH --------------------->   IDLE        the dialler's last record of epoch n; opens with n+1
-    IDLE, sends with n+1
+          --- REKEY n+1 ------------------------------>   IDLE
+    ASKED                                                 ANSWERING (computes)
+          <------------------------ REKEY_ANSWER n+1 ---  ANSWERED: knows n+1, goes on sending under n
+    READING (computes)
+    IDLE, sends under n+1
+          --- SWITCH n+1, on each path --------------->   IDLE, sends under n+1: the epoch is *confirmed*
+          <----------------- SWITCH n+1, on each path ---
 
-Only the dialler starts; the exit may ask with REKEY_PLEASE. REKEY_ANSWER and SWITCH end an epoch, so each is alone in
-its record. Nothing pauses: stream data continues in the old epoch until then. If the carrier is lost, so is the
-rotation: the next carrier starts with keys of its own, so no nonce sequence continues.
+REKEY and its answer are reliable and go by any path, so a rotation outlives the paths. Copies of them are late, and
+ignored. Only the dialler starts; the exit may ask with REKEY_PLEASE. A path that has joined makes a rotation due, which
+replaces the secret by which it did. Nothing pauses. The dialler begins no rotation before each of its paths has come to
+the present epoch in both directions, so no more than two epochs are in use.
+
+A path may also join by the resume secret of n+1: that confirms the epoch as SWITCH does.
 
 `Offload` runs the computations, so that a slow implementation of ML-KEM can run on another thread.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Protocol
 
 from ..crypto.handshake import EpochSecrets
 from ..crypto.primitives import Cipher, Entropy, Provider
 from ..crypto.rekey import RekeyInitiator, answer_rekey
-from ..errors import CarrierError, CloseReason, HandshakeError, PeerError
+from ..errors import CarrierError, CloseReason, HandshakeError, LocalError, PeerError
 from . import wire
 from .datagrams import BasePacketLink
 from .epochs import EpochLedger
-from .records import RecordOpener, RecordSealer
+from .path_keys import PathKeys
 
 UNFINISHED: Final = 30.0
-"""Seconds after which an unfinished rotation ends the carrier."""
+"""Seconds after which a path is closed on which a rotation is not finished."""
 PLEASE_INTERVAL: Final = 1.0
-"""Shortest time in seconds between rotations that the exit asks for; an earlier REKEY_PLEASE waits."""
+"""Shortest time in seconds between rotations that are asked for, by the exit or because a path has joined."""
 MISSED_INTERVALS: Final = 3
+NEVER: Final = float("inf")
 
 type Offload = Callable[[Callable[[], Any], Callable[[Callable[[], Any]], None]], None]
 """`offload(job, done)` runs `job` somewhere, then calls `done(result)` on the session's thread; `result()` returns
@@ -52,7 +57,8 @@ def inline(job: Callable[[], Any], done: Callable[[Callable[[], Any]], None]) ->
 
 @dataclass(frozen=True, slots=True)
 class RotationLimits:
-    """When keys are rotated. The carrier is closed at twice `records` or `bytes`, or after three missed intervals."""
+    """When keys are rotated. `records`, `bytes` and `datagrams` are of one key. A path is closed at twice one of them,
+    or after three missed intervals."""
 
     interval: float
     """Seconds."""
@@ -62,43 +68,45 @@ class RotationLimits:
     """On the lane."""
 
 
-class CarrierKeys(NamedTuple):
-    """What the handshake of a carrier results in. `sealer` and `opener` continue where admission stopped."""
+class RotatedSession(Protocol):
+    """What a rotation needs of its session."""
 
-    cipher: Cipher
-    epoch: EpochSecrets
-    sealer: RecordSealer
-    opener: RecordOpener
+    @property
+    def packet_link(self) -> BasePacketLink: ...
+    @property
+    def path_keys(self) -> Iterable[PathKeys]:
+        """Of the paths that live."""
+
+    def send_control(self, frame: bytes, /) -> None:
+        """Send a reliable frame."""
+
+    def switch(self) -> None:
+        """`sending` has changed: each path is to go over to it."""
+
+    def renewed(self) -> None:
+        """`resume_secrets` has changed."""
 
 
 class RotationState(Enum):
     IDLE = 1
     ASKING = 2
     ASKED = 3
-    SWITCHING = 4
+    READING = 4
     ANSWERING = 5
     ANSWERED = 6
 
 
-# (state, frame received) -> (state after it, whether the dialler is the side that may receive it)
-_ON_FRAME: Final = {
-    (RotationState.IDLE, wire.REKEY): (RotationState.ANSWERING, False),
-    (RotationState.ANSWERED, wire.SWITCH): (RotationState.IDLE, False),
-    (RotationState.ASKED, wire.REKEY_ANSWER): (RotationState.SWITCHING, True),
-}
-
-
 class Rotation:
-    """The keys of one carrier, from its handshake until `end`.
+    """The epochs of one session, from that of its first handshake until `end`.
 
-    Use `sealer` and `opener` for the next record. Send `frames` in the current epoch. If `final` is not None, seal it
-    alone as the last record of the epoch, then call `final_sent`. While `paused`, open no further record: its key is
-    being computed. `ready` is called when the pause ends or a frame waits. `ledger` is that of the whole session.
+    `current` is the newest epoch that is known here, `sending` the one under which this side sends: the one before
+    while an exit waits for its confirmation. `since` is when `sending` came into use.
     """
 
     def __init__(
         self,
-        keys: CarrierKeys,
+        epoch: EpochSecrets,
+        cipher: Cipher,
         now: float,
         *,
         dialler: bool,
@@ -107,195 +115,259 @@ class Rotation:
         limits: RotationLimits,
         entropy: Entropy,
         offload: Offload,
-        ready: Callable[[], None],
-        packet_link: Callable[[], BasePacketLink],
+        session: RotatedSession,
         ledger: EpochLedger,
     ) -> None:
+        """`cipher` is that of the lane, and of the path by which the session came."""
         self._dialler = dialler
         self._session_id = session_id
         self._provider = provider
         self._limits = limits
         self._entropy = entropy
         self._offload = offload
-        self._ready = ready
-        self._packet_link = packet_link
+        self._session: RotatedSession = session
         self._ledger = ledger
-        self.cipher = keys.cipher
-        self.sealer = keys.sealer
-        self.opener = keys.opener
-        self.number = 0
-        """Counts the epochs of this carrier."""
+        self.cipher = cipher
+        self.current = self.sending = 0
         self.since = now
-        self.frames: list[bytes] = []
-        self.final: bytes | None = None
-        self.paused = False
-        self._epoch = keys.epoch
+        self._epoch: EpochSecrets | None = epoch
+        """The secrets of `current`; None when the session is over."""
+        self._records = {0: epoch.records}
+        self._resume = {0: epoch.resume}
+        """By epoch, the newest first: of `current` and, for some time, of the one before."""
+        self._claims = self._resume
         self._state = RotationState.IDLE
         self._started = now
         self._asked_for = False
-        self._ended = False
-        # Only during a rotation:
+        """Whether a rotation is due before its time; at the exit, whether it has asked for one."""
         self._initiator: RekeyInitiator | None = None
-        self._pending: EpochSecrets | None = None
-        self._next: tuple[EpochSecrets, RecordSealer] | None = None
-        self._next_opener: RecordOpener | None = None
-        ledger.begin(0, self.cipher.name, now)
-        packet_link().epoch(self.cipher, 0, self._epoch, now)
+        """Only during a rotation."""
+        ledger.begin(0, cipher.name, now)
 
-    def end(self, now: float) -> None:
-        """The carrier is gone: the result of a running computation is dropped."""
-        self._ledger.sealed(self.sealer)
-        self._ledger.opened(self.opener)
-        self._ledger.end(now)
-        self._ended = True
+    def end(self) -> None:
+        """The session is over: no secret is kept, and the result of a running computation is dropped."""
+        self._epoch = self._initiator = None
+        self._records, self._resume, self._claims = {}, {}, {}
+        # Neither may keep the session in memory: it would wait for a collection of garbage.
+        self._session, self._offload = _Over(), inline
 
-    def deadline(self) -> float:
-        """When `tick` has something to do."""
-        interval, spent = self._limits.interval, self._spent()
-        if spent >= 2:
-            return self.since
+    def begin_lane(self, now: float) -> None:
+        """The session has just begun, and its packet link is there."""
+        if self._epoch is not None:
+            self._session.packet_link.epoch(self.cipher, self.current, self._epoch, now)
+
+    # --- for the paths ---------------------------------------------------------------------------------------------
+
+    def secret(self, epoch: int) -> bytes | None:
+        """The `records` secret of an epoch, for a border; None if it is not, or no longer, known."""
+        return self._records.get(epoch)
+
+    @property
+    def resume_secrets(self) -> tuple[bytes, ...]:
+        """By which a path may join, newest first: two at an exit that waits for the confirmation of `current`."""
+        return tuple(self._resume.values())
+
+    @property
+    def joining_secret(self) -> bytes:
+        """By which the next path joins, at the client. Raises CarrierError if the session has ended."""
+        for secret in self._resume.values():
+            return secret
+        raise CarrierError(CloseReason.RESUME, "the session ended while a path joined it")
+
+    @property
+    def claim_secrets(self) -> dict[int, bytes]:
+        """By which a session may be claimed with signatures, by epoch: also that of the epoch before the last, by which
+        a client goes whose rotation has ended while its claim travelled."""
+        return self._claims
+
+    def resume_epoch(self, secret: bytes) -> int:
+        """The epoch to which one of `resume_secrets` belongs. The path that joins by it takes this number along:
+        meanwhile the secret may be forgotten. Raises LocalError for any other secret."""
+        for epoch, resume in self._resume.items():
+            if resume == secret:
+                return epoch
+        raise LocalError("no path may join by this secret")
+
+    def joined(self, epoch: int, now: float) -> None:
+        """A path has joined by the resume secret of `epoch`: a rotation is due."""
+        if self._dialler:
+            self._asked_for = True
+        else:
+            self.peer_switched(epoch, now)
+
+    def peer_switched(self, epoch: int, now: float) -> None:
+        """The peer's SWITCH to `epoch` was read, on any path: it has the secrets."""
+        if self._state is RotationState.ANSWERED and epoch == self.current:
+            self._state = RotationState.IDLE
+            self._use(now)
+
+    # --- time ------------------------------------------------------------------------------------------------------
+
+    def deadline(self, keys: PathKeys) -> float:
+        """When `tick` has something to do for the path of `keys`, or for the session."""
+        if self._epoch is None:
+            return NEVER
+        return min(self._last_time(keys), self._due(), self._forget_at())
+
+    def tick(self, now: float, keys: PathKeys) -> None:
+        """Start or ask for a rotation, if one is due.
+
+        Raises CarrierError (REKEY) if the path of `keys` must be closed: its keys are too old or too much used, or a
+        rotation is not finished in time.
+        """
+        if self._epoch is None:
+            return
+        if now >= self._last_time(keys):
+            raise CarrierError(CloseReason.REKEY, "the keys could not be rotated in time")
+        if now >= self._forget_at():
+            del self._records[self.current - 1]
+        if now < self._due():
+            return
+        if self._dialler:
+            self.start(now)
+        else:
+            self._asked_for = True
+            self._session.send_control(wire.encode_epoch(wire.REKEY_PLEASE, self.current + 1))
+
+    def _last_time(self, keys: PathKeys) -> float:
+        """When the path of `keys` ends, unless a rotation is finished before."""
+        if self._used(keys) > 1:
+            return keys.since
+        last = keys.since + self._limits.interval * MISSED_INTERVALS
+        # A path that comes later gets the whole time.
         if self._state is not RotationState.IDLE:
-            return self._started + UNFINISHED
-        if self._asked_for and not self._dialler:
-            return self.since + interval * MISSED_INTERVALS + UNFINISHED
-        if spent:
+            last = min(last, max(self._started, keys.joined))
+        elif not keys.settled(self.current):
+            last = min(last, max(self.since, keys.joined))
+        return last + UNFINISHED
+
+    def _due(self) -> float:
+        """When to start or ask for a rotation; NEVER while that must wait."""
+        if self._state is not RotationState.IDLE or (self._asked_for and not self._dialler):
+            return NEVER
+        used, current = False, self.current
+        for keys in self._session.path_keys:
+            if not keys.settled(current):
+                return NEVER
+            used = used or self._used(keys) > 0
+        interval = self._limits.interval
+        if used:
             return self.since
         return self.since + (min(interval, PLEASE_INTERVAL) if self._asked_for else interval)
 
-    def tick(self, now: float) -> None:
-        """Start, ask for, or give up a rotation. Raises CarrierError (REKEY) if the peer does not do its part."""
-        interval, spent = self._limits.interval, self._spent()
-        if (
-            (self._state is not RotationState.IDLE and now >= self._started + UNFINISHED)
-            or now >= self.since + interval * MISSED_INTERVALS + UNFINISHED
-            or spent >= 2
-        ):
-            raise CarrierError(CloseReason.REKEY, "the keys could not be rotated in time")
-        if self._dialler:
-            if spent or now >= self.since + (min(interval, PLEASE_INTERVAL) if self._asked_for else interval):
-                self.start(now)
-        elif (
-            (spent or now >= self.since + interval)
-            and self._state is RotationState.IDLE
-            and not self._asked_for
-        ):
-            self._asked_for = True
-            self.frames.append(wire.encode_bare(wire.REKEY_PLEASE))
-            self._ready()
+    def _used(self, keys: PathKeys) -> int:
+        """How many times the path's keys, or the lane's, are used up, counted up to 2."""
+        limits, datagrams = self._limits, self._session.packet_link.datagrams()
+        if not keys.used(limits.records, limits.bytes) and datagrams < limits.datagrams:
+            return 0
+        twice = keys.used(2 * limits.records, 2 * limits.bytes) or datagrams >= 2 * limits.datagrams
+        return 2 if twice else 1
+
+    def _forget_at(self) -> float:
+        """When no path needs the epoch before `current` any more: those that have not left it are closed."""
+        if len(self._records) < 2 or self._state is RotationState.ANSWERED:
+            return NEVER
+        return self.since + UNFINISHED
+
+    # --- frames ----------------------------------------------------------------------------------------------------
 
     def start(self, now: float) -> None:
         """At the dialler: begin a rotation, unless one is running."""
-        if self._state is not RotationState.IDLE:
+        if self._state is not RotationState.IDLE or self._epoch is None:
             return
         self._state = RotationState.ASKING
         self._started = now
         initiator = self._initiator = RekeyInitiator(
-            self._provider, self._session_id, self._epoch, self.number + 1, entropy=self._entropy
+            self._provider, self._session_id, self._epoch, self.current + 1, entropy=self._entropy
         )
         self._run(initiator.write, self._send_rekey)
 
-    def receive(self, kind: int, message: bytes | None, now: float) -> None:
-        """A frame of the rotation arrived; one that ends the epoch was alone in its record.
+    def receive(self, kind: int, epoch: int, message: bytes, now: float) -> None:
+        """REKEY, REKEY_ANSWER or REKEY_PLEASE came, on any path; `epoch` is the one that it is to make.
 
         Raises PeerError (REKEY) if it is out of turn or its message does not open.
         """
-        if kind == wire.REKEY_PLEASE and self._dialler:
-            if self._state is RotationState.IDLE:
-                self._asked_for = True
-                self.tick(now)
-            return
-        step = _ON_FRAME.get((self._state, kind))
-        if step is None or step[1] is not self._dialler:
-            raise PeerError(CloseReason.REKEY, "the peer sent a rotation frame out of turn")
-        self._state = step[0]
-        if kind == wire.SWITCH:
-            self._switch(now)
-            return
-        self._started = now
-        if kind == wire.REKEY:
-            self._run(self._answer(message or b""), self._send_answer)
-        elif (initiator := self._initiator) is not None:
-            self.paused = True
-            self._run(lambda: initiator.read(message or b""), lambda epoch: self._take_answer(epoch, now))
-
-    def final_sent(self, now: float) -> None:
-        """`final` has been sealed: the next record sent is the first of the new epoch."""
-        if self._next is None:
-            return
-        self._ledger.sealed(self.sealer)
-        epoch, self.sealer = self._next
-        self._next = None
-        self.final = None
-        if self._dialler:
-            self._begin(epoch, now)
+        if (kind == wire.REKEY) is self._dialler:
+            raise PeerError(CloseReason.REKEY, "the peer sent a rotation frame that is not its to send")
+        if epoch <= self.current:
+            return  # a late copy
+        if epoch > self.current + 1:
+            raise out_of_turn()
+        if kind == wire.REKEY_PLEASE:
+            self._asked_for = True
+            if now >= self._due():
+                self.start(now)
+        elif kind == wire.REKEY:
+            self._receive_rekey(message, now)
         else:
-            self._pending = epoch
-            self._packet_link().epoch(self.cipher, self.number + 1, epoch, now)
+            self._receive_answer(message, now)
 
-    # --- the steps -------------------------------------------------------------------------------------------------
-
-    def _spent(self) -> int:
-        """How many times the busier direction has used up its limit on records, bytes or datagrams."""
-        sealer, opener, limits = self.sealer, self.opener, self._limits
-        return max(
-            max(sealer.records, opener.records) // limits.records,
-            max(sealer.bytes, opener.bytes) // limits.bytes,
-            self._packet_link().datagrams() // limits.datagrams,
-        )
-
-    def _send_rekey(self, message: bytes) -> None:
-        self._state = RotationState.ASKED
-        self.frames.append(wire.encode_message(wire.REKEY, message))
-        self._ready()
-
-    def _answer(self, message: bytes) -> Callable[[], tuple[bytes, EpochSecrets]]:
-        """The computation of the answer, bound to the present keys: they may have changed when it runs."""
-        return partial(
+    def _receive_rekey(self, message: bytes, now: float) -> None:
+        if self._state is RotationState.ANSWERING or self._epoch is None:
+            return  # a late copy
+        if self._state is RotationState.ANSWERED:
+            raise out_of_turn()
+        self._state = RotationState.ANSWERING
+        self._started = now
+        answer = partial(
             answer_rekey,
             self._provider,
             self._session_id,
             self._epoch,
-            self.number + 1,
+            self.current + 1,
             message,
             entropy=self._entropy,
         )
+        self._run(answer, lambda answered: self._send_answer(*answered, now))
 
-    def _send_answer(self, answer: tuple[bytes, EpochSecrets]) -> None:
-        message, epoch = answer
+    def _receive_answer(self, message: bytes, now: float) -> None:
+        initiator = self._initiator
+        if self._state is RotationState.READING:
+            return  # a late copy
+        if self._state is not RotationState.ASKED or initiator is None:
+            raise out_of_turn()
+        self._state = RotationState.READING
+        self._run(partial(initiator.read, message), lambda epoch: self._take_answer(epoch, now))
+
+    # --- the steps -------------------------------------------------------------------------------------------------
+
+    def _send_rekey(self, message: bytes) -> None:
+        self._state = RotationState.ASKED
+        self._session.send_control(wire.encode_message(wire.REKEY, self.current + 1, message))
+
+    def _send_answer(self, message: bytes, epoch: EpochSecrets, now: float) -> None:
         self._state = RotationState.ANSWERED
-        self._next_opener = RecordOpener(self.cipher, epoch.client_record)
-        self._next = epoch, RecordSealer(self.cipher, epoch.exit_record)
-        self.final = wire.encode_message(wire.REKEY_ANSWER, message)
-        self._ready()
+        self._session.send_control(wire.encode_message(wire.REKEY_ANSWER, self.current + 1, message))
+        self._know(epoch, now)
+        self._session.renewed()
 
     def _take_answer(self, epoch: EpochSecrets, now: float) -> None:
-        self.paused = False
-        self._ledger.opened(self.opener)
-        self.opener = RecordOpener(self.cipher, epoch.exit_record)
-        self._next = epoch, RecordSealer(self.cipher, epoch.client_record)
-        self.final = wire.encode_bare(wire.SWITCH)
-        self._packet_link().epoch(self.cipher, self.number + 1, epoch, now)
-        self._ready()
-
-    def _switch(self, now: float) -> None:
-        if self._next_opener is None or self._pending is None:
-            raise PeerError(CloseReason.REKEY, "the peer switched keys before it had the answer")
-        self._ledger.opened(self.opener)
-        self.opener = self._next_opener
-        self._begin(self._pending, now)
-
-    def _begin(self, epoch: EpochSecrets, now: float) -> None:
-        self._epoch = epoch
-        self._initiator = self._pending = self._next = self._next_opener = None
-        self.number += 1
-        self.since = now
-        self._ledger.begin(self.number, self.cipher.name, now)
-        self._asked_for = False
         self._state = RotationState.IDLE
+        self._initiator = None
+        self._know(epoch, now)
+        self._use(now)
+
+    def _know(self, epoch: EpochSecrets, now: float) -> None:
+        """The secrets of the next epoch are there."""
+        number = self.current + 1
+        self._records = {number: epoch.records, self.current: self._records[self.current]}
+        self._resume = self._claims = {number: epoch.resume, self.current: self._resume[self.current]}
+        self._epoch, self.current = epoch, number
+        self._asked_for = False
+        self._session.packet_link.epoch(self.cipher, number, epoch, now)
+
+    def _use(self, now: float) -> None:
+        """Both sides have the secrets: send under them."""
+        self.sending = self.current
+        self._resume = {self.current: self._resume[self.current]}
+        self.since = now
+        self._ledger.begin(self.current, self.cipher.name, now)
+        self._session.switch()
+        self._session.renewed()
 
     def _run[T](self, job: Callable[[], T], then: Callable[[T], None]) -> None:
         def done(result: Callable[[], T]) -> None:
-            if self._ended:
+            if self._epoch is None:
                 return
             try:
                 then(result())
@@ -303,3 +375,18 @@ class Rotation:
                 raise PeerError(CloseReason.REKEY, str(error)) from error
 
         self._offload(job, done)
+
+
+def out_of_turn() -> PeerError:
+    return PeerError(CloseReason.REKEY, "the peer sent a rotation frame out of turn")
+
+
+class _Over:
+    """In place of a session that has ended."""
+
+    packet_link: Final = BasePacketLink()
+    path_keys: Final[tuple[PathKeys, ...]] = ()
+
+    def send_control(self, frame: bytes, /) -> None: ...
+    def switch(self) -> None: ...
+    def renewed(self) -> None: ...

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Final
 
-from .sendlog import Chunk
+from .retention import Unit
 from .streams import Half, Stream
 from .turns import BYTES_PER_UNIT, READ_WORK
 from .wire import MAX_DATA
@@ -58,12 +58,15 @@ class Scheduler:
         self._turn: Stream | None = None
         self.queued = 0
         self.open = False
-        """Whether stream data may be queued: a carrier is attached and the send log has room."""
+        """Whether stream data may be queued: there is a path, and room to keep what it carries."""
         self.frame_limit = MAX_DATA
         self.queue_target = MAX_QUEUE
 
-    def pace(self, rate: float) -> None:
-        """The carrier sends `rate` bytes per second: bound the frames and the queue by time."""
+    def pace(self, rate: float | None) -> None:
+        """The path sends `rate` bytes per second: bound the frames and the queue by time. None: it is not known yet."""
+        if rate is None:
+            self.frame_limit, self.queue_target = MAX_DATA, MAX_QUEUE
+            return
         self.frame_limit = int(min(max(rate * FRAME_SECONDS, MIN_FRAME), MAX_DATA))
         self.queue_target = int(min(max(rate * QUEUE_SECONDS, MIN_QUEUE), MAX_QUEUE))
 
@@ -88,15 +91,15 @@ class Scheduler:
             stream.waiting = True
             self._waiting.append(stream)
 
-    def enqueue(self, stream: Stream, chunk: Chunk) -> None:
+    def enqueue(self, stream: Stream, unit: Unit) -> None:
         """Data of `stream` is ready to be sent."""
         if not stream.queue:
             (self._sparse if self._is_sparse(stream) else self._bulk).append(stream)
-        stream.queue.append(chunk)
-        self.queued += chunk.size
+        stream.queue.append(unit)
+        self.queued += unit.size
 
-    def next(self) -> tuple[Stream, Chunk] | None:
-        """Take the next chunk out of the queues."""
+    def next(self) -> tuple[Stream, Unit] | None:
+        """Take the next unit out of the queues."""
         sparse, bulk = self._sparse, self._bulk
         while True:
             if sparse and (self._run < SPARSE_RUN or not bulk):
@@ -111,13 +114,13 @@ class Scheduler:
             if stream.queue:
                 break
             # A reset emptied this stream's queue.
-        chunk = stream.queue.popleft()
-        self.queued -= chunk.size
-        self._clock += chunk.size
-        stream.burst += chunk.size
+        unit = stream.queue.popleft()
+        self.queued -= unit.size
+        self._clock += unit.size
+        stream.burst += unit.size
         if stream.queue:
             (sparse if stream.burst < SPARSE_BURST else bulk).append(stream)
-        return stream, chunk
+        return stream, unit
 
     def call_waiting(self, work: int) -> int:
         """Let waiting streams read, in turn, until the queue is full: `writable` queues data before it returns. Returns
@@ -142,8 +145,8 @@ class Scheduler:
 
     def forget(self, stream: Stream) -> None:
         """The stream ended: drop what it has queued."""
-        for chunk in stream.queue:
-            self.queued -= chunk.size
+        for unit in stream.queue:
+            self.queued -= unit.size
         stream.queue.clear()
 
     def _is_sparse(self, stream: Stream) -> bool:

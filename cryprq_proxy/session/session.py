@@ -1,82 +1,52 @@
-"""The session: one peer, many streams, one carrier at a time.
+"""The session: one peer, many streams, one or several paths at a time.
 
-Out: a handler puts data into its stream's queue (streams.py), and the session calls `ready`. The carrier then calls
-`fill`: the scheduler chooses a stream (scheduler.py), the frame is kept (sendlog.py) and sealed (records.py) directly
-into the carrier's buffer. In: the carrier calls `receive` with what it read. Every record is opened, a table gives the
-method for each frame, and stream data goes to the stream's handler.
+Out: a handler puts data into its stream's queue (streams.py), and the session wakes the path that it has chosen
+(path_choice.py). The path's carrier calls `fill`: the scheduler chooses a stream (scheduler.py), the frame is sealed
+directly into the carrier's buffer and kept in the path's log (retention.py). In: the carrier calls `receive` of its
+path, every record is opened, and a table here gives the method for each frame. Data goes to the stream's handler.
 
-No clock, no sockets: the carrier passes the time. After each call it must read `deadline` and call `tick` at that time.
-While `turn` has nothing left (turns.py), it calls neither `fill` nor `receive`.
-If a call raises CarrierError or NotAdmitted, only the carrier is over: `detach` it. For any other PeerError `close` the
-session.
-What a stream's handler raises ends that stream only: the frame counts as received, and would not come again.
+A path that is lost takes nothing with it: what it has carried and the peer has not acknowledged goes first on the next
+path. That is all there is to resume a session. It lives as long as its owner keeps it.
+
+No clock, no sockets: each call passes the time. What a stream's handler raises ends that stream only.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
 from ..address import Destination
-from ..base.faults import Faults
-from ..crypto.primitives import Entropy, Provider
-from ..errors import CloseReason, LocalError, PeerError, StreamReason, StreamRefused
+from ..crypto.handshake import EpochSecrets
+from ..crypto.primitives import Cipher, Entropy, Provider
+from ..errors import CloseReason, LocalError, PeerError, StreamReason
 from ..status import EpochStatus
 from . import wire
 from .control_rates import CONTROL_FRAMES, ControlRates
 from .datagrams import BasePacketLink, DatagramQueue
 from .epochs import EpochLedger
 from .liveness import UNKNOWN_ROUND_TRIP, Liveness
-from .path_length import PathLength
-from .records import OVERHEAD, RecordOpener
-from .rotation import CarrierKeys, Offload, Rotation, RotationLimits, inline
+from .path import ACK_BYTES, SessionPath
+from .path_choice import choose
+from .path_keys import CarrierKeys, PathKeys
+from .retention import MemoryBudget, PathLog, Retention, SlotPool, Unit
+from .rotation import Offload, Rotation, RotationLimits, inline
 from .scheduler import Scheduler
-from .sendlog import MemoryBudget, SendLog, SlotPool
+from .stream_table import ENDED, AcceptStream, SessionEvents, StreamTable, refuse_streams
 from .streams import Half, Stream, StreamHandler
-from .turns import (
-    BYTES_PER_UNIT,
-    DATA_COST,
-    DATAGRAM_WORK,
-    DROPS_PER_UNIT,
-    END_WORK,
-    FILL_WORK,
-    FRAME_COSTS,
-    FRAME_WORK,
-    RECORD_WORK,
-    TurnBudget,
-)
-from .verdict import open_verdict
+from .turns import DROPS_PER_UNIT, END_WORK, FRAME_WORK, TurnBudget
 from .windows import WindowBudget, WindowPool
-from .wire import DATA, StreamProtocol
-from .writer import MAX_JOINED, RecordWriter
+from .wire import StreamProtocol
+from .writer import RecordWriter
 
 RESUME_SECONDS: Final = 300.0
-"""Seconds for which a client keeps a session without a carrier, and an exit unless its configuration says otherwise."""
-ACK_BYTES: Final = 1 << 20
-"""Bytes of data after which an ACK is due at once, or a sixteenth of `retained` if that is less."""
-ACK_DELAY: Final = 0.025
-"""Longest time in seconds until a received frame is acknowledged."""
+"""Seconds for which a client keeps a session without a path, and an exit unless its configuration says otherwise."""
 DATAGRAM_QUEUE: Final = 65_536
 PACKET_QUEUE: Final = 262_144
-"""Bytes of packets, and above of datagrams, that may wait for the carrier."""
-MAX_AWAITED: Final = 65_536
-"""Largest number of streams that have ended here and whose end the peer has not sent yet."""
+"""Bytes of packets, and above of datagrams, that may wait for a path."""
 MAX_SMALL: Final = 16 << 20
 """Bytes of small frames kept beyond the bound `retained` while the peer does not acknowledge them."""
-MAX_EARLY: Final = 65_536
-"""Before the exit's verdict no record begins behind so many bytes of records."""
-FILL_MINIMUM: Final = wire.MAX_PLAINTEXT + MAX_JOINED + 4 * OVERHEAD
-"""Bytes of buffer that `fill` needs beyond its budget."""
-NEVER: Final = float("inf")
-
-type Refused = Callable[[Stream, StreamReason, bool], bool]
-"""Called at the dialler when the exit refused a stream; True as third argument: nothing was sent on it. If it returns
-True, the stream's handler is not called."""
-type AcceptStream = Callable[[Stream], None]
-"""Called at the exit for each OPEN. It sets `stream.handler` before it returns; it accepts or refuses the stream
-then or later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,16 +60,10 @@ class SessionLimits:
     rotation: RotationLimits
 
 
-def refuse_streams(stream: Stream) -> None:
-    """The dialler's AcceptStream: an exit may not open streams."""
-    raise PeerError(CloseReason.PROTOCOL, "the exit tried to open a stream")
-
-
 class Session:
     """One side of a session; `dialler` is True at the client.
 
-    `ready` is called when there is something to send, once until the next `fill`. For `offload` see rotation.py. The
-    first stream of a dialler has the number behind `last_stream`.
+    For `offload` see rotation.py. The first stream of a dialler has the number behind `last_stream`.
     """
 
     def __init__(
@@ -107,7 +71,8 @@ class Session:
         *,
         dialler: bool,
         session_id: bytes,
-        resume_secret: bytes,
+        epoch: EpochSecrets,
+        cipher: Cipher,
         provider: Provider,
         entropy: Entropy,
         limits: SessionLimits,
@@ -115,176 +80,233 @@ class Session:
         window_budget: WindowBudget,
         slots: SlotPool,
         turn: TurnBudget,
+        now: float,
         accept_stream: AcceptStream = refuse_streams,
         offload: Offload = inline,
         last_stream: int = 0,
     ) -> None:
         self.dialler = dialler
         self.session_id = session_id
-        self.resume_secret = resume_secret
         self.limits = limits
-        self.slots = slots
         self.turn = turn
         """The work that the peer may still cause in this turn of the loop, by all of its sessions."""
+        self.events = SessionEvents()
         self.scheduler = Scheduler()
-        self.log = SendLog(limits.retained, budget, slots)
+        self.retention = Retention(limits.retained, budget, slots)
         self.windows = WindowPool(limits.window_pool, window_budget)
-        self.liveness = Liveness(limits.keepalive)
-        self.path = PathLength(UNKNOWN_ROUND_TRIP, 0, 0.0)
-        self.ledger = EpochLedger()
-        self._provider = provider
-        self._entropy = entropy
-        self._offload = offload
-        self._rotation: Rotation | None = None
-        """The keys of the carrier; None without a carrier, so that no key outlives its carrier."""
+        self._rates = ControlRates()
+        self.table = StreamTable(
+            self,
+            dialler=dialler,
+            most=limits.streams,
+            scheduler=self.scheduler,
+            windows=self.windows,
+            window_pool=limits.window_pool,
+            slots=slots,
+            turn=turn,
+            rates=self._rates,
+            events=self.events,
+            accept_stream=accept_stream,
+            last_stream=last_stream,
+            now=now,
+        )
         self.packet_link: BasePacketLink = BasePacketLink()
-        self.streams: dict[int, Stream] = {}
-        self.attached = False
-        self._admitted: Callable[[], None] | None = None
-        """What waits for the exit's verdict."""
-        self._early = 0
-        """Bytes that may still be sent before it."""
+        self.ledger = EpochLedger()
+        self.rotation = Rotation(
+            epoch,
+            cipher,
+            now,
+            dialler=dialler,
+            session_id=session_id,
+            provider=provider,
+            limits=limits.rotation,
+            entropy=entropy,
+            offload=offload,
+            session=self,
+            ledger=self.ledger,
+        )
+        self.paths: dict[int, SessionPath] = {}
+        self.current: SessionPath | None = None
+        """The one that carries what belongs to the session."""
+        self.liveness = Liveness(limits.keepalive)
+        """That of the chosen path, or of the last one."""
+        self.last_path = -1
+        """The highest number of a path so far."""
+        self._preferred = -1
+        self._prefer_serial = 0
         self.closed: CloseReason | None = None
-        self.ready: Callable[[], None] = _nothing
-        self.received = 0
-        """Numbered frames received since the session began."""
         self.bytes_sent = 0
-        self.bytes_received = 0
         """Stream data and datagram payload since the session began."""
-        self.refused: Counter[StreamReason] = Counter()
-        """Streams that the exit refused; both sides count them."""
-        self.on_refused: Refused = _not_handled
-        self.on_opened: Callable[[Stream], None] = _ignore_stream
-        """Called at the dialler when the exit has connected the destination of a stream, before its handler is."""
-        self.on_goaway: Callable[[], None] = _nothing
-        """Called at the dialler when the exit says that it takes no new streams of this session."""
-        self.on_advertise: Callable[[Destination], None] = ignore_address
-        """Called at the dialler when the exit says where it is reached itself."""
-        self.on_idle: Callable[[], None] = _nothing
-        """Called when the session may have become `idle`, in the middle of its work."""
-        self._accept_stream = accept_stream
-        self._awaited: set[int] = set()
-        """Streams that have ended here and whose end the peer has not sent yet."""
-        self._last_id = last_stream
-        self._acknowledged = 0
-        self._unacknowledged_bytes = 0
-        self._ack_bytes = min(limits.retained >> 4, ACK_BYTES)
-        self._ack_by = NEVER
-        self._windows_due: dict[int, Stream] = {}
-        self._pong: int | None = None
-        self._close_frame: bytes | None = None
         self.datagrams = DatagramQueue(DATAGRAM_QUEUE)
         self.packets = DatagramQueue(PACKET_QUEUE)
-        self._announcements: list[bytes] = []
-        self._woken = False
-        self._now = 0.0
-        self._frames: Iterator[wire.Frame] | None = None
-        """The frames of an opened record that were left to a later turn."""
         self._dropping = False
-        """Whether the log goes on dropping acknowledged frames in the next turn."""
-        self._rates = ControlRates()
-        self._faults = Faults("resets a stream")
+        """Whether acknowledged units are dropped in the next turn."""
         self._ending: list[Stream] = []
         """Streams of a closed session whose handlers are not yet told."""
 
-    # --- life of a carrier -----------------------------------------------------------------------------------------
+    # --- paths -----------------------------------------------------------------------------------------------------
 
     def attach(
-        self, keys: CarrierKeys, received: int, now: float, admitted: Callable[[], None] | None = None
-    ) -> None:
-        """A carrier is ready. The peer has received `received` numbered frames (0 for a new session).
+        self,
+        number: int,
+        keys: CarrierKeys,
+        now: float,
+        admitted: Callable[[], None] | None = None,
+        *,
+        epoch: int = 0,
+    ) -> SessionPath:
+        """Path `number` is there, a higher one than all before. `keys` continue where its handshake stopped; it has
+        joined by the resume secret of `epoch`.
 
-        With `admitted` the exit's verdict on a new session is still to come. Until then only numbered frames are sent,
-        MAX_EARLY bytes of them, and `receive` waits for it: `admitted` is called if it is ACCEPT, NotAdmitted raised if
-        not. Raises PeerError (RESUME) for a count out of range. Call `fill` afterwards.
+        With `admitted` the exit's verdict is still to come. Until then only reliable frames are sent, MAX_EARLY bytes
+        of them, and `receive` waits for it: `admitted` is called if it is ACCEPT, NotAdmitted raised if not.
         """
-        if self.attached:
-            # A fault has kept it from the carrier before.
-            self.detach()
-        self.log.rewind(received)
-        self._now = now
-        self.attached = True
-        self._admitted, self._early = admitted, MAX_EARLY
-        self._rotation = Rotation(
-            keys,
+        if number <= self.last_path:
+            raise LocalError("the number of a path was used before")
+        self.now = now
+        rotation = self.rotation
+        path_keys = PathKeys(number, keys, now, dialler=self.dialler, epoch=epoch)
+        path = SessionPath(
+            self,
+            number,
+            path_keys,
             now,
-            dialler=self.dialler,
-            session_id=self.session_id,
-            provider=self._provider,
-            limits=self.limits.rotation,
-            entropy=self._entropy,
-            offload=self._offload,
-            ready=self.wake,
-            packet_link=lambda: self.packet_link,
-            ledger=self.ledger,
+            admitted,
+            min(self.limits.retained >> 4, ACK_BYTES),
+            self.limits.keepalive,
         )
-        self.liveness.attach(now)
-        self.path = PathLength(UNKNOWN_ROUND_TRIP, self.bytes_received, now)
-        self._windows_due = {id: s for id, s in self.streams.items() if s.receive_half is not Half.UNBORN}
-        self._acknowledged = -1
-        self._pong = None
-        if not self._dropping:
-            self._drop_acknowledged()
-        self.scheduler.open = self.log.has_room()
-        if not self.streams:
-            self.on_idle()
+        if self.last_path >= 0:
+            rotation.joined(epoch, now)
+        self.last_path = number
+        self.paths[number] = path
+        self.choose()
+        path.wake()
+        return path
+
+    def path_lost(self, path: SessionPath, now: float) -> None:
+        """See SessionPath.lost."""
+        self.now = now
+        self.paths.pop(path.number, None)
+        if self.closed is None:
+            self._lose(path)
+        self.ledger.sealed(path.keys.send_epoch, path.keys.sealer)
+        self.ledger.opened(path.keys.receive_epoch, path.keys.opener)
+        self._rates.path_lost()
+        if self.closed is None:
+            self.send_control(wire.encode_records(wire.ABANDON, path.number, path.received))
+        if not self.paths:
+            self.datagrams.clear()
+            self.packets.clear()
+        self.choose()
+
+    def prefer(self, number: int) -> None:
+        """At the dialler: both sides should send on this path while it works."""
+        if number != self._preferred and self.closed is None:
+            self._preferred = number
+            self._prefer_serial += 1
+            self.send_control(wire.encode_prefer(self._prefer_serial, number))
+            self.choose()
+
+    def choose(self) -> None:
+        """See which path carries what belongs to the session."""
+        before = self.current
+        self.current = choose(self.paths.values(), self._preferred, before)
+        path = self.current
+        if path is before or self.closed is not None:
+            return
+        if before is not None and before.in_doubt:
+            self._lose(before)
+        elif before is not None and self.dialler:
+            self.retention.repeat_opens(before.log)
+        if path is None:
+            self.scheduler.open = False
+            return
+        self.liveness = path.liveness
+        self.scheduler.pace(path.rate)
+        self.scheduler.open = self.retention.has_room()
+        path.wake()
+
+    def doubt(self, path: SessionPath) -> None:
+        """Nothing is heard on `path`: what it has carried goes by another one, too."""
+        self._lose(path)
+        self.choose()
         self.wake()
 
-    def detach(self) -> None:
-        """The carrier is gone: streams wait, datagrams are dropped."""
-        self.attached = False
-        self._admitted = None
-        rotation, self._rotation = self._rotation, None
-        self.ready = _nothing
-        self.scheduler.open = False
-        self._frames = None
-        self._announcements.clear()
-        self.datagrams.clear()
-        self.packets.clear()
-        if rotation is not None:
-            rotation.end(self._now)
+    def _lose(self, path: SessionPath) -> None:
+        log, path.log = path.log, PathLog(path.number, path.log.acknowledged)
+        self.retention.lose(log)
+
+    def trust(self, path: SessionPath) -> None:
+        """`path` has answered again."""
+        self.choose()
 
     @property
-    def rotation(self) -> Rotation:
-        """The keys of the carrier. Raises LocalError without a carrier."""
-        if self._rotation is None:
-            raise LocalError("a session without a carrier has no keys")
-        return self._rotation
+    def attached(self) -> bool:
+        return bool(self.paths)
 
     @property
-    def paused(self) -> bool:
-        """Whether no record may be opened now, because its key is being computed."""
-        return self._rotation is not None and self._rotation.paused
+    def round_trip(self) -> float:
+        """That of the chosen path without queues, in seconds."""
+        return UNKNOWN_ROUND_TRIP if self.current is None else self.current.length.round_trip
+
+    @property
+    def now(self) -> float:
+        """The time of the call that the session is in."""
+        return self.table.now
+
+    @now.setter
+    def now(self, now: float) -> None:
+        self.table.now = now
+
+    # --- keys ------------------------------------------------------------------------------------------------------
+
+    def rotation_deadline(self, path: SessionPath) -> float:
+        return self.rotation.deadline(path.keys)
+
+    def begin_lane(self, now: float) -> None:
+        """The packet link is there: give it the first epoch."""
+        self.rotation.begin_lane(now)
+
+    def tick_rotation(self, path: SessionPath, now: float) -> None:
+        """Raises CarrierError (REKEY) if the keys of `path` are too old."""
+        self.rotation.tick(now, path.keys)
+
+    def switch(self) -> None:
+        """All paths are to go over to a newer epoch."""
+        for path in self.paths.values():
+            path.wake()
+
+    def renewed(self) -> None:
+        self.events.renewed()
+
+    @property
+    def path_keys(self) -> Iterable[PathKeys]:
+        return [path.keys for path in self.paths.values()]
 
     def epochs(self, now: float) -> tuple[EpochStatus, ...]:
         """The session's last epochs, newest first; the one in use with the bytes it has carried so far."""
-        keys = self._rotation
-        return self.ledger.report(now, None if keys is None else (keys.sealer, keys.opener))
+        return self.ledger.report(now, self.path_keys)
+
+    # --- end -------------------------------------------------------------------------------------------------------
 
     def close(self, reason: CloseReason, stream_reason: StreamReason = StreamReason.SESSION_LOST) -> None:
-        """End the session: reset all streams, many of them a turn's worth at a time. The next `fill` gives a CLOSE
-        frame, later ones nothing."""
-        if self.closed is not None:
-            return
+        """End the session: reset all streams, many of them a turn's worth at a time. The next `fill` of each path gives
+        a CLOSE frame, later ones nothing."""
+        if self.closed is None:
+            self._close(reason, stream_reason)
+            for path in self.paths.values():
+                path.say_farewell(wire.encode_close(reason))
+
+    def _close(self, reason: CloseReason, stream_reason: StreamReason) -> None:
         self.closed = reason
-        self._accept_stream = refuse_streams
-        self._close_frame = wire.encode_close(reason)
-        self._frames = None
-        streams = list(self.streams.values())
-        self.streams.clear()
-        for stream in streams:
-            stream.send_half = stream.receive_half = Half.CLOSED
-            self.scheduler.forget(stream)
-            stream.release(self._now, self.windows)
-        self._ending = streams[::-1]
+        self._ending = self.table.clear()[::-1]
         self._reset_ending(stream_reason)
-        self._awaited.clear()
         self.datagrams.clear()
         self.packets.clear()
-        self.log.clear()
+        self.rotation.end()
+        self.retention.clear([path.log for path in self.paths.values()])
         if not self._dropping:
             self._drop_acknowledged()
-        self.wake()
 
     def _reset_ending(self, reason: StreamReason) -> None:
         """Tell the handlers of a closed session that their streams have ended, as many as one turn allows."""
@@ -298,9 +320,26 @@ class Session:
             try:
                 handler.reset(reason)
             except Exception as error:  # noqa: BLE001  the others are still to be told
-                self._faults.report(error)
+                self.table.faults.report(error)
         if ending:
             self.turn.wait(lambda: self._reset_ending(reason))
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is no stream, and the peer has everything that was sent."""
+        return not self.table.live and not self.retention.kept
+
+    # --- for the owner ---------------------------------------------------------------------------------------------
+
+    @property
+    def streams(self) -> dict[int, Stream]:
+        """Those that live, by number, oldest first."""
+        return self.table.live
+
+    @property
+    def bytes_received(self) -> int:
+        """Stream data and datagram payload since the session began."""
+        return self.table.bytes_received
 
     @property
     def moved(self) -> int:
@@ -310,48 +349,7 @@ class Session:
     @property
     def last_stream(self) -> int:
         """The number of the newest stream."""
-        return self._last_id
-
-    @property
-    def idle(self) -> bool:
-        """Whether there is no stream, and the peer has everything that was sent."""
-        return not self.streams and self.log.acknowledged == self.log.sent and self.log.next_unsent() is None
-
-    def deadline(self) -> float:
-        """The time at which `tick` must be called."""
-        if not self.attached or self._admitted is not None:
-            return NEVER
-        return min(self._ack_by, self.liveness.deadline(), self.rotation.deadline())
-
-    def tick(self, now: float) -> None:
-        """Time has passed. Raises CarrierError if the peer is silent or the keys are too old."""
-        self._now = now
-        if not self.attached or self._admitted is not None or self.closed is not None:
-            return
-        self.rotation.tick(now)
-        if self.liveness.tick(now):
-            self.wake()
-        if now >= self._ack_by:
-            self._ack_by = NEVER
-            self.wake()
-
-    def probe(self, within: float, now: float) -> None:
-        """Request a sign of life within `within` seconds, for example after a suspend."""
-        self.liveness.probe(within, now)
-        self.wake()
-
-    def prove(self, within: float, now: float) -> None:
-        """There is a doubt whether the peer is still there: request a sign of life within `within` seconds."""
-        if self.attached:
-            self.liveness.prove(within, now)
-            self.wake()
-
-    def measure(self) -> None:
-        """Measure the round trip now; see Liveness.measure."""
-        if self.attached and self.liveness.measure():
-            self.wake()
-
-    # --- streams ---------------------------------------------------------------------------------------------------
+        return self.table.last
 
     def open(self, protocol: StreamProtocol, destination: Destination, handler: StreamHandler) -> Stream:
         """Request a stream, at the dialler. Data may be sent before `handler.opened` is called.
@@ -360,55 +358,49 @@ class Session:
         """
         if self.closed is not None or not self.dialler:
             raise LocalError("streams are opened by the dialler of a live session")
-        if len(self.streams) + len(self._awaited) >= self.limits.streams or self._last_id >= wire.MAX_STREAM:
-            raise StreamRefused(StreamReason.LIMIT)
-        self._last_id += 1
-        stream = Stream(self, self._last_id, protocol, destination, handler, self._now)
-        self.streams[stream.id] = stream
-        self._append(wire.encode_open(stream.id, protocol, destination))
-        return stream
+        return self.table.open(protocol, destination, handler)
 
-    def send_opened(self, stream: Stream) -> None:
-        if stream.id in self.streams and not stream.opened:
-            stream.opened = True
-            self._append(wire.encode_opened(stream.id))
+    def prove(self, within: float, now: float) -> None:
+        """There is a doubt whether the peer is still there: request a sign of life within `within` seconds."""
+        if self.current is not None:
+            self.current.prove(within, now)
 
-    def send_refused(self, stream: Stream, reason: StreamReason) -> None:
-        if stream.id in self.streams:
-            self.refused[reason] += 1
-            self._append(wire.encode_refused(stream.id, reason))
-            self._end(stream)
+    def measure(self) -> None:
+        """Measure the round trip now; see Liveness.measure."""
+        if self.current is not None:
+            self.current.measure()
 
-    def send_fin(self, stream: Stream) -> None:
-        stream.send_half = Half.CLOSED
-        self._append(wire.encode_fin(stream.id))
-        if stream.receive_half is Half.CLOSED:
-            self._remove(stream)
-            stream.handler = ENDED
+    def announce(self, frame: bytes) -> None:
+        """Send a LANE, NETWORK, TAKEN or GOAWAY frame. A NETWORK or TAKEN takes the place of one that waits: the peer
+        can cause any number of them, and more than one may come while there is no path."""
+        if self.closed is None:
+            if frame[0] in (wire.NETWORK, wire.TAKEN):
+                self.retention.withdraw(frame[0])
+            self.send_control(frame)
 
-    def send_reset(self, stream: Stream, reason: StreamReason) -> None:
-        if stream.id in self.streams:
-            self._append(wire.encode_reset(stream.id, reason))
-            self._end(stream)
+    def send_packet(self, flags: int, segment: int, header: int, packet: memoryview) -> None:
+        """Send an IP packet on a path while the lane is down. It may be dropped, as it is before the verdict."""
+        if self.current is not None and self.current.admitted:
+            self.packets.add(wire.encode_packet(flags, segment, header, packet))
+            self.wake()
 
-    def stream_failed(self, stream: Stream, handler: StreamHandler, fault: Exception) -> None:
-        """`handler` has raised: reset its stream, and let it free what it holds. Of all faults the first is logged."""
-        self._faults.report(fault)
-        self._abort(stream, handler, StreamReason.GENERAL)
+    # --- out -------------------------------------------------------------------------------------------------------
 
-    def _abort(self, stream: Stream, handler: StreamHandler, reason: StreamReason) -> None:
-        """Reset a stream, and tell both sides."""
-        self.send_reset(stream, reason)
-        try:
-            handler.reset(reason)
-        except Exception as error:  # noqa: BLE001  nothing more can be done for it
-            self._faults.report(error)
+    def wake(self) -> None:
+        """There is something to send."""
+        if self.current is not None:
+            self.current.wake()
+
+    def send(self, frame: bytes) -> None:
+        """See Outbox in stream_table.py."""
+        self.retention.append(frame)
+        self.wake()
+
+    def send_control(self, frame: bytes) -> None:
+        self.retention.append_control(frame)
+        self.wake()
 
     def send_datagram(self, stream: Stream, destination: Destination, payload: bytes | memoryview) -> None:
-        if not stream.opened or stream.id not in self.streams:
-            # Before OPENED too: datagrams overtake numbered frames, and this one could arrive before its OPEN.
-            return
-        self.turn.spend(DATAGRAM_WORK)
         if self.packet_link.send_datagram(stream.id, destination, payload):
             self.bytes_sent += len(payload)
         elif self.attached:
@@ -416,152 +408,56 @@ class Session:
             self.datagrams.add(wire.encode_datagram(stream.id, destination, payload))
             self.wake()
 
-    def send_packet(self, flags: int, segment: int, header: int, packet: memoryview) -> None:
-        """Send an IP packet on the carrier while the lane is down. It may be dropped, as it is before the verdict."""
-        if self.attached and self._admitted is None:
-            self.packets.add(wire.encode_packet(flags, segment, header, packet))
-            self.wake()
+    def waits(self, path: SessionPath) -> bool:
+        """Whether there is something that `path`, the chosen one, may carry now."""
+        scheduler = self.scheduler
+        return (
+            self.retention.next() is not None
+            or (scheduler.open and scheduler.queued > 0 and not self.retention.waits)
+            or (path.admitted and bool(self.table.windows_due or self.datagrams or self.packets))
+        )
 
-    def announce(self, frame: bytes) -> None:
-        """Send a LANE, NETWORK, TAKEN, GOAWAY or ADVERTISE frame. It is lost with the carrier.
-
-        All but LANE take the place of one that waits: the peer can cause any number of them.
-        """
-        if self.attached:
-            kind = frame[0]
-            if kind != wire.LANE:
-                self._announcements = [other for other in self._announcements if other[0] != kind]
-            self._announcements.append(frame)
-            self.wake()
-
-    def window_due(self, stream: Stream) -> None:
-        self._windows_due[stream.id] = stream
-        self.wake()
-
-    def _end(self, stream: Stream) -> None:
-        """End both halves on this side; wait for the peer's end unless it came already."""
-        if stream.receive_half is not Half.CLOSED:
-            self._awaited.add(stream.id)
-        self._remove(stream)
-        stream.handler = ENDED
-
-    def _remove(self, stream: Stream) -> None:
-        stream.send_half = stream.receive_half = Half.CLOSED
-        self.scheduler.forget(stream)
-        stream.release(self._now, self.windows)
-        self.streams.pop(stream.id, None)
-        self._windows_due.pop(stream.id, None)
-        if not self.streams:
-            self.on_idle()
-
-    # --- out -------------------------------------------------------------------------------------------------------
-
-    def wake(self) -> None:
-        """There is something to send: call `ready` if it was not called since the last `fill`."""
-        if not self._woken:
-            self._woken = True
-            self.ready()
-
-    def _append(self, frame: bytes) -> None:
-        self.log.append(frame)
-        self.wake()
-
-    def fill(self, out: memoryview, budget: int, now: float) -> int:  # noqa: C901  the data path
-        """Write records into `out` (at least FILL_MINIMUM + `budget` bytes) until about `budget` bytes are written, the
-        turn's work is done, or nothing is left to send. Returns the number of bytes written."""
-        self._now = now
-        self._woken = False
-        rotation = self._rotation
-        if rotation is None:
-            return 0
-        writer = RecordWriter(rotation.sealer, out)
-        if self._close_frame is not None:
-            frame, self._close_frame = self._close_frame, None
-            writer.add(frame)
-            return writer.flush()
-        early = self._admitted is not None
-        if early:
-            budget = min(budget, self._early)
-        if self.closed is not None or (early and budget <= 0):
-            return 0
-        # What handlers queue from here on leaves with this call, or with the one that `wake` requests below.
-        self._woken = True
-        left = before = self.turn.left
-        if not early:
-            left = self._write_unnumbered(writer, rotation, budget, now, left)
-        log, scheduler = self.log, self.scheduler
-        scheduler.open = log.has_room()
+    def write(self, path: SessionPath, writer: RecordWriter, budget: int, left: int, now: float) -> int:
+        """Write what belongs to the session. Returns how much of the turn's work is left."""
+        retention, scheduler, log = self.retention, self.scheduler, path.log
+        if not log.units:
+            path.asked = now
+        if path.admitted:
+            left = self._write_unqueued(path, writer, budget, left, now)
+        scheduler.open = retention.has_room() and not retention.stalls
         while True:
             while writer.position < budget and left > 0:
                 left -= FRAME_WORK
-                waiting = log.next_unsent()
+                waiting = retention.next()
                 if waiting is not None:
-                    writer.add(waiting)
-                    log.mark_sent()
+                    retention.mark_sent(log, writer.add(waiting.frame))
                     continue
                 if not scheduler.open or (turn := scheduler.next()) is None:
                     break
-                stream, chunk = turn
-                writer.add(chunk.frame)
-                scheduler.open = log.append_sent(chunk)
-                self.bytes_sent += chunk.size
+                stream, unit = turn
+                scheduler.open = retention.append_sent(unit, log, writer.add(unit.frame))
+                self.bytes_sent += unit.size
                 if stream.send_half is Half.FINISHING and not stream.queue:
-                    self.send_fin(stream)
+                    self.table.send_fin(stream)
             if writer.position >= budget or left <= 0:
                 break
             queued = scheduler.queued
             left -= scheduler.call_waiting(left)
-            if scheduler.queued == queued and log.next_unsent() is None:
+            if scheduler.queued == queued and retention.next() is None:
                 break
-        written = writer.flush()
-        if rotation.final is not None:
-            writer.add(rotation.final)
-            written = writer.flush()
-            rotation.final_sent(now)
-        self._woken = False
-        if early:
-            self._early -= written
-        self.turn.spend(FILL_WORK + before - left + written // BYTES_PER_UNIT)
-        if (
-            left <= 0
-            or log.next_unsent() is not None
-            or self._windows_due
-            or self.datagrams
-            or self.packets
-            or (scheduler.open and scheduler.queued)
-        ):
-            self.wake()
-        return written
+        return left
 
-    def _write_unnumbered(
-        self, writer: RecordWriter, rotation: Rotation, budget: int, now: float, left: int
+    def _write_unqueued(
+        self, path: SessionPath, writer: RecordWriter, budget: int, left: int, now: float
     ) -> int:
-        """Write what belongs to the carrier. Returns how much of the turn's work is left."""
-        if self.received != self._acknowledged:
-            self._acknowledged = self.received
-            self._unacknowledged_bytes = 0
-            writer.add(wire.encode_number(wire.ACK, self.received))
-        self._ack_by = NEVER
-        if self._pong is not None:
-            writer.add(wire.encode_number(wire.PONG, self._pong))
-            self._pong = None
-        if self._windows_due:
-            self.liveness.measure_again(now)
-        if self.liveness.ping is not None:
-            writer.add(wire.encode_number(wire.PING, self.liveness.ping))
-            self.liveness.ping_sent(now)
-        for frames in (rotation.frames, self._announcements):
-            for frame in frames:
-                writer.add(frame)
-            frames.clear()
-        while self._windows_due and writer.position < budget and left > 0:
+        """Write windows, datagrams and packets. Returns how much of the turn's work is left."""
+        table = self.table
+        while table.windows_due and writer.position < budget and left > 0:
             left -= FRAME_WORK
-            _, stream = self._windows_due.popitem()
-            if stream.receive_half is Half.CLOSED:
-                stream.count_held(now, self.windows)
-                continue
-            limit = stream.next_window(now, self.path.round_trip, self.windows)
-            writer.add(wire.encode_window(stream.id, limit))
+            _, stream = table.windows_due.popitem()
+            frame = table.next_window(stream, self.round_trip)
+            if frame is not None:
+                self.retention.append_sent(Unit(frame), path.log, writer.add(frame))
         # The other half is for streams.
         half = (budget + 1) >> 1
         self.datagrams.write(writer, half, now)
@@ -570,342 +466,142 @@ class Session:
 
     # --- in --------------------------------------------------------------------------------------------------------
 
-    def receive(self, data: memoryview, now: float) -> int:
-        """Open the records in `data` and act on them. Returns the number of bytes used up. The rest is the start of a
-        record; while keys are being computed it is records, to be passed again after the next `ready`; and with
-        nothing left in `turn`, records to be passed again when it has.
+    def act(self, path: SessionPath, kind: int, id: int, value: Any) -> None:
+        """Act on a frame that came on `path`. Raises PeerError."""
+        if kind in CONTROL_FRAMES:
+            self._rates.control(kind, self.rotation.current, self.now)
+        _ACTIONS[kind](self, path, id, value)
 
-        Raises PeerError; see the head of the file.
-        """
-        self._now = now
-        position = 0
-        rotation = self._rotation
-        if rotation is None:
-            return 0
-        if self._admitted is not None:
-            position = self._receive_verdict(self._admitted, rotation.opener, data)
-            if not position:
-                return 0
-        left = before = self.turn.left
-        if self._frames is not None and left > 0:
-            left = self._take_frames(self._frames, left)
-        while left > 0 and not rotation.paused and self.attached and self.closed is None:
-            plaintext, position = rotation.opener.open(data, position)
-            if plaintext is None:
-                break
-            if plaintext[0] == DATA and wire.DATA_HEADER < len(plaintext) <= wire.DATA_HEADER + wire.MAX_DATA:
-                left -= DATA_COST
-                self.received += 1
-                self._receive_data(int.from_bytes(plaintext[1:5]), memoryview(plaintext)[wire.DATA_HEADER :])
-                continue
-            left -= RECORD_WORK
-            take = self._end_epoch if plaintext[0] in _EPOCH_ENDS else self._take_frames
-            left = take(wire.read_frames(bytes(plaintext)), left)
-        self.turn.spend(before - left + position // BYTES_PER_UNIT)
-        if position:
-            self.liveness.heard(now)
-        if self.received != self._acknowledged:
-            if self._unacknowledged_bytes >= self._ack_bytes:
-                self.wake()
-            elif self._ack_by == NEVER:
-                self._ack_by = now + ACK_DELAY
-        return position
+    def check_kept(self) -> None:
+        """Raises PeerError (LIMIT) if the peer makes this side keep too much by not acknowledging it."""
+        if self.retention.kept > self.limits.retained + MAX_SMALL and self.closed is None:
+            raise PeerError(CloseReason.LIMIT, "the peer does not acknowledge what it has received")
 
-    def _receive_verdict(self, admitted: Callable[[], None], opener: RecordOpener, data: memoryview) -> int:
-        """Read the exit's first record; 0 while it has not come. Raises NotAdmitted or CarrierError."""
-        frame, position = open_verdict(opener, data, wire.ACCEPT)
-        if frame is None:
-            return 0
-        self.turn.spend(RECORD_WORK + FRAME_COSTS[frame[0]])
-        self._admitted = None
-        self.wake()
-        admitted()
-        return position
+    def _receive_ack(self, number: int, records: int) -> None:
+        if not self._acknowledge(number, records):
+            self._rates.control(wire.ACK, self.rotation.current, self.now)
 
-    def _take_frames(self, frames: Iterator[wire.Frame], left: int) -> int:
-        """Act on the frames of one record while there is work left in this turn, and keep the others. Returns what is
-        left then."""
-        self._frames = frames
-        streams = self.streams
-        for kind, id, value in frames:
-            left -= FRAME_COSTS[kind]
-            if kind <= wire.RESET:
-                self.received += 1
-                if kind == DATA:
-                    self._receive_data(id, value)  # type: ignore[arg-type]
-                elif kind == wire.OPEN:
-                    self._receive_open(id, *value)  # type: ignore[misc]
-                elif (stream := streams.get(id)) is not None:
-                    _ON_STREAM[kind](self, stream, value)
-                else:
-                    self._receive_late(kind, id)
-            else:
-                if kind in CONTROL_FRAMES:
-                    self._rates.control(kind, self.rotation.number, self._now)
-                _ON_SESSION[kind](self, id, value)
-            if left <= 0 or self.closed is not None or not self.attached:
-                return left
-        self._frames = None
-        return left
-
-    def _end_epoch(self, frames: Iterator[wire.Frame], left: int) -> int:
-        """Act on the one frame of a record that ends an epoch. Returns what is left of the turn's work."""
-        kind, _, message = next(frames)
-        if next(frames, None) is not None:
-            self._receive_epoch_end(0, message)
-        self.rotation.receive(kind, message, self._now)  # type: ignore[arg-type]
-        return left - FRAME_COSTS[kind]
-
-    def _receive_data(self, id: int, payload: memoryview) -> None:
-        size = len(payload)
-        self._unacknowledged_bytes += size
-        self.bytes_received += size
-        stream = self.streams.get(id)
-        if stream is None:
-            self._receive_late(DATA, id)
-        elif not stream.take_data(size, self._now, self.windows):
-            self._abort(stream, stream.handler, StreamReason.LIMIT)
-        else:
-            handler = stream.handler
-            try:
-                handler.data_received(payload)
-            except Exception as error:  # noqa: BLE001  see the head of the file
-                self.stream_failed(stream, handler, error)
-
-    def _receive_late(self, kind: int, id: int) -> None:
-        """A frame for a stream that has ended here: the peer's end of it, or a frame that was sent before that end."""
-        if id in self._awaited:
-            if kind in _ENDS:
-                self._awaited.discard(id)
-            return
-        if kind == wire.RESET and 0 < id <= self._last_id:
-            self._rates.late(kind, self._now)
-            return
-        raise PeerError(CloseReason.PROTOCOL, "the peer sent a frame for an unknown stream")
-
-    def _receive_open(self, id: int, protocol: StreamProtocol, destination: Destination) -> None:
-        if self.dialler or id <= self._last_id:
-            raise PeerError(CloseReason.PROTOCOL, "the peer opened a stream that it may not open")
-        if len(self._awaited) > MAX_AWAITED or self.log.kept > self.limits.retained + MAX_SMALL:
-            raise PeerError(CloseReason.LIMIT, "the peer opens streams without acknowledging ended ones")
-        self._last_id = id
-        stream = Stream(self, id, protocol, destination, _UNBORN, self._now)
-        self.streams[id] = stream
-        if len(self.streams) + len(self._awaited) > self.limits.streams:
-            self.send_refused(stream, StreamReason.LIMIT)
-        else:
-            try:
-                self._accept_stream(stream)
-            except PeerError:
-                raise
-            except Exception as error:  # noqa: BLE001  see the head of the file
-                self.stream_failed(stream, stream.handler, error)
-
-    def _receive_opened(self, stream: Stream, value: Any) -> None:
-        if not self.dialler or stream.opened:
-            raise PeerError(CloseReason.PROTOCOL, "the peer accepted a stream out of turn")
-        stream.opened = True
-        stream.receive_half = Half.OPEN
-        handler = stream.handler
-        try:
-            self.on_opened(stream)
-            handler.opened()
-        except Exception as error:  # noqa: BLE001  see the head of the file
-            self.stream_failed(stream, handler, error)
-
-    def _receive_refused(self, stream: Stream, reason: Any) -> None:
-        if not self.dialler or stream.opened:
-            raise PeerError(CloseReason.PROTOCOL, "the peer refused a stream out of turn")
-        self.refused[reason] += 1
-        untouched = stream.untouched
-        self._answer_end(stream)
-        handler = stream.handler
-        try:
-            if not self.on_refused(stream, reason, untouched):
-                handler.refused(reason)
-        except Exception as error:  # noqa: BLE001  see the head of the file
-            self.stream_failed(stream, handler, error)
-        stream.handler = ENDED
-
-    def _receive_fin(self, stream: Stream, value: Any) -> None:
-        if stream.receive_half is not Half.OPEN:
-            raise PeerError(CloseReason.PROTOCOL, "the peer ended a stream twice")
-        stream.receive_half = Half.CLOSED
-        stream.count_held(self._now, self.windows)
-        handler = stream.handler
-        if stream.send_half is Half.CLOSED:
-            self._remove(stream)
-            stream.handler = ENDED
-        try:
-            handler.eof_received()
-        except Exception as error:  # noqa: BLE001  see the head of the file
-            self.stream_failed(stream, handler, error)
-
-    def _receive_reset(self, stream: Stream, reason: Any) -> None:
-        self._answer_end(stream)
-        handler, stream.handler = stream.handler, ENDED
-        try:
-            handler.reset(reason)
-        except Exception as error:  # noqa: BLE001  see the head of the file
-            self._faults.report(error)
-
-    def _answer_end(self, stream: Stream) -> None:
-        """The peer ended both halves. It waits for our end, unless that is already sent."""
-        if stream.send_half is not Half.CLOSED:
-            self._append(wire.encode_reset(stream.id, StreamReason.CANCELLED))
-        self._remove(stream)
-
-    def _receive_ack(self, id: int, count: Any) -> None:
-        self.log.acknowledge(count)
+    def _acknowledge(self, number: int, records: int) -> bool:
+        """The peer has received so many records of path `number`. Whether that is news."""
+        path = self.paths.get(number)
+        if (path is not None and records > path.keys.records_sent) or number > self.last_path:
+            raise PeerError(CloseReason.RESUME, "the peer acknowledged records that were never sent")
+        logs = [log for log in self.retention.lost_logs(number) if records > log.acknowledged]
+        if path is not None and records > path.log.acknowledged:
+            logs.append(path.log)
+        if not logs:
+            return False
+        for log in logs:
+            self.retention.acknowledge(log, records)
+        if path is not None:
+            path.asked = self.now
+            path.keys.acknowledged = max(path.keys.acknowledged, records)
         if not self._dropping:
             self._drop_acknowledged()
-        if not self.streams:
-            self.on_idle()
+        if not self.table.live:
+            self.events.idle()
+        return True
 
     def _drop_acknowledged(self) -> None:
-        """Drop what the peer has, or what nobody needs, a bounded number of frames in one turn."""
+        """Drop what the peer has, or what nobody needs, a bounded number of units in one turn."""
         self._dropping = False
         more = True
         if self.turn.left > 0:
-            before = self.log.dropped
-            more = self.log.drop()
-            self.turn.spend((self.log.dropped - before) // DROPS_PER_UNIT)
+            before = self.retention.dropped
+            more = self.retention.drop()
+            self.turn.spend((self.retention.dropped - before) // DROPS_PER_UNIT)
         self._dropping = more
         if self._dropping:
             self.turn.wait(self._drop_acknowledged)
-        if self.closed is None and not self.scheduler.open and self.log.has_room():
+        elif self.closed is None and not self.table.live and not self.retention.kept:
+            self.events.idle()
+        if self.closed is None and (
+            self.retention.waits or (not self.scheduler.open and self.retention.has_room())
+        ):
             self.wake()
 
-    def _receive_window(self, id: int, limit: Any) -> None:
-        stream = self.streams.get(id)
-        if stream is not None:
-            if stream.raise_send_limit(limit):
-                self.scheduler.wait(stream)
-                self.wake()
-        else:
-            self._receive_overtaken(wire.WINDOW, id)
+    def _receive_abandon(self, number: int, records: int) -> None:
+        """The peer has closed a path, on which it has received so many records."""
+        path = self.paths.get(number)
+        if path is None:
+            # Lost here too, or at the exit one that it never let in. All that were lost since something was last
+            # acknowledged come together, so this is late and no control frame.
+            self._rates.late(wire.ABANDON, self.now)
+        if number <= self.last_path:
+            self._acknowledge(number, records)
+        if path is not None:
+            abandoned = path.abandoned
+            path.lost(self.now)
+            abandoned()
 
-    def _receive_overtaken(self, kind: int, id: int) -> None:
-        """An unnumbered frame for a stream that is not there: it must have been."""
-        if not 0 < id <= self._last_id:
-            raise PeerError(CloseReason.PROTOCOL, "the peer sent a frame for an unknown stream")
-        self._rates.late(kind, self._now)
-
-    def _receive_ping(self, id: int, token: Any) -> None:
-        self._pong = token
-        self.wake()
-
-    def _receive_pong(self, id: int, token: Any) -> None:
-        sample = self.liveness.pong(token, self._now)
-        if sample is not None:
-            self.path.measured(sample, self.bytes_received, self.windows.credit, self._now)
-
-    def _receive_datagram(self, id: int, value: Any) -> None:
-        stream = self.streams.get(id)
-        destination, payload = value
-        if stream is not None:
-            if stream.protocol is not StreamProtocol.UDP:
-                raise PeerError(CloseReason.PROTOCOL, "the peer sent a datagram on a stream of bytes")
-            self._deliver_datagram(stream, destination, payload)
-        else:
-            self._receive_overtaken(wire.DATAGRAM, id)
-
-    def datagram_from_lane(self, id: int, destination: Destination, payload: memoryview) -> None:
-        """A datagram came on the lane. It is dropped if its stream has not begun or has ended."""
-        stream = self.streams.get(id)
-        if stream is not None and stream.protocol is StreamProtocol.UDP:
-            self._deliver_datagram(stream, destination, payload)
-
-    def _deliver_datagram(self, stream: Stream, destination: Destination, payload: memoryview) -> None:
-        self.bytes_received += len(payload)
-        handler = stream.handler
-        try:
-            handler.datagram_received(destination, payload)
-        except Exception as error:  # noqa: BLE001  see the head of the file
-            self.stream_failed(stream, handler, error)
-
-    def _receive_lane(self, id: int, value: Any) -> None:
-        self.packet_link.announced(*value)
-
-    def _receive_packet(self, id: int, value: Any) -> None:
-        self.packet_link.packet_received(*value)
-
-    def _receive_network(self, id: int, value: Any) -> None:
-        self.packet_link.network_received(*value)
-
-    def _receive_taken(self, id: int, networks: Any) -> None:
-        self.packet_link.taken_received(networks)
+    def _receive_prefer(self, serial: int, number: int) -> None:
+        if self.dialler:
+            raise PeerError(CloseReason.PROTOCOL, "the exit prefers a path, which is for the client to do")
+        if serial > self._prefer_serial:
+            self._prefer_serial, self._preferred = serial, number
+            self.choose()
 
     def _check_from_exit(self) -> None:
         if not self.dialler:
             raise PeerError(CloseReason.PROTOCOL, "the client sent a frame that only an exit may send")
 
-    def _receive_goaway(self, id: int, value: Any) -> None:
+    def _receive_goaway(self) -> None:
         self._check_from_exit()
-        self.on_goaway()
+        self.events.goaway()
 
-    def _receive_advertise(self, id: int, address: Any) -> None:
+    def _receive_advertise(self, address: Destination) -> None:
         self._check_from_exit()
-        self.on_advertise(address)
+        self.events.advertised(address)
 
-    def _receive_close(self, id: int, reason: Any) -> None:
-        self.close(reason)
-        self._close_frame = None
+    def _receive_close(self, reason: CloseReason) -> None:
+        if self.closed is None:
+            self._close(reason, StreamReason.SESSION_LOST)
+            for path in self.paths.values():
+                path.wake()
 
-    def _receive_epoch_end(self, id: int, value: Any) -> None:
-        raise PeerError(CloseReason.REKEY, "the peer ended an epoch in the middle of a record")
-
-    def _receive_admission(self, id: int, value: Any) -> None:
-        raise PeerError(CloseReason.PROTOCOL, "the peer admitted us twice")
-
-
-def _nothing() -> None:
-    """`ready` without a carrier: nothing can be sent. And what nobody waits for."""
+    def _misplaced(self, kind: int) -> None:
+        reason = CloseReason.REKEY if kind == wire.SWITCH else CloseReason.PROTOCOL
+        raise PeerError(reason, f"the peer sent a {wire.Kind(kind).name} frame where none may be")
 
 
-def _ignore_stream(stream: Stream) -> None:
-    """`on_opened` by default."""
+def _rotate(kind: int) -> Callable[[Session, SessionPath, int, Any], None]:
+    def act(session: Session, path: SessionPath, id: int, value: Any) -> None:
+        epoch, message = (value, b"") if kind == wire.REKEY_PLEASE else value
+        session.rotation.receive(kind, epoch, message, session.now)
+
+    return act
 
 
-def ignore_address(address: Destination) -> None:
-    """`on_advertise` by default."""
+def _misplace(kind: int) -> Callable[[Session, SessionPath, int, Any], None]:
+    return lambda session, path, id, value: session._misplaced(kind)
 
 
-def _not_handled(stream: Stream, reason: StreamReason, untouched: bool) -> bool:
-    """`on_refused` by default: leave a refused stream to its handler."""
-    return False
-
-
-ENDED: Final = StreamHandler()
-"""The handler of a stream that has ended, so that neither of them keeps the other one in memory."""
-_UNBORN: Final = StreamHandler()
-"""The handler of a stream until `accept_stream` sets one."""
-_EPOCH_ENDS: Final = frozenset((wire.REKEY_ANSWER, wire.SWITCH))
-_ENDS: Final = frozenset((wire.FIN, wire.RESET, wire.REFUSED))
-_ON_STREAM: Final[dict[int, Callable[[Session, Stream, Any], None]]] = {
-    wire.OPENED: Session._receive_opened,
-    wire.REFUSED: Session._receive_refused,
-    wire.FIN: Session._receive_fin,
-    wire.RESET: Session._receive_reset,
-}
-_ON_SESSION: Final[dict[int, Callable[[Session, int, Any], None]]] = {
-    wire.ACK: Session._receive_ack,
-    wire.WINDOW: Session._receive_window,
-    wire.PING: Session._receive_ping,
-    wire.PONG: Session._receive_pong,
-    wire.REKEY: lambda session, _, message: session.rotation.receive(wire.REKEY, message, session._now),
-    wire.REKEY_ANSWER: Session._receive_epoch_end,
-    wire.SWITCH: Session._receive_epoch_end,
-    wire.REKEY_PLEASE: lambda session, _, __: session.rotation.receive(wire.REKEY_PLEASE, b"", session._now),
-    wire.DATAGRAM: Session._receive_datagram,
-    wire.LANE: Session._receive_lane,
-    wire.PACKET: Session._receive_packet,
-    wire.NETWORK: Session._receive_network,
-    wire.TAKEN: Session._receive_taken,
-    wire.GOAWAY: Session._receive_goaway,
-    wire.ADVERTISE: Session._receive_advertise,
-    wire.CLOSE: Session._receive_close,
-    wire.ACCEPT: Session._receive_admission,
-    wire.RESUMED: Session._receive_admission,
-    wire.NO_SESSION: Session._receive_admission,
+_ACTIONS: Final[dict[int, Callable[[Session, SessionPath, int, Any], None]]] = {
+    wire.OPEN: lambda session, _, id, value: session.table.receive_open(id, *value),
+    wire.OPENED: lambda session, _, id, __: session.table.receive_opened(id),
+    wire.REFUSED: lambda session, _, id, reason: session.table.receive_refused(id, reason),
+    wire.DATA: lambda session, _, id, value: session.table.receive_data(id, *value),
+    wire.RESET: lambda session, _, id, value: session.table.receive_reset(id, *value),
+    wire.WINDOW: lambda session, _, id, limit: session.table.receive_window(id, limit),
+    wire.STREAMS: lambda session, _, __, count: session.table.receive_streams(count),
+    wire.REKEY: _rotate(wire.REKEY),
+    wire.REKEY_ANSWER: _rotate(wire.REKEY_ANSWER),
+    wire.REKEY_PLEASE: _rotate(wire.REKEY_PLEASE),
+    wire.LANE: lambda session, _, __, value: session.packet_link.announced(*value),
+    wire.NETWORK: lambda session, _, __, value: session.packet_link.network_received(*value),
+    wire.TAKEN: lambda session, _, __, value: session.packet_link.taken_received(*value),
+    wire.GOAWAY: lambda session, _, __, ___: session._receive_goaway(),
+    wire.PREFER: lambda session, _, __, value: session._receive_prefer(*value),
+    wire.ABANDON: lambda session, _, __, value: session._receive_abandon(*value),
+    wire.ACK: lambda session, _, __, value: session._receive_ack(*value),
+    wire.PING: lambda _, path, __, token: path.ping_received(token),
+    wire.PONG: lambda session, path, _, token: path.pong_received(token, session.now),
+    wire.SWITCH: _misplace(wire.SWITCH),
+    wire.DATAGRAM: lambda session, _, id, value: session.table.receive_datagram(id, *value),
+    wire.PACKET: lambda session, _, __, value: session.packet_link.packet_received(*value),
+    wire.ADVERTISE: lambda session, _, __, address: session._receive_advertise(address),
+    wire.CLOSE: lambda session, _, __, reason: session._receive_close(reason),
+    wire.ACCEPT: _misplace(wire.ACCEPT),
+    wire.NO_SESSION: _misplace(wire.NO_SESSION),
+    wire.JOINED: _misplace(wire.JOINED),
 }

@@ -32,7 +32,7 @@ class Totals:
         self._sent += session.bytes_sent
         self._received += session.bytes_received
         self._rotations += session.ledger.rotations
-        self.refused.update(session.refused)
+        self.refused.update(session.table.refused)
 
     def bytes(self, *live: Session) -> Traffic:
         """The traffic of all sessions, with the `live` ones."""
@@ -55,18 +55,18 @@ def by_name(*counts: Counter[Any]) -> dict[str, int]:
 
 
 def session_status(session: Session, now: float) -> SessionStatus:
-    """The status of one session; the fields of the carrier are None without a carrier."""
+    """The status of one session; the fields about its path are None without one."""
     rotation = session.rotation if session.attached else None
     return SessionStatus(
         attached=session.attached,
         streams=len(session.streams),
         bytes_sent=session.bytes_sent,
         bytes_received=session.bytes_received,
-        retained=session.log.kept,
+        retained=session.retention.kept,
         rotations=session.ledger.rotations,
         epochs=session.epochs(now),
         cipher=None if rotation is None else rotation.cipher.name,
-        epoch=None if rotation is None else rotation.number,
+        epoch=None if rotation is None else rotation.sending,
         epoch_age=None if rotation is None else round(now - rotation.since, 3),
         round_trip=None if rotation is None else round(session.liveness.round_trip, 6),
     )

@@ -6,7 +6,9 @@ The life of a stream, seen from one side (its two halves are `send` and `receive
     send half           -> closed         -> closed                    stays             -> closed, answers RESET
     receive half        stays             -> closed                    -> closed         -> closed
 
-A side may close both halves before the peer has ended its own. It then keeps the stream's number until that end
+Each direction is bytes by offset (RFC 9000 section 2.2). They come in order while one path carries them; what comes
+too early, after a change of paths, waits in a Reassembly, and what comes twice is dropped. FIN and RESET name the final
+offset. A side may close both halves before the peer has ended its own. It then keeps the stream's number until that end
 arrives, so that frames still in flight differ from frames for a stream that never existed.
 
 Credit is counted in bytes since the stream began. Each direction starts with INITIAL_WINDOW; WINDOW frames, which hold
@@ -22,7 +24,8 @@ from typing import Final, Protocol
 
 from ..address import Destination
 from ..errors import CloseReason, LocalError, PeerError, StreamReason
-from .sendlog import Chunk, SlotPool, frame_slot
+from .reassembly import Reassembly
+from .retention import SlotPool, Unit, frame_slot
 from .windows import INITIAL_WINDOW, SHORTEST_ROUND, WindowPool, step, wanted, wanted_at_least
 from .wire import DATA, StreamProtocol, encode_data_header
 
@@ -104,11 +107,14 @@ class StreamTurns(Protocol):
     def frame_limit(self) -> int: ...
     def room_for(self, stream: Stream, /) -> int: ...
     def wait(self, stream: Stream, /) -> None: ...
-    def enqueue(self, stream: Stream, chunk: Chunk, /) -> None: ...
+    def enqueue(self, stream: Stream, unit: Unit, /) -> None: ...
 
 
 class StreamOwner(Protocol):
-    """What a stream needs of its session (session.py)."""
+    """What a stream needs of its session (stream_table.py)."""
+
+    credit: int
+    """Bytes that all streams together may still send."""
 
     @property
     def dialler(self) -> bool: ...
@@ -117,7 +123,11 @@ class StreamOwner(Protocol):
     @property
     def slots(self) -> SlotPool: ...
     def wake(self) -> None: ...
+    def wait_for_credit(self, stream: Stream, /) -> None: ...
     def window_due(self, stream: Stream, /) -> None: ...
+    def count_consumed(self, stream: Stream, /) -> None:
+        """What the handler of `stream` has taken goes back to the credit of the session."""
+
     def send_opened(self, stream: Stream, /) -> None: ...
     def send_refused(self, stream: Stream, reason: StreamReason, /) -> None: ...
     def send_fin(self, stream: Stream, /) -> None: ...
@@ -129,8 +139,8 @@ class StreamOwner(Protocol):
 
 
 class Half(Enum):
-    """State of one half of a stream. UNBORN: OPENED has not reached the dialler, so no data may arrive yet. FINISHING:
-    FIN waits behind queued data."""
+    """State of one half of a stream. FINISHING: FIN waits behind queued data. UNBORN, for connections that do not use
+    the link (client/direct.py): there is none yet."""
 
     UNBORN = 0
     OPEN = 1
@@ -147,7 +157,6 @@ class Stream:
     __slots__ = (
         "_covered",
         "_due",
-        "_header",
         "_round_own",
         "_round_since",
         "_session",
@@ -156,12 +165,16 @@ class Stream:
         "burst",
         "burst_mark",
         "consumed_bytes",
+        "credited",
+        "delivered",
         "destination",
+        "final",
         "handler",
         "id",
         "label",
         "last_data",
         "opened",
+        "pieces",
         "protocol",
         "queue",
         "receive_half",
@@ -189,22 +202,26 @@ class Stream:
         self.handler = handler
         self.label: object = None
         self.opened = False
-        self._header = encode_data_header(DATA, id)
         # Sending: bytes queued or sent so far, and how many may be sent.
         self.send_half = Half.OPEN
         self.sent = 0
         self.send_limit = INITIAL_WINDOW
-        self.queue: deque[Chunk] = deque()
+        self.queue: deque[Unit] = deque()
         self.starved = False
         self.waiting = False
         self.burst = 0
         self.burst_mark = 0
-        # Receiving: bytes that came (and when they last did), that left the handler, and that may come.
-        self.receive_half = Half.UNBORN if session.dialler else Half.OPEN
+        # Receiving: the highest offset that came (and when), the first one that is still to come, how many bytes have
+        # left the handler, how many of those the session's credit knows of, which offset may come, and where it ends.
+        self.receive_half = Half.OPEN
         self.received = 0
         self.last_data = now
+        self.delivered = 0
+        self.pieces: Reassembly | None = None
         self.consumed_bytes = 0
+        self.credited = 0
         self.announced = INITIAL_WINDOW
+        self.final: int | None = None
         # Of what may come and was not taken, how much is counted, and up to which byte that reaches.
         self._window = INITIAL_WINDOW
         self._covered = INITIAL_WINDOW
@@ -219,11 +236,18 @@ class Stream:
         """Bytes that may be sent now, in pieces of `frame_limit`. If 0, `handler.writable` will be called later."""
         if self.send_half is not Half.OPEN:
             return 0
+        session = self._session
         credit = self.send_limit - self.sent
         if credit <= 0:
             self.starved = True
             return 0
-        room = self._session.scheduler.room_for(self)
+        if credit > session.credit:
+            credit = session.credit
+            if credit <= 0:
+                self.starved = True
+                session.wait_for_credit(self)
+                return 0
+        room = session.scheduler.room_for(self)
         return room if room < credit else credit
 
     @property
@@ -247,14 +271,16 @@ class Stream:
     def send_slot(self, slot: memoryview, size: int) -> None:
         """Send `size` bytes (at most `frame_limit` and `request_room()`) that were read into `slot` after its headroom.
         The stream takes the slot over."""
-        self._queue(frame_slot(slot, size, self._header, self._session.slots))
+        header = encode_data_header(DATA, 0, self.id, self.sent)
+        self._queue(frame_slot(slot, size, header, self._session.slots))
 
     def send(self, data: bytes | memoryview) -> None:
         """Send a copy of 1 to `request_room()` bytes."""
         limit = self.frame_limit
         for start in range(0, len(data), limit):
             piece = data[start : start + limit]
-            self._queue(Chunk(b"".join((self._header, piece)), len(piece), None))
+            header = encode_data_header(DATA, 0, self.id, self.sent)
+            self._queue(Unit(b"".join((header, piece)), len(piece)))
 
     def finish(self) -> None:
         """No more data will be sent: half-close. Raises LocalError if called twice."""
@@ -296,12 +322,14 @@ class Stream:
         """`handler` has raised."""
         self._session.stream_failed(self, handler, fault)
 
-    def _queue(self, chunk: Chunk) -> None:
+    def _queue(self, unit: Unit) -> None:
         if self.send_half is not Half.OPEN:
             raise LocalError("data was sent on a stream whose sending half has ended")
-        self.sent += chunk.size
-        self._session.scheduler.enqueue(self, chunk)
-        self._session.wake()
+        self.sent += unit.size
+        session = self._session
+        session.credit -= unit.size
+        session.scheduler.enqueue(self, unit)
+        session.wake()
 
     def raise_send_limit(self, limit: int) -> bool:
         """A WINDOW arrived. True if the stream has waited for it."""
@@ -311,13 +339,11 @@ class Stream:
         starved, self.starved = self.starved, False
         return starved
 
-    def take_data(self, size: int, now: float, pool: WindowPool) -> bool:
-        """`size` bytes arrived. False if they came on credit that was counted no more, and there is no room for them:
-        the stream is to be reset. Raises PeerError for data before OPENED or after the end (PROTOCOL), and for more
-        than the window allows (CREDIT)."""
-        if self.receive_half is not Half.OPEN:
-            raise PeerError(CloseReason.PROTOCOL, "the peer sent data outside of a stream's life")
-        self.received += size
+    def take_data(self, end: int, now: float, pool: WindowPool) -> bool:
+        """Bytes up to offset `end` arrived, which is above `received`. False if they came on credit that was counted no
+        more, and there is no room for them: the stream is to be reset. Raises PeerError (CREDIT) for more than the
+        window allows."""
+        self.received = end
         self.last_data = now
         if self.received <= self._covered:
             return True
@@ -346,17 +372,19 @@ class Stream:
         promised = self.announced - consumed
         window = max(min(INITIAL_WINDOW + extra, most), promised)
         self._count(max(min(window, most), min(promised, self._window)), now, pool)
-        self._due = consumed + step(window, round_trip)
+        self._due = consumed + step(self._window, round_trip)
         self.announced = consumed + window
         return self.announced
 
     def count_held(self, now: float, pool: WindowPool) -> None:
-        """Little or nothing comes any more: count only what is held. Once the peer has ended its half, this is due
-        again when half of that is taken."""
+        """Little or nothing comes any more: count only what is held. The next window is due when half of that is taken,
+        or this again once the peer has ended its half."""
         window = max(INITIAL_WINDOW, self.received - self.consumed_bytes)
         self._count(window, now, pool)
-        if self.receive_half is Half.CLOSED:
-            self._due = self.consumed_bytes + (window >> 1) if window > INITIAL_WINDOW else _NEVER
+        if self.receive_half is Half.CLOSED and window == INITIAL_WINDOW:
+            self._due = _NEVER
+        else:
+            self._due = min(self._due, self.consumed_bytes + (window >> 1))
 
     def release(self, now: float, pool: WindowPool) -> None:
         """The stream is gone: its window goes back to the pool."""
@@ -366,5 +394,7 @@ class Stream:
 
     def _count(self, window: int, now: float, pool: WindowPool) -> None:
         pool.count(self, self._window, window, now)
+        # So a stream never has more of the session's credit than is counted here.
+        self._session.count_consumed(self)
         self._window = window
         self._covered = self.consumed_bytes + window

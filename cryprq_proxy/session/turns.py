@@ -47,16 +47,17 @@ _WORK: Final = {
     wire.OPENED: 20,
     wire.REFUSED: END_WORK,
     wire.DATA: 6,
-    wire.FIN: 10,
     wire.RESET: END_WORK,
     wire.REKEY: 500,
     wire.REKEY_ANSWER: 500,
     wire.REKEY_PLEASE: 3,
-    wire.DATAGRAM: DATAGRAM_WORK,
     wire.LANE: 20,
-    wire.PACKET: DATAGRAM_WORK,
     wire.NETWORK: 500,
     wire.TAKEN: 500,
+    wire.ABANDON: END_WORK,
+    wire.SWITCH: 20,
+    wire.DATAGRAM: DATAGRAM_WORK,
+    wire.PACKET: DATAGRAM_WORK,
 }
 FRAME_COSTS: Final = tuple(_WORK.get(kind, 2) for kind in range(256))
 """Units that a received frame costs, by its kind: decoding it, and what its handler does at once."""

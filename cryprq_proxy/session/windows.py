@@ -29,7 +29,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Final, NamedTuple, Protocol
 
-from .sendlog import ASSURED, MemoryBudget
+from .retention import ASSURED, MemoryBudget
 
 INITIAL_WINDOW: Final = 65_536
 """Bytes that may be sent on a new stream, in each direction, before the first WINDOW."""

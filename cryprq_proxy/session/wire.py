@@ -2,34 +2,41 @@
 
 A record's plaintext is a sequence of frames without padding. All integers are big-endian. Every frame starts with
 one byte, its kind. A DATA frame is the last of its record and takes the rest: 128 KiB of stream data cost one header
-of five bytes and one seal.
+of 14 bytes and one seal.
+
+*Reliable*, kinds below 0x20: kept until the path on which they went has acknowledged the record, and sent again on the
+next path when that one is lost. Each is absolute and idempotent, so a second copy changes nothing.
 
     OPEN          kind | stream u32 | protocol u8 | destination (RFC 1928 section 5)
     OPENED        kind | stream u32
     REFUSED       kind | stream u32 | reason u8
-    DATA          kind | stream u32 | rest of the record, 1 to 131,072 bytes
-    FIN           kind | stream u32
-    RESET         kind | stream u32 | reason u8
-    ACK           kind | numbered frames received u64
-    WINDOW        kind | stream u32 | bytes of the stream that may be sent in all u64
-    PING, PONG    kind | token u64
+    DATA          kind | flags u8 | stream u32 | offset u64 | rest of the record, 0 to 131,072 bytes; flags: 1 is FIN
+    RESET         kind | stream u32 | reason u8 | final offset u64
+    WINDOW        kind | stream u32, 0: all streams together | bytes that may be sent in all u64
+    STREAMS       kind | streams that may be opened in all u64
     REKEY, REKEY_ANSWER
-                  kind | length u16 | handshake message
-    SWITCH, REKEY_PLEASE
-                  kind
-    DATAGRAM      kind | stream u32 | length u16 | destination | payload, `length` bytes
+                  kind | epoch u32 | length u16 | handshake message
+    REKEY_PLEASE  kind | epoch u32
     LANE          kind | epoch u32 | index u32
-    PACKET        kind | flags u8 | segment size u16 | header size u16 | length u16 | IP packet, `length` bytes
-    NETWORK       kind | IPv4 address, 4 bytes | IPv6 address, 16 bytes
-    TAKEN         kind | count u8 | count times: prefix length u8, IPv6 address (IPv4 as ::ffff:0:0/96), 16 bytes
+    NETWORK       kind | serial u32 | IPv4 address, 4 bytes | IPv6 address, 16 bytes
+    TAKEN         kind | serial u32 | count u8
+                  | count times: prefix length u8, IPv6 address (IPv4 as ::ffff:0:0/96), 16 bytes
     GOAWAY        kind
+    PREFER        kind | serial u32 | path u32
+    ABANDON       kind | path u32 | records received u64
+
+Of one path, and never sent again:
+
+    ACK           kind | path u32 | records received u64
+    PING, PONG    kind | token u64
+    SWITCH        kind | epoch u32
+    DATAGRAM      kind | stream u32 | length u16 | destination | payload, `length` bytes
+    PACKET        kind | flags u8 | segment size u16 | header size u16 | length u16 | IP packet, `length` bytes
     ADVERTISE     kind | destination, an address and no name
     CLOSE         kind | reason u8
     ACCEPT, NO_SESSION
                   kind
-    RESUMED       kind | numbered frames received u64 | proof, 32 bytes
-
-The first six are *numbered*: both sides count them, and the sender keeps them until the ACK (see sendlog.py).
+    JOINED        kind | proof, 32 bytes
 """
 
 from __future__ import annotations
@@ -49,7 +56,11 @@ from ..rules.ranges import IPNetwork
 
 MAX_DATA: Final = 131_072
 """Largest number of bytes of stream data in one DATA frame."""
-DATA_HEADER: Final = 5
+DATA_HEADER: Final = 14
+DATA_FIN: Final = 0x01
+"""Flag of a DATA frame: the stream ends behind its last byte."""
+MAX_OFFSET: Final = 1 << 62
+"""No stream of bytes is longer."""
 MAX_PLAINTEXT: Final = MAX_DATA + 512
 """Largest number of bytes of frames in one record: a full DATA or DATAGRAM frame with its header and address."""
 MAX_STREAM: Final = 0xFFFF_FFFF
@@ -57,6 +68,8 @@ MAX_STREAM: Final = 0xFFFF_FFFF
 MAX_DATAGRAM: Final = 65_507
 """Largest number of bytes of payload in one DATAGRAM frame: what fits into one UDP packet over IPv4."""
 
+RELIABLE: Final = 0x20
+"""Kinds below it are reliable."""
 MAX_TAKEN: Final = 16
 """Prefixes in one TAKEN frame."""
 _MAPPED: Final = bytes(10) + b"\xff\xff"
@@ -69,27 +82,29 @@ class Kind(IntEnum):
     OPENED = 0x02
     REFUSED = 0x03
     DATA = 0x04
-    FIN = 0x05
-    RESET = 0x06
-    ACK = 0x10
-    WINDOW = 0x11
-    PING = 0x12
-    PONG = 0x13
-    REKEY = 0x14
-    REKEY_ANSWER = 0x15
-    SWITCH = 0x16
-    REKEY_PLEASE = 0x17
-    DATAGRAM = 0x18
-    LANE = 0x19
-    PACKET = 0x1A
-    NETWORK = 0x1B
-    TAKEN = 0x1C
-    GOAWAY = 0x1D
-    ADVERTISE = 0x1E
-    CLOSE = 0x1F
-    ACCEPT = 0x20
-    RESUMED = 0x21
-    NO_SESSION = 0x22
+    RESET = 0x05
+    WINDOW = 0x06
+    STREAMS = 0x07
+    REKEY = 0x08
+    REKEY_ANSWER = 0x09
+    REKEY_PLEASE = 0x0A
+    LANE = 0x0B
+    NETWORK = 0x0C
+    TAKEN = 0x0D
+    GOAWAY = 0x0E
+    PREFER = 0x0F
+    ABANDON = 0x10
+    ACK = 0x20
+    PING = 0x21
+    PONG = 0x22
+    SWITCH = 0x23
+    DATAGRAM = 0x24
+    PACKET = 0x25
+    ADVERTISE = 0x26
+    CLOSE = 0x27
+    ACCEPT = 0x28
+    NO_SESSION = 0x29
+    JOINED = 0x2A
 
 
 class StreamProtocol(IntEnum):
@@ -102,30 +117,36 @@ class StreamProtocol(IntEnum):
 
 
 # Plain integers for the data path: each use of an IntEnum member costs a look-up in the dictionary of its class.
-OPEN, OPENED, REFUSED, DATA, FIN, RESET = range(0x01, 0x07)
-ACK, WINDOW, PING, PONG, REKEY, REKEY_ANSWER, SWITCH, REKEY_PLEASE, DATAGRAM = range(0x10, 0x19)
-LANE, PACKET, NETWORK, TAKEN, GOAWAY, ADVERTISE = range(0x19, 0x1F)
-CLOSE, ACCEPT, RESUMED, NO_SESSION = 0x1F, 0x20, 0x21, 0x22
+OPEN, OPENED, REFUSED, DATA, RESET, WINDOW, STREAMS, REKEY, REKEY_ANSWER, REKEY_PLEASE = range(0x01, 0x0B)
+LANE, NETWORK, TAKEN, GOAWAY, PREFER, ABANDON = range(0x0B, 0x11)
+ACK, PING, PONG, SWITCH, DATAGRAM, PACKET, ADVERTISE, CLOSE = range(0x20, 0x28)
+ACCEPT, NO_SESSION, JOINED = range(0x28, 0x2B)
 
 _STREAM = Struct("!BI")
 _STREAM_BYTE = Struct("!BIB")
-_WINDOW = Struct("!BIQ")
+_DATA = Struct("!BBIQ")
+_RESET = Struct("!BIBQ")
+_BOUND = Struct("!BIQ")
 _NUMBER = Struct("!BQ")
+_EPOCH = Struct("!BI")
+_PAIR = Struct("!BII")
 _BYTE = Struct("!BB")
-_LENGTH = Struct("!BH")
+_MESSAGE = Struct("!BIH")
 _DATAGRAM = Struct("!BIH")
-_RESUMED = Struct("!BQ32s")
-_LANE = Struct("!BII")
 _PACKET = Struct("!BBHHH")
-_NETWORK = Struct("!B4s16s")
+_NETWORK = Struct("!BI4s16s")
+_TAKEN = Struct("!BIB")
 _PREFIX = Struct("!B16s")
+_JOINED = Struct("!B32s")
 
 type Frame = tuple[int, int, object]
-"""A decoded frame: kind, stream id (0 for frames of the whole session), and a value that depends on the kind:
-`(StreamProtocol, Destination)` for OPEN, `StreamReason` for REFUSED and RESET, a memoryview for DATA, an int for ACK,
-WINDOW, PING and PONG, bytes for REKEY and REKEY_ANSWER, `(Destination, memoryview)` for DATAGRAM, `(int, int)` for
-LANE, `(int, int, int, memoryview)` for PACKET, `(bytes, bytes)` for NETWORK, a tuple of networks for TAKEN, a
-Destination for ADVERTISE, `CloseReason` for CLOSE, `(int, bytes)` for RESUMED, None for the rest."""
+"""A decoded frame: kind, stream id (0 for frames of no one stream), and a value that depends on the kind:
+`(StreamProtocol, Destination)` for OPEN, `StreamReason` for REFUSED, `(offset, fin, memoryview)` for DATA,
+`(StreamReason, final offset)` for RESET, an int for WINDOW, STREAMS, PING, PONG, REKEY_PLEASE and SWITCH,
+`(epoch, bytes)` for REKEY and REKEY_ANSWER, `(epoch, index)` for LANE, `(serial, bytes, bytes)` for NETWORK,
+`(serial, tuple of networks)` for TAKEN, `(serial, path)` for PREFER, `(path, records)` for ABANDON and ACK,
+`(Destination, memoryview)` for DATAGRAM, `(int, int, int, memoryview)` for PACKET, a Destination for ADVERTISE,
+`CloseReason` for CLOSE, bytes for JOINED, None for the rest."""
 
 
 def encode_open(stream: int, protocol: StreamProtocol, destination: Destination) -> bytes:
@@ -140,35 +161,46 @@ def encode_refused(stream: int, reason: StreamReason) -> bytes:
     return _STREAM_BYTE.pack(REFUSED, stream, reason)
 
 
-encode_data_header = _STREAM.pack
-"""`encode_data_header(DATA, stream)`: the five bytes in front of stream data."""
+encode_data_header = _DATA.pack
+"""`encode_data_header(DATA, flags, stream, offset)`: the 14 bytes in front of stream data."""
 
 
-def encode_fin(stream: int) -> bytes:
-    return _STREAM.pack(FIN, stream)
-
-
-def encode_reset(stream: int, reason: StreamReason) -> bytes:
-    return _STREAM_BYTE.pack(RESET, stream, reason)
+def encode_reset(stream: int, reason: StreamReason, final: int) -> bytes:
+    """`final`: how many bytes of the stream this side has sent in all."""
+    return _RESET.pack(RESET, stream, reason, final)
 
 
 def encode_window(stream: int, limit: int) -> bytes:
-    return _WINDOW.pack(WINDOW, stream, limit)
+    return _BOUND.pack(WINDOW, stream, limit)
 
 
 def encode_number(kind: int, value: int) -> bytes:
-    """ACK, PING or PONG."""
+    """STREAMS, PING or PONG."""
     return _NUMBER.pack(kind, value)
 
 
-def encode_message(kind: int, message: bytes) -> bytes:
+def encode_message(kind: int, epoch: int, message: bytes) -> bytes:
     """REKEY or REKEY_ANSWER."""
-    return _LENGTH.pack(kind, len(message)) + message
+    return _MESSAGE.pack(kind, epoch, len(message)) + message
+
+
+def encode_epoch(kind: int, epoch: int) -> bytes:
+    """REKEY_PLEASE or SWITCH."""
+    return _EPOCH.pack(kind, epoch)
 
 
 def encode_bare(kind: int) -> bytes:
-    """SWITCH, REKEY_PLEASE, GOAWAY, ACCEPT or NO_SESSION."""
+    """GOAWAY, ACCEPT or NO_SESSION."""
     return bytes((kind,))
+
+
+def encode_prefer(serial: int, path: int) -> bytes:
+    return _PAIR.pack(PREFER, serial, path)
+
+
+def encode_records(kind: int, path: int, records: int) -> bytes:
+    """ACK or ABANDON: how many records have come on `path` in all."""
+    return _BOUND.pack(kind, path, records)
 
 
 def encode_datagram(stream: int, destination: Destination, payload: bytes | memoryview) -> bytes:
@@ -177,7 +209,7 @@ def encode_datagram(stream: int, destination: Destination, payload: bytes | memo
 
 
 def encode_lane(epoch: int, index: int) -> bytes:
-    return _LANE.pack(LANE, epoch, index)
+    return _PAIR.pack(LANE, epoch, index)
 
 
 def encode_packet(flags: int, segment: int, header: int, packet: bytes | memoryview) -> bytes:
@@ -185,14 +217,14 @@ def encode_packet(flags: int, segment: int, header: int, packet: bytes | memoryv
     return b"".join((_PACKET.pack(PACKET, flags, segment, header, len(packet)), packet))
 
 
-def encode_network(ipv4: bytes, ipv6: bytes) -> bytes:
+def encode_network(serial: int, ipv4: bytes, ipv6: bytes) -> bytes:
     """The client's addresses inside the tunnel, 4 and 16 bytes; zeros if the exit has no address of that family."""
-    return _NETWORK.pack(NETWORK, ipv4, ipv6)
+    return _NETWORK.pack(NETWORK, serial, ipv4, ipv6)
 
 
-def encode_taken(networks: Sequence[IPNetwork]) -> bytes:
+def encode_taken(serial: int, networks: Sequence[IPNetwork]) -> bytes:
     """Prefixes in which the client can take no address, 1 to MAX_TAKEN."""
-    parts = [_BYTE.pack(TAKEN, len(networks))]
+    parts = [_TAKEN.pack(TAKEN, serial, len(networks))]
     for network in networks:
         if isinstance(network, IPv4Network):
             parts.append(_PREFIX.pack(96 + network.prefixlen, _MAPPED + network.network_address.packed))
@@ -210,15 +242,15 @@ def encode_close(reason: CloseReason) -> bytes:
     return _BYTE.pack(CLOSE, reason)
 
 
-def encode_resumed(received: int, proof: bytes) -> bytes:
-    return _RESUMED.pack(RESUMED, received, proof)
+def encode_joined(proof: bytes) -> bytes:
+    return _JOINED.pack(JOINED, proof)
 
 
 def read_frames(plaintext: bytes) -> Iterator[Frame]:
     """The frames of one record, each decoded when it is asked for.
 
     Payloads are views of `plaintext`, not copies. Raises PeerError (PROTOCOL) for an empty record, an unknown kind, a
-    frame cut short, an unknown protocol or reason, or a malformed destination.
+    frame cut short, a stream 0 that is none, an unknown flag, protocol or reason, or a malformed destination.
     """
     position, end = 0, len(plaintext)
     if not end:
@@ -241,6 +273,17 @@ def read_frames(plaintext: bytes) -> Iterator[Frame]:
         yield frame
 
 
+def read_data(plaintext: bytes | bytearray | memoryview) -> tuple[int, int, bool, memoryview]:
+    """Stream, offset, FIN and data of a record whose first byte is DATA, so that it is this one frame.
+
+    As `read_frames`, but from any buffer: the record layer uses that of large records again.
+    """
+    try:
+        return _read_data(plaintext, memoryview(plaintext), 0)
+    except (ValueError, StructError) as error:
+        raise PeerError(CloseReason.PROTOCOL, "the peer sent a malformed DATA frame") from error
+
+
 def decode_frames(plaintext: bytes) -> list[Frame]:
     """All frames of one short record, in order; as `read_frames`."""
     return list(read_frames(plaintext))
@@ -252,30 +295,58 @@ def decode_frames(plaintext: bytes) -> list[Frame]:
 def _open(data: bytes, view: memoryview, at: int) -> tuple[Frame, int]:
     kind, stream, protocol = _STREAM_BYTE.unpack_from(data, at)
     destination, at = decode_destination(data, at + _STREAM_BYTE.size)
-    return (kind, stream, (StreamProtocol(protocol), destination)), at
+    return (kind, _one(stream), (StreamProtocol(protocol), destination)), at
 
 
-def _stream(data: bytes, view: memoryview, at: int) -> tuple[Frame, int]:
+def _opened(data: bytes, view: memoryview, at: int) -> tuple[Frame, int]:
     kind, stream = _STREAM.unpack_from(data, at)
-    return (kind, stream, None), at + _STREAM.size
+    return (kind, _one(stream), None), at + _STREAM.size
 
 
-def _reason(data: bytes, view: memoryview, at: int) -> tuple[Frame, int]:
+def _refused(data: bytes, view: memoryview, at: int) -> tuple[Frame, int]:
     kind, stream, reason = _STREAM_BYTE.unpack_from(data, at)
-    return (kind, stream, StreamReason(reason)), at + _STREAM_BYTE.size
+    return (kind, _one(stream), StreamReason(reason)), at + _STREAM_BYTE.size
 
 
 def _data(data: bytes, view: memoryview, at: int) -> tuple[Frame, int]:
-    kind, stream = _STREAM.unpack_from(data, at)
+    stream, offset, fin, payload = _read_data(data, view, at)
+    return (DATA, stream, (offset, fin, payload)), len(data)
+
+
+def _read_data(
+    data: bytes | bytearray | memoryview, view: memoryview, at: int
+) -> tuple[int, int, bool, memoryview]:
+    _, flags, stream, offset = _DATA.unpack_from(data, at)
     payload = view[at + DATA_HEADER :]
-    if not 0 < len(payload) <= MAX_DATA:
-        raise ValueError("wrong length")
-    return (kind, stream, payload), len(data)
+    size = len(payload)
+    if flags > DATA_FIN or not stream or size > MAX_DATA or offset + size > MAX_OFFSET:
+        raise ValueError("out of range")
+    if not size and not flags:
+        raise ValueError("nothing")
+    return stream, offset, flags == DATA_FIN, payload
+
+
+def _reset(data: bytes, view: memoryview, at: int) -> tuple[Frame, int]:
+    kind, stream, reason, final = _RESET.unpack_from(data, at)
+    if final > MAX_OFFSET:
+        raise ValueError("out of range")
+    return (kind, _one(stream), (StreamReason(reason), final)), at + _RESET.size
+
+
+def _one(stream: int) -> int:
+    if not stream:
+        raise ValueError("no stream has the number 0")
+    return stream
 
 
 def _window(data: bytes, view: memoryview, at: int) -> tuple[Frame, int]:
-    kind, stream, limit = _WINDOW.unpack_from(data, at)
-    return (kind, stream, limit), at + _WINDOW.size
+    kind, stream, limit = _BOUND.unpack_from(data, at)
+    return (kind, stream, limit), at + _BOUND.size
+
+
+def _records(data: bytes, view: memoryview, at: int) -> tuple[Frame, int]:
+    kind, path, records = _BOUND.unpack_from(data, at)
+    return (kind, 0, (path, records)), at + _BOUND.size
 
 
 def _number(data: bytes, view: memoryview, at: int) -> tuple[Frame, int]:
@@ -283,12 +354,22 @@ def _number(data: bytes, view: memoryview, at: int) -> tuple[Frame, int]:
     return (kind, 0, value), at + _NUMBER.size
 
 
+def _epoch(data: bytes, view: memoryview, at: int) -> tuple[Frame, int]:
+    kind, epoch = _EPOCH.unpack_from(data, at)
+    return (kind, 0, epoch), at + _EPOCH.size
+
+
+def _pair(data: bytes, view: memoryview, at: int) -> tuple[Frame, int]:
+    kind, first, second = _PAIR.unpack_from(data, at)
+    return (kind, 0, (first, second)), at + _PAIR.size
+
+
 def _message(data: bytes, view: memoryview, at: int) -> tuple[Frame, int]:
-    kind, length = _LENGTH.unpack_from(data, at)
-    start = at + _LENGTH.size
+    kind, epoch, length = _MESSAGE.unpack_from(data, at)
+    start = at + _MESSAGE.size
     if start + length > len(data):
         raise ValueError("cut short")
-    return (kind, 0, data[start : start + length]), start + length
+    return (kind, 0, (epoch, data[start : start + length])), start + length
 
 
 def _bare(data: bytes, view: memoryview, at: int) -> tuple[Frame, int]:
@@ -304,11 +385,6 @@ def _datagram(data: bytes, view: memoryview, at: int) -> tuple[Frame, int]:
     return (kind, stream, (destination, view[start:end])), end
 
 
-def _lane(data: bytes, view: memoryview, at: int) -> tuple[Frame, int]:
-    kind, epoch, index = _LANE.unpack_from(data, at)
-    return (kind, 0, (epoch, index)), at + _LANE.size
-
-
 def _packet(data: bytes, view: memoryview, at: int) -> tuple[Frame, int]:
     kind, flags, segment, header, length = _PACKET.unpack_from(data, at)
     start = at + _PACKET.size
@@ -319,15 +395,15 @@ def _packet(data: bytes, view: memoryview, at: int) -> tuple[Frame, int]:
 
 
 def _network(data: bytes, view: memoryview, at: int) -> tuple[Frame, int]:
-    kind, ipv4, ipv6 = _NETWORK.unpack_from(data, at)
-    return (kind, 0, (ipv4, ipv6)), at + _NETWORK.size
+    kind, serial, ipv4, ipv6 = _NETWORK.unpack_from(data, at)
+    return (kind, 0, (serial, ipv4, ipv6)), at + _NETWORK.size
 
 
 def _taken(data: bytes, view: memoryview, at: int) -> tuple[Frame, int]:
-    kind, count = _BYTE.unpack_from(data, at)
+    kind, serial, count = _TAKEN.unpack_from(data, at)
     if not 0 < count <= MAX_TAKEN:
         raise ValueError("wrong count")
-    at += _BYTE.size
+    at += _TAKEN.size
     networks: list[IPNetwork] = []
     for _ in range(count):
         length, address = _PREFIX.unpack_from(data, at)
@@ -336,7 +412,7 @@ def _taken(data: bytes, view: memoryview, at: int) -> tuple[Frame, int]:
             networks.append(IPv4Network((address[12:], length - 96)))
         else:
             networks.append(IPv6Network((address, length)))
-    return (kind, 0, tuple(networks)), at
+    return (kind, 0, (serial, tuple(networks))), at
 
 
 def _advertise(data: bytes, view: memoryview, at: int) -> tuple[Frame, int]:
@@ -353,35 +429,37 @@ def _close(data: bytes, view: memoryview, at: int) -> tuple[Frame, int]:
     return (kind, 0, CloseReason(reason)), at + _BYTE.size
 
 
-def _resumed(data: bytes, view: memoryview, at: int) -> tuple[Frame, int]:
-    kind, received, proof = _RESUMED.unpack_from(data, at)
-    return (kind, 0, (received, proof)), at + _RESUMED.size
+def _joined(data: bytes, view: memoryview, at: int) -> tuple[Frame, int]:
+    kind, proof = _JOINED.unpack_from(data, at)
+    return (kind, 0, proof), at + _JOINED.size
 
 
 _DECODERS = {
     OPEN: _open,
-    OPENED: _stream,
-    REFUSED: _reason,
+    OPENED: _opened,
+    REFUSED: _refused,
     DATA: _data,
-    FIN: _stream,
-    RESET: _reason,
-    ACK: _number,
+    RESET: _reset,
     WINDOW: _window,
-    PING: _number,
-    PONG: _number,
+    STREAMS: _number,
     REKEY: _message,
     REKEY_ANSWER: _message,
-    SWITCH: _bare,
-    REKEY_PLEASE: _bare,
-    DATAGRAM: _datagram,
-    LANE: _lane,
-    PACKET: _packet,
+    REKEY_PLEASE: _epoch,
+    LANE: _pair,
     NETWORK: _network,
     TAKEN: _taken,
     GOAWAY: _bare,
+    PREFER: _pair,
+    ABANDON: _records,
+    ACK: _records,
+    PING: _number,
+    PONG: _number,
+    SWITCH: _epoch,
+    DATAGRAM: _datagram,
+    PACKET: _packet,
     ADVERTISE: _advertise,
     CLOSE: _close,
     ACCEPT: _bare,
-    RESUMED: _resumed,
     NO_SESSION: _bare,
+    JOINED: _joined,
 }

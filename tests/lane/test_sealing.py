@@ -272,31 +272,53 @@ def test_rotation_loses_nothing() -> None:
         assert not receive(exit_.lane, late, now=now + LINGER)
 
 
-def test_a_new_carrier() -> None:
-    """Its epoch 0 is another one; what the old carrier announced does not count for it."""
+def test_an_announcement_before_its_secrets_are_known() -> None:
+    """The exit's LANE frame took another path than its REKEY_ANSWER."""
     client, exit_ = Side(True), Side(False)
     meet(client, exit_)
     receive(exit_.lane, message(client.lane, b"x"))
-    client.install(0, 9)
+    exit_index = exit_.install(1, 1)
+    for _ in range(2):
+        client.lane.announced(1, exit_index, 4.0)
     assert receive(exit_.lane, message(client.lane, b"old"))
-    client_index = 2
-    exit_index = exit_.install(0, 9)
-    assert receive(client.lane, message(exit_.lane, b"old"))
-    client.lane.announced(0, exit_index, 5.0)
-    exit_.lane.announced(0, client_index, 5.0)
-    assert receive(exit_.lane, message(client.lane, b"new"))
-    assert receive(client.lane, message(exit_.lane, b"new"))
-    assert client.sink.messages[-1][1] == b"ew"
+    exit_.lane.announced(1, client.install(1, 1, 5.0), 5.0)
+    new = message(client.lane, b"new")
+    assert new[1:5] == exit_index.to_bytes(4)
+    assert receive(exit_.lane, new) and receive(client.lane, message(exit_.lane, b"new"))
     assert client.lane.deadline() == 5.0 + LINGER
+    client.install(2, 2, 6.0)
+    assert message(client.lane, b"x")[1:5] == exit_index.to_bytes(4), "it was for one epoch"
 
 
-def test_many_dials_without_a_datagram_keep_few_keys() -> None:
+def test_an_exit_that_was_told_early_waits_for_a_datagram_all_the_same() -> None:
+    client, exit_ = Side(True), Side(False)
+    meet(client, exit_)
+    receive(exit_.lane, message(client.lane, b"x"))
+    exit_.lane.announced(1, 77, 0.0)
+    exit_.install(1, 1)
+    assert receive(client.lane, message(exit_.lane, b"old"))
+
+
+def test_a_copy_of_an_announcement_that_is_over() -> None:
+    client, exit_ = Side(True), Side(False)
+    meet(client, exit_)
+    index = exit_.install(1, 1)
+    client.install(1, 1)
+    client.lane.announced(1, index, 0.0)
+    for number in (0, 1):
+        client.lane.announced(number, number + 1, 0.0)
+    client.lane.expire(LINGER)
+    client.lane.announced(0, 1, LINGER)
+    assert message(client.lane, b"x")[1:5] == index.to_bytes(4)
+
+
+def test_many_epochs_without_a_datagram_keep_few_keys() -> None:
     exit_ = Side(False)
     client = Side(True)
     meet(client, exit_)
     receive(exit_.lane, message(client.lane, b"x"))
     for keys in range(1, 20):
-        exit_.install(0, keys)
+        exit_.install(keys, keys)
     assert set(exit_.lane.indices) == {1, 18, 19, 20}
     assert len(exit_.lane.indices) == MAX_EPOCHS
     assert exit_.lane.dropped == list(range(2, 18))
@@ -311,19 +333,26 @@ def test_announcements() -> None:
     assert not side.lane.ready
     side.lane.announced(0, 7, 0.0)
     side.lane.announced(0, 7, 0.0)
-    for index in (8, 0):
+    side.lane.announced(1, 9, 0.0)
+    side.lane.announced(2, 7, 0.0)  # not the next one: ignored
+    for number, index in ((0, 8), (0, 0), (1, 8), (1, 0)):
         with pytest.raises(PeerError) as caught:
-            side.lane.announced(0, index, 0.0)
+            side.lane.announced(number, index, 0.0)
         assert caught.value.reason is CloseReason.PROTOCOL
-    with pytest.raises(LocalError):
-        side.install(2, 2)
+    for number in (0, 2):
+        with pytest.raises(LocalError):
+            side.install(number, 2)
+    side.install(1, 1)
+    assert message(side.lane, b"x")[1:5] == (9).to_bytes(4)
+    with pytest.raises(PeerError):
+        side.lane.announced(1, 10, 0.0)
 
 
 def test_indices_are_neither_zero_nor_taken() -> None:
     draws = iter([0, 5, 6, 6, 7])
     lane = Lane(True, lambda size: next(draws).to_bytes(size), Recorder(), taken={5})
     assert lane.install(Cipher.AES_256_GCM, 0, secrets(0), 0.0) == 6
-    assert lane.install(Cipher.AES_256_GCM, 0, secrets(1), 0.0) == 7
+    assert lane.install(Cipher.AES_256_GCM, 1, secrets(1), 0.0) == 7
 
 
 def test_a_key_is_never_used_too_often(monkeypatch: pytest.MonkeyPatch) -> None:

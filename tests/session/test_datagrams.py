@@ -30,7 +30,7 @@ class Recorder(BasePacketLink):
     epochs: list[tuple[int, EpochSecrets]] = field(default_factory=list)
     announcements: list[tuple[int, int]] = field(default_factory=list)
     packets: list[tuple[int, int, int, bytes]] = field(default_factory=list)
-    networks: list[tuple[bytes, bytes]] = field(default_factory=list)
+    networks: list[tuple[int, bytes, bytes]] = field(default_factory=list)
     sent: list[tuple[int, Destination, bytes]] = field(default_factory=list)
 
     def epoch(self, cipher: Cipher, number: int, secrets: EpochSecrets, now: float) -> None:
@@ -51,14 +51,16 @@ class Recorder(BasePacketLink):
     def packet_received(self, flags: int, segment: int, header: int, packet: memoryview) -> None:
         self.packets.append((flags, segment, header, bytes(packet)))
 
-    def network_received(self, ipv4: bytes, ipv6: bytes) -> None:
-        self.networks.append((ipv4, ipv6))
+    def network_received(self, serial: int, ipv4: bytes, ipv6: bytes) -> None:
+        self.networks.append((serial, ipv4, ipv6))
 
 
 def equipped(limits: SessionLimits | None = None) -> tuple[Link, Recorder, Recorder]:
     link = Link(limits, connected=False)
     client, exit = Recorder(), Recorder()
     link.client.packet_link, link.exit.packet_link = client, exit
+    for session in (link.client, link.exit):
+        session.begin_lane(link.now)
     link.connect()
     return link, client, exit
 
@@ -68,8 +70,8 @@ def equipped(limits: SessionLimits | None = None) -> tuple[Link, Recorder, Recor
     [
         wire.encode_lane(0, 1),
         wire.encode_packet(0, 0, 0, b"p"),
-        wire.encode_network(bytes(4), bytes(16)),
-        wire.encode_taken([IPv4Network("10.0.0.0/8")]),
+        wire.encode_network(1, bytes(4), bytes(16)),
+        wire.encode_taken(1, [IPv4Network("10.0.0.0/8")]),
     ],
     ids=["lane", "packet", "network", "taken"],
 )
@@ -87,7 +89,9 @@ def test_both_sides_learn_the_same_secrets_of_every_epoch() -> None:
     assert [number for number, _ in client.epochs] == [0, 1, 2]
     assert client.epochs == exit.epochs
     link.resume()
-    assert client.epochs[-1][0] == 0 and client.epochs == exit.epochs
+    link.carrier.advance(5.0)
+    assert [number for number, _ in client.epochs] == [0, 1, 2, 3], "they go on over paths"
+    assert client.epochs == exit.epochs
 
 
 def test_announcements_made_on_an_epoch_find_it_known_to_the_peer() -> None:
@@ -111,7 +115,7 @@ def test_announcements_made_on_an_epoch_find_it_known_to_the_peer() -> None:
     assert sorted(known) == [1, 1, 2, 2]
 
 
-def test_packets_cross_on_the_carrier() -> None:
+def test_packets_cross_on_the_path() -> None:
     link, client, exit = equipped()
     link.client.send_packet(3, 1400, 52, memoryview(b"up" * 20_000))
     link.exit.send_packet(0, 0, 0, memoryview(b"down"))
@@ -130,7 +134,7 @@ def test_the_queue_of_packets_is_bounded() -> None:
     assert [int(packet[3][:3]) for packet in exit.packets] == list(range(dropped, 100))
 
 
-def test_packets_do_not_wait_for_the_next_carrier() -> None:
+def test_packets_do_not_wait_for_the_next_path() -> None:
     link, _, exit = equipped()
     link.client.send_packet(0, 0, 0, memoryview(b"lost"))
     link.carrier.cut()
@@ -162,7 +166,7 @@ def test_datagrams_from_the_lane_reach_only_streams_of_datagrams() -> None:
     link.carrier.settle()
     assert app.stream is not None and tcp.stream is not None
     for id in (app.stream.id, tcp.stream.id, 99):
-        link.exit.datagram_from_lane(id, NAME, memoryview(b"beside"))
+        link.exit.table.datagram_from_lane(id, NAME, memoryview(b"beside"))
     assert link.served[app.stream.id].datagrams == [(NAME, b"beside")]
     assert not link.served[tcp.stream.id].datagrams
 

@@ -1,4 +1,4 @@
-"""A handler that raises: its stream is reset on both sides, the others and the carrier go on."""
+"""A handler that raises: its stream is reset on both sides, the others and the path go on."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def say_datagram(link: Link, faulty: Faulty, far: App) -> None:
 
 def say_datagram_on_the_lane(link: Link, faulty: Faulty, far: App) -> None:
     assert faulty.stream is not None
-    link.client.datagram_from_lane(faulty.stream.id, TARGET, memoryview(b"datagram"))
+    link.client.table.datagram_from_lane(faulty.stream.id, TARGET, memoryview(b"datagram"))
 
 
 @pytest.mark.parametrize(
@@ -156,13 +156,16 @@ def test_a_stream_that_cannot_be_served_is_reset() -> None:
     assert not link.exit.streams
 
 
-def test_a_session_that_a_fault_kept_from_its_lost_carrier_resumes() -> None:
+def test_a_path_whose_loss_a_fault_kept_from_its_session_keeps_nothing_up() -> None:
     link = Link()
     near, far = link.pair()
-    link.carrier.cut()
-    link.client.attached = True
-    link.client.announce(b"\0stale")
+    link.quiesce()
+    stale, lost = link.carrier.paths
+    lost.lost(link.carrier.now)
+    stale.announce(b"\0stale")
     near.say(b"on")
-    link.connect(link.client.received, link.exit.received)
+    link.now = link.carrier.now
+    link.connect()
     link.carrier.settle()
     assert far.received == b"on" and link.carrier.error is None
+    assert stale.ended, "the exit says that it has closed it"

@@ -95,6 +95,20 @@ def test_only_the_answer_to_the_last_ping_counts() -> None:
     assert liveness.round_trip == changed, "once"
 
 
+def test_a_silence_is_no_round_trip() -> None:
+    liveness = attached()
+    measure(liveness, 100.0, 0.05)
+    liveness.measure()
+    token = liveness.ping
+    assert token is not None
+    liveness.ping_sent(101.0)
+    liveness.doubt()
+    assert liveness.pong(token, 103.0) is None
+    assert liveness.round_trip == pytest.approx(0.05)
+    measure(liveness, 104.0, 0.05)
+    assert liveness.round_trip == pytest.approx(0.05), "the next one counts"
+
+
 def test_a_silent_peer_is_given_up_after_two_intervals() -> None:
     liveness = attached()
     liveness.ping_sent(100.0)
@@ -216,14 +230,15 @@ def test_an_enlarged_length_is_found_out_by_the_keepalive() -> None:
     assert down.received.startswith(b"lostmore")
 
 
-def test_probing_a_session() -> None:
+def test_probing_a_path() -> None:
     link = Link(LIMITS)
     link.quiesce()
-    link.client.probe(2.0, link.carrier.now)
+    path, _ = link.carrier.paths
+    path.probe(2.0, link.carrier.now)
     link.carrier.advance(3.0)
     assert link.carrier.open, "it answered"
     link.carrier.to_right.piece = 0
-    link.client.probe(2.0, link.carrier.now)
+    path.probe(2.0, link.carrier.now)
     link.carrier.advance(2.0)
     assert not link.carrier.open
 
@@ -265,9 +280,30 @@ def test_a_session_tells_when_it_last_heard_of_its_peer() -> None:
     link.client.measure()
     link.carrier.advance(0.5)
     assert link.client.liveness.last > before
-    link.client.detach()
+    link.carrier.cut()
     link.client.measure()
-    assert link.client.liveness.ping is None, "there is no carrier to ask on"
+    link.client.prove(3.0, link.carrier.now)
+    assert link.client.liveness.ping is None, "there is no path to ask on"
+
+
+def test_a_doubt_ends_with_the_answer_to_the_last_ping() -> None:
+    """Whatever is heard before says nothing of what was sent."""
+    liveness = attached()
+    measure(liveness, 100.0, 0.05)
+    round_trip = liveness.round_trip
+    liveness.doubt()
+    first = liveness.ping
+    assert liveness.doubted and first is not None
+    liveness.ping_sent(101.0)
+    liveness.heard(105.0)
+    assert liveness.doubted
+    liveness.probe(2.0, 105.0)
+    second = liveness.ping
+    assert second is not None
+    liveness.ping_sent(105.0)
+    assert liveness.pong(first, 106.0) is None and liveness.doubted
+    assert liveness.pong(second, 106.0) is None and not liveness.doubted
+    assert liveness.round_trip == round_trip, "a silence is no round trip"
 
 
 def test_doubts_one_after_the_other_give_the_peer_no_more_time() -> None:

@@ -1,4 +1,4 @@
-"""Resume: whatever byte a carrier breaks at, every stream's bytes arrive once and in order.
+"""Resume: whatever byte a path's carrier breaks at, every stream's bytes arrive once and in order by the next path.
 
 `Play` is a small session with everything in it. It is run once without a loss, to learn what must come out and how
 many bytes it takes; then with the carrier cut in each record of either direction: before it, at every byte of its
@@ -8,23 +8,26 @@ header, in the middle of its body, and just before its last byte.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cryprq_proxy.address import Destination
-from cryprq_proxy.crypto.handshake import ClientHandshake, ExitHandshake
-from cryprq_proxy.crypto.identity import Identity
-from cryprq_proxy.crypto.payloads import ResumeRequest, resume_proof
-from cryprq_proxy.errors import CloseReason, PeerError, StreamReason
+from cryprq_proxy.crypto.handshake import record_keys
+from cryprq_proxy.crypto.payloads import JOIN_EXIT, JoinClaim, join_proof, join_ticket
+from cryprq_proxy.errors import CloseReason, LocalError, PeerError, StreamReason
 from cryprq_proxy.session import wire
+from cryprq_proxy.session.path import SessionPath
+from cryprq_proxy.session.path_keys import CarrierKeys
 from cryprq_proxy.session.records import HEADER, RecordOpener, RecordSealer
-from cryprq_proxy.session.rotation import CarrierKeys
+from cryprq_proxy.session.retention import DROPS
+from cryprq_proxy.session.session import Session
 from cryprq_proxy.session.streams import Half, Stream
-from tests.support.links import FAST, RESUME_SECRET, SESSION_ID, App, Link, ToyProvider
-from tests.support.memory import MemoryCarrier
+from cryprq_proxy.session.verdict import open_verdict
+from tests.support.handshakes import EXIT, new_client, new_exit, new_short_client
+from tests.support.links import FAST, SESSION_ID, App, Link, ToyProvider
 from tests.support.settings import session_limits
 
 GENERAL = StreamReason.GENERAL
@@ -170,7 +173,7 @@ def places(direction: str) -> Iterator[int]:
     each run of bytes that a session cannot tell apart. It sees nothing, a part of a header, or a header and a part of a
     body, and acts on none of them (test_records.py: test_a_part_of_a_record_changes_nothing)."""
     play = Play(Link(serve=serve, provider=ToyProvider()), [])
-    source = play.link.client if direction == RIGHT else play.link.exit
+    source = play.link.carrier.paths[direction != RIGHT]
     sent, fill = bytearray(), source.fill
 
     def noted(out: memoryview, budget: int, now: float) -> int:
@@ -237,114 +240,207 @@ def test_losses_in_bulk_transfers(cuts: list[Cut], slots: bool) -> None:
 
 # --- with real handshakes ---
 
-CLIENT, EXIT = Identity.generate(FAST), Identity.generate(FAST)
+
+class Known(NamedTuple):
+    """What an exit knows of a ticket."""
+
+    path: int
+    secret: bytes
 
 
 class HandshakingLink(Link):
-    """Carriers whose keys, counts and proofs come from the handshake, as the two roles do it."""
+    """Paths whose keys and proofs come from handshakes, signed and short ones in turn, as the two roles make them."""
 
-    def connect(self, client_has: int = 0, exit_has: int = 0) -> MemoryCarrier:
-        if not self.carriers:
-            return super().connect()
-        self.carriers += 1
-        client = ClientHandshake(CLIENT, EXIT.peer_id, FAST)
-        exit_ = ExitHandshake(EXIT, FAST)
+    def paths(self) -> tuple[SessionPath, SessionPath]:
+        if self.carriers:
+            shake = self._join_signed if self.carriers % 2 else self._join_short
+            self._made = shake(self.carriers, self.client.rotation.resume_secrets[0])
+        return super().paths()
+
+    def _keys(self, session: Session) -> CarrierKeys:
+        if self.carriers == 1:
+            return super()._keys(session)
+        return self._made[session is self.exit]
+
+    def _join_signed(self, number: int, secret: bytes) -> tuple[CarrierKeys, CarrierKeys]:
+        client, exit_ = new_client(), new_exit()
         exit_.read_first(client.write_first())
         client.read_second(exit_.write_second())
-        attempt = self.carriers
-        request = ResumeRequest.make(SESSION_ID, RESUME_SECRET, client.resume_hash, attempt, client_has)
-        exit_.read_third(client.write_third(request))
-        assert exit_.resume == request and request.proves(self.exit.resume_secret, exit_.resume_hash)
+        claim = JoinClaim.make(SESSION_ID, secret, client.join_hash, number)
+        exit_.read_third(client.write_third(claim))
+        assert exit_.joins == claim
+        [known] = [each for each in self.exit.rotation.resume_secrets if claim.proves(each, exit_.join_hash)]
         mine, theirs = client.result, exit_.result
-        assert mine.epoch == theirs.epoch
-        verdict = wire.encode_resumed(
-            exit_has, resume_proof(RESUME_SECRET, b"resume S", exit_.resume_hash, attempt, exit_has)
+        verdict = wire.encode_joined(join_proof(known, JOIN_EXIT, exit_.join_hash, number))
+        made = self._begin(number, mine.epoch.records, theirs.epoch.records, verdict)
+        assert self._verdict == (wire.JOINED, 0, join_proof(secret, JOIN_EXIT, client.join_hash, number))
+        return made
+
+    def _join_short(self, number: int, secret: bytes) -> tuple[CarrierKeys, CarrierKeys]:
+        client = new_short_client(exit_id=EXIT.peer_id, provider=FAST, resume=secret, path=number)
+        exit_ = new_exit()
+        tickets = {
+            join_ticket(each, number): Known(number, each) for each in self.exit.rotation.resume_secrets
+        }
+        exit_.read_first(client.write_first())
+        client.read_second(exit_.write_second())
+        assert exit_.read_short_third(client.write_third(), tickets.get).secret == secret
+        made = self._begin(number, client.result.records, exit_.path.records, wire.encode_bare(wire.ACCEPT))
+        assert self._verdict == (wire.ACCEPT, 0, None)
+        return made
+
+    def _begin(
+        self, number: int, mine: bytes, theirs: bytes, verdict: bytes
+    ) -> tuple[CarrierKeys, CarrierKeys]:
+        """The keys of both ends, behind the exit's verdict."""
+        cipher = self.cipher
+        (to_exit, to_client), (from_client, from_exit) = (
+            record_keys(mine, number),
+            record_keys(theirs, number),
         )
-        exit_sealer = RecordSealer(theirs.cipher, theirs.epoch.exit_record)
-        client_opener = RecordOpener(mine.cipher, mine.epoch.exit_record)
-        plaintext, _ = client_opener.open(memoryview(exit_sealer.seal(verdict)), 0)
-        assert plaintext is not None
-        [(kind, _, value)] = wire.decode_frames(bytes(plaintext))
-        expected = resume_proof(RESUME_SECRET, b"resume S", client.resume_hash, attempt, exit_has)
-        assert (kind, value) == (wire.RESUMED, (exit_has, expected))
-        exit_opener = RecordOpener(theirs.cipher, theirs.epoch.client_record)
-        self.exit.attach(
-            CarrierKeys(theirs.cipher, theirs.epoch, exit_sealer, exit_opener), request.rx, self.now
+        opener, sealer = RecordOpener(cipher, to_client), RecordSealer(cipher, from_exit)
+        self._verdict, _ = open_verdict(opener, memoryview(sealer.seal(verdict)), verdict[0])
+        return (
+            CarrierKeys(cipher, RecordSealer(cipher, to_exit), opener),
+            CarrierKeys(cipher, sealer, RecordOpener(cipher, from_client)),
         )
-        client_sealer = RecordSealer(mine.cipher, mine.epoch.client_record)
-        self.client.attach(
-            CarrierKeys(mine.cipher, mine.epoch, client_sealer, client_opener), exit_has, self.now
-        )
-        self.carrier = MemoryCarrier(self.client, self.exit, self.now)
-        return self.carrier
 
 
 @pytest.mark.parametrize("direction", [RIGHT, LEFT])
 @pytest.mark.parametrize("share", [0.1, 0.35, 0.5, 0.65, 0.9])
-def test_a_loss_with_a_real_handshake(direction: str, share: float) -> None:
+def test_losses_with_real_handshakes(direction: str, share: float) -> None:
     play = played((direction, int(SENT[direction] * share)), (direction, 60), make=HandshakingLink)
     assert play.link.carriers == 3 and play.outcome() == EXPECTED
 
 
-# --- counts ---
+# --- what the peer has received ---
 
 
-def interrupted() -> Link:
-    """Frames in all states on both sides: acknowledged, sent, and not yet sent."""
+def interrupted() -> tuple[Link, SessionPath, SessionPath]:
+    """Frames in all states on both sides: acknowledged, sent, and not yet sent. The carrier has ended; both paths do
+    not know it yet."""
     link = Link()
     one, other = link.pair()
     link.quiesce()
     one.say(b"arrives")
     other.say(b"arrives")
+    link.quiesce()
+    for flow in (link.carrier.to_left, link.carrier.to_right):
+        flow.piece = 0
+    for piece in (b", ", b"lost"):
+        one.say(piece)
+        other.say(piece)
     link.carrier.settle()
-    for path in (link.carrier.to_left, link.carrier.to_right):
-        path.piece = 0
-    one.say(b", lost")
-    other.say(b", lost")
-    link.carrier.settle()
-    link.carrier.cut()
+    link.carrier.open = False
     assert one.stream is not None
     one.stream.finish()
-    return link
+    client, exit = link.carrier.paths
+    assert client.log.units and exit.log.units
+    return link, client, exit
 
 
-@pytest.mark.parametrize("side", ["client", "exit"])
-def test_wrong_counts_are_rejected(side: str) -> None:
-    link = interrupted()
-    log = getattr(link, side).log
-    assert 0 < log.acknowledged < log.sent
-    for count in (0, log.acknowledged - 1, log.sent + 1, 2**64 - 1):
-        link = interrupted()
-        with pytest.raises(PeerError) as caught:
-            link.connect(*((0, count) if side == "client" else (count, link.exit.received)))
-        assert caught.value.reason is CloseReason.RESUME
-        session = getattr(link, side)
-        assert not session.attached
-        session.close(caught.value.reason)
-        assert session.log.kept == 0
+def lose_both(link: Link, *paths: SessionPath) -> None:
+    for path in paths:
+        path.lost(link.carrier.now)
+    link.now = link.carrier.now
 
 
-def test_counts_at_both_ends_of_the_range() -> None:
-    link = interrupted()
-    link.resume()
+def sent_kinds(path: SessionPath) -> list[int]:
+    return [unit.frame[0] for unit in path.log.units]
+
+
+def test_the_next_path_carries_what_the_lost_one_had_not_brought() -> None:
+    link, *paths = interrupted()
+    lose_both(link, *paths)
+    link.connect()
     link.quiesce()
     one, other = link.client.streams[1].handler, link.served[1]
     assert isinstance(one, App)
     assert one.received == other.received == b"arrives, lost" and other.events[-1] == ("eof",)
+    assert not link.client.retention.kept and not link.exit.retention.kept
+
+
+@pytest.mark.parametrize("side", ["client", "exit"])
+def test_what_the_peer_has_received_is_spared(side: str) -> None:
+    """The first frame that a side sends by the next path is ABANDON, and it may come before the other has sent all."""
+    link, *paths = interrupted()
+    lose_both(link, *paths)
+    link.connect()
+    session: Session = getattr(link, side)
+    lost = paths[side == "exit"]
+    [log] = session.retention.lost_logs(0)
+    assert len(log.units) == 2
+    link.forge(session, wire.encode_records(wire.ABANDON, 0, log.units[1].record))
+    assert len(log.units) == 1 and session.retention.lost_logs(0)
+    link.forge(session, wire.encode_records(wire.ACK, 0, lost.keys.records_sent))
+    assert not log.units
+    flow = link.carrier.to_left if side == "exit" else link.carrier.to_right
+    assert flow.pull(link.now)
+    kinds = sent_kinds(flow.source)
+    assert kinds == ([wire.ABANDON, wire.DATA] if side == "client" else [wire.ABANDON]), "only what is new"
+
+
+def test_the_peer_says_that_it_has_closed_a_path_that_still_seems_to_be_there() -> None:
+    link, client, exit = interrupted()
+    told: list[bool] = []
+    client.abandoned = lambda: told.append(client.ended)
+    exit.lost(link.carrier.now)
+    link.now = link.carrier.now
+    link.connect()
+    link.quiesce()
+    assert told == [True], "its carrier is closed, and the path has ended by then"
+    assert list(link.client.paths) == list(link.exit.paths) == [1]
+    assert link.served[1].received == b"arrives, lost"
+
+
+@pytest.mark.parametrize("side", ["client", "exit"])
+@pytest.mark.parametrize("kind", [wire.ACK, wire.ABANDON])
+@pytest.mark.parametrize("excess", [1, 2**32, 2**64])
+def test_more_than_was_sent_is_rejected(side: str, kind: int, excess: int) -> None:
+    link, client, exit = interrupted()
+    session: Session = getattr(link, side)
+    sent = (client, exit)[side == "exit"].keys.records_sent
+    link.now = link.carrier.now
+    link.connect()
+    records = min(sent + excess, 2**64 - 1)
+    with pytest.raises(PeerError) as caught:
+        link.forge(session, wire.encode_records(kind, 0, records))
+    assert type(caught.value) is PeerError and caught.value.reason is CloseReason.RESUME
+    session.close(caught.value.reason)
+    assert session.retention.kept == 0
 
 
 def test_a_peer_that_claims_more_than_it_got_loses_it() -> None:
-    """Nobody else suffers: the count is within range, so the frames are gone, and the stream's end is missing."""
-    link = interrupted()
-    link.connect(link.client.received, link.client.log.sent)
+    """Nobody else suffers: what it says that it has is gone, and the stream's end is missing."""
+    link, client, exit = interrupted()
+    records = client.keys.records_sent
+    lose_both(link, client, exit)
+    link.connect()
+    link.forge(link.client, wire.encode_records(wire.ABANDON, 0, records))
     link.quiesce()
     assert link.served[1].received == b"arrives"
 
 
-# --- while there is no carrier ---
+def test_a_lost_path_of_which_nothing_is_left_cannot_be_acknowledged() -> None:
+    """Nor one that never was; what is said of them is counted, and no more."""
+    link = Link()
+    link.pair()
+    link.quiesce()
+    link.resume()
+    link.quiesce()
+    for number in (0, 1):
+        link.forge(link.client, wire.encode_records(wire.ACK, number, 0))
+    with pytest.raises(PeerError, match="never sent"):
+        link.forge(link.client, wire.encode_records(wire.ACK, 2, 0))
+    link.forge(link.exit, wire.encode_records(wire.ABANDON, 2, 0))
+    link.carrier.settle()
+    assert link.carrier.open, "an exit may not have let the client in on that path"
 
 
-def test_streams_that_are_opened_while_there_is_no_carrier() -> None:
+# --- while there is no path ---
+
+
+def test_streams_that_are_opened_while_there_is_no_path() -> None:
     link = Link(serve=serve)
     link.carrier.cut()
     app = link.open(destination=Destination("192.0.2.1", ECHO))
@@ -355,7 +451,7 @@ def test_streams_that_are_opened_while_there_is_no_carrier() -> None:
     link.assert_clean()
 
 
-def test_streams_that_end_while_there_is_no_carrier() -> None:
+def test_streams_that_end_while_there_is_no_path() -> None:
     link = Link()
     pairs = [link.pair() for _ in range(3)]
     for one, other in pairs:
@@ -374,7 +470,7 @@ def test_streams_that_end_while_there_is_no_carrier() -> None:
     link.assert_clean()
 
 
-def test_what_waits_without_a_carrier_is_bounded() -> None:
+def test_what_waits_without_a_path_is_bounded() -> None:
     link = Link(session_limits(retained=1 << 18))
     one, other = link.pair()
     link.carrier.cut()
@@ -386,7 +482,7 @@ def test_what_waits_without_a_carrier_is_bounded() -> None:
 
 
 def test_windows_are_announced_again() -> None:
-    """The WINDOW that would have let a stream go on is lost with the carrier."""
+    """The WINDOW that would have let a stream go on is lost with the path."""
     link = Link()
     one, other = link.pair()
     other.eager = False
@@ -402,7 +498,7 @@ def test_windows_are_announced_again() -> None:
     assert len(other.received) == 200_000
 
 
-def test_nothing_of_the_old_carrier_opens_on_the_new_one() -> None:
+def test_nothing_of_the_old_path_opens_on_the_new_one() -> None:
     link = Link()
     one, _ = link.pair()
     one.say(b"old")
@@ -414,7 +510,7 @@ def test_nothing_of_the_old_carrier_opens_on_the_new_one() -> None:
     assert link.carrier.error is not None and link.carrier.error.reason is CloseReason.BAD_RECORD
 
 
-def test_the_counts_go_on() -> None:
+def test_streams_go_on_over_many_paths() -> None:
     link = Link()
     one, other = link.pair()
     for number in range(20):
@@ -423,5 +519,66 @@ def test_the_counts_go_on() -> None:
         link.resume()
     link.quiesce()
     assert other.received == b"".join(b"%d," % number for number in range(20))
-    assert link.client.log.sent == link.exit.received == 21
+    assert link.client.last_path == link.exit.last_path == 20
+    assert link.client.table.sent_bytes == link.exit.table.received_credit.received == len(other.received)
     assert one.stream is not None and one.stream.send_half is Half.OPEN
+
+
+def test_a_number_of_a_path_is_used_once() -> None:
+    link = Link()
+    link.resume()
+    path, _ = link.carrier.paths
+    for number in (0, 1):
+        with pytest.raises(LocalError):
+            link.client.attach(
+                number, CarrierKeys(path.keys.cipher, path.keys.sealer, path.keys.opener), link.now
+            )
+
+
+# --- several losses in a row ---
+
+
+def test_an_open_goes_before_its_data_however_often_paths_are_lost() -> None:
+    """The second path has carried OPEN and is lost, too; the data are still with what the first one had carried."""
+    link = Link(serve=serve)
+    link.carrier.to_right.piece = 0
+    app = link.open(destination=Destination("192.0.2.1", ECHO))
+    app.say(b"a")
+    link.carrier.settle()
+    app.say(b"b" * 5_000)
+    link.carrier.settle()
+    link.resume()
+    link.carrier.to_right.budget = 1
+    assert link.carrier.to_right.pull(link.now)
+    path, _ = link.carrier.paths
+    assert sent_kinds(path) == [wire.ABANDON, wire.OPEN, wire.DATA] and link.client.retention.lost_logs(0)
+    link.resume()
+    app.say(b"c", finish=True)
+    link.quiesce()
+    assert link.carrier.open and app.received == b"A" + b"B" * 5_000 + b"C."
+
+
+def test_an_open_is_not_overtaken_while_acknowledged_frames_are_dropped() -> None:
+    """Very many frames in front of it arrived, and are dropped a turn at a time. A path may take over meanwhile."""
+    link = Link(serve=serve)
+    link.quiesce()
+    for _ in range(2 * DROPS):
+        link.client.send(wire.encode_window(0, 1))
+    app = link.open(destination=Destination("192.0.2.1", ECHO))
+    app.say(b"hello")
+    path, _ = link.carrier.paths
+    flow = link.carrier.to_right
+    while flow.pull(link.carrier.now):
+        link.client.turn.renew()
+    first_open = next(unit.record for unit in path.log.units if unit.frame[0] == wire.OPEN)
+    link.now = link.carrier.now
+    link.carrier.cut()
+    link.connect()
+    app.say(b" and more", finish=True)
+    link.client.turn.renew()
+    link.client._acknowledge(0, first_open)
+    assert link.client.retention.stalls
+    link.carrier.settle()
+    assert link.carrier.open
+    link.quiesce()
+    assert app.received == b"HELLO AND MORE."

@@ -1,11 +1,10 @@
-"""Rotation: when it happens, that no byte notices it, and what a peer gets who does it wrongly."""
+"""The rotation of a session: when it happens, paths that come and go under it, and a peer who does it wrongly."""
 
 from __future__ import annotations
 
 import random
-import weakref
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -14,545 +13,723 @@ from hypothesis import strategies as st
 from cryprq_proxy.crypto.primitives import Cipher
 from cryprq_proxy.errors import CarrierError, CloseReason, LocalError, PeerError
 from cryprq_proxy.session import wire
-from cryprq_proxy.session.datagrams import BasePacketLink
-from cryprq_proxy.session.epochs import EpochLedger
-from cryprq_proxy.session.records import RecordOpener, RecordSealer
 from cryprq_proxy.session.rotation import (
     MISSED_INTERVALS,
     PLEASE_INTERVAL,
     UNFINISHED,
-    CarrierKeys,
-    Rotation,
+    RotationLimits,
     RotationState,
-    inline,
 )
-from cryprq_proxy.session.session import SessionLimits
-from tests.support.links import FAST, App, LaterOffload, Link, ToyProvider, epoch, seeded
+from tests.support.links import App, LaterOffload, Link, ToyProvider
+from tests.support.rotations import START, PathEnd, Rotations, RotationSide
 from tests.support.settings import rotation_limits, session_limits
 
 INTERVAL = 60.0
-LIMITS = session_limits(rotation=rotation_limits(interval=INTERVAL))
-NEVER_AGAIN = session_limits(rotation=rotation_limits(interval=1e9))
+LIMITS = rotation_limits(interval=INTERVAL)
+NEVER_AGAIN = rotation_limits(interval=1e9)
+PING = 9 + 16
+"""Bytes of a sealed record that holds one."""
+OVERDUE = MISSED_INTERVALS * INTERVAL + UNFINISHED
 
 
-def limits(**changes: Any) -> SessionLimits:
-    return session_limits(rotation=replace(rotation_limits(interval=1e9), **changes))
+def limits(**changes: Any) -> RotationLimits:
+    return replace(NEVER_AGAIN, **changes)
 
 
-def rotations(link: Link) -> tuple[int, int]:
-    return link.client.ledger.rotations, link.exit.ledger.rotations
+def content(frame: bytes) -> tuple[int, int, bytes]:
+    """Kind, epoch and message of a REKEY or its answer."""
+    ((kind, _, value),) = wire.decode_frames(frame)
+    number, message = cast("tuple[int, bytes]", value)
+    return kind, number, message
+
+
+def rotate(both: Rotations) -> None:
+    both.client.rotation.start(both.now)
+    both.settle()
 
 
 # --- when ---
 
 
 def test_by_interval() -> None:
-    link = Link(LIMITS)
-    link.carrier.advance(INTERVAL - 1)
-    assert rotations(link) == (0, 0)
-    link.carrier.advance(2)
-    assert rotations(link) == (1, 1)
-    link.carrier.advance(10 * INTERVAL)
-    assert rotations(link) == (11, 11) and link.carrier.open
-    assert link.client.rotation.number == link.exit.rotation.number == 11
-    assert link.client.rotation._epoch == link.exit.rotation._epoch
+    both = Rotations(LIMITS)
+    both.advance(INTERVAL - 1)
+    assert both.current == (0, 0)
+    both.advance(2)
+    both.assert_together(1)
+    both.advance(10 * INTERVAL)
+    both.assert_together(11)
+    assert not both.errors
 
 
-def test_by_records() -> None:
-    link = Link(limits(records=200))
-    up, down = link.pair()
-    for _ in range(1000):
-        up.say(b"a record")
-        link.carrier.advance(0.0)
-    assert link.carrier.open and rotations(link)[0] >= 4
-    assert len(down.received) == 8000
+@pytest.mark.parametrize("side", [0, 1])
+@pytest.mark.parametrize("source", [0, 1])
+@pytest.mark.parametrize("bound", [{"records": 400}, {"bytes": 400 * PING}])
+def test_by_what_the_busiest_path_has_carried(side: int, source: int, bound: dict[str, int]) -> None:
+    """`side` has such a limit, on what it sends and on what it gets."""
+    bounds = [NEVER_AGAIN, NEVER_AGAIN]
+    bounds[side] = limits(**bound)
+    both = Rotations(bounds[0], exit_limits=bounds[1], paths=2)
+    both.advance(5.0)
+    both.assert_together(1)
+    busiest = both.sides[source].ends[0]
+    busiest.carry(395, both.now)
+    both.advance(5.0)
+    assert both.current == (1, 1)
+    busiest.carry(5, both.now)
+    both.advance(0.0)
+    both.assert_together(2)
+    assert not both.errors
 
 
-def test_by_bytes() -> None:
-    link = Link(limits(bytes=1 << 20))
-    up, down = link.pair()
-    for _ in range(64):
-        down.say(bytes(1 << 17))
-        link.carrier.advance(0.0)
-    assert link.carrier.open and rotations(link)[0] >= 4
-    assert len(up.received) == 8 << 20
+@pytest.mark.parametrize("side", [0, 1])
+def test_by_datagrams_of_the_lane(side: int) -> None:
+    both = Rotations(limits(datagrams=1000))
+    both.sides[side].link.count = 999
+    both.advance(1.0)
+    assert both.current == (0, 0)
+    both.sides[side].link.count = 1000
+    both.advance(0.0)
+    assert both.current == (1, 1)
 
 
 def test_the_exit_asks_when_its_interval_is_shorter() -> None:
-    link = Link(NEVER_AGAIN, exit_limits=LIMITS)
-    link.carrier.advance(INTERVAL + 1)
-    assert rotations(link) == (1, 1)
-    link.carrier.advance(5 * INTERVAL)
-    assert rotations(link) == (6, 6) and link.carrier.open
+    both = Rotations(NEVER_AGAIN, exit_limits=LIMITS)
+    both.advance(INTERVAL + 1)
+    both.assert_together(1)
+    both.advance(5 * INTERVAL)
+    both.assert_together(6)
+    pleas = [frame for frame in both.exit.sent if frame[0] == wire.REKEY_PLEASE]
+    assert pleas == [wire.encode_epoch(wire.REKEY_PLEASE, number) for number in range(1, 7)]
 
 
 @pytest.mark.parametrize("interval", [0.1, 0.5, 1.0])
 def test_the_exit_asks_very_often(interval: float) -> None:
     """The dialler heeds it once in PLEASE_INTERVAL, and that is often enough for both to stay."""
-    link = Link(NEVER_AGAIN, exit_limits=limits(interval=interval), provider=ToyProvider())
-    link.carrier.advance(40.0)
-    assert link.carrier.open
-    assert 30 <= rotations(link)[0] <= 40 / PLEASE_INTERVAL
-
-
-def test_the_exit_asks_when_it_has_sent_enough() -> None:
-    link = Link(NEVER_AGAIN, exit_limits=limits(bytes=1 << 20))
-    link.pair()
-    link.carrier.advance(2.0)
-    link.served[1].say(bytes(1_500_000))
-    link.carrier.advance(0.1)
-    assert rotations(link) == (1, 1)
+    both = Rotations(NEVER_AGAIN, exit_limits=limits(interval=interval))
+    both.advance(40.0)
+    assert not both.errors and 30 <= both.current[0] <= 40 / PLEASE_INTERVAL
 
 
 def test_asking_again_and_again_does_not_make_the_dialler_hurry() -> None:
-    link = Link(NEVER_AGAIN, provider=ToyProvider())
+    both = Rotations()
     for _ in range(1000):
-        link.exit.rotation.frames.append(wire.encode_bare(wire.REKEY_PLEASE))
-        link.exit.wake()
-        link.carrier.advance(0.01)
-    assert link.carrier.open and 8 <= rotations(link)[0] <= 10
+        both.client.rotation.receive(wire.REKEY_PLEASE, both.current[0] + 1, b"", both.now)
+        both.advance(0.01)
+    assert 8 <= both.current[0] <= 10
 
 
-# --- without a pause ---
+def test_a_path_that_joins_makes_a_rotation_due() -> None:
+    both = Rotations()
+    both.advance(5.0)
+    secret = both.client.rotation.resume_secrets
+    both.join()
+    both.advance(0.0)
+    both.assert_together(1)
+    assert both.client.rotation.resume_secrets != secret
+    for _ in range(20):
+        both.join()
+    both.advance(0.0)
+    assert both.current == (1, 1), "many at once are one rotation"
+    both.advance(PLEASE_INTERVAL)
+    both.assert_together(2)
 
 
-@pytest.mark.parametrize("cipher", list(Cipher), ids=lambda cipher: cipher.name)
-@pytest.mark.parametrize("piece", [1 << 20, 977])
-def test_traffic_in_both_directions_goes_on(cipher: Cipher, piece: int) -> None:
-    link = Link(NEVER_AGAIN, cipher=cipher)
-    ends = [end for _ in range(3) for end in link.pair()]
-    link.carrier.to_left.piece = link.carrier.to_right.piece = piece
-    link.carrier.to_left.capacity = link.carrier.to_right.capacity = 20_000
-    source = random.Random(1)
-    sent = {id(end): bytearray() for end in ends}
-    for round in range(40):
-        for end in ends:
-            data = source.randbytes(source.randrange(1, 5000))
-            sent[id(end)] += data
-            end.say(data)
-        if round % 4 == 0:
-            link.client.rotation.start(link.carrier.now)
-            link.client.wake()
-        for _ in range(6):
-            link.carrier.step()
-    link.carrier.settle()
-    assert min(rotations(link)) >= 5
-    for one, other in zip(ends[::2], ends[1::2], strict=True):
-        assert one.received == sent[id(other)] and other.received == sent[id(one)]
+def test_two_rotations_do_not_overlap() -> None:
+    later = LaterOffload()
+    both = Rotations(exit_offload=later)
+    for _ in range(3):
+        rotate(both)
+    later.run()
+    both.settle()
+    both.assert_together(1)
 
 
-def test_the_border_stands_between_two_records() -> None:
-    """What was queued before goes out in the old epoch, what comes after in the new one, in both directions."""
-    link = Link(NEVER_AGAIN)
-    up, down = link.pair()
-    old = link.client.rotation.sealer, link.exit.rotation.sealer
-    up.say(b"before")
-    down.say(b"before")
-    link.client.rotation.start(link.carrier.now)
-    while link.client.ledger.rotations == 0:
-        link.carrier.step()
-    assert link.client.rotation.sealer is not old[0] and link.exit.rotation.sealer is not old[1]
-    assert link.client.rotation.sealer.records == 0
-    up.say(b"after")
-    down.say(b"after")
-    link.carrier.settle()
-    assert down.received == up.received == b"beforeafter"
+# --- borders ---
+
+
+def test_the_sides_go_over_one_after_the_other() -> None:
+    both = Rotations(paths=2)
+    both.client.rotation.start(both.now)
+    client, exit_ = (side.rotation for side in both.sides)
+    assert [frame[0] for frame in both.client.sent] == [wire.REKEY] and both.client.switches == 0
+    both.pump(both.client, both.client.ends[0])
+    both.client.ends[0].deliver(both.now)
+    assert [frame[0] for frame in both.exit.sent] == [wire.REKEY_ANSWER]
+    assert (exit_.current, exit_.sending, both.exit.switches) == (1, 0, 0)
+    assert len(exit_.resume_secrets) == 2 and len(both.exit.link.epochs) == 2
+    both.pump(both.exit, both.exit.ends[1])
+    both.exit.ends[1].deliver(both.now)
+    assert (client.current, client.sending, both.client.switches) == (1, 1, 1)
+    assert client.resume_secrets == exit_.resume_secrets[:1]
+    both.client.ends[1].fill(both.now)
+    both.client.ends[1].deliver(both.now)
+    assert (exit_.sending, both.exit.switches, exit_.resume_secrets) == (1, 1, client.resume_secrets)
+    assert both.exit.ends[0].keys.receive_epoch == 0, "the other path follows by itself"
+    both.settle()
+    both.assert_together(1)
+
+
+def test_no_rotation_begins_before_all_paths_have_come_to_the_last_one() -> None:
+    both = Rotations(LIMITS, paths=2)
+    stuck = both.client.ends[0]
+    stuck.other = None
+    rotate(both)
+    assert both.client.ends[1].keys.settled(1) and not stuck.keys.settled(1)
+    assert both.client.rotation.deadline(stuck.keys) == START + UNFINISHED
+    both.now = START + UNFINISHED - 1
+    both.client.rotation.receive(wire.REKEY_PLEASE, 2, b"", both.now)
+    for end in both.client.ends.values():
+        both.client.rotation.tick(both.now, end.keys)
+    assert both.client.rotation._state is RotationState.IDLE
+    both.advance(1.0)
+    assert both.errors and set(both.client.ends) == {1}, "the one that held it up is closed"
+    both.advance(1.0)
+    both.assert_together(2)
+
+
+def test_acknowledgements_count_for_that_too() -> None:
+    """SWITCH has left here; whether the exit has read it is not known."""
+    both = Rotations(LIMITS)
+    rotate(both)
+    keys = both.client.ends[0].keys
+    keys.acknowledged = keys.sent_before - 1
+    both.client.rotation.receive(wire.REKEY_PLEASE, 2, b"", both.now + 5)
+    assert both.client.rotation._state is RotationState.IDLE
+
+
+def test_the_epoch_before_is_forgotten() -> None:
+    both = Rotations()
+    rotate(both)
+    for side in both.sides:
+        assert side.rotation.secret(0) is not None
+    both.advance(UNFINISHED - 1)
+    assert both.client.rotation.secret(0) is not None
+    both.advance(2.0)
+    for side in both.sides:
+        assert side.rotation.secret(0) is None and side.rotation.secret(1) is not None
+        assert list(side.rotation._records) == [1] == list(side.rotation._resume)
+    rotate(both)
+    both.assert_together(2)
+
+
+def test_two_epochs_are_known_at_most() -> None:
+    both = Rotations()
+    for number in range(1, 5):
+        rotate(both)
+        for side in both.sides:
+            assert list(side.rotation._records) == [number, number - 1]
+            assert side.rotation._initiator is None
+
+
+# --- paths that come and go ---
+
+
+@pytest.mark.parametrize("moment", range(9))
+@pytest.mark.parametrize("joins", ["before", "after", "meanwhile"])
+def test_a_rotation_outlives_its_path(moment: int, joins: str) -> None:
+    """The only path is lost at any moment, and another one joins before that or later, slowly or not."""
+    both = Rotations()
+    both.client.rotation.start(both.now)
+    begun = both.begin_join() if joins == "meanwhile" else None
+    for step in range(moment):
+        side = both.sides[step // 2 % 2]
+        end = side.ends[0]
+        if step % 2:
+            while end.deliver(both.now):
+                pass
+        else:
+            both.pump(side, end)
+            end.fill(both.now)
+    if joins == "before":
+        both.join()
+    both.cut(0)
+    if joins == "after":
+        both.join()
+    if begun is not None and not both.let_in(begun):
+        both.join()
+    both.settle()
+    assert both.current == (1, 1)
+    both.assert_together(1)
+    rotate(both)
+    both.assert_together(2)
+
+
+def test_who_joins_by_the_new_secret_confirms_it() -> None:
+    """The path on which the client's SWITCH went is lost before the exit has read it."""
+    both = Rotations()
+    both.client.rotation.start(both.now)
+    for side in both.sides:
+        both.pump(side, side.ends[0])
+        side.ends[0].deliver(both.now)
+    assert both.current == (1, 1) and both.exit.rotation.sending == 0
+    both.cut(0)
+    end = both.client.ends[both.join()]
+    assert end.joined == 1 and both.exit.rotation.sending == 1
+    both.settle()
+    both.assert_together(1)
+    assert end.keys.sent_before == 0, "the keys of its handshake are newer than those of the epoch"
+    rotate(both)
+    both.assert_together(2)
+
+
+def test_a_path_that_joined_by_the_old_secret_follows_at_once() -> None:
+    both = Rotations()
+    begun = both.begin_join()
+    both.client.rotation.start(both.now)
+    for side in both.sides:
+        both.pump(side, side.ends[0])
+        side.ends[0].deliver(both.now)
+    assert both.let_in(begun), "the exit takes it until the new epoch is confirmed"
+    both.settle()
+    both.assert_together(1)
+    assert begun.keys.sent_before > 0
+
+
+def test_an_old_secret_is_over_when_the_new_epoch_is_confirmed() -> None:
+    both = Rotations()
+    begun = both.begin_join()
+    (old,) = both.client.rotation.resume_secrets
+    both.client.rotation.start(both.now)
+    side, end = both.client, both.client.ends[0]
+    both.pump(side, end)
+    for _ in range(3):
+        for end in (both.client.ends[0], both.exit.ends[0]):
+            both.pump(end.side, end)
+            end.fill(both.now)
+            while end.deliver(both.now):
+                pass
+    assert both.exit.rotation.sending == 1 and not both.let_in(begun)
+    with pytest.raises(LocalError):
+        both.exit.rotation.resume_epoch(old)
+    assert both.exit.rotation.resume_epoch(both.client.rotation.resume_secrets[0]) == 1
+
+
+def test_a_path_that_comes_late_has_the_whole_time() -> None:
+    """The client was away for minutes in the middle of a rotation."""
+    later = LaterOffload()
+    both = Rotations(LIMITS, offload=later)
+    both.client.rotation.start(both.now)
+    later.run()
+    both.settle()
+    assert both.exit.rotation._state is RotationState.ANSWERED
+    both.cut(0)
+    both.now += 250.0
+    both.join()
+    both.advance(UNFINISHED - 1)
+    assert not both.errors
+    later.run()
+    both.settle()
+    both.assert_together(1)
+
+
+def test_copies_change_nothing() -> None:
+    both = Rotations()
+    for _ in range(3):
+        rotate(both)
+        for side, other in (both.sides, both.sides[::-1]):
+            for frame in side.sent:
+                other.rotation.receive(*content(frame), both.now)
+    both.assert_together(3)
+    assert len(both.client.sent) == len(both.exit.sent) == 3
+
+
+def test_copies_while_it_computes_change_nothing() -> None:
+    client, exit_ = LaterOffload(), LaterOffload()
+    both = Rotations(offload=client, exit_offload=exit_)
+    rotate(both)
+    client.run()
+    question = content(both.client.sent[0])
+    for _ in range(3):
+        both.exit.rotation.receive(*question, both.now)
+    assert len(exit_.waiting) == 1
+    exit_.run()
+    answer = content(both.exit.sent[0])
+    for _ in range(3):
+        both.client.rotation.receive(*answer, both.now)
+        both.exit.rotation.receive(*question, both.now)
+    assert len(client.waiting) == 1
+    client.run()
+    both.settle()
+    both.assert_together(1)
+
+
+class Storm:
+    """Whatever may happen to two rotations, in a random order. Time passes, but not so much that a path must end."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.offloads = LaterOffload(), LaterOffload()
+        self.both = Rotations(limits(), offload=self.offloads[0], exit_offload=self.offloads[1])
+        self.begun: list[PathEnd] = []
+        self.side = self.both.client
+        """That which moves now."""
+
+    def step(self) -> None:
+        moves = (
+            (
+                self.join,
+                self.let_in,
+                self.lose,
+                self.notice,
+                self.compute,
+                self.rotate,
+                self.repeat,
+                self.reorder,
+            )
+            + (self.send, self.fill) * 2
+            + (self.deliver,) * 3
+        )
+        self.side = self.random.choice(self.both.sides)
+        self.random.choice(moves)()
+        self.both.now += self.random.random() * 0.01
+
+    @property
+    def end(self) -> PathEnd | None:
+        ends = list(self.side.ends.values())
+        return self.random.choice(ends) if ends else None
+
+    def join(self) -> None:
+        if len(self.both.client.ends) < 4:
+            self.begun.append(self.both.begin_join())
+
+    def let_in(self) -> None:
+        if self.begun:
+            self.both.let_in(self.begun.pop(self.random.randrange(len(self.begun))))
+
+    def lose(self) -> None:
+        """On one side; the other one has not noticed."""
+        if (end := self.end) is not None and self.random.random() < 0.3:
+            self.side.lose(end.keys.number)
+
+    def notice(self) -> None:
+        gone = self.both.client.ends.keys() ^ self.both.exit.ends.keys()
+        for number in gone - {end.keys.number for end in self.begun}:
+            self.both.cut(number)
+
+    def compute(self) -> None:
+        self.offloads[self.both.sides.index(self.side)].run()
+
+    def rotate(self) -> None:
+        rotation = self.both.client.rotation
+        if all(keys.settled(rotation.current) for keys in self.both.client.path_keys):
+            rotation.start(self.both.now)
+
+    def repeat(self) -> None:
+        """A late copy of any frame so far."""
+        if self.side.sent:
+            self.side.waiting.append(self.random.choice(self.side.sent))
+
+    def reorder(self) -> None:
+        if self.side.waiting:
+            self.side.waiting.rotate(self.random.randrange(len(self.side.waiting)))
+
+    def send(self) -> None:
+        if (end := self.end) is not None and self.side.waiting:
+            end.send(self.side.waiting.popleft())
+
+    def fill(self) -> None:
+        if (end := self.end) is not None:
+            end.fill(self.both.now)
+
+    def deliver(self) -> None:
+        for end in list(self.side.ends.values()):
+            for _ in range(self.random.randrange(3)):
+                end.deliver(self.both.now)
+
+    def calm(self) -> None:
+        """Let everything arrive by one new path."""
+        both = self.both
+        for number in set(both.client.ends) | set(both.exit.ends):
+            both.cut(number)
+        both.join()
+        for _ in range(4):
+            for offload in self.offloads:
+                offload.run()
+            both.settle()
+
+
+@pytest.mark.parametrize("seed", range(150))
+def test_whatever_happens_both_sides_agree(seed: int) -> None:
+    storm = Storm(seed)
+    both = storm.both
+    for _ in range(6):
+        for _ in range(150):
+            storm.step()
+            client, exit_ = both.current
+            assert client <= exit_ <= client + 1
+            for side in both.sides:
+                assert len(side.rotation._records) <= 2
+        storm.begun.clear()
+        storm.calm()
+        number = both.current[0]
+        both.assert_together(number)
+        rotate(both)
+        storm.calm()
+        both.assert_together(number + 1)
 
 
 # --- the slow provider ---
 
 
-def test_a_slow_provider_pauses_only_where_it_must() -> None:
+def test_nothing_waits_for_a_slow_computation() -> None:
     client, exit_ = LaterOffload(), LaterOffload()
-    link = Link(NEVER_AGAIN, offload=client, exit_offload=exit_)
+    rotation_alone = session_limits(rotation=NEVER_AGAIN)
+    link = Link(rotation_alone, offload=client, exit_offload=exit_)
     up, down = link.pair()
     said = b""
-
-    def talk(tag: bytes) -> None:
-        nonlocal said
-        said += tag
-        up.say(tag)
-        down.say(tag)
+    link.client.rotation.start(link.carrier.now)
+    for run in (lambda: None, client.run, exit_.run, client.run, lambda: None):
+        run()
+        said += b"more "
+        up.say(b"more ")
+        down.say(b"more ")
         link.carrier.settle()
-
-    link.client.rotation.start(link.carrier.now)
-    talk(b"asking ")
-    assert up.received == down.received == said
-    client.run()
-    talk(b"asked ")
-    assert exit_.waiting and up.received == down.received == said
-    exit_.run()
-    link.carrier.settle()
-    talk(b"answered ")
-    assert client.waiting and link.client.paused
-    assert down.received == said and up.received != said, "the client cannot read the new epoch yet"
-    client.run()
-    link.carrier.settle()
-    assert not link.client.paused and up.received == said
-    talk(b"done")
-    assert up.received == down.received == said and rotations(link) == (1, 1)
+        assert up.received == down.received == said
+    assert link.client.ledger.rotations == link.exit.ledger.rotations == 1
 
 
-def test_much_data_waits_during_the_pause() -> None:
-    client = LaterOffload()
-    link = Link(NEVER_AGAIN, offload=client)
-    up, down = link.pair()
-    link.client.rotation.start(link.carrier.now)
-    client.run()
-    down.say(bytes(3 << 20))
-    link.carrier.settle()
-    assert link.client.paused
-    link.carrier.advance(5.0)
-    assert link.carrier.open
-    client.run()
-    link.carrier.settle()
-    assert len(up.received) == 3 << 20
-
-
-@pytest.mark.parametrize("moment", range(4))
-@pytest.mark.parametrize("before", [True, False])
-def test_a_result_for_a_lost_carrier_is_dropped(moment: int, before: bool) -> None:
-    """The carrier is lost while something is being computed, and the result comes before or after the next one."""
+@pytest.mark.parametrize("moment", range(3))
+def test_a_result_for_a_session_that_is_over_is_dropped(moment: int) -> None:
     client, exit_ = LaterOffload(), LaterOffload()
-    link = Link(NEVER_AGAIN, offload=client, exit_offload=exit_)
-    up, down = link.pair()
-    link.client.rotation.start(link.carrier.now)
-    steps = [client, exit_, client]
-    for offload in steps[:moment]:
+    both = Rotations(offload=client, exit_offload=exit_)
+    rotate(both)
+    for offload in (client, exit_, client)[:moment]:
         offload.run()
-        link.carrier.settle()
-    up.say(b"lost and found")
-    down.say(b"lost and found")
-    keys = keys_of(link)
-    link.carrier.cut()
-    late = client.waiting + exit_.waiting
-    client.waiting, exit_.waiting = [], []
-    assert len(late) == (moment < 3)
-    if not before:
-        link.resume()
-    while late:
-        job, done = late.pop()
-        done(job)
-        del job, done
-    assert_no_keys(keys)
-    if before:
-        link.resume()
-    assert not link.client.paused and link.client.rotation.final is link.exit.rotation.final is None
-    link.carrier.settle()
-    assert up.received == down.received == b"lost and found"
-    assert rotations(link) == (moment // 3, moment // 3)
-    link.client.rotation.start(link.carrier.now)
-    for offload in steps:
+        both.settle()
+    sent = len(both.client.sent), len(both.exit.sent)
+    for side in both.sides:
+        side.rotation.end()
+    for offload in (client, exit_):
         offload.run()
-        link.carrier.settle()
-    assert rotations(link) == (moment // 3 + 1,) * 2
+    assert (len(both.client.sent), len(both.exit.sent)) == sent and both.current[0] == 0
+    for side in both.sides:
+        rotation = side.rotation
+        assert rotation.resume_secrets == () and rotation.secret(0) is None
+        assert rotation._epoch is rotation._initiator is None
+        rotation.start(both.now)
+        keys = side.ends[0].keys
+        assert rotation.deadline(keys) == float("inf")
+        rotation.tick(both.now + 1e12, keys)
 
 
 def test_a_failure_on_the_other_thread_reaches_the_session() -> None:
-    client, exit_ = LaterOffload(), LaterOffload()
-    link = Link(NEVER_AGAIN, offload=client, exit_offload=exit_)
-    feed(link.exit.rotation, wire.REKEY, bytes(1248))
+    later = LaterOffload()
+    both = Rotations(exit_offload=later)
+    both.exit.rotation.receive(wire.REKEY, 1, bytes(1248), both.now)
     with pytest.raises(PeerError) as caught:
-        exit_.run()
+        later.run()
     assert caught.value.reason is CloseReason.REKEY and not isinstance(caught.value, CarrierError)
-
-
-def test_a_failure_for_a_lost_carrier_reaches_nobody() -> None:
-    exit_ = LaterOffload()
-    link = Link(NEVER_AGAIN, exit_offload=exit_)
-    feed(link.exit.rotation, wire.REKEY, bytes(1248))
-    link.carrier.cut()
-    exit_.run()
-    link.resume()
-    link.client.rotation.start(link.carrier.now)
-    link.carrier.settle()
-    exit_.run()
-    link.carrier.settle()
-    assert rotations(link) == (1, 1) and link.carrier.open
-
-
-# --- keys that are no longer needed ---
-
-
-def assert_nothing_under_way(rotation: Rotation) -> None:
-    assert rotation._initiator is rotation._pending is rotation._next is rotation._next_opener is None
-
-
-def keys_of(link: Link) -> list[weakref.ref[Rotation]]:
-    """References to the only objects that hold the keys of the link's carrier; they keep nothing alive."""
-    return [weakref.ref(peer.rotation) for peer in (link.client, link.exit)]
-
-
-def assert_no_keys(keys: list[weakref.ref[Rotation]]) -> None:
-    assert [key() for key in keys] == [None, None]
-
-
-@pytest.mark.parametrize("steps", range(8))
-def test_keys_go_with_their_carrier(steps: int) -> None:
-    """At whatever moment of a rotation it is lost."""
-    link = Link(NEVER_AGAIN)
-    link.pair()
-    link.client.rotation.start(link.carrier.now)
-    moves = [
-        lambda path=path, move=move: getattr(path, move)(link.carrier.now)
-        for _ in range(2)
-        for path in (link.carrier.to_right, link.carrier.to_left)
-        for move in ("pull", "deliver")
-    ]
-    for move in moves[:steps]:
-        move()
-    keys = keys_of(link)
-    link.carrier.cut()
-    assert_no_keys(keys)
-    for peer in (link.client, link.exit):
-        assert not peer.paused
-        with pytest.raises(LocalError, match="has no keys"):
-            _ = peer.rotation
-
-
-def test_a_closed_session_has_no_keys() -> None:
-    link = Link(NEVER_AGAIN)
-    link.client.rotation.start(link.carrier.now)
-    keys = keys_of(link)
-    link.client.close(CloseReason.NORMAL)
-    link.carrier.settle()
-    assert link.exit.closed is CloseReason.NORMAL
-    assert_no_keys(keys)
-
-
-def test_a_finished_rotation_leaves_only_the_new_keys() -> None:
-    link = Link(NEVER_AGAIN)
-    old = link.client.rotation._epoch
-    for number in range(1, 4):
-        link.client.rotation.start(link.carrier.now)
-        assert link.client.rotation._initiator is not None
-        link.carrier.settle()
-        assert rotations(link) == (number, number)
-        for rotation in (link.client.rotation, link.exit.rotation):
-            assert_nothing_under_way(rotation)
-            assert rotation.final is None and rotation._epoch != old
-        old = link.client.rotation._epoch
-
-
-# --- a carrier that is lost ---
-
-
-@pytest.mark.parametrize("steps", range(1, 8))
-def test_a_lost_carrier_abandons_the_rotation(steps: int) -> None:
-    link = Link(NEVER_AGAIN)
-    up, down = link.pair()
-    up.say(b"one ")
-    down.say(b"one ")
-    link.client.rotation.start(link.carrier.now)
-    for _ in range(steps):
-        link.carrier.step()
-    link.resume()
-    up.say(b"two")
-    down.say(b"two")
-    link.carrier.settle()
-    assert up.received == down.received == b"one two"
-    assert link.client.rotation.number == link.exit.rotation.number == 0
-    link.client.rotation.start(link.carrier.now)
-    link.carrier.settle()
-    assert link.client.rotation.number == link.exit.rotation.number == 1
-    assert link.carrier.open
 
 
 # --- in time or not at all ---
 
 
-def test_unfinished_rotations_end_the_carrier() -> None:
-    client = LaterOffload()
-    link = Link(LIMITS, offload=client)
-    link.carrier.advance(INTERVAL + UNFINISHED - 1)
-    assert link.carrier.open
-    link.carrier.advance(2.0)
-    assert not link.carrier.open
-    assert isinstance(link.carrier.error, CarrierError) and link.carrier.error.reason is CloseReason.REKEY
-    assert link.client.closed is None and link.exit.closed is None
+@pytest.mark.parametrize("slow", [0, 1])
+def test_unfinished_rotations_end_the_path(slow: int) -> None:
+    offloads: list[Any] = [None, None]
+    offloads[slow] = LaterOffload()
+    names = ("offload", "exit_offload")
+    both = Rotations(LIMITS, **{names[slow]: offloads[slow]})
+    both.advance(INTERVAL + UNFINISHED - 1)
+    assert not both.errors
+    both.advance(2.0)
+    assert [error.reason for error in both.errors] == [CloseReason.REKEY]
+    both.join()
+    both.advance(1.0)
+    offloads[slow].run()
+    both.settle()
+    offloads[slow].run()
+    both.settle()
+    both.assert_together(1)
 
 
-def test_an_answer_that_never_comes() -> None:
-    link = Link(LIMITS, exit_offload=LaterOffload())
-    link.carrier.advance(INTERVAL + UNFINISHED + 1)
-    assert isinstance(link.carrier.error, CarrierError) and link.carrier.error.reason is CloseReason.REKEY
+def test_the_exit_ends_the_paths_of_a_client_that_never_rotates() -> None:
+    both = Rotations(NEVER_AGAIN, exit_limits=LIMITS)
+    both.client.rotation.receive = unheard  # type: ignore[assignment,method-assign]
+    both.advance(OVERDUE - 1)
+    assert not both.errors
+    both.advance(2.0)
+    assert [error.reason for error in both.errors] == [CloseReason.REKEY]
 
 
-def test_the_exit_ends_the_carrier_of_a_client_that_never_rotates() -> None:
-    link = Link(NEVER_AGAIN, exit_limits=LIMITS)
-    link.client.rotation.receive = lambda *_: None  # type: ignore[method-assign]
-    link.carrier.advance(MISSED_INTERVALS * INTERVAL + UNFINISHED - 1)
-    assert link.carrier.open
-    link.carrier.advance(2.0)
-    assert not link.carrier.open
-    assert isinstance(link.carrier.error, CarrierError) and link.carrier.error.reason is CloseReason.REKEY
+def unheard(*_: object) -> None:
+    """A peer that ignores what is asked."""
 
 
-@pytest.mark.parametrize("bound", [{"records": 100}, {"bytes": 100_000}])
-def test_twice_a_limit_ends_the_carrier(bound: dict[str, int]) -> None:
-    link = Link(NEVER_AGAIN, exit_limits=limits(**bound))
-    link.client.rotation.receive = lambda *_: None  # type: ignore[method-assign]
-    up, _ = link.pair()
-    for _ in range(300):
-        up.say(bytes(1000))
-        link.carrier.advance(0.0)
-    assert not link.carrier.open
-    assert isinstance(link.carrier.error, CarrierError) and link.carrier.error.reason is CloseReason.REKEY
-    assert link.exit.closed is None
+@pytest.mark.parametrize("bound", [{"records": 400}, {"bytes": 400 * PING}])
+@pytest.mark.parametrize("source", [0, 1])
+def test_twice_a_limit_ends_the_path_that_has_reached_it(bound: dict[str, int], source: int) -> None:
+    both = Rotations(NEVER_AGAIN, exit_limits=limits(**bound), paths=2)
+    both.client.rotation.receive = unheard  # type: ignore[assignment,method-assign]
+    both.sides[source].ends[1].carry(750, both.now)
+    both.advance(0.0)
+    assert not both.errors
+    both.sides[source].ends[1].carry(50, both.now)
+    both.advance(0.0)
+    assert len(both.errors) == 1 and set(both.exit.ends) == {0}
+
+
+def test_twice_the_limit_of_the_lane_ends_each_path() -> None:
+    both = Rotations(NEVER_AGAIN, exit_limits=limits(datagrams=1000), paths=2)
+    both.client.rotation.receive = unheard  # type: ignore[assignment,method-assign]
+    both.exit.link.count = 2000
+    both.advance(0.0)
+    assert len(both.errors) == 2
 
 
 # --- out of turn ---
 
 
-def feed(rotation: Rotation, kind: int, message: bytes | None = None) -> None:
-    rotation.receive(kind, message, 1000.0)
+def lone(*, dialler: bool, offload: Any = None) -> RotationSide:
+    offload = offload or LaterOffload()
+    both = Rotations(offload=offload, exit_offload=offload)
+    return both.sides[not dialler]
 
 
-def assert_ends_session(rotation: Rotation, kind: int, message: bytes | None = None) -> None:
+def assert_ends_session(side: RotationSide, kind: int, number: int = 1, message: bytes = b"") -> None:
     with pytest.raises(PeerError) as caught:
-        feed(rotation, kind, message)
+        side.rotation.receive(kind, number, message, START)
     assert caught.value.reason is CloseReason.REKEY and not isinstance(caught.value, CarrierError)
 
 
-def lone(*, dialler: bool, offload: Any = inline) -> Rotation:
-    keys, cipher = epoch(1), Cipher.CHACHA20_POLY1305
-    return Rotation(
-        CarrierKeys(
-            cipher,
-            keys,
-            RecordSealer(cipher, keys.client_record),
-            RecordOpener(cipher, keys.client_record),
-        ),
-        1000.0,
-        dialler=dialler,
-        session_id=bytes(16),
-        provider=FAST,
-        limits=rotation_limits(),
-        entropy=seeded(0),
-        offload=offload,
-        ready=lambda: None,
-        packet_link=BasePacketLink,
-        ledger=EpochLedger(),
-    )
+def test_frames_of_the_wrong_side() -> None:
+    for number in range(3):
+        assert_ends_session(lone(dialler=True), wire.REKEY, number, bytes(1248))
+        for kind in (wire.REKEY_ANSWER, wire.REKEY_PLEASE):
+            assert_ends_session(lone(dialler=False), kind, number, bytes(1152))
 
 
-def test_nothing_but_a_start_is_welcome_in_idle() -> None:
-    for kind in (wire.REKEY, wire.REKEY_ANSWER, wire.SWITCH):
-        assert_ends_session(lone(dialler=True), kind, bytes(1152))
-    for kind in (wire.REKEY_ANSWER, wire.SWITCH, wire.REKEY_PLEASE):
-        assert_ends_session(lone(dialler=False), kind, bytes(1248))
+def test_epochs_that_are_not_the_next() -> None:
+    for number in (2, 3, 2**32 - 1):
+        assert_ends_session(lone(dialler=False), wire.REKEY, number, bytes(1248))
+        for kind in (wire.REKEY_ANSWER, wire.REKEY_PLEASE):
+            assert_ends_session(lone(dialler=True), kind, number, bytes(1152))
 
 
-def test_an_answer_before_the_question_has_been_computed() -> None:
-    later = LaterOffload()
-    rotation = lone(dialler=True, offload=later)
-    rotation.start(1000.0)
-    assert_ends_session(rotation, wire.REKEY_ANSWER, bytes(1152))
+def test_an_answer_that_was_not_asked_for() -> None:
+    assert_ends_session(lone(dialler=True), wire.REKEY_ANSWER, 1, bytes(1152))
+    computing = lone(dialler=True)
+    computing.rotation.start(START)
+    assert_ends_session(computing, wire.REKEY_ANSWER, 1, bytes(1152))
 
 
-def test_a_second_answer() -> None:
-    link = Link(NEVER_AGAIN)
-    link.client.rotation.start(link.carrier.now)
-    link.carrier.to_right.pull(link.carrier.now)
-    link.carrier.to_right.deliver(link.carrier.now)
-    answer = link.exit.rotation.final
-    assert answer is not None
-    link.carrier.to_left.pull(link.carrier.now)
-    link.carrier.to_left.deliver(link.carrier.now)
-    assert link.client.rotation.final is not None, "the switch is still to be sent"
-    assert_ends_session(link.client.rotation, wire.REKEY_ANSWER, answer[3:])
+def test_a_rotation_before_the_last_one_is_confirmed() -> None:
+    both = Rotations()
+    both.client.rotation.start(both.now)
+    both.pump(both.client, both.client.ends[0])
+    both.client.ends[0].deliver(both.now)
+    assert both.exit.rotation._state is RotationState.ANSWERED
+    assert_ends_session(both.exit, wire.REKEY, 2, bytes(1248))
 
 
-def test_frames_in_the_middle_of_a_rotation() -> None:
-    link = Link(NEVER_AGAIN)
-    link.client.rotation.start(link.carrier.now)
-    link.carrier.to_right.pull(link.carrier.now)
-    for kind in (wire.REKEY, wire.SWITCH):
-        assert_ends_session(link.client.rotation, kind, bytes(1248))
-    link.carrier.to_right.deliver(link.carrier.now)
-    assert link.exit.rotation._state is RotationState.ANSWERED
-    for kind in (wire.REKEY, wire.REKEY_ANSWER):
-        assert_ends_session(link.exit.rotation, kind, bytes(1248))
-
-
-def test_a_switch_before_the_answer_was_sent() -> None:
-    link = Link(NEVER_AGAIN)
-    link.client.rotation.start(link.carrier.now)
-    link.carrier.to_right.pull(link.carrier.now)
-    link.carrier.to_right.deliver(link.carrier.now)
-    assert_ends_session(link.exit.rotation, wire.SWITCH)
+def test_a_border_confirms_only_the_epoch_that_it_names() -> None:
+    both = Rotations()
+    both.client.rotation.start(both.now)
+    both.pump(both.client, both.client.ends[0])
+    both.client.ends[0].deliver(both.now)
+    for number in (0, 2):
+        both.exit.rotation.peer_switched(number, both.now)
+    assert both.exit.rotation.sending == 0
 
 
 @pytest.mark.parametrize("size", [0, 1, 1247, 1248, 1249])
 def test_a_question_that_does_not_open(size: int) -> None:
-    assert_ends_session(lone(dialler=False), wire.REKEY, bytes(size))
+    assert_ends_session(Rotations().exit, wire.REKEY, 1, bytes(size))
 
 
 @pytest.mark.parametrize("size", [0, 1, 1151, 1152, 1153])
 def test_an_answer_that_does_not_open(size: int) -> None:
-    rotation = lone(dialler=True)
-    rotation.start(1000.0)
-    assert_ends_session(rotation, wire.REKEY_ANSWER, bytes(size))
-
-
-@pytest.mark.parametrize("kind", [wire.REKEY_ANSWER, wire.SWITCH])
-@pytest.mark.parametrize("first", [True, False])
-def test_the_end_of_an_epoch_stands_alone_in_its_record(kind: int, first: bool) -> None:
-    link = Link(NEVER_AGAIN)
-    link.client.rotation.start(link.carrier.now)
-    right, left = link.carrier.to_right, link.carrier.to_left
-    right.pull(link.carrier.now)
-    right.deliver(link.carrier.now)
-    victim, peer = link.client, link.exit
-    if kind == wire.SWITCH:
-        victim, peer = peer, victim
-        left.pull(link.carrier.now)
-        left.deliver(link.carrier.now)
-    frames = [peer.rotation.final or b"", wire.encode_number(wire.PING, 1)]
-    assert frames[0][0] == kind, "it would have been welcome"
-    with pytest.raises(PeerError) as caught:
-        link.forge(victim, *frames[:: 1 if first else -1])
-    assert caught.value.reason is CloseReason.REKEY
+    both = Rotations()
+    both.client.rotation.start(both.now)
+    assert_ends_session(both.client, wire.REKEY_ANSWER, 1, bytes(size))
 
 
 @given(
     st.booleans(),
     st.lists(
         st.tuples(
-            st.sampled_from([wire.REKEY, wire.REKEY_ANSWER, wire.SWITCH, wire.REKEY_PLEASE, -1, -2]),
+            st.sampled_from([wire.REKEY, wire.REKEY_ANSWER, wire.REKEY_PLEASE, wire.SWITCH, -1, -2]),
+            st.integers(0, 3),
             st.sampled_from([0, 1152, 1248]),
         ),
         max_size=6,
     ),
 )
-def test_only_peer_errors_come_out(dialler: bool, calls: list[tuple[int, int]]) -> None:
+def test_only_peer_errors_come_out(dialler: bool, calls: list[tuple[int, int, int]]) -> None:
     """Whatever the other side sends, and however slow this one is."""
     later = LaterOffload()
-    rotation = lone(dialler=dialler, offload=later)
+    rotation = lone(dialler=dialler, offload=later).rotation
     try:
-        for kind, size in calls:
+        for kind, number, size in calls:
             if kind == -1:
                 later.run()
             elif kind == -2:
                 if dialler:
-                    rotation.start(1000.0)
-            elif not rotation.paused:
-                feed(rotation, kind, bytes(size))
+                    rotation.start(START)
+            elif kind == wire.SWITCH:
+                rotation.peer_switched(number, START)
+            else:
+                rotation.receive(kind, number, bytes(size), START)
         later.run()
     except PeerError as error:
         assert type(error) is PeerError and error.reason is CloseReason.REKEY
 
 
-def test_two_rotations_do_not_overlap() -> None:
-    link = Link(NEVER_AGAIN)
-    for _ in range(3):
-        link.client.rotation.start(link.carrier.now)
+# --- with a session ---
+
+
+@pytest.mark.parametrize("cipher", list(Cipher), ids=lambda cipher: cipher.name)
+@pytest.mark.parametrize("piece", [1 << 20, 977])
+def test_traffic_in_both_directions_goes_on(cipher: Cipher, piece: int) -> None:
+    link = Link(session_limits(rotation=NEVER_AGAIN), cipher=cipher)
+    ends = [end for _ in range(3) for end in link.pair()]
+    link.carrier.to_left.piece = link.carrier.to_right.piece = piece
+    link.carrier.to_left.capacity = link.carrier.to_right.capacity = 20_000
+    source = random.Random(1)
+    sent = {id(end): bytearray() for end in ends}
+    for turn in range(40):
+        for end in ends:
+            data = source.randbytes(source.randrange(1, 5000))
+            sent[id(end)] += data
+            end.say(data)
+        if turn % 8 == 0:
+            link.client.rotation.start(link.carrier.now)
+        for _ in range(6):
+            link.carrier.step()
     link.carrier.settle()
-    assert rotations(link) == (1, 1)
+    assert link.client.ledger.rotations == link.exit.ledger.rotations >= 3
+    for one, other in zip(ends[::2], ends[1::2], strict=True):
+        assert one.received == sent[id(other)] and other.received == sent[id(one)]
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_border_stands_alone_in_its_record(first: bool) -> None:
+    link = Link(session_limits(rotation=NEVER_AGAIN))
+    frames = [wire.encode_epoch(wire.SWITCH, 1), wire.encode_number(wire.PING, 1)]
+    with pytest.raises(PeerError) as caught:
+        link.forge(link.exit, *frames[:: 1 if first else -1])
+    assert caught.value.reason is CloseReason.REKEY
+
+
+def test_a_border_to_an_unknown_epoch_ends_the_path_only() -> None:
+    link = Link(session_limits(rotation=NEVER_AGAIN))
+    with pytest.raises(CarrierError):
+        link.forge(link.exit, wire.encode_epoch(wire.SWITCH, 1))
 
 
 def test_apps_do_not_notice() -> None:
-    link = Link(limits(interval=0.1), provider=ToyProvider())
+    link = Link(session_limits(rotation=limits(interval=0.1)), provider=ToyProvider())
     app = link.open(App())
     link.carrier.advance(10.0)
-    assert rotations(link)[0] >= 90 and app.events == [("opened",)]
+    assert link.client.ledger.rotations >= 50 and app.events == [("opened",)]
+
+
+def test_keys_go_with_the_session() -> None:
+    link = Link(session_limits(rotation=NEVER_AGAIN))
+    link.client.rotation.start(link.carrier.now)
+    link.client.close(CloseReason.NORMAL)
+    link.carrier.settle()
+    assert link.exit.closed is CloseReason.NORMAL
+    for session in (link.client, link.exit):
+        assert session.rotation.secret(0) is None and session.rotation.resume_secrets == ()

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cryprq_proxy.carriers.pacing import SHORTEST, RateMeter
+from cryprq_proxy.session.retention import Unit
 from cryprq_proxy.session.scheduler import (
     FRAME_SECONDS,
     MAX_QUEUE,
@@ -21,7 +22,6 @@ from cryprq_proxy.session.scheduler import (
     SPARSE_SPAN,
     Scheduler,
 )
-from cryprq_proxy.session.sendlog import Chunk
 from cryprq_proxy.session.streams import Half, Stream
 from cryprq_proxy.session.turns import BYTES_PER_UNIT, READ_WORK, TURN_WORK
 from cryprq_proxy.session.wire import MAX_DATA
@@ -32,7 +32,7 @@ class FakeStream:
     """What the scheduler sees of a stream."""
 
     def __init__(self) -> None:
-        self.queue: deque[Chunk] = deque()
+        self.queue: deque[Unit] = deque()
         self.burst = 0
         self.burst_mark = 0
         self.waiting = False
@@ -51,7 +51,7 @@ def new(count: int = 0) -> tuple[Scheduler, list[Any]]:
 
 
 def put(scheduler: Scheduler, stream: Any, size: int = MAX_DATA) -> None:
-    scheduler.enqueue(stream, Chunk(bytes(size), size, None))
+    scheduler.enqueue(stream, Unit(bytes(size), size))
 
 
 def make_bulk(scheduler: Scheduler, stream: Any) -> None:
@@ -251,9 +251,9 @@ def test_frames_and_queue_follow_the_rate(rate: float, frame: int, queue: int) -
     )
 )
 def test_nothing_is_lost_or_counted_twice(calls: list[tuple[int, str, int]]) -> None:
-    """Chunks of a stream come out in order, all of them; `queued` is the sum of what is inside."""
+    """Units of a stream come out in order, all of them; `queued` is the sum of what is inside."""
     scheduler, streams = new(6)
-    inside: dict[Any, list[Chunk]] = {stream: [] for stream in streams}
+    inside: dict[Any, list[Unit]] = {stream: [] for stream in streams}
     for index, call, size in calls:
         stream = streams[index]
         if call == "put" and stream.send_half is Half.OPEN:
@@ -274,7 +274,7 @@ def test_nothing_is_lost_or_counted_twice(calls: list[tuple[int, str, int]]) -> 
             limit, free = scheduler.frame_limit, scheduler.queue_target - scheduler.queued
             rooms = {0, min(SPARSE_ROOM, limit)} | ({max(free, limit)} if free > 0 else set())
             assert scheduler.room_for(stream) in rooms
-        assert scheduler.queued == sum(chunk.size for chunks in inside.values() for chunk in chunks)
+        assert scheduler.queued == sum(unit.size for units in inside.values() for unit in units)
 
 
 # --- in a session ---
@@ -292,7 +292,7 @@ def record_order(link: Link) -> list[int]:
         def __setattr__(self, name: str, value: Any) -> None:
             setattr(spied, name, value)
 
-        def next(self) -> tuple[Stream, Chunk] | None:
+        def next(self) -> tuple[Stream, Unit] | None:
             turn = real()
             if turn is not None:
                 taken.append(turn[0].id)
@@ -320,7 +320,7 @@ def test_a_small_request_is_in_the_next_record_behind_bulk_uploads() -> None:
 
 
 @pytest.mark.parametrize(("slots", "turn"), [(True, MAX_DATA), (False, MAX_QUEUE)])
-def test_bulk_streams_share_the_carrier_evenly(slots: bool, turn: int) -> None:
+def test_bulk_streams_share_the_path_evenly(slots: bool, turn: int) -> None:
     """They are never further apart than what one of them may send when it is its turn, and at first."""
     link = Link()
     apps = [link.pair(slots=link.slots if slots else None)[0] for _ in range(7)]

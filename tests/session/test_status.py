@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from msgspec.structs import replace
-
 from cryprq_proxy.errors import CloseReason, StreamReason
 from cryprq_proxy.session.epochs import EXCHANGE, MAX_EPOCHS
 from cryprq_proxy.session.session import Session
 from cryprq_proxy.session.status import Totals, by_name, session_status
+from cryprq_proxy.session.streams import Stream
 from cryprq_proxy.status import EpochStatus, Traffic
 from tests.support.links import App, Link
 from tests.support.settings import rotation_limits, session_limits
@@ -35,10 +34,7 @@ def test_bytes_go_to_the_epoch_that_carried_them() -> None:
     now = link.carrier.now
     client, exit = ledger(link.client, now), ledger(link.exit, now)
     for told in (client, exit):
-        assert [(each.carrier, each.number, each.current) for each in told] == [
-            (1, 1, True),
-            (1, 0, False),
-        ]
+        assert [(each.number, each.current) for each in told] == [(1, True), (0, False)]
         assert all(each.exchange == EXCHANGE and each.cipher for each in told)
     for newer_or_older, size in ((0, 3 * PIECE), (1, PIECE)):
         sent, received = client[newer_or_older].bytes_sent, exit[newer_or_older].bytes_received
@@ -55,22 +51,31 @@ def test_ages() -> None:
     assert middle.since > INTERVAL and oldest.since > 2 * INTERVAL
 
 
-def test_the_ledger_goes_on_over_carriers() -> None:
+def test_the_ledger_goes_on_over_paths() -> None:
+    """What a path carries on the keys of its handshake counts for the epoch by whose secret it joined."""
     link = Link(LIMITS)
     up, down = link.pair()
     send(link, up, down)
     link.carrier.advance(INTERVAL + 1)
     link.carrier.cut()
     parted = ledger(link.client, link.carrier.now)
-    assert [each.current for each in parted] == [False, False]
-    assert parted[1].bytes_sent > PIECE
+    assert [(each.number, each.current) for each in parted] == [(1, True), (0, False)]
+    assert parted[1].bytes_sent > PIECE > parted[0].bytes_sent
     link.resume()
+    send(link, up, down, 3 * PIECE)
     told = ledger(link.client, link.carrier.now)
-    assert [(each.carrier, each.number) for each in told] == [(2, 0), (1, 1), (1, 0)]
-    assert [each.current for each in told] == [True, False, False]
-    assert told[1:] == tuple(
-        replace(epoch, since=later.since) for epoch, later in zip(parted, told[1:], strict=True)
-    )
+    assert [each.number for each in told] == [2, 1, 0], "the secret of epoch 1 was replaced"
+    assert told[1].bytes_sent > 3 * PIECE > told[0].bytes_sent
+    assert told[2].bytes_sent == parted[1].bytes_sent
+
+
+def test_the_paths_of_a_session_are_counted_together() -> None:
+    link = Link(LIMITS)
+    link.join()
+    for path in link.exit.paths.values():
+        path.keys.opener.bytes += PIECE
+    link.exit.ledger.opened(0, link.exit.paths[1].keys.opener)
+    assert ledger(link.exit, link.carrier.now)[0].bytes_received == 3 * PIECE
 
 
 def test_the_ledger_is_bounded_and_holds_no_keys() -> None:
@@ -103,12 +108,16 @@ def test_totals_outlive_sessions() -> None:
 
 
 def test_refusals_are_counted_by_reason() -> None:
+    def refuse(stream: Stream) -> App:
+        stream.refuse(StreamReason.NOT_ALLOWED)
+        return App()
+
     link = Link(LIMITS)
-    link.exit._accept_stream = lambda stream: stream.refuse(StreamReason.NOT_ALLOWED)
+    link.serve = refuse
     for _ in range(3):
         link.open()
     link.carrier.advance(0.0)
-    assert by_name(link.exit.refused) == {"not_allowed": 3}
+    assert by_name(link.exit.table.refused) == {"not_allowed": 3}
     totals = Totals()
     totals.add(link.exit)
-    assert by_name(totals.refused, link.exit.refused) == {"not_allowed": 6}
+    assert by_name(totals.refused, link.exit.table.refused) == {"not_allowed": 6}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,10 +14,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from cryprq_proxy.errors import CloseReason, LocalError, PeerError, StreamReason, StreamRefused
 from cryprq_proxy.session import wire
+from cryprq_proxy.session.session import Session
 from cryprq_proxy.session.streams import Half, Stream
 from cryprq_proxy.session.windows import INITIAL_WINDOW
 from cryprq_proxy.session.wire import StreamProtocol
 from tests.support.links import TARGET, App, Link, ToyProvider
+from tests.support.memory import MemoryCarrier, advance
 from tests.support.settings import session_limits
 
 GENERAL, CANCELLED = StreamReason.GENERAL, StreamReason.CANCELLED
@@ -34,13 +37,21 @@ def refuse(stream: Stream) -> App:
     return app
 
 
-def data(id: int, size: int = 1) -> bytes:
-    return wire.encode_data_header(wire.DATA, id) + bytes(size)
+def data(id: int, size: int = 1, offset: int = 0, *, fin: bool = False) -> bytes:
+    """`size` bytes of stream `id` from `offset` on."""
+    return wire.encode_data_header(wire.DATA, fin, id, offset) + bytes(size)
+
+
+def fin(id: int, offset: int = 0) -> bytes:
+    return data(id, 0, offset, fin=True)
 
 
 def broken(link: Link, victim: Any, *frames: bytes) -> CloseReason:
+    """What the last of these frames, each in a record of its own, closes the session for."""
+    for frame in frames[:-1]:
+        link.forge(victim, frame)
     with pytest.raises(PeerError) as caught:
-        link.forge(victim, *frames)
+        link.forge(victim, frames[-1])
     assert type(caught.value) is PeerError
     return caught.value.reason
 
@@ -112,7 +123,7 @@ def test_more_streams_than_the_exit_allows() -> None:
         [("refused", StreamReason.LIMIT)],
         [("refused", StreamReason.LIMIT)],
     ]
-    assert len(link.served) == 2 and not link.exit._awaited
+    assert len(link.served) == 2 and not link.exit.table.awaited
     for app in apps[:2]:
         app.say(b"", finish=True)
     for served in link.served.values():
@@ -124,7 +135,7 @@ def test_more_streams_than_the_exit_allows() -> None:
 
 def test_numbers_of_streams_are_used_once() -> None:
     link = Link()
-    link.client._last_id = wire.MAX_STREAM - 1
+    link.client.table.last = wire.MAX_STREAM - 1
     last = link.open()
     link.quiesce()
     assert last.events == [("opened",)]
@@ -188,7 +199,7 @@ def test_finishing_twice_is_a_bug_of_the_caller() -> None:
 
 def sent_sizes(link: Link) -> list[int]:
     """Sizes of the DATA frames that wait at the client."""
-    return [chunk.size for stream in link.client.streams.values() for chunk in stream.queue]
+    return [unit.size for stream in link.client.streams.values() for unit in stream.queue]
 
 
 @pytest.mark.parametrize("rate", [0.0, 1e7, 1e12])
@@ -208,7 +219,7 @@ def test_what_is_sent_is_cut_into_frames(rate: float, kind: Callable[[bytes], by
         sizes = sent_sizes(link)
         assert sum(sizes) == size and max(sizes) <= limit and len(sizes) == -(-size // limit)
         assert sizes[:-1] == [limit] * (len(sizes) - 1), "none is smaller than it must be"
-        assert all(len(chunk.frame) == wire.DATA_HEADER + chunk.size for chunk in stream.queue)
+        assert all(len(unit.frame) == wire.DATA_HEADER + unit.size for unit in stream.queue)
         link.quiesce()
         assert other.received[before:] == text
 
@@ -315,6 +326,19 @@ def test_ends_around_the_opening(end: str, decision: str, heard: bool) -> None:
     link.assert_clean()
 
 
+def sent_by(session: Session) -> list[int]:
+    """The kinds of the frames of streams that `session` sends from now on, beside data."""
+    kinds: list[int] = []
+    send = session.send
+
+    def spy(frame: bytes) -> None:
+        kinds.append(frame[0])
+        send(frame)
+
+    session.send = spy  # type: ignore[method-assign]
+    return kinds
+
+
 def test_resetting_what_has_ended_is_harmless() -> None:
     link = Link()
     one, other = link.pair()
@@ -322,12 +346,12 @@ def test_resetting_what_has_ended_is_harmless() -> None:
     one.say(b"", finish=True)
     other.say(b"", finish=True)
     link.quiesce()
-    sent = link.client.log.sent
+    sent = sent_by(link.client)
     one.stream.reset(GENERAL)
     one.stream.consumed(0)
     one.stream.accept()
     one.stream.refuse(GENERAL)
-    assert link.client.log.sent == sent and link.client.log.next_unsent() is None
+    assert not sent and not link.client.retention.waits
     link.assert_clean()
 
 
@@ -338,10 +362,10 @@ def test_a_reset_is_answered_only_where_an_end_is_missing() -> None:
         assert other.stream is not None
         one.say(b"last", finish=finish)
         link.quiesce()
-        sent = link.client.log.sent
+        sent = sent_by(link.client)
         other.stream.reset(GENERAL)
         link.quiesce()
-        assert link.client.log.sent == sent + (not finish)
+        assert sent == ([] if finish else [wire.RESET])
         link.assert_clean()
 
 
@@ -358,76 +382,137 @@ def test_a_handler_may_reset_in_the_middle_of_anything() -> None:
 # --- frames that have no place ---
 
 
-def test_late_frames_are_told_from_wrong_ones() -> None:
+LATE: dict[str, Callable[[int], bytes]] = {
+    "DATA": data,
+    "FIN": fin,
+    "OPENED": wire.encode_opened,
+    "RESET": lambda id: wire.encode_reset(id, GENERAL, 0),
+    "REFUSED": lambda id: wire.encode_refused(id, GENERAL),
+    "WINDOW": lambda id: wire.encode_window(id, 1 << 20),
+    "DATAGRAM": lambda id: wire.encode_datagram(id, TARGET, b"?"),
+}
+ONLY_FROM_THE_EXIT = ("OPENED", "REFUSED")
+
+
+@pytest.mark.parametrize("name", LATE)
+@pytest.mark.parametrize("id", [2, 2**31, 2**32 - 1])
+@pytest.mark.parametrize("side", ["client", "exit"])
+def test_a_number_that_never_was_breaks_the_protocol(side: str, id: int, name: str) -> None:
     link = Link()
-    _, other = link.pair()
-    assert other.stream is not None
-    other.stream.reset(GENERAL)
-    for frame in (data(1, 70_000 - 5000), wire.encode_window(1, 5)):
-        link.forge(link.exit, frame)
-    link.forge(link.exit, wire.encode_fin(1))
-    assert not link.exit._awaited
-    link.forge(link.exit, wire.encode_reset(1, GENERAL))  # crossed with ours
-    assert broken(link, link.exit, data(1)) is CloseReason.PROTOCOL
+    link.pair()
+    assert broken(link, getattr(link, side), LATE[name](id)) is CloseReason.PROTOCOL
 
 
-@pytest.mark.parametrize("id", [0, 2, 2**32 - 1])
+@pytest.mark.parametrize("side", ["client", "exit"])
+def test_no_stream_has_the_number_0(side: str) -> None:
+    for name, frame in LATE.items():
+        if name != "WINDOW":  # that of all streams
+            link = Link()
+            link.pair()
+            assert broken(link, getattr(link, side), frame(0)) is CloseReason.PROTOCOL
+
+
+def test_a_number_that_was_left_out_never_was() -> None:
+    link = Link()
+    link.client.table.last = 4
+    link.pair()
+    for id in (1, 4):
+        assert broken(link, link.exit, data(id)) is CloseReason.PROTOCOL
+    link.forge(link.exit, wire.encode_open(4, StreamProtocol.TCP, TARGET), data(4))
+    assert link.served[4].received == b"\0" and link.client.last_stream == 5
+
+
+def test_a_client_whose_numbers_begin_later_knows_none_before() -> None:
+    link = Link(last_stream=100)
+    link.pair()
+    assert list(link.client.streams) == [101]
+    assert broken(link, link.client, data(100)) is CloseReason.PROTOCOL
+
+
+@pytest.mark.parametrize("name", LATE)
+@pytest.mark.parametrize("side", ["client", "exit"])
+@pytest.mark.parametrize("end", ["fin", "reset", "crossed"])
+def test_frames_for_a_stream_that_has_ended_are_late_and_ignored(side: str, end: str, name: str) -> None:
+    """A path that was lost may have brought what comes again on the next one."""
+    link = Link()
+    one, other = link.pair()
+    for app in (one, other):
+        assert app.stream is not None
+        if end == "fin":
+            app.say(b"x", finish=True)
+        elif end == "crossed" or app is one:
+            app.stream.reset(GENERAL)
+    link.quiesce()
+    link.assert_clean()
+    victim: Session = getattr(link, side)
+    if side == "exit" and name in ONLY_FROM_THE_EXIT:
+        assert broken(link, victim, LATE[name](1)) is CloseReason.PROTOCOL
+        return
+    events = [list(app.events) for app in (one, other)]
+    link.forge(victim, LATE[name](1))
+    assert [app.events for app in (one, other)] == events
+    assert not victim.streams and not victim.table.awaited
+    assert not victim.retention.waits, "nobody is answered"
+
+
+def test_a_second_open_opens_nothing() -> None:
+    """Neither while the stream lives nor when it has ended: a request must not run twice."""
+    link = Link()
+    one, other = link.pair()
+    open = wire.encode_open(1, StreamProtocol.TCP, TARGET)
+    link.forge(link.exit, open)
+    assert list(link.exit.streams) == [1] and link.served[1] is other
+    one.say(b"", finish=True)
+    other.say(b"", finish=True)
+    link.quiesce()
+    link.forge(link.exit, open, open)
+    assert not link.exit.streams and link.served == {1: other}
+    assert link.exit.table.opens == 1
+    link.assert_clean()
+
+
 @pytest.mark.parametrize(
-    "frame",
-    [
-        data,
-        wire.encode_fin,
-        wire.encode_opened,
-        lambda id: wire.encode_reset(id, GENERAL),
-        lambda id: wire.encode_refused(id, GENERAL),
-        lambda id: wire.encode_window(id, 1 << 20),
-        lambda id: wire.encode_datagram(id, TARGET, b"?"),
-    ],
+    "answer", [wire.encode_opened(1), data(1), fin(1)], ids=["OPENED", "data", "the end"]
 )
-def test_unknown_streams(id: int, frame: Callable[[int], bytes]) -> None:
-    for side in ("client", "exit"):
-        link = Link()
-        link.pair()
-        assert broken(link, getattr(link, side), frame(id)) is CloseReason.PROTOCOL
-
-
-def test_frames_for_a_stream_that_ended_properly() -> None:
-    for frame in (data(1), wire.encode_fin(1), wire.encode_opened(1), wire.encode_refused(1, GENERAL)):
-        link = Link()
-        one, other = link.pair()
-        one.say(b"", finish=True)
-        other.say(b"", finish=True)
-        link.quiesce()
-        assert broken(link, link.exit, frame) is CloseReason.PROTOCOL
-
-
-def test_data_after_the_end() -> None:
-    for side in ("client", "exit"):
-        link = Link()
-        link.pair()
-        victim = getattr(link, side)
-        link.forge(victim, wire.encode_fin(1))
-        assert broken(link, victim, data(1)) is CloseReason.PROTOCOL
-        link = Link()
-        link.pair()
-        victim = getattr(link, side)
-        assert broken(link, victim, wire.encode_fin(1), wire.encode_fin(1)) is CloseReason.PROTOCOL
-
-
-@pytest.mark.parametrize("frame", [data(1), wire.encode_fin(1)])
-def test_nothing_may_come_before_opened(frame: bytes) -> None:
+def test_a_second_answer_says_nothing_new(answer: bytes) -> None:
     link = Link(serve=hold)
     app = link.open()
     link.carrier.settle()
-    assert broken(link, link.client, frame) is CloseReason.PROTOCOL
-    assert app.received == b""
+    link.forge(link.client, answer)
+    events = list(app.events)
+    assert events[0] == ("opened",)
+    link.forge(link.client, wire.encode_opened(1))
+    assert app.events == events
 
 
-@pytest.mark.parametrize("answer", [wire.encode_opened(1), wire.encode_refused(1, GENERAL)])
-def test_two_answers(answer: bytes) -> None:
-    link = Link()
-    link.pair()
-    assert broken(link, link.client, answer) is CloseReason.PROTOCOL
+def test_the_first_bytes_say_that_the_destination_is_connected() -> None:
+    """OPENED may come later, by another path."""
+    opened: list[int] = []
+    for frame, events in ((data(1), [("opened",), ("data",)]), (fin(1), [("opened",), ("eof",)])):
+        link = Link(serve=hold)
+        link.client.events.opened = lambda stream: opened.append(stream.id)
+        app = link.open()
+        link.carrier.settle()
+        link.forge(link.client, frame)
+        assert app.events == events
+    assert opened == [1, 1]
+
+
+def test_a_stream_that_was_connected_cannot_be_refused() -> None:
+    for frame in (wire.encode_opened(1), data(1)):
+        link = Link(serve=hold)
+        link.open()
+        link.carrier.settle()
+        assert broken(link, link.client, frame, wire.encode_refused(1, GENERAL)) is CloseReason.PROTOCOL
+
+
+def test_a_stream_that_was_refused_has_no_bytes() -> None:
+    link = Link(serve=refuse)
+    link.open()
+    link.quiesce()
+    for frame in (wire.encode_refused(1, GENERAL), wire.encode_opened(1), data(1)):
+        link.forge(link.client, frame)
+    assert link.client.table.refused[StreamReason.CONNECTION_REFUSED] == 1
 
 
 @pytest.mark.parametrize("answer", [wire.encode_opened(1), wire.encode_refused(1, GENERAL)])
@@ -440,12 +525,189 @@ def test_the_exit_is_not_answered(answer: bytes) -> None:
 
 def test_opening_out_of_turn() -> None:
     link = Link()
-    link.pair()
-    frame = wire.encode_open(1, StreamProtocol.TCP, TARGET)
-    assert broken(link, link.exit, frame) is CloseReason.PROTOCOL, "used before"
-    link = Link()
     assert broken(link, link.exit, wire.encode_open(0, StreamProtocol.TCP, TARGET)) is CloseReason.PROTOCOL
     assert broken(link, link.client, wire.encode_open(9, StreamProtocol.TCP, TARGET)) is CloseReason.PROTOCOL
+
+
+# --- where a stream ends ---
+
+SIDES = pytest.mark.parametrize("side", ["client", "exit"])
+ENDINGS: dict[str, Callable[[int], bytes]] = {
+    "FIN": lambda final: fin(1, final),
+    "DATA with FIN": lambda final: data(1, min(final, 1), final - min(final, 1), fin=True),
+    "RESET": lambda final: wire.encode_reset(1, GENERAL, final),
+}
+
+
+def half_sent(side: str, *, awaited: bool = False) -> tuple[Link, Session]:
+    """The peer of `side` has sent 10 bytes of stream 1; or its end is all that this side still waits for."""
+    link = Link()
+    apps = link.pair()
+    victim: Session = getattr(link, side)
+    link.forge(victim, data(1, 10))
+    if awaited:
+        stream = apps[side == "exit"].stream
+        assert stream is not None
+        stream.reset(GENERAL)
+        assert victim.table.awaited == {1: 10}
+    return link, victim
+
+
+@SIDES
+@pytest.mark.parametrize("awaited", [False, True])
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_stream_does_not_end_before_what_has_come(side: str, awaited: bool, ending: str) -> None:
+    link, victim = half_sent(side, awaited=awaited)
+    assert broken(link, victim, ENDINGS[ending](9)) is CloseReason.PROTOCOL
+
+
+@SIDES
+@pytest.mark.parametrize("final", [10, 11, 500])
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_an_awaited_end_ends_the_wait(side: str, ending: str, final: int) -> None:
+    """Both sides then agree on how many bytes the session's credit has been used for."""
+    link, victim = half_sent(side, awaited=True)
+    link.forge(victim, ENDINGS[ending](final))
+    assert not victim.table.awaited
+    credit = victim.table.received_credit
+    assert credit.received == credit.consumed == final
+    link.forge(victim, ENDINGS[ending](final))
+    assert credit.received == final, "the second one is late"
+
+
+def test_a_refusal_ends_at_the_first_byte() -> None:
+    link = Link(serve=hold)
+    app = link.open()
+    link.carrier.settle()
+    assert app.stream is not None
+    app.stream.reset(GENERAL)
+    link.forge(link.client, wire.encode_refused(1, GENERAL))
+    assert not link.client.table.awaited
+    link, _ = half_sent("client", awaited=True)
+    assert broken(link, link.client, wire.encode_refused(1, GENERAL)) is CloseReason.PROTOCOL
+
+
+@SIDES
+@pytest.mark.parametrize(
+    "other",
+    [data(1, 1, 20), data(1, 11, 10), data(1, 11, 10, fin=True), fin(1, 19), fin(1, 21), fin(1, 15)],
+    ids=["a byte behind it", "bytes across it", "a later end", "one less", "one more", "a middle"],
+)
+def test_where_a_stream_ends_never_changes(side: str, other: bytes) -> None:
+    link, victim = half_sent(side)
+    assert broken(link, victim, fin(1, 20), other) is CloseReason.PROTOCOL
+
+
+@SIDES
+@pytest.mark.parametrize("final", [19, 21])
+def test_a_reset_does_not_change_where_a_stream_ends(side: str, final: int) -> None:
+    link, victim = half_sent(side)
+    assert broken(link, victim, fin(1, 20), wire.encode_reset(1, GENERAL, final)) is CloseReason.PROTOCOL
+
+
+@SIDES
+def test_an_end_is_told_once_and_after_all_that_comes_before(side: str) -> None:
+    link, victim = half_sent(side)
+    app = link.served[1] if side == "exit" else victim.streams[1].handler
+    assert isinstance(app, App)
+    for frame in (fin(1, 20), data(1, 5, 15, fin=True), fin(1, 20), data(1, 5, 12)):
+        link.forge(victim, frame)
+        assert app.events[-1] == ("data",) and len(app.received) == 10
+    link.forge(victim, data(1, 4, 10))
+    assert len(app.received) == 20 and app.events[-1] == ("eof",)
+    for frame in (data(1, 20), fin(1, 20), data(1, 1, 19, fin=True)):
+        link.forge(victim, frame)
+    assert app.events.count(("eof",)) == 1 and len(app.received) == 20
+
+
+@SIDES
+def test_a_reset_behind_an_end_ends_what_is_missing(side: str) -> None:
+    link, victim = half_sent(side)
+    app = victim.streams[1].handler
+    assert isinstance(app, App)
+    for frame in (fin(1, 20), wire.encode_reset(1, GENERAL, 20)):
+        link.forge(victim, frame)
+    assert app.events[-1] == ("reset", GENERAL) and ("eof",) not in app.events
+    link.forge(victim, data(1, 10, 10))
+    assert len(app.received) == 10
+
+
+# --- out of order ---
+
+
+@SIDES
+def test_bytes_that_come_early_wait_for_those_before_them(side: str) -> None:
+    link = Link()
+    app = link.pair()[side == "exit"]
+    victim: Session = getattr(link, side)
+    text = bytes(range(200))
+
+    def piece(start: int, end: int) -> bytes:
+        return wire.encode_data_header(wire.DATA, 0, 1, start) + text[start:end]
+
+    for start, end, delivered in (
+        (50, 60, 0),
+        (100, 150, 0),
+        (40, 110, 0),
+        (0, 10, 10),
+        (0, 10, 10),
+        (5, 45, 150),
+        (120, 160, 160),
+        (0, 200, 200),
+    ):
+        link.forge(victim, piece(start, end))
+        assert app.received == text[:delivered]
+    table = victim.table
+    assert table.pieces.used == 0 and table.bytes_received == table.received_credit.received == 200
+
+
+@SIDES
+def test_of_what_comes_twice_the_first_copy_counts(side: str) -> None:
+    """Whatever the second one holds: an honest peer sends the same, and another one could have sent it first."""
+    link = Link()
+    app = link.pair()[side == "exit"]
+    victim: Session = getattr(link, side)
+    header = partial(wire.encode_data_header, wire.DATA, 0, 1)
+    link.forge(victim, header(0) + b"first")
+    link.forge(victim, header(0) + b"OTHER, and more")
+    assert app.received == b"first, and more"
+    link.forge(victim, header(20) + b"later")
+    link.forge(victim, header(15) + b"12345LATER")
+    assert app.received == b"first, and more12345later"
+
+
+@SIDES
+def test_a_stream_that_ends_forgets_what_waits(side: str) -> None:
+    link = Link()
+    apps = link.pair(), link.pair()
+    victim: Session = getattr(link, side)
+    for id in (1, 2):
+        for offset in (10, 20, 30):
+            link.forge(victim, data(id, 1, offset))
+    assert victim.table.pieces.used == 6
+    stream = apps[0][side == "exit"].stream
+    assert stream is not None
+    stream.reset(GENERAL)
+    assert victim.table.pieces.used == 3
+    victim.close(CloseReason.NORMAL)
+    assert victim.table.pieces.used == 0
+
+
+@SIDES
+def test_a_handler_may_reset_between_two_pieces(side: str) -> None:
+    link = Link()
+    app = link.pair()[side == "exit"]
+    victim: Session = getattr(link, side)
+
+    def taken() -> None:
+        if len(app.received) > 1 and app.stream is not None:
+            app.stream.reset(GENERAL)
+
+    app.on_data = taken
+    victim.streams[1].announced = 1 << 20
+    for offset, size in ((1, 100_000), (100_001, 100_000), (0, 1)):
+        link.forge(victim, data(1, size, offset))
+    assert len(app.received) == 100_001 and victim.table.pieces.used == 0
 
 
 # --- credit ---
@@ -473,7 +735,30 @@ def test_more_than_the_window() -> None:
             app.eager = False
         victim = getattr(link, side)
         link.forge(victim, data(1, INITIAL_WINDOW))
-        assert broken(link, victim, data(1)) is CloseReason.CREDIT
+        assert broken(link, victim, data(1, 1, INITIAL_WINDOW)) is CloseReason.CREDIT
+
+
+@SIDES
+@pytest.mark.parametrize("first", [0, 1, INITIAL_WINDOW - 1])
+def test_the_window_bounds_the_highest_byte_whatever_is_missing(side: str, first: int) -> None:
+    link = Link()
+    for app in link.pair():
+        app.eager = False
+    victim: Session = getattr(link, side)
+    link.forge(victim, data(1, INITIAL_WINDOW - first, first))
+    for frame in (data(1, 1, INITIAL_WINDOW), wire.encode_reset(1, GENERAL, INITIAL_WINDOW + 1)):
+        assert broken(link, victim, frame) is CloseReason.CREDIT
+
+
+@SIDES
+def test_a_second_copy_takes_no_credit(side: str) -> None:
+    link = Link()
+    for app in link.pair():
+        app.eager = False
+    victim: Session = getattr(link, side)
+    for _ in range(5):
+        link.forge(victim, data(1, INITIAL_WINDOW))
+    assert victim.table.received_credit.received == INITIAL_WINDOW
 
 
 def test_unread_streams_do_not_stop_others() -> None:
@@ -506,10 +791,11 @@ def test_a_lower_window_is_ignored() -> None:
 
 
 class Walk(RuleBasedStateMachine):
-    """Two applications per stream do what they like, over a carrier that breaks and rotates when it likes.
+    """Two applications per stream do what they like, over up to three paths at a time whose carriers break, stand still
+    and take over from each other when they like.
 
-    Always: what arrived is a prefix of what was said. At the end everything has arrived, unless there was a reset,
-    and both sessions have forgotten everything.
+    Always: what arrived is a prefix of what was said, and nobody breaks the protocol. At the end everything has
+    arrived, unless there was a reset, and both sessions have forgotten everything.
     """
 
     def __init__(self) -> None:
@@ -518,11 +804,14 @@ class Walk(RuleBasedStateMachine):
         self.opened: list[App] = []
         self.said: dict[int, bytearray] = {}
         self.counter = 0
+        self.carriers: list[MemoryCarrier] = []
+        """Those that are open."""
 
     @initialize(pool=st.sampled_from([0, 1 << 16, 32 << 20]), retained=st.sampled_from([1 << 16, 16 << 20]))
     def start(self, pool: int, retained: int) -> None:
         limits = session_limits(window_pool=pool, retained=retained, streams=6)
         self.link = Link(limits, serve=hold, provider=ToyProvider())
+        self.carriers = [self.link.carrier]
 
     def apps(self) -> list[App]:
         return [*self.opened, *self.link.served.values()]
@@ -537,7 +826,7 @@ class Walk(RuleBasedStateMachine):
         try:
             self.opened.append(self.link.open(app))
         except StreamRefused:
-            assert len(self.link.client.streams) + len(self.link.client._awaited) >= 6
+            assert len(self.link.client.streams) + len(self.link.client.table.awaited) >= 6
 
     @rule(data=st.data(), size=st.sampled_from([1, 100, 5000, 70_000, 300_000]), finish=st.booleans())
     def say(self, data: st.DataObject, size: int, finish: bool) -> None:
@@ -574,36 +863,59 @@ class Walk(RuleBasedStateMachine):
         if app is not None:
             app.consume(size)
 
-    @precondition(lambda self: self.link.carrier.open)
-    @rule(capacity=st.sampled_from([0, 1, 3000, 1 << 20]), piece=st.sampled_from([0, 1, 700, 1 << 20]))
-    def narrow(self, capacity: int, piece: int) -> None:
-        for path in (self.link.carrier.to_left, self.link.carrier.to_right):
-            path.capacity, path.piece = capacity, piece
+    def ended(self) -> None:
+        """Some carriers may have."""
+        self.carriers = [carrier for carrier in self.carriers if carrier.open]
 
-    @rule(steps=st.integers(1, 10))
-    def step(self, steps: int) -> None:
+    @precondition(lambda self: self.carriers)
+    @rule(
+        data=st.data(),
+        capacity=st.sampled_from([0, 1, 3000, 1 << 20]),
+        piece=st.sampled_from([0, 1, 700, 1 << 20]),
+    )
+    def narrow(self, data: st.DataObject, capacity: int, piece: int) -> None:
+        carrier = data.draw(st.sampled_from(self.carriers))
+        for flow in (carrier.to_left, carrier.to_right):
+            if data.draw(st.booleans()):
+                flow.capacity, flow.piece = capacity, piece
+
+    @rule(data=st.data(), steps=st.integers(1, 10))
+    def step(self, data: st.DataObject, steps: int) -> None:
         for _ in range(steps):
-            self.link.carrier.step()
+            if self.carriers:
+                data.draw(st.sampled_from(self.carriers)).step()
+                self.ended()
 
-    @rule(seconds=st.sampled_from([0.001, 0.03, 1.5]))
+    @precondition(lambda self: self.carriers)
+    @rule(seconds=st.sampled_from([0.001, 0.03, 0.5, 1.5]))
     def advance(self, seconds: float) -> None:
-        for path in (self.link.carrier.to_left, self.link.carrier.to_right):
-            path.piece = max(path.piece, 700)
-        self.link.carrier.advance(seconds)
+        for carrier in self.carriers:
+            for flow in (carrier.to_left, carrier.to_right):
+                flow.piece = max(flow.piece, 700) if flow.piece else 0
+        advance(self.carriers, seconds)
+        self.link.now = self.carriers[0].now
+        self.ended()
 
     @rule()
     def rotate(self) -> None:
-        if self.link.carrier.open:
-            self.link.client.rotation.start(self.link.carrier.now)
+        if self.carriers:
+            self.link.client.rotation.start(self.link.now)
+
+    @precondition(lambda self: self.carriers)
+    @rule(data=st.data())
+    def cut(self, data: st.DataObject) -> None:
+        data.draw(st.sampled_from(self.carriers)).cut()
+        self.ended()
 
     @rule()
-    def cut(self) -> None:
-        self.link.carrier.cut()
+    def join(self) -> None:
+        if len(self.carriers) < 3:
+            self.carriers.append(self.link.join())
 
-    @rule()
-    def resume(self) -> None:
-        if not self.link.carrier.open:
-            self.link.resume()
+    @precondition(lambda self: self.carriers)
+    @rule(data=st.data())
+    def prefer(self, data: st.DataObject) -> None:
+        self.link.client.prefer(data.draw(st.sampled_from(self.carriers)).paths[0].number)
 
     @invariant()
     def only_what_was_said(self) -> None:
@@ -624,12 +936,8 @@ class Walk(RuleBasedStateMachine):
         if not hasattr(self, "link"):
             return
         link = self.link
-        if link.carrier.open and link.carrier.to_left.capacity:
-            for path in (link.carrier.to_left, link.carrier.to_right):
-                path.piece = path.capacity = 1 << 20
-        else:
-            link.resume()
-        link.quiesce()
+        self.revive()
+        self.quiesce()
         reset = {
             app.stream.id for app in self.apps() if app.stream and app.stream.receive_half is Half.CLOSED
         }
@@ -638,11 +946,11 @@ class Walk(RuleBasedStateMachine):
             app.consume()
             if app.stream is not None and app in link.served.values() and not app.ended:
                 app.stream.accept()
-        link.quiesce()
+        self.quiesce()
         for app in self.apps():
             if app.stream is not None and app.stream.id in link.client.streams and not app.finishing:
                 app.say(b"", finish=True)
-        link.quiesce()
+        self.quiesce()
         self.only_what_was_said()
         for app in self.opened:
             assert app.stream is not None
@@ -650,8 +958,28 @@ class Walk(RuleBasedStateMachine):
             if app.stream.id not in reset:
                 assert app.received == self.said.get(id(served), b"")
                 assert served.received == self.said.get(id(app), b"")
-        end_all(link, *self.apps())
+        for app in self.apps():
+            assert app.stream is not None
+            app.stream.reset(CANCELLED)
+        self.quiesce()
         link.assert_clean()
+
+    def revive(self) -> None:
+        """Paths that stand still are lost, and those that are left are fast again."""
+        for carrier in self.carriers:
+            if not all(flow.capacity and flow.piece for flow in (carrier.to_left, carrier.to_right)):
+                carrier.cut()
+        self.ended()
+        if not self.carriers:
+            self.join()
+        for carrier in self.carriers:
+            for flow in (carrier.to_left, carrier.to_right):
+                flow.piece = flow.capacity = 1 << 20
+
+    def quiesce(self) -> None:
+        advance(self.carriers, 0.1)
+        self.ended()
+        assert self.carriers
 
 
 Walk.TestCase.settings = settings(stateful_step_count=80)

@@ -9,8 +9,9 @@ import pytest
 
 from cryprq_proxy.address import Destination
 from cryprq_proxy.errors import CloseReason, PeerError, StreamReason
-from cryprq_proxy.session import control_rates, sendlog, wire
-from cryprq_proxy.session.session import FILL_MINIMUM, Session
+from cryprq_proxy.session import control_rates, retention, wire
+from cryprq_proxy.session.path import FILL_MINIMUM, SessionPath
+from cryprq_proxy.session.session import Session
 from cryprq_proxy.session.streams import StreamHandler
 from cryprq_proxy.session.turns import (
     DROPS_PER_UNIT,
@@ -25,7 +26,7 @@ from cryprq_proxy.session.wire import StreamProtocol
 from tests.support.links import LaterOffload, Link
 
 NEAR = Destination("127.0.0.1", 9)
-MANY = 20_000
+MANY = 16_000
 type Flood = Callable[[int], bytes]
 
 
@@ -46,19 +47,24 @@ def opening(number: int) -> bytes:
 
 
 def open_and_reset(number: int) -> bytes:
-    return opening(number) + wire.encode_reset(1000 + number, StreamReason.CANCELLED)
+    return opening(number) + wire.encode_reset(1000 + number, StreamReason.CANCELLED, 0)
 
 
 FLOODS: dict[str, Flood] = {
     "OPEN": opening,
     "OPEN and RESET": open_and_reset,
-    "RESET of a dead stream": lambda _: wire.encode_reset(3, StreamReason.GENERAL),
+    "RESET of a dead stream": lambda _: wire.encode_reset(3, StreamReason.GENERAL, 0),
     "DATAGRAM": lambda _: wire.encode_datagram(2, NEAR, b""),
     "DATAGRAM of a dead stream": lambda _: wire.encode_datagram(3, NEAR, b""),
     "WINDOW": lambda number: wire.encode_window(1, 65_536 + number),
     "WINDOW of a dead stream": lambda _: wire.encode_window(3, 1),
-    "ACK": lambda _: wire.encode_number(wire.ACK, 4),
-    "DATA": lambda _: wire.encode_data_header(wire.DATA, 1) + b"x",
+    "OPEN that has come": lambda _: wire.encode_open(1, StreamProtocol.TCP, NEAR),
+    "ABANDON of a dead path": lambda _: wire.encode_records(wire.ABANDON, 99, 0),
+    "DATA": lambda number: wire.encode_data_header(wire.DATA, 0, 1, number) + b"x",
+    "DATA that has come": lambda _: wire.encode_data_header(wire.DATA, 0, 1, 0) + b"x",
+    "DATA of a dead stream": lambda _: wire.encode_data_header(wire.DATA, 0, 3, 0) + b"x",
+    "DATA behind a hole": lambda number: wire.encode_data_header(wire.DATA, 0, 1, 1 + number) + b"x",
+    "DATA with holes": lambda number: wire.encode_data_header(wire.DATA, 0, 1, 1 + number * 2 % 2_000) + b"x",
 }
 
 
@@ -72,29 +78,34 @@ def prepared() -> Link:
         app.say(b"", finish=True)
     link.quiesce()
     link.exit.turn.renew()
-    assert sorted(link.exit.streams) == [1, 2] and link.exit.log.acknowledged == 4
+    assert sorted(link.exit.streams) == [1, 2] and not link.exit.retention.kept
     return link
+
+
+def exit_path(link: Link) -> SessionPath:
+    return link.carrier.paths[1]
 
 
 def packed(link: Link, flood: Flood, number: int, joined: int) -> bytes:
     """The frames in records of about `joined` bytes, as the client seals them."""
     records, plain = bytearray(), bytearray()
+    sealer = link.carrier.paths[0].keys.sealer
     for index in range(number):
         plain += flood(index)
         if len(plain) >= joined:
-            records += link.client.rotation.sealer.seal(bytes(plain))
+            records += sealer.seal(bytes(plain))
             plain.clear()
     if plain:
-        records += link.client.rotation.sealer.seal(bytes(plain))
+        records += sealer.seal(bytes(plain))
     return bytes(records)
 
 
 class Counted:
     """Counts the frames that are taken out of joined records, and the records that are opened."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, session: Session) -> None:
-        self._session = session
-        self._records = session.rotation.opener.records
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, path: SessionPath) -> None:
+        self._keys = path.keys
+        self._records = path.keys.opener.records
         self._kinds: list[int] = []
         real = wire.read_frames
 
@@ -107,7 +118,7 @@ class Counted:
 
     def take(self) -> tuple[int, int, int]:
         """Records, frames, and the least work that these were, since the last call."""
-        opened = self._session.rotation.opener.records
+        opened = self._keys.opener.records
         records, self._records = opened - self._records, opened
         kinds, self._kinds = self._kinds, []
         return records, len(kinds), records * RECORD_WORK + sum(FRAME_COSTS[kind] for kind in kinds)
@@ -120,15 +131,15 @@ def test_a_flood_is_taken_a_turn_at_a_time(
 ) -> None:
     """524 KiB of small frames are what one wake-up reads. They took 30 to 1,200 ms of it."""
     link = prepared()
-    exit = link.exit
-    if flood is FLOODS["DATA"]:
+    exit, path = link.exit, exit_path(link)
+    if flood(0)[0] == wire.DATA:
         joined = 1
     data = memoryview(packed(link, flood, MANY, joined))
-    counted = Counted(monkeypatch, exit)
+    counted = Counted(monkeypatch, path)
     turns, largest = 0, max(FRAME_COSTS)
     while data or exit.turn.left <= 0:
         exit.turn.renew()
-        data = data[exit.receive(data, link.carrier.now) :]
+        data = data[path.receive(data, link.carrier.now) :]
         records, frames, work = counted.take()
         assert records or frames or not data
         assert work <= TURN_WORK + RECORD_WORK + largest
@@ -142,19 +153,20 @@ def test_a_record_is_left_in_the_middle_and_gone_on_with(monkeypatch: pytest.Mon
     app = link.served[2]
     payloads = [number.to_bytes(2) for number in range(5_000)]
     record = packed(link, lambda number: wire.encode_datagram(2, NEAR, payloads[number]), 5_000, 130_000)
-    assert link.exit.receive(memoryview(record), link.carrier.now) == len(record)
+    path = exit_path(link)
+    assert path.receive(memoryview(record), link.carrier.now) == len(record)
     taken = len(app.datagrams)
     assert 0 < taken <= TURN_WORK // FRAME_COSTS[wire.DATAGRAM] + 1
-    assert link.exit.receive(memoryview(b""), link.carrier.now) == 0, "nothing before the next turn"
+    assert path.receive(memoryview(b""), link.carrier.now) == 0, "nothing before the next turn"
     assert len(app.datagrams) == taken
     while len(app.datagrams) < len(payloads):
         link.exit.turn.renew()
-        link.exit.receive(memoryview(b""), link.carrier.now)
+        path.receive(memoryview(b""), link.carrier.now)
     assert app.datagrams == [(NEAR, payload) for payload in payloads]
 
 
-def test_what_was_left_is_lost_with_the_carrier_and_comes_again() -> None:
-    """The frames behind the last one taken are not counted as received."""
+def test_what_was_left_is_lost_with_the_path_and_comes_again() -> None:
+    """The record of the last frame that was taken is not counted as received."""
     link = prepared()
     apps = [link.open() for _ in range(1_000)]
     path = link.carrier.to_right
@@ -162,7 +174,7 @@ def test_what_was_left_is_lost_with_the_carrier_and_comes_again() -> None:
         link.client.turn.renew()
     path.deliver(link.carrier.now)
     assert 2 < len(link.exit.streams) < 100
-    assert link.exit.received == link.client.log.sent - 1_002 + len(link.exit.streams)
+    assert exit_path(link).received == exit_path(link).keys.records_received - 1
     link.resume()
     link.quiesce()
     assert len(link.exit.streams) == 1_002
@@ -176,8 +188,8 @@ def test_a_peers_sessions_have_one_budget(monkeypatch: pytest.MonkeyPatch) -> No
     total = 0
     for link in links:
         link.exit.turn = shared
-        counted = Counted(monkeypatch, link.exit)
-        link.exit.receive(memoryview(packed(link, opening, 500, 1)), link.carrier.now)
+        counted = Counted(monkeypatch, exit_path(link))
+        exit_path(link).receive(memoryview(packed(link, opening, 500, 1)), link.carrier.now)
         total += counted.take()[2]
     assert total <= TURN_WORK + RECORD_WORK + FRAME_COSTS[wire.OPEN]
 
@@ -236,23 +248,23 @@ def test_a_fault_in_one_that_waited_does_not_keep_the_others() -> None:
 # --- what the peer makes us send -----------------------------------------------------------------------------------
 
 
-def fill(session: Session, now: float) -> int:
-    return session.fill(memoryview(bytearray(FILL_MINIMUM + 262_144)), 262_144, now)
+def fill(path: SessionPath, now: float) -> int:
+    return path.fill(memoryview(bytearray(FILL_MINIMUM + 262_144)), 262_144, now)
 
 
 def test_many_small_frames_leave_a_turn_at_a_time() -> None:
-    """Answers that the peer did not read for a while, or after a resume: 43,000 of them fit one buffer."""
+    """Answers that the peer did not read for a while, or after a loss: 43,000 of them fit one buffer."""
     link = prepared()
-    link.exit.turn.renew()
-    before = link.exit.log.sent
+    exit, path = link.exit, exit_path(link)
+    exit.turn.renew()
     for _ in range(30_000):
-        link.exit._append(wire.encode_reset(1, StreamReason.GENERAL))
-    assert fill(link.exit, link.carrier.now) > 0
-    assert 0 < link.exit.log.sent - before <= TURN_WORK // FRAME_WORK
+        exit.send(wire.encode_reset(1, StreamReason.GENERAL, 0))
+    assert fill(path, link.carrier.now) > 0
+    assert 0 < len(path.log.units) <= TURN_WORK // FRAME_WORK
     woken = []
-    link.exit.ready = lambda: woken.append(1)
-    link.exit.turn.renew()
-    fill(link.exit, link.carrier.now)
+    path.ready = lambda: woken.append(1)
+    exit.turn.renew()
+    fill(path, link.carrier.now)
     assert woken == [1], "there is more to send"
 
 
@@ -260,16 +272,19 @@ def test_many_windows_leave_a_turn_at_a_time() -> None:
     link = Link()
     for _ in range(3 * TURN_WORK):
         link.open()
-    link.carrier.settle()
-    link.resume()
-    due = len(link.exit._windows_due)
-    link.exit.turn.renew()
-    fill(link.exit, link.carrier.now)
-    assert 0 < due - len(link.exit._windows_due) <= TURN_WORK
+    link.quiesce()
+    exit, path = link.exit, exit_path(link)
+    for stream in exit.streams.values():
+        exit.table.window_due(stream)
+    due = exit.table.windows_due
+    assert len(due) == 3 * TURN_WORK
+    exit.turn.renew()
+    fill(path, link.carrier.now)
+    assert 0 < 3 * TURN_WORK - len(due) <= TURN_WORK
     for _ in range(3):
-        link.exit.turn.renew()
-        fill(link.exit, link.carrier.now)
-    assert not link.exit._windows_due
+        exit.turn.renew()
+        fill(path, link.carrier.now)
+    assert not due
 
 
 class Idle(StreamHandler):
@@ -291,11 +306,11 @@ def test_many_streams_that_wait_are_asked_a_turn_at_a_time() -> None:
         stream.handler = Idle()
         stream.wait_for_turn()
     link.exit.turn.renew()
-    fill(link.exit, link.carrier.now)
+    fill(exit_path(link), link.carrier.now)
     assert 0 < Idle.asked <= TURN_WORK // 4
     for _ in range(10):
         link.exit.turn.renew()
-        fill(link.exit, link.carrier.now)
+        fill(exit_path(link), link.carrier.now)
     assert Idle.asked == 2_000
 
 
@@ -306,10 +321,11 @@ def kept_at_the_exit(frames: int) -> tuple[Turns, Link]:
     link.quiesce()
     exit = link.exit
     for _ in range(frames):
-        exit._append(wire.encode_reset(1, StreamReason.GENERAL))
-    while exit.log.next_unsent():
+        exit.send(wire.encode_reset(1, StreamReason.GENERAL, 0))
+    while exit.retention.waits:
         exit.turn.renew()
-        fill(exit, link.carrier.now)
+        fill(exit_path(link), link.carrier.now)
+    assert len(exit_path(link).log.units) == frames
     turns.soon.clear()
     exit.turn.renew()
     return turns, link
@@ -319,49 +335,45 @@ def freed_by_turns(turns: Turns, session: Session) -> list[int]:
     """How many frames each turn frees, until none is asked for."""
     freed = []
     while turns.soon:
-        before = len(session.log._sent)
+        before = session.retention.dropped
         turns.next()
-        freed.append(before - len(session.log._sent))
+        freed.append(session.retention.dropped - before)
     return freed
 
 
 def test_an_acknowledgement_of_very_many_frames_frees_them_a_turn_at_a_time() -> None:
     turns, link = kept_at_the_exit(20_000)
-    exit = link.exit
-    kept = len(exit.log._sent)
+    exit, path = link.exit, exit_path(link)
     for _ in range(5):
-        exit._receive_ack(0, exit.log.sent)
-    assert kept - len(exit.log._sent) == sendlog.DROPS
-    assert max(freed_by_turns(turns, exit), default=0) <= sendlog.DROPS
-    assert exit.log.kept == 0
+        exit._receive_ack(0, path.keys.records_sent)
+    assert 20_000 - len(path.log.units) == retention.DROPS
+    assert max(freed_by_turns(turns, exit), default=0) <= retention.DROPS
+    assert exit.retention.kept == 0
 
 
 def test_many_acknowledgements_together_free_a_turns_worth_at_a_time() -> None:
     """Each of them is bounded, and one record holds thousands."""
     turns, link = kept_at_the_exit(40_000)
-    exit = link.exit
-    kept = len(exit.log._sent)
-    for count in range(exit.log.acknowledged, exit.log.sent + 1, 1_000):
-        exit._receive_ack(0, count)
-    worth = TURN_WORK * DROPS_PER_UNIT + sendlog.DROPS
-    assert 4_000 < kept - len(exit.log._sent) <= worth
-    exit._receive_ack(0, exit.log.sent)
+    exit, path = link.exit, exit_path(link)
+    for records in range(path.log.acknowledged, path.keys.records_sent + 1):
+        exit._receive_ack(0, records)
+    worth = TURN_WORK * DROPS_PER_UNIT + retention.DROPS
+    assert 4_000 < 40_000 - len(path.log.units) <= worth
     assert max(freed_by_turns(turns, exit), default=0) <= worth
-    assert exit.log.kept == 0
+    assert exit.retention.kept == 0
 
 
-def test_a_resume_with_very_many_frames_frees_them_a_turn_at_a_time() -> None:
+def test_what_a_lost_path_had_brought_is_freed_a_turn_at_a_time() -> None:
+    """The peer says how much it has received on it, and waits for the rest."""
     turns, link = kept_at_the_exit(20_000)
-    exit = link.exit
-    link.carrier.cut()
-    exit.log.append(b"later")
-    link.now = link.carrier.now
-    before = len(exit.log._sent)
-    link.connect(exit.log.sent - 10, exit.received)
-    freed = [before - len(exit.log._sent), *freed_by_turns(turns, exit)]
-    # The ten that the peer did not get are no longer among those that were sent.
-    assert max(freed) <= sendlog.DROPS + 10
-    assert len(exit.log._sent) == 0 and len(exit.log._unsent) == 11
+    exit, path = link.exit, exit_path(link)
+    last = [unit for unit in path.log.units if unit.record == path.log.units[-1].record]
+    path.lost(link.carrier.now)
+    exit._receive_abandon(0, last[0].record)
+    freed = [exit.retention.dropped, *freed_by_turns(turns, exit)]
+    assert max(freed) <= retention.DROPS and sum(freed) == 20_000 - len(last)
+    [log] = exit.retention.lost_logs(0)
+    assert list(log.units) == last
 
 
 def test_what_a_session_kept_is_freed_a_turn_at_a_time() -> None:
@@ -371,15 +383,15 @@ def test_what_a_session_kept_is_freed_a_turn_at_a_time() -> None:
     link.quiesce()
     exit = link.exit
     for _ in range(20_000):
-        exit._append(wire.encode_reset(1, StreamReason.GENERAL))
+        exit.send(wire.encode_reset(1, StreamReason.GENERAL, 0))
     exit.turn.renew()
-    fill(exit, link.carrier.now)
+    fill(exit_path(link), link.carrier.now)
     turns.soon.clear()
     exit.turn.renew()
     exit.close(CloseReason.LIMIT)
-    assert len(exit.log._sent) == 20_000 - sendlog.DROPS
-    assert max(freed_by_turns(turns, exit), default=0) <= sendlog.DROPS
-    assert exit.log.kept == 0 and link.budgets[1].used == 0
+    assert exit.retention.dropped == retention.DROPS
+    assert max(freed_by_turns(turns, exit), default=0) <= retention.DROPS
+    assert exit.retention.kept == 0 and link.budgets[1].used == 0
 
 
 def test_very_many_streams_end_with_their_session_a_turn_at_a_time() -> None:
@@ -406,8 +418,6 @@ def test_very_many_streams_end_with_their_session_a_turn_at_a_time() -> None:
 
 # --- rates ---------------------------------------------------------------------------------------------------------
 
-BOTH = pytest.mark.parametrize("side", ["client", "exit"])
-
 
 def flooded(victim: Session, link: Link, frame: bytes, most: int) -> int:
     """How many of these frames `victim` takes, at one moment."""
@@ -420,20 +430,38 @@ def flooded(victim: Session, link: Link, frame: bytes, most: int) -> int:
     return most
 
 
-@BOTH
-@pytest.mark.parametrize("kind", [wire.PING, wire.PONG, wire.LANE, wire.REKEY_PLEASE])
-def test_a_flood_of_control_frames_ends_the_session(side: str, kind: int) -> None:
-    frame = {wire.LANE: wire.encode_lane(9, 1), wire.REKEY_PLEASE: wire.encode_bare(kind)}.get(
-        kind, wire.encode_number(kind, 1)
-    )
+ADDRESS = Destination("192.0.2.1", 1)
+CONTROL: dict[str, bytes] = {
+    "PING": wire.encode_number(wire.PING, 1),
+    "PONG": wire.encode_number(wire.PONG, 1),
+    "LANE": wire.encode_lane(9, 1),
+    "ACK of nothing new": wire.encode_records(wire.ACK, 0, 0),
+}
+OF_THE_EXIT: dict[str, bytes] = CONTROL | {
+    "STREAMS": wire.encode_number(wire.STREAMS, 1),
+    "REKEY_PLEASE": wire.encode_epoch(wire.REKEY_PLEASE, 1),
+    "REKEY_ANSWER": wire.encode_message(wire.REKEY_ANSWER, 0, b"late"),
+    "GOAWAY": wire.encode_bare(wire.GOAWAY),
+    "ADVERTISE": wire.encode_advertise(ADDRESS),
+}
+OF_THE_CLIENT: dict[str, bytes] = CONTROL | {
+    "REKEY": wire.encode_message(wire.REKEY, 0, b"late"),
+    "PREFER": wire.encode_prefer(0, 0),
+}
+
+
+@pytest.mark.parametrize(
+    ("side", "frame"),
+    [
+        *(pytest.param("client", frame, id=f"client, {name}") for name, frame in OF_THE_EXIT.items()),
+        *(pytest.param("exit", frame, id=f"exit, {name}") for name, frame in OF_THE_CLIENT.items()),
+    ],
+)
+def test_a_flood_of_control_frames_ends_the_session(side: str, frame: bytes) -> None:
     link = Link(offload=LaterOffload())
     for session in (link.client, link.exit):
         session.packet_link.announced = lambda number, index: None  # type: ignore[method-assign]
     link.quiesce()
-    if side == "exit" and kind == wire.REKEY_PLEASE:
-        with pytest.raises(PeerError, match="out of turn"):
-            link.forge(link.exit, frame)
-        return
     victim: Session = getattr(link, side)
     link.carrier.now += 60
     assert flooded(victim, link, frame, 1_000) == control_rates.CONTROL_BURST
@@ -442,15 +470,15 @@ def test_a_flood_of_control_frames_ends_the_session(side: str, kind: int) -> Non
 @pytest.mark.parametrize(
     ("side", "frame"),
     [
-        ("client", wire.encode_network(bytes(4), bytes(16))),
-        ("exit", wire.encode_taken([ip_network("10.0.0.0/8")])),
+        ("client", wire.encode_network(1, bytes(4), bytes(16))),
+        ("exit", wire.encode_taken(1, [ip_network("10.0.0.0/8")])),
     ],
 )
 def test_a_flood_of_addresses_ends_the_session(side: str, frame: bytes) -> None:
     link = Link()
     for session in (link.client, link.exit):
-        session.packet_link.network_received = lambda ipv4, ipv6: None  # type: ignore[method-assign]
-        session.packet_link.taken_received = lambda networks: None  # type: ignore[method-assign]
+        session.packet_link.network_received = lambda serial, ipv4, ipv6: None  # type: ignore[method-assign]
+        session.packet_link.taken_received = lambda serial, networks: None  # type: ignore[method-assign]
     link.quiesce()
     link.carrier.now += 60
     assert flooded(getattr(link, side), link, frame, 1_000) == control_rates.CONTROL_BURST // 16
@@ -467,11 +495,18 @@ def test_what_a_peer_needs_is_never_too_much() -> None:
         link.forge(link.client, wire.encode_number(wire.PING, 1))
         link.client.rotation.start(link.carrier.now)
         link.carrier.settle()
-    assert link.client.rotation.number == 2 * control_rates.CONTROL_BURST
+    assert link.client.rotation.current == 2 * control_rates.CONTROL_BURST
 
 
 @pytest.mark.parametrize(
-    "flood", ["RESET of a dead stream", "DATAGRAM of a dead stream", "WINDOW of a dead stream"]
+    "flood",
+    [
+        "RESET of a dead stream",
+        "DATAGRAM of a dead stream",
+        "WINDOW of a dead stream",
+        "OPEN that has come",
+        "ABANDON of a dead path",
+    ],
 )
 def test_a_flood_for_dead_streams_ends_the_session(flood: str) -> None:
     link = prepared()

@@ -1,19 +1,24 @@
-"""What a session does before the exit has said whether it lets the client in, and what becomes of each verdict."""
+"""What a path does before the exit has said whether it lets the client in, and what becomes of each verdict."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
+from cryprq_proxy.crypto.handshake import record_keys
 from cryprq_proxy.errors import CarrierError, CloseReason, NotAdmitted, PeerError, StreamReason
 from cryprq_proxy.session import wire
+from cryprq_proxy.session.path import FILL_MINIMUM, MAX_EARLY, NEVER
 from cryprq_proxy.session.records import OVERHEAD, RecordOpener, RecordSealer
-from cryprq_proxy.session.session import FILL_MINIMUM, MAX_EARLY, NEVER
 from cryprq_proxy.session.turns import FRAME_COSTS, RECORD_WORK
 from cryprq_proxy.session.verdict import MAX_VERDICT, open_verdict
 from cryprq_proxy.session.wire import StreamProtocol
-from tests.support.links import FAST, App, Link, epoch
+from tests.support.links import SESSION_ID, TARGET, App, Link, epoch
+from tests.support.memory import MemoryCarrier
 
-KEYS = epoch(1)
+CLIENT_KEY, EXIT_KEY = record_keys(epoch(0).records, 0)
+CIPHER = Link(connected=False).cipher
 
 
 class Told:
@@ -26,33 +31,53 @@ class Told:
         self.calls += 1
 
 
-def new_link() -> Link:
-    return Link(connected=False)
+class Introduced:
+    """A client that has sent its third flight, and what else it has `sent`, which the exit has not read yet."""
 
+    def __init__(self, admitted: Callable[[], None] = lambda: None, link: Link | None = None) -> None:
+        self.link = link or Link(connected=False)
+        self.client = self.link.client
+        self.path = self.link.introduce(admitted)
+        self.sent = bytearray()
 
-def early_frames(link: Link) -> list[int]:
-    """The kinds of frames that the client has sent, read with the keys that the exit has."""
-    opener = RecordOpener(link.cipher, KEYS.client_record)
-    data, position = memoryview(bytes(link.carrier.to_right._unused)), 0
-    kinds: list[int] = []
-    while True:
-        plaintext, position = opener.open(data, position)
-        if plaintext is None:
-            assert position == len(data)
-            return kinds
-        kinds += [frame[0] for frame in wire.decode_frames(bytes(plaintext))]
+    def send(self) -> int:
+        """Returns how many bytes the client has sent so far."""
+        out = memoryview(bytearray(FILL_MINIMUM + 262_144))
+        while size := self.path.fill(out, 262_144, self.link.now):
+            self.client.turn.renew()
+            self.sent += out[:size]
+        return len(self.sent)
+
+    def kinds(self) -> list[int]:
+        """Of the frames that the client has sent, read with the keys that the exit has."""
+        self.send()
+        opener = RecordOpener(CIPHER, CLIENT_KEY)
+        data, position = memoryview(bytes(self.sent)), 0
+        kinds: list[int] = []
+        while True:
+            plaintext, position = opener.open(data, position)
+            if plaintext is None:
+                assert position == len(data)
+                return kinds
+            kinds += [frame[0] for frame in wire.decode_frames(bytes(plaintext))]
+
+    def admit(self, *verdict: bytes) -> MemoryCarrier:
+        """The exit begins with this verdict, and finds what was sent in what it has not read before."""
+        self.send()
+        carrier = self.link.admit(self.path, *verdict)
+        carrier.to_right.in_flight += self.sent
+        return carrier
 
 
 def test_requests_and_their_data_arrive_with_the_verdict() -> None:
-    """They are the session's first records, and the exit finds them in what it has not read before."""
-    link, admitted = new_link(), Told()
-    link.introduce(admitted)
+    """They are the path's first records."""
+    admitted = Told()
+    on = Introduced(admitted)
+    link = on.link
     app = link.open()
     app.say(b"hello", finish=True)
-    link.carrier.settle()
-    assert link.carrier.to_right.sent > 0 and not link.served and not admitted.calls
-    link.admit()
-    link.carrier.settle()
+    assert on.send() > 0 and not admitted.calls
+    on.admit().settle()
     assert admitted.calls == 1
     assert app.stream is not None and link.served[app.stream.id].received == b"hello"
     assert app.events == [("opened",)]
@@ -61,36 +86,32 @@ def test_requests_and_their_data_arrive_with_the_verdict() -> None:
     link.assert_clean()
 
 
-def test_only_numbered_frames_leave_before_the_verdict() -> None:
+def test_only_reliable_frames_leave_before_the_verdict() -> None:
     """No sign of life is asked for, so the time that a verdict takes counts as no round trip; and no packets."""
-    link = new_link()
-    link.introduce()
-    link.client.announce(wire.encode_lane(0, 1))
-    link.client.measure()
-    link.client.send_packet(0, 0, 0, memoryview(bytes(1200)))
-    app, gone = link.open(), link.open()
+    on = Introduced()
+    on.client.announce(wire.encode_lane(0, 1))
+    on.client.measure()
+    on.client.send_packet(0, 0, 0, memoryview(bytes(1200)))
+    app, gone = on.link.open(), on.link.open()
     app.say(b"hello", finish=True)
     gone.stream.reset(StreamReason.CANCELLED)  # type: ignore[union-attr]
-    link.carrier.settle()
-    assert sorted(early_frames(link)) == [wire.OPEN, wire.OPEN, wire.DATA, wire.FIN, wire.RESET]
-    assert not link.client.packets
+    expected = [wire.OPEN, wire.OPEN, wire.DATA, wire.DATA, wire.RESET, wire.LANE]
+    assert sorted(on.kinds()) == expected
+    assert not on.client.packets
 
 
 def test_no_more_than_its_bound_is_sent_before_the_verdict() -> None:
-    link = new_link()
-    link.introduce()
+    on = Introduced()
+    link = on.link
     apps = [link.open() for _ in range(8)]
     for app in apps:
         app.say(bytes(60_000))
-    link.carrier.settle()
-    sent = link.carrier.to_right.sent
+    sent = on.send()
     assert MAX_EARLY <= sent < MAX_EARLY + 60_000 + OVERHEAD
     apps[0].say(b"more")
     link.open()
-    link.carrier.settle()
-    assert link.carrier.to_right.sent == sent
-    link.admit()
-    link.carrier.settle()
+    assert on.send() == sent
+    on.admit().settle()
     received = [link.served[app.stream.id].received for app in apps]  # type: ignore[union-attr]
     assert [len(data) for data in received] == [60_004] + [60_000] * 7
     assert len(link.served) == 9
@@ -98,121 +119,166 @@ def test_no_more_than_its_bound_is_sent_before_the_verdict() -> None:
 
 def test_nothing_is_due_before_the_verdict() -> None:
     """Whoever began the handshake bounds the time; the keepalive begins with the link."""
-    link = new_link()
-    link.introduce()
-    link.client.probe(2.0, link.now)
-    assert link.client.deadline() == NEVER
-    link.client.tick(link.now + 3_600.0)
-    link.carrier.now += 3_600.0
-    link.admit()
-    link.carrier.settle()
+    on = Introduced()
+    link = on.link
+    on.path.probe(2.0, link.now)
+    assert on.path.deadline() == NEVER
+    on.path.tick(link.now + 3_600.0)
+    link.now += 3_600.0
+    on.admit().settle()
     assert link.carrier.open
     assert link.client.liveness.least_round_trip == 0.0, "measured behind the verdict"
 
 
 def test_a_verdict_is_work_as_other_records_are() -> None:
-    link = new_link()
-    link.introduce()
-    link.admit()
-    link.client.turn.renew()
-    before = link.client.turn.left
-    record = link.carrier.to_left.in_flight
-    link.client.receive(memoryview(bytes(record)), link.now)
-    assert link.client.turn.left <= before - RECORD_WORK - FRAME_COSTS[wire.ACCEPT]
+    on = Introduced()
+    record = on.admit().to_left.in_flight
+    on.client.turn.renew()
+    before = on.client.turn.left
+    on.path.receive(memoryview(bytes(record)), on.link.now)
+    assert on.client.turn.left <= before - RECORD_WORK - FRAME_COSTS[wire.ACCEPT]
 
 
 def test_what_follows_the_verdict_may_come_with_it_or_in_pieces() -> None:
     for piece in (1, 5, 1 << 20):
-        link, told = new_link(), Told()
-        link.introduce(told)
-        app = link.open()
-        link.carrier.to_left.piece = piece
-        link.admit()
-        link.carrier.settle()
+        told = Told()
+        on = Introduced(told)
+        app = on.link.open()
+        carrier = on.admit()
+        carrier.to_left.piece = piece
+        carrier.settle()
         assert told.calls == 1 and app.events == [("opened",)]
 
 
 @pytest.mark.parametrize(
-    "verdict",
+    ("verdict", "reason"),
     [
-        wire.encode_close(CloseReason.NOT_AUTHORIZED),
-        wire.encode_close(CloseReason.LIMIT),
-        wire.encode_close(CloseReason.SHUTTING_DOWN),
-        wire.encode_bare(wire.NO_SESSION),
-        wire.encode_bare(wire.GOAWAY),
-        wire.encode_bare(wire.ACCEPT) * 2,
-        wire.encode_opened(1),
-        wire.encode_resumed(0, bytes(32)),
-        b"\xff",
-        b"\x20\xff",
-        b"\x02\x00",
+        *(
+            (wire.encode_close(reason), reason)
+            for reason in (CloseReason.NOT_AUTHORIZED, CloseReason.LIMIT, CloseReason.SHUTTING_DOWN)
+        ),
+        *(
+            (verdict, CloseReason.PROTOCOL)
+            for verdict in (
+                wire.encode_bare(wire.NO_SESSION),
+                wire.encode_bare(wire.GOAWAY),
+                wire.encode_bare(wire.ACCEPT) * 2,
+                wire.encode_opened(1),
+                wire.encode_joined(bytes(32)),
+                b"\xff",
+                b"\x27\xff",
+                b"\x02\x00",
+            )
+        ),
     ],
 )
-def test_a_verdict_that_is_not_accept_leaves_the_streams_to_the_caller(verdict: bytes) -> None:
+def test_a_verdict_that_is_not_accept_leaves_the_streams_to_the_caller(
+    verdict: bytes, reason: CloseReason
+) -> None:
     """It asks for some of them again, so no handler is told before; and the exit hears nothing more."""
-    link = new_link()
-    link.introduce(lambda: pytest.fail("it was not admitted"))
-    app = link.open()
+    on = Introduced(lambda: pytest.fail("it was not admitted"))
+    app = on.link.open()
     app.say(b"data")
-    link.carrier.settle()
-    sent = link.carrier.to_right.sent
-    link.admit(verdict)
-    link.carrier.settle()
-    error = link.carrier.error
+    carrier = on.admit(verdict)
+    carrier.to_right.in_flight.clear()
+    carrier.settle()
+    error = carrier.error
     assert isinstance(error, NotAdmitted)
-    reason = CloseReason(verdict[1]) if verdict[0] == wire.CLOSE else CloseReason.PROTOCOL
     assert error.reason is reason
-    assert link.client.closed is None and not link.carrier.open
-    assert not app.events and link.carrier.to_right.sent == sent
+    assert on.client.closed is None and not carrier.open
+    assert not app.events and carrier.to_right.sent == 0
 
 
 def test_a_verdict_has_a_bound() -> None:
     """Nothing of a longer one is waited for."""
-    link = new_link()
-    link.introduce()
+    on = Introduced()
     length = (MAX_VERDICT + 17).to_bytes(4)
     with pytest.raises(CarrierError) as caught:
-        link.client.receive(memoryview(length), link.now)
+        on.path.receive(memoryview(length), on.link.now)
     assert caught.value.reason is CloseReason.BAD_RECORD
 
 
 def test_a_verdict_under_another_key_does_not_count() -> None:
-    opener = RecordOpener(Link(connected=False).cipher, KEYS.exit_record)
-    forged = RecordSealer(Link(connected=False).cipher, KEYS.client_record).seal(
-        wire.encode_bare(wire.ACCEPT)
-    )
+    opener = RecordOpener(CIPHER, EXIT_KEY)
+    forged = RecordSealer(CIPHER, CLIENT_KEY).seal(wire.encode_bare(wire.ACCEPT))
     with pytest.raises(CarrierError):
         open_verdict(opener, memoryview(forged), wire.ACCEPT)
 
 
 def test_a_second_verdict_breaks_the_protocol() -> None:
-    link = new_link()
-    link.introduce()
-    link.admit()
-    link.carrier.settle()
+    on = Introduced()
+    on.admit().settle()
     with pytest.raises(PeerError) as caught:
-        link.forge(link.client, wire.encode_bare(wire.ACCEPT))
+        on.link.forge(on.client, wire.encode_bare(wire.ACCEPT))
     assert caught.value.reason is CloseReason.PROTOCOL
 
 
 def test_a_session_that_is_closed_before_the_verdict_says_so() -> None:
-    link = new_link()
-    link.introduce()
-    app = link.open()
-    link.client.close(CloseReason.NORMAL)
-    out = memoryview(bytearray(FILL_MINIMUM))
-    size = link.client.fill(out, 0, link.now)
-    opener = RecordOpener(link.cipher, KEYS.client_record)
-    plaintext, _ = opener.open(out[:size], 0)
-    assert bytes(plaintext or b"") == wire.encode_close(CloseReason.NORMAL)
+    on = Introduced()
+    app = on.link.open()
+    on.client.close(CloseReason.NORMAL)
+    assert on.kinds() == [wire.CLOSE]
     assert app.events == [("reset", StreamReason.SESSION_LOST)]
 
 
 def test_datagrams_wait_for_opened_as_ever() -> None:
-    link = Link(connected=False, provider=FAST)
-    link.introduce()
-    app = link.open(App(), StreamProtocol.UDP)
+    on = Introduced()
+    app = on.link.open(App(), StreamProtocol.UDP)
     assert app.stream is not None
-    app.stream.send_datagram(app.stream.destination, b"lost")
+    app.stream.send_datagram(TARGET, b"lost")
+    assert on.kinds() == [wire.OPEN]
+
+
+# --- a path that joins ---
+
+
+def joining() -> tuple[Introduced, App]:
+    """A session that has lost its path, with a stream whose OPEN the exit has not seen, and another one to come."""
+    link = Link()
+    link.quiesce()
+    link.carrier.to_right.piece = 0
+    app = link.open()
+    app.say(b"early ")
     link.carrier.settle()
-    assert early_frames(link) == [wire.OPEN]
+    link.carrier.cut()
+    return Introduced(link=link), app
+
+
+def test_early_records_of_a_joining_path_bring_what_the_lost_one_has_carried() -> None:
+    on, app = joining()
+    app.say(b"and new")
+    assert on.send() > 0
+    on.admit().settle()
+    assert on.link.served[1].received == b"early and new" and app.events == [("opened",)]
+    assert on.client.session_id == SESSION_ID
+
+
+def test_a_joining_path_that_is_not_admitted_takes_nothing_with_it() -> None:
+    """The exit may have read the early records, or not: nothing says so."""
+    for read in (False, True):
+        on, app = joining()
+        carrier = on.admit(wire.encode_close(CloseReason.LIMIT))
+        if not read:
+            carrier.to_right.in_flight.clear()
+        carrier.settle()
+        assert isinstance(carrier.error, NotAdmitted) and on.client.closed is None
+        on.link.connect()
+        app.say(b"for all that", finish=True)
+        on.link.quiesce()
+        assert on.link.served[1].received == b"early for all that"
+        assert app.events == [("opened",)]
+
+
+def test_a_path_that_waits_for_its_verdict_carries_nothing_while_another_is_there() -> None:
+    link = Link()
+    app, other = link.pair()
+    on = Introduced(link=link)
+    link.client.prefer(on.path.number)
+    app.say(b"by the one that is there")
+    assert on.send() == 0
+    link.carrier.settle()
+    assert other.received == b"by the one that is there"
+    first, joined = link.carrier, on.admit()
+    joined.settle()
+    app.say(b", by the one that is preferred")
+    assert not first.to_right.pull(link.now) and joined.to_right.pull(link.now)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Network, IPv6Network
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -11,46 +12,51 @@ from hypothesis import strategies as st
 from cryprq_proxy.address import Destination
 from cryprq_proxy.address import encode as encode_destination
 from cryprq_proxy.errors import CloseReason, PeerError, StreamReason
-from cryprq_proxy.rules.ranges import IPNetwork
 from cryprq_proxy.session import wire
 from cryprq_proxy.session.wire import Kind, StreamProtocol, decode_frames
-from tests.support.frames import LONGEST_NAME, NAME, SMALL_FRAMES, STREAMS, V4, V6, Expected
+from tests.support.frames import (
+    LONGEST_NAME,
+    NAME,
+    NETWORKS,
+    OFFSETS,
+    SMALL_FRAMES,
+    STREAMS,
+    V4,
+    V6,
+    WORKED,
+    Expected,
+    Worked,
+)
 
-EDGES: list[IPNetwork] = [
-    *(IPv4Network(text) for text in ("0.0.0.0/0", "192.168.77.0/24", "255.255.255.255/32", "10.0.0.0/8")),
-    *(IPv6Network(text) for text in ("::/0", "fd00::/8", "::fffe:0:0/95", "::1/128")),
-]
+
+def encode_data(stream: int, offset: int, payload: bytes, flags: int = 0) -> bytes:
+    return wire.encode_data_header(wire.DATA, flags, stream, offset) + payload
+
+
 FRAMES: list[tuple[bytes, Expected]] = [
-    (wire.encode_open(7, StreamProtocol.TCP, NAME), (wire.OPEN, 7, (StreamProtocol.TCP, NAME))),
+    *((worked.encoded, worked.decoded) for worked in WORKED),
     (wire.encode_open(7, StreamProtocol.TCP, V4), (wire.OPEN, 7, (StreamProtocol.TCP, V4))),
     (wire.encode_open(7, StreamProtocol.UDP, V6), (wire.OPEN, 7, (StreamProtocol.UDP, V6))),
-    (wire.encode_opened(8), (wire.OPENED, 8, None)),
-    (wire.encode_refused(9, StreamReason.NAME_NOT_FOUND), (wire.REFUSED, 9, StreamReason.NAME_NOT_FOUND)),
-    (wire.encode_data_header(wire.DATA, 10) + b"abc", (wire.DATA, 10, b"abc")),
-    (wire.encode_fin(2**32 - 1), (wire.FIN, 2**32 - 1, None)),
-    (wire.encode_reset(11, StreamReason.CANCELLED), (wire.RESET, 11, StreamReason.CANCELLED)),
-    (wire.encode_number(wire.ACK, 2**64 - 1), (wire.ACK, 0, 2**64 - 1)),
+    (wire.encode_opened(wire.MAX_STREAM), (wire.OPENED, wire.MAX_STREAM, None)),
+    (encode_data(1, wire.MAX_OFFSET - 3, b"abc"), (wire.DATA, 1, (wire.MAX_OFFSET - 3, False, b"abc"))),
+    (
+        encode_data(1, wire.MAX_OFFSET, b"", wire.DATA_FIN),
+        (wire.DATA, 1, (wire.MAX_OFFSET, True, b"")),
+    ),
+    (
+        wire.encode_reset(11, StreamReason.GENERAL, wire.MAX_OFFSET),
+        (wire.RESET, 11, (StreamReason.GENERAL, wire.MAX_OFFSET)),
+    ),
+    (wire.encode_number(wire.STREAMS, 2**64 - 1), (wire.STREAMS, 0, 2**64 - 1)),
     (wire.encode_window(12, 2**40), (wire.WINDOW, 12, 2**40)),
-    (wire.encode_number(wire.PING, 1), (wire.PING, 0, 1)),
-    (wire.encode_number(wire.PONG, 1), (wire.PONG, 0, 1)),
-    (wire.encode_message(wire.REKEY, b"m" * 1248), (wire.REKEY, 0, b"m" * 1248)),
-    (wire.encode_message(wire.REKEY_ANSWER, b""), (wire.REKEY_ANSWER, 0, b"")),
-    (wire.encode_bare(wire.SWITCH), (wire.SWITCH, 0, None)),
-    (wire.encode_bare(wire.REKEY_PLEASE), (wire.REKEY_PLEASE, 0, None)),
+    (wire.encode_message(wire.REKEY, 2**32 - 1, b"m" * 1248), (wire.REKEY, 0, (2**32 - 1, b"m" * 1248))),
+    (wire.encode_message(wire.REKEY_ANSWER, 0, b""), (wire.REKEY_ANSWER, 0, (0, b""))),
+    (wire.encode_records(wire.ACK, 2**32 - 1, 2**64 - 1), (wire.ACK, 0, (2**32 - 1, 2**64 - 1))),
     (wire.encode_datagram(13, V4, b"payload"), (wire.DATAGRAM, 13, (V4, b"payload"))),
     (wire.encode_datagram(13, NAME, b""), (wire.DATAGRAM, 13, (NAME, b""))),
-    (wire.encode_lane(7, 2**32 - 1), (wire.LANE, 0, (7, 2**32 - 1))),
     (wire.encode_packet(3, 1400, 52, b"packet"), (wire.PACKET, 0, (3, 1400, 52, b"packet"))),
-    (wire.encode_network(bytes(4), bytes(16)), (wire.NETWORK, 0, (bytes(4), bytes(16)))),
-    (wire.encode_taken(EDGES[:1]), (wire.TAKEN, 0, (EDGES[0],))),
-    (wire.encode_taken([*EDGES, *EDGES]), (wire.TAKEN, 0, (*EDGES, *EDGES))),
-    (wire.encode_bare(wire.GOAWAY), (wire.GOAWAY, 0, None)),
-    (wire.encode_advertise(V4), (wire.ADVERTISE, 0, V4)),
+    (wire.encode_taken(9, [*NETWORKS, *NETWORKS]), (wire.TAKEN, 0, (9, (*NETWORKS, *NETWORKS)))),
     (wire.encode_advertise(V6), (wire.ADVERTISE, 0, V6)),
-    (wire.encode_close(CloseReason.LIMIT), (wire.CLOSE, 0, CloseReason.LIMIT)),
-    (wire.encode_bare(wire.ACCEPT), (wire.ACCEPT, 0, None)),
-    (wire.encode_resumed(5, bytes(range(32))), (wire.RESUMED, 0, (5, bytes(range(32))))),
-    (wire.encode_bare(wire.NO_SESSION), (wire.NO_SESSION, 0, None)),
 ]
 BY_KIND = [pytest.param(*frame, id=f"{Kind(frame[1][0]).name}-{index}") for index, frame in enumerate(FRAMES)]
 
@@ -64,8 +70,25 @@ def refusal(plaintext: bytes) -> PeerError:
 
 
 def test_every_kind_is_here() -> None:
-    assert {expected[0] for _, expected in FRAMES} == set(Kind)
+    assert {worked.decoded[0] for worked in WORKED} == set(Kind)
     assert set(wire._DECODERS) == set(Kind)
+
+
+def test_the_plain_numbers_are_those_of_the_kinds() -> None:
+    assert {kind.name: getattr(wire, kind.name) for kind in Kind} == {kind.name: int(kind) for kind in Kind}
+
+
+def test_reliable_kinds_are_told_by_their_number() -> None:
+    assert {kind.name for kind in Kind if kind < wire.RELIABLE} == {
+        *("OPEN", "OPENED", "REFUSED", "DATA", "RESET", "WINDOW", "STREAMS"),
+        *("REKEY", "REKEY_ANSWER", "REKEY_PLEASE", "LANE", "NETWORK", "TAKEN", "GOAWAY", "PREFER", "ABANDON"),
+    }
+
+
+@pytest.mark.parametrize("worked", WORKED, ids=[worked.name for worked in WORKED])
+def test_the_worked_bytes(worked: Worked) -> None:
+    assert worked.encoded == bytes.fromhex(worked.shown)
+    assert worked.name.partition(",")[0] == Kind(worked.decoded[0]).name
 
 
 @pytest.mark.parametrize(("encoded", "expected"), BY_KIND)
@@ -75,21 +98,28 @@ def test_a_frame_comes_back(encoded: bytes, expected: Expected) -> None:
 
 @pytest.mark.parametrize(("encoded", "expected"), BY_KIND)
 def test_a_frame_cut_short_is_refused(encoded: bytes, expected: Expected) -> None:
-    # Less data is a shorter frame, not a broken one.
-    shortest = wire.DATA_HEADER + 1 if expected[0] == wire.DATA else len(encoded)
+    shortest = len(encoded)
+    if expected[0] == wire.DATA:
+        # Less data is a shorter frame, not a broken one.
+        shortest = wire.DATA_HEADER + (not expected[2][1])
     for size in range(1, shortest):
         error = refusal(encoded[:size])
         assert Kind(expected[0]).name in str(error)
         # also behind a whole frame
-        refusal(wire.encode_fin(1) + encoded[:size])
+        refusal(wire.encode_opened(1) + encoded[:size])
 
 
 @pytest.mark.parametrize(("encoded", "expected"), BY_KIND)
 def test_what_follows_a_frame_is_the_next_one(encoded: bytes, expected: Expected) -> None:
     if expected[0] == wire.DATA:
-        assert decode_frames(encoded + b"\xff") == [(wire.DATA, expected[1], expected[2] + b"\xff")]
+        offset, fin, payload = expected[2]
+        if offset + len(payload) < wire.MAX_OFFSET:
+            longer = (wire.DATA, expected[1], (offset, fin, payload + b"\xff"))
+            assert decode_frames(encoded + b"\xff") == [longer]
+        else:
+            refusal(encoded + b"\xff")
         return
-    assert decode_frames(encoded + wire.encode_fin(3)) == [expected, (wire.FIN, 3, None)]
+    assert decode_frames(encoded + wire.encode_opened(3)) == [expected, (wire.OPENED, 3, None)]
     refusal(encoded + b"\x00")
     refusal(encoded + b"\xff")
 
@@ -106,28 +136,108 @@ def test_unknown_kinds_are_refused(kind: int) -> None:
 @pytest.mark.parametrize(
     "frame",
     [
-        b"\x01" + bytes(4) + b"\x04" + b"\x01" + bytes(6),  # unknown stream protocol
-        b"\x01" + bytes(4) + b"\x01" + b"\x02" + bytes(6),  # unknown address type
-        b"\x01" + bytes(4) + b"\x01" + b"\x03\x00" + bytes(2),  # empty name
-        b"\x01" + bytes(4) + b"\x01" + b"\x03\x03a b" + bytes(2),  # no name at all
-        b"\x03" + bytes(4) + b"\xff",  # unknown reasons
-        b"\x06" + bytes(4) + b"\xff",
-        b"\x1f\xff",
-        b"\x04" + bytes(4),  # no data
-        b"\x18" + bytes(4) + b"\x00\x01" + b"\x01" + bytes(6),  # payload missing
-        b"\x1a" + bytes(5) + b"\x00\x00",  # no packet
-        b"\x1a" + bytes(5) + b"\x00\x02x",  # half a packet
-        b"\x18" + bytes(4) + b"\xff\xff" + b"\x01" + bytes(6) + bytes(65_535),  # more than a UDP packet holds
+        "01 00000001 04 01 000000000000",
+        "01 00000001 01 02 000000000000",
+        "01 00000001 01 03 00 0000",
+        "01 00000001 01 03 03612062 0000",
+        "03 00000001 ff",
+        "05 00000001 ff 0000000000000000",
+        "05 00000001 00 4000000000000001",
+        "27 ff",
+        "24 00000001 0001 01 000000000000",
+        "25 00 0000 0000 0000",
+        "25 00 0000 0000 0002 78",
+        "24 00000001 ffff 01 000000000000" + "00" * 65_535,
+        "08 00000001 0002 78",
+    ],
+    ids=[
+        "an unknown stream protocol",
+        "an unknown type of address",
+        "an empty name",
+        "no name at all",
+        "an unknown reason of REFUSED",
+        "an unknown reason of RESET",
+        "a final offset out of range",
+        "an unknown reason of CLOSE",
+        "no payload",
+        "no packet",
+        "half a packet",
+        "more than a UDP packet holds",
+        "half a message",
     ],
 )
-def test_malformed_fields_are_refused(frame: bytes) -> None:
+def test_malformed_fields_are_refused(frame: str) -> None:
+    refusal(bytes.fromhex(frame))
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        wire.encode_open(0, StreamProtocol.TCP, V4),
+        wire.encode_opened(0),
+        wire.encode_refused(0, StreamReason.GENERAL),
+        encode_data(0, 0, b"abc"),
+        wire.encode_reset(0, StreamReason.GENERAL, 0),
+    ],
+    ids=lambda frame: Kind(frame[0]).name,
+)
+def test_no_stream_has_the_number_0(frame: bytes) -> None:
     refusal(frame)
 
 
-def test_data_has_a_largest_size() -> None:
-    header = wire.encode_data_header(wire.DATA, 1)
-    assert len(decode_frames(header + bytes(wire.MAX_DATA))[0][2]) == wire.MAX_DATA  # type: ignore[arg-type]
-    refusal(header + bytes(wire.MAX_DATA + 1))
+@pytest.mark.parametrize("read", [decode_frames, wire.read_data], ids=["among others", "alone"])
+@pytest.mark.parametrize(
+    "frame",
+    [
+        encode_data(1, 0, b""),
+        encode_data(0, 0, b"abc"),
+        *(encode_data(1, 0, b"abc", 1 << bit) for bit in range(1, 8)),
+        encode_data(1, 0, b"abc", 0x03),
+        encode_data(1, 0, bytes(wire.MAX_DATA + 1)),
+        encode_data(1, wire.MAX_OFFSET - 2, b"abc"),
+        encode_data(1, wire.MAX_OFFSET + 1, b"", wire.DATA_FIN),
+        encode_data(1, 2**64 - 1, b"abc"),
+        encode_data(1, 0, b"")[:-1],
+        b"\x04",
+    ],
+    ids=[
+        "nothing and no FIN",
+        "stream 0",
+        *(f"flag {1 << bit:#04x}" for bit in range(1, 8)),
+        "FIN and another flag",
+        "too many",
+        "beyond the last offset",
+        "FIN beyond the last offset",
+        "the highest offset",
+        "half a header",
+        "a kind alone",
+    ],
+)
+def test_malformed_data_are_refused(frame: bytes, read: Callable[[bytes], object]) -> None:
+    with pytest.raises(PeerError, match="malformed DATA") as caught:
+        read(frame)
+    assert caught.value.reason is CloseReason.PROTOCOL
+
+
+def test_data_have_a_largest_size() -> None:
+    encoded = encode_data(1, 5, bytes(wire.MAX_DATA))
+    assert decode_frames(encoded) == [(wire.DATA, 1, (5, False, bytes(wire.MAX_DATA)))]
+
+
+@given(STREAMS, OFFSETS, st.booleans(), st.binary(max_size=40))
+def test_data_alone_are_read_as_among_others(stream: int, offset: int, fin: bool, payload: bytes) -> None:
+    encoded = bytearray(encode_data(stream, offset, payload, fin))
+    try:
+        ((_, *frame),) = decode_frames(bytes(encoded))
+    except PeerError:
+        with pytest.raises(PeerError):
+            wire.read_data(encoded)
+        return
+    read_stream, *value = wire.read_data(memoryview(encoded))
+    assert [read_stream, tuple(value)] == frame
+    if payload:
+        encoded[-1] ^= 0xFF
+        assert value[2] == encoded[wire.DATA_HEADER :], "the data are where they were"
 
 
 def test_the_largest_frames_fit_a_record() -> None:
@@ -139,9 +249,9 @@ def test_the_largest_frames_fit_a_record() -> None:
 
 
 def test_payloads_are_not_copied() -> None:
-    data = wire.encode_data_header(wire.DATA, 1) + b"abc"
-    payload = decode_frames(data)[0][2]
-    assert isinstance(payload, memoryview) and payload.obj is data
+    data = encode_data(1, 0, b"abc")
+    value: Any = decode_frames(data)[0][2]
+    assert isinstance(value[2], memoryview) and value[2].obj is data
 
 
 @given(st.binary(max_size=600))
@@ -171,10 +281,7 @@ def test_a_changed_frame_decodes_or_is_refused(encoded: list[bytes], data: st.Da
 @given(st.lists(SMALL_FRAMES, min_size=1, max_size=8), STREAMS, st.binary(max_size=40))
 def test_decoding_undoes_encoding(frames: list[tuple[bytes, Expected]], stream: int, payload: bytes) -> None:
     if payload:
-        frames = [
-            *frames,
-            (wire.encode_data_header(wire.DATA, stream) + payload, (wire.DATA, stream, payload)),
-        ]
+        frames = [*frames, (encode_data(stream, 7, payload), (wire.DATA, stream, (7, False, payload)))]
     assert decode_frames(b"".join(encoded for encoded, _ in frames)) == [expected for _, expected in frames]
 
 
@@ -190,7 +297,7 @@ def test_decoding_undoes_encoding(frames: list[tuple[bytes, Expected]], stream: 
     ids=["none", "too many", "too long", "a bit behind the length", "the same for IPv4"],
 )
 def test_prefixes_that_are_none_are_refused(prefixes: bytes) -> None:
-    refusal(bytes([wire.TAKEN]) + prefixes)
+    refusal(bytes([wire.TAKEN]) + bytes(4) + prefixes)
 
 
 @pytest.mark.parametrize(

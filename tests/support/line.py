@@ -1,4 +1,4 @@
-"""A line with rate and delay between two sessions, on a virtual clock, with what surrounds it on real hosts.
+"""A line with rate and delay between the paths of two sessions, on a virtual clock, with what surrounds it on hosts.
 
     source.fill -> kernel: what waits until the line is free -> in flight for `delay` -> target.receive
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Final
 
-from cryprq_proxy.session.session import FILL_MINIMUM, Session
+from cryprq_proxy.session.path import FILL_MINIMUM, SessionPath
 from cryprq_proxy.session.streams import Stream, StreamHandler
 from cryprq_proxy.session.wire import StreamProtocol
 from tests.support.links import TARGET, Link
@@ -73,7 +73,7 @@ class Sink(StreamHandler):
 
 class _Direction:
     def __init__(
-        self, source: Session, target: Session, rate: float, delay: float, tick: float, kernel: float
+        self, source: SessionPath, target: SessionPath, rate: float, delay: float, tick: float, kernel: float
     ) -> None:
         self.source, self.target = source, target
         self._room = max(rate * kernel, 65_536)
@@ -87,7 +87,7 @@ class _Direction:
 
     def send(self, now: float) -> None:
         while self._unsent < self._room:
-            size = self.source.fill(_buffer, self.source.scheduler.queue_target, now)
+            size = self.source.fill(_buffer, self.source.queue_target, now)
             if not size:
                 break
             self._kernel.append(bytes(_buffer[:size]))
@@ -121,13 +121,12 @@ class Line:
         self._tick = tick
         self.now = link.now
         self.rate = rate
-        self._sessions = (link.client, link.exit)
+        self._paths = link.carrier.paths
         self._directions = [
-            _Direction(*pair, rate, round_trip / 2, tick, kernel)
-            for pair in (self._sessions, self._sessions[::-1])
+            _Direction(*pair, rate, round_trip / 2, tick, kernel) for pair in (self._paths, self._paths[::-1])
         ]
-        link.exit.scheduler.pace(rate)
-        link.client.scheduler.pace(rate)
+        for path in self._paths:
+            path.pace(rate)
         self.sinks: list[Sink] = []
         self.sources: list[Source] = []
         link.serve = self._accept  # type: ignore[assignment]
@@ -161,10 +160,10 @@ class Line:
     def advance(self, seconds: float) -> None:
         for _ in range(round(seconds / self._tick)):
             self.now += self._tick
-            for session in self._sessions:
-                session.turn.renew()
-                if session.deadline() <= self.now:
-                    session.tick(self.now)
+            for path in self._paths:
+                path.session.turn.renew()
+                if path.deadline() <= self.now:
+                    path.tick(self.now)
             for direction in self._directions:
                 direction.deliver(self.now)
             for sink in self.sinks:

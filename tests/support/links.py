@@ -1,7 +1,7 @@
 """Two sessions joined in memory, and applications that talk through them.
 
-`Link` is the pair: `connect` gives it a carrier with keys of its own (made from a counter, as if a handshake had
-agreed on them), `resume` does what the two roles do with each other's counts after a loss. `App` plays the
+`Link` is the pair: `connect` gives it a path with keys of its own (made from a counter, as if a handshake had agreed on
+them), `resume` does what the two roles do after a loss, `join` adds a path beside the others. `App` plays the
 application on one end of a stream: it sends what it is told to, keeps what arrives, and writes down every call.
 """
 
@@ -14,12 +14,14 @@ from functools import partial
 from typing import Any, cast
 
 from cryprq_proxy.address import Destination
-from cryprq_proxy.crypto.handshake import EpochSecrets
+from cryprq_proxy.crypto.handshake import EpochSecrets, record_keys
 from cryprq_proxy.crypto.primitives import Cipher, Entropy, KemKey, Provider, select_provider, sha256
 from cryprq_proxy.errors import StreamReason
+from cryprq_proxy.session.path import SessionPath
+from cryprq_proxy.session.path_keys import CarrierKeys
 from cryprq_proxy.session.records import RecordOpener, RecordSealer
-from cryprq_proxy.session.rotation import CarrierKeys, Offload, inline
-from cryprq_proxy.session.sendlog import SLOT_HEADROOM, MemoryBudget, SlotPool
+from cryprq_proxy.session.retention import SLOT_HEADROOM, MemoryBudget, SlotPool
+from cryprq_proxy.session.rotation import Offload, inline
 from cryprq_proxy.session.session import Session, SessionLimits
 from cryprq_proxy.session.streams import Half, Stream, StreamHandler
 from cryprq_proxy.session.turns import TurnBudget
@@ -31,12 +33,11 @@ from tests.support.settings import session_limits
 FAST = select_provider()
 TARGET = Destination("192.0.2.1", 443)
 SESSION_ID = bytes(range(16))
-RESUME_SECRET = bytes(range(32))
 
 
 def epoch(number: int) -> EpochSecrets:
-    """The secrets of a carrier's first epoch."""
-    labels = (b"client record", b"exit record", b"client lane", b"exit lane", b"chain", b"hash")
+    """The secrets of an epoch, or of a path's handshake."""
+    labels = (b"records", b"client lane", b"exit lane", b"chain", b"resume", b"hash")
     return EpochSecrets(*(sha256(number.to_bytes(4) + label) for label in labels))
 
 
@@ -216,6 +217,7 @@ class Link:
         exit_offload: Offload = inline,
         soon: Callable[[Callable[[], None]], object] = _nothing,
         connected: bool = True,
+        last_stream: int = 0,
     ) -> None:
         limits = limits or session_limits()
         self.budgets = (MemoryBudget(256 << 20), MemoryBudget(256 << 20))
@@ -225,13 +227,15 @@ class Link:
         self.served: dict[int, App] = {}
         self.serve = serve or self.accept
         self.carriers = 0
+        """How many paths there have been."""
         self.now = 1000.0
 
         def session(dialler: bool, limits: SessionLimits, offload: Offload, **more: Any) -> Session:
             return Session(
                 dialler=dialler,
                 session_id=SESSION_ID,
-                resume_secret=RESUME_SECRET,
+                epoch=epoch(0),
+                cipher=cipher,
                 provider=cast("Provider", provider),
                 entropy=seeded(int(dialler)),
                 limits=limits,
@@ -239,11 +243,12 @@ class Link:
                 window_budget=self.window_budgets[not dialler],
                 slots=self.slots,
                 turn=TurnBudget(soon),
+                now=self.now,
                 offload=offload,
                 **more,
             )
 
-        self.client = session(True, limits, offload)
+        self.client = session(True, limits, offload, last_stream=last_stream)
         self.exit = session(False, exit_limits or limits, exit_offload, accept_stream=self._accept)
         self.carrier: MemoryCarrier
         if connected:
@@ -277,47 +282,60 @@ class Link:
         assert app.stream is not None
         return app, self.served[app.stream.id]
 
-    def connect(self, client_has: int = 0, exit_has: int = 0) -> MemoryCarrier:
-        """A new carrier with new keys; the counts are what each side says it has."""
-        self.carriers += 1
-        for session, peer_has in ((self.client, exit_has), (self.exit, client_has)):
-            session.attach(self._keys(session), peer_has, self.now)
-        self.carrier = MemoryCarrier(self.client, self.exit, self.now)
+    def connect(self) -> MemoryCarrier:
+        """A new path with new keys, the one that `carrier` is from now on."""
+        self.carrier = self.join()
         return self.carrier
+
+    def join(self) -> MemoryCarrier:
+        """A new path beside those that are there; the caller moves its bytes."""
+        return MemoryCarrier(*self.paths(), self.now)
+
+    def paths(self) -> tuple[SessionPath, SessionPath]:
+        """Both ends of a new path, the client's first, for a carrier of the test's own."""
+        self.carriers += 1
+        return self._attach(self.client), self._attach(self.exit)
+
+    def _attach(self, session: Session, admitted: Callable[[], None] | None = None) -> SessionPath:
+        return session.attach(
+            self.carriers - 1, self._keys(session), self.now, admitted, epoch=self.client.rotation.current
+        )
 
     def _keys(self, session: Session) -> CarrierKeys:
-        keys, cipher = epoch(self.carriers), self.cipher
-        out, into = (keys.client_record, keys.exit_record)[:: 1 if session.dialler else -1]
-        return CarrierKeys(cipher, keys, RecordSealer(cipher, out), RecordOpener(cipher, into))
+        number, cipher = self.carriers - 1, self.cipher
+        out, into = record_keys(epoch(number).records, number)[:: 1 if session.dialler else -1]
+        return CarrierKeys(cipher, RecordSealer(cipher, out), RecordOpener(cipher, into))
 
-    def introduce(self, admitted: Callable[[], None] = lambda: None) -> MemoryCarrier:
-        """The first carrier: the client has sent its third flight, and the exit has not read it yet."""
+    def introduce(self, admitted: Callable[[], None] = lambda: None) -> SessionPath:
+        """The next path: the client has sent its third flight, and the exit has not read it yet."""
         self.carriers += 1
-        self.client.attach(self._keys(self.client), 0, self.now, admitted)
-        self.carrier = MemoryCarrier(self.client, self.exit, self.now)
+        return self._attach(self.client, admitted)
+
+    def admit(self, path: SessionPath, *verdict: bytes) -> MemoryCarrier:
+        """The exit says ACCEPT, or something else, on the path that `introduce` has made, and begins."""
+        keys = self._keys(self.exit)
+        record = keys.sealer.seal(b"".join(verdict) or encode_bare(ACCEPT))
+        exit_path = self.exit.attach(self.carriers - 1, keys, self.now, epoch=path.keys.send_epoch)
+        self.carrier = MemoryCarrier(path, exit_path, self.now)
+        self.carrier.to_left.in_flight += record
         return self.carrier
 
-    def admit(self, *verdict: bytes) -> None:
-        """The exit says ACCEPT, or something else, and begins."""
-        keys = self._keys(self.exit)
-        self.carrier.to_left.in_flight += keys.sealer.seal(b"".join(verdict) or encode_bare(ACCEPT))
-        self.exit.attach(keys, 0, self.carrier.now)
-
     def resume(self) -> MemoryCarrier:
-        """After a loss: go on where the counts say."""
+        """After a loss: another path."""
         self.now = self.carrier.now
         self.carrier.cut()
-        return self.connect(self.client.received, self.exit.received)
+        return self.connect()
 
     def forge(self, victim: Session, *frames: bytes) -> None:
         """Let `victim` receive one record with these frames, as from a peer that breaks the rules."""
-        peer = self.exit if victim is self.client else self.client
-        record = peer.rotation.sealer.seal(b"".join(frames))
+        client, exit = self.carrier.paths
+        path, peer = (client, exit) if victim is self.client else (exit, client)
+        record = peer.keys.sealer.seal(b"".join(frames))
         victim.turn.renew()
-        assert victim.receive(memoryview(record), self.carrier.now) == len(record)
+        assert path.receive(memoryview(record), self.carrier.now) == len(record)
         while victim.turn.left <= 0:
             victim.turn.renew()
-            victim.receive(memoryview(b""), self.carrier.now)
+            path.receive(memoryview(b""), self.carrier.now)
 
     def quiesce(self) -> None:
         """Let everything be sent and acknowledged."""
@@ -327,13 +345,15 @@ class Link:
         """No trace of any stream is left on either side."""
         for session, budget in zip((self.client, self.exit), self.budgets, strict=True):
             assert not session.streams
-            assert not session._awaited
-            assert session.log.kept == 0 and session.log.acknowledged == session.log.sent
+            assert not session.table.awaited
+            assert session.retention.kept == 0 and not session.retention.waits
             assert budget.used == 0
             assert session.windows.free == session.limits.window_pool
             assert self.window_budgets[not session.dialler].used == 0
             assert session.scheduler.queued == 0
             assert session.scheduler.next() is None
-            assert not session._windows_due
-        assert self.client.log.sent == self.exit.received
-        assert self.exit.log.sent == self.client.received
+            assert not session.table.windows_due
+            assert not session.table.pieces.used
+        for one, other in ((self.client, self.exit), (self.exit, self.client)):
+            credit = other.table.received_credit
+            assert credit.received == one.table.sent_bytes

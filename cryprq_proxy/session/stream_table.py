@@ -1,0 +1,598 @@
+"""The streams of a session by number: how they begin, what comes for them, how they end.
+
+Only the dialler opens streams. Their numbers rise and are never used again. The exit remembers which ones it has seen
+(number_set.py): what comes for one that has ended is a late copy, what comes for one that never was breaks the
+protocol.
+
+A stream that has ended here while the peer's end is still to come is *awaited*: what comes for it is counted, so that
+both sides agree on the credit of the session, and dropped.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from ..address import Destination
+from ..base.faults import Faults
+from ..errors import CloseReason, PeerError, StreamReason, StreamRefused
+from . import wire
+from .control_rates import ControlRates
+from .number_set import NumberSet
+from .reassembly import PieceBudget, Reassembly
+from .retention import SlotPool
+from .scheduler import Scheduler
+from .session_credit import INITIAL_CREDIT, SessionCredit
+from .streams import Half, Stream, StreamHandler
+from .turns import DATAGRAM_WORK, TurnBudget
+from .windows import WindowPool
+from .wire import StreamProtocol
+
+MAX_AWAITED: Final = 65_536
+"""Largest number of streams that have ended here and whose end the peer has not sent yet."""
+INITIAL_STREAMS: Final = 16_384
+"""Streams that may be opened before the first STREAMS frame."""
+
+type Refused = Callable[[Stream, StreamReason, bool], bool]
+"""Called at the dialler when the exit refused a stream; True as third argument: nothing was sent on it. If it returns
+True, the stream's handler is not called."""
+type AcceptStream = Callable[[Stream], None]
+"""Called at the exit for each OPEN. It sets `stream.handler` before it returns; it accepts or refuses the stream
+then or later."""
+
+
+def refuse_streams(stream: Stream) -> None:
+    """The dialler's AcceptStream: an exit may not open streams."""
+    raise PeerError(CloseReason.PROTOCOL, "the exit tried to open a stream")
+
+
+class SessionEvents:
+    """What a session tells its owner, besides the handlers of its streams. Each is replaced by its listener."""
+
+    __slots__ = ("advertised", "goaway", "idle", "opened", "refused", "renewed")
+
+    def __init__(self) -> None:
+        self.opened: Callable[[Stream], None] = _ignore_stream
+        """At the dialler: the exit has connected the destination of a stream, whose handler is called next."""
+        self.refused: Refused = _not_handled
+        self.goaway: Callable[[], None] = _nothing
+        """At the dialler: the exit takes no new streams of this session."""
+        self.advertised: Callable[[Destination], None] = ignore_address
+        """At the dialler: the exit says where it is reached itself."""
+        self.idle: Callable[[], None] = _nothing
+        """The session may have become idle; called in the middle of its work."""
+        self.renewed: Callable[[], None] = _nothing
+        """The secrets by which a path joins have changed."""
+
+
+class Outbox(Protocol):
+    """Where a table puts its frames (session.py)."""
+
+    def send(self, frame: bytes, /) -> None:
+        """A frame of a stream, in its turn."""
+
+    def send_control(self, frame: bytes, /) -> None:
+        """A control frame of the session, next."""
+
+    def send_datagram(
+        self, stream: Stream, destination: Destination, payload: bytes | memoryview, /
+    ) -> None: ...
+    def wake(self) -> None: ...
+
+
+class StreamTable:
+    """All streams of one side of a session. `now` is the time of the call that the session is in."""
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        *,
+        dialler: bool,
+        most: int,
+        scheduler: Scheduler,
+        windows: WindowPool,
+        window_pool: int,
+        slots: SlotPool,
+        turn: TurnBudget,
+        rates: ControlRates,
+        events: SessionEvents,
+        accept_stream: AcceptStream,
+        last_stream: int,
+        now: float,
+    ) -> None:
+        self._outbox = outbox
+        self.dialler = dialler
+        self._most = most
+        self.scheduler = scheduler
+        self.windows = windows
+        self.slots = slots
+        self.turn = turn
+        self._rates = rates
+        self.events = events
+        self.accept_stream = accept_stream
+        self.now = now
+        self.live: dict[int, Stream] = {}
+        self.awaited: dict[int, int] = {}
+        """With the highest offset that came."""
+        self.refused: Counter[StreamReason] = Counter()
+        """Streams that the exit refused; both sides count them."""
+        self.bytes_received = 0
+        self.windows_due: dict[int, Stream] = {}
+        self.credit = INITIAL_CREDIT
+        self._credit_limit = INITIAL_CREDIT
+        self._starved: dict[int, Stream] = {}
+        """Streams that wait for credit of the session."""
+        self.received_credit = SessionCredit(window_pool)
+        self.pieces = PieceBudget()
+        self.opens = 0
+        """Streams that were opened since the session began."""
+        self.may_open = INITIAL_STREAMS
+        """How many may be."""
+        self._first = last_stream + 1
+        self.last = last_stream
+        """The number of the newest stream."""
+        self._seen = NumberSet()
+        """At the exit: the numbers of all streams so far."""
+        self.faults = Faults("resets a stream")
+
+    @property
+    def sent_bytes(self) -> int:
+        """What the peer's credit counts."""
+        return self._credit_limit - self.credit
+
+    # --- begin -----------------------------------------------------------------------------------------------------
+
+    def open(self, protocol: StreamProtocol, destination: Destination, handler: StreamHandler) -> Stream:
+        """Request a stream, at the dialler. Raises StreamRefused (LIMIT) if there are too many."""
+        if (
+            len(self.live) + len(self.awaited) >= self._most
+            or self.opens >= self.may_open
+            or self.last >= wire.MAX_STREAM
+        ):
+            raise StreamRefused(StreamReason.LIMIT)
+        self.last += 1
+        self.opens += 1
+        stream = Stream(self, self.last, protocol, destination, handler, self.now)
+        self.live[stream.id] = stream
+        self._renew_credit()
+        self._outbox.send(wire.encode_open(stream.id, protocol, destination))
+        return stream
+
+    def receive_open(self, id: int, protocol: StreamProtocol, destination: Destination) -> None:
+        if self.dialler:
+            raise PeerError(CloseReason.PROTOCOL, "the exit opened a stream")
+        if not self._seen.add(id):
+            self._rates.late(wire.OPEN, self.now)
+            return
+        self.opens += 1
+        if self.opens > self.may_open or len(self.awaited) > MAX_AWAITED:
+            raise PeerError(CloseReason.LIMIT, "the peer opens more streams than it may")
+        self.last = max(self.last, id)
+        stream = Stream(self, id, protocol, destination, UNBORN, self.now)
+        self.live[id] = stream
+        if len(self.live) + len(self.awaited) > self._most:
+            self.send_refused(stream, StreamReason.LIMIT)
+            return
+        self._renew_count()
+        self._renew_credit()
+        try:
+            self.accept_stream(stream)
+        except PeerError:
+            raise
+        except Exception as error:  # noqa: BLE001  see the head of session.py
+            self.stream_failed(stream, stream.handler, error)
+
+    def receive_opened(self, id: int) -> None:
+        self._from_exit("accepted")
+        stream = self.live.get(id)
+        if stream is None:
+            self._late(wire.OPENED, id)
+        elif not stream.opened:
+            self._connected(stream)
+
+    def _connected(self, stream: Stream) -> None:
+        """The exit has connected the destination: it says so, or its first bytes do."""
+        stream.opened = True
+        handler = stream.handler
+        try:
+            self.events.opened(stream)
+            handler.opened()
+        except Exception as error:  # noqa: BLE001  see the head of session.py
+            self.stream_failed(stream, handler, error)
+
+    def receive_refused(self, id: int, reason: StreamReason) -> None:
+        self._from_exit("refused")
+        stream = self.live.get(id)
+        if stream is None:
+            self._end_awaited(wire.REFUSED, id, 0)
+            return
+        if stream.opened:
+            raise PeerError(CloseReason.PROTOCOL, "the exit refused a stream that it had accepted")
+        self.refused[reason] += 1
+        untouched = stream.untouched
+        self._answer_end(stream)
+        handler = stream.handler
+        try:
+            if not self.events.refused(stream, reason, untouched):
+                handler.refused(reason)
+        except Exception as error:  # noqa: BLE001  see the head of session.py
+            self.stream_failed(stream, handler, error)
+        stream.handler = ENDED
+
+    def _from_exit(self, what: str) -> None:
+        if not self.dialler:
+            raise PeerError(CloseReason.PROTOCOL, f"the client {what} a stream")
+
+    # --- data ------------------------------------------------------------------------------------------------------
+
+    def receive_data(self, id: int, offset: int, fin: bool, payload: memoryview) -> None:
+        """A DATA frame: `payload` belongs at `offset`, behind which the stream ends if `fin`."""
+        stream = self.live.get(id)
+        end = offset + len(payload)
+        if stream is None:
+            self._receive_late_data(id, end, fin)
+            return
+        if not stream.opened and self.dialler:
+            self._connected(stream)
+            if stream.handler is ENDED:
+                self._receive_late_data(id, end, fin)
+                return
+        if (fin or stream.final is not None) and not self._fits_final(stream, end, fin):
+            raise PeerError(CloseReason.PROTOCOL, "the peer changed where a stream ends")
+        if end > stream.received:
+            grown = end - stream.received
+            self.bytes_received += grown
+            self.received_credit.take(grown)
+            if not stream.take_data(end, self.now, self.windows):
+                self._abort(stream, stream.handler, StreamReason.LIMIT)
+                return
+        if offset == stream.delivered and stream.pieces is None:
+            if payload:
+                self._deliver(stream, payload)
+        elif payload and end > stream.delivered:
+            self._deliver_later(stream, offset, payload)
+        if stream.final == stream.delivered and stream.receive_half is Half.OPEN:
+            self._deliver_end(stream)
+
+    @staticmethod
+    def _fits_final(stream: Stream, end: int, fin: bool) -> bool:
+        """Whether bytes up to `end` agree with where the stream ends, which is there if `fin`."""
+        if stream.final is not None:
+            return end == stream.final if fin else end <= stream.final
+        if end < stream.received:
+            return False
+        stream.final = end
+        return True
+
+    def _deliver(self, stream: Stream, payload: memoryview) -> None:
+        stream.delivered += len(payload)
+        handler = stream.handler
+        try:
+            handler.data_received(payload)
+        except Exception as error:  # noqa: BLE001  see the head of session.py
+            self.stream_failed(stream, handler, error)
+
+    def _deliver_later(self, stream: Stream, offset: int, payload: memoryview) -> None:
+        """Bytes that came in another order, or in part for the second time."""
+        if offset < stream.delivered:
+            payload, offset = payload[stream.delivered - offset :], stream.delivered
+        if stream.pieces is None:
+            if offset == stream.delivered:
+                self._deliver(stream, payload)
+                return
+            stream.pieces = Reassembly(self.pieces)
+        pieces = stream.pieces
+        pieces.insert(offset, payload)
+        while stream.receive_half is Half.OPEN and (piece := pieces.pop(stream.delivered)) is not None:
+            self._deliver(stream, memoryview(piece))
+        if not pieces.pieces:
+            stream.pieces = None
+
+    def _deliver_end(self, stream: Stream) -> None:
+        stream.receive_half = Half.CLOSED
+        stream.count_held(self.now, self.windows)
+        handler = stream.handler
+        if stream.send_half is Half.CLOSED:
+            self._remove(stream)
+            stream.handler = ENDED
+        try:
+            handler.eof_received()
+        except Exception as error:  # noqa: BLE001  see the head of session.py
+            self.stream_failed(stream, handler, error)
+
+    def receive_reset(self, id: int, reason: StreamReason, final: int) -> None:
+        stream = self.live.get(id)
+        if stream is None:
+            self._end_awaited(wire.RESET, id, final)
+            return
+        if not self._fits_final(stream, final, fin=True):
+            raise PeerError(CloseReason.PROTOCOL, "the peer changed where a stream ends")
+        if final > stream.announced:
+            raise PeerError(CloseReason.CREDIT, "the peer ended a stream beyond its window")
+        self.received_credit.take(final - stream.received)
+        stream.received = final
+        self._answer_end(stream)
+        handler, stream.handler = stream.handler, ENDED
+        try:
+            handler.reset(reason)
+        except Exception as error:  # noqa: BLE001  see the head of session.py
+            self.faults.report(error)
+
+    def receive_window(self, id: int, limit: int) -> None:
+        if not id:
+            self._receive_session_window(limit)
+            return
+        stream = self.live.get(id)
+        if stream is None:
+            self._late(wire.WINDOW, id)
+        elif stream.raise_send_limit(limit):
+            self.scheduler.wait(stream)
+            self.wake()
+
+    def _receive_session_window(self, limit: int) -> None:
+        if limit > self._credit_limit:
+            self.credit += limit - self._credit_limit
+            self._credit_limit = limit
+            self._feed_starved()
+
+    def _feed_starved(self) -> None:
+        """There is credit of the session for those that wait for it."""
+        starved, self._starved = self._starved, {}
+        for stream in starved.values():
+            stream.starved = False
+            self.scheduler.wait(stream)
+        if starved:
+            self.wake()
+
+    def receive_streams(self, count: int) -> None:
+        self._from_exit("allowed")
+        self.may_open = max(self.may_open, count)
+
+    def receive_datagram(self, id: int, destination: Destination, payload: memoryview) -> None:
+        stream = self.live.get(id)
+        if stream is None:
+            self._late(wire.DATAGRAM, id)
+        elif stream.protocol is not StreamProtocol.UDP:
+            raise PeerError(CloseReason.PROTOCOL, "the peer sent a datagram on a stream of bytes")
+        else:
+            self._deliver_datagram(stream, destination, payload)
+
+    def datagram_from_lane(self, id: int, destination: Destination, payload: memoryview) -> None:
+        """A datagram came on the lane. It is dropped if its stream has not begun or has ended."""
+        stream = self.live.get(id)
+        if stream is not None and stream.protocol is StreamProtocol.UDP:
+            self._deliver_datagram(stream, destination, payload)
+
+    def _deliver_datagram(self, stream: Stream, destination: Destination, payload: memoryview) -> None:
+        self.bytes_received += len(payload)
+        handler = stream.handler
+        try:
+            handler.datagram_received(destination, payload)
+        except Exception as error:  # noqa: BLE001  see the head of session.py
+            self.stream_failed(stream, handler, error)
+
+    # --- for a stream ----------------------------------------------------------------------------------------------
+
+    def wake(self) -> None:
+        self._outbox.wake()
+
+    def wait_for_credit(self, stream: Stream) -> None:
+        """Call the handler of `stream` when the session has credit again."""
+        self._starved[stream.id] = stream
+
+    def window_due(self, stream: Stream) -> None:
+        self.windows_due[stream.id] = stream
+        self._outbox.wake()
+
+    def next_window(self, stream: Stream, round_trip: float) -> bytes | None:
+        """The WINDOW frame that is due for `stream`, if it is still of use."""
+        if stream.receive_half is Half.CLOSED:
+            stream.count_held(self.now, self.windows)
+            return None
+        before = stream.announced
+        limit = stream.next_window(self.now, round_trip, self.windows)
+        return wire.encode_window(stream.id, limit) if limit > before else None
+
+    def send_opened(self, stream: Stream) -> None:
+        if stream.id in self.live and not stream.opened:
+            stream.opened = True
+            self._outbox.send(wire.encode_opened(stream.id))
+
+    def send_refused(self, stream: Stream, reason: StreamReason) -> None:
+        if stream.id in self.live:
+            self.refused[reason] += 1
+            self._outbox.send(wire.encode_refused(stream.id, reason))
+            self._end(stream)
+
+    def send_fin(self, stream: Stream) -> None:
+        stream.send_half = Half.CLOSED
+        self._outbox.send(wire.encode_data_header(wire.DATA, wire.DATA_FIN, stream.id, stream.sent))
+        if stream.receive_half is Half.CLOSED:
+            self._remove(stream)
+            stream.handler = ENDED
+
+    def send_reset(self, stream: Stream, reason: StreamReason) -> None:
+        if stream.id in self.live:
+            self._forget_unsent(stream)
+            self._outbox.send(wire.encode_reset(stream.id, reason, stream.sent))
+            self._end(stream)
+
+    def send_datagram(self, stream: Stream, destination: Destination, payload: bytes | memoryview) -> None:
+        if stream.opened and stream.id in self.live:
+            # Before OPENED not: datagrams overtake what is kept, and this one could arrive before its OPEN.
+            self.turn.spend(DATAGRAM_WORK)
+            self._outbox.send_datagram(stream, destination, payload)
+
+    def stream_failed(self, stream: Stream, handler: StreamHandler, fault: Exception) -> None:
+        """`handler` has raised: reset its stream, and let it free what it holds. Of all faults the first is logged."""
+        self.faults.report(fault)
+        self._abort(stream, handler, StreamReason.GENERAL)
+
+    def _abort(self, stream: Stream, handler: StreamHandler, reason: StreamReason) -> None:
+        """Reset a stream, and tell both sides."""
+        self.send_reset(stream, reason)
+        try:
+            handler.reset(reason)
+        except Exception as error:  # noqa: BLE001  nothing more can be done for it
+            self.faults.report(error)
+
+    # --- end -------------------------------------------------------------------------------------------------------
+
+    def _answer_end(self, stream: Stream) -> None:
+        """The peer ended both halves. It waits for our end, unless that is already sent."""
+        if stream.send_half is not Half.CLOSED:
+            self._forget_unsent(stream)
+            self._outbox.send(wire.encode_reset(stream.id, StreamReason.CANCELLED, stream.sent))
+        self._remove(stream)
+
+    def _end(self, stream: Stream) -> None:
+        """End both halves on this side; wait for the peer's end unless it came already."""
+        if stream.receive_half is not Half.CLOSED and stream.final is None:
+            self.awaited[stream.id] = stream.received
+        self._remove(stream)
+        stream.handler = ENDED
+
+    def _forget_unsent(self, stream: Stream) -> None:
+        """Take back what is queued and will not be sent."""
+        if not stream.queue:
+            return
+        unsent = sum(unit.size for unit in stream.queue)
+        self.scheduler.forget(stream)
+        if unsent:
+            stream.sent -= unsent
+            self.credit += unsent
+            self._feed_starved()
+
+    def _remove(self, stream: Stream) -> None:
+        self._forget_unsent(stream)
+        stream.send_half = stream.receive_half = Half.CLOSED
+        stream.release(self.now, self.windows)
+        if stream.pieces is not None:
+            stream.pieces.clear()
+            stream.pieces = None
+        self._give_back(stream, stream.received)
+        self.live.pop(stream.id, None)
+        self.windows_due.pop(stream.id, None)
+        self._starved.pop(stream.id, None)
+        self._renew_count()
+        if not self.live:
+            self.events.idle()
+
+    def _receive_late_data(self, id: int, end: int, fin: bool) -> None:
+        highest = self.awaited.get(id)
+        if highest is None:
+            self._late(wire.DATA, id)
+            return
+        if end > highest:
+            self._discard(id, highest, end)
+        elif fin and end < highest:
+            raise PeerError(CloseReason.PROTOCOL, "the peer changed where a stream ends")
+        if fin:
+            del self.awaited[id]
+            self._renew_count()
+
+    def _end_awaited(self, kind: int, id: int, final: int) -> None:
+        """A RESET or REFUSED for a stream that has ended here."""
+        highest = self.awaited.get(id)
+        if highest is None:
+            self._late(kind, id)
+            return
+        if final < highest:
+            raise PeerError(CloseReason.PROTOCOL, "the peer changed where a stream ends")
+        self._discard(id, highest, final)
+        del self.awaited[id]
+        self._renew_count()
+
+    def _discard(self, id: int, highest: int, end: int) -> None:
+        """Bytes came, or never will, that nobody takes."""
+        self.received_credit.take(end - highest)
+        self.received_credit.consumed += end - highest
+        self.awaited[id] = end
+        self._renew_credit()
+
+    def _late(self, kind: int, id: int) -> None:
+        """A frame for a stream that is not there: it must have been."""
+        if not (self._first <= id <= self.last if self.dialler else id in self._seen):
+            raise PeerError(CloseReason.PROTOCOL, "the peer sent a frame for an unknown stream")
+        self._rates.late(kind, self.now)
+
+    def count_consumed(self, stream: Stream) -> None:
+        self._give_back(stream, stream.consumed_bytes)
+
+    def _give_back(self, stream: Stream, consumed: int) -> None:
+        self.received_credit.consumed += consumed - stream.credited
+        stream.credited = consumed
+        self._renew_credit()
+
+    def _renew_credit(self) -> None:
+        limit = self.received_credit.next_limit(len(self.live))
+        if limit is not None:
+            self._outbox.send_control(wire.encode_window(0, limit))
+
+    def _renew_count(self) -> None:
+        """At the exit: streams have ended, so others may be opened; or it takes more than INITIAL_STREAMS anyway. One
+        that takes fewer refuses those beyond, and says so no more often: STREAMS is a control frame."""
+        if not self.dialler:
+            most = max(self._most, INITIAL_STREAMS)
+            count = self.opens - len(self.live) - len(self.awaited) + most
+            if count - self.may_open >= most >> 2:
+                self.may_open = count
+                self._outbox.send_control(wire.encode_number(wire.STREAMS, count))
+
+    def clear(self) -> list[Stream]:
+        """The session ended: forget all streams, whose handlers are still to be told. Returns them."""
+        streams = list(self.live.values())
+        self.live.clear()
+        for stream in streams:
+            stream.send_half = stream.receive_half = Half.CLOSED
+            self.scheduler.forget(stream)
+            stream.release(self.now, self.windows)
+            if stream.pieces is not None:
+                stream.pieces.clear()
+                stream.pieces = None
+        self.awaited.clear()
+        self.windows_due.clear()
+        self._starved.clear()
+        # None of these may keep the session in memory: it would wait for a collection of garbage.
+        self._outbox = _NOWHERE
+        self.accept_stream = refuse_streams
+        self.events.renewed = _nothing
+        return streams
+
+
+class _Nowhere:
+    """The Outbox of a session that has ended."""
+
+    def send(self, frame: bytes, /) -> None: ...
+    def send_control(self, frame: bytes, /) -> None: ...
+    def send_datagram(
+        self, stream: Stream, destination: Destination, payload: bytes | memoryview, /
+    ) -> None: ...
+    def wake(self) -> None: ...
+
+
+_NOWHERE: Final = _Nowhere()
+
+
+def _nothing() -> None:
+    """An event that nobody waits for."""
+
+
+def _ignore_stream(stream: Stream) -> None:
+    """`opened` by default."""
+
+
+def ignore_address(address: Destination) -> None:
+    """`advertised` by default."""
+
+
+def _not_handled(stream: Stream, reason: StreamReason, untouched: bool) -> bool:
+    """`refused` by default: leave a refused stream to its handler."""
+    return False
+
+
+ENDED: Final = StreamHandler()
+"""The handler of a stream that has ended, so that neither of them keeps the other one in memory."""
+UNBORN: Final = StreamHandler()
+"""The handler of a stream until `accept_stream` sets one."""
