@@ -1,7 +1,7 @@
 """What every carrier does, whatever its bytes travel in.
 
-It asks its session when to call it again, detects a suspend of the machine, measures how fast bytes leave, and ends by
-one of three calls:
+It moves the bytes of one path of a session. It asks the path when to call it again, detects a suspend of the machine,
+measures how fast bytes leave, and ends by one of three calls:
 
     close(reason)   the session ends with it; the peer is told with the last record
     drop()          only the carrier ends; the session may go on with another one
@@ -26,7 +26,7 @@ from ..base.buffers import SHARED
 from ..base.clock import clock
 from ..base.faults import Faults, contained, report_fault
 from ..errors import CarrierError, CarrierFault, CloseReason, NotAdmitted, PeerError, reason_of, words_of
-from ..session.session import FILL_MINIMUM, NEVER, Session
+from ..session.path import FILL_MINIMUM, NEVER, SessionPath
 from .congestion import choose
 from .pacing import RateMeter
 
@@ -55,19 +55,20 @@ class CarrierOwner(Protocol):
     """Called when a carrier has ended."""
 
     def carrier_lost(self, carrier: Carrier, error: PeerError | None) -> None:
-        """`error` says why; it is None if this side ended the carrier. The session is detached. It is closed too if
+        """`error` says why; it is None if this side ended the carrier. Its path is lost. The session is closed too if
         the error or the peer ended it. If this raises, it is called again later."""
 
 
 class Carrier:
-    """A session, already attached, on a connection that the carrier closes. Call `start`."""
+    """A path of a session on a connection that the carrier closes. Call `start`."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, sock: socket.socket, session: Session, owner: CarrierOwner
+        self, loop: asyncio.AbstractEventLoop, sock: socket.socket, path: SessionPath, owner: CarrierOwner
     ) -> None:
         self._loop = loop
         self._sock = sock
-        self._session = session
+        self.path = path
+        self._session = path.session
         self._owner = owner
         self._meter = RateMeter()
         # In each buffer one fill of SEND_SIZE has room.
@@ -79,6 +80,7 @@ class Carrier:
         self.congestion = choose(sock)
         """The kernel's congestion control for what is sent."""
         self._set_lowat(MAX_LOWAT >> 2)
+        path.abandoned = self._abandoned
 
     def pass_to(self, owner: CarrierOwner) -> None:
         """From now on `owner` is told of the end, and no other."""
@@ -112,6 +114,10 @@ class Carrier:
         report_fault("ends the connection to the peer", error)
         self.fail(CarrierFault())
 
+    def _abandoned(self) -> None:
+        """The peer has closed the path: end it here too, when the session is done with what it does now."""
+        self._loop.call_soon(self.drop)
+
     # --- for the kinds of carriers ---------------------------------------------------------------------------------
 
     def _finish(self, last: bytes | None, error: PeerError | None) -> None:
@@ -129,7 +135,7 @@ class Carrier:
             reason = self._session.closed
             self._end(PeerError(reason, f"the peer closed the link: {words_of(reason)}"))
             return
-        deadline = self._session.deadline()
+        deadline = self.path.deadline()
         if deadline < self._timer_at:
             if self._timer is not None:
                 self._timer.cancel()
@@ -138,7 +144,7 @@ class Carrier:
     def _measure(self, taken: int, now: float) -> None:
         """Adapt both queues to the rate. The connection is full now and has taken `taken` bytes since it began."""
         if self._meter.full(taken, now) and self._meter.rate is not None:
-            self._session.scheduler.pace(self._meter.rate)
+            self.path.pace(self._meter.rate)
             self._set_lowat(int(min(max(self._meter.rate * LOWAT_SECONDS, MIN_LOWAT), MAX_LOWAT)))
 
     def _set_lowat(self, size: int) -> None:
@@ -161,8 +167,8 @@ class Carrier:
         self._sleep_offset = offset
         try:
             if jumped:
-                self._session.probe(PROBE_SECONDS, now)
-            self._session.tick(now)
+                self.path.probe(PROBE_SECONDS, now)
+            self.path.tick(now)
             self._after()
         except PeerError as error:
             self.fail(error)
@@ -184,15 +190,15 @@ class Carrier:
             report_fault("cuts a connection to the peer short", fault)
             with contained("leaves a connection to the peer open"):
                 self._abandon()
-        with contained("leaves a session attached to a lost carrier"):
-            self._session.detach()
+        with contained("leaves a path in a session whose carrier is lost"):
+            self.path.lost(clock())
         self._tell(error, Faults("delays what follows a lost carrier"), TELL_AGAIN)
 
     def _last_record(self) -> bytes | None:
         if self._session.closed is None:
             return None
         buffer = memoryview(bytearray(FILL_MINIMUM))
-        return bytes(buffer[: self._session.fill(buffer, 0, clock())])
+        return bytes(buffer[: self.path.fill(buffer, 0, clock())])
 
     def _close_session(self, reason: CloseReason) -> None:
         with contained("leaves the streams of a link that has ended"):

@@ -1,7 +1,7 @@
 """A connection before it becomes a carrier: bytes in order, in both directions.
 
 The handshake runs on a pipe, so it is the same on TCP and on WebSocket. Afterwards `carrier` turns the pipe into the
-carrier of a session. Bytes that the pipe has read beyond the handshake go with it.
+carrier of a path. Bytes that the pipe has read beyond the handshake go with it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Final, Protocol
 
 from ..base.linger import Farewell
 from ..errors import CarrierError, CloseReason
-from ..session.session import Session
+from ..session.path import SessionPath
 from .carrier import Carrier, CarrierOwner, broken
 from .lane.batch import SocketAddress
 from .tcp import TcpCarrier
@@ -46,7 +46,7 @@ class Pipe(Protocol):
     def close(self) -> None:
         """Close the connection; harmless if it is closed."""
 
-    def carrier(self, session: Session, owner: CarrierOwner) -> Carrier:
+    def carrier(self, path: SessionPath, owner: CarrierOwner) -> Carrier:
         """The carrier that owns the connection from now on; not yet started."""
 
 
@@ -104,8 +104,8 @@ class TcpPipe:
     def close(self) -> None:
         self._sock.close()
 
-    def carrier(self, session: Session, owner: CarrierOwner) -> Carrier:
-        return TcpCarrier(self._loop, self._sock, session, owner)
+    def carrier(self, path: SessionPath, owner: CarrierOwner) -> Carrier:
+        return TcpCarrier(self._loop, self._sock, path, owner)
 
 
 class ProxiedPipe(TcpPipe):

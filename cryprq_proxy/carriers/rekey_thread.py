@@ -9,14 +9,15 @@ from typing import Any
 
 from ..base.faults import report_fault
 from ..crypto.primitives import Provider
-from ..errors import CarrierFault, PeerError
+from ..errors import CarrierFault, CloseReason, PeerError
 from ..session.rotation import Offload, inline
 
 
 def executor_offload(provider: Provider, executor: Executor, failed: Callable[[PeerError], None]) -> Offload:
     """The Offload of a session: inline for a fast provider, on `executor` for a slow one.
 
-    `failed` gets the PeerError of a peer whose answer is wrong; inline it is raised.
+    `failed` gets the PeerError of a peer whose answer is wrong; inline it is raised. It gets one for a fault of this
+    program too: the session goes on from path to path, and would wait for its keys on each of them.
     """
     if provider.fast:
         return inline
@@ -31,8 +32,8 @@ def executor_offload(provider: Provider, executor: Executor, failed: Callable[[P
             except PeerError as error:
                 failed(error)
             except Exception as error:  # noqa: BLE001  the session would wait for its key for ever
-                report_fault("ends the connection to the peer", error)
-                failed(CarrierFault())
+                report_fault("ends the session with the peer", error)
+                failed(PeerError(CloseReason.REKEY, str(CarrierFault())))
 
         loop.run_in_executor(executor, job).add_done_callback(finished)
 

@@ -1,4 +1,4 @@
-"""The TCP carrier: runs a session over one connected socket.
+"""The TCP carrier: runs a path of a session over one connected socket.
 
 There is one callback chain per wake-up, and an idle carrier has no buffer. What arrives is read into one buffer of the
 process and opened there; what leaves is sealed into another one and handed to the kernel. A carrier keeps two things
@@ -20,8 +20,8 @@ from ..base.buffers import SHARED
 from ..base.clock import clock
 from ..base.linger import Farewell
 from ..errors import CarrierError, CloseReason, PeerError
+from ..session.path import SessionPath
 from ..session.records import HEADER, MAX_RECORD
-from ..session.session import Session
 from .carrier import Carrier, CarrierOwner, broken
 
 RECEIVE_SIZE: Final = 4 * (HEADER + MAX_RECORD)
@@ -29,19 +29,18 @@ RECEIVE_SIZE: Final = 4 * (HEADER + MAX_RECORD)
 
 
 class TcpCarrier(Carrier):
-    """A session, already attached, on `sock`: connected, non-blocking; the carrier closes it. Call `start`."""
+    """A path of a session on `sock`: connected, non-blocking; the carrier closes it. Call `start`."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, sock: socket.socket, session: Session, owner: CarrierOwner
+        self, loop: asyncio.AbstractEventLoop, sock: socket.socket, path: SessionPath, owner: CarrierOwner
     ) -> None:
-        super().__init__(loop, sock, session, owner)
+        super().__init__(loop, sock, path, owner)
         self._fd = sock.fileno()
         self._incoming = SHARED.scratch("arriving records", HEADER + MAX_RECORD + RECEIVE_SIZE)
         self._partial = b""
         self._buffer = memoryview(b"")
         self._unsent: memoryview | None = None
         """What the kernel has not taken of `_buffer`."""
-        self._reading = True
         self._behind = False
         """Whether `_partial` has records that wait for a later turn."""
         self._flush_due = False
@@ -50,7 +49,7 @@ class TcpCarrier(Carrier):
         self._taken = 0
 
     def start(self) -> None:
-        self._session.ready = self._ready
+        self.path.ready = self._ready
         self._loop.add_reader(self._fd, self._on_readable)
         self._flush()
 
@@ -58,7 +57,7 @@ class TcpCarrier(Carrier):
 
     def _ready(self) -> None:
         # Each fill may ask for the next one. One callback answers all, so that the next wake-up is no larger than this.
-        if not self._flush_due and (self._unsent is None or not self._reading):
+        if not self._flush_due and self._unsent is None:
             self._flush_due = True
             self._loop.call_soon(self._flush_soon)
 
@@ -70,8 +69,6 @@ class TcpCarrier(Carrier):
         if not self.open:
             return
         try:
-            if not self._reading and not self._session.paused:
-                self._resume_reading()
             if self._unsent is None:
                 self._send()
             self._after()
@@ -81,11 +78,11 @@ class TcpCarrier(Carrier):
             self.crash(error)
 
     def _send(self) -> None:
-        session = self._session
-        while session.turn.left > 0:
+        path, turn = self.path, self._session.turn
+        while turn.left > 0:
             now = clock()
             buffer = self._buffers.take()
-            size = session.fill(buffer, session.scheduler.queue_target, now)
+            size = path.fill(buffer, path.queue_target, now)
             self._buffer, self._unsent = buffer, buffer[:size]
             if not size:
                 self._release()
@@ -97,7 +94,7 @@ class TcpCarrier(Carrier):
                 return
         if not self._flush_due:
             self._flush_due = True
-            session.turn.wait(self._flush_soon)
+            turn.wait(self._flush_soon)
 
     def _push(self) -> bool:
         """Hand `_unsent` to the kernel; True if it took all. Raises CarrierError."""
@@ -155,7 +152,7 @@ class TcpCarrier(Carrier):
             self.fail(CarrierError(CloseReason.TIMED_OUT, "the peer ended the connection"))
             return
         try:
-            used = self._session.receive(self._incoming[: start + size], clock())
+            used = self.path.receive(self._incoming[: start + size], clock())
             self._partial = bytes(self._incoming[used : start + size])
             self._received()
             self._after()
@@ -177,19 +174,16 @@ class TcpCarrier(Carrier):
         return RECEIVE_SIZE
 
     def _received(self) -> None:
-        """The session took what it could: read no more while a key is being computed, or until the peer's next turn."""
-        session = self._session
-        if session.turn.left <= 0 and not self._behind:
+        """The session took what it could: read no more until the peer's next turn if this one is used up."""
+        turn = self._session.turn
+        if turn.left <= 0 and not self._behind:
             self._behind = True
-            session.turn.wait(self._next_turn)
-        if session.paused and self._reading:
-            self._reading = False
-            self._loop.remove_reader(self._fd)
+            turn.wait(self._next_turn)
 
     def _take_rest(self) -> None:
         """Give to the session again what it left."""
         rest = self._partial
-        self._partial = rest[self._session.receive(memoryview(rest), clock()) :]
+        self._partial = rest[self.path.receive(memoryview(rest), clock()) :]
         self._received()
 
     def _next_turn(self) -> None:
@@ -203,12 +197,6 @@ class TcpCarrier(Carrier):
             self.fail(error)
         except Exception as error:  # noqa: BLE001  see carrier.py
             self.crash(error)
-
-    def _resume_reading(self) -> None:
-        self._reading = True
-        self._loop.add_reader(self._fd, self._on_readable)
-        if not self._behind:
-            self._take_rest()
 
     # --- end -------------------------------------------------------------------------------------------------------
 

@@ -24,7 +24,7 @@ from ..base.clock import clock
 from ..base.linger import SECONDS, wait_for
 from ..base.tasks import spawn
 from ..errors import CarrierError, CloseReason, PeerError
-from ..session.session import Session
+from ..session.path import SessionPath
 from .carrier import Carrier, CarrierOwner, broken
 from .lane.batch import SocketAddress
 
@@ -212,8 +212,8 @@ class WebSocketPipe:
             self.transport.abort()
             await self._ended()
 
-    def carrier(self, session: Session, owner: CarrierOwner) -> Carrier:
-        return WebSocketCarrier(asyncio.get_running_loop(), self, session, owner)
+    def carrier(self, path: SessionPath, owner: CarrierOwner) -> Carrier:
+        return WebSocketCarrier(asyncio.get_running_loop(), self, path, owner)
 
 
 class TextMessageError(CarrierError):
@@ -221,28 +221,25 @@ class TextMessageError(CarrierError):
 
 
 class WebSocketCarrier(Carrier):
-    """A session, already attached, on `pipe`, which the carrier closes. Call `start`."""
+    """A path of a session on `pipe`, which the carrier closes. Call `start`."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, pipe: WebSocketPipe, session: Session, owner: CarrierOwner
+        self, loop: asyncio.AbstractEventLoop, pipe: WebSocketPipe, path: SessionPath, owner: CarrierOwner
     ) -> None:
-        super().__init__(loop, pipe.transport.get_extra_info("socket"), session, owner)
+        super().__init__(loop, pipe.transport.get_extra_info("socket"), path, owner)
         self._pipe = pipe
         self._wanted = asyncio.Event()
         """Set when there is something to send."""
-        self._readable = asyncio.Event()
-        """Set when the session may take what was read."""
         self._written = 0
         self._tasks: tuple[asyncio.Task[None], ...] = ()
 
     def start(self) -> None:
-        self._session.ready = self._ready
+        self.path.ready = self._ready
         self._tasks = (spawn(self._read(), "websocket in"), spawn(self._write(), "websocket out"))
         self._ready()
 
     def _ready(self) -> None:
         self._wanted.set()
-        self._readable.set()
 
     # --- out -------------------------------------------------------------------------------------------------------
 
@@ -252,7 +249,6 @@ class WebSocketCarrier(Carrier):
             self._wanted.clear()
             try:
                 await self._send()
-                self._readable.set()  # the session says only once that it wants to be called, and that was for both
                 if self.open:
                     self._after()
             except PeerError as error:
@@ -261,11 +257,11 @@ class WebSocketCarrier(Carrier):
                 self.crash(error)
 
     async def _send(self) -> None:
-        session, pipe = self._session, self._pipe
-        while session.turn.left > 0:
+        path, turn, pipe = self.path, self._session.turn, self._pipe
+        while turn.left > 0:
             now = clock()
             buffer = self._buffers.take()
-            size = session.fill(buffer, min(session.scheduler.queue_target, pipe.message), now)
+            size = path.fill(buffer, min(path.queue_target, pipe.message), now)
             if not size:
                 self._buffers.give(buffer)
                 self._meter.idle()
@@ -283,29 +279,25 @@ class WebSocketCarrier(Carrier):
     # --- in --------------------------------------------------------------------------------------------------------
 
     async def _read(self) -> None:
-        session, pending = self._session, self._pipe.rest
+        turn, pending = self._session.turn, self._pipe.rest
         try:
             while self.open:
                 if pending:
                     self._take_pending(pending)
-                while self.open and (session.paused or session.turn.left <= 0):
-                    if session.paused:
-                        self._readable.clear()
-                        await self._readable.wait()
-                    else:
-                        await self._next_turn()
+                while self.open and turn.left <= 0:
+                    await self._next_turn()
                     self._take_pending(pending)
                 if not self.open:
                     return
                 message = await self._pipe.receive()
                 if not self.open:
                     return
-                session.turn.spend(MESSAGE_WORK)
+                turn.spend(MESSAGE_WORK)
                 if pending:
                     pending += message
                     continue
                 view = memoryview(message)
-                used = session.receive(view, clock())
+                used = self.path.receive(view, clock())
                 pending += view[used:]
                 self._after()
         except PeerError as error:
@@ -316,7 +308,7 @@ class WebSocketCarrier(Carrier):
     def _take_pending(self, pending: bytearray) -> None:
         """Give what waits to the session; the start of a record stays."""
         with memoryview(pending) as view:
-            used = self._session.receive(view, clock())
+            used = self.path.receive(view, clock())
         del pending[:used]
         self._after()
 

@@ -27,7 +27,7 @@ from ..crypto.primitives import Provider
 from ..errors import StreamReason, StreamRefused, words_of
 from ..outbound.bytestream import OriginStream
 from ..session.liveness import UNKNOWN_ROUND_TRIP
-from ..session.sendlog import SlotPool
+from ..session.retention import SlotPool
 from ..session.status import session_status
 from ..session.streams import Stream, StreamHandler
 from ..session.wire import StreamProtocol
@@ -157,7 +157,7 @@ class Client:
                 if self._goes_early(request, session.liveness.overdue(now)):
                     request.handler.expected()
             except Exception as error:  # noqa: BLE001  the others that wait for the link would not begin
-                session.stream_failed(stream, stream.handler, error)
+                session.table.stream_failed(stream, stream.handler, error)
 
     def _goes_early(self, request: StreamRequest, silent: bool) -> bool:
         """Whether its front goes on before the exit has answered. While its first link opens, "eager" relies on an exit
@@ -276,8 +276,8 @@ class Client:
         return lane.size if lane is not None and lane.up else None
 
     def redial(self) -> None:
-        """The route to the exit has changed: leave the present carrier for a new one."""
-        self._link.drop_carrier()
+        """The route to the exit has changed: leave the present paths for a new one."""
+        self._link.redial()
 
     # --- called by the link ------------------------------------------------------------------------------------------
 

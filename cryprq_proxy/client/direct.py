@@ -34,7 +34,7 @@ from ..outbound.relay import SLOTS
 from ..outbound.resolving.resolver import Resolver, SystemResolver
 from ..outbound.udp_association import MAX_SOCKETS, UdpAssociation
 from ..outbound.waiting_datagrams import HeldBytes
-from ..session.sendlog import SLOT_HEADROOM, SlotPool
+from ..session.retention import SLOT_HEADROOM, SlotPool
 from ..session.streams import Half, StreamHandler
 from ..session.turns import TurnBudget
 from ..session.wire import MAX_DATA, StreamProtocol

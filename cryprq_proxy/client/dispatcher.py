@@ -24,7 +24,7 @@ from ..errors import ConfigError, DirectRefused, StreamBlocked, StreamReason, St
 from ..outbound.bytestream import OriginStream
 from ..rules.engine import Decision, RuleSet
 from ..rules.syntax import RuleAction, Verdict
-from ..session.sendlog import SlotPool
+from ..session.retention import SlotPool
 from ..session.status import by_name
 from ..session.streams import Stream, StreamHandler
 from ..session.wire import StreamProtocol

@@ -18,19 +18,18 @@ handshake arrives. So where a handshake stays without an answer, the next race h
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Final, NamedTuple
 
 from ..base.clock import clock
-from ..carriers.admission import HANDSHAKE_TIMEOUT, RunStep, meet_exit
+from ..carriers.admission import HANDSHAKE_TIMEOUT, AnyClientHandshake, RunStep, meet_exit
 from ..carriers.dial.connect import Dialling
 from ..carriers.dial.dial import dial
 from ..carriers.dial.endpoint import Endpoint
 from ..carriers.dial.race import AllFailed, race
 from ..carriers.pipe import Pipe
-from ..crypto.handshake import ClientHandshake
 from ..errors import CarrierError, CloseReason, PeerError
 
 DIAL_TIMEOUT: Final = 10.0
@@ -52,7 +51,7 @@ class ReachedExit(NamedTuple):
 
     endpoint: Endpoint
     pipe: Pipe
-    handshake: ClientHandshake
+    handshake: AnyClientHandshake
     why: str
     """Why this endpoint and no other, in a sentence part for people."""
     small: bool = False
@@ -100,7 +99,7 @@ class Endpoints:
 
     async def race(
         self,
-        handshake: Callable[[], ClientHandshake],
+        handshake: Callable[[], AnyClientHandshake],
         run_step: RunStep,
         advertised: Endpoint | None = None,
     ) -> ReachedExit:
@@ -121,14 +120,42 @@ class Endpoints:
         except AllFailed as failure:
             raise failure.errors[0 if shunned else 1] from None
 
+    def place(self, endpoint: Endpoint) -> int:
+        """Where it stands in the configuration; what the exit advertises comes first."""
+        return self._endpoints.index(endpoint) if endpoint in self._endpoints else -1
+
+    def has_others(self, avoided: Collection[Endpoint]) -> bool:
+        """Whether there are endpoints besides the `avoided` ones."""
+        return any(endpoint not in avoided for endpoint in self._endpoints)
+
+    async def race_others(
+        self,
+        avoided: Collection[Endpoint],
+        handshake: Callable[[], AnyClientHandshake],
+        run_step: RunStep,
+        advertised: Endpoint | None = None,
+    ) -> ReachedExit:
+        """A race of the endpoints that are not `avoided`, of which there are some. Raises as `race`."""
+        starts = [endpoint for endpoint in self.order() if endpoint not in avoided]
+        try:
+            winner, (pipe, shaken), _ = await race(
+                [partial(self._try, endpoint, self._small, handshake, run_step) for endpoint in starts],
+                HEAD_START,
+                lambda loser: loser[0].close(),
+                self._pause,
+            )
+        except AllFailed as failure:
+            raise _all_failed(starts, failure.errors) from None
+        return ReachedExit(starts[winner], pipe, shaken, "it stood by for another one", self._small)
+
     async def _reach_advertised(
-        self, endpoint: Endpoint, handshake: Callable[[], ClientHandshake], run_step: RunStep
+        self, endpoint: Endpoint, handshake: Callable[[], AnyClientHandshake], run_step: RunStep
     ) -> ReachedExit:
         pipe, shaken = await self._try(endpoint, self._small, handshake, run_step)
         return ReachedExit(endpoint, pipe, shaken, "the exit advertises it for the session", self._small)
 
     async def _race_configured(
-        self, handshake: Callable[[], ClientHandshake], run_step: RunStep
+        self, handshake: Callable[[], AnyClientHandshake], run_step: RunStep
     ) -> ReachedExit:
         order = self.order()
         self._shunned = None
@@ -153,8 +180,8 @@ class Endpoints:
         return ReachedExit(endpoint, pipe, shaken, why, small)
 
     async def _try(
-        self, endpoint: Endpoint, small: bool, make: Callable[[], ClientHandshake], run_step: RunStep
-    ) -> tuple[Pipe, ClientHandshake]:
+        self, endpoint: Endpoint, small: bool, make: Callable[[], AnyClientHandshake], run_step: RunStep
+    ) -> tuple[Pipe, AnyClientHandshake]:
         how = replace(self._dialling, segment=SMALL_SEGMENT) if small else self._dialling
         try:
             async with asyncio.timeout(DIAL_TIMEOUT):

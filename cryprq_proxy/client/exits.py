@@ -33,7 +33,7 @@ from ..crypto.primitives import Provider
 from ..errors import ConfigError, CryprqError, StreamReason
 from ..lane.slices import Shape
 from ..outbound.bytestream import ByteStream, OriginStream
-from ..session.sendlog import SlotPool
+from ..session.retention import SlotPool
 from ..session.wire import StreamProtocol
 from ..status import ClientStatus, KnownExit, Traffic
 from .client import Client

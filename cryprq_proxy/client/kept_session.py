@@ -1,6 +1,6 @@
-"""The session with the exit, which outlives its carriers, and the packet link beside it.
+"""The session with the exit, which outlives its paths, and the packet link beside it.
 
-admitted, or about to be -> new session, or the old one resumed -> attached to a carrier -> detached -> resumed ...
+admitted, or about to be -> new session, or another path of the old one -> without a path -> joined again ...
                                                    |                                 -> dropped, RESUME_SECONDS later
                                                    -> left, when the exit is about to stop (leaving.py)
 """
@@ -24,13 +24,16 @@ from ..carriers.lane.batch import SocketAddress
 from ..carriers.lane.client import ClientLane
 from ..carriers.lane.packet_link import NetworkLink, PacketLink
 from ..carriers.rekey_thread import executor_offload
+from ..crypto.handshake import Established
 from ..crypto.payloads import Feature
 from ..crypto.primitives import Provider, system_entropy
 from ..errors import CarrierError, CloseReason, PeerError
 from ..lane.slices import Shape
-from ..session.sendlog import MemoryBudget, SlotPool
-from ..session.session import RESUME_SECONDS, Refused, Session, ignore_address
+from ..session.path import SessionPath
+from ..session.retention import MemoryBudget, SlotPool
+from ..session.session import RESUME_SECONDS, Session
 from ..session.status import Totals
+from ..session.stream_table import Refused, ignore_address
 from ..session.streams import Stream
 from ..session.turns import TurnBudget
 from ..session.windows import WindowBudget
@@ -40,7 +43,9 @@ from .packet_ports import NO_NETWORK, ClientNetwork
 from .settings import ClientSettings
 
 PROOF_SECONDS: Final = 3.0
-"""How long the exit has to answer when there is a doubt whether it is still there. Then the next carrier resumes."""
+"""How long the exit has to answer when there is a doubt whether it is still there. Then another path joins."""
+SIGNED_SECONDS: Final = 86_400.0
+"""How long after a signed handshake the short pattern may be used."""
 
 _log = logging.getLogger(__name__)
 
@@ -75,9 +80,12 @@ class KeptSession:
         self._lost = lost
         self._budget = MemoryBudget(settings.limits.retained)
         self._window_budget = WindowBudget(settings.limits.window_pool)
-        self._attempts = 0
+        self._paths = 0
+        self._signed_at = 0.0
+        self.sign_next = False
+        """Whether the next path is to join by a signed handshake, since a short one has come to nothing."""
         self._reached: SocketAddress | None = None
-        """Where the present carrier reaches the exit over plain TCP."""
+        """Where the present path reaches the exit over plain TCP."""
         self.advertised: Endpoint | None = None
         """Where the exit says that it has the session; a resume is dialled there first."""
         self._expiry: asyncio.TimerHandle | None = None
@@ -93,49 +101,68 @@ class KeptSession:
         """Those of the present session, by number, oldest first."""
         return {} if self.session is None else self.session.streams
 
-    def next_attempt(self) -> int:
-        """The number of one more attempt to resume the session, from 1."""
-        self._attempts += 1
-        return self._attempts
+    @property
+    def next_path(self) -> int:
+        """The number of the next path: from 1, since a session begins with path 0."""
+        return self._paths + 1
+
+    def take_path(self, number: int) -> None:
+        """The exit is about to hear this number, and it may not be used again. Attempts that do not come so far use
+        none up: the exit has tickets for a few numbers only."""
+        self._paths = number
+
+    @property
+    def joins_short(self) -> bool:
+        """Whether the next path may join by the short pattern."""
+        recent = clock() - self._signed_at < SIGNED_SECONDS
+        return self.session is not None and recent and not self.sign_next
 
     def refused(self) -> Counter[Any]:
         """How many streams were refused since the start, by reason."""
-        live: Counter[Any] = Counter() if self.session is None else self.session.refused
+        live: Counter[Any] = Counter() if self.session is None else self.session.table.refused
         return self.totals.refused + live
 
     def attach(
         self, admission: Admission, address: SocketAddress | None, admitted: Callable[[], None] | None = None
-    ) -> Session:
+    ) -> SessionPath:
         """Go on with what the exit has admitted, or, with `admitted`, is still to admit (see `Session.attach`).
         `address` is that of the exit where UDP reaches it too, else None.
 
         Raises PeerError; a session that could not be attached is dropped.
         """
         try:
-            session = self._begin(admission) if admission.resumed is None else self.session
+            session = self.session if admission.begins is None else self._begin(admission.begins)
             if session is None:
-                raise CarrierError(CloseReason.RESUME, "the session ended while it was being resumed")
+                raise CarrierError(CloseReason.RESUME, "the session ended while a path joined it")
             lane = None if self.packet_link is None else self.packet_link.lane
             if isinstance(lane, ClientLane) and address is not None:
                 # By another carrier the exit's UDP address is not known: the lane stays where it is, if it is anywhere.
                 lane.move(address)
             self._reached = address if self._settings.upstream is None else None
-            session.attach(admission.keys, admission.resumed or 0, clock(), admitted)
+            path = session.attach(admission.number, admission.keys, clock(), admitted, epoch=admission.epoch)
         except Exception:
             self.drop()
             raise
+        self._paths = admission.number
         self._stop_expiry()
-        return session
+        if self.packet_link is not None and admission.begins is None:
+            # A new path may mean another network.
+            self.packet_link.look_around()
+        return path
 
-    def _begin(self, admission: Admission) -> Session:
+    def signed(self) -> None:
+        """The exit has let a path in by a signed handshake."""
+        self._signed_at, self.sign_next = clock(), False
+
+    def _begin(self, established: Established) -> Session:
         if self.session is not None:
             _log.warning("the exit no longer has the session: its %d streams end", len(self.session.streams))
         self.drop()
-        established = admission.established
         session = self.session = Session(
             dialler=True,
             session_id=established.session_id,
-            resume_secret=established.resume_secret,
+            epoch=established.epoch,
+            cipher=established.cipher,
             provider=self._provider,
             entropy=system_entropy,
             limits=self._settings.limits,
@@ -143,16 +170,18 @@ class KeptSession:
             window_budget=self._window_budget,
             slots=self._slots,
             turn=TurnBudget(asyncio.get_running_loop().call_soon),
+            now=clock(),
             offload=executor_offload(
                 self._provider, self._executor, partial(self._failed, established.session_id)
             ),
             last_stream=self._last_stream,
         )
-        self._attempts = 0
-        session.on_opened = self._opened
-        session.on_refused = self._stream_refused
-        session.on_goaway = self._goaway
-        session.on_advertise = self._exit_advertised
+        self.signed()
+        events = session.events
+        events.opened = self._opened
+        events.refused = self._stream_refused
+        events.goaway = self._goaway
+        events.advertised = self._exit_advertised
         network, lane = self._network, self._settings.lane
         link = (
             PacketLink(session, self._lane_changed)
@@ -169,10 +198,11 @@ class KeptSession:
         if lane is not None and established.features & Feature.LANE:
             loop = asyncio.get_running_loop()
             link.lane = ClientLane(loop, link, lane, mark=self._settings.mark)
+        session.begin_lane(clock())
         return session
 
     def _exit_advertised(self, address: Destination) -> None:
-        """The last one counts, for all carriers of this session that follow."""
+        """The last one counts, for all paths of this session that follow."""
         self.advertised = resume_endpoint(address, self._reached, self._network.lets_out)
 
     def _lane_changed(self) -> None:
@@ -199,6 +229,8 @@ class KeptSession:
         """Keep the session for RESUME_SECONDS, if it has not ended. A second call does nothing."""
         if self.session is None:
             return
+        for path in list(self.session.paths.values()):
+            path.lost(clock())  # left of a carrier whose end has met a fault
         if self.session.closed is not None:
             self.drop()
         elif self._expiry is None:
@@ -210,9 +242,10 @@ class KeptSession:
         session, self.session = self.session, None
         link, self.packet_link = self.packet_link, None
         self.advertised = None
+        self._paths = 0
         if session is None or link is None:
             return None
-        session.on_advertise = ignore_address
+        session.events.advertised = ignore_address
         # So each number names one stream, whichever session has it. At half of the numbers they begin again.
         self._last_stream = 0 if session.last_stream > MAX_STREAM >> 1 else session.last_stream
         return session, link

@@ -1,7 +1,7 @@
-"""Sessions that the exit has asked to leave: their streams run out on the carrier they have, beside the new session.
+"""Sessions that the exit has asked to leave: their streams run out on the paths they have, beside the new session.
 
     GOAWAY -> no new streams -> the last stream has ended, and the exit has all that was sent -> closed
-                             -> the carrier is lost, or it took too long                      -> closed, streams reset
+                             -> the last path is lost, or it took too long                    -> closed, streams reset
 
 A session that is left is not resumed: the process behind it is going.
 """
@@ -11,15 +11,16 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 from ..base.faults import contained
 from ..carriers.carrier import Carrier
 from ..carriers.lane.packet_link import PacketLink
 from ..errors import CloseReason, PeerError
-from ..session.session import Refused, Session
+from ..session.session import Session
 from ..session.status import Totals
+from ..session.stream_table import Refused
 from ..session.streams import Stream
 
 _log = logging.getLogger(__name__)
@@ -31,30 +32,31 @@ LEAVING_SECONDS: Final = 600.0
 
 
 class LeavingSession:
-    """One session that runs out, and the owner of its carrier. `lost` gets its streams when the carrier is lost before
-    they have ended; `ended` is called once, after the end."""
+    """One session that runs out, and the owner of its carriers. `lost` gets its streams when the last one is lost
+    before they have ended; `ended` is called once, after the end."""
 
     def __init__(
         self,
         session: Session,
         packet_link: PacketLink,
-        carrier: Carrier,
+        carriers: Sequence[Carrier],
         refused: Refused,
         lost: Callable[[list[Stream]], None],
         ended: Callable[[LeavingSession], None],
     ) -> None:
         self.session = session
         self._packet_link = packet_link
-        self._carrier = carrier
+        self._carriers = list(carriers)
         self._lost = lost
         self._ended = ended
         self._loop = asyncio.get_running_loop()
         self._expiry = self._loop.call_later(LEAVING_SECONDS, self.end)
-        session.on_refused = refused
-        session.on_goaway = _known
-        session.on_idle = self._look_soon
+        session.events.refused = refused
+        session.events.goaway = _known
+        session.events.idle = self._look_soon
         packet_link.retire()
-        carrier.pass_to(self)
+        for carrier in carriers:
+            carrier.pass_to(self)
         for stream in list(session.streams.values()):
             with contained("keeps a stream from ending that is kept for later"):
                 stream.handler.session_left()
@@ -70,16 +72,21 @@ class LeavingSession:
 
     def end(self) -> None:
         """Close it now; streams that are left are reset."""
-        self._carrier.close(CloseReason.NORMAL)
+        for carrier in self._carriers[:]:
+            carrier.close(CloseReason.NORMAL)
 
     def fail(self, error: PeerError) -> None:
         """The peer did something wrong in a slow key exchange."""
-        self._carrier.fail(error)
+        for carrier in self._carriers[:]:
+            carrier.fail(error)
 
     def carrier_lost(self, carrier: Carrier, error: PeerError | None) -> None:
+        self._carriers.remove(carrier)
+        if self._carriers:
+            return
         self._expiry.cancel()
         session = self.session
-        session.on_idle = _known
+        session.events.idle = _known
         if session.streams:
             _log.warning(
                 "the session that was left ends with %d streams: %s", len(session.streams), error or "closed"
@@ -109,12 +116,12 @@ class LeavingSessions:
     def __iter__(self) -> Iterator[Session]:
         return (leaving.session for leaving in self._leaving.values())
 
-    def add(self, session: Session, packet_link: PacketLink, carrier: Carrier) -> None:
+    def add(self, session: Session, packet_link: PacketLink, carriers: Sequence[Carrier]) -> None:
         """Let `session` run out."""
         for oldest in list(self._leaving.values())[: max(0, len(self._leaving) + 1 - MOST_LEAVING)]:
             oldest.end()
         self._leaving[session.session_id] = LeavingSession(
-            session, packet_link, carrier, self._refused, self._lost, self._end
+            session, packet_link, carriers, self._refused, self._lost, self._end
         )
 
     def fail(self, session_id: bytes, error: PeerError) -> None:
@@ -133,7 +140,7 @@ class LeavingSessions:
 
     def refused(self) -> Counter[Any]:
         """How many of their streams were refused, by reason."""
-        return sum((session.refused for session in self), Counter[Any]())
+        return sum((session.table.refused for session in self), Counter[Any]())
 
     def _end(self, leaving: LeavingSession) -> None:
         del self._leaving[leaving.session.session_id]

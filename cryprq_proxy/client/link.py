@@ -1,15 +1,16 @@
-"""The link to one exit: one session, kept up over one carrier after another.
+"""The link to one exit: one session, kept up over one path after another, or two at a time.
 
-    dial -> handshake -> a new session: its requests leave at once -> verdict -> link up
-     ^                -> the session that is kept -> verdict, resumed          -> link up
-     |                                                                            lost: dial again, session kept
-     |                                                                            while the exit may still have it
+    path_opening.py brings a path up     -> link up
+                                            each path that is lost: the others carry on; the last one: dial again,
+                                            session kept while the exit may still have it
+     ^
      ├── backoff <── an attempt failed, or the link broke at once
      └── the exit is about to stop: its session runs out beside the next one
 
-endpoints.py finds the exit, kept_session.py owns the session, leaving.py those that run out, backoff.py says how long
-to wait. Between the third flight of a new session and the verdict on it the link *opens*: requests may use the session,
-and nobody else takes the link for up. If the verdict is a refusal, or none comes, the session ends with all it has.
+second_path.py keeps another path beside the one in use where that is of use. endpoints.py finds the exit,
+kept_session.py owns the session, leaving.py those that run out, backoff.py says how long to wait. While a new session
+opens, between its third flight and the verdict, requests may use it, and nobody else takes the link for up. If the
+verdict is a refusal, or none comes, the session ends with all it has.
 
 A fault of this program in any of these steps is like a failed attempt: the next one comes after the backoff.
 """
@@ -19,7 +20,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from enum import Enum
 from typing import Any, Final
@@ -29,26 +29,25 @@ from ..base.faults import contained, is_fault, report_fault
 from ..base.leftovers import left_by_client
 from ..base.linger import farewells_ended
 from ..base.work import Work
-from ..carriers.admission import HANDSHAKE_TIMEOUT, Admission, introduce, resume
 from ..carriers.carrier import Carrier
 from ..carriers.dial.connect import Dialling
 from ..carriers.dial.endpoint import Endpoint
 from ..carriers.dial.tcp import Resolve
-from ..crypto.handshake import ClientHandshake
 from ..crypto.identity import Identity
-from ..crypto.payloads import Feature
 from ..crypto.primitives import Provider
-from ..errors import CarrierError, CarrierFault, CloseReason, CryprqError, PeerError, StreamReason
-from ..session.sendlog import SlotPool
+from ..errors import CarrierError, CarrierFault, CloseReason, PeerError, StreamReason
+from ..session.retention import SlotPool
 from ..session.streams import Stream
 from ..status import CarrierStatus
 from .backoff import STABLE_SECONDS, Backoff
-from .endpoints import Endpoints, ReachedExit, is_late
+from .endpoints import Endpoints
 from .kept_session import KeptSession
 from .leaving import LeavingSessions
 from .link_user import LinkUser
 from .packet_ports import NO_NETWORK, ClientNetwork
+from .path_opening import LivePath, PathOpener
 from .rest import Pause, Rest
+from .second_path import SecondPath
 from .settings import ClientSettings
 
 _log = logging.getLogger(__name__)
@@ -75,7 +74,7 @@ class LinkEnd(Enum):
 
 
 class ClientLink:
-    """Owner of the carrier. Call `run` in a task; `close` and `ended` end it."""
+    """Owner of the carriers. Call `run` in a task; `close` and `ended` end it."""
 
     def __init__(
         self,
@@ -92,7 +91,7 @@ class ClientLink:
         self._settings = settings
         self._provider = provider
         self._user = user
-        self._packets = network is not NO_NETWORK
+        packets = network is not NO_NETWORK
         dialling = Dialling(settings.upstream, resolve, settings.mark, settings.ca)
         self._endpoints = Endpoints(settings.endpoints, dialling, settings.memory.last)
         self._executor = ThreadPoolExecutor(1, "handshake")
@@ -109,13 +108,24 @@ class ClientLink:
             user.streams_lost,
         )
         self.left = LeavingSessions(self.kept.totals, user.stream_refused, user.streams_lost)
-        self._carrier: Carrier | None = None
-        self._reached: ReachedExit | None = None
-        self._verdict: asyncio.Future[None] | None = None
-        """While the link opens."""
+        self._opener = PathOpener(
+            identity,
+            settings,
+            provider,
+            self._endpoints,
+            self.kept,
+            self._executor,
+            self,
+            packets=packets,
+        )
+        self.paths: dict[int, LivePath] = {}
+        """Those of the session, by number; the exit has let them in."""
+        self._second = SecondPath(self._opener.open_beside, self.paths, self._endpoints, self.kept, pause)
+        self._brought_up: LivePath | None = None
+        """The path by which the link came up."""
         self._lost: asyncio.Future[PeerError | None] | None = None
         self._task: asyncio.Task[Any] | None = None
-        self._rest = Rest(pause, (lambda: self.kept.packets_wanted) if self._packets else None)
+        self._rest = Rest(pause, (lambda: self.kept.packets_wanted) if packets else None)
         self.stopping = False
         self._attempts = 0
         self.carriers = 0
@@ -124,19 +134,26 @@ class ClientLink:
 
     @property
     def up(self) -> bool:
-        return self._verdict is None and self._carrier is not None and self._carrier.open
+        return bool(self.paths)
 
     @property
     def opens(self) -> bool:
         """Whether the exit's verdict on a new session is still to come, and requests may use it."""
-        return self._verdict is not None and self._carrier is not None and self._carrier.open
+        opening = self._opener.opening
+        return opening is not None and opening.open
+
+    @property
+    def _used(self) -> LivePath | None:
+        """The path that carries what belongs to the session."""
+        session = self.kept.session
+        current = None if session is None else session.current
+        return None if current is None else self.paths.get(current.number)
 
     @property
     def endpoint(self) -> Endpoint:
         """By which the exit is reached now, or first tried."""
-        if self.up and self._reached is not None:
-            return self._reached.endpoint
-        return self._settings.endpoints[0]
+        used = self._used
+        return self._settings.endpoints[0] if used is None else used.reached.endpoint
 
     async def run(self) -> None:
         """Keep the link up until `close` is called. Raises CryprqError if the exit cannot do what is asked of it."""
@@ -176,78 +193,55 @@ class ClientLink:
     async def connect(self) -> None:
         """One attempt to bring the link up. Raises PeerError with the reason in a sentence."""
         self._attempts += 1
-        kept = self.kept
         # Both may be left of a link whose end has met a fault.
-        self.drop_carrier()
-        kept.carrier_lost()
-        reached = await self._endpoints.race(self._handshake, self._offload, kept.advertised)
-        began = clock()
-        try:
-            async with asyncio.timeout(HANDSHAKE_TIMEOUT):
-                await (self._begin_session if kept.session is None else self._resume)(reached)
-        except BaseException as error:
-            if isinstance(error, CarrierError | TimeoutError):
-                self._endpoints.shun(reached.endpoint)
-            if is_late(error, began):
-                raise self._endpoints.late(reached.endpoint, small_first=not reached.small) from None
-            raise
+        for path in list(self.paths.values()):
+            path.carrier.drop()
+        self.kept.carrier_lost()
+        self._lost = asyncio.get_running_loop().create_future()
+        await self._opener.open()
 
-    async def _begin_session(self, reached: ReachedExit) -> None:
-        """Send the third flight of a new session, let its requests follow, and wait for the verdict."""
-        invite = None if self.carriers else self._settings.invite
-        try:
-            admission = await introduce(reached.pipe, reached.handshake, self._offload, invite)
-            self._check_features(reached, admission)
-            verdict: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            carrier = self._attach(reached, admission, lambda: self._admitted(verdict, reached, admission))
-        except BaseException:
-            reached.pipe.close()
-            self.kept.drop()
-            raise
-        self._verdict = verdict
-        try:
-            carrier.start()
-            if self.opens:
-                self._user.link_opens()
-            await verdict
-        except BaseException:
-            if self._verdict is None:
-                carrier.drop()
-            else:
-                self._carrier = self._verdict = None
-                self.kept.drop()
-                carrier.close(CloseReason.NORMAL)
-            raise
+    # --- paths -----------------------------------------------------------------------------------------------------
 
-    def _admitted(self, verdict: asyncio.Future[None], reached: ReachedExit, admission: Admission) -> None:
-        """The exit lets the new session in."""
-        if verdict.done():
-            return  # too late: the attempt is over, and the session about to end
-        self._verdict = None
-        verdict.set_result(None)
-        self._begin(reached, admission)
-        self._user.link_up()
+    def path_opens(self, path: LivePath) -> None:
+        self._user.link_opens()
 
-    async def _resume(self, reached: ReachedExit) -> None:
-        """Ask the exit to go on with the session; if it no longer has it, begin another one."""
-        kept = self.kept
-        assert kept.session is not None
-        try:
-            admission = await resume(
-                reached.pipe, reached.handshake, kept.session, kept.next_attempt(), self._offload
-            )
-            self._check_features(reached, admission)
-            carrier = self._attach(reached, admission)
-        except BaseException:
-            reached.pipe.close()
-            raise
-        try:
-            self._begin(reached, admission)
-            carrier.start()
-            if self.up:
-                self._user.link_up()
-        except Exception as error:  # noqa: BLE001  nobody else would end the carrier
-            carrier.crash(error)
+    def path_up(self, path: LivePath) -> None:
+        """The exit has let a path in."""
+        was_up, endpoint = self.up, path.reached.endpoint
+        self.paths[path.number] = path
+        self.carriers += 1
+        if not was_up:
+            self._brought_up = path
+            if self._endpoints.worked(endpoint):
+                self._settings.memory.remember(endpoint)
+        _log.info(
+            "link %s: exit %s at %s (%s), %s, ML-KEM by %s",
+            "up" if path.begins else "has another path" if was_up else "resumed",
+            self._settings.peer,
+            endpoint,
+            path.reached.why,
+            path.carrier.path.keys.cipher.name,
+            self._provider.name,
+        )
+        self._second.path_up(path)
+        if not was_up:
+            self._user.link_up()
+
+    def carrier_lost(self, carrier: Carrier, error: PeerError | None) -> None:
+        path = self.paths.get(carrier.path.number)
+        if path is None or path.carrier is not carrier:
+            return
+        del self.paths[path.number]
+        if not self.paths:
+            self._down(error)
+            return
+        if error is not None:
+            _log.warning("the path by %s is lost, another one carries on: %s", path.reached.endpoint, error)
+        self._second.path_lost(path)
+
+    def redial(self) -> None:
+        """The route to the exit has changed: have new paths, and leave the present ones as soon as one is there."""
+        self._second.replace()
 
     def work(self, name: str) -> Work:
         """The attempts to bring it up while it is down, for the watchdog."""
@@ -256,91 +250,40 @@ class ClientLink:
     def close(self) -> None:
         """End the link, for good. Await `ended` behind it."""
         self.stopping = True
-        if self._carrier is not None:
-            self._carrier.close(CloseReason.NORMAL)
+        self._second.stop()
+        for path in list(self.paths.values()):
+            path.carrier.close(CloseReason.NORMAL)
+        if self._opener.opening is not None:
+            self._opener.opening.close(CloseReason.NORMAL)
         self.left.close()
         self.kept.drop()
 
     async def ended(self) -> None:
         """Return when the last record has left and nothing runs any more."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+        tasks = [task for task in (self._task, self._second.task) if task is not None]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
         await farewells_ended()
         self._executor.shutdown(wait=False, cancel_futures=True)
 
-    def drop_carrier(self) -> None:
-        """Leave the present carrier for a new one; one that opens is new enough."""
-        if self._carrier is not None and self._verdict is None:
-            self._carrier.drop()
-
     def carrier_status(self) -> CarrierStatus | None:
-        carrier = self._carrier
-        if carrier is None or not self.up or self._reached is None:
+        used = self._used
+        if used is None:
             return None
-        endpoint = self._reached.endpoint
+        endpoint, congestion = used.reached.endpoint, used.carrier.congestion
         return CarrierStatus(
             kind=endpoint.carrier,
             address=str(endpoint),
-            why=self._reached.why,
-            congestion=carrier.congestion.control,
-            connection_round_trip=carrier.congestion.round_trip,
-        )
-
-    async def _offload(self, job: Callable[[], bytes]) -> bytes:
-        return await asyncio.get_running_loop().run_in_executor(self._executor, job)
-
-    def _handshake(self) -> ClientHandshake:
-        settings = self._settings
-        features = Feature.PACKETS if self._packets else Feature(0)
-        if settings.lane is not None and settings.upstream is None:
-            features |= Feature.LANE
-        return ClientHandshake(
-            self._identity, settings.peer, self._provider, psk=settings.psk, features=features
-        )
-
-    def _check_features(self, reached: ReachedExit, admission: Admission) -> None:
-        """Raises CryprqError if the exit cannot do what is asked of it."""
-        if self._packets and not admission.established.features & Feature.PACKETS:
-            raise CryprqError(
-                f"the exit at {reached.endpoint} carries no packets of whole systems; run it as root with "
-                "nftables installed, or use the local proxy without --tun"
-            )
-
-    def _attach(
-        self, reached: ReachedExit, admission: Admission, admitted: Callable[[], None] | None = None
-    ) -> Carrier:
-        """The carrier of the session, not yet started. For `admitted` see `Session.attach`."""
-        pipe = reached.pipe
-        session = self.kept.attach(admission, pipe.direct, admitted)
-        self._lost = asyncio.get_running_loop().create_future()
-        try:
-            carrier = pipe.carrier(session, self)
-        except Exception:
-            session.detach()
-            raise
-        self._carrier, self._reached = carrier, reached
-        return carrier
-
-    def _begin(self, reached: ReachedExit, admission: Admission) -> None:
-        """There is a link."""
-        endpoint = reached.endpoint
-        self.carriers += 1
-        if self._endpoints.worked(endpoint):
-            self._settings.memory.remember(endpoint)
-        _log.info(
-            "link %s: exit %s at %s (%s), %s, ML-KEM by %s",
-            "resumed" if admission.resumed is not None else "up",
-            self._settings.peer,
-            endpoint,
-            reached.why,
-            admission.established.cipher.name,
-            self._provider.name,
+            why=used.reached.why,
+            congestion=congestion.control,
+            connection_round_trip=congestion.round_trip,
         )
 
     async def _was_of_use(self) -> LinkEnd:
         """Wait for the end of the link. The endpoint of one that broke at once is shunned."""
-        assert self._lost is not None and self._reached is not None
+        assert self._lost is not None and self._brought_up is not None
         since, session = clock(), self.kept.session
         before = 0 if session is None else session.moved
         reason = await self._lost
@@ -355,17 +298,19 @@ class ClientLink:
         # An exit that asks its clients to leave as soon as they have come is met with the backoff, whatever it moved.
         if not left and (stable or moved):
             return LinkEnd.OF_USE
-        self._endpoints.shun(self._reached.endpoint)
+        self._endpoints.shun(self._brought_up.reached.endpoint)
         return LinkEnd.OF_NO_USE
 
     def leave(self) -> None:
-        """The exit takes no new streams: let the session run out on its carrier, and dial anew at once."""
-        carrier, self._carrier = self._carrier, None
-        if carrier is None:
+        """The exit takes no new streams: let the session run out on its paths, and dial anew at once."""
+        carriers = [path.carrier for path in self.paths.values()]
+        if not carriers:
             return
+        self.paths.clear()
         held = self.kept.leave()
         if held is None:
-            carrier.drop()
+            for carrier in carriers:
+                carrier.drop()
         else:
             session, packet_link = held
             _log.info(
@@ -373,7 +318,7 @@ class ClientLink:
                 self._settings.peer,
                 len(session.streams),
             )
-            self.left.add(session, packet_link, carrier)
+            self.left.add(session, packet_link, carriers)
         self._down(ExitStops())
 
     def _refused(self, stream: Stream, reason: StreamReason, untouched: bool) -> bool:
@@ -382,19 +327,8 @@ class ClientLink:
             self.leave()
         return self._user.stream_refused(stream, reason, untouched)
 
-    def carrier_lost(self, carrier: Carrier, error: PeerError | None) -> None:
-        if carrier is not self._carrier:
-            return
-        self._carrier = None
-        if self._verdict is None:
-            self._down(error)
-        elif not self._verdict.done():
-            left = CarrierError(
-                CloseReason.TIMED_OUT, "the link was left before the exit had let this client in"
-            )
-            self._verdict.set_exception(error or left)
-
     def _down(self, reason: PeerError | None) -> None:
+        self._second.stop()
         with contained("keeps the loss of the link from the client"):
             self._user.link_down()
         with contained("leaves the session of a lost link"):
@@ -403,11 +337,15 @@ class ClientLink:
             self._lost.set_result(reason)
 
     def _fail(self, session_id: bytes, error: PeerError) -> None:
+        """The peer did something wrong in a slow key exchange of a session, or this program did: the session ends."""
         session = self.kept.session
         if session is None or session.session_id != session_id:
             self.left.fail(session_id, error)
-        elif self._carrier is not None:
-            self._carrier.fail(error)
+            return
+        for path in list(self.paths.values()):
+            path.carrier.fail(error)
+        if session.closed is None:
+            self.kept.drop()
 
     def _note(self, error: PeerError) -> None:
         """Log why there is no link, once for each reason."""

@@ -19,7 +19,7 @@ from ..address import Destination
 from ..errors import StreamReason
 from ..outbound.bytestream import LinkStream, OriginStream
 from ..rules.engine import Decision
-from ..session.sendlog import SlotPool
+from ..session.retention import SlotPool
 from ..session.streams import AnyStream, Stream, StreamHandler
 from ..session.wire import StreamProtocol
 

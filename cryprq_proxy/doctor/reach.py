@@ -18,7 +18,7 @@ from ..carriers.dial.endpoint import Endpoint
 from ..carriers.dial.tcp import by_system, connect_tcp
 from ..config.client import ClientConfig
 from ..config.exits import ExitChoice
-from ..crypto.handshake import ClientHandshake
+from ..crypto.client_handshake import ClientHandshake
 from ..crypto.payloads import Feature
 from ..errors import CarrierError, CloseReason, CryprqError, HandshakeError, PeerError
 from ..session.wire import ACCEPT, encode_close

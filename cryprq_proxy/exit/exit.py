@@ -19,18 +19,18 @@ from ..base.linger import farewells_ended
 from ..base.passed_sockets import NO_SOCKETS, PassedSockets
 from ..base.tasks import spawn
 from ..base.work import Work
+from ..carriers.admission import first_keys
 from ..carriers.lane.listener import LaneListener
 from ..carriers.pipe import Pipe
-from ..crypto.handshake import Established, ExitHandshake
+from ..crypto.exit_handshake import ExitHandshake
 from ..crypto.identity import Identity, PeerId
-from ..crypto.payloads import Feature, ResumeRequest, resume_proof
+from ..crypto.payloads import JOIN_EXIT, Feature, JoinClaim, Pattern, join_proof
 from ..crypto.primitives import Provider
-from ..errors import CloseReason, ConfigError, words_of
+from ..errors import CloseReason, ConfigError, HandshakeError, words_of
 from ..outbound.resolving.resolver import SystemResolver
 from ..session import wire
-from ..session.records import RecordOpener, RecordSealer
-from ..session.rotation import CarrierKeys
-from ..session.sendlog import SlotPool
+from ..session.path_keys import CarrierKeys
+from ..session.retention import SlotPool
 from ..session.status import by_name
 from ..status import ExitStatus, PeerSessionStatus
 from .egress_policy import EgressPolicy
@@ -39,7 +39,7 @@ from .handshake_thread import HandshakeThread
 from .limits import TokenBucket
 from .listener import ExitListener
 from .providers import NO_INVITES, NO_PACKETS, Invites, PacketNetwork
-from .sessions import PeerSession, Sessions
+from .sessions import SIGNED_SECONDS, PeerSession, Sessions
 from .settings import ExitSettings
 from .targets import Targets
 
@@ -130,71 +130,123 @@ class Exit:
 
     # --- the verdict -----------------------------------------------------------------------------------------------
 
-    async def _admit(self, pipe: Pipe, host: str, handshake: ExitHandshake) -> bool:
-        """The verdict on a peer that has proved who it is. Returns whether it is on the list. Raises CarrierError if
-        the connection breaks, PeerError if the peer claims frames that were never sent."""
-        established, request, secret = handshake.result, handshake.resume, handshake.invite
+    async def _admit(self, pipe: Pipe, host: str, handshake: ExitHandshake, third: bytes) -> PeerId | None:
+        """The verdict on a client whose third flight has come, and opened if the pattern is the signed one. Returns its
+        peer id if it is on the list. Raises CarrierError if the connection breaks, HandshakeError for a client that is
+        to get no answer."""
+        if handshake.pattern is Pattern.SHORT:
+            return await self._admit_path(pipe, host, handshake, third)
+        established, claim, secret = handshake.result, handshake.joins, handshake.invite
         peer = established.peer
         if secret is not None and peer not in self._authorized and not self._stopping:
             # An invite that is used up has let a peer in: a connection that breaks meanwhile does not stop it.
             await asyncio.shield(spawn(self._redeem(secret, peer), "invite"))
-        sealer = RecordSealer(established.cipher, established.epoch.exit_record)
-        resumed = self.sessions.named_in(request)
-        if resumed is None or request is None or not _may_resume(resumed, peer, request, handshake):
-            resumed = None
-        refusal = self._refusal(peer, resumed)
+        number = 0 if claim is None else claim.path
+        keys = first_keys(established.cipher, established.epoch.records, number, dialler=False)
+        claimed = None if claim is None else self._claimed(peer, claim, handshake.join_hash)
+        entry, proof, epoch = claimed or (None, b"", 0)
+        if entry is not None and number <= entry.taken:
+            raise HandshakeError("it claims a path whose number was used before")
+        refusal = self._refusal(peer, entry)
         if refusal is not None:
-            self._refused[refusal] += 1
-            self._log_refusal(peer, host, refusal, invited=secret is not None)
-            # What has followed the third flight waits unread, and is dropped.
-            await pipe.part(sealer.seal(wire.encode_close(refusal)))
-            return refusal is not CloseReason.NOT_AUTHORIZED
-        if resumed is not None and request is not None:
-            entry, received = resumed, request.rx
-            verdict = _resume(entry, request, handshake)
+            await self._refuse(pipe, keys, peer, host, refusal, invited=secret is not None)
+            return None if refusal is CloseReason.NOT_AUTHORIZED else peer
+        if entry is not None:
+            entry.signed_at = clock()
+            verdict = wire.encode_joined(proof)
         else:
-            entry, received = self.sessions.new(established, pipe.direct), 0
-            verdict = wire.encode_bare(wire.ACCEPT if request is None else wire.NO_SESSION)
-        attempt = entry.attempt
-        try:
-            self.sessions.keep_detached(entry, admitted=True)
-        except Exception:
-            self.sessions.end(entry, CloseReason.NORMAL)
-            raise
-        await pipe.write(sealer.seal(verdict))
-        if entry.session.closed is not None or entry.attempt != attempt:
-            pipe.close()  # ended, or overtaken by a later attempt, while the verdict was written
-            return True
-        self._attach(pipe, entry, established, sealer, received)
-        _log.info(
-            "link %s: %s from %s, %s",
-            "up" if resumed is None else "resumed",
-            peer,
-            host,
-            established.cipher.name,
-        )
-        return True
+            entry = self.sessions.new(established, pipe.direct)
+            verdict = wire.encode_bare(wire.ACCEPT if claim is None else wire.NO_SESSION)
+        await self._let_in(pipe, host, entry, number, keys, epoch, verdict, resumed=bool(proof))
+        return peer
 
-    def _attach(
-        self, pipe: Pipe, entry: PeerSession, established: Established, sealer: RecordSealer, received: int
+    def _claimed(self, peer: PeerId, claim: JoinClaim, h: bytes) -> tuple[PeerSession, bytes, int] | None:
+        """The session that the claim is for, if it is of `peer` and the client knows its secret; this exit's proof that
+        it knows that, too; and the epoch of the secret."""
+        entry = self.sessions.by_id(claim.session_id)
+        if entry is None or entry.peer != peer:
+            return None
+        for epoch, secret in entry.session.rotation.claim_secrets.items():
+            if claim.proves(secret, h):
+                return entry, join_proof(secret, JOIN_EXIT, h, claim.path), epoch
+        return None
+
+    async def _admit_path(
+        self, pipe: Pipe, host: str, handshake: ExitHandshake, third: bytes
+    ) -> PeerId | None:
+        """As `_admit`, for the short pattern."""
+        ticket = handshake.read_short_third(third, self.sessions.tickets.find)
+        entry, path = ticket.owner, handshake.path
+        epoch = entry.session.rotation.resume_epoch(ticket.secret)
+        if clock() - entry.signed_at > SIGNED_SECONDS:
+            raise HandshakeError("its session has not been signed for too long")
+        keys = first_keys(path.cipher, path.records, path.number, dialler=False)
+        refusal = self._refusal(entry.peer, entry)
+        if refusal is not None:
+            await self._refuse(pipe, keys, entry.peer, host, refusal)
+            return None if refusal is CloseReason.NOT_AUTHORIZED else entry.peer
+        verdict = wire.encode_bare(wire.ACCEPT)
+        await self._let_in(pipe, host, entry, path.number, keys, epoch, verdict, resumed=True)
+        return entry.peer
+
+    async def _refuse(
+        self,
+        pipe: Pipe,
+        keys: CarrierKeys,
+        peer: PeerId,
+        host: str,
+        refusal: CloseReason,
+        *,
+        invited: bool = False,
     ) -> None:
-        """Start the carrier of a session whose peer has `received` frames of it."""
+        self._refused[refusal] += 1
+        self._log_refusal(peer, host, refusal, invited=invited)
+        # What has followed the third flight waits unread, and is dropped.
+        await pipe.part(keys.sealer.seal(wire.encode_close(refusal)))
+
+    async def _let_in(
+        self,
+        pipe: Pipe,
+        host: str,
+        entry: PeerSession,
+        number: int,
+        keys: CarrierKeys,
+        epoch: int,
+        verdict: bytes,
+        *,
+        resumed: bool,
+    ) -> None:
+        """Say `verdict`, and begin path `number` of the session, which joins by the resume secret of `epoch`."""
+        entry.taken = number
+        self.sessions.tickets.advance(entry, number)
+        if not entry.carriers:
+            try:
+                self.sessions.keep_detached(entry, admitted=True)
+            except Exception:
+                self.sessions.end(entry, CloseReason.NORMAL)
+                raise
+        await pipe.write(keys.sealer.seal(verdict))
+        if entry.session.closed is not None or entry.taken != number:
+            pipe.close()  # ended, or overtaken by a later path, while the verdict was written
+            return
+        self._attach(pipe, entry, number, keys, epoch)
+        kind = "resumed" if resumed else "up"
+        _log.info("link %s: %s from %s, %s", kind, entry.peer, host, keys.cipher.name)
+
+    def _attach(self, pipe: Pipe, entry: PeerSession, number: int, keys: CarrierKeys, epoch: int) -> None:
+        """Start the carrier of a path."""
         if entry.expiry is not None:
             entry.expiry.cancel()
-        cipher, epoch = established.cipher, established.epoch
-        keys = CarrierKeys(cipher, epoch, sealer, RecordOpener(cipher, epoch.client_record))
         try:
-            entry.session.attach(keys, received, clock())
-            carrier = pipe.carrier(entry.session, entry)
+            path = entry.session.attach(number, keys, clock(), epoch=epoch)
+            carrier = pipe.carrier(path, entry)
+            entry.attach(carrier)
         except Exception:
             self.sessions.end(entry, CloseReason.RESUME)
             raise
-        entry.carrier = carrier
         try:
-            if entry.packet_link is not None:
-                entry.packet_link.announce_addresses()
             if self._settings.advertise is not None:
-                entry.session.announce(wire.encode_advertise(self._settings.advertise))
+                path.announce(wire.encode_advertise(self._settings.advertise))
             if self._stopping:
                 entry.ask_to_leave()
             carrier.start()
@@ -267,24 +319,3 @@ class Exit:
             network=self._network.status(),
             sessions=tuple(told),
         )
-
-
-def _may_resume(entry: PeerSession, peer: PeerId, request: ResumeRequest, handshake: ExitHandshake) -> bool:
-    """Whether `peer` owns the session, proves that it knows its secret, and makes a newer attempt than the last."""
-    return (
-        entry.peer == peer
-        and request.proves(entry.session.resume_secret, handshake.resume_hash)
-        and request.attempt > entry.attempt
-    )
-
-
-def _resume(entry: PeerSession, request: ResumeRequest, handshake: ExitHandshake) -> bytes:
-    """Take the session from its carrier for this attempt; the verdict's frame."""
-    session = entry.session
-    proof = resume_proof(
-        session.resume_secret, b"resume S", handshake.resume_hash, request.attempt, session.received
-    )
-    verdict = wire.encode_resumed(session.received, proof)
-    entry.attempt = request.attempt
-    entry.leave_carrier()
-    return verdict

@@ -27,7 +27,8 @@ from ..base.tasks import spawn
 from ..base.work import Work
 from ..carriers.admission import read_flight
 from ..carriers.pipe import Pipe, ProxiedPipe, TcpPipe
-from ..crypto.handshake import FIRST_SIZE, ExitHandshake
+from ..crypto.exit_handshake import ExitHandshake
+from ..crypto.handshake import FIRST_SIZE
 from ..crypto.identity import Identity
 from ..crypto.payloads import Feature
 from ..crypto.primitives import Provider

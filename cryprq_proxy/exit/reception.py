@@ -22,17 +22,19 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, Self
+from typing import Final, NoReturn, Self
 
 from ..base.clock import clock
 from ..base.tasks import spawn
 from ..carriers.admission import frame_flight, read_flight
 from ..carriers.pipe import Pipe
-from ..crypto.handshake import THIRD_SIZE, ExitHandshake
-from ..errors import PeerError
+from ..crypto.exit_handshake import ExitHandshake
+from ..crypto.identity import PeerId
+from ..crypto.payloads import Pattern, version_mismatch
+from ..errors import HandshakeError, PeerError
 from .fair_queue import FairQueue
 from .handshake_thread import HandshakeThread
-from .limits import TokenBuckets
+from .limits import TokenBucket, TokenBuckets
 from .lobby import Guest, Lobby
 from .prefixes import Prefixes, prefixes_of
 from .unopened_flights import UnopenedFlights
@@ -45,12 +47,16 @@ MAX_UPGRADING: Final = 512
 MAX_WAITING: Final = 1024
 SWEEP_SECONDS: Final = 0.25
 """How often it is looked whose time is over."""
+VERSIONS_LOGGED: Final = 5
+VERSION_SECONDS: Final = 60.0
+"""Log lines about clients of another version at once, and seconds until the next one."""
 SWEPT: Final = 64
 """Visitors of one room that are dismissed in one turn of the loop, and first flights that are opened in it because time
 has brought tokens."""
 
-type Admit = Callable[[Pipe, str, ExitHandshake], Awaitable[bool]]
-"""Judges a peer that proved its identity; the text is its IP address. Whether it is on the list. Raises PeerError."""
+type Admit = Callable[[Pipe, str, ExitHandshake, bytes], Awaitable[PeerId | None]]
+"""Judges a client by its third flight, which is read already if it is signed; the text is its IP address. Returns its
+peer id if that is on the list. Raises PeerError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +122,7 @@ class Reception:
         self.waiting: FairQueue[Visitor] = FairQueue(sizes.waiting)
         self.answered: Lobby[Visitor] = Lobby(sizes.answered, chance)
         self._rooms = (self.strangers, self.upgrading, self.waiting, self.answered)
+        self._versions_logged = TokenBucket(1 / VERSION_SECONDS, VERSIONS_LOGGED, clock())
         self._timer: asyncio.TimerHandle | None = None
         self.failed: Counter[str] = Counter()
         """Connections that ended before their peer proved who it is, by cause."""
@@ -231,17 +238,27 @@ class Reception:
         pipe, handshake = visitor.pipe, visitor.handshake
         try:
             await pipe.write(frame_flight(await signed))
-            third = await read_flight(pipe, THIRD_SIZE)
-            await self._thread.submit(handshake.read_third, third)
-            listed = await self._admit(pipe, visitor.host, handshake)
+            if handshake.outdated is not None:
+                self._refuse_version(visitor.host, handshake.outdated)
+            third = await read_flight(pipe, handshake.third_size)
+            if handshake.pattern is Pattern.SIGNED:
+                await self._thread.submit(handshake.read_third, third)
+            listed = await self._admit(pipe, visitor.host, handshake, third)
         except PeerError as error:
             _log.debug("a handshake from %s failed: %s", visitor.host, error)
             self.failed["no_handshake"] += 1
             pipe.close()
             return
-        if listed and self._peers.allow(handshake.result.peer.raw, clock()):
+        if listed is not None and self._peers.allow(listed.raw, clock()):
             self._prefixes.give_back(visitor.prefixes[0])
             self._open_some(visitor.prefixes[0], 1)
+
+    def _refuse_version(self, host: str, version: int) -> NoReturn:
+        """The client speaks another version, and has been told which this exit speaks. Raises HandshakeError."""
+        text = version_mismatch(version, "client", "exit")
+        if self._versions_logged.allow(clock()):
+            _log.warning("a client at %s was refused: %s", host, text)
+        raise HandshakeError(text)
 
     def _finished(self, visitor: Visitor, task: asyncio.Task[None]) -> None:
         if visitor.room is not None:

@@ -1,7 +1,7 @@
 """The sessions of an exit: which peer has which, what each is given, and how long one without a carrier is kept.
 
-A session outlives its carriers: until `resume_seconds` have passed its peer may attach a new carrier to it. What one
-peer may hold is bounded in number: sessions without a carrier here, those with one in exit.py.
+A session outlives its carriers: until `resume_seconds` have passed its peer may join it by another one. What one peer
+may hold is bounded in number: sessions without a carrier and the carriers of one here, sessions with one in exit.py.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from ..carriers.lane.packet_link import NO_ADDRESSES, NetworkLink, PacketLink
 from ..carriers.rekey_thread import executor_offload
 from ..crypto.handshake import Established
 from ..crypto.identity import PeerId
-from ..crypto.payloads import Feature, ResumeRequest
+from ..crypto.payloads import Feature
 from ..crypto.primitives import Provider, system_entropy
 from ..errors import CloseReason, CryprqError, PeerError, StreamReason
 from ..outbound.resolving.resolver import Resolver
 from ..outbound.socket_group import SocketGroup
 from ..outbound.udp_association import MAX_SOCKETS, UdpAssociation
 from ..outbound.waiting_datagrams import HeldBytes
-from ..session.sendlog import MemoryBudget
+from ..session.retention import MemoryBudget
 from ..session.session import Session
 from ..session.status import Totals, session_status
 from ..session.streams import Stream
@@ -47,9 +47,14 @@ from .limits import TokenBucket
 from .providers import PacketNetwork
 from .settings import ExitSettings
 from .targets import Targets
+from .ticket_book import TicketBook
 
 _log = logging.getLogger(__name__)
 
+MOST_PATHS: Final = 4
+"""Carriers of one session; one more takes the place of the oldest that is not in use."""
+SIGNED_SECONDS: Final = 86_400.0
+"""How long after a signed handshake its session may be joined by the short pattern."""
 IN_FLIGHT_SECONDS: Final = 5.0
 """For which streams are still served after the peer was asked to leave. Requests that it sent before it heard that
 come by then, also over a path with long queues; what has followed them could not be sent to another exit."""
@@ -71,15 +76,14 @@ class PeerShare:
 
 
 class PeerSession:
-    """One session of one peer, its carrier if it has one, and its packet link if it agreed on one.
+    """One session of one peer, its carriers by the numbers of their paths, and its packet link if it agreed on one.
 
-    `attempt` is the number of the last resume that was accepted.
+    `taken` is the highest number of a path that was let in, `signed_at` when a signed handshake last was.
     """
 
     __slots__ = (
         "_sessions",
-        "attempt",
-        "carrier",
+        "carriers",
         "expiry",
         "opens_until",
         "packet_link",
@@ -87,6 +91,8 @@ class PeerSession:
         "peer_text",
         "resolver",
         "session",
+        "signed_at",
+        "taken",
     )
 
     def __init__(self, sessions: Sessions, peer: PeerId, session: Session, resolver: Resolver) -> None:
@@ -96,18 +102,25 @@ class PeerSession:
         """For the status, which is asked for more often than a session begins."""
         self.resolver = resolver
         self.session = session
-        self.carrier: Carrier | None = None
+        self.carriers: dict[int, Carrier] = {}
         self.packet_link: PacketLink | None = None
-        self.attempt = 0
+        self.taken = -1
+        self.signed_at = clock()
         self.expiry: asyncio.TimerHandle | None = None
         self.opens_until = inf
         """The time from which new streams are refused."""
+
+    @property
+    def carrier(self) -> Carrier | None:
+        """The one in use."""
+        path = self.session.current
+        return None if path is None else self.carriers.get(path.number)
 
     def status(self, now: float) -> PeerSessionStatus:
         congestion = CongestionChoice() if self.carrier is None else self.carrier.congestion
         return PeerSessionStatus(
             peer_id=self.peer_text,
-            link="down" if self.carrier is None else "up",
+            link="up" if self.carriers else "down",
             congestion=congestion.control,
             connection_round_trip=congestion.round_trip,
             packets=None if self.packet_link is None else self.packet_link.status(),
@@ -115,29 +128,35 @@ class PeerSession:
         )
 
     def ask_to_leave(self) -> None:
-        """Ask the peer, if there is a carrier, to open no more streams, and to close the session when its last one has
+        """Ask the peer to open no more streams, and to close the session when its last one has
         ended. As in HTTP/2 (RFC 9113 section 6.8), those in flight are served."""
         self.opens_until = clock() + IN_FLIGHT_SECONDS
         self.session.announce(encode_bare(GOAWAY))
 
-    def leave_carrier(self) -> None:
-        """Drop the carrier, if there is one, for another one."""
-        carrier, self.carrier = self.carrier, None
-        if carrier is not None:
-            carrier.drop()
+    def attach(self, carrier: Carrier) -> None:
+        """A path has joined, and `carrier` is going to move its bytes."""
+        if len(self.carriers) >= MOST_PATHS:
+            used = self.carrier
+            next(other for other in self.carriers.values() if other is not used).drop()
+        self.carriers[carrier.path.number] = carrier
 
     def carrier_lost(self, carrier: Carrier, error: PeerError | None) -> None:
-        if self.carrier is carrier:
-            self.carrier = None
-            try:
-                self._sessions.carrier_lost(self, error)
-            except Exception as fault:  # noqa: BLE001  nobody else would bound it in time
-                report_fault("ends a session", fault)
-                self._sessions.end(self, CloseReason.NORMAL)
+        if self.carriers.pop(carrier.path.number, None) is None:
+            return
+        if self.carriers and self.session.closed is None:
+            return
+        try:
+            self._sessions.carrier_lost(self, error)
+        except Exception as fault:  # noqa: BLE001  nobody else would bound it in time
+            report_fault("ends a session", fault)
+            self._sessions.end(self, CloseReason.NORMAL)
 
-    def carrier_failed(self, error: PeerError) -> None:
-        if self.carrier is not None:
-            self.carrier.fail(error)
+    def failed(self, error: PeerError) -> None:
+        """The peer did something wrong in a slow key exchange, or this program did: the session is over."""
+        for carrier in list(self.carriers.values()):
+            carrier.fail(error)
+        if self.session.closed is None:
+            self._sessions.end(self, error.reason)
 
 
 class Sessions:
@@ -161,6 +180,7 @@ class Sessions:
         self._window_budget = WindowBudget(settings.bounds.window_total)
         self._by_id: dict[bytes, PeerSession] = {}
         self._shares: dict[PeerId, PeerShare] = {}
+        self.tickets: TicketBook[PeerSession] = TicketBook()
         self._descriptors = DescriptorShares(for_streams())
         self.lanes: LaneListener | None = None
         self._loss = asyncio.Event()
@@ -174,13 +194,13 @@ class Sessions:
     def __len__(self) -> int:
         return len(self._by_id)
 
-    def named_in(self, request: ResumeRequest | None) -> PeerSession | None:
+    def by_id(self, session_id: bytes) -> PeerSession | None:
         """The session that a client asks for; whether it may have it is not judged here."""
-        return None if request is None else self._by_id.get(request.session_id)
+        return self._by_id.get(session_id)
 
     def attached(self, peer: PeerId, *, but: PeerSession | None) -> int:
         """How many sessions of `peer` have a carrier, without `but`."""
-        return sum(entry.carrier is not None and entry is not but for entry in self._of(peer))
+        return sum(bool(entry.carriers) and entry is not but for entry in self._of(peer))
 
     # --- beginning ---
 
@@ -191,7 +211,8 @@ class Sessions:
         session = Session(
             dialler=False,
             session_id=established.session_id,
-            resume_secret=established.resume_secret,
+            epoch=established.epoch,
+            cipher=established.cipher,
             provider=self._provider,
             entropy=system_entropy,
             limits=self._settings.limits,
@@ -199,17 +220,19 @@ class Sessions:
             window_budget=self._window_budget,
             slots=self._targets.slots,
             turn=share.turn,
+            now=clock(),
             accept_stream=lambda stream: self._accept_stream(entry, share, stream),
-            offload=executor_offload(
-                self._provider, self._executor, lambda error: entry.carrier_failed(error)
-            ),
+            offload=executor_offload(self._provider, self._executor, lambda error: entry.failed(error)),
         )
         entry = self._by_id[established.session_id] = share.sessions[established.session_id] = PeerSession(
             self, established.peer, session, self._targets.resolver.of(str(established.peer))
         )
+        session.events.renewed = lambda: self.tickets.renew(entry, session.rotation.resume_secrets)
+        session.events.renewed()
         try:
             if established.features:
                 self._link_packets(entry, established.features, client)
+            session.begin_lane(clock())
         except Exception:
             self.end(entry, CloseReason.NORMAL)
             raise
@@ -292,8 +315,11 @@ class Sessions:
     def carrier_lost(self, entry: PeerSession, error: PeerError | None) -> None:
         """Keep the session for a resume, unless it is closed or its peer has too many of them."""
         self._loss.set()
+        if not entry.carriers:
+            for path in list(entry.session.paths.values()):
+                path.lost(clock())  # left of a carrier whose end has met a fault
         if entry.session.closed is not None:
-            self._forget(entry)
+            self.end(entry, entry.session.closed)
         else:
             self.keep_detached(entry)
         if error is not None:
@@ -310,9 +336,7 @@ class Sessions:
         session_id, sessions = entry.session.session_id, self._shares[entry.peer].sessions
         sessions[session_id] = sessions.pop(session_id)
         detached = [
-            other
-            for other in sessions.values()
-            if other.carrier is None and not (admitted and other is entry)
+            other for other in sessions.values() if not other.carriers and not (admitted and other is entry)
         ]
         for old in detached[: max(0, len(detached) - self._settings.bounds.detached_sessions_per_peer)]:
             self.end(old, CloseReason.LIMIT)
@@ -342,9 +366,9 @@ class Sessions:
         """
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                while carried := [entry for entry in self if entry.carrier is not None]:
+                while carried := [entry for entry in self if entry.carriers]:
                     for entry in carried:
-                        while entry.carrier is not None:
+                        while entry.carriers:
                             self._loss.clear()
                             await self._loss.wait()
 
@@ -357,15 +381,15 @@ class Sessions:
     def end(self, entry: PeerSession, reason: CloseReason) -> None:
         """Tell the peer if it has a carrier, and forget the session."""
         with contained("leaves the streams of a session that has ended"):
-            if entry.carrier is not None:
-                entry.carrier.close(reason)
-            else:
-                entry.session.close(reason)
+            for carrier in list(entry.carriers.values()):
+                carrier.close(reason)
+            entry.session.close(reason)
         self._forget(entry)
 
     def _forget(self, entry: PeerSession) -> None:
         if entry.expiry is not None:
             entry.expiry.cancel()
+        self.tickets.forget(entry)
         session_id = entry.session.session_id
         if self._by_id.pop(session_id, None) is not None:
             share = self._shares[entry.peer]

@@ -19,7 +19,7 @@ from ..outbound.relay import Relay
 from ..outbound.relays import TARGETS, Relays
 from ..outbound.resolving.resolver import Resolver, SystemResolver
 from ..outbound.socket_group import SocketLoop
-from ..session.sendlog import SlotPool
+from ..session.retention import SlotPool
 from ..session.streams import Stream, StreamHandler
 from ..session.turns import TurnBudget
 from .descriptor_shares import Claim

@@ -18,7 +18,7 @@ from typing import Final
 from ..base.faults import report_fault
 from ..base.sockets import set_end_on_close, set_reset_on_close
 from ..errors import StreamReason
-from ..session.sendlog import SLOT_HEADROOM, SlotPool
+from ..session.retention import SLOT_HEADROOM, SlotPool
 from ..session.streams import AnyStream, Half, StreamHandler
 from .backlog import Backlog
 from .socket_group import SocketLoop

@@ -470,14 +470,11 @@ function showEpochs(session) {
   text($("epochs-text"), epochs.length ? `fresh keys by both exchanges each time; ${many(session.rotations ?? 0, "rotation")} so far` : "");
   while (body.children.length > epochs.length) body.lastElementChild.remove();
   while (body.children.length < epochs.length) body.append(make("tr", {role: "row"}, ...LABELS.map((label, index) => make("td", {role: "cell", "data-label": label, ...(index > 2 ? {class: "number"} : {})}))));
-  const carriers = new Set(epochs.map((epoch) => epoch.carrier)).size > 1;
   epochs.forEach((epoch, index) => {
-    const row = body.children[index], older = epochs[index + 1];
-    row.className = `${epoch.current ? "current" : ""} ${older && older.carrier !== epoch.carrier ? "border" : ""}`.trim();
+    const row = body.children[index];
+    row.className = epoch.current ? "current" : "";
     const values = [epoch.number, epoch.exchange, epoch.cipher, duration(epoch.since), epoch.current ? "in use" : duration(epoch.lasted), size(epoch.bytes_sent), size(epoch.bytes_received)];
-    values.forEach((value, cell) => text(cell ? row.children[cell] : row.firstChild.firstChild ?? row.firstChild.appendChild(make("b")), value));
-    const which = row.querySelector("small") ?? row.firstChild.appendChild(make("small"));
-    text(which, carriers ? `carrier ${epoch.carrier}` : "");
+    values.forEach((value, cell) => text(row.children[cell], value));
   });
 }
 

@@ -47,6 +47,9 @@ class PacketLink(BasePacketLink):
         self.lane: LaneCarrier | None = None
         self.addresses: tuple[bytes, bytes] | None = None
         """What the exit hands out, 4 and 16 bytes; None where no packets are carried, and at the client."""
+        self._serial = 0
+        self._peer_serial = 0
+        """Of the last NETWORK or TAKEN frame, each direction."""
         self.sent_on_carrier = 0
         self.received_on_carrier = 0
         self.malformed = 0
@@ -60,14 +63,22 @@ class PacketLink(BasePacketLink):
             self._session.send_packet(flags & FLAGS_MASK, gso_size, header, buffer[start:end])
 
     def assign(self, ipv4: bytes, ipv6: bytes) -> None:
-        """Hand out these addresses to the peer, at once and with each carrier."""
+        """Hand out these addresses to the peer."""
         self.addresses = ipv4, ipv6
-        self.announce_addresses()
+        self._session.announce(encode_network(self._next_serial(), ipv4, ipv6))
 
-    def announce_addresses(self) -> None:
-        """Tell the peer its addresses, if there are any."""
-        if self.addresses is not None:
-            self._session.announce(encode_network(*self.addresses))
+    def _next_serial(self) -> int:
+        self._serial += 1
+        return self._serial
+
+    def _is_newest(self, serial: int) -> bool:
+        """Whether a frame with this serial is newer than all before; one that comes late says what is over."""
+        newest = serial > self._peer_serial
+        self._peer_serial = max(serial, self._peer_serial)
+        return newest
+
+    def look_around(self) -> None:
+        """The networks around this machine may have changed: see whether one holds the present addresses."""
 
     def retire(self) -> None:
         """Another session has taken its place beside the network interface, which hears nothing more from this one."""
@@ -106,7 +117,7 @@ class PacketLink(BasePacketLink):
         """Drop a packet: none was agreed on."""
 
     def datagram(self, stream: int, destination: Destination, payload: memoryview) -> None:
-        self._session.datagram_from_lane(stream, destination, payload)
+        self._session.table.datagram_from_lane(stream, destination, payload)
 
     def lane_changed(self) -> None:
         self._lane_changed()
@@ -162,6 +173,8 @@ class NetworkLink(PacketLink):
         self._collisions = collisions
         self._taken = taken
         self._refusals = 0
+        self._offered = NO_ADDRESSES
+        """What the peer has handed out last."""
         self._room = SHARED.scratch("arriving packets", HEADROOM + MAX_PACKET)
 
     def packet_received(self, flags: int, segment: int, header: int, packet: memoryview) -> None:
@@ -177,19 +190,30 @@ class NetworkLink(PacketLink):
             self._room, HEADROOM, HEADROOM + size, Run(Shape(flags, segment, header), 0, count, count)
         )
 
-    def network_received(self, ipv4: bytes, ipv6: bytes) -> None:
-        found = self._collisions(ipv4, ipv6)
+    def network_received(self, serial: int, ipv4: bytes, ipv6: bytes) -> None:
+        if self._is_newest(serial):
+            self._offered = ipv4, ipv6
+            self._take(self._collisions(ipv4, ipv6), ipv4, ipv6)
+
+    def look_around(self) -> None:
+        found = self._collisions(*self._offered)
+        if found:
+            self._take(found, *self._offered)
+
+    def _take(self, found: Sequence[IPNetwork], ipv4: bytes, ipv6: bytes) -> None:
+        """Take these addresses, or refuse them for the networks that hold them."""
         if not found:
             self._refusals = 0
             self._addressed(ipv4, ipv6)
         elif self._refusals < MOST_REFUSALS:
             self._refusals += 1
-            self._session.announce(encode_taken(found[:MAX_TAKEN]))
+            self._session.announce(encode_taken(self._next_serial(), found[:MAX_TAKEN]))
         else:
             self._addressed(*NO_ADDRESSES)
 
-    def taken_received(self, networks: tuple[IPNetwork, ...]) -> None:
-        self._taken(networks)
+    def taken_received(self, serial: int, networks: tuple[IPNetwork, ...]) -> None:
+        if self._is_newest(serial):
+            self._taken(networks)
 
     def packet(self, buffer: memoryview, start: int, end: int, run: Run) -> None:
         self._receive(buffer, start, end, run)
