@@ -43,35 +43,42 @@ def fuzz_opener(data: atheris.FuzzedDataProvider) -> None:
 
 
 def fuzz_session(data: atheris.FuzzedDataProvider) -> None:
-    """A peer that knows the keys and sends what it likes, cut and joined as it likes."""
+    """A peer that knows the keys and sends what it likes on two paths, cut and joined as it likes."""
     link = Link(provider=ToyProvider())
     link.pair()
     link.open(protocol=StreamProtocol.UDP)
     link.quiesce()
-    victim, peer = (link.client, link.exit)[:: data.PickValueInList([1, -1])]
-    now, waiting = link.carrier.now, b""
+    link.now = now = link.carrier.now
+    carriers = (link.carrier, link.join())
+    side = data.PickValueInList([0, 1])
+    session = (link.client, link.exit)[side]
+    waiting = [b"", b""]
     out = memoryview(bytearray(200_000))
     try:
         while data.remaining_bytes():
+            number = data.PickValueInList([0, 1])
+            victim, peer = carriers[number].paths[:: -1 if side else 1]
             plaintext = data.ConsumeBytes(data.ConsumeIntInRange(1, 60))
             if not plaintext:
                 break
-            waiting += peer.rotation.sealer.seal(plaintext[:MAX_PLAINTEXT])
-            cut = data.ConsumeIntInRange(0, len(waiting))
-            waiting = waiting[victim.receive(memoryview(waiting[:cut]), now) :]
+            waiting[number] += peer.keys.sealer.seal(plaintext[:MAX_PLAINTEXT])
+            cut = data.ConsumeIntInRange(0, len(waiting[number]))
+            waiting[number] = waiting[number][victim.receive(memoryview(waiting[number][:cut]), now) :]
             if data.ConsumeBool():
                 now += data.ConsumeFloatInRange(0.0, 400.0)
-                if victim.deadline() <= now:
-                    victim.tick(now)
-                victim.fill(out, 65_536, now)
+                session.turn.renew()
+                for path in list(session.paths.values()):
+                    if path.deadline() <= now:
+                        path.tick(now)
+                    path.fill(out, 65_536, now)
     except PeerError as error:
         if not isinstance(error, CarrierError):
-            victim.close(error.reason)
-            check_closed(victim)
+            session.close(error.reason)
+            check_closed(session)
 
 
 def check_closed(session: Session) -> None:
-    if session.streams or session.log.kept:
+    if session.streams or session.retention.kept or session.table.pieces.used:
         raise RuntimeError("a closed session kept something")
 
 

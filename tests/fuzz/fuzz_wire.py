@@ -22,17 +22,22 @@ def encode(kind: int, stream: int, value: Any) -> bytes:  # noqa: C901  a case a
     if kind == wire.REFUSED:
         return wire.encode_refused(stream, value)
     if kind == wire.DATA:
-        return wire.encode_data_header(kind, stream) + bytes(value)
-    if kind == wire.FIN:
-        return wire.encode_fin(stream)
+        offset, fin, payload = value
+        return wire.encode_data_header(kind, fin, stream, offset) + bytes(payload)
     if kind == wire.RESET:
-        return wire.encode_reset(stream, value)
+        return wire.encode_reset(stream, *value)
     if kind == wire.WINDOW:
         return wire.encode_window(stream, value)
-    if kind in (wire.ACK, wire.PING, wire.PONG):
+    if kind in (wire.STREAMS, wire.PING, wire.PONG):
         return wire.encode_number(kind, value)
     if kind in (wire.REKEY, wire.REKEY_ANSWER):
-        return wire.encode_message(kind, value)
+        return wire.encode_message(kind, *value)
+    if kind in (wire.REKEY_PLEASE, wire.SWITCH):
+        return wire.encode_epoch(kind, value)
+    if kind in (wire.ABANDON, wire.ACK):
+        return wire.encode_records(kind, *value)
+    if kind == wire.PREFER:
+        return wire.encode_prefer(*value)
     if kind == wire.DATAGRAM:
         return wire.encode_datagram(stream, *value)
     if kind == wire.LANE:
@@ -42,13 +47,13 @@ def encode(kind: int, stream: int, value: Any) -> bytes:  # noqa: C901  a case a
     if kind == wire.NETWORK:
         return wire.encode_network(*value)
     if kind == wire.TAKEN:
-        return wire.encode_taken(value)
+        return wire.encode_taken(*value)
     if kind == wire.ADVERTISE:
         return wire.encode_advertise(value)
     if kind == wire.CLOSE:
         return wire.encode_close(value)
-    if kind == wire.RESUMED:
-        return wire.encode_resumed(*value)
+    if kind == wire.JOINED:
+        return wire.encode_joined(value)
     return wire.encode_bare(kind)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cryprq_proxy.address import Destination
-from cryprq_proxy.errors import StreamReason
+from cryprq_proxy.errors import CloseReason, PeerError, StreamReason
 from cryprq_proxy.session.streams import Stream
 from cryprq_proxy.session.wire import StreamProtocol
 from tests.support import session_play
@@ -23,7 +23,7 @@ CORPUS = sorted(SEEDS.iterdir())
 PLAYS = 200
 BLOCK = 20
 """Plays of one test."""
-HONEST = b"\0\0\3"
+HONEST = b"\0\0\0\3"
 """The setting, the bound on streams, and the one number in four that makes a play without a liar."""
 
 
@@ -78,14 +78,14 @@ def test_plays_have_liars_and_honest_peers_and_end_for_many_reasons() -> None:
 def honest_play() -> Play:
     play = Play(Choices(HONEST))
     play._open()
-    play.link.carrier.settle()
+    play._advance(0.1)
     return play
 
 
 def test_the_judge_sees_bytes_that_nobody_counts() -> None:
     play = honest_play()
     play.judges[0].check()
-    play.victim.log.kept += 1
+    play.victim.retention.kept += 1
     with pytest.raises(RuntimeError, match="are kept"):
         play.judges[0].check()
 
@@ -109,20 +109,74 @@ def test_the_judge_sees_more_data_than_credit() -> None:
     stream = next(iter(play.victim.streams.values()))
     assert isinstance(stream.handler, Witness)
     stream.handler.received += bytes(stream.announced + 1)
-    stream.received = stream.announced + 1
+    stream.received = stream.delivered = stream.announced + 1
+    play.judges[0].count.highest[stream.id] = stream.received
     with pytest.raises(RuntimeError, match="credit"):
         play.judges[0].check()
 
 
 def test_the_judge_counts_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     """It believed the session's own count of what came, which a session without `take_data` leaves at 0."""
-    monkeypatch.setattr(Stream, "take_data", lambda stream, size, now, pool: True)
+    monkeypatch.setattr(Stream, "take_data", lambda stream, end, now, pool: True)
     play = honest_play()
     next(app for app in play.apps if app.dialler).say(b"one two")
-    play.link.carrier.settle()
+    play._advance(0.1)
     (judge,) = [judge for judge in play.judges if not judge.session.dialler]
-    with pytest.raises(RuntimeError, match="7 and 0 bytes passed, 0 and 0 are counted"):
+    with pytest.raises(RuntimeError, match="bytes are counted that never came"):
         judge.check()
+
+
+def test_the_judge_counts_the_credit_of_the_session_by_itself() -> None:
+    play = honest_play()
+    next(app for app in play.apps if app.dialler).say(b"one two")
+    play._advance(0.1)
+    (judge,) = [judge for judge in play.judges if not judge.session.dialler]
+    judge.check()
+    judge.session.table.received_credit.received -= 1
+    with pytest.raises(RuntimeError, match="7 bytes of all streams came, 6 are counted"):
+        judge.check()
+
+
+def test_the_judge_sees_credit_that_never_comes_back() -> None:
+    play = honest_play()
+    play.victim.table.received_credit.consumed -= 1
+    with pytest.raises(RuntimeError, match="1 bytes never give credit again"):
+        play.judges[0].check()
+
+
+def test_the_judge_sees_a_frame_in_two_places() -> None:
+    play = honest_play()
+    for judge in play.judges:
+        judge.session.retention.append(b"-")
+        (unit,) = judge.session.retention._streams
+        judge.session.retention._control.append(unit)
+        judge.session.retention._charge(unit.cost)
+        with pytest.raises(RuntimeError, match="in two places"):
+            judge.check()
+
+
+def test_the_judge_sees_pieces_that_nobody_counts() -> None:
+    play = honest_play()
+    play.victim.table.pieces.used += 1
+    with pytest.raises(RuntimeError, match="0 pieces wait, 1 are counted"):
+        play.judges[0].check()
+
+
+def test_the_first_copy_of_each_byte_counts() -> None:
+    """Also if a later one comes with what was missing."""
+    play = honest_play()
+    (stream,) = play.victim.streams.values()
+    app = stream.handler
+    assert isinstance(app, Witness)
+    receive = play.victim.table.receive_data
+    receive(stream.id, 3, False, memoryview(b"def"))
+    receive(stream.id, 1, False, memoryview(b"BCDEFG"))
+    receive(stream.id, 0, False, memoryview(b"a"))
+    assert app.received == b"aBCdefG"
+    app.received[0] = 0
+    app.received += b"-"
+    with pytest.raises(RuntimeError, match="9 bytes of a stream were delivered of 8"):
+        receive(stream.id, 7, False, memoryview(b"h"))
 
 
 def test_a_witness_counts_its_credit_by_itself() -> None:
@@ -139,9 +193,10 @@ def test_a_play_of_the_corpus_reaches_the_bound_on_ended_streams(monkeypatch: py
     awaited = next(path for path in CORPUS if path.name == "awaited").read_bytes()
     play = Play(Choices(awaited))
     play.run()
-    assert any("without acknowledging ended ones" in str(error) for error in play.errors)
+    assert any("opens more streams than it may" in str(error) for error in play.errors)
+    monkeypatch.setattr(session_play, "OPENS", 1 << 30)
     monkeypatch.setattr(session_play, "AWAITED", 1 << 30)
-    with pytest.raises(RuntimeError, match="ended ones are kept"):
+    with pytest.raises(RuntimeError, match="ended ones"):
         Play(Choices(awaited)).run()
 
 
@@ -162,15 +217,18 @@ def test_the_judge_sees_bytes_that_are_lost() -> None:
 
 def test_the_judge_takes_no_error_between_honest_sessions() -> None:
     play = honest_play()
-    play.link.exit.received += 1
-    with pytest.raises(RuntimeError, match="disagree"):
-        play._resume()
+    (carrier,) = play.carriers
+    carrier.fail(carrier.paths[0], PeerError(CloseReason.PROTOCOL, "it does not understand"))
+    with pytest.raises(RuntimeError, match="disagree: it does not understand"):
+        play._look_at_carriers()
 
 
 def test_a_witness_may_not_be_called_after_its_end() -> None:
     play = honest_play()
     witness = play._witness(dialler=True)
-    witness.stream = Stream(play.victim, 9, StreamProtocol.TCP, Destination("192.0.2.1", 1), witness, 0.0)
+    witness.stream = Stream(
+        play.victim.table, 9, StreamProtocol.TCP, Destination("192.0.2.1", 1), witness, 0.0
+    )
     with pytest.raises(RuntimeError, match="before `opened`"):
         witness.data_received(memoryview(b"-"))
     witness.opened()

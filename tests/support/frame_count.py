@@ -6,12 +6,13 @@ those counts would believe a session that forgets one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Callable, Iterator
+from typing import Any, Final
 
 from cryprq_proxy.errors import PeerError
 from cryprq_proxy.session import control_rates, wire
 from cryprq_proxy.session.control_rates import CONTROL_BURST, CONTROL_FRAMES, CONTROL_RATE
+from cryprq_proxy.session.path import SessionPath
 from cryprq_proxy.session.session import Session
 from cryprq_proxy.session.turns import FRAME_COSTS, TURN_WORK, TurnBudget
 
@@ -56,19 +57,29 @@ class _Turn(TurnBudget):
 
 
 class FrameCount:
-    """Counts what `session` takes from now on, and replaces its TurnBudget."""
+    """Counts what `session` takes on all of its paths from now on, and replaces its TurnBudget.
+
+    `highest`: of each stream, the offset up to which the peer has used the credit of the session, `received` their sum.
+    `opened`: the numbers of the streams that the peer has opened.
+    """
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._turn = session.turn = _Turn()
+        self._table = table = session.table
+        self._turn = session.turn = table.turn = _Turn()
+        self._losses = 0
         self._epoch: object = None
         self._control = Allowance()
         self._late = Allowance()
+        self._late_since: object = None
         self._forbidden: str | None = None
-        self._receive = session.receive
-        self._receive_data = session._receive_data
-        session.receive = self._counted_receive  # type: ignore[method-assign]
-        session._receive_data = self._counted_data  # type: ignore[method-assign]
+        self.highest: dict[int, int] = {}
+        self.received = 0
+        self.opened: set[int] = set()
+        self._attach = session.attach
+        self._receive_data = table.receive_data
+        session.attach = self._counted_attach  # type: ignore[method-assign]
+        table.receive_data = self._counted_data  # type: ignore[method-assign]
 
     def check(self) -> None:
         """Raises RuntimeError if more was done than one turn may hold, or than the session knows of."""
@@ -78,13 +89,27 @@ class FrameCount:
         if worked > spent:
             raise broken(f"{worked} units of work were done, and {max(spent, 0)} were spent")
 
-    def _counted_receive(self, data: memoryview, now: float) -> int:
+    def _counted_attach(self, *arguments: Any, **more: Any) -> SessionPath:
+        path = self._attach(*arguments, **more)
+        receive, lost = path.receive, path.lost
+
+        def counted_lost(now: float) -> None:
+            self._losses += not path.ended
+            lost(now)
+
+        path.receive = lambda data, now: self._counted_receive(receive, data, now)  # type: ignore[method-assign]
+        path.lost = counted_lost  # type: ignore[method-assign]
+        return path
+
+    def _counted_receive(
+        self, receive: Callable[[memoryview, float], int], data: memoryview, now: float
+    ) -> int:
         session, read_frames = self._session, wire.read_frames
         wire.read_frames = lambda plaintext: self._counted_frames(read_frames(plaintext))
         worked = self._turn.worked
         self._forbidden = None
         try:
-            used = self._receive(data, now)
+            used = receive(data, now)
         except PeerError:
             # The carrier or the session ends, and its turn with it.
             self._turn.worked = worked
@@ -99,32 +124,54 @@ class FrameCount:
             self._late.check("late", control_rates.LATE_BURST, control_rates.LATE_RATE, now)
         return used
 
-    def _counted_data(self, id: int, payload: memoryview) -> None:
+    def _counted_data(self, id: int, offset: int, fin: bool, payload: memoryview) -> None:
         self._judge(wire.DATA, id)
-        self._receive_data(id, payload)
+        end = offset + len(payload)
+        self._use_credit(id, end)
+        self._receive_data(id, offset, fin, payload)
 
     def _counted_frames(self, frames: Iterator[wire.Frame]) -> Iterator[wire.Frame]:
-        for frame in frames:
-            if frame[0] != wire.DATA:
-                self._judge(frame[0], frame[1])
-            yield frame
+        for kind, id, value in frames:
+            if kind != wire.DATA:
+                self._judge(kind, id)
+                if kind == wire.RESET and isinstance(value, tuple):
+                    self._use_credit(id, value[1])
+            yield kind, id, value
+
+    def _use_credit(self, id: int, end: int) -> None:
+        """Also where a stream ends by force: up to there its bytes came, or never will."""
+        grown = end - self.highest.get(id, 0)
+        if grown > 0 and (id in self._table.live or id in self._table.awaited):
+            self.highest[id] = end
+            self.received += grown
+            if self.received > self._table.received_credit.announced:
+                self._forbidden = "more data of all streams was taken than the session allows"
 
     def _judge(self, kind: int, id: int) -> None:
-        session, now = self._session, self._session._now
+        session, table, now = self._session, self._table, self._session.now
         self._turn.worked += FRAME_COSTS[kind]
-        if kind in CONTROL_FRAMES:
-            epoch = (session.rotation, session.rotation.number)
+        if kind in _RATED:
+            epoch = (session.rotation.current, self._losses)
             if epoch != self._epoch:
                 self._epoch, self._control = epoch, Allowance()
             self._control.add(CONTROL_FRAMES[kind], now)
-        elif kind in _OF_STREAMS and id not in session.streams:
-            if id in session._awaited and kind <= wire.RESET:
+            return
+        if self._late_since != self._losses:
+            self._late_since, self._late = self._losses, Allowance()
+        if kind == wire.OPEN and not session.dialler:
+            if id in self.opened:
+                self._late.add(1, now)
+            self.opened.add(id)
+        elif kind in _OF_STREAMS and id not in table.live and (id or kind != wire.WINDOW):
+            if id in table.awaited and kind in _ENDINGS:
                 return
-            if 0 < id <= session._last_id and kind in _MAY_BE_LATE:
+            if 0 < id <= table.last if session.dialler else id in self.opened:
                 self._late.add(1, now)
             else:
                 self._forbidden = f"a {wire.Kind(kind).name} frame was taken for an unknown stream"
 
 
-_MAY_BE_LATE: Final = frozenset((wire.RESET, wire.WINDOW, wire.DATAGRAM))
-_OF_STREAMS: Final = _MAY_BE_LATE | {wire.OPENED, wire.REFUSED, wire.DATA, wire.FIN}
+_RATED: Final = CONTROL_FRAMES.keys() - {wire.SWITCH}
+"""How often SWITCH may come is for the rotation to say."""
+_ENDINGS: Final = frozenset((wire.DATA, wire.RESET, wire.REFUSED))
+_OF_STREAMS: Final = _ENDINGS | {wire.OPENED, wire.WINDOW, wire.DATAGRAM}
