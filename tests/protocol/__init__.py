@@ -1,0 +1,1 @@
+"""The page docs/protocol.md, held to the product by a client that shares no code with it."""
