@@ -28,11 +28,13 @@ from cryprq_proxy.exit import (
     proxy_protocol,
     reception,
     sessions,
+    ticket_book,
     websocket_listener,
 )
 from cryprq_proxy.exit.exit import TOLD_AT_ONCE
 from cryprq_proxy.fronts import socks_udp
-from cryprq_proxy.lane import path, replay, sealing, slices
+from cryprq_proxy.lane import path as lane_path
+from cryprq_proxy.lane import replay, sealing, slices
 from cryprq_proxy.outbound import (
     address_race,
     backlog,
@@ -59,7 +61,21 @@ from cryprq_proxy.process import answers, control, overlap, recent_errors
 from cryprq_proxy.rules import lists
 from cryprq_proxy.rules.pac import script
 from cryprq_proxy.service import exit as exit_service
-from cryprq_proxy.session import control_rates, epochs, sendlog, session, turns, verdict, windows, wire
+from cryprq_proxy.session import (
+    control_rates,
+    epochs,
+    number_set,
+    path,
+    reassembly,
+    retention,
+    session,
+    session_credit,
+    stream_table,
+    turns,
+    verdict,
+    windows,
+    wire,
+)
 from cryprq_proxy.web import connections, events, metrics, server
 from tests.mutants.run import load_all
 from tests.support.pages import ROOT, THREATS, table
@@ -135,6 +151,9 @@ REACHED = {
         "pairing/test_invite_store.py::test_ten_thousand_guesses",
     ],
     "lines in the log about refused peers": ["exit/test_exit.py::test_lines_about_refused_peers_are_bounded"],
+    "lines in the log about clients of another version": [
+        "exit/test_joining.py::test_clients_of_version_1_fill_no_log"
+    ],
     "on the WebSocket entrance: request line, one header; headers; one message": [
         "carriers/test_websocket.py::test_an_upgrade_has_a_bounded_first_line",
         "carriers/test_websocket.py::test_an_upgrade_has_a_bounded_head",
@@ -145,8 +164,13 @@ REACHED = {
         "exit/test_exit.py::test_of_sessions_without_a_carrier_the_oldest_end_beyond_the_configured_number",
         "exit/test_exit.py::test_a_session_without_a_carrier_ends_after_its_time",
     ],
+    "paths of a session at a time": ["exit/test_exit.py::test_no_more_carriers_of_a_session_than_the_bound"],
     "streams that it opens at an exit that is about to stop, after it was asked to leave": [
         "exit/test_exit.py::test_an_exit_that_retires_asks_all_its_peers_to_leave"
+    ],
+    "tickets that each session has at the exit: for how many paths; of how many epochs": [
+        "exit/test_ticket_book.py::test_the_next_eight_paths",
+        "exit/test_ticket_book.py::test_no_more_than_two_epochs",
     ],
     "streams of a session; opens of a peer": [
         "session/test_streams.py::test_more_streams_than_the_exit_allows",
@@ -177,9 +201,20 @@ REACHED = {
         "session/test_turns.py::test_a_flood_of_control_frames_ends_the_session",
         "session/test_turns.py::test_a_flood_of_addresses_ends_the_session",
         "session/test_turns.py::test_a_flood_for_dead_streams_ends_the_session",
+        "session/test_control_rates.py::test_control_frames_have_a_burst_and_a_rate",
+        "session/test_control_rates.py::test_late_frames_have_a_burst_and_a_rate",
     ],
-    "acknowledged frames dropped in one turn, also of a session that is resumed; at once": [
-        "session/test_turns.py::test_a_resume_with_very_many_frames_frees_them_a_turn_at_a_time",
+    "stream numbers that are left out": [
+        "session/test_number_set.py::test_gaps_are_bounded_at_the_end",
+        "session/test_number_set.py::test_gaps_are_bounded_in_the_middle",
+    ],
+    "data that come before those in front of them, besides their bytes": [
+        "session/test_reassembly.py::test_the_pieces_of_a_stream_are_bounded",
+        "session/test_reassembly.py::test_the_pieces_of_a_session_are_bounded",
+    ],
+    "acknowledged frames dropped in one turn, also those of a lost path or an ended session; at once": [
+        "session/test_turns.py::test_what_a_lost_path_had_brought_is_freed_a_turn_at_a_time",
+        "session/test_turns.py::test_what_a_session_kept_is_freed_a_turn_at_a_time",
         "session/test_turns.py::test_an_acknowledgement_of_very_many_frames_frees_them_a_turn_at_a_time",
         "session/test_turns.py::test_many_acknowledgements_together_free_a_turns_worth_at_a_time",
     ],
@@ -191,11 +226,11 @@ REACHED = {
         "carriers/lane/test_inbox.py::test_small_datagrams_count_for_more_than_their_bytes"
     ],
     "plaintext kept per session; by all sessions": [
-        "session/test_sendlog.py::test_the_bound_of_a_session",
-        "session/test_sendlog.py::test_the_budget_of_the_process_leaves_each_session_its_share",
+        "session/test_retention.py::test_the_bound_of_a_session",
+        "session/test_retention.py::test_the_budget_of_the_process_leaves_each_session_its_share",
     ],
-    "addresses in the tunnel that it gets by refusing others; answers that wait for the carrier": [
-        "carriers/lane/test_packet_link.py::test_a_flood_of_refusals_has_one_answer",
+    "addresses in the tunnel that it gets by refusing others; refusals": [
+        "carriers/lane/test_packet_link.py::test_a_flood_of_refusals_has_few_answers",
         "carriers/lane/test_packet_link.py::test_an_address_that_is_in_use_is_refused_and_another_one_asked_for",
         "tun/routing/test_address_pool.py::test_a_peer_that_refuses_everything_takes_few_addresses",
         "session/test_wire.py::test_prefixes_that_are_none_are_refused",
@@ -208,7 +243,10 @@ REACHED = {
         "session/test_windows.py::test_old_credit_is_refused_beyond_the_budget_of_the_process",
         "session/test_windows.py::test_few_streams_are_looked_at_at_once",
     ],
-    "streams whose end the peer owes": ["session/test_session.py::test_opening_without_ending_is_bounded"],
+    "streams whose end the peer owes": [
+        "session/test_session.py::test_ends_that_are_awaited_are_bounded_however_many_streams_there_may_be",
+        "session/test_session.py::test_opening_without_ending_is_bounded",
+    ],
     "small frames that the peer does not acknowledge": [
         "session/test_session.py::test_opening_without_acknowledging_is_bounded"
     ],
@@ -218,7 +256,7 @@ REACHED = {
         "session/test_session.py::test_old_datagrams_are_dropped",
     ],
     "lane keys kept; split packets of which a part has come": [
-        "lane/test_sealing.py::test_many_dials_without_a_datagram_keep_few_keys",
+        "lane/test_sealing.py::test_many_epochs_without_a_datagram_keep_few_keys",
         "lane/test_slices.py::test_parts_of_split_packets_are_bounded",
     ],
     "views of the lane's buffers that are kept for later": [
@@ -335,6 +373,11 @@ REACHED = {
     ],
     "LAN prefixes that get a rule": [
         "tun/routing/test_lan.py::test_a_flood_of_prefixes_is_bounded_in_each_family"
+    ],
+    "data of all streams of a session beyond what targets have taken, gaps included": [
+        "session/test_session_credit.py::test_no_more_may_come_than_was_announced",
+        "session/test_session_credit.py::test_credit_is_announced_in_steps",
+        "session/test_session_credit.py::test_more_than_the_session_allows_closes_it",
     ],
     "file descriptors for its streams (a UDP association counts as two)": [
         "exit/test_descriptor_shares.py::test_one_peer_leaves_a_quarter",
@@ -490,7 +533,7 @@ REACHED = {
         "base/test_linger.py::test_a_peer_that_never_ends"
     ],
     "buffers of 128 KiB that are kept for later": [
-        "session/test_sendlog.py::test_the_slot_used_last_comes_first"
+        "session/test_retention.py::test_the_slot_used_last_comes_first"
     ],
 }
 """From the column "what" of the table to tests, below tests/."""
@@ -565,6 +608,10 @@ NUMBERS: dict[str, list[float]] = {
     "first flights on disk; written at once": [flight_memory.MAX_FLIGHTS, flight_memory.MAX_RECENT],
     "open invites; a guess": [invite_store.MAX_OPEN],
     "lines in the log about refused peers": [exit.REFUSALS_LOGGED, exit.REFUSAL_SECONDS],
+    "lines in the log about clients of another version": [
+        reception.VERSIONS_LOGGED,
+        reception.VERSION_SECONDS,
+    ],
     "on the WebSocket entrance: request line, one header; headers; one message": [
         websocket_listener.MAX_LINE,
         websocket_listener.MAX_HEADERS,
@@ -574,6 +621,11 @@ NUMBERS: dict[str, list[float]] = {
         BOUNDS.sessions_per_peer,
         BOUNDS.detached_sessions_per_peer,
         BOUNDS.resume_seconds,
+    ],
+    "paths of a session at a time": [sessions.MOST_PATHS],
+    "tickets that each session has at the exit: for how many paths; of how many epochs": [
+        ticket_book.AHEAD,
+        ticket_book.MAX_SECRETS,
     ],
     "streams of a session; opens of a peer": [
         EXIT.session_limits().streams,
@@ -593,7 +645,14 @@ NUMBERS: dict[str, list[float]] = {
         control_rates.LATE_BURST,
         control_rates.LATE_RATE,
     ],
-    "acknowledged frames dropped in one turn, also of a session that is resumed; at once": [sendlog.DROPS],
+    "stream numbers that are left out": [number_set.MAX_GAPS],
+    "data that come before those in front of them, besides their bytes": [
+        reassembly.MAX_PIECES,
+        reassembly.MAX_SESSION_PIECES,
+    ],
+    "acknowledged frames dropped in one turn, also those of a lost path or an ended session; at once": [
+        retention.DROPS
+    ],
     "pieces of data written to a slow target, or application, in one turn": [
         backlog.WRITES,
         backlog.PIECE,
@@ -601,26 +660,31 @@ NUMBERS: dict[str, list[float]] = {
     "plaintext kept per session; by all sessions": [
         EXIT.limits.retained_bytes,
         BOUNDS.retained_total,
-        sendlog.ASSURED,
+        retention.ASSURED,
     ],
-    "addresses in the tunnel that it gets by refusing others; answers that wait for the carrier": [
+    "addresses in the tunnel that it gets by refusing others; refusals": [
         address_pool.MOST_OF_ONE_PEER,
         packet_link.MOST_REFUSALS,
         wire.MAX_TAKEN,
+        control_rates.CONTROL_BURST / control_rates.CONTROL_FRAMES[wire.TAKEN],
+    ],
+    "data of all streams of a session beyond what targets have taken, gaps included": [
+        session_credit.INITIAL_CREDIT,
+        windows.INITIAL_WINDOW,
     ],
     "file descriptors for its streams (a UDP association counts as two)": [descriptors.RESERVE],
     "data received and not yet taken by targets, per session; by all sessions; streams looked at at once": [
         windows.INITIAL_WINDOW,
         EXIT.limits.window_pool,
         BOUNDS.window_total,
-        sendlog.ASSURED,
+        retention.ASSURED,
         windows.LOOKS,
     ],
     "reads of one relay in one turn of the loop; datagrams of an application's association": [
         relay.READS,
         socks_udp.READS,
     ],
-    "streams whose end the peer owes": [session.MAX_AWAITED],
+    "streams whose end the peer owes": [stream_table.MAX_AWAITED],
     "small frames that the peer does not acknowledge": [session.MAX_SMALL],
     "datagrams waiting for the carrier; packets": [session.DATAGRAM_QUEUE, session.PACKET_QUEUE],
     "lane keys kept; split packets of which a part has come": [
@@ -630,9 +694,9 @@ NUMBERS: dict[str, list[float]] = {
     ],
     "views of the lane's buffers that are kept for later": [slices.MAX_VIEWS],
     "counters of datagrams remembered for each lane key, against replays": [replay.WINDOW],
-    "probes of the lane that wait for an answer": [path._OUTSTANDING],
+    "probes of the lane that wait for an answer": [lane_path._OUTSTANDING],
     "epochs in the status": [epochs.MAX_EPOCHS],
-    "sent to an address that is not yet proved, on the lane": [path.CHALLENGE_INTERVAL],
+    "sent to an address that is not yet proved, on the lane": [lane_path.CHALLENGE_INTERVAL],
     "hosts that may answer a UDP association; its datagrams waiting for a name; their bytes; in all associations": [
         udp_association.MAX_HOSTS,
         waiting_datagrams.MAX_WAITING,
@@ -708,7 +772,7 @@ NUMBERS: dict[str, list[float]] = {
     HTTP_GIVEN_UP: [relays.PROMPT_LOOK_SECONDS, relays.ENDED_SECONDS, bytestream.PARTING_SECONDS],
     "verdict on the client; records sent before it; head of a proxy's answer": [
         verdict.MAX_VERDICT,
-        session.MAX_EARLY,
+        path.MAX_EARLY,
         http_connect.MAX_HEAD,
     ],
     "connections; time for the first request; bytes of one read": [
