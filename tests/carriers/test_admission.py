@@ -11,28 +11,34 @@ import pytest
 from cryprq_proxy.base.tasks import spawn
 from cryprq_proxy.carriers.admission import (
     Admission,
+    claim,
+    first_keys,
     frame_flight,
     introduce,
+    join,
     meet_exit,
     read_flight,
     read_verdict,
-    resume,
 )
 from cryprq_proxy.carriers.pipe import TcpPipe
-from cryprq_proxy.crypto.handshake import FIRST_SIZE, LENGTH, THIRD_SIZE, ClientHandshake, ExitHandshake
+from cryprq_proxy.crypto.client_handshake import ClientHandshake, ShortClientHandshake
+from cryprq_proxy.crypto.exit_handshake import ExitHandshake
+from cryprq_proxy.crypto.handshake import FIRST_SIZE, LENGTH, SHORT_THIRD_SIZE, THIRD_SIZE
 from cryprq_proxy.crypto.identity import Identity
-from cryprq_proxy.crypto.payloads import RESUME_EXIT, resume_proof
+from cryprq_proxy.crypto.payloads import JOIN_EXIT, join_proof
 from cryprq_proxy.errors import CarrierError, CloseReason, HandshakeError, NotAdmitted, PeerError
+from cryprq_proxy.exit.ticket_book import TicketBook
 from cryprq_proxy.session import wire
-from cryprq_proxy.session.records import RecordOpener, RecordSealer
+from cryprq_proxy.session.path_keys import CarrierKeys
 from cryprq_proxy.session.verdict import MAX_VERDICT
-from tests.support.links import FAST, RESUME_SECRET, SESSION_ID, Link
+from tests.support.links import FAST, SESSION_ID, Link, epoch
 
 pytestmark = pytest.mark.timeout(20)
 
 EXIT = Identity.generate(FAST)
 CLIENT = Identity.generate(FAST)
-ATTEMPT = 3
+PATH = 3
+RESUME_SECRET = epoch(0).resume
 INVITE = bytes(range(16))
 type Verdict = Callable[[ExitHandshake], bytes]
 """The frames of the exit's first record."""
@@ -59,9 +65,13 @@ class Meeting:
         self.answering.read_first(await read_flight(pipe, FIRST_SIZE))
         await pipe.write(frame_flight(self.answering.write_second()))
         self.answering.read_third(await read_flight(pipe, THIRD_SIZE))
-        established = self.answering.result
-        sealer = RecordSealer(established.cipher, established.epoch.exit_record)
-        await pipe.write(sealer.seal(verdict(self.answering)))
+        await pipe.write(self.keys().sealer.seal(verdict(self.answering)))
+
+    def keys(self) -> CarrierKeys:
+        """The first ones of the exit's side, which is the signed one."""
+        established, joins = self.answering.result, self.answering.joins
+        number = 0 if joins is None else joins.path
+        return first_keys(established.cipher, established.epoch.records, number, dialler=False)
 
     async def admit(
         self, verdict: Verdict, link: Link | None = None, invite: bytes | None = None
@@ -70,7 +80,7 @@ class Meeting:
         try:
             await meet_exit(self.pipe, self.handshake, at_once)
             if link is not None:
-                return await resume(self.pipe, self.handshake, link.client, ATTEMPT, at_once)
+                return await claim(self.pipe, self.handshake, link.client, PATH, at_once)
             admission = await introduce(self.pipe, self.handshake, at_once, invite)
             await read_verdict(self.pipe, admission.keys.opener, wire.ACCEPT)
             return admission
@@ -90,12 +100,8 @@ def bare(kind: int) -> Verdict:
     return lambda handshake: wire.encode_bare(kind)
 
 
-def resumed(received: int = 0, attempt: int = ATTEMPT, secret: bytes = RESUME_SECRET) -> Verdict:
-    def verdict(handshake: ExitHandshake) -> bytes:
-        proof = resume_proof(secret, RESUME_EXIT, handshake.resume_hash, attempt, received)
-        return wire.encode_resumed(received, proof)
-
-    return verdict
+def joined(path: int = PATH, secret: bytes = RESUME_SECRET) -> Verdict:
+    return lambda handshake: wire.encode_joined(join_proof(secret, JOIN_EXIT, handshake.join_hash, path))
 
 
 async def refused(meeting: Meeting, verdict: Verdict, link: Link | None = None) -> PeerError:
@@ -107,51 +113,61 @@ async def refused(meeting: Meeting, verdict: Verdict, link: Link | None = None) 
 @pytest.mark.parametrize("invite", [None, INVITE])
 async def test_a_new_session(meeting: Meeting, invite: bytes | None) -> None:
     admission = await meeting.admit(bare(wire.ACCEPT), invite=invite)
-    assert admission.resumed is None
+    assert admission.number == 0
+    assert admission.begins is not None
+    assert admission.begins.session_id == meeting.answering.result.session_id
     assert meeting.answering.invite == invite
-    assert meeting.answering.resume is None
-    established = meeting.answering.result
-    opener = RecordOpener(established.cipher, established.epoch.client_record)
+    assert meeting.answering.joins is None
     record = admission.keys.sealer.seal(b"hello")
-    assert bytes(opener.open(memoryview(record), 0)[0] or b"") == b"hello"
+    assert bytes(meeting.keys().opener.open(memoryview(record), 0)[0] or b"") == b"hello"
 
 
 async def test_the_keys_go_on_behind_the_verdict(meeting: Meeting) -> None:
     """The verdict was the exit's record 0, so what the session opens first is record 1."""
     admission = await meeting.admit(bare(wire.ACCEPT))
-    established = meeting.answering.result
-    sealer = RecordSealer(established.cipher, established.epoch.exit_record)
+    sealer = meeting.keys().sealer
     sealer.seal(b"the verdict")
     plaintext, _ = admission.keys.opener.open(memoryview(sealer.seal(b"more")), 0)
     assert bytes(plaintext or b"") == b"more"
 
 
 async def test_a_session_goes_on(meeting: Meeting) -> None:
-    link = Link()
-    admission = await meeting.admit(resumed(5), link)
-    assert admission.resumed == 5
-    request = meeting.answering.resume
-    assert request is not None
-    assert (request.session_id, request.attempt, request.rx) == (SESSION_ID, ATTEMPT, link.client.received)
-    assert request.proves(RESUME_SECRET, meeting.answering.resume_hash)
+    admission = await meeting.admit(joined(), Link())
+    assert (admission.number, admission.begins) == (PATH, None)
+    claimed = meeting.answering.joins
+    assert claimed is not None
+    assert (claimed.session_id, claimed.path) == (SESSION_ID, PATH)
+    assert claimed.proves(RESUME_SECRET, meeting.answering.join_hash)
 
 
 async def test_the_exit_has_lost_the_session(meeting: Meeting) -> None:
-    assert (await meeting.admit(bare(wire.NO_SESSION), Link())).resumed is None
+    """The path keeps the number that was claimed, since its keys are made with it."""
+    admission = await meeting.admit(bare(wire.NO_SESSION), Link())
+    assert admission.number == PATH
+    assert admission.begins is not None
+    assert admission.begins.epoch.resume == meeting.answering.result.epoch.resume
 
 
 @pytest.mark.parametrize(
     "verdict",
-    [
-        resumed(attempt=ATTEMPT - 1),
-        resumed(attempt=ATTEMPT + 1),
-        resumed(secret=bytes(32)),
-        lambda handshake: wire.encode_resumed(4, resumed(5)(handshake)[-32:]),
-    ],
-    ids=["an earlier attempt", "a later attempt", "another secret", "another count"],
+    [joined(PATH - 1), joined(PATH + 1), joined(secret=bytes(32))],
+    ids=["an earlier path", "a later path", "another secret"],
 )
-async def test_a_verdict_that_is_not_the_answer_to_this_attempt(meeting: Meeting, verdict: Verdict) -> None:
+async def test_a_verdict_that_is_not_the_answer_to_this_claim(meeting: Meeting, verdict: Verdict) -> None:
     error = await refused(meeting, verdict, Link())
+    assert error.reason is CloseReason.RESUME
+
+
+async def test_the_proof_of_another_handshake(meeting: Meeting) -> None:
+    """Whoever has seen one exchange cannot answer the next one with it."""
+    other = Meeting()
+    try:
+        await other.admit(joined(), Link())
+        proof = joined()(other.answering)
+    finally:
+        other.client.close()
+        other.exit.close()
+    error = await refused(meeting, lambda handshake: proof, Link())
     assert error.reason is CloseReason.RESUME
 
 
@@ -160,10 +176,10 @@ async def test_a_verdict_that_is_not_the_answer_to_this_attempt(meeting: Meeting
     [
         (False, bare(wire.NO_SESSION)),
         (True, bare(wire.ACCEPT)),
-        (False, resumed()),
-        (False, bare(wire.SWITCH)),
+        (False, joined()),
+        (False, bare(wire.GOAWAY)),
         (False, lambda handshake: wire.encode_bare(wire.ACCEPT) * 2),
-        (True, lambda handshake: resumed()(handshake) + wire.encode_bare(wire.NO_SESSION)),
+        (True, lambda handshake: joined()(handshake) + wire.encode_bare(wire.NO_SESSION)),
     ],
 )
 async def test_what_is_no_verdict(meeting: Meeting, resuming: bool, verdict: Verdict) -> None:
@@ -205,6 +221,65 @@ async def test_slow_steps_run_where_they_are_told_to(meeting: Meeting) -> None:
     await introduce(meeting.pipe, meeting.handshake, elsewhere)
     await answering
     assert len(ran) == 3
+
+
+# --- the short pattern ---
+
+
+class ShortMeeting(Meeting):
+    """The same for a client that has a session already, with one of its tickets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.joining = ShortClientHandshake(EXIT.peer_id, FAST, RESUME_SECRET, PATH)
+
+    async def answer(self, verdict: Verdict) -> None:
+        pipe = TcpPipe(self.exit)
+        self.answering.read_first(await read_flight(pipe, FIRST_SIZE))
+        await pipe.write(frame_flight(self.answering.write_second()))
+        book: TicketBook[str] = TicketBook()
+        book.renew("session", [RESUME_SECRET])
+        ticket = self.answering.read_short_third(await read_flight(pipe, SHORT_THIRD_SIZE), book.find)
+        assert (ticket.owner, ticket.path) == ("session", PATH)
+        await pipe.write(self.keys().sealer.seal(verdict(self.answering)))
+
+    def keys(self) -> CarrierKeys:
+        path = self.answering.path
+        return first_keys(path.cipher, path.records, path.number, dialler=False)
+
+    async def join(self, verdict: Verdict) -> Admission:
+        answering = spawn(self.answer(verdict), "exit")
+        try:
+            await meet_exit(self.pipe, self.joining, at_once)
+            return await join(self.pipe, self.joining, 0, at_once)
+        finally:
+            await answering
+
+
+@pytest.fixture
+async def short_meeting() -> AsyncIterator[ShortMeeting]:
+    made = ShortMeeting()
+    yield made
+    made.client.close()
+    made.exit.close()
+
+
+async def test_a_path_joins_by_a_ticket(short_meeting: ShortMeeting) -> None:
+    """Its records may leave at once, and the verdict is read where they go."""
+    admission = await short_meeting.join(bare(wire.ACCEPT))
+    assert (admission.number, admission.begins) == (PATH, None)
+    record = admission.keys.sealer.seal(b"early")
+    assert bytes(short_meeting.keys().opener.open(memoryview(record), 0)[0] or b"") == b"early"
+    kind, _, _ = await read_verdict(short_meeting.pipe, admission.keys.opener, wire.ACCEPT)
+    assert kind == wire.ACCEPT
+
+
+@pytest.mark.parametrize("reason", [CloseReason.NOT_AUTHORIZED, CloseReason.SHUTTING_DOWN])
+async def test_the_exit_says_no_to_a_ticket(short_meeting: ShortMeeting, reason: CloseReason) -> None:
+    admission = await short_meeting.join(lambda handshake: wire.encode_close(reason))
+    with pytest.raises(NotAdmitted) as caught:
+        await read_verdict(short_meeting.pipe, admission.keys.opener, wire.ACCEPT)
+    assert caught.value.reason is reason
 
 
 # --- the pipe ---

@@ -12,7 +12,7 @@ import pytest
 
 from cryprq_proxy.carriers.rekey_thread import executor_offload
 from cryprq_proxy.crypto.primitives import Provider
-from cryprq_proxy.errors import CarrierError, HandshakeError, PeerError
+from cryprq_proxy.errors import CarrierError, CloseReason, HandshakeError, PeerError
 
 
 async def outcome(job: Callable[[], Any]) -> PeerError:
@@ -31,12 +31,13 @@ async def test_a_wrong_answer_of_the_peer_is_told() -> None:
     assert str(await outcome(job)) == "wrong"
 
 
-async def test_a_fault_ends_the_carrier(caplog: pytest.LogCaptureFixture) -> None:
-    """The session would wait for its key until the rotation's time is over."""
+async def test_a_fault_ends_the_session(caplog: pytest.LogCaptureFixture) -> None:
+    """It would wait for its keys on one path after another."""
 
     def job() -> None:
         raise ZeroDivisionError
 
-    assert isinstance(await outcome(job), CarrierError)
+    error = await outcome(job)
+    assert error.reason is CloseReason.REKEY and not isinstance(error, CarrierError)
     [record] = caplog.records
     assert record.exc_info is not None and record.exc_info[0] is ZeroDivisionError

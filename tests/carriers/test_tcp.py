@@ -27,13 +27,13 @@ from cryprq_proxy.carriers.carrier import (
 from cryprq_proxy.carriers.pacing import SHORTEST
 from cryprq_proxy.carriers.tcp import TcpCarrier
 from cryprq_proxy.errors import CarrierError, CloseReason, PeerError
-from cryprq_proxy.session.records import RecordOpener, RecordSealer
-from cryprq_proxy.session.rotation import CarrierKeys
+from cryprq_proxy.session import wire
+from cryprq_proxy.session.path import ACK_DELAY
 from cryprq_proxy.session.scheduler import Scheduler
 from cryprq_proxy.session.turns import BYTES_PER_UNIT, TURN_WORK
 from cryprq_proxy.session.wire import StreamProtocol
 from tests.support.carrier_stage import BOUNDLESS, FD, Stage
-from tests.support.links import TARGET, App, LaterOffload, Link, epoch
+from tests.support.links import TARGET, App, LaterOffload, Link
 from tests.support.settings import session_limits
 
 
@@ -93,10 +93,10 @@ def test_no_more_is_sealed_while_bytes_wait(stage: Stage) -> None:
     stage.sock.room = 10
     app.say(bytes(1 << 20))
     stage.run()
-    records = stage.link.client.rotation.sealer.records
+    records = stage.path.keys.sealer.records
     urgent = stage.link.open()
     stage.run()
-    assert stage.link.client.rotation.sealer.records == records
+    assert stage.path.keys.sealer.records == records
     stage.sock.room = 1 << 30
     stage.exchange()
     assert urgent.events == [("opened",)]
@@ -114,6 +114,19 @@ def test_one_wake_up_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
         sent = sum(stage.sock.sends) - before
         assert 0 < sent < bound
         assert stage.loop.soon, "and goes on in the next turn of the loop"
+
+
+def test_one_wake_up_answers_all_that_ask_for_it(stage: Stage) -> None:
+    """Else each would bring the next ones: a turn of the loop would grow with what waits."""
+    opened(stage)
+    stage.run()
+    assert not stage.loop.soon
+    for _ in range(3):
+        stage.path.ready()
+    assert len(stage.loop.soon) == 1
+    stage.loop.turn()
+    stage.path.ready()
+    assert len(stage.loop.soon) == 1
 
 
 def test_a_buffer_is_held_only_while_bytes_wait(stage: Stage) -> None:
@@ -227,65 +240,50 @@ def test_a_steady_transfer_is_read_at_the_ends_of_records(stage: Stage) -> None:
     assert kept.count(0) > len(kept) // 2
 
 
-def pause_for_keys(stage: Stage, offload: LaterOffload, behind: bytes = b"") -> None:
-    """Rotate until the client waits for its new keys. The peer's side says `behind` with each of its answers."""
-    stage.link.client.rotation.start(stage.clock.boot)
-    while not stage.link.client.rotation.paused:
-        stage.exchange()
-        offload.run()
-        stage.run()
-        stage.deliver()
-        arriving = stage.answer()
-        if behind:
-            stage.link.served[1].say(behind)
-        stage.sock.incoming += arriving + stage.answer()
-        stage.run()
-    assert stage.loop.readers == {}
+def rotate(stage: Stage, offload: LaterOffload) -> None:
+    """One step of a rotation: what the client computes now, and what both sides say then."""
+    offload.run()
+    stage.exchange()
 
 
-def test_reading_stops_while_keys_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reading_goes_on_while_keys_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before each step of the client, and behind the last one, when the peer seals with the new keys."""
     offload = LaterOffload()
     stage = Stage(monkeypatch, offload=offload)
-    app = opened(stage)
-    pause_for_keys(stage, offload)
-    stage.link.served[1].say(b"under the new keys")
-    stage.sock.incoming += stage.answer()
-    stage.run()
-    assert app.received == b""
-    while offload.waiting:
-        offload.run()
+    app, said = opened(stage), b""
+    stage.link.client.rotation.start(stage.clock.boot)
+    for more in (b"it asks", b", it reads the answer", b", it has the keys"):
+        assert bool(offload.waiting) is (more != b", it has the keys")
+        stage.link.served[1].say(more)
         stage.exchange()
-    assert app.received == b"under the new keys"
-    assert stage.loop.readers.keys() == {FD}
+        said += more
+        assert app.received == said
+        assert stage.loop.readers.keys() == {FD}
+        rotate(stage, offload)
+    assert stage.path.keys.receive_epoch == stage.peer.keys.receive_epoch == 1
     assert stage.lost == []
 
 
-def test_what_was_read_before_the_keys_is_opened_with_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is no longer in the socket, so nothing would report it: the peer may wait for an answer to it."""
-    offload = LaterOffload()
-    stage = Stage(monkeypatch, offload=offload)
-    app = opened(stage)
-    pause_for_keys(stage, offload, b"x")
-    assert stage.carrier._partial and not stage.sock.incoming
-    said = app.received.copy()
-    offload.run()
-    stage.run()
-    assert app.received == said + b"x"
-
-
-def test_reading_goes_on_with_the_keys_though_the_kernel_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys_change_though_the_kernel_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two sides that both wait for room would otherwise wait for each other."""
     offload = LaterOffload()
     stage = Stage(monkeypatch, offload=offload)
     app = opened(stage)
-    pause_for_keys(stage, offload)
+    stage.link.client.rotation.start(stage.clock.boot)
+    rotate(stage, offload)
     stage.sock.room = 0
     app.say(b"waits")
     stage.run()
     assert stage.carrier._unsent is not None
-    offload.run()
-    stage.run()
-    assert stage.loop.readers.keys() == {FD}
+    rotate(stage, offload)
+    stage.link.served[1].say(b"is read")
+    stage.exchange()
+    assert app.received == b"is read"
+    assert stage.link.served[1].received == b""
+    stage.sock.room = BOUNDLESS
+    stage.exchange()
+    assert stage.link.served[1].received == b"waits"
+    assert stage.peer.keys.receive_epoch == 1
 
 
 # --- how it ends ---
@@ -387,6 +385,8 @@ def test_a_suspend_is_noticed(monkeypatch: pytest.MonkeyPatch, seconds: float, n
     """Then the peer is asked at once for a sign of life."""
     stage = Stage(monkeypatch, limits=session_limits(keepalive=3_600.0))
     opened(stage)
+    stage.clock.advance(ACK_DELAY)
+    stage.exchange()
     sent = len(stage.sock.sends)
     stage.clock.suspend(seconds)
     stage.clock.advance(CHECK_SECONDS)
@@ -429,7 +429,7 @@ class Faulty(Scheduler):
 
 def fault_when_data_comes(stage: Stage) -> None:
     opened(stage)
-    stage.link.client._receive_data = raise_fault  # type: ignore[assignment]
+    stage.link.client.table.receive_data = raise_fault  # type: ignore[assignment]
     stage.link.served[1].say(b"data")
     stage.sock.incoming += stage.answer()
 
@@ -464,7 +464,7 @@ def fault_when_the_kernel_takes_bytes_again(stage: Stage) -> None:
 
 def fault_in_the_timer(stage: Stage) -> None:
     opened(stage)
-    stage.link.client.tick = raise_fault  # type: ignore[assignment]
+    stage.path.tick = raise_fault  # type: ignore[assignment]
     stage.clock.advance(CHECK_SECONDS)
 
 
@@ -505,15 +505,9 @@ class RealEnd:
         self.peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16_384)
         ours.setblocking(False)
         self.peer.setblocking(False)
-        keys, cipher = epoch(1), self.link.cipher
-        now = clock()
-        for session, out, into in (
-            (self.link.client, keys.client_record, keys.exit_record),
-            (self.link.exit, keys.exit_record, keys.client_record),
-        ):
-            sealer, opener = RecordSealer(cipher, out), RecordOpener(cipher, into)
-            session.attach(CarrierKeys(cipher, keys, sealer, opener), 0, now)
-        self.carrier = TcpCarrier(asyncio.get_running_loop(), ours, self.link.client, self)
+        self.link.now = clock()
+        path, self.theirs = self.link.paths()
+        self.carrier = TcpCarrier(asyncio.get_running_loop(), ours, path, self)
 
     def carrier_lost(self, carrier: Carrier, error: PeerError | None) -> None:
         self.lost.append(error)
@@ -528,7 +522,7 @@ class RealEnd:
             if not data or self.link.exit.closed is not None:
                 break
             self.link.exit.turn.renew()
-            data = data[self.link.exit.receive(memoryview(data), clock()) :]
+            data = data[self.theirs.receive(memoryview(data), clock()) :]
         assert not data or self.link.exit.closed is not None
         self.peer.close()
         await farewells_ended()
@@ -569,12 +563,9 @@ async def test_a_peer_that_breaks_the_rules_is_told() -> None:
     """An error of the protocol ends the session, and both know it; the exit opens no streams."""
     end = RealEnd()
     end.carrier.start()
-    end.link.exit.dialler = True
-    end.link.exit.open(StreamProtocol.TCP, TARGET, App())
+    end.link.exit.send_control(wire.encode_open(1, StreamProtocol.TCP, TARGET))
     buffer = memoryview(bytearray(1 << 20))
-    await asyncio.get_running_loop().sock_sendall(
-        end.peer, buffer[: end.link.exit.fill(buffer, 1_000, clock())]
-    )
+    await asyncio.get_running_loop().sock_sendall(end.peer, buffer[: end.theirs.fill(buffer, 1_000, clock())])
     await end.hear_all()
     (error,) = end.lost
     assert error is not None and error.reason is CloseReason.PROTOCOL
@@ -586,9 +577,7 @@ async def test_the_peer_closes_the_link() -> None:
     end.carrier.start()
     end.link.exit.close(CloseReason.LIMIT)
     buffer = memoryview(bytearray(1 << 20))
-    await asyncio.get_running_loop().sock_sendall(
-        end.peer, buffer[: end.link.exit.fill(buffer, 1_000, clock())]
-    )
+    await asyncio.get_running_loop().sock_sendall(end.peer, buffer[: end.theirs.fill(buffer, 1_000, clock())])
     await end.hear_all()
     (error,) = end.lost
     assert error is not None

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from cryprq_proxy.client.second_path import SecondPath
 from tests.support.web_links import Place, place
 
 
@@ -20,3 +21,9 @@ async def here() -> AsyncIterator[Place]:
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """A link of any age was of use."""
     monkeypatch.setattr("cryprq_proxy.client.link.STABLE_SECONDS", 0.0)
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No second path is kept beside the one in use."""
+    monkeypatch.setattr(SecondPath, "_wanted", False)

@@ -20,6 +20,7 @@ from cryprq_proxy.client.client import Client
 from cryprq_proxy.client.endpoints import ReachedExit
 from cryprq_proxy.client.packet_ports import ExitPort, NoNetwork
 from cryprq_proxy.client.settings import EndpointMemory
+from cryprq_proxy.exit.sessions import PeerSession
 from cryprq_proxy.session.wire import GOAWAY, encode_advertise, encode_bare
 from tests.support.settle import until
 from tests.support.web_links import Place, Relay, echoes, opened, place
@@ -138,6 +139,12 @@ def address(client: Client) -> str:
     return carrier.address
 
 
+def advertise(entry: PeerSession, address: Destination) -> None:
+    """The exit says so on the path in use."""
+    assert entry.session.current is not None
+    entry.session.current.announce(encode_advertise(address))
+
+
 async def known(client: Client) -> None:
     await until(lambda: client._kept.advertised is not None)
 
@@ -230,9 +237,9 @@ async def test_it_counts_behind_plain_tcp_only(two: TwoExits, kind: CarrierKind)
         keep(address)
         heard.append(address)
 
-    session.on_advertise = hear
+    session.events.advertised = hear
     [entry] = two.first.exit.sessions
-    entry.session.announce(encode_advertise(two.first.tcp))
+    advertise(entry, two.first.tcp)
     await until(lambda: heard)
     assert (client._kept.advertised is not None) is (kind == "tcp")
 
@@ -262,14 +269,14 @@ async def test_the_last_one_counts_and_only_what_may(two: TwoExits, monkeypatch:
     await known(client)
     session = client._kept.session
     assert session is not None
-    session.on_advertise(Destination("127.0.0.9", 9))
+    session.events.advertised(Destination("127.0.0.9", 9))
     assert client._kept.advertised == Endpoint("tcp", Destination("127.0.0.9", 9))
-    session.on_advertise(Destination("192.168.1.1", 80))
+    session.events.advertised(Destination("192.168.1.1", 80))
     assert client._kept.advertised is None
-    session.on_advertise(two.first.tcp)
+    session.events.advertised(two.first.tcp)
     assert client._kept.advertised == Endpoint("tcp", two.first.tcp)
     monkeypatch.setattr(NoNetwork, "lets_out", lambda *_: False)
-    session.on_advertise(two.first.tcp)
+    session.events.advertised(two.first.tcp)
     assert client._kept.advertised is None
 
 
@@ -285,6 +292,6 @@ async def test_a_session_that_was_left_says_nothing_about_the_next_one(
     await until(lambda: client.status().carriers == 2)
     await known(client)
     before = client._kept.advertised
-    entry.session.announce(encode_advertise(Destination("127.0.0.9", 9)))
+    advertise(entry, Destination("127.0.0.9", 9))
     await echoes(app, b"goes on")
     assert client._kept.advertised == before

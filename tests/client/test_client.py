@@ -16,8 +16,7 @@ from cryprq_proxy.base.tasks import spawn
 from cryprq_proxy.carriers.admission import HANDSHAKE_TIMEOUT, Admission, introduce
 from cryprq_proxy.carriers.dial.endpoint import Endpoint
 from cryprq_proxy.client import client as client_module
-from cryprq_proxy.client import endpoints, kept_session
-from cryprq_proxy.client import link as link_module
+from cryprq_proxy.client import endpoints, kept_session, path_opening
 from cryprq_proxy.client.backoff import BACKOFF_LAST, JITTER
 from cryprq_proxy.client.client import Client
 from cryprq_proxy.client.kept_session import PROOF_SECONDS
@@ -39,7 +38,15 @@ from cryprq_proxy.status import CarrierStatus
 from tests.support.links import App
 from tests.support.settings import client_settings
 from tests.support.settle import settle, until
-from tests.support.web_links import CLIENT_IDENTITY, EXIT_IDENTITY, FAST, Place, Relay
+from tests.support.web_links import (
+    CLIENT_IDENTITY,
+    EXIT_IDENTITY,
+    FAST,
+    Place,
+    Relay,
+    lose_paths,
+    lose_sessions,
+)
 
 
 class Pauses:
@@ -210,7 +217,7 @@ async def test_a_client_that_is_not_listed_learns_what_to_do(
 
 
 async def test_a_link_that_breaks_at_once_is_no_success(
-    here: Place, client: MakeClient, pauses: Pauses
+    here: Place, client: MakeClient, pauses: Pauses, alone: None
 ) -> None:
     """The pauses grow, and the endpoint that brought it is tried last the next time."""
     first, second = here.endpoint("tcp"), here.endpoint("ws")
@@ -220,7 +227,7 @@ async def test_a_link_that_breaks_at_once_is_no_success(
     def drop() -> None:
         if unlucky.up:
             used.append(carrier_of(unlucky).address)
-            asyncio.get_running_loop().call_soon(unlucky.redial)
+            asyncio.get_running_loop().call_soon(lose_paths, unlucky)
 
     unlucky.observer = Watcher(drop)
     spawn(unlucky.run(), "link")
@@ -237,12 +244,12 @@ async def test_an_endpoint_whose_admission_times_out_is_tried_last(
 ) -> None:
     """A middlebox that stalls the third flight must not win every race."""
     monkeypatch.setattr(endpoints, "HEAD_START", 3_600.0)
-    monkeypatch.setattr(link_module, "HANDSHAKE_TIMEOUT", 0.0)
+    monkeypatch.setattr(path_opening, "HANDSHAKE_TIMEOUT", 0.0)
     late = client(here.endpoint("tcp"), here.endpoint("ws"))
     running = spawn(late.run(), "link")
     await until(lambda: pauses.seconds)
     assert "did not finish the handshake in time: perhaps" in str(late.status().last_error)
-    monkeypatch.setattr(link_module, "HANDSHAKE_TIMEOUT", HANDSHAKE_TIMEOUT)
+    monkeypatch.setattr(path_opening, "HANDSHAKE_TIMEOUT", HANDSHAKE_TIMEOUT)
     pauses.dials.release()
     await until(lambda: late.up or running.done())
     assert carrier_of(late).kind == "ws"
@@ -261,7 +268,7 @@ async def test_the_invite_is_shown_until_there_was_a_link_and_never_again(
             raise failures.pop()
         return await introduce(*arguments)
 
-    monkeypatch.setattr(link_module, "introduce", began)
+    monkeypatch.setattr(path_opening, "introduce", began)
     invited = client(here.endpoint("tcp"), invite=bytes(16))
     running = spawn(invited.run(), "link")
     await until(lambda: pauses.seconds)
@@ -269,19 +276,19 @@ async def test_the_invite_is_shown_until_there_was_a_link_and_never_again(
     await until(lambda: invited.up or running.done())
     assert await here.echoes(invited)
     invited._kept.drop()
-    invited.redial()
+    lose_paths(invited)
     await until(lambda: invited.status().carriers == 2)
     assert shown == [bytes(16), bytes(16), None]
 
 
 async def test_a_link_that_was_of_use_is_dialled_again_without_a_pause(
-    here: Place, client: MakeClient, pauses: Pauses
+    here: Place, client: MakeClient, pauses: Pauses, alone: None
 ) -> None:
     good = client(here.endpoint("tcp"), here.endpoint("ws"))
     await up(good)
     for carriers in (2, 3):
         assert await here.echoes(good)
-        good.redial()
+        lose_paths(good)
         await until(lambda carriers=carriers: good.status().carriers == carriers)  # type: ignore[misc]
     assert not pauses.seconds
     assert carrier_of(good).kind == "tcp", "nothing was shunned"
@@ -308,7 +315,7 @@ async def test_streams_survive_the_carrier(here: Place, client: MakeClient) -> N
     app.say(b"one")
     await until(lambda: app.received == b"one")
     session = good._kept.session
-    good.redial()
+    lose_paths(good)
     app.say(b", two")
     await until(lambda: app.received == b"one, two")
     assert good._kept.session is session and good.status().carriers == 2
@@ -337,7 +344,7 @@ async def test_the_session_of_a_link_that_is_back_is_kept(
     await up(good)
     monkeypatch.setattr(kept_session, "RESUME_SECONDS", 0.2)
     assert await here.echoes(good)
-    good.redial()
+    lose_paths(good)
     await until(lambda: good.up)
     session = good._kept.session
     assert session is not None and good._kept._expiry is None, "nothing is going to drop it"
@@ -451,7 +458,7 @@ async def test_a_request_that_the_dead_link_has_swallowed_fails_when_others_do(
     await until(lambda: ("opened",) in open_one.events)
     session = good._kept.session
     assert session is not None
-    monkeypatch.setattr(session, "ready", lambda: None)
+    monkeypatch.setattr(session.current, "ready", lambda: None)
     swallowed = [ask(good, target=here.echo) for _ in range(3)]
     await relay.stop()
     await until(lambda: pauses.seconds)
@@ -469,12 +476,12 @@ async def test_a_request_without_data_is_made_again_in_the_next_session(
     assert await here.echoes(good)
     session = good._kept.session
     assert session is not None
-    monkeypatch.setattr(session, "ready", lambda: None)
+    monkeypatch.setattr(session.current, "ready", lambda: None)
     bare, busy = ask(good, target=here.echo), ask(good, target=here.echo)
     assert busy.stream is not None
     busy.stream.sent += 1
-    monkeypatch.setattr(here.exit.sessions, "named_in", lambda request: None)
-    good.redial()
+    lose_sessions(here.exit, monkeypatch)
+    lose_paths(good)
     await until(lambda: ("opened",) in bare.events)
     assert busy.events == [("reset", StreamReason.SESSION_LOST)]
     assert good._kept.session is not session

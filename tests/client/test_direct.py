@@ -31,7 +31,7 @@ from cryprq_proxy.outbound.dialer import dial
 from cryprq_proxy.rules.engine import RuleSet
 from cryprq_proxy.rules.ranges import IPNetwork
 from cryprq_proxy.rules.syntax import Rule, parse_action
-from cryprq_proxy.session.sendlog import SLOT_HEADROOM, SlotPool
+from cryprq_proxy.session.retention import SLOT_HEADROOM, SlotPool
 from cryprq_proxy.session.streams import AnyStream, Half, StreamHandler
 from cryprq_proxy.session.wire import StreamProtocol
 from tests.support.fake_exits import FakeExits

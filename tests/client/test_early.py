@@ -19,7 +19,7 @@ from cryprq_proxy.session.wire import GOAWAY, MAX_STREAM, StreamProtocol, encode
 from tests.support.fake_streams import FakeStream
 from tests.support.links import App
 from tests.support.settle import settle, until
-from tests.support.web_links import Place
+from tests.support.web_links import Place, lose_paths, lose_sessions
 
 NOWHERE = Destination("127.0.0.1", 1)
 
@@ -128,7 +128,7 @@ async def test_what_the_client_knows_it_says_precisely(here: Place) -> None:
     client = await up(here, "eager", wait_for_link=0.05)
     session = client._kept.session
     assert session is not None
-    session._last_id = MAX_STREAM
+    session.table.last = MAX_STREAM
     assert ask(client, here.echo).events == [("refused", StreamReason.LIMIT)]
     await client.stop()
     assert ask(client, here.echo).events == [("refused", StreamReason.LINK_DOWN)]
@@ -205,8 +205,8 @@ async def test_who_has_sent_nothing_goes_on_in_the_next_session(
     quiet, said, ended = [await hand_on(ask(client, here.echo)) for _ in range(3)]
     said.say(b"once")
     ended.say(b"", finish=True)
-    monkeypatch.setattr(here.exit.sessions, "named_in", lambda request: None)
-    client.redial()
+    lose_sessions(here.exit, monkeypatch)
+    lose_paths(client)
     await until(lambda: OPENED in quiet.events)
     assert quiet.events == [("moved",), OPENED], "nobody is answered twice"
     assert said.events == ended.events == [("reset", StreamReason.SESSION_LOST)]

@@ -17,7 +17,9 @@ from cryprq_proxy.carriers.lane.batch import SocketAddress
 from cryprq_proxy.carriers.pipe import Pipe
 from cryprq_proxy.client import endpoints as endpoints_module
 from cryprq_proxy.client.endpoints import ADVERTISED_HEAD_START, SMALL_SEGMENT, Endpoints, is_late
-from cryprq_proxy.crypto.handshake import LENGTH, ClientHandshake, ExitHandshake
+from cryprq_proxy.crypto.client_handshake import ClientHandshake
+from cryprq_proxy.crypto.exit_handshake import ExitHandshake
+from cryprq_proxy.crypto.handshake import LENGTH
 from cryprq_proxy.crypto.identity import Identity
 from cryprq_proxy.errors import CarrierError, CloseReason, ConfigError, PeerError
 from tests.support.links import FAST

@@ -14,7 +14,7 @@ from cryprq_proxy.client.selection import SILENT_SECONDS
 from cryprq_proxy.errors import ConfigError, CryprqError, StreamReason, StreamRefused
 from cryprq_proxy.lane.slices import PLAIN, Run, Shape
 from cryprq_proxy.rules.ranges import IPNetwork
-from cryprq_proxy.session.sendlog import SlotPool
+from cryprq_proxy.session.retention import SlotPool
 from cryprq_proxy.status import Traffic
 from tests.support.fake_exits import FAILBACK, WAIT, FakeClient, FakeExits, Timers
 from tests.support.links import TARGET

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -12,21 +13,23 @@ import pytest
 from cryprq_proxy.base import linger
 from cryprq_proxy.carriers.carrier import Carrier
 from cryprq_proxy.carriers.dial import tcp as dial_tcp
-from cryprq_proxy.carriers.lane.packet_link import PacketLink
 from cryprq_proxy.carriers.tcp import TcpCarrier
 from cryprq_proxy.carriers.websocket import WebSocketCarrier, WebSocketPipe
 from cryprq_proxy.client.client import Client
 from cryprq_proxy.client.endpoints import Endpoints
 from cryprq_proxy.client.kept_session import KeptSession
 from cryprq_proxy.client.link import ClientLink
+from cryprq_proxy.client.path_opening import PathOpener
 from cryprq_proxy.errors import CarrierFault, CloseReason, PeerError, StreamReason, StreamRefused
 from cryprq_proxy.exit.exit import Exit
 from cryprq_proxy.exit.sessions import PeerSession, Sessions
+from cryprq_proxy.exit.ticket_book import TicketBook
+from cryprq_proxy.session.path import SessionPath
 from cryprq_proxy.session.session import Session
 from cryprq_proxy.session.wire import StreamProtocol
 from tests.support.links import App
 from tests.support.settle import settle, until
-from tests.support.web_links import Place
+from tests.support.web_links import Place, lose_paths
 
 
 class Planted:
@@ -47,7 +50,7 @@ class Planted:
 
 def leave(here: Place, client: Client) -> None:
     """The client leaves its carrier."""
-    client.redial()
+    lose_paths(client)
 
 
 def lose(here: Place, client: Client) -> None:
@@ -105,7 +108,8 @@ ENDS = [
     (Client, "link_down"),
     (KeptSession, "carrier_lost"),
     (ClientLink, "carrier_lost"),
-    (Session, "detach"),
+    (SessionPath, "lost"),
+    (Session, "path_lost"),
     (Carrier, "_last_record"),
     (PeerSession, "carrier_lost"),
     (Sessions, "carrier_lost"),
@@ -135,7 +139,9 @@ async def test_a_fault_where_a_carrier_ends(
     await assert_heals(here, client, planted, caplog)
 
 
-@pytest.mark.parametrize(("owner", "name"), [(Session, "close"), (Session, "fill"), (Sessions, "_forget")])
+@pytest.mark.parametrize(
+    ("owner", "name"), [(Session, "close"), (SessionPath, "fill"), (Sessions, "_forget")]
+)
 async def test_a_fault_where_a_session_ends(
     here: Place, owner: type, name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -149,28 +155,43 @@ async def test_a_fault_where_a_session_ends(
 BEGINS = [
     (Client, "link_up"),
     (KeptSession, "attach"),
-    (KeptSession, "next_attempt"),
-    (ClientLink, "_attach"),
-    (ClientLink, "_handshake"),
+    (KeptSession, "take_path"),
     (ClientLink, "connect"),
+    (ClientLink, "path_up"),
     (Endpoints, "worked"),
     (Session, "attach"),
     (TcpCarrier, "start"),
     (TcpCarrier, "__init__"),
     (dial_tcp, "_start"),
     (Exit, "_attach"),
-    (Sessions, "named_in"),
     (Sessions, "keep_detached"),
-    (PacketLink, "announce_addresses"),
+    (SessionPath, "announce"),
+]
+OF_A_TICKET = [
+    (PathOpener, "_short_handshakes"),
+    (TicketBook, "advance"),
+]
+OF_A_SIGNED_CLAIM = [
+    (KeptSession, "signed"),
+    (PathOpener, "_handshake"),
+    (PathOpener, "_claim"),
+    (Sessions, "by_id"),
 ]
 
 
 @pytest.mark.parametrize("times", [1, 2])
-@pytest.mark.parametrize(("owner", "name"), BEGINS)
+@pytest.mark.parametrize(
+    ("owner", "name", "signed"),
+    [
+        *((*place, False) for place in BEGINS + OF_A_TICKET),
+        *((*place, True) for place in BEGINS + OF_A_SIGNED_CLAIM),
+    ],
+)
 async def test_a_fault_where_a_carrier_begins(
     here: Place,
     owner: Any,
     name: str,
+    signed: bool,
     times: int,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -179,11 +200,26 @@ async def test_a_fault_where_a_carrier_begins(
     client = here.client(here.endpoint("tcp"))
     await until(lambda: client.up)
     planted = Planted(monkeypatch, owner, name, times)
-    if owner is PacketLink:
-        for entry in here.exit.sessions:
-            entry.packet_link = PacketLink(entry.session)
+    here.exit._settings = replace(here.exit._settings, advertise=here.tcp)
+    client._kept.sign_next = signed
     leave(here, client)
     await assert_heals(here, client, planted, caplog, times)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"), [(TicketBook, "find"), (PathOpener, "_accepted"), (PathOpener, "_send_third")]
+)
+async def test_a_fault_of_a_ticket_is_followed_by_a_signed_claim(
+    here: Place, owner: type, name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The client signs, and keeps its session."""
+    client = here.client(here.endpoint("tcp"))
+    await until(lambda: client.up)
+    session = client._kept.session
+    planted = Planted(monkeypatch, owner, name)
+    leave(here, client)
+    await assert_heals(here, client, planted, caplog)
+    assert client._kept.session is session
 
 
 async def test_a_session_of_the_exit_that_cannot_begin_is_forgotten(
@@ -221,7 +257,7 @@ async def test_a_fault_that_stays_is_met_with_the_backoff(
         await settle(1)
 
     client._link._rest._pause = pause
-    planted = Planted(monkeypatch, ClientLink, "_handshake", 6)
+    planted = Planted(monkeypatch, PathOpener, "_handshake", 6)
     await until(lambda: client.up)
     assert not planted.left and len(pauses) == 6
     assert all(after > before for before, after in pairwise(pauses[:5]))

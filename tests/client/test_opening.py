@@ -13,10 +13,12 @@ import pytest
 from cryprq_proxy.base.tasks import spawn
 from cryprq_proxy.carriers.dial.endpoint import CarrierKind, Endpoint
 from cryprq_proxy.client import client as client_module
-from cryprq_proxy.client import link as link_module
+from cryprq_proxy.client import path_opening
 from cryprq_proxy.client.client import Client
 from cryprq_proxy.client.requests import ClientObserver, Early, StreamRequest
+from cryprq_proxy.crypto.identity import PeerId
 from cryprq_proxy.errors import StreamReason
+from cryprq_proxy.session.path import MAX_EARLY
 from cryprq_proxy.session.wire import StreamProtocol
 from tests.support.fake_exits import FakeExits
 from tests.support.links import App
@@ -37,7 +39,7 @@ class Gate:
         reception = here.exit.listener.reception
         admit = reception._admit
 
-        async def gated(*arguments: Any) -> bool:
+        async def gated(*arguments: Any) -> PeerId | None:
             self.waiting += 1
             await self.open.wait()
             self.waiting -= 1
@@ -97,8 +99,8 @@ async def test_requests_and_data_are_sent_before_the_verdict_and_served_behind_i
         app.say(DATA)
     session = client._kept.session
     assert session is not None
-    await until(lambda: session.log.next_unsent() is None and not session.scheduler.queued)
-    assert session._early < 65_536
+    await until(lambda: not session.retention.waits and not session.scheduler.queued)
+    assert session.current is not None and session.current._early < MAX_EARLY
     status = client.status()
     assert (status.link, status.carrier, status.session, status.carriers) == ("down", None, None, 0)
     assert not client.up and not told.changes and not here.exit.sessions.streams_total
@@ -157,15 +159,16 @@ async def test_an_application_is_answered_before_the_verdict_by_eager_at_the_fir
     assert app.events == [*before, ("opened",)]
 
 
-async def test_a_session_that_is_resumed_waits_for_the_verdict(here: Place, gate: Gate) -> None:
-    """Which says what each side has of it."""
+async def test_requests_wait_for_the_verdict_on_a_path_that_joins(here: Place, gate: Gate) -> None:
+    """What the session has already may leave before it."""
     gate.open.set()
     client = new_client(here)
     run(client)
     await until(lambda: client.up)
     session = client._kept.session
     gate.open.clear()
-    client.redial()
+    for path in list(client._link.paths.values()):
+        path.carrier.drop()
     await until(lambda: gate.waiting)
     app = ask(client, here.echo)
     await settle()
@@ -217,7 +220,7 @@ async def test_a_connection_that_breaks_before_the_verdict(here: Place, gate: Ga
 
 
 async def test_a_verdict_that_does_not_come(here: Place, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(link_module, "HANDSHAKE_TIMEOUT", 0.3)
+    monkeypatch.setattr(path_opening, "HANDSHAKE_TIMEOUT", 0.3)
     client = new_client(here)
     bare, busy = ask(client, here.echo), ask(client, here.echo)
     run(client)

@@ -14,15 +14,14 @@ import pytest
 
 from cryprq_proxy.base.linger import farewells_ended
 from cryprq_proxy.base.tasks import spawn
-from cryprq_proxy.carriers.admission import frame_flight, meet_exit, read_verdict
+from cryprq_proxy.carriers.admission import first_keys, frame_flight, meet_exit, read_verdict
 from cryprq_proxy.carriers.dial.connect import Dialling
 from cryprq_proxy.carriers.dial.websocket import dial_websocket
 from cryprq_proxy.carriers.websocket import MAX_MESSAGE, WebSocketPipe
-from cryprq_proxy.crypto.handshake import ClientHandshake
-from cryprq_proxy.crypto.identity import Identity
+from cryprq_proxy.crypto.client_handshake import ClientHandshake
+from cryprq_proxy.crypto.identity import Identity, PeerId
 from cryprq_proxy.errors import CarrierError, CloseReason, NotAdmitted
 from cryprq_proxy.session import wire
-from cryprq_proxy.session.records import RecordOpener
 from tests.support.settle import settle
 from tests.support.visits import inline
 from tests.support.web_links import EXIT_IDENTITY, FAST, Place, place
@@ -40,7 +39,7 @@ class Held:
         reception = here.exit.listener.reception
         admit = reception._admit
 
-        async def held(pipe: Any, *more: Any) -> bool:
+        async def held(pipe: Any, *more: Any) -> PeerId | None:
             self.pipe.set_result(pipe)
             await self.release.wait()
             return await admit(pipe, *more)
@@ -81,7 +80,7 @@ async def test_what_follows_the_third_flight_waits_unopened_and_is_bounded(here:
     assert MAX_MESSAGE // 2 < held.kept <= 2 * MAX_MESSAGE + QUEUE
     held.release.set()
     established = handshake.result
-    opener = RecordOpener(established.cipher, established.epoch.exit_record)
+    opener = first_keys(established.cipher, established.epoch.records, 0).opener
     with pytest.raises(NotAdmitted) as caught:
         await read_verdict(pipe, opener, wire.ACCEPT)
     assert caught.value.reason is CloseReason.NOT_AUTHORIZED

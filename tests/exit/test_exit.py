@@ -18,7 +18,7 @@ from cryprq_proxy.errors import CarrierError, CloseReason, CryprqError, PeerErro
 from cryprq_proxy.exit import exit as exit_module
 from cryprq_proxy.exit.exit import REFUSAL_SECONDS, REFUSALS_LOGGED, Exit
 from cryprq_proxy.exit.providers import NoPacketNetwork
-from cryprq_proxy.exit.sessions import IN_FLIGHT_SECONDS, PeerSession
+from cryprq_proxy.exit.sessions import IN_FLIGHT_SECONDS, MOST_PATHS, PeerSession
 from cryprq_proxy.outbound.resolving.resolver import SystemResolver
 from cryprq_proxy.outbound.waiting_datagrams import DATAGRAM_OVERHEAD, NAME_OVERHEAD
 from cryprq_proxy.session import wire
@@ -124,7 +124,7 @@ async def test_a_stream_that_crosses_the_request_to_leave_is_served(monkeypatch:
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(PATIENCE)
         request = wire.encode_open(1, StreamProtocol.TCP, Destination(*server.getsockname()))
-        data = wire.encode_data_header(wire.DATA, 1) + b"once"
+        data = wire.encode_data_header(wire.DATA, 0, 1, 0) + b"once"
         async with open_exit() as exit:
             alice, bob = await Visit(exit, ALICE).admit(), await Visit(exit, BOB).admit()
             bob.cut()
@@ -263,7 +263,7 @@ async def test_only_a_session_that_goes_on_is_spared_in_the_count() -> None:
     async with open_exit(bounds={"sessions_per_peer": 2}) as exit:
         first, second = await Visit(exit, ALICE).admit(), await Visit(exit, ALICE).admit()
         known = second.known
-        known.resume_secret = bytes(len(known.resume_secret))
+        known.secret = bytes(len(known.secret))
         with pytest.raises(PeerError) as caught:
             await Visit(exit, ALICE).admit(known)
         assert caught.value.reason is CloseReason.LIMIT
@@ -297,6 +297,9 @@ async def test_where_no_session_is_kept_clients_come_in_all_the_same() -> None:
         assert held(exit) == (1, 0)
         second = await Visit(exit, ALICE).admit(first.known)
         assert second.resumed, "the old carrier was still there"
+        first.cut()
+        (entry,) = exit.sessions
+        await until(lambda: list(entry.carriers) == [1])
         assert held(exit) == (1, 0)
         await cut(exit, second)
         assert held(exit) == (0, 0)
@@ -337,7 +340,8 @@ async def test_a_stream_that_a_fault_ends_gives_its_descriptors_back(
         free = exit.sessions._descriptors.free
         visit = await Visit(exit, ALICE).admit()
         await visit.send(open_frame(1, protocol))
-        assert (await visit.read(wire.RESET))[2] is StreamReason.GENERAL
+        reset: Any = (await visit.read(wire.RESET))[2]
+        assert reset[0] is StreamReason.GENERAL
         assert exit.sessions._descriptors.free == free
         visit.cut()
 
@@ -443,7 +447,10 @@ async def test_what_has_ended_is_freed_without_a_collection_of_garbage() -> None
             server.accept()[0].close()
         await visit.send(wire.encode_open(5, udp, here), wire.encode_open(6, tcp, NOWHERE))
         await visit.read(wire.REFUSED)
-        await visit.send(wire.encode_reset(1, StreamReason.CANCELLED), wire.encode_fin(2))
+        await visit.send(
+            wire.encode_reset(1, StreamReason.CANCELLED, 0),
+            wire.encode_data_header(wire.DATA, wire.DATA_FIN, 2, 0),
+        )
         await until(lambda: all(not entry.session.streams.keys() & {1, 2, 6} for entry in exit.sessions))
         visit.cut()
         await until(lambda: not list(exit.sessions))
@@ -498,7 +505,7 @@ async def test_a_session_that_ends_while_the_status_is_read_counts_once(
     async with open_exit() as exit:
         visits = [await Visit(exit, ALICE).admit() for _ in range(3)]
         for entry in exit.sessions:
-            entry.session.refused[StreamReason.LIMIT] += 1
+            entry.session.table.refused[StreamReason.LIMIT] += 1
         reading = spawn(exit.status(), "status")
         await asyncio.sleep(0)
         exit.authorize(frozenset())
@@ -529,26 +536,67 @@ async def test_a_lost_carrier_is_followed_by_another_one() -> None:
         second.cut()
 
 
-async def test_a_new_carrier_ends_the_one_before_it() -> None:
+async def answers(visit: Visit) -> bool:
+    """Whether the exit still hears the visit's path."""
+    try:
+        await visit.send(wire.encode_number(wire.PING, 7))
+        return (await visit.read(wire.PONG))[2] == 7
+    except CarrierError:
+        return False
+
+
+async def test_a_new_carrier_leaves_the_one_before_it() -> None:
+    """The client says when a path is over: perhaps both are of use."""
     async with open_exit() as exit:
         first = await Visit(exit, ALICE).admit()
         second = await Visit(exit, ALICE).admit(first.known)
+        assert await answers(first) and await answers(second)
+        assert held(exit) == (1, 0)
+        for visit in (first, second):
+            visit.cut()
+
+
+async def test_a_carrier_whose_path_the_client_has_left_is_closed() -> None:
+    """The exit would hold it until its silence is noticed, and once more for each change of the client's network."""
+    async with open_exit() as exit:
+        first = await Visit(exit, ALICE).admit()
+        second = await Visit(exit, ALICE).admit(first.known)
+        (entry,) = exit.sessions
+        await second.send(wire.encode_records(wire.ABANDON, 0, 1))
         with pytest.raises(CarrierError):
             await first.read(wire.CLOSE)
-        assert held(exit) == (1, 0)
+        assert list(entry.carriers) == [1]
+        assert await answers(second)
         second.cut()
 
 
-@pytest.mark.parametrize("attempt", [1, 2])
-async def test_an_attempt_that_is_not_newer_than_the_last_resumes_nothing(attempt: int) -> None:
+async def test_no_more_carriers_of_a_session_than_the_bound() -> None:
+    """One more takes the place of the oldest that is not in use."""
+    async with open_exit() as exit:
+        first = await Visit(exit, ALICE).admit()
+        await first.send(wire.encode_prefer(1, 0))
+        numbers = range(1, MOST_PATHS + 3)
+        visits = [first, *[await Visit(exit, ALICE).admit(first.known, path) for path in numbers]]
+        (entry,) = exit.sessions
+        assert len(entry.carriers) == MOST_PATHS
+        assert list(entry.carriers) == [0, *range(4, MOST_PATHS + 3)]
+        assert [await answers(visit) for visit in visits] == [True] + [False] * 3 + [True] * (MOST_PATHS - 1)
+        for visit in visits:
+            visit.cut()
+
+
+@pytest.mark.parametrize("path", [0, 1, 2])
+async def test_a_claim_for_a_path_that_was_there_before_gets_no_answer(path: int) -> None:
+    """It neither joins nor begins: the session stays with its newer path."""
     async with open_exit() as exit:
         first = await Visit(exit, ALICE).admit()
         second = await Visit(exit, ALICE).admit(first.known, 2)
-        late = await Visit(exit, ALICE).admit(first.known, attempt)
-        assert not late.resumed
-        await second.send(wire.encode_number(wire.PING, 7))
-        assert (await second.read(wire.PONG))[2] == 7, "the session stays with its newer attempt"
-        second.cut()
+        with pytest.raises(CarrierError):
+            await Visit(exit, ALICE).admit(first.known, path)
+        assert await answers(second)
+        assert held(exit) == (1, 0)
+        for visit in (first, second):
+            visit.cut()
 
 
 async def test_a_session_goes_on_for_its_own_peer_with_its_own_secret_only() -> None:
@@ -556,28 +604,29 @@ async def test_a_session_goes_on_for_its_own_peer_with_its_own_secret_only() -> 
         alice = await Visit(exit, ALICE).admit()
         known = alice.known
         assert not (await Visit(exit, BOB).admit(known)).resumed
-        known.resume_secret = bytes(len(known.resume_secret))
+        known.secret = bytes(len(known.secret))
         assert not (await Visit(exit, ALICE).admit(known, 2)).resumed
         assert held(exit) == (2, 0)
         alice.cut()
 
 
-async def test_an_attempt_that_is_overtaken_while_its_verdict_is_written_becomes_nothing() -> None:
+@pytest.mark.parametrize("short", [False, True])
+async def test_a_path_that_is_overtaken_while_its_verdict_is_written_becomes_nothing(short: bool) -> None:
     async with open_exit() as exit:
         first = await Visit(exit, ALICE).admit()
         slow = Visit(exit, ALICE, pipe=HeldPipe)
         assert isinstance(slow.theirs, HeldPipe)
-        late = spawn(slow.admit(first.known, 1), "late")
+        late = spawn(slow.join(first.known, 1) if short else slow.admit(first.known, 1), "late")
         await slow.theirs.reached.wait()
         newer = await Visit(exit, ALICE).admit(first.known, 2)
         slow.theirs.release.set()
         await slow.work
         assert slow.theirs.closed
-        await newer.send(wire.encode_number(wire.PING, 7))
-        assert (await newer.read(wire.PONG))[2] == 7
+        assert await answers(newer)
         assert held(exit) == (1, 0)
         await late
-        newer.cut()
+        for visit in (first, newer):
+            visit.cut()
 
 
 async def test_a_session_that_ends_while_its_verdict_is_written_gets_no_carrier() -> None:
@@ -594,15 +643,13 @@ async def test_a_session_that_ends_while_its_verdict_is_written_gets_no_carrier(
         await late
 
 
-async def test_a_peer_that_claims_frames_that_were_never_sent_loses_its_session() -> None:
+async def test_a_peer_that_acknowledges_what_was_never_sent_loses_its_session() -> None:
     async with open_exit() as exit:
-        first = await Visit(exit, ALICE).admit()
-        known = first.known
-        known.received = 99
-        liar = await Visit(exit, ALICE).admit(known)
-        assert await liar.is_closed()
-        assert held(exit) == (0, 0)
-        assert exit.listener.failed == {"no_handshake": 1}
+        liar = await Visit(exit, ALICE).admit()
+        await liar.send(wire.encode_records(wire.ACK, 0, 99))
+        assert (await liar.read(wire.CLOSE))[2] is CloseReason.RESUME
+        await until(lambda: held(exit) == (0, 0))
+        liar.cut()
 
 
 # --- packets ---
@@ -632,10 +679,10 @@ async def test_a_client_with_packets_hears_its_addresses(full: bool, address: by
     async with open_exit(network=network) as exit:
         await exit.start()
         alice = await Visit(exit, ALICE, features=Feature.PACKETS).admit()
-        assert (await alice.read(wire.NETWORK))[2] == (address, bytes(16))
+        assert (await alice.read(wire.NETWORK))[2] == (1, address, bytes(16))
         assert len(network.links) == (not full)
         for link in network.links:
             link.assign(bytes([198, 18, 0, 3]), bytes([1] * 16))
-            assert (await alice.read(wire.NETWORK))[2] == (bytes([198, 18, 0, 3]), bytes([1] * 16))
+            assert (await alice.read(wire.NETWORK))[2] == (2, bytes([198, 18, 0, 3]), bytes([1] * 16))
         exit.authorize(frozenset())
         assert network.links == [], "its link left with the session"

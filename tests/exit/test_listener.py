@@ -14,7 +14,8 @@ import pytest
 from cryprq_proxy.base.accept_loop import ACCEPTS
 from cryprq_proxy.carriers.admission import frame_flight, introduce, meet_exit, read_flight, read_verdict
 from cryprq_proxy.carriers.pipe import TcpPipe
-from cryprq_proxy.crypto.handshake import FIRST_SIZE, LENGTH, SECOND_SIZE, ClientHandshake
+from cryprq_proxy.crypto.client_handshake import ClientHandshake
+from cryprq_proxy.crypto.handshake import FIRST_SIZE, LENGTH, SECOND_SIZE
 from cryprq_proxy.crypto.identity import Identity
 from cryprq_proxy.errors import CarrierError, PeerError
 from cryprq_proxy.exit import fair_queue as queue_module
@@ -494,12 +495,13 @@ async def test_a_peer_gets_back_no_more_than_its_own_tokens() -> None:
             visit.cut()
 
 
-async def test_an_unlisted_peer_gets_no_token_back() -> None:
+async def test_an_unlisted_peer_gets_no_token_back(monkeypatch: pytest.MonkeyPatch) -> None:
     async with open_exit(bounds={"handshakes_per_minute": 2}) as exit:
         stranger = Identity.generate(FAST)
         for _ in range(2):
             with pytest.raises(PeerError, match="not authorized"):
                 await Visit(exit, stranger).admit()
+        patience(monkeypatch, 2.0)
         with pytest.raises(CarrierError):
             await Visit(exit, ALICE).admit()
 

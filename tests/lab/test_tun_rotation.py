@@ -106,7 +106,7 @@ def test_resumed_while_keys_rotate(three_hosts: ThreeHosts, server: FarServer, l
             rotated(links, 1)
             written = client.written
             three_hosts.move_client(f"192.168.77.{50 + number}/24", f"2a01:e0a:77::{50 + number}/64")
-            client.says("link resumed", since=written)
+            client.says("link has another path", since=written)
             lane_is(links, True)
             flow.moves()
         assert flow.finish()

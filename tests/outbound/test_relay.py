@@ -12,7 +12,7 @@ from cryprq_proxy.base.sockets import set_reset_on_close
 from cryprq_proxy.errors import StreamReason
 from cryprq_proxy.outbound.backlog import Backlog
 from cryprq_proxy.outbound.relay import READS, SLOTS, Relay
-from cryprq_proxy.session.sendlog import SlotPool
+from cryprq_proxy.session.retention import SlotPool
 from cryprq_proxy.session.streams import Half
 from cryprq_proxy.session.windows import INITIAL_WINDOW
 from tests.support.fake_streams import FakeStream

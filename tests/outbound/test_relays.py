@@ -26,7 +26,7 @@ from cryprq_proxy.outbound.relays import (
     Patience,
     Relays,
 )
-from cryprq_proxy.session.sendlog import SlotPool
+from cryprq_proxy.session.retention import SlotPool
 from cryprq_proxy.session.streams import Half
 from tests.support.fake_streams import FakeStream
 from tests.support.settle import settle, until

@@ -1,4 +1,4 @@
-"""A carrier on a stage: one session on a socket and a loop that do what the test says, the peer's session at the other
+"""A carrier on a stage: a path on a socket and a loop that do what the test says, the session of the peer at the other
 end of the wire, and a virtual clock. Nothing waits and nothing runs by itself."""
 
 from __future__ import annotations
@@ -17,10 +17,8 @@ from cryprq_proxy.carriers import tcp as tcp_module
 from cryprq_proxy.carriers.carrier import Carrier
 from cryprq_proxy.carriers.tcp import TcpCarrier
 from cryprq_proxy.errors import PeerError
-from cryprq_proxy.session.records import RecordOpener, RecordSealer
-from cryprq_proxy.session.rotation import CarrierKeys
-from cryprq_proxy.session.session import FILL_MINIMUM
-from tests.support.links import Link, epoch
+from cryprq_proxy.session.path import FILL_MINIMUM
+from tests.support.links import Link
 
 BOUNDLESS = 1 << 40
 FD = 7
@@ -145,8 +143,8 @@ class StageSocket:
 
 
 class Stage:
-    """The client's session on a TcpCarrier, not yet started. `lost` has what the owner was told; `peer_gone` is what
-    the peer's session raised."""
+    """A path of the client's session on a TcpCarrier, not yet started; `peer` is the other end of it. `lost` has what
+    the owner was told."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, **options: Any) -> None:
         self.clock = Clock()
@@ -157,16 +155,10 @@ class Stage:
         self.sock = StageSocket()
         self.link = Link(connected=False, soon=self.loop.call_soon, **options)
         self.lost: list[PeerError | None] = []
-        keys, cipher = epoch(1), self.link.cipher
-        for session, out, into in (
-            (self.link.client, keys.client_record, keys.exit_record),
-            (self.link.exit, keys.exit_record, keys.client_record),
-        ):
-            sealer, opener = RecordSealer(cipher, out), RecordOpener(cipher, into)
-            session.attach(CarrierKeys(cipher, keys, sealer, opener), 0, self.clock.boot)
+        self.path, self.peer = self.link.paths()
         loop: Any = self.loop
         sock: Any = self.sock
-        self.carrier = TcpCarrier(loop, sock, self.link.client, self)
+        self.carrier = TcpCarrier(loop, sock, self.path, self)
         self._peer_has = bytearray()
 
     def carrier_lost(self, carrier: Carrier, error: PeerError | None) -> None:
@@ -191,14 +183,14 @@ class Stage:
         self.sock.outgoing.clear()
         view = memoryview(bytes(self._peer_has))
         self.link.exit.turn.renew()
-        del self._peer_has[: self.link.exit.receive(view, self.clock.boot)]
+        del self._peer_has[: self.peer.receive(view, self.clock.boot)]
 
     def answer(self) -> bytes:
         """What the peer's session sends."""
         buffer = memoryview(bytearray(FILL_MINIMUM + (1 << 20)))
         sent = b""
         self.link.exit.turn.renew()
-        while size := self.link.exit.fill(buffer, 1 << 20, self.clock.boot):
+        while size := self.peer.fill(buffer, 1 << 20, self.clock.boot):
             sent += buffer[:size]
         return sent
 

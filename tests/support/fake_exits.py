@@ -16,7 +16,7 @@ from cryprq_proxy.client.packet_ports import ExitPort
 from cryprq_proxy.client.requests import ClientObserver, StreamRequest
 from cryprq_proxy.errors import CryprqError, StreamReason
 from cryprq_proxy.lane.slices import Shape
-from cryprq_proxy.session.sendlog import SlotPool
+from cryprq_proxy.session.retention import SlotPool
 from cryprq_proxy.session.wire import StreamProtocol
 from cryprq_proxy.status import ClientStatus, Traffic
 from tests.support.links import TARGET, App

@@ -8,7 +8,7 @@ from cryprq_proxy.address import Destination
 from cryprq_proxy.client.requests import Begin, Early, StreamRequest, opened
 from cryprq_proxy.errors import StreamReason
 from cryprq_proxy.outbound.bytestream import OriginStream
-from cryprq_proxy.session.sendlog import SlotPool
+from cryprq_proxy.session.retention import SlotPool
 from cryprq_proxy.session.streams import StreamHandler
 from cryprq_proxy.session.wire import StreamProtocol
 from tests.support.fake_streams import FakeStream

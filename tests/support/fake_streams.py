@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cryprq_proxy.address import Destination
 from cryprq_proxy.errors import StreamReason
-from cryprq_proxy.session.sendlog import SLOT_HEADROOM, SlotPool
+from cryprq_proxy.session.retention import SLOT_HEADROOM, SlotPool
 from cryprq_proxy.session.streams import Half, StreamHandler
 
 

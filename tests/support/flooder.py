@@ -11,7 +11,8 @@ from typing import Final
 
 from cryprq_proxy.address import Destination
 from cryprq_proxy.config.keys import load_identity
-from cryprq_proxy.crypto.handshake import ClientHandshake
+from cryprq_proxy.crypto.client_handshake import ClientHandshake
+from cryprq_proxy.crypto.handshake import record_keys
 from cryprq_proxy.crypto.identity import PeerId
 from cryprq_proxy.crypto.primitives import select_provider
 from cryprq_proxy.errors import StreamReason
@@ -30,10 +31,12 @@ def frames_at(make: Callable[[int], bytes], first: int) -> bytes:
 FLOODS: Final[dict[str, Callable[[int], bytes]]] = {
     "OPEN and RESET": lambda number: (
         wire.encode_open(number, StreamProtocol.TCP, CLOSED_PORT)
-        + wire.encode_reset(number, StreamReason.CANCELLED)
+        + wire.encode_reset(number, StreamReason.CANCELLED, 0)
     ),
-    "RESET": lambda _: wire.encode_reset(1, StreamReason.GENERAL),
+    "RESET": lambda _: wire.encode_reset(1, StreamReason.GENERAL, 0),
     "DATAGRAM": lambda _: wire.encode_datagram(1, CLOSED_PORT, b"x"),
+    "OPEN again": lambda _: wire.encode_open(1, StreamProtocol.UDP, CLOSED_PORT),
+    "PREFER": lambda number: wire.encode_prefer(number, number),
     "WINDOW": lambda _: wire.encode_window(1, 1),
     "PING": lambda number: wire.encode_number(wire.PING, number),
 }
@@ -56,7 +59,7 @@ class Flooder:
         self.sock.sendall(len(third).to_bytes(2) + third)
         read_exactly(self.sock, int.from_bytes(read_exactly(self.sock, 4)))
         established = self._handshake.result
-        self._sealer = RecordSealer(established.cipher, established.epoch.client_record)
+        self._sealer = RecordSealer(established.cipher, record_keys(established.epoch.records, 0)[0])
         self._ended = threading.Event()
         self.sent = 0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 
-from cryprq_proxy.crypto.handshake import ClientHandshake
+from cryprq_proxy.crypto.client_handshake import ClientHandshake
 from cryprq_proxy.crypto.identity import Identity, PeerId
 from cryprq_proxy.crypto.primitives import select_provider
 

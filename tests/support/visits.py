@@ -12,14 +12,15 @@ from typing import Any, Final, cast
 from cryprq_proxy.base.tasks import spawn
 from cryprq_proxy.carriers.admission import (
     Admission,
+    claim,
     frame_flight,
     introduce,
+    join,
     meet_exit,
     read_verdict,
-    resume,
 )
 from cryprq_proxy.carriers.pipe import Pipe, TcpPipe
-from cryprq_proxy.crypto.handshake import ClientHandshake
+from cryprq_proxy.crypto.client_handshake import ClientHandshake, ShortClientHandshake
 from cryprq_proxy.crypto.identity import Identity
 from cryprq_proxy.crypto.primitives import select_provider
 from cryprq_proxy.errors import CarrierError
@@ -58,11 +59,28 @@ def tcp_pair() -> tuple[socket.socket, socket.socket]:
 
 @dataclass
 class Known:
-    """What a client keeps of a session that it wants to resume."""
+    """What a client keeps of a session that it wants to join."""
 
     session_id: bytes
-    resume_secret: bytes
-    received: int = 0
+    secret: bytes
+    """Its resume secret."""
+
+    @property
+    def rotation(self) -> Known:
+        """Where a session has its resume secrets."""
+        return self
+
+    @property
+    def resume_secrets(self) -> tuple[bytes, ...]:
+        return (self.secret,)
+
+    @property
+    def joining_secret(self) -> bytes:
+        return self.secret
+
+    @property
+    def current(self) -> int:
+        return 0
 
 
 class HeldPipe(TcpPipe):
@@ -103,21 +121,36 @@ class Visit:
         self.theirs = pipe(theirs)
         self.pipe: Pipe = TcpPipe(self.sock)
         self.handshake = ClientHandshake(identity, EXIT.peer_id, FAST, features=features)
+        self._features = features
         self.admission: Admission
         visitor = Visitor(host, prefixes_of(host), lambda: None)
         exit.listener.reception.arrive(visitor, exit.listener.reception.upgrading)
         self.work = spawn(exit.listener.welcome(visitor, self.theirs, host), "visit")
 
-    async def admit(self, known: Known | None = None, attempt: int = 1, invite: bytes | None = None) -> Visit:
-        """All of the handshake. Raises PeerError when the exit says no, CarrierError when it closes."""
+    async def admit(self, known: Known | None = None, path: int = 1, invite: bytes | None = None) -> Visit:
+        """All of the handshake: of a new session, or of one more path of `known`. Raises PeerError when the exit says
+        no, CarrierError when it closes."""
         await meet_exit(self.pipe, self.handshake, inline)
         if known is None:
             await self.introduce(invite)
             await self.verdict()
         else:
-            self.admission = await resume(self.pipe, self.handshake, cast(Session, known), attempt, inline)
+            self.admission = await claim(self.pipe, self.handshake, cast(Session, known), path, inline)
         await self.work
         return self
+
+    async def join(self, known: Known, path: int = 1) -> Visit:
+        """All of the handshake by the short pattern, as `admit`."""
+        await self.show_ticket(known, path)
+        await self.verdict()
+        await self.work
+        return self
+
+    async def show_ticket(self, known: Known, path: int = 1) -> None:
+        """The three flights of the short pattern; records may follow."""
+        handshake = ShortClientHandshake(EXIT.peer_id, FAST, known.secret, path, features=self._features)
+        await meet_exit(self.pipe, handshake, inline)
+        self.admission = await join(self.pipe, handshake, 0, inline)
 
     async def introduce(self, invite: bytes | None = None) -> None:
         """The third flight of a new session, after `meet_exit`; records may follow."""
@@ -129,12 +162,15 @@ class Visit:
 
     @property
     def resumed(self) -> bool:
-        return self.admission.resumed is not None
+        """Whether it is a path of a session that was there before."""
+        return self.admission.begins is None
 
     @property
     def known(self) -> Known:
-        established = self.admission.established
-        return Known(established.session_id, established.resume_secret)
+        """Of the session that has begun."""
+        begun = self.admission.begins
+        assert begun is not None
+        return Known(begun.session_id, begun.epoch.resume)
 
     async def send(self, *frames: bytes) -> None:
         """One record with these frames."""

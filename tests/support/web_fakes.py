@@ -11,7 +11,7 @@ from cryprq_proxy.process.actions import Actions
 from cryprq_proxy.status import Status, read
 
 EXCHANGE = "X25519 + ML-KEM-768"
-KEYS = {"cipher": "AES-256-GCM", "epoch": 2, "epoch_age": 61.0}
+KEYS = {"cipher": "AES-256-GCM", "epoch": 13, "epoch_age": 61.0}
 START = 1_700_000_000.0
 TARGETS = (
     ("docs.example.org:443", "everything else"), ("mail.example.com:993", "everything else"),
@@ -115,8 +115,7 @@ def epochs(now: float) -> list[dict[str, Any]]:
     ]
     return [
         {
-            "carrier": 2 if index < 3 else 1,
-            "number": 2 - index if index < 3 else 11,
+            "number": 13 - index,
             "current": index == 0,
             "since": age + 300 * index,
             "lasted": age if index == 0 else 300.0,

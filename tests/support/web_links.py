@@ -11,6 +11,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
+import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -82,6 +83,18 @@ async def _echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
             writer.write(data)
             await writer.drain()
     writer.close()
+
+
+def lose_paths(client: Client) -> None:
+    """All connections of `client` to its exit break, at its side first."""
+    for path in list(client._link.paths.values()):
+        path.carrier.drop()
+
+
+def lose_sessions(exit: Exit, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on nobody can join a session of `exit`, as if it had just been started."""
+    monkeypatch.setattr(exit.sessions.tickets, "find", lambda ticket: None)
+    monkeypatch.setattr(exit.sessions, "by_id", lambda session_id: None)
 
 
 @asynccontextmanager

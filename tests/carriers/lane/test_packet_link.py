@@ -88,6 +88,8 @@ class Ends:
         if lanes:
             self.client.lane, self.exit.lane = self.lanes  # type: ignore[assignment]
         self.link.client.packet_link, self.link.exit.packet_link = self.client, self.exit
+        for session in (self.link.client, self.link.exit):
+            session.begin_lane(self.link.now)
         self.link.connect()
 
     def received(self, buffer: memoryview, start: int, end: int, run: Run) -> None:
@@ -177,10 +179,22 @@ def test_packets_from_the_lane_are_handed_over_as_they_are() -> None:
 
 
 def test_the_exit_hands_out_addresses() -> None:
+    """Once: a path that is lost does not take them along."""
     ends = Ends()
-    ends.link.exit.announce(wire.encode_network(bytes([100, 96, 0, 7]), bytes(16)))
+    ends.exit.assign(bytes([100, 96, 0, 7]), bytes(16))
+    ends.link.resume()
     ends.link.carrier.settle()
     assert ends.networks == [(bytes([100, 96, 0, 7]), bytes(16))]
+
+
+def test_addresses_that_are_over_are_ignored() -> None:
+    """They come late, or again, by a path that was slower."""
+    ends = Ends()
+    for serial, last in ((2, 7), (1, 6), (2, 7), (0, 5), (3, 8), (3, 9)):
+        ends.client.network_received(serial, bytes([100, 96, 0, last]), bytes(16))
+        ends.exit.taken_received(serial, (IPv4Network((last, 32)),))
+    assert [ipv4[3] for ipv4, _ in ends.networks] == [7, 8]
+    assert ends.taken == [(IPv4Network((last, 32)),) for last in (7, 8)]
 
 
 def test_an_address_that_is_in_use_is_refused_and_another_one_asked_for() -> None:
@@ -200,6 +214,22 @@ def test_an_address_that_is_in_use_is_refused_and_another_one_asked_for() -> Non
     assert ends.networks[-1] == (bytes(4), bytes(16))
 
 
+def test_a_network_that_comes_later_is_seen_with_the_next_path() -> None:
+    """The exit does not say the addresses again."""
+    ends = Ends()
+    ends.client.look_around()
+    ends.exit.assign(bytes([100, 96, 0, 7]), bytes(16))
+    ends.link.carrier.settle()
+    ends.client.look_around()
+    ends.link.carrier.settle()
+    assert ends.taken == []
+    assert isinstance(ends.client, NetworkLink)
+    ends.client._collisions = lambda ipv4, ipv6: (LAN,) if ipv4 == bytes([100, 96, 0, 7]) else ()
+    ends.client.look_around()
+    ends.link.carrier.settle()
+    assert ends.taken == [(LAN,)]
+
+
 def test_the_interface_hears_nothing_of_a_session_that_another_one_has_followed() -> None:
     """Else the old exit could change addresses under the new one."""
     ends = Ends()
@@ -216,23 +246,27 @@ def test_the_interface_hears_nothing_of_a_session_that_another_one_has_followed(
     assert ends.client.received_on_carrier == 1
 
 
-def test_a_flood_of_refusals_has_one_answer() -> None:
+def test_a_flood_of_refusals_has_few_answers() -> None:
     """One record holds thousands of them: without a bound the answers would fill memory and overflow the buffer."""
     link = Link()
     answers: list[bytes] = []
 
     def answer(networks: tuple[IPNetwork, ...]) -> None:
         answers.append(bytes([10, 1, len(answers), 7]))
-        end.announce(len(answers), 4711)
         end.assign(answers[-1], bytes(16))
 
-    end = NetworkLink(link.exit, lambda *packet: None, taken=answer)
-    link.exit.packet_link = end
+    end = link.exit.packet_link = NetworkLink(link.exit, lambda *packet: None, taken=answer)
+    heard: list[bytes] = []
+    link.client.packet_link = NetworkLink(
+        link.client, lambda *packet: None, lambda ipv4, ipv6: heard.append(ipv4)
+    )
     link.quiesce()
-    link.forge(link.exit, *[wire.encode_taken([LAN])] * 3)
-    waiting = link.exit._announcements
-    assert [frame[0] for frame in waiting] == [wire.LANE] * 3 + [wire.NETWORK], "an epoch has its own index"
-    assert waiting[-1] == wire.encode_network(answers[-1], bytes(16)), "the last one counts"
+    link.forge(link.exit, *[wire.encode_taken(1, [LAN])] * 10)
+    link.quiesce()
+    assert heard == answers and len(answers) == 1, "copies are none"
+    with pytest.raises(PeerError) as caught:
+        link.forge(link.exit, *[wire.encode_taken(serial, [LAN]) for serial in range(2, 1000)])
+    assert caught.value.reason is CloseReason.LIMIT and len(answers) < 20
 
 
 def test_status() -> None:
@@ -254,8 +288,8 @@ def test_status() -> None:
     [
         (wire.encode_packet(0, 0, 0, b"p"), "client"),
         (wire.encode_packet(0, 0, 0, b"p"), "exit"),
-        (wire.encode_network(bytes(4), bytes(16)), "client"),
-        (wire.encode_taken([LAN]), "exit"),
+        (wire.encode_network(1, bytes(4), bytes(16)), "client"),
+        (wire.encode_taken(1, [LAN]), "exit"),
     ],
 )
 def test_what_was_not_agreed_on_ends_the_session(frame: bytes, side: str) -> None:
@@ -268,7 +302,7 @@ def test_what_was_not_agreed_on_ends_the_session(frame: bytes, side: str) -> Non
 def test_a_client_hands_out_no_addresses() -> None:
     ends = Ends()
     with pytest.raises(PeerError):
-        ends.link.forge(ends.link.exit, wire.encode_network(bytes(4), bytes(16)))
+        ends.link.forge(ends.link.exit, wire.encode_network(1, bytes(4), bytes(16)))
 
 
 def test_an_announcement_without_a_lane_ends_the_session() -> None:
@@ -328,4 +362,4 @@ def test_the_largest_packet_has_room() -> None:
 def test_only_the_client_says_what_it_cannot_take() -> None:
     ends = Ends()
     with pytest.raises(PeerError):
-        ends.link.forge(ends.link.client, wire.encode_taken([LAN]))
+        ends.link.forge(ends.link.client, wire.encode_taken(1, [LAN]))
