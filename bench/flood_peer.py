@@ -20,11 +20,13 @@ from pathlib import Path
 from cryprq_proxy.address import Destination
 from cryprq_proxy.carriers.admission import frame_flight
 from cryprq_proxy.config.keys import load_identity
-from cryprq_proxy.crypto.handshake import ClientHandshake
+from cryprq_proxy.crypto.client_handshake import ClientHandshake
+from cryprq_proxy.crypto.handshake import record_keys
 from cryprq_proxy.crypto.identity import Identity, PeerId
 from cryprq_proxy.crypto.primitives import select_provider
 from cryprq_proxy.errors import CloseReason, StreamReason
 from cryprq_proxy.session import wire
+from cryprq_proxy.session.reassembly import MAX_PIECES
 from cryprq_proxy.session.records import HEADER, RecordOpener, RecordSealer
 from cryprq_proxy.session.windows import INITIAL_WINDOW
 from cryprq_proxy.session.wire import StreamProtocol
@@ -61,12 +63,17 @@ class RawPeer:
         handshake.read_second(self._read(int.from_bytes(self._read(2))))
         self._write(frame_flight(handshake.write_third(None)))
         established = handshake.result
-        self.sealer = RecordSealer(established.cipher, established.epoch.client_record)
-        self._opener = RecordOpener(established.cipher, established.epoch.exit_record)
-        self.received = 0
+        client_key, exit_key = record_keys(established.epoch.records, 0)
+        self.sealer = RecordSealer(established.cipher, client_key)
+        self._opener = RecordOpener(established.cipher, exit_key)
         self.window = INITIAL_WINDOW
-        """How much the exit takes on its only stream."""
+        """How much the exit takes on its first stream."""
         self.next_frames()
+
+    @property
+    def received(self) -> int:
+        """Records of the exit so far."""
+        return self._opener.records
 
     def send(self, *frames: bytes) -> None:
         with self.lock:
@@ -76,23 +83,21 @@ class RawPeer:
         """The frames of the exit's next record."""
         header = self._read(HEADER)
         plain, _ = self._opener.open(memoryview(header + self._read(int.from_bytes(header))), 0)
-        frames = list(wire.read_frames(bytes(plain or b"")))
-        self.received += sum(kind <= wire.RESET for kind, _, _ in frames)
-        return frames
+        return list(wire.read_frames(bytes(plain or b"")))
 
     def answer(self) -> None:
         """Take all that the exit sends, and acknowledge it, until the connection ends."""
         acknowledged = 0
         with contextlib.suppress(OSError, EOFError):
             while True:
-                for kind, _, value in self.next_frames():
+                for kind, stream, value in self.next_frames():
                     if kind == wire.PING and isinstance(value, int):
                         self.send(wire.encode_number(wire.PONG, value))
-                    elif kind == wire.WINDOW and isinstance(value, int):
+                    elif kind == wire.WINDOW and stream == 1 and isinstance(value, int):
                         self.window = value
                 if self.received - acknowledged > 256:
                     acknowledged = self.received
-                    self.send(wire.encode_number(wire.ACK, acknowledged))
+                    self.send(wire.encode_records(wire.ACK, 0, acknowledged))
 
     def drop(self) -> None:
         """Take all that the exit sends, until the connection ends."""
@@ -166,15 +171,31 @@ def tiny_data(peer: RawPeer) -> None:
         peer.send(wire.encode_open(1, StreamProtocol.TCP, Destination(*server.getsockname()[:2])))
         target, _ = server.accept()
         threading.Thread(target=lambda: all(iter(lambda: target.recv(1 << 18), b"")), daemon=True).start()
-        frame = wire.encode_data_header(wire.DATA, 1) + b"x"
         sent = 0
         while True:
             if sent + 1_000 > peer.window:
                 time.sleep(0.001)
                 continue
             with peer.lock:
-                peer.sock.sendall(b"".join(peer.sealer.seal(frame) for _ in range(1_000)))
+                peer.sock.sendall(b"".join(peer.sealer.seal(byte_at(sent + n)) for n in range(1_000)))
             sent += 1_000
+
+
+def byte_at(offset: int) -> bytes:
+    """A DATA frame of the first stream."""
+    return wire.encode_data_header(wire.DATA, 0, 1, offset) + b"x"
+
+
+def holes(peer: RawPeer) -> None:
+    """Every other byte of what may wait, from the back, then what is between them, again and again."""
+    threading.Thread(target=peer.answer, daemon=True).start()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        peer.send(wire.encode_open(1, StreamProtocol.TCP, Destination(*server.getsockname()[:2])))
+        offsets = range(1, 2 * MAX_PIECES, 2)
+        while True:
+            for order in (reversed(offsets), offsets):
+                with peer.lock:
+                    peer.sock.sendall(b"".join(peer.sealer.seal(byte_at(offset)) for offset in order))
 
 
 def tiny_messages(peer: RawPeer) -> bytes:
@@ -267,7 +288,7 @@ def remembered(peer: RawPeer) -> None:
         peer.send(*(wire.encode_datagram(number, Destination("localhost", 9), b"") for number in numbers))
 
 
-TAKEN = wire.encode_taken([ip_network("10.0.0.0/24")] * 16)
+TAKEN = wire.encode_taken(1, [ip_network("10.0.0.0/24")] * 16)
 FLOODS: dict[str, tuple[bool, Callable[[RawPeer], None]]] = {
     "datagram": (False, flood_frames(lambda _: wire.encode_datagram(1, NOWHERE, b"x"))),
     "open-reset": (
@@ -275,7 +296,7 @@ FLOODS: dict[str, tuple[bool, Callable[[RawPeer], None]]] = {
         flood_frames(
             lambda number: (
                 wire.encode_open(number, StreamProtocol.TCP, NOWHERE)
-                + wire.encode_reset(number, StreamReason.CANCELLED)
+                + wire.encode_reset(number, StreamReason.CANCELLED, 0)
             )
         ),
     ),
@@ -296,12 +317,21 @@ FLOODS: dict[str, tuple[bool, Callable[[RawPeer], None]]] = {
     ),
     "names-waiting": (False, waiting),
     "names-known": (False, remembered),
-    "reset": (False, flood_frames(lambda _: wire.encode_reset(1, StreamReason.GENERAL))),
-    "rekey-please": (False, flood_frames(lambda _: wire.encode_bare(wire.REKEY_PLEASE))),
+    "reset": (False, flood_frames(lambda _: wire.encode_reset(1, StreamReason.GENERAL, 0))),
+    "rekey-please": (False, flood_frames(lambda _: wire.encode_epoch(wire.REKEY_PLEASE, 1))),
     "lane": (False, flood_frames(lambda number: wire.encode_lane(1, number))),
+    "prefer": (False, flood_frames(lambda number: wire.encode_prefer(number, number))),
+    "abandon": (False, flood_frames(lambda number: wire.encode_records(wire.ABANDON, number, 0))),
+    "ack": (False, flood_frames(lambda _: wire.encode_records(wire.ACK, 0, 0))),
+    "open-again": (False, flood_frames(lambda _: wire.encode_open(1, StreamProtocol.UDP, NOWHERE))),
+    "numbers-left-out": (
+        False,
+        flood_frames(lambda number: wire.encode_open(2 * number, StreamProtocol.UDP, NOWHERE), 500),
+    ),
     "taken": (False, flood_frames(lambda _: TAKEN, 100)),
     "window": (False, flood_frames(lambda _: wire.encode_window(1, 1))),
     "tiny-data": (False, tiny_data),
+    "holes": (False, holes),
     "tiny-messages": (True, flood_bytes(tiny_messages)),
     "ping": (True, flood_bytes(lambda _: PING_FRAMES)),
     "fragments": (True, flood_bytes(lambda _: FRAGMENTS)),

@@ -209,14 +209,15 @@ class Pinger:
 
     def pings(self, seconds: float) -> list[float]:
         """The seconds of each, in order of size."""
-        taken, end = [], time.monotonic() + seconds
+        taken: list[float] = []
+        end = time.monotonic() + seconds
         while time.monotonic() < end:
             others, began = self._others(), time.monotonic()
-            self._peer.send(wire.encode_data_header(wire.DATA, 1) + b"ping")
+            self._peer.send(wire.encode_data_header(wire.DATA, 0, 1, 4 * len(taken)) + b"ping")
             self._wait_for(wire.DATA)
             took = time.monotonic() - began
             taken.append(max(0.0, took - self._others() + others))
-            self._peer.send(wire.encode_number(wire.ACK, self._peer.received))
+            self._peer.send(wire.encode_records(wire.ACK, 0, self._peer.received))
             time.sleep(0.002)
         return sorted(taken)
 

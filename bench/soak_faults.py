@@ -51,10 +51,11 @@ EMFILE_SECONDS: Final = 2.0
 NO_DATA: Final = b""
 
 MORE_FLOODS: Final[dict[str, Callable[[int], bytes]]] = {
+    "ABANDON": lambda number: wire.encode_records(wire.ABANDON, number, 0),
     "LANE": lambda number: wire.encode_lane(0, number % 2**32),
-    "REKEY_PLEASE": lambda _: wire.encode_bare(wire.REKEY_PLEASE),
-    "ACK": lambda _: wire.encode_number(wire.ACK, 0),
-    "FIN": lambda _: wire.encode_fin(1),
+    "REKEY_PLEASE": lambda _: wire.encode_epoch(wire.REKEY_PLEASE, 1),
+    "ACK": lambda _: wire.encode_records(wire.ACK, 0, 0),
+    "FIN": lambda _: wire.encode_data_header(wire.DATA, wire.DATA_FIN, 1, 0),
     "CLOSE": lambda _: wire.encode_close(CloseReason.NORMAL),
 }
 
