@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Iterator
 from hashlib import sha256
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Network
 from pathlib import Path
 
 import click
@@ -21,31 +21,52 @@ from cryprq_proxy.cli import cli
 from cryprq_proxy.config import tun as config_tun
 from cryprq_proxy.config.client import ClientConfig, client_from
 from cryprq_proxy.config.exit import ExitConfig, exit_from
-from cryprq_proxy.crypto.handshake import FIRST_SIZE, SECOND_SIZE, THIRD_SIZE, default_psk
+from cryprq_proxy.crypto.handshake import (
+    FIRST_SIZE,
+    SECOND_SIZE,
+    SHORT_SECOND_SIZE,
+    SHORT_THIRD_SIZE,
+    THIRD_SIZE,
+    default_psk,
+    record_keys,
+)
 from cryprq_proxy.crypto.identity import PUBLIC_SIZE, SIGNATURE_SIZE, PeerId
 from cryprq_proxy.crypto.noise import protocol_name
 from cryprq_proxy.crypto.payloads import (
+    JOIN_CLIENT,
+    JOIN_EXIT,
+    PATH_SIZE,
     VERSION,
     Feature,
     HandshakeOffer,
     InviteClaim,
-    ResumeRequest,
+    JoinClaim,
     encode_proof,
+    join_proof,
+    join_ticket,
 )
 from cryprq_proxy.crypto.primitives import Cipher, new_aead
 from cryprq_proxy.crypto.rekey import REKEY_ANSWER_SIZE, REKEY_SIZE
 from cryprq_proxy.crypto.symmetric import SymmetricState
 from cryprq_proxy.errors import CloseReason, StreamReason
+from cryprq_proxy.exit.sessions import MOST_PATHS, SIGNED_SECONDS
+from cryprq_proxy.exit.ticket_book import AHEAD
 from cryprq_proxy.lane import layout, replay, slices
 from cryprq_proxy.lane import path as lane_path
 from cryprq_proxy.lane import sealing as lane
 from cryprq_proxy.session import wire
+from cryprq_proxy.session.number_set import MAX_GAPS
+from cryprq_proxy.session.path import MAX_EARLY
+from cryprq_proxy.session.reassembly import MAX_PIECES, MAX_SESSION_PIECES
 from cryprq_proxy.session.records import MAX_RECORD, RecordOpener, RecordSealer
 from cryprq_proxy.session.session import DATAGRAM_QUEUE, PACKET_QUEUE
+from cryprq_proxy.session.session_credit import INITIAL_CREDIT
+from cryprq_proxy.session.stream_table import INITIAL_STREAMS
 from cryprq_proxy.session.verdict import MAX_VERDICT
 from cryprq_proxy.session.windows import INITIAL_WINDOW
 from cryprq_proxy.session.wire import Kind, StreamProtocol
 from cryprq_proxy.status import ClientStatus
+from tests.support.frames import WORKED
 from tests.support.pages import ARCHITECTURE, PROTOCOL, README, ROOT, THREATS, table
 from tun import settings as tun_settings
 from tun.device.urgent import MAX_URGENT
@@ -240,7 +261,7 @@ def test_units_for_the_whole_system_let_it_do_what_it_does(name: str) -> None:
 
 
 def test_frames() -> None:
-    rows = table(PROTOCOL, "kind", "frame", "numbered", "sent by", "bytes", "layout behind the kind")
+    rows = table(PROTOCOL, "kind", "frame", "reliable", "sent by", "bytes", "layout behind the kind")
     assert [(int(row[0], 16), row[1]) for row in rows] == [(int(kind), kind.name) for kind in Kind]
     target = Destination("192.0.2.1", 80)
     address = 7
@@ -248,33 +269,35 @@ def test_frames() -> None:
         "OPEN": (wire.encode_open(1, StreamProtocol.TCP, target), address),
         "OPENED": (wire.encode_opened(1), 0),
         "REFUSED": (wire.encode_refused(1, StreamReason.GENERAL), 0),
-        "DATA": (wire.encode_data_header(wire.DATA, 1) + b"x", 1),
-        "FIN": (wire.encode_fin(1), 0),
-        "RESET": (wire.encode_reset(1, StreamReason.GENERAL), 0),
-        "ACK": (wire.encode_number(wire.ACK, 1), 0),
+        "DATA": (wire.encode_data_header(wire.DATA, 0, 1, 0) + b"x", 1),
+        "RESET": (wire.encode_reset(1, StreamReason.GENERAL, 0), 0),
         "WINDOW": (wire.encode_window(1, 1), 0),
+        "STREAMS": (wire.encode_number(wire.STREAMS, 1), 0),
+        "REKEY": (wire.encode_message(wire.REKEY, 1, b"xyz"), 3),
+        "REKEY_ANSWER": (wire.encode_message(wire.REKEY_ANSWER, 1, b"xyz"), 3),
+        "REKEY_PLEASE": (wire.encode_epoch(wire.REKEY_PLEASE, 1), 0),
+        "LANE": (wire.encode_lane(1, 2), 0),
+        "NETWORK": (wire.encode_network(1, bytes(4), bytes(16)), 0),
+        "TAKEN": (wire.encode_taken(1, [IPv4Network("10.0.0.0/8")]), 17),
+        "GOAWAY": (wire.encode_bare(wire.GOAWAY), 0),
+        "PREFER": (wire.encode_prefer(1, 1), 0),
+        "ABANDON": (wire.encode_records(wire.ABANDON, 1, 1), 0),
+        "ACK": (wire.encode_records(wire.ACK, 1, 1), 0),
         "PING": (wire.encode_number(wire.PING, 1), 0),
         "PONG": (wire.encode_number(wire.PONG, 1), 0),
-        "REKEY": (wire.encode_message(wire.REKEY, b"xyz"), 3),
-        "REKEY_ANSWER": (wire.encode_message(wire.REKEY_ANSWER, b"xyz"), 3),
-        "SWITCH": (wire.encode_bare(wire.SWITCH), 0),
-        "REKEY_PLEASE": (wire.encode_bare(wire.REKEY_PLEASE), 0),
+        "SWITCH": (wire.encode_epoch(wire.SWITCH, 1), 0),
         "DATAGRAM": (wire.encode_datagram(1, target, b"xyz"), address + 3),
-        "LANE": (wire.encode_lane(1, 2), 0),
         "PACKET": (wire.encode_packet(0, 0, 0, b"xyz"), 3),
-        "NETWORK": (wire.encode_network(bytes(4), bytes(16)), 0),
-        "TAKEN": (wire.encode_taken([IPv4Network("10.0.0.0/8")]), 17),
-        "GOAWAY": (wire.encode_bare(wire.GOAWAY), 0),
         "ADVERTISE": (wire.encode_advertise(target), address),
         "CLOSE": (wire.encode_close(CloseReason.NORMAL), 0),
         "ACCEPT": (wire.encode_bare(wire.ACCEPT), 0),
-        "RESUMED": (wire.encode_resumed(1, bytes(32)), 0),
         "NO_SESSION": (wire.encode_bare(wire.NO_SESSION), 0),
+        "JOINED": (wire.encode_joined(bytes(32)), 0),
     }
     for row in rows:
         frame, variable = made[row[1]]
         assert len(frame) - variable == number(row[4]), row
-        assert (row[2] == "yes") is (int(row[0], 16) <= wire.RESET), row
+        assert (row[2] == "yes") is (int(row[0], 16) < wire.RELIABLE), row
     layout = next(row[5] for row in rows if row[1] == "OPEN")
     assert f"({', '.join(f'{int(each)} {each.name}' for each in StreamProtocol)})" in layout
 
@@ -306,7 +329,7 @@ def test_reasons() -> None:
 def test_flights() -> None:
     rows = table(PROTOCOL, "flight", "from", "without payload", "payload", "length accepted")
     offer = HandshakeOffer((VERSION,), tuple(Cipher), 0).encode()
-    proof = encode_proof(ResumeRequest(bytes(16), 1, 1, bytes(32)))
+    proof = encode_proof(JoinClaim(bytes(16), 1, bytes(32)))
     invited = encode_proof(InviteClaim(bytes(16)))
     usual = ([len(offer)], [6], [len(encode_proof(None)), len(invited), len(proof)])
     for row, sizes, payloads in zip(rows, (FIRST_SIZE, SECOND_SIZE, THIRD_SIZE), usual, strict=True):
@@ -314,10 +337,23 @@ def test_flights() -> None:
         least, most = map(int, row[3].split(" to "))
         assert [bare + least, bare + most] == [int(n) for n in row[4].split(" to ")] == [sizes[0], sizes[-1]]
         assert [int(n) for n in re.findall(r"[0-9]+", row[5])] == [bare + size for size in payloads]
+    short = table(
+        PROTOCOL, "flight of the short pattern", "from", "without payload", "payload", "length accepted"
+    )
+    assert short[0] == rows[0]
+    for row, sizes, size in zip(
+        short[1:], (SHORT_SECOND_SIZE, SHORT_THIRD_SIZE), (6, PATH_SIZE), strict=True
+    ):
+        payloads_of = numbers(row[3])
+        assert [int(row[2]) + size for size in payloads_of] == numbers(row[4])
+        assert (numbers(row[4])[0], numbers(row[4])[-1]) == (sizes[0], sizes[-1])
+        assert int(row[5]) == int(row[2]) + size
     tokens = table(PROTOCOL, "flight", "token", "bytes on the wire")
     for index, row in enumerate(rows, 1):
         sizes_of = [number(token[2]) for token in tokens if token[0] == str(index)]
         assert sum(sizes_of) == int(row[2])
+    tokens = table(PROTOCOL, "flight of the short pattern", "token", "bytes on the wire")
+    assert sum(number(token[2]) for token in tokens if token[0] == "3") == int(short[2][5])
 
 
 def test_sizes_and_names() -> None:
@@ -339,7 +375,16 @@ def test_constants() -> None:
         "largest plaintext of a record": wire.MAX_PLAINTEXT,
         "largest value of a record's length": MAX_RECORD,
         "largest verdict": MAX_VERDICT,
+        "largest offset of a stream": wire.MAX_OFFSET,
         "first window of each stream and direction": INITIAL_WINDOW,
+        "first credit of a session and direction": INITIAL_CREDIT,
+        "streams before the first STREAMS": INITIAL_STREAMS,
+        "early records": MAX_EARLY,
+        "pieces that wait for a gap, of a stream; of a session": [MAX_PIECES, MAX_SESSION_PIECES],
+        "gaps in the numbers of streams": MAX_GAPS,
+        "tickets": AHEAD,
+        "the short pattern is taken after a signed flight for": int(SIGNED_SECONDS),
+        "paths of a session at a time": MOST_PATHS,
         "largest packet": slices.MAX_PACKET,
         "bytes of a lane datagram around its message": [layout.OVERHEAD, layout.HEADER, layout.TAG],
         "header of a slice": slices.SLICE_SIZE,
@@ -347,8 +392,8 @@ def test_constants() -> None:
         "window against replays on the lane": replay.WINDOW,
         "datagrams per epoch and direction": lane.MAX_SEALED,
         "receive keys of the lane live on": int(lane.LINGER),
-        "datagrams waiting for the carrier": DATAGRAM_QUEUE,
-        "packets waiting for the carrier": PACKET_QUEUE,
+        "datagrams waiting for a path": DATAGRAM_QUEUE,
+        "packets waiting for a path": PACKET_QUEUE,
         "datagrams in one send": [layout.MAX_TRAIN, lane.MAX_SEND],
         "epochs whose lane keys are kept": lane.MAX_EPOCHS,
         "split packets of which a part has come": [slices.ASSEMBLED_GROUPS, slices.ASSEMBLED_BYTES],
@@ -414,35 +459,21 @@ def test_example_of_the_first_flight() -> None:
 
 
 def test_examples_of_frames() -> None:
-    for row in table(PROTOCOL, "frame", "bytes"):
-        ((kind, stream, value),) = wire.decode_frames(bytes.fromhex(row[1]))
-        name, *parts = row[0].split(", ")
-        assert Kind(kind).name == name
-        streams = [int(part.removeprefix("stream ")) for part in parts if part.startswith("stream ")]
-        assert [stream] == (streams or [0])
-        if isinstance(value, StreamReason | CloseReason):
-            assert value.name == parts[-1]
-        elif isinstance(value, int):
-            assert str(value) in parts[-1].replace(",", "").split()
-        elif isinstance(value, memoryview):
-            assert f'"{bytes(value).decode()}"' == parts[-1]
-        elif isinstance(value, tuple) and kind == wire.OPEN:
-            protocol, destination = value
-            assert parts[1:] == [protocol.name, str(destination)][: len(parts) - 1]
-        elif isinstance(value, tuple) and kind == wire.LANE:
-            assert parts == [f"epoch {value[0]}", f"index {value[1]:,}"]
-        elif isinstance(value, tuple) and kind == wire.PACKET:
-            assert value[:3] == (0, 0, 0)
-            assert parts == ["plain", f"packet {value[3].hex()}"]
-        elif isinstance(value, tuple) and kind == wire.NETWORK:
-            assert value[1] == bytes(16)
-            assert parts == [str(IPv4Address(value[0])), "no IPv6"]
-        elif kind == wire.ADVERTISE:
-            assert parts == [str(value)]
-        elif isinstance(value, tuple) and kind == wire.TAKEN:
-            assert parts == list(map(str, value))
-        elif isinstance(value, tuple):
-            assert parts[1:] == [str(value[0]), f"payload {value[1].hex()}"]
+    assert table(PROTOCOL, "frame", "bytes") == [[worked.name, worked.shown] for worked in WORKED]
+
+
+def test_examples_of_the_keys_of_a_path() -> None:
+    records, resume, h2 = (bytes(range(first, first + 32)) for first in (0, 32, 64))
+    client, exit_ = record_keys(records, 1)
+    made = {
+        "client record key": client,
+        "exit record key": exit_,
+        "ticket": join_ticket(resume, 1),
+        "proof of the client": join_proof(resume, JOIN_CLIENT, h2, 1),
+        "proof of the exit": join_proof(resume, JOIN_EXIT, h2, 1),
+    }
+    shown = {row[0]: bytes.fromhex(row[1]) for row in table(PROTOCOL, "value", "bytes of it")}
+    assert shown == made
 
 
 def test_examples_of_records() -> None:
