@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 
 FIRST_PAUSE: Final = 1.0
 LONGEST_PAUSE: Final = 60.0
-"""Seconds after an attempt that came to nothing; each time twice as many."""
+"""Seconds before the first attempt, and after one that came to nothing; each time twice as many."""
 
 
 class SecondPath:
@@ -109,6 +109,9 @@ class SecondPath:
 
     async def _run(self) -> None:
         pause = FIRST_PAUSE
+        if not self._stale:
+            # There is no hurry, and what the exit advertises comes behind its verdict.
+            await self._pause(pause)
         while self._wanted:
             try:
                 await self._open_beside(self._avoided)
