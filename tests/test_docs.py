@@ -36,6 +36,7 @@ from cryprq_proxy.crypto.payloads import (
     JOIN_CLIENT,
     JOIN_EXIT,
     PATH_SIZE,
+    SIGNED_SECONDS,
     VERSION,
     Feature,
     HandshakeOffer,
@@ -49,7 +50,7 @@ from cryprq_proxy.crypto.primitives import Cipher, new_aead
 from cryprq_proxy.crypto.rekey import REKEY_ANSWER_SIZE, REKEY_SIZE
 from cryprq_proxy.crypto.symmetric import SymmetricState
 from cryprq_proxy.errors import CloseReason, StreamReason
-from cryprq_proxy.exit.sessions import MOST_PATHS, SIGNED_SECONDS
+from cryprq_proxy.exit.sessions import MOST_PATHS
 from cryprq_proxy.exit.ticket_book import AHEAD
 from cryprq_proxy.lane import layout, replay, slices
 from cryprq_proxy.lane import path as lane_path

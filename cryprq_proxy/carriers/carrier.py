@@ -26,7 +26,8 @@ from ..base.buffers import SHARED
 from ..base.clock import clock
 from ..base.faults import Faults, contained, report_fault
 from ..errors import CarrierError, CarrierFault, CloseReason, NotAdmitted, PeerError, reason_of, words_of
-from ..session.path import FILL_MINIMUM, NEVER, SessionPath
+from ..session.path import FILL_MINIMUM, SessionPath
+from ..session.rotation import NEVER
 from .congestion import choose
 from .pacing import RateMeter
 

@@ -25,7 +25,7 @@ from ..carriers.lane.client import ClientLane
 from ..carriers.lane.packet_link import NetworkLink, PacketLink
 from ..carriers.rekey_thread import executor_offload
 from ..crypto.handshake import Established
-from ..crypto.payloads import Feature
+from ..crypto.payloads import SIGNED_SECONDS, Feature
 from ..crypto.primitives import Provider, system_entropy
 from ..errors import CarrierError, CloseReason, PeerError
 from ..lane.slices import Shape
@@ -44,8 +44,6 @@ from .settings import ClientSettings
 
 PROOF_SECONDS: Final = 3.0
 """How long the exit has to answer when there is a doubt whether it is still there. Then another path joins."""
-SIGNED_SECONDS: Final = 86_400.0
-"""How long after a signed handshake the short pattern may be used."""
 
 _log = logging.getLogger(__name__)
 

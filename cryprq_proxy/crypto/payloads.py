@@ -52,6 +52,8 @@ PROOF_LIMIT: Final = 128
 PATH_SIZE: Final = _PATH.size
 SESSION_ID_SIZE: Final = 16
 INVITE_SIZE: Final = 16
+SIGNED_SECONDS: Final = 86_400.0
+"""How long after a signed handshake its session may be joined by the short pattern."""
 
 # --- payloads 1 and 2 ---
 

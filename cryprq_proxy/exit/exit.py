@@ -24,7 +24,7 @@ from ..carriers.lane.listener import LaneListener
 from ..carriers.pipe import Pipe
 from ..crypto.exit_handshake import ExitHandshake
 from ..crypto.identity import Identity, PeerId
-from ..crypto.payloads import JOIN_EXIT, Feature, JoinClaim, Pattern, join_proof
+from ..crypto.payloads import JOIN_EXIT, SIGNED_SECONDS, Feature, JoinClaim, Pattern, join_proof
 from ..crypto.primitives import Provider
 from ..errors import CloseReason, ConfigError, HandshakeError, words_of
 from ..outbound.resolving.resolver import SystemResolver
@@ -39,7 +39,7 @@ from .handshake_thread import HandshakeThread
 from .limits import TokenBucket
 from .listener import ExitListener
 from .providers import NO_INVITES, NO_PACKETS, Invites, PacketNetwork
-from .sessions import SIGNED_SECONDS, PeerSession, Sessions
+from .sessions import PeerSession, Sessions
 from .settings import ExitSettings
 from .targets import Targets
 

@@ -53,8 +53,6 @@ _log = logging.getLogger(__name__)
 
 MOST_PATHS: Final = 4
 """Carriers of one session; one more takes the place of the oldest that is not in use."""
-SIGNED_SECONDS: Final = 86_400.0
-"""How long after a signed handshake its session may be joined by the short pattern."""
 IN_FLIGHT_SECONDS: Final = 5.0
 """For which streams are still served after the peer was asked to leave. Requests that it sent before it heard that
 come by then, also over a path with long queues; what has followed them could not be sent to another exit."""
@@ -128,8 +126,8 @@ class PeerSession:
         )
 
     def ask_to_leave(self) -> None:
-        """Ask the peer to open no more streams, and to close the session when its last one has
-        ended. As in HTTP/2 (RFC 9113 section 6.8), those in flight are served."""
+        """Ask the peer to open no more streams, and to close the session when its last one has ended. As in HTTP/2 (RFC
+        9113 section 6.8), those in flight are served."""
         self.opens_until = clock() + IN_FLIGHT_SECONDS
         self.session.announce(encode_bare(GOAWAY))
 

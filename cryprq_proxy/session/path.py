@@ -25,7 +25,7 @@ from .path_keys import PathKeys
 from .path_length import PathLength
 from .records import OVERHEAD, RecordOpener
 from .retention import PathLog
-from .rotation import Rotation
+from .rotation import NEVER, Rotation
 from .scheduler import Scheduler
 from .stream_table import StreamTable
 from .turns import BYTES_PER_UNIT, DATA_COST, FILL_WORK, FRAME_COSTS, RECORD_WORK, TurnBudget
@@ -49,7 +49,6 @@ another path is there to be used."""
 MOST_PATIENCE: Final = 16
 """Each doubt that was wrong doubles that time, for this path, up to so many times as much: else two slow hosts send all
 of it by one path after the other, which makes them slower (RFC 9002 section 6.2.1 backs off for the same reason)."""
-NEVER: Final = float("inf")
 
 
 class PathSession(Protocol):

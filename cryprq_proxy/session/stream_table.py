@@ -25,7 +25,7 @@ from .retention import SlotPool
 from .scheduler import Scheduler
 from .session_credit import INITIAL_CREDIT, SessionCredit
 from .streams import Half, Stream, StreamHandler
-from .turns import DATAGRAM_WORK, TurnBudget
+from .turns import DATAGRAM_WORK, FRAME_COSTS, TurnBudget
 from .windows import WindowPool
 from .wire import StreamProtocol
 
@@ -285,6 +285,8 @@ class StreamTable:
         pieces = stream.pieces
         pieces.insert(offset, payload)
         while stream.receive_half is Half.OPEN and (piece := pieces.pop(stream.delivered)) is not None:
+            # One frame can close a hole before very many.
+            self.turn.spend(FRAME_COSTS[wire.DATA])
             self._deliver(stream, memoryview(piece))
         if not pieces.pieces:
             stream.pieces = None

@@ -14,7 +14,7 @@ from cryprq_proxy.client import kept_session
 from cryprq_proxy.client.client import Client
 from cryprq_proxy.crypto import exit_handshake
 from cryprq_proxy.crypto.exit_handshake import ExitHandshake
-from cryprq_proxy.crypto.payloads import Choice, Pattern
+from cryprq_proxy.crypto.payloads import SIGNED_SECONDS, Choice, Pattern
 from cryprq_proxy.crypto.primitives import Cipher
 from cryprq_proxy.crypto.signer import Signer
 from cryprq_proxy.errors import HandshakeError, StreamReason
@@ -99,7 +99,7 @@ async def test_a_day_after_the_last_signature_the_client_signs(
     client = await up(here)
     session, app = client._kept.session, await opened(client, here.echo)
     signed.clear()
-    monkeypatch.setattr(kept_session, "clock", lambda: clock() + kept_session.SIGNED_SECONDS)
+    monkeypatch.setattr(kept_session, "clock", lambda: clock() + SIGNED_SECONDS)
     for signatures in (2, 2):
         await again(client)
         await echoes(app, b"still here")

@@ -8,12 +8,11 @@ import pytest
 
 from cryprq_proxy.base.tasks import spawn
 from cryprq_proxy.carriers.admission import meet_exit
-from cryprq_proxy.crypto.payloads import Pattern
+from cryprq_proxy.crypto.payloads import SIGNED_SECONDS, Pattern
 from cryprq_proxy.crypto.signer import Signer
 from cryprq_proxy.errors import CarrierError, CloseReason, HandshakeError, NotAdmitted
 from cryprq_proxy.exit.exit import Exit
 from cryprq_proxy.exit.reception import VERSIONS_LOGGED
-from cryprq_proxy.exit.sessions import SIGNED_SECONDS
 from cryprq_proxy.exit.ticket_book import AHEAD
 from cryprq_proxy.session import wire
 from tests.support.settle import until

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from cryprq_proxy.errors import CloseReason, PeerError, StreamReason
 from cryprq_proxy.session import wire
-from cryprq_proxy.session.path import ACK_DELAY, DOUBT_SECONDS, FILL_MINIMUM, NEVER, SessionPath
+from cryprq_proxy.session.path import ACK_DELAY, DOUBT_SECONDS, FILL_MINIMUM, SessionPath
+from cryprq_proxy.session.rotation import NEVER
 from cryprq_proxy.session.session import Session
 from cryprq_proxy.session.streams import Stream
 from cryprq_proxy.session.turns import FRAME_COSTS, RECORD_WORK

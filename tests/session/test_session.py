@@ -13,8 +13,9 @@ from cryprq_proxy.crypto.handshake import record_keys
 from cryprq_proxy.errors import CarrierError, CloseReason, LocalError, PeerError, StreamReason
 from cryprq_proxy.session import wire
 from cryprq_proxy.session.datagrams import SECONDS, BasePacketLink
-from cryprq_proxy.session.path import ACK_DELAY, FILL_MINIMUM, NEVER, SessionPath
+from cryprq_proxy.session.path import ACK_DELAY, FILL_MINIMUM, SessionPath
 from cryprq_proxy.session.records import OVERHEAD, RecordOpener
+from cryprq_proxy.session.rotation import NEVER
 from cryprq_proxy.session.session import DATAGRAM_QUEUE, MAX_SMALL, Session
 from cryprq_proxy.session.stream_table import INITIAL_STREAMS, MAX_AWAITED
 from cryprq_proxy.session.streams import Stream

@@ -22,7 +22,7 @@ from cryprq_proxy.session.turns import (
     TURN_WORK,
     TurnBudget,
 )
-from cryprq_proxy.session.wire import StreamProtocol
+from cryprq_proxy.session.wire import MAX_DATA, StreamProtocol
 from tests.support.links import LaterOffload, Link
 
 NEAR = Destination("127.0.0.1", 9)
@@ -514,3 +514,19 @@ def test_a_flood_for_dead_streams_ends_the_session(flood: str) -> None:
     most = control_rates.LATE_BURST
     link.carrier.now += 60
     assert flooded(link.exit, link, frame * 128, most) == most // 128
+
+
+def test_pieces_that_a_frame_sets_free_cost_as_frames_do() -> None:
+    link = Link()
+    app, end = link.pair()
+    size = MAX_DATA >> 3
+    assert app.stream is not None
+    table, number = link.exit.table, app.stream.id
+    before = link.exit.turn.left
+    stream = link.exit.streams[number]
+    stream.announced = 64 * size
+    for place in range(1, 17):
+        table.receive_data(number, place * size, False, memoryview(bytes(size)))
+    assert stream.pieces is not None and not end.received
+    table.receive_data(number, 0, False, memoryview(bytes(size)))
+    assert len(end.received) == 17 * size and before - link.exit.turn.left >= 2 * FRAME_COSTS[wire.DATA]

@@ -9,8 +9,9 @@ import pytest
 from cryprq_proxy.crypto.handshake import record_keys
 from cryprq_proxy.errors import CarrierError, CloseReason, NotAdmitted, PeerError, StreamReason
 from cryprq_proxy.session import wire
-from cryprq_proxy.session.path import FILL_MINIMUM, MAX_EARLY, NEVER
+from cryprq_proxy.session.path import FILL_MINIMUM, MAX_EARLY
 from cryprq_proxy.session.records import OVERHEAD, RecordOpener, RecordSealer
+from cryprq_proxy.session.rotation import NEVER
 from cryprq_proxy.session.turns import FRAME_COSTS, RECORD_WORK
 from cryprq_proxy.session.verdict import MAX_VERDICT, open_verdict
 from cryprq_proxy.session.wire import StreamProtocol

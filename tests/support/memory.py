@@ -16,7 +16,8 @@ from collections.abc import Sequence
 from typing import Final
 
 from cryprq_proxy.errors import CarrierError, LocalError, NotAdmitted, PeerError
-from cryprq_proxy.session.path import FILL_MINIMUM, NEVER, SessionPath
+from cryprq_proxy.session.path import FILL_MINIMUM, SessionPath
+from cryprq_proxy.session.rotation import NEVER
 
 CAPACITY: Final = 1 << 20
 """Bytes in flight in one direction, unless the test of a slow carrier says otherwise."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from cryprq_proxy.crypto.payloads import SIGNED_SECONDS
 from cryprq_proxy.errors import CarrierError, CloseReason, NotAdmitted
-from cryprq_proxy.exit.sessions import SIGNED_SECONDS
 from cryprq_proxy.exit.ticket_book import AHEAD
 from cryprq_proxy.session import wire
 from tests.support.visits import ALICE, BOB, Known, Visit, open_exit

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from cryprq_proxy.client.client import Client
-from cryprq_proxy.client.kept_session import SIGNED_SECONDS
 from cryprq_proxy.crypto.client_handshake import ShortClientHandshake
 from cryprq_proxy.crypto.identity import Identity
+from cryprq_proxy.crypto.payloads import SIGNED_SECONDS
 from cryprq_proxy.errors import HandshakeError
 from tests.support.settle import until
 from tests.support.web_links import Place, echoes, opened
