@@ -123,6 +123,8 @@ class Rotation:
         self._session_id = session_id
         self._provider = provider
         self._limits = limits
+        self._pressing = 3 * limits.records >> 1, 3 * limits.bytes >> 1
+        """Records and bytes under one key after which stream data waits for the rotation."""
         self._entropy = entropy
         self._offload = offload
         self._session: RotatedSession = session
@@ -202,6 +204,12 @@ class Rotation:
             self._use(now)
 
     # --- time ------------------------------------------------------------------------------------------------------
+
+    def presses(self, keys: PathKeys) -> bool:
+        """Whether no stream data may be sent under these keys any more. At twice their limit the path is closed, and
+        much may be on it already when a rotation begins: what is left of the limit is for the rotation."""
+        records, size = self._pressing
+        return keys.sealer.records >= records or keys.sealer.bytes >= size
 
     def deadline(self, keys: PathKeys) -> float:
         """When `tick` has something to do for the path of `keys`, or for the session."""

@@ -424,7 +424,8 @@ class Session:
             path.asked = now
         if path.admitted:
             left = self._write_unqueued(path, writer, budget, left, now)
-        scheduler.open = retention.has_room() and not retention.stalls
+        presses = self.rotation.presses(path.keys)
+        scheduler.open = retention.has_room() and not retention.stalls and not presses
         while True:
             while writer.position < budget and left > 0:
                 left -= FRAME_WORK

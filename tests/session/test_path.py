@@ -15,7 +15,8 @@ from cryprq_proxy.session.streams import Stream
 from cryprq_proxy.session.turns import FRAME_COSTS, RECORD_WORK
 from cryprq_proxy.session.wire import StreamProtocol
 from tests.support.links import TARGET, App, Link, ToyProvider
-from tests.support.memory import Direction, MemoryCarrier, advance, settle
+from tests.support.memory import CAPACITY, Direction, MemoryCarrier, advance, settle
+from tests.support.settings import rotation_limits, session_limits
 
 SIDES = pytest.mark.parametrize("side", ["client", "exit"])
 LONG_DOUBT = 1.0
@@ -616,3 +617,22 @@ def test_a_peer_that_breaks_the_rules_on_one_path_loses_the_session_on_all(side:
     on.side.close(caught.value.reason)
     on.settle()
     assert on.client.closed is on.exit.closed is CloseReason.PROTOCOL and not on.open
+
+
+def test_data_waits_for_a_rotation_that_is_late() -> None:
+    """Before it would use the keys up, and end the path. Nothing is lost, and all of it comes under the next keys."""
+    limit = 20_000
+    link = Link(session_limits(rotation=rotation_limits(bytes=limit)))
+    app, end = link.pair()
+    link.quiesce()
+    path = link.carrier.paths[1]
+    path.pace(1.0)
+    link.carrier.to_left.budget = 4_096
+    link.carrier.to_right.piece = 0
+    end.say(bytes(60_000))
+    link.carrier.advance(1.0)
+    assert 3 * limit >> 1 <= path.keys.sealer.bytes < 2 * limit
+    link.carrier.to_right.piece = CAPACITY
+    link.carrier.advance(5.0)
+    assert len(app.received) == 60_000
+    assert link.carrier.open and link.carrier.error is None and link.exit.rotation.current >= 1
