@@ -115,6 +115,10 @@ class CarrierError(PeerError):
     """The carrier is silent, or its bytes cannot be trusted; the session may resume on another carrier."""
 
 
+class Unanswered(CarrierError):
+    """A connection came about, and ended before the exit had answered the first flight."""
+
+
 class HandshakeError(PeerError):
     """The handshake failed: wrong key, id, signature or length. The carrier closes without an answer."""
 

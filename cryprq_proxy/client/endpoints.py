@@ -30,7 +30,7 @@ from ..carriers.dial.dial import dial
 from ..carriers.dial.endpoint import Endpoint
 from ..carriers.dial.race import AllFailed, race
 from ..carriers.pipe import Pipe
-from ..errors import CarrierError, CloseReason, PeerError
+from ..errors import CarrierError, CloseReason, HandshakeError, PeerError, Unanswered
 
 DIAL_TIMEOUT: Final = 10.0
 HEAD_START: Final = 0.5
@@ -118,7 +118,7 @@ class Endpoints:
         try:
             return (await race(starts, ADVERTISED_HEAD_START, _discard, self._pause)).value
         except AllFailed as failure:
-            raise failure.errors[0 if shunned else 1] from None
+            raise _failed(str(failure.errors[0 if shunned else 1]), failure.errors) from None
 
     def place(self, endpoint: Endpoint) -> int:
         """Where it stands in the configuration; what the exit advertises comes first."""
@@ -199,7 +199,9 @@ class Endpoints:
         except BaseException as error:
             pipe.close()
             if is_late(error, began):
-                raise self.late(endpoint) from None
+                error = self.late(endpoint)
+            if isinstance(error, CarrierError):
+                raise Unanswered(error.reason, str(error)) from None
             raise
         return pipe, handshake
 
@@ -253,4 +255,13 @@ def _all_failed(order: Sequence[Endpoint], errors: Sequence[PeerError]) -> PeerE
     if len(errors) == 1:
         return errors[0]
     reasons = "; ".join(f"{endpoint}: {error}" for endpoint, error in zip(order, errors, strict=True))
-    return CarrierError(CloseReason.TIMED_OUT, f"no endpoint of the exit works ({reasons})")
+    return _failed(f"no endpoint of the exit works ({reasons})", errors)
+
+
+def _failed(text: str, errors: Sequence[PeerError]) -> PeerError:
+    """`text` as an error that says whether somebody has answered wrongly, or else not answered: the client judges by it
+    whether it can do without a signature."""
+    if any(isinstance(error, HandshakeError) for error in errors):
+        return HandshakeError(text)
+    unanswered = any(isinstance(error, Unanswered) for error in errors)
+    return (Unanswered if unanswered else CarrierError)(CloseReason.TIMED_OUT, text)

@@ -41,6 +41,7 @@ from ..session.wire import MAX_STREAM
 from .advertised import resume_endpoint
 from .packet_ports import NO_NETWORK, ClientNetwork
 from .settings import ClientSettings
+from .unanswered import UnansweredTickets
 
 PROOF_SECONDS: Final = 3.0
 """How long the exit has to answer when there is a doubt whether it is still there. Then another path joins."""
@@ -82,6 +83,7 @@ class KeptSession:
         self._signed_at = 0.0
         self.sign_next = False
         """Whether the next path is to join by a signed handshake, since a short one has come to nothing."""
+        self.unanswered = UnansweredTickets()
         self._reached: SocketAddress | None = None
         """Where the present path reaches the exit over plain TCP."""
         self.advertised: Endpoint | None = None
@@ -151,6 +153,7 @@ class KeptSession:
     def signed(self) -> None:
         """The exit has let a path in by a signed handshake."""
         self._signed_at, self.sign_next = clock(), False
+        self.unanswered.reset()
 
     def _begin(self, established: Established) -> Session:
         if self.session is not None:

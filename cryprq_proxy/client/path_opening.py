@@ -2,7 +2,7 @@
 
     no session   signed handshake -> a new session, whose requests leave at once    -> verdict
     a session    short handshake  -> another path of it; what it has leaves at once -> verdict
-                 signed handshake -> if the short one came to nothing, or none is possible
+                 signed handshake -> if the short one came to nothing, several found no answer, or none is possible
                                   -> verdict: joined, or the session is lost and a new one begins
 
 A short handshake proves nothing about the exit before the verdict. So what fails there says nothing about the session
@@ -42,6 +42,7 @@ from ..errors import (
     HandshakeError,
     NotAdmitted,
     PeerError,
+    Unanswered,
 )
 from .endpoints import Endpoints, ReachedExit, is_late
 from .kept_session import KeptSession
@@ -101,7 +102,8 @@ class PathOpener:
 
     async def open(self) -> None:
         """Bring up the first path of a session, or join the one that is kept: by a signed handshake if a short one came
-        to nothing. Raises PeerError with the reason in a sentence, CryprqError if the exit cannot do what is asked."""
+        to nothing, or several found no answer. Raises PeerError with the reason in a sentence, CryprqError if the exit
+        cannot do what is asked."""
         kept = self._kept
         if kept.joins_short:
             try:
@@ -110,7 +112,8 @@ class PathOpener:
             except PeerError as error:
                 if isinstance(error, HandshakeError):
                     kept.sign_next = True
-                if not kept.sign_next:
+                unanswered = isinstance(error, Unanswered) and kept.unanswered.one_more()
+                if not kept.sign_next and not unanswered:
                     raise
             _log.debug("the session could not be joined by its ticket; a signed handshake follows")
         await self._attempt(self._endpoints.race, 0 if kept.session is None else kept.next_path, short=False)
@@ -201,6 +204,7 @@ class PathOpener:
 
     def _accepted(self, path: LivePath) -> None:
         self._kept.sign_next = False
+        self._kept.unanswered.reset()
         if path.begins:
             self.opening = self._invite = None
 

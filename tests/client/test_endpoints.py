@@ -21,7 +21,7 @@ from cryprq_proxy.crypto.client_handshake import ClientHandshake
 from cryprq_proxy.crypto.exit_handshake import ExitHandshake
 from cryprq_proxy.crypto.handshake import LENGTH
 from cryprq_proxy.crypto.identity import Identity
-from cryprq_proxy.errors import CarrierError, CloseReason, ConfigError, PeerError
+from cryprq_proxy.errors import CarrierError, CloseReason, ConfigError, HandshakeError, PeerError, Unanswered
 from tests.support.links import FAST
 
 EXIT, OTHER, CLIENT = (Identity.generate(FAST) for _ in range(3))
@@ -63,6 +63,17 @@ class ExitPipe:
 
     def carrier(self, session: Any, owner: Any) -> Carrier:
         raise NotImplementedError
+
+
+class CutPipe(ExitPipe):
+    """A connection on which reading the second flight fails."""
+
+    def __init__(self, error: PeerError) -> None:
+        super().__init__()
+        self._error = error
+
+    async def read_exactly(self, size: int) -> bytes:
+        raise self._error
 
 
 class Net:
@@ -410,6 +421,30 @@ async def test_nothing_works() -> None:
     )
     with pytest.raises(PeerError, match=r"^tcp is closed$"):
         await both.endpoints(TCP).race(handshake, offload)
+
+
+async def test_whether_anybody_has_answered_is_said() -> None:
+    """Of a crowd of clients nobody need sign only because nobody could be reached; and who answers wrongly counts,
+    whatever the other endpoints did."""
+
+    def cut() -> ExitPipe:
+        return CutPipe(failure("the connection was closed"))
+
+    def wrong() -> ExitPipe:
+        return CutPipe(HandshakeError("the second flight does not open"))
+
+    closed = failure("closed")
+    for tcp, wss, kind in (
+        (closed, closed, CarrierError),
+        (closed, cut, Unanswered),
+        (cut, wrong, HandshakeError),
+    ):
+        with pytest.raises(PeerError) as caught:
+            await Net(tcp=tcp, wss=wss).endpoints(TCP, WSS).race(handshake, offload)
+        assert type(caught.value) is kind
+        with pytest.raises(PeerError) as caught:
+            await Net(tcp=tcp, advertised=wss).endpoints(TCP).race(handshake, offload, ADVERTISED)
+        assert type(caught.value) is kind
 
 
 async def test_a_setting_that_does_not_work_is_said() -> None:
