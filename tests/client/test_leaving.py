@@ -6,6 +6,7 @@ import asyncio
 import socket
 from collections.abc import Iterator
 from contextlib import suppress
+from typing import Any
 
 import pytest
 
@@ -86,25 +87,52 @@ async def test_a_session_without_streams_is_closed_at_once(here: Place) -> None:
     assert await here.echoes(client)
 
 
-async def test_what_was_sent_on_the_last_stream_arrives_before_the_session_ends(here: Place) -> None:
-    """Its streams have ended on this side, and the exit did not have all of it yet."""
-    taken = asyncio.Event()
-    received = bytearray()
+class FullSocket:
+    """The socket of a carrier, which takes nothing until it is told to."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self.full = True
+
+    def send(self, data: memoryview) -> int:
+        if self.full:
+            raise BlockingIOError
+        return self._sock.send(data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sock, name)
+
+
+async def test_what_was_sent_on_the_last_stream_arrives_before_the_session_ends(
+    here: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The application ends it while the connection is full: the target gets all of it and an end, not a reset."""
+    heard: asyncio.Queue[bytes | None] = asyncio.Queue()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write_eof()
-        received.extend(await reader.read())
-        taken.set()
+        try:
+            heard.put_nowait(await reader.read())
+        except ConnectionError:
+            heard.put_nowait(None)
         writer.close()
 
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
         client = await up(here)
         app = await opened(client, Destination(*server.sockets[0].getsockname()[:2]))
         await until(lambda: ("eof",) in app.events)
+        [path] = client._link.paths.values()
+        carrier: Any = path.carrier
         await left(here, client)
-        app.say(bytes(60_000), finish=True)
-        await taken.wait()
-    assert len(received) == 60_000
+        sock = FullSocket(carrier._sock)
+        monkeypatch.setattr(carrier, "_sock", sock)
+        app.say(bytes(10_000))
+        await until(lambda: carrier._unsent is not None)
+        app.say(b"", finish=True)
+        await settle()
+        assert not client.open_streams, "its streams have ended, and the exit does not have all of them"
+        sock.full = False
+        assert await heard.get() == bytes(10_000)
     await until(lambda: len(here.exit.sessions) == 1)
 
 

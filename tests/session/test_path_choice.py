@@ -2,16 +2,77 @@
 
 from __future__ import annotations
 
-from typing import Any
+import itertools
+from dataclasses import dataclass
+from typing import Any, cast
 
 import pytest
 
 from cryprq_proxy.errors import CloseReason, PeerError
 from cryprq_proxy.session import wire
-from cryprq_proxy.session.path import DOUBT_SECONDS
+from cryprq_proxy.session.path import DOUBT_SECONDS, SessionPath
+from cryprq_proxy.session.path_choice import choose
 from cryprq_proxy.session.session import Session
 from tests.support.links import Link
 from tests.support.memory import MemoryCarrier, advance, settle
+
+# --- what goes before what ---
+
+NONE = -1
+
+
+@dataclass
+class FakePath:
+    number: int
+    admitted: bool = True
+    in_doubt: bool = False
+
+
+def chosen(*paths: FakePath, preferred: int = NONE, current: FakePath | None = None) -> int | None:
+    """The number of the chosen path, whatever the order in which they are looked at."""
+    orders = itertools.permutations(cast("tuple[SessionPath, ...]", paths))
+    [number] = {
+        None if path is None else path.number
+        for path in (choose(order, preferred, cast("SessionPath | None", current)) for order in orders)
+    }
+    return number
+
+
+def test_without_a_path_there_is_no_choice() -> None:
+    assert chosen() is None
+    assert chosen(preferred=3) is None
+
+
+def test_the_newest_is_taken_where_none_is_in_use() -> None:
+    assert chosen(FakePath(0), FakePath(4), FakePath(2)) == 4
+
+
+def test_the_one_in_use_stays_in_use() -> None:
+    present = FakePath(2)
+    assert chosen(FakePath(0), present, FakePath(4), current=present) == 2
+
+
+def test_the_one_that_is_preferred_takes_its_place() -> None:
+    present = FakePath(2)
+    assert chosen(FakePath(0), present, FakePath(4), current=present, preferred=0) == 0
+    assert chosen(FakePath(0), present, FakePath(4), current=present, preferred=7) == 2, "it is not there"
+
+
+@pytest.mark.parametrize("preferred", [NONE, 2])
+def test_one_in_doubt_comes_after_all_others(preferred: int) -> None:
+    present = FakePath(2, in_doubt=True)
+    assert chosen(present, FakePath(0), current=present, preferred=preferred) == 0
+    assert chosen(present, FakePath(0, in_doubt=True), current=present, preferred=preferred) == 2
+
+
+@pytest.mark.parametrize("preferred", [NONE, 4])
+def test_one_that_waits_for_its_verdict_comes_last(preferred: int) -> None:
+    joining = FakePath(4, admitted=False)
+    assert chosen(FakePath(0, in_doubt=True), joining, preferred=preferred) == 0
+    assert chosen(joining, preferred=preferred) == 4, "early frames are better than none"
+
+
+# --- in a session ---
 
 SIDES = pytest.mark.parametrize("side", ["client", "exit"])
 

@@ -703,6 +703,16 @@ def test_traffic_in_both_directions_goes_on(cipher: Cipher, piece: int) -> None:
         assert one.received == sent[id(other)] and other.received == sent[id(one)]
 
 
+def test_the_secret_by_which_a_path_has_joined_is_replaced() -> None:
+    link = Link(session_limits(rotation=NEVER_AGAIN))
+    link.carrier.advance(5.0)
+    assert link.client.rotation.current == 0, "the first path has joined nothing"
+    for number in range(1, 4):
+        link.resume()
+        link.carrier.advance(2 * PLEASE_INTERVAL)
+        assert link.client.rotation.current == link.exit.rotation.current == number
+
+
 @pytest.mark.parametrize("first", [True, False])
 def test_a_border_stands_alone_in_its_record(first: bool) -> None:
     link = Link(session_limits(rotation=NEVER_AGAIN))

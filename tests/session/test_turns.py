@@ -484,6 +484,17 @@ def test_a_flood_of_addresses_ends_the_session(side: str, frame: bytes) -> None:
     assert flooded(getattr(link, side), link, frame, 1_000) == control_rates.CONTROL_BURST // 16
 
 
+def test_what_a_lost_path_carried_may_come_again() -> None:
+    link = prepared()
+    link.carrier.now += 60
+    for _ in range(3):
+        assert (
+            flooded(link.exit, link, CONTROL["PING"], most=control_rates.CONTROL_BURST)
+            == control_rates.CONTROL_BURST
+        )
+        link.resume()
+
+
 def test_what_a_peer_needs_is_never_too_much() -> None:
     """A keepalive each second for an hour, and rotations as fast as they go."""
     link = Link()
