@@ -104,6 +104,8 @@ class StreamTable:
         self._outbox = outbox
         self.dialler = dialler
         self._most = most
+        self._at_once = max(most, INITIAL_STREAMS)
+        """Streams that the dialler may have opened whose ends are to come."""
         self.scheduler = scheduler
         self.windows = windows
         self.slots = slots
@@ -174,7 +176,8 @@ class StreamTable:
         if len(self.live) + len(self.awaited) > self._most:
             self.send_refused(stream, StreamReason.LIMIT)
             return
-        self._renew_count()
+        if self.opens == 1:
+            self._renew_count()
         self._renew_credit()
         try:
             self.accept_stream(stream)
@@ -535,12 +538,12 @@ class StreamTable:
     def _renew_count(self) -> None:
         """At the exit: streams have ended, so others may be opened; or it takes more than INITIAL_STREAMS anyway. One
         that takes fewer refuses those beyond, and says so no more often: STREAMS is a control frame."""
-        if not self.dialler:
-            most = max(self._most, INITIAL_STREAMS)
-            count = self.opens - len(self.live) - len(self.awaited) + most
-            if count - self.may_open >= most >> 2:
-                self.may_open = count
-                self._outbox.send_control(wire.encode_number(wire.STREAMS, count))
+        if self.dialler:
+            return
+        count = self.opens - len(self.live) - len(self.awaited) + self._at_once
+        if count - self.may_open >= self._at_once >> 2:
+            self.may_open = count
+            self._outbox.send_control(wire.encode_number(wire.STREAMS, count))
 
     def clear(self) -> list[Stream]:
         """The session ended: forget all streams, whose handlers are still to be told. Returns them."""

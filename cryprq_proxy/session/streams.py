@@ -380,7 +380,8 @@ class Stream:
         """Little or nothing comes any more: count only what is held. The next window is due when half of that is taken,
         or this again once the peer has ended its half."""
         window = max(INITIAL_WINDOW, self.received - self.consumed_bytes)
-        self._count(window, now, pool)
+        if window != self._window:
+            self._count(window, now, pool)
         if self.receive_half is Half.CLOSED and window == INITIAL_WINDOW:
             self._due = _NEVER
         else:
@@ -388,9 +389,10 @@ class Stream:
 
     def release(self, now: float, pool: WindowPool) -> None:
         """The stream is gone: its window goes back to the pool."""
-        self._count(INITIAL_WINDOW, now, pool)
+        if self._window != INITIAL_WINDOW:
+            pool.count(self, self._window, INITIAL_WINDOW, now)
+            self._window = INITIAL_WINDOW
         self._due = _NEVER
-        self.queue.clear()
 
     def _count(self, window: int, now: float, pool: WindowPool) -> None:
         pool.count(self, self._window, window, now)
