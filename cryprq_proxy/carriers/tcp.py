@@ -86,11 +86,13 @@ class TcpCarrier(Carrier):
             self._buffer, self._unsent = buffer, buffer[:size]
             if not size:
                 self._release()
-                self._meter.idle()
-                return
-            if not self._push():
+            elif not self._push():
                 self._loop.add_writer(self._fd, self._on_writable)
                 self._measure(self._taken, now)
+                return
+            if not size or not self._flush_due:
+                # The path has nothing more: else it would have called `ready` again.
+                self._meter.idle()
                 return
         if not self._flush_due:
             self._flush_due = True

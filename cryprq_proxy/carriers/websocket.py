@@ -273,6 +273,10 @@ class WebSocketCarrier(Carrier):
                 return
             if full:
                 self._measure(self._written, clock())
+            elif not self._wanted.is_set():
+                # The path has nothing more: else it would have called `ready` again.
+                self._meter.idle()
+                return
         self._wanted.set()
         await self._next_turn()
 

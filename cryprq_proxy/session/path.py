@@ -251,7 +251,8 @@ class SessionPath:
 
     def fill(self, out: memoryview, budget: int, now: float) -> int:
         """Write records into `out` (at least FILL_MINIMUM + `budget` bytes) until about `budget` bytes are written, the
-        turn's work is done, or nothing is left to send. Returns the number of bytes written."""
+        turn's work is done, or nothing is left to send. Returns the number of bytes written. If there may be more to
+        send, `ready` has been called again."""
         session = self.session
         session.now = now
         self._woken = False
@@ -284,7 +285,7 @@ class SessionPath:
         if early:
             self._early -= written
         turn.spend(FILL_WORK + before - left + written // BYTES_PER_UNIT)
-        if left <= 0 or (chosen and session.waits(self)):
+        if left <= 0 or written >= budget or (chosen and session.waits(self)):
             self.wake()
         return written
 

@@ -102,6 +102,23 @@ def test_no_more_is_sealed_while_bytes_wait(stage: Stage) -> None:
     assert urgent.events == [("opened",)]
 
 
+def test_a_path_is_not_asked_again_when_it_has_nothing_more(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = opened(stage)
+    fill, sizes = stage.path.fill, []
+
+    def watched(out: memoryview, budget: int, now: float) -> int:
+        sizes.append(fill(out, budget, now))
+        return sizes[-1]
+
+    monkeypatch.setattr(stage.path, "fill", watched)
+    app.say(bytes(10_000))
+    stage.run()
+    assert len(sizes) == 1
+    assert sizes[0] > 10_000
+
+
 def test_one_wake_up_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     bound = TURN_WORK * BYTES_PER_UNIT + SEND_SIZE
     stage = Stage(monkeypatch, limits=session_limits(retained=4 * bound))

@@ -64,7 +64,6 @@ class Direction:
         self._due = False
         size = self.source.fill(_buffer, min(self.budget, self.capacity), now)
         if size:
-            self._due = True  # there may be more
             self.in_flight += _buffer[:size]
             self.sent += size
         return size > 0
