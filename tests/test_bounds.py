@@ -168,6 +168,10 @@ REACHED = {
     "streams that it opens at an exit that is about to stop, after it was asked to leave": [
         "exit/test_exit.py::test_an_exit_that_retires_asks_all_its_peers_to_leave"
     ],
+    "records that it sends before it has read the verdict": [
+        "exit/test_early_records.py::test_no_early_record_begins_behind_the_bound",
+        "exit/test_early_records.py::test_behind_a_signed_claim_nothing_may_be_early",
+    ],
     "tickets that each session has at the exit: for how many paths; of how many epochs": [
         "exit/test_ticket_book.py::test_the_next_eight_paths",
         "exit/test_ticket_book.py::test_no_more_than_two_epochs",
@@ -623,6 +627,7 @@ NUMBERS: dict[str, list[float]] = {
         BOUNDS.resume_seconds,
     ],
     "paths of a session at a time": [sessions.MOST_PATHS],
+    "records that it sends before it has read the verdict": [path.MAX_EARLY],
     "tickets that each session has at the exit: for how many paths; of how many epochs": [
         ticket_book.AHEAD,
         ticket_book.MAX_SECRETS,

@@ -29,6 +29,7 @@ from ..crypto.primitives import Provider
 from ..errors import CloseReason, ConfigError, HandshakeError, words_of
 from ..outbound.resolving.resolver import SystemResolver
 from ..session import wire
+from ..session.path import MAX_EARLY
 from ..session.path_keys import CarrierKeys
 from ..session.retention import SlotPool
 from ..session.status import by_name
@@ -157,7 +158,9 @@ class Exit:
         else:
             entry = self.sessions.new(established, pipe.direct)
             verdict = wire.encode_bare(wire.ACCEPT if claim is None else wire.NO_SESSION)
-        await self._let_in(pipe, host, entry, number, keys, epoch, verdict, resumed=bool(proof))
+        # Behind a claim nothing may be sent before the verdict is read: the session may be another one.
+        early = MAX_EARLY if claim is None else 0
+        await self._let_in(pipe, host, entry, number, keys, epoch, verdict, early, resumed=bool(proof))
         return peer
 
     def _claimed(self, peer: PeerId, claim: JoinClaim, h: bytes) -> tuple[PeerSession, bytes, int] | None:
@@ -186,7 +189,7 @@ class Exit:
             await self._refuse(pipe, keys, entry.peer, host, refusal)
             return None if refusal is CloseReason.NOT_AUTHORIZED else entry.peer
         verdict = wire.encode_bare(wire.ACCEPT)
-        await self._let_in(pipe, host, entry, path.number, keys, epoch, verdict, resumed=True)
+        await self._let_in(pipe, host, entry, path.number, keys, epoch, verdict, MAX_EARLY, resumed=True)
         return entry.peer
 
     async def _refuse(
@@ -213,10 +216,12 @@ class Exit:
         keys: CarrierKeys,
         epoch: int,
         verdict: bytes,
+        early: int,
         *,
         resumed: bool,
     ) -> None:
-        """Say `verdict`, and begin path `number` of the session, which joins by the resume secret of `epoch`."""
+        """Say `verdict`, and begin path `number` of the session, which joins by the resume secret of `epoch`. `early`
+        bytes of early records may come on it."""
         entry.taken = number
         self.sessions.tickets.advance(entry, number)
         if not entry.carriers:
@@ -229,16 +234,18 @@ class Exit:
         if entry.session.closed is not None or entry.taken != number:
             pipe.close()  # ended, or overtaken by a later path, while the verdict was written
             return
-        self._attach(pipe, entry, number, keys, epoch)
+        self._attach(pipe, entry, number, keys, epoch, early)
         kind = "resumed" if resumed else "up"
         _log.info("link %s: %s from %s, %s", kind, entry.peer, host, keys.cipher.name)
 
-    def _attach(self, pipe: Pipe, entry: PeerSession, number: int, keys: CarrierKeys, epoch: int) -> None:
+    def _attach(
+        self, pipe: Pipe, entry: PeerSession, number: int, keys: CarrierKeys, epoch: int, early: int
+    ) -> None:
         """Start the carrier of a path."""
         if entry.expiry is not None:
             entry.expiry.cancel()
         try:
-            path = entry.session.attach(number, keys, clock(), epoch=epoch)
+            path = entry.session.attach(number, keys, clock(), epoch=epoch, early=early)
             carrier = pipe.carrier(path, entry)
             entry.attach(carrier)
         except Exception:

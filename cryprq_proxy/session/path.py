@@ -104,6 +104,7 @@ class SessionPath:
         admitted: Callable[[], None] | None,
         ack_bytes: int,
         keepalive: float,
+        early: int | None,
     ) -> None:
         self.session = session
         self.number = number
@@ -124,10 +125,13 @@ class SessionPath:
         """What waits for the exit's verdict."""
         self._early = MAX_EARLY
         """Bytes that may still be sent before it."""
+        self._early_left = early
+        """At the exit: bytes behind which no early record may begin; None since the client has read the verdict."""
         self._ack_bytes = ack_bytes
         self._ack_due = False
-        self._ack_now = False
-        """Whether an ACK leaves with the next `fill`. One with each would cost more than what it acknowledges."""
+        self._ack_now = keys.opener.records > 0
+        """Whether an ACK leaves with the next `fill`. One with each would cost more than what it acknowledges. The
+        verdict, which may have been read before, is acknowledged at once: so the exit knows what comes behind it."""
         self._ack_by = NEVER
         self._acknowledged = 0
         """Records that the last ACK told of."""
@@ -292,8 +296,6 @@ class SessionPath:
     def _write_own(self, writer: RecordWriter, now: float) -> None:
         """Write what is about this path."""
         session, keys = self.session, self.keys
-        if session.rotation.sending > keys.send_epoch:
-            self._switch(writer, now)
         if self._ack_now and (received := self.received) > self._acknowledged:
             # The record that is acted on in several turns is acknowledged after the last one.
             self._ack_due = self._frames is not None
@@ -302,6 +304,8 @@ class SessionPath:
             self._unacknowledged = 0
             self._acknowledged = received
             writer.add(wire.encode_records(wire.ACK, self.number, received))
+        if session.rotation.sending > keys.send_epoch:
+            self._switch(writer, now)
         if self._pong is not None:
             writer.add(wire.encode_number(wire.PONG, self._pong))
             self._pong = None
@@ -320,6 +324,7 @@ class SessionPath:
         epoch = session.rotation.sending
         secret = session.rotation.secret(epoch)
         assert secret is not None
+        writer.flush()
         writer.add(wire.encode_epoch(wire.SWITCH, epoch))
         writer.flush()
         session.ledger.sealed(keys.send_epoch, keys.sealer)
@@ -346,6 +351,8 @@ class SessionPath:
         left = before = session.turn.left
         if self._frames is not None and left > 0:
             left = self._take_frames(self._frames, left)
+        if self._early_left is not None:
+            position, left = self._receive_early(data, left)
         table, keys = session.table, self.keys
         while left > 0 and not self.ended and session.closed is None:
             plaintext, position = keys.opener.open(data, position)
@@ -387,10 +394,35 @@ class SessionPath:
             return 0
         self.session.turn.spend(RECORD_WORK + FRAME_COSTS[frame[0]])
         self._admitted = None
+        self._ack_now = True
         self.session.choose()
         self.wake()
         admitted()
         return position
+
+    def _receive_early(self, data: memoryview, left: int) -> tuple[int, int]:
+        """At the exit: open what the client sends up to the record that begins with ACK, by which it has read the
+        verdict. Returns where the next record begins, and what is left of the turn's work. Raises PeerError for what
+        may not be early."""
+        session, position = self.session, 0
+        ack = wire.encode_records(wire.ACK, self.number, 0)[:-8]  # all but the number of records
+        while left > 0 and self._early_left is not None and not self.ended and session.closed is None:
+            begin = position
+            plaintext, position = self.keys.opener.open(data, begin)
+            if plaintext is None:
+                break
+            frames = wire.read_frames(bytes(plaintext))
+            if plaintext[: len(ack)] == ack:
+                self._early_left = None
+            elif self._early_left <= 0:
+                raise PeerError(
+                    CloseReason.PROTOCOL, "the client sent too much before it had read the verdict"
+                )
+            else:
+                self._early_left -= position - begin
+                frames = _only_early(frames)
+            left = self._take_frames(frames, left - RECORD_WORK)
+        return position, left
 
     def _take_frames(self, frames: Iterator[wire.Frame], left: int) -> int:
         """Act on the frames of one record while there is work left in this turn, and keep the others. Returns what is
@@ -440,6 +472,14 @@ class SessionPath:
             session.trust(self)
         if sample is not None:
             self.length.measured(sample, session.bytes_received, session.windows.credit, now)
+
+
+def _only_early(frames: Iterator[wire.Frame]) -> Iterator[wire.Frame]:
+    """`frames`, up to one that may not be early. Raises PeerError there."""
+    for frame in frames:
+        if frame[0] >= wire.RELIABLE and frame[0] != wire.CLOSE:
+            raise PeerError(CloseReason.PROTOCOL, "the client sent a frame before it had read the verdict")
+        yield frame
 
 
 def _nothing() -> None:

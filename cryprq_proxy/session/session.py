@@ -154,12 +154,15 @@ class Session:
         admitted: Callable[[], None] | None = None,
         *,
         epoch: int = 0,
+        early: int | None = None,
     ) -> SessionPath:
         """Path `number` is there, a higher one than all before. `keys` continue where its handshake stopped; it has
         joined by the resume secret of `epoch`.
 
         With `admitted` the exit's verdict is still to come. Until then only reliable frames are sent, MAX_EARLY bytes
         of them, and `receive` waits for it: `admitted` is called if it is ACCEPT, NotAdmitted raised if not.
+        With `early`, at an exit, the client may not have read it: until it has, no record may begin behind so many
+        bytes of them.
         """
         if number <= self.last_path:
             raise LocalError("the number of a path was used before")
@@ -174,6 +177,7 @@ class Session:
             admitted,
             min(self.limits.retained >> 4, ACK_BYTES),
             self.limits.keepalive,
+            early,
         )
         if self.last_path >= 0:
             rotation.joined(epoch, now)

@@ -121,7 +121,7 @@ async def test_an_outage_ends_without_a_signature(here: Place, middlebox: Middle
     lose_paths(client)
     await until(lambda: dialled > 2 * MOST_UNANSWERED)
     endpoints._dial = dial
-    assert dialled == client._link._attempts - before, "no attempt had a second, signed part"
+    assert dialled <= client._link._attempts - before, "no attempt had a second, signed part"
     await until(lambda: client.up)
     await echoes(app, b"still here")
     assert middlebox.patterns == [SHORT] and client._kept.session is session

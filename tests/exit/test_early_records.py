@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -12,16 +12,18 @@ from cryprq_proxy.address import Destination
 from cryprq_proxy.base import linger
 from cryprq_proxy.base.tasks import spawn
 from cryprq_proxy.carriers import pipe
-from cryprq_proxy.carriers.admission import frame_flight, meet_exit
+from cryprq_proxy.carriers.admission import claim, frame_flight, meet_exit, read_verdict
 from cryprq_proxy.crypto.handshake import LENGTH
-from cryprq_proxy.errors import CloseReason, NotAdmitted
+from cryprq_proxy.errors import CarrierError, CloseReason, NotAdmitted
 from cryprq_proxy.exit import lobby
 from cryprq_proxy.exit.exit import Exit
 from cryprq_proxy.session import wire
-from cryprq_proxy.session.records import RecordOpener
+from cryprq_proxy.session.path import MAX_EARLY
+from cryprq_proxy.session.records import OVERHEAD, RecordOpener
+from cryprq_proxy.session.session import Session
 from cryprq_proxy.session.wire import StreamProtocol
 from tests.support.settle import settle, until
-from tests.support.visits import ALICE, BOB, HeldPipe, Visit, inline, open_exit
+from tests.support.visits import ALICE, BOB, HeldPipe, Known, Visit, inline, open_exit
 
 NOWHERE = Destination("127.0.0.1", 9)
 MEGABYTES = bytes(16 << 20)
@@ -161,3 +163,97 @@ async def test_a_third_flight_of_impossible_length_is_not_read(monkeypatch: pyte
         await visit.work
         assert exit.listener.failed == {"no_handshake": 1}
         assert not opened.records
+
+
+# --- what may be early ---
+
+TCP_OPEN = wire.encode_open(1, StreamProtocol.TCP, NOWHERE)
+PING = wire.encode_number(wire.PING, 7)
+NO_EARLY = {
+    "PING": (PING,),
+    "PONG": (wire.encode_number(wire.PONG, 7),),
+    "SWITCH": (wire.encode_epoch(wire.SWITCH, 1),),
+    "DATAGRAM": (TCP_OPEN, wire.encode_datagram(1, NOWHERE, b"?")),
+    "PACKET": (wire.encode_packet(0, 0, 0, b"?"),),
+    "ACK of another path": (wire.encode_records(wire.ACK, 8, 1),),
+    "ACK that is not the first frame": (TCP_OPEN, wire.encode_records(wire.ACK, 0, 1)),
+    "PING behind what may be early": (TCP_OPEN, PING),
+}
+
+
+async def closed_with(visit: Visit) -> CloseReason:
+    _, _, reason = await visit.read(wire.CLOSE)
+    assert isinstance(reason, CloseReason)
+    return reason
+
+
+@pytest.mark.parametrize("frames", NO_EARLY.values(), ids=NO_EARLY)
+async def test_a_record_that_may_not_be_early_ends_the_session(frames: tuple[bytes, ...]) -> None:
+    async with open_exit() as exit:
+        visit = await introduced(Visit(exit, ALICE))
+        await visit.send(*frames)
+        await read_verdict(visit.pipe, visit.admission.keys.opener, wire.ACCEPT)
+        assert await closed_with(visit) is CloseReason.PROTOCOL
+        await until(lambda: not len(exit.sessions))
+        visit.cut()
+
+
+async def test_a_path_that_joins_may_not_either() -> None:
+    async with open_exit() as exit:
+        first = await Visit(exit, ALICE).admit()
+        visit = Visit(exit, ALICE)
+        await visit.show_ticket(first.known)
+        await visit.send(PING)
+        await read_verdict(visit.pipe, visit.admission.keys.opener, wire.ACCEPT)
+        assert await closed_with(visit) is CloseReason.PROTOCOL
+        await until(lambda: not len(exit.sessions))
+        first.cut()
+        visit.cut()
+
+
+async def test_behind_a_signed_claim_nothing_may_be_early() -> None:
+    """Not even what a new session may begin with: it may be another one."""
+    async with open_exit() as exit:
+        first = await Visit(exit, ALICE).admit()
+        for known in (first.known, Known(bytes(16), bytes(32))):
+            visit = Visit(exit, ALICE)
+            await meet_exit(visit.pipe, visit.handshake, inline)
+            visit.admission = await claim(visit.pipe, visit.handshake, cast(Session, known), 3, inline)
+            await visit.send(wire.encode_open(1, StreamProtocol.UDP, NOWHERE))
+            assert await closed_with(visit) is CloseReason.PROTOCOL
+            visit.cut()
+        first.cut()
+
+
+@pytest.mark.parametrize("over", [False, True])
+async def test_no_early_record_begins_behind_the_bound(over: bool) -> None:
+    """Up to there one may begin, whatever its length; what follows the verdict is bounded no more."""
+    window = wire.encode_window(0, 1)
+    record = len(window) + OVERHEAD
+    async with open_exit() as exit:
+        visit = await introduced(Visit(exit, ALICE))
+        for _ in range(-(-MAX_EARLY // record) - 1):
+            await visit.send(window)
+        await visit.send(TCP_OPEN, wire.encode_data_header(wire.DATA, 0, 1, 0) + bytes(60_000))
+        if over:
+            await visit.send(window)
+        await read_verdict(visit.pipe, visit.admission.keys.opener, wire.ACCEPT)
+        await visit.acknowledge()
+        await visit.send(PING)
+        if over:
+            assert await closed_with(visit) is CloseReason.PROTOCOL
+        else:
+            assert (await visit.read(wire.PONG))[2] == 7
+            assert len(exit.sessions) == 1
+        visit.cut()
+
+
+async def test_what_is_early_may_end_the_session() -> None:
+    async with open_exit() as exit:
+        visit = await introduced(Visit(exit, ALICE))
+        await visit.send(TCP_OPEN, wire.encode_close(CloseReason.NORMAL))
+        await read_verdict(visit.pipe, visit.admission.keys.opener, wire.ACCEPT)
+        with pytest.raises(CarrierError):
+            await visit.read(wire.CLOSE)
+        assert exit.sessions.streams_total and not len(exit.sessions)
+        visit.cut()

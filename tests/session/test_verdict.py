@@ -254,6 +254,19 @@ def test_early_records_of_a_joining_path_bring_what_the_lost_one_has_carried() -
     assert on.client.session_id == SESSION_ID
 
 
+def test_the_first_record_behind_the_verdict_acknowledges_it_also_where_keys_are_to_change() -> None:
+    """The exit takes what comes before for early records, and SWITCH may not be one."""
+    link = Link()
+    link.quiesce()
+    first, on = link.carrier, Introduced(link=link)
+    link.client.rotation.start(first.now)
+    first.settle()
+    assert (link.client.rotation.sending, on.path.keys.send_epoch) == (1, 0)
+    on.admit().settle()
+    assert link.carrier.open and link.exit.closed is None
+    assert on.path.keys.send_epoch == on.path.keys.receive_epoch == 1
+
+
 def test_a_joining_path_that_is_not_admitted_takes_nothing_with_it() -> None:
     """The exit may have read the early records, or not: nothing says so."""
     for read in (False, True):

@@ -17,7 +17,7 @@ from cryprq_proxy.address import Destination
 from cryprq_proxy.crypto.handshake import EpochSecrets, record_keys
 from cryprq_proxy.crypto.primitives import Cipher, Entropy, KemKey, Provider, select_provider, sha256
 from cryprq_proxy.errors import StreamReason
-from cryprq_proxy.session.path import SessionPath
+from cryprq_proxy.session.path import MAX_EARLY, SessionPath
 from cryprq_proxy.session.path_keys import CarrierKeys
 from cryprq_proxy.session.records import RecordOpener, RecordSealer
 from cryprq_proxy.session.retention import SLOT_HEADROOM, MemoryBudget, SlotPool
@@ -315,7 +315,9 @@ class Link:
         """The exit says ACCEPT, or something else, on the path that `introduce` has made, and begins."""
         keys = self._keys(self.exit)
         record = keys.sealer.seal(b"".join(verdict) or encode_bare(ACCEPT))
-        exit_path = self.exit.attach(self.carriers - 1, keys, self.now, epoch=path.keys.send_epoch)
+        exit_path = self.exit.attach(
+            self.carriers - 1, keys, self.now, epoch=path.keys.send_epoch, early=MAX_EARLY
+        )
         self.carrier = MemoryCarrier(path, exit_path, self.now)
         self.carrier.to_left.in_flight += record
         return self.carrier

@@ -656,9 +656,9 @@ class Session:
             self.paths[path.number] = path
             self._found(path)
             path.out.epoch = path.back.epoch = 0
-        path.up = path.owed = True
+        path.up = True
+        path.writer.write(path.out.seal(frame(Kind.ACK, "IQ", path.number, 1)))
         path.verdict.set_result(kind)
-        asyncio.get_running_loop().call_later(ACK_DELAY, path.send_ack)
         self.wake()
 
     def _record(self, path: Path, plaintext: bytes) -> None:

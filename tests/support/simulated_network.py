@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from cryprq_proxy.crypto.primitives import Cipher, Provider
+from cryprq_proxy.session.path import MAX_EARLY
 from cryprq_proxy.session.retention import SlotPool
 from cryprq_proxy.session.rotation import Offload, inline
 from cryprq_proxy.session.session import Session, SessionLimits
@@ -94,7 +95,7 @@ class Connection:
         keys = network.exit.keys(self.number)
         self.down.put(keys.sealer.seal(encode_bare(ACCEPT)) if self.early else b"4")
         self.up.deliver = lambda data: network.exit.do(lambda: self.exit.arrive(data))
-        self.exit.attach(self.number, keys, self.joined)
+        self.exit.attach(self.number, keys, self.joined, early=MAX_EARLY if self.early else None)
         if rest:
             self.exit.arrive(rest)
 

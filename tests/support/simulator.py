@@ -259,10 +259,17 @@ class End:
         self._spins = 0
 
     def attach(
-        self, number: int, keys: CarrierKeys, joined: int, admitted: Callable[[], None] | None = None
+        self,
+        number: int,
+        keys: CarrierKeys,
+        joined: int,
+        admitted: Callable[[], None] | None = None,
+        early: int | None = None,
     ) -> None:
         """`joined`: the epoch by whose resume secret."""
-        path = self.path = self.host.session.attach(number, keys, self._clock.now, admitted, epoch=joined)
+        path = self.path = self.host.session.attach(
+            number, keys, self._clock.now, admitted, epoch=joined, early=early
+        )
         self.host.ends[number] = self
         path.ready = self._ready
         path.abandoned = self._abandoned

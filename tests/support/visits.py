@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
@@ -136,6 +136,7 @@ class Visit:
             await self.verdict()
         else:
             self.admission = await claim(self.pipe, self.handshake, cast(Session, known), path, inline)
+            await self.acknowledge()
         await self.work
         return self
 
@@ -157,8 +158,14 @@ class Visit:
         self.admission = await introduce(self.pipe, self.handshake, inline, invite)
 
     async def verdict(self) -> None:
-        """Wait for ACCEPT. Raises PeerError."""
+        """Wait for ACCEPT, and acknowledge it. Raises PeerError."""
         await read_verdict(self.pipe, self.admission.keys.opener, wire.ACCEPT)
+        await self.acknowledge()
+
+    async def acknowledge(self) -> None:
+        """Say that the verdict has come; other records may follow then."""
+        with suppress(CarrierError):
+            await self.send(wire.encode_records(wire.ACK, self.admission.number, 1))
 
     @property
     def resumed(self) -> bool:
