@@ -296,6 +296,10 @@ class SessionPath:
     def _write_own(self, writer: RecordWriter, now: float) -> None:
         """Write what is about this path."""
         session, keys = self.session, self.keys
+        if session.table.windows_due and session.current is self:
+            # Credit leaves, for data that can be acknowledged along with it.
+            self._ack_now = self._ack_due
+            self.liveness.measure_again(now)
         if self._ack_now and (received := self.received) > self._acknowledged:
             # The record that is acted on in several turns is acknowledged after the last one.
             self._ack_due = self._frames is not None
@@ -309,8 +313,6 @@ class SessionPath:
         if self._pong is not None:
             writer.add(wire.encode_number(wire.PONG, self._pong))
             self._pong = None
-        if session.current is self and session.table.windows_due:
-            self.liveness.measure_again(now)
         if self.liveness.ping is not None:
             writer.add(wire.encode_number(wire.PING, self.liveness.ping))
             self.liveness.ping_sent(now)

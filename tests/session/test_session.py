@@ -353,6 +353,20 @@ def test_acknowledgements_coalesce() -> None:
     assert sent_frames(link, link.exit) == []
 
 
+def test_data_is_acknowledged_with_the_credit_that_it_brings() -> None:
+    link = Link()
+    one, other = link.pair()
+    other.eager = False
+    link.quiesce()
+    one.say(bytes(60_000))
+    link.carrier.settle()
+    assert sent_frames(link, link.exit) == []
+    other.consume()
+    acknowledgement, window = sent_frames(link, link.exit)
+    assert acknowledgement == (wire.ACK, 0, (0, path_of(link, link.exit).received))
+    assert window[0] == wire.WINDOW
+
+
 def test_much_data_is_acknowledged_before_the_delay() -> None:
     link = Link(session_limits(retained=1 << 20))
     one, other = link.pair()
