@@ -140,6 +140,8 @@ class Rotation:
         self._claims = self._resume
         self._state = RotationState.IDLE
         self._started = now
+        self._settled = -1
+        """The newest epoch to which all paths have come in both directions, as far as it was looked at."""
         self._asked_for = False
         """Whether a rotation is due before its time; at the exit, whether it has asked for one."""
         self._initiator: RekeyInitiator | None = None
@@ -192,6 +194,7 @@ class Rotation:
 
     def joined(self, epoch: int, now: float) -> None:
         """A path has joined by the resume secret of `epoch`: a rotation is due."""
+        self._settled = -1
         if self._dialler:
             self._asked_for = True
         else:
@@ -215,7 +218,8 @@ class Rotation:
         """When `tick` has something to do for the path of `keys`, or for the session."""
         if self._epoch is None:
             return NEVER
-        return min(self._last_time(keys), self._due(), self._forget_at())
+        used = self._used(keys)
+        return min(self._last_time(keys, used), self._due(used), self._forget_at())
 
     def tick(self, now: float, keys: PathKeys) -> None:
         """Start or ask for a rotation, if one is due.
@@ -225,11 +229,12 @@ class Rotation:
         """
         if self._epoch is None:
             return
-        if now >= self._last_time(keys):
+        used = self._used(keys)
+        if now >= self._last_time(keys, used):
             raise CarrierError(CloseReason.REKEY, "the keys could not be rotated in time")
         if now >= self._forget_at():
             del self._records[self.current - 1]
-        if now < self._due():
+        if now < self._due(used):
             return
         if self._dialler:
             self.start(now)
@@ -237,9 +242,9 @@ class Rotation:
             self._asked_for = True
             self._session.send_control(wire.encode_epoch(wire.REKEY_PLEASE, self.current + 1))
 
-    def _last_time(self, keys: PathKeys) -> float:
-        """When the path of `keys` ends, unless a rotation is finished before."""
-        if self._used(keys) > 1:
+    def _last_time(self, keys: PathKeys, used: int) -> float:
+        """When the path of `keys` ends, which are used up so many times, unless a rotation is finished before."""
+        if used > 1:
             return keys.since
         last = keys.since + self._limits.interval * MISSED_INTERVALS
         # A path that comes later gets the whole time.
@@ -249,15 +254,16 @@ class Rotation:
             last = min(last, max(self.since, keys.joined))
         return last + UNFINISHED
 
-    def _due(self) -> float:
-        """When to start or ask for a rotation; NEVER while that must wait."""
+    def _due(self, used: int) -> float:
+        """When to start or ask for a rotation, of which keys that are used up so many times are the reason; NEVER while
+        that must wait."""
         if self._state is not RotationState.IDLE or (self._asked_for and not self._dialler):
             return NEVER
-        used, current = False, self.current
-        for keys in self._session.path_keys:
-            if not keys.settled(current):
+        current = self.current
+        if self._settled < current:
+            if not all(keys.settled(current) for keys in self._session.path_keys):
                 return NEVER
-            used = used or self._used(keys) > 0
+            self._settled = current
         interval = self._limits.interval
         if used:
             return self.since
@@ -303,7 +309,7 @@ class Rotation:
             raise out_of_turn()
         if kind == wire.REKEY_PLEASE:
             self._asked_for = True
-            if now >= self._due():
+            if now >= self._due(max(map(self._used, self._session.path_keys), default=0)):
                 self.start(now)
         elif kind == wire.REKEY:
             self._receive_rekey(message, now)

@@ -170,6 +170,16 @@ def test_the_sides_go_over_one_after_the_other() -> None:
     both.assert_together(1)
 
 
+def test_no_rotation_begins_before_a_path_that_joined_by_an_older_epoch_has_come_to_this_one() -> None:
+    both = Rotations(LIMITS)
+    rotate(both)
+    both.advance(UNFINISHED + 1)
+    rotation, first = both.client.rotation, both.client.ends[0]
+    assert rotation.deadline(first.keys) == START + INTERVAL
+    both.client.attach(1, 0, both.now)
+    assert rotation.deadline(first.keys) == START + OVERDUE
+
+
 def test_no_rotation_begins_before_all_paths_have_come_to_the_last_one() -> None:
     both = Rotations(LIMITS, paths=2)
     stuck = both.client.ends[0]
