@@ -11,6 +11,9 @@ passes costs no time, and a client that returns from such a network does not sta
 A resume begins where the exit itself advertises, if it does (advertised.py): the others may lead to another exit of the
 same identity, which does not have the session.
 
+An endpoint that fails is tried again in the same race while another one has not failed yet. So where one hears
+nothing, as behind a firewall, the others need not wait for its time-out: an exit that starts anew is found soon.
+
 A path may lose large packets without a word: no ICMP, no clamped MSS. TCP connects there, and no flight of the
 handshake arrives. So where a handshake stays without an answer, the next race has a second attempt with small segments.
 """
@@ -35,6 +38,8 @@ from ..errors import CarrierError, CloseReason, HandshakeError, PeerError, Unans
 DIAL_TIMEOUT: Final = 10.0
 HEAD_START: Final = 0.5
 """Seconds before the next endpoint is tried too."""
+AGAIN_SECONDS: Final = 1.0
+"""Until one that failed is tried again in the same race. An exit counts what does not come to its end (60 a minute)."""
 ADVERTISED_HEAD_START: Final = 2.0
 """Seconds for the address that the exit itself advertises: at the others the session may be unknown, and lost."""
 SMALL_SEGMENT: Final = 1024
@@ -169,6 +174,7 @@ class Endpoints:
                 lambda loser: loser[0].close(),
                 self._pause,
                 abreast=2 if both else 1,
+                again=AGAIN_SECONDS,
             )
         except AllFailed as failure:
             raise _all_failed(order, failure.errors[: len(order)]) from None

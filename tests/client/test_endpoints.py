@@ -16,7 +16,13 @@ from cryprq_proxy.carriers.dial.endpoint import Endpoint
 from cryprq_proxy.carriers.lane.batch import SocketAddress
 from cryprq_proxy.carriers.pipe import Pipe
 from cryprq_proxy.client import endpoints as endpoints_module
-from cryprq_proxy.client.endpoints import ADVERTISED_HEAD_START, SMALL_SEGMENT, Endpoints, is_late
+from cryprq_proxy.client.endpoints import (
+    ADVERTISED_HEAD_START,
+    AGAIN_SECONDS,
+    SMALL_SEGMENT,
+    Endpoints,
+    is_late,
+)
 from cryprq_proxy.crypto.client_handshake import ClientHandshake
 from cryprq_proxy.crypto.exit_handshake import ExitHandshake
 from cryprq_proxy.crypto.handshake import LENGTH
@@ -151,6 +157,18 @@ async def test_where_the_first_one_fails_at_once_what_worked_last_time_is_there(
     net = Net(tcp=failure("no route"), wss=ExitPipe())
     met = await net.endpoints(TCP, WSS, remembered=str(WSS)).race(handshake, offload)
     assert (met.endpoint, met.why) == (WSS, "tcp failed: no route")
+
+
+async def test_one_that_is_refused_is_tried_again_while_another_one_is_silent() -> None:
+    """The exit starts anew, and its other endpoint is behind a firewall."""
+    net = Net(tcp=failure("refused"))
+    racing = asyncio.ensure_future(net.endpoints(TCP, WSS, remembered=str(WSS)).race(handshake, offload))
+    await settle()
+    assert (net.dialled, net.seconds) == (["tcp", "wss"], [AGAIN_SECONDS])
+    net.found["tcp"] = ExitPipe()
+    net.delays[-1].set_result(None)
+    met = await racing
+    assert (met.endpoint, net.dialled) == (TCP, ["tcp", "wss", "tcp"])
 
 
 async def test_what_is_remembered_and_no_longer_given_does_not_count() -> None:

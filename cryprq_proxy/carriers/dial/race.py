@@ -3,6 +3,7 @@
 first ----------------------.        still nothing after the delay: the second starts too
          second ---------------- ok  the first one that succeeds wins, the others are cancelled
                  third ----x         one that fails lets the next one start at once
+                       third ------  and is made again, where that is asked for, while another one has not failed yet
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ class Outcome[T](NamedTuple):
     """The number of the attempt that succeeded."""
     value: T
     errors: tuple[PeerError | None, ...]
-    """For each attempt why it failed; None for the winner and for those that were too slow or did not start."""
+    """For each attempt why it failed last; None for the winner and for those that were too slow or did not start."""
 
 
 class AllFailed(CryprqError):
@@ -41,9 +42,11 @@ async def race[T](
     pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
     *,
     abreast: int = 1,
+    again: float | None = None,
 ) -> Outcome[T]:
     """Start the first `abreast` attempts, then one after the other, `delay` seconds apart or as soon as one fails.
-    End with the first one that returns.
+    End with the first one that returns. One that fails is made again `again` seconds later, if that is given, until
+    each has failed: else one that only hears nothing would hold up those that can soon be of use.
 
     When this returns or raises, no attempt is running; `discard` gets what late ones have returned. Raises AllFailed.
     A fault of this program ends its attempt only. Any other CryprqError ends the race and is raised.
@@ -60,8 +63,9 @@ async def race[T](
                 del waiting[:due]
                 _stop(head_start)
                 head_start = spawn(_awaited(pause, delay), "head start") if waiting else None
-            if not running:
-                raise AllFailed([error for error in errors if error is not None])
+            failed = [error for error in errors if error is not None]
+            if len(failed) == len(starts):
+                raise AllFailed(failed)
             waited_for: list[asyncio.Future[Any]] = [*running]
             if head_start is not None:
                 waited_for.append(head_start)
@@ -70,10 +74,15 @@ async def race[T](
             for attempt in [future for future in running if future.done()]:
                 number = running.pop(attempt)
                 try:
-                    return Outcome(number, attempt.result(), tuple(errors))
+                    value = attempt.result()
                 except PeerError as error:
                     errors[number] = error
                     due = 1
+                    if again is not None:
+                        running[spawn(_repeat(starts[number], pause, again), "dial")] = number
+                else:
+                    errors[number] = None
+                    return Outcome(number, value, tuple(errors))
     finally:
         _stop(head_start)
         await _end(running, discard)
@@ -87,6 +96,13 @@ async def _attempt[T](start: Callable[[], Coroutine[Any, Any, T]]) -> T:
             raise
         report_fault("ends an attempt to reach the exit", error)
         raise CarrierFault from None
+
+
+async def _repeat[T](
+    start: Callable[[], Coroutine[Any, Any, T]], pause: Callable[[float], Awaitable[None]], seconds: float
+) -> T:
+    await pause(seconds)
+    return await _attempt(start)
 
 
 async def _end[T](running: Collection[asyncio.Future[T]], discard: Callable[[T], None]) -> None:

@@ -22,9 +22,12 @@ class Track:
         self.log: list[str] = []
         self.discarded: list[str] = []
 
-    def start(self, delay: float = 0.5, abreast: int = 1) -> asyncio.Task[Outcome[str]]:
+    def start(
+        self, delay: float = 0.5, abreast: int = 1, again: float | None = None
+    ) -> asyncio.Task[Outcome[str]]:
         starts = [partial(self._run, number) for number in range(len(self.results))]
-        return asyncio.ensure_future(race(starts, delay, self.discarded.append, self._pause, abreast=abreast))
+        running = race(starts, delay, self.discarded.append, self._pause, abreast=abreast, again=again)
+        return asyncio.ensure_future(running)
 
     async def _run(self, number: int) -> str:
         self.log.append(f"start {number}")
@@ -42,8 +45,11 @@ class Track:
     def pass_delay(self) -> None:
         self.delays[-1].set_result(None)
 
-    def fail(self, number: int) -> None:
-        self.results[number].set_exception(CarrierError(CloseReason.TIMED_OUT, f"{number} broke"))
+    def fail(self, number: int, text: str = "broke") -> None:
+        """This attempt fails; one that is made again waits anew."""
+        failed = self.results[number]
+        self.results[number] = asyncio.get_running_loop().create_future()
+        failed.set_exception(CarrierError(CloseReason.TIMED_OUT, f"{number} {text}"))
 
 
 async def settle() -> None:
@@ -130,6 +136,57 @@ async def test_all_fail() -> None:
     with pytest.raises(AllFailed) as caught:
         await running
     assert texts(caught.value.errors) == ["0 broke", "1 broke"]
+
+
+async def test_one_that_failed_is_made_again_while_another_one_has_not() -> None:
+    """The second one hears nothing; the first one is refused twice, and then there."""
+    track = Track(2)
+    running = track.start(abreast=2, again=1.0)
+    for _ in range(2):
+        await settle()
+        track.fail(0)
+        await settle()
+        track.pass_delay()
+    await settle()
+    assert track.asked == [1.0, 1.0]
+    assert track.log == ["start 0", "start 1", "start 0", "start 0"]
+    track.results[0].set_result("a")
+    assert await running == (0, "a", (None, None))
+    assert track.log[4:] == ["stop 1"]
+
+
+@pytest.mark.parametrize("under_way", [True, False])
+async def test_when_the_last_one_has_failed_none_is_made_again(under_way: bool) -> None:
+    track = Track(2)
+    running = track.start(abreast=2, again=1.0)
+    await settle()
+    track.fail(0)
+    await settle()
+    if under_way:
+        track.pass_delay()
+        await settle()
+        track.fail(0, "broke again")
+        await settle()
+        track.pass_delay()
+        await settle()
+    track.fail(1)
+    with pytest.raises(AllFailed) as caught:
+        await running
+    assert texts(caught.value.errors) == ["0 broke again" if under_way else "0 broke", "1 broke"]
+    assert track.log[2:] == (["start 0", "start 0", "stop 0"] if under_way else [])
+
+
+async def test_one_that_failed_waits_and_the_next_one_does_not() -> None:
+    track = Track(2)
+    running = track.start(again=1.0)
+    await settle()
+    track.fail(0)
+    await settle()
+    assert track.log == ["start 0", "start 1"]
+    track.results[1].set_result("b")
+    outcome = await running
+    assert (outcome.value, texts(outcome.errors)) == ("b", ["0 broke", None])
+    assert track.log == ["start 0", "start 1"]
 
 
 async def test_of_two_at_once_the_better_one_wins_and_the_other_is_given_back() -> None:
