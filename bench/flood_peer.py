@@ -183,7 +183,7 @@ def tiny_data(peer: RawPeer) -> None:
 
 def byte_at(offset: int) -> bytes:
     """A DATA frame of the first stream."""
-    return wire.encode_data_header(wire.DATA, 0, 1, offset) + b"x"
+    return wire.encode_data_header(wire.DATA, 1, offset) + b"x"
 
 
 def holes(peer: RawPeer) -> None:

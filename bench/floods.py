@@ -213,7 +213,7 @@ class Pinger:
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             others, began = self._others(), time.monotonic()
-            self._peer.send(wire.encode_data_header(wire.DATA, 0, 1, 4 * len(taken)) + b"ping")
+            self._peer.send(wire.encode_data_header(wire.DATA, 1, 4 * len(taken)) + b"ping")
             self._wait_for(wire.DATA)
             took = time.monotonic() - began
             taken.append(max(0.0, took - self._others() + others))

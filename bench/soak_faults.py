@@ -55,7 +55,7 @@ MORE_FLOODS: Final[dict[str, Callable[[int], bytes]]] = {
     "LANE": lambda number: wire.encode_lane(0, number % 2**32),
     "REKEY_PLEASE": lambda _: wire.encode_epoch(wire.REKEY_PLEASE, 1),
     "ACK": lambda _: wire.encode_records(wire.ACK, 0, 0),
-    "FIN": lambda _: wire.encode_data_header(wire.DATA, wire.DATA_FIN, 1, 0),
+    "FIN": lambda _: wire.encode_fin(1, 0),
     "CLOSE": lambda _: wire.encode_close(CloseReason.NORMAL),
 }
 

@@ -31,7 +31,7 @@ from .stream_table import StreamTable
 from .turns import BYTES_PER_UNIT, DATA_COST, FILL_WORK, FRAME_COSTS, RECORD_WORK, TurnBudget
 from .verdict import open_verdict
 from .windows import WindowPool
-from .wire import DATA, DATA_HEADER, MAX_DATA
+from .wire import DATA
 from .writer import MAX_JOINED, RecordWriter
 
 ACK_BYTES: Final = 1 << 20
@@ -360,12 +360,12 @@ class SessionPath:
             plaintext, position = keys.opener.open(data, position)
             if plaintext is None:
                 break
-            if plaintext[0] == DATA and DATA_HEADER <= len(plaintext) <= DATA_HEADER + MAX_DATA:
+            if plaintext[0] == DATA:
                 left -= DATA_COST
-                stream, offset, fin, payload = wire.read_data(plaintext)
+                stream, offset, payload = wire.read_data(plaintext)
                 self._ack_due = True
                 self._unacknowledged += len(payload)
-                table.receive_data(stream, offset, fin, payload)
+                table.receive_data(stream, offset, payload)
                 continue
             left = self._take_record(
                 wire.read_frames(bytes(plaintext)), plaintext[0], left - RECORD_WORK, now
@@ -437,7 +437,7 @@ class SessionPath:
             if kind < wire.RELIABLE:
                 self._ack_due = True
                 if kind == DATA:
-                    self._unacknowledged += len(value[2])  # type: ignore[index]
+                    self._unacknowledged += len(value[1])  # type: ignore[index]
             act(self, kind, id, value)
             if left <= 0 or session.closed is not None or self.ended:
                 return left

@@ -586,6 +586,7 @@ _ACTIONS: Final[dict[int, Callable[[Session, SessionPath, int, Any], None]]] = {
     wire.OPENED: lambda session, _, id, __: session.table.receive_opened(id),
     wire.REFUSED: lambda session, _, id, reason: session.table.receive_refused(id, reason),
     wire.DATA: lambda session, _, id, value: session.table.receive_data(id, *value),
+    wire.FIN: lambda session, _, id, final: session.table.receive_fin(id, final),
     wire.RESET: lambda session, _, id, value: session.table.receive_reset(id, *value),
     wire.WINDOW: lambda session, _, id, limit: session.table.receive_window(id, limit),
     wire.STREAMS: lambda session, _, __, count: session.table.receive_streams(count),

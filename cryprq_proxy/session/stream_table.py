@@ -33,6 +33,7 @@ MAX_AWAITED: Final = 65_536
 """Largest number of streams that have ended here and whose end the peer has not sent yet."""
 INITIAL_STREAMS: Final = 16_384
 """Streams that may be opened before the first STREAMS frame."""
+_MOVED_END: Final = "the peer changed where a stream ends"
 
 type Refused = Callable[[Stream, StreamReason, bool], bool]
 """Called at the dialler when the exit refused a stream; True as third argument: nothing was sent on it. If it returns
@@ -229,44 +230,64 @@ class StreamTable:
 
     # --- data ------------------------------------------------------------------------------------------------------
 
-    def receive_data(self, id: int, offset: int, fin: bool, payload: memoryview) -> None:
-        """A DATA frame: `payload` belongs at `offset`, behind which the stream ends if `fin`."""
-        stream = self.live.get(id)
+    def receive_data(self, id: int, offset: int, payload: memoryview) -> None:
+        """A DATA frame: `payload` belongs at `offset`."""
         end = offset + len(payload)
+        stream = self.live.get(id)
+        if stream is not None and not stream.opened:
+            stream = self._opened_by(stream)
         if stream is None:
-            self._receive_late_data(id, end, fin)
+            self._receive_late_data(id, end)
             return
-        if not stream.opened and self.dialler:
-            self._connected(stream)
-            if stream.handler is ENDED:
-                self._receive_late_data(id, end, fin)
-                return
-        if (fin or stream.final is not None) and not self._fits_final(stream, end, fin):
-            raise PeerError(CloseReason.PROTOCOL, "the peer changed where a stream ends")
-        if end > stream.received:
-            grown = end - stream.received
-            self.bytes_received += grown
-            self.received_credit.take(grown)
-            if not stream.take_data(end, self.now, self.windows):
-                self._abort(stream, stream.handler, StreamReason.LIMIT)
-                return
+        if stream.final is not None and end > stream.final:
+            raise PeerError(CloseReason.PROTOCOL, _MOVED_END)
+        if end > stream.received and not self._take(stream, end):
+            return
         if offset == stream.delivered and stream.pieces is None:
-            if payload:
-                self._deliver(stream, payload)
-        elif payload and end > stream.delivered:
+            self._deliver(stream, payload)
+        elif end > stream.delivered:
             self._deliver_later(stream, offset, payload)
         if stream.final == stream.delivered and stream.receive_half is Half.OPEN:
             self._deliver_end(stream)
 
-    @staticmethod
-    def _fits_final(stream: Stream, end: int, fin: bool) -> bool:
-        """Whether bytes up to `end` agree with where the stream ends, which is there if `fin`."""
-        if stream.final is not None:
-            return end == stream.final if fin else end <= stream.final
-        if end < stream.received:
+    def receive_fin(self, id: int, final: int) -> None:
+        """A FIN frame: the peer sends `final` bytes in all."""
+        stream = self.live.get(id)
+        if stream is not None and not stream.opened:
+            stream = self._opened_by(stream)
+        if stream is None:
+            self._end_awaited(wire.FIN, id, final)
+            return
+        self._set_final(stream, final)
+        if final > stream.received and not self._take(stream, final):
+            return
+        if final == stream.delivered and stream.receive_half is Half.OPEN:
+            self._deliver_end(stream)
+
+    def _opened_by(self, stream: Stream) -> Stream | None:
+        """At the dialler, the exit's first bytes or their end open a stream. None if its handler ends it then."""
+        if self.dialler:
+            self._connected(stream)
+            if stream.handler is ENDED:
+                return None
+        return stream
+
+    def _take(self, stream: Stream, end: int) -> bool:
+        """Count bytes up to `end`. False if there is no room for them, and the stream is reset."""
+        grown = end - stream.received
+        self.bytes_received += grown
+        self.received_credit.take(grown)
+        if not stream.take_data(end, self.now, self.windows):
+            self._abort(stream, stream.handler, StreamReason.LIMIT)
             return False
-        stream.final = end
         return True
+
+    @staticmethod
+    def _set_final(stream: Stream, final: int) -> None:
+        """Raises PeerError if it was another one, or more has come."""
+        if final < stream.received or (stream.final is not None and final != stream.final):
+            raise PeerError(CloseReason.PROTOCOL, _MOVED_END)
+        stream.final = final
 
     def _deliver(self, stream: Stream, payload: memoryview) -> None:
         stream.delivered += len(payload)
@@ -311,8 +332,7 @@ class StreamTable:
         if stream is None:
             self._end_awaited(wire.RESET, id, final)
             return
-        if not self._fits_final(stream, final, fin=True):
-            raise PeerError(CloseReason.PROTOCOL, "the peer changed where a stream ends")
+        self._set_final(stream, final)
         if final > stream.announced:
             raise PeerError(CloseReason.CREDIT, "the peer ended a stream beyond its window")
         self.received_credit.take(final - stream.received)
@@ -412,7 +432,7 @@ class StreamTable:
 
     def send_fin(self, stream: Stream) -> None:
         stream.send_half = Half.CLOSED
-        self._outbox.send(wire.encode_data_header(wire.DATA, wire.DATA_FIN, stream.id, stream.sent))
+        self._outbox.send(wire.encode_fin(stream.id, stream.sent))
         if stream.receive_half is Half.CLOSED:
             self._remove(stream)
             stream.handler = ENDED
@@ -484,27 +504,21 @@ class StreamTable:
         if not self.live:
             self.events.idle()
 
-    def _receive_late_data(self, id: int, end: int, fin: bool) -> None:
+    def _receive_late_data(self, id: int, end: int) -> None:
         highest = self.awaited.get(id)
         if highest is None:
             self._late(wire.DATA, id)
-            return
-        if end > highest:
+        elif end > highest:
             self._discard(id, highest, end)
-        elif fin and end < highest:
-            raise PeerError(CloseReason.PROTOCOL, "the peer changed where a stream ends")
-        if fin:
-            del self.awaited[id]
-            self._renew_count()
 
     def _end_awaited(self, kind: int, id: int, final: int) -> None:
-        """A RESET or REFUSED for a stream that has ended here."""
+        """A FIN, RESET or REFUSED for a stream that has ended here."""
         highest = self.awaited.get(id)
         if highest is None:
             self._late(kind, id)
             return
         if final < highest:
-            raise PeerError(CloseReason.PROTOCOL, "the peer changed where a stream ends")
+            raise PeerError(CloseReason.PROTOCOL, _MOVED_END)
         self._discard(id, highest, final)
         del self.awaited[id]
         self._renew_count()

@@ -271,7 +271,7 @@ class Stream:
     def send_slot(self, slot: memoryview, size: int) -> None:
         """Send `size` bytes (at most `frame_limit` and `request_room()`) that were read into `slot` after its headroom.
         The stream takes the slot over."""
-        header = encode_data_header(DATA, 0, self.id, self.sent)
+        header = encode_data_header(DATA, self.id, self.sent)
         self._queue(frame_slot(slot, size, header, self._session.slots))
 
     def send(self, data: bytes | memoryview) -> None:
@@ -279,7 +279,7 @@ class Stream:
         limit = self.frame_limit
         for start in range(0, len(data), limit):
             piece = data[start : start + limit]
-            header = encode_data_header(DATA, 0, self.id, self.sent)
+            header = encode_data_header(DATA, self.id, self.sent)
             self._queue(Unit(b"".join((header, piece)), len(piece)))
 
     def finish(self) -> None:

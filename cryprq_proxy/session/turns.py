@@ -47,6 +47,7 @@ _WORK: Final = {
     wire.OPENED: 20,
     wire.REFUSED: END_WORK,
     wire.DATA: 6,
+    wire.FIN: END_WORK,
     wire.RESET: END_WORK,
     wire.REKEY: 500,
     wire.REKEY_ANSWER: 500,

@@ -2,7 +2,7 @@
 
 A record's plaintext is a sequence of frames without padding. All integers are big-endian. Every frame starts with
 one byte, its kind. A DATA frame is the last of its record and takes the rest: 128 KiB of stream data cost one header
-of 14 bytes and one seal.
+of 13 bytes and one seal.
 
 *Reliable*, kinds below 0x20: kept until the path on which they went has acknowledged the record, and sent again on the
 next path when that one is lost. Each is absolute and idempotent, so a second copy changes nothing.
@@ -10,7 +10,8 @@ next path when that one is lost. Each is absolute and idempotent, so a second co
     OPEN          kind | stream u32 | protocol u8 | destination (RFC 1928 section 5)
     OPENED        kind | stream u32
     REFUSED       kind | stream u32 | reason u8
-    DATA          kind | flags u8 | stream u32 | offset u64 | rest of the record, 0 to 131,072 bytes; flags: 1 is FIN
+    DATA          kind | stream u32 | offset u64 | rest of the record, 1 to 131,072 bytes
+    FIN           kind | stream u32 | final offset u64
     RESET         kind | stream u32 | reason u8 | final offset u64
     WINDOW        kind | stream u32, 0: all streams together | bytes that may be sent in all u64
     STREAMS       kind | streams that may be opened in all u64
@@ -56,9 +57,7 @@ from ..rules.ranges import IPNetwork
 
 MAX_DATA: Final = 131_072
 """Largest number of bytes of stream data in one DATA frame."""
-DATA_HEADER: Final = 14
-DATA_FIN: Final = 0x01
-"""Flag of a DATA frame: the stream ends behind its last byte."""
+DATA_HEADER: Final = 13
 MAX_OFFSET: Final = 1 << 62
 """No stream of bytes is longer."""
 MAX_PLAINTEXT: Final = MAX_DATA + 512
@@ -94,6 +93,7 @@ class Kind(IntEnum):
     GOAWAY = 0x0E
     PREFER = 0x0F
     ABANDON = 0x10
+    FIN = 0x11
     ACK = 0x20
     PING = 0x21
     PONG = 0x22
@@ -118,13 +118,12 @@ class StreamProtocol(IntEnum):
 
 # Plain integers for the data path: each use of an IntEnum member costs a look-up in the dictionary of its class.
 OPEN, OPENED, REFUSED, DATA, RESET, WINDOW, STREAMS, REKEY, REKEY_ANSWER, REKEY_PLEASE = range(0x01, 0x0B)
-LANE, NETWORK, TAKEN, GOAWAY, PREFER, ABANDON = range(0x0B, 0x11)
+LANE, NETWORK, TAKEN, GOAWAY, PREFER, ABANDON, FIN = range(0x0B, 0x12)
 ACK, PING, PONG, SWITCH, DATAGRAM, PACKET, ADVERTISE, CLOSE = range(0x20, 0x28)
 ACCEPT, NO_SESSION, JOINED = range(0x28, 0x2B)
 
 _STREAM = Struct("!BI")
 _STREAM_BYTE = Struct("!BIB")
-_DATA = Struct("!BBIQ")
 _RESET = Struct("!BIBQ")
 _BOUND = Struct("!BIQ")
 _NUMBER = Struct("!BQ")
@@ -141,8 +140,8 @@ _JOINED = Struct("!B32s")
 
 type Frame = tuple[int, int, object]
 """A decoded frame: kind, stream id (0 for frames of no one stream), and a value that depends on the kind:
-`(StreamProtocol, Destination)` for OPEN, `StreamReason` for REFUSED, `(offset, fin, memoryview)` for DATA,
-`(StreamReason, final offset)` for RESET, an int for WINDOW, STREAMS, PING, PONG, REKEY_PLEASE and SWITCH,
+`(StreamProtocol, Destination)` for OPEN, `StreamReason` for REFUSED, `(offset, memoryview)` for DATA,
+`(StreamReason, final offset)` for RESET, an int for FIN, WINDOW, STREAMS, PING, PONG, REKEY_PLEASE and SWITCH,
 `(epoch, bytes)` for REKEY and REKEY_ANSWER, `(epoch, index)` for LANE, `(serial, bytes, bytes)` for NETWORK,
 `(serial, tuple of networks)` for TAKEN, `(serial, path)` for PREFER, `(path, records)` for ABANDON and ACK,
 `(Destination, memoryview)` for DATAGRAM, `(int, int, int, memoryview)` for PACKET, a Destination for ADVERTISE,
@@ -161,8 +160,13 @@ def encode_refused(stream: int, reason: StreamReason) -> bytes:
     return _STREAM_BYTE.pack(REFUSED, stream, reason)
 
 
-encode_data_header = _DATA.pack
-"""`encode_data_header(DATA, flags, stream, offset)`: the 14 bytes in front of stream data."""
+encode_data_header = _BOUND.pack
+"""`encode_data_header(DATA, stream, offset)`: the 13 bytes in front of stream data."""
+
+
+def encode_fin(stream: int, final: int) -> bytes:
+    """`final`: how many bytes the stream has in all, in this direction."""
+    return _BOUND.pack(FIN, stream, final)
 
 
 def encode_reset(stream: int, reason: StreamReason, final: int) -> bytes:
@@ -273,8 +277,8 @@ def read_frames(plaintext: bytes) -> Iterator[Frame]:
         yield frame
 
 
-def read_data(plaintext: bytes | bytearray | memoryview) -> tuple[int, int, bool, memoryview]:
-    """Stream, offset, FIN and data of a record whose first byte is DATA, so that it is this one frame.
+def read_data(plaintext: bytes | bytearray | memoryview) -> tuple[int, int, memoryview]:
+    """Stream, offset and data of a record whose first byte is DATA, so that it is this one frame.
 
     As `read_frames`, but from any buffer: the record layer uses that of large records again.
     """
@@ -309,21 +313,25 @@ def _refused(data: bytes, view: memoryview, at: int) -> tuple[Frame, int]:
 
 
 def _data(data: bytes, view: memoryview, at: int) -> tuple[Frame, int]:
-    stream, offset, fin, payload = _read_data(data, view, at)
-    return (DATA, stream, (offset, fin, payload)), len(data)
+    stream, offset, payload = _read_data(data, view, at)
+    return (DATA, stream, (offset, payload)), len(data)
 
 
 def _read_data(
     data: bytes | bytearray | memoryview, view: memoryview, at: int
-) -> tuple[int, int, bool, memoryview]:
-    _, flags, stream, offset = _DATA.unpack_from(data, at)
+) -> tuple[int, int, memoryview]:
+    _, stream, offset = _BOUND.unpack_from(data, at)
     payload = view[at + DATA_HEADER :]
-    size = len(payload)
-    if flags > DATA_FIN or not stream or size > MAX_DATA or offset + size > MAX_OFFSET:
+    if not stream or not 0 < len(payload) <= MAX_DATA or offset + len(payload) > MAX_OFFSET:
         raise ValueError("out of range")
-    if not size and not flags:
-        raise ValueError("nothing")
-    return stream, offset, flags == DATA_FIN, payload
+    return stream, offset, payload
+
+
+def _fin(data: bytes, view: memoryview, at: int) -> tuple[Frame, int]:
+    kind, stream, final = _BOUND.unpack_from(data, at)
+    if final > MAX_OFFSET:
+        raise ValueError("out of range")
+    return (kind, _one(stream), final), at + _BOUND.size
 
 
 def _reset(data: bytes, view: memoryview, at: int) -> tuple[Frame, int]:
@@ -439,6 +447,7 @@ _DECODERS = {
     OPENED: _opened,
     REFUSED: _refused,
     DATA: _data,
+    FIN: _fin,
     RESET: _reset,
     WINDOW: _window,
     STREAMS: _number,

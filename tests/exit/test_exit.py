@@ -124,7 +124,7 @@ async def test_a_stream_that_crosses_the_request_to_leave_is_served(monkeypatch:
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(PATIENCE)
         request = wire.encode_open(1, StreamProtocol.TCP, Destination(*server.getsockname()))
-        data = wire.encode_data_header(wire.DATA, 0, 1, 0) + b"once"
+        data = wire.encode_data_header(wire.DATA, 1, 0) + b"once"
         async with open_exit() as exit:
             alice, bob = await Visit(exit, ALICE).admit(), await Visit(exit, BOB).admit()
             bob.cut()
@@ -449,7 +449,7 @@ async def test_what_has_ended_is_freed_without_a_collection_of_garbage() -> None
         await visit.read(wire.REFUSED)
         await visit.send(
             wire.encode_reset(1, StreamReason.CANCELLED, 0),
-            wire.encode_data_header(wire.DATA, wire.DATA_FIN, 2, 0),
+            wire.encode_fin(2, 0),
         )
         await until(lambda: all(not entry.session.streams.keys() & {1, 2, 6} for entry in exit.sessions))
         visit.cut()

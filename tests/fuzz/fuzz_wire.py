@@ -22,8 +22,10 @@ def encode(kind: int, stream: int, value: Any) -> bytes:  # noqa: C901  a case a
     if kind == wire.REFUSED:
         return wire.encode_refused(stream, value)
     if kind == wire.DATA:
-        offset, fin, payload = value
-        return wire.encode_data_header(kind, fin, stream, offset) + bytes(payload)
+        offset, payload = value
+        return wire.encode_data_header(kind, stream, offset) + bytes(payload)
+    if kind == wire.FIN:
+        return wire.encode_fin(stream, value)
     if kind == wire.RESET:
         return wire.encode_reset(stream, *value)
     if kind == wire.WINDOW:

@@ -31,6 +31,7 @@ from tests.support.second_frames import (
     Close,
     Kind,
     data_frame,
+    fin_frame,
     frame,
     frames,
     put_address,
@@ -277,7 +278,8 @@ def test_frames_that_the_client_makes_are_those_of_the_page() -> None:
     assert page["OPEN, stream 1, TCP, example.com:443"] == example
     six = frame(Kind.OPEN, "IB", 2, TCP) + put_address(("2001:db8::1", 22))
     assert page["OPEN, stream 2, TCP, [2001:db8::1]:22"] == six
-    assert page['DATA, stream 1, offset 65,536, FIN, "bye"'] == data_frame(1, 65_536, b"bye", True)
+    assert page['DATA, stream 1, offset 65,536, "bye"'] == data_frame(1, 65_536, b"bye")
+    assert page["FIN, stream 1, final offset 65,539"] == fin_frame(1, 65_539)
     datagram = frame(Kind.DATAGRAM, "IH", 3, 2) + put_address(("192.0.2.53", 53)) + b"\x12\x34"
     assert page["DATAGRAM, stream 3, 192.0.2.53:53, payload 1234"] == datagram
     assert list(frames(datagram)) == [(Kind.DATAGRAM, (3, ("192.0.2.53", 53), b"\x12\x34"))]
@@ -453,10 +455,10 @@ async def test_pieces_in_any_order_and_twice(stage: Stage) -> None:
     session, path = await stage.begun()
     stream = await session.open(stage.echo)
     await stream.opened()
-    odd = [data_frame(1, offset, b"o", False) for offset in range(1, 2_001, 2)]
-    even = [data_frame(1, offset, b"e", False) for offset in range(0, 2_000, 2)]
-    other = data_frame(1, 1_000, b"?" * 1_001, False)
-    raw(path, *odd, other, *even, data_frame(1, 2_001, b"", True))
+    odd = [data_frame(1, offset, b"o") for offset in range(1, 2_001, 2)]
+    even = [data_frame(1, offset, b"e") for offset in range(0, 2_000, 2)]
+    other = data_frame(1, 1_000, b"?" * 1_001)
+    raw(path, *odd, other, *even, fin_frame(1, 2_001))
     stream.out_end = 2_001
     assert await stream.read_all() == b"eo" * 500 + b"?o" * 500 + b"?"
     assert not session.streams
@@ -465,9 +467,10 @@ async def test_pieces_in_any_order_and_twice(stage: Stage) -> None:
 async def test_the_client_waits_for_what_lies_before_a_fin() -> None:
     session = Session(KEYS, EXIT_ID)
     stream = await session.open(("127.0.0.1", 1))
-    stream.accept(5, b"!", True)
+    stream.end(6)
     assert not stream.ended()
-    stream.accept(0, b"hello", False)
+    stream.accept(5, b"!")
+    stream.accept(0, b"hello")
     assert stream.ended() and await stream.read_all() == b"hello!"
 
 
@@ -482,10 +485,10 @@ async def test_a_fin_before_its_data_is_no_end_yet(stage: Stage) -> None:
     session, path = await stage.begun()
     stream = await session.open(await stage.server(close_first))
     assert await stream.read_all() == b""
-    raw(path, data_frame(1, 5, b"!", True))
+    raw(path, data_frame(1, 5, b"!"), fin_frame(1, 6))
     assert await comes_back(session, stage.echo)
     assert not heard.done()
-    raw(path, data_frame(1, 0, b"hello", False))
+    raw(path, data_frame(1, 0, b"hello"))
     assert await heard == b"hello!"
 
 
@@ -829,10 +832,9 @@ VIOLATIONS = [
     ("unknown kind", b"\x7f", Close.PROTOCOL),
     ("frame cut short", frame(Kind.ACK, "I", 0), Close.PROTOCOL),
     ("unknown protocol", frame(Kind.OPEN, "IB", 9, 7) + put_address(("127.0.0.1", 1)), Close.PROTOCOL),
-    ("unknown flag of DATA", frame(Kind.DATA, "BIQ", 2, 1, 0) + b"x", Close.PROTOCOL),
-    ("DATA without data", frame(Kind.DATA, "BIQ", 0, 1, 0), Close.PROTOCOL),
-    ("stream 0", data_frame(0, 0, b"x", False), Close.PROTOCOL),
-    ("a stream that never was", data_frame(77, 0, b"x", False), Close.PROTOCOL),
+    ("DATA without data", frame(Kind.DATA, "IQ", 1, 0), Close.PROTOCOL),
+    ("stream 0", data_frame(0, 0, b"x"), Close.PROTOCOL),
+    ("a stream that never was", data_frame(77, 0, b"x"), Close.PROTOCOL),
     ("OPENED from the client", frame(Kind.OPENED, "I", 1), Close.PROTOCOL),
     ("STREAMS from the client", frame(Kind.STREAMS, "Q", 99_999), Close.PROTOCOL),
     ("GOAWAY from the client", frame(Kind.GOAWAY), Close.PROTOCOL),
@@ -843,7 +845,7 @@ VIOLATIONS = [
         frame(Kind.DATAGRAM, "IH", 1, 1) + put_address(("127.0.0.1", 9)) + b"x",
         Close.PROTOCOL,
     ),
-    ("data beyond the credit", data_frame(1, 131_072 << 10, b"x", False), Close.CREDIT),
+    ("data beyond the credit", data_frame(1, 131_072 << 10, b"x"), Close.CREDIT),
     ("ACK of what was not sent", frame(Kind.ACK, "IQ", 0, 1 << 30), Close.RESUME),
     ("ACK of a path that never was", frame(Kind.ACK, "IQ", 5, 0), Close.RESUME),
     ("REKEY that does not open", frame(Kind.REKEY, "IH", 1, 1248) + bytes(1248), Close.REKEY),
@@ -853,22 +855,27 @@ VIOLATIONS = [
     ("SWITCH in company", frame(Kind.SWITCH, "I", 1) + frame(Kind.PING, "Q", 1), Close.REKEY),
     (
         "bytes behind the end",
-        [data_frame(1, 0, b"hello", True), data_frame(1, 5, b"x", False)],
+        [fin_frame(1, 5), data_frame(1, 5, b"x")],
         Close.PROTOCOL,
     ),
     (
         "a final offset that changes",
-        [data_frame(1, 0, b"hello", True), frame(Kind.RESET, "IBQ", 1, 11, 9)],
+        [fin_frame(1, 5), frame(Kind.RESET, "IBQ", 1, 11, 9)],
         Close.PROTOCOL,
     ),
     (
         "a final offset below what came",
-        [data_frame(1, 9, b"x", False), frame(Kind.RESET, "IBQ", 1, 11, 3)],
+        [data_frame(1, 9, b"x"), frame(Kind.RESET, "IBQ", 1, 11, 3)],
         Close.PROTOCOL,
     ),
-    ("an offset above 2^62", data_frame(1, 1 << 62, b"x", False), Close.PROTOCOL),
+    ("FIN below what came", [data_frame(1, 9, b"x"), fin_frame(1, 9)], Close.PROTOCOL),
+    ("FIN at another place", [fin_frame(1, 5), fin_frame(1, 6)], Close.PROTOCOL),
+    ("FIN of a stream that never was", fin_frame(77, 0), Close.PROTOCOL),
+    ("FIN beyond the credit", fin_frame(1, 131_072 << 10), Close.CREDIT),
+    ("FIN above 2^62", fin_frame(1, (1 << 62) + 1), Close.PROTOCOL),
+    ("an offset above 2^62", data_frame(1, 1 << 62, b"x"), Close.PROTOCOL),
     ("RESET with an unknown reason", frame(Kind.RESET, "IBQ", 1, 99, 0), Close.PROTOCOL),
-    ("many gaps", [data_frame(1, 2 * i, b"x", False) for i in range(1, 1_100)], Close.LIMIT),
+    ("many gaps", [data_frame(1, 2 * i, b"x") for i in range(1, 1_100)], Close.LIMIT),
     ("many control frames", frame(Kind.PREFER, "II", 1, 0) * 600, Close.LIMIT),
 ]
 
@@ -915,7 +922,7 @@ async def test_frames_for_a_dead_number_are_ignored(stage: Stage) -> None:
     await say(stream, b"x")
     assert await stream.read_all() == b"x"
     copies = session._open_frame(stream) + frame(Kind.WINDOW, "IQ", stream.number, 99_999)
-    raw(path, copies + data_frame(stream.number, 0, b"x", True))
+    raw(path, copies + fin_frame(stream.number, 1) + data_frame(stream.number, 0, b"x"))
     assert await comes_back(session, stage.echo)
     assert session.over is None
 

@@ -169,14 +169,14 @@ def test_the_first_copy_of_each_byte_counts() -> None:
     app = stream.handler
     assert isinstance(app, Witness)
     receive = play.victim.table.receive_data
-    receive(stream.id, 3, False, memoryview(b"def"))
-    receive(stream.id, 1, False, memoryview(b"BCDEFG"))
-    receive(stream.id, 0, False, memoryview(b"a"))
+    receive(stream.id, 3, memoryview(b"def"))
+    receive(stream.id, 1, memoryview(b"BCDEFG"))
+    receive(stream.id, 0, memoryview(b"a"))
     assert app.received == b"aBCdefG"
     app.received[0] = 0
     app.received += b"-"
     with pytest.raises(RuntimeError, match="9 bytes of a stream were delivered of 8"):
-        receive(stream.id, 7, False, memoryview(b"h"))
+        receive(stream.id, 7, memoryview(b"h"))
 
 
 def test_a_witness_counts_its_credit_by_itself() -> None:

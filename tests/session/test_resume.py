@@ -377,7 +377,7 @@ def test_what_the_peer_has_received_is_spared(side: str) -> None:
     flow = link.carrier.to_left if side == "exit" else link.carrier.to_right
     assert flow.pull(link.now)
     kinds = sent_kinds(flow.source)
-    assert kinds == ([wire.ABANDON, wire.DATA] if side == "client" else [wire.ABANDON]), "only what is new"
+    assert kinds == ([wire.ABANDON, wire.FIN] if side == "client" else [wire.ABANDON]), "only what is new"
 
 
 def test_the_peer_says_that_it_has_closed_a_path_that_still_seems_to_be_there() -> None:

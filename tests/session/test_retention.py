@@ -31,7 +31,7 @@ from cryprq_proxy.session.wire import (
 )
 from tests.support.links import TARGET
 
-HEADER = encode_data_header(DATA, 0, 7, 0)
+HEADER = encode_data_header(DATA, 7, 0)
 
 
 class Kept:

@@ -89,8 +89,8 @@ def misbehave(link: Link, side: str, *frames: bytes) -> None:
     flow.in_flight += flow.source.keys.sealer.seal(b"".join(frames))
 
 
-def data(id: int, size: int, offset: int = 0, *, fin: bool = False) -> bytes:
-    return wire.encode_data_header(wire.DATA, fin, id, offset) + bytes(size)
+def data(id: int, size: int, offset: int = 0) -> bytes:
+    return wire.encode_data_header(wire.DATA, id, offset) + bytes(size)
 
 
 @SIDES
@@ -103,7 +103,7 @@ def data(id: int, size: int, offset: int = 0, *, fin: bool = False) -> bytes:
         (wire.encode_bare(wire.ACCEPT), CloseReason.PROTOCOL),
         (wire.encode_bare(wire.NO_SESSION), CloseReason.PROTOCOL),
         (wire.encode_joined(bytes(32)), CloseReason.PROTOCOL),
-        (data(99, 0, fin=True), CloseReason.PROTOCOL),
+        (wire.encode_fin(99, 0), CloseReason.PROTOCOL),
         (data(1, 0), CloseReason.PROTOCOL),
         (wire.encode_records(wire.ACK, 0, 1 << 40), CloseReason.RESUME),
         (wire.encode_records(wire.ACK, 1, 0), CloseReason.RESUME),
@@ -691,7 +691,7 @@ def test_a_peer_may_close_in_the_middle_of_a_record(side: str) -> None:
     link = Link()
     link.pair()
     victim: Session = getattr(link, side)
-    link.forge(victim, wire.encode_close(CloseReason.LIMIT), data(99, 0, fin=True))
+    link.forge(victim, wire.encode_close(CloseReason.LIMIT), wire.encode_fin(99, 0))
     assert victim.closed is CloseReason.LIMIT
     assert sent_frames(link, victim) == [], "nobody answers a CLOSE"
 

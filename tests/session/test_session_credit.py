@@ -43,7 +43,7 @@ def sides(link: Link, receiver: str) -> tuple[Session, Session]:
 
 
 def data(id: int, size: int, offset: int = 0) -> bytes:
-    return wire.encode_data_header(wire.DATA, 0, id, offset) + bytes(size)
+    return wire.encode_data_header(wire.DATA, id, offset) + bytes(size)
 
 
 # --- the sums ---

@@ -19,7 +19,7 @@ from cryprq_proxy.session.streams import Half, Stream
 from cryprq_proxy.session.windows import INITIAL_WINDOW
 from cryprq_proxy.session.wire import StreamProtocol
 from tests.support.links import TARGET, App, Link, ToyProvider
-from tests.support.memory import MemoryCarrier, advance
+from tests.support.memory import MemoryCarrier, advance, settle
 from tests.support.settings import session_limits
 
 GENERAL, CANCELLED = StreamReason.GENERAL, StreamReason.CANCELLED
@@ -37,13 +37,13 @@ def refuse(stream: Stream) -> App:
     return app
 
 
-def data(id: int, size: int = 1, offset: int = 0, *, fin: bool = False) -> bytes:
+def data(id: int, size: int = 1, offset: int = 0) -> bytes:
     """`size` bytes of stream `id` from `offset` on."""
-    return wire.encode_data_header(wire.DATA, fin, id, offset) + bytes(size)
+    return wire.encode_data_header(wire.DATA, id, offset) + bytes(size)
 
 
-def fin(id: int, offset: int = 0) -> bytes:
-    return data(id, 0, offset, fin=True)
+def fin(id: int, final: int = 0) -> bytes:
+    return wire.encode_fin(id, final)
 
 
 def broken(link: Link, victim: Any, *frames: bytes) -> CloseReason:
@@ -449,7 +449,9 @@ def test_frames_for_a_stream_that_has_ended_are_late_and_ignored(side: str, end:
         assert broken(link, victim, LATE[name](1)) is CloseReason.PROTOCOL
         return
     events = [list(app.events) for app in (one, other)]
+    left = victim.table._rates._late
     link.forge(victim, LATE[name](1))
+    assert victim.table._rates._late == left - 1, "it is counted"
     assert [app.events for app in (one, other)] == events
     assert not victim.streams and not victim.table.awaited
     assert not victim.retention.waits, "nobody is answered"
@@ -499,7 +501,7 @@ def test_the_first_bytes_say_that_the_destination_is_connected() -> None:
 
 
 def test_a_stream_that_was_connected_cannot_be_refused() -> None:
-    for frame in (wire.encode_opened(1), data(1)):
+    for frame in (wire.encode_opened(1), data(1), fin(1)):
         link = Link(serve=hold)
         link.open()
         link.carrier.settle()
@@ -531,10 +533,23 @@ def test_opening_out_of_turn() -> None:
 
 # --- where a stream ends ---
 
+
+@pytest.mark.parametrize("side", ["client", "exit"])
+def test_the_ends_of_many_streams_share_a_record(side: str) -> None:
+    link = Link()
+    ends = [link.pair()[side == "exit"] for _ in range(100)]
+    link.quiesce()
+    path = link.carrier.paths[side == "exit"]
+    before = path.keys.records_sent
+    for app in ends:
+        app.say(b"", finish=True)
+    link.carrier.settle()
+    assert path.keys.records_sent == before + 1
+
+
 SIDES = pytest.mark.parametrize("side", ["client", "exit"])
 ENDINGS: dict[str, Callable[[int], bytes]] = {
     "FIN": lambda final: fin(1, final),
-    "DATA with FIN": lambda final: data(1, min(final, 1), final - min(final, 1), fin=True),
     "RESET": lambda final: wire.encode_reset(1, GENERAL, final),
 }
 
@@ -590,8 +605,8 @@ def test_a_refusal_ends_at_the_first_byte() -> None:
 @SIDES
 @pytest.mark.parametrize(
     "other",
-    [data(1, 1, 20), data(1, 11, 10), data(1, 11, 10, fin=True), fin(1, 19), fin(1, 21), fin(1, 15)],
-    ids=["a byte behind it", "bytes across it", "a later end", "one less", "one more", "a middle"],
+    [data(1, 1, 20), data(1, 11, 10), fin(1, 19), fin(1, 21), fin(1, 15)],
+    ids=["a byte behind it", "bytes across it", "one less", "one more", "a middle"],
 )
 def test_where_a_stream_ends_never_changes(side: str, other: bytes) -> None:
     link, victim = half_sent(side)
@@ -610,14 +625,60 @@ def test_an_end_is_told_once_and_after_all_that_comes_before(side: str) -> None:
     link, victim = half_sent(side)
     app = link.served[1] if side == "exit" else victim.streams[1].handler
     assert isinstance(app, App)
-    for frame in (fin(1, 20), data(1, 5, 15, fin=True), fin(1, 20), data(1, 5, 12)):
+    for frame in (fin(1, 20), data(1, 5, 15), fin(1, 20), data(1, 5, 12)):
         link.forge(victim, frame)
         assert app.events[-1] == ("data",) and len(app.received) == 10
     link.forge(victim, data(1, 4, 10))
     assert len(app.received) == 20 and app.events[-1] == ("eof",)
-    for frame in (data(1, 20), fin(1, 20), data(1, 1, 19, fin=True)):
+    for frame in (data(1, 20), fin(1, 20), data(1, 1, 19)):
         link.forge(victim, frame)
     assert app.events.count(("eof",)) == 1 and len(app.received) == 20
+
+
+@SIDES
+def test_an_end_may_come_before_its_bytes_by_another_path(side: str) -> None:
+    link = Link()
+    apps = link.pair()
+    other = apps[side == "exit"]
+    one = apps[side != "exit"]
+    late = link.carrier.to_right if side == "exit" else link.carrier.to_left
+    late.piece = 0
+    one.say(b"before the end")
+    link.carrier.settle()
+    newer = link.join()
+    link.client.prefer(newer.paths[0].number)
+    one.say(b"", finish=True)
+    newer.settle()
+    begun = list(other.events)
+    assert ("eof",) not in begun and not other.received, "its bytes are still under way"
+    late.piece = 1 << 20
+    settle([link.carrier, newer])
+    assert other.received == b"before the end" and other.events == [*begun, ("data",), ("eof",)]
+
+
+@SIDES
+def test_of_an_end_before_its_bytes_this_side_gives_all_back_when_it_ends(side: str) -> None:
+    """What it has not seen comes late, and is not counted again."""
+    link, victim = half_sent(side)
+    link.forge(victim, fin(1, 20))
+    victim.streams[1].reset(GENERAL)
+    credit = victim.table.received_credit
+    assert credit.received == credit.consumed == 20 and not victim.table.awaited
+    link.forge(victim, data(1, 10, 10))
+    assert credit.received == credit.consumed == 20
+
+
+@pytest.mark.parametrize("frame", [data(1), fin(1)], ids=["data", "the end"])
+def test_a_handler_may_reset_when_the_first_bytes_open_its_stream(frame: bytes) -> None:
+    link = Link(serve=hold)
+    app = link.open()
+    link.carrier.settle()
+    stream = app.stream
+    assert stream is not None
+    app.opened = lambda: stream.reset(GENERAL)  # type: ignore[method-assign]
+    link.forge(link.client, frame)
+    assert app.events == [] and not link.client.streams
+    assert link.client.table.awaited == ({1: 1} if frame == data(1) else {})
 
 
 @SIDES
@@ -643,7 +704,7 @@ def test_bytes_that_come_early_wait_for_those_before_them(side: str) -> None:
     text = bytes(range(200))
 
     def piece(start: int, end: int) -> bytes:
-        return wire.encode_data_header(wire.DATA, 0, 1, start) + text[start:end]
+        return wire.encode_data_header(wire.DATA, 1, start) + text[start:end]
 
     for start, end, delivered in (
         (50, 60, 0),
@@ -667,7 +728,7 @@ def test_of_what_comes_twice_the_first_copy_counts(side: str) -> None:
     link = Link()
     app = link.pair()[side == "exit"]
     victim: Session = getattr(link, side)
-    header = partial(wire.encode_data_header, wire.DATA, 0, 1)
+    header = partial(wire.encode_data_header, wire.DATA, 1)
     link.forge(victim, header(0) + b"first")
     link.forge(victim, header(0) + b"OTHER, and more")
     assert app.received == b"first, and more"
@@ -748,6 +809,21 @@ def test_the_window_bounds_the_highest_byte_whatever_is_missing(side: str, first
     link.forge(victim, data(1, INITIAL_WINDOW - first, first))
     for frame in (data(1, 1, INITIAL_WINDOW), wire.encode_reset(1, GENERAL, INITIAL_WINDOW + 1)):
         assert broken(link, victim, frame) is CloseReason.CREDIT
+
+
+@SIDES
+def test_a_stream_does_not_end_behind_its_window(side: str) -> None:
+    """Not even by a promise of bytes that have not come."""
+    for final, reason in ((INITIAL_WINDOW, None), (INITIAL_WINDOW + 1, CloseReason.CREDIT)):
+        link = Link()
+        for app in link.pair():
+            app.eager = False
+        victim: Session = getattr(link, side)
+        if reason is not None:
+            assert broken(link, victim, fin(1, final)) is reason
+        else:
+            link.forge(victim, fin(1, final))
+            assert victim.table.received_credit.received == final, "what is to come counts"
 
 
 @SIDES

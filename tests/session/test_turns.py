@@ -50,9 +50,16 @@ def open_and_reset(number: int) -> bytes:
     return opening(number) + wire.encode_reset(1000 + number, StreamReason.CANCELLED, 0)
 
 
+def open_and_finish(number: int) -> bytes:
+    return opening(number) + wire.encode_fin(1000 + number, 0)
+
+
 FLOODS: dict[str, Flood] = {
     "OPEN": opening,
+    "OPEN and FIN": open_and_finish,
     "OPEN and RESET": open_and_reset,
+    "FIN that has come": lambda _: wire.encode_fin(1, 0),
+    "FIN of a dead stream": lambda _: wire.encode_fin(3, 0),
     "RESET of a dead stream": lambda _: wire.encode_reset(3, StreamReason.GENERAL, 0),
     "DATAGRAM": lambda _: wire.encode_datagram(2, NEAR, b""),
     "DATAGRAM of a dead stream": lambda _: wire.encode_datagram(3, NEAR, b""),
@@ -60,11 +67,11 @@ FLOODS: dict[str, Flood] = {
     "WINDOW of a dead stream": lambda _: wire.encode_window(3, 1),
     "OPEN that has come": lambda _: wire.encode_open(1, StreamProtocol.TCP, NEAR),
     "ABANDON of a dead path": lambda _: wire.encode_records(wire.ABANDON, 99, 0),
-    "DATA": lambda number: wire.encode_data_header(wire.DATA, 0, 1, number) + b"x",
-    "DATA that has come": lambda _: wire.encode_data_header(wire.DATA, 0, 1, 0) + b"x",
-    "DATA of a dead stream": lambda _: wire.encode_data_header(wire.DATA, 0, 3, 0) + b"x",
-    "DATA behind a hole": lambda number: wire.encode_data_header(wire.DATA, 0, 1, 1 + number) + b"x",
-    "DATA with holes": lambda number: wire.encode_data_header(wire.DATA, 0, 1, 1 + number * 2 % 2_000) + b"x",
+    "DATA": lambda number: wire.encode_data_header(wire.DATA, 1, number) + b"x",
+    "DATA that has come": lambda _: wire.encode_data_header(wire.DATA, 1, 0) + b"x",
+    "DATA of a dead stream": lambda _: wire.encode_data_header(wire.DATA, 3, 0) + b"x",
+    "DATA behind a hole": lambda number: wire.encode_data_header(wire.DATA, 1, 1 + number) + b"x",
+    "DATA with holes": lambda number: wire.encode_data_header(wire.DATA, 1, 1 + number * 2 % 2_000) + b"x",
 }
 
 
@@ -537,7 +544,7 @@ def test_pieces_that_a_frame_sets_free_cost_as_frames_do() -> None:
     stream = link.exit.streams[number]
     stream.announced = 64 * size
     for place in range(1, 17):
-        table.receive_data(number, place * size, False, memoryview(bytes(size)))
+        table.receive_data(number, place * size, memoryview(bytes(size)))
     assert stream.pieces is not None and not end.received
-    table.receive_data(number, 0, False, memoryview(bytes(size)))
+    table.receive_data(number, 0, memoryview(bytes(size)))
     assert len(end.received) == 17 * size and before - link.exit.turn.left >= 2 * FRAME_COSTS[wire.DATA]

@@ -29,8 +29,8 @@ from tests.support.frames import (
 )
 
 
-def encode_data(stream: int, offset: int, payload: bytes, flags: int = 0) -> bytes:
-    return wire.encode_data_header(wire.DATA, flags, stream, offset) + payload
+def encode_data(stream: int, offset: int, payload: bytes) -> bytes:
+    return wire.encode_data_header(wire.DATA, stream, offset) + payload
 
 
 FRAMES: list[tuple[bytes, Expected]] = [
@@ -38,11 +38,9 @@ FRAMES: list[tuple[bytes, Expected]] = [
     (wire.encode_open(7, StreamProtocol.TCP, V4), (wire.OPEN, 7, (StreamProtocol.TCP, V4))),
     (wire.encode_open(7, StreamProtocol.UDP, V6), (wire.OPEN, 7, (StreamProtocol.UDP, V6))),
     (wire.encode_opened(wire.MAX_STREAM), (wire.OPENED, wire.MAX_STREAM, None)),
-    (encode_data(1, wire.MAX_OFFSET - 3, b"abc"), (wire.DATA, 1, (wire.MAX_OFFSET - 3, False, b"abc"))),
-    (
-        encode_data(1, wire.MAX_OFFSET, b"", wire.DATA_FIN),
-        (wire.DATA, 1, (wire.MAX_OFFSET, True, b"")),
-    ),
+    (encode_data(1, wire.MAX_OFFSET - 3, b"abc"), (wire.DATA, 1, (wire.MAX_OFFSET - 3, b"abc"))),
+    (wire.encode_fin(wire.MAX_STREAM, 0), (wire.FIN, wire.MAX_STREAM, 0)),
+    (wire.encode_fin(1, wire.MAX_OFFSET), (wire.FIN, 1, wire.MAX_OFFSET)),
     (
         wire.encode_reset(11, StreamReason.GENERAL, wire.MAX_OFFSET),
         (wire.RESET, 11, (StreamReason.GENERAL, wire.MAX_OFFSET)),
@@ -82,6 +80,7 @@ def test_reliable_kinds_are_told_by_their_number() -> None:
     assert {kind.name for kind in Kind if kind < wire.RELIABLE} == {
         *("OPEN", "OPENED", "REFUSED", "DATA", "RESET", "WINDOW", "STREAMS"),
         *("REKEY", "REKEY_ANSWER", "REKEY_PLEASE", "LANE", "NETWORK", "TAKEN", "GOAWAY", "PREFER", "ABANDON"),
+        "FIN",
     }
 
 
@@ -101,7 +100,7 @@ def test_a_frame_cut_short_is_refused(encoded: bytes, expected: Expected) -> Non
     shortest = len(encoded)
     if expected[0] == wire.DATA:
         # Less data is a shorter frame, not a broken one.
-        shortest = wire.DATA_HEADER + (not expected[2][1])
+        shortest = wire.DATA_HEADER + 1
     for size in range(1, shortest):
         error = refusal(encoded[:size])
         assert Kind(expected[0]).name in str(error)
@@ -112,9 +111,9 @@ def test_a_frame_cut_short_is_refused(encoded: bytes, expected: Expected) -> Non
 @pytest.mark.parametrize(("encoded", "expected"), BY_KIND)
 def test_what_follows_a_frame_is_the_next_one(encoded: bytes, expected: Expected) -> None:
     if expected[0] == wire.DATA:
-        offset, fin, payload = expected[2]
+        offset, payload = expected[2]
         if offset + len(payload) < wire.MAX_OFFSET:
-            longer = (wire.DATA, expected[1], (offset, fin, payload + b"\xff"))
+            longer = (wire.DATA, expected[1], (offset, payload + b"\xff"))
             assert decode_frames(encoded + b"\xff") == [longer]
         else:
             refusal(encoded + b"\xff")
@@ -143,6 +142,8 @@ def test_unknown_kinds_are_refused(kind: int) -> None:
         "03 00000001 ff",
         "05 00000001 ff 0000000000000000",
         "05 00000001 00 4000000000000001",
+        "11 00000001 4000000000000001",
+        "11 00000001 ffffffffffffffff",
         "27 ff",
         "24 00000001 0001 01 000000000000",
         "25 00 0000 0000 0000",
@@ -157,7 +158,9 @@ def test_unknown_kinds_are_refused(kind: int) -> None:
         "no name at all",
         "an unknown reason of REFUSED",
         "an unknown reason of RESET",
-        "a final offset out of range",
+        "a final offset of RESET out of range",
+        "a final offset of FIN out of range",
+        "the highest final offset",
         "an unknown reason of CLOSE",
         "no payload",
         "no packet",
@@ -177,6 +180,7 @@ def test_malformed_fields_are_refused(frame: str) -> None:
         wire.encode_opened(0),
         wire.encode_refused(0, StreamReason.GENERAL),
         encode_data(0, 0, b"abc"),
+        wire.encode_fin(0, 0),
         wire.encode_reset(0, StreamReason.GENERAL, 0),
     ],
     ids=lambda frame: Kind(frame[0]).name,
@@ -191,23 +195,19 @@ def test_no_stream_has_the_number_0(frame: bytes) -> None:
     [
         encode_data(1, 0, b""),
         encode_data(0, 0, b"abc"),
-        *(encode_data(1, 0, b"abc", 1 << bit) for bit in range(1, 8)),
-        encode_data(1, 0, b"abc", 0x03),
         encode_data(1, 0, bytes(wire.MAX_DATA + 1)),
         encode_data(1, wire.MAX_OFFSET - 2, b"abc"),
-        encode_data(1, wire.MAX_OFFSET + 1, b"", wire.DATA_FIN),
+        encode_data(1, wire.MAX_OFFSET, b"a"),
         encode_data(1, 2**64 - 1, b"abc"),
         encode_data(1, 0, b"")[:-1],
         b"\x04",
     ],
     ids=[
-        "nothing and no FIN",
+        "nothing",
         "stream 0",
-        *(f"flag {1 << bit:#04x}" for bit in range(1, 8)),
-        "FIN and another flag",
         "too many",
         "beyond the last offset",
-        "FIN beyond the last offset",
+        "behind the last offset",
         "the highest offset",
         "half a header",
         "a kind alone",
@@ -221,12 +221,12 @@ def test_malformed_data_are_refused(frame: bytes, read: Callable[[bytes], object
 
 def test_data_have_a_largest_size() -> None:
     encoded = encode_data(1, 5, bytes(wire.MAX_DATA))
-    assert decode_frames(encoded) == [(wire.DATA, 1, (5, False, bytes(wire.MAX_DATA)))]
+    assert decode_frames(encoded) == [(wire.DATA, 1, (5, bytes(wire.MAX_DATA)))]
 
 
-@given(STREAMS, OFFSETS, st.booleans(), st.binary(max_size=40))
-def test_data_alone_are_read_as_among_others(stream: int, offset: int, fin: bool, payload: bytes) -> None:
-    encoded = bytearray(encode_data(stream, offset, payload, fin))
+@given(STREAMS, OFFSETS, st.binary(max_size=40))
+def test_data_alone_are_read_as_among_others(stream: int, offset: int, payload: bytes) -> None:
+    encoded = bytearray(encode_data(stream, offset, payload))
     try:
         ((_, *frame),) = decode_frames(bytes(encoded))
     except PeerError:
@@ -235,9 +235,8 @@ def test_data_alone_are_read_as_among_others(stream: int, offset: int, fin: bool
         return
     read_stream, *value = wire.read_data(memoryview(encoded))
     assert [read_stream, tuple(value)] == frame
-    if payload:
-        encoded[-1] ^= 0xFF
-        assert value[2] == encoded[wire.DATA_HEADER :], "the data are where they were"
+    encoded[-1] ^= 0xFF
+    assert value[1] == encoded[wire.DATA_HEADER :], "the data are where they were"
 
 
 def test_the_largest_frames_fit_a_record() -> None:
@@ -251,7 +250,7 @@ def test_the_largest_frames_fit_a_record() -> None:
 def test_payloads_are_not_copied() -> None:
     data = encode_data(1, 0, b"abc")
     value: Any = decode_frames(data)[0][2]
-    assert isinstance(value[2], memoryview) and value[2].obj is data
+    assert isinstance(value[1], memoryview) and value[1].obj is data
 
 
 @given(st.binary(max_size=600))
@@ -281,7 +280,7 @@ def test_a_changed_frame_decodes_or_is_refused(encoded: list[bytes], data: st.Da
 @given(st.lists(SMALL_FRAMES, min_size=1, max_size=8), STREAMS, st.binary(max_size=40))
 def test_decoding_undoes_encoding(frames: list[tuple[bytes, Expected]], stream: int, payload: bytes) -> None:
     if payload:
-        frames = [*frames, (encode_data(stream, 7, payload), (wire.DATA, stream, (7, False, payload)))]
+        frames = [*frames, (encode_data(stream, 7, payload), (wire.DATA, stream, (7, payload)))]
     assert decode_frames(b"".join(encoded for encoded, _ in frames)) == [expected for _, expected in frames]
 
 

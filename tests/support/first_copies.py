@@ -40,10 +40,10 @@ class FirstCopies:
         session.table.receive_data = self._checked_data  # type: ignore[method-assign]
         self._copies: dict[int, _Copies] = {}
 
-    def _checked_data(self, id: int, offset: int, fin: bool, payload: memoryview) -> None:
+    def _checked_data(self, id: int, offset: int, payload: memoryview) -> None:
         stream, data = self._table.live.get(id), bytes(payload)
         app = None if stream is None else stream.handler
-        self._receive_data(id, offset, fin, payload)
+        self._receive_data(id, offset, payload)
         if stream is None or self._table.live.get(id) is not stream or not isinstance(app, App):
             self._copies.pop(id, None)
             return

@@ -124,22 +124,24 @@ class FrameCount:
             self._late.check("late", control_rates.LATE_BURST, control_rates.LATE_RATE, now)
         return used
 
-    def _counted_data(self, id: int, offset: int, fin: bool, payload: memoryview) -> None:
+    def _counted_data(self, id: int, offset: int, payload: memoryview) -> None:
         self._judge(wire.DATA, id)
         end = offset + len(payload)
         self._use_credit(id, end)
-        self._receive_data(id, offset, fin, payload)
+        self._receive_data(id, offset, payload)
 
     def _counted_frames(self, frames: Iterator[wire.Frame]) -> Iterator[wire.Frame]:
         for kind, id, value in frames:
             if kind != wire.DATA:
                 self._judge(kind, id)
-                if kind == wire.RESET and isinstance(value, tuple):
+                if kind == wire.FIN and isinstance(value, int):
+                    self._use_credit(id, value)
+                elif kind == wire.RESET and isinstance(value, tuple):
                     self._use_credit(id, value[1])
             yield kind, id, value
 
     def _use_credit(self, id: int, end: int) -> None:
-        """Also where a stream ends by force: up to there its bytes came, or never will."""
+        """Also where a stream ends: up to there its bytes came, are to come, or never will."""
         grown = end - self.highest.get(id, 0)
         if grown > 0 and (id in self._table.live or id in self._table.awaited):
             self.highest[id] = end
@@ -173,5 +175,5 @@ class FrameCount:
 
 _RATED: Final = CONTROL_FRAMES.keys() - {wire.SWITCH}
 """How often SWITCH may come is for the rotation to say."""
-_ENDINGS: Final = frozenset((wire.DATA, wire.RESET, wire.REFUSED))
+_ENDINGS: Final = frozenset((wire.DATA, wire.FIN, wire.RESET, wire.REFUSED))
 _OF_STREAMS: Final = _ENDINGS | {wire.OPENED, wire.WINDOW, wire.DATAGRAM}

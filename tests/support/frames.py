@@ -78,21 +78,21 @@ WORKED = [
     ),
     Worked(
         'DATA, stream 1, offset 0, "hello"',
-        "040000000001000000000000000068656c6c6f",
-        wire.encode_data_header(wire.DATA, 0, 1, 0) + b"hello",
-        (wire.DATA, 1, (0, False, b"hello")),
+        "0400000001000000000000000068656c6c6f",
+        wire.encode_data_header(wire.DATA, 1, 0) + b"hello",
+        (wire.DATA, 1, (0, b"hello")),
     ),
     Worked(
-        'DATA, stream 1, offset 65,536, FIN, "bye"',
-        "0401000000010000000000010000627965",
-        wire.encode_data_header(wire.DATA, wire.DATA_FIN, 1, 65_536) + b"bye",
-        (wire.DATA, 1, (65_536, True, b"bye")),
+        'DATA, stream 1, offset 65,536, "bye"',
+        "04000000010000000000010000627965",
+        wire.encode_data_header(wire.DATA, 1, 65_536) + b"bye",
+        (wire.DATA, 1, (65_536, b"bye")),
     ),
     Worked(
-        "DATA, stream 1, offset 5, FIN, no data",
-        "0401000000010000000000000005",
-        wire.encode_data_header(wire.DATA, wire.DATA_FIN, 1, 5),
-        (wire.DATA, 1, (5, True, b"")),
+        "FIN, stream 1, final offset 65,539",
+        "11000000010000000000010003",
+        wire.encode_fin(1, 65_539),
+        (wire.FIN, 1, 65_539),
     ),
     Worked(
         "RESET, stream 1, CANCELLED, final offset 5",
@@ -241,6 +241,9 @@ SMALL_FRAMES = st.one_of(
         STREAMS,
         REASONS,
         OFFSETS,
+    ),
+    st.builds(
+        lambda stream, final: (wire.encode_fin(stream, final), (wire.FIN, stream, final)), STREAMS, OFFSETS
     ),
     st.builds(
         lambda stream, limit: (wire.encode_window(stream, limit), (wire.WINDOW, stream, limit)),

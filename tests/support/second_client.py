@@ -29,6 +29,7 @@ from tests.support.second_frames import (
     Kind,
     Violation,
     data_frame,
+    fin_frame,
     frame,
     frames,
     put_address,
@@ -231,18 +232,16 @@ class Stream:
             return self.in_end is not None
         return self.turn == self.in_end
 
-    def accept(self, offset: int, data: bytes, fin: bool) -> int:
+    def accept(self, offset: int, data: bytes) -> int:
         """Take bytes at their place. Returns by how much the highest offset rises."""
         end = offset + len(data)
         if end > self.granted and not self.reset_sent:
             raise Violation(Close.CREDIT)
-        if self.in_end is not None and (end > self.in_end or (fin and end != self.in_end)):
+        if self.in_end is not None and end > self.in_end:
             raise Violation(Close.PROTOCOL)
-        if fin:
-            self.end(end)
         rise = max(0, end - self.highest)
         self.highest += rise
-        if data and not self.reset_sent:
+        if not self.reset_sent:
             if len(data) > len(self.pieces.get(offset, b"")):
                 self.pieces[offset] = data
             self._in_order()
@@ -534,23 +533,24 @@ class Session:
         return None
 
     def _data(self, stream: Stream) -> Unit | None:
-        """New data of one stream, which takes its turn again if more waits."""
+        """New data of one stream, or its FIN. The stream takes its turn again if more waits."""
         if stream.out_end is not None:
             return None
+        if stream.ending and not stream.waiting:
+            unit = Unit(fin_frame(stream.number, stream.sent), stream)
+            stream.out_end = stream.sent
+            self.retained += len(unit.frame)
+            self.forget(stream)
+            return unit
         size = min(len(stream.waiting), PIECE, stream.credit - stream.sent, self.credit - self.sent)
-        fin = stream.ending and size == len(stream.waiting)
-        if size <= 0 and not fin:
+        if size <= 0:
             return None
-        data = bytes(stream.waiting[:size])
+        unit = Unit(data_frame(stream.number, stream.sent, bytes(stream.waiting[:size])), stream)
         del stream.waiting[:size]
-        unit = Unit(data_frame(stream.number, stream.sent, data, fin), stream)
         stream.sent += size
         self.sent += size
         self.retained += len(unit.frame)
-        if fin:
-            stream.out_end = stream.sent
-            self.forget(stream)
-        elif stream.waiting:
+        if stream.waiting or stream.ending:
             self._turns.append(stream)
         return unit
 
@@ -712,10 +712,22 @@ class Session:
             stream.discard()
             self.forget(stream)
 
-    def _on_data(self, path: Path, number: int, offset: int, data: bytes, fin: bool) -> None:
+    def _on_fin(self, path: Path, number: int, final: int) -> None:
         if stream := self._stream(number):
             stream.up = stream.answered = True
-            rise = stream.accept(offset, data, fin)
+            if final > stream.granted and not stream.reset_sent:
+                raise Violation(Close.CREDIT)
+            stream.end(final)
+            self._came(stream, final - stream.highest)
+            stream.highest = final
+            if stream.reset_sent or stream.reason is not None:
+                stream.discard()
+            self.forget(stream)
+
+    def _on_data(self, path: Path, number: int, offset: int, data: bytes) -> None:
+        if stream := self._stream(number):
+            stream.up = stream.answered = True
+            rise = stream.accept(offset, data)
             self._came(stream, rise)
             if stream.reset_sent or stream.reason is not None:
                 stream.discard()
@@ -874,6 +886,7 @@ class Session:
         Kind.OPENED: _on_opened,
         Kind.REFUSED: _on_refused,
         Kind.DATA: _on_data,
+        Kind.FIN: _on_fin,
         Kind.RESET: _on_reset,
         Kind.WINDOW: _on_window,
         Kind.STREAMS: _on_streams,

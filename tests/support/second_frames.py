@@ -11,7 +11,7 @@ from typing import Any
 
 class Kind(IntEnum):
     OPEN, OPENED, REFUSED, DATA, RESET, WINDOW, STREAMS = range(0x01, 0x08)
-    REKEY, REKEY_ANSWER, REKEY_PLEASE, LANE, NETWORK, TAKEN, GOAWAY, PREFER, ABANDON = range(0x08, 0x11)
+    REKEY, REKEY_ANSWER, REKEY_PLEASE, LANE, NETWORK, TAKEN, GOAWAY, PREFER, ABANDON, FIN = range(0x08, 0x12)
     ACK, PING, PONG, SWITCH, DATAGRAM, PACKET, ADVERTISE, CLOSE = range(0x20, 0x28)
     ACCEPT, NO_SESSION, JOINED = range(0x28, 0x2B)
 
@@ -27,6 +27,7 @@ TCP, UDP = 1, 2
 FIXED = {
     Kind.OPENED: ">I",
     Kind.REFUSED: ">IB",
+    Kind.FIN: ">IQ",
     Kind.RESET: ">IBQ",
     Kind.WINDOW: ">IQ",
     Kind.STREAMS: ">Q",
@@ -54,8 +55,12 @@ def frame(kind: Kind, layout: str = "", *values: object) -> bytes:
     return struct.pack(">B" + layout, kind, *values)
 
 
-def data_frame(stream: int, offset: int, data: bytes, fin: bool) -> bytes:
-    return frame(Kind.DATA, "BIQ", fin, stream, offset) + data
+def data_frame(stream: int, offset: int, data: bytes) -> bytes:
+    return frame(Kind.DATA, "IQ", stream, offset) + data
+
+
+def fin_frame(stream: int, final: int) -> bytes:
+    return frame(Kind.FIN, "IQ", stream, final)
 
 
 def put_address(address: Address) -> bytes:
@@ -86,11 +91,11 @@ def frames(plaintext: bytes) -> Iterator[tuple[Kind, tuple[Any, ...]]]:
                 yield kind, struct.unpack_from(layout, plaintext, at + 1)
                 at += 1 + struct.calcsize(layout)
             elif kind == Kind.DATA:
-                flags, stream, offset = struct.unpack_from(">BIQ", plaintext, at + 1)
-                data, at = plaintext[at + 14 :], len(plaintext)
-                if flags > 1 or not (data or flags) or len(data) > 131_072 or offset + len(data) > 1 << 62:
+                stream, offset = struct.unpack_from(">IQ", plaintext, at + 1)
+                data, at = plaintext[at + 13 :], len(plaintext)
+                if not 0 < len(data) <= 131_072 or offset + len(data) > 1 << 62:
                     raise ValueError("DATA")
-                yield kind, (stream, offset, data, bool(flags))
+                yield kind, (stream, offset, data)
             elif kind == Kind.REKEY_ANSWER:
                 epoch, length = struct.unpack_from(">IH", plaintext, at + 1)
                 yield kind, (epoch, plaintext[at + 7 : at + 7 + length])

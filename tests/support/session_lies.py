@@ -80,9 +80,14 @@ def data(choices: Choices, victim: Session, id: int) -> bytes:
         case _:
             offset = choices.pick((MAX_OFFSET - size, MAX_OFFSET - size + 1, allowed, MOST))
     size = min(max(size, 0), MAX_DATA)
-    fin = choices.once_in(6)
-    header = wire.encode_data_header(wire.DATA, fin + 2 * choices.once_in(60), id, min(max(offset, 0), MOST))
+    header = wire.encode_data_header(wire.DATA, id, min(max(offset, 0), MOST))
     return header + bytes((choices.number(256),)) * size
+
+
+def final_offset(choices: Choices, victim: Session, id: int) -> int:
+    """About the ends of what has come and of what is allowed."""
+    came, allowed = bounds(victim, id)
+    return choices.pick((came, came, came + 1, allowed, allowed + 1, max(came - 1, 0), 0, MAX_OFFSET, MOST))
 
 
 def path_number(choices: Choices, victim: Session) -> int:
@@ -112,11 +117,10 @@ def frame(choices: Choices, victim: Session) -> bytes:  # noqa: C901  a case a f
             return wire.encode_refused(id, choices.pick(tuple(StreamReason)))
         case wire.Kind.DATA:
             return data(choices, victim, id)
+        case wire.Kind.FIN:
+            return wire.encode_fin(id, final_offset(choices, victim, id))
         case wire.Kind.RESET:
-            came, allowed = bounds(victim, id)
-            final = choices.pick(
-                (came, came, came + 1, allowed, allowed + 1, max(came - 1, 0), 0, MAX_OFFSET, MOST)
-            )
+            final = final_offset(choices, victim, id)
             return wire.encode_reset(id, choices.pick(tuple(StreamReason)), final)
         case wire.Kind.WINDOW:
             limit = INITIAL_WINDOW if stream is None else stream.send_limit

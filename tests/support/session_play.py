@@ -515,9 +515,8 @@ class Play:
         carrier.to_left.piece = carrier.to_right.piece = CAPACITY
         for stream in streams[: 1 if size * count > MAX_LIE else 8]:
             for number in numbers:
-                header = wire.encode_data_header(
-                    wire.DATA, 0, stream.id, stream.delivered + first + number * step
-                )
+                offset = stream.delivered + first + number * step
+                header = wire.encode_data_header(wire.DATA, stream.id, offset)
                 self._seal(carrier, [header + bytes((number & 255,)) * size])
 
     def _fill_windows(self) -> None:
@@ -528,7 +527,7 @@ class Play:
             for stream in list(self.victim.streams.values())[: self.choices.pick((1, 3, 8))]:
                 size = min(stream.announced - stream.received, wire.MAX_DATA)
                 if size:
-                    header = wire.encode_data_header(wire.DATA, 0, stream.id, stream.received)
+                    header = wire.encode_data_header(wire.DATA, stream.id, stream.received)
                     self._seal(carrier, [header + bytes(size)])
 
     def _leave_out(self) -> None:
