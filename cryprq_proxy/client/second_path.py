@@ -15,6 +15,7 @@ import logging
 from collections.abc import Awaitable, Callable, Collection
 from typing import Final
 
+from ..base.clock import clock
 from ..base.faults import is_fault, report_fault
 from ..base.tasks import spawn
 from ..carriers.dial.endpoint import Endpoint
@@ -28,7 +29,10 @@ _log = logging.getLogger(__name__)
 
 FIRST_PAUSE: Final = 1.0
 LONGEST_PAUSE: Final = 60.0
-"""Seconds before the first attempt, and after one that came to nothing; each time twice as many."""
+"""Seconds before the first attempt; before each that follows on one that came to nothing twice as many."""
+STEADY_SECONDS: Final = 10.0
+"""A path that was lost sooner has come to nothing, too: something on its route may end each connection at once. Every
+path costs both sides a handshake and a rotation, and moves what the session sends if its endpoint comes first."""
 
 
 class SecondPath:
@@ -47,6 +51,8 @@ class SecondPath:
         self._endpoints = endpoints
         self._kept = kept
         self._pause = pause
+        self._seconds = FIRST_PAUSE
+        """Before the next attempt."""
         self._stale: set[int] = set()
         """Numbers of the paths that are to be left."""
         self.task: asyncio.Task[None] | None = None
@@ -66,11 +72,14 @@ class SecondPath:
     def path_lost(self, path: LivePath) -> None:
         """One of several is lost."""
         self._stale.discard(path.number)
+        if clock() - path.carrier.path.keys.joined >= STEADY_SECONDS:
+            self._seconds = FIRST_PAUSE
         self._look()
 
     def replace(self) -> None:
         """Leave all paths that are up, as soon as there is a new one."""
         self._stale = set(self._paths)
+        self._seconds = FIRST_PAUSE
         if self.task is not None:
             self.task.cancel()
             self.task = None
@@ -79,6 +88,7 @@ class SecondPath:
     def stop(self) -> None:
         """The link is down, or ends: the next path is the first one."""
         self._stale.clear()
+        self._seconds = FIRST_PAUSE
         if self.task is not None:
             self.task.cancel()
 
@@ -108,14 +118,12 @@ class SecondPath:
             self.task = spawn(self._run(), "second path")
 
     async def _run(self) -> None:
-        pause = FIRST_PAUSE
         if not self._stale:
             # There is no hurry, and what the exit advertises comes behind its verdict.
-            await self._pause(pause)
+            await self._wait()
         while self._wanted:
             try:
                 await self._open_beside(self._avoided)
-                pause = FIRST_PAUSE
             except Exception as error:
                 if is_fault(error):
                     report_fault("ends an attempt to have a second path", error)
@@ -124,5 +132,9 @@ class SecondPath:
                 else:
                     raise
             if self._wanted:
-                await self._pause(pause)
-                pause = min(2 * pause, LONGEST_PAUSE)
+                await self._wait()
+
+    async def _wait(self) -> None:
+        seconds = self._seconds
+        self._seconds = min(2 * seconds, LONGEST_PAUSE)
+        await self._pause(seconds)

@@ -6,12 +6,16 @@ import asyncio
 import hashlib
 import random
 from collections.abc import AsyncIterator
+from itertools import count
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from cryprq_proxy.base.clock import clock
 from cryprq_proxy.client import backoff, second_path
 from cryprq_proxy.client.client import Client
+from cryprq_proxy.client.second_path import SecondPath
 from cryprq_proxy.exit.ticket_book import AHEAD
 from cryprq_proxy.session import path as path_module
 from tests.support.settle import until
@@ -107,6 +111,105 @@ async def test_the_one_that_waits_may_go_and_come(here: Place, relays: list[Rela
         await both(client)
         assert kinds(client) == ["tcp", "ws"]
     await until(lambda: client.status().rotations >= 1)  # a join has the secret replaced by which it came
+
+
+class Beside:
+    """A SecondPath whose attempts all succeed, and whose waiting ends when it is told. `waits`: how long each is."""
+
+    def __init__(self) -> None:
+        self.paths: dict[int, Any] = {}
+        self.waits: list[float] = []
+        self._go = asyncio.Event()
+        kept = SimpleNamespace(advertised=None, session=SimpleNamespace(prefer=lambda _: None))
+        endpoints = SimpleNamespace(has_others=lambda _: True, place=lambda _: 0)
+        self.second = SecondPath(self._open, self.paths, endpoints, kept, self._pause)  # type: ignore[arg-type]
+        self._numbers = count()
+        self.up()
+
+    async def _open(self, _: object) -> None:
+        self.up()
+
+    async def _pause(self, seconds: float) -> None:
+        self.waits.append(seconds)
+        self._go.clear()
+        await self._go.wait()
+
+    def up(self) -> None:
+        keys = SimpleNamespace(joined=clock())
+        number = next(self._numbers)
+        path: Any = SimpleNamespace(
+            number=number,
+            carrier=SimpleNamespace(path=SimpleNamespace(keys=keys), drop=lambda: None),
+            reached=SimpleNamespace(endpoint=number),
+        )
+        self.paths[number] = path
+        self.second.path_up(path)
+
+    async def attempt(self) -> None:
+        """The next attempt is made, and succeeds."""
+        await until(lambda: len(self.paths) == 2 or not self._go.is_set())
+        self._go.set()
+        await until(lambda: len(self.paths) == 2)
+
+    async def lose(self, *, stood: float = 0.0) -> None:
+        """The newest path is lost, which has stood so long. Returns when the next attempt waits."""
+        path = self.paths.pop(max(self.paths))
+        path.carrier.path.keys.joined -= stood
+        waits = len(self.waits)
+        self.second.path_lost(path)
+        await until(lambda: len(self.waits) > waits)
+
+    def end(self) -> None:
+        self.paths.clear()
+        self.second.stop()
+
+
+@pytest.fixture
+async def beside(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Beside]:
+    monkeypatch.setattr(second_path, "FIRST_PAUSE", 1.0)
+    monkeypatch.setattr(second_path, "LONGEST_PAUSE", 6.0)
+    beside = Beside()
+    await until(lambda: beside.waits == [1.0])
+    yield beside
+    beside.end()
+
+
+async def test_a_path_that_breaks_at_once_is_tried_less_and_less(beside: Beside) -> None:
+    """Something on its route may let the handshake through and then end the connection, each time."""
+    for _ in range(4):
+        await beside.attempt()
+        await beside.lose()
+    assert beside.waits == [1.0, 2.0, 4.0, 6.0, 6.0]
+
+
+async def test_a_path_that_has_stood_is_soon_tried_again(beside: Beside) -> None:
+    for _ in range(2):
+        await beside.attempt()
+        await beside.lose()
+    await beside.attempt()
+    await beside.lose(stood=second_path.STEADY_SECONDS)
+    await beside.attempt()
+    await beside.lose(stood=second_path.STEADY_SECONDS - 1.0)
+    assert beside.waits == [1.0, 2.0, 4.0, 1.0, 2.0]
+
+
+async def test_on_another_route_the_times_begin_anew(beside: Beside) -> None:
+    await beside.attempt()
+    await beside.lose()
+    beside.second.replace()
+    await until(lambda: len(beside.paths) == 2)
+    await beside.lose()
+    assert beside.waits == [1.0, 2.0, 1.0]
+
+
+async def test_beside_the_first_path_of_another_link_the_times_begin_anew(beside: Beside) -> None:
+    await beside.attempt()
+    await beside.lose()
+    beside.end()
+    await until(beside.second.task.done)  # type: ignore[union-attr]
+    beside.up()
+    await until(lambda: len(beside.waits) == 3)
+    assert beside.waits == [1.0, 2.0, 1.0]
 
 
 async def test_a_better_endpoint_that_is_back_is_used_again(here: Place, relays: list[Relay]) -> None:
