@@ -13,8 +13,9 @@
 
 REKEY and its answer are reliable and go by any path, so a rotation outlives the paths. Copies of them are late, and
 ignored. Only the dialler starts; the exit may ask with REKEY_PLEASE. A path that has joined makes a rotation due, which
-replaces the secret by which it did. Nothing pauses. The dialler begins no rotation before each of its paths has come to
-the present epoch in both directions, so no more than two epochs are in use.
+replaces the secret by which it did; if none comes, the exit asks, and closes the path in the end. Nothing pauses. The
+dialler begins no rotation before each of its paths has come to the present epoch in both directions, so no more than
+two epochs are in use.
 
 A path may also join by the resume secret of n+1: that confirms the epoch as SWITCH does.
 
@@ -42,6 +43,8 @@ UNFINISHED: Final = 30.0
 """Seconds after which a path is closed on which a rotation is not finished."""
 PLEASE_INTERVAL: Final = 1.0
 """Shortest time in seconds between rotations that are asked for, by the exit or because a path has joined."""
+JOIN_PATIENCE: Final = 5.0
+"""Seconds after which an exit asks for the rotation that is due when a path has joined."""
 MISSED_INTERVALS: Final = 3
 NEVER: Final = float("inf")
 
@@ -144,6 +147,8 @@ class Rotation:
         """The newest epoch to which all paths have come in both directions, as far as it was looked at."""
         self._asked_for = False
         """Whether a rotation is due before its time; at the exit, whether it has asked for one."""
+        self._joined_at = NEVER
+        """At the exit: when the first path joined by the secret of the present epoch."""
         self._initiator: RekeyInitiator | None = None
         """Only during a rotation."""
         ledger.begin(0, cipher.name, now)
@@ -197,8 +202,10 @@ class Rotation:
         self._settled = -1
         if self._dialler:
             self._asked_for = True
-        else:
-            self.peer_switched(epoch, now)
+            return
+        self.peer_switched(epoch, now)
+        if epoch == self.current:
+            self._joined_at = min(self._joined_at, now)
 
     def peer_switched(self, epoch: int, now: float) -> None:
         """The peer's SWITCH to `epoch` was read, on any path: it has the secrets."""
@@ -252,6 +259,9 @@ class Rotation:
             last = min(last, max(self._started, keys.joined))
         elif not keys.settled(self.current):
             last = min(last, max(self.since, keys.joined))
+        elif keys.joined >= self._joined_at:
+            # Another path may hold the rotation up for as long as it has to settle.
+            last = min(last, keys.joined + UNFINISHED)
         return last + UNFINISHED
 
     def _due(self, used: int) -> float:
@@ -267,6 +277,8 @@ class Rotation:
         interval = self._limits.interval
         if used:
             return self.since
+        if not self._dialler:
+            return min(self.since + interval, self._joined_at + JOIN_PATIENCE)
         return self.since + (min(interval, PLEASE_INTERVAL) if self._asked_for else interval)
 
     def _used(self, keys: PathKeys) -> int:
@@ -368,6 +380,7 @@ class Rotation:
         self._resume = self._claims = {number: epoch.resume, self.current: self._resume[self.current]}
         self._epoch, self.current = epoch, number
         self._asked_for = False
+        self._joined_at = NEVER
         self._session.packet_link.epoch(self.cipher, number, epoch, now)
 
     def _use(self, now: float) -> None:

@@ -14,7 +14,9 @@ from cryprq_proxy.crypto.primitives import Cipher
 from cryprq_proxy.errors import CarrierError, CloseReason, LocalError, PeerError
 from cryprq_proxy.session import wire
 from cryprq_proxy.session.rotation import (
+    JOIN_PATIENCE,
     MISSED_INTERVALS,
+    NEVER,
     PLEASE_INTERVAL,
     UNFINISHED,
     RotationLimits,
@@ -133,6 +135,43 @@ def test_a_path_that_joins_makes_a_rotation_due() -> None:
     assert both.current == (1, 1), "many at once are one rotation"
     both.advance(PLEASE_INTERVAL)
     both.assert_together(2)
+
+
+def test_the_exit_asks_for_the_rotation_that_a_join_makes_due() -> None:
+    """Somebody has joined by a stolen secret, and the client knows of no path that has: it rotated when that was due
+    anyway, and until then the secret was good."""
+    both = Rotations(LIMITS)
+    both.advance(20.0)
+    both.exit.attach(9, 0, both.now)
+    both.exit.ends = dict(
+        reversed(both.exit.ends.items())
+    )  # what the exit says goes by the path of the client
+    both.advance(JOIN_PATIENCE - 0.1)
+    assert both.current == (0, 0)
+    both.advance(0.2)
+    assert both.current == (1, 1) and not both.errors
+    both.advance(UNFINISHED + 1)
+    assert set(both.exit.ends) == {0}, "the path that does not follow is closed"
+
+
+def test_a_path_that_has_joined_and_is_never_followed_by_a_rotation_is_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    both = Rotations()
+    monkeypatch.setattr(both.client.rotation, "start", lambda now: None)
+    monkeypatch.setattr(both.client.rotation, "deadline", lambda keys: NEVER)
+    both.advance(20.0)
+    both.join()
+    both.advance(10.0)
+    both.join()
+    both.advance(2 * UNFINISHED - 11)
+    assert [frame[0] for frame in both.exit.sent] == [wire.REKEY_PLEASE] and not both.errors
+    both.advance(2.0)
+    assert set(both.exit.ends) == {0, 2}
+    both.advance(10.0)
+    assert set(both.exit.ends) == {0}
+    both.advance(2 * UNFINISHED)
+    assert set(both.exit.ends) == {0} and len(both.errors) == 2
 
 
 def test_two_rotations_do_not_overlap() -> None:
