@@ -49,6 +49,8 @@ another path is there to be used."""
 MOST_PATIENCE: Final = 16
 """Each doubt that was wrong doubles that time, for this path, up to so many times as much: else two slow hosts send all
 of it by one path after the other, which makes them slower (RFC 9002 section 6.2.1 backs off for the same reason)."""
+CALM_SECONDS: Final = 60.0
+"""Without a wrong doubt for so long, the time is halved again: a path that lives for days meets a bad hour, too."""
 
 
 class PathSession(Protocol):
@@ -119,6 +121,8 @@ class SessionPath:
         self.rate: float | None = None
         """Bytes per second that it sends, as far as it is known."""
         self._patience = 1
+        self._impatient_at = NEVER
+        """When the patience is halved."""
         self.asked = NEVER
         """When it last carried the first unit that is not acknowledged."""
         self._admitted = admitted
@@ -471,7 +475,11 @@ class SessionPath:
         sample = self.liveness.pong(token, now)
         if doubted and not self.in_doubt:
             self._patience = min(2 * self._patience, MOST_PATIENCE)
+            self._impatient_at = now + CALM_SECONDS
             session.trust(self)
+        elif now >= self._impatient_at:
+            self._patience //= 2
+            self._impatient_at = now + CALM_SECONDS if self._patience > 1 else NEVER
         if sample is not None:
             self.length.measured(sample, session.bytes_received, session.windows.credit, now)
 

@@ -8,7 +8,14 @@ from hypothesis import strategies as st
 
 from cryprq_proxy.errors import CloseReason, PeerError, StreamReason
 from cryprq_proxy.session import wire
-from cryprq_proxy.session.path import ACK_DELAY, DOUBT_SECONDS, FILL_MINIMUM, SessionPath
+from cryprq_proxy.session.path import (
+    ACK_DELAY,
+    CALM_SECONDS,
+    DOUBT_SECONDS,
+    FILL_MINIMUM,
+    MOST_PATIENCE,
+    SessionPath,
+)
 from cryprq_proxy.session.rotation import NEVER
 from cryprq_proxy.session.session import Session
 from cryprq_proxy.session.streams import Stream
@@ -406,6 +413,38 @@ def test_a_path_that_comes_back_is_trusted_again(side: str) -> None:
     assert on.other.received == b"ab"
     on.advance(1.0)
     assert on.side.retention.kept == 0 and not on.side.retention.waits
+
+
+def wait_for_doubt(on: Two) -> float:
+    """The first path falls silent; the seconds until it is in doubt. Then it is heard again, and in use again."""
+    path = on.path(on.first)
+    on.prefer(on.first)
+    on.settle()
+    on.hold(on.first)
+    on.one.say(b"a")
+    on.settle()
+    waited = path._doubt_at() - on.link.now
+    on.advance(waited + 0.001)
+    assert path.in_doubt and on.side.current is on.path(on.second)
+    on.release(on.first)
+    on.advance(2 * ACK_DELAY)
+    assert not path.in_doubt and on.side.current is path
+    return waited
+
+
+@SIDES
+def test_wrong_doubts_teach_patience_and_calm_minutes_end_it(side: str) -> None:
+    """Else a path that lives for days would at last be slow to be left for good."""
+    on = Two(side)
+    waits = [wait_for_doubt(on) for _ in range(6)]
+    assert waits[1] == pytest.approx(2 * waits[0], rel=0.2)
+    assert waits[-1] == waits[-2] == pytest.approx(MOST_PATIENCE * waits[0], rel=0.2)
+    on.advance(CALM_SECONDS - 30.0)
+    assert wait_for_doubt(on) == pytest.approx(waits[-1], rel=0.2), "a wrong doubt begins the minute anew"
+    on.advance(2 * CALM_SECONDS + 30.0)
+    assert wait_for_doubt(on) == pytest.approx(4 * waits[0], rel=0.2)
+    on.advance(6 * CALM_SECONDS)
+    assert wait_for_doubt(on) == pytest.approx(waits[0], rel=0.2)
 
 
 @SIDES
